@@ -1,0 +1,178 @@
+//! The loaded rows in flat storage, and the report on them.
+
+use serde::Serialize;
+
+/// Upper bounds of the length histogram's bins double from this one.
+const FIRST_BIN: usize = 32;
+/// Warnings kept word for word.
+const MAX_WARNINGS: usize = 10;
+
+/// Where a row came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Source<'a> {
+    /// The file, as named or found.
+    pub file: &'a str,
+    /// Line of the record's first character, from 1.
+    pub line: usize,
+}
+
+/// One row: a sequence to train on.
+#[derive(Debug, Clone, Copy)]
+pub struct Row<'a> {
+    /// Token ids, at most `max_seq_len`.
+    pub tokens: &'a [u32],
+    /// For each token, whether predicting it counts. Never so for the first.
+    pub is_target: &'a [bool],
+    /// Where the row came from.
+    pub source: Source<'a>,
+}
+
+/// All rows, in file order.
+#[derive(Debug, Clone, Default)]
+pub struct Dataset {
+    tokens: Vec<u32>,
+    is_target: Vec<bool>,
+    /// End of each row in `tokens`.
+    ends: Vec<usize>,
+    /// File index and line of each row.
+    sources: Vec<(u32, u32)>,
+    files: Vec<String>,
+    report: DataReport,
+}
+
+impl Dataset {
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there is no row; `load` never returns such a set.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Row `index`, below `len()`.
+    pub fn row(&self, index: usize) -> Row<'_> {
+        let start = if index == 0 { 0 } else { self.ends[index - 1] };
+        let range = start..self.ends[index];
+        let (file, line) = self.sources[index];
+        Row {
+            tokens: &self.tokens[range.clone()],
+            is_target: &self.is_target[range],
+            source: Source { file: &self.files[file as usize], line: line as usize },
+        }
+    }
+
+    /// Number of tokens of row `index`.
+    pub fn row_len(&self, index: usize) -> usize {
+        self.row(index).tokens.len()
+    }
+
+    /// What was loaded, cut and left out.
+    pub fn report(&self) -> &DataReport {
+        &self.report
+    }
+
+    pub(crate) fn report_mut(&mut self) -> &mut DataReport {
+        &mut self.report
+    }
+
+    pub(crate) fn start_file(&mut self, file: &str, format: String) {
+        self.files.push(file.to_owned());
+        self.report.files.push(FileReport { file: file.to_owned(), format, records: 0, rows: 0 });
+    }
+
+    /// Adds a row that has a target; a row's first token is never one.
+    pub(crate) fn push(&mut self, tokens: &[u32], is_target: &[bool], line: usize) {
+        debug_assert!(!is_target[0] && is_target.contains(&true));
+        self.tokens.extend_from_slice(tokens);
+        self.is_target.extend_from_slice(is_target);
+        self.ends.push(self.tokens.len());
+        let line = u32::try_from(line).unwrap_or(u32::MAX);
+        self.sources.push((self.files.len() as u32 - 1, line));
+        self.report.count_row(tokens.len(), is_target.iter().filter(|t| **t).count());
+    }
+}
+
+/// What was loaded, cut and left out.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct DataReport {
+    /// Each file with its format.
+    pub files: Vec<FileReport>,
+    /// Rows to train on.
+    pub rows: usize,
+    /// Tokens of all rows.
+    pub tokens: usize,
+    /// Tokens whose prediction counts.
+    pub target_tokens: usize,
+    /// Length of the longest row, in tokens.
+    pub longest_row: usize,
+    /// Rows whose end was cut off at `max_seq_len`.
+    pub truncated: usize,
+    /// Records left out, for any of the reasons below.
+    pub skipped: usize,
+    /// Of them, not readable as a record of the format.
+    pub skipped_malformed: usize,
+    /// Of them, longer than `max_seq_len`.
+    pub skipped_overlong: usize,
+    /// Of them, without a target token.
+    pub skipped_without_target: usize,
+    /// Windows of documents left out because they held a single left-over token.
+    pub dropped_windows: usize,
+    /// The first few things the user should know, each with file and line.
+    pub warnings: Vec<String>,
+    /// How many rows have which length.
+    pub length_histogram: Vec<LengthBin>,
+}
+
+/// One file of the set.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct FileReport {
+    /// The file, as named or found.
+    pub file: String,
+    /// Its records' format, with the fields used.
+    pub format: String,
+    /// Records read, those left out included.
+    pub records: usize,
+    /// Rows made of them.
+    pub rows: usize,
+}
+
+/// Rows of more tokens than the bin before and at most `up_to`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LengthBin {
+    /// Longest row of the bin, in tokens.
+    pub up_to: usize,
+    /// Number of rows.
+    pub rows: usize,
+}
+
+impl DataReport {
+    fn count_row(&mut self, num_tokens: usize, num_targets: usize) {
+        self.rows += 1;
+        self.tokens += num_tokens;
+        self.target_tokens += num_targets;
+        self.longest_row = self.longest_row.max(num_tokens);
+        if let Some(file) = self.files.last_mut() {
+            file.rows += 1;
+        }
+        while self.length_histogram.last().is_none_or(|bin| bin.up_to < num_tokens) {
+            let up_to = self.length_histogram.last().map_or(FIRST_BIN, |bin| 2 * bin.up_to);
+            self.length_histogram.push(LengthBin { up_to, rows: 0 });
+        }
+        let bin = self.length_histogram.iter_mut().find(|bin| num_tokens <= bin.up_to);
+        bin.expect("the last bin is wide enough").rows += 1;
+    }
+
+    pub(crate) fn count_record(&mut self) {
+        if let Some(file) = self.files.last_mut() {
+            file.records += 1;
+        }
+    }
+
+    pub(crate) fn warn(&mut self, warning: String) {
+        if self.warnings.len() < MAX_WARNINGS {
+            self.warnings.push(warning);
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! From files of records to packed micro-batches of token ids.
+//!
+//! Reading (`source`), record formats (`record`), chat rendering with loss spans (`chat`),
+//! tokenising (`tokenizer`), the loaded rows (`dataset`, `load`), packing (`packing`) and the
+//! resumable order of an epoch (`order`). Knows nothing of models, devices or objectives.
+//! Left out for now: columnar files, object stores, filters and de-duplication.
+
+pub mod chat;
+mod dataset;
+mod error;
+mod load;
+pub mod order;
+pub mod packing;
+pub mod random;
+mod record;
+mod source;
+mod spec;
+mod tokenizer;
+
+pub use chat::ChatTemplate;
+pub use dataset::{DataReport, Dataset, FileReport, LengthBin, Row, Source};
+pub use error::DataError;
+pub use load::load;
+pub use order::{Cursor, Order};
+pub use packing::{IGNORE, MicroBatch, Unit, pack_in_order};
+pub use spec::{Format, OnError, Overlong, RecordSpec};
+pub use tokenizer::{DecodeStream, Encoded, Tokenizer};

@@ -1,0 +1,260 @@
+//! Records to rows: files are read, records parsed, rendered and tokenised, targets marked, long
+//! rows refused or cut, and everything counted.
+
+use crate::dataset::Dataset;
+use crate::error::{DataError, FaultKind, RecordFault};
+use crate::record::{Layout, Record};
+use crate::source::{self, Contents, RawRecord};
+use crate::spec::{Format, OnError, Overlong, RecordSpec};
+use crate::tokenizer::{Encoded, Tokenizer};
+use std::ops::Range;
+
+/// Loads all files of `paths` (names or globs, in order) as `spec` says. The set has at least one
+/// row, and each row at least one target.
+pub fn load(paths: &[String], spec: &RecordSpec, tok: &Tokenizer) -> Result<Dataset, DataError> {
+    if spec.max_seq_len < 2 {
+        return Err(DataError::setup(
+            format!("max_seq_len = {} leaves nothing to predict", spec.max_seq_len),
+            "set it to 2 or more",
+        ));
+    }
+    let mut loader = Loader { spec, tok, dataset: Dataset::default() };
+    for file in source::expand(paths)? {
+        match source::read(&file, spec.format == Format::Text)? {
+            Contents::Document(text) => loader.document(&file, &text)?,
+            Contents::Records(records) => loader.records(&file, records)?,
+        }
+    }
+    if loader.dataset.is_empty() {
+        let skipped = loader.dataset.report().skipped;
+        let first = loader.dataset.report().warnings.first().cloned().unwrap_or_default();
+        return Err(DataError::setup(
+            format!("no rows are left in {}: {skipped} records were skipped", paths.join(", ")),
+            format!("correct the records; the first: {first}"),
+        ));
+    }
+    loader.warn_of_date();
+    Ok(loader.dataset)
+}
+
+struct Loader<'a> {
+    spec: &'a RecordSpec,
+    tok: &'a Tokenizer,
+    dataset: Dataset,
+}
+
+/// Tokens of one record with their target flags.
+struct Tokenised {
+    ids: Vec<u32>,
+    is_target: Vec<bool>,
+}
+
+impl Loader<'_> {
+    fn document(&mut self, file: &str, text: &str) -> Result<(), DataError> {
+        if !matches!(self.spec.format, Format::Auto | Format::Text) {
+            return Err(DataError::file(
+                file,
+                format!("a plain document has no records of format {}", self.spec.format.name()),
+                "give a .jsonl or .json file, or say data.format = \"text\"",
+            ));
+        }
+        self.dataset.start_file(file, Format::Text.name().to_owned());
+        let result = self.add(Record::Text(text.to_owned()), 1);
+        self.settle(file, 1, result)
+    }
+
+    fn records(&mut self, file: &str, records: Vec<RawRecord>) -> Result<(), DataError> {
+        let mut layout: Option<Layout> = None;
+        for RawRecord { line, value } in records {
+            // The first readable record decides the layout of its file.
+            if let (None, Ok(first)) = (&layout, &value) {
+                let chosen = Layout::of(first, self.spec).map_err(|fault| DataError::Record {
+                    file: file.to_owned(),
+                    line,
+                    fault,
+                })?;
+                self.dataset.start_file(file, chosen.describe());
+                layout = Some(chosen);
+            }
+            let result = value.and_then(|value| match &layout {
+                Some(layout) => self.add(layout.parse(&value)?, line),
+                None => Ok(()),
+            });
+            if layout.is_none() {
+                self.dataset.start_file(file, self.spec.format.name().to_owned());
+            }
+            self.settle(file, line, result)?;
+        }
+        Ok(())
+    }
+
+    /// Counts a record; a fault stops the loading or is counted, as configured.
+    fn settle(
+        &mut self,
+        file: &str,
+        line: usize,
+        result: Result<(), RecordFault>,
+    ) -> Result<(), DataError> {
+        let report = self.dataset.report_mut();
+        report.count_record();
+        let Err(fault) = result else { return Ok(()) };
+        let kind = fault.kind;
+        let error = DataError::Record { file: file.to_owned(), line, fault };
+        if self.spec.on_error == OnError::Fail {
+            return Err(error);
+        }
+        report.skipped += 1;
+        *match kind {
+            FaultKind::Malformed => &mut report.skipped_malformed,
+            FaultKind::Overlong => &mut report.skipped_overlong,
+            FaultKind::WithoutTarget => &mut report.skipped_without_target,
+        } += 1;
+        report.warn(format!("skipped: {error}"));
+        Ok(())
+    }
+
+    fn add(&mut self, record: Record, line: usize) -> Result<(), RecordFault> {
+        match record {
+            Record::Text(text) => self.add_text(&text, line),
+            Record::Completion { prompt, completion } => {
+                let row = self.completion(&prompt, &completion)?;
+                self.add_row(row, line)
+            }
+            Record::Chat { conversation, keep } => {
+                let template = self.tok.chat_template().ok_or_else(no_template)?;
+                let rendering = template.render_with_spans(&conversation, &keep)?;
+                let encoded = encode(self.tok, &rendering.text, false)?;
+                let is_target = targets(&encoded, &rendering.spans);
+                self.add_row(Tokenised { ids: encoded.ids, is_target }, line)
+            }
+            Record::Alpaca(alpaca) if self.tok.chat_template().is_some() => {
+                self.add(alpaca.into_chat(), line)
+            }
+            Record::Alpaca(alpaca) => self.add(alpaca.into_completion()?, line),
+        }
+    }
+
+    fn completion(&self, prompt: &str, completion: &str) -> Result<Tokenised, RecordFault> {
+        let text = format!("{prompt}{completion}");
+        let encoded = encode(self.tok, &text, true)?;
+        let mut is_target = targets(&encoded, std::slice::from_ref(&(prompt.len()..text.len())));
+        let mut ids = encoded.ids;
+        self.append_eos(&mut ids, &encoded.is_added)?;
+        is_target.resize(ids.len(), false);
+        if let Some(last) = is_target.last_mut() {
+            *last = true;
+        }
+        Ok(Tokenised { ids, is_target })
+    }
+
+    /// Appends the end-of-text token unless the tokenizer has done so itself.
+    fn append_eos(&self, ids: &mut Vec<u32>, is_added: &[bool]) -> Result<(), RecordFault> {
+        let eos = self.tok.eos_token_id().ok_or_else(|| {
+            RecordFault::malformed(
+                "the tokenizer has no end-of-text token",
+                "name eos_token in tokenizer_config.json, or set data.append_eos = false",
+            )
+        })?;
+        let is_there = ids.len() > 1 && ids.last() == Some(&eos) && is_added.last() == Some(&true);
+        if !is_there {
+            ids.push(eos);
+        }
+        Ok(())
+    }
+
+    /// Disjoint windows of `max_seq_len`; within each, all tokens but the first are targets.
+    fn add_text(&mut self, text: &str, line: usize) -> Result<(), RecordFault> {
+        let Encoded { mut ids, is_added, .. } = encode(self.tok, text, true)?;
+        if is_added.iter().all(|added| *added) {
+            return Err(without_target("the document is empty"));
+        }
+        if self.spec.append_eos {
+            self.append_eos(&mut ids, &is_added)?;
+        }
+        if ids.len() < 2 {
+            return Err(without_target("the document is a single token"));
+        }
+        for window in ids.chunks(self.spec.max_seq_len) {
+            if window.len() < 2 {
+                self.dataset.report_mut().dropped_windows += 1;
+                continue;
+            }
+            let mut is_target = vec![true; window.len()];
+            is_target[0] = false;
+            self.dataset.push(window, &is_target, line);
+        }
+        Ok(())
+    }
+
+    fn add_row(&mut self, mut row: Tokenised, line: usize) -> Result<(), RecordFault> {
+        if self.spec.all_tokens_are_targets {
+            row.is_target.fill(true);
+        }
+        // Nothing comes before the first token to predict it from.
+        if let Some(first) = row.is_target.first_mut() {
+            *first = false;
+        }
+        let (len, limit) = (row.ids.len(), self.spec.max_seq_len);
+        if len > limit && self.spec.overlong == Overlong::Refuse {
+            return Err(RecordFault {
+                kind: FaultKind::Overlong,
+                what: format!("the row has {len} tokens, data.max_seq_len is {limit}"),
+                mend: "raise data.max_seq_len, or set data.overlong = \"truncate\"".into(),
+            });
+        }
+        if !row.is_target.contains(&true) {
+            return Err(without_target("the row has no token to learn"));
+        }
+        row.ids.truncate(limit);
+        row.is_target.truncate(limit);
+        if !row.is_target.contains(&true) {
+            let what = format!("nothing to learn is left of the row's {len} tokens after {limit}");
+            return Err(without_target(&what));
+        }
+        self.dataset.report_mut().truncated += usize::from(len > limit);
+        self.dataset.push(&row.ids, &row.is_target, line);
+        Ok(())
+    }
+
+    fn warn_of_date(&mut self) {
+        let has_chat = |format: &str| ["messages", "sharegpt", "alpaca"].contains(&format);
+        let report = self.dataset.report_mut();
+        let uses_date = self.tok.chat_template().is_some_and(|t| t.uses_date());
+        if uses_date && report.files.iter().any(|f| has_chat(&f.format)) {
+            report.warn("the chat template may write today's date into each row".to_owned());
+        }
+    }
+}
+
+fn encode(tok: &Tokenizer, text: &str, add_special: bool) -> Result<Encoded, RecordFault> {
+    tok.encode_with_offsets(text, add_special)
+        .map_err(|e| RecordFault::malformed(e.to_string(), "correct the record or the tokenizer"))
+}
+
+/// A token is a target if it holds a character of a span. One without characters of its own (such
+/// as the mark for a word's start) is one where it stands within a span.
+fn targets(encoded: &Encoded, spans: &[Range<usize>]) -> Vec<bool> {
+    let is_in = |start: usize, end: usize| {
+        spans.iter().any(|span| {
+            let holds = start < span.end && span.start < end;
+            holds || (start == end && span.contains(&start))
+        })
+    };
+    let tokens = encoded.offsets.iter().zip(&encoded.is_added);
+    tokens.map(|((start, end), added)| !added && is_in(*start, *end)).collect()
+}
+
+fn without_target(what: &str) -> RecordFault {
+    RecordFault {
+        kind: FaultKind::WithoutTarget,
+        what: what.to_owned(),
+        mend: "remove the record, or set data.on_error = \"skip\"".into(),
+    }
+}
+
+fn no_template() -> RecordFault {
+    RecordFault::malformed(
+        "conversations need a chat template, which this model has not",
+        "add chat_template.jinja to the model directory, or give prompt_completion records",
+    )
+}

@@ -1,0 +1,101 @@
+//! Which units an optimizer step takes: for each epoch the rows are shuffled, packed, and the units
+//! shuffled. The order depends on the data, the seed and the epoch alone, so a cursor of two
+//! numbers resumes it anywhere, and micro-batch size or number of ranks cannot change it.
+
+use crate::dataset::Dataset;
+use crate::error::DataError;
+use crate::packing::{Unit, pack_decreasing, row_lengths};
+use crate::random::Stream;
+use serde::{Deserialize, Serialize};
+
+/// Domains of the random streams.
+const ROWS: u16 = 1;
+const UNITS: u16 = 2;
+
+/// The next step to take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Passes over the data that are finished.
+    pub epoch: u64,
+    /// Steps of the present pass that are finished.
+    pub step_in_epoch: u64,
+}
+
+/// The order of training.
+pub struct Order {
+    lengths: Vec<u32>,
+    unit_tokens: usize,
+    units_per_step: usize,
+    seed: u64,
+    epoch: u64,
+    /// The units of `epoch`, in order.
+    units: Vec<Unit>,
+}
+
+impl Order {
+    /// An order of `dataset`'s rows in units of `unit_tokens` slots, `units_per_step` of which
+    /// make a step. Refuses rows that do not fit a unit, and an empty step.
+    pub fn new(
+        dataset: &Dataset,
+        unit_tokens: usize,
+        units_per_step: usize,
+        seed: u64,
+    ) -> Result<Self, DataError> {
+        if units_per_step == 0 {
+            return Err(DataError::setup(
+                "a step takes no units",
+                "set train.batch_tokens to at least data.max_seq_len",
+            ));
+        }
+        let lengths = row_lengths(dataset, unit_tokens)?;
+        let units = epoch_units(&lengths, unit_tokens, seed, 0);
+        Ok(Self { lengths, unit_tokens, units_per_step, seed, epoch: 0, units })
+    }
+
+    /// Steps of one epoch; the last may have fewer units.
+    pub fn steps_in_epoch(&mut self, epoch: u64) -> usize {
+        self.turn_to(epoch);
+        self.units.len().div_ceil(self.units_per_step)
+    }
+
+    /// Steps of the first `num_epochs` epochs. Epochs differ a little, as each is packed anew.
+    pub fn total_steps(&self, num_epochs: u64) -> u64 {
+        let steps = |epoch| {
+            let units = epoch_units(&self.lengths, self.unit_tokens, self.seed, epoch);
+            units.len().div_ceil(self.units_per_step) as u64
+        };
+        (0..num_epochs).map(steps).sum()
+    }
+
+    /// The units of the cursor's step; none where the cursor lies behind its epoch's end, which
+    /// `advance` never does.
+    pub fn step(&mut self, cursor: &Cursor) -> &[Unit] {
+        self.turn_to(cursor.epoch);
+        let start = cursor.step_in_epoch as usize * self.units_per_step;
+        let start = start.min(self.units.len());
+        &self.units[start..(start + self.units_per_step).min(self.units.len())]
+    }
+
+    /// Moves the cursor to the next step.
+    pub fn advance(&mut self, cursor: &mut Cursor) {
+        cursor.step_in_epoch += 1;
+        if cursor.step_in_epoch as usize >= self.steps_in_epoch(cursor.epoch) {
+            *cursor = Cursor { epoch: cursor.epoch + 1, step_in_epoch: 0 };
+        }
+    }
+
+    fn turn_to(&mut self, epoch: u64) {
+        if epoch != self.epoch {
+            self.units = epoch_units(&self.lengths, self.unit_tokens, self.seed, epoch);
+            self.epoch = epoch;
+        }
+    }
+}
+
+fn epoch_units(lengths: &[u32], unit_tokens: usize, seed: u64, epoch: u64) -> Vec<Unit> {
+    let mut rows = (0..lengths.len() as u32).collect::<Vec<_>>();
+    Stream::new(seed, epoch, ROWS).shuffle(&mut rows);
+    let mut units = pack_decreasing(&rows, lengths, unit_tokens);
+    Stream::new(seed, epoch, UNITS).shuffle(&mut units);
+    units
+}

@@ -1,0 +1,92 @@
+//! What the run file says about records.
+
+use serde::{Deserialize, Serialize};
+
+/// Layout of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// Decided for each file from its first record.
+    Auto,
+    /// `{"messages": [{"role", "content", …}], "tools"?}`.
+    Messages,
+    /// `{"conversations": [{"from", "value"}], "system"?, "tools"?}`.
+    #[serde(rename = "sharegpt")]
+    ShareGpt,
+    /// `{"instruction", "input"?, "output", "system"?, "history"?}`.
+    Alpaca,
+    /// Two string fields, joined as they are; the second is the target.
+    PromptCompletion,
+    /// One document: a whole `.txt` or `.md` file, or the field `text`.
+    Text,
+}
+
+impl Format {
+    /// The name used in run files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Auto => "auto",
+            Format::Messages => "messages",
+            Format::ShareGpt => "sharegpt",
+            Format::Alpaca => "alpaca",
+            Format::PromptCompletion => "prompt_completion",
+            Format::Text => "text",
+        }
+    }
+}
+
+/// What happens to a row longer than `max_seq_len`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Overlong {
+    /// It is an error (or skipped, under `OnError::Skip`).
+    Refuse,
+    /// Its end is cut off, and counted.
+    Truncate,
+}
+
+/// What happens to a record that cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnError {
+    /// Loading stops with an error that names file and line.
+    Fail,
+    /// The record is left out, counted and reported.
+    Skip,
+}
+
+/// How records become rows of tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RecordSpec {
+    /// Layout of the records.
+    pub format: Format,
+    /// Name of the prompt's field where it is not one of the usual ones.
+    pub prompt_field: Option<String>,
+    /// Name of the completion's field where it is not one of the usual ones.
+    pub completion_field: Option<String>,
+    /// Longest row, in tokens; documents are cut into windows of this length.
+    pub max_seq_len: usize,
+    /// Policy for longer rows. Documents of format text are never overlong.
+    pub overlong: Overlong,
+    /// Policy for bad records.
+    pub on_error: OnError,
+    /// Whether a document of format text gets an end-of-text token, as a target.
+    pub append_eos: bool,
+    /// Continued pre-training: every token but a row's first is a target.
+    pub all_tokens_are_targets: bool,
+}
+
+impl Default for RecordSpec {
+    fn default() -> Self {
+        Self {
+            format: Format::Auto,
+            prompt_field: None,
+            completion_field: None,
+            max_seq_len: 2048,
+            overlong: Overlong::Refuse,
+            on_error: OnError::Fail,
+            append_eos: true,
+            all_tokens_are_targets: false,
+        }
+    }
+}

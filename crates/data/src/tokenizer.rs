@@ -1,0 +1,319 @@
+//! A model directory's tokenizer: text to ids with byte offsets, ids to text, special tokens, and
+//! the chat template that comes with it. Training of tokenizers is left out.
+
+use crate::chat::{ChatTemplate, TemplateTokens};
+use crate::error::DataError;
+use serde_json::{Map, Value};
+use std::path::Path;
+use tokenizers::PostProcessorWrapper;
+
+/// Largest `tokenizer.json` accepted; the largest known one has 35 MB.
+const MAX_TOKENIZER_BYTES: u64 = 512 << 20;
+/// Largest side file (configurations, template) accepted.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
+
+/// Tokens with where they come from in the text.
+#[derive(Debug, Clone, Default)]
+pub struct Encoded {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Byte range of each token in the text that was encoded.
+    pub offsets: Vec<(usize, usize)>,
+    /// Whether the tokenizer added the token itself (BOS and the like).
+    pub is_added: Vec<bool>,
+}
+
+/// A tokenizer in Hugging Face layout.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    vocab_size: usize,
+    bos_token_id: Option<u32>,
+    eos_token_id: Option<u32>,
+    stop_token_ids: Vec<u32>,
+    chat_template: Option<ChatTemplate>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` and, where present, `tokenizer_config.json`,
+    /// `special_tokens_map.json`, `generation_config.json`, `config.json` and
+    /// `chat_template.jinja` from `dir`.
+    pub fn from_dir(dir: &Path) -> Result<Self, DataError> {
+        let mut inner = read_tokenizer(&dir.join("tokenizer.json"))?;
+        prepare(&mut inner)?;
+        let config = read_object(&dir.join("tokenizer_config.json"))?;
+        let generation = read_object(&dir.join("generation_config.json"))?;
+        let model = read_object(&dir.join("config.json"))?;
+        let named = named_tokens(&read_object(&dir.join("special_tokens_map.json"))?, &config);
+        let id_of = |name: &str| special_id(&inner, dir, name, &named, &[&generation, &model]);
+        let (bos_token_id, eos_token_id) = (id_of("bos_token")?, id_of("eos_token")?);
+        let mut stop_token_ids = ids_of(generation.get("eos_token_id"));
+        stop_token_ids.extend(eos_token_id);
+        stop_token_ids.sort_unstable();
+        stop_token_ids.dedup();
+        let chat_template = match template_sources(dir, &config)? {
+            Some((default, tool_use)) => {
+                let stop = stop_token_ids.iter().filter_map(|id| inner.id_to_token(*id));
+                let stop = stop.filter(|_| bos_token_id != eos_token_id).collect();
+                let tokens = TemplateTokens { special: named, added: added_tokens(&inner), stop };
+                let template = ChatTemplate::new(&default, tool_use.as_deref(), tokens);
+                Some(template.map_err(|what| template_error(dir, &what))?)
+            }
+            None => None,
+        };
+        let vocab_size = inner.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
+        Ok(Self { inner, vocab_size, bos_token_id, eos_token_id, stop_token_ids, chat_template })
+    }
+
+    /// Token ids of `text`, with the tokenizer's own special tokens (such as BOS) where asked.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, DataError> {
+        let encoding = self.inner.encode_fast(text, add_special_tokens).map_err(failed)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// As `encode`, with each token's byte range in `text`.
+    pub fn encode_with_offsets(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+    ) -> Result<Encoded, DataError> {
+        let encoding = self.inner.encode(text, add_special_tokens).map_err(failed)?;
+        Ok(Encoded {
+            ids: encoding.get_ids().to_vec(),
+            offsets: encoding.get_offsets().to_vec(),
+            is_added: encoding.get_special_tokens_mask().iter().map(|m| *m == 1).collect(),
+        })
+    }
+
+    /// Text of `ids`; special tokens are left out where asked.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, DataError> {
+        self.inner.decode(ids, skip_special_tokens).map_err(failed)
+    }
+
+    /// Decodes token by token what follows `context`, which may be empty.
+    pub fn decode_stream(&self, context: &[u32], skip_special_tokens: bool) -> DecodeStream<'_> {
+        let ids = context.to_vec();
+        DecodeStream { tokenizer: self, skip_special_tokens, num_read: ids.len(), ids }
+    }
+
+    /// Highest token id plus one, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The begin-of-text token.
+    pub fn bos_token_id(&self) -> Option<u32> {
+        self.bos_token_id
+    }
+
+    /// The end-of-text token.
+    pub fn eos_token_id(&self) -> Option<u32> {
+        self.eos_token_id
+    }
+
+    /// Every token that ends generation: `generation_config.json`'s and the end-of-text token,
+    /// sorted.
+    pub fn stop_token_ids(&self) -> &[u32] {
+        &self.stop_token_ids
+    }
+
+    /// The model's chat template.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
+    }
+}
+
+/// Text of a growing sequence of tokens, given out as it becomes whole: characters whose bytes are
+/// spread over several tokens come out once all of them are there.
+pub struct DecodeStream<'a> {
+    tokenizer: &'a Tokenizer,
+    skip_special_tokens: bool,
+    /// The last tokens whose text was given out, then those that wait. Decoding both together and
+    /// cutting off the first part's text keeps what decoders do at a text's start (such as
+    /// dropping a space) away from its middle.
+    ids: Vec<u32>,
+    num_read: usize,
+}
+
+impl DecodeStream<'_> {
+    /// Adds a token and returns the text that became whole, often empty.
+    pub fn push(&mut self, id: u32) -> Result<String, DataError> {
+        self.ids.push(id);
+        let text = self.waiting_text()?;
+        if text.is_empty() || text.ends_with('\u{fffd}') {
+            return Ok(String::new());
+        }
+        self.ids.drain(..self.num_read);
+        self.num_read = self.ids.len();
+        Ok(text)
+    }
+
+    /// What still waits at the end: nothing, unless the sequence stopped inside a character.
+    pub fn finish(self) -> Result<String, DataError> {
+        self.waiting_text()
+    }
+
+    fn waiting_text(&self) -> Result<String, DataError> {
+        let skip = self.skip_special_tokens;
+        let read = self.tokenizer.decode(&self.ids[..self.num_read], skip)?;
+        let all = self.tokenizer.decode(&self.ids, skip)?;
+        Ok(all.get(read.len()..).unwrap_or_default().to_owned())
+    }
+}
+
+fn failed(error: tokenizers::Error) -> DataError {
+    DataError::setup(format!("the tokenizer failed: {error}"), "check the model's tokenizer.json")
+}
+
+fn template_error(dir: &Path, what: &str) -> DataError {
+    DataError::file(
+        dir.display().to_string(),
+        format!("the chat template cannot be used: {what}"),
+        "correct chat_template.jinja, or chat_template in tokenizer_config.json",
+    )
+}
+
+/// Contents of a file of at most `limit` bytes; `None` where it does not exist.
+fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, DataError> {
+    let name = path.display().to_string();
+    let mend = "check the model directory";
+    match std::fs::metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(DataError::file(name, format!("cannot be read: {e}"), mend)),
+        Ok(meta) if meta.len() > limit => {
+            let what = format!("{} bytes long, at most {limit} are accepted", meta.len());
+            return Err(DataError::file(name, what, mend));
+        }
+        Ok(_) => {}
+    }
+    std::fs::read(path)
+        .map(Some)
+        .map_err(|e| DataError::file(name, format!("cannot be read: {e}"), mend))
+}
+
+fn read_tokenizer(path: &Path) -> Result<tokenizers::Tokenizer, DataError> {
+    let name = path.display().to_string();
+    let mend = "give a model directory that holds a tokenizer.json of the tokenizers library";
+    let bytes = read_limited(path, MAX_TOKENIZER_BYTES)?
+        .ok_or_else(|| DataError::file(&name, "no such file", mend))?;
+    tokenizers::Tokenizer::from_bytes(&bytes)
+        .map_err(|e| DataError::file(&name, format!("not a tokenizer: {e}"), mend))
+}
+
+fn read_object(path: &Path) -> Result<Map<String, Value>, DataError> {
+    let Some(bytes) = read_limited(path, MAX_CONFIG_BYTES)? else { return Ok(Map::new()) };
+    serde_json::from_slice(&bytes).map_err(|e| {
+        let name = path.display().to_string();
+        DataError::file(name, format!("not a JSON object: {e}"), "restore the model's own file")
+    })
+}
+
+/// Switches off what would silently change rows: truncation, padding, and offsets that leave out
+/// the spaces a token holds.
+fn prepare(inner: &mut tokenizers::Tokenizer) -> Result<(), DataError> {
+    inner.with_padding(None);
+    inner.with_truncation(None).map_err(failed)?;
+    let Some(processor) = inner.get_post_processor() else { return Ok(()) };
+    let mut json = serde_json::to_value(processor).map_err(|e| failed(e.into()))?;
+    keep_spaces(&mut json);
+    let processor =
+        serde_json::from_value::<PostProcessorWrapper>(json).map_err(|e| failed(e.into()))?;
+    inner.with_post_processor(Some(processor));
+    Ok(())
+}
+
+fn keep_spaces(json: &mut Value) {
+    match json {
+        Value::Object(map) => {
+            for (key, value) in map {
+                if key == "trim_offsets" {
+                    *value = Value::Bool(false);
+                }
+                keep_spaces(value);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(keep_spaces),
+        _ => {}
+    }
+}
+
+/// The `*_token` entries of both files as strings; `tokenizer_config.json` wins.
+fn named_tokens(map: &Map<String, Value>, config: &Map<String, Value>) -> Map<String, Value> {
+    let mut named = Map::new();
+    for (key, value) in map.iter().chain(config) {
+        let text = value.as_str().or_else(|| value.get("content")?.as_str());
+        if let (true, Some(text)) = (key.ends_with("_token"), text) {
+            named.insert(key.clone(), text.into());
+        }
+    }
+    named
+}
+
+fn ids_of(value: Option<&Value>) -> Vec<u32> {
+    let as_id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value {
+        Some(Value::Array(items)) => items.iter().filter_map(as_id).collect(),
+        Some(value) => as_id(value).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+/// Id of a special token: by its text, or where no text is given, from the configurations' ids.
+fn special_id(
+    inner: &tokenizers::Tokenizer,
+    dir: &Path,
+    name: &str,
+    named: &Map<String, Value>,
+    configs: &[&Map<String, Value>],
+) -> Result<Option<u32>, DataError> {
+    let Some(text) = named.get(name).and_then(Value::as_str) else {
+        let key = format!("{name}_id");
+        return Ok(configs.iter().find_map(|c| ids_of(c.get(&key)).first().copied()));
+    };
+    inner.token_to_id(text).map(Some).ok_or_else(|| {
+        DataError::file(
+            dir.display().to_string(),
+            format!("the tokenizer has no token {text:?}, which {name} names"),
+            "correct tokenizer_config.json or special_tokens_map.json",
+        )
+    })
+}
+
+/// Texts of all added tokens, which templates use as marks.
+fn added_tokens(inner: &tokenizers::Tokenizer) -> Vec<String> {
+    let decoder = inner.get_added_tokens_decoder();
+    let mut texts = decoder.values().map(|t| t.content.clone()).collect::<Vec<_>>();
+    texts.sort();
+    texts
+}
+
+type Sources = (String, Option<String>);
+
+/// The default template and, where there is one, that for rows with tools.
+fn template_sources(dir: &Path, config: &Map<String, Value>) -> Result<Option<Sources>, DataError> {
+    let path = dir.join("chat_template.jinja");
+    if let Some(bytes) = read_limited(&path, MAX_CONFIG_BYTES)? {
+        let source = String::from_utf8(bytes).map_err(|_| {
+            let name = path.display().to_string();
+            DataError::file(name, "not valid UTF-8", "restore the model's own file")
+        })?;
+        return Ok(Some((source, None)));
+    }
+    match config.get("chat_template") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(source)) => Ok(Some((source.clone(), None))),
+        Some(Value::Array(entries)) => {
+            let find = |name: &str| {
+                let entry = entries.iter().find(|e| e["name"] == name)?;
+                entry["template"].as_str().map(str::to_owned)
+            };
+            let default = find("default")
+                .ok_or_else(|| template_error(dir, "the list has no entry named \"default\""))?;
+            Ok(Some((default, find("tool_use"))))
+        }
+        Some(_) => Err(template_error(dir, "neither a string nor a list of named templates")),
+    }
+}
+
+#[cfg(test)]
+#[path = "tokenizer_tests.rs"]
+mod tests;

@@ -1,0 +1,75 @@
+//! Renderings of real templates against `transformers` (`scripts/goldens_chat.py`).
+
+use hone_data::ChatTemplate;
+use hone_data::chat::{Conversation, TemplateTokens};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+/// What minijinja does not do as Jinja does: template, whether in conversations with tools, reason.
+const EXCEPTIONS: [(&str, bool, &str); 5] = [
+    ("CohereForAI-c4ai-command-r-plus-tool_use.jinja", false, "iterating over none is no error"),
+    ("NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use.jinja", false, "the same"),
+    ("NousResearch-Hermes-3-Llama-3.1-8B-tool_use.jinja", false, "the same"),
+    ("llama-cpp-deepseek-r1.jinja", true, "a lazy sequence can be written as JSON"),
+    ("meetkai-functionary-medium-v3.1.jinja", true, "joining with a safe string does not escape"),
+];
+
+pub fn goldens() -> Value {
+    serde_json::from_str(include_str!("../goldens/chat.json")).unwrap()
+}
+
+pub fn tokens(goldens: &Value, added: Vec<String>) -> TemplateTokens {
+    let special = goldens["special_tokens"].as_object().unwrap().clone();
+    TemplateTokens { special, added, stop: vec!["</s>".to_owned()] }
+}
+
+pub fn conversation(value: &Value) -> Conversation {
+    Conversation {
+        messages: value["messages"].as_array().unwrap().clone(),
+        tools: value.get("tools").cloned(),
+    }
+}
+
+fn outcome(rendered: Result<String, impl std::fmt::Display>) -> (Value, String) {
+    match rendered {
+        Ok(text) => {
+            let digest = Sha256::digest(text.as_bytes());
+            let hex = digest[..16].iter().map(|b| format!("{b:02x}")).collect::<String>();
+            (serde_json::json!([text.len(), hex]), text)
+        }
+        Err(e) => (Value::from("raises"), e.to_string()),
+    }
+}
+
+#[test]
+fn renders_as_transformers_does() {
+    let Some(shared) = crate::shared() else { return };
+    let goldens = goldens();
+    let mut wrong = Vec::new();
+    let mut compared = 0;
+    for (file, expected) in goldens["templates"].as_object().unwrap() {
+        let path = shared.join("data/chat-templates").join(file);
+        let source = std::fs::read_to_string(path).unwrap();
+        let mut template = match ChatTemplate::new(&source, None, tokens(&goldens, Vec::new())) {
+            Ok(template) => template,
+            Err(e) => {
+                wrong.push(format!("{file}: {e}"));
+                continue;
+            }
+        };
+        template.set_now(goldens["now"].as_i64().unwrap());
+        for (case, want) in expected.as_object().unwrap() {
+            let name = case.trim_end_matches("+prompt");
+            let conversation = conversation(&goldens["conversations"][name]);
+            let (got, text) = outcome(template.render(&conversation, case != name));
+            compared += 1;
+            let known = EXCEPTIONS
+                .iter()
+                .any(|(known, tools, _)| known == file && *tools == conversation.tools.is_some());
+            if (got != *want) != known {
+                wrong.push(format!("{file} {case}: expected {want}, got {got}: {text:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {compared}:\n{}", wrong.len(), wrong.join("\n"));
+}

@@ -1,0 +1,16 @@
+//! Tests of the public interface, one file for each part.
+
+mod chat_goldens;
+mod chat_spans;
+
+use std::path::PathBuf;
+
+/// The folder of shared test files beside the checkout; `None`, said aloud, where it is absent.
+fn shared() -> Option<PathBuf> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
+    if path.is_dir() {
+        return Some(path);
+    }
+    println!("skipped: ../shared is absent");
+    None
+}

@@ -1,0 +1,48 @@
+//! One pass over parameter, gradient and moments.
+
+use super::Update;
+use crate::cpu::{Cpu, Kernel, Split, rows_per_task};
+
+/// Updates `p` and its moments `m`, `v` in place; all of one length.
+pub fn step(cpu: &Cpu, update: &Update, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+    let (n, width) = (p.len(), rows_per_task(4));
+    let (p, m, v) = (Split::new(p), Split::new(m), Split::new(v));
+    cpu.pool.run(n.div_ceil(width), &|task| {
+        let start = task * width;
+        let len = width.min(n - start);
+        // SAFETY: ranges of different tasks do not overlap.
+        let (p, m, v) = unsafe { (p.slice(start, len), m.slice(start, len), v.slice(start, len)) };
+        cpu.isa.run(Step { update, p, g: &g[start..start + len], m, v });
+    });
+}
+
+struct Step<'a> {
+    update: &'a Update,
+    p: &'a mut [f32],
+    g: &'a [f32],
+    m: &'a mut [f32],
+    v: &'a mut [f32],
+}
+
+impl Kernel for Step<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { update, p, g, m, v } = self;
+        let (correction1, correction2) = update.bias_corrections();
+        let step_size = (update.learning_rate / correction1) as f32;
+        let root2 = correction2.sqrt() as f32;
+        let keep = (1.0 - update.learning_rate * update.weight_decay) as f32;
+        let (b1, b2) = (update.beta1 as f32, update.beta2 as f32);
+        // Taken in f64 first: 1 - 0.999 in f32 is off by 5e-5.
+        let (rest1, rest2) = ((1.0 - update.beta1) as f32, (1.0 - update.beta2) as f32);
+        let epsilon = update.epsilon as f32;
+        for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+            let g = g * update.gradient_scale;
+            *m = b1.mul_add(*m, rest1 * g);
+            *v = b2.mul_add(*v, rest2 * g * g);
+            *p = *p * keep - step_size * *m / (v.sqrt() / root2 + epsilon);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Causal attention over sequences of different lengths, with grouped queries.
+//!
+//! `out = softmax(q kᵀ · scale) v` for each query head, where query head `i` reads key-value head
+//! `i / (num_heads / num_kv_heads)`. The forward pass is blocked with an online softmax (Milakov &
+//! Gimelshein, 2018; Dao et al., 2022): no score matrix exists; the backward pass computes scores
+//! again from the saved log-sum-exp. Blocks are counted from the start of each sequence, so a
+//! sequence gives the same bits wherever it stands in a batch.
+
+mod cpu;
+pub mod reference;
+
+pub use cpu::{backward, forward};
+
+use crate::element::View;
+
+/// Heads and their size.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heads {
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads; divides `num_heads`.
+    pub num_kv_heads: usize,
+    /// Dimensions of a head.
+    pub head_dim: usize,
+    /// What scores are multiplied by before the softmax.
+    pub scale: f32,
+}
+
+impl Heads {
+    /// Elements of a packed row: queries, keys, values.
+    pub fn qkv_width(&self) -> usize {
+        (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+    }
+
+    /// Elements of an output row.
+    pub fn out_width(&self) -> usize {
+        self.num_heads * self.head_dim
+    }
+
+    /// Query heads per key-value head.
+    pub fn group(&self) -> usize {
+        self.num_heads / self.num_kv_heads
+    }
+}
+
+/// Rows of heads inside a slice: head `h` of row `t` starts at `t * stride + offset + h * head_dim`.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// Where the elements are.
+    pub data: View<'a>,
+    /// Distance between rows.
+    pub stride: usize,
+    /// Where head 0 of row 0 starts.
+    pub offset: usize,
+}
+
+/// Where queries, keys and values are; all three of one element type.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// Queries.
+    pub q: Rows<'a>,
+    /// Keys.
+    pub k: Rows<'a>,
+    /// Values.
+    pub v: Rows<'a>,
+}
+
+impl<'a> Inputs<'a> {
+    /// Queries, keys and values side by side in rows of [`Heads::qkv_width`].
+    pub fn packed(qkv: View<'a>, heads: &Heads) -> Self {
+        let stride = heads.qkv_width();
+        let k = heads.num_heads * heads.head_dim;
+        let v = k + heads.num_kv_heads * heads.head_dim;
+        let rows = |offset| Rows { data: qkv, stride, offset };
+        Self { q: rows(0), k: rows(k), v: rows(v) }
+    }
+}
+
+/// One sequence: query row `q_start + i` sees key rows `k_start ..= k_start + k_len - q_len + i`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    /// First query row.
+    pub q_start: usize,
+    /// Number of query rows.
+    pub q_len: usize,
+    /// First key row.
+    pub k_start: usize,
+    /// Number of key rows, at least `q_len`.
+    pub k_len: usize,
+}
+
+impl Sequence {
+    /// A sequence whose queries and keys are the same rows.
+    pub fn new(start: usize, len: usize) -> Self {
+        Self { q_start: start, q_len: len, k_start: start, k_len: len }
+    }
+
+    /// The sequences between the bounds `cu_seqlens` (first 0, then the end of each).
+    pub fn packed(cu_seqlens: &[u32]) -> Vec<Self> {
+        cu_seqlens.windows(2).map(|w| Self::new(w[0] as usize, (w[1] - w[0]) as usize)).collect()
+    }
+
+    /// Pairs of query and key that see each other.
+    pub fn num_pairs(&self) -> usize {
+        (self.k_len - self.q_len) * self.q_len + self.q_len * (self.q_len + 1) / 2
+    }
+}

@@ -1,0 +1,102 @@
+//! Instruction sets: found once, chosen at run time, forcible through `HONE_ISA`.
+//!
+//! Kernels are plain Rust inside an [`Kernel::run`] marked `#[inline(always)]`; running one through
+//! [`Isa::run`] compiles that body once per instruction set. All of them give the same bits,
+//! because they use the same fused multiply-adds in the same order.
+
+use std::sync::OnceLock;
+
+/// An instruction set that kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// What every machine of this architecture has (on AArch64 that includes NEON).
+    Scalar,
+    /// AVX2 with FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL.
+    Avx512,
+}
+
+/// A computation to be compiled for each instruction set.
+pub trait Kernel {
+    /// What it returns.
+    type Output;
+    /// The computation. Implementations, and all they call in hot loops, are `#[inline(always)]`.
+    fn run(self) -> Self::Output;
+}
+
+impl Isa {
+    /// The best set of this machine, or the one named by `HONE_ISA` (`scalar`, `avx2`, `avx512`).
+    ///
+    /// # Panics
+    /// If `HONE_ISA` names a set which is unknown or which this machine lacks: it is a switch for
+    /// tests, and a test that silently ran something else would prove nothing.
+    pub fn detect() -> Self {
+        static FOUND: OnceLock<Isa> = OnceLock::new();
+        *FOUND.get_or_init(|| {
+            let available = Self::available();
+            match std::env::var("HONE_ISA") {
+                Ok(name) => *available.iter().find(|isa| isa.name() == name).unwrap_or_else(|| {
+                    panic!("HONE_ISA={name}: this machine has {available:?} (in lower case)")
+                }),
+                Err(_) => *available.last().expect("scalar is always available"),
+            }
+        })
+    }
+
+    /// The sets this machine can run, worst first.
+    pub fn available() -> Vec<Self> {
+        let mut found = vec![Isa::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                found.push(Isa::Avx2);
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    found.push(Isa::Avx512);
+                }
+            }
+        }
+        found
+    }
+
+    /// Name as in `HONE_ISA`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        }
+    }
+
+    /// Runs `kernel` compiled for this set.
+    #[inline(always)]
+    pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Isa::Scalar => kernel.run(),
+            // SAFETY: `Cpu::with_isa` has checked that the machine has the features.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { run_avx2(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { run_avx512(kernel) },
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!("not available on this architecture"),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}

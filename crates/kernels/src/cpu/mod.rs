@@ -1,0 +1,69 @@
+//! The CPU as kernels see it: an instruction set and a pool of threads.
+
+mod isa;
+mod pool;
+mod split;
+
+pub use isa::{Isa, Kernel};
+pub use pool::Pool;
+pub use split::Split;
+
+/// What a CPU kernel runs on.
+pub struct Cpu {
+    /// Instruction set in use.
+    pub isa: Isa,
+    /// Threads in use.
+    pub pool: Pool,
+}
+
+impl Cpu {
+    /// A CPU with `threads` threads (the calling one included) and the best instruction set.
+    pub fn new(threads: usize) -> Self {
+        Self::with_isa(threads, Isa::detect())
+    }
+
+    /// The same with a given instruction set, which this machine must have.
+    ///
+    /// # Panics
+    /// If the machine lacks `isa`.
+    pub fn with_isa(threads: usize, isa: Isa) -> Self {
+        assert!(Isa::available().contains(&isa), "this machine cannot run {isa:?}");
+        Self { isa, pool: Pool::new(threads) }
+    }
+
+    /// Number of threads, the calling one included.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Calls `body(row, out_row)` for each row of `out`, rows spread over the threads.
+    ///
+    /// `width` is the length of a row; `cost` the elements touched per row, which sets how many
+    /// rows make a task worth handing out.
+    pub fn rows<T: Send>(
+        &self,
+        out: &mut [T],
+        width: usize,
+        cost: usize,
+        body: impl Fn(usize, &mut [T]) + Sync,
+    ) {
+        let rows = out.len() / width.max(1);
+        let per_task = rows_per_task(cost);
+        let out = Split::new(out);
+        self.pool.run(rows.div_ceil(per_task), &|task| {
+            for row in task * per_task..((task + 1) * per_task).min(rows) {
+                // SAFETY: each row belongs to one task, and rows do not overlap.
+                body(row, unsafe { out.slice(row * width, width) });
+            }
+        });
+    }
+}
+
+/// Rows which together touch about 16,000 elements: some microseconds, well above the cost of
+/// handing out a task.
+pub fn rows_per_task(cost: usize) -> usize {
+    (16_384 / cost.max(1)).max(1)
+}
+
+#[cfg(test)]
+mod tests;

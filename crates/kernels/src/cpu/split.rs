@@ -1,0 +1,37 @@
+//! A slice that several tasks write at once, each its own part.
+
+use std::marker::PhantomData;
+
+/// Shares a unique slice between tasks that write disjoint parts of it.
+pub struct Split<'a, T> {
+    start: *mut T,
+    len: usize,
+    lifetime: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: the only access is `slice`, whose callers promise disjoint parts.
+unsafe impl<T: Send> Sync for Split<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Send for Split<'_, T> {}
+
+impl<'a, T> Split<'a, T> {
+    /// Takes the slice for as long as `self` lives.
+    pub fn new(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), lifetime: PhantomData }
+    }
+
+    /// The part `offset..offset + len`.
+    ///
+    /// # Safety
+    /// Parts in use at the same time must not overlap.
+    ///
+    /// # Panics
+    /// If the part is not inside the slice.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn slice(&self, offset: usize, len: usize) -> &mut [T] {
+        assert!(offset <= self.len && len <= self.len - offset);
+        // SAFETY: inside the slice (checked), and not overlapping another part in use (promised).
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(offset), len) }
+    }
+}

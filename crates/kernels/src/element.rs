@@ -1,0 +1,212 @@
+//! Element types and runtime-typed slices.
+//!
+//! Other crates speak of types at run time ([`DType`], [`View`]); generics stay inside this crate.
+
+pub use half::{bf16, f16};
+
+/// Element type of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DType {
+    /// IEEE 754 binary32.
+    F32,
+    /// bfloat16: the upper half of a binary32.
+    Bf16,
+    /// IEEE 754 binary16; weights only.
+    F16,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::F32 => 4,
+            DType::Bf16 | DType::F16 => 2,
+        }
+    }
+
+    /// The name used in files and messages: `f32`, `bf16`, `f16`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::Bf16 => "bf16",
+            DType::F16 => "f16",
+        }
+    }
+}
+
+/// A number that kernels read and write through `f32`.
+pub trait Element: Copy + Send + Sync + 'static {
+    /// The value, exactly.
+    fn to_f32(self) -> f32;
+    /// The nearest value, ties to even.
+    fn from_f32(x: f32) -> Self;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+}
+
+// The conversions of `half` branch or call out; these are selects and shifts, so loops over them
+// vectorise.
+impl Element for bf16 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        let quiet_nan = (bits >> 16) | 0x40;
+        bf16::from_bits(if x.is_nan() { quiet_nan } else { rounded } as u16)
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        let bits = u32::from(self.to_bits());
+        // Rebias the exponent by a multiplication, which also normalises subnormals.
+        let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
+        let special = (bits & 0x7c00) == 0x7c00;
+        let magnitude = magnitude.to_bits() | if special { 0x7f80_0000 } else { 0 };
+        f32::from_bits(magnitude | ((bits & 0x8000) << 16))
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        f16::from_f32(x)
+    }
+}
+
+/// A shared slice whose element type is known at run time.
+#[derive(Clone, Copy, Debug)]
+pub enum View<'a> {
+    /// `f32` elements.
+    F32(&'a [f32]),
+    /// `bf16` elements.
+    Bf16(&'a [bf16]),
+    /// `f16` elements.
+    F16(&'a [f16]),
+}
+
+/// A unique slice whose element type is known at run time.
+#[derive(Debug)]
+pub enum ViewMut<'a> {
+    /// `f32` elements.
+    F32(&'a mut [f32]),
+    /// `bf16` elements.
+    Bf16(&'a mut [bf16]),
+}
+
+/// Runs `$body` with `$name` bound to the typed slice inside a [`View`] or [`ViewMut`].
+macro_rules! with_elements {
+    ($view:expr, $name:ident => $body:expr) => {
+        match $view {
+            $crate::element::View::F32($name) => $body,
+            $crate::element::View::Bf16($name) => $body,
+            $crate::element::View::F16($name) => $body,
+        }
+    };
+    (mut $view:expr, $name:ident => $body:expr) => {
+        match $view {
+            $crate::element::ViewMut::F32($name) => $body,
+            $crate::element::ViewMut::Bf16($name) => $body,
+        }
+    };
+}
+pub(crate) use with_elements;
+
+impl<'a> View<'a> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        with_elements!(self, x => x.len())
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        match self {
+            View::F32(_) => DType::F32,
+            View::Bf16(_) => DType::Bf16,
+            View::F16(_) => DType::F16,
+        }
+    }
+
+    /// The slice, which must hold `f32`.
+    ///
+    /// # Panics
+    /// If it holds anything else.
+    pub fn f32(self) -> &'a [f32] {
+        match self {
+            View::F32(x) => x,
+            other => panic!("expected f32, found {}", other.dtype().name()),
+        }
+    }
+
+    /// A copy as `f32`.
+    pub fn to_vec_f32(&self) -> Vec<f32> {
+        with_elements!(self, x => x.iter().map(|v| v.to_f32()).collect())
+    }
+}
+
+impl<'a> ViewMut<'a> {
+    /// The slice, which must hold `f32`.
+    ///
+    /// # Panics
+    /// If it holds anything else.
+    pub fn f32(self) -> &'a mut [f32] {
+        match self {
+            ViewMut::F32(x) => x,
+            ViewMut::Bf16(_) => panic!("expected f32, found bf16"),
+        }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        with_elements!(mut self, x => x.len())
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Overwrites every element with the nearest value of `source`.
+    pub fn copy_from_f32(self, source: &[f32]) {
+        assert_eq!(self.len(), source.len());
+        with_elements!(mut self, x => for (x, &s) in x.iter_mut().zip(source) {
+            *x = Element::from_f32(s);
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conversions_agree_with_half() {
+        for bits in 0..=u16::MAX {
+            let (ours, theirs) = (Element::to_f32(f16::from_bits(bits)), f16::from_bits(bits));
+            assert!(ours == theirs.to_f32() || (ours.is_nan() && theirs.is_nan()), "f16 {bits:#x}");
+            let b = bf16::from_bits(bits);
+            assert!(Element::to_f32(b) == b.to_f32() || b.is_nan(), "bf16 {bits:#x}");
+        }
+        for bits in (0..=u32::MAX).step_by(65_521) {
+            let x = f32::from_bits(bits);
+            let (ours, theirs) = (<bf16 as Element>::from_f32(x), bf16::from_f32(x));
+            assert!(ours == theirs || (ours.is_nan() && theirs.is_nan()), "{x:e}");
+        }
+    }
+}

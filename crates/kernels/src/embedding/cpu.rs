@@ -1,0 +1,43 @@
+//! Gather by rows; scatter by columns, so that no two threads write one element.
+
+use crate::cpu::{Cpu, Split};
+use crate::element::{Element, View, with_elements};
+
+/// `table [v, h]`, `ids [t]` → `y [t, h]`.
+///
+/// # Panics
+/// If an id is not below `v`.
+pub fn forward(cpu: &Cpu, table: View<'_>, ids: &[u32], y: &mut [f32]) {
+    if ids.is_empty() {
+        return;
+    }
+    let h = y.len() / ids.len();
+    with_elements!(table, table => cpu.rows(y, h, h, |t, y| {
+        let start = ids[t] as usize * h;
+        for (y, x) in y.iter_mut().zip(&table[start..start + h]) {
+            *y = x.to_f32();
+        }
+    }));
+}
+
+/// `d_table [v, h] += ` the rows of `d_y [t, h]`, in the order of the tokens.
+pub fn backward(cpu: &Cpu, ids: &[u32], d_y: &[f32], d_table: &mut [f32]) {
+    if ids.is_empty() {
+        return;
+    }
+    let h = d_y.len() / ids.len();
+    let v = d_table.len() / h;
+    let width = h.div_ceil(cpu.threads()).next_multiple_of(16).min(h);
+    let split = Split::new(d_table);
+    cpu.pool.run(h.div_ceil(width), &|task| {
+        let (start, end) = (task * width, ((task + 1) * width).min(h));
+        for (t, &id) in ids.iter().enumerate() {
+            assert!((id as usize) < v);
+            // SAFETY: column ranges of different tasks do not overlap.
+            let row = unsafe { split.slice(id as usize * h + start, end - start) };
+            for (row, d_y) in row.iter_mut().zip(&d_y[t * h + start..t * h + end]) {
+                *row += d_y;
+            }
+        }
+    });
+}

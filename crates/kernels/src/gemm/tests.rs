@@ -1,0 +1,100 @@
+use super::*;
+use crate::cpu::{Cpu, Isa};
+use crate::element::{DType, ViewMut, bf16};
+use crate::random::Philox;
+
+fn random(len: usize, stream: u64) -> Vec<f32> {
+    let random = Philox::new(1, stream);
+    (0..len as u64).map(|i| random.normal(i)).collect()
+}
+
+fn f64s(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&v| f64::from(v)).collect()
+}
+
+/// Both layouts of both operands, two terms, bias, residual: what the operations ask for.
+fn run(
+    cpu: &Cpu,
+    compute: DType,
+    (m, n, k): (usize, usize, usize),
+    a_t: bool,
+    b_t: bool,
+) -> Vec<f32> {
+    let (a, b) = (random(m * k, 1), random(k * n, 2));
+    let (a2, b2) = (random(m * 3, 3), random(3 * n, 4));
+    let matrix = |data, rows, cols, transposed| match transposed {
+        false => Matrix::rows(View::F32(data), cols),
+        true => Matrix::rows(View::F32(data), rows).transposed(),
+    };
+    let terms = [
+        Term { a: matrix(&a, m, k, a_t), b: matrix(&b, k, n, b_t), k },
+        Term { a: matrix(&a2, m, 3, false), b: matrix(&b2, 3, n, false), k: 3 },
+    ];
+    let (bias, add) = (random(n, 5), random(m * n, 6));
+    let epilogue = Epilogue { scale: 0.5, bias: Some(&bias), add: Some(&add), accumulate: true };
+    let mut out = random(m * n, 7);
+    gemm(cpu, compute, &terms, epilogue, Target::whole(m, n), ViewMut::F32(&mut out));
+    out
+}
+
+fn expected(compute: DType, (m, n, k): (usize, usize, usize), a_t: bool, b_t: bool) -> Vec<f64> {
+    let rounded = |x: Vec<f32>| match compute {
+        DType::Bf16 => x.iter().map(|&v| bf16::from_f32(v).to_f32()).collect(),
+        _ => x,
+    };
+    let (a, b) = (f64s(&rounded(random(m * k, 1))), f64s(&rounded(random(k * n, 2))));
+    let a = if a_t { reference::transpose(k, m, &a) } else { a };
+    let b = if b_t { reference::transpose(n, k, &b) } else { b };
+    let (a2, b2) = (f64s(&rounded(random(m * 3, 3))), f64s(&rounded(random(3 * n, 4))));
+    let first = reference::gemm(m, n, k, &a, &b);
+    let second = reference::gemm(m, n, 3, &a2, &b2);
+    let (bias, add, old) = (random(n, 5), random(m * n, 6), random(m * n, 7));
+    (0..m * n)
+        .map(|i| 0.5 * (first[i] + second[i]) + f64::from(bias[i % n]) + f64::from(add[i] + old[i]))
+        .collect()
+}
+
+#[test]
+fn agrees_with_the_reference_on_odd_sizes() {
+    let cpu = Cpu::new(2);
+    for size in [(1, 1, 1), (3, 5, 7), (8, 32, 16), (13, 70, 300), (200, 33, 259), (70, 300, 40)] {
+        for compute in [DType::F32, DType::Bf16] {
+            for (a_t, b_t) in [(false, false), (false, true), (true, false), (true, true)] {
+                let ours = run(&cpu, compute, size, a_t, b_t);
+                let exact = expected(compute, size, a_t, b_t);
+                let worst = ours
+                    .iter()
+                    .zip(&exact)
+                    .map(|(&x, &y)| (f64::from(x) - y).abs())
+                    .fold(0.0, f64::max);
+                assert!(worst < 3e-6 * (size.2 as f64 + 20.0).sqrt() * 4.0, "{size:?}: {worst:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_threads_or_instruction_set() {
+    let size = (150, 130, 270);
+    let first = run(&Cpu::with_isa(1, Isa::Scalar), DType::F32, size, false, true);
+    for isa in Isa::available() {
+        for threads in [1, 2, 3] {
+            let again = run(&Cpu::with_isa(threads, isa), DType::F32, size, false, true);
+            assert!(first == again, "{isa:?} with {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn writes_only_its_columns() {
+    let cpu = Cpu::new(1);
+    let (a, b) = (random(2 * 4, 1), random(4 * 3, 2));
+    let mut out = vec![9.0; 2 * 10];
+    let terms =
+        [Term { a: Matrix::rows(View::F32(&a), 4), b: Matrix::rows(View::F32(&b), 3), k: 4 }];
+    let target = Target { m: 2, n: 3, row_stride: 10, col: 5 };
+    gemm(&cpu, DType::F32, &terms, Epilogue::default(), target, ViewMut::F32(&mut out));
+    for (i, &v) in out.iter().enumerate() {
+        assert_eq!(v == 9.0, !(5..8).contains(&(i % 10)), "column {}", i % 10);
+    }
+}

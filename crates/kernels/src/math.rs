@@ -1,0 +1,105 @@
+//! Scalar building blocks that vectorise: exponential, sigmoid, dot products and sums in lanes.
+
+/// Lanes of every reduction. Fixed, so that sums do not depend on the width of the registers.
+pub const LANES: usize = 16;
+
+/// `e^x` within 2 ulp for `x` in [-87, 88]; 0 below and `e^88` above.
+///
+/// Cody–Waite reduction to `|r| ≤ ln 2 / 2` and a degree-6 polynomial (Cephes `expf`).
+#[inline(always)]
+#[allow(clippy::excessive_precision)]
+pub fn exp(x: f32) -> f32 {
+    // Adding 1.5 · 2^23 rounds to the nearest integer and leaves it in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let clamped = x.clamp(-87.0, 88.0);
+    let rounded = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = rounded - ROUND;
+    let r = n.mul_add(-0.693_359_375, clamped);
+    let r = n.mul_add(2.121_944_4e-4, r);
+    let mut p = 1.987_569_15e-4_f32;
+    p = p.mul_add(r, 1.398_199_95e-3);
+    p = p.mul_add(r, 8.333_451_91e-3);
+    p = p.mul_add(r, 4.166_579_59e-2);
+    p = p.mul_add(r, 1.666_666_55e-1);
+    p = p.mul_add(r, 0.5);
+    let e_r = (p * r).mul_add(r, r + 1.0);
+    let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23));
+    if x < -87.0 { 0.0 } else { e_r * power }
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// Sum of the lanes in a fixed tree.
+#[inline(always)]
+pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// `Σ f(i)` over `0..len`, in lanes.
+#[inline(always)]
+pub fn sum_by(len: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let whole = len / LANES * LANES;
+    for i in (0..whole).step_by(LANES) {
+        for (l, lane) in lanes.iter_mut().enumerate() {
+            *lane += f(i + l);
+        }
+    }
+    for i in whole..len {
+        lanes[i - whole] += f(i);
+    }
+    sum_lanes(lanes)
+}
+
+/// Greatest element; `-inf` when empty. NaN elements are passed over.
+#[inline(always)]
+pub fn max(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for chunk in whole {
+        for (lane, &v) in lanes.iter_mut().zip(chunk) {
+            *lane = if v > *lane { v } else { *lane };
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_ulp() {
+        for i in -86_999..88_000 {
+            let x = i as f32 * 1e-3;
+            let exact = f64::from(x).exp();
+            let error = (f64::from(exp(x)) - exact).abs() / exact;
+            assert!(error <= 2.4e-7, "exp({x}) is off by {error:e}");
+        }
+        assert_eq!(exp(-200.0), 0.0);
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn sums_and_maxima_of_odd_lengths() {
+        for len in [0, 1, 15, 16, 17, 100] {
+            let x: Vec<f32> = (0..len).map(|i| (i as f32 * 0.7).sin()).collect();
+            let exact: f64 = x.iter().map(|&v| f64::from(v)).sum();
+            assert!((f64::from(sum_by(len, |i| x[i])) - exact).abs() < 1e-5);
+            let greatest = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            assert_eq!(max(&x), greatest);
+        }
+    }
+}

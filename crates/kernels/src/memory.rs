@@ -1,0 +1,160 @@
+//! Aligned memory and typed views of bytes.
+
+use crate::element::{DType, View, ViewMut};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+
+/// Alignment of every region and of every block inside the arena: one cache line.
+pub const ALIGNMENT: usize = 64;
+
+/// A fixed range of zeroed memory aligned to [`ALIGNMENT`], shared by disjoint blocks.
+#[derive(Debug)]
+pub struct Region {
+    start: *mut u8,
+    len: usize,
+}
+
+// SAFETY: `Region` gives access only through `bytes` and `bytes_mut`, whose callers promise not to
+// alias a part that is being written.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// `len` zeroed bytes; the system provides pages when they are first touched.
+    pub fn new(len: usize) -> Self {
+        if len == 0 {
+            return Self { start: std::ptr::null_mut(), len };
+        }
+        let layout = Self::layout(len);
+        // SAFETY: the layout has a size above zero.
+        let start = unsafe { alloc_zeroed(layout) };
+        if start.is_null() {
+            handle_alloc_error(layout);
+        }
+        Self { start, len }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the region holds no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes `offset..offset + len`.
+    ///
+    /// # Safety
+    /// Nothing may write to this part while the slice is in use.
+    pub unsafe fn bytes(&self, offset: usize, len: usize) -> &[u8] {
+        if len == 0 {
+            return &[];
+        }
+        assert!(offset <= self.len && len <= self.len - offset);
+        // SAFETY: inside the region (checked), initialised (zeroed), not written (promised).
+        unsafe { std::slice::from_raw_parts(self.start.add(offset), len) }
+    }
+
+    /// The bytes `offset..offset + len`, to write.
+    ///
+    /// # Safety
+    /// Nothing else may read or write this part while the slice is in use.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn bytes_mut(&self, offset: usize, len: usize) -> &mut [u8] {
+        if len == 0 {
+            return &mut [];
+        }
+        assert!(offset <= self.len && len <= self.len - offset);
+        // SAFETY: inside the region (checked), initialised (zeroed), not aliased (promised).
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(offset), len) }
+    }
+
+    fn layout(len: usize) -> Layout {
+        Layout::from_size_align(len, ALIGNMENT).expect("a length that fits the address space")
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            // SAFETY: allocated in `new` with this very layout.
+            unsafe { dealloc(self.start, Self::layout(self.len)) };
+        }
+    }
+}
+
+/// Bytes as elements of `dtype`; `None` if they are not aligned or not a whole number of elements.
+pub fn view(bytes: &[u8], dtype: DType) -> Option<View<'_>> {
+    // SAFETY: every bit pattern is a value of these types; `align_to` keeps to alignment.
+    unsafe {
+        match dtype {
+            DType::F32 => whole(bytes.align_to()).map(View::F32),
+            DType::Bf16 => whole(bytes.align_to()).map(View::Bf16),
+            DType::F16 => whole(bytes.align_to()).map(View::F16),
+        }
+    }
+}
+
+/// Bytes as elements of `dtype`, to write.
+///
+/// # Panics
+/// If the bytes are not aligned, not a whole number of elements, or `dtype` is for reading only.
+pub fn view_mut(bytes: &mut [u8], dtype: DType) -> ViewMut<'_> {
+    // SAFETY: as in `view`.
+    let (before, after, view) = unsafe {
+        match dtype {
+            DType::F32 => {
+                let (before, middle, after) = bytes.align_to_mut();
+                (before.len(), after.len(), ViewMut::F32(middle))
+            }
+            DType::Bf16 => {
+                let (before, middle, after) = bytes.align_to_mut();
+                (before.len(), after.len(), ViewMut::Bf16(middle))
+            }
+            DType::F16 => panic!("f16 tensors are weights and never written by kernels"),
+        }
+    };
+    assert!(before == 0 && after == 0, "memory of a tensor is aligned and whole");
+    view
+}
+
+/// The elements as bytes in the machine's order.
+pub fn bytes_of(view: View<'_>) -> &[u8] {
+    let (start, len) =
+        crate::element::with_elements!(view, x => (x.as_ptr().cast(), size_of_val(x)));
+    // SAFETY: the same memory, for the same lifetime; every byte of a float is initialised.
+    unsafe { std::slice::from_raw_parts(start, len) }
+}
+
+fn whole<'a, T>((before, middle, after): (&'a [u8], &'a [T], &'a [u8])) -> Option<&'a [T]> {
+    (before.is_empty() && after.is_empty()).then_some(middle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_are_zeroed_aligned_and_bounded() {
+        let region = Region::new(256);
+        // SAFETY: nothing else uses the region.
+        let bytes = unsafe { region.bytes(64, 64) };
+        assert!(bytes.iter().all(|&b| b == 0) && bytes.as_ptr() as usize % ALIGNMENT == 0);
+        // SAFETY: the call panics before it gives anything out.
+        let outside = std::panic::catch_unwind(|| unsafe { region.bytes(250, 10).len() });
+        assert!(outside.is_err());
+    }
+
+    #[test]
+    fn misaligned_bytes_have_no_view() {
+        let region = Region::new(64);
+        // SAFETY: nothing else uses the region.
+        let bytes = unsafe { region.bytes(0, 64) };
+        assert!(view(&bytes[1..61], DType::F32).is_none());
+        assert!(view(&bytes[0..6], DType::F32).is_none());
+        assert_eq!(view(&bytes[4..12], DType::F32).map(|v| v.len()), Some(2));
+        assert_eq!(view(&bytes[2..12], DType::Bf16).map(|v| v.len()), Some(5));
+    }
+}

@@ -1,0 +1,90 @@
+//! Counter-based random numbers: Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy
+//! as 1, 2, 3", 2011).
+//!
+//! A value is a function of its key and its position, so it can be drawn again (recomputation),
+//! in any order (threads) and after a restart, and is the same each time.
+
+/// A family of random numbers; each `stream` of a `seed` is independent of the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Philox {
+    key: [u32; 2],
+    stream: u64,
+}
+
+impl Philox {
+    /// The numbers of `stream` under `seed`.
+    pub fn new(seed: u64, stream: u64) -> Self {
+        Self { key: [seed as u32, (seed >> 32) as u32], stream }
+    }
+
+    /// Four random words at `position`.
+    #[inline(always)]
+    pub fn words(&self, position: u64) -> [u32; 4] {
+        let counter = [
+            position as u32,
+            (position >> 32) as u32,
+            self.stream as u32,
+            (self.stream >> 32) as u32,
+        ];
+        philox4x32_10(counter, self.key)
+    }
+
+    /// A number in `[0, 1)` at `position`, a multiple of 2^-24.
+    #[inline(always)]
+    pub fn uniform(&self, position: u64) -> f32 {
+        let word = self.words(position / 4)[(position % 4) as usize];
+        (word >> 8) as f32 * (1.0 / 16_777_216.0)
+    }
+
+    /// A standard normal number at `position` (Box–Muller).
+    pub fn normal(&self, position: u64) -> f32 {
+        let words = self.words(position);
+        let unit = |word: u32| (f64::from(word) + 0.5) / 4_294_967_296.0;
+        let radius = (-2.0 * unit(words[0]).ln()).sqrt();
+        (radius * (std::f64::consts::TAU * unit(words[1])).cos()) as f32
+    }
+}
+
+#[inline(always)]
+fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    for _ in 0..10 {
+        let low = u64::from(counter[0]) * 0xD251_1F53;
+        let high = u64::from(counter[2]) * 0xCD9E_8D57;
+        counter = [
+            (high >> 32) as u32 ^ counter[1] ^ key[0],
+            high as u32,
+            (low >> 32) as u32 ^ counter[3] ^ key[1],
+            low as u32,
+        ];
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+    }
+    counter
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Known answers published with Random123.
+    #[test]
+    fn known_answers() {
+        assert_eq!(
+            philox4x32_10([0; 4], [0; 2]),
+            [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
+        );
+        assert_eq!(
+            philox4x32_10([u32::MAX; 4], [u32::MAX; 2]),
+            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
+        );
+    }
+
+    #[test]
+    fn uniform_and_normal_have_their_moments() {
+        let random = Philox::new(7, 3);
+        let n = 40_000;
+        let mean = |f: &dyn Fn(u64) -> f64| (0..n).map(f).sum::<f64>() / n as f64;
+        assert!((mean(&|i| f64::from(random.uniform(i))) - 0.5).abs() < 0.01);
+        assert!(mean(&|i| f64::from(random.normal(i))).abs() < 0.02);
+        assert!((mean(&|i| f64::from(random.normal(i)).powi(2)) - 1.0).abs() < 0.03);
+    }
+}

@@ -1,0 +1,81 @@
+//! One row per step, vectorised along the row.
+
+use crate::cpu::{Cpu, Kernel};
+use crate::element::{Element, View, ViewMut};
+use crate::math::sigmoid;
+
+/// `gate_up [t, 2 i]` → `y [t, i]`, of one element type.
+pub fn forward(cpu: &Cpu, gate_up: View<'_>, i: usize, y: ViewMut<'_>) {
+    match (gate_up, y) {
+        (View::F32(x), ViewMut::F32(y)) => forward_typed(cpu, x, i, y),
+        (View::Bf16(x), ViewMut::Bf16(y)) => forward_typed(cpu, x, i, y),
+        _ => panic!("gate_up and y have the same element type"),
+    }
+}
+
+fn forward_typed<T: Element>(cpu: &Cpu, gate_up: &[T], i: usize, y: &mut [T]) {
+    cpu.rows(y, i, 8 * i, |t, y| {
+        let (gate, up) = gate_up[2 * i * t..2 * i * (t + 1)].split_at(i);
+        cpu.isa.run(Forward { gate, up, y });
+    });
+}
+
+struct Forward<'a, T> {
+    gate: &'a [T],
+    up: &'a [T],
+    y: &'a mut [T],
+}
+
+impl<T: Element> Kernel for Forward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for ((y, gate), up) in self.y.iter_mut().zip(self.gate).zip(self.up) {
+            let gate = gate.to_f32();
+            *y = T::from_f32(gate * sigmoid(gate) * up.to_f32());
+        }
+    }
+}
+
+/// `d_gate_up [t, 2 i]`, overwritten, for `d_y [t, i]`; all of one element type.
+pub fn backward(cpu: &Cpu, gate_up: View<'_>, i: usize, d_y: View<'_>, d_gate_up: ViewMut<'_>) {
+    match (gate_up, d_y, d_gate_up) {
+        (View::F32(x), View::F32(d_y), ViewMut::F32(d)) => backward_typed(cpu, x, i, d_y, d),
+        (View::Bf16(x), View::Bf16(d_y), ViewMut::Bf16(d)) => backward_typed(cpu, x, i, d_y, d),
+        _ => panic!("gate_up, d_y and d_gate_up have the same element type"),
+    }
+}
+
+fn backward_typed<T: Element>(cpu: &Cpu, gate_up: &[T], i: usize, d_y: &[T], d: &mut [T]) {
+    cpu.rows(d, 2 * i, 12 * i, |t, d| {
+        let (d_gate, d_up) = d.split_at_mut(i);
+        let (gate, up) = gate_up[2 * i * t..2 * i * (t + 1)].split_at(i);
+        cpu.isa.run(Backward { gate, up, d_y: &d_y[i * t..i * (t + 1)], d_gate, d_up });
+    });
+}
+
+struct Backward<'a, T> {
+    gate: &'a [T],
+    up: &'a [T],
+    d_y: &'a [T],
+    d_gate: &'a mut [T],
+    d_up: &'a mut [T],
+}
+
+impl<T: Element> Kernel for Backward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { gate, up, d_y, d_gate, d_up } = self;
+        let n = gate.len();
+        let (up, d_y, d_gate, d_up) = (&up[..n], &d_y[..n], &mut d_gate[..n], &mut d_up[..n]);
+        for c in 0..n {
+            let (gate, d_y) = (gate[c].to_f32(), d_y[c].to_f32());
+            let s = sigmoid(gate);
+            d_gate[c] = T::from_f32(d_y * up[c].to_f32() * s * (1.0 + gate * (1.0 - s)));
+            d_up[c] = T::from_f32(d_y * gate * s);
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Operations along flat slices: sums, squares, scaling, column sums, conversion.
+
+use crate::cpu::{Cpu, Kernel, Split};
+use crate::element::{Element, View, ViewMut, with_elements};
+use crate::math::sum_by;
+
+/// Elements per task, and per partial sum: fixed, so that sums do not depend on the threads.
+const CHUNK: usize = 8192;
+
+/// `y += x`, elementwise.
+pub fn add_assign(cpu: &Cpu, x: View<'_>, y: ViewMut<'_>) {
+    with_elements!(x, x => with_elements!(mut y, y => chunks(cpu, y, |start, y| {
+        for (y, x) in y.iter_mut().zip(&x[start..]) {
+            *y = Element::from_f32(y.to_f32() + x.to_f32());
+        }
+    })));
+}
+
+/// `y = x`, elementwise, to the nearest value.
+pub fn convert(cpu: &Cpu, x: View<'_>, y: ViewMut<'_>) {
+    with_elements!(x, x => with_elements!(mut y, y => chunks(cpu, y, |start, y| {
+        for (y, x) in y.iter_mut().zip(&x[start..]) {
+            *y = Element::from_f32(x.to_f32());
+        }
+    })));
+}
+
+/// `y = 0`.
+pub fn zero(cpu: &Cpu, y: ViewMut<'_>) {
+    with_elements!(mut y, y => chunks(cpu, y, |_, y| y.fill(Element::from_f32(0.0))));
+}
+
+/// `Σ x²`: partial sums of [`CHUNK`] elements in `f32`, added in order in `f64`.
+pub fn sum_of_squares(cpu: &Cpu, x: &[f32]) -> f64 {
+    let mut partial = vec![0.0f32; x.len().div_ceil(CHUNK)];
+    cpu.rows(&mut partial, 1, CHUNK, |i, sum| {
+        sum[0] = cpu.isa.run(Squares(&x[i * CHUNK..((i + 1) * CHUNK).min(x.len())]));
+    });
+    partial.iter().map(|&s| f64::from(s)).sum()
+}
+
+struct Squares<'a>(&'a [f32]);
+
+impl Kernel for Squares<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run(self) -> f32 {
+        sum_by(self.0.len(), |i| self.0[i] * self.0[i])
+    }
+}
+
+/// `sums[n] += Σ_m x[m, col + n]` for row-major `x` with `width` columns, rows summed in order.
+pub fn add_column_sums(cpu: &Cpu, x: View<'_>, width: usize, col: usize, sums: &mut [f32]) {
+    let rows = x.len() / width;
+    let per_task = crate::cpu::rows_per_task(rows) * 16;
+    with_elements!(x, x => {
+        let n = sums.len();
+        let split = Split::new(sums);
+        cpu.pool.run(n.div_ceil(per_task), &|task| {
+            let (start, end) = (task * per_task, ((task + 1) * per_task).min(n));
+            // SAFETY: ranges of different tasks do not overlap.
+            let sums = unsafe { split.slice(start, end - start) };
+            for row in x.chunks_exact(width) {
+                for (sum, x) in sums.iter_mut().zip(&row[col + start..col + end]) {
+                    *sum += x.to_f32();
+                }
+            }
+        });
+    });
+}
+
+/// Rows `rows` of `x [_, h]`, one after another: `y [rows.len(), h]`.
+pub fn gather_rows(cpu: &Cpu, x: View<'_>, h: usize, rows: &[u32], y: ViewMut<'_>) {
+    match (x, y) {
+        (View::F32(x), ViewMut::F32(y)) => gather_typed(cpu, x, h, rows, y),
+        (View::Bf16(x), ViewMut::Bf16(y)) => gather_typed(cpu, x, h, rows, y),
+        (x, _) => panic!("rows of {} cannot be gathered into another type", x.dtype().name()),
+    }
+}
+
+fn gather_typed<T: Element>(cpu: &Cpu, x: &[T], h: usize, rows: &[u32], y: &mut [T]) {
+    cpu.rows(&mut y[..rows.len() * h], h, h, |i, y| {
+        let start = rows[i] as usize * h;
+        y.copy_from_slice(&x[start..start + h]);
+    });
+}
+
+/// Row `rows[i]` of `y [_, h]` = row `i` of `x [rows.len(), h]`.
+pub fn scatter_rows(x: &[f32], h: usize, rows: &[u32], y: ViewMut<'_>) {
+    with_elements!(mut y, y => for (x, &row) in x.chunks_exact(h).zip(rows) {
+        for (y, &x) in y[row as usize * h..][..h].iter_mut().zip(x) {
+            *y = Element::from_f32(x);
+        }
+    });
+}
+
+fn chunks<T: Element>(cpu: &Cpu, y: &mut [T], body: impl Fn(usize, &mut [T]) + Sync) {
+    let n = y.len();
+    let split = Split::new(y);
+    cpu.pool.run(n.div_ceil(CHUNK), &|task| {
+        let start = task * CHUNK;
+        // SAFETY: ranges of different tasks do not overlap.
+        body(start, unsafe { split.slice(start, CHUNK.min(n - start)) });
+    });
+}
+
+/// Copies rows of `x`, as `(stride, offset)` say where they start, to the rows of `y` likewise;
+/// each row has the length of `y`'s stride. Both are of one element type.
+///
+/// # Panics
+/// If the rows of `x` do not fit into `y`.
+pub fn copy_rows(x: View<'_>, from: (usize, usize), y: ViewMut<'_>, to: (usize, usize)) {
+    match (x, y) {
+        (View::F32(x), ViewMut::F32(y)) => copy_rows_typed(x, from, y, to),
+        (View::Bf16(x), ViewMut::Bf16(y)) => copy_rows_typed(x, from, y, to),
+        (x, _) => panic!("rows of {} cannot be copied into another type", x.dtype().name()),
+    }
+}
+
+fn copy_rows_typed<T: Element>(x: &[T], from: (usize, usize), y: &mut [T], to: (usize, usize)) {
+    for (i, row) in x.chunks_exact(from.0).enumerate() {
+        y[to.1 + i * to.0..][..to.0].copy_from_slice(&row[from.1..from.1 + to.0]);
+    }
+}

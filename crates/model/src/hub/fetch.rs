@@ -1,0 +1,398 @@
+//! The Hugging Face cache: what is in it, and fetching what is not.
+//!
+//! Layout, shared with other programs: `models--org--name/{refs,blobs,snapshots}`; a snapshot is a
+//! folder of links, called after its commit. An empty file `.no_exist/<commit>/<file>` says that
+//! the repository lacks the file, so that nobody asks again. `hf-hub` moves the bytes; this module
+//! decides which, pins them to one commit, and checks what comes back, because names and sizes
+//! come from outside.
+
+use super::{HubError, HubSettings, RepoName, is_safe_name};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo, Metadata};
+use hf_hub::{Cache, Repo, RepoType};
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const CONFIG: &str = "config.json";
+const REQUIRED: [&str; 2] = [CONFIG, "tokenizer.json"];
+const OPTIONAL: [&str; 4] = [
+    "tokenizer_config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+];
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+const PICKLED_ENDINGS: [&str; 4] = [".bin", ".pt", ".pth", ".ckpt"];
+/// Asked for by name where the hub does not list its files.
+const PICKLED_USUAL: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+
+/// Indices of the largest public models are a few megabytes.
+const MAX_INDEX_BYTES: u64 = 64 << 20;
+/// A transfer that breaks off is taken up again where it stopped.
+const NUM_ATTEMPTS: u32 = 3;
+const RETRY_PAUSE: Duration = Duration::from_millis(300);
+
+/// The snapshot's directory: from the cache alone when everything is there.
+pub fn fetch(
+    name: &RepoName,
+    settings: &HubSettings,
+    on_file: &dyn Fn(&str),
+) -> Result<PathBuf, HubError> {
+    let folder = settings.cache_dir.join(repo_at(name, &name.revision).folder_name());
+    let missing = match cached_commit(&folder, &name.revision) {
+        None => "any snapshot".to_owned(),
+        Some(commit) => match first_missing(&folder, &commit, !settings.offline)? {
+            None => return Ok(folder.join("snapshots").join(commit)),
+            Some(file) => file,
+        },
+    };
+    if settings.offline {
+        return Err(HubError::Offline {
+            repo: name.repo.clone(),
+            revision: name.revision.clone(),
+            missing,
+            cache_dir: settings.cache_dir.clone(),
+        });
+    }
+    Download::start(name, settings, folder, on_file)?.run()
+}
+
+fn repo_at(name: &RepoName, revision: &str) -> Repo {
+    Repo::with_revision(name.repo.clone(), RepoType::Model, revision.to_owned())
+}
+
+/// The commit that the cache has for a revision.
+fn cached_commit(folder: &Path, revision: &str) -> Option<String> {
+    let commit = match fs::read_to_string(folder.join("refs").join(revision)) {
+        Ok(commit) => commit.trim().to_owned(),
+        // A commit is its own name.
+        Err(_) => revision.to_owned(),
+    };
+    (is_safe_name(&commit) && folder.join("snapshots").join(&commit).is_dir()).then_some(commit)
+}
+
+/// The first file that a snapshot lacks. Optional files count until the hub said it has none.
+fn first_missing(
+    folder: &Path,
+    commit: &str,
+    optional_too: bool,
+) -> Result<Option<String>, HubError> {
+    let dir = folder.join("snapshots").join(commit);
+    let absent = |file: &&&str| !dir.join(file).exists();
+    if let Some(file) = REQUIRED.iter().find(absent) {
+        return Ok(Some((*file).to_owned()));
+    }
+    let unknown = |file: &&&str| absent(file) && !no_exist(folder, commit, file).exists();
+    if let Some(file) = OPTIONAL.iter().find(unknown).filter(|_| optional_too) {
+        return Ok(Some((*file).to_owned()));
+    }
+    if dir.join(SINGLE).exists() {
+        return Ok(None);
+    }
+    if !dir.join(INDEX).exists() {
+        return Ok(Some(SINGLE.to_owned()));
+    }
+    Ok(shards(&dir.join(INDEX))?.into_iter().find(|shard| !dir.join(shard).exists()))
+}
+
+fn no_exist(folder: &Path, commit: &str, file: &str) -> PathBuf {
+    folder.join(".no_exist").join(commit).join(file)
+}
+
+/// The shards that an index names, each a plain file name.
+fn shards(index: &Path) -> Result<BTreeSet<String>, HubError> {
+    let bad = |reason: String| HubError::BadIndex { path: index.to_path_buf(), reason };
+    let num_bytes = fs::metadata(index).map_err(|e| bad(e.to_string()))?.len();
+    if num_bytes > MAX_INDEX_BYTES {
+        return Err(bad(format!("{num_bytes} bytes, at most {MAX_INDEX_BYTES} are read")));
+    }
+    let text = fs::read(index).map_err(|e| bad(e.to_string()))?;
+    let json: serde_json::Value = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
+    let map = json
+        .get("weight_map")
+        .and_then(|map| map.as_object())
+        .filter(|map| !map.is_empty())
+        .ok_or_else(|| bad("`weight_map` is missing or empty".to_owned()))?;
+    let mut shards = BTreeSet::new();
+    for (tensor, shard) in map {
+        let shard = shard.as_str().unwrap_or_default();
+        if !is_safe_name(shard) || !shard.ends_with(".safetensors") {
+            return Err(bad(format!(
+                "`weight_map` places `{tensor}` in `{}`, which is not the name of a safetensors \
+                 file beside it",
+                shard.escape_debug()
+            )));
+        }
+        shards.insert(shard.to_owned());
+    }
+    Ok(shards)
+}
+
+/// One snapshot on its way into the cache.
+struct Download<'a> {
+    name: &'a RepoName,
+    settings: &'a HubSettings,
+    /// `models--org--name`.
+    folder: PathBuf,
+    commit: String,
+    /// Pinned to the commit, so that all files are of one state of the repository.
+    repo: ApiRepo,
+    api: Api,
+    on_file: &'a dyn Fn(&str),
+}
+
+impl<'a> Download<'a> {
+    /// Asks the hub which commit the revision is.
+    fn start(
+        name: &'a RepoName,
+        settings: &'a HubSettings,
+        folder: PathBuf,
+        on_file: &'a dyn Fn(&str),
+    ) -> Result<Self, HubError> {
+        let endpoint = &settings.endpoint;
+        if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
+            return Err(HubError::BadEndpoint { endpoint: endpoint.clone() });
+        }
+        let api = ApiBuilder::from_cache(Cache::new(settings.cache_dir.clone()))
+            .with_endpoint(endpoint.clone())
+            .with_token(settings.token.clone())
+            .with_progress(false)
+            .with_user_agent("hone", env!("CARGO_PKG_VERSION"))
+            .build()
+            .map_err(|error| failure(name, settings, CONFIG, endpoint, error))?;
+        let moving = api.repo(repo_at(name, &name.revision));
+        let url = moving.url(CONFIG);
+        let commit = match api.metadata(&url) {
+            Ok(metadata) => metadata.commit_hash().trim().to_owned(),
+            Err(error) if status(&error) == Some(404) => {
+                return Err(no_config(name, settings, &moving));
+            }
+            Err(error) => return Err(failure(name, settings, CONFIG, &url, error)),
+        };
+        if !is_safe_name(&commit) {
+            let reason = format!("X-Repo-Commit is `{}`", commit.escape_debug());
+            return Err(HubError::Protocol { url, reason });
+        }
+        let repo = api.repo(repo_at(name, &commit));
+        Ok(Download { name, settings, folder, commit, repo, api, on_file })
+    }
+
+    /// Fetches what is missing, then lets the revision point to it.
+    fn run(&self) -> Result<PathBuf, HubError> {
+        for file in REQUIRED {
+            self.require(file, "choose a repository or revision that has it")?;
+        }
+        for file in OPTIONAL {
+            if !self.get(file)? {
+                self.mark_absent(file)?;
+            }
+        }
+        if !self.get(SINGLE)? {
+            if !self.get(INDEX)? {
+                return Err(self.no_weights());
+            }
+            for shard in shards(&self.snapshot().join(INDEX))? {
+                self.require(&shard, "the repository is damaged; choose another revision")?;
+            }
+        }
+        if self.name.revision != self.commit {
+            let cache = Cache::new(self.settings.cache_dir.clone());
+            let moving = cache.repo(repo_at(self.name, &self.name.revision));
+            moving.create_ref(&self.commit).map_err(|error| self.disk(error))?;
+        }
+        Ok(self.snapshot())
+    }
+
+    fn snapshot(&self) -> PathBuf {
+        self.folder.join("snapshots").join(&self.commit)
+    }
+
+    fn require(&self, file: &str, mend: &'static str) -> Result<(), HubError> {
+        if self.get(file)? {
+            return Ok(());
+        }
+        Err(HubError::MissingFile { repo: self.name.repo.clone(), file: file.to_owned(), mend })
+    }
+
+    /// Puts one file into the snapshot; false when the repository has no such file.
+    fn get(&self, file: &str) -> Result<bool, HubError> {
+        let pointer = self.snapshot().join(file);
+        if pointer.exists() {
+            return Ok(true);
+        }
+        let url = self.repo.url(file);
+        let metadata = match self.api.metadata(&url) {
+            Ok(metadata) => metadata,
+            Err(error) if status(&error) == Some(404) => return Ok(false),
+            Err(error) => return Err(self.failure(file, error)),
+        };
+        let etag = metadata.etag();
+        if !is_safe_name(etag.strip_prefix("W/").unwrap_or(etag)) {
+            let reason = format!("ETag is `{}`", etag.escape_debug());
+            return Err(HubError::Protocol { url, reason });
+        }
+        if pointer.is_symlink() {
+            // Its blob is gone; a new link cannot be made over it.
+            fs::remove_file(&pointer).map_err(|error| self.disk(error))?;
+        }
+        (self.on_file)(file);
+        self.transfer(file, etag).map_err(|error| self.failure(file, error))?;
+        self.check_size(file, &pointer, &metadata)?;
+        Ok(true)
+    }
+
+    /// Moves the bytes; a transfer that broke off goes on where it stopped.
+    fn transfer(&self, file: &str, etag: &str) -> Result<(), ApiError> {
+        let mut attempt = 1;
+        loop {
+            let error = match self.repo.download(file) {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            let stale = matches!(error, ApiError::InvalidResume) || status(&error) == Some(416);
+            if attempt == NUM_ATTEMPTS || !(stale || is_broken_off(&error)) {
+                return Err(error);
+            }
+            if stale {
+                // What lies there is no beginning of this file.
+                fs::remove_file(self.blob(etag).with_extension("part"))?;
+            }
+            std::thread::sleep(RETRY_PAUSE * attempt);
+            attempt += 1;
+        }
+    }
+
+    fn blob(&self, etag: &str) -> PathBuf {
+        self.folder.join("blobs").join(etag)
+    }
+
+    /// A file of another size than announced is taken out of the cache again.
+    fn check_size(&self, file: &str, pointer: &Path, metadata: &Metadata) -> Result<(), HubError> {
+        let num_bytes = fs::metadata(pointer).map_err(|error| self.disk(error))?.len();
+        if num_bytes == metadata.size() as u64 {
+            return Ok(());
+        }
+        for path in [pointer, &self.blob(metadata.etag())] {
+            fs::remove_file(path).map_err(|error| self.disk(error))?;
+        }
+        let reason = format!("{file}: {num_bytes} bytes came, {} were announced", metadata.size());
+        Err(network(self.name, self.settings, reason))
+    }
+
+    fn mark_absent(&self, file: &str) -> Result<(), HubError> {
+        let mark = no_exist(&self.folder, &self.commit, file);
+        let folder = mark.parent().unwrap_or(&self.folder);
+        let made = fs::create_dir_all(folder).and_then(|()| fs::write(&mark, ""));
+        made.map_err(|error| self.disk(error))
+    }
+
+    /// Neither a safetensors file nor an index: says what there is instead.
+    fn no_weights(&self) -> HubError {
+        let repo = self.name.repo.clone();
+        let mut pickled = files_ending_in(&self.repo, &PICKLED_ENDINGS);
+        if pickled.is_empty() {
+            let usual = PICKLED_USUAL.into_iter();
+            let is_there = |file: &&str| self.api.metadata(&self.repo.url(file)).is_ok();
+            pickled = usual.filter(is_there).map(str::to_owned).collect();
+        }
+        if pickled.is_empty() {
+            let mend = "choose a repository or revision with model.safetensors";
+            return HubError::MissingFile { repo, file: format!("{SINGLE} or {INDEX}"), mend };
+        }
+        HubError::PickledWeights { repo, files: pickled.join(", ") }
+    }
+
+    fn failure(&self, file: &str, error: ApiError) -> HubError {
+        failure(self.name, self.settings, file, &self.repo.url(file), error)
+    }
+
+    fn disk(&self, source: io::Error) -> HubError {
+        HubError::Disk { path: self.settings.cache_dir.clone(), source }
+    }
+}
+
+/// The repository's files with one of the endings; none when the hub does not tell.
+fn files_ending_in(repo: &ApiRepo, endings: &[&str]) -> Vec<String> {
+    let files = repo.info().map(|info| info.siblings).unwrap_or_default();
+    let names = files.into_iter().map(|file| file.rfilename);
+    names.filter(|name| endings.iter().any(|ending| name.ends_with(ending))).collect()
+}
+
+/// The hub has no config.json there: because it has no such repository, or no such file in it?
+fn no_config(name: &RepoName, settings: &HubSettings, moving: &ApiRepo) -> HubError {
+    let repo = name.repo.clone();
+    if moving.info().is_err() {
+        let (revision, endpoint) = (name.revision.clone(), settings.endpoint.clone());
+        return HubError::NotFound { repo, revision, endpoint };
+    }
+    let mend = if files_ending_in(moving, &[".gguf"]).is_empty() {
+        "choose a repository in Hugging Face layout"
+    } else {
+        "it holds GGUF files, which are not read yet; choose the repository they were made from"
+    };
+    HubError::MissingFile { repo, file: CONFIG.to_owned(), mend }
+}
+
+/// The status of an answer that was an error.
+fn status(error: &ApiError) -> Option<u16> {
+    match error {
+        ApiError::RequestError(error) => match **error {
+            ureq::Error::StatusCode(status) => Some(status),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Whether the connection failed, so that trying again may help.
+fn is_broken_off(error: &ApiError) -> bool {
+    match error {
+        ApiError::RequestError(_) => status(error).is_none_or(|status| status >= 500),
+        ApiError::IoError(error) => comes_from_network(error),
+        _ => false,
+    }
+}
+
+/// `hf-hub` copies from the connection to the file and reports either side's error alike.
+fn comes_from_network(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
+    let kinds = [ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof];
+    kinds.contains(&error.kind()) || error.get_ref().is_some_and(|inner| inner.is::<ureq::Error>())
+}
+
+fn network(name: &RepoName, settings: &HubSettings, reason: String) -> HubError {
+    HubError::Network { repo: name.repo.clone(), endpoint: settings.endpoint.clone(), reason }
+}
+
+/// The library's error in the user's terms.
+fn failure(
+    name: &RepoName,
+    settings: &HubSettings,
+    file: &str,
+    url: &str,
+    error: ApiError,
+) -> HubError {
+    let repo = name.repo.clone();
+    let protocol = |reason: String| HubError::Protocol { url: url.to_owned(), reason };
+    match (status(&error), error) {
+        (Some(status @ (401 | 403)), _) => HubError::Access {
+            repo,
+            status,
+            with_token: settings.token.is_some(),
+            endpoint: settings.endpoint.clone(),
+        },
+        (Some(status), _) => protocol(format!("HTTP {status}")),
+        (None, ApiError::RequestError(error)) => network(name, settings, error.to_string()),
+        (None, ApiError::IoError(error)) if comes_from_network(&error) => {
+            network(name, settings, format!("{file}: {error}"))
+        }
+        (None, ApiError::IoError(source)) => {
+            HubError::Disk { path: settings.cache_dir.clone(), source }
+        }
+        (None, ApiError::LockAcquisition(_)) => HubError::Busy { repo, file: file.to_owned() },
+        (None, other) => protocol(other.to_string()),
+    }
+}

@@ -1,0 +1,3 @@
+//! hone-model
+
+pub mod hub;

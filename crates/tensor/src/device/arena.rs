@@ -1,0 +1,325 @@
+//! Step memory: traced on the dry device, laid out beforehand, then handed out without searching.
+//!
+//! A training step allocates and releases the same sizes in the same order every time. That order
+//! is recorded once ([`Trace`]), every allocation gets a fixed place ([`Layout`]), and real steps
+//! take their memory from one [`Arena`]. Each event of a real step is compared with the trace, so
+//! two live blocks can never overlap.
+
+use super::Category;
+use hone_kernels::memory::{ALIGNMENT, Region};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+/// One allocation or release; allocations are numbered from 0 in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The next allocation.
+    Alloc {
+        /// Size, not rounded.
+        bytes: usize,
+        /// Use.
+        category: Category,
+    },
+    /// The release of allocation number `id`.
+    Free {
+        /// Which allocation.
+        id: usize,
+    },
+}
+
+/// The step memory of a piece of work, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trace {
+    events: Vec<Event>,
+}
+
+/// A place for every allocation of a [`Trace`].
+#[derive(Clone, Debug)]
+pub struct Layout {
+    trace: Trace,
+    offsets: Vec<usize>,
+    bytes: usize,
+    at_peak: BTreeMap<Category, usize>,
+}
+
+/// One allocation during its life, in event numbers.
+#[derive(Clone, Copy)]
+struct Life {
+    bytes: usize,
+    category: Category,
+    start: usize,
+    end: usize,
+}
+
+impl Trace {
+    fn lives(&self) -> Vec<Life> {
+        let mut lives = Vec::new();
+        for (at, event) in self.events.iter().enumerate() {
+            match *event {
+                Event::Alloc { bytes, category } => {
+                    let bytes = bytes.next_multiple_of(ALIGNMENT);
+                    lives.push(Life { bytes, category, start: at, end: usize::MAX });
+                }
+                Event::Free { id } => lives[id].end = at,
+            }
+        }
+        lives
+    }
+}
+
+impl Layout {
+    /// Places the largest allocations first, each at the lowest address that is free during its
+    /// life (greedy by size; Pisarchyk & Lee, "Efficient Memory Management for Deep Neural Net
+    /// Inference", 2020).
+    pub fn of(trace: Trace) -> Self {
+        let lives = trace.lives();
+        let mut order: Vec<usize> = (0..lives.len()).collect();
+        order.sort_by_key(|&i| (std::cmp::Reverse(lives[i].bytes), lives[i].start));
+        let mut offsets = vec![0; lives.len()];
+        // Kept in order of offset.
+        let mut placed: Vec<usize> = Vec::with_capacity(lives.len());
+        for i in order {
+            offsets[i] = lowest_gap(&lives, &offsets, &placed, i);
+            let at = placed.partition_point(|&j| offsets[j] < offsets[i]);
+            placed.insert(at, i);
+        }
+        let bytes = (0..lives.len()).map(|i| offsets[i] + lives[i].bytes).max().unwrap_or(0);
+        let at_peak = categories_at_peak(&lives);
+        Self { trace, offsets, bytes, at_peak }
+    }
+
+    /// Size of the arena that this layout needs.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Live bytes by category at the moment when most is live.
+    pub fn at_peak(&self) -> &BTreeMap<Category, usize> {
+        &self.at_peak
+    }
+
+    /// Number of allocations.
+    pub fn num_allocations(&self) -> usize {
+        self.offsets.len()
+    }
+}
+
+fn lowest_gap(lives: &[Life], offsets: &[usize], placed: &[usize], i: usize) -> usize {
+    let life = lives[i];
+    let mut candidate = 0;
+    for &j in placed {
+        let other = lives[j];
+        if other.start < life.end && life.start < other.end {
+            if offsets[j] >= candidate + life.bytes {
+                break;
+            }
+            candidate = candidate.max(offsets[j] + other.bytes);
+        }
+    }
+    candidate
+}
+
+fn categories_at_peak(lives: &[Life]) -> BTreeMap<Category, usize> {
+    let mut changes: Vec<(usize, isize, Category)> = Vec::new();
+    for life in lives {
+        changes.push((life.start, life.bytes as isize, life.category));
+        changes.push((life.end, -(life.bytes as isize), life.category));
+    }
+    changes.sort_by_key(|c| c.0);
+    let (mut live, mut total, mut peak) = (BTreeMap::<Category, isize>::new(), 0, 0);
+    let mut at_peak = BTreeMap::new();
+    for (_, bytes, category) in changes {
+        *live.entry(category).or_default() += bytes;
+        total += bytes;
+        if total > peak {
+            peak = total;
+            at_peak = live.iter().map(|(&c, &b)| (c, b as usize)).collect();
+        }
+    }
+    at_peak
+}
+
+/// The memory that real steps run in.
+pub struct Arena(Arc<Region>);
+
+impl Arena {
+    /// An arena of `bytes`; pages are provided when first touched.
+    pub fn new(bytes: usize) -> Self {
+        Self(Arc::new(Region::new(bytes)))
+    }
+
+    /// Size.
+    pub fn bytes(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// Memory of one tensor.
+#[derive(Debug)]
+pub struct Block {
+    /// `None` on the dry device.
+    region: Option<Arc<Region>>,
+    offset: usize,
+    len: usize,
+    /// Who counts this block, and its number there.
+    counted: Option<(Arc<Mutex<Memory>>, usize)>,
+}
+
+impl Block {
+    pub(super) fn alloc(
+        memory: &Arc<Mutex<Memory>>,
+        category: Category,
+        len: usize,
+        dry: bool,
+    ) -> Self {
+        let (id, place) = memory.lock().expect("no panic while counting").alloc(category, len);
+        let (region, offset) = match place {
+            Some((region, offset)) => (Some(region), offset),
+            None if dry => (None, 0),
+            None => (Some(Arc::new(Region::new(len))), 0),
+        };
+        let mut block = Self { region, offset, len, counted: Some((Arc::clone(memory), id)) };
+        if cfg!(debug_assertions) && block.region.is_some() {
+            // Reading what was never written shows up as NaN.
+            block.bytes_mut().fill(0xff);
+        }
+        block
+    }
+
+    pub(crate) fn persistent(len: usize, dry: bool) -> Self {
+        let region = (!dry).then(|| Arc::new(Region::new(len)));
+        Self { region, offset: 0, len, counted: None }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: blocks of a region do not overlap while they live (the layout gives each its own
+        // place, and `Memory` checks every event against it), and this one is not being written,
+        // since that takes `&mut self`.
+        unsafe { self.region().bytes(self.offset, self.len) }
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and `&mut self` makes this the only access to the block.
+        unsafe { self.region().bytes_mut(self.offset, self.len) }
+    }
+
+    fn region(&self) -> &Region {
+        self.region.as_ref().expect("a tensor of the dry device has no elements")
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if let Some((memory, id)) = &self.counted
+            && let Ok(mut memory) = memory.lock()
+        {
+            memory.free(*id);
+        }
+    }
+}
+
+/// How step memory is handed out at present.
+#[derive(Debug, Default)]
+enum Mode {
+    /// From the system, uncounted.
+    #[default]
+    Heap,
+    Tracing(Trace),
+    Planned {
+        region: Arc<Region>,
+        layout: Arc<Layout>,
+        next_event: usize,
+    },
+}
+
+#[derive(Debug, Default)]
+pub struct Memory {
+    mode: Mode,
+    /// Allocations of the present trace or plan so far.
+    allocated: usize,
+    /// Raised with each trace or plan: a block made before does not count in it.
+    generation: usize,
+    persistent: BTreeMap<Category, u64>,
+}
+
+/// Allocation numbers carry the generation in their upper half.
+const GENERATION: u32 = 32;
+
+impl Memory {
+    fn alloc(&mut self, category: Category, bytes: usize) -> (usize, Option<(Arc<Region>, usize)>) {
+        let (id, event) = (self.allocated, Event::Alloc { bytes, category });
+        self.allocated += 1;
+        let place = match &mut self.mode {
+            Mode::Heap => None,
+            Mode::Tracing(trace) => {
+                trace.events.push(event);
+                None
+            }
+            Mode::Planned { region, layout, next_event } => {
+                expect_event(layout, next_event, event);
+                Some((Arc::clone(region), layout.offsets[id]))
+            }
+        };
+        (id | self.generation << GENERATION, place)
+    }
+
+    fn free(&mut self, id: usize) {
+        let (generation, id) = (id >> GENERATION, id & ((1 << GENERATION) - 1));
+        if generation != self.generation {
+            return;
+        }
+        match &mut self.mode {
+            Mode::Heap => {}
+            Mode::Tracing(trace) => trace.events.push(Event::Free { id }),
+            Mode::Planned { layout, next_event, .. } => {
+                expect_event(layout, next_event, Event::Free { id });
+            }
+        }
+    }
+
+    fn switch(&mut self, mode: Mode) -> Mode {
+        self.allocated = 0;
+        self.generation += 1;
+        std::mem::replace(&mut self.mode, mode)
+    }
+
+    pub(super) fn start_trace(&mut self) {
+        let before = self.switch(Mode::Tracing(Trace::default()));
+        assert!(matches!(before, Mode::Heap), "traces do not nest");
+    }
+
+    pub(super) fn end_trace(&mut self) -> Trace {
+        let Mode::Tracing(trace) = self.switch(Mode::Heap) else { panic!("no trace was started") };
+        let frees = trace.events.iter().filter(|e| matches!(e, Event::Free { .. })).count();
+        assert_eq!(2 * frees, trace.events.len(), "step memory must not outlive the step");
+        trace
+    }
+
+    pub(super) fn start_plan(&mut self, arena: &Arena, layout: &Arc<Layout>) {
+        assert!(layout.bytes <= arena.bytes(), "the arena is smaller than the plan");
+        let (region, layout) = (Arc::clone(&arena.0), Arc::clone(layout));
+        let before = self.switch(Mode::Planned { region, layout, next_event: 0 });
+        assert!(matches!(before, Mode::Heap), "plans do not nest");
+    }
+
+    pub(super) fn end_plan(&mut self) {
+        let Mode::Planned { layout, next_event, .. } = self.switch(Mode::Heap) else {
+            panic!("no plan was started")
+        };
+        assert_eq!(next_event, layout.trace.events.len(), "the step ended before its plan");
+    }
+
+    pub(super) fn count_persistent(&mut self, category: Category, bytes: usize) {
+        *self.persistent.entry(category).or_default() += bytes as u64;
+    }
+
+    pub(super) fn persistent(&self, category: Category) -> u64 {
+        self.persistent.get(&category).copied().unwrap_or(0)
+    }
+}
+
+fn expect_event(layout: &Layout, next_event: &mut usize, event: Event) {
+    let planned = layout.trace.events.get(*next_event);
+    assert_eq!(planned, Some(&event), "event {next_event} of the step differs from its plan");
+    *next_event += 1;
+}

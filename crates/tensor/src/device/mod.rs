@@ -1,0 +1,191 @@
+//! Where operations run, and what they take.
+
+pub mod arena;
+
+use crate::tensor::Tensor;
+use arena::{Arena, Block, Layout, Memory, Trace};
+use hone_kernels::{Cpu, DType};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// What memory is used for; the planner reports by category.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Category {
+    /// Frozen weights.
+    Weights,
+    /// Trained parameters: adapters, or the whole model.
+    Parameters,
+    /// Gradients of trained parameters.
+    Gradients,
+    /// Moments of the optimizer.
+    Optimizer,
+    /// What the forward pass keeps for the backward pass, and what flows between operations.
+    Activations,
+    /// Logits of a tile and their gradients.
+    Head,
+    /// Memory inside one operation.
+    Workspace,
+    /// Keys and values of generated sequences.
+    Cache,
+}
+
+impl Category {
+    /// All of them, in the order of reports.
+    pub const ALL: [Category; 8] = [
+        Category::Weights,
+        Category::Parameters,
+        Category::Gradients,
+        Category::Optimizer,
+        Category::Activations,
+        Category::Head,
+        Category::Workspace,
+        Category::Cache,
+    ];
+
+    /// Name in reports and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Category::Weights => "weights",
+            Category::Parameters => "parameters",
+            Category::Gradients => "gradients",
+            Category::Optimizer => "optimizer",
+            Category::Activations => "activations",
+            Category::Head => "head",
+            Category::Workspace => "workspace",
+            Category::Cache => "cache",
+        }
+    }
+}
+
+/// Kinds of work, which run at different speeds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Matrix products.
+    Product,
+    /// Attention.
+    Attention,
+    /// Everything that is bound by memory.
+    Memory,
+}
+
+/// What an operation takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    /// Operation, for profiles.
+    pub name: &'static str,
+    /// Kind of work.
+    pub work: Work,
+    /// Floating-point operations, a multiply-add counted as two.
+    pub flops: u64,
+    /// Bytes read and written, each operand once.
+    pub bytes: u64,
+}
+
+impl Cost {
+    /// A product `[m, k] · [k, n]`.
+    pub fn product(name: &'static str, m: usize, n: usize, k: usize, bytes: usize) -> Self {
+        Self { name, work: Work::Product, flops: 2 * (m * n * k) as u64, bytes: bytes as u64 }
+    }
+
+    /// An operation that is bound by memory.
+    pub fn memory(name: &'static str, bytes: usize) -> Self {
+        Self { name, work: Work::Memory, flops: 0, bytes: bytes as u64 }
+    }
+}
+
+/// A device. Clones are handles on the same one.
+#[derive(Clone)]
+pub struct Device(Arc<Inner>);
+
+struct Inner {
+    /// `None` on the dry device.
+    cpu: Option<Cpu>,
+    memory: Arc<Mutex<Memory>>,
+    costs: Mutex<Vec<Cost>>,
+}
+
+impl Device {
+    /// The CPU with a number of threads.
+    pub fn cpu(threads: usize) -> Self {
+        Self::on(Some(Cpu::new(threads)))
+    }
+
+    /// The CPU with a given instruction set, for tests.
+    pub fn cpu_with_isa(threads: usize, isa: hone_kernels::Isa) -> Self {
+        Self::on(Some(Cpu::with_isa(threads, isa)))
+    }
+
+    /// A device that runs nothing and counts memory and work.
+    pub fn dry() -> Self {
+        Self::on(None)
+    }
+
+    fn on(cpu: Option<Cpu>) -> Self {
+        let memory = Arc::new(Mutex::new(Memory::default()));
+        Self(Arc::new(Inner { cpu, memory, costs: Mutex::default() }))
+    }
+
+    /// Whether this device only counts.
+    pub fn is_dry(&self) -> bool {
+        self.0.cpu.is_none()
+    }
+
+    /// Memory for a tensor of the present step. Its contents are undefined.
+    pub fn alloc(&self, category: Category, dtype: DType, shape: &[usize]) -> Tensor {
+        let bytes = shape.iter().product::<usize>() * dtype.size();
+        let block = Block::alloc(&self.0.memory, category, bytes, self.is_dry());
+        Tensor::from_block(block, dtype, shape)
+    }
+
+    /// Memory for a tensor that outlives steps, zeroed.
+    pub fn persistent(&self, category: Category, dtype: DType, shape: &[usize]) -> Tensor {
+        let bytes = shape.iter().product::<usize>() * dtype.size();
+        self.memory().count_persistent(category, bytes);
+        Tensor::from_block(Block::persistent(bytes, self.is_dry()), dtype, shape)
+    }
+
+    /// Begins an operation: the CPU to run it on, or nothing on the dry device, which notes the
+    /// cost.
+    pub fn begin(&self, cost: Cost) -> Option<&Cpu> {
+        if self.is_dry() {
+            self.0.costs.lock().expect("no panic while noting a cost").push(cost);
+        }
+        self.0.cpu.as_ref()
+    }
+
+    /// The costs noted since the last call (dry device only).
+    pub fn take_costs(&self) -> Vec<Cost> {
+        std::mem::take(&mut self.0.costs.lock().expect("no panic while noting a cost"))
+    }
+
+    /// Bytes of [`Device::persistent`] tensors made so far in `category`.
+    pub fn persistent_bytes(&self, category: Category) -> u64 {
+        self.memory().persistent(category)
+    }
+
+    /// Records every allocation and release of step memory while `body` runs.
+    pub fn trace<R>(&self, body: impl FnOnce() -> R) -> (R, Trace) {
+        self.memory().start_trace();
+        let result = body();
+        (result, self.memory().end_trace())
+    }
+
+    /// Runs `body` with its step memory inside `arena` as `layout` says.
+    ///
+    /// # Panics
+    /// If the allocations of `body` differ from those the layout was made from.
+    pub fn planned<R>(&self, arena: &Arena, layout: &Arc<Layout>, body: impl FnOnce() -> R) -> R {
+        self.memory().start_plan(arena, layout);
+        let result = body();
+        self.memory().end_plan();
+        result
+    }
+
+    /// The CPU, on a device that has one.
+    pub fn as_cpu(&self) -> Option<&Cpu> {
+        self.0.cpu.as_ref()
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.0.memory.lock().expect("no panic while counting memory")
+    }
+}

@@ -1,0 +1,28 @@
+//! Tensors, devices, the memory arena, the coarse tape, and safetensors files.
+//!
+//! Model code speaks to this crate only: it builds a [`Tape`] of coarse operations ([`ops`]) and
+//! never learns which [`Device`] runs them. The same operations on [`Device::dry`] only count
+//! memory and work, which is how a run is planned.
+
+mod device;
+mod mapped;
+pub mod ops;
+mod params;
+pub mod safetensors;
+mod tape;
+mod tensor;
+mod weight;
+
+pub use device::arena::{Arena, Event, Layout, Trace};
+pub use device::{Category, Cost, Device, Work};
+pub use hone_kernels::attention::{Heads, Sequence};
+pub use hone_kernels::random::Philox;
+pub use hone_kernels::{DType, Isa, View, ViewMut, adamw, vector};
+pub use mapped::Mapped;
+pub use params::{Gradients, ParamId, Params};
+pub use tape::{StepKey, Tape, Var};
+pub use tensor::Tensor;
+pub use weight::{Lora, Projection, Weight};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,36 @@
+//! A file mapped into memory.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A read-only mapping of a whole file.
+#[derive(Debug)]
+pub struct Mapped {
+    map: memmap2::Mmap,
+    path: PathBuf,
+}
+
+impl Mapped {
+    /// Maps the file.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or mapped.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        // SAFETY: the usual caveat of mappings, which all readers of model weights accept: a file
+        // that another process truncates meanwhile ends this process by a signal.
+        let map = unsafe { memmap2::Mmap::map(&file)? };
+        Ok(Self { map, path: path.to_owned() })
+    }
+
+    /// The file's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}

@@ -1,0 +1,28 @@
+//! The coarse operations of a decoder: forward, backward, what they allocate and what they cost.
+//!
+//! One operation, one file. Each has a backward pass, except [`attend_cached`], which serves
+//! generation only. The arithmetic is in `hone-kernels`; shapes, memory and costs are here.
+
+mod attention;
+mod embedding;
+mod head;
+mod linear;
+mod rms_norm;
+mod rope;
+mod swiglu;
+
+pub use attention::{KvCache, attend_cached, attention};
+pub use embedding::embedding;
+pub use head::{log_probs, logits};
+pub use linear::linear;
+pub use rms_norm::rms_norm;
+pub use rope::{Angles, rope};
+pub use swiglu::swiglu;
+
+/// `[rows, cols]` of a tensor.
+fn rows_cols(shape: &[usize]) -> (usize, usize) {
+    match *shape {
+        [rows, cols] => (rows, cols),
+        _ => panic!("expected a matrix, found shape {shape:?}"),
+    }
+}

@@ -1,0 +1,46 @@
+//! Rotary position embedding.
+
+use super::rows_cols;
+use crate::{Cost, Device, Heads, Tape, Tensor, Var};
+use hone_kernels::rope::{self as kernel, Direction};
+
+/// Angles of a batch: `cos` and `sin`, `[t, head_dim / 2]`, times whatever the scaling method
+/// multiplies them by.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Angles {
+    /// Cosines.
+    pub cos: Vec<f32>,
+    /// Sines.
+    pub sin: Vec<f32>,
+}
+
+/// Turns queries and keys of `qkv [t, qkv_width]` by `angles`, in place where nothing else holds
+/// the memory.
+pub fn rope<'a>(tape: &mut Tape<'a>, qkv: Var, heads: &Heads, angles: &'a Angles) -> Var {
+    let (requires_grad, input, heads) = (qkv.requires_grad(), qkv.id(), *heads);
+    let mut y = qkv.into_value();
+    if !y.is_unique() {
+        y = copy(tape, &y);
+    }
+    rotate(tape.device(), &mut y, &heads, angles, Direction::Forward);
+    tape.push(y, requires_grad, move |sweep, mut d_y| {
+        rotate(sweep.device, &mut d_y, &heads, angles, Direction::Backward);
+        sweep.add(input, d_y);
+    })
+}
+
+fn rotate(device: &Device, x: &mut Tensor, heads: &Heads, angles: &Angles, direction: Direction) {
+    let (_, width) = rows_cols(x.shape());
+    if let Some(cpu) = device.begin(Cost::memory("rope", 2 * x.num_bytes())) {
+        let turning = (heads.num_heads + heads.num_kv_heads, heads.head_dim);
+        kernel::rotate(cpu, x.view_mut(), width, turning, (&angles.cos, &angles.sin), direction);
+    }
+}
+
+fn copy(tape: &Tape<'_>, x: &Tensor) -> Tensor {
+    let mut y = tape.activation(x.dtype(), x.shape());
+    if let Some(cpu) = tape.device().begin(Cost::memory("copy", 2 * x.num_bytes())) {
+        hone_kernels::vector::convert(cpu, x.view(), y.view_mut());
+    }
+    y
+}

@@ -1,0 +1,26 @@
+//! Gated activation.
+
+use super::rows_cols;
+use crate::{Cost, Tape, Var};
+use hone_kernels::swiglu as kernel;
+
+/// `gate_up [t, 2 i]` (gate first) → `silu(gate) · up [t, i]`.
+pub fn swiglu(tape: &mut Tape<'_>, gate_up: Var) -> Var {
+    let (t, width) = rows_cols(gate_up.value().shape());
+    let i = width / 2;
+    let mut y = tape.activation(gate_up.value().dtype(), &[t, i]);
+    let bytes = gate_up.value().num_bytes() + y.num_bytes();
+    if let Some(cpu) = tape.device().begin(Cost::memory("swiglu", bytes)) {
+        kernel::forward(cpu, gate_up.value().view(), i, y.view_mut());
+    }
+    let requires_grad = gate_up.requires_grad();
+    tape.push(y, requires_grad, move |sweep, d_y| {
+        let mut d = sweep.activation(d_y.dtype(), &[t, width]);
+        let bytes = 2 * d.num_bytes() + d_y.num_bytes();
+        if let Some(cpu) = sweep.device.begin(Cost::memory("d_swiglu", bytes)) {
+            kernel::backward(cpu, gate_up.value().view(), i, d_y.view(), d.view_mut());
+        }
+        drop(d_y);
+        sweep.add(gate_up.id(), d);
+    })
+}

@@ -1,0 +1,107 @@
+//! Trained parameters and their gradients.
+
+use crate::{Category, DType, Device, Tensor, Weight};
+
+/// Index of a trained parameter in [`Params`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ParamId(pub usize);
+
+/// The trained parameters of a model, in `f32`, in a fixed order.
+#[derive(Default)]
+pub struct Params {
+    names: Vec<String>,
+    values: Vec<Tensor>,
+}
+
+impl Params {
+    /// Adds a parameter.
+    ///
+    /// # Panics
+    /// If the value is not `f32`: moments and updates are.
+    pub fn add(&mut self, name: String, value: Tensor) -> ParamId {
+        assert_eq!(value.dtype(), DType::F32);
+        self.names.push(name);
+        self.values.push(value);
+        ParamId(self.values.len() - 1)
+    }
+
+    /// Number of parameters (tensors).
+    pub fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Whether nothing is trained.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// Number of trained numbers.
+    pub fn num_elements(&self) -> usize {
+        self.values.iter().map(Tensor::len).sum()
+    }
+
+    /// Name of a parameter.
+    pub fn name(&self, id: ParamId) -> &str {
+        &self.names[id.0]
+    }
+
+    /// Value of a parameter.
+    pub fn value(&self, id: ParamId) -> &Tensor {
+        &self.values[id.0]
+    }
+
+    /// Value of a parameter, to write.
+    pub fn value_mut(&mut self, id: ParamId) -> &mut Tensor {
+        &mut self.values[id.0]
+    }
+
+    /// The elements of a weight, wherever they are kept.
+    pub fn resolve<'a>(&'a self, weight: &'a Weight) -> &'a Tensor {
+        match weight {
+            Weight::Frozen(tensor) => tensor,
+            Weight::Trained { param, .. } => self.value(*param),
+        }
+    }
+
+    /// Names and values in order.
+    pub fn iter(&self) -> impl Iterator<Item = (ParamId, &str, &Tensor)> {
+        let pairs = self.names.iter().zip(&self.values);
+        pairs.enumerate().map(|(i, (name, value))| (ParamId(i), name.as_str(), value))
+    }
+}
+
+/// One sum of gradients per parameter.
+pub struct Gradients(Vec<Tensor>);
+
+impl Gradients {
+    /// Zero gradients for all of `params`.
+    pub fn zeros(device: &Device, params: &Params) -> Self {
+        let zeros =
+            |value: &Tensor| device.persistent(Category::Gradients, DType::F32, value.shape());
+        Self(params.values.iter().map(zeros).collect())
+    }
+
+    /// The gradient of a parameter.
+    pub fn get(&self, id: ParamId) -> &Tensor {
+        &self.0[id.0]
+    }
+
+    /// The gradient of a parameter, to add to.
+    pub fn get_mut(&mut self, id: ParamId) -> &mut Tensor {
+        &mut self.0[id.0]
+    }
+
+    /// All gradients in the order of the parameters.
+    pub fn iter(&self) -> impl Iterator<Item = &Tensor> {
+        self.0.iter()
+    }
+
+    /// Sets all gradients to zero.
+    pub fn clear(&mut self, device: &Device) {
+        for gradient in &mut self.0 {
+            if let Some(cpu) = device.begin(crate::Cost::memory("zero", gradient.num_bytes())) {
+                hone_kernels::vector::zero(cpu, gradient.view_mut());
+            }
+        }
+    }
+}

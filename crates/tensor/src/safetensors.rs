@@ -1,0 +1,181 @@
+//! safetensors files: read through a mapping, written whole.
+//!
+//! Format: <https://github.com/huggingface/safetensors>. Pickled files are refused by content.
+
+use crate::{DType, Device, Mapped, Tensor};
+use ::safetensors::tensor::{Dtype, Metadata, TensorView};
+use ::safetensors::{SafeTensorError, SafeTensors, serialize_to_file};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Why a file cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// File.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A pickle or a zip of pickles, whatever its name.
+    #[error(
+        "{}: this is a pickled checkpoint, not safetensors. Reading a pickle runs code from the \
+         file, so Hone never does; convert it with the tool that made it (`save_pretrained(…, \
+         safe_serialization=True)`)",
+        path.display()
+    )]
+    Pickled {
+        /// File.
+        path: PathBuf,
+    },
+    /// The header or the offsets are not those of a safetensors file.
+    #[error(
+        "{}: not a whole safetensors file ({reason}). It may have been cut short while it was \
+         copied: fetch it again",
+        path.display()
+    )]
+    Damaged {
+        /// File.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// An element type without meaning for weights.
+    #[error(
+        "{}: tensor `{tensor}` holds {dtype}; f32, f16 and bf16 are read. A quantised model must \
+         be exported in one of these first",
+        path.display()
+    )]
+    ElementType {
+        /// File.
+        path: PathBuf,
+        /// Tensor.
+        tensor: String,
+        /// Its type.
+        dtype: String,
+    },
+}
+
+impl FileError {
+    fn damaged(path: &Path, reason: impl ToString) -> Self {
+        Self::Damaged { path: path.to_owned(), reason: reason.to_string() }
+    }
+}
+
+/// An open safetensors file.
+pub struct SafeTensorsFile {
+    map: Arc<Mapped>,
+    metadata: Metadata,
+    /// Where tensor data begins.
+    data_start: usize,
+}
+
+impl SafeTensorsFile {
+    /// Maps the file and checks its header: lengths, offsets, overlaps, gaps, element types.
+    ///
+    /// # Errors
+    /// [`FileError`], naming the file.
+    pub fn open(path: &Path) -> Result<Self, FileError> {
+        let io = |source| FileError::Io { path: path.to_owned(), source };
+        let map = Mapped::open(path).map_err(io)?;
+        let bytes = map.bytes();
+        if is_pickle(bytes) {
+            return Err(FileError::Pickled { path: path.to_owned() });
+        }
+        // `deserialize` also compares the length of the file with the offsets.
+        SafeTensors::deserialize(bytes).map_err(|e| FileError::damaged(path, e))?;
+        let (header, metadata) =
+            SafeTensors::read_metadata(bytes).map_err(|e| FileError::damaged(path, e))?;
+        for (name, info) in metadata.tensors() {
+            if element_type(info.dtype).is_none() {
+                let (path, dtype) = (path.to_owned(), format!("{:?}", info.dtype));
+                return Err(FileError::ElementType { path, tensor: name, dtype });
+            }
+        }
+        Ok(Self { map: Arc::new(map), metadata, data_start: header + 8 })
+    }
+
+    /// Names of the tensors, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let mut names = self.metadata.offset_keys();
+        names.sort();
+        names
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        self.map.path()
+    }
+
+    /// A tensor over the mapping; copied where the file does not align it.
+    pub fn tensor(&self, name: &str) -> Option<Tensor> {
+        let info = self.metadata.info(name)?;
+        let dtype = element_type(info.dtype)?;
+        let offset = self.data_start + info.data_offsets.0;
+        Tensor::from_file(&self.map, offset, dtype, &info.shape).or_else(|| {
+            let bytes = self.map.bytes().get(offset..self.data_start + info.data_offsets.1)?;
+            Some(Tensor::from_bytes(bytes, dtype, &info.shape))
+        })
+    }
+}
+
+/// Writes tensors, in `f32`, `bf16` or `f16` as they are. The file is complete when this returns,
+/// but not yet synced to disk.
+///
+/// # Errors
+/// [`FileError::Io`].
+pub fn write<'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (String, &'a Tensor)>,
+) -> Result<(), FileError> {
+    let views = tensors.into_iter().map(|(name, tensor)| {
+        let view =
+            TensorView::new(file_type(tensor.dtype()), tensor.shape().to_vec(), tensor.bytes());
+        (name, view.expect("a tensor has as many bytes as its shape says"))
+    });
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
+        SafeTensorError::IoError(source) => FileError::Io { path: path.to_owned(), source },
+        other => FileError::damaged(path, other),
+    })
+}
+
+/// Copies `source` into a new tensor of `dtype` that outlives steps.
+pub fn held_as(
+    device: &Device,
+    category: crate::Category,
+    source: &Tensor,
+    dtype: DType,
+) -> Tensor {
+    let mut held = device.persistent(category, dtype, source.shape());
+    let bytes = source.num_bytes() + held.num_bytes();
+    if let Some(cpu) = device.begin(crate::Cost::memory("convert", bytes)) {
+        hone_kernels::vector::convert(cpu, source.view(), held.view_mut());
+    }
+    held
+}
+
+fn is_pickle(bytes: &[u8]) -> bool {
+    // A zip archive (torch.save since 1.6), or a bare pickle of protocol 2 or later.
+    bytes.starts_with(b"PK\x03\x04") || (bytes.len() > 2 && bytes[0] == 0x80 && bytes[1] <= 5)
+}
+
+fn element_type(dtype: Dtype) -> Option<DType> {
+    match dtype {
+        Dtype::F32 => Some(DType::F32),
+        Dtype::F16 => Some(DType::F16),
+        Dtype::BF16 => Some(DType::Bf16),
+        _ => None,
+    }
+}
+
+fn file_type(dtype: DType) -> Dtype {
+    match dtype {
+        DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::Bf16 => Dtype::BF16,
+    }
+}

@@ -1,0 +1,226 @@
+//! The coarse tape: what the forward pass leaves for the backward pass.
+//!
+//! Every operation has one output. It pushes a closure that turns the output's gradient into
+//! gradients of its inputs and of trained parameters. The closure owns what it needs, so memory is
+//! released as the backward pass goes. Nothing is recorded for an output that needs no gradient.
+
+use crate::{Category, Cost, DType, Device, Gradients, Params, Tensor};
+use hone_kernels::vector;
+use std::collections::HashMap;
+
+/// Names the random numbers of a micro-batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepKey {
+    /// The run's seed.
+    pub seed: u64,
+    /// Optimizer step.
+    pub step: u64,
+    /// Micro-batch within the step.
+    pub micro_batch: u32,
+}
+
+/// The output of an operation.
+#[derive(Clone, Debug)]
+pub struct Var {
+    id: usize,
+    value: Tensor,
+    requires_grad: bool,
+}
+
+impl Var {
+    /// The value.
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+
+    /// Whether a gradient will flow to this value.
+    pub fn requires_grad(&self) -> bool {
+        self.requires_grad
+    }
+
+    pub(crate) fn id(&self) -> usize {
+        self.id
+    }
+
+    pub(crate) fn into_value(self) -> Tensor {
+        self.value
+    }
+}
+
+type Backward<'a> = Box<dyn FnOnce(&mut Sweep<'_, 'a>, Tensor) + 'a>;
+
+struct Node<'a> {
+    output: usize,
+    backward: Backward<'a>,
+}
+
+/// Records operations for one backward pass.
+pub struct Tape<'a> {
+    device: &'a Device,
+    params: &'a Params,
+    /// How operands enter products, and how activations are held.
+    compute: DType,
+    /// `None`: no dropout.
+    step: Option<StepKey>,
+    recording: bool,
+    nodes: Vec<Node<'a>>,
+    num_vars: usize,
+}
+
+impl<'a> Tape<'a> {
+    /// A tape that records, with dropout if `step` is given.
+    pub fn training(
+        device: &'a Device,
+        params: &'a Params,
+        compute: DType,
+        step: Option<StepKey>,
+    ) -> Self {
+        Self { device, params, compute, step, recording: true, nodes: Vec::new(), num_vars: 0 }
+    }
+
+    /// A tape that records nothing.
+    pub fn inference(device: &'a Device, params: &'a Params, compute: DType) -> Self {
+        Self { recording: false, ..Self::training(device, params, compute, None) }
+    }
+
+    /// The device that operations run on.
+    pub fn device(&self) -> &'a Device {
+        self.device
+    }
+
+    /// The trained parameters.
+    pub fn params(&self) -> &'a Params {
+        self.params
+    }
+
+    /// Element type of activations and of products.
+    pub fn compute(&self) -> DType {
+        self.compute
+    }
+
+    /// The step's random numbers, when there is dropout.
+    pub fn step(&self) -> Option<StepKey> {
+        self.step
+    }
+
+    /// A value that comes from outside.
+    pub fn leaf(&mut self, value: Tensor, requires_grad: bool) -> Var {
+        self.var(value, requires_grad)
+    }
+
+    /// Memory for an output or for what is kept for backward.
+    pub(crate) fn activation(&self, dtype: DType, shape: &[usize]) -> Tensor {
+        self.device.alloc(Category::Activations, dtype, shape)
+    }
+
+    /// Whether backward closures are kept.
+    pub(crate) fn is_recording(&self) -> bool {
+        self.recording
+    }
+
+    /// Makes `value` the output of an operation. `backward` is kept only if it will be needed.
+    pub(crate) fn push(
+        &mut self,
+        value: Tensor,
+        requires_grad: bool,
+        backward: impl FnOnce(&mut Sweep<'_, 'a>, Tensor) + 'a,
+    ) -> Var {
+        let var = self.var(value, requires_grad);
+        if self.recording && requires_grad {
+            self.nodes.push(Node { output: var.id, backward: Box::new(backward) });
+        }
+        var
+    }
+
+    fn var(&mut self, value: Tensor, requires_grad: bool) -> Var {
+        self.num_vars += 1;
+        Var { id: self.num_vars - 1, value, requires_grad }
+    }
+
+    /// Runs `block` on `x` keeping only `x`; the backward pass runs it again (Chen et al.,
+    /// "Training Deep Nets with Sublinear Memory Cost", 2016).
+    pub fn recompute(&mut self, x: Var, block: impl Fn(&mut Tape<'a>, Var) -> Var + 'a) -> Var {
+        if !self.recording {
+            return block(self, x);
+        }
+        self.recording = false;
+        let output = block(self, x.clone());
+        self.recording = true;
+        let (step, compute) = (self.step, self.compute);
+        let requires_grad = output.requires_grad;
+        self.push(output.into_value(), requires_grad, move |sweep, d_output| {
+            let mut tape = Tape::training(sweep.device, sweep.params, compute, step);
+            let input = tape.leaf(x.value, x.requires_grad);
+            let (input_id, input_grad) = (input.id, x.requires_grad);
+            let output = block(&mut tape, input);
+            let mut inner = tape.sweep_back(output, d_output, sweep.gradients);
+            if let Some(d_input) = inner.0.remove(&input_id).filter(|_| input_grad) {
+                sweep.add(x.id, d_input);
+            }
+        })
+    }
+
+    /// Sends `d_root` back from `root`; adds to `gradients`. Returns the gradients of leaves.
+    pub fn sweep_back(self, root: Var, d_root: Tensor, gradients: &mut Gradients) -> LeafGradients {
+        assert!(self.recording, "an inference tape has no backward pass");
+        let mut sweep = Sweep {
+            device: self.device,
+            params: self.params,
+            compute: self.compute,
+            gradients,
+            of_vars: HashMap::from([(root.id, d_root)]),
+        };
+        // The value may be released before the gradients are computed.
+        drop(root);
+        for node in self.nodes.into_iter().rev() {
+            if let Some(d_output) = sweep.of_vars.remove(&node.output) {
+                (node.backward)(&mut sweep, d_output);
+            }
+        }
+        LeafGradients(sweep.of_vars)
+    }
+}
+
+/// Gradients of the leaves of a tape.
+pub struct LeafGradients(HashMap<usize, Tensor>);
+
+impl LeafGradients {
+    /// The gradient of `leaf`, if any flowed to it.
+    pub fn get(&self, leaf: &Var) -> Option<&Tensor> {
+        self.0.get(&leaf.id)
+    }
+}
+
+/// A backward pass under way.
+pub(crate) struct Sweep<'s, 'a> {
+    pub(crate) device: &'a Device,
+    pub(crate) params: &'a Params,
+    pub(crate) compute: DType,
+    pub(crate) gradients: &'s mut Gradients,
+    of_vars: HashMap<usize, Tensor>,
+}
+
+impl Sweep<'_, '_> {
+    /// Adds to the gradient of a variable.
+    pub(crate) fn add(&mut self, var: usize, gradient: Tensor) {
+        let Some(mut sum) = self.of_vars.remove(&var) else {
+            self.of_vars.insert(var, gradient);
+            return;
+        };
+        let bytes = sum.num_bytes() * 2 + gradient.num_bytes();
+        if let Some(cpu) = self.device.begin(Cost::memory("add", bytes)) {
+            vector::add_assign(cpu, gradient.view(), sum.view_mut());
+        }
+        self.of_vars.insert(var, sum);
+    }
+
+    /// Memory for a gradient that flows on.
+    pub(crate) fn activation(&self, dtype: DType, shape: &[usize]) -> Tensor {
+        self.device.alloc(Category::Activations, dtype, shape)
+    }
+
+    /// Memory for use inside one operation.
+    pub(crate) fn workspace(&self, dtype: DType, shape: &[usize]) -> Tensor {
+        self.device.alloc(Category::Workspace, dtype, shape)
+    }
+}

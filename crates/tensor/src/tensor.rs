@@ -1,0 +1,145 @@
+//! A contiguous array with an element type and a shape known at run time.
+
+use crate::device::arena::Block;
+use crate::mapped::Mapped;
+use hone_kernels::{DType, View, ViewMut, memory};
+use std::sync::Arc;
+
+/// A contiguous, row-major array. Clones share the memory; writing needs the only handle.
+///
+/// On the dry device a tensor has a shape and no memory.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    storage: Storage,
+    dtype: DType,
+    shape: Vec<usize>,
+}
+
+#[derive(Clone, Debug)]
+enum Storage {
+    Block(Arc<Block>),
+    File { map: Arc<Mapped>, offset: usize },
+}
+
+impl Tensor {
+    pub(crate) fn from_block(block: Block, dtype: DType, shape: &[usize]) -> Self {
+        Self { storage: Storage::Block(Arc::new(block)), dtype, shape: shape.to_vec() }
+    }
+
+    /// A tensor with its own copy of `bytes`, little-endian elements of `dtype`.
+    ///
+    /// # Panics
+    /// If there are more or fewer bytes than the shape needs.
+    pub fn from_bytes(bytes: &[u8], dtype: DType, shape: &[usize]) -> Self {
+        let mut block = Block::persistent(bytes.len(), false);
+        block.bytes_mut().copy_from_slice(bytes);
+        let tensor = Self::from_block(block, dtype, shape);
+        assert_eq!(tensor.num_bytes(), bytes.len());
+        tensor
+    }
+
+    /// A tensor with its own copy of `values`.
+    ///
+    /// # Panics
+    /// If there are more or fewer values than the shape needs.
+    pub fn from_f32(values: &[f32], shape: &[usize]) -> Self {
+        Self::from_bytes(memory::bytes_of(View::F32(values)), DType::F32, shape)
+    }
+
+    /// A read-only tensor over bytes of a mapped file; `None` if they are not aligned for `dtype`
+    /// or not inside the file.
+    pub fn from_file(
+        map: &Arc<Mapped>,
+        offset: usize,
+        dtype: DType,
+        shape: &[usize],
+    ) -> Option<Self> {
+        let storage = Storage::File { map: Arc::clone(map), offset };
+        let tensor = Self { storage, dtype, shape: shape.to_vec() };
+        let bytes = map.bytes().get(offset..)?.get(..tensor.num_bytes())?;
+        memory::view(bytes, dtype)?;
+        Some(tensor)
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Lengths of the dimensions, slowest first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Size in bytes.
+    pub fn num_bytes(&self) -> usize {
+        self.len() * self.dtype.size()
+    }
+
+    /// The elements.
+    ///
+    /// # Panics
+    /// On a tensor of the dry device.
+    pub fn view(&self) -> View<'_> {
+        let bytes = match &self.storage {
+            Storage::Block(block) => block.bytes(),
+            Storage::File { map, offset } => &map.bytes()[*offset..*offset + self.num_bytes()],
+        };
+        memory::view(&bytes[..self.num_bytes()], self.dtype).expect("aligned when it was made")
+    }
+
+    /// The elements, which must be `f32`.
+    ///
+    /// # Panics
+    /// If they are not, or on a tensor of the dry device.
+    pub fn f32(&self) -> &[f32] {
+        self.view().f32()
+    }
+
+    /// The elements, to write.
+    ///
+    /// # Panics
+    /// If the memory is shared with another handle or is a file's.
+    pub fn view_mut(&mut self) -> ViewMut<'_> {
+        let (len, dtype) = (self.num_bytes(), self.dtype);
+        match &mut self.storage {
+            Storage::Block(block) => {
+                let block = Arc::get_mut(block).expect("only the sole handle may write a tensor");
+                memory::view_mut(&mut block.bytes_mut()[..len], dtype)
+            }
+            Storage::File { .. } => panic!("a file's tensor is read-only"),
+        }
+    }
+
+    /// The elements, which must be `f32`, to write.
+    ///
+    /// # Panics
+    /// As [`Tensor::view_mut`], or if the elements are not `f32`.
+    pub fn f32_mut(&mut self) -> &mut [f32] {
+        self.view_mut().f32()
+    }
+
+    /// Whether this is the only handle on memory that can be written.
+    pub fn is_unique(&mut self) -> bool {
+        match &mut self.storage {
+            Storage::Block(block) => Arc::get_mut(block).is_some(),
+            Storage::File { .. } => false,
+        }
+    }
+
+    /// The elements as bytes in little-endian order.
+    pub fn bytes(&self) -> &[u8] {
+        const { assert!(cfg!(target_endian = "little"), "files hold little-endian numbers") };
+        memory::bytes_of(self.view())
+    }
+}

@@ -1,0 +1,317 @@
+//! The parts of the page that are drawn here: heading, key figures, tables, bars, samples. The
+//! curves are drawn by the page's own script.
+
+use std::fmt::Write as _;
+
+use super::format::{bytes, count, escape, number, seconds, short_count};
+use super::sources::{Amounts, DataSet, InputFile, Sample, Sources};
+
+/// What was trained on what, as plain text parts: model, data.
+pub(super) fn names(run: &Sources) -> (String, String) {
+    let model = run.manifest.model.path.as_deref();
+    let model = model.or_else(|| run.run_value("model", "path")?.as_str()).unwrap_or("model");
+    let data = match run.run_value("data", "train") {
+        Some(toml::Value::Array(files)) => match files.as_slice() {
+            [] => "data".to_owned(),
+            [one] => base_name(one.as_str().unwrap_or("data")).to_owned(),
+            [one, rest @ ..] => {
+                let more = rest.len();
+                format!("{} and {more} more", base_name(one.as_str().unwrap_or("data")))
+            }
+        },
+        Some(toml::Value::String(file)) => base_name(file).to_owned(),
+        _ => "data".to_owned(),
+    };
+    (base_name(model).to_owned(), data)
+}
+
+/// One line: method, parameters, machine, date.
+pub(super) fn facts(run: &Sources) -> String {
+    let manifest = &run.manifest;
+    let method = match run.run_value("adapter", "rank") {
+        Some(rank) => format!("LoRA, rank {rank}"),
+        None => "full fine-tuning".to_owned(),
+    };
+    let model = &manifest.model;
+    let parameters = model.parameters.map(|all| match model.trainable_parameters {
+        Some(some) if some < all => {
+            format!("{} of {} parameters trained", short_count(some), short_count(all))
+        }
+        _ => format!("{} parameters", short_count(all)),
+    });
+    let machine = manifest.machine.cpu.clone();
+    let threads = manifest.machine.threads.map(|n| match n {
+        1.0 => "1 thread".to_owned(),
+        n => format!("{} threads", count(n)),
+    });
+    let parts = [Some(method), parameters, machine, threads, manifest.created.clone()];
+    escape(&parts.into_iter().flatten().collect::<Vec<_>>().join(" · "))
+}
+
+/// A box that says so when the run is not finished.
+pub(super) fn notice(run: &Sources) -> String {
+    let Some((done, steps)) = unfinished(run) else { return String::new() };
+    format!("<p class=\"notice\">Not finished: step {} of {}.</p>", count(done), count(steps))
+}
+
+/// Steps done and planned, if fewer are done than planned.
+fn unfinished(run: &Sources) -> Option<(f64, f64)> {
+    let done = run.metrics.last().map_or(0, |line| line.step) as f64;
+    let planned = run.manifest.plan.num_steps.filter(|steps| done < *steps)?;
+    Some((done, planned))
+}
+
+/// The row of key figures.
+pub(super) fn figures(run: &Sources) -> String {
+    let (first_eval, last_eval) = (run.evals.first(), run.evals.last());
+    let before = first_eval.filter(|first| first.step == 0 && run.evals.len() > 1);
+    let loss: Vec<f64> = run.metrics.iter().filter_map(|line| line.loss).collect();
+    let eval_loss = last_eval.and_then(|eval| eval.loss);
+    let perplexity = last_eval.and_then(|eval| eval.perplexity);
+    [
+        figure("Training loss", change(loss.first().copied(), loss.last().copied())),
+        figure("Evaluation loss", change(before.and_then(|eval| eval.loss), eval_loss)),
+        figure("Perplexity", change(before.and_then(|eval| eval.perplexity), perplexity)),
+        figure("Tokens per second", throughput(run).map(number)),
+        figure("Peak memory", actual_peak(run).map(bytes)),
+        figure("Time", total_seconds(run).map(seconds)),
+    ]
+    .concat()
+}
+
+fn figure(label: &str, value: Option<String>) -> String {
+    let Some(value) = value else { return String::new() };
+    format!("<div class=\"card figure\"><span>{label}</span><b>{value}</b></div>")
+}
+
+/// "before → after", or only what there is.
+fn change(before: Option<f64>, after: Option<f64>) -> Option<String> {
+    let after = number(after?);
+    Some(match before {
+        Some(before) => format!("<small>{} →</small> {after}", number(before)),
+        None => after,
+    })
+}
+
+/// Tokens per second over all steps recorded.
+fn throughput(run: &Sources) -> Option<f64> {
+    let timed = run.metrics.iter().filter_map(|line| {
+        let seconds = line.step_seconds?;
+        Some((line.tokens_per_second? * seconds, seconds))
+    });
+    let (tokens, seconds) = timed.fold((0.0, 0.0), |sum, line| (sum.0 + line.0, sum.1 + line.1));
+    (seconds > 0.0).then(|| tokens / seconds)
+}
+
+fn actual_peak(run: &Sources) -> Option<f64> {
+    let recorded = run.metrics.iter().filter_map(|line| line.peak_bytes).reduce(f64::max);
+    run.manifest.actual.peak_bytes.or(recorded)
+}
+
+fn step_seconds(run: &Sources) -> Vec<f64> {
+    run.metrics.iter().filter_map(|line| line.step_seconds).collect()
+}
+
+fn mean_step_seconds(run: &Sources) -> Option<f64> {
+    let times = step_seconds(run);
+    let mean = (!times.is_empty()).then(|| times.iter().sum::<f64>() / times.len() as f64);
+    run.manifest.actual.step_seconds.or(mean)
+}
+
+fn total_seconds(run: &Sources) -> Option<f64> {
+    let sum: f64 = step_seconds(run).iter().sum();
+    run.manifest.actual.total_seconds.or((sum > 0.0).then_some(sum))
+}
+
+/// Everything below the curves.
+pub(super) fn below_curves(run: &Sources) -> String {
+    let memory = shares("Planned memory by category", &run.manifest.plan.memory, bytes);
+    let phases = shares("Time by phase", &phase_seconds(run), seconds);
+    let mut out = section("Plan against reality", &(plan_table(run) + &memory + &phases));
+    let samples: String = run.samples.iter().map(sample).collect();
+    if !samples.is_empty() {
+        let _ = write!(out, "<h2>Samples before and after</h2>{samples}");
+    }
+    out.push_str(&section("Data", &data_table(run)));
+    let _ = write!(
+        out,
+        "<h2>Inputs</h2><details><summary>Run file, with all defaults</summary><pre>{}</pre>\
+         </details>{}",
+        escape(&run.run_text),
+        digests(run)
+    );
+    out
+}
+
+fn section(title: &str, body: &str) -> String {
+    if body.is_empty() { String::new() } else { format!("<h2>{title}</h2>{body}") }
+}
+
+fn plan_table(run: &Sources) -> String {
+    let (plan, actual) = (&run.manifest.plan, &run.manifest.actual);
+    let finished = unfinished(run).is_none(); // totals of half a run compare with nothing
+    let done = run.metrics.last().map(|line| line.step as f64).filter(|_| finished);
+    let total = total_seconds(run).filter(|_| finished);
+    let rows: String = [
+        plan_row("Peak memory of the process", plan.peak_bytes, actual_peak(run), bytes),
+        plan_row("Arena", plan.arena_bytes, actual.arena_bytes, bytes),
+        plan_row("Time per step", plan.step_seconds, mean_step_seconds(run), seconds),
+        plan_row("Steps", plan.num_steps, done, count),
+        plan_row("Total time", plan.total_seconds, total, seconds),
+    ]
+    .concat();
+    let rates = plan.flops_per_step.zip(mean_step_seconds(run)).map(|(flops, seconds)| {
+        format!("{} FLOP per step, {} GFLOP/s", short_flops(flops), number(flops / seconds / 1e9))
+    });
+    let micro = plan.micro_batch_tokens.map(|n| format!("micro-batches of {} tokens", count(n)));
+    let recompute = plan.recompute.as_ref().map(|value| {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        format!("recompute: {text}")
+    });
+    let notes: Vec<String> = [rates, micro, recompute].into_iter().flatten().collect();
+    let notes = escape(&notes.join(" · "));
+    match rows.is_empty() {
+        true => String::new(),
+        false => format!(
+            "<div class=\"card scroll\"><table><tr><th></th><th>plan</th><th>actual</th>\
+             <th>deviation</th></tr>{rows}</table><p class=\"facts\">{notes}</p></div>"
+        ),
+    }
+}
+
+fn short_flops(flops: f64) -> String {
+    match flops {
+        f if f >= 1e12 => format!("{} T", number(f / 1e12)),
+        f => format!("{} G", number(f / 1e9)),
+    }
+}
+
+fn plan_row(name: &str, plan: Option<f64>, actual: Option<f64>, show: fn(f64) -> String) -> String {
+    if plan.is_none() {
+        return String::new();
+    }
+    let deviation = plan.zip(actual).filter(|(plan, _)| *plan > 0.0).map(|(plan, actual)| {
+        let percent = 100.0 * (actual - plan) / plan;
+        let class = if percent.abs() <= 5.0 { "good" } else { "warn" };
+        format!("<span class=\"{class}\">{percent:+.1} %</span>")
+    });
+    let cell = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), show);
+    let deviation = deviation.unwrap_or_else(|| "–".to_owned());
+    let (plan, actual) = (cell(plan), cell(actual));
+    format!("<tr><td>{name}</td><td>{plan}</td><td>{actual}</td><td>{deviation}</td></tr>")
+}
+
+/// Seconds by phase over all steps.
+fn phase_seconds(run: &Sources) -> Amounts {
+    let mut sums = Amounts::new();
+    for (name, value) in run.metrics.iter().flat_map(|line| &line.phases) {
+        let sum = sums.get(name).and_then(|sum| sum.as_f64()).unwrap_or(0.0);
+        sums.insert(name.clone(), (sum + value.as_f64().unwrap_or(0.0)).into());
+    }
+    sums
+}
+
+/// A bar of parts of a whole, with a legend.
+fn shares(title: &str, amounts: &Amounts, show: fn(f64) -> String) -> String {
+    let parts = amounts.iter().filter_map(|(name, value)| Some((name, value.as_f64()?)));
+    let parts: Vec<_> = parts.filter(|(_, amount)| *amount > 0.0).collect();
+    let total: f64 = parts.iter().map(|(_, amount)| amount).sum();
+    if parts.is_empty() {
+        return String::new();
+    }
+    let (mut bar, mut legend) = (String::new(), String::new());
+    for (i, (name, amount)) in parts.iter().enumerate() {
+        let (color, percent) = (i % 10, 100.0 * amount / total);
+        let (name, amount) = (escape(&name.replace('_', " ")), show(*amount));
+        let _ = write!(
+            bar,
+            "<div style=\"flex:{percent:.3} 1 0;background:var(--c{color})\" \
+             title=\"{name}: {amount}\"></div>"
+        );
+        let _ = write!(
+            legend,
+            "<div><span class=\"key\" style=\"background:var(--c{color})\"></span>{name}\
+             <b>{amount}</b><small>{percent:.1} %</small></div>"
+        );
+    }
+    format!(
+        "<div class=\"card\" style=\"margin-top:14px\"><h3>{title}</h3>\
+         <div class=\"bar\">{bar}</div><div class=\"shares\">{legend}</div></div>"
+    )
+}
+
+fn sample(sample: &Sample) -> String {
+    let part = |class: &str, label: &str, text: Option<&str>| {
+        let Some(text) = text else { return String::new() };
+        let body = match text.trim().is_empty() {
+            true => "<p class=\"text empty\">(empty)</p>".to_owned(),
+            false => format!("<p class=\"text\">{}</p>", escape(text)),
+        };
+        format!("<div class=\"{class}\"><h3>{label}</h3>{body}</div>")
+    };
+    let before = part("box", "Before training", sample.before.as_deref());
+    let after = part("box after", "After training", sample.after.as_deref());
+    let reference = part("box wide", "Reference", sample.reference.as_deref());
+    let prompt = part("", "Prompt", Some(&sample.prompt));
+    format!(
+        "<div class=\"card sample\">{prompt}<div class=\"grid\">{before}{after}{reference}</div>\
+         </div>"
+    )
+}
+
+fn data_table(run: &Sources) -> String {
+    let data = &run.manifest.data;
+    let row = |name: &str, set: &Option<DataSet>| match set {
+        Some(set) => data_row(name, set),
+        None => String::new(),
+    };
+    let rows = row("Training", &data.train) + &row("Evaluation", &data.eval);
+    match rows.is_empty() {
+        true => rows,
+        false => format!(
+            "<div class=\"card scroll\"><table><tr><th></th><th>files</th><th>rows</th>\
+             <th>tokens</th><th>target tokens</th><th>truncated</th><th>skipped</th></tr>{rows}\
+             </table></div>"
+        ),
+    }
+}
+
+fn data_row(name: &str, set: &DataSet) -> String {
+    let cell = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), count);
+    let share = set.target_tokens.zip(set.tokens).filter(|(_, all)| *all > 0.0);
+    let share = share.map(|(some, all)| format!(" ({:.0} %)", 100.0 * some / all));
+    format!(
+        "<tr><td>{name}</td><td>{}</td><td>{}</td><td>{}</td><td>{}{}</td><td>{}</td><td>{}</td>\
+         </tr>",
+        set.files.len(),
+        cell(set.rows),
+        cell(set.tokens),
+        cell(set.target_tokens),
+        share.unwrap_or_default(),
+        cell(set.truncated),
+        cell(set.skipped),
+    )
+}
+
+/// SHA-256 of every input file.
+fn digests(run: &Sources) -> String {
+    let (model, data) = (&run.manifest.model, &run.manifest.data);
+    let sets = [&data.train, &data.eval].into_iter().flatten();
+    let files: Vec<&InputFile> =
+        model.files.iter().chain(sets.flat_map(|set| &set.files)).collect();
+    if files.is_empty() {
+        return String::new();
+    }
+    let mut lines = String::new();
+    for file in files {
+        let format = file.format.as_deref().unwrap_or("");
+        let rows = file.rows.map(|rows| format!("{} rows", count(rows))).unwrap_or_default();
+        let line = format!("{}  {}  {format}  {rows}", file.sha256, file.name);
+        let _ = writeln!(lines, "{}", escape(line.trim_end()));
+    }
+    format!("<details><summary>SHA-256 of every input file</summary><pre>{lines}</pre></details>")
+}
+
+fn base_name(path: &str) -> &str {
+    path.trim_end_matches('/').rsplit('/').next().unwrap_or(path)
+}

@@ -1,0 +1,236 @@
+//! The files of a run directory as the report reads them: every field may be absent, so that the
+//! report of an unfinished run, or of another version's, can be made.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// A file that every run has is absent or unreadable.
+    #[error("cannot read {}: {source}; is this the directory of a run?", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// A file is not what a run writes.
+    #[error("{}, line {line}: {problem}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Its line, from 1.
+        line: usize,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+/// Everything the report is made of.
+pub(super) struct Sources {
+    pub run_text: String,
+    pub run: toml::Table,
+    pub manifest: Manifest,
+    /// By ascending step, each step once.
+    pub metrics: Vec<Metrics>,
+    /// By ascending step, each step once.
+    pub evals: Vec<Eval>,
+    pub samples: Vec<Sample>,
+}
+
+/// A line of `metrics.jsonl`.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub(super) struct Metrics {
+    pub step: u64,
+    pub loss: Option<f64>,
+    pub learning_rate: Option<f64>,
+    pub grad_norm: Option<f64>,
+    pub tokens: Option<f64>,
+    pub target_tokens: Option<f64>,
+    pub tokens_per_second: Option<f64>,
+    pub step_seconds: Option<f64>,
+    pub peak_bytes: Option<f64>,
+    /// Seconds by phase.
+    pub phases: Amounts,
+}
+
+/// Numbers by name, in the file's order; what is not a number is left out by the reader.
+pub(super) type Amounts = serde_json::Map<String, serde_json::Value>;
+
+/// A line of `eval.jsonl`.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub(super) struct Eval {
+    pub step: u64,
+    pub loss: Option<f64>,
+    pub perplexity: Option<f64>,
+}
+
+/// An entry of `samples.json`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Sample {
+    pub prompt: String,
+    pub reference: Option<String>,
+    pub before: Option<String>,
+    pub after: Option<String>,
+}
+
+/// `manifest.json` of the run.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Manifest {
+    pub hone_version: Option<String>,
+    pub created: Option<String>,
+    pub machine: Machine,
+    pub model: Model,
+    pub data: Data,
+    pub plan: Plan,
+    pub actual: Actual,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Machine {
+    pub cpu: Option<String>,
+    pub threads: Option<f64>,
+    pub memory_bytes: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Model {
+    pub path: Option<String>,
+    pub parameters: Option<f64>,
+    pub trainable_parameters: Option<f64>,
+    pub files: Vec<InputFile>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct InputFile {
+    #[serde(alias = "path")]
+    pub name: String,
+    pub sha256: String,
+    pub format: Option<String>,
+    pub rows: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Data {
+    pub train: Option<DataSet>,
+    pub eval: Option<DataSet>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct DataSet {
+    pub files: Vec<InputFile>,
+    pub rows: Option<f64>,
+    pub tokens: Option<f64>,
+    pub target_tokens: Option<f64>,
+    pub truncated: Option<f64>,
+    pub skipped: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Plan {
+    pub peak_bytes: Option<f64>,
+    pub arena_bytes: Option<f64>,
+    /// Bytes by category.
+    pub memory: Amounts,
+    pub flops_per_step: Option<f64>,
+    pub step_seconds: Option<f64>,
+    pub num_steps: Option<f64>,
+    pub total_seconds: Option<f64>,
+    pub micro_batch_tokens: Option<f64>,
+    pub recompute: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Actual {
+    pub peak_bytes: Option<f64>,
+    pub arena_bytes: Option<f64>,
+    pub step_seconds: Option<f64>,
+    pub total_seconds: Option<f64>,
+}
+
+impl Sources {
+    /// Reads the run directory.
+    pub fn read(dir: &Path) -> Result<Sources, ReportError> {
+        let path = dir.join("run.toml");
+        let run_text = read_required(&path)?;
+        let run = run_text.parse::<toml::Table>().map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            let line = 1 + run_text.bytes().take(start).filter(|b| *b == b'\n').count();
+            ReportError::Format { path, line, problem: error.message().to_owned() }
+        })?;
+        let mut metrics: Vec<Metrics> = {
+            let path = dir.join("metrics.jsonl");
+            json_lines(&path, &read_required(&path)?)?
+        };
+        newest_per_step(&mut metrics, |line| line.step);
+        let path = dir.join("eval.jsonl");
+        let mut evals: Vec<Eval> = json_lines(&path, &read_optional(&path)?.unwrap_or_default())?;
+        newest_per_step(&mut evals, |line| line.step);
+        let manifest = json(&dir.join("manifest.json"))?.unwrap_or_default();
+        let samples = json(&dir.join("samples.json"))?.unwrap_or_default();
+        Ok(Sources { run_text, run, manifest, metrics, evals, samples })
+    }
+
+    /// A value of the run file by table and key.
+    pub fn run_value(&self, table: &str, key: &str) -> Option<&toml::Value> {
+        self.run.get(table)?.get(key)
+    }
+}
+
+/// The last line of each step, by ascending step: a resumed run writes some steps twice.
+fn newest_per_step<T>(lines: &mut Vec<T>, step: impl Fn(&T) -> u64) {
+    lines.reverse();
+    lines.sort_by_key(&step); // stable: the newest of a step comes first
+    lines.dedup_by_key(|line| step(line));
+}
+
+/// Parses line by line. A last line without its newline was cut off by a kill and is left out.
+fn json_lines<T: DeserializeOwned>(path: &Path, text: &str) -> Result<Vec<T>, ReportError> {
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let lines = whole.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    lines
+        .map(|(index, line)| {
+            serde_json::from_str(line).map_err(|error| ReportError::Format {
+                path: path.to_owned(),
+                line: index + 1,
+                problem: error.to_string(),
+            })
+        })
+        .collect()
+}
+
+fn json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ReportError> {
+    let Some(text) = read_optional(path)? else { return Ok(None) };
+    serde_json::from_str(&text).map(Some).map_err(|error| ReportError::Format {
+        path: path.to_owned(),
+        line: error.line(),
+        problem: error.to_string(),
+    })
+}
+
+fn read_required(path: &Path) -> Result<String, ReportError> {
+    fs::read_to_string(path).map_err(|source| ReportError::Read { path: path.to_owned(), source })
+}
+
+fn read_optional(path: &Path) -> Result<Option<String>, ReportError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ReportError::Read { path: path.to_owned(), source }),
+    }
+}

@@ -1,0 +1,61 @@
+//! What can be wrong with a run file, and where.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// Where a value, or its absence, was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A line of the file, counted from 1.
+    Line {
+        /// The file's name.
+        file: String,
+        /// Its line, from 1.
+        line: usize,
+    },
+    /// A `key=value` override.
+    CommandLine,
+    /// The file as a whole: something is missing from it, or follows from several keys.
+    File(String),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Line { file, line } => write!(f, "{file}, line {line}"),
+            Place::CommandLine => write!(f, "on the command line"),
+            Place::File(file) => write!(f, "{file}"),
+        }
+    }
+}
+
+/// Why a run file was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum RunFileError {
+    /// The file could not be read.
+    #[error("cannot read the run file {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The text is not TOML, or an override is not `key=value`.
+    #[error("{place}: {problem}")]
+    Syntax {
+        /// Where.
+        place: Place,
+        /// What is wrong and what would mend it.
+        problem: String,
+    },
+    /// A key is unknown, missing, of the wrong type or out of range, or contradicts another.
+    #[error("{place}: {key}: {problem}")]
+    Key {
+        /// Where.
+        place: Place,
+        /// Table and name, as in `train.learning_rate`.
+        key: String,
+        /// What is wrong and what would mend it.
+        problem: String,
+    },
+}

@@ -1,0 +1,354 @@
+//! From text and overrides to checked values, one per key of the schema, each with its place.
+//! Relations between keys and the typed tree are built on top of this.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::error::{Place, RunFileError};
+use super::schema::{self, Default, Key, Kind};
+
+/// Checked values by path (`train.seed`), and where each came from.
+pub(super) struct Settings {
+    file: String,
+    values: BTreeMap<&'static str, (toml::Value, Place)>,
+    /// Tables that were opened, and where; the optional table counts only if it is here.
+    tables: BTreeMap<&'static str, Place>,
+}
+
+/// A text being parsed, to turn byte ranges into lines and quotations.
+struct Source<'a> {
+    text: &'a str,
+    /// `None` on the command line.
+    file: Option<&'a str>,
+}
+
+impl Source<'_> {
+    fn place(&self, span: &Range<usize>) -> Place {
+        match self.file {
+            None => Place::CommandLine,
+            Some(file) => {
+                let line = 1 + self.text.bytes().take(span.start).filter(|b| *b == b'\n').count();
+                Place::Line { file: file.to_owned(), line }
+            }
+        }
+    }
+
+    /// The value as written, shortened, with its type.
+    fn quote(&self, value: &Spanned<DeValue<'_>>) -> String {
+        let written = self.text.get(value.span()).unwrap_or_default();
+        let mut short: String = written.chars().take(60).collect();
+        if short.len() < written.len() {
+            short.push('…');
+        }
+        format!("{short} ({})", value.get_ref().type_str())
+    }
+}
+
+impl Settings {
+    /// Reads `text`, then the overrides, and fills in the defaults that do not depend on other
+    /// keys. The first thing wrong is the error.
+    pub fn read(file: &str, text: &str, overrides: &[String]) -> Result<Self, RunFileError> {
+        let mut settings =
+            Settings { file: file.to_owned(), values: BTreeMap::new(), tables: BTreeMap::new() };
+        settings.read_file(text)?;
+        settings.read_overrides(overrides)?;
+        settings.fill_defaults()?;
+        Ok(settings)
+    }
+
+    /// The place of a key, or the file where it was not given.
+    pub fn place(&self, path: &str) -> Place {
+        let (table, _) = path.split_once('.').unwrap_or((path, ""));
+        match (self.values.get(path), self.tables.get(table)) {
+            (Some((_, place)), _) | (None, Some(place)) => place.clone(),
+            (None, None) => Place::File(self.file.clone()),
+        }
+    }
+
+    pub fn get(&self, path: &str) -> Option<&toml::Value> {
+        self.values.get(path).map(|(value, _)| value)
+    }
+
+    pub fn has_table(&self, table: &str) -> bool {
+        self.tables.contains_key(table)
+    }
+
+    /// Sets a default that follows from other keys.
+    pub fn set_default(&mut self, path: &'static str, value: impl Into<toml::Value>) {
+        let place = Place::File(self.file.clone());
+        self.values.entry(path).or_insert_with(|| (value.into(), place));
+    }
+
+    /// The values as one TOML tree, every table present, the optional one only if it was given.
+    pub fn into_toml(self) -> toml::Table {
+        let mut root = toml::Table::new();
+        for table in schema::tables().into_iter().filter(|table| self.expects(table)) {
+            root.insert(table.to_owned(), toml::Table::new().into());
+        }
+        for (path, (value, _)) in self.values {
+            let (table, name) = path.split_once('.').expect("paths come from the schema");
+            let entry = root.get_mut(table).and_then(toml::Value::as_table_mut);
+            entry.expect("a value's table is present").insert(name.to_owned(), value);
+        }
+        root
+    }
+
+    fn expects(&self, table: &str) -> bool {
+        table != schema::OPTIONAL_TABLE || self.has_table(table)
+    }
+
+    fn read_file(&mut self, text: &str) -> Result<(), RunFileError> {
+        let file = self.file.clone();
+        let source = Source { text, file: Some(&file) };
+        let root = DeTable::parse(text).map_err(|error| RunFileError::Syntax {
+            place: source.place(&error.span().unwrap_or(0..0)),
+            problem: format!("this is not TOML: {}", one_line(error.message())),
+        })?;
+        let mut entries: Vec<_> = root.get_ref().iter().collect();
+        entries.sort_by_key(|(name, _)| name.span().start); // errors in the file's order
+        for (name, value) in entries {
+            let place = source.place(&name.span());
+            self.read_table(&source, name.get_ref(), value, place)?;
+        }
+        Ok(())
+    }
+
+    fn read_table(
+        &mut self,
+        source: &Source<'_>,
+        name: &str,
+        value: &Spanned<DeValue<'_>>,
+        place: Place,
+    ) -> Result<(), RunFileError> {
+        let Some(table) = schema::tables().into_iter().find(|table| *table == name) else {
+            return Err(key_error(place, name, unknown_table(name)));
+        };
+        let Some(entries) = value.get_ref().as_table() else {
+            let found = source.quote(value);
+            return Err(key_error(place, name, format!("found {found}; {}", is_a_table(name))));
+        };
+        self.tables.insert(table, place);
+        let mut entries: Vec<_> = entries.iter().collect();
+        entries.sort_by_key(|(name, _)| name.span().start);
+        for (key, value) in entries {
+            let place = source.place(&key.span());
+            self.read_value(source, &format!("{name}.{}", key.get_ref()), value, place)?;
+        }
+        Ok(())
+    }
+
+    fn read_value(
+        &mut self,
+        source: &Source<'_>,
+        path: &str,
+        value: &Spanned<DeValue<'_>>,
+        place: Place,
+    ) -> Result<(), RunFileError> {
+        let key = known_key(path, &place)?;
+        let Some(checked) = check(key.kind, value.get_ref()) else {
+            let problem = wrong_value(key, value.get_ref(), &source.quote(value));
+            return Err(key_error(place, path, problem));
+        };
+        self.values.insert(key.path, (checked, place));
+        Ok(())
+    }
+
+    fn read_overrides(&mut self, overrides: &[String]) -> Result<(), RunFileError> {
+        let mut seen = Vec::new();
+        for text in overrides {
+            let Some((path, value)) = text.split_once('=') else {
+                let problem = format!(
+                    "{text:?} is not an override; write key=value, as in train.learning_rate=1e-4"
+                );
+                return Err(RunFileError::Syntax { place: Place::CommandLine, problem });
+            };
+            let (path, value) = (path.trim(), value.trim());
+            if seen.contains(&path) {
+                let problem = "given twice; keep one of them".to_owned();
+                return Err(key_error(Place::CommandLine, path, problem));
+            }
+            seen.push(path);
+            self.read_override(path, value)?;
+        }
+        Ok(())
+    }
+
+    fn read_override(&mut self, path: &str, text: &str) -> Result<(), RunFileError> {
+        if schema::tables().contains(&path) {
+            return Err(key_error(Place::CommandLine, path, is_a_table(path)));
+        }
+        let key = known_key(path, &Place::CommandLine)?;
+        let written = override_as_toml(key.kind, text);
+        let parsed = DeValue::parse(&written).map_err(|error| {
+            let problem = format!("{written} is not a value: {}", one_line(error.message()));
+            key_error(Place::CommandLine, path, problem)
+        })?;
+        self.displace_partner(key.path);
+        self.tables.entry(key.parts().0).or_insert(Place::CommandLine);
+        let source = Source { text: &written, file: None };
+        self.read_value(&source, path, &parsed, Place::CommandLine)
+    }
+
+    /// Drops the file's value of the key that excludes `path`.
+    fn displace_partner(&mut self, path: &str) {
+        for (a, b) in schema::EXCLUSIVE {
+            let partner = if path == a { b } else { a };
+            let from_file =
+                self.values.get(partner).is_some_and(|(_, place)| *place != Place::CommandLine);
+            if (path == a || path == b) && from_file {
+                self.values.remove(partner);
+            }
+        }
+    }
+
+    fn fill_defaults(&mut self) -> Result<(), RunFileError> {
+        for key in schema::KEYS {
+            if self.values.contains_key(key.path) || !self.expects(key.parts().0) {
+                continue;
+            }
+            match key.default {
+                Default::Value(text) => self.set_default(key.path, schema_value(key, text)),
+                Default::Chosen(_) => {}
+                Default::Required => {
+                    let problem = format!("missing; {}. {}", key.doc, example(key));
+                    return Err(key_error(self.place(key.path), key.path, problem));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A value written in the schema, checked like any other.
+fn schema_value(key: &Key, text: &str) -> toml::Value {
+    let parsed = DeValue::parse(text).expect("the schema's values are TOML");
+    check(key.kind, parsed.get_ref()).expect("the schema's values are in range")
+}
+
+/// Text without quotes is text where a text is wanted, and where it could be nothing else.
+fn override_as_toml(kind: Kind, text: &str) -> String {
+    let quoted = || toml::Value::String(text.to_owned()).to_string();
+    if text.starts_with(['"', '\'', '[', '{']) {
+        return text.to_owned();
+    }
+    match kind {
+        Kind::Text | Kind::TextList(_) | Kind::Choice(_) => quoted(),
+        _ if DeValue::parse(text).is_err() => quoted(),
+        _ => text.to_owned(),
+    }
+}
+
+/// The value in its one normal form (lists as lists, sizes as bytes, numbers as floats where they
+/// are real), or `None` where type or range is wrong.
+fn check(kind: Kind, value: &DeValue<'_>) -> Option<toml::Value> {
+    match (kind, value) {
+        (Kind::Bool, DeValue::Boolean(flag)) => Some((*flag).into()),
+        (Kind::Int(min, max), DeValue::Integer(_)) => {
+            integer(value).filter(|i| (min..=max).contains(i)).map(Into::into)
+        }
+        (Kind::Float(interval), DeValue::Integer(_) | DeValue::Float(_)) => {
+            real(value).filter(|x| interval.contains(*x)).map(Into::into)
+        }
+        (Kind::Text, DeValue::String(_)) => text(value),
+        (Kind::TextList(_), DeValue::String(_)) => Some(vec![text(value)?].into()),
+        (Kind::TextList(may_be_empty), DeValue::Array(items)) => {
+            let list: Option<Vec<_>> = items.iter().map(|item| text(item.get_ref())).collect();
+            list.filter(|list| may_be_empty || !list.is_empty()).map(Into::into)
+        }
+        (Kind::Choice(options), DeValue::String(found)) => {
+            options.contains(&found.as_ref()).then(|| found.as_ref().into())
+        }
+        (Kind::Bytes, DeValue::Integer(_)) => integer(value).filter(|i| *i > 0).map(Into::into),
+        (Kind::Bytes, DeValue::String(found)) => super::bytes::parse(found).map(Into::into),
+        _ => None,
+    }
+}
+
+fn text(value: &DeValue<'_>) -> Option<toml::Value> {
+    value.as_str().filter(|text| !text.trim().is_empty()).map(Into::into)
+}
+
+fn integer(value: &DeValue<'_>) -> Option<i64> {
+    let integer = value.as_integer()?;
+    i64::from_str_radix(integer.as_str(), integer.radix()).ok()
+}
+
+fn real(value: &DeValue<'_>) -> Option<f64> {
+    match value {
+        DeValue::Float(float) => float.as_str().parse().ok(),
+        _ => integer(value).map(|i| i as f64),
+    }
+}
+
+fn known_key(path: &str, place: &Place) -> Result<&'static Key, RunFileError> {
+    schema::find(path).ok_or_else(|| key_error(place.clone(), path, unknown_key(path)))
+}
+
+fn key_error(place: Place, key: &str, problem: String) -> RunFileError {
+    RunFileError::Key { place, key: key.to_owned(), problem }
+}
+
+fn example(key: &Key) -> String {
+    format!("For example: {} = {}", key.path, key.example)
+}
+
+fn wrong_value(key: &Key, value: &DeValue<'_>, found: &str) -> String {
+    let nearest = match (key.kind, value.as_str()) {
+        (Kind::Choice(options), Some(text)) => nearest(text, options.iter().copied()),
+        _ => None,
+    };
+    let hint = nearest.map(|near| format!(" Did you mean \"{near}\"?")).unwrap_or_default();
+    format!("found {found}, expected {}.{hint} {}", key.kind.describe(), example(key))
+}
+
+fn is_a_table(name: &str) -> String {
+    format!("`{name}` is a table; its keys are {}", keys_of(name))
+}
+
+fn keys_of(table: &str) -> String {
+    let keys = schema::KEYS.iter().map(Key::parts).filter(|(of, _)| *of == table);
+    keys.map(|(_, name)| name).collect::<Vec<_>>().join(", ")
+}
+
+/// The same name in another table, the nearest name in this one, or all names of this one.
+fn unknown_key(path: &str) -> String {
+    let (table, name) = path.split_once('.').unwrap_or(("", path));
+    if !schema::tables().contains(&table) {
+        return unknown_table(if table.is_empty() { name } else { table });
+    }
+    let siblings = schema::KEYS.iter().map(Key::parts).filter(|(of, _)| *of == table);
+    let near = nearest(name, siblings.map(|(_, name)| name));
+    match near.map(|near| format!("{table}.{near}")).or_else(|| elsewhere(name)) {
+        Some(near) => format!("unknown key; did you mean `{near}`?"),
+        None => format!("unknown key; the keys of [{table}] are {}", keys_of(table)),
+    }
+}
+
+fn unknown_table(name: &str) -> String {
+    let table = nearest(name, schema::tables().into_iter()).map(|near| format!("[{near}]"));
+    match table.or_else(|| elsewhere(name).map(|near| format!("`{near}`"))) {
+        Some(near) => format!("unknown table or key; did you mean {near}?"),
+        None => format!("unknown table or key; the tables are {}", schema::tables().join(", ")),
+    }
+}
+
+/// A key of exactly, or nearly, that name in any table.
+fn elsewhere(name: &str) -> Option<String> {
+    let near = nearest(name, schema::KEYS.iter().map(|key| key.parts().1))?;
+    let mut keys = schema::KEYS.iter().map(Key::parts);
+    keys.find(|(_, key)| *key == near).map(|(table, key)| format!("{table}.{key}"))
+}
+
+/// The option at the smallest edit distance, if that is at most a third of the name.
+fn nearest(name: &str, options: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+    let distance = |option: &str| strsim::damerau_levenshtein(name, option);
+    let limit = (name.chars().count() / 3).max(1);
+    options.map(|o| (distance(o), o)).min().filter(|(d, _)| *d <= limit).map(|(_, o)| o)
+}
+
+fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}

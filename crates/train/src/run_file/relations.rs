@@ -1,0 +1,112 @@
+//! What holds between keys: defaults that follow from other keys, and combinations that are
+//! refused.
+
+use super::error::{Place, RunFileError};
+use super::parse::Settings;
+use super::{Format, RunFile, TargetModules};
+
+/// A key and what is wrong with it.
+type Check = Result<(), (&'static str, String)>;
+
+/// Fills in the defaults that follow from other keys.
+pub(super) fn fill_derived(settings: &mut Settings) {
+    if let Some(rank) = settings.get("adapter.rank").and_then(toml::Value::as_integer) {
+        settings.set_default("adapter.alpha", 2.0 * rank as f64);
+    }
+    let learning_rate = if settings.has_table("adapter") { 2e-4 } else { 2e-5 };
+    settings.set_default("train.learning_rate", learning_rate);
+    if settings.get("train.max_steps").is_none() {
+        settings.set_default("train.num_epochs", 1);
+    }
+    if settings.get("train.warmup_steps").is_none() {
+        settings.set_default("train.warmup_ratio", 0.03);
+    }
+}
+
+/// Refuses pairs of keys that exclude each other; before the derived defaults are filled in.
+pub(super) fn check_exclusive(settings: &Settings) -> Result<(), RunFileError> {
+    for (a, b) in super::schema::EXCLUSIVE {
+        if settings.get(a).is_some() && settings.get(b).is_some() {
+            let problem = format!("given together with {a}; remove one of the two");
+            return Err(error(settings.place(b), b, problem));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses combinations of values that cannot be meant.
+pub(super) fn check_all(run: &RunFile) -> Check {
+    check_fields(run)?;
+    check_targets(run)?;
+    check_warmup(run)?;
+    check_token_counts(run, run.data.max_seq_len)
+}
+
+fn check_fields(run: &RunFile) -> Check {
+    let data = &run.data;
+    let (given, missing) = match (&data.prompt_field, &data.completion_field) {
+        (None, None) => return Ok(()),
+        (Some(_), Some(_)) => ("data.prompt_field", None),
+        (Some(_), None) => ("data.prompt_field", Some("data.completion_field")),
+        (None, Some(_)) => ("data.completion_field", Some("data.prompt_field")),
+    };
+    if let Some(missing) = missing {
+        return Err((given, format!("needs {missing} as well; give both or neither")));
+    }
+    if !matches!(data.format, Format::Auto | Format::PromptCompletion) {
+        let problem = "is read only for data.format = \"prompt_completion\"; change data.format or \
+                       remove prompt_field and completion_field";
+        return Err((given, problem.to_owned()));
+    }
+    Ok(())
+}
+
+fn check_targets(run: &RunFile) -> Check {
+    match run.adapter.as_ref().map(|adapter| &adapter.target_modules) {
+        Some(TargetModules::Patterns(list)) if list.iter().any(|name| name == "all-linear") => {
+            let problem = "\"all-linear\" stands alone; remove it or the other names";
+            Err(("adapter.target_modules", problem.to_owned()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_warmup(run: &RunFile) -> Check {
+    match (run.train.warmup_steps, run.train.max_steps) {
+        (Some(warmup), Some(steps)) if warmup > steps => {
+            let problem = format!("{warmup} is more than train.max_steps = {steps}; lower it");
+            Err(("train.warmup_steps", problem))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Relations of token counts; those with `max_seq_len` only where it is known.
+pub(super) fn check_token_counts(run: &RunFile, max_seq_len: Option<usize>) -> Check {
+    let batch = run.train.batch_tokens;
+    if let Some(len) = max_seq_len.filter(|len| batch < *len) {
+        let problem = format!(
+            "{batch} is less than max_seq_len = {len}, so one sequence would not fit into a step; \
+             set train.batch_tokens to {len} or more, or data.max_seq_len to {batch} or less"
+        );
+        return Err(("train.batch_tokens", problem));
+    }
+    let Some(micro) = run.budget.micro_batch_tokens else { return Ok(()) };
+    if micro > batch {
+        let problem = format!("{micro} is more than train.batch_tokens = {batch}; lower it");
+        return Err(("budget.micro_batch_tokens", problem));
+    }
+    match max_seq_len.filter(|len| !micro.is_multiple_of(*len)) {
+        None => Ok(()),
+        Some(len) => {
+            let near = (micro / len).max(1) * len;
+            let problem = format!("{micro} is not a multiple of max_seq_len = {len}; try {near}");
+            Err(("budget.micro_batch_tokens", problem))
+        }
+    }
+}
+
+/// The error of a key.
+pub(super) fn error(place: Place, key: &str, problem: String) -> RunFileError {
+    RunFileError::Key { place, key: key.to_owned(), problem }
+}

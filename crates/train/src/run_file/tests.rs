@@ -1,0 +1,277 @@
+//! The schema as a whole (every key is consumed or refused), and one test per kind of mistake.
+
+use super::schema::{Default, KEYS, Kind};
+use super::*;
+
+const MINIMAL: &str = r#"
+[model]
+path = "models/tiny"
+[data]
+train = "rows.jsonl"
+[output]
+dir = "runs/a"
+"#;
+
+/// `MINIMAL` with an `[adapter]`, needed to set that table's keys.
+fn with_adapter() -> String {
+    format!("{MINIMAL}[adapter]\nmethod = \"lora\"\n")
+}
+
+fn load(text: &str, overrides: &[&str]) -> Result<RunFile, String> {
+    let overrides: Vec<String> = overrides.iter().map(|&o| o.to_owned()).collect();
+    RunFile::from_str(text, &overrides).map_err(|error| error.to_string())
+}
+
+/// The message, asserted to hold every one of `parts`.
+#[track_caller]
+fn refused(text: &str, overrides: &[&str], parts: &[&str]) {
+    let message = load(text, overrides).expect_err("must be refused");
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is not in: {message}");
+    }
+}
+
+/// Other keys that must be set for the key's example to be allowed.
+fn companions(path: &str) -> Vec<&'static str> {
+    match path {
+        "data.prompt_field" => vec!["data.completion_field=a"],
+        "data.completion_field" => vec!["data.prompt_field=q"],
+        _ => vec![],
+    }
+}
+
+/// A run file with the key at its example, in its own table.
+fn with_line(key: &schema::Key, line: &str) -> String {
+    let (table, name) = key.parts();
+    let text = with_adapter();
+    let text: String = text
+        .lines()
+        .filter(|have| !(key.default_is_required() && have.starts_with(&format!("{name} ="))))
+        .map(|have| format!("{have}\n"))
+        .collect();
+    let header = format!("[{table}]\n");
+    if text.contains(&header) {
+        text.replace(&header, &format!("{header}{line}\n"))
+    } else {
+        format!("{text}{header}{line}\n")
+    }
+}
+
+impl schema::Key {
+    fn default_is_required(&self) -> bool {
+        matches!(self.default, Default::Required)
+    }
+}
+
+#[test]
+fn every_key_is_consumed() {
+    for key in KEYS {
+        let line = format!("{} = {}", key.parts().1, key.example);
+        let from_file = load(&with_line(key, &line), &companions(key.path)).expect(key.path);
+        let mut overrides = companions(key.path);
+        let given = format!("{}={}", key.path, key.example);
+        overrides.push(&given);
+        let from_command_line = load(&with_adapter(), &overrides).expect(key.path);
+        assert_eq!(from_file.flat().get(key.path), from_command_line.flat().get(key.path));
+        let unset = load(&with_adapter(), &[]).unwrap();
+        if key.path != "adapter.method" {
+            assert_ne!(from_file.flat().get(key.path), unset.flat().get(key.path), "{}", key.path);
+        }
+        assert_eq!(load(&from_file.to_toml(), &[]).as_ref(), Ok(&from_file), "{}", key.path);
+    }
+}
+
+#[test]
+fn every_key_is_refused_when_misspelt_or_of_the_wrong_kind() {
+    for key in KEYS {
+        let (table, name) = key.parts();
+        let misspelt = format!("{name}z = {}", key.example);
+        refused(&with_line(key, &misspelt), &[], &[&format!("{table}.{name}z: unknown key; did")]);
+        let wrong = format!("{name} = 2020-01-01");
+        let parts = [format!("{}: found 2020-01-01 (datetime)", key.path), key.kind.describe()];
+        refused(&with_line(key, &wrong), &[], &[&parts[0], &parts[1], "line"]);
+        if !matches!(key.kind, Kind::Text | Kind::TextList(_)) {
+            let given = format!("{}=nonsense", key.path);
+            refused(&with_adapter(), &[&given], &["on the command line", key.path, "nonsense"]);
+        }
+    }
+}
+
+#[test]
+fn every_choice_has_its_variant() {
+    for key in KEYS {
+        let Kind::Choice(options) = key.kind else { continue };
+        for option in options {
+            let given = format!("{}={option}", key.path);
+            let run = load(&with_adapter(), &[&given]).expect(&given);
+            assert_eq!(run.flat()[key.path], format!("\"{option}\""));
+        }
+    }
+}
+
+#[test]
+fn every_limit_is_kept() {
+    for key in KEYS {
+        let (good, bad): (Vec<String>, Vec<String>) = match key.kind {
+            Kind::Int(min, max) => {
+                let bad = if max == i64::MAX { vec![min - 1] } else { vec![min - 1, max + 1] };
+                let text = |list: Vec<i64>| list.iter().map(i64::to_string).collect();
+                (text(vec![min]), text(bad))
+            }
+            Kind::Float(_) => {
+                (vec!["0.5".into()], ["-0.1", "nan", "inf"].map(String::from).to_vec())
+            }
+            _ => continue,
+        };
+        for value in good.iter().filter(|_| key.path != "train.batch_tokens") {
+            load(&with_adapter(), &[&format!("{}={value}", key.path)]).expect(key.path);
+        }
+        for value in bad {
+            refused(&with_adapter(), &[&format!("{}={value}", key.path)], &[key.path, "expected"]);
+        }
+    }
+}
+
+#[test]
+fn defaults_are_filled_in() {
+    let full = load(MINIMAL, &[]).unwrap();
+    assert_eq!((full.adapter.as_ref(), full.train.learning_rate), (None, 2e-5));
+    assert_eq!((full.train.num_epochs, full.train.max_steps), (Some(1), None));
+    assert_eq!((full.train.warmup_ratio, full.train.warmup_steps), (Some(0.03), None));
+    let lora = load(&with_adapter(), &["adapter.rank=8", "train.max_steps=5"]).unwrap();
+    let adapter = lora.adapter.as_ref().unwrap();
+    assert_eq!((adapter.rank, adapter.alpha, lora.train.learning_rate), (8, 16.0, 2e-4));
+    assert_eq!(adapter.target_modules, TargetModules::AllLinear);
+    assert_eq!((lora.train.num_epochs, lora.train.max_steps), (None, Some(5)));
+    assert_eq!(load(&lora.to_toml(), &[]).unwrap(), lora);
+}
+
+#[test]
+fn a_misspelt_key_names_line_and_neighbour() {
+    let text = format!("{MINIMAL}[train]\nseed = 1\nlearning_rat = 1e-4\n");
+    refused(&text, &[], &["line 10", "train.learning_rat:", "`train.learning_rate`"]);
+    refused(MINIMAL, &["train.rank=8"], &["on the command line", "`adapter.rank`"]);
+    refused(&format!("{MINIMAL}[trian]\n"), &[], &["line 8", "trian", "[train]"]);
+    let text = format!("learning_rate = 1.0\n{MINIMAL}");
+    refused(&text, &[], &["line 1", "`train.learning_rate`"]);
+    let text = format!("{MINIMAL}[run]\nqqqqqqq = 1\n");
+    refused(&text, &[], &["run.qqqqqqq", "the keys of [run] are threads"]);
+}
+
+#[test]
+fn wrong_values_say_what_was_found_and_expected() {
+    let text = format!("{MINIMAL}[train]\nlearning_rate = \"fast\"\n");
+    let parts = ["line 9", "found \"fast\" (string)", "a number above 0", "1e-4"];
+    refused(&text, &[], &parts);
+    refused(MINIMAL, &["train.lr_schedule=cosin"], &["Did you mean \"cosine\"?"]);
+    refused(MINIMAL, &["train.max_steps=1.5"], &["found 1.5 (float)", "whole number"]);
+    refused(MINIMAL, &["budget.memory=16 apples"], &["budget.memory", "\"16GiB\""]);
+    refused(MINIMAL, &["data.train=[]"], &["data.train", "at least one"]);
+    refused("model = 3", &[], &["line 1", "model", "is a table"]);
+    refused("[[model]]\npath = \"a\"", &[], &["line 1", "model", "is a table"]);
+    refused("[model", &[], &["line 1", "not TOML"]);
+    refused("[model]\npath = 'a'\npath = 'b'", &[], &["line 3", "duplicate key"]);
+}
+
+#[test]
+fn missing_keys_are_named() {
+    refused("", &[], &["model.path: missing"]);
+    refused(&format!("{MINIMAL}[adapter]\n"), &[], &["line 8", "adapter.method: missing"]);
+    refused(MINIMAL, &["adapter.rank=4"], &["on the command line", "adapter.method: missing"]);
+}
+
+#[test]
+fn overrides_take_the_files_place() {
+    let text = format!("{MINIMAL}[train]\nnum_epochs = 3\nwarmup_ratio = 0.1\n");
+    let run = load(
+        &text,
+        &[
+            "train.max_steps=7",
+            "train.warmup_steps = 2",
+            "data.train=[\"a\",\"b\"]",
+            "model.path=7",
+        ],
+    )
+    .unwrap();
+    assert_eq!((run.train.max_steps, run.train.num_epochs), (Some(7), None));
+    assert_eq!((run.train.warmup_steps, run.train.warmup_ratio), (Some(2), None));
+    assert_eq!((run.data.train, run.model.path), (vec!["a".into(), "b".into()], "7".into()));
+    refused(MINIMAL, &["train.seed"], &["key=value"]);
+    refused(MINIMAL, &["train.seed=1", "train.seed=2"], &["train.seed", "twice"]);
+    refused(MINIMAL, &["train=1"], &["`train` is a table"]);
+    refused(MINIMAL, &["data.train=[\"a\""], &["data.train", "is not a value"]);
+}
+
+#[test]
+fn contradictions_are_refused() {
+    let text = format!("{MINIMAL}[train]\nnum_epochs = 3\nmax_steps = 2\n");
+    refused(&text, &[], &["line 10", "train.max_steps", "train.num_epochs"]);
+    let both = ["train.warmup_ratio=0.1", "train.warmup_steps=3"];
+    refused(MINIMAL, &both, &["train.warmup_steps", "remove one"]);
+    refused(MINIMAL, &["data.prompt_field=q"], &["data.completion_field", "both or neither"]);
+    let unread = ["data.prompt_field=q", "data.completion_field=a", "data.format=text"];
+    refused(MINIMAL, &unread, &["data.prompt_field", "prompt_completion"]);
+    let steps = ["train.warmup_steps=9", "train.max_steps=8"];
+    refused(MINIMAL, &steps, &["train.warmup_steps", "max_steps = 8"]);
+    let batch = ["train.batch_tokens=100", "data.max_seq_len=128"];
+    refused(MINIMAL, &batch, &["train.batch_tokens", "128"]);
+    let micro = ["budget.micro_batch_tokens=300", "data.max_seq_len=128"];
+    refused(MINIMAL, &micro, &["budget.micro_batch_tokens", "try 256"]);
+    let targets = ["adapter.target_modules=[\"all-linear\",\"q_proj\"]"];
+    refused(&with_adapter(), &targets, &["adapter.target_modules", "alone"]);
+}
+
+#[test]
+fn token_counts_are_checked_again_with_the_models_length() {
+    let run = load(MINIMAL, &["train.batch_tokens=1024", "budget.micro_batch_tokens=512"]).unwrap();
+    assert!(run.check_with_max_seq_len(256).is_ok());
+    let error = run.check_with_max_seq_len(2048).unwrap_err().to_string();
+    assert!(error.contains("train.batch_tokens"), "{error}");
+    let error = run.check_with_max_seq_len(1024).unwrap_err().to_string();
+    assert!(error.contains("budget.micro_batch_tokens"), "{error}");
+}
+
+#[test]
+fn sizes_are_read_and_written_exactly() {
+    for (text, bytes) in [
+        ("16GiB", 16 << 30),
+        ("800MB", 800_000_000),
+        ("1.5 gib", 3 << 29),
+        ("12345", 12345),
+        ("64b", 64),
+    ] {
+        let run = load(MINIMAL, &[&format!("budget.memory={text}")]).expect(text);
+        assert_eq!(run.budget.memory, Some(bytes), "{text}");
+        assert_eq!(load(&run.to_toml(), &[]).unwrap(), run);
+    }
+    for text in ["0", "-1", "GiB", "infGB", "0.1b", "16"] {
+        let quoted = format!("budget.memory=\"{text}\"");
+        refused(MINIMAL, &[&quoted], &["budget.memory"]);
+    }
+}
+
+#[test]
+fn changed_keys_leave_out_what_a_resumed_run_may_change() {
+    let old = load(MINIMAL, &[]).unwrap();
+    let new = ["checkpoint.keep=9", "report.samples=0", "run.threads=1", "train.seed=1"];
+    let new = load(MINIMAL, &new).unwrap();
+    assert_eq!(old.changed_keys(&new), ["train.seed: 42 → 1"]);
+    let new = load(&with_adapter(), &["train.learning_rate=2e-5"]).unwrap();
+    assert!(old.changed_keys(&new).contains(&"adapter.rank: absent → 16".to_owned()));
+    assert!(old.changed_keys(&old).is_empty());
+}
+
+#[test]
+fn the_reference_names_every_key() {
+    let reference = RunFile::reference_markdown();
+    for key in KEYS {
+        assert!(reference.contains(&format!("| `{}` |", key.parts().1)), "{}", key.path);
+        assert!(key.example.parse::<toml::Value>().is_ok(), "{}", key.path);
+    }
+}
+
+#[test]
+fn an_unreadable_file_is_named() {
+    let error = RunFile::load(Path::new("no/such/run.toml"), &[]).unwrap_err().to_string();
+    assert!(error.contains("no/such/run.toml"), "{error}");
+}

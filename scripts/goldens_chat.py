@@ -1,0 +1,227 @@
+"""Makes crates/data/tests/goldens/chat.json: what transformers renders with real chat templates.
+
+Usage: python scripts/goldens_chat.py TEMPLATE_DIR
+
+Renders every conversation below with every *.jinja file of TEMPLATE_DIR by the function behind
+apply_chat_template, at a fixed date, and keeps the SHA-256 and the length of each rendering (the
+templates keep their own licences, so their text is not copied), or the fact that it raises. The
+test in crates/data/tests/integration/chat_goldens.rs compares.
+"""
+
+import copy
+import hashlib
+import json
+import pathlib
+import sys
+from datetime import datetime, timezone
+
+import transformers
+from transformers.utils import chat_template_utils
+
+NOW = 1_750_000_000  # 2025-06-15 15:06:40 UTC
+SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Weather at a place <now> & later",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"type": "string", "description": "Name of the city, e.g. Zürich"},
+                    "units": {"type": "string", "enum": ["C", "F"], "default": "C"},
+                    "days": {"type": "array", "items": {"type": "integer"}},
+                },
+                "required": ["city"],
+            },
+        },
+    },
+    {
+        "type": "function",
+        "function": {
+            "name": "now",
+            "description": "The time",
+            "parameters": {"type": "object", "properties": {}, "required": []},
+        },
+    },
+]
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+def call(name, arguments, call_id="abcdefgh1"):
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def tool(text, call_id="abcdefgh1", name="get_weather"):
+    return {"role": "tool", "name": name, "tool_call_id": call_id, "content": text}
+
+
+SYSTEM = {"role": "system", "content": "You are terse."}
+CITY = {"city": "Zürich", "units": "C", "days": [1, 2]}
+CONVERSATIONS = {
+    "single": {"messages": [user("What is 2+2?"), assistant("It is 4.")]},
+    "multi": {
+        "messages": [
+            user("Hello there"),
+            assistant("Hi! How can I help?"),
+            user("Name a colour"),
+            assistant("Blue"),
+            user("Another?"),
+            assistant("Green, and\n\nalso red."),
+        ]
+    },
+    "system": {"messages": [SYSTEM, user("Who are you?"), assistant("A bot.")]},
+    "system_multi": {
+        "messages": [SYSTEM, user("a"), assistant("b"), user("c"), assistant("d")]
+    },
+    "unicode": {
+        "messages": [user("日本語で? 👩‍👩‍👧 <b>&amp;\"'"), assistant("はい、できます。🎉 é \"quoted\" <tag>")]
+    },
+    "spaces": {"messages": [user("  padded question \n"), assistant("\n padded answer  ")]},
+    "thinking_last": {
+        "messages": [user("Why?"), assistant("<think>\nLet me see.\n</think>\n\nBecause.")]
+    },
+    "thinking_history": {
+        "messages": [
+            user("Why?"),
+            assistant("<think>\nLet me see.\n</think>\n\nBecause."),
+            user("Really?"),
+            assistant("<think>\nHm.\n</think>\n\nYes."),
+        ]
+    },
+    "reasoning_field": {
+        "messages": [user("Why?"), assistant("Because.", reasoning_content="Let me see.")]
+    },
+    "tools_unused": {"tools": TOOLS, "messages": [user("Hi"), assistant("Hello.")]},
+    "tool_call": {
+        "tools": TOOLS,
+        "messages": [
+            user("Weather in Zürich?"),
+            assistant("", tool_calls=[call("get_weather", CITY)]),
+            tool('{"temperature": 21.5}'),
+            assistant("It is 21.5 °C."),
+        ],
+    },
+    "tool_call_null_content": {
+        "tools": TOOLS,
+        "messages": [
+            SYSTEM,
+            user("Weather in Bern?"),
+            assistant(None, tool_calls=[call("get_weather", {"city": "Bern"})]),
+            tool("sunny"),
+            assistant("Sunny."),
+            user("Thanks"),
+            assistant("Welcome."),
+        ],
+    },
+    "tool_calls_parallel": {
+        "tools": TOOLS,
+        "messages": [
+            user("Weather and time?"),
+            assistant(
+                "I look.",
+                tool_calls=[
+                    call("get_weather", {"city": "A\n\"B\"", "n": 1.5, "ok": True, "no": None}),
+                    call("now", {}, "abcdefgh2"),
+                ],
+            ),
+            tool("rain"),
+            tool("noon", "abcdefgh2", "now"),
+            assistant("Rain at noon."),
+        ],
+    },
+    "assistant_first": {"messages": [assistant("Hello, I am here."), user("Hi"), assistant("So?")]},
+    "two_users": {"messages": [user("a"), user("b"), assistant("c")]},
+}
+
+
+class FixedDate(datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.fromtimestamp(NOW, timezone.utc)
+
+
+def render(source, conversation, add_generation_prompt):
+    messages = [
+        {k: v for k, v in message.items() if v is not None} for message in conversation["messages"]
+    ]
+    try:
+        rendered, _ = chat_template_utils.render_jinja_template(
+            conversations=[messages],
+            tools=conversation.get("tools"),
+            chat_template=source,
+            add_generation_prompt=add_generation_prompt,
+            **SPECIAL_TOKENS,
+        )
+    except Exception:  # a template may fail in any way
+        return None
+    return rendered[0]
+
+
+def arguments_as_text(conversation):
+    conversation = copy.deepcopy(conversation)
+    for message in conversation["messages"]:
+        for tool_call in message.get("tool_calls") or []:
+            function = tool_call["function"]
+            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+    return conversation
+
+
+def wants_text(source):
+    """The rule of ChatTemplate::wants_arguments_as_text."""
+    probe = {
+        "messages": [
+            user("probe"),
+            assistant("", tool_calls=[call("probe", {"probe": "x"}, "probe00id")]),
+            tool("x", "probe00id", "probe"),
+            assistant("probe"),
+        ]
+    }
+    as_object = render(source, probe, False)
+    as_text = render(source, arguments_as_text(probe), False)
+    object_fails = as_object is None or "{'probe'" in as_object
+    return object_fails and as_text is not None and '{"probe"' in as_text
+
+
+def main():
+    chat_template_utils.datetime = FixedDate
+    templates = {}
+    for path in sorted(pathlib.Path(sys.argv[1]).glob("*.jinja")):
+        source = path.read_text(encoding="utf-8")
+        as_text = wants_text(source)
+        results = {}
+        for name, conversation in CONVERSATIONS.items():
+            given = arguments_as_text(conversation) if as_text else conversation
+            for suffix, prompt in (("", False), ("+prompt", True)):
+                rendered = render(source, given, prompt)
+                if rendered is None:
+                    results[name + suffix] = "raises"
+                else:
+                    data = rendered.encode("utf-8")
+                    results[name + suffix] = [len(data), hashlib.sha256(data).hexdigest()[:32]]
+        templates[path.name] = results
+    golden = {
+        "made_with": f"transformers {transformers.__version__}",
+        "now": NOW,
+        "special_tokens": SPECIAL_TOKENS,
+        "conversations": CONVERSATIONS,
+        "templates": templates,
+    }
+    out = pathlib.Path(__file__).parent.parent / "crates/data/tests/goldens/chat.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", encoding="utf-8") as file:
+        json.dump(golden, file, ensure_ascii=False, indent=1)
+        file.write("\n")
+
+
+if __name__ == "__main__":
+    main()

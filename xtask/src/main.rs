@@ -1,0 +1,49 @@
+//! Development chores of Hone: `cargo xtask COMMAND`.
+//!
+//! Only dispatch lives here; each command is a module. Nothing in this crate ships with the binary.
+
+mod test;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Development chores of Hone.
+
+Usage: cargo xtask COMMAND
+
+Commands:
+  test   everything a change must pass: needed tools, formatting, clippy, tidy, all tests
+  tidy   house rules: sizes, crate directions, unsafe code, names, headers, documents
+  help   this text
+
+Example: cargo xtask test
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args.as_slice() {
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{HELP}");
+            ExitCode::SUCCESS
+        }
+        [_, "--help" | "-h"] => {
+            print!("{HELP}");
+            ExitCode::SUCCESS
+        }
+        ["test"] => test::run(&workspace_root()),
+        ["tidy"] => tidy::run(&workspace_root()),
+        other => {
+            eprint!("cargo xtask: unknown arguments `{}`\n\n{HELP}", other.join(" "));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The workspace's root: the folder above this crate.
+fn workspace_root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().map_or_else(|| here.to_path_buf(), Path::to_path_buf)
+}

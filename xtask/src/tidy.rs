@@ -1,0 +1,91 @@
+//! `cargo xtask tidy`: the house rules that a program can check.
+//!
+//! Each rule is a small pure function over text, so that its tests need no files:
+//! [`sizes`] (functions, files, columns, and the exceptions which only shrink), [`content`]
+//! (unsafe code, unfinished work, headers, names), [`crates`] (dependency directions, lints,
+//! documents). Formatting is rustfmt's business and lints are clippy's.
+//!
+//! Documents made by a program (command-line reference, configuration schema) are to be compared
+//! with a fresh copy in [`check`], next to the other documents, as soon as there is one.
+
+mod content;
+mod crates;
+mod sizes;
+mod source;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Folders whose code is checked; everything else is documents, data or build output.
+const CODE_FOLDERS: [&str; 4] = ["crates", "xtask", "scripts", ".ci"];
+const EXCEPTIONS: &str = "xtask/tidy-exceptions.txt";
+
+/// One broken rule: where, what, and how to mend it.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Finding {
+    path: String,
+    /// Counted from 1.
+    line: usize,
+    message: String,
+}
+
+impl Finding {
+    fn new(path: &str, line: usize, message: impl Into<String>) -> Self {
+        Finding { path: path.to_owned(), line, message: message.into() }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.path, self.line, self.message)
+    }
+}
+
+/// Runs as a command of its own.
+pub fn run(root: &Path) -> ExitCode {
+    if check_and_print(root) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Checks the workspace at `root`, prints what it found, and says whether all is well.
+pub fn check_and_print(root: &Path) -> bool {
+    match check(root) {
+        Ok((num_files, findings)) => {
+            for finding in &findings {
+                eprintln!("{finding}");
+            }
+            println!("tidy: {num_files} files, {} findings", findings.len());
+            findings.is_empty()
+        }
+        Err(error) => {
+            eprintln!("tidy: {error}");
+            false
+        }
+    }
+}
+
+/// The number of source files, and every broken rule in order of place.
+fn check(root: &Path) -> std::io::Result<(usize, Vec<Finding>)> {
+    let sources = source::read_all(root, &CODE_FOLDERS)?;
+    let exceptions = std::fs::read_to_string(root.join(EXCEPTIONS)).unwrap_or_default();
+    let mut findings = sizes::check(&sources, EXCEPTIONS, &exceptions);
+    for source in &sources {
+        findings.extend(content::check(source));
+    }
+    for krate in crates::read_all(root)? {
+        findings.extend(crates::check_manifest(&krate));
+        findings.extend(crates::check_map(&krate.name, &read(root, "ARCHITECTURE.md")));
+    }
+    for document in ["ARCHITECTURE.md", "CHANGELOG.md"] {
+        findings.extend(crates::check_document(document, &read(root, document)));
+    }
+    findings.sort();
+    Ok((sources.len(), findings))
+}
+
+/// A document's text; empty when it is absent, which its own check reports.
+fn read(root: &Path, document: &str) -> String {
+    std::fs::read_to_string(root.join(document)).unwrap_or_default()
+}
