@@ -148,7 +148,6 @@ CASES = {
         lengths=[5, 11, 13],
         rope_spelling="rope_parameters",
         lora={"target_modules": ["q_proj", "v_proj"]},
-        optimizer={"lr": 0.05},
         saved_as=torch.bfloat16,
         num_shards=2,
     ),

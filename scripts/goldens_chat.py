@@ -1,17 +1,19 @@
 """Makes crates/data/tests/goldens/chat.json: what transformers renders with real chat templates.
 
-Usage: python scripts/goldens_chat.py TEMPLATE_DIR
+Usage: python scripts/goldens_chat.py TEMPLATE_DIR STORIES260K_DIR
 
 Renders every conversation below with every *.jinja file of TEMPLATE_DIR by the function behind
 apply_chat_template, at a fixed date, and keeps the SHA-256 and the length of each rendering (the
 templates keep their own licences, so their text is not copied), or the fact that it raises. The
-test in crates/data/tests/integration/chat_goldens.rs compares.
+test in crates/data/tests/integration/chat_goldens.rs compares. Also, for templates of our own and
+the small stories260k model: rendered text, token ids and assistant masks.
 """
 
 import copy
 import hashlib
 import json
 import pathlib
+import re
 import sys
 from datetime import datetime, timezone
 
@@ -19,7 +21,12 @@ import transformers
 from transformers.utils import chat_template_utils
 
 NOW = 1_750_000_000  # 2025-06-15 15:06:40 UTC
-SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+SPECIAL_TOKENS = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+}
 
 TOOLS = [
     {
@@ -84,7 +91,10 @@ CONVERSATIONS = {
         "messages": [SYSTEM, user("a"), assistant("b"), user("c"), assistant("d")]
     },
     "unicode": {
-        "messages": [user("日本語で? 👩‍👩‍👧 <b>&amp;\"'"), assistant("はい、できます。🎉 é \"quoted\" <tag>")]
+        "messages": [
+            user("日本語で? 👩‍👩‍👧 <b>&amp;\"'"),
+            assistant("はい、できます。🎉 é \"quoted\" <tag>"),
+        ]
     },
     "spaces": {"messages": [user("  padded question \n"), assistant("\n padded answer  ")]},
     "thinking_last": {
@@ -143,6 +153,44 @@ CONVERSATIONS = {
     "two_users": {"messages": [user("a"), user("b"), assistant("c")]},
 }
 
+# Templates of our own with the generation tag, in the ways people place it.
+GENERATION_TEMPLATES = [
+    """{{ bos_token }}{% for m in messages %}
+{% if m.role == 'assistant' %}
+A: {% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}
+
+{% else %}
+{{ m.role }}: {{ m.content }}
+{% endif %}
+{% endfor %}
+{%- if add_generation_prompt %}A: {% endif %}
+""",
+    """{%- for m in messages -%}
+    {%- if m['role'] == 'assistant' -%}
+        {{- '<|im_start|>assistant\n' -}}
+        {%- generation -%}
+            {{- m['content'] | trim -}}
+            {%- if not loop.last %} {# {% generation %} #}{{- '<|im_end|>' -}}{% endif %}
+        {%- endgeneration -%}
+        {{- '\n' -}}
+    {%- else -%}
+        {{- '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' -}}
+    {%- endif -%}
+{%- endfor -%}
+""",
+    """{% macro turn(m) -%}
+  {%- if m.role == "assistant" %}
+    {%-generation-%}
+      {% set text = m.content ~ "{% endgeneration %}" %}
+      {{- text }}
+    {% endgeneration -%}
+  {% else %}[{{ m.content }}]{% endif -%}
+{%- endmacro -%}
+{% for m in messages %}{{ turn(m) }}
+{% endfor %}{% raw %}{% generation %}{% endraw %}end
+""",
+]
+
 
 class FixedDate(datetime):
     @classmethod
@@ -192,6 +240,36 @@ def wants_text(source):
     return object_fails and as_text is not None and '{"probe"' in as_text
 
 
+def generation_goldens():
+    goldens = []
+    for source in GENERATION_TEMPLATES:
+        cases = {}
+        for name in ("single", "multi", "system_multi", "unicode", "spaces", "assistant_first"):
+            texts, spans = chat_template_utils.render_jinja_template(
+                conversations=[CONVERSATIONS[name]["messages"]],
+                chat_template=source,
+                return_assistant_tokens_mask=True,
+                **SPECIAL_TOKENS,
+            )
+            text = texts[0]
+            offset = lambda i: len(text[:i].encode("utf-8"))
+            cases[name] = {"text": text, "spans": [[offset(a), offset(b)] for a, b in spans[0]]}
+        goldens.append({"template": source, "cases": cases})
+    return goldens
+
+
+def token_goldens(model_dir):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir)
+    goldens = {}
+    for name in ("single", "multi", "system_multi", "unicode", "spaces"):
+        encoded = tokenizer.apply_chat_template(
+            CONVERSATIONS[name]["messages"], return_dict=True, return_assistant_tokens_mask=True
+        )
+        mask = "".join(map(str, encoded["assistant_masks"]))
+        goldens[name] = {"ids": " ".join(map(str, encoded["input_ids"])), "mask": mask}
+    return goldens
+
+
 def main():
     chat_template_utils.datetime = FixedDate
     templates = {}
@@ -215,12 +293,16 @@ def main():
         "special_tokens": SPECIAL_TOKENS,
         "conversations": CONVERSATIONS,
         "templates": templates,
+        "generation": generation_goldens(),
+        "stories260k": token_goldens(sys.argv[2]),
     }
     out = pathlib.Path(__file__).parent.parent / "crates/data/tests/goldens/chat.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", encoding="utf-8") as file:
-        json.dump(golden, file, ensure_ascii=False, indent=1)
-        file.write("\n")
+        text = json.dumps(golden, ensure_ascii=False, indent=1)
+        # A digest on a line of its own keeps differences readable; its length need not be.
+        text = re.sub(r"\[\s+(\d+),\s+(\S+)\s+\]", r"[\1, \2]", text)
+        file.write(text + "\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ mod tokenizer;
 
 pub use chat::ChatTemplate;
 pub use dataset::{DataReport, Dataset, FileReport, LengthBin, Row, Source};
-pub use error::DataError;
+pub use error::{DataError, FaultKind, RecordFault};
 pub use load::load;
 pub use order::{Cursor, Order};
 pub use packing::{IGNORE, MicroBatch, Unit, pack_in_order};

@@ -64,25 +64,25 @@ impl Loader<'_> {
     }
 
     fn records(&mut self, file: &str, records: Vec<RawRecord>) -> Result<(), DataError> {
-        let mut layout: Option<Layout> = None;
-        for RawRecord { line, value } in records {
-            // The first readable record decides the layout of its file.
-            if let (None, Ok(first)) = (&layout, &value) {
-                let chosen = Layout::of(first, self.spec).map_err(|fault| DataError::Record {
+        // The first readable record decides the layout of its file.
+        let first = records.iter().find_map(|r| Some((r.line, r.value.as_ref().ok()?)));
+        let layout = match first {
+            Some((line, first)) => {
+                Some(Layout::of(first, self.spec).map_err(|fault| DataError::Record {
                     file: file.to_owned(),
                     line,
                     fault,
-                })?;
-                self.dataset.start_file(file, chosen.describe());
-                layout = Some(chosen);
+                })?)
             }
+            None => None,
+        };
+        let name = layout.as_ref().map_or("unknown".to_owned(), Layout::describe);
+        self.dataset.start_file(file, name);
+        for RawRecord { line, value } in records {
             let result = value.and_then(|value| match &layout {
                 Some(layout) => self.add(layout.parse(&value)?, line),
                 None => Ok(()),
             });
-            if layout.is_none() {
-                self.dataset.start_file(file, self.spec.format.name().to_owned());
-            }
             self.settle(file, line, result)?;
         }
         Ok(())

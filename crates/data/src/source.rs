@@ -125,7 +125,7 @@ fn json_line(line: &str) -> Result<Value, RecordFault> {
     if line.len() > MAX_RECORD_BYTES {
         return Err(too_long(line.len()));
     }
-    serde_json::from_str(line).map_err(|e| bad_json(&e, e.column(), line))
+    serde_json::from_str(line).map_err(|e| bad_json(&e, line))
 }
 
 fn too_long(num_bytes: usize) -> RecordFault {
@@ -135,11 +135,13 @@ fn too_long(num_bytes: usize) -> RecordFault {
     )
 }
 
-fn bad_json(error: &serde_json::Error, column: usize, line: &str) -> RecordFault {
+fn bad_json(error: &serde_json::Error, line: &str) -> RecordFault {
     let text = error.to_string();
     // serde_json ends its text with " at line L column C", which counts from the record.
     let what = text.split(" at line ").next().unwrap_or(&text);
-    let found = match line.chars().nth(column.saturating_sub(1)) {
+    let at = offset_of(line, 1, error.column());
+    let column = line[..at].chars().count() + 1;
+    let found = match line[at..].chars().next() {
         Some(c) if !error.is_eof() => format!("found {c:?}"),
         _ => "found the end of the line".to_owned(),
     };

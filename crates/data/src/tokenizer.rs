@@ -3,7 +3,7 @@
 
 use crate::chat::{ChatTemplate, TemplateTokens};
 use crate::error::DataError;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::path::Path;
 use tokenizers::PostProcessorWrapper;
 
@@ -44,6 +44,7 @@ impl Tokenizer {
         let generation = read_object(&dir.join("generation_config.json"))?;
         let model = read_object(&dir.join("config.json"))?;
         let named = named_tokens(&read_object(&dir.join("special_tokens_map.json"))?, &config);
+        add_as_configured(&mut inner, &config, &named)?;
         let id_of = |name: &str| special_id(&inner, dir, name, &named, &[&generation, &model]);
         let (bos_token_id, eos_token_id) = (id_of("bos_token")?, id_of("eos_token")?);
         let mut stop_token_ids = ids_of(generation.get("eos_token_id"));
@@ -119,6 +120,13 @@ impl Tokenizer {
     /// The model's chat template.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.chat_template.as_ref()
+    }
+
+    /// Fixes the date that the chat template sees; see [`ChatTemplate::set_now`].
+    pub fn set_now(&mut self, unix_seconds: i64) {
+        if let Some(template) = &mut self.chat_template {
+            template.set_now(unix_seconds);
+        }
     }
 }
 
@@ -236,6 +244,41 @@ fn keep_spaces(json: &mut Value) {
     }
 }
 
+/// `add_bos_token` and `add_eos_token`, where `tokenizer_config.json` says either, replace what
+/// `tokenizer.json` adds, as in transformers.
+fn add_as_configured(
+    inner: &mut tokenizers::Tokenizer,
+    config: &Map<String, Value>,
+    named: &Map<String, Value>,
+) -> Result<(), DataError> {
+    let asked = |key: &str| config.get(key).and_then(Value::as_bool);
+    let (bos, eos) = (asked("add_bos_token"), asked("add_eos_token"));
+    if bos.is_none() && eos.is_none() {
+        return Ok(());
+    }
+    let token = |asked: Option<bool>, name: &str| {
+        let text = named.get(name).filter(|_| asked == Some(true))?.as_str()?;
+        Some((text.to_owned(), inner.token_to_id(text)?))
+    };
+    let (bos, eos) = (token(bos, "bos_token"), token(eos, "eos_token"));
+    let special = |t: &(String, u32)| json!({"SpecialToken": {"id": t.0, "type_id": 0}});
+    let mut single = vec![json!({"Sequence": {"id": "A", "type_id": 0}})];
+    single.splice(0..0, bos.as_ref().map(special));
+    single.extend(eos.as_ref().map(special));
+    let entry = |(text, id): (String, u32)| {
+        (text.clone(), json!({"id": text, "ids": [id], "tokens": [text]}))
+    };
+    let special_tokens = bos.into_iter().chain(eos).map(entry).collect::<Map<_, _>>();
+    let pair = json!([{"Sequence": {"id": "A", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 1}}]);
+    let json = json!({"type": "TemplateProcessing", "single": single, "pair": pair,
+        "special_tokens": special_tokens});
+    let processor =
+        serde_json::from_value::<PostProcessorWrapper>(json).map_err(|e| failed(e.into()))?;
+    inner.with_post_processor(Some(processor));
+    Ok(())
+}
+
 /// The `*_token` entries of both files as strings; `tokenizer_config.json` wins.
 fn named_tokens(map: &Map<String, Value>, config: &Map<String, Value>) -> Map<String, Value> {
     let mut named = Map::new();
@@ -313,7 +356,3 @@ fn template_sources(dir: &Path, config: &Map<String, Value>) -> Result<Option<So
         Some(_) => Err(template_error(dir, "neither a string nor a list of named templates")),
     }
 }
-
-#[cfg(test)]
-#[path = "tokenizer_tests.rs"]
-mod tests;

@@ -1,3 +1,23 @@
-//! hone-model
+//! Decoder-only language models: configuration, weights, adapters, generation, export.
+//!
+//! Model code is forward-only code over the coarse operations of `hone-tensor`. It knows neither
+//! the device nor the objective. A family ([`families`]) translates its `config.json` into one
+//! [`DecoderConfig`]; everything after that is shared.
 
+pub mod adapter;
+mod batch;
+mod config;
+mod decoder;
+mod export;
+pub mod families;
+pub mod generate;
 pub mod hub;
+mod load;
+mod rope;
+
+pub use batch::Batch;
+pub use config::{ConfigError, DecoderConfig};
+pub use decoder::{Decoder, Recompute};
+pub use export::{ExportError, export_hf};
+pub use load::{LoadError, LoadOptions, Model, Trained, load};
+pub use rope::{RopeConfig, RopeScaling};

@@ -6,6 +6,7 @@
 
 mod device;
 mod mapped;
+mod merge;
 pub mod ops;
 mod params;
 pub mod safetensors;
@@ -19,6 +20,7 @@ pub use hone_kernels::attention::{Heads, Sequence};
 pub use hone_kernels::random::Philox;
 pub use hone_kernels::{DType, Isa, View, ViewMut, adamw, vector};
 pub use mapped::Mapped;
+pub use merge::merge;
 pub use params::{Gradients, ParamId, Params};
 pub use tape::{StepKey, Tape, Var};
 pub use tensor::Tensor;

@@ -2,9 +2,12 @@
 //!
 //! Format: <https://github.com/huggingface/safetensors>. Pickled files are refused by content.
 
+mod header;
+
 use crate::{DType, Device, Mapped, Tensor};
-use ::safetensors::tensor::{Dtype, Metadata, TensorView};
-use ::safetensors::{SafeTensorError, SafeTensors, serialize_to_file};
+use ::safetensors::tensor::{Dtype, Metadata};
+use ::safetensors::{SafeTensorError, SafeTensors, View, serialize_to_file};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -82,13 +85,10 @@ impl SafeTensorsFile {
         let io = |source| FileError::Io { path: path.to_owned(), source };
         let map = Mapped::open(path).map_err(io)?;
         let bytes = map.bytes();
-        if is_pickle(bytes) {
-            return Err(FileError::Pickled { path: path.to_owned() });
-        }
-        // `deserialize` also compares the length of the file with the offsets.
-        SafeTensors::deserialize(bytes).map_err(|e| FileError::damaged(path, e))?;
-        let (header, metadata) =
-            SafeTensors::read_metadata(bytes).map_err(|e| FileError::damaged(path, e))?;
+        let (header, metadata) = read_header(bytes).map_err(|reason| match is_pickle(bytes) {
+            true => FileError::Pickled { path: path.to_owned() },
+            false => FileError::damaged(path, reason),
+        })?;
         for (name, info) in metadata.tensors() {
             if element_type(info.dtype).is_none() {
                 let (path, dtype) = (path.to_owned(), format!("{:?}", info.dtype));
@@ -122,22 +122,51 @@ impl SafeTensorsFile {
     }
 }
 
-/// Writes tensors, in `f32`, `bf16` or `f16` as they are. The file is complete when this returns,
-/// but not yet synced to disk.
+/// A tensor to be written, made when its turn comes, so that a file larger than memory can be.
+pub struct Lazy<'a> {
+    /// Element type in the file.
+    pub dtype: DType,
+    /// Lengths of the dimensions.
+    pub shape: Vec<usize>,
+    /// Makes it; type and shape must be those above.
+    pub make: Box<dyn Fn() -> Tensor + 'a>,
+}
+
+impl<'a> From<&'a Tensor> for Lazy<'a> {
+    fn from(tensor: &'a Tensor) -> Self {
+        let (dtype, shape) = (tensor.dtype(), tensor.shape().to_vec());
+        Self { dtype, shape, make: Box::new(|| tensor.clone()) }
+    }
+}
+
+impl View for Lazy<'_> {
+    fn dtype(&self) -> Dtype {
+        file_type(self.dtype)
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        let tensor = (self.make)();
+        assert_eq!((tensor.dtype(), tensor.shape()), (self.dtype, self.shape.as_slice()));
+        Cow::Owned(tensor.bytes().to_vec())
+    }
+    fn data_len(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.size()
+    }
+}
+
+/// Writes tensors in the types they have. The file is complete when this returns, but not yet
+/// synced to disk.
 ///
 /// # Errors
 /// [`FileError::Io`].
 pub fn write<'a>(
     path: &Path,
-    tensors: impl IntoIterator<Item = (String, &'a Tensor)>,
+    tensors: impl IntoIterator<Item = (String, Lazy<'a>)>,
 ) -> Result<(), FileError> {
-    let views = tensors.into_iter().map(|(name, tensor)| {
-        let view =
-            TensorView::new(file_type(tensor.dtype()), tensor.shape().to_vec(), tensor.bytes());
-        (name, view.expect("a tensor has as many bytes as its shape says"))
-    });
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
+    serialize_to_file(tensors, Some(metadata), path).map_err(|error| match error {
         SafeTensorError::IoError(source) => FileError::Io { path: path.to_owned(), source },
         other => FileError::damaged(path, other),
     })
@@ -158,9 +187,18 @@ pub fn held_as(
     held
 }
 
+/// Length of the header, and what it says. The library compares offsets with each other and with
+/// the length of the file.
+fn read_header(bytes: &[u8]) -> Result<(usize, Metadata), String> {
+    header::check(bytes)?;
+    SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())
+}
+
+/// Whether a file that is not safetensors is a zip archive (`torch.save` since 1.6) or a bare
+/// pickle of protocol 2 or later. Asked only then: the first bytes of a safetensors file are a
+/// length, and lengths such as 640 look like the start of a pickle.
 fn is_pickle(bytes: &[u8]) -> bool {
-    // A zip archive (torch.save since 1.6), or a bare pickle of protocol 2 or later.
-    bytes.starts_with(b"PK\x03\x04") || (bytes.len() > 2 && bytes[0] == 0x80 && bytes[1] <= 5)
+    bytes.starts_with(b"PK\x03\x04") || matches!(bytes, [0x80, 2..=5, ..])
 }
 
 fn element_type(dtype: Dtype) -> Option<DType> {

@@ -46,6 +46,15 @@ impl Tensor {
         Self::from_bytes(memory::bytes_of(View::F32(values)), DType::F32, shape)
     }
 
+    /// A tensor of `f16`, each value the nearest.
+    ///
+    /// # Panics
+    /// If there are more or fewer values than the shape needs.
+    pub fn from_f32_as_f16(values: &[f32], shape: &[usize]) -> Self {
+        let values: Vec<_> = values.iter().map(|&x| hone_kernels::f16::from_f32(x)).collect();
+        Self::from_bytes(memory::bytes_of(View::F16(&values)), DType::F16, shape)
+    }
+
     /// A read-only tensor over bytes of a mapped file; `None` if they are not aligned for `dtype`
     /// or not inside the file.
     pub fn from_file(

@@ -33,7 +33,6 @@ pub(super) fn new(marks: Option<Marks>) -> Environment<'static> {
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, "raised").with_source(Raised(message)))
     });
-    env.add_function("strftime_now", |format: &str| strftime(jiff::Timestamp::now(), format));
     env.remove_global("debug");
     env.add_filter(FILTER, move |body: &str| match &marks {
         Some(marks) => marks.wrap(body),
@@ -42,16 +41,14 @@ pub(super) fn new(marks: Option<Marks>) -> Environment<'static> {
     env
 }
 
-/// Makes `strftime_now` see this instant.
+/// Makes `strftime_now` see this instant, in UTC.
 pub(super) fn set_now(env: &mut Environment<'static>, unix_seconds: i64) {
     let now = jiff::Timestamp::from_second(unix_seconds).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
-    env.add_function("strftime_now", move |format: &str| strftime(now, format));
-}
-
-fn strftime(now: jiff::Timestamp, format: &str) -> Result<String, Error> {
     let now = now.to_zoned(jiff::tz::TimeZone::UTC);
-    jiff::fmt::strtime::format(format, &now)
-        .map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}")))
+    env.add_function("strftime_now", move |format: &str| {
+        jiff::fmt::strtime::format(format, &now)
+            .map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}")))
+    });
 }
 
 /// As Python's `len`; an undefined value has none of anything.

@@ -84,10 +84,8 @@ fn string(text: &str, ensure_ascii: bool, out: &mut String) {
         return out.push_str(&quoted);
     }
     for c in quoted.chars() {
-        if c.is_ascii() && c != '\x7f' {
+        if c.is_ascii() {
             out.push(c);
-        } else if c == '\x7f' {
-            out.push('\x7f');
         } else {
             for unit in c.encode_utf16(&mut [0; 2]) {
                 out.push_str(&format!("\\u{unit:04x}"));
@@ -125,8 +123,21 @@ mod tests {
             separators: (",".into(), ": ".into()),
             indent: Some(2),
         };
-        let indented = "{\n  \"a\": \"\\u00fc\\n\\\"<\",\n  \"b\": [\n    1,\n    2.0,\n    1e+16,\n    \
-                        1e-05,\n    0.0001\n  ],\n  \"e\": [],\n  \"n\": null\n}";
+        let indented = [
+            "{",
+            r#"  "a": "\u00fc\n\"<","#,
+            r#"  "b": ["#,
+            "    1,",
+            "    2.0,",
+            "    1e+16,",
+            "    1e-05,",
+            "    0.0001",
+            "  ],",
+            r#"  "e": [],"#,
+            r#"  "n": null"#,
+            "}",
+        ]
+        .join("\n");
         assert_eq!(dumps(&value, &style), indented);
     }
 }

@@ -19,6 +19,7 @@ use serde_json::{Map, Value};
 use std::io::Write;
 use std::ops::Range;
 use std::sync::OnceLock;
+use std::time::SystemTime;
 
 /// Longest rendering accepted, in bytes.
 const MAX_OUTPUT_BYTES: usize = 64 << 20;
@@ -91,7 +92,7 @@ impl ChatTemplate {
                 environment.add_template_owned(name, text.clone()).map_err(|e| describe(&e))?;
             }
         }
-        Ok(Self {
+        let mut template = Self {
             plain,
             marked,
             marks,
@@ -101,11 +102,14 @@ impl ChatTemplate {
             added_tokens: added.into_iter().filter(|t| !t.trim().is_empty()).collect(),
             stop_tokens: stop,
             arguments_as_text: OnceLock::new(),
-        })
+        };
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        template.set_now(since_1970.map_or(0, |d| d.as_secs() as i64));
+        Ok(template)
     }
 
-    /// Fixes the instant that `strftime_now` sees, in seconds since 1970 (UTC), so that a resumed
-    /// run renders what the first one did. Unset, it is the time of each call.
+    /// Fixes the instant that `strftime_now` sees, in seconds since 1970 and shown in UTC, so that
+    /// a resumed run renders what the first one did. Unset, it is the time of `new`.
     pub fn set_now(&mut self, unix_seconds: i64) {
         for environment in std::iter::once(&mut self.plain).chain(&mut self.marked) {
             environment::set_now(environment, unix_seconds);
@@ -140,11 +144,11 @@ impl ChatTemplate {
         let prepared = self.prepare(conversation);
         let slice = Slice::all(&prepared, false);
         let text = self.render_slice(&self.plain, &slice).map_err(refused)?;
-        refuse_lost_calls(&prepared, &text)?;
         let spans = match &self.marked {
             Some(marked) => self.marked_spans(marked, &slice, &text)?,
             None => spans::find(self, &prepared, &text)?,
         };
+        refuse_lost_calls(&prepared, &text, &spans)?;
         Ok(Rendering { spans: kept_spans(spans, keep)?, text })
     }
 
@@ -233,10 +237,20 @@ fn kept_spans(spans: Vec<Range<usize>>, keep: &[bool]) -> Result<Vec<Range<usize
     Ok(spans.into_iter().zip(keep).filter_map(|(span, keep)| keep.then_some(span)).collect())
 }
 
-/// Some templates know no tool calls and leave them out in silence.
-fn refuse_lost_calls(conversation: &Conversation, text: &str) -> Result<(), RecordFault> {
-    for (index, message) in conversation.messages.iter().enumerate() {
-        if !message::called_functions(message).all(|name| text.contains(name)) {
+/// Some templates leave out tool calls in silence: what a turn calls must stand in its span.
+fn refuse_lost_calls(
+    conversation: &Conversation,
+    text: &str,
+    spans: &[Range<usize>],
+) -> Result<(), RecordFault> {
+    let turns = conversation.messages.iter().enumerate();
+    let turns = turns.filter(|(_, m)| m["role"] == "assistant").collect::<Vec<_>>();
+    let said = spans.iter().map(|span| &text[span.clone()]).collect::<Vec<_>>();
+    for (k, (index, message)) in turns.iter().enumerate() {
+        // Marked spans need not be one for each turn.
+        let said = if said.len() == turns.len() { &said[k..=k] } else { &said[..] };
+        let is_said = |name: &str| said.iter().any(|span| span.contains(name));
+        if !message::called_functions(message).all(is_said) {
             return Err(RecordFault::malformed(
                 format!("the chat template leaves out the tool calls of message {}", index + 1),
                 "train a model whose template knows tool calls, or remove them from the record",

@@ -6,7 +6,7 @@
 //! then the turn's own text is found by rendering it between unforgeable marks, and its end is the
 //! end-of-turn token after it. Whatever cannot be proved is an error.
 
-use super::{ChatTemplate, Conversation, Slice, message};
+use super::{ChatTemplate, Conversation, Slice};
 use crate::error::RecordFault;
 use serde_json::Value;
 use std::ops::Range;
@@ -105,11 +105,20 @@ impl Search<'_> {
 
     fn end(&self, message: usize, start: usize, next_start: Option<usize>) -> Option<usize> {
         let through = self.render(message + 1, false)?;
-        if self.full.starts_with(&through) && through.len() >= start {
+        let is_prefix = self.full.starts_with(&through) && through.len() >= start;
+        if is_prefix && !self.has_tail(message) {
             return Some(self.end_of_turn(start, through.len()));
         }
         self.end_by_token(message, start, next_start, &through)
             .or_else(|| self.end_by_content(message, &through))
+    }
+
+    /// Whether the template writes more after the last turn than that turn: then the messages
+    /// before it, rendered alone, do not begin the whole.
+    fn has_tail(&self, message: usize) -> bool {
+        let is_last = message + 1 == self.conversation.messages.len();
+        let before = (is_last && message > 0).then(|| self.render(message, false)).flatten();
+        before.is_some_and(|before| !self.full.starts_with(&before))
     }
 
     /// Cuts what follows the end-of-turn token, such as a newline between turns. Without such a
@@ -158,15 +167,14 @@ impl Search<'_> {
         let end = start + self.full[start..].find(token)? + token.len();
         let next_content = self.content(message + 1).map(|range| range.start);
         let limit = [next_content, next_start].into_iter().flatten().min()?;
-        (end <= limit && self.holds_message(message, &self.full[start..end])).then_some(end)
+        (end <= limit && self.holds_text(message, &self.full[start..end])).then_some(end)
     }
 
-    fn holds_message(&self, message: usize, text: &str) -> bool {
+    fn holds_text(&self, message: usize, text: &str) -> bool {
         let message = &self.conversation.messages[message];
         let content = message["content"].as_str().unwrap_or_default();
         let has_content = visible_parts(content).any(|part| text.contains(&content[part]));
-        let mut names = message::called_functions(message);
-        (has_content || content.trim().is_empty()) && names.all(|name| text.contains(name))
+        has_content || content.trim().is_empty()
     }
 
     fn end_by_content(&self, message: usize, through: &str) -> Option<usize> {

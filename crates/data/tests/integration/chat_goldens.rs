@@ -1,7 +1,7 @@
 //! Renderings of real templates against `transformers` (`scripts/goldens_chat.py`).
 
-use hone_data::ChatTemplate;
 use hone_data::chat::{Conversation, TemplateTokens};
+use hone_data::{ChatTemplate, RecordSpec, Tokenizer, load};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -72,4 +72,23 @@ fn renders_as_transformers_does() {
         }
     }
     assert!(wrong.is_empty(), "{} of {compared}:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// Token ids and assistant masks of a whole row, by way of a file.
+#[test]
+fn tokens_and_masks_as_transformers_has_them() {
+    let Some(shared) = crate::shared() else { return };
+    let goldens = goldens();
+    let tok = Tokenizer::from_dir(&shared.join("models/stories260k")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for (name, want) in goldens["stories260k"].as_object().unwrap() {
+        let path = dir.path().join("row.jsonl").display().to_string();
+        std::fs::write(&path, goldens["conversations"][name].to_string()).unwrap();
+        let set = load(&[path], &RecordSpec::default(), &tok).unwrap();
+        let row = set.row(0);
+        let ids = row.tokens.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+        let mask = row.is_target.iter().map(|is| if *is { '1' } else { '0' });
+        assert_eq!(want["ids"], ids, "{name}");
+        assert_eq!(want["mask"], mask.collect::<String>(), "{name}");
+    }
 }

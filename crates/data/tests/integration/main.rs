@@ -2,6 +2,12 @@
 
 mod chat_goldens;
 mod chat_spans;
+mod errors;
+mod fixture;
+mod formats;
+mod packing;
+mod real_files;
+mod streaming;
 
 use std::path::PathBuf;
 

@@ -210,7 +210,9 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
+        // While a panic unwinds, blocks go in an order of no plan: a second panic would abort.
         if let Some((memory, id)) = &self.counted
+            && !std::thread::panicking()
             && let Ok(mut memory) = memory.lock()
         {
             memory.free(*id);
@@ -295,8 +297,10 @@ impl Memory {
         trace
     }
 
-    pub(super) fn start_plan(&mut self, arena: &Arena, layout: &Arc<Layout>) {
+    pub(super) fn start_plan(&mut self, arena: &mut Arena, layout: &Arc<Layout>) {
         assert!(layout.bytes <= arena.bytes(), "the arena is smaller than the plan");
+        // A block left over from an earlier plan, or another device's, would be overwritten.
+        assert_eq!(Arc::strong_count(&arena.0), 1, "something still lives in the arena");
         let (region, layout) = (Arc::clone(&arena.0), Arc::clone(layout));
         let before = self.switch(Mode::Planned { region, layout, next_event: 0 });
         assert!(matches!(before, Mode::Heap), "plans do not nest");

@@ -143,6 +143,11 @@ impl Device {
         Tensor::from_block(Block::persistent(bytes, self.is_dry()), dtype, shape)
     }
 
+    /// Counts bytes of a mapped file that a tensor stands on, so that plans know of them.
+    pub fn count_mapped(&self, bytes: usize) {
+        self.memory().count_persistent(Category::Weights, bytes);
+    }
+
     /// Begins an operation: the CPU to run it on, or nothing on the dry device, which notes the
     /// cost.
     pub fn begin(&self, cost: Cost) -> Option<&Cpu> {
@@ -157,7 +162,7 @@ impl Device {
         std::mem::take(&mut self.0.costs.lock().expect("no panic while noting a cost"))
     }
 
-    /// Bytes of [`Device::persistent`] tensors made so far in `category`.
+    /// Bytes of [`Device::persistent`] tensors and mapped weights made so far in `category`.
     pub fn persistent_bytes(&self, category: Category) -> u64 {
         self.memory().persistent(category)
     }
@@ -172,8 +177,14 @@ impl Device {
     /// Runs `body` with its step memory inside `arena` as `layout` says.
     ///
     /// # Panics
-    /// If the allocations of `body` differ from those the layout was made from.
-    pub fn planned<R>(&self, arena: &Arena, layout: &Arc<Layout>, body: impl FnOnce() -> R) -> R {
+    /// If the allocations of `body` differ from those the layout was made from, or if a tensor of
+    /// an earlier plan is still in the arena.
+    pub fn planned<R>(
+        &self,
+        arena: &mut Arena,
+        layout: &Arc<Layout>,
+        body: impl FnOnce() -> R,
+    ) -> R {
         self.memory().start_plan(arena, layout);
         let result = body();
         self.memory().end_plan();

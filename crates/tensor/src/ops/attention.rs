@@ -76,14 +76,16 @@ impl KvCache {
 /// everything in it. Inference only.
 ///
 /// # Panics
-/// If the cache is full, or the tape records.
+/// If the cache has no room for `t` more tokens, or the tape records.
 pub fn attend_cached(tape: &mut Tape<'_>, qkv: Var, heads: &Heads, cache: &mut KvCache) -> Var {
     assert!(!tape.is_recording(), "attention over a cache has no backward pass");
     let (t, _) = rows_cols(qkv.value().shape());
+    let capacity = cache.k.shape()[0];
+    assert!(cache.len + t <= capacity, "the cache has no room: {} + {t} > {capacity}", cache.len);
     let mut out = tape.activation(qkv.value().dtype(), &[t, heads.out_width()]);
     let mut lse = tape.device().alloc(Category::Workspace, DType::F32, &[heads.num_heads, t]);
     let sequence = Sequence { q_start: 0, q_len: t, k_start: 0, k_len: cache.len + t };
-    let bytes = qkv.value().num_bytes() + 2 * cache.len * cache.k.num_bytes() / cache.k.shape()[0];
+    let bytes = qkv.value().num_bytes() + 2 * cache.len * cache.k.num_bytes() / capacity;
     if let Some(cpu) = tape.device().begin(cost("attend_cached", heads, &[sequence], 2, bytes)) {
         let packed = Inputs::packed(qkv.value().view(), heads);
         append(&mut cache.k, cache.len, packed.k);
@@ -99,7 +101,6 @@ pub fn attend_cached(tape: &mut Tape<'_>, qkv: Var, heads: &Heads, cache: &mut K
 
 fn append(cache: &mut Tensor, len: usize, rows: Rows<'_>) {
     let width = cache.shape()[1];
-    assert!(len < cache.shape()[0], "the cache is full");
     hone_kernels::vector::copy_rows(
         rows.data,
         (rows.stride, rows.offset),

@@ -60,6 +60,20 @@ pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight) -> Tensor {
     y
 }
 
+/// The last row of `x [t, h]`: `[1, h]`. Inference only.
+///
+/// # Panics
+/// If the tape records.
+pub fn last_row(tape: &mut Tape<'_>, x: Var) -> Var {
+    assert!(!tape.is_recording(), "taking the last row has no backward pass");
+    let (t, h) = rows_cols(x.value().shape());
+    let mut y = tape.activation(x.value().dtype(), &[1, h]);
+    if let Some(cpu) = tape.device().begin(Cost::memory("last_row", 2 * y.num_bytes())) {
+        vector::gather_rows(cpu, x.value().view(), h, &[t as u32 - 1], y.view_mut());
+    }
+    tape.push(y, false, |_, _| {})
+}
+
 struct Head<'a> {
     x: &'a Tensor,
     weight: &'a Tensor,

@@ -13,7 +13,7 @@ mod swiglu;
 
 pub use attention::{KvCache, attend_cached, attention};
 pub use embedding::embedding;
-pub use head::{log_probs, logits};
+pub use head::{last_row, log_probs, logits};
 pub use linear::linear;
 pub use rms_norm::rms_norm;
 pub use rope::{Angles, rope};

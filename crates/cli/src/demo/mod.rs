@@ -1,0 +1,10 @@
+//! What `hone demo` works with: a generator of text (`corpus`) for the small base model, and of the
+//! task (`task`) which that model is then tuned to. Words and sentences are in `words`.
+
+pub mod corpus;
+pub mod scene;
+pub mod task;
+pub mod words;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,72 @@
+//! The demo's task: a sentence about a purchase to a JSON record.
+//!
+//! No held-out item shares a person with the training rows, nor a triple of count, colour and
+//! item.
+
+use super::scene::{Scene, pick};
+use super::words::{ASIDES, COLOURS, HELD_OUT_PEOPLE, ITEMS, ORDERS, ORDERS_FOR_NOBODY, PEOPLE};
+use hone_data::random::Stream;
+use serde_json::{Value, json};
+
+/// Rows to train on.
+pub const NUM_TRAIN: usize = 1500;
+/// Rows to measure with.
+pub const NUM_HELD_OUT: usize = 100;
+
+const DOMAIN: u16 = 0x0c0b;
+
+/// A row of the task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    /// The sentence and the instruction.
+    pub prompt: String,
+    /// A space and the record.
+    pub completion: String,
+}
+
+/// Training rows and held-out rows, each without repetition.
+pub fn task(seed: u64) -> (Vec<Item>, Vec<Item>) {
+    let mut random = Stream::new(seed, 0, DOMAIN);
+    let train = draw(&mut random, NUM_TRAIN, PEOPLE, false);
+    (train, draw(&mut random, NUM_HELD_OUT, HELD_OUT_PEOPLE, true))
+}
+
+fn draw(random: &mut Stream, num_items: usize, people: &[&'static str], held: bool) -> Vec<Item> {
+    let mut items = Vec::<Item>::with_capacity(num_items);
+    while items.len() < num_items {
+        let scene = Scene::draw(random, |random| pick(random, people).to_owned());
+        if is_held_out(&scene) != held {
+            continue;
+        }
+        let item = item(&scene, random);
+        if !items.contains(&item) {
+            items.push(item);
+        }
+    }
+    items
+}
+
+/// Every fifth triple of count, colour and item is kept from training.
+fn is_held_out(scene: &Scene) -> bool {
+    (scene.count + scene.colour + scene.item) % 5 == 0
+}
+
+fn item(scene: &Scene, random: &mut Stream) -> Item {
+    let has_recipient = random.below(4) > 0;
+    let orders = if has_recipient { ORDERS } else { ORDERS_FOR_NOBODY };
+    let order = pick(random, orders);
+    let text = match random.below(4) {
+        0 => format!("{} {order}", pick(random, ASIDES)),
+        1 => format!("{order} {}", pick(random, ASIDES)),
+        _ => order.to_owned(),
+    };
+    let record = json!({
+        "buyer": scene.actor,
+        "item": ITEMS[scene.item],
+        "color": COLOURS[scene.colour],
+        "count": scene.number(),
+        "place": scene.place,
+        "for": if has_recipient { Value::from(scene.recipient.as_str()) } else { Value::Null },
+    });
+    Item { prompt: scene.tell(&format!("{text} As JSON:")), completion: format!(" {record}") }
+}

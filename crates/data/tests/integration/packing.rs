@@ -1,0 +1,146 @@
+//! Packing and order over random sets of rows.
+
+use crate::fixture::Fixture;
+use hone_data::random::Stream;
+use hone_data::{Cursor, Dataset, IGNORE, MicroBatch, Order, RecordSpec, Unit, pack_in_order};
+
+const UNIT: usize = 64;
+
+/// Rows of random lengths from 3 to 64 tokens.
+fn random_set(seed: u64, num_rows: usize) -> Dataset {
+    let mut stream = Stream::new(seed, 0, 99);
+    let lines = (0..num_rows).map(|_| {
+        let (prompt, completion) = (stream.below(31), stream.below(31));
+        let (prompt, completion) = ("p".repeat(prompt), "c".repeat(completion + 1));
+        format!("{{\"prompt\": \"{prompt}\", \"completion\": \"{completion}\"}}\n")
+    });
+    let text = lines.collect::<String>();
+    let spec = RecordSpec { max_seq_len: UNIT, ..RecordSpec::default() };
+    Fixture::plain().load("a.jsonl", text, &spec).unwrap()
+}
+
+fn check_units(set: &Dataset, units: &[Unit]) {
+    let mut seen = vec![0; set.len()];
+    for unit in units {
+        let total = unit.rows.iter().map(|row| set.row(*row as usize).tokens.len()).sum::<usize>();
+        assert_eq!(total, unit.num_tokens);
+        assert!(total <= UNIT && total > 0);
+        unit.rows.iter().for_each(|row| seen[*row as usize] += 1);
+    }
+    assert!(seen.iter().all(|count| *count == 1), "each row exactly once");
+}
+
+fn epoch(order: &mut Order, epoch: u64) -> Vec<Unit> {
+    let steps = order.steps_in_epoch(epoch) as u64;
+    (0..steps)
+        .flat_map(|step_in_epoch| order.step(&Cursor { epoch, step_in_epoch }).to_vec())
+        .collect()
+}
+
+#[test]
+fn each_row_once_and_within_capacity() {
+    for seed in 0..20 {
+        let set = random_set(seed, 1 + 37 * seed as usize);
+        let mut order = Order::new(&set, UNIT, 1 + seed as usize % 5, seed).unwrap();
+        for e in 0..3 {
+            check_units(&set, &epoch(&mut order, e));
+        }
+        check_units(&set, &pack_in_order(&set, UNIT).unwrap());
+    }
+}
+
+#[test]
+fn packing_is_tight() {
+    let set = random_set(3, 5000);
+    let mut order = Order::new(&set, UNIT, 4, 0).unwrap();
+    let num_units = epoch(&mut order, 0).len();
+    let fill = set.report().tokens as f64 / (num_units * UNIT) as f64;
+    assert!(fill > 0.97, "{fill}");
+}
+
+#[test]
+fn order_is_deterministic_and_differs_by_epoch_and_seed() {
+    let set = random_set(5, 200);
+    let units = |seed, e| epoch(&mut Order::new(&set, UNIT, 2, seed).unwrap(), e);
+    assert_eq!(units(1, 3), units(1, 3));
+    assert_ne!(units(1, 3), units(1, 4));
+    assert_ne!(units(1, 3), units(2, 3));
+    // The step's size groups the same sequence of units.
+    assert_eq!(epoch(&mut Order::new(&set, UNIT, 7, 1).unwrap(), 3), units(1, 3));
+}
+
+/// Pins the order, so that no change breaks the resuming of old checkpoints unnoticed.
+#[test]
+fn order_known_answer() {
+    let set = random_set(7, 12);
+    let mut order = Order::new(&set, UNIT, 100, 42).unwrap();
+    let rows = epoch(&mut order, 1).into_iter().map(|u| u.rows).collect::<Vec<_>>();
+    assert_eq!(rows, KNOWN_ORDER);
+}
+
+const KNOWN_ORDER: [&[u32]; 7] = [&[6], &[9, 4, 11], &[1, 10], &[5], &[8], &[7, 3], &[0, 2]];
+
+#[test]
+fn resuming_by_cursor_equals_going_on() {
+    let set = random_set(11, 150);
+    let mut order = Order::new(&set, UNIT, 3, 9).unwrap();
+    let mut cursor = Cursor::default();
+    let mut trace = Vec::new();
+    for _ in 0..order.total_steps(3) {
+        trace.push((cursor, order.step(&cursor).to_vec()));
+        order.advance(&mut cursor);
+    }
+    assert_eq!(cursor, Cursor { epoch: 3, step_in_epoch: 0 });
+    for (saved, units) in trace.iter().rev().step_by(7) {
+        let json = serde_json::to_string(saved).unwrap();
+        let mut cursor: Cursor = serde_json::from_str(&json).unwrap();
+        let mut resumed = Order::new(&set, UNIT, 3, 9).unwrap();
+        assert_eq!(resumed.step(&cursor), units);
+        resumed.advance(&mut cursor);
+        let next = trace.iter().position(|(c, _)| c == saved).unwrap() + 1;
+        if let Some((next_cursor, next_units)) = trace.get(next) {
+            assert_eq!(cursor, *next_cursor);
+            assert_eq!(resumed.step(&cursor), next_units);
+        }
+    }
+}
+
+#[test]
+fn micro_batches_hold_whole_sequences() {
+    let set = random_set(13, 40);
+    let units = pack_in_order(&set, UNIT).unwrap();
+    for pair in units.chunks(2) {
+        let batch = MicroBatch::assemble(&set, pair, 3 * UNIT);
+        assert_eq!(batch.tokens.len(), 3 * UNIT);
+        assert_eq!((batch.targets.len(), batch.positions.len()), (3 * UNIT, 3 * UNIT));
+        assert_eq!(batch.rows.len() + 1, batch.cu_seqlens.len());
+        assert_eq!(batch.cu_seqlens[0], 0);
+        let mut num_targets = 0;
+        for (row, ends) in batch.rows.iter().zip(batch.cu_seqlens.windows(2)) {
+            let (start, end) = (ends[0] as usize, ends[1] as usize);
+            let row = set.row(*row as usize);
+            assert_eq!(&batch.tokens[start..end], row.tokens);
+            for (i, at) in (start..end).enumerate() {
+                assert_eq!(batch.positions[at] as usize, i);
+                let is_target = row.is_target.get(i + 1) == Some(&true);
+                let want = if is_target { row.tokens[i + 1] } else { IGNORE };
+                assert_eq!(batch.targets[at], want);
+                num_targets += usize::from(is_target);
+            }
+        }
+        assert_eq!(batch.num_target_tokens, num_targets);
+        let used = *batch.cu_seqlens.last().unwrap() as usize;
+        assert!(batch.tokens[used..].iter().all(|t| *t == 0));
+        assert!(batch.targets[used..].iter().all(|t| *t == IGNORE));
+        assert!(batch.positions[used..].iter().all(|t| *t == 0));
+    }
+}
+
+#[test]
+fn rows_that_fit_no_unit_are_refused() {
+    let set = random_set(1, 50);
+    let error = Order::new(&set, 8, 1, 0).err().unwrap().to_string();
+    assert!(error.ends_with("load the data with the same max_seq_len"), "{error}");
+    let error = Order::new(&set, UNIT, 0, 0).err().unwrap().to_string();
+    assert_eq!(error, "a step takes no units; set train.batch_tokens to at least data.max_seq_len");
+}

@@ -1,0 +1,90 @@
+//! Public data sets in the formats people use, with a real tokenizer and template.
+
+use hone_data::{DataError, Dataset, OnError, RecordSpec, Tokenizer, load};
+use serde_json::Value;
+
+/// Loads a file of the shared data with the stories260k tokenizer, whose template is ours.
+fn load_real(name: &str, spec: &RecordSpec) -> Option<(Result<Dataset, DataError>, Tokenizer)> {
+    let shared = crate::shared()?;
+    let tok = Tokenizer::from_dir(&shared.join("models/stories260k")).unwrap();
+    let path = shared.join("data").join(name).display().to_string();
+    Some((load(&[path], spec, &tok), tok))
+}
+
+fn spec() -> RecordSpec {
+    RecordSpec { max_seq_len: 1 << 20, ..RecordSpec::default() }
+}
+
+fn targets(set: &Dataset, row: usize) -> Vec<u32> {
+    let row = set.row(row);
+    row.tokens.iter().zip(row.is_target).filter_map(|(t, is)| is.then_some(*t)).collect()
+}
+
+#[test]
+fn gsm8k() {
+    let Some((set, tok)) = load_real("sft/gsm8k/test.jsonl", &spec()) else { return };
+    let set = set.unwrap();
+    assert_eq!(set.len(), 1319);
+    let row = set.row(0);
+    assert_eq!((row.tokens[0], *row.tokens.last().unwrap()), (1, 2));
+    let text = tok.decode(row.tokens, true).unwrap();
+    assert!(text.starts_with("Janet\u{2019}s ducks lay 16 eggs per day."));
+    let answer = tok.decode(&targets(&set, 0), true).unwrap();
+    assert!(answer.starts_with("Janet sells 16 - 3 - 4 ="), "{answer}");
+    assert!(answer.ends_with("#### 18"));
+}
+
+#[test]
+fn llama_factory_demos() {
+    for (name, format, rows) in [
+        ("identity.json", "alpaca", 91),
+        ("glaive_toolcall_en_demo.json", "sharegpt", 0),
+        ("c4_demo.jsonl", "text", 300),
+        ("v1_sft_demo.jsonl", "messages", 0),
+    ] {
+        let skip = RecordSpec { on_error: OnError::Skip, ..spec() };
+        let Some((set, _)) = load_real(&format!("formats/{name}"), &skip) else { return };
+        let set = set.unwrap();
+        let report = set.report();
+        assert_eq!(report.files[0].format, format, "{name}");
+        println!("{name} {} {report:?}", rows);
+    }
+}
+
+#[test]
+fn multi_modal_records_are_refused() {
+    let Some((set, _)) = load_real("formats/mllm_demo.json", &spec()) else { return };
+    let error = set.unwrap_err().to_string();
+    assert!(error.contains("mllm_demo.json:2: the record has images, and only text"), "{error}");
+}
+
+/// What is learnt is what the assistant says, and each turn's end; spaces belong to tokens.
+#[test]
+fn assistant_turns_of_stories() {
+    let name = "formats/kto_en_demo.json";
+    let Some((set, tok)) = load_real(name, &spec()) else { return };
+    let set = set.unwrap();
+    let file = std::fs::read_to_string(crate::shared().unwrap().join("data").join(name)).unwrap();
+    let records: Vec<Value> = serde_json::from_str(&file).unwrap();
+    assert_eq!(records.len(), set.len());
+    for (index, record) in records.iter().enumerate() {
+        let said = tok.decode(&targets(&set, index), false).unwrap();
+        let messages = record["messages"].as_array().unwrap();
+        let turns = messages.iter().filter(|m| m["role"] == "assistant");
+        let want = turns.map(|m| m["content"].as_str().unwrap().to_owned() + "</s>");
+        let want = want.collect::<String>();
+        assert_eq!(said.replace(' ', ""), want.replace(' ', ""));
+        assert_eq!(set.row(index).tokens.iter().filter(|t| **t == 1).count(), 1, "BOS once");
+    }
+}
+
+#[test]
+fn tinyshakespeare() {
+    let window = RecordSpec { max_seq_len: 256, ..RecordSpec::default() };
+    let Some((set, _)) = load_real("text/tinyshakespeare.txt", &window) else { return };
+    let set = set.unwrap();
+    let report = set.report();
+    assert_eq!(report.target_tokens, report.tokens - report.rows);
+    assert_eq!(*set.row(set.len() - 1).tokens.last().unwrap(), 2);
+    assert_eq!(set.row(0).tokens[0], 1);
+}

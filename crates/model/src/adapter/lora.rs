@@ -1,0 +1,99 @@
+//! LoRA (Hu et al., 2021), with rank-stabilised scaling (Kalajdzievski, 2023) on request.
+
+use super::{AdapterError, TargetModules};
+use crate::load::Model;
+use hone_tensor::{Category, DType, Device, Lora, Philox, Tensor};
+
+/// How adapters are made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraConfig {
+    /// Rank.
+    pub rank: usize,
+    /// The adapter's output is multiplied by `alpha / rank`.
+    pub alpha: f64,
+    /// Probability of dropping an element of an adapter's input in training.
+    pub dropout: f32,
+    /// Layers that get an adapter.
+    pub target_modules: TargetModules,
+    /// Multiply by `alpha / sqrt(rank)` instead.
+    pub use_rslora: bool,
+}
+
+impl LoraConfig {
+    /// What an adapter's output is multiplied by.
+    pub fn scale(&self) -> f32 {
+        let rank = self.rank as f64;
+        (if self.use_rslora { self.alpha / rank.sqrt() } else { self.alpha / rank }) as f32
+    }
+}
+
+/// Puts new adapters on the target layers: `A` uniform in ±1/√in_features (as PEFT), `B` zero, so
+/// that the model computes what it did before.
+///
+/// # Errors
+/// If a target matches no layer.
+pub fn attach(
+    model: &mut Model,
+    device: &Device,
+    config: &LoraConfig,
+    seed: u64,
+) -> Result<(), AdapterError> {
+    let targets = config.target_modules.resolve(&model.decoder)?;
+    add(model, &targets, config, |index, which, shape| {
+        let mut value = device.persistent(Category::Parameters, DType::F32, shape);
+        if which == Matrix::A && !device.is_dry() {
+            fill_uniform(&mut value, Philox::new(seed, INIT_STREAM | index as u64), shape[1]);
+        }
+        Ok(value)
+    })
+}
+
+/// Keeps the numbers of initialisation apart from those of dropout, whose streams begin with the
+/// step.
+const INIT_STREAM: u64 = 1 << 63;
+
+/// One of the two matrices of an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Matrix {
+    /// `[rank, in_features]`.
+    A,
+    /// `[out_features, rank]`.
+    B,
+}
+
+impl Matrix {
+    /// The key of this matrix of a module in PEFT's files.
+    pub(super) fn key(self, module: &str) -> String {
+        let name = if self == Matrix::A { "lora_A" } else { "lora_B" };
+        format!("base_model.model.{module}.{name}.weight")
+    }
+}
+
+/// Adds an adapter to each module in `targets`; `value` makes its matrices, given the number of the
+/// projection in the model, which matrix, and its shape.
+pub(super) fn add(
+    model: &mut Model,
+    targets: &[String],
+    config: &LoraConfig,
+    mut value: impl FnMut(usize, Matrix, &[usize]) -> Result<Tensor, AdapterError>,
+) -> Result<(), AdapterError> {
+    let Model { decoder, params, .. } = model;
+    for (index, (name, projection)) in decoder.projections_mut().enumerate() {
+        if !targets.contains(&name) {
+            continue;
+        }
+        let (n, k, rank) = (projection.out_features(), projection.in_features(), config.rank);
+        let a = params.add(Matrix::A.key(&name), value(index, Matrix::A, &[rank, k])?);
+        let b = params.add(Matrix::B.key(&name), value(index, Matrix::B, &[n, rank])?);
+        let (scale, dropout, stream) = (config.scale(), config.dropout, index as u32);
+        projection.lora = Some(Lora { a, b, rank, scale, dropout, stream });
+    }
+    Ok(())
+}
+
+fn fill_uniform(value: &mut Tensor, random: Philox, in_features: usize) {
+    let bound = 1.0 / (in_features as f32).sqrt();
+    for (i, x) in value.f32_mut().iter_mut().enumerate() {
+        *x = (2.0 * random.uniform(i as u64) - 1.0) * bound;
+    }
+}

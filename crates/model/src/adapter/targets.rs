@@ -1,0 +1,83 @@
+//! Which linear layers an adapter goes on.
+
+use super::AdapterError;
+use crate::decoder::{Decoder, PROJECTIONS};
+
+/// Layers to adapt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetModules {
+    /// Every linear layer inside the blocks; not the head.
+    AllLinear,
+    /// Names as PEFT has them (`q_proj`: every layer of that name; longer names: those ending so)
+    /// or patterns with `*` over the whole name.
+    Patterns(Vec<String>),
+}
+
+impl TargetModules {
+    /// Full names of the layers meant, in model order.
+    ///
+    /// # Errors
+    /// If one of the patterns matches nothing.
+    pub fn resolve(&self, decoder: &Decoder) -> Result<Vec<String>, AdapterError> {
+        let names: Vec<String> = decoder.projections().map(|(name, _)| name).collect();
+        let Self::Patterns(patterns) = self else { return Ok(names) };
+        for pattern in patterns {
+            if !names.iter().any(|name| matches(pattern, name)) {
+                return Err(no_match(pattern, decoder));
+            }
+        }
+        let meant = |name: &String| patterns.iter().any(|pattern| matches(pattern, name));
+        Ok(names.into_iter().filter(meant).collect())
+    }
+}
+
+fn no_match(target: &str, decoder: &Decoder) -> AdapterError {
+    let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
+    let available = PROJECTIONS.map(last).join(", ");
+    let num_layers = decoder.config.num_hidden_layers;
+    AdapterError::NoMatch { target: target.to_owned(), available, num_layers }
+}
+
+fn matches(pattern: &str, name: &str) -> bool {
+    if pattern.contains('*') {
+        return glob(pattern.as_bytes(), name.as_bytes());
+    }
+    name == pattern || name.ends_with(&format!(".{pattern}"))
+}
+
+/// Whether `pattern`, in which `*` stands for any text, matches all of `name`.
+fn glob(pattern: &[u8], name: &[u8]) -> bool {
+    let (mut p, mut n) = (0, 0);
+    // Where to go on after the last `*`, should what follows it not match.
+    let mut retry = None;
+    while n < name.len() {
+        if pattern.get(p) == Some(&b'*') {
+            p += 1;
+            retry = Some((p, n + 1));
+        } else if pattern.get(p) == Some(&name[n]) {
+            (p, n) = (p + 1, n + 1);
+        } else if let Some((after_star, next)) = retry {
+            (p, n) = (after_star, next);
+            retry = Some((after_star, next + 1));
+        } else {
+            return false;
+        }
+    }
+    pattern[p..].iter().all(|&c| c == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+
+    #[test]
+    fn names_endings_and_patterns() {
+        let name = "model.layers.10.self_attn.q_proj";
+        for pattern in ["q_proj", "self_attn.q_proj", name, "*", "*.q_proj", "model.layers.1*q*j"] {
+            assert!(matches(pattern, name), "{pattern}");
+        }
+        for pattern in ["proj", "k_proj", "layers.1*", "*.1.*", "", "*q_pro"] {
+            assert!(!matches(pattern, name), "{pattern}");
+        }
+    }
+}

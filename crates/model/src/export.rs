@@ -1,0 +1,153 @@
+//! A model in Hugging Face layout, adapters merged.
+
+use crate::load::Model;
+use hone_tensor::safetensors::{FileError, Lazy, write};
+use hone_tensor::{DType, Device, Params, Projection, Tensor, Weight, merge};
+use std::path::{Path, PathBuf};
+
+/// Files that go along with the weights where they exist.
+const COMPANIONS: [&str; 7] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "LICENSE",
+];
+
+/// Why a model cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The weights.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Another file.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// File.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Writes `model` into `out`, which must exist: weights in `dtype` with adapters merged
+/// (`W + scale · B A`, computed in f32), and configuration and tokenizer from `base_dir`.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn export_hf(
+    model: &Model,
+    device: &Device,
+    base_dir: &Path,
+    dtype: DType,
+    out: &Path,
+) -> Result<(), ExportError> {
+    for name in COMPANIONS {
+        let from = base_dir.join(name);
+        if from.is_file() {
+            copy(&from, &out.join(name))?;
+        }
+    }
+    write_config(&base_dir.join("config.json"), &out.join("config.json"), dtype)?;
+    let weights = named_weights(model);
+    let lazy = weights.into_iter().map(|(name, part)| {
+        let shape = part.weight().shape().to_vec();
+        (name, Lazy { dtype, shape, make: Box::new(move || part.make(model, device, dtype)) })
+    });
+    write(&out.join("model.safetensors"), lazy)?;
+    Ok(())
+}
+
+/// A tensor of the exported model.
+enum Part<'a> {
+    Plain(&'a Weight),
+    /// The matrix of a projection, its adapter to be merged.
+    Matrix(&'a Projection),
+}
+
+impl<'a> Part<'a> {
+    fn weight(&self) -> &'a Weight {
+        match self {
+            Part::Plain(weight) => weight,
+            Part::Matrix(projection) => &projection.weight,
+        }
+    }
+
+    fn make(&self, model: &Model, device: &Device, dtype: DType) -> Tensor {
+        let params: &Params = &model.params;
+        match self {
+            Part::Plain(weight) => converted(device, params.resolve(weight), dtype),
+            Part::Matrix(projection) => {
+                converted(device, &merge(device, params, projection), dtype)
+            }
+        }
+    }
+}
+
+fn converted(device: &Device, tensor: &Tensor, dtype: DType) -> Tensor {
+    if tensor.dtype() == dtype {
+        return tensor.clone();
+    }
+    if dtype == DType::F16 {
+        return Tensor::from_f32_as_f16(&tensor.view().to_vec_f32(), tensor.shape());
+    }
+    let mut out = device.alloc(hone_tensor::Category::Workspace, dtype, tensor.shape());
+    out.view_mut().copy_from_f32(&tensor.view().to_vec_f32());
+    out
+}
+
+fn named_weights(model: &Model) -> Vec<(String, Part<'_>)> {
+    let decoder = &model.decoder;
+    let mut all = vec![
+        ("model.embed_tokens.weight".to_owned(), Part::Plain(&decoder.embed_tokens)),
+        ("model.norm.weight".to_owned(), Part::Plain(&decoder.norm)),
+    ];
+    if let Some(head) = &decoder.lm_head {
+        all.push(("lm_head.weight".to_owned(), Part::Plain(head)));
+    }
+    for (i, layer) in decoder.layers.iter().enumerate() {
+        let norms = [
+            ("input_layernorm", &layer.input_layernorm),
+            ("post_attention_layernorm", &layer.post_attention_layernorm),
+        ];
+        for (name, weight) in norms {
+            all.push((format!("model.layers.{i}.{name}.weight"), Part::Plain(weight)));
+        }
+    }
+    for (name, projection) in decoder.projections() {
+        if let Some(bias) = &projection.bias {
+            all.push((format!("{name}.bias"), Part::Plain(bias)));
+        }
+        all.push((format!("{name}.weight"), Part::Matrix(projection)));
+    }
+    all
+}
+
+/// `config.json` with the element type that the weights now have.
+fn write_config(from: &Path, to: &Path, dtype: DType) -> Result<(), ExportError> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ExportError::Io { path, source }
+    };
+    let text = std::fs::read_to_string(from).map_err(io(from))?;
+    let mut config: serde_json::Value =
+        serde_json::from_str(&text).map_err(|e| io(from)(std::io::Error::other(e)))?;
+    let name = match dtype {
+        DType::F32 => "float32",
+        DType::Bf16 => "bfloat16",
+        DType::F16 => "float16",
+    };
+    let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
+    config[key] = name.into();
+    let text = serde_json::to_string_pretty(&config).expect("a JSON value can be written");
+    std::fs::write(to, text).map_err(io(to))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), ExportError> {
+    // Not `fs::copy`: what is read-only at the source need not be so here.
+    let bytes =
+        std::fs::read(from).map_err(|e| ExportError::Io { path: from.into(), source: e })?;
+    std::fs::write(to, bytes).map_err(|e| ExportError::Io { path: to.into(), source: e })
+}

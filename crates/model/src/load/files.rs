@@ -1,0 +1,203 @@
+//! One safetensors file, or several with an index.
+
+use crate::config::ConfigError;
+use hone_tensor::safetensors::{FileError, SafeTensorsFile};
+use hone_tensor::{DType, Tensor};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Why weights cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A weight file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Neither a weight file nor an index.
+    #[error(
+        "{}: neither {SINGLE} nor {INDEX} is there{}", dir.display(),
+        .pickled.as_ref().map(|name| format!(
+            ". {name} is pickled, which Hone never reads because a pickle can run code: convert \
+             the model to safetensors (`save_pretrained` of transformers does)"
+        )).unwrap_or_default()
+    )]
+    NoWeights {
+        /// Model directory.
+        dir: PathBuf,
+        /// A pickled file found instead.
+        pickled: Option<String>,
+    },
+    /// The index is not what it should be.
+    #[error("{}: {problem}", path.display())]
+    Index {
+        /// File.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A tensor that the configuration calls for is in no file.
+    #[error(
+        "{}: tensor `{name}` is missing. config.json calls for it: either the weights or the \
+         configuration belong to another model",
+        place.display()
+    )]
+    Missing {
+        /// File or directory.
+        place: PathBuf,
+        /// Tensor.
+        name: String,
+    },
+    /// A tensor has another shape than the configuration says.
+    #[error("{}: tensor `{name}` has shape {found:?}; config.json calls for {expected:?}", path.display())]
+    Shape {
+        /// File.
+        path: PathBuf,
+        /// Tensor.
+        name: String,
+        /// Shape in the file.
+        found: Vec<usize>,
+        /// Shape by the configuration.
+        expected: Vec<usize>,
+    },
+    /// Tensors that no part of the model takes.
+    #[error(
+        "{}: {count} tensors have no place in this model, the first is `{first}`. config.json \
+         does not describe what the file holds",
+        place.display()
+    )]
+    Surplus {
+        /// File or directory.
+        place: PathBuf,
+        /// How many.
+        count: usize,
+        /// One of them.
+        first: String,
+    },
+}
+
+/// The tensors of a model directory, by name; each may be taken once.
+pub(super) struct WeightFiles {
+    place: PathBuf,
+    files: Vec<SafeTensorsFile>,
+    /// Which file holds a tensor.
+    holder: BTreeMap<String, usize>,
+    taken: BTreeSet<String>,
+    matrix_dtype: Option<DType>,
+}
+
+impl WeightFiles {
+    pub(super) fn open(dir: &Path) -> Result<Self, LoadError> {
+        let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
+        let (place, paths) = if single.is_file() {
+            (single.clone(), vec![single])
+        } else if index.is_file() {
+            let shards = shard_names(&index)?;
+            (index, shards.into_iter().map(|name| dir.join(name)).collect())
+        } else {
+            return Err(LoadError::NoWeights { dir: dir.to_owned(), pickled: find_pickled(dir) });
+        };
+        let mut this = Self {
+            place,
+            files: Vec::new(),
+            holder: BTreeMap::new(),
+            taken: BTreeSet::new(),
+            matrix_dtype: None,
+        };
+        for path in paths {
+            this.add(&path)?;
+        }
+        Ok(this)
+    }
+
+    fn add(&mut self, path: &Path) -> Result<(), LoadError> {
+        let file = SafeTensorsFile::open(path)?;
+        for name in file.names() {
+            if let Some(other) = self.holder.insert(name.clone(), self.files.len()) {
+                let other = self.files.get(other).unwrap_or(&file).path().display();
+                let problem = format!("tensor `{name}` is also in {other}");
+                return Err(LoadError::Index { path: path.to_owned(), problem });
+            }
+        }
+        self.files.push(file);
+        Ok(())
+    }
+
+    /// The tensor `name`, which must have `shape`.
+    pub(super) fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
+        let found = self.holder.get(name).map(|&i| &self.files[i]);
+        let tensor = found.and_then(|file| file.tensor(name));
+        let (Some(file), Some(tensor)) = (found, tensor) else {
+            return Err(LoadError::Missing { place: self.place.clone(), name: name.to_owned() });
+        };
+        if tensor.shape() != shape {
+            return Err(LoadError::Shape {
+                path: file.path().to_owned(),
+                name: name.to_owned(),
+                found: tensor.shape().to_vec(),
+                expected: shape.to_vec(),
+            });
+        }
+        if shape.len() > 1 {
+            self.matrix_dtype.get_or_insert(tensor.dtype());
+        }
+        self.taken.insert(name.to_owned());
+        Ok(tensor)
+    }
+
+    /// Element type of the first matrix taken.
+    pub(super) fn matrix_dtype(&self) -> DType {
+        self.matrix_dtype.unwrap_or(DType::F32)
+    }
+
+    /// All tensors must have been taken, but for those that transformers passes over too: buffers
+    /// of rotary embeddings that old files hold, and the head of a model that ties it.
+    pub(super) fn refuse_surplus(&self, tied: bool) -> Result<(), LoadError> {
+        let passed_over = |name: &String| {
+            name.ends_with(".rotary_emb.inv_freq") || (tied && name == "lm_head.weight")
+        };
+        let left = self.holder.keys().filter(|n| !self.taken.contains(*n) && !passed_over(n));
+        let left: Vec<&String> = left.collect();
+        match left.first() {
+            None => Ok(()),
+            Some(first) => Err(LoadError::Surplus {
+                place: self.place.clone(),
+                count: left.len(),
+                first: (*first).clone(),
+            }),
+        }
+    }
+}
+
+/// Names of the shards in an index, each a plain file name.
+fn shard_names(index: &Path) -> Result<BTreeSet<String>, LoadError> {
+    let error = |problem: String| LoadError::Index { path: index.to_owned(), problem };
+    let text = std::fs::read_to_string(index).map_err(|e| error(e.to_string()))?;
+    let json: serde_json::Value =
+        serde_json::from_str(&text).map_err(|e| error(format!("not valid JSON: {e}")))?;
+    let map = json.get("weight_map").and_then(|m| m.as_object());
+    let map = map.ok_or_else(|| error("`weight_map` is missing".to_owned()))?;
+    let mut names = BTreeSet::new();
+    for (tensor, file) in map {
+        let plain = |name: &&str| Path::new(name).file_name().is_some_and(|f| f == *name);
+        let name = file.as_str().filter(plain).ok_or_else(|| {
+            error(format!("`weight_map` gives {file} for `{tensor}`: expected a plain file name"))
+        })?;
+        names.insert(name.to_owned());
+    }
+    Ok(names)
+}
+
+fn find_pickled(dir: &Path) -> Option<String> {
+    let names = std::fs::read_dir(dir).ok()?;
+    let names = names.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut pickled: Vec<String> = names
+        .filter(|name| [".bin", ".pt", ".pth", ".ckpt"].iter().any(|end| name.ends_with(end)))
+        .collect();
+    pickled.sort();
+    pickled.into_iter().next()
+}

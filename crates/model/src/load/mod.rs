@@ -1,0 +1,141 @@
+//! Weights from a model directory into a decoder.
+
+mod files;
+
+pub use files::LoadError;
+
+use crate::config::DecoderConfig;
+use crate::decoder::{Decoder, Layer, PROJECTIONS};
+use files::WeightFiles;
+use hone_tensor::safetensors::held_as;
+use hone_tensor::{Category, DType, Device, ParamId, Params, Projection, Tensor, Weight};
+use std::path::Path;
+
+/// Which weights are trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trained {
+    /// None: inference, or adapters only.
+    Nothing,
+    /// All of them, held in `f32`.
+    All,
+}
+
+/// How weights are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Element type of frozen matrices; `None`: as in the file, without a copy.
+    pub base_precision: Option<DType>,
+    /// Which weights are trained.
+    pub trained: Trained,
+}
+
+impl LoadOptions {
+    /// Frozen, as in the file.
+    pub const INFERENCE: Self = Self { base_precision: None, trained: Trained::Nothing };
+}
+
+/// A decoder and the parameters that are trained.
+pub struct Model {
+    /// The decoder.
+    pub decoder: Decoder,
+    /// Trained parameters, adapters among them.
+    pub params: Params,
+    /// Element type of the matrices in the file.
+    pub file_dtype: DType,
+}
+
+/// Loads the model of a directory in Hugging Face layout.
+///
+/// # Errors
+/// [`LoadError`], naming file and tensor.
+pub fn load(dir: &Path, device: &Device, options: LoadOptions) -> Result<Model, LoadError> {
+    let config = DecoderConfig::load(dir)?;
+    let files = WeightFiles::open(dir)?;
+    let mut loader = Loader { device, options, files, params: Params::default() };
+    let decoder = loader.decoder(config)?;
+    loader.files.refuse_surplus(decoder.config.tie_word_embeddings)?;
+    let file_dtype = loader.files.matrix_dtype();
+    Ok(Model { decoder, params: loader.params, file_dtype })
+}
+
+struct Loader<'a> {
+    device: &'a Device,
+    options: LoadOptions,
+    files: WeightFiles,
+    params: Params,
+}
+
+impl Loader<'_> {
+    fn decoder(&mut self, config: DecoderConfig) -> Result<Decoder, LoadError> {
+        let (v, h) = (config.vocab_size, config.hidden_size);
+        let embed_tokens = self.matrix("model.embed_tokens.weight", v, h)?;
+        let layers = (0..config.num_hidden_layers).map(|i| self.layer(&config, i));
+        let layers = layers.collect::<Result<_, _>>()?;
+        let norm = self.vector("model.norm.weight", h)?;
+        let lm_head = match config.tie_word_embeddings {
+            true => None,
+            false => Some(self.matrix("lm_head.weight", v, h)?),
+        };
+        Ok(Decoder { config, embed_tokens, layers, norm, lm_head })
+    }
+
+    fn layer(&mut self, config: &DecoderConfig, index: usize) -> Result<Layer, LoadError> {
+        let (h, i, d) = (config.hidden_size, config.intermediate_size, config.heads.head_dim);
+        let (q, kv) = (config.heads.num_heads * d, config.heads.num_kv_heads * d);
+        let prefix = format!("model.layers.{index}");
+        let mut projection = |which: usize, n: usize, k: usize| {
+            let bias = if which < 4 { config.attention_bias } else { config.mlp_bias };
+            self.projection(&format!("{prefix}.{}", PROJECTIONS[which]), n, k, bias)
+        };
+        let qkv = vec![projection(0, q, h)?, projection(1, kv, h)?, projection(2, kv, h)?];
+        let o = vec![projection(3, h, q)?];
+        let gate_up = vec![projection(4, i, h)?, projection(5, i, h)?];
+        let down = vec![projection(6, h, i)?];
+        Ok(Layer {
+            input_layernorm: self.vector(&format!("{prefix}.input_layernorm.weight"), h)?,
+            post_attention_layernorm: self
+                .vector(&format!("{prefix}.post_attention_layernorm.weight"), h)?,
+            qkv,
+            o,
+            gate_up,
+            down,
+        })
+    }
+
+    fn projection(
+        &mut self,
+        name: &str,
+        n: usize,
+        k: usize,
+        bias: bool,
+    ) -> Result<Projection, LoadError> {
+        let weight = self.matrix(&format!("{name}.weight"), n, k)?;
+        let bias = bias.then(|| self.vector(&format!("{name}.bias"), n)).transpose()?;
+        Ok(Projection { weight, bias, lora: None })
+    }
+
+    fn matrix(&mut self, name: &str, n: usize, k: usize) -> Result<Weight, LoadError> {
+        let tensor = self.files.take(name, &[n, k])?;
+        let dtype = self.options.base_precision.unwrap_or(tensor.dtype());
+        Ok(self.weight(name, tensor, dtype))
+    }
+
+    /// Vectors are small and read as `f32` by every kernel.
+    fn vector(&mut self, name: &str, n: usize) -> Result<Weight, LoadError> {
+        let tensor = self.files.take(name, &[n])?;
+        Ok(self.weight(name, tensor, DType::F32))
+    }
+
+    fn weight(&mut self, name: &str, tensor: Tensor, dtype: DType) -> Weight {
+        if self.options.trained == Trained::All {
+            let value = held_as(self.device, Category::Parameters, &tensor, DType::F32);
+            let param: ParamId = self.params.add(name.to_owned(), value);
+            return Weight::Trained { param, shape: tensor.shape().to_vec() };
+        }
+        if tensor.dtype() == dtype {
+            self.device.count_mapped(tensor.num_bytes());
+            return Weight::Frozen(tensor);
+        }
+        Weight::Frozen(held_as(self.device, Category::Weights, &tensor, dtype))
+    }
+}

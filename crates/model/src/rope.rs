@@ -1,0 +1,233 @@
+//! Frequencies of rotary embeddings, with the scaling methods of transformers
+//! (`modeling_rope_utils.py`), under its names.
+
+use crate::config::{ConfigError, RawConfig};
+use hone_tensor::ops::Angles;
+use std::f64::consts::PI;
+
+/// How positions become angles.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeConfig {
+    /// Base of the geometric series of wavelengths.
+    pub rope_theta: f64,
+    /// Dimensions of a head.
+    pub head_dim: usize,
+    /// Longest sequence without scaling by `dynamic`.
+    pub max_position_embeddings: usize,
+    /// Method for sequences longer than those of pre-training.
+    pub scaling: RopeScaling,
+}
+
+/// Methods that stretch rotary embeddings.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// None.
+    Default,
+    /// All frequencies divided by `factor`.
+    Linear {
+        /// Stretch.
+        factor: f64,
+    },
+    /// The base grows with the length of the sequence (NTK-aware).
+    Dynamic {
+        /// Stretch.
+        factor: f64,
+    },
+    /// Llama 3.1: low frequencies are stretched, high ones kept, those between blended.
+    Llama3 {
+        /// Stretch.
+        factor: f64,
+        /// Fewer turns than this within the original length: stretched.
+        low_freq_factor: f64,
+        /// More turns than this: kept.
+        high_freq_factor: f64,
+        /// Length of pre-training.
+        original_max_position_embeddings: f64,
+    },
+    /// YaRN (Peng et al., 2023).
+    Yarn {
+        /// Stretch.
+        factor: f64,
+        /// Turns above which frequencies are kept.
+        beta_fast: f64,
+        /// Turns below which they are stretched.
+        beta_slow: f64,
+        /// What cosines and sines are multiplied by.
+        attention_factor: f64,
+        /// Length of pre-training.
+        original_max_position_embeddings: f64,
+        /// Whether the bounds of the blend are whole dimensions.
+        truncate: bool,
+    },
+}
+
+impl RopeConfig {
+    /// Reads `rope_theta` with `rope_scaling`, or, as newer files have it, `rope_parameters`.
+    pub(crate) fn read(
+        raw: &RawConfig,
+        head_dim: usize,
+        max_position_embeddings: usize,
+    ) -> Result<Self, ConfigError> {
+        let key =
+            if raw.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
+        let object = raw.object(key)?;
+        let inner = object.as_ref().map(|o| o.optional_number("rope_theta")).transpose()?.flatten();
+        let rope_theta = inner.or(raw.optional_number("rope_theta")?).unwrap_or(10_000.0);
+        let scaling = match &object {
+            None => RopeScaling::Default,
+            Some(object) => RopeScaling::read(object, max_position_embeddings)?,
+        };
+        Ok(Self { rope_theta, head_dim, max_position_embeddings, scaling })
+    }
+
+    /// Angles for tokens at `positions`, in sequences bounded by `cu_seqlens`; tokens after the
+    /// last bound get angle zero. `dynamic` scaling goes by each sequence's own length, so that a
+    /// sequence means the same wherever it is packed.
+    pub fn angles(&self, positions: &[u32], cu_seqlens: &[u32]) -> Angles {
+        let (half, factor) = (self.head_dim / 2, self.attention_factor());
+        let fixed = self.inverse_frequencies(0);
+        let mut angles = Angles {
+            cos: vec![1.0; positions.len() * half],
+            sin: vec![0.0; positions.len() * half],
+        };
+        for bounds in cu_seqlens.windows(2) {
+            let tokens = bounds[0] as usize..bounds[1] as usize;
+            let len = positions[tokens.clone()].iter().max().map_or(0, |&p| p as usize + 1);
+            let of_len = self.depends_on(len).then(|| self.inverse_frequencies(len));
+            let frequencies = of_len.as_ref().unwrap_or(&fixed);
+            for t in tokens {
+                for (i, &frequency) in frequencies.iter().enumerate() {
+                    let (sin, cos) = f64::from(positions[t] as f32 * frequency).sin_cos();
+                    angles.cos[t * half + i] = (cos * factor) as f32;
+                    angles.sin[t * half + i] = (sin * factor) as f32;
+                }
+            }
+        }
+        angles
+    }
+
+    fn depends_on(&self, len: usize) -> bool {
+        matches!(self.scaling, RopeScaling::Dynamic { .. }) && len > self.max_position_embeddings
+    }
+
+    fn attention_factor(&self) -> f64 {
+        match self.scaling {
+            RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+            _ => 1.0,
+        }
+    }
+
+    /// `[head_dim / 2]` for a sequence of `len` tokens.
+    pub fn inverse_frequencies(&self, len: usize) -> Vec<f32> {
+        let d = self.head_dim as f64;
+        let plain = |base: f64| (0..self.head_dim / 2).map(move |i| base.powf(-2.0 * i as f64 / d));
+        let frequencies: Vec<f64> = match &self.scaling {
+            RopeScaling::Default => plain(self.rope_theta).collect(),
+            RopeScaling::Linear { factor } => plain(self.rope_theta).map(|f| f / factor).collect(),
+            RopeScaling::Dynamic { factor } => {
+                let max = self.max_position_embeddings as f64;
+                let stretch = factor * max.max(len as f64) / max - (factor - 1.0);
+                plain(self.rope_theta * stretch.powf(d / (d - 2.0))).collect()
+            }
+            RopeScaling::Llama3 { .. } => {
+                plain(self.rope_theta).map(|f| self.scaling.llama3(f)).collect()
+            }
+            RopeScaling::Yarn { .. } => {
+                let ramp = self.scaling.yarn_ramp(self.rope_theta, d);
+                plain(self.rope_theta).zip(ramp).map(|(f, stretched)| f * stretched).collect()
+            }
+        };
+        frequencies.into_iter().map(|f| f as f32).collect()
+    }
+}
+
+impl RopeScaling {
+    fn read(raw: &RawConfig, max_position_embeddings: usize) -> Result<Self, ConfigError> {
+        let original = || -> Result<f64, ConfigError> {
+            let length = raw.optional_size("original_max_position_embeddings")?;
+            Ok(length.unwrap_or(max_position_embeddings) as f64)
+        };
+        let name = raw.text("rope_type")?.or(raw.text("type")?).unwrap_or("default");
+        match name {
+            "default" => Ok(Self::Default),
+            "linear" => Ok(Self::Linear { factor: raw.number("factor")? }),
+            "dynamic" => Ok(Self::Dynamic { factor: raw.number("factor")? }),
+            "llama3" => Ok(Self::Llama3 {
+                factor: raw.number("factor")?,
+                low_freq_factor: raw.number("low_freq_factor")?,
+                high_freq_factor: raw.number("high_freq_factor")?,
+                original_max_position_embeddings: original()?,
+            }),
+            "yarn" => Self::read_yarn(raw, original()?, max_position_embeddings),
+            other => Err(raw.error(
+                "rope_type",
+                format!(
+                    "`{other}` is not supported; supported: default, linear, dynamic, llama3, yarn"
+                ),
+            )),
+        }
+    }
+
+    fn read_yarn(raw: &RawConfig, original: f64, max: usize) -> Result<Self, ConfigError> {
+        let factor = raw.optional_number("factor")?.unwrap_or(max as f64 / original);
+        let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+        let scales = (raw.optional_number("mscale")?, raw.optional_number("mscale_all_dim")?);
+        let attention_factor = match (raw.optional_number("attention_factor")?, scales) {
+            (Some(given), _) => given,
+            (None, (Some(m), Some(all))) => mscale(m) / mscale(all),
+            _ => mscale(1.0),
+        };
+        Ok(Self::Yarn {
+            factor,
+            beta_fast: raw.optional_number("beta_fast")?.unwrap_or(32.0),
+            beta_slow: raw.optional_number("beta_slow")?.unwrap_or(1.0),
+            attention_factor,
+            original_max_position_embeddings: original,
+            truncate: raw.flag("truncate", true)?,
+        })
+    }
+
+    fn llama3(&self, frequency: f64) -> f64 {
+        let &Self::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } = self
+        else {
+            return frequency;
+        };
+        let turns = original_max_position_embeddings * frequency / (2.0 * PI);
+        let kept = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+        let kept = kept.clamp(0.0, 1.0);
+        (1.0 - kept) * frequency / factor + kept * frequency
+    }
+
+    /// What each plain frequency is multiplied by.
+    fn yarn_ramp(&self, base: f64, d: f64) -> Vec<f64> {
+        let &Self::Yarn {
+            factor,
+            beta_fast,
+            beta_slow,
+            original_max_position_embeddings,
+            truncate,
+            ..
+        } = self
+        else {
+            return Vec::new();
+        };
+        let dimension = |turns: f64| {
+            d * (original_max_position_embeddings / (turns * 2.0 * PI)).ln() / (2.0 * base.ln())
+        };
+        let (mut low, mut high) = (dimension(beta_fast), dimension(beta_slow));
+        if truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        let (low, mut high) = (low.max(0.0), high.min(d - 1.0));
+        if low == high {
+            high += 0.001;
+        }
+        let stretched = |i: usize| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+        (0..d as usize / 2).map(|i| stretched(i) / factor + (1.0 - stretched(i))).collect()
+    }
+}
