@@ -1,8 +1,8 @@
 """Makes crates/data/tests/goldens/chat.json: what transformers renders with real chat templates.
 
-Usage: python scripts/goldens_chat.py TEMPLATE_DIR STORIES260K_DIR
+Usage: python scripts/goldens_chat.py SHARED_DIR
 
-Renders every conversation below with every *.jinja file of TEMPLATE_DIR by the function behind
+Renders every conversation below with every *.jinja file of SHARED_DIR/data by the function behind
 apply_chat_template, at a fixed date, and keeps the SHA-256 and the length of each rendering (the
 templates keep their own licences, so their text is not copied), or the fact that it raises. The
 test in crates/data/tests/integration/chat_goldens.rs compares. Also, for templates of our own and
@@ -273,7 +273,8 @@ def token_goldens(model_dir):
 def main():
     chat_template_utils.datetime = FixedDate
     templates = {}
-    for path in sorted(pathlib.Path(sys.argv[1]).glob("*.jinja")):
+    shared = pathlib.Path(sys.argv[1])
+    for path in sorted((shared / "data").rglob("*.jinja")):
         source = path.read_text(encoding="utf-8")
         as_text = wants_text(source)
         results = {}
@@ -285,8 +286,8 @@ def main():
                     results[name + suffix] = "raises"
                 else:
                     data = rendered.encode("utf-8")
-                    results[name + suffix] = [len(data), hashlib.sha256(data).hexdigest()[:32]]
-        templates[path.name] = results
+                    results[name + suffix] = [len(data), hashlib.sha256(data).hexdigest()[:16]]
+        templates[str(path.relative_to(shared / "data"))] = results
     golden = {
         "made_with": f"transformers {transformers.__version__}",
         "now": NOW,
@@ -294,7 +295,7 @@ def main():
         "conversations": CONVERSATIONS,
         "templates": templates,
         "generation": generation_goldens(),
-        "stories260k": token_goldens(sys.argv[2]),
+        "stories260k": token_goldens(shared / "models/stories260k"),
     }
     out = pathlib.Path(__file__).parent.parent / "crates/data/tests/goldens/chat.json"
     out.parent.mkdir(parents=True, exist_ok=True)

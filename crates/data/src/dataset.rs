@@ -82,6 +82,12 @@ impl Dataset {
         self.report.files.push(FileReport { file: file.to_owned(), format, records: 0, rows: 0 });
     }
 
+    /// Keeps a warning on a record of the present file.
+    pub(crate) fn warn(&mut self, line: usize, what: &str) {
+        let file = self.files.last().map_or("", String::as_str);
+        self.report.warn(format!("{file}:{line}: {what}"));
+    }
+
     /// Adds a row that has a target; a row's first token is never one.
     pub(crate) fn push(&mut self, tokens: &[u32], is_target: &[bool], line: usize) {
         debug_assert!(!is_target[0] && is_target.contains(&true));

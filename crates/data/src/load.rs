@@ -1,6 +1,7 @@
 //! Records to rows: files are read, records parsed, rendered and tokenised, targets marked, long
 //! rows refused or cut, and everything counted.
 
+use crate::chat::Conversation;
 use crate::dataset::Dataset;
 use crate::error::{DataError, FaultKind, RecordFault};
 use crate::record::{Layout, Record};
@@ -59,13 +60,16 @@ impl Loader<'_> {
             ));
         }
         self.dataset.start_file(file, Format::Text.name().to_owned());
+        self.check_tokenizer(file, Format::Text)?;
         let result = self.add(Record::Text(text.to_owned()), 1);
         self.settle(file, 1, result)
     }
 
     fn records(&mut self, file: &str, records: Vec<RawRecord>) -> Result<(), DataError> {
-        // The first readable record decides the layout of its file.
-        let first = records.iter().find_map(|r| Some((r.line, r.value.as_ref().ok()?)));
+        // The first object decides the layout of its file; without one, the first value's fault
+        // is told.
+        let mut values = records.iter().filter_map(|r| Some((r.line, r.value.as_ref().ok()?)));
+        let first = values.clone().find(|(_, value)| value.is_object()).or_else(|| values.next());
         let layout = match first {
             Some((line, first)) => {
                 Some(Layout::of(first, self.spec).map_err(|fault| DataError::Record {
@@ -78,12 +82,46 @@ impl Loader<'_> {
         };
         let name = layout.as_ref().map_or("unknown".to_owned(), Layout::describe);
         self.dataset.start_file(file, name);
+        self.check_tokenizer(file, layout.as_ref().map_or(Format::Auto, |l| l.format))?;
         for RawRecord { line, value } in records {
             let result = value.and_then(|value| match &layout {
                 Some(layout) => self.add(layout.parse(&value)?, line),
                 None => Ok(()),
             });
             self.settle(file, line, result)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the model has what all records of the format need.
+    fn check_tokenizer(&self, file: &str, format: Format) -> Result<(), DataError> {
+        let has_template = self.tok.chat_template().is_some();
+        let (is_chat, needs_eos) = match format {
+            Format::Messages | Format::ShareGpt => (true, false),
+            Format::Alpaca => (false, !has_template),
+            Format::PromptCompletion => (false, true),
+            Format::Text => (false, self.spec.append_eos),
+            Format::Auto => (false, false),
+        };
+        if is_chat && !has_template {
+            return Err(DataError::file(
+                file,
+                "conversations need a chat template, which this model has not",
+                "add chat_template.jinja to the model directory, or give prompt_completion records",
+            ));
+        }
+        if needs_eos && self.tok.eos_token_id().is_none() {
+            return Err(DataError::file(
+                file,
+                format!("{} needs an end-of-text token, which this model has not", format.name()),
+                match format {
+                    Format::Text => {
+                        "name eos_token in tokenizer_config.json, or set \
+                                     data.append_eos = false"
+                    }
+                    _ => "name eos_token in the model's tokenizer_config.json",
+                },
+            ));
         }
         Ok(())
     }
@@ -121,11 +159,8 @@ impl Loader<'_> {
                 self.add_row(row, line)
             }
             Record::Chat { conversation, keep } => {
-                let template = self.tok.chat_template().ok_or_else(no_template)?;
-                let rendering = template.render_with_spans(&conversation, &keep)?;
-                let encoded = encode(self.tok, &rendering.text, false)?;
-                let is_target = targets(&encoded, &rendering.spans);
-                self.add_row(Tokenised { ids: encoded.ids, is_target }, line)
+                let row = self.conversation(&conversation, &keep, line)?;
+                self.add_row(row, line)
             }
             Record::Alpaca(alpaca) if self.tok.chat_template().is_some() => {
                 self.add(alpaca.into_chat(), line)
@@ -134,12 +169,34 @@ impl Loader<'_> {
         }
     }
 
+    fn conversation(
+        &mut self,
+        conversation: &Conversation,
+        keep: &[bool],
+        line: usize,
+    ) -> Result<Tokenised, RecordFault> {
+        let template = self.tok.chat_template().expect("check_tokenizer asked for one");
+        let rendering = template.render_with_spans(conversation, keep)?;
+        if conversation.lacks_tools(&rendering.text) {
+            self.dataset.warn(line, "the chat template leaves out the record's tools");
+        }
+        if let Some(message) = conversation.left_out(&rendering.text) {
+            let role = &conversation.messages[message]["role"];
+            let what = format!("the chat template leaves out message {} ({role})", message + 1);
+            self.dataset.warn(line, &what);
+        }
+        // The template writes BOS itself where the model has one.
+        let encoded = encode(self.tok, &rendering.text, false)?;
+        let is_target = targets(&encoded, &rendering.spans);
+        Ok(Tokenised { ids: encoded.ids, is_target })
+    }
+
     fn completion(&self, prompt: &str, completion: &str) -> Result<Tokenised, RecordFault> {
         let text = format!("{prompt}{completion}");
         let encoded = encode(self.tok, &text, true)?;
         let mut is_target = targets(&encoded, std::slice::from_ref(&(prompt.len()..text.len())));
         let mut ids = encoded.ids;
-        self.append_eos(&mut ids, &encoded.is_added)?;
+        self.append_eos(&mut ids, &encoded.is_added);
         is_target.resize(ids.len(), false);
         if let Some(last) = is_target.last_mut() {
             *last = true;
@@ -148,18 +205,13 @@ impl Loader<'_> {
     }
 
     /// Appends the end-of-text token unless the tokenizer has done so itself.
-    fn append_eos(&self, ids: &mut Vec<u32>, is_added: &[bool]) -> Result<(), RecordFault> {
-        let eos = self.tok.eos_token_id().ok_or_else(|| {
-            RecordFault::malformed(
-                "the tokenizer has no end-of-text token",
-                "name eos_token in tokenizer_config.json, or set data.append_eos = false",
-            )
-        })?;
-        let is_there = ids.len() > 1 && ids.last() == Some(&eos) && is_added.last() == Some(&true);
+    fn append_eos(&self, ids: &mut Vec<u32>, is_added: &[bool]) {
+        let eos = self.tok.eos_token_id();
+        let is_there =
+            ids.len() > 1 && ids.last().copied() == eos && is_added.last() == Some(&true);
         if !is_there {
-            ids.push(eos);
+            ids.extend(eos);
         }
-        Ok(())
     }
 
     /// Disjoint windows of `max_seq_len`; within each, all tokens but the first are targets.
@@ -169,7 +221,7 @@ impl Loader<'_> {
             return Err(without_target("the document is empty"));
         }
         if self.spec.append_eos {
-            self.append_eos(&mut ids, &is_added)?;
+            self.append_eos(&mut ids, &is_added);
         }
         if ids.len() < 2 {
             return Err(without_target("the document is a single token"));
@@ -250,11 +302,4 @@ fn without_target(what: &str) -> RecordFault {
         what: what.to_owned(),
         mend: "remove the record, or set data.on_error = \"skip\"".into(),
     }
-}
-
-fn no_template() -> RecordFault {
-    RecordFault::malformed(
-        "conversations need a chat template, which this model has not",
-        "add chat_template.jinja to the model directory, or give prompt_completion records",
-    )
 }

@@ -1,3 +1,5 @@
+//! Known answers of the generator, and what the shuffle promises.
+
 use super::*;
 
 /// The known answers distributed with the authors' Random123 library.

@@ -53,8 +53,9 @@ impl Tokenizer {
         stop_token_ids.dedup();
         let chat_template = match template_sources(dir, &config)? {
             Some((default, tool_use)) => {
-                let stop = stop_token_ids.iter().filter_map(|id| inner.id_to_token(*id));
-                let stop = stop.filter(|_| bos_token_id != eos_token_id).collect();
+                // A token that also begins texts ends no turn.
+                let stop = stop_token_ids.iter().filter(|id| Some(**id) != bos_token_id);
+                let stop = stop.filter_map(|id| inner.id_to_token(*id)).collect();
                 let tokens = TemplateTokens { special: named, added: added_tokens(&inner), stop };
                 let template = ChatTemplate::new(&default, tool_use.as_deref(), tokens);
                 Some(template.map_err(|what| template_error(dir, &what))?)

@@ -46,15 +46,18 @@ pub struct DecoderConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{}: {source}. A model directory in Hugging Face layout holds a config.json", path.display())]
+    #[error(
+        "{}: {source}. A model directory in Hugging Face layout holds a config.json",
+        path.display()
+    )]
     Io {
         /// File.
         path: PathBuf,
         /// Why.
         source: std::io::Error,
     },
-    /// Not JSON.
-    #[error("{}: not valid JSON: {reason}", path.display())]
+    /// Not a JSON object.
+    #[error("{}: {reason}", path.display())]
     Json {
         /// File.
         path: PathBuf,
@@ -134,18 +137,27 @@ impl RawConfig {
     /// # Errors
     /// [`ConfigError`], naming the file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        Self::read_up_to(path, MAX_BYTES)
+    }
+
+    /// The same, with another limit to the file's size.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming the file.
+    pub fn read_up_to(path: &Path, max_bytes: u64) -> Result<Self, ConfigError> {
         let io = |source| ConfigError::Io { path: path.to_owned(), source };
         let json = |reason: String| ConfigError::Json { path: path.to_owned(), reason };
         let size = std::fs::metadata(path).map_err(io)?.len();
-        if size > MAX_BYTES {
-            return Err(json(format!("{size} bytes are too many for a configuration")));
+        if size > max_bytes {
+            return Err(json(format!("{size} bytes are too many: at most {max_bytes} are read")));
         }
-        let text = std::fs::read_to_string(path).map_err(io)?;
-        match serde_json::from_str(&text).map_err(|e| json(e.to_string()))? {
+        let text = std::fs::read(path).map_err(io)?;
+        let value = serde_json::from_slice(&text);
+        match value.map_err(|e| json(format!("not valid JSON: {e}")))? {
             Value::Object(object) => {
                 Ok(Self { path: path.to_owned(), prefix: String::new(), object })
             }
-            other => Err(json(format!("expected an object, found {}", kind(&other)))),
+            other => Err(json(format!("expected a JSON object, found {}", kind(&other)))),
         }
     }
 
@@ -185,7 +197,7 @@ impl RawConfig {
     /// # Errors
     /// If it is missing or something else.
     pub fn size(&self, key: &str) -> Result<usize, ConfigError> {
-        self.optional_size(key)?.ok_or_else(|| self.error(key, "is missing"))
+        self.optional_size(key)?.ok_or_else(|| self.missing(key))
     }
 
     /// A whole number of at least 1, if present.
@@ -218,7 +230,7 @@ impl RawConfig {
     /// # Errors
     /// If it is missing or something else.
     pub fn number(&self, key: &str) -> Result<f64, ConfigError> {
-        self.optional_number(key)?.ok_or_else(|| self.error(key, "is missing"))
+        self.optional_number(key)?.ok_or_else(|| self.missing(key))
     }
 
     /// A truth value, `default` if absent.
@@ -251,15 +263,22 @@ impl RawConfig {
     /// If it is something else.
     pub fn token_ids(&self, key: &str) -> Result<Vec<u32>, ConfigError> {
         let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
-        let ids = match self.get(key) {
-            None => Some(Vec::new()),
-            Some(Value::Array(ids)) => ids.iter().map(id).collect(),
-            Some(one) => id(one).map(|id| vec![id]),
+        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
+        let ids = match value {
+            Value::Array(ids) => ids.iter().map(id).collect(),
+            one => id(one).map(|id| vec![id]),
         };
-        ids.ok_or_else(|| self.error(key, "must be a token id or a list of them"))
+        ids.ok_or_else(|| self.unexpected(key, "a token id or a list of them", value))
     }
 
-    fn unexpected(&self, key: &str, expected: &str, found: &Value) -> ConfigError {
+    fn missing(&self, key: &str) -> ConfigError {
+        let mend = "is missing, and no default stands for it: take the file from where the \
+                    weights came from";
+        self.error(key, mend)
+    }
+
+    /// An error about a key whose value is of another kind than `expected`.
+    pub fn unexpected(&self, key: &str, expected: &str, found: &Value) -> ConfigError {
         self.error(key, format!("must be {expected}, found {found}"))
     }
 }

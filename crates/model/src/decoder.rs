@@ -3,7 +3,7 @@
 use crate::batch::Batch;
 use crate::config::DecoderConfig;
 use hone_tensor::ops::{self, KvCache};
-use hone_tensor::{Projection, Tape, Tensor, Var, Weight};
+use hone_tensor::{Lora, Projection, Tape, Tensor, Var, Weight};
 
 /// What the forward pass keeps for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,11 @@ impl Decoder {
     pub(crate) fn projections_mut(&mut self) -> impl Iterator<Item = (String, &mut Projection)> {
         let names = module_names(self.layers.len());
         names.zip(self.layers.iter_mut().flat_map(Layer::projections_mut))
+    }
+
+    /// The adapters, by module name.
+    pub fn adapters_mut(&mut self) -> impl Iterator<Item = (String, &mut Lora)> {
+        self.projections_mut().filter_map(|(name, p)| p.lora.as_mut().map(|lora| (name, lora)))
     }
 
     /// Log-probabilities of a batch's targets: `[t]` f32, entry `i` for `batch.rows[i]`.

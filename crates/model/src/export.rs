@@ -1,14 +1,18 @@
 //! A model in Hugging Face layout, adapters merged.
 
+use crate::batch::Batch;
 use crate::load::Model;
 use hone_tensor::safetensors::{FileError, Lazy, write};
-use hone_tensor::{DType, Device, Params, Projection, Tensor, Weight, merge};
+use hone_tensor::{DType, Device, Params, Projection, Tape, Tensor, Weight, merge};
 use std::path::{Path, PathBuf};
 
 /// Files that go along with the weights where they exist.
-const COMPANIONS: [&str; 7] = [
+const COMPANIONS: [&str; 10] = [
     "generation_config.json",
     "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -150,4 +154,30 @@ fn copy(from: &Path, to: &Path) -> Result<(), ExportError> {
     let bytes =
         std::fs::read(from).map_err(|e| ExportError::Io { path: from.into(), source: e })?;
     std::fs::write(to, bytes).map_err(|e| ExportError::Io { path: to.into(), source: e })
+}
+
+/// How far logits may be off, over their range, after weights were written in `dtype`.
+pub fn logits_tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 => 1e-4,
+        DType::F16 | DType::Bf16 => 5e-2,
+    }
+}
+
+/// Largest difference between two models' logits on `tokens`, over the range of the first's.
+pub fn logits_error(
+    (device, compute): (&Device, DType),
+    model: &Model,
+    other: &Model,
+    tokens: &[u32],
+) -> f64 {
+    let batch = Batch::of_sequence(&model.decoder.config, tokens);
+    let logits = |model: &Model| {
+        let mut tape = Tape::inference(device, &model.params, compute);
+        model.decoder.logits(&mut tape, &batch).f32().to_vec()
+    };
+    let (ours, theirs) = (logits(model), logits(other));
+    let (min, max) = ours.iter().fold((f32::MAX, f32::MIN), |(a, b), &x| (a.min(x), b.max(x)));
+    let difference = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    f64::from(difference) / f64::from(max - min).max(f64::MIN_POSITIVE)
 }

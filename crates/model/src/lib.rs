@@ -18,6 +18,6 @@ mod rope;
 pub use batch::Batch;
 pub use config::{ConfigError, DecoderConfig};
 pub use decoder::{Decoder, Recompute};
-pub use export::{ExportError, export_hf};
+pub use export::{ExportError, export_hf, logits_error, logits_tolerance};
 pub use load::{LoadError, LoadOptions, Model, Trained, load};
 pub use rope::{RopeConfig, RopeScaling};

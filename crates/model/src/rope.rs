@@ -73,6 +73,10 @@ impl RopeConfig {
         let object = raw.object(key)?;
         let inner = object.as_ref().map(|o| o.optional_number("rope_theta")).transpose()?.flatten();
         let rope_theta = inner.or(raw.optional_number("rope_theta")?).unwrap_or(10_000.0);
+        if rope_theta <= 1.0 {
+            let problem = format!("must be greater than 1 (often 10000), found {rope_theta}");
+            return Err(raw.error("rope_theta", problem));
+        }
         let scaling = match &object {
             None => RopeScaling::Default,
             Some(object) => RopeScaling::read(object, max_position_embeddings)?,
@@ -147,29 +151,41 @@ impl RopeScaling {
             let length = raw.optional_size("original_max_position_embeddings")?;
             Ok(length.unwrap_or(max_position_embeddings) as f64)
         };
-        let name = raw.text("rope_type")?.or(raw.text("type")?).unwrap_or("default");
-        match name {
+        let key = if raw.get("rope_type").is_some() { "rope_type" } else { "type" };
+        match raw.text(key)?.unwrap_or("default") {
             "default" => Ok(Self::Default),
-            "linear" => Ok(Self::Linear { factor: raw.number("factor")? }),
-            "dynamic" => Ok(Self::Dynamic { factor: raw.number("factor")? }),
-            "llama3" => Ok(Self::Llama3 {
-                factor: raw.number("factor")?,
-                low_freq_factor: raw.number("low_freq_factor")?,
-                high_freq_factor: raw.number("high_freq_factor")?,
-                original_max_position_embeddings: original()?,
-            }),
+            "linear" => Ok(Self::Linear { factor: stretch(raw)? }),
+            "dynamic" => Ok(Self::Dynamic { factor: stretch(raw)? }),
+            "llama3" => Self::read_llama3(raw, original()?),
             "yarn" => Self::read_yarn(raw, original()?, max_position_embeddings),
-            other => Err(raw.error(
-                "rope_type",
-                format!(
-                    "`{other}` is not supported; supported: default, linear, dynamic, llama3, yarn"
-                ),
-            )),
+            other => {
+                let supported = "default, linear, dynamic, llama3, yarn";
+                let problem =
+                    format!("is `{other}`, which is not supported; supported: {supported}");
+                Err(raw.error(key, problem))
+            }
         }
     }
 
+    fn read_llama3(raw: &RawConfig, original: f64) -> Result<Self, ConfigError> {
+        let (low, high) = (raw.number("low_freq_factor")?, raw.number("high_freq_factor")?);
+        if low >= high {
+            let problem = format!("must be greater than low_freq_factor ({low}), found {high}");
+            return Err(raw.error("high_freq_factor", problem));
+        }
+        Ok(Self::Llama3 {
+            factor: stretch(raw)?,
+            low_freq_factor: low,
+            high_freq_factor: high,
+            original_max_position_embeddings: original,
+        })
+    }
+
     fn read_yarn(raw: &RawConfig, original: f64, max: usize) -> Result<Self, ConfigError> {
-        let factor = raw.optional_number("factor")?.unwrap_or(max as f64 / original);
+        let factor = match raw.get("factor") {
+            Some(_) => stretch(raw)?,
+            None => max as f64 / original,
+        };
         let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
         let scales = (raw.optional_number("mscale")?, raw.optional_number("mscale_all_dim")?);
         let attention_factor = match (raw.optional_number("attention_factor")?, scales) {
@@ -230,4 +246,13 @@ impl RopeScaling {
         let stretched = |i: usize| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
         (0..d as usize / 2).map(|i| stretched(i) / factor + (1.0 - stretched(i))).collect()
     }
+}
+
+/// The key `factor`, which may lengthen sequences but not shorten them.
+fn stretch(raw: &RawConfig) -> Result<f64, ConfigError> {
+    let factor = raw.number("factor")?;
+    if factor < 1.0 {
+        return Err(raw.error("factor", format!("must be at least 1, found {factor}")));
+    }
+    Ok(factor)
 }

@@ -189,7 +189,7 @@ pub fn held_as(
 
 /// Length of the header, and what it says. The library compares offsets with each other and with
 /// the length of the file.
-fn read_header(bytes: &[u8]) -> Result<(usize, Metadata), String> {
+pub(crate) fn read_header(bytes: &[u8]) -> Result<(usize, Metadata), String> {
     header::check(bytes)?;
     SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())
 }

@@ -1,1 +1,9 @@
+//! Tests of the engine: every operation through one check, then what lies around the operations.
 
+mod arena;
+mod cache;
+mod check_op;
+mod linear;
+mod operations;
+mod safetensors;
+mod tape;

@@ -1,6 +1,27 @@
-//! hone-train
+//! Training: run files, objectives, optimizer, planner, the loop, checkpoints, reports.
+//!
+//! [`recipe`] reads top to bottom and is the place to start. [`setup`] turns a run file into
+//! everything a run needs, [`engine`] holds model and optimizer on a device, [`planner`] runs one
+//! step of it on the dry device.
 
 pub mod checkpoint;
+pub mod engine;
+mod error;
+pub mod evaluate;
 pub mod failpoint;
+pub mod machine;
+mod metrics;
+pub mod objective;
+pub mod optimizer;
+pub mod planner;
+pub mod profile;
+pub mod recipe;
 pub mod report;
+mod run_dir;
 pub mod run_file;
+pub mod sample;
+pub mod schedule;
+pub mod setup;
+
+pub use error::TrainError;
+pub use metrics::{EvalRecord, StepRecord};

@@ -17,8 +17,8 @@ pub fn corpus(seed: u64, num_documents: u64) -> impl Iterator<Item = String> {
 
 fn document(random: &mut Stream) -> String {
     match random.below(10) {
-        0 => list(random),
-        1 | 2 => record(random),
+        0..3 => list(random),
+        3 => record(random),
         _ => story(random),
     }
 }
@@ -26,7 +26,7 @@ fn document(random: &mut Stream) -> String {
 /// Some scenes in a row, told and asked about. Two scenes make the reader keep apart who did what.
 fn story(random: &mut Stream) -> String {
     let scenes = (0..1 + random.below(2)).map(|_| Scene::draw(random, person)).collect::<Vec<_>>();
-    let mut sentences = Vec::new();
+    let mut sentences = vec!["Story:".to_owned()];
     if random.below(2) == 0 {
         sentences.push(scenes[0].tell(pick(random, OPENINGS)));
     }
@@ -36,36 +36,56 @@ fn story(random: &mut Stream) -> String {
             sentences.push(scene.tell(pick(random, SEQUELS)));
         }
     }
-    for _ in 0..1 + random.below(4) {
+    for _ in 0..2 + random.below(5) {
         let scene = &scenes[random.below(scenes.len())];
         sentences.push(scene.tell(pick(random, QUESTIONS)));
     }
     sentences.join(" ")
 }
 
-/// Names, or things with their counts, said twice: this is where copying is learnt.
+/// Names, words, or things with their counts, said twice: this is where copying is learnt.
 fn list(random: &mut Stream) -> String {
-    let length = 2 + random.below(5);
-    if random.below(2) == 0 {
-        let names = (0..length).map(|_| person(random)).collect::<Vec<_>>().join(", ");
-        return format!("These were there: {names}. Once more: {names}.");
+    let length = 3 + random.below(8);
+    let several = |random: &mut Stream, draw: fn(&mut Stream) -> String| {
+        (0..length).map(|_| draw(random)).collect::<Vec<_>>()
+    };
+    match random.below(3) {
+        0 => {
+            let names = several(random, person).join(", ");
+            format!("List: {names}. Once more: {names}.")
+        }
+        1 => {
+            let words = several(random, word).join(" ");
+            format!("List: {words}. Once more: {words}.")
+        }
+        _ => {
+            let scenes = (0..length).map(|_| Scene::draw(random, person)).collect::<Vec<_>>();
+            let tell = |template| {
+                scenes.iter().map(|scene| scene.tell(template)).collect::<Vec<_>>().join(", ")
+            };
+            format!("List: {}. In short: {}.", tell("{n} {c} {i}"), tell("{d} {i}"))
+        }
     }
-    let (mut words, mut digits) = (Vec::new(), Vec::new());
-    for _ in 0..length {
-        let scene = Scene::draw(random, person);
-        words.push(scene.tell("{n} {c} {i}"));
-        digits.push(scene.tell("{d} {i}"));
-    }
-    format!("The list says {}. In short: {}.", words.join(", "), digits.join(", "))
 }
 
-/// A flat JSON object with some keys in any order.
+fn word(random: &mut Stream) -> String {
+    match random.below(6) {
+        0 => pick(random, ITEMS).to_owned(),
+        1 => pick(random, COLOURS).to_owned(),
+        2 => pick(random, PLACES).to_owned(),
+        3 => pick(random, COUNTS).to_owned(),
+        4 => (2 + random.below(COUNTS.len())).to_string(),
+        _ => person(random),
+    }
+}
+
+/// A flat YAML mapping with some keys in any order.
 fn record(random: &mut Stream) -> String {
     let mut keys = RECORD_KEYS.to_vec();
     random.shuffle(&mut keys);
     keys.truncate(2 + random.below(5));
-    let fields = keys.into_iter().map(|key| format!("\"{key}\":{}", value(key, random)));
-    format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
+    let fields = keys.into_iter().map(|key| format!("{key}: {}", value(key, random)));
+    format!("Record: {{{}}}", fields.collect::<Vec<_>>().join(", "))
 }
 
 fn value(key: &str, random: &mut Stream) -> String {
@@ -77,7 +97,7 @@ fn value(key: &str, random: &mut Stream) -> String {
         "colour" => pick(random, COLOURS).to_owned(),
         _ => pick(random, ITEMS).to_owned(),
     };
-    if random.below(6) == 0 { "null".to_owned() } else { format!("\"{word}\"") }
+    if random.below(6) == 0 { "null".to_owned() } else { word }
 }
 
 /// A name from the lists, or every third time one that nobody has, so that names are copied from

@@ -1,4 +1,4 @@
-//! The demo's task: a sentence about a purchase to a JSON record.
+//! The demo's task: a sentence about a purchase to a YAML record.
 //!
 //! No held-out item shares a person with the training rows, nor a triple of count, colour and
 //! item.
@@ -6,7 +6,6 @@
 use super::scene::{Scene, pick};
 use super::words::{ASIDES, COLOURS, HELD_OUT_PEOPLE, ITEMS, ORDERS, ORDERS_FOR_NOBODY, PEOPLE};
 use hone_data::random::Stream;
-use serde_json::{Value, json};
 
 /// Rows to train on.
 pub const NUM_TRAIN: usize = 1500;
@@ -60,13 +59,14 @@ fn item(scene: &Scene, random: &mut Stream) -> Item {
         1 => format!("{order} {}", pick(random, ASIDES)),
         _ => order.to_owned(),
     };
-    let record = json!({
-        "buyer": scene.actor,
-        "item": ITEMS[scene.item],
-        "color": COLOURS[scene.colour],
-        "count": scene.number(),
-        "place": scene.place,
-        "for": if has_recipient { Value::from(scene.recipient.as_str()) } else { Value::Null },
-    });
-    Item { prompt: scene.tell(&format!("{text} As JSON:")), completion: format!(" {record}") }
+    let recipient = if has_recipient { scene.recipient.as_str() } else { "null" };
+    let record = format!(
+        " {{buyer: {}, item: {}, color: {}, count: {}, place: {}, for: {recipient}}}",
+        scene.actor,
+        ITEMS[scene.item],
+        COLOURS[scene.colour],
+        scene.number(),
+        scene.place,
+    );
+    Item { prompt: scene.tell(&format!("Note: {text} YAML:")), completion: record }
 }

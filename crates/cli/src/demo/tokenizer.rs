@@ -1,7 +1,7 @@
-//! Trains the demo's tokenizer: byte-level BPE without merges across words, blanks or marks.
+//! Trains the demo's tokenizer: byte-level BPE, in which a word takes the blank before it along.
 //!
-//! A blank is a token of its own, so that a name is the same tokens after a blank and after a
-//! quotation mark: copying into a record is then copying of tokens.
+//! Nothing else is merged across words and marks, so that a name is the same tokens wherever a
+//! blank precedes it: copying it into a record is then copying of tokens.
 
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -16,8 +16,8 @@ pub const BOS: &str = "<s>";
 /// End of text, id 1.
 pub const EOS: &str = "</s>";
 
-/// Words, single digits, single blanks, runs of other marks.
-const PIECES: &str = r"[\p{L}]+|\p{N}|\s|[^\s\p{L}\p{N}]+";
+/// Words and numbers, each with a blank before it; runs of marks; other blanks.
+const PIECES: &str = r" ?\p{L}+| ?\p{N}{1,2}|[^\s\p{L}\p{N}]+|\s";
 
 /// A tokenizer of at most `vocab_size` tokens (at least 258) from `documents`. Errors are those of
 /// the `tokenizers` library.

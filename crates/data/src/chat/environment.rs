@@ -4,7 +4,7 @@ use super::generation::{FILTER, Marks};
 use super::json;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, filters};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 /// Instructions a rendering may take; the longest of usual conversations takes about a hundredth.
@@ -29,6 +29,8 @@ pub(super) fn new(marks: Option<Marks>) -> Environment<'static> {
     env.add_filter("tojson", tojson);
     env.add_filter("length", length);
     env.add_filter("count", length);
+    env.add_filter("int", int);
+    env.add_filter("float", float);
     env.add_test("iterable", is_iterable);
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, "raised").with_source(Raised(message)))
@@ -60,6 +62,16 @@ fn length(value: &Value) -> Result<usize, Error> {
         let what = format!("cannot calculate the length of a value of type {}", value.kind());
         Error::new(ErrorKind::InvalidOperation, what)
     })
+}
+
+/// As in Jinja: what is no number becomes 0, or the given default.
+fn int(state: &State<'_, '_>, value: &Value, default: Option<Value>, kwargs: Kwargs) -> Value {
+    filters::int(state, value, default, None, kwargs).unwrap_or(Value::from(0))
+}
+
+/// As `int`.
+fn float(state: &State<'_, '_>, value: &Value, default: Option<Value>, kwargs: Kwargs) -> Value {
+    filters::float(state, value, default, kwargs).unwrap_or(Value::from(0.0))
 }
 
 /// As in Jinja, where nothing can be iterated over if it is `none`, but can if it is undefined.

@@ -75,17 +75,7 @@ pub(super) fn rewrite(source: &str) -> (String, bool) {
     while let Some(at) = rest.find(['{']) {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
-        let len = if rest.starts_with("{%") {
-            tag_len(rest)
-        } else if raw {
-            1
-        } else if rest.starts_with("{#") {
-            rest.find("#}").map_or(rest.len(), |i| i + 2)
-        } else if rest.starts_with("{{") {
-            closing(rest, "}}")
-        } else {
-            1
-        };
+        let len = piece_len(rest, raw);
         let piece = &rest[..len];
         rest = &rest[len..];
         let name = tag_name(piece);
@@ -110,9 +100,15 @@ pub(super) fn rewrite(source: &str) -> (String, bool) {
     (out, found)
 }
 
-fn tag_len(rest: &str) -> usize {
-    // In a raw block a tag need not be well-formed; looking for its end does no harm there.
-    closing(rest, "%}")
+/// Length of the tag, comment or expression that `rest` begins with, or of the bare brace. In a raw
+/// block only tags count, one of which ends it.
+fn piece_len(rest: &str, raw: bool) -> usize {
+    match rest.as_bytes().get(1) {
+        Some(b'%') => closing(rest, "%}"),
+        Some(b'#') if !raw => rest[2..].find("#}").map_or(rest.len(), |i| i + 4),
+        Some(b'{') if !raw => closing(rest, "}}"),
+        _ => 1,
+    }
 }
 
 /// Length up to and including `end`, outside of string literals.

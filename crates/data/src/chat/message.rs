@@ -24,6 +24,27 @@ pub(super) fn prepare(conversation: &Conversation, arguments_as_text: bool) -> C
     Conversation { messages: messages.collect(), tools: conversation.tools.clone() }
 }
 
+impl Conversation {
+    /// The first message whose text the rendering does not hold, neither as it is nor inside JSON:
+    /// a template may know no such role. Reasoning may be left out.
+    pub(crate) fn left_out(&self, rendering: &str) -> Option<usize> {
+        self.messages.iter().position(|message| {
+            let content = message["content"].as_str().unwrap_or_default();
+            let text = content.rsplit("</think>").next().unwrap_or_default().trim();
+            let quoted = dumps(&text.into(), &Style::plain());
+            !rendering.contains(text) && !rendering.contains(quoted.trim_matches('"'))
+        })
+    }
+
+    /// Whether the rendering does not name one of the tools: a template may know none.
+    pub(crate) fn lacks_tools(&self, rendering: &str) -> bool {
+        let tools = self.tools.iter().filter_map(Value::as_array).flatten();
+        let mut names =
+            tools.filter_map(|tool| tool.get("function").unwrap_or(tool)["name"].as_str());
+        names.any(|name| !rendering.contains(name))
+    }
+}
+
 fn with_reasoning(fields: &mut dyn Iterator<Item = (String, Value)>) -> Map<String, Value> {
     let mut fields = fields.collect::<Map<_, _>>();
     let reasoning = REASONING_FIELDS.iter().find_map(|name| fields.get(*name).cloned());

@@ -82,8 +82,8 @@ impl Search<'_> {
         self.template.render_slice(&self.template.plain, &slice).ok()
     }
 
-    /// Whether the template ends with an opened turn even where none is asked for: then what ends
-    /// a prompt also ends the whole.
+    /// Whether the template seems to end with an opened turn even where none is asked for: what
+    /// ends a prompt also ends the whole, and the assistant's text follows the prompt directly.
     fn always_prompts(&self) -> bool {
         let last = self.conversation.messages.len() - 1;
         let (Some(without), Some(with)) = (self.render(last, false), self.render(last, true))
@@ -92,7 +92,12 @@ impl Search<'_> {
         };
         let common = without.chars().rev().zip(self.full.chars().rev());
         let mut common = common.take_while(|(a, b)| a == b);
-        without == with && common.any(|(c, _)| !c.is_whitespace())
+        let has_same_end = common.any(|(c, _)| !c.is_whitespace());
+        let follows = |content: Range<usize>| {
+            let between = self.full.get(without.len()..content.start);
+            between.is_none_or(|text| text.trim().is_empty())
+        };
+        without == with && has_same_end && self.content(last).is_none_or(follows)
     }
 
     fn start(&self, message: usize) -> Option<usize> {

@@ -5,13 +5,21 @@ use hone_data::{ChatTemplate, RecordSpec, Tokenizer, load};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// What minijinja does not do as Jinja does: template, whether in conversations with tools, reason.
-const EXCEPTIONS: [(&str, bool, &str); 5] = [
-    ("CohereForAI-c4ai-command-r-plus-tool_use.jinja", false, "iterating over none is no error"),
-    ("NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use.jinja", false, "the same"),
-    ("NousResearch-Hermes-3-Llama-3.1-8B-tool_use.jinja", false, "the same"),
-    ("llama-cpp-deepseek-r1.jinja", true, "a lazy sequence can be written as JSON"),
-    ("meetkai-functionary-medium-v3.1.jinja", true, "joining with a safe string does not escape"),
+const ESCAPES: &str = "Jinja HTML-escapes what is joined with a safe string, minijinja does not";
+
+const LENIENT: &str = "iterating over none raises in Jinja; in minijinja it does nothing";
+
+/// What minijinja does not do as Jinja does: start of the template's name, whether in conversations
+/// with tools, reason.
+const EXCEPTIONS: [(&str, bool, &str); 8] = [
+    ("chat-templates/CohereForAI-c4ai-command-r-plus-tool_use.jinja", false, LENIENT),
+    ("chat-templates/NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use.jinja", false, LENIENT),
+    ("chat-templates/NousResearch-Hermes-3-Llama-3.1-8B-tool_use.jinja", false, LENIENT),
+    ("chat-templates/llama-cpp-deepseek-r1.jinja", true, "a lazy sequence can be made JSON"),
+    ("chat-templates/meetkai-functionary-medium-v3.1.jinja", true, ESCAPES),
+    ("tokenizers/mistral-common/chat_templates/v2", true, ESCAPES),
+    ("tokenizers/mistral-common/chat_templates/v3", true, ESCAPES),
+    ("tokenizers/mistral-common/chat_templates/v7", true, ESCAPES),
 ];
 
 pub fn goldens() -> Value {
@@ -34,7 +42,7 @@ fn outcome(rendered: Result<String, impl std::fmt::Display>) -> (Value, String) 
     match rendered {
         Ok(text) => {
             let digest = Sha256::digest(text.as_bytes());
-            let hex = digest[..16].iter().map(|b| format!("{b:02x}")).collect::<String>();
+            let hex = digest[..8].iter().map(|b| format!("{b:02x}")).collect::<String>();
             (serde_json::json!([text.len(), hex]), text)
         }
         Err(e) => (Value::from("raises"), e.to_string()),
@@ -46,9 +54,9 @@ fn renders_as_transformers_does() {
     let Some(shared) = crate::shared() else { return };
     let goldens = goldens();
     let mut wrong = Vec::new();
-    let mut compared = 0;
+    let (mut compared, mut num_known) = (0, 0);
     for (file, expected) in goldens["templates"].as_object().unwrap() {
-        let path = shared.join("data/chat-templates").join(file);
+        let path = shared.join("data").join(file);
         let source = std::fs::read_to_string(path).unwrap();
         let mut template = match ChatTemplate::new(&source, None, tokens(&goldens, Vec::new())) {
             Ok(template) => template,
@@ -63,15 +71,21 @@ fn renders_as_transformers_does() {
             let conversation = conversation(&goldens["conversations"][name]);
             let (got, text) = outcome(template.render(&conversation, case != name));
             compared += 1;
-            let known = EXCEPTIONS
-                .iter()
-                .any(|(known, tools, _)| known == file && *tools == conversation.tools.is_some());
-            if (got != *want) != known {
+            let known = EXCEPTIONS.iter().any(|(known, tools, _)| {
+                file.starts_with(known) && *tools == conversation.tools.is_some()
+            });
+            if got == *want {
+                continue;
+            }
+            // A known exception need not concern every conversation.
+            num_known += usize::from(known);
+            if !known {
                 wrong.push(format!("{file} {case}: expected {want}, got {got}: {text:?}"));
             }
         }
     }
     assert!(wrong.is_empty(), "{} of {compared}:\n{}", wrong.len(), wrong.join("\n"));
+    assert_eq!((compared, num_known), (2490, 132));
 }
 
 /// Token ids and assistant masks of a whole row, by way of a file.

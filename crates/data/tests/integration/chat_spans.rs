@@ -90,8 +90,9 @@ fn spans_hold_each_turn_and_its_end() {
     let goldens = goldens();
     let mut wrong = Vec::new();
     let mut refused = BTreeMap::<&str, Vec<&str>>::new();
-    for (file, expected) in goldens["templates"].as_object().unwrap() {
-        let path = shared.join("data/chat-templates").join(file);
+    for (path, expected) in goldens["templates"].as_object().unwrap() {
+        let Some(file) = path.strip_prefix("chat-templates/") else { continue };
+        let path = shared.join("data").join(path);
         let source = std::fs::read_to_string(path).unwrap();
         let added = TURN_ENDS.iter().map(|t| t.to_string()).collect();
         let template = ChatTemplate::new(&source, None, tokens(&goldens, added)).unwrap();

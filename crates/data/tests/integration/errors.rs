@@ -152,7 +152,7 @@ fn unreadable_layouts() {
          data.format = \"prompt_completion\""
     );
     check(
-        &fixture,
+        &Fixture::chat(CHATML),
         "a.jsonl",
         "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"images\": [\"x.png\"]}",
         "a.jsonl:1: the record has images, and only text is supported; remove records with \
@@ -251,7 +251,7 @@ fn templates() {
     );
     assert_eq!(
         Fixture::plain().error("a.jsonl", record, &spec()),
-        "a.jsonl:1: conversations need a chat template, which this model has not; add \
+        "a.jsonl: conversations need a chat template, which this model has not; add \
          chat_template.jinja to the model directory, or give prompt_completion records"
     );
 }
@@ -298,7 +298,14 @@ fn rows() {
         &without_eos,
         "a.jsonl",
         record,
-        "a.jsonl:1: the tokenizer has no end-of-text token; name eos_token in \
+        "a.jsonl: prompt_completion needs an end-of-text token, which this model has not; name \
+         eos_token in the model's tokenizer_config.json",
+    );
+    check(
+        &without_eos,
+        "a.txt",
+        "abc",
+        "a.txt: text needs an end-of-text token, which this model has not; name eos_token in \
          tokenizer_config.json, or set data.append_eos = false",
     );
 }
@@ -319,6 +326,39 @@ fn skipping_counts_and_reports() {
         fixture.error("b.jsonl", "oops\n", &skip).split(" were").next().unwrap(),
         format!("no rows are left in b.jsonl: 1 records")
     );
+}
+
+#[test]
+fn what_the_template_leaves_out_is_a_warning() {
+    let fixture = Fixture::chat(
+        "{% for m in messages %}{% if m.role != 'tool' %}[{{ m.content | tojson }}]{% endif %}\
+         {% endfor %}",
+    );
+    let record = json!({"messages": [{"role": "user", "content": "a\"b"},
+        {"role": "tool", "content": "t"}, {"role": "assistant", "content": "c"}]});
+    let set = fixture.load("a.jsonl", record.to_string(), &spec()).unwrap();
+    let warning = &set.report().warnings[0];
+    assert!(warning.ends_with("a.jsonl:1: the chat template leaves out message 2 (\"tool\")"));
+}
+
+#[test]
+fn a_bad_first_record_can_be_skipped() {
+    let fixture = Fixture::plain();
+    let lines = "[1]\n{\"text\": \"a\"}\n";
+    assert!(fixture.error("a.jsonl", lines, &spec()).starts_with("a.jsonl:1: a record must be"));
+    let skip = RecordSpec { on_error: OnError::Skip, ..spec() };
+    let set = fixture.load("a.jsonl", lines, &skip).unwrap();
+    assert_eq!((set.len(), set.report().skipped_malformed), (1, 1));
+}
+
+#[test]
+fn tools_that_the_template_does_not_know_are_a_warning() {
+    let fixture = Fixture::chat(CHATML);
+    let record = json!({"messages": [{"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"}], "tools": [{"name": "get_weather"}]});
+    let set = fixture.load("a.jsonl", record.to_string(), &spec()).unwrap();
+    let warning = &set.report().warnings[0];
+    assert!(warning.ends_with("a.jsonl:1: the chat template leaves out the record's tools"));
 }
 
 #[test]
@@ -349,4 +389,38 @@ fn model_directories() {
     assert!(
         error.starts_with("DIR: the chat template cannot be used: the chat template fails: sy")
     );
+}
+
+/// Damaged files and templates give errors or rows, never a panic.
+#[test]
+fn damaged_input_never_panics() {
+    let valid = "[{\"messages\": [{\"role\": \"user\", \"content\": \"é\\u00e9 日\"},\n \
+                 {\"role\": \"assistant\", \"content\": [{\"type\": \"text\", \"text\": \"b\"}], \
+                 \"tool_calls\": null}], \"tools\": \"[]\"},\n {\"text\": \"x\"}]";
+    let template =
+        CHATML.replace("{{ m", "{# c #}{% generation %}{{ m") + "{% raw %}{{{% endraw %}";
+    let mut stream = hone_data::random::Stream::new(1, 0, 0);
+    let mut damage = |text: &str| {
+        let mut bytes = text.as_bytes().to_vec();
+        for _ in 0..1 + stream.below(4) {
+            let at = stream.below(bytes.len());
+            match stream.below(3) {
+                0 => bytes.truncate(at.max(1)),
+                1 => bytes[at] = b"\"{}[]:,%#-\\ a\xc3\n"[stream.below(15)],
+                _ => drop(bytes.remove(at.min(bytes.len() - 1))),
+            }
+            if bytes.len() < 2 {
+                break;
+            }
+        }
+        bytes
+    };
+    let fixture = Fixture::chat(CHATML);
+    let skip = RecordSpec { on_error: OnError::Skip, ..spec() };
+    for round in 0..1500 {
+        let name = ["a.json", "a.jsonl"][round % 2];
+        let _ = fixture.load(name, damage(valid), &skip);
+        let source = String::from_utf8_lossy(&damage(&template)).into_owned();
+        let _ = hone_data::ChatTemplate::new(&source, None, Default::default());
+    }
 }

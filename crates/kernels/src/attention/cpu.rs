@@ -13,7 +13,10 @@ const QUERIES: usize = 32;
 const KEYS: usize = 64;
 
 /// `out [t, out_width]` and `lse [num_heads, t]` (log of the softmax's denominator). Rows of `out`
-/// that belong to no sequence become zero.
+/// after the last sequence become zero.
+///
+/// # Panics
+/// If queries of the sequences do not follow one another from row 0 on.
 pub fn forward(
     cpu: &Cpu,
     inputs: Inputs<'_>,
@@ -142,6 +145,14 @@ fn query_blocks(sequences: &[Sequence]) -> Vec<QueryBlock> {
     blocks
 }
 
+/// Rows that belong to sequences; those after them are padding.
+fn used_rows(sequences: &[Sequence]) -> usize {
+    sequences.iter().fold(0, |end, s| {
+        assert_eq!(s.q_start, end, "sequences follow one another from row 0 on");
+        end + s.q_len
+    })
+}
+
 fn forward_typed<T: Typed>(
     cpu: &Cpu,
     inputs: Inputs<'_>,
@@ -152,7 +163,7 @@ fn forward_typed<T: Typed>(
 ) {
     let (d, width) = (heads.head_dim, heads.out_width());
     let num_tokens = out.len() / width;
-    let used = sequences.last().map_or(0, |s| s.q_start + s.q_len);
+    let used = used_rows(sequences);
     out[used * width..].fill(T::from_f32(0.0));
     let blocks = query_blocks(sequences);
     let (out, lse) = (Split::new(out), Split::new(lse));
@@ -268,7 +279,7 @@ fn backward_typed<T: Typed>(
     d_qkv: &mut [T],
     delta: &mut [f32],
 ) {
-    let used = sequences.last().map_or(0, |s| s.q_start + s.q_len);
+    let used = used_rows(sequences);
     d_qkv[used * heads.qkv_width()..].fill(T::from_f32(0.0));
     let (d, num_tokens) = (heads.head_dim, out.len() / heads.out_width());
     cpu.rows(delta, num_tokens, 2 * num_tokens * d, |head, delta| {

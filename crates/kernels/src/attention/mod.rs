@@ -105,3 +105,6 @@ impl Sequence {
         (self.k_len - self.q_len) * self.q_len + self.q_len * (self.q_len + 1) / 2
     }
 }
+
+#[cfg(test)]
+mod tests;

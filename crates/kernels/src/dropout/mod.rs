@@ -56,3 +56,6 @@ pub fn add_masked(cpu: &Cpu, mask: Mask, d_y: &[f32], d_x: ViewMut<'_>) {
         });
     });
 }
+
+#[cfg(test)]
+mod tests;

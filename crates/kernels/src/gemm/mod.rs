@@ -7,7 +7,7 @@
 mod cpu;
 pub mod reference;
 
-pub use cpu::gemm;
+pub use cpu::{SCRATCH_BYTES, gemm};
 
 use crate::element::View;
 

@@ -11,3 +11,6 @@ pub use cpu::{absorb_tile, finish, tile_gradient};
 
 /// Columns of the vocabulary per tile.
 pub const TILE: usize = 2048;
+
+#[cfg(test)]
+mod tests;

@@ -5,3 +5,6 @@ mod cpu;
 pub mod reference;
 
 pub use cpu::{backward, forward};
+
+#[cfg(test)]
+mod tests;

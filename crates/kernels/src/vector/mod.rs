@@ -123,3 +123,6 @@ fn copy_rows_typed<T: Element>(x: &[T], from: (usize, usize), y: &mut [T], to: (
         y[to.1 + i * to.0..][..to.0].copy_from_slice(&row[from.1..from.1 + to.0]);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ pub use lora::{LoraConfig, attach};
 pub use peft::{PeftConfig, load, save};
 pub use targets::TargetModules;
 
+use crate::config::ConfigError;
 use hone_tensor::safetensors::FileError;
 use std::path::PathBuf;
 
@@ -18,7 +19,8 @@ pub enum AdapterError {
     #[error(
         "adapter.target_modules: `{target}` matches no linear layer of this model. Its linear \
          layers are {available} (in {num_layers} blocks); a target is such a name, a longer one \
-         (`layers.0.self_attn.q_proj`), a pattern with `*`, or \"all-linear\""
+         (`layers.0.self_attn.q_proj`), a pattern with `*` for the whole name (`*.layers.0.*`), or \
+         \"all-linear\""
     )]
     NoMatch {
         /// What was given.
@@ -28,6 +30,12 @@ pub enum AdapterError {
         /// Number of blocks.
         num_layers: usize,
     },
+    /// No targets.
+    #[error(
+        "adapter.target_modules is empty: name the layers to adapt, such as [\"q_proj\", \
+         \"v_proj\"], or write \"all-linear\""
+    )]
+    NoTargets,
     /// The file of tensors.
     #[error(transparent)]
     File(#[from] FileError),
@@ -39,20 +47,33 @@ pub enum AdapterError {
         /// Why.
         source: std::io::Error,
     },
-    /// `adapter_config.json` is not usable.
-    #[error("{}: {problem}", path.display())]
-    Config {
-        /// File.
-        path: PathBuf,
-        /// What is wrong, and what would be right.
-        problem: String,
+    /// A file that makes an adapter is not there.
+    #[error(
+        "{}: {file} is not there. An adapter in PEFT layout is a directory with \
+         adapter_config.json and adapter_model.safetensors{}",
+        dir.display(),
+        .pickled.as_ref().map(|name| format!(
+            "; {name} is pickled, which Hone never reads because a pickle can run code: convert \
+             it to safetensors (`save_pretrained` of PEFT does)"
+        )).unwrap_or_default()
+    )]
+    NoAdapter {
+        /// Adapter directory.
+        dir: PathBuf,
+        /// What is missing.
+        file: &'static str,
+        /// A pickled file found instead.
+        pickled: Option<String>,
     },
-    /// Tensors that do not fit the model.
-    #[error("{}: {problem}. The adapter was made for another model", path.display())]
+    /// `adapter_config.json` is not usable.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Tensors that do not fit the model or the configuration.
+    #[error("{}: {problem}", path.display())]
     Mismatch {
         /// File.
         path: PathBuf,
-        /// What does not fit.
+        /// What does not fit, and what that means.
         problem: String,
     },
 }

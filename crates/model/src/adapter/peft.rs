@@ -2,9 +2,10 @@
 
 use super::lora::{Matrix, add};
 use super::{AdapterError, LoraConfig, TargetModules};
-use crate::load::Model;
+use crate::config::{ConfigError, RawConfig};
+use crate::load::{Model, find_pickled};
 use hone_tensor::safetensors::{SafeTensorsFile, held_as, write};
-use hone_tensor::{Category, DType, Device};
+use hone_tensor::{Category, DType, Device, Tensor};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -72,71 +73,106 @@ fn config_json(config: &LoraConfig, modules: &[String], base_model: &str) -> Val
 /// # Errors
 /// If it is not a LoRA adapter of a kind that is read, or was made for another model.
 pub fn load(dir: &Path, model: &mut Model, device: &Device) -> Result<PeftConfig, AdapterError> {
-    let mut lora = read_config(&dir.join(CONFIG))?;
-    let path = dir.join(WEIGHTS);
-    let file = SafeTensorsFile::open(&path)?;
-    let names = file.names();
-    let all = model.decoder.projections().map(|(name, _)| name);
-    let targets: Vec<String> =
-        all.filter(|module| names.contains(&Matrix::A.key(module))).collect();
-    let mismatch = |problem: String| AdapterError::Mismatch { path: path.clone(), problem };
-    let expected: BTreeSet<String> =
-        targets.iter().flat_map(|m| [Matrix::A.key(m), Matrix::B.key(m)]).collect();
-    if let Some(stray) = names.iter().find(|name| !expected.contains(*name)) {
-        return Err(mismatch(format!("tensor `{stray}` belongs to no linear layer of the model")));
+    for file in [CONFIG, WEIGHTS] {
+        if !dir.join(file).is_file() {
+            let (dir, pickled) = (dir.to_owned(), find_pickled(dir));
+            return Err(AdapterError::NoAdapter { dir, file, pickled });
+        }
     }
-    if targets.is_empty() {
-        return Err(mismatch("it holds no adapter".to_owned()));
-    }
+    let mut lora = read_config(&RawConfig::read(&dir.join(CONFIG))?)?;
+    let file = SafeTensorsFile::open(&dir.join(WEIGHTS))?;
+    let targets = adapted_modules(&file, model)?;
     let mut next = 0;
     add(model, &targets, &lora, |_, which, shape| {
         let key = which.key(&targets[next]);
         next += usize::from(which == Matrix::B);
-        let tensor =
-            file.tensor(&key).ok_or_else(|| mismatch(format!("tensor `{key}` is missing")))?;
-        if tensor.shape() != shape {
-            let found = tensor.shape();
-            let problem = format!("tensor `{key}` has shape {found:?}; the model needs {shape:?}");
-            return Err(mismatch(problem));
-        }
+        let tensor = matrix(&file, &key, which, shape)?;
         Ok(held_as(device, Category::Parameters, &tensor, DType::F32))
     })?;
     lora.target_modules = TargetModules::Patterns(targets);
     Ok(PeftConfig { lora })
 }
 
-fn read_config(path: &Path) -> Result<LoraConfig, AdapterError> {
-    let config = |problem: String| AdapterError::Config { path: path.to_owned(), problem };
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| AdapterError::Io { path: path.to_owned(), source })?;
-    let json: Value =
-        serde_json::from_str(&text).map_err(|e| config(format!("not valid JSON: {e}")))?;
-    let kind = json["peft_type"].as_str().unwrap_or("missing");
+/// The modules of the model that the file has tensors for. There must be no other tensors.
+fn adapted_modules(file: &SafeTensorsFile, model: &Model) -> Result<Vec<String>, AdapterError> {
+    let mut stray: BTreeSet<String> = file.names().into_iter().collect();
+    let modules = model.decoder.projections().map(|(name, _)| name);
+    let found: Vec<String> = modules
+        .filter(|module| {
+            stray.remove(&Matrix::A.key(module)) | stray.remove(&Matrix::B.key(module))
+        })
+        .collect();
+    match stray.first() {
+        Some(stray) => Err(mismatch(
+            file,
+            format!(
+                "tensor `{stray}` is not part of a LoRA adapter on a linear layer of this model. \
+                 The adapter was made for another model"
+            ),
+        )),
+        None if found.is_empty() => Err(mismatch(file, "it holds no adapter".to_owned())),
+        None => Ok(found),
+    }
+}
+
+/// One matrix of an adapter, which must have `shape`.
+fn matrix(
+    file: &SafeTensorsFile,
+    key: &str,
+    which: Matrix,
+    shape: &[usize],
+) -> Result<Tensor, AdapterError> {
+    let Some(tensor) = file.tensor(key) else {
+        let problem = format!(
+            "tensor `{key}` is missing, and its counterpart is there: the file is incomplete, \
+             save the adapter again"
+        );
+        return Err(mismatch(file, problem));
+    };
+    let found = tensor.shape();
+    if found == shape {
+        return Ok(tensor);
+    }
+    let rank_at = usize::from(which == Matrix::B);
+    let other_rank = found.len() == 2 && found[1 - rank_at] == shape[1 - rank_at];
+    let cause = if other_rank {
+        format!("`r` in {CONFIG} is {}: the two files belong to different adapters", shape[rank_at])
+    } else {
+        "The adapter was made for another model".to_owned()
+    };
+    let problem = format!("tensor `{key}` has shape {found:?} where {shape:?} is needed. {cause}");
+    Err(mismatch(file, problem))
+}
+
+fn mismatch(file: &SafeTensorsFile, problem: String) -> AdapterError {
+    AdapterError::Mismatch { path: file.path().to_owned(), problem }
+}
+
+fn read_config(raw: &RawConfig) -> Result<LoraConfig, ConfigError> {
+    let kind = raw.text("peft_type")?.unwrap_or("missing");
     if kind != "LORA" {
-        return Err(config(format!("`peft_type` is {kind}; LORA is what is read")));
+        return Err(raw.error("peft_type", format!("is {kind}; only LORA adapters are read")));
     }
-    for key in UNREAD {
-        if !is_neutral(&json[key]) {
-            let value = &json[key];
-            return Err(config(format!("`{key}` is {value}, which is not supported yet")));
-        }
-    }
-    let rank = json["r"].as_u64().filter(|&r| (1..1 << 20).contains(&r));
-    let alpha = json["lora_alpha"].as_f64().filter(|a| a.is_finite() && *a > 0.0);
-    let (Some(rank), Some(alpha)) = (rank, alpha) else {
-        return Err(config("`r` and `lora_alpha` must be positive numbers".to_owned()));
+    refuse_unread(raw)?;
+    let dropout = match raw.get("lora_dropout") {
+        None => 0.0,
+        Some(value) => value
+            .as_f64()
+            .filter(|p| (0.0..1.0).contains(p))
+            .ok_or_else(|| raw.unexpected("lora_dropout", "a number from 0 to below 1", value))?,
     };
     Ok(LoraConfig {
-        rank: rank as usize,
-        alpha,
-        dropout: json["lora_dropout"].as_f64().unwrap_or(0.0).clamp(0.0, 0.99) as f32,
+        rank: raw.size("r")?,
+        alpha: raw.number("lora_alpha")?,
+        dropout: dropout as f32,
         target_modules: TargetModules::AllLinear,
-        use_rslora: json["use_rslora"].as_bool().unwrap_or(false),
+        use_rslora: raw.flag("use_rslora", false)?,
     })
 }
 
-/// Settings that change what an adapter computes, in ways we do not.
-const UNREAD: [&str; 10] = [
+/// Settings that change what an adapter computes, in ways we do not. Where it sits is told by the
+/// names of its tensors.
+const UNREAD: [&str; 12] = [
     "use_dora",
     "fan_in_fan_out",
     "modules_to_save",
@@ -147,7 +183,24 @@ const UNREAD: [&str; 10] = [
     "lora_bias",
     "use_qalora",
     "trainable_token_indices",
+    "target_parameters",
+    "alora_invocation_tokens",
 ];
+
+/// Ways to initialise an adapter that leave the base weights as they are.
+const PLAIN_INITS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
+
+fn refuse_unread(raw: &RawConfig) -> Result<(), ConfigError> {
+    let values = UNREAD.iter().filter_map(|&key| Some((key, raw.get(key)?)));
+    let mut refused: Vec<_> = values.filter(|(_, value)| !is_neutral(value)).collect();
+    refused.extend(raw.get("bias").filter(|&bias| bias != "none").map(|bias| ("bias", bias)));
+    let init = raw.get("init_lora_weights");
+    let changes_base = init.filter(|v| v.as_str().is_some_and(|v| !PLAIN_INITS.contains(&v)));
+    refused.extend(changes_base.map(|init| ("init_lora_weights", init)));
+    let Some((key, value)) = refused.first() else { return Ok(()) };
+    let mend = "merge such an adapter into its base with PEFT (`merge_and_unload`)";
+    Err(raw.error(key, format!("is {value}, which is not supported yet: {mend}")))
+}
 
 fn is_neutral(value: &Value) -> bool {
     match value {

@@ -21,6 +21,9 @@ impl TargetModules {
     pub fn resolve(&self, decoder: &Decoder) -> Result<Vec<String>, AdapterError> {
         let names: Vec<String> = decoder.projections().map(|(name, _)| name).collect();
         let Self::Patterns(patterns) = self else { return Ok(names) };
+        if patterns.is_empty() {
+            return Err(AdapterError::NoTargets);
+        }
         for pattern in patterns {
             if !names.iter().any(|name| matches(pattern, name)) {
                 return Err(no_match(pattern, decoder));

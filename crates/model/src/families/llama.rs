@@ -11,16 +11,27 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     let num_heads = raw.size("num_attention_heads")?;
     let num_kv_heads = raw.optional_size("num_key_value_heads")?.unwrap_or(num_heads);
     if !num_heads.is_multiple_of(num_kv_heads) {
-        let problem = format!("must divide num_attention_heads ({num_heads})");
+        let problem =
+            format!("must divide num_attention_heads ({num_heads}), found {num_kv_heads}");
         return Err(raw.error("num_key_value_heads", problem));
     }
     let head_dim = match raw.optional_size("head_dim")? {
         Some(head_dim) => head_dim,
         None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
-        None => return Err(raw.error("num_attention_heads", "must divide hidden_size")),
+        None => {
+            let problem = format!(
+                "must divide hidden_size ({hidden_size}) where head_dim is not given, found \
+                 {num_heads}"
+            );
+            return Err(raw.error("num_attention_heads", problem));
+        }
     };
     if !head_dim.is_multiple_of(2) {
-        return Err(raw.error("head_dim", "must be even for rotary embeddings"));
+        let problem = format!(
+            "must be even for rotary embeddings, found {head_dim} (where it is not given, it is \
+             hidden_size / num_attention_heads)"
+        );
+        return Err(raw.error("head_dim", problem));
     }
     let max_position_embeddings = raw.optional_size("max_position_embeddings")?.unwrap_or(2048);
     Ok(DecoderConfig {
@@ -43,7 +54,8 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
 
 fn refuse_unknown_parts(raw: &RawConfig) -> Result<(), ConfigError> {
     if let Some(act) = raw.text("hidden_act")?.filter(|act| *act != "silu") {
-        return Err(raw.error("hidden_act", format!("`{act}` is not supported; Llama has `silu`")));
+        let problem = format!("is `{act}`, which is not supported; Llama models have `silu`");
+        return Err(raw.error("hidden_act", problem));
     }
     if raw.get("quantization_config").is_some() {
         let problem = "says that the weights are quantised, which is not read yet; use the \

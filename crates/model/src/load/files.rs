@@ -1,13 +1,16 @@
 //! One safetensors file, or several with an index.
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, RawConfig};
 use hone_tensor::safetensors::{FileError, SafeTensorsFile};
 use hone_tensor::{DType, Tensor};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+/// An index has about 100 bytes per tensor.
+const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// Why weights cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -20,11 +23,11 @@ pub enum LoadError {
     File(#[from] FileError),
     /// Neither a weight file nor an index.
     #[error(
-        "{}: neither {SINGLE} nor {INDEX} is there{}", dir.display(),
-        .pickled.as_ref().map(|name| format!(
-            ". {name} is pickled, which Hone never reads because a pickle can run code: convert \
+        "{}: neither {SINGLE} nor {INDEX} is there. {}", dir.display(),
+        .pickled.as_ref().map_or("Fetch the weights as well".to_owned(), |name| format!(
+            "{name} is pickled, which Hone never reads because a pickle can run code: convert \
              the model to safetensors (`save_pretrained` of transformers does)"
-        )).unwrap_or_default()
+        ))
     )]
     NoWeights {
         /// Model directory.
@@ -42,7 +45,7 @@ pub enum LoadError {
     },
     /// A tensor that the configuration calls for is in no file.
     #[error(
-        "{}: tensor `{name}` is missing. config.json calls for it: either the weights or the \
+        "{}: tensor `{name}` is missing, and config.json calls for it. Either the weights or the \
          configuration belong to another model",
         place.display()
     )]
@@ -53,7 +56,11 @@ pub enum LoadError {
         name: String,
     },
     /// A tensor has another shape than the configuration says.
-    #[error("{}: tensor `{name}` has shape {found:?}; config.json calls for {expected:?}", path.display())]
+    #[error(
+        "{}: tensor `{name}` has shape {found:?}, and config.json calls for {expected:?}. Either \
+         the weights or the configuration belong to another model",
+        path.display()
+    )]
     Shape {
         /// File.
         path: PathBuf,
@@ -66,9 +73,10 @@ pub enum LoadError {
     },
     /// Tensors that no part of the model takes.
     #[error(
-        "{}: {count} tensors have no place in this model, the first is `{first}`. config.json \
-         does not describe what the file holds",
-        place.display()
+        "{}: tensor `{first}`{} no place in the model that config.json describes. Either the \
+         weights or the configuration belong to another model",
+        place.display(),
+        if *count == 1 { " has".to_owned() } else { format!(" and {} more have", count - 1) }
     )]
     Surplus {
         /// File or directory.
@@ -97,6 +105,10 @@ impl WeightFiles {
             (single.clone(), vec![single])
         } else if index.is_file() {
             let shards = shard_names(&index)?;
+            if let Some(absent) = shards.iter().find(|name| !dir.join(name).is_file()) {
+                let problem = format!("`{absent}`, which it names, is not there: fetch it as well");
+                return Err(LoadError::Index { path: index, problem });
+            }
             (index, shards.into_iter().map(|name| dir.join(name)).collect())
         } else {
             return Err(LoadError::NoWeights { dir: dir.to_owned(), pickled: find_pickled(dir) });
@@ -119,7 +131,10 @@ impl WeightFiles {
         for name in file.names() {
             if let Some(other) = self.holder.insert(name.clone(), self.files.len()) {
                 let other = self.files.get(other).unwrap_or(&file).path().display();
-                let problem = format!("tensor `{name}` is also in {other}");
+                let problem = format!(
+                    "tensor `{name}` is also in {other}. Fetch the model again, without files of \
+                     other versions"
+                );
                 return Err(LoadError::Index { path: path.to_owned(), problem });
             }
         }
@@ -176,11 +191,11 @@ impl WeightFiles {
 /// Names of the shards in an index, each a plain file name.
 fn shard_names(index: &Path) -> Result<BTreeSet<String>, LoadError> {
     let error = |problem: String| LoadError::Index { path: index.to_owned(), problem };
-    let text = std::fs::read_to_string(index).map_err(|e| error(e.to_string()))?;
-    let json: serde_json::Value =
-        serde_json::from_str(&text).map_err(|e| error(format!("not valid JSON: {e}")))?;
-    let map = json.get("weight_map").and_then(|m| m.as_object());
-    let map = map.ok_or_else(|| error("`weight_map` is missing".to_owned()))?;
+    let raw = RawConfig::read_up_to(index, MAX_INDEX_BYTES)?;
+    let Some(Value::Object(map)) = raw.get("weight_map") else {
+        let problem = "`weight_map` must be an object that gives the file of each tensor";
+        return Err(error(problem.to_owned()));
+    };
     let mut names = BTreeSet::new();
     for (tensor, file) in map {
         let plain = |name: &&str| Path::new(name).file_name().is_some_and(|f| f == *name);
@@ -192,7 +207,8 @@ fn shard_names(index: &Path) -> Result<BTreeSet<String>, LoadError> {
     Ok(names)
 }
 
-fn find_pickled(dir: &Path) -> Option<String> {
+/// The first file of a directory whose name says that it is pickled.
+pub(crate) fn find_pickled(dir: &Path) -> Option<String> {
     let names = std::fs::read_dir(dir).ok()?;
     let names = names.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     let mut pickled: Vec<String> = names

@@ -3,6 +3,7 @@
 mod files;
 
 pub use files::LoadError;
+pub(crate) use files::find_pickled;
 
 use crate::config::DecoderConfig;
 use crate::decoder::{Decoder, Layer, PROJECTIONS};
@@ -23,7 +24,7 @@ pub enum Trained {
 /// How weights are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// Element type of frozen matrices; `None`: as in the file, without a copy.
+    /// Element type of frozen matrices, f32 or bf16; `None`: as in the file, without a copy.
     pub base_precision: Option<DType>,
     /// Which weights are trained.
     pub trained: Trained,

@@ -4,7 +4,8 @@ use super::rows_cols;
 use crate::{Category, Cost, DType, Device, Heads, Sequence, Tape, Tensor, Var, Work};
 use hone_kernels::attention::{self as kernel, Inputs, Rows};
 
-/// `qkv [t, qkv_width]` → `[t, out_width]`. Rows that belong to no sequence give zeros.
+/// `qkv [t, qkv_width]` → `[t, out_width]`. Sequences follow one another; rows after the last give
+/// zeros.
 pub fn attention<'a>(
     tape: &mut Tape<'a>,
     qkv: Var,

@@ -32,11 +32,13 @@ pub fn log_probs<'a>(
     }
     tape.push(log_probs, requires_grad, move |sweep, d_log_probs| {
         let (input, shape, dtype) = (x.id(), x.value().shape().to_vec(), x.value().dtype());
-        let mut d_x = sweep.activation(dtype, &shape);
+        let mut d_x = x.requires_grad().then(|| sweep.activation(dtype, &shape));
         let head = Head { x: x.value(), weight: sweep.params.resolve(weight), rows, targets };
-        head.backward(sweep, weight, &lse, &d_log_probs, &mut d_x);
+        head.backward(sweep, weight, &lse, &d_log_probs, d_x.as_mut());
         drop((x, lse, d_log_probs));
-        sweep.add(input, d_x);
+        if let Some(d_x) = d_x {
+            sweep.add(input, d_x);
+        }
     })
 }
 
@@ -120,11 +122,14 @@ impl<'a> Head<'a> {
         weight: &Weight,
         lse: &Tensor,
         d_log_probs: &Tensor,
-        d_x: &mut Tensor,
+        mut d_x: Option<&mut Tensor>,
     ) {
         let (_, h) = rows_cols(self.x.shape());
         let (device, compute, gradients) = (sweep.device, sweep.compute, &mut *sweep.gradients);
-        if let Some(cpu) = device.begin(Cost::memory("zero", d_x.num_bytes())) {
+        let products = 1 + usize::from(d_x.is_some()) + usize::from(weight.param().is_some());
+        if let Some(d_x) = &mut d_x
+            && let Some(cpu) = device.begin(Cost::memory("zero", d_x.num_bytes()))
+        {
             vector::zero(cpu, d_x.view_mut());
         }
         let mut d_chunk = device.alloc(Category::Head, DType::F32, &[self.chunk_rows(), h]);
@@ -136,10 +141,12 @@ impl<'a> Head<'a> {
                 let tile = &mut chunk.tile.f32_mut()[..n * width];
                 kernel::tile_gradient(cpu, tile, width, first, chunk.targets, saved);
                 let d_logits = Matrix::rows(hone_kernels::View::F32(tile), width);
-                let w = Matrix { offset: first * h, ..Matrix::rows(self.weight.view(), h) };
-                let terms = [Term { a: d_logits, b: w, k: width }];
-                let epilogue = Epilogue { accumulate: first > 0, ..Epilogue::default() };
-                gemm(cpu, compute, &terms, epilogue, Target::whole(n, h), d_chunk.view_mut());
+                if d_x.is_some() {
+                    let w = Matrix { offset: first * h, ..Matrix::rows(self.weight.view(), h) };
+                    let terms = [Term { a: d_logits, b: w, k: width }];
+                    let epilogue = Epilogue { accumulate: first > 0, ..Epilogue::default() };
+                    gemm(cpu, compute, &terms, epilogue, Target::whole(n, h), d_chunk.view_mut());
+                }
                 if let Some(param) = weight.param() {
                     let x = Matrix::rows(chunk.x.view(), h);
                     let terms = [Term { a: d_logits.transposed(), b: x, k: n }];
@@ -149,9 +156,10 @@ impl<'a> Head<'a> {
                     gemm(cpu, compute, &terms, epilogue, Target::whole(width, h), d_w);
                 }
             });
-            vector::scatter_rows(&d_chunk.f32()[..n * h], h, chunk.rows, d_x.view_mut());
+            if let Some(d_x) = &mut d_x {
+                vector::scatter_rows(&d_chunk.f32()[..n * h], h, chunk.rows, d_x.view_mut());
+            }
         });
-        let products = if weight.param().is_some() { 3 } else { 2 };
         device.begin(self.cost("d_log_probs", products));
     }
 

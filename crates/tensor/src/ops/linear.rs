@@ -40,17 +40,47 @@ pub fn linear<'a>(
         return tape.push(y, inner_grad || residual_grad, |_, _| {});
     }
     let step = tape.step();
+    let input = Input::kept_for(projections, x);
     tape.push(y, true, move |sweep, d_y| {
         if inner_grad {
-            let input = x.id();
-            if let Some(d_x) = backward(sweep, x, projections, saved, &d_y, step) {
-                sweep.add(input, d_x);
+            let id = input.id;
+            if let Some(d_x) = backward(sweep, input, projections, saved, &d_y, step) {
+                sweep.add(id, d_x);
             }
         }
         if let Some(residual) = residual.filter(|_| residual_grad) {
             sweep.add(residual, d_y);
         }
     })
+}
+
+/// What the backward pass needs of the input.
+struct Input {
+    id: usize,
+    requires_grad: bool,
+    dtype: DType,
+    shape: [usize; 2],
+    /// `None` where neither a weight nor an adapter is trained: the input's gradient does not
+    /// depend on the input.
+    value: Option<Tensor>,
+}
+
+impl Input {
+    fn kept_for(projections: &[Projection], x: Var) -> Self {
+        let needs_input = |p: &Projection| p.weight.param().is_some() || p.lora.is_some();
+        let (t, k) = rows_cols(x.value().shape());
+        Self {
+            id: x.id(),
+            requires_grad: x.requires_grad(),
+            dtype: x.value().dtype(),
+            shape: [t, k],
+            value: projections.iter().any(needs_input).then(|| x.into_value()),
+        }
+    }
+
+    fn value(&self) -> &Tensor {
+        self.value.as_ref().expect("kept where a weight or an adapter is trained")
+    }
 }
 
 /// The adapter's `scale · dropout(x) Aᵀ`, `[t, rank]` f32.
@@ -104,7 +134,7 @@ fn project(
 
 fn backward(
     sweep: &mut Sweep<'_, '_>,
-    x: Var,
+    x: Input,
     projections: &[Projection],
     saved: Vec<Option<Tensor>>,
     d_y: &Tensor,
@@ -113,7 +143,7 @@ fn backward(
     let mut col = 0;
     let mut d_downs = Vec::new();
     for (projection, down) in projections.iter().zip(saved) {
-        weight_gradients(sweep, projection, x.value(), d_y, col);
+        weight_gradients(sweep, projection, &x, d_y, col);
         d_downs.push(projection.lora.as_ref().zip(down).map(|(lora, u)| {
             adapter_gradients(
                 sweep,
@@ -127,10 +157,10 @@ fn backward(
         }));
         col += projection.out_features();
     }
-    if !x.requires_grad() {
+    if !x.requires_grad {
         return None;
     }
-    let (shape, dtype) = (x.value().shape().to_vec(), x.value().dtype());
+    let (shape, dtype) = (x.shape, x.dtype);
     // The input may be released before its gradient takes its place.
     drop(x);
     let mut d_x = sweep.activation(dtype, &shape);
@@ -149,15 +179,17 @@ fn backward(
 fn weight_gradients(
     sweep: &mut Sweep<'_, '_>,
     projection: &Projection,
-    x: &Tensor,
+    x: &Input,
     d_y: &Tensor,
     col: usize,
 ) {
-    let ((t, k), (_, width)) = (rows_cols(x.shape()), rows_cols(d_y.shape()));
+    let ([t, k], (_, width)) = (x.shape, rows_cols(d_y.shape()));
     let n = projection.out_features();
-    let bytes = x.num_bytes() + t * n * d_y.dtype().size();
+    let bytes = t * n * d_y.dtype().size();
     if let Some(param) = projection.weight.param() {
-        let cost = Cost::product("d_weight", n, k, t, bytes + 8 * n * k);
+        let x = x.value();
+        let bytes = x.num_bytes() + bytes + 8 * n * k;
+        let cost = Cost::product("d_weight", n, k, t, bytes);
         if let Some(cpu) = sweep.device.begin(cost) {
             let d_y = Matrix::rows(d_y.view(), width).from_col(col).transposed();
             let terms = [Term { a: d_y, b: Matrix::rows(x.view(), k), k: t }];

@@ -19,9 +19,9 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     let Header(extents) = serde_json::from_slice(header).map_err(|e| format!("header: {e}"))?;
     let data = (rest.len() - header.len()) as u64;
     match extents.into_iter().find(|(_, end)| *end > data) {
-        Some((name, end)) => {
-            Err(format!("tensor `{name}` ends at byte {end} of the data, and {data} bytes are there"))
-        }
+        Some((name, end)) => Err(format!(
+            "tensor `{name}` ends at byte {end} of the data, and {data} bytes are there"
+        )),
         None => Ok(()),
     }
 }

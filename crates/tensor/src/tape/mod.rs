@@ -154,7 +154,7 @@ impl<'a> Tape<'a> {
             let (input_id, input_grad) = (input.id, x.requires_grad);
             let output = block(&mut tape, input);
             let mut inner = tape.sweep_back(output, d_output, sweep.gradients);
-            if let Some(d_input) = inner.0.remove(&input_id).filter(|_| input_grad) {
+            if let Some(d_input) = inner.take(input_id).filter(|_| input_grad) {
                 sweep.add(x.id, d_input);
             }
         })
@@ -188,6 +188,10 @@ impl LeafGradients {
     /// The gradient of `leaf`, if any flowed to it.
     pub fn get(&self, leaf: &Var) -> Option<&Tensor> {
         self.0.get(&leaf.id)
+    }
+
+    pub(crate) fn take(&mut self, leaf: usize) -> Option<Tensor> {
+        self.0.remove(&leaf)
     }
 }
 

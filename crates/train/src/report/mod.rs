@@ -19,6 +19,16 @@ pub use sources::ReportError;
 
 const TEMPLATE: &str = include_str!("template.html");
 
+/// A number of bytes as people read it: `1.5 GiB`.
+pub fn format_bytes(bytes: u64) -> String {
+    format::bytes(bytes as f64)
+}
+
+/// A duration as people read it: `3 min 20 s`.
+pub fn format_seconds(seconds: f64) -> String {
+    format::seconds(seconds)
+}
+
 /// Most points of a curve; longer runs are shown as means of several steps.
 const MAX_POINTS: usize = 2000;
 

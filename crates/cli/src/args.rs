@@ -1,0 +1,288 @@
+//! Command-line arguments.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use hone_train::run_file::Precision;
+use std::path::PathBuf;
+
+/// Fine-tune open-weights language models on your own data and your own machine.
+#[derive(Parser)]
+#[command(name = "hone", version, max_term_width = 100)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// The whole path on built-in data: a small model learns a task while you watch (no network)
+    Demo(DemoArgs),
+    /// What a run will take: memory, time, steps. Runs nothing
+    Plan(PlanArgs),
+    /// Fine-tune
+    Train(TrainArgs),
+    /// Loss and perplexity of a model on a file
+    Eval(EvalArgs),
+    /// Continue a prompt
+    Generate(GenerateArgs),
+    /// Write a model, its adapter merged, for other programs
+    Export(ExportArgs),
+    /// A run as one HTML page
+    Report(ReportArgs),
+    /// What this machine has and how fast it is
+    Doctor(DoctorArgs),
+}
+
+/// Example: hone demo --dir my-first-run
+#[derive(Args)]
+#[command(after_help = "Example: hone demo")]
+pub struct DemoArgs {
+    /// Where to put model, data and run; must not exist yet
+    #[arg(long, default_value = "hone-demo")]
+    pub dir: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct RunFileArgs {
+    /// The run file
+    #[arg(value_name = "RUN.toml")]
+    pub run_file: PathBuf,
+    /// Settings that take precedence, such as train.learning_rate=1e-4
+    #[arg(value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Example: hone plan run.toml budget.memory=8GiB")]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub run: RunFileArgs,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  hone train run.toml
+  hone train run.toml --resume
+  hone train run.toml train.learning_rate=1e-4 output.dir=runs/lower-rate")]
+pub struct TrainArgs {
+    #[command(flatten)]
+    pub run: RunFileArgs,
+    /// Go on from the newest whole checkpoint, or start where there is none yet
+    #[arg(long)]
+    pub resume: bool,
+}
+
+/// A model, and how to hold it.
+#[derive(Args)]
+pub struct ModelArgs {
+    /// A directory in Hugging Face layout, or a hub name (org/name[@revision])
+    #[arg(value_name = "MODEL")]
+    pub model: String,
+    /// A PEFT adapter to put on it
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// How weights are held
+    #[arg(long, default_value = "auto")]
+    pub base_precision: PrecisionArg,
+    /// What products are computed in (auto: f32 for f32 files, otherwise bf16)
+    #[arg(long, default_value = "auto")]
+    pub compute: PrecisionArg,
+    /// Threads to use (default: all cores)
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    pub threads: Option<u64>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum PrecisionArg {
+    Auto,
+    F32,
+    Bf16,
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(arg: PrecisionArg) -> Self {
+        match arg {
+            PrecisionArg::Auto => Precision::Auto,
+            PrecisionArg::F32 => Precision::F32,
+            PrecisionArg::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  hone eval path/to/model --data book.txt --format text
+  hone eval path/to/model --adapter runs/gsm8k/adapter --data test.jsonl \\
+      --prompt-field question --completion-field answer")]
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Files or patterns to evaluate on
+    #[arg(long, required = true, value_name = "FILE")]
+    pub data: Vec<String>,
+    /// Format of the records
+    #[arg(long, default_value = "auto")]
+    pub format: FormatArg,
+    /// Field that holds the prompt, where it has an unusual name
+    #[arg(long, requires = "completion_field")]
+    pub prompt_field: Option<String>,
+    /// Field that holds the completion, where it has an unusual name
+    #[arg(long, requires = "prompt_field")]
+    pub completion_field: Option<String>,
+    /// Longest row in tokens; text is cut into windows of this length
+    #[arg(long, value_parser = clap::value_parser!(u64).range(2..=1 << 24))]
+    pub max_seq_len: Option<u64>,
+    /// Cut longer rows instead of refusing them
+    #[arg(long)]
+    pub truncate: bool,
+    /// Also score the end-of-text token after a text document
+    #[arg(long)]
+    pub append_eos: bool,
+    /// Write the logits of the first row to this safetensors file
+    #[arg(long, value_name = "FILE")]
+    pub logits: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum FormatArg {
+    Auto,
+    Messages,
+    Sharegpt,
+    Alpaca,
+    PromptCompletion,
+    Text,
+}
+
+impl From<FormatArg> for hone_data::Format {
+    fn from(arg: FormatArg) -> Self {
+        match arg {
+            FormatArg::Auto => Self::Auto,
+            FormatArg::Messages => Self::Messages,
+            FormatArg::Sharegpt => Self::ShareGpt,
+            FormatArg::Alpaca => Self::Alpaca,
+            FormatArg::PromptCompletion => Self::PromptCompletion,
+            FormatArg::Text => Self::Text,
+        }
+    }
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  hone generate path/to/model --prompt \"Once upon a time\"
+  hone generate path/to/model --adapter runs/gsm8k/adapter --chat --prompt \"What is 7 x 8?\"")]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// What to continue
+    #[arg(long)]
+    pub prompt: String,
+    /// Give the prompt as a user's message in the model's chat template
+    #[arg(long)]
+    pub chat: bool,
+    /// Most tokens to generate
+    #[arg(long, default_value_t = 256)]
+    pub max_new_tokens: usize,
+    /// Logits are divided by this; 0 takes the most likely token
+    #[arg(long, default_value_t = 0.7, value_parser = temperature)]
+    pub temperature: f32,
+    /// Only the k most likely tokens; 0: all
+    #[arg(long, default_value_t = 0)]
+    pub top_k: usize,
+    /// Only the most likely tokens that together have this probability
+    #[arg(long, default_value_t = 0.95, value_parser = probability)]
+    pub top_p: f32,
+    /// Names the random numbers: the same seed gives the same text
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Example: \
+    hone export path/to/model --adapter runs/gsm8k/adapter --out merged")]
+pub struct ExportArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Layout to write
+    #[arg(long, default_value = "hf")]
+    pub format: ExportFormat,
+    /// Directory to write; must not exist yet
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Element type of the weights written (default: that of the model's files)
+    #[arg(long)]
+    pub dtype: Option<DTypeArg>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum ExportFormat {
+    /// A directory in Hugging Face layout
+    Hf,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum DTypeArg {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl From<DTypeArg> for hone_tensor::DType {
+    fn from(arg: DTypeArg) -> Self {
+        match arg {
+            DTypeArg::F32 => Self::F32,
+            DTypeArg::Bf16 => Self::Bf16,
+            DTypeArg::F16 => Self::F16,
+        }
+    }
+}
+
+#[derive(Args)]
+#[command(after_help = "Example: hone report runs/gsm8k")]
+pub struct ReportArgs {
+    /// Directory of a run, finished or not
+    #[arg(value_name = "RUN_DIR")]
+    pub run_dir: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Example: hone doctor")]
+pub struct DoctorArgs {
+    /// Threads to measure with (default: all cores)
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    pub threads: Option<u64>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(x) if x.is_finite() && x >= 0.0 => Ok(x),
+        _ => Err("expected a number of at least 0".to_owned()),
+    }
+}
+
+fn probability(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(x) if x > 0.0 && x <= 1.0 => Ok(x),
+        _ => Err("expected a number above 0 and at most 1".to_owned()),
+    }
+}

@@ -1,0 +1,49 @@
+//! `hone doctor`
+
+use crate::args::DoctorArgs;
+use crate::failure::Failure;
+use crate::output;
+use hone_model::hub::HubSettings;
+use hone_train::machine;
+use hone_train::profile::DeviceProfile;
+use hone_train::report::format_bytes;
+use serde_json::json;
+
+/// Measures this machine and prints what it has.
+pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
+    let profile = DeviceProfile::measure(super::num_threads(args.threads));
+    let (total, free) = (machine::total_memory(), machine::available_memory());
+    let hub = HubSettings::from_env();
+    if args.json {
+        output::json(&json!({
+            "version": profile.version,
+            "profile": profile,
+            "memory_bytes": total,
+            "available_bytes": free,
+            "hub_cache": hub.cache_dir,
+            "hub_offline": hub.offline,
+        }));
+        return Ok(());
+    }
+    let bytes = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), format_bytes);
+    let rate = |flops: f64| format!("{:.0} GFLOP/s", flops / 1e9);
+    output::table(&[
+        ("hone", profile.version.clone()),
+        ("processor", profile.cpu.clone()),
+        ("threads", profile.threads.to_string()),
+        ("instruction set", profile.isa.clone()),
+        ("memory", format!("{}, {} free", bytes(total), bytes(free))),
+        ("products in f32", rate(profile.product_f32)),
+        ("products in bf16", rate(profile.product_bf16)),
+        ("attention", rate(profile.attention)),
+        ("memory traffic", format!("{:.1} GB/s", profile.memory / 1e9)),
+        ("GPU", "not used: this version computes on the CPU".to_owned()),
+        ("model cache", hub_cache(&hub)),
+    ]);
+    Ok(())
+}
+
+fn hub_cache(hub: &HubSettings) -> String {
+    let state = if hub.offline { " (offline: HF_HUB_OFFLINE is set)" } else { "" };
+    format!("{}{state}", hub.cache_dir.display())
+}

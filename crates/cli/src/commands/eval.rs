@@ -1,0 +1,87 @@
+//! `hone eval`
+
+use super::Opened;
+use crate::args::EvalArgs;
+use crate::failure::Failure;
+use crate::output;
+use hone_data::{Dataset, OnError, Overlong, RecordSpec, pack_in_order};
+use hone_model::Batch;
+use hone_tensor::safetensors::write;
+use hone_tensor::{Tape, Tensor};
+use hone_train::evaluate::evaluate;
+use serde_json::json;
+use std::path::Path;
+
+/// Slots of a micro-batch: enough for products to run well, little enough to fit anywhere.
+const BATCH_TOKENS: usize = 4096;
+
+/// Evaluates and prints loss and perplexity.
+pub fn run(args: &EvalArgs) -> Result<(), Failure> {
+    let opened = super::open(&args.model)?;
+    let spec = record_spec(args, &opened)?;
+    let dataset = hone_data::load(&args.data, &spec, &opened.tokenizer)?;
+    let units = pack_in_order(&dataset, spec.max_seq_len)?;
+    let units_per_batch = (BATCH_TOKENS / spec.max_seq_len).clamp(1, units.len());
+    let evaluation = evaluate(
+        (&opened.device, &opened.model, opened.compute),
+        &dataset,
+        &units,
+        (units_per_batch, spec.max_seq_len),
+        None,
+    );
+    if let Some(path) = &args.logits {
+        write_logits(&opened, &dataset, path)?;
+    }
+    let (loss, perplexity) = (evaluation.loss, evaluation.perplexity());
+    let num_target_tokens = evaluation.num_target_tokens;
+    if args.json {
+        output::json(&json!({
+            "loss": loss,
+            "perplexity": perplexity,
+            "num_target_tokens": num_target_tokens,
+            "rows": dataset.len(),
+        }));
+        return Ok(());
+    }
+    output::table(&[
+        ("loss", format!("{loss:.6} nats per target token")),
+        ("perplexity", format!("{perplexity:.4}")),
+        ("target tokens", format!("{num_target_tokens} in {} rows", dataset.len())),
+    ]);
+    Ok(())
+}
+
+fn record_spec(args: &EvalArgs, opened: &Opened) -> Result<RecordSpec, Failure> {
+    let longest = opened.model.decoder.config.max_position_embeddings;
+    let max_seq_len = args.max_seq_len.map_or(longest.min(2048), |given| given as usize);
+    if max_seq_len > longest {
+        return Err(Failure::Usage(format!(
+            "--max-seq-len {max_seq_len} is longer than the model was made for \
+             (max_position_embeddings = {longest})"
+        )));
+    }
+    Ok(RecordSpec {
+        format: args.format.into(),
+        prompt_field: args.prompt_field.clone(),
+        completion_field: args.completion_field.clone(),
+        max_seq_len,
+        overlong: if args.truncate { Overlong::Truncate } else { Overlong::Refuse },
+        on_error: OnError::Fail,
+        append_eos: args.append_eos,
+        all_tokens_are_targets: false,
+    })
+}
+
+/// Logits `[t, vocab_size]` and token ids `[t]` of the first row, both f32.
+fn write_logits(opened: &Opened, dataset: &Dataset, path: &Path) -> Result<(), Failure> {
+    let tokens = dataset.row(0).tokens;
+    let batch = Batch::of_sequence(&opened.model.decoder.config, tokens);
+    let mut tape = Tape::inference(&opened.device, &opened.model.params, opened.compute);
+    let logits = opened.model.decoder.logits(&mut tape, &batch);
+    let ids: Vec<f32> = tokens.iter().map(|&id| id as f32).collect();
+    let tokens = Tensor::from_f32(&ids, &[ids.len()]);
+    Ok(write(
+        path,
+        [("logits".to_owned(), (&logits).into()), ("tokens".to_owned(), (&tokens).into())],
+    )?)
+}

@@ -1,0 +1,60 @@
+//! `hone export`
+
+use super::Opened;
+use crate::args::{ExportArgs, ExportFormat};
+use crate::failure::Failure;
+use crate::output;
+use hone_model::{LoadOptions, export_hf, logits_error, logits_tolerance};
+use hone_tensor::DType;
+use hone_train::TrainError;
+use serde_json::json;
+use std::path::Path;
+
+/// Writes the model, reads it back, compares, and only then gives it its name.
+pub fn run(args: &ExportArgs) -> Result<(), Failure> {
+    if args.out.exists() {
+        return Err(Failure::Usage(format!(
+            "--out {} exists already; name another directory",
+            args.out.display()
+        )));
+    }
+    let opened = super::open(&args.model)?;
+    let dtype = args.dtype.map_or(opened.model.file_dtype, DType::from);
+    let partial = args.out.with_extension("partial");
+    std::fs::create_dir_all(&partial).map_err(TrainError::io(&partial))?;
+    let error = match args.format {
+        ExportFormat::Hf => write_and_compare(&opened, dtype, &partial),
+    };
+    let error = match error {
+        Ok(error) => error,
+        Err(failure) => {
+            // Nothing half-written is left; that removing it fails too would add nothing.
+            let _ = std::fs::remove_dir_all(&partial);
+            return Err(failure);
+        }
+    };
+    std::fs::rename(&partial, &args.out).map_err(TrainError::io(&args.out))?;
+    if args.json {
+        output::json(&json!({ "out": args.out, "dtype": dtype.name(), "logits_error": error }));
+        return Ok(());
+    }
+    output::table(&[
+        ("written", args.out.display().to_string()),
+        ("weights", dtype.name().to_owned()),
+        ("logits", format!("within {error:.1e} of their range when read back")),
+    ]);
+    Ok(())
+}
+
+fn write_and_compare(opened: &Opened, dtype: DType, out: &Path) -> Result<f64, Failure> {
+    let Opened { device, model, compute, .. } = opened;
+    export_hf(model, device, &opened.dir, dtype, out)?;
+    let reloaded = hone_model::load(out, device, LoadOptions::INFERENCE)?;
+    let tokens: Vec<u32> = (0..model.decoder.config.vocab_size.min(64) as u32).collect();
+    let error = logits_error((device, *compute), model, &reloaded, &tokens);
+    if error > logits_tolerance(dtype) {
+        let path = out.to_owned();
+        return Err(TrainError::NotWhatWasTrained { path, error }.into());
+    }
+    Ok(error)
+}

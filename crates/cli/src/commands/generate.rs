@@ -1,0 +1,118 @@
+//! `hone generate`
+
+use super::Opened;
+use crate::args::GenerateArgs;
+use crate::failure::Failure;
+use crate::output;
+use hone_data::chat::Conversation;
+use hone_model::generate::{Finish, GenerateOptions, Sampling, generate};
+use serde_json::json;
+use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+/// Continues the prompt, printing text as it comes.
+pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
+    let opened = super::open(&args.model)?;
+    let prompt = prompt_tokens(args, &opened)?;
+    let options = GenerateOptions {
+        max_new_tokens: args.max_new_tokens,
+        sampling: Sampling {
+            temperature: args.temperature,
+            top_k: args.top_k,
+            top_p: args.top_p,
+            seed: args.seed,
+        },
+        stop_ids: opened.tokenizer.stop_token_ids().to_vec(),
+        compute: opened.compute,
+    };
+    let mut stream = opened.tokenizer.decode_stream(&prompt, true);
+    let mut text = String::new();
+    let mut failure = None;
+    let begun = Instant::now();
+    let (tokens, finish) =
+        generate(&opened.model, &opened.device, &prompt, &options, &mut |token| match stream
+            .push(token)
+        {
+            Ok(piece) => show(args, &mut text, &piece),
+            Err(error) => {
+                failure = Some(error);
+                ControlFlow::Break(())
+            }
+        });
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
+    let _ = show(args, &mut text, &stream.finish()?);
+    let tokens_per_second = tokens.len() as f64 / begun.elapsed().as_secs_f64();
+    if args.json {
+        output::json(&json!({
+            "text": text,
+            "tokens": tokens.len(),
+            "tokens_per_second": tokens_per_second,
+            "finish_reason": finish_reason(finish),
+        }));
+        return Ok(());
+    }
+    if std::io::stdout().is_terminal() {
+        println!();
+    }
+    eprintln!("{} tokens, {tokens_per_second:.0} tokens/s", tokens.len());
+    if finish == Finish::Context {
+        eprintln!("note: the model's longest sequence is reached");
+    }
+    Ok(())
+}
+
+/// Prints a piece of text, unless a JSON object will hold it all. A reader that has gone away ends
+/// the generation.
+fn show(args: &GenerateArgs, text: &mut String, piece: &str) -> ControlFlow<()> {
+    text.push_str(piece);
+    if args.json {
+        return ControlFlow::Continue(());
+    }
+    let mut out = std::io::stdout();
+    match out.write_all(piece.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Break(()),
+    }
+}
+
+fn prompt_tokens(args: &GenerateArgs, opened: &Opened) -> Result<Vec<u32>, Failure> {
+    let tokens = match args.chat {
+        false => opened.tokenizer.encode(&args.prompt, true)?,
+        true => {
+            let template = opened.tokenizer.chat_template().ok_or_else(|| {
+                Failure::Usage("--chat: this model has no chat template; leave --chat out".into())
+            })?;
+            let message = json!({ "role": "user", "content": args.prompt });
+            let conversation = Conversation { messages: vec![message], tools: None };
+            let text = template
+                .render(&conversation, true)
+                .map_err(|error| Failure::Usage(format!("chat template: {error}")))?;
+            opened.tokenizer.encode(&text, false)?
+        }
+    };
+    let longest = opened.model.decoder.config.max_position_embeddings;
+    if tokens.is_empty() {
+        return Err(Failure::Usage(
+            "--prompt is empty and this tokenizer puts no token before a text; give some text"
+                .into(),
+        ));
+    }
+    if tokens.len() >= longest {
+        return Err(Failure::Usage(format!(
+            "--prompt has {} tokens, and the model was made for {longest} in all",
+            tokens.len()
+        )));
+    }
+    Ok(tokens)
+}
+
+fn finish_reason(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::Length | Finish::Context => "length",
+        Finish::Caller => "cancelled",
+    }
+}

@@ -1,0 +1,55 @@
+//! One module per verb.
+
+pub mod demo;
+pub mod doctor;
+pub mod eval;
+pub mod export;
+pub mod generate;
+pub mod plan;
+pub mod report;
+pub mod train;
+
+use crate::args::{ModelArgs, RunFileArgs};
+use crate::failure::Failure;
+use hone_data::Tokenizer;
+use hone_model::hub::{self, HubSettings};
+use hone_model::{LoadOptions, Model, adapter};
+use hone_tensor::{DType, Device};
+use hone_train::run_file::RunFile;
+use hone_train::setup::{Setup, check_vocabulary, compute_type, held_type};
+use std::path::PathBuf;
+
+/// The run that a run file describes; notes go to standard error.
+fn prepare(args: &RunFileArgs) -> Result<Setup, Failure> {
+    let run = RunFile::load(&args.run_file, &args.overrides)?;
+    Ok(Setup::new(run, &mut |note| eprintln!("note: {note}"))?)
+}
+
+/// A model opened for inference.
+struct Opened {
+    dir: PathBuf,
+    device: Device,
+    model: Model,
+    tokenizer: Tokenizer,
+    compute: DType,
+}
+
+fn open(args: &ModelArgs) -> Result<Opened, Failure> {
+    let fetched = |file: &str| eprintln!("fetching {file}");
+    let dir = hub::resolve_with(&args.model, &HubSettings::from_env(), &fetched)?;
+    let device = Device::cpu(num_threads(args.threads));
+    let base_precision = held_type(args.base_precision.into());
+    let options = LoadOptions { base_precision, ..LoadOptions::INFERENCE };
+    let mut model = hone_model::load(&dir, &device, options)?;
+    if let Some(adapter_dir) = &args.adapter {
+        adapter::load(adapter_dir, &mut model, &device)?;
+    }
+    let tokenizer = Tokenizer::from_dir(&dir)?;
+    check_vocabulary(&dir, &model.decoder.config, &tokenizer)?;
+    let compute = compute_type(args.compute.into(), model.file_dtype);
+    Ok(Opened { dir, device, model, tokenizer, compute })
+}
+
+fn num_threads(asked: Option<u64>) -> usize {
+    asked.map_or_else(hone_train::machine::num_threads, |threads| threads as usize)
+}

@@ -1,0 +1,77 @@
+//! `hone plan`
+
+use crate::args::PlanArgs;
+use crate::failure::Failure;
+use crate::output;
+use hone_train::planner::{self, Plan};
+use hone_train::profile::DeviceProfile;
+use hone_train::report::{format_bytes, format_seconds};
+use hone_train::setup::Setup;
+use std::fmt::Write as _;
+
+/// Prints the plan; status 2 when the run cannot fit.
+pub fn run(args: &PlanArgs) -> Result<(), Failure> {
+    let setup = super::prepare(&args.run)?;
+    let profile = DeviceProfile::of_this_machine(setup.threads);
+    let plan = planner::plan(&setup, &profile)?.plan;
+    if args.run.json {
+        output::json(&serde_json::to_value(&plan).expect("a plan is plain data"));
+    } else {
+        println!("{}", text(&setup, &plan));
+    }
+    if plan.fits {
+        return Ok(());
+    }
+    let mends = plan.mend.join("\n  ");
+    Err(Failure::Usage(format!("this run does not fit. What would make it fit:\n  {mends}")))
+}
+
+/// The plan as people read it.
+pub fn text(setup: &Setup, plan: &Plan) -> String {
+    let mut text = String::new();
+    let report = setup.train.report();
+    let _ = writeln!(
+        text,
+        "model    {} ({} trained)",
+        parameters(setup.config.num_parameters() as u64),
+        parameters(plan.trainable_parameters)
+    );
+    let _ = writeln!(
+        text,
+        "data     {} rows, {} tokens, {} of them targets",
+        report.rows, report.tokens, report.target_tokens
+    );
+    let budget = plan.budget_bytes.map_or("unknown".to_owned(), format_bytes);
+    let verdict = if plan.fits { "fits" } else { "does not fit" };
+    let peak = format_bytes(plan.peak_bytes);
+    let _ = writeln!(text, "memory   {peak} of {budget}: {verdict}");
+    for (name, bytes) in &plan.memory {
+        let bytes = bytes.as_u64().unwrap_or(0);
+        if bytes > 0 {
+            let share = bytes as f64 / plan.peak_bytes as f64;
+            let bar = "█".repeat((share * 30.0).round() as usize);
+            let name = name.replace('_', " ");
+            let _ = writeln!(text, "         {name:<17}{:>9}  {bar}", format_bytes(bytes));
+        }
+    }
+    let _ = writeln!(
+        text,
+        "step     {} × {} tokens, recompute {}: {:.3} TFLOP, about {}",
+        plan.micro_batches_per_step,
+        plan.micro_batch_tokens,
+        plan.recompute,
+        plan.flops_per_step as f64 / 1e12,
+        format_seconds(plan.step_seconds)
+    );
+    let total = format_seconds(plan.total_seconds);
+    let _ = write!(text, "time     {} steps, about {total}", plan.num_steps);
+    text
+}
+
+fn parameters(n: u64) -> String {
+    match n {
+        1_000_000_000.. => format!("{:.2} B parameters", n as f64 / 1e9),
+        1_000_000.. => format!("{:.2} M parameters", n as f64 / 1e6),
+        _ => format!("{n} parameters"),
+    }
+}

@@ -1,0 +1,21 @@
+//! `hone report`
+
+use crate::args::ReportArgs;
+use crate::failure::Failure;
+use crate::output;
+use hone_train::checkpoint::write_file_whole;
+use hone_train::report;
+use serde_json::json;
+
+/// Writes `report.html` of a run.
+pub fn run(args: &ReportArgs) -> Result<(), Failure> {
+    let page = report::build(&args.run_dir).map_err(|error| Failure::Usage(error.to_string()))?;
+    let path = args.run_dir.join("report.html");
+    write_file_whole(&path, page.as_bytes())?;
+    if args.json {
+        output::json(&json!({ "report": path }));
+    } else {
+        println!("{}", path.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,38 @@
+//! How a command ends when it does not succeed.
+
+use hone_train::TrainError;
+use std::process::ExitCode;
+
+/// Why a command did not succeed.
+pub enum Failure {
+    /// The user can mend it by asking otherwise: status 2.
+    Usage(String),
+    /// Something failed on the way: status 1.
+    Running(String),
+    /// The user stopped it: status 130.
+    Interrupted(String),
+}
+
+impl Failure {
+    /// Says what happened and gives the exit status.
+    pub fn report(self) -> ExitCode {
+        let (text, status) = match self {
+            Self::Usage(text) => (format!("error: {text}"), 2),
+            Self::Running(text) => (format!("error: {text}"), 1),
+            Self::Interrupted(text) => (text, 130),
+        };
+        eprintln!("{text}");
+        ExitCode::from(status)
+    }
+}
+
+/// Any error that the training crate can tell apart.
+impl<E: Into<TrainError>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let error: TrainError = error.into();
+        match error.is_usage() {
+            true => Self::Usage(error.to_string()),
+            false => Self::Running(error.to_string()),
+        }
+    }
+}

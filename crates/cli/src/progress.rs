@@ -1,0 +1,102 @@
+//! Progress on standard error: a bar on a terminal, plain lines otherwise.
+
+use hone_train::recipe::Event;
+use hone_train::{EvalRecord, StepRecord};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+/// Lines on something that is no terminal come at most this often.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// Shows a run's events.
+pub struct Progress {
+    num_steps: u64,
+    bar: Option<ProgressBar>,
+    last_line: Option<Instant>,
+    started: Option<(Instant, u64)>,
+}
+
+impl Progress {
+    /// Progress of a run of `num_steps`.
+    pub fn new(num_steps: u64) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| new_bar(num_steps));
+        Self { num_steps, bar, last_line: None, started: None }
+    }
+
+    /// Shows an event.
+    pub fn show(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Planned(_) => {}
+            Event::Note(note) => self.line(&format!("note: {note}")),
+            Event::Resumed(step) => {
+                if let Some(bar) = &self.bar {
+                    bar.set_position(*step);
+                    bar.reset_eta();
+                }
+                self.line(&format!("going on after step {step}"));
+            }
+            Event::Step(record) => self.step(record),
+            Event::Evaluated(record) => self.line(&evaluation(record)),
+            Event::Checkpoint(step) => {
+                if self.bar.is_none() {
+                    self.line(&format!("checkpoint after step {step}"));
+                }
+            }
+        }
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn step(&mut self, record: &StepRecord) {
+        let (begun, first) = *self.started.get_or_insert((Instant::now(), record.step));
+        let loss = record.loss.map_or("not finite".to_owned(), |loss| format!("{loss:.4}"));
+        let speed = record.tokens_per_second;
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("loss {loss} · {speed:.0} tok/s"));
+            bar.set_position(record.step);
+            return;
+        }
+        let due = self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY);
+        if due || record.step == self.num_steps {
+            self.last_line = Some(Instant::now());
+            let left =
+                time_left(begun.elapsed(), record.step - first, self.num_steps - record.step);
+            let (step, all) = (record.step, self.num_steps);
+            eprintln!("step {step}/{all}  loss {loss}  {speed:.0} tok/s{left}");
+        }
+    }
+
+    fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+}
+
+fn new_bar(num_steps: u64) -> ProgressBar {
+    let template = "{bar:32} {pos}/{len}  {msg}  {elapsed} gone, {eta} left";
+    let style = ProgressStyle::with_template(template).expect("a valid template");
+    ProgressBar::new(num_steps).with_style(style.progress_chars("━╸─"))
+}
+
+fn time_left(elapsed: Duration, done: u64, left: u64) -> String {
+    if done == 0 || left == 0 {
+        return String::new();
+    }
+    let seconds = elapsed.as_secs_f64() / done as f64 * left as f64;
+    format!("  {} left", hone_train::report::format_seconds(seconds))
+}
+
+fn evaluation(record: &EvalRecord) -> String {
+    format!(
+        "evaluation after step {}: loss {:.4}, perplexity {:.3}",
+        record.step, record.loss, record.perplexity
+    )
+}

@@ -1,0 +1,78 @@
+use super::*;
+use crate::cpu::{Cpu, Isa};
+use crate::element::ViewMut;
+use crate::random::Philox;
+
+const HEADS: Heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6, scale: 0.4 };
+
+fn random(len: usize, stream: u64) -> Vec<f32> {
+    let random = Philox::new(8, stream);
+    (0..len as u64).map(|i| random.normal(i)).collect()
+}
+
+/// Output and gradient.
+fn run(cpu: &Cpu, qkv: &[f32], d_out: &[f32], sequences: &[Sequence]) -> [Vec<f32>; 2] {
+    let t = qkv.len() / HEADS.qkv_width();
+    let mut out = vec![f32::NAN; t * HEADS.out_width()];
+    let mut d_qkv = vec![f32::NAN; qkv.len()];
+    let (mut lse, mut delta) = (vec![0.0; t * HEADS.num_heads], vec![0.0; t * HEADS.num_heads]);
+    let inputs = Inputs::packed(View::F32(qkv), &HEADS);
+    forward(cpu, inputs, &HEADS, sequences, ViewMut::F32(&mut out), &mut lse);
+    let saved = (View::F32(out.as_slice()), lse.as_slice());
+    let (d_out, d) = (View::F32(d_out), ViewMut::F32(&mut d_qkv));
+    backward(cpu, View::F32(qkv), &HEADS, sequences, saved, d_out, d, &mut delta);
+    [out, d_qkv]
+}
+
+#[test]
+fn a_sequence_gives_the_same_bits_wherever_it_stands() {
+    let (cu_seqlens, t) = ([0, 70, 71, 140, 140, 173], 180);
+    let (qkv, d_out) = (random(t * HEADS.qkv_width(), 1), random(t * HEADS.out_width(), 2));
+    for isa in Isa::available() {
+        let cpu = Cpu::with_isa(2, isa);
+        let packed = run(&cpu, &qkv, &d_out, &Sequence::packed(&cu_seqlens));
+        for bounds in cu_seqlens.windows(2) {
+            let part = |x: &[f32], width: usize| {
+                x[bounds[0] as usize * width..bounds[1] as usize * width].to_vec()
+            };
+            let (wide, narrow) = (HEADS.qkv_width(), HEADS.out_width());
+            let alone = [Sequence::new(0, (bounds[1] - bounds[0]) as usize)];
+            let [out, d_qkv] = run(&cpu, &part(&qkv, wide), &part(&d_out, narrow), &alone);
+            assert!(out == part(&packed[0], narrow) && d_qkv == part(&packed[1], wide));
+        }
+        let padding = |x: &[f32], width: usize| x[173 * width..].iter().all(|&x| x == 0.0);
+        assert!(padding(&packed[0], HEADS.out_width()) && padding(&packed[1], HEADS.qkv_width()));
+    }
+}
+
+/// Scores of some hundreds: only the greatest counts, nothing overflows.
+#[test]
+fn large_scores_stay_finite() {
+    let t = 70;
+    let qkv: Vec<f32> = random(t * HEADS.qkv_width(), 3).iter().map(|x| 20.0 * x).collect();
+    let (d_out, sequences) = (random(t * HEADS.out_width(), 4), [Sequence::new(0, t)]);
+    let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+    let [out, d_qkv] = run(&Cpu::new(2), &qkv, &d_out, &sequences);
+    let exact = reference::forward(&wide(&qkv), &HEADS, &sequences);
+    let d_exact = reference::backward(&wide(&qkv), &HEADS, &sequences, &wide(&d_out));
+    for (found, exact) in out.iter().zip(&exact).chain(d_qkv.iter().zip(&d_exact)) {
+        assert!((f64::from(*found) - exact).abs() < 2e-2, "{found} against {exact}");
+    }
+}
+
+#[test]
+fn a_gap_between_sequences_is_refused() {
+    let (qkv, d_out) = (random(9 * HEADS.qkv_width(), 5), random(9 * HEADS.out_width(), 6));
+    let sequences = [Sequence::new(0, 4), Sequence::new(5, 4)];
+    let attempt = || run(&Cpu::new(1), &qkv, &d_out, &sequences);
+    assert!(std::panic::catch_unwind(attempt).is_err());
+}
+
+#[test]
+fn pairs_are_counted() {
+    let brute = |s: Sequence| (0..s.q_len).map(|i| s.k_len - s.q_len + i + 1).sum::<usize>();
+    for (q_len, k_len) in [(0, 0), (1, 1), (5, 5), (3, 9), (1, 100)] {
+        let sequence = Sequence { q_start: 4, q_len, k_start: 0, k_len };
+        assert_eq!(sequence.num_pairs(), brute(sequence));
+    }
+}

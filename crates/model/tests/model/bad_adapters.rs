@@ -1,0 +1,160 @@
+//! What an adapter that cannot be used gets: the whole text of each message.
+
+use crate::fixture::{Entry, Golden, copy_files, rewrite, set_key};
+use hone_model::adapter::{self, LoraConfig, TargetModules};
+use hone_tensor::Device;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+const CASE: &str = "tied_gqa";
+const OTHER_MODEL: &str = "The adapter was made for another model";
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+/// What loading the adapter of `from`, changed, onto a model says; `DIR` stands for its path.
+fn check(from: &str, change: impl FnOnce(&Path), expected: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    copy_files(&Golden::load(from).dir.join("adapter"), dir.path());
+    change(dir.path());
+    let device = Device::cpu(1);
+    let mut model = Golden::load(CASE).base(&device);
+    let found = match adapter::load(dir.path(), &mut model, &device) {
+        Ok(_) => "it loads".to_owned(),
+        Err(error) => error.to_string().replace(&dir.path().display().to_string(), "DIR"),
+    };
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn files_that_are_not_there() {
+    let layout = "An adapter in PEFT layout is a directory with adapter_config.json and \
+                  adapter_model.safetensors";
+    for file in [CONFIG, WEIGHTS] {
+        let remove = |dir: &Path| fs::remove_file(dir.join(file)).unwrap();
+        check(CASE, remove, &format!("DIR: {file} is not there. {layout}"));
+    }
+    let rename = |dir: &Path| {
+        fs::rename(dir.join(WEIGHTS), dir.join("adapter_model.bin")).unwrap();
+    };
+    let pickled = "adapter_model.bin is pickled, which Hone never reads because a pickle can run \
+                   code: convert it to safetensors (`save_pretrained` of PEFT does)";
+    check(CASE, rename, &format!("DIR: {WEIGHTS} is not there. {layout}; {pickled}"));
+    let cut = |dir: &Path| fs::write(dir.join(WEIGHTS), [0; 4]).unwrap();
+    let mend = "It may have been cut short while it was copied: fetch it again";
+    let damaged = "not a whole safetensors file (it has 4 bytes, and 8 are the least)";
+    check(CASE, cut, &format!("DIR/{WEIGHTS}: {damaged}. {mend}"));
+}
+
+#[test]
+fn unusable_configurations() {
+    let write = |dir: &Path| fs::write(dir.join(CONFIG), "{\"r\": 4,}").unwrap();
+    let trailing = "not valid JSON: trailing comma at line 1 column 9";
+    check(CASE, write, &format!("DIR/{CONFIG}: {trailing}"));
+    let mend = "merge such an adapter into its base with PEFT (`merge_and_unload`)";
+    let unread = |value: &str| format!("is {value}, which is not supported yet: {mend}");
+    let missing = "is missing, and no default stands for it: take the file from where the weights \
+                   came from";
+    let cases: [(&str, Value, &str); 16] = [
+        ("peft_type", json!("IA3"), "is IA3; only LORA adapters are read"),
+        ("peft_type", Value::Null, "is missing; only LORA adapters are read"),
+        ("use_dora", json!(true), &unread("true")),
+        ("use_qalora", json!(true), &unread("true")),
+        ("bias", json!("all"), &unread("\"all\"")),
+        ("modules_to_save", json!(["lm_head"]), &unread("[\"lm_head\"]")),
+        ("rank_pattern", json!({"q_proj": 8}), &unread("{\"q_proj\":8}")),
+        ("init_lora_weights", json!("pissa"), &unread("\"pissa\"")),
+        ("init_lora_weights", json!("pissa_niter_16"), &unread("\"pissa_niter_16\"")),
+        ("r", json!(0), "must be a whole number from 1 to 2147483647, found 0"),
+        ("r", json!("8"), "must be a whole number from 1 to 2147483647, found \"8\""),
+        ("r", Value::Null, missing),
+        ("lora_alpha", json!(-1), "must be a positive number, found -1"),
+        ("lora_dropout", json!(1), "must be a number from 0 to below 1, found 1"),
+        ("lora_dropout", json!("0.1"), "must be a number from 0 to below 1, found \"0.1\""),
+        ("use_rslora", json!(1), "must be true or false, found 1"),
+    ];
+    for (key, value, problem) in cases {
+        let set = |dir: &Path| set_key(&dir.join(CONFIG), key, value);
+        check(CASE, set, &format!("DIR/{CONFIG}: `{key}` {problem}"));
+    }
+    for (key, value) in [("init_lora_weights", "gaussian"), ("target_modules", "q_proj|k_proj")] {
+        check(CASE, |dir| set_key(&dir.join(CONFIG), key, json!(value)), "it loads");
+    }
+}
+
+const A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+const B: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight";
+
+#[test]
+fn tensors_that_do_not_fit() {
+    let tensors = |change: fn(&mut BTreeMap<String, Entry>)| {
+        move |dir: &Path| rewrite(&dir.join(WEIGHTS), change)
+    };
+    let says = |problem: &str| format!("DIR/{WEIGHTS}: {problem}");
+    let wider = format!("tensor `{A}` has shape [4, 33] where [4, 24] is needed. {OTHER_MODEL}");
+    check("headdim_llama3", |_| (), &says(&wider));
+    let rank = format!(
+        "tensor `{A}` has shape [4, 24] where [8, 24] is needed. `r` in {CONFIG} is 8: the two \
+         files belong to different adapters"
+    );
+    check(CASE, |dir| set_key(&dir.join(CONFIG), "r", json!(8)), &says(&rank));
+    for (absent, change) in [
+        (A, tensors(|all| drop(all.remove(A).unwrap()))),
+        (B, tensors(|all| drop(all.remove(B).unwrap()))),
+    ] {
+        let incomplete = format!(
+            "tensor `{absent}` is missing, and its counterpart is there: the file is incomplete, \
+             save the adapter again"
+        );
+        check(CASE, change, &says(&incomplete));
+    }
+    let stray = |name: &str| {
+        says(&format!(
+            "tensor `{name}` is not part of a LoRA adapter on a linear layer of this model. \
+             {OTHER_MODEL}"
+        ))
+    };
+    const DEEPER: &str = "base_model.model.model.layers.2.mlp.up_proj.lora_A.weight";
+    let add = tensors(|all| drop(all.insert(DEEPER.to_owned(), all[A].clone())));
+    check(CASE, add, &stray(DEEPER));
+    const MAGNITUDE: &str = "base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector";
+    let add = tensors(|all| drop(all.insert(MAGNITUDE.to_owned(), all[A].clone())));
+    check(CASE, add, &stray(MAGNITUDE));
+    check(CASE, tensors(BTreeMap::clear), &says("it holds no adapter"));
+}
+
+#[test]
+fn targets_that_match_no_layer() {
+    let attach = |targets: &[&str]| {
+        let device = Device::cpu(1);
+        let targets = targets.iter().map(|&target| target.to_owned()).collect();
+        let config = LoraConfig {
+            rank: 2,
+            alpha: 4.0,
+            dropout: 0.0,
+            target_modules: TargetModules::Patterns(targets),
+            use_rslora: false,
+        };
+        let mut model = Golden::load(CASE).base(&device);
+        let result = adapter::attach(&mut model, &device, &config, 1);
+        assert_eq!(result.is_err(), model.params.is_empty());
+        result.map_or_else(|error| error.to_string(), |()| model.params.len().to_string())
+    };
+    for wrong in ["q_prj", "lm_head", "layers.2.*", ""] {
+        let expected = format!(
+            "adapter.target_modules: `{wrong}` matches no linear layer of this model. Its linear \
+             layers are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj (in 2 \
+             blocks); a target is such a name, a longer one (`layers.0.self_attn.q_proj`), a \
+             pattern with `*` for the whole name (`*.layers.0.*`), or \"all-linear\""
+        );
+        assert_eq!(attach(&["q_proj", wrong]), expected);
+    }
+    assert_eq!(
+        attach(&[]),
+        "adapter.target_modules is empty: name the layers to adapt, such as [\"q_proj\", \
+         \"v_proj\"], or write \"all-linear\""
+    );
+    // Two matrices each; a layer that two targets name gets one adapter.
+    assert_eq!(attach(&["q_proj", "*.q_proj", "layers.1.mlp.up_proj"]), "6");
+}

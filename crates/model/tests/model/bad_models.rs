@@ -1,0 +1,383 @@
+//! What a model directory that cannot be used gets: the whole text of each message.
+
+use crate::fixture::{copy_of, rewrite, set_key};
+use hone_model::{LoadOptions, load};
+use hone_tensor::Device;
+use safetensors::Dtype;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+
+const CASE: &str = "tied_gqa";
+const BOTH: &str = "Either the weights or the configuration belong to another model";
+
+/// What loading `dir` says, with `DIR` for its path; the same on a device that only counts.
+fn message(dir: &Path) -> String {
+    let says = |device| match load(dir, &device, LoadOptions::INFERENCE) {
+        Ok(_) => "it loads".to_owned(),
+        Err(error) => error.to_string().replace(&dir.display().to_string(), "DIR"),
+    };
+    let found = says(Device::cpu(1));
+    assert_eq!(found, says(Device::dry()));
+    found
+}
+
+fn check(case: &str, change: impl FnOnce(&Path), expected: &str) {
+    let dir = copy_of(case);
+    change(dir.path());
+    assert_eq!(message(dir.path()), expected);
+}
+
+/// A value for a key of `config.json`, and what is said about the key.
+fn check_key(key: &str, value: Value, problem: &str) {
+    let (outer, inner) = key.split_once('.').unwrap_or((key, ""));
+    let value = if inner.is_empty() { value } else { nested(outer, inner, value) };
+    let change = |dir: &Path| set_key(&dir.join("config.json"), outer, value);
+    check(CASE, change, &format!("DIR/config.json: `{key}` {problem}"));
+}
+
+/// A complete table of RoPE scaling but for one key.
+fn nested(outer: &str, key: &str, value: Value) -> Value {
+    let mut table = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    });
+    if outer == "rope_parameters" {
+        table["rope_theta"] = json!(500.0);
+    }
+    table[key] = value;
+    table
+}
+
+#[test]
+fn unusable_config_files() {
+    let write =
+        |text: &'static str| move |dir: &Path| fs::write(dir.join("config.json"), text).unwrap();
+    let cases: [(&str, &str); 4] = [
+        (
+            "{\"model_type\": \"llama\",\n \"vocab_size\" 53}",
+            "not valid JSON: expected `:` at line 2 column 15",
+        ),
+        ("", "not valid JSON: EOF while parsing a value at line 1 column 0"),
+        ("[1]", "expected a JSON object, found a list"),
+        ("{}", "`model_type` is missing; it names the family, such as \"llama\""),
+    ];
+    for (text, expected) in cases {
+        check(CASE, write(text), &format!("DIR/config.json: {expected}"));
+    }
+    check(
+        CASE,
+        |dir| fs::remove_file(dir.join("config.json")).unwrap(),
+        "DIR/config.json: No such file or directory (os error 2). A model directory in Hugging \
+         Face layout holds a config.json",
+    );
+    check(
+        CASE,
+        |dir| fs::write(dir.join("config.json"), "[".repeat(100_000)).unwrap(),
+        "DIR/config.json: not valid JSON: recursion limit exceeded at line 1 column 128",
+    );
+    check(
+        CASE,
+        |dir| fs::write(dir.join("config.json"), " ".repeat(5 << 20)).unwrap(),
+        "DIR/config.json: 5242880 bytes are too many: at most 4194304 are read",
+    );
+    check(
+        CASE,
+        |dir| {
+            fs::write(dir.join("generation_config.json"), "{\"eos_token_id\": \"</s>\"}").unwrap()
+        },
+        "DIR/generation_config.json: `eos_token_id` must be a token id or a list of them, found \
+         \"</s>\"",
+    );
+}
+
+const MISSING: &str = "is missing, and no default stands for it: take the file from where the \
+                       weights came from";
+
+#[test]
+fn numbers_out_of_range() {
+    for key in ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"] {
+        check_key(key, Value::Null, MISSING);
+    }
+    let huge = ["1e30", "2147483648", "18446744073709551616"];
+    for wrong in ["0", "-4", "24.5", "24.0", "\"24\"", "[24]", "true"].into_iter().chain(huge) {
+        let value: Value = serde_json::from_str(wrong).unwrap();
+        let problem = format!("must be a whole number from 1 to 2147483647, found {value}");
+        for key in ["hidden_size", "num_key_value_heads", "head_dim", "max_position_embeddings"] {
+            check_key(key, value.clone(), &problem);
+        }
+    }
+    for wrong in [json!(0), json!(-1e-5), json!("1e-5"), json!([])] {
+        let problem = format!("must be a positive number, found {wrong}");
+        let rope = ["rope_theta", "rope_scaling.factor", "rope_parameters.rope_theta"];
+        for key in rope.into_iter().chain(["rms_norm_eps"]) {
+            check_key(key, wrong.clone(), &problem);
+        }
+    }
+}
+
+#[test]
+fn unusable_settings() {
+    let cases = [
+        ("model_type", json!(1), "must be a string, found 1"),
+        (
+            "hidden_act",
+            json!("gelu"),
+            "is `gelu`, which is not supported; Llama models have `silu`",
+        ),
+        ("tie_word_embeddings", json!("true"), "must be true or false, found \"true\""),
+        ("attention_bias", json!(1), "must be true or false, found 1"),
+        ("eos_token_id", json!(-1), "must be a token id or a list of them, found -1"),
+        ("eos_token_id", json!([2, "x"]), "must be a token id or a list of them, found [2,\"x\"]"),
+        (
+            "quantization_config",
+            json!({"bits": 4}),
+            "says that the weights are quantised, which is not read yet; use the unquantised model",
+        ),
+    ];
+    for (key, value, problem) in cases {
+        check_key(key, value, problem);
+    }
+    check(
+        CASE,
+        |dir| set_key(&dir.join("config.json"), "model_type", json!("mamba")),
+        "DIR/config.json: model_type `mamba` is not supported yet; supported: llama",
+    );
+}
+
+#[test]
+fn heads_that_do_not_divide() {
+    let undivided = "must divide hidden_size (24) where head_dim is not given, found 10";
+    check_key("num_attention_heads", json!(10), undivided);
+    check_key("num_key_value_heads", json!(3), "must divide num_attention_heads (4), found 3");
+    // Eight heads leave three dimensions each: `head_dim` is named though it is not in the file.
+    for (key, value, head_dim) in [("num_attention_heads", 8, 3), ("head_dim", 5, 5)] {
+        check(
+            CASE,
+            |dir| set_key(&dir.join("config.json"), key, json!(value)),
+            &format!(
+                "DIR/config.json: `head_dim` must be even for rotary embeddings, found {head_dim} \
+                 (where it is not given, it is hidden_size / num_attention_heads)"
+            ),
+        );
+    }
+}
+
+#[test]
+fn unusable_rope() {
+    let kinds = "supported: default, linear, dynamic, llama3, yarn";
+    let cases = [
+        ("rope_theta", json!(1), "must be greater than 1 (often 10000), found 1"),
+        ("rope_scaling", json!("linear"), "must be an object, found \"linear\""),
+        (
+            "rope_scaling.rope_type",
+            json!("longrope"),
+            &format!("is `longrope`, which is not supported; {kinds}"),
+        ),
+        ("rope_scaling.rope_type", json!(3), "must be a string, found 3"),
+        ("rope_scaling.factor", json!(0.5), "must be at least 1, found 0.5"),
+        ("rope_scaling.factor", Value::Null, MISSING),
+        ("rope_parameters.low_freq_factor", Value::Null, MISSING),
+        (
+            "rope_scaling.high_freq_factor",
+            json!(1),
+            "must be greater than low_freq_factor (1), found 1",
+        ),
+        (
+            "rope_scaling.original_max_position_embeddings",
+            json!(0.5),
+            "must be a whole number from 1 to 2147483647, found 0.5",
+        ),
+    ];
+    for (key, value, problem) in cases {
+        check_key(key, value, problem);
+    }
+}
+
+/// A value in `config.json` that the weights contradict, and what is said about a tensor.
+fn check_fit(case: &str, key: &str, value: Value, problem: &str) {
+    let change = |dir: &Path| set_key(&dir.join("config.json"), key, value);
+    check(case, change, &format!("DIR/model.safetensors: tensor {problem}. {BOTH}"));
+}
+
+#[test]
+fn configurations_that_do_not_fit_the_weights() {
+    let shape = |name: &str, found: &str, expected: &str| {
+        format!("`{name}` has shape {found}, and config.json calls for {expected}")
+    };
+    let embedding = shape("model.embed_tokens.weight", "[53, 24]", "[2147483647, 24]");
+    check_fit(CASE, "vocab_size", json!(2147483647), &embedding);
+    let keys = shape("model.layers.0.self_attn.k_proj.weight", "[12, 24]", "[24, 24]");
+    check_fit(CASE, "num_key_value_heads", json!(4), &keys);
+    let missing = |name: &str| format!("`{name}` is missing, and config.json calls for it");
+    let third = missing("model.layers.2.self_attn.q_proj.weight");
+    check_fit(CASE, "num_hidden_layers", json!(2147483647), &third);
+    check_fit(CASE, "tie_word_embeddings", json!(false), &missing("lm_head.weight"));
+    let no_place = "no place in the model that config.json describes";
+    let layer = format!("`model.layers.1.input_layernorm.weight` and 8 more have {no_place}");
+    check_fit(CASE, "num_hidden_layers", json!(1), &layer);
+    let biases = format!("`model.layers.0.mlp.down_proj.bias` and 5 more have {no_place}");
+    check_fit("untied_bias_linear", "mlp_bias", json!(false), &biases);
+}
+
+#[test]
+fn surplus_tensors() {
+    let add = |name: &'static str| {
+        move |dir: &Path| {
+            rewrite(&dir.join("model.safetensors"), |tensors| {
+                let norm = tensors["model.norm.weight"].clone();
+                tensors.insert(name.to_owned(), norm);
+            });
+        }
+    };
+    let name = "model.layers.0.self_attn.q_norm.weight";
+    let no_place = "has no place in the model that config.json describes";
+    let expected = format!("DIR/model.safetensors: tensor `{name}` {no_place}. {BOTH}");
+    check(CASE, add(name), &expected);
+    // transformers passes over these, so they are no reason to refuse a model.
+    check(CASE, add("model.layers.0.self_attn.rotary_emb.inv_freq"), "it loads");
+    check(CASE, add("lm_head.weight"), "it loads");
+}
+
+/// Damages a weight file.
+type Damage = fn(&mut Vec<u8>);
+
+fn check_damage(damage: Damage, expected: &str) {
+    let change = |dir: &Path| {
+        let path = dir.join("model.safetensors");
+        let mut bytes = fs::read(&path).unwrap();
+        damage(&mut bytes);
+        fs::write(path, bytes).unwrap();
+    };
+    check(CASE, change, &format!("DIR/model.safetensors: {expected}"));
+}
+
+#[test]
+fn damaged_weight_files() {
+    let cases: [(Damage, &str); 8] = [
+        (Vec::clear, "it has 0 bytes, and 8 are the least"),
+        (|bytes| bytes.truncate(5), "it has 5 bytes, and 8 are the least"),
+        (|bytes| bytes.truncate(20), "its header should have 2000 bytes, and 12 bytes follow"),
+        (
+            |bytes| bytes.truncate(bytes.len() - 1),
+            "tensor `model.norm.weight` ends at byte 25728 of the data, and 25727 bytes are there",
+        ),
+        (|bytes| bytes.push(0), "incomplete metadata, file not fully covered"),
+        (
+            |bytes| bytes[..8].fill(0xff),
+            "its header should have 18446744073709551615 bytes, and 27728 bytes follow",
+        ),
+        (|bytes| bytes[8] = b'x', "header: expected value at line 1 column 1"),
+        (overlap, "invalid offset for tensor `b`"),
+    ];
+    let mend = "It may have been cut short while it was copied: fetch it again";
+    for (damage, reason) in cases {
+        check_damage(damage, &format!("not a whole safetensors file ({reason}). {mend}"));
+    }
+}
+
+/// Refused by content, whatever the name.
+#[test]
+fn pickled_weights_under_another_name() {
+    let cases: [Damage; 2] = [
+        |bytes| bytes.splice(0..0, *b"PK\x03\x04").for_each(drop),
+        |bytes| *bytes = b"\x80\x02}q\x00.".to_vec(),
+    ];
+    for damage in cases {
+        check_damage(
+            damage,
+            "this is a pickled checkpoint, not safetensors. Reading a pickle runs code from the \
+             file, so Hone never does; convert it with the tool that made it \
+             (`save_pretrained(…, safe_serialization=True)`)",
+        );
+    }
+}
+
+/// Tensors `a` and `b` share four bytes.
+fn overlap(bytes: &mut Vec<u8>) {
+    let tensor =
+        |start: u64| json!({"dtype": "F32", "shape": [2], "data_offsets": [start, start + 8]});
+    let header = json!({"a": tensor(0), "b": tensor(4)}).to_string();
+    *bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend([0; 12]);
+}
+
+#[test]
+fn element_types_without_meaning() {
+    for (dtype, name, size) in [(Dtype::F64, "F64", 8), (Dtype::I8, "I8", 1)] {
+        let change = |dir: &Path| {
+            rewrite(&dir.join("model.safetensors"), |tensors| {
+                let norm = tensors.get_mut("model.norm.weight").unwrap();
+                *norm = (dtype, vec![24], vec![0; 24 * size]);
+            });
+        };
+        let expected = format!(
+            "DIR/model.safetensors: tensor `model.norm.weight` holds {name}; f32, f16 and bf16 \
+             are read. A quantised model must be exported in one of these first"
+        );
+        check(CASE, change, &expected);
+    }
+}
+
+#[test]
+fn weights_that_are_not_there() {
+    let neither = "DIR: neither model.safetensors nor model.safetensors.index.json is there.";
+    let remove = |dir: &Path| fs::remove_file(dir.join("model.safetensors")).unwrap();
+    check(CASE, remove, &format!("{neither} Fetch the weights as well"));
+    for name in ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "last.ckpt"] {
+        let rename =
+            |dir: &Path| fs::rename(dir.join("model.safetensors"), dir.join(name)).unwrap();
+        let expected = format!(
+            "{neither} {name} is pickled, which Hone never reads because a pickle can run code: \
+             convert the model to safetensors (`save_pretrained` of transformers does)"
+        );
+        check(CASE, rename, &expected);
+    }
+}
+
+const SHARDED: &str = "dynamic";
+const INDEX: &str = "model.safetensors.index.json";
+const SHARDS: [&str; 2] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+
+#[test]
+fn unusable_indices() {
+    let check_map = |value: Value, problem: &str| {
+        let change = |dir: &Path| set_key(&dir.join(INDEX), "weight_map", value);
+        check(SHARDED, change, &format!("DIR/{INDEX}: `weight_map` {problem}"));
+    };
+    for wrong in ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", ""] {
+        let problem = format!("gives \"{wrong}\" for `x`: expected a plain file name");
+        check_map(json!({"x": wrong}), &problem);
+    }
+    check_map(json!({"x": 3}), "gives 3 for `x`: expected a plain file name");
+    for wrong in [Value::Null, json!([])] {
+        check_map(wrong, "must be an object that gives the file of each tensor");
+    }
+    check(
+        SHARDED,
+        |dir| fs::write(dir.join(INDEX), "{").unwrap(),
+        &format!("DIR/{INDEX}: not valid JSON: EOF while parsing an object at line 1 column 1"),
+    );
+}
+
+#[test]
+fn shards_that_do_not_make_a_model() {
+    let absent = format!("`{}`, which it names, is not there: fetch it as well", SHARDS[1]);
+    check(
+        SHARDED,
+        |dir| fs::remove_file(dir.join(SHARDS[1])).unwrap(),
+        &format!("DIR/{INDEX}: {absent}"),
+    );
+    check(
+        SHARDED,
+        |dir| {
+            fs::copy(dir.join(SHARDS[0]), dir.join(SHARDS[1])).unwrap();
+        },
+        &format!(
+            "DIR/{}: tensor `model.embed_tokens.weight` is also in DIR/{}. Fetch the model again, \
+             without files of other versions",
+            SHARDS[1], SHARDS[0]
+        ),
+    );
+}

@@ -1,0 +1,232 @@
+//! What the tests share: golden cases, packing of their sequences, one forward and backward pass.
+
+use hone_model::{Batch, Decoder, DecoderConfig, LoadOptions, Model, Recompute, Trained, adapter};
+use hone_tensor::{DType, Device, Gradients, StepKey, Tape, Tensor};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+pub const CASES: [&str; 5] =
+    ["tied_gqa", "untied_bias_linear", "headdim_llama3", "yarn", "dynamic"];
+
+/// Target that means: predict nothing here.
+const IGNORE: u32 = u32::MAX;
+
+pub fn goldens_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
+}
+
+/// The folder of shared test files beside the checkout; `None`, said aloud, where it is absent.
+pub fn shared() -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
+    if path.is_dir() {
+        return Some(path);
+    }
+    println!("skipped: ../shared is absent");
+    None
+}
+
+/// A model, an adapter, and what PyTorch made of them.
+pub struct Golden {
+    pub dir: PathBuf,
+    /// `golden.json`.
+    pub facts: Value,
+    bytes: Vec<u8>,
+}
+
+/// One sequence; `mask` is 1 where the token is to be predicted from those before it.
+pub struct Sample {
+    pub ids: Vec<u32>,
+    pub mask: Vec<u8>,
+}
+
+impl Golden {
+    pub fn load(case: &str) -> Self {
+        let dir = goldens_dir().join(case);
+        let facts = std::fs::read(dir.join("golden.json")).unwrap();
+        let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
+        Self { dir, facts: serde_json::from_slice(&facts).unwrap(), bytes }
+    }
+
+    pub fn all() -> impl Iterator<Item = Self> {
+        CASES.iter().map(|case| Self::load(case))
+    }
+
+    pub fn has(&self, tensor: &str) -> bool {
+        SafeTensors::deserialize(&self.bytes).unwrap().tensor(tensor).is_ok()
+    }
+
+    pub fn f32s(&self, tensor: &str) -> Vec<f32> {
+        let bytes = self.bytes_of(tensor);
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    /// The tensors `name_0`, `name_1`, … of all sequences.
+    pub fn of_sequences(&self, name: &str) -> Vec<Vec<f32>> {
+        (0..self.num_sequences()).map(|i| self.f32s(&format!("{name}_{i}"))).collect()
+    }
+
+    pub fn samples(&self) -> Vec<Sample> {
+        let id = |b: &[u8]| i64::from_le_bytes(b.try_into().unwrap()) as u32;
+        let sample = |i| Sample {
+            ids: self.bytes_of(&format!("ids_{i}")).chunks_exact(8).map(id).collect(),
+            mask: self.bytes_of(&format!("mask_{i}")),
+        };
+        (0..self.num_sequences()).map(sample).collect()
+    }
+
+    pub fn number(&self, key: &str) -> f64 {
+        self.facts[key].as_f64().unwrap_or_else(|| panic!("{key} is in golden.json"))
+    }
+
+    /// The model in f32, frozen, without an adapter.
+    pub fn base(&self, device: &Device) -> Model {
+        load(&self.dir, device, Some(DType::F32), Trained::Nothing)
+    }
+
+    /// The model with PEFT's adapter.
+    pub fn adapted(&self, device: &Device) -> Model {
+        let mut model = self.base(device);
+        adapter::load(&self.dir.join("adapter"), &mut model, device).unwrap();
+        model
+    }
+
+    fn num_sequences(&self) -> usize {
+        self.number("num_sequences") as usize
+    }
+
+    fn bytes_of(&self, tensor: &str) -> Vec<u8> {
+        SafeTensors::deserialize(&self.bytes).unwrap().tensor(tensor).unwrap().data().to_vec()
+    }
+}
+
+pub fn load(dir: &Path, device: &Device, base_precision: Option<DType>, trained: Trained) -> Model {
+    hone_model::load(dir, device, LoadOptions { base_precision, trained }).unwrap()
+}
+
+/// The samples one after another, and `padding` tokens after them.
+pub fn pack(config: &DecoderConfig, samples: &[Sample], padding: usize) -> Batch {
+    let (mut tokens, mut positions, mut targets, mut bounds) = (vec![], vec![], vec![], vec![0]);
+    for Sample { ids, mask } in samples {
+        tokens.extend(ids);
+        positions.extend(0..ids.len() as u32);
+        let next = ids.iter().zip(mask).skip(1);
+        targets.extend(next.map(|(&id, &is_target)| if is_target == 1 { id } else { IGNORE }));
+        targets.push(IGNORE);
+        bounds.push(tokens.len() as u32);
+    }
+    let len = tokens.len() + padding;
+    tokens.resize(len, 0);
+    positions.resize(len, 0);
+    targets.resize(len, IGNORE);
+    Batch::new(config, &tokens, &positions, &bounds, (&targets, IGNORE))
+}
+
+/// What one forward and backward pass gives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Log-probabilities of the batch's targets.
+    pub log_probs: Vec<f32>,
+    /// Gradients of `-sum(log_probs) / denominator`, in the order of the parameters.
+    pub gradients: Vec<Vec<f32>>,
+}
+
+impl Outcome {
+    pub fn loss_sum(&self) -> f64 {
+        -self.log_probs.iter().map(|&p| f64::from(p)).sum::<f64>()
+    }
+}
+
+pub fn forward_backward(
+    model: &Model,
+    device: &Device,
+    (compute, recompute): (DType, Recompute),
+    batch: &Batch,
+    denominator: f64,
+    dropout: Option<StepKey>,
+) -> Outcome {
+    let Model { decoder, params, .. } = model;
+    let mut tape = Tape::training(device, params, compute, dropout);
+    let log_probs = decoder.log_probs(&mut tape, batch, recompute);
+    let of_rows = log_probs.value().f32()[..batch.rows.len()].to_vec();
+    let mut derivative = vec![0.0; batch.tokens.len()];
+    derivative[..batch.rows.len()].fill((-1.0 / denominator) as f32);
+    let mut gradients = Gradients::zeros(device, params);
+    let d_root = Tensor::from_f32(&derivative, &[batch.tokens.len()]);
+    tape.sweep_back(log_probs, d_root, &mut gradients);
+    let gradients = gradients.iter().map(|g| g.f32().to_vec()).collect();
+    Outcome { log_probs: of_rows, gradients }
+}
+
+/// Logits `[t * vocab_size]` of a batch.
+pub fn logits(model: &Model, device: &Device, compute: DType, batch: &Batch) -> Vec<f32> {
+    let mut tape = Tape::inference(device, &model.params, compute);
+    Decoder::logits(&model.decoder, &mut tape, batch).f32().to_vec()
+}
+
+pub fn max_error(found: &[f32], exact: &[f32]) -> f32 {
+    assert_eq!(found.len(), exact.len());
+    // `f32::max` would pass over a NaN.
+    let larger = |max: f32, error: f32| if error <= max { max } else { error };
+    found.iter().zip(exact).map(|(a, b)| (a - b).abs()).fold(0.0, larger)
+}
+
+/// Largest minus smallest.
+pub fn range(values: &[f32]) -> f32 {
+    let (low, high) = values.iter().fold((f32::MAX, f32::MIN), |(l, h), &x| (l.min(x), h.max(x)));
+    high - low
+}
+
+/// `|found - exact| / |exact|` in L2.
+pub fn relative_error(found: &[f32], exact: &[f32]) -> f64 {
+    assert_eq!(found.len(), exact.len());
+    let square = |x: f64| x * x;
+    let pairs = found.iter().zip(exact);
+    let error: f64 = pairs.map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
+    let norm: f64 = exact.iter().map(|&b| square(f64::from(b))).sum();
+    (error / norm).sqrt()
+}
+
+/// A copy of a golden case, to be changed.
+pub fn copy_of(case: &str) -> TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    copy_files(&goldens_dir().join(case), copy.path());
+    copy
+}
+
+pub fn copy_files(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            std::fs::write(to.join(path.file_name().unwrap()), std::fs::read(&path).unwrap())
+                .unwrap();
+        }
+    }
+}
+
+/// Sets a top-level key of a JSON file.
+pub fn set_key(file: &Path, key: &str, value: Value) {
+    let mut json: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    json[key] = value;
+    std::fs::write(file, json.to_string()).unwrap();
+}
+
+/// A tensor of a safetensors file: element type, shape, bytes.
+pub type Entry = (Dtype, Vec<usize>, Vec<u8>);
+
+/// Rewrites a safetensors file after `change` has had its way with the tensors.
+pub fn rewrite(file: &Path, change: impl FnOnce(&mut BTreeMap<String, Entry>)) {
+    let bytes = std::fs::read(file).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let entry = |t: TensorView<'_>| (t.dtype(), t.shape().to_vec(), t.data().to_vec());
+    let mut tensors: BTreeMap<String, Entry> =
+        tensors.tensors().into_iter().map(|(name, tensor)| (name, entry(tensor))).collect();
+    change(&mut tensors);
+    let views = tensors.iter().map(|(name, (dtype, shape, data))| {
+        (name.clone(), TensorView::new(*dtype, shape.clone(), data).unwrap())
+    });
+    std::fs::write(file, safetensors::serialize(views, None).unwrap()).unwrap();
+}

@@ -1,0 +1,148 @@
+//! Loading: element types, single files and shards, end tokens, and what is held how.
+
+use crate::fixture::{CASES, Golden, copy_of, load, logits, pack, rewrite, set_key};
+use hone_model::{DecoderConfig, LoadOptions, Model, Trained};
+use hone_tensor::{Category, DType, Device};
+use safetensors::Dtype;
+use serde_json::json;
+use std::fs;
+use std::path::Path;
+
+fn logits_of(model: &Model, golden: &Golden) -> Vec<f32> {
+    let batch = pack(&model.decoder.config, &golden.samples(), 0);
+    logits(model, &Device::cpu(2), DType::F32, &batch)
+}
+
+/// What the files of the goldens hold, and how the matrices are held for each wish.
+#[test]
+fn element_types() {
+    let device = Device::cpu(2);
+    let in_file = [DType::F32, DType::F32, DType::F32, DType::F16, DType::Bf16];
+    for (golden, in_file) in Golden::all().zip(in_file) {
+        let as_is = load(&golden.dir, &device, None, Trained::Nothing);
+        assert_eq!(as_is.file_dtype, in_file);
+        assert_eq!(as_is.decoder.config.torch_dtype, Some(in_file));
+        let held = |model: &Model| model.params.resolve(model.decoder.head()).dtype();
+        assert_eq!(held(&as_is), in_file);
+        let expected = logits_of(&as_is, &golden);
+        for wish in [DType::F32, DType::Bf16] {
+            let model = load(&golden.dir, &device, Some(wish), Trained::Nothing);
+            assert_eq!((held(&model), model.file_dtype), (wish, in_file));
+            let found = logits_of(&model, &golden);
+            // Widening loses nothing.
+            assert_eq!(found == expected, wish == DType::F32 || wish == in_file);
+        }
+        let trained = load(&golden.dir, &device, Some(DType::Bf16), Trained::All);
+        assert_eq!(held(&trained), DType::F32);
+        assert_eq!(trained.params.num_elements(), trained.decoder.config.num_parameters());
+        assert_eq!(logits_of(&trained, &golden), expected);
+    }
+}
+
+/// A mapped weight is counted and not copied; one in another type is copied.
+#[test]
+fn memory_of_weights() {
+    for case in CASES {
+        let dir = Golden::load(case).dir;
+        let bytes_held = |device: &Device, precision| {
+            let model = load(&dir, device, precision, Trained::Nothing);
+            let bytes = device.persistent_bytes(Category::Weights);
+            (bytes, model.decoder.config.num_parameters() as u64)
+        };
+        let (bytes, count) = bytes_held(&Device::cpu(1), Some(DType::F32));
+        assert_eq!(bytes, 4 * count, "{case}");
+        for precision in [None, Some(DType::F32), Some(DType::Bf16)] {
+            let real = bytes_held(&Device::cpu(1), precision);
+            assert_eq!(real, bytes_held(&Device::dry(), precision), "{case} {precision:?}");
+        }
+    }
+}
+
+#[test]
+fn one_file_is_as_good_as_shards() {
+    let (golden, dir) = (Golden::load("dynamic"), copy_of("dynamic"));
+    let shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+    let mut all = std::collections::BTreeMap::new();
+    for shard in shards {
+        rewrite(&dir.path().join(shard), |tensors| all.append(&mut tensors.clone()));
+    }
+    fs::rename(dir.path().join(shards[0]), dir.path().join("model.safetensors")).unwrap();
+    rewrite(&dir.path().join("model.safetensors"), |tensors| *tensors = all);
+    fs::remove_file(dir.path().join(shards[1])).unwrap();
+    let device = Device::cpu(2);
+    let (single, sharded) = (
+        load(dir.path(), &device, None, Trained::Nothing),
+        load(&golden.dir, &device, None, Trained::Nothing),
+    );
+    assert_eq!(logits_of(&single, &golden), logits_of(&sharded, &golden));
+}
+
+/// Biases on attention alone, on the MLP alone.
+#[test]
+fn biases_where_the_configuration_has_them() {
+    let device = Device::cpu(2);
+    for (key, part) in [("attention_bias", ".self_attn."), ("mlp_bias", ".mlp.")] {
+        let (golden, dir) = (Golden::load("untied_bias_linear"), copy_of("untied_bias_linear"));
+        let is_bias = |name: &str| name.contains(part) && name.ends_with(".bias");
+        let weights = dir.path().join("model.safetensors");
+        let zeroed = |keep: bool| {
+            rewrite(&weights, |tensors| {
+                tensors.retain(|name, _| keep || !is_bias(name));
+                let biases = tensors.iter_mut().filter(|(name, _)| is_bias(name));
+                biases.for_each(|(_, (_, _, data))| data.fill(0));
+            });
+            let model = load(dir.path(), &device, None, Trained::Nothing);
+            (logits_of(&model, &golden), model.decoder.config.num_parameters())
+        };
+        let with_zeros = zeroed(true);
+        set_key(&dir.path().join("config.json"), key, json!(false));
+        let without = zeroed(false);
+        assert_eq!(with_zeros.0, without.0, "{key}");
+        assert!(with_zeros.1 > without.1);
+    }
+}
+
+/// Data that a file does not align is copied and means the same.
+#[test]
+fn unaligned_data() {
+    let (golden, dir) = (Golden::load("tied_gqa"), copy_of("tied_gqa"));
+    let path = dir.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    bytes.splice(8 + header as usize..8 + header as usize, *b" ");
+    bytes[..8].copy_from_slice(&(header + 1).to_le_bytes());
+    fs::write(path, bytes).unwrap();
+    let model = load(dir.path(), &Device::cpu(2), None, Trained::Nothing);
+    assert_eq!(logits_of(&model, &golden), logits_of(&golden.base(&Device::cpu(2)), &golden));
+}
+
+/// Norms in bf16 beside matrices in f32: vectors are read as f32, whatever they are.
+#[test]
+fn mixed_element_types() {
+    let dir = copy_of("tied_gqa");
+    rewrite(&dir.path().join("model.safetensors"), |tensors| {
+        let (dtype, _, data) = tensors.get_mut("model.norm.weight").unwrap();
+        *dtype = Dtype::BF16;
+        *data = data.chunks_exact(4).flat_map(|f32| [f32[2], f32[3]]).collect();
+    });
+    let options = LoadOptions::INFERENCE;
+    let model = hone_model::load(dir.path(), &Device::cpu(1), options).unwrap();
+    assert_eq!(model.file_dtype, DType::F32);
+}
+
+#[test]
+fn end_tokens() {
+    let dir = copy_of("tied_gqa");
+    let ids = |dir: &Path| DecoderConfig::load(dir).unwrap().eos_token_ids;
+    assert_eq!(ids(dir.path()), [2]);
+    set_key(&dir.path().join("config.json"), "eos_token_id", json!([2, 5]));
+    assert_eq!(ids(dir.path()), [2, 5]);
+    // The model's own habits of generation come before its shape's.
+    let generation = dir.path().join("generation_config.json");
+    fs::write(&generation, "{}").unwrap();
+    assert_eq!(ids(dir.path()), [2, 5]);
+    set_key(&generation, "eos_token_id", json!(7));
+    assert_eq!(ids(dir.path()), [7]);
+    set_key(&generation, "eos_token_id", json!([7, 8]));
+    assert_eq!(ids(dir.path()), [7, 8]);
+}

@@ -1,0 +1,13 @@
+//! Tests of the public interface, one file for each part.
+
+mod bad_adapters;
+mod bad_models;
+mod bf16;
+mod export;
+mod fixture;
+mod generation;
+mod goldens;
+mod loading;
+mod packing;
+mod peft;
+mod rope;

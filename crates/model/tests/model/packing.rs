@@ -1,0 +1,133 @@
+//! What must not change a result: packing, padding, threads, instruction sets.
+
+use crate::fixture::{
+    Golden, Outcome, Sample, forward_backward, load, pack, relative_error, shared,
+};
+use hone_model::{Model, Recompute, Trained};
+use hone_tensor::{DType, Device, Isa, StepKey};
+
+const COMPUTE: [DType; 2] = [DType::F32, DType::Bf16];
+
+/// `compute` with recomputation, gradients of the sum of losses.
+fn run(model: &Model, device: &Device, compute: DType, samples: &[Sample], pad: usize) -> Outcome {
+    let batch = pack(&model.decoder.config, samples, pad);
+    forward_backward(model, device, (compute, Recompute::Block), &batch, 1.0, None)
+}
+
+/// The adapted models, and two with all weights trained.
+fn models(device: &Device) -> Vec<(Golden, Model)> {
+    let adapted = Golden::all().map(|golden| {
+        let model = golden.adapted(device);
+        (golden, model)
+    });
+    let full = ["tied_gqa", "untied_bias_linear"].map(|case| {
+        let golden = Golden::load(case);
+        let model = load(&golden.dir, device, None, Trained::All);
+        (golden, model)
+    });
+    adapted.chain(full).collect()
+}
+
+/// Log-probabilities hold bit for bit. Gradients of parameters are sums over the tokens of a batch
+/// and round differently when the batch is cut elsewhere.
+#[test]
+fn packed_equals_unpacked() {
+    let device = Device::cpu(2);
+    for (golden, model) in models(&device) {
+        for compute in COMPUTE {
+            let packed = run(&model, &device, compute, &golden.samples(), 0);
+            let alone: Vec<Outcome> = golden
+                .samples()
+                .into_iter()
+                .map(|sample| run(&model, &device, compute, &[sample], 0))
+                .collect();
+            let log_probs: Vec<f32> = alone.iter().flat_map(|o| o.log_probs.clone()).collect();
+            assert_eq!(packed.log_probs, log_probs, "{} {compute:?}", golden.dir.display());
+            for (i, gradient) in packed.gradients.iter().enumerate() {
+                let mut sum = vec![0.0; gradient.len()];
+                for outcome in &alone {
+                    sum.iter_mut().zip(&outcome.gradients[i]).for_each(|(s, g)| *s += g);
+                }
+                let error = relative_error(gradient, &sum);
+                assert!(error < 2e-6, "{} {compute:?} {i}: {error:e}", golden.dir.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn padding_changes_no_bit() {
+    let device = Device::cpu(2);
+    for (golden, model) in models(&device) {
+        for compute in COMPUTE {
+            let unpadded = run(&model, &device, compute, &golden.samples(), 0);
+            for padding in [1, 7, 64] {
+                let padded = run(&model, &device, compute, &golden.samples(), padding);
+                assert_eq!(padded, unpadded, "{} {compute:?} {padding}", golden.dir.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn threads_and_instruction_sets_change_no_bit() {
+    for compute in COMPUTE {
+        let outcomes = |device: &Device| -> Vec<Outcome> {
+            let run = |(golden, model): (Golden, Model)| {
+                run(&model, device, compute, &golden.samples(), 5)
+            };
+            models(device).into_iter().map(run).collect()
+        };
+        let expected = outcomes(&Device::cpu(1));
+        for threads in [2, 5] {
+            assert!(outcomes(&Device::cpu(threads)) == expected, "{threads} threads, {compute:?}");
+        }
+        for isa in Isa::available() {
+            let found = outcomes(&Device::cpu_with_isa(2, isa));
+            assert!(found == expected, "{isa:?}, {compute:?}");
+        }
+    }
+}
+
+/// Adapters with dropout: the masks go by seed and step, not by when or where they are made.
+#[test]
+fn dropout_is_the_same_wherever_it_is_computed() {
+    let golden = Golden::load("tied_gqa");
+    let outcome = |threads, recompute, step| {
+        let device = Device::cpu(threads);
+        let mut model = golden.adapted(&device);
+        for (_, adapter) in model.decoder.adapters_mut() {
+            adapter.dropout = 0.5;
+        }
+        let batch = pack(&model.decoder.config, &golden.samples(), 5);
+        forward_backward(&model, &device, (DType::F32, recompute), &batch, 1.0, step)
+    };
+    let key = |step| Some(StepKey { seed: 1, step, micro_batch: 0 });
+    let expected = outcome(1, Recompute::None, key(0));
+    assert!(outcome(2, Recompute::Block, key(0)) == expected);
+    assert!(outcome(1, Recompute::None, key(1)) != expected);
+    assert!(outcome(1, Recompute::None, None) != expected);
+}
+
+/// A model and a batch large enough that every operation is cut into several tasks.
+#[test]
+fn threads_and_instruction_sets_change_no_bit_of_a_real_step() {
+    let Some(shared) = shared() else { return };
+    let dir = shared.join("models/stories260k");
+    let sample = |len: u32| Sample {
+        ids: (0..len).map(|i| (i * i + 7 * i + len) % 512).collect(),
+        mask: (0..len).map(|i| u8::from(i > 0 && i % 5 != 0)).collect(),
+    };
+    let outcome = |device: &Device, compute| {
+        let model = load(&dir, device, None, Trained::All);
+        run(&model, device, compute, &[sample(200), sample(111), sample(1), sample(64)], 8)
+    };
+    for compute in COMPUTE {
+        let expected = outcome(&Device::cpu(1), compute);
+        assert!(outcome(&Device::cpu(2), compute) == expected, "{compute:?}");
+        for isa in Isa::available() {
+            let found = outcome(&Device::cpu_with_isa(3, isa), compute);
+            assert!(found == expected, "{isa:?} {compute:?}");
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! The check that every operation passes: [`check_op`].
+//!
+//! For one case it compares forward and gradients with the `f64` reference, the reference with
+//! finite differences, every instruction set and number of threads with each other bit by bit, and
+//! a run inside the arena that the dry device planned with a run on the heap.
+
+use crate::device::Category;
+use crate::{
+    Arena, DType, Device, Gradients, Isa, Layout, ParamId, Params, Philox, StepKey, Tape, Tensor,
+    Var, Weight,
+};
+use hone_kernels::{bf16, f16, memory};
+use std::sync::Arc;
+
+/// Random numbers of the step in every check.
+pub const STEP: StepKey = StepKey { seed: 11, step: 3, micro_batch: 2 };
+
+/// Half the distance between bf16 numbers just above one: the largest relative rounding error.
+const BF16_ROUNDING: f64 = 1.0 / 256.0;
+
+/// An operation with everything it is applied to.
+pub trait Operation {
+    /// Inputs, weights and parameters.
+    fn operands(&self) -> &Operands;
+    /// Applies the operation to its leaves, which are in the order of the operands.
+    fn run<'a>(&'a self, tape: &mut Tape<'a>, leaves: Vec<Var>) -> Var;
+    /// The reference's output for values of all operands.
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64>;
+    /// The reference's gradients, one per operand; empty for an operand without one.
+    fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>>;
+}
+
+/// Where an operand lives.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// An input that is always `f32`: the residual stream.
+    Stream,
+    /// An input in the compute type.
+    Activation,
+    /// A trained parameter.
+    Trained,
+    /// A weight that has no gradient.
+    Frozen(DType),
+}
+
+struct Operand {
+    kind: Kind,
+    shape: Vec<usize>,
+    values: Vec<f32>,
+    requires_grad: bool,
+}
+
+/// The operands of one case, filled with standard normal numbers.
+#[derive(Default)]
+pub struct Operands(Vec<Operand>);
+
+impl Operands {
+    /// Adds an operand and returns its index.
+    pub fn add(&mut self, kind: Kind, shape: &[usize]) -> usize {
+        let random = Philox::new(5, self.0.len() as u64);
+        let values = (0..shape.iter().product::<usize>() as u64).map(|i| random.normal(i));
+        let mut operand =
+            Operand { kind, shape: shape.to_vec(), values: values.collect(), requires_grad: true };
+        if let Kind::Frozen(dtype) = kind {
+            operand.values = rounded(&operand.values, dtype);
+            operand.requires_grad = false;
+        }
+        self.0.push(operand);
+        self.0.len() - 1
+    }
+
+    /// Adds an input that requires no gradient.
+    pub fn add_constant(&mut self, kind: Kind, shape: &[usize]) -> usize {
+        let index = self.add(kind, shape);
+        self.0[index].requires_grad = false;
+        index
+    }
+
+    /// A frozen or trained operand as operations take it.
+    pub fn weight(&self, index: usize) -> Weight {
+        let Operand { kind, shape, values, .. } = &self.0[index];
+        match kind {
+            Kind::Frozen(dtype) => Weight::Frozen(tensor_of(values, *dtype, shape)),
+            _ => Weight::Trained { param: self.param(index), shape: shape.clone() },
+        }
+    }
+
+    /// The parameter that a trained operand is.
+    pub fn param(&self, index: usize) -> ParamId {
+        assert!(self.0[index].kind == Kind::Trained);
+        ParamId(self.0[..index].iter().filter(|o| o.kind == Kind::Trained).count())
+    }
+
+    fn is_leaf(&self, index: usize) -> bool {
+        matches!(self.0[index].kind, Kind::Stream | Kind::Activation)
+    }
+
+    fn leaf_dtype(&self, index: usize, compute: DType) -> DType {
+        if self.0[index].kind == Kind::Activation { compute } else { DType::F32 }
+    }
+
+    /// Exactly what a run with this compute type starts from.
+    fn values(&self, compute: DType) -> Vec<Vec<f64>> {
+        let values = |i: usize| f64s(&rounded(&self.0[i].values, self.leaf_dtype(i, compute)));
+        (0..self.0.len()).map(values).collect()
+    }
+
+    fn params(&self, device: &Device) -> Params {
+        let mut params = Params::default();
+        for (i, o) in self.0.iter().enumerate().filter(|(_, o)| o.kind == Kind::Trained) {
+            params.add(format!("operand {i}"), on(device, &o.values, DType::F32, &o.shape));
+        }
+        params
+    }
+}
+
+/// `values` as they are after being stored as `dtype`.
+pub fn rounded(values: &[f32], dtype: DType) -> Vec<f32> {
+    match dtype {
+        DType::F32 => values.to_vec(),
+        DType::Bf16 => values.iter().map(|&v| bf16::from_f32(v).to_f32()).collect(),
+        DType::F16 => values.iter().map(|&v| f16::from_f32(v).to_f32()).collect(),
+    }
+}
+
+/// A tensor of `dtype` with the nearest values.
+pub fn tensor_of(values: &[f32], dtype: DType, shape: &[usize]) -> Tensor {
+    let bytes: Vec<u8> = match dtype {
+        DType::F32 => memory::bytes_of(crate::View::F32(values)).to_vec(),
+        DType::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+        DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+    };
+    Tensor::from_bytes(&bytes, dtype, shape)
+}
+
+/// The same where `device` has memory; only the shape where it has none.
+fn on(device: &Device, values: &[f32], dtype: DType, shape: &[usize]) -> Tensor {
+    match device.is_dry() {
+        true => device.persistent(Category::Activations, dtype, shape),
+        false => tensor_of(values, dtype, shape),
+    }
+}
+
+/// Widens.
+pub fn f64s(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&v| f64::from(v)).collect()
+}
+
+/// Standard normal numbers.
+pub fn normals(stream: u64, len: usize) -> Vec<f32> {
+    let random = Philox::new(17, stream);
+    (0..len as u64).map(|i| random.normal(i)).collect()
+}
+
+/// A result of a run: its type and shape, and its elements where the device has memory.
+#[derive(Debug)]
+pub struct Found {
+    dtype: DType,
+    shape: Vec<usize>,
+    pub values: Vec<f32>,
+}
+
+impl Found {
+    /// Copies a tensor.
+    pub fn new(device: &Device, tensor: &Tensor) -> Self {
+        let values = if device.is_dry() { Vec::new() } else { tensor.view().to_vec_f32() };
+        Self { dtype: tensor.dtype(), shape: tensor.shape().to_vec(), values }
+    }
+
+    /// Type, shape and every bit.
+    pub fn is_identical(&self, other: &Found) -> bool {
+        let bits = |x: &Found| x.values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        self.has_shape_of(other) && bits(self) == bits(other)
+    }
+
+    fn has_shape_of(&self, other: &Found) -> bool {
+        (self.dtype, &self.shape) == (other.dtype, &other.shape)
+    }
+}
+
+/// The output, then the gradient of each operand, if one flowed to it.
+type Outcome = Vec<Option<Found>>;
+
+/// Checks one case in `f32` and in `bf16`.
+pub fn check_op(name: &str, op: &dyn Operation) {
+    check_reference(name, op);
+    for compute in [DType::F32, DType::Bf16] {
+        let name = format!("{name}, {}", compute.name());
+        let first = on_heap(op, &Device::cpu_with_isa(1, Isa::Scalar), compute);
+        check_against_reference(&name, op, compute, &first);
+        for device in devices() {
+            check_identical(&name, &first, &on_heap(op, &device, compute));
+        }
+        check_plan(&name, op, compute, &first);
+    }
+}
+
+/// Every instruction set with 1, 2 and 3 threads.
+pub fn devices() -> Vec<Device> {
+    let of_isa = |isa| (1..=3).map(move |threads| Device::cpu_with_isa(threads, isa));
+    Isa::available().into_iter().flat_map(of_isa).collect()
+}
+
+fn on_heap(op: &dyn Operation, device: &Device, compute: DType) -> Outcome {
+    let params = op.operands().params(device);
+    step(op, device, compute, &params, &mut Gradients::zeros(device, &params))
+}
+
+fn step(
+    op: &dyn Operation,
+    device: &Device,
+    compute: DType,
+    params: &Params,
+    gradients: &mut Gradients,
+) -> Outcome {
+    let given = op.operands();
+    let mut tape = Tape::training(device, params, compute, Some(STEP));
+    let (mut leaves, mut ids) = (Vec::new(), vec![None; given.0.len()]);
+    for (i, operand) in given.0.iter().enumerate().filter(|&(i, _)| given.is_leaf(i)) {
+        let dtype = given.leaf_dtype(i, compute);
+        let leaf = on(device, &operand.values, dtype, &operand.shape);
+        let leaf = tape.leaf(leaf, operand.requires_grad);
+        ids[i] = Some(leaf.id());
+        leaves.push(leaf);
+    }
+    let y = op.run(&mut tape, leaves);
+    let output = Found::new(device, y.value());
+    let d_y = on(device, &normals(0, y.value().len()), output.dtype, &output.shape);
+    let mut of_leaves = tape.sweep_back(y, d_y, gradients);
+    let gradient = |(i, id): (usize, Option<usize>)| match (given.0[i].kind, id) {
+        (Kind::Trained, _) => Some(Found::new(device, gradients.get(given.param(i)))),
+        (_, Some(id)) => of_leaves.take(id).map(|d| Found::new(device, &d)),
+        _ => None,
+    };
+    let gradients = ids.into_iter().enumerate().map(gradient);
+    std::iter::once(Some(output)).chain(gradients).collect()
+}
+
+fn check_identical(name: &str, first: &Outcome, again: &Outcome) {
+    for (i, (first, again)) in first.iter().zip(again).enumerate() {
+        let same = match (first, again) {
+            (Some(first), Some(again)) => first.is_identical(again),
+            (None, None) => true,
+            _ => false,
+        };
+        assert!(same, "{name}: result {i} differs between devices");
+    }
+}
+
+/// The dry device sees the same shapes, and the step runs in the memory that it planned.
+fn check_plan(name: &str, op: &dyn Operation, compute: DType, first: &Outcome) {
+    let dry = Device::dry();
+    let params = op.operands().params(&dry);
+    let mut gradients = Gradients::zeros(&dry, &params);
+    let (counted, trace) = dry.trace(|| step(op, &dry, compute, &params, &mut gradients));
+    for (i, pair) in first.iter().zip(&counted).enumerate() {
+        let same = match pair {
+            (Some(real), Some(dry)) => real.has_shape_of(dry),
+            (real, dry) => real.is_none() && dry.is_none(),
+        };
+        assert!(same, "{name}: the dry device has another shape for result {i}: {pair:?}");
+    }
+    let layout = Arc::new(Layout::of(trace));
+    assert!(layout.bytes() >= layout.at_peak().values().sum(), "{name}: more is live than fits");
+    let (device, mut arena) = (Device::cpu(2), Arena::new(layout.bytes()));
+    let params = op.operands().params(&device);
+    for _ in 0..2 {
+        let mut gradients = Gradients::zeros(&device, &params);
+        let body = || step(op, &device, compute, &params, &mut gradients);
+        check_identical(name, first, &device.planned(&mut arena, &layout, body));
+    }
+}
+
+fn check_against_reference(name: &str, op: &dyn Operation, compute: DType, found: &Outcome) {
+    let x = op.operands().values(compute);
+    let output = found[0].as_ref().expect("there always is an output");
+    let d_y = f64s(&rounded(&normals(0, output.values.len()), output.dtype));
+    let tolerance = Tolerance::of(compute);
+    tolerance.compare(&format!("{name}: output"), &output.values, &op.forward(&x));
+    for (i, exact) in op.backward(&x, &d_y).iter().enumerate() {
+        let name = format!("{name}: gradient of operand {i}");
+        match &found[i + 1] {
+            Some(found) => tolerance.compare(&name, &found.values, exact),
+            None => assert!(!op.operands().0[i].requires_grad, "{name} is missing"),
+        }
+        let wanted = op.operands().0[i].requires_grad;
+        assert!(wanted || found[i + 1].is_none(), "{name} is nobody's");
+    }
+}
+
+/// How far results may be from the reference, relative to the reference's size.
+#[derive(Clone, Copy)]
+pub struct Tolerance {
+    /// Of the root of the sum of squares.
+    norm: f64,
+    /// Of the greatest element.
+    greatest: f64,
+}
+
+impl Tolerance {
+    /// For bf16: operands, intermediate results and outputs are each rounded once, with an error of
+    /// 0.41 [`BF16_ROUNDING`] in the mean square; nothing here rounds more than five times in a
+    /// row, and independent errors add as squares: 0.41 · √5 < 1. Cases of a few elements scatter
+    /// by a factor of two; single elements get three.
+    pub fn of(compute: DType) -> Self {
+        match compute {
+            DType::F32 => Self { norm: 2e-6, greatest: 4e-6 },
+            _ => Self { norm: 2.0 * BF16_ROUNDING, greatest: 3.0 * BF16_ROUNDING },
+        }
+    }
+
+    /// Compares element by element and as a whole.
+    pub fn compare(self, name: &str, found: &[f32], exact: &[f64]) {
+        let (norm, greatest) = errors(name, found, exact);
+        assert!(norm <= self.norm, "{name}: off by {norm:.2e} in norm, {:.2e} allowed", self.norm);
+        let allowed = self.greatest;
+        assert!(greatest <= allowed, "{name}: an element is off by {greatest:.2e}, {allowed:.2e}");
+    }
+}
+
+/// Errors in norm and of the worst element, relative to norm and greatest element of `exact`.
+fn errors(name: &str, found: &[f32], exact: &[f64]) -> (f64, f64) {
+    assert_eq!(found.len(), exact.len(), "{name}: length");
+    let (mut error, mut size) = ((0.0, 0.0f64), (0.0, 0.0f64));
+    for (&found, &exact) in found.iter().zip(exact) {
+        assert!(found.is_finite(), "{name}: {found} where {exact} belongs");
+        let off = (f64::from(found) - exact).abs();
+        error = (error.0 + off * off, error.1.max(off));
+        size = (size.0 + exact * exact, size.1.max(exact.abs()));
+    }
+    if error.1 == 0.0 { (0.0, 0.0) } else { ((error.0 / size.0).sqrt(), error.1 / size.1) }
+}
+
+/// The reference's gradients along two random directions per operand, against central differences.
+fn check_reference(name: &str, op: &dyn Operation) {
+    let x = op.operands().values(DType::F32);
+    let d_y = f64s(&normals(0, op.forward(&x).len()));
+    let loss = |x: &[Vec<f64>]| dot(&op.forward(x), &d_y);
+    for (i, gradient) in op.backward(&x, &d_y).iter().enumerate() {
+        if gradient.is_empty() {
+            continue;
+        }
+        for stream in [1, 2] {
+            let direction = f64s(&normals(stream, gradient.len()));
+            let at = |h: f64| {
+                let mut x = x.to_vec();
+                x[i].iter_mut().zip(&direction).for_each(|(x, d)| *x += h * d);
+                loss(&x)
+            };
+            const H: f64 = 1e-5;
+            let difference = (at(H) - at(-H)) / (2.0 * H);
+            let exact = dot(gradient, &direction);
+            let size = (dot(gradient, gradient) * dot(&direction, &direction)).sqrt() + 1e-3;
+            let error = (difference - exact).abs() / size;
+            assert!(error < 1e-7, "{name}: reference gradient {i}: {difference} against {exact}");
+        }
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// The bf16 tolerance lets rounding pass and nothing else.
+#[test]
+fn the_tolerance_is_not_vacuous() {
+    let values = normals(3, 1000);
+    let exact = f64s(&values);
+    let tolerance = Tolerance::of(DType::Bf16);
+    tolerance.compare("rounded", &rounded(&values, DType::Bf16), &exact);
+    let fails = |found: Vec<f32>| {
+        std::panic::catch_unwind(|| tolerance.compare("wrong", &found, &exact)).is_err()
+    };
+    assert!(fails(values.iter().map(|v| v * 1.01).collect()), "a factor");
+    let mut one_wrong = values.clone();
+    one_wrong[500] += 0.05;
+    assert!(fails(one_wrong), "one element");
+    assert!(fails(vec![0.0; values.len()]), "nothing");
+    assert!(fails(vec![f32::NAN; values.len()]), "NaN");
+}

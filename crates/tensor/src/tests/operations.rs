@@ -1,0 +1,384 @@
+//! Every coarse operation but `linear` in its reference form, and the cases it is checked in.
+
+use super::check_op::{Kind, Operands, Operation, check_op, f64s, normals};
+use super::linear::{Linear, Options};
+use crate::ops::{self, Angles};
+use crate::{DType, Heads, Sequence, Tape, Var, Weight};
+use hone_kernels::gemm::reference::{gemm, transpose};
+use hone_kernels::rope::Direction;
+use hone_kernels::{attention, embedding, head, rms_norm, rope, swiglu};
+
+const WEIGHT_KINDS: [Kind; 4] =
+    [Kind::Frozen(DType::F32), Kind::Frozen(DType::Bf16), Kind::Frozen(DType::F16), Kind::Trained];
+
+struct Embedding {
+    given: Operands,
+    table: Weight,
+    ids: Vec<u32>,
+}
+
+impl Operation for Embedding {
+    fn operands(&self) -> &Operands {
+        &self.given
+    }
+    fn run<'a>(&'a self, tape: &mut Tape<'a>, _: Vec<Var>) -> Var {
+        ops::embedding(tape, &self.table, &self.ids)
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
+        embedding::reference::forward(&x[0], self.table.shape()[1], &self.ids)
+    }
+    fn backward(&self, _: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
+        let (v, h) = (self.table.shape()[0], self.table.shape()[1]);
+        vec![embedding::reference::backward(v, h, &self.ids, d_y)]
+    }
+}
+
+#[test]
+fn embedding_passes() {
+    for (kind, h, ids) in [
+        (Kind::Trained, 7, vec![3, 0, 3, 10, 3]),
+        (Kind::Trained, 70, vec![10]),
+        (Kind::Trained, 100, (0..300).map(|i| i * 7 % 11).collect()),
+    ] {
+        let mut given = Operands::default();
+        let table = given.add(kind, &[11, h]);
+        let table = given.weight(table);
+        let case = format!("embedding of {} tokens, width {h}", ids.len());
+        check_op(&case, &Embedding { given, table, ids });
+    }
+}
+
+/// A frozen table needs something trained after it before a gradient exists at all.
+struct FrozenEmbedding {
+    given: Operands,
+    table: Weight,
+    norm: Weight,
+    ids: Vec<u32>,
+}
+
+impl Operation for FrozenEmbedding {
+    fn operands(&self) -> &Operands {
+        &self.given
+    }
+    fn run<'a>(&'a self, tape: &mut Tape<'a>, _: Vec<Var>) -> Var {
+        let x = ops::embedding(tape, &self.table, &self.ids);
+        ops::rms_norm(tape, &x, &self.norm, EPS)
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
+        let rows = embedding::reference::forward(&x[0], self.table.shape()[1], &self.ids);
+        rms_norm::reference::forward(&rows, &x[1], f64::from(EPS))
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
+        let rows = embedding::reference::forward(&x[0], self.table.shape()[1], &self.ids);
+        vec![vec![], rms_norm::reference::backward(&rows, &x[1], f64::from(EPS), d_y).1]
+    }
+}
+
+#[test]
+fn frozen_embedding_passes() {
+    for kind in &WEIGHT_KINDS[..3] {
+        let mut given = Operands::default();
+        let (table, norm) = (given.add(*kind, &[9, 33]), given.add(Kind::Trained, &[33]));
+        let (table, norm) = (given.weight(table), given.weight(norm));
+        let op = FrozenEmbedding { given, table, norm, ids: vec![8, 0, 2, 2] };
+        check_op("frozen embedding", &op);
+    }
+}
+
+const EPS: f32 = 1e-5;
+
+struct RmsNorm {
+    given: Operands,
+    weight: Weight,
+    eps: f32,
+}
+
+impl Operation for RmsNorm {
+    fn operands(&self) -> &Operands {
+        &self.given
+    }
+    fn run<'a>(&'a self, tape: &mut Tape<'a>, leaves: Vec<Var>) -> Var {
+        ops::rms_norm(tape, &leaves[0], &self.weight, self.eps)
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
+        rms_norm::reference::forward(&x[0], &x[1], f64::from(self.eps))
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
+        let (d_x, d_w) = rms_norm::reference::backward(&x[0], &x[1], f64::from(self.eps), d_y);
+        vec![d_x, d_w]
+    }
+}
+
+#[test]
+fn rms_norm_passes() {
+    for (t, h) in [(1, 1), (1, 64), (3, 17), (130, 96), (2, 1000)] {
+        for (kind, constant) in
+            [(Kind::Frozen(DType::F32), false), (Kind::Trained, false), (Kind::Trained, true)]
+        {
+            let mut given = Operands::default();
+            match constant {
+                false => given.add(Kind::Stream, &[t, h]),
+                true => given.add_constant(Kind::Stream, &[t, h]),
+            };
+            let weight = given.add(kind, &[h]);
+            let weight = given.weight(weight);
+            // The gradient of a row of one element is nothing but its epsilon.
+            let eps = if h == 1 { 0.5 } else { EPS };
+            check_op(&format!("rms_norm [{t}, {h}]"), &RmsNorm { given, weight, eps });
+        }
+    }
+}
+
+struct Rope {
+    given: Operands,
+    heads: Heads,
+    angles: Angles,
+    /// Whether something else holds the input, so that it must be copied.
+    shared: bool,
+}
+
+impl Rope {
+    fn new(tokens: usize, heads: Heads, shared: bool) -> Self {
+        let mut given = Operands::default();
+        given.add(Kind::Activation, &[tokens, heads.qkv_width()]);
+        let angles = normals(9, tokens * heads.head_dim / 2);
+        // Scaled, as yarn scales them.
+        let cos = angles.iter().map(|a| 1.2 * a.cos()).collect();
+        let sin = angles.iter().map(|a| 1.2 * a.sin()).collect();
+        Self { given, heads, angles: Angles { cos, sin }, shared }
+    }
+
+    fn rotate(&self, x: &[f64], direction: Direction) -> Vec<f64> {
+        let Heads { num_heads, num_kv_heads, head_dim, .. } = self.heads;
+        let (cos, sin) = (f64s(&self.angles.cos), f64s(&self.angles.sin));
+        let turning = (num_heads + num_kv_heads, head_dim);
+        let width = self.heads.qkv_width();
+        rope::reference::rotate(x, width, turning, (&cos, &sin), direction)
+    }
+}
+
+impl Operation for Rope {
+    fn operands(&self) -> &Operands {
+        &self.given
+    }
+    fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
+        let qkv = leaves.remove(0);
+        let other = self.shared.then(|| qkv.clone());
+        let y = ops::rope(tape, qkv, &self.heads, &self.angles);
+        drop(other);
+        y
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
+        self.rotate(&x[0], Direction::Forward)
+    }
+    fn backward(&self, _: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
+        vec![self.rotate(d_y, Direction::Backward)]
+    }
+}
+
+fn heads(num_heads: usize, num_kv_heads: usize, head_dim: usize) -> Heads {
+    Heads { num_heads, num_kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt() }
+}
+
+#[test]
+fn rope_passes() {
+    for (tokens, heads) in
+        [(1, heads(1, 1, 2)), (5, heads(3, 1, 6)), (150, heads(4, 2, 18)), (2, heads(2, 2, 64))]
+    {
+        for shared in [false, true] {
+            check_op(&format!("rope {heads:?}"), &Rope::new(tokens, heads, shared));
+        }
+    }
+}
+
+struct Attention {
+    given: Operands,
+    heads: Heads,
+    sequences: Vec<Sequence>,
+}
+
+impl Operation for Attention {
+    fn operands(&self) -> &Operands {
+        &self.given
+    }
+    fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
+        ops::attention(tape, leaves.remove(0), &self.heads, &self.sequences)
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
+        attention::reference::forward(&x[0], &self.heads, &self.sequences)
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
+        vec![attention::reference::backward(&x[0], &self.heads, &self.sequences, d_y)]
+    }
+}
+
+#[test]
+fn attention_passes() {
+    // Bounds of the sequences, and rows after the last that belong to none.
+    for (heads, cu_seqlens, padding) in [
+        (heads(1, 1, 1), vec![0, 1], 0),
+        (heads(1, 1, 8), vec![0, 1, 2, 3], 2),
+        (heads(4, 2, 6), vec![0, 5, 6, 40], 3),
+        (heads(3, 1, 10), vec![0, 33, 33, 98], 1),
+        (heads(2, 2, 36), vec![0, 64, 129], 0),
+        (heads(6, 3, 4), vec![0, 31, 95, 96, 130], 7),
+        (heads(2, 1, 16), vec![0, 150], 0),
+    ] {
+        let sequences = Sequence::packed(&cu_seqlens);
+        let tokens = *cu_seqlens.last().expect("bounds") as usize + padding;
+        let mut given = Operands::default();
+        given.add(Kind::Activation, &[tokens, heads.qkv_width()]);
+        let name = format!("attention {heads:?}, {cu_seqlens:?} + {padding}");
+        check_op(&name, &Attention { given, heads, sequences });
+    }
+}
+
+struct SwiGlu {
+    given: Operands,
+    width: usize,
+}
+
+impl Operation for SwiGlu {
+    fn operands(&self) -> &Operands {
+        &self.given
+    }
+    fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
+        ops::swiglu(tape, leaves.remove(0))
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
+        swiglu::reference::forward(&x[0], self.width)
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
+        vec![swiglu::reference::backward(&x[0], self.width, d_y)]
+    }
+}
+
+#[test]
+fn swiglu_passes() {
+    for (tokens, width) in [(1, 1), (1, 17), (7, 33), (300, 40)] {
+        let mut given = Operands::default();
+        given.add(Kind::Activation, &[tokens, 2 * width]);
+        check_op(&format!("swiglu [{tokens}, {width}]"), &SwiGlu { given, width });
+    }
+}
+
+struct LogProbs {
+    given: Operands,
+    weight: Weight,
+    tokens: usize,
+    rows: Vec<u32>,
+    targets: Vec<u32>,
+}
+
+impl LogProbs {
+    /// Every row but each `skip`-th has a target.
+    fn new(kind: Kind, (tokens, h, v): (usize, usize, usize), skip: u32, input_grad: bool) -> Self {
+        let mut given = Operands::default();
+        match input_grad {
+            true => given.add(Kind::Activation, &[tokens, h]),
+            false => given.add_constant(Kind::Activation, &[tokens, h]),
+        };
+        let weight = given.add(kind, &[v, h]);
+        let weight = given.weight(weight);
+        let rows: Vec<u32> = (0..tokens as u32).filter(|t| (t + 1) % skip != 0).collect();
+        // Both ends of the vocabulary, and both sides of a tile's edge.
+        let edges = [0, v - 1, v / 2, v.saturating_sub(6)];
+        let target = |t: &u32| (edges[*t as usize % 4] + *t as usize / 4) % v;
+        let targets = rows.iter().map(|t| target(t) as u32).collect();
+        Self { given, weight, tokens, rows, targets }
+    }
+
+    /// Rows with a target and all their logits.
+    fn logits(&self, x: &[Vec<f64>]) -> (Vec<f64>, Vec<f64>) {
+        let (v, h) = (self.weight.shape()[0], self.weight.shape()[1]);
+        let rows = embedding::reference::forward(&x[0], h, &self.rows);
+        let logits = gemm(self.rows.len(), v, h, &rows, &transpose(v, h, &x[1]));
+        (rows, logits)
+    }
+}
+
+impl Operation for LogProbs {
+    fn operands(&self) -> &Operands {
+        &self.given
+    }
+    fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
+        ops::log_probs(tape, leaves.remove(0), &self.weight, &self.rows, &self.targets)
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
+        let (_, logits) = self.logits(x);
+        let mut y = head::reference::log_probs(&logits, self.weight.shape()[0], &self.targets);
+        y.resize(self.tokens, 0.0);
+        y
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
+        let (v, h, n) = (self.weight.shape()[0], self.weight.shape()[1], self.rows.len());
+        let (rows, logits) = self.logits(x);
+        let d_logits = head::reference::d_logits(&logits, v, &self.targets, &d_y[..n]);
+        let d_rows = gemm(n, h, v, &d_logits, &x[1]);
+        let mut d_x = vec![0.0; x[0].len()];
+        for (d_row, &row) in d_rows.chunks(h).zip(&self.rows) {
+            d_x[row as usize * h..][..h].copy_from_slice(d_row);
+        }
+        let d_w = match self.weight.param() {
+            Some(_) => gemm(v, h, n, &transpose(n, v, &d_logits), &rows),
+            None => vec![],
+        };
+        vec![d_x, d_w]
+    }
+}
+
+#[test]
+fn log_probs_passes() {
+    for kind in WEIGHT_KINDS {
+        for (size, skip) in [((1, 1, 1), 2), ((9, 5, 13), 3), ((3, 6, 2 * head::TILE + 5), 3)] {
+            check_op(&format!("log_probs {size:?}"), &LogProbs::new(kind, size, skip, true));
+        }
+        let no_targets = LogProbs::new(kind, (4, 3, 5), 1, true);
+        assert!(no_targets.rows.is_empty());
+        check_op("log_probs of nothing", &no_targets);
+    }
+    check_op("log_probs, weight only", &LogProbs::new(Kind::Trained, (9, 5, 13), 3, false));
+}
+
+#[test]
+fn log_probs_passes_with_more_rows_than_one_chunk() {
+    for kind in [Kind::Frozen(DType::Bf16), Kind::Trained] {
+        check_op("log_probs in chunks", &LogProbs::new(kind, (1300, 5, 37), 9, true));
+    }
+}
+
+/// The same operation, run again in the backward pass.
+struct Recomputed<O>(O);
+
+impl<O: Operation> Operation for Recomputed<O> {
+    fn operands(&self) -> &Operands {
+        self.0.operands()
+    }
+    fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
+        tape.recompute(leaves.remove(0), |tape, x| self.0.run(tape, vec![x]))
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
+        self.0.forward(x)
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
+        self.0.backward(x, d_y)
+    }
+}
+
+#[test]
+fn recomputation_passes() {
+    let options = Options {
+        tokens: 9,
+        inputs: 14,
+        outputs: vec![3, 8],
+        frozen: Some(DType::Bf16),
+        bias: Some(true),
+        dropout: Some(0.4),
+        residual: false,
+        input_grad: true,
+    };
+    check_op("recomputed linear", &Recomputed(Linear::new(&options)));
+    let constant = Linear::new(&Options { input_grad: false, ..options });
+    check_op("recomputed linear over a constant", &Recomputed(constant));
+    check_op("recomputed rope", &Recomputed(Rope::new(5, heads(2, 1, 6), false)));
+}

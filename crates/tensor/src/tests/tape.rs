@@ -1,0 +1,336 @@
+//! The tape over whole blocks: sums of gradients, recomputation, and what is not recorded.
+
+use super::check_op::{Found, Kind, Operands, STEP, devices, normals};
+use crate::ops::{self, Angles};
+use crate::{
+    Arena, Category, Cost, DType, Device, Gradients, Heads, Layout, Lora, ParamId, Params,
+    Projection, Sequence, StepKey, Tape, Tensor, Var, Weight,
+};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+const HIDDEN: usize = 24;
+const TOKENS: usize = 20;
+const HEADS: Heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6, scale: 0.4 };
+
+/// A decoder block over frozen weights, with adapters on some projections.
+struct Block {
+    norms: [Weight; 2],
+    qkv: Vec<Projection>,
+    output: Vec<Projection>,
+    gate_up: Vec<Projection>,
+    down: Vec<Projection>,
+    angles: Angles,
+    sequences: Vec<Sequence>,
+}
+
+impl Block {
+    /// `adapted`: whether q and down have an adapter, whose matrices are added to `params`.
+    fn new(params: &mut Params, adapted: bool) -> Self {
+        let mut frozen = Frozen(Operands::default());
+        let kv = HEADS.num_kv_heads * HEADS.head_dim;
+        let angles = normals(5, TOKENS * HEADS.head_dim / 2);
+        let mut block = Self {
+            norms: [frozen.weight(&[HIDDEN]), frozen.weight(&[HIDDEN])],
+            qkv: [HEADS.out_width(), kv, kv].map(|n| frozen.projection(n, HIDDEN)).into(),
+            output: vec![frozen.projection(HIDDEN, HEADS.out_width())],
+            gate_up: [40, 40].map(|n| frozen.projection(n, HIDDEN)).into(),
+            down: vec![frozen.projection(HIDDEN, 40)],
+            angles: Angles {
+                cos: angles.iter().map(|a| a.cos()).collect(),
+                sin: angles.iter().map(|a| a.sin()).collect(),
+            },
+            sequences: vec![Sequence::new(0, 12), Sequence::new(12, 7)],
+        };
+        if adapted {
+            adapt(params, &mut block.qkv[0]);
+            adapt(params, &mut block.down[0]);
+        }
+        block
+    }
+
+    fn apply<'a>(&'a self, tape: &mut Tape<'a>, x: Var) -> Var {
+        let normed = ops::rms_norm(tape, &x, &self.norms[0], 1e-5);
+        let qkv = ops::linear(tape, normed, &self.qkv, None);
+        let qkv = ops::rope(tape, qkv, &HEADS, &self.angles);
+        let attended = ops::attention(tape, qkv, &HEADS, &self.sequences);
+        let x = ops::linear(tape, attended, &self.output, Some(x));
+        let normed = ops::rms_norm(tape, &x, &self.norms[1], 1e-5);
+        let gate_up = ops::linear(tape, normed, &self.gate_up, None);
+        let active = ops::swiglu(tape, gate_up);
+        ops::linear(tape, active, &self.down, Some(x))
+    }
+}
+
+struct Frozen(Operands);
+
+impl Frozen {
+    fn weight(&mut self, shape: &[usize]) -> Weight {
+        let index = self.0.add(Kind::Frozen(DType::F32), shape);
+        self.0.weight(index)
+    }
+
+    fn projection(&mut self, n: usize, k: usize) -> Projection {
+        Projection { weight: self.weight(&[n, k]), bias: None, lora: None }
+    }
+}
+
+fn adapt(params: &mut Params, projection: &mut Projection) {
+    let mut add = |shape: [usize; 2]| {
+        let values = normals(100 + params.len() as u64, shape[0] * shape[1]);
+        params.add(format!("{}", params.len()), Tensor::from_f32(&values, &shape))
+    };
+    let (a, b) = (add([2, projection.in_features()]), add([projection.out_features(), 2]));
+    let stream = a.0 as u32;
+    projection.lora = Some(Lora { a, b, rank: 2, scale: 0.5, dropout: 0.2, stream });
+}
+
+/// Blocks one after another; the lowest `frozen` ones have no adapter.
+struct Stack {
+    params: Params,
+    blocks: Vec<Block>,
+    recompute: bool,
+}
+
+impl Stack {
+    fn new(num_blocks: usize, frozen: usize, recompute: bool) -> Self {
+        let mut params = Params::default();
+        let blocks = (0..num_blocks).map(|i| Block::new(&mut params, i >= frozen)).collect();
+        Self { params, blocks, recompute }
+    }
+
+    fn apply<'a>(&'a self, tape: &mut Tape<'a>, mut x: Var) -> Var {
+        for block in &self.blocks {
+            x = match self.recompute {
+                true => tape.recompute(x, |tape, x| block.apply(tape, x)),
+                false => block.apply(tape, x),
+            };
+        }
+        x
+    }
+
+    /// Output, gradient of the input if it requires one, gradients of the parameters.
+    fn train(&self, device: &Device, compute: DType, input_grad: bool) -> Vec<Found> {
+        let mut gradients = Gradients::zeros(device, &self.params);
+        let mut tape = Tape::training(device, &self.params, compute, Some(STEP));
+        let x = tape.leaf(activation(device, 1), input_grad);
+        let id = x.id();
+        let y = self.apply(&mut tape, x);
+        let output = Found::new(device, y.value());
+        let mut of_leaves = tape.sweep_back(y, activation(device, 2), &mut gradients);
+        let d_x = of_leaves.take(id).map(|d| Found::new(device, &d));
+        assert_eq!(d_x.is_some(), input_grad);
+        let of_params = gradients.iter().map(|g| Found::new(device, g));
+        [output].into_iter().chain(d_x).chain(of_params).collect()
+    }
+
+    /// Where a step's memory goes, and what its work is.
+    fn plan(&self, input_grad: bool) -> (Layout, Vec<Cost>) {
+        let dry = Device::dry();
+        let (_, trace) = dry.trace(|| self.train(&dry, DType::Bf16, input_grad));
+        (Layout::of(trace), dry.take_costs())
+    }
+}
+
+/// `[TOKENS, HIDDEN]` in step memory, filled where the device has any.
+fn activation(device: &Device, stream: u64) -> Tensor {
+    let mut x = device.alloc(Category::Activations, DType::F32, &[TOKENS, HIDDEN]);
+    if !device.is_dry() {
+        x.view_mut().copy_from_f32(&normals(stream, TOKENS * HIDDEN));
+    }
+    x
+}
+
+fn assert_identical(first: &[Found], again: &[Found]) {
+    assert_eq!(first.len(), again.len());
+    for (i, (first, again)) in first.iter().zip(again).enumerate() {
+        assert!(first.is_identical(again), "result {i} differs");
+    }
+}
+
+#[test]
+fn recomputation_changes_memory_and_nothing_else() {
+    let (kept, again) = (Stack::new(4, 0, false), Stack::new(4, 0, true));
+    for compute in [DType::F32, DType::Bf16] {
+        let first = kept.train(&Device::cpu(2), compute, true);
+        for device in devices() {
+            assert_identical(&first, &again.train(&device, compute, true));
+        }
+    }
+    let peak = |stack: &Stack| stack.plan(true).0.at_peak().values().sum::<usize>();
+    let (kept, again) = (peak(&kept), peak(&again));
+    assert!(again * 2 < kept, "{again} bytes with recomputation, {kept} without");
+}
+
+#[test]
+fn a_whole_stack_runs_in_its_planned_arena() {
+    for recompute in [false, true] {
+        let stack = Stack::new(3, 1, recompute);
+        let layout = Arc::new(stack.plan(false).0);
+        let (device, mut arena) = (Device::cpu(2), Arena::new(layout.bytes()));
+        let first = stack.train(&device, DType::Bf16, false);
+        let body = || stack.train(&device, DType::Bf16, false);
+        assert_identical(&first, &device.planned(&mut arena, &layout, body));
+    }
+}
+
+#[test]
+fn nothing_flows_below_the_lowest_adapter() {
+    for recompute in [false, true] {
+        let (_, costs) = Stack::new(3, 2, recompute).plan(false);
+        let count = |name: &str| costs.iter().filter(|c| c.name == name).count();
+        assert_eq!(count("d_attention"), 1);
+        assert_eq!(count("d_swiglu"), 1);
+        // The first norm and the projections of q, k and v read what needs no gradient.
+        assert_eq!(count("d_rms_norm"), 1);
+        assert_eq!(count("d_linear"), 3);
+        assert_eq!(count("d_lora_down"), 2);
+        let forward = if recompute { 3 + 1 } else { 3 };
+        assert_eq!(count("attention"), forward);
+    }
+}
+
+#[test]
+fn nothing_is_recorded_where_nothing_requires_a_gradient() {
+    let stack = Stack::new(2, 2, false);
+    let dry = Device::dry();
+    // The trace fails if anything is held when the output has gone: the tape still lives then.
+    let (mut tape, _) = dry.trace(|| {
+        let mut tape = Tape::training(&dry, &stack.params, DType::F32, None);
+        let x = tape.leaf(activation(&dry, 1), false);
+        let y = stack.apply(&mut tape, x);
+        assert!(!y.requires_grad());
+        tape
+    });
+    let mut gradients = Gradients::zeros(&dry, &stack.params);
+    dry.take_costs();
+    let root = tape.leaf(activation(&dry, 1), false);
+    tape.sweep_back(root, activation(&dry, 2), &mut gradients);
+    assert!(dry.take_costs().is_empty());
+}
+
+/// The gradient of `x Wᵀ` needs `x` only where `W` is trained or has an adapter.
+#[test]
+fn a_frozen_projection_keeps_no_input() {
+    let mut params = Params::default();
+    let frozen = Frozen(Operands::default()).projection(HIDDEN, HIDDEN);
+    let mut adapted = frozen.clone();
+    adapt(&mut params, &mut adapted);
+    let device = Device::cpu(1);
+    for (projections, keeps) in [([frozen], false), ([adapted], true)] {
+        let mut tape = Tape::training(&device, &params, DType::F32, None);
+        let mut value = activation(&device, 1);
+        let x = tape.leaf(value.clone(), true);
+        let y = ops::linear(&mut tape, x, &projections, None);
+        assert!(y.requires_grad());
+        assert_eq!(!value.is_unique(), keeps);
+    }
+}
+
+#[test]
+fn an_inference_tape_gives_the_same_values_and_no_gradients() {
+    let stack = Stack::new(2, 0, true);
+    let device = Device::cpu(2);
+    let mut training = Tape::training(&device, &stack.params, DType::Bf16, None);
+    let x = training.leaf(activation(&device, 1), true);
+    let first = Found::new(&device, stack.apply(&mut training, x).value());
+    let mut inference = Tape::inference(&device, &stack.params, DType::Bf16);
+    let x = inference.leaf(activation(&device, 1), true);
+    let y = stack.apply(&mut inference, x);
+    assert!(first.is_identical(&Found::new(&device, y.value())));
+    let mut gradients = Gradients::zeros(&device, &stack.params);
+    let swept = catch_unwind(AssertUnwindSafe(|| {
+        inference.sweep_back(y, activation(&device, 2), &mut gradients);
+    }));
+    assert!(swept.is_err());
+}
+
+/// `y = x + W norm(x)`: both gradients of `x` arrive.
+#[test]
+fn gradients_of_a_variable_used_twice_add_up() {
+    let mut frozen = Frozen(Operands::default());
+    let (norm, projection) = (frozen.weight(&[HIDDEN]), [frozen.projection(HIDDEN, HIDDEN)]);
+    let (device, params) = (Device::cpu(2), Params::default());
+    let gradient = |with_residual: bool| {
+        let mut gradients = Gradients::zeros(&device, &params);
+        let mut tape = Tape::training(&device, &params, DType::F32, None);
+        let x = tape.leaf(activation(&device, 1), true);
+        let normed = ops::rms_norm(&mut tape, &x, &norm, 1e-5);
+        let residual = with_residual.then(|| x.clone());
+        let y = ops::linear(&mut tape, normed, &projection, residual);
+        let leaves = tape.sweep_back(y, activation(&device, 2), &mut gradients);
+        leaves.get(&x).expect("x requires a gradient").f32().to_vec()
+    };
+    let (through_norm, both) = (gradient(false), gradient(true));
+    let d_y = normals(2, TOKENS * HIDDEN);
+    let sum: Vec<f32> = through_norm.iter().zip(&d_y).map(|(a, b)| a + b).collect();
+    assert_eq!(both, sum);
+}
+
+#[test]
+fn a_second_micro_batch_adds_to_the_gradients() {
+    let stack = Stack::new(1, 0, false);
+    let device = Device::cpu(1);
+    let once = stack.train(&device, DType::F32, false);
+    let mut gradients = Gradients::zeros(&device, &stack.params);
+    for _ in 0..2 {
+        let mut tape = Tape::training(&device, &stack.params, DType::F32, Some(STEP));
+        let x = tape.leaf(activation(&device, 1), false);
+        let y = stack.apply(&mut tape, x);
+        tape.sweep_back(y, activation(&device, 2), &mut gradients);
+    }
+    for (once, twice) in once[1..].iter().zip(gradients.iter()) {
+        let doubled: Vec<f32> = once.values.iter().map(|g| g + g).collect();
+        assert_eq!(doubled, twice.f32());
+    }
+    gradients.clear(&device);
+    assert!(gradients.get(ParamId(0)).f32().iter().all(|&g| g == 0.0));
+}
+
+#[test]
+fn dropout_differs_between_steps_micro_batches_and_adapters() {
+    let mut params = Params::default();
+    let mut frozen = Frozen(Operands::default());
+    let mut projection = frozen.projection(HIDDEN, HIDDEN);
+    adapt(&mut params, &mut projection);
+    let device = Device::cpu(1);
+    let output = |key, stream| {
+        let mut projection = projection.clone();
+        projection.lora.as_mut().expect("just adapted").stream = stream;
+        let projections = [projection];
+        let mut tape = Tape::training(&device, &params, DType::F32, Some(key));
+        let x = tape.leaf(activation(&device, 1), false);
+        ops::linear(&mut tape, x, &projections, None).value().f32().to_vec()
+    };
+    let first = output(STEP, 0);
+    assert_eq!(first, output(STEP, 0));
+    let keys = [
+        StepKey { seed: 12, ..STEP },
+        StepKey { step: 4, ..STEP },
+        StepKey { micro_batch: 3, ..STEP },
+    ];
+    assert!(keys.iter().all(|&key| output(key, 0) != first));
+    assert_ne!(output(STEP, 1), first);
+}
+
+#[test]
+fn only_the_sole_handle_of_memory_may_write() {
+    let mut tensor = Tensor::from_f32(&[1.0, 2.0], &[2]);
+    tensor.f32_mut()[0] = 5.0;
+    let other = tensor.clone();
+    assert!(!tensor.is_unique());
+    assert!(catch_unwind(AssertUnwindSafe(|| tensor.f32_mut()[0] = 7.0)).is_err());
+    assert_eq!(other.f32(), [5.0, 2.0]);
+    drop(other);
+    tensor.f32_mut()[0] = 7.0;
+    assert_eq!(tensor.f32(), [7.0, 2.0]);
+}
+
+#[test]
+fn a_tensor_has_as_many_bytes_as_its_shape() {
+    let made = |shape: &[usize]| catch_unwind(|| Tensor::from_f32(&[0.0; 6], shape).len());
+    assert_eq!(made(&[2, 3]).ok(), Some(6));
+    assert!(made(&[5]).is_err() && made(&[7]).is_err());
+    let dry = Device::dry().alloc(Category::Activations, DType::F32, &[3]);
+    assert!(catch_unwind(AssertUnwindSafe(|| dry.view().len())).is_err());
+}

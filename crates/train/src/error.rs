@@ -1,0 +1,103 @@
+//! What can end a run.
+
+use crate::checkpoint::CheckpointError;
+use crate::report::ReportError;
+use crate::run_file::RunFileError;
+use hone_data::DataError;
+use hone_model::adapter::AdapterError;
+use hone_model::hub::HubError;
+use hone_model::{ConfigError, ExportError, LoadError};
+use hone_tensor::safetensors::FileError;
+use std::path::{Path, PathBuf};
+
+/// Why a run could not start or go on. Its text is meant for the user as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The run file.
+    #[error(transparent)]
+    RunFile(#[from] RunFileError),
+    /// The model's name.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// The model's configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The model's weights.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// An adapter.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// Data or tokenizer.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// What was asked for cannot be done as it was asked for.
+    #[error("{0}")]
+    Usage(String),
+    /// A checkpoint or another file that is written whole.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The merged model.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// A file of tensors.
+    #[error(transparent)]
+    Tensors(#[from] FileError),
+    /// The report.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// The system refused a file.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// File.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A loss or gradient is not a number.
+    #[error(
+        "step {step}: {what} is not finite; the step was not applied. The last whole checkpoint is \
+         intact. A lower train.learning_rate, a lower train.max_grad_norm or compute = \"f32\" \
+         usually helps; train.on_nonfinite = \"skip\" passes over such steps"
+    )]
+    NonFinite {
+        /// The step, from 1.
+        step: u64,
+        /// What it was.
+        what: &'static str,
+    },
+    /// What was written does not compute what was trained.
+    #[error(
+        "{}: the files read back give other logits than the model in memory (off by {error:.1e} of \
+         their range); please report this as a bug of Hone",
+        path.display()
+    )]
+    NotWhatWasTrained {
+        /// Directory.
+        path: PathBuf,
+        /// Largest difference over the range of the logits.
+        error: f64,
+    },
+}
+
+impl TrainError {
+    /// An error of the system about `path`.
+    pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
+
+    /// Whether the user can mend it by changing what was asked for (exit status 2).
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Checkpoint(error) => matches!(error, CheckpointError::DiskFull { .. }),
+            Self::Export(_)
+            | Self::Tensors(_)
+            | Self::Report(_)
+            | Self::Io { .. }
+            | Self::NonFinite { .. }
+            | Self::NotWhatWasTrained { .. } => false,
+            _ => true,
+        }
+    }
+}

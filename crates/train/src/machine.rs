@@ -1,0 +1,53 @@
+//! What this machine has, and what this process takes of it.
+
+use std::fs;
+
+/// Logical processors that this process may use.
+pub fn num_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+/// Name of the processor.
+pub fn cpu_name() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = info.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    field("model name")
+        .or_else(|| field("Hardware"))
+        .unwrap_or_else(|| format!("{} processor", std::env::consts::ARCH))
+}
+
+/// Bytes of memory in the machine, or that the container may use.
+pub fn total_memory() -> Option<u64> {
+    let installed = kilobytes("/proc/meminfo", "MemTotal:");
+    [installed, cgroup_limit()].into_iter().flatten().min()
+}
+
+/// Bytes of memory that can still be taken without pushing anything out.
+pub fn available_memory() -> Option<u64> {
+    let free = kilobytes("/proc/meminfo", "MemAvailable:");
+    [free, cgroup_limit()].into_iter().flatten().min()
+}
+
+/// Bytes of memory this process occupies now.
+pub fn resident_bytes() -> Option<u64> {
+    kilobytes("/proc/self/status", "VmRSS:")
+}
+
+/// Most bytes of memory this process has occupied so far.
+pub fn peak_resident_bytes() -> Option<u64> {
+    kilobytes("/proc/self/status", "VmHWM:")
+}
+
+fn kilobytes(file: &str, field: &str) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
+    let line = text.lines().find(|line| line.starts_with(field))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+fn cgroup_limit() -> Option<u64> {
+    let limit = fs::read_to_string("/sys/fs/cgroup/memory.max").ok()?;
+    limit.trim().parse().ok()
+}

@@ -1,0 +1,80 @@
+//! AdamW with clipping of the global gradient norm.
+
+use crate::run_file::TrainSection;
+use hone_tensor::{
+    Category, Cost, DType, Device, Gradients, ParamId, Params, Tensor, adamw, vector,
+};
+
+/// Moments of all parameters, and the settings of the update.
+pub struct AdamW {
+    /// First moments, in the order of the parameters.
+    pub m: Vec<Tensor>,
+    /// Second moments.
+    pub v: Vec<Tensor>,
+    beta1: f64,
+    beta2: f64,
+    epsilon: f64,
+    weight_decay: f64,
+    max_grad_norm: f64,
+}
+
+impl AdamW {
+    /// Zero moments for `params`.
+    pub fn new(device: &Device, params: &Params, settings: &TrainSection) -> Self {
+        let zeros = |(_, _, value): (ParamId, &str, &Tensor)| {
+            device.persistent(Category::Optimizer, DType::F32, value.shape())
+        };
+        Self {
+            m: params.iter().map(zeros).collect(),
+            v: params.iter().map(zeros).collect(),
+            beta1: settings.adam_beta1,
+            beta2: settings.adam_beta2,
+            epsilon: settings.adam_epsilon,
+            weight_decay: settings.weight_decay,
+            max_grad_norm: settings.max_grad_norm,
+        }
+    }
+
+    /// Updates `params` for step number `step` (from 1), gradients scaled down where their global
+    /// norm `grad_norm` is above the limit.
+    pub fn step(
+        &mut self,
+        device: &Device,
+        params: &mut Params,
+        gradients: &Gradients,
+        (step, learning_rate, grad_norm): (u64, f64, f64),
+    ) {
+        let update = adamw::Update {
+            learning_rate,
+            beta1: self.beta1,
+            beta2: self.beta2,
+            epsilon: self.epsilon,
+            weight_decay: self.weight_decay,
+            step,
+            gradient_scale: clip_scale(grad_norm, self.max_grad_norm) as f32,
+        };
+        for (i, gradient) in gradients.iter().enumerate() {
+            let value = params.value_mut(ParamId(i));
+            if let Some(cpu) = device.begin(Cost::memory("adamw", 7 * gradient.num_bytes())) {
+                let (m, v) = (self.m[i].f32_mut(), self.v[i].f32_mut());
+                adamw::step(cpu, &update, value.f32_mut(), gradient.f32(), m, v);
+            }
+        }
+    }
+}
+
+/// As `torch.nn.utils.clip_grad_norm_`.
+fn clip_scale(grad_norm: f64, max_grad_norm: f64) -> f64 {
+    if max_grad_norm == 0.0 { 1.0 } else { (max_grad_norm / (grad_norm + 1e-6)).min(1.0) }
+}
+
+/// The global norm of all gradients.
+pub fn grad_norm(device: &Device, gradients: &Gradients) -> f64 {
+    let mut sum = 0.0;
+    for gradient in gradients.iter() {
+        if let Some(cpu) = device.begin(Cost::memory("grad_norm", gradient.num_bytes())) {
+            sum += vector::sum_of_squares(cpu, gradient.f32());
+        }
+    }
+    sum.sqrt()
+}

@@ -1,0 +1,174 @@
+//! How fast this machine is, measured: what the planner's times come from.
+
+use crate::machine;
+use hone_tensor::ops;
+use hone_tensor::{
+    Category, Cost, DType, Device, Heads, Params, Projection, Sequence, Tape, Tensor, Weight, Work,
+    vector,
+};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Rates of a device. FLOP/s count a multiply-add as two.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeviceProfile {
+    /// Processor.
+    pub cpu: String,
+    /// Threads that were used.
+    pub threads: usize,
+    /// Instruction set that was used.
+    pub isa: String,
+    /// Version of Hone that measured.
+    pub version: String,
+    /// FLOP/s of products in f32.
+    pub product_f32: f64,
+    /// FLOP/s of products in bf16.
+    pub product_bf16: f64,
+    /// FLOP/s of attention.
+    pub attention: f64,
+    /// Bytes per second read and written.
+    pub memory: f64,
+    /// Seconds that any operation takes at least.
+    pub overhead: f64,
+}
+
+impl DeviceProfile {
+    /// The profile of this machine with `threads`: the one measured before, or measured now (about
+    /// half a second) and kept.
+    pub fn of_this_machine(threads: usize) -> Self {
+        let path = Self::path(threads);
+        let kept = path.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+        let kept = kept.and_then(|text| serde_json::from_str::<Self>(&text).ok());
+        match kept.filter(|profile| profile.is_of_here(threads)) {
+            Some(profile) => profile,
+            None => Self::measure(threads),
+        }
+    }
+
+    /// Measures, and keeps the result for later runs where that is possible.
+    pub fn measure(threads: usize) -> Self {
+        let device = Device::cpu(threads);
+        let profile = Self {
+            cpu: machine::cpu_name(),
+            threads,
+            isa: isa(&device),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            product_f32: product_rate(&device, DType::F32),
+            product_bf16: product_rate(&device, DType::Bf16),
+            attention: attention_rate(&device),
+            memory: memory_rate(&device),
+            overhead: overhead(&device),
+        };
+        profile.keep();
+        profile
+    }
+
+    /// Seconds that operations of these costs take.
+    pub fn seconds(&self, costs: &[Cost], compute: DType) -> f64 {
+        costs.iter().map(|cost| self.seconds_of(cost, compute)).sum()
+    }
+
+    fn seconds_of(&self, cost: &Cost, compute: DType) -> f64 {
+        let rate = match (cost.work, compute) {
+            (Work::Product, DType::F32) => self.product_f32,
+            (Work::Product, _) => self.product_bf16,
+            (Work::Attention, _) => self.attention,
+            (Work::Memory, _) => f64::INFINITY,
+        };
+        let bound_by_memory = cost.bytes as f64 / self.memory;
+        self.overhead + (cost.flops as f64 / rate).max(bound_by_memory)
+    }
+
+    fn is_of_here(&self, threads: usize) -> bool {
+        self.threads == threads
+            && self.cpu == machine::cpu_name()
+            && self.version == env!("CARGO_PKG_VERSION")
+            && self.isa == isa(&Device::cpu(1))
+    }
+
+    /// In the user's cache directory; a profile that cannot be kept is measured again.
+    fn path(threads: usize) -> Option<PathBuf> {
+        let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home)?;
+        Some(cache.join("hone").join(format!("profile-{threads}-threads.json")))
+    }
+
+    fn keep(&self) {
+        let Some(path) = Self::path(self.threads) else { return };
+        let text = serde_json::to_string_pretty(self).expect("a profile can be written");
+        let made = path.parent().is_some_and(|dir| std::fs::create_dir_all(dir).is_ok());
+        if made {
+            // Best effort: the next run measures again.
+            let _ = std::fs::write(path, text);
+        }
+    }
+}
+
+fn isa(device: &Device) -> String {
+    device.as_cpu().map_or_else(String::new, |cpu| cpu.isa.name().to_owned())
+}
+
+/// The best of several runs, after one to warm up.
+fn best_seconds(mut body: impl FnMut()) -> f64 {
+    body();
+    let mut best = f64::INFINITY;
+    let begun = Instant::now();
+    while begun.elapsed().as_secs_f64() < 0.08 {
+        let start = Instant::now();
+        body();
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    best
+}
+
+fn product_rate(device: &Device, compute: DType) -> f64 {
+    let (t, k, n) = (512, 512, 512);
+    let params = Params::default();
+    let weight = device.persistent(Category::Workspace, compute, &[n, k]);
+    let layer = [Projection { weight: Weight::Frozen(weight), bias: None, lora: None }];
+    let x = device.persistent(Category::Workspace, compute, &[t, k]);
+    let seconds = best_seconds(|| {
+        let mut tape = Tape::inference(device, &params, compute);
+        let x = tape.leaf(x.clone(), false);
+        ops::linear(&mut tape, x, &layer, None);
+    });
+    (2 * t * k * n) as f64 / seconds
+}
+
+fn attention_rate(device: &Device) -> f64 {
+    let heads = Heads { num_heads: 8, num_kv_heads: 4, head_dim: 64, scale: 0.125 };
+    let sequences = [Sequence::new(0, 512)];
+    let params = Params::default();
+    let qkv = device.persistent(Category::Workspace, DType::F32, &[512, heads.qkv_width()]);
+    let seconds = best_seconds(|| {
+        let mut tape = Tape::inference(device, &params, DType::F32);
+        let qkv = tape.leaf(qkv.clone(), false);
+        ops::attention(&mut tape, qkv, &heads, &sequences);
+    });
+    (4 * sequences[0].num_pairs() * heads.out_width()) as f64 / seconds
+}
+
+fn memory_rate(device: &Device) -> f64 {
+    let n = 4 << 20;
+    let (x, mut y) = (
+        device.persistent(Category::Workspace, DType::F32, &[n]),
+        device.persistent(Category::Workspace, DType::F32, &[n]),
+    );
+    let seconds = best_seconds(|| add(device, &x, &mut y));
+    (3 * x.num_bytes()) as f64 / seconds
+}
+
+fn overhead(device: &Device) -> f64 {
+    let (x, mut y) = (
+        device.persistent(Category::Workspace, DType::F32, &[20_000]),
+        device.persistent(Category::Workspace, DType::F32, &[20_000]),
+    );
+    best_seconds(|| add(device, &x, &mut y))
+}
+
+fn add(device: &Device, x: &Tensor, y: &mut Tensor) {
+    if let Some(cpu) = device.as_cpu() {
+        vector::add_assign(cpu, x.view(), y.view_mut());
+    }
+}

@@ -1,0 +1,318 @@
+//! A training run from beginning to end.
+
+use crate::checkpoint::{self, write_file_whole};
+use crate::engine::Engine;
+use crate::error::TrainError;
+use crate::evaluate::{self, Evaluation, to_batch};
+use crate::failpoint;
+use crate::machine;
+use crate::metrics::{EvalRecord, Lines, Phases, RowsRecord, StepRecord};
+use crate::optimizer::grad_norm;
+use crate::planner::{self, Plan, Planned};
+use crate::profile::DeviceProfile;
+use crate::report;
+use crate::run_dir::RunDir;
+use crate::run_file::OnNonfinite;
+use crate::sample::{self, Prompt, Sample};
+use crate::schedule::Schedule;
+use crate::setup::Setup;
+use hone_data::{Cursor, MicroBatch, Order};
+use hone_model::{adapter, export_hf};
+use hone_tensor::{Arena, DType, Device, ParamId, StepKey};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+mod result;
+mod state;
+
+/// What a run tells while it runs.
+pub enum Event<'a> {
+    /// The plan, before anything is written.
+    Planned(&'a Plan),
+    /// Something the user should know.
+    Note(String),
+    /// Training goes on after this step.
+    Resumed(u64),
+    /// A step is done.
+    Step(&'a StepRecord),
+    /// An evaluation is done.
+    Evaluated(&'a EvalRecord),
+    /// A checkpoint is on disk.
+    Checkpoint(u64),
+}
+
+/// How a run ended.
+pub enum Outcome {
+    /// All steps are done.
+    Finished(Finished),
+    /// Asked to stop; the checkpoint after this step is on disk.
+    Interrupted {
+        /// Steps done.
+        step: u64,
+    },
+}
+
+/// What a finished run leaves.
+pub struct Finished {
+    /// `adapter/` or `model/`.
+    pub result: PathBuf,
+    /// The report.
+    pub report: PathBuf,
+    /// The first and the last evaluation.
+    pub evaluations: Vec<EvalRecord>,
+    /// Answers before and after.
+    pub samples: Vec<Sample>,
+}
+
+/// Trains as `setup` says. `resume` goes on from the newest whole checkpoint of `output.dir`, or
+/// starts where there is none yet. `stop` is asked after each step.
+///
+/// # Errors
+/// See [`TrainError`]; what is on disk stays whole.
+pub fn train(
+    setup: &Setup,
+    resume: bool,
+    event: &mut dyn FnMut(Event<'_>),
+    stop: &dyn Fn() -> bool,
+) -> Result<Outcome, TrainError> {
+    let begun = Instant::now();
+    let dir = RunDir::new(&setup.run.output.dir);
+    let resuming = resume && dir.holds_run();
+    let planned = plan(setup, &dir, resuming)?;
+    event(Event::Planned(&planned.plan));
+    refuse_what_cannot_fit(&planned.plan)?;
+    if !resuming {
+        dir.create()?;
+        dir.begin(setup, &planned.plan)?;
+    }
+    let device = Device::cpu(setup.threads);
+    let mut run = Run {
+        setup,
+        engine: Engine::new(setup, &device)?,
+        arena: Arena::new(planned.plan.arena_bytes as usize),
+        planned,
+        dir,
+        step: 0,
+        cursor: Cursor::default(),
+        order: setup.order()?,
+    };
+    if resuming {
+        run.load_newest(event)?;
+    }
+    let mut logs = Logs::open(&run.dir, run.step)?;
+    let samples = run.samples_before()?;
+    if run.step == 0 {
+        run.evaluate(&mut logs, event)?;
+    }
+    while run.step < setup.num_steps {
+        let record = run.train_step(&mut logs)?;
+        event(Event::Step(&record));
+        failpoint::hit("loop.step_done");
+        let stopping = stop();
+        let every = setup.run.train.eval_every_steps;
+        if every > 0 && run.step.is_multiple_of(every) && run.step < setup.num_steps {
+            run.evaluate(&mut logs, event)?;
+        }
+        let due = run.step.is_multiple_of(setup.run.checkpoint.every_steps);
+        if due || stopping || run.step == setup.num_steps {
+            logs.sync()?;
+            run.save_checkpoint()?;
+            event(Event::Checkpoint(run.step));
+        }
+        if stopping && run.step < setup.num_steps {
+            return Ok(Outcome::Interrupted { step: run.step });
+        }
+    }
+    run.evaluate(&mut logs, event)?;
+    run.finish(samples, begun).map(Outcome::Finished)
+}
+
+fn plan(setup: &Setup, dir: &RunDir, resuming: bool) -> Result<Planned, TrainError> {
+    let profile = DeviceProfile::of_this_machine(setup.threads);
+    if resuming {
+        return planner::plan_with(setup, &profile, dir.check_same(setup)?);
+    }
+    planner::plan(setup, &profile)
+}
+
+fn refuse_what_cannot_fit(plan: &Plan) -> Result<(), TrainError> {
+    if plan.fits {
+        return Ok(());
+    }
+    let (needed, budget) = (plan.peak_bytes, plan.budget_bytes.unwrap_or(0));
+    Err(TrainError::Usage(format!(
+        "this run needs {} of memory at the least, and {} may be taken. What would make it \
+         fit:\n  {}",
+        report::format_bytes(needed),
+        report::format_bytes(budget),
+        plan.mend.join("\n  ")
+    )))
+}
+
+/// The files that grow with the run.
+struct Logs {
+    metrics: Lines,
+    evaluations: Lines,
+    rows: Lines,
+}
+
+impl Logs {
+    fn open(dir: &RunDir, last_step: u64) -> Result<Self, TrainError> {
+        Ok(Self {
+            metrics: Lines::open(&dir.join("metrics.jsonl"), last_step)?,
+            evaluations: Lines::open(&dir.join("eval.jsonl"), last_step)?,
+            rows: Lines::open(&dir.join("samples.jsonl"), last_step)?,
+        })
+    }
+
+    fn sync(&self) -> Result<(), TrainError> {
+        self.metrics.sync()?;
+        self.evaluations.sync()?;
+        self.rows.sync()
+    }
+}
+
+/// A run under way.
+struct Run<'a> {
+    setup: &'a Setup,
+    engine: Engine,
+    arena: Arena,
+    planned: Planned,
+    dir: RunDir,
+    /// Steps done.
+    step: u64,
+    cursor: Cursor,
+    order: Order,
+}
+
+impl Run<'_> {
+    /// One optimizer step.
+    fn train_step(&mut self, logs: &mut Logs) -> Result<StepRecord, TrainError> {
+        let begun = Instant::now();
+        let micro_batches = self.micro_batches();
+        let num_targets: usize = micro_batches.iter().map(|b| b.num_target_tokens).sum();
+        let tokens: u64 = micro_batches
+            .iter()
+            .map(|b| u64::from(b.cu_seqlens.last().copied().unwrap_or(0)))
+            .sum();
+        let data = begun.elapsed().as_secs_f64();
+
+        let passes = Instant::now();
+        let mut loss = self.accumulate(&micro_batches, num_targets);
+        if failpoint::hit_io("loop.nonfinite").is_err() {
+            loss = f64::NAN;
+        }
+        let forward_backward = passes.elapsed().as_secs_f64();
+
+        let updating = Instant::now();
+        let norm = grad_norm(&self.engine.device, &self.engine.gradients);
+        let learning_rate = self.schedule().learning_rate(self.step);
+        let skipped = self.refuse_nonfinite(loss, norm)?;
+        failpoint::hit("loop.before_update");
+        if !skipped {
+            let Engine { device, model, gradients, optimizer, .. } = &mut self.engine;
+            let update = (self.step + 1, learning_rate, norm);
+            optimizer.step(device, &mut model.params, gradients, update);
+        }
+        failpoint::hit("loop.updated");
+        let optimizer = updating.elapsed().as_secs_f64();
+
+        self.step += 1;
+        self.order.advance(&mut self.cursor);
+        let step_seconds = begun.elapsed().as_secs_f64();
+        let record = StepRecord {
+            step: self.step,
+            loss: Some(loss).filter(|x| x.is_finite()),
+            learning_rate,
+            grad_norm: Some(norm).filter(|x| x.is_finite()),
+            tokens,
+            target_tokens: num_targets as u64,
+            tokens_per_second: tokens as f64 / step_seconds,
+            step_seconds,
+            peak_bytes: machine::peak_resident_bytes(),
+            phases: Phases { data, forward_backward, optimizer },
+            skipped,
+        };
+        logs.metrics.push(&record)?;
+        let rows = micro_batches.into_iter().map(|b| b.rows).collect();
+        logs.rows.push(&RowsRecord { step: self.step, micro_batches: rows })?;
+        Ok(record)
+    }
+
+    /// The packed micro-batches of this step.
+    fn micro_batches(&mut self) -> Vec<MicroBatch> {
+        let units_per_batch = self.planned.policy.units;
+        let num_tokens = units_per_batch * self.setup.max_seq_len;
+        let units = self.order.step(&self.cursor);
+        let chunks = units.chunks(units_per_batch);
+        chunks.map(|units| MicroBatch::assemble(&self.setup.train, units, num_tokens)).collect()
+    }
+
+    /// Gradients of the whole step, and its loss: mean nats per target token.
+    fn accumulate(&mut self, micro_batches: &[MicroBatch], num_targets: usize) -> f64 {
+        self.engine.gradients.clear(&self.engine.device);
+        let device = self.engine.device.clone();
+        let mut loss = 0.0;
+        for (i, micro_batch) in micro_batches.iter().enumerate() {
+            let batch = to_batch(&self.setup.config, micro_batch);
+            let seed = self.setup.run.train.seed;
+            let key = StepKey { seed, step: self.step, micro_batch: i as u32 };
+            let recompute = self.planned.policy.recompute;
+            loss += device.planned(&mut self.arena, &self.planned.train_layout, || {
+                self.engine.forward_backward(&batch, num_targets, key, recompute)
+            });
+            failpoint::hit("loop.micro_batch_done");
+        }
+        loss
+    }
+
+    /// Whether the update must be left out; an error where the run must stop.
+    fn refuse_nonfinite(&self, loss: f64, norm: f64) -> Result<bool, TrainError> {
+        let what = match (loss.is_finite(), norm.is_finite()) {
+            (true, true) => return Ok(false),
+            (false, _) => "the loss",
+            (true, false) => "the gradient",
+        };
+        match self.setup.run.train.on_nonfinite {
+            OnNonfinite::Skip => Ok(true),
+            OnNonfinite::Stop => Err(TrainError::NonFinite { step: self.step + 1, what }),
+        }
+    }
+
+    fn schedule(&self) -> Schedule {
+        let train = &self.setup.run.train;
+        Schedule {
+            kind: train.lr_schedule,
+            peak: train.learning_rate,
+            warmup_steps: train.num_warmup_steps(self.setup.num_steps),
+            num_steps: self.setup.num_steps,
+        }
+    }
+
+    /// Evaluates, if there is data to evaluate on and it was not done at this step before.
+    fn evaluate(
+        &mut self,
+        logs: &mut Logs,
+        event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), TrainError> {
+        let Some((dataset, units)) = &self.setup.eval else { return Ok(()) };
+        let done = result::evaluations(&self.dir)?.iter().any(|record| record.step == self.step);
+        if done {
+            return Ok(());
+        }
+        let Engine { device, model, compute, .. } = &self.engine;
+        let Evaluation { loss, num_target_tokens } = evaluate::evaluate(
+            (device, model, *compute),
+            dataset,
+            units,
+            (self.planned.policy.units, self.setup.max_seq_len),
+            Some((&mut self.arena, &self.planned.eval_layout)),
+        );
+        let perplexity = loss.exp();
+        let record = EvalRecord { step: self.step, loss, perplexity, num_target_tokens };
+        logs.evaluations.push(&record)?;
+        event(Event::Evaluated(&record));
+        Ok(())
+    }
+}

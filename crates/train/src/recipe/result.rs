@@ -1,0 +1,131 @@
+//! What a finished run leaves: adapter or model, samples, report.
+
+use super::*;
+use hone_model::{LoadOptions, logits_error, logits_tolerance};
+
+impl Run<'_> {
+    fn prompts(&self) -> Result<Vec<Prompt>, TrainError> {
+        let dataset = self.setup.eval.as_ref().map_or(&self.setup.train, |(eval, _)| eval);
+        sample::prompts(dataset, &self.setup.tokenizer, self.setup.run.report.samples)
+    }
+
+    fn answer(&self, prompt: &Prompt) -> Result<String, TrainError> {
+        let Engine { device, model, compute, .. } = &self.engine;
+        let limit = self.setup.run.report.max_new_tokens;
+        prompt.answer((device, model, *compute), &self.setup.tokenizer, limit)
+    }
+
+    /// The base model's answers: made at the start of the run, and found again when it resumes.
+    pub(super) fn samples_before(&self) -> Result<Vec<Sample>, TrainError> {
+        if self.step > 0 {
+            return Ok(self.dir.read_samples().unwrap_or_default());
+        }
+        let mut samples = Vec::new();
+        for prompt in self.prompts()? {
+            let before = Some(self.answer(&prompt)?);
+            samples.push(Sample { before, ..prompt.sample() });
+        }
+        self.dir.write_samples(&samples)?;
+        Ok(samples)
+    }
+
+    /// Writes the result, answers the samples again, and makes the report.
+    pub(super) fn finish(
+        self,
+        mut samples: Vec<Sample>,
+        begun: Instant,
+    ) -> Result<Finished, TrainError> {
+        let result = self.write_result()?;
+        failpoint::hit("loop.result_written");
+        for prompt in self.prompts()? {
+            let after = Some(self.answer(&prompt)?);
+            let asked = prompt.sample();
+            match samples.iter_mut().find(|sample| sample.prompt == asked.prompt) {
+                Some(sample) => sample.after = after,
+                None => samples.push(Sample { after, ..asked }),
+            }
+        }
+        self.dir.write_samples(&samples)?;
+        self.dir.finish(self.actual(begun)?)?;
+        let report = self.dir.join("report.html");
+        write_file_whole(&report, report::build(self.dir.path())?.as_bytes())?;
+        let evaluations = evaluations(&self.dir)?;
+        Ok(Finished { result, report, evaluations, samples })
+    }
+
+    /// `adapter/` or `model/`, complete or absent, and read back before it gets its name.
+    fn write_result(&self) -> Result<PathBuf, TrainError> {
+        let name = if self.engine.lora.is_some() { "adapter" } else { "model" };
+        let (result, partial) = (self.dir.join(name), self.dir.join(&format!(".{name}-partial")));
+        for old in [&partial, &result] {
+            if old.exists() {
+                std::fs::remove_dir_all(old).map_err(TrainError::io(old))?;
+            }
+        }
+        std::fs::create_dir(&partial).map_err(TrainError::io(&partial))?;
+        let Engine { device, model, lora, .. } = &self.engine;
+        match lora {
+            Some(lora) => adapter::save(&partial, model, lora, &self.setup.run.model.path)?,
+            None => {
+                export_hf(model, device, &self.setup.model_dir, model.file_dtype, &partial)?;
+            }
+        }
+        self.compare(&partial)?;
+        std::fs::rename(&partial, &result).map_err(TrainError::io(&result))?;
+        Ok(result)
+    }
+
+    /// Compares the logits of what was written with those of the model in memory.
+    fn compare(&self, written: &Path) -> Result<(), TrainError> {
+        let Engine { device, model, lora, compute, .. } = &self.engine;
+        let reloaded = match lora {
+            Some(_) => {
+                let base_precision = self.setup.base_precision;
+                let options = LoadOptions { base_precision, ..LoadOptions::INFERENCE };
+                let mut base = hone_model::load(&self.setup.model_dir, device, options)?;
+                adapter::load(written, &mut base, device)?;
+                base
+            }
+            None => hone_model::load(written, device, LoadOptions::INFERENCE)?,
+        };
+        let written_as = if lora.is_some() { DType::F32 } else { model.file_dtype };
+        let row = self.setup.train.row(0);
+        let tokens = &row.tokens[..row.tokens.len().min(64)];
+        let error = logits_error((device, *compute), model, &reloaded, tokens);
+        if error > logits_tolerance(written_as) {
+            return Err(TrainError::NotWhatWasTrained { path: written.to_owned(), error });
+        }
+        Ok(())
+    }
+
+    fn actual(&self, begun: Instant) -> Result<serde_json::Value, TrainError> {
+        let steps = step_seconds(&self.dir)?;
+        Ok(json!({
+            "peak_bytes": machine::peak_resident_bytes(),
+            "arena_bytes": self.arena.bytes(),
+            "step_seconds": median(&steps),
+            "total_seconds": steps.iter().sum::<f64>(),
+            "session_seconds": begun.elapsed().as_secs_f64(),
+        }))
+    }
+}
+
+/// The lines of `eval.jsonl` so far.
+pub(super) fn evaluations(dir: &RunDir) -> Result<Vec<EvalRecord>, TrainError> {
+    let path = dir.join("eval.jsonl");
+    let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
+    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+fn step_seconds(dir: &RunDir) -> Result<Vec<f64>, TrainError> {
+    let path = dir.join("metrics.jsonl");
+    let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
+    let records = text.lines().filter_map(|line| serde_json::from_str::<StepRecord>(line).ok());
+    Ok(records.map(|record| record.step_seconds).collect())
+}
+
+fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied()
+}

@@ -1,0 +1,93 @@
+//! What a checkpoint holds: parameters, moments, and where in the data the run is.
+
+use super::*;
+use crate::checkpoint::CheckpointError;
+use hone_tensor::Tensor;
+use hone_tensor::safetensors::{SafeTensorsFile, write};
+use serde::{Deserialize, Serialize};
+
+const PARAMS: &str = "params.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+
+/// Everything of a run's state that is not a tensor. Random numbers are functions of seed and
+/// step, so there is no generator to keep.
+#[derive(Serialize, Deserialize)]
+struct State {
+    step: u64,
+    cursor: Cursor,
+}
+
+impl Run<'_> {
+    /// Writes a checkpoint of the present state and removes old ones.
+    pub(super) fn save_checkpoint(&self) -> Result<(), TrainError> {
+        let root = self.dir.checkpoints();
+        checkpoint::write(&root, self.step, |dir| self.fill(dir))?;
+        checkpoint::prune(&root, self.setup.run.checkpoint.keep)?;
+        Ok(())
+    }
+
+    fn fill(&self, dir: &Path) -> Result<(), TrainError> {
+        let Engine { model, optimizer, .. } = &self.engine;
+        let names = || model.params.iter().map(|(_, name, _)| name);
+        let params = model.params.iter().map(|(_, name, value)| (name.to_owned(), value.into()));
+        write(&dir.join(PARAMS), params)?;
+        let named = |prefix: &'static str, tensors: &'_ [Tensor]| {
+            let pairs = names().zip(tensors);
+            pairs.map(move |(name, t)| (format!("{prefix}.{name}"), t.clone())).collect::<Vec<_>>()
+        };
+        let moments = [named("m", &optimizer.m), named("v", &optimizer.v)].concat();
+        write(&dir.join(OPTIMIZER), moments.iter().map(|(name, t)| (name.clone(), t.into())))?;
+        let state = State { step: self.step, cursor: self.cursor };
+        let text = serde_json::to_string(&state).expect("plain data");
+        let path = dir.join(STATE);
+        std::fs::write(&path, text).map_err(TrainError::io(&path))
+    }
+
+    /// Goes to the newest whole checkpoint, if there is one; tells of damaged ones.
+    pub(super) fn load_newest(
+        &mut self,
+        event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), TrainError> {
+        let (whole, rejected) = checkpoint::newest_whole(&self.dir.checkpoints())?;
+        for rejected in &rejected {
+            event(Event::Note(format!("passed over a damaged checkpoint: {}", rejected.reason)));
+        }
+        let Some(whole) = whole else {
+            event(Event::Note("no whole checkpoint yet: starting from the beginning".to_owned()));
+            return Ok(());
+        };
+        self.load(&whole.dir)?;
+        event(Event::Resumed(self.step));
+        Ok(())
+    }
+
+    fn load(&mut self, dir: &Path) -> Result<(), TrainError> {
+        let path = dir.join(STATE);
+        let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
+        let state: State = serde_json::from_str(&text)
+            .map_err(|error| unfit(dir, format!("{STATE} is not what a run writes: {error}")))?;
+        let params = SafeTensorsFile::open(&dir.join(PARAMS))?;
+        let moments = SafeTensorsFile::open(&dir.join(OPTIMIZER))?;
+        let Engine { model, optimizer, .. } = &mut self.engine;
+        for i in 0..model.params.len() {
+            let name = model.params.name(ParamId(i)).to_owned();
+            copy(dir, &params, &name, model.params.value_mut(ParamId(i)))?;
+            copy(dir, &moments, &format!("m.{name}"), &mut optimizer.m[i])?;
+            copy(dir, &moments, &format!("v.{name}"), &mut optimizer.v[i])?;
+        }
+        (self.step, self.cursor) = (state.step, state.cursor);
+        Ok(())
+    }
+}
+
+fn copy(dir: &Path, file: &SafeTensorsFile, name: &str, to: &mut Tensor) -> Result<(), TrainError> {
+    let found = file.tensor(name).filter(|t| t.shape() == to.shape() && t.dtype() == to.dtype());
+    let found = found.ok_or_else(|| unfit(dir, format!("tensor `{name}` is not as expected")))?;
+    to.f32_mut().copy_from_slice(found.f32());
+    Ok(())
+}
+
+fn unfit(dir: &Path, problem: String) -> TrainError {
+    TrainError::Checkpoint(CheckpointError::Damaged { dir: dir.to_owned(), problem })
+}

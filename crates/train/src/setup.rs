@@ -1,0 +1,218 @@
+//! From a run file to everything a run needs, checked: model directory, tokenizer, data, order.
+
+use crate::error::TrainError;
+use crate::run_dir::RunDir;
+use crate::run_file::{self, AdapterSection, Precision, RunFile};
+use hone_data::{Dataset, Order, RecordSpec, Tokenizer, Unit, pack_in_order};
+use hone_model::adapter::{LoraConfig, TargetModules};
+use hone_model::hub::{self, HubSettings};
+use hone_model::{DecoderConfig, LoadOptions, RopeScaling};
+use hone_tensor::{DType, Device};
+use std::path::{Path, PathBuf};
+
+/// A run, ready to be planned.
+pub struct Setup {
+    /// The effective run file.
+    pub run: RunFile,
+    /// Where the model is.
+    pub model_dir: PathBuf,
+    /// Its shape.
+    pub config: DecoderConfig,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Element type of products and activations.
+    pub compute: DType,
+    /// How frozen matrices are held; `None`: as in the file.
+    pub base_precision: Option<DType>,
+    /// Adapters; `None`: full fine-tuning.
+    pub lora: Option<LoraConfig>,
+    /// A PEFT adapter to start from.
+    pub init_adapter: Option<PathBuf>,
+    /// Longest row, and slots of a packed unit.
+    pub max_seq_len: usize,
+    /// Rows to learn from.
+    pub train: Dataset,
+    /// Rows to evaluate on, and their units.
+    pub eval: Option<(Dataset, Vec<Unit>)>,
+    /// Units of an optimizer step.
+    pub units_per_step: usize,
+    /// Optimizer steps of the whole run.
+    pub num_steps: u64,
+    /// Threads to use.
+    pub threads: usize,
+}
+
+impl Setup {
+    /// Opens what the run file names. `note` is told what the user should know.
+    ///
+    /// # Errors
+    /// Whatever is wrong with model, data or settings.
+    pub fn new(mut run: RunFile, note: &mut dyn FnMut(String)) -> Result<Self, TrainError> {
+        let begun = RunDir::new(&run.output.dir).begun_at();
+        let fetched = |file: &str| eprintln!("fetching {file}");
+        let model_dir = hub::resolve_with(&run.model.path, &HubSettings::from_env(), &fetched)?;
+        let config = DecoderConfig::load(&model_dir)?;
+        let mut tokenizer = Tokenizer::from_dir(&model_dir)?;
+        if let Some(begun) = begun {
+            // Templates may print today's date; a resumed run must see that of its beginning.
+            tokenizer.set_now(begun);
+        }
+        check_vocabulary(&model_dir, &config, &tokenizer)?;
+        let file = hone_model::load(&model_dir, &Device::dry(), LoadOptions::INFERENCE)?;
+        let compute = compute_type(run.model.compute, file.file_dtype);
+        let base_precision = held_type(run.model.base_precision);
+        let lora = run.adapter.as_ref().map(lora_config);
+        if let Some(lora) = &lora {
+            lora.target_modules.resolve(&file.decoder)?;
+        }
+        let max_seq_len = max_seq_len(&mut run, &config)?;
+        let units_per_step = units_per_step(&run, max_seq_len, note);
+        let spec = record_spec(&run, max_seq_len);
+        let train = hone_data::load(&run.data.train, &spec, &tokenizer)?;
+        train.report().warnings.iter().for_each(|warning| note(warning.clone()));
+        let eval = match run.data.eval.is_empty() {
+            true => None,
+            false => {
+                let eval = hone_data::load(&run.data.eval, &spec, &tokenizer)?;
+                let units = pack_in_order(&eval, max_seq_len)?;
+                Some((eval, units))
+            }
+        };
+        let order = Order::new(&train, max_seq_len, units_per_step, run.train.seed)?;
+        let num_steps = match (run.train.max_steps, run.train.num_epochs) {
+            (Some(steps), _) => steps,
+            (None, epochs) => order.total_steps(epochs.unwrap_or(1)),
+        };
+        Ok(Self {
+            model_dir,
+            config,
+            tokenizer,
+            compute,
+            base_precision,
+            lora,
+            init_adapter: run.adapter.as_ref().and_then(|a| a.init_from.clone()),
+            max_seq_len,
+            train,
+            eval,
+            units_per_step,
+            num_steps,
+            threads: run.run.threads.unwrap_or_else(crate::machine::num_threads),
+            run,
+        })
+    }
+
+    /// The order of training, from the beginning.
+    ///
+    /// # Errors
+    /// None that [`Setup::new`] has not found before.
+    pub fn order(&self) -> Result<Order, TrainError> {
+        Ok(Order::new(&self.train, self.max_seq_len, self.units_per_step, self.run.train.seed)?)
+    }
+}
+
+/// Every id that the tokenizer can give must have a row in the embedding.
+pub fn check_vocabulary(
+    dir: &Path,
+    config: &DecoderConfig,
+    tokenizer: &Tokenizer,
+) -> Result<(), TrainError> {
+    let (has, knows) = (tokenizer.vocab_size(), config.vocab_size);
+    if has <= knows {
+        return Ok(());
+    }
+    Err(TrainError::Usage(format!(
+        "{}: tokenizer.json has token ids up to {}, but the model (vocab_size in config.json) knows \
+         only {knows} tokens. The tokenizer belongs to another model, or tokens were added to it \
+         without resizing the model's embedding",
+        dir.display(),
+        has - 1,
+    )))
+}
+
+/// What products are computed in: as asked, or `f32` for `f32` files and `bf16` for others.
+pub fn compute_type(asked: Precision, file: DType) -> DType {
+    match (asked, file) {
+        (Precision::F32, _) | (Precision::Auto, DType::F32) => DType::F32,
+        _ => DType::Bf16,
+    }
+}
+
+/// How frozen matrices are held; `None`: as in the file.
+pub fn held_type(asked: Precision) -> Option<DType> {
+    match asked {
+        Precision::Auto => None,
+        Precision::F32 => Some(DType::F32),
+        Precision::Bf16 => Some(DType::Bf16),
+    }
+}
+
+fn lora_config(section: &AdapterSection) -> LoraConfig {
+    LoraConfig {
+        rank: section.rank,
+        alpha: section.alpha,
+        dropout: section.dropout as f32,
+        target_modules: match &section.target_modules {
+            run_file::TargetModules::AllLinear => TargetModules::AllLinear,
+            run_file::TargetModules::Patterns(p) => TargetModules::Patterns(p.clone()),
+        },
+        use_rslora: section.use_rslora,
+    }
+}
+
+/// Fills in `data.max_seq_len` and checks it against the model and the batch.
+fn max_seq_len(run: &mut RunFile, config: &DecoderConfig) -> Result<usize, TrainError> {
+    let longest = config.max_position_embeddings;
+    let max_seq_len = match run.data.max_seq_len {
+        Some(given) => given,
+        None => longest.min(2048).min(run.train.batch_tokens),
+    };
+    let stretches = matches!(config.rope.scaling, RopeScaling::Dynamic { .. });
+    if max_seq_len > longest && !stretches {
+        return Err(TrainError::Usage(format!(
+            "data.max_seq_len = {max_seq_len} is longer than the model was made for \
+             (max_position_embeddings = {longest}); set it to at most {longest}"
+        )));
+    }
+    run.data.max_seq_len = Some(max_seq_len);
+    run.check_with_max_seq_len(max_seq_len)?;
+    Ok(max_seq_len)
+}
+
+fn units_per_step(run: &RunFile, max_seq_len: usize, note: &mut dyn FnMut(String)) -> usize {
+    let (batch_tokens, units) = (run.train.batch_tokens, run.train.batch_tokens / max_seq_len);
+    if units * max_seq_len != batch_tokens {
+        note(format!(
+            "train.batch_tokens = {batch_tokens} is no multiple of data.max_seq_len = \
+             {max_seq_len}: a step takes {} tokens",
+            units * max_seq_len
+        ));
+    }
+    units
+}
+
+fn record_spec(run: &RunFile, max_seq_len: usize) -> RecordSpec {
+    let data = &run.data;
+    RecordSpec {
+        format: match data.format {
+            run_file::Format::Auto => hone_data::Format::Auto,
+            run_file::Format::Messages => hone_data::Format::Messages,
+            run_file::Format::Sharegpt => hone_data::Format::ShareGpt,
+            run_file::Format::Alpaca => hone_data::Format::Alpaca,
+            run_file::Format::PromptCompletion => hone_data::Format::PromptCompletion,
+            run_file::Format::Text => hone_data::Format::Text,
+        },
+        prompt_field: data.prompt_field.clone(),
+        completion_field: data.completion_field.clone(),
+        max_seq_len,
+        overlong: match data.overlong {
+            run_file::Overlong::Refuse => hone_data::Overlong::Refuse,
+            run_file::Overlong::Truncate => hone_data::Overlong::Truncate,
+        },
+        on_error: match data.on_error {
+            run_file::OnError::Fail => hone_data::OnError::Fail,
+            run_file::OnError::Skip => hone_data::OnError::Skip,
+        },
+        append_eos: data.append_eos,
+        all_tokens_are_targets: run.train.objective == run_file::Objective::Pretrain,
+    }
+}
