@@ -220,9 +220,7 @@ fn is_model_file(path: &Path) -> bool {
 
 fn digest(path: &Path) -> Result<Value, TrainError> {
     let bytes = std::fs::metadata(path).map_err(TrainError::io(path))?.len();
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
     Ok(json!({
-        "name": name,
         "path": path.display().to_string(),
         "bytes": bytes,
         "sha256": sha256_of_file(path)?,

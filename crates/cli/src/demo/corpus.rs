@@ -17,22 +17,22 @@ pub fn corpus(seed: u64, num_documents: u64) -> impl Iterator<Item = String> {
 
 fn document(random: &mut Stream) -> String {
     match random.below(10) {
-        0..3 => list(random),
-        3 => record(random),
+        0..5 => list(random),
+        5 => record(random),
         _ => story(random),
     }
 }
 
 /// Some scenes in a row, told and asked about. Two scenes make the reader keep apart who did what.
 fn story(random: &mut Stream) -> String {
-    let scenes = (0..1 + random.below(2)).map(|_| Scene::draw(random, person)).collect::<Vec<_>>();
+    let scenes = (0..1 + random.below(3) / 2).map(|_| Scene::draw(random, person)).collect::<Vec<_>>();
     let mut sentences = vec!["Story:".to_owned()];
     if random.below(2) == 0 {
         sentences.push(scenes[0].tell(pick(random, OPENINGS)));
     }
     for scene in &scenes {
         sentences.push(scene.tell(pick(random, EVENTS)));
-        for _ in 0..random.below(3) {
+        for _ in 0..random.below(2) {
             sentences.push(scene.tell(pick(random, SEQUELS)));
         }
     }
@@ -45,7 +45,7 @@ fn story(random: &mut Stream) -> String {
 
 /// Names, words, or things with their counts, said twice: this is where copying is learnt.
 fn list(random: &mut Stream) -> String {
-    let length = 3 + random.below(8);
+    let length = 1 + random.below(8);
     let several = |random: &mut Stream, draw: fn(&mut Stream) -> String| {
         (0..length).map(|_| draw(random)).collect::<Vec<_>>()
     };
@@ -100,10 +100,10 @@ fn value(key: &str, random: &mut Stream) -> String {
     if random.below(6) == 0 { "null".to_owned() } else { word }
 }
 
-/// A name from the lists, or every third time one that nobody has, so that names are copied from
+/// A name from the lists, or every sixth time one that nobody has, so that names are copied from
 /// the text rather than known by heart.
 fn person(random: &mut Stream) -> String {
-    if random.below(3) == 0 {
+    if random.below(6) == 0 {
         return made_up_name(random);
     }
     let index = random.below(PEOPLE.len() + HELD_OUT_PEOPLE.len());

@@ -4,10 +4,12 @@
 //! the terms in order; blocking only interrupts the chain. So the bits depend neither on tile
 //! sizes, threads, nor instruction set.
 
+use super::micro::{self, Micro};
 use super::{Epilogue, Matrix, Target, Term};
 use crate::cpu::{Cpu, Isa, Kernel, Split};
 use crate::element::{DType, Element, ViewMut, bf16, with_elements};
 use std::cell::RefCell;
+use std::marker::PhantomData;
 
 /// Rows and columns of the output per task, at most.
 const TILE_ROWS: usize = 192;
@@ -66,9 +68,15 @@ impl<T: Element> Job<'_, T> {
             SCRATCH.with_borrow_mut(|scratch| {
                 scratch.resize(SCRATCH_BYTES / 4, 0.0);
                 match cpu.isa {
-                    Isa::Avx512 => cpu.isa.run(TileTask::<T, 8, 16> { job: self, tile, scratch }),
-                    Isa::Avx2 => cpu.isa.run(TileTask::<T, 6, 16> { job: self, tile, scratch }),
-                    Isa::Scalar => cpu.isa.run(TileTask::<T, 4, 8> { job: self, tile, scratch }),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512 => {
+                        cpu.isa.run(TileTask::<T, micro::Avx512, 8, 32>::new(self, tile, scratch))
+                    }
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx2 => {
+                        cpu.isa.run(TileTask::<T, micro::Avx2, 6, 16>::new(self, tile, scratch))
+                    }
+                    _ => cpu.isa.run(TileTask::<T, micro::Scalar, 4, 8>::new(self, tile, scratch)),
                 }
             });
         });
@@ -99,13 +107,22 @@ struct Tile {
     cols: usize,
 }
 
-struct TileTask<'a, 'b, T, const MR: usize, const NR: usize> {
+struct TileTask<'a, 'b, T, M, const MR: usize, const NR: usize> {
     job: &'a Job<'b, T>,
     tile: Tile,
     scratch: &'a mut [f32],
+    micro: PhantomData<M>,
 }
 
-impl<T: Element, const MR: usize, const NR: usize> Kernel for TileTask<'_, '_, T, MR, NR> {
+impl<'a, 'b, T, M, const MR: usize, const NR: usize> TileTask<'a, 'b, T, M, MR, NR> {
+    fn new(job: &'a Job<'b, T>, tile: Tile, scratch: &'a mut [f32]) -> Self {
+        Self { job, tile, scratch, micro: PhantomData }
+    }
+}
+
+impl<T: Element, M: Micro<MR, NR>, const MR: usize, const NR: usize> Kernel
+    for TileTask<'_, '_, T, M, MR, NR>
+{
     type Output = ();
 
     #[inline(always)]
@@ -125,7 +142,9 @@ impl<T: Element, const MR: usize, const NR: usize> Kernel for TileTask<'_, '_, T
                     let b = &b_packed[panel * k * NR..(panel + 1) * k * NR];
                     for (panel, ib) in (0..rows).step_by(MR).enumerate() {
                         let a = &a_packed[panel * k * MR..(panel + 1) * k * MR];
-                        micro_kernel::<MR, NR>(a, b, &mut acc[ib * stride + jb..], stride);
+                        // SAFETY: `spread` chose the micro-kernel by the CPU's instruction set, and
+                        // the accumulator has room for whole tiles.
+                        unsafe { M::run(a, b, &mut acc[ib * stride + jb..], stride) };
                     }
                 }
             }
@@ -188,32 +207,6 @@ fn pack_panel<const P: usize, X: Element>(
                 out[line] = source[s * step].to_f32();
             }
         }
-    }
-}
-
-/// `c[MR, NR] += aᵀ · b` for packed `a[k][MR]`, `b[k][NR]`; the tile stays in registers.
-#[inline(always)]
-fn micro_kernel<const MR: usize, const NR: usize>(
-    a: &[f32],
-    b: &[f32],
-    c: &mut [f32],
-    stride: usize,
-) {
-    let mut acc = [[0.0f32; NR]; MR];
-    for (i, acc) in acc.iter_mut().enumerate() {
-        acc.copy_from_slice(&c[i * stride..i * stride + NR]);
-    }
-    let (a, _) = a.as_chunks::<MR>();
-    let (b, _) = b.as_chunks::<NR>();
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..MR {
-            for j in 0..NR {
-                acc[i][j] = a[i].mul_add(b[j], acc[i][j]);
-            }
-        }
-    }
-    for (i, acc) in acc.iter().enumerate() {
-        c[i * stride..i * stride + NR].copy_from_slice(acc);
     }
 }
 

@@ -5,6 +5,7 @@
 //! the same function on other strides, and a low-rank adapter is one more term.
 
 mod cpu;
+mod micro;
 pub mod reference;
 
 pub use cpu::{SCRATCH_BYTES, gemm};
