@@ -1,5 +1,6 @@
 //! How a command ends when it does not succeed.
 
+use crate::output;
 use hone_train::TrainError;
 use std::process::ExitCode;
 
@@ -21,7 +22,7 @@ impl Failure {
             Self::Running(text) => (format!("error: {text}"), 1),
             Self::Interrupted(text) => (text, 130),
         };
-        eprintln!("{text}");
+        output::note(&text);
         ExitCode::from(status)
     }
 }

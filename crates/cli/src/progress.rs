@@ -1,5 +1,6 @@
 //! Progress on standard error: a bar on a terminal, plain lines otherwise.
 
+use crate::output;
 use hone_train::recipe::Event;
 use hone_train::{EvalRecord, StepRecord};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -68,14 +69,14 @@ impl Progress {
             let left =
                 time_left(begun.elapsed(), record.step - first, self.num_steps - record.step);
             let (step, all) = (record.step, self.num_steps);
-            eprintln!("step {step}/{all}  loss {loss}  {speed:.0} tok/s{left}");
+            output::note(&format!("step {step}/{all}  loss {loss}  {speed:.0} tok/s{left}"));
         }
     }
 
     fn line(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| output::note(text)),
+            None => output::note(text),
         }
     }
 }

@@ -83,7 +83,6 @@ pub fn train(
     event(Event::Planned(&planned.plan));
     refuse_what_cannot_fit(&planned.plan)?;
     if !resuming {
-        dir.create()?;
         dir.begin(setup, &planned.plan)?;
     }
     let device = Device::cpu(setup.threads);

@@ -36,9 +36,9 @@ impl RunDir {
         self.join("checkpoints")
     }
 
-    /// Whether a run was begun here.
+    /// Whether a run was begun here. A `run.toml` alone may be one that a user wrote.
     pub fn holds_run(&self) -> bool {
-        self.join("run.toml").exists()
+        self.join("run.toml").exists() && self.join("manifest.json").exists()
     }
 
     /// When the run here was begun, in seconds since 1970.
@@ -46,36 +46,72 @@ impl RunDir {
         self.read_manifest().ok()?["created_unix"].as_i64()
     }
 
-    /// Makes the directory for a new run.
+    /// Checks that a new run may take the directory, as far as that shows without writing.
     ///
     /// # Errors
-    /// If a run or other files are there already.
-    pub fn create(&self) -> Result<(), TrainError> {
+    /// If a run, other files or a file of that name are there already.
+    pub fn check_free(&self) -> Result<(), TrainError> {
         let dir = self.0.display();
+        if self.0.exists() && !self.0.is_dir() {
+            return Err(TrainError::Usage(format!(
+                "output.dir: {dir} is a file. Name an empty or a new directory"
+            )));
+        }
         if self.holds_run() {
             return Err(TrainError::Usage(format!(
                 "output.dir: {dir} already holds a run. Continue it with --resume, or name another \
                  directory (output.dir=… on the command line)"
             )));
         }
-        let occupied = std::fs::read_dir(&self.0).is_ok_and(|mut entries| entries.next().is_some());
-        if occupied {
+        if self.holds_other_files() {
             return Err(TrainError::Usage(format!(
                 "output.dir: {dir} holds other files. Name an empty or a new directory"
             )));
         }
-        let checkpoints = self.checkpoints();
-        std::fs::create_dir_all(&checkpoints).map_err(TrainError::io(&checkpoints))
+        Ok(())
     }
 
-    /// Writes `run.toml` and `manifest.json` of a new run; `run.toml` last, since its presence says
-    /// that a run was begun.
+    /// Whether there is more than a run leaves that was killed at its very beginning.
+    fn holds_other_files(&self) -> bool {
+        let entries = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let is_left_over = |name: &str| match name {
+            "checkpoints" => entries(&self.checkpoints()).next().is_none(),
+            _ => ["manifest.json", ".tmp-manifest.json", ".tmp-run.toml"].contains(&name),
+        };
+        entries(&self.0).any(|entry| !entry.file_name().to_str().is_some_and(is_left_over))
+    }
+
+    /// Makes the directory with `manifest.json` and `run.toml` of a new run; `run.toml` last, since
+    /// with it the run counts as begun. When that fails, nothing is left behind.
     ///
     /// # Errors
-    /// When they cannot be written.
+    /// If the directory is taken, or cannot be written.
     pub fn begin(&self, setup: &Setup, plan: &Plan) -> Result<(), TrainError> {
-        self.write_json("manifest.json", &manifest(setup, plan)?)?;
-        write_file_whole(&self.join("run.toml"), setup.run.to_toml().as_bytes())?;
+        self.check_free()?;
+        let manifest = manifest(setup, plan)?;
+        let missing = self.0.ancestors().take_while(|dir| !is_there(dir)).last();
+        let begun = self.write_beginning(&manifest, &setup.run.to_toml());
+        if begun.is_err() {
+            // Best effort: the first error is the one to tell.
+            let _ = match missing {
+                Some(made) => std::fs::remove_dir_all(made),
+                None => std::fs::remove_dir_all(self.checkpoints())
+                    .and_then(|()| std::fs::remove_file(self.join("manifest.json"))),
+            };
+        }
+        begun
+    }
+
+    fn write_beginning(&self, manifest: &Value, run: &str) -> Result<(), TrainError> {
+        let checkpoints = self.checkpoints();
+        std::fs::create_dir_all(&checkpoints).map_err(|error| {
+            let dir = self.0.display();
+            TrainError::Usage(format!(
+                "output.dir: {dir} cannot be made ({error}). Name a directory that you may write to"
+            ))
+        })?;
+        self.write_json("manifest.json", manifest)?;
+        write_file_whole(&self.join("run.toml"), run.as_bytes())?;
         Ok(())
     }
 
@@ -148,8 +184,16 @@ impl RunDir {
         let path = self.join("manifest.json");
         let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
         serde_json::from_str(&text)
-            .map_err(|error| TrainError::Usage(format!("{}: damaged ({error})", path.display())))
+            .map_err(|error| TrainError::Usage(format!(
+                "{}: damaged ({error}). Start a new run in another output.dir",
+                path.display()
+            )))
     }
+}
+
+/// Whether there is something of that name; the empty path is the current directory.
+fn is_there(path: &Path) -> bool {
+    path.as_os_str().is_empty() || path.exists()
 }
 
 fn manifest(setup: &Setup, plan: &Plan) -> Result<Value, TrainError> {

@@ -8,6 +8,7 @@ use hone_model::adapter::{LoraConfig, TargetModules};
 use hone_model::hub::{self, HubSettings};
 use hone_model::{DecoderConfig, LoadOptions, RopeScaling};
 use hone_tensor::{DType, Device};
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 /// A run, ready to be planned.
@@ -49,8 +50,7 @@ impl Setup {
     /// Whatever is wrong with model, data or settings.
     pub fn new(mut run: RunFile, note: &mut dyn FnMut(String)) -> Result<Self, TrainError> {
         let begun = RunDir::new(&run.output.dir).begun_at();
-        let fetched = |file: &str| eprintln!("fetching {file}");
-        let model_dir = hub::resolve_with(&run.model.path, &HubSettings::from_env(), &fetched)?;
+        let model_dir = fetch_model(&run.model.path, note)?;
         let config = DecoderConfig::load(&model_dir)?;
         let mut tokenizer = Tokenizer::from_dir(&model_dir)?;
         if let Some(begun) = begun {
@@ -108,6 +108,13 @@ impl Setup {
     pub fn order(&self) -> Result<Order, TrainError> {
         Ok(Order::new(&self.train, self.max_seq_len, self.units_per_step, self.run.train.seed)?)
     }
+}
+
+/// The model's directory, fetched from the hub if need be.
+fn fetch_model(path: &str, note: &mut dyn FnMut(String)) -> Result<PathBuf, TrainError> {
+    let note = RefCell::new(note);
+    let fetched = |file: &str| note.borrow_mut()(format!("fetching {file}"));
+    Ok(hub::resolve_with(path, &HubSettings::from_env(), &fetched)?)
 }
 
 /// Every id that the tokenizer can give must have a row in the embedding.

@@ -55,11 +55,11 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
         return Ok(());
     }
     if std::io::stdout().is_terminal() {
-        println!();
+        output::line("");
     }
-    eprintln!("{} tokens, {tokens_per_second:.0} tokens/s", tokens.len());
+    output::note(&format!("{} tokens, {tokens_per_second:.0} tokens/s", tokens.len()));
     if finish == Finish::Context {
-        eprintln!("note: the model's longest sequence is reached");
+        output::note("note: the model's longest sequence is reached");
     }
     Ok(())
 }

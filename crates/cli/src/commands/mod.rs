@@ -11,6 +11,7 @@ pub mod train;
 
 use crate::args::{ModelArgs, RunFileArgs};
 use crate::failure::Failure;
+use crate::output;
 use hone_data::Tokenizer;
 use hone_model::hub::{self, HubSettings};
 use hone_model::{LoadOptions, Model, adapter};
@@ -19,10 +20,13 @@ use hone_train::run_file::RunFile;
 use hone_train::setup::{Setup, check_vocabulary, compute_type, held_type};
 use std::path::PathBuf;
 
+fn read_run_file(args: &RunFileArgs) -> Result<RunFile, Failure> {
+    Ok(RunFile::load(&args.run_file, &args.overrides)?)
+}
+
 /// The run that a run file describes; notes go to standard error.
-fn prepare(args: &RunFileArgs) -> Result<Setup, Failure> {
-    let run = RunFile::load(&args.run_file, &args.overrides)?;
-    Ok(Setup::new(run, &mut |note| eprintln!("note: {note}"))?)
+fn prepare(run: RunFile) -> Result<Setup, Failure> {
+    Ok(Setup::new(run, &mut |note| output::note(&format!("note: {note}")))?)
 }
 
 /// A model opened for inference.
@@ -35,7 +39,7 @@ struct Opened {
 }
 
 fn open(args: &ModelArgs) -> Result<Opened, Failure> {
-    let fetched = |file: &str| eprintln!("fetching {file}");
+    let fetched = |file: &str| output::note(&format!("fetching {file}"));
     let dir = hub::resolve_with(&args.model, &HubSettings::from_env(), &fetched)?;
     let device = Device::cpu(num_threads(args.threads));
     let base_precision = held_type(args.base_precision.into());

@@ -11,13 +11,13 @@ use std::fmt::Write as _;
 
 /// Prints the plan; status 2 when the run cannot fit.
 pub fn run(args: &PlanArgs) -> Result<(), Failure> {
-    let setup = super::prepare(&args.run)?;
+    let setup = super::prepare(super::read_run_file(&args.run)?)?;
     let profile = DeviceProfile::of_this_machine(setup.threads);
     let plan = planner::plan(&setup, &profile)?.plan;
     if args.run.json {
         output::json(&serde_json::to_value(&plan).expect("a plan is plain data"));
     } else {
-        println!("{}", text(&setup, &plan));
+        output::line(&text(&setup, &plan));
     }
     if plan.fits {
         return Ok(());

@@ -15,7 +15,7 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
     if args.json {
         output::json(&json!({ "report": path }));
     } else {
-        println!("{}", path.display());
+        output::line(&path.display().to_string());
     }
     Ok(())
 }

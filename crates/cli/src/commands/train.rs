@@ -7,13 +7,19 @@ use crate::output;
 use crate::progress::Progress;
 use crate::signals::StopFlag;
 use hone_train::recipe::{self, Event, Finished, Outcome};
+use hone_train::run_dir::RunDir;
 use hone_train::setup::Setup;
 use serde_json::{Value, json};
 
 /// Trains, and tells where the result is.
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {
-    let setup = super::prepare(&args.run)?;
-    eprintln!("{}", setup.run.to_toml().trim_end());
+    let run = super::read_run_file(&args.run)?;
+    let dir = RunDir::new(&run.output.dir);
+    if !(args.resume && dir.holds_run()) {
+        dir.check_free()?;
+    }
+    let setup = super::prepare(run)?;
+    output::note(setup.run.to_toml().trim_end());
     let finished = train(&setup, args.resume)?;
     if args.run.json {
         output::json(&summary(&finished));
@@ -30,7 +36,7 @@ pub fn train(setup: &Setup, resume: bool) -> Result<Finished, Failure> {
     let mut progress = Progress::new(setup.num_steps);
     let mut show = |event: Event<'_>| {
         if let Event::Planned(plan) = &event {
-            eprintln!("\n{}", plan::text(setup, plan));
+            output::note(&format!("\n{}", plan::text(setup, plan)));
         }
         progress.show(&event);
     };

@@ -219,17 +219,19 @@ impl<T: Typed> Kernel for Forward<'_, T> {
             sum: [0.0; QUERIES],
             acc: vec![0.0; QUERIES * d],
         };
-        let mut keys = vec![0.0; d * KEYS];
+        let (mut keys, mut values) = (vec![0.0; d * KEYS], vec![0.0; d * KEYS]);
         for k0 in (0..block.visible(block.count - 1)).step_by(KEYS) {
+            let first = block.sequence.k_start + k0;
             let loaded = KEYS.min(block.sequence.k_len - k0);
-            self.k.transpose(block.sequence.k_start + k0, loaded, &mut keys);
+            self.k.transpose(first, loaded, &mut keys);
+            self.v.transpose(first, loaded, &mut values);
             for i in 0..block.count {
                 let count = block.visible(i).saturating_sub(k0).min(KEYS);
                 if count > 0 {
                     let t = block.sequence.q_start + block.first + i;
                     let mut p = [0.0; KEYS];
                     scores(self.q.row(t), self.scale, &keys, &mut p);
-                    state.absorb(i, &mut p[..count], &self.v, block.sequence.k_start + k0);
+                    state.absorb(i, count, &mut p, &values);
                 }
             }
         }
@@ -238,19 +240,39 @@ impl<T: Typed> Kernel for Forward<'_, T> {
 }
 
 impl Running {
+    /// Takes in the scores `p` of query `i`, `count` of them visible, with transposed values.
     #[inline(always)]
-    fn absorb<T: Typed>(&mut self, i: usize, p: &mut [f32], v: &HeadRows<'_, T>, first: usize) {
-        let acc = &mut self.acc[i * v.d..(i + 1) * v.d];
+    fn absorb(&mut self, i: usize, count: usize, p: &mut [f32; KEYS], values: &[f32]) {
+        let d = values.len() / KEYS;
+        let acc = &mut self.acc[i * d..(i + 1) * d];
+        p[count..].fill(f32::NEG_INFINITY);
         let new_max = self.max[i].max(max(p));
         let shrink = exp(self.max[i] - new_max);
         p.iter_mut().for_each(|p| *p = exp(*p - new_max));
-        self.sum[i] = self.sum[i] * shrink + sum_by(p.len(), |j| p[j]);
+        self.sum[i] = self.sum[i] * shrink + sum_by(KEYS, |j| p[j]);
         self.max[i] = new_max;
         acc.iter_mut().for_each(|a| *a *= shrink);
-        for (j, &p) in p.iter().enumerate() {
-            for (a, v) in acc.iter_mut().zip(v.row(first + j)) {
-                *a = p.mul_add(v.to_f32(), *a);
-            }
+        add_products(p, values, acc);
+    }
+}
+
+/// `out[c] += Σ_j p[j] · columns[c][j]`.
+#[inline(always)]
+fn add_products(p: &[f32; KEYS], columns: &[f32], out: &mut [f32]) {
+    let (columns, _) = columns.as_chunks::<KEYS>();
+    for (out, column) in out.iter_mut().zip(columns) {
+        *out += sum_by(KEYS, |j| p[j] * column[j]);
+    }
+}
+
+/// `columns[c][j] += x[c] · p[j]`.
+#[inline(always)]
+fn add_outer<T: Element>(x: &[T], p: &[f32; KEYS], columns: &mut [f32]) {
+    let (columns, _) = columns.as_chunks_mut::<KEYS>();
+    for (x, column) in x.iter().zip(columns) {
+        let x = x.to_f32();
+        for (column, p) in column.iter_mut().zip(p) {
+            *column = x.mul_add(*p, *column);
         }
     }
 }
@@ -373,10 +395,13 @@ impl<T: Typed> Pass<'_, T> {
                 let head = self.head(head);
                 self.cpu.isa.run(KeyGradient { sequence, first, head, sums: &mut sums });
             }
+            let mut row = vec![0.0; d];
             for j in 0..KEYS.min(sequence.k_len - first) {
-                let (t, row) = (sequence.k_start + first + j, j * d..(j + 1) * d);
-                self.write(t, self.inputs.k.offset + kv * d, &sums.0[row.clone()]);
-                self.write(t, self.inputs.v.offset + kv * d, &sums.1[row]);
+                let t = sequence.k_start + first + j;
+                for (inputs, sums) in [(self.inputs.k, &sums.0), (self.inputs.v, &sums.1)] {
+                    (0..d).for_each(|c| row[c] = sums[c * KEYS + j]);
+                    self.write(t, inputs.offset + kv * d, &row);
+                }
             }
         });
     }
@@ -407,9 +432,11 @@ impl<T: Typed> OneHead<'_, T> {
     ) {
         scores(self.q.row(t), self.scale, keys, p);
         scores(self.d_out.row(t), 1.0, values, d_s);
-        for (j, (p, d_s)) in p.iter_mut().zip(d_s).enumerate() {
-            *p = if j < count { exp(*p - self.lse[t]) } else { 0.0 };
-            *d_s = *p * (*d_s - self.delta[t]) * self.scale;
+        p[count..].fill(f32::NEG_INFINITY);
+        let (lse, delta, scale) = (self.lse[t], self.delta[t], self.scale);
+        for (p, d_s) in p.iter_mut().zip(d_s) {
+            *p = exp(*p - lse);
+            *d_s = *p * (*d_s - delta) * scale;
         }
     }
 }
@@ -439,9 +466,7 @@ impl<T: Typed> Kernel for QueryGradient<'_, T> {
                 let count = block.visible(i).saturating_sub(k0).min(KEYS);
                 let t = block.sequence.q_start + block.first + i;
                 head.gradients(t, count, (&keys, &values), &mut p, &mut d_s);
-                for (j, &d_s) in d_s[..count].iter().enumerate() {
-                    axpy(d_s, head.k.row(first + j), &mut d_q[i * d..(i + 1) * d]);
-                }
+                add_products(&d_s, &keys, &mut d_q[i * d..(i + 1) * d]);
             }
         }
         d_q
@@ -453,7 +478,7 @@ struct KeyGradient<'a, 'b, T> {
     /// First key of the block, counted from the sequence's first key.
     first: usize,
     head: OneHead<'a, T>,
-    /// `d_k` and `d_v`, `[KEYS, d]`, added to.
+    /// `d_k` and `d_v`, transposed: `[d, KEYS]`, added to.
     sums: &'b mut (Vec<f32>, Vec<f32>),
 }
 
@@ -473,18 +498,8 @@ impl<T: Typed> Kernel for KeyGradient<'_, '_, T> {
         for t in sequence.q_start + first..sequence.q_start + sequence.q_len {
             let count = (t - sequence.q_start - first + 1).min(loaded);
             head.gradients(t, count, (&keys, &values), &mut p, &mut d_s);
-            for j in 0..count {
-                axpy(p[j], head.d_out.row(t), &mut d_v[j * d..(j + 1) * d]);
-                axpy(d_s[j], head.q.row(t), &mut d_k[j * d..(j + 1) * d]);
-            }
+            add_outer(head.d_out.row(t), &p, d_v);
+            add_outer(head.q.row(t), &d_s, d_k);
         }
-    }
-}
-
-/// `y += a · x`.
-#[inline(always)]
-fn axpy<T: Element>(a: f32, x: &[T], y: &mut [f32]) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y = a.mul_add(x.to_f32(), *y);
     }
 }

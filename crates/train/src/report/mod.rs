@@ -32,7 +32,7 @@ pub fn format_seconds(seconds: f64) -> String {
 /// Most points of a curve; longer runs are shown as means of several steps.
 const MAX_POINTS: usize = 2000;
 
-/// The report of the run in `run_dir`, as HTML. Needs `run.toml` and `metrics.jsonl`; takes
+/// The report of the run in `run_dir`, as HTML. Needs `run.toml`; takes
 /// `manifest.json`, `eval.jsonl` and `samples.json` where they are.
 ///
 /// # Errors

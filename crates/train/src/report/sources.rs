@@ -175,7 +175,7 @@ impl Sources {
         })?;
         let mut metrics: Vec<Metrics> = {
             let path = dir.join("metrics.jsonl");
-            json_lines(&path, &read_required(&path)?)?
+            json_lines(&path, &read_optional(&path)?.unwrap_or_default())?
         };
         newest_per_step(&mut metrics, |line| line.step);
         let path = dir.join("eval.jsonl");
@@ -208,7 +208,7 @@ fn json_lines<T: DeserializeOwned>(path: &Path, text: &str) -> Result<Vec<T>, Re
             serde_json::from_str(line).map_err(|error| ReportError::Format {
                 path: path.to_owned(),
                 line: index + 1,
-                problem: error.to_string(),
+                problem: problem(&error),
             })
         })
         .collect()
@@ -219,8 +219,15 @@ fn json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ReportError> {
     serde_json::from_str(&text).map(Some).map_err(|error| ReportError::Format {
         path: path.to_owned(),
         line: error.line(),
-        problem: error.to_string(),
+        problem: problem(&error),
     })
+}
+
+/// The parser's words without the place, which it appends.
+fn problem(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let words = text.split_once(" at line ").map_or(text.as_str(), |(words, _)| words);
+    format!("{words}; the file is damaged")
 }
 
 fn read_required(path: &Path) -> Result<String, ReportError> {

@@ -1,0 +1,1 @@
+//! Tiny models, data and run files for the tests, and the binary itself.
