@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hone_train::run_file::Precision;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Fine-tune open-weights language models on your own data and your own machine.
 #[derive(Parser)]
@@ -96,8 +97,8 @@ pub struct ModelArgs {
     #[arg(long, default_value = "auto")]
     pub compute: PrecisionArg,
     /// Threads to use (default: all cores)
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4096))]
-    pub threads: Option<u64>,
+    #[arg(long, value_parser = threads)]
+    pub threads: Option<usize>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -118,7 +119,7 @@ impl From<PrecisionArg> for Precision {
 }
 
 #[derive(Args)]
-#[command(after_help = "Examples:
+#[command(allow_negative_numbers = true, after_help = "Examples:
   hone eval path/to/model --data book.txt --format text
   hone eval path/to/model --adapter runs/gsm8k/adapter --data test.jsonl \\
       --prompt-field question --completion-field answer")]
@@ -138,8 +139,8 @@ pub struct EvalArgs {
     #[arg(long, requires = "prompt_field")]
     pub completion_field: Option<String>,
     /// Longest row in tokens; text is cut into windows of this length
-    #[arg(long, value_parser = clap::value_parser!(u64).range(2..=1 << 24))]
-    pub max_seq_len: Option<u64>,
+    #[arg(long, value_parser = sequence_length)]
+    pub max_seq_len: Option<usize>,
     /// Cut longer rows instead of refusing them
     #[arg(long)]
     pub truncate: bool,
@@ -179,7 +180,7 @@ impl From<FormatArg> for hone_data::Format {
 }
 
 #[derive(Args)]
-#[command(after_help = "Examples:
+#[command(allow_negative_numbers = true, after_help = "Examples:
   hone generate path/to/model --prompt \"Once upon a time\"
   hone generate path/to/model --adapter runs/gsm8k/adapter --chat --prompt \"What is 7 x 8?\"")]
 pub struct GenerateArgs {
@@ -192,19 +193,19 @@ pub struct GenerateArgs {
     #[arg(long)]
     pub chat: bool,
     /// Most tokens to generate
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, value_parser = whole_number::<usize>)]
     pub max_new_tokens: usize,
     /// Logits are divided by this; 0 takes the most likely token
     #[arg(long, default_value_t = 0.7, value_parser = temperature)]
     pub temperature: f32,
     /// Only the k most likely tokens; 0: all
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole_number::<usize>)]
     pub top_k: usize,
     /// Only the most likely tokens that together have this probability
     #[arg(long, default_value_t = 0.95, value_parser = probability)]
     pub top_p: f32,
     /// Names the random numbers: the same seed gives the same text
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole_number::<u64>)]
     pub seed: u64,
     /// Print one JSON object
     #[arg(long)]
@@ -269,11 +270,29 @@ pub struct ReportArgs {
 #[command(after_help = "Example: hone doctor")]
 pub struct DoctorArgs {
     /// Threads to measure with (default: all cores)
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4096))]
-    pub threads: Option<u64>,
+    #[arg(long, value_parser = threads)]
+    pub threads: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+fn whole_number<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "expected a whole number of at least 0".to_owned())
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 1..=4096) => Ok(n),
+        _ => Err("expected a whole number from 1 to 4096".to_owned()),
+    }
+}
+
+fn sequence_length(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 2..) => Ok(n),
+        _ => Err("expected a whole number of at least 2".to_owned()),
+    }
 }
 
 fn temperature(text: &str) -> Result<f32, String> {

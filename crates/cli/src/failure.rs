@@ -32,8 +32,17 @@ impl<E: Into<TrainError>> From<E> for Failure {
     fn from(error: E) -> Self {
         let error: TrainError = error.into();
         match error.is_usage() {
+            true if error.is_disk_full() => Self::Usage(with_mend(error.to_string())),
             true => Self::Usage(error.to_string()),
             false => Self::Running(error.to_string()),
         }
+    }
+}
+
+/// What a full disk calls for, where the message does not say it yet.
+fn with_mend(message: String) -> String {
+    match message.contains("disk full") {
+        true => message,
+        false => format!("{message}; free some space, then run the command again"),
     }
 }

@@ -5,7 +5,7 @@
 
 mod args;
 mod commands;
-
+mod demo;
 mod failure;
 mod output;
 mod progress;

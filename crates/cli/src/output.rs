@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use std::io::{ErrorKind, Write};
+use std::ops::ControlFlow;
 
 /// Prints one JSON object on standard output.
 pub fn json(value: &Value) {
@@ -16,15 +17,23 @@ pub fn table(rows: &[(&str, String)]) {
     }
 }
 
-/// Prints a line of a result. A reader that has gone away is no failure; a full disk is, and ends
-/// the program with status 1, since a result that is lost must not look like success.
+/// Prints a line of a result.
 pub fn line(text: &str) {
-    match writeln!(std::io::stdout(), "{text}") {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+    let _ = piece(&format!("{text}\n"));
+}
+
+/// Prints a piece of a result at once; breaks when the reader has gone away, which is no failure. A
+/// full disk is one and ends the program with status 1: a result that is lost must not look like
+/// success.
+pub fn piece(text: &str) -> ControlFlow<()> {
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => ControlFlow::Break(()),
+        Err(error) => {
             note(&format!("error: cannot write to standard output: {error}"));
             std::process::exit(1)
         }
-        _ => {}
     }
 }
 

@@ -1,9 +1,11 @@
 //! SIGINT and SIGTERM: the first asks to stop after the present step, the second stops at once.
 
+use crate::output;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Whether the user has asked to stop.
 #[derive(Clone)]
@@ -21,7 +23,17 @@ impl StopFlag {
             flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
             flag::register(signal, Arc::clone(&stop))?;
         }
+        let raised = Self(Arc::clone(&stop));
+        std::thread::spawn(move || raised.acknowledge());
         Ok(Self(stop))
+    }
+
+    /// Says that the signal has been heard, since a step may take long.
+    fn acknowledge(&self) {
+        while !self.is_raised() {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        output::note("stopping after this step; a second signal stops at once");
     }
 
     /// Whether a signal has come.

@@ -85,6 +85,19 @@ impl Drop for Region {
     }
 }
 
+/// Gives memory that was freed back to the system, so that what the process occupies is what it
+/// uses. Does nothing where the C library is not glibc.
+pub fn release_free_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> std::ffi::c_int;
+        }
+        // SAFETY: no precondition; glibc's own locks guard the heap.
+        unsafe { malloc_trim(0) };
+    }
+}
+
 /// Bytes as elements of `dtype`; `None` if they are not aligned or not a whole number of elements.
 pub fn view(bytes: &[u8], dtype: DType) -> Option<View<'_>> {
     // SAFETY: every bit pattern is a value of these types; `align_to` keeps to alignment.

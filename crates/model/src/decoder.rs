@@ -15,6 +15,7 @@ pub enum Recompute {
 }
 
 /// The weights of a decoder. Projections that read the same input stand together.
+#[derive(Clone)]
 pub struct Decoder {
     /// Shape.
     pub config: DecoderConfig,
@@ -26,6 +27,7 @@ pub struct Decoder {
 }
 
 /// One block.
+#[derive(Clone)]
 pub(crate) struct Layer {
     pub(crate) input_layernorm: Weight,
     /// q, k, v.

@@ -58,7 +58,8 @@ pub fn export_hf(
     let weights = named_weights(model);
     let lazy = weights.into_iter().map(|(name, part)| {
         let shape = part.weight().shape().to_vec();
-        (name, Lazy { dtype, shape, make: Box::new(move || part.make(model, device, dtype)) })
+        let make = Box::new(move || part.make(model, device, dtype));
+        (name, Lazy::Made { dtype, shape, make })
     });
     write(&out.join("model.safetensors"), lazy)?;
     Ok(())

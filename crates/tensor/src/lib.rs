@@ -18,6 +18,7 @@ pub use device::arena::{Arena, Event, Layout, Trace};
 pub use device::{Category, Cost, Device, Work};
 pub use hone_kernels::attention::{Heads, Sequence};
 pub use hone_kernels::gemm::SCRATCH_BYTES as SCRATCH_BYTES_PER_THREAD;
+pub use hone_kernels::memory::release_free_memory;
 pub use hone_kernels::random::Philox;
 pub use hone_kernels::{DType, Isa, View, ViewMut, adamw, vector};
 pub use mapped::Mapped;

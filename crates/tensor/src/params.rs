@@ -71,6 +71,7 @@ impl Params {
 }
 
 /// One sum of gradients per parameter.
+#[derive(Default)]
 pub struct Gradients(Vec<Tensor>);
 
 impl Gradients {

@@ -9,6 +9,7 @@ use ::safetensors::tensor::{Dtype, Metadata};
 use ::safetensors::{SafeTensorError, SafeTensors, View, serialize_to_file};
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -122,37 +123,58 @@ impl SafeTensorsFile {
     }
 }
 
-/// A tensor to be written, made when its turn comes, so that a file larger than memory can be.
-pub struct Lazy<'a> {
-    /// Element type in the file.
-    pub dtype: DType,
-    /// Lengths of the dimensions.
-    pub shape: Vec<usize>,
-    /// Makes it; type and shape must be those above.
-    pub make: Box<dyn Fn() -> Tensor + 'a>,
+/// A tensor to be written.
+pub enum Lazy<'a> {
+    /// It is there already.
+    Held(Tensor),
+    /// It is made when its turn comes, so that a file larger than memory can be written.
+    Made {
+        /// Element type in the file.
+        dtype: DType,
+        /// Lengths of the dimensions.
+        shape: Vec<usize>,
+        /// Makes it; type and shape must be those above.
+        make: Box<dyn Fn() -> Tensor + 'a>,
+    },
 }
 
 impl<'a> From<&'a Tensor> for Lazy<'a> {
     fn from(tensor: &'a Tensor) -> Self {
-        let (dtype, shape) = (tensor.dtype(), tensor.shape().to_vec());
-        Self { dtype, shape, make: Box::new(|| tensor.clone()) }
+        Self::Held(tensor.clone())
     }
 }
 
 impl View for Lazy<'_> {
     fn dtype(&self) -> Dtype {
-        file_type(self.dtype)
+        file_type(self.element_type())
     }
     fn shape(&self) -> &[usize] {
-        &self.shape
+        match self {
+            Self::Held(tensor) => tensor.shape(),
+            Self::Made { shape, .. } => shape,
+        }
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        let tensor = (self.make)();
-        assert_eq!((tensor.dtype(), tensor.shape()), (self.dtype, self.shape.as_slice()));
-        Cow::Owned(tensor.bytes().to_vec())
+        match self {
+            Self::Held(tensor) => Cow::Borrowed(tensor.bytes()),
+            Self::Made { dtype, shape, make } => {
+                let tensor = make();
+                assert_eq!((tensor.dtype(), tensor.shape()), (*dtype, shape.as_slice()));
+                Cow::Owned(tensor.bytes().to_vec())
+            }
+        }
     }
     fn data_len(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.dtype.size()
+        View::shape(self).iter().product::<usize>() * self.element_type().size()
+    }
+}
+
+impl Lazy<'_> {
+    fn element_type(&self) -> DType {
+        match self {
+            Self::Held(tensor) => tensor.dtype(),
+            Self::Made { dtype, .. } => *dtype,
+        }
     }
 }
 
@@ -165,11 +187,21 @@ pub fn write<'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = (String, Lazy<'a>)>,
 ) -> Result<(), FileError> {
+    let io = |source| FileError::Io { path: path.to_owned(), source };
+    // The library writes a private temporary file and renames it; the result must be as readable
+    // as any other new file.
+    let permissions = File::create(path).and_then(|file| file.metadata()).map_err(io)?.permissions();
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    serialize_to_file(tensors, Some(metadata), path).map_err(|error| match error {
-        SafeTensorError::IoError(source) => FileError::Io { path: path.to_owned(), source },
+    let written = serialize_to_file(tensors, Some(metadata), path).map_err(|error| match error {
+        SafeTensorError::IoError(source) => io(source),
         other => FileError::damaged(path, other),
-    })
+    });
+    let written = written.and_then(|()| fs::set_permissions(path, permissions).map_err(io));
+    if written.is_err() {
+        // Best effort: the first error is the one to tell.
+        let _ = fs::remove_file(path);
+    }
+    written
 }
 
 /// Copies `source` into a new tensor of `dtype` that outlives steps.
@@ -191,7 +223,12 @@ pub fn held_as(
 /// the length of the file.
 pub(crate) fn read_header(bytes: &[u8]) -> Result<(usize, Metadata), String> {
     header::check(bytes)?;
-    SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())
+    SafeTensors::read_metadata(bytes).map_err(|error| match error {
+        SafeTensorError::InvalidOffset(name) => {
+            format!("the offset of tensor `{name}` is not where the tensor before it ends")
+        }
+        other => other.to_string(),
+    })
 }
 
 /// Whether a file that is not safetensors is a zip archive (`torch.save` since 1.6) or a bare

@@ -1,6 +1,6 @@
 //! What can end a run.
 
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::{CheckpointError, disk_full, newest_whole};
 use crate::report::ReportError;
 use crate::run_file::RunFileError;
 use hone_data::DataError;
@@ -54,11 +54,24 @@ pub enum TrainError {
         /// Why.
         source: std::io::Error,
     },
+    /// The disk became full while something else than a checkpoint was written.
+    #[error(
+        "disk full: {source}. {}Free some space and run again with --resume",
+        last_good.map_or(String::new(), |step| format!(
+            "The last good checkpoint, step-{step}, is intact. "
+        ))
+    )]
+    DiskFull {
+        /// What was being done.
+        source: Box<TrainError>,
+        /// Step of the newest whole checkpoint.
+        last_good: Option<u64>,
+    },
     /// A loss or gradient is not a number.
     #[error(
-        "step {step}: {what} is not finite; the step was not applied. The last whole checkpoint is \
-         intact. A lower train.learning_rate, a lower train.max_grad_norm or compute = \"f32\" \
-         usually helps; train.on_nonfinite = \"skip\" passes over such steps"
+        "step {step}: {what} is not finite; the step was not applied, and the last whole checkpoint \
+         is intact. `--resume train.on_nonfinite=skip` passes over such steps; in a new run, a lower \
+         train.learning_rate, a lower train.max_grad_norm or model.compute = \"f32\" usually helps"
     )]
     NonFinite {
         /// The step, from 1.
@@ -87,11 +100,35 @@ impl TrainError {
         move |source| Self::Io { path, source }
     }
 
+    /// Of a full disk: tells what is safe in `checkpoints`. Other errors stay as they are.
+    pub(crate) fn with_last_good(self, checkpoints: &Path) -> Self {
+        if !self.is_disk_full() {
+            return self;
+        }
+        let newest = newest_whole(checkpoints).ok().and_then(|(whole, _)| whole);
+        let step = newest.map(|whole| whole.step);
+        match self {
+            Self::Checkpoint(mut error) => {
+                if let CheckpointError::DiskFull { last_good, .. } = &mut error {
+                    *last_good = step;
+                }
+                Self::Checkpoint(error)
+            }
+            other => Self::DiskFull { source: Box::new(other), last_good: step },
+        }
+    }
+
+    /// Whether it comes from a full disk.
+    pub fn is_disk_full(&self) -> bool {
+        disk_full(self)
+    }
+
     /// Whether the user can mend it by changing what was asked for (exit status 2).
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::Checkpoint(error) => matches!(error, CheckpointError::DiskFull { .. }),
-            Self::Export(_)
+            _ if self.is_disk_full() => true,
+            Self::Checkpoint(_)
+            | Self::Export(_)
             | Self::Tensors(_)
             | Self::Report(_)
             | Self::Io { .. }

@@ -17,7 +17,7 @@ pub mod planner;
 pub mod profile;
 pub mod recipe;
 pub mod report;
-mod run_dir;
+pub mod run_dir;
 pub mod run_file;
 pub mod sample;
 pub mod schedule;

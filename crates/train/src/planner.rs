@@ -11,9 +11,9 @@ use crate::optimizer;
 use crate::profile::DeviceProfile;
 use crate::run_file;
 use crate::setup::Setup;
-use hone_data::{Cursor, Dataset, MicroBatch, Unit};
+use hone_data::{Dataset, IGNORE, MicroBatch, Unit};
 use hone_model::adapter::{LoraConfig, TargetModules};
-use hone_model::{Batch, Recompute};
+use hone_model::{Batch, DecoderConfig, Recompute};
 use hone_tensor::{Category, Cost, DType, Device, Layout, StepKey};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -30,7 +30,7 @@ pub struct Plan {
     pub memory: Map<String, Value>,
     /// Bytes the process may take: `budget.memory`, or what the machine has.
     pub budget_bytes: Option<u64>,
-    /// Whether `peak_bytes` is within the budget.
+    /// Whether what training needs is within the budget. Preparing the data is over by then.
     pub fits: bool,
     /// Floating-point operations of an optimizer step.
     pub flops_per_step: u64,
@@ -73,6 +73,13 @@ pub struct Policy {
     pub recompute: Recompute,
 }
 
+impl Plan {
+    /// Bytes that training needs, whatever preparing the data took before.
+    pub fn needed_bytes(&self) -> u64 {
+        total(&self.memory) - self.memory["preparation"].as_u64().unwrap_or(0)
+    }
+}
+
 impl Policy {
     /// The policy's name in plans and run files.
     pub fn recompute_name(self) -> &'static str {
@@ -83,12 +90,34 @@ impl Policy {
     }
 }
 
+/// What this process occupies before anything is loaded for training: program, tokenizer, data.
+#[derive(Clone, Copy)]
+struct Host {
+    /// Bytes in use now.
+    bytes: u64,
+    /// The most so far; reading and tokenising data may have taken more than a step will.
+    peak_bytes: u64,
+}
+
+impl Host {
+    fn measure() -> Self {
+        hone_tensor::release_free_memory();
+        let bytes = machine::resident_bytes().unwrap_or(0);
+        Self { bytes, peak_bytes: machine::peak_resident_bytes().unwrap_or(bytes) }
+    }
+}
+
 /// Plans a run: the fastest policy that fits, or the leanest one when none does.
 ///
 /// # Errors
 /// If model or adapter cannot be loaded.
 pub fn plan(setup: &Setup, profile: &DeviceProfile) -> Result<Planned, TrainError> {
-    plan_among(setup, profile, &candidates(setup)?)
+    let host = Host::measure();
+    let mut planned = plan_among(setup, profile, host, &candidates(setup))?;
+    if !planned.plan.fits {
+        planned.plan.mend = mends(setup, host, planned.plan.needed_bytes())?;
+    }
+    Ok(planned)
 }
 
 /// Plans a run with a policy that is already settled, as a resumed run must.
@@ -100,16 +129,25 @@ pub fn plan_with(
     profile: &DeviceProfile,
     policy: Policy,
 ) -> Result<Planned, TrainError> {
-    plan_among(setup, profile, &[policy])
+    let host = Host::measure();
+    let mut planned = plan_among(setup, profile, host, &[policy])?;
+    if !planned.plan.fits {
+        let needed = crate::report::format_bytes(planned.plan.needed_bytes());
+        planned.plan.mend = vec![
+            format!("at least {needed} of memory; a resumed run keeps its micro-batches"),
+            "a new run in another output.dir, whose micro-batches the planner can choose".into(),
+        ];
+    }
+    Ok(planned)
 }
 
 fn plan_among(
     setup: &Setup,
     profile: &DeviceProfile,
+    host: Host,
     candidates: &[Policy],
 ) -> Result<Planned, TrainError> {
-    let host_bytes = machine::resident_bytes().unwrap_or(0);
-    let mut dry = DryRun::new(setup, host_bytes, setup.base_precision, setup.lora.as_ref())?;
+    let mut dry = DryRun::new(setup, host, setup.base_precision, setup.lora.as_ref())?;
     let mut best: Option<Planned> = None;
     for &policy in candidates {
         let planned = dry.plan(profile, policy)?;
@@ -118,25 +156,21 @@ fn plan_among(
             best = Some(planned);
         }
     }
-    let mut planned = best.expect("there is at least one policy");
-    if !planned.plan.fits {
-        planned.plan.mend = mends(setup, profile, host_bytes)?;
-    }
-    Ok(planned)
+    Ok(best.expect("there is at least one policy"))
 }
 
 /// Fitting beats not fitting; then the faster wins; of two that do not fit, the leaner.
 fn is_better(new: &Plan, old: &Plan) -> bool {
     match (new.fits, old.fits) {
         (true, true) => new.total_seconds < old.total_seconds,
-        (false, false) => new.peak_bytes < old.peak_bytes,
+        (false, false) => new.arena_bytes < old.arena_bytes,
         (fits, _) => fits,
     }
 }
 
 /// The policies that the run file leaves open, larger micro-batches first.
-fn candidates(setup: &Setup) -> Result<Vec<Policy>, TrainError> {
-    let most = largest_step(setup)?;
+fn candidates(setup: &Setup) -> Vec<Policy> {
+    let most = setup.first_step.len();
     let units: Vec<usize> = match setup.run.budget.micro_batch_tokens {
         Some(tokens) => vec![tokens / setup.max_seq_len],
         None => {
@@ -150,36 +184,29 @@ fn candidates(setup: &Setup) -> Result<Vec<Policy>, TrainError> {
         run_file::Recompute::Block => &[Recompute::Block],
     };
     let with = |&units: &usize| recompute.iter().map(move |&recompute| Policy { units, recompute });
-    Ok(units.iter().flat_map(with).collect())
-}
-
-/// Units of the first step, which is as large as any.
-fn largest_step(setup: &Setup) -> Result<usize, TrainError> {
-    Ok(setup.order()?.step(&Cursor::default()).len().max(1))
+    units.iter().flat_map(with).collect()
 }
 
 /// A run's engine on the dry device.
 struct DryRun<'a> {
     setup: &'a Setup,
     engine: Engine,
-    first_step: Vec<Unit>,
-    host_bytes: u64,
+    host: Host,
 }
 
 impl<'a> DryRun<'a> {
     fn new(
         setup: &'a Setup,
-        host_bytes: u64,
+        host: Host,
         base_precision: Option<DType>,
         lora: Option<&LoraConfig>,
     ) -> Result<Self, TrainError> {
         let engine = Engine::with_weights(setup, &Device::dry(), base_precision, lora)?;
-        let first_step = setup.order()?.step(&Cursor::default()).to_vec();
-        Ok(Self { setup, engine, first_step, host_bytes })
+        Ok(Self { setup, engine, host })
     }
 
     fn plan(&mut self, profile: &DeviceProfile, policy: Policy) -> Result<Planned, TrainError> {
-        let train_batch = self.batch(&self.setup.train, &self.first_step, policy);
+        let train_batch = self.batch(&self.setup.train, &self.setup.first_step, policy);
         let key = StepKey::default();
         let device = self.engine.device.clone();
         device.take_costs();
@@ -190,19 +217,21 @@ impl<'a> DryRun<'a> {
         let micro_batch = device.take_costs();
         let update = self.update_costs();
         let eval_layout = Arc::new(self.eval_layout(policy));
-        let micro_batches = self.first_step.len().div_ceil(policy.units);
+        let micro_batches = self.setup.first_step.len().div_ceil(policy.units);
         let compute = self.engine.compute;
         let step_seconds = micro_batches as f64 * profile.seconds(&micro_batch, compute)
             + profile.seconds(&update, compute);
         let flops: u64 = micro_batch.iter().map(|cost| cost.flops).sum();
-        let (memory, peak_bytes) = self.memory(&train_layout, &eval_layout);
-        let budget_bytes = self.setup.run.budget.memory.or_else(|| self.free_memory());
+        let mut memory = self.memory(&train_layout, &eval_layout);
+        let needed_bytes = total(&memory);
+        let preparation = self.host.peak_bytes.saturating_sub(needed_bytes);
+        memory.insert("preparation".to_owned(), preparation.into());
         let plan = Plan {
-            peak_bytes,
+            peak_bytes: needed_bytes + preparation,
             arena_bytes: train_layout.bytes().max(eval_layout.bytes()) as u64,
             memory,
-            budget_bytes,
-            fits: budget_bytes.is_none_or(|budget| peak_bytes <= budget),
+            budget_bytes: budget(self.setup, self.host),
+            fits: fits(self.setup, self.host, needed_bytes),
             flops_per_step: flops * micro_batches as u64,
             step_seconds,
             num_steps: self.setup.num_steps,
@@ -225,7 +254,7 @@ impl<'a> DryRun<'a> {
     fn eval_layout(&self, policy: Policy) -> Layout {
         let (dataset, units) = match &self.setup.eval {
             Some((dataset, units)) => (dataset, units),
-            None => (&self.setup.train, &self.first_step),
+            None => (&self.setup.train, &self.setup.first_step),
         };
         let batch = self.batch(dataset, units, policy);
         let Engine { device, model, compute, .. } = &self.engine;
@@ -242,8 +271,8 @@ impl<'a> DryRun<'a> {
         device.take_costs()
     }
 
-    /// Bytes by use, and their sum.
-    fn memory(&self, train: &Layout, eval: &Layout) -> (Map<String, Value>, u64) {
+    /// Bytes by use.
+    fn memory(&self, train: &Layout, eval: &Layout) -> Map<String, Value> {
         let larger = if train.bytes() >= eval.bytes() { train } else { eval };
         let of_step = |category| larger.at_peak().get(&category).copied().unwrap_or(0) as u64;
         let kept = |category| self.engine.device.persistent_bytes(category);
@@ -259,38 +288,47 @@ impl<'a> DryRun<'a> {
             ("head", of_step(Category::Head)),
             ("workspace", of_step(Category::Workspace) + scratch),
             ("gaps", larger.bytes() as u64 - live),
-            ("program_and_data", self.host_bytes),
+            ("program_and_data", self.host.bytes),
         ];
-        let memory = parts.iter().map(|&(name, bytes)| (name.to_owned(), bytes.into()));
-        (memory.collect(), parts.iter().map(|part| part.1).sum())
+        parts.iter().map(|&(name, bytes)| (name.to_owned(), bytes.into())).collect()
     }
 
-    fn free_memory(&self) -> Option<u64> {
-        Some(machine::available_memory()? + self.host_bytes)
+    /// Bytes that the leanest policy needs, one row of `num_tokens` at a time.
+    fn leanest(&mut self, num_tokens: usize) -> u64 {
+        let batch = one_row(&self.setup.config, num_tokens);
+        let device = self.engine.device.clone();
+        let key = StepKey::default();
+        let (_, trace) = device.trace(|| {
+            self.engine.forward_backward(&batch, 1, key, Recompute::Block);
+        });
+        let Engine { model, compute, .. } = &self.engine;
+        let (_, eval) = device.trace(|| log_likelihood(&device, model, *compute, &batch));
+        device.take_costs();
+        total(&self.memory(&Layout::of(trace), &Layout::of(eval)))
     }
 }
 
+/// A batch of one row, every token a target.
+fn one_row(config: &DecoderConfig, num_tokens: usize) -> Batch {
+    let ids = vec![0; num_tokens];
+    let positions: Vec<u32> = (0..num_tokens as u32).collect();
+    Batch::new(config, &ids, &positions, &[0, num_tokens as u32], (&ids, IGNORE))
+}
+
+fn total(memory: &Map<String, Value>) -> u64 {
+    memory.values().filter_map(Value::as_u64).sum()
+}
+
 /// Changes, each on top of those before, until the run fits: lines for the user.
-fn mends(
-    setup: &Setup,
-    profile: &DeviceProfile,
-    host_bytes: u64,
-) -> Result<Vec<String>, TrainError> {
+fn mends(setup: &Setup, host: Host, needed_bytes: u64) -> Result<Vec<String>, TrainError> {
     let (base_precision, lora) = (setup.base_precision, setup.lora.clone());
-    let mut variant = Variant { setup, base_precision, lora };
-    let leanest = Policy { units: 1, recompute: Recompute::Block };
-    let mut changes: Vec<String> = Vec::new();
+    let mut variant = Variant { setup, host, base_precision, lora, lines: Vec::new() };
     let pinned = setup.run.budget.micro_batch_tokens.is_some()
         || setup.run.budget.recompute == run_file::Recompute::None;
-    if pinned {
-        changes.push("leave budget.micro_batch_tokens and budget.recompute out".to_owned());
-        if let Some(lines) = variant.lines_if_fits(profile, host_bytes, leanest, &changes)? {
-            return Ok(lines);
-        }
+    if pinned && variant.fits("leave budget.micro_batch_tokens and budget.recompute out")? {
+        return Ok(variant.lines);
     }
     if setup.lora.is_none() {
-        changes
-            .push("train an adapter instead of all weights: add [adapter] with rank = 16".into());
         variant.lora = Some(LoraConfig {
             rank: 16,
             alpha: 32.0,
@@ -298,53 +336,98 @@ fn mends(
             target_modules: TargetModules::AllLinear,
             use_rslora: false,
         });
-        if let Some(lines) = variant.lines_if_fits(profile, host_bytes, leanest, &changes)? {
-            return Ok(lines);
+        let change = "train an adapter instead of all weights: add [adapter] with method = \"lora\"";
+        if variant.fits(change)? {
+            return Ok(variant.lines);
         }
     }
     if setup.base_precision == Some(DType::F32) {
-        changes.push("model.base_precision = \"bf16\"".to_owned());
         variant.base_precision = Some(DType::Bf16);
-        if let Some(lines) = variant.lines_if_fits(profile, host_bytes, leanest, &changes)? {
-            return Ok(lines);
+        if variant.fits("model.base_precision = \"bf16\"")? {
+            return Ok(variant.lines);
         }
     }
-    changes.push(format!(
-        "data.max_seq_len = {} (now {}) with overlong = \"truncate\", or shorter",
-        setup.max_seq_len / 2,
-        setup.max_seq_len
-    ));
-    changes.push("a smaller model, or a machine with more memory".to_owned());
-    Ok(changes)
+    if variant.shorter_rows_fit()? {
+        return Ok(variant.lines);
+    }
+    Ok(vec![last_resort(setup, host, needed_bytes)])
 }
 
-/// The run with some settings changed.
+/// The least there is of a sequence when shorter rows are tried.
+const SHORTEST: usize = 32;
+
+/// When no change of the run helps.
+fn last_resort(setup: &Setup, host: Host, needed_bytes: u64) -> String {
+    // A little more than is needed, since the program itself may take a little more next time.
+    let enough = needed_bytes + needed_bytes / 16;
+    match (setup.run.budget.memory, free_memory(host)) {
+        (Some(_), Some(free)) if enough <= free => format!(
+            "budget.memory = \"{}MiB\" or more; {} are free on this machine",
+            enough.div_ceil(1 << 20),
+            crate::report::format_bytes(free)
+        ),
+        _ => "a smaller model, or a machine with more memory".to_owned(),
+    }
+}
+
+fn free_memory(host: Host) -> Option<u64> {
+    Some(machine::available_memory()? + host.bytes)
+}
+
+/// The run with some settings changed, and the changes in words.
 struct Variant<'a> {
     setup: &'a Setup,
+    host: Host,
     base_precision: Option<DType>,
     lora: Option<LoraConfig>,
+    lines: Vec<String>,
 }
 
 impl Variant<'_> {
-    /// What to tell the user if the variant fits with `policy`.
-    fn lines_if_fits(
-        &self,
-        profile: &DeviceProfile,
-        host_bytes: u64,
-        policy: Policy,
-        changes: &[String],
-    ) -> Result<Option<Vec<String>>, TrainError> {
-        let lora = self.lora.as_ref();
-        let mut dry = DryRun::new(self.setup, host_bytes, self.base_precision, lora)?;
-        let planned = dry.plan(profile, policy)?;
-        if !planned.plan.fits {
-            return Ok(None);
-        }
-        let peak = crate::report::format_bytes(planned.plan.peak_bytes);
-        let mut lines = changes.to_vec();
-        if let Some(last) = lines.last_mut() {
-            last.push_str(&format!(" (needs {peak})"));
-        }
-        Ok(Some(lines))
+    /// Whether the changes so far and this one, already made, are enough.
+    fn fits(&mut self, change: &str) -> Result<bool, TrainError> {
+        let needed_bytes = self.dry()?.leanest(self.setup.max_seq_len);
+        Ok(self.note(change, needed_bytes))
     }
+
+    /// Whether rows of half the length, or a quarter, and so on, are enough.
+    fn shorter_rows_fit(&mut self) -> Result<bool, TrainError> {
+        let longest = self.setup.max_seq_len;
+        let mut dry = self.dry()?;
+        for len in std::iter::successors(Some(longest / 2), |len| Some(len / 2)) {
+            if len < SHORTEST {
+                break;
+            }
+            let needed_bytes = dry.leanest(len);
+            if fits(self.setup, self.host, needed_bytes) {
+                let change = format!(
+                    "data.max_seq_len = {len} (now {longest}) with data.overlong = \"truncate\""
+                );
+                return Ok(self.note(&change, needed_bytes));
+            }
+        }
+        Ok(false)
+    }
+
+    fn note(&mut self, change: &str, needed_bytes: u64) -> bool {
+        let fits = fits(self.setup, self.host, needed_bytes);
+        self.lines.push(match fits {
+            true => format!("{change} (needs {})", crate::report::format_bytes(needed_bytes)),
+            false => format!("{change}, and"),
+        });
+        fits
+    }
+
+    fn dry(&self) -> Result<DryRun<'_>, TrainError> {
+        DryRun::new(self.setup, self.host, self.base_precision, self.lora.as_ref())
+    }
+}
+
+/// Whether the budget, or what the machine has, holds so much.
+fn fits(setup: &Setup, host: Host, needed_bytes: u64) -> bool {
+    budget(setup, host).is_none_or(|budget| needed_bytes <= budget)
+}
+
+fn budget(setup: &Setup, host: Host) -> Option<u64> {
+    setup.run.budget.memory.or_else(|| free_memory(host))
 }

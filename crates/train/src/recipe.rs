@@ -76,8 +76,19 @@ pub fn train(
     event: &mut dyn FnMut(Event<'_>),
     stop: &dyn Fn() -> bool,
 ) -> Result<Outcome, TrainError> {
-    let begun = Instant::now();
     let dir = RunDir::new(&setup.run.output.dir);
+    let checkpoints = dir.checkpoints();
+    train_in(dir, setup, resume, event, stop).map_err(|error| error.with_last_good(&checkpoints))
+}
+
+fn train_in(
+    dir: RunDir,
+    setup: &Setup,
+    resume: bool,
+    event: &mut dyn FnMut(Event<'_>),
+    stop: &dyn Fn() -> bool,
+) -> Result<Outcome, TrainError> {
+    let begun = Instant::now();
     let resuming = resume && dir.holds_run();
     let planned = plan(setup, &dir, resuming)?;
     event(Event::Planned(&planned.plan));
@@ -139,7 +150,7 @@ fn refuse_what_cannot_fit(plan: &Plan) -> Result<(), TrainError> {
     if plan.fits {
         return Ok(());
     }
-    let (needed, budget) = (plan.peak_bytes, plan.budget_bytes.unwrap_or(0));
+    let (needed, budget) = (plan.needed_bytes(), plan.budget_bytes.unwrap_or(0));
     Err(TrainError::Usage(format!(
         "this run needs {} of memory at the least, and {} may be taken. What would make it \
          fit:\n  {}",

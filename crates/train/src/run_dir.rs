@@ -43,7 +43,7 @@ impl RunDir {
 
     /// When the run here was begun, in seconds since 1970.
     pub fn begun_at(&self) -> Option<i64> {
-        self.read_manifest().ok()?["created_unix"].as_i64()
+        self.holds_run().then(|| self.read_manifest().ok()?["created_unix"].as_i64()).flatten()
     }
 
     /// Checks that a new run may take the directory, as far as that shows without writing.

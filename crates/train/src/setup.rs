@@ -3,7 +3,7 @@
 use crate::error::TrainError;
 use crate::run_dir::RunDir;
 use crate::run_file::{self, AdapterSection, Precision, RunFile};
-use hone_data::{Dataset, Order, RecordSpec, Tokenizer, Unit, pack_in_order};
+use hone_data::{Cursor, Dataset, Order, RecordSpec, Tokenizer, Unit, pack_in_order};
 use hone_model::adapter::{LoraConfig, TargetModules};
 use hone_model::hub::{self, HubSettings};
 use hone_model::{DecoderConfig, LoadOptions, RopeScaling};
@@ -37,6 +37,8 @@ pub struct Setup {
     pub eval: Option<(Dataset, Vec<Unit>)>,
     /// Units of an optimizer step.
     pub units_per_step: usize,
+    /// The units of the first step, which is as large as any.
+    pub first_step: Vec<Unit>,
     /// Optimizer steps of the whole run.
     pub num_steps: u64,
     /// Threads to use.
@@ -50,7 +52,7 @@ impl Setup {
     /// Whatever is wrong with model, data or settings.
     pub fn new(mut run: RunFile, note: &mut dyn FnMut(String)) -> Result<Self, TrainError> {
         let begun = RunDir::new(&run.output.dir).begun_at();
-        let model_dir = fetch_model(&run.model.path, note)?;
+        let model_dir = resolve(&run.model.path, note)?;
         let config = DecoderConfig::load(&model_dir)?;
         let mut tokenizer = Tokenizer::from_dir(&model_dir)?;
         if let Some(begun) = begun {
@@ -78,7 +80,7 @@ impl Setup {
                 Some((eval, units))
             }
         };
-        let order = Order::new(&train, max_seq_len, units_per_step, run.train.seed)?;
+        let mut order = Order::new(&train, max_seq_len, units_per_step, run.train.seed)?;
         let num_steps = match (run.train.max_steps, run.train.num_epochs) {
             (Some(steps), _) => steps,
             (None, epochs) => order.total_steps(epochs.unwrap_or(1)),
@@ -95,6 +97,7 @@ impl Setup {
             train,
             eval,
             units_per_step,
+            first_step: order.step(&Cursor::default()).to_vec(),
             num_steps,
             threads: run.run.threads.unwrap_or_else(crate::machine::num_threads),
             run,
@@ -110,11 +113,14 @@ impl Setup {
     }
 }
 
-/// The model's directory, fetched from the hub if need be.
-fn fetch_model(path: &str, note: &mut dyn FnMut(String)) -> Result<PathBuf, TrainError> {
+/// The directory of a model, fetched from the hub if need be; `note` is told of each file.
+///
+/// # Errors
+/// If there is no such model, or it cannot be fetched.
+pub fn resolve(model: &str, note: &mut dyn FnMut(String)) -> Result<PathBuf, TrainError> {
     let note = RefCell::new(note);
-    let fetched = |file: &str| note.borrow_mut()(format!("fetching {file}"));
-    Ok(hub::resolve_with(path, &HubSettings::from_env(), &fetched)?)
+    let fetched = |file: &str| (note.borrow_mut())(format!("fetching {file}"));
+    Ok(hub::resolve_with(model, &HubSettings::from_env(), &fetched)?)
 }
 
 /// Every id that the tokenizer can give must have a row in the embedding.
@@ -128,8 +134,8 @@ pub fn check_vocabulary(
         return Ok(());
     }
     Err(TrainError::Usage(format!(
-        "{}: tokenizer.json has token ids up to {}, but the model (vocab_size in config.json) knows \
-         only {knows} tokens. The tokenizer belongs to another model, or tokens were added to it \
+        "{}: tokenizer.json has token ids up to {}, but the model (vocab_size in config.json) \
+         knows only {knows} tokens. The tokenizer belongs to another model, or tokens were added to it \
          without resizing the model's embedding",
         dir.display(),
         has - 1,

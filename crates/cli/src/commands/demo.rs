@@ -1,7 +1,7 @@
 //! `hone demo`: the path of `hone train` on built-in data.
 
 use crate::args::DemoArgs;
-use crate::demo::base;
+use crate::demo::{base, model};
 use crate::demo::task::{Item, task};
 use crate::failure::Failure;
 use crate::output;
@@ -76,14 +76,14 @@ impl Files {
         }
         let base = dir.join("base");
         std::fs::create_dir_all(&base).map_err(TrainError::io(&base))?;
-        for (name, bytes) in base::FILES {
+        for (name, bytes) in model::FILES {
             write_file_whole(&base.join(name), bytes)?;
         }
         let files = Self { base, train: dir.join("train.jsonl"), run_file: dir.join("run.toml") };
         let test = dir.join("held-out.jsonl");
         write_file_whole(&files.train, lines(train).as_bytes())?;
         write_file_whole(&test, lines(held_out).as_bytes())?;
-        let run = base::tuning_run_file(&files.base, &files.train, &test, &dir.join("run"));
+        let run = model::tuning_run_file(&files.base, &files.train, &test, &dir.join("run"));
         write_file_whole(&files.run_file, run.as_bytes())?;
         Ok(files)
     }
@@ -162,7 +162,8 @@ fn conclude(
     seconds: f64,
 ) {
     let n = held_out.len();
-    println!("\nexact match on held-out items: {} of {n} before, {} of {n} after", before.num_right, after.num_right);
+    let (was, is) = (before.num_right, after.num_right);
+    println!("\nexact match on held-out items: {was} of {n} before, {is} of {n} after");
     for (i, item) in held_out.iter().enumerate().take(SHOWN) {
         println!("\n  {}", item.prompt);
         println!("    before {}", shortened(&before.answers[i]));
@@ -178,8 +179,8 @@ fn conclude(
     ]);
     println!(
         "\nTry next:\n  hone generate {} --adapter {} --temperature 0 --prompt \"{}\"\n  \
-         hone plan {} adapter.rank=4\n  Open the report in a browser, and write a run file for your \
-         own data: see docs/run-file.md.",
+         hone plan {} adapter.rank=4\n  Open the report in a browser, and write a run file for \
+         your own data: see docs/run-file.md.",
         files.base.display(),
         finished.result.display(),
         held_out[SHOWN].prompt,

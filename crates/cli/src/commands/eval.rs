@@ -1,6 +1,6 @@
 //! `hone eval`
 
-use super::Opened;
+use super::{Opened, check_parent};
 use crate::args::EvalArgs;
 use crate::failure::Failure;
 use crate::output;
@@ -15,11 +15,27 @@ use std::path::Path;
 /// Slots of a micro-batch: enough for products to run well, little enough to fit anywhere.
 const BATCH_TOKENS: usize = 4096;
 
+/// What the data crate names by keys of the run file, and what it is called here.
+const FLAGS: [(&str, &str); 8] = [
+    ("check data.train and data.eval", "check --data"),
+    (", or set data.on_error = \"skip\"", ""),
+    ("set data.overlong = \"truncate\"", "give --truncate"),
+    ("data.max_seq_len", "--max-seq-len"),
+    ("data.prompt_field", "--prompt-field"),
+    ("data.completion_field", "--completion-field"),
+    ("data.format = ", "--format "),
+    ("data.format", "--format"),
+];
+
 /// Evaluates and prints loss and perplexity.
 pub fn run(args: &EvalArgs) -> Result<(), Failure> {
+    if let Some(path) = &args.logits {
+        check_parent("--logits", path)?;
+    }
     let opened = super::open(&args.model)?;
     let spec = record_spec(args, &opened)?;
-    let dataset = hone_data::load(&args.data, &spec, &opened.tokenizer)?;
+    let dataset = hone_data::load(&args.data, &spec, &opened.tokenizer)
+        .map_err(|error| Failure::Usage(with_flags(error.to_string())))?;
     let units = pack_in_order(&dataset, spec.max_seq_len)?;
     let units_per_batch = (BATCH_TOKENS / spec.max_seq_len).clamp(1, units.len());
     let evaluation = evaluate(
@@ -51,9 +67,13 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+fn with_flags(message: String) -> String {
+    FLAGS.iter().fold(message, |message, (key, flag)| message.replace(key, flag))
+}
+
 fn record_spec(args: &EvalArgs, opened: &Opened) -> Result<RecordSpec, Failure> {
     let longest = opened.model.decoder.config.max_position_embeddings;
-    let max_seq_len = args.max_seq_len.map_or(longest.min(2048), |given| given as usize);
+    let max_seq_len = args.max_seq_len.unwrap_or(longest.min(2048));
     if max_seq_len > longest {
         return Err(Failure::Usage(format!(
             "--max-seq-len {max_seq_len} is longer than the model was made for \

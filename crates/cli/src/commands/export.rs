@@ -1,6 +1,6 @@
 //! `hone export`
 
-use super::Opened;
+use super::{Opened, check_parent};
 use crate::args::{ExportArgs, ExportFormat};
 use crate::failure::Failure;
 use crate::output;
@@ -18,10 +18,19 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
             args.out.display()
         )));
     }
+    check_parent("--out", &args.out)?;
     let opened = super::open(&args.model)?;
     let dtype = args.dtype.map_or(opened.model.file_dtype, DType::from);
-    let partial = args.out.with_extension("partial");
-    std::fs::create_dir_all(&partial).map_err(TrainError::io(&partial))?;
+    let name = args.out.file_name().unwrap_or_default().to_string_lossy();
+    let partial = args.out.with_file_name(format!(".{name}.partial"));
+    if partial.exists() {
+        // What a killed export left.
+        std::fs::remove_dir_all(&partial).map_err(TrainError::io(&partial))?;
+    }
+    std::fs::create_dir(&partial).map_err(|error| {
+        let out = args.out.display();
+        Failure::Usage(format!("--out {out} cannot be made ({error}); name another place"))
+    })?;
     let error = match args.format {
         ExportFormat::Hf => write_and_compare(&opened, dtype, &partial),
     };

@@ -7,7 +7,7 @@ use crate::output;
 use hone_data::chat::Conversation;
 use hone_model::generate::{Finish, GenerateOptions, Sampling, generate};
 use serde_json::json;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -64,17 +64,12 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Prints a piece of text, unless a JSON object will hold it all. A reader that has gone away ends
-/// the generation.
+/// Prints a piece of text, unless a JSON object will hold it all.
 fn show(args: &GenerateArgs, text: &mut String, piece: &str) -> ControlFlow<()> {
     text.push_str(piece);
-    if args.json {
-        return ControlFlow::Continue(());
-    }
-    let mut out = std::io::stdout();
-    match out.write_all(piece.as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(_) => ControlFlow::Break(()),
+    match args.json {
+        true => ControlFlow::Continue(()),
+        false => output::piece(piece),
     }
 }
 
@@ -89,7 +84,7 @@ fn prompt_tokens(args: &GenerateArgs, opened: &Opened) -> Result<Vec<u32>, Failu
             let conversation = Conversation { messages: vec![message], tools: None };
             let text = template
                 .render(&conversation, true)
-                .map_err(|error| Failure::Usage(format!("chat template: {error}")))?;
+                .map_err(|error| Failure::Usage(format!("--chat: {error}")))?;
             opened.tokenizer.encode(&text, false)?
         }
     };
@@ -102,7 +97,7 @@ fn prompt_tokens(args: &GenerateArgs, opened: &Opened) -> Result<Vec<u32>, Failu
     }
     if tokens.len() >= longest {
         return Err(Failure::Usage(format!(
-            "--prompt has {} tokens, and the model was made for {longest} in all",
+            "--prompt has {} tokens, and the model was made for {longest} in all; shorten it",
             tokens.len()
         )));
     }

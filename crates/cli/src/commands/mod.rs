@@ -13,12 +13,11 @@ use crate::args::{ModelArgs, RunFileArgs};
 use crate::failure::Failure;
 use crate::output;
 use hone_data::Tokenizer;
-use hone_model::hub::{self, HubSettings};
 use hone_model::{LoadOptions, Model, adapter};
 use hone_tensor::{DType, Device};
 use hone_train::run_file::RunFile;
-use hone_train::setup::{Setup, check_vocabulary, compute_type, held_type};
-use std::path::PathBuf;
+use hone_train::setup::{Setup, check_vocabulary, compute_type, held_type, resolve};
+use std::path::{Path, PathBuf};
 
 fn read_run_file(args: &RunFileArgs) -> Result<RunFile, Failure> {
     Ok(RunFile::load(&args.run_file, &args.overrides)?)
@@ -39,8 +38,7 @@ struct Opened {
 }
 
 fn open(args: &ModelArgs) -> Result<Opened, Failure> {
-    let fetched = |file: &str| output::note(&format!("fetching {file}"));
-    let dir = hub::resolve_with(&args.model, &HubSettings::from_env(), &fetched)?;
+    let dir = resolve(&args.model, &mut |note| output::note(&format!("note: {note}")))?;
     let device = Device::cpu(num_threads(args.threads));
     let base_precision = held_type(args.base_precision.into());
     let options = LoadOptions { base_precision, ..LoadOptions::INFERENCE };
@@ -54,6 +52,18 @@ fn open(args: &ModelArgs) -> Result<Opened, Failure> {
     Ok(Opened { dir, device, model, tokenizer, compute })
 }
 
-fn num_threads(asked: Option<u64>) -> usize {
-    asked.map_or_else(hone_train::machine::num_threads, |threads| threads as usize)
+/// The directory that a file or directory will be written into must be there.
+fn check_parent(flag: &str, path: &Path) -> Result<(), Failure> {
+    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(parent) if !parent.is_dir() => Err(Failure::Usage(format!(
+            "{flag} {}: there is no directory {}; make it, or name another place",
+            path.display(),
+            parent.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn num_threads(asked: Option<usize>) -> usize {
+    asked.unwrap_or_else(hone_train::machine::num_threads)
 }

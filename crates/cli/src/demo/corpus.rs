@@ -3,8 +3,8 @@
 
 use super::scene::{Scene, pick};
 use super::words::{
-    COLOURS, COUNTS, DAYS, EVENTS, HELD_OUT_PEOPLE, ITEMS, OPENINGS, PEOPLE, PLACES, QUESTIONS,
-    RECORD_KEYS, SEQUELS,
+    COLOURS, COUNTS, DAYS, EVENTS, HELD_OUT_PEOPLE, ITEMS, LABELS, OPENINGS, PEOPLE, PLACES,
+    QUESTIONS, RECORD_KEYS, SEQUELS,
 };
 use hone_data::random::Stream;
 
@@ -25,8 +25,9 @@ fn document(random: &mut Stream) -> String {
 
 /// Some scenes in a row, told and asked about. Two scenes make the reader keep apart who did what.
 fn story(random: &mut Stream) -> String {
-    let scenes = (0..1 + random.below(3) / 2).map(|_| Scene::draw(random, person)).collect::<Vec<_>>();
-    let mut sentences = vec!["Story:".to_owned()];
+    let scenes =
+        (0..1 + random.below(3) / 2).map(|_| Scene::draw(random, person)).collect::<Vec<_>>();
+    let mut sentences = vec!["Note:".to_owned()];
     if random.below(2) == 0 {
         sentences.push(scenes[0].tell(pick(random, OPENINGS)));
     }
@@ -43,19 +44,12 @@ fn story(random: &mut Stream) -> String {
     sentences.join(" ")
 }
 
-/// Names, words, or things with their counts, said twice: this is where copying is learnt.
+/// Words, or things with their counts, said twice: this is where copying is learnt.
 fn list(random: &mut Stream) -> String {
     let length = 1 + random.below(8);
-    let several = |random: &mut Stream, draw: fn(&mut Stream) -> String| {
-        (0..length).map(|_| draw(random)).collect::<Vec<_>>()
-    };
-    match random.below(3) {
-        0 => {
-            let names = several(random, person).join(", ");
-            format!("List: {names}. Once more: {names}.")
-        }
-        1 => {
-            let words = several(random, word).join(" ");
+    match random.below(4) {
+        0..3 => {
+            let words = (0..length).map(|_| word(random)).collect::<Vec<_>>().join(" ");
             format!("List: {words}. Once more: {words}.")
         }
         _ => {
@@ -68,14 +62,12 @@ fn list(random: &mut Stream) -> String {
     }
 }
 
+/// A word of any list.
 fn word(random: &mut Stream) -> String {
-    match random.below(6) {
-        0 => pick(random, ITEMS).to_owned(),
-        1 => pick(random, COLOURS).to_owned(),
-        2 => pick(random, PLACES).to_owned(),
-        3 => pick(random, COUNTS).to_owned(),
-        4 => (2 + random.below(COUNTS.len())).to_string(),
-        _ => person(random),
+    let lists = [ITEMS, COLOURS, PLACES, COUNTS, DAYS, LABELS];
+    match lists.get(random.below(lists.len() + 4)) {
+        Some(words) => pick(random, words).to_owned(),
+        None => person(random),
     }
 }
 
@@ -85,7 +77,7 @@ fn record(random: &mut Stream) -> String {
     random.shuffle(&mut keys);
     keys.truncate(2 + random.below(5));
     let fields = keys.into_iter().map(|key| format!("{key}: {}", value(key, random)));
-    format!("Record: {{{}}}", fields.collect::<Vec<_>>().join(", "))
+    format!("Record: {{ {} }}", fields.collect::<Vec<_>>().join(", "))
 }
 
 fn value(key: &str, random: &mut Stream) -> String {

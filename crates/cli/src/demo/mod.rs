@@ -3,6 +3,7 @@
 
 pub mod base;
 pub mod corpus;
+pub mod model;
 pub mod scene;
 pub mod task;
 pub mod tokenizer;

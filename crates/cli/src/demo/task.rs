@@ -61,7 +61,7 @@ fn item(scene: &Scene, random: &mut Stream) -> Item {
     };
     let recipient = if has_recipient { scene.recipient.as_str() } else { "null" };
     let record = format!(
-        " {{buyer: {}, item: {}, color: {}, count: {}, place: {}, for: {recipient}}}",
+        " {{ buyer: {}, item: {}, color: {}, count: {}, place: {}, for: {recipient} }}",
         scene.actor,
         ITEMS[scene.item],
         COLOURS[scene.colour],

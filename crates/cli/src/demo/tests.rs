@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 /// Keys and values of an item's record, in order.
 fn record(item: &Item) -> Vec<(&str, &str)> {
-    let fields = item.completion.strip_prefix(" {").unwrap().strip_suffix('}').unwrap();
+    let fields = item.completion.strip_prefix(" { ").unwrap().strip_suffix(" }").unwrap();
     fields.split(", ").map(|field| field.split_once(": ").unwrap()).collect()
 }
 
@@ -74,12 +74,12 @@ fn a_seed_gives_the_same_rows_again_and_another_seed_others() {
 fn the_corpus_varies_and_gives_nothing_of_the_task_away() {
     let documents = corpus(1, 2000).collect::<Vec<_>>();
     let num_distinct = documents.iter().collect::<HashSet<_>>().len();
-    assert!(num_distinct > 1980, "short records may come twice, not more: {num_distinct}");
+    assert!(num_distinct > 1900, "short lists may come twice, not more: {num_distinct}");
     for text in &documents {
-        for secret in ["Note", "YAML", "buyer", "item:", "color:", "count:", "place:", "for:"] {
+        for secret in ["YAML:", "buyer:", "item:", "color:", "count:", "place:", "for:"] {
             assert!(!text.contains(secret), "{secret} is in {text:?}");
         }
-        let is_record = text.starts_with("Record: {") && text.ends_with('}');
+        let is_record = text.starts_with("Record: { ") && text.ends_with(" }");
         assert_eq!(is_record, text.contains(['{', '}']), "a mark was left: {text:?}");
     }
 }

@@ -16,8 +16,8 @@ pub const BOS: &str = "<s>";
 /// End of text, id 1.
 pub const EOS: &str = "</s>";
 
-/// Words and numbers, each with a blank before it; runs of marks; other blanks.
-const PIECES: &str = r" ?\p{L}+| ?\p{N}{1,2}|[^\s\p{L}\p{N}]+|\s";
+/// Words, numbers and runs of marks, each with the blank before it; other blanks.
+const PIECES: &str = r" ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s";
 
 /// A tokenizer of at most `vocab_size` tokens (at least 258) from `documents`. Errors are those of
 /// the `tokenizers` library.

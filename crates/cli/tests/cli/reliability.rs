@@ -1,1 +1,8 @@
-//! What a run survives.
+//! What a run survives: kills at every point, damaged checkpoints, signals, full disks, steps that
+//! are not finite, and a second start. Afterwards it must hold the very bits of a run that nothing
+//! happened to.
+
+mod disturbed;
+mod kills;
+mod resumed;
+mod trace;

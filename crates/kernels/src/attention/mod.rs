@@ -43,7 +43,8 @@ impl Heads {
     }
 }
 
-/// Rows of heads inside a slice: head `h` of row `t` starts at `t * stride + offset + h * head_dim`.
+/// Rows of heads inside a slice: head `h` of row `t` starts at
+/// `t * stride + offset + h * head_dim`.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
     /// Where the elements are.

@@ -1,8 +1,10 @@
 //! Matrix products with the accumulation that every projection needs.
 //!
-//! `out[m, n] (+)= scale · Σ_terms A[m, k] · B[k, n] + bias[n] + add[m, n]`. Operands are strided views, so
-//! the forward product `x · Wᵀ`, the input gradient `dy · W` and the weight gradient `dyᵀ · x` are
-//! the same function on other strides, and a low-rank adapter is one more term.
+//! `out[m, n] (+)= scale · Σ_terms A[m, k] · B[k, n] + bias[n] + add[m, n]`.
+//!
+//! Operands are strided views, so the forward product `x · Wᵀ`, the input gradient `dy · W` and the
+//! weight gradient `dyᵀ · x` are the same function on other strides, and a low-rank adapter is one
+//! more term.
 
 mod cpu;
 mod micro;

@@ -45,6 +45,21 @@ pub struct Model {
     pub file_dtype: DType,
 }
 
+impl Model {
+    /// The same base without its adapters. Frozen weights are shared, not copied.
+    ///
+    /// # Panics
+    /// If weights of the base are trained.
+    pub fn without_adapters(&self) -> Self {
+        let mut decoder = self.decoder.clone();
+        for (_, projection) in decoder.projections_mut() {
+            projection.lora = None;
+            assert!(!projection.is_trained(), "the base of an adapter is frozen");
+        }
+        Self { decoder, params: Params::default(), file_dtype: self.file_dtype }
+    }
+}
+
 /// Loads the model of a directory in Hugging Face layout.
 ///
 /// # Errors

@@ -60,7 +60,7 @@ fn mend(needed_bytes: Option<u64>) -> String {
 fn intact(last_good: Option<u64>) -> String {
     match last_good {
         Some(step) => format!("; the last good checkpoint, step-{step}, is intact"),
-        None => "; there is no earlier checkpoint".to_owned(),
+        None => String::new(),
     }
 }
 
@@ -74,7 +74,7 @@ pub(super) fn io_error(
 }
 
 /// Whether this error, or one that caused it, is a full disk.
-pub(super) fn disk_full(error: &(dyn StdError + 'static)) -> bool {
+pub(crate) fn disk_full(error: &(dyn StdError + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
         let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);

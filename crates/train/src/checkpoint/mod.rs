@@ -18,10 +18,11 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use crate::failpoint::{hit, hit_io};
-use error::{disk_full, io_error};
+use error::io_error;
 use manifest::{MANIFEST, list_files, verify_sizes};
 
 pub use error::CheckpointError;
+pub(crate) use error::disk_full;
 pub use manifest::{FORMAT_VERSION, FileEntry, Manifest, sha256_of_file, verify};
 
 const TEMPORARY: &str = ".tmp-";
@@ -84,14 +85,17 @@ pub fn newest_whole(root: &Path) -> Result<(Option<Whole>, Vec<Rejected>), Check
     Ok((None, rejected))
 }
 
-/// Removes all checkpoints older than the newest `keep` whole ones. Here a checkpoint counts as
-/// whole if its files have the right names and sizes; their content is not read again.
+/// Removes all checkpoints older than the newest `keep` whole ones up to `step`, the present one,
+/// and what killed processes left behind. Checkpoints after `step` are damaged ones that were
+/// passed over: they count for nothing, and stay until they are written again. Here a checkpoint
+/// counts as whole if its files have the right names and sizes; their content is not read again.
 ///
 /// # Errors
 /// System errors; a checkpoint is either there or gone in any case.
-pub fn prune(root: &Path, keep: usize) -> Result<(), CheckpointError> {
+pub fn prune(root: &Path, step: u64, keep: usize) -> Result<(), CheckpointError> {
+    remove_leftovers(root)?;
     let mut num_whole = 0;
-    for (_, dir) in newest_first(root)? {
+    for (_, dir) in newest_first(root)?.into_iter().filter(|(found, _)| *found <= step) {
         if num_whole >= keep.max(1) {
             discard(root, &dir)?;
         } else if verify_sizes(&dir).is_ok() {
@@ -125,6 +129,23 @@ pub fn write_file_whole(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError
             other => other,
         }
     })
+}
+
+/// Gives the finished directory `partial` the name `dir`, in place of what may be there.
+///
+/// # Errors
+/// System errors; `dir` is then as it was, or gone.
+pub fn publish(partial: &Path, dir: &Path) -> Result<(), CheckpointError> {
+    let parent = dir.parent().unwrap_or(Path::new("."));
+    for name in list_files(partial)?.keys() {
+        sync(&partial.join(name))?;
+    }
+    sync(partial)?;
+    if dir.exists() {
+        discard(parent, dir)?;
+    }
+    fs::rename(partial, dir).map_err(io_error("rename to", dir))?;
+    sync(parent)
 }
 
 fn write_into<E>(

@@ -119,9 +119,9 @@ fn pruning_keeps_the_newest_whole_ones() {
         write(root.path(), step, fill).unwrap();
     }
     fs::remove_file(root.path().join("step-100/weights.bin")).unwrap();
-    prune(root.path(), 2).unwrap();
+    prune(root.path(), 100, 2).unwrap();
     assert_eq!(entries(root.path()), ["step-100", "step-20", "step-30"]);
-    prune(root.path(), 0).unwrap();
+    prune(root.path(), 100, 0).unwrap();
     assert_eq!(entries(root.path()), ["step-100", "step-30"]);
     assert_eq!(newest_step(root.path()), Some(30));
 }
@@ -161,7 +161,7 @@ fn child() {
     let Ok(root) = std::env::var("HONE_TEST_CHECKPOINT_ROOT") else { return };
     let root = Path::new(&root);
     let result = write(root, 30, fill)
-        .and_then(|_| prune(root, 2))
+        .and_then(|_| prune(root, 30, 2))
         .and_then(|()| write_file_whole(&root.join("file"), b"new"));
     result.unwrap_or_else(|error| panic!("{error}"));
 }

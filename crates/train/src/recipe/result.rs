@@ -2,6 +2,7 @@
 
 use super::*;
 use hone_model::{LoadOptions, logits_error, logits_tolerance};
+use hone_tensor::Gradients;
 
 impl Run<'_> {
     fn prompts(&self) -> Result<Vec<Prompt>, TrainError> {
@@ -29,12 +30,24 @@ impl Run<'_> {
         Ok(samples)
     }
 
+    /// Frees what only steps need, so that the result can be read back within the plan; returns the
+    /// length of the arena in bytes.
+    fn release_step_memory(&mut self) -> usize {
+        let arena_bytes = self.arena.bytes();
+        self.arena = Arena::new(0);
+        self.engine.gradients = Gradients::default();
+        (self.engine.optimizer.m, self.engine.optimizer.v) = (Vec::new(), Vec::new());
+        hone_tensor::release_free_memory();
+        arena_bytes
+    }
+
     /// Writes the result, answers the samples again, and makes the report.
     pub(super) fn finish(
-        self,
+        mut self,
         mut samples: Vec<Sample>,
         begun: Instant,
     ) -> Result<Finished, TrainError> {
+        let arena_bytes = self.release_step_memory();
         let result = self.write_result()?;
         failpoint::hit("loop.result_written");
         for prompt in self.prompts()? {
@@ -46,7 +59,7 @@ impl Run<'_> {
             }
         }
         self.dir.write_samples(&samples)?;
-        self.dir.finish(self.actual(begun)?)?;
+        self.dir.finish(self.actual(begun, arena_bytes)?)?;
         let report = self.dir.join("report.html");
         write_file_whole(&report, report::build(self.dir.path())?.as_bytes())?;
         let evaluations = evaluations(&self.dir)?;
@@ -57,10 +70,8 @@ impl Run<'_> {
     fn write_result(&self) -> Result<PathBuf, TrainError> {
         let name = if self.engine.lora.is_some() { "adapter" } else { "model" };
         let (result, partial) = (self.dir.join(name), self.dir.join(&format!(".{name}-partial")));
-        for old in [&partial, &result] {
-            if old.exists() {
-                std::fs::remove_dir_all(old).map_err(TrainError::io(old))?;
-            }
+        if partial.exists() {
+            std::fs::remove_dir_all(&partial).map_err(TrainError::io(&partial))?;
         }
         std::fs::create_dir(&partial).map_err(TrainError::io(&partial))?;
         let Engine { device, model, lora, .. } = &self.engine;
@@ -71,7 +82,7 @@ impl Run<'_> {
             }
         }
         self.compare(&partial)?;
-        std::fs::rename(&partial, &result).map_err(TrainError::io(&result))?;
+        checkpoint::publish(&partial, &result)?;
         Ok(result)
     }
 
@@ -80,9 +91,7 @@ impl Run<'_> {
         let Engine { device, model, lora, compute, .. } = &self.engine;
         let reloaded = match lora {
             Some(_) => {
-                let base_precision = self.setup.base_precision;
-                let options = LoadOptions { base_precision, ..LoadOptions::INFERENCE };
-                let mut base = hone_model::load(&self.setup.model_dir, device, options)?;
+                let mut base = model.without_adapters();
                 adapter::load(written, &mut base, device)?;
                 base
             }
@@ -98,11 +107,11 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn actual(&self, begun: Instant) -> Result<serde_json::Value, TrainError> {
+    fn actual(&self, begun: Instant, arena_bytes: usize) -> Result<serde_json::Value, TrainError> {
         let steps = step_seconds(&self.dir)?;
         Ok(json!({
             "peak_bytes": machine::peak_resident_bytes(),
-            "arena_bytes": self.arena.bytes(),
+            "arena_bytes": arena_bytes,
             "step_seconds": median(&steps),
             "total_seconds": steps.iter().sum::<f64>(),
             "session_seconds": begun.elapsed().as_secs_f64(),

@@ -23,7 +23,7 @@ impl Run<'_> {
     pub(super) fn save_checkpoint(&self) -> Result<(), TrainError> {
         let root = self.dir.checkpoints();
         checkpoint::write(&root, self.step, |dir| self.fill(dir))?;
-        checkpoint::prune(&root, self.setup.run.checkpoint.keep)?;
+        checkpoint::prune(&root, self.step, self.setup.run.checkpoint.keep)?;
         Ok(())
     }
 
@@ -58,7 +58,13 @@ impl Run<'_> {
             return Ok(());
         };
         self.load(&whole.dir)?;
-        event(Event::Resumed(self.step));
+        checkpoint::prune(&self.dir.checkpoints(), self.step, self.setup.run.checkpoint.keep)?;
+        if self.step < self.setup.num_steps {
+            event(Event::Resumed(self.step));
+        } else {
+            let note = format!("all {} steps are done: writing the result again", self.step);
+            event(Event::Note(note));
+        }
         Ok(())
     }
 

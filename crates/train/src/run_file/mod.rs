@@ -366,8 +366,7 @@ impl RunFile {
         schema::reference_markdown()
     }
 
-    /// Keys that differ, as `key: old → new`, apart from those that a resumed run may change:
-    /// `checkpoint.*`, `report.*`, `run.*`, and `output.dir`, since a run may be moved.
+    /// Keys that differ, as `key: old → new`, apart from those that a resumed run may change.
     pub fn changed_keys(&self, new: &RunFile) -> Vec<String> {
         let (old_values, new_values) = (self.flat(), new.flat());
         let shown = |values: &BTreeMap<String, String>, path: &str| {
@@ -376,7 +375,7 @@ impl RunFile {
         schema::KEYS
             .iter()
             .map(|key| key.path)
-            .filter(|path| !["checkpoint.", "report.", "run.", "output."].iter().any(|t| path.starts_with(t)))
+            .filter(|path| !schema::MAY_CHANGE.iter().any(|may| path.starts_with(may)))
             .map(|path| (path, shown(&old_values, path), shown(&new_values, path)))
             .filter(|(_, old, new)| old != new)
             .map(|(path, old, new)| format!("{path}: {old} → {new}"))

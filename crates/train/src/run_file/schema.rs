@@ -104,6 +104,11 @@ pub(super) const OPTIONAL_TABLE: &str = "adapter";
 pub(super) const EXCLUSIVE: [(&str, &str); 2] =
     [("train.num_epochs", "train.max_steps"), ("train.warmup_ratio", "train.warmup_steps")];
 
+/// Beginnings of the keys that may change between a run and its `--resume`: none of them changes
+/// what the run has computed so far. `output.dir` may, since a run may be moved.
+pub(super) const MAY_CHANGE: [&str; 6] =
+    ["budget.memory", "checkpoint.", "output.", "report.", "run.", "train.on_nonfinite"];
+
 /// The key of that path.
 pub(super) fn find(path: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.path == path)
@@ -250,7 +255,8 @@ pub(super) const KEYS: &[Key] = &[
     key("train.eval_every_steps", Int(0, ANY), Value("0"),
         "evaluate every so many steps; 0: only at the end", "50"),
     key("train.on_nonfinite", Choice(&["stop", "skip"]), Value(r#""stop""#),
-        "what to do when loss or gradient is NaN or infinite; the step is never applied",
+        "what to do when loss or gradient is NaN or infinite; the step is never applied; \
+         may change for `--resume`",
         r#""skip""#),
     key("train.seed", Int(0, ANY), Value("42"),
         "seed of everything random", "7"),
@@ -261,7 +267,7 @@ pub(super) const KEYS: &[Key] = &[
         "how many whole checkpoints are kept", "3"),
 
     key("budget.memory", Bytes, Chosen("what the machine has"),
-        "most memory the process may take", r#""16GiB""#),
+        "most memory the process may take; may change for `--resume`", r#""16GiB""#),
     key("budget.micro_batch_tokens", Int(2, ANY), Chosen("the planner's choice"),
         "tokens per forward and backward pass; a multiple of `max_seq_len`", "4096"),
     key("budget.recompute", Choice(&["auto", "none", "block"]), Value(r#""auto""#),

@@ -1,0 +1,52 @@
+//! The demo's base model, inside the binary, and the run file that tunes it.
+//!
+//! Hone trained it from random weights: `hone demo --make-base DIR` writes the recipe, `hone train
+//! DIR/run.toml` makes the model, `hone export DIR/run/model --dtype bf16 --out DIR/base` halves it.
+
+use std::path::Path;
+
+/// The model's files and their names.
+pub const FILES: [(&str, &[u8]); 4] = [
+    ("config.json", include_bytes!("../../demo/config.json")),
+    ("tokenizer.json", include_bytes!("../../demo/tokenizer.json")),
+    ("tokenizer_config.json", include_bytes!("../../demo/tokenizer_config.json")),
+    ("model.safetensors", include_bytes!("../../demo/model.safetensors")),
+];
+
+/// The run file that tunes the model in `base` to the rows in `train`, measured on `held_out`.
+pub fn tuning_run_file(base: &Path, train: &Path, held_out: &Path, run: &Path) -> String {
+    format!(
+        r#"# Written by `hone demo`. Run it again with another output.dir:
+#   hone train {dir}/run.toml output.dir={dir}/run-2
+
+[model]
+path = "{base}"
+compute = "f32"
+
+[data]
+train = ["{train}"]
+eval = ["{held_out}"]
+format = "prompt_completion"
+max_seq_len = 128
+
+[adapter]
+method = "lora"
+rank = 16
+alpha = 32
+
+[train]
+max_steps = 300
+batch_tokens = 1024
+learning_rate = 3e-3
+eval_every_steps = 100
+
+[output]
+dir = "{run}"
+"#,
+        dir = base.parent().unwrap_or(base).display(),
+        base = base.display(),
+        train = train.display(),
+        held_out = held_out.display(),
+        run = run.display(),
+    )
+}

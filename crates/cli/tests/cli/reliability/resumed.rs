@@ -1,0 +1,133 @@
+//! `--resume` in every situation.
+
+use super::trace::{Trace, resume, went_on_after};
+use crate::common::tiny_model::rows;
+use crate::common::{Scene, ended, entries};
+use hone_train::checkpoint::sha256_of_file;
+
+/// A run killed in its eighth step, checkpoints 3 and 6.
+fn killed() -> Scene {
+    let scene = Scene::new();
+    let killed = ended(scene.train(&[]).env("HONE_FAILPOINT", "loop.updated:8"));
+    assert_eq!(killed.status, None, "{}", killed.stderr);
+    scene
+}
+
+#[test]
+fn where_nothing_was_begun_it_starts() {
+    let expected = Trace::undisturbed(&Scene::new(), &[]);
+    let scene = Scene::new();
+    assert_eq!(went_on_after(&resume(&scene)), 0);
+    expected.assert_same(&scene, "started by --resume");
+    std::fs::create_dir(Scene::new().run_dir()).unwrap();
+    let empty = Scene::new();
+    std::fs::create_dir(empty.run_dir()).unwrap();
+    resume(&empty);
+    expected.assert_same(&empty, "started in an empty directory");
+}
+
+#[test]
+fn a_finished_run_only_gets_its_result_again() {
+    let scene = Scene::new();
+    let expected = Trace::undisturbed(&scene, &[]);
+    let metrics = scene.run_dir().join("metrics.jsonl");
+    let before = sha256_of_file(&metrics).unwrap();
+    let again = resume(&scene);
+    again.says(0, &["all 12 steps are done", "writing the result again"]);
+    assert_eq!(sha256_of_file(&metrics).unwrap(), before, "nothing is trained again");
+    expected.assert_same(&scene, "resumed when finished");
+}
+
+#[test]
+fn without_resume_a_run_is_not_touched() {
+    let scene = killed();
+    let before = entries(&scene.run_dir());
+    ended(&mut scene.train(&[])).says(2, &["already holds a run", "--resume", "output.dir"]);
+    assert_eq!(entries(&scene.run_dir()), before);
+}
+
+#[test]
+fn changed_settings_are_refused() {
+    let (expected, scene) = (Trace::undisturbed(&Scene::new(), &[]), killed());
+    let changes = [
+        ("train.learning_rate=0.02", "train.learning_rate: 0.01 → 0.02"),
+        ("train.max_steps=13", "train.max_steps: 12 → 13"),
+        ("adapter.rank=8", "adapter.rank: 4 → 8"),
+        ("train.seed=7", "train.seed: 42 → 7"),
+        ("budget.micro_batch_tokens=64", "budget.micro_batch_tokens: 32 → 64"),
+    ];
+    for (change, said) in changes {
+        let refused = ended(&mut scene.train(&["--resume", change]));
+        refused.says(2, &["--resume", said, "another output.dir"]);
+    }
+    resume(&scene);
+    expected.assert_same(&scene, "after refusals");
+}
+
+#[test]
+fn changed_files_are_refused() {
+    let changes: [(&str, &dyn Fn(&Scene)); 3] = [
+        ("train.jsonl", &|scene| scene.write("train.jsonl", &rows(61))),
+        ("eval.jsonl", &|scene| scene.write("eval.jsonl", &rows(10))),
+        ("tokenizer.json", &|scene| {
+            let path = scene.path("model/tokenizer.json");
+            let text = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(path, text + "\n").unwrap();
+        }),
+    ];
+    for (file, change) in changes {
+        let scene = killed();
+        change(&scene);
+        let refused = ended(&mut scene.train(&["--resume"]));
+        refused.says(2, &["has changed since", file, "another output.dir"]);
+    }
+}
+
+#[test]
+fn what_changes_no_result_may_change() {
+    let (expected, scene) = (Trace::undisturbed(&Scene::new(), &[]), killed());
+    let more = [
+        "run.threads=1",
+        "checkpoint.every_steps=5",
+        "report.samples=2",
+        "budget.memory=4GiB",
+        "train.on_nonfinite=skip",
+        "--resume",
+    ];
+    let resumed = ended(&mut scene.train(&more));
+    resumed.says(0, &[]);
+    assert_eq!(went_on_after(&resumed), 6);
+    expected.assert_same(&scene, "other threads, checkpoints, samples and budget");
+}
+
+#[test]
+fn a_run_that_was_moved_goes_on() {
+    let (expected, scene) = (Trace::undisturbed(&Scene::new(), &[]), killed());
+    let moved = scene.path("moved");
+    std::fs::rename(scene.run_dir(), &moved).unwrap();
+    let resumed = ended(&mut scene.train(&["output.dir=moved", "--resume"]));
+    resumed.says(0, &[]);
+    std::fs::rename(&moved, scene.run_dir()).unwrap();
+    expected.assert_same(&scene, "moved");
+}
+
+/// The policy of the beginning is kept even where the planner would now choose another.
+#[test]
+fn another_budget_keeps_the_micro_batches() {
+    let unpinned = |scene: &Scene| {
+        let text = std::fs::read_to_string(scene.path("run.toml")).unwrap();
+        scene.write("run.toml", &text.replace("micro_batch_tokens = 32\n", ""));
+    };
+    let scene = Scene::new();
+    unpinned(&scene);
+    let killed = ended(scene.train(&[]).env("HONE_FAILPOINT", "loop.updated:8"));
+    assert_eq!(killed.status, None, "{}", killed.stderr);
+    let micro_batches = |scene: &Scene| scene.lines("samples.jsonl")[0]["micro_batches"].clone();
+    let before = micro_batches(&scene);
+    let refused = ended(&mut scene.train(&["--resume", "budget.memory=1MiB"]));
+    refused.says(2, &["needs", "1.00 MiB", "a resumed run keeps its micro-batches"]);
+    ended(&mut scene.train(&["--resume", "budget.memory=6GiB"])).says(0, &[]);
+    assert_eq!(micro_batches(&scene), before);
+    let rows = scene.lines("samples.jsonl");
+    assert!(rows.iter().all(|line| line["micro_batches"].as_array().unwrap().len() == 1));
+}

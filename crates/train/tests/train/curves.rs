@@ -1,0 +1,72 @@
+//! Twenty steps of training against PyTorch and PEFT, in f32: loss, gradient norm, learning rate.
+
+use crate::fixture::{Golden, Scene, schedule, update};
+use crate::tiny_model::golden_dir;
+use hone_model::Recompute;
+use hone_tensor::{Device, StepKey};
+use hone_train::engine::Engine;
+
+/// Relative.
+const TOLERANCE: f64 = 1e-4;
+
+#[test]
+fn adapters() {
+    for case in ["tied_gqa", "untied_bias_linear", "headdim_llama3", "yarn", "dynamic"] {
+        let adapter = golden_dir(case).join("adapter");
+        let text = std::fs::read(adapter.join("adapter_config.json")).unwrap();
+        let config: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        let settings = [
+            "adapter.method = lora".to_owned(),
+            format!("adapter.rank = {}", config["r"]),
+            format!("adapter.alpha = {}", config["lora_alpha"]),
+            format!("adapter.use_rslora = {}", config["use_rslora"]),
+            format!("adapter.target_modules = {}", config["target_modules"]),
+            format!("adapter.init_from = {}", adapter.display()),
+        ];
+        check(case, &settings, "");
+    }
+}
+
+#[test]
+fn all_weights() {
+    for case in ["tied_gqa", "untied_bias_linear"] {
+        check(case, &[], "full_");
+    }
+}
+
+/// Trains on all sequences of a golden case at once, as `scripts/goldens.py` does.
+fn check(case: &str, settings: &[String], prefix: &str) {
+    let (golden, scene) = (Golden::load(case), Scene::new(case));
+    let (optimizer, course) = (&golden.facts["optimizer"], &golden.facts["schedule"]);
+    let mut settings = settings.to_vec();
+    settings.extend([
+        format!("train.learning_rate = {}", optimizer["lr"]),
+        format!("train.adam_beta1 = {}", optimizer["betas"][0]),
+        format!("train.adam_beta2 = {}", optimizer["betas"][1]),
+        format!("train.adam_epsilon = {}", optimizer["eps"]),
+        format!("train.weight_decay = {}", optimizer["weight_decay"]),
+        format!("train.max_grad_norm = {}", optimizer["max_grad_norm"]),
+        format!("train.lr_schedule = {}", course["kind"]),
+        format!("train.warmup_steps = {}", course["warmup_steps"]),
+        format!("train.max_steps = {}", course["num_steps"]),
+    ]);
+    let setup = scene.setup(&settings.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut engine = Engine::new(&setup, &Device::cpu(2)).unwrap();
+    let (batch, num_targets) = golden.batch(&setup);
+    let expected = |name: &str| golden.curve(&format!("{prefix}{name}")).unwrap();
+    let (losses, norms) = (expected("loss_curve"), expected("grad_norm_curve"));
+    let rates = golden.curve("lr_curve").unwrap();
+    for step in 0..setup.num_steps {
+        engine.gradients.clear(&engine.device.clone());
+        let key = StepKey { step, ..StepKey::default() };
+        let loss = engine.forward_backward(&batch, num_targets, key, Recompute::None);
+        let (norm, rate) = update(&mut engine, &schedule(&setup), step);
+        let i = step as usize;
+        for (what, found, expected) in
+            [("loss", loss, losses[i]), ("norm", norm, norms[i]), ("rate", rate, rates[i])]
+        {
+            let error = (found - expected).abs() / expected.abs().max(1e-9);
+            assert!(error <= TOLERANCE, "{case}, {prefix}{what} {step}: {found}, not {expected}");
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Training through the crate's public interface, on models of a few thousand parameters.
+
+mod accumulation;
+mod curves;
+mod determinism;
+mod fixture;
+mod planning;
+mod tiny_model;
