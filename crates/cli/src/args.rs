@@ -119,10 +119,13 @@ impl From<PrecisionArg> for Precision {
 }
 
 #[derive(Args)]
-#[command(allow_negative_numbers = true, after_help = "Examples:
+#[command(
+    allow_negative_numbers = true,
+    after_help = "Examples:
   hone eval path/to/model --data book.txt --format text
   hone eval path/to/model --adapter runs/gsm8k/adapter --data test.jsonl \\
-      --prompt-field question --completion-field answer")]
+      --prompt-field question --completion-field answer"
+)]
 pub struct EvalArgs {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -180,9 +183,12 @@ impl From<FormatArg> for hone_data::Format {
 }
 
 #[derive(Args)]
-#[command(allow_negative_numbers = true, after_help = "Examples:
+#[command(
+    allow_negative_numbers = true,
+    after_help = "Examples:
   hone generate path/to/model --prompt \"Once upon a time\"
-  hone generate path/to/model --adapter runs/gsm8k/adapter --chat --prompt \"What is 7 x 8?\"")]
+  hone generate path/to/model --adapter runs/gsm8k/adapter --chat --prompt \"What is 7 x 8?\""
+)]
 pub struct GenerateArgs {
     #[command(flatten)]
     pub model: ModelArgs,

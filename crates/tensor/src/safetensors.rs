@@ -190,7 +190,8 @@ pub fn write<'a>(
     let io = |source| FileError::Io { path: path.to_owned(), source };
     // The library writes a private temporary file and renames it; the result must be as readable
     // as any other new file.
-    let permissions = File::create(path).and_then(|file| file.metadata()).map_err(io)?.permissions();
+    let permissions =
+        File::create(path).and_then(|file| file.metadata()).map_err(io)?.permissions();
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let written = serialize_to_file(tensors, Some(metadata), path).map_err(|error| match error {
         SafeTensorError::IoError(source) => io(source),

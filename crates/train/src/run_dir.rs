@@ -10,6 +10,7 @@ use crate::setup::Setup;
 use hone_data::Dataset;
 use hone_model::Recompute;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Paths inside a run's directory.
@@ -183,11 +184,12 @@ impl RunDir {
     fn read_manifest(&self) -> Result<Value, TrainError> {
         let path = self.join("manifest.json");
         let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
-        serde_json::from_str(&text)
-            .map_err(|error| TrainError::Usage(format!(
+        serde_json::from_str(&text).map_err(|error| {
+            TrainError::Usage(format!(
                 "{}: damaged ({error}). Start a new run in another output.dir",
                 path.display()
-            )))
+            ))
+        })
     }
 }
 
@@ -238,23 +240,21 @@ fn manifest(setup: &Setup, plan: &Plan) -> Result<Value, TrainError> {
 
 /// Path and SHA-256 of every file that the result depends on.
 fn input_files(setup: &Setup) -> Result<Value, TrainError> {
-    let mut model = Vec::new();
-    let dir = &setup.model_dir;
-    let mut names: Vec<PathBuf> = std::fs::read_dir(dir)
-        .map_err(TrainError::io(dir))?
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| is_model_file(path))
-        .collect();
-    names.sort();
-    for path in names {
-        model.push(digest(&path)?);
-    }
+    let model = model_files(&setup.model_dir)?;
+    let adapter = setup.init_adapter.as_ref().map(|dir| model_files(dir)).transpose()?;
     let data = |dataset: &Dataset| -> Result<Vec<Value>, TrainError> {
         dataset.report().files.iter().map(|file| digest(Path::new(&file.file))).collect()
     };
     let eval = setup.eval.as_ref().map(|(eval, _)| data(eval)).transpose()?;
-    Ok(json!({ "model": model, "train": data(&setup.train)?, "eval": eval }))
+    let train = data(&setup.train)?;
+    Ok(json!({ "model": model, "adapter": adapter, "train": train, "eval": eval }))
+}
+
+fn model_files(dir: &Path) -> Result<Vec<Value>, TrainError> {
+    let entries = std::fs::read_dir(dir).map_err(TrainError::io(dir))?.flatten();
+    let files = entries.map(|entry| entry.path()).filter(|path| is_model_file(path));
+    let files: BTreeSet<PathBuf> = files.collect();
+    files.iter().map(|path| digest(path)).collect()
 }
 
 fn is_model_file(path: &Path) -> bool {
@@ -273,7 +273,7 @@ fn digest(path: &Path) -> Result<Value, TrainError> {
 
 /// The first file that is not what it was.
 fn changed_input(old: &Value, new: &Value) -> String {
-    for group in ["model", "train", "eval"] {
+    for group in ["model", "adapter", "train", "eval"] {
         let files = |value: &Value| value[group].as_array().cloned().unwrap_or_default();
         let old = files(old);
         if let Some(file) = files(new).into_iter().find(|file| !old.contains(file)) {

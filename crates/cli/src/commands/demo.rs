@@ -1,8 +1,8 @@
 //! `hone demo`: the path of `hone train` on built-in data.
 
 use crate::args::DemoArgs;
-use crate::demo::{base, model};
 use crate::demo::task::{Item, task};
+use crate::demo::{base, model};
 use crate::failure::Failure;
 use crate::output;
 use hone_data::Tokenizer;

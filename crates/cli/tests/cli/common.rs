@@ -18,6 +18,7 @@ pub struct Scene {
 pub struct Ended {
     /// Exit status; `None` where a signal ended it.
     pub status: Option<i32>,
+    pub stdout: String,
     pub stderr: String,
 }
 
@@ -102,8 +103,9 @@ pub fn ended(command: &mut Command) -> Ended {
 
 impl From<Output> for Ended {
     fn from(output: Output) -> Self {
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        Self { status: output.status.code(), stderr }
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+        Self { status: output.status.code(), stdout, stderr }
     }
 }
 

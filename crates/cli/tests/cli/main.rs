@@ -1,6 +1,9 @@
 //! The real binary on real files. Each module is one promise to users:
-//! what a run survives (`reliability`), and what bad input gets (`bad_input`).
+//! what a run survives (`reliability`), what bad input gets (`bad_input`), and what every verb
+//! gives (`verbs`).
 
 mod bad_input;
 mod common;
+mod planning;
 mod reliability;
+mod verbs;

@@ -53,10 +53,11 @@ impl Run<'_> {
         for prompt in self.prompts()? {
             let after = Some(self.answer(&prompt)?);
             let asked = prompt.sample();
-            match samples.iter_mut().find(|sample| sample.prompt == asked.prompt) {
-                Some(sample) => sample.after = after,
-                None => samples.push(Sample { after, ..asked }),
+            if samples.iter().all(|sample| sample.prompt != asked.prompt) {
+                samples.push(asked.clone());
             }
+            let of_prompt = samples.iter_mut().filter(|sample| sample.prompt == asked.prompt);
+            of_prompt.for_each(|sample| sample.after = after.clone());
         }
         self.dir.write_samples(&samples)?;
         self.dir.finish(self.actual(begun, arena_bytes)?)?;

@@ -62,10 +62,8 @@ fn packed_rows_equal_rows_alone() {
     for setup in setups(&scene) {
         let packed = setup.order().unwrap().step(&Cursor::default()).to_vec();
         let rows = packed.iter().flat_map(|unit| &unit.rows);
-        let alone = rows.map(|&row| Unit {
-            rows: vec![row],
-            num_tokens: setup.train.row_len(row as usize),
-        });
+        let alone = rows
+            .map(|&row| Unit { rows: vec![row], num_tokens: setup.train.row_len(row as usize) });
         let alone: Vec<Unit> = alone.collect();
         assert!(alone.len() > 2 * packed.len(), "units hold several rows");
         let (packed_loss, packed) = gradient(&setup, &packed, 4);

@@ -163,7 +163,8 @@ impl Golden {
     /// All sequences in one batch, and the number of tokens to predict.
     pub fn batch(&self, setup: &Setup) -> (Batch, usize) {
         let file = SafeTensors::deserialize(&self.bytes).unwrap();
-        let (mut tokens, mut positions, mut targets, mut bounds) = (vec![], vec![], vec![], vec![0]);
+        let (mut tokens, mut positions, mut targets, mut bounds) =
+            (vec![], vec![], vec![], vec![0]);
         for i in 0..self.facts["num_sequences"].as_u64().unwrap() {
             let ids = file.tensor(&format!("ids_{i}")).unwrap();
             let id = |b: &[u8]| i64::from_le_bytes(b.try_into().unwrap()) as u32;

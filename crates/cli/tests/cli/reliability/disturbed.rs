@@ -4,10 +4,9 @@ use super::trace::{Trace, newest_step, resume, signal, went_on_after};
 use crate::common::tiny_model::rows;
 use crate::common::{Ended, Scene, ended, entries};
 use hone_train::checkpoint::{self, sha256_of_file};
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
 
 /// A run killed in its eleventh step, with the checkpoints 6 and 9.
 fn killed_late() -> Scene {
@@ -69,13 +68,16 @@ fn a_damaged_checkpoint_pushes_out_no_whole_one() {
     assert_eq!(went_on_after(&resume(&scene)), 7);
 }
 
-/// Starts a run and waits until it says `awaited`.
-fn started(scene: &Scene, more: &[&str], awaited: &str) -> Child {
-    let mut child = scene.train(more).spawn().unwrap();
-    let mut lines = BufReader::new(child.stderr.as_mut().unwrap()).lines();
-    let seen = lines.any(|line| line.unwrap().contains(awaited));
-    assert!(seen, "the run never says {awaited:?}");
-    child
+/// Waits until a run says `awaited`.
+fn wait_for(awaited: &str, child: &mut Child) {
+    let mut said = Vec::new();
+    for byte in child.stderr.as_mut().unwrap().bytes() {
+        said.push(byte.unwrap());
+        if said.ends_with(awaited.as_bytes()) {
+            return;
+        }
+    }
+    panic!("{awaited:?} is not in:\n{}", String::from_utf8_lossy(&said));
 }
 
 /// The rest of what a process says, and how it ends.
@@ -83,7 +85,7 @@ fn rest(mut child: Child) -> Ended {
     let mut stderr = String::new();
     child.stderr.as_mut().unwrap().read_to_string(&mut stderr).unwrap();
     let status = child.wait().unwrap().code();
-    Ended { status, stderr }
+    Ended { status, stdout: String::new(), stderr }
 }
 
 #[test]
@@ -92,7 +94,8 @@ fn a_signal_ends_it_with_a_checkpoint() {
     let expected = Trace::undisturbed(&Scene::new(), &long);
     for name in ["-TERM", "-INT"] {
         let scene = Scene::new();
-        let child = started(&scene, &long, "checkpoint after step 6");
+        let mut child = scene.train(&long).spawn().unwrap();
+        wait_for("checkpoint after step 6", &mut child);
         signal(child.id(), name);
         let stopped = rest(child);
         stopped.says(130, &["stopped after step", "of 60", "--resume"]);
@@ -109,18 +112,17 @@ fn a_signal_ends_it_with_a_checkpoint() {
 #[test]
 fn a_second_signal_ends_it_at_once() {
     let scene = Scene::new();
-    // A step of seconds: two thousand micro-batches.
-    scene.write("train.jsonl", &rows(8_000));
-    let child = started(&scene, &["train.batch_tokens=65536"], "evaluation after step 0");
-    std::thread::sleep(Duration::from_millis(100));
-    let begun = Instant::now();
+    // A step of seconds: four thousand micro-batches.
+    scene.write("train.jsonl", &rows(16_000));
+    let mut child = scene.train(&["train.batch_tokens=131072"]).spawn().unwrap();
+    wait_for("evaluation after step 0", &mut child);
     signal(child.id(), "-INT");
-    std::thread::sleep(Duration::from_millis(100));
+    wait_for("a second signal stops at once", &mut child);
     signal(child.id(), "-INT");
     let stopped = rest(child);
     assert_eq!(stopped.status, Some(130), "{}", stopped.stderr);
-    assert!(begun.elapsed() < Duration::from_millis(800), "{:?}", begun.elapsed());
     assert!(!stopped.stderr.contains("stopped after step"), "{}", stopped.stderr);
+    assert!(scene.lines("metrics.jsonl").is_empty());
     assert!(entries(&scene.path("run/checkpoints")).is_empty());
 }
 

@@ -19,7 +19,8 @@ fn killed_at(scene: &Scene, point: &str) -> bool {
 /// The step that a killed run can go on from: at most one interval before the last one logged.
 #[track_caller]
 fn safe_step(scene: &Scene, what: &str) -> u64 {
-    let logged = scene.lines("metrics.jsonl").last().map_or(0, |line| line["step"].as_u64().unwrap());
+    let logged =
+        scene.lines("metrics.jsonl").last().map_or(0, |line| line["step"].as_u64().unwrap());
     let (whole, rejected) = checkpoint::newest_whole(&scene.path("run/checkpoints")).unwrap();
     assert!(rejected.is_empty(), "{what}: {rejected:?}");
     let safe = whole.map_or(0, |whole| whole.step);
@@ -105,9 +106,9 @@ fn killed_after(scene: &Scene, delay: Duration) -> bool {
 
 #[test]
 fn at_random_instants() {
-    let scene = Scene::new();
+    let expected = Trace::undisturbed(&Scene::new(), &[]);
     let begun = Instant::now();
-    let expected = Trace::undisturbed(&scene, &[]);
+    resume(&Scene::new());
     let duration = begun.elapsed();
     let (mut instants, mut kills) = (instants(), 0);
     while kills < num_kills() {

@@ -111,6 +111,22 @@ fn a_run_that_was_moved_goes_on() {
     expected.assert_same(&scene, "moved");
 }
 
+#[test]
+fn a_changed_adapter_to_start_from_is_refused() {
+    let first = Scene::new();
+    ended(&mut first.train(&[])).says(0, &[]);
+    let (scene, begun) = (Scene::new(), first.path("run/adapter"));
+    let init = format!("adapter.init_from={}", begun.display());
+    let killed = ended(scene.train(&[&init]).env("HONE_FAILPOINT", "loop.updated:2"));
+    assert_eq!(killed.status, None, "{}", killed.stderr);
+    let other = ended(&mut first.train(&["output.dir=other", "train.seed=7"]));
+    other.says(0, &[]);
+    let weights = "adapter_model.safetensors";
+    std::fs::copy(first.path("other/adapter").join(weights), begun.join(weights)).unwrap();
+    let refused = ended(&mut scene.train(&[&init, "--resume"]));
+    refused.says(2, &["has changed since", weights]);
+}
+
 /// The policy of the beginning is kept even where the planner would now choose another.
 #[test]
 fn another_budget_keeps_the_micro_batches() {

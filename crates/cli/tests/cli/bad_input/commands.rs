@@ -1,0 +1,146 @@
+//! Command lines, and the verbs that need no run file.
+
+use super::{Case, check, command, refused};
+use crate::common::Scene;
+
+#[test]
+fn mistakes_in_the_command_line() {
+    check(&[
+        command("unknown verb", &["trian"], &["'trian'", "'train'", "--help"]),
+        command("no run file", &["train"], &["<RUN.toml>", "--help"]),
+        command("unknown flag", &["train", "run.toml", "--fast"], &["'--fast'", "--help"]),
+        command(
+            "a number that is none",
+            &["generate", "model", "--prompt", "w5", "--max-new-tokens", "many"],
+            &["'many'", "--max-new-tokens", "expected a whole number"],
+        ),
+        command(
+            "a negative temperature",
+            &["generate", "model", "--prompt", "w5", "--temperature", "-1"],
+            &["'-1'", "--temperature", "expected a number of at least 0"],
+        ),
+        command(
+            "a probability of 0",
+            &["generate", "model", "--prompt", "w5", "--top-p", "0"],
+            &["--top-p", "above 0 and at most 1"],
+        ),
+        command(
+            "no threads",
+            &["doctor", "--threads", "0"],
+            &["--threads", "expected a whole number from 1 to 4096"],
+        ),
+        command(
+            "an unknown format",
+            &["eval", "model", "--data", "eval.jsonl", "--format", "csv"],
+            &["'csv'", "prompt_completion", "text"],
+        ),
+        command("one field of two", PROMPT_FIELD, &["--completion-field"]),
+    ]);
+}
+
+const PROMPT_FIELD: &[&str] = &["eval", "model", "--data", "eval.jsonl", "--prompt-field", "q"];
+
+#[test]
+fn generate() {
+    let long: &'static str = Box::leak("w5 ".repeat(70).into_boxed_str());
+    let arguments: &'static [&'static str] =
+        Box::leak(Box::new(["generate", "model", "--prompt", long]));
+    check(&[
+        command(
+            "an empty prompt",
+            &["generate", "model", "--prompt", ""],
+            &["--prompt is empty", "give some text"],
+        ),
+        command(
+            "a prompt that is too long",
+            arguments,
+            &["--prompt has 70 tokens", "made for 64 in all", "shorten it"],
+        ),
+        command(
+            "no template",
+            &["generate", "model", "--prompt", "w5", "--chat"],
+            &["--chat: this model has no chat template", "leave --chat out"],
+        ),
+        command(
+            "no model",
+            &["generate", "nowhere", "--prompt", "w5"],
+            &["model directory `nowhere` does not exist"],
+        ),
+        command(
+            "no adapter",
+            &["generate", "model", "--prompt", "w5", "--adapter", "nowhere"],
+            &["nowhere: adapter_config.json is not there"],
+        ),
+    ]);
+}
+
+#[test]
+fn a_template_that_raises() {
+    let scene = Scene::new();
+    let config = serde_json::json!({"chat_template": "{{ raise_exception('not now') }}"});
+    scene.write("model/tokenizer_config.json", &config.to_string());
+    let generate = &["generate", "model", "--prompt", "w5", "--chat"];
+    let says = &["--chat: the chat template raises: not now"];
+    refused("raises", &scene, &mut scene.hone(generate), says);
+}
+
+#[test]
+fn eval() {
+    check(&[
+        command(
+            "no data",
+            &["eval", "model", "--data", "nowhere.txt"],
+            &["nowhere.txt: no such file; check --data"],
+        ),
+        Case {
+            name: "a file of an unknown kind",
+            spoil: |s| s.write("book.csv", "a,b\n"),
+            arguments: &["eval", "model", "--data", "book.csv"],
+            says: &["book.csv", "\"csv\" are not supported", "--format \"text\""],
+        },
+        Case {
+            name: "a record of an unknown format",
+            spoil: |s| s.write("book.jsonl", "{\"question\": \"w3\"}\n"),
+            arguments: &["eval", "model", "--data", "book.jsonl"],
+            says: &["book.jsonl:1", "--prompt-field"],
+        },
+        Case {
+            name: "an empty file",
+            spoil: |s| s.write("book.txt", ""),
+            arguments: &["eval", "model", "--data", "book.txt"],
+            says: &["book.txt: the file is empty"],
+        },
+        command(
+            "rows that are too long",
+            &["eval", "model", "--data", "eval.jsonl", "--max-seq-len", "3"],
+            &["eval.jsonl:", "--max-seq-len is 3", "--truncate"],
+        ),
+        command(
+            "longer than the model was made for",
+            &["eval", "model", "--data", "eval.jsonl", "--max-seq-len", "65"],
+            &["--max-seq-len 65", "max_position_embeddings = 64"],
+        ),
+        command(
+            "logits to nowhere",
+            &["eval", "model", "--data", "eval.jsonl", "--logits", "nowhere/logits.safetensors"],
+            &["--logits nowhere/logits.safetensors: there is no directory nowhere"],
+        ),
+    ]);
+}
+
+#[test]
+fn report() {
+    check(&[
+        command("no run", &["report", "nowhere"], &["nowhere/run.toml", "the directory of a run?"]),
+        Case {
+            name: "a damaged log",
+            spoil: |s| {
+                std::fs::create_dir(s.path("run")).unwrap();
+                s.write("run/run.toml", "");
+                s.write("run/metrics.jsonl", "{\"step\": 1}\nnonsense\n");
+            },
+            arguments: &["report", "run"],
+            says: &["run/metrics.jsonl, line 2", "the file is damaged"],
+        },
+    ]);
+}

@@ -1,0 +1,127 @@
+//! Places to write to: taken, impossible, full; and runs that are not those to go on with.
+
+use super::{Case, check, command, refused, replace, train};
+use crate::common::{Scene, ended};
+use std::process::Command;
+
+#[test]
+fn directories() {
+    check(&[
+        train(
+            "other files",
+            |s| {
+                std::fs::create_dir(s.path("run")).unwrap();
+                s.write("run/thesis.tex", "dear");
+            },
+            &["output.dir: ", "run holds other files", "an empty or a new directory"],
+        ),
+        train(
+            "a file",
+            |s| s.write("run", "dear"),
+            &["output.dir: ", "run is a file", "an empty or a new directory"],
+        ),
+        command(
+            "a directory with somebody's run.toml",
+            &["train", "run.toml", "output.dir=."],
+            &["output.dir: . holds other files"],
+        ),
+        command(
+            "a place below a file",
+            &["train", "run.toml", "output.dir=run.toml/x"],
+            &["output.dir: run.toml/x cannot be made", "that you may write to"],
+        ),
+        #[cfg(target_os = "linux")]
+        command(
+            "a place where nobody may write",
+            &["train", "run.toml", "output.dir=/proc/hone"],
+            &["output.dir: /proc/hone cannot be made", "that you may write to"],
+        ),
+    ]);
+}
+
+#[test]
+fn runs() {
+    let scene = Scene::new();
+    assert_eq!(ended(&mut scene.train(&["train.max_steps=2"])).status, Some(0));
+    let again = |name, more: &[&str], says: &[&str]| {
+        refused(name, &scene, &mut scene.train(more), says);
+    };
+    again("a run", &[], &["already holds a run", "--resume", "another directory"]);
+    let changed = &["--resume", "train.max_steps=3", "train.learning_rate=0.5"];
+    let says = &["--resume", "train.max_steps: 2 → 3", "train.learning_rate: 0.01 → 0.5"];
+    again("changed settings", changed, says);
+    let same = &["--resume", "train.max_steps=2"];
+    replace(&scene, "train.jsonl", "w", " w");
+    again("changed data", same, &["--resume", "has changed", "train.jsonl", "another output.dir"]);
+    scene.write("run/manifest.json", "{");
+    again("a damaged manifest", same, &["manifest.json: damaged", "another output.dir"]);
+}
+
+#[test]
+fn exports() {
+    check(&[
+        command(
+            "a directory that exists",
+            &["export", "model", "--out", "model"],
+            &["--out model exists already", "another"],
+        ),
+        command(
+            "a file that exists",
+            &["export", "model", "--out", "run.toml"],
+            &["--out run.toml exists already"],
+        ),
+        command(
+            "below nothing",
+            &["export", "model", "--out", "nowhere/merged"],
+            &["--out nowhere/merged: there is no directory nowhere", "make it"],
+        ),
+        Case {
+            name: "a bad model",
+            spoil: |s| s.write("model/config.json", "{"),
+            arguments: &["export", "model", "--out", "merged"],
+            says: &["model/config.json"],
+        },
+    ]);
+}
+
+#[test]
+fn a_full_disk_at_the_very_beginning_leaves_nothing() {
+    for at in ["file.written=enospc", "file.synced:2=enospc"] {
+        let scene = Scene::new();
+        let mut train = scene.train(&[]);
+        refused(at, &scene, train.env("HONE_FAILPOINT", at), &["disk full", "free "]);
+    }
+}
+
+/// A file system of that size; absent without the right to mount.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn mount(scene: &Scene, size: &str) -> Option<Self> {
+        let at = scene.path("small");
+        std::fs::create_dir(&at).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(&at);
+        let mounted = mount.output().is_ok_and(|output| output.status.success());
+        mounted.then_some(Self(at))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).output();
+    }
+}
+
+#[test]
+fn a_disk_that_is_really_full() {
+    let scene = Scene::new();
+    let Some(_disk) = SmallDisk::mount(&scene, "16k") else {
+        println!("skipped: cannot mount a small tmpfs (needs root)");
+        return;
+    };
+    let export = &["export", "model", "--out", "small/merged"];
+    refused("export", &scene, &mut scene.hone(export), &["small/", "No space left", "free some"]);
+    let ended = ended(&mut scene.train(&["output.dir=small/run"]));
+    ended.says(2, &["disk full", "small/", "ree some space"]);
+}

@@ -1,0 +1,155 @@
+//! The run file and its overrides.
+
+use super::{Case, TRAIN, check, command, replace, train};
+
+#[test]
+fn keys() {
+    check(&[
+        train(
+            "misspelt key",
+            |s| replace(s, "run.toml", "learning_rate", "lerning_rate"),
+            &["run.toml, line ", "train.lerning_rate", "did you mean `train.learning_rate`?"],
+        ),
+        train(
+            "unknown key",
+            |s| replace(s, "run.toml", "[report]", "[report]\nflavour = 1"),
+            &["report.flavour", "unknown key; the keys of [report] are samples"],
+        ),
+        train(
+            "unknown table",
+            |s| replace(s, "run.toml", "[report]", "[repotr]"),
+            &["repotr", "did you mean [report]?"],
+        ),
+        train(
+            "missing key",
+            |s| replace(s, "run.toml", "path =", "compute = \"f32\" #"),
+            &["model.path", "missing", "For example"],
+        ),
+        train(
+            "not TOML",
+            |s| s.write("run.toml", "[model\n"),
+            &["run.toml, line 1", "this is not TOML"],
+        ),
+        train(
+            "wrong type",
+            |s| replace(s, "run.toml", "max_steps = 12", "max_steps = \"many\""),
+            &["train.max_steps", "\"many\" (string)", "a whole number, 1 or above"],
+        ),
+        train(
+            "out of range",
+            |s| replace(s, "run.toml", "rank = 4", "rank = 0"),
+            &["adapter.rank", "found 0", "from 1 to 1024"],
+        ),
+        train(
+            "wrong choice",
+            |s| replace(s, "run.toml", "method = \"lora\"", "method = \"lorra\""),
+            &["adapter.method", "Did you mean \"lora\"?"],
+        ),
+        train(
+            "keys that exclude each other",
+            |s| replace(s, "run.toml", "max_steps = 12", "max_steps = 12\nnum_epochs = 1"),
+            &["train.num_epochs", "train.max_steps", "remove one of the two"],
+        ),
+    ]);
+}
+
+/// `hone train run.toml` with an override.
+macro_rules! overridden {
+    ($name:expr, $setting:expr, $says:expr) => {
+        command($name, &["train", "run.toml", $setting], $says)
+    };
+}
+
+#[test]
+fn overrides() {
+    check(&[
+        overridden!("misspelt", "train.sed=1", &["on the command line", "`train.seed`"]),
+        overridden!("no value", "train.seed", &["is not an override; write key=value"]),
+        overridden!("bad number", "train.learning_rate=fast", &["\"fast\"", "a number above 0"]),
+        overridden!("bad size", "budget.memory=lots", &["\"lots\"", "a size such as \"16GiB\""]),
+        overridden!(
+            "batch shorter than a row",
+            "train.batch_tokens=16",
+            &["16 is less than max_seq_len = 32", "set train.batch_tokens to 32 or more"]
+        ),
+        overridden!(
+            "micro-batch of broken rows",
+            "budget.micro_batch_tokens=40",
+            &["40 is not a multiple of max_seq_len = 32", "try 32"]
+        ),
+        command(
+            "rows longer than the model was made for",
+            &[
+                "train",
+                "run.toml",
+                "data.max_seq_len=128",
+                "train.batch_tokens=128",
+                "budget.micro_batch_tokens=128",
+            ],
+            &["data.max_seq_len = 128", "max_position_embeddings = 64", "at most 64"],
+        ),
+        overridden!(
+            "a target that matches no layer",
+            "adapter.target_modules=q_prj",
+            &["adapter.target_modules: `q_prj` matches no linear layer", "q_proj, k_proj"]
+        ),
+        overridden!(
+            "an adapter to start from that is not there",
+            "adapter.init_from=nowhere",
+            &["nowhere: adapter_config.json is not there", "PEFT layout"]
+        ),
+    ]);
+}
+
+#[test]
+fn memory_that_cannot_fit() {
+    check(&[overridden!(
+        "a budget below the program itself",
+        "budget.memory=1MB",
+        &["needs", "977 KiB may be taken", "What would make it fit", "budget.memory = \""]
+    )]);
+    // `plan` prints the plan all the same, and ends with status 2.
+    let scene = crate::common::Scene::new();
+    let plan = &["plan", "run.toml", "budget.memory=1MB", "--json"];
+    let ended = crate::common::ended(&mut scene.hone(plan));
+    ended.says(2, &["What would make it fit", "budget.memory = \""]);
+    let plan: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(plan["fits"], false);
+}
+
+#[test]
+fn files_that_are_not_there() {
+    const NOWHERE: &[&str] = &["train", "nowhere.toml"];
+    check(&[
+        Case {
+            name: "no run file",
+            spoil: |_| {},
+            arguments: NOWHERE,
+            says: &["cannot read the run file nowhere.toml", "No such file"],
+        },
+        Case {
+            name: "the run file is a directory",
+            spoil: |s| {
+                std::fs::remove_file(s.path("run.toml")).unwrap();
+                std::fs::create_dir(s.path("run.toml")).unwrap();
+            },
+            arguments: TRAIN,
+            says: &["cannot read the run file run.toml"],
+        },
+        overridden!(
+            "no data",
+            "data.train=nowhere.jsonl",
+            &["nowhere.jsonl: no such file", "data.train"]
+        ),
+        overridden!(
+            "a pattern without a match",
+            "data.train=*.csv",
+            &["*.csv: the glob matches no file", "correct the pattern"]
+        ),
+        overridden!(
+            "no model",
+            "model.path=nowhere",
+            &["model directory `nowhere` does not exist", "config.json"]
+        ),
+    ]);
+}

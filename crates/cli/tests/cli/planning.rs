@@ -1,0 +1,126 @@
+//! Plans keep to the budget, and where nothing fits they say what would.
+
+use crate::common::tiny_model::rows;
+use crate::common::{Ended, Scene, ended};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// What the program itself may take more in one start than in another.
+const NOISE: u64 = 3 << 20;
+
+/// `hone plan --json`: how it ended, and the plan.
+fn plan(scene: &Scene, settings: &[&str]) -> (Ended, Value) {
+    let run = ended(&mut scene.hone(&[&["plan", "run.toml", "--json"], settings].concat()));
+    let plan = serde_json::from_str(&run.stdout).unwrap_or_else(|_| panic!("{}", run.stderr));
+    (run, plan)
+}
+
+fn bytes(plan: &Value, key: &str) -> u64 {
+    plan[key].as_u64().unwrap()
+}
+
+/// Bytes that training takes, whatever preparing the data took before.
+fn needed(plan: &Value) -> u64 {
+    let memory = plan["memory"].as_object().unwrap();
+    let sum: u64 = memory.values().map(|bytes| bytes.as_u64().unwrap()).sum();
+    assert_eq!(sum, bytes(plan, "peak_bytes"), "{plan}");
+    sum - memory["preparation"].as_u64().unwrap()
+}
+
+/// A run whose largest micro-batch takes more than a hundred megabytes.
+fn with_large_steps() -> Scene {
+    let scene = Scene::full();
+    scene.write("train.jsonl", &rows(8_000));
+    let text = std::fs::read_to_string(scene.path("run.toml")).unwrap();
+    let text = text.replace("micro_batch_tokens = 32\n", "");
+    scene.write("run.toml", &text.replace("batch_tokens = 128", "batch_tokens = 65536"));
+    scene
+}
+
+#[test]
+fn a_smaller_budget_takes_a_leaner_policy() {
+    let scene = with_large_steps();
+    let (_, free) = plan(&scene, &[]);
+    let arena = bytes(&free, "arena_bytes");
+    let mut last = arena;
+    for share in [70, 20, 5] {
+        // Everything but the step memory stays.
+        let budget = needed(&free) - arena + arena * share / 100 + NOISE;
+        let (run, leaner) = plan(&scene, &[&format!("budget.memory={budget}")]);
+        run.says(0, &[]);
+        assert!(leaner["fits"] == true && needed(&leaner) <= budget, "{leaner}");
+        assert!(bytes(&leaner, "arena_bytes") < last, "{leaner}");
+        let smaller = leaner["micro_batch_tokens"].as_u64() < free["micro_batch_tokens"].as_u64();
+        assert!(smaller || leaner["recompute"] == "block", "{leaner}");
+        last = bytes(&leaner, "arena_bytes");
+    }
+}
+
+#[test]
+fn a_policy_that_the_run_file_pins_is_named_as_the_hindrance() {
+    let scene = with_large_steps();
+    let pinned = ["budget.micro_batch_tokens=65536", "budget.recompute=none"];
+    let (_, large) = plan(&scene, &pinned);
+    let memory = format!("budget.memory={}", needed(&large) - bytes(&large, "arena_bytes") / 2);
+    let (refused, _) = plan(&scene, &[pinned[0], pinned[1], &memory]);
+    refused.says(2, &["does not fit", "leave budget.micro_batch_tokens and budget.recompute out"]);
+    plan(&scene, &[&memory]).0.says(0, &[]);
+}
+
+/// All weights of a wide model do not fit; an adapter does, or an adapter on bf16 weights.
+#[test]
+fn mends_build_on_each_other() {
+    let scene = Scene::full();
+    widen(&scene.path("model"));
+    let adapter = ["adapter.method=lora", "adapter.rank=16", "model.base_precision=bf16"];
+    let full = needed(&plan(&scene, &["model.base_precision=f32"]).1);
+    let on_f32 = needed(&plan(&scene, &[adapter[0], adapter[1], "model.base_precision=f32"]).1);
+    let on_bf16 = needed(&plan(&scene, &adapter).1);
+    assert!(on_bf16 + 4 * NOISE < on_f32 && on_f32 + 4 * NOISE < full);
+    for (fitting, num_mends) in [(on_f32, 1), (on_bf16, 2)] {
+        let memory = format!("budget.memory={}", fitting + NOISE);
+        let (refused, plan_of_it) = plan(&scene, &["model.base_precision=f32", &memory]);
+        refused.says(2, &["does not fit", "[adapter]"]);
+        let mends = plan_of_it["mend"].as_array().unwrap();
+        assert_eq!(mends.len(), num_mends, "{mends:?}");
+        let says_bf16 = mends[num_mends - 1].as_str().unwrap().contains("base_precision");
+        assert_eq!(says_bf16, num_mends == 2, "{mends:?}");
+        let mended = [&adapter[..num_mends + 1], &[&memory]].concat();
+        plan(&scene, &mended).0.says(0, &[]);
+    }
+}
+
+/// Gives the model hidden states of 1024; its weights are zeros that take no disk.
+fn widen(model: &Path) {
+    let wide = |n: u64| match n {
+        24 => 1024,
+        12 => 512,
+        11 => 2048,
+        n => n,
+    };
+    let config = model.join("config.json");
+    let mut facts: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    for key in ["hidden_size", "intermediate_size"] {
+        facts[key] = wide(facts[key].as_u64().unwrap()).into();
+    }
+    std::fs::write(config, facts.to_string()).unwrap();
+    let file = model.join("model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let mut offset = 0;
+    for (_, tensor) in header.as_object_mut().unwrap().iter_mut().filter(|t| t.0 != "__metadata__")
+    {
+        let shape = tensor["shape"].as_array().unwrap().iter().map(|n| wide(n.as_u64().unwrap()));
+        let shape: Vec<u64> = shape.collect();
+        let end = offset + 4 * shape.iter().product::<u64>();
+        *tensor = json!({"dtype": "F32", "shape": shape, "data_offsets": [offset, end]});
+        offset = end;
+    }
+    let header = header.to_string();
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.bytes());
+    std::fs::write(&file, &bytes).unwrap();
+    let sparse = std::fs::File::options().write(true).open(&file).unwrap();
+    sparse.set_len(bytes.len() as u64 + offset).unwrap();
+}

@@ -1,0 +1,149 @@
+//! What every verb gives: its fields as JSON, its exit status, nothing but results on standard
+//! output, and the right numbers.
+
+mod generation;
+mod losses;
+mod plans;
+
+use crate::common::{Ended, Scene, ended};
+use serde_json::Value;
+use std::process::Command;
+
+const VERBS: [&str; 8] =
+    ["demo", "plan", "train", "eval", "generate", "export", "report", "doctor"];
+
+/// Runs a command that must succeed and print one JSON object.
+fn json(command: &mut Command) -> Value {
+    let ended = succeeds(command);
+    assert_eq!(ended.stdout.lines().count(), 1, "{}", ended.stdout);
+    serde_json::from_str(&ended.stdout).unwrap()
+}
+
+fn succeeds(command: &mut Command) -> Ended {
+    let ended = ended(command);
+    assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+    ended
+}
+
+fn assert_fields(value: &Value, names: &[&str]) {
+    for name in names {
+        assert!(value.get(name).is_some_and(|field| !field.is_null()), "no {name} in {value}");
+    }
+}
+
+#[test]
+fn help_comes_with_an_example() {
+    let scene = Scene::new();
+    let all = succeeds(&mut scene.hone(&["--help"])).stdout;
+    for verb in VERBS {
+        assert!(all.contains(verb), "{verb} is not in:\n{all}");
+        let help = succeeds(&mut scene.hone(&[verb, "--help"])).stdout;
+        assert!(help.contains("Example") && help.contains(&format!("hone {verb}")), "{help}");
+        assert!(help.contains("--json"), "{help}");
+    }
+}
+
+#[test]
+fn every_verb_prints_its_fields_as_json() {
+    let scene = Scene::new();
+    let plan = json(&mut scene.hone(&["plan", "run.toml", "--json"]));
+    let fields = ["peak_bytes", "arena_bytes", "memory", "flops_per_step", "step_seconds"];
+    assert_fields(&plan, &fields);
+    assert_fields(&plan, &["num_steps", "total_seconds", "fits"]);
+    let train = scene.train(&["train.max_steps=2", "--json"]);
+    assert_fields(&json(&mut { train }), &["result", "report", "evaluations", "samples"]);
+    let eval = ["eval", "model", "--adapter", "run/adapter", "--data", "eval.jsonl", "--json"];
+    assert_fields(&json(&mut scene.hone(&eval)), &["loss", "perplexity", "num_target_tokens"]);
+    let generate = ["generate", "model", "--prompt", "w5", "--max-new-tokens", "3", "--json"];
+    assert_fields(&json(&mut scene.hone(&generate)), &["text", "tokens", "tokens_per_second"]);
+    let export = ["export", "model", "--adapter", "run/adapter", "--out", "merged", "--json"];
+    assert_fields(&json(&mut scene.hone(&export)), &["out", "dtype", "logits_error"]);
+    let report = json(&mut scene.hone(&["report", "run", "--json"]));
+    assert_eq!(report["report"], "run/report.html");
+    let doctor = json(&mut scene.hone(&["doctor", "--threads", "1", "--json"]));
+    assert_fields(&doctor, &["version", "profile", "hub_cache"]);
+}
+
+#[test]
+fn each_step_leaves_its_fields() {
+    let scene = Scene::new();
+    succeeds(&mut scene.train(&["train.max_steps=2"]));
+    let metrics = scene.lines("metrics.jsonl");
+    assert_eq!(metrics.len(), 2);
+    let fields = ["step", "loss", "learning_rate", "grad_norm", "tokens", "target_tokens"];
+    assert_fields(&metrics[1], &fields);
+    assert_fields(&metrics[1], &["tokens_per_second", "step_seconds", "phases"]);
+    #[cfg(target_os = "linux")]
+    assert_fields(&metrics[1], &["peak_bytes"]);
+}
+
+#[test]
+fn progress_goes_to_standard_error() {
+    let scene = Scene::new();
+    let train = succeeds(&mut scene.train(&["train.max_steps=2"]));
+    assert!(train.stderr.contains("step 2/2"), "{}", train.stderr);
+    assert!(train.stderr.contains("max_steps = 2"), "the effective settings: {}", train.stderr);
+    assert!(!train.stdout.contains("step"), "{}", train.stdout);
+    assert!(train.stdout.contains("run/adapter"), "{}", train.stdout);
+    let greedy = ["generate", "model", "--prompt", "w5", "--temperature", "0"];
+    let text = succeeds(&mut scene.hone(&greedy));
+    assert!(text.stderr.contains("tokens/s") && !text.stdout.contains("tokens/s"));
+}
+
+#[test]
+fn a_failure_while_running_ends_with_status_1() {
+    let scene = Scene::new();
+    let mut train = scene.train(&[]);
+    let ended = ended(train.env("HONE_FAILPOINT", "loop.nonfinite:2=enospc"));
+    ended.says(1, &["step 2: the loss is not finite", "was not applied"]);
+}
+
+#[test]
+fn an_unfinished_run_has_a_report() {
+    let scene = Scene::new();
+    let mut train = scene.train(&[]);
+    let killed = ended(train.env("HONE_FAILPOINT", "loop.step_done:2=kill"));
+    assert_eq!(killed.status, None, "ended by a signal: {}", killed.stderr);
+    succeeds(&mut scene.hone(&["report", "run"]));
+    let page = std::fs::read_to_string(scene.path("run/report.html")).unwrap();
+    assert!(page.starts_with("<!doctype html>") || page.starts_with("<!DOCTYPE html>"));
+    std::fs::remove_file(scene.path("run/metrics.jsonl")).unwrap();
+    succeeds(&mut scene.hone(&["report", "run"]));
+}
+
+/// `hone … | head` and the like end without noise, and a run goes on when nobody reads its log.
+#[test]
+fn readers_may_go_away() {
+    let scene = Scene::new();
+    let mut plan = scene.hone(&["plan", "run.toml"]).spawn().unwrap();
+    drop(plan.stdout.take());
+    let output = plan.wait_with_output().unwrap();
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"));
+    assert_eq!(output.status.code(), Some(0));
+    let mut train = scene.train(&["train.max_steps=2"]).spawn().unwrap();
+    drop(train.stderr.take());
+    assert_eq!(train.wait_with_output().unwrap().status.code(), Some(0));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_result_that_cannot_be_written_is_no_success() {
+    let scene = Scene::new();
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut plan = scene.hone(&["plan", "run.toml"]);
+    ended(plan.stdout(full)).says(1, &["cannot write to standard output", "No space left"]);
+}
+
+/// What was written is as readable as any other new file.
+#[test]
+#[cfg(unix)]
+fn weights_are_as_readable_as_other_files() {
+    use std::os::unix::fs::PermissionsExt;
+    let scene = Scene::new();
+    succeeds(&mut scene.train(&["train.max_steps=2"]));
+    let mode = |name: &str| {
+        let path = scene.path("run/adapter").join(name);
+        std::fs::metadata(path).unwrap().permissions().mode()
+    };
+    assert_eq!(mode("adapter_model.safetensors"), mode("adapter_config.json"));
+}

@@ -1,0 +1,77 @@
+//! `hone eval`: the loss is the one that the logits give, and exports keep it.
+
+use super::{Scene, json, succeeds};
+use hone_tensor::safetensors::SafeTensorsFile;
+use serde_json::Value;
+
+const TEXT: &str = "w5 w9 w11 w4 w30 w31 w8 w8 w17";
+
+fn eval(scene: &Scene, more: &[&str]) -> Value {
+    json(&mut scene.hone(&[&["eval", "model", "--json"], more].concat()))
+}
+
+fn loss(evaluation: &Value) -> f64 {
+    evaluation["loss"].as_f64().unwrap()
+}
+
+/// Mean negative log-probability of tokens `1..` under logits `[t, vocab_size]`.
+fn by_hand(scene: &Scene, file: &str) -> (f64, usize) {
+    let file = SafeTensorsFile::open(&scene.path(file)).unwrap();
+    let (logits, tokens) = (file.tensor("logits").unwrap(), file.tensor("tokens").unwrap());
+    let vocab_size = logits.shape()[1];
+    let rows = logits.f32().chunks(vocab_size).zip(&tokens.f32()[1..]);
+    let losses = rows.map(|(row, &next)| {
+        let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+        sum.ln() - f64::from(row[next as usize])
+    });
+    (losses.sum::<f64>() / (tokens.f32().len() - 1) as f64, tokens.f32().len() - 1)
+}
+
+#[test]
+fn the_loss_of_a_text_is_that_of_its_logits() {
+    let scene = Scene::new();
+    scene.write("book.txt", TEXT);
+    let flags = ["--data", "book.txt", "--format", "text"];
+    for end in [&[][..], &["--append-eos"]] {
+        let logits = ["--logits", "logits.safetensors"];
+        let evaluation = eval(&scene, &[&flags[..], &logits, end].concat());
+        let (expected, num_targets) = by_hand(&scene, "logits.safetensors");
+        assert!((loss(&evaluation) - expected).abs() < 1e-5, "{evaluation}, by hand {expected}");
+        assert_eq!(evaluation["num_target_tokens"], num_targets);
+        assert_eq!(num_targets, if end.is_empty() { 8 } else { 9 });
+        let perplexity = evaluation["perplexity"].as_f64().unwrap();
+        assert!((perplexity.ln() - expected).abs() < 1e-5);
+    }
+}
+
+/// Windows, packing and micro-batches change nothing about which tokens count.
+#[test]
+fn every_window_counts() {
+    let scene = Scene::new();
+    scene.write("book.txt", &[TEXT; 30].join(" "));
+    let flags = ["--data", "book.txt", "--format", "text"];
+    let whole = eval(&scene, &[&flags[..], &["--max-seq-len", "64"]].concat());
+    let short = eval(&scene, &[&flags[..], &["--max-seq-len", "16"]].concat());
+    assert!(whole["num_target_tokens"].as_u64() >= short["num_target_tokens"].as_u64());
+    let again = eval(&scene, &[&flags[..], &["--max-seq-len", "16", "--threads", "1"]].concat());
+    assert_eq!(loss(&short).to_bits(), loss(&again).to_bits());
+}
+
+#[test]
+fn an_export_keeps_the_loss() {
+    let scene = Scene::new();
+    succeeds(&mut scene.train(&["train.max_steps=4"]));
+    let data = ["--data", "eval.jsonl"];
+    let base = loss(&eval(&scene, &data));
+    let adapted = loss(&eval(&scene, &[&data[..], &["--adapter", "run/adapter"]].concat()));
+    assert!((base - adapted).abs() > 1e-4, "training changed nothing: {base}, {adapted}");
+    let export = ["export", "model", "--adapter", "run/adapter", "--out", "merged"];
+    succeeds(&mut scene.hone(&export));
+    let merged = json(&mut scene.hone(&["eval", "merged", "--data", "eval.jsonl", "--json"]));
+    assert!((loss(&merged) - adapted).abs() < 1e-5, "{merged}, with the adapter {adapted}");
+    let half = ["--dtype", "bf16", "--out", "half"];
+    succeeds(&mut scene.hone(&[&export[..4], &half].concat()));
+    let half = json(&mut scene.hone(&["eval", "half", "--data", "eval.jsonl", "--json"]));
+    assert!((loss(&half) - adapted).abs() < 0.05, "{half}, with the adapter {adapted}");
+    assert!(!scene.path(".merged.partial").exists());
+}
