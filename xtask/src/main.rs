@@ -2,6 +2,7 @@
 //!
 //! Only dispatch lives here; each command is a module. Nothing in this crate ships with the binary.
 
+mod bench;
 mod test;
 mod tidy;
 
@@ -16,6 +17,9 @@ Usage: cargo xtask COMMAND
 Commands:
   test   everything a change must pass: needed tools, formatting, clippy, tidy, all tests
   tidy   house rules: sizes, crate directions, unsafe code, names, headers, documents
+  bench plan [HONE]
+         what `hone plan` says against what `hone train` takes; writes docs/benchmarks/plan.md.
+         HONE: a binary other than the release build
   help   this text
 
 Example: cargo xtask test
@@ -34,6 +38,8 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         ["test"] => test::run(&workspace_root()),
+        ["bench", "plan"] => bench::plan(&workspace_root(), None),
+        ["bench", "plan", hone] => bench::plan(&workspace_root(), Some(Path::new(hone))),
         ["tidy"] => tidy::run(&workspace_root()),
         other => {
             eprint!("cargo xtask: unknown arguments `{}`\n\n{HELP}", other.join(" "));

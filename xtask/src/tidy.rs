@@ -5,8 +5,8 @@
 //! (unsafe code, unfinished work, headers, names), [`crates`] (dependency directions, lints,
 //! documents). Formatting is rustfmt's business and lints are clippy's.
 //!
-//! Documents made by a program (command-line reference, configuration schema) are to be compared
-//! with a fresh copy in [`check`], next to the other documents, as soon as there is one.
+//! Documents made by a program (`docs/run-file.md`, `docs/command-line.md`) are compared with a
+//! fresh copy by the tests of the crates that make them; `HONE_WRITE_DOCS=1 cargo test` writes them.
 
 mod content;
 mod crates;

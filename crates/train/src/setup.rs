@@ -206,25 +206,12 @@ fn units_per_step(run: &RunFile, max_seq_len: usize, note: &mut dyn FnMut(String
 fn record_spec(run: &RunFile, max_seq_len: usize) -> RecordSpec {
     let data = &run.data;
     RecordSpec {
-        format: match data.format {
-            run_file::Format::Auto => hone_data::Format::Auto,
-            run_file::Format::Messages => hone_data::Format::Messages,
-            run_file::Format::Sharegpt => hone_data::Format::ShareGpt,
-            run_file::Format::Alpaca => hone_data::Format::Alpaca,
-            run_file::Format::PromptCompletion => hone_data::Format::PromptCompletion,
-            run_file::Format::Text => hone_data::Format::Text,
-        },
+        format: data.format,
         prompt_field: data.prompt_field.clone(),
         completion_field: data.completion_field.clone(),
         max_seq_len,
-        overlong: match data.overlong {
-            run_file::Overlong::Refuse => hone_data::Overlong::Refuse,
-            run_file::Overlong::Truncate => hone_data::Overlong::Truncate,
-        },
-        on_error: match data.on_error {
-            run_file::OnError::Fail => hone_data::OnError::Fail,
-            run_file::OnError::Skip => hone_data::OnError::Skip,
-        },
+        overlong: data.overlong,
+        on_error: data.on_error,
         append_eos: data.append_eos,
         all_tokens_are_targets: run.train.objective == run_file::Objective::Pretrain,
     }

@@ -47,7 +47,7 @@ fn draw(random: &mut Stream, num_items: usize, people: &[&'static str], held: bo
 
 /// Every fifth triple of count, colour and item is kept from training.
 fn is_held_out(scene: &Scene) -> bool {
-    (scene.count + scene.colour + scene.item) % 5 == 0
+    (scene.count + scene.colour + scene.item).is_multiple_of(5)
 }
 
 fn item(scene: &Scene, random: &mut Stream) -> Item {

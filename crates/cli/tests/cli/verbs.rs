@@ -7,6 +7,7 @@ mod plans;
 
 use crate::common::{Ended, Scene, ended};
 use serde_json::Value;
+use std::path::Path;
 use std::process::Command;
 
 const VERBS: [&str; 8] =
@@ -41,6 +42,28 @@ fn help_comes_with_an_example() {
         assert!(help.contains("Example") && help.contains(&format!("hone {verb}")), "{help}");
         assert!(help.contains("--json"), "{help}");
     }
+}
+
+/// `HONE_WRITE_DOCS=1 cargo test` writes the page instead.
+#[test]
+fn the_command_line_page_is_fresh() {
+    let scene = Scene::new();
+    let mut fresh = String::from(
+        "# Command line\n\n<!-- Generated from `--help`; do not edit. -->\n\nResults go to standard \
+         output, with `--json` as one object; progress to standard error. Exit\nstatus: 0 success, 2 \
+         a usage or configuration error, 1 a failure while running, 130 interrupted.\n",
+    );
+    for verb in VERBS {
+        let help = succeeds(scene.hone(&[verb, "--help"]).env_remove("COLUMNS")).stdout;
+        fresh.push_str(&format!("\n## hone {verb}\n\n```text\n{}\n```\n", help.trim_end()));
+    }
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/command-line.md");
+    if std::env::var_os("HONE_WRITE_DOCS").is_some() {
+        std::fs::write(&page, &fresh).unwrap();
+    }
+    let committed = std::fs::read_to_string(&page).unwrap_or_default();
+    let mend = "docs/command-line.md is stale; write it with HONE_WRITE_DOCS=1 cargo test";
+    assert!(committed == fresh, "{mend}");
 }
 
 #[test]

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use error::{Place, RunFileError};
+pub use hone_data::{Format, OnError, Overlong};
 
 /// The effective configuration of a run. Built by [`RunFile::load`], which checks; deserialising
 /// it directly does not check ranges.
@@ -204,41 +205,6 @@ choice!(
         F32,
         /// bfloat16.
         Bf16,
-    }
-);
-choice!(
-    /// Format of the records.
-    Format {
-        /// Found from the first record.
-        Auto,
-        /// `messages` with `role` and `content`.
-        Messages,
-        /// `conversations` with `from` and `value`.
-        Sharegpt,
-        /// `instruction`, `input`, `output`.
-        Alpaca,
-        /// A prompt and its completion.
-        PromptCompletion,
-        /// Documents.
-        Text,
-    }
-);
-choice!(
-    /// For rows longer than `max_seq_len`.
-    Overlong {
-        /// An error.
-        Refuse,
-        /// Cut, and counted.
-        Truncate,
-    }
-);
-choice!(
-    /// For rows that cannot be used.
-    OnError {
-        /// An error.
-        Fail,
-        /// Left out, and counted.
-        Skip,
     }
 );
 choice!(

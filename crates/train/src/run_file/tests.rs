@@ -270,6 +270,19 @@ fn the_reference_names_every_key() {
     }
 }
 
+/// `HONE_WRITE_DOCS=1 cargo test` writes the page instead.
+#[test]
+fn the_reference_page_is_fresh() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/run-file.md");
+    let fresh = RunFile::reference_markdown();
+    if std::env::var_os("HONE_WRITE_DOCS").is_some() {
+        std::fs::write(&page, &fresh).unwrap();
+    }
+    let committed = std::fs::read_to_string(&page).unwrap_or_default();
+    let mend = "docs/run-file.md is stale; write it with HONE_WRITE_DOCS=1 cargo test";
+    assert!(committed == fresh, "{mend}");
+}
+
 #[test]
 fn an_unreadable_file_is_named() {
     let error = RunFile::load(Path::new("no/such/run.toml"), &[]).unwrap_err().to_string();

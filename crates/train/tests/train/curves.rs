@@ -6,8 +6,10 @@ use hone_model::Recompute;
 use hone_tensor::{Device, StepKey};
 use hone_train::engine::Engine;
 
-/// Relative.
-const TOLERANCE: f64 = 1e-4;
+/// Relative errors. The gradient's norm moves ten times as far as the loss where steps are large.
+const LOSS: f64 = 1e-4;
+const NORM: f64 = 1e-3;
+const RATE: f64 = 1e-6;
 
 #[test]
 fn adapters() {
@@ -62,11 +64,13 @@ fn check(case: &str, settings: &[String], prefix: &str) {
         let loss = engine.forward_backward(&batch, num_targets, key, Recompute::None);
         let (norm, rate) = update(&mut engine, &schedule(&setup), step);
         let i = step as usize;
-        for (what, found, expected) in
-            [("loss", loss, losses[i]), ("norm", norm, norms[i]), ("rate", rate, rates[i])]
-        {
+        for (what, found, expected, tolerance) in [
+            ("loss", loss, losses[i], LOSS),
+            ("norm", norm, norms[i], NORM),
+            ("rate", rate, rates[i], RATE),
+        ] {
             let error = (found - expected).abs() / expected.abs().max(1e-9);
-            assert!(error <= TOLERANCE, "{case}, {prefix}{what} {step}: {found}, not {expected}");
+            assert!(error <= tolerance, "{case}, {prefix}{what} {step}: {found}, not {expected}");
         }
     }
 }

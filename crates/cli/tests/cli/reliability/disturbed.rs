@@ -70,9 +70,10 @@ fn a_damaged_checkpoint_pushes_out_no_whole_one() {
 
 /// Waits until a run says `awaited`.
 fn wait_for(awaited: &str, child: &mut Child) {
-    let mut said = Vec::new();
-    for byte in child.stderr.as_mut().unwrap().bytes() {
-        said.push(byte.unwrap());
+    // Byte by byte: what comes after is read by others.
+    let (mut said, mut byte) = (Vec::new(), [0]);
+    while child.stderr.as_mut().unwrap().read(&mut byte).unwrap() == 1 {
+        said.extend(byte);
         if said.ends_with(awaited.as_bytes()) {
             return;
         }
