@@ -6,7 +6,8 @@
 //! documents). Formatting is rustfmt's business and lints are clippy's.
 //!
 //! Documents made by a program (`docs/run-file.md`, `docs/command-line.md`) are compared with a
-//! fresh copy by the tests of the crates that make them; `HONE_WRITE_DOCS=1 cargo test` writes them.
+//! fresh copy by the tests of the crates that make them; `HONE_WRITE_DOCS=1 cargo test` writes
+//! them.
 
 mod content;
 mod crates;

@@ -28,7 +28,7 @@ pub struct Plan {
     pub arena_bytes: u64,
     /// Bytes by use; they add up to `peak_bytes`.
     pub memory: Map<String, Value>,
-    /// Bytes the process may take: `budget.memory`, or what the machine has.
+    /// Bytes the process may take: `budget.memory`, or three quarters of the machine's memory.
     pub budget_bytes: Option<u64>,
     /// Whether what training needs is within the budget. Preparing the data is over by then.
     pub fits: bool,
@@ -118,8 +118,15 @@ impl Host {
 pub fn plan(setup: &Setup, profile: &DeviceProfile) -> Result<Planned, TrainError> {
     let host = Host::measure();
     let mut planned = plan_among(setup, profile, host, &candidates(setup))?;
-    if !planned.plan.fits {
-        planned.plan.mend = mends(setup, host, planned.plan.needed_bytes())?;
+    let plan = &mut planned.plan;
+    if !plan.fits {
+        plan.mend = mends(setup, host, plan.needed_bytes())?;
+    } else if let Some(free) = free_memory(host).filter(|&free| free < plan.needed_bytes()) {
+        plan.fits = false;
+        plan.mend = vec![
+            format!("free some memory: {} can be taken now", crate::report::format_bytes(free)),
+            format!("budget.memory = \"{}MiB\", to have it planned leaner", free >> 20),
+        ];
     }
     Ok(planned)
 }
@@ -155,7 +162,7 @@ fn plan_among(
     let mut best: Option<Planned> = None;
     for &policy in candidates {
         let planned = dry.plan(profile, policy)?;
-        let better = best.as_ref().is_none_or(|best| is_better(&planned.plan, &best.plan));
+        let better = best.as_ref().is_none_or(|best| is_better(&planned, best));
         if better {
             best = Some(planned);
         }
@@ -163,18 +170,26 @@ fn plan_among(
     Ok(best.expect("there is at least one policy"))
 }
 
-/// Fitting beats not fitting; then the faster wins; of two that do not fit, the leaner.
-fn is_better(new: &Plan, old: &Plan) -> bool {
-    match (new.fits, old.fits) {
-        (true, true) => new.total_seconds < old.total_seconds,
-        (false, false) => new.arena_bytes < old.arena_bytes,
+/// Fitting beats not fitting; then computing nothing twice wins, then fewer micro-batches; of two that do not
+/// fit, the leaner. Measured speed has no say: the choice decides how sums are rounded, and the
+/// same run must give the same bits on a machine that is busier today.
+fn is_better(new: &Planned, old: &Planned) -> bool {
+    let work = |planned: &Planned| {
+        (planned.policy.recompute == Recompute::Block, planned.plan.micro_batches_per_step)
+    };
+    match (new.plan.fits, old.plan.fits) {
+        (true, true) => work(new) < work(old),
+        (false, false) => new.plan.arena_bytes < old.plan.arena_bytes,
         (fits, _) => fits,
     }
 }
 
+/// Tokens of a micro-batch beyond which products gain no more speed.
+const ENOUGH_TOKENS: usize = 4096;
+
 /// The policies that the run file leaves open, larger micro-batches first.
 fn candidates(setup: &Setup) -> Vec<Policy> {
-    let most = setup.first_step.len();
+    let most = setup.first_step.len().min(ENOUGH_TOKENS / setup.max_seq_len).max(1);
     let units: Vec<usize> = match setup.run.budget.micro_batch_tokens {
         Some(tokens) => vec![tokens / setup.max_seq_len],
         None => {
@@ -234,8 +249,8 @@ impl<'a> DryRun<'a> {
             peak_bytes: needed_bytes + preparation,
             arena_bytes: train_layout.bytes().max(eval_layout.bytes()) as u64,
             memory,
-            budget_bytes: budget(self.setup, self.host),
-            fits: fits(self.setup, self.host, needed_bytes),
+            budget_bytes: budget(self.setup),
+            fits: fits(self.setup, needed_bytes),
             flops_per_step: flops * micro_batches as u64,
             step_seconds,
             num_steps: self.setup.num_steps,
@@ -397,7 +412,7 @@ impl Variant<'_> {
                 break;
             }
             let needed_bytes = dry.leanest(len);
-            if fits(self.setup, self.host, needed_bytes) {
+            if fits(self.setup, needed_bytes) {
                 let change = format!(
                     "data.max_seq_len = {len} (now {longest}) with data.overlong = \"truncate\""
                 );
@@ -408,7 +423,7 @@ impl Variant<'_> {
     }
 
     fn note(&mut self, change: &str, needed_bytes: u64) -> bool {
-        let fits = fits(self.setup, self.host, needed_bytes);
+        let fits = fits(self.setup, needed_bytes);
         self.lines.push(match fits {
             true => format!("{change} (needs {})", crate::report::format_bytes(needed_bytes)),
             false => format!("{change}, and"),
@@ -421,11 +436,13 @@ impl Variant<'_> {
     }
 }
 
-/// Whether the budget, or what the machine has, holds so much.
-fn fits(setup: &Setup, host: Host, needed_bytes: u64) -> bool {
-    budget(setup, host).is_none_or(|budget| needed_bytes <= budget)
+/// Whether the budget holds so much.
+fn fits(setup: &Setup, needed_bytes: u64) -> bool {
+    budget(setup).is_none_or(|budget| needed_bytes <= budget)
 }
 
-fn budget(setup: &Setup, host: Host) -> Option<u64> {
-    setup.run.budget.memory.or_else(|| free_memory(host))
+/// `budget.memory`, or three quarters of what the machine has. Not what is free: that differs from
+/// hour to hour, and the policy must not.
+fn budget(setup: &Setup) -> Option<u64> {
+    setup.run.budget.memory.or_else(|| Some(machine::total_memory()? / 4 * 3))
 }

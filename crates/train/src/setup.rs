@@ -135,8 +135,8 @@ pub fn check_vocabulary(
     }
     Err(TrainError::Usage(format!(
         "{}: tokenizer.json has token ids up to {}, but the model (vocab_size in config.json) \
-         knows only {knows} tokens. The tokenizer belongs to another model, or tokens were added to it \
-         without resizing the model's embedding",
+         knows only {knows} tokens. The tokenizer belongs to another model, or tokens were added \
+         to it without resizing the model's embedding",
         dir.display(),
         has - 1,
     )))

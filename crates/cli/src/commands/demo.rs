@@ -2,7 +2,7 @@
 
 use crate::args::DemoArgs;
 use crate::demo::task::{Item, task};
-use crate::demo::{base, model};
+use crate::demo::{model, pretraining};
 use crate::failure::Failure;
 use crate::output;
 use hone_data::Tokenizer;
@@ -36,7 +36,8 @@ struct Score {
 /// Runs the demo, or writes the recipe of its base model.
 pub fn run(args: &DemoArgs) -> Result<(), Failure> {
     if let Some(dir) = &args.make_base {
-        base::write_base_recipe(dir).map_err(|error| Failure::Running(format!("{error:#}")))?;
+        pretraining::write_base_recipe(dir)
+            .map_err(|error| Failure::Running(format!("{error:#}")))?;
         println!("hone train {}", dir.join("run.toml").display());
         return Ok(());
     }
@@ -146,8 +147,8 @@ impl Score {
 fn introduce(args: &DemoArgs, held_out: &[Item]) {
     eprintln!(
         "A small language model, trained by Hone on generated text, learns to turn a sentence into \
-         a record.\nPeople, and triples of count, colour and item, in the held-out items never \
-         occur in training.\nEverything is in {}.\n\nThe task: {}\nThe answer:{}",
+         a record.\nNo person, and no triple of count, colour and item, of the held-out items \
+         occurs in the rows\nit is tuned on.\nEverything is in {}.\n\nThe task: {}\nThe answer:{}",
         args.dir.display(),
         held_out[0].prompt,
         held_out[0].completion

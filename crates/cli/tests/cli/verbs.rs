@@ -44,15 +44,19 @@ fn help_comes_with_an_example() {
     }
 }
 
+const PAGE_HEAD: &str = "# Command line
+
+<!-- Generated from `--help`; do not edit. -->
+
+Results go to standard output, with `--json` as one object; progress to standard error. Exit
+status: 0 success, 2 a usage or configuration error, 1 a failure while running, 130 interrupted.
+";
+
 /// `HONE_WRITE_DOCS=1 cargo test` writes the page instead.
 #[test]
 fn the_command_line_page_is_fresh() {
     let scene = Scene::new();
-    let mut fresh = String::from(
-        "# Command line\n\n<!-- Generated from `--help`; do not edit. -->\n\nResults go to standard \
-         output, with `--json` as one object; progress to standard error. Exit\nstatus: 0 success, 2 \
-         a usage or configuration error, 1 a failure while running, 130 interrupted.\n",
-    );
+    let mut fresh = PAGE_HEAD.to_owned();
     for verb in VERBS {
         let help = succeeds(scene.hone(&[verb, "--help"]).env_remove("COLUMNS")).stdout;
         fresh.push_str(&format!("\n## hone {verb}\n\n```text\n{}\n```\n", help.trim_end()));

@@ -268,7 +268,7 @@ fn damaged_weight_files() {
             "its header should have 18446744073709551615 bytes, and 27728 bytes follow",
         ),
         (|bytes| bytes[8] = b'x', "header: expected value at line 1 column 1"),
-        (overlap, "invalid offset for tensor `b`"),
+        (overlap, "the offset of tensor `b` is not where the tensor before it ends"),
     ];
     let mend = "It may have been cut short while it was copied: fetch it again";
     for (damage, reason) in cases {

@@ -266,7 +266,7 @@ pub(super) const KEYS: &[Key] = &[
     key("checkpoint.keep", Int(1, ANY), Value("2"),
         "how many whole checkpoints are kept", "3"),
 
-    key("budget.memory", Bytes, Chosen("what the machine has"),
+    key("budget.memory", Bytes, Chosen("three quarters of the machine's memory"),
         "most memory the process may take; may change for `--resume`", r#""16GiB""#),
     key("budget.micro_batch_tokens", Int(2, ANY), Chosen("the planner's choice"),
         "tokens per forward and backward pass; a multiple of `max_seq_len`", "4096"),

@@ -14,7 +14,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 const SEED: u64 = 1;
-const NUM_DOCUMENTS: u64 = 120_000;
+const NUM_DOCUMENTS: u64 = 60_000;
 /// Documents from which the tokenizer is trained.
 const NUM_TOKENIZER_DOCUMENTS: u64 = 5_000;
 
@@ -151,7 +151,7 @@ fn run_file(dir: &Path) -> String {
     format!(
         "[model]\npath = \"{dir}/start\"\ncompute = \"f32\"\n\n\
          [data]\ntrain = [\"{dir}/corpus.jsonl\"]\nformat = \"text\"\nmax_seq_len = 256\n\n\
-         [train]\nobjective = \"pretrain\"\nmax_steps = 5000\nbatch_tokens = 1024\n\
+         [train]\nobjective = \"pretrain\"\nmax_steps = 2600\nbatch_tokens = 1024\n\
          learning_rate = 2e-3\nwarmup_steps = 50\nadam_beta2 = 0.95\n\n\
          [output]\ndir = \"{dir}/run\"\n"
     )
