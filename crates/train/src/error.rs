@@ -69,9 +69,10 @@ pub enum TrainError {
     },
     /// A loss or gradient is not a number.
     #[error(
-        "step {step}: {what} is not finite; the step was not applied, and the last whole checkpoint \
-         is intact. `--resume train.on_nonfinite=skip` passes over such steps; in a new run, a lower \
-         train.learning_rate, a lower train.max_grad_norm or model.compute = \"f32\" usually helps"
+        "step {step}: {what} is not finite; the step was not applied, and the last whole \
+         checkpoint is intact. `--resume train.on_nonfinite=skip` passes over such steps; in a new \
+         run, a lower train.learning_rate, a lower train.max_grad_norm or model.compute = \"f32\" \
+         usually helps"
     )]
     NonFinite {
         /// The step, from 1.

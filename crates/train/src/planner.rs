@@ -170,9 +170,9 @@ fn plan_among(
     Ok(best.expect("there is at least one policy"))
 }
 
-/// Fitting beats not fitting; then computing nothing twice wins, then fewer micro-batches; of two that do not
-/// fit, the leaner. Measured speed has no say: the choice decides how sums are rounded, and the
-/// same run must give the same bits on a machine that is busier today.
+/// Fitting beats not fitting; then computing nothing twice wins, then fewer micro-batches; of two
+/// that do not fit, the leaner. Measured speed has no say: the choice decides how sums are rounded,
+/// and the same run must give the same bits on a machine that is busier today.
 fn is_better(new: &Planned, old: &Planned) -> bool {
     let work = |planned: &Planned| {
         (planned.policy.recompute == Recompute::Block, planned.plan.micro_batches_per_step)

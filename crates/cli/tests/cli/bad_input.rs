@@ -8,7 +8,7 @@ mod output;
 mod run_file;
 mod weights;
 
-use crate::common::{Ended, Scene, ended};
+use crate::sandbox::{Ended, Scene, ended};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -3,7 +3,7 @@
 //! and what every verb gives (`verbs`).
 
 mod bad_input;
-mod common;
 mod planning;
 mod reliability;
+mod sandbox;
 mod verbs;

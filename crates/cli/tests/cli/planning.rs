@@ -1,7 +1,7 @@
 //! Plans keep to the budget, and where nothing fits they say what would.
 
-use crate::common::tiny_model::rows;
-use crate::common::{Ended, Scene, ended};
+use crate::sandbox::tiny_model::rows;
+use crate::sandbox::{Ended, Scene, ended};
 use serde_json::{Value, json};
 use std::path::Path;
 

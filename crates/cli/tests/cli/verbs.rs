@@ -5,7 +5,7 @@ mod generation;
 mod losses;
 mod plans;
 
-use crate::common::{Ended, Scene, ended};
+use crate::sandbox::{Ended, Scene, ended};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;

@@ -1,7 +1,7 @@
 //! Command lines, and the verbs that need no run file.
 
 use super::{Case, check, command, refused};
-use crate::common::Scene;
+use crate::sandbox::Scene;
 
 #[test]
 fn mistakes_in_the_command_line() {

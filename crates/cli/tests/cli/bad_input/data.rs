@@ -1,7 +1,7 @@
 //! Records, documents and chat templates.
 
 use super::{Case, check, command, train};
-use crate::common::Scene;
+use crate::sandbox::Scene;
 use serde_json::json;
 
 const CHAT: &str = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' </s> ' }}\

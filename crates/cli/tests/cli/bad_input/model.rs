@@ -1,7 +1,7 @@
 //! Model directories: configuration, tokenizer, adapters. Their weights are in `weights`.
 
 use super::{Case, check, replace, train};
-use crate::common::Scene;
+use crate::sandbox::Scene;
 
 fn config(scene: &Scene, from: &str, to: &str) {
     replace(scene, "model/config.json", from, to);
@@ -49,7 +49,7 @@ fn tokenizers() {
         train(
             "tokenizer and model of different vocabulary size",
             |s| {
-                let larger = crate::common::tiny_model::word_tokenizer(60);
+                let larger = crate::sandbox::tiny_model::word_tokenizer(60);
                 s.write("model/tokenizer.json", &larger.to_string());
             },
             &["tokenizer.json has token ids up to 59", "knows only 53 tokens", "another model"],
@@ -75,7 +75,7 @@ fn tokenizers() {
 const EVAL: &[&str] = &["eval", "model", "--adapter", "adapter", "--data", "eval.jsonl"];
 
 fn adapter(scene: &Scene) {
-    let from = crate::common::tiny_model::golden_dir("tied_gqa").join("adapter");
+    let from = crate::sandbox::tiny_model::golden_dir("tied_gqa").join("adapter");
     std::fs::create_dir(scene.path("adapter")).unwrap();
     for file in ["adapter_config.json", "adapter_model.safetensors"] {
         let bytes = std::fs::read(from.join(file)).unwrap();
@@ -110,7 +110,7 @@ fn adapters() {
             "an adapter of another model",
             |s| {
                 adapter(s);
-                let other = crate::common::tiny_model::golden_dir("yarn");
+                let other = crate::sandbox::tiny_model::golden_dir("yarn");
                 let file = "adapter/adapter_model.safetensors";
                 std::fs::copy(other.join(file), s.path(file)).unwrap();
             },

@@ -1,7 +1,7 @@
 //! Places to write to: taken, impossible, full; and runs that are not those to go on with.
 
 use super::{Case, check, command, refused, replace, train};
-use crate::common::{Scene, ended};
+use crate::sandbox::{Scene, ended};
 use std::process::Command;
 
 #[test]

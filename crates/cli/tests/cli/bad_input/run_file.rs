@@ -109,9 +109,9 @@ fn memory_that_cannot_fit() {
         &["needs", "977 KiB may be taken", "What would make it fit", "budget.memory = \""]
     )]);
     // `plan` prints the plan all the same, and ends with status 2.
-    let scene = crate::common::Scene::new();
+    let scene = crate::sandbox::Scene::new();
     let plan = &["plan", "run.toml", "budget.memory=1MB", "--json"];
-    let ended = crate::common::ended(&mut scene.hone(plan));
+    let ended = crate::sandbox::ended(&mut scene.hone(plan));
     ended.says(2, &["What would make it fit", "budget.memory = \""]);
     let plan: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!(plan["fits"], false);

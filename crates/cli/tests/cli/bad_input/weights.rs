@@ -1,7 +1,7 @@
 //! Files of weights: incomplete, foreign, damaged, pickled.
 
 use super::{Case, check, train};
-use crate::common::Scene;
+use crate::sandbox::Scene;
 use serde_json::{Map, Value, json};
 
 const FILE: &str = "model/model.safetensors";

@@ -1,8 +1,8 @@
 //! Damaged checkpoints, signals, full disks, steps that are not finite.
 
 use super::trace::{Trace, newest_step, resume, signal, went_on_after};
-use crate::common::tiny_model::rows;
-use crate::common::{Ended, Scene, ended, entries};
+use crate::sandbox::tiny_model::rows;
+use crate::sandbox::{Ended, Scene, ended, entries};
 use hone_train::checkpoint::{self, sha256_of_file};
 use std::io::Read;
 use std::path::Path;

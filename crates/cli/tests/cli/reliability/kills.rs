@@ -1,7 +1,7 @@
 //! SIGKILL at every named point and at random instants.
 
 use super::trace::{INTERVAL, Trace, resume, went_on_after};
-use crate::common::{Scene, ended};
+use crate::sandbox::{Scene, ended};
 use hone_train::{checkpoint, failpoint};
 use std::process::Stdio;
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! `--resume` in every situation.
 
 use super::trace::{Trace, resume, went_on_after};
-use crate::common::tiny_model::rows;
-use crate::common::{Scene, ended, entries};
+use crate::sandbox::tiny_model::rows;
+use crate::sandbox::{Scene, ended, entries};
 use hone_train::checkpoint::sha256_of_file;
 
 /// A run killed in its eighth step, checkpoints 3 and 6.

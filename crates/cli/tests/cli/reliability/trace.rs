@@ -1,6 +1,6 @@
 //! All that a run computes, to be compared bit for bit.
 
-use crate::common::{Ended, Scene, ended, entries};
+use crate::sandbox::{Ended, Scene, ended, entries};
 use hone_train::checkpoint::sha256_of_file;
 use serde_json::{Value, json};
 use std::path::Path;

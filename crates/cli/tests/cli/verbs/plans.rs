@@ -1,7 +1,7 @@
 //! `hone plan` against what really happens; `cargo xtask bench plan` does the same on larger runs.
 
 use super::{Scene, json, succeeds};
-use crate::common::tiny_model::rows;
+use crate::sandbox::tiny_model::rows;
 
 /// Settings of runs whose steps take tens of megabytes.
 const CONFIGURATIONS: [&[&str]; 3] = [
