@@ -33,7 +33,6 @@ pub enum Command {
     Doctor(DoctorArgs),
 }
 
-/// Example: hone demo --dir my-first-run
 #[derive(Args)]
 #[command(after_help = "Example: hone demo")]
 pub struct DemoArgs {

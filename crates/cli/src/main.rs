@@ -13,7 +13,6 @@ mod signals;
 
 use args::{Arguments, Command};
 use clap::Parser;
-
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

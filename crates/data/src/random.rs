@@ -60,5 +60,4 @@ impl Stream {
 }
 
 #[cfg(test)]
-#[path = "random_tests.rs"]
 mod tests;

@@ -2,7 +2,7 @@
 
 use crate::families;
 use crate::rope::RopeConfig;
-use hone_tensor::{DType, Heads};
+use hone_tensor::Heads;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -12,8 +12,6 @@ const MAX_BYTES: u64 = 4 << 20;
 /// A decoder's shape. Names are those of Hugging Face configurations.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecoderConfig {
-    /// Family, as in `config.json`.
-    pub model_type: String,
     /// Tokens in the vocabulary, rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -38,8 +36,6 @@ pub struct DecoderConfig {
     pub mlp_bias: bool,
     /// Tokens that end a generation.
     pub eos_token_ids: Vec<u32>,
-    /// Element type that `config.json` names.
-    pub torch_dtype: Option<DType>,
 }
 
 /// Why a `config.json` cannot be used.
@@ -207,7 +203,7 @@ impl RawConfig {
     pub fn optional_size(&self, key: &str) -> Result<Option<usize>, ConfigError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64() {
-            // Products of three sizes must not overflow.
+            // Sums of a few products of two sizes must not overflow.
             Some(n) if (1..1 << 31).contains(&n) => Ok(Some(n as usize)),
             _ => Err(self.unexpected(key, "a whole number from 1 to 2147483647", value)),
         }

@@ -165,7 +165,8 @@ pub fn logits_tolerance(dtype: DType) -> f64 {
     }
 }
 
-/// Largest difference between two models' logits on `tokens`, over the range of the first's.
+/// Largest difference between two models' logits on `tokens`, over the range of the first's;
+/// infinite where a logit of either is not finite.
 pub fn logits_error(
     (device, compute): (&Device, DType),
     model: &Model,
@@ -178,6 +179,9 @@ pub fn logits_error(
         model.decoder.logits(&mut tape, &batch).f32().to_vec()
     };
     let (ours, theirs) = (logits(model), logits(other));
+    if !ours.iter().chain(&theirs).all(|x| x.is_finite()) {
+        return f64::INFINITY;
+    }
     let (min, max) = ours.iter().fold((f32::MAX, f32::MIN), |(a, b), &x| (a.min(x), b.max(x)));
     let difference = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     f64::from(difference) / f64::from(max - min).max(f64::MIN_POSITIVE)

@@ -75,7 +75,8 @@ impl RopeConfig {
         let rope_theta = inner.or(raw.optional_number("rope_theta")?).unwrap_or(10_000.0);
         if rope_theta <= 1.0 {
             let problem = format!("must be greater than 1 (often 10000), found {rope_theta}");
-            return Err(raw.error("rope_theta", problem));
+            let holder = object.as_ref().filter(|_| inner.is_some()).unwrap_or(raw);
+            return Err(holder.error("rope_theta", problem));
         }
         let scaling = match &object {
             None => RopeScaling::Default,

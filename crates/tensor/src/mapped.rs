@@ -29,6 +29,20 @@ impl Mapped {
         &self.map
     }
 
+    /// Gives the memory of `len` bytes from `offset` on back to the system; they are read from the
+    /// file again when they are next looked at.
+    pub(crate) fn release(&self, offset: usize, len: usize) {
+        #[cfg(unix)]
+        {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the mapping is shared and read-only: what comes back is what was there.
+            // Best effort: a refusal leaves the pages where they are.
+            let _ = unsafe { self.map.unchecked_advise_range(advice, offset, len) };
+        }
+        #[cfg(not(unix))]
+        let _ = (offset, len);
+    }
+
     /// Where the file is.
     pub fn path(&self) -> &Path {
         &self.path

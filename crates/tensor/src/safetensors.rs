@@ -205,7 +205,8 @@ pub fn write<'a>(
     written
 }
 
-/// Copies `source` into a new tensor of `dtype` that outlives steps.
+/// Copies `source` into a new tensor of `dtype` that outlives steps. A file's `source` takes no
+/// memory after that, so that plans need not count it as well.
 pub fn held_as(
     device: &Device,
     category: crate::Category,
@@ -216,6 +217,7 @@ pub fn held_as(
     let bytes = source.num_bytes() + held.num_bytes();
     if let Some(cpu) = device.begin(crate::Cost::memory("convert", bytes)) {
         hone_kernels::vector::convert(cpu, source.view(), held.view_mut());
+        source.release_file();
     }
     held
 }

@@ -146,6 +146,13 @@ impl Tensor {
         }
     }
 
+    /// Of a file's tensor: gives the memory that reading it took back to the system.
+    pub(crate) fn release_file(&self) {
+        if let Storage::File { map, offset } = &self.storage {
+            map.release(*offset, self.num_bytes());
+        }
+    }
+
     /// The elements as bytes in little-endian order.
     pub fn bytes(&self) -> &[u8] {
         const { assert!(cfg!(target_endian = "little"), "files hold little-endian numbers") };

@@ -1,7 +1,8 @@
 //! Planning: one step on the dry device tells memory and work before anything runs.
 //!
-//! The policies (units per micro-batch × recomputation) are tried in turn and the fastest that fits
-//! the budget is taken. The arena of the real run is laid out from the very trace that was planned.
+//! The policies (units per micro-batch × recomputation) are tried in turn and the one with the
+//! least work that fits the budget is taken. The arena of the real run is laid out from the very
+//! trace that was planned.
 
 use crate::engine::Engine;
 use crate::error::TrainError;
@@ -28,7 +29,8 @@ pub struct Plan {
     pub arena_bytes: u64,
     /// Bytes by use; they add up to `peak_bytes`.
     pub memory: Map<String, Value>,
-    /// Bytes the process may take: `budget.memory`, or three quarters of the machine's memory.
+    /// Bytes the process may take: `budget.memory`, or three quarters of the machine's memory; what
+    /// is free now where a plan within that needs more than is free.
     pub budget_bytes: Option<u64>,
     /// Whether what training needs is within the budget. Preparing the data is over by then.
     pub fits: bool,
@@ -78,6 +80,16 @@ impl Plan {
     pub fn needed_bytes(&self) -> u64 {
         total(&self.memory) - self.memory["preparation"].as_u64().unwrap_or(0)
     }
+
+    /// Where less memory is free than training needs: says so in the plan, and returns what is
+    /// free.
+    fn refuse_without_room(&mut self, host: Host) -> Option<u64> {
+        let free = free_memory(host).filter(|&free| free < self.needed_bytes())?;
+        (self.fits, self.budget_bytes) = (false, Some(free));
+        let free_now = crate::report::format_bytes(free);
+        self.mend = vec![format!("free some memory: {free_now} can be taken now")];
+        Some(free)
+    }
 }
 
 impl Policy {
@@ -111,7 +123,7 @@ impl Host {
     }
 }
 
-/// Plans a run: the fastest policy that fits, or the leanest one when none does.
+/// Plans a run: the policy with the least work that fits, or the leanest one when none does.
 ///
 /// # Errors
 /// If model or adapter cannot be loaded.
@@ -121,12 +133,9 @@ pub fn plan(setup: &Setup, profile: &DeviceProfile) -> Result<Planned, TrainErro
     let plan = &mut planned.plan;
     if !plan.fits {
         plan.mend = mends(setup, host, plan.needed_bytes())?;
-    } else if let Some(free) = free_memory(host).filter(|&free| free < plan.needed_bytes()) {
-        plan.fits = false;
-        plan.mend = vec![
-            format!("free some memory: {} can be taken now", crate::report::format_bytes(free)),
-            format!("budget.memory = \"{}MiB\", to have it planned leaner", free >> 20),
-        ];
+    } else if let Some(free) = plan.refuse_without_room(host) {
+        let leaner = format!("budget.memory = \"{}MiB\", to have it planned leaner", free >> 20);
+        plan.mend.push(leaner);
     }
     Ok(planned)
 }
@@ -142,12 +151,15 @@ pub fn plan_with(
 ) -> Result<Planned, TrainError> {
     let host = Host::measure();
     let mut planned = plan_among(setup, profile, host, &[policy])?;
-    if !planned.plan.fits {
-        let needed = crate::report::format_bytes(planned.plan.needed_bytes());
-        planned.plan.mend = vec![
+    let plan = &mut planned.plan;
+    if !plan.fits {
+        let needed = crate::report::format_bytes(plan.needed_bytes());
+        plan.mend = vec![
             format!("at least {needed} of memory; a resumed run keeps its micro-batches"),
             "a new run in another output.dir, whose micro-batches the planner can choose".into(),
         ];
+    } else {
+        plan.refuse_without_room(host);
     }
     Ok(planned)
 }

@@ -106,7 +106,7 @@ impl DeviceProfile {
 }
 
 fn isa(device: &Device) -> String {
-    device.as_cpu().map_or_else(String::new, |cpu| cpu.isa.name().to_owned())
+    device.as_cpu().map_or_else(String::new, |cpu| cpu.isa().name().to_owned())
 }
 
 /// The best of several runs, after one to warm up.

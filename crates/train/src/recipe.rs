@@ -112,18 +112,16 @@ fn train_in(
     }
     let mut logs = Logs::open(&run.dir, run.step)?;
     let samples = run.samples_before()?;
-    if run.step == 0 {
-        run.evaluate(&mut logs, event)?;
-    }
     while run.step < setup.num_steps {
+        // Before the first step and every so many; where that is 0, before the first only. A run
+        // that was stopped here does it when it goes on, so that its checkpoint need not wait.
+        if run.step.is_multiple_of(setup.run.train.eval_every_steps) {
+            run.evaluate(&mut logs, event)?;
+        }
         let record = run.train_step(&mut logs)?;
         event(Event::Step(&record));
         failpoint::hit("loop.step_done");
         let stopping = stop();
-        let every = setup.run.train.eval_every_steps;
-        if every > 0 && run.step.is_multiple_of(every) && run.step < setup.num_steps {
-            run.evaluate(&mut logs, event)?;
-        }
         let due = run.step.is_multiple_of(setup.run.checkpoint.every_steps);
         if due || stopping || run.step == setup.num_steps {
             logs.sync()?;
@@ -152,8 +150,7 @@ fn refuse_what_cannot_fit(plan: &Plan) -> Result<(), TrainError> {
     }
     let (needed, budget) = (plan.needed_bytes(), plan.budget_bytes.unwrap_or(0));
     Err(TrainError::Usage(format!(
-        "this run needs {} of memory at the least, and {} may be taken. What would make it \
-         fit:\n  {}",
+        "this run needs {} of memory, and {} may be taken. What would make it fit:\n  {}",
         report::format_bytes(needed),
         report::format_bytes(budget),
         plan.mend.join("\n  ")

@@ -5,7 +5,7 @@ use crate::args::EvalArgs;
 use crate::failure::Failure;
 use crate::output;
 use hone_data::{Dataset, OnError, Overlong, RecordSpec, pack_in_order};
-use hone_model::Batch;
+use hone_model::{Batch, RopeScaling};
 use hone_tensor::safetensors::write;
 use hone_tensor::{Tape, Tensor};
 use hone_train::evaluate::evaluate;
@@ -16,10 +16,11 @@ use std::path::Path;
 const BATCH_TOKENS: usize = 4096;
 
 /// What the data crate names by keys of the run file, and what it is called here.
-const FLAGS: [(&str, &str); 8] = [
+const FLAGS: [(&str, &str); 9] = [
     ("check data.train and data.eval", "check --data"),
     (", or set data.on_error = \"skip\"", ""),
     ("set data.overlong = \"truncate\"", "give --truncate"),
+    ("set data.append_eos = false", "leave --append-eos out"),
     ("data.max_seq_len", "--max-seq-len"),
     ("data.prompt_field", "--prompt-field"),
     ("data.completion_field", "--completion-field"),
@@ -72,9 +73,11 @@ fn with_flags(message: String) -> String {
 }
 
 fn record_spec(args: &EvalArgs, opened: &Opened) -> Result<RecordSpec, Failure> {
-    let longest = opened.model.decoder.config.max_position_embeddings;
+    let config = &opened.model.decoder.config;
+    let longest = config.max_position_embeddings;
     let max_seq_len = args.max_seq_len.unwrap_or(longest.min(2048));
-    if max_seq_len > longest {
+    let stretches = matches!(config.rope.scaling, RopeScaling::Dynamic { .. });
+    if max_seq_len > longest && !stretches {
         return Err(Failure::Usage(format!(
             "--max-seq-len {max_seq_len} is longer than the model was made for \
              (max_position_embeddings = {longest})"

@@ -32,9 +32,9 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
     let report = setup.train.report();
     let _ = writeln!(
         text,
-        "model    {} ({} trained)",
-        parameters(setup.config.num_parameters() as u64),
-        parameters(plan.trainable_parameters)
+        "model    {} parameters, {} of them trained",
+        count(setup.config.num_parameters() as u64),
+        count(plan.trainable_parameters)
     );
     let _ = writeln!(
         text,
@@ -68,10 +68,10 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
     text
 }
 
-fn parameters(n: u64) -> String {
+fn count(n: u64) -> String {
     match n {
-        1_000_000_000.. => format!("{:.2} B parameters", n as f64 / 1e9),
-        1_000_000.. => format!("{:.2} M parameters", n as f64 / 1e6),
-        _ => format!("{n} parameters"),
+        1_000_000_000.. => format!("{:.2} B", n as f64 / 1e9),
+        1_000_000.. => format!("{:.2} M", n as f64 / 1e6),
+        _ => n.to_string(),
     }
 }

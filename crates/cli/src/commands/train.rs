@@ -20,7 +20,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     }
     let setup = super::prepare(run)?;
     output::note(setup.run.to_toml().trim_end());
-    let finished = train(&setup, args.resume)?;
+    let finished = train(&setup, args.resume, "the same command and --resume")?;
     if args.run.json {
         output::json(&summary(&finished));
     } else {
@@ -29,8 +29,9 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Trains with progress on standard error; a signal ends it with a checkpoint.
-pub fn train(setup: &Setup, resume: bool) -> Result<Finished, Failure> {
+/// Trains with progress on standard error; a signal ends it with a checkpoint, and the user is told
+/// to go on with `go_on`.
+pub fn train(setup: &Setup, resume: bool, go_on: &str) -> Result<Finished, Failure> {
     let stop = StopFlag::listen()
         .map_err(|error| Failure::Running(format!("cannot listen for signals: {error}")))?;
     let mut progress = Progress::new(setup.num_steps);
@@ -45,8 +46,7 @@ pub fn train(setup: &Setup, resume: bool) -> Result<Finished, Failure> {
     match outcome? {
         Outcome::Finished(finished) => Ok(finished),
         Outcome::Interrupted { step } => Err(Failure::Interrupted(format!(
-            "stopped after step {step} of {}; its checkpoint is in {}. Go on with the same command \
-             and --resume",
+            "stopped after step {step} of {}; its checkpoint is in {}. Go on with {go_on}",
             setup.num_steps,
             setup.run.output.dir.join("checkpoints").display()
         ))),

@@ -16,17 +16,19 @@ pub const FILES: [(&str, &[u8]); 4] = [
 
 /// The run file that tunes the model in `base` to the rows in `train`, measured on `held_out`.
 pub fn tuning_run_file(base: &Path, train: &Path, held_out: &Path, run: &Path) -> String {
+    // JSON's way to write a text is also TOML's.
+    let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy()).to_string();
     format!(
         r#"# Written by `hone demo`. Run it again with another output.dir:
 #   hone train {dir}/run.toml output.dir={dir}/run-2
 
 [model]
-path = "{base}"
+path = {base}
 compute = "f32"
 
 [data]
-train = ["{train}"]
-eval = ["{held_out}"]
+train = [{train}]
+eval = [{held_out}]
 format = "prompt_completion"
 max_seq_len = 128
 
@@ -42,12 +44,12 @@ learning_rate = 3e-3
 eval_every_steps = 100
 
 [output]
-dir = "{run}"
+dir = {run}
 "#,
         dir = base.parent().unwrap_or(base).display(),
-        base = base.display(),
-        train = train.display(),
-        held_out = held_out.display(),
-        run = run.display(),
+        base = quoted(base),
+        train = quoted(train),
+        held_out = quoted(held_out),
+        run = quoted(run),
     )
 }

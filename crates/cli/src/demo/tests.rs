@@ -1,7 +1,10 @@
 use super::corpus::corpus;
+use super::model::tuning_run_file;
 use super::task::{Item, NUM_HELD_OUT, NUM_TRAIN, task};
 use super::words::{HELD_OUT_PEOPLE, PEOPLE};
+use hone_train::run_file::RunFile;
 use std::collections::HashSet;
+use std::path::Path;
 
 /// Keys and values of an item's record, in order.
 fn record(item: &Item) -> Vec<(&str, &str)> {
@@ -82,4 +85,16 @@ fn the_corpus_varies_and_gives_nothing_of_the_task_away() {
         let is_record = text.starts_with("Record: { ") && text.ends_with(" }");
         assert_eq!(is_record, text.contains(['{', '}']), "a mark was left: {text:?}");
     }
+}
+
+#[test]
+fn the_run_file_can_be_read_whatever_the_directory_is_called() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("run.toml");
+    let odd = Path::new("a \"quoted\" \\ name");
+    let [base, train, test, run] = ["base", "train", "test", "run"].map(|name| odd.join(name));
+    std::fs::write(&file, tuning_run_file(&base, &train, &test, &run)).unwrap();
+    let read = RunFile::load(&file, &[]).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!((Path::new(&read.model.path), &read.output.dir), (base.as_path(), &run));
+    assert_eq!(read.data.train, [train.to_str().unwrap()]);
 }

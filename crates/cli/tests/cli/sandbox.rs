@@ -1,4 +1,4 @@
-//! Tiny models, data and run files for the tests, and the binary itself.
+//! Tiny models, data, run files and disks for the tests, and the binary itself.
 
 #[path = "../../../train/tests/train/tiny_model.rs"]
 pub mod tiny_model;
@@ -118,6 +118,38 @@ impl Ended {
             assert!(self.stderr.contains(part), "{part:?} is not in:\n{}", self.stderr);
         }
         self
+    }
+}
+
+/// A small file system of its own, until it is dropped.
+pub struct SmallDisk<'a>(&'a Path);
+
+impl<'a> SmallDisk<'a> {
+    /// Mounts one at `at`, which is made; `None`, said aloud, where this user may not mount.
+    pub fn mount(at: &'a Path, kib: u32) -> Option<Self> {
+        std::fs::create_dir(at).unwrap();
+        let size = format!("size={kib}k");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(at)
+            .output()
+            .is_ok_and(|output| output.status.success());
+        if !mounted {
+            println!("skipped: mounting a small disk needs root");
+        }
+        mounted.then_some(Self(at))
+    }
+
+    /// Makes it `kib` large.
+    pub fn grow(&self, kib: u32) {
+        let size = format!("remount,size={kib}k");
+        assert!(Command::new("mount").args(["-o", &size]).arg(self.0).status().unwrap().success());
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0).status();
     }
 }
 

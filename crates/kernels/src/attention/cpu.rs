@@ -38,6 +38,10 @@ pub fn forward(
 
 /// Gradients of packed rows: `d_qkv [t, qkv_width]`, overwritten, for `d_out [t, out_width]`.
 /// `delta [num_heads, t]` is workspace.
+///
+/// # Panics
+/// If the sequences do not follow one another from row 0 on, or have keys of other rows than their
+/// queries.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     cpu: &Cpu,
@@ -302,6 +306,7 @@ fn backward_typed<T: Typed>(
     delta: &mut [f32],
 ) {
     let used = used_rows(sequences);
+    assert!(sequences.iter().all(|s| *s == Sequence::new(s.q_start, s.q_len)));
     d_qkv[used * heads.qkv_width()..].fill(T::from_f32(0.0));
     let (d, num_tokens) = (heads.head_dim, out.len() / heads.out_width());
     cpu.rows(delta, num_tokens, 2 * num_tokens * d, |head, delta| {

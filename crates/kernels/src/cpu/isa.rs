@@ -18,7 +18,7 @@ pub enum Isa {
 }
 
 /// A computation to be compiled for each instruction set.
-pub trait Kernel {
+pub(crate) trait Kernel {
     /// What it returns.
     type Output;
     /// The computation. Implementations, and all they call in hot loops, are `#[inline(always)]`.
@@ -74,10 +74,11 @@ impl Isa {
 
     /// Runs `kernel` compiled for this set.
     #[inline(always)]
-    pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
             Isa::Scalar => kernel.run(),
-            // SAFETY: `Cpu::with_isa` has checked that the machine has the features.
+            // SAFETY: `Cpu::with_isa` has checked that the machine has the features, and kernels
+            // take the set from a `Cpu`.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { run_avx2(kernel) },
             // SAFETY: as above.

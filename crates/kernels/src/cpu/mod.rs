@@ -4,16 +4,17 @@ mod isa;
 mod pool;
 mod split;
 
-pub use isa::{Isa, Kernel};
+pub use isa::Isa;
+pub(crate) use isa::Kernel;
 pub use pool::Pool;
 pub use split::Split;
 
 /// What a CPU kernel runs on.
 pub struct Cpu {
     /// Instruction set in use.
-    pub isa: Isa,
+    pub(crate) isa: Isa,
     /// Threads in use.
-    pub pool: Pool,
+    pub(crate) pool: Pool,
 }
 
 impl Cpu {
@@ -29,6 +30,11 @@ impl Cpu {
     pub fn with_isa(threads: usize, isa: Isa) -> Self {
         assert!(Isa::available().contains(&isa), "this machine cannot run {isa:?}");
         Self { isa, pool: Pool::new(threads) }
+    }
+
+    /// Instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
     }
 
     /// Number of threads, the calling one included.

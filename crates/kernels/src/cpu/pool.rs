@@ -37,8 +37,6 @@ struct Shared {
 // SAFETY: `job` is written only by `Pool::run` while no worker reads it: before `posted` is
 // raised (Release), and after every worker has raised `finished` for the job before.
 unsafe impl Sync for Shared {}
-// SAFETY: a `Job` holds a reference to a `Sync` closure.
-unsafe impl Send for Shared {}
 
 /// A fixed set of threads that run the tasks of one job at a time.
 pub struct Pool {

@@ -43,6 +43,8 @@ pub fn gemm(
         return;
     }
     assert!((target.m - 1) * target.row_stride + target.col + target.n <= out.len());
+    // Rows that overlap would be written by several tasks at once.
+    assert!(target.m == 1 || target.n <= target.row_stride);
     with_elements!(mut out, out => {
         let job = Job { compute, terms, epilogue, target, out: Split::new(out) };
         job.spread(cpu)

@@ -2,7 +2,7 @@
 
 use crate::config::{ConfigError, DecoderConfig, RawConfig};
 use crate::rope::RopeConfig;
-use hone_tensor::{DType, Heads};
+use hone_tensor::Heads;
 
 /// Reads a Llama `config.json`; absent keys mean what they mean in transformers.
 pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
@@ -35,7 +35,6 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     }
     let max_position_embeddings = raw.optional_size("max_position_embeddings")?.unwrap_or(2048);
     Ok(DecoderConfig {
-        model_type: "llama".to_owned(),
         vocab_size: raw.size("vocab_size")?,
         hidden_size,
         intermediate_size: raw.size("intermediate_size")?,
@@ -48,7 +47,6 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
         attention_bias: raw.flag("attention_bias", false)?,
         mlp_bias: raw.flag("mlp_bias", false)?,
         eos_token_ids: raw.token_ids("eos_token_id")?,
-        torch_dtype: torch_dtype(raw)?,
     })
 }
 
@@ -63,15 +61,4 @@ fn refuse_unknown_parts(raw: &RawConfig) -> Result<(), ConfigError> {
         return Err(raw.error("quantization_config", problem));
     }
     Ok(())
-}
-
-fn torch_dtype(raw: &RawConfig) -> Result<Option<DType>, ConfigError> {
-    // transformers 5 writes `dtype`.
-    let name = raw.text("torch_dtype")?.or(raw.text("dtype")?);
-    Ok(match name {
-        Some("float32") => Some(DType::F32),
-        Some("bfloat16") => Some(DType::Bf16),
-        Some("float16") => Some(DType::F16),
-        _ => None,
-    })
 }

@@ -1,8 +1,8 @@
 //! Export in Hugging Face layout: what is reloaded computes what the live model computed.
 
 use crate::fixture::{Golden, copy_of, load, logits, max_error, pack, range};
-use hone_model::{Model, Trained, export_hf};
-use hone_tensor::{DType, Device};
+use hone_model::{Model, Trained, export_hf, logits_error};
+use hone_tensor::{DType, Device, ParamId};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -63,6 +63,19 @@ fn unchanged_weights_come_back_bit_for_bit() {
             }
         }
     }
+}
+
+/// A comparison with NaN is neither more nor less than a tolerance: it must not pass for agreement.
+#[test]
+fn logits_that_are_no_numbers_agree_with_nothing() {
+    let (device, golden) = (Device::cpu(1), Golden::load("tied_gqa"));
+    let model = load(&golden.dir, &device, None, Trained::All);
+    let mut damaged = load(&golden.dir, &device, None, Trained::All);
+    let error = |a: &Model, b: &Model| logits_error((&device, DType::F32), a, b, &[1, 2, 3]);
+    assert_eq!(error(&model, &damaged), 0.0);
+    damaged.params.value_mut(ParamId(0)).f32_mut().fill(f32::NAN);
+    assert_eq!(error(&model, &damaged), f64::INFINITY);
+    assert_eq!(error(&damaged, &model), f64::INFINITY);
 }
 
 #[test]

@@ -28,34 +28,6 @@ pub enum Category {
     Cache,
 }
 
-impl Category {
-    /// All of them, in the order of reports.
-    pub const ALL: [Category; 8] = [
-        Category::Weights,
-        Category::Parameters,
-        Category::Gradients,
-        Category::Optimizer,
-        Category::Activations,
-        Category::Head,
-        Category::Workspace,
-        Category::Cache,
-    ];
-
-    /// Name in reports and JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Category::Weights => "weights",
-            Category::Parameters => "parameters",
-            Category::Gradients => "gradients",
-            Category::Optimizer => "optimizer",
-            Category::Activations => "activations",
-            Category::Head => "head",
-            Category::Workspace => "workspace",
-            Category::Cache => "cache",
-        }
-    }
-}
-
 /// Kinds of work, which run at different speeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {

@@ -50,8 +50,6 @@ pub(super) struct Metrics {
     pub loss: Option<f64>,
     pub learning_rate: Option<f64>,
     pub grad_norm: Option<f64>,
-    pub tokens: Option<f64>,
-    pub target_tokens: Option<f64>,
     pub tokens_per_second: Option<f64>,
     pub step_seconds: Option<f64>,
     pub peak_bytes: Option<f64>,
@@ -99,7 +97,6 @@ pub(super) struct Manifest {
 pub(super) struct Machine {
     pub cpu: Option<String>,
     pub threads: Option<f64>,
-    pub memory_bytes: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

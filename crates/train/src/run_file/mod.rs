@@ -69,7 +69,7 @@ pub struct DataSection {
     pub prompt_field: Option<String>,
     /// Given exactly when `prompt_field` is.
     pub completion_field: Option<String>,
-    /// Tokens, at least 2; `None`: the lesser of 2048 and the model's maximum.
+    /// Tokens, at least 2; `None`: the least of 2048, the model's maximum and `batch_tokens`.
     pub max_seq_len: Option<usize>,
     /// For rows longer than `max_seq_len`.
     pub overlong: Overlong,

@@ -201,14 +201,16 @@ pub(super) const KEYS: &[Key] = &[
         "field of the prompt; needs `completion_field`", r#""question""#),
     key("data.completion_field", Text, Chosen("the usual names"),
         "field of the completion; needs `prompt_field`", r#""answer""#),
-    key("data.max_seq_len", Int(2, ANY), Chosen("2048, or the model's maximum if smaller"),
+    key("data.max_seq_len", Int(2, ANY),
+        Chosen("2048, or the model's maximum or `batch_tokens` if smaller"),
         "most tokens in a sequence", "1024"),
     key("data.overlong", Choice(&["refuse", "truncate"]), Value(r#""refuse""#),
         "what to do with a row longer than `max_seq_len`", r#""truncate""#),
     key("data.on_error", Choice(&["fail", "skip"]), Value(r#""fail""#),
         "what to do with a row that cannot be used; skipped rows are counted", r#""skip""#),
     key("data.append_eos", Bool, Value("true"),
-        "append an end-of-text token, as a target, to text and completions", "false"),
+        "append an end-of-text token, as a target, to documents of format text; completions \
+         always get one", "false"),
 
     key("adapter.method", Choice(&["lora"]), Required,
         "kind of adapter", r#""lora""#),
@@ -253,7 +255,7 @@ pub(super) const KEYS: &[Key] = &[
     key("train.max_grad_norm", Float(NonNegative), Value("1.0"),
         "the gradient is scaled down to this norm; 0 switches it off", "0.5"),
     key("train.eval_every_steps", Int(0, ANY), Value("0"),
-        "evaluate every so many steps; 0: only at the end", "50"),
+        "evaluate every so many steps; 0: only before and after training", "50"),
     key("train.on_nonfinite", Choice(&["stop", "skip"]), Value(r#""stop""#),
         "what to do when loss or gradient is NaN or infinite; the step is never applied; \
          may change for `--resume`",

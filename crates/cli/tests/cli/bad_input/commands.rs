@@ -129,6 +129,22 @@ fn eval() {
 }
 
 #[test]
+fn demo() {
+    check(&[
+        command(
+            "a directory that exists",
+            &["demo", "--dir", "model"],
+            &["--dir model exists already", "name another directory"],
+        ),
+        command(
+            "a place below a file",
+            &["demo", "--dir", "run.toml/demo"],
+            &["--dir run.toml/demo cannot be made", "name another place"],
+        ),
+    ]);
+}
+
+#[test]
 fn report() {
     check(&[
         command("no run", &["report", "nowhere"], &["nowhere/run.toml", "the directory of a run?"]),

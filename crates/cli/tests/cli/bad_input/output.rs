@@ -1,8 +1,7 @@
 //! Places to write to: taken, impossible, full; and runs that are not those to go on with.
 
 use super::{Case, check, command, refused, replace, train};
-use crate::sandbox::{Scene, ended};
-use std::process::Command;
+use crate::sandbox::{Scene, SmallDisk, ended};
 
 #[test]
 fn directories() {
@@ -93,33 +92,11 @@ fn a_full_disk_at_the_very_beginning_leaves_nothing() {
     }
 }
 
-/// A file system of that size; absent without the right to mount.
-struct SmallDisk(std::path::PathBuf);
-
-impl SmallDisk {
-    fn mount(scene: &Scene, size: &str) -> Option<Self> {
-        let at = scene.path("small");
-        std::fs::create_dir(&at).unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(&at);
-        let mounted = mount.output().is_ok_and(|output| output.status.success());
-        mounted.then_some(Self(at))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).output();
-    }
-}
-
 #[test]
 fn a_disk_that_is_really_full() {
     let scene = Scene::new();
-    let Some(_disk) = SmallDisk::mount(&scene, "16k") else {
-        println!("skipped: cannot mount a small tmpfs (needs root)");
-        return;
-    };
+    let at = scene.path("small");
+    let Some(_disk) = SmallDisk::mount(&at, 16) else { return };
     let export = &["export", "model", "--out", "small/merged"];
     refused("export", &scene, &mut scene.hone(export), &["small/", "No space left", "free some"]);
     let ended = ended(&mut scene.train(&["output.dir=small/run"]));

@@ -2,11 +2,11 @@
 
 use super::trace::{Trace, newest_step, resume, signal, went_on_after};
 use crate::sandbox::tiny_model::rows;
-use crate::sandbox::{Ended, Scene, ended, entries};
+use crate::sandbox::{Ended, Scene, SmallDisk, ended, entries};
 use hone_train::checkpoint::{self, sha256_of_file};
 use std::io::Read;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Child;
 
 /// A run killed in its eleventh step, with the checkpoints 6 and 9.
 fn killed_late() -> Scene {
@@ -162,36 +162,6 @@ fn says_what_is_safe(scene: &Scene, full: &Ended) {
     assert!(rejected.is_empty(), "{rejected:?}");
     if let Some(whole) = whole {
         full.says(2, &[&format!("step-{}, is intact", whole.step)]);
-    }
-}
-
-/// A file system of its own; `None`, said aloud, where this user may not mount one.
-struct SmallDisk<'a>(&'a Path);
-
-impl<'a> SmallDisk<'a> {
-    fn mount(at: &'a Path, kib: u32) -> Option<Self> {
-        std::fs::create_dir(at).unwrap();
-        let size = format!("size={kib}k");
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
-            .arg(at)
-            .output()
-            .is_ok_and(|output| output.status.success());
-        if !mounted {
-            println!("skipped: mounting a small disk needs root");
-        }
-        mounted.then_some(Self(at))
-    }
-
-    fn grow(&self, kib: u32) {
-        let size = format!("remount,size={kib}k");
-        assert!(Command::new("mount").args(["-o", &size]).arg(self.0).status().unwrap().success());
-    }
-}
-
-impl Drop for SmallDisk<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0).status();
     }
 }
 

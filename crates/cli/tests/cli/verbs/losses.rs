@@ -1,13 +1,14 @@
 //! `hone eval`: the loss is the one that the logits give, and exports keep it.
 
-use super::{Scene, json, succeeds};
+use super::{Scene, json as output_of, succeeds};
+use crate::sandbox::tiny_model::write_model;
 use hone_tensor::safetensors::SafeTensorsFile;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const TEXT: &str = "w5 w9 w11 w4 w30 w31 w8 w8 w17";
 
 fn eval(scene: &Scene, more: &[&str]) -> Value {
-    json(&mut scene.hone(&[&["eval", "model", "--json"], more].concat()))
+    output_of(&mut scene.hone(&[&["eval", "model", "--json"], more].concat()))
 }
 
 fn loss(evaluation: &Value) -> f64 {
@@ -44,17 +45,34 @@ fn the_loss_of_a_text_is_that_of_its_logits() {
     }
 }
 
-/// Windows, packing and micro-batches change nothing about which tokens count.
+/// All tokens count but each window's first.
 #[test]
 fn every_window_counts() {
     let scene = Scene::new();
+    // 270 tokens.
     scene.write("book.txt", &[TEXT; 30].join(" "));
     let flags = ["--data", "book.txt", "--format", "text"];
     let whole = eval(&scene, &[&flags[..], &["--max-seq-len", "64"]].concat());
     let short = eval(&scene, &[&flags[..], &["--max-seq-len", "16"]].concat());
-    assert!(whole["num_target_tokens"].as_u64() >= short["num_target_tokens"].as_u64());
+    assert_eq!((&whole["num_target_tokens"], &whole["rows"]), (&json!(265), &json!(5)));
+    assert_eq!((&short["num_target_tokens"], &short["rows"]), (&json!(253), &json!(17)));
     let again = eval(&scene, &[&flags[..], &["--max-seq-len", "16", "--threads", "1"]].concat());
     assert_eq!(loss(&short).to_bits(), loss(&again).to_bits());
+}
+
+/// Dynamic RoPE goes beyond `max_position_embeddings`, here 8.
+#[test]
+fn rows_may_be_longer_where_rope_stretches() {
+    let scene = Scene::new();
+    scene.write("book.txt", TEXT);
+    write_model("dynamic", &scene.path("stretching"));
+    let data = ["--data", "book.txt", "--format", "text", "--max-seq-len", "16"];
+    let more = ["--compute", "f32", "--logits", "logits.safetensors", "--json"];
+    let evaluation =
+        output_of(&mut scene.hone(&[&["eval", "stretching"], &data[..], &more].concat()));
+    let (expected, num_targets) = by_hand(&scene, "logits.safetensors");
+    assert_eq!((&evaluation["num_target_tokens"], num_targets), (&json!(8), 8));
+    assert!((loss(&evaluation) - expected).abs() < 1e-5, "{evaluation}, by hand {expected}");
 }
 
 #[test]
@@ -67,11 +85,11 @@ fn an_export_keeps_the_loss() {
     assert!((base - adapted).abs() > 1e-4, "training changed nothing: {base}, {adapted}");
     let export = ["export", "model", "--adapter", "run/adapter", "--out", "merged"];
     succeeds(&mut scene.hone(&export));
-    let merged = json(&mut scene.hone(&["eval", "merged", "--data", "eval.jsonl", "--json"]));
+    let merged = output_of(&mut scene.hone(&["eval", "merged", "--data", "eval.jsonl", "--json"]));
     assert!((loss(&merged) - adapted).abs() < 1e-5, "{merged}, with the adapter {adapted}");
     let half = ["--dtype", "bf16", "--out", "half"];
     succeeds(&mut scene.hone(&[&export[..4], &half].concat()));
-    let half = json(&mut scene.hone(&["eval", "half", "--data", "eval.jsonl", "--json"]));
+    let half = output_of(&mut scene.hone(&["eval", "half", "--data", "eval.jsonl", "--json"]));
     assert!((loss(&half) - adapted).abs() < 0.05, "{half}, with the adapter {adapted}");
     assert!(!scene.path(".merged.partial").exists());
 }
