@@ -13,10 +13,15 @@ mod signals;
 
 use args::{Arguments, Command};
 use clap::Parser;
+use failure::Failure;
+use hone_tensor::Isa;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Err(failure) = check_instruction_set() {
+        return failure.report();
+    }
     let result = match arguments.command {
         Command::Demo(args) => commands::demo::run(&args),
         Command::Plan(args) => commands::plan::run(&args),
@@ -31,4 +36,14 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// `HONE_ISA`, a switch for tests, must name an instruction set that this machine has.
+fn check_instruction_set() -> Result<(), Failure> {
+    let Ok(name) = std::env::var("HONE_ISA") else { return Ok(()) };
+    let known: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
+    if known.contains(&name.as_str()) {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!("HONE_ISA={name}: this machine has {}", known.join(", "))))
 }

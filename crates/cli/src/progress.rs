@@ -38,6 +38,12 @@ impl Progress {
                 self.line(&format!("going on after step {step}"));
             }
             Event::Step(record) => self.step(record),
+            Event::Evaluating(rows) => {
+                if let Some(bar) = &self.bar {
+                    bar.set_message(format!("evaluating on {rows} rows"));
+                    bar.tick();
+                }
+            }
             Event::Evaluated(record) => self.line(&evaluation(record)),
             Event::Checkpoint(step) => {
                 if self.bar.is_none() {
@@ -56,7 +62,7 @@ impl Progress {
 
     fn step(&mut self, record: &StepRecord) {
         let (begun, first) = *self.started.get_or_insert((Instant::now(), record.step));
-        let loss = record.loss.map_or("not finite".to_owned(), |loss| format!("{loss:.4}"));
+        let loss = shown(record.loss);
         let speed = record.tokens_per_second;
         if let Some(bar) = &self.bar {
             bar.set_message(format!("loss {loss} · {speed:.0} tok/s"));
@@ -96,8 +102,11 @@ fn time_left(elapsed: Duration, done: u64, left: u64) -> String {
 }
 
 fn evaluation(record: &EvalRecord) -> String {
-    format!(
-        "evaluation after step {}: loss {:.4}, perplexity {:.3}",
-        record.step, record.loss, record.perplexity
-    )
+    let (loss, perplexity) = (shown(record.loss), shown(record.perplexity));
+    format!("evaluation after step {}: loss {loss}, perplexity {perplexity}", record.step)
+}
+
+/// A figure of a record, which has none where it was not finite.
+pub fn shown(figure: Option<f64>) -> String {
+    figure.map_or("not finite".to_owned(), |x| format!("{x:.4}"))
 }

@@ -209,6 +209,20 @@ impl RawConfig {
         }
     }
 
+    /// Refuses a setting that would change what a model computes in a way that is not supported.
+    ///
+    /// # Errors
+    /// If it is there with another value than `neutral`.
+    pub fn expect_neutral(&self, key: &str, neutral: f64) -> Result<(), ConfigError> {
+        match self.get(key) {
+            Some(value) if value.as_f64() != Some(neutral) => {
+                let problem = format!("is {value}, which is not supported; only {neutral} is");
+                Err(self.error(key, problem))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A positive, finite number, if present.
     ///
     /// # Errors

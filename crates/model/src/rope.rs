@@ -78,6 +78,9 @@ impl RopeConfig {
             let holder = object.as_ref().filter(|_| inner.is_some()).unwrap_or(raw);
             return Err(holder.error("rope_theta", problem));
         }
+        if let Some(object) = &object {
+            object.expect_neutral("partial_rotary_factor", 1.0)?;
+        }
         let scaling = match &object {
             None => RopeScaling::Default,
             Some(object) => RopeScaling::read(object, max_position_embeddings)?,

@@ -28,7 +28,9 @@ pub fn total_memory() -> Option<u64> {
 /// Bytes of memory that can still be taken without pushing anything out.
 pub fn available_memory() -> Option<u64> {
     let free = kilobytes("/proc/meminfo", "MemAvailable:");
-    [free, cgroup_limit()].into_iter().flatten().min()
+    let left = cgroup_limit().zip(cgroup("memory.current"));
+    let left = left.map(|(limit, used)| limit.saturating_sub(used));
+    [free, left].into_iter().flatten().min()
 }
 
 /// Bytes of memory this process occupies now.
@@ -47,7 +49,12 @@ fn kilobytes(file: &str, field: &str) -> Option<u64> {
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
+/// What the container may use, where there is one with a limit.
 fn cgroup_limit() -> Option<u64> {
-    let limit = fs::read_to_string("/sys/fs/cgroup/memory.max").ok()?;
-    limit.trim().parse().ok()
+    cgroup("memory.max")
+}
+
+fn cgroup(file: &str) -> Option<u64> {
+    let text = fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?;
+    text.trim().parse().ok()
 }

@@ -50,10 +50,10 @@ pub struct Phases {
 pub struct EvalRecord {
     /// Updates before this evaluation.
     pub step: u64,
-    /// Mean nats per target token.
-    pub loss: f64,
-    /// `e^loss`.
-    pub perplexity: f64,
+    /// Mean nats per target token; `None` if it is not finite.
+    pub loss: Option<f64>,
+    /// `e^loss`; `None` if it is not finite.
+    pub perplexity: Option<f64>,
     /// Tokens predicted.
     pub num_target_tokens: usize,
 }

@@ -11,6 +11,8 @@ pub struct AdamW {
     pub m: Vec<Tensor>,
     /// Second moments.
     pub v: Vec<Tensor>,
+    /// Updates made; a step that was skipped is none.
+    pub num_updates: u64,
     beta1: f64,
     beta2: f64,
     epsilon: f64,
@@ -27,6 +29,7 @@ impl AdamW {
         Self {
             m: params.iter().map(zeros).collect(),
             v: params.iter().map(zeros).collect(),
+            num_updates: 0,
             beta1: settings.adam_beta1,
             beta2: settings.adam_beta2,
             epsilon: settings.adam_epsilon,
@@ -35,22 +38,23 @@ impl AdamW {
         }
     }
 
-    /// Updates `params` for step number `step` (from 1), gradients scaled down where their global
-    /// norm `grad_norm` is above the limit.
+    /// Updates `params`, gradients scaled down where their global norm `grad_norm` is above the
+    /// limit.
     pub fn step(
         &mut self,
         device: &Device,
         params: &mut Params,
         gradients: &Gradients,
-        (step, learning_rate, grad_norm): (u64, f64, f64),
+        (learning_rate, grad_norm): (f64, f64),
     ) {
+        self.num_updates += 1;
         let update = adamw::Update {
             learning_rate,
             beta1: self.beta1,
             beta2: self.beta2,
             epsilon: self.epsilon,
             weight_decay: self.weight_decay,
-            step,
+            step: self.num_updates,
             gradient_scale: clip_scale(grad_norm, self.max_grad_norm) as f32,
         };
         for (i, gradient) in gradients.iter().enumerate() {

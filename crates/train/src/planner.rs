@@ -298,7 +298,7 @@ impl<'a> DryRun<'a> {
         device.take_costs();
         gradients.clear(device);
         let norm = optimizer::grad_norm(device, gradients);
-        optimizer.step(device, &mut model.params, gradients, (1, 0.0, norm));
+        optimizer.step(device, &mut model.params, gradients, (0.0, norm));
         device.take_costs()
     }
 

@@ -36,6 +36,8 @@ pub enum Event<'a> {
     Resumed(u64),
     /// A step is done.
     Step(&'a StepRecord),
+    /// An evaluation of so many rows begins.
+    Evaluating(usize),
     /// An evaluation is done.
     Evaluated(&'a EvalRecord),
     /// A checkpoint is on disk.
@@ -219,7 +221,7 @@ impl Run<'_> {
         failpoint::hit("loop.before_update");
         if !skipped {
             let Engine { device, model, gradients, optimizer, .. } = &mut self.engine;
-            let update = (self.step + 1, learning_rate, norm);
+            let update = (learning_rate, norm);
             optimizer.step(device, &mut model.params, gradients, update);
         }
         failpoint::hit("loop.updated");
@@ -308,6 +310,7 @@ impl Run<'_> {
         if done {
             return Ok(());
         }
+        event(Event::Evaluating(dataset.len()));
         let Engine { device, model, compute, .. } = &self.engine;
         let Evaluation { loss, num_target_tokens } = evaluate::evaluate(
             (device, model, *compute),
@@ -316,7 +319,8 @@ impl Run<'_> {
             (self.planned.policy.units, self.setup.max_seq_len),
             Some((&mut self.arena, &self.planned.eval_layout)),
         );
-        let perplexity = loss.exp();
+        let finite = |x: f64| Some(x).filter(|x| x.is_finite());
+        let (loss, perplexity) = (finite(loss), finite(loss.exp()));
         let record = EvalRecord { step: self.step, loss, perplexity, num_target_tokens };
         logs.evaluations.push(&record)?;
         event(Event::Evaluated(&record));

@@ -7,6 +7,7 @@ use crate::output;
 use hone_model::{LoadOptions, export_hf, logits_error, logits_tolerance};
 use hone_tensor::DType;
 use hone_train::TrainError;
+use hone_train::checkpoint::publish;
 use serde_json::json;
 use std::path::Path;
 
@@ -42,7 +43,7 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
             return Err(failure);
         }
     };
-    std::fs::rename(&partial, &args.out).map_err(TrainError::io(&args.out))?;
+    publish(&partial, &args.out)?;
     if args.json {
         output::json(&json!({ "out": args.out, "dtype": dtype.name(), "logits_error": error }));
         return Ok(());

@@ -4,7 +4,7 @@ use crate::args::TrainArgs;
 use crate::commands::plan;
 use crate::failure::Failure;
 use crate::output;
-use crate::progress::Progress;
+use crate::progress::{Progress, shown};
 use crate::signals::StopFlag;
 use hone_train::recipe::{self, Event, Finished, Outcome};
 use hone_train::run_dir::RunDir;
@@ -66,8 +66,11 @@ fn print_summary(finished: &Finished) {
     let mut rows = Vec::new();
     if let (Some(first), Some(last)) = (finished.evaluations.first(), finished.evaluations.last()) {
         let text = format!(
-            "{:.4} → {:.4} (perplexity {:.3} → {:.3})",
-            first.loss, last.loss, first.perplexity, last.perplexity
+            "{} → {} (perplexity {} → {})",
+            shown(first.loss),
+            shown(last.loss),
+            shown(first.perplexity),
+            shown(last.perplexity)
         );
         rows.push(("evaluation loss", text));
     }

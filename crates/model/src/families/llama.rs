@@ -55,6 +55,8 @@ fn refuse_unknown_parts(raw: &RawConfig) -> Result<(), ConfigError> {
         let problem = format!("is `{act}`, which is not supported; Llama models have `silu`");
         return Err(raw.error("hidden_act", problem));
     }
+    raw.expect_neutral("attention_dropout", 0.0)?;
+    raw.expect_neutral("partial_rotary_factor", 1.0)?;
     if raw.get("quantization_config").is_some() {
         let problem = "says that the weights are quantised, which is not read yet; use the \
                        unquantised model";

@@ -129,6 +129,8 @@ fn unusable_settings() {
         ("attention_bias", json!(1), "must be true or false, found 1"),
         ("eos_token_id", json!(-1), "must be a token id or a list of them, found -1"),
         ("eos_token_id", json!([2, "x"]), "must be a token id or a list of them, found [2,\"x\"]"),
+        ("attention_dropout", json!(0.1), "is 0.1, which is not supported; only 0 is"),
+        ("partial_rotary_factor", json!(0.5), "is 0.5, which is not supported; only 1 is"),
         (
             "quantization_config",
             json!({"bits": 4}),

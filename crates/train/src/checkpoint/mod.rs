@@ -112,7 +112,7 @@ pub fn prune(root: &Path, step: u64, keep: usize) -> Result<(), CheckpointError>
 pub fn write_file_whole(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = path.with_file_name(format!("{TEMPORARY}{name}"));
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = parent_of(path);
     let written = write_synced(&temporary, bytes).and_then(|()| {
         fs::rename(&temporary, path).map_err(io_error("rename to", path))?;
         hit("file.renamed");
@@ -136,7 +136,7 @@ pub fn write_file_whole(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError
 /// # Errors
 /// System errors; `dir` is then as it was, or gone.
 pub fn publish(partial: &Path, dir: &Path) -> Result<(), CheckpointError> {
-    let parent = dir.parent().unwrap_or(Path::new("."));
+    let parent = parent_of(dir);
     for name in list_files(partial)?.keys() {
         sync(&partial.join(name))?;
     }
@@ -146,6 +146,10 @@ pub fn publish(partial: &Path, dir: &Path) -> Result<(), CheckpointError> {
     }
     fs::rename(partial, dir).map_err(io_error("rename to", dir))?;
     sync(parent)
+}
+
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn write_into<E>(

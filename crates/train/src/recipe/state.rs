@@ -16,6 +16,8 @@ const STATE: &str = "state.json";
 struct State {
     step: u64,
     cursor: Cursor,
+    /// Updates made: what corrects the optimizer's moments for their zero beginning.
+    num_updates: u64,
 }
 
 impl Run<'_> {
@@ -38,7 +40,8 @@ impl Run<'_> {
         };
         let moments = [named("m", &optimizer.m), named("v", &optimizer.v)].concat();
         write(&dir.join(OPTIMIZER), moments.iter().map(|(name, t)| (name.clone(), t.into())))?;
-        let state = State { step: self.step, cursor: self.cursor };
+        let num_updates = optimizer.num_updates;
+        let state = State { step: self.step, cursor: self.cursor, num_updates };
         let text = serde_json::to_string(&state).expect("plain data");
         let path = dir.join(STATE);
         std::fs::write(&path, text).map_err(TrainError::io(&path))
@@ -82,6 +85,7 @@ impl Run<'_> {
             copy(dir, &moments, &format!("m.{name}"), &mut optimizer.m[i])?;
             copy(dir, &moments, &format!("v.{name}"), &mut optimizer.v[i])?;
         }
+        optimizer.num_updates = state.num_updates;
         (self.step, self.cursor) = (state.step, state.cursor);
         Ok(())
     }

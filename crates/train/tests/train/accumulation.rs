@@ -25,7 +25,7 @@ fn after_an_update(setup: &Setup, mut engine: Engine) -> Engine {
     let units = setup.order().unwrap().step(&Cursor::default()).to_vec();
     accumulate((setup, &mut engine), &units, 4, (0, Recompute::None));
     let Engine { device, model, gradients, optimizer, .. } = &mut engine;
-    optimizer.step(device, &mut model.params, gradients, (1, 0.01, 1.0));
+    optimizer.step(device, &mut model.params, gradients, (0.01, 1.0));
     engine
 }
 

@@ -74,7 +74,7 @@ pub fn update(engine: &mut Engine, schedule: &Schedule, step: u64) -> (f64, f64)
     let norm = grad_norm(&engine.device, &engine.gradients);
     let learning_rate = schedule.learning_rate(step);
     let Engine { device, model, gradients, optimizer, .. } = engine;
-    optimizer.step(device, &mut model.params, gradients, (step + 1, learning_rate, norm));
+    optimizer.step(device, &mut model.params, gradients, (learning_rate, norm));
     (norm, learning_rate)
 }
 

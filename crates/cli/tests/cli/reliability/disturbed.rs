@@ -220,4 +220,6 @@ fn a_step_that_is_not_finite_is_skipped_where_wanted() {
         let (found, applied) = (format!("step-12/{file}"), format!("step-4/{file}"));
         assert_eq!(digest(&scene, &found), digest(&four_steps, &applied), "{file}");
     }
+    let state = std::fs::read_to_string(scene.path("run/checkpoints/step-12/state.json")).unwrap();
+    assert!(state.contains("\"num_updates\":4"), "a skipped step is no update: {state}");
 }
