@@ -123,6 +123,8 @@ pub struct DataReport {
     pub skipped_overlong: usize,
     /// Of them, without a target token.
     pub skipped_without_target: usize,
+    /// Rows in which a token holds the end of a prompt and the beginning of its answer.
+    pub merged_boundaries: usize,
     /// Windows of documents left out because they held a single left-over token.
     pub dropped_windows: usize,
     /// The first few things the user should know, each with file and line.

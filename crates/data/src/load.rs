@@ -34,6 +34,7 @@ pub fn load(paths: &[String], spec: &RecordSpec, tok: &Tokenizer) -> Result<Data
             format!("correct the records; the first: {first}"),
         ));
     }
+    loader.warn_of_merged_boundaries();
     loader.warn_of_date();
     Ok(loader.dataset)
 }
@@ -188,13 +189,17 @@ impl Loader<'_> {
         // The template writes BOS itself where the model has one.
         let encoded = encode(self.tok, &rendering.text, false)?;
         let is_target = targets(&encoded, &rendering.spans);
+        self.count_merged(&encoded, &rendering.spans);
         Ok(Tokenised { ids: encoded.ids, is_target })
     }
 
-    fn completion(&self, prompt: &str, completion: &str) -> Result<Tokenised, RecordFault> {
+    fn completion(&mut self, prompt: &str, completion: &str) -> Result<Tokenised, RecordFault> {
         let text = format!("{prompt}{completion}");
         let encoded = encode(self.tok, &text, true)?;
-        let mut is_target = targets(&encoded, std::slice::from_ref(&(prompt.len()..text.len())));
+        let span = prompt.len()..text.len();
+        let spans = std::slice::from_ref(&span);
+        let mut is_target = targets(&encoded, spans);
+        self.count_merged(&encoded, spans);
         let mut ids = encoded.ids;
         self.append_eos(&mut ids, &encoded.is_added);
         is_target.resize(ids.len(), false);
@@ -266,6 +271,28 @@ impl Loader<'_> {
         self.dataset.report_mut().truncated += usize::from(len > limit);
         self.dataset.push(&row.ids, &row.is_target, line);
         Ok(())
+    }
+
+    /// Counts the row if a token reaches from what is given into what is to be learnt.
+    fn count_merged(&mut self, encoded: &Encoded, spans: &[Range<usize>]) {
+        let reaches = |start: usize, end: usize| {
+            spans.iter().any(|span| start < span.start && span.start < end)
+        };
+        let merged = encoded.offsets.iter().any(|&(start, end)| reaches(start, end));
+        self.dataset.report_mut().merged_boundaries += usize::from(merged);
+    }
+
+    fn warn_of_merged_boundaries(&mut self) {
+        let report = self.dataset.report_mut();
+        if report.merged_boundaries > 0 {
+            let (merged, rows) = (report.merged_boundaries, report.rows);
+            report.warn(format!(
+                "in {merged} of {rows} rows the answer's first token also holds the end of what \
+                 comes before it, mostly a space there. When the model is asked, that text alone \
+                 becomes other tokens than it learnt: move the space to the beginning of the \
+                 answer (in a chat template, leave it out of what opens the assistant's turn)"
+            ));
+        }
     }
 
     fn warn_of_date(&mut self) {

@@ -38,6 +38,8 @@ pub struct Plan {
     pub flops_per_step: u64,
     /// Seconds of an optimizer step.
     pub step_seconds: f64,
+    /// When the speed of this machine was measured.
+    pub speed_measured: String,
     /// Optimizer steps.
     pub num_steps: u64,
     /// Seconds of all steps; loading, evaluation and export come on top.
@@ -265,6 +267,7 @@ impl<'a> DryRun<'a> {
             fits: fits(self.setup, needed_bytes),
             flops_per_step: flops * micro_batches as u64,
             step_seconds,
+            speed_measured: profile.measured.clone(),
             num_steps: self.setup.num_steps,
             total_seconds: step_seconds * self.setup.num_steps as f64,
             trainable_parameters: self.engine.model.params.num_elements() as u64,

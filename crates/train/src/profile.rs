@@ -21,6 +21,8 @@ pub struct DeviceProfile {
     pub isa: String,
     /// Version of Hone that measured.
     pub version: String,
+    /// When.
+    pub measured: String,
     /// FLOP/s of products in f32.
     pub product_f32: f64,
     /// FLOP/s of products in bf16.
@@ -54,6 +56,7 @@ impl DeviceProfile {
             threads,
             isa: isa(&device),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            measured: jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string(),
             product_f32: product_rate(&device, DType::F32),
             product_bf16: product_rate(&device, DType::Bf16),
             attention: attention_rate(&device),

@@ -98,6 +98,7 @@ fn train_in(
     if !resuming {
         dir.begin(setup, &planned.plan)?;
     }
+    let _lock = dir.lock()?;
     let device = Device::cpu(setup.threads);
     let mut run = Run {
         setup,

@@ -11,6 +11,7 @@ use hone_data::Dataset;
 use hone_model::Recompute;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 /// Paths inside a run's directory.
@@ -35,6 +36,25 @@ impl RunDir {
     /// Where checkpoints are.
     pub fn checkpoints(&self) -> PathBuf {
         self.join("checkpoints")
+    }
+
+    /// Takes the run for this process, until the handle is dropped.
+    ///
+    /// # Errors
+    /// If another process is at it.
+    pub fn lock(&self) -> Result<File, TrainError> {
+        // This file is never replaced, so its handle keeps meaning this run.
+        let path = self.join("run.toml");
+        let file = File::open(&path).map_err(TrainError::io(&path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(TrainError::Usage(format!(
+                "output.dir: another process is training in {}; wait for it, or name another \
+                 directory",
+                self.0.display()
+            ))),
+            Err(TryLockError::Error(error)) => Err(TrainError::io(&path)(error)),
+        }
     }
 
     /// Whether a run was begun here. A `run.toml` alone may be one that a user wrote.

@@ -5,7 +5,7 @@ use crate::run_dir::RunDir;
 use crate::run_file::{self, AdapterSection, Precision, RunFile};
 use hone_data::{Cursor, Dataset, Order, RecordSpec, Tokenizer, Unit, pack_in_order};
 use hone_model::adapter::{LoraConfig, TargetModules};
-use hone_model::hub::{self, HubSettings};
+use hone_model::hub::{self, HubError, HubSettings};
 use hone_model::{DecoderConfig, LoadOptions, RopeScaling};
 use hone_tensor::{DType, Device};
 use std::cell::RefCell;
@@ -85,6 +85,13 @@ impl Setup {
             (Some(steps), _) => steps,
             (None, epochs) => order.total_steps(epochs.unwrap_or(1)),
         };
+        if run.train.max_steps.is_none() && num_steps < FEW_STEPS {
+            let (tokens, batch) = (train.report().tokens, run.train.batch_tokens);
+            note(format!(
+                "only {num_steps} steps: an epoch holds {tokens} tokens and train.batch_tokens is \
+                 {batch}. Lower it, or raise train.num_epochs, to learn more"
+            ));
+        }
         Ok(Self {
             model_dir,
             config,
@@ -113,6 +120,9 @@ impl Setup {
     }
 }
 
+/// Runs of fewer steps than this barely leave the warm-up.
+const FEW_STEPS: u64 = 10;
+
 /// The directory of a model, fetched from the hub if need be; `note` is told of each file.
 ///
 /// # Errors
@@ -120,7 +130,13 @@ impl Setup {
 pub fn resolve(model: &str, note: &mut dyn FnMut(String)) -> Result<PathBuf, TrainError> {
     let note = RefCell::new(note);
     let fetched = |file: &str| (note.borrow_mut())(format!("fetching {file}"));
-    Ok(hub::resolve_with(model, &HubSettings::from_env(), &fetched)?)
+    hub::resolve_with(model, &HubSettings::from_env(), &fetched).map_err(|error| match error {
+        HubError::Offline { .. } | HubError::Network { .. } | HubError::NotFound { .. } => {
+            let here = "There is no such directory here, so it was taken for a hub name.";
+            TrainError::Usage(format!("{model}: {here} {error}"))
+        }
+        other => other.into(),
+    })
 }
 
 /// Every id that the tokenizer can give must have a row in the embedding.

@@ -122,9 +122,11 @@ fn conclude(
         ("adapter", finished.result.display().to_string()),
         ("report", finished.report.display().to_string()),
     ]);
+    // As it was started: it need not be on the path.
+    let hone = std::env::args().next().unwrap_or_else(|| "hone".to_owned());
     output::line(&format!(
-        "\nTry next:\n  hone generate {} --adapter {} --temperature 0 --prompt \"{}\"\n  \
-         hone plan {} adapter.rank=4\n  Open the report in a browser, and write a run file for \
+        "\nTry next:\n  {hone} generate {} --adapter {} --temperature 0 --prompt \"{}\"\n  \
+         {hone} plan {} adapter.rank=4\n  Open the report in a browser, and write a run file for \
          your own data: see docs/run-file.md.",
         files.base.display(),
         finished.result.display(),

@@ -64,7 +64,12 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
         format_seconds(plan.step_seconds)
     );
     let total = format_seconds(plan.total_seconds);
-    let _ = write!(text, "time     {} steps, about {total}", plan.num_steps);
+    let _ = writeln!(text, "time     {} steps, about {total}", plan.num_steps);
+    let _ = write!(
+        text,
+        "         by this machine's speed of {}; `hone doctor` measures it again",
+        plan.speed_measured
+    );
     text
 }
 

@@ -89,3 +89,21 @@ fn tinyshakespeare() {
     assert_eq!(*set.row(set.len() - 1).tokens.last().unwrap(), 2);
     assert_eq!(set.row(0).tokens[0], 1);
 }
+
+#[test]
+fn a_space_that_joins_the_answer_is_a_warning() {
+    let Some(shared) = crate::shared() else { return };
+    let tok = Tokenizer::from_dir(&shared.join("models/stories260k")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let warnings = |prompt: &str, completion: &str| {
+        let path = dir.path().join("rows.jsonl");
+        let row = serde_json::json!({ "prompt": prompt, "completion": completion });
+        std::fs::write(&path, row.to_string()).unwrap();
+        let set = load(&[path.display().to_string()], &spec(), &tok).unwrap();
+        (set.report().merged_boundaries, set.report().warnings.concat())
+    };
+    let (merged, text) = warnings("Who is it? ", "the dog");
+    assert_eq!(merged, 1);
+    assert!(text.contains("in 1 of 1 rows") && text.contains("move the space"), "{text}");
+    assert_eq!(warnings("Who is it?", " the dog"), (0, String::new()));
+}

@@ -18,6 +18,7 @@ fn profile() -> DeviceProfile {
         threads: 1,
         isa: String::new(),
         version: String::new(),
+        measured: "in a test".to_owned(),
         product_f32: 1e11,
         product_bf16: 2e11,
         attention: 5e10,

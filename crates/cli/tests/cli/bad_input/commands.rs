@@ -147,12 +147,17 @@ fn demo() {
 #[test]
 fn report() {
     check(&[
-        command("no run", &["report", "nowhere"], &["nowhere/run.toml", "the directory of a run?"]),
+        command(
+            "no run",
+            &["report", "nowhere"],
+            &["nowhere: no run is here", "manifest.json", "output.dir"],
+        ),
         Case {
             name: "a damaged log",
             spoil: |s| {
                 std::fs::create_dir(s.path("run")).unwrap();
                 s.write("run/run.toml", "");
+                s.write("run/manifest.json", "{}");
                 s.write("run/metrics.jsonl", "{\"step\": 1}\nnonsense\n");
             },
             arguments: &["report", "run"],
