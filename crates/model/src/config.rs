@@ -41,6 +41,16 @@ pub struct DecoderConfig {
 /// Why a `config.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    /// An adapter where a model was asked for.
+    #[error(
+        "{}: this is an adapter, not a model; name the model it was made for, and this directory \
+         with --adapter",
+        dir.display()
+    )]
+    IsAdapter {
+        /// Directory.
+        dir: PathBuf,
+    },
     /// The file cannot be read.
     #[error(
         "{}: {source}. A model directory in Hugging Face layout holds a config.json",
@@ -92,6 +102,9 @@ impl DecoderConfig {
     /// [`ConfigError`], naming file and key.
     pub fn load(dir: &Path) -> Result<Self, ConfigError> {
         let path = dir.join("config.json");
+        if !path.exists() && dir.join("adapter_config.json").is_file() {
+            return Err(ConfigError::IsAdapter { dir: dir.to_owned() });
+        }
         let mut config = families::decoder_config(&RawConfig::read(&path)?)?;
         let generation = dir.join("generation_config.json");
         if generation.is_file() {

@@ -65,6 +65,14 @@ pub enum AdapterError {
         /// A pickled file found instead.
         pickled: Option<String>,
     },
+    /// The directory of a run instead of its adapter.
+    #[error("{}: the adapter is in {}", dir.display(), inner.display())]
+    Inside {
+        /// What was given.
+        dir: PathBuf,
+        /// Where the adapter is.
+        inner: PathBuf,
+    },
     /// `adapter_config.json` is not usable.
     #[error(transparent)]
     Config(#[from] ConfigError),

@@ -75,6 +75,10 @@ fn config_json(config: &LoraConfig, modules: &[String], base_model: &str) -> Val
 pub fn load(dir: &Path, model: &mut Model, device: &Device) -> Result<PeftConfig, AdapterError> {
     for file in [CONFIG, WEIGHTS] {
         if !dir.join(file).is_file() {
+            let inner = dir.join("adapter");
+            if inner.join(file).is_file() {
+                return Err(AdapterError::Inside { dir: dir.to_owned(), inner });
+            }
             let (dir, pickled) = (dir.to_owned(), find_pickled(dir));
             return Err(AdapterError::NoAdapter { dir, file, pickled });
         }

@@ -40,6 +40,12 @@ fn mistakes_in_the_command_line() {
 
 const PROMPT_FIELD: &[&str] = &["eval", "model", "--data", "eval.jsonl", "--prompt-field", "q"];
 
+fn leave_adapter(scene: &Scene) {
+    std::fs::create_dir_all(scene.path("run/adapter")).unwrap();
+    scene.write("run/adapter/adapter_config.json", "{}");
+    scene.write("run/adapter/adapter_model.safetensors", "");
+}
+
 #[test]
 fn generate() {
     let long: &'static str = Box::leak("w5 ".repeat(70).into_boxed_str());
@@ -56,6 +62,18 @@ fn generate() {
             arguments,
             &["--prompt has 70 tokens", "made for 64 in all", "shorten it"],
         ),
+        Case {
+            name: "an adapter instead of a model",
+            spoil: leave_adapter,
+            arguments: &["generate", "run/adapter", "--prompt", "w5"],
+            says: &["run/adapter: this is an adapter", "--adapter"],
+        },
+        Case {
+            name: "a run instead of its adapter",
+            spoil: leave_adapter,
+            arguments: &["generate", "model", "--adapter", "run", "--prompt", "w5"],
+            says: &["run: the adapter is in run/adapter"],
+        },
         command(
             "no template",
             &["generate", "model", "--prompt", "w5", "--chat"],
