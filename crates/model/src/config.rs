@@ -34,7 +34,7 @@ pub struct DecoderConfig {
     pub attention_bias: bool,
     /// Whether gate, up and down projections have biases.
     pub mlp_bias: bool,
-    /// Tokens that end a generation.
+    /// Tokens that end a generation, as the model's files name them.
     pub eos_token_ids: Vec<u32>,
 }
 
@@ -114,6 +114,14 @@ impl DecoderConfig {
             }
         }
         Ok(config)
+    }
+
+    /// Tokens that end a generation: the model's own and those that its tokenizer knows of.
+    pub fn stop_ids(&self, of_tokenizer: &[u32]) -> Vec<u32> {
+        let mut ids = [&self.eos_token_ids, of_tokenizer].concat();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
     }
 
     /// Number of weights, tied ones once.

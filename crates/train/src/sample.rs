@@ -74,7 +74,7 @@ impl Prompt {
         let options = GenerateOptions {
             max_new_tokens,
             sampling: Sampling::GREEDY,
-            stop_ids: tokenizer.stop_token_ids().to_vec(),
+            stop_ids: model.decoder.config.stop_ids(tokenizer.stop_token_ids()),
             compute,
         };
         let longest = model.decoder.config.max_position_embeddings;

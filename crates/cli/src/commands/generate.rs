@@ -23,7 +23,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
             top_p: args.top_p,
             seed: args.seed,
         },
-        stop_ids: opened.tokenizer.stop_token_ids().to_vec(),
+        stop_ids: opened.model.decoder.config.stop_ids(opened.tokenizer.stop_token_ids()),
         compute: opened.compute,
     };
     let mut stream = opened.tokenizer.decode_stream(&prompt, true);

@@ -48,7 +48,7 @@ fn answer(
     let options = GenerateOptions {
         max_new_tokens: MAX_ANSWER_TOKENS,
         sampling: Sampling::GREEDY,
-        stop_ids: tokenizer.stop_token_ids().to_vec(),
+        stop_ids: model.decoder.config.stop_ids(tokenizer.stop_token_ids()),
         compute: DType::F32,
     };
     let mut stream = tokenizer.decode_stream(&prompt, true);

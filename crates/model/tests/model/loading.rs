@@ -144,4 +144,5 @@ fn end_tokens() {
     assert_eq!(ids(dir.path()), [7]);
     set_key(&generation, "eos_token_id", json!([7, 8]));
     assert_eq!(ids(dir.path()), [7, 8]);
+    assert_eq!(DecoderConfig::load(dir.path()).unwrap().stop_ids(&[2, 8]), [2, 7, 8]);
 }
