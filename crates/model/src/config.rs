@@ -1,7 +1,7 @@
 //! What a decoder is made of, independent of the family whose `config.json` said so.
 
 use crate::families;
-use crate::rope::RopeConfig;
+use crate::rope::{RopeConfig, RopeScaling};
 use hone_tensor::Heads;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -114,6 +114,12 @@ impl DecoderConfig {
             }
         }
         Ok(config)
+    }
+
+    /// Whether sequences of `len` tokens are what the model was made for.
+    pub fn can_reach(&self, len: usize) -> bool {
+        let stretches = matches!(self.rope.scaling, RopeScaling::Dynamic { .. });
+        len <= self.max_position_embeddings || stretches
     }
 
     /// Tokens that end a generation: the model's own and those that its tokenizer knows of.

@@ -91,7 +91,7 @@ fn continue_adapter(
     wanted: &LoraConfig,
     dir: &std::path::Path,
 ) -> Result<LoraConfig, TrainError> {
-    let found = adapter::load(dir, model, device)?.lora;
+    let found = adapter::load(dir, model, device)?;
     let same = found.rank == wanted.rank
         && found.alpha == wanted.alpha
         && found.use_rslora == wanted.use_rslora;

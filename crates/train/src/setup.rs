@@ -6,7 +6,7 @@ use crate::run_file::{self, AdapterSection, Precision, RunFile};
 use hone_data::{Cursor, Dataset, Order, RecordSpec, Tokenizer, Unit, pack_in_order};
 use hone_model::adapter::{LoraConfig, TargetModules};
 use hone_model::hub::{self, HubError, HubSettings};
-use hone_model::{DecoderConfig, LoadOptions, RopeScaling};
+use hone_model::{DecoderConfig, LoadOptions};
 use hone_tensor::{DType, Device};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -195,8 +195,7 @@ fn max_seq_len(run: &mut RunFile, config: &DecoderConfig) -> Result<usize, Train
         Some(given) => given,
         None => longest.min(2048).min(run.train.batch_tokens),
     };
-    let stretches = matches!(config.rope.scaling, RopeScaling::Dynamic { .. });
-    if max_seq_len > longest && !stretches {
+    if !config.can_reach(max_seq_len) {
         return Err(TrainError::Usage(format!(
             "data.max_seq_len = {max_seq_len} is longer than the model was made for \
              (max_position_embeddings = {longest}); set it to at most {longest}"

@@ -5,7 +5,7 @@ use crate::args::EvalArgs;
 use crate::failure::Failure;
 use crate::output;
 use hone_data::{Dataset, OnError, Overlong, RecordSpec, pack_in_order};
-use hone_model::{Batch, RopeScaling};
+use hone_model::Batch;
 use hone_tensor::safetensors::write;
 use hone_tensor::{Tape, Tensor};
 use hone_train::evaluate::evaluate;
@@ -76,8 +76,7 @@ fn record_spec(args: &EvalArgs, opened: &Opened) -> Result<RecordSpec, Failure> 
     let config = &opened.model.decoder.config;
     let longest = config.max_position_embeddings;
     let max_seq_len = args.max_seq_len.unwrap_or(longest.min(2048));
-    let stretches = matches!(config.rope.scaling, RopeScaling::Dynamic { .. });
-    if max_seq_len > longest && !stretches {
+    if !config.can_reach(max_seq_len) {
         return Err(Failure::Usage(format!(
             "--max-seq-len {max_seq_len} is longer than the model was made for \
              (max_position_embeddings = {longest})"

@@ -13,13 +13,6 @@ use std::path::Path;
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 
-/// What `adapter_config.json` says, as far as it concerns us.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PeftConfig {
-    /// The adapters. Targets are the modules found in the file of tensors.
-    pub lora: LoraConfig,
-}
-
 /// Writes the adapters of `model` into `dir`, which must exist.
 ///
 /// # Errors
@@ -68,11 +61,12 @@ fn config_json(config: &LoraConfig, modules: &[String], base_model: &str) -> Val
     })
 }
 
-/// Attaches the adapter in `dir` to `model`.
+/// Attaches the adapter in `dir` to `model`. The targets of the settings returned are the modules
+/// found in the file of tensors.
 ///
 /// # Errors
 /// If it is not a LoRA adapter of a kind that is read, or was made for another model.
-pub fn load(dir: &Path, model: &mut Model, device: &Device) -> Result<PeftConfig, AdapterError> {
+pub fn load(dir: &Path, model: &mut Model, device: &Device) -> Result<LoraConfig, AdapterError> {
     for file in [CONFIG, WEIGHTS] {
         if !dir.join(file).is_file() {
             let inner = dir.join("adapter");
@@ -94,7 +88,7 @@ pub fn load(dir: &Path, model: &mut Model, device: &Device) -> Result<PeftConfig
         Ok(held_as(device, Category::Parameters, &tensor, DType::F32))
     })?;
     lora.target_modules = TargetModules::Patterns(targets);
-    Ok(PeftConfig { lora })
+    Ok(lora)
 }
 
 /// The modules of the model that the file has tensors for. There must be no other tensors.
