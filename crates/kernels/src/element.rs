@@ -182,6 +182,17 @@ impl<'a> ViewMut<'a> {
         self.len() == 0
     }
 
+    /// The elements `start..start + len`.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn part(self, start: usize, len: usize) -> Self {
+        match self {
+            ViewMut::F32(x) => ViewMut::F32(&mut x[start..start + len]),
+            ViewMut::Bf16(x) => ViewMut::Bf16(&mut x[start..start + len]),
+        }
+    }
+
     /// Overwrites every element with the nearest value of `source`.
     pub fn copy_from_f32(self, source: &[f32]) {
         assert_eq!(self.len(), source.len());

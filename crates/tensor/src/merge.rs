@@ -1,7 +1,7 @@
 //! Adapters merged into the weights they adapt.
 
 use crate::{Category, DType, Device, Params, Projection, Tensor};
-use hone_kernels::gemm::{Epilogue, Matrix, Target, Term, gemm};
+use hone_kernels::gemm::{Epilogue, Matrix, Product, Target, Term, gemm};
 
 /// The weight of `projection` with its adapter merged: `W + scale · B A`, in f32 where there is an
 /// adapter and as it is held otherwise.
@@ -19,6 +19,7 @@ pub fn merge(device: &Device, params: &Params, projection: &Projection) -> Tenso
     let a = Matrix::rows(params.value(lora.a).view(), k);
     let epilogue = Epilogue { scale: lora.scale, accumulate: true, ..Epilogue::default() };
     let terms = [Term { a: b, b: a, k: rank }];
-    gemm(cpu, DType::F32, &terms, epilogue, Target::whole(n, k), merged.view_mut());
+    let product = Product { terms: &terms, epilogue, target: Target::whole(n, k) };
+    gemm(cpu, DType::F32, &[product], merged.view_mut());
     merged
 }

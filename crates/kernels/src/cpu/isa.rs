@@ -15,6 +15,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL.
     Avx512,
+    /// The same with BF16 and VNNI, which speed up matrix products.
+    Avx512Bf16,
 }
 
 /// A computation to be compiled for each instruction set.
@@ -26,7 +28,8 @@ pub(crate) trait Kernel {
 }
 
 impl Isa {
-    /// The best set of this machine, or the one named by `HONE_ISA` (`scalar`, `avx2`, `avx512`).
+    /// The best set of this machine, or the one named by `HONE_ISA` (`scalar`, `avx2`, `avx512`,
+    /// `avx512bf16`).
     ///
     /// # Panics
     /// If `HONE_ISA` names a set which is unknown or which this machine lacks: it is a switch for
@@ -57,6 +60,11 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                 {
                     found.push(Isa::Avx512);
+                    if is_x86_feature_detected!("avx512bf16")
+                        && is_x86_feature_detected!("avx512vnni")
+                    {
+                        found.push(Isa::Avx512Bf16);
+                    }
                 }
             }
         }
@@ -69,6 +77,7 @@ impl Isa {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512bf16",
         }
     }
 
@@ -83,7 +92,7 @@ impl Isa {
             Isa::Avx2 => unsafe { run_avx2(kernel) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { run_avx512(kernel) },
+            Isa::Avx512 | Isa::Avx512Bf16 => unsafe { run_avx512(kernel) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => unreachable!("not available on this architecture"),
         }

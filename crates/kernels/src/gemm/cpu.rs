@@ -1,243 +1,426 @@
-//! Blocked product: tiles of the output are tasks, operands are packed block by block.
+//! Blocked product: tiles of the output are tasks; panels of the right operand are packed by the
+//! task that uses them, rows of the left one are read where they stand.
 //!
-//! Every output element is one chain of fused multiply-adds along `k`, starting from zero, over
-//! the terms in order; blocking only interrupts the chain. So the bits depend neither on tile
-//! sizes, threads, nor instruction set.
+//! Every output element is one chain of multiply-adds along `k`, over the terms in order, starting
+//! from zero; blocking only interrupts the chain. So the bits depend neither on the sizes of tasks
+//! nor on threads.
 
-use super::micro::{self, Micro};
-use super::{Epilogue, Matrix, Target, Term};
+use super::tile::{self, Lines, Part, Segment, Sums, Tile};
+use super::{Epilogue, Matrix, Product, Term};
 use crate::cpu::{Cpu, Isa, Kernel, Split};
-use crate::element::{DType, Element, ViewMut, bf16, with_elements};
+use crate::element::{DType, Element, ViewMut, with_elements};
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
-/// Rows and columns of the output per task, at most.
-const TILE_ROWS: usize = 192;
-const TILE_COLS: usize = 256;
-/// Steps of the contraction between packings.
-const BLOCK_K: usize = 256;
+/// Panels of a task.
+const PANELS: usize = 2;
+/// Bytes of a packed line: what is longer is walked in several passes.
+const LINE_BYTES: usize = 4096;
+/// Rows of a pass, where there are several.
+const PASS_ROWS: usize = 256;
+/// Rows of the left operand that are packed at a time, where they cannot be read in place.
+const PACKED_ROWS: usize = 64;
+/// Rows that a task should have, so that packing its panels is worth it.
+const ENOUGH_ROWS: usize = 256;
 
-thread_local! {
-    /// Packed operands and the accumulator tile; kept between tasks of a thread.
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
+/// Columns of the widest panel of all instruction sets.
+const MAX_PANEL: usize = 48;
+const B_BYTES: usize = PANELS * MAX_PANEL * LINE_BYTES;
+const A_BYTES: usize = PACKED_ROWS * (LINE_BYTES + 64);
+const SUM_BYTES: usize = PASS_ROWS * PANELS * MAX_PANEL * 4;
 
 /// Bytes of scratch memory that each thread keeps after its first product.
-pub const SCRATCH_BYTES: usize =
-    4 * (TILE_ROWS * TILE_COLS + BLOCK_K * TILE_COLS + BLOCK_K * TILE_ROWS);
+pub const SCRATCH_BYTES: usize = B_BYTES + A_BYTES + SUM_BYTES;
 
-/// `out = Σ terms + epilogue`, see the module above. `compute` says how operands enter the
-/// products: as they are (`F32`) or rounded to bf16 (`Bf16`); sums are always in `f32`.
+thread_local! {
+    /// Packed operands and sums; kept between tasks of a thread.
+    static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line(#[allow(dead_code)] [u8; 64]);
+
+/// Computes `products`, which share `out` and write to different parts of it. `compute` says how
+/// operands enter the products: as they are (`F32`) or rounded to bf16 (`Bf16`); sums are always in
+/// `f32`.
 ///
 /// # Panics
-/// If a slice is too short for its matrix.
-pub fn gemm(
-    cpu: &Cpu,
-    compute: DType,
-    terms: &[Term<'_>],
-    epilogue: Epilogue<'_>,
-    target: Target,
-    out: ViewMut<'_>,
-) {
-    if target.m == 0 || target.n == 0 {
-        return;
+/// If a slice is too short for its matrix, or neither stride of a matrix is one.
+pub fn gemm(cpu: &Cpu, compute: DType, products: &[Product<'_>], out: ViewMut<'_>) {
+    for product in products {
+        product.target.check(out.len());
+        for term in product.terms {
+            assert!(term.a.is_contiguous() && term.b.is_contiguous(), "one stride must be 1");
+        }
     }
-    assert!((target.m - 1) * target.row_stride + target.col + target.n <= out.len());
-    // Rows that overlap would be written by several tasks at once.
-    assert!(target.m == 1 || target.n <= target.row_stride);
     with_elements!(mut out, out => {
-        let job = Job { compute, terms, epilogue, target, out: Split::new(out) };
-        job.spread(cpu)
+        let job = Job { products, out: Split::new(out) };
+        match (cpu.isa, compute) {
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512Bf16, DType::Bf16) => job.spread::<tile::Avx512Bf16>(cpu),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512 | Isa::Avx512Bf16, DType::F32) => job.spread::<tile::Avx512>(cpu),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, _) => job.spread::<tile::Emulated<tile::Avx512>>(cpu),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, DType::F32) => job.spread::<tile::Avx2>(cpu),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, _) => job.spread::<tile::Emulated<tile::Avx2>>(cpu),
+            (_, DType::F32) => job.spread::<tile::Scalar>(cpu),
+            (_, _) => job.spread::<tile::Emulated<tile::Scalar>>(cpu),
+        }
     })
 }
 
 struct Job<'a, T> {
-    compute: DType,
-    terms: &'a [Term<'a>],
-    epilogue: Epilogue<'a>,
-    target: Target,
+    products: &'a [Product<'a>],
     out: Split<'a, T>,
 }
 
+/// The output of one task.
+#[derive(Clone, Copy)]
+struct Block {
+    product: usize,
+    row: usize,
+    rows: usize,
+    col: usize,
+    cols: usize,
+    /// Vectors of a panel.
+    vectors: usize,
+}
+
+/// A stretch of the contraction: part of a term.
+#[derive(Clone, Copy)]
+struct Stretch {
+    term: usize,
+    k0: usize,
+    k: usize,
+}
+
 impl<T: Element> Job<'_, T> {
-    fn spread(&self, cpu: &Cpu) {
-        let Target { m, n, .. } = self.target;
-        let (rows, cols) = tile_size(m, n, cpu.threads());
-        let (row_tiles, col_tiles) = (m.div_ceil(rows), n.div_ceil(cols));
-        cpu.pool.run(row_tiles * col_tiles, &|task| {
-            let (i, j) = (task / col_tiles * rows, task % col_tiles * cols);
-            let tile = Tile { i, j, rows: rows.min(m - i), cols: cols.min(n - j) };
+    fn spread<M: Tile>(&self, cpu: &Cpu) {
+        let blocks = self.blocks::<M>(cpu.threads());
+        cpu.pool.run(blocks.len(), &|task| {
             SCRATCH.with_borrow_mut(|scratch| {
-                scratch.resize(SCRATCH_BYTES / 4, 0.0);
-                match cpu.isa {
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 => {
-                        cpu.isa.run(TileTask::<T, micro::Avx512, 8, 32>::new(self, tile, scratch))
-                    }
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2 => {
-                        cpu.isa.run(TileTask::<T, micro::Avx2, 6, 16>::new(self, tile, scratch))
-                    }
-                    _ => cpu.isa.run(TileTask::<T, micro::Scalar, 4, 8>::new(self, tile, scratch)),
-                }
+                scratch.resize(SCRATCH_BYTES / 64, Line([0; 64]));
+                let kernel = Task::<T, M> {
+                    job: self,
+                    block: blocks[task],
+                    scratch: Scratch::of(scratch),
+                    tile: PhantomData,
+                };
+                cpu.isa.run(kernel)
             });
         });
     }
-}
 
-/// Tiles as large as the cache likes, but small enough to keep all threads busy.
-fn tile_size(m: usize, n: usize, threads: usize) -> (usize, usize) {
-    let (mut rows, mut cols) = (TILE_ROWS, TILE_COLS);
-    let tasks = |rows: usize, cols: usize| m.div_ceil(rows) * n.div_ceil(cols);
-    while threads > 1 && tasks(rows, cols) < 3 * threads && m * n > 4096 {
-        if rows > 48 && (m > n || cols <= 64) {
-            rows /= 2;
-        } else if cols > 64 {
-            cols /= 2;
-        } else {
-            break;
-        }
+    /// Whole rows where there are columns enough for all threads; else rows are split too.
+    fn blocks<M: Tile>(&self, threads: usize) -> Vec<Block> {
+        let of_product = |product: usize| {
+            let target = &self.products[product].target;
+            let (m, n) = (target.m, target.n);
+            let vectors = panel_vectors(n, M::LANES, M::VECTORS);
+            let cols = PANELS * vectors * M::LANES;
+            let col_blocks = n.div_ceil(cols);
+            let wanted = if threads == 1 { 1 } else { (6 * threads).div_ceil(col_blocks) };
+            let least = if col_blocks == 1 { PACKED_ROWS } else { ENOUGH_ROWS };
+            let rows = m.div_ceil(wanted).max(least.min(m)).next_multiple_of(M::ROWS).max(1);
+            let starts = move |row| (0..n).step_by(cols).map(move |col| (row, col));
+            (0..m).step_by(rows).flat_map(starts).map(move |(row, col)| Block {
+                product,
+                row,
+                rows: rows.min(m - row),
+                col,
+                cols: cols.min(n - col),
+                vectors,
+            })
+        };
+        (0..self.products.len()).flat_map(of_product).collect()
     }
-    (rows, cols)
 }
 
-#[derive(Clone, Copy)]
-struct Tile {
-    i: usize,
-    j: usize,
-    rows: usize,
-    cols: usize,
+/// Vectors of a panel, so that `n` columns take equal panels.
+fn panel_vectors(n: usize, lanes: usize, most: usize) -> usize {
+    let vectors = n.div_ceil(lanes).max(1);
+    vectors.div_ceil(vectors.div_ceil(most))
 }
 
-struct TileTask<'a, 'b, T, M, const MR: usize, const NR: usize> {
+/// Memory of a thread.
+struct Scratch<'a> {
+    b: &'a mut [Line],
+    a: &'a mut [Line],
+    sums: &'a mut [f32],
+}
+
+impl<'a> Scratch<'a> {
+    fn of(lines: &'a mut [Line]) -> Self {
+        let (b, rest) = lines.split_at_mut(B_BYTES / 64);
+        let (a, sums) = rest.split_at_mut(A_BYTES / 64);
+        Self { b, a, sums: elements(sums) }
+    }
+}
+
+/// Lines as elements; all bit patterns of packed types are values.
+fn elements<E: Copy>(lines: &mut [Line]) -> &mut [E] {
+    let len = size_of_val(lines) / size_of::<E>();
+    // SAFETY: the same memory; 64-byte alignment is enough for every element type.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), len) }
+}
+
+struct Task<'a, 'b, T, M> {
     job: &'a Job<'b, T>,
-    tile: Tile,
-    scratch: &'a mut [f32],
-    micro: PhantomData<M>,
+    block: Block,
+    scratch: Scratch<'a>,
+    tile: PhantomData<M>,
 }
 
-impl<'a, 'b, T, M, const MR: usize, const NR: usize> TileTask<'a, 'b, T, M, MR, NR> {
-    fn new(job: &'a Job<'b, T>, tile: Tile, scratch: &'a mut [f32]) -> Self {
-        Self { job, tile, scratch, micro: PhantomData }
-    }
-}
-
-impl<T: Element, M: Micro<MR, NR>, const MR: usize, const NR: usize> Kernel
-    for TileTask<'_, '_, T, M, MR, NR>
-{
+impl<T: Element, M: Tile> Kernel for Task<'_, '_, T, M> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let Tile { i, j, rows, cols } = self.tile;
-        let (acc, packed) = self.scratch.split_at_mut(TILE_ROWS * TILE_COLS);
-        let (b_packed, a_packed) = packed.split_at_mut(BLOCK_K * TILE_COLS);
-        let stride = cols.next_multiple_of(NR);
-        acc[..rows.next_multiple_of(MR) * stride].fill(0.0);
-        let round = self.job.compute == DType::Bf16;
-        for term in self.job.terms {
-            for k0 in (0..term.k).step_by(BLOCK_K) {
-                let k = BLOCK_K.min(term.k - k0);
-                pack::<NR>(term.b.transposed(), j, cols, k0, k, round, b_packed);
-                pack::<MR>(term.a, i, rows, k0, k, round, a_packed);
-                for (panel, jb) in (0..cols).step_by(NR).enumerate() {
-                    let b = &b_packed[panel * k * NR..(panel + 1) * k * NR];
-                    for (panel, ib) in (0..rows).step_by(MR).enumerate() {
-                        let a = &a_packed[panel * k * MR..(panel + 1) * k * MR];
-                        // SAFETY: `spread` chose the micro-kernel by the CPU's instruction set, and
-                        // the accumulator has room for whole tiles.
-                        unsafe { M::run(a, b, &mut acc[ib * stride + jb..], stride) };
+        let Self { job, block, scratch: Scratch { b, a, sums }, .. } = self;
+        let (b, a) = (elements::<M::Elem>(b), elements::<M::Elem>(a));
+        let product = &job.products[block.product];
+        let passes = passes(product.terms, LINE_BYTES / size_of::<M::Elem>());
+        let pass_rows = if passes.len() == 1 { block.rows } else { PASS_ROWS };
+        for first in (0..block.rows).step_by(pass_rows) {
+            let rows = pass_rows.min(block.rows - first);
+            for (pass, stretches) in passes.iter().enumerate() {
+                let pass = Pass::<T, M> {
+                    job,
+                    product,
+                    block: Block { row: block.row + first, rows, ..block },
+                    stretches,
+                    first: pass == 0,
+                    last: pass + 1 == passes.len(),
+                    tile: PhantomData,
+                };
+                pass.run(b, a, sums);
+            }
+        }
+    }
+}
+
+/// The terms cut into passes of at most `most` steps; always at least one pass.
+fn passes(terms: &[Term<'_>], most: usize) -> Vec<Vec<Stretch>> {
+    let mut passes = vec![Vec::new()];
+    let mut room = most;
+    for (term, &Term { k, .. }) in terms.iter().enumerate() {
+        let mut k0 = 0;
+        while k0 < k {
+            if room == 0 {
+                passes.push(Vec::new());
+                room = most;
+            }
+            let steps = (k - k0).min(room);
+            passes.last_mut().expect("never empty").push(Stretch { term, k0, k: steps });
+            // No padding is longer than a group of four.
+            room -= steps.next_multiple_of(4);
+            k0 += steps;
+        }
+    }
+    passes
+}
+
+/// Some stretches of the contraction for a block.
+struct Pass<'a, 'b, T, M> {
+    job: &'a Job<'b, T>,
+    product: &'a Product<'b>,
+    block: Block,
+    stretches: &'a [Stretch],
+    first: bool,
+    last: bool,
+    tile: PhantomData<M>,
+}
+
+/// How the rows of the left operand are found in one stretch.
+struct Left<'a, E> {
+    /// Row 0 of the product, where rows are read in place.
+    direct: Option<&'a [E]>,
+    /// Where a row begins: in place, from its start; else within a packed row.
+    offset: usize,
+    stride: usize,
+}
+
+impl<T: Element, M: Tile> Pass<'_, '_, T, M> {
+    /// Elements of a packed row; odd in cache lines, so that rows fall into different sets.
+    const ROW: usize = (LINE_BYTES + 64) / size_of::<M::Elem>();
+
+    #[inline(always)]
+    fn run(&self, b: &mut [M::Elem], a: &mut [M::Elem], sums: &mut [f32]) {
+        let Block { vectors, row: row0, rows: num_rows, cols, .. } = self.block;
+        let width = vectors * M::LANES;
+        let panel_len = width * self.stretches.iter().map(|s| padded::<M>(s.k)).sum::<usize>();
+        for (panel, col) in (0..cols).step_by(width).enumerate() {
+            self.pack_panel(col, &mut b[panel * panel_len..(panel + 1) * panel_len]);
+        }
+        let (b, left) = (&b[..], self.left());
+        let mut segments = self.segments();
+        for packed_row in (0..num_rows).step_by(PACKED_ROWS) {
+            let packed_rows = PACKED_ROWS.min(num_rows - packed_row);
+            self.pack_rows(&left, packed_row, packed_rows, a);
+            for i in (packed_row..packed_row + packed_rows).step_by(M::ROWS) {
+                let rows = M::ROWS.min(packed_row + packed_rows - i);
+                for (segment, left) in segments.iter_mut().zip(&left) {
+                    segment.a = match left.direct {
+                        Some(data) => &raw const data[left.offset + (row0 + i) * left.stride],
+                        None => &raw const a[left.offset + (i - packed_row) * left.stride],
+                    };
+                }
+                for (panel, col) in (0..cols).step_by(width).enumerate() {
+                    let mut from = panel * panel_len;
+                    for segment in &mut segments {
+                        segment.b = &raw const b[from];
+                        from += segment.groups * M::STEP * width;
+                    }
+                    // One pass needs the sums only for as long as it takes to store them.
+                    let one_pass = self.first && self.last;
+                    let stride = if one_pass { width } else { PANELS * width };
+                    let at = if one_pass { 0 } else { i * stride + col };
+                    let tile = &mut sums[at..at + (rows - 1) * stride + width];
+                    let to = Sums { start: tile.as_mut_ptr(), stride, resume: !self.first };
+                    // SAFETY: `gemm` chose the tile by the instruction set; panels were packed with
+                    // `vectors`; rows in place were checked by `left`, packed ones are slices.
+                    unsafe { M::run(rows, vectors, &segments, to) };
+                    if self.last {
+                        let cols = width.min(cols - col);
+                        self.store(row0 + i, self.block.col + col, (rows, cols), tile, stride);
                     }
                 }
             }
         }
-        self.job.store(self.tile, acc, stride);
     }
-}
 
-/// Copies lines `first..first + count` of `x` (along its rows), steps `k0..k0 + k`, into panels of
-/// `P` lines: `packed[panel][step][line]`, missing lines as zeros.
-#[inline(always)]
-fn pack<const P: usize>(
-    x: Matrix<'_>,
-    first: usize,
-    count: usize,
-    k0: usize,
-    k: usize,
-    round: bool,
-    packed: &mut [f32],
-) {
-    with_elements!(x.data, data => {
-        for (panel, line0) in (0..count).step_by(P).enumerate() {
-            let lines = P.min(count - line0);
-            let start = x.offset + (first + line0) * x.row_stride + k0 * x.col_stride;
-            let out = &mut packed[panel * k * P..(panel + 1) * k * P];
-            if lines < P {
-                out.fill(0.0);
-            }
-            pack_panel::<P, _>(data, start, x.row_stride, x.col_stride, lines, out);
-        }
-    });
-    if round {
-        let panels = count.div_ceil(P);
-        packed[..panels * k * P].iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());
-    }
-}
-
-#[inline(always)]
-fn pack_panel<const P: usize, X: Element>(
-    data: &[X],
-    start: usize,
-    line_stride: usize,
-    step: usize,
-    lines: usize,
-    out: &mut [f32],
-) {
-    if line_stride == 1 {
-        for (s, out) in out.chunks_exact_mut(P).enumerate() {
-            let source = &data[start + s * step..][..lines];
-            for (o, x) in out.iter_mut().zip(source) {
-                *o = x.to_f32();
-            }
-        }
-    } else {
-        let k = out.len() / P;
-        for line in 0..lines {
-            let base = start + line * line_stride;
-            let source = &data[base..base + (k - 1) * step + 1];
-            for (s, out) in out.chunks_exact_mut(P).enumerate() {
-                out[line] = source[s * step].to_f32();
-            }
-        }
-    }
-}
-
-impl<T: Element> Job<'_, T> {
     #[inline(always)]
-    fn store(&self, tile: Tile, acc: &mut [f32], stride: usize) {
-        for row in 0..tile.rows {
-            let start = (tile.i + row) * self.target.row_stride + self.target.col + tile.j;
-            // SAFETY: tiles of different tasks do not overlap.
-            let out = unsafe { self.out.slice(start, tile.cols) };
-            let acc = &mut acc[row * stride..][..tile.cols];
-            if self.epilogue.scale != 1.0 {
-                acc.iter_mut().for_each(|a| *a *= self.epilogue.scale);
+    fn pack_panel(&self, col: usize, mut panel: &mut [M::Elem]) {
+        let Block { vectors, cols, .. } = self.block;
+        let width = vectors * M::LANES;
+        for stretch in self.stretches {
+            let (this, rest) = panel.split_at_mut(padded::<M>(stretch.k) * width);
+            let lines = width.min(cols - col);
+            let part = Part { line: self.block.col + col, lines, k0: stretch.k0, k: stretch.k };
+            let b = lines_of(self.product.terms[stretch.term].b.transposed());
+            // SAFETY: `gemm` chose the tile by the instruction set.
+            unsafe { M::pack_panel(b, part, vectors, this) };
+            panel = rest;
+        }
+    }
+
+    /// Rows of the left operand: in place where type, order and length allow.
+    #[inline(always)]
+    fn left(&self) -> Vec<Left<'_, M::Elem>> {
+        let mut packed = 0;
+        let of_stretch = |stretch: &Stretch| {
+            let a = self.product.terms[stretch.term].a;
+            let in_place = a.col_stride == 1 && stretch.k.is_multiple_of(M::PADDING);
+            if let Some(data) = M::direct(a.data).filter(|_| in_place) {
+                let offset = a.offset + stretch.k0;
+                let last = self.block.row + self.block.rows - 1;
+                assert!(offset + last * a.row_stride + stretch.k <= data.len());
+                return Left { direct: Some(data), offset, stride: a.row_stride };
             }
-            if let Some(bias) = self.epilogue.bias {
-                add(acc, &bias[tile.j..tile.j + tile.cols]);
-            }
-            if let Some(more) = self.epilogue.add {
-                add(acc, &more[start..start + tile.cols]);
-            }
-            if self.epilogue.accumulate {
-                for (a, o) in acc.iter_mut().zip(&*out) {
-                    *a += o.to_f32();
-                }
-            }
-            for (o, &a) in out.iter_mut().zip(&*acc) {
-                *o = T::from_f32(a);
+            let offset = packed;
+            packed += padded::<M>(stretch.k);
+            Left { direct: None, offset, stride: Self::ROW }
+        };
+        self.stretches.iter().map(of_stretch).collect()
+    }
+
+    #[inline(always)]
+    fn pack_rows(
+        &self,
+        left: &[Left<'_, M::Elem>],
+        row: usize,
+        rows: usize,
+        packed: &mut [M::Elem],
+    ) {
+        for (stretch, left) in self.stretches.iter().zip(left) {
+            if left.direct.is_none() {
+                let line = self.block.row + row;
+                let part = Part { line, lines: rows, k0: stretch.k0, k: stretch.k };
+                let a = lines_of(self.product.terms[stretch.term].a);
+                // SAFETY: `gemm` chose the tile by the instruction set.
+                unsafe { M::pack_rows(a, part, Self::ROW, &mut packed[left.offset..]) };
             }
         }
+    }
+
+    /// A segment for each stretch, still without operands.
+    #[inline(always)]
+    fn segments(&self) -> Vec<Segment<M::Elem>> {
+        let of_stretch = |(stretch, left): (&Stretch, Left<'_, M::Elem>)| Segment {
+            a: std::ptr::null(),
+            a_stride: left.stride,
+            b: std::ptr::null(),
+            groups: padded::<M>(stretch.k) / M::STEP,
+        };
+        self.stretches.iter().zip(self.left()).map(of_stretch).collect()
+    }
+
+    /// Carries out the epilogue for a tile of sums.
+    #[inline(always)]
+    fn store(
+        &self,
+        row: usize,
+        col: usize,
+        (rows, cols): (usize, usize),
+        sums: &mut [f32],
+        stride: usize,
+    ) {
+        let (target, epilogue) = (&self.product.target, &self.product.epilogue);
+        if target.col_stride == 1 {
+            for i in 0..rows {
+                let start = target.offset + (row + i) * target.row_stride + col;
+                // SAFETY: tiles of different tasks do not overlap, nor do products' targets.
+                let out = unsafe { self.job.out.slice(start, cols) };
+                let bias = epilogue.bias.map(|bias| &bias[col..col + cols]);
+                finish(epilogue, &mut sums[i * stride..][..cols], bias, start, out);
+            }
+        } else {
+            let mut line = [0.0; 8];
+            for j in 0..cols {
+                let start = target.offset + row + (col + j) * target.col_stride;
+                // SAFETY: as above.
+                let out = unsafe { self.job.out.slice(start, rows) };
+                for (i, x) in line.iter_mut().enumerate().take(rows) {
+                    *x = sums[i * stride + j];
+                }
+                let bias = epilogue.bias.map(|bias| [bias[col + j]; 8]);
+                let bias = bias.as_ref().map(|bias| &bias[..rows]);
+                finish(epilogue, &mut line[..rows], bias, start, out);
+            }
+        }
+    }
+}
+
+/// `out = scale · sums + bias + add (+ out)` for elements of the output from `start` on.
+#[inline(always)]
+fn finish<T: Element>(
+    epilogue: &Epilogue<'_>,
+    sums: &mut [f32],
+    bias: Option<&[f32]>,
+    start: usize,
+    out: &mut [T],
+) {
+    if epilogue.scale != 1.0 {
+        sums.iter_mut().for_each(|x| *x *= epilogue.scale);
+    }
+    if let Some(bias) = bias {
+        add(sums, bias);
+    }
+    if let Some(more) = epilogue.add {
+        add(sums, &more[start..start + sums.len()]);
+    }
+    if epilogue.accumulate {
+        for (x, o) in sums.iter_mut().zip(&*out) {
+            *x += o.to_f32();
+        }
+    }
+    for (o, &x) in out.iter_mut().zip(&*sums) {
+        *o = T::from_f32(x);
     }
 }
 
@@ -246,4 +429,13 @@ fn add(x: &mut [f32], y: &[f32]) {
     for (x, y) in x.iter_mut().zip(y) {
         *x += y;
     }
+}
+
+fn padded<M: Tile>(k: usize) -> usize {
+    k.next_multiple_of(M::PADDING)
+}
+
+/// A matrix as lines along its rows.
+fn lines_of(x: Matrix<'_>) -> Lines<'_> {
+    Lines { data: x.data, offset: x.offset, line_stride: x.row_stride, step: x.col_stride }
 }

@@ -4,11 +4,11 @@
 //!
 //! Operands are strided views, so the forward product `x · Wᵀ`, the input gradient `dy · W` and the
 //! weight gradient `dyᵀ · x` are the same function on other strides, and a low-rank adapter is one
-//! more term.
+//! more term. Products that share an output are handed out to the threads together.
 
 mod cpu;
-mod micro;
 pub mod reference;
+pub(crate) mod tile;
 
 pub use cpu::{SCRATCH_BYTES, gemm};
 
@@ -38,6 +38,11 @@ impl<'a> Matrix<'a> {
         Self { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
+    /// Whether elements follow one another along rows or columns.
+    fn is_contiguous(&self) -> bool {
+        self.row_stride == 1 || self.col_stride == 1
+    }
+
     /// The matrix without its first `cols` columns.
     pub fn from_col(self, cols: usize) -> Self {
         Self { offset: self.offset + cols * self.col_stride, ..self }
@@ -62,7 +67,7 @@ pub struct Epilogue<'a> {
     pub scale: f32,
     /// `[n]`, added to every row.
     pub bias: Option<&'a [f32]>,
-    /// `[m, n]`, row-major with the row stride of the output.
+    /// Added element by element; as long as the output and laid out like it.
     pub add: Option<&'a [f32]>,
     /// Whether the products are added to what the output holds.
     pub accumulate: bool,
@@ -74,24 +79,62 @@ impl Default for Epilogue<'_> {
     }
 }
 
-/// Where the result goes: `m` rows of `n` columns, `row_stride` apart, from column `col` on.
+/// Where the result goes: element `(i, j)` to `offset + i * row_stride + j * col_stride`, one of the
+/// strides being one.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
     /// Rows.
     pub m: usize,
     /// Columns.
     pub n: usize,
-    /// Distance between rows in the output slice.
+    /// Index of element `(0, 0)`.
+    pub offset: usize,
+    /// Distance between rows.
     pub row_stride: usize,
-    /// First column.
-    pub col: usize,
+    /// Distance between columns.
+    pub col_stride: usize,
 }
 
 impl Target {
     /// A whole row-major `[m, n]` slice.
     pub fn whole(m: usize, n: usize) -> Self {
-        Self { m, n, row_stride: n, col: 0 }
+        Self::columns(m, n, n, 0)
     }
+
+    /// Columns `col..col + n` of a row-major `[m, width]` slice.
+    pub fn columns(m: usize, n: usize, width: usize, col: usize) -> Self {
+        Self { m, n, offset: col, row_stride: width, col_stride: 1 }
+    }
+
+    /// The same elements with rows and columns exchanged.
+    pub fn transposed(self) -> Self {
+        let Self { m, n, offset, row_stride, col_stride } = self;
+        Self { m: n, n: m, offset, row_stride: col_stride, col_stride: row_stride }
+    }
+
+    /// Panics unless all elements are inside a slice of `len`, none of them twice.
+    fn check(&self, len: usize) {
+        let Self { m, n, offset, row_stride, col_stride } = *self;
+        let last = offset + m.saturating_sub(1) * row_stride + n.saturating_sub(1) * col_stride;
+        assert!(m == 0 || n == 0 || last < len, "the output is too short");
+        let apart = |len: usize, stride: usize, count: usize| count <= 1 || len <= stride;
+        assert!(match (row_stride, col_stride) {
+            (stride, 1) => apart(n, stride, m),
+            (1, stride) => apart(m, stride, n),
+            _ => false,
+        });
+    }
+}
+
+/// A sum of products and its place.
+#[derive(Clone, Copy, Debug)]
+pub struct Product<'a> {
+    /// What is multiplied and summed.
+    pub terms: &'a [Term<'a>],
+    /// What becomes of the sum.
+    pub epilogue: Epilogue<'a>,
+    /// Where it goes.
+    pub target: Target,
 }
 
 #[cfg(test)]

@@ -33,7 +33,8 @@ fn run(
     let (bias, add) = (random(n, 5), random(m * n, 6));
     let epilogue = Epilogue { scale: 0.5, bias: Some(&bias), add: Some(&add), accumulate: true };
     let mut out = random(m * n, 7);
-    gemm(cpu, compute, &terms, epilogue, Target::whole(m, n), ViewMut::F32(&mut out));
+    let product = Product { terms: &terms, epilogue, target: Target::whole(m, n) };
+    gemm(cpu, compute, &[product], ViewMut::F32(&mut out));
     out
 }
 
@@ -75,12 +76,16 @@ fn agrees_with_the_reference_on_odd_sizes() {
 
 #[test]
 fn bits_do_not_depend_on_threads_or_instruction_set() {
-    let size = (150, 130, 270);
-    let first = run(&Cpu::with_isa(1, Isa::Scalar), DType::F32, size, false, true);
-    for isa in Isa::available() {
-        for threads in [1, 2, 3] {
-            let again = run(&Cpu::with_isa(threads, isa), DType::F32, size, false, true);
-            assert!(first == again, "{isa:?} with {threads} threads");
+    // The last is longer than one pass.
+    for size in [(150, 130, 271), (300, 50, 4300)] {
+        for compute in [DType::F32, DType::Bf16] {
+            let first = run(&Cpu::with_isa(1, Isa::Scalar), compute, size, false, true);
+            for isa in Isa::available() {
+                for threads in [1, 2, 3] {
+                    let again = run(&Cpu::with_isa(threads, isa), compute, size, false, true);
+                    assert!(first == again, "{isa:?}, {compute:?}, {threads} threads");
+                }
+            }
         }
     }
 }
@@ -92,8 +97,9 @@ fn writes_only_its_columns() {
     let mut out = vec![9.0; 2 * 10];
     let terms =
         [Term { a: Matrix::rows(View::F32(&a), 4), b: Matrix::rows(View::F32(&b), 3), k: 4 }];
-    let target = Target { m: 2, n: 3, row_stride: 10, col: 5 };
-    gemm(&cpu, DType::F32, &terms, Epilogue::default(), target, ViewMut::F32(&mut out));
+    let target = Target::columns(2, 3, 10, 5);
+    let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
+    gemm(&cpu, DType::F32, &[product], ViewMut::F32(&mut out));
     for (i, &v) in out.iter().enumerate() {
         assert_eq!(v == 9.0, !(5..8).contains(&(i % 10)), "column {}", i % 10);
     }

@@ -25,6 +25,15 @@ pub fn convert(cpu: &Cpu, x: View<'_>, y: ViewMut<'_>) {
     })));
 }
 
+/// `y = scale · x`, elementwise, to the nearest value.
+pub fn scale(cpu: &Cpu, x: &[f32], scale: f32, y: ViewMut<'_>) {
+    with_elements!(mut y, y => chunks(cpu, y, |start, y| {
+        for (y, x) in y.iter_mut().zip(&x[start..]) {
+            *y = Element::from_f32(scale * x);
+        }
+    }));
+}
+
 /// `y = 0`.
 pub fn zero(cpu: &Cpu, y: ViewMut<'_>) {
     with_elements!(mut y, y => chunks(cpu, y, |_, y| y.fill(Element::from_f32(0.0))));

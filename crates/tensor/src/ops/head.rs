@@ -3,7 +3,7 @@
 use super::rows_cols;
 use crate::tape::Sweep;
 use crate::{Category, Cost, DType, Device, Tape, Tensor, Var, Weight, Work};
-use hone_kernels::gemm::{Epilogue, Matrix, Target, Term, gemm};
+use hone_kernels::gemm::{Epilogue, Matrix, Product, Target, Term, gemm};
 use hone_kernels::{Cpu, head as kernel, vector};
 
 /// Rows whose logits of one tile exist at the same time.
@@ -57,7 +57,8 @@ pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight) -> Tensor {
         let w = Matrix::rows(weight.view(), h).transposed();
         let terms = [Term { a: Matrix::rows(x.view(), h), b: w, k: h }];
         let target = Target::whole(t, v);
-        gemm(cpu, tape.compute(), &terms, Epilogue::default(), target, y.view_mut());
+        let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
+        gemm(cpu, tape.compute(), &[product], y.view_mut());
     }
     y
 }
@@ -145,7 +146,8 @@ impl<'a> Head<'a> {
                     let w = Matrix { offset: first * h, ..Matrix::rows(self.weight.view(), h) };
                     let terms = [Term { a: d_logits, b: w, k: width }];
                     let epilogue = Epilogue { accumulate: first > 0, ..Epilogue::default() };
-                    gemm(cpu, compute, &terms, epilogue, Target::whole(n, h), d_chunk.view_mut());
+                    let product = Product { terms: &terms, epilogue, target: Target::whole(n, h) };
+                    gemm(cpu, compute, &[product], d_chunk.view_mut());
                 }
                 if let Some(param) = weight.param() {
                     let x = Matrix::rows(chunk.x.view(), h);
@@ -153,7 +155,8 @@ impl<'a> Head<'a> {
                     let epilogue = Epilogue { accumulate: true, ..Epilogue::default() };
                     let d_w = &mut gradients.get_mut(param).f32_mut()[first * h..];
                     let d_w = hone_kernels::ViewMut::F32(&mut d_w[..width * h]);
-                    gemm(cpu, compute, &terms, epilogue, Target::whole(width, h), d_w);
+                    let target = Target::whole(width, h);
+                    gemm(cpu, compute, &[Product { terms: &terms, epilogue, target }], d_w);
                 }
             });
             if let Some(d_x) = &mut d_x {
@@ -203,7 +206,8 @@ impl<'a> Head<'a> {
         let w = Matrix { offset: first * h, ..Matrix::rows(self.weight.view(), h) };
         let terms = [Term { a: Matrix::rows(chunk.x.view(), h), b: w.transposed(), k: h }];
         let target = Target::whole(chunk.rows.len(), width);
-        gemm(cpu, compute, &terms, Epilogue::default(), target, chunk.tile.view_mut());
+        let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
+        gemm(cpu, compute, &[product], chunk.tile.view_mut());
     }
 
     fn vocab(&self) -> usize {

@@ -2,13 +2,17 @@
 //!
 //! `y = x Wᵀ + bias + scale · (dropout(x) Aᵀ) Bᵀ (+ residual)`, several projections side by side in
 //! one output row. The adapter's up-projection is `rank` more columns of the same contraction, so
-//! it costs no pass over the output.
+//! it costs no pass over the output; down-projections of one input are one product.
 
 use super::rows_cols;
 use crate::tape::Sweep;
-use crate::{Cost, DType, Device, Lora, Philox, Projection, StepKey, Tape, Tensor, Var, Weight};
+use crate::{
+    Category, Cost, DType, Device, Lora, Params, Philox, Projection, StepKey, Tape, Tensor, Var,
+    Weight, Work,
+};
+use hone_kernels::Cpu;
 use hone_kernels::dropout::{self, Mask};
-use hone_kernels::gemm::{Epilogue, Matrix, Target, Term, gemm};
+use hone_kernels::gemm::{Epilogue, Matrix, Product, Target, Term, gemm};
 use hone_kernels::vector;
 
 /// `x [t, k]`, projections `[n_i, k]` → `[t, Σ n_i]` in the compute type, or, with a `residual`
@@ -20,19 +24,12 @@ pub fn linear<'a>(
     residual: Option<Var>,
 ) -> Var {
     let (t, k) = rows_cols(x.value().shape());
+    assert!(projections.iter().all(|p| p.in_features() == k));
     let width: usize = projections.iter().map(Projection::out_features).sum();
     let dtype = if residual.is_some() { DType::F32 } else { tape.compute() };
     let mut y = tape.activation(dtype, &[t, width]);
-    let mut saved = Vec::new();
-    let mut col = 0;
-    for projection in projections {
-        assert_eq!(projection.in_features(), k);
-        let down = projection.lora.as_ref().map(|lora| down_projection(tape, x.value(), lora));
-        let add = residual.as_ref().map(Var::value);
-        project(tape, x.value(), projection, down.as_ref(), add, &mut y, col);
-        col += projection.out_features();
-        saved.push(down);
-    }
+    let down = down_projections(tape, x.value(), projections);
+    project(tape, x.value(), projections, down.as_ref(), residual.as_ref(), &mut y);
     let residual_grad = residual.as_ref().is_some_and(Var::requires_grad);
     let inner_grad = x.requires_grad() || projections.iter().any(Projection::is_trained);
     let residual = residual.map(|r| r.id());
@@ -44,7 +41,7 @@ pub fn linear<'a>(
     tape.push(y, true, move |sweep, d_y| {
         if inner_grad {
             let id = input.id;
-            if let Some(d_x) = backward(sweep, input, projections, saved, &d_y, step) {
+            if let Some(d_x) = backward(sweep, input, projections, down, &d_y, step) {
                 sweep.add(id, d_x);
             }
         }
@@ -83,80 +80,143 @@ impl Input {
     }
 }
 
-/// The adapter's `scale · dropout(x) Aᵀ`, `[t, rank]` f32.
-fn down_projection(tape: &Tape<'_>, x: &Tensor, lora: &Lora) -> Tensor {
-    let (t, k) = rows_cols(x.shape());
-    let mut u = tape.activation(DType::F32, &[t, lora.rank]);
-    let dropped = dropped(tape.device(), x, lora, tape.step());
-    let x = dropped.as_ref().unwrap_or(x);
-    let cost = Cost::product("lora_down", t, lora.rank, k, x.num_bytes() + u.num_bytes());
-    if let Some(cpu) = tape.device().begin(cost) {
-        let a = Matrix::rows(tape.params().value(lora.a).view(), k).transposed();
-        let terms = [Term { a: Matrix::rows(x.view(), k), b: a, k }];
-        let epilogue = Epilogue { scale: lora.scale, ..Epilogue::default() };
-        gemm(cpu, tape.compute(), &terms, epilogue, Target::whole(t, lora.rank), u.view_mut());
-    }
-    u
+/// A projection's adapter and where its rows stand among those of its neighbours.
+struct Adapter<'p> {
+    lora: &'p Lora,
+    /// First column of the projection in the output.
+    col: usize,
+    /// Columns of the projection.
+    n: usize,
+    /// First column of its down-projection among all.
+    at: usize,
 }
 
-/// Columns `col..` of `y`: the projection of `x` and its adapter.
+/// The adapters of projections that stand side by side, and the sum of their ranks.
+fn adapters(projections: &[Projection]) -> (Vec<Adapter<'_>>, usize) {
+    let (mut all, mut col, mut at) = (Vec::new(), 0, 0);
+    for projection in projections {
+        let n = projection.out_features();
+        if let Some(lora) = &projection.lora {
+            all.push(Adapter { lora, col, n, at });
+            at += lora.rank;
+        }
+        col += n;
+    }
+    (all, at)
+}
+
+/// `scale · A` of all adapters, one below the other: `[Σ rank, k]` in the compute type.
+fn stacked_a(
+    (device, params, compute): (&Device, &Params, DType),
+    (adapters, rank): (&[Adapter<'_>], usize),
+    k: usize,
+) -> Tensor {
+    let mut a = device.alloc(Category::Workspace, compute, &[rank, k]);
+    let bytes = a.num_bytes() + 4 * a.len();
+    if let Some(cpu) = device.begin(Cost::memory("lora_a", bytes)) {
+        for Adapter { lora, at, .. } in adapters {
+            let rows = a.view_mut().part(at * k, lora.rank * k);
+            vector::scale(cpu, params.value(lora.a).f32(), lora.scale, rows);
+        }
+    }
+    a
+}
+
+/// `scale · dropout(x) Aᵀ` of all adapters side by side, `[t, Σ rank]` in the compute type.
+fn down_projections(tape: &Tape<'_>, x: &Tensor, projections: &[Projection]) -> Option<Tensor> {
+    let ((adapters, width), (t, k)) = (adapters(projections), rows_cols(x.shape()));
+    if adapters.is_empty() {
+        return None;
+    }
+    let (device, compute) = (tape.device(), tape.compute());
+    let mut u = tape.activation(compute, &[t, width]);
+    let a = stacked_a((device, tape.params(), compute), (&adapters, width), k);
+    let mut project = |x: &Tensor, at: usize, rank: usize| {
+        let bytes = x.num_bytes() + u.num_bytes();
+        if let Some(cpu) = device.begin(Cost::product("lora_down", t, rank, k, bytes)) {
+            let b = Matrix { offset: at * k, ..Matrix::rows(a.view(), k) }.transposed();
+            let terms = [Term { a: Matrix::rows(x.view(), k), b, k }];
+            let target = Target::columns(t, rank, width, at);
+            let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
+            gemm(cpu, compute, &[product], u.view_mut());
+        }
+    };
+    // Adapters of one input share a product, unless each drops other elements of it.
+    if adapters.iter().all(|adapter| mask(adapter.lora, tape.step()).is_none()) {
+        project(x, 0, width);
+    } else {
+        for Adapter { lora, at, .. } in &adapters {
+            let dropped = dropped(device, x, lora, tape.step());
+            project(dropped.as_ref().unwrap_or(x), *at, lora.rank);
+        }
+    }
+    Some(u)
+}
+
+/// `y`: projections of `x`, with their adapters.
 fn project(
     tape: &Tape<'_>,
     x: &Tensor,
-    projection: &Projection,
+    projections: &[Projection],
     down: Option<&Tensor>,
-    residual: Option<&Tensor>,
+    residual: Option<&Var>,
     y: &mut Tensor,
-    col: usize,
 ) {
-    let (t, k) = rows_cols(x.shape());
-    let (n, width) = (projection.out_features(), y.shape()[1]);
-    let weight = tape.params().resolve(&projection.weight);
-    let rank = projection.lora.as_ref().map_or(0, |lora| lora.rank);
-    let bytes = x.num_bytes() + weight.num_bytes() + t * n * y.dtype().size();
-    let Some(cpu) = tape.device().begin(Cost::product("linear", t, n, k + rank, bytes)) else {
-        return;
-    };
-    let w = Matrix::rows(weight.view(), k).transposed();
-    let mut terms = vec![Term { a: Matrix::rows(x.view(), k), b: w, k }];
-    if let (Some(lora), Some(u)) = (&projection.lora, down) {
-        let b = Matrix::rows(tape.params().value(lora.b).view(), rank).transposed();
-        terms.push(Term { a: Matrix::rows(u.view(), rank), b, k: rank });
+    let ((t, k), params) = (rows_cols(x.shape()), tape.params());
+    let (width, (adapters, rank)) = (y.shape()[1], adapters(projections));
+    let weights: usize = projections.iter().map(|p| params.resolve(&p.weight).num_bytes()).sum();
+    let flops_of_adapters = adapters.iter().map(|a| 2 * t * a.n * a.lora.rank).sum::<usize>();
+    let bytes = x.num_bytes() + weights + y.num_bytes();
+    let mut cost = Cost::product("linear", t, width, k, bytes);
+    cost.flops += flops_of_adapters as u64;
+    let Some(cpu) = tape.device().begin(cost) else { return };
+    let mut terms = Vec::new();
+    let mut col = 0;
+    for projection in projections {
+        let w = Matrix::rows(params.resolve(&projection.weight).view(), k).transposed();
+        let mut of_one = vec![Term { a: Matrix::rows(x.view(), k), b: w, k }];
+        if let Some(Adapter { lora, at, .. }) = adapters.iter().find(|a| a.col == col) {
+            let u = down.expect("made for these adapters");
+            let b = Matrix::rows(params.value(lora.b).view(), lora.rank).transposed();
+            let a = Matrix::rows(u.view(), rank).from_col(*at);
+            of_one.push(Term { a, b, k: lora.rank });
+        }
+        terms.push(of_one);
+        col += projection.out_features();
     }
-    let epilogue = Epilogue {
-        bias: projection.bias.as_ref().map(|bias| tape.params().resolve(bias).f32()),
-        add: residual.map(Tensor::f32),
-        ..Epilogue::default()
-    };
-    let target = Target { m: t, n, row_stride: width, col };
-    gemm(cpu, tape.compute(), &terms, epilogue, target, y.view_mut());
+    let add = residual.map(|residual| residual.value().f32());
+    col = 0;
+    let products = projections.iter().zip(&terms).map(|(projection, terms)| {
+        let bias = projection.bias.as_ref().map(|bias| params.resolve(bias).f32());
+        let target = Target::columns(t, projection.out_features(), width, col);
+        col += projection.out_features();
+        Product { terms, epilogue: Epilogue { bias, add, ..Epilogue::default() }, target }
+    });
+    let products: Vec<_> = products.collect();
+    gemm(cpu, tape.compute(), &products, y.view_mut());
 }
 
 fn backward(
     sweep: &mut Sweep<'_, '_>,
     x: Input,
     projections: &[Projection],
-    saved: Vec<Option<Tensor>>,
+    down: Option<Tensor>,
     d_y: &Tensor,
     step: Option<StepKey>,
 ) -> Option<Tensor> {
-    let mut col = 0;
-    let mut d_downs = Vec::new();
-    for (projection, down) in projections.iter().zip(saved) {
-        weight_gradients(sweep, projection, &x, d_y, col);
-        d_downs.push(projection.lora.as_ref().zip(down).map(|(lora, u)| {
-            adapter_gradients(
-                sweep,
-                lora,
-                x.value(),
-                &u,
-                d_y,
-                (col, projection.out_features()),
-                step,
-            )
-        }));
-        col += projection.out_features();
-    }
+    bias_gradients(sweep, projections, d_y);
+    // The residual stream is f32; products want the compute type, and read it several times.
+    let rounded = (d_y.dtype() != sweep.compute).then(|| {
+        let mut rounded = sweep.workspace(sweep.compute, d_y.shape());
+        let cost = Cost::memory("convert", d_y.num_bytes() + rounded.num_bytes());
+        if let Some(cpu) = sweep.device.begin(cost) {
+            vector::convert(cpu, d_y.view(), rounded.view_mut());
+        }
+        rounded
+    });
+    let d_y = rounded.as_ref().unwrap_or(d_y);
+    weight_gradients(sweep, projections, &x, d_y);
+    let d_down = down.map(|u| adapter_gradients(sweep, projections, x.value(), u, d_y, step));
     if !x.requires_grad {
         return None;
     }
@@ -164,83 +224,122 @@ fn backward(
     // The input may be released before its gradient takes its place.
     drop(x);
     let mut d_x = sweep.activation(dtype, &shape);
-    input_gradient(sweep, projections, &d_downs, d_y, &mut d_x, step.is_some());
-    for (projection, d_down) in projections.iter().zip(&d_downs) {
-        if let (Some(lora), Some(d_u)) = (&projection.lora, d_down)
-            && let Some(mask) = mask(lora, step)
-        {
-            add_dropped_gradient(sweep, lora, mask, d_u, &mut d_x);
+    input_gradient(sweep, projections, d_down.as_ref(), d_y, &mut d_x, step);
+    let (adapters, rank) = adapters(projections);
+    for adapter in &adapters {
+        if let (Some(mask), Some(d_u)) = (mask(adapter.lora, step), &d_down) {
+            add_dropped_gradient(sweep, (adapter, rank), mask, d_u, &mut d_x);
         }
     }
     Some(d_x)
 }
 
-/// `d_W += d_yᵀ x` and `d_bias += Σ_t d_y`, where these are trained.
-fn weight_gradients(
-    sweep: &mut Sweep<'_, '_>,
-    projection: &Projection,
-    x: &Input,
-    d_y: &Tensor,
-    col: usize,
-) {
-    let ([t, k], (_, width)) = (x.shape, rows_cols(d_y.shape()));
-    let n = projection.out_features();
-    let bytes = t * n * d_y.dtype().size();
-    if let Some(param) = projection.weight.param() {
-        let x = x.value();
-        let bytes = x.num_bytes() + bytes + 8 * n * k;
-        let cost = Cost::product("d_weight", n, k, t, bytes);
-        if let Some(cpu) = sweep.device.begin(cost) {
-            let d_y = Matrix::rows(d_y.view(), width).from_col(col).transposed();
-            let terms = [Term { a: d_y, b: Matrix::rows(x.view(), k), k: t }];
-            let d_w = sweep.gradients.get_mut(param).view_mut();
-            gemm(cpu, sweep.compute, &terms, ACCUMULATE, Target::whole(n, k), d_w);
+/// `d_bias += Σ_t d_y`, where biases are trained.
+fn bias_gradients(sweep: &mut Sweep<'_, '_>, projections: &[Projection], d_y: &Tensor) {
+    let (t, width) = rows_cols(d_y.shape());
+    let mut col = 0;
+    for projection in projections {
+        let bytes = t * projection.out_features() * d_y.dtype().size();
+        if let Some(param) = projection.bias.as_ref().and_then(Weight::param)
+            && let Some(cpu) = sweep.device.begin(Cost::memory("d_bias", bytes))
+        {
+            let d_bias = sweep.gradients.get_mut(param).f32_mut();
+            vector::add_column_sums(cpu, d_y.view(), width, col, d_bias);
         }
-    }
-    if let Some(param) = projection.bias.as_ref().and_then(Weight::param)
-        && let Some(cpu) = sweep.device.begin(Cost::memory("d_bias", bytes))
-    {
-        let d_bias = sweep.gradients.get_mut(param).f32_mut();
-        vector::add_column_sums(cpu, d_y.view(), width, col, d_bias);
+        col += projection.out_features();
     }
 }
 
-const ACCUMULATE: Epilogue<'static> =
-    Epilogue { scale: 1.0, bias: None, add: None, accumulate: true };
+/// `d_W += d_yᵀ x`, where weights are trained.
+fn weight_gradients(
+    sweep: &mut Sweep<'_, '_>,
+    projections: &[Projection],
+    x: &Input,
+    d_y: &Tensor,
+) {
+    let ([t, k], (_, width)) = (x.shape, rows_cols(d_y.shape()));
+    let mut col = 0;
+    for projection in projections {
+        let n = projection.out_features();
+        if let Some(param) = projection.weight.param() {
+            let x = x.value();
+            let bytes = x.num_bytes() + t * n * d_y.dtype().size() + 8 * n * k;
+            let cost = Cost::product("d_weight", n, k, t, bytes);
+            if let Some(cpu) = sweep.device.begin(cost) {
+                let d_y = Matrix::rows(d_y.view(), width).from_col(col).transposed();
+                let term = Term { a: d_y, b: Matrix::rows(x.view(), k), k: t };
+                let d_w = sweep.gradients.get_mut(param);
+                accumulate(cpu, sweep.compute, term, 1.0, Target::whole(n, k), d_w);
+            }
+        }
+        col += n;
+    }
+}
 
-/// `d_B += d_yᵀ u`, `d_A += d_uᵀ dropout(x)`; returns `d_u = scale · d_y B [t, rank]`, the gradient
-/// of the unscaled down-projection.
+/// `sum += scale · term`.
+fn accumulate(
+    cpu: &Cpu,
+    compute: DType,
+    term: Term<'_>,
+    scale: f32,
+    target: Target,
+    sum: &mut Tensor,
+) {
+    let epilogue = Epilogue { scale, accumulate: true, ..Epilogue::default() };
+    gemm(cpu, compute, &[Product { terms: &[term], epilogue, target }], sum.view_mut());
+}
+
+/// `d_B += d_yᵀ u`, `d_A += scale · d_uᵀ dropout(x)`; returns `d_u = d_y B [t, Σ rank]`, the
+/// gradient of the scaled down-projection.
 fn adapter_gradients(
     sweep: &mut Sweep<'_, '_>,
-    lora: &Lora,
+    projections: &[Projection],
     x: &Tensor,
-    u: &Tensor,
+    u: Tensor,
     d_y: &Tensor,
-    (col, n): (usize, usize),
     step: Option<StepKey>,
 ) -> Tensor {
     let ((t, k), (_, width)) = (rows_cols(x.shape()), rows_cols(d_y.shape()));
-    let (r, compute) = (lora.rank, sweep.compute);
-    let mut d_u = sweep.workspace(DType::F32, &[t, r]);
-    let bytes = t * n * d_y.dtype().size() + d_u.num_bytes();
-    if let Some(cpu) = sweep.device.begin(Cost::product("d_lora_up", t, 2 * n, r, bytes)) {
-        let d_y = Matrix::rows(d_y.view(), width).from_col(col);
-        let b = Matrix::rows(sweep.params.value(lora.b).view(), r);
-        let epilogue = Epilogue { scale: lora.scale, ..Epilogue::default() };
-        let terms = [Term { a: d_y, b, k: n }];
-        gemm(cpu, compute, &terms, epilogue, Target::whole(t, r), d_u.view_mut());
-        let terms = [Term { a: d_y.transposed(), b: Matrix::rows(u.view(), r), k: t }];
-        let d_b = sweep.gradients.get_mut(lora.b).view_mut();
-        gemm(cpu, compute, &terms, ACCUMULATE, Target::whole(n, r), d_b);
+    let ((adapters, rank), compute) = (adapters(projections), sweep.compute);
+    let mut d_u = sweep.workspace(compute, &[t, rank]);
+    let flops: usize = adapters.iter().map(|a| 2 * t * a.n * a.lora.rank).sum();
+    let bytes = (d_y.num_bytes() + d_u.num_bytes()) as u64;
+    let cost = |name| Cost { name, work: Work::Product, flops: flops as u64, bytes };
+    if let Some(cpu) = sweep.device.begin(cost("d_lora_u")) {
+        let term = |adapter: &Adapter<'_>| {
+            let b = Matrix::rows(sweep.params.value(adapter.lora.b).view(), adapter.lora.rank);
+            let a = Matrix::rows(d_y.view(), width).from_col(adapter.col);
+            [Term { a, b, k: adapter.n }]
+        };
+        let terms: Vec<_> = adapters.iter().map(term).collect();
+        let product = |(adapter, terms): (&Adapter<'_>, _)| {
+            let target = Target::columns(t, adapter.lora.rank, rank, adapter.at);
+            Product { terms, epilogue: Epilogue::default(), target }
+        };
+        let products: Vec<_> =
+            adapters.iter().zip(&terms).map(|(a, terms)| product((a, terms))).collect();
+        gemm(cpu, compute, &products, d_u.view_mut());
     }
-    let dropped = dropped(sweep.device, x, lora, step);
-    let x = dropped.as_ref().unwrap_or(x);
-    let bytes = x.num_bytes() + d_u.num_bytes();
-    if let Some(cpu) = sweep.device.begin(Cost::product("d_lora_down", r, k, t, bytes)) {
-        let d_u = Matrix::rows(d_u.view(), r).transposed();
-        let terms = [Term { a: d_u, b: Matrix::rows(x.view(), k), k: t }];
-        let d_a = sweep.gradients.get_mut(lora.a).view_mut();
-        gemm(cpu, compute, &terms, ACCUMULATE, Target::whole(r, k), d_a);
+    if let Some(cpu) = sweep.device.begin(cost("d_lora_b")) {
+        for &Adapter { lora, col, n, at } in &adapters {
+            // As `d_Bᵀ = uᵀ d_y`: `d_y` is read along its rows, `u` is the one to turn.
+            let a = Matrix::rows(u.view(), rank).from_col(at).transposed();
+            let term = Term { a, b: Matrix::rows(d_y.view(), width).from_col(col), k: t };
+            let target = Target::whole(n, lora.rank).transposed();
+            accumulate(cpu, compute, term, 1.0, target, sweep.gradients.get_mut(lora.b));
+        }
+    }
+    drop(u);
+    for &Adapter { lora, at, .. } in &adapters {
+        let dropped = dropped(sweep.device, x, lora, step);
+        let x = dropped.as_ref().unwrap_or(x);
+        let bytes = x.num_bytes() + t * lora.rank * compute.size();
+        if let Some(cpu) = sweep.device.begin(Cost::product("d_lora_a", lora.rank, k, t, bytes)) {
+            let a = Matrix::rows(d_u.view(), rank).from_col(at).transposed();
+            let term = Term { a, b: Matrix::rows(x.view(), k), k: t };
+            let target = Target::whole(lora.rank, k);
+            accumulate(cpu, compute, term, lora.scale, target, sweep.gradients.get_mut(lora.a));
+        }
     }
     d_u
 }
@@ -249,52 +348,60 @@ fn adapter_gradients(
 fn input_gradient(
     sweep: &Sweep<'_, '_>,
     projections: &[Projection],
-    d_downs: &[Option<Tensor>],
+    d_down: Option<&Tensor>,
     d_y: &Tensor,
     d_x: &mut Tensor,
-    in_training: bool,
+    step: Option<StepKey>,
 ) {
     let ((t, k), (_, width)) = (rows_cols(d_x.shape()), rows_cols(d_y.shape()));
-    let params = sweep.params;
+    let (params, compute) = (sweep.params, sweep.compute);
+    let (adapters, rank) = adapters(projections);
+    let undropped = adapters.iter().all(|adapter| mask(adapter.lora, step).is_none());
+    let d_down = d_down.filter(|_| undropped);
+    let a = d_down.map(|_| stacked_a((sweep.device, params, compute), (&adapters, rank), k));
     let weights = projections.iter().map(|p| params.resolve(&p.weight).num_bytes());
     let bytes = d_x.num_bytes() + d_y.num_bytes() + weights.sum::<usize>();
-    let rank: usize = projections.iter().filter_map(|p| p.lora.as_ref()).map(|l| l.rank).sum();
-    let Some(cpu) = sweep.device.begin(Cost::product("d_linear", t, k, width + rank, bytes)) else {
+    let depth = width + if d_down.is_some() { rank } else { 0 };
+    let Some(cpu) = sweep.device.begin(Cost::product("d_linear", t, k, depth, bytes)) else {
         return;
     };
     let mut terms = Vec::new();
     let mut col = 0;
-    for (projection, d_down) in projections.iter().zip(d_downs) {
+    for projection in projections {
         let (n, w) = (projection.out_features(), params.resolve(&projection.weight));
         let d_y = Matrix::rows(d_y.view(), width).from_col(col);
         terms.push(Term { a: d_y, b: Matrix::rows(w.view(), k), k: n });
-        if let (Some(lora), Some(d_u)) = (&projection.lora, d_down)
-            && !(in_training && lora.dropout > 0.0)
-        {
-            let a = Matrix::rows(params.value(lora.a).view(), k);
-            terms.push(Term { a: Matrix::rows(d_u.view(), lora.rank), b: a, k: lora.rank });
-        }
         col += n;
     }
-    gemm(cpu, sweep.compute, &terms, Epilogue::default(), Target::whole(t, k), d_x.view_mut());
+    if let (Some(d_u), Some(a)) = (d_down, &a) {
+        let (d_u, a) = (Matrix::rows(d_u.view(), rank), Matrix::rows(a.view(), k));
+        terms.push(Term { a: d_u, b: a, k: rank });
+    }
+    let target = Target::whole(t, k);
+    let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
+    gemm(cpu, compute, &[product], d_x.view_mut());
 }
 
-/// `d_x += mask · (d_u A)`.
+/// `d_x += mask · scale · (d_u A)`.
 fn add_dropped_gradient(
     sweep: &Sweep<'_, '_>,
-    lora: &Lora,
+    (adapter, rank): (&Adapter<'_>, usize),
     mask: Mask,
     d_u: &Tensor,
     d_x: &mut Tensor,
 ) {
-    let (t, k) = rows_cols(d_x.shape());
+    let ((t, k), lora) = (rows_cols(d_x.shape()), adapter.lora);
     let mut d_dropped = sweep.workspace(DType::F32, &[t, k]);
     let bytes = d_dropped.num_bytes() + d_x.num_bytes();
     if let Some(cpu) = sweep.device.begin(Cost::product("d_dropout", t, k, lora.rank, bytes)) {
-        let a = Matrix::rows(sweep.params.value(lora.a).view(), k);
-        let terms = [Term { a: Matrix::rows(d_u.view(), lora.rank), b: a, k: lora.rank }];
-        let target = Target::whole(t, k);
-        gemm(cpu, sweep.compute, &terms, Epilogue::default(), target, d_dropped.view_mut());
+        let a = Matrix::rows(d_u.view(), rank).from_col(adapter.at);
+        let b = Matrix::rows(sweep.params.value(lora.a).view(), k);
+        let product = Product {
+            terms: &[Term { a, b, k: lora.rank }],
+            epilogue: Epilogue { scale: lora.scale, ..Epilogue::default() },
+            target: Target::whole(t, k),
+        };
+        gemm(cpu, sweep.compute, &[product], d_dropped.view_mut());
         dropout::add_masked(cpu, mask, d_dropped.f32(), d_x.view_mut());
     }
 }
@@ -302,7 +409,7 @@ fn add_dropped_gradient(
 /// The input of an adapter after dropout; `None` where it is the input itself.
 fn dropped(device: &Device, x: &Tensor, lora: &Lora, step: Option<StepKey>) -> Option<Tensor> {
     let mask = mask(lora, step)?;
-    let mut y = device.alloc(crate::Category::Workspace, x.dtype(), x.shape());
+    let mut y = device.alloc(Category::Workspace, x.dtype(), x.shape());
     if let Some(cpu) = device.begin(Cost::memory("dropout", 2 * x.num_bytes())) {
         dropout::apply(cpu, mask, x.view(), y.view_mut());
     }

@@ -184,7 +184,7 @@ fn nothing_flows_below_the_lowest_adapter() {
         // The first norm and the projections of q, k and v read what needs no gradient.
         assert_eq!(count("d_rms_norm"), 1);
         assert_eq!(count("d_linear"), 3);
-        assert_eq!(count("d_lora_down"), 2);
+        assert_eq!(count("d_lora_a"), 2);
         let forward = if recompute { 3 + 1 } else { 3 };
         assert_eq!(count("attention"), forward);
     }

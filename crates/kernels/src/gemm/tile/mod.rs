@@ -1,0 +1,142 @@
+//! The innermost product, a tile of the output in registers, and the packing that feeds it.
+//!
+//! The contraction is walked in groups of [`Tile::STEP`] steps, as the instructions want them: one
+//! for `f32`, pairs for bf16. The right operand is packed into panels `[group][column][step]`; rows
+//! of the left operand are read where they stand if their type allows it.
+//!
+//! All implementations give the same bits. `vdpbf16ps` adds the odd product of a pair first and
+//! rounds after each, so [`Emulated`] rounds operands to bf16 and walks pairs in that order with
+//! `f32` multiply-adds. (One exception: the instruction takes subnormal operands and sums as zero.)
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod plain;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::{Avx512, Avx512Bf16};
+pub(crate) use plain::{Emulated, Scalar};
+
+use crate::element::View;
+
+/// An operand as lines along the contraction: rows of the left one, columns of the right one.
+/// Element `k` of line `i` is at `offset + i * line_stride + k * step`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lines<'a> {
+    pub data: View<'a>,
+    pub offset: usize,
+    pub line_stride: usize,
+    pub step: usize,
+}
+
+/// A part of [`Lines`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    /// First line.
+    pub line: usize,
+    /// Number of lines.
+    pub lines: usize,
+    /// First step of the contraction.
+    pub k0: usize,
+    /// Number of steps.
+    pub k: usize,
+}
+
+/// A stretch of the contraction of one tile.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Segment<E> {
+    /// First row of the left operand.
+    pub a: *const E,
+    /// Distance between its rows.
+    pub a_stride: usize,
+    /// Panel of the right operand.
+    pub b: *const E,
+    /// Groups of [`Tile::STEP`] steps.
+    pub groups: usize,
+}
+
+/// Where a tile's sums go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sums {
+    /// First element.
+    pub start: *mut f32,
+    /// Distance between rows.
+    pub stride: usize,
+    /// Whether to start from what is there; else from zero.
+    pub resume: bool,
+}
+
+/// A way of computing tiles.
+pub(crate) trait Tile {
+    /// Element of packed operands.
+    type Elem: Copy + Send + Sync + 'static;
+    /// Steps of the contraction that stand together.
+    const STEP: usize;
+    /// What lengths of packed lines are rounded up to.
+    const PADDING: usize = Self::STEP;
+    /// Columns of a vector.
+    const LANES: usize;
+    /// Vectors of the widest panel.
+    const VECTORS: usize;
+    /// Rows of the tallest tile.
+    const ROWS: usize;
+
+    /// The elements, if rows of them can be multiplied where they stand.
+    fn direct(data: View<'_>) -> Option<&[Self::Elem]>;
+
+    /// Packs at most `vectors * LANES` lines into a panel of that width; the rest becomes zero.
+    ///
+    /// # Safety
+    /// The machine must have the instruction set.
+    unsafe fn pack_panel(x: Lines<'_>, part: Part, vectors: usize, panel: &mut [Self::Elem]);
+
+    /// Packs lines one after another, `stride` apart; steps up to a multiple of
+    /// [`Tile::PADDING`] become zero.
+    ///
+    /// # Safety
+    /// The machine must have the instruction set.
+    unsafe fn pack_rows(x: Lines<'_>, part: Part, stride: usize, rows: &mut [Self::Elem]);
+
+    /// `sums[rows, vectors * LANES] (+)= Σ_segments a · b`, each element one chain along `k`.
+    ///
+    /// # Safety
+    /// The machine must have the instruction set; `rows ≤ ROWS`, `vectors ≤ VECTORS`; what the
+    /// segments and `sums` point to must be there.
+    unsafe fn run(rows: usize, vectors: usize, segments: &[Segment<Self::Elem>], sums: Sums);
+}
+
+impl<'a> Lines<'a> {
+    /// Index of step `k` of a line.
+    #[inline(always)]
+    pub fn index(&self, line: usize, k: usize) -> usize {
+        self.offset + line * self.line_stride + k * self.step
+    }
+}
+
+impl Part {
+    /// Index of the last element, for checking that the part is inside its slice.
+    #[inline(always)]
+    pub fn end(&self, x: &Lines<'_>) -> usize {
+        x.index(self.line + self.lines - 1, self.k0 + self.k - 1) + 1
+    }
+}
+
+/// Calls `$tile::<R, V>` for the given rows and one to three vectors.
+#[cfg(target_arch = "x86_64")]
+macro_rules! for_size {
+    ($rows:expr, $vectors:expr, [$($r:literal)*], $tile:ident $args:tt) => {
+        match ($rows, $vectors) {
+            $(
+                ($r, 1) => $tile::<$r, 1> $args,
+                ($r, 2) => $tile::<$r, 2> $args,
+                ($r, 3) => $tile::<$r, 3> $args,
+            )*
+            (rows, vectors) => unreachable!("no tile of {rows} rows and {vectors} vectors"),
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(crate) use for_size;
