@@ -20,6 +20,9 @@ Commands:
   bench plan [HONE]
          what `hone plan` says against what `hone train` takes; writes docs/benchmarks/plan.md.
          HONE: a binary other than the release build
+  bench train [CASE]...
+         training steps against PyTorch with PEFT, in turn; writes docs/benchmarks/train.md. With
+         cases (such as bf16 or gsm8k) only these are run, and nothing is written
   help   this text
 
 Example: cargo xtask test
@@ -38,8 +41,9 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         ["test"] => test::run(&workspace_root()),
-        ["bench", "plan"] => bench::plan(&workspace_root(), None),
-        ["bench", "plan", hone] => bench::plan(&workspace_root(), Some(Path::new(hone))),
+        ["bench", "plan"] => bench::plan::run(&workspace_root(), None),
+        ["bench", "plan", hone] => bench::plan::run(&workspace_root(), Some(Path::new(hone))),
+        ["bench", "train", cases @ ..] => bench::train::run(&workspace_root(), cases),
         ["tidy"] => tidy::run(&workspace_root()),
         other => {
             eprint!("cargo xtask: unknown arguments `{}`\n\n{HELP}", other.join(" "));

@@ -78,6 +78,9 @@ pub struct TrainArgs {
     /// Go on from the newest whole checkpoint, or start where there is none yet
     #[arg(long)]
     pub resume: bool,
+    /// Show where the time of some steps goes, and write a trace that Perfetto opens
+    #[arg(long)]
+    pub profile: bool,
 }
 
 /// A model, and how to hold it.

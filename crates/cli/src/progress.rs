@@ -28,7 +28,7 @@ impl Progress {
     /// Shows an event.
     pub fn show(&mut self, event: &Event<'_>) {
         match event {
-            Event::Planned(_) => {}
+            Event::Planned(_) | Event::Profiled(..) => {}
             Event::Note(note) => self.line(&format!("note: {note}")),
             Event::Resumed(step) => {
                 if let Some(bar) = &self.bar {

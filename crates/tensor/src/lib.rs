@@ -15,7 +15,7 @@ mod tensor;
 mod weight;
 
 pub use device::arena::{Arena, Event, Layout, Trace};
-pub use device::{Category, Cost, Device, Work};
+pub use device::{Category, Cost, Device, Span, Work};
 pub use hone_kernels::attention::{Heads, Sequence};
 pub use hone_kernels::gemm::SCRATCH_BYTES as SCRATCH_BYTES_PER_THREAD;
 pub use hone_kernels::memory::release_free_memory;

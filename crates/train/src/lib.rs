@@ -22,6 +22,7 @@ pub mod run_file;
 pub mod sample;
 pub mod schedule;
 pub mod setup;
+pub mod step_profile;
 
 pub use error::TrainError;
 pub use metrics::{EvalRecord, StepRecord};

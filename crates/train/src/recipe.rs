@@ -16,6 +16,7 @@ use crate::run_file::OnNonfinite;
 use crate::sample::{self, Prompt, Sample};
 use crate::schedule::Schedule;
 use crate::setup::Setup;
+use crate::step_profile::StepProfile;
 use hone_data::{Cursor, MicroBatch, Order};
 use hone_model::{adapter, export_hf};
 use hone_tensor::{Arena, DType, Device, ParamId, StepKey};
@@ -42,7 +43,22 @@ pub enum Event<'a> {
     Evaluated(&'a EvalRecord),
     /// A checkpoint is on disk.
     Checkpoint(u64),
+    /// Steps were recorded, and the trace written to this file.
+    Profiled(&'a StepProfile, &'a Path),
 }
+
+/// How to carry a run out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Go on from the newest whole checkpoint of `output.dir`, or start where there is none yet.
+    pub resume: bool,
+    /// Record some steps, operation by operation.
+    pub profile: bool,
+}
+
+/// Steps that a profile leaves out, because they also warm up, and steps that it records.
+const PROFILE_SKIPS: u64 = 1;
+const PROFILE_STEPS: u64 = 3;
 
 /// How a run ended.
 pub enum Outcome {
@@ -67,31 +83,30 @@ pub struct Finished {
     pub samples: Vec<Sample>,
 }
 
-/// Trains as `setup` says. `resume` goes on from the newest whole checkpoint of `output.dir`, or
-/// starts where there is none yet. `stop` is asked after each step.
+/// Trains as `setup` and `options` say. `stop` is asked after each step.
 ///
 /// # Errors
 /// See [`TrainError`]; what is on disk stays whole.
 pub fn train(
     setup: &Setup,
-    resume: bool,
+    options: Options,
     event: &mut dyn FnMut(Event<'_>),
     stop: &dyn Fn() -> bool,
 ) -> Result<Outcome, TrainError> {
     let dir = RunDir::new(&setup.run.output.dir);
     let checkpoints = dir.checkpoints();
-    train_in(dir, setup, resume, event, stop).map_err(|error| error.with_last_good(&checkpoints))
+    train_in(dir, setup, options, event, stop).map_err(|error| error.with_last_good(&checkpoints))
 }
 
 fn train_in(
     dir: RunDir,
     setup: &Setup,
-    resume: bool,
+    options: Options,
     event: &mut dyn FnMut(Event<'_>),
     stop: &dyn Fn() -> bool,
 ) -> Result<Outcome, TrainError> {
     let begun = Instant::now();
-    let resuming = resume && dir.holds_run();
+    let resuming = options.resume && dir.holds_run();
     let planned = plan(setup, &dir, resuming)?;
     event(Event::Planned(&planned.plan));
     refuse_what_cannot_fit(&planned.plan)?;
@@ -115,14 +130,19 @@ fn train_in(
     }
     let mut logs = Logs::open(&run.dir, run.step)?;
     let samples = run.samples_before()?;
+    let first_step = run.step;
     while run.step < setup.num_steps {
         // Before the first step and every so many; where that is 0, before the first only. A run
         // that was stopped here does it when it goes on, so that its checkpoint need not wait.
         if run.step.is_multiple_of(setup.run.train.eval_every_steps) {
             run.evaluate(&mut logs, event)?;
         }
+        if options.profile && run.step == first_profiled(first_step, setup.num_steps) {
+            device.start_recording();
+        }
         let record = run.train_step(&mut logs)?;
         event(Event::Step(&record));
+        run.profile_done(options, first_step, event)?;
         failpoint::hit("loop.step_done");
         let stopping = stop();
         let due = run.step.is_multiple_of(setup.run.checkpoint.every_steps);
@@ -137,6 +157,11 @@ fn train_in(
     }
     run.evaluate(&mut logs, event)?;
     run.finish(samples, begun).map(Outcome::Finished)
+}
+
+/// The step before the first that is recorded: all are, where there are few.
+fn first_profiled(first_step: u64, num_steps: u64) -> u64 {
+    if num_steps - first_step > PROFILE_SKIPS { first_step + PROFILE_SKIPS } else { first_step }
 }
 
 fn plan(setup: &Setup, dir: &RunDir, resuming: bool) -> Result<Planned, TrainError> {
@@ -200,6 +225,7 @@ impl Run<'_> {
     /// One optimizer step.
     fn train_step(&mut self, logs: &mut Logs) -> Result<StepRecord, TrainError> {
         let begun = Instant::now();
+        self.engine.device.mark("batch");
         let micro_batches = self.micro_batches();
         let num_targets: usize = micro_batches.iter().map(|b| b.num_target_tokens).sum();
         let tokens: u64 = micro_batches
@@ -228,6 +254,8 @@ impl Run<'_> {
         failpoint::hit("loop.updated");
         let optimizer = updating.elapsed().as_secs_f64();
 
+        self.engine.device.mark("between_steps");
+
         self.step += 1;
         self.order.advance(&mut self.cursor);
         let step_seconds = begun.elapsed().as_secs_f64();
@@ -248,6 +276,26 @@ impl Run<'_> {
         let rows = micro_batches.into_iter().map(|b| b.rows).collect();
         logs.rows.push(&RowsRecord { step: self.step, micro_batches: rows })?;
         Ok(record)
+    }
+
+    /// Writes the profile, if its last step is done.
+    fn profile_done(
+        &self,
+        options: Options,
+        first_step: u64,
+        event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), TrainError> {
+        let before = first_profiled(first_step, self.setup.num_steps);
+        let last = (before + PROFILE_STEPS).min(self.setup.num_steps);
+        if !options.profile || self.step != last {
+            return Ok(());
+        }
+        let spans = self.engine.device.take_recording();
+        let profile = StepProfile::new(spans, (last - before) as usize);
+        let path = self.dir.join("profile.json");
+        write_file_whole(&path, profile.trace().to_string().as_bytes())?;
+        event(Event::Profiled(&profile, &path));
+        Ok(())
     }
 
     /// The packed micro-batches of this step.

@@ -6,12 +6,39 @@ use std::fs::File;
 use std::io::{BufWriter, Result, Write};
 use std::path::Path;
 
-const HIDDEN_SIZE: usize = 384;
-const INTERMEDIATE_SIZE: usize = 1024;
-const NUM_LAYERS: usize = 12;
-const NUM_HEADS: usize = 6;
-const NUM_KV_HEADS: usize = 2;
-const VOCAB_SIZE: usize = 8192;
+/// Sizes of a model.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_layers: usize,
+    num_heads: usize,
+    num_kv_heads: usize,
+    pub vocab_size: usize,
+    max_position_embeddings: usize,
+}
+
+/// 22 million weights.
+pub const SMALL: Shape = Shape {
+    hidden_size: 384,
+    intermediate_size: 1024,
+    num_layers: 12,
+    num_heads: 6,
+    num_kv_heads: 2,
+    vocab_size: 8192,
+    max_position_embeddings: 2048,
+};
+
+/// 135 million weights, as SmolLM-135M has them.
+pub const M135: Shape = Shape {
+    hidden_size: 576,
+    intermediate_size: 1536,
+    num_layers: 30,
+    num_heads: 9,
+    num_kv_heads: 3,
+    vocab_size: 49_152,
+    max_position_embeddings: 8192,
+};
 
 /// Element type of the weights in the file.
 #[derive(Clone, Copy, PartialEq)]
@@ -40,26 +67,65 @@ impl Random {
 }
 
 /// Writes a model directory in Hugging Face layout.
-pub fn write_model(dir: &Path, precision: Precision) -> Result<()> {
+pub fn write_model(dir: &Path, shape: &Shape, precision: Precision) -> Result<()> {
     std::fs::create_dir_all(dir)?;
-    std::fs::write(dir.join("config.json"), config(precision).to_string())?;
-    std::fs::write(dir.join("tokenizer.json"), tokenizer().to_string())?;
-    std::fs::write(dir.join("tokenizer_config.json"), json!({"eos_token": "</s>"}).to_string())?;
-    write_weights(&dir.join("model.safetensors"), precision)
+    std::fs::write(dir.join("config.json"), config(shape, precision).to_string())?;
+    write_tokenizer(dir, &words(shape.vocab_size))?;
+    write_weights(&dir.join("model.safetensors"), shape, precision)
 }
 
-fn config(precision: Precision) -> Value {
+/// Puts a tokenizer into a model directory; its end-of-text token is `</s>`.
+pub fn write_tokenizer(dir: &Path, tokenizer: &Value) -> Result<()> {
+    std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string())?;
+    std::fs::write(dir.join("tokenizer_config.json"), json!({"eos_token": "</s>"}).to_string())
+}
+
+/// GPT-2's tokenizer from its `gpt2_vocab.json` and `gpt2_merges.txt`, cut to `vocab_size` tokens. The last
+/// of them gives way to `</s>`.
+pub fn gpt2_tokenizer(dir: &Path, vocab_size: usize) -> Result<Value> {
+    let vocab = std::fs::read(dir.join("gpt2_vocab.json"))?;
+    let mut vocab: Map<String, Value> = serde_json::from_slice(&vocab)?;
+    let eos = vocab_size - 1;
+    vocab.retain(|_, id| id.as_u64().is_some_and(|id| id < eos as u64));
+    let merges = std::fs::read_to_string(dir.join("gpt2_merges.txt"))?;
+    let known = |merge: &&str| {
+        let parts = merge.split_once(' ');
+        parts
+            .is_some_and(|(a, b)| [a, b, &format!("{a}{b}")].iter().all(|t| vocab.contains_key(*t)))
+    };
+    let merges: Vec<&str> = merges.lines().filter(known).collect();
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
+        "use_regex": true});
+    Ok(json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": [special(eos, "</s>")],
+        "normalizer": null,
+        "pre_tokenizer": byte_level,
+        "post_processor": null,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+    }))
+}
+
+fn special(id: usize, name: &str) -> Value {
+    json!({"id": id, "content": name, "single_word": false, "lstrip": false, "rstrip": false,
+           "normalized": false, "special": true})
+}
+
+fn config(shape: &Shape, precision: Precision) -> Value {
     let f32 = precision == Precision::F32;
     json!({
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": HIDDEN_SIZE,
-        "intermediate_size": INTERMEDIATE_SIZE,
-        "num_hidden_layers": NUM_LAYERS,
-        "num_attention_heads": NUM_HEADS,
-        "num_key_value_heads": NUM_KV_HEADS,
-        "vocab_size": VOCAB_SIZE,
-        "max_position_embeddings": 2048,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "vocab_size": shape.vocab_size,
+        "max_position_embeddings": shape.max_position_embeddings,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "hidden_act": "silu",
@@ -71,19 +137,15 @@ fn config(precision: Precision) -> Value {
 }
 
 /// `<unk>`, `<s>`, `</s>`, then the words `w3`, `w4`, ….
-fn tokenizer() -> Value {
-    let special = |(id, name): (usize, &str)| {
-        json!({"id": id, "content": name, "single_word": false, "lstrip": false, "rstrip": false,
-               "normalized": false, "special": true})
-    };
+fn words(vocab_size: usize) -> Value {
     let names = ["<unk>", "<s>", "</s>"];
     let specials = (0..).zip(names).map(|(id, name): (usize, _)| (name.to_owned(), json!(id)));
-    let words = (names.len()..VOCAB_SIZE).map(|id| (format!("w{id}"), json!(id)));
+    let words = (names.len()..vocab_size).map(|id| (format!("w{id}"), json!(id)));
     json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
-        "added_tokens": names.into_iter().enumerate().map(special).collect::<Vec<_>>(),
+        "added_tokens": names.into_iter().enumerate().map(|(id, name)| special(id, name)).collect::<Vec<_>>(),
         "normalizer": null,
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "post_processor": null,
@@ -97,13 +159,14 @@ fn tokenizer() -> Value {
 }
 
 /// Names and shapes of all tensors.
-fn tensors() -> Vec<(String, Vec<usize>)> {
-    let (h, i, kv) = (HIDDEN_SIZE, INTERMEDIATE_SIZE, HIDDEN_SIZE / NUM_HEADS * NUM_KV_HEADS);
+fn tensors(shape: &Shape) -> Vec<(String, Vec<usize>)> {
+    let (h, i) = (shape.hidden_size, shape.intermediate_size);
+    let kv = h / shape.num_heads * shape.num_kv_heads;
     let mut all = vec![
-        ("model.embed_tokens.weight".to_owned(), vec![VOCAB_SIZE, h]),
+        ("model.embed_tokens.weight".to_owned(), vec![shape.vocab_size, h]),
         ("model.norm.weight".to_owned(), vec![h]),
     ];
-    for layer in 0..NUM_LAYERS {
+    for layer in 0..shape.num_layers {
         let parts = [
             ("input_layernorm", vec![h]),
             ("post_attention_layernorm", vec![h]),
@@ -122,13 +185,13 @@ fn tensors() -> Vec<(String, Vec<usize>)> {
     all
 }
 
-fn write_weights(path: &Path, precision: Precision) -> Result<()> {
+fn write_weights(path: &Path, shape: &Shape, precision: Precision) -> Result<()> {
     let (dtype, size) = match precision {
         Precision::F32 => ("F32", 4),
         Precision::Bf16 => ("BF16", 2),
     };
     let (mut header, mut end) = (Map::new(), 0);
-    for (name, shape) in tensors() {
+    for (name, shape) in tensors(shape) {
         let start = end;
         end += shape.iter().product::<usize>() * size;
         let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]});
@@ -139,7 +202,7 @@ fn write_weights(path: &Path, precision: Precision) -> Result<()> {
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(header.as_bytes())?;
     let mut random = Random(1);
-    for (_, shape) in tensors() {
+    for (_, shape) in tensors(shape) {
         for _ in 0..shape.iter().product::<usize>() {
             // Norms are vectors and begin as ones.
             let x = if shape.len() == 1 { 1.0 } else { random.uniform(0.035) };
@@ -155,9 +218,15 @@ fn write_weights(path: &Path, precision: Precision) -> Result<()> {
 /// Writes documents of 100 to 900 words as JSON lines.
 pub fn write_data(path: &Path) -> Result<()> {
     let mut random = Random(2);
+    let lengths: Vec<usize> = (0..200).map(|_| 100 + (random.next() % 800) as usize).collect();
+    write_documents(path, &lengths)
+}
+
+/// Writes documents of so many words as JSON lines.
+pub fn write_documents(path: &Path, num_words: &[usize]) -> Result<()> {
+    let mut random = Random(3);
     let mut out = BufWriter::new(File::create(path)?);
-    for _ in 0..200 {
-        let num_words = 100 + random.next() % 800;
+    for &num_words in num_words {
         let words = (0..num_words).map(|_| format!("w{}", 3 + random.next() % 5000));
         let text = words.collect::<Vec<_>>().join(" ");
         writeln!(out, "{}", json!({"text": text}))?;

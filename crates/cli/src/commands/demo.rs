@@ -7,7 +7,7 @@ use crate::demo::{model, pretraining};
 use crate::failure::Failure;
 use crate::output;
 use hone_train::checkpoint::write_file_whole;
-use hone_train::recipe::Finished;
+use hone_train::recipe::{Finished, Options};
 use hone_train::run_file::RunFile;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -35,7 +35,7 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
     output::note(&format!("\nbefore training: {was} of {n} held-out items right\n"));
     let setup = super::prepare(RunFile::load(&files.run_file, &[])?)?;
     let go_on = format!("hone train {} --resume", files.run_file.display());
-    let finished = super::train::train(&setup, false, &go_on)?;
+    let finished = super::train::train(&setup, Options::default(), &go_on)?;
     let after = score(&files.base, Some(&finished.result), &held_out)?;
     let seconds = begun.elapsed().as_secs_f64();
     if args.json {

@@ -6,10 +6,12 @@ use crate::failure::Failure;
 use crate::output;
 use crate::progress::{Progress, shown};
 use crate::signals::StopFlag;
-use hone_train::recipe::{self, Event, Finished, Outcome};
+use hone_train::recipe::{self, Event, Finished, Options, Outcome};
 use hone_train::run_dir::RunDir;
 use hone_train::setup::Setup;
+use hone_train::step_profile::StepProfile;
 use serde_json::{Value, json};
+use std::path::Path;
 
 /// Trains, and tells where the result is.
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {
@@ -20,7 +22,8 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     }
     let setup = super::prepare(run)?;
     output::note(setup.run.to_toml().trim_end());
-    let finished = train(&setup, args.resume, "the same command and --resume")?;
+    let options = Options { resume: args.resume, profile: args.profile };
+    let finished = train(&setup, options, "the same command and --resume")?;
     if args.run.json {
         output::json(&summary(&finished));
     } else {
@@ -31,7 +34,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
 
 /// Trains with progress on standard error; a signal ends it with a checkpoint, and the user is told
 /// to go on with `go_on`.
-pub fn train(setup: &Setup, resume: bool, go_on: &str) -> Result<Finished, Failure> {
+pub fn train(setup: &Setup, options: Options, go_on: &str) -> Result<Finished, Failure> {
     let stop = StopFlag::listen()
         .map_err(|error| Failure::Running(format!("cannot listen for signals: {error}")))?;
     let mut progress = Progress::new(setup.num_steps);
@@ -40,8 +43,11 @@ pub fn train(setup: &Setup, resume: bool, go_on: &str) -> Result<Finished, Failu
             output::note(&format!("\n{}", plan::text(setup, plan)));
         }
         progress.show(&event);
+        if let Event::Profiled(profile, path) = &event {
+            output::note(&profile_text(profile, path));
+        }
     };
-    let outcome = recipe::train(setup, resume, &mut show, &|| stop.is_raised());
+    let outcome = recipe::train(setup, options, &mut show, &|| stop.is_raised());
     progress.finish();
     match outcome? {
         Outcome::Finished(finished) => Ok(finished),
@@ -77,4 +83,27 @@ fn print_summary(finished: &Finished) {
     rows.push(("result", finished.result.display().to_string()));
     rows.push(("report", finished.report.display().to_string()));
     output::table(&rows);
+}
+
+/// A table of operations, and where the trace is.
+fn profile_text(profile: &StepProfile, path: &Path) -> String {
+    let operations = profile.operations();
+    let total: f64 = operations.iter().map(|operation| operation.seconds).sum();
+    let mut text = format!(
+        "\nwhere {total:.3} s of a step go (mean of {}):\n{:<20} {:>6} {:>10} {:>6} {:>9} {:>7}\n",
+        profile.num_steps, "operation", "calls", "ms", "share", "GFLOP/s", "GB/s"
+    );
+    for operation in &operations {
+        let gflops =
+            operation.flops_per_second.map_or(String::new(), |x| format!("{:.0}", x / 1e9));
+        text.push_str(&format!(
+            "{:<20} {:>6} {:>10.2} {:>5.1}% {gflops:>9} {:>7.1}\n",
+            operation.name,
+            operation.calls,
+            operation.seconds * 1e3,
+            100.0 * operation.seconds / total,
+            operation.bytes_per_second / 1e9,
+        ));
+    }
+    text + &format!("trace, for ui.perfetto.dev: {}\n", path.display())
 }

@@ -6,6 +6,7 @@ use crate::tensor::Tensor;
 use arena::{Arena, Block, Layout, Memory, Trace};
 use hone_kernels::{Cpu, DType};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 /// What memory is used for; the planner reports by category.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,6 +65,17 @@ impl Cost {
     }
 }
 
+/// An operation as it ran.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// What ran.
+    pub cost: Cost,
+    /// When it began.
+    pub start: Instant,
+    /// Seconds until the next one began.
+    pub seconds: f64,
+}
+
 /// A device. Clones are handles on the same one.
 #[derive(Clone)]
 pub struct Device(Arc<Inner>);
@@ -73,6 +85,8 @@ struct Inner {
     cpu: Option<Cpu>,
     memory: Arc<Mutex<Memory>>,
     costs: Mutex<Vec<Cost>>,
+    /// Beginnings of operations, while they are recorded.
+    recording: Mutex<Option<Vec<(Cost, Instant)>>>,
 }
 
 impl Device {
@@ -93,7 +107,8 @@ impl Device {
 
     fn on(cpu: Option<Cpu>) -> Self {
         let memory = Arc::new(Mutex::new(Memory::default()));
-        Self(Arc::new(Inner { cpu, memory, costs: Mutex::default() }))
+        let (costs, recording) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { cpu, memory, costs, recording }))
     }
 
     /// Whether this device only counts.
@@ -125,8 +140,38 @@ impl Device {
     pub fn begin(&self, cost: Cost) -> Option<&Cpu> {
         if self.is_dry() {
             self.0.costs.lock().expect("no panic while noting a cost").push(cost);
+        } else {
+            self.note_beginning(cost);
         }
         self.0.cpu.as_ref()
+    }
+
+    /// Notes the beginning of something that is no operation, where operations are recorded.
+    pub fn mark(&self, name: &'static str) {
+        self.note_beginning(Cost::memory(name, 0));
+    }
+
+    fn note_beginning(&self, cost: Cost) {
+        let mut recording = self.0.recording.lock().expect("no panic while recording");
+        if let Some(spans) = recording.as_mut() {
+            spans.push((cost, Instant::now()));
+        }
+    }
+
+    /// Records when operations begin, from now on.
+    pub fn start_recording(&self) {
+        *self.0.recording.lock().expect("no panic while recording") = Some(Vec::new());
+    }
+
+    /// Ends the recording. An operation lasts until the next one begins; the last is left out.
+    pub fn take_recording(&self) -> Vec<Span> {
+        let recording = self.0.recording.lock().expect("no panic while recording").take();
+        let begun = recording.unwrap_or_default();
+        let span = |pair: &[(Cost, Instant)]| {
+            let ((cost, start), (_, end)) = (pair[0], pair[1]);
+            Span { cost, start, seconds: end.duration_since(start).as_secs_f64() }
+        };
+        begun.windows(2).map(span).collect()
     }
 
     /// The costs noted since the last call (dry device only).

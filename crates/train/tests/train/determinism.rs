@@ -3,8 +3,10 @@
 use crate::fixture::{LORA, Scene, Trail, train};
 use hone_model::Recompute;
 use hone_train::checkpoint::sha256_of_file;
-use hone_train::recipe::{self, Outcome};
+use hone_train::recipe::{self, Options, Outcome};
 use std::cell::Cell;
+
+const RESUME: Options = Options { resume: true, profile: false };
 
 /// Five steps with one thread, everything kept for backward.
 fn reference(scene: &Scene, settings: &[&str]) -> Trail {
@@ -55,16 +57,17 @@ fn a_run_interrupted_after_every_step_ends_as_if_it_was_not() {
     for settings in [&LORA[..], &["train.learning_rate = 0.001"]] {
         let settings = [settings, &["train.max_steps = 6"]].concat();
         let (whole, pieces) = (Scene::new("dynamic"), Scene::new("dynamic"));
-        let ended = recipe::train(&whole.setup(&settings), false, &mut |_| {}, &|| false);
+        let ended =
+            recipe::train(&whole.setup(&settings), Options::default(), &mut |_| {}, &|| false);
         assert!(matches!(ended.unwrap(), Outcome::Finished(_)));
         for expected in 1..6 {
-            let ended = recipe::train(&pieces.setup(&settings), true, &mut |_| {}, &|| true);
+            let ended = recipe::train(&pieces.setup(&settings), RESUME, &mut |_| {}, &|| true);
             let Outcome::Interrupted { step } = ended.unwrap() else { panic!("not interrupted") };
             assert_eq!(step, expected);
         }
         let asked = Cell::new(0);
         let stop = || asked.replace(asked.get() + 1) > 0;
-        let ended = recipe::train(&pieces.setup(&settings), true, &mut |_| {}, &stop);
+        let ended = recipe::train(&pieces.setup(&settings), RESUME, &mut |_| {}, &stop);
         assert!(matches!(ended.unwrap(), Outcome::Finished(_)));
         assert_eq!(digests(&whole, 6), digests(&pieces, 6));
     }

@@ -3,15 +3,12 @@
 //!
 //! Models and data are generated; `stories260k` joins where `../shared` has it.
 
-mod model;
-
-use model::{Precision, write_data, write_model};
+use super::model::{Precision, SMALL, write_data, write_model};
+use super::{Place, json, report};
 use serde_json::Value;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
-
-const PAGE: &str = "docs/benchmarks/plan.md";
 
 /// One run to compare.
 struct Run {
@@ -98,50 +95,30 @@ struct Figures {
 }
 
 /// Runs all, writes the page, and fails where an arena differs or a peak is off by 5 % or more.
-pub fn plan(root: &Path, hone: Option<&Path>) -> ExitCode {
-    match try_plan(root, hone) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => {
-            eprintln!("bench plan: a plan did not come true; see {PAGE}");
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            eprintln!("bench plan: {error}");
-            ExitCode::FAILURE
-        }
-    }
+pub fn run(root: &Path, hone: Option<&Path>) -> ExitCode {
+    report("plan", Place::new(root, "bench-plan", hone).and_then(|place| try_run(&place)))
 }
 
-fn try_plan(root: &Path, hone: Option<&Path>) -> Result<bool, String> {
-    let hone = match hone {
-        Some(path) => std::path::absolute(path).map_err(|error| error.to_string())?,
-        None => build(root)?,
-    };
-    let dir = root.join("target/bench-plan");
-    prepare(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+fn try_run(place: &Place) -> Result<bool, String> {
+    let dir = &place.dir;
+    prepare(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     let mut page = String::from(HEAD);
     let mut all_true = true;
-    let stories = root.join("../shared/models/stories260k");
+    let stories = place.root.join("../shared/models/stories260k");
     for run in &RUNS {
         let model = if run.model == "stories260k" { &stories } else { &dir.join(run.model) };
         if !model.is_dir() {
             println!("skipped: ../shared is absent ({}: {})", run.model, run.name);
             continue;
         }
-        let figures = compare(&hone, &dir, model, run)?;
+        let figures = compare(&place.hone, dir, model, run)?;
         let row = figures.row(run);
         print!("{row}");
         page.push_str(&row);
         all_true &= figures.came_true();
     }
-    let machine: Value = json(Command::new(&hone).args(["doctor", "--json"]))?;
-    let profile = &machine["profile"];
-    let (cpu, isa) = (profile["cpu"].as_str(), profile["isa"].as_str());
-    let (cpu, isa) = (cpu.unwrap_or("?"), isa.unwrap_or("?"));
-    let _ = writeln!(page, "\nMachine: {cpu}, {} threads, {isa}.", profile["threads"]);
-    let path = root.join(PAGE);
-    let made = std::fs::create_dir_all(path.parent().unwrap_or(root));
-    made.and_then(|()| std::fs::write(&path, page)).map_err(|error| format!("{PAGE}: {error}"))?;
+    let _ = writeln!(page, "\n{}", place.machine()?);
+    place.write_page("plan.md", &page)?;
     Ok(all_true)
 }
 
@@ -157,23 +134,13 @@ memory. The models named 22M have 22 million random weights.
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 ";
 
-fn build(root: &Path) -> Result<PathBuf, String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let build = ["build", "--release", "--package", "hone-cli"];
-    let built = Command::new(cargo).args(build).current_dir(root).status();
-    match built.is_ok_and(|status| status.success()) {
-        true => Ok(root.join("target/release/hone")),
-        false => Err("the release build failed".to_owned()),
-    }
-}
-
 fn prepare(dir: &Path) -> std::io::Result<()> {
     if dir.exists() {
         std::fs::remove_dir_all(dir)?;
     }
     std::fs::create_dir_all(dir)?;
-    write_model(&dir.join("22M-f32"), Precision::F32)?;
-    write_model(&dir.join("22M-bf16"), Precision::Bf16)?;
+    write_model(&dir.join("22M-f32"), &SMALL, Precision::F32)?;
+    write_model(&dir.join("22M-bf16"), &SMALL, Precision::Bf16)?;
     write_data(&dir.join("train.jsonl"))?;
     std::fs::write(dir.join("run.toml"), RUN_FILE)
 }
@@ -203,15 +170,6 @@ fn compare(hone: &Path, dir: &Path, model: &Path, run: &Run) -> Result<Figures, 
         peak: both("peak_bytes"),
         step_seconds: both("step_seconds"),
     })
-}
-
-/// What a command prints on standard output, as JSON; its progress is shown only when it fails.
-fn json(command: &mut Command) -> Result<Value, String> {
-    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    if !output.status.success() {
-        return Err(format!("{command:?}:\n{}", String::from_utf8_lossy(&output.stderr)));
-    }
-    serde_json::from_slice(&output.stdout).map_err(|error| format!("{command:?}: {error}"))
 }
 
 impl Figures {
