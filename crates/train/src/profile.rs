@@ -140,7 +140,7 @@ fn product_rate(device: &Device, compute: DType) -> f64 {
 }
 
 fn attention_rate(device: &Device) -> f64 {
-    let heads = Heads { num_heads: 8, num_kv_heads: 4, head_dim: 64, scale: 0.125 };
+    let heads = Heads { num_heads: 8, num_kv_heads: 4, head_dim: 64, scale: 0.125, window: None };
     let sequences = [Sequence::new(0, 512)];
     let params = Params::default();
     let qkv = device.persistent(Category::Workspace, DType::F32, &[512, heads.qkv_width()]);
@@ -149,7 +149,7 @@ fn attention_rate(device: &Device) -> f64 {
         let qkv = tape.leaf(qkv.clone(), false);
         ops::attention(&mut tape, qkv, &heads, &sequences);
     });
-    (4 * sequences[0].num_pairs() * heads.out_width()) as f64 / seconds
+    (4 * sequences[0].num_pairs(None) * heads.out_width()) as f64 / seconds
 }
 
 fn memory_rate(device: &Device) -> f64 {

@@ -1,15 +1,24 @@
 //! Causal attention over sequences of different lengths, with grouped queries.
 //!
 //! `out = softmax(q kᵀ · scale) v` for each query head, where query head `i` reads key-value head
-//! `i / (num_heads / num_kv_heads)`. The forward pass is blocked with an online softmax (Milakov &
+//! `i / (num_heads / num_kv_heads)`, and where there is a sliding window only the last `window`
+//! keys up to its own position. The forward pass is blocked with an online softmax (Milakov &
 //! Gimelshein, 2018; Dao et al., 2022): no score matrix exists; the backward pass computes scores
 //! again from the saved log-sum-exp. Blocks are counted from the start of each sequence, so a
 //! sequence gives the same bits wherever it stands in a batch.
 
-mod cpu;
+mod backward;
+mod forward;
 pub mod reference;
+mod rows;
 
-pub use cpu::{backward, forward};
+pub use backward::{backward, workspace_len};
+pub use forward::forward;
+
+/// Bytes of scratch memory that each thread keeps after its first attention.
+pub fn scratch_bytes(heads: &Heads) -> usize {
+    forward::scratch_bytes(heads).max(backward::scratch_bytes(heads))
+}
 
 use crate::element::View;
 
@@ -24,6 +33,8 @@ pub struct Heads {
     pub head_dim: usize,
     /// What scores are multiplied by before the softmax.
     pub scale: f32,
+    /// How many keys a query sees, its own among them; `None`: all up to its own.
+    pub window: Option<usize>,
 }
 
 impl Heads {
@@ -101,9 +112,15 @@ impl Sequence {
         cu_seqlens.windows(2).map(|w| Self::new(w[0] as usize, (w[1] - w[0]) as usize)).collect()
     }
 
+    /// The keys that query `i` sees, both counted from the sequence's first.
+    pub fn visible(&self, i: usize, window: Option<usize>) -> std::ops::Range<usize> {
+        let end = self.k_len - self.q_len + i + 1;
+        end.saturating_sub(window.unwrap_or(end))..end
+    }
+
     /// Pairs of query and key that see each other.
-    pub fn num_pairs(&self) -> usize {
-        (self.k_len - self.q_len) * self.q_len + self.q_len * (self.q_len + 1) / 2
+    pub fn num_pairs(&self, window: Option<usize>) -> usize {
+        (0..self.q_len).map(|i| self.visible(i, window).len()).sum()
     }
 }
 

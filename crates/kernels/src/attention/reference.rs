@@ -58,7 +58,9 @@ fn each_query(
 ) {
     for s in sequences {
         for t in s.q_start..s.q_start + s.q_len {
-            (0..heads.num_heads).for_each(|h| body(h, t, s.k_start..=t));
+            let first =
+                heads.window.map_or(s.k_start, |w| s.k_start.max((t + 1).saturating_sub(w)));
+            (0..heads.num_heads).for_each(|h| body(h, t, first..=t));
         }
     }
 }

@@ -3,7 +3,7 @@ use crate::cpu::{Cpu, Isa};
 use crate::element::ViewMut;
 use crate::random::Philox;
 
-const HEADS: Heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6, scale: 0.4 };
+const HEADS: Heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6, scale: 0.4, window: None };
 
 fn random(len: usize, stream: u64) -> Vec<f32> {
     let random = Philox::new(8, stream);
@@ -15,12 +15,13 @@ fn run(cpu: &Cpu, qkv: &[f32], d_out: &[f32], sequences: &[Sequence]) -> [Vec<f3
     let t = qkv.len() / HEADS.qkv_width();
     let mut out = vec![f32::NAN; t * HEADS.out_width()];
     let mut d_qkv = vec![f32::NAN; qkv.len()];
-    let (mut lse, mut delta) = (vec![0.0; t * HEADS.num_heads], vec![0.0; t * HEADS.num_heads]);
+    let mut lse = vec![0.0; t * HEADS.num_heads];
+    let mut workspace = vec![f32::NAN; workspace_len(&HEADS, t)];
     let inputs = Inputs::packed(View::F32(qkv), &HEADS);
     forward(cpu, inputs, &HEADS, sequences, ViewMut::F32(&mut out), &mut lse);
     let saved = (View::F32(out.as_slice()), lse.as_slice());
     let (d_out, d) = (View::F32(d_out), ViewMut::F32(&mut d_qkv));
-    backward(cpu, View::F32(qkv), &HEADS, sequences, saved, d_out, d, &mut delta);
+    backward(cpu, View::F32(qkv), &HEADS, sequences, saved, d_out, d, &mut workspace);
     [out, d_qkv]
 }
 
@@ -70,9 +71,16 @@ fn a_gap_between_sequences_is_refused() {
 
 #[test]
 fn pairs_are_counted() {
-    let brute = |s: Sequence| (0..s.q_len).map(|i| s.k_len - s.q_len + i + 1).sum::<usize>();
-    for (q_len, k_len) in [(0, 0), (1, 1), (5, 5), (3, 9), (1, 100)] {
+    for (q_len, k_len, window, pairs) in [
+        (0, 0, None, 0),
+        (1, 1, None, 1),
+        (5, 5, None, 15),
+        (3, 9, None, 7 + 8 + 9),
+        (1, 100, None, 100),
+        (5, 5, Some(2), 1 + 2 * 4),
+        (2, 9, Some(100), 8 + 9),
+    ] {
         let sequence = Sequence { q_start: 4, q_len, k_start: 0, k_len };
-        assert_eq!(sequence.num_pairs(), brute(sequence));
+        assert_eq!(sequence.num_pairs(window), pairs);
     }
 }

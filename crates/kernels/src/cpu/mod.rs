@@ -2,11 +2,13 @@
 
 mod isa;
 mod pool;
+mod scratch;
 mod split;
 
 pub use isa::Isa;
 pub(crate) use isa::Kernel;
 pub use pool::Pool;
+pub(crate) use scratch::{Plain, Scratch, with_scratch};
 pub use split::Split;
 
 /// What a CPU kernel runs on.

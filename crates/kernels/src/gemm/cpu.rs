@@ -5,11 +5,11 @@
 //! from zero; blocking only interrupts the chain. So the bits depend neither on the sizes of tasks
 //! nor on threads.
 
-use super::tile::{self, Lines, Part, Segment, Sums, Tile};
+use super::block::{padded, panel_vectors};
+use super::tile::{Lines, Part, Segment, Sums, Tile, with_tile};
 use super::{Epilogue, Matrix, Product, Term};
-use crate::cpu::{Cpu, Isa, Kernel, Split};
+use crate::cpu::{Cpu, Kernel, Split, with_scratch};
 use crate::element::{DType, Element, ViewMut, with_elements};
-use std::cell::RefCell;
 use std::marker::PhantomData;
 
 /// Panels of a task.
@@ -32,16 +32,6 @@ const SUM_BYTES: usize = PASS_ROWS * PANELS * MAX_PANEL * 4;
 /// Bytes of scratch memory that each thread keeps after its first product.
 pub const SCRATCH_BYTES: usize = B_BYTES + A_BYTES + SUM_BYTES;
 
-thread_local! {
-    /// Packed operands and sums; kept between tasks of a thread.
-    static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A cache line.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line(#[allow(dead_code)] [u8; 64]);
-
 /// Computes `products`, which share `out` and write to different parts of it. `compute` says how
 /// operands enter the products: as they are (`F32`) or rounded to bf16 (`Bf16`); sums are always in
 /// `f32`.
@@ -57,20 +47,7 @@ pub fn gemm(cpu: &Cpu, compute: DType, products: &[Product<'_>], out: ViewMut<'_
     }
     with_elements!(mut out, out => {
         let job = Job { products, out: Split::new(out) };
-        match (cpu.isa, compute) {
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16, DType::Bf16) => job.spread::<tile::Avx512Bf16>(cpu),
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512 | Isa::Avx512Bf16, DType::F32) => job.spread::<tile::Avx512>(cpu),
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, _) => job.spread::<tile::Emulated<tile::Avx512>>(cpu),
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, DType::F32) => job.spread::<tile::Avx2>(cpu),
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, _) => job.spread::<tile::Emulated<tile::Avx2>>(cpu),
-            (_, DType::F32) => job.spread::<tile::Scalar>(cpu),
-            (_, _) => job.spread::<tile::Emulated<tile::Scalar>>(cpu),
-        }
+        with_tile!(cpu.isa, compute, M => job.spread::<M>(cpu))
     })
 }
 
@@ -103,13 +80,13 @@ impl<T: Element> Job<'_, T> {
     fn spread<M: Tile>(&self, cpu: &Cpu) {
         let blocks = self.blocks::<M>(cpu.threads());
         cpu.pool.run(blocks.len(), &|task| {
-            SCRATCH.with_borrow_mut(|scratch| {
-                scratch.resize(SCRATCH_BYTES / 64, Line([0; 64]));
+            with_scratch(SCRATCH_BYTES, |mut scratch| {
                 let kernel = Task::<T, M> {
                     job: self,
                     block: blocks[task],
-                    scratch: Scratch::of(scratch),
-                    tile: PhantomData,
+                    b: scratch.take(B_BYTES / size_of::<M::Elem>()),
+                    a: scratch.take(A_BYTES / size_of::<M::Elem>()),
+                    sums: scratch.take(SUM_BYTES / 4),
                 };
                 cpu.isa.run(kernel)
             });
@@ -121,7 +98,7 @@ impl<T: Element> Job<'_, T> {
         let of_product = |product: usize| {
             let target = &self.products[product].target;
             let (m, n) = (target.m, target.n);
-            let vectors = panel_vectors(n, M::LANES, M::VECTORS);
+            let vectors = panel_vectors::<M>(n);
             let cols = PANELS * vectors * M::LANES;
             let col_blocks = n.div_ceil(cols);
             let wanted = if threads == 1 { 1 } else { (6 * threads).div_ceil(col_blocks) };
@@ -141,39 +118,13 @@ impl<T: Element> Job<'_, T> {
     }
 }
 
-/// Vectors of a panel, so that `n` columns take equal panels.
-fn panel_vectors(n: usize, lanes: usize, most: usize) -> usize {
-    let vectors = n.div_ceil(lanes).max(1);
-    vectors.div_ceil(vectors.div_ceil(most))
-}
-
-/// Memory of a thread.
-struct Scratch<'a> {
-    b: &'a mut [Line],
-    a: &'a mut [Line],
-    sums: &'a mut [f32],
-}
-
-impl<'a> Scratch<'a> {
-    fn of(lines: &'a mut [Line]) -> Self {
-        let (b, rest) = lines.split_at_mut(B_BYTES / 64);
-        let (a, sums) = rest.split_at_mut(A_BYTES / 64);
-        Self { b, a, sums: elements(sums) }
-    }
-}
-
-/// Lines as elements; all bit patterns of packed types are values.
-fn elements<E: Copy>(lines: &mut [Line]) -> &mut [E] {
-    let len = size_of_val(lines) / size_of::<E>();
-    // SAFETY: the same memory; 64-byte alignment is enough for every element type.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), len) }
-}
-
-struct Task<'a, 'b, T, M> {
+struct Task<'a, 'b, T, M: Tile> {
     job: &'a Job<'b, T>,
     block: Block,
-    scratch: Scratch<'a>,
-    tile: PhantomData<M>,
+    /// Packed operands.
+    b: &'a mut [M::Elem],
+    a: &'a mut [M::Elem],
+    sums: &'a mut [f32],
 }
 
 impl<T: Element, M: Tile> Kernel for Task<'_, '_, T, M> {
@@ -181,8 +132,7 @@ impl<T: Element, M: Tile> Kernel for Task<'_, '_, T, M> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { job, block, scratch: Scratch { b, a, sums }, .. } = self;
-        let (b, a) = (elements::<M::Elem>(b), elements::<M::Elem>(a));
+        let Self { job, block, b, a, sums } = self;
         let product = &job.products[block.product];
         let passes = passes(product.terms, LINE_BYTES / size_of::<M::Elem>());
         let pass_rows = if passes.len() == 1 { block.rows } else { PASS_ROWS };
@@ -429,10 +379,6 @@ fn add(x: &mut [f32], y: &[f32]) {
     for (x, y) in x.iter_mut().zip(y) {
         *x += y;
     }
-}
-
-fn padded<M: Tile>(k: usize) -> usize {
-    k.next_multiple_of(M::PADDING)
 }
 
 /// A matrix as lines along its rows.

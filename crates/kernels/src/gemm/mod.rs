@@ -6,6 +6,7 @@
 //! weight gradient `dyᵀ · x` are the same function on other strides, and a low-rank adapter is one
 //! more term. Products that share an output are handed out to the threads together.
 
+pub(crate) mod block;
 mod cpu;
 pub mod reference;
 pub(crate) mod tile;

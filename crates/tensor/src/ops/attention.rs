@@ -29,15 +29,15 @@ pub fn attention<'a>(
     let (qkv, saved_out) = (qkv.into_value(), out.clone());
     tape.push(out, requires_grad, move |sweep, d_out| {
         let mut d_qkv = sweep.activation(dtype, &[t, width]);
-        let mut delta = sweep.workspace(DType::F32, &[heads.num_heads, t]);
+        let mut workspace = sweep.workspace(DType::F32, &[kernel::workspace_len(&heads, t)]);
         let bytes = 2 * qkv.num_bytes() + 2 * d_out.num_bytes();
-        if let Some(cpu) = sweep.device.begin(cost("d_attention", &heads, sequences, 7, bytes)) {
+        if let Some(cpu) = sweep.device.begin(cost("d_attention", &heads, sequences, 5, bytes)) {
             let saved = (saved_out.view(), lse.f32());
-            let (d_qkv, delta) = (d_qkv.view_mut(), delta.f32_mut());
+            let (d_qkv, workspace) = (d_qkv.view_mut(), workspace.f32_mut());
             let d_out = d_out.view();
-            kernel::backward(cpu, qkv.view(), &heads, sequences, saved, d_out, d_qkv, delta);
+            kernel::backward(cpu, qkv.view(), &heads, sequences, saved, d_out, d_qkv, workspace);
         }
-        drop((qkv, saved_out, lse, delta, d_out));
+        drop((qkv, saved_out, lse, workspace, d_out));
         sweep.add(input, d_qkv);
     })
 }
@@ -117,7 +117,7 @@ fn cost(
     products: usize,
     bytes: usize,
 ) -> Cost {
-    let pairs: usize = sequences.iter().map(Sequence::num_pairs).sum();
+    let pairs: usize = sequences.iter().map(|s| s.num_pairs(heads.window)).sum();
     let flops = 2 * products * pairs * heads.out_width();
     Cost { name, work: Work::Attention, flops: flops as u64, bytes: bytes as u64 }
 }

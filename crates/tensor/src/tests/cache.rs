@@ -44,8 +44,8 @@ fn in_pieces(
 /// takes from each block only the keys it sees, so that nothing depends on how many follow.
 #[test]
 fn pieces_of_any_length_give_the_bits_of_the_whole() {
-    let grouped = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 10, scale: 0.3 };
-    let single = Heads { num_heads: 1, num_kv_heads: 1, head_dim: 7, scale: 1.0 };
+    let grouped = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 10, scale: 0.3, window: None };
+    let single = Heads { num_heads: 1, num_kv_heads: 1, head_dim: 7, scale: 1.0, window: None };
     for (heads, dtype) in [(grouped, DType::F32), (grouped, DType::Bf16), (single, DType::F32)] {
         for device in devices() {
             let expected = whole(&device, &heads, dtype);
@@ -63,7 +63,7 @@ fn pieces_of_any_length_give_the_bits_of_the_whole() {
 
 #[test]
 fn a_cache_without_room_refuses_and_stays_as_it_was() {
-    let heads = Heads { num_heads: 1, num_kv_heads: 1, head_dim: 4, scale: 1.0 };
+    let heads = Heads { num_heads: 1, num_kv_heads: 1, head_dim: 4, scale: 1.0, window: None };
     for device in [Device::cpu(1), Device::dry()] {
         let mut cache = KvCache::new(&device, DType::F32, &heads, 5);
         let mut append = |piece: usize| {

@@ -177,7 +177,7 @@ impl Operation for Rope {
 }
 
 fn heads(num_heads: usize, num_kv_heads: usize, head_dim: usize) -> Heads {
-    Heads { num_heads, num_kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt() }
+    Heads { num_heads, num_kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window: None }
 }
 
 #[test]
@@ -223,6 +223,10 @@ fn attention_passes() {
         (heads(2, 2, 36), vec![0, 64, 129], 0),
         (heads(6, 3, 4), vec![0, 31, 95, 96, 130], 7),
         (heads(2, 1, 16), vec![0, 150], 0),
+        (heads(3, 1, 64), vec![0, 1, 290], 1),
+        (Heads { window: Some(1), ..heads(2, 1, 4) }, vec![0, 70], 0),
+        (Heads { window: Some(20), ..heads(2, 2, 8) }, vec![0, 15, 160], 2),
+        (Heads { window: Some(150), ..heads(4, 2, 6) }, vec![0, 300, 310], 0),
     ] {
         let sequences = Sequence::packed(&cu_seqlens);
         let tokens = *cu_seqlens.last().expect("bounds") as usize + padding;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 const HIDDEN: usize = 24;
 const TOKENS: usize = 20;
-const HEADS: Heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6, scale: 0.4 };
+const HEADS: Heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6, scale: 0.4, window: None };
 
 /// A decoder block over frozen weights, with adapters on some projections.
 struct Block {

@@ -20,6 +20,7 @@ pub(crate) use avx2::Avx2;
 pub(crate) use avx512::{Avx512, Avx512Bf16};
 pub(crate) use plain::{Emulated, Scalar};
 
+use crate::cpu::Plain;
 use crate::element::View;
 
 /// An operand as lines along the contraction: rows of the left one, columns of the right one.
@@ -72,7 +73,7 @@ pub(crate) struct Sums {
 /// A way of computing tiles.
 pub(crate) trait Tile {
     /// Element of packed operands.
-    type Elem: Copy + Send + Sync + 'static;
+    type Elem: Plain + Send + Sync + 'static;
     /// Steps of the contraction that stand together.
     const STEP: usize;
     /// What lengths of packed lines are rounded up to.
@@ -140,3 +141,48 @@ macro_rules! for_size {
 }
 #[cfg(target_arch = "x86_64")]
 pub(crate) use for_size;
+
+/// Runs `$body` with `$tile` naming the way to compute tiles of type `$compute` on `$isa`.
+macro_rules! with_tile {
+    ($isa:expr, $compute:expr, $tile:ident => $body:expr) => {{
+        use $crate::cpu::Isa;
+        use $crate::element::DType;
+        use $crate::gemm::tile;
+        match ($isa, $compute) {
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512Bf16, DType::Bf16) => {
+                type $tile = tile::Avx512Bf16;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512 | Isa::Avx512Bf16, DType::F32) => {
+                type $tile = tile::Avx512;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, _) => {
+                type $tile = tile::Emulated<tile::Avx512>;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, DType::F32) => {
+                type $tile = tile::Avx2;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, _) => {
+                type $tile = tile::Emulated<tile::Avx2>;
+                $body
+            }
+            (_, DType::F32) => {
+                type $tile = tile::Scalar;
+                $body
+            }
+            (_, _) => {
+                type $tile = tile::Emulated<tile::Scalar>;
+                $body
+            }
+        }
+    }};
+}
+pub(crate) use with_tile;

@@ -1,0 +1,371 @@
+//! Backward pass: one sequence and query head per task, blocks of keys against blocks of queries.
+//!
+//! Scores are computed again, transposed (`k qᵀ`), so that probabilities and score gradients are
+//! rows of keys and serve as left operands for `d_v` and `d_k` as they are; only `d_q` needs them
+//! turned. Each task sums alone, in a fixed order, into its head's part of the workspace; then the
+//! query heads of a key-value head are added up.
+
+use super::rows::{Typed, lines, transposed, used_rows};
+use super::{Heads, Inputs, Rows, Sequence};
+use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
+use crate::element::{Element, View, ViewMut};
+use crate::gemm::block::{left, multiply, padded, panel_cols, right};
+use crate::gemm::tile::{Lines, Part, Tile, with_tile};
+use crate::math::{exp, sum_by};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// Queries and keys of a block.
+const QUERIES: usize = 64;
+const KEYS: usize = 128;
+
+/// Elements of workspace for `t` rows: `d_q`, `d_k` and `d_v` of every query head, and `delta`.
+pub fn workspace_len(heads: &Heads, t: usize) -> usize {
+    3 * t * heads.out_width() + t * heads.num_heads
+}
+
+/// Gradients of packed rows: `d_qkv [t, qkv_width]`, overwritten, for `d_out [t, out_width]`.
+/// `workspace` holds [`workspace_len`] elements.
+///
+/// # Panics
+/// If the sequences do not follow one another from row 0 on, or have keys of other rows than their
+/// queries.
+#[allow(clippy::too_many_arguments)]
+pub fn backward(
+    cpu: &Cpu,
+    qkv: View<'_>,
+    heads: &Heads,
+    sequences: &[Sequence],
+    (out, lse): (View<'_>, &[f32]),
+    d_out: View<'_>,
+    d_qkv: ViewMut<'_>,
+    workspace: &mut [f32],
+) {
+    let pass = Pass { cpu, heads, inputs: Inputs::packed(qkv, heads), sequences, lse };
+    match (out, d_out, d_qkv) {
+        (View::F32(out), View::F32(d_out), ViewMut::F32(d_qkv)) => {
+            pass.typed(out, d_out, d_qkv, workspace)
+        }
+        (View::Bf16(out), View::Bf16(d_out), ViewMut::Bf16(d_qkv)) => {
+            pass.typed(out, d_out, d_qkv, workspace)
+        }
+        _ => panic!("outputs and gradients have the same element type"),
+    }
+}
+
+/// Bytes of scratch that a thread needs, whatever the instruction set.
+pub(super) fn scratch_bytes(heads: &Heads) -> usize {
+    let d = heads.head_dim;
+    let w = d.next_multiple_of(48);
+    let packed = (2 * KEYS + 2 * QUERIES) * (d + 1) + (KEYS + 2 * QUERIES) * w;
+    let squares = 7 * KEYS * QUERIES;
+    4 * (packed + squares + (2 * KEYS + QUERIES) * w) + 24 * 64
+}
+
+struct Pass<'a> {
+    cpu: &'a Cpu,
+    heads: &'a Heads,
+    inputs: Inputs<'a>,
+    sequences: &'a [Sequence],
+    lse: &'a [f32],
+}
+
+impl Pass<'_> {
+    fn typed<T: Typed>(&self, out: &[T], d_out: &[T], d_qkv: &mut [T], workspace: &mut [f32]) {
+        let Self { cpu, heads, sequences, .. } = *self;
+        assert!(sequences.iter().all(|s| *s == Sequence::new(s.q_start, s.q_len)));
+        let width = heads.out_width();
+        let num_tokens = out.len() / width;
+        let (d_heads, delta) = workspace.split_at_mut(3 * num_tokens * width);
+        self.deltas(out, d_out, delta);
+        let (d_heads_split, mut tasks) = (Split::new(d_heads), Vec::new());
+        for &sequence in sequences {
+            tasks.extend((0..heads.num_heads).map(|head| (sequence, head)));
+        }
+        tasks.sort_by_key(|(sequence, _)| std::cmp::Reverse(sequence.q_len));
+        with_tile!(cpu.isa, T::DTYPE, M => cpu.pool.run(tasks.len(), &|task| {
+            with_scratch(scratch_bytes(heads), |scratch| {
+                let (sequence, head) = tasks[task];
+                let kernel = Backward {
+                    pass: self,
+                    sequence,
+                    head,
+                    d_out: Rows { data: T::view(d_out), stride: width, offset: 0 },
+                    delta: &delta[head * num_tokens..][..num_tokens],
+                    lse: &self.lse[head * num_tokens..][..num_tokens],
+                    d_heads: &d_heads_split,
+                    num_tokens,
+                    scratch,
+                    types: PhantomData::<(T, M)>,
+                };
+                cpu.isa.run(kernel)
+            });
+        }));
+        self.gather(d_heads, d_qkv);
+    }
+
+    /// `delta [num_heads, t] = Σ_c d_out · out`.
+    fn deltas<T: Typed>(&self, out: &[T], d_out: &[T], delta: &mut [f32]) {
+        let (d, width) = (self.heads.head_dim, self.heads.out_width());
+        let num_tokens = out.len() / width;
+        self.cpu.rows(delta, num_tokens, 2 * num_tokens * d, |head, delta| {
+            self.cpu.isa.run(Deltas { out, d_out, width, first: head * d, d, delta });
+        });
+    }
+
+    /// Sums the query heads of each key-value head, and writes all in the gradient's type.
+    fn gather<T: Typed>(&self, d_heads: &[f32], d_qkv: &mut [T]) {
+        let heads = self.heads;
+        let (width, used) = (heads.out_width(), used_rows(self.sequences));
+        let rows = d_heads.len() / (3 * width);
+        self.cpu.rows(d_qkv, heads.qkv_width(), 3 * width, |t, row| {
+            if t >= used {
+                row.fill(T::from_f32(0.0));
+                return;
+            }
+            let part = |i: usize| &d_heads[(i * rows + t) * width..][..width];
+            let parts = [part(0), part(1), part(2)];
+            self.cpu.isa.run(Gather { parts, heads, row });
+        });
+    }
+}
+
+struct Deltas<'a, T> {
+    out: &'a [T],
+    d_out: &'a [T],
+    width: usize,
+    first: usize,
+    d: usize,
+    delta: &'a mut [f32],
+}
+
+impl<T: Element> Kernel for Deltas<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (t, delta) in self.delta.iter_mut().enumerate() {
+            let at = t * self.width + self.first;
+            let (o, d_o) = (&self.out[at..at + self.d], &self.d_out[at..at + self.d]);
+            *delta = sum_by(self.d, |c| o[c].to_f32() * d_o[c].to_f32());
+        }
+    }
+}
+
+struct Gather<'a, T> {
+    /// `d_q`, `d_k`, `d_v` of all query heads.
+    parts: [&'a [f32]; 3],
+    heads: &'a Heads,
+    row: &'a mut [T],
+}
+
+impl<T: Element> Kernel for Gather<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let (d, group) = (self.heads.head_dim, self.heads.group());
+        let (q, kv) = self.row.split_at_mut(self.heads.out_width());
+        for (x, d_q) in q.iter_mut().zip(self.parts[0]) {
+            *x = T::from_f32(*d_q);
+        }
+        let (k, v) = kv.split_at_mut(self.heads.num_kv_heads * d);
+        for (part, to) in [(self.parts[1], k), (self.parts[2], v)] {
+            for (to, heads) in to.chunks_exact_mut(d).zip(part.chunks_exact(group * d)) {
+                for (c, to) in to.iter_mut().enumerate() {
+                    let mut sum = heads[c];
+                    for g in 1..group {
+                        sum += heads[g * d + c];
+                    }
+                    *to = T::from_f32(sum);
+                }
+            }
+        }
+    }
+}
+
+struct Backward<'a, T, M> {
+    pass: &'a Pass<'a>,
+    sequence: Sequence,
+    head: usize,
+    d_out: Rows<'a>,
+    delta: &'a [f32],
+    lse: &'a [f32],
+    d_heads: &'a Split<'a, f32>,
+    num_tokens: usize,
+    scratch: Scratch<'a>,
+    types: PhantomData<(T, M)>,
+}
+
+/// Buffers of a task.
+struct Buffers<'a, T, M: Tile> {
+    k_rows: &'a mut [M::Elem],
+    v_rows: &'a mut [M::Elem],
+    k_panels: &'a mut [M::Elem],
+    /// Of queries and of output gradients: heads as contraction, then tokens as contraction.
+    q_panels: [&'a mut [M::Elem]; 2],
+    o_panels: [&'a mut [M::Elem]; 2],
+    /// Scores and gradients of probabilities, `[KEYS, QUERIES]`.
+    scores: &'a mut [f32],
+    d_p: &'a mut [f32],
+    p: &'a mut [T],
+    d_s: &'a mut [T],
+    packed: &'a mut [M::Elem],
+    d_k: &'a mut [f32],
+    d_v: &'a mut [f32],
+    d_q: &'a mut [f32],
+}
+
+impl<T: Typed, M: Tile> Kernel for Backward<'_, T, M> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(mut self) {
+        let len = self.sequence.q_len;
+        let d = self.pass.heads.head_dim;
+        let (width, depth) = (panel_cols::<M>(d), padded::<M>(d));
+        let scratch = &mut self.scratch;
+        let mut buffers = Buffers::<T, M> {
+            k_rows: scratch.take(KEYS * depth),
+            v_rows: scratch.take(KEYS * depth),
+            k_panels: scratch.take(KEYS * width),
+            q_panels: [scratch.take(depth * QUERIES), scratch.take(QUERIES * width)],
+            o_panels: [scratch.take(depth * QUERIES), scratch.take(QUERIES * width)],
+            scores: scratch.take(KEYS * QUERIES),
+            d_p: scratch.take(KEYS * QUERIES),
+            p: scratch.take(KEYS * QUERIES),
+            d_s: scratch.take(KEYS * QUERIES),
+            packed: scratch.take(KEYS * QUERIES),
+            d_k: scratch.take(KEYS * width),
+            d_v: scratch.take(KEYS * width),
+            d_q: scratch.take(QUERIES * width),
+        };
+        for t in 0..len {
+            self.gradient(0, t).fill(0.0);
+        }
+        for k0 in (0..len).step_by(KEYS) {
+            let keys = k0..len.min(k0 + KEYS);
+            self.block_of_keys(&mut buffers, keys.clone());
+            for j in keys {
+                let row = (j - k0) * width..(j - k0) * width + d;
+                self.gradient(1, j).copy_from_slice(&buffers.d_k[row.clone()]);
+                self.gradient(2, j).copy_from_slice(&buffers.d_v[row]);
+            }
+        }
+    }
+}
+
+impl<T: Typed, M: Tile> Backward<'_, T, M> {
+    /// This head's part of row `t` of the sequence of `d_q` (0), `d_k` (1) or `d_v` (2).
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    fn gradient(&self, which: usize, t: usize) -> &mut [f32] {
+        let d = self.pass.heads.head_dim;
+        let row = which * self.num_tokens + self.sequence.q_start + t;
+        // SAFETY: this head of this sequence belongs to this task, which holds one such part at a
+        // time.
+        unsafe { self.d_heads.slice(row * self.pass.heads.out_width() + self.head * d, d) }
+    }
+
+    /// `d_k` and `d_v` of `keys` into the buffers; their part of `d_q` is added.
+    #[inline(always)]
+    fn block_of_keys(&self, buffers: &mut Buffers<'_, T, M>, keys: Range<usize>) {
+        let (heads, inputs) = (self.pass.heads, &self.pass.inputs);
+        let (d, width) = (heads.head_dim, panel_cols::<M>(heads.head_dim));
+        let kv_head = self.head / heads.group();
+        let (start, count) = (self.sequence.k_start + keys.start, keys.len());
+        let (k, v) = (lines(inputs.k, kv_head, d), lines(inputs.v, kv_head, d));
+        let rows = Part { line: start, lines: count, k0: 0, k: d };
+        let k_rows = left::<M>(k, rows, buffers.k_rows);
+        let v_rows = left::<M>(v, rows, buffers.v_rows);
+        let cols = Part { line: 0, lines: d, k0: start, k: count };
+        let k_cols = right::<M>(transposed(k), cols, buffers.k_panels);
+        buffers.d_k.fill(0.0);
+        buffers.d_v.fill(0.0);
+        // The queries that see any of these keys.
+        let end = heads.window.map_or(self.sequence.q_len, |w| keys.end - 1 + w);
+        for q0 in (keys.start..end.min(self.sequence.q_len)).step_by(QUERIES) {
+            let queries = q0..self.sequence.q_len.min(q0 + QUERIES);
+            let n = queries.len();
+            let rows = Part { line: self.sequence.q_start + q0, lines: n, k0: 0, k: d };
+            let cols = Part { line: 0, lines: d, k0: self.sequence.q_start + q0, k: n };
+            let q = lines(inputs.q, self.head, d);
+            let d_o = lines(self.d_out, self.head, d);
+            let [q_panels, q_col_panels] = &mut buffers.q_panels;
+            let [o_panels, o_col_panels] = &mut buffers.o_panels;
+            let q_t = right::<M>(q, rows, q_panels);
+            let o_t = right::<M>(d_o, rows, o_panels);
+            let q_cols = right::<M>(transposed(q), cols, q_col_panels);
+            let o_cols = right::<M>(transposed(d_o), cols, o_col_panels);
+            // Which of the block's queries see key `j`.
+            let seen = |j: usize| {
+                let end = heads.window.map_or(usize::MAX, |w| keys.start + j + w);
+                let clip = |i: usize| i.clamp(q0, q0 + n) - q0;
+                clip(keys.start + j)..clip(end)
+            };
+            let tiles = |rows: Range<usize>, cols: Range<usize>| {
+                seen(rows.start).start < cols.end && cols.start < seen(rows.end - 1).end
+            };
+            let any = |rows: Range<usize>, _: Range<usize>| {
+                seen(rows.start).start < n && seen(rows.end - 1).end > 0
+            };
+            multiply::<M>(k_rows, count, q_t, (buffers.scores, QUERIES), false, tiles);
+            multiply::<M>(v_rows, count, o_t, (buffers.d_p, QUERIES), false, tiles);
+            self.score_gradients(buffers.scores, buffers.d_p, (buffers.p, buffers.d_s), q0, |j| {
+                if j < count { seen(j) } else { 0..0 }
+            });
+            let square = |x| Lines { data: T::view(x), offset: 0, line_stride: QUERIES, step: 1 };
+            let rows = Part { line: 0, lines: count, k0: 0, k: q_cols.depth };
+            let p = left::<M>(square(buffers.p), rows, buffers.packed);
+            multiply::<M>(p, count, o_cols, (buffers.d_v, width), true, any);
+            let d_s = left::<M>(square(buffers.d_s), rows, buffers.packed);
+            multiply::<M>(d_s, count, q_cols, (buffers.d_k, width), true, any);
+            let turned = transposed(square(buffers.d_s));
+            let rows = Part { line: 0, lines: n, k0: 0, k: count };
+            let d_s = left::<M>(turned, rows, buffers.packed);
+            multiply::<M>(d_s, n, k_cols, (buffers.d_q, width), false, |_, _| true);
+            for (i, more) in queries.zip(buffers.d_q.chunks_exact(width)) {
+                for (sum, x) in self.gradient(0, i).iter_mut().zip(more) {
+                    *sum += x;
+                }
+            }
+        }
+    }
+
+    /// Probabilities `p` and gradients `d_s` of the unscaled scores, `[KEYS, QUERIES]`; zero where
+    /// a key is not seen.
+    #[inline(always)]
+    fn score_gradients(
+        &self,
+        scores: &[f32],
+        d_p: &[f32],
+        (p, d_s): (&mut [T], &mut [T]),
+        q0: usize,
+        seen: impl Fn(usize) -> Range<usize>,
+    ) {
+        let scale = self.pass.heads.scale;
+        let n = QUERIES.min(self.sequence.q_len - q0);
+        let at = self.sequence.q_start + q0;
+        let (mut lse, mut delta) = ([0.0; QUERIES], [0.0; QUERIES]);
+        lse[..n].copy_from_slice(&self.lse[at..at + n]);
+        delta[..n].copy_from_slice(&self.delta[at..at + n]);
+        let rows = scores.as_chunks::<QUERIES>().0.iter().zip(d_p.as_chunks::<QUERIES>().0);
+        let outputs = p.as_chunks_mut::<QUERIES>().0.iter_mut();
+        let outputs = outputs.zip(d_s.as_chunks_mut::<QUERIES>().0);
+        for (j, ((scores, d_p), (p, d_s))) in rows.zip(outputs).enumerate() {
+            let seen = seen(j);
+            if !seen.is_empty() {
+                for i in 0..QUERIES {
+                    let x = exp(scores[i] * scale - lse[i]);
+                    p[i] = T::from_f32(x);
+                    d_s[i] = T::from_f32(x * (d_p[i] - delta[i]) * scale);
+                }
+            }
+            let zero = T::from_f32(0.0);
+            for x in [p, d_s] {
+                x[..seen.start].fill(zero);
+                x[seen.end..].fill(zero);
+            }
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Forward pass: a block of queries, all query heads of one key-value head, against blocks of keys.
+
+use super::rows::{Typed, lines, transposed, used_rows};
+use super::{Heads, Inputs, Sequence};
+use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
+use crate::element::{Element, View, ViewMut};
+use crate::gemm::block::{left, multiply, padded, panel_cols, right};
+use crate::gemm::tile::{Lines, Part, Tile, with_tile};
+use crate::math::{exp, max, sum_by};
+use std::marker::PhantomData;
+
+/// Queries and keys of a block.
+const QUERIES: usize = 64;
+const KEYS: usize = 64;
+
+/// `out [t, out_width]` and `lse [num_heads, t]` (log of the softmax's denominator). Rows of `out`
+/// after the last sequence become zero.
+///
+/// # Panics
+/// If queries of the sequences do not follow one another from row 0 on.
+pub fn forward(
+    cpu: &Cpu,
+    inputs: Inputs<'_>,
+    heads: &Heads,
+    sequences: &[Sequence],
+    out: ViewMut<'_>,
+    lse: &mut [f32],
+) {
+    match (inputs.q.data, out) {
+        (View::F32(_), ViewMut::F32(out)) => typed(cpu, inputs, heads, sequences, out, lse),
+        (View::Bf16(_), ViewMut::Bf16(out)) => typed(cpu, inputs, heads, sequences, out, lse),
+        _ => panic!("queries and output have the same element type"),
+    }
+}
+
+/// Bytes of scratch that a thread needs, whatever the instruction set.
+pub(super) fn scratch_bytes(heads: &Heads) -> usize {
+    let (d, group) = (heads.head_dim, heads.group());
+    let w = d.next_multiple_of(48);
+    let packed = (d + 1) * (KEYS + QUERIES) + KEYS * w + QUERIES * KEYS;
+    let sums = 2 * QUERIES * KEYS + group * QUERIES * (w + 2);
+    4 * (packed + sums) + 16 * 64
+}
+
+/// Some query rows of one sequence, and a key-value head.
+#[derive(Clone, Copy)]
+struct Block {
+    sequence: Sequence,
+    /// First query, counted from the sequence's first.
+    first: usize,
+    count: usize,
+    kv_head: usize,
+}
+
+fn blocks(sequences: &[Sequence], heads: &Heads) -> Vec<Block> {
+    let of_one = |&sequence: &Sequence| {
+        let firsts = (0..sequence.q_len).step_by(QUERIES);
+        firsts.flat_map(move |first| {
+            let count = QUERIES.min(sequence.q_len - first);
+            (0..heads.num_kv_heads).map(move |kv_head| Block { sequence, first, count, kv_head })
+        })
+    };
+    let mut blocks: Vec<_> = sequences.iter().flat_map(of_one).collect();
+    // The longest first, so that no thread is left with a long task at the end.
+    blocks.sort_by_key(|b| std::cmp::Reverse(b.sequence.visible(b.first, None).end));
+    blocks
+}
+
+fn typed<T: Typed>(
+    cpu: &Cpu,
+    inputs: Inputs<'_>,
+    heads: &Heads,
+    sequences: &[Sequence],
+    out: &mut [T],
+    lse: &mut [f32],
+) {
+    let num_tokens = out.len() / heads.out_width();
+    let used = used_rows(sequences);
+    out[used * heads.out_width()..].fill(T::from_f32(0.0));
+    let blocks = blocks(sequences, heads);
+    let (out, lse) = (Split::new(out), Split::new(lse));
+    with_tile!(cpu.isa, T::DTYPE, M => cpu.pool.run(blocks.len(), &|task| {
+        with_scratch(scratch_bytes(heads), |scratch| {
+            let (block, tile) = (blocks[task], PhantomData::<M>);
+            let (out, lse) = (&out, &lse);
+            cpu.isa.run(Forward { block, inputs, heads, num_tokens, out, lse, scratch, tile });
+        });
+    }));
+}
+
+struct Forward<'a, T, M> {
+    block: Block,
+    inputs: Inputs<'a>,
+    heads: &'a Heads,
+    num_tokens: usize,
+    out: &'a Split<'a, T>,
+    lse: &'a Split<'a, f32>,
+    scratch: Scratch<'a>,
+    tile: PhantomData<M>,
+}
+
+impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(mut self) {
+        let Block { sequence, first, count, kv_head } = self.block;
+        let (d, group, window) = (self.heads.head_dim, self.heads.group(), self.heads.window);
+        let width = panel_cols::<M>(d);
+        let scratch = &mut self.scratch;
+        let key_panels = scratch.take(padded::<M>(d) * panel_cols::<M>(KEYS));
+        let value_panels = scratch.take(KEYS * width);
+        let (q_rows, p_rows) =
+            (scratch.take(QUERIES * padded::<M>(d)), scratch.take(QUERIES * KEYS));
+        let (scores, p) = (scratch.take(QUERIES * KEYS), scratch.take::<T>(QUERIES * KEYS));
+        let acc = scratch.take(group * QUERIES * width);
+        let (maxima, sums) = (scratch.take(group * QUERIES), scratch.take(group * QUERIES));
+        acc.fill(0.0);
+        sums.fill(0.0);
+        maxima.fill(f32::NEG_INFINITY);
+        let visible = |i: usize| sequence.visible(first + i, window);
+        let begin = visible(0).start / KEYS * KEYS;
+        let end = visible(count - 1).end;
+        for k0 in (begin..end).step_by(KEYS) {
+            let loaded = KEYS.min(end - k0);
+            let key0 = sequence.k_start + k0;
+            let of_keys = Part { line: key0, lines: loaded, k0: 0, k: d };
+            let keys = right::<M>(lines(self.inputs.k, kv_head, d), of_keys, key_panels);
+            let of_values = Part { line: 0, lines: d, k0: key0, k: loaded };
+            let values = transposed(lines(self.inputs.v, kv_head, d));
+            let values = right::<M>(values, of_values, value_panels);
+            // What query `i` sees of these keys.
+            let seen = |i: usize| {
+                let keys = visible(i);
+                keys.start.max(k0) - k0..keys.end.clamp(k0, k0 + loaded) - k0
+            };
+            for g in 0..group {
+                let of_queries = Part { line: sequence.q_start + first, lines: count, k0: 0, k: d };
+                let q = lines(self.inputs.q, kv_head * group + g, d);
+                let q = left::<M>(q, of_queries, q_rows);
+                multiply::<M>(q, count, keys, (scores, KEYS), false, |rows, cols| {
+                    cols.start < seen(rows.end - 1).end && seen(rows.start).start < cols.end
+                });
+                let acc = &mut acc[g * QUERIES * width..][..QUERIES * width];
+                for i in 0..count {
+                    let mut running = Running {
+                        max: &mut maxima[g * QUERIES + i],
+                        sum: &mut sums[g * QUERIES + i],
+                        acc: &mut acc[i * width..][..d],
+                    };
+                    let row = i * KEYS..(i + 1) * KEYS;
+                    let scores = scores[row.clone()].as_mut_array().expect("a row of scores");
+                    running.absorb(scores, seen(i), self.heads.scale, &mut p[row]);
+                }
+                let of_p = Part { line: 0, lines: count, k0: 0, k: values.depth };
+                let p = Lines { data: T::view(p), offset: 0, line_stride: KEYS, step: 1 };
+                let p = left::<M>(p, of_p, p_rows);
+                multiply::<M>(p, count, values, (acc, width), true, |rows, _| {
+                    seen(rows.start).start < loaded && seen(rows.end - 1).end > 0
+                });
+            }
+        }
+        for i in 0..group * count {
+            let (g, i) = (i / count, i % count);
+            let (head, t) = (kv_head * group + g, sequence.q_start + first + i);
+            // SAFETY: this head of this row belongs to this task.
+            let (out, lse) = unsafe {
+                let at = t * self.heads.out_width() + head * d;
+                (self.out.slice(at, d), self.lse.slice(head * self.num_tokens + t, 1))
+            };
+            let state = g * QUERIES + i;
+            let inverse = 1.0 / sums[state];
+            for (out, x) in out.iter_mut().zip(&acc[state * width..]) {
+                *out = T::from_f32(x * inverse);
+            }
+            lse[0] = maxima[state] + sums[state].ln();
+        }
+    }
+}
+
+/// Online softmax of one query.
+struct Running<'a> {
+    max: &'a mut f32,
+    sum: &'a mut f32,
+    acc: &'a mut [f32],
+}
+
+impl Running<'_> {
+    /// Turns scores, of which those in `seen` count, into `p` and shrinks what was summed before.
+    #[inline(always)]
+    fn absorb<T: Element>(
+        &mut self,
+        scores: &mut [f32; KEYS],
+        seen: std::ops::Range<usize>,
+        scale: f32,
+        p: &mut [T],
+    ) {
+        if seen.is_empty() {
+            p.fill(T::from_f32(0.0));
+            return;
+        }
+        scores.iter_mut().for_each(|s| *s *= scale);
+        scores[..seen.start].fill(f32::NEG_INFINITY);
+        scores[seen.end..].fill(f32::NEG_INFINITY);
+        let new_max = self.max.max(max(scores));
+        let shrink = exp(*self.max - new_max);
+        scores.iter_mut().for_each(|s| *s = exp(*s - new_max));
+        *self.sum = *self.sum * shrink + sum_by(KEYS, |j| scores[j]);
+        *self.max = new_max;
+        for (p, s) in p.iter_mut().zip(scores) {
+            *p = T::from_f32(*s);
+        }
+        if shrink != 1.0 {
+            self.acc.iter_mut().for_each(|a| *a *= shrink);
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Memory that each thread keeps for packed operands and sums.
+
+use crate::element::{bf16, f16};
+use std::cell::RefCell;
+
+thread_local! {
+    static LINES: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line(#[allow(dead_code)] [u8; 64]);
+
+/// A type for which every bit pattern is a value.
+///
+/// # Safety
+/// That it is so, and that its alignment is at most 64.
+pub(crate) unsafe trait Plain: Copy {}
+// SAFETY: floating-point numbers and integers have no invalid patterns.
+unsafe impl Plain for f32 {}
+// SAFETY: as above.
+unsafe impl Plain for bf16 {}
+// SAFETY: as above.
+unsafe impl Plain for f16 {}
+
+/// Memory of the present task, to be taken piece by piece.
+pub(crate) struct Scratch<'a>(&'a mut [Line]);
+
+/// Lends a task `bytes` of its thread's memory; what is in it is left from earlier tasks. Tasks do
+/// not nest.
+pub(crate) fn with_scratch<R>(bytes: usize, body: impl FnOnce(Scratch<'_>) -> R) -> R {
+    LINES.with_borrow_mut(|lines| {
+        let count = bytes.div_ceil(64);
+        if lines.len() < count {
+            lines.resize(count, Line([0; 64]));
+        }
+        body(Scratch(lines))
+    })
+}
+
+impl<'a> Scratch<'a> {
+    /// `len` elements, aligned to a cache line.
+    ///
+    /// # Panics
+    /// If less than that is left.
+    pub fn take<E: Plain>(&mut self, len: usize) -> &'a mut [E] {
+        let count = (len * size_of::<E>()).div_ceil(64);
+        let (lines, rest) = std::mem::take(&mut self.0).split_at_mut(count);
+        self.0 = rest;
+        // SAFETY: the same memory, long enough and aligned; any bits are values of `E`.
+        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), len) }
+    }
+}

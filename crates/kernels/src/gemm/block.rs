@@ -1,0 +1,109 @@
+//! Products of blocks that fit into the cache, for operations made of them.
+
+use super::tile::{Lines, Part, Segment, Sums, Tile};
+
+/// Rows of a left operand, ready for tiles: in place or packed.
+#[derive(Clone, Copy)]
+pub(crate) struct Left<'a, E> {
+    rows: &'a [E],
+    stride: usize,
+}
+
+/// A right operand in panels.
+#[derive(Clone, Copy)]
+pub(crate) struct Right<'a, E> {
+    panels: &'a [E],
+    vectors: usize,
+    /// Steps of the contraction, padding included.
+    pub depth: usize,
+    cols: usize,
+}
+
+/// Lengths of packed lines are multiples of this.
+pub(crate) fn padded<M: Tile>(k: usize) -> usize {
+    k.next_multiple_of(M::PADDING)
+}
+
+/// Vectors of a panel, so that `n` columns take equal panels.
+pub(crate) fn panel_vectors<M: Tile>(n: usize) -> usize {
+    let vectors = n.div_ceil(M::LANES).max(1);
+    vectors.div_ceil(vectors.div_ceil(M::VECTORS))
+}
+
+/// Columns that panels for `n` columns have together.
+pub(crate) fn panel_cols<M: Tile>(n: usize) -> usize {
+    n.next_multiple_of(panel_vectors::<M>(n) * M::LANES)
+}
+
+/// The rows `part` of `x`, packed into `scratch` unless they can be read in place. Where their
+/// length is odd, what follows in place must be zero or `part.k` padded by the caller.
+#[inline(always)]
+pub(crate) fn left<'a, M: Tile>(
+    x: Lines<'a>,
+    part: Part,
+    scratch: &'a mut [M::Elem],
+) -> Left<'a, M::Elem> {
+    if x.step == 1
+        && part.k.is_multiple_of(M::PADDING)
+        && let Some(data) = M::direct(x.data)
+    {
+        let rows = &data[x.index(part.line, part.k0)..part.end(&x)];
+        return Left { rows, stride: x.line_stride };
+    }
+    let stride = padded::<M>(part.k);
+    // SAFETY: kernels take the tile from a `Cpu`, which has checked the instruction set.
+    unsafe { M::pack_rows(x, part, stride, scratch) };
+    Left { rows: &scratch[..part.lines * stride], stride }
+}
+
+/// The columns `part` of `x`, packed into `scratch`.
+#[inline(always)]
+pub(crate) fn right<'a, M: Tile>(
+    x: Lines<'_>,
+    part: Part,
+    scratch: &'a mut [M::Elem],
+) -> Right<'a, M::Elem> {
+    let (vectors, depth) = (panel_vectors::<M>(part.lines), padded::<M>(part.k));
+    let (width, cols) = (vectors * M::LANES, part.lines);
+    for (panel, col) in scratch.chunks_exact_mut(width * depth).zip((0..cols).step_by(width)) {
+        let lines = width.min(cols - col);
+        let part = Part { line: part.line + col, lines, ..part };
+        // SAFETY: as in `left`.
+        unsafe { M::pack_panel(x, part, vectors, panel) };
+    }
+    Right { panels: &scratch[..panel_cols::<M>(cols) * depth], vectors, depth, cols }
+}
+
+/// `out[rows, ·] (+)= a · b` for rows `stride` apart, in tiles; only where `wanted(rows, columns)`
+/// says so. Writes whole panels: `stride` is at least [`panel_cols`].
+#[inline(always)]
+pub(crate) fn multiply<M: Tile>(
+    a: Left<'_, M::Elem>,
+    num_rows: usize,
+    b: Right<'_, M::Elem>,
+    (out, stride): (&mut [f32], usize),
+    resume: bool,
+    wanted: impl Fn(std::ops::Range<usize>, std::ops::Range<usize>) -> bool,
+) {
+    let width = b.vectors * M::LANES;
+    assert!(a.rows.len() >= (num_rows - 1) * a.stride + b.depth);
+    assert!(stride >= b.cols.next_multiple_of(width) && out.len() >= num_rows * stride);
+    for i in (0..num_rows).step_by(M::ROWS) {
+        let rows = M::ROWS.min(num_rows - i);
+        for (panel, col) in (0..b.cols).step_by(width).enumerate() {
+            if !wanted(i..i + rows, col..col + width) {
+                continue;
+            }
+            let segment = Segment {
+                a: &raw const a.rows[i * a.stride],
+                a_stride: a.stride,
+                b: &raw const b.panels[panel * width * b.depth],
+                groups: b.depth / M::STEP,
+            };
+            let start = &raw mut out[i * stride + col];
+            // SAFETY: operands and sums are inside their slices, as asserted above; the instruction
+            // set as in `left`.
+            unsafe { M::run(rows, b.vectors, &[segment], Sums { start, stride, resume }) };
+        }
+    }
+}
