@@ -10,7 +10,7 @@ use super::{Heads, Inputs, Rows, Sequence};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::{Element, View, ViewMut};
 use crate::gemm::block::{left, multiply, padded, panel_cols, right};
-use crate::gemm::tile::{Lines, Part, Tile, with_tile};
+use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
 use crate::math::{exp, sum_by};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -309,21 +309,21 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
             let any = |rows: Range<usize>, _: Range<usize>| {
                 seen(rows.start).start < n && seen(rows.end - 1).end > 0
             };
-            multiply::<M>(k_rows, count, q_t, (buffers.scores, QUERIES), false, tiles);
-            multiply::<M>(v_rows, count, o_t, (buffers.d_p, QUERIES), false, tiles);
+            multiply::<M>(k_rows, count, q_t, (buffers.scores, QUERIES), Old::Dropped, tiles);
+            multiply::<M>(v_rows, count, o_t, (buffers.d_p, QUERIES), Old::Dropped, tiles);
             self.score_gradients(buffers.scores, buffers.d_p, (buffers.p, buffers.d_s), q0, |j| {
                 if j < count { seen(j) } else { 0..0 }
             });
             let square = |x| Lines { data: T::view(x), offset: 0, line_stride: QUERIES, step: 1 };
             let rows = Part { line: 0, lines: count, k0: 0, k: q_cols.depth };
             let p = left::<M>(square(buffers.p), rows, buffers.packed);
-            multiply::<M>(p, count, o_cols, (buffers.d_v, width), true, any);
+            multiply::<M>(p, count, o_cols, (buffers.d_v, width), Old::Added, any);
             let d_s = left::<M>(square(buffers.d_s), rows, buffers.packed);
-            multiply::<M>(d_s, count, q_cols, (buffers.d_k, width), true, any);
+            multiply::<M>(d_s, count, q_cols, (buffers.d_k, width), Old::Added, any);
             let turned = transposed(square(buffers.d_s));
             let rows = Part { line: 0, lines: n, k0: 0, k: count };
             let d_s = left::<M>(turned, rows, buffers.packed);
-            multiply::<M>(d_s, n, k_cols, (buffers.d_q, width), false, |_, _| true);
+            multiply::<M>(d_s, n, k_cols, (buffers.d_q, width), Old::Dropped, |_, _| true);
             for (i, more) in queries.zip(buffers.d_q.chunks_exact(width)) {
                 for (sum, x) in self.gradient(0, i).iter_mut().zip(more) {
                     *sum += x;

@@ -5,7 +5,7 @@ use super::{Heads, Inputs, Sequence};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::{Element, View, ViewMut};
 use crate::gemm::block::{left, multiply, padded, panel_cols, right};
-use crate::gemm::tile::{Lines, Part, Tile, with_tile};
+use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
 use crate::math::{exp, max, sum_by};
 use std::marker::PhantomData;
 
@@ -138,7 +138,7 @@ impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
                 let of_queries = Part { line: sequence.q_start + first, lines: count, k0: 0, k: d };
                 let q = lines(self.inputs.q, kv_head * group + g, d);
                 let q = left::<M>(q, of_queries, q_rows);
-                multiply::<M>(q, count, keys, (scores, KEYS), false, |rows, cols| {
+                multiply::<M>(q, count, keys, (scores, KEYS), Old::Dropped, |rows, cols| {
                     cols.start < seen(rows.end - 1).end && seen(rows.start).start < cols.end
                 });
                 let acc = &mut acc[g * QUERIES * width..][..QUERIES * width];
@@ -155,7 +155,7 @@ impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
                 let of_p = Part { line: 0, lines: count, k0: 0, k: values.depth };
                 let p = Lines { data: T::view(p), offset: 0, line_stride: KEYS, step: 1 };
                 let p = left::<M>(p, of_p, p_rows);
-                multiply::<M>(p, count, values, (acc, width), true, |rows, _| {
+                multiply::<M>(p, count, values, (acc, width), Old::Added, |rows, _| {
                     seen(rows.start).start < loaded && seen(rows.end - 1).end > 0
                 });
             }

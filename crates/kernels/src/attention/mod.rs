@@ -10,7 +10,7 @@
 mod backward;
 mod forward;
 pub mod reference;
-mod rows;
+pub(crate) mod rows;
 
 pub use backward::{backward, workspace_len};
 pub use forward::forward;

@@ -5,7 +5,7 @@ use crate::element::{DType, Element, View};
 use crate::gemm::tile::Lines;
 
 /// An element type of queries, keys and values.
-pub(super) trait Typed: Element + crate::cpu::Plain {
+pub(crate) trait Typed: Element + crate::cpu::Plain {
     /// The type's name at run time.
     const DTYPE: DType;
     fn view(x: &[Self]) -> View<'_>;
@@ -26,17 +26,17 @@ impl Typed for crate::bf16 {
 }
 
 /// One head's rows as lines of `d` steps.
-pub(super) fn lines(rows: Rows<'_>, head: usize, d: usize) -> Lines<'_> {
+pub(crate) fn lines(rows: Rows<'_>, head: usize, d: usize) -> Lines<'_> {
     Lines { data: rows.data, offset: rows.offset + head * d, line_stride: rows.stride, step: 1 }
 }
 
 /// Columns as lines instead of rows.
-pub(super) fn transposed(x: Lines<'_>) -> Lines<'_> {
+pub(crate) fn transposed(x: Lines<'_>) -> Lines<'_> {
     Lines { line_stride: x.step, step: x.line_stride, ..x }
 }
 
 /// Rows that belong to sequences; those after them are padding.
-pub(super) fn used_rows(sequences: &[Sequence]) -> usize {
+pub(crate) fn used_rows(sequences: &[Sequence]) -> usize {
     sequences.iter().fold(0, |end, s| {
         assert_eq!(s.q_start, end, "sequences follow one another from row 0 on");
         end + s.q_len

@@ -1,6 +1,6 @@
 //! Products of blocks that fit into the cache, for operations made of them.
 
-use super::tile::{Lines, Part, Segment, Sums, Tile};
+use super::tile::{Lines, Old, Part, Segment, Sums, Tile};
 
 /// Rows of a left operand, ready for tiles: in place or packed.
 #[derive(Clone, Copy)]
@@ -82,7 +82,7 @@ pub(crate) fn multiply<M: Tile>(
     num_rows: usize,
     b: Right<'_, M::Elem>,
     (out, stride): (&mut [f32], usize),
-    resume: bool,
+    old: Old,
     wanted: impl Fn(std::ops::Range<usize>, std::ops::Range<usize>) -> bool,
 ) {
     let width = b.vectors * M::LANES;
@@ -103,7 +103,7 @@ pub(crate) fn multiply<M: Tile>(
             let start = &raw mut out[i * stride + col];
             // SAFETY: operands and sums are inside their slices, as asserted above; the instruction
             // set as in `left`.
-            unsafe { M::run(rows, b.vectors, &[segment], Sums { start, stride, resume }) };
+            unsafe { M::run(rows, b.vectors, &[segment], Sums { start, stride, old }) };
         }
     }
 }

@@ -6,7 +6,7 @@
 //! nor on threads.
 
 use super::block::{padded, panel_vectors};
-use super::tile::{Lines, Part, Segment, Sums, Tile, with_tile};
+use super::tile::{Lines, Old, Part, Segment, Sums, Tile, with_tile};
 use super::{Epilogue, Matrix, Product, Term};
 use crate::cpu::{Cpu, Kernel, Split, with_scratch};
 use crate::element::{DType, Element, ViewMut, with_elements};
@@ -231,7 +231,8 @@ impl<T: Element, M: Tile> Pass<'_, '_, T, M> {
                     let stride = if one_pass { width } else { PANELS * width };
                     let at = if one_pass { 0 } else { i * stride + col };
                     let tile = &mut sums[at..at + (rows - 1) * stride + width];
-                    let to = Sums { start: tile.as_mut_ptr(), stride, resume: !self.first };
+                    let old = if self.first { Old::Dropped } else { Old::Continued };
+                    let to = Sums { start: tile.as_mut_ptr(), stride, old };
                     // SAFETY: `gemm` chose the tile by the instruction set; panels were packed with
                     // `vectors`; rows in place were checked by `left`, packed ones are slices.
                     unsafe { M::run(rows, vectors, &segments, to) };

@@ -1,15 +1,14 @@
 //! Log-probabilities of target tokens from tiles of logits.
 //!
 //! The vocabulary is walked tile by tile with an online softmax, so that logits exist only for one
-//! tile at a time. The products that make a tile are the caller's (see [`crate::gemm`]); here is
-//! what happens to a tile.
+//! tile at a time.
 
 mod cpu;
 pub mod reference;
 
-pub use cpu::{absorb_tile, finish, tile_gradient};
+pub use cpu::{Inputs, Outputs, backward, forward, scratch_bytes, tile_gradient, workspace_len};
 
-/// Columns of the vocabulary per tile.
+/// Columns of the vocabulary per tile of a trained head's gradient.
 pub const TILE: usize = 2048;
 
 #[cfg(test)]

@@ -1,58 +1,64 @@
 use super::*;
 use crate::cpu::{Cpu, Isa};
+use crate::element::{View, ViewMut};
 use crate::random::Philox;
 
 const ROWS: usize = 5;
 
-/// The same logits walked in tiles of `width`: log-probabilities, then gradients.
-fn walk(cpu: &Cpu, logits: &[f32], v: usize, width: usize, targets: &[u32]) -> [Vec<f32>; 2] {
-    let tile = |first: usize| {
-        let width = width.min(v - first);
-        let row = |row: &[f32]| row[first..first + width].to_vec();
-        (width, logits.chunks(v).flat_map(row).collect::<Vec<f32>>())
+/// Log-probabilities and directions for hidden states that pick a column of the weight each, so
+/// that `logits [ROWS, v]` are what the weight holds.
+fn run(cpu: &Cpu, logits: &[f32], v: usize, targets: &[u32]) -> [Vec<f32>; 2] {
+    let x: Vec<f32> = (0..ROWS * ROWS).map(|i| f32::from(i % ROWS == i / ROWS)).collect();
+    let weight: Vec<f32> = (0..v * ROWS).map(|i| logits[i % ROWS * v + i / ROWS]).collect();
+    let mut workspace = vec![f32::NAN; workspace_len(ROWS, ROWS, v, true)];
+    let (mut log_probs, mut lse) = (vec![f32::NAN; ROWS], vec![f32::NAN; ROWS]);
+    let mut direction = vec![f32::NAN; ROWS * ROWS];
+    let (x, weight) = (View::F32(&x), View::F32(&weight));
+    let inputs = Inputs { x, weight, targets, hidden_size: ROWS };
+    let outputs = Outputs {
+        log_probs: &mut log_probs,
+        lse: &mut lse,
+        direction: Some(ViewMut::F32(&mut direction)),
     };
-    let mut state = vec![f32::NAN; 3 * ROWS];
-    for first in (0..v).step_by(width) {
-        let (width, tile) = tile(first);
-        absorb_tile(cpu, &tile, width, first, targets, &mut state);
-    }
-    let (mut log_probs, mut lse) = (vec![0.0; ROWS], vec![0.0; ROWS]);
-    finish(&state, &mut log_probs, &mut lse);
-    let d_log_probs: Vec<f32> = (0..ROWS).map(|i| 1.0 - i as f32 * 0.7).collect();
-    let mut d_logits = vec![f32::NAN; ROWS * v];
-    for first in (0..v).step_by(width) {
-        let (width, mut tile) = tile(first);
-        tile_gradient(cpu, &mut tile, width, first, targets, (&lse, &d_log_probs));
-        for (t, row) in tile.chunks(width).enumerate() {
-            d_logits[t * v + first..][..width].copy_from_slice(row);
-        }
-    }
-    [log_probs, d_logits]
+    forward(cpu, inputs, &mut workspace, outputs);
+    let mut alone = vec![f32::NAN; ROWS];
+    let outputs = Outputs { log_probs: &mut alone, lse: &mut lse, direction: None };
+    forward(cpu, inputs, &mut vec![f32::NAN; workspace_len(ROWS, ROWS, v, false)], outputs);
+    assert_eq!(alone, log_probs, "with and without directions");
+    [log_probs, direction]
 }
 
 fn check(logits: &[f32], v: usize, targets: &[u32], tolerance: f64) {
     let exact: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
-    let d: Vec<f64> = (0..ROWS).map(|i| f64::from(1.0 - i as f32 * 0.7)).collect();
-    let expected =
-        [reference::log_probs(&exact, v, targets), reference::d_logits(&exact, v, targets, &d)];
-    for width in [1, 16, 33, v] {
-        let first = walk(&Cpu::with_isa(1, Isa::Scalar), logits, v, width, targets);
-        for (isa, threads) in Isa::available().into_iter().flat_map(|i| [(i, 1), (i, 3)]) {
-            assert!(walk(&Cpu::with_isa(threads, isa), logits, v, width, targets) == first);
-        }
-        for (found, exact) in first.iter().flatten().zip(expected.iter().flatten()) {
-            let off = (f64::from(*found) - exact).abs();
-            assert!(off <= tolerance, "{found} against {exact} in tiles of {width}");
-        }
+    let log_probs = reference::log_probs(&exact, v, targets);
+    let d_logits = reference::d_logits(&exact, v, targets, &[1.0; ROWS]);
+    let weighted = |t: usize, c: usize| -> f64 {
+        (0..v).map(|i| d_logits[t * v + i] * exact[c * v + i]).sum()
+    };
+    let direction = (0..ROWS * ROWS).map(|i| weighted(i / ROWS, i % ROWS));
+    let expected: Vec<f64> = log_probs.into_iter().chain(direction).collect();
+    // Directions are differences of the weight's elements, which here are the logits.
+    let largest = exact.iter().fold(1.0, |m: f64, x| m.max(x.abs()));
+    let first = run(&Cpu::with_isa(1, Isa::Scalar), logits, v, targets);
+    for (isa, threads) in Isa::available().into_iter().flat_map(|i| [(i, 1), (i, 3)]) {
+        assert!(run(&Cpu::with_isa(threads, isa), logits, v, targets) == first);
+    }
+    for (found, exact) in first.iter().flatten().zip(&expected) {
+        let off = (f64::from(*found) - exact).abs() / largest;
+        assert!(off <= tolerance, "{found} against {exact}");
     }
 }
 
 #[test]
-fn tiles_of_any_width_agree_with_the_reference() {
-    let (v, random) = (67, Philox::new(4, 0));
-    let logits: Vec<f32> = (0..(ROWS * v) as u64).map(|i| 3.0 * random.normal(i)).collect();
-    // First and last of the vocabulary, and both sides of the tiles' edges.
-    check(&logits, v, &[0, 66, 32, 33, 15], 3e-6);
+fn agrees_with_the_reference() {
+    // Less than a tile, a tile, several tiles, several segments; sums of 13,000 terms in f32 are
+    // good to some 1e-5.
+    for (v, tolerance) in [(67, 1e-6), (192, 1e-6), (700, 2e-6), (13_000, 5e-5)] {
+        let random = Philox::new(4, 0);
+        let logits: Vec<f32> = (0..(ROWS * v) as u64).map(|i| 3.0 * random.normal(i)).collect();
+        let last = v as u32 - 1;
+        check(&logits, v, &[0, last, 32, last / 2, last.min(191)], tolerance);
+    }
 }
 
 #[test]
@@ -71,5 +77,28 @@ fn extreme_logits_neither_overflow_nor_vanish() {
             };
         }
     }
-    check(&logits, v, &[0, 39, 5, 20, 8], 2e-3);
+    check(&logits, v, &[0, 39, 5, 20, 8], 3e-6);
+}
+
+#[test]
+fn gradients_of_a_tile_agree_with_the_reference() {
+    let (v, width, random) = (67, 33, Philox::new(4, 1));
+    let logits: Vec<f32> = (0..(ROWS * v) as u64).map(|i| 3.0 * random.normal(i)).collect();
+    let exact: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
+    let (targets, d_log_probs) = ([0, 66, 32, 33, 15], [1.0, 0.3, -0.4, -1.1, -1.8]);
+    let d = d_log_probs.map(f64::from);
+    let expected = reference::d_logits(&exact, v, &targets, &d);
+    let sums = exact.chunks(v).map(|row| row.iter().map(|x| x.exp()).sum::<f64>().ln() as f32);
+    let lse: Vec<f32> = sums.collect();
+    for (isa, first) in Isa::available().into_iter().flat_map(|i| [(i, 0), (i, 33), (i, 66)]) {
+        let width = width.min(v - first);
+        let of_row = |row: &[f32]| row[first..first + width].to_vec();
+        let mut tile: Vec<f32> = logits.chunks(v).flat_map(of_row).collect();
+        let saved = (lse.as_slice(), d_log_probs.as_slice());
+        tile_gradient(&Cpu::with_isa(2, isa), &mut tile, width, first, &targets, saved);
+        for (i, found) in tile.iter().enumerate() {
+            let exact = expected[i / width * v + first + i % width];
+            assert!((f64::from(*found) - exact).abs() < 3e-6, "{found} against {exact}");
+        }
+    }
 }

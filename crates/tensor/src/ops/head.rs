@@ -1,7 +1,6 @@
 //! Output head: log-probabilities of target tokens, without the logits of a whole batch.
 
 use super::rows_cols;
-use crate::tape::Sweep;
 use crate::{Category, Cost, DType, Device, Tape, Tensor, Var, Weight, Work};
 use hone_kernels::gemm::{Epilogue, Matrix, Product, Target, Term, gemm};
 use hone_kernels::{Cpu, head as kernel, vector};
@@ -10,7 +9,8 @@ use hone_kernels::{Cpu, head as kernel, vector};
 const CHUNK: usize = 1024;
 
 /// `x [t, h]`, `weight [v, h]` → log-probabilities `[t]` f32: entry `i` is
-/// `log softmax(x[rows[i]] Wᵀ)[targets[i]]` for `i < rows.len()`, and zero after that.
+/// `log softmax(x[rows[i]] Wᵀ)[targets[i]]` for `i < rows.len()`, and zero after that. `rows`
+/// ascend.
 ///
 /// Memory is that for `t` rows however many have a target, so that one plan serves every batch.
 pub fn log_probs<'a>(
@@ -20,23 +20,39 @@ pub fn log_probs<'a>(
     rows: &'a [u32],
     targets: &'a [u32],
 ) -> Var {
-    let (t, _) = rows_cols(x.value().shape());
-    assert!(rows.len() == targets.len() && rows.len() <= t);
+    let (t, h) = rows_cols(x.value().shape());
+    assert!(rows.len() == targets.len() && rows.len() <= t && rows.is_sorted());
+    let requires_grad = x.requires_grad() || weight.param().is_some();
+    let records = tape.is_recording() && requires_grad;
     let head = Head { x: x.value(), weight: tape.params().resolve(weight), rows, targets };
     let mut log_probs = tape.activation(DType::F32, &[t]);
     let mut lse = tape.activation(DType::F32, &[t]);
-    head.forward(tape.device(), tape.compute(), &mut log_probs, &mut lse);
-    let requires_grad = x.requires_grad() || weight.param().is_some();
-    if !(tape.is_recording() && requires_grad) {
+    // The input's gradient but for a factor per row: found in the forward pass at the price of one
+    // product, where finding it in the backward pass would take two.
+    let mut direction =
+        (records && x.requires_grad()).then(|| tape.activation(x.value().dtype(), &[t, h]));
+    head.forward(tape.device(), &mut log_probs, &mut lse, direction.as_mut());
+    if !records {
         return tape.push(log_probs, requires_grad, |_, _| {});
     }
+    let (input, dtype) = (x.id(), x.value().dtype());
+    let x = weight.param().map(|_| x.into_value());
     tape.push(log_probs, requires_grad, move |sweep, d_log_probs| {
-        let (input, shape, dtype) = (x.id(), x.value().shape().to_vec(), x.value().dtype());
-        let mut d_x = x.requires_grad().then(|| sweep.activation(dtype, &shape));
-        let head = Head { x: x.value(), weight: sweep.params.resolve(weight), rows, targets };
-        head.backward(sweep, weight, &lse, &d_log_probs, d_x.as_mut());
-        drop((x, lse, d_log_probs));
-        if let Some(d_x) = d_x {
+        if let (Some(param), Some(x)) = (weight.param(), &x) {
+            let head = Head { x, weight: sweep.params.resolve(weight), rows, targets };
+            let (device, compute) = (sweep.device, sweep.compute);
+            let d_w = sweep.gradients.get_mut(param);
+            head.weight_gradient(device, compute, &lse, &d_log_probs, d_w);
+        }
+        drop((x, lse));
+        if let Some(direction) = direction {
+            let mut d_x = sweep.activation(dtype, &[t, h]);
+            let bytes = direction.num_bytes() + d_x.num_bytes();
+            if let Some(cpu) = sweep.device.begin(Cost::memory("d_log_probs", bytes)) {
+                let d = &d_log_probs.f32()[..rows.len()];
+                kernel::backward(cpu, direction.view(), rows, d, h, d_x.view_mut());
+            }
+            drop((direction, d_log_probs));
             sweep.add(input, d_x);
         }
     })
@@ -85,129 +101,94 @@ struct Head<'a> {
 }
 
 /// Some of the rows with a target, and one tile of their logits.
-struct Chunk<'a> {
-    /// Index of the first in `rows`.
-    start: usize,
-    rows: &'a [u32],
-    targets: &'a [u32],
-    /// `[rows.len(), h]` in the type of the hidden states.
+struct Chunk {
+    /// `[rows, h]` in the type of the hidden states.
     x: Tensor,
-    /// `[rows.len(), kernel::TILE]` f32.
+    /// `[rows, kernel::TILE]` f32.
     tile: Tensor,
 }
 
-impl<'a> Head<'a> {
-    fn forward(&self, device: &Device, compute: DType, log_probs: &mut Tensor, lse: &mut Tensor) {
+impl Head<'_> {
+    fn forward(
+        &self,
+        device: &Device,
+        log_probs: &mut Tensor,
+        lse: &mut Tensor,
+        mut direction: Option<&mut Tensor>,
+    ) {
         if let Some(cpu) = device.begin(Cost::memory("zero", log_probs.num_bytes())) {
             vector::zero(cpu, log_probs.view_mut());
         }
-        let mut state = device.alloc(Category::Head, DType::F32, &[self.chunk_rows(), 3]);
-        self.each_chunk(device, |cpu, chunk| {
-            let n = chunk.rows.len();
-            let state = &mut state.f32_mut()[..3 * n];
-            self.each_tile(|first, width| {
-                self.tile_logits(cpu, compute, chunk, first, width);
-                let tile = &chunk.tile.f32()[..n * width];
-                kernel::absorb_tile(cpu, tile, width, first, chunk.targets, state);
-            });
-            let range = chunk.start..chunk.start + n;
-            let lse = &mut lse.f32_mut()[range.clone()];
-            kernel::finish(state, &mut log_probs.f32_mut()[range], lse);
-        });
-        device.begin(self.cost("log_probs", 1));
+        let (_, h) = rows_cols(self.x.shape());
+        let with_direction = direction.is_some();
+        let c = self.chunk_rows();
+        let mut x = device.alloc(Category::Head, self.x.dtype(), &[c, h]);
+        let len = kernel::workspace_len(c, h, self.vocab(), with_direction);
+        let mut workspace = device.alloc(Category::Head, DType::F32, &[len]);
+        let cost = self.cost("log_probs", 1 + usize::from(with_direction));
+        let Some(cpu) = device.begin(cost) else { return };
+        for start in (0..self.rows.len()).step_by(c) {
+            let end = (start + c).min(self.rows.len());
+            vector::gather_rows(cpu, self.x.view(), h, &self.rows[start..end], x.view_mut());
+            let inputs = kernel::Inputs {
+                x: x.view(),
+                weight: self.weight.view(),
+                targets: &self.targets[start..end],
+                hidden_size: h,
+            };
+            let outputs = kernel::Outputs {
+                log_probs: &mut log_probs.f32_mut()[start..end],
+                lse: &mut lse.f32_mut()[start..end],
+                direction: direction
+                    .as_mut()
+                    .map(|tensor| tensor.view_mut().part(start * h, (end - start) * h)),
+            };
+            kernel::forward(cpu, inputs, workspace.f32_mut(), outputs);
+        }
     }
 
-    fn backward(
+    /// `d_W += d_logitsᵀ x`, the logits computed again tile by tile.
+    fn weight_gradient(
         &self,
-        sweep: &mut Sweep<'_, '_>,
-        weight: &Weight,
+        device: &Device,
+        compute: DType,
         lse: &Tensor,
         d_log_probs: &Tensor,
-        mut d_x: Option<&mut Tensor>,
+        d_w: &mut Tensor,
     ) {
-        let (_, h) = rows_cols(self.x.shape());
-        let (device, compute, gradients) = (sweep.device, sweep.compute, &mut *sweep.gradients);
-        let products = 1 + usize::from(d_x.is_some()) + usize::from(weight.param().is_some());
-        if let Some(d_x) = &mut d_x
-            && let Some(cpu) = device.begin(Cost::memory("zero", d_x.num_bytes()))
-        {
-            vector::zero(cpu, d_x.view_mut());
-        }
-        let mut d_chunk = device.alloc(Category::Head, DType::F32, &[self.chunk_rows(), h]);
-        self.each_chunk(device, |cpu, chunk| {
-            let (n, range) = (chunk.rows.len(), chunk.start..chunk.start + chunk.rows.len());
-            let saved = (&lse.f32()[range.clone()], &d_log_probs.f32()[range]);
-            self.each_tile(|first, width| {
-                self.tile_logits(cpu, compute, chunk, first, width);
-                let tile = &mut chunk.tile.f32_mut()[..n * width];
-                kernel::tile_gradient(cpu, tile, width, first, chunk.targets, saved);
-                let d_logits = Matrix::rows(hone_kernels::View::F32(tile), width);
-                if d_x.is_some() {
-                    let w = Matrix { offset: first * h, ..Matrix::rows(self.weight.view(), h) };
-                    let terms = [Term { a: d_logits, b: w, k: width }];
-                    let epilogue = Epilogue { accumulate: first > 0, ..Epilogue::default() };
-                    let product = Product { terms: &terms, epilogue, target: Target::whole(n, h) };
-                    gemm(cpu, compute, &[product], d_chunk.view_mut());
-                }
-                if let Some(param) = weight.param() {
-                    let x = Matrix::rows(chunk.x.view(), h);
-                    let terms = [Term { a: d_logits.transposed(), b: x, k: n }];
-                    let epilogue = Epilogue { accumulate: true, ..Epilogue::default() };
-                    let d_w = &mut gradients.get_mut(param).f32_mut()[first * h..];
-                    let d_w = hone_kernels::ViewMut::F32(&mut d_w[..width * h]);
-                    let target = Target::whole(width, h);
-                    gemm(cpu, compute, &[Product { terms: &terms, epilogue, target }], d_w);
-                }
-            });
-            if let Some(d_x) = &mut d_x {
-                vector::scatter_rows(&d_chunk.f32()[..n * h], h, chunk.rows, d_x.view_mut());
-            }
-        });
-        device.begin(self.cost("d_log_probs", products));
-    }
-
-    /// Calls `body` for each chunk of rows. On the dry device only the memory is taken.
-    fn each_chunk(&self, device: &Device, mut body: impl FnMut(&Cpu, &mut Chunk<'a>)) {
         let (_, h) = rows_cols(self.x.shape());
         let c = self.chunk_rows();
         let mut chunk = Chunk {
-            start: 0,
-            rows: &[],
-            targets: &[],
             x: device.alloc(Category::Head, self.x.dtype(), &[c, h]),
             tile: device.alloc(Category::Head, DType::F32, &[c, kernel::TILE.min(self.vocab())]),
         };
-        let Some(cpu) = device.as_cpu() else { return };
+        let Some(cpu) = device.begin(self.cost("d_log_probs_weight", 2)) else { return };
         for start in (0..self.rows.len()).step_by(c) {
-            let end = (start + c).min(self.rows.len());
-            (chunk.start, chunk.rows) = (start, &self.rows[start..end]);
-            chunk.targets = &self.targets[start..end];
-            vector::gather_rows(cpu, self.x.view(), h, chunk.rows, chunk.x.view_mut());
-            body(cpu, &mut chunk);
+            let range = start..(start + c).min(self.rows.len());
+            let n = range.len();
+            vector::gather_rows(
+                cpu,
+                self.x.view(),
+                h,
+                &self.rows[range.clone()],
+                chunk.x.view_mut(),
+            );
+            let saved = (&lse.f32()[range.clone()], &d_log_probs.f32()[range.clone()]);
+            for first in (0..self.vocab()).step_by(kernel::TILE) {
+                let width = kernel::TILE.min(self.vocab() - first);
+                let w = Matrix { offset: first * h, ..Matrix::rows(self.weight.view(), h) };
+                let term = Term { a: Matrix::rows(chunk.x.view(), h), b: w.transposed(), k: h };
+                let target = Target::whole(n, width);
+                product(cpu, compute, term, false, target, chunk.tile.view_mut());
+                let tile = &mut chunk.tile.f32_mut()[..n * width];
+                let targets = &self.targets[range.clone()];
+                kernel::tile_gradient(cpu, tile, width, first, targets, saved);
+                let d_logits = Matrix::rows(hone_kernels::View::F32(tile), width).transposed();
+                let term = Term { a: d_logits, b: Matrix::rows(chunk.x.view(), h), k: n };
+                let d_w = d_w.view_mut().part(first * h, width * h);
+                product(cpu, compute, term, true, Target::whole(width, h), d_w);
+            }
         }
-    }
-
-    fn each_tile(&self, mut body: impl FnMut(usize, usize)) {
-        for first in (0..self.vocab()).step_by(kernel::TILE) {
-            body(first, kernel::TILE.min(self.vocab() - first));
-        }
-    }
-
-    /// `chunk.tile [rows, width] =` logits of vocabulary entries `first..first + width`.
-    fn tile_logits(
-        &self,
-        cpu: &Cpu,
-        compute: DType,
-        chunk: &mut Chunk<'_>,
-        first: usize,
-        width: usize,
-    ) {
-        let (_, h) = rows_cols(self.x.shape());
-        let w = Matrix { offset: first * h, ..Matrix::rows(self.weight.view(), h) };
-        let terms = [Term { a: Matrix::rows(chunk.x.view(), h), b: w.transposed(), k: h }];
-        let target = Target::whole(chunk.rows.len(), width);
-        let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
-        gemm(cpu, compute, &[product], chunk.tile.view_mut());
     }
 
     fn vocab(&self) -> usize {
@@ -221,7 +202,20 @@ impl<'a> Head<'a> {
     fn cost(&self, name: &'static str, products: usize) -> Cost {
         let (n, (_, h)) = (self.rows.len(), rows_cols(self.x.shape()));
         let flops = 2 * products * n * h * self.vocab();
-        let bytes = products * (self.weight.num_bytes() + n * self.vocab() * 4);
+        let bytes = products * self.weight.num_bytes() + 2 * self.x.num_bytes();
         Cost { name, work: Work::Product, flops: flops as u64, bytes: bytes as u64 }
     }
+}
+
+/// `out (+)= term`.
+fn product(
+    cpu: &Cpu,
+    compute: DType,
+    term: Term<'_>,
+    accumulate: bool,
+    target: Target,
+    out: hone_kernels::ViewMut<'_>,
+) {
+    let epilogue = Epilogue { accumulate, ..Epilogue::default() };
+    gemm(cpu, compute, &[Product { terms: &[term], epilogue, target }], out);
 }

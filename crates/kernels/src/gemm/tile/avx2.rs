@@ -1,7 +1,7 @@
 //! AVX2 with FMA: `f32` tiles of 6 × 16.
 
 use super::plain::direct_f32;
-use super::{Lines, Part, Scalar, Segment, Sums, Tile, for_size};
+use super::{Lines, Old, Part, Scalar, Segment, Sums, Tile, for_size};
 use crate::element::View;
 use std::arch::x86_64::*;
 
@@ -46,7 +46,7 @@ unsafe fn tile<const R: usize, const V: usize>(segments: &[Segment<f32>], sums: 
     // SAFETY: the caller promises that operands and sums are there.
     unsafe {
         let at = |i: usize, v: usize| sums.start.add(i * sums.stride + v * LANES);
-        if sums.resume {
+        if sums.old == Old::Continued {
             for i in 0..R {
                 for v in 0..V {
                     acc[i][v] = _mm256_loadu_ps(at(i, v));
@@ -69,6 +69,9 @@ unsafe fn tile<const R: usize, const V: usize>(segments: &[Segment<f32>], sums: 
         }
         for i in 0..R {
             for v in 0..V {
+                if sums.old == Old::Added {
+                    acc[i][v] = _mm256_add_ps(acc[i][v], _mm256_loadu_ps(at(i, v)));
+                }
                 _mm256_storeu_ps(at(i, v), acc[i][v]);
             }
         }

@@ -4,7 +4,7 @@
 //! the packing of both.
 
 use super::plain::direct_f32;
-use super::{Lines, Part, Segment, Sums, Tile, for_size};
+use super::{Lines, Old, Part, Segment, Sums, Tile, for_size};
 use crate::element::{View, bf16, f16, with_elements};
 use std::arch::x86_64::*;
 use std::mem::transmute;
@@ -63,7 +63,7 @@ macro_rules! tile {
                     // SAFETY: the caller promises that operands and sums are there.
                     unsafe {
                         let at = |i: usize, v: usize| sums.start.add(i * sums.stride + v * LANES);
-                        if sums.resume {
+                        if sums.old == Old::Continued {
                             for i in 0..R {
                                 for v in 0..V {
                                     acc[i][v] = _mm512_loadu_ps(at(i, v));
@@ -90,6 +90,9 @@ macro_rules! tile {
                         }
                         for i in 0..R {
                             for v in 0..V {
+                                if sums.old == Old::Added {
+                                    acc[i][v] = _mm512_add_ps(acc[i][v], _mm512_loadu_ps(at(i, v)));
+                                }
                                 _mm512_storeu_ps(at(i, v), acc[i][v]);
                             }
                         }

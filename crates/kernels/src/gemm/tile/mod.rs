@@ -66,8 +66,19 @@ pub(crate) struct Sums {
     pub start: *mut f32,
     /// Distance between rows.
     pub stride: usize,
-    /// Whether to start from what is there; else from zero.
-    pub resume: bool,
+    /// What becomes of what is there.
+    pub old: Old,
+}
+
+/// What becomes of the numbers where a tile's sums go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Old {
+    /// It is overwritten.
+    Dropped,
+    /// The chain of multiply-adds goes on from it.
+    Continued,
+    /// The tile's own sum is added to it: many such sums are more exact than one long chain.
+    Added,
 }
 
 /// A way of computing tiles.

@@ -1,6 +1,6 @@
 //! Plain Rust: any machine, and the packing of every set that has no better.
 
-use super::{Lines, Part, Segment, Sums, Tile};
+use super::{Lines, Old, Part, Segment, Sums, Tile};
 use crate::element::{DType, Element, View, bf16, with_elements};
 
 /// Plain Rust; on AArch64 this becomes NEON.
@@ -46,7 +46,7 @@ impl Tile for Scalar {
 unsafe fn tile<const R: usize>(segments: &[Segment<f32>], sums: Sums) {
     const N: usize = Scalar::LANES;
     let mut acc = [[0.0f32; N]; R];
-    if sums.resume {
+    if sums.old == Old::Continued {
         for (i, acc) in acc.iter_mut().enumerate() {
             // SAFETY: the caller promises that the sums are there.
             *acc = unsafe { sums.start.add(i * sums.stride).cast::<[f32; N]>().read_unaligned() };
@@ -65,9 +65,16 @@ unsafe fn tile<const R: usize>(segments: &[Segment<f32>], sums: Sums) {
             }
         }
     }
-    for (i, acc) in acc.into_iter().enumerate() {
+    for (i, mut acc) in acc.into_iter().enumerate() {
         // SAFETY: as above.
-        unsafe { sums.start.add(i * sums.stride).cast::<[f32; N]>().write_unaligned(acc) };
+        unsafe {
+            let at = sums.start.add(i * sums.stride).cast::<[f32; N]>();
+            if sums.old == Old::Added {
+                let old = at.read_unaligned();
+                acc.iter_mut().zip(old).for_each(|(a, o)| *a += o);
+            }
+            at.write_unaligned(acc);
+        }
     }
 }
 
