@@ -1,6 +1,7 @@
 //! Aligned memory and typed views of bytes.
 
 use crate::element::{DType, View, ViewMut};
+use memmap2::MmapMut;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 
 /// Alignment of every region and of every block inside the arena: one cache line.
@@ -11,7 +12,13 @@ pub const ALIGNMENT: usize = 64;
 pub struct Region {
     start: *mut u8,
     len: usize,
+    /// Where the memory came straight from the system.
+    map: Option<MmapMut>,
 }
+
+/// Regions from this size on come straight from the system: touching them costs nothing before
+/// they are used, and large pages make that cheaper too.
+const LARGE: usize = 1 << 20;
 
 // SAFETY: `Region` gives access only through `bytes` and `bytes_mut`, whose callers promise not to
 // alias a part that is being written.
@@ -20,10 +27,21 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// `len` zeroed bytes; the system provides pages when they are first touched.
+    /// `len` zeroed bytes. Of a large region, the system provides pages when they are first touched.
+    ///
+    /// # Panics
+    /// If the system has no more memory.
     pub fn new(len: usize) -> Self {
         if len == 0 {
-            return Self { start: std::ptr::null_mut(), len };
+            return Self { start: std::ptr::null_mut(), len, map: None };
+        }
+        if len >= LARGE {
+            let mut map = MmapMut::map_anon(len)
+                .unwrap_or_else(|error| panic!("cannot get {len} bytes of memory: {error}"));
+            // A wish: where the system knows no large pages, small ones do.
+            #[cfg(target_os = "linux")]
+            let _ = map.advise(memmap2::Advice::HugePage);
+            return Self { start: map.as_mut_ptr(), len, map: Some(map) };
         }
         let layout = Self::layout(len);
         // SAFETY: the layout has a size above zero.
@@ -31,7 +49,7 @@ impl Region {
         if start.is_null() {
             handle_alloc_error(layout);
         }
-        Self { start, len }
+        Self { start, len, map: None }
     }
 
     /// Length in bytes.
@@ -78,7 +96,7 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        if self.len > 0 {
+        if self.len > 0 && self.map.is_none() {
             // SAFETY: allocated in `new` with this very layout.
             unsafe { dealloc(self.start, Self::layout(self.len)) };
         }

@@ -11,6 +11,19 @@ pub use pool::Pool;
 pub(crate) use scratch::{Plain, Scratch, with_scratch};
 pub use split::Split;
 
+/// Asks for the cache lines of `slice` to be fetched for writing, where the processor can be asked.
+#[inline(always)]
+pub(crate) fn prefetch_for_writing<T>(slice: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..size_of_val(slice)).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing and cannot fault.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(slice.as_ptr().cast::<i8>().wrapping_add(line)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = slice;
+}
+
 /// What a CPU kernel runs on.
 pub struct Cpu {
     /// Instruction set in use.

@@ -8,7 +8,7 @@
 use super::block::{padded, panel_vectors};
 use super::tile::{Lines, Old, Part, Segment, Sums, Tile, with_tile};
 use super::{Epilogue, Matrix, Product, Term};
-use crate::cpu::{Cpu, Kernel, Split, with_scratch};
+use crate::cpu::{Cpu, Kernel, Split, prefetch_for_writing, with_scratch};
 use crate::element::{DType, Element, ViewMut, with_elements};
 use std::marker::PhantomData;
 
@@ -20,8 +20,8 @@ const LINE_BYTES: usize = 4096;
 const PASS_ROWS: usize = 256;
 /// Rows of the left operand that are packed at a time, where they cannot be read in place.
 const PACKED_ROWS: usize = 64;
-/// Rows that a task should have, so that packing its panels is worth it.
-const ENOUGH_ROWS: usize = 256;
+/// Rows that a task has at least, so that packing its panels is worth it.
+const LEAST_ROWS: usize = 64;
 
 /// Columns of the widest panel of all instruction sets.
 const MAX_PANEL: usize = 48;
@@ -93,28 +93,29 @@ impl<T: Element> Job<'_, T> {
         });
     }
 
-    /// Whole rows where there are columns enough for all threads; else rows are split too.
+    /// Whole rows where columns alone give every thread the same; else rows are split too, which
+    /// packs panels more often.
     fn blocks<M: Tile>(&self, threads: usize) -> Vec<Block> {
-        let of_product = |product: usize| {
-            let target = &self.products[product].target;
-            let (m, n) = (target.m, target.n);
-            let vectors = panel_vectors::<M>(n);
-            let cols = PANELS * vectors * M::LANES;
-            let col_blocks = n.div_ceil(cols);
-            let wanted = if threads == 1 { 1 } else { (6 * threads).div_ceil(col_blocks) };
-            let least = if col_blocks == 1 { PACKED_ROWS } else { ENOUGH_ROWS };
-            let rows = m.div_ceil(wanted).max(least.min(m)).next_multiple_of(M::ROWS).max(1);
-            let starts = move |row| (0..n).step_by(cols).map(move |col| (row, col));
-            (0..m).step_by(rows).flat_map(starts).map(move |(row, col)| Block {
-                product,
-                row,
-                rows: rows.min(m - row),
-                col,
-                cols: cols.min(n - col),
-                vectors,
-            })
+        let cols = |product: &Product<'_>| PANELS * panel_vectors::<M>(product.target.n) * M::LANES;
+        let col_blocks: usize = self.products.iter().map(|p| p.target.n.div_ceil(cols(p))).sum();
+        let even = |splits: usize| {
+            let blocks = col_blocks * splits;
+            threads == 1 || blocks.is_multiple_of(threads) || blocks >= 8 * threads
         };
-        (0..self.products.len()).flat_map(of_product).collect()
+        let splits = (1..=threads).find(|&splits| even(splits)).unwrap_or(threads);
+        let mut blocks = Vec::new();
+        for (product, described) in self.products.iter().enumerate() {
+            let (m, n, cols) = (described.target.m, described.target.n, cols(described));
+            let rows = m.div_ceil(splits).max(LEAST_ROWS).next_multiple_of(M::ROWS);
+            for (row, col) in
+                (0..m).step_by(rows).flat_map(|row| (0..n).step_by(cols).map(move |col| (row, col)))
+            {
+                let (rows, cols) = (rows.min(m - row), cols.min(n - col));
+                let vectors = panel_vectors::<M>(n);
+                blocks.push(Block { product, row, rows, col, cols, vectors });
+            }
+        }
+        blocks
     }
 }
 
@@ -231,6 +232,9 @@ impl<T: Element, M: Tile> Pass<'_, '_, T, M> {
                     let stride = if one_pass { width } else { PANELS * width };
                     let at = if one_pass { 0 } else { i * stride + col };
                     let tile = &mut sums[at..at + (rows - 1) * stride + width];
+                    if self.last {
+                        self.prefetch(row0 + i, self.block.col + col, rows, width.min(cols - col));
+                    }
                     let old = if self.first { Old::Dropped } else { Old::Continued };
                     let to = Sums { start: tile.as_mut_ptr(), stride, old };
                     // SAFETY: `gemm` chose the tile by the instruction set; panels were packed with
@@ -309,6 +313,20 @@ impl<T: Element, M: Tile> Pass<'_, '_, T, M> {
             groups: padded::<M>(stretch.k) / M::STEP,
         };
         self.stretches.iter().zip(self.left()).map(of_stretch).collect()
+    }
+
+    /// Fetches the part of the output that a tile will write, while it is computed: without, a
+    /// tile's stores wait for memory.
+    #[inline(always)]
+    fn prefetch(&self, row: usize, col: usize, rows: usize, cols: usize) {
+        let target = &self.product.target;
+        if target.col_stride == 1 {
+            for i in 0..rows {
+                let start = target.offset + (row + i) * target.row_stride + col;
+                // SAFETY: tiles of different tasks do not overlap, nor do products' targets.
+                prefetch_for_writing(unsafe { self.job.out.slice(start, cols) });
+            }
+        }
     }
 
     /// Carries out the epilogue for a tile of sums.

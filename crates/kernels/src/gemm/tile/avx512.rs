@@ -164,15 +164,27 @@ impl Lane for Avx512Bf16 {
     unsafe fn across<S: Source>(from: *const S, step: usize, steps: usize, lines: u16) -> __m512i {
         // SAFETY: as the caller promises.
         unsafe {
-            let even = _mm512_cvtepu16_epi32(S::load_half_bf16(from, lines));
-            if steps == 1 {
-                return even;
-            }
-            let odd = _mm512_cvtepu16_epi32(S::load_half_bf16(from.add(step), lines));
-            _mm512_or_si512(even, _mm512_slli_epi32::<16>(odd))
+            let even = _mm512_castsi256_si512(S::load_half_bf16(from, lines));
+            let odd = match steps {
+                1 => _mm256_setzero_si256(),
+                _ => S::load_half_bf16(from.wrapping_add(step), lines),
+            };
+            let both = _mm512_inserti64x4::<1>(even, odd);
+            _mm512_permutexvar_epi16(_mm512_loadu_si512(ZIP.as_ptr().cast()), both)
         }
     }
 }
+
+/// Element `i` of the low half beside element `i` of the high half.
+const ZIP: [u16; 32] = {
+    let mut order = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        order[i] = (i / 2 + i % 2 * 16) as u16;
+        i += 1;
+    }
+    order
+};
 
 /// An element type that packing reads.
 trait Source: Copy {
@@ -265,8 +277,8 @@ unsafe fn pack_panel<T: Lane>(x: Lines<'_>, part: Part, vectors: usize, panel: &
             let part = Part { line: part.line + v * LANES, lines, ..part };
             // SAFETY: the part is inside the slice and the panel has room, as asserted.
             unsafe {
-                blocks::<T, _>(data.as_ptr(), x, part, x.step == 1, |group, rows| {
-                    for (g, row) in rows.iter().enumerate() {
+                blocks::<T, _>(data.as_ptr(), x, part, x.step == 1, |group, count, block| {
+                    for (g, row) in block.iter().enumerate().take(count) {
                         let to = ((group + g) * vectors + v) * LANES;
                         _mm512_storeu_si512(panel.add(to).cast(), *row);
                     }
@@ -302,11 +314,10 @@ unsafe fn pack_rows<T: Lane>(x: Lines<'_>, part: Part, stride: usize, rows: &mut
             for first in (0..part.lines).step_by(LANES) {
                 let lines = (part.lines - first).min(LANES);
                 let part = Part { line: part.line + first, lines, ..part };
-                blocks::<T, _>(data.as_ptr(), x, part, false, |group, rows| {
-                    let mut block = [_mm512_setzero_si512(); LANES];
-                    block[..rows.len()].copy_from_slice(rows);
-                    let mask = first_16(rows.len());
-                    for (i, line) in transpose(block).iter().enumerate().take(lines) {
+                blocks::<T, _>(data.as_ptr(), x, part, false, |group, count, block| {
+                    transpose(block);
+                    let mask = first_16(count);
+                    for (i, line) in block.iter().enumerate().take(lines) {
                         let to = to.add((first + i) * stride + group);
                         _mm512_mask_storeu_epi32(to, mask, *line);
                     }
@@ -316,8 +327,16 @@ unsafe fn pack_rows<T: Lane>(x: Lines<'_>, part: Part, stride: usize, rows: &mut
     });
 }
 
-/// Calls `body(group, rows)` for up to 16 groups at a time, each row one group of (at most) 16
-/// lines; `turn` says that lines are contiguous along the contraction and must be transposed.
+/// Asks for a cache line. Packing reads many short stretches of memory, which the processor does
+/// not foresee.
+#[inline(always)]
+fn prefetch<S>(from: *const S) {
+    // SAFETY: a prefetch reads nothing and cannot fault.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
+}
+
+/// Calls `body(group, count, rows)` for up to 16 groups at a time, each row one group of (at most)
+/// 16 lines; rows from `count` on are left over. `turn` says that lines are contiguous along the contraction and must be transposed.
 ///
 /// # Safety
 /// The part must be inside the slice that `data` points to.
@@ -327,7 +346,7 @@ unsafe fn blocks<T: Lane, S: Source>(
     x: Lines<'_>,
     part: Part,
     turn: bool,
-    mut body: impl FnMut(usize, &[__m512i]),
+    mut body: impl FnMut(usize, usize, &mut [__m512i; LANES]),
 ) {
     let groups = part.k.div_ceil(T::STEP);
     // SAFETY: the caller promises the instruction set.
@@ -341,19 +360,24 @@ unsafe fn blocks<T: Lane, S: Source>(
             if turn {
                 for (i, line) in block.iter_mut().enumerate().take(part.lines) {
                     let from = data.add(x.index(part.line + i, part.k0 + k));
+                    // The same place in the lines that are packed next.
+                    prefetch(from.wrapping_add(LANES * x.line_stride));
                     *line = T::along(from, part.k - k);
                 }
-                block = transpose(block);
+                transpose(&mut block);
             } else {
                 for (g, row) in block.iter_mut().enumerate().take(count) {
                     let k = k + g * T::STEP;
                     let from = data.add(x.index(part.line, part.k0 + k));
                     let steps = (part.k - k).min(T::STEP);
+                    for step in 0..steps {
+                        prefetch(from.wrapping_add((LANES * T::STEP + step) * x.step));
+                    }
                     *row = T::across(from, x.step, steps, first_16(part.lines));
                 }
             }
         }
-        body(group, &block[..count]);
+        body(group, count, &mut block);
         if turn && part.lines < LANES {
             block = zero;
         }
@@ -365,9 +389,10 @@ unsafe fn blocks<T: Lane, S: Source>(
 /// # Safety
 /// The machine must have the instruction set.
 #[inline(always)]
-unsafe fn transpose(mut a: [__m512i; LANES]) -> [__m512i; LANES] {
+unsafe fn transpose(rows: &mut [__m512i; LANES]) {
     // SAFETY: the caller promises the instruction set.
     unsafe {
+        let mut a = *rows;
         let mut b = a;
         for i in 0..8 {
             b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
@@ -391,6 +416,6 @@ unsafe fn transpose(mut a: [__m512i; LANES]) -> [__m512i; LANES] {
             a[j] = _mm512_shuffle_i32x4::<0x88>(b[j], b[j + 8]);
             a[j + 8] = _mm512_shuffle_i32x4::<0xdd>(b[j], b[j + 8]);
         }
-        a
+        *rows = a;
     }
 }
