@@ -1,5 +1,7 @@
 //! Scalar building blocks that vectorise: exponential, sigmoid, dot products and sums in lanes.
 
+use crate::element::Element;
+
 /// Lanes of every reduction. Fixed, so that sums do not depend on the width of the registers.
 pub const LANES: usize = 16;
 
@@ -46,18 +48,47 @@ pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// `Σ f(i)` over `0..len`, in lanes.
+/// `Σ x`, in lanes.
 #[inline(always)]
-pub fn sum_by(len: usize, f: impl Fn(usize) -> f32) -> f32 {
+pub fn sum(x: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
-    let whole = len / LANES * LANES;
-    for i in (0..whole).step_by(LANES) {
-        for (l, lane) in lanes.iter_mut().enumerate() {
-            *lane += f(i + l);
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for chunk in whole {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane += x);
+    }
+    lanes.iter_mut().zip(rest).for_each(|(lane, x)| *lane += x);
+    sum_lanes(lanes)
+}
+
+/// `Σ x · y` of slices of one length, in lanes.
+#[inline(always)]
+pub fn dot<X: Element, Y: Element>(x: &[X], y: &[Y]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let ((whole_x, rest_x), (whole_y, rest_y)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+    for (x, y) in whole_x.iter().zip(whole_y) {
+        for l in 0..LANES {
+            lanes[l] += x[l].to_f32() * y[l].to_f32();
         }
     }
-    for i in whole..len {
-        lanes[i - whole] += f(i);
+    for (lane, (x, y)) in lanes.iter_mut().zip(rest_x.iter().zip(rest_y)) {
+        *lane += x.to_f32() * y.to_f32();
+    }
+    sum_lanes(lanes)
+}
+
+/// `Σ x · y · z` of slices of one length, in lanes.
+#[inline(always)]
+pub fn dot3<X: Element>(x: &[X], y: &[f32], z: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (whole_x, rest_x) = x.as_chunks::<LANES>();
+    let ((whole_y, rest_y), (whole_z, rest_z)) = (y.as_chunks::<LANES>(), z.as_chunks::<LANES>());
+    for ((x, y), z) in whole_x.iter().zip(whole_y).zip(whole_z) {
+        for l in 0..LANES {
+            lanes[l] += x[l].to_f32() * y[l] * z[l];
+        }
+    }
+    for (lane, ((x, y), z)) in lanes.iter_mut().zip(rest_x.iter().zip(rest_y).zip(rest_z)) {
+        *lane += x.to_f32() * y * z;
     }
     sum_lanes(lanes)
 }
@@ -97,7 +128,9 @@ mod tests {
         for len in [0, 1, 15, 16, 17, 100] {
             let x: Vec<f32> = (0..len).map(|i| (i as f32 * 0.7).sin()).collect();
             let exact: f64 = x.iter().map(|&v| f64::from(v)).sum();
-            assert!((f64::from(sum_by(len, |i| x[i])) - exact).abs() < 1e-5);
+            assert!((f64::from(sum(&x)) - exact).abs() < 1e-5);
+            let ones = vec![1.0f32; len];
+            assert_eq!((dot(&x, &ones), dot3(&x, &ones, &ones)), (sum(&x), sum(&x)));
             let greatest = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             assert_eq!(max(&x), greatest);
         }

@@ -11,7 +11,7 @@ use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::{Element, View, ViewMut};
 use crate::gemm::block::{left, multiply, padded, panel_cols, right};
 use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
-use crate::math::{exp, sum_by};
+use crate::math::{dot, exp};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -147,10 +147,13 @@ impl<T: Element> Kernel for Deltas<'_, T> {
         for (t, delta) in self.delta.iter_mut().enumerate() {
             let at = t * self.width + self.first;
             let (o, d_o) = (&self.out[at..at + self.d], &self.d_out[at..at + self.d]);
-            *delta = sum_by(self.d, |c| o[c].to_f32() * d_o[c].to_f32());
+            *delta = dot(o, d_o);
         }
     }
 }
+
+/// Elements of a row that are summed together.
+const BLOCK: usize = 64;
 
 struct Gather<'a, T> {
     /// `d_q`, `d_k`, `d_v` of all query heads.
@@ -172,12 +175,14 @@ impl<T: Element> Kernel for Gather<'_, T> {
         let (k, v) = kv.split_at_mut(self.heads.num_kv_heads * d);
         for (part, to) in [(self.parts[1], k), (self.parts[2], v)] {
             for (to, heads) in to.chunks_exact_mut(d).zip(part.chunks_exact(group * d)) {
-                for (c, to) in to.iter_mut().enumerate() {
-                    let mut sum = heads[c];
-                    for g in 1..group {
-                        sum += heads[g * d + c];
+                // In blocks, so that heads are added along the row.
+                for (block, to) in to.chunks_mut(BLOCK).enumerate() {
+                    let mut sums = [0.0; BLOCK];
+                    for head in heads.chunks_exact(d) {
+                        let head = &head[block * BLOCK..][..to.len()];
+                        sums.iter_mut().zip(head).for_each(|(sum, x)| *sum += x);
                     }
-                    *to = T::from_f32(sum);
+                    to.iter_mut().zip(sums).for_each(|(to, sum)| *to = T::from_f32(sum));
                 }
             }
         }

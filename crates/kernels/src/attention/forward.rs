@@ -6,7 +6,7 @@ use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::{Element, View, ViewMut};
 use crate::gemm::block::{left, multiply, padded, panel_cols, right};
 use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
-use crate::math::{exp, max, sum_by};
+use crate::math::{exp, max, sum};
 use std::marker::PhantomData;
 
 /// Queries and keys of a block.
@@ -205,7 +205,7 @@ impl Running<'_> {
         let new_max = self.max.max(max(scores));
         let shrink = exp(*self.max - new_max);
         scores.iter_mut().for_each(|s| *s = exp(*s - new_max));
-        *self.sum = *self.sum * shrink + sum_by(KEYS, |j| scores[j]);
+        *self.sum = *self.sum * shrink + sum(scores);
         *self.max = new_max;
         for (p, s) in p.iter_mut().zip(scores) {
             *p = T::from_f32(*s);

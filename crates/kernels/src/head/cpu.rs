@@ -8,7 +8,7 @@ use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::{Element, View, ViewMut, with_elements};
 use crate::gemm::block::{left, multiply, padded, right};
 use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
-use crate::math::{exp, max, sum_by};
+use crate::math::{exp, max, sum};
 use std::marker::PhantomData;
 
 /// Columns of the vocabulary per tile of [`forward`].
@@ -204,7 +204,7 @@ fn absorb(logits: &mut [f32], state: &mut [f32]) -> f32 {
     let new_max = state[0].max(max(logits));
     let shrink = exp(state[0] - new_max);
     logits.iter_mut().for_each(|x| *x = exp(*x - new_max));
-    state[1] = state[1] * shrink + sum_by(logits.len(), |i| logits[i]);
+    state[1] = state[1] * shrink + sum(logits);
     state[0] = new_max;
     shrink
 }

@@ -2,7 +2,7 @@
 
 use crate::cpu::{Cpu, Kernel, Split, rows_per_task};
 use crate::element::{Element, View, ViewMut, with_elements};
-use crate::math::sum_by;
+use crate::math::{dot, dot3};
 
 /// `x [t, h]` f32, `w [h]` → `y [t, h]`, `rstd [t]`.
 pub fn forward(cpu: &Cpu, x: &[f32], w: &[f32], eps: f32, y: ViewMut<'_>, rstd: &mut [f32]) {
@@ -29,7 +29,7 @@ impl<Y: Element> Kernel for Forward<'_, Y> {
     #[inline(always)]
     fn run(self) {
         let x = self.x;
-        let mean = sum_by(x.len(), |i| x[i] * x[i]) / x.len() as f32;
+        let mean = dot(x, x) / x.len() as f32;
         let rstd = 1.0 / (mean + self.eps).sqrt();
         *self.rstd = rstd;
         for ((y, x), w) in self.y.iter_mut().zip(x).zip(self.w) {
@@ -63,7 +63,7 @@ impl<Y: Element> Kernel for Backward<'_, Y> {
         let Self { x, w, rstd, d_y, d_x } = self;
         let h = x.len();
         let (w, d_y) = (&w[..h], &d_y[..h]);
-        let dot = sum_by(h, |i| d_y[i].to_f32() * w[i] * x[i]);
+        let dot = dot3(d_y, w, x);
         let along_x = rstd * rstd * rstd * dot / h as f32;
         for (i, d_x) in d_x.iter_mut().enumerate() {
             *d_x = d_y[i].to_f32() * w[i] * rstd - x[i] * along_x;

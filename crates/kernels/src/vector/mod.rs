@@ -2,7 +2,7 @@
 
 use crate::cpu::{Cpu, Kernel, Split};
 use crate::element::{Element, View, ViewMut, with_elements};
-use crate::math::sum_by;
+use crate::math::dot;
 
 /// Elements per task, and per partial sum: fixed, so that sums do not depend on the threads.
 const CHUNK: usize = 8192;
@@ -55,7 +55,7 @@ impl Kernel for Squares<'_> {
 
     #[inline(always)]
     fn run(self) -> f32 {
-        sum_by(self.0.len(), |i| self.0[i] * self.0[i])
+        dot(self.0, self.0)
     }
 }
 
