@@ -91,7 +91,7 @@ impl Pass<'_> {
                     sequence,
                     head,
                     d_out: Rows { data: T::view(d_out), stride: width, offset: 0 },
-                    delta: &delta[head * num_tokens..][..num_tokens],
+                    delta,
                     lse: &self.lse[head * num_tokens..][..num_tokens],
                     d_heads: &d_heads_split,
                     num_tokens,
@@ -104,12 +104,12 @@ impl Pass<'_> {
         self.gather(d_heads, d_qkv);
     }
 
-    /// `delta [num_heads, t] = Σ_c d_out · out`.
+    /// `delta [t, num_heads] = Σ_c d_out · out`.
     fn deltas<T: Typed>(&self, out: &[T], d_out: &[T], delta: &mut [f32]) {
         let (d, width) = (self.heads.head_dim, self.heads.out_width());
-        let num_tokens = out.len() / width;
-        self.cpu.rows(delta, num_tokens, 2 * num_tokens * d, |head, delta| {
-            self.cpu.isa.run(Deltas { out, d_out, width, first: head * d, d, delta });
+        self.cpu.rows(delta, self.heads.num_heads, 2 * width, |t, delta| {
+            let row = t * width..(t + 1) * width;
+            self.cpu.isa.run(Deltas { out: &out[row.clone()], d_out: &d_out[row], d, delta });
         });
     }
 
@@ -133,8 +133,6 @@ impl Pass<'_> {
 struct Deltas<'a, T> {
     out: &'a [T],
     d_out: &'a [T],
-    width: usize,
-    first: usize,
     d: usize,
     delta: &'a mut [f32],
 }
@@ -144,10 +142,9 @@ impl<T: Element> Kernel for Deltas<'_, T> {
 
     #[inline(always)]
     fn run(self) {
-        for (t, delta) in self.delta.iter_mut().enumerate() {
-            let at = t * self.width + self.first;
-            let (o, d_o) = (&self.out[at..at + self.d], &self.d_out[at..at + self.d]);
-            *delta = dot(o, d_o);
+        let heads = self.out.chunks_exact(self.d).zip(self.d_out.chunks_exact(self.d));
+        for (delta, (out, d_out)) in self.delta.iter_mut().zip(heads) {
+            *delta = dot(out, d_out);
         }
     }
 }
@@ -194,7 +191,9 @@ struct Backward<'a, T, M> {
     sequence: Sequence,
     head: usize,
     d_out: Rows<'a>,
+    /// `[t, num_heads]`
     delta: &'a [f32],
+    /// `[t]`, of this head.
     lse: &'a [f32],
     d_heads: &'a Split<'a, f32>,
     num_tokens: usize,
@@ -353,17 +352,25 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
         let at = self.sequence.q_start + q0;
         let (mut lse, mut delta) = ([0.0; QUERIES], [0.0; QUERIES]);
         lse[..n].copy_from_slice(&self.lse[at..at + n]);
-        delta[..n].copy_from_slice(&self.delta[at..at + n]);
+        let num_heads = self.pass.heads.num_heads;
+        for (i, delta) in delta[..n].iter_mut().enumerate() {
+            *delta = self.delta[(at + i) * num_heads + self.head];
+        }
         let rows = scores.as_chunks::<QUERIES>().0.iter().zip(d_p.as_chunks::<QUERIES>().0);
         let outputs = p.as_chunks_mut::<QUERIES>().0.iter_mut();
         let outputs = outputs.zip(d_s.as_chunks_mut::<QUERIES>().0);
         for (j, ((scores, d_p), (p, d_s))) in rows.zip(outputs).enumerate() {
             let seen = seen(j);
             if !seen.is_empty() {
+                let (mut x, mut d) = ([0.0; QUERIES], [0.0; QUERIES]);
                 for i in 0..QUERIES {
-                    let x = exp(scores[i] * scale - lse[i]);
-                    p[i] = T::from_f32(x);
-                    d_s[i] = T::from_f32(x * (d_p[i] - delta[i]) * scale);
+                    x[i] = exp(scores[i] * scale - lse[i]);
+                    d[i] = x[i] * (d_p[i] - delta[i]) * scale;
+                }
+                // SAFETY: the tile was chosen by the instruction set.
+                unsafe {
+                    T::narrow::<M>(&x, p);
+                    T::narrow::<M>(&d, d_s);
                 }
             }
             let zero = T::from_f32(0.0);

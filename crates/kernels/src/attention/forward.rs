@@ -3,7 +3,7 @@
 use super::rows::{Typed, lines, transposed, used_rows};
 use super::{Heads, Inputs, Sequence};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
-use crate::element::{Element, View, ViewMut};
+use crate::element::{View, ViewMut};
 use crate::gemm::block::{left, multiply, padded, panel_cols, right};
 use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
 use crate::math::{exp, max, sum};
@@ -150,7 +150,7 @@ impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
                     };
                     let row = i * KEYS..(i + 1) * KEYS;
                     let scores = scores[row.clone()].as_mut_array().expect("a row of scores");
-                    running.absorb(scores, seen(i), self.heads.scale, &mut p[row]);
+                    running.absorb::<T, M>(scores, seen(i), self.heads.scale, &mut p[row]);
                 }
                 let of_p = Part { line: 0, lines: count, k0: 0, k: values.depth };
                 let p = Lines { data: T::view(p), offset: 0, line_stride: KEYS, step: 1 };
@@ -170,9 +170,10 @@ impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
             };
             let state = g * QUERIES + i;
             let inverse = 1.0 / sums[state];
-            for (out, x) in out.iter_mut().zip(&acc[state * width..]) {
-                *out = T::from_f32(x * inverse);
-            }
+            let acc = &mut acc[state * width..][..d];
+            acc.iter_mut().for_each(|x| *x *= inverse);
+            // SAFETY: the tile was chosen by the instruction set.
+            unsafe { T::narrow::<M>(acc, out) };
             lse[0] = maxima[state] + sums[state].ln();
         }
     }
@@ -188,7 +189,7 @@ struct Running<'a> {
 impl Running<'_> {
     /// Turns scores, of which those in `seen` count, into `p` and shrinks what was summed before.
     #[inline(always)]
-    fn absorb<T: Element>(
+    fn absorb<T: Typed, M: Tile>(
         &mut self,
         scores: &mut [f32; KEYS],
         seen: std::ops::Range<usize>,
@@ -207,9 +208,8 @@ impl Running<'_> {
         scores.iter_mut().for_each(|s| *s = exp(*s - new_max));
         *self.sum = *self.sum * shrink + sum(scores);
         *self.max = new_max;
-        for (p, s) in p.iter_mut().zip(scores) {
-            *p = T::from_f32(*s);
-        }
+        // SAFETY: the tile was chosen by the instruction set.
+        unsafe { T::narrow::<M>(scores, p) };
         if shrink != 1.0 {
             self.acc.iter_mut().for_each(|a| *a *= shrink);
         }

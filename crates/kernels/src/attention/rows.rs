@@ -1,11 +1,11 @@
 //! Heads as operands of products.
 
 use super::{Rows, Sequence};
-use crate::element::{DType, Element, View};
-use crate::gemm::tile::Lines;
+use crate::element::{DType, View};
+use crate::gemm::tile::{Lines, Narrow};
 
 /// An element type of queries, keys and values.
-pub(crate) trait Typed: Element + crate::cpu::Plain {
+pub(crate) trait Typed: Narrow + crate::cpu::Plain {
     /// The type's name at run time.
     const DTYPE: DType;
     fn view(x: &[Self]) -> View<'_>;

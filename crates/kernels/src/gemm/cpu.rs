@@ -6,10 +6,10 @@
 //! nor on threads.
 
 use super::block::{padded, panel_vectors};
-use super::tile::{Lines, Old, Part, Segment, Sums, Tile, with_tile};
+use super::tile::{Lines, Narrow, Old, Part, Segment, Sums, Tile, with_tile};
 use super::{Epilogue, Matrix, Product, Term};
 use crate::cpu::{Cpu, Kernel, Split, prefetch_for_writing, with_scratch};
-use crate::element::{DType, Element, ViewMut, with_elements};
+use crate::element::{DType, ViewMut, with_elements};
 use std::marker::PhantomData;
 
 /// Panels of a task.
@@ -76,7 +76,7 @@ struct Stretch {
     k: usize,
 }
 
-impl<T: Element> Job<'_, T> {
+impl<T: Narrow> Job<'_, T> {
     fn spread<M: Tile>(&self, cpu: &Cpu) {
         let blocks = self.blocks::<M>(cpu.threads());
         cpu.pool.run(blocks.len(), &|task| {
@@ -128,7 +128,7 @@ struct Task<'a, 'b, T, M: Tile> {
     sums: &'a mut [f32],
 }
 
-impl<T: Element, M: Tile> Kernel for Task<'_, '_, T, M> {
+impl<T: Narrow, M: Tile> Kernel for Task<'_, '_, T, M> {
     type Output = ();
 
     #[inline(always)]
@@ -196,7 +196,7 @@ struct Left<'a, E> {
     stride: usize,
 }
 
-impl<T: Element, M: Tile> Pass<'_, '_, T, M> {
+impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
     /// Elements of a packed row; odd in cache lines, so that rows fall into different sets.
     const ROW: usize = (LINE_BYTES + 64) / size_of::<M::Elem>();
 
@@ -346,7 +346,7 @@ impl<T: Element, M: Tile> Pass<'_, '_, T, M> {
                 // SAFETY: tiles of different tasks do not overlap, nor do products' targets.
                 let out = unsafe { self.job.out.slice(start, cols) };
                 let bias = epilogue.bias.map(|bias| &bias[col..col + cols]);
-                finish(epilogue, &mut sums[i * stride..][..cols], bias, start, out);
+                finish::<T, M>(epilogue, &mut sums[i * stride..][..cols], bias, start, out);
             }
         } else {
             let mut line = [0.0; 8];
@@ -359,7 +359,7 @@ impl<T: Element, M: Tile> Pass<'_, '_, T, M> {
                 }
                 let bias = epilogue.bias.map(|bias| [bias[col + j]; 8]);
                 let bias = bias.as_ref().map(|bias| &bias[..rows]);
-                finish(epilogue, &mut line[..rows], bias, start, out);
+                finish::<T, M>(epilogue, &mut line[..rows], bias, start, out);
             }
         }
     }
@@ -367,7 +367,7 @@ impl<T: Element, M: Tile> Pass<'_, '_, T, M> {
 
 /// `out = scale · sums + bias + add (+ out)` for elements of the output from `start` on.
 #[inline(always)]
-fn finish<T: Element>(
+fn finish<T: Narrow, M: Tile>(
     epilogue: &Epilogue<'_>,
     sums: &mut [f32],
     bias: Option<&[f32]>,
@@ -388,9 +388,8 @@ fn finish<T: Element>(
             *x += o.to_f32();
         }
     }
-    for (o, &x) in out.iter_mut().zip(&*sums) {
-        *o = T::from_f32(x);
-    }
+    // SAFETY: `gemm` chose the tile by the instruction set.
+    unsafe { T::narrow::<M>(sums, out) };
 }
 
 #[inline(always)]

@@ -171,9 +171,8 @@ impl<T: Typed, M: Tile> Kernel for SegmentTask<'_, T, M> {
                 let shrink = absorb(logits, state);
                 if !self.sums.is_empty() {
                     let p = &mut p[i * COLS..(i + 1) * COLS];
-                    for (p, x) in p.iter_mut().zip(logits) {
-                        *p = T::from_f32(*x);
-                    }
+                    // SAFETY: the tile was chosen by the instruction set.
+                    unsafe { T::narrow::<M>(logits, p) };
                     // Where the target is nearly certain, the gradient is what it lacks of being
                     // so: too little to survive the rounding of its probability.
                     if target < cols {

@@ -19,7 +19,8 @@ pub(crate) struct Avx512Bf16;
 
 /// The implementation of [`Tile`]; types differ in their multiply-add.
 macro_rules! tile {
-    ($name:ident, $elem:ty, $step:literal, $direct:expr, $features:literal, $multiply_add:expr) => {
+    ($name:ident, $elem:ty, $step:literal, $direct:expr, $features:literal, $multiply_add:expr
+     $(, $narrow:item)?) => {
         impl Tile for $name {
             type Elem = $elem;
             const STEP: usize = $step;
@@ -101,6 +102,8 @@ macro_rules! tile {
                 // SAFETY: as the caller promises.
                 unsafe { for_size!(rows, vectors, [1 2 3 4 5 6 7 8], tile(segments, sums)) }
             }
+
+            $($narrow)?
         }
     };
 }
@@ -114,8 +117,26 @@ tile!(
     2,
     direct_bf16,
     "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,avx512bf16",
-    |sum, a: __m512, b: __m512| _mm512_dpbf16_ps(sum, transmute(a), transmute(b))
+    |sum, a: __m512, b: __m512| _mm512_dpbf16_ps(sum, transmute(a), transmute(b)),
+    #[inline(always)]
+    unsafe fn narrow(x: &[f32], out: &mut [bf16]) {
+        // SAFETY: as the caller promises.
+        unsafe { narrow(x, out) }
+    }
 );
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn narrow(x: &[f32], out: &mut [bf16]) {
+    assert_eq!(x.len(), out.len());
+    for (x, out) in x.chunks(LANES).zip(out.chunks_mut(LANES)) {
+        let mask = first_16(x.len());
+        // SAFETY: only elements under the mask are read and written, and these exist.
+        unsafe {
+            let rounded = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, x.as_ptr()));
+            _mm256_mask_storeu_epi16(out.as_mut_ptr().cast(), mask, transmute(rounded));
+        }
+    }
+}
 
 fn direct_bf16(data: View<'_>) -> Option<&[bf16]> {
     match data {

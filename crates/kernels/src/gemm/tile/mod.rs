@@ -21,7 +21,7 @@ pub(crate) use avx512::{Avx512, Avx512Bf16};
 pub(crate) use plain::{Emulated, Scalar};
 
 use crate::cpu::Plain;
-use crate::element::View;
+use crate::element::{Element, View, bf16};
 
 /// An operand as lines along the contraction: rows of the left one, columns of the right one.
 /// Element `k` of line `i` is at `offset + i * line_stride + k * step`.
@@ -118,6 +118,39 @@ pub(crate) trait Tile {
     /// The machine must have the instruction set; `rows ≤ ROWS`, `vectors ≤ VECTORS`; what the
     /// segments and `sums` point to must be there.
     unsafe fn run(rows: usize, vectors: usize, segments: &[Segment<Self::Elem>], sums: Sums);
+
+    /// `out = x`, rounded to bf16.
+    ///
+    /// # Safety
+    /// The machine must have the instruction set.
+    #[inline(always)]
+    unsafe fn narrow(x: &[f32], out: &mut [bf16]) {
+        out.iter_mut().zip(x).for_each(|(out, x)| *out = Element::from_f32(*x));
+    }
+}
+
+/// An element type that results of products are written in.
+pub(crate) trait Narrow: Element {
+    /// `out = x`, rounded to the nearest.
+    ///
+    /// # Safety
+    /// The machine must have the tile's instruction set.
+    unsafe fn narrow<M: Tile>(x: &[f32], out: &mut [Self]);
+}
+
+impl Narrow for f32 {
+    #[inline(always)]
+    unsafe fn narrow<M: Tile>(x: &[f32], out: &mut [f32]) {
+        out.copy_from_slice(x);
+    }
+}
+
+impl Narrow for bf16 {
+    #[inline(always)]
+    unsafe fn narrow<M: Tile>(x: &[f32], out: &mut [bf16]) {
+        // SAFETY: as the caller promises.
+        unsafe { M::narrow(x, out) }
+    }
 }
 
 impl<'a> Lines<'a> {
