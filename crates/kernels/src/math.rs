@@ -37,15 +37,17 @@ pub fn sigmoid(x: f32) -> f32 {
 
 /// Sum of the lanes in a fixed tree.
 #[inline(always)]
-pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
+pub fn sum_lanes(lanes: [f32; LANES]) -> f32 {
+    fold_lanes(lanes, |x, y| x + y)
+}
+
+/// Halves the lanes until one is left; in arrays, which stay in registers.
+#[inline(always)]
+fn fold_lanes(lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let eight: [f32; 8] = std::array::from_fn(|i| f(lanes[i], lanes[i + 8]));
+    let four: [f32; 4] = std::array::from_fn(|i| f(eight[i], eight[i + 4]));
+    let two: [f32; 2] = std::array::from_fn(|i| f(four[i], four[i + 2]));
+    f(two[0], two[1])
 }
 
 /// `Σ x`, in lanes.
@@ -96,14 +98,14 @@ pub fn dot3<X: Element>(x: &[X], y: &[f32], z: &[f32]) -> f32 {
 /// Greatest element; `-inf` when empty. NaN elements are passed over.
 #[inline(always)]
 pub fn max(x: &[f32]) -> f32 {
+    let greater = |m: f32, v: f32| if v > m { v } else { m };
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (whole, rest) = x.as_chunks::<LANES>();
     for chunk in whole {
-        for (lane, &v) in lanes.iter_mut().zip(chunk) {
-            *lane = if v > *lane { v } else { *lane };
-        }
+        lanes.iter_mut().zip(chunk).for_each(|(lane, &v)| *lane = greater(*lane, v));
     }
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
+    lanes.iter_mut().zip(rest).for_each(|(lane, &v)| *lane = greater(*lane, v));
+    fold_lanes(lanes, greater)
 }
 
 #[cfg(test)]

@@ -6,12 +6,12 @@ use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::{View, ViewMut};
 use crate::gemm::block::{left, multiply, padded, panel_cols, right};
 use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
-use crate::math::{exp, max, sum};
+use crate::math::{LANES, exp, max, sum};
 use std::marker::PhantomData;
 
-/// Queries and keys of a block.
+/// Queries and keys of a block; the keys make whole panels of every width.
 const QUERIES: usize = 64;
-const KEYS: usize = 64;
+const KEYS: usize = 96;
 
 /// `out [t, out_width]` and `lse [num_heads, t]` (log of the softmax's denominator). Rows of `out`
 /// after the last sequence become zero.
@@ -123,6 +123,8 @@ impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
         let end = visible(count - 1).end;
         for k0 in (begin..end).step_by(KEYS) {
             let loaded = KEYS.min(end - k0);
+            // What rows are worked on: whole vectors, and all that products read.
+            let whole = loaded.next_multiple_of(LANES);
             let key0 = sequence.k_start + k0;
             let of_keys = Part { line: key0, lines: loaded, k0: 0, k: d };
             let keys = right::<M>(lines(self.inputs.k, kv_head, d), of_keys, key_panels);
@@ -148,9 +150,9 @@ impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
                         sum: &mut sums[g * QUERIES + i],
                         acc: &mut acc[i * width..][..d],
                     };
-                    let row = i * KEYS..(i + 1) * KEYS;
-                    let scores = scores[row.clone()].as_mut_array().expect("a row of scores");
-                    running.absorb::<T, M>(scores, seen(i), self.heads.scale, &mut p[row]);
+                    let row = i * KEYS..i * KEYS + whole;
+                    let (scores, p) = (&mut scores[row.clone()], &mut p[row]);
+                    running.absorb::<T, M>(scores, seen(i), self.heads.scale, p);
                 }
                 let of_p = Part { line: 0, lines: count, k0: 0, k: values.depth };
                 let p = Lines { data: T::view(p), offset: 0, line_stride: KEYS, step: 1 };
@@ -191,7 +193,7 @@ impl Running<'_> {
     #[inline(always)]
     fn absorb<T: Typed, M: Tile>(
         &mut self,
-        scores: &mut [f32; KEYS],
+        scores: &mut [f32],
         seen: std::ops::Range<usize>,
         scale: f32,
         p: &mut [T],

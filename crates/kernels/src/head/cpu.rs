@@ -8,7 +8,7 @@ use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::{Element, View, ViewMut, with_elements};
 use crate::gemm::block::{left, multiply, padded, right};
 use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
-use crate::math::{exp, max, sum};
+use crate::math::{LANES, exp, max, sum};
 use std::marker::PhantomData;
 
 /// Columns of the vocabulary per tile of [`forward`].
@@ -159,10 +159,12 @@ impl<T: Typed, M: Tile> Kernel for SegmentTask<'_, T, M> {
         let x = left::<M>(x, Part { line: 0, lines: rows, k0: 0, k: h }, x_rows);
         for first in self.columns.clone().step_by(COLS) {
             let cols = COLS.min(self.columns.end - first);
+            // What rows are worked on: whole vectors, and all that products read.
+            let whole = cols.next_multiple_of(LANES);
             let tile = right::<M>(weight, Part { line: first, lines: cols, k0: 0, k: h }, panels);
             multiply::<M>(x, rows, tile, (logits, COLS), Old::Dropped, |_, _| true);
             for (i, state) in self.states.chunks_exact_mut(3).enumerate() {
-                let logits = &mut logits[i * COLS..(i + 1) * COLS];
+                let logits = &mut logits[i * COLS..][..whole];
                 let target = (self.targets[i] as usize).wrapping_sub(first);
                 if target < cols {
                     state[2] = logits[target];
@@ -170,7 +172,7 @@ impl<T: Typed, M: Tile> Kernel for SegmentTask<'_, T, M> {
                 logits[cols..].fill(f32::NEG_INFINITY);
                 let shrink = absorb(logits, state);
                 if !self.sums.is_empty() {
-                    let p = &mut p[i * COLS..(i + 1) * COLS];
+                    let p = &mut p[i * COLS..][..whole];
                     // SAFETY: the tile was chosen by the instruction set.
                     unsafe { T::narrow::<M>(logits, p) };
                     // Where the target is nearly certain, the gradient is what it lacks of being
