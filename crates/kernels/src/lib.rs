@@ -11,6 +11,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod ceiling;
 pub mod cpu;
 pub mod dropout;
 pub mod element;

@@ -15,7 +15,7 @@ use crate::setup::Setup;
 use hone_data::{Dataset, MicroBatch, Unit};
 use hone_model::adapter::{LoraConfig, TargetModules};
 use hone_model::{Batch, Recompute};
-use hone_tensor::{Category, Cost, DType, Device, Layout, StepKey};
+use hone_tensor::{Category, Cost, DType, Device, Layout, StepKey, ops};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -38,6 +38,8 @@ pub struct Plan {
     pub flops_per_step: u64,
     /// Seconds of an optimizer step.
     pub step_seconds: f64,
+    /// FLOP/s that products would reach on this machine if memory cost nothing.
+    pub ceiling_flops: f64,
     /// When the speed of this machine was measured.
     pub speed_measured: String,
     /// Optimizer steps.
@@ -267,6 +269,7 @@ impl<'a> DryRun<'a> {
             fits: fits(self.setup, needed_bytes),
             flops_per_step: flops * micro_batches as u64,
             step_seconds,
+            ceiling_flops: profile.ceiling(compute),
             speed_measured: profile.measured.clone(),
             num_steps: self.setup.num_steps,
             total_seconds: step_seconds * self.setup.num_steps as f64,
@@ -312,7 +315,9 @@ impl<'a> DryRun<'a> {
         let kept = |category| self.engine.device.persistent_bytes(category);
         let parameters = if self.engine.lora.is_some() { "adapters" } else { "parameters" };
         let live: u64 = larger.at_peak().values().map(|&bytes| bytes as u64).sum();
-        let scratch = (hone_tensor::SCRATCH_BYTES_PER_THREAD * self.setup.threads) as u64;
+        let config = &self.setup.config;
+        let of_thread = ops::scratch_bytes_per_thread(&config.heads, config.hidden_size);
+        let scratch = (of_thread * self.setup.threads) as u64;
         let parts = [
             ("weights", kept(Category::Weights)),
             (parameters, kept(Category::Parameters)),

@@ -3,12 +3,13 @@
 use crate::machine;
 use hone_tensor::ops;
 use hone_tensor::{
-    Category, Cost, DType, Device, Heads, Params, Projection, Sequence, Tape, Tensor, Weight, Work,
-    vector,
+    Arena, Category, Cost, DType, Device, Gradients, Heads, Layout, Params, Projection, Sequence,
+    Tape, Tensor, Weight, Work, ceiling, vector,
 };
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Rates of a device. FLOP/s count a multiply-add as two.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,7 +28,11 @@ pub struct DeviceProfile {
     pub product_f32: f64,
     /// FLOP/s of products in bf16.
     pub product_bf16: f64,
-    /// FLOP/s of attention.
+    /// FLOP/s of multiply-adds in f32 on operands in the first-level cache.
+    pub ceiling_f32: f64,
+    /// The same in bf16.
+    pub ceiling_bf16: f64,
+    /// FLOP/s of attention, forward and backward in bf16.
     pub attention: f64,
     /// Bytes per second read and written.
     pub memory: f64,
@@ -59,6 +64,8 @@ impl DeviceProfile {
             measured: jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string(),
             product_f32: product_rate(&device, DType::F32),
             product_bf16: product_rate(&device, DType::Bf16),
+            ceiling_f32: ceiling_rate(&device, DType::F32),
+            ceiling_bf16: ceiling_rate(&device, DType::Bf16),
             attention: attention_rate(&device),
             memory: memory_rate(&device),
             overhead: overhead(&device),
@@ -72,15 +79,22 @@ impl DeviceProfile {
         costs.iter().map(|cost| self.seconds_of(cost, compute)).sum()
     }
 
+    /// Rates are measured on operands in the cache; that these must come from memory first is added.
     fn seconds_of(&self, cost: &Cost, compute: DType) -> f64 {
         let rate = match (cost.work, compute) {
             (Work::Product, DType::F32) => self.product_f32,
             (Work::Product, _) => self.product_bf16,
+            // In f32 it is as much slower as products are.
+            (Work::Attention, DType::F32) => self.attention * self.product_f32 / self.product_bf16,
             (Work::Attention, _) => self.attention,
             (Work::Memory, _) => f64::INFINITY,
         };
-        let bound_by_memory = cost.bytes as f64 / self.memory;
-        self.overhead + (cost.flops as f64 / rate).max(bound_by_memory)
+        self.overhead + cost.flops as f64 / rate + cost.bytes as f64 / self.memory
+    }
+
+    /// FLOP/s that products would reach at best.
+    pub fn ceiling(&self, compute: DType) -> f64 {
+        if compute == DType::F32 { self.ceiling_f32 } else { self.ceiling_bf16 }
     }
 
     fn is_of_here(&self, threads: usize) -> bool {
@@ -112,12 +126,15 @@ fn isa(device: &Device) -> String {
     device.as_cpu().map_or_else(String::new, |cpu| cpu.isa().name().to_owned())
 }
 
+/// How long one rate is measured.
+const SHORTLY: Duration = Duration::from_millis(80);
+
 /// The best of several runs, after one to warm up.
 fn best_seconds(mut body: impl FnMut()) -> f64 {
     body();
     let mut best = f64::INFINITY;
     let begun = Instant::now();
-    while begun.elapsed().as_secs_f64() < 0.08 {
+    while begun.elapsed() < SHORTLY {
         let start = Instant::now();
         body();
         best = best.min(start.elapsed().as_secs_f64());
@@ -125,13 +142,21 @@ fn best_seconds(mut body: impl FnMut()) -> f64 {
     best
 }
 
+/// The best seconds of `body`, its step memory in an arena as in training.
+fn best_planned(device: &Device, body: impl Fn()) -> f64 {
+    let ((), trace) = device.trace(&body);
+    let layout = Arc::new(Layout::of(trace));
+    let mut arena = Arena::new(layout.bytes());
+    best_seconds(|| device.planned(&mut arena, &layout, &body))
+}
+
 fn product_rate(device: &Device, compute: DType) -> f64 {
-    let (t, k, n) = (512, 512, 512);
+    let (t, k, n) = (1024, 576, 960);
     let params = Params::default();
-    let weight = device.persistent(Category::Workspace, compute, &[n, k]);
+    let weight = touched(device, compute, &[n, k]);
     let layer = [Projection { weight: Weight::Frozen(weight), bias: None, lora: None }];
-    let x = device.persistent(Category::Workspace, compute, &[t, k]);
-    let seconds = best_seconds(|| {
+    let x = touched(device, compute, &[t, k]);
+    let seconds = best_planned(device, || {
         let mut tape = Tape::inference(device, &params, compute);
         let x = tape.leaf(x.clone(), false);
         ops::linear(&mut tape, x, &layer, None);
@@ -139,34 +164,47 @@ fn product_rate(device: &Device, compute: DType) -> f64 {
     (2 * t * k * n) as f64 / seconds
 }
 
-fn attention_rate(device: &Device) -> f64 {
-    let heads = Heads { num_heads: 8, num_kv_heads: 4, head_dim: 64, scale: 0.125, window: None };
-    let sequences = [Sequence::new(0, 512)];
-    let params = Params::default();
-    let qkv = device.persistent(Category::Workspace, DType::F32, &[512, heads.qkv_width()]);
-    let seconds = best_seconds(|| {
-        let mut tape = Tape::inference(device, &params, DType::F32);
-        let qkv = tape.leaf(qkv.clone(), false);
-        ops::attention(&mut tape, qkv, &heads, &sequences);
-    });
-    (4 * sequences[0].num_pairs(None) * heads.out_width()) as f64 / seconds
+/// Memory that was written: reading fresh memory would read one page of zeros again and again.
+fn touched(device: &Device, dtype: DType, shape: &[usize]) -> Tensor {
+    let mut tensor = device.persistent(Category::Workspace, dtype, shape);
+    if let Some(cpu) = device.as_cpu() {
+        vector::zero(cpu, tensor.view_mut());
+    }
+    tensor
 }
 
+fn ceiling_rate(device: &Device, compute: DType) -> f64 {
+    device.as_cpu().map_or(f64::NAN, |cpu| ceiling::product_rate(cpu, compute, SHORTLY))
+}
+
+fn attention_rate(device: &Device) -> f64 {
+    let heads = Heads { num_heads: 8, num_kv_heads: 4, head_dim: 64, scale: 0.125, window: None };
+    let sequences = [Sequence::new(0, 256), Sequence::new(256, 256)];
+    let params = Params::default();
+    let qkv = touched(device, DType::Bf16, &[512, heads.qkv_width()]);
+    let seconds = best_planned(device, || {
+        let mut tape = Tape::training(device, &params, DType::Bf16, None);
+        let qkv = tape.leaf(qkv.clone(), true);
+        let out = ops::attention(&mut tape, qkv, &heads, &sequences);
+        let d_out = device.alloc(Category::Workspace, DType::Bf16, out.value().shape());
+        let mut gradients = Gradients::zeros(device, &params);
+        drop(tape.sweep_back(out, d_out, &mut gradients));
+    });
+    let pairs: usize = sequences.iter().map(|s| s.num_pairs(None)).sum();
+    (14 * pairs * heads.out_width()) as f64 / seconds
+}
+
+/// On arrays that no cache holds.
 fn memory_rate(device: &Device) -> f64 {
-    let n = 4 << 20;
-    let (x, mut y) = (
-        device.persistent(Category::Workspace, DType::F32, &[n]),
-        device.persistent(Category::Workspace, DType::F32, &[n]),
-    );
+    let n = 16 << 20;
+    let (x, mut y) = (touched(device, DType::F32, &[n]), touched(device, DType::F32, &[n]));
     let seconds = best_seconds(|| add(device, &x, &mut y));
     (3 * x.num_bytes()) as f64 / seconds
 }
 
 fn overhead(device: &Device) -> f64 {
-    let (x, mut y) = (
-        device.persistent(Category::Workspace, DType::F32, &[20_000]),
-        device.persistent(Category::Workspace, DType::F32, &[20_000]),
-    );
+    let n = 20_000;
+    let (x, mut y) = (touched(device, DType::F32, &[n]), touched(device, DType::F32, &[n]));
     best_seconds(|| add(device, &x, &mut y))
 }
 

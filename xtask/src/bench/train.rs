@@ -414,7 +414,7 @@ fn row(case: &Case, figures: &Figures) -> String {
     let most = ratios.iter().copied().fold(0.0, f64::max);
     let planned = figures.plan["step_seconds"].as_f64().unwrap_or(f64::NAN);
     let flops = figures.plan["flops_per_step"].as_f64().unwrap_or(f64::NAN);
-    let ceiling = figures.plan["peak_flops"].as_f64().unwrap_or(f64::NAN);
+    let ceiling = figures.plan["ceiling_flops"].as_f64().unwrap_or(f64::NAN);
     let tokens = match case.data {
         Data::Words { len, rows } => format!("{rows} × {len}"),
         Data::Gsm8k => "1536 packed".to_owned(),

@@ -27,14 +27,17 @@ pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
     }
     let bytes = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), format_bytes);
     let rate = |flops: f64| format!("{:.0} GFLOP/s", flops / 1e9);
+    let of_ceiling = |flops: f64, ceiling: f64| {
+        format!("{}, {:.0} % of what its multiply-adds allow", rate(flops), 100.0 * flops / ceiling)
+    };
     output::table(&[
         ("hone", profile.version.clone()),
         ("processor", profile.cpu.clone()),
         ("threads", profile.threads.to_string()),
         ("instruction set", profile.isa.clone()),
         ("memory", format!("{}, {} free", bytes(total), bytes(free))),
-        ("products in f32", rate(profile.product_f32)),
-        ("products in bf16", rate(profile.product_bf16)),
+        ("products in f32", of_ceiling(profile.product_f32, profile.ceiling_f32)),
+        ("products in bf16", of_ceiling(profile.product_bf16, profile.ceiling_bf16)),
         ("attention", rate(profile.attention)),
         ("memory traffic", format!("{:.1} GB/s", profile.memory / 1e9)),
         ("GPU", "not used: this version computes on the CPU".to_owned()),

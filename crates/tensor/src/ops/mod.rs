@@ -19,6 +19,13 @@ pub use rms_norm::rms_norm;
 pub use rope::{Angles, rope};
 pub use swiglu::swiglu;
 
+/// Bytes of scratch memory that each thread keeps once it has run these operations.
+pub fn scratch_bytes_per_thread(heads: &crate::Heads, hidden_size: usize) -> usize {
+    use hone_kernels::{attention, gemm, head};
+    let attention = attention::scratch_bytes(heads);
+    gemm::SCRATCH_BYTES.max(attention).max(head::scratch_bytes(hidden_size))
+}
+
 /// `[rows, cols]` of a tensor.
 fn rows_cols(shape: &[usize]) -> (usize, usize) {
     match *shape {

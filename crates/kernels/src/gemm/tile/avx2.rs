@@ -39,6 +39,8 @@ impl Tile for Avx2 {
     }
 }
 
+// Indices name registers: iterators over them are not unrolled.
+#[allow(clippy::needless_range_loop)]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn tile<const R: usize, const V: usize>(segments: &[Segment<f32>], sums: Sums) {
     const LANES: usize = Avx2::LANES;

@@ -55,6 +55,8 @@ macro_rules! tile {
 
             #[inline(always)]
             unsafe fn run(rows: usize, vectors: usize, segments: &[Segment<$elem>], sums: Sums) {
+                // Indices name registers: iterators over them are not unrolled.
+                #[allow(clippy::needless_range_loop)]
                 #[target_feature(enable = $features)]
                 unsafe fn tile<const R: usize, const V: usize>(
                     segments: &[Segment<$elem>],
@@ -117,7 +119,7 @@ tile!(
     2,
     direct_bf16,
     "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,avx512bf16",
-    |sum, a: __m512, b: __m512| _mm512_dpbf16_ps(sum, transmute(a), transmute(b)),
+    |sum, a: __m512, b: __m512| _mm512_dpbf16_ps(sum, pairs(a), pairs(b)),
     #[inline(always)]
     unsafe fn narrow(x: &[f32], out: &mut [bf16]) {
         // SAFETY: as the caller promises.
@@ -133,9 +135,17 @@ fn narrow(x: &[f32], out: &mut [bf16]) {
         // SAFETY: only elements under the mask are read and written, and these exist.
         unsafe {
             let rounded = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, x.as_ptr()));
-            _mm256_mask_storeu_epi16(out.as_mut_ptr().cast(), mask, transmute(rounded));
+            let rounded = transmute::<__m256bh, __m256i>(rounded);
+            _mm256_mask_storeu_epi16(out.as_mut_ptr().cast(), mask, rounded);
         }
     }
+}
+
+/// The same bits as bf16 pairs.
+#[inline(always)]
+fn pairs(x: __m512) -> __m512bh {
+    // SAFETY: vectors of one size, without invalid patterns.
+    unsafe { transmute::<__m512, __m512bh>(x) }
 }
 
 fn direct_bf16(data: View<'_>) -> Option<&[bf16]> {
@@ -222,7 +232,7 @@ trait Source: Copy {
     #[inline(always)]
     unsafe fn load_half_bf16(from: *const Self, mask: u16) -> __m256i {
         // SAFETY: as the caller promises; vectors of one size.
-        unsafe { transmute(_mm512_cvtneps_pbh(Self::load(from, mask))) }
+        unsafe { transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(Self::load(from, mask))) }
     }
 
     /// The bits of 32 values as bf16, of which `count` exist.
@@ -235,7 +245,7 @@ trait Source: Copy {
         unsafe {
             let low = Self::load(from, first_16(count));
             let high = Self::load(from.wrapping_add(LANES), first_16(count.saturating_sub(LANES)));
-            transmute(_mm512_cvtne2ps_pbh(high, low))
+            transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
         }
     }
 }
