@@ -28,12 +28,17 @@ IGNORED = -100
 
 
 def load():
-    """The model with its adapter, and the optimizer; adapters in the model's own type are faster."""
+    """The model with its adapter, and the optimizer.
+
+    Adapters are in f32, as PEFT has them unless told otherwise and as Hone has them;
+    `bf16_adapters` puts them, and so their moments, into the model's own type.
+    """
     dtype = DTYPES[SETTINGS["dtype"]]
     model = AutoModelForCausalLM.from_pretrained(SETTINGS["model"], dtype=dtype)
     if SETTINGS["method"] == "lora":
         config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(model, config, autocast_adapter_dtype=False)
+        in_f32 = not SETTINGS["bf16_adapters"]
+        model = get_peft_model(model, config, autocast_adapter_dtype=in_f32)
     if SETTINGS["checkpointing"]:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()

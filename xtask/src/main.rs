@@ -20,6 +20,9 @@ Commands:
   bench plan [HONE]
          what `hone plan` says against what `hone train` takes; writes docs/benchmarks/plan.md.
          HONE: a binary other than the release build
+  bench ops [NAME]...
+         rates of single operations beside the machine's ceilings; writes docs/benchmarks/ops.md.
+         With names (such as gate_up or attention) only these are run, and nothing is written
   bench train [CASE]...
          training steps against PyTorch with PEFT, in turn; writes docs/benchmarks/train.md. With
          cases (such as bf16 or gsm8k) only these are run, and nothing is written
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         ["test"] => test::run(&workspace_root()),
         ["bench", "plan"] => bench::plan::run(&workspace_root(), None),
         ["bench", "plan", hone] => bench::plan::run(&workspace_root(), Some(Path::new(hone))),
+        ["bench", "ops", names @ ..] => bench::ops::run(&workspace_root(), names),
         ["bench", "train", cases @ ..] => bench::train::run(&workspace_root(), cases),
         ["tidy"] => tidy::run(&workspace_root()),
         other => {

@@ -27,7 +27,7 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// `len` zeroed bytes. Of a large region, the system provides pages when they are first touched.
+    /// `len` zeroed bytes. Pages of a large region are provided when they are first touched.
     ///
     /// # Panics
     /// If the system has no more memory.

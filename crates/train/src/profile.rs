@@ -79,7 +79,7 @@ impl DeviceProfile {
         costs.iter().map(|cost| self.seconds_of(cost, compute)).sum()
     }
 
-    /// Rates are measured on operands in the cache; that these must come from memory first is added.
+    /// Rates are measured on operands in the cache; the time to fetch these is added.
     fn seconds_of(&self, cost: &Cost, compute: DType) -> f64 {
         let rate = match (cost.work, compute) {
             (Work::Product, DType::F32) => self.product_f32,

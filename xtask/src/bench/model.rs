@@ -80,8 +80,8 @@ pub fn write_tokenizer(dir: &Path, tokenizer: &Value) -> Result<()> {
     std::fs::write(dir.join("tokenizer_config.json"), json!({"eos_token": "</s>"}).to_string())
 }
 
-/// GPT-2's tokenizer from its `gpt2_vocab.json` and `gpt2_merges.txt`, cut to `vocab_size` tokens. The last
-/// of them gives way to `</s>`.
+/// GPT-2's tokenizer from its `gpt2_vocab.json` and `gpt2_merges.txt`, cut to `vocab_size` tokens.
+/// The last of them gives way to `</s>`.
 pub fn gpt2_tokenizer(dir: &Path, vocab_size: usize) -> Result<Value> {
     let vocab = std::fs::read(dir.join("gpt2_vocab.json"))?;
     let mut vocab: Map<String, Value> = serde_json::from_slice(&vocab)?;
@@ -141,11 +141,13 @@ fn words(vocab_size: usize) -> Value {
     let names = ["<unk>", "<s>", "</s>"];
     let specials = (0..).zip(names).map(|(id, name): (usize, _)| (name.to_owned(), json!(id)));
     let words = (names.len()..vocab_size).map(|id| (format!("w{id}"), json!(id)));
+    let added_tokens = names.into_iter().enumerate().map(|(id, name)| special(id, name));
+    let added_tokens: Vec<Value> = added_tokens.collect();
     json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
-        "added_tokens": names.into_iter().enumerate().map(|(id, name)| special(id, name)).collect::<Vec<_>>(),
+        "added_tokens": added_tokens,
         "normalizer": null,
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "post_processor": null,

@@ -162,6 +162,16 @@ impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
                 });
             }
         }
+        self.write((acc, width), maxima, sums);
+    }
+}
+
+impl<T: Typed, M: Tile> Forward<'_, T, M> {
+    /// Writes what was summed, for each query head `QUERIES` rows of `width`.
+    #[inline(always)]
+    fn write(&self, (acc, width): (&mut [f32], usize), maxima: &[f32], sums: &[f32]) {
+        let Block { sequence, first, count, kv_head } = self.block;
+        let (d, group) = (self.heads.head_dim, self.heads.group());
         for i in 0..group * count {
             let (g, i) = (i / count, i % count);
             let (head, t) = (kv_head * group + g, sequence.q_start + first + i);

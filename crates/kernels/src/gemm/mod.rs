@@ -80,8 +80,8 @@ impl Default for Epilogue<'_> {
     }
 }
 
-/// Where the result goes: element `(i, j)` to `offset + i * row_stride + j * col_stride`, one of the
-/// strides being one.
+/// Where the result goes: element `(i, j)` to `offset + i * row_stride + j * col_stride`, one of
+/// the strides being one.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
     /// Rows.

@@ -133,7 +133,8 @@ struct SegmentTask<'a, T, M> {
     h: usize,
     /// Of each row: maximum, sum, the target's logit.
     states: &'a mut [f32],
-    /// `Σ_v exp(logit - maximum) W[v]` without the target's, in rows of [`padded_row`]; empty where not asked for.
+    /// `Σ_v exp(logit - maximum) W[v]` without the target's, in rows of [`padded_row`]; empty where
+    /// not asked for.
     sums: &'a mut [f32],
     scratch: Scratch<'a>,
     tile: PhantomData<M>,

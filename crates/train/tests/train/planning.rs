@@ -21,6 +21,8 @@ fn profile() -> DeviceProfile {
         measured: "in a test".to_owned(),
         product_f32: 1e11,
         product_bf16: 2e11,
+        ceiling_f32: 2e11,
+        ceiling_bf16: 4e11,
         attention: 5e10,
         memory: 1e10,
         overhead: 1e-6,

@@ -367,7 +367,8 @@ fn prefetch<S>(from: *const S) {
 }
 
 /// Calls `body(group, count, rows)` for up to 16 groups at a time, each row one group of (at most)
-/// 16 lines; rows from `count` on are left over. `turn` says that lines are contiguous along the contraction and must be transposed.
+/// 16 lines; rows from `count` on are left over. `turn` says that lines are contiguous along the
+/// contraction and must be transposed.
 ///
 /// # Safety
 /// The part must be inside the slice that `data` points to.

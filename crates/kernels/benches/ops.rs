@@ -1,0 +1,289 @@
+//! The rate of each operation at the sizes of a 135-million-parameter Llama with 1,024 tokens,
+//! beside what the machine could do. Prints rows of a Markdown table; `cargo xtask bench ops`
+//! makes a page of them.
+//!
+//! Arguments: names of operations; without any, all are run.
+
+use hone_kernels::attention::{self, Heads, Inputs, Sequence};
+use hone_kernels::gemm::{Epilogue, Matrix, Product, Target, Term, gemm};
+use hone_kernels::rope::Direction;
+use hone_kernels::{
+    Cpu, DType, View, ViewMut, adamw, bf16, ceiling, head, rms_norm, rope, swiglu, vector,
+};
+use std::time::{Duration, Instant};
+
+const TOKENS: usize = 1024;
+const HIDDEN: usize = 576;
+const INTERMEDIATE: usize = 1536;
+const VOCAB: usize = 49_152;
+const RANK: usize = 16;
+const HEADS: Heads =
+    Heads { num_heads: 9, num_kv_heads: 3, head_dim: 64, scale: 0.125, window: None };
+
+/// How long one figure is measured.
+const DURATION: Duration = Duration::from_millis(300);
+
+fn main() {
+    // `cargo bench` adds arguments of its own.
+    let names: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    for threads in [1, threads] {
+        let bench = Bench { cpu: Cpu::new(threads), threads, names: &names };
+        bench.products(DType::Bf16);
+        bench.products(DType::F32);
+        bench.attention();
+        bench.head();
+        bench.rows();
+        if threads == 1 && bench.cpu.isa().name() == "scalar" {
+            return;
+        }
+    }
+}
+
+struct Bench<'a> {
+    cpu: Cpu,
+    threads: usize,
+    names: &'a [String],
+}
+
+/// A product `[m, k] · [k, n]` and how its operands lie.
+struct Shape {
+    name: &'static str,
+    m: usize,
+    n: usize,
+    k: usize,
+    lie: Lie,
+}
+
+enum Lie {
+    /// `x Wᵀ`
+    Forward,
+    /// `dy W`
+    Input,
+    /// `dyᵀ x`
+    Weight,
+}
+
+const PRODUCTS: [Shape; 9] = [
+    Shape { name: "gate_up", m: TOKENS, n: 2 * INTERMEDIATE, k: HIDDEN, lie: Lie::Forward },
+    Shape { name: "down", m: TOKENS, n: HIDDEN, k: INTERMEDIATE, lie: Lie::Forward },
+    Shape { name: "o", m: TOKENS, n: HIDDEN, k: HIDDEN, lie: Lie::Forward },
+    Shape { name: "d_gate_up", m: TOKENS, n: HIDDEN, k: 2 * INTERMEDIATE, lie: Lie::Input },
+    Shape { name: "d_down", m: TOKENS, n: INTERMEDIATE, k: HIDDEN, lie: Lie::Input },
+    Shape { name: "d_weight of down", m: HIDDEN, n: INTERMEDIATE, k: TOKENS, lie: Lie::Weight },
+    Shape { name: "lora_down", m: TOKENS, n: RANK, k: HIDDEN, lie: Lie::Forward },
+    Shape { name: "d_lora_a", m: RANK, n: HIDDEN, k: TOKENS, lie: Lie::Weight },
+    Shape { name: "one token", m: 1, n: HIDDEN, k: HIDDEN, lie: Lie::Forward },
+];
+
+impl Bench<'_> {
+    fn wants(&self, name: &str) -> bool {
+        self.names.is_empty() || self.names.iter().any(|wanted| wanted == name)
+    }
+
+    /// Prints the row of an operation; the least time of several counts.
+    fn time(&self, name: &str, work: Work, mut body: impl FnMut()) {
+        body();
+        let (begun, mut best, mut runs) = (Instant::now(), f64::INFINITY, 0);
+        while begun.elapsed() < DURATION || runs < 5 {
+            let start = Instant::now();
+            body();
+            best = best.min(start.elapsed().as_secs_f64());
+            runs += 1;
+        }
+        let (rate, unit, ceiling) = match work {
+            Work::Flops(dtype, flops) => (flops / best / 1e9, "GFLOP/s", self.ceiling(dtype) / 1e9),
+            Work::Bytes(bytes) => (bytes / best / 1e9, "GB/s", f64::NAN),
+        };
+        let share = if ceiling.is_nan() {
+            String::new()
+        } else {
+            format!("{:.0} % of {ceiling:.0}", 100.0 * rate / ceiling)
+        };
+        let (threads, ms) = (self.threads, best * 1e3);
+        println!("| {name} | {threads} | {ms:.3} | {rate:.1} {unit} | {share} |");
+    }
+
+    /// Measured anew each time: what the machine can do changes with what its neighbours do.
+    fn ceiling(&self, dtype: DType) -> f64 {
+        ceiling::product_rate(&self.cpu, dtype, DURATION / 4)
+    }
+
+    fn products(&self, dtype: DType) {
+        for &Shape { name, m, n, k, ref lie } in &PRODUCTS {
+            if !self.wants(name) {
+                continue;
+            }
+            let (a, b) = (numbers(m * k, dtype), numbers(k * n, dtype));
+            let (a, b) = (a.view(), b.view());
+            let a = match lie {
+                Lie::Weight => Matrix::rows(a, m).transposed(),
+                _ => Matrix::rows(a, k),
+            };
+            let b = match lie {
+                Lie::Forward => Matrix::rows(b, k).transposed(),
+                _ => Matrix::rows(b, n),
+            };
+            let mut out =
+                numbers(m * n, if matches!(lie, Lie::Weight) { DType::F32 } else { dtype });
+            let product = Product {
+                terms: &[Term { a, b, k }],
+                epilogue: Epilogue::default(),
+                target: Target::whole(m, n),
+            };
+            let work = Work::Flops(dtype, (2 * m * n * k) as f64);
+            let name = format!("{name}, {}: {m} × {n} × {k}", dtype.name());
+            self.time(&name, work, || gemm(&self.cpu, dtype, &[product], out.view_mut()));
+        }
+    }
+
+    fn attention(&self) {
+        for len in [256, TOKENS] {
+            if !self.wants("attention") {
+                return;
+            }
+            let sequences: Vec<_> =
+                (0..TOKENS / len).map(|i| Sequence::new(i * len, len)).collect();
+            let qkv = numbers(TOKENS * HEADS.qkv_width(), DType::Bf16);
+            let d_out = numbers(TOKENS * HEADS.out_width(), DType::Bf16);
+            let mut out = numbers(TOKENS * HEADS.out_width(), DType::Bf16);
+            let mut d_qkv = numbers(TOKENS * HEADS.qkv_width(), DType::Bf16);
+            let mut lse = vec![0.0; TOKENS * HEADS.num_heads];
+            let mut workspace = vec![0.0; attention::workspace_len(&HEADS, TOKENS)];
+            let pairs: usize = sequences.iter().map(|s| s.num_pairs(None)).sum();
+            let flops = |products| {
+                Work::Flops(DType::Bf16, (2 * products * pairs * HEADS.out_width()) as f64)
+            };
+            let inputs = Inputs::packed(qkv.view(), &HEADS);
+            self.time(&format!("attention, sequences of {len}"), flops(2), || {
+                let out = out.view_mut();
+                attention::forward(&self.cpu, inputs, &HEADS, &sequences, out, &mut lse);
+            });
+            self.time(&format!("d_attention, sequences of {len}"), flops(5), || {
+                let saved = (out.view(), lse.as_slice());
+                let (d_out, d_qkv) = (d_out.view(), d_qkv.view_mut());
+                let (qkv, work) = (qkv.view(), workspace.as_mut_slice());
+                attention::backward(&self.cpu, qkv, &HEADS, &sequences, saved, d_out, d_qkv, work);
+            });
+        }
+    }
+
+    fn head(&self) {
+        if !self.wants("log_probs") {
+            return;
+        }
+        let (x, weight) =
+            (numbers(TOKENS * HIDDEN, DType::Bf16), numbers(VOCAB * HIDDEN, DType::Bf16));
+        let targets: Vec<u32> = (0..TOKENS as u32).collect();
+        let mut workspace = vec![0.0; head::workspace_len(TOKENS, HIDDEN, VOCAB, true)];
+        let (mut log_probs, mut lse) = (vec![0.0; TOKENS], vec![0.0; TOKENS]);
+        let mut direction = numbers(TOKENS * HIDDEN, DType::Bf16);
+        let flops = (4 * TOKENS * HIDDEN * VOCAB) as f64;
+        self.time("log_probs with gradient", Work::Flops(DType::Bf16, flops), || {
+            let inputs = head::Inputs {
+                x: x.view(),
+                weight: weight.view(),
+                targets: &targets,
+                hidden_size: HIDDEN,
+            };
+            let direction = Some(direction.view_mut());
+            let (log_probs, lse) = (&mut log_probs[..], &mut lse[..]);
+            let outputs = head::Outputs { log_probs, lse, direction };
+            head::forward(&self.cpu, inputs, &mut workspace, outputs);
+        });
+    }
+
+    /// Operations that are bound by memory.
+    fn rows(&self) {
+        let (t, h, i, cpu) = (TOKENS, HIDDEN, INTERMEDIATE, &self.cpu);
+        let bytes = |elements: usize, size: usize| (elements * size) as f64;
+        let (x, w) = (vec![0.5f32; t * h], vec![1.0f32; h]);
+        let mut y = numbers(t * h, DType::Bf16);
+        let (mut rstd, mut d_x) = (vec![0.0; t], vec![0.0; t * h]);
+        if self.wants("rms_norm") {
+            self.time("rms_norm", Work::Bytes(bytes(t * h, 6)), || {
+                rms_norm::forward(cpu, &x, &w, 1e-5, y.view_mut(), &mut rstd);
+            });
+            self.time("d_rms_norm", Work::Bytes(bytes(t * h, 10)), || {
+                rms_norm::backward(cpu, &x, &w, &rstd, y.view(), &mut d_x);
+            });
+        }
+        if self.wants("swiglu") {
+            let gate_up = numbers(2 * t * i, DType::Bf16);
+            let (mut y, mut d) = (numbers(t * i, DType::Bf16), numbers(2 * t * i, DType::Bf16));
+            self.time("swiglu", Work::Bytes(bytes(t * i, 6)), || {
+                swiglu::forward(cpu, gate_up.view(), i, y.view_mut());
+            });
+            self.time("d_swiglu", Work::Bytes(bytes(t * i, 10)), || {
+                swiglu::backward(cpu, gate_up.view(), i, y.view(), d.view_mut());
+            });
+        }
+        if self.wants("rope") {
+            let (width, half) = (HEADS.qkv_width(), HEADS.head_dim / 2);
+            let mut qkv = numbers(t * width, DType::Bf16);
+            let (cos, sin) = (vec![0.8; t * half], vec![0.6; t * half]);
+            let turning = (HEADS.num_heads + HEADS.num_kv_heads, HEADS.head_dim);
+            self.time("rope", Work::Bytes(bytes(t * turning.0 * turning.1, 4)), || {
+                let angles = (cos.as_slice(), sin.as_slice());
+                rope::rotate(cpu, qkv.view_mut(), width, turning, angles, Direction::Forward);
+            });
+        }
+        if self.wants("add") {
+            self.time("add", Work::Bytes(bytes(t * h, 12)), || {
+                vector::add_assign(cpu, View::F32(&x), ViewMut::F32(&mut d_x));
+            });
+        }
+        if self.wants("adamw") {
+            let n = 4 << 20;
+            let (mut p, g, mut m, mut v) = (vec![0.5; n], vec![0.1; n], vec![0.0; n], vec![0.0; n]);
+            let update = adamw::Update {
+                learning_rate: 1e-4,
+                beta1: 0.9,
+                beta2: 0.999,
+                epsilon: 1e-8,
+                weight_decay: 0.0,
+                step: 1,
+                gradient_scale: 1.0,
+            };
+            self.time("adamw, 4 million parameters", Work::Bytes(bytes(n, 28)), || {
+                adamw::step(cpu, &update, &mut p, &g, &mut m, &mut v);
+            });
+        }
+    }
+}
+
+/// What an operation does, in the unit that bounds it.
+enum Work {
+    Flops(DType, f64),
+    Bytes(f64),
+}
+
+/// Numbers of either type.
+enum Numbers {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+}
+
+fn numbers(len: usize, dtype: DType) -> Numbers {
+    let values = (0..len).map(|i| ((i * 37 % 101) as f32 - 50.0) / 100.0);
+    match dtype {
+        DType::F32 => Numbers::F32(values.collect()),
+        _ => Numbers::Bf16(values.map(bf16::from_f32).collect()),
+    }
+}
+
+impl Numbers {
+    fn view(&self) -> View<'_> {
+        match self {
+            Numbers::F32(x) => View::F32(x),
+            Numbers::Bf16(x) => View::Bf16(x),
+        }
+    }
+
+    fn view_mut(&mut self) -> ViewMut<'_> {
+        match self {
+            Numbers::F32(x) => ViewMut::F32(x),
+            Numbers::Bf16(x) => ViewMut::Bf16(x),
+        }
+    }
+}
