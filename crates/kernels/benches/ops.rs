@@ -151,7 +151,7 @@ impl Bench<'_> {
             let mut lse = vec![0.0; TOKENS * HEADS.num_heads];
             let mut workspace = vec![0.0; attention::workspace_len(&HEADS, TOKENS)];
             let pairs: usize = sequences.iter().map(|s| s.num_pairs(None)).sum();
-            let flops = |products| {
+            let flops = |products: usize| {
                 Work::Flops(DType::Bf16, (2 * products * pairs * HEADS.out_width()) as f64)
             };
             let inputs = Inputs::packed(qkv.view(), &HEADS);
