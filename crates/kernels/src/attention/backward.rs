@@ -5,11 +5,11 @@
 //! turned. Each task sums alone, in a fixed order, into its head's part of the workspace; then the
 //! query heads of a key-value head are added up.
 
-use super::rows::{Typed, lines, transposed, used_rows};
+use super::rows::{lines, transposed, used_rows};
 use super::{Heads, Inputs, Rows, Sequence};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::{Element, View, ViewMut};
-use crate::gemm::block::{left, multiply, padded, panel_cols, right};
+use crate::gemm::block::{Typed, left, multiply, padded, panel_cols, right};
 use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
 use crate::math::{dot, exp};
 use std::marker::PhantomData;

@@ -1,10 +1,10 @@
 //! Forward pass: a block of queries, all query heads of one key-value head, against blocks of keys.
 
-use super::rows::{Typed, lines, transposed, used_rows};
+use super::rows::{lines, transposed, used_rows};
 use super::{Heads, Inputs, Sequence};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::{View, ViewMut};
-use crate::gemm::block::{left, multiply, padded, panel_cols, right};
+use crate::gemm::block::{Typed, left, multiply, padded, panel_cols, right};
 use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
 use crate::math::{LANES, exp, max, sum};
 use std::marker::PhantomData;

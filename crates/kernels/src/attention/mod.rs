@@ -10,7 +10,7 @@
 mod backward;
 mod forward;
 pub mod reference;
-pub(crate) mod rows;
+mod rows;
 
 pub use backward::{backward, workspace_len};
 pub use forward::forward;

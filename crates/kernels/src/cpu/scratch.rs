@@ -1,6 +1,6 @@
 //! Memory that each thread keeps for packed operands and sums.
 
-use crate::element::{bf16, f16};
+use crate::element::bf16;
 use std::cell::RefCell;
 
 thread_local! {
@@ -21,8 +21,6 @@ pub(crate) unsafe trait Plain: Copy {}
 unsafe impl Plain for f32 {}
 // SAFETY: as above.
 unsafe impl Plain for bf16 {}
-// SAFETY: as above.
-unsafe impl Plain for f16 {}
 
 /// Memory of the present task, to be taken piece by piece.
 pub(crate) struct Scratch<'a>(&'a mut [Line]);

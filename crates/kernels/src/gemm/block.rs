@@ -1,6 +1,29 @@
 //! Products of blocks that fit into the cache, for operations made of them.
 
-use super::tile::{Lines, Old, Part, Segment, Sums, Tile};
+use super::tile::{Lines, Narrow, Old, Part, Segment, Sums, Tile};
+use crate::cpu::Plain;
+use crate::element::{DType, View, bf16};
+
+/// An element type of operations that are made of these products.
+pub(crate) trait Typed: Narrow + Plain {
+    /// The type's name at run time.
+    const DTYPE: DType;
+    fn view(x: &[Self]) -> View<'_>;
+}
+
+impl Typed for f32 {
+    const DTYPE: DType = DType::F32;
+    fn view(x: &[f32]) -> View<'_> {
+        View::F32(x)
+    }
+}
+
+impl Typed for bf16 {
+    const DTYPE: DType = DType::Bf16;
+    fn view(x: &[Self]) -> View<'_> {
+        View::Bf16(x)
+    }
+}
 
 /// Rows of a left operand, ready for tiles: in place or packed.
 #[derive(Clone, Copy)]
@@ -35,8 +58,8 @@ pub(crate) fn panel_cols<M: Tile>(n: usize) -> usize {
     n.next_multiple_of(panel_vectors::<M>(n) * M::LANES)
 }
 
-/// The rows `part` of `x`, packed into `scratch` unless they can be read in place. Where their
-/// length is odd, what follows in place must be zero or `part.k` padded by the caller.
+/// The rows `part` of `x`, packed into `scratch` unless their type, order and length let tiles read
+/// them in place.
 #[inline(always)]
 pub(crate) fn left<'a, M: Tile>(
     x: Lines<'a>,

@@ -209,7 +209,7 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
             self.pack_panel(col, &mut b[panel * panel_len..(panel + 1) * panel_len]);
         }
         let (b, left) = (&b[..], self.left());
-        let mut segments = self.segments();
+        let mut segments = self.segments(&left);
         for packed_row in (0..num_rows).step_by(PACKED_ROWS) {
             let packed_rows = PACKED_ROWS.min(num_rows - packed_row);
             self.pack_rows(&left, packed_row, packed_rows, a);
@@ -305,14 +305,14 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
 
     /// A segment for each stretch, still without operands.
     #[inline(always)]
-    fn segments(&self) -> Vec<Segment<M::Elem>> {
-        let of_stretch = |(stretch, left): (&Stretch, Left<'_, M::Elem>)| Segment {
+    fn segments(&self, left: &[Left<'_, M::Elem>]) -> Vec<Segment<M::Elem>> {
+        let of_stretch = |(stretch, left): (&Stretch, &Left<'_, M::Elem>)| Segment {
             a: std::ptr::null(),
             a_stride: left.stride,
             b: std::ptr::null(),
             groups: padded::<M>(stretch.k) / M::STEP,
         };
-        self.stretches.iter().zip(self.left()).map(of_stretch).collect()
+        self.stretches.iter().zip(left).map(of_stretch).collect()
     }
 
     /// Fetches the part of the output that a tile will write, while it is computed: without, a

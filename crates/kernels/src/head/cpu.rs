@@ -3,10 +3,9 @@
 //! A task takes some rows and a segment of the vocabulary. The segment's length is fixed, so that
 //! results do not depend on the number of threads; segments are merged row by row at the end.
 
-use crate::attention::rows::Typed;
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::{Element, View, ViewMut, with_elements};
-use crate::gemm::block::{left, multiply, padded, right};
+use crate::gemm::block::{Typed, left, multiply, padded, right};
 use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
 use crate::math::{LANES, exp, max, sum};
 use std::marker::PhantomData;
