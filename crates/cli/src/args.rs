@@ -92,10 +92,11 @@ pub struct ModelArgs {
     /// A PEFT adapter to put on it
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// How weights are held
+    /// How weights are held (auto: as in the file, or int8 if products are)
     #[arg(long, default_value = "auto")]
     pub base_precision: PrecisionArg,
-    /// What products are computed in (auto: f32 for f32 files, otherwise bf16)
+    /// What products are computed in (auto: f32 for f32 files, otherwise bf16; int8: those with
+    /// weights in 8-bit integers, others in bf16)
     #[arg(long, default_value = "auto")]
     pub compute: PrecisionArg,
     /// Threads to use (default: all cores)
@@ -108,6 +109,7 @@ pub enum PrecisionArg {
     Auto,
     F32,
     Bf16,
+    Int8,
 }
 
 impl From<PrecisionArg> for Precision {
@@ -116,6 +118,7 @@ impl From<PrecisionArg> for Precision {
             PrecisionArg::Auto => Precision::Auto,
             PrecisionArg::F32 => Precision::F32,
             PrecisionArg::Bf16 => Precision::Bf16,
+            PrecisionArg::Int8 => Precision::Int8,
         }
     }
 }

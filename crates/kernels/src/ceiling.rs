@@ -1,8 +1,8 @@
 //! What this machine could do at best: the yardstick of benchmarks.
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Scratch, with_scratch};
 use crate::element::DType;
-use crate::gemm::tile::{Old, Segment, Sums, Tile, with_tile};
+use crate::gemm::tile::{Old, Segment, Sums, Tile, int8, with_tile};
 use std::time::{Duration, Instant};
 
 /// Groups of the contraction: operands of a tile stay in the first-level cache.
@@ -13,30 +13,58 @@ const TILES: usize = 500;
 /// FLOP/s (a multiply-add counted as two) of products whose operands are in the first-level cache:
 /// what a product would reach if memory and packing cost nothing. The best of `duration`.
 pub fn product_rate(cpu: &Cpu, compute: DType, duration: Duration) -> f64 {
-    with_tile!(cpu.isa, compute, M => tile_rate::<M>(cpu, duration))
+    match compute {
+        DType::Int8 => with_tile!(cpu.isa, DType::Bf16, M => {
+            best_rate::<M>(cpu, int8::STEP, duration, int8_tiles::<M>)
+        }),
+        floats => with_tile!(cpu.isa, floats, M => {
+            best_rate::<M>(cpu, M::STEP, duration, float_tiles::<M>)
+        }),
+    }
 }
 
-fn tile_rate<M: Tile>(cpu: &Cpu, duration: Duration) -> f64 {
+fn best_rate<M: Tile>(
+    cpu: &Cpu,
+    step: usize,
+    duration: Duration,
+    tiles: impl Fn(Scratch<'_>) + Sync,
+) -> f64 {
     let columns = M::VECTORS * M::LANES;
-    let steps = GROUPS * M::STEP;
     let tasks = 4 * cpu.threads();
-    let flops = (2 * M::ROWS * columns * steps * TILES * tasks) as f64;
+    let flops = (2 * M::ROWS * columns * GROUPS * step * TILES * tasks) as f64;
+    // Operands of at most eight bytes a group, and sums.
+    let bytes = 16 * (GROUPS + 2) * (columns + 1) + 8192;
     let (begun, mut best) = (Instant::now(), 0.0f64);
     while begun.elapsed() < duration {
         let start = Instant::now();
-        cpu.pool.run(tasks, &|_| {
-            crate::cpu::with_scratch(8 * (steps + 1) * (columns + 1) + 8192, |mut scratch| {
-                let (a, b) = (scratch.take::<M::Elem>(steps), scratch.take(steps * columns));
-                let sums = scratch.take::<f32>(M::ROWS * columns);
-                let segment = Segment { a: a.as_ptr(), a_stride: 0, b: b.as_ptr(), groups: GROUPS };
-                let to = Sums { start: sums.as_mut_ptr(), stride: columns, old: Old::Dropped };
-                for _ in 0..TILES {
-                    // SAFETY: `Cpu` has checked the instruction set; operands and sums are there.
-                    unsafe { M::run(M::ROWS, M::VECTORS, &[segment], to) };
-                }
-            });
-        });
+        cpu.pool.run(tasks, &|_| with_scratch(bytes, &tiles));
         best = best.max(flops / start.elapsed().as_secs_f64());
     }
     best
+}
+
+fn float_tiles<M: Tile>(mut scratch: Scratch<'_>) {
+    let (columns, steps) = (M::VECTORS * M::LANES, GROUPS * M::STEP);
+    let (a, b) = (scratch.take::<M::Elem>(steps), scratch.take(steps * columns));
+    let sums = scratch.take::<f32>(M::ROWS * columns);
+    let segment = Segment { a: a.as_ptr(), a_stride: 0, b: b.as_ptr(), groups: GROUPS };
+    let to = Sums { start: sums.as_mut_ptr(), stride: columns, old: Old::Dropped };
+    for _ in 0..TILES {
+        // SAFETY: `Cpu` has checked the instruction set; operands and sums are there.
+        unsafe { M::run(M::ROWS, M::VECTORS, &[segment], to) };
+    }
+}
+
+fn int8_tiles<M: Tile>(mut scratch: Scratch<'_>) {
+    let columns = M::VECTORS * M::LANES;
+    let (a, scales) = (scratch.take::<i32>(GROUPS), scratch.take::<f32>(M::ROWS));
+    let b = scratch.take::<i32>(int8::panel_len(GROUPS * int8::STEP, columns));
+    let sums = scratch.take::<f32>(M::ROWS * columns);
+    let (a, scales, b) = (a.as_ptr().cast(), scales.as_ptr(), b.as_ptr());
+    let segment = int8::Segment { a, a_stride: 0, scales, b, groups: GROUPS };
+    let to = Sums { start: sums.as_mut_ptr(), stride: columns, old: Old::Dropped };
+    for _ in 0..TILES {
+        // SAFETY: as in `float_tiles`.
+        unsafe { M::run_int8(M::ROWS, M::VECTORS, segment, to) };
+    }
 }

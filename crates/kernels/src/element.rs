@@ -13,23 +13,36 @@ pub enum DType {
     Bf16,
     /// IEEE 754 binary16; weights only.
     F16,
+    /// Bytes with zero point 128 and one `f32` scale per row: see [`Int8Rows`].
+    Int8,
 }
 
 impl DType {
-    /// Bytes of one element.
+    /// Bytes of one element, scales apart.
     pub const fn size(self) -> usize {
         match self {
             DType::F32 => 4,
             DType::Bf16 | DType::F16 => 2,
+            DType::Int8 => 1,
         }
     }
 
-    /// The name used in files and messages: `f32`, `bf16`, `f16`.
+    /// Bytes of an array of that shape.
+    pub fn num_bytes(self, shape: &[usize]) -> usize {
+        let elements = shape.iter().product::<usize>() * self.size();
+        match (self, shape) {
+            (DType::Int8, [rows @ .., _]) => elements + 4 * rows.iter().product::<usize>(),
+            _ => elements,
+        }
+    }
+
+    /// The name used in files and messages: `f32`, `bf16`, `f16`, `int8`.
     pub const fn name(self) -> &'static str {
         match self {
             DType::F32 => "f32",
             DType::Bf16 => "bf16",
             DType::F16 => "f16",
+            DType::Int8 => "int8",
         }
     }
 }
@@ -85,6 +98,54 @@ impl Element for f16 {
     }
 }
 
+/// A row-major matrix of bytes: element `(i, j)` is `scales[i] · (values[i, j] - 128)`.
+///
+/// Symmetric quantisation, so that the zero point is the same everywhere; as unsigned bytes, which
+/// is how `vpdpbusd` takes its first operand.
+#[derive(Clone, Copy, Debug)]
+pub struct Int8Rows<'a> {
+    /// `[rows, cols]`
+    pub values: &'a [u8],
+    /// `[rows]`
+    pub scales: &'a [f32],
+}
+
+impl<'a> Int8Rows<'a> {
+    /// Zero.
+    pub const ZERO_POINT: u8 = 128;
+
+    /// The values alone, for products whose other operand has taken the scales in.
+    pub fn without_scales(self) -> Self {
+        Self { scales: &[], ..self }
+    }
+
+    /// Length of a row.
+    pub fn cols(&self) -> usize {
+        self.values.len() / self.scales.len().max(1)
+    }
+}
+
+/// Elements of an array, read through `f32`.
+pub(crate) trait Elements: Copy + Sync {
+    /// Element `index`, which is in row `row`.
+    fn at(&self, index: usize, row: usize) -> f32;
+}
+
+impl<E: Element> Elements for &[E] {
+    #[inline(always)]
+    fn at(&self, index: usize, _: usize) -> f32 {
+        self[index].to_f32()
+    }
+}
+
+impl Elements for Int8Rows<'_> {
+    #[inline(always)]
+    fn at(&self, index: usize, row: usize) -> f32 {
+        let centred = f32::from(self.values[index]) - f32::from(Int8Rows::ZERO_POINT);
+        centred * self.scales[row]
+    }
+}
+
 /// A shared slice whose element type is known at run time.
 #[derive(Clone, Copy, Debug)]
 pub enum View<'a> {
@@ -94,6 +155,8 @@ pub enum View<'a> {
     Bf16(&'a [bf16]),
     /// `f16` elements.
     F16(&'a [f16]),
+    /// Bytes with scales.
+    Int8(Int8Rows<'a>),
 }
 
 /// A unique slice whose element type is known at run time.
@@ -105,13 +168,23 @@ pub enum ViewMut<'a> {
     Bf16(&'a mut [bf16]),
 }
 
-/// Runs `$body` with `$name` bound to the typed slice inside a [`View`] or [`ViewMut`].
+/// Runs `$body` with `$name` bound to what is inside a [`View`] or [`ViewMut`]: a slice of floats,
+/// or with `any` also [`Int8Rows`], which elsewhere are a mistake of the caller's.
 macro_rules! with_elements {
+    (any $view:expr, $name:ident => $body:expr) => {
+        match $view {
+            $crate::element::View::F32($name) => $body,
+            $crate::element::View::Bf16($name) => $body,
+            $crate::element::View::F16($name) => $body,
+            $crate::element::View::Int8($name) => $body,
+        }
+    };
     ($view:expr, $name:ident => $body:expr) => {
         match $view {
             $crate::element::View::F32($name) => $body,
             $crate::element::View::Bf16($name) => $body,
             $crate::element::View::F16($name) => $body,
+            $crate::element::View::Int8(_) => panic!("expected floats, found int8"),
         }
     };
     (mut $view:expr, $name:ident => $body:expr) => {
@@ -126,7 +199,10 @@ pub(crate) use with_elements;
 impl<'a> View<'a> {
     /// Number of elements.
     pub fn len(&self) -> usize {
-        with_elements!(self, x => x.len())
+        match self {
+            View::Int8(rows) => rows.values.len(),
+            floats => with_elements!(floats, x => x.len()),
+        }
     }
 
     /// Whether there are no elements.
@@ -140,6 +216,7 @@ impl<'a> View<'a> {
             View::F32(_) => DType::F32,
             View::Bf16(_) => DType::Bf16,
             View::F16(_) => DType::F16,
+            View::Int8(_) => DType::Int8,
         }
     }
 
@@ -154,9 +231,29 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Length of the rows that have scales of their own; all elements where there are none.
+    pub(crate) fn cols(&self) -> usize {
+        match self {
+            View::Int8(rows) => rows.cols(),
+            floats => floats.len().max(1),
+        }
+    }
+
+    /// The rows of bytes.
+    ///
+    /// # Panics
+    /// If it holds anything else.
+    pub fn int8(self) -> Int8Rows<'a> {
+        match self {
+            View::Int8(rows) => rows,
+            other => panic!("expected int8, found {}", other.dtype().name()),
+        }
+    }
+
     /// A copy as `f32`.
     pub fn to_vec_f32(&self) -> Vec<f32> {
-        with_elements!(self, x => x.iter().map(|v| v.to_f32()).collect())
+        let cols = self.cols();
+        with_elements!(any *self, x => (0..self.len()).map(|i| x.at(i, i / cols)).collect())
     }
 }
 

@@ -27,4 +27,4 @@ pub mod swiglu;
 pub mod vector;
 
 pub use cpu::{Cpu, Isa};
-pub use element::{DType, Element, View, ViewMut, bf16, f16};
+pub use element::{DType, Element, Int8Rows, View, ViewMut, bf16, f16};

@@ -1,6 +1,6 @@
 //! Aligned memory and typed views of bytes.
 
-use crate::element::{DType, View, ViewMut};
+use crate::element::{DType, Int8Rows, View, ViewMut};
 use memmap2::MmapMut;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 
@@ -116,14 +116,19 @@ pub fn release_free_memory() {
     }
 }
 
-/// Bytes as elements of `dtype`; `None` if they are not aligned or not a whole number of elements.
-pub fn view(bytes: &[u8], dtype: DType) -> Option<View<'_>> {
+/// Bytes as rows of `cols` elements of `dtype`; `None` if they are not aligned or not a whole
+/// number of elements. Scales of rows stand before their values.
+pub fn view(bytes: &[u8], dtype: DType, cols: usize) -> Option<View<'_>> {
     // SAFETY: every bit pattern is a value of these types; `align_to` keeps to alignment.
     unsafe {
         match dtype {
             DType::F32 => whole(bytes.align_to()).map(View::F32),
             DType::Bf16 => whole(bytes.align_to()).map(View::Bf16),
             DType::F16 => whole(bytes.align_to()).map(View::F16),
+            DType::Int8 => {
+                let (scales, values) = bytes.split_at(int8_scale_bytes(bytes.len(), cols));
+                whole(scales.align_to()).map(|scales| View::Int8(Int8Rows { values, scales }))
+            }
         }
     }
 }
@@ -145,13 +150,31 @@ pub fn view_mut(bytes: &mut [u8], dtype: DType) -> ViewMut<'_> {
                 (before.len(), after.len(), ViewMut::Bf16(middle))
             }
             DType::F16 => panic!("f16 tensors are weights and never written by kernels"),
+            DType::Int8 => panic!("int8 tensors are written by `int8_mut`"),
         }
     };
     assert!(before == 0 && after == 0, "memory of a tensor is aligned and whole");
     view
 }
 
-/// The elements as bytes in the machine's order.
+/// Bytes as rows of `cols` elements of [`DType::Int8`], to write: values and scales.
+///
+/// # Panics
+/// If the bytes are not aligned.
+pub fn int8_mut(bytes: &mut [u8], cols: usize) -> (&mut [u8], &mut [f32]) {
+    let (scales, values) = bytes.split_at_mut(int8_scale_bytes(bytes.len(), cols));
+    // SAFETY: every bit pattern is a value of the type; `align_to_mut` keeps to alignment.
+    let (before, scales, after) = unsafe { scales.align_to_mut() };
+    assert!(before.is_empty() && after.is_empty(), "memory of a tensor is aligned and whole");
+    (values, scales)
+}
+
+/// Bytes of the scales among those of a whole array.
+fn int8_scale_bytes(bytes: usize, cols: usize) -> usize {
+    bytes / (4 + cols) * 4
+}
+
+/// The elements, floats, as bytes in the machine's order.
 pub fn bytes_of(view: View<'_>) -> &[u8] {
     let (start, len) =
         crate::element::with_elements!(view, x => (x.as_ptr().cast(), size_of_val(x)));
@@ -184,9 +207,9 @@ mod tests {
         let region = Region::new(64);
         // SAFETY: nothing else uses the region.
         let bytes = unsafe { region.bytes(0, 64) };
-        assert!(view(&bytes[1..61], DType::F32).is_none());
-        assert!(view(&bytes[0..6], DType::F32).is_none());
-        assert_eq!(view(&bytes[4..12], DType::F32).map(|v| v.len()), Some(2));
-        assert_eq!(view(&bytes[2..12], DType::Bf16).map(|v| v.len()), Some(5));
+        assert!(view(&bytes[1..61], DType::F32, 1).is_none());
+        assert!(view(&bytes[0..6], DType::F32, 1).is_none());
+        assert_eq!(view(&bytes[4..12], DType::F32, 1).map(|v| v.len()), Some(2));
+        assert_eq!(view(&bytes[2..12], DType::Bf16, 1).map(|v| v.len()), Some(5));
     }
 }

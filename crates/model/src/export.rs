@@ -3,7 +3,7 @@
 use crate::batch::Batch;
 use crate::load::Model;
 use hone_tensor::safetensors::{FileError, Lazy, write};
-use hone_tensor::{DType, Device, Params, Projection, Tape, Tensor, Weight, merge};
+use hone_tensor::{Compute, DType, Device, Params, Projection, Tape, Tensor, Weight, merge};
 use std::path::{Path, PathBuf};
 
 /// Files that go along with the weights where they exist.
@@ -143,6 +143,7 @@ fn write_config(from: &Path, to: &Path, dtype: DType) -> Result<(), ExportError>
         DType::F32 => "float32",
         DType::Bf16 => "bfloat16",
         DType::F16 => "float16",
+        DType::Int8 => unreachable!("exports hold floats"),
     };
     let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
     config[key] = name.into();
@@ -161,14 +162,14 @@ fn copy(from: &Path, to: &Path) -> Result<(), ExportError> {
 pub fn logits_tolerance(dtype: DType) -> f64 {
     match dtype {
         DType::F32 => 1e-4,
-        DType::F16 | DType::Bf16 => 5e-2,
+        DType::F16 | DType::Bf16 | DType::Int8 => 5e-2,
     }
 }
 
 /// Largest difference between two models' logits on `tokens`, over the range of the first's;
 /// infinite where a logit of either is not finite.
 pub fn logits_error(
-    (device, compute): (&Device, DType),
+    (device, compute): (&Device, Compute),
     model: &Model,
     other: &Model,
     tokens: &[u32],

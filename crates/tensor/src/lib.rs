@@ -23,7 +23,7 @@ pub use hone_kernels::{DType, Isa, View, ViewMut, adamw, ceiling, vector};
 pub use mapped::Mapped;
 pub use merge::merge;
 pub use params::{Gradients, ParamId, Params};
-pub use tape::{StepKey, Tape, Var};
+pub use tape::{Compute, StepKey, Tape, Var};
 pub use tensor::Tensor;
 pub use weight::{Lora, Projection, Weight};
 

@@ -216,7 +216,13 @@ pub fn held_as(
     let mut held = device.persistent(category, dtype, source.shape());
     let bytes = source.num_bytes() + held.num_bytes();
     if let Some(cpu) = device.begin(crate::Cost::memory("convert", bytes)) {
-        hone_kernels::vector::convert(cpu, source.view(), held.view_mut());
+        match dtype {
+            DType::Int8 => {
+                let rows = (source.view(), source.shape()[source.shape().len() - 1], 0);
+                hone_kernels::vector::quantise_rows(cpu, rows, None, held.int8_mut());
+            }
+            _ => hone_kernels::vector::convert(cpu, source.view(), held.view_mut()),
+        }
         source.release_file();
     }
     held
@@ -254,6 +260,7 @@ fn file_type(dtype: DType) -> Dtype {
     match dtype {
         DType::F32 => Dtype::F32,
         DType::F16 => Dtype::F16,
+        DType::Int8 => panic!("weights are written as floats"),
         DType::Bf16 => Dtype::BF16,
     }
 }

@@ -66,7 +66,7 @@ impl Tensor {
         let storage = Storage::File { map: Arc::clone(map), offset };
         let tensor = Self { storage, dtype, shape: shape.to_vec() };
         let bytes = map.bytes().get(offset..)?.get(..tensor.num_bytes())?;
-        memory::view(bytes, dtype)?;
+        memory::view(bytes, dtype, tensor.cols())?;
         Some(tensor)
     }
 
@@ -92,7 +92,7 @@ impl Tensor {
 
     /// Size in bytes.
     pub fn num_bytes(&self) -> usize {
-        self.len() * self.dtype.size()
+        self.dtype.num_bytes(&self.shape)
     }
 
     /// The elements.
@@ -104,7 +104,8 @@ impl Tensor {
             Storage::Block(block) => block.bytes(),
             Storage::File { map, offset } => &map.bytes()[*offset..*offset + self.num_bytes()],
         };
-        memory::view(&bytes[..self.num_bytes()], self.dtype).expect("aligned when it was made")
+        let bytes = &bytes[..self.num_bytes()];
+        memory::view(bytes, self.dtype, self.cols()).expect("aligned when it was made")
     }
 
     /// The elements, which must be `f32`.
@@ -121,13 +122,31 @@ impl Tensor {
     /// If the memory is shared with another handle or is a file's.
     pub fn view_mut(&mut self) -> ViewMut<'_> {
         let (len, dtype) = (self.num_bytes(), self.dtype);
+        memory::view_mut(&mut self.sole_block().bytes_mut()[..len], dtype)
+    }
+
+    /// The elements, which must be `int8`, to write: values and the scales of rows.
+    ///
+    /// # Panics
+    /// As [`Tensor::view_mut`], or if the elements are not `int8`.
+    pub fn int8_mut(&mut self) -> (&mut [u8], &mut [f32]) {
+        assert_eq!(self.dtype, DType::Int8);
+        let (len, cols) = (self.num_bytes(), self.cols());
+        memory::int8_mut(&mut self.sole_block().bytes_mut()[..len], cols)
+    }
+
+    fn sole_block(&mut self) -> &mut Block {
         match &mut self.storage {
             Storage::Block(block) => {
-                let block = Arc::get_mut(block).expect("only the sole handle may write a tensor");
-                memory::view_mut(&mut block.bytes_mut()[..len], dtype)
+                Arc::get_mut(block).expect("only the sole handle may write a tensor")
             }
             Storage::File { .. } => panic!("a file's tensor is read-only"),
         }
+    }
+
+    /// Length of the rows.
+    fn cols(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
     }
 
     /// The elements, which must be `f32`, to write.

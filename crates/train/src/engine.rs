@@ -6,7 +6,7 @@ use crate::optimizer::AdamW;
 use crate::setup::Setup;
 use hone_model::adapter::{self, LoraConfig};
 use hone_model::{Batch, LoadOptions, Model, Recompute, Trained};
-use hone_tensor::{Category, DType, Device, Gradients, StepKey, Tape};
+use hone_tensor::{Category, Compute, DType, Device, Gradients, StepKey, Tape};
 
 /// Everything a training step works on.
 pub struct Engine {
@@ -20,8 +20,8 @@ pub struct Engine {
     pub optimizer: AdamW,
     /// The adapters' settings; `None`: full fine-tuning.
     pub lora: Option<LoraConfig>,
-    /// Element type of products and activations.
-    pub compute: DType,
+    /// What products are computed in.
+    pub compute: Compute,
 }
 
 impl Engine {

@@ -2,7 +2,7 @@
 
 use hone_data::{Dataset, IGNORE, MicroBatch, Unit};
 use hone_model::{Batch, DecoderConfig, Model, Recompute};
-use hone_tensor::{Arena, DType, Device, Layout, Tape};
+use hone_tensor::{Arena, Compute, Device, Layout, Tape};
 use std::sync::Arc;
 
 /// What an evaluation found.
@@ -30,7 +30,7 @@ pub fn to_batch(config: &DecoderConfig, packed: &MicroBatch) -> Batch {
 /// Evaluates `units` of `dataset`, `units_per_batch` at a time, each of `unit_tokens` slots.
 /// Memory comes from the plan where there is one.
 pub fn evaluate(
-    (device, model, compute): (&Device, &Model, DType),
+    (device, model, compute): (&Device, &Model, Compute),
     dataset: &Dataset,
     units: &[Unit],
     (units_per_batch, unit_tokens): (usize, usize),
@@ -52,7 +52,7 @@ pub fn evaluate(
 }
 
 /// Sum of the log-probabilities of a batch's targets; zero on the dry device.
-pub fn log_likelihood(device: &Device, model: &Model, compute: DType, batch: &Batch) -> f64 {
+pub fn log_likelihood(device: &Device, model: &Model, compute: Compute, batch: &Batch) -> f64 {
     let mut tape = Tape::inference(device, &model.params, compute);
     let log_probs = model.decoder.log_probs(&mut tape, batch, Recompute::None);
     if device.is_dry() {

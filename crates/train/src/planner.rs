@@ -380,6 +380,14 @@ fn mends(setup: &Setup, host: Host, needed_bytes: u64) -> Result<Vec<String>, Tr
             return Ok(variant.lines);
         }
     }
+    if variant.base_precision != Some(DType::Int8) {
+        // In place of the line before it, if any.
+        variant.lines.retain(|line| !line.starts_with("model.base_precision"));
+        variant.base_precision = Some(DType::Int8);
+        if variant.fits("model.base_precision = \"int8\"")? {
+            return Ok(variant.lines);
+        }
+    }
     if variant.shorter_rows_fit()? {
         return Ok(variant.lines);
     }

@@ -2,9 +2,10 @@
 
 use crate::machine;
 use hone_tensor::ops;
+use hone_tensor::safetensors::held_as;
 use hone_tensor::{
-    Arena, Category, Cost, DType, Device, Gradients, Heads, Layout, Params, Projection, Sequence,
-    Tape, Tensor, Weight, Work, ceiling, vector,
+    Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Params, Projection,
+    Sequence, Tape, Tensor, Weight, Work, ceiling, vector,
 };
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -28,10 +29,14 @@ pub struct DeviceProfile {
     pub product_f32: f64,
     /// FLOP/s of products in bf16.
     pub product_bf16: f64,
+    /// Operations per second of products in 8-bit integers, quantising included.
+    pub product_int8: f64,
     /// FLOP/s of multiply-adds in f32 on operands in the first-level cache.
     pub ceiling_f32: f64,
     /// The same in bf16.
     pub ceiling_bf16: f64,
+    /// The same in 8-bit integers.
+    pub ceiling_int8: f64,
     /// FLOP/s of attention, forward and backward in bf16.
     pub attention: f64,
     /// Bytes per second read and written.
@@ -62,10 +67,12 @@ impl DeviceProfile {
             isa: isa(&device),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             measured: jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string(),
-            product_f32: product_rate(&device, DType::F32),
-            product_bf16: product_rate(&device, DType::Bf16),
+            product_f32: product_rate(&device, Compute::F32),
+            product_bf16: product_rate(&device, Compute::Bf16),
+            product_int8: product_rate(&device, Compute::Int8),
             ceiling_f32: ceiling_rate(&device, DType::F32),
             ceiling_bf16: ceiling_rate(&device, DType::Bf16),
+            ceiling_int8: ceiling_rate(&device, DType::Int8),
             attention: attention_rate(&device),
             memory: memory_rate(&device),
             overhead: overhead(&device),
@@ -75,17 +82,20 @@ impl DeviceProfile {
     }
 
     /// Seconds that operations of these costs take.
-    pub fn seconds(&self, costs: &[Cost], compute: DType) -> f64 {
+    pub fn seconds(&self, costs: &[Cost], compute: Compute) -> f64 {
         costs.iter().map(|cost| self.seconds_of(cost, compute)).sum()
     }
 
     /// Rates are measured on operands in the cache; the time to fetch these is added.
-    fn seconds_of(&self, cost: &Cost, compute: DType) -> f64 {
+    fn seconds_of(&self, cost: &Cost, compute: Compute) -> f64 {
         let rate = match (cost.work, compute) {
-            (Work::Product, DType::F32) => self.product_f32,
+            (Work::Product, Compute::F32) => self.product_f32,
             (Work::Product, _) => self.product_bf16,
+            (Work::Int8, _) => self.product_int8,
             // In f32 it is as much slower as products are.
-            (Work::Attention, DType::F32) => self.attention * self.product_f32 / self.product_bf16,
+            (Work::Attention, Compute::F32) => {
+                self.attention * self.product_f32 / self.product_bf16
+            }
             (Work::Attention, _) => self.attention,
             (Work::Memory, _) => f64::INFINITY,
         };
@@ -93,8 +103,12 @@ impl DeviceProfile {
     }
 
     /// FLOP/s that products would reach at best.
-    pub fn ceiling(&self, compute: DType) -> f64 {
-        if compute == DType::F32 { self.ceiling_f32 } else { self.ceiling_bf16 }
+    pub fn ceiling(&self, compute: Compute) -> f64 {
+        match compute {
+            Compute::F32 => self.ceiling_f32,
+            Compute::Bf16 => self.ceiling_bf16,
+            Compute::Int8 => self.ceiling_int8,
+        }
     }
 
     fn is_of_here(&self, threads: usize) -> bool {
@@ -150,12 +164,18 @@ fn best_planned(device: &Device, body: impl Fn()) -> f64 {
     best_seconds(|| device.planned(&mut arena, &layout, &body))
 }
 
-fn product_rate(device: &Device, compute: DType) -> f64 {
+fn product_rate(device: &Device, compute: Compute) -> f64 {
     let (t, k, n) = (1024, 576, 960);
     let params = Params::default();
-    let weight = touched(device, compute, &[n, k]);
+    let weight = match compute {
+        Compute::Int8 => {
+            let zeros = touched(device, DType::F32, &[n, k]);
+            held_as(device, Category::Workspace, &zeros, DType::Int8)
+        }
+        floats => touched(device, floats.dtype(), &[n, k]),
+    };
     let layer = [Projection { weight: Weight::Frozen(weight), bias: None, lora: None }];
-    let x = touched(device, compute, &[t, k]);
+    let x = touched(device, compute.dtype(), &[t, k]);
     let seconds = best_planned(device, || {
         let mut tape = Tape::inference(device, &params, compute);
         let x = tape.leaf(x.clone(), false);
@@ -183,7 +203,7 @@ fn attention_rate(device: &Device) -> f64 {
     let params = Params::default();
     let qkv = touched(device, DType::Bf16, &[512, heads.qkv_width()]);
     let seconds = best_planned(device, || {
-        let mut tape = Tape::training(device, &params, DType::Bf16, None);
+        let mut tape = Tape::training(device, &params, Compute::Bf16, None);
         let qkv = tape.leaf(qkv.clone(), true);
         let out = ops::attention(&mut tape, qkv, &heads, &sequences);
         let d_out = device.alloc(Category::Workspace, DType::Bf16, out.value().shape());

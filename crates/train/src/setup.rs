@@ -7,7 +7,7 @@ use hone_data::{Cursor, Dataset, Order, RecordSpec, Tokenizer, Unit, pack_in_ord
 use hone_model::adapter::{LoraConfig, TargetModules};
 use hone_model::hub::{self, HubError, HubSettings};
 use hone_model::{DecoderConfig, LoadOptions};
-use hone_tensor::{DType, Device};
+use hone_tensor::{Compute, DType, Device};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
@@ -21,8 +21,8 @@ pub struct Setup {
     pub config: DecoderConfig,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
-    /// Element type of products and activations.
-    pub compute: DType,
+    /// What products are computed in.
+    pub compute: Compute,
     /// How frozen matrices are held; `None`: as in the file.
     pub base_precision: Option<DType>,
     /// Adapters; `None`: full fine-tuning.
@@ -62,7 +62,7 @@ impl Setup {
         check_vocabulary(&model_dir, &config, &tokenizer)?;
         let file = hone_model::load(&model_dir, &Device::dry(), LoadOptions::INFERENCE)?;
         let compute = compute_type(run.model.compute, file.file_dtype);
-        let base_precision = held_type(run.model.base_precision);
+        let base_precision = held_type(run.model.base_precision, run.model.compute);
         let lora = run.adapter.as_ref().map(lora_config);
         if let Some(lora) = &lora {
             lora.target_modules.resolve(&file.decoder)?;
@@ -159,19 +159,21 @@ pub fn check_vocabulary(
 }
 
 /// What products are computed in: as asked, or `f32` for `f32` files and `bf16` for others.
-pub fn compute_type(asked: Precision, file: DType) -> DType {
+pub fn compute_type(asked: Precision, file: DType) -> Compute {
     match (asked, file) {
-        (Precision::F32, _) | (Precision::Auto, DType::F32) => DType::F32,
-        _ => DType::Bf16,
+        (Precision::F32, _) | (Precision::Auto, DType::F32) => Compute::F32,
+        (Precision::Bf16 | Precision::Auto, _) => Compute::Bf16,
+        (Precision::Int8, _) => Compute::Int8,
     }
 }
 
-/// How frozen matrices are held; `None`: as in the file.
-pub fn held_type(asked: Precision) -> Option<DType> {
-    match asked {
-        Precision::Auto => None,
-        Precision::F32 => Some(DType::F32),
-        Precision::Bf16 => Some(DType::Bf16),
+/// How frozen matrices are held; `None`: as in the file. Products in integers need integers.
+pub fn held_type(asked: Precision, compute: Precision) -> Option<DType> {
+    match (asked, compute) {
+        (Precision::Auto, Precision::Int8) | (Precision::Int8, _) => Some(DType::Int8),
+        (Precision::Auto, _) => None,
+        (Precision::F32, _) => Some(DType::F32),
+        (Precision::Bf16, _) => Some(DType::Bf16),
     }
 }
 

@@ -38,6 +38,7 @@ pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
         ("memory", format!("{}, {} free", bytes(total), bytes(free))),
         ("products in f32", of_ceiling(profile.product_f32, profile.ceiling_f32)),
         ("products in bf16", of_ceiling(profile.product_bf16, profile.ceiling_bf16)),
+        ("products in int8", of_ceiling(profile.product_int8, profile.ceiling_int8)),
         ("attention", rate(profile.attention)),
         ("memory traffic", format!("{:.1} GB/s", profile.memory / 1e9)),
         ("GPU", "not used: this version computes on the CPU".to_owned()),

@@ -14,8 +14,8 @@ use crate::failure::Failure;
 use crate::output;
 use hone_data::Tokenizer;
 use hone_model::{LoadOptions, Model, adapter};
-use hone_tensor::{DType, Device};
-use hone_train::run_file::RunFile;
+use hone_tensor::{Compute, Device};
+use hone_train::run_file::{RunFile, check_held_for};
 use hone_train::setup::{Setup, check_vocabulary, compute_type, held_type, resolve};
 use std::path::{Path, PathBuf};
 
@@ -34,13 +34,16 @@ struct Opened {
     device: Device,
     model: Model,
     tokenizer: Tokenizer,
-    compute: DType,
+    compute: Compute,
 }
 
 fn open(args: &ModelArgs) -> Result<Opened, Failure> {
     let dir = resolve(&args.model, &mut |note| output::note(&format!("note: {note}")))?;
     let device = Device::cpu(num_threads(args.threads));
-    let base_precision = held_type(args.base_precision.into());
+    let (held, asked) = (args.base_precision.into(), args.compute.into());
+    check_held_for(held, asked)
+        .map_err(|problem| Failure::Usage(format!("--compute {problem}")))?;
+    let base_precision = held_type(held, asked);
     let options = LoadOptions { base_precision, ..LoadOptions::INFERENCE };
     let mut model = hone_model::load(&dir, &device, options)?;
     if let Some(adapter_dir) = &args.adapter {
@@ -48,7 +51,7 @@ fn open(args: &ModelArgs) -> Result<Opened, Failure> {
     }
     let tokenizer = Tokenizer::from_dir(&dir)?;
     check_vocabulary(&dir, &model.decoder.config, &tokenizer)?;
-    let compute = compute_type(args.compute.into(), model.file_dtype);
+    let compute = compute_type(asked, model.file_dtype);
     Ok(Opened { dir, device, model, tokenizer, compute })
 }
 

@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use hone_data::Tokenizer;
 use hone_model::generate::{GenerateOptions, Sampling, generate};
 use hone_model::{LoadOptions, Model, adapter};
-use hone_tensor::{DType, Device};
+use hone_tensor::{Compute, Device};
 use hone_train::machine;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -49,7 +49,7 @@ fn answer(
         max_new_tokens: MAX_ANSWER_TOKENS,
         sampling: Sampling::GREEDY,
         stop_ids: model.decoder.config.stop_ids(tokenizer.stop_token_ids()),
-        compute: DType::F32,
+        compute: Compute::F32,
     };
     let mut stream = tokenizer.decode_stream(&prompt, true);
     let go_on = &mut |_| ControlFlow::Continue(());

@@ -70,7 +70,8 @@ fn a_policy_that_the_run_file_pins_is_named_as_the_hindrance() {
     plan(&scene, &[&memory]).0.says(0, &[]);
 }
 
-/// All weights of a wide model do not fit; an adapter does, or an adapter on bf16 weights.
+/// All weights of a wide model do not fit; an adapter does, or an adapter on bf16 weights,
+/// or on bytes.
 #[test]
 fn mends_build_on_each_other() {
     let scene = Scene::full();
@@ -79,17 +80,23 @@ fn mends_build_on_each_other() {
     let full = needed(&plan(&scene, &["model.base_precision=f32"]).1);
     let on_f32 = needed(&plan(&scene, &[adapter[0], adapter[1], "model.base_precision=f32"]).1);
     let on_bf16 = needed(&plan(&scene, &adapter).1);
-    assert!(on_bf16 + 4 * NOISE < on_f32 && on_f32 + 4 * NOISE < full);
-    for (fitting, num_mends) in [(on_f32, 1), (on_bf16, 2)] {
+    let on_bytes = [adapter[0], adapter[1], "model.base_precision=int8"];
+    let on_int8 = needed(&plan(&scene, &on_bytes).1);
+    assert!(on_int8 + 4 * NOISE < on_bf16 && on_bf16 + 4 * NOISE < on_f32);
+    assert!(on_f32 + 4 * NOISE < full);
+    let cases = [
+        (on_f32, 1, "[adapter]", &adapter[..2]),
+        (on_bf16, 2, "\"bf16\"", &adapter),
+        (on_int8, 2, "\"int8\"", &on_bytes),
+    ];
+    for (fitting, num_mends, last, mended) in cases {
         let memory = format!("budget.memory={}", fitting + NOISE);
         let (refused, plan_of_it) = plan(&scene, &["model.base_precision=f32", &memory]);
         refused.says(2, &["does not fit", "[adapter]"]);
         let mends = plan_of_it["mend"].as_array().unwrap();
         assert_eq!(mends.len(), num_mends, "{mends:?}");
-        let says_bf16 = mends[num_mends - 1].as_str().unwrap().contains("base_precision");
-        assert_eq!(says_bf16, num_mends == 2, "{mends:?}");
-        let mended = [&adapter[..num_mends + 1], &[&memory]].concat();
-        plan(&scene, &mended).0.says(0, &[]);
+        assert!(mends[num_mends - 1].as_str().unwrap().contains(last), "{mends:?}");
+        plan(&scene, &[mended, &[&memory]].concat()).0.says(0, &[]);
     }
 }
 

@@ -21,6 +21,8 @@ pub(crate) unsafe trait Plain: Copy {}
 unsafe impl Plain for f32 {}
 // SAFETY: as above.
 unsafe impl Plain for bf16 {}
+// SAFETY: as above.
+unsafe impl Plain for i32 {}
 
 /// Memory of the present task, to be taken piece by piece.
 pub(crate) struct Scratch<'a>(&'a mut [Line]);
@@ -38,6 +40,11 @@ pub(crate) fn with_scratch<R>(bytes: usize, body: impl FnOnce(Scratch<'_>) -> R)
 }
 
 impl<'a> Scratch<'a> {
+    /// The same memory for a while, to be taken again afterwards.
+    pub fn lend(&mut self) -> Scratch<'_> {
+        Scratch(self.0)
+    }
+
     /// `len` elements, aligned to a cache line.
     ///
     /// # Panics

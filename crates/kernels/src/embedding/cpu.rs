@@ -1,7 +1,7 @@
 //! Gather by rows; scatter by columns, so that no two threads write one element.
 
 use crate::cpu::{Cpu, Split};
-use crate::element::{Element, View, with_elements};
+use crate::element::{Elements, View, with_elements};
 
 /// `table [v, h]`, `ids [t]` → `y [t, h]`.
 ///
@@ -12,11 +12,9 @@ pub fn forward(cpu: &Cpu, table: View<'_>, ids: &[u32], y: &mut [f32]) {
         return;
     }
     let h = y.len() / ids.len();
-    with_elements!(table, table => cpu.rows(y, h, h, |t, y| {
-        let start = ids[t] as usize * h;
-        for (y, x) in y.iter_mut().zip(&table[start..start + h]) {
-            *y = x.to_f32();
-        }
+    with_elements!(any table, table => cpu.rows(y, h, h, |t, y| {
+        let id = ids[t] as usize;
+        y.iter_mut().enumerate().for_each(|(j, y)| *y = table.at(id * h + j, id));
     }));
 }
 

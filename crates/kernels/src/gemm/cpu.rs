@@ -3,12 +3,12 @@
 //!
 //! Every output element is one chain of multiply-adds along `k`, over the terms in order, starting
 //! from zero; blocking only interrupts the chain. So the bits depend neither on the sizes of tasks
-//! nor on threads.
+//! nor on threads. A term of bytes is one link of that chain for each [`INT8_STEPS`] of its steps.
 
 use super::block::{padded, panel_vectors};
-use super::tile::{Lines, Narrow, Old, Part, Segment, Sums, Tile, with_tile};
+use super::tile::{Lines, Narrow, Old, Part, Segment, Sums, Tile, int8, with_tile};
 use super::{Epilogue, Matrix, Product, Term};
-use crate::cpu::{Cpu, Kernel, Split, prefetch_for_writing, with_scratch};
+use crate::cpu::{Cpu, Kernel, Scratch, Split, prefetch_for_writing, with_scratch};
 use crate::element::{DType, ViewMut, with_elements};
 use std::marker::PhantomData;
 
@@ -16,6 +16,8 @@ use std::marker::PhantomData;
 const PANELS: usize = 2;
 /// Bytes of a packed line: what is longer is walked in several passes.
 const LINE_BYTES: usize = 4096;
+/// Steps of a term of bytes that are summed in integers, at most: a line, but for its head.
+const INT8_STEPS: usize = LINE_BYTES - 64;
 /// Rows of a pass, where there are several.
 const PASS_ROWS: usize = 256;
 /// Rows of the left operand that are packed at a time, where they cannot be read in place.
@@ -34,16 +36,20 @@ pub const SCRATCH_BYTES: usize = B_BYTES + A_BYTES + SUM_BYTES;
 
 /// Computes `products`, which share `out` and write to different parts of it. `compute` says how
 /// operands enter the products: as they are (`F32`) or rounded to bf16 (`Bf16`); sums are always in
-/// `f32`.
+/// `f32`. Terms whose operands are both int8 are summed in integers instead.
 ///
 /// # Panics
-/// If a slice is too short for its matrix, or neither stride of a matrix is one.
+/// If a slice is too short for its matrix, neither stride of a matrix is one, or terms of int8 are
+/// not as [`Term`] says.
 pub fn gemm(cpu: &Cpu, compute: DType, products: &[Product<'_>], out: ViewMut<'_>) {
     for product in products {
         product.target.check(out.len());
         for term in product.terms {
             assert!(term.a.is_contiguous() && term.b.is_contiguous(), "one stride must be 1");
+            let whole = term.a.col_stride == 1 && term.k.is_multiple_of(int8::STEP);
+            assert!(whole || !term.is_int8(), "int8 rows are read in place, in fours");
         }
+        assert!(product.terms.is_sorted_by_key(|term| !term.is_int8()), "int8 comes first");
     }
     with_elements!(mut out, out => {
         let job = Job { products, out: Split::new(out) };
@@ -74,6 +80,17 @@ struct Stretch {
     term: usize,
     k0: usize,
     k: usize,
+    int8: bool,
+}
+
+impl Stretch {
+    /// Bytes of a packed line.
+    fn line_bytes<M: Tile>(&self) -> usize {
+        match self.int8 {
+            true => 4 * int8::panel_len(self.k, 1),
+            false => padded::<M>(self.k) * size_of::<M::Elem>(),
+        }
+    }
 }
 
 impl<T: Narrow> Job<'_, T> {
@@ -84,9 +101,9 @@ impl<T: Narrow> Job<'_, T> {
                 let kernel = Task::<T, M> {
                     job: self,
                     block: blocks[task],
-                    b: scratch.take(B_BYTES / size_of::<M::Elem>()),
                     a: scratch.take(A_BYTES / size_of::<M::Elem>()),
                     sums: scratch.take(SUM_BYTES / 4),
+                    b: scratch,
                 };
                 cpu.isa.run(kernel)
             });
@@ -122,9 +139,9 @@ impl<T: Narrow> Job<'_, T> {
 struct Task<'a, 'b, T, M: Tile> {
     job: &'a Job<'b, T>,
     block: Block,
-    /// Packed operands.
-    b: &'a mut [M::Elem],
+    /// Packed operands: rows of the left one, panels of the right one.
     a: &'a mut [M::Elem],
+    b: Scratch<'a>,
     sums: &'a mut [f32],
 }
 
@@ -133,9 +150,9 @@ impl<T: Narrow, M: Tile> Kernel for Task<'_, '_, T, M> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { job, block, b, a, sums } = self;
+        let Self { job, block, a, mut b, sums } = self;
         let product = &job.products[block.product];
-        let passes = passes(product.terms, LINE_BYTES / size_of::<M::Elem>());
+        let passes = passes::<M>(product.terms);
         let pass_rows = if passes.len() == 1 { block.rows } else { PASS_ROWS };
         for first in (0..block.rows).step_by(pass_rows) {
             let rows = pass_rows.min(block.rows - first);
@@ -149,28 +166,33 @@ impl<T: Narrow, M: Tile> Kernel for Task<'_, '_, T, M> {
                     last: pass + 1 == passes.len(),
                     tile: PhantomData,
                 };
-                pass.run(b, a, sums);
+                pass.run(b.lend(), a, sums);
             }
         }
     }
 }
 
-/// The terms cut into passes of at most `most` steps; always at least one pass.
-fn passes(terms: &[Term<'_>], most: usize) -> Vec<Vec<Stretch>> {
+/// The terms cut into passes whose packed lines are [`LINE_BYTES`] at most; always at least one.
+fn passes<M: Tile>(terms: &[Term<'_>]) -> Vec<Vec<Stretch>> {
     let mut passes = vec![Vec::new()];
-    let mut room = most;
-    for (term, &Term { k, .. }) in terms.iter().enumerate() {
-        let mut k0 = 0;
-        while k0 < k {
-            if room == 0 {
+    let mut room = LINE_BYTES;
+    for (term, described) in terms.iter().enumerate() {
+        let (int8, mut k0) = (described.is_int8(), 0);
+        while k0 < described.k {
+            let left = described.k - k0;
+            // Where bytes are cut shows in the bits, so that must not depend on the room.
+            let k = if int8 { left.min(INT8_STEPS) } else { left.min(room / size_of::<M::Elem>()) };
+            let stretch = Stretch { term, k0, k, int8 };
+            let bytes = stretch.line_bytes::<M>();
+            if k == 0 || bytes > room {
                 passes.push(Vec::new());
-                room = most;
+                room = LINE_BYTES;
+                continue;
             }
-            let steps = (k - k0).min(room);
-            passes.last_mut().expect("never empty").push(Stretch { term, k0, k: steps });
+            passes.last_mut().expect("never empty").push(stretch);
             // No padding is longer than a group of four.
-            room -= steps.next_multiple_of(4);
-            k0 += steps;
+            room -= bytes.next_multiple_of(4 * size_of::<M::Elem>());
+            k0 += k;
         }
     }
     passes
@@ -201,72 +223,133 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
     const ROW: usize = (LINE_BYTES + 64) / size_of::<M::Elem>();
 
     #[inline(always)]
-    fn run(&self, b: &mut [M::Elem], a: &mut [M::Elem], sums: &mut [f32]) {
-        let Block { vectors, row: row0, rows: num_rows, cols, .. } = self.block;
-        let width = vectors * M::LANES;
-        let panel_len = width * self.stretches.iter().map(|s| padded::<M>(s.k)).sum::<usize>();
+    fn run(&self, mut scratch: Scratch<'_>, a: &mut [M::Elem], sums: &mut [f32]) {
+        let Block { rows: num_rows, cols, .. } = self.block;
+        let width = self.block.vectors * M::LANES;
+        let (int8, floats) =
+            self.stretches.split_at(self.stretches.partition_point(|stretch| stretch.int8));
+        let int8_len: usize = int8.iter().map(|s| int8::panel_len(s.k, width)).sum();
+        let float_len = width * floats.iter().map(|s| padded::<M>(s.k)).sum::<usize>();
+        let int8_panels = scratch.take(cols.div_ceil(width) * int8_len);
+        let float_panels = scratch.take(cols.div_ceil(width) * float_len);
         for (panel, col) in (0..cols).step_by(width).enumerate() {
-            self.pack_panel(col, &mut b[panel * panel_len..(panel + 1) * panel_len]);
+            let int8 = &mut int8_panels[panel * int8_len..];
+            self.pack_panel(col, (int8, &mut float_panels[panel * float_len..]));
         }
-        let (b, left) = (&b[..], self.left());
-        let mut segments = self.segments(&left);
+        let left = self.left(floats);
+        let mut segments = self.segments(floats, &left);
+        let mut int8: Vec<_> = int8.iter().map(|stretch| self.int8_rows(stretch)).collect();
         for packed_row in (0..num_rows).step_by(PACKED_ROWS) {
             let packed_rows = PACKED_ROWS.min(num_rows - packed_row);
-            self.pack_rows(&left, packed_row, packed_rows, a);
+            self.pack_rows(floats, &left, packed_row, packed_rows, a);
             for i in (packed_row..packed_row + packed_rows).step_by(M::ROWS) {
                 let rows = M::ROWS.min(packed_row + packed_rows - i);
                 for (segment, left) in segments.iter_mut().zip(&left) {
+                    let row = self.block.row + i;
                     segment.a = match left.direct {
-                        Some(data) => &raw const data[left.offset + (row0 + i) * left.stride],
+                        Some(data) => &raw const data[left.offset + row * left.stride],
                         None => &raw const a[left.offset + (i - packed_row) * left.stride],
                     };
                 }
                 for (panel, col) in (0..cols).step_by(width).enumerate() {
-                    let mut from = panel * panel_len;
+                    let (mut int8_at, mut float_at) = (panel * int8_len, panel * float_len);
+                    for segment in &mut int8 {
+                        segment.b = &raw const int8_panels[int8_at];
+                        int8_at += int8::panel_len(segment.groups * int8::STEP, width);
+                    }
                     for segment in &mut segments {
-                        segment.b = &raw const b[from];
-                        from += segment.groups * M::STEP * width;
+                        segment.b = &raw const float_panels[float_at];
+                        float_at += segment.groups * M::STEP * width;
                     }
-                    // One pass needs the sums only for as long as it takes to store them.
-                    let one_pass = self.first && self.last;
-                    let stride = if one_pass { width } else { PANELS * width };
-                    let at = if one_pass { 0 } else { i * stride + col };
-                    let tile = &mut sums[at..at + (rows - 1) * stride + width];
-                    if self.last {
-                        self.prefetch(row0 + i, self.block.col + col, rows, width.min(cols - col));
-                    }
-                    let old = if self.first { Old::Dropped } else { Old::Continued };
-                    let to = Sums { start: tile.as_mut_ptr(), stride, old };
-                    // SAFETY: `gemm` chose the tile by the instruction set; panels were packed with
-                    // `vectors`; rows in place were checked by `left`, packed ones are slices.
-                    unsafe { M::run(rows, vectors, &segments, to) };
-                    if self.last {
-                        let cols = width.min(cols - col);
-                        self.store(row0 + i, self.block.col + col, (rows, cols), tile, stride);
-                    }
+                    self.tile((i, rows), col, (&int8, &segments), sums);
+                }
+                int8.iter_mut().for_each(|segment| segment.skip_rows(rows));
+            }
+        }
+    }
+
+    /// Computes one tile and, in the last pass, stores it.
+    #[inline(always)]
+    fn tile(
+        &self,
+        (i, rows): (usize, usize),
+        col: usize,
+        (int8, floats): (&[int8::Segment], &[Segment<M::Elem>]),
+        sums: &mut [f32],
+    ) {
+        let Block { vectors, cols, .. } = self.block;
+        let width = vectors * M::LANES;
+        // One pass needs the sums only for as long as it takes to store them.
+        let one_pass = self.first && self.last;
+        let stride = if one_pass { width } else { PANELS * width };
+        let at = if one_pass { 0 } else { i * stride + col };
+        let sums = &mut sums[at..at + (rows - 1) * stride + width];
+        let cols = width.min(cols - col);
+        let (row, col) = (self.block.row + i, self.block.col + col);
+        if self.last {
+            self.prefetch(row, col, rows, cols);
+        }
+        let old = if self.first { Old::Dropped } else { Old::Continued };
+        let mut to = Sums { start: sums.as_mut_ptr(), stride, old };
+        // SAFETY: `gemm` chose the tile by the instruction set; panels were packed with `vectors`;
+        // rows in place were checked by `left` and `int8_rows`, packed ones are slices.
+        unsafe {
+            for &segment in int8 {
+                M::run_int8(rows, vectors, segment, to);
+                to.old = Old::Continued;
+            }
+            if int8.is_empty() || !floats.is_empty() {
+                M::run(rows, vectors, floats, to);
+            }
+        }
+        if self.last {
+            self.store(row, col, (rows, cols), sums, stride);
+        }
+    }
+
+    #[inline(always)]
+    fn pack_panel(&self, col: usize, (mut int8, mut floats): (&mut [i32], &mut [M::Elem])) {
+        let Block { vectors, cols, .. } = self.block;
+        let width = vectors * M::LANES;
+        for stretch in self.stretches {
+            let lines = width.min(cols - col);
+            let part = Part { line: self.block.col + col, lines, k0: stretch.k0, k: stretch.k };
+            let b = lines_of(self.product.terms[stretch.term].b.transposed());
+            // SAFETY: `gemm` chose the tile by the instruction set.
+            unsafe {
+                if stretch.int8 {
+                    M::pack_int8(b, part, vectors, int8);
+                    int8 = &mut int8[int8::panel_len(stretch.k, width)..];
+                } else {
+                    let len = padded::<M>(stretch.k) * width;
+                    M::pack_panel(b, part, vectors, &mut floats[..len]);
+                    floats = &mut floats[len..];
                 }
             }
         }
     }
 
+    /// The block's rows of a term of bytes, in place; still without a panel.
     #[inline(always)]
-    fn pack_panel(&self, col: usize, mut panel: &mut [M::Elem]) {
-        let Block { vectors, cols, .. } = self.block;
-        let width = vectors * M::LANES;
-        for stretch in self.stretches {
-            let (this, rest) = panel.split_at_mut(padded::<M>(stretch.k) * width);
-            let lines = width.min(cols - col);
-            let part = Part { line: self.block.col + col, lines, k0: stretch.k0, k: stretch.k };
-            let b = lines_of(self.product.terms[stretch.term].b.transposed());
-            // SAFETY: `gemm` chose the tile by the instruction set.
-            unsafe { M::pack_panel(b, part, vectors, this) };
-            panel = rest;
+    fn int8_rows(&self, stretch: &Stretch) -> int8::Segment {
+        let a = self.product.terms[stretch.term].a;
+        let (lines, data) = (lines_of(a), a.data.int8());
+        let (first, last) = (self.block.row, self.block.row + self.block.rows - 1);
+        assert!(lines.index(last, stretch.k0) + stretch.k <= data.values.len());
+        let rows = lines.rows();
+        assert!(rows.of(last, stretch.k0) < data.scales.len());
+        int8::Segment {
+            a: &raw const data.values[lines.index(first, stretch.k0)],
+            a_stride: a.row_stride,
+            scales: &raw const data.scales[rows.of(first, stretch.k0)],
+            b: std::ptr::null(),
+            groups: stretch.k.div_ceil(int8::STEP),
         }
     }
 
     /// Rows of the left operand: in place where type, order and length allow.
     #[inline(always)]
-    fn left(&self) -> Vec<Left<'_, M::Elem>> {
+    fn left(&self, floats: &[Stretch]) -> Vec<Left<'_, M::Elem>> {
         let mut packed = 0;
         let of_stretch = |stretch: &Stretch| {
             let a = self.product.terms[stretch.term].a;
@@ -281,18 +364,19 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
             packed += padded::<M>(stretch.k);
             Left { direct: None, offset, stride: Self::ROW }
         };
-        self.stretches.iter().map(of_stretch).collect()
+        floats.iter().map(of_stretch).collect()
     }
 
     #[inline(always)]
     fn pack_rows(
         &self,
+        floats: &[Stretch],
         left: &[Left<'_, M::Elem>],
         row: usize,
         rows: usize,
         packed: &mut [M::Elem],
     ) {
-        for (stretch, left) in self.stretches.iter().zip(left) {
+        for (stretch, left) in floats.iter().zip(left) {
             if left.direct.is_none() {
                 let line = self.block.row + row;
                 let part = Part { line, lines: rows, k0: stretch.k0, k: stretch.k };
@@ -305,14 +389,14 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
 
     /// A segment for each stretch, still without operands.
     #[inline(always)]
-    fn segments(&self, left: &[Left<'_, M::Elem>]) -> Vec<Segment<M::Elem>> {
+    fn segments(&self, floats: &[Stretch], left: &[Left<'_, M::Elem>]) -> Vec<Segment<M::Elem>> {
         let of_stretch = |(stretch, left): (&Stretch, &Left<'_, M::Elem>)| Segment {
             a: std::ptr::null(),
             a_stride: left.stride,
             b: std::ptr::null(),
             groups: padded::<M>(stretch.k) / M::STEP,
         };
-        self.stretches.iter().zip(left).map(of_stretch).collect()
+        floats.iter().zip(left).map(of_stretch).collect()
     }
 
     /// Fetches the part of the output that a tile will write, while it is computed: without, a

@@ -13,7 +13,7 @@ pub(crate) mod tile;
 
 pub use cpu::{SCRATCH_BYTES, gemm};
 
-use crate::element::View;
+use crate::element::{DType, View};
 
 /// A matrix inside a slice: element `(i, j)` is at `offset + i * row_stride + j * col_stride`.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +51,11 @@ impl<'a> Matrix<'a> {
 }
 
 /// One product `A[m, k] · B[k, n]` of a sum of products.
+///
+/// If both operands are int8, they are multiplied as integers: the rows of `A` are contiguous and
+/// their number of elements `k` a multiple of four, the scales of `B` belong to its columns (a
+/// weight's rows, transposed) or are left out because they are part of `A` already, and the term
+/// comes before any of floats.
 #[derive(Clone, Copy, Debug)]
 pub struct Term<'a> {
     /// Left operand, `[m, k]`.
@@ -59,6 +64,13 @@ pub struct Term<'a> {
     pub b: Matrix<'a>,
     /// Length of the contraction.
     pub k: usize,
+}
+
+impl Term<'_> {
+    /// Whether the term is summed in integers.
+    fn is_int8(&self) -> bool {
+        self.a.data.dtype() == DType::Int8 && self.b.data.dtype() == DType::Int8
+    }
 }
 
 /// What becomes of the sum of products.

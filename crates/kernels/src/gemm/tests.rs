@@ -1,7 +1,8 @@
 use super::*;
 use crate::cpu::{Cpu, Isa};
-use crate::element::{DType, ViewMut, bf16};
+use crate::element::{DType, Int8Rows, ViewMut, bf16};
 use crate::random::Philox;
+use crate::vector::quantise_rows;
 
 fn random(len: usize, stream: u64) -> Vec<f32> {
     let random = Philox::new(1, stream);
@@ -102,5 +103,114 @@ fn writes_only_its_columns() {
     gemm(&cpu, DType::F32, &[product], ViewMut::F32(&mut out));
     for (i, &v) in out.iter().enumerate() {
         assert_eq!(v == 9.0, !(5..8).contains(&(i % 10)), "column {}", i % 10);
+    }
+}
+
+/// A matrix in bytes.
+struct Bytes {
+    values: Vec<u8>,
+    scales: Vec<f32>,
+}
+
+impl Bytes {
+    fn of(x: &[f32], cols: usize) -> Self {
+        let rows = x.len() / cols;
+        let (mut values, mut scales) = (vec![0; x.len()], vec![0.0; rows]);
+        let to = (&mut values[..], &mut scales[..]);
+        quantise_rows(&Cpu::new(1), (View::F32(x), cols, 0), None, to);
+        Self { values, scales }
+    }
+
+    fn view(&self) -> View<'_> {
+        View::Int8(Int8Rows { values: &self.values, scales: &self.scales })
+    }
+}
+
+/// A product of bytes, with scales of columns or along the contraction, and one of floats after it.
+fn run_int8(cpu: &Cpu, (m, n, k): (usize, usize, usize), along: bool) -> Vec<f32> {
+    let (a, b) = (Bytes::of(&random(m * k, 1), k), random(k * n, 2));
+    let (b, transposed) = (Bytes::of(&b, if along { n } else { k }), !along);
+    let view = if along { View::Int8(b.view().int8().without_scales()) } else { b.view() };
+    let right = match transposed {
+        true => Matrix::rows(view, k).transposed(),
+        false => Matrix::rows(view, n),
+    };
+    let (a2, b2) = (random(m * 5, 3), random(5 * n, 4));
+    let (a2, b2) = (Matrix::rows(View::F32(&a2), 5), Matrix::rows(View::F32(&b2), n));
+    let terms = [Term { a: Matrix::rows(a.view(), k), b: right, k }, Term { a: a2, b: b2, k: 5 }];
+    let mut out = vec![0.0; m * n];
+    let epilogue = Epilogue::default();
+    let product = Product { terms: &terms, epilogue, target: Target::whole(m, n) };
+    gemm(cpu, DType::F32, &[product], ViewMut::F32(&mut out));
+    out
+}
+
+fn expected_int8((m, n, k): (usize, usize, usize), along: bool) -> Vec<f64> {
+    let a = Bytes::of(&random(m * k, 1), k).view().to_vec_f32();
+    let b = Bytes::of(&random(k * n, 2), if along { n } else { k });
+    let mut values = b.view().to_vec_f32();
+    if along {
+        let scales = values.chunks_exact_mut(n).zip(&b.scales);
+        scales.for_each(|(row, scale)| row.iter_mut().for_each(|v| *v /= scale));
+    }
+    let b = if along { f64s(&values) } else { reference::transpose(n, k, &f64s(&values)) };
+    let first = reference::gemm(m, n, k, &f64s(&a), &b);
+    let second = reference::gemm(m, n, 5, &f64s(&random(m * 5, 3)), &f64s(&random(5 * n, 4)));
+    first.iter().zip(second).map(|(x, y)| x + y).collect()
+}
+
+#[test]
+fn int8_is_exact_and_the_same_everywhere() {
+    // The last is longer than one link of the chain.
+    for size in [(1, 1, 4), (13, 70, 72), (200, 33, 576), (70, 300, 40), (30, 50, 9000)] {
+        for along in [false, true] {
+            let first = run_int8(&Cpu::with_isa(1, Isa::Scalar), size, along);
+            let exact = expected_int8(size, along);
+            let greatest = exact.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+            for (x, y) in first.iter().zip(&exact) {
+                assert!((f64::from(*x) - y).abs() < 1e-6 * greatest, "{size:?}: {x} for {y}");
+            }
+            for isa in Isa::available() {
+                for threads in [1, 2, 3] {
+                    let again = run_int8(&Cpu::with_isa(threads, isa), size, along);
+                    assert!(first == again, "{isa:?}, {size:?}, {threads} threads");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn int8_weights_enter_products_of_floats() {
+    for (m, n, k) in [(3, 5, 7), (13, 70, 300), (70, 300, 40), (5, 37, 4300)] {
+        let x = random(m * k, 1);
+        let w = Bytes::of(&random(n * k, 2), k);
+        let plain = w.view().to_vec_f32();
+        // As `x · Wᵀ`, and as `x · W` where `W` is the other way round.
+        let turned = Bytes::of(&random(k * n, 3), n);
+        let plain_turned = turned.view().to_vec_f32();
+        let pairs = [
+            (
+                Matrix::rows(w.view(), k).transposed(),
+                Matrix::rows(View::F32(&plain), k).transposed(),
+            ),
+            (Matrix::rows(turned.view(), n), Matrix::rows(View::F32(&plain_turned), n)),
+        ];
+        for (quantised, plain) in pairs {
+            for compute in [DType::F32, DType::Bf16] {
+                let of = |cpu: &Cpu, b| {
+                    let mut out = vec![0.0; m * n];
+                    let terms = [Term { a: Matrix::rows(View::F32(&x), k), b, k }];
+                    let (epilogue, target) = (Epilogue::default(), Target::whole(m, n));
+                    let product = Product { terms: &terms, epilogue, target };
+                    gemm(cpu, compute, &[product], ViewMut::F32(&mut out));
+                    out
+                };
+                for isa in Isa::available() {
+                    let cpu = Cpu::with_isa(2, isa);
+                    assert!(of(&cpu, quantised) == of(&cpu, plain), "{isa:?}, {compute:?}");
+                }
+            }
+        }
     }
 }

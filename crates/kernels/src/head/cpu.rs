@@ -4,7 +4,7 @@
 //! results do not depend on the number of threads; segments are merged row by row at the end.
 
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
-use crate::element::{Element, View, ViewMut, with_elements};
+use crate::element::{Element, Elements, View, ViewMut, with_elements};
 use crate::gemm::block::{Typed, left, multiply, padded, right};
 use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
 use crate::math::{LANES, exp, max, sum};
@@ -68,7 +68,7 @@ pub fn forward<'a>(cpu: &Cpu, inputs: Inputs<'a>, workspace: &mut [f32], outputs
     match inputs.x {
         View::F32(x) => typed(cpu, x, inputs, workspace, outputs),
         View::Bf16(x) => typed(cpu, x, inputs, workspace, outputs),
-        View::F16(_) => panic!("hidden states are f32 or bf16"),
+        View::F16(_) | View::Int8(_) => panic!("hidden states are f32 or bf16"),
     }
 }
 
@@ -232,7 +232,7 @@ fn merge(
         outputs.log_probs[t] = target - outputs.lse[t];
     }
     let Some(direction) = outputs.direction else { return };
-    with_elements!(mut direction, direction => with_elements!(inputs.weight, weight => {
+    with_elements!(mut direction, direction => {
         cpu.rows(&mut direction[..n * h], h, (segments + 1) * h, |t, row| {
             let (target, (max, sum)) = (inputs.targets[t] as usize, whole(t));
             let lacks = 1.0 - exp(state(target / SEGMENT, t)[2] - max) / sum;
@@ -240,9 +240,11 @@ fn merge(
                 let share = exp(state(s, t)[0] - max) / sum;
                 (share, &sums[(s * n + t) * padded_row(h)..][..h])
             });
-            cpu.isa.run(Direction { row, target: &weight[target * h..][..h], lacks, parts });
+            with_elements!(any inputs.weight, weight => {
+                cpu.isa.run(Direction { row, weight, target, lacks, parts });
+            });
         });
-    }));
+    });
 }
 
 /// Elements of a row that are summed together.
@@ -250,13 +252,14 @@ const BLOCK: usize = 64;
 
 struct Direction<'a, T, W, P> {
     row: &'a mut [T],
-    /// The target's row of the weight, and one minus its probability.
-    target: &'a [W],
+    weight: W,
+    target: usize,
+    /// One minus the target's probability.
     lacks: f32,
     parts: P,
 }
 
-impl<'a, T: Element, W: Element, P> Kernel for Direction<'_, T, W, P>
+impl<'a, T: Element, W: Elements, P> Kernel for Direction<'_, T, W, P>
 where
     P: Iterator<Item = (f32, &'a [f32])> + Clone,
 {
@@ -264,6 +267,7 @@ where
 
     #[inline(always)]
     fn run(self) {
+        let start = self.target * self.row.len();
         // In blocks, so that segments are added along the row.
         for (block, out) in self.row.chunks_mut(BLOCK).enumerate() {
             let columns = block * BLOCK..block * BLOCK + out.len();
@@ -273,8 +277,8 @@ where
                     *mean += share * sum;
                 }
             }
-            for ((out, target), mean) in out.iter_mut().zip(&self.target[columns]).zip(mean) {
-                *out = T::from_f32(self.lacks * target.to_f32() - mean);
+            for ((out, j), mean) in out.iter_mut().zip(columns).zip(mean) {
+                *out = T::from_f32(self.lacks * self.weight.at(start + j, self.target) - mean);
             }
         }
     }

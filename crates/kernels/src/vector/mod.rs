@@ -1,7 +1,7 @@
 //! Operations along flat slices: sums, squares, scaling, column sums, conversion.
 
 use crate::cpu::{Cpu, Kernel, Split};
-use crate::element::{Element, View, ViewMut, with_elements};
+use crate::element::{Element, Elements, Int8Rows, View, ViewMut, with_elements};
 use crate::math::dot;
 
 /// Elements per task, and per partial sum: fixed, so that sums do not depend on the threads.
@@ -18,11 +18,78 @@ pub fn add_assign(cpu: &Cpu, x: View<'_>, y: ViewMut<'_>) {
 
 /// `y = x`, elementwise, to the nearest value.
 pub fn convert(cpu: &Cpu, x: View<'_>, y: ViewMut<'_>) {
+    if let View::Int8(x) = x {
+        return with_elements!(mut y, y => cpu.rows(y, x.cols(), x.cols(), |row, y| {
+            for (index, y) in (row * x.cols()..).zip(y) {
+                *y = Element::from_f32(x.at(index, row));
+            }
+        }));
+    }
     with_elements!(x, x => with_elements!(mut y, y => chunks(cpu, y, |start, y| {
         for (y, x) in y.iter_mut().zip(&x[start..]) {
             *y = Element::from_f32(x.to_f32());
         }
     })));
+}
+
+/// `y = x · factors` row by row in bytes with scales: the greatest element of a row becomes ±127,
+/// the others the nearest multiples; a row that is not finite gets a scale that is not a number.
+/// `x [_, cols]`; `factors [cols]`, one for each column, or ones.
+pub fn quantise_rows(
+    cpu: &Cpu,
+    (x, stride, col): (View<'_>, usize, usize),
+    factors: Option<&[f32]>,
+    (values, scales): (&mut [u8], &mut [f32]),
+) {
+    let cols = values.len() / scales.len().max(1);
+    let values = Split::new(values);
+    with_elements!(x, x => cpu.rows(scales, 1, 2 * cols, |row, scale| {
+        // SAFETY: each row belongs to one task.
+        let values = unsafe { values.slice(row * cols, cols) };
+        let x = &x[row * stride + col..][..cols];
+        scale[0] = cpu.isa.run(QuantisedRow { x, factors, values });
+    }));
+}
+
+/// Writes the bytes of a row and returns its scale.
+struct QuantisedRow<'a, E> {
+    x: &'a [E],
+    factors: Option<&'a [f32]>,
+    values: &'a mut [u8],
+}
+
+impl<E: Element> Kernel for QuantisedRow<'_, E> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run(self) -> f32 {
+        match self.factors {
+            None => quantise_row(self.x.iter().map(|x| x.to_f32()), self.values),
+            Some(factors) => {
+                let products = self.x.iter().zip(factors).map(|(x, f)| x.to_f32() * f);
+                quantise_row(products, self.values)
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn quantise_row(x: impl Iterator<Item = f32> + Clone, values: &mut [u8]) -> f32 {
+    // Adding 1.5 · 2^23 rounds to the nearest integer and leaves it in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    /// The inverse of what is smaller would be infinite: such rows are zero.
+    const LEAST: f32 = 1e-35;
+    // Without their sign, floats are ordered as their bits are, and those of NaN come last.
+    let magnitudes = x.clone().map(|x| x.to_bits() & 0x7fff_ffff);
+    let greatest = f32::from_bits(magnitudes.fold(0, |a, b| if b > a { b } else { a }));
+    if !greatest.is_finite() {
+        return f32::NAN;
+    }
+    let inverse = if greatest > LEAST { 127.0 / greatest } else { 0.0 };
+    for (value, x) in values.iter_mut().zip(x) {
+        *value = x.mul_add(inverse, ROUND).to_bits() as u8 ^ Int8Rows::ZERO_POINT;
+    }
+    greatest / 127.0
 }
 
 /// `y = scale · x`, elementwise, to the nearest value.

@@ -91,3 +91,44 @@ fn rows_are_copied_between_strides() {
     copy_rows(View::F32(&x), (4, 1), ViewMut::F32(&mut y), (2, 2));
     assert_eq!(y, [-1.0, -1.0, 1.0, 2.0, 5.0, 6.0, 9.0, 10.0]);
 }
+
+#[test]
+fn rows_in_bytes_are_off_by_half_a_step() {
+    let (rows, cols) = (7, 83);
+    let random = crate::random::Philox::new(3, 1);
+    let x: Vec<f32> = (0..(rows * cols) as u64)
+        .map(|i| random.normal(i) * 10f32.powi(i as i32 / 83 - 3))
+        .collect();
+    for isa in Isa::available() {
+        let (mut values, mut scales) = (vec![0; x.len()], vec![0.0; rows]);
+        let cpu = Cpu::with_isa(2, isa);
+        quantise_rows(&cpu, (View::F32(&x), cols, 0), None, (&mut values, &mut scales));
+        let read = View::Int8(Int8Rows { values: &values, scales: &scales }).to_vec_f32();
+        for (i, (x, read)) in x.iter().zip(read).enumerate() {
+            assert!((x - read).abs() <= 0.5001 * scales[i / cols], "{isa:?}: {read} for {x}");
+        }
+        for row in values.chunks_exact(cols) {
+            assert!(row.iter().any(|&v| v == 1 || v == 255), "the greatest becomes ±127");
+        }
+    }
+}
+
+#[test]
+fn columns_are_quantised_with_their_factors() {
+    let x = [1.0, 9.0, -2.0, 4.0, 9.0, 0.5];
+    let (mut values, mut scales) = ([0; 4], [0.0; 2]);
+    let factors = Some(&[3.0, 0.5][..]);
+    // Rows of three, of which the first column is left out.
+    quantise_rows(&Cpu::new(1), (View::F32(&x), 3, 1), factors, (&mut values, &mut scales));
+    assert_eq!(scales, [27.0 / 127.0, 27.0 / 127.0]);
+    assert_eq!(values, [255, 123, 255, 129]);
+}
+
+#[test]
+fn rows_without_a_scale() {
+    let x = [0.0, -0.0, f32::NAN, 1.0, 1.0, f32::NEG_INFINITY, 1e-40, 0.0];
+    let (mut values, mut scales) = ([0; 8], [1.0; 4]);
+    quantise_rows(&Cpu::new(1), (View::F32(&x), 2, 0), None, (&mut values, &mut scales));
+    assert!(scales[0] == 0.0 && scales[1].is_nan() && scales[2].is_nan());
+    assert_eq!((&values[..2], &values[6..]), (&[128, 128][..], &[128, 128][..]));
+}

@@ -6,7 +6,7 @@ pub use sampling::Sampling;
 
 use crate::load::Model;
 use hone_tensor::ops::{self, KvCache};
-use hone_tensor::{DType, Device, Tape};
+use hone_tensor::{Compute, Device, Tape};
 use std::ops::ControlFlow;
 
 /// When to stop, and how to choose.
@@ -18,8 +18,8 @@ pub struct GenerateOptions {
     pub sampling: Sampling,
     /// Tokens that end the text; they are not given out.
     pub stop_ids: Vec<u32>,
-    /// Element type of products and activations.
-    pub compute: DType,
+    /// What products are computed in.
+    pub compute: Compute,
 }
 
 /// Why a generation ended.
@@ -52,7 +52,10 @@ pub fn generate(
         config.max_position_embeddings.checked_sub(prompt.len()).expect("a prompt that fits");
     assert!(!prompt.is_empty());
     let limit = options.max_new_tokens.min(room);
-    let new_cache = |_| KvCache::new(device, options.compute, &config.heads, prompt.len() + limit);
+    let new_cache = |_| {
+        let dtype = options.compute.dtype();
+        KvCache::new(device, dtype, &config.heads, prompt.len() + limit)
+    };
     let mut caches: Vec<KvCache> = (0..config.num_hidden_layers).map(new_cache).collect();
     let mut tokens = Vec::new();
     let mut pending = prompt.to_vec();
@@ -75,7 +78,7 @@ pub fn generate(
 fn next_logits(
     model: &Model,
     device: &Device,
-    compute: DType,
+    compute: Compute,
     tokens: &[u32],
     caches: &mut [KvCache],
 ) -> Vec<f32> {

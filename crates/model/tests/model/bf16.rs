@@ -5,7 +5,7 @@ use crate::fixture::{
     Golden, Sample, forward_backward, load, logits, max_error, pack, relative_error,
 };
 use hone_model::{Batch, Model, Recompute, Trained, adapter, export_hf};
-use hone_tensor::{DType, Device, Philox};
+use hone_tensor::{Compute, DType, Device, Philox};
 use tempfile::TempDir;
 
 /// The base with every weight, norms and biases too, rounded to bf16 as PyTorch's were.
@@ -24,7 +24,7 @@ fn logits_err_no_more_than_pytorch() {
         let exact = golden.of_sequences("logits_bf16w").concat();
         let run = |sample: &Sample| {
             let batch = Batch::of_sequence(&model.decoder.config, &sample.ids);
-            logits(&model, &device, DType::Bf16, &batch)
+            logits(&model, &device, Compute::Bf16, &batch)
         };
         let found = golden.samples().iter().map(run).collect::<Vec<_>>().concat();
         let max = f64::from(max_error(&found, &exact));
@@ -71,7 +71,7 @@ fn gradient_errors(model: &Model, device: &Device, samples: &[Sample]) -> Vec<f6
         let how = (compute, Recompute::None);
         forward_backward(model, device, how, &batch, batch.rows.len() as f64, None).gradients
     };
-    let pairs = gradients(DType::Bf16).into_iter().zip(gradients(DType::F32));
+    let pairs = gradients(Compute::Bf16).into_iter().zip(gradients(Compute::F32));
     pairs.map(|(found, exact)| relative_error(&found, &exact)).collect()
 }
 

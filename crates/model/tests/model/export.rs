@@ -2,7 +2,7 @@
 
 use crate::fixture::{Golden, copy_of, load, logits, max_error, pack, range};
 use hone_model::{Model, Trained, export_hf, logits_error};
-use hone_tensor::{DType, Device, ParamId};
+use hone_tensor::{Compute, DType, Device, ParamId};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ const TYPES: [(DType, &str, f32); 3] =
 
 fn logits_of(model: &Model, golden: &Golden) -> Vec<f32> {
     let batch = pack(&model.decoder.config, &golden.samples(), 0);
-    logits(model, &Device::cpu(2), DType::F32, &batch)
+    logits(model, &Device::cpu(2), Compute::F32, &batch)
 }
 
 fn json(path: &Path) -> Value {
@@ -71,7 +71,7 @@ fn logits_that_are_no_numbers_agree_with_nothing() {
     let (device, golden) = (Device::cpu(1), Golden::load("tied_gqa"));
     let model = load(&golden.dir, &device, None, Trained::All);
     let mut damaged = load(&golden.dir, &device, None, Trained::All);
-    let error = |a: &Model, b: &Model| logits_error((&device, DType::F32), a, b, &[1, 2, 3]);
+    let error = |a: &Model, b: &Model| logits_error((&device, Compute::F32), a, b, &[1, 2, 3]);
     assert_eq!(error(&model, &damaged), 0.0);
     damaged.params.value_mut(ParamId(0)).f32_mut().fill(f32::NAN);
     assert_eq!(error(&model, &damaged), f64::INFINITY);

@@ -1,7 +1,7 @@
 //! What the tests share: golden cases, packing of their sequences, one forward and backward pass.
 
 use hone_model::{Batch, Decoder, DecoderConfig, LoadOptions, Model, Recompute, Trained, adapter};
-use hone_tensor::{DType, Device, Gradients, StepKey, Tape, Tensor};
+use hone_tensor::{Compute, DType, Device, Gradients, StepKey, Tape, Tensor};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -145,7 +145,7 @@ impl Outcome {
 pub fn forward_backward(
     model: &Model,
     device: &Device,
-    (compute, recompute): (DType, Recompute),
+    (compute, recompute): (Compute, Recompute),
     batch: &Batch,
     denominator: f64,
     dropout: Option<StepKey>,
@@ -164,7 +164,7 @@ pub fn forward_backward(
 }
 
 /// Logits `[t * vocab_size]` of a batch.
-pub fn logits(model: &Model, device: &Device, compute: DType, batch: &Batch) -> Vec<f32> {
+pub fn logits(model: &Model, device: &Device, compute: Compute, batch: &Batch) -> Vec<f32> {
     let mut tape = Tape::inference(device, &model.params, compute);
     Decoder::logits(&model.decoder, &mut tape, batch).f32().to_vec()
 }

@@ -4,7 +4,7 @@ use crate::fixture::{
     Golden, Outcome, forward_backward, load, logits, max_error, pack, range, relative_error,
 };
 use hone_model::{Batch, Model, Recompute, Trained};
-use hone_tensor::{DType, Device};
+use hone_tensor::{Compute, Device};
 
 /// Relative to the range of the logits.
 const LOGITS: f32 = 1e-4;
@@ -26,7 +26,7 @@ fn check_logits(golden: &Golden, model: &Model, device: &Device, name: &str) {
     let (config, samples) = (&model.decoder.config, golden.samples());
     let expected = golden.of_sequences(name);
     let check = |batch: &Batch, expected: &[f32], what: &str| {
-        let found = logits(model, device, DType::F32, batch);
+        let found = logits(model, device, Compute::F32, batch);
         let error = max_error(&found[..expected.len()], expected) / range(expected);
         assert!(error <= LOGITS, "{} {name} {what}: {error:e}", golden.dir.display());
     };
@@ -61,7 +61,7 @@ fn check_gradients(golden: &Golden, model: &Model, device: &Device, loss: &str, 
     let num_targets = golden.number("num_target_tokens");
     assert_eq!(batch.rows.len() as f64, num_targets);
     let run = |recompute| -> Outcome {
-        forward_backward(model, device, (DType::F32, recompute), &batch, num_targets, None)
+        forward_backward(model, device, (Compute::F32, recompute), &batch, num_targets, None)
     };
     let outcome = run(Recompute::None);
     assert_eq!(outcome, run(Recompute::Block), "{}", golden.dir.display());

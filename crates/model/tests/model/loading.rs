@@ -2,7 +2,7 @@
 
 use crate::fixture::{CASES, Golden, copy_of, load, logits, pack, rewrite, set_key};
 use hone_model::{DecoderConfig, LoadOptions, Model, Trained};
-use hone_tensor::{Category, DType, Device};
+use hone_tensor::{Category, Compute, DType, Device};
 use safetensors::Dtype;
 use serde_json::json;
 use std::fs;
@@ -10,7 +10,7 @@ use std::path::Path;
 
 fn logits_of(model: &Model, golden: &Golden) -> Vec<f32> {
     let batch = pack(&model.decoder.config, &golden.samples(), 0);
-    logits(model, &Device::cpu(2), DType::F32, &batch)
+    logits(model, &Device::cpu(2), Compute::F32, &batch)
 }
 
 /// What the files of the goldens hold, and how the matrices are held for each wish.
@@ -50,7 +50,7 @@ fn memory_of_weights() {
         };
         let (bytes, count) = bytes_held(&Device::cpu(1), Some(DType::F32));
         assert_eq!(bytes, 4 * count, "{case}");
-        for precision in [None, Some(DType::F32), Some(DType::Bf16)] {
+        for precision in [None, Some(DType::F32), Some(DType::Bf16), Some(DType::Int8)] {
             let real = bytes_held(&Device::cpu(1), precision);
             assert_eq!(real, bytes_held(&Device::dry(), precision), "{case} {precision:?}");
         }

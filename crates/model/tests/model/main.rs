@@ -7,6 +7,7 @@ mod export;
 mod fixture;
 mod generation;
 mod goldens;
+mod int8;
 mod loading;
 mod packing;
 mod peft;

@@ -4,12 +4,18 @@ use crate::fixture::{
     Golden, Outcome, Sample, forward_backward, load, pack, relative_error, shared,
 };
 use hone_model::{Model, Recompute, Trained};
-use hone_tensor::{DType, Device, Isa, StepKey};
+use hone_tensor::{Compute, Device, Isa, StepKey};
 
-const COMPUTE: [DType; 2] = [DType::F32, DType::Bf16];
+const COMPUTE: [Compute; 2] = [Compute::F32, Compute::Bf16];
 
 /// `compute` with recomputation, gradients of the sum of losses.
-fn run(model: &Model, device: &Device, compute: DType, samples: &[Sample], pad: usize) -> Outcome {
+fn run(
+    model: &Model,
+    device: &Device,
+    compute: Compute,
+    samples: &[Sample],
+    pad: usize,
+) -> Outcome {
     let batch = pack(&model.decoder.config, samples, pad);
     forward_backward(model, device, (compute, Recompute::Block), &batch, 1.0, None)
 }
@@ -100,7 +106,7 @@ fn dropout_is_the_same_wherever_it_is_computed() {
             adapter.dropout = 0.5;
         }
         let batch = pack(&model.decoder.config, &golden.samples(), 5);
-        forward_backward(&model, &device, (DType::F32, recompute), &batch, 1.0, step)
+        forward_backward(&model, &device, (Compute::F32, recompute), &batch, 1.0, step)
     };
     let key = |step| Some(StepKey { seed: 1, step, micro_batch: 0 });
     let expected = outcome(1, Recompute::None, key(0));

@@ -3,7 +3,7 @@
 use crate::fixture::{Golden, logits, pack};
 use hone_model::Model;
 use hone_model::adapter::{self, LoraConfig, TargetModules};
-use hone_tensor::{DType, Device};
+use hone_tensor::{Compute, Device};
 use serde_json::{Value, json};
 
 fn params(model: &Model) -> Vec<(String, Vec<usize>, Vec<f32>)> {
@@ -23,7 +23,7 @@ fn patterns(targets: &[&str]) -> TargetModules {
 
 fn logits_of(model: &Model, golden: &Golden) -> Vec<f32> {
     let batch = pack(&model.decoder.config, &golden.samples(), 0);
-    logits(model, &Device::cpu(2), DType::F32, &batch)
+    logits(model, &Device::cpu(2), Compute::F32, &batch)
 }
 
 #[test]

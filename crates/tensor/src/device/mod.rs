@@ -34,6 +34,8 @@ pub enum Category {
 pub enum Work {
     /// Matrix products.
     Product,
+    /// Matrix products in 8-bit integers.
+    Int8,
     /// Attention.
     Attention,
     /// Everything that is bound by memory.
@@ -118,14 +120,14 @@ impl Device {
 
     /// Memory for a tensor of the present step. Its contents are undefined.
     pub fn alloc(&self, category: Category, dtype: DType, shape: &[usize]) -> Tensor {
-        let bytes = shape.iter().product::<usize>() * dtype.size();
+        let bytes = dtype.num_bytes(shape);
         let block = Block::alloc(&self.0.memory, category, bytes, self.is_dry());
         Tensor::from_block(block, dtype, shape)
     }
 
     /// Memory for a tensor that outlives steps, zeroed.
     pub fn persistent(&self, category: Category, dtype: DType, shape: &[usize]) -> Tensor {
-        let bytes = shape.iter().product::<usize>() * dtype.size();
+        let bytes = dtype.num_bytes(shape);
         self.memory().count_persistent(category, bytes);
         Tensor::from_block(Block::persistent(bytes, self.is_dry()), dtype, shape)
     }

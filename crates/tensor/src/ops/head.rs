@@ -40,7 +40,7 @@ pub fn log_probs<'a>(
     tape.push(log_probs, requires_grad, move |sweep, d_log_probs| {
         if let (Some(param), Some(x)) = (weight.param(), &x) {
             let head = Head { x, weight: sweep.params.resolve(weight), rows, targets };
-            let (device, compute) = (sweep.device, sweep.compute);
+            let (device, compute) = (sweep.device, sweep.dtype());
             let d_w = sweep.gradients.get_mut(param);
             head.weight_gradient(device, compute, &lse, &d_log_probs, d_w);
         }
@@ -74,7 +74,7 @@ pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight) -> Tensor {
         let terms = [Term { a: Matrix::rows(x.view(), h), b: w, k: h }];
         let target = Target::whole(t, v);
         let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
-        gemm(cpu, tape.compute(), &[product], y.view_mut());
+        gemm(cpu, tape.dtype(), &[product], y.view_mut());
     }
     y
 }

@@ -8,7 +8,7 @@ use super::rows_cols;
 use crate::tape::Sweep;
 use crate::{
     Category, Cost, DType, Device, Lora, Params, Philox, Projection, StepKey, Tape, Tensor, Var,
-    Weight, Work,
+    View, Weight, Work,
 };
 use hone_kernels::Cpu;
 use hone_kernels::dropout::{self, Mask};
@@ -26,7 +26,7 @@ pub fn linear<'a>(
     let (t, k) = rows_cols(x.value().shape());
     assert!(projections.iter().all(|p| p.in_features() == k));
     let width: usize = projections.iter().map(Projection::out_features).sum();
-    let dtype = if residual.is_some() { DType::F32 } else { tape.compute() };
+    let dtype = if residual.is_some() { DType::F32 } else { tape.dtype() };
     let mut y = tape.activation(dtype, &[t, width]);
     let down = down_projections(tape, x.value(), projections);
     project(tape, x.value(), projections, down.as_ref(), residual.as_ref(), &mut y);
@@ -128,7 +128,7 @@ fn down_projections(tape: &Tape<'_>, x: &Tensor, projections: &[Projection]) -> 
     if adapters.is_empty() {
         return None;
     }
-    let (device, compute) = (tape.device(), tape.compute());
+    let (device, compute) = (tape.device(), tape.dtype());
     let mut u = tape.activation(compute, &[t, width]);
     let a = stacked_a((device, tape.params(), compute), (&adapters, width), k);
     let mut project = |x: &Tensor, at: usize, rank: usize| {
@@ -167,13 +167,18 @@ fn project(
     let weights: usize = projections.iter().map(|p| params.resolve(&p.weight).num_bytes()).sum();
     let flops_of_adapters = adapters.iter().map(|a| 2 * t * a.n * a.lora.rank).sum::<usize>();
     let bytes = x.num_bytes() + weights + y.num_bytes();
+    let in_integers = |p: &Projection| tape.compute().is_integer_for(params.resolve(&p.weight));
+    let any_in_integers = projections.iter().any(in_integers);
+    let quantised = any_in_integers.then(|| quantised(tape.device(), x, (0, k), None));
     let mut cost = Cost::product("linear", t, width, k, bytes);
+    cost.work = if any_in_integers { Work::Int8 } else { Work::Product };
     cost.flops += flops_of_adapters as u64;
     let Some(cpu) = tape.device().begin(cost) else { return };
     let mut terms = Vec::new();
     let mut col = 0;
     for projection in projections {
         let w = Matrix::rows(params.resolve(&projection.weight).view(), k).transposed();
+        let x = quantised.as_ref().filter(|_| in_integers(projection)).unwrap_or(x);
         let mut of_one = vec![Term { a: Matrix::rows(x.view(), k), b: w, k }];
         if let Some(Adapter { lora, at, .. }) = adapters.iter().find(|a| a.col == col) {
             let u = down.expect("made for these adapters");
@@ -193,7 +198,7 @@ fn project(
         Product { terms, epilogue: Epilogue { bias, add, ..Epilogue::default() }, target }
     });
     let products: Vec<_> = products.collect();
-    gemm(cpu, tape.compute(), &products, y.view_mut());
+    gemm(cpu, tape.dtype(), &products, y.view_mut());
 }
 
 fn backward(
@@ -206,8 +211,8 @@ fn backward(
 ) -> Option<Tensor> {
     bias_gradients(sweep, projections, d_y);
     // The residual stream is f32; products want the compute type, and read it several times.
-    let rounded = (d_y.dtype() != sweep.compute).then(|| {
-        let mut rounded = sweep.workspace(sweep.compute, d_y.shape());
+    let rounded = (d_y.dtype() != sweep.dtype()).then(|| {
+        let mut rounded = sweep.workspace(sweep.dtype(), d_y.shape());
         let cost = Cost::memory("convert", d_y.num_bytes() + rounded.num_bytes());
         if let Some(cpu) = sweep.device.begin(cost) {
             vector::convert(cpu, d_y.view(), rounded.view_mut());
@@ -257,7 +262,7 @@ fn weight_gradients(
     x: &Input,
     d_y: &Tensor,
 ) {
-    let ([t, k], (_, width)) = (x.shape, rows_cols(d_y.shape()));
+    let ([t, k], (_, width), dtype) = (x.shape, rows_cols(d_y.shape()), sweep.dtype());
     let mut col = 0;
     for projection in projections {
         let n = projection.out_features();
@@ -269,7 +274,7 @@ fn weight_gradients(
                 let d_y = Matrix::rows(d_y.view(), width).from_col(col).transposed();
                 let term = Term { a: d_y, b: Matrix::rows(x.view(), k), k: t };
                 let d_w = sweep.gradients.get_mut(param);
-                accumulate(cpu, sweep.compute, term, 1.0, Target::whole(n, k), d_w);
+                accumulate(cpu, dtype, term, 1.0, Target::whole(n, k), d_w);
             }
         }
         col += n;
@@ -300,7 +305,7 @@ fn adapter_gradients(
     step: Option<StepKey>,
 ) -> Tensor {
     let ((t, k), (_, width)) = (rows_cols(x.shape()), rows_cols(d_y.shape()));
-    let ((adapters, rank), compute) = (adapters(projections), sweep.compute);
+    let ((adapters, rank), compute) = (adapters(projections), sweep.dtype());
     let mut d_u = sweep.workspace(compute, &[t, rank]);
     let flops: usize = adapters.iter().map(|a| 2 * t * a.n * a.lora.rank).sum();
     let bytes = (d_y.num_bytes() + d_u.num_bytes()) as u64;
@@ -354,32 +359,74 @@ fn input_gradient(
     step: Option<StepKey>,
 ) {
     let ((t, k), (_, width)) = (rows_cols(d_x.shape()), rows_cols(d_y.shape()));
-    let (params, compute) = (sweep.params, sweep.compute);
+    let (params, dtype) = (sweep.params, sweep.dtype());
     let (adapters, rank) = adapters(projections);
     let undropped = adapters.iter().all(|adapter| mask(adapter.lora, step).is_none());
     let d_down = d_down.filter(|_| undropped);
-    let a = d_down.map(|_| stacked_a((sweep.device, params, compute), (&adapters, rank), k));
+    let a = d_down.map(|_| stacked_a((sweep.device, params, dtype), (&adapters, rank), k));
     let weights = projections.iter().map(|p| params.resolve(&p.weight).num_bytes());
     let bytes = d_x.num_bytes() + d_y.num_bytes() + weights.sum::<usize>();
     let depth = width + if d_down.is_some() { rank } else { 0 };
-    let Some(cpu) = sweep.device.begin(Cost::product("d_linear", t, k, depth, bytes)) else {
-        return;
-    };
-    let mut terms = Vec::new();
+    let quantised = quantised_gradients(sweep, projections, d_y);
+    let mut cost = Cost::product("d_linear", t, k, depth, bytes);
+    cost.work = if quantised.iter().any(Option::is_some) { Work::Int8 } else { Work::Product };
+    let Some(cpu) = sweep.device.begin(cost) else { return };
+    let (mut terms, mut of_floats) = (Vec::new(), Vec::new());
     let mut col = 0;
-    for projection in projections {
+    for (projection, quantised) in projections.iter().zip(&quantised) {
         let (n, w) = (projection.out_features(), params.resolve(&projection.weight));
-        let d_y = Matrix::rows(d_y.view(), width).from_col(col);
-        terms.push(Term { a: d_y, b: Matrix::rows(w.view(), k), k: n });
+        if let Some(d_y) = quantised {
+            let b = Matrix::rows(View::Int8(w.view().int8().without_scales()), k);
+            terms.push(Term { a: Matrix::rows(d_y.view(), n), b, k: n });
+        } else {
+            let a = Matrix::rows(d_y.view(), width).from_col(col);
+            of_floats.push(Term { a, b: Matrix::rows(w.view(), k), k: n });
+        }
         col += n;
     }
+    terms.append(&mut of_floats);
     if let (Some(d_u), Some(a)) = (d_down, &a) {
         let (d_u, a) = (Matrix::rows(d_u.view(), rank), Matrix::rows(a.view(), k));
         terms.push(Term { a: d_u, b: a, k: rank });
     }
     let target = Target::whole(t, k);
     let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
-    gemm(cpu, compute, &[product], d_x.view_mut());
+    gemm(cpu, dtype, &[product], d_x.view_mut());
+}
+
+/// The gradients of those projections whose products are in integers, in bytes. The scales of a
+/// weight's rows are along this contraction, so they enter here.
+fn quantised_gradients(
+    sweep: &Sweep<'_, '_>,
+    projections: &[Projection],
+    d_y: &Tensor,
+) -> Vec<Option<Tensor>> {
+    let mut col = 0;
+    let of_projection = |projection: &Projection| {
+        let (n, weight) = (projection.out_features(), sweep.params.resolve(&projection.weight));
+        let columns = (col, n);
+        col += n;
+        let in_integers = sweep.compute.is_integer_for(weight);
+        in_integers.then(|| quantised(sweep.device, d_y, columns, Some(weight)))
+    };
+    projections.iter().map(of_projection).collect()
+}
+
+/// Columns `col..col + n` of `x`, times the scales of the rows of `weight`, in bytes: `[t, n]`.
+fn quantised(
+    device: &Device,
+    x: &Tensor,
+    (col, n): (usize, usize),
+    weight: Option<&Tensor>,
+) -> Tensor {
+    let (t, width) = rows_cols(x.shape());
+    let mut y = device.alloc(Category::Workspace, DType::Int8, &[t, n]);
+    let bytes = t * n * x.dtype().size() + y.num_bytes();
+    if let Some(cpu) = device.begin(Cost::memory("quantise", bytes)) {
+        let factors = weight.map(|weight| weight.view().int8().scales);
+        vector::quantise_rows(cpu, (x.view(), width, col), factors, y.int8_mut());
+    }
+    y
 }
 
 /// `d_x += mask · scale · (d_u A)`.
@@ -401,7 +448,7 @@ fn add_dropped_gradient(
             epilogue: Epilogue { scale: lora.scale, ..Epilogue::default() },
             target: Target::whole(t, k),
         };
-        gemm(cpu, sweep.compute, &[product], d_dropped.view_mut());
+        gemm(cpu, sweep.dtype(), &[product], d_dropped.view_mut());
         dropout::add_masked(cpu, mask, d_dropped.f32(), d_x.view_mut());
     }
 }

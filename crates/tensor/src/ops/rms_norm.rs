@@ -7,7 +7,7 @@ use hone_kernels::rms_norm as kernel;
 /// `x [t, h]` f32, `weight [h]` → `[t, h]` in the tape's compute type.
 pub fn rms_norm<'a>(tape: &mut Tape<'a>, x: &Var, weight: &'a Weight, eps: f32) -> Var {
     let (t, h) = rows_cols(x.value().shape());
-    let mut y = tape.activation(tape.compute(), &[t, h]);
+    let mut y = tape.activation(tape.dtype(), &[t, h]);
     let mut rstd = tape.activation(DType::F32, &[t]);
     let bytes = x.value().num_bytes() + y.num_bytes();
     if let Some(cpu) = tape.device().begin(Cost::memory("rms_norm", bytes)) {

@@ -8,6 +8,43 @@ use crate::{Category, Cost, DType, Device, Gradients, Params, Tensor};
 use hone_kernels::vector;
 use std::collections::HashMap;
 
+/// What products are computed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compute {
+    /// `f32`.
+    F32,
+    /// bf16 operands, sums in `f32`.
+    Bf16,
+    /// As [`Compute::Bf16`], but with frozen weights that are held as int8 in 8-bit integers: the
+    /// other operand is quantised row by row.
+    Int8,
+}
+
+impl Compute {
+    /// Element type of activations.
+    pub fn dtype(self) -> DType {
+        match self {
+            Compute::F32 => DType::F32,
+            Compute::Bf16 | Compute::Int8 => DType::Bf16,
+        }
+    }
+
+    /// The name used in files and messages: `f32`, `bf16`, `int8`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Compute::Int8 => DType::Int8.name(),
+            floats => floats.dtype().name(),
+        }
+    }
+
+    /// Whether products with `weight` are in integers, which are multiplied in fours.
+    pub(crate) fn is_integer_for(self, weight: &Tensor) -> bool {
+        self == Compute::Int8
+            && weight.dtype() == DType::Int8
+            && weight.shape().iter().all(|n| n.is_multiple_of(4))
+    }
+}
+
 /// Names the random numbers of a micro-batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepKey {
@@ -58,8 +95,7 @@ struct Node<'a> {
 pub struct Tape<'a> {
     device: &'a Device,
     params: &'a Params,
-    /// How operands enter products, and how activations are held.
-    compute: DType,
+    compute: Compute,
     /// `None`: no dropout.
     step: Option<StepKey>,
     recording: bool,
@@ -72,14 +108,14 @@ impl<'a> Tape<'a> {
     pub fn training(
         device: &'a Device,
         params: &'a Params,
-        compute: DType,
+        compute: Compute,
         step: Option<StepKey>,
     ) -> Self {
         Self { device, params, compute, step, recording: true, nodes: Vec::new(), num_vars: 0 }
     }
 
     /// A tape that records nothing.
-    pub fn inference(device: &'a Device, params: &'a Params, compute: DType) -> Self {
+    pub fn inference(device: &'a Device, params: &'a Params, compute: Compute) -> Self {
         Self { recording: false, ..Self::training(device, params, compute, None) }
     }
 
@@ -93,8 +129,13 @@ impl<'a> Tape<'a> {
         self.params
     }
 
-    /// Element type of activations and of products.
-    pub fn compute(&self) -> DType {
+    /// Element type of activations, and of products unless they are in integers.
+    pub fn dtype(&self) -> DType {
+        self.compute.dtype()
+    }
+
+    /// What products are computed in.
+    pub(crate) fn compute(&self) -> Compute {
         self.compute
     }
 
@@ -199,7 +240,7 @@ impl LeafGradients {
 pub(crate) struct Sweep<'s, 'a> {
     pub(crate) device: &'a Device,
     pub(crate) params: &'a Params,
-    pub(crate) compute: DType,
+    pub(crate) compute: Compute,
     pub(crate) gradients: &'s mut Gradients,
     of_vars: HashMap<usize, Tensor>,
 }
@@ -216,6 +257,11 @@ impl Sweep<'_, '_> {
             vector::add_assign(cpu, gradient.view(), sum.view_mut());
         }
         self.of_vars.insert(var, sum);
+    }
+
+    /// Element type of activations, and of products unless they are in integers.
+    pub(crate) fn dtype(&self) -> DType {
+        self.compute.dtype()
     }
 
     /// Memory for a gradient that flows on.

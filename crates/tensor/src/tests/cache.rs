@@ -2,7 +2,7 @@
 
 use super::check_op::{Found, devices, normals, rounded, tensor_of};
 use crate::ops::{KvCache, attend_cached, attention};
-use crate::{DType, Device, Heads, Params, Sequence, Tape};
+use crate::{Compute, DType, Device, Heads, Params, Sequence, Tape};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 const TOKENS: usize = 150;
@@ -14,9 +14,14 @@ fn rows(heads: &Heads, dtype: DType, range: std::ops::Range<usize>) -> crate::Te
     tensor_of(values, dtype, &[range.len(), width])
 }
 
+/// What gives activations of that type.
+fn compute_in(dtype: DType) -> Compute {
+    if dtype == DType::F32 { Compute::F32 } else { Compute::Bf16 }
+}
+
 fn whole(device: &Device, heads: &Heads, dtype: DType) -> Vec<f32> {
     let (params, sequences) = (Params::default(), [Sequence::new(0, TOKENS)]);
-    let mut tape = Tape::inference(device, &params, dtype);
+    let mut tape = Tape::inference(device, &params, compute_in(dtype));
     let qkv = tape.leaf(rows(heads, dtype, 0..TOKENS), false);
     attention(&mut tape, qkv, heads, &sequences).value().view().to_vec_f32()
 }
@@ -32,7 +37,7 @@ fn in_pieces(
     let params = Params::default();
     let mut outputs = Vec::new();
     for &piece in pieces {
-        let mut tape = Tape::inference(device, &params, dtype);
+        let mut tape = Tape::inference(device, &params, compute_in(dtype));
         let qkv = tape.leaf(rows(heads, dtype, cache.len()..cache.len() + piece), false);
         let y = attend_cached(&mut tape, qkv, heads, cache);
         outputs.extend(Found::new(device, y.value()).values);

@@ -5,9 +5,10 @@
 //! a run inside the arena that the dry device planned with a run on the heap.
 
 use crate::device::Category;
+use crate::safetensors::held_as;
 use crate::{
-    Arena, DType, Device, Gradients, Isa, Layout, ParamId, Params, Philox, StepKey, Tape, Tensor,
-    Var, Weight,
+    Arena, Compute, DType, Device, Gradients, Isa, Layout, ParamId, Params, Philox, StepKey, Tape,
+    Tensor, Var, Weight,
 };
 use hone_kernels::{bf16, f16, memory};
 use std::sync::Arc;
@@ -62,7 +63,7 @@ impl Operands {
         let mut operand =
             Operand { kind, shape: shape.to_vec(), values: values.collect(), requires_grad: true };
         if let Kind::Frozen(dtype) = kind {
-            operand.values = rounded(&operand.values, dtype);
+            operand.values = stored(&operand.values, dtype, shape);
             operand.requires_grad = false;
         }
         self.0.push(operand);
@@ -95,12 +96,12 @@ impl Operands {
         matches!(self.0[index].kind, Kind::Stream | Kind::Activation)
     }
 
-    fn leaf_dtype(&self, index: usize, compute: DType) -> DType {
-        if self.0[index].kind == Kind::Activation { compute } else { DType::F32 }
+    fn leaf_dtype(&self, index: usize, compute: Compute) -> DType {
+        if self.0[index].kind == Kind::Activation { compute.dtype() } else { DType::F32 }
     }
 
     /// Exactly what a run with this compute type starts from.
-    fn values(&self, compute: DType) -> Vec<Vec<f64>> {
+    fn values(&self, compute: Compute) -> Vec<Vec<f64>> {
         let values = |i: usize| f64s(&rounded(&self.0[i].values, self.leaf_dtype(i, compute)));
         (0..self.0.len()).map(values).collect()
     }
@@ -114,18 +115,23 @@ impl Operands {
     }
 }
 
-/// `values` as they are after being stored as `dtype`.
+/// `values` as they are after being stored as `dtype` in an array of that shape.
+pub fn stored(values: &[f32], dtype: DType, shape: &[usize]) -> Vec<f32> {
+    tensor_of(values, dtype, shape).view().to_vec_f32()
+}
+
+/// `values` as they are after being stored as floats of `dtype`.
 pub fn rounded(values: &[f32], dtype: DType) -> Vec<f32> {
-    match dtype {
-        DType::F32 => values.to_vec(),
-        DType::Bf16 => values.iter().map(|&v| bf16::from_f32(v).to_f32()).collect(),
-        DType::F16 => values.iter().map(|&v| f16::from_f32(v).to_f32()).collect(),
-    }
+    stored(values, dtype, &[values.len()])
 }
 
 /// A tensor of `dtype` with the nearest values.
 pub fn tensor_of(values: &[f32], dtype: DType, shape: &[usize]) -> Tensor {
     let bytes: Vec<u8> = match dtype {
+        DType::Int8 => {
+            let values = Tensor::from_f32(values, shape);
+            return held_as(&Device::cpu(1), Category::Weights, &values, dtype);
+        }
         DType::F32 => memory::bytes_of(crate::View::F32(values)).to_vec(),
         DType::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
         DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
@@ -183,8 +189,13 @@ type Outcome = Vec<Option<Found>>;
 
 /// Checks one case in `f32` and in `bf16`.
 pub fn check_op(name: &str, op: &dyn Operation) {
+    check_op_in(&[Compute::F32, Compute::Bf16], name, op);
+}
+
+/// Checks one case.
+pub fn check_op_in(computes: &[Compute], name: &str, op: &dyn Operation) {
     check_reference(name, op);
-    for compute in [DType::F32, DType::Bf16] {
+    for &compute in computes {
         let name = format!("{name}, {}", compute.name());
         let first = on_heap(op, &Device::cpu_with_isa(1, Isa::Scalar), compute);
         check_against_reference(&name, op, compute, &first);
@@ -201,7 +212,7 @@ pub fn devices() -> Vec<Device> {
     Isa::available().into_iter().flat_map(of_isa).collect()
 }
 
-fn on_heap(op: &dyn Operation, device: &Device, compute: DType) -> Outcome {
+fn on_heap(op: &dyn Operation, device: &Device, compute: Compute) -> Outcome {
     let params = op.operands().params(device);
     step(op, device, compute, &params, &mut Gradients::zeros(device, &params))
 }
@@ -209,7 +220,7 @@ fn on_heap(op: &dyn Operation, device: &Device, compute: DType) -> Outcome {
 fn step(
     op: &dyn Operation,
     device: &Device,
-    compute: DType,
+    compute: Compute,
     params: &Params,
     gradients: &mut Gradients,
 ) -> Outcome {
@@ -248,7 +259,7 @@ fn check_identical(name: &str, first: &Outcome, again: &Outcome) {
 }
 
 /// The dry device sees the same shapes, and the step runs in the memory that it planned.
-fn check_plan(name: &str, op: &dyn Operation, compute: DType, first: &Outcome) {
+fn check_plan(name: &str, op: &dyn Operation, compute: Compute, first: &Outcome) {
     let dry = Device::dry();
     let params = op.operands().params(&dry);
     let mut gradients = Gradients::zeros(&dry, &params);
@@ -271,7 +282,7 @@ fn check_plan(name: &str, op: &dyn Operation, compute: DType, first: &Outcome) {
     }
 }
 
-fn check_against_reference(name: &str, op: &dyn Operation, compute: DType, found: &Outcome) {
+fn check_against_reference(name: &str, op: &dyn Operation, compute: Compute, found: &Outcome) {
     let x = op.operands().values(compute);
     let output = found[0].as_ref().expect("there always is an output");
     let d_y = f64s(&rounded(&normals(0, output.values.len()), output.dtype));
@@ -302,10 +313,13 @@ impl Tolerance {
     /// 0.41 [`BF16_ROUNDING`] in the mean square; nothing here rounds more than five times in a
     /// row, and independent errors add as squares: 0.41 · √5 < 1. Cases of a few elements scatter
     /// by a factor of two; single elements get three.
-    pub fn of(compute: DType) -> Self {
+    pub fn of(compute: Compute) -> Self {
         match compute {
-            DType::F32 => Self { norm: 2e-6, greatest: 4e-6 },
-            _ => Self { norm: 2.0 * BF16_ROUNDING, greatest: 3.0 * BF16_ROUNDING },
+            Compute::F32 => Self { norm: 2e-6, greatest: 4e-6 },
+            // A row of normal numbers reaches 2 to 4, so a step is up to 4 / 127 and its error in
+            // the mean square 0.29 of that; two operands may have it.
+            Compute::Int8 => Self { norm: 0.02, greatest: 0.03 },
+            Compute::Bf16 => Self { norm: 2.0 * BF16_ROUNDING, greatest: 3.0 * BF16_ROUNDING },
         }
     }
 
@@ -333,7 +347,7 @@ fn errors(name: &str, found: &[f32], exact: &[f64]) -> (f64, f64) {
 
 /// The reference's gradients along two random directions per operand, against central differences.
 fn check_reference(name: &str, op: &dyn Operation) {
-    let x = op.operands().values(DType::F32);
+    let x = op.operands().values(Compute::F32);
     let d_y = f64s(&normals(0, op.forward(&x).len()));
     let loss = |x: &[Vec<f64>]| dot(&op.forward(x), &d_y);
     for (i, gradient) in op.backward(&x, &d_y).iter().enumerate() {
@@ -366,7 +380,7 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 fn the_tolerance_is_not_vacuous() {
     let values = normals(3, 1000);
     let exact = f64s(&values);
-    let tolerance = Tolerance::of(DType::Bf16);
+    let tolerance = Tolerance::of(Compute::Bf16);
     tolerance.compare("rounded", &rounded(&values, DType::Bf16), &exact);
     let fails = |found: Vec<f32>| {
         std::panic::catch_unwind(|| tolerance.compare("wrong", &found, &exact)).is_err()

@@ -1,7 +1,7 @@
 //! `linear` in its reference form, and the cases it is checked in.
 
-use super::check_op::{Kind, Operands, Operation, STEP, check_op};
-use crate::{DType, Lora, Philox, Projection, Tape, Var, Weight, ops};
+use super::check_op::{Kind, Operands, Operation, STEP, check_op, check_op_in};
+use crate::{Compute, DType, Lora, Philox, Projection, Tape, Var, Weight, ops};
 use hone_kernels::dropout::Mask;
 use hone_kernels::gemm::reference::{gemm, transpose};
 
@@ -190,7 +190,7 @@ fn side_by_side(t: usize, parts: &[(usize, Vec<f64>)]) -> Vec<f64> {
 
 #[test]
 fn linear_passes_in_every_combination() {
-    for frozen in [Some(DType::F32), Some(DType::Bf16), Some(DType::F16), None] {
+    for frozen in [Some(DType::F32), Some(DType::Bf16), Some(DType::F16), Some(DType::Int8), None] {
         for bias in [None, Some(false), Some(true)] {
             for dropout in [None, Some(0.0), Some(0.3)] {
                 for (residual, input_grad) in
@@ -243,5 +243,32 @@ fn linear_passes_in_odd_sizes() {
             residual: tokens % 2 == 1,
             input_grad: true,
         });
+    }
+}
+
+/// Weights in bytes, products in integers: with adapters and without, of one projection and of
+/// several; sizes that are no multiple of four fall back to floats.
+#[test]
+fn linear_passes_in_integers() {
+    for (tokens, inputs, outputs) in [
+        (6, 16, vec![8]),
+        (97, 64, vec![132]),
+        (70, 576, vec![64, 16, 16]),
+        (5, 13, vec![6]),
+        (9, 4100, vec![8, 4]),
+    ] {
+        for dropout in [None, Some(0.0), Some(0.1)] {
+            let options = Options {
+                tokens,
+                inputs,
+                outputs: outputs.clone(),
+                frozen: Some(DType::Int8),
+                bias: Some(true),
+                dropout,
+                residual: tokens % 2 == 1,
+                input_grad: true,
+            };
+            check_op_in(&[Compute::Int8], &format!("{options:?}"), &Linear::new(&options));
+        }
     }
 }

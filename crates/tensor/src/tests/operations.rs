@@ -8,8 +8,13 @@ use hone_kernels::gemm::reference::{gemm, transpose};
 use hone_kernels::rope::Direction;
 use hone_kernels::{attention, embedding, head, rms_norm, rope, swiglu};
 
-const WEIGHT_KINDS: [Kind; 4] =
-    [Kind::Frozen(DType::F32), Kind::Frozen(DType::Bf16), Kind::Frozen(DType::F16), Kind::Trained];
+const WEIGHT_KINDS: [Kind; 5] = [
+    Kind::Frozen(DType::F32),
+    Kind::Frozen(DType::Bf16),
+    Kind::Frozen(DType::F16),
+    Kind::Frozen(DType::Int8),
+    Kind::Trained,
+];
 
 struct Embedding {
     given: Operands,
@@ -76,7 +81,7 @@ impl Operation for FrozenEmbedding {
 
 #[test]
 fn frozen_embedding_passes() {
-    for kind in &WEIGHT_KINDS[..3] {
+    for kind in &WEIGHT_KINDS[..4] {
         let mut given = Operands::default();
         let (table, norm) = (given.add(*kind, &[9, 33]), given.add(Kind::Trained, &[33]));
         let (table, norm) = (given.weight(table), given.weight(norm));

@@ -3,7 +3,7 @@
 use super::check_op::{Found, Kind, Operands, STEP, devices, normals};
 use crate::ops::{self, Angles};
 use crate::{
-    Arena, Category, Cost, DType, Device, Gradients, Heads, Layout, Lora, ParamId, Params,
+    Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Lora, ParamId, Params,
     Projection, Sequence, StepKey, Tape, Tensor, Var, Weight,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -110,7 +110,7 @@ impl Stack {
     }
 
     /// Output, gradient of the input if it requires one, gradients of the parameters.
-    fn train(&self, device: &Device, compute: DType, input_grad: bool) -> Vec<Found> {
+    fn train(&self, device: &Device, compute: Compute, input_grad: bool) -> Vec<Found> {
         let mut gradients = Gradients::zeros(device, &self.params);
         let mut tape = Tape::training(device, &self.params, compute, Some(STEP));
         let x = tape.leaf(activation(device, 1), input_grad);
@@ -127,7 +127,7 @@ impl Stack {
     /// Where a step's memory goes, and what its work is.
     fn plan(&self, input_grad: bool) -> (Layout, Vec<Cost>) {
         let dry = Device::dry();
-        let (_, trace) = dry.trace(|| self.train(&dry, DType::Bf16, input_grad));
+        let (_, trace) = dry.trace(|| self.train(&dry, Compute::Bf16, input_grad));
         (Layout::of(trace), dry.take_costs())
     }
 }
@@ -151,7 +151,7 @@ fn assert_identical(first: &[Found], again: &[Found]) {
 #[test]
 fn recomputation_changes_memory_and_nothing_else() {
     let (kept, again) = (Stack::new(4, 0, false), Stack::new(4, 0, true));
-    for compute in [DType::F32, DType::Bf16] {
+    for compute in [Compute::F32, Compute::Bf16] {
         let first = kept.train(&Device::cpu(2), compute, true);
         for device in devices() {
             assert_identical(&first, &again.train(&device, compute, true));
@@ -168,8 +168,8 @@ fn a_whole_stack_runs_in_its_planned_arena() {
         let stack = Stack::new(3, 1, recompute);
         let layout = Arc::new(stack.plan(false).0);
         let (device, mut arena) = (Device::cpu(2), Arena::new(layout.bytes()));
-        let first = stack.train(&device, DType::Bf16, false);
-        let body = || stack.train(&device, DType::Bf16, false);
+        let first = stack.train(&device, Compute::Bf16, false);
+        let body = || stack.train(&device, Compute::Bf16, false);
         assert_identical(&first, &device.planned(&mut arena, &layout, body));
     }
 }
@@ -196,7 +196,7 @@ fn nothing_is_recorded_where_nothing_requires_a_gradient() {
     let dry = Device::dry();
     // The trace fails if anything is held when the output has gone: the tape still lives then.
     let (mut tape, _) = dry.trace(|| {
-        let mut tape = Tape::training(&dry, &stack.params, DType::F32, None);
+        let mut tape = Tape::training(&dry, &stack.params, Compute::F32, None);
         let x = tape.leaf(activation(&dry, 1), false);
         let y = stack.apply(&mut tape, x);
         assert!(!y.requires_grad());
@@ -218,7 +218,7 @@ fn a_frozen_projection_keeps_no_input() {
     adapt(&mut params, &mut adapted);
     let device = Device::cpu(1);
     for (projections, keeps) in [([frozen], false), ([adapted], true)] {
-        let mut tape = Tape::training(&device, &params, DType::F32, None);
+        let mut tape = Tape::training(&device, &params, Compute::F32, None);
         let mut value = activation(&device, 1);
         let x = tape.leaf(value.clone(), true);
         let y = ops::linear(&mut tape, x, &projections, None);
@@ -231,10 +231,10 @@ fn a_frozen_projection_keeps_no_input() {
 fn an_inference_tape_gives_the_same_values_and_no_gradients() {
     let stack = Stack::new(2, 0, true);
     let device = Device::cpu(2);
-    let mut training = Tape::training(&device, &stack.params, DType::Bf16, None);
+    let mut training = Tape::training(&device, &stack.params, Compute::Bf16, None);
     let x = training.leaf(activation(&device, 1), true);
     let first = Found::new(&device, stack.apply(&mut training, x).value());
-    let mut inference = Tape::inference(&device, &stack.params, DType::Bf16);
+    let mut inference = Tape::inference(&device, &stack.params, Compute::Bf16);
     let x = inference.leaf(activation(&device, 1), true);
     let y = stack.apply(&mut inference, x);
     assert!(first.is_identical(&Found::new(&device, y.value())));
@@ -253,7 +253,7 @@ fn gradients_of_a_variable_used_twice_add_up() {
     let (device, params) = (Device::cpu(2), Params::default());
     let gradient = |with_residual: bool| {
         let mut gradients = Gradients::zeros(&device, &params);
-        let mut tape = Tape::training(&device, &params, DType::F32, None);
+        let mut tape = Tape::training(&device, &params, Compute::F32, None);
         let x = tape.leaf(activation(&device, 1), true);
         let normed = ops::rms_norm(&mut tape, &x, &norm, 1e-5);
         let residual = with_residual.then(|| x.clone());
@@ -271,10 +271,10 @@ fn gradients_of_a_variable_used_twice_add_up() {
 fn a_second_micro_batch_adds_to_the_gradients() {
     let stack = Stack::new(1, 0, false);
     let device = Device::cpu(1);
-    let once = stack.train(&device, DType::F32, false);
+    let once = stack.train(&device, Compute::F32, false);
     let mut gradients = Gradients::zeros(&device, &stack.params);
     for _ in 0..2 {
-        let mut tape = Tape::training(&device, &stack.params, DType::F32, Some(STEP));
+        let mut tape = Tape::training(&device, &stack.params, Compute::F32, Some(STEP));
         let x = tape.leaf(activation(&device, 1), false);
         let y = stack.apply(&mut tape, x);
         tape.sweep_back(y, activation(&device, 2), &mut gradients);
@@ -298,7 +298,7 @@ fn dropout_differs_between_steps_micro_batches_and_adapters() {
         let mut projection = projection.clone();
         projection.lora.as_mut().expect("just adapted").stream = stream;
         let projections = [projection];
-        let mut tape = Tape::training(&device, &params, DType::F32, Some(key));
+        let mut tape = Tape::training(&device, &params, Compute::F32, Some(key));
         let x = tape.leaf(activation(&device, 1), false);
         ops::linear(&mut tape, x, &projections, None).value().f32().to_vec()
     };

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::{Place, RunFileError};
 pub use hone_data::{Format, OnError, Overlong};
+pub use relations::check_held_for;
 
 /// The effective configuration of a run. Built by [`RunFile::load`], which checks; deserialising
 /// it directly does not check ranges.
@@ -51,7 +52,8 @@ pub struct ModelSection {
     pub path: String,
     /// How base weights are held; `Auto`: as in the file.
     pub base_precision: Precision,
-    /// Precision of products; `Auto`: f32 for f32 files, otherwise bf16.
+    /// Precision of products; `Auto`: f32 for f32 files, otherwise bf16; `Int8`: that of products
+    /// with frozen weights, others are in bf16.
     pub compute: Precision,
 }
 
@@ -205,6 +207,8 @@ choice!(
         F32,
         /// bfloat16.
         Bf16,
+        /// 8-bit integers with a scale per row.
+        Int8,
     }
 );
 choice!(

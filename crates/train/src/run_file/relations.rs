@@ -3,7 +3,7 @@
 
 use super::error::{Place, RunFileError};
 use super::parse::Settings;
-use super::{Format, RunFile, TargetModules};
+use super::{Format, Precision, RunFile, TargetModules};
 
 /// A key and what is wrong with it.
 type Check = Result<(), (&'static str, String)>;
@@ -37,6 +37,7 @@ pub(super) fn check_exclusive(settings: &Settings) -> Result<(), RunFileError> {
 /// Refuses combinations of values that cannot be meant.
 pub(super) fn check_all(run: &RunFile) -> Check {
     check_fields(run)?;
+    check_precisions(run)?;
     check_targets(run)?;
     check_warmup(run)?;
     check_token_counts(run, run.data.max_seq_len)
@@ -59,6 +60,32 @@ fn check_fields(run: &RunFile) -> Check {
         return Err((given, problem.to_owned()));
     }
     Ok(())
+}
+
+/// Integers are for frozen weights, and products in integers for weights held as such.
+fn check_precisions(run: &RunFile) -> Check {
+    let (held, compute) = (run.model.base_precision, run.model.compute);
+    let key = match (held, compute) {
+        (Precision::Int8, _) => "model.base_precision",
+        (_, Precision::Int8) => "model.compute",
+        _ => return Ok(()),
+    };
+    if run.adapter.is_none() {
+        let problem = "\"int8\" is for frozen weights, and without [adapter] all are trained; add \
+                       [adapter] with method = \"lora\", or choose \"auto\"";
+        return Err((key, problem.to_owned()));
+    }
+    check_held_for(held, compute).map_err(|problem| ("model.compute", problem))
+}
+
+/// Whether weights are held as what products are computed in.
+pub fn check_held_for(held: Precision, compute: Precision) -> Result<(), String> {
+    match (held, compute) {
+        (Precision::F32 | Precision::Bf16, Precision::Int8) => Err("\"int8\" multiplies weights \
+            that are held as int8; leave base_precision out or set it to \"int8\""
+            .to_owned()),
+        _ => Ok(()),
+    }
 }
 
 fn check_targets(run: &RunFile) -> Check {

@@ -164,7 +164,7 @@ const TABLES: [(&str, &str); 9] = [
 ];
 
 const ANY: i64 = i64::MAX;
-const PRECISIONS: &[&str] = &["auto", "f32", "bf16"];
+const PRECISIONS: &[&str] = &["auto", "f32", "bf16", "int8"];
 const FORMATS: &[&str] = &["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"];
 
 const fn key(
@@ -187,9 +187,13 @@ pub(super) const KEYS: &[Key] = &[
     key("model.path", Text, Required,
         "directory in Hugging Face layout, or a hub name", r#""Qwen/Qwen3-0.6B""#),
     key("model.base_precision", Choice(PRECISIONS), Value(r#""auto""#),
-        "how the base weights are held; `auto`: as in the file", r#""bf16""#),
+        "how the frozen weights are held; `auto`: as in the file, or int8 if products are; `int8`: \
+         bytes with a scale per row",
+        r#""bf16""#),
     key("model.compute", Choice(PRECISIONS), Value(r#""auto""#),
-        "precision of products; `auto`: f32 for f32 files, otherwise bf16", r#""f32""#),
+        "precision of products; `auto`: f32 for f32 files, otherwise bf16; `int8`: those with \
+         frozen weights in 8-bit integers, others in bf16",
+        r#""f32""#),
 
     key("data.train", TextList(false), Required,
         "files or glob patterns to train on", r#"["train.jsonl"]"#),

@@ -288,3 +288,17 @@ fn an_unreadable_file_is_named() {
     let error = RunFile::load(Path::new("no/such/run.toml"), &[]).unwrap_err().to_string();
     assert!(error.contains("no/such/run.toml"), "{error}");
 }
+
+#[test]
+fn integers_are_for_frozen_weights() {
+    for key in ["model.compute", "model.base_precision"] {
+        refused(MINIMAL, &[&format!("{key}=int8")], &[key, "[adapter]", "frozen"]);
+        load(&with_adapter(), &[&format!("{key}=int8")]).unwrap();
+    }
+    let held = ["model.compute=int8", "model.base_precision=bf16"];
+    refused(
+        &with_adapter(),
+        &held,
+        &["model.compute", "on the command line", "base_precision out"],
+    );
+}

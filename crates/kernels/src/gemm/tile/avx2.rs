@@ -1,7 +1,7 @@
 //! AVX2 with FMA: `f32` tiles of 6 × 16.
 
 use super::plain::direct_f32;
-use super::{Lines, Old, Part, Scalar, Segment, Sums, Tile, for_size};
+use super::{Lines, Old, Part, Scalar, Segment, Sums, Tile, for_size, int8};
 use crate::element::View;
 use std::arch::x86_64::*;
 
@@ -36,6 +36,21 @@ impl Tile for Avx2 {
     unsafe fn run(rows: usize, vectors: usize, segments: &[Segment<f32>], sums: Sums) {
         // SAFETY: as the caller promises.
         unsafe { for_size!(rows, vectors, [1 2 3 4 5 6], tile(segments, sums)) }
+    }
+
+    #[inline(always)]
+    unsafe fn run_int8(rows: usize, vectors: usize, segment: int8::Segment, sums: Sums) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            if is_x86_feature_detected!("avxvnni") {
+                int8::avx_vnni::run(rows, vectors, segment, sums)
+            } else if is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vl")
+            {
+                int8::avx512_vl::run(rows, vectors, segment, sums)
+            } else {
+                int8::run::<{ Self::LANES }>(rows, vectors, segment, sums)
+            }
+        }
     }
 }
 

@@ -1,15 +1,13 @@
 //! AVX-512: `f32` tiles, and bf16 tiles with `vdpbf16ps`, of 8 × 48.
-//!
-//! Sixteen lanes of 32 bits are sixteen `f32` or sixteen bf16 pairs, so one transposition serves
-//! the packing of both.
 
+use super::avx512_pack::{first_16, pack_int8, pack_panel, pack_rows};
 use super::plain::direct_f32;
-use super::{Lines, Old, Part, Segment, Sums, Tile, for_size};
-use crate::element::{View, bf16, f16, with_elements};
+use super::{Lines, Old, Part, Segment, Sums, Tile, for_size, int8};
+use crate::element::{View, bf16};
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// `f32`: 8 rows by 3 vectors in 24 of 32 registers.
 pub(crate) struct Avx512;
@@ -51,6 +49,28 @@ macro_rules! tile {
                 }
                 // SAFETY: as the caller promises.
                 unsafe { packed(x, part, stride, rows) }
+            }
+
+            unsafe fn pack_int8(x: Lines<'_>, part: Part, vectors: usize, panel: &mut [i32]) {
+                #[target_feature(enable = $features)]
+                unsafe fn packed(x: Lines<'_>, part: Part, vectors: usize, panel: &mut [i32]) {
+                    // SAFETY: as the caller promises.
+                    unsafe { pack_int8(x, part, vectors, panel) }
+                }
+                // SAFETY: as the caller promises.
+                unsafe { packed(x, part, vectors, panel) }
+            }
+
+            #[inline(always)]
+            unsafe fn run_int8(rows: usize, vectors: usize, segment: int8::Segment, sums: Sums) {
+                // SAFETY: as the caller promises.
+                unsafe {
+                    if is_x86_feature_detected!("avx512vnni") {
+                        int8::avx512::run(rows, vectors, segment, sums)
+                    } else {
+                        int8::run::<LANES>(rows, vectors, segment, sums)
+                    }
+                }
             }
 
             #[inline(always)]
@@ -152,302 +172,5 @@ fn direct_bf16(data: View<'_>) -> Option<&[bf16]> {
     match data {
         View::Bf16(x) => Some(x),
         _ => None,
-    }
-}
-
-/// What a packed lane of 32 bits holds.
-trait Lane: Tile {
-    /// `16 * STEP` steps of one line from `from` on, of which `count` exist; the rest zero.
-    ///
-    /// # Safety
-    /// `count` elements are there; the machine has the instruction set.
-    unsafe fn along<S: Source>(from: *const S, count: usize) -> __m512i;
-
-    /// One group of `steps ≤ STEP` steps, `step` apart, of 16 lines of which `lines` exist.
-    ///
-    /// # Safety
-    /// `lines` elements are there at each step; the machine has the instruction set.
-    unsafe fn across<S: Source>(from: *const S, step: usize, steps: usize, lines: u16) -> __m512i;
-}
-
-impl Lane for Avx512 {
-    #[inline(always)]
-    unsafe fn along<S: Source>(from: *const S, count: usize) -> __m512i {
-        // SAFETY: as the caller promises.
-        unsafe { _mm512_castps_si512(S::load(from, first_16(count))) }
-    }
-
-    #[inline(always)]
-    unsafe fn across<S: Source>(from: *const S, _: usize, _: usize, lines: u16) -> __m512i {
-        // SAFETY: as the caller promises.
-        unsafe { _mm512_castps_si512(S::load(from, lines)) }
-    }
-}
-
-impl Lane for Avx512Bf16 {
-    #[inline(always)]
-    unsafe fn along<S: Source>(from: *const S, count: usize) -> __m512i {
-        // SAFETY: as the caller promises; the second half is loaded only where it exists.
-        unsafe { S::load_bf16(from, count) }
-    }
-
-    #[inline(always)]
-    unsafe fn across<S: Source>(from: *const S, step: usize, steps: usize, lines: u16) -> __m512i {
-        // SAFETY: as the caller promises.
-        unsafe {
-            let even = _mm512_castsi256_si512(S::load_half_bf16(from, lines));
-            let odd = match steps {
-                1 => _mm256_setzero_si256(),
-                _ => S::load_half_bf16(from.wrapping_add(step), lines),
-            };
-            let both = _mm512_inserti64x4::<1>(even, odd);
-            _mm512_permutexvar_epi16(_mm512_loadu_si512(ZIP.as_ptr().cast()), both)
-        }
-    }
-}
-
-/// Element `i` of the low half beside element `i` of the high half.
-const ZIP: [u16; 32] = {
-    let mut order = [0; 32];
-    let mut i = 0;
-    while i < 32 {
-        order[i] = (i / 2 + i % 2 * 16) as u16;
-        i += 1;
-    }
-    order
-};
-
-/// An element type that packing reads.
-trait Source: Copy {
-    /// 16 values under a mask, as `f32`.
-    ///
-    /// # Safety
-    /// The elements under the mask are there; the machine has the instruction set.
-    unsafe fn load(from: *const Self, mask: u16) -> __m512;
-
-    /// 16 values under a mask, as bf16.
-    ///
-    /// # Safety
-    /// As [`Source::load`].
-    #[inline(always)]
-    unsafe fn load_half_bf16(from: *const Self, mask: u16) -> __m256i {
-        // SAFETY: as the caller promises; vectors of one size.
-        unsafe { transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(Self::load(from, mask))) }
-    }
-
-    /// The bits of 32 values as bf16, of which `count` exist.
-    ///
-    /// # Safety
-    /// As [`Source::load`].
-    #[inline(always)]
-    unsafe fn load_bf16(from: *const Self, count: usize) -> __m512i {
-        // SAFETY: as the caller promises; an address under an empty mask is not read.
-        unsafe {
-            let low = Self::load(from, first_16(count));
-            let high = Self::load(from.wrapping_add(LANES), first_16(count.saturating_sub(LANES)));
-            transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
-        }
-    }
-}
-
-impl Source for f32 {
-    #[inline(always)]
-    unsafe fn load(from: *const f32, mask: u16) -> __m512 {
-        // SAFETY: as the caller promises.
-        unsafe { _mm512_maskz_loadu_ps(mask, from) }
-    }
-}
-
-impl Source for bf16 {
-    #[inline(always)]
-    unsafe fn load(from: *const bf16, mask: u16) -> __m512 {
-        // SAFETY: as the caller promises.
-        unsafe {
-            let bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from.cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn load_half_bf16(from: *const bf16, mask: u16) -> __m256i {
-        // SAFETY: as the caller promises.
-        unsafe { _mm256_maskz_loadu_epi16(mask, from.cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_bf16(from: *const bf16, count: usize) -> __m512i {
-        let mask = if count >= 32 { u32::MAX } else { (1 << count) - 1 };
-        // SAFETY: as the caller promises.
-        unsafe { _mm512_maskz_loadu_epi16(mask, from.cast()) }
-    }
-}
-
-impl Source for f16 {
-    #[inline(always)]
-    unsafe fn load(from: *const f16, mask: u16) -> __m512 {
-        // SAFETY: as the caller promises.
-        unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from.cast())) }
-    }
-}
-
-/// A mask of the first `count` of 16 lanes.
-#[inline(always)]
-fn first_16(count: usize) -> u16 {
-    if count >= LANES { u16::MAX } else { (1 << count) - 1 }
-}
-
-#[inline(always)]
-unsafe fn pack_panel<T: Lane>(x: Lines<'_>, part: Part, vectors: usize, panel: &mut [T::Elem]) {
-    let groups = part.k.div_ceil(T::STEP);
-    assert!(panel.len() >= groups * vectors * LANES * T::STEP);
-    let panel = panel.as_mut_ptr().cast::<i32>();
-    with_elements!(x.data, data => {
-        assert!(part.end(&x) <= data.len());
-        for v in 0..vectors {
-            let lines = part.lines.saturating_sub(v * LANES).min(LANES);
-            let part = Part { line: part.line + v * LANES, lines, ..part };
-            // SAFETY: the part is inside the slice and the panel has room, as asserted.
-            unsafe {
-                blocks::<T, _>(data.as_ptr(), x, part, x.step == 1, |group, count, block| {
-                    for (g, row) in block.iter().enumerate().take(count) {
-                        let to = ((group + g) * vectors + v) * LANES;
-                        _mm512_storeu_si512(panel.add(to).cast(), *row);
-                    }
-                });
-            }
-        }
-    });
-}
-
-#[inline(always)]
-unsafe fn pack_rows<T: Lane>(x: Lines<'_>, part: Part, stride: usize, rows: &mut [T::Elem]) {
-    let groups = part.k.div_ceil(T::STEP);
-    assert!(stride.is_multiple_of(T::STEP) && stride >= groups * T::STEP);
-    assert!(rows.len() >= (part.lines - 1) * stride + groups * T::STEP);
-    let stride = stride / T::STEP;
-    let to = rows.as_mut_ptr().cast::<i32>();
-    with_elements!(x.data, data => {
-        assert!(part.end(&x) <= data.len());
-        // SAFETY: the part is inside the slice and the rows have room, as asserted.
-        unsafe {
-            if x.step == 1 {
-                for line in 0..part.lines {
-                    for group in (0..groups).step_by(LANES) {
-                        let k = group * T::STEP;
-                        let from = data.as_ptr().add(x.index(part.line + line, part.k0 + k));
-                        let mask = first_16(groups - group);
-                        let row = T::along(from, part.k - k);
-                        _mm512_mask_storeu_epi32(to.add(line * stride + group), mask, row);
-                    }
-                }
-                return;
-            }
-            for first in (0..part.lines).step_by(LANES) {
-                let lines = (part.lines - first).min(LANES);
-                let part = Part { line: part.line + first, lines, ..part };
-                blocks::<T, _>(data.as_ptr(), x, part, false, |group, count, block| {
-                    transpose(block);
-                    let mask = first_16(count);
-                    for (i, line) in block.iter().enumerate().take(lines) {
-                        let to = to.add((first + i) * stride + group);
-                        _mm512_mask_storeu_epi32(to, mask, *line);
-                    }
-                });
-            }
-        }
-    });
-}
-
-/// Asks for a cache line. Packing reads many short stretches of memory, which the processor does
-/// not foresee.
-#[inline(always)]
-fn prefetch<S>(from: *const S) {
-    // SAFETY: a prefetch reads nothing and cannot fault.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
-}
-
-/// Calls `body(group, count, rows)` for up to 16 groups at a time, each row one group of (at most)
-/// 16 lines; rows from `count` on are left over. `turn` says that lines are contiguous along the
-/// contraction and must be transposed.
-///
-/// # Safety
-/// The part must be inside the slice that `data` points to.
-#[inline(always)]
-unsafe fn blocks<T: Lane, S: Source>(
-    data: *const S,
-    x: Lines<'_>,
-    part: Part,
-    turn: bool,
-    mut body: impl FnMut(usize, usize, &mut [__m512i; LANES]),
-) {
-    let groups = part.k.div_ceil(T::STEP);
-    // SAFETY: the caller promises the instruction set.
-    let zero = unsafe { [_mm512_setzero_si512(); LANES] };
-    let mut block = zero;
-    for group in (0..groups).step_by(LANES) {
-        let k = group * T::STEP;
-        let count = (groups - group).min(LANES);
-        // SAFETY: lines and steps are those of the part.
-        unsafe {
-            if turn {
-                for (i, line) in block.iter_mut().enumerate().take(part.lines) {
-                    let from = data.add(x.index(part.line + i, part.k0 + k));
-                    // The same place in the lines that are packed next.
-                    prefetch(from.wrapping_add(LANES * x.line_stride));
-                    *line = T::along(from, part.k - k);
-                }
-                transpose(&mut block);
-            } else {
-                for (g, row) in block.iter_mut().enumerate().take(count) {
-                    let k = k + g * T::STEP;
-                    let from = data.add(x.index(part.line, part.k0 + k));
-                    let steps = (part.k - k).min(T::STEP);
-                    for step in 0..steps {
-                        prefetch(from.wrapping_add((LANES * T::STEP + step) * x.step));
-                    }
-                    *row = T::across(from, x.step, steps, first_16(part.lines));
-                }
-            }
-        }
-        body(group, count, &mut block);
-        if turn && part.lines < LANES {
-            block = zero;
-        }
-    }
-}
-
-/// Row `i`, lane `j` to row `j`, lane `i`.
-///
-/// # Safety
-/// The machine must have the instruction set.
-#[inline(always)]
-unsafe fn transpose(rows: &mut [__m512i; LANES]) {
-    // SAFETY: the caller promises the instruction set.
-    unsafe {
-        let mut a = *rows;
-        let mut b = a;
-        for i in 0..8 {
-            b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
-            b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
-        }
-        // Row 4 i + j holds columns j, j + 4, j + 8, j + 12 of rows 4 i .. 4 i + 4.
-        for i in 0..4 {
-            for j in 0..2 {
-                a[4 * i + 2 * j] = _mm512_unpacklo_epi64(b[4 * i + j], b[4 * i + j + 2]);
-                a[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(b[4 * i + j], b[4 * i + j + 2]);
-            }
-        }
-        for i in 0..2 {
-            for j in 0..4 {
-                let (low, high) = (a[8 * i + j], a[8 * i + j + 4]);
-                b[8 * i + j] = _mm512_shuffle_i32x4::<0x88>(low, high);
-                b[8 * i + j + 4] = _mm512_shuffle_i32x4::<0xdd>(low, high);
-            }
-        }
-        for j in 0..8 {
-            a[j] = _mm512_shuffle_i32x4::<0x88>(b[j], b[j + 8]);
-            a[j + 8] = _mm512_shuffle_i32x4::<0xdd>(b[j], b[j + 8]);
-        }
-        *rows = a;
     }
 }

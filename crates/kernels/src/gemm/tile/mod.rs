@@ -12,6 +12,9 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_pack;
+pub(crate) mod int8;
 mod plain;
 
 #[cfg(target_arch = "x86_64")]
@@ -119,6 +122,21 @@ pub(crate) trait Tile {
     /// segments and `sums` point to must be there.
     unsafe fn run(rows: usize, vectors: usize, segments: &[Segment<Self::Elem>], sums: Sums);
 
+    /// Packs at most `vectors * LANES` lines of bytes into a panel for [`Tile::run_int8`].
+    ///
+    /// # Safety
+    /// The machine must have the instruction set.
+    #[inline(always)]
+    unsafe fn pack_int8(x: Lines<'_>, part: Part, vectors: usize, panel: &mut [i32]) {
+        int8::pack_panel(x, part, vectors * Self::LANES, panel);
+    }
+
+    /// The products of one segment of bytes, with their scales, go to or are added to `sums`.
+    ///
+    /// # Safety
+    /// As [`Tile::run`].
+    unsafe fn run_int8(rows: usize, vectors: usize, segment: int8::Segment, sums: Sums);
+
     /// `out = x`, rounded to bf16.
     ///
     /// # Safety
@@ -153,7 +171,29 @@ impl Narrow for bf16 {
     }
 }
 
+/// Which row of the stored matrix an element of [`Lines`] is in: the one whose scale it has.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    first: usize,
+    /// Whether a line is a row, or a step is.
+    along: bool,
+}
+
+impl Rows {
+    /// The row of step `k` of a line.
+    #[inline(always)]
+    pub fn of(self, line: usize, k: usize) -> usize {
+        self.first + if self.along { line } else { k }
+    }
+}
+
 impl<'a> Lines<'a> {
+    /// The rows of the matrix.
+    #[inline(always)]
+    pub fn rows(&self) -> Rows {
+        Rows { first: self.offset / self.data.cols(), along: self.step == 1 }
+    }
+
     /// Index of step `k` of a line.
     #[inline(always)]
     pub fn index(&self, line: usize, k: usize) -> usize {

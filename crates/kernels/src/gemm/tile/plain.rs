@@ -1,7 +1,7 @@
 //! Plain Rust: any machine, and the packing of every set that has no better.
 
-use super::{Lines, Old, Part, Segment, Sums, Tile};
-use crate::element::{DType, Element, View, bf16, with_elements};
+use super::{Lines, Old, Part, Segment, Sums, Tile, int8};
+use crate::element::{DType, Element, Elements, View, bf16, with_elements};
 
 /// Plain Rust; on AArch64 this becomes NEON.
 pub(crate) struct Scalar;
@@ -39,6 +39,12 @@ impl Tile for Scalar {
                 _ => tile::<4>(segments, sums),
             }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn run_int8(rows: usize, vectors: usize, segment: int8::Segment, sums: Sums) {
+        // SAFETY: as the caller promises.
+        unsafe { int8::run::<{ Self::LANES }>(rows, vectors, segment, sums) }
     }
 }
 
@@ -109,6 +115,18 @@ impl<T: Tile<Elem = f32>> Tile for Emulated<T> {
         // SAFETY: as the caller promises.
         unsafe { T::run(rows, vectors, segments, sums) }
     }
+
+    #[inline(always)]
+    unsafe fn pack_int8(x: Lines<'_>, part: Part, vectors: usize, panel: &mut [i32]) {
+        // SAFETY: as the caller promises.
+        unsafe { T::pack_int8(x, part, vectors, panel) }
+    }
+
+    #[inline(always)]
+    unsafe fn run_int8(rows: usize, vectors: usize, segment: int8::Segment, sums: Sums) {
+        // SAFETY: as the caller promises.
+        unsafe { T::run_int8(rows, vectors, segment, sums) }
+    }
 }
 
 #[inline(always)]
@@ -135,16 +153,20 @@ fn pack_panel(
     if part.lines < width || padded > part.k {
         panel[..padded * width].fill(0.0);
     }
-    with_elements!(x.data, data => {
+    let rows = x.rows();
+    with_elements!(any x.data, data => {
         for k in 0..part.k {
             let out = &mut panel[(k ^ swap) * width..][..part.lines];
             let start = x.index(part.line, part.k0 + k);
-            let line = &data[start..start + (part.lines - 1) * x.line_stride + 1];
             if x.line_stride == 1 {
-                out.iter_mut().zip(line).for_each(|(o, v)| *o = value(v.to_f32()));
+                let row = rows.of(part.line, part.k0 + k);
+                for (j, o) in out.iter_mut().enumerate() {
+                    *o = value(data.at(start + j, row));
+                }
             } else {
                 for (j, o) in out.iter_mut().enumerate() {
-                    *o = value(line[j * x.line_stride].to_f32());
+                    let row = rows.of(part.line + j, part.k0 + k);
+                    *o = value(data.at(start + j * x.line_stride, row));
                 }
             }
         }
@@ -161,14 +183,15 @@ fn pack_rows(
     swap: usize,
 ) {
     let padded = part.k.next_multiple_of(1 + swap);
-    with_elements!(x.data, data => {
+    let of = x.rows();
+    with_elements!(any x.data, data => {
         for i in 0..part.lines {
             let out = &mut rows[i * stride..][..padded];
             out[part.k & !swap..].fill(0.0);
             let start = x.index(part.line + i, part.k0);
-            let line = &data[start..start + (part.k - 1) * x.step + 1];
             for k in 0..part.k {
-                out[k ^ swap] = value(line[k * x.step].to_f32());
+                let row = of.of(part.line + i, part.k0 + k);
+                out[k ^ swap] = value(data.at(start + k * x.step, row));
             }
         }
     });

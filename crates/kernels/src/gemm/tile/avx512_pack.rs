@@ -1,0 +1,498 @@
+//! Packing with AVX-512.
+//!
+//! Sixteen lanes of 32 bits are sixteen `f32`, sixteen pairs of bf16, or sixteen fours of bytes, so
+//! one transposition serves all.
+
+use super::avx512::{Avx512, Avx512Bf16, LANES};
+use super::{Lines, Part, Tile, int8};
+use crate::element::{Int8Rows, bf16, f16, with_elements};
+use std::arch::x86_64::*;
+use std::mem::transmute;
+
+/// What a packed lane of 32 bits holds of elements `S`.
+pub(super) trait Lane<S> {
+    /// Steps of the contraction in a lane.
+    const STEP: usize;
+
+    /// `16 * STEP` steps of one line, of which `count` exist; the rest zero.
+    ///
+    /// # Safety
+    /// `count` elements are there; the machine has the instruction set.
+    unsafe fn along(from: Place<S>, count: usize) -> __m512i;
+
+    /// One group of `steps ≤ STEP` steps, each where `from` says, of 16 lines under a mask.
+    ///
+    /// # Safety
+    /// The lines under the mask are there at each step; the machine has the instruction set.
+    unsafe fn across(from: impl Fn(usize) -> Place<S>, steps: usize, lines: u16) -> __m512i;
+}
+
+impl<S: Source> Lane<S> for Avx512 {
+    const STEP: usize = 1;
+
+    #[inline(always)]
+    unsafe fn along(from: Place<S>, count: usize) -> __m512i {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_castps_si512(S::load(from, first_16(count))) }
+    }
+
+    #[inline(always)]
+    unsafe fn across(from: impl Fn(usize) -> Place<S>, _: usize, lines: u16) -> __m512i {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_castps_si512(S::load(from(0), lines)) }
+    }
+}
+
+impl<S: Source> Lane<S> for Avx512Bf16 {
+    const STEP: usize = 2;
+
+    #[inline(always)]
+    unsafe fn along(from: Place<S>, count: usize) -> __m512i {
+        // SAFETY: as the caller promises; the second half is loaded only where it exists.
+        unsafe { S::load_bf16(from, count) }
+    }
+
+    #[inline(always)]
+    unsafe fn across(from: impl Fn(usize) -> Place<S>, steps: usize, lines: u16) -> __m512i {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let even = _mm512_castsi256_si512(S::load_half_bf16(from(0), lines));
+            let odd = match steps {
+                1 => _mm256_setzero_si256(),
+                _ => S::load_half_bf16(from(1), lines),
+            };
+            let both = _mm512_inserti64x4::<1>(even, odd);
+            _mm512_permutexvar_epi16(_mm512_loadu_si512(ZIP.as_ptr().cast()), both)
+        }
+    }
+}
+
+/// Lanes of every element type.
+pub(super) trait Lanes: Tile + Lane<f32> + Lane<bf16> + Lane<f16> + Lane<u8> {}
+impl Lanes for Avx512 {}
+impl Lanes for Avx512Bf16 {}
+
+/// Signed bytes in fours, without their scales: the second operand of `vpdpbusd`.
+struct Int8;
+
+impl Lane<u8> for Int8 {
+    const STEP: usize = int8::STEP;
+
+    #[inline(always)]
+    unsafe fn along(from: Place<u8>, count: usize) -> __m512i {
+        let mask = if count >= 64 { u64::MAX } else { (1 << count) - 1 };
+        // SAFETY: as the caller promises.
+        unsafe {
+            let zero = _mm512_set1_epi8(Int8Rows::ZERO_POINT as i8);
+            _mm512_xor_si512(_mm512_mask_loadu_epi8(zero, mask, from.start.cast()), zero)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn across(from: impl Fn(usize) -> Place<u8>, steps: usize, lines: u16) -> __m512i {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let mut rows = [_mm_setzero_si128(); 4];
+            for (step, row) in rows.iter_mut().enumerate().take(steps) {
+                *row = load_centred(from(step).start, lines);
+            }
+            let [low, high] = [(rows[0], rows[1]), (rows[2], rows[3])]
+                .map(|(x, y)| (_mm_unpacklo_epi8(x, y), _mm_unpackhi_epi8(x, y)));
+            let first = _mm512_castsi128_si512(_mm_unpacklo_epi16(low.0, high.0));
+            let all = _mm512_inserti32x4::<1>(first, _mm_unpackhi_epi16(low.0, high.0));
+            let all = _mm512_inserti32x4::<2>(all, _mm_unpacklo_epi16(low.1, high.1));
+            _mm512_inserti32x4::<3>(all, _mm_unpackhi_epi16(low.1, high.1))
+        }
+    }
+}
+
+/// Element `i` of the low half beside element `i` of the high half.
+const ZIP: [u16; 32] = {
+    let mut order = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        order[i] = (i / 2 + i % 2 * 16) as u16;
+        i += 1;
+    }
+    order
+};
+
+/// Where elements begin, and the scale of the row that they are in.
+#[derive(Clone, Copy)]
+pub(super) struct Place<S> {
+    start: *const S,
+    scale: f32,
+}
+
+impl<S> Place<S> {
+    /// The place `n` elements further along the row.
+    #[inline(always)]
+    fn after(self, n: usize) -> Self {
+        Self { start: self.start.wrapping_add(n), ..self }
+    }
+}
+
+/// An array that packing reads.
+trait Array: Copy {
+    type Elem: Source;
+    fn elements(&self) -> &[Self::Elem];
+    /// The scale of a row.
+    fn scale(&self, row: usize) -> f32;
+}
+
+impl<S: Source> Array for &[S] {
+    type Elem = S;
+
+    #[inline(always)]
+    fn elements(&self) -> &[S] {
+        self
+    }
+
+    #[inline(always)]
+    fn scale(&self, _: usize) -> f32 {
+        1.0
+    }
+}
+
+impl Array for Int8Rows<'_> {
+    type Elem = u8;
+
+    #[inline(always)]
+    fn elements(&self) -> &[u8] {
+        self.values
+    }
+
+    #[inline(always)]
+    fn scale(&self, row: usize) -> f32 {
+        self.scales[row]
+    }
+}
+
+/// An element type that packing reads. Floats have no scale.
+trait Source: Copy {
+    /// 16 values under a mask, as `f32`.
+    ///
+    /// # Safety
+    /// The elements under the mask are there; the machine has the instruction set.
+    unsafe fn load(from: Place<Self>, mask: u16) -> __m512;
+
+    /// 16 values under a mask, as bf16.
+    ///
+    /// # Safety
+    /// As [`Source::load`].
+    #[inline(always)]
+    unsafe fn load_half_bf16(from: Place<Self>, mask: u16) -> __m256i {
+        // SAFETY: as the caller promises; vectors of one size.
+        unsafe { transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(Self::load(from, mask))) }
+    }
+
+    /// The bits of 32 values as bf16, of which `count` exist.
+    ///
+    /// # Safety
+    /// As [`Source::load`].
+    #[inline(always)]
+    unsafe fn load_bf16(from: Place<Self>, count: usize) -> __m512i {
+        // SAFETY: as the caller promises; an address under an empty mask is not read.
+        unsafe {
+            let low = Self::load(from, first_16(count));
+            let high = Self::load(from.after(LANES), first_16(count.saturating_sub(LANES)));
+            transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
+        }
+    }
+}
+
+impl Source for f32 {
+    #[inline(always)]
+    unsafe fn load(from: Place<f32>, mask: u16) -> __m512 {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_maskz_loadu_ps(mask, from.start) }
+    }
+}
+
+impl Source for bf16 {
+    #[inline(always)]
+    unsafe fn load(from: Place<bf16>, mask: u16) -> __m512 {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from.start.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_half_bf16(from: Place<bf16>, mask: u16) -> __m256i {
+        // SAFETY: as the caller promises.
+        unsafe { _mm256_maskz_loadu_epi16(mask, from.start.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: Place<bf16>, count: usize) -> __m512i {
+        let mask = if count >= 32 { u32::MAX } else { (1 << count) - 1 };
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_maskz_loadu_epi16(mask, from.start.cast()) }
+    }
+}
+
+impl Source for f16 {
+    #[inline(always)]
+    unsafe fn load(from: Place<f16>, mask: u16) -> __m512 {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from.start.cast())) }
+    }
+}
+
+impl Source for u8 {
+    #[inline(always)]
+    unsafe fn load(from: Place<u8>, mask: u16) -> __m512 {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let values = _mm512_cvtepi8_epi32(load_centred(from.start, mask));
+            _mm512_mul_ps(_mm512_cvtepi32_ps(values), _mm512_set1_ps(from.scale))
+        }
+    }
+}
+
+/// 16 bytes under a mask as signed ones, zero elsewhere.
+///
+/// # Safety
+/// The bytes under the mask are there; the machine has the instruction set.
+#[inline(always)]
+unsafe fn load_centred(from: *const u8, mask: u16) -> __m128i {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let zero = _mm_set1_epi8(Int8Rows::ZERO_POINT as i8);
+        _mm_xor_si128(_mm_mask_loadu_epi8(zero, mask, from.cast()), zero)
+    }
+}
+
+/// A mask of the first `count` of 16 lanes.
+#[inline(always)]
+pub(super) fn first_16(count: usize) -> u16 {
+    if count >= LANES { u16::MAX } else { (1 << count) - 1 }
+}
+
+/// [`Tile::pack_panel`].
+///
+/// # Safety
+/// The machine must have the instruction set.
+#[inline(always)]
+pub(super) unsafe fn pack_panel<T: Lanes>(
+    x: Lines<'_>,
+    part: Part,
+    vectors: usize,
+    panel: &mut [T::Elem],
+) {
+    assert!(panel.len() >= part.k.next_multiple_of(<T as Tile>::STEP) * vectors * LANES);
+    let panel = panel.as_mut_ptr().cast();
+    // SAFETY: the panel has room, as asserted; the caller promises the instruction set.
+    with_elements!(any x.data, data => unsafe {
+        pack_lanes::<T, _>(data, x, part, vectors, panel)
+    });
+}
+
+/// Writes `[group][line]` lanes.
+///
+/// # Safety
+/// The panel has room; the machine has the instruction set.
+#[inline(always)]
+unsafe fn pack_lanes<T: Lane<A::Elem>, A: Array>(
+    data: A,
+    x: Lines<'_>,
+    part: Part,
+    vectors: usize,
+    panel: *mut i32,
+) {
+    assert!(part.end(&x) <= data.elements().len());
+    for v in 0..vectors {
+        let lines = part.lines.saturating_sub(v * LANES).min(LANES);
+        let part = Part { line: part.line + v * LANES, lines, ..part };
+        // SAFETY: the part is inside the slice, as asserted, and the panel has room.
+        unsafe {
+            blocks::<T, A>(data, x, part, x.step == 1, |group, count, block| {
+                for (g, row) in block.iter().enumerate().take(count) {
+                    let to = ((group + g) * vectors + v) * LANES;
+                    _mm512_storeu_si512(panel.add(to).cast(), *row);
+                }
+            });
+        }
+    }
+}
+
+/// [`Tile::pack_int8`].
+///
+/// # Safety
+/// The machine must have the instruction set.
+#[inline(always)]
+pub(super) unsafe fn pack_int8(x: Lines<'_>, part: Part, vectors: usize, panel: &mut [i32]) {
+    let width = vectors * LANES;
+    assert!(panel.len() >= int8::panel_len(part.k, width));
+    let (head, lanes) = panel.split_at_mut(2 * width);
+    let (corrections, scales) = head.split_at_mut(width);
+    int8::scales(x, part, scales);
+    // SAFETY: the panel has room, as asserted; the caller promises the instruction set.
+    unsafe {
+        pack_lanes::<Int8, _>(x.data.int8().values, x, part, vectors, lanes.as_mut_ptr());
+        let (ones, factors) =
+            (_mm512_set1_epi8(1), _mm512_set1_epi16(-i16::from(Int8Rows::ZERO_POINT)));
+        for v in 0..vectors {
+            let mut sums = _mm512_setzero_si512();
+            for group in 0..part.k.div_ceil(int8::STEP) {
+                let lane =
+                    _mm512_loadu_si512(lanes.as_ptr().add((group * vectors + v) * LANES).cast());
+                let pairs = _mm512_maddubs_epi16(ones, lane);
+                sums = _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, factors));
+            }
+            _mm512_storeu_si512(corrections.as_mut_ptr().add(v * LANES).cast(), sums);
+        }
+    }
+}
+
+/// [`Tile::pack_rows`].
+///
+/// # Safety
+/// The machine must have the instruction set.
+#[inline(always)]
+pub(super) unsafe fn pack_rows<T: Lanes>(
+    x: Lines<'_>,
+    part: Part,
+    stride: usize,
+    rows: &mut [T::Elem],
+) {
+    let step = <T as Tile>::STEP;
+    let groups = part.k.div_ceil(step);
+    assert!(stride.is_multiple_of(step) && stride >= groups * step);
+    assert!(rows.len() >= (part.lines - 1) * stride + groups * step);
+    let (stride, to) = (stride / step, rows.as_mut_ptr().cast::<i32>());
+    with_elements!(any x.data, data => {
+        assert!(part.end(&x) <= Array::elements(&data).len());
+        let rows = x.rows();
+        // SAFETY: the part is inside the slice and the rows have room, as asserted.
+        unsafe {
+            if x.step == 1 {
+                for line in 0..part.lines {
+                    let scale = data.scale(rows.of(part.line + line, part.k0));
+                    for group in (0..groups).step_by(LANES) {
+                        let k = group * step;
+                        let index = x.index(part.line + line, part.k0 + k);
+                        let from = Place { start: &raw const data.elements()[index], scale };
+                        let mask = first_16(groups - group);
+                        let row = T::along(from, part.k - k);
+                        _mm512_mask_storeu_epi32(to.add(line * stride + group), mask, row);
+                    }
+                }
+                return;
+            }
+            for first in (0..part.lines).step_by(LANES) {
+                let lines = (part.lines - first).min(LANES);
+                let part = Part { line: part.line + first, lines, ..part };
+                blocks::<T, _>(data, x, part, false, |group, count, block| {
+                    transpose(block);
+                    let mask = first_16(count);
+                    for (i, line) in block.iter().enumerate().take(lines) {
+                        let to = to.add((first + i) * stride + group);
+                        _mm512_mask_storeu_epi32(to, mask, *line);
+                    }
+                });
+            }
+        }
+    });
+}
+
+/// Asks for a cache line. Packing reads many short stretches of memory, which the processor does
+/// not foresee.
+#[inline(always)]
+fn prefetch<S>(from: *const S) {
+    // SAFETY: a prefetch reads nothing and cannot fault.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
+}
+
+/// Calls `body(group, count, rows)` for up to 16 groups at a time, each row one group of (at most)
+/// 16 lines; rows from `count` on are left over. `turn` says that lines are contiguous along the
+/// contraction and must be transposed.
+///
+/// # Safety
+/// The part must be inside the array; the machine must have the instruction set.
+#[inline(always)]
+unsafe fn blocks<T: Lane<A::Elem>, A: Array>(
+    data: A,
+    x: Lines<'_>,
+    part: Part,
+    turn: bool,
+    mut body: impl FnMut(usize, usize, &mut [__m512i; LANES]),
+) {
+    let groups = part.k.div_ceil(T::STEP);
+    let (start, rows) = (data.elements().as_ptr(), x.rows());
+    let place = |line: usize, k: usize| Place {
+        start: start.wrapping_add(x.index(part.line + line, part.k0 + k)),
+        scale: data.scale(rows.of(part.line + line, part.k0 + k)),
+    };
+    // SAFETY: the caller promises the instruction set.
+    let zero = unsafe { [_mm512_setzero_si512(); LANES] };
+    let mut block = zero;
+    for group in (0..groups).step_by(LANES) {
+        let k = group * T::STEP;
+        let count = (groups - group).min(LANES);
+        // SAFETY: lines and steps are those of the part.
+        unsafe {
+            if turn {
+                for (i, line) in block.iter_mut().enumerate().take(part.lines) {
+                    let from = place(i, k);
+                    // The same place in the lines that are packed next.
+                    prefetch(from.start.wrapping_add(LANES * x.line_stride));
+                    *line = T::along(from, part.k - k);
+                }
+                transpose(&mut block);
+            } else {
+                for (g, row) in block.iter_mut().enumerate().take(count) {
+                    let k = k + g * T::STEP;
+                    let steps = (part.k - k).min(T::STEP);
+                    for step in 0..steps {
+                        let ahead = (LANES * T::STEP + step) * x.step;
+                        prefetch(place(0, k).start.wrapping_add(ahead));
+                    }
+                    *row = T::across(|step| place(0, k + step), steps, first_16(part.lines));
+                }
+            }
+        }
+        body(group, count, &mut block);
+        if turn && part.lines < LANES {
+            block = zero;
+        }
+    }
+}
+
+/// Row `i`, lane `j` to row `j`, lane `i`.
+///
+/// # Safety
+/// The machine must have the instruction set.
+#[inline(always)]
+unsafe fn transpose(rows: &mut [__m512i; LANES]) {
+    // SAFETY: the caller promises the instruction set.
+    unsafe {
+        let mut a = *rows;
+        let mut b = a;
+        for i in 0..8 {
+            b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
+            b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
+        }
+        // Row 4 i + j holds columns j, j + 4, j + 8, j + 12 of rows 4 i .. 4 i + 4.
+        for i in 0..4 {
+            for j in 0..2 {
+                a[4 * i + 2 * j] = _mm512_unpacklo_epi64(b[4 * i + j], b[4 * i + j + 2]);
+                a[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(b[4 * i + j], b[4 * i + j + 2]);
+            }
+        }
+        for i in 0..2 {
+            for j in 0..4 {
+                let (low, high) = (a[8 * i + j], a[8 * i + j + 4]);
+                b[8 * i + j] = _mm512_shuffle_i32x4::<0x88>(low, high);
+                b[8 * i + j + 4] = _mm512_shuffle_i32x4::<0xdd>(low, high);
+            }
+        }
+        for j in 0..8 {
+            a[j] = _mm512_shuffle_i32x4::<0x88>(b[j], b[j + 8]);
+            a[j + 8] = _mm512_shuffle_i32x4::<0xdd>(b[j], b[j + 8]);
+        }
+        *rows = a;
+    }
+}
