@@ -26,6 +26,8 @@ Commands:
   bench train [CASE]...
          training steps against PyTorch with PEFT, in turn; writes docs/benchmarks/train.md. With
          cases (such as bf16 or gsm8k) only these are run, and nothing is written
+  bench int8
+         what int8 does to the loss after fine-tuning; writes docs/benchmarks/int8.md
   help   this text
 
 Example: cargo xtask test
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         ["bench", "plan"] => bench::plan::run(&workspace_root(), None),
         ["bench", "plan", hone] => bench::plan::run(&workspace_root(), Some(Path::new(hone))),
         ["bench", "ops", names @ ..] => bench::ops::run(&workspace_root(), names),
+        ["bench", "int8"] => bench::int8::run(&workspace_root()),
         ["bench", "train", cases @ ..] => bench::train::run(&workspace_root(), cases),
         ["tidy"] => tidy::run(&workspace_root()),
         other => {

@@ -185,6 +185,7 @@ impl Bench<'_> {
                 weight: weight.view(),
                 targets: &targets,
                 hidden_size: HIDDEN,
+                int8: false,
             };
             let direction = Some(direction.view_mut());
             let (log_probs, lse) = (&mut log_probs[..], &mut lse[..]);

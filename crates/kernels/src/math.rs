@@ -95,6 +95,27 @@ pub fn dot3<X: Element>(x: &[X], y: &[f32], z: &[f32]) -> f32 {
     sum_lanes(lanes)
 }
 
+/// Elements of a row that [`weighted_sums`] takes together.
+const BLOCK: usize = 64;
+
+/// Calls `body(start, sums)` with the elements from `start` on of `Σ factor · row`, a block at a
+/// time: so rows of `width` are added along themselves, and sums stay in registers.
+#[inline(always)]
+pub fn weighted_sums<'a>(
+    width: usize,
+    rows: impl Iterator<Item = (f32, &'a [f32])> + Clone,
+    mut body: impl FnMut(usize, &[f32]),
+) {
+    for start in (0..width).step_by(BLOCK) {
+        let end = width.min(start + BLOCK);
+        let mut sums = [0.0; BLOCK];
+        for (factor, row) in rows.clone() {
+            sums.iter_mut().zip(&row[start..end]).for_each(|(sum, x)| *sum += factor * x);
+        }
+        body(start, &sums[..end - start]);
+    }
+}
+
 /// Greatest element; `-inf` when empty. NaN elements are passed over.
 #[inline(always)]
 pub fn max(x: &[f32]) -> f32 {

@@ -97,7 +97,7 @@ fn profile_text(profile: &StepProfile, path: &Path) -> String {
         let gflops =
             operation.flops_per_second.map_or(String::new(), |x| format!("{:.0}", x / 1e9));
         text.push_str(&format!(
-            "{:<20} {:>6} {:>10.2} {:>5.1}% {gflops:>9} {:>7.1}\n",
+            "{:<20} {:>6.0} {:>10.2} {:>5.1}% {gflops:>9} {:>7.1}\n",
             operation.name,
             operation.calls,
             operation.seconds * 1e3,

@@ -11,7 +11,7 @@ use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::{Element, View, ViewMut};
 use crate::gemm::block::{Typed, left, multiply, padded, panel_cols, right};
 use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
-use crate::math::{dot, exp};
+use crate::math::{dot, exp, weighted_sums};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -149,9 +149,6 @@ impl<T: Element> Kernel for Deltas<'_, T> {
     }
 }
 
-/// Elements of a row that are summed together.
-const BLOCK: usize = 64;
-
 struct Gather<'a, T> {
     /// `d_q`, `d_k`, `d_v` of all query heads.
     parts: [&'a [f32]; 3],
@@ -172,15 +169,11 @@ impl<T: Element> Kernel for Gather<'_, T> {
         let (k, v) = kv.split_at_mut(self.heads.num_kv_heads * d);
         for (part, to) in [(self.parts[1], k), (self.parts[2], v)] {
             for (to, heads) in to.chunks_exact_mut(d).zip(part.chunks_exact(group * d)) {
-                // In blocks, so that heads are added along the row.
-                for (block, to) in to.chunks_mut(BLOCK).enumerate() {
-                    let mut sums = [0.0; BLOCK];
-                    for head in heads.chunks_exact(d) {
-                        let head = &head[block * BLOCK..][..to.len()];
-                        sums.iter_mut().zip(head).for_each(|(sum, x)| *sum += x);
-                    }
-                    to.iter_mut().zip(sums).for_each(|(to, sum)| *to = T::from_f32(sum));
-                }
+                let heads = heads.chunks_exact(d).map(|head| (1.0, head));
+                weighted_sums(d, heads, |start, sums| {
+                    let to = to[start..].iter_mut().zip(sums);
+                    to.for_each(|(to, sum)| *to = T::from_f32(*sum));
+                });
             }
         }
     }

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 /// An instruction set that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
-    /// What every machine of this architecture has (on AArch64 that includes NEON).
+    /// Plain Rust, for what every machine of this architecture has.
     Scalar,
     /// AVX2 with FMA.
     Avx2,
@@ -17,6 +17,8 @@ pub enum Isa {
     Avx512,
     /// The same with BF16 and VNNI, which speed up matrix products.
     Avx512Bf16,
+    /// NEON, which every AArch64 machine has; with dot products of bytes where it has them.
+    Neon,
 }
 
 /// A computation to be compiled for each instruction set.
@@ -29,7 +31,7 @@ pub(crate) trait Kernel {
 
 impl Isa {
     /// The best set of this machine, or the one named by `HONE_ISA` (`scalar`, `avx2`, `avx512`,
-    /// `avx512bf16`).
+    /// `avx512bf16`, `neon`).
     ///
     /// # Panics
     /// If `HONE_ISA` names a set which is unknown or which this machine lacks: it is a switch for
@@ -50,6 +52,8 @@ impl Isa {
     /// The sets this machine can run, worst first.
     pub fn available() -> Vec<Self> {
         let mut found = vec![Isa::Scalar];
+        #[cfg(target_arch = "aarch64")]
+        found.push(Isa::Neon);
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -78,6 +82,7 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
+            Isa::Neon => "neon",
         }
     }
 
@@ -85,7 +90,8 @@ impl Isa {
     #[inline(always)]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
-            Isa::Scalar => kernel.run(),
+            // What NEON adds is in every kernel that is compiled for AArch64.
+            Isa::Scalar | Isa::Neon => kernel.run(),
             // SAFETY: `Cpu::with_isa` has checked that the machine has the features, and kernels
             // take the set from a `Cpu`.
             #[cfg(target_arch = "x86_64")]

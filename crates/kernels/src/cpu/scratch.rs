@@ -23,8 +23,11 @@ unsafe impl Plain for f32 {}
 unsafe impl Plain for bf16 {}
 // SAFETY: as above.
 unsafe impl Plain for i32 {}
+// SAFETY: as above.
+unsafe impl Plain for u8 {}
 
 /// Memory of the present task, to be taken piece by piece.
+#[derive(Default)]
 pub(crate) struct Scratch<'a>(&'a mut [Line]);
 
 /// Lends a task `bytes` of its thread's memory; what is in it is left from earlier tasks. Tasks do

@@ -1,6 +1,6 @@
 //! Products of blocks that fit into the cache, for operations made of them.
 
-use super::tile::{Lines, Narrow, Old, Part, Segment, Sums, Tile};
+use super::tile::{Lines, Narrow, Old, Part, Segment, Sums, Tile, int8};
 use crate::cpu::Plain;
 use crate::element::{DType, View, bf16};
 
@@ -127,6 +127,78 @@ pub(crate) fn multiply<M: Tile>(
             // SAFETY: operands and sums are inside their slices, as asserted above; the instruction
             // set as in `left`.
             unsafe { M::run(rows, b.vectors, &[segment], Sums { start, stride, old }) };
+        }
+    }
+}
+
+/// Rows of bytes as a left operand, `stride` apart, with a scale each.
+#[derive(Clone, Copy)]
+pub(crate) struct Int8Left<'a> {
+    pub values: &'a [u8],
+    pub stride: usize,
+    pub scales: &'a [f32],
+}
+
+/// A right operand of bytes in panels.
+#[derive(Clone, Copy)]
+pub(crate) struct Int8Right<'a> {
+    panels: &'a [i32],
+    vectors: usize,
+    k: usize,
+    cols: usize,
+}
+
+/// Elements that [`int8_right`] packs into at most, whatever the instruction set.
+pub(crate) fn int8_right_len(cols: usize, k: usize) -> usize {
+    int8::panel_len(k, cols.next_multiple_of(48))
+}
+
+/// The columns `part` of `x`, packed into `scratch`.
+#[inline(always)]
+pub(crate) fn int8_right<'a, M: Tile>(
+    x: Lines<'_>,
+    part: Part,
+    scratch: &'a mut [i32],
+) -> Int8Right<'a> {
+    let (vectors, cols) = (panel_vectors::<M>(part.lines), part.lines);
+    let width = vectors * M::LANES;
+    let panels = scratch.chunks_exact_mut(int8::panel_len(part.k, width));
+    for (panel, col) in panels.zip((0..cols).step_by(width)) {
+        let part = Part { line: part.line + col, lines: width.min(cols - col), ..part };
+        // SAFETY: as in `left`.
+        unsafe { M::pack_int8(x, part, vectors, panel) };
+    }
+    Int8Right { panels: scratch, vectors, k: part.k, cols }
+}
+
+/// `out[rows, ·] (+)= a · b` as [`multiply`] does it.
+#[inline(always)]
+pub(crate) fn multiply_int8<M: Tile>(
+    a: Int8Left<'_>,
+    num_rows: usize,
+    b: Int8Right<'_>,
+    (out, stride): (&mut [f32], usize),
+    old: Old,
+) {
+    let width = b.vectors * M::LANES;
+    let (groups, panel_len) = (b.k.div_ceil(int8::STEP), int8::panel_len(b.k, width));
+    assert!(a.scales.len() >= num_rows);
+    assert!(a.values.len() >= (num_rows - 1) * a.stride + groups * int8::STEP);
+    assert!(stride >= b.cols.next_multiple_of(width) && out.len() >= num_rows * stride);
+    for i in (0..num_rows).step_by(M::ROWS) {
+        let rows = M::ROWS.min(num_rows - i);
+        for (panel, col) in (0..b.cols).step_by(width).enumerate() {
+            let segment = int8::Segment {
+                a: &raw const a.values[i * a.stride],
+                a_stride: a.stride,
+                scales: &raw const a.scales[i],
+                b: b.panels[panel * panel_len..][..panel_len].as_ptr(),
+                groups,
+            };
+            let start = &raw mut out[i * stride + col];
+            // SAFETY: operands and sums are inside their slices, as asserted above; the instruction
+            // set as in `left`.
+            unsafe { M::run_int8(rows, b.vectors, segment, Sums { start, stride, old }) };
         }
     }
 }

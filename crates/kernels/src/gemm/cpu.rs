@@ -405,10 +405,9 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
     fn prefetch(&self, row: usize, col: usize, rows: usize, cols: usize) {
         let target = &self.product.target;
         if target.col_stride == 1 {
-            for i in 0..rows {
-                let start = target.offset + (row + i) * target.row_stride + col;
+            for i in row..row + rows {
                 // SAFETY: tiles of different tasks do not overlap, nor do products' targets.
-                prefetch_for_writing(unsafe { self.job.out.slice(start, cols) });
+                prefetch_for_writing(unsafe { self.job.out.slice(target.index(i, col), cols) });
             }
         }
     }
@@ -426,7 +425,7 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
         let (target, epilogue) = (&self.product.target, &self.product.epilogue);
         if target.col_stride == 1 {
             for i in 0..rows {
-                let start = target.offset + (row + i) * target.row_stride + col;
+                let start = target.index(row + i, col);
                 // SAFETY: tiles of different tasks do not overlap, nor do products' targets.
                 let out = unsafe { self.job.out.slice(start, cols) };
                 let bias = epilogue.bias.map(|bias| &bias[col..col + cols]);
@@ -435,7 +434,7 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
         } else {
             let mut line = [0.0; 8];
             for j in 0..cols {
-                let start = target.offset + row + (col + j) * target.col_stride;
+                let start = target.index(row, col + j);
                 // SAFETY: as above.
                 let out = unsafe { self.job.out.slice(start, rows) };
                 for (i, x) in line.iter_mut().enumerate().take(rows) {

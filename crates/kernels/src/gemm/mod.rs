@@ -125,10 +125,15 @@ impl Target {
         Self { m: n, n: m, offset, row_stride: col_stride, col_stride: row_stride }
     }
 
+    /// Index of an element.
+    fn index(&self, row: usize, col: usize) -> usize {
+        self.offset + row * self.row_stride + col * self.col_stride
+    }
+
     /// Panics unless all elements are inside a slice of `len`, none of them twice.
     fn check(&self, len: usize) {
-        let Self { m, n, offset, row_stride, col_stride } = *self;
-        let last = offset + m.saturating_sub(1) * row_stride + n.saturating_sub(1) * col_stride;
+        let Self { m, n, row_stride, col_stride, .. } = *self;
+        let last = self.index(m.saturating_sub(1), n.saturating_sub(1));
         assert!(m == 0 || n == 0 || last < len, "the output is too short");
         let apart = |len: usize, stride: usize, count: usize| count <= 1 || len <= stride;
         assert!(match (row_stride, col_stride) {

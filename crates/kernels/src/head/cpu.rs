@@ -5,10 +5,14 @@
 
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::{Element, Elements, View, ViewMut, with_elements};
-use crate::gemm::block::{Typed, left, multiply, padded, right};
+use crate::gemm::block::{
+    Int8Left, Left, Typed, int8_right, int8_right_len, left, multiply, multiply_int8, padded, right,
+};
 use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
-use crate::math::{LANES, exp, max, sum};
+use crate::math::{LANES, exp, max, sum, weighted_sums};
+use crate::vector::quantise_row;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Columns of the vocabulary per tile of [`forward`].
 const COLS: usize = 192;
@@ -28,6 +32,8 @@ pub struct Inputs<'a> {
     pub targets: &'a [u32],
     /// `h`
     pub hidden_size: usize,
+    /// Whether products are in 8-bit integers. `weight` is int8 then, and `h` a multiple of four.
+    pub int8: bool,
 }
 
 /// What comes out for each row.
@@ -107,6 +113,7 @@ fn typed<T: Typed>(
                 targets: &inputs.targets[first..first + rows],
                 columns: segment * SEGMENT..vocab.min((segment + 1) * SEGMENT),
                 h,
+                int8: inputs.int8,
                 states,
                 sums,
                 scratch,
@@ -128,8 +135,9 @@ struct SegmentTask<'a, T, M> {
     x: &'a [T],
     weight: View<'a>,
     targets: &'a [u32],
-    columns: std::ops::Range<usize>,
+    columns: Range<usize>,
     h: usize,
+    int8: bool,
     /// Of each row: maximum, sum, the target's logit.
     states: &'a mut [f32],
     /// `Σ_v exp(logit - maximum) W[v]` without the target's, in rows of [`padded_row`]; empty where
@@ -145,55 +153,129 @@ impl<T: Typed, M: Tile> Kernel for SegmentTask<'_, T, M> {
     #[inline(always)]
     fn run(mut self) {
         let (h, rows) = (self.h, self.targets.len());
-        let width = padded_row(h);
-        let scratch = &mut self.scratch;
-        let panels = scratch.take((COLS + 1) * padded_row(h));
-        let x_rows = scratch.take(rows * padded::<M>(h));
-        let (logits, p) = (scratch.take(rows * COLS), scratch.take::<T>(rows * COLS));
-        let p_rows = scratch.take(rows * COLS);
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let logits = scratch.take(rows * COLS);
+        let x = match self.int8 {
+            false => {
+                let x = Lines { data: T::view(self.x), offset: 0, line_stride: h, step: 1 };
+                let rows_of_x = Part { line: 0, lines: rows, k0: 0, k: h };
+                Rows::Floats(left::<M>(x, rows_of_x, scratch.take(rows * padded::<M>(h))))
+            }
+            true => {
+                let (values, scales) = (scratch.take(rows * h), scratch.take(rows));
+                for (i, x) in self.x.chunks_exact(h).enumerate() {
+                    let values = &mut values[i * h..(i + 1) * h];
+                    scales[i] = quantise_row(x.iter().map(|x| x.to_f32()), values);
+                }
+                Rows::Int8(Int8Left { values, stride: h, scales })
+            }
+        };
         for state in self.states.chunks_exact_mut(3) {
             state.copy_from_slice(&[f32::NEG_INFINITY, 0.0, 0.0]);
         }
-        let weight = Lines { data: self.weight, offset: 0, line_stride: h, step: 1 };
-        let x = Lines { data: T::view(self.x), ..weight };
-        let x = left::<M>(x, Part { line: 0, lines: rows, k0: 0, k: h }, x_rows);
         for first in self.columns.clone().step_by(COLS) {
-            let cols = COLS.min(self.columns.end - first);
-            // What rows are worked on: whole vectors, and all that products read.
-            let whole = cols.next_multiple_of(LANES);
-            let tile = right::<M>(weight, Part { line: first, lines: cols, k0: 0, k: h }, panels);
-            multiply::<M>(x, rows, tile, (logits, COLS), Old::Dropped, |_, _| true);
-            for (i, state) in self.states.chunks_exact_mut(3).enumerate() {
-                let logits = &mut logits[i * COLS..][..whole];
-                let target = (self.targets[i] as usize).wrapping_sub(first);
-                if target < cols {
-                    state[2] = logits[target];
-                }
-                logits[cols..].fill(f32::NEG_INFINITY);
-                let shrink = absorb(logits, state);
-                if !self.sums.is_empty() {
-                    let p = &mut p[i * COLS..][..whole];
-                    // SAFETY: the tile was chosen by the instruction set.
-                    unsafe { T::narrow::<M>(logits, p) };
-                    // Where the target is nearly certain, the gradient is what it lacks of being
-                    // so: too little to survive the rounding of its probability.
-                    if target < cols {
-                        p[target] = T::from_f32(0.0);
-                    }
-                    if shrink != 1.0 && first > self.columns.start {
-                        self.sums[i * width..][..h].iter_mut().for_each(|s| *s *= shrink);
-                    }
-                }
-            }
+            let columns = first..self.columns.end.min(first + COLS);
+            self.tile_of_logits(&x, columns.clone(), logits, scratch.lend());
+            self.absorb_tile(columns.clone(), logits);
             if !self.sums.is_empty() {
-                let turned = Lines { line_stride: 1, step: h, ..weight };
-                let tile =
-                    right::<M>(turned, Part { line: 0, lines: h, k0: first, k: cols }, panels);
-                let p = Lines { data: T::view(p), offset: 0, line_stride: COLS, step: 1 };
-                let p = left::<M>(p, Part { line: 0, lines: rows, k0: 0, k: tile.depth }, p_rows);
-                let old = if first > self.columns.start { Old::Added } else { Old::Dropped };
-                multiply::<M>(p, rows, tile, (self.sums, width), old, |_, _| true);
+                self.add_to_sums(columns, logits, scratch.lend());
             }
+        }
+    }
+}
+
+/// Hidden states, ready for products.
+enum Rows<'a, E> {
+    Floats(Left<'a, E>),
+    Int8(Int8Left<'a>),
+}
+
+impl<T: Typed, M: Tile> SegmentTask<'_, T, M> {
+    fn weight(&self) -> Lines<'_> {
+        Lines { data: self.weight, offset: 0, line_stride: self.h, step: 1 }
+    }
+
+    /// Logits of some columns, in rows of [`COLS`].
+    #[inline(always)]
+    fn tile_of_logits(
+        &self,
+        x: &Rows<'_, M::Elem>,
+        columns: Range<usize>,
+        logits: &mut [f32],
+        mut scratch: Scratch<'_>,
+    ) {
+        let (h, rows) = (self.h, self.targets.len());
+        let part = Part { line: columns.start, lines: columns.len(), k0: 0, k: h };
+        match *x {
+            Rows::Floats(x) => {
+                let panels = scratch.take(COLS * padded::<M>(h));
+                let tile = right::<M>(self.weight(), part, panels);
+                multiply::<M>(x, rows, tile, (logits, COLS), Old::Dropped, |_, _| true);
+            }
+            Rows::Int8(x) => {
+                let panels = scratch.take(int8_right_len(COLS, h));
+                let tile = int8_right::<M>(self.weight(), part, panels);
+                multiply_int8::<M>(x, rows, tile, (logits, COLS), Old::Dropped);
+            }
+        }
+    }
+
+    /// Takes a tile of logits into the softmax, and turns them into weights of the sums.
+    #[inline(always)]
+    fn absorb_tile(&mut self, columns: Range<usize>, logits: &mut [f32]) {
+        // What rows are worked on: whole vectors, and all that products read.
+        let (cols, whole) = (columns.len(), columns.len().next_multiple_of(LANES));
+        let width = padded_row(self.h);
+        for (i, state) in self.states.chunks_exact_mut(3).enumerate() {
+            let logits = &mut logits[i * COLS..][..whole];
+            let target = (self.targets[i] as usize).wrapping_sub(columns.start);
+            if target < cols {
+                state[2] = logits[target];
+            }
+            logits[cols..].fill(f32::NEG_INFINITY);
+            let shrink = absorb(logits, state);
+            // Where the target is nearly certain, the gradient is what it lacks of being so: too
+            // little to survive the rounding of its probability.
+            if target < cols {
+                logits[target] = 0.0;
+            }
+            if !self.sums.is_empty() && shrink != 1.0 && columns.start > self.columns.start {
+                self.sums[i * width..][..self.h].iter_mut().for_each(|s| *s *= shrink);
+            }
+        }
+    }
+
+    /// `sums (+)= p · W` for some columns.
+    #[inline(always)]
+    fn add_to_sums(&mut self, columns: Range<usize>, p: &[f32], mut scratch: Scratch<'_>) {
+        let (h, rows, cols) = (self.h, self.targets.len(), columns.len());
+        let turned = Lines { line_stride: 1, step: h, ..self.weight() };
+        let part = Part { line: 0, lines: h, k0: columns.start, k: cols };
+        let old = if columns.start > self.columns.start { Old::Added } else { Old::Dropped };
+        if self.int8 {
+            let weight = self.weight.int8();
+            let turned = Lines { data: View::Int8(weight.without_scales()), ..turned };
+            let tile = int8_right::<M>(turned, part, scratch.take(int8_right_len(h, COLS)));
+            let (values, scales) = (scratch.take(rows * COLS), scratch.take(rows));
+            let factors = &weight.scales[columns];
+            for (i, p) in p.chunks_exact(COLS).take(rows).enumerate() {
+                let products = p[..cols].iter().zip(factors).map(|(p, f)| p * f);
+                scales[i] = quantise_row(products, &mut values[i * COLS..][..cols]);
+            }
+            let p = Int8Left { values, stride: COLS, scales };
+            multiply_int8::<M>(p, rows, tile, (self.sums, padded_row(h)), old);
+        } else {
+            let tile = right::<M>(turned, part, scratch.take((COLS + 1) * padded_row(h)));
+            let narrow = scratch.take::<T>(rows * COLS);
+            for (p, narrow) in p.chunks_exact(COLS).zip(narrow.chunks_exact_mut(COLS)) {
+                let whole = cols.next_multiple_of(LANES);
+                // SAFETY: the tile was chosen by the instruction set.
+                unsafe { T::narrow::<M>(&p[..whole], &mut narrow[..whole]) };
+            }
+            let p = Lines { data: T::view(narrow), offset: 0, line_stride: COLS, step: 1 };
+            let part = Part { line: 0, lines: rows, k0: 0, k: tile.depth };
+            let p = left::<M>(p, part, scratch.take(rows * COLS));
+            multiply::<M>(p, rows, tile, (self.sums, padded_row(h)), old, |_, _| true);
         }
     }
 }
@@ -247,9 +329,6 @@ fn merge(
     });
 }
 
-/// Elements of a row that are summed together.
-const BLOCK: usize = 64;
-
 struct Direction<'a, T, W, P> {
     row: &'a mut [T],
     weight: W,
@@ -267,20 +346,13 @@ where
 
     #[inline(always)]
     fn run(self) {
-        let start = self.target * self.row.len();
-        // In blocks, so that segments are added along the row.
-        for (block, out) in self.row.chunks_mut(BLOCK).enumerate() {
-            let columns = block * BLOCK..block * BLOCK + out.len();
-            let mut mean = [0.0; BLOCK];
-            for (share, sums) in self.parts.clone() {
-                for (mean, sum) in mean.iter_mut().zip(&sums[columns.clone()]) {
-                    *mean += share * sum;
-                }
+        let Self { row, weight, target, lacks, parts } = self;
+        let h = row.len();
+        weighted_sums(h, parts, |start, means| {
+            for ((out, mean), j) in row[start..].iter_mut().zip(means).zip(start..) {
+                *out = T::from_f32(lacks * weight.at(target * h + j, target) - mean);
             }
-            for ((out, j), mean) in out.iter_mut().zip(columns).zip(mean) {
-                *out = T::from_f32(self.lacks * self.weight.at(start + j, self.target) - mean);
-            }
-        }
+        });
     }
 }
 

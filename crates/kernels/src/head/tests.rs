@@ -14,7 +14,7 @@ fn run(cpu: &Cpu, logits: &[f32], v: usize, targets: &[u32]) -> [Vec<f32>; 2] {
     let (mut log_probs, mut lse) = (vec![f32::NAN; ROWS], vec![f32::NAN; ROWS]);
     let mut direction = vec![f32::NAN; ROWS * ROWS];
     let (x, weight) = (View::F32(&x), View::F32(&weight));
-    let inputs = Inputs { x, weight, targets, hidden_size: ROWS };
+    let inputs = Inputs { x, weight, targets, hidden_size: ROWS, int8: false };
     let outputs = Outputs {
         log_probs: &mut log_probs,
         lse: &mut lse,

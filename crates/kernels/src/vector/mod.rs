@@ -73,8 +73,10 @@ impl<E: Element> Kernel for QuantisedRow<'_, E> {
     }
 }
 
+/// Writes the bytes of a row of which nothing but the elements is given; returns its scale. For
+/// what [`quantise_rows`] does with `x`.
 #[inline(always)]
-fn quantise_row(x: impl Iterator<Item = f32> + Clone, values: &mut [u8]) -> f32 {
+pub(crate) fn quantise_row(x: impl Iterator<Item = f32> + Clone, values: &mut [u8]) -> f32 {
     // Adding 1.5 · 2^23 rounds to the nearest integer and leaves it in the low bits.
     const ROUND: f32 = 12_582_912.0;
     /// The inverse of what is smaller would be infinite: such rows are zero.
@@ -99,6 +101,15 @@ pub fn scale(cpu: &Cpu, x: &[f32], scale: f32, y: ViewMut<'_>) {
             *y = Element::from_f32(scale * x);
         }
     }));
+}
+
+/// `y += scale · x`, elementwise.
+pub fn add_scaled(cpu: &Cpu, x: &[f32], scale: f32, y: &mut [f32]) {
+    chunks(cpu, y, |start, y| {
+        for (y, x) in y.iter_mut().zip(&x[start..]) {
+            *y += scale * x;
+        }
+    });
 }
 
 /// `y = 0`.

@@ -13,8 +13,8 @@ fn adapted(golden: &Golden, device: &Device, precision: Option<DType>) -> Model 
     model
 }
 
-/// The goldens are far more sensitive than trained models: weights are random, rows short. Found were
-/// up to 4.5 and 7.4 % of the range of the logits, and 8.8 and 11 % of gradients.
+/// The goldens are far more sensitive than trained models: weights are random, rows short. Found
+/// were up to 4.5 and 7.4 % of the range of the logits, and 8.8 and 11 % of gradients.
 #[test]
 fn logits_and_gradients_are_near_those_of_f32() {
     let device = Device::cpu(2);

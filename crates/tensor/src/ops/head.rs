@@ -1,6 +1,6 @@
 //! Output head: log-probabilities of target tokens, without the logits of a whole batch.
 
-use super::rows_cols;
+use super::{quantised, rows_cols};
 use crate::{Category, Cost, DType, Device, Tape, Tensor, Var, Weight, Work};
 use hone_kernels::gemm::{Epilogue, Matrix, Product, Target, Term, gemm};
 use hone_kernels::{Cpu, head as kernel, vector};
@@ -24,7 +24,9 @@ pub fn log_probs<'a>(
     assert!(rows.len() == targets.len() && rows.len() <= t && rows.is_sorted());
     let requires_grad = x.requires_grad() || weight.param().is_some();
     let records = tape.is_recording() && requires_grad;
-    let head = Head { x: x.value(), weight: tape.params().resolve(weight), rows, targets };
+    let weight_value = tape.params().resolve(weight);
+    let int8 = tape.compute().is_integer_for(weight_value, &[h]);
+    let head = Head { x: x.value(), weight: weight_value, rows, targets, int8 };
     let mut log_probs = tape.activation(DType::F32, &[t]);
     let mut lse = tape.activation(DType::F32, &[t]);
     // The input's gradient but for a factor per row: found in the forward pass at the price of one
@@ -39,7 +41,7 @@ pub fn log_probs<'a>(
     let x = weight.param().map(|_| x.into_value());
     tape.push(log_probs, requires_grad, move |sweep, d_log_probs| {
         if let (Some(param), Some(x)) = (weight.param(), &x) {
-            let head = Head { x, weight: sweep.params.resolve(weight), rows, targets };
+            let head = Head { x, weight: sweep.params.resolve(weight), rows, targets, int8 };
             let (device, compute) = (sweep.device, sweep.dtype());
             let d_w = sweep.gradients.get_mut(param);
             head.weight_gradient(device, compute, &lse, &d_log_probs, d_w);
@@ -68,6 +70,9 @@ pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight) -> Tensor {
     let ((t, h), v) = (rows_cols(x.shape()), weight.shape()[0]);
     let weight = tape.params().resolve(weight);
     let mut y = tape.device().alloc(Category::Head, DType::F32, &[t, v]);
+    let in_bytes = tape.compute().is_integer_for(weight, &[h]);
+    let in_bytes = in_bytes.then(|| quantised(tape.device(), x, (0, h), None));
+    let x = in_bytes.as_ref().unwrap_or(x);
     let cost = Cost::product("logits", t, v, h, weight.num_bytes() + y.num_bytes());
     if let Some(cpu) = tape.device().begin(cost) {
         let w = Matrix::rows(weight.view(), h).transposed();
@@ -98,6 +103,8 @@ struct Head<'a> {
     weight: &'a Tensor,
     rows: &'a [u32],
     targets: &'a [u32],
+    /// Whether products are in 8-bit integers.
+    int8: bool,
 }
 
 /// Some of the rows with a target, and one tile of their logits.
@@ -135,6 +142,7 @@ impl Head<'_> {
                 weight: self.weight.view(),
                 targets: &self.targets[start..end],
                 hidden_size: h,
+                int8: self.int8,
             };
             let outputs = kernel::Outputs {
                 log_probs: &mut log_probs.f32_mut()[start..end],
@@ -203,7 +211,8 @@ impl Head<'_> {
         let (n, (_, h)) = (self.rows.len(), rows_cols(self.x.shape()));
         let flops = 2 * products * n * h * self.vocab();
         let bytes = products * self.weight.num_bytes() + 2 * self.x.num_bytes();
-        Cost { name, work: Work::Product, flops: flops as u64, bytes: bytes as u64 }
+        let work = if self.int8 { Work::Int8 } else { Work::Product };
+        Cost { name, work, flops: flops as u64, bytes: bytes as u64 }
     }
 }
 

@@ -4,11 +4,11 @@
 //! one output row. The adapter's up-projection is `rank` more columns of the same contraction, so
 //! it costs no pass over the output; down-projections of one input are one product.
 
-use super::rows_cols;
+use super::{quantised, rows_cols};
 use crate::tape::Sweep;
 use crate::{
-    Category, Cost, DType, Device, Lora, Params, Philox, Projection, StepKey, Tape, Tensor, Var,
-    View, Weight, Work,
+    Category, Compute, Cost, DType, Device, Lora, Params, Philox, Projection, StepKey, Tape,
+    Tensor, Var, View, Weight, Work,
 };
 use hone_kernels::Cpu;
 use hone_kernels::dropout::{self, Mask};
@@ -167,7 +167,7 @@ fn project(
     let weights: usize = projections.iter().map(|p| params.resolve(&p.weight).num_bytes()).sum();
     let flops_of_adapters = adapters.iter().map(|a| 2 * t * a.n * a.lora.rank).sum::<usize>();
     let bytes = x.num_bytes() + weights + y.num_bytes();
-    let in_integers = |p: &Projection| tape.compute().is_integer_for(params.resolve(&p.weight));
+    let in_integers = |p: &Projection| is_integer_for(tape.compute(), params, p);
     let any_in_integers = projections.iter().any(in_integers);
     let quantised = any_in_integers.then(|| quantised(tape.device(), x, (0, k), None));
     let mut cost = Cost::product("linear", t, width, k, bytes);
@@ -304,7 +304,7 @@ fn adapter_gradients(
     d_y: &Tensor,
     step: Option<StepKey>,
 ) -> Tensor {
-    let ((t, k), (_, width)) = (rows_cols(x.shape()), rows_cols(d_y.shape()));
+    let ((t, _), (_, width)) = (rows_cols(x.shape()), rows_cols(d_y.shape()));
     let ((adapters, rank), compute) = (adapters(projections), sweep.dtype());
     let mut d_u = sweep.workspace(compute, &[t, rank]);
     let flops: usize = adapters.iter().map(|a| 2 * t * a.n * a.lora.rank).sum();
@@ -335,18 +335,36 @@ fn adapter_gradients(
         }
     }
     drop(u);
-    for &Adapter { lora, at, .. } in &adapters {
-        let dropped = dropped(sweep.device, x, lora, step);
-        let x = dropped.as_ref().unwrap_or(x);
-        let bytes = x.num_bytes() + t * lora.rank * compute.size();
-        if let Some(cpu) = sweep.device.begin(Cost::product("d_lora_a", lora.rank, k, t, bytes)) {
-            let a = Matrix::rows(d_u.view(), rank).from_col(at).transposed();
-            let term = Term { a, b: Matrix::rows(x.view(), k), k: t };
-            let target = Target::whole(lora.rank, k);
-            accumulate(cpu, compute, term, lora.scale, target, sweep.gradients.get_mut(lora.a));
+    // Adapters of one input share a product, unless each dropped other elements of it.
+    if adapters.iter().all(|adapter| mask(adapter.lora, step).is_none()) {
+        down_gradients(sweep, &adapters, x, &d_u);
+    } else {
+        for adapter in &adapters {
+            let dropped = dropped(sweep.device, x, adapter.lora, step);
+            let adapter = std::slice::from_ref(adapter);
+            down_gradients(sweep, adapter, dropped.as_ref().unwrap_or(x), &d_u);
         }
     }
     d_u
+}
+
+/// `d_A += scale · d_uᵀ x` for adapters that stand side by side in `d_u`.
+fn down_gradients(sweep: &mut Sweep<'_, '_>, adapters: &[Adapter<'_>], x: &Tensor, d_u: &Tensor) {
+    let ((t, k), (_, width)) = (rows_cols(x.shape()), rows_cols(d_u.shape()));
+    let (at, rank) = (adapters[0].at, adapters.iter().map(|a| a.lora.rank).sum());
+    let mut d_a = sweep.workspace(DType::F32, &[rank, k]);
+    let bytes = x.num_bytes() + t * rank * d_u.dtype().size() + d_a.num_bytes();
+    if let Some(cpu) = sweep.device.begin(Cost::product("d_lora_a", rank, k, t, bytes)) {
+        let a = Matrix::rows(d_u.view(), width).from_col(at).transposed();
+        let terms = [Term { a, b: Matrix::rows(x.view(), k), k: t }];
+        let target = Target::whole(rank, k);
+        let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
+        gemm(cpu, sweep.dtype(), &[product], d_a.view_mut());
+        for Adapter { lora, at: row, .. } in adapters {
+            let rows = &d_a.f32()[(row - at) * k..][..lora.rank * k];
+            vector::add_scaled(cpu, rows, lora.scale, sweep.gradients.get_mut(lora.a).f32_mut());
+        }
+    }
 }
 
 /// `d_x = Σ_i d_y_i W_i + d_u_i A_i`; the adapters' part only where their input was not dropped.
@@ -394,6 +412,11 @@ fn input_gradient(
     gemm(cpu, dtype, &[product], d_x.view_mut());
 }
 
+/// Whether both passes of a projection are in integers.
+fn is_integer_for(compute: Compute, params: &Params, projection: &Projection) -> bool {
+    compute.is_integer_for(params.resolve(&projection.weight), projection.weight.shape())
+}
+
 /// The gradients of those projections whose products are in integers, in bytes. The scales of a
 /// weight's rows are along this contraction, so they enter here.
 fn quantised_gradients(
@@ -406,27 +429,10 @@ fn quantised_gradients(
         let (n, weight) = (projection.out_features(), sweep.params.resolve(&projection.weight));
         let columns = (col, n);
         col += n;
-        let in_integers = sweep.compute.is_integer_for(weight);
+        let in_integers = is_integer_for(sweep.compute, sweep.params, projection);
         in_integers.then(|| quantised(sweep.device, d_y, columns, Some(weight)))
     };
     projections.iter().map(of_projection).collect()
-}
-
-/// Columns `col..col + n` of `x`, times the scales of the rows of `weight`, in bytes: `[t, n]`.
-fn quantised(
-    device: &Device,
-    x: &Tensor,
-    (col, n): (usize, usize),
-    weight: Option<&Tensor>,
-) -> Tensor {
-    let (t, width) = rows_cols(x.shape());
-    let mut y = device.alloc(Category::Workspace, DType::Int8, &[t, n]);
-    let bytes = t * n * x.dtype().size() + y.num_bytes();
-    if let Some(cpu) = device.begin(Cost::memory("quantise", bytes)) {
-        let factors = weight.map(|weight| weight.view().int8().scales);
-        vector::quantise_rows(cpu, (x.view(), width, col), factors, y.int8_mut());
-    }
-    y
 }
 
 /// `d_x += mask · scale · (d_u A)`.

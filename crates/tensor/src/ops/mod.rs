@@ -19,6 +19,9 @@ pub use rms_norm::rms_norm;
 pub use rope::{Angles, rope};
 pub use swiglu::swiglu;
 
+use crate::{Category, Cost, DType, Device, Tensor};
+use hone_kernels::vector;
+
 /// Bytes of scratch memory that each thread keeps once it has run these operations.
 pub fn scratch_bytes_per_thread(heads: &crate::Heads, hidden_size: usize) -> usize {
     use hone_kernels::{attention, gemm, head};
@@ -32,4 +35,21 @@ fn rows_cols(shape: &[usize]) -> (usize, usize) {
         [rows, cols] => (rows, cols),
         _ => panic!("expected a matrix, found shape {shape:?}"),
     }
+}
+
+/// Columns `col..col + n` of `x`, times the scales of the rows of `weight`, in bytes: `[t, n]`.
+fn quantised(
+    device: &Device,
+    x: &Tensor,
+    (col, n): (usize, usize),
+    weight: Option<&Tensor>,
+) -> Tensor {
+    let (t, width) = rows_cols(x.shape());
+    let mut y = device.alloc(Category::Workspace, DType::Int8, &[t, n]);
+    let bytes = t * n * x.dtype().size() + y.num_bytes();
+    if let Some(cpu) = device.begin(Cost::memory("quantise", bytes)) {
+        let factors = weight.map(|weight| weight.view().int8().scales);
+        vector::quantise_rows(cpu, (x.view(), width, col), factors, y.int8_mut());
+    }
+    y
 }

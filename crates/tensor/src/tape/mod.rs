@@ -37,11 +37,12 @@ impl Compute {
         }
     }
 
-    /// Whether products with `weight` are in integers, which are multiplied in fours.
-    pub(crate) fn is_integer_for(self, weight: &Tensor) -> bool {
+    /// Whether products with `weight` along dimensions of these lengths are in integers, which are
+    /// multiplied in fours.
+    pub(crate) fn is_integer_for(self, weight: &Tensor, lengths: &[usize]) -> bool {
         self == Compute::Int8
             && weight.dtype() == DType::Int8
-            && weight.shape().iter().all(|n| n.is_multiple_of(4))
+            && lengths.iter().all(|n| n.is_multiple_of(4))
     }
 }
 

@@ -1,9 +1,9 @@
 //! Every coarse operation but `linear` in its reference form, and the cases it is checked in.
 
-use super::check_op::{Kind, Operands, Operation, check_op, f64s, normals};
+use super::check_op::{Kind, Operands, Operation, check_op, check_op_in, f64s, normals};
 use super::linear::{Linear, Options};
 use crate::ops::{self, Angles};
-use crate::{DType, Heads, Sequence, Tape, Var, Weight};
+use crate::{Compute, DType, Heads, Sequence, Tape, Var, Weight};
 use hone_kernels::gemm::reference::{gemm, transpose};
 use hone_kernels::rope::Direction;
 use hone_kernels::{attention, embedding, head, rms_norm, rope, swiglu};
@@ -347,6 +347,15 @@ fn log_probs_passes() {
         check_op("log_probs of nothing", &no_targets);
     }
     check_op("log_probs, weight only", &LogProbs::new(Kind::Trained, (9, 5, 13), 3, false));
+}
+
+/// In integers; a length that is no multiple of four falls back to floats.
+#[test]
+fn log_probs_passes_in_integers() {
+    for (size, skip) in [((9, 64, 205), 3), ((40, 32, 12_500), 5), ((7, 13, 300), 3)] {
+        let op = LogProbs::new(Kind::Frozen(DType::Int8), size, skip, true);
+        check_op_in(&[Compute::Int8], &format!("log_probs {size:?}"), &op);
+    }
 }
 
 #[test]

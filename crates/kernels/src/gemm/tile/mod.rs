@@ -15,12 +15,16 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_pack;
 pub(crate) mod int8;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod plain;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::{Avx512, Avx512Bf16};
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::Neon;
 pub(crate) use plain::{Emulated, Scalar};
 
 use crate::cpu::Plain;
@@ -210,7 +214,7 @@ impl Part {
 }
 
 /// Calls `$tile::<R, V>` for the given rows and one to three vectors.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! for_size {
     ($rows:expr, $vectors:expr, [$($r:literal)*], $tile:ident $args:tt) => {
         match ($rows, $vectors) {
@@ -223,7 +227,7 @@ macro_rules! for_size {
         }
     };
 }
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) use for_size;
 
 /// Runs `$body` with `$tile` naming the way to compute tiles of type `$compute` on `$isa`.
@@ -256,6 +260,16 @@ macro_rules! with_tile {
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx2, _) => {
                 type $tile = tile::Emulated<tile::Avx2>;
+                $body
+            }
+            #[cfg(target_arch = "aarch64")]
+            (Isa::Neon, DType::F32) => {
+                type $tile = tile::Neon;
+                $body
+            }
+            #[cfg(target_arch = "aarch64")]
+            (Isa::Neon, _) => {
+                type $tile = tile::Emulated<tile::Neon>;
                 $body
             }
             (_, DType::F32) => {

@@ -3,7 +3,7 @@
 use super::{Lines, Old, Part, Segment, Sums, Tile, int8};
 use crate::element::{DType, Element, Elements, View, bf16, with_elements};
 
-/// Plain Rust; on AArch64 this becomes NEON.
+/// Plain Rust.
 pub(crate) struct Scalar;
 
 impl Tile for Scalar {
@@ -141,7 +141,7 @@ pub(super) fn direct_f32(data: View<'_>) -> Option<&[f32]> {
 
 /// Step `k` goes to place `k ^ swap`: 1 exchanges the steps of a pair.
 #[inline(always)]
-fn pack_panel(
+pub(super) fn pack_panel(
     x: Lines<'_>,
     part: Part,
     width: usize,

@@ -1,0 +1,154 @@
+//! NEON: `f32` tiles of 8 × 8, and products of bytes with `sdot` where the processor has it.
+//!
+//! bf16 is emulated as on AVX2. `bfdot` rounds sums in a way of its own, so that results would
+//! differ from those of every other instruction set.
+
+use super::plain::direct_f32;
+use super::{Lines, Old, Part, Scalar, Segment, Sums, Tile, for_size, int8};
+use crate::element::{Int8Rows, View};
+use std::arch::aarch64::*;
+use std::arch::asm;
+
+/// 8 rows by 2 vectors in 16 of 32 registers: three would not divide the blocks of attention.
+pub(crate) struct Neon;
+
+const LANES: usize = 4;
+
+impl Tile for Neon {
+    type Elem = f32;
+    const STEP: usize = 1;
+    const LANES: usize = LANES;
+    const VECTORS: usize = 2;
+    const ROWS: usize = 8;
+
+    #[inline(always)]
+    fn direct(data: View<'_>) -> Option<&[f32]> {
+        direct_f32(data)
+    }
+
+    #[inline(always)]
+    unsafe fn pack_panel(x: Lines<'_>, part: Part, vectors: usize, panel: &mut [f32]) {
+        super::plain::pack_panel(x, part, vectors * LANES, panel, |v| v, 0);
+    }
+
+    #[inline(always)]
+    unsafe fn pack_rows(x: Lines<'_>, part: Part, stride: usize, rows: &mut [f32]) {
+        // SAFETY: plain Rust needs nothing.
+        unsafe { Scalar::pack_rows(x, part, stride, rows) }
+    }
+
+    #[inline(always)]
+    unsafe fn run(rows: usize, vectors: usize, segments: &[Segment<f32>], sums: Sums) {
+        // SAFETY: as the caller promises.
+        unsafe { for_size!(rows, vectors, [1 2 3 4 5 6 7 8], tile(segments, sums)) }
+    }
+
+    #[inline(always)]
+    unsafe fn run_int8(rows: usize, vectors: usize, segment: int8::Segment, sums: Sums) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                for_size!(rows, vectors, [1 2 3 4 5 6 7 8], int8_tile(segment, sums))
+            } else {
+                int8::run::<LANES>(rows, vectors, segment, sums)
+            }
+        }
+    }
+}
+
+// Indices name registers: iterators over them are not unrolled.
+#[allow(clippy::needless_range_loop)]
+#[target_feature(enable = "neon")]
+unsafe fn tile<const R: usize, const V: usize>(segments: &[Segment<f32>], sums: Sums) {
+    let mut acc = [[vdupq_n_f32(0.0); V]; R];
+    // SAFETY: the caller promises that operands and sums are there.
+    unsafe {
+        let at = |i: usize, v: usize| sums.start.add(i * sums.stride + v * LANES);
+        if sums.old == Old::Continued {
+            for i in 0..R {
+                for v in 0..V {
+                    acc[i][v] = vld1q_f32(at(i, v));
+                }
+            }
+        }
+        for segment in segments {
+            for k in 0..segment.groups {
+                let mut b = [vdupq_n_f32(0.0); V];
+                for v in 0..V {
+                    b[v] = vld1q_f32(segment.b.add((k * V + v) * LANES));
+                }
+                for i in 0..R {
+                    let a = vdupq_n_f32(*segment.a.add(i * segment.a_stride + k));
+                    for v in 0..V {
+                        acc[i][v] = vfmaq_f32(acc[i][v], a, b[v]);
+                    }
+                }
+            }
+        }
+        for i in 0..R {
+            for v in 0..V {
+                if sums.old == Old::Added {
+                    acc[i][v] = vaddq_f32(acc[i][v], vld1q_f32(at(i, v)));
+                }
+                vst1q_f32(at(i, v), acc[i][v]);
+            }
+        }
+    }
+}
+
+/// `sdot` takes signed bytes, so rows lose their zero point on the way and corrections are not
+/// needed.
+// Indices name registers: iterators over them are not unrolled.
+#[allow(clippy::needless_range_loop)]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn int8_tile<const R: usize, const V: usize>(segment: int8::Segment, sums: Sums) {
+    let mut acc = [[vdupq_n_s32(0); V]; R];
+    let zero_point = vdupq_n_s32(i32::from_ne_bytes([Int8Rows::ZERO_POINT; 4]));
+    // SAFETY: the caller promises that operands and sums are there.
+    unsafe {
+        let (mut a, mut b) = (segment.a, segment.b.add(2 * V * LANES));
+        for _ in 0..segment.groups {
+            let mut columns = [vdupq_n_s32(0); V];
+            for v in 0..V {
+                columns[v] = vld1q_s32(b.add(v * LANES));
+            }
+            for i in 0..R {
+                let four = a.add(i * segment.a_stride).cast::<i32>().read_unaligned();
+                let row = veorq_s32(vdupq_n_s32(four), zero_point);
+                for v in 0..V {
+                    acc[i][v] = dot(acc[i][v], row, columns[v]);
+                }
+            }
+            a = a.add(int8::STEP);
+            b = b.add(V * LANES);
+        }
+        for i in 0..R {
+            for v in 0..V {
+                let scales = vld1q_f32(segment.b.add((V + v) * LANES).cast());
+                let scale = vmulq_n_f32(scales, *segment.scales.add(i));
+                let out = sums.start.add(i * sums.stride + v * LANES);
+                let sum = vcvtq_f32_s32(acc[i][v]);
+                let sum = match sums.old {
+                    Old::Dropped => vmulq_f32(sum, scale),
+                    Old::Continued | Old::Added => vfmaq_f32(vld1q_f32(out), sum, scale),
+                };
+                vst1q_f32(out, sum);
+            }
+        }
+    }
+}
+
+/// `sum + Σ x · y` over the four signed bytes of each lane; the intrinsic is not stable yet.
+#[target_feature(enable = "neon,dotprod")]
+#[inline]
+fn dot(mut sum: int32x4_t, x: int32x4_t, y: int32x4_t) -> int32x4_t {
+    // SAFETY: registers only.
+    unsafe {
+        asm!(
+            "sdot {sum:v}.4s, {x:v}.16b, {y:v}.16b",
+            sum = inout(vreg) sum, x = in(vreg) x, y = in(vreg) y,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sum
+}
