@@ -59,6 +59,8 @@ fn int8_tiles<M: Tile>(mut scratch: Scratch<'_>) {
     let columns = M::VECTORS * M::LANES;
     let (a, scales) = (scratch.take::<i32>(GROUPS), scratch.take::<f32>(M::ROWS));
     let b = scratch.take::<i32>(int8::panel_len(GROUPS * int8::STEP, columns));
+    // What earlier tasks left there might overflow the sums.
+    b.fill(0);
     let sums = scratch.take::<f32>(M::ROWS * columns);
     let (a, scales, b) = (a.as_ptr().cast(), scales.as_ptr(), b.as_ptr());
     let segment = int8::Segment { a, a_stride: 0, scales, b, groups: GROUPS };

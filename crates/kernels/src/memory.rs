@@ -125,6 +125,7 @@ pub fn view(bytes: &[u8], dtype: DType, cols: usize) -> Option<View<'_>> {
             DType::F32 => whole(bytes.align_to()).map(View::F32),
             DType::Bf16 => whole(bytes.align_to()).map(View::Bf16),
             DType::F16 => whole(bytes.align_to()).map(View::F16),
+            DType::Int8 if !bytes.len().is_multiple_of(4 + cols) => None,
             DType::Int8 => {
                 let (scales, values) = bytes.split_at(int8_scale_bytes(bytes.len(), cols));
                 whole(scales.align_to()).map(|scales| View::Int8(Int8Rows { values, scales }))
@@ -162,6 +163,7 @@ pub fn view_mut(bytes: &mut [u8], dtype: DType) -> ViewMut<'_> {
 /// # Panics
 /// If the bytes are not aligned.
 pub fn int8_mut(bytes: &mut [u8], cols: usize) -> (&mut [u8], &mut [f32]) {
+    assert!(bytes.len().is_multiple_of(4 + cols), "memory of a tensor is aligned and whole");
     let (scales, values) = bytes.split_at_mut(int8_scale_bytes(bytes.len(), cols));
     // SAFETY: every bit pattern is a value of the type; `align_to_mut` keeps to alignment.
     let (before, scales, after) = unsafe { scales.align_to_mut() };
@@ -211,5 +213,8 @@ mod tests {
         assert!(view(&bytes[0..6], DType::F32, 1).is_none());
         assert_eq!(view(&bytes[4..12], DType::F32, 1).map(|v| v.len()), Some(2));
         assert_eq!(view(&bytes[2..12], DType::Bf16, 1).map(|v| v.len()), Some(5));
+        assert_eq!(view(&bytes[4..32], DType::Int8, 3).map(|v| v.len()), Some(12));
+        assert!(view(&bytes[4..31], DType::Int8, 3).is_none());
+        assert!(view(&bytes[2..30], DType::Int8, 3).is_none());
     }
 }

@@ -374,7 +374,7 @@ fn mends(setup: &Setup, host: Host, needed_bytes: u64) -> Result<Vec<String>, Tr
             return Ok(variant.lines);
         }
     }
-    if setup.base_precision == Some(DType::F32) {
+    if setup.base_precision.unwrap_or(setup.file_dtype) == DType::F32 {
         variant.base_precision = Some(DType::Bf16);
         if variant.fits("model.base_precision = \"bf16\"")? {
             return Ok(variant.lines);

@@ -5,7 +5,7 @@ use hone_tensor::ops;
 use hone_tensor::safetensors::held_as;
 use hone_tensor::{
     Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Params, Projection,
-    Sequence, Tape, Tensor, Weight, Work, ceiling, vector,
+    Sequence, Tape, Tensor, Var, Weight, Work, ceiling, vector,
 };
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -29,7 +29,7 @@ pub struct DeviceProfile {
     pub product_f32: f64,
     /// FLOP/s of products in bf16.
     pub product_bf16: f64,
-    /// Operations per second of products in 8-bit integers, quantising included.
+    /// Operations per second of products in 8-bit integers.
     pub product_int8: f64,
     /// FLOP/s of multiply-adds in f32 on operands in the first-level cache.
     pub ceiling_f32: f64,
@@ -37,8 +37,12 @@ pub struct DeviceProfile {
     pub ceiling_bf16: f64,
     /// The same in 8-bit integers.
     pub ceiling_int8: f64,
+    /// FLOP/s of products with a side as short as an adapter's rank, in bf16.
+    pub product_thin: f64,
     /// FLOP/s of attention, forward and backward in bf16.
     pub attention: f64,
+    /// FLOP/s of gated activations, forward and backward in bf16.
+    pub elementwise: f64,
     /// Bytes per second read and written.
     pub memory: f64,
     /// Seconds that any operation takes at least.
@@ -73,7 +77,9 @@ impl DeviceProfile {
             ceiling_f32: ceiling_rate(&device, DType::F32),
             ceiling_bf16: ceiling_rate(&device, DType::Bf16),
             ceiling_int8: ceiling_rate(&device, DType::Int8),
+            product_thin: thin_rate(&device),
             attention: attention_rate(&device),
+            elementwise: elementwise_rate(&device),
             memory: memory_rate(&device),
             overhead: overhead(&device),
         };
@@ -92,6 +98,9 @@ impl DeviceProfile {
             (Work::Product, Compute::F32) => self.product_f32,
             (Work::Product, _) => self.product_bf16,
             (Work::Int8, _) => self.product_int8,
+            (Work::Thin, Compute::F32) => self.product_thin * self.product_f32 / self.product_bf16,
+            (Work::Thin, _) => self.product_thin,
+            (Work::Elementwise, _) => self.elementwise,
             // In f32 it is as much slower as products are.
             (Work::Attention, Compute::F32) => {
                 self.attention * self.product_f32 / self.product_bf16
@@ -156,12 +165,40 @@ fn best_seconds(mut body: impl FnMut()) -> f64 {
     best
 }
 
-/// The best seconds of `body`, its step memory in an arena as in training.
-fn best_planned(device: &Device, body: impl Fn()) -> f64 {
+/// FLOP/s of the operations in `body` that count any, by their own count: the best of several runs,
+/// their step memory in an arena as in training.
+fn best_rate(device: &Device, body: impl Fn()) -> f64 {
     let ((), trace) = device.trace(&body);
     let layout = Arc::new(Layout::of(trace));
     let mut arena = Arena::new(layout.bytes());
-    best_seconds(|| device.planned(&mut arena, &layout, &body))
+    let mut best = 0.0f64;
+    let begun = Instant::now();
+    while begun.elapsed() < SHORTLY {
+        device.start_recording();
+        device.planned(&mut arena, &layout, &body);
+        device.mark("end");
+        let spans = device.take_recording();
+        let counted = || spans.iter().filter(|span| span.cost.flops > 0);
+        let flops: u64 = counted().map(|span| span.cost.flops).sum();
+        best = best.max(flops as f64 / counted().map(|span| span.seconds).sum::<f64>());
+    }
+    best
+}
+
+/// [`best_rate`] of an operation, forward and backward in bf16.
+fn rate_of_both<'a>(
+    device: &'a Device,
+    params: &'a Params,
+    x: &Tensor,
+    operation: impl Fn(&mut Tape<'a>, Var) -> Var,
+) -> f64 {
+    best_rate(device, || {
+        let mut tape = Tape::training(device, params, Compute::Bf16, None);
+        let x = tape.leaf(x.clone(), true);
+        let y = operation(&mut tape, x);
+        let d_y = device.alloc(Category::Workspace, DType::Bf16, y.value().shape());
+        drop(tape.sweep_back(y, d_y, &mut Gradients::zeros(device, params)));
+    })
 }
 
 fn product_rate(device: &Device, compute: Compute) -> f64 {
@@ -176,12 +213,27 @@ fn product_rate(device: &Device, compute: Compute) -> f64 {
     };
     let layer = [Projection { weight: Weight::Frozen(weight), bias: None, lora: None }];
     let x = touched(device, compute.dtype(), &[t, k]);
-    let seconds = best_planned(device, || {
+    best_rate(device, || {
         let mut tape = Tape::inference(device, &params, compute);
         let x = tape.leaf(x.clone(), false);
         ops::linear(&mut tape, x, &layer, None);
-    });
-    (2 * t * k * n) as f64 / seconds
+    })
+}
+
+/// A weight with as few rows as adapters of one input have together.
+fn thin_rate(device: &Device) -> f64 {
+    let (t, k, n) = (1024, 1024, 32);
+    let mut params = Params::default();
+    let param = params.add("thin".to_owned(), touched(device, DType::F32, &[n, k]));
+    let weight = Weight::Trained { param, shape: vec![n, k] };
+    let layer = [Projection { weight, bias: None, lora: None }];
+    let x = touched(device, DType::Bf16, &[t, k]);
+    rate_of_both(device, &params, &x, |tape, x| ops::linear(tape, x, &layer, None))
+}
+
+fn elementwise_rate(device: &Device) -> f64 {
+    let gate_up = touched(device, DType::Bf16, &[1024, 2 * 1024]);
+    rate_of_both(device, &Params::default(), &gate_up, ops::swiglu)
 }
 
 /// Memory that was written: reading fresh memory would read one page of zeros again and again.
@@ -200,18 +252,10 @@ fn ceiling_rate(device: &Device, compute: DType) -> f64 {
 fn attention_rate(device: &Device) -> f64 {
     let heads = Heads { num_heads: 8, num_kv_heads: 4, head_dim: 64, scale: 0.125, window: None };
     let sequences = [Sequence::new(0, 256), Sequence::new(256, 256)];
-    let params = Params::default();
     let qkv = touched(device, DType::Bf16, &[512, heads.qkv_width()]);
-    let seconds = best_planned(device, || {
-        let mut tape = Tape::training(device, &params, Compute::Bf16, None);
-        let qkv = tape.leaf(qkv.clone(), true);
-        let out = ops::attention(&mut tape, qkv, &heads, &sequences);
-        let d_out = device.alloc(Category::Workspace, DType::Bf16, out.value().shape());
-        let mut gradients = Gradients::zeros(device, &params);
-        drop(tape.sweep_back(out, d_out, &mut gradients));
-    });
-    let pairs: usize = sequences.iter().map(|s| s.num_pairs(None)).sum();
-    (14 * pairs * heads.out_width()) as f64 / seconds
+    rate_of_both(device, &Params::default(), &qkv, |tape, qkv| {
+        ops::attention(tape, qkv, &heads, &sequences)
+    })
 }
 
 /// On arrays that no cache holds.

@@ -25,6 +25,8 @@ pub struct Setup {
     pub compute: Compute,
     /// How frozen matrices are held; `None`: as in the file.
     pub base_precision: Option<DType>,
+    /// Element type of the matrices in the file.
+    pub file_dtype: DType,
     /// Adapters; `None`: full fine-tuning.
     pub lora: Option<LoraConfig>,
     /// A PEFT adapter to start from.
@@ -98,6 +100,7 @@ impl Setup {
             tokenizer,
             compute,
             base_precision,
+            file_dtype: file.file_dtype,
             lora,
             init_adapter: run.adapter.as_ref().and_then(|a| a.init_from.clone()),
             max_seq_len,

@@ -1,7 +1,7 @@
 //! `hone export`
 
 use super::{Opened, check_parent};
-use crate::args::{ExportArgs, ExportFormat};
+use crate::args::{ExportArgs, ExportFormat, PrecisionArg};
 use crate::failure::Failure;
 use crate::output;
 use hone_model::{LoadOptions, export_hf, logits_error, logits_tolerance};
@@ -20,6 +20,11 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
         )));
     }
     check_parent("--out", &args.out)?;
+    if matches!(args.model.compute, PrecisionArg::Int8) {
+        let problem = "--compute int8: an export computes nothing, and holding the weights as int8 \
+                       would change what is written; leave it out";
+        return Err(Failure::Usage(problem.to_owned()));
+    }
     let opened = super::open(&args.model)?;
     let dtype = args.dtype.map_or(opened.model.file_dtype, DType::from);
     let name = args.out.file_name().unwrap_or_default().to_string_lossy();

@@ -38,11 +38,11 @@ struct Opened {
 }
 
 fn open(args: &ModelArgs) -> Result<Opened, Failure> {
+    let (held, asked) = (args.base_precision.into(), args.compute.into());
+    check_held_for(held, asked, "--base-precision")
+        .map_err(|problem| Failure::Usage(format!("--compute {problem}")))?;
     let dir = resolve(&args.model, &mut |note| output::note(&format!("note: {note}")))?;
     let device = Device::cpu(num_threads(args.threads));
-    let (held, asked) = (args.base_precision.into(), args.compute.into());
-    check_held_for(held, asked)
-        .map_err(|problem| Failure::Usage(format!("--compute {problem}")))?;
     let base_precision = held_type(held, asked);
     let options = LoadOptions { base_precision, ..LoadOptions::INFERENCE };
     let mut model = hone_model::load(&dir, &device, options)?;

@@ -14,6 +14,8 @@ use std::marker::PhantomData;
 
 /// Panels of a task.
 const PANELS: usize = 2;
+/// Panels of a task whose left operand must be packed, which each task does anew, where they fit.
+const MOST_PANELS: usize = 4;
 /// Bytes of a packed line: what is longer is walked in several passes.
 const LINE_BYTES: usize = 4096;
 /// Steps of a term of bytes that are summed in integers, at most: a line, but for its head.
@@ -46,6 +48,7 @@ pub fn gemm(cpu: &Cpu, compute: DType, products: &[Product<'_>], out: ViewMut<'_
         product.target.check(out.len());
         for term in product.terms {
             assert!(term.a.is_contiguous() && term.b.is_contiguous(), "one stride must be 1");
+            assert!(term.a.has_its_scales() && term.b.has_its_scales(), "rows are not the array's");
             let whole = term.a.col_stride == 1 && term.k.is_multiple_of(int8::STEP);
             assert!(whole || !term.is_int8(), "int8 rows are read in place, in fours");
         }
@@ -113,7 +116,9 @@ impl<T: Narrow> Job<'_, T> {
     /// Whole rows where columns alone give every thread the same; else rows are split too, which
     /// packs panels more often.
     fn blocks<M: Tile>(&self, threads: usize) -> Vec<Block> {
-        let cols = |product: &Product<'_>| PANELS * panel_vectors::<M>(product.target.n) * M::LANES;
+        let cols = |product: &Product<'_>| {
+            panels::<M>(product) * panel_vectors::<M>(product.target.n) * M::LANES
+        };
         let col_blocks: usize = self.products.iter().map(|p| p.target.n.div_ceil(cols(p))).sum();
         let even = |splits: usize| {
             let blocks = col_blocks * splits;
@@ -134,6 +139,21 @@ impl<T: Narrow> Job<'_, T> {
         }
         blocks
     }
+}
+
+/// Panels of a task.
+fn panels<M: Tile>(product: &Product<'_>) -> usize {
+    let packed = |term: &Term<'_>| {
+        !term.is_int8() && (term.a.col_stride != 1 || M::direct(term.a.data).is_none())
+    };
+    let bytes = |(i, term): (usize, &Term<'_>)| {
+        Stretch { term: i, k0: 0, k: term.k, int8: term.is_int8() }.line_bytes::<M>()
+    };
+    let line: usize = product.terms.iter().enumerate().map(bytes).sum();
+    if product.target.m < 4 * LEAST_ROWS || !product.terms.iter().any(packed) {
+        return PANELS;
+    }
+    (PANELS * LINE_BYTES / line.max(1)).clamp(PANELS, MOST_PANELS)
 }
 
 struct Task<'a, 'b, T, M: Tile> {

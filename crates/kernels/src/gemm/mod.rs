@@ -44,6 +44,13 @@ impl<'a> Matrix<'a> {
         self.row_stride == 1 || self.col_stride == 1
     }
 
+    /// Whether rows are those of the array, if these have scales.
+    fn has_its_scales(&self) -> bool {
+        let View::Int8(rows) = self.data else { return true };
+        let (cols, stride) = (rows.cols(), self.row_stride.max(self.col_stride));
+        rows.scales.is_empty() || (cols > 1 && stride == cols && self.offset.is_multiple_of(cols))
+    }
+
     /// The matrix without its first `cols` columns.
     pub fn from_col(self, cols: usize) -> Self {
         Self { offset: self.offset + cols * self.col_stride, ..self }

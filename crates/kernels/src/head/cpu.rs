@@ -32,7 +32,9 @@ pub struct Inputs<'a> {
     pub targets: &'a [u32],
     /// `h`
     pub hidden_size: usize,
-    /// Whether products are in 8-bit integers. `weight` is int8 then, and `h` a multiple of four.
+    /// Whether logits are products of 8-bit integers; `weight` is int8 then, and `h` a multiple of
+    /// four. Probabilities are never quantised: most of them would become zero, though together
+    /// they may weigh more than the few that are left.
     pub int8: bool,
 }
 
@@ -159,7 +161,7 @@ impl<T: Typed, M: Tile> Kernel for SegmentTask<'_, T, M> {
             false => {
                 let x = Lines { data: T::view(self.x), offset: 0, line_stride: h, step: 1 };
                 let rows_of_x = Part { line: 0, lines: rows, k0: 0, k: h };
-                Rows::Floats(left::<M>(x, rows_of_x, scratch.take(rows * padded::<M>(h))))
+                HiddenStates::Floats(left::<M>(x, rows_of_x, scratch.take(rows * padded::<M>(h))))
             }
             true => {
                 let (values, scales) = (scratch.take(rows * h), scratch.take(rows));
@@ -167,7 +169,7 @@ impl<T: Typed, M: Tile> Kernel for SegmentTask<'_, T, M> {
                     let values = &mut values[i * h..(i + 1) * h];
                     scales[i] = quantise_row(x.iter().map(|x| x.to_f32()), values);
                 }
-                Rows::Int8(Int8Left { values, stride: h, scales })
+                HiddenStates::Int8(Int8Left { values, stride: h, scales })
             }
         };
         for state in self.states.chunks_exact_mut(3) {
@@ -185,7 +187,7 @@ impl<T: Typed, M: Tile> Kernel for SegmentTask<'_, T, M> {
 }
 
 /// Hidden states, ready for products.
-enum Rows<'a, E> {
+enum HiddenStates<'a, E> {
     Floats(Left<'a, E>),
     Int8(Int8Left<'a>),
 }
@@ -199,7 +201,7 @@ impl<T: Typed, M: Tile> SegmentTask<'_, T, M> {
     #[inline(always)]
     fn tile_of_logits(
         &self,
-        x: &Rows<'_, M::Elem>,
+        x: &HiddenStates<'_, M::Elem>,
         columns: Range<usize>,
         logits: &mut [f32],
         mut scratch: Scratch<'_>,
@@ -207,12 +209,12 @@ impl<T: Typed, M: Tile> SegmentTask<'_, T, M> {
         let (h, rows) = (self.h, self.targets.len());
         let part = Part { line: columns.start, lines: columns.len(), k0: 0, k: h };
         match *x {
-            Rows::Floats(x) => {
+            HiddenStates::Floats(x) => {
                 let panels = scratch.take(COLS * padded::<M>(h));
                 let tile = right::<M>(self.weight(), part, panels);
                 multiply::<M>(x, rows, tile, (logits, COLS), Old::Dropped, |_, _| true);
             }
-            Rows::Int8(x) => {
+            HiddenStates::Int8(x) => {
                 let panels = scratch.take(int8_right_len(COLS, h));
                 let tile = int8_right::<M>(self.weight(), part, panels);
                 multiply_int8::<M>(x, rows, tile, (logits, COLS), Old::Dropped);
@@ -252,31 +254,17 @@ impl<T: Typed, M: Tile> SegmentTask<'_, T, M> {
         let turned = Lines { line_stride: 1, step: h, ..self.weight() };
         let part = Part { line: 0, lines: h, k0: columns.start, k: cols };
         let old = if columns.start > self.columns.start { Old::Added } else { Old::Dropped };
-        if self.int8 {
-            let weight = self.weight.int8();
-            let turned = Lines { data: View::Int8(weight.without_scales()), ..turned };
-            let tile = int8_right::<M>(turned, part, scratch.take(int8_right_len(h, COLS)));
-            let (values, scales) = (scratch.take(rows * COLS), scratch.take(rows));
-            let factors = &weight.scales[columns];
-            for (i, p) in p.chunks_exact(COLS).take(rows).enumerate() {
-                let products = p[..cols].iter().zip(factors).map(|(p, f)| p * f);
-                scales[i] = quantise_row(products, &mut values[i * COLS..][..cols]);
-            }
-            let p = Int8Left { values, stride: COLS, scales };
-            multiply_int8::<M>(p, rows, tile, (self.sums, padded_row(h)), old);
-        } else {
-            let tile = right::<M>(turned, part, scratch.take((COLS + 1) * padded_row(h)));
-            let narrow = scratch.take::<T>(rows * COLS);
-            for (p, narrow) in p.chunks_exact(COLS).zip(narrow.chunks_exact_mut(COLS)) {
-                let whole = cols.next_multiple_of(LANES);
-                // SAFETY: the tile was chosen by the instruction set.
-                unsafe { T::narrow::<M>(&p[..whole], &mut narrow[..whole]) };
-            }
-            let p = Lines { data: T::view(narrow), offset: 0, line_stride: COLS, step: 1 };
-            let part = Part { line: 0, lines: rows, k0: 0, k: tile.depth };
-            let p = left::<M>(p, part, scratch.take(rows * COLS));
-            multiply::<M>(p, rows, tile, (self.sums, padded_row(h)), old, |_, _| true);
+        let tile = right::<M>(turned, part, scratch.take((COLS + 1) * padded_row(h)));
+        let narrow = scratch.take::<T>(rows * COLS);
+        for (p, narrow) in p.chunks_exact(COLS).zip(narrow.chunks_exact_mut(COLS)) {
+            let whole = cols.next_multiple_of(LANES);
+            // SAFETY: the tile was chosen by the instruction set.
+            unsafe { T::narrow::<M>(&p[..whole], &mut narrow[..whole]) };
         }
+        let p = Lines { data: T::view(narrow), offset: 0, line_stride: COLS, step: 1 };
+        let part = Part { line: 0, lines: rows, k0: 0, k: tile.depth };
+        let p = left::<M>(p, part, scratch.take(rows * COLS));
+        multiply::<M>(p, rows, tile, (self.sums, padded_row(h)), old, |_, _| true);
     }
 }
 

@@ -34,7 +34,11 @@ pub fn convert(cpu: &Cpu, x: View<'_>, y: ViewMut<'_>) {
 
 /// `y = x · factors` row by row in bytes with scales: the greatest element of a row becomes ±127,
 /// the others the nearest multiples; a row that is not finite gets a scale that is not a number.
-/// `x [_, cols]`; `factors [cols]`, one for each column, or ones.
+/// `x`: columns `col..col + cols` of rows of `stride`; `factors [cols]`, one for each column, or
+/// ones.
+///
+/// # Panics
+/// If there are not `cols` values for each scale, or not as many factors.
 pub fn quantise_rows(
     cpu: &Cpu,
     (x, stride, col): (View<'_>, usize, usize),
@@ -42,6 +46,8 @@ pub fn quantise_rows(
     (values, scales): (&mut [u8], &mut [f32]),
 ) {
     let cols = values.len() / scales.len().max(1);
+    assert_eq!(values.len(), cols * scales.len());
+    assert!(factors.is_none_or(|factors| factors.len() == cols));
     let values = Split::new(values);
     with_elements!(x, x => cpu.rows(scales, 1, 2 * cols, |row, scale| {
         // SAFETY: each row belongs to one task.
@@ -73,8 +79,7 @@ impl<E: Element> Kernel for QuantisedRow<'_, E> {
     }
 }
 
-/// Writes the bytes of a row of which nothing but the elements is given; returns its scale. For
-/// what [`quantise_rows`] does with `x`.
+/// Writes the bytes of a row, as many as there are elements, and returns its scale.
 #[inline(always)]
 pub(crate) fn quantise_row(x: impl Iterator<Item = f32> + Clone, values: &mut [u8]) -> f32 {
     // Adding 1.5 · 2^23 rounds to the nearest integer and leaves it in the low bits.

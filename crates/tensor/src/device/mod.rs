@@ -36,8 +36,12 @@ pub enum Work {
     Product,
     /// Matrix products in 8-bit integers.
     Int8,
+    /// Matrix products with an adapter's rank on one side.
+    Thin,
     /// Attention.
     Attention,
+    /// Element by element, with exponentials.
+    Elementwise,
     /// Everything that is bound by memory.
     Memory,
 }
@@ -59,6 +63,11 @@ impl Cost {
     /// A product `[m, k] · [k, n]`.
     pub fn product(name: &'static str, m: usize, n: usize, k: usize, bytes: usize) -> Self {
         Self { name, work: Work::Product, flops: 2 * (m * n * k) as u64, bytes: bytes as u64 }
+    }
+
+    /// A product `[m, k] · [k, n]` of which one side is an adapter's rank.
+    pub fn thin(name: &'static str, m: usize, n: usize, k: usize, bytes: usize) -> Self {
+        Self { work: Work::Thin, ..Self::product(name, m, n, k, bytes) }
     }
 
     /// An operation that is bound by memory.

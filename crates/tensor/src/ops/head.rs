@@ -70,10 +70,11 @@ pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight) -> Tensor {
     let ((t, h), v) = (rows_cols(x.shape()), weight.shape()[0]);
     let weight = tape.params().resolve(weight);
     let mut y = tape.device().alloc(Category::Head, DType::F32, &[t, v]);
-    let in_bytes = tape.compute().is_integer_for(weight, &[h]);
-    let in_bytes = in_bytes.then(|| quantised(tape.device(), x, (0, h), None));
-    let x = in_bytes.as_ref().unwrap_or(x);
-    let cost = Cost::product("logits", t, v, h, weight.num_bytes() + y.num_bytes());
+    let int8 = tape.compute().is_integer_for(weight, &[h]);
+    let quantised_x = int8.then(|| quantised(tape.device(), x, (0, h), None));
+    let x = quantised_x.as_ref().unwrap_or(x);
+    let mut cost = Cost::product("logits", t, v, h, weight.num_bytes() + y.num_bytes());
+    cost.work = if int8 { Work::Int8 } else { Work::Product };
     if let Some(cpu) = tape.device().begin(cost) {
         let w = Matrix::rows(weight.view(), h).transposed();
         let terms = [Term { a: Matrix::rows(x.view(), h), b: w, k: h }];

@@ -133,7 +133,7 @@ fn down_projections(tape: &Tape<'_>, x: &Tensor, projections: &[Projection]) -> 
     let a = stacked_a((device, tape.params(), compute), (&adapters, width), k);
     let mut project = |x: &Tensor, at: usize, rank: usize| {
         let bytes = x.num_bytes() + u.num_bytes();
-        if let Some(cpu) = device.begin(Cost::product("lora_down", t, rank, k, bytes)) {
+        if let Some(cpu) = device.begin(Cost::thin("lora_down", t, rank, k, bytes)) {
             let b = Matrix { offset: at * k, ..Matrix::rows(a.view(), k) }.transposed();
             let terms = [Term { a: Matrix::rows(x.view(), k), b, k }];
             let target = Target::columns(t, rank, width, at);
@@ -309,7 +309,7 @@ fn adapter_gradients(
     let mut d_u = sweep.workspace(compute, &[t, rank]);
     let flops: usize = adapters.iter().map(|a| 2 * t * a.n * a.lora.rank).sum();
     let bytes = (d_y.num_bytes() + d_u.num_bytes()) as u64;
-    let cost = |name| Cost { name, work: Work::Product, flops: flops as u64, bytes };
+    let cost = |name| Cost { name, work: Work::Thin, flops: flops as u64, bytes };
     if let Some(cpu) = sweep.device.begin(cost("d_lora_u")) {
         let term = |adapter: &Adapter<'_>| {
             let b = Matrix::rows(sweep.params.value(adapter.lora.b).view(), adapter.lora.rank);
@@ -354,7 +354,7 @@ fn down_gradients(sweep: &mut Sweep<'_, '_>, adapters: &[Adapter<'_>], x: &Tenso
     let (at, rank) = (adapters[0].at, adapters.iter().map(|a| a.lora.rank).sum());
     let mut d_a = sweep.workspace(DType::F32, &[rank, k]);
     let bytes = x.num_bytes() + t * rank * d_u.dtype().size() + d_a.num_bytes();
-    if let Some(cpu) = sweep.device.begin(Cost::product("d_lora_a", rank, k, t, bytes)) {
+    if let Some(cpu) = sweep.device.begin(Cost::thin("d_lora_a", rank, k, t, bytes)) {
         let a = Matrix::rows(d_u.view(), width).from_col(at).transposed();
         let terms = [Term { a, b: Matrix::rows(x.view(), k), k: t }];
         let target = Target::whole(rank, k);
@@ -446,7 +446,7 @@ fn add_dropped_gradient(
     let ((t, k), lora) = (rows_cols(d_x.shape()), adapter.lora);
     let mut d_dropped = sweep.workspace(DType::F32, &[t, k]);
     let bytes = d_dropped.num_bytes() + d_x.num_bytes();
-    if let Some(cpu) = sweep.device.begin(Cost::product("d_dropout", t, k, lora.rank, bytes)) {
+    if let Some(cpu) = sweep.device.begin(Cost::thin("d_dropout", t, k, lora.rank, bytes)) {
         let a = Matrix::rows(d_u.view(), rank).from_col(adapter.at);
         let b = Matrix::rows(sweep.params.value(lora.a).view(), k);
         let product = Product {

@@ -29,14 +29,6 @@ impl Compute {
         }
     }
 
-    /// The name used in files and messages: `f32`, `bf16`, `int8`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Compute::Int8 => DType::Int8.name(),
-            floats => floats.dtype().name(),
-        }
-    }
-
     /// Whether products with `weight` along dimensions of these lengths are in integers, which are
     /// multiplied in fours.
     pub(crate) fn is_integer_for(self, weight: &Tensor, lengths: &[usize]) -> bool {

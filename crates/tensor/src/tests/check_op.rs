@@ -8,7 +8,7 @@ use crate::device::Category;
 use crate::safetensors::held_as;
 use crate::{
     Arena, Compute, DType, Device, Gradients, Isa, Layout, ParamId, Params, Philox, StepKey, Tape,
-    Tensor, Var, Weight,
+    Tensor, Var, Weight, Work,
 };
 use hone_kernels::{bf16, f16, memory};
 use std::sync::Arc;
@@ -25,6 +25,10 @@ pub trait Operation {
     fn operands(&self) -> &Operands;
     /// Applies the operation to its leaves, which are in the order of the operands.
     fn run<'a>(&'a self, tape: &mut Tape<'a>, leaves: Vec<Var>) -> Var;
+    /// Whether products are in integers with this compute type.
+    fn is_integer_in(&self, _: Compute) -> bool {
+        false
+    }
     /// The reference's output for values of all operands.
     fn forward(&self, x: &[Vec<f64>]) -> Vec<f64>;
     /// The reference's gradients, one per operand; empty for an operand without one.
@@ -196,7 +200,7 @@ pub fn check_op(name: &str, op: &dyn Operation) {
 pub fn check_op_in(computes: &[Compute], name: &str, op: &dyn Operation) {
     check_reference(name, op);
     for &compute in computes {
-        let name = format!("{name}, {}", compute.name());
+        let name = format!("{name}, {compute:?}");
         let first = on_heap(op, &Device::cpu_with_isa(1, Isa::Scalar), compute);
         check_against_reference(&name, op, compute, &first);
         for device in devices() {
@@ -271,6 +275,8 @@ fn check_plan(name: &str, op: &dyn Operation, compute: Compute, first: &Outcome)
         };
         assert!(same, "{name}: the dry device has another shape for result {i}: {pair:?}");
     }
+    let in_integers = dry.take_costs().iter().any(|cost| cost.work == Work::Int8);
+    assert_eq!(in_integers, op.is_integer_in(compute), "{name}: products in integers");
     let layout = Arc::new(Layout::of(trace));
     assert!(layout.bytes() >= layout.at_peak().values().sum(), "{name}: more is live than fits");
     let (device, mut arena) = (Device::cpu(2), Arena::new(layout.bytes()));

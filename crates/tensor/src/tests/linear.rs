@@ -110,6 +110,11 @@ impl Operation for Linear {
         ops::linear(tape, x, &self.projections, leaves.next())
     }
 
+    fn is_integer_in(&self, compute: Compute) -> bool {
+        let in_fours = |p: &Projection| p.weight.shape().iter().all(|n| n.is_multiple_of(4));
+        compute == Compute::Int8 && self.projections.iter().any(in_fours)
+    }
+
     fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
         let (t, k) = (self.tokens, x[0].len() / self.tokens);
         let mut columns = Vec::new();
@@ -255,6 +260,7 @@ fn linear_passes_in_integers() {
         (97, 64, vec![132]),
         (70, 576, vec![64, 16, 16]),
         (5, 13, vec![6]),
+        (8, 16, vec![6, 8]),
         (9, 4100, vec![8, 4]),
     ] {
         for dropout in [None, Some(0.0), Some(0.1)] {

@@ -310,6 +310,9 @@ impl Operation for LogProbs {
     fn operands(&self) -> &Operands {
         &self.given
     }
+    fn is_integer_in(&self, compute: Compute) -> bool {
+        compute == Compute::Int8 && self.weight.shape()[1].is_multiple_of(4)
+    }
     fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
         ops::log_probs(tape, leaves.remove(0), &self.weight, &self.rows, &self.targets)
     }

@@ -50,7 +50,7 @@ pub struct RunFile {
 pub struct ModelSection {
     /// A directory in Hugging Face layout, or a hub name.
     pub path: String,
-    /// How base weights are held; `Auto`: as in the file.
+    /// How frozen weights are held; `Auto`: as in the file, or int8 if products are.
     pub base_precision: Precision,
     /// Precision of products; `Auto`: f32 for f32 files, otherwise bf16; `Int8`: that of products
     /// with frozen weights, others are in bf16.

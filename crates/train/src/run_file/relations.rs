@@ -75,15 +75,20 @@ fn check_precisions(run: &RunFile) -> Check {
                        [adapter] with method = \"lora\", or choose \"auto\"";
         return Err((key, problem.to_owned()));
     }
-    check_held_for(held, compute).map_err(|problem| ("model.compute", problem))
+    check_held_for(held, compute, "model.base_precision")
+        .map_err(|problem| ("model.compute", problem))
 }
 
-/// Whether weights are held as what products are computed in.
-pub fn check_held_for(held: Precision, compute: Precision) -> Result<(), String> {
+/// Whether weights are held as what products are computed in; `key` says how they are held.
+///
+/// # Errors
+/// What is wrong, and what to do about it.
+pub fn check_held_for(held: Precision, compute: Precision, key: &str) -> Result<(), String> {
     match (held, compute) {
-        (Precision::F32 | Precision::Bf16, Precision::Int8) => Err("\"int8\" multiplies weights \
-            that are held as int8; leave base_precision out or set it to \"int8\""
-            .to_owned()),
+        (Precision::F32 | Precision::Bf16, Precision::Int8) => Err(format!(
+            "\"int8\" multiplies weights that are held as int8; leave {key} out or set it to \
+             \"int8\""
+        )),
         _ => Ok(()),
     }
 }

@@ -299,6 +299,6 @@ fn integers_are_for_frozen_weights() {
     refused(
         &with_adapter(),
         &held,
-        &["model.compute", "on the command line", "base_precision out"],
+        &["model.compute", "on the command line", "leave model.base_precision out"],
     );
 }

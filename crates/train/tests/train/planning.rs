@@ -25,7 +25,9 @@ fn profile() -> DeviceProfile {
         ceiling_f32: 2e11,
         ceiling_bf16: 4e11,
         ceiling_int8: 8e11,
+        product_thin: 1e11,
         attention: 5e10,
+        elementwise: 5e10,
         memory: 1e10,
         overhead: 1e-6,
     }

@@ -4,8 +4,10 @@ use super::super::Place;
 use super::super::model::{M135, gpt2_tokenizer, write_documents, write_tokenizer};
 use std::path::PathBuf;
 
-/// Rows of GSM8K that both train on.
-pub const GSM8K_ROWS: usize = 48;
+/// Rows of GSM8K that both train on in a round.
+pub const GSM8K_ROWS: usize = 24;
+/// Hone's steps for as many, and one to warm up.
+const GSM8K_STEPS: u64 = 5;
 
 /// One workload.
 pub struct Case {
@@ -113,9 +115,10 @@ impl Case {
     /// a minute.
     pub fn rounds(&self) -> (usize, u64) {
         match self.data {
-            Data::Words { len, rows } if len * rows > 4096 => (3, 2),
+            Data::Words { len, rows } if len * rows > 4096 => (2, 2),
             Data::Words { len, rows } if len * rows > 1024 => (5, 2),
-            _ => (5, 4),
+            Data::Gsm8k => (5, GSM8K_STEPS),
+            Data::Words { .. } => (5, 4),
         }
     }
 }

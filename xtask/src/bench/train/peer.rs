@@ -80,7 +80,7 @@ impl PeerProcess {
     }
 
     pub fn round(&mut self, case: &Case) -> Result<Round, String> {
-        // As many rows of GSM8K as Hone sees, since their lengths differ.
+        // All rows of GSM8K, since their lengths differ.
         let steps = if matches!(case.data, Data::Gsm8k) { GSM8K_ROWS / 8 } else { 1 };
         writeln!(self.input, "{steps}").map_err(|error| error.to_string())?;
         let answer = self.answer()?;

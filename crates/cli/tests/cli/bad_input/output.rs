@@ -74,6 +74,16 @@ fn exports() {
             &["export", "model", "--out", "nowhere/merged"],
             &["--out nowhere/merged: there is no directory nowhere", "make it"],
         ),
+        command(
+            "quantised by the way",
+            &["export", "model", "--compute", "int8", "--out", "merged"],
+            &["--compute int8: an export computes nothing", "leave it out"],
+        ),
+        command(
+            "integers times floats",
+            &["eval", "model", "--compute=int8", "--base-precision=bf16", "--data=train.jsonl"],
+            &["--compute \"int8\" multiplies", "leave --base-precision out"],
+        ),
         Case {
             name: "a bad model",
             spoil: |s| s.write("model/config.json", "{"),

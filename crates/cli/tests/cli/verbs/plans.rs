@@ -5,10 +5,11 @@ use crate::sandbox::tiny_model::rows;
 use std::io::Write as _;
 
 /// Settings of runs whose steps take tens of megabytes.
-const CONFIGURATIONS: [&[&str]; 3] = [
+const CONFIGURATIONS: [&[&str]; 4] = [
     &["budget.micro_batch_tokens=8192", "budget.recompute=none"],
     &["budget.micro_batch_tokens=16384", "model.compute=bf16", "model.base_precision=bf16"],
     &["budget.micro_batch_tokens=4096", "budget.recompute=block", "data.max_seq_len=64"],
+    &["budget.micro_batch_tokens=16384", "model.compute=int8"],
 ];
 
 #[test]
@@ -19,8 +20,8 @@ fn plans_come_true() {
             writeln!(std::io::stderr(), "skipped: the memory of a process is read on Linux only");
         return;
     }
-    for (full, settings) in [(false, 0), (false, 1), (true, 2)].map(|(f, i)| (f, CONFIGURATIONS[i]))
-    {
+    let cases = [(false, 0), (false, 1), (true, 2), (false, 3)];
+    for (full, settings) in cases.map(|(full, i)| (full, CONFIGURATIONS[i])) {
         let scene = if full { Scene::full() } else { Scene::new() };
         scene.write("train.jsonl", &rows(4_000));
         let common = ["train.batch_tokens=16384", "train.max_steps=2", "--json"];

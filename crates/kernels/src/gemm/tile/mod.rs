@@ -177,13 +177,13 @@ impl Narrow for bf16 {
 
 /// Which row of the stored matrix an element of [`Lines`] is in: the one whose scale it has.
 #[derive(Clone, Copy)]
-pub(crate) struct Rows {
+pub(crate) struct ScaleRows {
     first: usize,
     /// Whether a line is a row, or a step is.
     along: bool,
 }
 
-impl Rows {
+impl ScaleRows {
     /// The row of step `k` of a line.
     #[inline(always)]
     pub fn of(self, line: usize, k: usize) -> usize {
@@ -194,8 +194,8 @@ impl Rows {
 impl<'a> Lines<'a> {
     /// The rows of the matrix.
     #[inline(always)]
-    pub fn rows(&self) -> Rows {
-        Rows { first: self.offset / self.data.cols(), along: self.step == 1 }
+    pub fn rows(&self) -> ScaleRows {
+        ScaleRows { first: self.offset / self.data.cols(), along: self.step == 1 }
     }
 
     /// Index of step `k` of a line.
