@@ -25,7 +25,7 @@ Commands:
          With names (such as gate_up or attention) only these are run, and nothing is written
   bench train [CASE]...
          training steps against PyTorch with PEFT, in turn; writes docs/benchmarks/train.md. With
-         cases (such as bf16 or gsm8k) only these are run, and nothing is written
+         cases (such as bf16 or gsm8k) only these are run, and others shown as they last were
   bench int8
          what int8 does to the loss after fine-tuning; writes docs/benchmarks/int8.md
   help   this text

@@ -47,8 +47,8 @@ struct Figures {
     start_seconds: f64,
 }
 
-/// Runs the cases whose key is among `keys` (all if there are none); the page is written when all
-/// were run.
+/// Runs the cases whose key is among `keys` (all if there are none); the page is written from the
+/// latest figures of every case.
 pub fn run(root: &Path, keys: &[&str]) -> ExitCode {
     let place = Place::new(root, "bench-train", None);
     report("train", place.and_then(|place| try_run(&place, keys)))
@@ -62,7 +62,7 @@ fn try_run(place: &Place, keys: &[&str]) -> Result<bool, String> {
     }
     let python = venv(place)?;
     prepare(place).map_err(|error| format!("{}: {error}", place.dir.display()))?;
-    let mut done = Vec::new();
+    let mut all_reached = true;
     for case in CASES.iter().filter(|case| keys.is_empty() || keys.contains(&case.key)) {
         if matches!(case.data, Data::Gsm8k) && !gsm8k(place).is_file() {
             println!("skipped: ../shared is absent ({})", case.name);
@@ -70,16 +70,11 @@ fn try_run(place: &Place, keys: &[&str]) -> Result<bool, String> {
         }
         let figures = measure(place, &python, case)?;
         print!("{}", page::row(case, &figures));
-        done.push((case, figures));
+        page::keep(place, case, &figures)?;
+        all_reached &= case.target.is_none_or(|target| median(&ratios(&figures)) >= target);
     }
-    if keys.is_empty() {
-        place.write_page("train.md", &page::page(&done, &place.machine()?))?;
-        place.write_page("train.svg", &page::picture(&done))?;
-    }
-    let reached = |(case, figures): &(&Case, Figures)| {
-        case.target.is_none_or(|target| median(&ratios(figures)) >= target)
-    };
-    Ok(done.iter().all(reached))
+    page::write(place)?;
+    Ok(all_reached)
 }
 
 fn prepare(place: &Place) -> std::io::Result<()> {

@@ -1,8 +1,11 @@
 //! The table and the picture.
 
-use super::cases::{Case, Peer};
+use super::super::Place;
+use super::cases::{CASES, Case, Peer};
 use super::{Figures, Round, median, ratios};
+use serde_json::{Value, json};
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 const HEAD: &str = "# Training steps against PyTorch with PEFT
 
@@ -56,13 +59,36 @@ pub fn row(case: &Case, figures: &Figures) -> String {
     )
 }
 
-pub fn page(done: &[(&Case, Figures)], machine: &str) -> String {
+/// What the page shows of a case, kept until the case is run again.
+fn kept(place: &Place, case: &Case) -> PathBuf {
+    place.dir.join(format!("{}.json", case.key))
+}
+
+pub fn keep(place: &Place, case: &Case, figures: &Figures) -> Result<(), String> {
+    let shown = json!({
+        "row": row(case, figures),
+        "hone": rate(&figures.hone),
+        "peer": rate(&figures.peer),
+        "ratio": median(&ratios(figures)),
+    });
+    let path = kept(place, case);
+    std::fs::write(&path, shown.to_string()).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+/// Writes table and picture of all cases that were run.
+pub fn write(place: &Place) -> Result<(), String> {
+    let read = |case: &'static Case| {
+        let text = std::fs::read_to_string(kept(place, case)).ok()?;
+        Some((case, serde_json::from_str(&text).ok()?))
+    };
+    let shown: Vec<(&Case, Value)> = CASES.iter().filter_map(read).collect();
     let mut page = String::from(HEAD);
-    for (case, figures) in done {
-        page.push_str(&row(case, figures));
+    for (_, shown) in &shown {
+        page.push_str(shown["row"].as_str().unwrap_or_default());
     }
-    let _ = writeln!(page, "\n{machine}");
-    page
+    let _ = writeln!(page, "\n{}", place.machine()?);
+    place.write_page("train.md", &page)?;
+    place.write_page("train.svg", &picture(&shown))
 }
 
 /// Height of a case's two bars with the gap after them.
@@ -72,10 +98,11 @@ const LEFT: usize = 360;
 const LENGTH: f64 = 420.0;
 
 /// Two bars for each case that has PyTorch as its peer: Hone's tokens per second above PyTorch's.
-pub fn picture(done: &[(&Case, Figures)]) -> String {
-    let against_peft = |(case, _): &&(&Case, Figures)| matches!(case.peer, Peer::Peft { .. });
-    let shown: Vec<_> = done.iter().filter(against_peft).collect();
-    let rates = shown.iter().flat_map(|(_, figures)| [rate(&figures.hone), rate(&figures.peer)]);
+fn picture(shown: &[(&Case, Value)]) -> String {
+    let against_peft = |(case, _): &&(&Case, Value)| matches!(case.peer, Peer::Peft { .. });
+    let shown: Vec<_> = shown.iter().filter(against_peft).collect();
+    let figure = |shown: &Value, key: &str| shown[key].as_f64().unwrap_or(0.0);
+    let rates = shown.iter().flat_map(|(_, s)| [figure(s, "hone"), figure(s, "peer")]);
     let greatest = rates.fold(1.0, f64::max);
     let (width, height) = (LEFT + LENGTH as usize + 120, 40 + STEP * shown.len());
     let mut svg = format!(
@@ -85,7 +112,7 @@ pub fn picture(done: &[(&Case, Figures)]) -> String {
          <text x=\"{LEFT}\" y=\"20\"><tspan fill=\"#1f6f8b\">■</tspan> Hone  \
          <tspan fill=\"#b8b8b8\">■</tspan> PyTorch with PEFT, tokens per second</text>\n"
     );
-    for (i, (case, figures)) in shown.iter().enumerate() {
+    for (i, (case, of_case)) in shown.iter().enumerate() {
         let y = 34 + STEP * i;
         let threads = if case.threads == 1 { ", 1 thread" } else { "" };
         let label = format!("{}, {}{threads}", case.name, case.data.tokens());
@@ -95,9 +122,9 @@ pub fn picture(done: &[(&Case, Figures)]) -> String {
             LEFT - 8,
             y + 17
         );
-        let ratio = format!(", {:.1} ×", median(&ratios(figures)));
-        let bars =
-            [(rate(&figures.hone), "#1f6f8b", &*ratio), (rate(&figures.peer), "#b8b8b8", "")];
+        let ratio = format!(", {:.1} ×", figure(of_case, "ratio"));
+        let (hone, peer) = (figure(of_case, "hone"), figure(of_case, "peer"));
+        let bars = [(hone, "#1f6f8b", &*ratio), (peer, "#b8b8b8", "")];
         for (bar, (rate, colour, note)) in bars.into_iter().enumerate() {
             let (y, length) = (y + 13 * bar, LENGTH * rate / greatest);
             let end = LEFT as f64 + length + 5.0;
