@@ -143,6 +143,9 @@ pub fn publish(partial: &Path, dir: &Path) -> Result<(), CheckpointError> {
     sync(partial)?;
     if dir.exists() {
         discard(parent, dir)?;
+    } else {
+        // What a process left that was killed while it discarded.
+        remove_all(&trash_of(parent, dir))?;
     }
     fs::rename(partial, dir).map_err(io_error("rename to", dir))?;
     sync(parent)
@@ -225,14 +228,18 @@ fn explain(root: &Path, temporary: &Path, error: CheckpointError) -> CheckpointE
 
 /// Takes `dir` away in one rename, then deletes it.
 fn discard(root: &Path, dir: &Path) -> Result<(), CheckpointError> {
-    let name = dir.file_name().unwrap_or_default().to_string_lossy();
-    let trash = root.join(format!("{TRASH}{name}"));
+    let trash = trash_of(root, dir);
     remove_all(&trash)?;
     fs::rename(dir, &trash).map_err(io_error("rename", dir))?;
     hit("checkpoint.trashed");
     remove_all(&trash)?;
     hit("checkpoint.pruned");
     Ok(())
+}
+
+/// Where `dir` is while it is being deleted.
+fn trash_of(root: &Path, dir: &Path) -> PathBuf {
+    root.join(format!("{TRASH}{}", dir.file_name().unwrap_or_default().to_string_lossy()))
 }
 
 /// Removes what killed processes left behind.

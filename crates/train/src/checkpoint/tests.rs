@@ -258,3 +258,18 @@ fn a_disk_that_is_really_full() {
     write(&root, 3, big).unwrap();
     assert_eq!(newest_step(&root), Some(3));
 }
+
+/// A result that is written again takes the former one away first; a kill in the midst of that
+/// leaves it under another name, and nothing where it was.
+#[test]
+fn what_a_killed_publication_left_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let [partial, result, left] =
+        [".adapter-partial", "adapter", ".trash-adapter"].map(|name| dir.path().join(name));
+    for made in [&partial, &left] {
+        fs::create_dir(made).unwrap();
+        fs::write(made.join("weights"), "w").unwrap();
+    }
+    publish(&partial, &result).unwrap();
+    assert!(result.join("weights").exists() && !partial.exists() && !left.exists());
+}
