@@ -171,14 +171,13 @@ pub(crate) fn int8_right<'a, M: Tile>(
     Int8Right { panels: scratch, vectors, k: part.k, cols }
 }
 
-/// `out[rows, ·] (+)= a · b` as [`multiply`] does it.
+/// `out[rows, ·] = a · b` as [`multiply`] does it.
 #[inline(always)]
 pub(crate) fn multiply_int8<M: Tile>(
     a: Int8Left<'_>,
     num_rows: usize,
     b: Int8Right<'_>,
     (out, stride): (&mut [f32], usize),
-    old: Old,
 ) {
     let width = b.vectors * M::LANES;
     let (groups, panel_len) = (b.k.div_ceil(int8::STEP), int8::panel_len(b.k, width));
@@ -195,10 +194,10 @@ pub(crate) fn multiply_int8<M: Tile>(
                 b: b.panels[panel * panel_len..][..panel_len].as_ptr(),
                 groups,
             };
-            let start = &raw mut out[i * stride + col];
+            let to = Sums { start: &raw mut out[i * stride + col], stride, old: Old::Dropped };
             // SAFETY: operands and sums are inside their slices, as asserted above; the instruction
             // set as in `left`.
-            unsafe { M::run_int8(rows, b.vectors, segment, Sums { start, stride, old }) };
+            unsafe { M::run_int8(rows, b.vectors, segment, to) };
         }
     }
 }

@@ -86,13 +86,11 @@ struct Stretch {
     int8: bool,
 }
 
-impl Stretch {
-    /// Bytes of a packed line.
-    fn line_bytes<M: Tile>(&self) -> usize {
-        match self.int8 {
-            true => 4 * int8::panel_len(self.k, 1),
-            false => padded::<M>(self.k) * size_of::<M::Elem>(),
-        }
+/// Bytes of a packed line of `k` steps.
+fn line_bytes<M: Tile>(int8: bool, k: usize) -> usize {
+    match int8 {
+        true => 4 * int8::panel_len(k, 1),
+        false => padded::<M>(k) * size_of::<M::Elem>(),
     }
 }
 
@@ -146,10 +144,8 @@ fn panels<M: Tile>(product: &Product<'_>) -> usize {
     let packed = |term: &Term<'_>| {
         !term.is_int8() && (term.a.col_stride != 1 || M::direct(term.a.data).is_none())
     };
-    let bytes = |(i, term): (usize, &Term<'_>)| {
-        Stretch { term: i, k0: 0, k: term.k, int8: term.is_int8() }.line_bytes::<M>()
-    };
-    let line: usize = product.terms.iter().enumerate().map(bytes).sum();
+    let bytes = |term: &Term<'_>| line_bytes::<M>(term.is_int8(), term.k);
+    let line: usize = product.terms.iter().map(bytes).sum();
     if product.target.m < 4 * LEAST_ROWS || !product.terms.iter().any(packed) {
         return PANELS;
     }
@@ -202,14 +198,13 @@ fn passes<M: Tile>(terms: &[Term<'_>]) -> Vec<Vec<Stretch>> {
             let left = described.k - k0;
             // Where bytes are cut shows in the bits, so that must not depend on the room.
             let k = if int8 { left.min(INT8_STEPS) } else { left.min(room / size_of::<M::Elem>()) };
-            let stretch = Stretch { term, k0, k, int8 };
-            let bytes = stretch.line_bytes::<M>();
+            let bytes = line_bytes::<M>(int8, k);
             if k == 0 || bytes > room {
                 passes.push(Vec::new());
                 room = LINE_BYTES;
                 continue;
             }
-            passes.last_mut().expect("never empty").push(stretch);
+            passes.last_mut().expect("never empty").push(Stretch { term, k0, k, int8 });
             // No padding is longer than a group of four.
             room -= bytes.next_multiple_of(4 * size_of::<M::Elem>());
             k0 += k;

@@ -217,7 +217,7 @@ impl<T: Typed, M: Tile> SegmentTask<'_, T, M> {
             HiddenStates::Int8(x) => {
                 let panels = scratch.take(int8_right_len(COLS, h));
                 let tile = int8_right::<M>(self.weight(), part, panels);
-                multiply_int8::<M>(x, rows, tile, (logits, COLS), Old::Dropped);
+                multiply_int8::<M>(x, rows, tile, (logits, COLS));
             }
         }
     }
