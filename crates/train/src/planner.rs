@@ -256,7 +256,7 @@ impl<'a> DryRun<'a> {
         let compute = self.engine.compute;
         let step_seconds = micro_batches as f64 * profile.seconds(&micro_batch, compute)
             + profile.seconds(&update, compute);
-        let flops: u64 = micro_batch.iter().map(|cost| cost.flops).sum();
+        let flops: u64 = micro_batch.iter().map(Cost::flops).sum();
         let mut memory = self.memory(&train_layout, &eval_layout);
         let needed_bytes = total(&memory);
         let preparation = self.host.peak_bytes.saturating_sub(needed_bytes);

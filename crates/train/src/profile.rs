@@ -4,10 +4,11 @@ use crate::machine;
 use hone_tensor::ops;
 use hone_tensor::safetensors::held_as;
 use hone_tensor::{
-    Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Params, Projection,
-    Sequence, Tape, Tensor, Var, Weight, Work, ceiling, vector,
+    Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Lora, Params,
+    Projection, Sequence, Span, Tape, Tensor, Var, Weight, Work, ceiling, vector,
 };
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,6 +38,8 @@ pub struct DeviceProfile {
     pub ceiling_bf16: f64,
     /// The same in 8-bit integers.
     pub ceiling_int8: f64,
+    /// FLOP/s of products whose contraction goes over tokens, in bf16.
+    pub product_over_tokens: f64,
     /// FLOP/s of products with a side as short as an adapter's rank, in bf16.
     pub product_thin: f64,
     /// FLOP/s of attention, forward and backward in bf16.
@@ -51,7 +54,7 @@ pub struct DeviceProfile {
 
 impl DeviceProfile {
     /// The profile of this machine with `threads`: the one measured before, or measured now (about
-    /// half a second) and kept.
+    /// a second) and kept.
     pub fn of_this_machine(threads: usize) -> Self {
         let path = Self::path(threads);
         let kept = path.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
@@ -65,22 +68,38 @@ impl DeviceProfile {
     /// Measures, and keeps the result for later runs where that is possible.
     pub fn measure(threads: usize) -> Self {
         let device = Device::cpu(threads);
+        let mut probes = [
+            Probe::new(&device, Rate::Flops(Work::Product), product(&device, Compute::F32)),
+            Probe::new(&device, Rate::Flops(Work::Product), product(&device, Compute::Bf16)),
+            Probe::new(&device, Rate::Flops(Work::Int8), product(&device, Compute::Int8)),
+            Probe::new(&device, Rate::Flops(Work::OverTokens), trained(&device)),
+            Probe::new(&device, Rate::Flops(Work::Thin), adapted(&device)),
+            Probe::new(&device, Rate::Flops(Work::Attention), attention(&device)),
+            Probe::new(&device, Rate::Flops(Work::Elementwise), elementwise(&device)),
+            Probe::new(&device, Rate::Bytes, memory(&device)),
+        ];
+        for _ in 0..WINDOWS {
+            probes.iter_mut().for_each(|probe| probe.window(&device));
+        }
+        let [product_f32, product_bf16, product_int8, product_over_tokens, ..] = &probes;
+        let [.., product_thin, attention, elementwise, memory] = &probes;
         let profile = Self {
             cpu: machine::cpu_name(),
             threads,
             isa: isa(&device),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             measured: jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string(),
-            product_f32: product_rate(&device, Compute::F32),
-            product_bf16: product_rate(&device, Compute::Bf16),
-            product_int8: product_rate(&device, Compute::Int8),
+            product_f32: product_f32.rate(),
+            product_bf16: product_bf16.rate(),
+            product_int8: product_int8.rate(),
             ceiling_f32: ceiling_rate(&device, DType::F32),
             ceiling_bf16: ceiling_rate(&device, DType::Bf16),
             ceiling_int8: ceiling_rate(&device, DType::Int8),
-            product_thin: thin_rate(&device),
-            attention: attention_rate(&device),
-            elementwise: elementwise_rate(&device),
-            memory: memory_rate(&device),
+            product_over_tokens: product_over_tokens.rate(),
+            product_thin: product_thin.rate(),
+            attention: attention.rate(),
+            elementwise: elementwise.rate(),
+            memory: memory.rate(),
             overhead: overhead(&device),
         };
         profile.keep();
@@ -93,22 +112,26 @@ impl DeviceProfile {
     }
 
     /// Rates are measured on operands in the cache; the time to fetch these is added.
-    fn seconds_of(&self, cost: &Cost, compute: Compute) -> f64 {
-        let rate = match (cost.work, compute) {
-            (Work::Product, Compute::F32) => self.product_f32,
-            (Work::Product, _) => self.product_bf16,
-            (Work::Int8, _) => self.product_int8,
-            (Work::Thin, Compute::F32) => self.product_thin * self.product_f32 / self.product_bf16,
-            (Work::Thin, _) => self.product_thin,
-            (Work::Elementwise, _) => self.elementwise,
-            // In f32 it is as much slower as products are.
-            (Work::Attention, Compute::F32) => {
-                self.attention * self.product_f32 / self.product_bf16
-            }
-            (Work::Attention, _) => self.attention,
-            (Work::Memory, _) => f64::INFINITY,
+    pub fn seconds_of(&self, cost: &Cost, compute: Compute) -> f64 {
+        // In f32 other work is as much slower as products are.
+        let slower = match compute {
+            Compute::F32 => self.product_bf16 / self.product_f32,
+            _ => 1.0,
         };
-        self.overhead + cost.flops as f64 / rate + cost.bytes as f64 / self.memory
+        let seconds = |work| {
+            let flops = cost.flops_of(work) as f64;
+            flops
+                * match work {
+                    Work::Product => slower / self.product_bf16,
+                    Work::Int8 => 1.0 / self.product_int8,
+                    Work::OverTokens => slower / self.product_over_tokens,
+                    Work::Thin => slower / self.product_thin,
+                    Work::Attention => slower / self.attention,
+                    Work::Elementwise => 1.0 / self.elementwise,
+                }
+        };
+        let work: f64 = Work::ALL.into_iter().map(seconds).sum();
+        self.overhead + work + cost.bytes as f64 / self.memory
     }
 
     /// FLOP/s that products would reach at best.
@@ -149,59 +172,85 @@ fn isa(device: &Device) -> String {
     device.as_cpu().map_or_else(String::new, |cpu| cpu.isa().name().to_owned())
 }
 
-/// How long one rate is measured.
-const SHORTLY: Duration = Duration::from_millis(80);
+/// Windows in which each rate is measured, one rate after the other and again: what else runs on
+/// the machine for a moment slows one window, not the median of all.
+const WINDOWS: usize = 5;
+/// How long a window is.
+const WINDOW: Duration = Duration::from_millis(20);
 
-/// The best of several runs, after one to warm up.
-fn best_seconds(mut body: impl FnMut()) -> f64 {
-    body();
-    let mut best = f64::INFINITY;
-    let begun = Instant::now();
-    while begun.elapsed() < SHORTLY {
-        let start = Instant::now();
-        body();
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    best
+/// What is counted.
+#[derive(Clone, Copy)]
+enum Rate {
+    Flops(Work),
+    Bytes,
 }
 
-/// FLOP/s of the operations in `body` that count any, by their own count: the best of several runs,
-/// their step memory in an arena as in training.
-fn best_rate(device: &Device, body: impl Fn()) -> f64 {
-    let ((), trace) = device.trace(&body);
-    let layout = Arc::new(Layout::of(trace));
-    let mut arena = Arena::new(layout.bytes());
-    let mut best = 0.0f64;
-    let begun = Instant::now();
-    while begun.elapsed() < SHORTLY {
-        device.start_recording();
-        device.planned(&mut arena, &layout, &body);
-        device.mark("end");
-        let spans = device.take_recording();
-        let counted = || spans.iter().filter(|span| span.cost.flops > 0);
-        let flops: u64 = counted().map(|span| span.cost.flops).sum();
-        best = best.max(flops as f64 / counted().map(|span| span.seconds).sum::<f64>());
+impl Rate {
+    fn count(self, span: &Span) -> u64 {
+        match self {
+            Self::Flops(work) => span.cost.flops_of(work),
+            Self::Bytes => span.cost.bytes,
+        }
     }
-    best
 }
 
-/// [`best_rate`] of an operation, forward and backward in bf16.
-fn rate_of_both<'a>(
+/// Operations that are run again and again, their step memory in an arena as in training.
+struct Probe {
+    rate: Rate,
+    body: Box<dyn Fn()>,
+    layout: Arc<Layout>,
+    arena: Arena,
+    rates: Vec<f64>,
+}
+
+impl Probe {
+    fn new(device: &Device, rate: Rate, body: impl Fn() + 'static) -> Self {
+        let ((), trace) = device.trace(&body);
+        let layout = Arc::new(Layout::of(trace));
+        let arena = Arena::new(layout.bytes());
+        Self { rate, body: Box::new(body), layout, arena, rates: Vec::new() }
+    }
+
+    /// The rate of those operations that have any of what is counted, by their own count.
+    fn window(&mut self, device: &Device) {
+        device.planned(&mut self.arena, &self.layout, &self.body);
+        let (mut count, mut seconds) = (0, 0.0);
+        let begun = Instant::now();
+        while begun.elapsed() < WINDOW {
+            device.start_recording();
+            device.planned(&mut self.arena, &self.layout, &self.body);
+            device.mark("end");
+            let spans = device.take_recording();
+            for span in spans.iter().filter(|span| self.rate.count(span) > 0) {
+                count += self.rate.count(span);
+                seconds += span.seconds;
+            }
+        }
+        self.rates.push(count as f64 / seconds);
+    }
+
+    fn rate(&self) -> f64 {
+        let mut rates = self.rates.clone();
+        rates.sort_by(f64::total_cmp);
+        rates[rates.len() / 2]
+    }
+}
+
+/// An operation, forward and backward in bf16.
+fn forward_backward<'a>(
     device: &'a Device,
     params: &'a Params,
     x: &Tensor,
-    operation: impl Fn(&mut Tape<'a>, Var) -> Var,
-) -> f64 {
-    best_rate(device, || {
-        let mut tape = Tape::training(device, params, Compute::Bf16, None);
-        let x = tape.leaf(x.clone(), true);
-        let y = operation(&mut tape, x);
-        let d_y = device.alloc(Category::Workspace, DType::Bf16, y.value().shape());
-        drop(tape.sweep_back(y, d_y, &mut Gradients::zeros(device, params)));
-    })
+    operation: impl FnOnce(&mut Tape<'a>, Var) -> Var,
+) {
+    let mut tape = Tape::training(device, params, Compute::Bf16, None);
+    let x = tape.leaf(x.clone(), true);
+    let y = operation(&mut tape, x);
+    let d_y = device.alloc(Category::Workspace, DType::Bf16, y.value().shape());
+    drop(tape.sweep_back(y, d_y, &mut Gradients::zeros(device, params)));
 }
 
-fn product_rate(device: &Device, compute: Compute) -> f64 {
+fn product(device: &Device, compute: Compute) -> impl Fn() + 'static {
     let (t, k, n) = (1024, 576, 960);
     let params = Params::default();
     let weight = match compute {
@@ -212,28 +261,69 @@ fn product_rate(device: &Device, compute: Compute) -> f64 {
         floats => touched(device, floats.dtype(), &[n, k]),
     };
     let layer = [Projection { weight: Weight::Frozen(weight), bias: None, lora: None }];
-    let x = touched(device, compute.dtype(), &[t, k]);
-    best_rate(device, || {
-        let mut tape = Tape::inference(device, &params, compute);
+    let (x, device) = (touched(device, compute.dtype(), &[t, k]), device.clone());
+    move || {
+        let mut tape = Tape::inference(&device, &params, compute);
         let x = tape.leaf(x.clone(), false);
         ops::linear(&mut tape, x, &layer, None);
-    })
+    }
 }
 
-/// A weight with as few rows as adapters of one input have together.
-fn thin_rate(device: &Device) -> f64 {
-    let (t, k, n) = (1024, 1024, 32);
+fn trained(device: &Device) -> impl Fn() + 'static {
+    let (t, k, n) = (1024, 576, 960);
     let mut params = Params::default();
-    let param = params.add("thin".to_owned(), touched(device, DType::F32, &[n, k]));
+    let param = params.add("weight".to_owned(), touched(device, DType::F32, &[n, k]));
     let weight = Weight::Trained { param, shape: vec![n, k] };
     let layer = [Projection { weight, bias: None, lora: None }];
-    let x = touched(device, DType::Bf16, &[t, k]);
-    rate_of_both(device, &params, &x, |tape, x| ops::linear(tape, x, &layer, None))
+    let (x, device) = (touched(device, DType::Bf16, &[t, k]), device.clone());
+    move || forward_backward(&device, &params, &x, |tape, x| ops::linear(tape, x, &layer, None))
 }
 
-fn elementwise_rate(device: &Device) -> f64 {
-    let gate_up = touched(device, DType::Bf16, &[1024, 2 * 1024]);
-    rate_of_both(device, &Params::default(), &gate_up, ops::swiglu)
+/// Two adapters of one input.
+fn adapted(device: &Device) -> impl Fn() + 'static {
+    let (t, k, n, rank) = (1024, 576, 960, 16);
+    let mut params = Params::default();
+    let layer = [0, 1].map(|stream| {
+        let mut add = |name: &str, shape: &[usize]| {
+            params.add(format!("{name}{stream}"), touched(device, DType::F32, shape))
+        };
+        let (a, b) = (add("a", &[rank, k]), add("b", &[n, rank]));
+        let lora = Lora { a, b, rank, scale: 1.0, dropout: 0.0, stream };
+        let weight = Weight::Frozen(touched(device, DType::Bf16, &[n, k]));
+        Projection { weight, bias: None, lora: Some(lora) }
+    });
+    let (x, device) = (touched(device, DType::Bf16, &[t, k]), device.clone());
+    move || forward_backward(&device, &params, &x, |tape, x| ops::linear(tape, x, &layer, None))
+}
+
+fn attention(device: &Device) -> impl Fn() + 'static {
+    let heads = Heads { num_heads: 8, num_kv_heads: 4, head_dim: 64, scale: 0.125, window: None };
+    let sequences = [Sequence::new(0, 256), Sequence::new(256, 256)];
+    let (params, device) = (Params::default(), device.clone());
+    let qkv = touched(&device, DType::Bf16, &[512, heads.qkv_width()]);
+    move || {
+        forward_backward(&device, &params, &qkv, |tape, qkv| {
+            ops::attention(tape, qkv, &heads, &sequences)
+        })
+    }
+}
+
+fn elementwise(device: &Device) -> impl Fn() + 'static {
+    let (params, device) = (Params::default(), device.clone());
+    let gate_up = touched(&device, DType::Bf16, &[1024, 2 * 1024]);
+    move || forward_backward(&device, &params, &gate_up, ops::swiglu)
+}
+
+/// Sums of arrays that no cache holds.
+fn memory(device: &Device) -> impl Fn() + 'static {
+    let n = 16 << 20;
+    let x = touched(device, DType::F32, &[n]);
+    let (y, device) = (RefCell::new(touched(device, DType::F32, &[n])), device.clone());
+    move || {
+        if let Some(cpu) = device.begin(Cost::memory("add", 3 * x.num_bytes())) {
+            vector::add_assign(cpu, x.view(), y.borrow_mut().view_mut());
+        }
+    }
 }
 
 /// Memory that was written: reading fresh memory would read one page of zeros again and again.
@@ -246,34 +336,20 @@ fn touched(device: &Device, dtype: DType, shape: &[usize]) -> Tensor {
 }
 
 fn ceiling_rate(device: &Device, compute: DType) -> f64 {
-    device.as_cpu().map_or(f64::NAN, |cpu| ceiling::product_rate(cpu, compute, SHORTLY))
+    device.as_cpu().map_or(f64::NAN, |cpu| ceiling::product_rate(cpu, compute, 4 * WINDOW))
 }
 
-fn attention_rate(device: &Device) -> f64 {
-    let heads = Heads { num_heads: 8, num_kv_heads: 4, head_dim: 64, scale: 0.125, window: None };
-    let sequences = [Sequence::new(0, 256), Sequence::new(256, 256)];
-    let qkv = touched(device, DType::Bf16, &[512, heads.qkv_width()]);
-    rate_of_both(device, &Params::default(), &qkv, |tape, qkv| {
-        ops::attention(tape, qkv, &heads, &sequences)
-    })
-}
-
-/// On arrays that no cache holds.
-fn memory_rate(device: &Device) -> f64 {
-    let n = 16 << 20;
-    let (x, mut y) = (touched(device, DType::F32, &[n]), touched(device, DType::F32, &[n]));
-    let seconds = best_seconds(|| add(device, &x, &mut y));
-    (3 * x.num_bytes()) as f64 / seconds
-}
-
+/// The least that a small operation takes.
 fn overhead(device: &Device) -> f64 {
     let n = 20_000;
     let (x, mut y) = (touched(device, DType::F32, &[n]), touched(device, DType::F32, &[n]));
-    best_seconds(|| add(device, &x, &mut y))
-}
-
-fn add(device: &Device, x: &Tensor, y: &mut Tensor) {
-    if let Some(cpu) = device.as_cpu() {
+    let Some(cpu) = device.as_cpu() else { return 0.0 };
+    let begun = Instant::now();
+    let mut least = f64::INFINITY;
+    while begun.elapsed() < WINDOW {
+        let start = Instant::now();
         vector::add_assign(cpu, x.view(), y.view_mut());
+        least = least.min(start.elapsed().as_secs_f64());
     }
+    least
 }

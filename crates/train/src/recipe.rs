@@ -291,7 +291,9 @@ impl Run<'_> {
             return Ok(());
         }
         let spans = self.engine.device.take_recording();
-        let profile = StepProfile::new(spans, (last - before) as usize);
+        let device = DeviceProfile::of_this_machine(self.setup.threads);
+        let num_steps = (last - before) as usize;
+        let profile = StepProfile::new(spans, num_steps, device, self.engine.compute);
         let path = self.dir.join("profile.json");
         write_file_whole(&path, profile.trace().to_string().as_bytes())?;
         event(Event::Profiled(&profile, &path));

@@ -1,6 +1,7 @@
 //! Where the time of training steps goes, operation by operation.
 
-use hone_tensor::{Span, Work};
+use crate::profile::DeviceProfile;
+use hone_tensor::{Compute, Span};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -13,6 +14,8 @@ pub struct OperationTime {
     pub calls: f64,
     /// Seconds.
     pub seconds: f64,
+    /// Seconds that the planner counts on.
+    pub planned_seconds: f64,
     /// FLOP per second; `None` for operations that are bound by memory.
     pub flops_per_second: Option<f64>,
     /// Bytes per second.
@@ -25,35 +28,43 @@ pub struct StepProfile {
     spans: Vec<Span>,
     /// Steps that were recorded.
     pub num_steps: usize,
+    /// What plans are made with.
+    device: DeviceProfile,
+    compute: Compute,
 }
 
 impl StepProfile {
     /// The profile of so many steps.
-    pub fn new(spans: Vec<Span>, num_steps: usize) -> Self {
-        Self { spans, num_steps }
+    pub fn new(
+        spans: Vec<Span>,
+        num_steps: usize,
+        device: DeviceProfile,
+        compute: Compute,
+    ) -> Self {
+        Self { spans, num_steps, device, compute }
     }
 
     /// Operations, those that took longest first.
     pub fn operations(&self) -> Vec<OperationTime> {
-        let mut sums: BTreeMap<&str, (usize, f64, Span)> = BTreeMap::new();
+        let mut by_name: BTreeMap<&str, Vec<&Span>> = BTreeMap::new();
         for span in &self.spans {
-            let sum = sums.entry(span.cost.name).or_insert((0, 0.0, *span));
-            if sum.0 > 0 {
-                sum.2.cost.flops += span.cost.flops;
-                sum.2.cost.bytes += span.cost.bytes;
-            }
-            sum.0 += 1;
-            sum.1 += span.seconds;
+            by_name.entry(span.cost.name).or_default().push(span);
         }
         let n = self.num_steps as f64;
-        let operation = |(calls, seconds, Span { cost, .. })| OperationTime {
-            name: cost.name,
-            calls: calls as f64 / n,
-            seconds: seconds / n,
-            flops_per_second: (cost.work != Work::Memory).then(|| cost.flops as f64 / seconds),
-            bytes_per_second: cost.bytes as f64 / seconds,
+        let operation = |(name, spans): (&'static str, Vec<&Span>)| {
+            let sum = |of: &dyn Fn(&Span) -> f64| spans.iter().map(|span| of(span)).sum::<f64>();
+            let seconds = sum(&|span| span.seconds);
+            let flops = sum(&|span| span.cost.flops() as f64);
+            OperationTime {
+                name,
+                calls: spans.len() as f64 / n,
+                seconds: seconds / n,
+                planned_seconds: sum(&|span| self.device.seconds_of(&span.cost, self.compute)) / n,
+                flops_per_second: (flops > 0.0).then_some(flops / seconds),
+                bytes_per_second: sum(&|span| span.cost.bytes as f64) / seconds,
+            }
         };
-        let mut operations: Vec<_> = sums.into_values().map(operation).collect();
+        let mut operations: Vec<_> = by_name.into_iter().map(operation).collect();
         operations.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
         operations
     }
@@ -72,8 +83,8 @@ impl StepProfile {
                 "pid": 1,
                 "tid": 1,
                 "args": {
-                    "gflop": span.cost.flops as f64 / 1e9,
-                    "gflop_per_second": span.cost.flops as f64 / 1e9 / span.seconds,
+                    "gflop": span.cost.flops() as f64 / 1e9,
+                    "gflop_per_second": span.cost.flops() as f64 / 1e9 / span.seconds,
                     "gb_per_second": span.cost.bytes as f64 / 1e9 / span.seconds,
                 },
             })

@@ -41,8 +41,10 @@ struct Round {
 struct Figures {
     hone: Vec<Round>,
     peer: Vec<Round>,
-    plan: Value,
-    step_seconds: f64,
+    /// Made just before each round of Hone's, with rates measured then.
+    plans: Vec<Value>,
+    /// Medians of each round.
+    step_seconds: Vec<f64>,
     /// From the start of the process to the first step.
     start_seconds: f64,
 }
@@ -100,10 +102,9 @@ fn measure(place: &Place, python: &Path, case: &Case) -> Result<Figures, String>
     };
     let (rounds, num_steps) = case.rounds();
     let threads = case.threads.to_string();
-    json(Command::new(&place.hone).args(["doctor", "--json", "--threads", &threads]))?;
-    let plan = json(command("plan", case.settings, case.threads).arg("--json"))?;
     let mut process = PeerProcess::start(place, python, case)?;
-    let (mut hone, mut peers, mut steps, mut starts) = (vec![], vec![], vec![], vec![]);
+    let (mut hone, mut peers, mut starts) = (vec![], vec![], vec![]);
+    let (mut plans, mut step_seconds) = (vec![], vec![]);
     for _ in 0..rounds {
         peers.push(match (&mut process, &case.peer) {
             (Some(process), _) => process.round(case)?,
@@ -112,14 +113,15 @@ fn measure(place: &Place, python: &Path, case: &Case) -> Result<Figures, String>
             }
             (None, Peer::Peft { .. }) => unreachable!("PyTorch has a process"),
         });
+        json(Command::new(&place.hone).args(["doctor", "--json", "--threads", &threads]))?;
+        plans.push(json(command("plan", case.settings, case.threads).arg("--json"))?);
         let mut train = command("train", case.settings, case.threads);
         let (round, step, start) = hone_round(place, &mut train, num_steps)?;
         hone.push(round);
-        steps.push(step);
+        step_seconds.push(step);
         starts.push(start);
     }
-    let (step_seconds, start_seconds) = (median(&steps), median(&starts));
-    Ok(Figures { hone, peer: peers, plan, step_seconds, start_seconds })
+    Ok(Figures { hone, peer: peers, plans, step_seconds, start_seconds: median(&starts) })
 }
 
 /// Trains; returns what the steps after the first gave, the median of their seconds, and the time

@@ -89,19 +89,21 @@ fn print_summary(finished: &Finished) {
 fn profile_text(profile: &StepProfile, path: &Path) -> String {
     let operations = profile.operations();
     let total: f64 = operations.iter().map(|operation| operation.seconds).sum();
-    let mut text = format!(
-        "\nwhere {total:.3} s of a step go (mean of {}):\n{:<20} {:>6} {:>10} {:>6} {:>9} {:>7}\n",
-        profile.num_steps, "operation", "calls", "ms", "share", "GFLOP/s", "GB/s"
-    );
+    let mut text = format!("\nwhere {total:.3} s of a step go (mean of {}):\n", profile.num_steps);
+    text.push_str(&format!(
+        "{:<20} {:>6} {:>10} {:>6} {:>10} {:>9} {:>7}\n",
+        "operation", "calls", "ms", "share", "planned ms", "GFLOP/s", "GB/s"
+    ));
     for operation in &operations {
         let gflops =
             operation.flops_per_second.map_or(String::new(), |x| format!("{:.0}", x / 1e9));
         text.push_str(&format!(
-            "{:<20} {:>6.0} {:>10.2} {:>5.1}% {gflops:>9} {:>7.1}\n",
+            "{:<20} {:>6.0} {:>10.2} {:>5.1}% {:>10.2} {gflops:>9} {:>7.1}\n",
             operation.name,
             operation.calls,
             operation.seconds * 1e3,
             100.0 * operation.seconds / total,
+            operation.planned_seconds * 1e3,
             operation.bytes_per_second / 1e9,
         ));
     }

@@ -1,6 +1,9 @@
 //! Where operations run, and what they take.
 
 pub mod arena;
+mod cost;
+
+pub use cost::{Cost, Span, Work};
 
 use crate::tensor::Tensor;
 use arena::{Arena, Block, Layout, Memory, Trace};
@@ -27,64 +30,6 @@ pub enum Category {
     Workspace,
     /// Keys and values of generated sequences.
     Cache,
-}
-
-/// Kinds of work, which run at different speeds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
-    /// Matrix products.
-    Product,
-    /// Matrix products in 8-bit integers.
-    Int8,
-    /// Matrix products with an adapter's rank on one side.
-    Thin,
-    /// Attention.
-    Attention,
-    /// Element by element, with exponentials.
-    Elementwise,
-    /// Everything that is bound by memory.
-    Memory,
-}
-
-/// What an operation takes.
-#[derive(Clone, Copy, Debug)]
-pub struct Cost {
-    /// Operation, for profiles.
-    pub name: &'static str,
-    /// Kind of work.
-    pub work: Work,
-    /// Floating-point operations, a multiply-add counted as two.
-    pub flops: u64,
-    /// Bytes read and written, each operand once.
-    pub bytes: u64,
-}
-
-impl Cost {
-    /// A product `[m, k] · [k, n]`.
-    pub fn product(name: &'static str, m: usize, n: usize, k: usize, bytes: usize) -> Self {
-        Self { name, work: Work::Product, flops: 2 * (m * n * k) as u64, bytes: bytes as u64 }
-    }
-
-    /// A product `[m, k] · [k, n]` of which one side is an adapter's rank.
-    pub fn thin(name: &'static str, m: usize, n: usize, k: usize, bytes: usize) -> Self {
-        Self { work: Work::Thin, ..Self::product(name, m, n, k, bytes) }
-    }
-
-    /// An operation that is bound by memory.
-    pub fn memory(name: &'static str, bytes: usize) -> Self {
-        Self { name, work: Work::Memory, flops: 0, bytes: bytes as u64 }
-    }
-}
-
-/// An operation as it ran.
-#[derive(Clone, Copy, Debug)]
-pub struct Span {
-    /// What ran.
-    pub cost: Cost,
-    /// When it began.
-    pub start: Instant,
-    /// Seconds until the next one began.
-    pub seconds: f64,
 }
 
 /// A device. Clones are handles on the same one.

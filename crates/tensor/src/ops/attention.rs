@@ -119,5 +119,5 @@ fn cost(
 ) -> Cost {
     let pairs: usize = sequences.iter().map(|s| s.num_pairs(heads.window)).sum();
     let flops = 2 * products * pairs * heads.out_width();
-    Cost { name, work: Work::Attention, flops: flops as u64, bytes: bytes as u64 }
+    Cost::memory(name, bytes).with(Work::Attention, flops)
 }

@@ -73,8 +73,8 @@ pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight) -> Tensor {
     let int8 = tape.compute().is_integer_for(weight, &[h]);
     let quantised_x = int8.then(|| quantised(tape.device(), x, (0, h), None));
     let x = quantised_x.as_ref().unwrap_or(x);
-    let mut cost = Cost::product("logits", t, v, h, weight.num_bytes() + y.num_bytes());
-    cost.work = if int8 { Work::Int8 } else { Work::Product };
+    let cost = Cost::memory("logits", weight.num_bytes() + y.num_bytes())
+        .with(product_work(int8), 2 * t * v * h);
     if let Some(cpu) = tape.device().begin(cost) {
         let w = Matrix::rows(weight.view(), h).transposed();
         let terms = [Term { a: Matrix::rows(x.view(), h), b: w, k: h }];
@@ -133,7 +133,11 @@ impl Head<'_> {
         let mut x = device.alloc(Category::Head, self.x.dtype(), &[c, h]);
         let len = kernel::workspace_len(c, h, self.vocab(), with_direction);
         let mut workspace = device.alloc(Category::Head, DType::F32, &[len]);
-        let cost = self.cost("log_probs", 1 + usize::from(with_direction));
+        let mut cost = self.cost("log_probs").with(product_work(self.int8), self.product_flops());
+        if with_direction {
+            // The mean under the softmax is in floats always.
+            cost = cost.with(Work::Product, self.product_flops());
+        }
         let Some(cpu) = device.begin(cost) else { return };
         for start in (0..self.rows.len()).step_by(c) {
             let end = (start + c).min(self.rows.len());
@@ -171,7 +175,11 @@ impl Head<'_> {
             x: device.alloc(Category::Head, self.x.dtype(), &[c, h]),
             tile: device.alloc(Category::Head, DType::F32, &[c, kernel::TILE.min(self.vocab())]),
         };
-        let Some(cpu) = device.begin(self.cost("d_log_probs_weight", 2)) else { return };
+        let cost = self
+            .cost("d_log_probs_weight")
+            .with(Work::Product, self.product_flops())
+            .with(Work::OverTokens, self.product_flops());
+        let Some(cpu) = device.begin(cost) else { return };
         for start in (0..self.rows.len()).step_by(c) {
             let range = start..(start + c).min(self.rows.len());
             let n = range.len();
@@ -208,13 +216,20 @@ impl Head<'_> {
         CHUNK.min(self.x.shape()[0])
     }
 
-    fn cost(&self, name: &'static str, products: usize) -> Cost {
-        let (n, (_, h)) = (self.rows.len(), rows_cols(self.x.shape()));
-        let flops = 2 * products * n * h * self.vocab();
-        let bytes = products * self.weight.num_bytes() + 2 * self.x.num_bytes();
-        let work = if self.int8 { Work::Int8 } else { Work::Product };
-        Cost { name, work, flops: flops as u64, bytes: bytes as u64 }
+    /// Two passes over the weight.
+    fn cost(&self, name: &'static str) -> Cost {
+        Cost::memory(name, 2 * (self.weight.num_bytes() + self.x.num_bytes()))
     }
+
+    /// Floating-point operations of one product of hidden states and the weight.
+    fn product_flops(&self) -> usize {
+        2 * self.rows.len() * self.x.shape()[1] * self.vocab()
+    }
+}
+
+/// Kind of a product of activations and a weight.
+fn product_work(int8: bool) -> Work {
+    if int8 { Work::Int8 } else { Work::Product }
 }
 
 /// `out (+)= term`.

@@ -133,7 +133,8 @@ fn down_projections(tape: &Tape<'_>, x: &Tensor, projections: &[Projection]) -> 
     let a = stacked_a((device, tape.params(), compute), (&adapters, width), k);
     let mut project = |x: &Tensor, at: usize, rank: usize| {
         let bytes = x.num_bytes() + u.num_bytes();
-        if let Some(cpu) = device.begin(Cost::thin("lora_down", t, rank, k, bytes)) {
+        let cost = Cost::memory("lora_down", bytes).with(Work::Thin, 2 * t * rank * k);
+        if let Some(cpu) = device.begin(cost) {
             let b = Matrix { offset: at * k, ..Matrix::rows(a.view(), k) }.transposed();
             let terms = [Term { a: Matrix::rows(x.view(), k), b, k }];
             let target = Target::columns(t, rank, width, at);
@@ -166,13 +167,13 @@ fn project(
     let (width, (adapters, rank)) = (y.shape()[1], adapters(projections));
     let weights: usize = projections.iter().map(|p| params.resolve(&p.weight).num_bytes()).sum();
     let flops_of_adapters = adapters.iter().map(|a| 2 * t * a.n * a.lora.rank).sum::<usize>();
-    let bytes = x.num_bytes() + weights + y.num_bytes();
     let in_integers = |p: &Projection| is_integer_for(tape.compute(), params, p);
-    let any_in_integers = projections.iter().any(in_integers);
-    let quantised = any_in_integers.then(|| quantised(tape.device(), x, (0, k), None));
-    let mut cost = Cost::product("linear", t, width, k, bytes);
-    cost.work = if any_in_integers { Work::Int8 } else { Work::Product };
-    cost.flops += flops_of_adapters as u64;
+    let int8_width: usize =
+        projections.iter().filter(|p| in_integers(p)).map(Projection::out_features).sum();
+    let quantised = (int8_width > 0).then(|| quantised(tape.device(), x, (0, k), None));
+    let cost = Cost::memory("linear", x.num_bytes() + weights + y.num_bytes())
+        .with(Work::Int8, 2 * t * int8_width * k)
+        .with(Work::Product, 2 * t * (width - int8_width) * k + flops_of_adapters);
     let Some(cpu) = tape.device().begin(cost) else { return };
     let mut terms = Vec::new();
     let mut col = 0;
@@ -269,7 +270,7 @@ fn weight_gradients(
         if let Some(param) = projection.weight.param() {
             let x = x.value();
             let bytes = x.num_bytes() + t * n * d_y.dtype().size() + 8 * n * k;
-            let cost = Cost::product("d_weight", n, k, t, bytes);
+            let cost = Cost::memory("d_weight", bytes).with(Work::OverTokens, 2 * n * k * t);
             if let Some(cpu) = sweep.device.begin(cost) {
                 let d_y = Matrix::rows(d_y.view(), width).from_col(col).transposed();
                 let term = Term { a: d_y, b: Matrix::rows(x.view(), k), k: t };
@@ -308,8 +309,8 @@ fn adapter_gradients(
     let ((adapters, rank), compute) = (adapters(projections), sweep.dtype());
     let mut d_u = sweep.workspace(compute, &[t, rank]);
     let flops: usize = adapters.iter().map(|a| 2 * t * a.n * a.lora.rank).sum();
-    let bytes = (d_y.num_bytes() + d_u.num_bytes()) as u64;
-    let cost = |name| Cost { name, work: Work::Thin, flops: flops as u64, bytes };
+    let bytes = d_y.num_bytes() + d_u.num_bytes();
+    let cost = |name| Cost::memory(name, bytes).with(Work::Thin, flops);
     if let Some(cpu) = sweep.device.begin(cost("d_lora_u")) {
         let term = |adapter: &Adapter<'_>| {
             let b = Matrix::rows(sweep.params.value(adapter.lora.b).view(), adapter.lora.rank);
@@ -354,7 +355,8 @@ fn down_gradients(sweep: &mut Sweep<'_, '_>, adapters: &[Adapter<'_>], x: &Tenso
     let (at, rank) = (adapters[0].at, adapters.iter().map(|a| a.lora.rank).sum());
     let mut d_a = sweep.workspace(DType::F32, &[rank, k]);
     let bytes = x.num_bytes() + t * rank * d_u.dtype().size() + d_a.num_bytes();
-    if let Some(cpu) = sweep.device.begin(Cost::thin("d_lora_a", rank, k, t, bytes)) {
+    let cost = Cost::memory("d_lora_a", bytes).with(Work::Thin, 2 * rank * k * t);
+    if let Some(cpu) = sweep.device.begin(cost) {
         let a = Matrix::rows(d_u.view(), width).from_col(at).transposed();
         let terms = [Term { a, b: Matrix::rows(x.view(), k), k: t }];
         let target = Target::whole(rank, k);
@@ -384,10 +386,12 @@ fn input_gradient(
     let a = d_down.map(|_| stacked_a((sweep.device, params, dtype), (&adapters, rank), k));
     let weights = projections.iter().map(|p| params.resolve(&p.weight).num_bytes());
     let bytes = d_x.num_bytes() + d_y.num_bytes() + weights.sum::<usize>();
-    let depth = width + if d_down.is_some() { rank } else { 0 };
     let quantised = quantised_gradients(sweep, projections, d_y);
-    let mut cost = Cost::product("d_linear", t, k, depth, bytes);
-    cost.work = if quantised.iter().any(Option::is_some) { Work::Int8 } else { Work::Product };
+    let int8_width: usize = quantised.iter().flatten().map(|d_y| d_y.shape()[1]).sum();
+    let float_depth = width - int8_width + if d_down.is_some() { rank } else { 0 };
+    let cost = Cost::memory("d_linear", bytes)
+        .with(Work::Int8, 2 * t * k * int8_width)
+        .with(Work::Product, 2 * t * k * float_depth);
     let Some(cpu) = sweep.device.begin(cost) else { return };
     let (mut terms, mut of_floats) = (Vec::new(), Vec::new());
     let mut col = 0;
@@ -446,7 +450,8 @@ fn add_dropped_gradient(
     let ((t, k), lora) = (rows_cols(d_x.shape()), adapter.lora);
     let mut d_dropped = sweep.workspace(DType::F32, &[t, k]);
     let bytes = d_dropped.num_bytes() + d_x.num_bytes();
-    if let Some(cpu) = sweep.device.begin(Cost::thin("d_dropout", t, k, lora.rank, bytes)) {
+    let cost = Cost::memory("d_dropout", bytes).with(Work::Thin, 2 * t * k * lora.rank);
+    if let Some(cpu) = sweep.device.begin(cost) {
         let a = Matrix::rows(d_u.view(), rank).from_col(adapter.at);
         let b = Matrix::rows(sweep.params.value(lora.a).view(), k);
         let product = Product {

@@ -8,24 +8,21 @@ use hone_kernels::swiglu as kernel;
 const FORWARD_FLOPS: usize = 24;
 const BACKWARD_FLOPS: usize = 34;
 
-fn cost(name: &'static str, flops: usize, bytes: usize) -> Cost {
-    Cost { name, work: Work::Elementwise, flops: flops as u64, bytes: bytes as u64 }
-}
-
 /// `gate_up [t, 2 i]` (gate first) → `silu(gate) · up [t, i]`.
 pub fn swiglu(tape: &mut Tape<'_>, gate_up: Var) -> Var {
     let (t, width) = rows_cols(gate_up.value().shape());
     let i = width / 2;
     let mut y = tape.activation(gate_up.value().dtype(), &[t, i]);
     let bytes = gate_up.value().num_bytes() + y.num_bytes();
-    if let Some(cpu) = tape.device().begin(cost("swiglu", FORWARD_FLOPS * t * i, bytes)) {
+    let cost = Cost::memory("swiglu", bytes).with(Work::Elementwise, FORWARD_FLOPS * t * i);
+    if let Some(cpu) = tape.device().begin(cost) {
         kernel::forward(cpu, gate_up.value().view(), i, y.view_mut());
     }
     let requires_grad = gate_up.requires_grad();
     tape.push(y, requires_grad, move |sweep, d_y| {
         let mut d = sweep.activation(d_y.dtype(), &[t, width]);
         let bytes = 2 * d.num_bytes() + d_y.num_bytes();
-        let cost = cost("d_swiglu", BACKWARD_FLOPS * t * i, bytes);
+        let cost = Cost::memory("d_swiglu", bytes).with(Work::Elementwise, BACKWARD_FLOPS * t * i);
         if let Some(cpu) = sweep.device.begin(cost) {
             kernel::backward(cpu, gate_up.value().view(), i, d_y.view(), d.view_mut());
         }

@@ -25,6 +25,7 @@ fn profile() -> DeviceProfile {
         ceiling_f32: 2e11,
         ceiling_bf16: 4e11,
         ceiling_int8: 8e11,
+        product_over_tokens: 1e11,
         product_thin: 1e11,
         attention: 5e10,
         elementwise: 5e10,

@@ -17,8 +17,8 @@ AdamW. Both train in turn, five rounds (two where a step holds more than 4,096 t
 the median of the rounds' ratios, with the least and the greatest. Tokens are counted without
 padding; on GSM8K both take the same rows, the peer eight at a time. Peaks are those of the whole
 process. \"Of the peak\" is the share of the machine's own rate of multiply-adds in the compute
-type that the step reaches, all of its time counted. Plans are made with rates measured just before
-each case.
+type that the step reaches, all of its time counted. In each round a plan is made with rates
+measured just before the step; \"off by\" is the median of the rounds.
 
 ![Tokens per second](train.svg)
 
@@ -37,12 +37,18 @@ pub fn row(case: &Case, figures: &Figures) -> String {
     let ratios = ratios(figures);
     let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
     let most = ratios.iter().copied().fold(0.0, f64::max);
-    let planned = figures.plan["step_seconds"].as_f64().unwrap_or(f64::NAN);
-    let flops = figures.plan["flops_per_step"].as_f64().unwrap_or(f64::NAN);
-    let ceiling = figures.plan["ceiling_flops"].as_f64().unwrap_or(f64::NAN);
+    let planned = |key: &str| -> Vec<f64> {
+        figures.plans.iter().map(|plan| plan[key].as_f64().unwrap_or(f64::NAN)).collect()
+    };
+    let flops = median(&planned("flops_per_step"));
+    let (seconds, actual) = (planned("step_seconds"), &figures.step_seconds);
+    let deviations: Vec<f64> = seconds.iter().zip(actual).map(|(p, a)| p / a - 1.0).collect();
+    let rates = actual.iter().map(|seconds| flops / seconds);
+    let of_peak = planned("ceiling_flops").into_iter().zip(rates).map(|(most, rate)| rate / most);
+    let of_peak: Vec<f64> = of_peak.collect();
     format!(
         "| {} | {} | {} | {:.0} | {:.0} | {:.2} ({least:.2}–{most:.2}) | {} | {:.0} MB | \
-         {:.0} MB | {planned:.3} s | {:.3} s | {:+.0} % | {:.0} % | {:.2} s |\n",
+         {:.0} MB | {:.3} s | {:.3} s | {:+.0} % | {:.0} % | {:.2} s |\n",
         case.name,
         case.data.tokens(),
         case.threads,
@@ -52,9 +58,10 @@ pub fn row(case: &Case, figures: &Figures) -> String {
         case.target.map_or_else(String::new, |target| target.to_string()),
         peak(&figures.hone) / 1e6,
         peak(&figures.peer) / 1e6,
-        figures.step_seconds,
-        100.0 * (planned / figures.step_seconds - 1.0),
-        100.0 * flops / figures.step_seconds / ceiling,
+        median(&seconds),
+        median(actual),
+        100.0 * median(&deviations),
+        100.0 * median(&of_peak),
         figures.start_seconds,
     )
 }

@@ -1,0 +1,78 @@
+//! What operations take, and how long they ran.
+
+use std::time::Instant;
+
+/// Kinds of work, which run at different speeds. What is left of an operation is bound by memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Matrix products.
+    Product,
+    /// Matrix products in 8-bit integers.
+    Int8,
+    /// Matrix products whose contraction goes over tokens, as weight gradients do: both operands
+    /// have to be turned or packed.
+    OverTokens,
+    /// Matrix products with an adapter's rank on one side.
+    Thin,
+    /// Attention.
+    Attention,
+    /// Element by element, with exponentials.
+    Elementwise,
+}
+
+impl Work {
+    /// All kinds.
+    pub const ALL: [Self; 6] = [
+        Self::Product,
+        Self::Int8,
+        Self::OverTokens,
+        Self::Thin,
+        Self::Attention,
+        Self::Elementwise,
+    ];
+}
+
+/// What an operation takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    /// Operation, for profiles.
+    pub name: &'static str,
+    /// Floating-point operations by kind of work, in the order of [`Work::ALL`].
+    flops: [u64; Work::ALL.len()],
+    /// Bytes read and written, each operand once.
+    pub bytes: u64,
+}
+
+impl Cost {
+    /// An operation that reads and writes so many bytes, and as yet does nothing else.
+    pub fn memory(name: &'static str, bytes: usize) -> Self {
+        Self { name, flops: Default::default(), bytes: bytes as u64 }
+    }
+
+    /// The same with so many more floating-point operations, a multiply-add counted as two.
+    pub fn with(mut self, work: Work, flops: usize) -> Self {
+        self.flops[work as usize] += flops as u64;
+        self
+    }
+
+    /// Floating-point operations of one kind.
+    pub fn flops_of(&self, work: Work) -> u64 {
+        self.flops[work as usize]
+    }
+
+    /// Floating-point operations of all kinds.
+    pub fn flops(&self) -> u64 {
+        self.flops.iter().sum()
+    }
+}
+
+/// An operation as it ran.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// What ran.
+    pub cost: Cost,
+    /// When it began.
+    pub start: Instant,
+    /// Seconds until the next one began.
+    pub seconds: f64,
+}
