@@ -17,7 +17,7 @@ use std::ops::Range;
 
 /// Queries and keys of a block.
 const QUERIES: usize = 64;
-const KEYS: usize = 128;
+const KEYS: usize = 256;
 
 /// Elements of workspace for `t` rows: `d_q`, `d_k` and `d_v` of every query head, and `delta`.
 pub fn workspace_len(heads: &Heads, t: usize) -> usize {
@@ -237,9 +237,6 @@ impl<T: Typed, M: Tile> Kernel for Backward<'_, T, M> {
             d_v: scratch.take(KEYS * width),
             d_q: scratch.take(QUERIES * width),
         };
-        for t in 0..len {
-            self.gradient(0, t).fill(0.0);
-        }
         for k0 in (0..len).step_by(KEYS) {
             let keys = k0..len.min(k0 + KEYS);
             self.block_of_keys(&mut buffers, keys.clone());
@@ -300,11 +297,18 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
                 let clip = |i: usize| i.clamp(q0, q0 + n) - q0;
                 clip(keys.start + j)..clip(end)
             };
+            // What any key, and any query, of a tile has to do with.
+            let seen_by = |keys: Range<usize>, _| seen(keys.start).start..seen(keys.end - 1).end;
             let tiles = |rows: Range<usize>, cols: Range<usize>| {
-                seen(rows.start).start < cols.end && cols.start < seen(rows.end - 1).end
+                let any = seen_by(rows, cols.clone());
+                if any.start < cols.end && cols.start < any.end { 0..d } else { 0..0 }
             };
-            let any = |rows: Range<usize>, _: Range<usize>| {
-                seen(rows.start).start < n && seen(rows.end - 1).end > 0
+            let sees = |queries: Range<usize>, _| {
+                let end = (q0 + queries.end - keys.start).min(count);
+                let start = q0 + queries.start + 1 - keys.start;
+                let start = heads.window.map_or(0, |w| start.saturating_sub(w));
+                // Never empty: what no query of the tile sees is zero, and has to be written.
+                start.min(end - 1)..end
             };
             multiply::<M>(k_rows, count, q_t, (buffers.scores, QUERIES), Old::Dropped, tiles);
             multiply::<M>(v_rows, count, o_t, (buffers.d_p, QUERIES), Old::Dropped, tiles);
@@ -314,16 +318,20 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
             let square = |x| Lines { data: T::view(x), offset: 0, line_stride: QUERIES, step: 1 };
             let rows = Part { line: 0, lines: count, k0: 0, k: q_cols.depth };
             let p = left::<M>(square(buffers.p), rows, buffers.packed);
-            multiply::<M>(p, count, o_cols, (buffers.d_v, width), Old::Added, any);
+            multiply::<M>(p, count, o_cols, (buffers.d_v, width), Old::Added, seen_by);
             let d_s = left::<M>(square(buffers.d_s), rows, buffers.packed);
-            multiply::<M>(d_s, count, q_cols, (buffers.d_k, width), Old::Added, any);
+            multiply::<M>(d_s, count, q_cols, (buffers.d_k, width), Old::Added, seen_by);
             let turned = transposed(square(buffers.d_s));
             let rows = Part { line: 0, lines: n, k0: 0, k: count };
             let d_s = left::<M>(turned, rows, buffers.packed);
-            multiply::<M>(d_s, n, k_cols, (buffers.d_q, width), Old::Dropped, |_, _| true);
+            multiply::<M>(d_s, n, k_cols, (buffers.d_q, width), Old::Dropped, sees);
+            // The first block of keys that any of these queries sees.
+            let first = heads.window.map_or(0, |w| (q0 + 1).saturating_sub(w) / KEYS * KEYS);
             for (i, more) in queries.zip(buffers.d_q.chunks_exact(width)) {
-                for (sum, x) in self.gradient(0, i).iter_mut().zip(more) {
-                    *sum += x;
+                let sums = self.gradient(0, i);
+                match keys.start == first {
+                    true => sums.copy_from_slice(&more[..d]),
+                    false => sums.iter_mut().zip(more).for_each(|(sum, x)| *sum += x),
                 }
             }
         }
@@ -366,10 +374,11 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
                     T::narrow::<M>(&d, d_s);
                 }
             }
-            let zero = T::from_f32(0.0);
-            for x in [p, d_s] {
-                x[..seen.start].fill(zero);
-                x[seen.end..].fill(zero);
+            if seen.len() < QUERIES {
+                for x in [p, d_s] {
+                    x[..seen.start].fill(T::from_f32(0.0));
+                    x[seen.end..].fill(T::from_f32(0.0));
+                }
             }
         }
     }

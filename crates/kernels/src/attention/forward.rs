@@ -8,6 +8,7 @@ use crate::gemm::block::{Typed, left, multiply, padded, panel_cols, right};
 use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
 use crate::math::{LANES, exp, max, sum};
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Queries and keys of a block; the keys make whole panels of every width.
 const QUERIES: usize = 64;
@@ -123,8 +124,6 @@ impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
         let end = visible(count - 1).end;
         for k0 in (begin..end).step_by(KEYS) {
             let loaded = KEYS.min(end - k0);
-            // What rows are worked on: whole vectors, and all that products read.
-            let whole = loaded.next_multiple_of(LANES);
             let key0 = sequence.k_start + k0;
             let of_keys = Part { line: key0, lines: loaded, k0: 0, k: d };
             let keys = right::<M>(lines(self.inputs.k, kv_head, d), of_keys, key_panels);
@@ -136,30 +135,24 @@ impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
                 let keys = visible(i);
                 keys.start.max(k0) - k0..keys.end.clamp(k0, k0 + loaded) - k0
             };
+            let seen_by = |rows: Range<usize>| seen(rows.start).start..seen(rows.end - 1).end;
             for g in 0..group {
                 let of_queries = Part { line: sequence.q_start + first, lines: count, k0: 0, k: d };
                 let q = lines(self.inputs.q, kv_head * group + g, d);
                 let q = left::<M>(q, of_queries, q_rows);
                 multiply::<M>(q, count, keys, (scores, KEYS), Old::Dropped, |rows, cols| {
-                    cols.start < seen(rows.end - 1).end && seen(rows.start).start < cols.end
+                    let any = seen_by(rows);
+                    if cols.start < any.end && any.start < cols.end { 0..d } else { 0..0 }
                 });
+                let of_head = g * QUERIES..(g + 1) * QUERIES;
                 let acc = &mut acc[g * QUERIES * width..][..QUERIES * width];
-                for i in 0..count {
-                    let mut running = Running {
-                        max: &mut maxima[g * QUERIES + i],
-                        sum: &mut sums[g * QUERIES + i],
-                        acc: &mut acc[i * width..][..d],
-                    };
-                    let row = i * KEYS..i * KEYS + whole;
-                    let (scores, p) = (&mut scores[row.clone()], &mut p[row]);
-                    running.absorb::<T, M>(scores, seen(i), self.heads.scale, p);
-                }
+                let (maxima, sums) = (&mut maxima[of_head.clone()], &mut sums[of_head]);
+                let running = Running { maxima, sums, acc };
+                running.absorb::<T, M>(scores, p, count, seen, self.heads.scale);
                 let of_p = Part { line: 0, lines: count, k0: 0, k: values.depth };
                 let p = Lines { data: T::view(p), offset: 0, line_stride: KEYS, step: 1 };
                 let p = left::<M>(p, of_p, p_rows);
-                multiply::<M>(p, count, values, (acc, width), Old::Added, |rows, _| {
-                    seen(rows.start).start < loaded && seen(rows.end - 1).end > 0
-                });
+                multiply::<M>(p, count, values, (acc, width), Old::Added, |rows, _| seen_by(rows));
             }
         }
         self.write((acc, width), maxima, sums);
@@ -191,39 +184,65 @@ impl<T: Typed, M: Tile> Forward<'_, T, M> {
     }
 }
 
-/// Online softmax of one query.
+/// Online softmax of the queries of a block.
 struct Running<'a> {
-    max: &'a mut f32,
-    sum: &'a mut f32,
+    maxima: &'a mut [f32],
+    sums: &'a mut [f32],
+    /// `[QUERIES, …]`
     acc: &'a mut [f32],
 }
 
 impl Running<'_> {
-    /// Turns scores, of which those in `seen` count, into `p` and shrinks what was summed before.
+    /// Turns rows of `KEYS` scores, of which those in `seen` count, into rows of `p`, and shrinks
+    /// what was summed before. `scale` is positive. Step by step for all rows, so that what is done
+    /// once per row is vectorised too.
     #[inline(always)]
     fn absorb<T: Typed, M: Tile>(
-        &mut self,
+        self,
         scores: &mut [f32],
-        seen: std::ops::Range<usize>,
-        scale: f32,
         p: &mut [T],
+        count: usize,
+        seen: impl Fn(usize) -> Range<usize>,
+        scale: f32,
     ) {
-        if seen.is_empty() {
-            p.fill(T::from_f32(0.0));
-            return;
+        let Self { maxima, sums, acc } = self;
+        let width = acc.len() / QUERIES;
+        // Whole vectors that hold any of the keys seen.
+        let vectors = |seen: &Range<usize>| match seen.is_empty() {
+            true => 0..0,
+            false => seen.start / LANES * LANES..seen.end.next_multiple_of(LANES),
+        };
+        let mut new_maxima = [f32::NEG_INFINITY; QUERIES];
+        for (i, scores) in scores.chunks_exact_mut(KEYS).take(count).enumerate() {
+            let seen = seen(i);
+            let whole = vectors(&seen);
+            if !whole.is_empty() {
+                scores[whole.start..seen.start].fill(f32::NEG_INFINITY);
+                scores[seen.end..whole.end].fill(f32::NEG_INFINITY);
+                new_maxima[i] = scale * max(&scores[whole]);
+            }
         }
-        scores.iter_mut().for_each(|s| *s *= scale);
-        scores[..seen.start].fill(f32::NEG_INFINITY);
-        scores[seen.end..].fill(f32::NEG_INFINITY);
-        let new_max = self.max.max(max(scores));
-        let shrink = exp(*self.max - new_max);
-        scores.iter_mut().for_each(|s| *s = exp(*s - new_max));
-        *self.sum = *self.sum * shrink + sum(scores);
-        *self.max = new_max;
-        // SAFETY: the tile was chosen by the instruction set.
-        unsafe { T::narrow::<M>(scores, p) };
-        if shrink != 1.0 {
-            self.acc.iter_mut().for_each(|a| *a *= shrink);
+        let mut shrink = [0.0; QUERIES];
+        for i in 0..QUERIES {
+            new_maxima[i] = maxima[i].max(new_maxima[i]);
+            // Where nothing was seen yet the difference is not a number, and nothing is to shrink.
+            shrink[i] = exp((maxima[i] - new_maxima[i]).min(0.0));
+            maxima[i] = new_maxima[i];
+        }
+        let rows = scores.chunks_exact_mut(KEYS).zip(p.chunks_exact_mut(KEYS));
+        for (i, (scores, p)) in rows.take(count).enumerate() {
+            let whole = vectors(&seen(i));
+            p[..whole.start].fill(T::from_f32(0.0));
+            p[whole.end..].fill(T::from_f32(0.0));
+            let (scores, p) = (&mut scores[whole.clone()], &mut p[whole]);
+            let greatest = new_maxima[i];
+            scores.iter_mut().for_each(|s| *s = exp(s.mul_add(scale, -greatest)));
+            sums[i] = sums[i] * shrink[i] + sum(scores);
+            // SAFETY: the tile was chosen by the instruction set.
+            unsafe { T::narrow::<M>(scores, p) };
+            if shrink[i] != 1.0 {
+                acc[i * width..][..width].iter_mut().for_each(|a| *a *= shrink[i]);
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::tile::{Lines, Narrow, Old, Part, Segment, Sums, Tile, int8};
 use crate::cpu::Plain;
 use crate::element::{DType, View, bf16};
+use std::ops::Range;
 
 /// An element type of operations that are made of these products.
 pub(crate) trait Typed: Narrow + Plain {
@@ -97,8 +98,9 @@ pub(crate) fn right<'a, M: Tile>(
     Right { panels: &scratch[..panel_cols::<M>(cols) * depth], vectors, depth, cols }
 }
 
-/// `out[rows, ·] (+)= a · b` for rows `stride` apart, in tiles; only where `wanted(rows, columns)`
-/// says so. Writes whole panels: `stride` is at least [`panel_cols`].
+/// `out[rows, ·] (+)= a · b` for rows `stride` apart, in tiles. `steps(rows, columns)` are those of
+/// the contraction that a tile needs, the others being known to add nothing; a tile that needs none
+/// is left as it is. Writes whole panels: `stride` is at least [`panel_cols`].
 #[inline(always)]
 pub(crate) fn multiply<M: Tile>(
     a: Left<'_, M::Elem>,
@@ -106,7 +108,7 @@ pub(crate) fn multiply<M: Tile>(
     b: Right<'_, M::Elem>,
     (out, stride): (&mut [f32], usize),
     old: Old,
-    wanted: impl Fn(std::ops::Range<usize>, std::ops::Range<usize>) -> bool,
+    steps: impl Fn(Range<usize>, Range<usize>) -> Range<usize>,
 ) {
     let width = b.vectors * M::LANES;
     assert!(a.rows.len() >= (num_rows - 1) * a.stride + b.depth);
@@ -114,14 +116,17 @@ pub(crate) fn multiply<M: Tile>(
     for i in (0..num_rows).step_by(M::ROWS) {
         let rows = M::ROWS.min(num_rows - i);
         for (panel, col) in (0..b.cols).step_by(width).enumerate() {
-            if !wanted(i..i + rows, col..col + width) {
+            let steps = steps(i..i + rows, col..col + width);
+            if steps.is_empty() {
                 continue;
             }
+            let (first, end) = (steps.start / M::PADDING * M::PADDING, padded::<M>(steps.end));
+            assert!(end <= b.depth);
             let segment = Segment {
-                a: &raw const a.rows[i * a.stride],
+                a: &raw const a.rows[i * a.stride + first],
                 a_stride: a.stride,
-                b: &raw const b.panels[panel * width * b.depth],
-                groups: b.depth / M::STEP,
+                b: &raw const b.panels[(panel * b.depth + first) * width],
+                groups: (end - first) / M::STEP,
             };
             let start = &raw mut out[i * stride + col];
             // SAFETY: operands and sums are inside their slices, as asserted above; the instruction

@@ -212,7 +212,7 @@ impl<T: Typed, M: Tile> SegmentTask<'_, T, M> {
             HiddenStates::Floats(x) => {
                 let panels = scratch.take(COLS * padded::<M>(h));
                 let tile = right::<M>(self.weight(), part, panels);
-                multiply::<M>(x, rows, tile, (logits, COLS), Old::Dropped, |_, _| true);
+                multiply::<M>(x, rows, tile, (logits, COLS), Old::Dropped, |_, _| 0..h);
             }
             HiddenStates::Int8(x) => {
                 let panels = scratch.take(int8_right_len(COLS, h));
@@ -264,7 +264,7 @@ impl<T: Typed, M: Tile> SegmentTask<'_, T, M> {
         let p = Lines { data: T::view(narrow), offset: 0, line_stride: COLS, step: 1 };
         let part = Part { line: 0, lines: rows, k0: 0, k: tile.depth };
         let p = left::<M>(p, part, scratch.take(rows * COLS));
-        multiply::<M>(p, rows, tile, (self.sums, padded_row(h)), old, |_, _| true);
+        multiply::<M>(p, rows, tile, (self.sums, padded_row(h)), old, |_, _| 0..cols);
     }
 }
 
