@@ -325,14 +325,21 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
             let rows = Part { line: 0, lines: n, k0: 0, k: count };
             let d_s = left::<M>(turned, rows, buffers.packed);
             multiply::<M>(d_s, n, k_cols, (buffers.d_q, width), Old::Dropped, sees);
-            // The first block of keys that any of these queries sees.
-            let first = heads.window.map_or(0, |w| (q0 + 1).saturating_sub(w) / KEYS * KEYS);
-            for (i, more) in queries.zip(buffers.d_q.chunks_exact(width)) {
-                let sums = self.gradient(0, i);
-                match keys.start == first {
-                    true => sums.copy_from_slice(&more[..d]),
-                    false => sums.iter_mut().zip(more).for_each(|(sum, x)| *sum += x),
-                }
+            self.add_to_queries(queries, keys.start, buffers.d_q);
+        }
+    }
+
+    /// Adds what a block of keys gives to `d_q`, or writes it where the block is the first that any
+    /// of the queries sees.
+    #[inline(always)]
+    fn add_to_queries(&self, queries: Range<usize>, first_key: usize, d_q: &[f32]) {
+        let Heads { head_dim: d, window, .. } = *self.pass.heads;
+        let first_seen = window.map_or(0, |w| (queries.start + 1).saturating_sub(w));
+        for (i, more) in queries.zip(d_q.chunks_exact(panel_cols::<M>(d))) {
+            let sums = self.gradient(0, i);
+            match first_key == first_seen / KEYS * KEYS {
+                true => sums.copy_from_slice(&more[..d]),
+                false => sums.iter_mut().zip(more).for_each(|(sum, x)| *sum += x),
             }
         }
     }

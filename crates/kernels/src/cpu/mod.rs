@@ -8,7 +8,7 @@ mod split;
 pub use isa::Isa;
 pub(crate) use isa::Kernel;
 pub use pool::Pool;
-pub(crate) use scratch::{Plain, Scratch, with_scratch};
+pub(crate) use scratch::{Plain, Scratch, reinterpret, with_scratch};
 pub use split::Split;
 
 /// Asks for the cache lines of `slice` to be fetched for writing, where the processor can be asked.

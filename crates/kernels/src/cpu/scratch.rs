@@ -26,6 +26,14 @@ unsafe impl Plain for i32 {}
 // SAFETY: as above.
 unsafe impl Plain for u8 {}
 
+/// The same memory as elements of another type, as many as it holds.
+pub(crate) fn reinterpret<E: Plain>(x: &mut [f32]) -> &mut [E] {
+    const { assert!(align_of::<E>() <= align_of::<f32>()) };
+    let len = size_of_val(x) / size_of::<E>();
+    // SAFETY: the same memory, long enough and aligned; any bits are values of `E`, and of `f32`.
+    unsafe { std::slice::from_raw_parts_mut(x.as_mut_ptr().cast(), len) }
+}
+
 /// Memory of the present task, to be taken piece by piece.
 #[derive(Default)]
 pub(crate) struct Scratch<'a>(&'a mut [Line]);

@@ -1,8 +1,9 @@
 //! Products of blocks that fit into the cache, for operations made of them.
 
 use super::tile::{Lines, Narrow, Old, Part, Segment, Sums, Tile, int8};
-use crate::cpu::Plain;
+use crate::cpu::{Cpu, Kernel, Plain, Split};
 use crate::element::{DType, View, bf16};
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// An element type of operations that are made of these products.
@@ -33,6 +34,13 @@ pub(crate) struct Left<'a, E> {
     stride: usize,
 }
 
+impl<'a, E> Left<'a, E> {
+    /// Rows that were packed `stride` apart.
+    pub fn packed(rows: &'a [E], stride: usize) -> Self {
+        Self { rows, stride }
+    }
+}
+
 /// A right operand in panels.
 #[derive(Clone, Copy)]
 pub(crate) struct Right<'a, E> {
@@ -41,6 +49,19 @@ pub(crate) struct Right<'a, E> {
     /// Steps of the contraction, padding included.
     pub depth: usize,
     cols: usize,
+}
+
+impl<E> Right<'_, E> {
+    /// Panels.
+    pub fn num_panels<M: Tile>(&self) -> usize {
+        self.cols.div_ceil(self.vectors * M::LANES)
+    }
+}
+
+/// Distance between packed rows of `k` steps: a cache line more than they take, so that rows of a
+/// tile fall into different sets.
+pub(crate) fn packed_stride<M: Tile>(k: usize) -> usize {
+    padded::<M>(k) + 64 / size_of::<M::Elem>()
 }
 
 /// Lengths of packed lines are multiples of this.
@@ -98,6 +119,44 @@ pub(crate) fn right<'a, M: Tile>(
     Right { panels: &scratch[..panel_cols::<M>(cols) * depth], vectors, depth, cols }
 }
 
+/// The columns `part` of `x`, packed by all threads into `panels`, for tasks that share them.
+pub(crate) fn right_of_all<'a, M: Tile>(
+    cpu: &Cpu,
+    x: Lines<'_>,
+    part: Part,
+    panels: &'a mut [M::Elem],
+) -> Right<'a, M::Elem> {
+    let (vectors, depth, cols) = (panel_vectors::<M>(part.lines), padded::<M>(part.k), part.lines);
+    let (width, panels) = (vectors * M::LANES, &mut panels[..panel_cols::<M>(cols) * depth]);
+    let split = Split::new(&mut *panels);
+    cpu.pool.run(cols.div_ceil(width), &|panel| {
+        let col = panel * width;
+        let part = Part { line: part.line + col, lines: width.min(cols - col), ..part };
+        // SAFETY: each task has its own panel.
+        let panel = unsafe { split.slice(col * depth, width * depth) };
+        cpu.isa.run(PackPanel { x, part, vectors, panel, tile: PhantomData::<M> });
+    });
+    Right { panels, vectors, depth, cols }
+}
+
+struct PackPanel<'a, M: Tile> {
+    x: Lines<'a>,
+    part: Part,
+    vectors: usize,
+    panel: &'a mut [M::Elem],
+    tile: PhantomData<M>,
+}
+
+impl<M: Tile> Kernel for PackPanel<'_, M> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        // SAFETY: as in `left`.
+        unsafe { M::pack_panel(self.x, self.part, self.vectors, self.panel) };
+    }
+}
+
 /// `out[rows, ·] (+)= a · b` for rows `stride` apart, in tiles. `steps(rows, columns)` are those of
 /// the contraction that a tile needs, the others being known to add nothing; a tile that needs none
 /// is left as it is. Writes whole panels: `stride` is at least [`panel_cols`].
@@ -133,6 +192,27 @@ pub(crate) fn multiply<M: Tile>(
             // set as in `left`.
             unsafe { M::run(rows, b.vectors, &[segment], Sums { start, stride, old }) };
         }
+    }
+}
+
+/// `out[rows, ·] += a · b` for one panel of `b`; `out(row, columns)` are the elements of a row.
+/// `sums` has room for the product.
+#[inline(always)]
+pub(crate) fn multiply_add<'a, M: Tile>(
+    a: Left<'_, M::Elem>,
+    num_rows: usize,
+    b: Right<'_, M::Elem>,
+    panel: usize,
+    sums: &mut [f32],
+    out: impl Fn(usize, Range<usize>) -> &'a mut [f32],
+) {
+    let width = b.vectors * M::LANES;
+    let columns = panel * width..b.cols.min((panel + 1) * width);
+    let panels = &b.panels[panel * width * b.depth..][..width * b.depth];
+    let b = Right { panels, cols: columns.len(), ..b };
+    multiply::<M>(a, num_rows, b, (sums, width), Old::Dropped, |_, _| 0..b.depth);
+    for (i, sums) in sums.chunks_exact(width).take(num_rows).enumerate() {
+        out(i, columns.clone()).iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
     }
 }
 

@@ -28,13 +28,13 @@ const PACKED_ROWS: usize = 64;
 const LEAST_ROWS: usize = 64;
 
 /// Columns of the widest panel of all instruction sets.
-const MAX_PANEL: usize = 48;
+pub(crate) const MAX_PANEL: usize = 48;
 const B_BYTES: usize = PANELS * MAX_PANEL * LINE_BYTES;
 const A_BYTES: usize = PACKED_ROWS * (LINE_BYTES + 64);
 const SUM_BYTES: usize = PASS_ROWS * PANELS * MAX_PANEL * 4;
 
-/// Bytes of scratch memory that each thread keeps after its first product.
-pub const SCRATCH_BYTES: usize = B_BYTES + A_BYTES + SUM_BYTES;
+/// Bytes of scratch memory that a thread needs.
+pub(super) const SCRATCH_BYTES: usize = B_BYTES + A_BYTES + SUM_BYTES;
 
 /// Computes `products`, which share `out` and write to different parts of it. `compute` says how
 /// operands enter the products: as they are (`F32`) or rounded to bf16 (`Bf16`); sums are always in
@@ -498,6 +498,6 @@ fn add(x: &mut [f32], y: &[f32]) {
 }
 
 /// A matrix as lines along its rows.
-fn lines_of(x: Matrix<'_>) -> Lines<'_> {
+pub(super) fn lines_of(x: Matrix<'_>) -> Lines<'_> {
     Lines { data: x.data, offset: x.offset, line_stride: x.row_stride, step: x.col_stride }
 }

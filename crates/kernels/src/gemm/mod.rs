@@ -3,17 +3,29 @@
 //! `out[m, n] (+)= scale · Σ_terms A[m, k] · B[k, n] + bias[n] + add[m, n]`.
 //!
 //! Operands are strided views, so the forward product `x · Wᵀ`, the input gradient `dy · W` and the
-//! weight gradient `dyᵀ · x` are the same function on other strides, and a low-rank adapter is one
-//! more term. Products that share an output are handed out to the threads together.
+//! gradient `dyᵀ · x` of an adapter's matrix are the same function on other strides, and a low-rank
+//! adapter is one more term. Products that share an output are handed out to the threads together.
+//! Gradients of whole weights have a function of their own, [`add_weight_gradient`], which packs
+//! each operand once.
 
 pub(crate) mod block;
 mod cpu;
 pub mod reference;
 pub(crate) mod tile;
+mod weight;
 
-pub use cpu::{SCRATCH_BYTES, gemm};
+pub(crate) use cpu::MAX_PANEL;
+pub use cpu::gemm;
+pub use weight::{add_weight_gradient, weight_workspace_len};
 
 use crate::element::{DType, View};
+
+/// Bytes of scratch memory that each thread keeps after its first product.
+pub const SCRATCH_BYTES: usize = if cpu::SCRATCH_BYTES > weight::SCRATCH_BYTES {
+    cpu::SCRATCH_BYTES
+} else {
+    weight::SCRATCH_BYTES
+};
 
 /// A matrix inside a slice: element `(i, j)` is at `offset + i * row_stride + j * col_stride`.
 #[derive(Clone, Copy, Debug)]

@@ -214,3 +214,37 @@ fn int8_weights_enter_products_of_floats() {
         }
     }
 }
+
+/// Less than a block and several, in one go and in two, a part of wider rows.
+#[test]
+fn weight_gradients_agree_with_the_reference() {
+    for (t, m, n) in [(1, 1, 1), (3, 5, 50), (37, 97, 100), (1030, 20, 49)] {
+        let (width, col) = (m + 3, 2);
+        let (wide, x, old) = (random(t * width, 1), random(t * n, 2), random(m * n, 3));
+        let d_y: Vec<f32> = wide.chunks(width).flat_map(|row| row[col..col + m].to_vec()).collect();
+        for compute in [DType::F32, DType::Bf16] {
+            let rounded = |x: &[f32]| match compute {
+                DType::Bf16 => x.iter().map(|&v| bf16::from_f32(v).to_f32()).collect(),
+                _ => x.to_vec(),
+            };
+            let turned = reference::transpose(t, m, &f64s(&rounded(&d_y)));
+            let exact = reference::gemm(m, n, t, &turned, &f64s(&rounded(&x)));
+            let run = |cpu: &Cpu| {
+                let mut d_w = old.clone();
+                let mut workspace = vec![f32::NAN; weight_workspace_len(t, n)];
+                let d_y = Matrix::rows(View::F32(&wide), width).from_col(col);
+                let operands = (d_y, Matrix::rows(View::F32(&x), n));
+                add_weight_gradient(cpu, compute, (t, m, n), operands, &mut workspace, &mut d_w);
+                d_w
+            };
+            let first = run(&Cpu::with_isa(1, Isa::Scalar));
+            for (isa, threads) in Isa::available().into_iter().flat_map(|i| [(i, 1), (i, 3)]) {
+                assert!(run(&Cpu::with_isa(threads, isa)) == first, "{isa:?}, {threads} threads");
+            }
+            for ((found, exact), old) in first.iter().zip(&exact).zip(&old) {
+                let exact = exact + f64::from(*old);
+                assert!((f64::from(*found) - exact).abs() < 2e-4, "{found} against {exact}");
+            }
+        }
+    }
+}

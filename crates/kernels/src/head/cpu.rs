@@ -19,7 +19,7 @@ const COLS: usize = 192;
 /// Columns per segment: a whole number of tiles.
 const SEGMENT: usize = 64 * COLS;
 /// Rows of a task, at most.
-const ROWS: usize = 256;
+pub(super) const ROWS: usize = 256;
 
 /// Hidden states, the head's weight, and targets.
 #[derive(Clone, Copy)]
@@ -56,12 +56,12 @@ pub fn workspace_len(n: usize, hidden_size: usize, vocab_size: usize, direction:
 }
 
 /// Elements of a row of sums: whole panels, whatever the instruction set.
-fn padded_row(hidden_size: usize) -> usize {
+pub(super) fn padded_row(hidden_size: usize) -> usize {
     hidden_size.next_multiple_of(48)
 }
 
 /// Bytes of scratch memory that a thread needs.
-pub fn scratch_bytes(hidden_size: usize) -> usize {
+pub(super) fn scratch_bytes(hidden_size: usize) -> usize {
     let packed = (COLS + 1) * padded_row(hidden_size) + ROWS * (hidden_size + 1);
     4 * (packed + 3 * ROWS * COLS) + 8 * 64
 }
@@ -378,42 +378,6 @@ impl<T: Element, D: Element> Kernel for Scaled<'_, T, D> {
     fn run(self) {
         for (x, d) in self.row.iter_mut().zip(self.direction) {
             *x = T::from_f32(self.scale * d.to_f32());
-        }
-    }
-}
-
-/// Turns the logits `tile [n, width]` of vocabulary columns `first..first + width` into their
-/// gradients, in place: `d = d_log_prob · (1[column = target] - p)`.
-pub fn tile_gradient(
-    cpu: &Cpu,
-    tile: &mut [f32],
-    width: usize,
-    first: usize,
-    targets: &[u32],
-    (lse, d_log_probs): (&[f32], &[f32]),
-) {
-    cpu.rows(tile, width, 4 * width, |t, row| {
-        cpu.isa.run(Gradient { row, lse: lse[t], d_log_prob: d_log_probs[t] });
-        let target = targets[t] as usize;
-        if (first..first + width).contains(&target) {
-            row[target - first] += d_log_probs[t];
-        }
-    });
-}
-
-struct Gradient<'a> {
-    row: &'a mut [f32],
-    lse: f32,
-    d_log_prob: f32,
-}
-
-impl Kernel for Gradient<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        for x in self.row {
-            *x = -self.d_log_prob * exp(*x - self.lse);
         }
     }
 }

@@ -4,12 +4,16 @@
 //! tile at a time.
 
 mod cpu;
+mod gradient;
 pub mod reference;
 
-pub use cpu::{Inputs, Outputs, backward, forward, scratch_bytes, tile_gradient, workspace_len};
+pub use cpu::{Inputs, Outputs, backward, forward, workspace_len};
+pub use gradient::{MOST_ROWS, backward_weight, weight_workspace_len};
 
-/// Columns of the vocabulary per tile of a trained head's gradient.
-pub const TILE: usize = 2048;
+/// Bytes of scratch memory that a thread needs.
+pub fn scratch_bytes(hidden_size: usize) -> usize {
+    cpu::scratch_bytes(hidden_size).max(gradient::scratch_bytes(hidden_size))
+}
 
 #[cfg(test)]
 mod tests;

@@ -80,25 +80,33 @@ fn extreme_logits_neither_overflow_nor_vanish() {
     check(&logits, v, &[0, 39, 5, 20, 8], 3e-6);
 }
 
+/// Hidden states that pick a column of the weight each make the weight's gradient that of the
+/// logits.
 #[test]
-fn gradients_of_a_tile_agree_with_the_reference() {
-    let (v, width, random) = (67, 33, Philox::new(4, 1));
-    let logits: Vec<f32> = (0..(ROWS * v) as u64).map(|i| 3.0 * random.normal(i)).collect();
-    let exact: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
-    let (targets, d_log_probs) = ([0, 66, 32, 33, 15], [1.0, 0.3, -0.4, -1.1, -1.8]);
-    let d = d_log_probs.map(f64::from);
-    let expected = reference::d_logits(&exact, v, &targets, &d);
-    let sums = exact.chunks(v).map(|row| row.iter().map(|x| x.exp()).sum::<f64>().ln() as f32);
-    let lse: Vec<f32> = sums.collect();
-    for (isa, first) in Isa::available().into_iter().flat_map(|i| [(i, 0), (i, 33), (i, 66)]) {
-        let width = width.min(v - first);
-        let of_row = |row: &[f32]| row[first..first + width].to_vec();
-        let mut tile: Vec<f32> = logits.chunks(v).flat_map(of_row).collect();
-        let saved = (lse.as_slice(), d_log_probs.as_slice());
-        tile_gradient(&Cpu::with_isa(2, isa), &mut tile, width, first, &targets, saved);
-        for (i, found) in tile.iter().enumerate() {
-            let exact = expected[i / width * v + first + i % width];
-            assert!((f64::from(*found) - exact).abs() < 3e-6, "{found} against {exact}");
+fn weight_gradients_agree_with_the_reference() {
+    for v in [1, 67, 96, 300] {
+        let random = Philox::new(4, 1);
+        let logits: Vec<f32> = (0..(ROWS * v) as u64).map(|i| 3.0 * random.normal(i)).collect();
+        let exact: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
+        let targets = [0, 66, 32, 33, 15].map(|target| target % v as u32);
+        let d_log_probs = [1.0, 0.3, -0.4, -1.1, -1.8];
+        let expected = reference::d_logits(&exact, v, &targets, &d_log_probs.map(f64::from));
+        let sums = exact.chunks(v).map(|row| row.iter().map(|x| x.exp()).sum::<f64>().ln() as f32);
+        let lse: Vec<f32> = sums.collect();
+        let x: Vec<f32> = (0..ROWS * ROWS).map(|i| f32::from(i % ROWS == i / ROWS)).collect();
+        let weight: Vec<f32> = (0..v * ROWS).map(|i| logits[i % ROWS * v + i / ROWS]).collect();
+        let (x, weight) = (View::F32(&x), View::F32(&weight));
+        let inputs = Inputs { x, weight, targets: &targets, hidden_size: ROWS, int8: false };
+        for isa in Isa::available() {
+            // What was there before is added to.
+            let mut d_w = vec![2.0; v * ROWS];
+            let mut workspace = vec![f32::NAN; weight_workspace_len(ROWS, ROWS)];
+            let (cpu, saved) = (Cpu::with_isa(2, isa), (lse.as_slice(), d_log_probs.as_slice()));
+            backward_weight(&cpu, inputs, saved, &mut workspace, &mut d_w);
+            for (i, found) in d_w.iter().enumerate() {
+                let exact = 2.0 + expected[i % ROWS * v + i / ROWS];
+                assert!((f64::from(*found) - exact).abs() < 3e-6, "{found} against {exact}");
+            }
         }
     }
 }

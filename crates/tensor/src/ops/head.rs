@@ -4,9 +4,7 @@ use super::{quantised, rows_cols};
 use crate::{Category, Cost, DType, Device, Tape, Tensor, Var, Weight, Work};
 use hone_kernels::gemm::{Epilogue, Matrix, Product, Target, Term, gemm};
 use hone_kernels::{Cpu, head as kernel, vector};
-
-/// Rows whose logits of one tile exist at the same time.
-const CHUNK: usize = 1024;
+use std::ops::Range;
 
 /// `x [t, h]`, `weight [v, h]` → log-probabilities `[t]` f32: entry `i` is
 /// `log softmax(x[rows[i]] Wᵀ)[targets[i]]` for `i < rows.len()`, and zero after that. `rows`
@@ -42,9 +40,8 @@ pub fn log_probs<'a>(
     tape.push(log_probs, requires_grad, move |sweep, d_log_probs| {
         if let (Some(param), Some(x)) = (weight.param(), &x) {
             let head = Head { x, weight: sweep.params.resolve(weight), rows, targets, int8 };
-            let (device, compute) = (sweep.device, sweep.dtype());
             let d_w = sweep.gradients.get_mut(param);
-            head.weight_gradient(device, compute, &lse, &d_log_probs, d_w);
+            head.weight_gradient(sweep.device, &lse, &d_log_probs, d_w);
         }
         drop((x, lse));
         if let Some(direction) = direction {
@@ -108,14 +105,6 @@ struct Head<'a> {
     int8: bool,
 }
 
-/// Some of the rows with a target, and one tile of their logits.
-struct Chunk {
-    /// `[rows, h]` in the type of the hidden states.
-    x: Tensor,
-    /// `[rows, kernel::TILE]` f32.
-    tile: Tensor,
-}
-
 impl Head<'_> {
     fn forward(
         &self,
@@ -141,14 +130,7 @@ impl Head<'_> {
         let Some(cpu) = device.begin(cost) else { return };
         for start in (0..self.rows.len()).step_by(c) {
             let end = (start + c).min(self.rows.len());
-            vector::gather_rows(cpu, self.x.view(), h, &self.rows[start..end], x.view_mut());
-            let inputs = kernel::Inputs {
-                x: x.view(),
-                weight: self.weight.view(),
-                targets: &self.targets[start..end],
-                hidden_size: h,
-                int8: self.int8,
-            };
+            let inputs = self.inputs(cpu, start..end, &mut x);
             let outputs = kernel::Outputs {
                 log_probs: &mut log_probs.f32_mut()[start..end],
                 lse: &mut lse.f32_mut()[start..end],
@@ -160,21 +142,18 @@ impl Head<'_> {
         }
     }
 
-    /// `d_W += d_logitsᵀ x`, the logits computed again tile by tile.
+    /// `d_W += d_logitsᵀ x`, the logits computed again.
     fn weight_gradient(
         &self,
         device: &Device,
-        compute: DType,
         lse: &Tensor,
         d_log_probs: &Tensor,
         d_w: &mut Tensor,
     ) {
-        let (_, h) = rows_cols(self.x.shape());
-        let c = self.chunk_rows();
-        let mut chunk = Chunk {
-            x: device.alloc(Category::Head, self.x.dtype(), &[c, h]),
-            tile: device.alloc(Category::Head, DType::F32, &[c, kernel::TILE.min(self.vocab())]),
-        };
+        let (c, (_, h)) = (self.chunk_rows(), rows_cols(self.x.shape()));
+        let mut x = device.alloc(Category::Head, self.x.dtype(), &[c, h]);
+        let len = kernel::weight_workspace_len(c, h);
+        let mut workspace = device.alloc(Category::Head, DType::F32, &[len]);
         let cost = self
             .cost("d_log_probs_weight")
             .with(Work::Product, self.product_flops())
@@ -182,30 +161,24 @@ impl Head<'_> {
         let Some(cpu) = device.begin(cost) else { return };
         for start in (0..self.rows.len()).step_by(c) {
             let range = start..(start + c).min(self.rows.len());
-            let n = range.len();
-            vector::gather_rows(
-                cpu,
-                self.x.view(),
-                h,
-                &self.rows[range.clone()],
-                chunk.x.view_mut(),
-            );
-            let saved = (&lse.f32()[range.clone()], &d_log_probs.f32()[range.clone()]);
-            for first in (0..self.vocab()).step_by(kernel::TILE) {
-                let width = kernel::TILE.min(self.vocab() - first);
-                let w = Matrix { offset: first * h, ..Matrix::rows(self.weight.view(), h) };
-                let term = Term { a: Matrix::rows(chunk.x.view(), h), b: w.transposed(), k: h };
-                let target = Target::whole(n, width);
-                product(cpu, compute, term, false, target, chunk.tile.view_mut());
-                let tile = &mut chunk.tile.f32_mut()[..n * width];
-                let targets = &self.targets[range.clone()];
-                kernel::tile_gradient(cpu, tile, width, first, targets, saved);
-                let d_logits = Matrix::rows(hone_kernels::View::F32(tile), width).transposed();
-                let term = Term { a: d_logits, b: Matrix::rows(chunk.x.view(), h), k: n };
-                let d_w = d_w.view_mut().part(first * h, width * h);
-                product(cpu, compute, term, true, Target::whole(width, h), d_w);
-            }
+            let inputs = self.inputs(cpu, range.clone(), &mut x);
+            let saved = (&lse.f32()[range.clone()], &d_log_probs.f32()[range]);
+            kernel::backward_weight(cpu, inputs, saved, workspace.f32_mut(), d_w.f32_mut());
         }
+    }
+
+    /// The rows `range` of those with a target, brought together in `x`.
+    fn inputs<'a>(
+        &'a self,
+        cpu: &Cpu,
+        range: Range<usize>,
+        x: &'a mut Tensor,
+    ) -> kernel::Inputs<'a> {
+        let (_, hidden_size) = rows_cols(self.x.shape());
+        let rows = &self.rows[range.clone()];
+        vector::gather_rows(cpu, self.x.view(), hidden_size, rows, x.view_mut());
+        let (weight, targets) = (self.weight.view(), &self.targets[range]);
+        kernel::Inputs { x: x.view(), weight, targets, hidden_size, int8: self.int8 }
     }
 
     fn vocab(&self) -> usize {
@@ -213,7 +186,7 @@ impl Head<'_> {
     }
 
     fn chunk_rows(&self) -> usize {
-        CHUNK.min(self.x.shape()[0])
+        kernel::MOST_ROWS.min(self.x.shape()[0])
     }
 
     /// Two passes over the weight.
@@ -230,17 +203,4 @@ impl Head<'_> {
 /// Kind of a product of activations and a weight.
 fn product_work(int8: bool) -> Work {
     if int8 { Work::Int8 } else { Work::Product }
-}
-
-/// `out (+)= term`.
-fn product(
-    cpu: &Cpu,
-    compute: DType,
-    term: Term<'_>,
-    accumulate: bool,
-    target: Target,
-    out: hone_kernels::ViewMut<'_>,
-) {
-    let epilogue = Epilogue { accumulate, ..Epilogue::default() };
-    gemm(cpu, compute, &[Product { terms: &[term], epilogue, target }], out);
 }

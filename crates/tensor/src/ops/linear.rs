@@ -10,9 +10,8 @@ use crate::{
     Category, Compute, Cost, DType, Device, Lora, Params, Philox, Projection, StepKey, Tape,
     Tensor, Var, View, Weight, Work,
 };
-use hone_kernels::Cpu;
 use hone_kernels::dropout::{self, Mask};
-use hone_kernels::gemm::{Epilogue, Matrix, Product, Target, Term, gemm};
+use hone_kernels::gemm::{self, Epilogue, Matrix, Product, Target, Term, gemm};
 use hone_kernels::vector;
 
 /// `x [t, k]`, projections `[n_i, k]` → `[t, Σ n_i]` in the compute type, or, with a `residual`
@@ -269,30 +268,20 @@ fn weight_gradients(
         let n = projection.out_features();
         if let Some(param) = projection.weight.param() {
             let x = x.value();
+            let len = gemm::weight_workspace_len(t, k);
+            let mut workspace = sweep.workspace(DType::F32, &[len]);
             let bytes = x.num_bytes() + t * n * d_y.dtype().size() + 8 * n * k;
             let cost = Cost::memory("d_weight", bytes).with(Work::OverTokens, 2 * n * k * t);
             if let Some(cpu) = sweep.device.begin(cost) {
-                let d_y = Matrix::rows(d_y.view(), width).from_col(col).transposed();
-                let term = Term { a: d_y, b: Matrix::rows(x.view(), k), k: t };
-                let d_w = sweep.gradients.get_mut(param);
-                accumulate(cpu, dtype, term, 1.0, Target::whole(n, k), d_w);
+                let d_y = Matrix::rows(d_y.view(), width).from_col(col);
+                let operands = (d_y, Matrix::rows(x.view(), k));
+                let d_w = sweep.gradients.get_mut(param).f32_mut();
+                let workspace = workspace.f32_mut();
+                gemm::add_weight_gradient(cpu, dtype, (t, n, k), operands, workspace, d_w);
             }
         }
         col += n;
     }
-}
-
-/// `sum += scale · term`.
-fn accumulate(
-    cpu: &Cpu,
-    compute: DType,
-    term: Term<'_>,
-    scale: f32,
-    target: Target,
-    sum: &mut Tensor,
-) {
-    let epilogue = Epilogue { scale, accumulate: true, ..Epilogue::default() };
-    gemm(cpu, compute, &[Product { terms: &[term], epilogue, target }], sum.view_mut());
 }
 
 /// `d_B += d_yᵀ u`, `d_A += scale · d_uᵀ dropout(x)`; returns `d_u = d_y B [t, Σ rank]`, the
@@ -330,9 +319,11 @@ fn adapter_gradients(
         for &Adapter { lora, col, n, at } in &adapters {
             // As `d_Bᵀ = uᵀ d_y`: `d_y` is read along its rows, `u` is the one to turn.
             let a = Matrix::rows(u.view(), rank).from_col(at).transposed();
-            let term = Term { a, b: Matrix::rows(d_y.view(), width).from_col(col), k: t };
+            let terms = [Term { a, b: Matrix::rows(d_y.view(), width).from_col(col), k: t }];
+            let epilogue = Epilogue { accumulate: true, ..Epilogue::default() };
             let target = Target::whole(n, lora.rank).transposed();
-            accumulate(cpu, compute, term, 1.0, target, sweep.gradients.get_mut(lora.b));
+            let product = Product { terms: &terms, epilogue, target };
+            gemm(cpu, compute, &[product], sweep.gradients.get_mut(lora.b).view_mut());
         }
     }
     drop(u);

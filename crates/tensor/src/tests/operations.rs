@@ -229,9 +229,11 @@ fn attention_passes() {
         (heads(6, 3, 4), vec![0, 31, 95, 96, 130], 7),
         (heads(2, 1, 16), vec![0, 150], 0),
         (heads(3, 1, 64), vec![0, 1, 290], 1),
+        (heads(2, 1, 4), vec![0, 600], 0),
         (Heads { window: Some(1), ..heads(2, 1, 4) }, vec![0, 70], 0),
-        (Heads { window: Some(20), ..heads(2, 2, 8) }, vec![0, 15, 160], 2),
+        (Heads { window: Some(20), ..heads(2, 2, 8) }, vec![0, 15, 560], 2),
         (Heads { window: Some(150), ..heads(4, 2, 6) }, vec![0, 300, 310], 0),
+        (Heads { window: Some(257), ..heads(1, 1, 4) }, vec![0, 580], 0),
     ] {
         let sequences = Sequence::packed(&cu_seqlens);
         let tokens = *cu_seqlens.last().expect("bounds") as usize + padding;
@@ -342,7 +344,7 @@ impl Operation for LogProbs {
 #[test]
 fn log_probs_passes() {
     for kind in WEIGHT_KINDS {
-        for (size, skip) in [((1, 1, 1), 2), ((9, 5, 13), 3), ((3, 6, 2 * head::TILE + 5), 3)] {
+        for (size, skip) in [((1, 1, 1), 2), ((9, 5, 13), 3), ((3, 6, 4101), 3)] {
             check_op(&format!("log_probs {size:?}"), &LogProbs::new(kind, size, skip, true));
         }
         let no_targets = LogProbs::new(kind, (4, 3, 5), 1, true);

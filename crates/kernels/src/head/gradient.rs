@@ -1,0 +1,138 @@
+//! Gradient of a trained head's weight: a task takes some columns of the vocabulary, computes their
+//! logits again, and multiplies what these become with the hidden states, which are packed once for
+//! all tasks.
+
+use super::Inputs;
+use super::cpu::{ROWS, padded_row};
+use crate::cpu::{Cpu, Kernel, Scratch, Split, reinterpret, with_scratch};
+use crate::element::View;
+use crate::gemm::MAX_PANEL;
+use crate::gemm::block::{
+    Left, Right, Typed, left, multiply, multiply_add, packed_stride, padded, panel_cols, right,
+    right_of_all,
+};
+use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
+use crate::math::exp;
+use std::ops::Range;
+
+/// Columns of the vocabulary of a task.
+const COLS: usize = 96;
+/// Most rows at a time.
+pub const MOST_ROWS: usize = 1024;
+
+/// Bytes of scratch memory that a thread needs.
+pub(super) fn scratch_bytes(hidden_size: usize) -> usize {
+    let of_columns = COLS * (hidden_size + 1 + MOST_ROWS + 64 + MAX_PANEL);
+    4 * (of_columns + ROWS * (hidden_size + 1 + COLS)) + 8 * 64
+}
+
+/// Elements of workspace for `n` rows.
+pub fn weight_workspace_len(n: usize, hidden_size: usize) -> usize {
+    (n + 1) * padded_row(hidden_size)
+}
+
+/// `d_w [v, h] += d_logitsᵀ x`, where `d_logits = d_log_prob · (1[column = target] - p)`, with the
+/// `lse` of the forward pass. `workspace` holds [`weight_workspace_len`] elements.
+///
+/// # Panics
+/// If there are more than [`MOST_ROWS`] rows, or a slice is too short.
+pub fn backward_weight(
+    cpu: &Cpu,
+    inputs: Inputs<'_>,
+    (lse, d_log_probs): (&[f32], &[f32]),
+    workspace: &mut [f32],
+    d_w: &mut [f32],
+) {
+    match inputs.x {
+        View::F32(x) => typed(cpu, x, inputs, (lse, d_log_probs), workspace, d_w),
+        View::Bf16(x) => typed(cpu, x, inputs, (lse, d_log_probs), workspace, d_w),
+        View::F16(_) | View::Int8(_) => panic!("hidden states are f32 or bf16"),
+    }
+}
+
+fn typed<T: Typed>(
+    cpu: &Cpu,
+    x: &[T],
+    inputs: Inputs<'_>,
+    saved: (&[f32], &[f32]),
+    workspace: &mut [f32],
+    d_w: &mut [f32],
+) {
+    let (n, h) = (inputs.targets.len(), inputs.hidden_size);
+    assert!(n <= MOST_ROWS && x.len() >= n * h && saved.0.len() >= n && saved.1.len() >= n);
+    if n == 0 {
+        return;
+    }
+    let (vocab, d_w) = (d_w.len() / h, Split::new(d_w));
+    with_tile!(cpu.isa, T::DTYPE, M => {
+        let columns_of_x = Lines { data: T::view(x), offset: 0, line_stride: 1, step: h };
+        let all = Part { line: 0, lines: h, k0: 0, k: n };
+        let panels = right_of_all::<M>(cpu, columns_of_x, all, reinterpret(workspace));
+        cpu.pool.run(vocab.div_ceil(COLS), &|task| {
+            with_scratch(scratch_bytes(h), |scratch| {
+                let columns = task * COLS..vocab.min((task + 1) * COLS);
+                // SAFETY: these columns belong to this task.
+                let d_w = unsafe { d_w.slice(columns.start * h, columns.len() * h) };
+                let kernel = Columns::<T, M> { inputs, x, panels, saved, columns, d_w, scratch };
+                cpu.isa.run(kernel);
+            });
+        });
+    });
+}
+
+struct Columns<'a, T, M: Tile> {
+    inputs: Inputs<'a>,
+    /// The hidden states, row by row and as columns in panels.
+    x: &'a [T],
+    panels: Right<'a, M::Elem>,
+    /// `lse` and `d_log_probs`.
+    saved: (&'a [f32], &'a [f32]),
+    columns: Range<usize>,
+    /// `[columns, h]`
+    d_w: &'a mut [f32],
+    scratch: Scratch<'a>,
+}
+
+impl<T: Typed, M: Tile> Kernel for Columns<'_, T, M> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { inputs, x, panels, columns, d_w, mut scratch, .. } = self;
+        let (n, h, cols) = (inputs.targets.len(), inputs.hidden_size, columns.len());
+        let stride = packed_stride::<M>(n);
+        let d_logits = scratch.take(COLS * stride);
+        let lines = |data| Lines { data, offset: 0, line_stride: h, step: 1 };
+        let weight = Part { line: columns.start, lines: cols, k0: 0, k: h };
+        let to = scratch.take(panel_cols::<M>(cols) * padded::<M>(h));
+        let weight = right::<M>(lines(inputs.weight), weight, to);
+        let tile = scratch.take(ROWS * COLS);
+        let packed = scratch.take(ROWS * padded::<M>(h));
+        for first in (0..n).step_by(ROWS) {
+            let rows = ROWS.min(n - first);
+            let of_x = Part { line: first, lines: rows, k0: 0, k: h };
+            let x = left::<M>(lines(T::view(x)), of_x, packed);
+            multiply::<M>(x, rows, weight, (tile, COLS), Old::Dropped, |_, _| 0..h);
+            for (i, row) in tile.chunks_exact_mut(COLS).take(rows).enumerate() {
+                let (lse, d) = (self.saved.0[first + i], self.saved.1[first + i]);
+                row.iter_mut().for_each(|x| *x = -d * exp(*x - lse));
+                let target = inputs.targets[first + i] as usize;
+                if columns.contains(&target) {
+                    row[target - columns.start] += d;
+                }
+            }
+            let turned = Lines { data: View::F32(tile), offset: 0, line_stride: 1, step: COLS };
+            let all = Part { line: 0, lines: cols, k0: 0, k: rows };
+            // SAFETY: the tile was chosen by the instruction set.
+            unsafe { M::pack_rows(turned, all, stride, &mut d_logits[first..]) };
+        }
+        let (d_logits, sums) = (Left::packed(d_logits, stride), scratch.take(COLS * MAX_PANEL));
+        let d_w = Split::new(d_w);
+        for panel in 0..panels.num_panels::<M>() {
+            multiply_add::<M>(d_logits, cols, panels, panel, sums, |i, columns| {
+                // SAFETY: one part is in use at a time.
+                unsafe { d_w.slice(i * h + columns.start, columns.len()) }
+            });
+        }
+    }
+}
