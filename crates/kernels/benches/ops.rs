@@ -5,7 +5,7 @@
 //! Arguments: names of operations; without any, all are run.
 
 use hone_kernels::attention::{self, Heads, Inputs, Sequence};
-use hone_kernels::gemm::{Epilogue, Matrix, Product, Target, Term, gemm};
+use hone_kernels::gemm::{self, Epilogue, Matrix, Product, Target, Term, gemm};
 use hone_kernels::rope::Direction;
 use hone_kernels::{
     Cpu, DType, View, ViewMut, adamw, bf16, ceiling, head, rms_norm, rope, swiglu, vector,
@@ -29,8 +29,10 @@ fn main() {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     for threads in [1, threads] {
         let bench = Bench { cpu: Cpu::new(threads), threads, names: &names };
-        bench.products(DType::Bf16);
-        bench.products(DType::F32);
+        for dtype in [DType::Bf16, DType::F32] {
+            bench.products(dtype);
+            bench.weight_gradient(dtype);
+        }
         bench.attention();
         bench.head();
         bench.rows();
@@ -64,13 +66,12 @@ enum Lie {
     Weight,
 }
 
-const PRODUCTS: [Shape; 9] = [
+const PRODUCTS: [Shape; 8] = [
     Shape { name: "gate_up", m: TOKENS, n: 2 * INTERMEDIATE, k: HIDDEN, lie: Lie::Forward },
     Shape { name: "down", m: TOKENS, n: HIDDEN, k: INTERMEDIATE, lie: Lie::Forward },
     Shape { name: "o", m: TOKENS, n: HIDDEN, k: HIDDEN, lie: Lie::Forward },
     Shape { name: "d_gate_up", m: TOKENS, n: HIDDEN, k: 2 * INTERMEDIATE, lie: Lie::Input },
     Shape { name: "d_down", m: TOKENS, n: INTERMEDIATE, k: HIDDEN, lie: Lie::Input },
-    Shape { name: "d_weight of down", m: HIDDEN, n: INTERMEDIATE, k: TOKENS, lie: Lie::Weight },
     Shape { name: "lora_down", m: TOKENS, n: RANK, k: HIDDEN, lie: Lie::Forward },
     Shape { name: "d_lora_a", m: RANK, n: HIDDEN, k: TOKENS, lie: Lie::Weight },
     Shape { name: "one token", m: 1, n: HIDDEN, k: HIDDEN, lie: Lie::Forward },
@@ -135,6 +136,22 @@ impl Bench<'_> {
             let name = format!("{name}, {}: {m} × {n} × {k}", dtype.name());
             self.time(&name, work, || gemm(&self.cpu, dtype, &[product], out.view_mut()));
         }
+    }
+
+    fn weight_gradient(&self, dtype: DType) {
+        if !self.wants("d_weight") {
+            return;
+        }
+        let (t, m, n) = (TOKENS, HIDDEN, INTERMEDIATE);
+        let (d_y, x) = (numbers(t * m, dtype), numbers(t * n, dtype));
+        let operands = (Matrix::rows(d_y.view(), m), Matrix::rows(x.view(), n));
+        let (mut d_w, len) = (vec![0.0; m * n], gemm::weight_workspace_len(t, n));
+        let (mut workspace, cpu) = (vec![0.0; len], &self.cpu);
+        let work = Work::Flops(dtype, (2 * t * m * n) as f64);
+        let name = format!("d_weight of down, {}: {m} × {n} × {t}", dtype.name());
+        self.time(&name, work, || {
+            gemm::add_weight_gradient(cpu, dtype, (t, m, n), operands, &mut workspace, &mut d_w);
+        });
     }
 
     fn attention(&self) {

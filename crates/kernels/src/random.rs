@@ -29,11 +29,32 @@ impl Philox {
         philox4x32_10(counter, self.key)
     }
 
+    /// The words of as many positions from `first` on as fill `words`, in lanes, which the compiler
+    /// makes vectors of. `words` holds a multiple of 64; those left over stay as they are.
+    #[inline(always)]
+    pub(crate) fn fill_words(&self, first: u64, words: &mut [u32]) {
+        for (block, words) in words.chunks_exact_mut(4 * LANES).enumerate() {
+            let positions: [u64; LANES] =
+                std::array::from_fn(|lane| first + (block * LANES + lane) as u64);
+            let counters = [
+                positions.map(|position| position as u32),
+                positions.map(|position| (position >> 32) as u32),
+                [self.stream as u32; LANES],
+                [(self.stream >> 32) as u32; LANES],
+            ];
+            let counters = philox4x32_10_lanes(counters, self.key);
+            for (lane, words) in words.chunks_exact_mut(4).enumerate() {
+                for (word, counter) in words.iter_mut().zip(&counters) {
+                    *word = counter[lane];
+                }
+            }
+        }
+    }
+
     /// A number in `[0, 1)` at `position`, a multiple of 2^-24.
     #[inline(always)]
     pub fn uniform(&self, position: u64) -> f32 {
-        let word = self.words(position / 4)[(position % 4) as usize];
-        (word >> 8) as f32 * (1.0 / 16_777_216.0)
+        unit(self.words(position / 4)[(position % 4) as usize])
     }
 
     /// A standard normal number at `position` (Box–Muller).
@@ -45,18 +66,48 @@ impl Philox {
     }
 }
 
+/// Positions that are drawn together.
+const LANES: usize = 16;
+
+/// A word as a number in `[0, 1)`, a multiple of 2^-24.
+#[inline(always)]
+pub(crate) fn unit(word: u32) -> f32 {
+    (word >> 8) as f32 * (1.0 / 16_777_216.0)
+}
+
+/// [`philox4x32_10`] for several counters.
+#[inline(always)]
+fn philox4x32_10_lanes(mut counters: [[u32; LANES]; 4], mut key: [u32; 2]) -> [[u32; LANES]; 4] {
+    for _ in 0..10 {
+        let [a, b, c, d] = counters;
+        for lane in 0..LANES {
+            let low = u64::from(a[lane]) * MULTIPLIERS[0];
+            let high = u64::from(c[lane]) * MULTIPLIERS[1];
+            counters[0][lane] = (high >> 32) as u32 ^ b[lane] ^ key[0];
+            counters[1][lane] = high as u32;
+            counters[2][lane] = (low >> 32) as u32 ^ d[lane] ^ key[1];
+            counters[3][lane] = low as u32;
+        }
+        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+    }
+    counters
+}
+
+const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
+const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+
 #[inline(always)]
 fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
-        let low = u64::from(counter[0]) * 0xD251_1F53;
-        let high = u64::from(counter[2]) * 0xCD9E_8D57;
+        let low = u64::from(counter[0]) * MULTIPLIERS[0];
+        let high = u64::from(counter[2]) * MULTIPLIERS[1];
         counter = [
             (high >> 32) as u32 ^ counter[1] ^ key[0],
             high as u32,
             (low >> 32) as u32 ^ counter[3] ^ key[1],
             low as u32,
         ];
-        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
     counter
 }

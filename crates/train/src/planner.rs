@@ -62,6 +62,8 @@ pub struct Plan {
 pub struct Planned {
     /// Figures.
     pub plan: Plan,
+    /// What the times in it come from.
+    pub profile: DeviceProfile,
     /// Policy.
     pub policy: Policy,
     /// Memory of a training micro-batch.
@@ -279,7 +281,7 @@ impl<'a> DryRun<'a> {
             recompute: policy.recompute_name(),
             mend: Vec::new(),
         };
-        Ok(Planned { plan, policy, train_layout, eval_layout })
+        Ok(Planned { plan, profile: profile.clone(), policy, train_layout, eval_layout })
     }
 
     fn batch(&self, dataset: &Dataset, units: &[Unit], policy: Policy) -> Batch {

@@ -236,18 +236,28 @@ impl Probe {
     }
 }
 
-/// An operation, forward and backward in bf16.
-fn forward_backward<'a>(
-    device: &'a Device,
-    params: &'a Params,
-    x: &Tensor,
-    operation: impl FnOnce(&mut Tape<'a>, Var) -> Var,
-) {
-    let mut tape = Tape::training(device, params, Compute::Bf16, None);
-    let x = tape.leaf(x.clone(), true);
-    let y = operation(&mut tape, x);
-    let d_y = device.alloc(Category::Workspace, DType::Bf16, y.value().shape());
-    drop(tape.sweep_back(y, d_y, &mut Gradients::zeros(device, params)));
+/// Operations that are run forward and backward in bf16; their gradients stay, as training's do.
+struct Trained {
+    device: Device,
+    params: Params,
+    gradients: RefCell<Gradients>,
+    x: Tensor,
+}
+
+impl Trained {
+    fn new(device: &Device, params: Params, input: &[usize]) -> Self {
+        let gradients = RefCell::new(Gradients::zeros(device, &params));
+        let x = touched(device, DType::Bf16, input);
+        Self { device: device.clone(), params, gradients, x }
+    }
+
+    fn run<'a>(&'a self, operation: impl FnOnce(&mut Tape<'a>, Var) -> Var) {
+        let mut tape = Tape::training(&self.device, &self.params, Compute::Bf16, None);
+        let x = tape.leaf(self.x.clone(), true);
+        let y = operation(&mut tape, x);
+        let d_y = self.device.alloc(Category::Workspace, DType::Bf16, y.value().shape());
+        drop(tape.sweep_back(y, d_y, &mut self.gradients.borrow_mut()));
+    }
 }
 
 fn product(device: &Device, compute: Compute) -> impl Fn() + 'static {
@@ -275,8 +285,8 @@ fn trained(device: &Device) -> impl Fn() + 'static {
     let param = params.add("weight".to_owned(), touched(device, DType::F32, &[n, k]));
     let weight = Weight::Trained { param, shape: vec![n, k] };
     let layer = [Projection { weight, bias: None, lora: None }];
-    let (x, device) = (touched(device, DType::Bf16, &[t, k]), device.clone());
-    move || forward_backward(&device, &params, &x, |tape, x| ops::linear(tape, x, &layer, None))
+    let trained = Trained::new(device, params, &[t, k]);
+    move || trained.run(|tape, x| ops::linear(tape, x, &layer, None))
 }
 
 /// Two adapters of one input.
@@ -292,26 +302,20 @@ fn adapted(device: &Device) -> impl Fn() + 'static {
         let weight = Weight::Frozen(touched(device, DType::Bf16, &[n, k]));
         Projection { weight, bias: None, lora: Some(lora) }
     });
-    let (x, device) = (touched(device, DType::Bf16, &[t, k]), device.clone());
-    move || forward_backward(&device, &params, &x, |tape, x| ops::linear(tape, x, &layer, None))
+    let trained = Trained::new(device, params, &[t, k]);
+    move || trained.run(|tape, x| ops::linear(tape, x, &layer, None))
 }
 
 fn attention(device: &Device) -> impl Fn() + 'static {
     let heads = Heads { num_heads: 8, num_kv_heads: 4, head_dim: 64, scale: 0.125, window: None };
     let sequences = [Sequence::new(0, 256), Sequence::new(256, 256)];
-    let (params, device) = (Params::default(), device.clone());
-    let qkv = touched(&device, DType::Bf16, &[512, heads.qkv_width()]);
-    move || {
-        forward_backward(&device, &params, &qkv, |tape, qkv| {
-            ops::attention(tape, qkv, &heads, &sequences)
-        })
-    }
+    let trained = Trained::new(device, Params::default(), &[512, heads.qkv_width()]);
+    move || trained.run(|tape, qkv| ops::attention(tape, qkv, &heads, &sequences))
 }
 
 fn elementwise(device: &Device) -> impl Fn() + 'static {
-    let (params, device) = (Params::default(), device.clone());
-    let gate_up = touched(&device, DType::Bf16, &[1024, 2 * 1024]);
-    move || forward_backward(&device, &params, &gate_up, ops::swiglu)
+    let trained = Trained::new(device, Params::default(), &[1024, 2 * 1024]);
+    move || trained.run(ops::swiglu)
 }
 
 /// Sums of arrays that no cache holds.

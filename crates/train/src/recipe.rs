@@ -44,7 +44,7 @@ pub enum Event<'a> {
     /// A checkpoint is on disk.
     Checkpoint(u64),
     /// Steps were recorded, and the trace written to this file.
-    Profiled(&'a StepProfile, &'a Path),
+    Profiled(&'a StepProfile<'a>, &'a Path),
 }
 
 /// How to carry a run out.
@@ -291,9 +291,8 @@ impl Run<'_> {
             return Ok(());
         }
         let spans = self.engine.device.take_recording();
-        let device = DeviceProfile::of_this_machine(self.setup.threads);
-        let num_steps = (last - before) as usize;
-        let profile = StepProfile::new(spans, num_steps, device, self.engine.compute);
+        let (num_steps, compute) = ((last - before) as usize, self.engine.compute);
+        let profile = StepProfile::new(spans, num_steps, &self.planned.profile, compute);
         let path = self.dir.join("profile.json");
         write_file_whole(&path, profile.trace().to_string().as_bytes())?;
         event(Event::Profiled(&profile, &path));

@@ -24,21 +24,21 @@ pub struct OperationTime {
 
 /// Some training steps, operation by operation.
 #[derive(Clone, Debug)]
-pub struct StepProfile {
+pub struct StepProfile<'a> {
     spans: Vec<Span>,
     /// Steps that were recorded.
     pub num_steps: usize,
     /// What plans are made with.
-    device: DeviceProfile,
+    device: &'a DeviceProfile,
     compute: Compute,
 }
 
-impl StepProfile {
+impl<'a> StepProfile<'a> {
     /// The profile of so many steps.
     pub fn new(
         spans: Vec<Span>,
         num_steps: usize,
-        device: DeviceProfile,
+        device: &'a DeviceProfile,
         compute: Compute,
     ) -> Self {
         Self { spans, num_steps, device, compute }

@@ -86,7 +86,7 @@ fn print_summary(finished: &Finished) {
 }
 
 /// A table of operations, and where the trace is.
-fn profile_text(profile: &StepProfile, path: &Path) -> String {
+fn profile_text(profile: &StepProfile<'_>, path: &Path) -> String {
     let operations = profile.operations();
     let total: f64 = operations.iter().map(|operation| operation.seconds).sum();
     let mut text = format!("\nwhere {total:.3} s of a step go (mean of {}):\n", profile.num_steps);

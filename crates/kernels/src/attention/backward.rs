@@ -9,6 +9,7 @@ use super::rows::{lines, transposed, used_rows};
 use super::{Heads, Inputs, Rows, Sequence};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::{Element, View, ViewMut};
+use crate::gemm::MAX_PANEL;
 use crate::gemm::block::{Typed, left, multiply, padded, panel_cols, right};
 use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
 use crate::math::{dot, exp, weighted_sums};
@@ -56,9 +57,9 @@ pub fn backward(
 /// Bytes of scratch that a thread needs, whatever the instruction set.
 pub(super) fn scratch_bytes(heads: &Heads) -> usize {
     let d = heads.head_dim;
-    let w = d.next_multiple_of(48);
+    let w = d.next_multiple_of(MAX_PANEL);
     let packed = (2 * KEYS + 2 * QUERIES) * (d + 1) + (KEYS + 2 * QUERIES) * w;
-    let squares = 7 * KEYS * QUERIES;
+    let squares = 5 * KEYS * QUERIES;
     4 * (packed + squares + (2 * KEYS + QUERIES) * w) + 24 * 64
 }
 
@@ -274,8 +275,8 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
         let v_rows = left::<M>(v, rows, buffers.v_rows);
         let cols = Part { line: 0, lines: d, k0: start, k: count };
         let k_cols = right::<M>(transposed(k), cols, buffers.k_panels);
-        buffers.d_k.fill(0.0);
-        buffers.d_v.fill(0.0);
+        buffers.d_k[..count * width].fill(0.0);
+        buffers.d_v[..count * width].fill(0.0);
         // The queries that see any of these keys.
         let end = heads.window.map_or(self.sequence.q_len, |w| keys.end - 1 + w);
         for q0 in (keys.start..end.min(self.sequence.q_len)).step_by(QUERIES) {
@@ -312,9 +313,8 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
             };
             multiply::<M>(k_rows, count, q_t, (buffers.scores, QUERIES), Old::Dropped, tiles);
             multiply::<M>(v_rows, count, o_t, (buffers.d_p, QUERIES), Old::Dropped, tiles);
-            self.score_gradients(buffers.scores, buffers.d_p, (buffers.p, buffers.d_s), q0, |j| {
-                if j < count { seen(j) } else { 0..0 }
-            });
+            let (p, d_s) = (&mut *buffers.p, &mut *buffers.d_s);
+            self.score_gradients((buffers.scores, buffers.d_p), (p, d_s), count, q0, seen);
             let square = |x| Lines { data: T::view(x), offset: 0, line_stride: QUERIES, step: 1 };
             let rows = Part { line: 0, lines: count, k0: 0, k: q_cols.depth };
             let p = left::<M>(square(buffers.p), rows, buffers.packed);
@@ -344,14 +344,14 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
         }
     }
 
-    /// Probabilities `p` and gradients `d_s` of the unscaled scores, `[KEYS, QUERIES]`; zero where
-    /// a key is not seen.
+    /// Probabilities `p` and gradients `d_s` of the unscaled scores, `[KEYS, QUERIES]`, of the
+    /// first `count` keys; zero where a key is not seen.
     #[inline(always)]
     fn score_gradients(
         &self,
-        scores: &[f32],
-        d_p: &[f32],
+        (scores, d_p): (&[f32], &[f32]),
         (p, d_s): (&mut [T], &mut [T]),
+        count: usize,
         q0: usize,
         seen: impl Fn(usize) -> Range<usize>,
     ) {
@@ -367,12 +367,12 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
         let rows = scores.as_chunks::<QUERIES>().0.iter().zip(d_p.as_chunks::<QUERIES>().0);
         let outputs = p.as_chunks_mut::<QUERIES>().0.iter_mut();
         let outputs = outputs.zip(d_s.as_chunks_mut::<QUERIES>().0);
-        for (j, ((scores, d_p), (p, d_s))) in rows.zip(outputs).enumerate() {
+        for (j, ((scores, d_p), (p, d_s))) in rows.zip(outputs).take(count).enumerate() {
             let seen = seen(j);
             if !seen.is_empty() {
                 let (mut x, mut d) = ([0.0; QUERIES], [0.0; QUERIES]);
                 for i in 0..QUERIES {
-                    x[i] = exp(scores[i] * scale - lse[i]);
+                    x[i] = exp(scores[i].mul_add(scale, -lse[i]));
                     d[i] = x[i] * (d_p[i] - delta[i]) * scale;
                 }
                 // SAFETY: the tile was chosen by the instruction set.

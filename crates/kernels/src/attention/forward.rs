@@ -4,6 +4,7 @@ use super::rows::{lines, transposed, used_rows};
 use super::{Heads, Inputs, Sequence};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::{View, ViewMut};
+use crate::gemm::MAX_PANEL;
 use crate::gemm::block::{Typed, left, multiply, padded, panel_cols, right};
 use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
 use crate::math::{LANES, exp, max, sum};
@@ -27,6 +28,7 @@ pub fn forward(
     out: ViewMut<'_>,
     lse: &mut [f32],
 ) {
+    assert!(heads.scale > 0.0, "scores keep their order");
     match (inputs.q.data, out) {
         (View::F32(_), ViewMut::F32(out)) => typed(cpu, inputs, heads, sequences, out, lse),
         (View::Bf16(_), ViewMut::Bf16(out)) => typed(cpu, inputs, heads, sequences, out, lse),
@@ -37,7 +39,7 @@ pub fn forward(
 /// Bytes of scratch that a thread needs, whatever the instruction set.
 pub(super) fn scratch_bytes(heads: &Heads) -> usize {
     let (d, group) = (heads.head_dim, heads.group());
-    let w = d.next_multiple_of(48);
+    let w = d.next_multiple_of(MAX_PANEL);
     let packed = (d + 1) * (KEYS + QUERIES) + KEYS * w + QUERIES * KEYS;
     let sums = 2 * QUERIES * KEYS + group * QUERIES * (w + 2);
     4 * (packed + sums) + 16 * 64

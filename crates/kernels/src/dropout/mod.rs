@@ -1,8 +1,8 @@
 //! Inverted dropout with counter-based random numbers.
 
-use crate::cpu::{Cpu, rows_per_task};
+use crate::cpu::{Cpu, Kernel, Split};
 use crate::element::{Element, View, ViewMut, with_elements};
-use crate::random::Philox;
+use crate::random::{Philox, unit};
 
 /// Which elements are kept, and by what they are multiplied.
 #[derive(Clone, Copy, Debug)]
@@ -24,37 +24,65 @@ impl Mask {
 
 /// `y = mask · x`, elementwise.
 pub fn apply(cpu: &Cpu, mask: Mask, x: View<'_>, y: ViewMut<'_>) {
-    let width = rows_per_task(8);
     with_elements!(x, x => with_elements!(mut y, y => {
-        let split = crate::cpu::Split::new(y);
-        cpu.pool.run(x.len().div_ceil(width), &|task| {
-            let start = task * width;
-            let len = width.min(x.len() - start);
+        assert_eq!(x.len(), y.len());
+        let split = Split::new(y);
+        cpu.pool.run(x.len().div_ceil(CHUNK), &|task| {
+            let start = task * CHUNK;
+            let x = &x[start..x.len().min(start + CHUNK)];
             // SAFETY: ranges of different tasks do not overlap.
-            let y = unsafe { split.slice(start, len) };
-            for (i, y) in y.iter_mut().enumerate() {
-                *y = Element::from_f32(x[start + i].to_f32() * mask.factor(start + i));
-            }
+            let y = unsafe { split.slice(start, x.len()) };
+            cpu.isa.run(Masked { mask, start, x, y, add: false });
         });
     }));
 }
 
 /// `d_x += mask · d_y`, elementwise.
 pub fn add_masked(cpu: &Cpu, mask: Mask, d_y: &[f32], d_x: ViewMut<'_>) {
-    let width = rows_per_task(8);
     with_elements!(mut d_x, d_x => {
-        let split = crate::cpu::Split::new(d_x);
-        cpu.pool.run(d_y.len().div_ceil(width), &|task| {
-            let start = task * width;
-            let len = width.min(d_y.len() - start);
+        assert_eq!(d_x.len(), d_y.len());
+        let split = Split::new(d_x);
+        cpu.pool.run(d_y.len().div_ceil(CHUNK), &|task| {
+            let start = task * CHUNK;
+            let x = &d_y[start..d_y.len().min(start + CHUNK)];
             // SAFETY: ranges of different tasks do not overlap.
-            let d_x = unsafe { split.slice(start, len) };
-            for (i, d_x) in d_x.iter_mut().enumerate() {
-                let add = d_y[start + i] * mask.factor(start + i);
-                *d_x = Element::from_f32(d_x.to_f32() + add);
-            }
+            let y = unsafe { split.slice(start, x.len()) };
+            cpu.isa.run(Masked { mask, start, x, y, add: true });
         });
     });
+}
+
+/// Elements of a task, and of a block whose factors are drawn together.
+const CHUNK: usize = 2048;
+const BLOCK: usize = 256;
+
+struct Masked<'a, X, Y> {
+    mask: Mask,
+    /// Position of the first element.
+    start: usize,
+    x: &'a [X],
+    y: &'a mut [Y],
+    /// Whether `y` is added to.
+    add: bool,
+}
+
+impl<X: Element, Y: Element> Kernel for Masked<'_, X, Y> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { mask, start, x, y, add } = self;
+        let kept = 1.0 / (1.0 - mask.probability);
+        let mut words = [0; BLOCK];
+        for (i, (x, y)) in x.chunks(BLOCK).zip(y.chunks_mut(BLOCK)).enumerate() {
+            mask.random.fill_words(((start + i * BLOCK) / 4) as u64, &mut words);
+            for ((x, y), word) in x.iter().zip(y).zip(&words) {
+                let factor = if unit(*word) >= mask.probability { kept } else { 0.0 };
+                let masked = x.to_f32() * factor;
+                *y = Y::from_f32(if add { y.to_f32() + masked } else { masked });
+            }
+        }
+    }
 }
 
 #[cfg(test)]

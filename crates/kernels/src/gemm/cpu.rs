@@ -27,7 +27,7 @@ const PACKED_ROWS: usize = 64;
 /// Rows that a task has at least, so that packing its panels is worth it.
 const LEAST_ROWS: usize = 64;
 
-/// Columns of the widest panel of all instruction sets.
+/// Columns of the widest panel of all instruction sets; the widths of the others divide it.
 pub(crate) const MAX_PANEL: usize = 48;
 const B_BYTES: usize = PANELS * MAX_PANEL * LINE_BYTES;
 const A_BYTES: usize = PACKED_ROWS * (LINE_BYTES + 64);

@@ -16,7 +16,7 @@ mod weight;
 
 pub(crate) use cpu::MAX_PANEL;
 pub use cpu::gemm;
-pub use weight::{add_weight_gradient, weight_workspace_len};
+pub use weight::{MOST_TOKENS, add_weight_gradient, weight_workspace_len};
 
 use crate::element::{DType, View};
 

@@ -1,5 +1,6 @@
 //! Gradient of a weight: a product whose contraction goes over tokens. Both operands have to be
-//! packed; here each is once, the right one for all tasks together.
+//! packed: the right one is once, for all tasks together, and a block of the left one's rows by its
+//! own task (by several only where there are more threads than blocks).
 
 use super::Matrix;
 use super::block::{Left, Right, multiply_add, packed_stride, right_of_all};
@@ -11,8 +12,8 @@ use std::ops::Range;
 
 /// Rows of the weight of a task.
 const ROWS: usize = 96;
-/// Most tokens that are packed at a time.
-const MOST_TOKENS: usize = 1024;
+/// Most tokens that are packed at a time: the gradient is read and written once for so many.
+pub const MOST_TOKENS: usize = 1024;
 
 /// Bytes of scratch memory that a thread needs, whatever the instruction set.
 pub(super) const SCRATCH_BYTES: usize = 4 * (ROWS * (MOST_TOKENS + 64) + ROWS * MAX_PANEL) + 2 * 64;
@@ -37,6 +38,9 @@ pub fn add_weight_gradient(
     d_w: &mut [f32],
 ) {
     assert!(d_y.col_stride == 1 && x.col_stride == 1 && d_w.len() >= m * n);
+    if m == 0 || n == 0 {
+        return;
+    }
     let (d_y, x) = (lines_of(d_y.transposed()), lines_of(x.transposed()));
     let d_w = &Split::new(d_w);
     with_tile!(cpu.isa, compute, M => for first in (0..t).step_by(MOST_TOKENS) {

@@ -5,6 +5,7 @@
 
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::{Element, Elements, View, ViewMut, with_elements};
+use crate::gemm::MAX_PANEL;
 use crate::gemm::block::{
     Int8Left, Left, Typed, int8_right, int8_right_len, left, multiply, multiply_int8, padded, right,
 };
@@ -57,7 +58,7 @@ pub fn workspace_len(n: usize, hidden_size: usize, vocab_size: usize, direction:
 
 /// Elements of a row of sums: whole panels, whatever the instruction set.
 pub(super) fn padded_row(hidden_size: usize) -> usize {
-    hidden_size.next_multiple_of(48)
+    hidden_size.next_multiple_of(MAX_PANEL)
 }
 
 /// Bytes of scratch memory that a thread needs.

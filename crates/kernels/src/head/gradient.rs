@@ -63,7 +63,8 @@ fn typed<T: Typed>(
     if n == 0 {
         return;
     }
-    let (vocab, d_w) = (d_w.len() / h, Split::new(d_w));
+    let (vocab, d_w) = (inputs.weight.len() / h, Split::new(d_w));
+    assert!(inputs.targets.iter().all(|&target| (target as usize) < vocab));
     with_tile!(cpu.isa, T::DTYPE, M => {
         let columns_of_x = Lines { data: T::view(x), offset: 0, line_stride: 1, step: h };
         let all = Part { line: 0, lines: h, k0: 0, k: n };

@@ -153,11 +153,13 @@ pub fn add_column_sums(cpu: &Cpu, x: View<'_>, width: usize, col: usize, sums: &
             let (start, end) = (task * per_task, ((task + 1) * per_task).min(n));
             // SAFETY: ranges of different tasks do not overlap.
             let sums = unsafe { split.slice(start, end - start) };
-            for row in x.chunks_exact(width) {
-                for (sum, x) in sums.iter_mut().zip(&row[col + start..col + end]) {
-                    *sum += x.to_f32();
+            cpu.isa.run(Apply(|| {
+                for row in x.chunks_exact(width) {
+                    for (sum, x) in sums.iter_mut().zip(&row[col + start..col + end]) {
+                        *sum += x.to_f32();
+                    }
                 }
-            }
+            }));
         });
     });
 }
@@ -193,8 +195,21 @@ fn chunks<T: Element>(cpu: &Cpu, y: &mut [T], body: impl Fn(usize, &mut [T]) + S
     cpu.pool.run(n.div_ceil(CHUNK), &|task| {
         let start = task * CHUNK;
         // SAFETY: ranges of different tasks do not overlap.
-        body(start, unsafe { split.slice(start, CHUNK.min(n - start)) });
+        let y = unsafe { split.slice(start, CHUNK.min(n - start)) };
+        cpu.isa.run(Apply(|| body(start, y)));
     });
+}
+
+/// Compiles what is called for the instruction set.
+struct Apply<F>(F);
+
+impl<F: FnOnce()> Kernel for Apply<F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        (self.0)()
+    }
 }
 
 /// Copies rows of `x`, as `(stride, offset)` say where they start, to the rows of `y` likewise;

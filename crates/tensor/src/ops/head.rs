@@ -122,7 +122,9 @@ impl Head<'_> {
         let mut x = device.alloc(Category::Head, self.x.dtype(), &[c, h]);
         let len = kernel::workspace_len(c, h, self.vocab(), with_direction);
         let mut workspace = device.alloc(Category::Head, DType::F32, &[len]);
-        let mut cost = self.cost("log_probs").with(product_work(self.int8), self.product_flops());
+        let weight_bytes = self.weight.num_bytes() * (1 + usize::from(with_direction));
+        let mut cost = Cost::memory("log_probs", self.bytes(weight_bytes))
+            .with(product_work(self.int8), self.product_flops());
         if with_direction {
             // The mean under the softmax is in floats always.
             cost = cost.with(Work::Product, self.product_flops());
@@ -154,8 +156,8 @@ impl Head<'_> {
         let mut x = device.alloc(Category::Head, self.x.dtype(), &[c, h]);
         let len = kernel::weight_workspace_len(c, h);
         let mut workspace = device.alloc(Category::Head, DType::F32, &[len]);
-        let cost = self
-            .cost("d_log_probs_weight")
+        let bytes = self.bytes(self.weight.num_bytes() + 2 * d_w.num_bytes());
+        let cost = Cost::memory("d_log_probs_weight", bytes)
             .with(Work::Product, self.product_flops())
             .with(Work::OverTokens, self.product_flops());
         let Some(cpu) = device.begin(cost) else { return };
@@ -189,9 +191,10 @@ impl Head<'_> {
         kernel::MOST_ROWS.min(self.x.shape()[0])
     }
 
-    /// Two passes over the weight.
-    fn cost(&self, name: &'static str) -> Cost {
-        Cost::memory(name, 2 * (self.weight.num_bytes() + self.x.num_bytes()))
+    /// Bytes of an operation that reads and writes so many of the weight and its gradient for each
+    /// chunk of rows.
+    fn bytes(&self, of_weight: usize) -> usize {
+        self.rows.len().div_ceil(self.chunk_rows()) * of_weight + 2 * self.x.num_bytes()
     }
 
     /// Floating-point operations of one product of hidden states and the weight.

@@ -270,7 +270,8 @@ fn weight_gradients(
             let x = x.value();
             let len = gemm::weight_workspace_len(t, k);
             let mut workspace = sweep.workspace(DType::F32, &[len]);
-            let bytes = x.num_bytes() + t * n * d_y.dtype().size() + 8 * n * k;
+            let passes = t.div_ceil(gemm::MOST_TOKENS);
+            let bytes = x.num_bytes() + t * n * d_y.dtype().size() + passes * 8 * n * k;
             let cost = Cost::memory("d_weight", bytes).with(Work::OverTokens, 2 * n * k * t);
             if let Some(cpu) = sweep.device.begin(cost) {
                 let d_y = Matrix::rows(d_y.view(), width).from_col(col);
@@ -441,7 +442,9 @@ fn add_dropped_gradient(
     let ((t, k), lora) = (rows_cols(d_x.shape()), adapter.lora);
     let mut d_dropped = sweep.workspace(DType::F32, &[t, k]);
     let bytes = d_dropped.num_bytes() + d_x.num_bytes();
-    let cost = Cost::memory("d_dropout", bytes).with(Work::Thin, 2 * t * k * lora.rank);
+    let cost = Cost::memory("d_dropout", bytes)
+        .with(Work::Thin, 2 * t * k * lora.rank)
+        .with(Work::Elementwise, DROPOUT_FLOPS * t * k);
     if let Some(cpu) = sweep.device.begin(cost) {
         let a = Matrix::rows(d_u.view(), rank).from_col(adapter.at);
         let b = Matrix::rows(sweep.params.value(lora.a).view(), k);
@@ -455,11 +458,15 @@ fn add_dropped_gradient(
     }
 }
 
+/// Operations for an element, nearly all of them the random number's.
+const DROPOUT_FLOPS: usize = 60;
+
 /// The input of an adapter after dropout; `None` where it is the input itself.
 fn dropped(device: &Device, x: &Tensor, lora: &Lora, step: Option<StepKey>) -> Option<Tensor> {
     let mask = mask(lora, step)?;
     let mut y = device.alloc(Category::Workspace, x.dtype(), x.shape());
-    if let Some(cpu) = device.begin(Cost::memory("dropout", 2 * x.num_bytes())) {
+    let cost = Cost::memory("dropout", 2 * x.num_bytes());
+    if let Some(cpu) = device.begin(cost.with(Work::Elementwise, DROPOUT_FLOPS * x.len())) {
         dropout::apply(cpu, mask, x.view(), y.view_mut());
     }
     Some(y)

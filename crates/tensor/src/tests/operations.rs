@@ -292,7 +292,8 @@ impl LogProbs {
         let weight = given.add(kind, &[v, h]);
         let weight = given.weight(weight);
         let rows: Vec<u32> = (0..tokens as u32).filter(|t| (t + 1) % skip != 0).collect();
-        // Both ends of the vocabulary, and both sides of a tile's edge.
+        // Both ends of the vocabulary, and both sides of the edge of a tile, where there is one at
+        // `v - 5`.
         let edges = [0, v - 1, v / 2, v.saturating_sub(6)];
         let target = |t: &u32| (edges[*t as usize % 4] + *t as usize / 4) % v;
         let targets = rows.iter().map(|t| target(t) as u32).collect();
@@ -344,7 +345,7 @@ impl Operation for LogProbs {
 #[test]
 fn log_probs_passes() {
     for kind in WEIGHT_KINDS {
-        for (size, skip) in [((1, 1, 1), 2), ((9, 5, 13), 3), ((3, 6, 4101), 3)] {
+        for (size, skip) in [((1, 1, 1), 2), ((9, 5, 13), 3), ((9, 6, 389), 3), ((5, 100, 98), 3)] {
             check_op(&format!("log_probs {size:?}"), &LogProbs::new(kind, size, skip, true));
         }
         let no_targets = LogProbs::new(kind, (4, 3, 5), 1, true);

@@ -4,7 +4,7 @@
 use crate::fixture::{LORA, Scene};
 use hone_data::{Cursor, MicroBatch};
 use hone_model::Recompute;
-use hone_tensor::{Device, Layout, StepKey};
+use hone_tensor::{Compute, Cost, Device, Layout, StepKey, Work};
 use hone_train::engine::Engine;
 use hone_train::evaluate::{log_likelihood, to_batch};
 use hone_train::planner::{self, Plan, Policy};
@@ -25,13 +25,38 @@ fn profile() -> DeviceProfile {
         ceiling_f32: 2e11,
         ceiling_bf16: 4e11,
         ceiling_int8: 8e11,
-        product_over_tokens: 1e11,
+        product_over_tokens: 1.5e11,
         product_thin: 1e11,
         attention: 5e10,
-        elementwise: 5e10,
+        elementwise: 2.5e10,
         memory: 1e10,
         overhead: 1e-6,
     }
+}
+
+/// Every kind of work at its own rate; in f32 products and what is made of them are slower.
+#[test]
+fn work_takes_the_time_of_its_kind() {
+    let flops = 3_000_000;
+    for (work, bf16, f32) in [
+        (Work::Product, 2e11, 1e11),
+        (Work::Int8, 4e11, 4e11),
+        (Work::OverTokens, 1.5e11, 0.75e11),
+        (Work::Thin, 1e11, 0.5e11),
+        (Work::Attention, 5e10, 2.5e10),
+        (Work::Elementwise, 2.5e10, 2.5e10),
+    ] {
+        let cost = Cost::memory("some", 20_000).with(work, flops);
+        for (compute, rate) in [(Compute::Bf16, bf16), (Compute::Int8, bf16), (Compute::F32, f32)] {
+            let expected = 1e-6 + flops as f64 / rate + 20_000.0 / 1e10;
+            let seconds = profile().seconds_of(&cost, compute);
+            assert!((seconds / expected - 1.0).abs() < 1e-9, "{work:?} in {compute:?}: {seconds}");
+        }
+    }
+    // Kinds of one operation, and operations, add up.
+    let both = Cost::memory("both", 0).with(Work::Product, 2_000).with(Work::Int8, 4_000);
+    let seconds = profile().seconds(&[both, both], Compute::Int8);
+    assert!((seconds - 2.0 * (1e-6 + 1e-8 + 1e-8)).abs() < 1e-15);
 }
 
 fn plan(setup: &Setup) -> Plan {

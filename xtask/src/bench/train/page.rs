@@ -40,11 +40,10 @@ pub fn row(case: &Case, figures: &Figures) -> String {
     let planned = |key: &str| -> Vec<f64> {
         figures.plans.iter().map(|plan| plan[key].as_f64().unwrap_or(f64::NAN)).collect()
     };
-    let flops = median(&planned("flops_per_step"));
     let (seconds, actual) = (planned("step_seconds"), &figures.step_seconds);
     let deviations: Vec<f64> = seconds.iter().zip(actual).map(|(p, a)| p / a - 1.0).collect();
-    let rates = actual.iter().map(|seconds| flops / seconds);
-    let of_peak = planned("ceiling_flops").into_iter().zip(rates).map(|(most, rate)| rate / most);
+    let rates = planned("flops_per_step").into_iter().zip(actual).map(|(flops, s)| flops / s);
+    let of_peak = rates.zip(planned("ceiling_flops")).map(|(rate, most)| rate / most);
     let of_peak: Vec<f64> = of_peak.collect();
     format!(
         "| {} | {} | {} | {:.0} | {:.0} | {:.2} ({least:.2}–{most:.2}) | {} | {:.0} MB | \
