@@ -42,7 +42,7 @@ pub struct DeviceProfile {
     pub product_over_tokens: f64,
     /// FLOP/s of products with a side as short as an adapter's rank, in bf16.
     pub product_thin: f64,
-    /// FLOP/s of attention, forward and backward in bf16.
+    /// FLOP/s of attention, forward and backward in bf16, with what tiles compute beyond it.
     pub attention: f64,
     /// FLOP/s of gated activations, forward and backward in bf16.
     pub elementwise: f64,
@@ -119,7 +119,7 @@ impl DeviceProfile {
             _ => 1.0,
         };
         let seconds = |work| {
-            let flops = cost.flops_of(work) as f64;
+            let flops = cost.done_of(work) as f64;
             flops
                 * match work {
                     Work::Product => slower / self.product_bf16,
@@ -188,7 +188,7 @@ enum Rate {
 impl Rate {
     fn count(self, span: &Span) -> u64 {
         match self {
-            Self::Flops(work) => span.cost.flops_of(work),
+            Self::Flops(work) => span.cost.done_of(work),
             Self::Bytes => span.cost.bytes,
         }
     }

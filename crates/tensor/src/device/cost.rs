@@ -32,6 +32,8 @@ impl Work {
     ];
 }
 
+const NONE: [u64; Work::ALL.len()] = [0; Work::ALL.len()];
+
 /// What an operation takes.
 #[derive(Clone, Copy, Debug)]
 pub struct Cost {
@@ -39,6 +41,8 @@ pub struct Cost {
     pub name: &'static str,
     /// Floating-point operations by kind of work, in the order of [`Work::ALL`].
     flops: [u64; Work::ALL.len()],
+    /// Those that blocks of the operation compute beyond what is asked for.
+    padding: [u64; Work::ALL.len()],
     /// Bytes read and written, each operand once.
     pub bytes: u64,
 }
@@ -46,7 +50,7 @@ pub struct Cost {
 impl Cost {
     /// An operation that reads and writes so many bytes, and as yet does nothing else.
     pub fn memory(name: &'static str, bytes: usize) -> Self {
-        Self { name, flops: Default::default(), bytes: bytes as u64 }
+        Self { name, flops: NONE, padding: NONE, bytes: bytes as u64 }
     }
 
     /// The same with so many more floating-point operations, a multiply-add counted as two.
@@ -55,12 +59,18 @@ impl Cost {
         self
     }
 
-    /// Floating-point operations of one kind.
-    pub fn flops_of(&self, work: Work) -> u64 {
-        self.flops[work as usize]
+    /// The same with so many that take time but are not asked for.
+    pub fn with_padding(mut self, work: Work, flops: usize) -> Self {
+        self.padding[work as usize] += flops as u64;
+        self
     }
 
-    /// Floating-point operations of all kinds.
+    /// Floating-point operations of one kind that are carried out, padding included.
+    pub fn done_of(&self, work: Work) -> u64 {
+        self.flops[work as usize] + self.padding[work as usize]
+    }
+
+    /// Floating-point operations of all kinds that are asked for.
     pub fn flops(&self) -> u64 {
         self.flops.iter().sum()
     }

@@ -275,7 +275,7 @@ fn check_plan(name: &str, op: &dyn Operation, compute: Compute, first: &Outcome)
         };
         assert!(same, "{name}: the dry device has another shape for result {i}: {pair:?}");
     }
-    let in_integers = dry.take_costs().iter().any(|cost| cost.flops_of(Work::Int8) > 0);
+    let in_integers = dry.take_costs().iter().any(|cost| cost.done_of(Work::Int8) > 0);
     assert_eq!(in_integers, op.is_integer_in(compute), "{name}: products in integers");
     let layout = Arc::new(Layout::of(trace));
     assert!(layout.bytes() >= layout.at_peak().values().sum(), "{name}: more is live than fits");

@@ -53,7 +53,10 @@ fn work_takes_the_time_of_its_kind() {
             assert!((seconds / expected - 1.0).abs() < 1e-9, "{work:?} in {compute:?}: {seconds}");
         }
     }
-    // Kinds of one operation, and operations, add up.
+    // Padding takes time and is not among the FLOPs; kinds and operations add up.
+    let padded = Cost::memory("padded", 0).with_padding(Work::Thin, 1_000);
+    assert!((profile().seconds_of(&padded, Compute::Bf16) - 1e-6 - 1e-8).abs() < 1e-15);
+    assert_eq!(padded.flops(), 0);
     let both = Cost::memory("both", 0).with(Work::Product, 2_000).with(Work::Int8, 4_000);
     let seconds = profile().seconds(&[both, both], Compute::Int8);
     assert!((seconds - 2.0 * (1e-6 + 1e-8 + 1e-8)).abs() < 1e-15);
