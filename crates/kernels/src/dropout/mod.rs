@@ -24,37 +24,29 @@ impl Mask {
 
 /// `y = mask · x`, elementwise.
 pub fn apply(cpu: &Cpu, mask: Mask, x: View<'_>, y: ViewMut<'_>) {
-    with_elements!(x, x => with_elements!(mut y, y => {
-        assert_eq!(x.len(), y.len());
-        let split = Split::new(y);
-        cpu.pool.run(x.len().div_ceil(CHUNK), &|task| {
-            let start = task * CHUNK;
-            let x = &x[start..x.len().min(start + CHUNK)];
-            // SAFETY: ranges of different tasks do not overlap.
-            let y = unsafe { split.slice(start, x.len()) };
-            cpu.isa.run(Masked { mask, start, x, y, add: false });
-        });
-    }));
+    with_elements!(x, x => with_elements!(mut y, y => masked(cpu, mask, x, y, false)));
 }
 
 /// `d_x += mask · d_y`, elementwise.
 pub fn add_masked(cpu: &Cpu, mask: Mask, d_y: &[f32], d_x: ViewMut<'_>) {
-    with_elements!(mut d_x, d_x => {
-        assert_eq!(d_x.len(), d_y.len());
-        let split = Split::new(d_x);
-        cpu.pool.run(d_y.len().div_ceil(CHUNK), &|task| {
-            let start = task * CHUNK;
-            let x = &d_y[start..d_y.len().min(start + CHUNK)];
-            // SAFETY: ranges of different tasks do not overlap.
-            let y = unsafe { split.slice(start, x.len()) };
-            cpu.isa.run(Masked { mask, start, x, y, add: true });
-        });
-    });
+    with_elements!(mut d_x, d_x => masked(cpu, mask, d_y, d_x, true));
 }
 
 /// Elements of a task, and of a block whose factors are drawn together.
 const CHUNK: usize = 2048;
 const BLOCK: usize = 256;
+
+fn masked<X: Element, Y: Element>(cpu: &Cpu, mask: Mask, x: &[X], y: &mut [Y], add: bool) {
+    assert_eq!(x.len(), y.len());
+    let split = Split::new(y);
+    cpu.pool.run(x.len().div_ceil(CHUNK), &|task| {
+        let start = task * CHUNK;
+        let x = &x[start..x.len().min(start + CHUNK)];
+        // SAFETY: ranges of different tasks do not overlap.
+        let y = unsafe { split.slice(start, x.len()) };
+        cpu.isa.run(Masked { mask, start, x, y, add });
+    });
+}
 
 struct Masked<'a, X, Y> {
     mask: Mask,
