@@ -20,13 +20,19 @@ impl Philox {
     /// Four random words at `position`.
     #[inline(always)]
     pub fn words(&self, position: u64) -> [u32; 4] {
-        let counter = [
-            position as u32,
-            (position >> 32) as u32,
-            self.stream as u32,
-            (self.stream >> 32) as u32,
+        self.words_at([position]).map(|[word]| word)
+    }
+
+    /// Words `0..4` at each of the positions.
+    #[inline(always)]
+    fn words_at<const N: usize>(&self, positions: [u64; N]) -> [[u32; N]; 4] {
+        let counters = [
+            positions.map(|position| position as u32),
+            positions.map(|position| (position >> 32) as u32),
+            [self.stream as u32; N],
+            [(self.stream >> 32) as u32; N],
         ];
-        philox4x32_10(counter, self.key)
+        philox4x32_10(counters, self.key)
     }
 
     /// The words of as many positions from `first` on as fill `words`, in lanes, which the compiler
@@ -34,15 +40,8 @@ impl Philox {
     #[inline(always)]
     pub(crate) fn fill_words(&self, first: u64, words: &mut [u32]) {
         for (block, words) in words.chunks_exact_mut(4 * LANES).enumerate() {
-            let positions: [u64; LANES] =
-                std::array::from_fn(|lane| first + (block * LANES + lane) as u64);
-            let counters = [
-                positions.map(|position| position as u32),
-                positions.map(|position| (position >> 32) as u32),
-                [self.stream as u32; LANES],
-                [(self.stream >> 32) as u32; LANES],
-            ];
-            let counters = philox4x32_10_lanes(counters, self.key);
+            let at = |lane| first + (block * LANES + lane) as u64;
+            let counters = self.words_at::<LANES>(std::array::from_fn(at));
             for (lane, words) in words.chunks_exact_mut(4).enumerate() {
                 for (word, counter) in words.iter_mut().zip(&counters) {
                     *word = counter[lane];
@@ -75,41 +74,22 @@ pub(crate) fn unit(word: u32) -> f32 {
     (word >> 8) as f32 * (1.0 / 16_777_216.0)
 }
 
-/// [`philox4x32_10`] for several counters.
+/// As many counters at once as there are lanes.
 #[inline(always)]
-fn philox4x32_10_lanes(mut counters: [[u32; LANES]; 4], mut key: [u32; 2]) -> [[u32; LANES]; 4] {
+fn philox4x32_10<const N: usize>(mut counters: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N]; 4] {
     for _ in 0..10 {
         let [a, b, c, d] = counters;
-        for lane in 0..LANES {
-            let low = u64::from(a[lane]) * MULTIPLIERS[0];
-            let high = u64::from(c[lane]) * MULTIPLIERS[1];
+        for lane in 0..N {
+            let low = u64::from(a[lane]) * 0xD251_1F53;
+            let high = u64::from(c[lane]) * 0xCD9E_8D57;
             counters[0][lane] = (high >> 32) as u32 ^ b[lane] ^ key[0];
             counters[1][lane] = high as u32;
             counters[2][lane] = (low >> 32) as u32 ^ d[lane] ^ key[1];
             counters[3][lane] = low as u32;
         }
-        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
     counters
-}
-
-const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
-const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
-
-#[inline(always)]
-fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
-    for _ in 0..10 {
-        let low = u64::from(counter[0]) * MULTIPLIERS[0];
-        let high = u64::from(counter[2]) * MULTIPLIERS[1];
-        counter = [
-            (high >> 32) as u32 ^ counter[1] ^ key[0],
-            high as u32,
-            (low >> 32) as u32 ^ counter[3] ^ key[1],
-            low as u32,
-        ];
-        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
-    }
-    counter
 }
 
 #[cfg(test)]
@@ -120,11 +100,11 @@ mod tests {
     #[test]
     fn known_answers() {
         assert_eq!(
-            philox4x32_10([0; 4], [0; 2]),
+            philox4x32_10([[0]; 4], [0; 2]).as_flattened(),
             [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
         );
         assert_eq!(
-            philox4x32_10([u32::MAX; 4], [u32::MAX; 2]),
+            philox4x32_10([[u32::MAX]; 4], [u32::MAX; 2]).as_flattened(),
             [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
         );
     }

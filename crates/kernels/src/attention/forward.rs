@@ -226,10 +226,10 @@ impl Running<'_> {
         }
         let mut shrink = [0.0; QUERIES];
         for i in 0..QUERIES {
-            new_maxima[i] = maxima[i].max(new_maxima[i]);
+            let greatest = maxima[i].max(new_maxima[i]);
             // Where nothing was seen yet the difference is not a number, and nothing is to shrink.
-            shrink[i] = exp((maxima[i] - new_maxima[i]).min(0.0));
-            maxima[i] = new_maxima[i];
+            shrink[i] = exp((maxima[i] - greatest).min(0.0));
+            maxima[i] = greatest;
         }
         let rows = scores.chunks_exact_mut(KEYS).zip(p.chunks_exact_mut(KEYS));
         for (i, (scores, p)) in rows.take(count).enumerate() {
@@ -237,7 +237,7 @@ impl Running<'_> {
             p[..whole.start].fill(T::from_f32(0.0));
             p[whole.end..].fill(T::from_f32(0.0));
             let (scores, p) = (&mut scores[whole.clone()], &mut p[whole]);
-            let greatest = new_maxima[i];
+            let greatest = maxima[i];
             scores.iter_mut().for_each(|s| *s = exp(s.mul_add(scale, -greatest)));
             sums[i] = sums[i] * shrink[i] + sum(scores);
             // SAFETY: the tile was chosen by the instruction set.

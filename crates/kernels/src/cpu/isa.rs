@@ -29,6 +29,18 @@ pub(crate) trait Kernel {
     fn run(self) -> Self::Output;
 }
 
+/// A closure as a kernel.
+pub(crate) struct Apply<F>(pub F);
+
+impl<F: FnOnce()> Kernel for Apply<F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        (self.0)()
+    }
+}
+
 impl Isa {
     /// The best set of this machine, or the one named by `HONE_ISA` (`scalar`, `avx2`, `avx512`,
     /// `avx512bf16`, `neon`).

@@ -6,7 +6,7 @@ mod scratch;
 mod split;
 
 pub use isa::Isa;
-pub(crate) use isa::Kernel;
+pub(crate) use isa::{Apply, Kernel};
 pub use pool::Pool;
 pub(crate) use scratch::{Plain, Scratch, reinterpret, with_scratch};
 pub use split::Split;

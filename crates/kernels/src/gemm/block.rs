@@ -1,9 +1,9 @@
 //! Products of blocks that fit into the cache, for operations made of them.
 
+use super::MAX_PANEL;
 use super::tile::{Lines, Narrow, Old, Part, Segment, Sums, Tile, int8};
-use crate::cpu::{Cpu, Kernel, Plain, Split};
+use crate::cpu::{Apply, Cpu, Plain, Split};
 use crate::element::{DType, View, bf16};
-use std::marker::PhantomData;
 use std::ops::Range;
 
 /// An element type of operations that are made of these products.
@@ -119,6 +119,11 @@ pub(crate) fn right<'a, M: Tile>(
     Right { panels: &scratch[..panel_cols::<M>(cols) * depth], vectors, depth, cols }
 }
 
+/// Elements that [`right_of_all`] packs into at most, whatever the instruction set.
+pub(crate) fn right_of_all_len(cols: usize, k: usize) -> usize {
+    (k + 1) * cols.next_multiple_of(MAX_PANEL)
+}
+
 /// The columns `part` of `x`, packed by all threads into `panels`, for tasks that share them.
 pub(crate) fn right_of_all<'a, M: Tile>(
     cpu: &Cpu,
@@ -134,27 +139,10 @@ pub(crate) fn right_of_all<'a, M: Tile>(
         let part = Part { line: part.line + col, lines: width.min(cols - col), ..part };
         // SAFETY: each task has its own panel.
         let panel = unsafe { split.slice(col * depth, width * depth) };
-        cpu.isa.run(PackPanel { x, part, vectors, panel, tile: PhantomData::<M> });
+        // SAFETY: as in `left`.
+        cpu.isa.run(Apply(|| unsafe { M::pack_panel(x, part, vectors, panel) }));
     });
     Right { panels, vectors, depth, cols }
-}
-
-struct PackPanel<'a, M: Tile> {
-    x: Lines<'a>,
-    part: Part,
-    vectors: usize,
-    panel: &'a mut [M::Elem],
-    tile: PhantomData<M>,
-}
-
-impl<M: Tile> Kernel for PackPanel<'_, M> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        // SAFETY: as in `left`.
-        unsafe { M::pack_panel(self.x, self.part, self.vectors, self.panel) };
-    }
 }
 
 /// `out[rows, ·] (+)= a · b` for rows `stride` apart, in tiles. `steps(rows, columns)` are those of

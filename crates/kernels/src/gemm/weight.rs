@@ -3,7 +3,7 @@
 //! own task (by several only where there are more threads than blocks).
 
 use super::Matrix;
-use super::block::{Left, Right, multiply_add, packed_stride, right_of_all};
+use super::block::{Left, Right, multiply_add, packed_stride, right_of_all, right_of_all_len};
 use super::cpu::{MAX_PANEL, lines_of};
 use super::tile::{Lines, Part, Tile, with_tile};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, reinterpret, with_scratch};
@@ -20,7 +20,7 @@ pub(super) const SCRATCH_BYTES: usize = 4 * (ROWS * (MOST_TOKENS + 64) + ROWS * 
 
 /// Elements of workspace for `t` tokens and a weight of `n` columns.
 pub fn weight_workspace_len(t: usize, n: usize) -> usize {
-    (t.min(MOST_TOKENS) + 1) * n.next_multiple_of(MAX_PANEL)
+    right_of_all_len(n, t.min(MOST_TOKENS))
 }
 
 /// `d_w [m, n] += d_yᵀ x` for `d_y [t, m]` and `x [t, n]`, both row by row; operands enter the

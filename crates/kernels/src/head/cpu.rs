@@ -57,7 +57,7 @@ pub fn workspace_len(n: usize, hidden_size: usize, vocab_size: usize, direction:
 }
 
 /// Elements of a row of sums: whole panels, whatever the instruction set.
-pub(super) fn padded_row(hidden_size: usize) -> usize {
+fn padded_row(hidden_size: usize) -> usize {
     hidden_size.next_multiple_of(MAX_PANEL)
 }
 

@@ -3,13 +3,13 @@
 //! all tasks.
 
 use super::Inputs;
-use super::cpu::{ROWS, padded_row};
+use super::cpu::ROWS;
 use crate::cpu::{Cpu, Kernel, Scratch, Split, reinterpret, with_scratch};
 use crate::element::View;
 use crate::gemm::MAX_PANEL;
 use crate::gemm::block::{
     Left, Right, Typed, left, multiply, multiply_add, packed_stride, padded, panel_cols, right,
-    right_of_all,
+    right_of_all, right_of_all_len,
 };
 use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
 use crate::math::exp;
@@ -28,7 +28,7 @@ pub(super) fn scratch_bytes(hidden_size: usize) -> usize {
 
 /// Elements of workspace for `n` rows.
 pub fn weight_workspace_len(n: usize, hidden_size: usize) -> usize {
-    (n + 1) * padded_row(hidden_size)
+    right_of_all_len(hidden_size, n)
 }
 
 /// `d_w [v, h] += d_logitsᵀ x`, where `d_logits = d_log_prob · (1[column = target] - p)`, with the

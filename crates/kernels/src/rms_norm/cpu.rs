@@ -1,6 +1,6 @@
 //! One row per step, vectorised along the row.
 
-use crate::cpu::{Cpu, Kernel, Split, rows_per_task};
+use crate::cpu::{Apply, Cpu, Kernel, Split, rows_per_task};
 use crate::element::{Element, View, ViewMut, with_elements};
 use crate::math::{dot, dot3};
 
@@ -80,31 +80,13 @@ pub fn backward_weight(cpu: &Cpu, x: &[f32], rstd: &[f32], d_y: View<'_>, d_w: &
         let (start, end) = (task * width, ((task + 1) * width).min(h));
         // SAFETY: column ranges of different tasks do not overlap.
         let d_w = unsafe { split.slice(start, end - start) };
-        cpu.isa.run(BackwardWeight { x, d_y, h, start, rstd, d_w });
-    }));
-}
-
-/// Some columns, those from `start` on.
-struct BackwardWeight<'a, Y> {
-    x: &'a [f32],
-    d_y: &'a [Y],
-    h: usize,
-    start: usize,
-    rstd: &'a [f32],
-    d_w: &'a mut [f32],
-}
-
-impl<Y: Element> Kernel for BackwardWeight<'_, Y> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        let Self { x, d_y, h, start, rstd, d_w } = self;
-        for (t, &rstd) in rstd.iter().enumerate() {
-            let row = t * h + start..t * h + start + d_w.len();
-            for ((d_w, x), d_y) in d_w.iter_mut().zip(&x[row.clone()]).zip(&d_y[row]) {
-                *d_w += d_y.to_f32() * x * rstd;
+        cpu.isa.run(Apply(|| {
+            for (t, &rstd) in rstd.iter().enumerate() {
+                let row = t * h + start..t * h + end;
+                for ((d_w, x), d_y) in d_w.iter_mut().zip(&x[row.clone()]).zip(&d_y[row]) {
+                    *d_w += d_y.to_f32() * x * rstd;
+                }
             }
-        }
-    }
+        }));
+    }));
 }

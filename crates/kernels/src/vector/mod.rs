@@ -1,6 +1,6 @@
 //! Operations along flat slices: sums, squares, scaling, column sums, conversion.
 
-use crate::cpu::{Cpu, Kernel, Split};
+use crate::cpu::{Apply, Cpu, Kernel, Split};
 use crate::element::{Element, Elements, Int8Rows, View, ViewMut, with_elements};
 use crate::math::dot;
 
@@ -198,18 +198,6 @@ fn chunks<T: Element>(cpu: &Cpu, y: &mut [T], body: impl Fn(usize, &mut [T]) + S
         let y = unsafe { split.slice(start, CHUNK.min(n - start)) };
         cpu.isa.run(Apply(|| body(start, y)));
     });
-}
-
-/// Compiles what is called for the instruction set.
-struct Apply<F>(F);
-
-impl<F: FnOnce()> Kernel for Apply<F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        (self.0)()
-    }
 }
 
 /// Copies rows of `x`, as `(stride, offset)` say where they start, to the rows of `y` likewise;
