@@ -2,7 +2,8 @@
 //!
 //! Needs a Rust toolchain and a C compiler. Missing toolchain components are added through
 //! `rustup` where there is one; anything else that is missing is named with the command that
-//! installs it. Nothing here touches the network when the crates are already in cargo's cache.
+//! installs it. Nothing here touches the network once the crates are in cargo's cache and NVRTC,
+//! which is optional, is in the target directory.
 
 use crate::tidy;
 use std::path::Path;
@@ -104,7 +105,23 @@ fn tools_are_there(root: &Path) -> bool {
     let fmt = component(root, "rustfmt", "fmt");
     let clippy = component(root, "clippy", "clippy");
     let compiler = c_compiler();
+    nvrtc(root);
     fmt && clippy && compiler
+}
+
+/// NVIDIA's compiler for kernels, from PyPI. It needs no GPU, and a test compiles every kernel with
+/// it; where it cannot be had, that test says that it is skipped.
+fn nvrtc(root: &Path) {
+    let folder = root.join("target/nvrtc");
+    if !folder.is_dir() {
+        let python = if cfg!(windows) { "python" } else { "python3" };
+        let mut pip = Command::new(python);
+        pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--target"]).arg(&folder);
+        answers(pip.arg("nvidia-cuda-nvrtc>=13,<14"));
+    }
+    let found = folder.join("nvidia/cu13/lib").is_dir();
+    let state = if found { "found" } else { "absent: kernels are not compiled for GPUs here" };
+    println!("NVRTC: {state}");
 }
 
 /// A component of the Rust toolchain, added through `rustup` when it is absent.

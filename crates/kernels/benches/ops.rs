@@ -5,7 +5,7 @@
 //! Arguments: names of operations; without any, all are run.
 
 use hone_kernels::attention::{self, Heads, Inputs, Sequence};
-use hone_kernels::gemm::{self, Epilogue, Matrix, Product, Target, Term, gemm};
+use hone_kernels::gemm::{self, Epilogue, Matrix, Place, Product, Term, gemm};
 use hone_kernels::rope::Direction;
 use hone_kernels::{
     Cpu, DType, View, ViewMut, adamw, bf16, ceiling, head, rms_norm, rope, swiglu, vector,
@@ -130,7 +130,7 @@ impl Bench<'_> {
             let product = Product {
                 terms: &[Term { a, b, k }],
                 epilogue: Epilogue::default(),
-                target: Target::whole(m, n),
+                target: Place::whole(m, n),
             };
             let work = Work::Flops(dtype, (2 * m * n * k) as f64);
             let name = format!("{name}, {}: {m} × {n} × {k}", dtype.name());
@@ -205,7 +205,7 @@ impl Bench<'_> {
                 int8: false,
             };
             let direction = Some(direction.view_mut());
-            let (log_probs, lse) = (&mut log_probs[..], &mut lse[..]);
+            let (log_probs, lse) = (ViewMut::F32(&mut log_probs), ViewMut::F32(&mut lse));
             let outputs = head::Outputs { log_probs, lse, direction };
             head::forward(&self.cpu, inputs, &mut workspace, outputs);
         });

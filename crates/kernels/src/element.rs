@@ -4,6 +4,8 @@
 
 pub use half::{bf16, f16};
 
+use crate::cuda::Slice;
+
 /// Element type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DType {
@@ -157,6 +159,8 @@ pub enum View<'a> {
     F16(&'a [f16]),
     /// Bytes with scales.
     Int8(Int8Rows<'a>),
+    /// Elements of any type in a GPU's memory.
+    Cuda(Slice<'a>),
 }
 
 /// A unique slice whose element type is known at run time.
@@ -166,6 +170,14 @@ pub enum ViewMut<'a> {
     F32(&'a mut [f32]),
     /// `bf16` elements.
     Bf16(&'a mut [bf16]),
+    /// Elements of any type in a GPU's memory.
+    Cuda(Slice<'a>),
+}
+
+/// What the CPU says to elements that it cannot reach: a mistake of the caller's.
+#[cold]
+pub(crate) fn out_of_reach() -> ! {
+    panic!("the CPU cannot read a GPU's memory")
 }
 
 /// Runs `$body` with `$name` bound to what is inside a [`View`] or [`ViewMut`]: a slice of floats,
@@ -177,6 +189,7 @@ macro_rules! with_elements {
             $crate::element::View::Bf16($name) => $body,
             $crate::element::View::F16($name) => $body,
             $crate::element::View::Int8($name) => $body,
+            $crate::element::View::Cuda(_) => $crate::element::out_of_reach(),
         }
     };
     ($view:expr, $name:ident => $body:expr) => {
@@ -185,12 +198,14 @@ macro_rules! with_elements {
             $crate::element::View::Bf16($name) => $body,
             $crate::element::View::F16($name) => $body,
             $crate::element::View::Int8(_) => panic!("expected floats, found int8"),
+            $crate::element::View::Cuda(_) => $crate::element::out_of_reach(),
         }
     };
     (mut $view:expr, $name:ident => $body:expr) => {
         match $view {
             $crate::element::ViewMut::F32($name) => $body,
             $crate::element::ViewMut::Bf16($name) => $body,
+            $crate::element::ViewMut::Cuda(_) => $crate::element::out_of_reach(),
         }
     };
 }
@@ -201,6 +216,7 @@ impl<'a> View<'a> {
     pub fn len(&self) -> usize {
         match self {
             View::Int8(rows) => rows.values.len(),
+            View::Cuda(slice) => slice.len(),
             floats => with_elements!(floats, x => x.len()),
         }
     }
@@ -217,6 +233,18 @@ impl<'a> View<'a> {
             View::Bf16(_) => DType::Bf16,
             View::F16(_) => DType::F16,
             View::Int8(_) => DType::Int8,
+            View::Cuda(slice) => slice.dtype(),
+        }
+    }
+
+    /// The elements in a GPU's memory.
+    ///
+    /// # Panics
+    /// If they are in the CPU's.
+    pub(crate) fn cuda(self) -> Slice<'a> {
+        match self {
+            View::Cuda(slice) => slice,
+            _ => panic!("a GPU cannot read the CPU's memory"),
         }
     }
 
@@ -227,6 +255,7 @@ impl<'a> View<'a> {
     pub fn f32(self) -> &'a [f32] {
         match self {
             View::F32(x) => x,
+            View::Cuda(_) => out_of_reach(),
             other => panic!("expected f32, found {}", other.dtype().name()),
         }
     }
@@ -235,6 +264,7 @@ impl<'a> View<'a> {
     pub(crate) fn cols(&self) -> usize {
         match self {
             View::Int8(rows) => rows.cols(),
+            View::Cuda(slice) => slice.cols(),
             floats => floats.len().max(1),
         }
     }
@@ -246,7 +276,22 @@ impl<'a> View<'a> {
     pub fn int8(self) -> Int8Rows<'a> {
         match self {
             View::Int8(rows) => rows,
+            View::Cuda(_) => out_of_reach(),
             other => panic!("expected int8, found {}", other.dtype().name()),
+        }
+    }
+
+    /// The elements `start..start + len`, which have no scales.
+    ///
+    /// # Panics
+    /// If there are fewer, or if they have scales.
+    pub fn part(self, start: usize, len: usize) -> Self {
+        match self {
+            View::F32(x) => View::F32(&x[start..start + len]),
+            View::Bf16(x) => View::Bf16(&x[start..start + len]),
+            View::F16(x) => View::F16(&x[start..start + len]),
+            View::Int8(_) => panic!("expected floats, found int8"),
+            View::Cuda(slice) => View::Cuda(slice.part(start, len)),
         }
     }
 
@@ -266,12 +311,27 @@ impl<'a> ViewMut<'a> {
         match self {
             ViewMut::F32(x) => x,
             ViewMut::Bf16(_) => panic!("expected f32, found bf16"),
+            ViewMut::Cuda(_) => out_of_reach(),
+        }
+    }
+
+    /// The elements in a GPU's memory.
+    ///
+    /// # Panics
+    /// If they are in the CPU's.
+    pub(crate) fn cuda(self) -> Slice<'a> {
+        match self {
+            ViewMut::Cuda(slice) => slice,
+            _ => panic!("a GPU cannot write the CPU's memory"),
         }
     }
 
     /// Number of elements.
     pub fn len(&self) -> usize {
-        with_elements!(mut self, x => x.len())
+        match self {
+            ViewMut::Cuda(slice) => slice.len(),
+            elements => with_elements!(mut elements, x => x.len()),
+        }
     }
 
     /// Whether there are no elements.
@@ -287,6 +347,7 @@ impl<'a> ViewMut<'a> {
         match self {
             ViewMut::F32(x) => ViewMut::F32(&mut x[start..start + len]),
             ViewMut::Bf16(x) => ViewMut::Bf16(&mut x[start..start + len]),
+            ViewMut::Cuda(slice) => ViewMut::Cuda(slice.part(start, len)),
         }
     }
 

@@ -1,18 +1,22 @@
-//! Slice-level operations: a scalar reference and a CPU implementation of each.
+//! Slice-level operations: a scalar reference, a CPU implementation, and CUDA kernels of each.
 //!
 //! One operation, one folder: `reference.rs` is the definition, written for reading and computed
-//! in `f64`; `cpu.rs` is what runs. Nothing here knows tensors, devices or gradients' bookkeeping.
+//! in `f64`; `cpu.rs` is what runs on the CPU; `kernel.cu` and `cuda.rs`, which launches it, are
+//! what runs on a GPU. [`Processor`] has a method for each and takes the one or the other. Nothing
+//! here knows tensors, devices or gradients' bookkeeping.
 //!
 //! Shape letters used throughout: `t` tokens, `h` hidden size, `n`/`k` output/input features of a
 //! product, `d` head dimension, `q`/`kv` query/key-value heads, `v` vocabulary, `r` adapter rank.
 //!
-//! Results never depend on the number of threads or on the instruction set: every output element
-//! is produced by one task, summed in a fixed order, with fused multiply-adds everywhere.
+//! On the CPU, results never depend on the number of threads or on the instruction set: every
+//! output element is produced by one task, summed in a fixed order, with fused multiply-adds
+//! everywhere. On a GPU sums have a fixed order too, so that the same GPU gives the same bits.
 
 pub mod adamw;
 pub mod attention;
 pub mod ceiling;
 pub mod cpu;
+pub mod cuda;
 pub mod dropout;
 pub mod element;
 pub mod embedding;
@@ -20,6 +24,7 @@ pub mod gemm;
 pub mod head;
 pub mod math;
 pub mod memory;
+mod processor;
 pub mod random;
 pub mod rms_norm;
 pub mod rope;
@@ -28,3 +33,4 @@ pub mod vector;
 
 pub use cpu::{Cpu, Isa};
 pub use element::{DType, Element, Int8Rows, View, ViewMut, bf16, f16};
+pub use processor::Processor;

@@ -17,6 +17,11 @@ impl Philox {
         Self { key: [seed as u32, (seed >> 32) as u32], stream }
     }
 
+    /// Key and stream, as kernels on a GPU take them.
+    pub(crate) fn parts(&self) -> ([u32; 2], u64) {
+        (self.key, self.stream)
+    }
+
     /// Four random words at `position`.
     #[inline(always)]
     pub fn words(&self, position: u64) -> [u32; 4] {

@@ -96,10 +96,10 @@ fn converted(device: &Device, tensor: &Tensor, dtype: DType) -> Tensor {
         return tensor.clone();
     }
     if dtype == DType::F16 {
-        return Tensor::from_f32_as_f16(&tensor.view().to_vec_f32(), tensor.shape());
+        return Tensor::from_f32_as_f16(&tensor.to_vec_f32(), tensor.shape());
     }
     let mut out = device.alloc(hone_tensor::Category::Workspace, dtype, tensor.shape());
-    out.view_mut().copy_from_f32(&tensor.view().to_vec_f32());
+    out.copy_from_f32(&tensor.to_vec_f32());
     out
 }
 
@@ -178,7 +178,7 @@ pub fn logits_error(
     let batch = Batch::of_sequence(&model.decoder.config, tokens);
     let logits = |model: &Model| {
         let mut tape = Tape::inference(device, &model.params, compute);
-        model.decoder.logits(&mut tape, &batch).f32().to_vec()
+        model.decoder.logits(&mut tape, &batch).to_vec_f32()
     };
     let (ours, theirs) = (logits(model), logits(other));
     if !ours.iter().chain(&theirs).all(|x| x.is_finite()) {

@@ -15,11 +15,11 @@ mod tensor;
 mod weight;
 
 pub use device::arena::{Arena, Event, Layout, Trace};
-pub use device::{Category, Cost, Device, Span, Work};
+pub use device::{Category, Cost, Device, Span, Target, Work};
 pub use hone_kernels::attention::{Heads, Sequence};
 pub use hone_kernels::memory::release_free_memory;
 pub use hone_kernels::random::Philox;
-pub use hone_kernels::{DType, Isa, View, ViewMut, adamw, ceiling, vector};
+pub use hone_kernels::{DType, Isa, Processor, View, ViewMut, adamw, ceiling, cuda};
 pub use mapped::Mapped;
 pub use merge::merge;
 pub use params::{Gradients, ParamId, Params};

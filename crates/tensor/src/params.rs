@@ -100,8 +100,8 @@ impl Gradients {
     /// Sets all gradients to zero.
     pub fn clear(&mut self, device: &Device) {
         for gradient in &mut self.0 {
-            if let Some(cpu) = device.begin(crate::Cost::memory("zero", gradient.num_bytes())) {
-                hone_kernels::vector::zero(cpu, gradient.view_mut());
+            if let Some(on) = device.begin(crate::Cost::memory("zero", gradient.num_bytes())) {
+                on.zero(gradient.view_mut());
             }
         }
     }

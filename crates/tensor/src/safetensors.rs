@@ -156,11 +156,11 @@ impl View for Lazy<'_> {
     }
     fn data(&self) -> Cow<'_, [u8]> {
         match self {
-            Self::Held(tensor) => Cow::Borrowed(tensor.bytes()),
+            Self::Held(tensor) => tensor.host_bytes(),
             Self::Made { dtype, shape, make } => {
                 let tensor = make();
                 assert_eq!((tensor.dtype(), tensor.shape()), (*dtype, shape.as_slice()));
-                Cow::Owned(tensor.bytes().to_vec())
+                Cow::Owned(tensor.host_bytes().into_owned())
             }
         }
     }
@@ -213,15 +213,18 @@ pub fn held_as(
     source: &Tensor,
     dtype: DType,
 ) -> Tensor {
+    if device.target() == crate::Target::Cuda && !device.is_dry() {
+        return device.hold(category, &held_as(Device::host(), category, source, dtype));
+    }
     let mut held = device.persistent(category, dtype, source.shape());
     let bytes = source.num_bytes() + held.num_bytes();
-    if let Some(cpu) = device.begin(crate::Cost::memory("convert", bytes)) {
+    if let Some(on) = device.begin(crate::Cost::memory("convert", bytes)) {
         match dtype {
             DType::Int8 => {
                 let rows = (source.view(), source.shape()[source.shape().len() - 1], 0);
-                hone_kernels::vector::quantise_rows(cpu, rows, None, held.int8_mut());
+                on.quantise_rows(rows, None, held.int8_mut());
             }
-            _ => hone_kernels::vector::convert(cpu, source.view(), held.view_mut()),
+            _ => on.convert(source.view(), held.view_mut()),
         }
         source.release_file();
     }

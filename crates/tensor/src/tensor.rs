@@ -3,6 +3,7 @@
 use crate::device::arena::Block;
 use crate::mapped::Mapped;
 use hone_kernels::{DType, View, ViewMut, memory};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// A contiguous, row-major array. Clones share the memory; writing needs the only handle.
@@ -31,7 +32,7 @@ impl Tensor {
     /// # Panics
     /// If there are more or fewer bytes than the shape needs.
     pub fn from_bytes(bytes: &[u8], dtype: DType, shape: &[usize]) -> Self {
-        let mut block = Block::persistent(bytes.len(), false);
+        let mut block = Block::on_host(bytes.len());
         block.bytes_mut().copy_from_slice(bytes);
         let tensor = Self::from_block(block, dtype, shape);
         assert_eq!(tensor.num_bytes(), bytes.len());
@@ -95,17 +96,49 @@ impl Tensor {
         self.dtype.num_bytes(&self.shape)
     }
 
-    /// The elements.
+    /// The elements, in the memory of the device that holds them.
     ///
     /// # Panics
     /// On a tensor of the dry device.
     pub fn view(&self) -> View<'_> {
-        let bytes = match &self.storage {
-            Storage::Block(block) => block.bytes(),
-            Storage::File { map, offset } => &map.bytes()[*offset..*offset + self.num_bytes()],
-        };
-        let bytes = &bytes[..self.num_bytes()];
-        memory::view(bytes, self.dtype, self.cols()).expect("aligned when it was made")
+        match &self.storage {
+            Storage::Block(block) => block.view(self.dtype, (self.len(), self.cols())),
+            Storage::File { map, offset } => {
+                let bytes = &map.bytes()[*offset..*offset + self.num_bytes()];
+                memory::view(bytes, self.dtype, self.cols()).expect("aligned when it was made")
+            }
+        }
+    }
+
+    /// A tensor in the CPU's memory with the same elements; the same one where it is there already.
+    pub fn to_host(&self) -> Tensor {
+        match &self.storage {
+            Storage::Block(block) if !block.is_on_host() => {
+                Self::from_bytes(&block.to_vec(), self.dtype, &self.shape)
+            }
+            _ => self.clone(),
+        }
+    }
+
+    /// A copy of the elements as `f32`, wherever they are.
+    pub fn to_vec_f32(&self) -> Vec<f32> {
+        self.to_host().view().to_vec_f32()
+    }
+
+    /// Overwrites all elements with the nearest values of `source`, wherever they are.
+    ///
+    /// # Panics
+    /// If the memory is shared with another handle or is a file's, or the lengths differ.
+    pub fn copy_from_f32(&mut self, source: &[f32]) {
+        assert_eq!(self.len(), source.len());
+        let dtype = self.dtype;
+        let block = self.sole_block();
+        if block.is_on_host() {
+            return memory::view_mut(block.bytes_mut(), dtype).copy_from_f32(source);
+        }
+        let mut nearest = Block::on_host(source.len() * dtype.size());
+        memory::view_mut(nearest.bytes_mut(), dtype).copy_from_f32(source);
+        block.write(nearest.bytes());
     }
 
     /// The elements, which must be `f32`.
@@ -121,8 +154,8 @@ impl Tensor {
     /// # Panics
     /// If the memory is shared with another handle or is a file's.
     pub fn view_mut(&mut self) -> ViewMut<'_> {
-        let (len, dtype) = (self.num_bytes(), self.dtype);
-        memory::view_mut(&mut self.sole_block().bytes_mut()[..len], dtype)
+        let (dtype, len) = (self.dtype, (self.len(), self.cols()));
+        self.sole_block().view_mut(dtype, len)
     }
 
     /// The elements, which must be `int8`, to write: values and the scales of rows.
@@ -176,5 +209,14 @@ impl Tensor {
     pub fn bytes(&self) -> &[u8] {
         const { assert!(cfg!(target_endian = "little"), "files hold little-endian numbers") };
         memory::bytes_of(self.view())
+    }
+
+    /// All bytes as they stand in the CPU's memory, scales of rows included.
+    pub(crate) fn host_bytes(&self) -> Cow<'_, [u8]> {
+        match &self.storage {
+            Storage::Block(block) if block.is_on_host() => Cow::Borrowed(block.bytes()),
+            Storage::Block(block) => Cow::Owned(block.to_vec()),
+            Storage::File { .. } => Cow::Borrowed(self.bytes()),
+        }
     }
 }

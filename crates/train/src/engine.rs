@@ -75,9 +75,10 @@ impl Engine {
         let mut d_log_probs = self.device.alloc(Category::Activations, DType::F32, shape);
         let mut loss = 0.0;
         if !self.device.is_dry() {
-            let n = batch.rows.len();
-            let d = &mut d_log_probs.f32_mut()[..n];
-            loss = negative_log_likelihood(&log_probs.value().f32()[..n], num_step_targets, d);
+            let log_probs = log_probs.value().to_vec_f32();
+            let (n, mut d) = (batch.rows.len(), vec![0.0; log_probs.len()]);
+            loss = negative_log_likelihood(&log_probs[..n], num_step_targets, &mut d[..n]);
+            d_log_probs.copy_from_f32(&d);
         }
         tape.sweep_back(log_probs, d_log_probs, &mut self.gradients);
         loss

@@ -58,5 +58,5 @@ pub fn log_likelihood(device: &Device, model: &Model, compute: Compute, batch: &
     if device.is_dry() {
         return 0.0;
     }
-    log_probs.value().f32()[..batch.rows.len()].iter().map(|&x| f64::from(x)).sum()
+    log_probs.value().to_vec_f32()[..batch.rows.len()].iter().map(|&x| f64::from(x)).sum()
 }

@@ -1,9 +1,7 @@
 //! AdamW with clipping of the global gradient norm.
 
 use crate::run_file::TrainSection;
-use hone_tensor::{
-    Category, Cost, DType, Device, Gradients, ParamId, Params, Tensor, adamw, vector,
-};
+use hone_tensor::{Category, Cost, DType, Device, Gradients, ParamId, Params, Tensor, adamw};
 
 /// Moments of all parameters, and the settings of the update.
 pub struct AdamW {
@@ -59,9 +57,9 @@ impl AdamW {
         };
         for (i, gradient) in gradients.iter().enumerate() {
             let value = params.value_mut(ParamId(i));
-            if let Some(cpu) = device.begin(Cost::memory("adamw", 7 * gradient.num_bytes())) {
-                let (m, v) = (self.m[i].f32_mut(), self.v[i].f32_mut());
-                adamw::step(cpu, &update, value.f32_mut(), gradient.f32(), m, v);
+            if let Some(on) = device.begin(Cost::memory("adamw", 7 * gradient.num_bytes())) {
+                let (m, v) = (self.m[i].view_mut(), self.v[i].view_mut());
+                on.adamw(&update, value.view_mut(), gradient.view(), m, v);
             }
         }
     }
@@ -76,8 +74,8 @@ fn clip_scale(grad_norm: f64, max_grad_norm: f64) -> f64 {
 pub fn grad_norm(device: &Device, gradients: &Gradients) -> f64 {
     let mut sum = 0.0;
     for gradient in gradients.iter() {
-        if let Some(cpu) = device.begin(Cost::memory("grad_norm", gradient.num_bytes())) {
-            sum += vector::sum_of_squares(cpu, gradient.f32());
+        if let Some(on) = device.begin(Cost::memory("grad_norm", gradient.num_bytes())) {
+            sum += on.sum_of_squares(gradient.view());
         }
     }
     sum.sqrt()

@@ -5,7 +5,7 @@ use hone_tensor::ops;
 use hone_tensor::safetensors::held_as;
 use hone_tensor::{
     Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Lora, Params,
-    Projection, Sequence, Span, Tape, Tensor, Var, Weight, Work, ceiling, vector,
+    Projection, Sequence, Span, Tape, Tensor, Var, Weight, Work, ceiling,
 };
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -207,7 +207,7 @@ impl Probe {
     fn new(device: &Device, rate: Rate, body: impl Fn() + 'static) -> Self {
         let ((), trace) = device.trace(&body);
         let layout = Arc::new(Layout::of(trace));
-        let arena = Arena::new(layout.bytes());
+        let arena = Arena::new(device, layout.bytes());
         Self { rate, body: Box::new(body), layout, arena, rates: Vec::new() }
     }
 
@@ -324,8 +324,8 @@ fn memory(device: &Device) -> impl Fn() + 'static {
     let x = touched(device, DType::F32, &[n]);
     let (y, device) = (RefCell::new(touched(device, DType::F32, &[n])), device.clone());
     move || {
-        if let Some(cpu) = device.begin(Cost::memory("add", 3 * x.num_bytes())) {
-            vector::add_assign(cpu, x.view(), y.borrow_mut().view_mut());
+        if let Some(on) = device.begin(Cost::memory("add", 3 * x.num_bytes())) {
+            on.add_assign(x.view(), y.borrow_mut().view_mut());
         }
     }
 }
@@ -333,8 +333,8 @@ fn memory(device: &Device) -> impl Fn() + 'static {
 /// Memory that was written: reading fresh memory would read one page of zeros again and again.
 fn touched(device: &Device, dtype: DType, shape: &[usize]) -> Tensor {
     let mut tensor = device.persistent(Category::Workspace, dtype, shape);
-    if let Some(cpu) = device.as_cpu() {
-        vector::zero(cpu, tensor.view_mut());
+    if let Some(on) = device.processor() {
+        on.zero(tensor.view_mut());
     }
     tensor
 }
@@ -347,12 +347,12 @@ fn ceiling_rate(device: &Device, compute: DType) -> f64 {
 fn overhead(device: &Device) -> f64 {
     let n = 20_000;
     let (x, mut y) = (touched(device, DType::F32, &[n]), touched(device, DType::F32, &[n]));
-    let Some(cpu) = device.as_cpu() else { return 0.0 };
+    let Some(on) = device.processor() else { return 0.0 };
     let begun = Instant::now();
     let mut least = f64::INFINITY;
     while begun.elapsed() < WINDOW {
         let start = Instant::now();
-        vector::add_assign(cpu, x.view(), y.view_mut());
+        on.add_assign(x.view(), y.view_mut());
         least = least.min(start.elapsed().as_secs_f64());
     }
     least

@@ -118,7 +118,7 @@ fn train_in(
     let mut run = Run {
         setup,
         engine: Engine::new(setup, &device)?,
-        arena: Arena::new(planned.plan.arena_bytes as usize),
+        arena: Arena::new(&device, planned.plan.arena_bytes as usize),
         planned,
         dir,
         step: 0,

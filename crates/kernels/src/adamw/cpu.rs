@@ -1,6 +1,6 @@
 //! One pass over parameter, gradient and moments.
 
-use super::Update;
+use super::{Factors, Update};
 use crate::cpu::{Cpu, Kernel, Split, rows_per_task};
 
 /// Updates `p` and its moments `m`, `v` in place; all of one length.
@@ -30,14 +30,7 @@ impl Kernel for Step<'_> {
     #[inline(always)]
     fn run(self) {
         let Self { update, p, g, m, v } = self;
-        let (correction1, correction2) = update.bias_corrections();
-        let step_size = (update.learning_rate / correction1) as f32;
-        let root2 = correction2.sqrt() as f32;
-        let keep = (1.0 - update.learning_rate * update.weight_decay) as f32;
-        let (b1, b2) = (update.beta1 as f32, update.beta2 as f32);
-        // Taken in f64 first: 1 - 0.999 in f32 is off by 5e-5.
-        let (rest1, rest2) = ((1.0 - update.beta1) as f32, (1.0 - update.beta2) as f32);
-        let epsilon = update.epsilon as f32;
+        let Factors { b1, rest1, b2, rest2, keep, step_size, root2, epsilon } = update.factors();
         for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
             let g = g * update.gradient_scale;
             *m = b1.mul_add(*m, rest1 * g);

@@ -2,9 +2,33 @@
 //! operations of `torch.optim.AdamW`.
 
 mod cpu;
+pub(crate) mod cuda;
 pub mod reference;
 
 pub use cpu::step;
+
+use crate::element::{View, ViewMut};
+use crate::processor::Processor;
+
+impl Processor {
+    /// Updates `p` and its moments `m`, `v` in place for the gradient `g`; all f32 and of one
+    /// length.
+    pub fn adamw(
+        &self,
+        update: &Update,
+        p: ViewMut<'_>,
+        g: View<'_>,
+        m: ViewMut<'_>,
+        v: ViewMut<'_>,
+    ) {
+        match self {
+            Self::Cpu(cpu) => step(cpu, update, p.f32(), g.f32(), m.f32(), v.f32()),
+            Self::Cuda(gpu) => {
+                cuda::step(gpu, update, p.cuda(), g.cuda(), (m.cuda(), v.cuda()));
+            }
+        }
+    }
+}
 
 /// Everything of one update that is the same for all parameters.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +55,35 @@ impl Update {
         let power = |beta: f64| 1.0 - beta.powf(self.step as f64);
         (power(self.beta1), power(self.beta2))
     }
+
+    /// What is computed once, in f64: `1 - 0.999` in f32 is off by 5e-5.
+    fn factors(&self) -> Factors {
+        let (correction1, correction2) = self.bias_corrections();
+        Factors {
+            b1: self.beta1 as f32,
+            rest1: (1.0 - self.beta1) as f32,
+            b2: self.beta2 as f32,
+            rest2: (1.0 - self.beta2) as f32,
+            keep: (1.0 - self.learning_rate * self.weight_decay) as f32,
+            step_size: (self.learning_rate / correction1) as f32,
+            root2: correction2.sqrt() as f32,
+            epsilon: self.epsilon as f32,
+        }
+    }
+}
+
+/// Factors of an update in the precision that elements are updated in.
+struct Factors {
+    b1: f32,
+    rest1: f32,
+    b2: f32,
+    rest2: f32,
+    /// Of the parameter, after decay.
+    keep: f32,
+    step_size: f32,
+    /// Root of the second moment's correction.
+    root2: f32,
+    epsilon: f32,
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! sequence gives the same bits wherever it stands in a batch.
 
 mod backward;
+pub(crate) mod cuda;
 mod forward;
 pub mod reference;
 mod rows;
@@ -20,7 +21,54 @@ pub fn scratch_bytes(heads: &Heads) -> usize {
     forward::scratch_bytes(heads).max(backward::scratch_bytes(heads))
 }
 
-use crate::element::View;
+use crate::element::{View, ViewMut};
+use crate::processor::Processor;
+
+impl Processor {
+    /// Attention of queries to keys and values: `out [t, out_width]`, rows of no sequence zero, and
+    /// `lse [num_heads, t]` f32, the logarithms of the softmaxes' denominators.
+    pub fn attention(
+        &self,
+        inputs: Inputs<'_>,
+        heads: &Heads,
+        sequences: &[Sequence],
+        out: ViewMut<'_>,
+        lse: ViewMut<'_>,
+    ) {
+        match self {
+            Self::Cpu(cpu) => forward(cpu, inputs, heads, sequences, out, lse.f32()),
+            Self::Cuda(gpu) => {
+                cuda::forward(gpu, inputs, heads, sequences, out.cuda(), lse.cuda());
+            }
+        }
+    }
+
+    /// `d_qkv [t, qkv_width]`, overwritten, for `d_out [t, out_width]`, from the `out` and `lse`
+    /// of the forward pass. `workspace` is f32: [`workspace_len`] elements on the CPU,
+    /// `num_heads * t` on a GPU.
+    #[allow(clippy::too_many_arguments)]
+    pub fn attention_backward(
+        &self,
+        qkv: View<'_>,
+        heads: &Heads,
+        sequences: &[Sequence],
+        (out, lse): (View<'_>, View<'_>),
+        d_out: View<'_>,
+        d_qkv: ViewMut<'_>,
+        workspace: ViewMut<'_>,
+    ) {
+        match self {
+            Self::Cpu(cpu) => {
+                let (saved, workspace) = ((out, lse.f32()), workspace.f32());
+                backward(cpu, qkv, heads, sequences, saved, d_out, d_qkv, workspace);
+            }
+            Self::Cuda(gpu) => {
+                let (saved, given) = ((out.cuda(), lse.cuda()), (d_qkv.cuda(), workspace.cuda()));
+                cuda::backward(gpu, qkv.cuda(), heads, sequences, saved, d_out.cuda(), given);
+            }
+        }
+    }
+}
 
 /// Heads and their size.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,8 +1,29 @@
 //! Inverted dropout with counter-based random numbers.
 
+pub(crate) mod cuda;
+
 use crate::cpu::{Cpu, Kernel, Split};
 use crate::element::{Element, View, ViewMut, with_elements};
+use crate::processor::Processor;
 use crate::random::{Philox, unit};
+
+impl Processor {
+    /// `y = mask · x`, elementwise.
+    pub fn dropout(&self, mask: Mask, x: View<'_>, y: ViewMut<'_>) {
+        match self {
+            Self::Cpu(cpu) => apply(cpu, mask, x, y),
+            Self::Cuda(gpu) => cuda::apply(gpu, mask, x.cuda(), y.cuda()),
+        }
+    }
+
+    /// `d_x += mask · d_y`, elementwise; `d_y` f32.
+    pub fn add_masked(&self, mask: Mask, d_y: View<'_>, d_x: ViewMut<'_>) {
+        match self {
+            Self::Cpu(cpu) => add_masked(cpu, mask, d_y.f32(), d_x),
+            Self::Cuda(gpu) => cuda::add_masked(gpu, mask, d_y.cuda(), d_x.cuda()),
+        }
+    }
+}
 
 /// Which elements are kept, and by what they are multiplied.
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,31 @@
 //! Rows of a table by index, and the gradient of the table.
 
 mod cpu;
+pub(crate) mod cuda;
 pub mod reference;
 
 pub use cpu::{backward, forward};
+
+use crate::element::{View, ViewMut};
+use crate::processor::Processor;
+
+impl Processor {
+    /// `table [v, h]`, `ids [t]` → `y [t, h]` f32.
+    ///
+    /// # Panics
+    /// If an id is not below `v`.
+    pub fn embedding(&self, table: View<'_>, ids: &[u32], y: ViewMut<'_>) {
+        match self {
+            Self::Cpu(cpu) => forward(cpu, table, ids, y.f32()),
+            Self::Cuda(gpu) => cuda::forward(gpu, table.cuda(), ids, y.cuda()),
+        }
+    }
+
+    /// `d_table [v, h] += ` the rows of `d_y [t, h]`, in the order of the tokens; both f32.
+    pub fn embedding_backward(&self, ids: &[u32], d_y: View<'_>, d_table: ViewMut<'_>) {
+        match self {
+            Self::Cpu(cpu) => backward(cpu, ids, d_y.f32(), d_table.f32()),
+            Self::Cuda(gpu) => cuda::backward(gpu, ids, d_y.cuda(), d_table.cuda()),
+        }
+    }
+}

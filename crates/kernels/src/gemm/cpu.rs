@@ -443,7 +443,7 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
                 let start = target.index(row + i, col);
                 // SAFETY: tiles of different tasks do not overlap, nor do products' targets.
                 let out = unsafe { self.job.out.slice(start, cols) };
-                let bias = epilogue.bias.map(|bias| &bias[col..col + cols]);
+                let bias = epilogue.bias.map(|bias| &bias.f32()[col..col + cols]);
                 finish::<T, M>(epilogue, &mut sums[i * stride..][..cols], bias, start, out);
             }
         } else {
@@ -455,7 +455,7 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
                 for (i, x) in line.iter_mut().enumerate().take(rows) {
                     *x = sums[i * stride + j];
                 }
-                let bias = epilogue.bias.map(|bias| [bias[col + j]; 8]);
+                let bias = epilogue.bias.map(|bias| [bias.f32()[col + j]; 8]);
                 let bias = bias.as_ref().map(|bias| &bias[..rows]);
                 finish::<T, M>(epilogue, &mut line[..rows], bias, start, out);
             }
@@ -479,7 +479,7 @@ fn finish<T: Narrow, M: Tile>(
         add(sums, bias);
     }
     if let Some(more) = epilogue.add {
-        add(sums, &more[start..start + sums.len()]);
+        add(sums, &more.f32()[start..start + sums.len()]);
     }
     if epilogue.accumulate {
         for (x, o) in sums.iter_mut().zip(&*out) {

@@ -10,15 +10,18 @@
 
 pub(crate) mod block;
 mod cpu;
+pub(crate) mod cuda;
 pub mod reference;
 pub(crate) mod tile;
 mod weight;
 
 pub(crate) use cpu::MAX_PANEL;
 pub use cpu::gemm;
+pub use cuda::converted_bytes;
 pub use weight::{MOST_TOKENS, add_weight_gradient, weight_workspace_len};
 
-use crate::element::{DType, View};
+use crate::element::{DType, View, ViewMut};
+use crate::processor::Processor;
 
 /// Bytes of scratch memory that each thread keeps after its first product.
 pub const SCRATCH_BYTES: usize = if cpu::SCRATCH_BYTES > weight::SCRATCH_BYTES {
@@ -97,10 +100,10 @@ impl Term<'_> {
 pub struct Epilogue<'a> {
     /// What the sum is multiplied by, before anything is added.
     pub scale: f32,
-    /// `[n]`, added to every row.
-    pub bias: Option<&'a [f32]>,
-    /// Added element by element; as long as the output and laid out like it.
-    pub add: Option<&'a [f32]>,
+    /// `[n]` f32, added to every row.
+    pub bias: Option<View<'a>>,
+    /// f32, added element by element; as long as the output and laid out like it.
+    pub add: Option<View<'a>>,
     /// Whether the products are added to what the output holds.
     pub accumulate: bool,
 }
@@ -114,7 +117,7 @@ impl Default for Epilogue<'_> {
 /// Where the result goes: element `(i, j)` to `offset + i * row_stride + j * col_stride`, one of
 /// the strides being one.
 #[derive(Clone, Copy, Debug)]
-pub struct Target {
+pub struct Place {
     /// Rows.
     pub m: usize,
     /// Columns.
@@ -127,7 +130,7 @@ pub struct Target {
     pub col_stride: usize,
 }
 
-impl Target {
+impl Place {
     /// A whole row-major `[m, n]` slice.
     pub fn whole(m: usize, n: usize) -> Self {
         Self::columns(m, n, n, 0)
@@ -171,7 +174,37 @@ pub struct Product<'a> {
     /// What becomes of the sum.
     pub epilogue: Epilogue<'a>,
     /// Where it goes.
-    pub target: Target,
+    pub target: Place,
+}
+
+impl Processor {
+    /// Sums of products into `out`; see [`gemm`].
+    pub fn gemm(&self, compute: DType, products: &[Product<'_>], out: ViewMut<'_>) {
+        match self {
+            Self::Cpu(cpu) => gemm(cpu, compute, products, out),
+            Self::Cuda(gpu) => cuda::gemm(gpu, compute, products, out.cuda()),
+        }
+    }
+
+    /// `d_w [m, n] += d_yᵀ x`; see [`add_weight_gradient`]. `workspace` is the CPU's: a GPU needs
+    /// none.
+    pub fn add_weight_gradient(
+        &self,
+        compute: DType,
+        (t, m, n): (usize, usize, usize),
+        (d_y, x): (Matrix<'_>, Matrix<'_>),
+        workspace: ViewMut<'_>,
+        d_w: ViewMut<'_>,
+    ) {
+        let (sizes, operands) = ((t, m, n), (d_y, x));
+        match self {
+            Self::Cpu(cpu) => {
+                let (workspace, d_w) = (workspace.f32(), d_w.f32());
+                add_weight_gradient(cpu, compute, sizes, operands, workspace, d_w);
+            }
+            Self::Cuda(gpu) => cuda::add_weight_gradient(gpu, compute, sizes, operands, d_w.cuda()),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -32,9 +32,14 @@ fn run(
         Term { a: matrix(&a2, m, 3, false), b: matrix(&b2, 3, n, false), k: 3 },
     ];
     let (bias, add) = (random(n, 5), random(m * n, 6));
-    let epilogue = Epilogue { scale: 0.5, bias: Some(&bias), add: Some(&add), accumulate: true };
+    let epilogue = Epilogue {
+        scale: 0.5,
+        bias: Some(View::F32(&bias)),
+        add: Some(View::F32(&add)),
+        accumulate: true,
+    };
     let mut out = random(m * n, 7);
-    let product = Product { terms: &terms, epilogue, target: Target::whole(m, n) };
+    let product = Product { terms: &terms, epilogue, target: Place::whole(m, n) };
     gemm(cpu, compute, &[product], ViewMut::F32(&mut out));
     out
 }
@@ -98,7 +103,7 @@ fn writes_only_its_columns() {
     let mut out = vec![9.0; 2 * 10];
     let terms =
         [Term { a: Matrix::rows(View::F32(&a), 4), b: Matrix::rows(View::F32(&b), 3), k: 4 }];
-    let target = Target::columns(2, 3, 10, 5);
+    let target = Place::columns(2, 3, 10, 5);
     let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
     gemm(&cpu, DType::F32, &[product], ViewMut::F32(&mut out));
     for (i, &v) in out.iter().enumerate() {
@@ -140,7 +145,7 @@ fn run_int8(cpu: &Cpu, (m, n, k): (usize, usize, usize), along: bool) -> Vec<f32
     let terms = [Term { a: Matrix::rows(a.view(), k), b: right, k }, Term { a: a2, b: b2, k: 5 }];
     let mut out = vec![0.0; m * n];
     let epilogue = Epilogue::default();
-    let product = Product { terms: &terms, epilogue, target: Target::whole(m, n) };
+    let product = Product { terms: &terms, epilogue, target: Place::whole(m, n) };
     gemm(cpu, DType::F32, &[product], ViewMut::F32(&mut out));
     out
 }
@@ -201,7 +206,7 @@ fn int8_weights_enter_products_of_floats() {
                 let of = |cpu: &Cpu, b| {
                     let mut out = vec![0.0; m * n];
                     let terms = [Term { a: Matrix::rows(View::F32(&x), k), b, k }];
-                    let (epilogue, target) = (Epilogue::default(), Target::whole(m, n));
+                    let (epilogue, target) = (Epilogue::default(), Place::whole(m, n));
                     let product = Product { terms: &terms, epilogue, target };
                     gemm(cpu, compute, &[product], ViewMut::F32(&mut out));
                     out

@@ -41,10 +41,10 @@ pub struct Inputs<'a> {
 
 /// What comes out for each row.
 pub struct Outputs<'a> {
-    /// `log softmax(x Wᵀ)[target]`, `[n]`.
-    pub log_probs: &'a mut [f32],
-    /// Logarithm of the softmax's denominator, `[n]`.
-    pub lse: &'a mut [f32],
+    /// `log softmax(x Wᵀ)[target]`, `[n]` f32.
+    pub log_probs: ViewMut<'a>,
+    /// Logarithm of the softmax's denominator, `[n]` f32.
+    pub lse: ViewMut<'a>,
     /// The gradient of the log-probability with respect to `x`, `[n, h]`:
     /// `W[target] - Σ_v p_v W[v]`.
     pub direction: Option<ViewMut<'a>>,
@@ -77,7 +77,7 @@ pub fn forward<'a>(cpu: &Cpu, inputs: Inputs<'a>, workspace: &mut [f32], outputs
     match inputs.x {
         View::F32(x) => typed(cpu, x, inputs, workspace, outputs),
         View::Bf16(x) => typed(cpu, x, inputs, workspace, outputs),
-        View::F16(_) | View::Int8(_) => panic!("hidden states are f32 or bf16"),
+        _ => panic!("hidden states are f32 or bf16"),
     }
 }
 
@@ -290,6 +290,7 @@ fn merge(
     outputs: Outputs<'_>,
 ) {
     let (n, h) = (inputs.targets.len(), inputs.hidden_size);
+    let (log_probs, lse) = (outputs.log_probs.f32(), outputs.lse.f32());
     let state = |segment: usize, t: usize| &states[3 * (segment * n + t)..][..3];
     // Of a row over all segments: maximum and sum.
     let whole = |t: usize| {
@@ -299,8 +300,8 @@ fn merge(
     };
     for t in 0..n {
         let ((max, sum), target) = (whole(t), state(inputs.targets[t] as usize / SEGMENT, t)[2]);
-        outputs.lse[t] = max + sum.ln();
-        outputs.log_probs[t] = target - outputs.lse[t];
+        lse[t] = max + sum.ln();
+        log_probs[t] = target - lse[t];
     }
     let Some(direction) = outputs.direction else { return };
     with_elements!(mut direction, direction => {

@@ -16,13 +16,14 @@ fn run(cpu: &Cpu, logits: &[f32], v: usize, targets: &[u32]) -> [Vec<f32>; 2] {
     let (x, weight) = (View::F32(&x), View::F32(&weight));
     let inputs = Inputs { x, weight, targets, hidden_size: ROWS, int8: false };
     let outputs = Outputs {
-        log_probs: &mut log_probs,
-        lse: &mut lse,
+        log_probs: ViewMut::F32(&mut log_probs),
+        lse: ViewMut::F32(&mut lse),
         direction: Some(ViewMut::F32(&mut direction)),
     };
     forward(cpu, inputs, &mut workspace, outputs);
     let mut alone = vec![f32::NAN; ROWS];
-    let outputs = Outputs { log_probs: &mut alone, lse: &mut lse, direction: None };
+    let (log_probs_alone, lse) = (ViewMut::F32(&mut alone), ViewMut::F32(&mut lse));
+    let outputs = Outputs { log_probs: log_probs_alone, lse, direction: None };
     forward(cpu, inputs, &mut vec![f32::NAN; workspace_len(ROWS, ROWS, v, false)], outputs);
     assert_eq!(alone, log_probs, "with and without directions");
     [log_probs, direction]

@@ -2,6 +2,56 @@
 //! `rstd = 1 / sqrt(mean(x²) + eps)`, over the last dimension.
 
 mod cpu;
+pub(crate) mod cuda;
 pub mod reference;
 
 pub use cpu::{backward, backward_weight, forward};
+
+use crate::element::{View, ViewMut};
+use crate::processor::Processor;
+
+impl Processor {
+    /// `x [t, h]` f32, `w [h]` f32 → `y [t, h]`, `rstd [t]` f32.
+    pub fn rms_norm(&self, x: View<'_>, w: View<'_>, eps: f32, y: ViewMut<'_>, rstd: ViewMut<'_>) {
+        match self {
+            Self::Cpu(cpu) => forward(cpu, x.f32(), w.f32(), eps, y, rstd.f32()),
+            Self::Cuda(gpu) => {
+                cuda::forward(gpu, x.cuda(), w.cuda(), eps, y.cuda(), rstd.cuda());
+            }
+        }
+    }
+
+    /// `d_x [t, h]` f32, overwritten, for `d_y [t, h]`.
+    pub fn rms_norm_backward(
+        &self,
+        x: View<'_>,
+        w: View<'_>,
+        rstd: View<'_>,
+        d_y: View<'_>,
+        d_x: ViewMut<'_>,
+    ) {
+        match self {
+            Self::Cpu(cpu) => backward(cpu, x.f32(), w.f32(), rstd.f32(), d_y, d_x.f32()),
+            Self::Cuda(gpu) => {
+                let saved = (x.cuda(), w.cuda(), rstd.cuda());
+                cuda::backward(gpu, saved, d_y.cuda(), d_x.cuda());
+            }
+        }
+    }
+
+    /// `d_w [h] += Σ_t d_y · x · rstd`, f32.
+    pub fn rms_norm_backward_weight(
+        &self,
+        x: View<'_>,
+        rstd: View<'_>,
+        d_y: View<'_>,
+        d_w: ViewMut<'_>,
+    ) {
+        match self {
+            Self::Cpu(cpu) => backward_weight(cpu, x.f32(), rstd.f32(), d_y, d_w.f32()),
+            Self::Cuda(gpu) => {
+                cuda::backward_weight(gpu, x.cuda(), rstd.cuda(), d_y.cuda(), d_w.cuda());
+            }
+        }
+    }
+}

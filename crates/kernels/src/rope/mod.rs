@@ -5,9 +5,31 @@
 //! values); only queries and keys turn. The backward pass is the rotation by the opposite angle.
 
 mod cpu;
+pub(crate) mod cuda;
 pub mod reference;
 
 pub use cpu::rotate;
+
+use crate::element::ViewMut;
+use crate::processor::Processor;
+
+impl Processor {
+    /// Turns, in place, the first `heads` heads of `d` dimensions in each row of `width` elements
+    /// by the angles whose `cos` and `sin` are `[t, d / 2]`.
+    pub fn rotate(
+        &self,
+        x: ViewMut<'_>,
+        width: usize,
+        heads_d: (usize, usize),
+        cos_sin: (&[f32], &[f32]),
+        direction: Direction,
+    ) {
+        match self {
+            Self::Cpu(cpu) => rotate(cpu, x, width, heads_d, cos_sin, direction),
+            Self::Cuda(gpu) => cuda::rotate(gpu, x.cuda(), width, heads_d, cos_sin, direction),
+        }
+    }
+}
 
 /// Which way to turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

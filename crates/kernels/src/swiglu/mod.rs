@@ -2,9 +2,39 @@
 //! with `gate` and `up` side by side in one row of `2 i`.
 
 mod cpu;
+pub(crate) mod cuda;
 pub mod reference;
 
 pub use cpu::{backward, forward};
+
+use crate::element::{View, ViewMut};
+use crate::processor::Processor;
+
+impl Processor {
+    /// `gate_up [t, 2 i]` → `y [t, i]`, of one element type.
+    pub fn swiglu(&self, gate_up: View<'_>, i: usize, y: ViewMut<'_>) {
+        match self {
+            Self::Cpu(cpu) => forward(cpu, gate_up, i, y),
+            Self::Cuda(gpu) => cuda::forward(gpu, gate_up.cuda(), i, y.cuda()),
+        }
+    }
+
+    /// `d_gate_up [t, 2 i]`, overwritten, for `d_y [t, i]`; all of one element type.
+    pub fn swiglu_backward(
+        &self,
+        gate_up: View<'_>,
+        i: usize,
+        d_y: View<'_>,
+        d_gate_up: ViewMut<'_>,
+    ) {
+        match self {
+            Self::Cpu(cpu) => backward(cpu, gate_up, i, d_y, d_gate_up),
+            Self::Cuda(gpu) => {
+                cuda::backward(gpu, gate_up.cuda(), i, d_y.cuda(), d_gate_up.cuda());
+            }
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests;

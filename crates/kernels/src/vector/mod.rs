@@ -1,8 +1,104 @@
 //! Operations along flat slices: sums, squares, scaling, column sums, conversion.
 
+pub(crate) mod cuda;
+
 use crate::cpu::{Apply, Cpu, Kernel, Split};
 use crate::element::{Element, Elements, Int8Rows, View, ViewMut, with_elements};
 use crate::math::dot;
+use crate::processor::Processor;
+
+impl Processor {
+    /// `y += x`, elementwise.
+    pub fn add_assign(&self, x: View<'_>, y: ViewMut<'_>) {
+        match self {
+            Self::Cpu(cpu) => add_assign(cpu, x, y),
+            Self::Cuda(gpu) => cuda::add_assign(gpu, x.cuda(), y.cuda()),
+        }
+    }
+
+    /// `y = x`, elementwise, to the nearest value.
+    pub fn convert(&self, x: View<'_>, y: ViewMut<'_>) {
+        match self {
+            Self::Cpu(cpu) => convert(cpu, x, y),
+            Self::Cuda(gpu) => cuda::convert(gpu, x.cuda(), y.cuda()),
+        }
+    }
+
+    /// See [`quantise_rows`].
+    ///
+    /// # Panics
+    /// On a GPU: weights are quantised on the way there.
+    pub fn quantise_rows(
+        &self,
+        rows: (View<'_>, usize, usize),
+        factors: Option<&[f32]>,
+        values_scales: (&mut [u8], &mut [f32]),
+    ) {
+        match self {
+            Self::Cpu(cpu) => quantise_rows(cpu, rows, factors, values_scales),
+            Self::Cuda(_) => panic!("rows are quantised on the CPU"),
+        }
+    }
+
+    /// `y = scale · x`, elementwise, to the nearest value; `x` f32.
+    pub fn scale(&self, x: View<'_>, by: f32, y: ViewMut<'_>) {
+        match self {
+            Self::Cpu(cpu) => scale(cpu, x.f32(), by, y),
+            Self::Cuda(gpu) => cuda::scale(gpu, x.cuda(), by, y.cuda()),
+        }
+    }
+
+    /// `y += scale · x`, elementwise; both f32.
+    pub fn add_scaled(&self, x: View<'_>, scale: f32, y: ViewMut<'_>) {
+        match self {
+            Self::Cpu(cpu) => add_scaled(cpu, x.f32(), scale, y.f32()),
+            Self::Cuda(gpu) => cuda::add_scaled(gpu, x.cuda(), scale, y.cuda()),
+        }
+    }
+
+    /// `y = 0`.
+    pub fn zero(&self, y: ViewMut<'_>) {
+        match self {
+            Self::Cpu(cpu) => zero(cpu, y),
+            Self::Cuda(gpu) => gpu.zero(y.cuda()),
+        }
+    }
+
+    /// `Σ x²`: partial sums in f32, added in order in `f64`.
+    pub fn sum_of_squares(&self, x: View<'_>) -> f64 {
+        match self {
+            Self::Cpu(cpu) => sum_of_squares(cpu, x.f32()),
+            Self::Cuda(gpu) => cuda::sum_of_squares(gpu, x.cuda()),
+        }
+    }
+
+    /// `sums[n] += Σ_m x[m, col + n]` for row-major `x` with `width` columns; `sums` f32.
+    pub fn add_column_sums(&self, x: View<'_>, width: usize, col: usize, sums: ViewMut<'_>) {
+        match self {
+            Self::Cpu(cpu) => add_column_sums(cpu, x, width, col, sums.f32()),
+            Self::Cuda(gpu) => cuda::add_column_sums(gpu, x.cuda(), width, col, sums.cuda()),
+        }
+    }
+
+    /// Rows `rows` of `x [_, h]`, one after another: `y [rows.len(), h]`.
+    pub fn gather_rows(&self, x: View<'_>, h: usize, rows: &[u32], y: ViewMut<'_>) {
+        match self {
+            Self::Cpu(cpu) => gather_rows(cpu, x, h, rows, y),
+            Self::Cuda(gpu) => cuda::gather_rows(gpu, x.cuda(), h, rows, y.cuda()),
+        }
+    }
+
+    /// See [`copy_rows`].
+    ///
+    /// # Panics
+    /// If the rows of `x` do not fit into `y`.
+    pub fn copy_rows(&self, x: View<'_>, from: (usize, usize), y: ViewMut<'_>, to: (usize, usize)) {
+        match self {
+            Self::Cpu(_) => copy_rows(x, from, y, to),
+            Self::Cuda(gpu) => cuda::copy_rows(gpu, x.cuda(), from, y.cuda(), to),
+        }
+    }
+}
 
 /// Elements per task, and per partial sum: fixed, so that sums do not depend on the threads.
 const CHUNK: usize = 8192;

@@ -93,7 +93,6 @@ pub(super) fn add(
 
 fn fill_uniform(value: &mut Tensor, random: Philox, in_features: usize) {
     let bound = 1.0 / (in_features as f32).sqrt();
-    for (i, x) in value.f32_mut().iter_mut().enumerate() {
-        *x = (2.0 * random.uniform(i as u64) - 1.0) * bound;
-    }
+    let uniform = |i| (2.0 * random.uniform(i) - 1.0) * bound;
+    value.copy_from_f32(&(0..value.len() as u64).map(uniform).collect::<Vec<_>>());
 }

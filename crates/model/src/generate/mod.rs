@@ -88,5 +88,5 @@ fn next_logits(
     let mut tape = Tape::inference(device, &model.params, compute);
     let hidden = model.decoder.hidden_cached(&mut tape, tokens, &angles, caches);
     let last = ops::last_row(&mut tape, hidden);
-    ops::logits(&mut tape, last.value(), model.decoder.head()).f32().to_vec()
+    ops::logits(&mut tape, last.value(), model.decoder.head()).to_vec_f32()
 }

@@ -149,8 +149,7 @@ impl Loader<'_> {
             return Weight::Trained { param, shape: tensor.shape().to_vec() };
         }
         if tensor.dtype() == dtype {
-            self.device.count_mapped(tensor.num_bytes());
-            return Weight::Frozen(tensor);
+            return Weight::Frozen(self.device.hold(Category::Weights, &tensor));
         }
         Weight::Frozen(held_as(self.device, Category::Weights, &tensor, dtype))
     }

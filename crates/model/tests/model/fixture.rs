@@ -1,7 +1,8 @@
 //! What the tests share: golden cases, packing of their sequences, one forward and backward pass.
 
 use hone_model::{Batch, Decoder, DecoderConfig, LoadOptions, Model, Recompute, Trained, adapter};
-use hone_tensor::{Compute, DType, Device, Gradients, StepKey, Tape, Tensor};
+use hone_tensor::cuda::Gpu;
+use hone_tensor::{Category, Compute, DType, Device, Gradients, StepKey, Tape, Tensor};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -15,6 +16,15 @@ pub const CASES: [&str; 5] =
 
 /// Target that means: predict nothing here.
 const IGNORE: u32 = u32::MAX;
+
+/// The CPU, and a GPU's emulation where there is a compiler for it.
+pub fn devices() -> Vec<Device> {
+    let gpu = Gpu::emulated().map(Device::cuda);
+    if gpu.is_none() {
+        let _ = writeln!(std::io::stderr(), "skipped on a GPU: there is no C++ compiler");
+    }
+    [Device::cpu(2)].into_iter().chain(gpu).collect()
+}
 
 pub fn goldens_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
@@ -153,20 +163,21 @@ pub fn forward_backward(
     let Model { decoder, params, .. } = model;
     let mut tape = Tape::training(device, params, compute, dropout);
     let log_probs = decoder.log_probs(&mut tape, batch, recompute);
-    let of_rows = log_probs.value().f32()[..batch.rows.len()].to_vec();
+    let of_rows = log_probs.value().to_vec_f32()[..batch.rows.len()].to_vec();
     let mut derivative = vec![0.0; batch.tokens.len()];
     derivative[..batch.rows.len()].fill((-1.0 / denominator) as f32);
     let mut gradients = Gradients::zeros(device, params);
     let d_root = Tensor::from_f32(&derivative, &[batch.tokens.len()]);
+    let d_root = device.hold(Category::Activations, &d_root);
     tape.sweep_back(log_probs, d_root, &mut gradients);
-    let gradients = gradients.iter().map(|g| g.f32().to_vec()).collect();
+    let gradients = gradients.iter().map(Tensor::to_vec_f32).collect();
     Outcome { log_probs: of_rows, gradients }
 }
 
 /// Logits `[t * vocab_size]` of a batch.
 pub fn logits(model: &Model, device: &Device, compute: Compute, batch: &Batch) -> Vec<f32> {
     let mut tape = Tape::inference(device, &model.params, compute);
-    Decoder::logits(&model.decoder, &mut tape, batch).f32().to_vec()
+    Decoder::logits(&model.decoder, &mut tape, batch).to_vec_f32()
 }
 
 pub fn max_error(found: &[f32], exact: &[f32]) -> f32 {

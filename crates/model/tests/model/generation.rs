@@ -1,6 +1,6 @@
 //! Text generation: the cache against recomputing everything, a reference text, how texts end.
 
-use crate::fixture::{Golden, load, logits, shared};
+use crate::fixture::{Golden, devices, load, logits, shared};
 use hone_model::generate::{Finish, GenerateOptions, Sampling, generate};
 use hone_model::{Batch, Model, Trained};
 use hone_tensor::{Compute, Device};
@@ -12,8 +12,17 @@ fn greedy(max_new_tokens: usize, compute: Compute, stop_ids: &[u32]) -> Generate
 }
 
 fn run(model: &Model, prompt: &[u32], options: &GenerateOptions) -> (Vec<u32>, Finish) {
+    run_on(&Device::cpu(2), model, prompt, options)
+}
+
+fn run_on(
+    device: &Device,
+    model: &Model,
+    prompt: &[u32],
+    options: &GenerateOptions,
+) -> (Vec<u32>, Finish) {
     let mut heard = Vec::new();
-    let (tokens, finish) = generate(model, &Device::cpu(2), prompt, options, &mut |token| {
+    let (tokens, finish) = generate(model, device, prompt, options, &mut |token| {
         heard.push(token);
         ControlFlow::Continue(())
     });
@@ -48,6 +57,18 @@ fn cached_equals_recomputed() {
             assert_eq!(tokens, expected, "{} {compute:?}", golden.dir.display());
         }
     }
+}
+
+#[test]
+fn every_device_gives_the_same_tokens() {
+    let golden = Golden::load("headdim_llama3");
+    let prompt = golden.samples().remove(0).ids;
+    let on = |device: &Device| {
+        let model = golden.adapted(device);
+        run_on(device, &model, &prompt, &greedy(20, Compute::F32, &[]))
+    };
+    let devices = devices();
+    assert!(devices.iter().all(|device| on(device) == on(&devices[0])));
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Logits, losses and gradients against transformers and PEFT, in f32.
 
 use crate::fixture::{
-    Golden, Outcome, forward_backward, load, logits, max_error, pack, range, relative_error,
+    Golden, Outcome, devices, forward_backward, load, logits, max_error, pack, range,
+    relative_error,
 };
 use hone_model::{Batch, Model, Recompute, Trained};
 use hone_tensor::{Compute, Device};
@@ -14,10 +15,11 @@ const LOSS: f64 = 1e-5;
 
 #[test]
 fn logits_of_the_base_and_with_the_adapter() {
-    let device = Device::cpu(2);
-    for golden in Golden::all() {
-        check_logits(&golden, &golden.base(&device), &device, "logits");
-        check_logits(&golden, &golden.adapted(&device), &device, "logits_lora");
+    for device in devices() {
+        for golden in Golden::all() {
+            check_logits(&golden, &golden.base(&device), &device, "logits");
+            check_logits(&golden, &golden.adapted(&device), &device, "logits_lora");
+        }
     }
 }
 
@@ -38,21 +40,23 @@ fn check_logits(golden: &Golden, model: &Model, device: &Device, name: &str) {
 
 #[test]
 fn loss_and_adapter_gradients() {
-    let device = Device::cpu(2);
-    for golden in Golden::all() {
-        check_gradients(&golden, &golden.adapted(&device), &device, "loss", "grad.");
+    for device in devices() {
+        for golden in Golden::all() {
+            check_gradients(&golden, &golden.adapted(&device), &device, "loss", "grad.");
+        }
     }
 }
 
 #[test]
 fn loss_and_gradients_of_all_weights() {
-    let device = Device::cpu(2);
-    let with_full = Golden::all().filter(|golden| golden.has("full_loss_curve"));
-    let checked = with_full.map(|golden| {
-        let model = load(&golden.dir, &device, None, Trained::All);
-        check_gradients(&golden, &model, &device, "full_loss", "full_grad.");
-    });
-    assert_eq!(checked.count(), 2);
+    for device in devices() {
+        let with_full = Golden::all().filter(|golden| golden.has("full_loss_curve"));
+        let checked = with_full.map(|golden| {
+            let model = load(&golden.dir, &device, None, Trained::All);
+            check_gradients(&golden, &model, &device, "full_loss", "full_grad.");
+        });
+        assert_eq!(checked.count(), 2);
+    }
 }
 
 /// Keeping activations and computing them again must give the same bits.

@@ -5,8 +5,9 @@
 //! take their memory from one [`Arena`]. Each event of a real step is compared with the trace, so
 //! two live blocks can never overlap.
 
-use super::Category;
-use hone_kernels::memory::{ALIGNMENT, Region};
+use super::{Category, Device};
+use hone_kernels::memory::{self, ALIGNMENT};
+use hone_kernels::{DType, Processor, View, ViewMut, cuda};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -139,26 +140,57 @@ fn categories_at_peak(lives: &[Life]) -> BTreeMap<Category, usize> {
     at_peak
 }
 
+/// A range of some processor's memory.
+#[derive(Clone, Debug)]
+enum Region {
+    /// The CPU's.
+    Host(Arc<memory::Region>),
+    /// A GPU's.
+    Cuda(Arc<cuda::Region>),
+    /// Of the dry device, which has none.
+    Dry,
+}
+
+impl Region {
+    fn new(processor: Option<&Processor>, bytes: usize) -> Self {
+        match processor {
+            Some(Processor::Cpu(_)) => Self::Host(Arc::new(memory::Region::new(bytes))),
+            Some(Processor::Cuda(gpu)) => Self::Cuda(Arc::new(cuda::Region::new(gpu, bytes))),
+            None => Self::Dry,
+        }
+    }
+
+    fn num_handles(&self) -> usize {
+        match self {
+            Self::Host(region) => Arc::strong_count(region),
+            Self::Cuda(region) => Arc::strong_count(region),
+            Self::Dry => 1,
+        }
+    }
+}
+
 /// The memory that real steps run in.
-pub struct Arena(Arc<Region>);
+pub struct Arena {
+    region: Region,
+    bytes: usize,
+}
 
 impl Arena {
-    /// An arena of `bytes`; pages are provided when first touched.
-    pub fn new(bytes: usize) -> Self {
-        Self(Arc::new(Region::new(bytes)))
+    /// An arena of `bytes` on a device. The CPU's pages are provided when first touched.
+    pub fn new(device: &Device, bytes: usize) -> Self {
+        Self { region: Region::new(device.processor(), bytes), bytes }
     }
 
     /// Size.
     pub fn bytes(&self) -> usize {
-        self.0.len()
+        self.bytes
     }
 }
 
 /// Memory of one tensor.
 #[derive(Debug)]
 pub struct Block {
-    /// `None` on the dry device.
-    region: Option<Arc<Region>>,
+    region: Region,
     offset: usize,
     len: usize,
     /// Who counts this block, and its number there.
@@ -170,41 +202,100 @@ impl Block {
         memory: &Arc<Mutex<Memory>>,
         category: Category,
         len: usize,
-        dry: bool,
+        processor: Option<&Processor>,
     ) -> Self {
         let (id, place) = memory.lock().expect("no panic while counting").alloc(category, len);
-        let (region, offset) = match place {
-            Some((region, offset)) => (Some(region), offset),
-            None if dry => (None, 0),
-            None => (Some(Arc::new(Region::new(len))), 0),
-        };
+        let (region, offset) = place.unwrap_or_else(|| (Region::new(processor, len), 0));
         let mut block = Self { region, offset, len, counted: Some((Arc::clone(memory), id)) };
-        if cfg!(debug_assertions) && block.region.is_some() {
+        if cfg!(debug_assertions) {
             // Reading what was never written shows up as NaN.
-            block.bytes_mut().fill(0xff);
+            block.fill(0xff);
         }
         block
     }
 
-    pub(crate) fn persistent(len: usize, dry: bool) -> Self {
-        let region = (!dry).then(|| Arc::new(Region::new(len)));
+    pub(crate) fn persistent(processor: Option<&Processor>, len: usize) -> Self {
+        Self { region: Region::new(processor, len), offset: 0, len, counted: None }
+    }
+
+    /// Zeros in the CPU's memory.
+    pub(crate) fn on_host(len: usize) -> Self {
+        let region = Region::Host(Arc::new(memory::Region::new(len)));
         Self { region, offset: 0, len, counted: None }
+    }
+
+    fn fill(&mut self, byte: u8) {
+        match &self.region {
+            Region::Host(_) => self.bytes_mut().fill(byte),
+            Region::Cuda(region) => region.fill(self.offset, byte, self.len),
+            Region::Dry => {}
+        }
+    }
+
+    /// Overwrites all bytes.
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
+        assert_eq!(bytes.len(), self.len);
+        match &self.region {
+            Region::Host(_) => self.bytes_mut().copy_from_slice(bytes),
+            Region::Cuda(region) => region.write(self.offset, bytes),
+            Region::Dry => {}
+        }
+    }
+
+    /// A copy of the bytes.
+    pub(crate) fn to_vec(&self) -> Vec<u8> {
+        match &self.region {
+            Region::Cuda(region) => {
+                let mut bytes = vec![0; self.len];
+                region.read(self.offset, &mut bytes);
+                bytes
+            }
+            _ => self.bytes().to_vec(),
+        }
+    }
+
+    /// Whether the CPU can reach it.
+    pub(crate) fn is_on_host(&self) -> bool {
+        matches!(self.region, Region::Host(_))
+    }
+
+    /// The elements, of `dtype` in rows of `cols`: `(len, cols)`.
+    pub(crate) fn view(&self, dtype: DType, (len, cols): (usize, usize)) -> View<'_> {
+        match &self.region {
+            Region::Cuda(region) => View::Cuda(region.slice(self.offset, dtype, (len, cols))),
+            _ => memory::view(self.bytes(), dtype, cols).expect("aligned when it was made"),
+        }
+    }
+
+    /// The same, to write.
+    pub(crate) fn view_mut(&mut self, dtype: DType, (len, cols): (usize, usize)) -> ViewMut<'_> {
+        if self.is_on_host() {
+            return memory::view_mut(self.bytes_mut(), dtype);
+        }
+        match &self.region {
+            Region::Cuda(region) => ViewMut::Cuda(region.slice(self.offset, dtype, (len, cols))),
+            _ => panic!("a tensor of the dry device has no elements"),
+        }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
         // SAFETY: blocks of a region do not overlap while they live (the layout gives each its own
         // place, and `Memory` checks every event against it), and this one is not being written,
         // since that takes `&mut self`.
-        unsafe { self.region().bytes(self.offset, self.len) }
+        unsafe { self.host().bytes(self.offset, self.len) }
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and `&mut self` makes this the only access to the block.
-        unsafe { self.region().bytes_mut(self.offset, self.len) }
+        unsafe { self.host().bytes_mut(self.offset, self.len) }
     }
 
-    fn region(&self) -> &Region {
-        self.region.as_ref().expect("a tensor of the dry device has no elements")
+    fn host(&self) -> &memory::Region {
+        match &self.region {
+            Region::Host(region) => region,
+            Region::Cuda(_) => panic!("the CPU cannot reach a tensor in a GPU's memory"),
+            Region::Dry => panic!("a tensor of the dry device has no elements"),
+        }
     }
 }
 
@@ -228,7 +319,7 @@ enum Mode {
     Heap,
     Tracing(Trace),
     Planned {
-        region: Arc<Region>,
+        region: Region,
         layout: Arc<Layout>,
         next_event: usize,
     },
@@ -248,7 +339,7 @@ pub struct Memory {
 const GENERATION: u32 = 32;
 
 impl Memory {
-    fn alloc(&mut self, category: Category, bytes: usize) -> (usize, Option<(Arc<Region>, usize)>) {
+    fn alloc(&mut self, category: Category, bytes: usize) -> (usize, Option<(Region, usize)>) {
         let (id, event) = (self.allocated, Event::Alloc { bytes, category });
         self.allocated += 1;
         let place = match &mut self.mode {
@@ -259,7 +350,7 @@ impl Memory {
             }
             Mode::Planned { region, layout, next_event } => {
                 expect_event(layout, next_event, event);
-                Some((Arc::clone(region), layout.offsets[id]))
+                Some((region.clone(), layout.offsets[id]))
             }
         };
         (id | self.generation << GENERATION, place)
@@ -298,10 +389,10 @@ impl Memory {
     }
 
     pub(super) fn start_plan(&mut self, arena: &mut Arena, layout: &Arc<Layout>) {
-        assert!(layout.bytes <= arena.bytes(), "the arena is smaller than the plan");
+        assert!(layout.bytes <= arena.bytes, "the arena is smaller than the plan");
         // A block left over from an earlier plan, or another device's, would be overwritten.
-        assert_eq!(Arc::strong_count(&arena.0), 1, "something still lives in the arena");
-        let (region, layout) = (Arc::clone(&arena.0), Arc::clone(layout));
+        assert_eq!(arena.region.num_handles(), 1, "something still lives in the arena");
+        let (region, layout) = (arena.region.clone(), Arc::clone(layout));
         let before = self.switch(Mode::Planned { region, layout, next_event: 0 });
         assert!(matches!(before, Mode::Heap), "plans do not nest");
     }

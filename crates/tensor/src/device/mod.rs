@@ -7,8 +7,9 @@ pub use cost::{Cost, Span, Work};
 
 use crate::tensor::Tensor;
 use arena::{Arena, Block, Layout, Memory, Trace};
-use hone_kernels::{Cpu, DType};
-use std::sync::{Arc, Mutex, MutexGuard};
+use hone_kernels::cuda::Gpu;
+use hone_kernels::{Cpu, DType, Processor};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
 
 /// What memory is used for; the planner reports by category.
@@ -36,9 +37,19 @@ pub enum Category {
 #[derive(Clone)]
 pub struct Device(Arc<Inner>);
 
+/// Kinds of processors, whose operations need different memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
 struct Inner {
     /// `None` on the dry device.
-    cpu: Option<Cpu>,
+    processor: Option<Processor>,
+    target: Target,
     memory: Arc<Mutex<Memory>>,
     costs: Mutex<Vec<Cost>>,
     /// Beginnings of operations, while they are recorded.
@@ -48,34 +59,61 @@ struct Inner {
 impl Device {
     /// The CPU with a number of threads.
     pub fn cpu(threads: usize) -> Self {
-        Self::on(Some(Cpu::new(threads)))
+        Self::on(Target::Cpu, Some(Processor::Cpu(Cpu::new(threads))))
     }
 
     /// The CPU with a given instruction set, for tests.
     pub fn cpu_with_isa(threads: usize, isa: hone_kernels::Isa) -> Self {
-        Self::on(Some(Cpu::with_isa(threads, isa)))
+        Self::on(Target::Cpu, Some(Processor::Cpu(Cpu::with_isa(threads, isa))))
     }
 
-    /// A device that runs nothing and counts memory and work.
+    /// An NVIDIA GPU.
+    pub fn cuda(gpu: Gpu) -> Self {
+        Self::on(Target::Cuda, Some(Processor::Cuda(gpu)))
+    }
+
+    /// The CPU, for what is done once on the way to another device.
+    pub fn host() -> &'static Self {
+        static HOST: OnceLock<Device> = OnceLock::new();
+        let threads = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        HOST.get_or_init(|| Self::cpu(threads()))
+    }
+
+    /// A device that runs nothing and counts memory and work, as the CPU takes them.
     pub fn dry() -> Self {
-        Self::on(None)
+        Self::dry_as(Target::Cpu)
     }
 
-    fn on(cpu: Option<Cpu>) -> Self {
+    /// A device that runs nothing and counts memory and work, as `target` takes them.
+    pub fn dry_as(target: Target) -> Self {
+        Self::on(target, None)
+    }
+
+    fn on(target: Target, processor: Option<Processor>) -> Self {
         let memory = Arc::new(Mutex::new(Memory::default()));
         let (costs, recording) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { cpu, memory, costs, recording }))
+        Self(Arc::new(Inner { processor, target, memory, costs, recording }))
     }
 
     /// Whether this device only counts.
     pub fn is_dry(&self) -> bool {
-        self.0.cpu.is_none()
+        self.0.processor.is_none()
+    }
+
+    /// What operations run on, or would run on.
+    pub fn target(&self) -> Target {
+        self.0.target
+    }
+
+    /// What operations run on; `None` on the dry device.
+    pub fn processor(&self) -> Option<&Processor> {
+        self.0.processor.as_ref()
     }
 
     /// Memory for a tensor of the present step. Its contents are undefined.
     pub fn alloc(&self, category: Category, dtype: DType, shape: &[usize]) -> Tensor {
         let bytes = dtype.num_bytes(shape);
-        let block = Block::alloc(&self.0.memory, category, bytes, self.is_dry());
+        let block = Block::alloc(&self.0.memory, category, bytes, self.processor());
         Tensor::from_block(block, dtype, shape)
     }
 
@@ -83,23 +121,20 @@ impl Device {
     pub fn persistent(&self, category: Category, dtype: DType, shape: &[usize]) -> Tensor {
         let bytes = dtype.num_bytes(shape);
         self.memory().count_persistent(category, bytes);
-        Tensor::from_block(Block::persistent(bytes, self.is_dry()), dtype, shape)
+        Tensor::from_block(Block::persistent(self.processor(), bytes), dtype, shape)
     }
 
-    /// Counts bytes of a mapped file that a tensor stands on, so that plans know of them.
-    pub fn count_mapped(&self, bytes: usize) {
-        self.memory().count_persistent(Category::Weights, bytes);
-    }
-
-    /// Begins an operation: the CPU to run it on, or nothing on the dry device, which notes the
-    /// cost.
-    pub fn begin(&self, cost: Cost) -> Option<&Cpu> {
-        if self.is_dry() {
-            self.0.costs.lock().expect("no panic while noting a cost").push(cost);
-        } else {
-            self.note_beginning(cost);
+    /// Begins an operation: the processor to run it on, or nothing on the dry device, which notes
+    /// the cost.
+    pub fn begin(&self, cost: Cost) -> Option<&Processor> {
+        match self.processor() {
+            None => self.0.costs.lock().expect("no panic while noting a cost").push(cost),
+            Some(processor) => {
+                self.note_beginning(cost);
+                processor.begin();
+            }
         }
-        self.0.cpu.as_ref()
+        self.processor()
     }
 
     /// Notes the beginning of something that is no operation, where operations are recorded.
@@ -110,6 +145,10 @@ impl Device {
     fn note_beginning(&self, cost: Cost) {
         let mut recording = self.0.recording.lock().expect("no panic while recording");
         if let Some(spans) = recording.as_mut() {
+            if let Some(Processor::Cuda(gpu)) = self.processor() {
+                // What was asked for before must be done for its time to be known.
+                gpu.synchronize();
+            }
             spans.push((cost, Instant::now()));
         }
     }
@@ -166,7 +205,25 @@ impl Device {
 
     /// The CPU, on a device that has one.
     pub fn as_cpu(&self) -> Option<&Cpu> {
-        self.0.cpu.as_ref()
+        match self.processor() {
+            Some(Processor::Cpu(cpu)) => Some(cpu),
+            _ => None,
+        }
+    }
+
+    /// A copy of a tensor of the CPU's in memory that outlives steps; on the CPU the tensor itself.
+    pub fn hold(&self, category: Category, tensor: &Tensor) -> Tensor {
+        self.memory().count_persistent(category, tensor.num_bytes());
+        match (self.target(), self.processor()) {
+            (Target::Cpu, _) => tensor.clone(),
+            (Target::Cuda, processor) => {
+                let mut block = Block::persistent(processor, tensor.num_bytes());
+                if processor.is_some() {
+                    block.write(&tensor.host_bytes());
+                }
+                Tensor::from_block(block, tensor.dtype(), tensor.shape())
+            }
+        }
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {

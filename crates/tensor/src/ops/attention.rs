@@ -1,7 +1,8 @@
 //! Attention over packed sequences, and over a cache of keys and values.
 
 use super::rows_cols;
-use crate::{Category, Cost, DType, Device, Heads, Sequence, Tape, Tensor, Var, Work};
+use crate::{Category, Cost, DType, Device, Heads, Sequence, Tape, Target, Tensor, Var, Work};
+use hone_kernels::Processor;
 use hone_kernels::attention::{self as kernel, Inputs, Rows};
 
 /// `qkv [t, qkv_width]` → `[t, out_width]`. Sequences follow one another; rows after the last give
@@ -18,9 +19,9 @@ pub fn attention<'a>(
     let mut out = tape.activation(dtype, &[t, heads.out_width()]);
     let mut lse = tape.activation(DType::F32, &[heads.num_heads, t]);
     let bytes = qkv.value().num_bytes() + out.num_bytes();
-    if let Some(cpu) = tape.device().begin(cost("attention", &heads, sequences, 2, bytes)) {
+    if let Some(on) = tape.device().begin(cost("attention", &heads, sequences, 2, bytes)) {
         let inputs = Inputs::packed(qkv.value().view(), &heads);
-        kernel::forward(cpu, inputs, &heads, sequences, out.view_mut(), lse.f32_mut());
+        on.attention(inputs, &heads, sequences, out.view_mut(), lse.view_mut());
     }
     let (requires_grad, input) = (qkv.requires_grad(), qkv.id());
     if !(tape.is_recording() && requires_grad) {
@@ -29,13 +30,17 @@ pub fn attention<'a>(
     let (qkv, saved_out) = (qkv.into_value(), out.clone());
     tape.push(out, requires_grad, move |sweep, d_out| {
         let mut d_qkv = sweep.activation(dtype, &[t, width]);
-        let mut workspace = sweep.workspace(DType::F32, &[kernel::workspace_len(&heads, t)]);
+        let len = match sweep.device.target() {
+            Target::Cpu => kernel::workspace_len(&heads, t),
+            Target::Cuda => heads.num_heads * t,
+        };
+        let mut workspace = sweep.workspace(DType::F32, &[len]);
         let bytes = 2 * qkv.num_bytes() + 2 * d_out.num_bytes();
-        if let Some(cpu) = sweep.device.begin(cost("d_attention", &heads, sequences, 5, bytes)) {
-            let saved = (saved_out.view(), lse.f32());
-            let (d_qkv, workspace) = (d_qkv.view_mut(), workspace.f32_mut());
+        if let Some(on) = sweep.device.begin(cost("d_attention", &heads, sequences, 5, bytes)) {
+            let saved = (saved_out.view(), lse.view());
+            let (d_qkv, workspace) = (d_qkv.view_mut(), workspace.view_mut());
             let d_out = d_out.view();
-            kernel::backward(cpu, qkv.view(), &heads, sequences, saved, d_out, d_qkv, workspace);
+            on.attention_backward(qkv.view(), &heads, sequences, saved, d_out, d_qkv, workspace);
         }
         drop((qkv, saved_out, lse, workspace, d_out));
         sweep.add(input, d_qkv);
@@ -87,27 +92,22 @@ pub fn attend_cached(tape: &mut Tape<'_>, qkv: Var, heads: &Heads, cache: &mut K
     let mut lse = tape.device().alloc(Category::Workspace, DType::F32, &[heads.num_heads, t]);
     let sequence = Sequence { q_start: 0, q_len: t, k_start: 0, k_len: cache.len + t };
     let bytes = qkv.value().num_bytes() + 2 * cache.len * cache.k.num_bytes() / capacity;
-    if let Some(cpu) = tape.device().begin(cost("attend_cached", heads, &[sequence], 2, bytes)) {
+    if let Some(on) = tape.device().begin(cost("attend_cached", heads, &[sequence], 2, bytes)) {
         let packed = Inputs::packed(qkv.value().view(), heads);
-        append(&mut cache.k, cache.len, packed.k);
-        append(&mut cache.v, cache.len, packed.v);
+        append(on, &mut cache.k, cache.len, packed.k);
+        append(on, &mut cache.v, cache.len, packed.v);
         let stride = cache.k.shape()[1];
         let rows = |tensor| Rows { data: Tensor::view(tensor), stride, offset: 0 };
         let inputs = Inputs { q: packed.q, k: rows(&cache.k), v: rows(&cache.v) };
-        kernel::forward(cpu, inputs, heads, &[sequence], out.view_mut(), lse.f32_mut());
+        on.attention(inputs, heads, &[sequence], out.view_mut(), lse.view_mut());
     }
     cache.len += t;
     tape.push(out, false, |_, _| {})
 }
 
-fn append(cache: &mut Tensor, len: usize, rows: Rows<'_>) {
+fn append(on: &Processor, cache: &mut Tensor, len: usize, rows: Rows<'_>) {
     let width = cache.shape()[1];
-    hone_kernels::vector::copy_rows(
-        rows.data,
-        (rows.stride, rows.offset),
-        cache.view_mut(),
-        (width, len * width),
-    );
+    on.copy_rows(rows.data, (rows.stride, rows.offset), cache.view_mut(), (width, len * width));
 }
 
 /// Keys that a query does not see but whose tiles it shares, with packing and what else is done

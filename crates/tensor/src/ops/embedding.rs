@@ -1,7 +1,6 @@
 //! Token embedding.
 
 use crate::{Cost, DType, Tape, Var, Weight};
-use hone_kernels::embedding as kernel;
 
 /// `table [v, h]`, `ids [t]` → `[t, h]` in f32, the start of the residual stream.
 ///
@@ -10,13 +9,13 @@ use hone_kernels::embedding as kernel;
 pub fn embedding<'a>(tape: &mut Tape<'a>, table: &'a Weight, ids: &'a [u32]) -> Var {
     let h = table.shape()[1];
     let mut y = tape.activation(DType::F32, &[ids.len(), h]);
-    if let Some(cpu) = tape.device().begin(Cost::memory("embedding", 2 * y.num_bytes())) {
-        kernel::forward(cpu, tape.params().resolve(table).view(), ids, y.f32_mut());
+    if let Some(on) = tape.device().begin(Cost::memory("embedding", 2 * y.num_bytes())) {
+        on.embedding(tape.params().resolve(table).view(), ids, y.view_mut());
     }
     tape.push(y, table.param().is_some(), move |sweep, d_y| {
         let Some(param) = table.param() else { return };
-        if let Some(cpu) = sweep.device.begin(Cost::memory("d_embedding", 3 * d_y.num_bytes())) {
-            kernel::backward(cpu, ids, d_y.f32(), sweep.gradients.get_mut(param).f32_mut());
+        if let Some(on) = sweep.device.begin(Cost::memory("d_embedding", 3 * d_y.num_bytes())) {
+            on.embedding_backward(ids, d_y.view(), sweep.gradients.get_mut(param).view_mut());
         }
     })
 }

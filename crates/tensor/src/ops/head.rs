@@ -1,9 +1,9 @@
 //! Output head: log-probabilities of target tokens, without the logits of a whole batch.
 
 use super::{quantised, rows_cols};
-use crate::{Category, Cost, DType, Device, Tape, Tensor, Var, Weight, Work};
-use hone_kernels::gemm::{Epilogue, Matrix, Product, Target, Term, gemm};
-use hone_kernels::{Cpu, head as kernel, vector};
+use crate::{Category, Cost, DType, Device, Tape, Target, Tensor, Var, Weight, Work};
+use hone_kernels::gemm::{Epilogue, Matrix, Place, Product, Term};
+use hone_kernels::{Processor, head as kernel};
 use std::ops::Range;
 
 /// `x [t, h]`, `weight [v, h]` → log-probabilities `[t]` f32: entry `i` is
@@ -47,9 +47,9 @@ pub fn log_probs<'a>(
         if let Some(direction) = direction {
             let mut d_x = sweep.activation(dtype, &[t, h]);
             let bytes = direction.num_bytes() + d_x.num_bytes();
-            if let Some(cpu) = sweep.device.begin(Cost::memory("d_log_probs", bytes)) {
-                let d = &d_log_probs.f32()[..rows.len()];
-                kernel::backward(cpu, direction.view(), rows, d, h, d_x.view_mut());
+            if let Some(on) = sweep.device.begin(Cost::memory("d_log_probs", bytes)) {
+                let d = d_log_probs.view().part(0, rows.len());
+                on.log_probs_backward(direction.view(), rows, d, h, d_x.view_mut());
             }
             drop((direction, d_log_probs));
             sweep.add(input, d_x);
@@ -72,12 +72,12 @@ pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight) -> Tensor {
     let x = quantised_x.as_ref().unwrap_or(x);
     let cost = Cost::memory("logits", weight.num_bytes() + y.num_bytes())
         .with(product_work(int8), 2 * t * v * h);
-    if let Some(cpu) = tape.device().begin(cost) {
+    if let Some(on) = tape.device().begin(cost) {
         let w = Matrix::rows(weight.view(), h).transposed();
         let terms = [Term { a: Matrix::rows(x.view(), h), b: w, k: h }];
-        let target = Target::whole(t, v);
+        let target = Place::whole(t, v);
         let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
-        gemm(cpu, tape.dtype(), &[product], y.view_mut());
+        on.gemm(tape.dtype(), &[product], y.view_mut());
     }
     y
 }
@@ -90,8 +90,8 @@ pub fn last_row(tape: &mut Tape<'_>, x: Var) -> Var {
     assert!(!tape.is_recording(), "taking the last row has no backward pass");
     let (t, h) = rows_cols(x.value().shape());
     let mut y = tape.activation(x.value().dtype(), &[1, h]);
-    if let Some(cpu) = tape.device().begin(Cost::memory("last_row", 2 * y.num_bytes())) {
-        vector::gather_rows(cpu, x.value().view(), h, &[t as u32 - 1], y.view_mut());
+    if let Some(on) = tape.device().begin(Cost::memory("last_row", 2 * y.num_bytes())) {
+        on.gather_rows(x.value().view(), h, &[t as u32 - 1], y.view_mut());
     }
     tape.push(y, false, |_, _| {})
 }
@@ -113,34 +113,39 @@ impl Head<'_> {
         lse: &mut Tensor,
         mut direction: Option<&mut Tensor>,
     ) {
-        if let Some(cpu) = device.begin(Cost::memory("zero", log_probs.num_bytes())) {
-            vector::zero(cpu, log_probs.view_mut());
+        if let Some(on) = device.begin(Cost::memory("zero", log_probs.num_bytes())) {
+            on.zero(log_probs.view_mut());
         }
         let (_, h) = rows_cols(self.x.shape());
         let with_direction = direction.is_some();
-        let c = self.chunk_rows();
+        let c = self.chunk_rows(device);
         let mut x = device.alloc(Category::Head, self.x.dtype(), &[c, h]);
-        let len = kernel::workspace_len(c, h, self.vocab(), with_direction);
+        let len = match device.target() {
+            Target::Cpu => kernel::workspace_len(c, h, self.vocab(), with_direction),
+            Target::Cuda => {
+                let dtype = self.x.dtype();
+                kernel::cuda::workspace_len(c, h, self.vocab(), dtype, with_direction)
+            }
+        };
         let mut workspace = device.alloc(Category::Head, DType::F32, &[len]);
         let weight_bytes = self.weight.num_bytes() * (1 + usize::from(with_direction));
-        let mut cost = Cost::memory("log_probs", self.bytes(weight_bytes))
+        let mut cost = Cost::memory("log_probs", self.bytes(c, weight_bytes))
             .with(product_work(self.int8), self.product_flops());
         if with_direction {
             // The mean under the softmax is in floats always.
             cost = cost.with(Work::Product, self.product_flops());
         }
-        let Some(cpu) = device.begin(cost) else { return };
+        let Some(on) = device.begin(cost) else { return };
         for start in (0..self.rows.len()).step_by(c) {
-            let end = (start + c).min(self.rows.len());
-            let inputs = self.inputs(cpu, start..end, &mut x);
+            let n = c.min(self.rows.len() - start);
+            let inputs = self.inputs(on, start..start + n, &mut x);
+            let direction = direction.as_mut();
             let outputs = kernel::Outputs {
-                log_probs: &mut log_probs.f32_mut()[start..end],
-                lse: &mut lse.f32_mut()[start..end],
-                direction: direction
-                    .as_mut()
-                    .map(|tensor| tensor.view_mut().part(start * h, (end - start) * h)),
+                log_probs: log_probs.view_mut().part(start, n),
+                lse: lse.view_mut().part(start, n),
+                direction: direction.map(|tensor| tensor.view_mut().part(start * h, n * h)),
             };
-            kernel::forward(cpu, inputs, workspace.f32_mut(), outputs);
+            on.log_probs(inputs, workspace.view_mut(), outputs);
         }
     }
 
@@ -152,33 +157,38 @@ impl Head<'_> {
         d_log_probs: &Tensor,
         d_w: &mut Tensor,
     ) {
-        let (c, (_, h)) = (self.chunk_rows(), rows_cols(self.x.shape()));
+        let (c, (_, h)) = (self.chunk_rows(device), rows_cols(self.x.shape()));
         let mut x = device.alloc(Category::Head, self.x.dtype(), &[c, h]);
-        let len = kernel::weight_workspace_len(c, h);
+        let len = match device.target() {
+            Target::Cpu => kernel::weight_workspace_len(c, h),
+            Target::Cuda => kernel::cuda::weight_workspace_len(c, self.vocab(), self.x.dtype()),
+        };
         let mut workspace = device.alloc(Category::Head, DType::F32, &[len]);
-        let bytes = self.bytes(self.weight.num_bytes() + 2 * d_w.num_bytes());
+        let bytes = self.bytes(c, self.weight.num_bytes() + 2 * d_w.num_bytes());
         let cost = Cost::memory("d_log_probs_weight", bytes)
             .with(Work::Product, self.product_flops())
             .with(Work::OverTokens, self.product_flops());
-        let Some(cpu) = device.begin(cost) else { return };
+        let Some(on) = device.begin(cost) else { return };
         for start in (0..self.rows.len()).step_by(c) {
-            let range = start..(start + c).min(self.rows.len());
-            let inputs = self.inputs(cpu, range.clone(), &mut x);
-            let saved = (&lse.f32()[range.clone()], &d_log_probs.f32()[range]);
-            kernel::backward_weight(cpu, inputs, saved, workspace.f32_mut(), d_w.f32_mut());
+            let n = c.min(self.rows.len() - start);
+            let inputs = self.inputs(on, start..start + n, &mut x);
+            let saved = (lse.view().part(start, n), d_log_probs.view().part(start, n));
+            on.log_probs_backward_weight(inputs, saved, workspace.view_mut(), d_w.view_mut());
         }
     }
 
     /// The rows `range` of those with a target, brought together in `x`.
     fn inputs<'a>(
         &'a self,
-        cpu: &Cpu,
+        on: &Processor,
         range: Range<usize>,
         x: &'a mut Tensor,
     ) -> kernel::Inputs<'a> {
         let (_, hidden_size) = rows_cols(self.x.shape());
         let rows = &self.rows[range.clone()];
-        vector::gather_rows(cpu, self.x.view(), hidden_size, rows, x.view_mut());
+        // What the chunk of rows before left inside this operation is no longer needed.
+        on.begin();
+        on.gather_rows(self.x.view(), hidden_size, rows, x.view_mut());
         let (weight, targets) = (self.weight.view(), &self.targets[range]);
         kernel::Inputs { x: x.view(), weight, targets, hidden_size, int8: self.int8 }
     }
@@ -187,14 +197,18 @@ impl Head<'_> {
         self.weight.shape()[0]
     }
 
-    fn chunk_rows(&self) -> usize {
-        kernel::MOST_ROWS.min(self.x.shape()[0])
+    fn chunk_rows(&self, device: &Device) -> usize {
+        let most = match device.target() {
+            Target::Cpu => kernel::MOST_ROWS,
+            Target::Cuda => kernel::cuda::MOST_ROWS,
+        };
+        most.min(self.x.shape()[0])
     }
 
     /// Bytes of an operation that reads and writes so many of the weight and its gradient for each
     /// chunk of rows.
-    fn bytes(&self, of_weight: usize) -> usize {
-        self.rows.len().div_ceil(self.chunk_rows()) * of_weight + 2 * self.x.num_bytes()
+    fn bytes(&self, chunk_rows: usize, of_weight: usize) -> usize {
+        self.rows.len().div_ceil(chunk_rows) * of_weight + 2 * self.x.num_bytes()
     }
 
     /// Floating-point operations of one product of hidden states and the weight.

@@ -8,11 +8,10 @@ use super::{quantised, rows_cols};
 use crate::tape::Sweep;
 use crate::{
     Category, Compute, Cost, DType, Device, Lora, Params, Philox, Projection, StepKey, Tape,
-    Tensor, Var, View, Weight, Work,
+    Target, Tensor, Var, View, Weight, Work,
 };
-use hone_kernels::dropout::{self, Mask};
-use hone_kernels::gemm::{self, Epilogue, Matrix, Product, Target, Term, gemm};
-use hone_kernels::vector;
+use hone_kernels::dropout::Mask;
+use hone_kernels::gemm::{self, Epilogue, Matrix, Place, Product, Term};
 
 /// `x [t, k]`, projections `[n_i, k]` → `[t, Σ n_i]` in the compute type, or, with a `residual`
 /// `[t, Σ n_i]` f32 to add to, in f32.
@@ -112,10 +111,10 @@ fn stacked_a(
 ) -> Tensor {
     let mut a = device.alloc(Category::Workspace, compute, &[rank, k]);
     let bytes = a.num_bytes() + 4 * a.len();
-    if let Some(cpu) = device.begin(Cost::memory("lora_a", bytes)) {
+    if let Some(on) = device.begin(Cost::memory("lora_a", bytes)) {
         for Adapter { lora, at, .. } in adapters {
             let rows = a.view_mut().part(at * k, lora.rank * k);
-            vector::scale(cpu, params.value(lora.a).f32(), lora.scale, rows);
+            on.scale(params.value(lora.a).view(), lora.scale, rows);
         }
     }
     a
@@ -133,12 +132,12 @@ fn down_projections(tape: &Tape<'_>, x: &Tensor, projections: &[Projection]) -> 
     let mut project = |x: &Tensor, at: usize, rank: usize| {
         let bytes = x.num_bytes() + u.num_bytes();
         let cost = Cost::memory("lora_down", bytes).with(Work::Thin, 2 * t * rank * k);
-        if let Some(cpu) = device.begin(cost) {
+        if let Some(on) = device.begin(cost) {
             let b = Matrix { offset: at * k, ..Matrix::rows(a.view(), k) }.transposed();
             let terms = [Term { a: Matrix::rows(x.view(), k), b, k }];
-            let target = Target::columns(t, rank, width, at);
+            let target = Place::columns(t, rank, width, at);
             let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
-            gemm(cpu, compute, &[product], u.view_mut());
+            on.gemm(compute, &[product], u.view_mut());
         }
     };
     // Adapters of one input share a product, unless each drops other elements of it.
@@ -173,7 +172,7 @@ fn project(
     let cost = Cost::memory("linear", x.num_bytes() + weights + y.num_bytes())
         .with(Work::Int8, 2 * t * int8_width * k)
         .with(Work::Product, 2 * t * (width - int8_width) * k + flops_of_adapters);
-    let Some(cpu) = tape.device().begin(cost) else { return };
+    let Some(on) = tape.device().begin(cost) else { return };
     let mut terms = Vec::new();
     let mut col = 0;
     for projection in projections {
@@ -189,16 +188,16 @@ fn project(
         terms.push(of_one);
         col += projection.out_features();
     }
-    let add = residual.map(|residual| residual.value().f32());
+    let add = residual.map(|residual| residual.value().view());
     col = 0;
     let products = projections.iter().zip(&terms).map(|(projection, terms)| {
-        let bias = projection.bias.as_ref().map(|bias| params.resolve(bias).f32());
-        let target = Target::columns(t, projection.out_features(), width, col);
+        let bias = projection.bias.as_ref().map(|bias| params.resolve(bias).view());
+        let target = Place::columns(t, projection.out_features(), width, col);
         col += projection.out_features();
         Product { terms, epilogue: Epilogue { bias, add, ..Epilogue::default() }, target }
     });
     let products: Vec<_> = products.collect();
-    gemm(cpu, tape.dtype(), &products, y.view_mut());
+    on.gemm(tape.dtype(), &products, y.view_mut());
 }
 
 fn backward(
@@ -214,8 +213,8 @@ fn backward(
     let rounded = (d_y.dtype() != sweep.dtype()).then(|| {
         let mut rounded = sweep.workspace(sweep.dtype(), d_y.shape());
         let cost = Cost::memory("convert", d_y.num_bytes() + rounded.num_bytes());
-        if let Some(cpu) = sweep.device.begin(cost) {
-            vector::convert(cpu, d_y.view(), rounded.view_mut());
+        if let Some(on) = sweep.device.begin(cost) {
+            on.convert(d_y.view(), rounded.view_mut());
         }
         rounded
     });
@@ -246,10 +245,10 @@ fn bias_gradients(sweep: &mut Sweep<'_, '_>, projections: &[Projection], d_y: &T
     for projection in projections {
         let bytes = t * projection.out_features() * d_y.dtype().size();
         if let Some(param) = projection.bias.as_ref().and_then(Weight::param)
-            && let Some(cpu) = sweep.device.begin(Cost::memory("d_bias", bytes))
+            && let Some(on) = sweep.device.begin(Cost::memory("d_bias", bytes))
         {
-            let d_bias = sweep.gradients.get_mut(param).f32_mut();
-            vector::add_column_sums(cpu, d_y.view(), width, col, d_bias);
+            let d_bias = sweep.gradients.get_mut(param).view_mut();
+            on.add_column_sums(d_y.view(), width, col, d_bias);
         }
         col += projection.out_features();
     }
@@ -268,17 +267,20 @@ fn weight_gradients(
         let n = projection.out_features();
         if let Some(param) = projection.weight.param() {
             let x = x.value();
-            let len = gemm::weight_workspace_len(t, k);
+            let len = match sweep.device.target() {
+                Target::Cpu => gemm::weight_workspace_len(t, k),
+                Target::Cuda => 0,
+            };
             let mut workspace = sweep.workspace(DType::F32, &[len]);
             let passes = t.div_ceil(gemm::MOST_TOKENS);
             let bytes = x.num_bytes() + t * n * d_y.dtype().size() + passes * 8 * n * k;
             let cost = Cost::memory("d_weight", bytes).with(Work::OverTokens, 2 * n * k * t);
-            if let Some(cpu) = sweep.device.begin(cost) {
+            if let Some(on) = sweep.device.begin(cost) {
                 let d_y = Matrix::rows(d_y.view(), width).from_col(col);
                 let operands = (d_y, Matrix::rows(x.view(), k));
-                let d_w = sweep.gradients.get_mut(param).f32_mut();
-                let workspace = workspace.f32_mut();
-                gemm::add_weight_gradient(cpu, dtype, (t, n, k), operands, workspace, d_w);
+                let d_w = sweep.gradients.get_mut(param).view_mut();
+                let workspace = workspace.view_mut();
+                on.add_weight_gradient(dtype, (t, n, k), operands, workspace, d_w);
             }
         }
         col += n;
@@ -301,7 +303,7 @@ fn adapter_gradients(
     let flops: usize = adapters.iter().map(|a| 2 * t * a.n * a.lora.rank).sum();
     let bytes = d_y.num_bytes() + d_u.num_bytes();
     let cost = |name| Cost::memory(name, bytes).with(Work::Thin, flops);
-    if let Some(cpu) = sweep.device.begin(cost("d_lora_u")) {
+    if let Some(on) = sweep.device.begin(cost("d_lora_u")) {
         let term = |adapter: &Adapter<'_>| {
             let b = Matrix::rows(sweep.params.value(adapter.lora.b).view(), adapter.lora.rank);
             let a = Matrix::rows(d_y.view(), width).from_col(adapter.col);
@@ -309,22 +311,22 @@ fn adapter_gradients(
         };
         let terms: Vec<_> = adapters.iter().map(term).collect();
         let product = |(adapter, terms): (&Adapter<'_>, _)| {
-            let target = Target::columns(t, adapter.lora.rank, rank, adapter.at);
+            let target = Place::columns(t, adapter.lora.rank, rank, adapter.at);
             Product { terms, epilogue: Epilogue::default(), target }
         };
         let products: Vec<_> =
             adapters.iter().zip(&terms).map(|(a, terms)| product((a, terms))).collect();
-        gemm(cpu, compute, &products, d_u.view_mut());
+        on.gemm(compute, &products, d_u.view_mut());
     }
-    if let Some(cpu) = sweep.device.begin(cost("d_lora_b")) {
+    if let Some(on) = sweep.device.begin(cost("d_lora_b")) {
         for &Adapter { lora, col, n, at } in &adapters {
             // As `d_Bᵀ = uᵀ d_y`: `d_y` is read along its rows, `u` is the one to turn.
             let a = Matrix::rows(u.view(), rank).from_col(at).transposed();
             let terms = [Term { a, b: Matrix::rows(d_y.view(), width).from_col(col), k: t }];
             let epilogue = Epilogue { accumulate: true, ..Epilogue::default() };
-            let target = Target::whole(n, lora.rank).transposed();
+            let target = Place::whole(n, lora.rank).transposed();
             let product = Product { terms: &terms, epilogue, target };
-            gemm(cpu, compute, &[product], sweep.gradients.get_mut(lora.b).view_mut());
+            on.gemm(compute, &[product], sweep.gradients.get_mut(lora.b).view_mut());
         }
     }
     drop(u);
@@ -348,15 +350,15 @@ fn down_gradients(sweep: &mut Sweep<'_, '_>, adapters: &[Adapter<'_>], x: &Tenso
     let mut d_a = sweep.workspace(DType::F32, &[rank, k]);
     let bytes = x.num_bytes() + t * rank * d_u.dtype().size() + d_a.num_bytes();
     let cost = Cost::memory("d_lora_a", bytes).with(Work::Thin, 2 * rank * k * t);
-    if let Some(cpu) = sweep.device.begin(cost) {
+    if let Some(on) = sweep.device.begin(cost) {
         let a = Matrix::rows(d_u.view(), width).from_col(at).transposed();
         let terms = [Term { a, b: Matrix::rows(x.view(), k), k: t }];
-        let target = Target::whole(rank, k);
+        let target = Place::whole(rank, k);
         let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
-        gemm(cpu, sweep.dtype(), &[product], d_a.view_mut());
+        on.gemm(sweep.dtype(), &[product], d_a.view_mut());
         for Adapter { lora, at: row, .. } in adapters {
-            let rows = &d_a.f32()[(row - at) * k..][..lora.rank * k];
-            vector::add_scaled(cpu, rows, lora.scale, sweep.gradients.get_mut(lora.a).f32_mut());
+            let rows = d_a.view().part((row - at) * k, lora.rank * k);
+            on.add_scaled(rows, lora.scale, sweep.gradients.get_mut(lora.a).view_mut());
         }
     }
 }
@@ -384,7 +386,7 @@ fn input_gradient(
     let cost = Cost::memory("d_linear", bytes)
         .with(Work::Int8, 2 * t * k * int8_width)
         .with(Work::Product, 2 * t * k * float_depth);
-    let Some(cpu) = sweep.device.begin(cost) else { return };
+    let Some(on) = sweep.device.begin(cost) else { return };
     let (mut terms, mut of_floats) = (Vec::new(), Vec::new());
     let mut col = 0;
     for (projection, quantised) in projections.iter().zip(&quantised) {
@@ -403,9 +405,9 @@ fn input_gradient(
         let (d_u, a) = (Matrix::rows(d_u.view(), rank), Matrix::rows(a.view(), k));
         terms.push(Term { a: d_u, b: a, k: rank });
     }
-    let target = Target::whole(t, k);
+    let target = Place::whole(t, k);
     let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
-    gemm(cpu, dtype, &[product], d_x.view_mut());
+    on.gemm(dtype, &[product], d_x.view_mut());
 }
 
 /// Whether both passes of a projection are in integers.
@@ -445,16 +447,16 @@ fn add_dropped_gradient(
     let cost = Cost::memory("d_dropout", bytes)
         .with(Work::Thin, 2 * t * k * lora.rank)
         .with(Work::Elementwise, DROPOUT_FLOPS * t * k);
-    if let Some(cpu) = sweep.device.begin(cost) {
+    if let Some(on) = sweep.device.begin(cost) {
         let a = Matrix::rows(d_u.view(), rank).from_col(adapter.at);
         let b = Matrix::rows(sweep.params.value(lora.a).view(), k);
         let product = Product {
             terms: &[Term { a, b, k: lora.rank }],
             epilogue: Epilogue { scale: lora.scale, ..Epilogue::default() },
-            target: Target::whole(t, k),
+            target: Place::whole(t, k),
         };
-        gemm(cpu, sweep.dtype(), &[product], d_dropped.view_mut());
-        dropout::add_masked(cpu, mask, d_dropped.f32(), d_x.view_mut());
+        on.gemm(sweep.dtype(), &[product], d_dropped.view_mut());
+        on.add_masked(mask, d_dropped.view(), d_x.view_mut());
     }
 }
 
@@ -466,8 +468,8 @@ fn dropped(device: &Device, x: &Tensor, lora: &Lora, step: Option<StepKey>) -> O
     let mask = mask(lora, step)?;
     let mut y = device.alloc(Category::Workspace, x.dtype(), x.shape());
     let cost = Cost::memory("dropout", 2 * x.num_bytes());
-    if let Some(cpu) = device.begin(cost.with(Work::Elementwise, DROPOUT_FLOPS * x.len())) {
-        dropout::apply(cpu, mask, x.view(), y.view_mut());
+    if let Some(on) = device.begin(cost.with(Work::Elementwise, DROPOUT_FLOPS * x.len())) {
+        on.dropout(mask, x.view(), y.view_mut());
     }
     Some(y)
 }

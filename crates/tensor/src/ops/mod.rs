@@ -20,7 +20,6 @@ pub use rope::{Angles, rope};
 pub use swiglu::swiglu;
 
 use crate::{Category, Cost, DType, Device, Tensor};
-use hone_kernels::vector;
 
 /// Bytes of scratch memory that each thread keeps once it has run these operations.
 pub fn scratch_bytes_per_thread(heads: &crate::Heads, hidden_size: usize) -> usize {
@@ -47,9 +46,9 @@ fn quantised(
     let (t, width) = rows_cols(x.shape());
     let mut y = device.alloc(Category::Workspace, DType::Int8, &[t, n]);
     let bytes = t * n * x.dtype().size() + y.num_bytes();
-    if let Some(cpu) = device.begin(Cost::memory("quantise", bytes)) {
+    if let Some(on) = device.begin(Cost::memory("quantise", bytes)) {
         let factors = weight.map(|weight| weight.view().int8().scales);
-        vector::quantise_rows(cpu, (x.view(), width, col), factors, y.int8_mut());
+        on.quantise_rows((x.view(), width, col), factors, y.int8_mut());
     }
     y
 }

@@ -2,7 +2,7 @@
 
 use super::rows_cols;
 use crate::{Cost, Device, Heads, Tape, Tensor, Var};
-use hone_kernels::rope::{self as kernel, Direction};
+use hone_kernels::rope::Direction;
 
 /// Angles of a batch: `cos` and `sin`, `[t, head_dim / 2]`, times whatever the scaling method
 /// multiplies them by.
@@ -31,16 +31,16 @@ pub fn rope<'a>(tape: &mut Tape<'a>, qkv: Var, heads: &Heads, angles: &'a Angles
 
 fn rotate(device: &Device, x: &mut Tensor, heads: &Heads, angles: &Angles, direction: Direction) {
     let (_, width) = rows_cols(x.shape());
-    if let Some(cpu) = device.begin(Cost::memory("rope", 2 * x.num_bytes())) {
+    if let Some(on) = device.begin(Cost::memory("rope", 2 * x.num_bytes())) {
         let turning = (heads.num_heads + heads.num_kv_heads, heads.head_dim);
-        kernel::rotate(cpu, x.view_mut(), width, turning, (&angles.cos, &angles.sin), direction);
+        on.rotate(x.view_mut(), width, turning, (&angles.cos, &angles.sin), direction);
     }
 }
 
 fn copy(tape: &Tape<'_>, x: &Tensor) -> Tensor {
     let mut y = tape.activation(x.dtype(), x.shape());
-    if let Some(cpu) = tape.device().begin(Cost::memory("copy", 2 * x.num_bytes())) {
-        hone_kernels::vector::convert(cpu, x.view(), y.view_mut());
+    if let Some(on) = tape.device().begin(Cost::memory("copy", 2 * x.num_bytes())) {
+        on.convert(x.view(), y.view_mut());
     }
     y
 }

@@ -2,7 +2,6 @@
 
 use super::rows_cols;
 use crate::{Cost, Tape, Var, Work};
-use hone_kernels::swiglu as kernel;
 
 /// Floating-point operations for an element, most of them the exponential's.
 const FORWARD_FLOPS: usize = 24;
@@ -15,16 +14,16 @@ pub fn swiglu(tape: &mut Tape<'_>, gate_up: Var) -> Var {
     let mut y = tape.activation(gate_up.value().dtype(), &[t, i]);
     let bytes = gate_up.value().num_bytes() + y.num_bytes();
     let cost = Cost::memory("swiglu", bytes).with(Work::Elementwise, FORWARD_FLOPS * t * i);
-    if let Some(cpu) = tape.device().begin(cost) {
-        kernel::forward(cpu, gate_up.value().view(), i, y.view_mut());
+    if let Some(on) = tape.device().begin(cost) {
+        on.swiglu(gate_up.value().view(), i, y.view_mut());
     }
     let requires_grad = gate_up.requires_grad();
     tape.push(y, requires_grad, move |sweep, d_y| {
         let mut d = sweep.activation(d_y.dtype(), &[t, width]);
         let bytes = 2 * d.num_bytes() + d_y.num_bytes();
         let cost = Cost::memory("d_swiglu", bytes).with(Work::Elementwise, BACKWARD_FLOPS * t * i);
-        if let Some(cpu) = sweep.device.begin(cost) {
-            kernel::backward(cpu, gate_up.value().view(), i, d_y.view(), d.view_mut());
+        if let Some(on) = sweep.device.begin(cost) {
+            on.swiglu_backward(gate_up.value().view(), i, d_y.view(), d.view_mut());
         }
         drop(d_y);
         sweep.add(gate_up.id(), d);

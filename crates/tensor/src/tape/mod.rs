@@ -5,7 +5,6 @@
 //! released as the backward pass goes. Nothing is recorded for an output that needs no gradient.
 
 use crate::{Category, Cost, DType, Device, Gradients, Params, Tensor};
-use hone_kernels::vector;
 use std::collections::HashMap;
 
 /// What products are computed in.
@@ -246,8 +245,8 @@ impl Sweep<'_, '_> {
             return;
         };
         let bytes = sum.num_bytes() * 2 + gradient.num_bytes();
-        if let Some(cpu) = self.device.begin(Cost::memory("add", bytes)) {
-            vector::add_assign(cpu, gradient.view(), sum.view_mut());
+        if let Some(on) = self.device.begin(Cost::memory("add", bytes)) {
+            on.add_assign(gradient.view(), sum.view_mut());
         }
         self.of_vars.insert(var, sum);
     }

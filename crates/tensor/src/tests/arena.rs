@@ -98,7 +98,7 @@ fn every_layout_is_valid() {
         assert_eq!(layout.at_peak().values().sum::<usize>(), peak);
         let allocs = work.iter().filter(|a| matches!(a, Action::Alloc(_))).count();
         assert_eq!(layout.num_allocations(), allocs);
-        let mut arena = Arena::new(layout.bytes());
+        let mut arena = Arena::new(&device, layout.bytes());
         for _ in 0..2 {
             device.planned(&mut arena, &layout, || carry_out(&device, &work));
         }
@@ -122,7 +122,7 @@ fn a_step_that_deviates_from_its_plan_panics() {
     ];
     for other in deviations {
         let (layout, device) = (plan(&work), Device::cpu(1));
-        let mut arena = Arena::new(layout.bytes());
+        let mut arena = Arena::new(&device, layout.bytes());
         let body = AssertUnwindSafe(|| {
             device.planned(&mut arena, &layout, || carry_out(&device, other));
         });
@@ -132,7 +132,7 @@ fn a_step_that_deviates_from_its_plan_panics() {
     let dry = Device::dry();
     let trace = dry.trace(|| category(&dry, Category::Head)).1;
     let (layout, device) = (Arc::new(Layout::of(trace)), Device::cpu(1));
-    let mut arena = Arena::new(layout.bytes());
+    let mut arena = Arena::new(&device, layout.bytes());
     device.planned(&mut arena, &layout, || category(&device, Category::Head));
     let body = AssertUnwindSafe(|| {
         device.planned(&mut arena, &layout, || category(&device, Category::Workspace));
@@ -145,7 +145,7 @@ fn a_step_that_deviates_from_its_plan_panics() {
 fn a_panicking_step_unwinds() {
     let work = [Action::Alloc(10), Action::Alloc(20), Action::Free(0), Action::Free(0)];
     let (layout, device) = (plan(&work), Device::cpu(1));
-    let mut arena = Arena::new(layout.bytes());
+    let mut arena = Arena::new(&device, layout.bytes());
     let body = AssertUnwindSafe(|| {
         device.planned(&mut arena, &layout, || {
             let _alive = device.alloc(Category::Activations, DType::Bf16, &[10]);
@@ -163,7 +163,8 @@ fn blocks_that_survive_the_step_are_caught() {
     assert!(catch_unwind(AssertUnwindSafe(|| dry.trace(|| alloc(&dry)))).is_err());
 
     let layout = plan(&[Action::Alloc(10), Action::Free(0)]);
-    let (device, mut arena, mut kept) = (Device::cpu(1), Arena::new(layout.bytes()), None);
+    let device = Device::cpu(1);
+    let (mut arena, mut kept) = (Arena::new(&device, layout.bytes()), None);
     let mut attempt = |device: &Device, keep: &mut Option<Tensor>, keeps: bool| {
         let body = AssertUnwindSafe(|| {
             device.planned(&mut arena, &layout, || {
@@ -189,12 +190,13 @@ fn blocks_that_survive_the_step_are_caught() {
 fn an_arena_must_be_as_large_as_its_plan_and_used_once_at_a_time() {
     let layout = plan(&[Action::Alloc(100), Action::Free(0)]);
     let device = Device::cpu(1);
-    let mut small = Arena::new(layout.bytes() - 64);
+    let mut small = Arena::new(&device, layout.bytes() - 64);
     let body = AssertUnwindSafe(|| device.planned(&mut small, &layout, || ()));
     assert!(catch_unwind(body).is_err());
 
-    let (device, mut arena) = (Device::cpu(1), Arena::new(layout.bytes()));
-    let mut other = Arena::new(layout.bytes());
+    let device = Device::cpu(1);
+    let mut arena = Arena::new(&device, layout.bytes());
+    let mut other = Arena::new(&device, layout.bytes());
     let body = AssertUnwindSafe(|| {
         device.planned(&mut arena, &layout, || device.planned(&mut other, &layout, || ()));
     });
@@ -206,7 +208,7 @@ fn an_arena_must_be_as_large_as_its_plan_and_used_once_at_a_time() {
 fn a_plan_counts_only_what_its_step_allocates() {
     let work = [Action::Alloc(7), Action::Free(0)];
     let (layout, device) = (plan(&work), Device::cpu(1));
-    let mut arena = Arena::new(layout.bytes());
+    let mut arena = Arena::new(&device, layout.bytes());
     let before = device.alloc(Category::Activations, DType::F32, &[3]);
     device.planned(&mut arena, &layout, || {
         drop(before);

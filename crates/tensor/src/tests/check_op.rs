@@ -10,6 +10,7 @@ use crate::{
     Arena, Compute, DType, Device, Gradients, Isa, Layout, ParamId, Params, Philox, StepKey, Tape,
     Tensor, Var, Weight, Work,
 };
+use hone_kernels::cuda::Gpu;
 use hone_kernels::{bf16, f16, memory};
 use std::sync::Arc;
 
@@ -23,6 +24,10 @@ const BF16_ROUNDING: f64 = 1.0 / 256.0;
 pub trait Operation {
     /// Inputs, weights and parameters.
     fn operands(&self) -> &Operands;
+    /// The weights that it has, to be held on the device it is run on.
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        Vec::new()
+    }
     /// Applies the operation to its leaves, which are in the order of the operands.
     fn run<'a>(&'a self, tape: &mut Tape<'a>, leaves: Vec<Var>) -> Var;
     /// Whether products are in integers with this compute type.
@@ -143,11 +148,11 @@ pub fn tensor_of(values: &[f32], dtype: DType, shape: &[usize]) -> Tensor {
     Tensor::from_bytes(&bytes, dtype, shape)
 }
 
-/// The same where `device` has memory; only the shape where it has none.
+/// The same in the device's memory; only the shape where it has none.
 fn on(device: &Device, values: &[f32], dtype: DType, shape: &[usize]) -> Tensor {
     match device.is_dry() {
         true => device.persistent(Category::Activations, dtype, shape),
-        false => tensor_of(values, dtype, shape),
+        false => device.hold(Category::Activations, &tensor_of(values, dtype, shape)),
     }
 }
 
@@ -173,7 +178,7 @@ pub struct Found {
 impl Found {
     /// Copies a tensor.
     pub fn new(device: &Device, tensor: &Tensor) -> Self {
-        let values = if device.is_dry() { Vec::new() } else { tensor.view().to_vec_f32() };
+        let values = if device.is_dry() { Vec::new() } else { tensor.to_vec_f32() };
         Self { dtype: tensor.dtype(), shape: tensor.shape().to_vec(), values }
     }
 
@@ -191,12 +196,16 @@ impl Found {
 /// The output, then the gradient of each operand, if one flowed to it.
 type Outcome = Vec<Option<Found>>;
 
-/// Checks one case in `f32` and in `bf16`.
-pub fn check_op(name: &str, op: &dyn Operation) {
-    check_op_in(&[Compute::F32, Compute::Bf16], name, op);
+/// Checks one case in `f32` and in `bf16`, on the CPU and on a GPU.
+pub fn check_op(name: &str, op: &mut dyn Operation) {
+    let computes = [Compute::F32, Compute::Bf16];
+    check_op_in(&computes, name, op);
+    if let Some(gpu) = emulated_gpu() {
+        computes.into_iter().for_each(|compute| check_on_gpu(compute, name, op, &gpu));
+    }
 }
 
-/// Checks one case.
+/// Checks one case on the CPU.
 pub fn check_op_in(computes: &[Compute], name: &str, op: &dyn Operation) {
     check_reference(name, op);
     for &compute in computes {
@@ -206,8 +215,33 @@ pub fn check_op_in(computes: &[Compute], name: &str, op: &dyn Operation) {
         for device in devices() {
             check_identical(&name, &first, &on_heap(op, &device, compute));
         }
-        check_plan(&name, op, compute, &first);
+        check_plan(&name, op, compute, &first, &Device::cpu(2));
     }
+}
+
+/// The same on a GPU, except that it need not give the CPU's bits: its own, each time.
+fn check_on_gpu(compute: Compute, name: &str, op: &mut dyn Operation, gpu: &Device) {
+    let name = format!("{name}, {compute:?} on a GPU");
+    let held = |weight: &Weight| match weight {
+        Weight::Frozen(tensor) => Weight::Frozen(gpu.hold(Category::Weights, tensor)),
+        trained => trained.clone(),
+    };
+    let on_host: Vec<Weight> = op.weights_mut().into_iter().map(|weight| weight.clone()).collect();
+    op.weights_mut().into_iter().for_each(|weight| *weight = held(weight));
+    let first = on_heap(op, gpu, compute);
+    check_against_reference(&name, op, compute, &first);
+    check_identical(&name, &first, &on_heap(op, gpu, compute));
+    check_plan(&name, op, compute, &first, gpu);
+    op.weights_mut().into_iter().zip(on_host).for_each(|(weight, old)| *weight = old);
+}
+
+/// The kernels' own source as host C++; `None`, and a word about it, without a C++ compiler.
+pub fn emulated_gpu() -> Option<Device> {
+    let device = Gpu::emulated().map(Device::cuda);
+    if device.is_none() {
+        eprintln!("skipped on a GPU: there is no C++ compiler to emulate one with");
+    }
+    device
 }
 
 /// Every instruction set with 1, 2 and 3 threads.
@@ -263,8 +297,8 @@ fn check_identical(name: &str, first: &Outcome, again: &Outcome) {
 }
 
 /// The dry device sees the same shapes, and the step runs in the memory that it planned.
-fn check_plan(name: &str, op: &dyn Operation, compute: Compute, first: &Outcome) {
-    let dry = Device::dry();
+fn check_plan(name: &str, op: &dyn Operation, compute: Compute, first: &Outcome, device: &Device) {
+    let dry = Device::dry_as(device.target());
     let params = op.operands().params(&dry);
     let mut gradients = Gradients::zeros(&dry, &params);
     let (counted, trace) = dry.trace(|| step(op, &dry, compute, &params, &mut gradients));
@@ -279,11 +313,11 @@ fn check_plan(name: &str, op: &dyn Operation, compute: Compute, first: &Outcome)
     assert_eq!(in_integers, op.is_integer_in(compute), "{name}: products in integers");
     let layout = Arc::new(Layout::of(trace));
     assert!(layout.bytes() >= layout.at_peak().values().sum(), "{name}: more is live than fits");
-    let (device, mut arena) = (Device::cpu(2), Arena::new(layout.bytes()));
-    let params = op.operands().params(&device);
+    let mut arena = Arena::new(device, layout.bytes());
+    let params = op.operands().params(device);
     for _ in 0..2 {
-        let mut gradients = Gradients::zeros(&device, &params);
-        let body = || step(op, &device, compute, &params, &mut gradients);
+        let mut gradients = Gradients::zeros(device, &params);
+        let body = || step(op, device, compute, &params, &mut gradients);
         check_identical(name, first, &device.planned(&mut arena, &layout, body));
     }
 }

@@ -104,6 +104,15 @@ impl Operation for Linear {
         &self.given
     }
 
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        let mut weights = Vec::new();
+        for Projection { weight, bias, .. } in &mut self.projections {
+            weights.push(weight);
+            weights.extend(bias);
+        }
+        weights
+    }
+
     fn run<'a>(&'a self, tape: &mut Tape<'a>, leaves: Vec<Var>) -> Var {
         let mut leaves = leaves.into_iter();
         let x = leaves.next().expect("the input comes first");
@@ -221,11 +230,11 @@ fn linear_passes_in_every_combination() {
 }
 
 fn check_linear(options: &Options) {
-    let linear = Linear::new(options);
+    let mut linear = Linear::new(options);
     let trained = linear.projections.iter().any(Projection::is_trained);
     // Otherwise there is no gradient at all.
     if trained || options.residual || options.input_grad {
-        check_op(&format!("{options:?}"), &linear);
+        check_op(&format!("{options:?}"), &mut linear);
     }
 }
 

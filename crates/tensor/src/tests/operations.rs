@@ -26,6 +26,9 @@ impl Operation for Embedding {
     fn operands(&self) -> &Operands {
         &self.given
     }
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        vec![&mut self.table]
+    }
     fn run<'a>(&'a self, tape: &mut Tape<'a>, _: Vec<Var>) -> Var {
         ops::embedding(tape, &self.table, &self.ids)
     }
@@ -49,7 +52,7 @@ fn embedding_passes() {
         let table = given.add(kind, &[11, h]);
         let table = given.weight(table);
         let case = format!("embedding of {} tokens, width {h}", ids.len());
-        check_op(&case, &Embedding { given, table, ids });
+        check_op(&case, &mut Embedding { given, table, ids });
     }
 }
 
@@ -64,6 +67,9 @@ struct FrozenEmbedding {
 impl Operation for FrozenEmbedding {
     fn operands(&self) -> &Operands {
         &self.given
+    }
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        vec![&mut self.table, &mut self.norm]
     }
     fn run<'a>(&'a self, tape: &mut Tape<'a>, _: Vec<Var>) -> Var {
         let x = ops::embedding(tape, &self.table, &self.ids);
@@ -85,8 +91,8 @@ fn frozen_embedding_passes() {
         let mut given = Operands::default();
         let (table, norm) = (given.add(*kind, &[9, 33]), given.add(Kind::Trained, &[33]));
         let (table, norm) = (given.weight(table), given.weight(norm));
-        let op = FrozenEmbedding { given, table, norm, ids: vec![8, 0, 2, 2] };
-        check_op("frozen embedding", &op);
+        let mut op = FrozenEmbedding { given, table, norm, ids: vec![8, 0, 2, 2] };
+        check_op("frozen embedding", &mut op);
     }
 }
 
@@ -101,6 +107,9 @@ struct RmsNorm {
 impl Operation for RmsNorm {
     fn operands(&self) -> &Operands {
         &self.given
+    }
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        vec![&mut self.weight]
     }
     fn run<'a>(&'a self, tape: &mut Tape<'a>, leaves: Vec<Var>) -> Var {
         ops::rms_norm(tape, &leaves[0], &self.weight, self.eps)
@@ -129,7 +138,7 @@ fn rms_norm_passes() {
             let weight = given.weight(weight);
             // The gradient of a row of one element is nothing but its epsilon.
             let eps = if h == 1 { 0.5 } else { EPS };
-            check_op(&format!("rms_norm [{t}, {h}]"), &RmsNorm { given, weight, eps });
+            check_op(&format!("rms_norm [{t}, {h}]"), &mut RmsNorm { given, weight, eps });
         }
     }
 }
@@ -191,7 +200,7 @@ fn rope_passes() {
         [(1, heads(1, 1, 2)), (5, heads(3, 1, 6)), (150, heads(4, 2, 18)), (2, heads(2, 2, 64))]
     {
         for shared in [false, true] {
-            check_op(&format!("rope {heads:?}"), &Rope::new(tokens, heads, shared));
+            check_op(&format!("rope {heads:?}"), &mut Rope::new(tokens, heads, shared));
         }
     }
 }
@@ -229,6 +238,9 @@ fn attention_passes() {
         (heads(6, 3, 4), vec![0, 31, 95, 96, 130], 7),
         (heads(2, 1, 16), vec![0, 150], 0),
         (heads(3, 1, 64), vec![0, 1, 290], 1),
+        (heads(2, 1, 96), vec![0, 7, 80], 3),
+        (heads(2, 2, 128), vec![0, 70], 0),
+        (Heads { window: Some(9), ..heads(2, 1, 128) }, vec![0, 1, 40], 1),
         (heads(2, 1, 4), vec![0, 600], 0),
         (Heads { window: Some(1), ..heads(2, 1, 4) }, vec![0, 70], 0),
         (Heads { window: Some(20), ..heads(2, 2, 8) }, vec![0, 15, 560], 2),
@@ -240,7 +252,7 @@ fn attention_passes() {
         let mut given = Operands::default();
         given.add(Kind::Activation, &[tokens, heads.qkv_width()]);
         let name = format!("attention {heads:?}, {cu_seqlens:?} + {padding}");
-        check_op(&name, &Attention { given, heads, sequences });
+        check_op(&name, &mut Attention { given, heads, sequences });
     }
 }
 
@@ -269,7 +281,7 @@ fn swiglu_passes() {
     for (tokens, width) in [(1, 1), (1, 17), (7, 33), (300, 40)] {
         let mut given = Operands::default();
         given.add(Kind::Activation, &[tokens, 2 * width]);
-        check_op(&format!("swiglu [{tokens}, {width}]"), &SwiGlu { given, width });
+        check_op(&format!("swiglu [{tokens}, {width}]"), &mut SwiGlu { given, width });
     }
 }
 
@@ -313,6 +325,9 @@ impl Operation for LogProbs {
     fn operands(&self) -> &Operands {
         &self.given
     }
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        vec![&mut self.weight]
+    }
     fn is_integer_in(&self, compute: Compute) -> bool {
         compute == Compute::Int8 && self.weight.shape()[1].is_multiple_of(4)
     }
@@ -346,13 +361,13 @@ impl Operation for LogProbs {
 fn log_probs_passes() {
     for kind in WEIGHT_KINDS {
         for (size, skip) in [((1, 1, 1), 2), ((9, 5, 13), 3), ((9, 6, 389), 3), ((5, 100, 98), 3)] {
-            check_op(&format!("log_probs {size:?}"), &LogProbs::new(kind, size, skip, true));
+            check_op(&format!("log_probs {size:?}"), &mut LogProbs::new(kind, size, skip, true));
         }
-        let no_targets = LogProbs::new(kind, (4, 3, 5), 1, true);
+        let mut no_targets = LogProbs::new(kind, (4, 3, 5), 1, true);
         assert!(no_targets.rows.is_empty());
-        check_op("log_probs of nothing", &no_targets);
+        check_op("log_probs of nothing", &mut no_targets);
     }
-    check_op("log_probs, weight only", &LogProbs::new(Kind::Trained, (9, 5, 13), 3, false));
+    check_op("log_probs, weight only", &mut LogProbs::new(Kind::Trained, (9, 5, 13), 3, false));
 }
 
 /// In integers; a length that is no multiple of four falls back to floats.
@@ -367,7 +382,7 @@ fn log_probs_passes_in_integers() {
 #[test]
 fn log_probs_passes_with_more_rows_than_one_chunk() {
     for kind in [Kind::Frozen(DType::Bf16), Kind::Trained] {
-        check_op("log_probs in chunks", &LogProbs::new(kind, (1300, 5, 37), 9, true));
+        check_op("log_probs in chunks", &mut LogProbs::new(kind, (1300, 5, 37), 9, true));
     }
 }
 
@@ -377,6 +392,9 @@ struct Recomputed<O>(O);
 impl<O: Operation> Operation for Recomputed<O> {
     fn operands(&self) -> &Operands {
         self.0.operands()
+    }
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        self.0.weights_mut()
     }
     fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
         tape.recompute(leaves.remove(0), |tape, x| self.0.run(tape, vec![x]))
@@ -401,8 +419,8 @@ fn recomputation_passes() {
         residual: false,
         input_grad: true,
     };
-    check_op("recomputed linear", &Recomputed(Linear::new(&options)));
+    check_op("recomputed linear", &mut Recomputed(Linear::new(&options)));
     let constant = Linear::new(&Options { input_grad: false, ..options });
-    check_op("recomputed linear over a constant", &Recomputed(constant));
-    check_op("recomputed rope", &Recomputed(Rope::new(5, heads(2, 1, 6), false)));
+    check_op("recomputed linear over a constant", &mut Recomputed(constant));
+    check_op("recomputed rope", &mut Recomputed(Rope::new(5, heads(2, 1, 6), false)));
 }

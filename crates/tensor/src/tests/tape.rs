@@ -167,7 +167,8 @@ fn a_whole_stack_runs_in_its_planned_arena() {
     for recompute in [false, true] {
         let stack = Stack::new(3, 1, recompute);
         let layout = Arc::new(stack.plan(false).0);
-        let (device, mut arena) = (Device::cpu(2), Arena::new(layout.bytes()));
+        let device = Device::cpu(2);
+        let mut arena = Arena::new(&device, layout.bytes());
         let first = stack.train(&device, Compute::Bf16, false);
         let body = || stack.train(&device, Compute::Bf16, false);
         assert_identical(&first, &device.planned(&mut arena, &layout, body));

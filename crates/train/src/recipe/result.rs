@@ -34,7 +34,7 @@ impl Run<'_> {
     /// length of the arena in bytes.
     fn release_step_memory(&mut self) -> usize {
         let arena_bytes = self.arena.bytes();
-        self.arena = Arena::new(0);
+        self.arena = Arena::new(&self.engine.device, 0);
         self.engine.gradients = Gradients::default();
         (self.engine.optimizer.m, self.engine.optimizer.v) = (Vec::new(), Vec::new());
         hone_tensor::release_free_memory();

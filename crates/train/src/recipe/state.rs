@@ -94,7 +94,7 @@ impl Run<'_> {
 fn copy(dir: &Path, file: &SafeTensorsFile, name: &str, to: &mut Tensor) -> Result<(), TrainError> {
     let found = file.tensor(name).filter(|t| t.shape() == to.shape() && t.dtype() == to.dtype());
     let found = found.ok_or_else(|| unfit(dir, format!("tensor `{name}` is not as expected")))?;
-    to.f32_mut().copy_from_slice(found.f32());
+    to.copy_from_f32(found.f32());
     Ok(())
 }
 

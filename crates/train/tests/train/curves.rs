@@ -1,10 +1,11 @@
 //! Twenty steps of training against PyTorch and PEFT, in f32: loss, gradient norm, learning rate.
 
-use crate::fixture::{Golden, Scene, schedule, update};
+use crate::fixture::{Golden, Scene, devices, schedule, update};
 use crate::tiny_model::golden_dir;
 use hone_model::Recompute;
 use hone_tensor::{Device, StepKey};
 use hone_train::engine::Engine;
+use hone_train::setup::Setup;
 
 /// Relative errors. The gradient's norm moves ten times as far as the loss where steps are large.
 const LOSS: f64 = 1e-4;
@@ -53,8 +54,14 @@ fn check(case: &str, settings: &[String], prefix: &str) {
         format!("train.max_steps = {}", course["num_steps"]),
     ]);
     let setup = scene.setup(&settings.iter().map(String::as_str).collect::<Vec<_>>());
-    let mut engine = Engine::new(&setup, &Device::cpu(2)).unwrap();
-    let (batch, num_targets) = golden.batch(&setup);
+    for device in devices() {
+        check_on(&device, case, &setup, &golden, prefix);
+    }
+}
+
+fn check_on(device: &Device, case: &str, setup: &Setup, golden: &Golden, prefix: &str) {
+    let mut engine = Engine::new(setup, device).unwrap();
+    let (batch, num_targets) = golden.batch(setup);
     let expected = |name: &str| golden.curve(&format!("{prefix}{name}")).unwrap();
     let (losses, norms) = (expected("loss_curve"), expected("grad_norm_curve"));
     let rates = golden.curve("lr_curve").unwrap();
@@ -62,7 +69,7 @@ fn check(case: &str, settings: &[String], prefix: &str) {
         engine.gradients.clear(&engine.device.clone());
         let key = StepKey { step, ..StepKey::default() };
         let loss = engine.forward_backward(&batch, num_targets, key, Recompute::None);
-        let (norm, rate) = update(&mut engine, &schedule(&setup), step);
+        let (norm, rate) = update(&mut engine, &schedule(setup), step);
         let i = step as usize;
         for (what, found, expected, tolerance) in [
             ("loss", loss, losses[i], LOSS),

@@ -3,6 +3,7 @@
 use crate::tiny_model::{golden_dir, rows, write_model};
 use hone_data::{Cursor, IGNORE, MicroBatch, Unit};
 use hone_model::{Batch, Recompute};
+use hone_tensor::cuda::Gpu;
 use hone_tensor::{Device, Gradients, StepKey, Tensor};
 use hone_train::engine::Engine;
 use hone_train::evaluate::to_batch;
@@ -11,6 +12,7 @@ use hone_train::run_file::RunFile;
 use hone_train::schedule::Schedule;
 use hone_train::setup::Setup;
 use safetensors::SafeTensors;
+use std::io::Write as _;
 use std::path::PathBuf;
 use tempfile::TempDir;
 
@@ -121,15 +123,24 @@ pub fn train(setup: &Setup, threads: usize, recompute: Recompute, num_steps: u64
         norms.push(update(&mut engine, &schedule(setup), step).0);
         order.advance(&mut cursor);
     }
-    let values = |tensors: &[Tensor]| tensors.iter().map(|t| t.f32().to_vec()).collect::<Vec<_>>();
-    let params = engine.model.params.iter().map(|(_, _, value)| value.f32().to_vec()).collect();
+    let values = |tensors: &[Tensor]| tensors.iter().map(Tensor::to_vec_f32).collect::<Vec<_>>();
+    let params = engine.model.params.iter().map(|(_, _, value)| value.to_vec_f32()).collect();
     let moments = [values(&engine.optimizer.m), values(&engine.optimizer.v)].concat();
     Trail { losses, norms, params, moments }
 }
 
+/// The CPU, and a GPU's emulation where there is a compiler for it.
+pub fn devices() -> Vec<Device> {
+    let gpu = Gpu::emulated().map(Device::cuda);
+    if gpu.is_none() {
+        let _ = writeln!(std::io::stderr(), "skipped on a GPU: there is no C++ compiler");
+    }
+    [Device::cpu(2)].into_iter().chain(gpu).collect()
+}
+
 /// All gradients in one row.
 pub fn flat(gradients: &Gradients) -> Vec<f32> {
-    gradients.iter().flat_map(|g| g.f32().to_vec()).collect()
+    gradients.iter().flat_map(|g| g.to_vec_f32()).collect()
 }
 
 /// `|found - exact| / |exact|` in L2.

@@ -1,0 +1,19 @@
+// One pass over parameter, gradient and moments, with the factors that `cpu.rs` has.
+__global__ void adamw_step(
+    float* p, const float* g, float* m, float* v, size_t n, float gradient_scale, float b1,
+    float rest1, float b2, float rest2, float keep, float step_size, float root2, float epsilon) {
+    over_grid<4>(n, aligned<4>(p, g, m, v), [&](size_t i, auto count) {
+        auto p_i = read(p + i, count), g_i = read(g + i, count);
+        auto m_i = read(m + i, count), v_i = read(v + i, count);
+        for (int k = 0; k < count.value; k++) {
+            float g_k = g_i.of[k] * gradient_scale;
+            m_i.of[k] = fmaf(b1, m_i.of[k], rest1 * g_k);
+            v_i.of[k] = fmaf(b2, v_i.of[k], rest2 * g_k * g_k);
+            float change = step_size * m_i.of[k] / (sqrtf(v_i.of[k]) / root2 + epsilon);
+            p_i.of[k] = p_i.of[k] * keep - change;
+        }
+        write(p + i, p_i);
+        write(m + i, m_i);
+        write(v + i, v_i);
+    });
+}

@@ -1,0 +1,138 @@
+//! What a GPU is asked to do: memory, launches, matrix products.
+//!
+//! Everything is ordered as it is asked for, as on one CUDA stream. A call that fails once the GPU
+//! is in use means a broken driver, a broken kernel, or memory that another process took: the run
+//! cannot go on, so these panic with the driver's own words.
+
+use crate::element::DType;
+use std::ffi::c_void;
+
+/// An address in a GPU's memory.
+pub type Address = u64;
+
+/// Kernels of one operation, compiled together.
+#[derive(Debug)]
+pub struct Source {
+    /// For messages and the cache of compiled kernels.
+    pub name: &'static str,
+    /// Texts, compiled one after another behind `prelude.cuh`.
+    pub texts: &'static [&'static str],
+    /// Name expressions of everything that is launched: `rms_norm_forward<bf16>`.
+    pub kernels: &'static [&'static str],
+}
+
+impl Source {
+    /// The whole program.
+    pub(crate) fn program(&self) -> String {
+        let mut program = include_str!("prelude.cuh").to_owned();
+        self.texts.iter().for_each(|text| program.push_str(text));
+        program
+    }
+
+    /// Where a kernel stands in [`Source::kernels`].
+    ///
+    /// # Panics
+    /// If it is not listed there.
+    pub(crate) fn position(&self, kernel: &str) -> usize {
+        let position = self.kernels.iter().position(|&name| name == kernel);
+        position.unwrap_or_else(|| panic!("{} has no kernel {kernel}", self.name))
+    }
+}
+
+/// How many threads run a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks along x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory of a block.
+    pub shared_bytes: u32,
+}
+
+/// A matrix in a GPU's memory; one of the strides is 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Operand {
+    /// Of element `(0, 0)`.
+    pub address: Address,
+    /// Distance between rows, in elements.
+    pub row_stride: usize,
+    /// Distance between columns, in elements.
+    pub col_stride: usize,
+}
+
+impl Operand {
+    /// The same elements with rows and columns exchanged.
+    pub fn transposed(self) -> Self {
+        Self { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+}
+
+/// `D = alpha · A[m, k] B[k, n] + C`, sums in `f32`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Matmul {
+    /// Rows of the result.
+    pub m: usize,
+    /// Columns of the result.
+    pub n: usize,
+    /// Length of the contraction.
+    pub k: usize,
+    /// Element type of both operands: `f32` or `bf16`.
+    pub dtype: DType,
+    /// Left operand.
+    pub a: Operand,
+    /// Right operand.
+    pub b: Operand,
+    /// What is added, of the result's type and laid out like it; may be the result itself.
+    pub c: Option<Address>,
+    /// The result.
+    pub d: Operand,
+    /// Element type of the result.
+    pub d_dtype: DType,
+    /// Factor of the product.
+    pub alpha: f32,
+}
+
+impl Matmul {
+    /// The same product with a result whose columns are next to each other.
+    pub(crate) fn row_major(self) -> Self {
+        if self.d.col_stride == 1 {
+            return self;
+        }
+        let (a, b, d) = (self.b.transposed(), self.a.transposed(), self.d.transposed());
+        Self { m: self.n, n: self.m, a, b, d, ..self }
+    }
+}
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Info {
+    /// As the driver calls it.
+    pub name: String,
+    /// Major and minor number.
+    pub compute_capability: (u32, u32),
+    /// Bytes of memory in all.
+    pub memory_bytes: u64,
+    /// Multiprocessors.
+    pub num_multiprocessors: u32,
+}
+
+/// One GPU.
+pub(crate) trait Driver: Send + Sync {
+    fn info(&self) -> &Info;
+    /// Bytes that can still be taken.
+    fn free_bytes(&self) -> u64;
+    /// `None` where there is not so much memory; aligned to 256 bytes.
+    fn alloc(&self, bytes: usize) -> Option<Address>;
+    fn free(&self, address: Address);
+    /// Copies to the device. `bytes` may change once this returns.
+    fn write(&self, address: Address, bytes: &[u8]);
+    /// Waits for what was asked for before and copies to the host.
+    fn read(&self, address: Address, bytes: &mut [u8]);
+    fn fill(&self, address: Address, byte: u8, bytes: usize);
+    /// Runs kernel `kernel` of `source`; `args` points to each parameter in turn.
+    fn launch(&self, source: &'static Source, kernel: usize, at: Launch, args: &mut [*mut c_void]);
+    fn matmul(&self, matmul: &Matmul);
+    /// Waits for everything that was asked for.
+    fn synchronize(&self);
+}

@@ -1,0 +1,207 @@
+//! A GPU that is none: its memory is the host's, its kernels are compiled as host C++ behind
+//! `emulator.h`, its matrix products are plain loops. Everything above the driver runs as it does
+//! on a CUDA device.
+
+use super::cache;
+use super::driver::{Address, Driver, Info, Launch, Matmul, Operand, Source};
+use crate::element::{DType, Element, bf16};
+use libloading::Library;
+use std::alloc::{Layout, alloc, dealloc};
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, OnceLock};
+
+/// Kernels keep a block's memory in statics: one launch at a time in a process.
+static LAUNCHING: Mutex<()> = Mutex::new(());
+
+type LaunchFn = unsafe extern "C" fn(*const u32, u32, usize, *mut *mut c_void);
+
+pub(super) struct Emulator {
+    info: Info,
+    compiler: &'static str,
+    libraries: Mutex<HashMap<&'static str, Library>>,
+    blocks: Mutex<HashMap<Address, Layout>>,
+}
+
+impl Emulator {
+    /// `None` without a C++ compiler.
+    pub(super) fn new() -> Option<Self> {
+        static COMPILER: OnceLock<Option<&str>> = OnceLock::new();
+        let runs = |name: &&str| {
+            Command::new(name).arg("--version").output().is_ok_and(|out| out.status.success())
+        };
+        let find = || ["c++", "g++", "clang++"].into_iter().find(runs);
+        let compiler = (*COMPILER.get_or_init(find))?;
+        let info = Info {
+            name: "emulated GPU".to_owned(),
+            compute_capability: (8, 0),
+            memory_bytes: 8 << 30,
+            num_multiprocessors: 1,
+        };
+        let (libraries, blocks) = (Mutex::default(), Mutex::default());
+        Some(Self { info, compiler, libraries, blocks })
+    }
+
+    /// The function that launches kernel number `kernel`.
+    fn function(&self, source: &'static Source, kernel: usize) -> LaunchFn {
+        let mut libraries = self.libraries.lock().expect("no panic while compiling");
+        let library = libraries.entry(source.name).or_insert_with(|| {
+            let path = self.compiled(source);
+            // SAFETY: compiled from our own source, which runs nothing when it is loaded.
+            unsafe { Library::new(&path) }
+                .unwrap_or_else(|error| panic!("cannot load {}: {error}", path.display()))
+        });
+        let symbol = format!("hone_launch_{kernel}");
+        // SAFETY: `program` defines it with this very type.
+        unsafe { *library.get::<LaunchFn>(symbol.as_bytes()).expect("compiled for all kernels") }
+    }
+
+    /// The path of the compiled library.
+    fn compiled(&self, source: &Source) -> PathBuf {
+        let program = program(source);
+        let path = cache::path(source.name, &program, "so")
+            .unwrap_or_else(|| std::env::temp_dir().join(format!("hone-{}.so", source.name)));
+        if !path.exists() {
+            self.compile(source.name, &program, &path);
+        }
+        path
+    }
+
+    fn compile(&self, name: &str, program: &str, path: &Path) {
+        let dir = tempfile_dir(path);
+        std::fs::create_dir_all(&dir).expect("a directory for compiled kernels");
+        let (text, object) = (dir.join(format!("{name}.cpp")), dir.join(format!("{name}.so")));
+        std::fs::write(&text, program).expect("room for a kernel's source");
+        let output = Command::new(self.compiler)
+            .args(["-std=c++17", "-O1", "-fno-strict-aliasing", "-ffp-contract=off", "-w"])
+            .args(["-shared", "-fPIC", "-o"])
+            .arg(&object)
+            .arg(&text)
+            .output()
+            .expect("the compiler ran before");
+        let messages = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{name} does not compile as C++:\n{messages}");
+        std::fs::rename(&object, path).expect("the cache can be written");
+        let _ = std::fs::remove_dir_all(&dir);
+    }
+}
+
+/// A directory beside `path` of this process and thread alone.
+fn tempfile_dir(path: &Path) -> PathBuf {
+    let unique = format!("{}-{:?}.tmp", std::process::id(), std::thread::current().id());
+    path.with_extension(unique)
+}
+
+/// The kernels as host C++, with a function to launch each.
+fn program(source: &Source) -> String {
+    let mut program = format!("{}\n{}", include_str!("emulator.h"), source.program());
+    for (i, kernel) in source.kernels.iter().enumerate() {
+        let _ = writeln!(
+            program,
+            "\nextern \"C\" void hone_launch_{i}(const unsigned* grid, unsigned threads, \
+             size_t shared, void** args) {{ \
+             emulator::launch(&{kernel}, grid, threads, shared, args); }}"
+        );
+    }
+    program
+}
+
+impl Driver for Emulator {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn free_bytes(&self) -> u64 {
+        self.info.memory_bytes
+    }
+
+    fn alloc(&self, bytes: usize) -> Option<Address> {
+        let layout = Layout::from_size_align(bytes.max(1), 256).ok()?;
+        // SAFETY: the layout has a size above zero.
+        let address = unsafe { alloc(layout) } as Address;
+        if address == 0 {
+            return None;
+        }
+        // Reading what was never written shows up as NaN.
+        self.fill(address, 0xff, bytes);
+        self.blocks.lock().expect("no panic while allocating").insert(address, layout);
+        Some(address)
+    }
+
+    fn free(&self, address: Address) {
+        let layout = self.blocks.lock().expect("no panic while allocating").remove(&address);
+        let layout = layout.expect("memory is freed once");
+        // SAFETY: allocated in `alloc` with this layout, and freed once.
+        unsafe { dealloc(address as *mut u8, layout) };
+    }
+
+    fn write(&self, address: Address, bytes: &[u8]) {
+        // SAFETY: callers write inside memory that they were given.
+        unsafe { (address as *mut u8).copy_from(bytes.as_ptr(), bytes.len()) };
+    }
+
+    fn read(&self, address: Address, bytes: &mut [u8]) {
+        // SAFETY: callers read inside memory that they were given.
+        unsafe { (address as *const u8).copy_to(bytes.as_mut_ptr(), bytes.len()) };
+    }
+
+    fn fill(&self, address: Address, byte: u8, bytes: usize) {
+        // SAFETY: callers write inside memory that they were given.
+        unsafe { (address as *mut u8).write_bytes(byte, bytes) };
+    }
+
+    fn launch(&self, source: &'static Source, kernel: usize, at: Launch, args: &mut [*mut c_void]) {
+        let _one_at_a_time = LAUNCHING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let function = self.function(source, kernel);
+        // SAFETY: the operations give each kernel the parameters that it declares.
+        unsafe {
+            function(at.grid.as_ptr(), at.threads, at.shared_bytes as usize, args.as_mut_ptr())
+        }
+    }
+
+    fn matmul(&self, matmul: &Matmul) {
+        let Matmul { m, n, k, dtype, a, b, c, d, d_dtype, alpha } = *matmul;
+        for i in 0..m {
+            for j in 0..n {
+                // In f64: a library sums in trees, whose error is nearer to none than to a chain's.
+                let product = |p| f64::from(load(dtype, a, i, p)) * f64::from(load(dtype, b, p, j));
+                let sum = alpha * (0..k).map(product).sum::<f64>() as f32;
+                let add = c.map_or(0.0, |c| load(d_dtype, Operand { address: c, ..d }, i, j));
+                store(d_dtype, d, (i, j), sum + add);
+            }
+        }
+    }
+
+    fn synchronize(&self) {}
+}
+
+fn at(dtype: DType, x: Operand, row: usize, col: usize) -> Address {
+    x.address + ((row * x.row_stride + col * x.col_stride) * dtype.size()) as u64
+}
+
+fn load(dtype: DType, x: Operand, row: usize, col: usize) -> f32 {
+    let address = at(dtype, x, row, col);
+    // SAFETY: operations describe matrices inside memory that they were given.
+    unsafe {
+        match dtype {
+            DType::F32 => *(address as *const f32),
+            DType::Bf16 => (*(address as *const bf16)).to_f32(),
+            other => panic!("no products of {}", other.name()),
+        }
+    }
+}
+
+fn store(dtype: DType, x: Operand, (row, col): (usize, usize), value: f32) {
+    let address = at(dtype, x, row, col);
+    // SAFETY: operations describe matrices inside memory that they were given.
+    unsafe {
+        match dtype {
+            DType::F32 => *(address as *mut f32) = value,
+            DType::Bf16 => *(address as *mut bf16) = Element::from_f32(value),
+            other => panic!("no products of {}", other.name()),
+        }
+    }
+}

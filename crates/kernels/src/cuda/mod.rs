@@ -1,0 +1,372 @@
+//! NVIDIA GPUs.
+//!
+//! [`Gpu`] is what operations launch their kernels on: a CUDA device, or an emulation of one that
+//! runs the kernels' own source as host C++ so that their logic is tested everywhere. Kernels are
+//! CUDA C++ in each operation's folder, embedded in the binary and compiled when they are first
+//! used; matrix products are cuBLASLt's.
+
+mod cache;
+mod driver;
+mod emulator;
+mod nvidia;
+mod scratch;
+#[cfg(test)]
+mod tests;
+
+pub use driver::{Address, Info, Launch, Matmul, Operand, Source};
+pub use nvidia::{CudaError, num_devices};
+
+use crate::element::{DType, View};
+use crate::random::Philox;
+use driver::Driver;
+use scratch::Scratch;
+use std::ffi::c_void;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex};
+
+/// All kernels there are.
+#[cfg(test)]
+pub(crate) static SOURCES: [&Source; 10] = [
+    &crate::adamw::cuda::SOURCE,
+    &crate::attention::cuda::GENERAL,
+    &crate::attention::cuda::MMA,
+    &crate::dropout::cuda::SOURCE,
+    &crate::embedding::cuda::SOURCE,
+    &crate::head::cuda::SOURCE,
+    &crate::rms_norm::cuda::SOURCE,
+    &crate::rope::cuda::SOURCE,
+    &crate::swiglu::cuda::SOURCE,
+    &crate::vector::cuda::SOURCE,
+];
+
+/// A GPU. Clones are handles on the same one.
+#[derive(Clone)]
+pub struct Gpu(Arc<Inner>);
+
+struct Inner {
+    // Released before the driver that it came from.
+    scratch: Mutex<Scratch>,
+    driver: Box<dyn Driver>,
+}
+
+impl Gpu {
+    /// CUDA device number `index`.
+    ///
+    /// # Errors
+    /// If driver, compiler or cuBLASLt are missing, or there is no such device; the message says
+    /// which and what to do.
+    pub fn open(index: u32) -> Result<Self, CudaError> {
+        Ok(Self::of(Box::new(nvidia::Nvidia::open(index)?)))
+    }
+
+    /// The emulation, for tests; `None` where there is no C++ compiler.
+    pub fn emulated() -> Option<Self> {
+        Some(Self::of(Box::new(emulator::Emulator::new()?)))
+    }
+
+    fn of(driver: Box<dyn Driver>) -> Self {
+        Self(Arc::new(Inner { scratch: Mutex::default(), driver }))
+    }
+
+    /// What this device is.
+    pub fn info(&self) -> &Info {
+        self.0.driver.info()
+    }
+
+    /// Bytes that can still be taken.
+    pub fn free_bytes(&self) -> u64 {
+        self.0.driver.free_bytes()
+    }
+
+    /// Waits for everything that was asked for.
+    pub fn synchronize(&self) {
+        self.0.driver.synchronize();
+    }
+
+    /// Begins an operation: the memory inside the one before may be used again.
+    pub fn begin_operation(&self) {
+        self.0.scratch.lock().expect("no panic while counting").reset(&*self.0.driver);
+    }
+
+    /// Memory for use inside the present operation.
+    pub(crate) fn scratch(&self, bytes: usize) -> Address {
+        self.0.scratch.lock().expect("no panic while counting").take(&*self.0.driver, bytes)
+    }
+
+    /// Numbers from outside that an operation reads, in memory inside the operation.
+    pub(crate) fn upload(&self, words: &[u32]) -> Address {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        self.upload_bytes(&bytes)
+    }
+
+    /// The same with floats.
+    pub(crate) fn upload_f32(&self, numbers: &[f32]) -> Address {
+        self.upload_bytes(crate::memory::bytes_of(View::F32(numbers)))
+    }
+
+    fn upload_bytes(&self, bytes: &[u8]) -> Address {
+        let address = self.scratch(bytes.len());
+        self.0.driver.write(address, bytes);
+        address
+    }
+
+    /// The `f32` numbers at `address`.
+    pub(crate) fn download(&self, address: Address, len: usize) -> Vec<f32> {
+        let mut bytes = vec![0; 4 * len];
+        self.0.driver.read(address, &mut bytes);
+        let word = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+        bytes.chunks_exact(4).map(word).collect()
+    }
+
+    /// Sets every byte to zero.
+    pub(crate) fn zero(&self, slice: Slice<'_>) {
+        self.0.driver.fill(slice.address, 0, slice.num_bytes());
+    }
+
+    /// Runs a kernel.
+    pub(crate) fn launch(
+        &self,
+        source: &'static Source,
+        kernel: &str,
+        at: Launch,
+        args: &mut [Arg],
+    ) {
+        if at.grid.contains(&0) {
+            return;
+        }
+        let mut pointers: Vec<*mut c_void> =
+            args.iter_mut().map(|arg| arg.0.as_mut_ptr().cast()).collect();
+        self.0.driver.launch(source, source.position(kernel), at, &mut pointers);
+    }
+
+    /// Multiplies matrices.
+    pub(crate) fn matmul(&self, matmul: Matmul) {
+        if matmul.m > 0 && matmul.n > 0 {
+            self.0.driver.matmul(&matmul.row_major());
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let scratch = self.scratch.get_mut().expect("no panic while counting");
+        scratch.release(&*self.driver);
+    }
+}
+
+impl Launch {
+    /// One block for each of `blocks`.
+    pub(crate) fn blocks(blocks: usize, threads: u32) -> Self {
+        Self { grid: [blocks as u32, 1, 1], threads, shared_bytes: 0 }
+    }
+
+    /// One block for every 32 columns, whose warps share the rows between them.
+    pub(crate) fn columns(n: usize) -> Self {
+        Self::blocks(n.div_ceil(32), 1024)
+    }
+
+    /// Enough blocks of 256 threads for one thread an element, up to a number that fills any GPU:
+    /// kernels walk the rest in strides of the grid.
+    pub(crate) fn elements(n: usize) -> Self {
+        Self::blocks(n.div_ceil(256).min(1 << 14), 256)
+    }
+}
+
+/// The value of a kernel's parameter, as it stands in memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arg([u64; 2]);
+
+impl Arg {
+    /// A struct of two words.
+    pub(crate) fn pair(first: u64, second: u64) -> Self {
+        Self([first, second])
+    }
+}
+
+impl From<u32> for Arg {
+    fn from(x: u32) -> Self {
+        Self([u64::from(x), 0])
+    }
+}
+
+impl From<usize> for Arg {
+    fn from(x: usize) -> Self {
+        Self([x as u64, 0])
+    }
+}
+
+impl From<u64> for Arg {
+    fn from(x: u64) -> Self {
+        Self([x, 0])
+    }
+}
+
+impl From<f32> for Arg {
+    fn from(x: f32) -> Self {
+        Self([u64::from(x.to_bits()), 0])
+    }
+}
+
+impl From<Slice<'_>> for Arg {
+    /// A pointer, or the two of rows with scales.
+    fn from(slice: Slice<'_>) -> Self {
+        match slice.dtype {
+            DType::Int8 => Self([slice.address + 4 * slice.num_rows() as u64, slice.address]),
+            _ => Self([slice.address, 0]),
+        }
+    }
+}
+
+impl From<Philox> for Arg {
+    fn from(random: Philox) -> Self {
+        let ([low, high], stream) = random.parts();
+        Self([u64::from(low) | u64::from(high) << 32, stream])
+    }
+}
+
+/// A kernel's parameters.
+macro_rules! args {
+    ($($value:expr),* $(,)?) => { &mut [$($crate::cuda::Arg::from($value)),*] };
+}
+pub(crate) use args;
+
+/// Elements in a GPU's memory; whoever has it unshared may write them.
+#[derive(Clone, Copy, Debug)]
+pub struct Slice<'a> {
+    address: Address,
+    dtype: DType,
+    len: usize,
+    /// Length of the rows that have scales of their own.
+    cols: usize,
+    memory: PhantomData<&'a [u8]>,
+}
+
+impl<'a> Slice<'a> {
+    /// `len` elements at `address`, in rows of `cols`.
+    pub(crate) fn new(address: Address, dtype: DType, len: usize, cols: usize) -> Self {
+        Self { address, dtype, len, cols, memory: PhantomData }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Length of the rows that have scales of their own.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Where the first element is.
+    pub(crate) fn address(&self) -> Address {
+        self.address
+    }
+
+    /// The elements `start..start + len`, which have no scales.
+    pub(crate) fn part(self, start: usize, len: usize) -> Self {
+        assert!(self.dtype != DType::Int8 && start + len <= self.len);
+        let address = self.address + (start * self.dtype.size()) as u64;
+        Self { address, len, ..self }
+    }
+
+    /// The word for the element type in kernels.
+    pub(crate) fn type_name(&self) -> &'static str {
+        match self.dtype {
+            DType::F32 => "float",
+            DType::Bf16 => "bf16",
+            DType::F16 => "f16",
+            DType::Int8 => "Int8Rows",
+        }
+    }
+
+    fn num_rows(&self) -> usize {
+        self.len / self.cols.max(1)
+    }
+
+    fn num_bytes(&self) -> usize {
+        match self.dtype {
+            DType::Int8 => self.dtype.num_bytes(&[self.num_rows(), self.cols]),
+            floats => self.len * floats.size(),
+        }
+    }
+}
+
+/// A fixed range of a GPU's memory, shared by disjoint blocks.
+pub struct Region {
+    gpu: Gpu,
+    address: Address,
+    len: usize,
+}
+
+impl std::fmt::Debug for Region {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes of a GPU", self.len)
+    }
+}
+
+impl Region {
+    /// `len` bytes, zeroed.
+    ///
+    /// # Panics
+    /// If the GPU has no more memory.
+    pub fn new(gpu: &Gpu, len: usize) -> Self {
+        let address = gpu.0.driver.alloc(len).unwrap_or_else(|| {
+            let free = gpu.free_bytes();
+            panic!("cannot get {len} bytes of the GPU's memory: {free} bytes are free")
+        });
+        gpu.0.driver.fill(address, 0, len);
+        Self { gpu: gpu.clone(), address, len }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the region holds no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The elements at byte `offset`: `len` of them in rows of `cols`. Whoever writes them must be
+    /// the only one to use them.
+    pub fn slice(&self, offset: usize, dtype: DType, (len, cols): (usize, usize)) -> Slice<'_> {
+        let slice = Slice::new(self.address + offset as u64, dtype, len, cols);
+        assert!(offset + slice.num_bytes() <= self.len);
+        slice
+    }
+
+    /// Copies to the GPU.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset + bytes.len() <= self.len);
+        self.gpu.0.driver.write(self.address + offset as u64, bytes);
+    }
+
+    /// Copies from the GPU.
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) {
+        assert!(offset + bytes.len() <= self.len);
+        self.gpu.0.driver.read(self.address + offset as u64, bytes);
+    }
+
+    /// Sets every byte of a part.
+    pub fn fill(&self, offset: usize, byte: u8, len: usize) {
+        assert!(offset + len <= self.len);
+        self.gpu.0.driver.fill(self.address + offset as u64, byte, len);
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        self.gpu.0.driver.free(self.address);
+    }
+}

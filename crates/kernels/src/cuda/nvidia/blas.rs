@@ -1,0 +1,180 @@
+//! Matrix products by cuBLASLt. The algorithm of each shape is asked for once.
+
+use super::super::driver::{Matmul, Operand};
+use super::CudaError;
+use crate::element::DType;
+use cudarc::cublaslt::result::{self, CublasError};
+use cudarc::cublaslt::sys;
+use cudarc::driver::result as driver;
+use std::collections::HashMap;
+use std::ffi::c_void;
+
+/// What NVIDIA recommends for Hopper; smaller GPUs use less of it.
+pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
+
+pub(super) struct Blas {
+    handle: sys::cublasLtHandle_t,
+    workspace: u64,
+    plans: HashMap<Key, Plan>,
+}
+
+/// Everything that the choice of an algorithm depends on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    sizes: [usize; 3],
+    dtypes: (DType, DType),
+    strides: [(usize, usize); 3],
+    /// Of A, B, C and D, in bytes.
+    alignments: [u32; 4],
+    adds: bool,
+}
+
+/// Descriptors and the algorithm for one kind of product.
+struct Plan {
+    product: sys::cublasLtMatmulDesc_t,
+    a: sys::cublasLtMatrixLayout_t,
+    b: sys::cublasLtMatrixLayout_t,
+    d: sys::cublasLtMatrixLayout_t,
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+impl Blas {
+    pub(super) fn new() -> Result<Self, CudaError> {
+        let failed = |message: String| CudaError::Driver { doing: "starting cuBLASLt", message };
+        let handle = result::create_handle().map_err(|error| failed(error.to_string()))?;
+        // SAFETY: memory that only cuBLASLt uses.
+        let workspace = unsafe { driver::malloc_sync(WORKSPACE_BYTES) };
+        let workspace = workspace.map_err(|error| failed(error.to_string()))?;
+        Ok(Self { handle, workspace, plans: HashMap::new() })
+    }
+
+    /// Asks for a product whose result has its columns next to each other.
+    pub(super) fn run(&mut self, matmul: &Matmul, stream: cudarc::driver::sys::CUstream) {
+        let key = Key::of(matmul);
+        let handle = self.handle;
+        let plan = self.plans.entry(key).or_insert_with(|| {
+            Plan::new(handle, matmul, &key)
+                .unwrap_or_else(|error| panic!("cuBLASLt has no product for {matmul:?}: {error}"))
+        });
+        let (alpha, beta) = (matmul.alpha, if matmul.c.is_some() { 1.0f32 } else { 0.0 });
+        let pointer = |address: u64| address as *const c_void;
+        // Columns are next to each other here and rows there: the same memory is the transposed
+        // matrix, and Dᵀ = Bᵀ Aᵀ.
+        // SAFETY: the operations describe matrices inside memory that they were given.
+        let done = unsafe {
+            result::matmul(
+                handle,
+                plan.product,
+                (&raw const alpha).cast(),
+                (&raw const beta).cast(),
+                pointer(matmul.b.address),
+                plan.b,
+                pointer(matmul.a.address),
+                plan.a,
+                pointer(matmul.c.unwrap_or(matmul.d.address)),
+                plan.d,
+                pointer(matmul.d.address).cast_mut(),
+                plan.d,
+                &plan.algorithm,
+                pointer(self.workspace).cast_mut(),
+                WORKSPACE_BYTES,
+                stream.cast(),
+            )
+        };
+        done.unwrap_or_else(|error| panic!("cuBLASLt failed at {matmul:?}: {error}"));
+    }
+}
+
+impl Key {
+    fn of(matmul: &Matmul) -> Self {
+        let strides = |x: Operand| (x.row_stride, x.col_stride);
+        let c = matmul.c.unwrap_or(matmul.d.address);
+        let addresses = [matmul.a.address, matmul.b.address, c, matmul.d.address];
+        Self {
+            sizes: [matmul.m, matmul.n, matmul.k],
+            dtypes: (matmul.dtype, matmul.d_dtype),
+            strides: [matmul.a, matmul.b, matmul.d].map(strides),
+            alignments: addresses.map(|address| 1 << address.trailing_zeros().min(8)),
+            adds: matmul.c.is_some(),
+        }
+    }
+}
+
+impl Plan {
+    fn new(handle: sys::cublasLtHandle_t, matmul: &Matmul, key: &Key) -> Result<Self, CublasError> {
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        let Matmul { m, n, k, dtype, d_dtype, .. } = *matmul;
+        // Sums in f32 and no rounding of f32 operands to TF32.
+        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let product = result::create_matmul_desc(compute, type_of(DType::F32))?;
+        let (a, a_turned) = layout(matmul.a, dtype, m, k)?;
+        let (b, b_turned) = layout(matmul.b, dtype, k, n)?;
+        let (d, _) = layout(matmul.d, d_dtype, m, n)?;
+        for (attribute, turned) in [
+            (Attribute::CUBLASLT_MATMUL_DESC_TRANSA, b_turned),
+            (Attribute::CUBLASLT_MATMUL_DESC_TRANSB, a_turned),
+        ] {
+            let turn = i32::from(turned);
+            // SAFETY: the attribute is a number of this size.
+            unsafe {
+                result::set_matmul_desc_attribute(product, attribute, (&raw const turn).cast(), 4)?;
+            }
+        }
+        let preference = preference(key)?;
+        // SAFETY: all made above.
+        let found =
+            unsafe { result::get_matmul_algo_heuristic(handle, product, b, a, d, d, preference) };
+        // SAFETY: destroyed once.
+        unsafe { result::destroy_matmul_pref(preference)? };
+        Ok(Self { product, a, b, d, algorithm: found?.algo })
+    }
+}
+
+/// The layout of a matrix as cuBLASLt sees it, rows next to each other, and whether the product
+/// must turn it.
+fn layout(
+    x: Operand,
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+) -> Result<(sys::cublasLtMatrixLayout_t, bool), CublasError> {
+    let (turned, height, width, stride) = match x.col_stride {
+        1 => (false, cols, rows, x.row_stride),
+        _ => (true, rows, cols, x.col_stride),
+    };
+    let stride = stride.max(height) as i64;
+    let layout = result::create_matrix_layout(type_of(dtype), height as u64, width as u64, stride)?;
+    Ok((layout, turned))
+}
+
+fn preference(key: &Key) -> Result<sys::cublasLtMatmulPreference_t, CublasError> {
+    use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
+    let preference = result::create_matmul_pref()?;
+    let bytes = WORKSPACE_BYTES as u64;
+    let [a, b, c, d] = key.alignments;
+    // SAFETY: the attributes are numbers of these sizes.
+    unsafe {
+        let workspace = Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        let bytes = (&raw const bytes).cast();
+        result::set_matmul_pref_attribute(preference, workspace, bytes, 8)?;
+        // Its A is our B.
+        for (attribute, alignment) in [
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, b),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, a),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, c),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, d),
+        ] {
+            let alignment = (&raw const alignment).cast();
+            result::set_matmul_pref_attribute(preference, attribute, alignment, 4)?;
+        }
+    }
+    Ok(preference)
+}
+
+fn type_of(dtype: DType) -> sys::cudaDataType {
+    match dtype {
+        DType::F32 => sys::cudaDataType_t::CUDA_R_32F,
+        DType::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        other => panic!("no products of {}", other.name()),
+    }
+}

@@ -1,0 +1,131 @@
+//! Kernels compiled for the device at hand, by NVRTC, and kept on disk.
+
+use super::super::cache;
+use super::super::driver::Source;
+use cudarc::nvrtc::result::{self, NvrtcError};
+use cudarc::nvrtc::sys;
+use std::ffi::{CStr, CString};
+
+/// Machine code of a source, and the names of its kernels there.
+pub(crate) struct Compiled {
+    /// In the order of [`Source::kernels`].
+    pub(crate) names: Vec<String>,
+    pub(crate) cubin: Vec<u8>,
+}
+
+/// Compiles `source` for a compute capability, or takes what was compiled before.
+pub(crate) fn compiled(source: &Source, capability: (u32, u32)) -> Result<Compiled, String> {
+    let (architecture, version) = (architecture(capability), version());
+    let program = source.program();
+    let key = format!("{architecture} {version} {:?}\n{program}", source.kernels);
+    let path = cache::path(source.name, &key, "cubin");
+    let stored = cache::get_or_make(path, || {
+        compile(source, &program, &architecture).map(|compiled| compiled.to_bytes())
+    })?;
+    Compiled::from_bytes(&stored, source.kernels.len())
+        .ok_or_else(|| format!("the compiled kernels of {} are damaged on disk", source.name))
+}
+
+/// `sm_90a` for 9.0: from Hopper on, code for one architecture may use all of it.
+pub(crate) fn architecture((major, minor): (u32, u32)) -> String {
+    let suffix = if major >= 9 { "a" } else { "" };
+    format!("sm_{major}{minor}{suffix}")
+}
+
+/// Compiles `source` for an architecture whatever was compiled before.
+#[cfg(test)]
+pub(crate) fn compile_for(source: &Source, architecture: &str) -> Result<Compiled, String> {
+    compile(source, &source.program(), architecture)
+}
+
+fn version() -> String {
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: writes two numbers.
+    let _ = unsafe { sys::nvrtcVersion(&mut major, &mut minor) };
+    format!("NVRTC {major}.{minor}")
+}
+
+pub(crate) fn compile(
+    source: &Source,
+    program: &str,
+    architecture: &str,
+) -> Result<Compiled, String> {
+    let failed = |what: &str, error: NvrtcError| format!("{what} {}: {error:?}", source.name);
+    let text = CString::new(program).map_err(|_| "a kernel's source holds a zero".to_owned())?;
+    let name = CString::new(source.name).map_err(|_| "a source's name holds a zero".to_owned())?;
+    let handle = result::create_program(&text, Some(&name));
+    let program = Program(handle.map_err(|error| failed("cannot read", error))?);
+    let expressions: Vec<CString> =
+        source.kernels.iter().filter_map(|name| CString::new(*name).ok()).collect();
+    for expression in &expressions {
+        // SAFETY: program and expression outlive the call.
+        unsafe { sys::nvrtcAddNameExpression(program.0, expression.as_ptr()) }
+            .result()
+            .map_err(|error| failed("cannot name a kernel of", error))?;
+    }
+    let options = [format!("--gpu-architecture={architecture}"), "--std=c++17".to_owned()];
+    // SAFETY: the program is not destroyed yet.
+    if let Err(error) = unsafe { result::compile_program(program.0, &options) } {
+        return Err(format!("{}\n{}", failed("cannot compile", error), program.log()));
+    }
+    let names = expressions.iter().map(|expression| program.lowered(expression));
+    let names = names.collect::<Result<_, _>>().map_err(|error| failed("no kernel in", error))?;
+    let cubin = program.cubin().map_err(|error| failed("no code of", error))?;
+    Ok(Compiled { names, cubin })
+}
+
+struct Program(sys::nvrtcProgram);
+
+impl Program {
+    fn log(&self) -> String {
+        // SAFETY: the program is not destroyed yet.
+        let log = unsafe { result::get_program_log(self.0) }.unwrap_or_default();
+        let bytes: Vec<u8> = log.into_iter().map(|c| c as u8).filter(|&c| c != 0).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn lowered(&self, expression: &CStr) -> Result<String, NvrtcError> {
+        let mut name = std::ptr::null();
+        // SAFETY: the program is compiled; the name lives as long as it.
+        unsafe {
+            sys::nvrtcGetLoweredName(self.0, expression.as_ptr(), &mut name).result()?;
+            Ok(CStr::from_ptr(name).to_string_lossy().into_owned())
+        }
+    }
+
+    fn cubin(&self) -> Result<Vec<u8>, NvrtcError> {
+        let mut len = 0;
+        // SAFETY: the program is compiled; the buffer is as long as it says.
+        unsafe {
+            sys::nvrtcGetCUBINSize(self.0, &mut len).result()?;
+            let mut cubin = vec![0u8; len];
+            sys::nvrtcGetCUBIN(self.0, cubin.as_mut_ptr().cast()).result()?;
+            Ok(cubin)
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // SAFETY: destroyed once.
+        let _ = unsafe { result::destroy_program(self.0) };
+    }
+}
+
+impl Compiled {
+    /// The names, each ended by a line's end, a zero, the code.
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.names.join("\n").into_bytes();
+        bytes.push(0);
+        bytes.extend(&self.cubin);
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8], num_kernels: usize) -> Option<Self> {
+        let end = bytes.iter().position(|&byte| byte == 0)?;
+        let names = std::str::from_utf8(&bytes[..end]).ok()?;
+        let names: Vec<String> = names.lines().map(str::to_owned).collect();
+        let is_whole = names.len() == num_kernels && bytes[end + 1..].starts_with(b"\x7fELF");
+        is_whole.then(|| Self { names, cubin: bytes[end + 1..].to_vec() })
+    }
+}

@@ -1,0 +1,29 @@
+//! Element by element, the four of one counter by one thread.
+
+use super::Mask;
+use crate::cuda::{Gpu, Launch, Slice, Source, args};
+
+pub(crate) static SOURCE: Source = Source {
+    name: "dropout",
+    texts: &[include_str!("kernel.cu")],
+    kernels: &[
+        "dropout_apply<float,float>",
+        "dropout_apply<bf16,bf16>",
+        "dropout_add_masked<float>",
+        "dropout_add_masked<bf16>",
+    ],
+};
+
+pub(super) fn apply(gpu: &Gpu, mask: Mask, x: Slice<'_>, y: Slice<'_>) {
+    assert_eq!(x.len(), y.len());
+    let kernel = format!("dropout_apply<{},{}>", x.type_name(), y.type_name());
+    let at = Launch::elements(x.len().div_ceil(4));
+    gpu.launch(&SOURCE, &kernel, at, args![mask.random, mask.probability, x, y, x.len()]);
+}
+
+pub(super) fn add_masked(gpu: &Gpu, mask: Mask, d_y: Slice<'_>, d_x: Slice<'_>) {
+    assert_eq!(d_y.len(), d_x.len());
+    let kernel = format!("dropout_add_masked<{}>", d_x.type_name());
+    let at = Launch::elements(d_y.len().div_ceil(4));
+    gpu.launch(&SOURCE, &kernel, at, args![mask.random, mask.probability, d_y, d_x, d_y.len()]);
+}

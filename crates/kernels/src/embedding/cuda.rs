@@ -1,0 +1,39 @@
+//! A block a token.
+
+use crate::cuda::{Gpu, Launch, Slice, Source, args};
+
+pub(crate) static SOURCE: Source = Source {
+    name: "embedding",
+    texts: &[include_str!("kernel.cu")],
+    kernels: &[
+        "embedding_forward<float>",
+        "embedding_forward<bf16>",
+        "embedding_forward<f16>",
+        "embedding_forward<Int8Rows>",
+        "embedding_backward",
+    ],
+};
+
+pub(super) fn forward(gpu: &Gpu, table: Slice<'_>, ids: &[u32], y: Slice<'_>) {
+    let h = y.len() / ids.len().max(1);
+    let v = table.len() / h.max(1);
+    assert!(ids.iter().all(|&id| (id as usize) < v));
+    let at = Launch::blocks(ids.len(), 128);
+    let kernel = format!("embedding_forward<{}>", table.type_name());
+    gpu.launch(&SOURCE, &kernel, at, args![table, h, gpu.upload(ids), y]);
+}
+
+pub(super) fn backward(gpu: &Gpu, ids: &[u32], d_y: Slice<'_>, d_table: Slice<'_>) {
+    let h = d_y.len() / ids.len().max(1);
+    let v = d_table.len() / h.max(1);
+    assert!(ids.iter().all(|&id| (id as usize) < v));
+    // The block of a token that is the first with its id adds the rows of all of them.
+    let at =
+        Launch { grid: [ids.len() as u32, h.div_ceil(1024) as u32, 1], ..Launch::blocks(1, 256) };
+    gpu.launch(
+        &SOURCE,
+        "embedding_backward",
+        at,
+        args![gpu.upload(ids), ids.len(), d_y, h, d_table],
+    );
+}

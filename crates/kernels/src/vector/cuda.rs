@@ -1,0 +1,124 @@
+//! Element by element, or a block a row.
+
+use crate::cuda::{Gpu, Launch, Slice, Source, args};
+use crate::element::DType;
+
+pub(crate) static SOURCE: Source = Source {
+    name: "vector",
+    texts: &[include_str!("kernel.cu")],
+    kernels: &[
+        "vector_add_assign<float,float>",
+        "vector_add_assign<float,bf16>",
+        "vector_add_assign<bf16,float>",
+        "vector_add_assign<bf16,bf16>",
+        "vector_convert<float,float>",
+        "vector_convert<float,bf16>",
+        "vector_convert<bf16,float>",
+        "vector_convert<bf16,bf16>",
+        "vector_convert<f16,float>",
+        "vector_convert<f16,bf16>",
+        "vector_dequantise<float>",
+        "vector_dequantise<bf16>",
+        "vector_scale<float>",
+        "vector_scale<bf16>",
+        "vector_add_scaled",
+        "vector_sum_of_squares",
+        "vector_add_column_sums<float>",
+        "vector_add_column_sums<bf16>",
+        "vector_gather_rows<float>",
+        "vector_gather_rows<bf16>",
+        "vector_copy_rows<float>",
+        "vector_copy_rows<bf16>",
+        "vector_add_bias<float>",
+        "vector_add_bias<bf16>",
+    ],
+};
+
+/// Elements of a partial sum of squares.
+const CHUNK: usize = 8192;
+
+/// Threads of a block that takes a row.
+const THREADS: u32 = 128;
+
+/// Enough threads for four elements each.
+fn elements(n: usize) -> Launch {
+    Launch::elements(n.div_ceil(4))
+}
+
+pub(super) fn add_assign(gpu: &Gpu, x: Slice<'_>, y: Slice<'_>) {
+    assert!(x.len() >= y.len());
+    let kernel = format!("vector_add_assign<{},{}>", x.type_name(), y.type_name());
+    gpu.launch(&SOURCE, &kernel, elements(y.len()), args![x, y, y.len()]);
+}
+
+pub(crate) fn convert(gpu: &Gpu, x: Slice<'_>, y: Slice<'_>) {
+    assert!(x.len() >= y.len());
+    if x.dtype() == DType::Int8 {
+        let kernel = format!("vector_dequantise<{}>", y.type_name());
+        let at = Launch::blocks(x.len() / x.cols().max(1), THREADS);
+        return gpu.launch(&SOURCE, &kernel, at, args![x, x.cols(), y]);
+    }
+    let kernel = format!("vector_convert<{},{}>", x.type_name(), y.type_name());
+    gpu.launch(&SOURCE, &kernel, elements(y.len()), args![x, y, y.len()]);
+}
+
+pub(super) fn scale(gpu: &Gpu, x: Slice<'_>, scale: f32, y: Slice<'_>) {
+    assert!(x.len() >= y.len());
+    let kernel = format!("vector_scale<{}>", y.type_name());
+    gpu.launch(&SOURCE, &kernel, elements(y.len()), args![x, scale, y, y.len()]);
+}
+
+pub(super) fn add_scaled(gpu: &Gpu, x: Slice<'_>, scale: f32, y: Slice<'_>) {
+    assert!(x.len() >= y.len());
+    gpu.launch(&SOURCE, "vector_add_scaled", elements(y.len()), args![x, scale, y, y.len()]);
+}
+
+pub(super) fn sum_of_squares(gpu: &Gpu, x: Slice<'_>) -> f64 {
+    let num_partial = x.len().div_ceil(CHUNK);
+    let partial = gpu.scratch(4 * num_partial);
+    let at = Launch::blocks(num_partial, 256);
+    gpu.launch(&SOURCE, "vector_sum_of_squares", at, args![x, x.len(), partial]);
+    gpu.download(partial, num_partial).into_iter().map(f64::from).sum()
+}
+
+pub(super) fn add_column_sums(gpu: &Gpu, x: Slice<'_>, width: usize, col: usize, sums: Slice<'_>) {
+    let (rows, n) = (x.len() / width, sums.len());
+    assert!(col + n <= width);
+    let kernel = format!("vector_add_column_sums<{}>", x.type_name());
+    gpu.launch(&SOURCE, &kernel, Launch::columns(n), args![x, rows, width, col, n, sums]);
+}
+
+pub(super) fn gather_rows(gpu: &Gpu, x: Slice<'_>, h: usize, rows: &[u32], y: Slice<'_>) {
+    assert!(x.dtype() == y.dtype() && y.len() >= rows.len() * h);
+    assert!(rows.iter().all(|&row| (row as usize + 1) * h <= x.len()));
+    let kernel = format!("vector_gather_rows<{}>", x.type_name());
+    let at = Launch::blocks(rows.len(), THREADS);
+    gpu.launch(&SOURCE, &kernel, at, args![x, h, gpu.upload(rows), y]);
+}
+
+pub(super) fn copy_rows(
+    gpu: &Gpu,
+    x: Slice<'_>,
+    (x_stride, x_offset): (usize, usize),
+    y: Slice<'_>,
+    (y_stride, y_offset): (usize, usize),
+) {
+    let rows = x.len() / x_stride;
+    assert!(x.dtype() == y.dtype() && x_offset + y_stride <= x_stride);
+    assert!(y_offset + rows * y_stride <= y.len());
+    let kernel = format!("vector_copy_rows<{}>", x.type_name());
+    let args = args![x, x_stride, x_offset, y, y_stride, y_offset];
+    gpu.launch(&SOURCE, &kernel, Launch::blocks(rows, THREADS), args);
+}
+
+/// `y[i, offset + j] += bias[j]` in `rows` rows of `stride`.
+pub(crate) fn add_bias(
+    gpu: &Gpu,
+    y: Slice<'_>,
+    (rows, stride, offset): (usize, usize, usize),
+    bias: Slice<'_>,
+) {
+    let kernel = format!("vector_add_bias<{}>", y.type_name());
+    let args = args![y, stride, offset, bias, bias.len()];
+    gpu.launch(&SOURCE, &kernel, Launch::blocks(rows, THREADS), args);
+}

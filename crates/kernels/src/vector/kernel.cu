@@ -1,0 +1,107 @@
+// Operations along flat arrays, whatever the grid, and along rows, of which a block takes one.
+
+// `y += x`.
+template <class X, class Y> __global__ void vector_add_assign(const X* x, Y* y, size_t n) {
+    const int N = RUN<X, Y>;
+    over_grid<N>(n, aligned<N>(x, y), [&](size_t i, auto count) {
+        auto x_i = read(x + i, count), y_i = read(y + i, count);
+        for (int k = 0; k < count.value; k++) y_i.of[k] += x_i.of[k];
+        write(y + i, y_i);
+    });
+}
+
+// `y = x`, to the nearest value.
+template <class X, class Y> __global__ void vector_convert(const X* x, Y* y, size_t n) {
+    const int N = RUN<X, Y>;
+    over_grid<N>(n, aligned<N>(x, y), [&](size_t i, auto count) {
+        write(y + i, read(x + i, count));
+    });
+}
+
+// `y [rows, cols]` = rows of bytes.
+template <class Y> __global__ void vector_dequantise(Int8Rows x, size_t cols, Y* y) {
+    const int N = RUN<Y>;
+    size_t row = blockIdx.x;
+    over_block<N>(cols, cols % N == 0 && aligned<N>(x, y), [&](size_t c, auto count) {
+        write(y + row * cols + c, read(x, row * cols + c, row, count));
+    });
+}
+
+// `y = scale · x`.
+template <class Y> __global__ void vector_scale(const float* x, float scale, Y* y, size_t n) {
+    over_grid<4>(n, aligned<4>(x, y), [&](size_t i, auto count) {
+        auto x_i = read(x + i, count);
+        for (int k = 0; k < count.value; k++) x_i.of[k] *= scale;
+        write(y + i, x_i);
+    });
+}
+
+// `y += scale · x`.
+__global__ void vector_add_scaled(const float* x, float scale, float* y, size_t n) {
+    over_grid<4>(n, aligned<4>(x, y), [&](size_t i, auto count) {
+        auto x_i = read(x + i, count), y_i = read(y + i, count);
+        for (int k = 0; k < count.value; k++) y_i.of[k] += scale * x_i.of[k];
+        write(y + i, y_i);
+    });
+}
+
+// `partial[i] = Σ x²` of 8192 elements, one block each.
+__global__ void vector_sum_of_squares(const float* x, size_t n, float* partial) {
+    const size_t chunk = 8192;
+    size_t start = blockIdx.x * chunk, len = n - start < chunk ? n - start : chunk;
+    float sum = 0.0f;
+    over_block<4>(len, aligned<4>(x), [&](size_t i, auto count) {
+        auto x_i = read(x + start + i, count);
+        for (int k = 0; k < count.value; k++) sum += x_i.of[k] * x_i.of[k];
+    });
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+// `sums[n] += Σ_m x[m, col + n]` for `rows` rows of `width` columns.
+template <class X>
+__global__ void vector_add_column_sums(
+    const X* x, size_t rows, size_t width, size_t col, size_t n, float* sums) {
+    add_sums_over_rows(rows, n, sums, [&](size_t row, size_t column) {
+        return to_f32(x[row * width + col + column]);
+    });
+}
+
+template <class T, int N> DEVICE void copy(const T* x, T* y, Count<N>) {
+    typedef Neighbours<T, N> Run;
+    *reinterpret_cast<Run*>(y) = *reinterpret_cast<const Run*>(x);
+}
+
+// `y[i] = x[rows[i]]`, rows of `h`.
+template <class T>
+__global__ void vector_gather_rows(const T* x, size_t h, const uint32* rows, T* y) {
+    const int N = RUN<T>;
+    x += rows[blockIdx.x] * h, y += blockIdx.x * h;
+    over_block<N>(h, h % N == 0 && aligned<N>(x, y), [&](size_t c, auto count) {
+        copy(x + c, y + c, count);
+    });
+}
+
+// Row `i` of `y`, from `y_offset` on in rows of `y_stride`, = as many elements of row `i` of `x`,
+// from `x_offset` on in rows of `x_stride`.
+template <class T>
+__global__ void vector_copy_rows(
+    const T* x, size_t x_stride, size_t x_offset, T* y, size_t y_stride, size_t y_offset) {
+    const int N = RUN<T>;
+    x += blockIdx.x * x_stride + x_offset, y += blockIdx.x * y_stride + y_offset;
+    over_block<N>(y_stride, aligned<N>(x, y), [&](size_t c, auto count) {
+        copy(x + c, y + c, count);
+    });
+}
+
+// `y[m, offset + n] += bias[n]` in rows of `stride`.
+template <class Y>
+__global__ void vector_add_bias(
+    Y* y, size_t stride, size_t offset, const float* bias, size_t n) {
+    y += blockIdx.x * stride + offset;
+    over_block<4>(n, aligned<4>(y, bias), [&](size_t c, auto count) {
+        auto y_c = read(y + c, count), bias_c = read(bias + c, count);
+        for (int k = 0; k < count.value; k++) y_c.of[k] += bias_c.of[k];
+        write(y + c, y_c);
+    });
+}
