@@ -61,10 +61,16 @@ pub struct RunFileArgs {
 }
 
 #[derive(Args)]
-#[command(after_help = "Example: hone plan run.toml budget.memory=8GiB")]
+#[command(after_help = "Examples:
+  hone plan run.toml budget.memory=8GiB
+  hone plan run.toml --device h100-80g")]
 pub struct PlanArgs {
     #[command(flatten)]
     pub run: RunFileArgs,
+    /// Plan for a GPU that need not be here: t4, a10g, l4, l40s, a100-40g, a100-80g, h100-80g, h200
+    /// or b200 (default: what run.device says)
+    #[arg(long, value_name = "NAME")]
+    pub device: Option<String>,
 }
 
 #[derive(Args)]
@@ -99,7 +105,10 @@ pub struct ModelArgs {
     /// weights in 8-bit integers, others in bf16)
     #[arg(long, default_value = "auto")]
     pub compute: PrecisionArg,
-    /// Threads to use (default: all cores)
+    /// Where to compute: auto (a GPU where there is one), cpu, cuda, or cuda: and a number
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Threads of the CPU to use (default: all cores)
     #[arg(long, value_parser = threads)]
     pub threads: Option<usize>,
 }

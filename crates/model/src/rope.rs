@@ -94,10 +94,8 @@ impl RopeConfig {
     pub fn angles(&self, positions: &[u32], cu_seqlens: &[u32]) -> Angles {
         let (half, factor) = (self.head_dim / 2, self.attention_factor());
         let fixed = self.inverse_frequencies(0);
-        let mut angles = Angles {
-            cos: vec![1.0; positions.len() * half],
-            sin: vec![0.0; positions.len() * half],
-        };
+        let len = positions.len() * half;
+        let mut angles = Angles::new(vec![1.0; len], vec![0.0; len]);
         for bounds in cu_seqlens.windows(2) {
             let tokens = bounds[0] as usize..bounds[1] as usize;
             let len = positions[tokens.clone()].iter().max().map_or(0, |&p| p as usize + 1);

@@ -13,6 +13,7 @@ pub mod machine;
 mod metrics;
 pub mod objective;
 pub mod optimizer;
+pub mod place;
 pub mod planner;
 pub mod profile;
 pub mod recipe;

@@ -72,11 +72,7 @@ fn clip_scale(grad_norm: f64, max_grad_norm: f64) -> f64 {
 
 /// The global norm of all gradients.
 pub fn grad_norm(device: &Device, gradients: &Gradients) -> f64 {
-    let mut sum = 0.0;
-    for gradient in gradients.iter() {
-        if let Some(on) = device.begin(Cost::memory("grad_norm", gradient.num_bytes())) {
-            sum += on.sum_of_squares(gradient.view());
-        }
-    }
-    sum.sqrt()
+    let bytes = gradients.iter().map(Tensor::num_bytes).sum();
+    let Some(on) = device.begin(Cost::memory("grad_norm", bytes)) else { return 0.0 };
+    on.sum_of_squares(&gradients.iter().map(Tensor::view).collect::<Vec<_>>()).sqrt()
 }

@@ -15,7 +15,7 @@ use crate::setup::Setup;
 use hone_data::{Dataset, MicroBatch, Unit};
 use hone_model::adapter::{LoraConfig, TargetModules};
 use hone_model::{Batch, Recompute};
-use hone_tensor::{Category, Cost, DType, Device, Layout, StepKey, ops};
+use hone_tensor::{Category, Cost, DType, Device, Layout, StepKey, Target, ops};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use std::sync::Arc;
 /// What a run will take.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
-    /// Most bytes of memory that the process will occupy.
+    /// Most bytes of memory that the process will occupy; on a GPU, of the GPU's memory.
     pub peak_bytes: u64,
     /// Bytes of the step memory, part of `peak_bytes`.
     pub arena_bytes: u64,
@@ -40,8 +40,10 @@ pub struct Plan {
     pub step_seconds: f64,
     /// FLOP/s that products would reach on this machine if memory cost nothing.
     pub ceiling_flops: f64,
-    /// When the speed of this machine was measured.
+    /// When the speed of this machine was measured; of a GPU, where its speed is known from.
     pub speed_measured: String,
+    /// The GPU that the plan is for; `None`: the CPU.
+    pub gpu: Option<String>,
     /// Optimizer steps.
     pub num_steps: u64,
     /// Seconds of all steps; loading, evaluation and export come on top.
@@ -90,7 +92,7 @@ impl Plan {
     /// Where less memory is free than training needs: says so in the plan, and returns what is
     /// free.
     fn refuse_without_room(&mut self, host: Host) -> Option<u64> {
-        let free = free_memory(host).filter(|&free| free < self.needed_bytes())?;
+        let free = host.free.filter(|&free| free < self.needed_bytes())?;
         (self.fits, self.budget_bytes) = (false, Some(free));
         let free_now = crate::report::format_bytes(free);
         self.mend = vec![format!("free some memory: {free_now} can be taken now")];
@@ -112,20 +114,57 @@ impl Policy {
 /// Measured: 2.2 MiB, whatever the model.
 const UNTOUCHED: u64 = 9 << 18;
 
-/// What this process occupies before anything is loaded for training: program, tokenizer, data.
+/// What CUDA takes of a GPU's memory for itself, code and stacks of kernels, and cuBLASLt's
+/// workspace: as others report it, not measured.
+const CUDA_CONTEXT: u64 = 640 << 20;
+
+/// The memory that a run has to keep to, and what of it is in use before anything is loaded for
+/// training: by program, tokenizer and data, or by the GPU's driver.
 #[derive(Clone, Copy)]
 struct Host {
+    target: Target,
     /// Bytes in use now.
     bytes: u64,
     /// The most so far; reading and tokenising data may have taken more than a step will.
     peak_bytes: u64,
+    /// Bytes there are.
+    total: Option<u64>,
+    /// Bytes that can be taken now, those in use included; `None`: the machine is not at hand.
+    free: Option<u64>,
 }
 
 impl Host {
-    fn measure() -> Self {
+    fn of(profile: &DeviceProfile) -> Self {
+        let target = profile.target();
+        if let Some(total) = profile.gpu_memory_bytes {
+            let (bytes, free) = (CUDA_CONTEXT, profile.gpu_free_bytes);
+            return Self { target, bytes, peak_bytes: 0, total: Some(total), free };
+        }
         hone_tensor::release_free_memory();
         let bytes = machine::resident_bytes().unwrap_or(0) + UNTOUCHED;
-        Self { bytes, peak_bytes: machine::peak_resident_bytes().unwrap_or(bytes) }
+        Self {
+            target,
+            bytes,
+            peak_bytes: machine::peak_resident_bytes().unwrap_or(bytes),
+            total: machine::total_memory(),
+            free: machine::available_memory().map(|free| free + bytes),
+        }
+    }
+
+    /// `budget.memory`, or three quarters of what the machine has; of a GPU, whose memory is there
+    /// for nothing else, all but a thirty-second. Not what is free: that differs from hour to hour,
+    /// and the policy must not.
+    fn budget(&self, setup: &Setup) -> Option<u64> {
+        let of_all = |total: u64| match self.target {
+            Target::Cpu => total / 4 * 3,
+            Target::Cuda => total - total / 32,
+        };
+        setup.run.budget.memory.or_else(|| self.total.map(of_all))
+    }
+
+    /// Whether the budget holds so much.
+    fn fits(&self, setup: &Setup, needed_bytes: u64) -> bool {
+        self.budget(setup).is_none_or(|budget| needed_bytes <= budget)
     }
 }
 
@@ -134,7 +173,7 @@ impl Host {
 /// # Errors
 /// If model or adapter cannot be loaded.
 pub fn plan(setup: &Setup, profile: &DeviceProfile) -> Result<Planned, TrainError> {
-    let host = Host::measure();
+    let host = Host::of(profile);
     let mut planned = plan_among(setup, profile, host, &candidates(setup))?;
     let plan = &mut planned.plan;
     if !plan.fits {
@@ -155,7 +194,7 @@ pub fn plan_with(
     profile: &DeviceProfile,
     policy: Policy,
 ) -> Result<Planned, TrainError> {
-    let host = Host::measure();
+    let host = Host::of(profile);
     let mut planned = plan_among(setup, profile, host, &[policy])?;
     let plan = &mut planned.plan;
     if !plan.fits {
@@ -238,7 +277,8 @@ impl<'a> DryRun<'a> {
         base_precision: Option<DType>,
         lora: Option<&LoraConfig>,
     ) -> Result<Self, TrainError> {
-        let engine = Engine::with_weights(setup, &Device::dry(), base_precision, lora)?;
+        let engine =
+            Engine::with_weights(setup, &Device::dry_as(host.target), base_precision, lora)?;
         Ok(Self { setup, engine, host })
     }
 
@@ -259,7 +299,8 @@ impl<'a> DryRun<'a> {
         let step_seconds = micro_batches as f64 * profile.seconds(&micro_batch, compute)
             + profile.seconds(&update, compute);
         let flops: u64 = micro_batch.iter().map(Cost::flops).sum();
-        let mut memory = self.memory(&train_layout, &eval_layout);
+        let scratch = micro_batch.iter().map(|cost| cost.scratch_bytes).max().unwrap_or(0);
+        let mut memory = self.memory(&train_layout, &eval_layout, scratch);
         let needed_bytes = total(&memory);
         let preparation = self.host.peak_bytes.saturating_sub(needed_bytes);
         memory.insert("preparation".to_owned(), preparation.into());
@@ -267,12 +308,13 @@ impl<'a> DryRun<'a> {
             peak_bytes: needed_bytes + preparation,
             arena_bytes: train_layout.bytes().max(eval_layout.bytes()) as u64,
             memory,
-            budget_bytes: budget(self.setup),
-            fits: fits(self.setup, needed_bytes),
+            budget_bytes: self.host.budget(self.setup),
+            fits: self.host.fits(self.setup, needed_bytes),
             flops_per_step: flops * micro_batches as u64,
             step_seconds,
             ceiling_flops: profile.ceiling(compute),
             speed_measured: profile.measured.clone(),
+            gpu: profile.gpu_memory_bytes.map(|_| profile.cpu.clone()),
             num_steps: self.setup.num_steps,
             total_seconds: step_seconds * self.setup.num_steps as f64,
             trainable_parameters: self.engine.model.params.num_elements() as u64,
@@ -310,8 +352,8 @@ impl<'a> DryRun<'a> {
         device.take_costs()
     }
 
-    /// Bytes by use.
-    fn memory(&self, train: &Layout, eval: &Layout) -> Map<String, Value> {
+    /// Bytes by use; `scratch` are those inside an operation of a GPU.
+    fn memory(&self, train: &Layout, eval: &Layout, scratch: u64) -> Map<String, Value> {
         let larger = if train.bytes() >= eval.bytes() { train } else { eval };
         let of_step = |category| larger.at_peak().get(&category).copied().unwrap_or(0) as u64;
         let kept = |category| self.engine.device.persistent_bytes(category);
@@ -319,7 +361,10 @@ impl<'a> DryRun<'a> {
         let live: u64 = larger.at_peak().values().map(|&bytes| bytes as u64).sum();
         let config = &self.setup.config;
         let of_thread = ops::scratch_bytes_per_thread(&config.heads, config.hidden_size);
-        let scratch = (of_thread * self.setup.threads) as u64;
+        let (scratch, in_use) = match self.host.target {
+            Target::Cpu => ((of_thread * self.setup.threads) as u64, "program_and_data"),
+            Target::Cuda => (scratch, "driver"),
+        };
         let parts = [
             ("weights", kept(Category::Weights)),
             (parameters, kept(Category::Parameters)),
@@ -329,7 +374,7 @@ impl<'a> DryRun<'a> {
             ("head", of_step(Category::Head)),
             ("workspace", of_step(Category::Workspace) + scratch),
             ("gaps", larger.bytes() as u64 - live),
-            ("program_and_data", self.host.bytes),
+            (in_use, self.host.bytes),
         ];
         parts.iter().map(|&(name, bytes)| (name.to_owned(), bytes.into())).collect()
     }
@@ -344,8 +389,9 @@ impl<'a> DryRun<'a> {
         });
         let Engine { model, compute, .. } = &self.engine;
         let (_, eval) = device.trace(|| log_likelihood(&device, model, *compute, &batch));
-        device.take_costs();
-        total(&self.memory(&Layout::of(trace), &Layout::of(eval)))
+        let costs = device.take_costs();
+        let scratch = costs.iter().map(|cost| cost.scratch_bytes).max().unwrap_or(0);
+        total(&self.memory(&Layout::of(trace), &Layout::of(eval), scratch))
     }
 }
 
@@ -403,7 +449,7 @@ const SHORTEST: usize = 32;
 fn last_resort(setup: &Setup, host: Host, needed_bytes: u64) -> String {
     // A little more than is needed, since the program itself may take a little more next time.
     let enough = needed_bytes + needed_bytes / 16;
-    match (setup.run.budget.memory, free_memory(host)) {
+    match (setup.run.budget.memory, host.free) {
         (Some(_), Some(free)) if enough <= free => format!(
             "budget.memory = \"{}MiB\" or more; {} are free on this machine",
             enough.div_ceil(1 << 20),
@@ -411,10 +457,6 @@ fn last_resort(setup: &Setup, host: Host, needed_bytes: u64) -> String {
         ),
         _ => "a smaller model, or a machine with more memory".to_owned(),
     }
-}
-
-fn free_memory(host: Host) -> Option<u64> {
-    Some(machine::available_memory()? + host.bytes)
 }
 
 /// The run with some settings changed, and the changes in words.
@@ -442,7 +484,7 @@ impl Variant<'_> {
                 break;
             }
             let needed_bytes = dry.leanest(len);
-            if fits(self.setup, needed_bytes) {
+            if self.host.fits(self.setup, needed_bytes) {
                 let change = format!(
                     "data.max_seq_len = {len} (now {longest}) with data.overlong = \"truncate\""
                 );
@@ -453,7 +495,7 @@ impl Variant<'_> {
     }
 
     fn note(&mut self, change: &str, needed_bytes: u64) -> bool {
-        let fits = fits(self.setup, needed_bytes);
+        let fits = self.host.fits(self.setup, needed_bytes);
         self.lines.push(match fits {
             true => format!("{change} (needs {})", crate::report::format_bytes(needed_bytes)),
             false => format!("{change}, and"),
@@ -464,15 +506,4 @@ impl Variant<'_> {
     fn dry(&self) -> Result<DryRun<'_>, TrainError> {
         DryRun::new(self.setup, self.host, self.base_precision, self.lora.as_ref())
     }
-}
-
-/// Whether the budget holds so much.
-fn fits(setup: &Setup, needed_bytes: u64) -> bool {
-    budget(setup).is_none_or(|budget| needed_bytes <= budget)
-}
-
-/// `budget.memory`, or three quarters of what the machine has. Not what is free: that differs from
-/// hour to hour, and the policy must not.
-fn budget(setup: &Setup) -> Option<u64> {
-    setup.run.budget.memory.or_else(|| Some(machine::total_memory()? / 4 * 3))
 }

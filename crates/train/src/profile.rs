@@ -1,11 +1,14 @@
-//! How fast this machine is, measured: what the planner's times come from.
+//! How fast this machine is, measured: what the planner's times come from. What is published of
+//! GPUs is in [`catalogue`].
+
+pub mod catalogue;
 
 use crate::machine;
 use hone_tensor::ops;
 use hone_tensor::safetensors::held_as;
 use hone_tensor::{
     Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Lora, Params,
-    Projection, Sequence, Span, Tape, Tensor, Var, Weight, Work, ceiling,
+    Projection, Sequence, Span, Tape, Target, Tensor, Var, Weight, Work, ceiling,
 };
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -50,6 +53,12 @@ pub struct DeviceProfile {
     pub memory: f64,
     /// Seconds that any operation takes at least.
     pub overhead: f64,
+    /// Bytes of a GPU's memory; `None`: the CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_memory_bytes: Option<u64>,
+    /// Bytes of it that were free, where it is at hand.
+    #[serde(skip)]
+    pub gpu_free_bytes: Option<u64>,
 }
 
 impl DeviceProfile {
@@ -101,9 +110,16 @@ impl DeviceProfile {
             elementwise: elementwise.rate(),
             memory: memory.rate(),
             overhead: overhead(&device),
+            gpu_memory_bytes: None,
+            gpu_free_bytes: None,
         };
         profile.keep();
         profile
+    }
+
+    /// Whose rates they are.
+    pub fn target(&self) -> Target {
+        if self.gpu_memory_bytes.is_some() { Target::Cuda } else { Target::Cpu }
     }
 
     /// Seconds that operations of these costs take.

@@ -5,11 +5,10 @@ use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::evaluate::{self, Evaluation, to_batch};
 use crate::failpoint;
-use crate::machine;
 use crate::metrics::{EvalRecord, Lines, Phases, RowsRecord, StepRecord};
 use crate::optimizer::grad_norm;
+use crate::place::Place;
 use crate::planner::{self, Plan, Planned};
-use crate::profile::DeviceProfile;
 use crate::report;
 use crate::run_dir::RunDir;
 use crate::run_file::OnNonfinite;
@@ -19,7 +18,7 @@ use crate::setup::Setup;
 use crate::step_profile::StepProfile;
 use hone_data::{Cursor, MicroBatch, Order};
 use hone_model::{adapter, export_hf};
-use hone_tensor::{Arena, DType, Device, ParamId, StepKey};
+use hone_tensor::{Arena, DType, ParamId, StepKey};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -114,7 +113,7 @@ fn train_in(
         dir.begin(setup, &planned.plan)?;
     }
     let _lock = dir.lock()?;
-    let device = Device::cpu(setup.threads);
+    let device = setup.place.device();
     let mut run = Run {
         setup,
         engine: Engine::new(setup, &device)?,
@@ -165,7 +164,7 @@ fn first_profiled(first_step: u64, num_steps: u64) -> u64 {
 }
 
 fn plan(setup: &Setup, dir: &RunDir, resuming: bool) -> Result<Planned, TrainError> {
-    let profile = DeviceProfile::of_this_machine(setup.threads);
+    let profile = setup.place.profile();
     if resuming {
         return planner::plan_with(setup, &profile, dir.check_same(setup)?);
     }
@@ -268,7 +267,7 @@ impl Run<'_> {
             target_tokens: num_targets as u64,
             tokens_per_second: tokens as f64 / step_seconds,
             step_seconds,
-            peak_bytes: machine::peak_resident_bytes(),
+            peak_bytes: self.setup.place.peak_bytes(),
             phases: Phases { data, forward_backward, optimizer },
             skipped,
         };

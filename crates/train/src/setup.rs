@@ -1,6 +1,7 @@
 //! From a run file to everything a run needs, checked: model directory, tokenizer, data, order.
 
 use crate::error::TrainError;
+use crate::place::Place;
 use crate::run_dir::RunDir;
 use crate::run_file::{self, AdapterSection, Precision, RunFile};
 use hone_data::{Cursor, Dataset, Order, RecordSpec, Tokenizer, Unit, pack_in_order};
@@ -43,8 +44,10 @@ pub struct Setup {
     pub first_step: Vec<Unit>,
     /// Optimizer steps of the whole run.
     pub num_steps: u64,
-    /// Threads to use.
+    /// Threads of the CPU to use.
     pub threads: usize,
+    /// Where to compute.
+    pub place: Place,
 }
 
 impl Setup {
@@ -64,6 +67,9 @@ impl Setup {
         check_vocabulary(&model_dir, &config, &tokenizer)?;
         let file = hone_model::load(&model_dir, &Device::dry(), LoadOptions::INFERENCE)?;
         let compute = compute_type(run.model.compute, file.file_dtype);
+        let threads = run.run.threads.unwrap_or_else(crate::machine::num_threads);
+        let place = Place::open(("run.device =", &run.run.device), threads, note)?;
+        place.check("model.compute", compute)?;
         let base_precision = held_type(run.model.base_precision, run.model.compute);
         let lora = run.adapter.as_ref().map(lora_config);
         if let Some(lora) = &lora {
@@ -109,7 +115,8 @@ impl Setup {
             units_per_step,
             first_step: order.step(&Cursor::default()).to_vec(),
             num_steps,
-            threads: run.run.threads.unwrap_or_else(crate::machine::num_threads),
+            threads,
+            place,
             run,
         })
     }

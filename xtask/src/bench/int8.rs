@@ -33,6 +33,8 @@ rank = 16
 batch_tokens = 4096
 max_steps = 150
 learning_rate = 2e-3
+[run]
+device = \"cpu\"
 [report]
 samples = 0
 [output]

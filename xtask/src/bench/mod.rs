@@ -30,8 +30,12 @@ impl Place {
         Ok(Self { root: root.to_path_buf(), hone, dir })
     }
 
+    fn page(&self, page: &str) -> PathBuf {
+        self.root.join("docs/benchmarks").join(page)
+    }
+
     fn write_page(&self, page: &str, text: &str) -> Result<(), String> {
-        let path = self.root.join("docs/benchmarks").join(page);
+        let path = self.page(page);
         let made = std::fs::create_dir_all(path.parent().unwrap_or(&self.root));
         made.and_then(|()| std::fs::write(&path, text)).map_err(|error| format!("{page}: {error}"))
     }

@@ -81,6 +81,8 @@ path = \"set by each run\"
 train = [\"train.jsonl\"]
 [train]
 max_steps = 5
+[run]
+device = \"cpu\"
 [report]
 samples = 0
 [output]

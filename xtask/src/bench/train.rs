@@ -25,6 +25,8 @@ compute = \"bf16\"
 train = [\"train.jsonl\"]
 [train]
 warmup_steps = 0
+[run]
+device = \"cpu\"
 [report]
 samples = 0
 [output]

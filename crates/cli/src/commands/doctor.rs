@@ -4,22 +4,26 @@ use crate::args::DoctorArgs;
 use crate::failure::Failure;
 use crate::output;
 use hone_model::hub::HubSettings;
+use hone_tensor::cuda::{CudaError, Gpu, num_devices};
 use hone_train::machine;
 use hone_train::profile::DeviceProfile;
 use hone_train::report::format_bytes;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Measures this machine and prints what it has.
 pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
     let profile = DeviceProfile::measure(super::num_threads(args.threads));
     let (total, free) = (machine::total_memory(), machine::available_memory());
     let hub = HubSettings::from_env();
+    let gpus = gpus();
     if args.json {
         output::json(&json!({
             "version": profile.version,
             "profile": profile,
             "memory_bytes": total,
             "available_bytes": free,
+            "gpus": gpus.iter().map(|gpu| gpu.as_ref().ok().map(facts)).collect::<Vec<_>>(),
+            "gpu_problem": gpus.iter().find_map(|gpu| gpu.as_ref().err()).map(ToString::to_string),
             "hub_cache": hub.cache_dir,
             "hub_offline": hub.offline,
         }));
@@ -41,10 +45,44 @@ pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
         ("products in int8", of_ceiling(profile.product_int8, profile.ceiling_int8)),
         ("attention", rate(profile.attention)),
         ("memory traffic", format!("{:.1} GB/s", profile.memory / 1e9)),
-        ("GPU", "not used: this version computes on the CPU".to_owned()),
+        ("GPU", described(&gpus)),
         ("model cache", hub_cache(&hub)),
     ]);
     Ok(())
+}
+
+/// Every GPU of this machine, or why it cannot be used.
+fn gpus() -> Vec<Result<Gpu, CudaError>> {
+    match num_devices() {
+        Ok(count) => (0..count).map(Gpu::open).collect(),
+        Err(problem) => vec![Err(problem)],
+    }
+}
+
+fn facts(gpu: &Gpu) -> Value {
+    let (info, (major, minor)) = (gpu.info(), gpu.info().compute_capability);
+    json!({
+        "name": info.name,
+        "compute_capability": format!("{major}.{minor}"),
+        "memory_bytes": info.memory_bytes,
+        "free_bytes": gpu.free_bytes(),
+        "num_multiprocessors": info.num_multiprocessors,
+    })
+}
+
+fn described(gpus: &[Result<Gpu, CudaError>]) -> String {
+    let one = |(i, gpu): (usize, &Result<Gpu, CudaError>)| match gpu {
+        Ok(gpu) => {
+            let (info, (major, minor)) = (gpu.info(), gpu.info().compute_capability);
+            let (all, free) = (format_bytes(info.memory_bytes), format_bytes(gpu.free_bytes()));
+            format!("cuda:{i}: {}, {all}, {free} free, capability {major}.{minor}", info.name)
+        }
+        Err(problem) => format!("none that can be used: {problem}"),
+    };
+    match gpus {
+        [] => "none".to_owned(),
+        gpus => gpus.iter().enumerate().map(one).collect::<Vec<_>>().join("; "),
+    }
 }
 
 fn hub_cache(hub: &HubSettings) -> String {

@@ -15,6 +15,7 @@ use crate::output;
 use hone_data::Tokenizer;
 use hone_model::{LoadOptions, Model, adapter};
 use hone_tensor::{Compute, Device};
+use hone_train::place::Place;
 use hone_train::run_file::{RunFile, check_held_for};
 use hone_train::setup::{Setup, check_vocabulary, compute_type, held_type, resolve};
 use std::path::{Path, PathBuf};
@@ -42,7 +43,10 @@ fn open(args: &ModelArgs) -> Result<Opened, Failure> {
     check_held_for(held, asked, "--base-precision")
         .map_err(|problem| Failure::Usage(format!("--compute {problem}")))?;
     let dir = resolve(&args.model, &mut |note| output::note(&format!("note: {note}")))?;
-    let device = Device::cpu(num_threads(args.threads));
+    let threads = num_threads(args.threads);
+    let note = &mut |note| output::note(&format!("note: {note}"));
+    let place = Place::open(("--device", &args.device), threads, note)?;
+    let device = place.device();
     let base_precision = held_type(held, asked);
     let options = LoadOptions { base_precision, ..LoadOptions::INFERENCE };
     let mut model = hone_model::load(&dir, &device, options)?;
@@ -52,6 +56,7 @@ fn open(args: &ModelArgs) -> Result<Opened, Failure> {
     let tokenizer = Tokenizer::from_dir(&dir)?;
     check_vocabulary(&dir, &model.decoder.config, &tokenizer)?;
     let compute = compute_type(asked, model.file_dtype);
+    place.check("--compute", compute)?;
     Ok(Opened { dir, device, model, tokenizer, compute })
 }
 

@@ -3,8 +3,9 @@
 use crate::args::PlanArgs;
 use crate::failure::Failure;
 use crate::output;
+use hone_train::place::check_gpu;
 use hone_train::planner::{self, Plan};
-use hone_train::profile::DeviceProfile;
+use hone_train::profile::{DeviceProfile, catalogue};
 use hone_train::report::{format_bytes, format_seconds};
 use hone_train::setup::Setup;
 use std::fmt::Write as _;
@@ -12,7 +13,10 @@ use std::fmt::Write as _;
 /// Prints the plan; status 2 when the run cannot fit.
 pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let setup = super::prepare(super::read_run_file(&args.run)?)?;
-    let profile = DeviceProfile::of_this_machine(setup.threads);
+    let profile = match &args.device {
+        None => setup.place.profile(),
+        Some(name) => named(name, &setup)?,
+    };
     let plan = planner::plan(&setup, &profile)?.plan;
     if args.run.json {
         output::json(&serde_json::to_value(&plan).expect("a plan is plain data"));
@@ -65,12 +69,26 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
     );
     let total = format_seconds(plan.total_seconds);
     let _ = writeln!(text, "time     {} steps, about {total}", plan.num_steps);
-    let _ = write!(
-        text,
-        "         by this machine's speed of {}; `hone doctor` measures it again",
-        plan.speed_measured
-    );
+    let _ = match &plan.gpu {
+        None => write!(
+            text,
+            "         by this machine's speed of {}; `hone doctor` measures it again",
+            plan.speed_measured
+        ),
+        Some(gpu) => write!(text, "         on {gpu}, by {}", plan.speed_measured),
+    };
     text
+}
+
+/// What is published of a GPU, for a run that it can compute.
+fn named(name: &str, setup: &Setup) -> Result<DeviceProfile, Failure> {
+    let known = catalogue::named(name).zip(catalogue::compute_capability(name));
+    let (profile, capability) = known.ok_or_else(|| {
+        let known = catalogue::keys().join(", ");
+        Failure::Usage(format!("--device {name}: no such GPU is in the catalogue; it has {known}"))
+    })?;
+    check_gpu((name, capability), "model.compute", setup.compute)?;
+    Ok(profile)
 }
 
 fn count(n: u64) -> String {

@@ -1,5 +1,5 @@
-//! Blocks of queries, or of keys, of each head: on tensor cores where there are such, by kernels for
-//! any head otherwise.
+//! Blocks of queries, or of keys, of each head: on tensor cores where there are such, by kernels
+//! for any head otherwise.
 
 use super::{Heads, Inputs, Rows, Sequence};
 use crate::cuda::{Address, Arg, Gpu, Launch, Slice, Source, args};

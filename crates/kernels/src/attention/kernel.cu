@@ -140,8 +140,9 @@ __global__ void attention_forward_general(
     store_own(head_rows(out, heads, q_row, head), out.stride, count, d, sums);
 }
 
-// delta [num_heads, num_tokens] = Σ_c d_out · out: what the softmax's derivative takes off
-// every derivative of a row's weights. A warp for each row. Grid: rows over warps of a block, query heads.
+// delta [num_heads, num_tokens] = Σ_c d_out · out: what the softmax's derivative takes off every
+// derivative of a row's weights. A warp for each row. Grid: rows over warps of a block, query
+// heads.
 template <class T>
 __global__ void attention_delta(
     Rows<const T> out, Rows<const T> d_out, Heads heads, float* delta, uint32 num_tokens) {

@@ -16,11 +16,12 @@ mod tests;
 pub use driver::{Address, Info, Launch, Matmul, Operand, Source};
 pub use nvidia::{CudaError, num_devices};
 
-use crate::element::{DType, View};
+use crate::element::DType;
 use crate::random::Philox;
 use driver::Driver;
 use scratch::Scratch;
 use std::ffi::c_void;
+use std::io::Write as _;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex};
 
@@ -59,9 +60,18 @@ impl Gpu {
         Ok(Self::of(Box::new(nvidia::Nvidia::open(index)?)))
     }
 
-    /// The emulation, for tests; `None` where there is no C++ compiler.
-    pub fn emulated() -> Option<Self> {
-        Some(Self::of(Box::new(emulator::Emulator::new()?)))
+    /// A GPU to test on: the one that `HONE_TEST_GPU` names by its number, or an emulation; `None`,
+    /// and a word about it, where there is no C++ compiler to emulate one with.
+    pub fn for_tests() -> Option<Self> {
+        if let Some(index) = std::env::var("HONE_TEST_GPU").ok().and_then(|n| n.parse().ok()) {
+            return Some(Self::open(index).unwrap_or_else(|error| panic!("{error}")));
+        }
+        let emulator = emulator::Emulator::new();
+        if emulator.is_none() {
+            // Not by a macro: the test harness would swallow it.
+            let _ = writeln!(std::io::stderr(), "skipped on a GPU: there is no C++ compiler");
+        }
+        Some(Self::of(Box::new(emulator?)))
     }
 
     fn of(driver: Box<dyn Driver>) -> Self {
@@ -96,17 +106,8 @@ impl Gpu {
     /// Numbers from outside that an operation reads, in memory inside the operation.
     pub(crate) fn upload(&self, words: &[u32]) -> Address {
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        self.upload_bytes(&bytes)
-    }
-
-    /// The same with floats.
-    pub(crate) fn upload_f32(&self, numbers: &[f32]) -> Address {
-        self.upload_bytes(crate::memory::bytes_of(View::F32(numbers)))
-    }
-
-    fn upload_bytes(&self, bytes: &[u8]) -> Address {
         let address = self.scratch(bytes.len());
-        self.0.driver.write(address, bytes);
+        self.0.driver.write(address, &bytes);
         address
     }
 

@@ -1,9 +1,14 @@
 //! What can be known of kernels without a GPU: that they compile for every generation, and that the
 //! emulation finds mistakes that a GPU would not report.
 
+use super::driver::Operand;
 use super::nvidia::compile_for;
 use super::*;
+use crate::gemm::{Epilogue, Matrix, Place, Product, Term};
+use crate::processor::Processor;
+use crate::{View, ViewMut};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Turing has no bf16; Ampere, Ada, Hopper and Blackwell do.
 const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_89", "sm_90a", "sm_100a"];
@@ -29,4 +34,162 @@ fn kernels_compile_for_every_generation() {
 /// Where `cargo xtask test` puts NVRTC.
 fn nvrtc_folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/nvrtc/nvidia/cu13")
+}
+
+/// A driver that does nothing and writes down what it was asked.
+struct Recorder {
+    info: Info,
+    next: AtomicU64,
+    calls: Arc<Mutex<Vec<Call>>>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Call {
+    Alloc(usize),
+    Free,
+    Write(usize),
+    Launch(&'static str, Launch),
+    Matmul(Matmul),
+}
+
+impl Driver for Recorder {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+    fn free_bytes(&self) -> u64 {
+        self.info.memory_bytes
+    }
+    fn alloc(&self, bytes: usize) -> Option<Address> {
+        self.note(Call::Alloc(bytes));
+        Some(self.next.fetch_add(1 << 20, Ordering::Relaxed))
+    }
+    fn free(&self, _: Address) {
+        self.note(Call::Free);
+    }
+    fn write(&self, _: Address, bytes: &[u8]) {
+        self.note(Call::Write(bytes.len()));
+    }
+    fn read(&self, _: Address, bytes: &mut [u8]) {
+        bytes.fill(0);
+    }
+    fn fill(&self, _: Address, _: u8, _: usize) {}
+    fn launch(&self, source: &'static Source, kernel: usize, at: Launch, _: &mut [*mut c_void]) {
+        self.note(Call::Launch(source.kernels[kernel], at));
+    }
+    fn matmul(&self, matmul: &Matmul) {
+        self.note(Call::Matmul(*matmul));
+    }
+    fn synchronize(&self) {}
+}
+
+impl Recorder {
+    fn note(&self, call: Call) {
+        self.calls.lock().unwrap().push(call);
+    }
+}
+
+fn recorded() -> (Processor, Arc<Mutex<Vec<Call>>>) {
+    let info = Info {
+        name: "recorder".into(),
+        compute_capability: (9, 0),
+        memory_bytes: 1 << 30,
+        num_multiprocessors: 1,
+    };
+    let calls = Arc::new(Mutex::new(Vec::new()));
+    let recorder = Recorder { info, next: AtomicU64::new(1 << 20), calls: Arc::clone(&calls) };
+    (Processor::Cuda(Gpu::of(Box::new(recorder))), calls)
+}
+
+/// `len` elements at a place of their own.
+fn array(place: u64, dtype: DType, len: usize) -> Slice<'static> {
+    Slice::new(place << 32, dtype, len, len)
+}
+
+/// A weight in another type is converted, the adapter's product goes first, both write to one
+/// place, rows next to each other: what cuBLASLt is asked for.
+#[test]
+fn a_projection_with_its_adapter_is_two_products() {
+    let (on, calls) = recorded();
+    let (t, n, k, r) = (6, 8, 16, 2);
+    let (x, u) = (array(1, DType::Bf16, t * k), array(2, DType::Bf16, t * r));
+    let (w, b) = (array(3, DType::F16, n * k), array(4, DType::Bf16, n * r));
+    let y = array(5, DType::Bf16, t * 2 * n);
+    let terms = [
+        Term {
+            a: Matrix::rows(View::Cuda(x), k),
+            b: Matrix::rows(View::Cuda(w), k).transposed(),
+            k,
+        },
+        Term {
+            a: Matrix::rows(View::Cuda(u), r),
+            b: Matrix::rows(View::Cuda(b), r).transposed(),
+            k: r,
+        },
+    ];
+    // The second of two projections side by side.
+    let target = Place::columns(t, n, 2 * n, n);
+    let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
+    let project = || {
+        on.begin();
+        calls.lock().unwrap().clear();
+        on.gemm(DType::Bf16, &[product], ViewMut::Cuda(y));
+        calls.lock().unwrap().clone()
+    };
+    project();
+    let again = project();
+    let [Call::Matmul(adapter), Call::Launch(convert, _), Call::Matmul(weight)] = again[..] else {
+        panic!("{again:?}")
+    };
+    assert_eq!(convert, "vector_convert<f16,bf16>");
+    let d = Operand { address: (5 << 32) + 2 * n as u64, row_stride: 2 * n, col_stride: 1 };
+    assert_eq!((adapter.d, adapter.c, adapter.k), (d, None, r));
+    assert_eq!((weight.d, weight.c, weight.k), (d, Some(d.address), k));
+    assert_eq!((weight.b.row_stride, weight.b.col_stride), (1, k));
+    // Once there is room, no operation asks for memory again.
+    assert_eq!(again, project());
+}
+
+/// A gradient that is wanted as its transpose is asked for the other way around.
+#[test]
+fn results_have_their_rows_next_to_each_other() {
+    let matmul = Matmul {
+        m: 3,
+        n: 5,
+        k: 7,
+        dtype: DType::F32,
+        a: Operand { address: 1, row_stride: 7, col_stride: 1 },
+        b: Operand { address: 2, row_stride: 5, col_stride: 1 },
+        c: None,
+        d: Operand { address: 3, row_stride: 1, col_stride: 3 },
+        d_dtype: DType::F32,
+        alpha: 1.0,
+    };
+    let turned = matmul.row_major();
+    assert_eq!((turned.m, turned.n, turned.d.row_stride, turned.d.col_stride), (5, 3, 3, 1));
+    assert_eq!((turned.a, turned.b), (matmul.b.transposed(), matmul.a.transposed()));
+    assert_eq!(turned.row_major(), turned);
+}
+
+/// Tensor cores serve the heads that they can, other kernels the rest; heaviest blocks first.
+#[test]
+fn attention_is_launched_by_shape() {
+    use crate::attention::{Heads, Inputs, Sequence};
+    for (dtype, head_dim, kernel, rows, shared_bytes) in [
+        (DType::Bf16, 128, "attention_forward_mma<128>", 128, 512 * 128),
+        (DType::Bf16, 40, "attention_forward_general<bf16>", 16, 4 * (16 * 40 + 32 * 41)),
+        (DType::F32, 128, "attention_forward_general<float>", 16, 4 * (16 * 128 + 32 * 129)),
+    ] {
+        let (on, calls) = recorded();
+        let heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim, scale: 1.0, window: None };
+        let sequences = [Sequence::new(0, 300), Sequence::new(300, 1)];
+        let qkv = View::Cuda(array(1, dtype, 301 * heads.qkv_width()));
+        let out = ViewMut::Cuda(array(2, dtype, 301 * heads.out_width()));
+        let lse = ViewMut::Cuda(array(3, DType::F32, 301 * 4));
+        on.attention(Inputs::packed(qkv, &heads), &heads, &sequences, out, lse);
+        let blocks = 300usize.div_ceil(rows) as u32 + 1;
+        let at = Launch { grid: [blocks, 4, 1], threads: 128, shared_bytes };
+        let calls = calls.lock().unwrap();
+        assert_eq!(calls.last(), Some(&Call::Launch(kernel, at)), "{dtype:?} {head_dim}");
+        assert!(calls.contains(&Call::Write(8 * blocks as usize)), "a pair for each block");
+    }
 }

@@ -14,13 +14,12 @@ pub(super) fn rotate(
     x: Slice<'_>,
     width: usize,
     (heads, d): (usize, usize),
-    (cos, sin): (&[f32], &[f32]),
+    (cos, sin): (Slice<'_>, Slice<'_>),
     direction: Direction,
 ) {
     let rows = x.len() / width;
     assert!(cos.len() == rows * d / 2 && sin.len() == cos.len() && heads * d <= width);
     let sign = if direction == Direction::Backward { -1.0f32 } else { 1.0 };
-    let (cos, sin) = (gpu.upload_f32(cos), gpu.upload_f32(sin));
     let kernel = format!("rope_rotate<{}>", x.type_name());
     let args = args![x, width, heads as u32, d as u32, cos, sin, sign];
     gpu.launch(&SOURCE, &kernel, Launch::blocks(rows, 128), args);

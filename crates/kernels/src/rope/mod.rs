@@ -10,23 +10,28 @@ pub mod reference;
 
 pub use cpu::rotate;
 
-use crate::element::ViewMut;
+use crate::element::{View, ViewMut};
 use crate::processor::Processor;
 
 impl Processor {
     /// Turns, in place, the first `heads` heads of `d` dimensions in each row of `width` elements
-    /// by the angles whose `cos` and `sin` are `[t, d / 2]`.
+    /// by the angles whose `cos` and `sin` are `[t, d / 2]` f32.
     pub fn rotate(
         &self,
         x: ViewMut<'_>,
         width: usize,
         heads_d: (usize, usize),
-        cos_sin: (&[f32], &[f32]),
+        (cos, sin): (View<'_>, View<'_>),
         direction: Direction,
     ) {
         match self {
-            Self::Cpu(cpu) => rotate(cpu, x, width, heads_d, cos_sin, direction),
-            Self::Cuda(gpu) => cuda::rotate(gpu, x.cuda(), width, heads_d, cos_sin, direction),
+            Self::Cpu(cpu) => {
+                rotate(cpu, x, width, heads_d, (cos.f32(), sin.f32()), direction);
+            }
+            Self::Cuda(gpu) => {
+                let angles = (cos.cuda(), sin.cuda());
+                cuda::rotate(gpu, x.cuda(), width, heads_d, angles, direction);
+            }
         }
     }
 }

@@ -73,12 +73,17 @@ pub(super) fn add_scaled(gpu: &Gpu, x: Slice<'_>, scale: f32, y: Slice<'_>) {
     gpu.launch(&SOURCE, "vector_add_scaled", elements(y.len()), args![x, scale, y, y.len()]);
 }
 
-pub(super) fn sum_of_squares(gpu: &Gpu, x: Slice<'_>) -> f64 {
-    let num_partial = x.len().div_ceil(CHUNK);
-    let partial = gpu.scratch(4 * num_partial);
-    let at = Launch::blocks(num_partial, 256);
-    gpu.launch(&SOURCE, "vector_sum_of_squares", at, args![x, x.len(), partial]);
-    gpu.download(partial, num_partial).into_iter().map(f64::from).sum()
+pub(super) fn sum_of_squares(gpu: &Gpu, arrays: &[Slice<'_>]) -> f64 {
+    let num_partial = |x: &Slice<'_>| x.len().div_ceil(CHUNK);
+    let all: usize = arrays.iter().map(num_partial).sum();
+    let partial = gpu.scratch(4 * all);
+    let mut at = partial;
+    for x in arrays {
+        let launch = Launch::blocks(num_partial(x), 256);
+        gpu.launch(&SOURCE, "vector_sum_of_squares", launch, args![*x, x.len(), at]);
+        at += 4 * num_partial(x) as u64;
+    }
+    gpu.download(partial, all).into_iter().map(f64::from).sum()
 }
 
 pub(super) fn add_column_sums(gpu: &Gpu, x: Slice<'_>, width: usize, col: usize, sums: Slice<'_>) {

@@ -64,11 +64,15 @@ impl Processor {
         }
     }
 
-    /// `Σ x²`: partial sums in f32, added in order in `f64`.
-    pub fn sum_of_squares(&self, x: View<'_>) -> f64 {
+    /// `Σ x²` over all elements of all arrays, which are f32: partial sums in f32, added in order
+    /// in `f64`. A GPU is waited for once.
+    pub fn sum_of_squares(&self, arrays: &[View<'_>]) -> f64 {
         match self {
-            Self::Cpu(cpu) => sum_of_squares(cpu, x.f32()),
-            Self::Cuda(gpu) => cuda::sum_of_squares(gpu, x.cuda()),
+            Self::Cpu(cpu) => arrays.iter().map(|x| sum_of_squares(cpu, x.f32())).sum(),
+            Self::Cuda(gpu) => {
+                let arrays: Vec<_> = arrays.iter().map(|x| x.cuda()).collect();
+                cuda::sum_of_squares(gpu, &arrays)
+            }
         }
     }
 

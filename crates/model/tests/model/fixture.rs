@@ -17,13 +17,9 @@ pub const CASES: [&str; 5] =
 /// Target that means: predict nothing here.
 const IGNORE: u32 = u32::MAX;
 
-/// The CPU, and a GPU's emulation where there is a compiler for it.
+/// The CPU, and a GPU or its emulation.
 pub fn devices() -> Vec<Device> {
-    let gpu = Gpu::emulated().map(Device::cuda);
-    if gpu.is_none() {
-        let _ = writeln!(std::io::stderr(), "skipped on a GPU: there is no C++ compiler");
-    }
-    [Device::cpu(2)].into_iter().chain(gpu).collect()
+    [Device::cpu(2)].into_iter().chain(Gpu::for_tests().map(Device::cuda)).collect()
 }
 
 pub fn goldens_dir() -> PathBuf {

@@ -45,12 +45,20 @@ pub struct Cost {
     padding: [u64; Work::ALL.len()],
     /// Bytes read and written, each operand once.
     pub bytes: u64,
+    /// Bytes that a GPU takes inside the operation, beside what is allocated for it.
+    pub scratch_bytes: u64,
 }
 
 impl Cost {
     /// An operation that reads and writes so many bytes, and as yet does nothing else.
     pub fn memory(name: &'static str, bytes: usize) -> Self {
-        Self { name, flops: NONE, padding: NONE, bytes: bytes as u64 }
+        Self { name, flops: NONE, padding: NONE, bytes: bytes as u64, scratch_bytes: 0 }
+    }
+
+    /// The same with so many bytes inside the operation.
+    pub fn with_scratch(mut self, bytes: usize) -> Self {
+        self.scratch_bytes += bytes as u64;
+        self
     }
 
     /// The same with so many more floating-point operations, a multiply-add counted as two.

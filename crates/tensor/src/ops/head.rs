@@ -1,6 +1,6 @@
 //! Output head: log-probabilities of target tokens, without the logits of a whole batch.
 
-use super::{quantised, rows_cols};
+use super::{converted_bytes, quantised, rows_cols};
 use crate::{Category, Cost, DType, Device, Tape, Target, Tensor, Var, Weight, Work};
 use hone_kernels::gemm::{Epilogue, Matrix, Place, Product, Term};
 use hone_kernels::{Processor, head as kernel};
@@ -130,6 +130,7 @@ impl Head<'_> {
         let mut workspace = device.alloc(Category::Head, DType::F32, &[len]);
         let weight_bytes = self.weight.num_bytes() * (1 + usize::from(with_direction));
         let mut cost = Cost::memory("log_probs", self.bytes(c, weight_bytes))
+            .with_scratch(converted_bytes(device, self.x.dtype(), [self.weight]))
             .with(product_work(self.int8), self.product_flops());
         if with_direction {
             // The mean under the softmax is in floats always.
@@ -166,6 +167,7 @@ impl Head<'_> {
         let mut workspace = device.alloc(Category::Head, DType::F32, &[len]);
         let bytes = self.bytes(c, self.weight.num_bytes() + 2 * d_w.num_bytes());
         let cost = Cost::memory("d_log_probs_weight", bytes)
+            .with_scratch(converted_bytes(device, self.x.dtype(), [self.weight]))
             .with(Work::Product, self.product_flops())
             .with(Work::OverTokens, self.product_flops());
         let Some(on) = device.begin(cost) else { return };

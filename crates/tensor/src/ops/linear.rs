@@ -4,7 +4,7 @@
 //! one output row. The adapter's up-projection is `rank` more columns of the same contraction, so
 //! it costs no pass over the output; down-projections of one input are one product.
 
-use super::{quantised, rows_cols};
+use super::{converted_bytes, quantised, rows_cols};
 use crate::tape::Sweep;
 use crate::{
     Category, Compute, Cost, DType, Device, Lora, Params, Philox, Projection, StepKey, Tape,
@@ -169,7 +169,9 @@ fn project(
     let int8_width: usize =
         projections.iter().filter(|p| in_integers(p)).map(Projection::out_features).sum();
     let quantised = (int8_width > 0).then(|| quantised(tape.device(), x, (0, k), None));
+    let held = projections.iter().map(|p| params.resolve(&p.weight));
     let cost = Cost::memory("linear", x.num_bytes() + weights + y.num_bytes())
+        .with_scratch(converted_bytes(tape.device(), tape.dtype(), held))
         .with(Work::Int8, 2 * t * int8_width * k)
         .with(Work::Product, 2 * t * (width - int8_width) * k + flops_of_adapters);
     let Some(on) = tape.device().begin(cost) else { return };
@@ -383,7 +385,9 @@ fn input_gradient(
     let quantised = quantised_gradients(sweep, projections, d_y);
     let int8_width: usize = quantised.iter().flatten().map(|d_y| d_y.shape()[1]).sum();
     let float_depth = width - int8_width + if d_down.is_some() { rank } else { 0 };
+    let held = projections.iter().map(|p| params.resolve(&p.weight));
     let cost = Cost::memory("d_linear", bytes)
+        .with_scratch(converted_bytes(sweep.device, dtype, held))
         .with(Work::Int8, 2 * t * k * int8_width)
         .with(Work::Product, 2 * t * k * float_depth);
     let Some(on) = sweep.device.begin(cost) else { return };

@@ -19,13 +19,27 @@ pub use rms_norm::rms_norm;
 pub use rope::{Angles, rope};
 pub use swiglu::swiglu;
 
-use crate::{Category, Cost, DType, Device, Tensor};
+use crate::{Category, Cost, DType, Device, Target, Tensor};
 
 /// Bytes of scratch memory that each thread keeps once it has run these operations.
 pub fn scratch_bytes_per_thread(heads: &crate::Heads, hidden_size: usize) -> usize {
     use hone_kernels::{attention, gemm, head};
     let attention = attention::scratch_bytes(heads);
     gemm::SCRATCH_BYTES.max(attention).max(head::scratch_bytes(hidden_size))
+}
+
+/// Bytes inside an operation for `weights` in another type than `compute`: a GPU converts them for
+/// each product, the CPU while it packs them.
+fn converted_bytes<'a>(
+    device: &Device,
+    compute: DType,
+    weights: impl IntoIterator<Item = &'a Tensor>,
+) -> usize {
+    if device.target() == Target::Cpu {
+        return 0;
+    }
+    let bytes = |w: &Tensor| hone_kernels::gemm::converted_bytes(w.dtype(), compute, w.len());
+    weights.into_iter().map(bytes).sum()
 }
 
 /// `[rows, cols]` of a tensor.

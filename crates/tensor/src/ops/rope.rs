@@ -1,17 +1,39 @@
 //! Rotary position embedding.
 
 use super::rows_cols;
-use crate::{Cost, Device, Heads, Tape, Tensor, Var};
+use crate::{Category, Cost, Device, Heads, Tape, Target, Tensor, Var, View};
 use hone_kernels::rope::Direction;
+use std::sync::OnceLock;
 
 /// Angles of a batch: `cos` and `sin`, `[t, head_dim / 2]`, times whatever the scaling method
 /// multiplies them by.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Angles {
     /// Cosines.
     pub cos: Vec<f32>,
     /// Sines.
     pub sin: Vec<f32>,
+    /// Both in the memory of the GPU that first asked for them: every layer does.
+    on_gpu: OnceLock<[Tensor; 2]>,
+}
+
+impl Angles {
+    /// Cosines and sines of as many angles.
+    pub fn new(cos: Vec<f32>, sin: Vec<f32>) -> Self {
+        assert_eq!(cos.len(), sin.len());
+        Self { cos, sin, on_gpu: OnceLock::new() }
+    }
+
+    /// Both where `device` reads them.
+    fn views(&self, device: &Device) -> (View<'_>, View<'_>) {
+        if device.target() == Target::Cpu {
+            return (View::F32(&self.cos), View::F32(&self.sin));
+        }
+        let hold =
+            |x: &Vec<f32>| device.hold(Category::Activations, &Tensor::from_f32(x, &[x.len()]));
+        let [cos, sin] = self.on_gpu.get_or_init(|| [hold(&self.cos), hold(&self.sin)]);
+        (cos.view(), sin.view())
+    }
 }
 
 /// Turns queries and keys of `qkv [t, qkv_width]` by `angles`, in place where nothing else holds
@@ -31,9 +53,11 @@ pub fn rope<'a>(tape: &mut Tape<'a>, qkv: Var, heads: &Heads, angles: &'a Angles
 
 fn rotate(device: &Device, x: &mut Tensor, heads: &Heads, angles: &Angles, direction: Direction) {
     let (_, width) = rows_cols(x.shape());
-    if let Some(on) = device.begin(Cost::memory("rope", 2 * x.num_bytes())) {
+    let scratch = if device.target() == Target::Cuda { 8 * angles.cos.len() } else { 0 };
+    let cost = Cost::memory("rope", 2 * x.num_bytes()).with_scratch(scratch);
+    if let Some(on) = device.begin(cost) {
         let turning = (heads.num_heads + heads.num_kv_heads, heads.head_dim);
-        on.rotate(x.view_mut(), width, turning, (&angles.cos, &angles.sin), direction);
+        on.rotate(x.view_mut(), width, turning, angles.views(device), direction);
     }
 }
 

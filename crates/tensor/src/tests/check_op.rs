@@ -200,7 +200,7 @@ type Outcome = Vec<Option<Found>>;
 pub fn check_op(name: &str, op: &mut dyn Operation) {
     let computes = [Compute::F32, Compute::Bf16];
     check_op_in(&computes, name, op);
-    if let Some(gpu) = emulated_gpu() {
+    if let Some(gpu) = Gpu::for_tests().map(Device::cuda) {
         computes.into_iter().for_each(|compute| check_on_gpu(compute, name, op, &gpu));
     }
 }
@@ -233,15 +233,6 @@ fn check_on_gpu(compute: Compute, name: &str, op: &mut dyn Operation, gpu: &Devi
     check_identical(&name, &first, &on_heap(op, gpu, compute));
     check_plan(&name, op, compute, &first, gpu);
     op.weights_mut().into_iter().zip(on_host).for_each(|(weight, old)| *weight = old);
-}
-
-/// The kernels' own source as host C++; `None`, and a word about it, without a C++ compiler.
-pub fn emulated_gpu() -> Option<Device> {
-    let device = Gpu::emulated().map(Device::cuda);
-    if device.is_none() {
-        eprintln!("skipped on a GPU: there is no C++ compiler to emulate one with");
-    }
-    device
 }
 
 /// Every instruction set with 1, 2 and 3 threads.

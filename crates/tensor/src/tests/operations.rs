@@ -159,7 +159,7 @@ impl Rope {
         // Scaled, as yarn scales them.
         let cos = angles.iter().map(|a| 1.2 * a.cos()).collect();
         let sin = angles.iter().map(|a| 1.2 * a.sin()).collect();
-        Self { given, heads, angles: Angles { cos, sin }, shared }
+        Self { given, heads, angles: Angles::new(cos, sin), shared }
     }
 
     fn rotate(&self, x: &[f64], direction: Direction) -> Vec<f64> {

@@ -36,10 +36,10 @@ impl Block {
             output: vec![frozen.projection(HIDDEN, HEADS.out_width())],
             gate_up: [40, 40].map(|n| frozen.projection(n, HIDDEN)).into(),
             down: vec![frozen.projection(HIDDEN, 40)],
-            angles: Angles {
-                cos: angles.iter().map(|a| a.cos()).collect(),
-                sin: angles.iter().map(|a| a.sin()).collect(),
-            },
+            angles: Angles::new(
+                angles.iter().map(|a| a.cos()).collect(),
+                angles.iter().map(|a| a.sin()).collect(),
+            ),
             sequences: vec![Sequence::new(0, 12), Sequence::new(12, 7)],
         };
         if adapted {

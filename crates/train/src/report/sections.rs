@@ -39,8 +39,9 @@ pub(super) fn facts(run: &Sources) -> String {
         }
         _ => format!("{} parameters", short_count(all)),
     });
-    let machine = manifest.machine.cpu.clone();
-    let threads = manifest.machine.threads.map(|n| match n {
+    let machine = manifest.plan.gpu.clone().or(manifest.machine.cpu.clone());
+    let threads = manifest.machine.threads.filter(|_| manifest.plan.gpu.is_none());
+    let threads = threads.map(|n| match n {
         1.0 => "1 thread".to_owned(),
         n => format!("{} threads", count(n)),
     });

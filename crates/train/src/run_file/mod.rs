@@ -166,6 +166,8 @@ pub struct BudgetSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunSection {
+    /// Where to compute: see [`crate::place::Place::open`].
+    pub device: String,
     /// `None`: all cores.
     pub threads: Option<usize>,
 }

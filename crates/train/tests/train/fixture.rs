@@ -12,7 +12,6 @@ use hone_train::run_file::RunFile;
 use hone_train::schedule::Schedule;
 use hone_train::setup::Setup;
 use safetensors::SafeTensors;
-use std::io::Write as _;
 use std::path::PathBuf;
 use tempfile::TempDir;
 
@@ -129,13 +128,9 @@ pub fn train(setup: &Setup, threads: usize, recompute: Recompute, num_steps: u64
     Trail { losses, norms, params, moments }
 }
 
-/// The CPU, and a GPU's emulation where there is a compiler for it.
+/// The CPU, and a GPU or its emulation.
 pub fn devices() -> Vec<Device> {
-    let gpu = Gpu::emulated().map(Device::cuda);
-    if gpu.is_none() {
-        let _ = writeln!(std::io::stderr(), "skipped on a GPU: there is no C++ compiler");
-    }
-    [Device::cpu(2)].into_iter().chain(gpu).collect()
+    [Device::cpu(2)].into_iter().chain(Gpu::for_tests().map(Device::cuda)).collect()
 }
 
 /// All gradients in one row.

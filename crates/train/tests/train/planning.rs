@@ -1,14 +1,14 @@
 //! The plan is what the run takes. What fits a budget is tested with the binary, since it depends
 //! on what the process occupies.
 
-use crate::fixture::{LORA, Scene};
+use crate::fixture::{LORA, Scene, devices};
 use hone_data::{Cursor, MicroBatch};
 use hone_model::Recompute;
-use hone_tensor::{Compute, Cost, Device, Layout, StepKey, Work};
+use hone_tensor::{Compute, Cost, Device, Layout, StepKey, Target, Work};
 use hone_train::engine::Engine;
 use hone_train::evaluate::{log_likelihood, to_batch};
 use hone_train::planner::{self, Plan, Policy};
-use hone_train::profile::DeviceProfile;
+use hone_train::profile::{DeviceProfile, catalogue};
 use hone_train::setup::Setup;
 
 /// A machine with round figures, so that no test depends on this one's speed.
@@ -31,6 +31,8 @@ fn profile() -> DeviceProfile {
         elementwise: 2.5e10,
         memory: 1e10,
         overhead: 1e-6,
+        gpu_memory_bytes: None,
+        gpu_free_bytes: None,
     }
 }
 
@@ -69,24 +71,54 @@ fn plan(setup: &Setup) -> Plan {
 #[test]
 fn the_arena_is_what_a_step_uses() {
     let scene = Scene::new("tied_gqa");
-    for settings in [&LORA[..], &[]] {
-        let setup = scene.setup(settings);
-        for recompute in [Recompute::None, Recompute::Block] {
-            let policy = Policy { units: 2, recompute };
-            let planned = planner::plan_with(&setup, &profile(), policy).unwrap();
-            let (train, eval) = (used_by_training(&setup, policy), used_by_eval(&setup, policy));
-            assert_eq!(planned.train_layout.bytes(), train.bytes());
-            assert_eq!(planned.train_layout.num_allocations(), train.num_allocations());
-            assert_eq!(planned.eval_layout.bytes(), eval.bytes());
-            assert_eq!(planned.plan.arena_bytes as usize, train.bytes().max(eval.bytes()));
+    for device in devices() {
+        for settings in [&LORA[..], &[]] {
+            let setup = scene.setup(settings);
+            for recompute in [Recompute::None, Recompute::Block] {
+                check_arena(&device, &setup, Policy { units: 2, recompute });
+            }
         }
     }
 }
 
+fn check_arena(device: &Device, setup: &Setup, policy: Policy) {
+    let profile = match device.target() {
+        Target::Cpu => profile(),
+        Target::Cuda => catalogue::named("h100-80g").unwrap(),
+    };
+    let planned = planner::plan_with(setup, &profile, policy).unwrap();
+    let (train, eval) =
+        (used_by_training(device, setup, policy), used_by_eval(device, setup, policy));
+    assert_eq!(planned.train_layout.bytes(), train.bytes());
+    assert_eq!(planned.train_layout.num_allocations(), train.num_allocations());
+    assert_eq!(planned.eval_layout.bytes(), eval.bytes());
+    assert_eq!(planned.plan.arena_bytes as usize, train.bytes().max(eval.bytes()));
+}
+
+/// A GPU's memory holds the model and not the program; its own formats need no more than bf16.
+#[test]
+fn a_gpu_is_planned_by_what_is_published_of_it() {
+    let scene = Scene::new("tied_gqa");
+    let on = |key: &str, settings: &[&str]| {
+        let profile = catalogue::named(key).unwrap();
+        planner::plan(&scene.setup(&[&LORA, settings].concat()), &profile).unwrap().plan
+    };
+    let (slow, fast) = (on("l4", &[]), on("h200", &[]));
+    assert!(slow.fits && fast.fits && slow.step_seconds > fast.step_seconds);
+    assert_eq!((slow.gpu.as_deref(), slow.arena_bytes), (Some("l4"), fast.arena_bytes));
+    assert!(!slow.memory.contains_key("program_and_data") && slow.memory.contains_key("driver"));
+    assert!(slow.budget_bytes.unwrap() < 23_612_293_120);
+    // Weights in another type than products are converted inside the operation.
+    let held = on("h200", &["model.base_precision = bf16", "model.compute = f32"]);
+    let workspace = |plan: &Plan| plan.memory["workspace"].as_u64().unwrap();
+    assert!(workspace(&held) > workspace(&fast));
+    let tight = on("h200", &["budget.memory = 600MiB"]);
+    assert!(!tight.fits && !tight.mend.is_empty());
+}
+
 /// What the second micro-batch of the first step really allocates.
-fn used_by_training(setup: &Setup, policy: Policy) -> Layout {
-    let device = Device::cpu(1);
-    let mut engine = Engine::new(setup, &device).unwrap();
+fn used_by_training(device: &Device, setup: &Setup, policy: Policy) -> Layout {
+    let mut engine = Engine::new(setup, device).unwrap();
     let units = setup.order().unwrap().step(&Cursor::default()).to_vec();
     let slots = policy.units * setup.max_seq_len;
     let packed = MicroBatch::assemble(&setup.train, &units[policy.units..2 * policy.units], slots);
@@ -95,14 +127,13 @@ fn used_by_training(setup: &Setup, policy: Policy) -> Layout {
     Layout::of(device.trace(step).1)
 }
 
-fn used_by_eval(setup: &Setup, policy: Policy) -> Layout {
-    let device = Device::cpu(1);
-    let engine = Engine::new(setup, &device).unwrap();
+fn used_by_eval(device: &Device, setup: &Setup, policy: Policy) -> Layout {
+    let engine = Engine::new(setup, device).unwrap();
     let (dataset, units) = setup.eval.as_ref().unwrap();
     let slots = policy.units * setup.max_seq_len;
     let packed = MicroBatch::assemble(dataset, &units[..1], slots);
     let batch = to_batch(&setup.config, &packed);
-    Layout::of(device.trace(|| log_likelihood(&device, &engine.model, engine.compute, &batch)).1)
+    Layout::of(device.trace(|| log_likelihood(device, &engine.model, engine.compute, &batch)).1)
 }
 
 #[test]

@@ -3,9 +3,8 @@
 use super::super::Place;
 use super::cases::{CASES, Case, Peer};
 use super::{Figures, Round, median, ratios};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
-use std::path::PathBuf;
 
 const HEAD: &str = "# Training steps against PyTorch with PEFT
 
@@ -65,29 +64,32 @@ pub fn row(case: &Case, figures: &Figures) -> String {
     )
 }
 
-/// What the page shows of a case, kept until the case is run again.
-fn kept(place: &Place, case: &Case) -> PathBuf {
-    place.dir.join(format!("{}.json", case.key))
+/// What the page shows of each case, kept beside it until the case is run again.
+const KEPT: &str = "train.json";
+
+fn kept(place: &Place) -> Map<String, Value> {
+    let text = std::fs::read_to_string(place.page(KEPT)).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
 }
 
 pub fn keep(place: &Place, case: &Case, figures: &Figures) -> Result<(), String> {
+    let mut all = kept(place);
     let shown = json!({
         "row": row(case, figures),
-        "hone": rate(&figures.hone),
-        "peer": rate(&figures.peer),
-        "ratio": median(&ratios(figures)),
+        "hone": rate(&figures.hone).round(),
+        "peer": rate(&figures.peer).round(),
+        "ratio": (100.0 * median(&ratios(figures))).round() / 100.0,
     });
-    let path = kept(place, case);
-    std::fs::write(&path, shown.to_string()).map_err(|e| format!("{}: {e}", path.display()))
+    all.insert(case.key.to_owned(), shown);
+    let text = serde_json::to_string_pretty(&all).map_err(|error| error.to_string())?;
+    place.write_page(KEPT, &format!("{text}\n"))
 }
 
 /// Writes table and picture of all cases that were run.
 pub fn write(place: &Place) -> Result<(), String> {
-    let read = |case: &'static Case| {
-        let text = std::fs::read_to_string(kept(place, case)).ok()?;
-        Some((case, serde_json::from_str(&text).ok()?))
-    };
-    let shown: Vec<(&Case, Value)> = CASES.iter().filter_map(read).collect();
+    let kept = kept(place);
+    let of = |case: &'static Case| Some((case, kept.get(case.key)?.clone()));
+    let shown: Vec<(&Case, Value)> = CASES.iter().filter_map(of).collect();
     let mut page = String::from(HEAD);
     for (_, shown) in &shown {
         page.push_str(shown["row"].as_str().unwrap_or_default());
