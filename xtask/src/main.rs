@@ -3,6 +3,7 @@
 //! Only dispatch lives here; each command is a module. Nothing in this crate ships with the binary.
 
 mod bench;
+mod gpu_check;
 mod test;
 mod tidy;
 
@@ -28,6 +29,11 @@ Commands:
          cases (such as bf16 or gsm8k) only these are run, and others shown as they last were
   bench int8
          what int8 does to the loss after fine-tuning; writes docs/benchmarks/int8.md
+  gpu-check pack
+         builds what wants a GPU into target/gpu-check, for a machine that has one
+  gpu-check [DEVICE]
+         there: runs the suites on CUDA device DEVICE (0 unless given) and trains models of random
+         weights; builds nothing. `emulated` tries the command without a GPU
   help   this text
 
 Example: cargo xtask test
@@ -51,6 +57,9 @@ fn main() -> ExitCode {
         ["bench", "ops", names @ ..] => bench::ops::run(&workspace_root(), names),
         ["bench", "int8"] => bench::int8::run(&workspace_root()),
         ["bench", "train", cases @ ..] => bench::train::run(&workspace_root(), cases),
+        ["gpu-check", "pack"] => gpu_check::pack(&workspace_root()),
+        ["gpu-check"] => gpu_check::run("0"),
+        ["gpu-check", device] => gpu_check::run(device),
         ["tidy"] => tidy::run(&workspace_root()),
         other => {
             eprint!("cargo xtask: unknown arguments `{}`\n\n{HELP}", other.join(" "));

@@ -120,6 +120,10 @@ fn nvrtc(root: &Path) {
         answers(pip.arg("nvidia-cuda-nvrtc>=13,<14"));
     }
     let found = folder.join("nvidia/cu13/lib").is_dir();
+    if !found {
+        // What half an installation left would keep the next one from being tried.
+        let _ = std::fs::remove_dir_all(&folder);
+    }
     let state = if found { "found" } else { "absent: kernels are not compiled for GPUs here" };
     println!("NVRTC: {state}");
 }

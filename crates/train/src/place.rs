@@ -3,6 +3,7 @@
 use crate::error::TrainError;
 use crate::machine;
 use crate::profile::{DeviceProfile, catalogue};
+use crate::report::format_bytes;
 use hone_tensor::cuda::{CudaError, Gpu, num_devices};
 use hone_tensor::{Compute, Device};
 
@@ -19,23 +20,30 @@ pub enum Place {
 }
 
 impl Place {
-    /// The place that `asked` names: `auto`, `cpu`, `cuda` or `cuda:N`. `setting` is what it was
-    /// asked with, for messages: `run.device =`. With `auto`, `note` is told of a GPU that is there
-    /// and cannot be used.
+    /// The place that `asked` names: `auto`, `cpu`, `cuda` or `cuda:N`, where products are in
+    /// `compute`. `setting` is what it was asked with, for messages: `run.device =`. With `auto`,
+    /// `note` is told of a GPU that is there and cannot be used.
     ///
     /// # Errors
-    /// If it is no such name, or that GPU cannot be used.
+    /// If it is no such name, or that GPU cannot be used for `compute`.
     pub fn open(
         (setting, asked): (&str, &str),
+        compute: Compute,
         threads: usize,
         note: &mut dyn FnMut(String),
     ) -> Result<Self, TrainError> {
         let unusable = |error| TrainError::Usage(format!("{setting} \"{asked}\": {error}"));
         match (asked, asked.strip_prefix("cuda:").map(str::parse)) {
             ("cpu", _) => Ok(Self::Cpu { threads }),
-            ("cuda", _) => Gpu::open(0).map(Self::Cuda).map_err(unusable),
-            (_, Some(Ok(index))) => Gpu::open(index).map(Self::Cuda).map_err(unusable),
-            ("auto", _) => Ok(first_gpu(note).map_or(Self::Cpu { threads }, Self::Cuda)),
+            ("cuda", _) => able(Gpu::open(0).map_err(unusable)?, compute),
+            (_, Some(Ok(index))) => able(Gpu::open(index).map_err(unusable)?, compute),
+            ("auto", _) => {
+                let gpu = first_gpu(note).map(|gpu| able(gpu, compute));
+                let place = gpu.and_then(|able| {
+                    able.map_err(|error| note(format!("the CPU is used: {error}"))).ok()
+                });
+                Ok(place.unwrap_or(Self::Cpu { threads }))
+            }
             _ => Err(TrainError::Usage(format!(
                 "{setting} \"{asked}\": expected auto, cpu, cuda, or cuda: and a number"
             ))),
@@ -67,33 +75,54 @@ impl Place {
         }
     }
 
-    /// Refuses what this place cannot compute in.
+    /// Name of the GPU; `None` on the CPU.
+    pub fn gpu_name(&self) -> Option<&str> {
+        match self {
+            Self::Cpu { .. } => None,
+            Self::Cuda(gpu) => Some(&gpu.info().name),
+        }
+    }
+
+    /// Refuses a model whose weights a GPU has no room for. Those of the CPU are files' pages.
     ///
     /// # Errors
-    /// A word on what to choose instead, `key` being where products are chosen.
-    pub fn check(&self, key: &str, compute: Compute) -> Result<(), TrainError> {
+    /// With the figures.
+    pub fn check_room(&self, weight_bytes: u64) -> Result<(), TrainError> {
         let Self::Cuda(gpu) = self else { return Ok(()) };
-        check_gpu((&gpu.info().name, gpu.info().compute_capability), key, compute)
+        let (free, needed) = (format_bytes(gpu.free_bytes()), format_bytes(weight_bytes));
+        match weight_bytes <= gpu.free_bytes() {
+            true => Ok(()),
+            false => Err(TrainError::Usage(format!(
+                "{}: the weights take {needed}, and {free} are free; hold them as int8, or compute \
+                 on the CPU",
+                gpu.info().name
+            ))),
+        }
     }
+}
+
+/// A place on `gpu`, if it can compute so.
+fn able(gpu: Gpu, compute: Compute) -> Result<Place, TrainError> {
+    check_gpu((&gpu.info().name, gpu.info().compute_capability), compute)?;
+    Ok(Place::Cuda(gpu))
 }
 
 /// Refuses what a GPU of that name and compute capability cannot compute in.
 ///
 /// # Errors
-/// As [`Place::check`].
+/// A word on what to choose instead.
 pub fn check_gpu(
     (name, (major, minor)): (&str, (u32, u32)),
-    key: &str,
     compute: Compute,
 ) -> Result<(), TrainError> {
     match compute {
         Compute::Int8 => Err(TrainError::Usage(format!(
-            "{key}: int8 is for the CPU; on a GPU products of int8 weights are in bf16. Hold \
-             weights as int8 and set {key} to bf16"
+            "{name}: products in int8 are for the CPU. Hold weights as int8 and compute in bf16, \
+             or choose the device cpu"
         ))),
         Compute::Bf16 if major < 8 => Err(TrainError::Usage(format!(
-            "{key}: {name} has no products in bf16 (compute capability {major}.{minor}, needed: \
-             8.0); set {key} to f32"
+            "{name}: no products in bf16 (compute capability {major}.{minor}, needed: 8.0). \
+             Compute in f32, or choose the device cpu"
         ))),
         _ => Ok(()),
     }

@@ -72,6 +72,8 @@ pub struct Planned {
     pub train_layout: Arc<Layout>,
     /// Memory of an evaluation micro-batch.
     pub eval_layout: Arc<Layout>,
+    /// Most bytes that a GPU takes inside an operation.
+    pub scratch_bytes: u64,
 }
 
 /// What the planner chooses.
@@ -137,7 +139,9 @@ impl Host {
     fn of(profile: &DeviceProfile) -> Self {
         let target = profile.target();
         if let Some(total) = profile.gpu_memory_bytes {
-            let (bytes, free) = (CUDA_CONTEXT, profile.gpu_free_bytes);
+            let bytes = CUDA_CONTEXT;
+            // What is free is so beside the driver's own, which is there already.
+            let free = profile.gpu_free_bytes.map(|free| (free + bytes).min(total));
             return Self { target, bytes, peak_bytes: 0, total: Some(total), free };
         }
         hone_tensor::release_free_memory();
@@ -299,8 +303,9 @@ impl<'a> DryRun<'a> {
         let step_seconds = micro_batches as f64 * profile.seconds(&micro_batch, compute)
             + profile.seconds(&update, compute);
         let flops: u64 = micro_batch.iter().map(Cost::flops).sum();
-        let scratch = micro_batch.iter().map(|cost| cost.scratch_bytes).max().unwrap_or(0);
-        let mut memory = self.memory(&train_layout, &eval_layout, scratch);
+        let scratch = scratch_bytes(&micro_batch);
+        let of_batch = self.of_batch(policy.units * self.setup.max_seq_len);
+        let mut memory = self.memory(&train_layout, &eval_layout, scratch + of_batch);
         let needed_bytes = total(&memory);
         let preparation = self.host.peak_bytes.saturating_sub(needed_bytes);
         memory.insert("preparation".to_owned(), preparation.into());
@@ -323,7 +328,8 @@ impl<'a> DryRun<'a> {
             recompute: policy.recompute_name(),
             mend: Vec::new(),
         };
-        Ok(Planned { plan, profile: profile.clone(), policy, train_layout, eval_layout })
+        let profile = profile.clone();
+        Ok(Planned { plan, profile, policy, train_layout, eval_layout, scratch_bytes: scratch })
     }
 
     fn batch(&self, dataset: &Dataset, units: &[Unit], policy: Policy) -> Batch {
@@ -352,7 +358,15 @@ impl<'a> DryRun<'a> {
         device.take_costs()
     }
 
-    /// Bytes by use; `scratch` are those inside an operation of a GPU.
+    /// Bytes of what a GPU is given with a micro-batch: angles of the rotary embedding.
+    fn of_batch(&self, num_tokens: usize) -> u64 {
+        match self.host.target {
+            Target::Cpu => 0,
+            Target::Cuda => (4 * self.setup.config.heads.head_dim * num_tokens) as u64,
+        }
+    }
+
+    /// Bytes by use; `scratch` are those of a GPU beside tensors.
     fn memory(&self, train: &Layout, eval: &Layout, scratch: u64) -> Map<String, Value> {
         let larger = if train.bytes() >= eval.bytes() { train } else { eval };
         let of_step = |category| larger.at_peak().get(&category).copied().unwrap_or(0) as u64;
@@ -389,10 +403,14 @@ impl<'a> DryRun<'a> {
         });
         let Engine { model, compute, .. } = &self.engine;
         let (_, eval) = device.trace(|| log_likelihood(&device, model, *compute, &batch));
-        let costs = device.take_costs();
-        let scratch = costs.iter().map(|cost| cost.scratch_bytes).max().unwrap_or(0);
+        let scratch = scratch_bytes(&device.take_costs()) + self.of_batch(num_tokens);
         total(&self.memory(&Layout::of(trace), &Layout::of(eval), scratch))
     }
+}
+
+/// Most bytes that a GPU takes inside one of these operations.
+fn scratch_bytes(costs: &[Cost]) -> u64 {
+    costs.iter().map(|cost| cost.scratch_bytes).max().unwrap_or(0)
 }
 
 fn total(memory: &Map<String, Value>) -> u64 {

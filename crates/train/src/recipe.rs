@@ -114,6 +114,7 @@ fn train_in(
     }
     let _lock = dir.lock()?;
     let device = setup.place.device();
+    device.reserve_scratch(planned.scratch_bytes);
     let mut run = Run {
         setup,
         engine: Engine::new(setup, &device)?,
@@ -238,6 +239,7 @@ impl Run<'_> {
         if failpoint::hit_io("loop.nonfinite").is_err() {
             loss = f64::NAN;
         }
+        self.engine.device.synchronize();
         let forward_backward = passes.elapsed().as_secs_f64();
 
         let updating = Instant::now();
@@ -251,6 +253,7 @@ impl Run<'_> {
             optimizer.step(device, &mut model.params, gradients, update);
         }
         failpoint::hit("loop.updated");
+        self.engine.device.synchronize();
         let optimizer = updating.elapsed().as_secs_f64();
 
         self.engine.device.mark("between_steps");

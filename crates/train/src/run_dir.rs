@@ -154,6 +154,17 @@ impl RunDir {
             )));
         }
         let manifest = self.read_manifest()?;
+        let (then, now) = (manifest["plan"]["gpu"].as_str(), setup.place.gpu_name());
+        if then != now {
+            let shown = |gpu: Option<&str>| gpu.unwrap_or("the CPU").to_owned();
+            return Err(TrainError::Usage(format!(
+                "--resume: {} was begun on {}, and run.device is now {}, which rounds otherwise. \
+                 Set run.device so that it is the same, or start a new run in another output.dir",
+                self.0.display(),
+                shown(then),
+                shown(now)
+            )));
+        }
         let inputs = input_files(setup)?;
         if manifest["inputs"] != inputs {
             return Err(TrainError::Usage(format!(

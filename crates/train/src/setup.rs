@@ -68,8 +68,8 @@ impl Setup {
         let file = hone_model::load(&model_dir, &Device::dry(), LoadOptions::INFERENCE)?;
         let compute = compute_type(run.model.compute, file.file_dtype);
         let threads = run.run.threads.unwrap_or_else(crate::machine::num_threads);
-        let place = Place::open(("run.device =", &run.run.device), threads, note)?;
-        place.check("model.compute", compute)?;
+        let asked = ("run.device =", run.run.device.as_str());
+        let place = Place::open(asked, compute, threads, note)?;
         let base_precision = held_type(run.model.base_precision, run.model.compute);
         let lora = run.adapter.as_ref().map(lora_config);
         if let Some(lora) = &lora {

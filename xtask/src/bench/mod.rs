@@ -1,7 +1,7 @@
 //! Benchmarks: `cargo xtask bench NAME`. Each writes a page under `docs/benchmarks`.
 
 pub mod int8;
-mod model;
+pub mod model;
 pub mod ops;
 pub mod plan;
 pub mod train;

@@ -40,6 +40,28 @@ pub const M135: Shape = Shape {
     max_position_embeddings: 8192,
 };
 
+/// A billion weights, as Llama 3.2 1B has them.
+pub const L1B: Shape = Shape {
+    hidden_size: 2048,
+    intermediate_size: 8192,
+    num_layers: 16,
+    num_heads: 32,
+    num_kv_heads: 8,
+    vocab_size: 128_256,
+    max_position_embeddings: 8192,
+};
+
+/// Seven and a half billion, as Llama 3 8B has them but for a head of its own.
+pub const L8B: Shape = Shape {
+    hidden_size: 4096,
+    intermediate_size: 14_336,
+    num_layers: 32,
+    num_heads: 32,
+    num_kv_heads: 8,
+    vocab_size: 128_256,
+    max_position_embeddings: 8192,
+};
+
 /// Element type of the weights in the file.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Precision {

@@ -22,7 +22,7 @@ pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
             "profile": profile,
             "memory_bytes": total,
             "available_bytes": free,
-            "gpus": gpus.iter().map(|gpu| gpu.as_ref().ok().map(facts)).collect::<Vec<_>>(),
+            "gpus": gpus.iter().flatten().map(facts).collect::<Vec<_>>(),
             "gpu_problem": gpus.iter().find_map(|gpu| gpu.as_ref().err()).map(ToString::to_string),
             "hub_cache": hub.cache_dir,
             "hub_offline": hub.offline,
@@ -77,10 +77,11 @@ fn described(gpus: &[Result<Gpu, CudaError>]) -> String {
             let (all, free) = (format_bytes(info.memory_bytes), format_bytes(gpu.free_bytes()));
             format!("cuda:{i}: {}, {all}, {free} free, capability {major}.{minor}", info.name)
         }
-        Err(problem) => format!("none that can be used: {problem}"),
+        Err(problem) => format!("cuda:{i} cannot be used: {problem}"),
     };
     match gpus {
         [] => "none".to_owned(),
+        [Err(problem)] => format!("none that can be used: {problem}"),
         gpus => gpus.iter().enumerate().map(one).collect::<Vec<_>>().join("; "),
     }
 }

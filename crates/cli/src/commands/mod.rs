@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::output;
 use hone_data::Tokenizer;
 use hone_model::{LoadOptions, Model, adapter};
-use hone_tensor::{Compute, Device};
+use hone_tensor::{Category, Compute, Device, Target};
 use hone_train::place::Place;
 use hone_train::run_file::{RunFile, check_held_for};
 use hone_train::setup::{Setup, check_vocabulary, compute_type, held_type, resolve};
@@ -43,20 +43,22 @@ fn open(args: &ModelArgs) -> Result<Opened, Failure> {
     check_held_for(held, asked, "--base-precision")
         .map_err(|problem| Failure::Usage(format!("--compute {problem}")))?;
     let dir = resolve(&args.model, &mut |note| output::note(&format!("note: {note}")))?;
-    let threads = num_threads(args.threads);
-    let note = &mut |note| output::note(&format!("note: {note}"));
-    let place = Place::open(("--device", &args.device), threads, note)?;
-    let device = place.device();
     let base_precision = held_type(held, asked);
     let options = LoadOptions { base_precision, ..LoadOptions::INFERENCE };
+    // As a GPU holds it: what is there and cannot be used is refused before anything is loaded.
+    let dry = Device::dry_as(Target::Cuda);
+    let compute = compute_type(asked, hone_model::load(&dir, &dry, options)?.file_dtype);
+    let threads = num_threads(args.threads);
+    let note = &mut |note| output::note(&format!("note: {note}"));
+    let place = Place::open(("--device", &args.device), compute, threads, note)?;
+    place.check_room(dry.persistent_bytes(Category::Weights))?;
+    let device = place.device();
     let mut model = hone_model::load(&dir, &device, options)?;
     if let Some(adapter_dir) = &args.adapter {
         adapter::load(adapter_dir, &mut model, &device)?;
     }
     let tokenizer = Tokenizer::from_dir(&dir)?;
     check_vocabulary(&dir, &model.decoder.config, &tokenizer)?;
-    let compute = compute_type(asked, model.file_dtype);
-    place.check("--compute", compute)?;
     Ok(Opened { dir, device, model, tokenizer, compute })
 }
 

@@ -12,7 +12,12 @@ use std::fmt::Write as _;
 
 /// Prints the plan; status 2 when the run cannot fit.
 pub fn run(args: &PlanArgs) -> Result<(), Failure> {
-    let setup = super::prepare(super::read_run_file(&args.run)?)?;
+    let mut run = super::read_run_file(&args.run)?;
+    if args.device.is_some() {
+        // The GPU that is planned for need not be here, and one that is here has no say.
+        run.run.device = "cpu".to_owned();
+    }
+    let setup = super::prepare(run)?;
     let profile = match &args.device {
         None => setup.place.profile(),
         Some(name) => named(name, &setup)?,
@@ -87,7 +92,7 @@ fn named(name: &str, setup: &Setup) -> Result<DeviceProfile, Failure> {
         let known = catalogue::keys().join(", ");
         Failure::Usage(format!("--device {name}: no such GPU is in the catalogue; it has {known}"))
     })?;
-    check_gpu((name, capability), "model.compute", setup.compute)?;
+    check_gpu((name, capability), setup.compute)?;
     Ok(profile)
 }
 

@@ -24,7 +24,13 @@ impl Processor {
         match self {
             Self::Cpu(cpu) => step(cpu, update, p.f32(), g.f32(), m.f32(), v.f32()),
             Self::Cuda(gpu) => {
-                cuda::step(gpu, update, p.cuda(), g.cuda(), (m.cuda(), v.cuda()));
+                cuda::step(
+                    gpu,
+                    update,
+                    p.cuda().f32(),
+                    g.cuda().f32(),
+                    (m.cuda().f32(), v.cuda().f32()),
+                );
             }
         }
     }

@@ -38,7 +38,7 @@ impl Processor {
         match self {
             Self::Cpu(cpu) => forward(cpu, inputs, heads, sequences, out, lse.f32()),
             Self::Cuda(gpu) => {
-                cuda::forward(gpu, inputs, heads, sequences, out.cuda(), lse.cuda());
+                cuda::forward(gpu, inputs, heads, sequences, out.cuda(), lse.cuda().f32());
             }
         }
     }
@@ -63,7 +63,8 @@ impl Processor {
                 backward(cpu, qkv, heads, sequences, saved, d_out, d_qkv, workspace);
             }
             Self::Cuda(gpu) => {
-                let (saved, given) = ((out.cuda(), lse.cuda()), (d_qkv.cuda(), workspace.cuda()));
+                let (saved, given) =
+                    ((out.cuda(), lse.cuda().f32()), (d_qkv.cuda(), workspace.cuda().f32()));
                 cuda::backward(gpu, qkv.cuda(), heads, sequences, saved, d_out.cuda(), given);
             }
         }

@@ -1,6 +1,8 @@
 //! Compiled kernels on disk, by digest of everything they were compiled from.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
 /// Where compiled kernels of `name` with this text go; `None` where the user has no cache.
 ///
@@ -13,29 +15,20 @@ pub(super) fn path(name: &str, text: &str, extension: &str) -> Option<PathBuf> {
     Some(cache.join("hone/kernels").join(format!("{name}-{digest:032x}.{extension}")))
 }
 
-/// What is stored at `path`, or what `make` makes, which is then stored for the next time. A cache
-/// that cannot be written costs time and nothing else.
-pub(super) fn get_or_make<E>(
-    path: Option<PathBuf>,
-    make: impl FnOnce() -> Result<Vec<u8>, E>,
-) -> Result<Vec<u8>, E> {
-    if let Some(found) = path.as_ref().and_then(|path| std::fs::read(path).ok()) {
-        return Ok(found);
-    }
-    let made = make()?;
-    if let Some(path) = path {
-        let _ = store(&path, &made);
-    }
-    Ok(made)
+/// Stores whole or not at all, also when several processes and threads store the same.
+pub(super) fn store(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    std::fs::create_dir_all(path.parent().unwrap_or(path))?;
+    let aside = aside(path);
+    let mut file = File::create(&aside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&aside, path)
 }
 
-/// Whole or not at all, also when several processes store the same.
-fn store(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
-    let dir = path.parent().unwrap_or(path);
-    std::fs::create_dir_all(dir)?;
-    let aside = path.with_extension(format!("{}.tmp", std::process::id()));
-    std::fs::write(&aside, bytes)?;
-    std::fs::rename(&aside, path)
+/// A name beside `path` that this thread of this process has alone.
+pub(super) fn aside(path: &Path) -> PathBuf {
+    let unique = format!("{}-{:?}.tmp", std::process::id(), std::thread::current().id());
+    path.with_extension(unique)
 }
 
 fn fnv1a(bytes: &[u8]) -> u128 {

@@ -71,7 +71,7 @@ impl Emulator {
     }
 
     fn compile(&self, name: &str, program: &str, path: &Path) {
-        let dir = tempfile_dir(path);
+        let dir = cache::aside(path);
         std::fs::create_dir_all(&dir).expect("a directory for compiled kernels");
         let (text, object) = (dir.join(format!("{name}.cpp")), dir.join(format!("{name}.so")));
         std::fs::write(&text, program).expect("room for a kernel's source");
@@ -87,12 +87,6 @@ impl Emulator {
         std::fs::rename(&object, path).expect("the cache can be written");
         let _ = std::fs::remove_dir_all(&dir);
     }
-}
-
-/// A directory beside `path` of this process and thread alone.
-fn tempfile_dir(path: &Path) -> PathBuf {
-    let unique = format!("{}-{:?}.tmp", std::process::id(), std::thread::current().id());
-    path.with_extension(unique)
 }
 
 /// The kernels as host C++, with a function to launch each.

@@ -9,6 +9,7 @@ mod cache;
 mod driver;
 mod emulator;
 mod nvidia;
+mod pool;
 mod scratch;
 #[cfg(test)]
 mod tests;
@@ -19,11 +20,12 @@ pub use nvidia::{CudaError, num_devices};
 use crate::element::DType;
 use crate::random::Philox;
 use driver::Driver;
+use pool::Pool;
 use scratch::Scratch;
 use std::ffi::c_void;
 use std::io::Write as _;
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// All kernels there are.
 #[cfg(test)]
@@ -45,8 +47,9 @@ pub(crate) static SOURCES: [&Source; 10] = [
 pub struct Gpu(Arc<Inner>);
 
 struct Inner {
-    // Released before the driver that it came from.
+    // Both are released before the driver that they came from.
     scratch: Mutex<Scratch>,
+    pool: Mutex<Pool>,
     driver: Box<dyn Driver>,
 }
 
@@ -63,7 +66,8 @@ impl Gpu {
     /// A GPU to test on: the one that `HONE_TEST_GPU` names by its number, or an emulation; `None`,
     /// and a word about it, where there is no C++ compiler to emulate one with.
     pub fn for_tests() -> Option<Self> {
-        if let Some(index) = std::env::var("HONE_TEST_GPU").ok().and_then(|n| n.parse().ok()) {
+        if let Ok(index) = std::env::var("HONE_TEST_GPU") {
+            let index = index.parse().expect("HONE_TEST_GPU is the number of a CUDA device");
             return Some(Self::open(index).unwrap_or_else(|error| panic!("{error}")));
         }
         let emulator = emulator::Emulator::new();
@@ -75,7 +79,8 @@ impl Gpu {
     }
 
     fn of(driver: Box<dyn Driver>) -> Self {
-        Self(Arc::new(Inner { scratch: Mutex::default(), driver }))
+        let (scratch, pool) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { scratch, pool, driver }))
     }
 
     /// What this device is.
@@ -91,6 +96,14 @@ impl Gpu {
     /// Waits for everything that was asked for.
     pub fn synchronize(&self) {
         self.0.driver.synchronize();
+    }
+
+    /// Takes so much memory for use inside operations once and for all.
+    ///
+    /// # Panics
+    /// If the GPU has no more memory.
+    pub fn reserve_scratch(&self, bytes: usize) {
+        self.0.scratch.lock().expect("no panic while counting").reserve(&*self.0.driver, bytes);
     }
 
     /// Begins an operation: the memory inside the one before may be used again.
@@ -150,8 +163,8 @@ impl Gpu {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let scratch = self.scratch.get_mut().expect("no panic while counting");
-        scratch.release(&*self.driver);
+        self.scratch.get_mut().unwrap_or_else(PoisonError::into_inner).release(&*self.driver);
+        self.pool.get_mut().unwrap_or_else(PoisonError::into_inner).release(&*self.driver);
     }
 }
 
@@ -280,6 +293,15 @@ impl<'a> Slice<'a> {
         Self { address, len, ..self }
     }
 
+    /// The same elements, which must be `f32`.
+    ///
+    /// # Panics
+    /// If they are not.
+    pub(crate) fn f32(self) -> Self {
+        assert!(self.dtype == DType::F32, "expected f32, found {}", self.dtype.name());
+        self
+    }
+
     /// The word for the element type in kernels.
     pub(crate) fn type_name(&self) -> &'static str {
         match self.dtype {
@@ -321,7 +343,8 @@ impl Region {
     /// # Panics
     /// If the GPU has no more memory.
     pub fn new(gpu: &Gpu, len: usize) -> Self {
-        let address = gpu.0.driver.alloc(len).unwrap_or_else(|| {
+        let taken = gpu.0.pool.lock().expect("no panic while counting").take(&*gpu.0.driver, len);
+        let address = taken.unwrap_or_else(|| {
             let free = gpu.free_bytes();
             panic!("cannot get {len} bytes of the GPU's memory: {free} bytes are free")
         });
@@ -368,6 +391,8 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        self.gpu.0.driver.free(self.address);
+        let pool = self.gpu.0.pool.lock();
+        let mut pool = pool.unwrap_or_else(PoisonError::into_inner);
+        pool.give_back(&*self.gpu.0.driver, self.address, self.len);
     }
 }

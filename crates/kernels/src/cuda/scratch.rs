@@ -27,10 +27,16 @@ impl Scratch {
         }
     }
 
+    /// Makes room for so much.
+    pub(super) fn reserve(&mut self, driver: &dyn Driver, bytes: usize) {
+        self.most = self.most.max(bytes);
+        self.reset(driver);
+    }
+
     /// Gives everything back.
     pub(super) fn reset(&mut self, driver: &dyn Driver) {
         self.used = 0;
-        if self.chunks.len() > 1 || self.chunks.first().is_some_and(|&(_, len)| len < self.most) {
+        if self.most > 0 && (self.chunks.len() != 1 || self.chunks[0].1 < self.most) {
             self.release(driver);
             let most = self.most;
             self.add(driver, most);

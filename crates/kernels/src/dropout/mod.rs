@@ -20,7 +20,7 @@ impl Processor {
     pub fn add_masked(&self, mask: Mask, d_y: View<'_>, d_x: ViewMut<'_>) {
         match self {
             Self::Cpu(cpu) => add_masked(cpu, mask, d_y.f32(), d_x),
-            Self::Cuda(gpu) => cuda::add_masked(gpu, mask, d_y.cuda(), d_x.cuda()),
+            Self::Cuda(gpu) => cuda::add_masked(gpu, mask, d_y.cuda().f32(), d_x.cuda()),
         }
     }
 }

@@ -17,7 +17,7 @@ impl Processor {
     pub fn embedding(&self, table: View<'_>, ids: &[u32], y: ViewMut<'_>) {
         match self {
             Self::Cpu(cpu) => forward(cpu, table, ids, y.f32()),
-            Self::Cuda(gpu) => cuda::forward(gpu, table.cuda(), ids, y.cuda()),
+            Self::Cuda(gpu) => cuda::forward(gpu, table.cuda(), ids, y.cuda().f32()),
         }
     }
 
@@ -25,7 +25,7 @@ impl Processor {
     pub fn embedding_backward(&self, ids: &[u32], d_y: View<'_>, d_table: ViewMut<'_>) {
         match self {
             Self::Cpu(cpu) => backward(cpu, ids, d_y.f32(), d_table.f32()),
-            Self::Cuda(gpu) => cuda::backward(gpu, ids, d_y.cuda(), d_table.cuda()),
+            Self::Cuda(gpu) => cuda::backward(gpu, ids, d_y.cuda().f32(), d_table.cuda().f32()),
         }
     }
 }

@@ -42,7 +42,7 @@ pub(super) fn gemm(gpu: &Gpu, compute: DType, products: &[Product<'_>], out: Sli
         if let Some(bias) = epilogue.bias {
             assert_eq!(target.col_stride, 1);
             let rows = (target.m, target.row_stride, target.offset);
-            vector::cuda::add_bias(gpu, out, rows, bias.cuda());
+            vector::cuda::add_bias(gpu, out, rows, bias.cuda().f32());
         }
     }
 }

@@ -87,7 +87,7 @@ pub(super) fn forward(gpu: &Gpu, inputs: Inputs<'_>, workspace: Slice<'_>, outpu
     let parts = Parts::new(workspace, n, v, dtype);
     let held = gemm::cuda::as_type(gpu, dtype, weight);
     logits(gpu, (n, v, h), (x, held), parts.logits);
-    let (log_probs, lse) = (outputs.log_probs.cuda(), outputs.lse.cuda());
+    let (log_probs, lse) = (outputs.log_probs.cuda().f32(), outputs.lse.cuda().f32());
     let targets = gpu.upload(inputs.targets);
     let by_row = Launch::blocks(n, THREADS);
     let args = args![parts.logits, v, targets, log_probs, lse];

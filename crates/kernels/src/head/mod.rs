@@ -28,7 +28,7 @@ impl Processor {
     pub fn log_probs(&self, inputs: Inputs<'_>, workspace: ViewMut<'_>, outputs: Outputs<'_>) {
         match self {
             Self::Cpu(cpu) => forward(cpu, inputs, workspace.f32(), outputs),
-            Self::Cuda(gpu) => cuda::forward(gpu, inputs, workspace.cuda(), outputs),
+            Self::Cuda(gpu) => cuda::forward(gpu, inputs, workspace.cuda().f32(), outputs),
         }
     }
 
@@ -44,7 +44,7 @@ impl Processor {
         match self {
             Self::Cpu(cpu) => backward(cpu, direction, rows, d_log_probs.f32(), h, d_x),
             Self::Cuda(gpu) => {
-                let (direction, d) = (direction.cuda(), d_log_probs.cuda());
+                let (direction, d) = (direction.cuda(), d_log_probs.cuda().f32());
                 cuda::backward(gpu, direction, rows, d, h, d_x.cuda());
             }
         }
@@ -65,8 +65,8 @@ impl Processor {
                 backward_weight(cpu, inputs, saved, workspace.f32(), d_w.f32());
             }
             Self::Cuda(gpu) => {
-                let saved = (lse.cuda(), d_log_probs.cuda());
-                cuda::backward_weight(gpu, inputs, saved, workspace.cuda(), d_w.cuda());
+                let saved = (lse.cuda().f32(), d_log_probs.cuda().f32());
+                cuda::backward_weight(gpu, inputs, saved, workspace.cuda().f32(), d_w.cuda().f32());
             }
         }
     }

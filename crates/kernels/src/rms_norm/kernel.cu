@@ -46,7 +46,7 @@ __global__ void rms_norm_backward(
 
 // `d_w [h] += Σ_t d_y · x · rstd`.
 template <class Y>
-__global__ void rms_norm_backward_weight(
+__global__ void __launch_bounds__(1024) rms_norm_backward_weight(
     const float* x, const float* rstd, const Y* d_y, size_t t, size_t h, float* d_w) {
     add_sums_over_rows(t, h, d_w, [&](size_t row, size_t column) {
         size_t i = row * h + column;

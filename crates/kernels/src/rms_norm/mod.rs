@@ -16,7 +16,14 @@ impl Processor {
         match self {
             Self::Cpu(cpu) => forward(cpu, x.f32(), w.f32(), eps, y, rstd.f32()),
             Self::Cuda(gpu) => {
-                cuda::forward(gpu, x.cuda(), w.cuda(), eps, y.cuda(), rstd.cuda());
+                cuda::forward(
+                    gpu,
+                    x.cuda().f32(),
+                    w.cuda().f32(),
+                    eps,
+                    y.cuda(),
+                    rstd.cuda().f32(),
+                );
             }
         }
     }
@@ -33,8 +40,8 @@ impl Processor {
         match self {
             Self::Cpu(cpu) => backward(cpu, x.f32(), w.f32(), rstd.f32(), d_y, d_x.f32()),
             Self::Cuda(gpu) => {
-                let saved = (x.cuda(), w.cuda(), rstd.cuda());
-                cuda::backward(gpu, saved, d_y.cuda(), d_x.cuda());
+                let saved = (x.cuda().f32(), w.cuda().f32(), rstd.cuda().f32());
+                cuda::backward(gpu, saved, d_y.cuda(), d_x.cuda().f32());
             }
         }
     }
@@ -50,7 +57,13 @@ impl Processor {
         match self {
             Self::Cpu(cpu) => backward_weight(cpu, x.f32(), rstd.f32(), d_y, d_w.f32()),
             Self::Cuda(gpu) => {
-                cuda::backward_weight(gpu, x.cuda(), rstd.cuda(), d_y.cuda(), d_w.cuda());
+                cuda::backward_weight(
+                    gpu,
+                    x.cuda().f32(),
+                    rstd.cuda().f32(),
+                    d_y.cuda(),
+                    d_w.cuda().f32(),
+                );
             }
         }
     }

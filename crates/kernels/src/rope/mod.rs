@@ -29,7 +29,7 @@ impl Processor {
                 rotate(cpu, x, width, heads_d, (cos.f32(), sin.f32()), direction);
             }
             Self::Cuda(gpu) => {
-                let angles = (cos.cuda(), sin.cuda());
+                let angles = (cos.cuda().f32(), sin.cuda().f32());
                 cuda::rotate(gpu, x.cuda(), width, heads_d, angles, direction);
             }
         }

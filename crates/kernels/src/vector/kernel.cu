@@ -60,7 +60,7 @@ __global__ void vector_sum_of_squares(const float* x, size_t n, float* partial) 
 
 // `sums[n] += Σ_m x[m, col + n]` for `rows` rows of `width` columns.
 template <class X>
-__global__ void vector_add_column_sums(
+__global__ void __launch_bounds__(1024) vector_add_column_sums(
     const X* x, size_t rows, size_t width, size_t col, size_t n, float* sums) {
     add_sums_over_rows(rows, n, sums, [&](size_t row, size_t column) {
         return to_f32(x[row * width + col + column]);

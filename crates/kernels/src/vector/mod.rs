@@ -44,7 +44,7 @@ impl Processor {
     pub fn scale(&self, x: View<'_>, by: f32, y: ViewMut<'_>) {
         match self {
             Self::Cpu(cpu) => scale(cpu, x.f32(), by, y),
-            Self::Cuda(gpu) => cuda::scale(gpu, x.cuda(), by, y.cuda()),
+            Self::Cuda(gpu) => cuda::scale(gpu, x.cuda().f32(), by, y.cuda()),
         }
     }
 
@@ -52,7 +52,7 @@ impl Processor {
     pub fn add_scaled(&self, x: View<'_>, scale: f32, y: ViewMut<'_>) {
         match self {
             Self::Cpu(cpu) => add_scaled(cpu, x.f32(), scale, y.f32()),
-            Self::Cuda(gpu) => cuda::add_scaled(gpu, x.cuda(), scale, y.cuda()),
+            Self::Cuda(gpu) => cuda::add_scaled(gpu, x.cuda().f32(), scale, y.cuda().f32()),
         }
     }
 
@@ -70,7 +70,7 @@ impl Processor {
         match self {
             Self::Cpu(cpu) => arrays.iter().map(|x| sum_of_squares(cpu, x.f32())).sum(),
             Self::Cuda(gpu) => {
-                let arrays: Vec<_> = arrays.iter().map(|x| x.cuda()).collect();
+                let arrays: Vec<_> = arrays.iter().map(|x| x.cuda().f32()).collect();
                 cuda::sum_of_squares(gpu, &arrays)
             }
         }
@@ -80,7 +80,7 @@ impl Processor {
     pub fn add_column_sums(&self, x: View<'_>, width: usize, col: usize, sums: ViewMut<'_>) {
         match self {
             Self::Cpu(cpu) => add_column_sums(cpu, x, width, col, sums.f32()),
-            Self::Cuda(gpu) => cuda::add_column_sums(gpu, x.cuda(), width, col, sums.cuda()),
+            Self::Cuda(gpu) => cuda::add_column_sums(gpu, x.cuda(), width, col, sums.cuda().f32()),
         }
     }
 

@@ -23,7 +23,10 @@ pub fn devices() -> Vec<Device> {
 }
 
 pub fn goldens_dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
+    // Of the checkout that the tests run in, which need not be the one they were built in.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR");
+    let built_in = || PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    package.map_or_else(built_in, PathBuf::from).join("tests/goldens")
 }
 
 /// The folder of shared test files beside the checkout; `None`, said aloud, where it is absent.

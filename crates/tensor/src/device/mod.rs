@@ -137,6 +137,20 @@ impl Device {
         self.processor()
     }
 
+    /// Takes so much memory for use inside operations once and for all, where it is a GPU's.
+    pub fn reserve_scratch(&self, bytes: u64) {
+        if let Some(Processor::Cuda(gpu)) = self.processor() {
+            gpu.reserve_scratch(bytes as usize);
+        }
+    }
+
+    /// Waits for everything that was asked for.
+    pub fn synchronize(&self) {
+        if let Some(Processor::Cuda(gpu)) = self.processor() {
+            gpu.synchronize();
+        }
+    }
+
     /// Notes the beginning of something that is no operation, where operations are recorded.
     pub fn mark(&self, name: &'static str) {
         self.note_beginning(Cost::memory(name, 0));
@@ -145,10 +159,8 @@ impl Device {
     fn note_beginning(&self, cost: Cost) {
         let mut recording = self.0.recording.lock().expect("no panic while recording");
         if let Some(spans) = recording.as_mut() {
-            if let Some(Processor::Cuda(gpu)) = self.processor() {
-                // What was asked for before must be done for its time to be known.
-                gpu.synchronize();
-            }
+            // What was asked for before must be done for its time to be known.
+            self.synchronize();
             spans.push((cost, Instant::now()));
         }
     }
@@ -174,7 +186,7 @@ impl Device {
         std::mem::take(&mut self.0.costs.lock().expect("no panic while noting a cost"))
     }
 
-    /// Bytes of [`Device::persistent`] tensors and mapped weights made so far in `category`.
+    /// Bytes of tensors that outlive steps, made or held so far in `category`.
     pub fn persistent_bytes(&self, category: Category) -> u64 {
         self.memory().persistent(category)
     }
@@ -220,6 +232,7 @@ impl Device {
                 let mut block = Block::persistent(processor, tensor.num_bytes());
                 if processor.is_some() {
                     block.write(&tensor.host_bytes());
+                    tensor.release_file();
                 }
                 Tensor::from_block(block, tensor.dtype(), tensor.shape())
             }

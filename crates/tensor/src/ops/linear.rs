@@ -170,6 +170,7 @@ fn project(
         projections.iter().filter(|p| in_integers(p)).map(Projection::out_features).sum();
     let quantised = (int8_width > 0).then(|| quantised(tape.device(), x, (0, k), None));
     let held = projections.iter().map(|p| params.resolve(&p.weight));
+    let held = held.chain(adapters.iter().map(|adapter| params.value(adapter.lora.b)));
     let cost = Cost::memory("linear", x.num_bytes() + weights + y.num_bytes())
         .with_scratch(converted_bytes(tape.device(), tape.dtype(), held))
         .with(Work::Int8, 2 * t * int8_width * k)

@@ -53,9 +53,7 @@ pub fn rope<'a>(tape: &mut Tape<'a>, qkv: Var, heads: &Heads, angles: &'a Angles
 
 fn rotate(device: &Device, x: &mut Tensor, heads: &Heads, angles: &Angles, direction: Direction) {
     let (_, width) = rows_cols(x.shape());
-    let scratch = if device.target() == Target::Cuda { 8 * angles.cos.len() } else { 0 };
-    let cost = Cost::memory("rope", 2 * x.num_bytes()).with_scratch(scratch);
-    if let Some(on) = device.begin(cost) {
+    if let Some(on) = device.begin(Cost::memory("rope", 2 * x.num_bytes())) {
         let turning = (heads.num_heads + heads.num_kv_heads, heads.head_dim);
         on.rotate(x.view_mut(), width, turning, angles.views(device), direction);
     }

@@ -94,14 +94,15 @@ pub fn of(info: &Info, free_bytes: Option<u64>) -> DeviceProfile {
     DeviceProfile { gpu_free_bytes: free_bytes, ..profile }
 }
 
-/// Dense 16-bit operations per clock and multiprocessor by generation, at 1.6 GHz, and memory as
-/// fast in proportion as that of those in the table.
+/// Dense 16-bit operations per clock and multiprocessor, with sums in f32, by generation, at 1.6
+/// GHz, and memory as fast in proportion as that of those in the table. 10 is the data centres'
+/// Blackwell, 12 the desktops'.
 fn estimate(info: &Info) -> Gpu {
     let per_clock = match info.compute_capability {
-        (10.., _) => 8192.0,
+        (10 | 11, _) => 8192.0,
         (9, _) => 4096.0,
         (8, 0) => 2048.0,
-        (8, _) => 1024.0,
+        (8, 9) | (12.., _) => 1024.0,
         _ => 512.0,
     };
     let bf16 = f64::from(info.num_multiprocessors) * 1.6e9 * per_clock / 1e12;

@@ -107,7 +107,7 @@ pub(super) const EXCLUSIVE: [(&str, &str); 2] =
 /// Beginnings of the keys that may change between a run and its `--resume`: none of them changes
 /// what the run has computed so far. `output.dir` may, since a run may be moved.
 pub(super) const MAY_CHANGE: [&str; 6] =
-    ["budget.memory", "checkpoint.", "output.", "report.", "run.threads", "train.on_nonfinite"];
+    ["budget.memory", "checkpoint.", "output.", "report.", "run.", "train.on_nonfinite"];
 
 /// The key of that path.
 pub(super) fn find(path: &str) -> Option<&'static Key> {
@@ -158,7 +158,7 @@ const TABLES: [(&str, &str); 9] = [
     ("train", "The objective and the optimizer."),
     ("checkpoint", "How often progress is kept. May change between a run and its `--resume`."),
     ("budget", "What the planner has to keep to."),
-    ("run", "The machine. Threads may change between a run and its `--resume`."),
+    ("run", "The machine. May change between a run and its `--resume`."),
     ("report", "What `report.html` shows. May change between a run and its `--resume`."),
     ("output", "Where the result goes."),
 ];
@@ -272,7 +272,8 @@ pub(super) const KEYS: &[Key] = &[
     key("checkpoint.keep", Int(1, ANY), Value("2"),
         "how many whole checkpoints are kept", "3"),
 
-    key("budget.memory", Bytes, Chosen("three quarters of the machine's memory, or a GPU's"),
+    key("budget.memory", Bytes,
+        Chosen("three quarters of the machine's memory, or 31/32 of a GPU's"),
         "most memory the process may take, or of a GPU where that computes; may change for \
          `--resume`", r#""16GiB""#),
     key("budget.micro_batch_tokens", Int(2, ANY), Chosen("the planner's choice"),
@@ -283,7 +284,7 @@ pub(super) const KEYS: &[Key] = &[
 
     key("run.device", Text, Value(r#""auto""#),
         "`auto`: the first NVIDIA GPU that can be used, otherwise the CPU; `cpu`; `cuda` or \
-         `cuda:1`: that GPU; must not change for `--resume`", r#""cuda:0""#),
+         `cuda:1`: that GPU. `--resume` must find the same kind of processor", r#""cuda:0""#),
     key("run.threads", Int(1, 4096), Chosen("all cores"),
         "number of threads of the CPU; results do not depend on it", "2"),
 

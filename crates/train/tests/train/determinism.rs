@@ -2,7 +2,9 @@
 
 use crate::fixture::{LORA, Scene, Trail, train};
 use hone_model::Recompute;
+use hone_tensor::cuda::Gpu;
 use hone_train::checkpoint::sha256_of_file;
+use hone_train::place::Place;
 use hone_train::recipe::{self, Options, Outcome};
 use std::cell::Cell;
 
@@ -55,20 +57,51 @@ fn digests(scene: &Scene, step: u64) -> [String; 2] {
 #[test]
 fn a_run_interrupted_after_every_step_ends_as_if_it_was_not() {
     for settings in [&LORA[..], &["train.learning_rate = 0.001"]] {
-        let settings = [settings, &["train.max_steps = 6"]].concat();
-        let (whole, pieces) = (Scene::new("dynamic"), Scene::new("dynamic"));
-        let ended =
-            recipe::train(&whole.setup(&settings), Options::default(), &mut |_| {}, &|| false);
-        assert!(matches!(ended.unwrap(), Outcome::Finished(_)));
-        for expected in 1..6 {
-            let ended = recipe::train(&pieces.setup(&settings), RESUME, &mut |_| {}, &|| true);
-            let Outcome::Interrupted { step } = ended.unwrap() else { panic!("not interrupted") };
-            assert_eq!(step, expected);
-        }
-        let asked = Cell::new(0);
-        let stop = || asked.replace(asked.get() + 1) > 0;
-        let ended = recipe::train(&pieces.setup(&settings), RESUME, &mut |_| {}, &stop);
-        assert!(matches!(ended.unwrap(), Outcome::Finished(_)));
-        assert_eq!(digests(&whole, 6), digests(&pieces, 6));
+        check_interruptions(
+            &Place::Cpu { threads: 1 },
+            &[settings, &["train.max_steps = 6"]].concat(),
+        );
     }
+    if let Some(gpu) = Gpu::for_tests() {
+        check_interruptions(&Place::Cuda(gpu), &[&LORA[..], &["train.max_steps = 3"]].concat());
+    }
+}
+
+fn check_interruptions(place: &Place, settings: &[&str]) {
+    let (whole, pieces) = (Scene::new("dynamic"), Scene::new("dynamic"));
+    let setup = |scene: &Scene| {
+        let mut setup = scene.setup(settings);
+        setup.place = place.clone();
+        setup
+    };
+    let steps = setup(&whole).num_steps;
+    let ended = recipe::train(&setup(&whole), Options::default(), &mut |_| {}, &|| false);
+    assert!(matches!(ended.unwrap(), Outcome::Finished(_)));
+    for expected in 1..steps {
+        let ended = recipe::train(&setup(&pieces), RESUME, &mut |_| {}, &|| true);
+        let Outcome::Interrupted { step } = ended.unwrap() else { panic!("not interrupted") };
+        assert_eq!(step, expected);
+    }
+    let asked = Cell::new(0);
+    let stop = || asked.replace(asked.get() + 1) > 0;
+    let ended = recipe::train(&setup(&pieces), RESUME, &mut |_| {}, &stop);
+    assert!(matches!(ended.unwrap(), Outcome::Finished(_)));
+    assert_eq!(digests(&whole, steps), digests(&pieces, steps));
+}
+
+/// A GPU rounds otherwise than the CPU, whatever `run.device` says in both files.
+#[test]
+fn a_run_does_not_go_on_on_another_processor() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    let (scene, settings) = (Scene::new("dynamic"), [&LORA[..], &["train.max_steps = 2"]].concat());
+    let mut setup = scene.setup(&settings);
+    let begun = recipe::train(&setup, Options::default(), &mut |_| {}, &|| true);
+    assert!(matches!(begun.unwrap(), Outcome::Interrupted { step: 1 }));
+    setup.place = Place::Cuda(gpu);
+    let Err(error) = recipe::train(&setup, RESUME, &mut |_| {}, &|| false) else { panic!() };
+    let message = error.to_string();
+    assert!(
+        message.contains("was begun on the CPU") && message.contains("run.device"),
+        "{message}"
+    );
 }

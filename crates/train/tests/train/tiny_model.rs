@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 
 /// Where a golden model of `hone-model` is.
 pub fn golden_dir(case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/goldens").join(case)
+    // Of the checkout that the tests run in, which need not be the one they were built in.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR");
+    let built_in = || PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    package.map_or_else(built_in, PathBuf::from).join("../model/tests/goldens").join(case)
 }
 
 /// Makes `dir` a copy of the golden model `case`, with a tokenizer of words.

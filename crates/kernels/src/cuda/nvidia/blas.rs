@@ -94,7 +94,9 @@ impl Key {
             sizes: [matmul.m, matmul.n, matmul.k],
             dtypes: (matmul.dtype, matmul.d_dtype),
             strides: [matmul.a, matmul.b, matmul.d].map(strides),
-            alignments: addresses.map(|address| 1 << address.trailing_zeros().min(8)),
+            // 16 bytes are all that kernels tell apart; more would let the same product take
+            // another algorithm wherever it happens to lie.
+            alignments: addresses.map(|address| 1 << address.trailing_zeros().min(4)),
             adds: matmul.c.is_some(),
         }
     }

@@ -39,7 +39,8 @@ fn find_compiler(folders: &[PathBuf]) -> Result<(), CudaError> {
     Err(CudaError::NoLibrary { library: "libnvrtc", package: "nvidia-cuda-nvrtc" })
 }
 
-/// Once a library is loaded, whoever asks for its name is given it.
+/// Once a library is loaded, whoever asks for its name with the version is given it. A library
+/// without a version in its name, where the system has one, still goes first.
 fn preload(folders: &[PathBuf], name: &str) {
     static LOADED: Mutex<Vec<Library>> = Mutex::new(Vec::new());
     LOADED.lock().expect("no panic while loading").extend(load_from(folders, name));

@@ -104,7 +104,13 @@ impl Nvidia {
         doing("opening the device", unsafe { result::ctx::set_current(context) })?;
         let stream = doing("making a stream", result::stream::create(StreamKind::NonBlocking))?;
         let blas = Mutex::new(Blas::new()?);
-        Ok(Self { info, context, stream, blas, functions: Mutex::default() })
+        let new = Self { info, context, stream, blas, functions: Mutex::default() };
+        // A compiler that does not know this GPU, or whose code this driver does not load, shows
+        // here and not in the middle of a run.
+        let source = &crate::adamw::cuda::SOURCE;
+        let functions = new.load(source)?;
+        new.functions.lock().expect("nobody else has it").insert(source.name, functions);
+        Ok(new)
     }
 
     /// Contexts belong to threads.
@@ -113,18 +119,18 @@ impl Nvidia {
         expect("entering the device", unsafe { result::ctx::set_current(self.context) });
     }
 
-    fn load(&self, source: &'static Source) -> Vec<Function> {
+    fn load(&self, source: &'static Source) -> Result<Vec<Function>, CudaError> {
         let compiled = compiler::compiled(source, self.info.compute_capability)
-            .unwrap_or_else(|error| panic!("{error}"));
+            .map_err(|message| CudaError::Driver { doing: "compiling kernels", message })?;
         // SAFETY: a cubin that NVRTC made for this device.
         let module = unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) };
-        let module = expect("loading kernels", module);
+        let module = doing("loading kernels (is NVRTC newer than the driver?)", module)?;
         let function = |name: &String| {
             let name = CString::new(name.as_str()).expect("names hold no zero");
             // SAFETY: the module was loaded just now, and is never unloaded.
-            let handle =
-                expect("loading a kernel", unsafe { result::module::get_function(module, name) });
-            Function { handle, shared_bytes: 48 << 10 }
+            let handle = unsafe { result::module::get_function(module, name) };
+            let handle = doing("loading a kernel", handle)?;
+            Ok(Function { handle, shared_bytes: 48 << 10 })
         };
         compiled.names.iter().map(function).collect()
     }
@@ -178,7 +184,11 @@ impl Driver for Nvidia {
         self.enter();
         // The driver waits for kernels that use the memory.
         // SAFETY: given out by `alloc`, and freed once.
-        expect("freeing memory", unsafe { result::free_sync(address) });
+        let freed = unsafe { result::free_sync(address) };
+        // After another failure this one is only an echo, and a second panic would abort.
+        if !std::thread::panicking() {
+            expect("freeing memory", freed);
+        }
     }
 
     fn write(&self, address: Address, bytes: &[u8]) {
@@ -211,7 +221,9 @@ impl Driver for Nvidia {
         use sys::CUfunction_attribute as Attribute;
         self.enter();
         let mut functions = self.functions.lock().expect("no panic while launching");
-        let functions = functions.entry(source.name).or_insert_with(|| self.load(source));
+        let functions = functions.entry(source.name).or_insert_with(|| {
+            self.load(source).unwrap_or_else(|error| panic!("{}: {error}", source.name))
+        });
         let function = &mut functions[kernel];
         if at.shared_bytes > function.shared_bytes {
             let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
