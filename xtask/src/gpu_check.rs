@@ -129,6 +129,13 @@ fn try_run(device: &str) -> Result<bool, String> {
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     let dir = own.parent().unwrap_or(Path::new(".")).to_path_buf();
     let root = std::env::current_dir().map_err(|error| error.to_string())?;
+    if !SUITES.iter().all(|suite| dir.join(suite.package).is_file()) {
+        return Err(
+            "run `cargo xtask gpu-check pack`, and then `target/gpu-check/xtask gpu-check` \
+                    on the machine with the GPU"
+                .to_owned(),
+        );
+    }
     println!("| what | passed | failed | s |\n| --- | ---: | ---: | ---: |");
     let mut all_passed = true;
     for suite in &SUITES {

@@ -44,10 +44,19 @@ impl Place {
                 });
                 Ok(place.unwrap_or(Self::Cpu { threads }))
             }
-            _ => Err(TrainError::Usage(format!(
-                "{setting} \"{asked}\": expected auto, cpu, cuda, or cuda: and a number"
-            ))),
+            _ => Err(no_place((setting, asked))),
         }
+    }
+
+    /// Refuses what names no place, whether that is here or not.
+    ///
+    /// # Errors
+    /// What would be one.
+    pub fn check_name((setting, asked): (&str, &str)) -> Result<(), TrainError> {
+        let is_number = |number: &str| number.parse::<u32>().is_ok();
+        let is_place = matches!(asked, "auto" | "cpu" | "cuda")
+            || asked.strip_prefix("cuda:").is_some_and(is_number);
+        if is_place { Ok(()) } else { Err(no_place((setting, asked))) }
     }
 
     /// The device.
@@ -101,6 +110,11 @@ impl Place {
     }
 }
 
+fn no_place((setting, asked): (&str, &str)) -> TrainError {
+    let expected = "expected auto, cpu, cuda, or cuda: and a small number";
+    TrainError::Usage(format!("{setting} \"{asked}\": {expected}"))
+}
+
 /// A place on `gpu`, if it can compute so.
 fn able(gpu: Gpu, compute: Compute) -> Result<Place, TrainError> {
     check_gpu((&gpu.info().name, gpu.info().compute_capability), compute)?;
@@ -118,11 +132,11 @@ pub fn check_gpu(
     match compute {
         Compute::Int8 => Err(TrainError::Usage(format!(
             "{name}: products in int8 are for the CPU. Hold weights as int8 and compute in bf16, \
-             or choose the device cpu"
+             or let the CPU compute"
         ))),
         Compute::Bf16 if major < 8 => Err(TrainError::Usage(format!(
             "{name}: no products in bf16 (compute capability {major}.{minor}, needed: 8.0). \
-             Compute in f32, or choose the device cpu"
+             Compute in f32, or let the CPU compute"
         ))),
         _ => Ok(()),
     }

@@ -156,14 +156,14 @@ impl Host {
     }
 
     /// `budget.memory`, or three quarters of what the machine has; of a GPU, whose memory is there
-    /// for nothing else, all but a thirty-second. Not what is free: that differs from hour to hour,
-    /// and the policy must not.
+    /// for nothing else and cannot be exceeded, at most all but a thirty-second. Not what is free:
+    /// that differs from hour to hour, and the policy must not.
     fn budget(&self, setup: &Setup) -> Option<u64> {
-        let of_all = |total: u64| match self.target {
-            Target::Cpu => total / 4 * 3,
-            Target::Cuda => total - total / 32,
-        };
-        setup.run.budget.memory.or_else(|| self.total.map(of_all))
+        let (asked, total) = (setup.run.budget.memory, self.total);
+        match self.target {
+            Target::Cpu => asked.or(total.map(|total| total / 4 * 3)),
+            Target::Cuda => asked.into_iter().chain(total.map(|total| total - total / 32)).min(),
+        }
     }
 
     /// Whether the budget holds so much.

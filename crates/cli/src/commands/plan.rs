@@ -3,7 +3,7 @@
 use crate::args::PlanArgs;
 use crate::failure::Failure;
 use crate::output;
-use hone_train::place::check_gpu;
+use hone_train::place::{Place, check_gpu};
 use hone_train::planner::{self, Plan};
 use hone_train::profile::{DeviceProfile, catalogue};
 use hone_train::report::{format_bytes, format_seconds};
@@ -15,6 +15,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let mut run = super::read_run_file(&args.run)?;
     if args.device.is_some() {
         // The GPU that is planned for need not be here, and one that is here has no say.
+        Place::check_name(("run.device =", &run.run.device))?;
         run.run.device = "cpu".to_owned();
     }
     let setup = super::prepare(run)?;
@@ -80,13 +81,16 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
             "         by this machine's speed of {}; `hone doctor` measures it again",
             plan.speed_measured
         ),
-        Some(gpu) => write!(text, "         on {gpu}, by {}", plan.speed_measured),
+        Some(gpu) => {
+            write!(text, "         on {gpu}, by {}; unproven on hardware", plan.speed_measured)
+        }
     };
     text
 }
 
 /// What is published of a GPU, for a run that it can compute.
 fn named(name: &str, setup: &Setup) -> Result<DeviceProfile, Failure> {
+    let name = &name.to_lowercase();
     let known = catalogue::named(name).zip(catalogue::compute_capability(name));
     let (profile, capability) = known.ok_or_else(|| {
         let known = catalogue::keys().join(", ");

@@ -112,6 +112,8 @@ fn a_gpu_is_planned_by_what_is_published_of_it() {
     let held = on("h200", &["model.base_precision = bf16", "model.compute = f32"]);
     let workspace = |plan: &Plan| plan.memory["workspace"].as_u64().unwrap();
     assert!(workspace(&held) > workspace(&fast));
+    // No budget is larger than the GPU.
+    assert_eq!(on("l4", &["budget.memory = 2000GiB"]).budget_bytes, slow.budget_bytes);
     let tight = on("h200", &["budget.memory = 600MiB"]);
     assert!(!tight.fits && !tight.mend.is_empty());
 }
