@@ -7,6 +7,7 @@
 //! on the GPU, then trains models of random weights, and prints one table. Left out: PyTorch beside
 //! it.
 
+use crate::bench::json;
 use crate::bench::model::{L1B, L8B, Precision, Shape, write_model};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -245,12 +246,4 @@ fn row(dir: &Path, place: &Path, case: &Case, device: &str) -> Result<String, St
         of("peak_bytes") / f64::from(1 << 20),
         peak >> 20,
     ))
-}
-
-fn json(command: &mut Command) -> Result<Value, String> {
-    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    if !output.status.success() {
-        return Err(format!("{command:?}:\n{}", String::from_utf8_lossy(&output.stderr)));
-    }
-    serde_json::from_slice(&output.stdout).map_err(|error| format!("{command:?}: {error}"))
 }

@@ -32,19 +32,20 @@ impl Place {
         threads: usize,
         note: &mut dyn FnMut(String),
     ) -> Result<Self, TrainError> {
-        let unusable = |error| TrainError::Usage(format!("{setting} \"{asked}\": {error}"));
-        match (asked, asked.strip_prefix("cuda:").map(str::parse)) {
-            ("cpu", _) => Ok(Self::Cpu { threads }),
-            ("cuda", _) => able(Gpu::open(0).map_err(unusable)?, compute),
-            (_, Some(Ok(index))) => able(Gpu::open(index).map_err(unusable)?, compute),
-            ("auto", _) => {
+        let gpu = |index| {
+            let gpu = Gpu::open(index);
+            gpu.map_err(|error| TrainError::Usage(format!("{setting} \"{asked}\": {error}")))
+        };
+        match Asked::parse((setting, asked))? {
+            Asked::Cpu => Ok(Self::Cpu { threads }),
+            Asked::Cuda(index) => able(gpu(index)?, compute),
+            Asked::Auto => {
                 let gpu = first_gpu(note).map(|gpu| able(gpu, compute));
                 let place = gpu.and_then(|able| {
                     able.map_err(|error| note(format!("the CPU is used: {error}"))).ok()
                 });
                 Ok(place.unwrap_or(Self::Cpu { threads }))
             }
-            _ => Err(no_place((setting, asked))),
         }
     }
 
@@ -52,11 +53,8 @@ impl Place {
     ///
     /// # Errors
     /// What would be one.
-    pub fn check_name((setting, asked): (&str, &str)) -> Result<(), TrainError> {
-        let is_number = |number: &str| number.parse::<u32>().is_ok();
-        let is_place = matches!(asked, "auto" | "cpu" | "cuda")
-            || asked.strip_prefix("cuda:").is_some_and(is_number);
-        if is_place { Ok(()) } else { Err(no_place((setting, asked))) }
+    pub fn check_name(asked: (&str, &str)) -> Result<(), TrainError> {
+        Asked::parse(asked).map(|_| ())
     }
 
     /// The device.
@@ -110,9 +108,25 @@ impl Place {
     }
 }
 
-fn no_place((setting, asked): (&str, &str)) -> TrainError {
-    let expected = "expected auto, cpu, cuda, or cuda: and a small number";
-    TrainError::Usage(format!("{setting} \"{asked}\": {expected}"))
+/// A place as it is asked for.
+enum Asked {
+    Auto,
+    Cpu,
+    Cuda(u32),
+}
+
+impl Asked {
+    fn parse((setting, asked): (&str, &str)) -> Result<Self, TrainError> {
+        match (asked, asked.strip_prefix("cuda:").map(str::parse)) {
+            ("auto", _) => Ok(Self::Auto),
+            ("cpu", _) => Ok(Self::Cpu),
+            ("cuda", _) => Ok(Self::Cuda(0)),
+            (_, Some(Ok(index))) => Ok(Self::Cuda(index)),
+            _ => Err(TrainError::Usage(format!(
+                "{setting} \"{asked}\": expected auto, cpu, cuda, or cuda: and a small number"
+            ))),
+        }
+    }
 }
 
 /// A place on `gpu`, if it can compute so.

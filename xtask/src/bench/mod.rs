@@ -61,7 +61,7 @@ fn build(root: &Path) -> Result<PathBuf, String> {
 }
 
 /// What a command prints on standard output, as JSON; its progress is shown only when it fails.
-fn json(command: &mut Command) -> Result<Value, String> {
+pub fn json(command: &mut Command) -> Result<Value, String> {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     if !output.status.success() {
         return Err(format!("{command:?}:\n{}", String::from_utf8_lossy(&output.stderr)));
