@@ -3,7 +3,7 @@
 use crate::batch::Batch;
 use crate::config::DecoderConfig;
 use hone_tensor::ops::{self, KvCache};
-use hone_tensor::{Lora, Projection, Tape, Tensor, Var, Weight};
+use hone_tensor::{Lora, Offloaded, Projection, Tape, Tensor, Var, Weight};
 
 /// What the forward pass keeps for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub(crate) struct Layer {
     pub(crate) gate_up: Vec<Projection>,
     /// down.
     pub(crate) down: Vec<Projection>,
+    /// Where the projections' weights are fetched from, if they are not on the device.
+    pub(crate) offloaded: Option<Offloaded>,
 }
 
 /// Names of a block's projections within it, in the order of [`Layer::projections`].
@@ -67,6 +69,16 @@ impl Decoder {
     /// The head's weight `[vocab_size, hidden_size]`.
     pub fn head(&self) -> &Weight {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
+    }
+
+    /// Most bytes that a block's projections take, as their tensors are held.
+    pub fn projection_bytes(&self) -> usize {
+        let held = |p: &Projection| match &p.weight {
+            Weight::Frozen(tensor) => tensor.num_bytes(),
+            Weight::Trained { .. } => 0,
+        };
+        let of_layer = |layer: &Layer| layer.projections().map(held).sum();
+        self.layers.iter().map(of_layer).max().unwrap_or(0)
     }
 
     /// Module names (`model.layers.0.self_attn.q_proj`, …) and projections.
@@ -152,14 +164,16 @@ impl Decoder {
         attend: &mut dyn FnMut(&mut Tape<'a>, Var) -> Var,
     ) -> Var {
         let eps = self.config.rms_norm_eps;
-        let h = ops::rms_norm(tape, &x, &layer.input_layernorm, eps);
-        let qkv = ops::linear(tape, h, &layer.qkv, None);
-        let attended = attend(tape, qkv);
-        let x = ops::linear(tape, attended, &layer.o, Some(x));
-        let h = ops::rms_norm(tape, &x, &layer.post_attention_layernorm, eps);
-        let gate_up = ops::linear(tape, h, &layer.gate_up, None);
-        let activated = ops::swiglu(tape, gate_up);
-        ops::linear(tape, activated, &layer.down, Some(x))
+        ops::with_offloaded(tape, layer.offloaded.as_ref(), x, |tape, x| {
+            let h = ops::rms_norm(tape, &x, &layer.input_layernorm, eps);
+            let qkv = ops::linear(tape, h, &layer.qkv, None);
+            let attended = attend(tape, qkv);
+            let x = ops::linear(tape, attended, &layer.o, Some(x));
+            let h = ops::rms_norm(tape, &x, &layer.post_attention_layernorm, eps);
+            let gate_up = ops::linear(tape, h, &layer.gate_up, None);
+            let activated = ops::swiglu(tape, gate_up);
+            ops::linear(tape, activated, &layer.down, Some(x))
+        })
     }
 }
 

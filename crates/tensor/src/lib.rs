@@ -15,7 +15,9 @@ mod tensor;
 mod weight;
 
 pub use device::arena::{Arena, Event, Layout, Trace};
-pub use device::{Category, Cost, Device, Span, Target, Work};
+pub use device::{
+    Category, Cost, Device, OFFLOAD_SLOTS, Offloaded, Span, Target, Transfer, Work, offload,
+};
 pub use hone_kernels::attention::{Heads, Sequence};
 pub use hone_kernels::memory::release_free_memory;
 pub use hone_kernels::random::Philox;

@@ -25,6 +25,14 @@ impl Weight {
         }
     }
 
+    /// The tensor, if frozen, to put another in its place.
+    pub fn frozen_mut(&mut self) -> Option<&mut Tensor> {
+        match self {
+            Weight::Frozen(tensor) => Some(tensor),
+            Weight::Trained { .. } => None,
+        }
+    }
+
     /// The parameter, if trained.
     pub fn param(&self) -> Option<ParamId> {
         match self {

@@ -24,13 +24,35 @@ pub struct Engine {
     pub compute: Compute,
 }
 
+/// How frozen weights are held.
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    /// Element type of matrices; `None`: as in the file.
+    pub base_precision: Option<DType>,
+    /// Blocks whose projections stay in the CPU's memory: see [`LoadOptions`].
+    pub offloaded_blocks: usize,
+}
+
 impl Engine {
     /// Loads the model and gets everything ready for training on `device`.
     ///
     /// # Errors
     /// If model or adapter do not fit.
     pub fn new(setup: &Setup, device: &Device) -> Result<Self, TrainError> {
-        Self::with_weights(setup, device, setup.base_precision, setup.lora.as_ref())
+        Self::offloading(setup, device, 0)
+    }
+
+    /// The same with so many blocks in the CPU's memory.
+    ///
+    /// # Errors
+    /// If model or adapter do not fit.
+    pub fn offloading(
+        setup: &Setup,
+        device: &Device,
+        offloaded_blocks: usize,
+    ) -> Result<Self, TrainError> {
+        let held = Held { base_precision: setup.base_precision, offloaded_blocks };
+        Self::with_weights(setup, device, held, setup.lora.as_ref())
     }
 
     /// The same with weights held otherwise, or other adapters, than the run file says.
@@ -40,11 +62,11 @@ impl Engine {
     pub fn with_weights(
         setup: &Setup,
         device: &Device,
-        base_precision: Option<DType>,
+        Held { base_precision, offloaded_blocks }: Held,
         lora: Option<&LoraConfig>,
     ) -> Result<Self, TrainError> {
         let trained = if lora.is_some() { Trained::Nothing } else { Trained::All };
-        let options = LoadOptions { base_precision, trained };
+        let options = LoadOptions { base_precision, trained, offloaded_blocks };
         let mut model = hone_model::load(&setup.model_dir, device, options)?;
         let lora = match (lora, &setup.init_adapter) {
             (Some(lora), Some(dir)) => Some(continue_adapter(&mut model, device, lora, dir)?),

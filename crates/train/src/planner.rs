@@ -4,21 +4,24 @@
 //! least work that fits the budget is taken. The arena of the real run is laid out from the very
 //! trace that was planned.
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Held};
 use crate::error::TrainError;
 use crate::evaluate::{log_likelihood, to_batch};
 use crate::machine;
 use crate::optimizer;
-use crate::profile::DeviceProfile;
+use crate::profile::{DeviceProfile, GpuFigures};
 use crate::run_file;
 use crate::setup::Setup;
 use hone_data::{Dataset, MicroBatch, Unit};
-use hone_model::adapter::{LoraConfig, TargetModules};
+use hone_model::adapter::LoraConfig;
 use hone_model::{Batch, Recompute};
-use hone_tensor::{Category, Cost, DType, Device, Layout, StepKey, Target, ops};
+use hone_tensor::{Category, Cost, Device, Layout, OFFLOAD_SLOTS, StepKey, Target, Transfer, ops};
+use mend::mends;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::sync::Arc;
+
+mod mend;
 
 /// What a run will take.
 #[derive(Clone, Debug, Serialize)]
@@ -56,6 +59,12 @@ pub struct Plan {
     pub micro_batches_per_step: usize,
     /// What the backward pass computes again: `none` or `block`.
     pub recompute: &'static str,
+    /// Blocks whose frozen weights stay in the CPU's memory and visit the GPU.
+    pub offloaded_blocks: usize,
+    /// Bytes of the CPU's memory that those take.
+    pub offloaded_bytes: u64,
+    /// Bytes that are copied to the GPU for them in a step.
+    pub copied_bytes_per_step: u64,
     /// When it does not fit: what would.
     pub mend: Vec<String>,
 }
@@ -100,6 +109,20 @@ impl Plan {
         self.mend = vec![format!("free some memory: {free_now} can be taken now")];
         Some(free)
     }
+
+    /// Where what a GPU's run keeps in the CPU's memory has no room there: says so in the plan.
+    fn refuse_without_room_beside(&mut self, host: Host) {
+        let free = machine::available_memory().filter(|_| host.free.is_some()).unwrap_or(u64::MAX);
+        if self.fits && self.offloaded_bytes > free {
+            let [kept, free] = [self.offloaded_bytes, free].map(crate::report::format_bytes);
+            self.fits = false;
+            self.mend = vec![format!(
+                "free some of the CPU's memory: {} blocks that the GPU has no room for take {kept} \
+                 of it, and {free} can be taken now; or model.base_precision = \"int8\"",
+                self.offloaded_blocks
+            )];
+        }
+    }
 }
 
 impl Policy {
@@ -138,10 +161,10 @@ struct Host {
 impl Host {
     fn of(profile: &DeviceProfile) -> Self {
         let target = profile.target();
-        if let Some(total) = profile.gpu_memory_bytes {
+        if let Some(GpuFigures { memory_bytes: total, free_bytes, .. }) = profile.gpu {
             let bytes = CUDA_CONTEXT;
             // What is free is so beside the driver's own, which is there already.
-            let free = profile.gpu_free_bytes.map(|free| (free + bytes).min(total));
+            let free = free_bytes.map(|free| (free + bytes).min(total));
             return Self { target, bytes, peak_bytes: 0, total: Some(total), free };
         }
         hone_tensor::release_free_memory();
@@ -178,6 +201,7 @@ impl Host {
 /// If model or adapter cannot be loaded.
 pub fn plan(setup: &Setup, profile: &DeviceProfile) -> Result<Planned, TrainError> {
     let host = Host::of(profile);
+    check_offload(setup, host)?;
     let mut planned = plan_among(setup, profile, host, &candidates(setup))?;
     let plan = &mut planned.plan;
     if !plan.fits {
@@ -186,7 +210,20 @@ pub fn plan(setup: &Setup, profile: &DeviceProfile) -> Result<Planned, TrainErro
         let leaner = format!("budget.memory = \"{}MiB\", to have it planned leaner", free >> 20);
         plan.mend.push(leaner);
     }
+    plan.refuse_without_room_beside(host);
     Ok(planned)
+}
+
+/// A CPU reads weights where they are.
+fn check_offload(setup: &Setup, host: Host) -> Result<(), TrainError> {
+    match (setup.run.budget.offload, host.target) {
+        (run_file::Offload::All, Target::Cpu) => Err(TrainError::Usage(
+            "budget.offload = \"all\" is for GPUs, and this run computes on the CPU, which reads \
+             weights where they are; leave it out"
+                .to_owned(),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Plans a run with a policy that is already settled, as a resumed run must.
@@ -199,6 +236,7 @@ pub fn plan_with(
     policy: Policy,
 ) -> Result<Planned, TrainError> {
     let host = Host::of(profile);
+    check_offload(setup, host)?;
     let mut planned = plan_among(setup, profile, host, &[policy])?;
     let plan = &mut planned.plan;
     if !plan.fits {
@@ -210,6 +248,7 @@ pub fn plan_with(
     } else {
         plan.refuse_without_room(host);
     }
+    plan.refuse_without_room_beside(host);
     Ok(planned)
 }
 
@@ -219,10 +258,17 @@ fn plan_among(
     host: Host,
     candidates: &[Policy],
 ) -> Result<Planned, TrainError> {
-    let mut dry = DryRun::new(setup, host, setup.base_precision, setup.lora.as_ref())?;
+    let with = |offloaded_blocks| {
+        let held = Held { base_precision: setup.base_precision, offloaded_blocks };
+        DryRun::new(setup, host, held, setup.lora.as_ref())
+    };
+    let mut dry = with(0)?;
     let mut best: Option<Planned> = None;
     for &policy in candidates {
-        let planned = dry.plan(profile, policy)?;
+        let mut planned = dry.plan(profile, policy)?;
+        while let Some(blocks) = dry.blocks_to_offload(&planned.plan) {
+            planned = with(blocks)?.plan(profile, policy)?;
+        }
         let better = best.as_ref().is_none_or(|best| is_better(&planned, best));
         if better {
             best = Some(planned);
@@ -231,12 +277,14 @@ fn plan_among(
     Ok(best.expect("there is at least one policy"))
 }
 
-/// Fitting beats not fitting; then computing nothing twice wins, then fewer micro-batches; of two
-/// that do not fit, the leaner. Measured speed has no say: the choice decides how sums are rounded,
+/// Fitting beats not fitting; then copying the fewest weights, since links are slow; then computing
+/// nothing twice wins, then fewer micro-batches; of two that do not fit, the leaner. Measured speed has no say: the choice decides how sums are rounded,
 /// and the same run must give the same bits on a machine that is busier today.
 fn is_better(new: &Planned, old: &Planned) -> bool {
     let work = |planned: &Planned| {
-        (planned.policy.recompute == Recompute::Block, planned.plan.micro_batches_per_step)
+        let plan = &planned.plan;
+        let recomputes = planned.policy.recompute == Recompute::Block;
+        (plan.copied_bytes_per_step, recomputes, plan.micro_batches_per_step)
     };
     match (new.plan.fits, old.plan.fits) {
         (true, true) => work(new) < work(old),
@@ -272,24 +320,49 @@ struct DryRun<'a> {
     setup: &'a Setup,
     engine: Engine,
     host: Host,
+    offloaded_blocks: usize,
 }
 
 impl<'a> DryRun<'a> {
     fn new(
         setup: &'a Setup,
         host: Host,
-        base_precision: Option<DType>,
+        held: Held,
         lora: Option<&LoraConfig>,
     ) -> Result<Self, TrainError> {
-        let engine =
-            Engine::with_weights(setup, &Device::dry_as(host.target), base_precision, lora)?;
-        Ok(Self { setup, engine, host })
+        let engine = Engine::with_weights(setup, &Device::dry_as(host.target), held, lora)?;
+        Ok(Self { setup, engine, host, offloaded_blocks: held.offloaded_blocks })
+    }
+
+    /// How many blocks to keep in the CPU's memory; `None`: as many as `plan` does.
+    fn blocks_to_offload(&self, plan: &Plan) -> Option<usize> {
+        if self.host.target == Target::Cpu || self.engine.lora.is_none() {
+            return None;
+        }
+        let (now, all) = (plan.offloaded_blocks, self.setup.config.num_hidden_layers);
+        let blocks = match self.setup.run.budget.offload {
+            run_file::Offload::None => 0,
+            run_file::Offload::All => all,
+            run_file::Offload::Auto if plan.fits => now,
+            run_file::Offload::Auto => {
+                let excess = plan.needed_bytes().saturating_sub(plan.budget_bytes?);
+                let of_block = self.engine.model.decoder.projection_bytes() as u64;
+                // The first to go need places to visit.
+                let places = if now == 0 { OFFLOAD_SLOTS } else { 0 };
+                (now + places + excess.div_ceil(of_block) as usize).min(all)
+            }
+        };
+        (blocks != now).then_some(blocks)
     }
 
     fn plan(&mut self, profile: &DeviceProfile, policy: Policy) -> Result<Planned, TrainError> {
         let train_batch = self.batch(&self.setup.train, &self.setup.first_step, policy);
         let key = StepKey::default();
         let device = self.engine.device.clone();
+        if self.offloaded_blocks > 0 {
+            // A micro-batch finds the first blocks where the one before left them.
+            self.engine.forward_backward(&train_batch, 1, key, policy.recompute);
+        }
         device.take_costs();
         let ((), trace) = device.trace(|| {
             self.engine.forward_backward(&train_batch, 1, key, policy.recompute);
@@ -319,13 +392,16 @@ impl<'a> DryRun<'a> {
             step_seconds,
             ceiling_flops: profile.ceiling(compute),
             speed_measured: profile.measured.clone(),
-            gpu: profile.gpu_memory_bytes.map(|_| profile.cpu.clone()),
+            gpu: profile.gpu.as_ref().map(|_| profile.cpu.clone()),
             num_steps: self.setup.num_steps,
             total_seconds: step_seconds * self.setup.num_steps as f64,
             trainable_parameters: self.engine.model.params.num_elements() as u64,
             micro_batch_tokens: policy.units * self.setup.max_seq_len,
             micro_batches_per_step: micro_batches,
             recompute: policy.recompute_name(),
+            offloaded_blocks: self.offloaded_blocks,
+            offloaded_bytes: device.persistent_bytes(Category::Offloaded),
+            copied_bytes_per_step: copied_bytes(&micro_batch) * micro_batches as u64,
             mend: Vec::new(),
         };
         let profile = profile.clone();
@@ -413,115 +489,15 @@ fn scratch_bytes(costs: &[Cost]) -> u64 {
     costs.iter().map(|cost| cost.scratch_bytes).max().unwrap_or(0)
 }
 
+/// Bytes of weights that these operations copy to a GPU.
+fn copied_bytes(costs: &[Cost]) -> u64 {
+    let bytes = |cost: &Cost| match cost.transfer {
+        Transfer::Start(bytes) => bytes,
+        _ => 0,
+    };
+    costs.iter().map(bytes).sum()
+}
+
 fn total(memory: &Map<String, Value>) -> u64 {
     memory.values().filter_map(Value::as_u64).sum()
-}
-
-/// Changes, each on top of those before, until the run fits: lines for the user.
-fn mends(setup: &Setup, host: Host, needed_bytes: u64) -> Result<Vec<String>, TrainError> {
-    let (base_precision, lora) = (setup.base_precision, setup.lora.clone());
-    let mut variant = Variant { setup, host, base_precision, lora, lines: Vec::new() };
-    let pinned = setup.run.budget.micro_batch_tokens.is_some_and(|n| n > setup.max_seq_len)
-        || setup.run.budget.recompute == run_file::Recompute::None;
-    if pinned && variant.fits("leave budget.micro_batch_tokens and budget.recompute out")? {
-        return Ok(variant.lines);
-    }
-    if setup.lora.is_none() {
-        variant.lora = Some(LoraConfig {
-            rank: 16,
-            alpha: 32.0,
-            dropout: 0.0,
-            target_modules: TargetModules::AllLinear,
-            use_rslora: false,
-        });
-        let change =
-            "train an adapter instead of all weights: add [adapter] with method = \"lora\"";
-        if variant.fits(change)? {
-            return Ok(variant.lines);
-        }
-    }
-    if setup.base_precision.unwrap_or(setup.file_dtype) == DType::F32 {
-        variant.base_precision = Some(DType::Bf16);
-        if variant.fits("model.base_precision = \"bf16\"")? {
-            return Ok(variant.lines);
-        }
-    }
-    if variant.base_precision != Some(DType::Int8) {
-        // In place of the line before it, if any.
-        variant.lines.retain(|line| !line.starts_with("model.base_precision"));
-        variant.base_precision = Some(DType::Int8);
-        if variant.fits("model.base_precision = \"int8\"")? {
-            return Ok(variant.lines);
-        }
-    }
-    if variant.shorter_rows_fit()? {
-        return Ok(variant.lines);
-    }
-    Ok(vec![last_resort(setup, host, needed_bytes)])
-}
-
-/// The least there is of a sequence when shorter rows are tried.
-const SHORTEST: usize = 32;
-
-/// When no change of the run helps.
-fn last_resort(setup: &Setup, host: Host, needed_bytes: u64) -> String {
-    // A little more than is needed, since the program itself may take a little more next time.
-    let enough = needed_bytes + needed_bytes / 16;
-    match (setup.run.budget.memory, host.free) {
-        (Some(_), Some(free)) if enough <= free => format!(
-            "budget.memory = \"{}MiB\" or more; {} are free on this machine",
-            enough.div_ceil(1 << 20),
-            crate::report::format_bytes(free)
-        ),
-        _ => "a smaller model, or a machine with more memory".to_owned(),
-    }
-}
-
-/// The run with some settings changed, and the changes in words.
-struct Variant<'a> {
-    setup: &'a Setup,
-    host: Host,
-    base_precision: Option<DType>,
-    lora: Option<LoraConfig>,
-    lines: Vec<String>,
-}
-
-impl Variant<'_> {
-    /// Whether the changes so far and this one, already made, are enough.
-    fn fits(&mut self, change: &str) -> Result<bool, TrainError> {
-        let needed_bytes = self.dry()?.leanest(self.setup.max_seq_len);
-        Ok(self.note(change, needed_bytes))
-    }
-
-    /// Whether rows of half the length, or a quarter, and so on, are enough.
-    fn shorter_rows_fit(&mut self) -> Result<bool, TrainError> {
-        let longest = self.setup.max_seq_len;
-        let mut dry = self.dry()?;
-        for len in std::iter::successors(Some(longest / 2), |len| Some(len / 2)) {
-            if len < SHORTEST {
-                break;
-            }
-            let needed_bytes = dry.leanest(len);
-            if self.host.fits(self.setup, needed_bytes) {
-                let change = format!(
-                    "data.max_seq_len = {len} (now {longest}) with data.overlong = \"truncate\""
-                );
-                return Ok(self.note(&change, needed_bytes));
-            }
-        }
-        Ok(false)
-    }
-
-    fn note(&mut self, change: &str, needed_bytes: u64) -> bool {
-        let fits = self.host.fits(self.setup, needed_bytes);
-        self.lines.push(match fits {
-            true => format!("{change} (needs {})", crate::report::format_bytes(needed_bytes)),
-            false => format!("{change}, and"),
-        });
-        fits
-    }
-
-    fn dry(&self) -> Result<DryRun<'_>, TrainError> {
-        DryRun::new(self.setup, self.host, self.base_precision, self.lora.as_ref())
-    }
 }

@@ -8,7 +8,7 @@ use hone_tensor::ops;
 use hone_tensor::safetensors::held_as;
 use hone_tensor::{
     Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Lora, Params,
-    Projection, Sequence, Span, Tape, Target, Tensor, Var, Weight, Work, ceiling,
+    Projection, Sequence, Span, Tape, Target, Tensor, Transfer, Var, Weight, Work, ceiling,
 };
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -53,12 +53,21 @@ pub struct DeviceProfile {
     pub memory: f64,
     /// Seconds that any operation takes at least.
     pub overhead: f64,
-    /// Bytes of a GPU's memory; `None`: the CPU.
+    /// `None`: the CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gpu_memory_bytes: Option<u64>,
+    pub gpu: Option<GpuFigures>,
+}
+
+/// What a GPU has that a CPU has not.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GpuFigures {
+    /// Bytes of its memory.
+    pub memory_bytes: u64,
     /// Bytes of it that were free, where it is at hand.
     #[serde(skip)]
-    pub gpu_free_bytes: Option<u64>,
+    pub free_bytes: Option<u64>,
+    /// Bytes per second from the CPU's memory.
+    pub link: f64,
 }
 
 impl DeviceProfile {
@@ -110,8 +119,7 @@ impl DeviceProfile {
             elementwise: elementwise.rate(),
             memory: memory.rate(),
             overhead: overhead(&device),
-            gpu_memory_bytes: None,
-            gpu_free_bytes: None,
+            gpu: None,
         };
         profile.keep();
         profile
@@ -119,12 +127,22 @@ impl DeviceProfile {
 
     /// Whose rates they are.
     pub fn target(&self) -> Target {
-        if self.gpu_memory_bytes.is_some() { Target::Cuda } else { Target::Cpu }
+        if self.gpu.is_some() { Target::Cuda } else { Target::Cpu }
     }
 
-    /// Seconds that operations of these costs take.
+    /// Seconds that operations of these costs take, one after the other, with copies to a GPU beside
+    /// them.
     pub fn seconds(&self, costs: &[Cost], compute: Compute) -> f64 {
-        costs.iter().map(|cost| self.seconds_of(cost, compute)).sum()
+        let link = self.gpu.map_or(f64::INFINITY, |gpu| gpu.link);
+        let (mut now, mut copied) = (0.0_f64, 0.0_f64);
+        for cost in costs {
+            match cost.transfer {
+                Transfer::None => now += self.seconds_of(cost, compute),
+                Transfer::Start(bytes) => copied = copied.max(now) + bytes as f64 / link,
+                Transfer::Await => now = now.max(copied),
+            }
+        }
+        now
     }
 
     /// Rates are measured on operands in the cache; the time to fetch these is added.

@@ -117,7 +117,7 @@ fn train_in(
     device.reserve_scratch(planned.scratch_bytes);
     let mut run = Run {
         setup,
-        engine: Engine::new(setup, &device)?,
+        engine: Engine::offloading(setup, &device, planned.plan.offloaded_blocks)?,
         arena: Arena::new(&device, planned.plan.arena_bytes as usize),
         planned,
         dir,

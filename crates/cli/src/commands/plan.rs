@@ -73,6 +73,16 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
         plan.flops_per_step as f64 / 1e12,
         format_seconds(plan.step_seconds)
     );
+    if plan.offloaded_blocks > 0 {
+        let _ = writeln!(
+            text,
+            "weights  {} of {} blocks stay in the CPU's memory ({}); {} a step are copied",
+            plan.offloaded_blocks,
+            setup.config.num_hidden_layers,
+            format_bytes(plan.offloaded_bytes),
+            format_bytes(plan.copied_bytes_per_step)
+        );
+    }
     let total = format_seconds(plan.total_seconds);
     let _ = writeln!(text, "time     {} steps, about {total}", plan.num_steps);
     let _ = match &plan.gpu {

@@ -10,6 +10,9 @@ use std::ffi::c_void;
 /// An address in a GPU's memory.
 pub type Address = u64;
 
+/// An address in the host's memory.
+pub type HostAddress = *mut u8;
+
 /// Kernels of one operation, compiled together.
 #[derive(Debug)]
 pub struct Source {
@@ -133,6 +136,16 @@ pub(crate) trait Driver: Send + Sync {
     /// Runs kernel `kernel` of `source`; `args` points to each parameter in turn.
     fn launch(&self, source: &'static Source, kernel: usize, at: Launch, args: &mut [*mut c_void]);
     fn matmul(&self, matmul: &Matmul);
+    /// Memory of the host, page-locked, which copies can run from beside everything else; `None`
+    /// where there is not so much.
+    fn alloc_host(&self, bytes: usize) -> Option<HostAddress>;
+    /// Waits for copies from there.
+    fn free_host(&self, address: HostAddress);
+    /// Copies `bytes` from such memory: once what was asked for before is done, beside what is
+    /// asked for next.
+    fn prefetch(&self, to: Address, from: HostAddress, bytes: usize);
+    /// What is asked for next begins when all prefetches have ended.
+    fn await_prefetches(&self);
     /// Waits for everything that was asked for.
     fn synchronize(&self);
 }

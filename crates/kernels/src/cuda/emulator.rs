@@ -3,7 +3,7 @@
 //! on a CUDA device.
 
 use super::cache;
-use super::driver::{Address, Driver, Info, Launch, Matmul, Operand, Source};
+use super::driver::{Address, Driver, HostAddress, Info, Launch, Matmul, Operand, Source};
 use crate::element::{DType, Element, bf16};
 use libloading::Library;
 use std::alloc::{Layout, alloc, dealloc};
@@ -24,6 +24,14 @@ pub(super) struct Emulator {
     compiler: &'static str,
     libraries: Mutex<HashMap<&'static str, Library>>,
     blocks: Mutex<HashMap<Address, Layout>>,
+    /// Prefetches that nobody has waited for: what is used before has not arrived.
+    under_way: Mutex<Vec<Prefetch>>,
+}
+
+struct Prefetch {
+    to: Address,
+    from: Address,
+    bytes: usize,
 }
 
 impl Emulator {
@@ -42,7 +50,7 @@ impl Emulator {
             num_multiprocessors: 1,
         };
         let (libraries, blocks) = (Mutex::default(), Mutex::default());
-        Some(Self { info, compiler, libraries, blocks })
+        Some(Self { info, compiler, libraries, blocks, under_way: Mutex::default() })
     }
 
     /// The function that launches kernel number `kernel`.
@@ -166,6 +174,28 @@ impl Driver for Emulator {
                 let add = c.map_or(0.0, |c| load(d_dtype, Operand { address: c, ..d }, i, j));
                 store(d_dtype, d, (i, j), sum + add);
             }
+        }
+    }
+
+    fn alloc_host(&self, bytes: usize) -> Option<HostAddress> {
+        self.alloc(bytes).map(|address| address as HostAddress)
+    }
+
+    fn free_host(&self, address: HostAddress) {
+        self.await_prefetches();
+        self.free(address as Address);
+    }
+
+    fn prefetch(&self, to: Address, from: HostAddress, bytes: usize) {
+        let prefetch = Prefetch { to, from: from as Address, bytes };
+        self.under_way.lock().expect("no panic while copying").push(prefetch);
+    }
+
+    fn await_prefetches(&self) {
+        let mut under_way = self.under_way.lock().expect("no panic while copying");
+        for Prefetch { to, from, bytes } in under_way.drain(..) {
+            // SAFETY: callers copy between memory that they were given.
+            unsafe { (to as *mut u8).copy_from(from as *const u8, bytes) };
         }
     }
 

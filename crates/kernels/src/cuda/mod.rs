@@ -19,7 +19,7 @@ pub use nvidia::{CudaError, num_devices};
 
 use crate::element::DType;
 use crate::random::Philox;
-use driver::Driver;
+use driver::{Driver, HostAddress};
 use pool::Pool;
 use scratch::Scratch;
 use std::ffi::c_void;
@@ -96,6 +96,11 @@ impl Gpu {
     /// Waits for everything that was asked for.
     pub fn synchronize(&self) {
         self.0.driver.synchronize();
+    }
+
+    /// What is asked for next begins when the copies that [`HostBlock::prefetch`] began have ended.
+    pub fn await_prefetches(&self) {
+        self.0.driver.await_prefetches();
     }
 
     /// Takes so much memory for use inside operations once and for all.
@@ -394,5 +399,51 @@ impl Drop for Region {
         let pool = self.gpu.0.pool.lock();
         let mut pool = pool.unwrap_or_else(PoisonError::into_inner);
         pool.give_back(&*self.gpu.0.driver, self.address, self.len);
+    }
+}
+
+/// Page-locked memory of the host.
+pub struct HostBlock {
+    gpu: Gpu,
+    start: HostAddress,
+    len: usize,
+}
+
+// SAFETY: memory like a vector's: read by copies, written through `&mut self` only.
+unsafe impl Send for HostBlock {}
+// SAFETY: as above.
+unsafe impl Sync for HostBlock {}
+
+impl HostBlock {
+    /// `len` bytes, which are to be written before they are copied.
+    ///
+    /// # Panics
+    /// If the system locks no more memory.
+    pub fn new(gpu: &Gpu, len: usize) -> Self {
+        let start = gpu.0.driver.alloc_host(len).unwrap_or_else(|| {
+            panic!("cannot lock {len} bytes of the CPU's memory for a GPU to read")
+        });
+        Self { gpu: gpu.clone(), start, len }
+    }
+
+    /// Writes `bytes` at byte `offset`.
+    pub fn write(&mut self, offset: usize, bytes: &[u8]) {
+        assert!(offset + bytes.len() <= self.len);
+        // SAFETY: inside the memory, and `&mut self` makes this the only access but for prefetches,
+        // which do not begin before everything is written.
+        unsafe { self.start.add(offset).copy_from(bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// Copies everything to the start of `to`, once what was asked for before is done, beside what
+    /// is asked for next; nothing is written to the block from then on.
+    pub fn prefetch(&self, to: &Region) {
+        assert!(self.len <= to.len);
+        self.gpu.0.driver.prefetch(to.address, self.start, self.len);
+    }
+}
+
+impl Drop for HostBlock {
+    fn drop(&mut self) {
+        self.gpu.0.driver.free_host(self.start);
     }
 }

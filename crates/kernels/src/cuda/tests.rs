@@ -53,6 +53,8 @@ enum Call {
     Write(usize),
     Launch(&'static str, Launch),
     Matmul(Matmul),
+    Prefetch(usize),
+    Await,
 }
 
 impl Driver for Recorder {
@@ -81,6 +83,18 @@ impl Driver for Recorder {
     }
     fn matmul(&self, matmul: &Matmul) {
         self.note(Call::Matmul(*matmul));
+    }
+    fn alloc_host(&self, bytes: usize) -> Option<HostAddress> {
+        self.alloc(bytes).map(|address| address as HostAddress)
+    }
+    fn free_host(&self, _: HostAddress) {
+        self.note(Call::Free);
+    }
+    fn prefetch(&self, _: Address, _: HostAddress, bytes: usize) {
+        self.note(Call::Prefetch(bytes));
+    }
+    fn await_prefetches(&self) {
+        self.note(Call::Await);
     }
     fn synchronize(&self) {}
 }

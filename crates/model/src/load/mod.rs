@@ -28,11 +28,15 @@ pub struct LoadOptions {
     pub base_precision: Option<DType>,
     /// Which weights are trained.
     pub trained: Trained,
+    /// Blocks, spread evenly, whose projections stay in the CPU's memory and are copied to a GPU
+    /// whenever their turn comes; only with frozen weights.
+    pub offloaded_blocks: usize,
 }
 
 impl LoadOptions {
     /// Frozen, as in the file.
-    pub const INFERENCE: Self = Self { base_precision: None, trained: Trained::Nothing };
+    pub const INFERENCE: Self =
+        Self { base_precision: None, trained: Trained::Nothing, offloaded_blocks: 0 };
 }
 
 /// A decoder and the parameters that are trained.
@@ -67,11 +71,35 @@ impl Model {
 pub fn load(dir: &Path, device: &Device, options: LoadOptions) -> Result<Model, LoadError> {
     let config = DecoderConfig::load(dir)?;
     let files = WeightFiles::open(dir)?;
+    assert!(options.offloaded_blocks == 0 || options.trained == Trained::Nothing);
     let mut loader = Loader { device, options, files, params: Params::default() };
-    let decoder = loader.decoder(config)?;
+    let mut decoder = loader.decoder(config)?;
+    offload_blocks(&mut decoder, device, options.offloaded_blocks);
     loader.files.refuse_surplus(decoder.config.tie_word_embeddings)?;
     let file_dtype = loader.files.matrix_dtype();
     Ok(Model { decoder, params: loader.params, file_dtype })
+}
+
+/// Whether block `i` of `num_blocks` is one of `n` that are spread evenly.
+fn is_offloaded(i: usize, n: usize, num_blocks: usize) -> bool {
+    (i + 1) * n / num_blocks > i * n / num_blocks
+}
+
+fn offload_blocks(decoder: &mut Decoder, device: &Device, n: usize) {
+    if n == 0 {
+        return;
+    }
+    let num_blocks = decoder.layers.len();
+    let chosen = |&(i, _): &(usize, &mut Layer)| is_offloaded(i, n, num_blocks);
+    let layers = decoder.layers.iter_mut().enumerate().filter(chosen);
+    let tensors = |(_, layer): (usize, _)| {
+        Layer::projections_mut(layer).filter_map(|p| p.weight.frozen_mut()).collect()
+    };
+    let offloaded = hone_tensor::offload(device, layers.map(tensors).collect());
+    let layers = decoder.layers.iter_mut().enumerate().filter(chosen);
+    for ((_, layer), offloaded) in layers.zip(offloaded) {
+        layer.offloaded = Some(offloaded);
+    }
 }
 
 struct Loader<'a> {
@@ -84,13 +112,13 @@ struct Loader<'a> {
 impl Loader<'_> {
     fn decoder(&mut self, config: DecoderConfig) -> Result<Decoder, LoadError> {
         let (v, h) = (config.vocab_size, config.hidden_size);
-        let embed_tokens = self.matrix("model.embed_tokens.weight", v, h)?;
+        let embed_tokens = self.matrix(self.device, "model.embed_tokens.weight", v, h)?;
         let layers = (0..config.num_hidden_layers).map(|i| self.layer(&config, i));
         let layers = layers.collect::<Result<_, _>>()?;
         let norm = self.vector("model.norm.weight", h)?;
         let lm_head = match config.tie_word_embeddings {
             true => None,
-            false => Some(self.matrix("lm_head.weight", v, h)?),
+            false => Some(self.matrix(self.device, "lm_head.weight", v, h)?),
         };
         Ok(Decoder { config, embed_tokens, layers, norm, lm_head })
     }
@@ -99,9 +127,11 @@ impl Loader<'_> {
         let (h, i, d) = (config.hidden_size, config.intermediate_size, config.heads.head_dim);
         let (q, kv) = (config.heads.num_heads * d, config.heads.num_kv_heads * d);
         let prefix = format!("model.layers.{index}");
+        let waits = is_offloaded(index, self.options.offloaded_blocks, config.num_hidden_layers);
+        let home = if waits { self.device.waiting_room() } else { self.device.clone() };
         let mut projection = |which: usize, n: usize, k: usize| {
             let bias = if which < 4 { config.attention_bias } else { config.mlp_bias };
-            self.projection(&format!("{prefix}.{}", PROJECTIONS[which]), n, k, bias)
+            self.projection(&home, &format!("{prefix}.{}", PROJECTIONS[which]), (n, k), bias)
         };
         let qkv = vec![projection(0, q, h)?, projection(1, kv, h)?, projection(2, kv, h)?];
         let o = vec![projection(3, h, q)?];
@@ -115,42 +145,49 @@ impl Loader<'_> {
             o,
             gate_up,
             down,
+            offloaded: None,
         })
     }
 
     fn projection(
         &mut self,
+        home: &Device,
         name: &str,
-        n: usize,
-        k: usize,
+        (n, k): (usize, usize),
         bias: bool,
     ) -> Result<Projection, LoadError> {
-        let weight = self.matrix(&format!("{name}.weight"), n, k)?;
+        let weight = self.matrix(home, &format!("{name}.weight"), n, k)?;
         let bias = bias.then(|| self.vector(&format!("{name}.bias"), n)).transpose()?;
         Ok(Projection { weight, bias, lora: None })
     }
 
-    fn matrix(&mut self, name: &str, n: usize, k: usize) -> Result<Weight, LoadError> {
+    fn matrix(
+        &mut self,
+        home: &Device,
+        name: &str,
+        n: usize,
+        k: usize,
+    ) -> Result<Weight, LoadError> {
         let tensor = self.files.take(name, &[n, k])?;
         let dtype = self.options.base_precision.unwrap_or(tensor.dtype());
-        Ok(self.weight(name, tensor, dtype))
+        Ok(self.weight(home, name, tensor, dtype))
     }
 
     /// Vectors are small and read as `f32` by every kernel.
     fn vector(&mut self, name: &str, n: usize) -> Result<Weight, LoadError> {
         let tensor = self.files.take(name, &[n])?;
-        Ok(self.weight(name, tensor, DType::F32))
+        Ok(self.weight(self.device, name, tensor, DType::F32))
     }
 
-    fn weight(&mut self, name: &str, tensor: Tensor, dtype: DType) -> Weight {
+    fn weight(&mut self, home: &Device, name: &str, tensor: Tensor, dtype: DType) -> Weight {
         if self.options.trained == Trained::All {
             let value = held_as(self.device, Category::Parameters, &tensor, DType::F32);
             let param: ParamId = self.params.add(name.to_owned(), value);
             return Weight::Trained { param, shape: tensor.shape().to_vec() };
         }
         if tensor.dtype() == dtype {
-            return Weight::Frozen(self.device.hold(Category::Weights, &tensor));
+            return Weight::Frozen(home.hold(Category::Weights, &tensor));
         }
-        Weight::Frozen(held_as(self.device, Category::Weights, &tensor, dtype))
+        Weight::Frozen(held_as(home, Category::Weights, &tensor, dtype))
     }
 }

@@ -115,7 +115,8 @@ impl Golden {
 }
 
 pub fn load(dir: &Path, device: &Device, base_precision: Option<DType>, trained: Trained) -> Model {
-    hone_model::load(dir, device, LoadOptions { base_precision, trained }).unwrap()
+    let options = LoadOptions { base_precision, trained, ..LoadOptions::INFERENCE };
+    hone_model::load(dir, device, options).unwrap()
 }
 
 /// The samples one after another, and `padding` tokens after them.

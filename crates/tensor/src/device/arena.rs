@@ -142,7 +142,7 @@ fn categories_at_peak(lives: &[Life]) -> BTreeMap<Category, usize> {
 
 /// A range of some processor's memory.
 #[derive(Clone, Debug)]
-enum Region {
+pub(super) enum Region {
     /// The CPU's.
     Host(Arc<memory::Region>),
     /// A GPU's.
@@ -152,7 +152,7 @@ enum Region {
 }
 
 impl Region {
-    fn new(processor: Option<&Processor>, bytes: usize) -> Self {
+    pub(super) fn new(processor: Option<&Processor>, bytes: usize) -> Self {
         match processor {
             Some(Processor::Cpu(_)) => Self::Host(Arc::new(memory::Region::new(bytes))),
             Some(Processor::Cuda(gpu)) => Self::Cuda(Arc::new(cuda::Region::new(gpu, bytes))),
@@ -216,6 +216,11 @@ impl Block {
 
     pub(crate) fn persistent(processor: Option<&Processor>, len: usize) -> Self {
         Self { region: Region::new(processor, len), offset: 0, len, counted: None }
+    }
+
+    /// A part of memory that others use at other times.
+    pub(super) fn shared(region: &Region, offset: usize, len: usize) -> Self {
+        Self { region: region.clone(), offset, len, counted: None }
     }
 
     /// Zeros in the CPU's memory.

@@ -34,6 +34,17 @@ impl Work {
 
 const NONE: [u64; Work::ALL.len()] = [0; Work::ALL.len()];
 
+/// Copies from the CPU's memory to a GPU, which go on beside operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transfer {
+    /// None.
+    None,
+    /// One of so many bytes begins when the ones before have ended.
+    Start(u64),
+    /// What follows begins when all have ended.
+    Await,
+}
+
 /// What an operation takes.
 #[derive(Clone, Copy, Debug)]
 pub struct Cost {
@@ -47,12 +58,20 @@ pub struct Cost {
     pub bytes: u64,
     /// Bytes that a GPU takes inside the operation, beside what is allocated for it.
     pub scratch_bytes: u64,
+    /// What it is of copies to a GPU.
+    pub transfer: Transfer,
 }
 
 impl Cost {
     /// An operation that reads and writes so many bytes, and as yet does nothing else.
     pub fn memory(name: &'static str, bytes: usize) -> Self {
-        Self { name, flops: NONE, padding: NONE, bytes: bytes as u64, scratch_bytes: 0 }
+        let (bytes, transfer) = (bytes as u64, Transfer::None);
+        Self { name, flops: NONE, padding: NONE, bytes, scratch_bytes: 0, transfer }
+    }
+
+    /// The beginning of a copy to a GPU, or the end of it.
+    pub fn transfer(name: &'static str, transfer: Transfer) -> Self {
+        Self { transfer, ..Self::memory(name, 0) }
     }
 
     /// The same with so many bytes inside the operation.

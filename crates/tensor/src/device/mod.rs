@@ -2,8 +2,10 @@
 
 pub mod arena;
 mod cost;
+mod offload;
 
-pub use cost::{Cost, Span, Work};
+pub use cost::{Cost, Span, Transfer, Work};
+pub use offload::{OFFLOAD_SLOTS, Offloaded, offload};
 
 use crate::tensor::Tensor;
 use arena::{Arena, Block, Layout, Memory, Trace};
@@ -31,6 +33,8 @@ pub enum Category {
     Workspace,
     /// Keys and values of generated sequences.
     Cache,
+    /// Frozen weights that a GPU's run keeps in the CPU's memory.
+    Offloaded,
 }
 
 /// A device. Clones are handles on the same one.
@@ -237,6 +241,12 @@ impl Device {
                 Tensor::from_block(block, tensor.dtype(), tensor.shape())
             }
         }
+    }
+
+    /// The same kind of memory, where frozen weights wait that are to be copied to this device:
+    /// the CPU's, or nothing.
+    pub fn waiting_room(&self) -> Self {
+        if self.is_dry() { Self::dry_as(self.target()) } else { Self::host().clone() }
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {

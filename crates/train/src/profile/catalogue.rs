@@ -8,7 +8,7 @@
 //! benchmarks of PyTorch have it. The other shares are assumptions until Hone has been measured on
 //! a GPU: see the fields.
 
-use super::DeviceProfile;
+use super::{DeviceProfile, GpuFigures};
 use hone_tensor::cuda::Info;
 
 /// One GPU.
@@ -31,39 +31,42 @@ struct Gpu {
     int8: f64,
     /// GB/s of its memory.
     bandwidth: f64,
+    /// GB/s from page-locked memory of the CPU: what is usually measured of PCIe 3.0, 4.0 and 5.0
+    /// with 16 lanes, 12.5, 25 and 54.
+    link: f64,
 }
 
 #[rustfmt::skip] // a table
 const GPUS: [Gpu; 9] = [
     Gpu { key: "t4", words: &["T4"], capability: (7, 5),
           memory_bytes: 15_843_721_216,
-          bf16: 65.0, reached: 0.65, f32: 8.1, int8: 130.0, bandwidth: 320.0 },
+          bf16: 65.0, reached: 0.65, f32: 8.1, int8: 130.0, bandwidth: 320.0, link: 12.5 },
     // Not an A10: 80 multiprocessors, half of the rate where sums are in f32.
     Gpu { key: "a10g", words: &["A10G"], capability: (8, 6),
           memory_bytes: 23_684_186_112,
-          bf16: 70.0, reached: 0.90, f32: 35.0, int8: 140.0, bandwidth: 600.0 },
+          bf16: 70.0, reached: 0.90, f32: 35.0, int8: 140.0, bandwidth: 600.0, link: 25.0 },
     // 72 W hold it down: 70 TFLOP/s in bursts, 55 for long.
     Gpu { key: "l4", words: &["L4"], capability: (8, 9),
           memory_bytes: 23_612_293_120,
-          bf16: 121.0, reached: 0.46, f32: 30.3, int8: 242.0, bandwidth: 300.0 },
+          bf16: 121.0, reached: 0.46, f32: 30.3, int8: 242.0, bandwidth: 300.0, link: 25.0 },
     Gpu { key: "l40s", words: &["L40S"], capability: (8, 9),
           memory_bytes: 47_576_711_168,
-          bf16: 362.0, reached: 0.73, f32: 91.6, int8: 733.0, bandwidth: 864.0 },
+          bf16: 362.0, reached: 0.73, f32: 91.6, int8: 733.0, bandwidth: 864.0, link: 25.0 },
     Gpu { key: "a100-40g", words: &["A100", "40GB"], capability: (8, 0),
           memory_bytes: 42_298_834_944,
-          bf16: 312.0, reached: 0.79, f32: 19.5, int8: 624.0, bandwidth: 1555.0 },
+          bf16: 312.0, reached: 0.79, f32: 19.5, int8: 624.0, bandwidth: 1555.0, link: 25.0 },
     Gpu { key: "a100-80g", words: &["A100", "80GB"], capability: (8, 0),
           memory_bytes: 84_987_740_160,
-          bf16: 312.0, reached: 0.83, f32: 19.5, int8: 624.0, bandwidth: 2039.0 },
+          bf16: 312.0, reached: 0.83, f32: 19.5, int8: 624.0, bandwidth: 2039.0, link: 25.0 },
     Gpu { key: "h100-80g", words: &["H100"], capability: (9, 0),
           memory_bytes: 85_030_000_000,
-          bf16: 989.0, reached: 0.75, f32: 67.0, int8: 1979.0, bandwidth: 3350.0 },
+          bf16: 989.0, reached: 0.75, f32: 67.0, int8: 1979.0, bandwidth: 3350.0, link: 54.0 },
     Gpu { key: "h200", words: &["H200"], capability: (9, 0),
           memory_bytes: 150_110_000_000,
-          bf16: 989.0, reached: 0.78, f32: 67.0, int8: 1979.0, bandwidth: 4800.0 },
+          bf16: 989.0, reached: 0.78, f32: 67.0, int8: 1979.0, bandwidth: 4800.0, link: 54.0 },
     Gpu { key: "b200", words: &["B200"], capability: (10, 0),
           memory_bytes: 191_510_000_000,
-          bf16: 2250.0, reached: 0.73, f32: 75.0, int8: 4500.0, bandwidth: 7670.0 },
+          bf16: 2250.0, reached: 0.73, f32: 75.0, int8: 4500.0, bandwidth: 7670.0, link: 54.0 },
 ];
 
 /// Names of all GPUs.
@@ -91,7 +94,7 @@ pub fn of(info: &Info, free_bytes: Option<u64>) -> DeviceProfile {
         Some(gpu) => gpu.profile(&info.name, "published figures", info.memory_bytes),
         None => estimate(info).profile(&info.name, "an estimate", info.memory_bytes),
     };
-    DeviceProfile { gpu_free_bytes: free_bytes, ..profile }
+    DeviceProfile { gpu: profile.gpu.map(|gpu| GpuFigures { free_bytes, ..gpu }), ..profile }
 }
 
 /// Dense 16-bit operations per clock and multiprocessor, with sums in f32, by generation, at 1.6
@@ -116,6 +119,7 @@ fn estimate(info: &Info) -> Gpu {
         f32: bf16 / 8.0,
         int8: 2.0 * bf16,
         bandwidth: 3.0 * bf16,
+        link: if info.compute_capability.0 >= 9 { 54.0 } else { 25.0 },
     }
 }
 
@@ -145,8 +149,7 @@ impl Gpu {
             memory: 0.85 * self.bandwidth * giga,
             // A launch.
             overhead: 4e-6,
-            gpu_memory_bytes: Some(memory_bytes),
-            gpu_free_bytes: None,
+            gpu: Some(GpuFigures { memory_bytes, free_bytes: None, link: self.link * giga }),
         }
     }
 }
@@ -180,7 +183,7 @@ mod tests {
         ] {
             let (found, named) = (of(&info(name, (8, 0), 1), None), named(key).unwrap());
             assert_eq!(found.product_bf16, named.product_bf16, "{name}");
-            assert_eq!(found.gpu_memory_bytes, Some(24 << 30), "its own memory");
+            assert_eq!(found.gpu.unwrap().memory_bytes, 24 << 30, "its own memory");
         }
         assert_eq!(keys().len(), GPUS.len());
     }
@@ -192,6 +195,7 @@ mod tests {
         let published = named("h100-80g").unwrap();
         let ratio = estimate.ceiling_bf16 / published.ceiling_bf16;
         assert!((0.8..1.25).contains(&ratio), "{ratio}");
-        assert_eq!((estimate.measured.as_str(), estimate.gpu_free_bytes), ("an estimate", Some(1)));
+        let free_bytes = estimate.gpu.unwrap().free_bytes;
+        assert_eq!((estimate.measured.as_str(), free_bytes), ("an estimate", Some(1)));
     }
 }

@@ -160,6 +160,8 @@ pub struct BudgetSection {
     pub micro_batch_tokens: Option<usize>,
     /// What backward computes again.
     pub recompute: Recompute,
+    /// Which frozen weights a GPU's run keeps in the CPU's memory.
+    pub offload: Offload,
 }
 
 /// `[run]`
@@ -258,6 +260,18 @@ choice!(
         None,
         /// Everything within a block but its input.
         Block,
+    }
+);
+choice!(
+    /// Which frozen weights a GPU's run keeps in the CPU's memory, to be copied when their turn
+    /// comes.
+    Offload {
+        /// Those of as many blocks as memory demands.
+        Auto,
+        /// None.
+        None,
+        /// Those of all blocks.
+        All,
     }
 );
 

@@ -3,7 +3,7 @@
 
 use super::error::{Place, RunFileError};
 use super::parse::Settings;
-use super::{Format, Precision, RunFile, TargetModules};
+use super::{Format, Offload, Precision, RunFile, TargetModules};
 
 /// A key and what is wrong with it.
 type Check = Result<(), (&'static str, String)>;
@@ -38,6 +38,7 @@ pub(super) fn check_exclusive(settings: &Settings) -> Result<(), RunFileError> {
 pub(super) fn check_all(run: &RunFile) -> Check {
     check_fields(run)?;
     check_precisions(run)?;
+    check_offload(run)?;
     check_targets(run)?;
     check_warmup(run)?;
     check_token_counts(run, run.data.max_seq_len)
@@ -77,6 +78,18 @@ fn check_precisions(run: &RunFile) -> Check {
     }
     check_held_for(held, compute, "model.base_precision")
         .map_err(|problem| ("model.compute", problem))
+}
+
+/// What is trained stays where it is.
+fn check_offload(run: &RunFile) -> Check {
+    match (run.budget.offload, &run.adapter) {
+        (Offload::All, None) => {
+            let problem = "\"all\" is for frozen weights, and without [adapter] all are trained; \
+                           add [adapter] with method = \"lora\", or leave it out";
+            Err(("budget.offload", problem.to_owned()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether weights are held as what products are computed in; `key` says how they are held.

@@ -106,8 +106,15 @@ pub(super) const EXCLUSIVE: [(&str, &str); 2] =
 
 /// Beginnings of the keys that may change between a run and its `--resume`: none of them changes
 /// what the run has computed so far. `output.dir` may, since a run may be moved.
-pub(super) const MAY_CHANGE: [&str; 6] =
-    ["budget.memory", "checkpoint.", "output.", "report.", "run.", "train.on_nonfinite"];
+pub(super) const MAY_CHANGE: [&str; 7] = [
+    "budget.memory",
+    "budget.offload",
+    "checkpoint.",
+    "output.",
+    "report.",
+    "run.",
+    "train.on_nonfinite",
+];
 
 /// The key of that path.
 pub(super) fn find(path: &str) -> Option<&'static Key> {
@@ -281,6 +288,11 @@ pub(super) const KEYS: &[Key] = &[
     key("budget.recompute", Choice(&["auto", "none", "block"]), Value(r#""auto""#),
         "`block`: keep only each block's input and compute the rest again in backward",
         r#""block""#),
+    key("budget.offload", Choice(&["auto", "none", "all"]), Value(r#""auto""#),
+        "on a GPU: frozen weights of blocks that stay in the CPU's memory and are copied when their \
+         turn comes; `auto`: of as many as memory demands; `all`: of all. Results do not depend on \
+         it; may change for `--resume`",
+        r#""all""#),
 
     key("run.device", Text, Value(r#""auto""#),
         "`auto`: the first NVIDIA GPU that can be used, otherwise the CPU; `cpu`; `cuda` or \

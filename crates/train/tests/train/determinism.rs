@@ -1,9 +1,11 @@
 //! The same bits again: with other threads, with recomputation, across an interruption.
 
-use crate::fixture::{LORA, Scene, Trail, train};
+use crate::fixture::{LORA, Scene, Trail, train, train_with};
 use hone_model::Recompute;
+use hone_tensor::Device;
 use hone_tensor::cuda::Gpu;
 use hone_train::checkpoint::sha256_of_file;
+use hone_train::engine::Engine;
 use hone_train::place::Place;
 use hone_train::recipe::{self, Options, Outcome};
 use std::cell::Cell;
@@ -35,6 +37,25 @@ fn recomputation_changes_nothing() {
         let scene = Scene::new("untied_bias_linear");
         let again = train(&scene.setup(settings), 2, Recompute::Block, 5);
         assert!(reference(&scene, settings) == again);
+    }
+}
+
+/// Blocks that visit a GPU: all of seven, and some among others.
+#[test]
+fn offloading_changes_nothing() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    let scene = Scene::with_blocks("tied_gqa", 7);
+    let (setup, device) = (scene.setup(&LORA), Device::cuda(gpu));
+    let trail = |blocks, recompute| {
+        let engine = Engine::offloading(&setup, &device, blocks).unwrap();
+        train_with(&setup, engine, recompute, 2)
+    };
+    let kept = trail(0, Recompute::None);
+    assert!(kept.losses.iter().all(|loss| loss.is_finite()));
+    for blocks in [3, 7] {
+        for recompute in [Recompute::None, Recompute::Block] {
+            assert!(trail(blocks, recompute) == kept, "{blocks} of 7 blocks, {recompute:?}");
+        }
     }
 }
 

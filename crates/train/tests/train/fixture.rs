@@ -12,7 +12,7 @@ use hone_train::run_file::RunFile;
 use hone_train::schedule::Schedule;
 use hone_train::setup::Setup;
 use safetensors::SafeTensors;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 /// A model, data, and the directory of a run that is not begun yet.
@@ -27,6 +27,13 @@ impl Scene {
         std::fs::write(dir.path().join("train.jsonl"), rows(60)).unwrap();
         std::fs::write(dir.path().join("eval.jsonl"), rows(7)).unwrap();
         Self { dir }
+    }
+
+    /// The same with so many blocks, copies of those that the model has.
+    pub fn with_blocks(case: &str, num_blocks: usize) -> Self {
+        let scene = Self::new(case);
+        deepen(&scene.dir.path().join("model"), num_blocks);
+        scene
     }
 
     pub fn run_dir(&self) -> PathBuf {
@@ -49,6 +56,30 @@ impl Scene {
         let run = RunFile::from_str(&text, &settings).unwrap();
         Setup::new(run, &mut |_| {}).unwrap()
     }
+}
+
+/// Gives the model in `dir` so many blocks.
+fn deepen(dir: &Path, num_blocks: usize) {
+    let (config, weights) = (dir.join("config.json"), dir.join("model.safetensors"));
+    let text = std::fs::read(&config).unwrap();
+    let mut value: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let had = value["num_hidden_layers"].as_u64().unwrap() as usize;
+    value["num_hidden_layers"] = num_blocks.into();
+    std::fs::write(&config, value.to_string()).unwrap();
+    let bytes = std::fs::read(&weights).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensors = file.tensors().into_iter().flat_map(|(name, view)| {
+        let block = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+        let names = match block {
+            None => vec![name],
+            Some((i, rest)) => {
+                let same = (i.parse::<usize>().unwrap()..num_blocks).step_by(had);
+                same.map(|i| format!("model.layers.{i}.{rest}")).collect()
+            }
+        };
+        names.into_iter().map(move |name| (name, view.clone()))
+    });
+    safetensors::serialize_to_file(tensors, None, &weights).unwrap();
 }
 
 /// Settings of an adapter with dropout.
@@ -113,7 +144,17 @@ pub struct Trail {
 
 /// The first `num_steps` steps of a run.
 pub fn train(setup: &Setup, threads: usize, recompute: Recompute, num_steps: u64) -> Trail {
-    let mut engine = Engine::new(setup, &Device::cpu(threads)).unwrap();
+    let engine = Engine::new(setup, &Device::cpu(threads)).unwrap();
+    train_with(setup, engine, recompute, num_steps)
+}
+
+/// The same with an engine that is there.
+pub fn train_with(
+    setup: &Setup,
+    mut engine: Engine,
+    recompute: Recompute,
+    num_steps: u64,
+) -> Trail {
     let (mut order, mut cursor) = (setup.order().unwrap(), Cursor::default());
     let (mut losses, mut norms) = (vec![], vec![]);
     for step in 0..num_steps {

@@ -4,11 +4,12 @@
 use crate::fixture::{LORA, Scene, devices};
 use hone_data::{Cursor, MicroBatch};
 use hone_model::Recompute;
-use hone_tensor::{Compute, Cost, Device, Layout, StepKey, Target, Work};
+use hone_tensor::cuda::Gpu;
+use hone_tensor::{Category, Compute, Cost, Device, Layout, StepKey, Target, Transfer, Work};
 use hone_train::engine::Engine;
 use hone_train::evaluate::{log_likelihood, to_batch};
 use hone_train::planner::{self, Plan, Policy};
-use hone_train::profile::{DeviceProfile, catalogue};
+use hone_train::profile::{DeviceProfile, GpuFigures, catalogue};
 use hone_train::setup::Setup;
 
 /// A machine with round figures, so that no test depends on this one's speed.
@@ -31,8 +32,7 @@ fn profile() -> DeviceProfile {
         elementwise: 2.5e10,
         memory: 1e10,
         overhead: 1e-6,
-        gpu_memory_bytes: None,
-        gpu_free_bytes: None,
+        gpu: None,
     }
 }
 
@@ -116,6 +116,79 @@ fn a_gpu_is_planned_by_what_is_published_of_it() {
     assert_eq!(on("l4", &["budget.memory = 2000GiB"]).budget_bytes, slow.budget_bytes);
     let tight = on("h200", &["budget.memory = 600MiB"]);
     assert!(!tight.fits && !tight.mend.is_empty());
+}
+
+/// Where a GPU is too small, blocks stay beside it: as few as possible, and only frozen ones.
+#[test]
+fn blocks_are_offloaded_as_memory_demands() {
+    let scene = Scene::with_blocks("tied_gqa", 12);
+    let plan = |settings: &[&str]| {
+        let profile = catalogue::named("h200").unwrap();
+        let shape = ["budget.recompute = block", "budget.micro_batch_tokens = 32"];
+        let setup = scene.setup(&[&LORA[..], &shape, settings].concat());
+        let planned = planner::plan(&setup, &profile).unwrap();
+        check_weights(&setup, &planned.plan);
+        planned.plan
+    };
+    let weights = |plan: &Plan| plan.memory["weights"].as_u64().unwrap();
+    let (all, none) = (plan(&["budget.offload = all"]), plan(&[]));
+    assert_eq!((all.offloaded_blocks, none.offloaded_blocks), (12, 0));
+    assert_eq!((none.offloaded_bytes, none.copied_bytes_per_step), (0, 0));
+    // Ten of twelve are copied twice in each of four micro-batches, since
+    // two are there when their turn comes.
+    let of_block = all.offloaded_bytes / 12;
+    // Where they visit, their matrices are aligned.
+    let held = (weights(&none) - weights(&all) + 2 * of_block) / 12;
+    assert!(held <= of_block && held + 7 * 64 > of_block);
+    assert_eq!(all.copied_bytes_per_step, 4 * 2 * 10 * of_block);
+    assert_eq!(all.arena_bytes, none.arena_bytes);
+    for kept in [0, 3, 9] {
+        let budget = all.needed_bytes() + kept * held + held / 2;
+        let tight = format!("budget.memory = {budget}");
+        let some = plan(&[&tight]);
+        assert!(some.fits && some.needed_bytes() <= budget);
+        assert_eq!(some.offloaded_blocks as u64, 12 - kept);
+        assert_eq!(weights(&some), weights(&all) + kept * held);
+        let refused = plan(&[&tight, "budget.offload = none"]);
+        assert!(!refused.fits && refused.mend[0].contains("budget.offload"), "{:?}", refused.mend);
+    }
+    let hopeless = plan(&[&format!("budget.memory = {}", all.needed_bytes() - 1)]);
+    assert!(!hopeless.fits && hopeless.offloaded_blocks == 12);
+    // A CPU reads weights where they are.
+    let error =
+        planner::plan(&scene.setup(&[&LORA[..], &["budget.offload = all"]].concat()), &profile());
+    assert!(error.err().unwrap().to_string().contains("budget.offload"));
+}
+
+/// What the plan says of weights is what an engine holds.
+fn check_weights(setup: &Setup, plan: &Plan) {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    let device = Device::cuda(gpu);
+    let _engine = Engine::offloading(setup, &device, plan.offloaded_blocks).unwrap();
+    assert_eq!(
+        device.persistent_bytes(Category::Weights),
+        plan.memory["weights"].as_u64().unwrap()
+    );
+    assert_eq!(device.persistent_bytes(Category::Offloaded), plan.offloaded_bytes);
+}
+
+/// Copies go on beside operations, one after the other; what waits for them waits to the end.
+#[test]
+fn copies_to_a_gpu_cost_what_nothing_hides() {
+    let gpu = GpuFigures { memory_bytes: 1 << 30, free_bytes: None, link: 1e9 };
+    let profile = DeviceProfile { gpu: Some(gpu), overhead: 0.0, ..profile() };
+    let start = |bytes| Cost::transfer("prefetch", Transfer::Start(bytes));
+    let (wait, work) = (Cost::transfer("await", Transfer::Await), Cost::memory("work", 10_000_000));
+    for (costs, seconds) in [
+        (vec![start(5_000_000), work, wait], 0.005),
+        (vec![work, start(5_000_000), wait], 0.006),
+        (vec![start(500_000), work, wait, work], 0.002),
+        (vec![start(500_000), start(2_000_000), work, wait], 0.0025),
+        (vec![work, start(9_000_000)], 0.001),
+    ] {
+        let planned = profile.seconds(&costs, Compute::F32);
+        assert!((planned - seconds).abs() < 1e-9, "{planned}, expected {seconds}");
+    }
 }
 
 /// What the second micro-batch of the first step really allocates.

@@ -3,6 +3,7 @@
 
 mod blas;
 mod compiler;
+mod copies;
 mod libraries;
 
 #[cfg(test)]
@@ -10,8 +11,9 @@ pub(super) use compiler::compile_for;
 #[cfg(test)]
 pub(super) use libraries::find_compiler_in as find_compiler;
 
-use super::driver::{Address, Driver, Info, Launch, Matmul, Source};
+use super::driver::{Address, Driver, HostAddress, Info, Launch, Matmul, Source};
 use blas::Blas;
+use copies::Copies;
 use cudarc::driver::result::{self, DriverError, stream::StreamKind};
 use cudarc::driver::sys;
 use std::collections::HashMap;
@@ -73,6 +75,7 @@ pub(super) struct Nvidia {
     info: Info,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    copies: Copies,
     blas: Mutex<Blas>,
     functions: Mutex<HashMap<&'static str, Vec<Function>>>,
 }
@@ -103,8 +106,9 @@ impl Nvidia {
         // SAFETY: retained just now.
         doing("opening the device", unsafe { result::ctx::set_current(context) })?;
         let stream = doing("making a stream", result::stream::create(StreamKind::NonBlocking))?;
+        let copies = Copies::new(stream)?;
         let blas = Mutex::new(Blas::new()?);
-        let new = Self { info, context, stream, blas, functions: Mutex::default() };
+        let new = Self { info, context, stream, copies, blas, functions: Mutex::default() };
         // A compiler that does not know this GPU, or whose code this driver does not load, shows
         // here and not in the middle of a run.
         let source = &crate::adamw::cuda::SOURCE;
@@ -156,6 +160,7 @@ fn info(device: sys::CUdevice) -> Result<Info, CudaError> {
     })
 }
 
+/// The value, or a panic with the driver's words.
 fn expect<T>(doing: &str, result: Result<T, DriverError>) -> T {
     result.unwrap_or_else(|error| panic!("the GPU failed while {doing}: {error}"))
 }
@@ -193,10 +198,7 @@ impl Driver for Nvidia {
 
     fn write(&self, address: Address, bytes: &[u8]) {
         self.enter();
-        // From memory that is not pinned the driver returns once it has its own copy.
-        // SAFETY: callers write inside memory that they were given.
-        let done = unsafe { result::memcpy_htod_async(address, bytes, self.stream) };
-        expect("copying to the device", done);
+        self.copies.write(address, bytes);
     }
 
     fn read(&self, address: Address, bytes: &mut [u8]) {
@@ -249,6 +251,34 @@ impl Driver for Nvidia {
         self.blas.lock().expect("no panic while multiplying").run(matmul, self.stream);
     }
 
+    fn alloc_host(&self, bytes: usize) -> Option<HostAddress> {
+        self.enter();
+        // SAFETY: memory that is only given out as an address.
+        unsafe { result::malloc_host(bytes.max(1), 0) }.ok().map(<*mut c_void>::cast)
+    }
+
+    fn free_host(&self, address: HostAddress) {
+        self.enter();
+        self.copies.wait();
+        // SAFETY: given out by `alloc_host`, freed once, and no copy reads it any more.
+        let freed = unsafe { result::free_host(address.cast()) };
+        if !std::thread::panicking() {
+            expect("freeing memory of the host", freed);
+        }
+    }
+
+    fn prefetch(&self, to: Address, from: HostAddress, bytes: usize) {
+        self.enter();
+        // SAFETY: callers copy between memory that they were given, and wrote before.
+        let from = unsafe { std::slice::from_raw_parts(from, bytes) };
+        self.copies.prefetch(to, from);
+    }
+
+    fn await_prefetches(&self) {
+        self.enter();
+        self.copies.order_before_next();
+    }
+
     fn synchronize(&self) {
         self.enter();
         // SAFETY: the stream lives as long as `self`.
@@ -258,6 +288,7 @@ impl Driver for Nvidia {
 
 impl Drop for Nvidia {
     fn drop(&mut self) {
+        self.copies.close();
         // Errors here have nobody to be told: the process is about to end, or has failed already.
         // SAFETY: nothing uses the stream any more.
         let _ = unsafe { result::stream::destroy(self.stream) };

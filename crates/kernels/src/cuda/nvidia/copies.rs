@@ -1,0 +1,125 @@
+//! Copies to the device. Small ones go through page-locked memory, so that none waits for what the
+//! device is doing; weights that are fetched ahead have a stream of their own.
+
+use super::super::driver::Address;
+use super::{CudaError, doing, expect};
+use cudarc::driver::result::{self, stream::StreamKind};
+use cudarc::driver::sys;
+use std::sync::Mutex;
+
+/// Length of the page-locked memory that small copies go through: those of several steps.
+const STAGING_BYTES: usize = 8 << 20;
+
+pub(super) struct Copies {
+    /// The stream that everything else is asked for on.
+    main: sys::CUstream,
+    /// Prefetches.
+    ahead: sys::CUstream,
+    /// Marks where `main` was when a prefetch was asked for.
+    asked: sys::CUevent,
+    /// Marks the end of the prefetches so far.
+    fetched: sys::CUevent,
+    staging: Mutex<Staging>,
+}
+
+/// Used from the front; what was copied from its front is done when the end is reached and waited
+/// for.
+struct Staging {
+    memory: *mut u8,
+    used: usize,
+}
+
+impl Copies {
+    pub(super) fn new(main: sys::CUstream) -> Result<Self, CudaError> {
+        let event = || {
+            let untimed = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING;
+            doing("making an event", result::event::create(untimed))
+        };
+        let ahead = doing("making a stream", result::stream::create(StreamKind::NonBlocking))?;
+        // SAFETY: memory that only this one uses.
+        let memory = unsafe { result::malloc_host(STAGING_BYTES, 0) };
+        let memory = doing("locking memory of the host", memory)?.cast();
+        let staging = Mutex::new(Staging { memory, used: 0 });
+        Ok(Self { main, ahead, asked: event()?, fetched: event()?, staging })
+    }
+
+    /// Copies in the order of everything else; `bytes` may change once this returns.
+    pub(super) fn write(&self, to: Address, bytes: &[u8]) {
+        let copy = |from: &[u8]| {
+            // SAFETY: callers write inside memory that they were given.
+            let done = unsafe { result::memcpy_htod_async(to, from, self.main) };
+            expect("copying to the device", done);
+        };
+        if bytes.len() > STAGING_BYTES {
+            // From memory that is not page-locked the driver returns once it has read all of it.
+            return copy(bytes);
+        }
+        let mut staging = self.staging.lock().expect("no panic while copying");
+        if staging.used + bytes.len() > STAGING_BYTES {
+            // SAFETY: the stream lives as long as the device.
+            let done = unsafe { result::stream::synchronize(self.main) };
+            expect("waiting for the device", done);
+            staging.used = 0;
+        }
+        // SAFETY: inside the memory (checked above), in a part that no copy reads: those before
+        // this one end before it, and all of them are over when it is used from the front again.
+        let part = unsafe {
+            let start = staging.memory.add(staging.used);
+            start.copy_from(bytes.as_ptr(), bytes.len());
+            std::slice::from_raw_parts(start, bytes.len())
+        };
+        copy(part);
+        staging.used += bytes.len();
+    }
+
+    /// Copies from page-locked memory once what was asked for on `main` is done.
+    pub(super) fn prefetch(&self, to: Address, from: &[u8]) {
+        // SAFETY: streams and events live as long as `self`; callers write inside memory that they
+        // were given, and wait before they use it.
+        let done = unsafe {
+            result::event::record(self.asked, self.main)
+                .and_then(|()| wait(self.ahead, self.asked))
+                .and_then(|()| result::memcpy_htod_async(to, from, self.ahead))
+        };
+        expect("copying weights to the device", done);
+    }
+
+    /// Lets what is asked for next on `main` begin after the prefetches so far.
+    pub(super) fn order_before_next(&self) {
+        // SAFETY: streams and events live as long as `self`.
+        let done = unsafe {
+            result::event::record(self.fetched, self.ahead)
+                .and_then(|()| wait(self.main, self.fetched))
+        };
+        expect("waiting for weights", done);
+    }
+
+    /// Waits for prefetches.
+    pub(super) fn wait(&self) {
+        // SAFETY: the stream lives as long as `self`. A failure before has been told already.
+        let _ = unsafe { result::stream::synchronize(self.ahead) };
+    }
+
+    /// Gives everything back that is not memory of the device. Errors have nobody to be told.
+    pub(super) fn close(&self) {
+        self.wait();
+        let staging = self.staging.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // SAFETY: made in `new`, given back once, and nothing uses them any more: `main` has been
+        // waited for by whoever frees its memory.
+        unsafe {
+            let _ = result::stream::synchronize(self.main);
+            let _ = result::free_host(staging.memory.cast());
+            let _ = result::event::destroy(self.asked);
+            let _ = result::event::destroy(self.fetched);
+            let _ = result::stream::destroy(self.ahead);
+        }
+    }
+}
+
+/// # Safety
+/// Both must be alive.
+unsafe fn wait(stream: sys::CUstream, event: sys::CUevent) -> Result<(), result::DriverError> {
+    let flags = sys::CUevent_wait_flags_enum::CU_EVENT_WAIT_DEFAULT;
+    // SAFETY: as promised.
+    unsafe { result::stream::wait_event(stream, event, flags) }
+}
