@@ -50,6 +50,11 @@ impl Params {
         &self.values[id.0]
     }
 
+    /// All values in order, to write.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.values.iter_mut()
+    }
+
     /// Value of a parameter, to write.
     pub fn value_mut(&mut self, id: ParamId) -> &mut Tensor {
         &mut self.values[id.0]
@@ -99,10 +104,9 @@ impl Gradients {
 
     /// Sets all gradients to zero.
     pub fn clear(&mut self, device: &Device) {
-        for gradient in &mut self.0 {
-            if let Some(on) = device.begin(crate::Cost::memory("zero", gradient.num_bytes())) {
-                on.zero(gradient.view_mut());
-            }
+        let bytes = self.0.iter().map(Tensor::num_bytes).sum();
+        if let Some(on) = device.begin(crate::Cost::memory("zero", bytes)) {
+            on.zero_all(self.0.iter_mut().map(Tensor::view_mut).collect());
         }
     }
 }

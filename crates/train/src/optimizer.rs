@@ -55,14 +55,22 @@ impl AdamW {
             step: self.num_updates,
             gradient_scale: clip_scale(grad_norm, self.max_grad_norm) as f32,
         };
-        for (i, gradient) in gradients.iter().enumerate() {
-            let value = params.value_mut(ParamId(i));
-            if let Some(on) = device.begin(Cost::memory("adamw", 7 * gradient.num_bytes())) {
-                let (m, v) = (self.m[i].view_mut(), self.v[i].view_mut());
-                on.adamw(&update, value.view_mut(), gradient.view(), m, v);
-            }
-        }
+        let bytes: usize = gradients.iter().map(Tensor::num_bytes).sum();
+        let Some(on) = device.begin(Cost::memory("adamw", 7 * bytes)) else { return };
+        let moments = self.m.iter_mut().zip(&mut self.v);
+        let all = params.values_mut().zip(gradients.iter()).zip(moments);
+        on.adamw(&update, all.map(|((p, g), (m, v))| parameter(p, g, m, v)).collect());
     }
+}
+
+fn parameter<'a>(
+    value: &'a mut Tensor,
+    gradient: &'a Tensor,
+    m: &'a mut Tensor,
+    v: &'a mut Tensor,
+) -> adamw::Parameter<'a> {
+    let (value, m, v) = (value.view_mut(), m.view_mut(), v.view_mut());
+    adamw::Parameter { value, gradient: gradient.view(), m, v }
 }
 
 /// As `torch.nn.utils.clip_grad_norm_`.

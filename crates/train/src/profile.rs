@@ -145,7 +145,8 @@ impl DeviceProfile {
         now
     }
 
-    /// Rates are measured on operands in the cache; the time to fetch these is added.
+    /// Rates of the CPU are measured on operands in the cache; the time to fetch these is added. A
+    /// GPU fetches while it computes.
     pub fn seconds_of(&self, cost: &Cost, compute: Compute) -> f64 {
         // In f32 other work is as much slower as products are.
         let slower = match compute {
@@ -165,7 +166,8 @@ impl DeviceProfile {
                 }
         };
         let work: f64 = Work::ALL.into_iter().map(seconds).sum();
-        self.overhead + work + cost.bytes as f64 / self.memory
+        let fetching = cost.bytes as f64 / self.memory;
+        self.overhead + if self.gpu.is_some() { work.max(fetching) } else { work + fetching }
     }
 
     /// FLOP/s that products would reach at best.

@@ -1,22 +1,16 @@
-//! Element by element.
+//! All parameters in one launch.
 
-use super::{Factors, Update};
-use crate::cuda::{Gpu, Launch, Slice, Source, args};
+use super::{Factors, Parameter, Update};
+use crate::cuda::{Arg, Gpu, Source, Together};
 
 pub(crate) static SOURCE: Source =
     Source { name: "adamw", texts: &[include_str!("kernel.cu")], kernels: &["adamw_step"] };
 
-pub(super) fn step(
-    gpu: &Gpu,
-    update: &Update,
-    p: Slice<'_>,
-    g: Slice<'_>,
-    (m, v): (Slice<'_>, Slice<'_>),
-) {
-    let n = p.len();
-    assert!(g.len() == n && m.len() == n && v.len() == n);
+pub(super) fn step(gpu: &Gpu, update: &Update, parameters: Vec<Parameter<'_>>) {
+    let row =
+        |Parameter { value, gradient, m, v }| [value.cuda(), gradient.cuda(), m.cuda(), v.cuda()];
+    let rows: Vec<_> = parameters.into_iter().map(row).collect();
     let Factors { b1, rest1, b2, rest2, keep, step_size, root2, epsilon } = update.factors();
-    let scale = update.gradient_scale;
-    let args = args![p, g, m, v, n, scale, b1, rest1, b2, rest2, keep, step_size, root2, epsilon];
-    gpu.launch(&SOURCE, "adamw_step", Launch::elements(n.div_ceil(4)), args);
+    let factors = [update.gradient_scale, b1, rest1, b2, rest2, keep, step_size, root2, epsilon];
+    Together::new(gpu, &rows).launch(gpu, &SOURCE, "adamw_step", &factors.map(Arg::from));
 }

@@ -1,8 +1,10 @@
-// One pass over parameter, gradient and moments, with the factors that `cpu.rs` has.
+// One pass over parameters, gradients and moments, with the factors that `cpu.rs` has.
 __global__ void adamw_step(
-    float* p, const float* g, float* m, float* v, size_t n, float gradient_scale, float b1,
-    float rest1, float b2, float rest2, float keep, float step_size, float root2, float epsilon) {
-    over_grid<4>(n, aligned<4>(p, g, m, v), [&](size_t i, auto count) {
+    const uint64* table, uint32 rows, float gradient_scale, float b1, float rest1, float b2,
+    float rest2, float keep, float step_size, float root2, float epsilon) {
+    Chunk<4> all(table, rows);
+    float *p = all.at[0], *g = all.at[1], *m = all.at[2], *v = all.at[3];
+    over_block<4>(all.len, aligned<4>(p, g, m, v), [&](size_t i, auto count) {
         auto p_i = read(p + i, count), g_i = read(g + i, count);
         auto m_i = read(m + i, count), v_i = read(v + i, count);
         for (int k = 0; k < count.value; k++) {

@@ -11,29 +11,29 @@ use crate::element::{View, ViewMut};
 use crate::processor::Processor;
 
 impl Processor {
-    /// Updates `p` and its moments `m`, `v` in place for the gradient `g`; all f32 and of one
-    /// length.
-    pub fn adamw(
-        &self,
-        update: &Update,
-        p: ViewMut<'_>,
-        g: View<'_>,
-        m: ViewMut<'_>,
-        v: ViewMut<'_>,
-    ) {
+    /// Updates parameters and their moments in place.
+    pub fn adamw(&self, update: &Update, parameters: Vec<Parameter<'_>>) {
         match self {
-            Self::Cpu(cpu) => step(cpu, update, p.f32(), g.f32(), m.f32(), v.f32()),
-            Self::Cuda(gpu) => {
-                cuda::step(
-                    gpu,
-                    update,
-                    p.cuda().f32(),
-                    g.cuda().f32(),
-                    (m.cuda().f32(), v.cuda().f32()),
-                );
+            Self::Cpu(cpu) => {
+                for Parameter { value, gradient, m, v } in parameters {
+                    step(cpu, update, value.f32(), gradient.f32(), m.f32(), v.f32());
+                }
             }
+            Self::Cuda(gpu) => cuda::step(gpu, update, parameters),
         }
     }
+}
+
+/// What an update reads and writes of one parameter; all f32 and of one length.
+pub struct Parameter<'a> {
+    /// The parameter.
+    pub value: ViewMut<'a>,
+    /// Its gradient.
+    pub gradient: View<'a>,
+    /// First moment.
+    pub m: ViewMut<'a>,
+    /// Second moment.
+    pub v: ViewMut<'a>,
 }
 
 /// Everything of one update that is the same for all parameters.

@@ -1,6 +1,19 @@
 use super::*;
 use crate::cpu::Cpu;
+use crate::cuda::{Gpu, Region};
+use crate::element::DType;
+use crate::memory::bytes_of;
 use crate::random::Philox;
+
+const UPDATE: Update = Update {
+    learning_rate: 0.01,
+    beta1: 0.9,
+    beta2: 0.999,
+    epsilon: 1e-8,
+    weight_decay: 0.1,
+    step: 1,
+    gradient_scale: 0.5,
+};
 
 #[test]
 fn ten_steps_agree_with_the_reference() {
@@ -12,15 +25,7 @@ fn ten_steps_agree_with_the_reference() {
     let mut exact: Vec<[f64; 3]> = p.iter().map(|&p| [f64::from(p), 0.0, 0.0]).collect();
     for step in 1..=10 {
         let g: Vec<f32> = (0..n).map(|i| random.normal(n * step + i)).collect();
-        let update = Update {
-            learning_rate: 0.01,
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
-            weight_decay: 0.1,
-            step,
-            gradient_scale: 0.5,
-        };
+        let update = Update { step, ..UPDATE };
         super::step(&cpu, &update, &mut p, &g, &mut m, &mut v);
         for (e, &g) in exact.iter_mut().zip(&g) {
             let [p, m, v] = e;
@@ -29,5 +34,48 @@ fn ten_steps_agree_with_the_reference() {
     }
     for (p, e) in p.iter().zip(&exact) {
         assert!((f64::from(*p) - e[0]).abs() < 2e-6, "{p} against {}", e[0]);
+    }
+}
+
+/// Arrays of all lengths around a block's share, one launch, against the CPU.
+#[test]
+fn a_gpu_updates_many_parameters_at_once() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    let (cpu, on) = (Cpu::new(1), Processor::Cuda(gpu.clone()));
+    let lens = [1, 0, 7, 8192, 8193, 20_000, 3, 0];
+    let numbers = |stream, len| -> Vec<f32> {
+        let random = Philox::new(3, stream);
+        (0..len as u64).map(|i| random.normal(i).abs()).collect()
+    };
+    let made = |i: usize, which: u64| numbers(4 * i as u64 + which, lens[i]);
+    let arrays = |i: usize| [0, 1, 2, 3].map(|which| made(i, which));
+    let regions: Vec<[Region; 4]> = (0..lens.len())
+        .map(|i| {
+            arrays(i).map(|values| {
+                let region = Region::new(&gpu, 4 * values.len());
+                region.write(0, bytes_of(View::F32(&values)));
+                region
+            })
+        })
+        .collect();
+    let parameters = regions.iter().zip(lens).map(|(regions, len)| {
+        let [value, gradient, m, v] =
+            regions.each_ref().map(|region| region.slice(0, DType::F32, (len, len)));
+        let [value, m, v] = [value, m, v].map(ViewMut::Cuda);
+        Parameter { value, gradient: View::Cuda(gradient), m, v }
+    });
+    on.begin();
+    on.adamw(&UPDATE, parameters.collect());
+    for (i, regions) in regions.iter().enumerate() {
+        let [mut p, g, mut m, mut v] = arrays(i);
+        super::step(&cpu, &UPDATE, &mut p, &g, &mut m, &mut v);
+        for (region, expected) in regions.iter().zip([&p, &g, &m, &v]) {
+            let mut bytes = vec![0; region.len()];
+            region.read(0, &mut bytes);
+            let found: Vec<f32> =
+                bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+            let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 2e-6 * b.abs().max(1.0);
+            assert!(found.iter().zip(expected).all(close), "array {i}");
+        }
     }
 }

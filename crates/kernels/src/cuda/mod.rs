@@ -13,9 +13,11 @@ mod pool;
 mod scratch;
 #[cfg(test)]
 mod tests;
+mod together;
 
 pub use driver::{Address, Info, Launch, Matmul, Operand, Source};
 pub use nvidia::{CudaError, num_devices};
+pub(crate) use together::Together;
 
 use crate::element::DType;
 use crate::random::Philox;

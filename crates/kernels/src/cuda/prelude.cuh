@@ -163,6 +163,27 @@ template <int N, class Body> DEVICE void over_grid(size_t n, bool together, Body
     over<N>(n, together, thread, size_t(gridDim.x) * blockDim.x, body);
 }
 
+// Elements of arrays that one launch does together: a block takes a chunk of 8192 of one of them.
+// The table has a row for each array: its first chunk, its length, and `P` addresses of numbers.
+template <int P> struct Chunk {
+    size_t len;
+    float* at[P];
+
+    DEVICE Chunk(const uint64* table, uint32 rows) {
+        const size_t most = 8192;
+        uint32 low = 0, high = rows;
+        // The last row whose first chunk is not beyond this one.
+        while (high - low > 1) {
+            uint32 middle = (low + high) / 2;
+            (table[middle * (P + 2)] <= blockIdx.x ? low : high) = middle;
+        }
+        const uint64* row = table + low * (P + 2);
+        size_t start = (blockIdx.x - row[0]) * most, left = row[1] - start;
+        len = left < most ? left : most;
+        for (int i = 0; i < P; i++) at[i] = reinterpret_cast<float*>(row[2 + i]) + start;
+    }
+};
+
 #define WARP 32
 #define ALL_LANES 0xffffffffu
 

@@ -1,6 +1,6 @@
 //! Element by element, or a block a row.
 
-use crate::cuda::{Gpu, Launch, Slice, Source, args};
+use crate::cuda::{Gpu, Launch, Slice, Source, Together, args};
 use crate::element::DType;
 
 pub(crate) static SOURCE: Source = Source {
@@ -22,6 +22,7 @@ pub(crate) static SOURCE: Source = Source {
         "vector_scale<float>",
         "vector_scale<bf16>",
         "vector_add_scaled",
+        "vector_zero",
         "vector_sum_of_squares",
         "vector_add_column_sums<float>",
         "vector_add_column_sums<bf16>",
@@ -33,9 +34,6 @@ pub(crate) static SOURCE: Source = Source {
         "vector_add_bias<bf16>",
     ],
 };
-
-/// Elements of a partial sum of squares.
-const CHUNK: usize = 8192;
 
 /// Threads of a block that takes a row.
 const THREADS: u32 = 128;
@@ -73,17 +71,15 @@ pub(super) fn add_scaled(gpu: &Gpu, x: Slice<'_>, scale: f32, y: Slice<'_>) {
     gpu.launch(&SOURCE, "vector_add_scaled", elements(y.len()), args![x, scale, y, y.len()]);
 }
 
-pub(super) fn sum_of_squares(gpu: &Gpu, arrays: &[Slice<'_>]) -> f64 {
-    let num_partial = |x: &Slice<'_>| x.len().div_ceil(CHUNK);
-    let all: usize = arrays.iter().map(num_partial).sum();
-    let partial = gpu.scratch(4 * all);
-    let mut at = partial;
-    for x in arrays {
-        let launch = Launch::blocks(num_partial(x), 256);
-        gpu.launch(&SOURCE, "vector_sum_of_squares", launch, args![*x, x.len(), at]);
-        at += 4 * num_partial(x) as u64;
-    }
-    gpu.download(partial, all).into_iter().map(f64::from).sum()
+pub(super) fn zero(gpu: &Gpu, arrays: Vec<[Slice<'_>; 1]>) {
+    Together::new(gpu, &arrays).launch(gpu, &SOURCE, "vector_zero", &[]);
+}
+
+pub(super) fn sum_of_squares(gpu: &Gpu, arrays: &[[Slice<'_>; 1]]) -> f64 {
+    let arrays = Together::new(gpu, arrays);
+    let partial = gpu.scratch(4 * arrays.num_chunks());
+    arrays.launch(gpu, &SOURCE, "vector_sum_of_squares", &[partial.into()]);
+    gpu.download(partial, arrays.num_chunks()).into_iter().map(f64::from).sum()
 }
 
 pub(super) fn add_column_sums(gpu: &Gpu, x: Slice<'_>, width: usize, col: usize, sums: Slice<'_>) {

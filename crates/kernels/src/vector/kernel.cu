@@ -45,13 +45,21 @@ __global__ void vector_add_scaled(const float* x, float scale, float* y, size_t 
     });
 }
 
-// `partial[i] = Σ x²` of 8192 elements, one block each.
-__global__ void vector_sum_of_squares(const float* x, size_t n, float* partial) {
-    const size_t chunk = 8192;
-    size_t start = blockIdx.x * chunk, len = n - start < chunk ? n - start : chunk;
+// `x = 0`, for all arrays of a table.
+__global__ void vector_zero(const uint64* table, uint32 rows) {
+    Chunk<1> all(table, rows);
+    float* x = all.at[0];
+    over_block<4>(all.len, aligned<4>(x), [&](size_t i, auto count) {
+        for (int k = 0; k < count.value; k++) x[i + k] = 0.0f;
+    });
+}
+
+// `partial[i] = Σ x²` of chunk `i` of all arrays of a table.
+__global__ void vector_sum_of_squares(const uint64* table, uint32 rows, float* partial) {
+    Chunk<1> all(table, rows);
     float sum = 0.0f;
-    over_block<4>(len, aligned<4>(x), [&](size_t i, auto count) {
-        auto x_i = read(x + start + i, count);
+    over_block<4>(all.len, aligned<4>(all.at[0]), [&](size_t i, auto count) {
+        auto x_i = read(all.at[0] + i, count);
         for (int k = 0; k < count.value; k++) sum += x_i.of[k] * x_i.of[k];
     });
     sum = block_sum(sum);

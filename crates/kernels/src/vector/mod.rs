@@ -64,13 +64,21 @@ impl Processor {
         }
     }
 
+    /// `y = 0` for all arrays, which are f32.
+    pub fn zero_all(&self, arrays: Vec<ViewMut<'_>>) {
+        match self {
+            Self::Cpu(cpu) => arrays.into_iter().for_each(|y| zero(cpu, y)),
+            Self::Cuda(gpu) => cuda::zero(gpu, arrays.into_iter().map(|y| [y.cuda()]).collect()),
+        }
+    }
+
     /// `Σ x²` over all elements of all arrays, which are f32: partial sums in f32, added in order
     /// in `f64`. A GPU is waited for once.
     pub fn sum_of_squares(&self, arrays: &[View<'_>]) -> f64 {
         match self {
             Self::Cpu(cpu) => arrays.iter().map(|x| sum_of_squares(cpu, x.f32())).sum(),
             Self::Cuda(gpu) => {
-                let arrays: Vec<_> = arrays.iter().map(|x| x.cuda().f32()).collect();
+                let arrays: Vec<_> = arrays.iter().map(|x| [x.cuda()]).collect();
                 cuda::sum_of_squares(gpu, &arrays)
             }
         }

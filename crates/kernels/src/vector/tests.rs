@@ -1,6 +1,7 @@
 use super::*;
 use crate::cpu::Isa;
-use crate::element::{bf16, f16};
+use crate::cuda::{Gpu, Region};
+use crate::element::{DType, bf16, f16};
 use crate::random::Philox;
 
 const LENGTHS: [usize; 7] = [0, 1, 15, 17, CHUNK - 1, CHUNK + 1, 3 * CHUNK + 5];
@@ -47,6 +48,26 @@ fn sums_of_squares_have_the_same_bits_everywhere() {
     let mut x = random(CHUNK + 3, 4);
     x[CHUNK] = f32::NAN;
     assert!(sum_of_squares(&Cpu::new(2), &x).is_nan(), "a bad gradient must show");
+}
+
+/// Arrays of all lengths in one launch each.
+#[test]
+fn a_gpu_sums_and_clears_many_arrays_at_once() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    let on = Processor::Cuda(gpu.clone());
+    let arrays: Vec<Vec<f32>> = (10..).zip(LENGTHS).map(|(i, len)| random(len, i)).collect();
+    let regions: Vec<Region> = arrays.iter().map(|x| Region::new(&gpu, 4 * x.len())).collect();
+    for (region, x) in regions.iter().zip(&arrays) {
+        region.write(0, crate::memory::bytes_of(View::F32(x)));
+    }
+    let slices = || regions.iter().map(|r| r.slice(0, DType::F32, (r.len() / 4, 1)));
+    on.begin();
+    let found = on.sum_of_squares(&slices().map(View::Cuda).collect::<Vec<_>>());
+    let exact: f64 = arrays.iter().flatten().map(|&x| f64::from(x) * f64::from(x)).sum();
+    assert!((found - exact).abs() <= 1e-6 * exact, "{found} against {exact}");
+    on.begin();
+    on.zero_all(slices().map(ViewMut::Cuda).collect());
+    assert_eq!(on.sum_of_squares(&slices().map(View::Cuda).collect::<Vec<_>>()), 0.0);
 }
 
 #[test]
