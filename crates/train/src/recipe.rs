@@ -17,14 +17,17 @@ use crate::schedule::Schedule;
 use crate::setup::Setup;
 use crate::step_profile::StepProfile;
 use hone_data::{Cursor, MicroBatch, Order};
-use hone_model::{adapter, export_hf};
-use hone_tensor::{Arena, DType, ParamId, StepKey};
+use hone_model::{Batch, adapter, export_hf};
+use hone_tensor::{Arena, DType, ParamId, StepKey, Target};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 mod result;
 mod state;
+mod writer;
+
+use writer::Writer;
 
 /// What a run tells while it runs.
 pub enum Event<'a> {
@@ -124,6 +127,8 @@ fn train_in(
         step: 0,
         cursor: Cursor::default(),
         order: setup.order()?,
+        prepared: None,
+        writer: Writer::default(),
     };
     if resuming {
         run.load_newest(event)?;
@@ -146,11 +151,12 @@ fn train_in(
         failpoint::hit("loop.step_done");
         let stopping = stop();
         let due = run.step.is_multiple_of(setup.run.checkpoint.every_steps);
-        if due || stopping || run.step == setup.num_steps {
+        let last = stopping || run.step == setup.num_steps;
+        if due || last {
             logs.sync()?;
-            run.save_checkpoint()?;
-            event(Event::Checkpoint(run.step));
+            run.save_checkpoint(event)?;
         }
+        run.writer.settle(last, event)?;
         if stopping && run.step < setup.num_steps {
             return Ok(Outcome::Interrupted { step: run.step });
         }
@@ -219,6 +225,19 @@ struct Run<'a> {
     step: u64,
     cursor: Cursor,
     order: Order,
+    /// The next step's data, got ready while a GPU was busy.
+    prepared: Option<StepData>,
+    writer: Writer,
+}
+
+/// What an optimizer step learns from.
+struct StepData {
+    batches: Vec<Batch>,
+    /// Row ids of each micro-batch.
+    rows: Vec<Vec<u32>>,
+    num_targets: usize,
+    /// Tokens, padding not counted.
+    num_tokens: u64,
 }
 
 impl Run<'_> {
@@ -226,19 +245,19 @@ impl Run<'_> {
     fn train_step(&mut self, logs: &mut Logs) -> Result<StepRecord, TrainError> {
         let begun = Instant::now();
         self.engine.device.mark("batch");
-        let micro_batches = self.micro_batches();
-        let num_targets: usize = micro_batches.iter().map(|b| b.num_target_tokens).sum();
-        let tokens: u64 = micro_batches
-            .iter()
-            .map(|b| u64::from(b.cu_seqlens.last().copied().unwrap_or(0)))
-            .sum();
+        let StepData { batches, rows, num_targets, num_tokens: tokens } = match self.prepared.take()
+        {
+            Some(prepared) => prepared,
+            None => self.step_data(self.cursor),
+        };
         let data = begun.elapsed().as_secs_f64();
 
         let passes = Instant::now();
-        let mut loss = self.accumulate(&micro_batches, num_targets);
+        let mut loss = self.accumulate(batches, num_targets);
         if failpoint::hit_io("loop.nonfinite").is_err() {
             loss = f64::NAN;
         }
+        self.prepare_next();
         self.engine.device.synchronize();
         let forward_backward = passes.elapsed().as_secs_f64();
 
@@ -275,7 +294,6 @@ impl Run<'_> {
             skipped,
         };
         logs.metrics.push(&record)?;
-        let rows = micro_batches.into_iter().map(|b| b.rows).collect();
         logs.rows.push(&RowsRecord { step: self.step, micro_batches: rows })?;
         Ok(record)
     }
@@ -301,22 +319,38 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The packed micro-batches of this step.
-    fn micro_batches(&mut self) -> Vec<MicroBatch> {
+    /// The micro-batches of the step at `cursor`.
+    fn step_data(&mut self, cursor: Cursor) -> StepData {
         let units_per_batch = self.planned.policy.units;
         let num_tokens = units_per_batch * self.setup.max_seq_len;
-        let units = self.order.step(&self.cursor);
-        let chunks = units.chunks(units_per_batch);
-        chunks.map(|units| MicroBatch::assemble(&self.setup.train, units, num_tokens)).collect()
+        let units = self.order.step(&cursor).chunks(units_per_batch);
+        let packed: Vec<MicroBatch> =
+            units.map(|units| MicroBatch::assemble(&self.setup.train, units, num_tokens)).collect();
+        let used = |packed: &MicroBatch| packed.cu_seqlens.last().map_or(0, |&end| u64::from(end));
+        StepData {
+            batches: packed.iter().map(|packed| to_batch(&self.setup.config, packed)).collect(),
+            num_targets: packed.iter().map(|packed| packed.num_target_tokens).sum(),
+            num_tokens: packed.iter().map(used).sum(),
+            rows: packed.into_iter().map(|packed| packed.rows).collect(),
+        }
+    }
+
+    /// Gets the data of the next step ready, if a GPU computes meanwhile.
+    fn prepare_next(&mut self) {
+        let busy = self.engine.device.target() == Target::Cuda;
+        if busy && self.step + 1 < self.setup.num_steps {
+            let mut next = self.cursor;
+            self.order.advance(&mut next);
+            self.prepared = Some(self.step_data(next));
+        }
     }
 
     /// Gradients of the whole step, and its loss: mean nats per target token.
-    fn accumulate(&mut self, micro_batches: &[MicroBatch], num_targets: usize) -> f64 {
+    fn accumulate(&mut self, batches: Vec<Batch>, num_targets: usize) -> f64 {
         self.engine.gradients.clear(&self.engine.device);
         let device = self.engine.device.clone();
         let mut loss = 0.0;
-        for (i, micro_batch) in micro_batches.iter().enumerate() {
-            let batch = to_batch(&self.setup.config, micro_batch);
+        for (i, batch) in batches.into_iter().enumerate() {
             let seed = self.setup.run.train.seed;
             let key = StepKey { seed, step: self.step, micro_batch: i as u32 };
             let recompute = self.planned.policy.recompute;

@@ -20,31 +20,70 @@ struct State {
     num_updates: u64,
 }
 
-impl Run<'_> {
-    /// Writes a checkpoint of the present state and removes old ones.
-    pub(super) fn save_checkpoint(&self) -> Result<(), TrainError> {
-        let root = self.dir.checkpoints();
-        checkpoint::write(&root, self.step, |dir| self.fill(dir))?;
-        checkpoint::prune(&root, self.step, self.setup.run.checkpoint.keep)?;
+/// Everything that a checkpoint holds, in the CPU's memory.
+pub(super) struct Snapshot {
+    state: State,
+    params: Vec<(String, Tensor)>,
+    moments: Vec<(String, Tensor)>,
+}
+
+impl Snapshot {
+    /// The step after which it was taken.
+    pub(super) fn step(&self) -> u64 {
+        self.state.step
+    }
+
+    /// Writes it under `root` and removes older ones beyond `keep`.
+    pub(super) fn write(&self, root: &Path, keep: usize) -> Result<(), TrainError> {
+        checkpoint::write(root, self.step(), |dir| self.fill(dir))?;
+        checkpoint::prune(root, self.step(), keep)?;
         Ok(())
     }
 
     fn fill(&self, dir: &Path) -> Result<(), TrainError> {
-        let Engine { model, optimizer, .. } = &self.engine;
-        let names = || model.params.iter().map(|(_, name, _)| name);
-        let params = model.params.iter().map(|(_, name, value)| (name.to_owned(), value.into()));
-        write(&dir.join(PARAMS), params)?;
-        let named = |prefix: &'static str, tensors: &'_ [Tensor]| {
-            let pairs = names().zip(tensors);
-            pairs.map(move |(name, t)| (format!("{prefix}.{name}"), t.clone())).collect::<Vec<_>>()
-        };
-        let moments = [named("m", &optimizer.m), named("v", &optimizer.v)].concat();
-        write(&dir.join(OPTIMIZER), moments.iter().map(|(name, t)| (name.clone(), t.into())))?;
-        let num_updates = optimizer.num_updates;
-        let state = State { step: self.step, cursor: self.cursor, num_updates };
-        let text = serde_json::to_string(&state).expect("plain data");
+        for (name, tensors) in [(PARAMS, &self.params), (OPTIMIZER, &self.moments)] {
+            write(&dir.join(name), tensors.iter().map(|(name, t)| (name.clone(), t.into())))?;
+        }
+        let text = serde_json::to_string(&self.state).expect("plain data");
         let path = dir.join(STATE);
         std::fs::write(&path, text).map_err(TrainError::io(&path))
+    }
+}
+
+impl Run<'_> {
+    /// Writes a checkpoint of the present state and removes old ones: at once, or behind the steps
+    /// that a GPU goes on with, which the copy of its memory does not change any more.
+    pub(super) fn save_checkpoint(
+        &mut self,
+        event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), TrainError> {
+        let (root, keep) = (self.dir.checkpoints(), self.setup.run.checkpoint.keep);
+        // Two copies would be one more than a machine needs room for.
+        self.writer.settle(true, event)?;
+        let snapshot = self.snapshot();
+        match self.engine.device.target() {
+            Target::Cpu => {
+                snapshot.write(&root, keep)?;
+                event(Event::Checkpoint(self.step));
+            }
+            Target::Cuda => self.writer.begin(snapshot, root, keep),
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let Engine { model, optimizer, .. } = &self.engine;
+        let params = model.params.iter();
+        let params: Vec<(String, Tensor)> =
+            params.map(|(_, name, value)| (name.to_owned(), value.to_host())).collect();
+        let named = |prefix: &str, tensors: &[Tensor]| {
+            let pairs = params.iter().zip(tensors);
+            pairs.map(|((name, _), t)| (format!("{prefix}.{name}"), t.to_host())).collect()
+        };
+        let moments: [Vec<_>; 2] = [named("m", &optimizer.m), named("v", &optimizer.v)];
+        let num_updates = optimizer.num_updates;
+        let state = State { step: self.step, cursor: self.cursor, num_updates };
+        Snapshot { state, moments: moments.concat(), params }
     }
 
     /// Goes to the newest whole checkpoint, if there is one; tells of damaged ones.

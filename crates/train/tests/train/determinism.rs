@@ -7,7 +7,7 @@ use hone_tensor::cuda::Gpu;
 use hone_train::checkpoint::sha256_of_file;
 use hone_train::engine::Engine;
 use hone_train::place::Place;
-use hone_train::recipe::{self, Options, Outcome};
+use hone_train::recipe::{self, Event, Options, Outcome};
 use std::cell::Cell;
 
 const RESUME: Options = Options { resume: true, profile: false };
@@ -125,4 +125,48 @@ fn a_run_does_not_go_on_on_another_processor() {
         message.contains("was begun on the CPU") && message.contains("run.device"),
         "{message}"
     );
+}
+
+/// A GPU's checkpoints are written behind the steps: each is told of once, in order, when it is on
+/// disk, and one that cannot be written ends the run.
+#[test]
+fn checkpoints_are_written_behind_a_gpu() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    let scene = Scene::new("dynamic");
+    let settings = ["train.max_steps = 4", "checkpoint.every_steps = 1", "checkpoint.keep = 9"];
+    let mut setup = scene.setup(&[&LORA[..], &settings].concat());
+    setup.place = Place::Cuda(gpu);
+    let checkpoints = scene.run_dir().join("checkpoints");
+    let mut told = Vec::new();
+    let ended = recipe::train(
+        &setup,
+        Options::default(),
+        &mut |event| {
+            if let Event::Checkpoint(step) = event {
+                told.push(step);
+                let manifest = checkpoints.join(format!("step-{step}/manifest.json"));
+                assert!(manifest.is_file(), "{}", manifest.display());
+            }
+        },
+        &|| false,
+    );
+    assert!(matches!(ended.unwrap(), Outcome::Finished(_)));
+    assert_eq!(told, [1, 2, 3, 4]);
+    // Where the directory was, there is a file.
+    setup.run.output.dir = scene.dir.path().join("disturbed");
+    let checkpoints = setup.run.output.dir.join("checkpoints");
+    let ended = recipe::train(
+        &setup,
+        Options::default(),
+        &mut |event| {
+            if let Event::Step(record) = event
+                && record.step == 1
+            {
+                std::fs::remove_dir(&checkpoints).unwrap();
+                std::fs::write(&checkpoints, "").unwrap();
+            }
+        },
+        &|| false,
+    );
+    assert!(ended.err().unwrap().to_string().contains("checkpoints"));
 }
