@@ -101,8 +101,9 @@ pub struct ModelArgs {
     /// How weights are held (auto: as in the file, or int8 if products are)
     #[arg(long, default_value = "auto")]
     pub base_precision: PrecisionArg,
-    /// What products are computed in (auto: f32 for f32 files, otherwise bf16; int8: those with
-    /// weights in 8-bit integers, others in bf16)
+    /// What products are computed in (auto: f32 for f32 files, otherwise bf16, or f16 on a GPU that
+    /// has no bf16; f16: on GPUs; int8: on the CPU, those with weights in 8-bit integers, others in
+    /// bf16)
     #[arg(long, default_value = "auto")]
     pub compute: PrecisionArg,
     /// Where to compute: auto (a GPU where there is one), cpu, cuda, or cuda: and a number
@@ -118,6 +119,7 @@ pub enum PrecisionArg {
     Auto,
     F32,
     Bf16,
+    F16,
     Int8,
 }
 
@@ -127,6 +129,7 @@ impl From<PrecisionArg> for Precision {
             PrecisionArg::Auto => Precision::Auto,
             PrecisionArg::F32 => Precision::F32,
             PrecisionArg::Bf16 => Precision::Bf16,
+            PrecisionArg::F16 => Precision::F16,
             PrecisionArg::Int8 => Precision::Int8,
         }
     }

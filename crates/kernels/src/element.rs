@@ -13,7 +13,7 @@ pub enum DType {
     F32,
     /// bfloat16: the upper half of a binary32.
     Bf16,
-    /// IEEE 754 binary16; weights only.
+    /// IEEE 754 binary16; on the CPU weights only.
     F16,
     /// Bytes with zero point 128 and one `f32` scale per row: see [`Int8Rows`].
     Int8,

@@ -220,6 +220,9 @@ pub fn held_as(
     let bytes = source.num_bytes() + held.num_bytes();
     if let Some(on) = device.begin(crate::Cost::memory("convert", bytes)) {
         match dtype {
+            DType::F16 => {
+                held = Tensor::from_f32_as_f16(&source.view().to_vec_f32(), source.shape());
+            }
             DType::Int8 => {
                 let rows = (source.view(), source.shape()[source.shape().len() - 1], 0);
                 on.quantise_rows(rows, None, held.int8_mut());

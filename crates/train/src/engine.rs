@@ -1,6 +1,7 @@
 //! Model, gradients and optimizer on a device; the same on the CPU and on the dry device.
 
 use crate::error::TrainError;
+use crate::loss_scale::LossScale;
 use crate::objective::negative_log_likelihood;
 use crate::optimizer::AdamW;
 use crate::setup::Setup;
@@ -22,6 +23,8 @@ pub struct Engine {
     pub lora: Option<LoraConfig>,
     /// What products are computed in.
     pub compute: Compute,
+    /// What the loss's derivative is multiplied by.
+    pub loss_scale: LossScale,
 }
 
 /// How frozen weights are held.
@@ -79,11 +82,13 @@ impl Engine {
         let gradients = Gradients::zeros(device, &model.params);
         let optimizer = AdamW::new(device, &model.params, &setup.run.train);
         let (device, compute) = (device.clone(), setup.compute);
-        Ok(Self { device, model, gradients, optimizer, lora, compute })
+        let loss_scale = LossScale::of(compute);
+        Ok(Self { device, model, gradients, optimizer, lora, compute, loss_scale })
     }
 
-    /// Forward and backward pass of one micro-batch: adds to the gradients and returns its part of
-    /// the loss. `num_step_targets` counts the targets of the whole optimizer step.
+    /// Forward and backward pass of one micro-batch: adds to the gradients, which are those of the
+    /// scaled loss, and returns its part of the loss. `num_step_targets` counts the targets of the
+    /// whole optimizer step.
     pub fn forward_backward(
         &mut self,
         batch: &Batch,
@@ -100,6 +105,8 @@ impl Engine {
             let log_probs = log_probs.value().to_vec_f32();
             let (n, mut d) = (batch.rows.len(), vec![0.0; log_probs.len()]);
             loss = negative_log_likelihood(&log_probs[..n], num_step_targets, &mut d[..n]);
+            let scale = self.loss_scale.factor() as f32;
+            d.iter_mut().for_each(|d| *d *= scale);
             d_log_probs.copy_from_f32(&d);
         }
         tape.sweep_back(log_probs, d_log_probs, &mut self.gradients);

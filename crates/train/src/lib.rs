@@ -9,6 +9,7 @@ pub mod engine;
 mod error;
 pub mod evaluate;
 pub mod failpoint;
+pub mod loss_scale;
 pub mod machine;
 mod metrics;
 pub mod objective;

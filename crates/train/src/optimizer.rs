@@ -1,5 +1,6 @@
 //! AdamW with clipping of the global gradient norm.
 
+use crate::loss_scale::LossScale;
 use crate::run_file::TrainSection;
 use hone_tensor::{Category, Cost, DType, Device, Gradients, ParamId, Params, Tensor, adamw};
 
@@ -36,13 +37,13 @@ impl AdamW {
         }
     }
 
-    /// Updates `params`, gradients scaled down where their global norm `grad_norm` is above the
-    /// limit.
+    /// Updates `params` for `gradients` of a loss that was multiplied by `loss_scale`; they are
+    /// scaled down where the global norm of the loss's own, `grad_norm`, is above the limit.
     pub fn step(
         &mut self,
         device: &Device,
         params: &mut Params,
-        gradients: &Gradients,
+        (gradients, loss_scale): (&Gradients, LossScale),
         (learning_rate, grad_norm): (f64, f64),
     ) {
         self.num_updates += 1;
@@ -53,7 +54,8 @@ impl AdamW {
             epsilon: self.epsilon,
             weight_decay: self.weight_decay,
             step: self.num_updates,
-            gradient_scale: clip_scale(grad_norm, self.max_grad_norm) as f32,
+            gradient_scale: (clip_scale(grad_norm, self.max_grad_norm) / loss_scale.factor())
+                as f32,
         };
         let bytes: usize = gradients.iter().map(Tensor::num_bytes).sum();
         let Some(on) = device.begin(Cost::memory("adamw", 7 * bytes)) else { return };
@@ -78,9 +80,10 @@ fn clip_scale(grad_norm: f64, max_grad_norm: f64) -> f64 {
     if max_grad_norm == 0.0 { 1.0 } else { (max_grad_norm / (grad_norm + 1e-6)).min(1.0) }
 }
 
-/// The global norm of all gradients.
-pub fn grad_norm(device: &Device, gradients: &Gradients) -> f64 {
+/// The global norm of all gradients, before the loss was multiplied by `loss_scale`.
+pub fn grad_norm(device: &Device, gradients: &Gradients, loss_scale: LossScale) -> f64 {
     let bytes = gradients.iter().map(Tensor::num_bytes).sum();
     let Some(on) = device.begin(Cost::memory("grad_norm", bytes)) else { return 0.0 };
-    on.sum_of_squares(&gradients.iter().map(Tensor::view).collect::<Vec<_>>()).sqrt()
+    let squares = on.sum_of_squares(&gradients.iter().map(Tensor::view).collect::<Vec<_>>());
+    squares.sqrt() / loss_scale.factor()
 }

@@ -4,8 +4,9 @@ use crate::error::TrainError;
 use crate::machine;
 use crate::profile::{DeviceProfile, catalogue};
 use crate::report::format_bytes;
+use crate::run_file::Precision;
 use hone_tensor::cuda::{CudaError, Gpu, num_devices};
-use hone_tensor::{Compute, Device};
+use hone_tensor::{Compute, DType, Device};
 
 /// A processor that is there and can be used.
 #[derive(Clone)]
@@ -19,32 +20,99 @@ pub enum Place {
     Cuda(Gpu),
 }
 
-impl Place {
-    /// The place that `asked` names: `auto`, `cpu`, `cuda` or `cuda:N`, where products are in
-    /// `compute`. `setting` is what it was asked with, for messages: `run.device =`. With `auto`,
-    /// `note` is told of a GPU that is there and cannot be used.
+/// What decides what can be computed in.
+#[derive(Clone, Copy, Debug)]
+pub enum Hardware<'a> {
+    /// The CPU, which computes in everything but f16.
+    Cpu,
+    /// A GPU.
+    Gpu {
+        /// For messages.
+        name: &'a str,
+        /// Compute capability.
+        capability: (u32, u32),
+    },
+}
+
+/// Compute capability from which on GPUs multiply bf16.
+const BF16_FROM: (u32, u32) = (8, 0);
+
+impl Hardware<'_> {
+    /// What products are computed in for a model whose matrices are `file` in its files: as
+    /// `asked`, or in f32 for f32 files and otherwise in bf16, or f16 on a GPU that has no bf16.
     ///
     /// # Errors
-    /// If it is no such name, or that GPU cannot be used for `compute`.
+    /// If this cannot compute so; says what to choose instead.
+    pub fn compute_for(self, asked: Precision, file: DType) -> Result<Compute, TrainError> {
+        let refused = |why: String| Err(TrainError::Usage(why));
+        match (asked, self) {
+            (Precision::F32, _) => Ok(Compute::F32),
+            (Precision::Auto, _) if file == DType::F32 => Ok(Compute::F32),
+            (Precision::F16, Self::Cpu) => refused(
+                "products in f16 are for GPUs; compute in bf16, which is as fast as the CPU is"
+                    .to_owned(),
+            ),
+            (Precision::F16, Self::Gpu { .. }) => Ok(Compute::F16),
+            (Precision::Int8, Self::Cpu) => Ok(Compute::Int8),
+            (Precision::Int8, Self::Gpu { name, .. }) => refused(format!(
+                "{name}: products in int8 are for the CPU. Hold weights as int8 and compute in \
+                 bf16, or let the CPU compute"
+            )),
+            (Precision::Auto, Self::Gpu { capability, .. }) if capability < BF16_FROM => {
+                Ok(Compute::F16)
+            }
+            (Precision::Bf16, Self::Gpu { name, capability: (major, minor) })
+                if (major, minor) < BF16_FROM =>
+            {
+                refused(format!(
+                    "{name}: no products in bf16 (compute capability {major}.{minor}, needed: \
+                     8.0). Compute in f16 or f32, or let the CPU compute"
+                ))
+            }
+            (Precision::Bf16 | Precision::Auto, _) => Ok(Compute::Bf16),
+        }
+    }
+}
+
+impl Place {
+    /// The place that `asked` names, `auto`, `cpu`, `cuda` or `cuda:N`, and what products are
+    /// computed in there: see [`Hardware::compute_for`], which `model` is for. `setting` is what it
+    /// was asked with, for messages: `run.device =`. With `auto`, `note` is told of a GPU that is
+    /// there and cannot be used.
+    ///
+    /// # Errors
+    /// If it is no such name, or that GPU cannot be used.
     pub fn open(
         (setting, asked): (&str, &str),
-        compute: Compute,
+        model: (Precision, DType),
         threads: usize,
         note: &mut dyn FnMut(String),
-    ) -> Result<Self, TrainError> {
+    ) -> Result<(Self, Compute), TrainError> {
         let gpu = |index| {
             let gpu = Gpu::open(index);
             gpu.map_err(|error| TrainError::Usage(format!("{setting} \"{asked}\": {error}")))
         };
+        let able = |place: Self| place.hardware().compute_for(model.0, model.1).map(|c| (place, c));
         match Asked::parse((setting, asked))? {
-            Asked::Cpu => Ok(Self::Cpu { threads }),
-            Asked::Cuda(index) => able(gpu(index)?, compute),
+            Asked::Cpu => able(Self::Cpu { threads }),
+            Asked::Cuda(index) => able(Self::Cuda(gpu(index)?)),
             Asked::Auto => {
-                let gpu = first_gpu(note).map(|gpu| able(gpu, compute));
+                let gpu = first_gpu(note).map(|gpu| able(Self::Cuda(gpu)));
                 let place = gpu.and_then(|able| {
                     able.map_err(|error| note(format!("the CPU is used: {error}"))).ok()
                 });
-                Ok(place.unwrap_or(Self::Cpu { threads }))
+                place.map_or_else(|| able(Self::Cpu { threads }), Ok)
+            }
+        }
+    }
+
+    /// What it can compute in.
+    pub fn hardware(&self) -> Hardware<'_> {
+        match self {
+            Self::Cpu { .. } => Hardware::Cpu,
+            Self::Cuda(gpu) => {
+                let info = gpu.info();
+                Hardware::Gpu { name: &info.name, capability: info.compute_capability }
             }
         }
     }
@@ -126,33 +194,6 @@ impl Asked {
                 "{setting} \"{asked}\": expected auto, cpu, cuda, or cuda: and a small number"
             ))),
         }
-    }
-}
-
-/// A place on `gpu`, if it can compute so.
-fn able(gpu: Gpu, compute: Compute) -> Result<Place, TrainError> {
-    check_gpu((&gpu.info().name, gpu.info().compute_capability), compute)?;
-    Ok(Place::Cuda(gpu))
-}
-
-/// Refuses what a GPU of that name and compute capability cannot compute in.
-///
-/// # Errors
-/// A word on what to choose instead.
-pub fn check_gpu(
-    (name, (major, minor)): (&str, (u32, u32)),
-    compute: Compute,
-) -> Result<(), TrainError> {
-    match compute {
-        Compute::Int8 => Err(TrainError::Usage(format!(
-            "{name}: products in int8 are for the CPU. Hold weights as int8 and compute in bf16, \
-             or let the CPU compute"
-        ))),
-        Compute::Bf16 if major < 8 => Err(TrainError::Usage(format!(
-            "{name}: no products in bf16 (compute capability {major}.{minor}, needed: 8.0). \
-             Compute in f32, or let the CPU compute"
-        ))),
-        _ => Ok(()),
     }
 }
 

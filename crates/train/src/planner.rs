@@ -278,8 +278,9 @@ fn plan_among(
 }
 
 /// Fitting beats not fitting; then copying the fewest weights, since links are slow; then computing
-/// nothing twice wins, then fewer micro-batches; of two that do not fit, the leaner. Measured speed has no say: the choice decides how sums are rounded,
-/// and the same run must give the same bits on a machine that is busier today.
+/// nothing twice wins, then fewer micro-batches; of two that do not fit, the leaner. Measured speed
+/// has no say: the choice decides how sums are rounded, and the same run must give the same bits on
+/// a machine that is busier today.
 fn is_better(new: &Planned, old: &Planned) -> bool {
     let work = |planned: &Planned| {
         let plan = &planned.plan;
@@ -298,12 +299,14 @@ const ENOUGH_TOKENS: usize = 4096;
 
 /// The policies that the run file leaves open, larger micro-batches first.
 fn candidates(setup: &Setup) -> Vec<Policy> {
-    let most = setup.first_step.len().min(ENOUGH_TOKENS / setup.max_seq_len).max(1);
+    let all = setup.first_step.len();
+    let most = all.min(ENOUGH_TOKENS / setup.max_seq_len).max(1);
     let units: Vec<usize> = match setup.run.budget.micro_batch_tokens {
         Some(tokens) => vec![tokens / setup.max_seq_len],
         None => {
             let halvings = std::iter::successors(Some(most), |&n| (n > 1).then(|| n.div_ceil(2)));
-            halvings.collect()
+            // As many micro-batches, as equal as can be: the last one's padding costs time as well.
+            halvings.map(|units| all.div_ceil(all.div_ceil(units))).collect()
         }
     };
     let recompute: &[Recompute] = match setup.run.budget.recompute {
@@ -426,11 +429,11 @@ impl<'a> DryRun<'a> {
     }
 
     fn update_costs(&mut self) -> Vec<Cost> {
-        let Engine { device, model, gradients, optimizer, .. } = &mut self.engine;
+        let Engine { device, model, gradients, optimizer, loss_scale, .. } = &mut self.engine;
         device.take_costs();
         gradients.clear(device);
-        let norm = optimizer::grad_norm(device, gradients);
-        optimizer.step(device, &mut model.params, gradients, (0.0, norm));
+        let norm = optimizer::grad_norm(device, gradients, *loss_scale);
+        optimizer.step(device, &mut model.params, (gradients, *loss_scale), (0.0, norm));
         device.take_costs()
     }
 

@@ -130,8 +130,8 @@ impl DeviceProfile {
         if self.gpu.is_some() { Target::Cuda } else { Target::Cpu }
     }
 
-    /// Seconds that operations of these costs take, one after the other, with copies to a GPU beside
-    /// them.
+    /// Seconds that operations of these costs take, one after the other, with copies to a GPU
+    /// beside them.
     pub fn seconds(&self, costs: &[Cost], compute: Compute) -> f64 {
         let link = self.gpu.map_or(f64::INFINITY, |gpu| gpu.link);
         let (mut now, mut copied) = (0.0_f64, 0.0_f64);
@@ -174,7 +174,7 @@ impl DeviceProfile {
     pub fn ceiling(&self, compute: Compute) -> f64 {
         match compute {
             Compute::F32 => self.ceiling_f32,
-            Compute::Bf16 => self.ceiling_bf16,
+            Compute::Bf16 | Compute::F16 => self.ceiling_bf16,
             Compute::Int8 => self.ceiling_int8,
         }
     }

@@ -258,18 +258,24 @@ impl Run<'_> {
             loss = f64::NAN;
         }
         self.prepare_next();
-        self.engine.device.synchronize();
+        let mut norm = self.grad_norm();
+        while loss.is_finite() && !norm.is_finite() && self.engine.loss_scale.halve() {
+            // In f16: the step again, as if it had begun with this factor.
+            let batches = self.step_data(self.cursor).batches;
+            loss = self.accumulate(batches, num_targets);
+            norm = self.grad_norm();
+        }
+        self.engine.loss_scale.go_on(self.engine.compute);
         let forward_backward = passes.elapsed().as_secs_f64();
 
         let updating = Instant::now();
-        let norm = grad_norm(&self.engine.device, &self.engine.gradients);
         let learning_rate = self.schedule().learning_rate(self.step);
         let skipped = self.refuse_nonfinite(loss, norm)?;
         failpoint::hit("loop.before_update");
         if !skipped {
-            let Engine { device, model, gradients, optimizer, .. } = &mut self.engine;
-            let update = (learning_rate, norm);
-            optimizer.step(device, &mut model.params, gradients, update);
+            let Engine { device, model, gradients, optimizer, loss_scale, .. } = &mut self.engine;
+            let scaled = (&*gradients, *loss_scale);
+            optimizer.step(device, &mut model.params, scaled, (learning_rate, norm));
         }
         failpoint::hit("loop.updated");
         self.engine.device.synchronize();
@@ -360,6 +366,12 @@ impl Run<'_> {
             failpoint::hit("loop.micro_batch_done");
         }
         loss
+    }
+
+    /// The norm of all gradients of the step; a GPU is waited for.
+    fn grad_norm(&self) -> f64 {
+        let Engine { device, gradients, loss_scale, .. } = &self.engine;
+        grad_norm(device, gradients, *loss_scale)
     }
 
     /// Whether the update must be left out; an error where the run must stop.

@@ -1,7 +1,7 @@
 //! From a run file to everything a run needs, checked: model directory, tokenizer, data, order.
 
 use crate::error::TrainError;
-use crate::place::Place;
+use crate::place::{Hardware, Place};
 use crate::run_dir::RunDir;
 use crate::run_file::{self, AdapterSection, Precision, RunFile};
 use hone_data::{Cursor, Dataset, Order, RecordSpec, Tokenizer, Unit, pack_in_order};
@@ -55,7 +55,19 @@ impl Setup {
     ///
     /// # Errors
     /// Whatever is wrong with model, data or settings.
-    pub fn new(mut run: RunFile, note: &mut dyn FnMut(String)) -> Result<Self, TrainError> {
+    pub fn new(run: RunFile, note: &mut dyn FnMut(String)) -> Result<Self, TrainError> {
+        Self::planning_for(None, run, note)
+    }
+
+    /// The same, to be planned for a GPU that need not be here; `run.device` then has no say.
+    ///
+    /// # Errors
+    /// Whatever is wrong with model, data or settings.
+    pub fn planning_for(
+        gpu: Option<Hardware<'_>>,
+        mut run: RunFile,
+        note: &mut dyn FnMut(String),
+    ) -> Result<Self, TrainError> {
         let begun = RunDir::new(&run.output.dir).begun_at();
         let model_dir = resolve(&run.model.path, note)?;
         let config = DecoderConfig::load(&model_dir)?;
@@ -66,11 +78,12 @@ impl Setup {
         }
         check_vocabulary(&model_dir, &config, &tokenizer)?;
         let file = hone_model::load(&model_dir, &Device::dry(), LoadOptions::INFERENCE)?;
-        let compute = compute_type(run.model.compute, file.file_dtype);
         let threads = run.run.threads.unwrap_or_else(crate::machine::num_threads);
-        let asked = ("run.device =", run.run.device.as_str());
-        let place = Place::open(asked, compute, threads, note)?;
+        let (place, compute) = place(&run, gpu, (threads, file.file_dtype), note)?;
         let base_precision = held_type(run.model.base_precision, run.model.compute);
+        // So that they are converted once and not for every product.
+        let base_precision = base_precision
+            .or((compute == Compute::F16 && file.file_dtype == DType::Bf16).then_some(DType::F16));
         let lora = run.adapter.as_ref().map(lora_config);
         if let Some(lora) = &lora {
             lora.target_modules.resolve(&file.decoder)?;
@@ -130,6 +143,21 @@ impl Setup {
     }
 }
 
+/// Where to compute, and in what; a GPU that is only planned for computes nothing.
+fn place(
+    run: &RunFile,
+    gpu: Option<Hardware<'_>>,
+    (threads, file): (usize, DType),
+    note: &mut dyn FnMut(String),
+) -> Result<(Place, Compute), TrainError> {
+    let asked = ("run.device =", run.run.device.as_str());
+    let Some(gpu) = gpu else {
+        return Place::open(asked, (run.model.compute, file), threads, note);
+    };
+    Place::check_name(asked)?;
+    Ok((Place::Cpu { threads }, gpu.compute_for(run.model.compute, file)?))
+}
+
 /// Runs of fewer steps than this barely leave the warm-up.
 const FEW_STEPS: u64 = 10;
 
@@ -168,15 +196,6 @@ pub fn check_vocabulary(
     )))
 }
 
-/// What products are computed in: as asked, or `f32` for `f32` files and `bf16` for others.
-pub fn compute_type(asked: Precision, file: DType) -> Compute {
-    match (asked, file) {
-        (Precision::F32, _) | (Precision::Auto, DType::F32) => Compute::F32,
-        (Precision::Bf16 | Precision::Auto, _) => Compute::Bf16,
-        (Precision::Int8, _) => Compute::Int8,
-    }
-}
-
 /// How frozen matrices are held; `None`: as in the file. Products in integers need integers.
 pub fn held_type(asked: Precision, compute: Precision) -> Option<DType> {
     match (asked, compute) {
@@ -184,6 +203,7 @@ pub fn held_type(asked: Precision, compute: Precision) -> Option<DType> {
         (Precision::Auto, _) => None,
         (Precision::F32, _) => Some(DType::F32),
         (Precision::Bf16, _) => Some(DType::Bf16),
+        (Precision::F16, _) => Some(DType::F16),
     }
 }
 

@@ -33,7 +33,7 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
     let before = score(&files.base, None, &held_out)?;
     let (was, n) = (before.num_right, held_out.len());
     output::note(&format!("\nbefore training: {was} of {n} held-out items right\n"));
-    let setup = super::prepare(RunFile::load(&files.run_file, &[])?)?;
+    let setup = super::prepare(None, RunFile::load(&files.run_file, &[])?)?;
     let go_on = format!("hone train {} --resume", files.run_file.display());
     let finished = super::train::train(&setup, Options::default(), &go_on)?;
     let after = score(&files.base, Some(&finished.result), &held_out)?;

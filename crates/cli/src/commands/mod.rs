@@ -15,18 +15,19 @@ use crate::output;
 use hone_data::Tokenizer;
 use hone_model::{LoadOptions, Model, adapter};
 use hone_tensor::{Category, Compute, Device, Target};
-use hone_train::place::Place;
+use hone_train::place::{Hardware, Place};
 use hone_train::run_file::{RunFile, check_held_for};
-use hone_train::setup::{Setup, check_vocabulary, compute_type, held_type, resolve};
+use hone_train::setup::{Setup, check_vocabulary, held_type, resolve};
 use std::path::{Path, PathBuf};
 
 fn read_run_file(args: &RunFileArgs) -> Result<RunFile, Failure> {
     Ok(RunFile::load(&args.run_file, &args.overrides)?)
 }
 
-/// The run that a run file describes; notes go to standard error.
-fn prepare(run: RunFile) -> Result<Setup, Failure> {
-    Ok(Setup::new(run, &mut |note| output::note(&format!("note: {note}")))?)
+/// The run that a run file describes, for a GPU that need not be here if one is named; notes go to
+/// standard error.
+fn prepare(gpu: Option<Hardware<'_>>, run: RunFile) -> Result<Setup, Failure> {
+    Ok(Setup::planning_for(gpu, run, &mut |note| output::note(&format!("note: {note}")))?)
 }
 
 /// A model opened for inference.
@@ -47,10 +48,11 @@ fn open(args: &ModelArgs) -> Result<Opened, Failure> {
     let options = LoadOptions { base_precision, ..LoadOptions::INFERENCE };
     // As a GPU holds it: what is there and cannot be used is refused before anything is loaded.
     let dry = Device::dry_as(Target::Cuda);
-    let compute = compute_type(asked, hone_model::load(&dir, &dry, options)?.file_dtype);
+    let file_dtype = hone_model::load(&dir, &dry, options)?.file_dtype;
     let threads = num_threads(args.threads);
     let note = &mut |note| output::note(&format!("note: {note}"));
-    let place = Place::open(("--device", &args.device), compute, threads, note)?;
+    let asked_device = ("--device", args.device.as_str());
+    let (place, compute) = Place::open(asked_device, (asked, file_dtype), threads, note)?;
     place.check_room(dry.persistent_bytes(Category::Weights))?;
     let device = place.device();
     let mut model = hone_model::load(&dir, &device, options)?;

@@ -3,7 +3,7 @@
 use crate::args::PlanArgs;
 use crate::failure::Failure;
 use crate::output;
-use hone_train::place::{Place, check_gpu};
+use hone_train::place::Hardware;
 use hone_train::planner::{self, Plan};
 use hone_train::profile::{DeviceProfile, catalogue};
 use hone_train::report::{format_bytes, format_seconds};
@@ -12,17 +12,12 @@ use std::fmt::Write as _;
 
 /// Prints the plan; status 2 when the run cannot fit.
 pub fn run(args: &PlanArgs) -> Result<(), Failure> {
-    let mut run = super::read_run_file(&args.run)?;
-    if args.device.is_some() {
-        // The GPU that is planned for need not be here, and one that is here has no say.
-        Place::check_name(("run.device =", &run.run.device))?;
-        run.run.device = "cpu".to_owned();
-    }
-    let setup = super::prepare(run)?;
-    let profile = match &args.device {
-        None => setup.place.profile(),
-        Some(name) => named(name, &setup)?,
-    };
+    let run = super::read_run_file(&args.run)?;
+    let named = args.device.as_deref().map(named).transpose()?;
+    let gpu =
+        named.as_ref().map(|(name, capability, _)| Hardware::Gpu { name, capability: *capability });
+    let setup = super::prepare(gpu, run)?;
+    let profile = named.map_or_else(|| setup.place.profile(), |(_, _, profile)| profile);
     let plan = planner::plan(&setup, &profile)?.plan;
     if args.run.json {
         output::json(&serde_json::to_value(&plan).expect("a plan is plain data"));
@@ -98,16 +93,18 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
     text
 }
 
-/// What is published of a GPU, for a run that it can compute.
-fn named(name: &str, setup: &Setup) -> Result<DeviceProfile, Failure> {
-    let name = &name.to_lowercase();
-    let known = catalogue::named(name).zip(catalogue::compute_capability(name));
-    let (profile, capability) = known.ok_or_else(|| {
-        let known = catalogue::keys().join(", ");
-        Failure::Usage(format!("--device {name}: no such GPU is in the catalogue; it has {known}"))
-    })?;
-    check_gpu((name, capability), setup.compute)?;
-    Ok(profile)
+/// Name, compute capability and what is published of a GPU.
+fn named(name: &str) -> Result<(String, (u32, u32), DeviceProfile), Failure> {
+    let name = name.to_lowercase();
+    match catalogue::named(&name) {
+        Some((capability, profile)) => Ok((name, capability, profile)),
+        None => {
+            let known = catalogue::keys().join(", ");
+            Err(Failure::Usage(format!(
+                "--device {name}: no such GPU is in the catalogue; it has {known}"
+            )))
+        }
+    }
 }
 
 fn count(n: u64) -> String {

@@ -20,7 +20,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     if !(args.resume && dir.holds_run()) {
         dir.check_free()?;
     }
-    let setup = super::prepare(run)?;
+    let setup = super::prepare(None, run)?;
     output::note(setup.run.to_toml().trim_end());
     let options = Options { resume: args.resume, profile: args.profile };
     let finished = train(&setup, options, "the same command and --resume")?;

@@ -7,39 +7,51 @@ use crate::element::{DType, View};
 
 pub(crate) static GENERAL: Source = Source {
     name: "attention",
-    texts: &[include_str!("shapes.cuh"), include_str!("kernel.cu")],
+    texts: &[SHAPES, include_str!("kernel.cu")],
     kernels: &[
         "attention_forward_general<float>",
         "attention_forward_general<bf16>",
+        "attention_forward_general<f16>",
         "attention_delta<float>",
         "attention_delta<bf16>",
+        "attention_delta<f16>",
         "attention_backward_kv_general<float>",
         "attention_backward_kv_general<bf16>",
+        "attention_backward_kv_general<f16>",
         "attention_backward_q_general<float>",
         "attention_backward_q_general<bf16>",
+        "attention_backward_q_general<f16>",
     ],
 };
 
 /// Needs compute capability 8.0.
 pub(crate) static MMA: Source = Source {
     name: "attention_mma",
-    texts: &[
-        include_str!("shapes.cuh"),
-        include_str!("../cuda/mma.cuh"),
-        include_str!("kernel_mma.cu"),
-    ],
-    kernels: &[
-        "attention_forward_mma<64>",
-        "attention_forward_mma<96>",
-        "attention_forward_mma<128>",
-        "attention_backward_kv_mma<64>",
-        "attention_backward_kv_mma<96>",
-        "attention_backward_kv_mma<128>",
-        "attention_backward_q_mma<64>",
-        "attention_backward_q_mma<96>",
-        "attention_backward_q_mma<128>",
-    ],
+    texts: &["typedef bf16 Element;\n", SHAPES, WORDS, KERNELS],
+    kernels: &OF_WIDTHS,
 };
+
+/// The same for f16.
+pub(crate) static MMA_F16: Source = Source {
+    name: "attention_mma_f16",
+    texts: &["typedef f16 Element;\n", SHAPES, WORDS, KERNELS],
+    kernels: &OF_WIDTHS,
+};
+
+const SHAPES: &str = include_str!("shapes.cuh");
+const WORDS: &str = include_str!("../cuda/mma.cuh");
+const KERNELS: &str = include_str!("kernel_mma.cu");
+const OF_WIDTHS: [&str; 9] = [
+    "attention_forward_mma<64>",
+    "attention_forward_mma<96>",
+    "attention_forward_mma<128>",
+    "attention_backward_kv_mma<64>",
+    "attention_backward_kv_mma<96>",
+    "attention_backward_kv_mma<128>",
+    "attention_backward_q_mma<64>",
+    "attention_backward_q_mma<96>",
+    "attention_backward_q_mma<128>",
+];
 
 /// Threads of a block.
 const THREADS: u32 = 128;
@@ -67,14 +79,14 @@ impl Kernels {
             let address = x.data.cuda().address() + 2 * x.offset as u64;
             address.is_multiple_of(16) && x.stride.is_multiple_of(8)
         };
-        let tensor_cores = dtype == DType::Bf16
+        let tensor_cores = matches!(dtype, DType::Bf16 | DType::F16)
             && matches!(d, 64 | 96 | 128)
             && gpu.info().compute_capability >= (8, 0)
             && inputs.iter().all(moved_together);
         if tensor_cores {
             let keys = if d == 64 { 64 } else { 32 };
             return Self {
-                source: &MMA,
+                source: if dtype == DType::Bf16 { &MMA } else { &MMA_F16 },
                 suffix: format!("mma<{d}>"),
                 forward_rows: 128,
                 backward_rows: 64,
@@ -82,7 +94,7 @@ impl Kernels {
             };
         }
         assert!(d <= MOST_DIMS, "heads of {d} dimensions");
-        let name = if dtype == DType::F32 { "float" } else { "bf16" };
+        let name = dtype.in_kernels();
         // Rows of a tile are an odd number of elements apart.
         let (own, tile) = (16 * d, 32 * (d | 1));
         Self {

@@ -1,4 +1,5 @@
-// Attention on tensor cores, after FlashAttention-2 (Dao, 2023): bf16, heads D wide, sums in f32.
+// Attention on tensor cores, after FlashAttention-2 (Dao, 2023): heads D wide, sums in f32. Before
+// this text `Element` is bf16 or f16.
 //
 // A block of threads owns rows of one side (queries, or keys in `attention_backward_kv_mma`), 16 M
 // for each warp, and walks the rows of the other side that they see, a tile in shared memory at a
@@ -32,10 +33,10 @@ template <int D> struct Reader {
     static constexpr int LANES = D % 64 == 0 ? 8 : 4, STEP = THREADS / LANES;
 
     // Where this thread's first chunk of the next tile is.
-    const bf16* from;
+    const Element* from;
     size_t stride;
 
-    DEVICE Reader(Rows<const bf16> x, Heads heads, uint32 row, uint32 head) : stride(x.stride) {
+    DEVICE Reader(Rows<const Element> x, Heads heads, uint32 row, uint32 head) : stride(x.stride) {
         from = head_rows(x, heads, row + threadIdx.x / LANES, head) + threadIdx.x % LANES * 8;
     }
 
@@ -47,7 +48,7 @@ template <int D> struct Reader {
         for (int i = 0; i < NUM; i += STEP) {
 #pragma unroll
             for (int j = 0; j < D / 8; j += LANES) {
-                const bf16* chunk = from + i * stride + j * 8;
+                const Element* chunk = from + i * stride + j * 8;
                 copy_async<16>(to + i * (2 * D) + j * 16, chunk, row + i < count);
             }
         }
@@ -131,8 +132,8 @@ template <int M, int N> struct Weights {
         for (int m = 0; m < M; m++) {
 #pragma unroll
             for (int n = 0; n < N; n++) {
-                a[m][n / 2][n % 2 * 2] = pack_bf16(x[m][n][0], x[m][n][1]);
-                a[m][n / 2][n % 2 * 2 + 1] = pack_bf16(x[m][n][2], x[m][n][3]);
+                a[m][n / 2][n % 2 * 2] = pack<Element>(x[m][n][0], x[m][n][1]);
+                a[m][n / 2][n % 2 * 2 + 1] = pack<Element>(x[m][n][2], x[m][n][3]);
             }
         }
     }
@@ -243,7 +244,7 @@ template <int M> struct Softmax {
 
 // The first `count` of a warp's rows, from `x` on.
 template <int M, int N>
-DEVICE void store_rows(bf16* x, size_t stride, int count, const float (&sums)[M][N][4]) {
+DEVICE void store_rows(Element* x, size_t stride, int count, const float (&sums)[M][N][4]) {
     int lane = threadIdx.x % WARP;
 #pragma unroll
     for (int m = 0; m < M; m++) {
@@ -253,7 +254,8 @@ DEVICE void store_rows(bf16* x, size_t stride, int count, const float (&sums)[M]
             uint32* to = reinterpret_cast<uint32*>(x + row * stride + lane % 4 * 2);
 #pragma unroll
             for (int n = 0; n < N; n++) {
-                if (row < count) to[n * 4] = pack_bf16(sums[m][n][2 * i], sums[m][n][2 * i + 1]);
+                float low = sums[m][n][2 * i], high = sums[m][n][2 * i + 1];
+                if (row < count) to[n * 4] = pack<Element>(low, high);
             }
         }
     }
@@ -263,8 +265,8 @@ DEVICE void store_rows(bf16* x, size_t stride, int count, const float (&sums)[M]
 // denominator. Grid: blocks of 128 queries, query heads. Dynamic shared memory: 512 D bytes.
 template <int D>
 __global__ void __launch_bounds__(THREADS, 2) attention_forward_mma(
-    Rows<const bf16> q, Rows<const bf16> k, Rows<const bf16> v, Heads heads,
-    const Sequence* sequences, const Block* blocks, Rows<bf16> out, float* lse,
+    Rows<const Element> q, Rows<const Element> k, Rows<const Element> v, Heads heads,
+    const Sequence* sequences, const Block* blocks, Rows<Element> out, float* lse,
     uint32 num_tokens) {
     constexpr int M = 2, NUM = WARPS * 16 * M;
     DYNAMIC_SHARED(shared);
@@ -316,7 +318,7 @@ __global__ void __launch_bounds__(THREADS, 2) attention_forward_mma(
             for (int n = 0; n < 2 * (D / 8); n++) sums[m][n / 2][2 * i + n % 2] *= 1.0f / sum;
         }
     }
-    bf16* own_out = head_rows(out, heads, q_row + own_row, head);
+    Element* own_out = head_rows(out, heads, q_row + own_row, head);
     store_rows(own_out, out.stride, count - own_row, sums);
 }
 
@@ -326,7 +328,7 @@ template <int D> struct QueryTile {
     static constexpr int NUM = QUERIES(D);
     static constexpr uint32 BYTES = NUM * D * 2, ALL_BYTES = 2 * BYTES + NUM * 8;
 
-    Rows<const bf16> q, d_out;
+    Rows<const Element> q, d_out;
     const float *lse, *delta;
     uint32 num_tokens;
 
@@ -347,9 +349,9 @@ template <int D> struct QueryTile {
 // shared memory in bytes, with tiles of n = QUERIES(D) queries: 128 D + n (8 D + 16).
 template <int D>
 __global__ void __launch_bounds__(THREADS, 2) attention_backward_kv_mma(
-    Rows<const bf16> q, Rows<const bf16> k, Rows<const bf16> v, Rows<const bf16> d_out,
+    Rows<const Element> q, Rows<const Element> k, Rows<const Element> v, Rows<const Element> d_out,
     const float* lse, const float* delta, Heads heads, const Sequence* sequences,
-    const Block* blocks, Rows<bf16> d_k, Rows<bf16> d_v, uint32 num_tokens) {
+    const Block* blocks, Rows<Element> d_k, Rows<Element> d_v, uint32 num_tokens) {
     using Tile = QueryTile<D>;
     constexpr int NUM = Tile::NUM;
     constexpr uint32 V_BYTES = ROWS * D * 2;
@@ -421,9 +423,9 @@ __global__ void __launch_bounds__(THREADS, 2) attention_backward_kv_mma(
 // 512 D bytes.
 template <int D>
 __global__ void __launch_bounds__(THREADS, 2) attention_backward_q_mma(
-    Rows<const bf16> q, Rows<const bf16> k, Rows<const bf16> v, Rows<const bf16> d_out,
+    Rows<const Element> q, Rows<const Element> k, Rows<const Element> v, Rows<const Element> d_out,
     const float* lse, const float* delta, Heads heads, const Sequence* sequences,
-    const Block* blocks, Rows<bf16> d_q, uint32 num_tokens) {
+    const Block* blocks, Rows<Element> d_q, uint32 num_tokens) {
     constexpr uint32 BYTES = ROWS * D * 2;
     DYNAMIC_SHARED(shared);
     uint32 base = shared_address(shared);
@@ -482,6 +484,6 @@ __global__ void __launch_bounds__(THREADS, 2) attention_backward_q_mma(
         at = other, other = before;
     }
     each(sums, [&](float& x, int, int) { x *= heads.scale; });
-    bf16* own_d_q = head_rows(d_q, heads, q_row + own_row, head);
+    Element* own_d_q = head_rows(d_q, heads, q_row + own_row, head);
     store_rows(own_d_q, d_q.stride, count - own_row, sums);
 }

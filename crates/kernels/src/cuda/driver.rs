@@ -80,7 +80,7 @@ pub struct Matmul {
     pub n: usize,
     /// Length of the contraction.
     pub k: usize,
-    /// Element type of both operands: `f32` or `bf16`.
+    /// Element type of both operands: `f32`, `bf16` or `f16`.
     pub dtype: DType,
     /// Left operand.
     pub a: Operand,

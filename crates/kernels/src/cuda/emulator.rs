@@ -4,7 +4,7 @@
 
 use super::cache;
 use super::driver::{Address, Driver, HostAddress, Info, Launch, Matmul, Operand, Source};
-use crate::element::{DType, Element, bf16};
+use crate::element::{DType, Element, bf16, f16};
 use libloading::Library;
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::HashMap;
@@ -212,7 +212,8 @@ fn load(dtype: DType, x: Operand, row: usize, col: usize) -> f32 {
     unsafe {
         match dtype {
             DType::F32 => *(address as *const f32),
-            DType::Bf16 => (*(address as *const bf16)).to_f32(),
+            DType::Bf16 => Element::to_f32(*(address as *const bf16)),
+            DType::F16 => Element::to_f32(*(address as *const f16)),
             other => panic!("no products of {}", other.name()),
         }
     }
@@ -225,6 +226,7 @@ fn store(dtype: DType, x: Operand, (row, col): (usize, usize), value: f32) {
         match dtype {
             DType::F32 => *(address as *mut f32) = value,
             DType::Bf16 => *(address as *mut bf16) = Element::from_f32(value),
+            DType::F16 => *(address as *mut f16) = Element::from_f32(value),
             other => panic!("no products of {}", other.name()),
         }
     }

@@ -1,9 +1,13 @@
-// Words for tensor cores: products of 16 × 16 blocks of bf16, their operands out of shared memory,
-// and copies into it that run while something else is computed. Needs compute capability 8.0.
+// Words for tensor cores: products of 16 × 16 blocks of `Element`, bf16 or f16, their operands out
+// of shared memory, and copies into it that run while something else is computed. Needs compute
+// capability 8.0.
 //
 // On a GPU each is one instruction of PTX. Elsewhere every lane of a warp shows what it holds, and
 // takes what the PTX ISA says that it gets ("Warp Level Matrix Instructions", mma.m16n8k16 and
 // ldmatrix); copies are made at once, so that a missing wait is not found there.
+
+template <class T> constexpr bool IS_BF16 = false;
+template <> constexpr bool IS_BF16<bf16> = true;
 
 // An address in shared memory, in bytes; elsewhere counted from the block's dynamic memory.
 DEVICE uint32 shared_address(const void* x) {
@@ -44,7 +48,7 @@ DEVICE void copy_wait() {
 namespace emulator {
 
 static float half_of(uint32 word, int upper) {
-    return to_f32(bf16{uint16(word >> 16 * upper)});
+    return to_f32(Element{uint16(word >> 16 * upper)});
 }
 
 static uint16 shared_element(uint32 row, int col) {
@@ -110,10 +114,16 @@ DEVICE void read_blocks_transposed(uint32 (&x)[4], uint32 row) {
 // l / 4, then of the row 8 further down.
 DEVICE void multiply(float (&sums)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
 #if defined(__CUDA_ARCH__)
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#define MULTIPLY(TYPE) \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 " \
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]) \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+    if constexpr (IS_BF16<Element>) {
+        MULTIPLY("bf16");
+    } else {
+        MULTIPLY("f16");
+    }
 #else
     emulator::multiply(sums, emulator::Operands{{a[0], a[1], a[2], a[3]}, {b0, b1}});
 #endif

@@ -31,10 +31,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// All kernels there are.
 #[cfg(test)]
-pub(crate) static SOURCES: [&Source; 10] = [
+pub(crate) static SOURCES: [&Source; 11] = [
     &crate::adamw::cuda::SOURCE,
     &crate::attention::cuda::GENERAL,
     &crate::attention::cuda::MMA,
+    &crate::attention::cuda::MMA_F16,
     &crate::dropout::cuda::SOURCE,
     &crate::embedding::cuda::SOURCE,
     &crate::head::cuda::SOURCE,
@@ -251,6 +252,18 @@ macro_rules! args {
 }
 pub(crate) use args;
 
+impl DType {
+    /// The word for it in kernels.
+    pub(crate) fn in_kernels(self) -> &'static str {
+        match self {
+            DType::F32 => "float",
+            DType::Bf16 => "bf16",
+            DType::F16 => "f16",
+            DType::Int8 => "Int8Rows",
+        }
+    }
+}
+
 /// Elements in a GPU's memory; whoever has it unshared may write them.
 #[derive(Clone, Copy, Debug)]
 pub struct Slice<'a> {
@@ -311,12 +324,7 @@ impl<'a> Slice<'a> {
 
     /// The word for the element type in kernels.
     pub(crate) fn type_name(&self) -> &'static str {
-        match self.dtype {
-            DType::F32 => "float",
-            DType::Bf16 => "bf16",
-            DType::F16 => "f16",
-            DType::Int8 => "Int8Rows",
-        }
+        self.dtype.in_kernels()
     }
 
     fn num_rows(&self) -> usize {

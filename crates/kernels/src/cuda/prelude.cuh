@@ -23,7 +23,7 @@ struct bf16 {
     uint16 bits;
 };
 
-// IEEE 754 binary16; weights only.
+// IEEE 754 binary16.
 struct f16 {
     uint16 bits;
 };
@@ -62,16 +62,45 @@ template <> DEVICE bf16 from_f32<bf16>(float x) {
 #endif
 }
 
+// To the nearest, ties to even; what is too large becomes infinite.
+template <> DEVICE f16 from_f32<f16>(float x) {
+#if defined(__CUDA_ARCH__)
+    f16 y;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+    return y;
+#else
+    uint32 bits = __float_as_uint(x), sign = bits >> 16 & 0x8000;
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000) return f16{uint16(sign | 0x7e00)};
+    if (bits >= 0x477ff000) return f16{uint16(sign | 0x7c00)};
+    if (bits < 0x38800000) {
+        // Subnormal, or zero: adding 0.5 leaves units of 2^-24 in the last place.
+        uint32 rounded = __float_as_uint(__uint_as_float(bits) + 0.5f);
+        return f16{uint16(sign | (rounded - 0x3f000000))};
+    }
+    uint32 rounded = bits - 0x38000000 + 0xfff + (bits >> 13 & 1);
+    return f16{uint16(sign | rounded >> 13)};
+#endif
+}
+
 // Two neighbours in one word, the first in the lower half.
-DEVICE uint32 pack_bf16(float low, float high) {
+template <class T> DEVICE uint32 pack(float low, float high) {
+    return uint32(from_f32<T>(low).bits) | uint32(from_f32<T>(high).bits) << 16;
+}
+
 #if __CUDA_ARCH__ >= 800
+template <> DEVICE uint32 pack<bf16>(float low, float high) {
     uint32 packed;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
     return packed;
-#else
-    return uint32(from_f32<bf16>(low).bits) | uint32(from_f32<bf16>(high).bits) << 16;
-#endif
 }
+
+template <> DEVICE uint32 pack<f16>(float low, float high) {
+    uint32 packed;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+}
+#endif
 
 // Rows of bytes with zero point 128 and a scale each: element (i, j) is
 // scales[i] * (values[i, j] - 128).

@@ -9,8 +9,10 @@ pub(crate) static SOURCE: Source = Source {
     kernels: &[
         "dropout_apply<float,float>",
         "dropout_apply<bf16,bf16>",
+        "dropout_apply<f16,f16>",
         "dropout_add_masked<float>",
         "dropout_add_masked<bf16>",
+        "dropout_add_masked<f16>",
     ],
 };
 

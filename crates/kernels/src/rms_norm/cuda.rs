@@ -8,10 +8,13 @@ pub(crate) static SOURCE: Source = Source {
     kernels: &[
         "rms_norm_forward<float>",
         "rms_norm_forward<bf16>",
+        "rms_norm_forward<f16>",
         "rms_norm_backward<float>",
         "rms_norm_backward<bf16>",
+        "rms_norm_backward<f16>",
         "rms_norm_backward_weight<float>",
         "rms_norm_backward_weight<bf16>",
+        "rms_norm_backward_weight<f16>",
     ],
 };
 

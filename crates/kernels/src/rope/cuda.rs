@@ -6,7 +6,7 @@ use crate::cuda::{Gpu, Launch, Slice, Source, args};
 pub(crate) static SOURCE: Source = Source {
     name: "rope",
     texts: &[include_str!("kernel.cu")],
-    kernels: &["rope_rotate<float>", "rope_rotate<bf16>"],
+    kernels: &["rope_rotate<float>", "rope_rotate<bf16>", "rope_rotate<f16>"],
 };
 
 pub(super) fn rotate(

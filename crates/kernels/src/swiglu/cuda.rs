@@ -8,8 +8,10 @@ pub(crate) static SOURCE: Source = Source {
     kernels: &[
         "swiglu_forward<float>",
         "swiglu_forward<bf16>",
+        "swiglu_forward<f16>",
         "swiglu_backward<float>",
         "swiglu_backward<bf16>",
+        "swiglu_backward<f16>",
     ],
 };
 

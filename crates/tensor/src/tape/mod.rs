@@ -14,6 +14,8 @@ pub enum Compute {
     F32,
     /// bf16 operands, sums in `f32`.
     Bf16,
+    /// f16 operands, sums in `f32`; on a GPU.
+    F16,
     /// As [`Compute::Bf16`], but with frozen weights that are held as int8 in 8-bit integers: the
     /// other operand is quantised row by row.
     Int8,
@@ -25,6 +27,7 @@ impl Compute {
         match self {
             Compute::F32 => DType::F32,
             Compute::Bf16 | Compute::Int8 => DType::Bf16,
+            Compute::F16 => DType::F16,
         }
     }
 

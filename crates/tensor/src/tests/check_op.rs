@@ -20,6 +20,9 @@ pub const STEP: StepKey = StepKey { seed: 11, step: 3, micro_batch: 2 };
 /// Half the distance between bf16 numbers just above one: the largest relative rounding error.
 const BF16_ROUNDING: f64 = 1.0 / 256.0;
 
+/// The same of f16.
+const F16_ROUNDING: f64 = 1.0 / 2048.0;
+
 /// An operation with everything it is applied to.
 pub trait Operation {
     /// Inputs, weights and parameters.
@@ -196,12 +199,13 @@ impl Found {
 /// The output, then the gradient of each operand, if one flowed to it.
 type Outcome = Vec<Option<Found>>;
 
-/// Checks one case in `f32` and in `bf16`, on the CPU and on a GPU.
+/// Checks one case in `f32` and in `bf16` on the CPU, and on a GPU in `f16` as well.
 pub fn check_op(name: &str, op: &mut dyn Operation) {
     let computes = [Compute::F32, Compute::Bf16];
     check_op_in(&computes, name, op);
     if let Some(gpu) = Gpu::for_tests().map(Device::cuda) {
-        computes.into_iter().for_each(|compute| check_on_gpu(compute, name, op, &gpu));
+        let computes = computes.into_iter().chain([Compute::F16]);
+        computes.for_each(|compute| check_on_gpu(compute, name, op, &gpu));
     }
 }
 
@@ -340,10 +344,10 @@ pub struct Tolerance {
 }
 
 impl Tolerance {
-    /// For bf16: operands, intermediate results and outputs are each rounded once, with an error of
-    /// 0.41 [`BF16_ROUNDING`] in the mean square; nothing here rounds more than five times in a
-    /// row, and independent errors add as squares: 0.41 · √5 < 1. Cases of a few elements scatter
-    /// by a factor of two; single elements get three.
+    /// For bf16 and f16: operands, intermediate results and outputs are each rounded once, with an
+    /// error of 0.41 of [`BF16_ROUNDING`] or [`F16_ROUNDING`] in the mean square; nothing here
+    /// rounds more than five times in a row, and independent errors add as squares: 0.41 · √5 < 1.
+    /// Cases of a few elements scatter by a factor of two; single elements get three.
     pub fn of(compute: Compute) -> Self {
         match compute {
             Compute::F32 => Self { norm: 2e-6, greatest: 4e-6 },
@@ -351,6 +355,8 @@ impl Tolerance {
             // the mean square 0.29 of that; two operands may have it.
             Compute::Int8 => Self { norm: 0.02, greatest: 0.03 },
             Compute::Bf16 => Self { norm: 2.0 * BF16_ROUNDING, greatest: 3.0 * BF16_ROUNDING },
+            // A GPU rounds once more where an adapter's product is added: √6.
+            Compute::F16 => Self { norm: 2.5 * F16_ROUNDING, greatest: 3.5 * F16_ROUNDING },
         }
     }
 

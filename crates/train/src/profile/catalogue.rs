@@ -74,15 +74,10 @@ pub fn keys() -> Vec<&'static str> {
     GPUS.iter().map(|gpu| gpu.key).collect()
 }
 
-/// What is published of the GPU of that name.
-pub fn named(key: &str) -> Option<DeviceProfile> {
+/// The compute capability of the GPU of that name, and what is published of it.
+pub fn named(key: &str) -> Option<((u32, u32), DeviceProfile)> {
     let gpu = GPUS.iter().find(|gpu| gpu.key == key)?;
-    Some(gpu.profile(gpu.key, "published figures", gpu.memory_bytes))
-}
-
-/// The compute capability of the GPU of that name.
-pub fn compute_capability(key: &str) -> Option<(u32, u32)> {
-    Some(GPUS.iter().find(|gpu| gpu.key == key)?.capability)
+    Some((gpu.capability, gpu.profile(gpu.key, "published figures", gpu.memory_bytes)))
 }
 
 /// What is published of the GPU that `info` describes, with its own memory; an estimate from the
@@ -143,8 +138,12 @@ impl Gpu {
             product_over_tokens: 0.9 * product_bf16,
             // Bound by the memory that the long side takes.
             product_thin: 0.2 * product_bf16,
-            // FlashAttention-2 reaches a third to a half of what products do, on all of these.
-            attention: 0.4 * product_bf16,
+            attention: match self.capability {
+                // Without the tensor cores' newer words: by multiply-adds.
+                (..8, _) => 0.25 * self.f32 * tera,
+                // FlashAttention-2 reaches a third to a half of what products do, on all of these.
+                _ => 0.4 * product_bf16,
+            },
             elementwise: 0.5 * self.f32 * tera,
             memory: 0.85 * self.bandwidth * giga,
             // A launch.
@@ -181,7 +180,7 @@ mod tests {
             ("NVIDIA H200", "h200"),
             ("NVIDIA B200", "b200"),
         ] {
-            let (found, named) = (of(&info(name, (8, 0), 1), None), named(key).unwrap());
+            let (found, named) = (of(&info(name, (8, 0), 1), None), named(key).unwrap().1);
             assert_eq!(found.product_bf16, named.product_bf16, "{name}");
             assert_eq!(found.gpu.unwrap().memory_bytes, 24 << 30, "its own memory");
         }
@@ -192,7 +191,7 @@ mod tests {
     #[test]
     fn an_unknown_device_is_estimated() {
         let estimate = of(&info("NVIDIA XYZ", (9, 0), 132), Some(1));
-        let published = named("h100-80g").unwrap();
+        let published = named("h100-80g").unwrap().1;
         let ratio = estimate.ceiling_bf16 / published.ceiling_bf16;
         assert!((0.8..1.25).contains(&ratio), "{ratio}");
         let free_bytes = estimate.gpu.unwrap().free_bytes;

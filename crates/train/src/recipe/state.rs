@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::checkpoint::CheckpointError;
+use crate::loss_scale::LossScale;
 use hone_tensor::Tensor;
 use hone_tensor::safetensors::{SafeTensorsFile, write};
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ struct State {
     cursor: Cursor,
     /// Updates made: what corrects the optimizer's moments for their zero beginning.
     num_updates: u64,
+    loss_scale: LossScale,
 }
 
 /// Everything that a checkpoint holds, in the CPU's memory.
@@ -72,7 +74,7 @@ impl Run<'_> {
     }
 
     fn snapshot(&self) -> Snapshot {
-        let Engine { model, optimizer, .. } = &self.engine;
+        let Engine { model, optimizer, loss_scale, .. } = &self.engine;
         let params = model.params.iter();
         let params: Vec<(String, Tensor)> =
             params.map(|(_, name, value)| (name.to_owned(), value.to_host())).collect();
@@ -81,8 +83,8 @@ impl Run<'_> {
             pairs.map(|((name, _), t)| (format!("{prefix}.{name}"), t.to_host())).collect()
         };
         let moments: [Vec<_>; 2] = [named("m", &optimizer.m), named("v", &optimizer.v)];
-        let num_updates = optimizer.num_updates;
-        let state = State { step: self.step, cursor: self.cursor, num_updates };
+        let (num_updates, loss_scale) = (optimizer.num_updates, *loss_scale);
+        let state = State { step: self.step, cursor: self.cursor, num_updates, loss_scale };
         Snapshot { state, moments: moments.concat(), params }
     }
 
@@ -117,7 +119,7 @@ impl Run<'_> {
             .map_err(|error| unfit(dir, format!("{STATE} is not what a run writes: {error}")))?;
         let params = SafeTensorsFile::open(&dir.join(PARAMS))?;
         let moments = SafeTensorsFile::open(&dir.join(OPTIMIZER))?;
-        let Engine { model, optimizer, .. } = &mut self.engine;
+        let Engine { model, optimizer, loss_scale, .. } = &mut self.engine;
         for i in 0..model.params.len() {
             let name = model.params.name(ParamId(i)).to_owned();
             copy(dir, &params, &name, model.params.value_mut(ParamId(i)))?;
@@ -125,6 +127,7 @@ impl Run<'_> {
             copy(dir, &moments, &format!("v.{name}"), &mut optimizer.v[i])?;
         }
         optimizer.num_updates = state.num_updates;
+        *loss_scale = state.loss_scale;
         (self.step, self.cursor) = (state.step, state.cursor);
         Ok(())
     }

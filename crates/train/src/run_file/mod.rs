@@ -52,7 +52,8 @@ pub struct ModelSection {
     pub path: String,
     /// How frozen weights are held; `Auto`: as in the file, or int8 if products are.
     pub base_precision: Precision,
-    /// Precision of products; `Auto`: f32 for f32 files, otherwise bf16; `Int8`: that of products
+    /// Precision of products; `Auto`: f32 for f32 files, otherwise bf16 or, on a GPU that has none,
+    /// f16; `Int8`: that of products
     /// with frozen weights, others are in bf16.
     pub compute: Precision,
 }
@@ -211,6 +212,8 @@ choice!(
         F32,
         /// bfloat16.
         Bf16,
+        /// IEEE 754 binary16.
+        F16,
         /// 8-bit integers with a scale per row.
         Int8,
     }

@@ -98,7 +98,7 @@ fn check_offload(run: &RunFile) -> Check {
 /// What is wrong, and what to do about it.
 pub fn check_held_for(held: Precision, compute: Precision, key: &str) -> Result<(), String> {
     match (held, compute) {
-        (Precision::F32 | Precision::Bf16, Precision::Int8) => Err(format!(
+        (Precision::F32 | Precision::Bf16 | Precision::F16, Precision::Int8) => Err(format!(
             "\"int8\" multiplies weights that are held as int8; leave {key} out or set it to \
              \"int8\""
         )),

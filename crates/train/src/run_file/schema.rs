@@ -171,7 +171,7 @@ const TABLES: [(&str, &str); 9] = [
 ];
 
 const ANY: i64 = i64::MAX;
-const PRECISIONS: &[&str] = &["auto", "f32", "bf16", "int8"];
+const PRECISIONS: &[&str] = &["auto", "f32", "bf16", "f16", "int8"];
 const FORMATS: &[&str] = &["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"];
 
 const fn key(
@@ -198,7 +198,8 @@ pub(super) const KEYS: &[Key] = &[
          bytes with a scale per row",
         r#""bf16""#),
     key("model.compute", Choice(PRECISIONS), Value(r#""auto""#),
-        "precision of products; `auto`: f32 for f32 files, otherwise bf16; `int8`: those with \
+        "precision of products; `auto`: f32 for f32 files, otherwise bf16, or f16 on a GPU that \
+         has no bf16; `f16`: on GPUs, with a loss that is scaled; `int8`: on the CPU, those with \
          frozen weights in 8-bit integers, others in bf16",
         r#""f32""#),
 
@@ -289,9 +290,9 @@ pub(super) const KEYS: &[Key] = &[
         "`block`: keep only each block's input and compute the rest again in backward",
         r#""block""#),
     key("budget.offload", Choice(&["auto", "none", "all"]), Value(r#""auto""#),
-        "on a GPU: frozen weights of blocks that stay in the CPU's memory and are copied when their \
-         turn comes; `auto`: of as many as memory demands; `all`: of all. Results do not depend on \
-         it; may change for `--resume`",
+        "on a GPU: frozen weights of blocks that stay in the CPU's memory and are copied when \
+         their turn comes; `auto`: of as many as memory demands; `all`: of all. Results do not \
+         depend on it; may change for `--resume`",
         r#""all""#),
 
     key("run.device", Text, Value(r#""auto""#),

@@ -302,3 +302,10 @@ fn integers_are_for_frozen_weights() {
         &["model.compute", "on the command line", "leave model.base_precision out"],
     );
 }
+
+#[test]
+fn what_is_trained_stays_on_the_gpu() {
+    refused(MINIMAL, &["budget.offload=all"], &["budget.offload", "[adapter]", "frozen"]);
+    load(&with_adapter(), &["budget.offload=all"]).unwrap();
+    load(MINIMAL, &["budget.offload=auto"]).unwrap();
+}

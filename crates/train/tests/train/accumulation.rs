@@ -24,8 +24,8 @@ fn gradient(setup: &Setup, units: &[Unit], units_per_batch: usize) -> (f64, Vec<
 fn after_an_update(setup: &Setup, mut engine: Engine) -> Engine {
     let units = setup.order().unwrap().step(&Cursor::default()).to_vec();
     accumulate((setup, &mut engine), &units, 4, (0, Recompute::None));
-    let Engine { device, model, gradients, optimizer, .. } = &mut engine;
-    optimizer.step(device, &mut model.params, gradients, (0.01, 1.0));
+    let Engine { device, model, gradients, optimizer, loss_scale, .. } = &mut engine;
+    optimizer.step(device, &mut model.params, (gradients, *loss_scale), (0.01, 1.0));
     engine
 }
 

@@ -103,10 +103,11 @@ pub fn schedule(setup: &Setup) -> Schedule {
 
 /// Clips, updates, and gives the gradient's norm and the learning rate; `step` counts from 0.
 pub fn update(engine: &mut Engine, schedule: &Schedule, step: u64) -> (f64, f64) {
-    let norm = grad_norm(&engine.device, &engine.gradients);
+    let norm = grad_norm(&engine.device, &engine.gradients, engine.loss_scale);
     let learning_rate = schedule.learning_rate(step);
-    let Engine { device, model, gradients, optimizer, .. } = engine;
-    optimizer.step(device, &mut model.params, gradients, (learning_rate, norm));
+    let Engine { device, model, gradients, optimizer, loss_scale, .. } = engine;
+    let scaled = (&*gradients, *loss_scale);
+    optimizer.step(device, &mut model.params, scaled, (learning_rate, norm));
     (norm, learning_rate)
 }
 

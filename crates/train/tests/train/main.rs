@@ -3,6 +3,7 @@
 mod accumulation;
 mod curves;
 mod determinism;
+mod f16;
 mod fixture;
 mod planning;
 mod tiny_model;

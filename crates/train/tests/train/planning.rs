@@ -84,7 +84,7 @@ fn the_arena_is_what_a_step_uses() {
 fn check_arena(device: &Device, setup: &Setup, policy: Policy) {
     let profile = match device.target() {
         Target::Cpu => profile(),
-        Target::Cuda => catalogue::named("h100-80g").unwrap(),
+        Target::Cuda => catalogue::named("h100-80g").unwrap().1,
     };
     let planned = planner::plan_with(setup, &profile, policy).unwrap();
     let (train, eval) =
@@ -100,7 +100,7 @@ fn check_arena(device: &Device, setup: &Setup, policy: Policy) {
 fn a_gpu_is_planned_by_what_is_published_of_it() {
     let scene = Scene::new("tied_gqa");
     let on = |key: &str, settings: &[&str]| {
-        let profile = catalogue::named(key).unwrap();
+        let profile = catalogue::named(key).unwrap().1;
         planner::plan(&scene.setup(&[&LORA, settings].concat()), &profile).unwrap().plan
     };
     let (slow, fast) = (on("l4", &[]), on("h200", &[]));
@@ -123,7 +123,7 @@ fn a_gpu_is_planned_by_what_is_published_of_it() {
 fn blocks_are_offloaded_as_memory_demands() {
     let scene = Scene::with_blocks("tied_gqa", 12);
     let plan = |settings: &[&str]| {
-        let profile = catalogue::named("h200").unwrap();
+        let profile = catalogue::named("h200").unwrap().1;
         let shape = ["budget.recompute = block", "budget.micro_batch_tokens = 32"];
         let setup = scene.setup(&[&LORA[..], &shape, settings].concat());
         let planned = planner::plan(&setup, &profile).unwrap();

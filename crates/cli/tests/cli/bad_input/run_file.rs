@@ -93,6 +93,16 @@ fn overrides() {
             "adapter.target_modules=q_prj",
             &["adapter.target_modules: `q_prj` matches no linear layer", "q_proj, k_proj"]
         ),
+        command(
+            "f16 on the CPU",
+            &["train", "run.toml", "model.compute=f16", "run.device=cpu"],
+            &["products in f16 are for GPUs", "compute in bf16"],
+        ),
+        command(
+            "weights beside a GPU that does not compute",
+            &["train", "run.toml", "budget.offload=all", "run.device=cpu"],
+            &["budget.offload = \"all\" is for GPUs", "leave it out"],
+        ),
         overridden!(
             "an adapter to start from that is not there",
             "adapter.init_from=nowhere",

@@ -1,0 +1,105 @@
+//! Products in f16, on a GPU: the same training but for rounding, and a loss that is scaled.
+
+use crate::fixture::{LORA, Scene, train, train_with};
+use hone_model::Recompute;
+use hone_tensor::cuda::Gpu;
+use hone_tensor::{Compute, DType, Device};
+use hone_train::engine::Engine;
+use hone_train::place::{Hardware, Place};
+use hone_train::recipe::{self, Options, Outcome};
+use hone_train::run_file::Precision;
+use hone_train::setup::Setup;
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+fn in_f16(scene: &Scene, settings: &[&str], gpu: &Gpu) -> Setup {
+    let mut setup = scene.setup(settings);
+    (setup.compute, setup.place) = (Compute::F16, Place::Cuda(gpu.clone()));
+    setup
+}
+
+#[test]
+fn steps_follow_those_in_f32() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    let scene = Scene::new("tied_gqa");
+    for settings in [&LORA[..], &["train.learning_rate = 0.001"]] {
+        let exact = train(&scene.setup(settings), 1, Recompute::None, 4);
+        let setup = in_f16(&scene, settings, &gpu);
+        let engine = Engine::new(&setup, &Device::cuda(gpu.clone())).unwrap();
+        let found = train_with(&setup, engine, Recompute::None, 4);
+        for (what, found, exact, tolerance) in
+            [("loss", found.losses, exact.losses, 1e-3), ("norm", found.norms, exact.norms, 1e-2)]
+        {
+            for (step, (found, exact)) in found.iter().zip(&exact).enumerate() {
+                let error = (found / exact - 1.0).abs();
+                assert!(error < tolerance, "{what} {step}: {found}, in f32 {exact}");
+            }
+        }
+    }
+}
+
+/// A step that overflows is done again, and what it was done with is kept for `--resume`.
+#[test]
+fn overflows_are_mended_and_remembered() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    let settings = [&LORA[..], &["train.max_steps = 3"]].concat();
+    let scene = || {
+        let scene = Scene::new("tied_gqa");
+        amplify(&scene);
+        scene
+    };
+    let (whole, pieces) = (scene(), scene());
+    let run = |scene: &Scene, resume, stop: bool| {
+        let options = Options { resume, profile: false };
+        let setup = in_f16(scene, &settings, &gpu);
+        recipe::train(&setup, options, &mut |_| {}, &|| stop).unwrap()
+    };
+    let kept = |scene: &Scene| -> Value {
+        let path = scene.run_dir().join("checkpoints/step-3/state.json");
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    };
+    assert!(matches!(run(&whole, false, false), Outcome::Finished(_)));
+    for step in 1..3 {
+        assert!(matches!(run(&pieces, step > 1, true), Outcome::Interrupted { .. }));
+    }
+    assert!(matches!(run(&pieces, true, false), Outcome::Finished(_)));
+    assert_eq!(kept(&whole), kept(&pieces));
+    let scale = &kept(&whole)["loss_scale"];
+    assert!((1..16).contains(&scale["log2"].as_u64().unwrap()), "{scale}");
+}
+
+/// Makes what comes back through the last norm too large for f16 with the first factor.
+fn amplify(scene: &Scene) {
+    let path = scene.dir.path().join("model/model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let (header, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+    let (start, end) = metadata.info("model.norm.weight").unwrap().data_offsets;
+    for number in bytes[8 + header..][start..end].chunks_exact_mut(4) {
+        let larger = 300.0 * f32::from_le_bytes((&*number).try_into().unwrap());
+        number.copy_from_slice(&larger.to_le_bytes());
+    }
+    std::fs::write(&path, bytes).unwrap();
+}
+
+/// What is computed in follows from the file and from what the hardware can.
+#[test]
+fn f16_is_for_gpus_without_bf16() {
+    let t4 = Hardware::Gpu { name: "t4", capability: (7, 5) };
+    let l4 = Hardware::Gpu { name: "l4", capability: (8, 9) };
+    let chosen = |on: Hardware<'_>, asked, file| on.compute_for(asked, file).ok();
+    for (on, asked, file, expected) in [
+        (Hardware::Cpu, Precision::Auto, DType::F32, Some(Compute::F32)),
+        (Hardware::Cpu, Precision::Auto, DType::F16, Some(Compute::Bf16)),
+        (Hardware::Cpu, Precision::F16, DType::F16, None),
+        (Hardware::Cpu, Precision::Int8, DType::F16, Some(Compute::Int8)),
+        (t4, Precision::Auto, DType::F32, Some(Compute::F32)),
+        (t4, Precision::Auto, DType::Bf16, Some(Compute::F16)),
+        (t4, Precision::Bf16, DType::Bf16, None),
+        (t4, Precision::F32, DType::Bf16, Some(Compute::F32)),
+        (l4, Precision::Auto, DType::F16, Some(Compute::Bf16)),
+        (l4, Precision::F16, DType::Bf16, Some(Compute::F16)),
+        (l4, Precision::Int8, DType::Bf16, None),
+    ] {
+        assert_eq!(chosen(on, asked, file), expected, "{on:?}, {asked:?}, {file:?}");
+    }
+}
