@@ -3,11 +3,14 @@
     target/bench-venv/bin/python bench/peft_steps.py SETTINGS.json
 
 The settings name the model directory, the method, the element type, the number of threads, the
-data and how many rows make a step. Prints a line of JSON when it is ready, and after that one for every line on
-standard input, which holds the number of steps to run: their seconds and tokens (padding not
-counted), and the peak of the process's memory. Started by `cargo xtask bench train`, which lets Hone and this process take turns.
+data and how many rows make a step; `DEFAULTS` are the rest. Prints a line of JSON when it is
+ready, and after that one for every line on standard input, which holds the number of steps to run:
+their seconds and tokens (padding not counted), and the peak of memory. Started by
+`cargo xtask bench train`, which lets Hone and this process take turns; `gpu_peers.py` uses the
+same steps on a GPU.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -15,45 +18,90 @@ import sys
 import time
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-with open(sys.argv[1], encoding="utf-8") as file:
-    SETTINGS = json.load(file)
-os.environ["OMP_NUM_THREADS"] = str(SETTINGS["threads"])
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 IGNORED = -100
 
+DEFAULTS = {
+    # `cpu`, or `cuda:0`.
+    "device": "cpu",
+    # Weights drawn where they are used, of the shape that `config.json` gives, or read.
+    "random_weights": False,
+    # `sdpa`, `cudnn` (sdpa that prefers cuDNN's kernels) or `flash_attention_2`.
+    "attention": "sdpa",
+    # `none`, `layers` (each decoder layer, and the loss) or `model`.
+    "compile": "none",
+    # Rows laid end to end in one, instead of padded to the longest.
+    "packed": False,
+    # Rows of a forward and backward pass; none: all of the step's.
+    "rows_per_pass": None,
+    "bf16_adapters": False,
+    "checkpointing": False,
+    # Threads of the CPU; none: PyTorch's choice.
+    "threads": None,
+    # Steps before any is reported.
+    "warm_up": 1,
+}
 
-def load():
-    """The model with its adapter, and the optimizer.
+
+def load(settings):
+    """The model with its adapter.
 
     Adapters are in f32, as PEFT has them unless told otherwise and as Hone has them;
     `bf16_adapters` puts them, and so their moments, into the model's own type.
     """
-    dtype = DTYPES[SETTINGS["dtype"]]
-    model = AutoModelForCausalLM.from_pretrained(SETTINGS["model"], dtype=dtype)
-    if SETTINGS["method"] == "lora":
+    attention = settings["attention"]
+    if attention == "cudnn" and settings["device"] == "cpu":
+        raise RuntimeError("cuDNN's attention wants a GPU")
+    how = {"dtype": DTYPES[settings["dtype"]],
+           "attn_implementation": "sdpa" if attention == "cudnn" else attention}
+    if settings["random_weights"]:
+        shape = AutoConfig.from_pretrained(settings["model"])
+        with torch.device(settings["device"]):
+            model = AutoModelForCausalLM.from_config(shape, **how)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(settings["model"], **how)
+    if settings["method"] == "lora":
         config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-        in_f32 = not SETTINGS["bf16_adapters"]
+        in_f32 = not settings["bf16_adapters"]
         model = get_peft_model(model, config, autocast_adapter_dtype=in_f32)
-    if SETTINGS["checkpointing"]:
+    model.to(settings["device"])
+    if settings["checkpointing"]:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     model.config.use_cache = False
     model.train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return model, trained, torch.optim.AdamW(trained, lr=1e-4, fused=True)
+    compile_parts(settings, model)
+    return model
 
 
-def read_rows():
-    """Rows of `(ids, first target)`, as Hone makes them: `text`, or `question` with `answer`."""
-    tokenizer = AutoTokenizer.from_pretrained(SETTINGS["model"])
-    rows = []
-    with open(SETTINGS["data"], encoding="utf-8") as file:
+def compile_parts(settings, model):
+    """Compiles what the settings name. One layer is like another, so that `layers` takes a tenth of
+    the time that `model` takes."""
+    if settings["compile"] == "model":
+        model.compile()
+    if settings["compile"] == "layers":
+        inner = model.get_base_model()
+        for layer in inner.model.layers:
+            layer.compile()
+        inner.loss_function = torch.compile(inner.loss_function)
+
+
+def read_rows(settings):
+    """Rows of `(ids, first target)`, as Hone makes them: `text`, or `question` with `answer`; or
+    the ids themselves."""
+    rows, tokenizer = [], None
+    with open(settings["data"], encoding="utf-8") as file:
         for record in map(json.loads, file):
+            if "ids" in record:
+                rows.append((record["ids"], record["first_target"]))
+                continue
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(settings["model"])
             prompt = record.get("question", "")
             encoded = tokenizer(prompt + record.get("answer", record.get("text", "")),
                                 return_offsets_mapping=True)
@@ -63,7 +111,7 @@ def read_rows():
     return rows
 
 
-def batch(rows):
+def padded(rows):
     """Rows padded to the longest, with labels where a target is."""
     longest = max(len(ids) for ids, _ in rows)
     shape = (len(rows), longest)
@@ -75,40 +123,105 @@ def batch(rows):
         mask[i, : len(row)] = 1
         labels[i, first_target : len(row)] = ids[i, first_target : len(row)]
     # Without padding there is no mask to apply, which is faster.
-    padded = {"attention_mask": mask} if mask.min() == 0 else {}
-    return {"input_ids": ids, "labels": labels, **padded}
+    mask = {"attention_mask": mask} if mask.min() == 0 else {}
+    return {"input_ids": ids, "labels": labels, **mask}
+
+
+def packed(rows):
+    """Rows end to end; that positions begin anew tells transformers where."""
+    ids, labels, positions = [], [], []
+    for row, first_target in rows:
+        # No row predicts the first token of the next.
+        first_target = max(first_target, 1)
+        ids += row
+        labels += [IGNORED] * first_target + row[first_target:]
+        positions += range(len(row))
+    parts = {"input_ids": ids, "labels": labels, "position_ids": positions}
+    return {name: torch.tensor([part]) for name, part in parts.items()}
+
+
+def passes(settings, rows):
+    """The inputs of one step, and its tokens: an entry for each forward and backward pass."""
+    of_pass = settings["rows_per_pass"] or len(rows)
+    batch = packed if settings["packed"] else padded
+    inputs = [batch(rows[i : i + of_pass]) for i in range(0, len(rows), of_pass)]
+    inputs = [{name: x.to(settings["device"]) for name, x in of.items()} for of in inputs]
+    return inputs, sum(len(ids) for ids, _ in rows)
+
+
+class Trainer:
+    """A model, its optimizer, and the batches that it goes through again and again."""
+
+    def __init__(self, settings):
+        self.settings = DEFAULTS | settings
+        if self.settings["threads"]:
+            torch.set_num_threads(self.settings["threads"])
+        torch.manual_seed(1)
+        self.on_gpu = self.settings["device"] != "cpu"
+        if self.on_gpu:
+            torch.cuda.set_device(self.settings["device"])
+            # Products in f32 (of adapters) on tensor cores.
+            torch.set_float32_matmul_precision("high")
+        self.model = load(self.settings)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, fused=True)
+        rows, per_step = read_rows(self.settings), self.settings["rows_per_step"]
+        starts = range(0, len(rows), per_step)
+        self.batches = [passes(self.settings, rows[i : i + per_step]) for i in starts]
+        self.done = 0
+        self.steps(self.settings["warm_up"])
+
+    def kernels(self):
+        """Which kernels attention may take."""
+        if self.settings["attention"] != "cudnn":
+            return contextlib.nullcontext()
+        others = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+        return sdpa_kernel([SDPBackend.CUDNN_ATTENTION, *others], set_priority=True)
+
+    def now(self):
+        """The time when all that was asked of the device is done."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def step(self):
+        """Seconds and tokens of a step."""
+        inputs, tokens = self.batches[self.done % len(self.batches)]
+        start = self.now()
+        with self.kernels():
+            for of_pass in inputs:
+                loss = self.model(**of_pass).loss
+                (loss / len(inputs)).backward()
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.done += 1
+        return self.now() - start, tokens
+
+    def steps(self, num_steps):
+        """Figures of so many steps. On a GPU the peak is what is taken of its memory, by whomever,
+        since PyTorch keeps what it once took; beside it what PyTorch's allocator counts."""
+        seconds, tokens = zip(*(self.step() for _ in range(num_steps)))
+        figures = {"step_seconds": seconds, "step_tokens": tokens,
+                   "seconds": sum(seconds), "tokens": sum(tokens)}
+        if self.on_gpu:
+            free, all_there_is = torch.cuda.mem_get_info()
+            return figures | {
+                "peak_bytes": all_there_is - free,
+                "allocated_bytes": torch.cuda.max_memory_allocated(),
+                "reserved_bytes": torch.cuda.max_memory_reserved(),
+            }
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return figures | {"peak_bytes": peak}
 
 
 def main():
-    torch.set_num_threads(SETTINGS["threads"])
-    torch.manual_seed(1)
-    model, trained, optimizer = load()
-    rows, per_step = read_rows(), SETTINGS["rows_per_step"]
-    batches = [batch(rows[i : i + per_step]) for i in range(0, len(rows), per_step)]
-    done = 0
-
-    def step():
-        nonlocal done
-        inputs = batches[done % len(batches)]
-        start = time.perf_counter()
-        loss = model(**inputs).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        done += 1
-        tokens = len(inputs["labels"].flatten())
-        if "attention_mask" in inputs:
-            tokens = int(inputs["attention_mask"].sum())
-        return time.perf_counter() - start, tokens
-
-    step()
+    with open(sys.argv[1], encoding="utf-8") as file:
+        trainer = Trainer(json.load(file))
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
-        seconds, tokens = zip(*(step() for _ in range(int(line))))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        done_now = {"seconds": sum(seconds), "tokens": sum(tokens), "peak_bytes": peak}
-        print(json.dumps(done_now), flush=True)
+        print(json.dumps(trainer.steps(int(line))), flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

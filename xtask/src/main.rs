@@ -31,9 +31,12 @@ Commands:
          what int8 does to the loss after fine-tuning; writes docs/benchmarks/int8.md
   gpu-check pack
          builds what wants a GPU into target/gpu-check, for a machine that has one
-  gpu-check [DEVICE]
-         there: runs the suites on CUDA device DEVICE (0 unless given) and trains models of random
-         weights; builds nothing. `emulated` tries the command without a GPU
+  gpu-check [DEVICE] [--only PART,...] [--peer-seconds N] [--variant-seconds N] [--out DIR] [--tiny]
+         there: runs the suites on CUDA device DEVICE (0 unless given), then trains models of
+         random weights with Hone and, where HONE_PYTHON or python3 has it, PyTorch with PEFT;
+         writes gpu.md and gpu.json into docs/benchmarks or DIR; builds nothing.
+         Parts: suites, 8B, gsm8k, 1B. PyTorch's variants may take N seconds together (400) and
+         each (90). `emulated` tries the suites without a GPU, --tiny the benchmark
   help   this text
 
 Example: cargo xtask test
@@ -58,8 +61,7 @@ fn main() -> ExitCode {
         ["bench", "int8"] => bench::int8::run(&workspace_root()),
         ["bench", "train", cases @ ..] => bench::train::run(&workspace_root(), cases),
         ["gpu-check", "pack"] => gpu_check::pack(&workspace_root()),
-        ["gpu-check"] => gpu_check::run("0"),
-        ["gpu-check", device] => gpu_check::run(device),
+        ["gpu-check", args @ ..] => gpu_check::run(args),
         ["tidy"] => tidy::run(&workspace_root()),
         other => {
             eprint!("cargo xtask: unknown arguments `{}`\n\n{HELP}", other.join(" "));

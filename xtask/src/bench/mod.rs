@@ -3,6 +3,7 @@
 pub mod int8;
 pub mod model;
 pub mod ops;
+pub mod peer;
 pub mod plan;
 pub mod train;
 
@@ -67,6 +68,13 @@ pub fn json(command: &mut Command) -> Result<Value, String> {
         return Err(format!("{command:?}:\n{}", String::from_utf8_lossy(&output.stderr)));
     }
     serde_json::from_slice(&output.stdout).map_err(|error| format!("{command:?}: {error}"))
+}
+
+/// The one in the middle, or the upper of two.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Turns what a benchmark returns into an exit code: whether all it checked came true.

@@ -18,6 +18,35 @@ pub struct Shape {
     max_position_embeddings: usize,
 }
 
+impl Shape {
+    /// Floating-point operations that one row needs in a step of LoRA, two for a multiply-add:
+    /// products with frozen weights forward and for their inputs' gradients, the head only where a
+    /// token is predicted; and for each pair of a query and a key that it sees two products forward
+    /// and four backward. What is computed twice, on padding or for logits that nobody asked for
+    /// counts for nothing, nor do adapters (under 2 %), norms and the optimizer.
+    pub fn lora_flops(&self, num_tokens: usize, num_targets: usize) -> f64 {
+        let of_layer = |(name, shape): &(String, Vec<usize>)| {
+            let is_product = name.contains(".layers.") && shape.len() == 2;
+            if is_product { shape.iter().product() } else { 0 }
+        };
+        let in_layers: usize = tensors(self).iter().map(of_layer).sum();
+        let in_head = self.vocab_size * self.hidden_size;
+        let pairs = num_tokens * (num_tokens + 1) / 2 * self.num_layers * self.hidden_size;
+        (4 * (num_tokens * in_layers + num_targets * in_head) + 12 * pairs) as f64
+    }
+}
+
+/// A few weights, to try a benchmark with.
+pub const TINY: Shape = Shape {
+    hidden_size: 64,
+    intermediate_size: 128,
+    num_layers: 2,
+    num_heads: 4,
+    num_kv_heads: 2,
+    vocab_size: 2048,
+    max_position_embeddings: 2048,
+};
+
 /// 22 million weights.
 pub const SMALL: Shape = Shape {
     hidden_size: 384,
@@ -70,10 +99,11 @@ pub enum Precision {
 }
 
 /// Numbers that look random and are the same every time (SplitMix64).
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    /// Any number.
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut x = self.0;
         x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -81,10 +111,14 @@ impl Random {
         x ^ (x >> 31)
     }
 
+    /// From 0 up to, but not including, 1.
+    pub fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u32 << 24) as f32
+    }
+
     /// Between `-bound` and `bound`.
     fn uniform(&mut self, bound: f32) -> f32 {
-        let unit = (self.next() >> 40) as f32 / (1u32 << 24) as f32;
-        (2.0 * unit - 1.0) * bound
+        (2.0 * self.unit() - 1.0) * bound
     }
 }
 
@@ -209,6 +243,10 @@ fn tensors(shape: &Shape) -> Vec<(String, Vec<usize>)> {
     all
 }
 
+/// Matrices take their weights from one block of so many, again and again: drawing 15 GB would take
+/// longer than training on them. No multiple of a row's length, so that rows differ.
+const BLOCK: usize = (4 << 20) - 77;
+
 fn write_weights(path: &Path, shape: &Shape, precision: Precision) -> Result<()> {
     let (dtype, size) = match precision {
         Precision::F32 => ("F32", 4),
@@ -222,21 +260,36 @@ fn write_weights(path: &Path, shape: &Shape, precision: Precision) -> Result<()>
         header.insert(name, entry);
     }
     let header = Value::Object(header).to_string();
-    let mut out = BufWriter::new(File::create(path)?);
+    // Aside, since whoever finds the file takes it to be whole.
+    let aside = path.with_extension("part");
+    let mut out = File::create(&aside)?;
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(header.as_bytes())?;
+    // Of a number in little endian the last two bytes are its bf16.
+    let bytes_of = |x: f32| x.to_le_bytes().into_iter().skip(4 - size);
     let mut random = Random(1);
+    let block: Vec<u8> =
+        (0..BLOCK.min(end / size)).flat_map(|_| bytes_of(random.uniform(0.035))).collect();
+    let mut rest: &[u8] = &[];
     for (_, shape) in tensors(shape) {
-        for _ in 0..shape.iter().product::<usize>() {
+        let num_bytes = shape.iter().product::<usize>() * size;
+        if shape.len() == 1 {
             // Norms are vectors and begin as ones.
-            let x = if shape.len() == 1 { 1.0 } else { random.uniform(0.035) };
-            match precision {
-                Precision::F32 => out.write_all(&x.to_le_bytes())?,
-                Precision::Bf16 => out.write_all(&x.to_le_bytes()[2..])?,
+            let ones: Vec<u8> = (0..shape[0]).flat_map(|_| bytes_of(1.0)).collect();
+            out.write_all(&ones)?;
+            continue;
+        }
+        let mut missing = num_bytes;
+        while missing > 0 {
+            if rest.is_empty() {
+                rest = &block;
             }
+            let (now, later) = rest.split_at(missing.min(rest.len()));
+            out.write_all(now)?;
+            (rest, missing) = (later, missing - now.len());
         }
     }
-    out.flush()
+    std::fs::rename(&aside, path)
 }
 
 /// Writes documents of 100 to 900 words as JSON lines.

@@ -9,9 +9,8 @@ mod page;
 mod peer;
 
 use super::model::{M135, Precision, write_model};
-use super::{Place, json, report};
+use super::{Place, json, median, report};
 use cases::{CASES, Case, Data, Peer, gsm8k, prepare_gsm8k};
-use peer::{PeerProcess, venv};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -64,7 +63,7 @@ fn try_run(place: &Place, keys: &[&str]) -> Result<bool, String> {
         let known: Vec<_> = CASES.iter().map(|case| case.key).collect();
         return Err(format!("there is no case `{unknown}`; there are {}", known.join(", ")));
     }
-    let python = venv(place)?;
+    let python = peer::venv(place)?;
     prepare(place).map_err(|error| format!("{}: {error}", place.dir.display()))?;
     let mut all_reached = true;
     for case in CASES.iter().filter(|case| keys.is_empty() || keys.contains(&case.key)) {
@@ -104,12 +103,12 @@ fn measure(place: &Place, python: &Path, case: &Case) -> Result<Figures, String>
     };
     let (rounds, num_steps) = case.rounds();
     let threads = case.threads.to_string();
-    let mut process = PeerProcess::start(place, python, case)?;
+    let mut process = peer::start(place, python, case)?;
     let (mut hone, mut peers, mut starts) = (vec![], vec![], vec![]);
     let (mut plans, mut step_seconds) = (vec![], vec![]);
     for _ in 0..rounds {
         peers.push(match (&mut process, &case.peer) {
-            (Some(process), _) => process.round(case)?,
+            (Some(process), _) => peer::round(process, case)?,
             (None, Peer::Hone { settings, threads }) => {
                 hone_round(place, &mut command("train", settings, *threads), num_steps)?.0
             }
@@ -168,12 +167,6 @@ fn hone_round(
     let seconds: Vec<f64> = steps[1..].iter().map(|step| of(step, "step_seconds")).collect();
     let start = first.as_secs_f64() - of(&steps[0], "step_seconds");
     Ok((round, median(&seconds), start))
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn ratios(figures: &Figures) -> Vec<f64> {
