@@ -100,10 +100,10 @@ pub struct ModelArgs {
     pub adapter: Option<PathBuf>,
     /// How weights are held (auto: as in the file, or int8 if products are)
     #[arg(long, default_value = "auto")]
-    pub base_precision: PrecisionArg,
+    pub base_precision: StorageArg,
     /// What products are computed in (auto: f32 for f32 files, otherwise bf16, or f16 on a GPU that
-    /// has no bf16; f16: on GPUs; int8: on the CPU, those with weights in 8-bit integers, others in
-    /// bf16)
+    /// has no bf16; f16: on GPUs; fp8, on GPUs, and int8, on the CPU: those with weights in eight
+    /// bits, others in bf16)
     #[arg(long, default_value = "auto")]
     pub compute: PrecisionArg,
     /// Where to compute: auto (a GPU where there is one), cpu, cuda, or cuda: and a number
@@ -120,7 +120,29 @@ pub enum PrecisionArg {
     F32,
     Bf16,
     F16,
+    Fp8,
     Int8,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum StorageArg {
+    Auto,
+    F32,
+    Bf16,
+    F16,
+    Int8,
+}
+
+impl From<StorageArg> for Precision {
+    fn from(arg: StorageArg) -> Self {
+        match arg {
+            StorageArg::Auto => Precision::Auto,
+            StorageArg::F32 => Precision::F32,
+            StorageArg::Bf16 => Precision::Bf16,
+            StorageArg::F16 => Precision::F16,
+            StorageArg::Int8 => Precision::Int8,
+        }
+    }
 }
 
 impl From<PrecisionArg> for Precision {
@@ -130,6 +152,7 @@ impl From<PrecisionArg> for Precision {
             PrecisionArg::F32 => Precision::F32,
             PrecisionArg::Bf16 => Precision::Bf16,
             PrecisionArg::F16 => Precision::F16,
+            PrecisionArg::Fp8 => Precision::Fp8,
             PrecisionArg::Int8 => Precision::Int8,
         }
     }

@@ -37,6 +37,9 @@ pub enum Hardware<'a> {
 /// Compute capability from which on GPUs multiply bf16.
 const BF16_FROM: (u32, u32) = (8, 0);
 
+/// The same for FP8.
+const FP8_FROM: (u32, u32) = (8, 9);
+
 impl Hardware<'_> {
     /// What products are computed in for a model whose matrices are `file` in its files: as
     /// `asked`, or in f32 for f32 files and otherwise in bf16, or f16 on a GPU that has no bf16.
@@ -53,10 +56,22 @@ impl Hardware<'_> {
                     .to_owned(),
             ),
             (Precision::F16, Self::Gpu { .. }) => Ok(Compute::F16),
+            (Precision::Fp8, Self::Cpu) => {
+                refused("products in fp8 are for GPUs; on the CPU, compute in int8".to_owned())
+            }
+            (Precision::Fp8, Self::Gpu { name, capability: (major, minor) })
+                if (major, minor) < FP8_FROM =>
+            {
+                refused(format!(
+                    "{name}: no products in fp8 (compute capability {major}.{minor}, needed: 8.9). \
+                     Hold weights as int8 and compute in bf16"
+                ))
+            }
+            (Precision::Fp8, Self::Gpu { .. }) => Ok(Compute::Fp8),
             (Precision::Int8, Self::Cpu) => Ok(Compute::Int8),
             (Precision::Int8, Self::Gpu { name, .. }) => refused(format!(
                 "{name}: products in int8 are for the CPU. Hold weights as int8 and compute in \
-                 bf16, or let the CPU compute"
+                 bf16, or in fp8 where the GPU can, or let the CPU compute"
             )),
             (Precision::Auto, Self::Gpu { capability, .. }) if capability < BF16_FROM => {
                 Ok(Compute::F16)

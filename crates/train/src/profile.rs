@@ -33,7 +33,7 @@ pub struct DeviceProfile {
     pub product_f32: f64,
     /// FLOP/s of products in bf16.
     pub product_bf16: f64,
-    /// Operations per second of products in 8-bit integers.
+    /// Operations per second of products in 8-bit integers, or of a GPU's in FP8.
     pub product_int8: f64,
     /// FLOP/s of multiply-adds in f32 on operands in the first-level cache.
     pub ceiling_f32: f64,
@@ -175,7 +175,7 @@ impl DeviceProfile {
         match compute {
             Compute::F32 => self.ceiling_f32,
             Compute::Bf16 | Compute::F16 => self.ceiling_bf16,
-            Compute::Int8 => self.ceiling_int8,
+            Compute::Fp8 | Compute::Int8 => self.ceiling_int8,
         }
     }
 

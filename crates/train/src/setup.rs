@@ -196,11 +196,13 @@ pub fn check_vocabulary(
     )))
 }
 
-/// How frozen matrices are held; `None`: as in the file. Products in integers need integers.
+/// How frozen matrices are held; `None`: as in the file. Products in eight bits need integers.
 pub fn held_type(asked: Precision, compute: Precision) -> Option<DType> {
     match (asked, compute) {
-        (Precision::Auto, Precision::Int8) | (Precision::Int8, _) => Some(DType::Int8),
-        (Precision::Auto, _) => None,
+        (Precision::Auto, Precision::Int8 | Precision::Fp8) | (Precision::Int8, _) => {
+            Some(DType::Int8)
+        }
+        (Precision::Auto | Precision::Fp8, _) => None,
         (Precision::F32, _) => Some(DType::F32),
         (Precision::Bf16, _) => Some(DType::Bf16),
         (Precision::F16, _) => Some(DType::F16),

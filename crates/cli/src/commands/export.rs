@@ -20,10 +20,15 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
         )));
     }
     check_parent("--out", &args.out)?;
-    if matches!(args.model.compute, PrecisionArg::Int8) {
-        let problem = "--compute int8: an export computes nothing, and holding the weights as int8 \
-                       would change what is written; leave it out";
-        return Err(Failure::Usage(problem.to_owned()));
+    if let Some(value) = match args.model.compute {
+        PrecisionArg::Int8 => Some("int8"),
+        PrecisionArg::Fp8 => Some("fp8"),
+        _ => None,
+    } {
+        return Err(Failure::Usage(format!(
+            "--compute {value}: an export computes nothing, and holding the weights as int8 would \
+             change what is written; leave it out"
+        )));
     }
     let opened = super::open(&args.model)?;
     let dtype = args.dtype.map_or(opened.model.file_dtype, DType::from);

@@ -4,7 +4,7 @@
 //! is in use means a broken driver, a broken kernel, or memory that another process took: the run
 //! cannot go on, so these panic with the driver's own words.
 
-use crate::element::DType;
+use crate::element::{DType, f16};
 use std::ffi::c_void;
 
 /// An address in a GPU's memory.
@@ -71,6 +71,61 @@ impl Operand {
     }
 }
 
+/// Numbers of eight bits (Micikevicius et al., "FP8 Formats for Deep Learning", 2022).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fp8 {
+    /// Four bits of exponent, three of mantissa: up to 448, for weights and activations.
+    E4m3,
+    /// Five bits of exponent, two of mantissa: up to 57,344, for gradients.
+    E5m2,
+}
+
+impl Fp8 {
+    /// The value of a number.
+    pub(crate) fn to_f32(self, bits: u8) -> f32 {
+        match self {
+            Fp8::E5m2 => f16::from_bits(u16::from(bits) << 8).to_f32(),
+            Fp8::E4m3 => {
+                let sign = if bits & 0x80 == 0 { 1.0 } else { -1.0 };
+                let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f32::from(bits & 7));
+                sign * match (exponent, bits & 7) {
+                    (15, 7) => f32::NAN,
+                    (0, _) => mantissa * 2f32.powi(-9),
+                    _ => (8.0 + mantissa) * 2f32.powi(exponent - 10),
+                }
+            }
+        }
+    }
+}
+
+/// What the operands of a product are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Operands {
+    /// Both `f32`, `bf16` or `f16`.
+    Floats(DType),
+    /// Each times a factor, an `f32` in the GPU's memory. Contractions go along neighbours, sizes
+    /// `n` and `k` are multiples of 16.
+    Fp8 {
+        /// Left operand.
+        a: Fp8,
+        /// Right operand.
+        b: Fp8,
+        /// Where the factors are.
+        scales: [Address; 2],
+    },
+}
+
+impl Operands {
+    fn exchanged(self) -> Self {
+        match self {
+            Self::Fp8 { a, b, scales: [of_a, of_b] } => {
+                Self::Fp8 { a: b, b: a, scales: [of_b, of_a] }
+            }
+            floats => floats,
+        }
+    }
+}
+
 /// `D = alpha · A[m, k] B[k, n] + C`, sums in `f32`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Matmul {
@@ -80,8 +135,8 @@ pub struct Matmul {
     pub n: usize,
     /// Length of the contraction.
     pub k: usize,
-    /// Element type of both operands: `f32`, `bf16` or `f16`.
-    pub dtype: DType,
+    /// What the operands are.
+    pub operands: Operands,
     /// Left operand.
     pub a: Operand,
     /// Right operand.
@@ -103,7 +158,7 @@ impl Matmul {
             return self;
         }
         let (a, b, d) = (self.b.transposed(), self.a.transposed(), self.d.transposed());
-        Self { m: self.n, n: self.m, a, b, d, ..self }
+        Self { m: self.n, n: self.m, operands: self.operands.exchanged(), a, b, d, ..self }
     }
 }
 

@@ -307,6 +307,12 @@ static inline int __popc(unsigned bits) {
     return __builtin_popcount(bits);
 }
 
+static inline unsigned atomicMax(unsigned* x, unsigned y) {
+    unsigned before = *x;
+    if (y > before) *x = y;
+    return before;
+}
+
 template <class T> static inline T min(T a, T b) {
     return b < a ? b : a;
 }

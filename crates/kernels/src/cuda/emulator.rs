@@ -3,7 +3,9 @@
 //! on a CUDA device.
 
 use super::cache;
-use super::driver::{Address, Driver, HostAddress, Info, Launch, Matmul, Operand, Source};
+use super::driver::{
+    Address, Driver, Fp8, HostAddress, Info, Launch, Matmul, Operand, Operands, Source,
+};
 use crate::element::{DType, Element, bf16, f16};
 use libloading::Library;
 use std::alloc::{Layout, alloc, dealloc};
@@ -165,11 +167,14 @@ impl Driver for Emulator {
     }
 
     fn matmul(&self, matmul: &Matmul) {
-        let Matmul { m, n, k, dtype, a, b, c, d, d_dtype, alpha } = *matmul;
+        let Matmul { m, n, k, operands, a, b, c, d, d_dtype, alpha } = *matmul;
         for i in 0..m {
             for j in 0..n {
                 // In f64: a library sums in trees, whose error is nearer to none than to a chain's.
-                let product = |p| f64::from(load(dtype, a, i, p)) * f64::from(load(dtype, b, p, j));
+                let product = |p| {
+                    let [a, b] = pair(operands, (a, i, p), (b, p, j));
+                    f64::from(a) * f64::from(b)
+                };
                 let sum = alpha * (0..k).map(product).sum::<f64>() as f32;
                 let add = c.map_or(0.0, |c| load(d_dtype, Operand { address: c, ..d }, i, j));
                 store(d_dtype, d, (i, j), sum + add);
@@ -200,6 +205,22 @@ impl Driver for Emulator {
     }
 
     fn synchronize(&self) {}
+}
+
+/// An element of each operand, given with its row and column.
+fn pair(operands: Operands, a: (Operand, usize, usize), b: (Operand, usize, usize)) -> [f32; 2] {
+    match operands {
+        Operands::Floats(dtype) => [a, b].map(|(x, row, col)| load(dtype, x, row, col)),
+        Operands::Fp8 { a: kind_a, b: kind_b, scales } => {
+            let load = |kind: Fp8, (x, row, col): (Operand, usize, usize), scale: Address| {
+                let address = x.address + (row * x.row_stride + col * x.col_stride) as u64;
+                // SAFETY: operations describe matrices, and factors, inside memory that they were
+                // given.
+                unsafe { kind.to_f32(*(address as *const u8)) * *(scale as *const f32) }
+            };
+            [load(kind_a, a, scales[0]), load(kind_b, b, scales[1])]
+        }
+    }
 }
 
 fn at(dtype: DType, x: Operand, row: usize, col: usize) -> Address {

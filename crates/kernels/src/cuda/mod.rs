@@ -15,7 +15,7 @@ mod scratch;
 mod tests;
 mod together;
 
-pub use driver::{Address, Info, Launch, Matmul, Operand, Source};
+pub use driver::{Address, Fp8, Info, Launch, Matmul, Operand, Operands, Source};
 pub use nvidia::{CudaError, num_devices};
 pub(crate) use together::Together;
 
@@ -31,13 +31,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// All kernels there are.
 #[cfg(test)]
-pub(crate) static SOURCES: [&Source; 11] = [
+pub(crate) static SOURCES: [&Source; 12] = [
     &crate::adamw::cuda::SOURCE,
     &crate::attention::cuda::GENERAL,
     &crate::attention::cuda::MMA,
     &crate::attention::cuda::MMA_F16,
     &crate::dropout::cuda::SOURCE,
     &crate::embedding::cuda::SOURCE,
+    &crate::gemm::cuda::SOURCE,
     &crate::head::cuda::SOURCE,
     &crate::rms_norm::cuda::SOURCE,
     &crate::rope::cuda::SOURCE,

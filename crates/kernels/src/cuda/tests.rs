@@ -1,7 +1,7 @@
 //! What can be known of kernels without a GPU: that they compile for every generation, and that the
 //! emulation finds mistakes that a GPU would not report.
 
-use super::driver::Operand;
+use super::driver::{Operand, Operands};
 use super::nvidia::compile_for;
 use super::*;
 use crate::gemm::{Epilogue, Matrix, Place, Product, Term};
@@ -173,7 +173,7 @@ fn results_have_their_rows_next_to_each_other() {
         m: 3,
         n: 5,
         k: 7,
-        dtype: DType::F32,
+        operands: Operands::Floats(DType::F32),
         a: Operand { address: 1, row_stride: 7, col_stride: 1 },
         b: Operand { address: 2, row_stride: 5, col_stride: 1 },
         c: None,

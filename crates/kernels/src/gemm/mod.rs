@@ -15,9 +15,10 @@ pub mod reference;
 pub(crate) mod tile;
 mod weight;
 
+pub use crate::cuda::Fp8;
 pub(crate) use cpu::MAX_PANEL;
 pub use cpu::gemm;
-pub use cuda::converted_bytes;
+pub use cuda::{converted_bytes, fp8_bytes, is_fp8};
 pub use weight::{MOST_TOKENS, add_weight_gradient, weight_workspace_len};
 
 use crate::element::{DType, View, ViewMut};
@@ -182,7 +183,19 @@ impl Processor {
     pub fn gemm(&self, compute: DType, products: &[Product<'_>], out: ViewMut<'_>) {
         match self {
             Self::Cpu(cpu) => gemm(cpu, compute, products, out),
-            Self::Cuda(gpu) => cuda::gemm(gpu, compute, products, out.cuda()),
+            Self::Cuda(gpu) => cuda::gemm(gpu, (compute, None), products, out.cuda()),
+        }
+    }
+
+    /// The same, on a GPU, with terms in FP8 whose right operand is held in bytes, if sizes allow:
+    /// see [`is_fp8`]. Their left operands become numbers of that `kind`, with one factor for all.
+    ///
+    /// # Panics
+    /// On the CPU.
+    pub fn gemm_fp8(&self, kind: Fp8, compute: DType, products: &[Product<'_>], out: ViewMut<'_>) {
+        match self {
+            Self::Cpu(_) => panic!("products in FP8 are for GPUs"),
+            Self::Cuda(gpu) => cuda::gemm(gpu, (compute, Some(kind)), products, out.cuda()),
         }
     }
 

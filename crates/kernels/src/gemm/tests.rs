@@ -1,5 +1,6 @@
 use super::*;
 use crate::cpu::{Cpu, Isa};
+use crate::cuda::{Gpu, Region};
 use crate::element::{DType, Int8Rows, ViewMut, bf16};
 use crate::random::Philox;
 use crate::vector::quantise_rows;
@@ -250,6 +251,67 @@ fn weight_gradients_agree_with_the_reference() {
                 let exact = exact + f64::from(*old);
                 assert!((f64::from(*found) - exact).abs() < 2e-4, "{found} against {exact}");
             }
+        }
+    }
+}
+
+/// Every number of eight bits, and what lies half way between two, which goes to the even one.
+#[test]
+fn a_gpu_rounds_to_fp8() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    for (kind, greatest) in [(Fp8::E4m3, 0x7e), (Fp8::E5m2, 0x7b)] {
+        let value = |code: u8| kind.to_f32(code);
+        let mut cases: Vec<(f32, u8)> = Vec::new();
+        for code in 0..=greatest {
+            cases.push((value(code), code));
+            if code < greatest {
+                let even = code + (code & 1);
+                cases.push(((value(code) + value(code + 1)) / 2.0, even));
+            }
+        }
+        let negative: Vec<_> = cases.iter().map(|&(x, code)| (-x, code | 0x80)).collect();
+        cases.extend(negative);
+        // Two rows, of which the second begins where nothing is aligned.
+        let cols = cases.len();
+        let row: Vec<bf16> = cases.iter().map(|&(x, _)| bf16::from_f32(x)).collect();
+        assert!(row.iter().zip(&cases).all(|(x, case)| x.to_f32() == case.0));
+        let x = [&row[..], &[bf16::NAN], &row].concat();
+        let region = Region::new(&gpu, 2 * x.len());
+        region.write(0, crate::memory::bytes_of(View::Bf16(&x)));
+        let all = View::Cuda(region.slice(0, DType::Bf16, (x.len(), cols + 1)));
+        gpu.begin_operation();
+        let found = cuda::rows_in_fp8(&gpu, kind, Matrix::rows(all, cols + 1), (2, cols));
+        assert_eq!(gpu.download(found.scale, 1), [1.0]);
+        let words = gpu.download(found.operand.address, cols / 2);
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        for (i, &(x, code)) in cases.iter().chain(&cases).take(bytes.len()).enumerate() {
+            // The signs of zero are the same number.
+            let same = bytes[i] == code || value(bytes[i]) == value(code);
+            assert!(same, "{kind:?} {x}: {:#x}, expected {code:#x}", bytes[i]);
+        }
+    }
+}
+
+/// Factors bring any magnitude into range, whatever the greatest is; zeros stay zeros.
+#[test]
+fn factors_of_fp8_follow_the_greatest() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    for magnitude in [0.0, 1e-20f32, 3e-3, 1.0, 7e4, 1e30] {
+        let (m, k) = (3, 32);
+        let x: Vec<bf16> = random(m * k, 9).iter().map(|x| bf16::from_f32(x * magnitude)).collect();
+        let region = Region::new(&gpu, 2 * x.len());
+        region.write(0, crate::memory::bytes_of(View::Bf16(&x)));
+        let all = View::Cuda(region.slice(0, DType::Bf16, (x.len(), k)));
+        gpu.begin_operation();
+        let found = cuda::rows_in_fp8(&gpu, Fp8::E4m3, Matrix::rows(all, k), (m, k));
+        let scale = gpu.download(found.scale, 1)[0];
+        let words = gpu.download(found.operand.address, m * k / 4);
+        let bytes = words.iter().flat_map(|word| word.to_le_bytes());
+        let greatest = x.iter().map(|x| x.to_f32().abs()).fold(0.0, f32::max);
+        for (byte, x) in bytes.zip(&x) {
+            let (found, exact) = (Fp8::E4m3.to_f32(byte) * scale, x.to_f32());
+            let allowed = (exact.abs() / 16.0).max(greatest / 448.0 / 1024.0);
+            assert!((found - exact).abs() <= 1.001 * allowed, "{found} for {exact}");
         }
     }
 }

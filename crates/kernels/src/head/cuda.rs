@@ -1,7 +1,7 @@
 //! Logits of some rows at a time, by a product, and what is made of them.
 
 use super::{Inputs, Outputs};
-use crate::cuda::{Address, Gpu, Launch, Matmul, Operand, Slice, Source, args};
+use crate::cuda::{Address, Gpu, Launch, Matmul, Operand, Operands, Slice, Source, args};
 use crate::element::DType;
 use crate::gemm;
 
@@ -108,7 +108,7 @@ pub(super) fn forward(gpu: &Gpu, inputs: Inputs<'_>, workspace: Slice<'_>, outpu
         m: n,
         n: h,
         k: v,
-        dtype,
+        operands: Operands::Floats(dtype),
         a: row_major(parts.of_logits, v),
         b: row_major(held.address(), h),
         c: None,
@@ -161,7 +161,7 @@ pub(super) fn backward_weight(
         m: v,
         n: h,
         k: n,
-        dtype,
+        operands: Operands::Floats(dtype),
         a: row_major(parts.of_logits, v).transposed(),
         b: row_major(x.address(), h),
         c: Some(d_w.address()),
@@ -182,7 +182,7 @@ fn logits(
         m: n,
         n: v,
         k: h,
-        dtype: x.dtype(),
+        operands: Operands::Floats(x.dtype()),
         a: row_major(x.address(), h),
         b: row_major(weight.address(), h).transposed(),
         c: None,

@@ -7,7 +7,7 @@ use std::time::Instant;
 pub enum Work {
     /// Matrix products.
     Product,
-    /// Matrix products in 8-bit integers.
+    /// Matrix products in 8-bit integers, or in FP8.
     Int8,
     /// Matrix products whose contraction goes over tokens, as weight gradients do: both operands
     /// have to be turned or packed.

@@ -11,7 +11,7 @@ use crate::{
     Target, Tensor, Var, View, Weight, Work,
 };
 use hone_kernels::dropout::Mask;
-use hone_kernels::gemm::{self, Epilogue, Matrix, Place, Product, Term};
+use hone_kernels::gemm::{self, Epilogue, Fp8, Matrix, Place, Product, Term};
 
 /// `x [t, k]`, projections `[n_i, k]` → `[t, Σ n_i]` in the compute type, or, with a `residual`
 /// `[t, Σ n_i]` f32 to add to, in f32.
@@ -169,12 +169,15 @@ fn project(
     let int8_width: usize =
         projections.iter().filter(|p| in_integers(p)).map(Projection::out_features).sum();
     let quantised = (int8_width > 0).then(|| quantised(tape.device(), x, (0, k), None));
-    let held = projections.iter().map(|p| params.resolve(&p.weight));
+    let fp8 = InFp8::of(tape.compute(), params, projections);
+    let held = fp8.others(projections).map(|p| params.resolve(&p.weight));
     let held = held.chain(adapters.iter().map(|adapter| params.value(adapter.lora.b)));
+    let scratch = converted_bytes(tape.device(), tape.dtype(), held) + fp8.bytes(projections, t);
+    let eight_bits = int8_width + fp8.width(projections);
     let cost = Cost::memory("linear", x.num_bytes() + weights + y.num_bytes())
-        .with_scratch(converted_bytes(tape.device(), tape.dtype(), held))
-        .with(Work::Int8, 2 * t * int8_width * k)
-        .with(Work::Product, 2 * t * (width - int8_width) * k + flops_of_adapters);
+        .with_scratch(scratch)
+        .with(Work::Int8, 2 * t * eight_bits * k)
+        .with(Work::Product, 2 * t * (width - eight_bits) * k + flops_of_adapters);
     let Some(on) = tape.device().begin(cost) else { return };
     let mut terms = Vec::new();
     let mut col = 0;
@@ -200,7 +203,42 @@ fn project(
         Product { terms, epilogue: Epilogue { bias, add, ..Epilogue::default() }, target }
     });
     let products: Vec<_> = products.collect();
-    on.gemm(tape.dtype(), &products, y.view_mut());
+    match tape.compute() {
+        Compute::Fp8 => on.gemm_fp8(Fp8::E4m3, tape.dtype(), &products, y.view_mut()),
+        _ => on.gemm(tape.dtype(), &products, y.view_mut()),
+    }
+}
+
+/// Which of projections that stand side by side are multiplied in FP8.
+struct InFp8(Vec<bool>);
+
+impl InFp8 {
+    fn of(compute: Compute, params: &Params, projections: &[Projection]) -> Self {
+        let is_fp8 = |p: &Projection| compute.is_fp8_for(params.resolve(&p.weight));
+        Self(projections.iter().map(is_fp8).collect())
+    }
+
+    fn those<'p>(&self, projections: &'p [Projection]) -> impl Iterator<Item = &'p Projection> {
+        projections.iter().zip(&self.0).filter(|(_, is)| **is).map(|(p, _)| p)
+    }
+
+    fn others<'p>(&self, projections: &'p [Projection]) -> impl Iterator<Item = &'p Projection> {
+        projections.iter().zip(&self.0).filter(|(_, is)| !**is).map(|(p, _)| p)
+    }
+
+    /// Their outputs.
+    fn width(&self, projections: &[Projection]) -> usize {
+        self.those(projections).map(Projection::out_features).sum()
+    }
+
+    /// Bytes inside an operation that multiplies `t` rows with them, or their gradients.
+    fn bytes(&self, projections: &[Projection], t: usize) -> usize {
+        let of_product = |p: &Projection| {
+            let (n, k) = (p.out_features(), p.in_features());
+            gemm::fp8_bytes(t, n, k)
+        };
+        self.those(projections).map(of_product).sum()
+    }
 }
 
 fn backward(
@@ -385,11 +423,14 @@ fn input_gradient(
     let bytes = d_x.num_bytes() + d_y.num_bytes() + weights.sum::<usize>();
     let quantised = quantised_gradients(sweep, projections, d_y);
     let int8_width: usize = quantised.iter().flatten().map(|d_y| d_y.shape()[1]).sum();
-    let float_depth = width - int8_width + if d_down.is_some() { rank } else { 0 };
-    let held = projections.iter().map(|p| params.resolve(&p.weight));
+    let fp8 = InFp8::of(sweep.compute, params, projections);
+    let eight_bits = int8_width + fp8.width(projections);
+    let float_depth = width - eight_bits + if d_down.is_some() { rank } else { 0 };
+    let held = fp8.others(projections).map(|p| params.resolve(&p.weight));
+    let scratch = converted_bytes(sweep.device, dtype, held) + fp8.bytes(projections, t);
     let cost = Cost::memory("d_linear", bytes)
-        .with_scratch(converted_bytes(sweep.device, dtype, held))
-        .with(Work::Int8, 2 * t * k * int8_width)
+        .with_scratch(scratch)
+        .with(Work::Int8, 2 * t * k * eight_bits)
         .with(Work::Product, 2 * t * k * float_depth);
     let Some(on) = sweep.device.begin(cost) else { return };
     let (mut terms, mut of_floats) = (Vec::new(), Vec::new());
@@ -412,7 +453,10 @@ fn input_gradient(
     }
     let target = Place::whole(t, k);
     let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
-    on.gemm(dtype, &[product], d_x.view_mut());
+    match sweep.compute {
+        Compute::Fp8 => on.gemm_fp8(Fp8::E5m2, dtype, &[product], d_x.view_mut()),
+        _ => on.gemm(dtype, &[product], d_x.view_mut()),
+    }
 }
 
 /// Whether both passes of a projection are in integers.

@@ -5,6 +5,7 @@
 //! released as the backward pass goes. Nothing is recorded for an output that needs no gradient.
 
 use crate::{Category, Cost, DType, Device, Gradients, Params, Tensor};
+use hone_kernels::gemm;
 use std::collections::HashMap;
 
 /// What products are computed in.
@@ -16,6 +17,9 @@ pub enum Compute {
     Bf16,
     /// f16 operands, sums in `f32`; on a GPU.
     F16,
+    /// As [`Compute::Bf16`], but projections whose frozen weights are held as int8 in FP8, on a GPU:
+    /// activations and weights as E4M3, gradients as E5M2, with a factor for each operand.
+    Fp8,
     /// As [`Compute::Bf16`], but with frozen weights that are held as int8 in 8-bit integers: the
     /// other operand is quantised row by row.
     Int8,
@@ -26,7 +30,7 @@ impl Compute {
     pub fn dtype(self) -> DType {
         match self {
             Compute::F32 => DType::F32,
-            Compute::Bf16 | Compute::Int8 => DType::Bf16,
+            Compute::Bf16 | Compute::Fp8 | Compute::Int8 => DType::Bf16,
             Compute::F16 => DType::F16,
         }
     }
@@ -37,6 +41,12 @@ impl Compute {
         self == Compute::Int8
             && weight.dtype() == DType::Int8
             && lengths.iter().all(|n| n.is_multiple_of(4))
+    }
+
+    /// Whether products with `weight` are in FP8.
+    pub(crate) fn is_fp8_for(self, weight: &Tensor) -> bool {
+        let [rows, cols] = *weight.shape() else { return false };
+        self == Compute::Fp8 && gemm::is_fp8(weight.dtype(), [rows, cols])
     }
 }
 

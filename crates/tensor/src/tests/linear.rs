@@ -1,6 +1,6 @@
 //! `linear` in its reference form, and the cases it is checked in.
 
-use super::check_op::{Kind, Operands, Operation, STEP, check_op, check_op_in};
+use super::check_op::{Kind, Operands, Operation, STEP, check_op, check_op_in, check_op_on_gpu};
 use crate::{Compute, DType, Lora, Philox, Projection, Tape, Var, Weight, ops};
 use hone_kernels::dropout::Mask;
 use hone_kernels::gemm::reference::{gemm, transpose};
@@ -120,8 +120,13 @@ impl Operation for Linear {
     }
 
     fn is_integer_in(&self, compute: Compute) -> bool {
-        let in_fours = |p: &Projection| p.weight.shape().iter().all(|n| n.is_multiple_of(4));
-        compute == Compute::Int8 && self.projections.iter().any(in_fours)
+        let at_a_time = match compute {
+            Compute::Int8 => 4,
+            Compute::Fp8 => 16,
+            _ => return false,
+        };
+        let is = |p: &Projection| p.weight.shape().iter().all(|n| n.is_multiple_of(at_a_time));
+        self.projections.iter().any(is)
     }
 
     fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
@@ -260,14 +265,15 @@ fn linear_passes_in_odd_sizes() {
     }
 }
 
-/// Weights in bytes, products in integers: with adapters and without, of one projection and of
-/// several; sizes that are no multiple of four fall back to floats.
+/// Weights in bytes, products in integers, or on a GPU in FP8: with adapters and without, of one
+/// projection and of several; sizes that are no multiple of four, or sixteen, fall back to floats.
 #[test]
-fn linear_passes_in_integers() {
+fn linear_passes_in_eight_bits() {
     for (tokens, inputs, outputs) in [
         (6, 16, vec![8]),
         (97, 64, vec![132]),
         (70, 576, vec![64, 16, 16]),
+        (33, 80, vec![32, 6, 48]),
         (5, 13, vec![6]),
         (8, 16, vec![6, 8]),
         (9, 4100, vec![8, 4]),
@@ -283,7 +289,9 @@ fn linear_passes_in_integers() {
                 residual: tokens % 2 == 1,
                 input_grad: true,
             };
-            check_op_in(&[Compute::Int8], &format!("{options:?}"), &Linear::new(&options));
+            let (name, mut op) = (format!("{options:?}"), Linear::new(&options));
+            check_op_in(&[Compute::Int8], &name, &op);
+            check_op_on_gpu(Compute::Fp8, &name, &mut op);
         }
     }
 }

@@ -214,6 +214,8 @@ choice!(
         Bf16,
         /// IEEE 754 binary16.
         F16,
+        /// Floats of eight bits; products only.
+        Fp8,
         /// 8-bit integers with a scale per row.
         Int8,
     }

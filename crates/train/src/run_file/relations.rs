@@ -66,15 +66,18 @@ fn check_fields(run: &RunFile) -> Check {
 /// Integers are for frozen weights, and products in integers for weights held as such.
 fn check_precisions(run: &RunFile) -> Check {
     let (held, compute) = (run.model.base_precision, run.model.compute);
-    let key = match (held, compute) {
-        (Precision::Int8, _) => "model.base_precision",
-        (_, Precision::Int8) => "model.compute",
+    let (key, value) = match (held, compute) {
+        (Precision::Int8, _) => ("model.base_precision", "int8"),
+        (_, Precision::Int8) => ("model.compute", "int8"),
+        (_, Precision::Fp8) => ("model.compute", "fp8"),
         _ => return Ok(()),
     };
     if run.adapter.is_none() {
-        let problem = "\"int8\" is for frozen weights, and without [adapter] all are trained; add \
-                       [adapter] with method = \"lora\", or choose \"auto\"";
-        return Err((key, problem.to_owned()));
+        let problem = format!(
+            "\"{value}\" is for frozen weights, and without [adapter] all are trained; add [adapter] \
+             with method = \"lora\", or choose \"auto\""
+        );
+        return Err((key, problem));
     }
     check_held_for(held, compute, "model.base_precision")
         .map_err(|problem| ("model.compute", problem))
@@ -97,13 +100,15 @@ fn check_offload(run: &RunFile) -> Check {
 /// # Errors
 /// What is wrong, and what to do about it.
 pub fn check_held_for(held: Precision, compute: Precision, key: &str) -> Result<(), String> {
-    match (held, compute) {
-        (Precision::F32 | Precision::Bf16 | Precision::F16, Precision::Int8) => Err(format!(
-            "\"int8\" multiplies weights that are held as int8; leave {key} out or set it to \
-             \"int8\""
-        )),
-        _ => Ok(()),
-    }
+    let value = match (held, compute) {
+        (Precision::Auto | Precision::Int8, _) => return Ok(()),
+        (_, Precision::Int8) => "int8",
+        (_, Precision::Fp8) => "fp8",
+        _ => return Ok(()),
+    };
+    Err(format!(
+        "\"{value}\" multiplies weights that are held as int8; leave {key} out or set it to \"int8\""
+    ))
 }
 
 fn check_targets(run: &RunFile) -> Check {

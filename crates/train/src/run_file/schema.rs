@@ -171,7 +171,8 @@ const TABLES: [(&str, &str); 9] = [
 ];
 
 const ANY: i64 = i64::MAX;
-const PRECISIONS: &[&str] = &["auto", "f32", "bf16", "f16", "int8"];
+const STORAGES: &[&str] = &["auto", "f32", "bf16", "f16", "int8"];
+const PRECISIONS: &[&str] = &["auto", "f32", "bf16", "f16", "fp8", "int8"];
 const FORMATS: &[&str] = &["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"];
 
 const fn key(
@@ -193,14 +194,14 @@ use Kind::{Bool, Bytes, Choice, Float, Int, Text, TextList};
 pub(super) const KEYS: &[Key] = &[
     key("model.path", Text, Required,
         "directory in Hugging Face layout, or a hub name", r#""Qwen/Qwen3-0.6B""#),
-    key("model.base_precision", Choice(PRECISIONS), Value(r#""auto""#),
+    key("model.base_precision", Choice(STORAGES), Value(r#""auto""#),
         "how the frozen weights are held; `auto`: as in the file, or int8 if products are; `int8`: \
          bytes with a scale per row",
         r#""bf16""#),
     key("model.compute", Choice(PRECISIONS), Value(r#""auto""#),
         "precision of products; `auto`: f32 for f32 files, otherwise bf16, or f16 on a GPU that \
-         has no bf16; `f16`: on GPUs, with a loss that is scaled; `int8`: on the CPU, those with \
-         frozen weights in 8-bit integers, others in bf16",
+         has no bf16; `f16`: on GPUs, with a loss that is scaled; `fp8`, on GPUs, and `int8`, on \
+         the CPU: those with frozen weights in eight bits, others in bf16",
         r#""f32""#),
 
     key("data.train", TextList(false), Required,

@@ -295,12 +295,16 @@ fn integers_are_for_frozen_weights() {
         refused(MINIMAL, &[&format!("{key}=int8")], &[key, "[adapter]", "frozen"]);
         load(&with_adapter(), &[&format!("{key}=int8")]).unwrap();
     }
-    let held = ["model.compute=int8", "model.base_precision=bf16"];
-    refused(
-        &with_adapter(),
-        &held,
-        &["model.compute", "on the command line", "leave model.base_precision out"],
-    );
+    refused(MINIMAL, &["model.compute=fp8"], &["model.compute", "[adapter]", "frozen"]);
+    load(&with_adapter(), &["model.compute=fp8"]).unwrap();
+    refused(&with_adapter(), &["model.base_precision=fp8"], &["model.base_precision", "int8"]);
+    for compute in ["model.compute=int8", "model.compute=fp8"] {
+        refused(
+            &with_adapter(),
+            &[compute, "model.base_precision=bf16"],
+            &["model.compute", "on the command line", "leave model.base_precision out"],
+        );
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod accumulation;
 mod curves;
 mod determinism;
-mod f16;
 mod fixture;
+mod gpu_precisions;
 mod planning;
 mod tiny_model;

@@ -1,6 +1,6 @@
 //! Matrix products by cuBLASLt. The algorithm of each shape is asked for once.
 
-use super::super::driver::{Matmul, Operand};
+use super::super::driver::{Address, Fp8, Matmul, Operand, Operands};
 use super::CudaError;
 use crate::element::DType;
 use cudarc::cublaslt::result::{self, CublasError};
@@ -22,11 +22,46 @@ pub(super) struct Blas {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     sizes: [usize; 3],
-    dtypes: (DType, DType),
+    kinds: Kinds,
+    d_dtype: DType,
     strides: [(usize, usize); 3],
     /// Of A, B, C and D, in bytes.
     alignments: [u32; 4],
     adds: bool,
+}
+
+/// What operands are, wherever their factors may be.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Kinds {
+    Floats(DType),
+    Fp8(Fp8, Fp8),
+}
+
+impl Kinds {
+    fn of(operands: Operands) -> Self {
+        match operands {
+            Operands::Floats(dtype) => Self::Floats(dtype),
+            Operands::Fp8 { a, b, .. } => Self::Fp8(a, b),
+        }
+    }
+
+    /// Of both operands, in cuBLASLt's words.
+    fn types(self) -> [sys::cudaDataType; 2] {
+        let of_fp8 = |kind| match kind {
+            Fp8::E4m3 => sys::cudaDataType_t::CUDA_R_8F_E4M3,
+            Fp8::E5m2 => sys::cudaDataType_t::CUDA_R_8F_E5M2,
+        };
+        match self {
+            Self::Floats(dtype) => [type_of(dtype); 2],
+            Self::Fp8(a, b) => [of_fp8(a), of_fp8(b)],
+        }
+    }
+
+    /// Whether sums may be kept in fewer bits than f32 has, as is usual for FP8 in the forward
+    /// pass, which has no gradients as operands.
+    fn sums_fast(self) -> bool {
+        self == Self::Fp8(Fp8::E4m3, Fp8::E4m3)
+    }
 }
 
 /// Descriptors and the algorithm for one kind of product.
@@ -56,6 +91,10 @@ impl Blas {
             Plan::new(handle, matmul, &key)
                 .unwrap_or_else(|error| panic!("cuBLASLt has no product for {matmul:?}: {error}"))
         });
+        if let Operands::Fp8 { scales: [of_a, of_b], .. } = matmul.operands {
+            plan.set_scales(of_b, of_a)
+                .unwrap_or_else(|error| panic!("cuBLASLt refused a factor: {error}"));
+        }
         let (alpha, beta) = (matmul.alpha, if matmul.c.is_some() { 1.0f32 } else { 0.0 });
         let pointer = |address: u64| address as *const c_void;
         // Columns are next to each other here and rows there: the same memory is the transposed
@@ -92,7 +131,8 @@ impl Key {
         let addresses = [matmul.a.address, matmul.b.address, c, matmul.d.address];
         Self {
             sizes: [matmul.m, matmul.n, matmul.k],
-            dtypes: (matmul.dtype, matmul.d_dtype),
+            kinds: Kinds::of(matmul.operands),
+            d_dtype: matmul.d_dtype,
             strides: [matmul.a, matmul.b, matmul.d].map(strides),
             // 16 bytes are all that kernels tell apart; more would let the same product take
             // another algorithm wherever it happens to lie.
@@ -105,22 +145,18 @@ impl Key {
 impl Plan {
     fn new(handle: sys::cublasLtHandle_t, matmul: &Matmul, key: &Key) -> Result<Self, CublasError> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
-        let Matmul { m, n, k, dtype, d_dtype, .. } = *matmul;
+        let Matmul { m, n, k, d_dtype, .. } = *matmul;
+        let [type_a, type_b] = key.kinds.types();
         // Sums in f32 and no rounding of f32 operands to TF32.
         let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         let product = result::create_matmul_desc(compute, type_of(DType::F32))?;
-        let (a, a_turned) = layout(matmul.a, dtype, m, k)?;
-        let (b, b_turned) = layout(matmul.b, dtype, k, n)?;
-        let (d, _) = layout(matmul.d, d_dtype, m, n)?;
-        for (attribute, turned) in [
-            (Attribute::CUBLASLT_MATMUL_DESC_TRANSA, b_turned),
-            (Attribute::CUBLASLT_MATMUL_DESC_TRANSB, a_turned),
-        ] {
-            let turn = i32::from(turned);
-            // SAFETY: the attribute is a number of this size.
-            unsafe {
-                result::set_matmul_desc_attribute(product, attribute, (&raw const turn).cast(), 4)?;
-            }
+        let (a, a_turned) = layout(matmul.a, type_a, m, k)?;
+        let (b, b_turned) = layout(matmul.b, type_b, k, n)?;
+        let (d, _) = layout(matmul.d, type_of(d_dtype), m, n)?;
+        set(product, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, i32::from(b_turned))?;
+        set(product, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, i32::from(a_turned))?;
+        if key.kinds.sums_fast() {
+            set(product, Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, 1i8)?;
         }
         let preference = preference(key)?;
         // SAFETY: all made above.
@@ -130,13 +166,33 @@ impl Plan {
         unsafe { result::destroy_matmul_pref(preference)? };
         Ok(Self { product, a, b, d, algorithm: found?.algo })
     }
+
+    /// Where the factors of the library's A and B are.
+    fn set_scales(&self, a: Address, b: Address) -> Result<(), CublasError> {
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        set(self.product, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, a)?;
+        set(self.product, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, b)
+    }
+}
+
+/// Sets an attribute whose value has the type of `value`.
+fn set<T: Copy>(
+    product: sys::cublasLtMatmulDesc_t,
+    attribute: sys::cublasLtMatmulDescAttributes_t,
+    value: T,
+) -> Result<(), CublasError> {
+    // SAFETY: callers give each attribute a number of its size.
+    unsafe {
+        let value = &raw const value;
+        result::set_matmul_desc_attribute(product, attribute, value.cast(), size_of::<T>())
+    }
 }
 
 /// The layout of a matrix as cuBLASLt sees it, rows next to each other, and whether the product
 /// must turn it.
 fn layout(
     x: Operand,
-    dtype: DType,
+    element: sys::cudaDataType,
     rows: usize,
     cols: usize,
 ) -> Result<(sys::cublasLtMatrixLayout_t, bool), CublasError> {
@@ -145,7 +201,7 @@ fn layout(
         _ => (true, rows, cols, x.col_stride),
     };
     let stride = stride.max(height) as i64;
-    let layout = result::create_matrix_layout(type_of(dtype), height as u64, width as u64, stride)?;
+    let layout = result::create_matrix_layout(element, height as u64, width as u64, stride)?;
     Ok((layout, turned))
 }
 

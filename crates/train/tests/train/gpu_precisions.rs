@@ -1,4 +1,5 @@
-//! Products in f16, on a GPU: the same training but for rounding, and a loss that is scaled.
+//! Products in f16 and FP8, on a GPU: the same training but for rounding; in f16 with a loss that
+//! is scaled.
 
 use crate::fixture::{LORA, Scene, train, train_with};
 use hone_model::Recompute;
@@ -36,6 +37,26 @@ fn steps_follow_those_in_f32() {
             }
         }
     }
+}
+
+/// Projections in FP8, of weights that are held in bytes.
+#[test]
+fn steps_in_fp8_follow_those_in_f32() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    let scene = Scene::new("dynamic");
+    let exact = train(&scene.setup(&LORA), 1, Recompute::None, 4);
+    let mut setup = in_f16(&scene, &LORA, &gpu);
+    (setup.compute, setup.base_precision) = (Compute::Fp8, Some(DType::Int8));
+    let trail = |recompute| {
+        let engine = Engine::new(&setup, &Device::cuda(gpu.clone())).unwrap();
+        train_with(&setup, engine, recompute, 4)
+    };
+    let found = trail(Recompute::None);
+    for (step, (found, exact)) in found.losses.iter().zip(&exact.losses).enumerate() {
+        let error = (found / exact - 1.0).abs();
+        assert!(error < 0.01 && found != exact, "loss {step}: {found}, in f32 {exact}");
+    }
+    assert!(found == trail(Recompute::Block), "recomputation changes bits");
 }
 
 /// A step that overflows is done again, and what it was done with is kept for `--resume`.
@@ -99,6 +120,9 @@ fn f16_is_for_gpus_without_bf16() {
         (l4, Precision::Auto, DType::F16, Some(Compute::Bf16)),
         (l4, Precision::F16, DType::Bf16, Some(Compute::F16)),
         (l4, Precision::Int8, DType::Bf16, None),
+        (l4, Precision::Fp8, DType::Bf16, Some(Compute::Fp8)),
+        (t4, Precision::Fp8, DType::Bf16, None),
+        (Hardware::Cpu, Precision::Fp8, DType::Bf16, None),
     ] {
         assert_eq!(chosen(on, asked, file), expected, "{on:?}, {asked:?}, {file:?}");
     }
