@@ -314,6 +314,13 @@ impl<'a> Slice<'a> {
         Self { address, len, ..self }
     }
 
+    /// As a kernel's parameter, rows with scales from row `first` on.
+    pub(crate) fn row(self, first: usize) -> Arg {
+        assert!(self.dtype == DType::Int8);
+        let values = self.address + (4 * self.num_rows() + first * self.cols) as u64;
+        Arg::pair(values, self.address + 4 * first as u64)
+    }
+
     /// The same elements, which must be `f32`.
     ///
     /// # Panics

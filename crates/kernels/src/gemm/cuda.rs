@@ -49,7 +49,8 @@ pub(super) fn gemm(
             let (a, b, operands) = match in_fp8 {
                 Some(kind) => operands_in_fp8(gpu, kind, (term, target), &mut left),
                 None => {
-                    let [a, b] = [term.a, term.b].map(|x| operand(gpu, compute, x));
+                    let a = operand(gpu, compute, term.a, (target.m, term.k));
+                    let b = operand(gpu, compute, term.b, (term.k, target.n));
                     (a, b, Operands::Floats(compute))
                 }
             };
@@ -89,8 +90,8 @@ pub(super) fn add_weight_gradient(
         n,
         k: t,
         operands: Operands::Floats(compute),
-        a: operand(gpu, compute, d_y.transposed()),
-        b: operand(gpu, compute, x),
+        a: operand(gpu, compute, d_y.transposed(), (m, t)),
+        b: operand(gpu, compute, x, (t, n)),
         c: Some(d.address),
         d,
         d_dtype: d_w.dtype(),
@@ -128,7 +129,7 @@ fn operands_in_fp8(
     (term, target): (&Term<'_>, &Place),
     left: &mut Option<((Address, usize), InFp8)>,
 ) -> (Operand, Operand, Operands) {
-    let key = (operand(gpu, term.a.data.dtype(), term.a).address, term.k);
+    let key = (term.a.data.cuda().part(term.a.offset, 0).address(), term.k);
     let a = match left {
         Some((of, a)) if *of == key => *a,
         _ => rows_in_fp8(gpu, kind, term.a, (target.m, term.k)),
@@ -195,20 +196,20 @@ fn result(out: Slice<'_>, place: &Place) -> Operand {
     Operand { address, row_stride: place.row_stride, col_stride: place.col_stride }
 }
 
-fn operand(gpu: &Gpu, compute: DType, matrix: Matrix<'_>) -> Operand {
+/// A matrix `[rows, cols]` in the compute type. Of an array in another type, those rows that it has
+/// a part in are converted.
+fn operand(gpu: &Gpu, compute: DType, matrix: Matrix<'_>, (rows, cols): (usize, usize)) -> Operand {
     let (held, Matrix { offset, row_stride, col_stride, .. }) = (matrix.data.cuda(), matrix);
-    let slice = as_type(gpu, compute, held);
-    let address = slice.address() + (offset * compute.size()) as u64;
+    let address = if held.dtype() == compute {
+        held.part(offset, 0).address()
+    } else {
+        let last = offset + rows.max(1) * row_stride - row_stride + cols.max(1) * col_stride;
+        let h = held.cols().max(1);
+        let (first, end) = (offset / h, (last - col_stride) / h + 1);
+        let len = ((end - first) * h).min(held.len() - first * h);
+        let to = gpu.scratch(converted_bytes(held.dtype(), compute, len));
+        vector::cuda::convert_rows(gpu, held, (first, h), Slice::new(to, compute, len, h));
+        to + ((offset - first * h) * compute.size()) as u64
+    };
     Operand { address, row_stride, col_stride }
-}
-
-/// The same elements in another type, where they are not of it already.
-pub(crate) fn as_type<'a>(gpu: &Gpu, compute: DType, held: Slice<'a>) -> Slice<'a> {
-    if held.dtype() == compute {
-        return held;
-    }
-    let address = gpu.scratch(converted_bytes(held.dtype(), compute, held.len()));
-    let converted = Slice::new(address, compute, held.len(), held.cols());
-    vector::cuda::convert(gpu, held, converted);
-    converted
 }

@@ -1,18 +1,22 @@
-//! Logits of some rows at a time, by a product, and what is made of them.
+//! Logits of many rows and a panel of the vocabulary at a time, by a product, and what is made of
+//! them: as attention does over its values, the mean of the weight's rows is summed as panels come,
+//! so that each is read, and converted where it is held in another type, once.
 
 use super::{Inputs, Outputs};
 use crate::cuda::{Address, Gpu, Launch, Matmul, Operand, Operands, Slice, Source, args};
 use crate::element::DType;
 use crate::gemm;
+use crate::vector;
 
 pub(crate) static SOURCE: Source = Source {
     name: "head",
     texts: &[include_str!("kernel.cu")],
     kernels: &[
-        "head_softmax_stats",
-        "head_probabilities<float>",
-        "head_probabilities<bf16>",
-        "head_probabilities<f16>",
+        "head_absorb<float>",
+        "head_absorb<bf16>",
+        "head_absorb<f16>",
+        "head_shrink",
+        "head_finish",
         "head_direction<float,float>",
         "head_direction<float,bf16>",
         "head_direction<float,f16>",
@@ -34,8 +38,11 @@ pub(crate) static SOURCE: Source = Source {
     ],
 };
 
-/// Rows whose logits exist at a time: enough for products to run at full speed.
-pub const MOST_ROWS: usize = 512;
+/// Rows whose logits exist at a time.
+pub const MOST_ROWS: usize = 4096;
+
+/// Tokens of the vocabulary whose logits exist at a time: enough for products to run at full speed.
+pub const PANEL: usize = 8192;
 
 /// Threads of a block that takes a row.
 const THREADS: u32 = 256;
@@ -49,12 +56,19 @@ pub fn workspace_len(
     direction: bool,
 ) -> usize {
     let logits = weight_workspace_len(n, vocab_size, dtype);
-    if direction { logits + padded(n * hidden_size) } else { padded(n * vocab_size) }
+    logits + padded(4 * n) + if direction { padded(n * hidden_size) } else { 0 }
 }
 
 /// Elements (f32) of workspace for the gradient of a trained head's weight from `n` rows.
 pub fn weight_workspace_len(n: usize, vocab_size: usize, dtype: DType) -> usize {
-    padded(n * vocab_size) + in_compute_type(n * vocab_size, dtype)
+    let len = n * vocab_size.min(PANEL);
+    padded(len) + in_compute_type(len, dtype)
+}
+
+/// Bytes inside an operation for a panel of a weight `[vocab_size, hidden_size]` in another type
+/// than `compute`.
+pub fn panel_bytes(held: DType, compute: DType, vocab_size: usize, hidden_size: usize) -> usize {
+    gemm::converted_bytes(held, compute, vocab_size.min(PANEL) * hidden_size)
 }
 
 /// Elements (f32) beside the logits for as many in the compute type: none where that is f32, since
@@ -71,18 +85,50 @@ fn padded(len: usize) -> usize {
 /// The parts of a workspace.
 struct Parts {
     logits: Address,
-    /// Probabilities, or derivatives, in the compute type.
+    /// Weights of the mean, or derivatives, in the compute type.
     of_logits: Address,
+    state: Address,
     mean: Address,
 }
 
 impl Parts {
     fn new(workspace: Slice<'_>, n: usize, v: usize, dtype: DType) -> Self {
-        let logits = workspace.address();
-        let after = logits + 4 * padded(n * v) as u64;
+        let (logits, len) = (workspace.address(), n * v.min(PANEL));
+        let after = logits + 4 * padded(len) as u64;
         let of_logits = if dtype == DType::F32 { logits } else { after };
-        Self { logits, of_logits, mean: after + 4 * in_compute_type(n * v, dtype) as u64 }
+        let state = after + 4 * in_compute_type(len, dtype) as u64;
+        Self { logits, of_logits, state, mean: state + 4 * padded(4 * n) as u64 }
     }
+}
+
+/// Rows `first..first + width` of the head's weight in the compute type.
+struct Panel {
+    first: usize,
+    width: usize,
+    address: Address,
+}
+
+/// The panels of a weight `[v, h]`, those in another type converted into the same memory.
+fn panels<'a>(
+    gpu: &'a Gpu,
+    dtype: DType,
+    weight: Slice<'a>,
+    (v, h): (usize, usize),
+) -> impl Iterator<Item = Panel> + 'a {
+    let bytes = panel_bytes(weight.dtype(), dtype, v, h);
+    let converted = (bytes > 0).then(|| gpu.scratch(bytes));
+    (0..v).step_by(PANEL).map(move |first| {
+        let width = PANEL.min(v - first);
+        let address = match converted {
+            None => weight.part(first * h, 0).address(),
+            Some(address) => {
+                let to = Slice::new(address, dtype, width * h, h);
+                vector::cuda::convert_rows(gpu, weight, (first, h), to);
+                address
+            }
+        };
+        Panel { first, width, address }
+    })
 }
 
 pub(super) fn forward(gpu: &Gpu, inputs: Inputs<'_>, workspace: Slice<'_>, outputs: Outputs<'_>) {
@@ -92,37 +138,40 @@ pub(super) fn forward(gpu: &Gpu, inputs: Inputs<'_>, workspace: Slice<'_>, outpu
     assert!(inputs.targets.iter().all(|&target| (target as usize) < v));
     assert!(workspace.len() >= workspace_len(n, h, v, dtype, outputs.direction.is_some()));
     let parts = Parts::new(workspace, n, v, dtype);
-    let held = gemm::cuda::as_type(gpu, dtype, weight);
-    logits(gpu, (n, v, h), (x, held), parts.logits);
     let (log_probs, lse) = (outputs.log_probs.cuda().f32(), outputs.lse.cuda().f32());
     let targets = gpu.upload(inputs.targets);
     let by_row = Launch::blocks(n, THREADS);
-    let args = args![parts.logits, v, targets, log_probs, lse];
-    gpu.launch(&SOURCE, "head_softmax_stats", by_row, args);
+    let weights = if outputs.direction.is_some() { parts.of_logits } else { 0 };
+    for Panel { first, width, address } in panels(gpu, dtype, weight, (v, h)) {
+        logits(gpu, (n, width, h), (x, address), parts.logits);
+        let args = args![parts.logits, width, first, targets, parts.state, weights];
+        gpu.launch(&SOURCE, &format!("head_absorb<{}>", x.type_name()), by_row, args);
+        if weights == 0 {
+            continue;
+        }
+        if first > 0 {
+            gpu.launch(&SOURCE, "head_shrink", by_row, args![parts.mean, parts.state, h]);
+        }
+        gpu.matmul(Matmul {
+            m: n,
+            n: h,
+            k: width,
+            operands: Operands::Floats(dtype),
+            a: row_major(weights, width),
+            b: row_major(address, h),
+            c: (first > 0).then_some(parts.mean),
+            d: row_major(parts.mean, h),
+            d_dtype: DType::F32,
+            alpha: 1.0,
+        });
+    }
+    let args = args![parts.state, n, log_probs, lse];
+    gpu.launch(&SOURCE, "head_finish", Launch::elements(n), args);
     let Some(direction) = outputs.direction else { return };
-    let direction = direction.cuda();
-    let kernel = format!("head_probabilities<{}>", x.type_name());
-    let args = args![parts.logits, lse, targets, v, parts.of_logits];
-    gpu.launch(&SOURCE, &kernel, over_logits(n, v), args);
-    gpu.matmul(Matmul {
-        m: n,
-        n: h,
-        k: v,
-        operands: Operands::Floats(dtype),
-        a: row_major(parts.of_logits, v),
-        b: row_major(held.address(), h),
-        c: None,
-        d: row_major(parts.mean, h),
-        d_dtype: DType::F32,
-        alpha: 1.0,
-    });
     let kernel = format!("head_direction<{},{}>", x.type_name(), weight.type_name());
-    gpu.launch(
-        &SOURCE,
-        &kernel,
-        by_row,
-        args![parts.mean, weight, targets, log_probs, h, direction],
-    );
+    let direction = direction.cuda();
+    let args = args![parts.mean, weight, targets, parts.state, log_probs, lse, h, direction];
+    gpu.launch(&SOURCE, &kernel, by_row, args);
 }
 
 pub(super) fn backward(
@@ -151,31 +200,34 @@ pub(super) fn backward_weight(
     let (v, dtype) = (weight.len() / h, x.dtype());
     assert!(workspace.len() >= weight_workspace_len(n, v, dtype) && d_w.len() >= v * h);
     let parts = Parts::new(workspace, n, v, dtype);
-    let held = gemm::cuda::as_type(gpu, dtype, weight);
-    logits(gpu, (n, v, h), (x, held), parts.logits);
-    let kernel = format!("head_d_logits<{}>", x.type_name());
     let targets = gpu.upload(inputs.targets);
-    let args = args![parts.logits, lse, targets, d_log_probs, v, parts.of_logits];
-    gpu.launch(&SOURCE, &kernel, over_logits(n, v), args);
-    gpu.matmul(Matmul {
-        m: v,
-        n: h,
-        k: n,
-        operands: Operands::Floats(dtype),
-        a: row_major(parts.of_logits, v).transposed(),
-        b: row_major(x.address(), h),
-        c: Some(d_w.address()),
-        d: row_major(d_w.address(), h),
-        d_dtype: DType::F32,
-        alpha: 1.0,
-    });
+    let kernel = format!("head_d_logits<{}>", x.type_name());
+    for Panel { first, width, address } in panels(gpu, dtype, weight, (v, h)) {
+        logits(gpu, (n, width, h), (x, address), parts.logits);
+        let of = (lse, d_log_probs, parts.of_logits);
+        let args = args![parts.logits, width, first, targets, of.0, of.1, of.2];
+        gpu.launch(&SOURCE, &kernel, over_logits(n, width), args);
+        let rows = d_w.part(first * h, 0).address();
+        gpu.matmul(Matmul {
+            m: width,
+            n: h,
+            k: n,
+            operands: Operands::Floats(dtype),
+            a: row_major(parts.of_logits, width).transposed(),
+            b: row_major(x.address(), h),
+            c: Some(rows),
+            d: row_major(rows, h),
+            d_dtype: DType::F32,
+            alpha: 1.0,
+        });
+    }
 }
 
 /// `logits [n, v] = x Wᵀ`, f32.
 fn logits(
     gpu: &Gpu,
     (n, v, h): (usize, usize, usize),
-    (x, weight): (Slice<'_>, Slice<'_>),
+    (x, weight): (Slice<'_>, Address),
     logits: Address,
 ) {
     gpu.matmul(Matmul {
@@ -184,7 +236,7 @@ fn logits(
         k: h,
         operands: Operands::Floats(x.dtype()),
         a: row_major(x.address(), h),
-        b: row_major(weight.address(), h).transposed(),
+        b: row_major(weight, h).transposed(),
         c: None,
         d: row_major(logits, v),
         d_dtype: DType::F32,

@@ -72,6 +72,16 @@ pub(crate) fn convert(gpu: &Gpu, x: Slice<'_>, y: Slice<'_>) {
     gpu.launch(&SOURCE, &kernel, elements(y.len()), args![x, y, y.len()]);
 }
 
+/// `y` = rows of `x` from row `first` on, rows of `h`.
+pub(crate) fn convert_rows(gpu: &Gpu, x: Slice<'_>, (first, h): (usize, usize), y: Slice<'_>) {
+    if x.dtype() != DType::Int8 {
+        return convert(gpu, x.part(first * h, y.len()), y);
+    }
+    assert!(x.cols() == h && first * h + y.len() <= x.len());
+    let kernel = format!("vector_dequantise<{}>", y.type_name());
+    gpu.launch(&SOURCE, &kernel, Launch::blocks(y.len() / h, THREADS), args![x.row(first), h, y]);
+}
+
 pub(super) fn scale(gpu: &Gpu, x: Slice<'_>, scale: f32, y: Slice<'_>) {
     assert!(x.len() >= y.len());
     let kernel = format!("vector_scale<{}>", y.type_name());

@@ -1,6 +1,6 @@
 //! Output head: log-probabilities of target tokens, without the logits of a whole batch.
 
-use super::{converted_bytes, quantised, rows_cols};
+use super::{quantised, rows_cols};
 use crate::{Category, Cost, DType, Device, Tape, Target, Tensor, Var, Weight, Work};
 use hone_kernels::gemm::{Epilogue, Matrix, Place, Product, Term};
 use hone_kernels::{Processor, head as kernel};
@@ -70,12 +70,17 @@ pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight) -> Tensor {
     let int8 = tape.compute().is_integer_for(weight, &[h]);
     let quantised_x = int8.then(|| quantised(tape.device(), x, (0, h), None));
     let x = quantised_x.as_ref().unwrap_or(x);
+    // A GPU converts no more than a panel of the vocabulary at a time.
+    let converts = tape.device().target() == Target::Cuda && weight.dtype() != tape.dtype();
+    let width = if converts { v.min(kernel::cuda::PANEL) } else { v };
     let cost = Cost::memory("logits", weight.num_bytes() + y.num_bytes())
         .with(product_work(int8), 2 * t * v * h);
-    if let Some(on) = tape.device().begin(cost) {
-        let w = Matrix::rows(weight.view(), h).transposed();
+    let Some(on) = tape.device().begin(cost) else { return y };
+    for first in (0..v).step_by(width) {
+        on.begin();
+        let w = Matrix { offset: first * h, ..Matrix::rows(weight.view(), h) }.transposed();
         let terms = [Term { a: Matrix::rows(x.view(), h), b: w, k: h }];
-        let target = Place::whole(t, v);
+        let target = Place::columns(t, width.min(v - first), v, first);
         let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
         on.gemm(tape.dtype(), &[product], y.view_mut());
     }
@@ -130,7 +135,7 @@ impl Head<'_> {
         let mut workspace = device.alloc(Category::Head, DType::F32, &[len]);
         let weight_bytes = self.weight.num_bytes() * (1 + usize::from(with_direction));
         let mut cost = Cost::memory("log_probs", self.bytes(c, weight_bytes))
-            .with_scratch(converted_bytes(device, self.x.dtype(), [self.weight]))
+            .with_scratch(self.panel_bytes(device))
             .with(product_work(self.int8), self.product_flops());
         if with_direction {
             // The mean under the softmax is in floats always.
@@ -167,7 +172,7 @@ impl Head<'_> {
         let mut workspace = device.alloc(Category::Head, DType::F32, &[len]);
         let bytes = self.bytes(c, self.weight.num_bytes() + 2 * d_w.num_bytes());
         let cost = Cost::memory("d_log_probs_weight", bytes)
-            .with_scratch(converted_bytes(device, self.x.dtype(), [self.weight]))
+            .with_scratch(self.panel_bytes(device))
             .with(Work::Product, self.product_flops())
             .with(Work::OverTokens, self.product_flops());
         let Some(on) = device.begin(cost) else { return };
@@ -197,6 +202,18 @@ impl Head<'_> {
 
     fn vocab(&self) -> usize {
         self.weight.shape()[0]
+    }
+
+    /// Bytes inside the operation for what a GPU converts of the weight at a time.
+    fn panel_bytes(&self, device: &Device) -> usize {
+        let (_, h) = rows_cols(self.weight.shape());
+        match device.target() {
+            Target::Cpu => 0,
+            Target::Cuda => {
+                let (held, compute) = (self.weight.dtype(), self.x.dtype());
+                kernel::cuda::panel_bytes(held, compute, self.vocab(), h)
+            }
+        }
     }
 
     fn chunk_rows(&self, device: &Device) -> usize {

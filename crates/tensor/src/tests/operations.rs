@@ -1,9 +1,10 @@
 //! Every coarse operation but `linear` in its reference form, and the cases it is checked in.
 
-use super::check_op::{Kind, Operands, Operation, check_op, check_op_in, f64s, normals};
+use super::check_op::{Kind, Operands, Operation, check_op, check_op_in, f64s, normals, tensor_of};
 use super::linear::{Linear, Options};
 use crate::ops::{self, Angles};
-use crate::{Compute, DType, Heads, Sequence, Tape, Var, Weight};
+use crate::{Category, Compute, DType, Device, Heads, Params, Sequence, Tape, Tensor, Var, Weight};
+use hone_kernels::cuda::Gpu;
 use hone_kernels::gemm::reference::{gemm, transpose};
 use hone_kernels::rope::Direction;
 use hone_kernels::{attention, embedding, head, rms_norm, rope, swiglu};
@@ -370,6 +371,36 @@ fn log_probs_passes() {
     check_op("log_probs, weight only", &mut LogProbs::new(Kind::Trained, (9, 5, 13), 3, false));
 }
 
+/// A vocabulary of more than one of a GPU's panels.
+#[test]
+fn log_probs_passes_with_a_large_vocabulary() {
+    for kind in WEIGHT_KINDS {
+        check_op("log_probs in panels", &mut LogProbs::new(kind, (7, 16, 17_000), 3, true));
+    }
+}
+
+/// Logits of a vocabulary of more than one panel, which a GPU converts one at a time.
+#[test]
+fn logits_are_the_same_on_a_gpu() {
+    let Some(gpu) = Gpu::for_tests().map(Device::cuda) else { return };
+    let (t, h, v) = (3, 16, 17_000);
+    let (x, w) = (normals(1, t * h), normals(2, v * h));
+    for dtype in [DType::F32, DType::Bf16, DType::F16, DType::Int8] {
+        let weight = tensor_of(&w, dtype, &[v, h]);
+        let on = |device: &Device| {
+            let params = Params::default();
+            let mut tape = Tape::inference(device, &params, Compute::F32);
+            let held = |x: &Tensor| device.hold(Category::Activations, x);
+            let (x, weight) = (held(&Tensor::from_f32(&x, &[t, h])), held(&weight));
+            ops::logits(&mut tape, &x, &Weight::Frozen(weight)).to_vec_f32()
+        };
+        let (found, expected) = (on(&gpu), on(&Device::cpu(2)));
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found - expected).abs() < 1e-4, "{dtype:?}: {found}, on the CPU {expected}");
+        }
+    }
+}
+
 /// In integers; a length that is no multiple of four falls back to floats.
 #[test]
 fn log_probs_passes_in_integers() {
@@ -382,7 +413,7 @@ fn log_probs_passes_in_integers() {
 #[test]
 fn log_probs_passes_with_more_rows_than_one_chunk() {
     for kind in [Kind::Frozen(DType::Bf16), Kind::Trained] {
-        check_op("log_probs in chunks", &mut LogProbs::new(kind, (1300, 5, 37), 9, true));
+        check_op("log_probs in chunks", &mut LogProbs::new(kind, (4500, 5, 37), 9, true));
     }
 }
 
