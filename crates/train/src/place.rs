@@ -2,7 +2,7 @@
 
 use crate::error::TrainError;
 use crate::machine;
-use crate::profile::{DeviceProfile, catalogue};
+use crate::profile::DeviceProfile;
 use crate::report::format_bytes;
 use crate::run_file::Precision;
 use hone_tensor::cuda::{CudaError, Gpu, num_devices};
@@ -148,11 +148,12 @@ impl Place {
         }
     }
 
-    /// What its speed and memory are: measured for the CPU, published for a GPU.
+    /// What its speed and memory are: measured for the CPU; of a GPU published, unless `hone doctor`
+    /// has measured it.
     pub fn profile(&self) -> DeviceProfile {
         match self {
             Self::Cpu { threads } => DeviceProfile::of_this_machine(*threads),
-            Self::Cuda(gpu) => catalogue::of(gpu.info(), Some(gpu.free_bytes())),
+            Self::Cuda(gpu) => DeviceProfile::of_gpu(gpu),
         }
     }
 

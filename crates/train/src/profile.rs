@@ -1,23 +1,17 @@
-//! How fast this machine is, measured: what the planner's times come from. What is published of
-//! GPUs is in [`catalogue`].
+//! How fast a device is: what the planner's times come from. The CPU is measured; of GPUs more is
+//! published ([`catalogue`]) than of CPUs, and `hone doctor` measures those that are there.
 
 pub mod catalogue;
+mod measure;
 
 use crate::machine;
-use hone_tensor::ops;
-use hone_tensor::safetensors::held_as;
-use hone_tensor::{
-    Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Lora, Params,
-    Projection, Sequence, Span, Tape, Target, Tensor, Transfer, Var, Weight, Work, ceiling,
-};
+use hone_tensor::cuda::Gpu;
+use hone_tensor::{Compute, Cost, Device, Target, Transfer, Work};
 use serde::{Deserialize, Serialize};
-use std::cell::RefCell;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 /// Rates of a device. FLOP/s count a multiply-add as two.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DeviceProfile {
     /// Processor.
     pub cpu: String,
@@ -86,42 +80,37 @@ impl DeviceProfile {
     /// Measures, and keeps the result for later runs where that is possible.
     pub fn measure(threads: usize) -> Self {
         let device = Device::cpu(threads);
-        let mut probes = [
-            Probe::new(&device, Rate::Flops(Work::Product), product(&device, Compute::F32)),
-            Probe::new(&device, Rate::Flops(Work::Product), product(&device, Compute::Bf16)),
-            Probe::new(&device, Rate::Flops(Work::Int8), product(&device, Compute::Int8)),
-            Probe::new(&device, Rate::Flops(Work::OverTokens), trained(&device)),
-            Probe::new(&device, Rate::Flops(Work::Thin), adapted(&device)),
-            Probe::new(&device, Rate::Flops(Work::Attention), attention(&device)),
-            Probe::new(&device, Rate::Flops(Work::Elementwise), elementwise(&device)),
-            Probe::new(&device, Rate::Bytes, memory(&device)),
-        ];
-        for _ in 0..WINDOWS {
-            probes.iter_mut().for_each(|probe| probe.window(&device));
-        }
-        let [product_f32, product_bf16, product_int8, product_over_tokens, ..] = &probes;
-        let [.., product_thin, attention, elementwise, memory] = &probes;
         let profile = Self {
             cpu: machine::cpu_name(),
             threads,
             isa: isa(&device),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            measured: jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string(),
-            product_f32: product_f32.rate(),
-            product_bf16: product_bf16.rate(),
-            product_int8: product_int8.rate(),
-            ceiling_f32: ceiling_rate(&device, DType::F32),
-            ceiling_bf16: ceiling_rate(&device, DType::Bf16),
-            ceiling_int8: ceiling_rate(&device, DType::Int8),
-            product_over_tokens: product_over_tokens.rate(),
-            product_thin: product_thin.rate(),
-            attention: attention.rate(),
-            elementwise: elementwise.rate(),
-            memory: memory.rate(),
-            overhead: overhead(&device),
-            gpu: None,
+            measured: now(),
+            ..measure::cpu(&device)
         };
-        profile.keep();
+        profile.keep(Self::path(threads));
+        profile
+    }
+
+    /// The profile of a GPU: the one measured before, or what is published of it.
+    pub fn of_gpu(gpu: &Gpu) -> Self {
+        let published = catalogue::of(gpu.info(), Some(gpu.free_bytes()));
+        let path = Self::gpu_path(&published.cpu);
+        let kept = path.and_then(|path| std::fs::read_to_string(path).ok());
+        let kept = kept.and_then(|text| serde_json::from_str::<Self>(&text).ok());
+        let is_of_it = |kept: &Self| kept.cpu == published.cpu && kept.version == published.version;
+        let Some(kept) = kept.filter(is_of_it) else { return published };
+        let figures = |link| published.gpu.map(|gpu| GpuFigures { link, ..gpu });
+        Self { gpu: kept.gpu.and_then(|kept| figures(kept.link)), ..kept }
+    }
+
+    /// Measures a GPU, and keeps the result for later runs where that is possible. Peaks are as
+    /// published.
+    pub fn measure_gpu(gpu: &Gpu) -> Self {
+        let published = catalogue::of(gpu.info(), Some(gpu.free_bytes()));
+        let measured = measure::gpu(gpu, &measure::LARGE, published);
+        let profile = Self { measured: format!("its speed of {}", now()), ..measured };
+        profile.keep(Self::gpu_path(&profile.cpu));
         profile
     }
 
@@ -193,8 +182,15 @@ impl DeviceProfile {
         Some(cache.join("hone").join(format!("profile-{threads}-threads.json")))
     }
 
-    fn keep(&self) {
-        let Some(path) = Self::path(self.threads) else { return };
+    /// In the same directory, by the GPU's name.
+    fn gpu_path(name: &str) -> Option<PathBuf> {
+        let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+        let name: String = name.chars().map(plain).collect();
+        Some(Self::path(0)?.with_file_name(format!("profile-{name}.json")))
+    }
+
+    fn keep(&self, path: Option<PathBuf>) {
+        let Some(path) = path else { return };
         let text = serde_json::to_string_pretty(self).expect("a profile can be written");
         let made = path.parent().is_some_and(|dir| std::fs::create_dir_all(dir).is_ok());
         if made {
@@ -204,192 +200,11 @@ impl DeviceProfile {
     }
 }
 
+/// When something was measured.
+fn now() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string()
+}
+
 fn isa(device: &Device) -> String {
     device.as_cpu().map_or_else(String::new, |cpu| cpu.isa().name().to_owned())
-}
-
-/// Windows in which each rate is measured, one rate after the other and again: what else runs on
-/// the machine for a moment slows one window, not the median of all.
-const WINDOWS: usize = 5;
-/// How long a window is.
-const WINDOW: Duration = Duration::from_millis(20);
-
-/// What is counted.
-#[derive(Clone, Copy)]
-enum Rate {
-    Flops(Work),
-    Bytes,
-}
-
-impl Rate {
-    fn count(self, span: &Span) -> u64 {
-        match self {
-            Self::Flops(work) => span.cost.done_of(work),
-            Self::Bytes => span.cost.bytes,
-        }
-    }
-}
-
-/// Operations that are run again and again, their step memory in an arena as in training.
-struct Probe {
-    rate: Rate,
-    body: Box<dyn Fn()>,
-    layout: Arc<Layout>,
-    arena: Arena,
-    rates: Vec<f64>,
-}
-
-impl Probe {
-    fn new(device: &Device, rate: Rate, body: impl Fn() + 'static) -> Self {
-        let ((), trace) = device.trace(&body);
-        let layout = Arc::new(Layout::of(trace));
-        let arena = Arena::new(device, layout.bytes());
-        Self { rate, body: Box::new(body), layout, arena, rates: Vec::new() }
-    }
-
-    /// The rate of those operations that have any of what is counted, by their own count.
-    fn window(&mut self, device: &Device) {
-        device.planned(&mut self.arena, &self.layout, &self.body);
-        let (mut count, mut seconds) = (0, 0.0);
-        let begun = Instant::now();
-        while begun.elapsed() < WINDOW {
-            device.start_recording();
-            device.planned(&mut self.arena, &self.layout, &self.body);
-            device.mark("end");
-            let spans = device.take_recording();
-            for span in spans.iter().filter(|span| self.rate.count(span) > 0) {
-                count += self.rate.count(span);
-                seconds += span.seconds;
-            }
-        }
-        self.rates.push(count as f64 / seconds);
-    }
-
-    fn rate(&self) -> f64 {
-        let mut rates = self.rates.clone();
-        rates.sort_by(f64::total_cmp);
-        rates[rates.len() / 2]
-    }
-}
-
-/// Operations that are run forward and backward in bf16; their gradients stay, as training's do.
-struct Trained {
-    device: Device,
-    params: Params,
-    gradients: RefCell<Gradients>,
-    x: Tensor,
-}
-
-impl Trained {
-    fn new(device: &Device, params: Params, input: &[usize]) -> Self {
-        let gradients = RefCell::new(Gradients::zeros(device, &params));
-        let x = touched(device, DType::Bf16, input);
-        Self { device: device.clone(), params, gradients, x }
-    }
-
-    fn run<'a>(&'a self, operation: impl FnOnce(&mut Tape<'a>, Var) -> Var) {
-        let mut tape = Tape::training(&self.device, &self.params, Compute::Bf16, None);
-        let x = tape.leaf(self.x.clone(), true);
-        let y = operation(&mut tape, x);
-        let d_y = self.device.alloc(Category::Workspace, DType::Bf16, y.value().shape());
-        drop(tape.sweep_back(y, d_y, &mut self.gradients.borrow_mut()));
-    }
-}
-
-fn product(device: &Device, compute: Compute) -> impl Fn() + 'static {
-    let (t, k, n) = (1024, 576, 960);
-    let params = Params::default();
-    let weight = match compute {
-        Compute::Int8 => {
-            let zeros = touched(device, DType::F32, &[n, k]);
-            held_as(device, Category::Workspace, &zeros, DType::Int8)
-        }
-        floats => touched(device, floats.dtype(), &[n, k]),
-    };
-    let layer = [Projection { weight: Weight::Frozen(weight), bias: None, lora: None }];
-    let (x, device) = (touched(device, compute.dtype(), &[t, k]), device.clone());
-    move || {
-        let mut tape = Tape::inference(&device, &params, compute);
-        let x = tape.leaf(x.clone(), false);
-        ops::linear(&mut tape, x, &layer, None);
-    }
-}
-
-fn trained(device: &Device) -> impl Fn() + 'static {
-    let (t, k, n) = (1024, 576, 960);
-    let mut params = Params::default();
-    let param = params.add("weight".to_owned(), touched(device, DType::F32, &[n, k]));
-    let weight = Weight::Trained { param, shape: vec![n, k] };
-    let layer = [Projection { weight, bias: None, lora: None }];
-    let trained = Trained::new(device, params, &[t, k]);
-    move || trained.run(|tape, x| ops::linear(tape, x, &layer, None))
-}
-
-/// Two adapters of one input.
-fn adapted(device: &Device) -> impl Fn() + 'static {
-    let (t, k, n, rank) = (1024, 576, 960, 16);
-    let mut params = Params::default();
-    let layer = [0, 1].map(|stream| {
-        let mut add = |name: &str, shape: &[usize]| {
-            params.add(format!("{name}{stream}"), touched(device, DType::F32, shape))
-        };
-        let (a, b) = (add("a", &[rank, k]), add("b", &[n, rank]));
-        let lora = Lora { a, b, rank, scale: 1.0, dropout: 0.0, stream };
-        let weight = Weight::Frozen(touched(device, DType::Bf16, &[n, k]));
-        Projection { weight, bias: None, lora: Some(lora) }
-    });
-    let trained = Trained::new(device, params, &[t, k]);
-    move || trained.run(|tape, x| ops::linear(tape, x, &layer, None))
-}
-
-fn attention(device: &Device) -> impl Fn() + 'static {
-    let heads = Heads { num_heads: 8, num_kv_heads: 4, head_dim: 64, scale: 0.125, window: None };
-    let sequences = [Sequence::new(0, 256), Sequence::new(256, 256)];
-    let trained = Trained::new(device, Params::default(), &[512, heads.qkv_width()]);
-    move || trained.run(|tape, qkv| ops::attention(tape, qkv, &heads, &sequences))
-}
-
-fn elementwise(device: &Device) -> impl Fn() + 'static {
-    let trained = Trained::new(device, Params::default(), &[1024, 2 * 1024]);
-    move || trained.run(ops::swiglu)
-}
-
-/// Sums of arrays that no cache holds.
-fn memory(device: &Device) -> impl Fn() + 'static {
-    let n = 16 << 20;
-    let x = touched(device, DType::F32, &[n]);
-    let (y, device) = (RefCell::new(touched(device, DType::F32, &[n])), device.clone());
-    move || {
-        if let Some(on) = device.begin(Cost::memory("add", 3 * x.num_bytes())) {
-            on.add_assign(x.view(), y.borrow_mut().view_mut());
-        }
-    }
-}
-
-/// Memory that was written: reading fresh memory would read one page of zeros again and again.
-fn touched(device: &Device, dtype: DType, shape: &[usize]) -> Tensor {
-    let mut tensor = device.persistent(Category::Workspace, dtype, shape);
-    if let Some(on) = device.processor() {
-        on.zero(tensor.view_mut());
-    }
-    tensor
-}
-
-fn ceiling_rate(device: &Device, compute: DType) -> f64 {
-    device.as_cpu().map_or(f64::NAN, |cpu| ceiling::product_rate(cpu, compute, 4 * WINDOW))
-}
-
-/// The least that a small operation takes.
-fn overhead(device: &Device) -> f64 {
-    let n = 20_000;
-    let (x, mut y) = (touched(device, DType::F32, &[n]), touched(device, DType::F32, &[n]));
-    let Some(on) = device.processor() else { return 0.0 };
-    let begun = Instant::now();
-    let mut least = f64::INFINITY;
-    while begun.elapsed() < WINDOW {
-        let start = Instant::now();
-        on.add_assign(x.view(), y.view_mut());
-        least = least.min(start.elapsed().as_secs_f64());
-    }
-    least
 }

@@ -51,15 +51,22 @@ pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A GPU and what was measured of it.
+type Measured = (Gpu, DeviceProfile);
+
 /// Every GPU of this machine, or why it cannot be used.
-fn gpus() -> Vec<Result<Gpu, CudaError>> {
+fn gpus() -> Vec<Result<Measured, CudaError>> {
+    let measured = |gpu: Gpu| {
+        let profile = DeviceProfile::measure_gpu(&gpu);
+        (gpu, profile)
+    };
     match num_devices() {
-        Ok(count) => (0..count).map(Gpu::open).collect(),
+        Ok(count) => (0..count).map(|i| Gpu::open(i).map(measured)).collect(),
         Err(problem) => vec![Err(problem)],
     }
 }
 
-fn facts(gpu: &Gpu) -> Value {
+fn facts((gpu, profile): &Measured) -> Value {
     let (info, (major, minor)) = (gpu.info(), gpu.info().compute_capability);
     json!({
         "name": info.name,
@@ -67,15 +74,20 @@ fn facts(gpu: &Gpu) -> Value {
         "memory_bytes": info.memory_bytes,
         "free_bytes": gpu.free_bytes(),
         "num_multiprocessors": info.num_multiprocessors,
+        "profile": profile,
     })
 }
 
-fn described(gpus: &[Result<Gpu, CudaError>]) -> String {
-    let one = |(i, gpu): (usize, &Result<Gpu, CudaError>)| match gpu {
-        Ok(gpu) => {
+fn described(gpus: &[Result<Measured, CudaError>]) -> String {
+    let one = |(i, gpu): (usize, &Result<Measured, CudaError>)| match gpu {
+        Ok((gpu, profile)) => {
             let (info, (major, minor)) = (gpu.info(), gpu.info().compute_capability);
             let (all, free) = (format_bytes(info.memory_bytes), format_bytes(gpu.free_bytes()));
-            format!("cuda:{i}: {}, {all}, {free} free, capability {major}.{minor}", info.name)
+            format!(
+                "cuda:{i}: {}, {all}, {free} free, capability {major}.{minor}, {}",
+                info.name,
+                rates(profile)
+            )
         }
         Err(problem) => format!("cuda:{i} cannot be used: {problem}"),
     };
@@ -84,6 +96,20 @@ fn described(gpus: &[Result<Gpu, CudaError>]) -> String {
         [Err(problem)] => format!("none that can be used: {problem}"),
         gpus => gpus.iter().enumerate().map(one).collect::<Vec<_>>().join("; "),
     }
+}
+
+/// The rates that most of a step's time comes from.
+fn rates(profile: &DeviceProfile) -> String {
+    let (tera, giga) = (1e12, 1e9);
+    format!(
+        "products {:.0} TFLOP/s in 16 bits and {:.0} in f32, attention {:.0}, memory {:.0} GB/s, \
+         copies to it {:.0} GB/s",
+        profile.product_bf16 / tera,
+        profile.product_f32 / tera,
+        profile.attention / tera,
+        profile.memory / giga,
+        profile.gpu.map_or(f64::NAN, |gpu| gpu.link) / giga
+    )
 }
 
 fn hub_cache(hub: &HubSettings) -> String {

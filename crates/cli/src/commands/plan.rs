@@ -87,7 +87,10 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
             plan.speed_measured
         ),
         Some(gpu) => {
-            write!(text, "         on {gpu}, by {}; unproven on hardware", plan.speed_measured)
+            let here = setup.place.gpu_name().is_some();
+            let measure = if here { "; `hone doctor` measures it" } else { "" };
+            let speed = &plan.speed_measured;
+            write!(text, "         on {gpu}, by {speed}{measure}; unproven on hardware")
         }
     };
     text

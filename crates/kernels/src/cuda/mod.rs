@@ -107,6 +107,11 @@ impl Gpu {
         self.0.driver.await_prefetches();
     }
 
+    /// Gives blocks that are kept for reuse back to the driver.
+    pub fn release_free_memory(&self) {
+        self.0.pool.lock().expect("no panic while counting").release(&*self.0.driver);
+    }
+
     /// Takes so much memory for use inside operations once and for all.
     ///
     /// # Panics

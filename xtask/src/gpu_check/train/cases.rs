@@ -19,8 +19,23 @@ pub struct Case {
     pub data: Data,
     /// Bytes of the GPU's memory that it wants.
     pub wants_bytes: u64,
+    /// Ways to train with Hone.
+    pub hone: &'static [Hone],
+    /// Ways to train with PyTorch.
     pub variants: &'static [Variant],
 }
+
+/// A way to train with Hone.
+#[derive(Clone, Copy)]
+pub struct Hone {
+    /// What the tables call it.
+    pub name: &'static str,
+    /// `model.compute`.
+    pub compute: &'static str,
+}
+
+const BF16: Hone = Hone { name: "Hone", compute: "bf16" };
+const FP8: Hone = Hone { name: "Hone, products in FP8", compute: "fp8" };
 
 /// The rows of a step.
 #[derive(Clone, Copy)]
@@ -96,6 +111,7 @@ const CASES: [Case; 3] = [
         // A row a pass, as Hone has it: two would not fit into 80 GB without checkpointing.
         data: Data::Full { len: 4096, rows: 2, of_pass: 1 },
         wants_bytes: 60 << 30,
+        hone: &[BF16, FP8],
         variants: &OF_8B,
     },
     Case {
@@ -105,6 +121,7 @@ const CASES: [Case; 3] = [
         shape: L1B,
         data: Data::Gsm8k { rows: 32, units: 10, unit_tokens: 496 },
         wants_bytes: 20 << 30,
+        hone: &[BF16],
         variants: &OF_GSM8K,
     },
     Case {
@@ -114,6 +131,7 @@ const CASES: [Case; 3] = [
         shape: L1B,
         data: Data::Full { len: 2048, rows: 2, of_pass: 2 },
         wants_bytes: 20 << 30,
+        hone: &[BF16],
         variants: &OF_1B,
     },
 ];
@@ -144,7 +162,8 @@ impl Case {
             Data::Full { rows, of_pass, .. } => Data::Full { len: 64, rows, of_pass },
             Data::Gsm8k { .. } => Data::Gsm8k { rows: 6, units: 2, unit_tokens: 496 },
         };
-        Self { model: "tiny", shape: TINY, data, wants_bytes: 0, ..self }
+        // The CPU has no FP8.
+        Self { model: "tiny", shape: TINY, data, wants_bytes: 0, hone: &[BF16], ..self }
     }
 
     /// The rows of so many steps.

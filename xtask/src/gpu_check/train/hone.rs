@@ -1,6 +1,6 @@
 //! Hone's side: a run file, what is planned of it, and what its steps took.
 
-use super::cases::Case;
+use super::cases::{Case, Hone};
 use super::{Bench, TIMED, WARM_UP};
 use crate::bench::json;
 use crate::bench::model::{Precision, write_model};
@@ -24,15 +24,14 @@ pub fn write_model_once(bench: &Bench<'_>, case: &Case) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Plans and trains; Hone's row of the table.
-pub fn row(bench: &Bench<'_>, case: &Case) -> Value {
-    match measure(bench, case) {
-        Ok(row) => row,
-        Err(error) => {
-            eprintln!("{error}");
-            json!({"name": "Hone", "error": format!("failed: {}", reason(&error))})
-        }
-    }
+/// Plans and trains; a row of the table.
+pub fn row(bench: &Bench<'_>, case: &Case, variant: &Hone) -> Value {
+    let mut row = measure(bench, case, variant).unwrap_or_else(|error| {
+        eprintln!("{error}");
+        json!({"error": format!("failed: {}", reason(&error))})
+    });
+    row["name"] = variant.name.into();
+    row
 }
 
 /// The line of what a command said that names what went wrong.
@@ -42,14 +41,15 @@ fn reason(said: &str) -> &str {
     error.or_else(|| lines.next_back()).unwrap_or("no word")
 }
 
-fn measure(bench: &Bench<'_>, case: &Case) -> Result<Value, String> {
+fn measure(bench: &Bench<'_>, case: &Case, variant: &Hone) -> Result<Value, String> {
     let place = bench.place(case);
     let out = place.join("run");
     let file = format!(
-        "[model]\npath = {:?}\n[data]\ntrain = [{:?}]\n[adapter]\nmethod = \"lora\"\nrank = 16\n\
+        "[model]\npath = {:?}\ncompute = {:?}\n[data]\ntrain = [{:?}]\n[adapter]\nmethod = \"lora\"\nrank = 16\n\
          [train]\nmax_steps = {}\n[run]\ndevice = {:?}\n[report]\nsamples = 0\n[output]\n\
          dir = {out:?}\n",
         bench.work.join(case.model),
+        variant.compute,
         place.join("train.jsonl"),
         WARM_UP + TIMED,
         bench.device(),
@@ -73,7 +73,6 @@ fn measure(bench: &Bench<'_>, case: &Case) -> Result<Value, String> {
     let steps = steps.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
     let all = |key: &str| steps.iter().map(|step| step[key].clone()).collect::<Vec<_>>();
     Ok(json!({
-        "name": "Hone",
         "step_seconds": all("step_seconds"),
         "step_tokens": all("tokens"),
         "peak_bytes": all("peak_bytes").last(),

@@ -91,9 +91,11 @@ pub fn run(bench: &Bench<'_>) -> Result<bool, String> {
         let rows = case.rows(NUM_STEPS);
         page.begin(case, &bench.gpu, flops_per_token(case, &rows));
         prepare(bench, case, &rows)?;
-        let row = hone::row(bench, case);
-        all_trained &= row.get("error").is_none();
-        page.push(case, row)?;
+        for variant in case.hone {
+            let row = hone::row(bench, case, variant);
+            all_trained &= row.get("error").is_none();
+            page.push(case, row)?;
+        }
     }
     if let Err(reason) = peers::run(bench, &mut page) {
         println!("PyTorch was not found: {reason}");

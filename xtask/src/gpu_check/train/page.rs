@@ -175,15 +175,16 @@ fn line(of_case: &Value, row: &Value) -> String {
 /// Hone against the fastest of PyTorch's variants.
 fn ratio(rows: &[Value]) -> String {
     let ran = |row: &&Value| row["error"].is_null();
-    let is_hone = |row: &&Value| row["name"] == "Hone";
+    let name = |row: &Value| row["name"].as_str().unwrap_or_default().to_owned();
+    let is_hone = |row: &&Value| name(row).starts_with("Hone");
     let rate = |row: &Value| median(&rates(row));
-    let hone = rows.iter().filter(ran).find(is_hone);
+    let hone = rows.iter().filter(ran).find(|row| name(row) == "Hone");
     let best = rows.iter().filter(ran).filter(|row| !is_hone(row));
     let best = best.max_by(|a, b| rate(a).total_cmp(&rate(b)));
     match (hone, best) {
         (Some(hone), Some(best)) => {
-            let name = best["name"].as_str().unwrap_or_default();
-            format!("Hone / best of PyTorch ({name}): {:.2}", rate(hone) / rate(best))
+            let ratio = rate(hone) / rate(best);
+            format!("Hone / best of PyTorch ({}): {ratio:.2}", name(best))
         }
         (None, _) => "Hone did not run.".to_owned(),
         (_, None) => "No variant of PyTorch ran.".to_owned(),

@@ -1,0 +1,387 @@
+//! Rates, measured by running operations of a model's kind.
+
+use super::{DeviceProfile, GpuFigures};
+use hone_tensor::cuda::{Gpu, HostBlock, Region};
+use hone_tensor::ops;
+use hone_tensor::safetensors::held_as;
+use hone_tensor::{
+    Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Lora, Params,
+    Projection, Sequence, Span, Tape, Target, Tensor, Var, Weight, Work, ceiling,
+};
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How large the operations are.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes {
+    /// Tokens, inputs and outputs of products.
+    product: [usize; 3],
+    /// Heads of attention, and tokens of each of its two sequences.
+    heads: Heads,
+    sequence: usize,
+    /// Tokens and width of an activation.
+    activation: [usize; 2],
+    /// Elements that no cache holds.
+    memory: usize,
+}
+
+/// For a CPU.
+const SMALL: Sizes = Sizes {
+    product: [1024, 576, 960],
+    heads: Heads { num_heads: 8, num_kv_heads: 4, head_dim: 64, scale: 0.125, window: None },
+    sequence: 256,
+    activation: [1024, 1024],
+    memory: 16 << 20,
+};
+
+/// For a GPU.
+pub(super) const LARGE: Sizes = Sizes {
+    product: [4096, 4096, 8192],
+    heads: Heads { num_heads: 32, num_kv_heads: 8, head_dim: 128, scale: 0.09, window: None },
+    sequence: 2048,
+    activation: [4096, 14_336],
+    memory: 128 << 20,
+};
+
+/// What is measured, and how.
+struct On<'a> {
+    device: &'a Device,
+    sizes: &'a Sizes,
+    /// The 16-bit type that it computes in.
+    narrow: Compute,
+}
+
+/// Rates of a CPU; what else a profile says is for the caller to fill in.
+pub(super) fn cpu(device: &Device) -> DeviceProfile {
+    let on = On { device, sizes: &SMALL, narrow: Compute::Bf16 };
+    let rates = rates(&on, Some(Compute::Int8));
+    DeviceProfile {
+        ceiling_f32: ceiling_rate(device, DType::F32),
+        ceiling_bf16: ceiling_rate(device, DType::Bf16),
+        ceiling_int8: ceiling_rate(device, DType::Int8),
+        overhead: overhead(device),
+        ..rates.put_into(DeviceProfile::default())
+    }
+}
+
+/// The profile of a GPU with its rates measured, other figures as they are in `published`.
+pub(super) fn gpu(gpu: &Gpu, sizes: &Sizes, published: DeviceProfile) -> DeviceProfile {
+    let (device, capability) = (Device::cuda(gpu.clone()), gpu.info().compute_capability);
+    let narrow = if capability >= (8, 0) { Compute::Bf16 } else { Compute::F16 };
+    let on = On { device: &device, sizes, narrow };
+    let rates = rates(&on, (capability >= (8, 9)).then_some(Compute::Fp8));
+    let figures = |figures| GpuFigures { link: link(gpu, 4 * sizes.memory), ..figures };
+    let measured = DeviceProfile {
+        overhead: overhead(&device),
+        gpu: published.gpu.map(figures),
+        ..rates.put_into(published)
+    };
+    gpu.release_free_memory();
+    measured
+}
+
+/// What probes found.
+struct Rates {
+    product_f32: f64,
+    product_16: f64,
+    /// `None`: not measured.
+    product_8: Option<f64>,
+    over_tokens: f64,
+    thin: f64,
+    attention: f64,
+    elementwise: f64,
+    memory: f64,
+}
+
+impl Rates {
+    fn put_into(self, profile: DeviceProfile) -> DeviceProfile {
+        DeviceProfile {
+            product_f32: self.product_f32,
+            product_bf16: self.product_16,
+            product_int8: self.product_8.unwrap_or(profile.product_int8),
+            product_over_tokens: self.over_tokens,
+            product_thin: self.thin,
+            attention: self.attention,
+            elementwise: self.elementwise,
+            memory: self.memory,
+            ..profile
+        }
+    }
+}
+
+fn rates(on: &On<'_>, eight_bits: Option<Compute>) -> Rates {
+    let of = |work, body: Box<dyn Fn()>| Probe::new(on.device, Rate::Flops(work), body);
+    let mut probes = vec![
+        of(Work::Product, Box::new(product(on, Compute::F32))),
+        of(Work::Product, Box::new(product(on, on.narrow))),
+        of(Work::OverTokens, Box::new(trained(on))),
+        of(Work::Thin, Box::new(adapted(on))),
+        of(Work::Attention, Box::new(attention(on))),
+        of(Work::Elementwise, Box::new(elementwise(on))),
+        Probe::new(on.device, Rate::Bytes, Box::new(memory(on))),
+    ];
+    probes.extend(eight_bits.map(|compute| of(Work::Int8, Box::new(product(on, compute)))));
+    for _ in 0..WINDOWS {
+        probes.iter_mut().for_each(|probe| probe.window(on.device));
+    }
+    let rates: Vec<f64> = probes.iter().map(Probe::rate).collect();
+    Rates {
+        product_f32: rates[0],
+        product_16: rates[1],
+        over_tokens: rates[2],
+        thin: rates[3],
+        attention: rates[4],
+        elementwise: rates[5],
+        memory: rates[6],
+        product_8: rates.get(7).copied(),
+    }
+}
+
+/// Windows in which each rate is measured, one rate after the other and again: what else runs on
+/// the machine for a moment slows one window, not the median of all.
+const WINDOWS: usize = 5;
+/// How long a window is.
+const WINDOW: Duration = Duration::from_millis(20);
+
+/// What is counted.
+#[derive(Clone, Copy)]
+enum Rate {
+    Flops(Work),
+    Bytes,
+}
+
+impl Rate {
+    fn count(self, span: &Span) -> u64 {
+        match self {
+            Self::Flops(work) => span.cost.done_of(work),
+            Self::Bytes => span.cost.bytes,
+        }
+    }
+}
+
+/// Operations that are run again and again, their step memory in an arena as in training.
+struct Probe {
+    rate: Rate,
+    body: Box<dyn Fn()>,
+    layout: Arc<Layout>,
+    arena: Arena,
+    rates: Vec<f64>,
+}
+
+impl Probe {
+    fn new(device: &Device, rate: Rate, body: Box<dyn Fn()>) -> Self {
+        let ((), trace) = device.trace(&body);
+        let layout = Arc::new(Layout::of(trace));
+        let arena = Arena::new(device, layout.bytes());
+        Self { rate, body, layout, arena, rates: Vec::new() }
+    }
+
+    /// The rate of those operations that have any of what is counted, by their own count.
+    fn window(&mut self, device: &Device) {
+        device.planned(&mut self.arena, &self.layout, &self.body);
+        let (mut count, mut seconds) = (0, 0.0);
+        let begun = Instant::now();
+        while begun.elapsed() < WINDOW {
+            device.start_recording();
+            device.planned(&mut self.arena, &self.layout, &self.body);
+            device.mark("end");
+            let spans = device.take_recording();
+            for span in spans.iter().filter(|span| self.rate.count(span) > 0) {
+                count += self.rate.count(span);
+                seconds += span.seconds;
+            }
+        }
+        self.rates.push(count as f64 / seconds);
+    }
+
+    fn rate(&self) -> f64 {
+        let mut rates = self.rates.clone();
+        rates.sort_by(f64::total_cmp);
+        rates[rates.len() / 2]
+    }
+}
+
+/// Operations that are run forward and backward; their gradients stay, as training's do.
+struct Trained {
+    device: Device,
+    compute: Compute,
+    params: Params,
+    gradients: RefCell<Gradients>,
+    x: Tensor,
+}
+
+impl Trained {
+    fn new(on: &On<'_>, params: Params, input: &[usize]) -> Self {
+        let gradients = RefCell::new(Gradients::zeros(on.device, &params));
+        let x = touched(on.device, on.narrow.dtype(), input);
+        Self { device: on.device.clone(), compute: on.narrow, params, gradients, x }
+    }
+
+    fn run<'a>(&'a self, operation: impl FnOnce(&mut Tape<'a>, Var) -> Var) {
+        let mut tape = Tape::training(&self.device, &self.params, self.compute, None);
+        let x = tape.leaf(self.x.clone(), true);
+        let y = operation(&mut tape, x);
+        let dtype = self.compute.dtype();
+        let d_y = self.device.alloc(Category::Workspace, dtype, y.value().shape());
+        drop(tape.sweep_back(y, d_y, &mut self.gradients.borrow_mut()));
+    }
+}
+
+fn product(on: &On<'_>, compute: Compute) -> impl Fn() + 'static {
+    let (device, [t, k, n]) = (on.device, on.sizes.product);
+    let params = Params::default();
+    let weight = match compute {
+        Compute::Int8 | Compute::Fp8 => {
+            let zeros = touched(Device::host(), DType::F32, &[n, k]);
+            held_as(device, Category::Workspace, &zeros, DType::Int8)
+        }
+        floats => touched(device, floats.dtype(), &[n, k]),
+    };
+    let layer = [Projection { weight: Weight::Frozen(weight), bias: None, lora: None }];
+    let (x, device) = (touched(device, compute.dtype(), &[t, k]), device.clone());
+    move || {
+        let mut tape = Tape::inference(&device, &params, compute);
+        let x = tape.leaf(x.clone(), false);
+        ops::linear(&mut tape, x, &layer, None);
+    }
+}
+
+fn trained(on: &On<'_>) -> impl Fn() + 'static {
+    let (device, [t, k, n]) = (on.device, on.sizes.product);
+    let mut params = Params::default();
+    let param = params.add("weight".to_owned(), touched(device, DType::F32, &[n, k]));
+    let weight = Weight::Trained { param, shape: vec![n, k] };
+    let layer = [Projection { weight, bias: None, lora: None }];
+    let trained = Trained::new(on, params, &[t, k]);
+    move || trained.run(|tape, x| ops::linear(tape, x, &layer, None))
+}
+
+/// Two adapters of one input.
+fn adapted(on: &On<'_>) -> impl Fn() + 'static {
+    let (device, [t, k, n], rank) = (on.device, on.sizes.product, 16);
+    let mut params = Params::default();
+    let layer = [0, 1].map(|stream| {
+        let mut add = |name: &str, shape: &[usize]| {
+            params.add(format!("{name}{stream}"), touched(device, DType::F32, shape))
+        };
+        let (a, b) = (add("a", &[rank, k]), add("b", &[n, rank]));
+        let lora = Lora { a, b, rank, scale: 1.0, dropout: 0.0, stream };
+        let weight = Weight::Frozen(touched(device, on.narrow.dtype(), &[n, k]));
+        Projection { weight, bias: None, lora: Some(lora) }
+    });
+    let trained = Trained::new(on, params, &[t, k]);
+    move || trained.run(|tape, x| ops::linear(tape, x, &layer, None))
+}
+
+fn attention(on: &On<'_>) -> impl Fn() + 'static {
+    let (heads, len) = (on.sizes.heads, on.sizes.sequence);
+    let sequences = [Sequence::new(0, len), Sequence::new(len, len)];
+    let trained = Trained::new(on, Params::default(), &[2 * len, heads.qkv_width()]);
+    move || trained.run(|tape, qkv| ops::attention(tape, qkv, &heads, &sequences))
+}
+
+fn elementwise(on: &On<'_>) -> impl Fn() + 'static {
+    let [t, width] = on.sizes.activation;
+    let trained = Trained::new(on, Params::default(), &[t, 2 * width]);
+    move || trained.run(ops::swiglu)
+}
+
+/// Sums of arrays that no cache holds.
+fn memory(on: &On<'_>) -> impl Fn() + 'static {
+    let (device, n) = (on.device, on.sizes.memory);
+    let x = touched(device, DType::F32, &[n]);
+    let (y, device) = (RefCell::new(touched(device, DType::F32, &[n])), device.clone());
+    move || {
+        if let Some(on) = device.begin(Cost::memory("add", 3 * x.num_bytes())) {
+            on.add_assign(x.view(), y.borrow_mut().view_mut());
+        }
+    }
+}
+
+/// Memory that was written: reading fresh memory would read one page of zeros again and again.
+fn touched(device: &Device, dtype: DType, shape: &[usize]) -> Tensor {
+    let mut tensor = device.persistent(Category::Workspace, dtype, shape);
+    if let Some(on) = device.processor() {
+        on.zero(tensor.view_mut());
+    }
+    tensor
+}
+
+fn ceiling_rate(device: &Device, compute: DType) -> f64 {
+    device.as_cpu().map_or(f64::NAN, |cpu| ceiling::product_rate(cpu, compute, 4 * WINDOW))
+}
+
+/// The least that a small operation takes.
+fn overhead(device: &Device) -> f64 {
+    let n = 20_000;
+    let (x, mut y) = (touched(device, DType::F32, &[n]), touched(device, DType::F32, &[n]));
+    let Some(on) = device.processor() else { return 0.0 };
+    let begun = Instant::now();
+    let mut least = f64::INFINITY;
+    while begun.elapsed() < WINDOW {
+        let start = Instant::now();
+        // A GPU is asked for many before it is waited for.
+        let num = if device.target() == Target::Cuda { 100 } else { 1 };
+        (0..num).for_each(|_| on.add_assign(x.view(), y.view_mut()));
+        device.synchronize();
+        least = least.min(start.elapsed().as_secs_f64() / f64::from(num));
+    }
+    least
+}
+
+/// Bytes per second from page-locked memory to a GPU.
+fn link(gpu: &Gpu, bytes: usize) -> f64 {
+    let (mut from, to) = (HostBlock::new(gpu, bytes), Region::new(gpu, bytes));
+    from.write(0, &vec![0; bytes]);
+    let mut least = f64::INFINITY;
+    for _ in 0..WINDOWS {
+        gpu.synchronize();
+        let start = Instant::now();
+        from.prefetch(&to);
+        gpu.await_prefetches();
+        gpu.synchronize();
+        least = least.min(start.elapsed().as_secs_f64());
+    }
+    bytes as f64 / least
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::catalogue;
+
+    const TINY: Sizes = Sizes {
+        product: [32, 16, 32],
+        heads: Heads { num_heads: 2, num_kv_heads: 1, head_dim: 16, scale: 0.25, window: None },
+        sequence: 16,
+        activation: [8, 16],
+        memory: 1 << 12,
+    };
+
+    /// Every rate of a GPU comes from the probe of its kind, and what is not measured stays.
+    #[test]
+    fn a_gpu_is_measured() {
+        let Some(device) = Gpu::for_tests() else { return };
+        let published = catalogue::named("a100-80g").unwrap().1;
+        let measured = gpu(&device, &TINY, published.clone());
+        let rates = |p: &DeviceProfile| {
+            [
+                p.product_f32,
+                p.product_bf16,
+                p.product_over_tokens,
+                p.product_thin,
+                p.attention,
+                p.elementwise,
+                p.memory,
+                p.overhead,
+                p.gpu.unwrap().link,
+            ]
+        };
+        for (i, (found, old)) in rates(&measured).iter().zip(rates(&published)).enumerate() {
+            assert!(found.is_finite() && *found > 0.0 && *found != old, "rate {i}: {found}");
+        }
+        assert_eq!(measured.ceiling_bf16, published.ceiling_bf16);
+        assert_eq!(measured.gpu.unwrap().memory_bytes, published.gpu.unwrap().memory_bytes);
+    }
+}
