@@ -98,7 +98,8 @@ pub struct ModelArgs {
     /// A PEFT adapter to put on it
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// How weights are held (auto: as in the file, or int8 if products are)
+    /// How weights are held (auto: as in the file, or for products in f16 as f16, in eight bits as
+    /// int8)
     #[arg(long, default_value = "auto")]
     pub base_precision: StorageArg,
     /// What products are computed in (auto: f32 for f32 files, otherwise bf16, or f16 on a GPU that

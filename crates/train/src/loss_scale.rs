@@ -12,7 +12,7 @@ const MOST: u32 = 16;
 /// A power of two that the loss's derivative is multiplied by, and gradients divided by again, so
 /// that small ones do not vanish in f16 (Micikevicius et al., "Mixed Precision Training", 2018).
 /// A step whose gradients overflow is done again with half of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LossScale {
     log2: u32,
     steps_without_overflow: u32,

@@ -51,10 +51,9 @@ impl Hardware<'_> {
         match (asked, self) {
             (Precision::F32, _) => Ok(Compute::F32),
             (Precision::Auto, _) if file == DType::F32 => Ok(Compute::F32),
-            (Precision::F16, Self::Cpu) => refused(
-                "products in f16 are for GPUs; compute in bf16, which is as fast as the CPU is"
-                    .to_owned(),
-            ),
+            (Precision::F16, Self::Cpu) => {
+                refused("products in f16 are for GPUs; on the CPU, compute in bf16".to_owned())
+            }
             (Precision::F16, Self::Gpu { .. }) => Ok(Compute::F16),
             (Precision::Fp8, Self::Cpu) => {
                 refused("products in fp8 are for GPUs; on the CPU, compute in int8".to_owned())
@@ -64,14 +63,14 @@ impl Hardware<'_> {
             {
                 refused(format!(
                     "{name}: no products in fp8 (compute capability {major}.{minor}, needed: 8.9). \
-                     Hold weights as int8 and compute in bf16"
+                     Hold weights as int8 and leave what products are in to auto"
                 ))
             }
             (Precision::Fp8, Self::Gpu { .. }) => Ok(Compute::Fp8),
             (Precision::Int8, Self::Cpu) => Ok(Compute::Int8),
             (Precision::Int8, Self::Gpu { name, .. }) => refused(format!(
-                "{name}: products in int8 are for the CPU. Hold weights as int8 and compute in \
-                 bf16, or in fp8 where the GPU can, or let the CPU compute"
+                "{name}: products in int8 are for the CPU. Hold weights as int8 and leave what \
+                 products are in to auto, or to fp8 where the GPU can, or let the CPU compute"
             )),
             (Precision::Auto, Self::Gpu { capability, .. }) if capability < BF16_FROM => {
                 Ok(Compute::F16)

@@ -15,7 +15,9 @@ use crate::setup::Setup;
 use hone_data::{Dataset, MicroBatch, Unit};
 use hone_model::adapter::LoraConfig;
 use hone_model::{Batch, Recompute};
-use hone_tensor::{Category, Cost, Device, Layout, OFFLOAD_SLOTS, StepKey, Target, Transfer, ops};
+use hone_tensor::{
+    Category, Cost, DType, Device, Layout, OFFLOAD_SLOTS, StepKey, Target, Transfer, ops,
+};
 use mend::mends;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -65,6 +67,10 @@ pub struct Plan {
     pub offloaded_bytes: u64,
     /// Bytes that are copied to the GPU for them in a step.
     pub copied_bytes_per_step: u64,
+    /// Bytes of the CPU's memory for the copy that a GPU's checkpoint is written from.
+    pub checkpoint_bytes: u64,
+    /// Bytes of the CPU's memory that can be taken, where a GPU's run keeps more there.
+    pub beside_free_bytes: Option<u64>,
     /// When it does not fit: what would.
     pub mend: Vec<String>,
 }
@@ -100,6 +106,11 @@ impl Plan {
         total(&self.memory) - self.memory["preparation"].as_u64().unwrap_or(0)
     }
 
+    /// Bytes of the CPU's memory that a GPU's run keeps.
+    pub fn beside_bytes(&self) -> u64 {
+        self.offloaded_bytes + self.checkpoint_bytes
+    }
+
     /// Where less memory is free than training needs: says so in the plan, and returns what is
     /// free.
     fn refuse_without_room(&mut self, host: Host) -> Option<u64> {
@@ -111,16 +122,16 @@ impl Plan {
     }
 
     /// Where what a GPU's run keeps in the CPU's memory has no room there: says so in the plan.
-    fn refuse_without_room_beside(&mut self, host: Host) {
-        let free = machine::available_memory().filter(|_| host.free.is_some()).unwrap_or(u64::MAX);
-        if self.fits && self.offloaded_bytes > free {
-            let [kept, free] = [self.offloaded_bytes, free].map(crate::report::format_bytes);
-            self.fits = false;
-            self.mend = vec![format!(
-                "free some of the CPU's memory: {} blocks that the GPU has no room for take {kept} \
-                 of it, and {free} can be taken now; or model.base_precision = \"int8\"",
-                self.offloaded_blocks
-            )];
+    fn refuse_without_room_beside(&mut self, setup: &Setup, host: Host) {
+        let free = machine::available_memory().filter(|_| host.gpu_is_here());
+        let Some(free) = free.filter(|&free| self.fits && self.beside_bytes() > free) else {
+            return;
+        };
+        (self.fits, self.beside_free_bytes) = (false, Some(free));
+        let free = crate::report::format_bytes(free);
+        self.mend = vec![format!("free some of the CPU's memory: {free} can be taken now")];
+        if self.offloaded_blocks > 0 && setup.base_precision != Some(DType::Int8) {
+            self.mend.push("model.base_precision = \"int8\"".to_owned());
         }
     }
 }
@@ -189,6 +200,11 @@ impl Host {
         }
     }
 
+    /// Whether this is a GPU's, and the GPU is in this machine.
+    fn gpu_is_here(&self) -> bool {
+        self.target == Target::Cuda && self.free.is_some()
+    }
+
     /// Whether the budget holds so much.
     fn fits(&self, setup: &Setup, needed_bytes: u64) -> bool {
         self.budget(setup).is_none_or(|budget| needed_bytes <= budget)
@@ -210,7 +226,7 @@ pub fn plan(setup: &Setup, profile: &DeviceProfile) -> Result<Planned, TrainErro
         let leaner = format!("budget.memory = \"{}MiB\", to have it planned leaner", free >> 20);
         plan.mend.push(leaner);
     }
-    plan.refuse_without_room_beside(host);
+    plan.refuse_without_room_beside(setup, host);
     Ok(planned)
 }
 
@@ -245,10 +261,13 @@ pub fn plan_with(
             format!("at least {needed} of memory; a resumed run keeps its micro-batches"),
             "a new run in another output.dir, whose micro-batches the planner can choose".into(),
         ];
+        if host.target == Target::Cuda && setup.run.budget.offload == run_file::Offload::None {
+            plan.mend.insert(0, "leave budget.offload out, which a resumed run may".to_owned());
+        }
     } else {
         plan.refuse_without_room(host);
     }
-    plan.refuse_without_room_beside(host);
+    plan.refuse_without_room_beside(setup, host);
     Ok(planned)
 }
 
@@ -405,6 +424,8 @@ impl<'a> DryRun<'a> {
             offloaded_blocks: self.offloaded_blocks,
             offloaded_bytes: device.persistent_bytes(Category::Offloaded),
             copied_bytes_per_step: copied_bytes(&micro_batch) * micro_batches as u64,
+            checkpoint_bytes: self.checkpoint_bytes(),
+            beside_free_bytes: None,
             mend: Vec::new(),
         };
         let profile = profile.clone();
@@ -435,6 +456,15 @@ impl<'a> DryRun<'a> {
         let norm = optimizer::grad_norm(device, gradients, *loss_scale);
         optimizer.step(device, &mut model.params, (gradients, *loss_scale), (0.0, norm));
         device.take_costs()
+    }
+
+    /// Bytes of the copy of parameters and moments that a GPU's checkpoint is written from.
+    fn checkpoint_bytes(&self) -> u64 {
+        let kept = |category| self.engine.device.persistent_bytes(category);
+        match self.host.target {
+            Target::Cpu => 0,
+            Target::Cuda => kept(Category::Parameters) + kept(Category::Optimizer),
+        }
     }
 
     /// Bytes of what a GPU is given with a micro-batch: angles of the rotary embedding.

@@ -121,7 +121,8 @@ fn train_in(
     let mut run = Run {
         setup,
         engine: Engine::offloading(setup, &device, planned.plan.offloaded_blocks)?,
-        arena: Arena::new(&device, planned.plan.arena_bytes as usize),
+        // Texts are generated before there is one, since what they take is in no plan.
+        arena: Arena::new(&device, 0),
         planned,
         dir,
         step: 0,
@@ -135,6 +136,8 @@ fn train_in(
     }
     let mut logs = Logs::open(&run.dir, run.step)?;
     let samples = run.samples_before()?;
+    device.release_free_memory();
+    run.arena = Arena::new(&device, run.planned.plan.arena_bytes as usize);
     let first_step = run.step;
     while run.step < setup.num_steps {
         // Before the first step and every so many; where that is 0, before the first only. A run
@@ -182,11 +185,14 @@ fn refuse_what_cannot_fit(plan: &Plan) -> Result<(), TrainError> {
     if plan.fits {
         return Ok(());
     }
-    let (needed, budget) = (plan.needed_bytes(), plan.budget_bytes.unwrap_or(0));
+    let (memory, needed, free) = match plan.beside_free_bytes {
+        Some(free) => ("the CPU's memory", plan.beside_bytes(), free),
+        None => ("memory", plan.needed_bytes(), plan.budget_bytes.unwrap_or(0)),
+    };
     Err(TrainError::Usage(format!(
-        "this run needs {} of memory, and {} may be taken. What would make it fit:\n  {}",
+        "this run needs {} of {memory}, and {} may be taken. What would make it fit:\n  {}",
         report::format_bytes(needed),
-        report::format_bytes(budget),
+        report::format_bytes(free),
         plan.mend.join("\n  ")
     )))
 }
@@ -225,8 +231,8 @@ struct Run<'a> {
     step: u64,
     cursor: Cursor,
     order: Order,
-    /// The next step's data, got ready while a GPU was busy.
-    prepared: Option<StepData>,
+    /// Where the next step is, and its data, got ready while a GPU was busy.
+    prepared: Option<(Cursor, StepData)>,
     writer: Writer,
 }
 
@@ -245,8 +251,8 @@ impl Run<'_> {
     fn train_step(&mut self, logs: &mut Logs) -> Result<StepRecord, TrainError> {
         let begun = Instant::now();
         self.engine.device.mark("batch");
-        let StepData { batches, rows, num_targets, num_tokens: tokens } = match self.prepared.take()
-        {
+        let prepared = self.prepared.take().map(|(_, data)| data);
+        let StepData { batches, rows, num_targets, num_tokens: tokens } = match prepared {
             Some(prepared) => prepared,
             None => self.step_data(self.cursor),
         };
@@ -258,14 +264,7 @@ impl Run<'_> {
             loss = f64::NAN;
         }
         self.prepare_next();
-        let mut norm = self.grad_norm();
-        while loss.is_finite() && !norm.is_finite() && self.engine.loss_scale.halve() {
-            // In f16: the step again, as if it had begun with this factor.
-            let batches = self.step_data(self.cursor).batches;
-            loss = self.accumulate(batches, num_targets);
-            norm = self.grad_norm();
-        }
-        self.engine.loss_scale.go_on(self.engine.compute);
+        let norm = self.mend_overflow(&mut loss, num_targets);
         let forward_backward = passes.elapsed().as_secs_f64();
 
         let updating = Instant::now();
@@ -284,7 +283,10 @@ impl Run<'_> {
         self.engine.device.mark("between_steps");
 
         self.step += 1;
-        self.order.advance(&mut self.cursor);
+        match &self.prepared {
+            Some((next, _)) => self.cursor = *next,
+            None => self.order.advance(&mut self.cursor),
+        }
         let step_seconds = begun.elapsed().as_secs_f64();
         let record = StepRecord {
             step: self.step,
@@ -347,7 +349,7 @@ impl Run<'_> {
         if busy && self.step + 1 < self.setup.num_steps {
             let mut next = self.cursor;
             self.order.advance(&mut next);
-            self.prepared = Some(self.step_data(next));
+            self.prepared = Some((next, self.step_data(next)));
         }
     }
 
@@ -366,6 +368,23 @@ impl Run<'_> {
             failpoint::hit("loop.micro_batch_done");
         }
         loss
+    }
+
+    /// The norm of the step's gradients. In f16, where they overflowed, it is taken again, as if
+    /// it had begun with a smaller factor, until they do not; if none helps, the factor was not at
+    /// fault and stays.
+    fn mend_overflow(&mut self, loss: &mut f64, num_targets: usize) -> f64 {
+        let (before, mut norm) = (self.engine.loss_scale, self.grad_norm());
+        while loss.is_finite() && !norm.is_finite() && self.engine.loss_scale.halve() {
+            let batches = self.step_data(self.cursor).batches;
+            *loss = self.accumulate(batches, num_targets);
+            norm = self.grad_norm();
+        }
+        match loss.is_finite() && norm.is_finite() {
+            true => self.engine.loss_scale.go_on(self.engine.compute),
+            false => self.engine.loss_scale = before,
+        }
+        norm
     }
 
     /// The norm of all gradients of the step; a GPU is waited for.

@@ -80,10 +80,7 @@ impl Setup {
         let file = hone_model::load(&model_dir, &Device::dry(), LoadOptions::INFERENCE)?;
         let threads = run.run.threads.unwrap_or_else(crate::machine::num_threads);
         let (place, compute) = place(&run, gpu, (threads, file.file_dtype), note)?;
-        let base_precision = held_type(run.model.base_precision, run.model.compute);
-        // So that they are converted once and not for every product.
-        let base_precision = base_precision
-            .or((compute == Compute::F16 && file.file_dtype == DType::Bf16).then_some(DType::F16));
+        let base_precision = held_type(run.model.base_precision, compute, file.file_dtype);
         let lora = run.adapter.as_ref().map(lora_config);
         if let Some(lora) = &lora {
             lora.target_modules.resolve(&file.decoder)?;
@@ -196,12 +193,12 @@ pub fn check_vocabulary(
     )))
 }
 
-/// How frozen matrices are held; `None`: as in the file. Products in eight bits need integers.
-pub fn held_type(asked: Precision, compute: Precision) -> Option<DType> {
+/// How frozen matrices of `file` are held; `None`: as in the file. Products in eight bits need
+/// integers; for those in f16 they are converted once and not each time.
+pub fn held_type(asked: Precision, compute: Compute, file: DType) -> Option<DType> {
     match (asked, compute) {
-        (Precision::Auto, Precision::Int8 | Precision::Fp8) | (Precision::Int8, _) => {
-            Some(DType::Int8)
-        }
+        (Precision::Int8, _) | (Precision::Auto, Compute::Fp8 | Compute::Int8) => Some(DType::Int8),
+        (Precision::Auto, Compute::F16) => Some(DType::F16).filter(|_| file != DType::F16),
         (Precision::Auto | Precision::Fp8, _) => None,
         (Precision::F32, _) => Some(DType::F32),
         (Precision::Bf16, _) => Some(DType::Bf16),

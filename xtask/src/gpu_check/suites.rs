@@ -17,12 +17,18 @@ pub struct Suite {
 }
 
 /// All of them.
-pub const SUITES: [Suite; 3] = [
+pub const SUITES: [Suite; 4] = [
+    Suite {
+        name: "kernels of many arrays, rounding to FP8",
+        package: "hone-kernels",
+        target: &["--lib"],
+        filters: &["a_gpu_", "fp8"],
+    },
     Suite {
         name: "operations against their references",
         package: "hone-tensor",
         target: &["--lib"],
-        filters: &["operations::", "linear::"],
+        filters: &["operations::", "linear::", "offload::"],
     },
     Suite {
         name: "goldens, generation",
@@ -34,7 +40,7 @@ pub const SUITES: [Suite; 3] = [
         name: "training against PyTorch's losses",
         package: "hone-train",
         target: &["--test", "train"],
-        filters: &["curves::", "planning::"],
+        filters: &["curves::", "planning::", "determinism::", "gpu_precisions::"],
     },
 ];
 

@@ -33,7 +33,7 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     if let Some(path) = &args.logits {
         check_parent("--logits", path)?;
     }
-    let opened = super::open(&args.model)?;
+    let opened = super::open(&args.model, super::Purpose::Compute)?;
     let spec = record_spec(args, &opened)?;
     let dataset = hone_data::load(&args.data, &spec, &opened.tokenizer)
         .map_err(|error| Failure::Usage(with_flags(error.to_string())))?;

@@ -30,7 +30,7 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
              change what is written; leave it out"
         )));
     }
-    let opened = super::open(&args.model)?;
+    let opened = super::open(&args.model, super::Purpose::Export)?;
     let dtype = args.dtype.map_or(opened.model.file_dtype, DType::from);
     let name = args.out.file_name().unwrap_or_default().to_string_lossy();
     let partial = args.out.with_file_name(format!(".{name}.partial"));

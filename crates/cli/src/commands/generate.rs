@@ -13,7 +13,7 @@ use std::time::Instant;
 
 /// Continues the prompt, printing text as it comes.
 pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
-    let opened = super::open(&args.model)?;
+    let opened = super::open(&args.model, super::Purpose::Compute)?;
     let prompt = prompt_tokens(args, &opened)?;
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,

@@ -39,20 +39,31 @@ struct Opened {
     compute: Compute,
 }
 
-fn open(args: &ModelArgs) -> Result<Opened, Failure> {
+/// What a model is opened for.
+enum Purpose {
+    Compute,
+    Export,
+}
+
+fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
     let (held, asked) = (args.base_precision.into(), args.compute.into());
     check_held_for(held, asked, "--base-precision")
         .map_err(|problem| Failure::Usage(format!("--compute {problem}")))?;
     let dir = resolve(&args.model, &mut |note| output::note(&format!("note: {note}")))?;
-    let base_precision = held_type(held, asked);
-    let options = LoadOptions { base_precision, ..LoadOptions::INFERENCE };
-    // As a GPU holds it: what is there and cannot be used is refused before anything is loaded.
-    let dry = Device::dry_as(Target::Cuda);
-    let file_dtype = hone_model::load(&dir, &dry, options)?.file_dtype;
+    let file_dtype = hone_model::load(&dir, &Device::dry(), LoadOptions::INFERENCE)?.file_dtype;
     let threads = num_threads(args.threads);
     let note = &mut |note| output::note(&format!("note: {note}"));
     let asked_device = ("--device", args.device.as_str());
     let (place, compute) = Place::open(asked_device, (asked, file_dtype), threads, note)?;
+    let base_precision = match purpose {
+        Purpose::Compute => held_type(held, compute, file_dtype),
+        // What is written must be what is in the file, unless it is asked for.
+        Purpose::Export => held_type(held, Compute::F32, file_dtype),
+    };
+    let options = LoadOptions { base_precision, ..LoadOptions::INFERENCE };
+    // As a GPU holds it: what is there and cannot be used is refused before anything is loaded.
+    let dry = Device::dry_as(Target::Cuda);
+    hone_model::load(&dir, &dry, options)?;
     place.check_room(dry.persistent_bytes(Category::Weights))?;
     let device = place.device();
     let mut model = hone_model::load(&dir, &device, options)?;

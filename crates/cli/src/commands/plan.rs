@@ -78,6 +78,10 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
             format_bytes(plan.copied_bytes_per_step)
         );
     }
+    if let Some(free) = plan.beside_free_bytes {
+        let (needed, free) = (format_bytes(plan.beside_bytes()), format_bytes(free));
+        let _ = writeln!(text, "beside   {needed} of the CPU's memory, {free} free: does not fit");
+    }
     let total = format_seconds(plan.total_seconds);
     let _ = writeln!(text, "time     {} steps, about {total}", plan.num_steps);
     let _ = match &plan.gpu {

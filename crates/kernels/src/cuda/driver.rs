@@ -103,8 +103,7 @@ impl Fp8 {
 pub enum Operands {
     /// Both `f32`, `bf16` or `f16`.
     Floats(DType),
-    /// Each times a factor, an `f32` in the GPU's memory. Contractions go along neighbours, sizes
-    /// `n` and `k` are multiples of 16.
+    /// Each times a factor, an `f32` in the GPU's memory. See [`Matmul::check_fp8`].
     Fp8 {
         /// Left operand.
         a: Fp8,
@@ -152,6 +151,22 @@ pub struct Matmul {
 }
 
 impl Matmul {
+    /// What cuBLASLt asks of products in FP8: contractions along neighbours, `n` and `k` multiples
+    /// of 16, and everything, rows of the result too, at multiples of 16 bytes.
+    ///
+    /// # Panics
+    /// If one is not so.
+    pub(crate) fn check_fp8(&self) {
+        assert!(self.a.col_stride == 1 && self.b.row_stride == 1 && self.d.col_stride == 1);
+        assert!(self.n.is_multiple_of(16) && self.k.is_multiple_of(16));
+        let c = self.c.unwrap_or(self.d.address);
+        let addresses = [self.a.address, self.b.address, c, self.d.address];
+        assert!(addresses.iter().all(|address| address.is_multiple_of(16)));
+        let strides =
+            [self.a.row_stride, self.b.col_stride, self.d.row_stride * self.d_dtype.size()];
+        assert!(strides.iter().all(|stride| stride.is_multiple_of(16)));
+    }
+
     /// The same product with a result whose columns are next to each other.
     pub(crate) fn row_major(self) -> Self {
         if self.d.col_stride == 1 {

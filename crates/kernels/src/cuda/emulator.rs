@@ -192,6 +192,8 @@ impl Driver for Emulator {
     }
 
     fn prefetch(&self, to: Address, from: HostAddress, bytes: usize) {
+        // From here on the place holds neither what was there nor what is on its way.
+        self.fill(to, 0xff, bytes);
         let prefetch = Prefetch { to, from: from as Address, bytes };
         self.under_way.lock().expect("no panic while copying").push(prefetch);
     }

@@ -117,17 +117,34 @@ impl Gpu {
     /// # Panics
     /// If the GPU has no more memory.
     pub fn reserve_scratch(&self, bytes: usize) {
-        self.0.scratch.lock().expect("no panic while counting").reserve(&*self.0.driver, bytes);
+        self.with_scratch(|scratch, driver| scratch.reserve(driver, bytes));
     }
 
     /// Begins an operation: the memory inside the one before may be used again.
     pub fn begin_operation(&self) {
-        self.0.scratch.lock().expect("no panic while counting").reset(&*self.0.driver);
+        self.with_scratch(Scratch::reset);
     }
 
     /// Memory for use inside the present operation.
     pub(crate) fn scratch(&self, bytes: usize) -> Address {
-        self.0.scratch.lock().expect("no panic while counting").take(&*self.0.driver, bytes)
+        self.with_scratch(|scratch, driver| scratch.take(driver, bytes))
+    }
+
+    /// The most that an operation has taken inside it so far, in bytes.
+    pub fn most_scratch_bytes(&self) -> usize {
+        self.0.scratch.lock().expect("no panic while counting").most()
+    }
+
+    /// What `take` gets, if need be after blocks that are kept for reuse were given back.
+    fn with_scratch<R>(&self, take: impl Fn(&mut Scratch, &dyn Driver) -> Option<R>) -> R {
+        let mut scratch = self.0.scratch.lock().expect("no panic while counting");
+        take(&mut scratch, &*self.0.driver).unwrap_or_else(|| {
+            self.release_free_memory();
+            take(&mut scratch, &*self.0.driver).unwrap_or_else(|| {
+                let free = self.free_bytes();
+                panic!("the GPU's memory is too small for an operation: {free} bytes are free")
+            })
+        })
     }
 
     /// Numbers from outside that an operation reads, in memory inside the operation.
@@ -170,7 +187,11 @@ impl Gpu {
     /// Multiplies matrices.
     pub(crate) fn matmul(&self, matmul: Matmul) {
         if matmul.m > 0 && matmul.n > 0 {
-            self.0.driver.matmul(&matmul.row_major());
+            let matmul = matmul.row_major();
+            if let Operands::Fp8 { .. } = matmul.operands {
+                matmul.check_fp8();
+            }
+            self.0.driver.matmul(&matmul);
         }
     }
 }

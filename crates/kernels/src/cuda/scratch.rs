@@ -17,30 +17,37 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    pub(super) fn take(&mut self, driver: &dyn Driver, bytes: usize) -> Address {
-        let start = self.used;
-        self.used += bytes.max(1).next_multiple_of(ALIGNMENT);
-        self.most = self.most.max(self.used);
-        match self.chunks.first() {
-            Some(&(address, len)) if self.used <= len => address + start as u64,
-            _ => self.add(driver, bytes.max(1)),
-        }
+    /// `None`, and nothing taken, where the GPU has no more memory; so do the others.
+    pub(super) fn take(&mut self, driver: &dyn Driver, bytes: usize) -> Option<Address> {
+        let (start, end) = (self.used, self.used + bytes.max(1).next_multiple_of(ALIGNMENT));
+        let address = match self.chunks.first() {
+            Some(&(address, len)) if end <= len => address + start as u64,
+            _ => self.add(driver, bytes.max(1))?,
+        };
+        self.used = end;
+        self.most = self.most.max(end);
+        Some(address)
     }
 
     /// Makes room for so much.
-    pub(super) fn reserve(&mut self, driver: &dyn Driver, bytes: usize) {
+    pub(super) fn reserve(&mut self, driver: &dyn Driver, bytes: usize) -> Option<()> {
         self.most = self.most.max(bytes);
-        self.reset(driver);
+        self.reset(driver)
     }
 
     /// Gives everything back.
-    pub(super) fn reset(&mut self, driver: &dyn Driver) {
+    pub(super) fn reset(&mut self, driver: &dyn Driver) -> Option<()> {
         self.used = 0;
         if self.most > 0 && (self.chunks.len() != 1 || self.chunks[0].1 < self.most) {
             self.release(driver);
-            let most = self.most;
-            self.add(driver, most);
+            self.add(driver, self.most)?;
         }
+        Some(())
+    }
+
+    /// The most that an operation has used so far.
+    pub(super) fn most(&self) -> usize {
+        self.most
     }
 
     pub(super) fn release(&mut self, driver: &dyn Driver) {
@@ -49,11 +56,9 @@ impl Scratch {
         }
     }
 
-    fn add(&mut self, driver: &dyn Driver, bytes: usize) -> Address {
-        let address = driver
-            .alloc(bytes)
-            .unwrap_or_else(|| panic!("cannot get {bytes} bytes of the GPU's memory"));
+    fn add(&mut self, driver: &dyn Driver, bytes: usize) -> Option<Address> {
+        let address = driver.alloc(bytes)?;
         self.chunks.push((address, bytes));
-        address
+        Some(address)
     }
 }

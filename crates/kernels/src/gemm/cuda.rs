@@ -19,7 +19,7 @@ pub(crate) static SOURCE: Source = Source {
 };
 
 /// Sums of products into `out`. Operands of another type than `compute` are converted first, inside
-/// the operation's own memory; with `fp8`, terms that [`is_fp8`] allows are in FP8, their left
+/// the operation's own memory; with `fp8`, terms for which [`is_fp8`] holds are in FP8, their left
 /// operand in numbers of that kind.
 ///
 /// # Panics
@@ -45,7 +45,7 @@ pub(super) fn gemm(
         // The small terms, adapters, come last and go first: a result in bf16 is rounded after
         // each, and what is rounded twice is then the smaller part.
         for term in terms.iter().rev() {
-            let in_fp8 = fp8.filter(|_| is_fp8(term.b.data.dtype(), [target.n, term.k]));
+            let in_fp8 = fp8.filter(|_| is_fp8(term, target, d, out.dtype()));
             let (a, b, operands) = match in_fp8 {
                 Some(kind) => operands_in_fp8(gpu, kind, (term, target), &mut left),
                 None => {
@@ -99,10 +99,19 @@ pub(super) fn add_weight_gradient(
     });
 }
 
-/// Whether products with a weight of that type can be in FP8: only such as are held in bytes are,
-/// and tensor cores take sixteen numbers at a time.
-pub fn is_fp8(weight: DType, sizes: [usize; 2]) -> bool {
-    weight == DType::Int8 && sizes.iter().all(|size| size.is_multiple_of(16))
+/// Whether products with a weight of that shape can be in FP8: tensor cores take sixteen numbers at
+/// a time. Weights that stand side by side must all be such.
+pub fn fits_fp8(shape: [usize; 2]) -> bool {
+    shape.iter().all(|size| size.is_multiple_of(16))
+}
+
+/// Whether a term is in FP8: its right operand is held in bytes, and the result is where cuBLASLt
+/// wants one.
+fn is_fp8(term: &Term<'_>, target: &Place, d: Operand, dtype: DType) -> bool {
+    term.b.data.dtype() == DType::Int8
+        && fits_fp8([target.n, term.k])
+        && d.address.is_multiple_of(16)
+        && (d.row_stride * dtype.size()).is_multiple_of(16)
 }
 
 /// Bytes inside an operation that a product in FP8 of `[m, k]` and `[k, n]` takes.

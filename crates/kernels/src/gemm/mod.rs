@@ -18,7 +18,7 @@ mod weight;
 pub use crate::cuda::Fp8;
 pub(crate) use cpu::MAX_PANEL;
 pub use cpu::gemm;
-pub use cuda::{converted_bytes, fp8_bytes, is_fp8};
+pub use cuda::{converted_bytes, fits_fp8, fp8_bytes};
 pub use weight::{MOST_TOKENS, add_weight_gradient, weight_workspace_len};
 
 use crate::element::{DType, View, ViewMut};
@@ -188,7 +188,7 @@ impl Processor {
     }
 
     /// The same, on a GPU, with terms in FP8 whose right operand is held in bytes, if sizes allow:
-    /// see [`is_fp8`]. Their left operands become numbers of that `kind`, with one factor for all.
+    /// see [`fits_fp8`]. Their left operands become numbers of that `kind`, with one factor for all.
     ///
     /// # Panics
     /// On the CPU.

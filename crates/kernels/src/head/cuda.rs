@@ -44,6 +44,9 @@ pub const MOST_ROWS: usize = 4096;
 /// Tokens of the vocabulary whose logits exist at a time: enough for products to run at full speed.
 pub const PANEL: usize = 8192;
 
+/// What numbers of rows are rounded to for products.
+const ROUND: usize = 64;
+
 /// Threads of a block that takes a row.
 const THREADS: u32 = 256;
 
@@ -136,14 +139,18 @@ pub(super) fn forward(gpu: &Gpu, inputs: Inputs<'_>, workspace: Slice<'_>, outpu
     let (x, weight) = (inputs.x.cuda(), inputs.weight.cuda());
     let (v, dtype) = (weight.len() / h, x.dtype());
     assert!(inputs.targets.iter().all(|&target| (target as usize) < v));
-    assert!(workspace.len() >= workspace_len(n, h, v, dtype, outputs.direction.is_some()));
-    let parts = Parts::new(workspace, n, v, dtype);
+    let whole = x.len() / h;
+    assert!(workspace.len() >= workspace_len(whole, h, v, dtype, outputs.direction.is_some()));
+    // The number of rows with a target differs from step to step, and cuBLASLt chooses an algorithm
+    // for each: rows up to a round number are multiplied for nothing.
+    let rows = n.next_multiple_of(ROUND).min(whole);
+    let parts = Parts::new(workspace, rows, v, dtype);
     let (log_probs, lse) = (outputs.log_probs.cuda().f32(), outputs.lse.cuda().f32());
     let targets = gpu.upload(inputs.targets);
     let by_row = Launch::blocks(n, THREADS);
     let weights = if outputs.direction.is_some() { parts.of_logits } else { 0 };
     for Panel { first, width, address } in panels(gpu, dtype, weight, (v, h)) {
-        logits(gpu, (n, width, h), (x, address), parts.logits);
+        logits(gpu, (rows, width, h), (x, address), parts.logits);
         let args = args![parts.logits, width, first, targets, parts.state, weights];
         gpu.launch(&SOURCE, &format!("head_absorb<{}>", x.type_name()), by_row, args);
         if weights == 0 {
@@ -153,7 +160,7 @@ pub(super) fn forward(gpu: &Gpu, inputs: Inputs<'_>, workspace: Slice<'_>, outpu
             gpu.launch(&SOURCE, "head_shrink", by_row, args![parts.mean, parts.state, h]);
         }
         gpu.matmul(Matmul {
-            m: n,
+            m: rows,
             n: h,
             k: width,
             operands: Operands::Floats(dtype),

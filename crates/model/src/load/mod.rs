@@ -24,7 +24,7 @@ pub enum Trained {
 /// How weights are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// Element type of frozen matrices, f32 or bf16; `None`: as in the file, without a copy.
+    /// Element type of frozen matrices; `None`: as in the file, without a copy.
     pub base_precision: Option<DType>,
     /// Which weights are trained.
     pub trained: Trained,

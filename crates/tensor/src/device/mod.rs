@@ -148,6 +148,13 @@ impl Device {
         }
     }
 
+    /// Gives memory that is kept for reuse back, where it is a GPU's.
+    pub fn release_free_memory(&self) {
+        if let Some(Processor::Cuda(gpu)) = self.processor() {
+            gpu.release_free_memory();
+        }
+    }
+
     /// Waits for everything that was asked for.
     pub fn synchronize(&self) {
         if let Some(Processor::Cuda(gpu)) = self.processor() {

@@ -169,7 +169,7 @@ fn project(
     let int8_width: usize =
         projections.iter().filter(|p| in_integers(p)).map(Projection::out_features).sum();
     let quantised = (int8_width > 0).then(|| quantised(tape.device(), x, (0, k), None));
-    let fp8 = InFp8::of(tape.compute(), params, projections);
+    let fp8 = Fp8Projections::of(tape.compute(), params, projections);
     let held = fp8.others(projections).map(|p| params.resolve(&p.weight));
     let held = held.chain(adapters.iter().map(|adapter| params.value(adapter.lora.b)));
     let scratch = converted_bytes(tape.device(), tape.dtype(), held) + fp8.bytes(projections, t);
@@ -209,12 +209,16 @@ fn project(
     }
 }
 
-/// Which of projections that stand side by side are multiplied in FP8.
-struct InFp8(Vec<bool>);
+/// Which of projections that stand side by side are multiplied in FP8: those held in bytes, if all
+/// are as wide as tensor cores ask for, since one that is not moves its neighbours' outputs.
+struct Fp8Projections(Vec<bool>);
 
-impl InFp8 {
+impl Fp8Projections {
     fn of(compute: Compute, params: &Params, projections: &[Projection]) -> Self {
-        let is_fp8 = |p: &Projection| compute.is_fp8_for(params.resolve(&p.weight));
+        let fits = projections.iter().all(|p| gemm::fits_fp8([p.out_features(), p.in_features()]));
+        let is_fp8 = |p: &Projection| {
+            fits && compute == Compute::Fp8 && params.resolve(&p.weight).dtype() == DType::Int8
+        };
         Self(projections.iter().map(is_fp8).collect())
     }
 
@@ -231,12 +235,15 @@ impl InFp8 {
         self.those(projections).map(Projection::out_features).sum()
     }
 
-    /// Bytes inside an operation that multiplies `t` rows with them, or their gradients.
+    /// Bytes inside an operation that multiplies `t` rows with them.
     fn bytes(&self, projections: &[Projection], t: usize) -> usize {
-        let of_product = |p: &Projection| {
-            let (n, k) = (p.out_features(), p.in_features());
-            gemm::fp8_bytes(t, n, k)
-        };
+        let of_product = |p| gemm::fp8_bytes(t, Projection::out_features(p), p.in_features());
+        self.those(projections).map(of_product).sum()
+    }
+
+    /// The same for `t` rows of gradients, which are as wide as the outputs.
+    fn gradient_bytes(&self, projections: &[Projection], t: usize) -> usize {
+        let of_product = |p| gemm::fp8_bytes(t, Projection::in_features(p), p.out_features());
         self.those(projections).map(of_product).sum()
     }
 }
@@ -423,11 +430,11 @@ fn input_gradient(
     let bytes = d_x.num_bytes() + d_y.num_bytes() + weights.sum::<usize>();
     let quantised = quantised_gradients(sweep, projections, d_y);
     let int8_width: usize = quantised.iter().flatten().map(|d_y| d_y.shape()[1]).sum();
-    let fp8 = InFp8::of(sweep.compute, params, projections);
+    let fp8 = Fp8Projections::of(sweep.compute, params, projections);
     let eight_bits = int8_width + fp8.width(projections);
     let float_depth = width - eight_bits + if d_down.is_some() { rank } else { 0 };
     let held = fp8.others(projections).map(|p| params.resolve(&p.weight));
-    let scratch = converted_bytes(sweep.device, dtype, held) + fp8.bytes(projections, t);
+    let scratch = converted_bytes(sweep.device, dtype, held) + fp8.gradient_bytes(projections, t);
     let cost = Cost::memory("d_linear", bytes)
         .with_scratch(scratch)
         .with(Work::Int8, 2 * t * k * eight_bits)

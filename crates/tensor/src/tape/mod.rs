@@ -5,7 +5,6 @@
 //! released as the backward pass goes. Nothing is recorded for an output that needs no gradient.
 
 use crate::{Category, Cost, DType, Device, Gradients, Params, Tensor};
-use hone_kernels::gemm;
 use std::collections::HashMap;
 
 /// What products are computed in.
@@ -41,12 +40,6 @@ impl Compute {
         self == Compute::Int8
             && weight.dtype() == DType::Int8
             && lengths.iter().all(|n| n.is_multiple_of(4))
-    }
-
-    /// Whether products with `weight` are in FP8.
-    pub(crate) fn is_fp8_for(self, weight: &Tensor) -> bool {
-        let [rows, cols] = *weight.shape() else { return false };
-        self == Compute::Fp8 && gemm::is_fp8(weight.dtype(), [rows, cols])
     }
 }
 

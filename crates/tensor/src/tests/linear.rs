@@ -126,7 +126,10 @@ impl Operation for Linear {
             _ => return false,
         };
         let is = |p: &Projection| p.weight.shape().iter().all(|n| n.is_multiple_of(at_a_time));
-        self.projections.iter().any(is)
+        match compute {
+            Compute::Fp8 => self.projections.iter().all(is),
+            _ => self.projections.iter().any(is),
+        }
     }
 
     fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
@@ -274,6 +277,7 @@ fn linear_passes_in_eight_bits() {
         (97, 64, vec![132]),
         (70, 576, vec![64, 16, 16]),
         (33, 80, vec![32, 6, 48]),
+        (64, 32, vec![1280]),
         (5, 13, vec![6]),
         (8, 16, vec![6, 8]),
         (9, 4100, vec![8, 4]),

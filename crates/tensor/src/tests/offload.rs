@@ -88,7 +88,7 @@ fn read(device: &Device, tensor: &Tensor) -> Vec<f32> {
     if device.is_dry() { Vec::new() } else { tensor.to_vec_f32() }
 }
 
-/// The emulation copies only what is waited for, and what is not copied is NaN.
+/// The emulation copies only what is waited for; until then the place holds NaN.
 #[test]
 fn offloaded_weights_give_the_same_bits() {
     let Some(gpu) = Gpu::for_tests() else { return };

@@ -19,6 +19,7 @@ struct State {
     cursor: Cursor,
     /// Updates made: what corrects the optimizer's moments for their zero beginning.
     num_updates: u64,
+    #[serde(default)]
     loss_scale: LossScale,
 }
 

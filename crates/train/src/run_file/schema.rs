@@ -195,8 +195,8 @@ pub(super) const KEYS: &[Key] = &[
     key("model.path", Text, Required,
         "directory in Hugging Face layout, or a hub name", r#""Qwen/Qwen3-0.6B""#),
     key("model.base_precision", Choice(STORAGES), Value(r#""auto""#),
-        "how the frozen weights are held; `auto`: as in the file, or int8 if products are; `int8`: \
-         bytes with a scale per row",
+        "how the frozen weights are held; `auto`: as in the file, or for products in f16 as f16, in \
+         eight bits as int8; `int8`: bytes with a scale per row",
         r#""bf16""#),
     key("model.compute", Choice(PRECISIONS), Value(r#""auto""#),
         "precision of products; `auto`: f32 for f32 files, otherwise bf16, or f16 on a GPU that \

@@ -135,7 +135,8 @@ fn checkpoints_are_written_behind_a_gpu() {
     let scene = Scene::new("dynamic");
     let settings = ["train.max_steps = 4", "checkpoint.every_steps = 1", "checkpoint.keep = 9"];
     let mut setup = scene.setup(&[&LORA[..], &settings].concat());
-    setup.place = Place::Cuda(gpu);
+    let place = Place::Cuda(gpu);
+    setup.place = place.clone();
     let checkpoints = scene.run_dir().join("checkpoints");
     let mut told = Vec::new();
     let ended = recipe::train(
@@ -152,6 +153,14 @@ fn checkpoints_are_written_behind_a_gpu() {
     );
     assert!(matches!(ended.unwrap(), Outcome::Finished(_)));
     assert_eq!(told, [1, 2, 3, 4]);
+    // What was written while the next step ran is what a run that stops after each step writes.
+    let pieces = Scene::new("dynamic");
+    for step in 1..=4 {
+        let mut setup = pieces.setup(&[&LORA[..], &settings].concat());
+        setup.place = place.clone();
+        recipe::train(&setup, RESUME, &mut |_| {}, &|| true).unwrap();
+        assert_eq!(digests(&scene, step), digests(&pieces, step), "step {step}");
+    }
     // Where the directory was, there is a file.
     setup.run.output.dir = scene.dir.path().join("disturbed");
     let checkpoints = setup.run.output.dir.join("checkpoints");

@@ -4,6 +4,7 @@ use crate::tiny_model::{golden_dir, rows, write_model};
 use hone_data::{Cursor, IGNORE, MicroBatch, Unit};
 use hone_model::{Batch, Recompute};
 use hone_tensor::cuda::Gpu;
+use hone_tensor::safetensors::write;
 use hone_tensor::{Device, Gradients, StepKey, Tensor};
 use hone_train::engine::Engine;
 use hone_train::evaluate::to_batch;
@@ -29,7 +30,7 @@ impl Scene {
         Self { dir }
     }
 
-    /// The same with so many blocks, copies of those that the model has.
+    /// The same with so many blocks, made from those that the model has.
     pub fn with_blocks(case: &str, num_blocks: usize) -> Self {
         let scene = Self::new(case);
         deepen(&scene.dir.path().join("model"), num_blocks);
@@ -58,7 +59,7 @@ impl Scene {
     }
 }
 
-/// Gives the model in `dir` so many blocks.
+/// Gives the model in `dir`, whose numbers are f32, so many blocks.
 fn deepen(dir: &Path, num_blocks: usize) {
     let (config, weights) = (dir.join("config.json"), dir.join("model.safetensors"));
     let text = std::fs::read(&config).unwrap();
@@ -68,18 +69,26 @@ fn deepen(dir: &Path, num_blocks: usize) {
     std::fs::write(&config, value.to_string()).unwrap();
     let bytes = std::fs::read(&weights).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    let tensors = file.tensors().into_iter().flat_map(|(name, view)| {
+    let mut tensors = Vec::new();
+    for (name, view) in file.tensors() {
+        let numbers: Vec<f32> = view
+            .data()
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect();
         let block = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
-        let names = match block {
-            None => vec![name],
-            Some((i, rest)) => {
-                let same = (i.parse::<usize>().unwrap()..num_blocks).step_by(had);
-                same.map(|i| format!("model.layers.{i}.{rest}")).collect()
-            }
+        let Some((i, rest)) = block else {
+            tensors.push((name, Tensor::from_f32(&numbers, view.shape())));
+            continue;
         };
-        names.into_iter().map(move |name| (name, view.clone()))
-    });
-    safetensors::serialize_to_file(tensors, None, &weights).unwrap();
+        for i in (i.parse::<usize>().unwrap()..num_blocks).step_by(had) {
+            // No block is like another.
+            let own: Vec<f32> = numbers.iter().map(|x| x * (1.0 + i as f32 / 64.0)).collect();
+            tensors
+                .push((format!("model.layers.{i}.{rest}"), Tensor::from_f32(&own, view.shape())));
+        }
+    }
+    write(&weights, tensors.iter().map(|(name, tensor)| (name.clone(), tensor.into()))).unwrap();
 }
 
 /// Settings of an adapter with dropout.

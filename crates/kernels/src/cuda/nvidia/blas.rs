@@ -1,6 +1,6 @@
 //! Matrix products by cuBLASLt. The algorithm of each shape is asked for once.
 
-use super::super::driver::{Address, Fp8, Matmul, Operand, Operands};
+use super::super::driver::{Fp8, Matmul, Operand, Operands};
 use super::CudaError;
 use crate::element::DType;
 use cudarc::cublaslt::result::{self, CublasError};
@@ -11,6 +11,9 @@ use std::ffi::c_void;
 
 /// What NVIDIA recommends for Hopper; smaller GPUs use less of it.
 pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
+
+/// Plans that are kept: more than a step has products, where rows differ from step to step.
+const MOST_PLANS: usize = 4096;
 
 pub(super) struct Blas {
     handle: sys::cublasLtHandle_t,
@@ -87,14 +90,15 @@ impl Blas {
     pub(super) fn run(&mut self, matmul: &Matmul, stream: cudarc::driver::sys::CUstream) {
         let key = Key::of(matmul);
         let handle = self.handle;
+        if self.plans.len() >= MOST_PLANS && !self.plans.contains_key(&key) {
+            self.plans.clear();
+        }
         let plan = self.plans.entry(key).or_insert_with(|| {
             Plan::new(handle, matmul, &key)
                 .unwrap_or_else(|error| panic!("cuBLASLt has no product for {matmul:?}: {error}"))
         });
-        if let Operands::Fp8 { scales: [of_a, of_b], .. } = matmul.operands {
-            plan.set_scales(of_b, of_a)
-                .unwrap_or_else(|error| panic!("cuBLASLt refused a factor: {error}"));
-        }
+        plan.set_scales(matmul.operands)
+            .unwrap_or_else(|error| panic!("cuBLASLt refused a factor: {error}"));
         let (alpha, beta) = (matmul.alpha, if matmul.c.is_some() { 1.0f32 } else { 0.0 });
         let pointer = |address: u64| address as *const c_void;
         // Columns are next to each other here and rows there: the same memory is the transposed
@@ -155,6 +159,7 @@ impl Plan {
         let (d, _) = layout(matmul.d, type_of(d_dtype), m, n)?;
         set(product, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, i32::from(b_turned))?;
         set(product, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, i32::from(a_turned))?;
+        set_scales(product, matmul.operands)?;
         if key.kinds.sums_fast() {
             set(product, Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, 1i8)?;
         }
@@ -167,12 +172,30 @@ impl Plan {
         Ok(Self { product, a, b, d, algorithm: found?.algo })
     }
 
-    /// Where the factors of the library's A and B are.
-    fn set_scales(&self, a: Address, b: Address) -> Result<(), CublasError> {
-        use sys::cublasLtMatmulDescAttributes_t as Attribute;
-        set(self.product, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, a)?;
-        set(self.product, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, b)
+    /// Where factors are, if operands have any.
+    fn set_scales(&self, operands: Operands) -> Result<(), CublasError> {
+        set_scales(self.product, operands)
     }
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: made with the plan, destroyed once; the library keeps what it still needs.
+        unsafe {
+            let _ = result::destroy_matmul_desc(self.product);
+            for layout in [self.a, self.b, self.d] {
+                let _ = result::destroy_matrix_layout(layout);
+            }
+        }
+    }
+}
+
+fn set_scales(product: sys::cublasLtMatmulDesc_t, operands: Operands) -> Result<(), CublasError> {
+    use sys::cublasLtMatmulDescAttributes_t as Attribute;
+    let Operands::Fp8 { scales: [of_a, of_b], .. } = operands else { return Ok(()) };
+    // Its A is our B.
+    set(product, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, of_b)?;
+    set(product, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, of_a)
 }
 
 /// Sets an attribute whose value has the type of `value`.
@@ -215,6 +238,11 @@ fn preference(key: &Key) -> Result<sys::cublasLtMatmulPreference_t, CublasError>
         let workspace = Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         let bytes = (&raw const bytes).cast();
         result::set_matmul_pref_attribute(preference, workspace, bytes, 8)?;
+        // Parts of a sum are added up in f32, not in the result's type.
+        let schemes = Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK;
+        let in_f32 = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+        let in_f32 = (&raw const in_f32).cast();
+        result::set_matmul_pref_attribute(preference, schemes, in_f32, 4)?;
         // Its A is our B.
         for (attribute, alignment) in [
             (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, b),

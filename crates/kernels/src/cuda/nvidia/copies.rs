@@ -1,4 +1,4 @@
-//! Copies to the device. Small ones go through page-locked memory, so that none waits for what the
+//! Copies to the device, through page-locked memory, so that small ones do not wait for what the
 //! device is doing; weights that are fetched ahead have a stream of their own.
 
 use super::super::driver::Address;
@@ -7,8 +7,10 @@ use cudarc::driver::result::{self, stream::StreamKind};
 use cudarc::driver::sys;
 use std::sync::Mutex;
 
-/// Length of the page-locked memory that small copies go through: those of several steps.
+/// Length of the page-locked memory that copies go through: many small ones, or pieces of a large
+/// one. From other memory the driver may go on reading after it has returned.
 const STAGING_BYTES: usize = 8 << 20;
+const PIECE_BYTES: usize = STAGING_BYTES / 2;
 
 pub(super) struct Copies {
     /// The stream that everything else is asked for on.
@@ -45,16 +47,13 @@ impl Copies {
 
     /// Copies in the order of everything else; `bytes` may change once this returns.
     pub(super) fn write(&self, to: Address, bytes: &[u8]) {
-        let copy = |from: &[u8]| {
-            // SAFETY: callers write inside memory that they were given.
-            let done = unsafe { result::memcpy_htod_async(to, from, self.main) };
-            expect("copying to the device", done);
-        };
-        if bytes.len() > STAGING_BYTES {
-            // From memory that is not page-locked the driver returns once it has read all of it.
-            return copy(bytes);
-        }
         let mut staging = self.staging.lock().expect("no panic while copying");
+        for (i, piece) in bytes.chunks(PIECE_BYTES).enumerate() {
+            self.write_piece(&mut staging, to + (i * PIECE_BYTES) as u64, piece);
+        }
+    }
+
+    fn write_piece(&self, staging: &mut Staging, to: Address, bytes: &[u8]) {
         if staging.used + bytes.len() > STAGING_BYTES {
             // SAFETY: the stream lives as long as the device.
             let done = unsafe { result::stream::synchronize(self.main) };
@@ -68,8 +67,10 @@ impl Copies {
             start.copy_from(bytes.as_ptr(), bytes.len());
             std::slice::from_raw_parts(start, bytes.len())
         };
-        copy(part);
         staging.used += bytes.len();
+        // SAFETY: callers write inside memory that they were given.
+        let done = unsafe { result::memcpy_htod_async(to, part, self.main) };
+        expect("copying to the device", done);
     }
 
     /// Copies from page-locked memory once what was asked for on `main` is done.
