@@ -246,3 +246,36 @@ __global__ void attention_backward_q_general(
     }
     store_own(head_rows(d_q, heads, q_row, head), d_q.stride, count, d, sums);
 }
+
+// Where a library has the log-sum-exp of this thread's query of head `blockIdx.y` of sequence
+// `blockIdx.z`, and where it belongs in [num_heads, num_tokens]. `starts` are those of sequences,
+// in elements of [num_tokens, num_heads]; `padded` is how far apart heads are in a layout
+// [sequences, num_heads, padded], or 0 if it is [num_tokens, num_heads].
+struct LsePlace {
+    bool is_there;
+    size_t theirs, ours;
+
+    DEVICE LsePlace(const uint64* starts, const uint32* lengths, uint32 padded, uint32 num_tokens) {
+        uint32 head = blockIdx.y, num_heads = gridDim.y, s = blockIdx.z;
+        size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+        is_there = i < lengths[s];
+        theirs = padded != 0 ? (size_t(s) * num_heads + head) * padded + i
+                             : starts[s] + i * num_heads + head;
+        ours = size_t(head) * num_tokens + starts[s] / num_heads + i;
+    }
+};
+
+// Grid: queries of the longest sequence, heads, sequences.
+__global__ void attention_lse_from_library(
+    const float* theirs, const uint64* starts, const uint32* lengths, uint32 padded, float* lse,
+    uint32 num_tokens) {
+    LsePlace at(starts, lengths, padded, num_tokens);
+    if (at.is_there) lse[at.ours] = theirs[at.theirs];
+}
+
+__global__ void attention_lse_to_library(
+    const float* lse, const uint64* starts, const uint32* lengths, uint32 padded, float* theirs,
+    uint32 num_tokens) {
+    LsePlace at(starts, lengths, padded, num_tokens);
+    if (at.is_there) theirs[at.theirs] = lse[at.ours];
+}

@@ -10,11 +10,13 @@
 mod backward;
 pub(crate) mod cuda;
 mod forward;
+mod library;
 pub mod reference;
 mod rows;
 
 pub use backward::{backward, workspace_len};
 pub use forward::forward;
+pub use library::scratch_bytes as library_scratch_bytes;
 
 /// Bytes of scratch memory that each thread keeps after its first attention.
 pub fn scratch_bytes(heads: &Heads) -> usize {

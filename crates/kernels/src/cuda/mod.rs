@@ -16,6 +16,9 @@ mod tests;
 mod together;
 
 pub use driver::{Address, Fp8, Info, Launch, Matmul, Operand, Operands, Source};
+pub(crate) use driver::{
+    AttentionArrays, AttentionGradients, AttentionPlan, AttentionShape, LseLayout, Pass,
+};
 pub use nvidia::{CudaError, num_devices};
 pub(crate) use together::Together;
 
@@ -27,6 +30,7 @@ use scratch::Scratch;
 use std::ffi::c_void;
 use std::io::Write as _;
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// All kernels there are.
@@ -55,6 +59,8 @@ struct Inner {
     scratch: Mutex<Scratch>,
     pool: Mutex<Pool>,
     driver: Box<dyn Driver>,
+    uses_attention_library: AtomicBool,
+    allows_nondeterminism: AtomicBool,
 }
 
 impl Gpu {
@@ -84,7 +90,43 @@ impl Gpu {
 
     fn of(driver: Box<dyn Driver>) -> Self {
         let (scratch, pool) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { scratch, pool, driver }))
+        let (yes, no) = (AtomicBool::new(true), AtomicBool::new(false));
+        let inner =
+            Inner { scratch, pool, driver, uses_attention_library: yes, allows_nondeterminism: no };
+        Self(Arc::new(inner))
+    }
+
+    /// Whether attention may be a library's where one serves it (the default), or is always that of
+    /// our own kernels.
+    pub fn use_attention_library(&self, yes: bool) {
+        self.0.uses_attention_library.store(yes, Ordering::Relaxed);
+    }
+
+    /// Whether what is faster may give other bits each time; by default nothing does.
+    pub fn allow_nondeterminism(&self, yes: bool) {
+        self.0.allows_nondeterminism.store(yes, Ordering::Relaxed);
+    }
+
+    /// Name and version of the library that serves attention (`cuDNN 9.21.1`), and why it does not
+    /// serve some shape if one was refused.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn attention_library(&self) -> Result<String, String> {
+        self.0.driver.attention_library()
+    }
+
+    /// What a library wants in order to serve such an attention; `None` if our own kernels are to.
+    pub(crate) fn attention_plan(&self, shape: &AttentionShape) -> Option<AttentionPlan> {
+        let allowed = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
+        let may = allowed(&self.0.uses_attention_library)
+            && (shape.pass == Pass::Forward || allowed(&self.0.allows_nondeterminism));
+        may.then(|| self.0.driver.attention_plan(shape))?
+    }
+
+    /// Attention of a shape that there is a plan for.
+    pub(crate) fn attention(&self, shape: &AttentionShape, arrays: &AttentionArrays) {
+        self.0.driver.attention(shape, arrays);
     }
 
     /// What this device is.
