@@ -23,6 +23,7 @@ pub(crate) static GENERAL: Source = Source {
         "attention_backward_q_general<f16>",
         "attention_lse_from_library",
         "attention_lse_to_library",
+        "attention_gradients_from_library",
     ],
 };
 
@@ -185,6 +186,9 @@ pub(super) fn backward(
     assert!(sequences.iter().all(|s| s.q_start == s.k_start && s.q_len == s.k_len));
     assert!(delta.len() >= heads.num_heads * num_tokens);
     zero_unused(gpu, sequences, num_tokens, d_qkv);
+    if library::backward(gpu, qkv, heads, sequences, (out, lse), (d_out, d_qkv)) {
+        return;
+    }
     let (words, tokens) = (of_heads(heads), num_tokens as u32);
     let of_out = |slice| Rows { data: View::Cuda(slice), stride: heads.out_width(), offset: 0 };
     let (out, d_out) = (of_out(out), of_out(d_out));

@@ -279,3 +279,23 @@ __global__ void attention_lse_to_library(
     LsePlace at(starts, lengths, padded, num_tokens);
     if (at.is_there) theirs[at.theirs] = lse[at.ours];
 }
+
+// Rows of 16-bit gradients [q | k | v] side by side. `starts` are those of sequences, in elements
+// of such rows; a warp moves a row, 16 bytes a lane. Grid: rows of the longest sequence, 1,
+// sequences.
+__global__ void attention_gradients_from_library(
+    const uint16* d_q, const uint16* d_k, const uint16* d_v, const uint64* starts,
+    const uint32* lengths, uint32 q_width, uint32 kv_width, uint16* d_qkv) {
+    typedef Neighbours<uint16, 8> Piece;
+    uint32 warps = blockDim.x / WARP, lane = threadIdx.x % WARP, width = q_width + 2 * kv_width;
+    size_t i = size_t(blockIdx.x) * warps + threadIdx.x / WARP;
+    if (i >= lengths[blockIdx.z]) return;
+    size_t row = starts[blockIdx.z] / width + i;
+    for (uint32 c = lane * 8; c < width; c += WARP * 8) {
+        uint32 k = c - q_width, v = k - kv_width;
+        const uint16* from = c < q_width              ? d_q + row * q_width + c
+                             : c < q_width + kv_width ? d_k + row * kv_width + k
+                                                      : d_v + row * kv_width + v;
+        *reinterpret_cast<Piece*>(d_qkv + row * width + c) = *reinterpret_cast<const Piece*>(from);
+    }
+}

@@ -3,8 +3,8 @@
 
 use super::{Heads, Inputs, Sequence};
 use crate::cuda::{
-    Address, AttentionArrays, AttentionPlan, AttentionShape, Gpu, Launch, LseLayout, Pass, Slice,
-    args,
+    Address, AttentionArrays, AttentionGradients, AttentionPlan, AttentionShape, Gpu, Launch,
+    LseLayout, Pass, Slice, args,
 };
 use crate::element::DType;
 
@@ -17,15 +17,31 @@ const MOST_PADDING: usize = 4;
 const FEW_SEQUENCES: usize = 8;
 /// The shortest longest sequence that it is asked for.
 const SHORTEST: usize = 128;
-/// Bytes that a library may work in in the forward pass: 300 sequences take 80 kB.
+/// Bytes that a library may work in, beside what is counted by rows: 300 sequences take 80 kB
+/// forwards, and twice that backwards.
 const WORKSPACE_BYTES: usize = 1 << 20;
 /// Bytes at most of starts and lengths.
-const LIST_BYTES: usize = (4 * 8 + 4) * (MOST_SEQUENCES + 1) + 5 * 256;
+const LIST_BYTES: usize = (4 * 8 + 4) * (MOST_SEQUENCES + 1) + 8 * 256;
+/// Bytes that a library works in for each dimension of a padded row in the backward pass.
+const PADDED_WORKSPACE: usize = 8;
 const THREADS: u32 = 256;
 
 /// Most bytes that a library's forward pass takes inside the operation, whatever the sequences are.
 pub fn scratch_bytes(heads: &Heads, num_tokens: usize) -> usize {
     WORKSPACE_BYTES + LIST_BYTES + 4 * heads.num_heads * most_padded(num_tokens)
+}
+
+/// The same for a library's backward pass, which is asked for only where bits may differ each time.
+pub fn backward_scratch_bytes(heads: &Heads, num_tokens: usize) -> usize {
+    let rows = backward_rows(num_tokens) * heads.num_heads;
+    let sums = (4 + PADDED_WORKSPACE) * rows * heads.head_dim;
+    let gradients = 2 * num_tokens * heads.qkv_width();
+    WORKSPACE_BYTES + LIST_BYTES + 8 * rows + sums + gradients + 8 * 256
+}
+
+/// Most rows of padded sequences of so many tokens in the backward pass, whose arrays are large.
+fn backward_rows(num_tokens: usize) -> usize {
+    num_tokens + num_tokens / 2
 }
 
 /// Most rows of padded sequences of so many tokens.
@@ -56,6 +72,33 @@ pub(super) fn forward(
     let arrays = asked.arrays(gpu, num_tokens, qkv, out);
     gpu.attention(&asked.shape, &arrays);
     asked.move_lse(gpu, "from", &arrays, (arrays.lse, lse.address(), num_tokens));
+    true
+}
+
+/// Whether a library did it, with sums in no fixed order; if not, nothing is written.
+pub(super) fn backward(
+    gpu: &Gpu,
+    qkv: Slice<'_>,
+    heads: &Heads,
+    sequences: &[Sequence],
+    (out, lse): (Slice<'_>, Slice<'_>),
+    (d_out, d_qkv): (Slice<'_>, Slice<'_>),
+) -> bool {
+    let shared = [out, d_out, d_qkv];
+    let Some(asked) = Asked::new(gpu, Pass::Backward, heads, sequences, (qkv, &shared)) else {
+        return false;
+    };
+    let num_tokens = qkv.len() / heads.qkv_width();
+    let Some(workspace_bytes) = asked.backward_workspace(num_tokens) else { return false };
+    if asked.plan.workspace_bytes > workspace_bytes {
+        return false;
+    }
+    let mut arrays = asked.arrays(gpu, num_tokens, qkv, out);
+    let gradients = asked.gradients(gpu, num_tokens, d_out);
+    arrays.gradients = Some(gradients);
+    asked.move_lse(gpu, "to", &arrays, (lse.address(), arrays.lse, num_tokens));
+    gpu.attention(&asked.shape, &arrays);
+    asked.pack(gpu, &arrays, &gradients, d_qkv);
     true
 }
 
@@ -124,6 +167,56 @@ impl Asked {
             workspace: gpu.scratch(self.plan.workspace_bytes),
             gradients: None,
         }
+    }
+
+    /// Bytes that the backward pass may work in; `None` where its padded arrays are too large.
+    fn backward_workspace(&self, num_tokens: usize) -> Option<usize> {
+        let padded = match self.plan.lse {
+            LseLayout::Tokens => 0,
+            LseLayout::Padded => self.plan.num_sequences * self.plan.longest,
+        };
+        let rows = (padded <= backward_rows(num_tokens)).then_some(padded)?;
+        let dims = self.heads.num_heads * self.heads.head_dim;
+        Some(WORKSPACE_BYTES + PADDED_WORKSPACE * rows * dims)
+    }
+
+    /// What only the backward pass has.
+    fn gradients(&self, gpu: &Gpu, num_tokens: usize, d_out: Slice<'_>) -> AttentionGradients {
+        let (num_lse, d) = (self.num_lse(num_tokens), self.heads.head_dim);
+        let [_, of_queries, _, of_keys] = row_lens(&self.heads);
+        // By its element type half would do; cuDNN's own interface takes as much.
+        let by_head = || match self.plan.lse {
+            LseLayout::Tokens if self.heads.group() > 1 => gpu.scratch(4 * num_tokens * of_queries),
+            _ => 0,
+        };
+        AttentionGradients {
+            d_out: d_out.address(),
+            d_q: gpu.scratch(2 * num_tokens * of_queries),
+            d_k: gpu.scratch(2 * num_tokens * of_keys),
+            d_v: gpu.scratch(2 * num_tokens * of_keys),
+            delta: gpu.scratch(4 * num_lse),
+            sums: gpu.scratch(4 * num_lse * d),
+            by_head: [by_head(), by_head()],
+        }
+    }
+
+    /// Puts gradients of queries, keys and values side by side.
+    fn pack(
+        &self,
+        gpu: &Gpu,
+        arrays: &AttentionArrays,
+        gradients: &AttentionGradients,
+        d_qkv: Slice<'_>,
+    ) {
+        let AttentionGradients { d_q, d_k, d_v, .. } = *gradients;
+        let [_, of_queries, _, of_keys] = row_lens(&self.heads);
+        let (of_queries, of_keys) = (of_queries as u32, of_keys as u32);
+        let blocks = self.shape.longest.div_ceil(THREADS as usize / 32);
+        let grid = [blocks as u32, 1, self.sequences.len() as u32];
+        let at = Launch { grid, threads: THREADS, shared_bytes: 0 };
+        let (starts, lengths) = (arrays.starts[0], arrays.lengths);
+        let args = args![d_q, d_k, d_v, starts, lengths, of_queries, of_keys, d_qkv];
+        gpu.launch(&super::cuda::GENERAL, "attention_gradients_from_library", at, args);
     }
 
     /// Log-sum-exps as the library has them.
@@ -211,58 +304,4 @@ fn lengths(sequences: &[Sequence], room: usize) -> Vec<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HEADS: Heads =
-        Heads { num_heads: 4, num_kv_heads: 2, head_dim: 64, scale: 0.125, window: None };
-
-    /// The 64-bit numbers in pairs of words.
-    fn wide(words: &[u32]) -> Vec<u64> {
-        words.chunks(2).map(|w| u64::from(w[0]) | u64::from(w[1]) << 32).collect()
-    }
-
-    #[test]
-    fn lists_say_where_sequences_are() {
-        let sequences = Sequence::packed(&[0, 3, 5, 12]);
-        let [packed, out, lse, keys] = row_lens(&HEADS);
-        assert_eq!((packed, out, lse, keys), (512, 256, 4, 128));
-        assert_eq!(wide(&starts(&sequences, packed, 3)), [0, 3 * 512, 5 * 512, 12 * 512]);
-        assert_eq!(lengths(&sequences, 3), [3, 2, 7]);
-        // Room for five: two that are empty, after the last.
-        assert_eq!(wide(&starts(&sequences, lse, 5)), [0, 12, 20, 48, 48, 48]);
-        assert_eq!(lengths(&sequences, 5), [3, 2, 7, 0, 0]);
-        // Beyond 32 bits.
-        let far = [Sequence::new(0, 1), Sequence::new(1 << 31, 1)];
-        assert_eq!(wide(&starts(&far, packed, 2))[1], 1 << 40);
-    }
-
-    #[test]
-    fn shapes_that_a_library_does_well_at() {
-        let of = |cu_seqlens: &[u32], heads: &Heads| {
-            shape(Pass::Forward, DType::Bf16, heads, &Sequence::packed(cu_seqlens))
-        };
-        let one = of(&[0, 300], &HEADS).unwrap();
-        assert_eq!((one.num_sequences, one.longest, one.is_windowed), (1, 300, false));
-        let windowed = |window| Heads { window: Some(window), ..HEADS };
-        assert!(of(&[0, 300], &windowed(299)).unwrap().is_windowed);
-        assert!(!of(&[0, 300], &windowed(300)).unwrap().is_windowed);
-        assert!(of(&[0, 300, 301], &HEADS).is_some(), "few sequences");
-        let many_short: Vec<u32> = (0..64).chain([64 + 4096]).collect();
-        assert!(of(&many_short, &HEADS).is_none(), "blocks for tokens that are not there");
-        assert!(of(&[0, 127, 254], &HEADS).is_none(), "short ones");
-        let cached = Sequence { q_start: 0, q_len: 200, k_start: 0, k_len: 300 };
-        assert!(shape(Pass::Forward, DType::Bf16, &HEADS, &[cached]).is_none());
-    }
-
-    #[test]
-    fn padding_stays_within_bounds() {
-        for cu_seqlens in [vec![0, 128], vec![0, 1025], vec![0, 1025, 1030], vec![0, 200, 400]] {
-            let sequences = Sequence::packed(&cu_seqlens);
-            let shape = shape(Pass::Forward, DType::F16, &HEADS, &sequences).unwrap();
-            let rows =
-                shape.num_sequences.next_power_of_two().max(8) * shape.longest.next_power_of_two();
-            assert!(rows <= most_padded(*cu_seqlens.last().unwrap() as usize));
-        }
-    }
-}
+mod tests;

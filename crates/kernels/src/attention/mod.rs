@@ -16,7 +16,10 @@ mod rows;
 
 pub use backward::{backward, workspace_len};
 pub use forward::forward;
-pub use library::scratch_bytes as library_scratch_bytes;
+pub use library::{
+    backward_scratch_bytes as library_backward_scratch_bytes,
+    scratch_bytes as library_scratch_bytes,
+};
 
 /// Bytes of scratch memory that each thread keeps after its first attention.
 pub fn scratch_bytes(heads: &Heads) -> usize {

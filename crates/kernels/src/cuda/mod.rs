@@ -12,6 +12,8 @@ mod nvidia;
 mod pool;
 mod scratch;
 #[cfg(test)]
+mod served;
+#[cfg(test)]
 mod tests;
 mod together;
 
@@ -20,6 +22,8 @@ pub(crate) use driver::{
     AttentionArrays, AttentionGradients, AttentionPlan, AttentionShape, LseLayout, Pass,
 };
 pub use nvidia::{CudaError, num_devices};
+#[cfg(test)]
+pub(crate) use served::Served;
 pub(crate) use together::Together;
 
 use crate::element::DType;

@@ -36,9 +36,10 @@ pub(super) mod id {
     pub(crate) const SUMS: i64 = 25;
     pub(crate) const K_BY_HEAD: i64 = 26;
     pub(crate) const V_BY_HEAD: i64 = 27;
-    pub(crate) const D_K_STARTS: i64 = 28;
-    pub(crate) const D_V_STARTS: i64 = 29;
-    pub(crate) const ONE: i64 = 30;
+    pub(crate) const D_Q_STARTS: i64 = 28;
+    pub(crate) const D_K_STARTS: i64 = 29;
+    pub(crate) const D_V_STARTS: i64 = 30;
+    pub(crate) const ONE: i64 = 31;
 }
 
 /// What a graph is made for.
@@ -234,7 +235,96 @@ impl Builder {
     }
 
     fn backward(&mut self) -> Result<(), String> {
-        Err("not written yet".to_owned())
+        let ([_, _, hk, ..], of) = (self.sizes(), self.dtype());
+        let lse_starts = self.lse_starts()?;
+        let (d_out, delta) = self.delta(lse_starts)?;
+        let [scores, q, k] = self.scores()?;
+        let lse = self.by_query(id::LSE, lse_starts)?;
+        // Log-sum-exps of rows that are not there may be anything: masks come after them.
+        let below = self.graph.binary(Mode::SUB, scores, lse)?;
+        let below = self.masked(below)?;
+        let exp = (Mode::EXP, Type::F32);
+        let p = self.graph.pointwise(exp, below, Operands::default(), Type::F32)?;
+        let d_v_starts = self.starts(id::D_V_STARTS)?;
+        let d_v = self.graph.tensor(id::D_V, self.own_rows(hk), of, d_v_starts)?;
+        self.by_keys(p, d_out, (id::V_BY_HEAD, d_v, d_v_starts))?;
+        let v_starts = self.starts(id::V_STARTS)?;
+        let v = self.graph.tensor(id::V, self.packed(hk).transposed(), of, v_starts)?;
+        let d_p = self.each_pair(Type::F32)?;
+        self.graph.matmul(d_out, v, d_p, [Some(self.q_lengths), Some(self.k_lengths), None])?;
+        let apart = self.graph.binary(Mode::SUB, d_p, delta)?;
+        let d_scaled = self.graph.binary(Mode::MUL, apart, p)?;
+        let d_scores = self.graph.binary(Mode::MUL, d_scaled, self.scale)?;
+        let d_k_starts = self.starts(id::D_K_STARTS)?;
+        let d_k = self.graph.tensor(id::D_K, self.own_rows(hk), of, d_k_starts)?;
+        self.by_keys(d_scores, q, (id::K_BY_HEAD, d_k, d_k_starts))?;
+        self.d_q(d_scores, k)
+    }
+
+    /// `d_out`, and `Σ out · d_out` of each query.
+    fn delta(&mut self, lse_starts: Option<Tensor>) -> Result<(Tensor, Tensor), String> {
+        let ([b, hq, _, s, d], of) = (self.sizes(), self.dtype());
+        let out_starts = self.starts(id::OUT_STARTS)?;
+        let out = self.graph.tensor(id::OUT, self.own_rows(hq), of, out_starts)?;
+        let d_out = self.graph.tensor(id::D_OUT, self.own_rows(hq), of, out_starts)?;
+        let layout = Layout { dims: [b, hq, s, d], strides: [hq * s * d, s * d, hq * d, 1] };
+        let products = self.graph.between(layout, Type::F32)?;
+        self.graph.pointwise_into((Mode::MUL, Type::F32), d_out, out.into(), products)?;
+        let sums = self.each_query()?;
+        self.graph.reduce(Reduction::ADD, products, sums)?;
+        let delta = self.by_query(id::DELTA, lse_starts)?;
+        let one = self.graph.scalar(id::ONE)?;
+        self.graph.pointwise_into((Mode::MUL, Type::F32), sums, one.into(), delta)?;
+        Ok((d_out, delta))
+    }
+
+    /// `y = xᵀ rows` for pairs `x`, summed over the query heads of each key head; `id` is where the
+    /// summands are kept that have a place of their own.
+    fn by_keys(
+        &mut self,
+        x: Tensor,
+        rows: Tensor,
+        (id, y, starts): (i64, Tensor, Option<Tensor>),
+    ) -> Result<(), String> {
+        let ([b, hq, hk, s, d], of) = (self.sizes(), self.dtype());
+        let layout = Layout { dims: [b, hq, s, s], strides: [hq * s * s, s * s, 1, s] };
+        let turned = self.graph.between(layout, of)?;
+        self.graph.reshape(x, turned)?;
+        let lengths = [Some(self.k_lengths), None, Some(self.q_lengths)];
+        if hq == hk {
+            return self.graph.matmul(turned, rows, y, lengths);
+        }
+        let by_head = match self.key.lse {
+            // cuDNN multiplies the starts by the number of query heads of a key head.
+            LseLayout::Tokens => self.graph.tensor(id, self.own_rows(hq), of, starts)?,
+            LseLayout::Padded => self.graph.between(Layout::dense([b, hq, s, d]), of)?,
+        };
+        self.graph.matmul(turned, rows, by_head, lengths)?;
+        self.graph.reduce(Reduction::ADD, by_head, y)
+    }
+
+    /// Gradients of queries, summed in f32 in no fixed order.
+    fn d_q(&mut self, d_scores: Tensor, k: Tensor) -> Result<(), String> {
+        let ([b, hq, hk, s, d], of) = (self.sizes(), self.dtype());
+        let k_starts = self.graph.starts(k);
+        let rows = self.packed(hk);
+        let k_rows = self.graph.between_sequences(rows, Type::F32, k_starts)?;
+        self.graph.reshape(k, k_rows)?;
+        let starts = self.starts(id::D_Q_STARTS)?;
+        let sums = match self.key.lse {
+            LseLayout::Tokens => {
+                self.graph.tensor(id::SUMS, self.own_rows(hq), Type::F32, starts)?
+            }
+            LseLayout::Padded => {
+                let layout = Layout::dense([b, hq, s, d]);
+                self.graph.tensor(id::SUMS, layout, Type::F32, None)?
+            }
+        };
+        let lengths = [Some(self.q_lengths), None, Some(self.k_lengths)];
+        self.graph.matmul(d_scores, k_rows, sums, lengths)?;
+        let d_q = self.graph.tensor(id::D_Q, self.own_rows(hq), of, starts)?;
+        let same = (Mode::IDENTITY, Type::F32);
+        self.graph.pointwise_into(same, sums, Operands::default(), d_q)
     }
 }
 
@@ -262,7 +352,7 @@ pub(super) fn pointers(
 ) -> Vec<(i64, Pointer)> {
     let AttentionShape { num_heads, num_kv_heads, head_dim, dtype, .. } = key.shape;
     let heads = |num: usize| arrays.qkv + (num * head_dim * dtype.size()) as u64;
-    let [packed, out, lse, _keys] = arrays.starts;
+    let [packed, out, lse, keys] = arrays.starts;
     let host = |number: &f32| (&raw const *number) as u64;
     let mut all = vec![
         (id::Q, heads(0)),
@@ -286,6 +376,25 @@ pub(super) fn pointers(
     if key.shape.is_windowed {
         all.push((id::WINDOW, host(&scalars.window)));
         all.push((id::UNSEEN[2], host(&scalars.unseen)));
+    }
+    if let Some(gradients) = &arrays.gradients {
+        let by_head = key.lse == LseLayout::Tokens && num_heads > num_kv_heads;
+        all.extend([
+            (id::D_OUT, gradients.d_out),
+            (id::D_Q, gradients.d_q),
+            (id::D_K, gradients.d_k),
+            (id::D_V, gradients.d_v),
+            (id::DELTA, gradients.delta),
+            (id::SUMS, gradients.sums),
+            (id::D_Q_STARTS, out),
+            (id::D_K_STARTS, keys),
+            (id::D_V_STARTS, keys),
+            (id::ONE, host(&scalars.one)),
+        ]);
+        if by_head {
+            let [of_keys, of_values] = gradients.by_head;
+            all.extend([(id::K_BY_HEAD, of_keys), (id::V_BY_HEAD, of_values)]);
+        }
     }
     all.into_iter().map(|(id, address)| (id, Pointer(address))).collect()
 }

@@ -268,7 +268,8 @@ pub(super) const FIRST_VIRTUAL: i64 = 1000;
 /// A graph as it grows.
 pub(super) struct Graph {
     library: &'static Library,
-    tensors: Vec<(Descriptor, Layout)>,
+    /// With what says where sequences start.
+    tensors: Vec<(Descriptor, Layout, Option<Tensor>)>,
     operations: Vec<Descriptor>,
     /// What operations refer to.
     others: Vec<Descriptor>,
@@ -298,17 +299,13 @@ impl Graph {
         of: Type,
         starts: Option<Tensor>,
     ) -> Result<Tensor, String> {
-        self.add(id, layout, of, |tensor, graph| match starts {
-            Some(starts) => tensor.refer(attribute::TENSOR_STARTS, &graph.tensors[starts.0].0),
-            None => Ok(()),
-        })
+        self.add(id, (layout, starts), of, None)
     }
 
     /// A number of the host's, `id` in calls.
     pub(super) fn scalar(&mut self, id: i64) -> Result<Tensor, String> {
-        self.add(id, Layout::from(1), Type::F32, |tensor, _| {
-            tensor.set(attribute::TENSOR_IS_BY_VALUE, &[Flag(true)])
-        })
+        let (layout, is_by_value) = (Layout::from(1), attribute::TENSOR_IS_BY_VALUE);
+        self.add(id, (layout, None), Type::F32, Some(is_by_value))
     }
 
     /// A tensor that is nowhere in memory.
@@ -324,21 +321,15 @@ impl Graph {
         starts: Option<Tensor>,
     ) -> Result<Tensor, String> {
         let id = FIRST_VIRTUAL + self.tensors.len() as i64;
-        self.add(id, layout, of, |tensor, graph| {
-            tensor.set(attribute::TENSOR_IS_VIRTUAL, &[Flag(true)])?;
-            match starts {
-                Some(starts) => tensor.refer(attribute::TENSOR_STARTS, &graph.tensors[starts.0].0),
-                None => Ok(()),
-            }
-        })
+        self.add(id, (layout, starts), of, Some(attribute::TENSOR_IS_VIRTUAL))
     }
 
     fn add(
         &mut self,
         id: i64,
-        layout: Layout,
+        (layout, starts): (Layout, Option<Tensor>),
         of: Type,
-        more: impl FnOnce(&Descriptor, &Self) -> Result<(), String>,
+        flag: Option<i32>,
     ) -> Result<Tensor, String> {
         let tensor = Descriptor::new(self.library, kind::TENSOR)?;
         tensor.set(attribute::TENSOR_TYPE, &[of])?;
@@ -346,13 +337,23 @@ impl Graph {
         tensor.set(attribute::TENSOR_STRIDES, &layout.strides)?;
         tensor.set(attribute::TENSOR_ID, &[id])?;
         tensor.set(attribute::TENSOR_ALIGNMENT, &[ALIGNMENT as i64])?;
-        more(&tensor, self)?;
-        self.tensors.push((tensor.finalize()?, layout));
+        if let Some(flag) = flag {
+            tensor.set(flag, &[Flag(true)])?;
+        }
+        if let Some(starts) = starts {
+            tensor.refer(attribute::TENSOR_STARTS, &self.tensors[starts.0].0)?;
+        }
+        self.tensors.push((tensor.finalize()?, layout, starts));
         Ok(Tensor(self.tensors.len() - 1))
     }
 
     pub(super) fn layout(&self, tensor: Tensor) -> Layout {
         self.tensors[tensor.0].1
+    }
+
+    /// What says where its sequences start.
+    pub(super) fn starts(&self, tensor: Tensor) -> Option<Tensor> {
+        self.tensors[tensor.0].2
     }
 
     /// `y = mode(x, …)` of elements, computed in `precision`.

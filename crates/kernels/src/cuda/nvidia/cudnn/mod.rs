@@ -111,7 +111,10 @@ impl Cudnn {
         if shape.head_dim > most_dims || !shape.head_dim.is_multiple_of(multiple) {
             return None;
         }
-        let num_sequences = match version < WITH_EMPTY_SEQUENCES.0 {
+        // The padded backward pass takes memory for every sequence.
+        let is_exact = version < WITH_EMPTY_SEQUENCES.0
+            || (shape.pass, lse) == (Pass::Backward, LseLayout::Padded);
+        let num_sequences = match is_exact {
             true => shape.num_sequences,
             false => shape.num_sequences.next_power_of_two().max(FEWEST_SEQUENCES),
         };

@@ -7,6 +7,7 @@ use super::graph::{Descriptor, Mode, Type, attribute, kind};
 use super::library::Opaque;
 use super::*;
 use crate::DType;
+use crate::cuda::driver::AttentionGradients;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_void};
@@ -301,6 +302,11 @@ fn a_run_says_where_everything_is() {
     assert_eq!([scalars[&id::SCALE], scalars[&id::WINDOW]], [0.5, 100.0]);
     assert!(id::UNSEEN.iter().all(|id| scalars[id] == f32::NEG_INFINITY));
     // All that the graph has in memory, and nothing else.
+    assert_eq!(in_memory(), at.into_keys().collect::<Vec<_>>());
+}
+
+/// Numbers of the tensors that a call must have.
+fn in_memory() -> Vec<i64> {
     let ids: Vec<i64> = MADE.with_borrow(|made| {
         let tensors = made.iter().filter(|made| made.kind == kind::TENSOR);
         tensors.map(|made| made.numbers(attribute::TENSOR_ID)[0]).collect()
@@ -308,7 +314,49 @@ fn a_run_says_where_everything_is() {
     let mut in_memory: Vec<i64> =
         ids.into_iter().filter(|&id| id < super::graph::FIRST_VIRTUAL).collect();
     in_memory.sort_unstable();
-    assert_eq!(in_memory, at.into_keys().collect::<Vec<_>>());
+    in_memory
+}
+
+/// Gradients have rows of their own, those of keys and values a place for each query head.
+#[test]
+fn backward_graph_has_rows_of_its_own() {
+    let (mut cudnn, shape) = (cudnn(91002, (9, 0)), grouped(Pass::Backward));
+    let plan = cudnn.plan(&shape, || ()).unwrap();
+    assert_eq!((plan.num_sequences, plan.longest, plan.lse), (3, 256, LseLayout::Tokens));
+    let (b, s, d, hq, hk) = (3, 256, 64, 10, 2);
+    let row = (hq + 2 * hk) * d;
+    let turned = [s * row, d, 1, row];
+    assert_eq!(seen(id::V), ([b, hk, d, s], turned, Type::BF16, Some(id::V_STARTS)));
+    let rows = |heads| [s * heads * d, d, heads * d, 1];
+    for (id, of, heads, starts) in [
+        (id::D_OUT, Type::BF16, hq, id::OUT_STARTS),
+        (id::D_Q, Type::BF16, hq, id::D_Q_STARTS),
+        (id::SUMS, Type::F32, hq, id::D_Q_STARTS),
+        (id::D_K, Type::BF16, hk, id::D_K_STARTS),
+        (id::K_BY_HEAD, Type::BF16, hq, id::D_K_STARTS),
+        (id::D_V, Type::BF16, hk, id::D_V_STARTS),
+        (id::V_BY_HEAD, Type::BF16, hq, id::D_V_STARTS),
+    ] {
+        assert_eq!(seen(id), ([b, heads, s, d], rows(heads), of, Some(starts)), "{id}");
+    }
+    let by_token = [hq * s, 1, hq, 1];
+    assert_eq!(seen(id::DELTA), ([b, hq, s, 1], by_token, Type::F32, Some(id::LSE_STARTS)));
+
+    let gradients = AttentionGradients {
+        d_out: 0x10,
+        d_q: 0x20,
+        d_k: 0x30,
+        d_v: 0x40,
+        delta: 0x50,
+        sums: 0x60,
+        by_head: [0x70, 0x80],
+    };
+    cudnn.run(&shape, &AttentionArrays { gradients: Some(gradients), ..arrays() });
+    let at: BTreeMap<i64, u64> = RUN.take().into_iter().collect();
+    assert_eq!([at[&id::D_Q], at[&id::SUMS], at[&id::V_BY_HEAD]], [0x20, 0x60, 0x80]);
+    assert_eq!([at[&id::D_Q_STARTS], at[&id::D_K_STARTS]], [0x200, 0x400]);
+    assert_eq!(SCALARS.take()[&id::ONE], 1.0);
+    assert_eq!(in_memory(), at.into_keys().collect::<Vec<_>>());
 }
 
 #[test]
@@ -410,6 +458,17 @@ fn a_real_library_has_plans() {
             let plan = cudnn.plan(&shape, || ());
             let plan = plan.unwrap_or_else(|| panic!("{capability:?} {shape:?}: {}", cudnn.name()));
             assert!(plan.workspace_bytes <= 1 << 20, "{shape:?}: {plan:?}");
+            if shape.head_dim <= 128 {
+                let shape = AttentionShape { pass: Pass::Backward, ..shape };
+                let plan = cudnn.plan(&shape, || ()).map(|plan| plan.workspace_bytes);
+                let rows = shape.num_sequences * shape.longest.next_power_of_two();
+                let most = match capability {
+                    (9, 0) => 0,
+                    _ => 8 * rows * shape.num_heads * shape.head_dim,
+                };
+                let fits = plan.is_some_and(|bytes| bytes <= most + (1 << 20));
+                assert!(fits, "{capability:?} {shape:?}: {plan:?} {}", cudnn.name());
+            }
         }
     }
 }
