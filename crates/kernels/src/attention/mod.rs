@@ -5,7 +5,8 @@
 //! keys up to its own position. The forward pass is blocked with an online softmax (Milakov &
 //! Gimelshein, 2018; Dao et al., 2022): no score matrix exists; the backward pass computes scores
 //! again from the saved log-sum-exp. Blocks are counted from the start of each sequence, so a
-//! sequence gives the same bits wherever it stands in a batch.
+//! sequence gives the same bits wherever it stands in a batch. On a GPU a library may do it instead
+//! (`library.rs`); which of the two does depends on the lengths of all sequences of a batch.
 
 mod backward;
 pub(crate) mod cuda;

@@ -1,4 +1,4 @@
-//! What a GPU is asked to do: memory, launches, matrix products.
+//! What a GPU is asked to do: memory, launches, matrix products, attention where it has a library.
 //!
 //! Everything is ordered as it is asked for, as on one CUDA stream. A call that fails once the GPU
 //! is in use means a broken driver, a broken kernel, or memory that another process took: the run

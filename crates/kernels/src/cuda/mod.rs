@@ -3,7 +3,8 @@
 //! [`Gpu`] is what operations launch their kernels on: a CUDA device, or an emulation of one that
 //! runs the kernels' own source as host C++ so that their logic is tested everywhere. Kernels are
 //! CUDA C++ in each operation's folder, embedded in the binary and compiled when they are first
-//! used; matrix products are cuBLASLt's.
+//! used; matrix products are cuBLASLt's, and attention is cuDNN's where users have one that serves
+//! it.
 
 mod cache;
 mod driver;

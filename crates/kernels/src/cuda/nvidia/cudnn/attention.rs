@@ -1,8 +1,8 @@
 //! Attention as a graph that cuDNN knows an engine for: operations on scores that are nowhere in
 //! memory, in the order that its documentation gives for "fused attention".
 //!
-//! Axes are sequences, heads, tokens, dimensions. Queries, keys and values are packed rows, so their
-//! tokens are a packed row apart; where each sequence starts is read on the device, as is its
+//! Axes are sequences, heads, tokens, dimensions. Queries, keys and values are packed rows, so
+//! their tokens are a packed row apart; where each sequence starts is read on the device, as is its
 //! length. Only nodes of cuDNN 9.10 are used.
 
 use super::graph::{Graph, Layout, Mode, Operands, Pointer, Reduction, Tensor, Type};

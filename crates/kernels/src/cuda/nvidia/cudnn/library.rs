@@ -61,7 +61,7 @@ impl Library {
                     Ok(library) => return Ok(library),
                     Err(reason) => refused = refused.or(Some(reason)),
                 },
-                Err(error) if path.is_absolute() => {
+                Err(error) if path != Path::new(NAME) => {
                     refused = refused.or(Some(format!("cuDNN cannot be loaded: {error}")));
                 }
                 Err(_) => (),

@@ -1,6 +1,6 @@
 //! What is asked of cuDNN, seen by a library that only writes it down; and, where
-//! `HONE_TEST_CUDNN` names the folder of a real one, that it has plans for what is asked. That needs
-//! no GPU, but the libraries that cuDNN loads: cuBLASLt, NVRTC and the driver's.
+//! `HONE_TEST_CUDNN` names the folder of a real one, that it has plans for what is asked. That
+//! needs no GPU, but the libraries that cuDNN loads: cuBLASLt, NVRTC and the driver's.
 
 use super::attention::id;
 use super::graph::{Descriptor, Mode, Type, attribute, kind};
@@ -25,9 +25,9 @@ struct Made {
 thread_local! {
     /// Descriptors are their place here, from 1.
     static MADE: RefCell<Vec<Made>> = const { RefCell::new(Vec::new()) };
-    /// The number, the address, and the number there if it is the host's, of each tensor of the last
-    /// execution.
+    /// The number and the address of each tensor of the last execution.
     static RUN: RefCell<Vec<(i64, u64)>> = const { RefCell::new(Vec::new()) };
+    /// What is given by value in executions.
     static SCALARS: RefCell<BTreeMap<i64, f32>> = const { RefCell::new(BTreeMap::new()) };
 }
 
