@@ -147,8 +147,8 @@ impl Place {
         }
     }
 
-    /// What its speed and memory are: measured for the CPU; of a GPU published, unless `hone doctor`
-    /// has measured it.
+    /// What its speed and memory are: measured for the CPU; of a GPU published, unless
+    /// `hone doctor` has measured it.
     pub fn profile(&self) -> DeviceProfile {
         match self {
             Self::Cpu { threads } => DeviceProfile::of_this_machine(*threads),

@@ -352,7 +352,9 @@ impl<'a> DryRun<'a> {
         held: Held,
         lora: Option<&LoraConfig>,
     ) -> Result<Self, TrainError> {
-        let engine = Engine::with_weights(setup, &Device::dry_as(host.target), held, lora)?;
+        let device = Device::dry_as(host.target);
+        device.set_attention(setup.attention);
+        let engine = Engine::with_weights(setup, &device, held, lora)?;
         Ok(Self { setup, engine, host, offloaded_blocks: held.offloaded_blocks })
     }
 

@@ -117,6 +117,7 @@ fn train_in(
     }
     let _lock = dir.lock()?;
     let device = setup.place.device();
+    device.set_attention(setup.attention);
     device.reserve_scratch(planned.scratch_bytes);
     let mut run = Run {
         setup,

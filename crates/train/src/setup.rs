@@ -3,12 +3,12 @@
 use crate::error::TrainError;
 use crate::place::{Hardware, Place};
 use crate::run_dir::RunDir;
-use crate::run_file::{self, AdapterSection, Precision, RunFile};
+use crate::run_file::{self, AdapterSection, Attention, Precision, RunFile};
 use hone_data::{Cursor, Dataset, Order, RecordSpec, Tokenizer, Unit, pack_in_order};
 use hone_model::adapter::{LoraConfig, TargetModules};
 use hone_model::hub::{self, HubError, HubSettings};
 use hone_model::{DecoderConfig, LoadOptions};
-use hone_tensor::{Compute, DType, Device};
+use hone_tensor::{AttentionBy, Compute, DType, Device};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
@@ -48,6 +48,8 @@ pub struct Setup {
     pub threads: usize,
     /// Where to compute.
     pub place: Place,
+    /// Whose kernels attention is by, on a GPU.
+    pub attention: AttentionBy,
 }
 
 impl Setup {
@@ -80,6 +82,7 @@ impl Setup {
         let file = hone_model::load(&model_dir, &Device::dry(), LoadOptions::INFERENCE)?;
         let threads = run.run.threads.unwrap_or_else(crate::machine::num_threads);
         let (place, compute) = place(&run, gpu, (threads, file.file_dtype), note)?;
+        let attention = attention(run.model.attention, gpu, &place)?;
         let base_precision = held_type(run.model.base_precision, compute, file.file_dtype);
         let lora = run.adapter.as_ref().map(lora_config);
         if let Some(lora) = &lora {
@@ -127,6 +130,7 @@ impl Setup {
             num_steps,
             threads,
             place,
+            attention,
             run,
         })
     }
@@ -153,6 +157,30 @@ fn place(
     };
     Place::check_name(asked)?;
     Ok((Place::Cpu { threads }, gpu.compute_for(run.model.compute, file)?))
+}
+
+/// Whose kernels attention is by; a library must be here, unless the GPU is only planned for.
+fn attention(
+    asked: Attention,
+    gpu: Option<Hardware<'_>>,
+    place: &Place,
+) -> Result<AttentionBy, TrainError> {
+    let by = match asked {
+        Attention::Own => return Ok(AttentionBy::Own),
+        Attention::CudnnForward => AttentionBy::LibraryForward,
+        Attention::Cudnn => AttentionBy::Library,
+    };
+    let refused = |why: String| TrainError::Usage(format!("model.attention: {why}"));
+    match (gpu, place) {
+        (None, Place::Cpu { .. }) => {
+            Err(refused("cuDNN is for GPUs, and this run computes on the CPU; leave it out".into()))
+        }
+        (None, Place::Cuda(gpu)) => {
+            let missing = |why| refused(format!("{why}. Install cuDNN, or leave it out"));
+            gpu.attention_library().map_err(missing).map(|_| by)
+        }
+        (Some(_), _) => Ok(by),
+    }
 }
 
 /// Runs of fewer steps than this barely leave the warm-up.

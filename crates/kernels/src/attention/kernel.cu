@@ -246,3 +246,56 @@ __global__ void attention_backward_q_general(
     }
     store_own(head_rows(d_q, heads, q_row, head), d_q.stride, count, d, sums);
 }
+
+// Where a library has the log-sum-exp of this thread's query of head `blockIdx.y` of sequence
+// `blockIdx.z`, and where it belongs in [num_heads, num_tokens]. `starts` are those of sequences,
+// in elements of [num_tokens, num_heads]; `padded` is how far apart heads are in a layout
+// [sequences, num_heads, padded], or 0 if it is [num_tokens, num_heads].
+struct LsePlace {
+    bool is_there;
+    size_t theirs, ours;
+
+    DEVICE LsePlace(const uint64* starts, const uint32* lengths, uint32 padded, uint32 num_tokens) {
+        uint32 head = blockIdx.y, num_heads = gridDim.y, s = blockIdx.z;
+        size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+        is_there = i < lengths[s];
+        theirs = padded != 0 ? (size_t(s) * num_heads + head) * padded + i
+                             : starts[s] + i * num_heads + head;
+        ours = size_t(head) * num_tokens + starts[s] / num_heads + i;
+    }
+};
+
+// Grid: queries of the longest sequence, heads, sequences.
+__global__ void attention_lse_from_library(
+    const float* theirs, const uint64* starts, const uint32* lengths, uint32 padded, float* lse,
+    uint32 num_tokens) {
+    LsePlace at(starts, lengths, padded, num_tokens);
+    if (at.is_there) lse[at.ours] = theirs[at.theirs];
+}
+
+__global__ void attention_lse_to_library(
+    const float* lse, const uint64* starts, const uint32* lengths, uint32 padded, float* theirs,
+    uint32 num_tokens) {
+    LsePlace at(starts, lengths, padded, num_tokens);
+    if (at.is_there) theirs[at.theirs] = lse[at.ours];
+}
+
+// Rows of 16-bit gradients [q | k | v] side by side. `starts` are those of sequences, in elements
+// of such rows; a warp moves a row, 16 bytes a lane. Grid: rows of the longest sequence, 1,
+// sequences.
+__global__ void attention_gradients_from_library(
+    const uint16* d_q, const uint16* d_k, const uint16* d_v, const uint64* starts,
+    const uint32* lengths, uint32 q_width, uint32 kv_width, uint16* d_qkv) {
+    typedef Neighbours<uint16, 8> Piece;
+    uint32 warps = blockDim.x / WARP, lane = threadIdx.x % WARP, width = q_width + 2 * kv_width;
+    size_t i = size_t(blockIdx.x) * warps + threadIdx.x / WARP;
+    if (i >= lengths[blockIdx.z]) return;
+    size_t row = starts[blockIdx.z] / width + i;
+    for (uint32 c = lane * 8; c < width; c += WARP * 8) {
+        uint32 k = c - q_width, v = k - kv_width;
+        const uint16* from = c < q_width              ? d_q + row * q_width + c
+                             : c < q_width + kv_width ? d_k + row * kv_width + k
+                                                      : d_v + row * kv_width + v;
+        *reinterpret_cast<Piece*>(d_qkv + row * width + c) = *reinterpret_cast<const Piece*>(from);
+    }
+}

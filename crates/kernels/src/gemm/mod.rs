@@ -188,7 +188,8 @@ impl Processor {
     }
 
     /// The same, on a GPU, with terms in FP8 whose right operand is held in bytes, if sizes allow:
-    /// see [`fits_fp8`]. Their left operands become numbers of that `kind`, with one factor for all.
+    /// see [`fits_fp8`]. Their left operands become numbers of that `kind`, with one factor for
+    /// all.
     ///
     /// # Panics
     /// On the CPU.

@@ -16,8 +16,8 @@ pub enum Compute {
     Bf16,
     /// f16 operands, sums in `f32`; on a GPU.
     F16,
-    /// As [`Compute::Bf16`], but projections whose frozen weights are held as int8 in FP8, on a GPU:
-    /// activations and weights as E4M3, gradients as E5M2, with a factor for each operand.
+    /// As [`Compute::Bf16`], but projections whose frozen weights are held as int8 in FP8, on a
+    /// GPU: activations and weights as E4M3, gradients as E5M2, with a factor for each operand.
     Fp8,
     /// As [`Compute::Bf16`], but with frozen weights that are held as int8 in 8-bit integers: the
     /// other operand is quantised row by row.

@@ -373,8 +373,8 @@ impl Tolerance {
             // A row of normal numbers reaches 2 to 4, so a step is up to 4 / 127 and its error in
             // the mean square 0.29 of that; two operands may have it.
             Compute::Int8 => Self { norm: 0.02, greatest: 0.03 },
-            // Rounding to three bits of mantissa is off by 0.026 in the mean square, to two bits, as
-            // gradients are, by 0.052.
+            // Rounding to three bits of mantissa is off by 0.026 in the mean square, to two bits,
+            // as gradients are, by 0.052.
             Compute::Fp8 => Self { norm: 0.09, greatest: 0.12 },
             Compute::Bf16 => Self { norm: 2.0 * BF16_ROUNDING, greatest: 3.0 * BF16_ROUNDING },
             // A GPU rounds once more where an adapter's product is added: √6.

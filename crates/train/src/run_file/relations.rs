@@ -74,8 +74,8 @@ fn check_precisions(run: &RunFile) -> Check {
     };
     if run.adapter.is_none() {
         let problem = format!(
-            "\"{value}\" is for frozen weights, and without [adapter] all are trained; add [adapter] \
-             with method = \"lora\", or choose \"auto\""
+            "\"{value}\" is for frozen weights, and without [adapter] all are trained; add \
+             [adapter] with method = \"lora\", or choose \"auto\""
         );
         return Err((key, problem));
     }
@@ -107,7 +107,8 @@ pub fn check_held_for(held: Precision, compute: Precision, key: &str) -> Result<
         _ => return Ok(()),
     };
     Err(format!(
-        "\"{value}\" multiplies weights that are held as int8; leave {key} out or set it to \"int8\""
+        "\"{value}\" multiplies weights that are held as int8; leave {key} out or set it to \
+         \"int8\""
     ))
 }
 

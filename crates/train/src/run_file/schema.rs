@@ -195,14 +195,20 @@ pub(super) const KEYS: &[Key] = &[
     key("model.path", Text, Required,
         "directory in Hugging Face layout, or a hub name", r#""Qwen/Qwen3-0.6B""#),
     key("model.base_precision", Choice(STORAGES), Value(r#""auto""#),
-        "how the frozen weights are held; `auto`: as in the file, or for products in f16 as f16, in \
-         eight bits as int8; `int8`: bytes with a scale per row",
+        "how the frozen weights are held; `auto`: as in the file, or for products in f16 as f16, \
+         in eight bits as int8; `int8`: bytes with a scale per row",
         r#""bf16""#),
     key("model.compute", Choice(PRECISIONS), Value(r#""auto""#),
         "precision of products; `auto`: f32 for f32 files, otherwise bf16, or f16 on a GPU that \
          has no bf16; `f16`: on GPUs, with a loss that is scaled; `fp8`, on GPUs, and `int8`, on \
          the CPU: those with frozen weights in eight bits, others in bf16",
         r#""f32""#),
+
+    key("model.attention", Choice(&["own", "cudnn_forward", "cudnn"]), Value(r#""own""#),
+        "whose kernels attention on a GPU is by where products are in 16 bits; `cudnn_forward`: \
+         cuDNN's forward pass where it serves the batch, not yet tried on a GPU; `cudnn`: its \
+         backward pass too, which sums in no fixed order, so that a run does not repeat to the bit",
+        r#""cudnn""#),
 
     key("data.train", TextList(false), Required,
         "files or glob patterns to train on", r#"["train.jsonl"]"#),

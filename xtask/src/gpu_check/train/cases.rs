@@ -32,10 +32,13 @@ pub struct Hone {
     pub name: &'static str,
     /// `model.compute`.
     pub compute: &'static str,
+    /// `model.attention`.
+    pub attention: &'static str,
 }
 
-const BF16: Hone = Hone { name: "Hone", compute: "bf16" };
-const FP8: Hone = Hone { name: "Hone, products in FP8", compute: "fp8" };
+const BF16: Hone = Hone { name: "Hone", compute: "bf16", attention: "own" };
+const CUDNN_HONE: Hone = Hone { name: "Hone, attention by cuDNN", attention: "cudnn", ..BF16 };
+const FP8: Hone = Hone { name: "Hone, products in FP8", compute: "fp8", ..BF16 };
 
 /// The rows of a step.
 #[derive(Clone, Copy)]
@@ -111,7 +114,7 @@ const CASES: [Case; 3] = [
         // A row a pass, as Hone has it: two would not fit into 80 GB without checkpointing.
         data: Data::Full { len: 4096, rows: 2, of_pass: 1 },
         wants_bytes: 60 << 30,
-        hone: &[BF16, FP8],
+        hone: &[BF16, CUDNN_HONE, FP8],
         variants: &OF_8B,
     },
     Case {

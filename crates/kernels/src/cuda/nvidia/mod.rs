@@ -4,6 +4,7 @@
 mod blas;
 mod compiler;
 mod copies;
+mod cudnn;
 mod libraries;
 
 #[cfg(test)]
@@ -11,14 +12,18 @@ pub(super) use compiler::compile_for;
 #[cfg(test)]
 pub(super) use libraries::find_compiler_in as find_compiler;
 
-use super::driver::{Address, Driver, HostAddress, Info, Launch, Matmul, Source};
+use super::driver::{
+    Address, AttentionArrays, AttentionPlan, AttentionShape, Driver, HostAddress, Info, Launch,
+    Matmul, Source,
+};
 use blas::Blas;
 use copies::Copies;
 use cudarc::driver::result::{self, DriverError, stream::StreamKind};
 use cudarc::driver::sys;
+use cudnn::Cudnn;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 /// Why there is no CUDA device to use.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +82,8 @@ pub(super) struct Nvidia {
     stream: sys::CUstream,
     copies: Copies,
     blas: Mutex<Blas>,
+    /// Looked for when attention is first asked for.
+    cudnn: OnceLock<Result<Mutex<Cudnn>, String>>,
     functions: Mutex<HashMap<&'static str, Vec<Function>>>,
 }
 
@@ -108,7 +115,8 @@ impl Nvidia {
         let stream = doing("making a stream", result::stream::create(StreamKind::NonBlocking))?;
         let copies = Copies::new(stream)?;
         let blas = Mutex::new(Blas::new()?);
-        let new = Self { info, context, stream, copies, blas, functions: Mutex::default() };
+        let (cudnn, functions) = (OnceLock::new(), Mutex::default());
+        let new = Self { info, context, stream, copies, blas, cudnn, functions };
         // A compiler that does not know this GPU, or whose code this driver does not load, shows
         // here and not in the middle of a run.
         let source = &crate::adamw::cuda::SOURCE;
@@ -121,6 +129,15 @@ impl Nvidia {
     fn enter(&self) {
         // SAFETY: the context is retained as long as `self` lives.
         expect("entering the device", unsafe { result::ctx::set_current(self.context) });
+    }
+
+    /// cuDNN, or why it is not used.
+    fn cudnn(&self) -> Result<MutexGuard<'_, Cudnn>, &String> {
+        let found = self.cudnn.get_or_init(|| {
+            self.enter();
+            Cudnn::new(self.info.compute_capability, self.stream).map(Mutex::new)
+        });
+        found.as_ref().map(|cudnn| cudnn.lock().expect("no panic while attending"))
     }
 
     fn load(&self, source: &'static Source) -> Result<Vec<Function>, CudaError> {
@@ -249,6 +266,21 @@ impl Driver for Nvidia {
     fn matmul(&self, matmul: &Matmul) {
         self.enter();
         self.blas.lock().expect("no panic while multiplying").run(matmul, self.stream);
+    }
+
+    fn attention_plan(&self, shape: &AttentionShape) -> Option<AttentionPlan> {
+        self.enter();
+        self.cudnn().ok()?.plan(shape, || self.synchronize())
+    }
+
+    fn attention(&self, shape: &AttentionShape, arrays: &AttentionArrays) {
+        self.enter();
+        self.cudnn().expect("a plan was made").run(shape, arrays);
+    }
+
+    fn attention_library(&self) -> Result<String, String> {
+        self.enter();
+        self.cudnn().map(|cudnn| cudnn.name()).map_err(String::clone)
     }
 
     fn alloc_host(&self, bytes: usize) -> Option<HostAddress> {
