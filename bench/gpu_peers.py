@@ -11,6 +11,7 @@ cannot be forked. Started by `cargo xtask gpu-check`.
     {"job": "steps", "steps": 5, ...}                    `peft_steps.py`'s settings: its figures
 """
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import json
@@ -29,6 +30,9 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 import peft_steps
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401, so that no child has to
+
+
+PR_SET_PDEATHSIG = 1  # Linux: the signal to get when the parent ends.
 
 
 def probe(job):
@@ -73,8 +77,9 @@ def attempt(job):
 
 
 def in_child(job, pipe):
-    """Does the job and ends the process."""
+    """Does the job and ends the process, which also ends when its parent does."""
     os.setpgid(0, 0)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if torch.cuda._is_in_bad_fork():
         # Something that was imported has touched the GPU after all: begin anew, which takes longer.
         os.set_inheritable(pipe, True)

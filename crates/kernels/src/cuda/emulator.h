@@ -31,10 +31,6 @@ struct dim3 {
     unsigned x, y, z;
 };
 
-struct uint4 {
-    unsigned x, y, z, w;
-};
-
 static dim3 gridDim, blockDim, blockIdx, threadIdx;
 
 // Leaves the present stack, whose pointer goes to `from`, for another. Done by hand, since

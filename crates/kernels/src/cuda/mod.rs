@@ -499,15 +499,11 @@ unsafe impl Send for HostBlock {}
 unsafe impl Sync for HostBlock {}
 
 impl HostBlock {
-    /// `len` bytes, which are to be written before they are copied.
-    ///
-    /// # Panics
-    /// If the system locks no more memory.
-    pub fn new(gpu: &Gpu, len: usize) -> Self {
-        let start = gpu.0.driver.alloc_host(len).unwrap_or_else(|| {
-            panic!("cannot lock {len} bytes of the CPU's memory for a GPU to read")
-        });
-        Self { gpu: gpu.clone(), start, len }
+    /// `len` bytes, which are to be written before they are copied; `None` where the system locks
+    /// no more memory.
+    pub fn new(gpu: &Gpu, len: usize) -> Option<Self> {
+        let start = gpu.0.driver.alloc_host(len)?;
+        Some(Self { gpu: gpu.clone(), start, len })
     }
 
     /// Writes `bytes` at byte `offset`.

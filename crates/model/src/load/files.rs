@@ -71,6 +71,16 @@ pub enum LoadError {
         /// Shape by the configuration.
         expected: Vec<usize>,
     },
+    /// Blocks that stay in the CPU's memory have no room there.
+    #[error(
+        "cannot get {mib} MiB of page-locked memory of the CPU, where blocks stay that the GPU has \
+         no room for: a limit of this system or container is lower, or memory is short. Raise it, \
+         hold weights as int8, or give the GPU more with budget.memory"
+    )]
+    PageLocked {
+        /// Needed in all.
+        mib: usize,
+    },
     /// Tensors that no part of the model takes.
     #[error(
         "{}: tensor `{first}`{} no place in the model that config.json describes. Either the \

@@ -74,7 +74,8 @@ pub fn load(dir: &Path, device: &Device, options: LoadOptions) -> Result<Model, 
     assert!(options.offloaded_blocks == 0 || options.trained == Trained::Nothing);
     let mut loader = Loader { device, options, files, params: Params::default() };
     let mut decoder = loader.decoder(config)?;
-    offload_blocks(&mut decoder, device, options.offloaded_blocks);
+    offload_blocks(&mut decoder, device, options.offloaded_blocks)
+        .map_err(|bytes| LoadError::PageLocked { mib: bytes.div_ceil(1 << 20) })?;
     loader.files.refuse_surplus(decoder.config.tie_word_embeddings)?;
     let file_dtype = loader.files.matrix_dtype();
     Ok(Model { decoder, params: loader.params, file_dtype })
@@ -85,9 +86,11 @@ fn is_offloaded(i: usize, n: usize, num_blocks: usize) -> bool {
     (i + 1) * n / num_blocks > i * n / num_blocks
 }
 
-fn offload_blocks(decoder: &mut Decoder, device: &Device, n: usize) {
+/// Moves the projections of `n` blocks into page-locked memory; an error is how many bytes they
+/// need of it.
+fn offload_blocks(decoder: &mut Decoder, device: &Device, n: usize) -> Result<(), usize> {
     if n == 0 {
-        return;
+        return Ok(());
     }
     let num_blocks = decoder.layers.len();
     let chosen = |&(i, _): &(usize, &mut Layer)| is_offloaded(i, n, num_blocks);
@@ -95,11 +98,12 @@ fn offload_blocks(decoder: &mut Decoder, device: &Device, n: usize) {
     let tensors = |(_, layer): (usize, _)| {
         Layer::projections_mut(layer).filter_map(|p| p.weight.frozen_mut()).collect()
     };
-    let offloaded = hone_tensor::offload(device, layers.map(tensors).collect());
+    let offloaded = hone_tensor::offload(device, layers.map(tensors).collect())?;
     let layers = decoder.layers.iter_mut().enumerate().filter(chosen);
     for ((_, layer), offloaded) in layers.zip(offloaded) {
         layer.offloaded = Some(offloaded);
     }
+    Ok(())
 }
 
 struct Loader<'a> {

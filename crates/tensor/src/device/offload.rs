@@ -46,21 +46,30 @@ struct Order {
 /// tensors of the GPU in their place: those of a block hold its weights after
 /// [`Offloaded::fetch`], until another block is fetched.
 ///
+/// # Errors
+/// The bytes of page-locked memory that all of them need, where there are not so many.
+///
 /// # Panics
-/// On a device that is no GPU's, or if memory is short.
-pub fn offload(device: &Device, mut blocks: Vec<Vec<&mut Tensor>>) -> Vec<Offloaded> {
+/// On a device that is no GPU's.
+pub fn offload(
+    device: &Device,
+    mut blocks: Vec<Vec<&mut Tensor>>,
+) -> Result<Vec<Offloaded>, usize> {
     assert_eq!(device.target(), super::Target::Cuda, "the CPU's memory is where weights are");
     let bytes_of = |block: &Vec<&mut Tensor>| -> usize { block.iter().map(|t| room_of(t)).sum() };
     let slot_bytes = blocks.iter().map(bytes_of).max().unwrap_or(0);
     let num_slots = OFFLOAD_SLOTS.min(blocks.len());
     let slots: Vec<Region> =
         (0..num_slots).map(|_| Region::new(device.processor(), slot_bytes)).collect();
-    let total = blocks.iter().map(bytes_of).sum();
+    let total: usize = blocks.iter().map(bytes_of).sum();
     device.memory().count_persistent(Category::Weights, num_slots * slot_bytes);
     device.memory().count_persistent(Category::Offloaded, total);
     let store = |(i, block): (usize, &mut Vec<&mut Tensor>)| {
         let bytes = bytes_of(block);
-        let mut memory = gpu(device).map(|gpu| HostBlock::new(gpu, bytes));
+        let mut memory = match gpu(device) {
+            Some(gpu) => Some(HostBlock::new(gpu, bytes).ok_or(total)?),
+            None => None,
+        };
         let mut offset = 0;
         for tensor in block {
             let (room, len) = (room_of(tensor), tensor.num_bytes());
@@ -72,13 +81,13 @@ pub fn offload(device: &Device, mut blocks: Vec<Vec<&mut Tensor>>) -> Vec<Offloa
             **tensor = Tensor::from_block(place, tensor.dtype(), tensor.shape());
             offset += room;
         }
-        Stored { memory, bytes }
+        Ok(Stored { memory, bytes })
     };
-    let blocks: Vec<Stored> = blocks.iter_mut().enumerate().map(store).collect();
+    let blocks = blocks.iter_mut().enumerate().map(store).collect::<Result<Vec<_>, usize>>()?;
     let num_blocks = blocks.len();
     let (device, order) = (device.clone(), Mutex::default());
     let all = Arc::new(Blocks { device, slots, blocks, order });
-    (0..num_blocks).map(|index| Offloaded { all: Arc::clone(&all), index }).collect()
+    Ok((0..num_blocks).map(|index| Offloaded { all: Arc::clone(&all), index }).collect())
 }
 
 /// Bytes of a tensor in its block, the next one aligned.

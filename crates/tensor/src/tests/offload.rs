@@ -36,7 +36,7 @@ impl Stack {
         let mut blocks: Vec<_> = (0..num_blocks).map(block).collect();
         if offloaded {
             let weights = blocks.iter_mut().map(|([p], _)| p.weight.frozen_mut().into_iter());
-            let handles = offload(device, weights.map(Iterator::collect).collect());
+            let handles = offload(device, weights.map(Iterator::collect).collect()).unwrap();
             blocks.iter_mut().zip(handles).for_each(|(block, handle)| block.1 = Some(handle));
         }
         Self { norm, blocks }

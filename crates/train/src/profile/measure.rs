@@ -71,7 +71,10 @@ pub(super) fn gpu(gpu: &Gpu, sizes: &Sizes, published: DeviceProfile) -> DeviceP
     let narrow = if capability >= (8, 0) { Compute::Bf16 } else { Compute::F16 };
     let on = On { device: &device, sizes, narrow };
     let rates = rates(&on, (capability >= (8, 9)).then_some(Compute::Fp8));
-    let figures = |figures| GpuFigures { link: link(gpu, 4 * sizes.memory), ..figures };
+    let figures = |figures: GpuFigures| GpuFigures {
+        link: link(gpu, 4 * sizes.memory).unwrap_or(figures.link),
+        ..figures
+    };
     let measured = DeviceProfile {
         overhead: overhead(&device),
         gpu: published.gpu.map(figures),
@@ -330,9 +333,9 @@ fn overhead(device: &Device) -> f64 {
     least
 }
 
-/// Bytes per second from page-locked memory to a GPU.
-fn link(gpu: &Gpu, bytes: usize) -> f64 {
-    let (mut from, to) = (HostBlock::new(gpu, bytes), Region::new(gpu, bytes));
+/// Bytes per second from page-locked memory to a GPU; `None` where the system locks none.
+fn link(gpu: &Gpu, bytes: usize) -> Option<f64> {
+    let (mut from, to) = (HostBlock::new(gpu, bytes)?, Region::new(gpu, bytes));
     from.write(0, &vec![0; bytes]);
     let mut least = f64::INFINITY;
     for _ in 0..WINDOWS {
@@ -343,7 +346,7 @@ fn link(gpu: &Gpu, bytes: usize) -> f64 {
         gpu.synchronize();
         least = least.min(start.elapsed().as_secs_f64());
     }
-    bytes as f64 / least
+    Some(bytes as f64 / least)
 }
 
 #[cfg(test)]
