@@ -51,26 +51,25 @@ impl Hardware<'_> {
         match (asked, self) {
             (Precision::F32, _) => Ok(Compute::F32),
             (Precision::Auto, _) if file == DType::F32 => Ok(Compute::F32),
-            (Precision::F16, Self::Cpu) => {
-                refused("products in f16 are for GPUs; on the CPU, compute in bf16".to_owned())
-            }
+            (Precision::F16 | Precision::Fp8, Self::Cpu) => refused(
+                "compute = \"f16\" and \"fp8\" are for GPUs; on the CPU choose \"auto\", \"bf16\" \
+                 or \"int8\""
+                    .to_owned(),
+            ),
             (Precision::F16, Self::Gpu { .. }) => Ok(Compute::F16),
-            (Precision::Fp8, Self::Cpu) => {
-                refused("products in fp8 are for GPUs; on the CPU, compute in int8".to_owned())
-            }
             (Precision::Fp8, Self::Gpu { name, capability: (major, minor) })
                 if (major, minor) < FP8_FROM =>
             {
                 refused(format!(
                     "{name}: no products in fp8 (compute capability {major}.{minor}, needed: 8.9). \
-                     Hold weights as int8 and leave what products are in to auto"
+                     Choose compute = \"auto\", with base_precision = \"int8\" for the memory"
                 ))
             }
             (Precision::Fp8, Self::Gpu { .. }) => Ok(Compute::Fp8),
             (Precision::Int8, Self::Cpu) => Ok(Compute::Int8),
             (Precision::Int8, Self::Gpu { name, .. }) => refused(format!(
-                "{name}: products in int8 are for the CPU. Hold weights as int8 and leave what \
-                 products are in to auto, or to fp8 where the GPU can, or let the CPU compute"
+                "{name}: compute = \"int8\" is for the CPU. On a GPU choose \"fp8\" (from compute \
+                 capability 8.9 on), or \"auto\" with base_precision = \"int8\" for the memory"
             )),
             (Precision::Auto, Self::Gpu { capability, .. }) if capability < BF16_FROM => {
                 Ok(Compute::F16)
@@ -80,7 +79,7 @@ impl Hardware<'_> {
             {
                 refused(format!(
                     "{name}: no products in bf16 (compute capability {major}.{minor}, needed: \
-                     8.0). Compute in f16 or f32, or let the CPU compute"
+                     8.0). Choose compute = \"auto\", \"f16\" or \"f32\""
                 ))
             }
             (Precision::Bf16 | Precision::Auto, _) => Ok(Compute::Bf16),

@@ -59,6 +59,10 @@ pub struct Plan {
     pub micro_batch_tokens: usize,
     /// Micro-batches of a full optimizer step.
     pub micro_batches_per_step: usize,
+    /// What products are computed in.
+    pub compute: &'static str,
+    /// How frozen matrices are held; of a model that is trained in full none are frozen.
+    pub base_precision: &'static str,
     /// What the backward pass computes again: `none` or `block`.
     pub recompute: &'static str,
     /// Blocks whose frozen weights stay in the CPU's memory and visit the GPU.
@@ -422,6 +426,8 @@ impl<'a> DryRun<'a> {
             trainable_parameters: self.engine.model.params.num_elements() as u64,
             micro_batch_tokens: policy.units * self.setup.max_seq_len,
             micro_batches_per_step: micro_batches,
+            compute: compute.name(),
+            base_precision: self.setup.base_precision.unwrap_or(self.setup.file_dtype).name(),
             recompute: policy.recompute_name(),
             offloaded_blocks: self.offloaded_blocks,
             offloaded_bytes: device.persistent_bytes(Category::Offloaded),

@@ -82,7 +82,7 @@ impl Setup {
         let file = hone_model::load(&model_dir, &Device::dry(), LoadOptions::INFERENCE)?;
         let threads = run.run.threads.unwrap_or_else(crate::machine::num_threads);
         let (place, compute) = place(&run, gpu, (threads, file.file_dtype), note)?;
-        let attention = attention(run.model.attention, gpu, &place)?;
+        let attention = attention(run.model.attention, gpu, &place, compute)?;
         let base_precision = held_type(run.model.base_precision, compute, file.file_dtype);
         let lora = run.adapter.as_ref().map(lora_config);
         if let Some(lora) = &lora {
@@ -164,22 +164,33 @@ fn attention(
     asked: Attention,
     gpu: Option<Hardware<'_>>,
     place: &Place,
+    compute: Compute,
 ) -> Result<AttentionBy, TrainError> {
     let by = match asked {
         Attention::Own => return Ok(AttentionBy::Own),
         Attention::CudnnForward => AttentionBy::LibraryForward,
         Attention::Cudnn => AttentionBy::Library,
     };
-    let refused = |why: String| TrainError::Usage(format!("model.attention: {why}"));
-    match (gpu, place) {
-        (None, Place::Cpu { .. }) => {
-            Err(refused("cuDNN is for GPUs, and this run computes on the CPU; leave it out".into()))
+    let refused = |why: &str| {
+        let why = format!("model.attention: {why}; leave it out");
+        Err(TrainError::Usage(why))
+    };
+    match gpu.unwrap_or(place.hardware()) {
+        Hardware::Cpu => refused("cuDNN is for GPUs, and this run computes on the CPU"),
+        _ if compute == Compute::F32 => {
+            refused("cuDNN's kernels are for products in 16 bits, and this run's are in f32")
         }
-        (None, Place::Cuda(gpu)) => {
-            let missing = |why| refused(format!("{why}. Install cuDNN, or leave it out"));
-            gpu.attention_library().map_err(missing).map(|_| by)
+        Hardware::Gpu { name, capability: (major, minor) } if !(8..13).contains(&major) => {
+            let of = format!("{name} (compute capability {major}.{minor})");
+            refused(&format!("cuDNN's kernels are not used on {of}"))
         }
-        (Some(_), _) => Ok(by),
+        Hardware::Gpu { .. } => match (gpu, place) {
+            (None, Place::Cuda(gpu)) => match gpu.attention_library() {
+                Ok(_) => Ok(by),
+                Err(why) => refused(&why),
+            },
+            _ => Ok(by),
+        },
     }
 }
 

@@ -1,7 +1,7 @@
 //! `hone export`
 
 use super::{Opened, check_parent};
-use crate::args::{ExportArgs, ExportFormat, PrecisionArg};
+use crate::args::{ExportArgs, ExportFormat, PrecisionArg, StorageArg};
 use crate::failure::Failure;
 use crate::output;
 use hone_model::{LoadOptions, export_hf, logits_error, logits_tolerance};
@@ -20,14 +20,16 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
         )));
     }
     check_parent("--out", &args.out)?;
-    if let Some(value) = match args.model.compute {
-        PrecisionArg::Int8 => Some("int8"),
-        PrecisionArg::Fp8 => Some("fp8"),
+    let in_bytes = match (args.model.compute, args.model.base_precision) {
+        (PrecisionArg::Int8, _) => Some("--compute int8"),
+        (PrecisionArg::Fp8, _) => Some("--compute fp8"),
+        (_, StorageArg::Int8) => Some("--base-precision int8"),
         _ => None,
-    } {
+    };
+    if let Some(flag) = in_bytes {
         return Err(Failure::Usage(format!(
-            "--compute {value}: an export computes nothing, and holding the weights as int8 would \
-             change what is written; leave it out"
+            "{flag}: an export computes nothing, and weights that are held as int8 would be \
+             written as they were rounded; leave it out"
         )));
     }
     let opened = super::open(&args.model, super::Purpose::Export)?;

@@ -46,6 +46,11 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
         "data     {} rows, {} tokens, {} of them targets",
         report.rows, report.tokens, report.target_tokens
     );
+    let held = match setup.lora {
+        Some(_) => format!(", frozen weights held as {}", plan.base_precision),
+        None => String::new(),
+    };
+    let _ = writeln!(text, "compute  {}{held}", plan.compute);
     let budget = plan.budget_bytes.map_or("unknown".to_owned(), format_bytes);
     let verdict = if plan.fits { "fits" } else { "does not fit" };
     let peak = format_bytes(plan.peak_bytes);
@@ -68,20 +73,7 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
         plan.flops_per_step as f64 / 1e12,
         format_seconds(plan.step_seconds)
     );
-    if plan.offloaded_blocks > 0 {
-        let _ = writeln!(
-            text,
-            "weights  {} of {} blocks stay in the CPU's memory ({}); {} a step are copied",
-            plan.offloaded_blocks,
-            setup.config.num_hidden_layers,
-            format_bytes(plan.offloaded_bytes),
-            format_bytes(plan.copied_bytes_per_step)
-        );
-    }
-    if let Some(free) = plan.beside_free_bytes {
-        let (needed, free) = (format_bytes(plan.beside_bytes()), format_bytes(free));
-        let _ = writeln!(text, "beside   {needed} of the CPU's memory, {free} free: does not fit");
-    }
+    text.push_str(&beside(setup, plan));
     let total = format_seconds(plan.total_seconds);
     let _ = writeln!(text, "time     {} steps, about {total}", plan.num_steps);
     let _ = match &plan.gpu {
@@ -100,15 +92,40 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
     text
 }
 
+/// What a GPU's run keeps in the CPU's memory, where that is worth a word.
+fn beside(setup: &Setup, plan: &Plan) -> String {
+    let mut text = String::new();
+    if plan.offloaded_blocks > 0 {
+        let (blocks, all) = (plan.offloaded_blocks, setup.config.num_hidden_layers);
+        let bytes = format_bytes(plan.offloaded_bytes);
+        let copied = format_bytes(plan.copied_bytes_per_step);
+        let _ = writeln!(
+            text,
+            "offload  {blocks} of {all} blocks stay in the CPU's memory ({bytes}, page-locked)\n\
+             {:9}and take turns in two places on the GPU, part of its weights;\n\
+             {:9}{copied} a step are copied",
+            "", ""
+        );
+    }
+    if let Some(free) = plan.beside_free_bytes {
+        let (needed, free) = (format_bytes(plan.beside_bytes()), format_bytes(free));
+        let _ = writeln!(text, "beside   {needed} of the CPU's memory, {free} free: does not fit");
+    }
+    text
+}
+
 /// Name, compute capability and what is published of a GPU.
 fn named(name: &str) -> Result<(String, (u32, u32), DeviceProfile), Failure> {
     let name = name.to_lowercase();
     match catalogue::named(&name) {
         Some((capability, profile)) => Ok((name, capability, profile)),
         None => {
-            let known = catalogue::keys().join(", ");
+            let keys = catalogue::keys();
+            let near = keys.iter().find(|key| key.starts_with(&name));
+            let near = near.map_or(String::new(), |key| format!("; did you mean {key}?"));
             Err(Failure::Usage(format!(
-                "--device {name}: no such GPU is in the catalogue; it has {known}"
+                "--device {name}: no such GPU is in the catalogue, which has {}{near}",
+                keys.join(", ")
             )))
         }
     }

@@ -134,3 +134,24 @@ fn widen(model: &Path) {
     let sparse = std::fs::File::options().write(true).open(&file).unwrap();
     sparse.set_len(bytes.len() as u64 + offset).unwrap();
 }
+
+/// What a GPU that is not here cannot do, or has too little budget for, is said with what to
+/// choose.
+#[test]
+fn plans_for_a_gpu_say_what_to_change() {
+    let scene = Scene::new();
+    let on = |device: &str, settings: &[&str]| {
+        let plan = ["plan", "run.toml", "--device", device];
+        ended(&mut scene.hone(&[&plan[..], settings].concat()))
+    };
+    on("h100", &[]).says(2, &["no such GPU", "did you mean h100-80g?"]);
+    on("t4", &["model.compute=bf16"]).says(2, &["no products in bf16", "\"f16\" or \"f32\""]);
+    on("a100-40g", &["model.compute=fp8"]).says(2, &["no products in fp8", "needed: 8.9"]);
+    on("h200", &["model.compute=int8"]).says(2, &["is for the CPU", "\"fp8\""]);
+    on("h200", &["model.compute=f32", "model.attention=cudnn"]).says(2, &["16 bits", "f32"]);
+    let bf16 = ["model.compute=bf16", "model.attention=cudnn"];
+    on("h200", &bf16).says(0, &[]);
+    on("t4", &["model.compute=f16", bf16[1]]).says(2, &["not used on t4", "leave it out"]);
+    let tight = on("l4", &["budget.memory=1MiB"]);
+    tight.says(2, &["budget.memory = \"", "or more", "are the GPU's to use"]);
+}

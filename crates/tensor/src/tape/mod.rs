@@ -25,6 +25,17 @@ pub enum Compute {
 }
 
 impl Compute {
+    /// Its name in run files and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Compute::F32 => "f32",
+            Compute::Bf16 => "bf16",
+            Compute::F16 => "f16",
+            Compute::Fp8 => "fp8",
+            Compute::Int8 => "int8",
+        }
+    }
+
     /// Element type of activations.
     pub fn dtype(self) -> DType {
         match self {

@@ -70,11 +70,19 @@ const SHORTEST: usize = 32;
 fn last_resort(setup: &Setup, host: Host, needed_bytes: u64) -> String {
     // A little more than is needed, since the program itself may take a little more next time.
     let enough = needed_bytes + needed_bytes / 16;
-    match (setup.run.budget.memory, host.free) {
-        (Some(_), Some(free)) if enough <= free => format!(
-            "budget.memory = \"{}MiB\" or more; {} are free on this machine",
+    // Of a GPU that need not be here, all that it has.
+    let (there, whose) = match (host.free, host.target) {
+        (Some(free), _) => (Some(free), "are free on this machine"),
+        (None, Target::Cuda) => {
+            (host.total.map(|total| total - total / 32), "are the GPU's to use")
+        }
+        (None, Target::Cpu) => (None, ""),
+    };
+    match (setup.run.budget.memory, there) {
+        (Some(_), Some(there)) if enough <= there => format!(
+            "budget.memory = \"{}MiB\" or more; {} {whose}",
             enough.div_ceil(1 << 20),
-            crate::report::format_bytes(free)
+            crate::report::format_bytes(there)
         ),
         _ => "a smaller model, or a machine with more memory".to_owned(),
     }

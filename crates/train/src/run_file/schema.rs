@@ -195,19 +195,19 @@ pub(super) const KEYS: &[Key] = &[
     key("model.path", Text, Required,
         "directory in Hugging Face layout, or a hub name", r#""Qwen/Qwen3-0.6B""#),
     key("model.base_precision", Choice(STORAGES), Value(r#""auto""#),
-        "how the frozen weights are held; `auto`: as in the file, or for products in f16 as f16, \
-         in eight bits as int8; `int8`: bytes with a scale per row",
+        "how frozen weights are held. `auto`: as in the file, but as f16 where `compute` is f16, \
+         and as int8 where it is fp8 or int8. `int8`: bytes with a scale per row",
         r#""bf16""#),
     key("model.compute", Choice(PRECISIONS), Value(r#""auto""#),
-        "precision of products; `auto`: f32 for f32 files, otherwise bf16, or f16 on a GPU that \
-         has no bf16; `f16`: on GPUs, with a loss that is scaled; `fp8`, on GPUs, and `int8`, on \
-         the CPU: those with frozen weights in eight bits, others in bf16",
+        "what products are computed in. `auto`: f32 for f32 files, otherwise bf16, or f16 on a GPU \
+         without bf16. `f16`: GPUs only, the loss is scaled. `fp8` (GPUs from compute capability \
+         8.9 on) and `int8` (CPU only): products with frozen weights in eight bits, others in bf16",
         r#""f32""#),
-
     key("model.attention", Choice(&["own", "cudnn_forward", "cudnn"]), Value(r#""own""#),
-        "whose kernels attention on a GPU is by where products are in 16 bits; `cudnn_forward`: \
-         cuDNN's forward pass where it serves the batch, not yet tried on a GPU; `cudnn`: its \
-         backward pass too, which sums in no fixed order, so that a run does not repeat to the bit",
+        "whose kernels compute attention on a GPU. `own`: Hone's. `cudnn_forward` and `cudnn`: \
+         cuDNN's where they serve a batch, neither tried on a GPU yet; for products in 16 bits, \
+         with cuDNN 9.10.2 or later, 9.18.1 on Ampere and Ada. `cudnn` takes the backward pass \
+         too, which sums in no fixed order, so that a run does not repeat to the bit",
         r#""cudnn""#),
 
     key("data.train", TextList(false), Required,
@@ -289,17 +289,17 @@ pub(super) const KEYS: &[Key] = &[
 
     key("budget.memory", Bytes,
         Chosen("three quarters of the machine's memory, or 31/32 of a GPU's"),
-        "most memory the process may take, or of a GPU where that computes; may change for \
-         `--resume`", r#""16GiB""#),
+        "most memory the process may take, or of a GPU where that computes, of which at most \
+         31/32 are taken; may change for `--resume`", r#""16GiB""#),
     key("budget.micro_batch_tokens", Int(2, ANY), Chosen("the planner's choice"),
         "tokens per forward and backward pass; a multiple of `max_seq_len`", "4096"),
     key("budget.recompute", Choice(&["auto", "none", "block"]), Value(r#""auto""#),
         "`block`: keep only each block's input and compute the rest again in backward",
         r#""block""#),
     key("budget.offload", Choice(&["auto", "none", "all"]), Value(r#""auto""#),
-        "on a GPU: frozen weights of blocks that stay in the CPU's memory and are copied when \
-         their turn comes; `auto`: of as many as memory demands; `all`: of all. Results do not \
-         depend on it; may change for `--resume`",
+        "blocks whose frozen weights stay in page-locked memory of the CPU and take turns in two \
+         places on the GPU. `auto`: as many as memory demands; `all`: all, with `[adapter]` and \
+         on a GPU only. Results do not depend on it; may change for `--resume`",
         r#""all""#),
 
     key("run.device", Text, Value(r#""auto""#),

@@ -80,6 +80,11 @@ fn exports() {
             &["--compute int8: an export computes nothing", "leave it out"],
         ),
         command(
+            "quantised after all",
+            &["export", "model", "--base-precision", "int8", "--out", "merged"],
+            &["--base-precision int8: an export computes nothing", "leave it out"],
+        ),
+        command(
             "integers times floats",
             &["eval", "model", "--compute=int8", "--base-precision=bf16", "--data=train.jsonl"],
             &["--compute \"int8\" multiplies", "leave --base-precision out"],

@@ -96,7 +96,7 @@ fn overrides() {
         command(
             "f16 on the CPU",
             &["train", "run.toml", "model.compute=f16", "run.device=cpu"],
-            &["products in f16 are for GPUs", "compute in bf16"],
+            &["compute = \"f16\" and \"fp8\" are for GPUs", "\"bf16\""],
         ),
         command(
             "cuDNN on the CPU",
