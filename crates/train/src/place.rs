@@ -40,7 +40,13 @@ const BF16_FROM: (u32, u32) = (8, 0);
 /// The same for FP8.
 const FP8_FROM: (u32, u32) = (8, 9);
 
-impl Hardware<'_> {
+impl<'a> Hardware<'a> {
+    /// What a GPU is.
+    pub fn of(gpu: &'a Gpu) -> Self {
+        let info = gpu.info();
+        Self::Gpu { name: &info.name, capability: info.compute_capability }
+    }
+
     /// What products are computed in for a model whose matrices are `file` in its files: as
     /// `asked`, or in f32 for f32 files and otherwise in bf16, or f16 on a GPU that has no bf16.
     ///
@@ -123,10 +129,7 @@ impl Place {
     pub fn hardware(&self) -> Hardware<'_> {
         match self {
             Self::Cpu { .. } => Hardware::Cpu,
-            Self::Cuda(gpu) => {
-                let info = gpu.info();
-                Hardware::Gpu { name: &info.name, capability: info.compute_capability }
-            }
+            Self::Cuda(gpu) => Hardware::of(gpu),
         }
     }
 

@@ -61,10 +61,12 @@ fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
         Purpose::Export => held_type(held, Compute::F32, file_dtype),
     };
     let options = LoadOptions { base_precision, ..LoadOptions::INFERENCE };
-    // As a GPU holds it: what is there and cannot be used is refused before anything is loaded.
-    let dry = Device::dry_as(Target::Cuda);
-    hone_model::load(&dir, &dry, options)?;
-    place.check_room(dry.persistent_bytes(Category::Weights))?;
+    if place.gpu_name().is_some() {
+        // As the GPU holds it: a model too large is refused before anything is loaded.
+        let dry = Device::dry_as(Target::Cuda);
+        hone_model::load(&dir, &dry, options)?;
+        place.check_room(dry.persistent_bytes(Category::Weights))?;
+    }
     let device = place.device();
     let mut model = hone_model::load(&dir, &device, options)?;
     if let Some(adapter_dir) = &args.adapter {

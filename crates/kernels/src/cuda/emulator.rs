@@ -215,7 +215,7 @@ fn pair(operands: Operands, a: (Operand, usize, usize), b: (Operand, usize, usiz
         Operands::Floats(dtype) => [a, b].map(|(x, row, col)| load(dtype, x, row, col)),
         Operands::Fp8 { a: kind_a, b: kind_b, scales } => {
             let load = |kind: Fp8, (x, row, col): (Operand, usize, usize), scale: Address| {
-                let address = x.address + (row * x.row_stride + col * x.col_stride) as u64;
+                let address = at(1, x, row, col);
                 // SAFETY: operations describe matrices, and factors, inside memory that they were
                 // given.
                 unsafe { kind.to_f32(*(address as *const u8)) * *(scale as *const f32) }
@@ -225,12 +225,13 @@ fn pair(operands: Operands, a: (Operand, usize, usize), b: (Operand, usize, usiz
     }
 }
 
-fn at(dtype: DType, x: Operand, row: usize, col: usize) -> Address {
-    x.address + ((row * x.row_stride + col * x.col_stride) * dtype.size()) as u64
+/// Where an element is, of so many bytes.
+fn at(size: usize, x: Operand, row: usize, col: usize) -> Address {
+    x.address + ((row * x.row_stride + col * x.col_stride) * size) as u64
 }
 
 fn load(dtype: DType, x: Operand, row: usize, col: usize) -> f32 {
-    let address = at(dtype, x, row, col);
+    let address = at(dtype.size(), x, row, col);
     // SAFETY: operations describe matrices inside memory that they were given.
     unsafe {
         match dtype {
@@ -243,7 +244,7 @@ fn load(dtype: DType, x: Operand, row: usize, col: usize) -> f32 {
 }
 
 fn store(dtype: DType, x: Operand, (row, col): (usize, usize), value: f32) {
-    let address = at(dtype, x, row, col);
+    let address = at(dtype.size(), x, row, col);
     // SAFETY: operations describe matrices inside memory that they were given.
     unsafe {
         match dtype {

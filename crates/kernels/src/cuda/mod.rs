@@ -92,6 +92,13 @@ impl Gpu {
         Some(Self::of(Box::new(emulator?)))
     }
 
+    /// The same for products in FP8, which an emulation has, and a real one from compute capability
+    /// 8.9 on.
+    pub fn for_tests_in_fp8() -> Option<Self> {
+        let is_real = std::env::var_os("HONE_TEST_GPU").is_some();
+        Self::for_tests().filter(|gpu| !is_real || gpu.info().compute_capability >= (8, 9))
+    }
+
     fn of(driver: Box<dyn Driver>) -> Self {
         let (scratch, pool) = (Mutex::default(), Mutex::default());
         let attention = Mutex::default();

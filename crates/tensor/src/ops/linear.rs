@@ -170,7 +170,7 @@ fn project(
         projections.iter().filter(|p| in_integers(p)).map(Projection::out_features).sum();
     let quantised = (int8_width > 0).then(|| quantised(tape.device(), x, (0, k), None));
     let fp8 = Fp8Projections::of(tape.compute(), params, projections);
-    let held = fp8.others(projections).map(|p| params.resolve(&p.weight));
+    let held = fp8.which(false, projections).map(|p| params.resolve(&p.weight));
     let held = held.chain(adapters.iter().map(|adapter| params.value(adapter.lora.b)));
     let scratch = converted_bytes(tape.device(), tape.dtype(), held) + fp8.bytes(projections, t);
     let eight_bits = int8_width + fp8.width(projections);
@@ -222,29 +222,30 @@ impl Fp8Projections {
         Self(projections.iter().map(is_fp8).collect())
     }
 
-    fn those<'p>(&self, projections: &'p [Projection]) -> impl Iterator<Item = &'p Projection> {
-        projections.iter().zip(&self.0).filter(|(_, is)| **is).map(|(p, _)| p)
-    }
-
-    fn others<'p>(&self, projections: &'p [Projection]) -> impl Iterator<Item = &'p Projection> {
-        projections.iter().zip(&self.0).filter(|(_, is)| !**is).map(|(p, _)| p)
+    /// Those in FP8, or the others.
+    fn which<'p>(
+        &self,
+        in_fp8: bool,
+        projections: &'p [Projection],
+    ) -> impl Iterator<Item = &'p Projection> {
+        projections.iter().zip(&self.0).filter(move |(_, is)| **is == in_fp8).map(|(p, _)| p)
     }
 
     /// Their outputs.
     fn width(&self, projections: &[Projection]) -> usize {
-        self.those(projections).map(Projection::out_features).sum()
+        self.which(true, projections).map(Projection::out_features).sum()
     }
 
     /// Bytes inside an operation that multiplies `t` rows with them.
     fn bytes(&self, projections: &[Projection], t: usize) -> usize {
         let of_product = |p| gemm::fp8_bytes(t, Projection::out_features(p), p.in_features());
-        self.those(projections).map(of_product).sum()
+        self.which(true, projections).map(of_product).sum()
     }
 
     /// The same for `t` rows of gradients, which are as wide as the outputs.
     fn gradient_bytes(&self, projections: &[Projection], t: usize) -> usize {
         let of_product = |p| gemm::fp8_bytes(t, Projection::in_features(p), p.out_features());
-        self.those(projections).map(of_product).sum()
+        self.which(true, projections).map(of_product).sum()
     }
 }
 
@@ -433,7 +434,7 @@ fn input_gradient(
     let fp8 = Fp8Projections::of(sweep.compute, params, projections);
     let eight_bits = int8_width + fp8.width(projections);
     let float_depth = width - eight_bits + if d_down.is_some() { rank } else { 0 };
-    let held = fp8.others(projections).map(|p| params.resolve(&p.weight));
+    let held = fp8.which(false, projections).map(|p| params.resolve(&p.weight));
     let scratch = converted_bytes(sweep.device, dtype, held) + fp8.gradient_bytes(projections, t);
     let cost = Cost::memory("d_linear", bytes)
         .with_scratch(scratch)

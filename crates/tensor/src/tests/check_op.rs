@@ -210,11 +210,11 @@ pub fn check_op(name: &str, op: &mut dyn Operation) {
 
 /// Checks one case on a GPU.
 pub fn check_op_on_gpu(compute: Compute, name: &str, op: &mut dyn Operation) {
-    let Some(gpu) = Gpu::for_tests() else { return };
-    // The emulation can do what it says that it cannot.
-    let (major, minor) = gpu.info().compute_capability;
-    let is_real = std::env::var_os("HONE_TEST_GPU").is_some();
-    if !(compute == Compute::Fp8 && is_real && (major, minor) < (8, 9)) {
+    let gpu = match compute {
+        Compute::Fp8 => Gpu::for_tests_in_fp8(),
+        _ => Gpu::for_tests(),
+    };
+    if let Some(gpu) = gpu {
         check_on_gpu(compute, name, op, &Device::cuda(gpu));
     }
 }

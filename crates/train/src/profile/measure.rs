@@ -1,6 +1,8 @@
 //! Rates, measured by running operations of a model's kind.
 
 use super::{DeviceProfile, GpuFigures};
+use crate::place::Hardware;
+use crate::run_file::Precision;
 use hone_tensor::cuda::{Gpu, HostBlock, Region};
 use hone_tensor::ops;
 use hone_tensor::safetensors::held_as;
@@ -67,10 +69,11 @@ pub(super) fn cpu(device: &Device) -> DeviceProfile {
 
 /// The profile of a GPU with its rates measured, other figures as they are in `published`.
 pub(super) fn gpu(gpu: &Gpu, sizes: &Sizes, published: DeviceProfile) -> DeviceProfile {
-    let (device, capability) = (Device::cuda(gpu.clone()), gpu.info().compute_capability);
-    let narrow = if capability >= (8, 0) { Compute::Bf16 } else { Compute::F16 };
+    let (device, hardware) = (Device::cuda(gpu.clone()), Hardware::of(gpu));
+    let computed = |asked| hardware.compute_for(asked, DType::Bf16).ok();
+    let narrow = computed(Precision::Auto).expect("every GPU computes in 16 bits");
     let on = On { device: &device, sizes, narrow };
-    let rates = rates(&on, (capability >= (8, 9)).then_some(Compute::Fp8));
+    let rates = rates(&on, computed(Precision::Fp8));
     let figures = |figures: GpuFigures| GpuFigures {
         link: link(gpu, 4 * sizes.memory).unwrap_or(figures.link),
         ..figures

@@ -42,11 +42,7 @@ fn steps_follow_those_in_f32() {
 /// Projections in FP8, of weights that are held in bytes.
 #[test]
 fn steps_in_fp8_follow_those_in_f32() {
-    let Some(gpu) = Gpu::for_tests() else { return };
-    let is_real = std::env::var_os("HONE_TEST_GPU").is_some();
-    if is_real && gpu.info().compute_capability < (8, 9) {
-        return;
-    }
+    let Some(gpu) = Gpu::for_tests_in_fp8() else { return };
     let scene = Scene::new("dynamic");
     let exact = train(&scene.setup(&LORA), 1, Recompute::None, 4);
     let mut setup = in_f16(&scene, &LORA, &gpu);
