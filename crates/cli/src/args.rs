@@ -103,8 +103,8 @@ pub struct ModelArgs {
     #[arg(long, default_value = "auto")]
     pub base_precision: StorageArg,
     /// What products are computed in (auto: f32 for f32 files, otherwise bf16, or f16 on a GPU that
-    /// has no bf16; f16: on GPUs; fp8, on GPUs, and int8, on the CPU: those with weights in eight
-    /// bits, others in bf16)
+    /// has no bf16; f16 and fp8: on GPUs; fp8 and int8: those with weights in eight bits, others
+    /// in bf16)
     #[arg(long, default_value = "auto")]
     pub compute: PrecisionArg,
     /// Where to compute: auto (a GPU where there is one), cpu, cuda, or cuda: and a number

@@ -68,15 +68,22 @@ impl<'a> Hardware<'a> {
             {
                 refused(format!(
                     "{name}: no products in fp8 (compute capability {major}.{minor}, needed: 8.9). \
-                     Choose compute = \"auto\", with base_precision = \"int8\" for the memory"
+                     Choose compute = \"int8\" (from 8.0 on), or \"auto\" with base_precision = \
+                     \"int8\" for the memory"
                 ))
             }
             (Precision::Fp8, Self::Gpu { .. }) => Ok(Compute::Fp8),
-            (Precision::Int8, Self::Cpu) => Ok(Compute::Int8),
-            (Precision::Int8, Self::Gpu { name, .. }) => refused(format!(
-                "{name}: compute = \"int8\" is for the CPU. On a GPU choose \"fp8\" (from compute \
-                 capability 8.9 on), or \"auto\" with base_precision = \"int8\" for the memory"
-            )),
+            // What is not in integers is in bf16.
+            (Precision::Int8, Self::Gpu { name, capability: (major, minor) })
+                if (major, minor) < BF16_FROM =>
+            {
+                refused(format!(
+                    "{name}: compute = \"int8\" has activations in bf16, which this GPU has not \
+                     (compute capability {major}.{minor}, needed: 8.0). Choose compute = \"auto\", \
+                     with base_precision = \"int8\" for the memory"
+                ))
+            }
+            (Precision::Int8, _) => Ok(Compute::Int8),
             (Precision::Auto, Self::Gpu { capability, .. }) if capability < BF16_FROM => {
                 Ok(Compute::F16)
             }

@@ -27,7 +27,7 @@ pub struct DeviceProfile {
     pub product_f32: f64,
     /// FLOP/s of products in bf16.
     pub product_bf16: f64,
-    /// Operations per second of products in 8-bit integers, or of a GPU's in FP8.
+    /// Operations per second of products in 8-bit integers; of a GPU's in FP8 where it has that.
     pub product_int8: f64,
     /// FLOP/s of multiply-adds in f32 on operands in the first-level cache.
     pub ceiling_f32: f64,

@@ -19,7 +19,7 @@ pub struct Suite {
 /// All of them.
 pub const SUITES: [Suite; 4] = [
     Suite {
-        name: "kernels of many arrays, rounding to FP8",
+        name: "kernels of many arrays, rounding to eight bits",
         package: "hone-kernels",
         target: &["--lib"],
         filters: &["a_gpu_", "fp8"],

@@ -147,7 +147,8 @@ fn plans_for_a_gpu_say_what_to_change() {
     on("h100", &[]).says(2, &["no such GPU", "did you mean h100-80g?"]);
     on("t4", &["model.compute=bf16"]).says(2, &["no products in bf16", "\"f16\" or \"f32\""]);
     on("a100-40g", &["model.compute=fp8"]).says(2, &["no products in fp8", "needed: 8.9"]);
-    on("h200", &["model.compute=int8"]).says(2, &["is for the CPU", "\"fp8\""]);
+    on("t4", &["model.compute=int8"]).says(2, &["activations in bf16", "needed: 8.0"]);
+    on("a100-40g", &["model.compute=int8"]).says(0, &[]);
     on("h200", &["model.compute=f32", "model.attention=cudnn"]).says(2, &["16 bits", "f32"]);
     let bf16 = ["model.compute=bf16", "model.attention=cudnn"];
     on("h200", &bf16).says(0, &[]);

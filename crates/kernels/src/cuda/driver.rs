@@ -103,7 +103,7 @@ impl Fp8 {
 pub enum Operands {
     /// Both `f32`, `bf16` or `f16`.
     Floats(DType),
-    /// Each times a factor, an `f32` in the GPU's memory. See [`Matmul::check_fp8`].
+    /// Each times a factor, an `f32` in the GPU's memory. See [`Matmul::check_eight_bits`].
     Fp8 {
         /// Left operand.
         a: Fp8,
@@ -112,6 +112,9 @@ pub enum Operands {
         /// Where the factors are.
         scales: [Address; 2],
     },
+    /// Both signed bytes, without a factor and with nothing added. Sums are integers of 32 bits,
+    /// and so is the result, in place of `f32`. See [`Matmul::check_eight_bits`].
+    Int8,
 }
 
 impl Operands {
@@ -151,12 +154,12 @@ pub struct Matmul {
 }
 
 impl Matmul {
-    /// What cuBLASLt asks of products in FP8: contractions along neighbours, `n` and `k` multiples
-    /// of 16, and everything, rows of the result too, at multiples of 16 bytes.
+    /// What cuBLASLt asks of products in eight bits: contractions along neighbours, `n` and `k`
+    /// multiples of 16, and everything, rows of the result too, at multiples of 16 bytes.
     ///
     /// # Panics
     /// If one is not so.
-    pub(crate) fn check_fp8(&self) {
+    pub(crate) fn check_eight_bits(&self) {
         assert!(self.a.col_stride == 1 && self.b.row_stride == 1 && self.d.col_stride == 1);
         assert!(self.n.is_multiple_of(16) && self.k.is_multiple_of(16));
         let c = self.c.unwrap_or(self.d.address);
@@ -165,6 +168,8 @@ impl Matmul {
         let strides =
             [self.a.row_stride, self.b.col_stride, self.d.row_stride * self.d_dtype.size()];
         assert!(strides.iter().all(|stride| stride.is_multiple_of(16)));
+        let is_plain = self.c.is_none() && self.alpha == 1.0 && self.d_dtype == DType::F32;
+        assert!(self.operands != Operands::Int8 || is_plain);
     }
 
     /// The same product with a result whose columns are next to each other.

@@ -235,8 +235,8 @@ impl Gpu {
     pub(crate) fn matmul(&self, matmul: Matmul) {
         if matmul.m > 0 && matmul.n > 0 {
             let matmul = matmul.row_major();
-            if let Operands::Fp8 { .. } = matmul.operands {
-                matmul.check_fp8();
+            if !matches!(matmul.operands, Operands::Floats(_)) {
+                matmul.check_eight_bits();
             }
             self.0.driver.matmul(&matmul);
         }

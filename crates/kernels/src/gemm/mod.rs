@@ -18,7 +18,7 @@ mod weight;
 pub use crate::cuda::Fp8;
 pub(crate) use cpu::MAX_PANEL;
 pub use cpu::gemm;
-pub use cuda::{converted_bytes, fits_fp8, fp8_bytes};
+pub use cuda::{converted_bytes, eight_bit_bytes, fits_eight_bits};
 pub use weight::{MOST_TOKENS, add_weight_gradient, weight_workspace_len};
 
 use crate::element::{DType, View, ViewMut};
@@ -94,6 +94,16 @@ impl Term<'_> {
     fn is_int8(&self) -> bool {
         self.a.data.dtype() == DType::Int8 && self.b.data.dtype() == DType::Int8
     }
+}
+
+/// What a GPU brings operands to whose product with a weight in bytes is in eight bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EightBits {
+    /// FP8 with one factor for each operand; the left one in numbers of that kind.
+    Fp8(Fp8),
+    /// Integers, with a scale for each row of the left operand; the scales of a weight's rows are
+    /// along the contraction of its transposed product, and then multiplied in before.
+    Int8,
 }
 
 /// What becomes of the sum of products.
@@ -187,15 +197,20 @@ impl Processor {
         }
     }
 
-    /// The same, on a GPU, with terms in FP8 whose right operand is held in bytes, if sizes allow:
-    /// see [`fits_fp8`]. Their left operands become numbers of that `kind`, with one factor for
-    /// all.
+    /// The same, on a GPU, with terms in eight bits whose right operand is held in bytes, if sizes
+    /// allow: see [`fits_eight_bits`].
     ///
     /// # Panics
     /// On the CPU.
-    pub fn gemm_fp8(&self, kind: Fp8, compute: DType, products: &[Product<'_>], out: ViewMut<'_>) {
+    pub fn gemm_in_eight_bits(
+        &self,
+        kind: EightBits,
+        compute: DType,
+        products: &[Product<'_>],
+        out: ViewMut<'_>,
+    ) {
         match self {
-            Self::Cpu(_) => panic!("products in FP8 are for GPUs"),
+            Self::Cpu(_) => panic!("on the CPU operands are brought to eight bits before"),
             Self::Cuda(gpu) => cuda::gemm(gpu, (compute, Some(kind)), products, out.cuda()),
         }
     }

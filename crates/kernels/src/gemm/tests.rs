@@ -315,3 +315,38 @@ fn factors_of_fp8_follow_the_greatest() {
         }
     }
 }
+
+/// The bytes and scales of the CPU, with factors and without, also of rows that are zero or not
+/// finite and of those that begin where nothing is aligned.
+#[test]
+fn a_gpu_quantises_as_the_cpu_does() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    let (m, k, stride, first) = (5, 80, 83, 2);
+    let mut x: Vec<bf16> = random(m * stride, 4).iter().map(|&x| bf16::from_f32(x)).collect();
+    x[stride..2 * stride].fill(bf16::from_f32(0.0));
+    x[3 * stride + 40] = bf16::NAN;
+    let factors: Vec<f32> = random(k, 5);
+    let region = Region::new(&gpu, 2 * x.len() + 4 * k);
+    region.write(0, crate::memory::bytes_of(View::F32(&factors)));
+    region.write(4 * k, crate::memory::bytes_of(View::Bf16(&x)));
+    let all = View::Cuda(region.slice(4 * k, DType::Bf16, (x.len(), stride)));
+    for (start, factors) in [(0, None), (first, None), (first, Some(&factors[..]))] {
+        let (mut values, mut scales) = (vec![0; m * k], vec![0.0; m]);
+        let rows = (View::Bf16(&x), stride, start);
+        let to = (&mut values[..], &mut scales[..]);
+        crate::vector::quantise_rows(&Cpu::new(1), rows, factors, to);
+        gpu.begin_operation();
+        let on_gpu = Matrix::rows(all, stride).from_col(start);
+        let address = region.slice(0, DType::F32, (k, k)).address();
+        let found = cuda::rows_in_int8(&gpu, on_gpu, (m, k), factors.map(|_| address));
+        let words = gpu.download(found.operand.address, m * k / 4);
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let found = gpu.download(found.scales, m);
+        for row in 0..m {
+            assert!(found[row] == scales[row] || (row == 3 && found[row].is_nan()), "row {row}");
+            let (found, expected) = (&bytes[row * k..][..k], &values[row * k..][..k]);
+            let same = found.iter().zip(expected).all(|(found, value)| *found == value ^ 0x80);
+            assert!(same || row == 3, "row {row}, {factors:?}");
+        }
+    }
+}

@@ -23,7 +23,7 @@ pub fn log_probs<'a>(
     let requires_grad = x.requires_grad() || weight.param().is_some();
     let records = tape.is_recording() && requires_grad;
     let weight_value = tape.params().resolve(weight);
-    let int8 = tape.compute().is_integer_for(weight_value, &[h]);
+    let int8 = tape.compute().is_integer_for(tape.device(), weight_value, &[h]);
     let head = Head { x: x.value(), weight: weight_value, rows, targets, int8 };
     let mut log_probs = tape.activation(DType::F32, &[t]);
     let mut lse = tape.activation(DType::F32, &[t]);
@@ -67,7 +67,7 @@ pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight) -> Tensor {
     let ((t, h), v) = (rows_cols(x.shape()), weight.shape()[0]);
     let weight = tape.params().resolve(weight);
     let mut y = tape.device().alloc(Category::Head, DType::F32, &[t, v]);
-    let int8 = tape.compute().is_integer_for(weight, &[h]);
+    let int8 = tape.compute().is_integer_for(tape.device(), weight, &[h]);
     let quantised_x = int8.then(|| quantised(tape.device(), x, (0, h), None));
     let x = quantised_x.as_ref().unwrap_or(x);
     // A GPU converts no more than a panel of the vocabulary at a time.

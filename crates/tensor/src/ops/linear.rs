@@ -7,11 +7,11 @@
 use super::{converted_bytes, quantised, rows_cols};
 use crate::tape::Sweep;
 use crate::{
-    Category, Compute, Cost, DType, Device, Lora, Params, Philox, Projection, StepKey, Tape,
-    Target, Tensor, Var, View, Weight, Work,
+    Category, Compute, Cost, DType, Device, Lora, Params, Philox, Processor, Projection, StepKey,
+    Tape, Target, Tensor, Var, View, ViewMut, Weight, Work,
 };
 use hone_kernels::dropout::Mask;
-use hone_kernels::gemm::{self, Epilogue, Fp8, Matrix, Place, Product, Term};
+use hone_kernels::gemm::{self, EightBits, Epilogue, Fp8, Matrix, Place, Product, Term};
 
 /// `x [t, k]`, projections `[n_i, k]` → `[t, Σ n_i]` in the compute type, or, with a `residual`
 /// `[t, Σ n_i]` f32 to add to, in f32.
@@ -165,15 +165,17 @@ fn project(
     let (width, (adapters, rank)) = (y.shape()[1], adapters(projections));
     let weights: usize = projections.iter().map(|p| params.resolve(&p.weight).num_bytes()).sum();
     let flops_of_adapters = adapters.iter().map(|a| 2 * t * a.n * a.lora.rank).sum::<usize>();
-    let in_integers = |p: &Projection| is_integer_for(tape.compute(), params, p);
+    let in_integers = |p: &Projection| is_integer_for(tape.device(), tape.compute(), params, p);
     let int8_width: usize =
         projections.iter().filter(|p| in_integers(p)).map(Projection::out_features).sum();
     let quantised = (int8_width > 0).then(|| quantised(tape.device(), x, (0, k), None));
-    let fp8 = Fp8Projections::of(tape.compute(), params, projections);
-    let held = fp8.which(false, projections).map(|p| params.resolve(&p.weight));
+    let pass = (tape.device(), tape.compute(), Pass::Forward);
+    let in_eight_bits = InEightBits::of(pass, params, projections);
+    let held = in_eight_bits.which(false, projections).map(|p| params.resolve(&p.weight));
     let held = held.chain(adapters.iter().map(|adapter| params.value(adapter.lora.b)));
-    let scratch = converted_bytes(tape.device(), tape.dtype(), held) + fp8.bytes(projections, t);
-    let eight_bits = int8_width + fp8.width(projections);
+    let scratch = converted_bytes(tape.device(), tape.dtype(), held)
+        + in_eight_bits.bytes(projections, |p| [t, p.out_features(), k]);
+    let eight_bits = int8_width + in_eight_bits.width(projections);
     let cost = Cost::memory("linear", x.num_bytes() + weights + y.num_bytes())
         .with_scratch(scratch)
         .with(Work::Int8, 2 * t * eight_bits * k)
@@ -203,32 +205,44 @@ fn project(
         Product { terms, epilogue: Epilogue { bias, add, ..Epilogue::default() }, target }
     });
     let products: Vec<_> = products.collect();
-    match tape.compute() {
-        Compute::Fp8 => on.gemm_fp8(Fp8::E4m3, tape.dtype(), &products, y.view_mut()),
-        _ => on.gemm(tape.dtype(), &products, y.view_mut()),
-    }
+    in_eight_bits.gemm(on, tape.dtype(), &products, y.view_mut());
 }
 
-/// Which of projections that stand side by side are multiplied in FP8: those held in bytes, if all
-/// are as wide as tensor cores ask for, since one that is not moves its neighbours' outputs.
-struct Fp8Projections(Vec<bool>);
+/// Which of projections that stand side by side a GPU multiplies in eight bits, inside the
+/// operation: those held in bytes, if all are as wide as tensor cores ask for, since one that is
+/// not moves its neighbours' outputs.
+struct InEightBits {
+    kind: Option<EightBits>,
+    which: Vec<bool>,
+}
 
-impl Fp8Projections {
-    fn of(compute: Compute, params: &Params, projections: &[Projection]) -> Self {
-        let fits = projections.iter().all(|p| gemm::fits_fp8([p.out_features(), p.in_features()]));
-        let is_fp8 = |p: &Projection| {
-            fits && compute == Compute::Fp8 && params.resolve(&p.weight).dtype() == DType::Int8
+impl InEightBits {
+    /// For the forward pass, or the backward pass, whose left operands are gradients.
+    fn of(
+        (device, compute, pass): (&Device, Compute, Pass),
+        params: &Params,
+        projections: &[Projection],
+    ) -> Self {
+        let fits = |p: &Projection| gemm::fits_eight_bits([p.out_features(), p.in_features()]);
+        let kind = match (device.target(), compute, pass) {
+            (Target::Cuda, Compute::Int8, _) => Some(EightBits::Int8),
+            (Target::Cuda, Compute::Fp8, Pass::Forward) => Some(EightBits::Fp8(Fp8::E4m3)),
+            (Target::Cuda, Compute::Fp8, Pass::Backward) => Some(EightBits::Fp8(Fp8::E5m2)),
+            _ => None,
         };
-        Self(projections.iter().map(is_fp8).collect())
+        let kind = kind.filter(|_| projections.iter().all(fits));
+        let is_held_in_bytes = |p: &Projection| params.resolve(&p.weight).dtype() == DType::Int8;
+        let which = projections.iter().map(|p| kind.is_some() && is_held_in_bytes(p)).collect();
+        Self { kind, which }
     }
 
-    /// Those in FP8, or the others.
+    /// Those in eight bits, or the others.
     fn which<'p>(
         &self,
-        in_fp8: bool,
+        are: bool,
         projections: &'p [Projection],
     ) -> impl Iterator<Item = &'p Projection> {
-        projections.iter().zip(&self.0).filter(move |(_, is)| **is == in_fp8).map(|(p, _)| p)
+        projections.iter().zip(&self.which).filter(move |(_, is)| **is == are).map(|(p, _)| p)
     }
 
     /// Their outputs.
@@ -236,17 +250,30 @@ impl Fp8Projections {
         self.which(true, projections).map(Projection::out_features).sum()
     }
 
-    /// Bytes inside an operation that multiplies `t` rows with them.
-    fn bytes(&self, projections: &[Projection], t: usize) -> usize {
-        let of_product = |p| gemm::fp8_bytes(t, Projection::out_features(p), p.in_features());
-        self.which(true, projections).map(of_product).sum()
+    /// Bytes inside an operation that multiplies with them, `sizes` of the product with each.
+    fn bytes(
+        &self,
+        projections: &[Projection],
+        sizes: impl Fn(&Projection) -> [usize; 3],
+    ) -> usize {
+        let Some(kind) = self.kind else { return 0 };
+        self.which(true, projections).map(|p| gemm::eight_bit_bytes(kind, sizes(p))).sum()
     }
 
-    /// The same for `t` rows of gradients, which are as wide as the outputs.
-    fn gradient_bytes(&self, projections: &[Projection], t: usize) -> usize {
-        let of_product = |p| gemm::fp8_bytes(t, Projection::in_features(p), p.out_features());
-        self.which(true, projections).map(of_product).sum()
+    /// Multiplies.
+    fn gemm(&self, on: &Processor, compute: DType, products: &[Product<'_>], out: ViewMut<'_>) {
+        match self.kind {
+            Some(kind) => on.gemm_in_eight_bits(kind, compute, products, out),
+            None => on.gemm(compute, products, out),
+        }
     }
+}
+
+/// Which way through a layer.
+#[derive(Clone, Copy)]
+enum Pass {
+    Forward,
+    Backward,
 }
 
 fn backward(
@@ -431,11 +458,13 @@ fn input_gradient(
     let bytes = d_x.num_bytes() + d_y.num_bytes() + weights.sum::<usize>();
     let quantised = quantised_gradients(sweep, projections, d_y);
     let int8_width: usize = quantised.iter().flatten().map(|d_y| d_y.shape()[1]).sum();
-    let fp8 = Fp8Projections::of(sweep.compute, params, projections);
-    let eight_bits = int8_width + fp8.width(projections);
+    let pass = (sweep.device, sweep.compute, Pass::Backward);
+    let in_eight_bits = InEightBits::of(pass, params, projections);
+    let eight_bits = int8_width + in_eight_bits.width(projections);
     let float_depth = width - eight_bits + if d_down.is_some() { rank } else { 0 };
-    let held = fp8.which(false, projections).map(|p| params.resolve(&p.weight));
-    let scratch = converted_bytes(sweep.device, dtype, held) + fp8.gradient_bytes(projections, t);
+    let held = in_eight_bits.which(false, projections).map(|p| params.resolve(&p.weight));
+    let scratch = converted_bytes(sweep.device, dtype, held)
+        + in_eight_bits.bytes(projections, |p| [t, k, p.out_features()]);
     let cost = Cost::memory("d_linear", bytes)
         .with_scratch(scratch)
         .with(Work::Int8, 2 * t * k * eight_bits)
@@ -461,15 +490,17 @@ fn input_gradient(
     }
     let target = Place::whole(t, k);
     let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
-    match sweep.compute {
-        Compute::Fp8 => on.gemm_fp8(Fp8::E5m2, dtype, &[product], d_x.view_mut()),
-        _ => on.gemm(dtype, &[product], d_x.view_mut()),
-    }
+    in_eight_bits.gemm(on, dtype, &[product], d_x.view_mut());
 }
 
-/// Whether both passes of a projection are in integers.
-fn is_integer_for(compute: Compute, params: &Params, projection: &Projection) -> bool {
-    compute.is_integer_for(params.resolve(&projection.weight), projection.weight.shape())
+/// Whether both passes of a projection are in integers, with operands that are quantised before.
+fn is_integer_for(
+    device: &Device,
+    compute: Compute,
+    params: &Params,
+    projection: &Projection,
+) -> bool {
+    compute.is_integer_for(device, params.resolve(&projection.weight), projection.weight.shape())
 }
 
 /// The gradients of those projections whose products are in integers, in bytes. The scales of a
@@ -484,7 +515,7 @@ fn quantised_gradients(
         let (n, weight) = (projection.out_features(), sweep.params.resolve(&projection.weight));
         let columns = (col, n);
         col += n;
-        let in_integers = is_integer_for(sweep.compute, sweep.params, projection);
+        let in_integers = is_integer_for(sweep.device, sweep.compute, sweep.params, projection);
         in_integers.then(|| quantised(sweep.device, d_y, columns, Some(weight)))
     };
     projections.iter().map(of_projection).collect()

@@ -4,7 +4,7 @@
 //! gradients of its inputs and of trained parameters. The closure owns what it needs, so memory is
 //! released as the backward pass goes. Nothing is recorded for an output that needs no gradient.
 
-use crate::{Category, Cost, DType, Device, Gradients, Params, Tensor};
+use crate::{Category, Cost, DType, Device, Gradients, Params, Target, Tensor};
 use std::collections::HashMap;
 
 /// What products are computed in.
@@ -45,10 +45,16 @@ impl Compute {
         }
     }
 
-    /// Whether products with `weight` along dimensions of these lengths are in integers, which are
-    /// multiplied in fours.
-    pub(crate) fn is_integer_for(self, weight: &Tensor, lengths: &[usize]) -> bool {
+    /// Whether products with `weight` along dimensions of these lengths are in integers, which the
+    /// CPU multiplies in fours. A GPU decides inside the operation, where operands are quantised.
+    pub(crate) fn is_integer_for(
+        self,
+        device: &Device,
+        weight: &Tensor,
+        lengths: &[usize],
+    ) -> bool {
         self == Compute::Int8
+            && device.target() == Target::Cpu
             && weight.dtype() == DType::Int8
             && lengths.iter().all(|n| n.is_multiple_of(4))
     }

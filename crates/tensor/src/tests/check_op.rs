@@ -8,7 +8,7 @@ use crate::device::Category;
 use crate::safetensors::held_as;
 use crate::{
     Arena, Compute, DType, Device, Gradients, Isa, Layout, ParamId, Params, Philox, StepKey, Tape,
-    Tensor, Var, Weight, Work,
+    Target, Tensor, Var, Weight, Work,
 };
 use hone_kernels::cuda::Gpu;
 use hone_kernels::{Processor, bf16, f16, memory};
@@ -34,7 +34,7 @@ pub trait Operation {
     /// Applies the operation to its leaves, which are in the order of the operands.
     fn run<'a>(&'a self, tape: &mut Tape<'a>, leaves: Vec<Var>) -> Var;
     /// Whether products are in integers with this compute type.
-    fn is_integer_in(&self, _: Compute) -> bool {
+    fn is_integer_in(&self, _: Compute, _: Target) -> bool {
         false
     }
     /// The reference's output for values of all operands.
@@ -316,7 +316,11 @@ fn check_plan(name: &str, op: &dyn Operation, compute: Compute, first: &Outcome,
     }
     let costs = dry.take_costs();
     let in_integers = costs.iter().any(|cost| cost.done_of(Work::Int8) > 0);
-    assert_eq!(in_integers, op.is_integer_in(compute), "{name}: products in integers");
+    assert_eq!(
+        in_integers,
+        op.is_integer_in(compute, device.target()),
+        "{name}: products in integers"
+    );
     let layout = Arc::new(Layout::of(trace));
     assert!(layout.bytes() >= layout.at_peak().values().sum(), "{name}: more is live than fits");
     let mut arena = Arena::new(device, layout.bytes());

@@ -1,7 +1,7 @@
 //! `linear` in its reference form, and the cases it is checked in.
 
 use super::check_op::{Kind, Operands, Operation, STEP, check_op, check_op_in, check_op_on_gpu};
-use crate::{Compute, DType, Lora, Philox, Projection, Tape, Var, Weight, ops};
+use crate::{Compute, DType, Lora, Philox, Projection, Tape, Target, Var, Weight, ops};
 use hone_kernels::dropout::Mask;
 use hone_kernels::gemm::reference::{gemm, transpose};
 
@@ -119,16 +119,14 @@ impl Operation for Linear {
         ops::linear(tape, x, &self.projections, leaves.next())
     }
 
-    fn is_integer_in(&self, compute: Compute) -> bool {
-        let at_a_time = match compute {
-            Compute::Int8 => 4,
-            Compute::Fp8 => 16,
-            _ => return false,
+    fn is_integer_in(&self, compute: Compute, target: Target) -> bool {
+        let all_by = |at_a_time: usize| {
+            move |p: &Projection| p.weight.shape().iter().all(|n| n.is_multiple_of(at_a_time))
         };
-        let is = |p: &Projection| p.weight.shape().iter().all(|n| n.is_multiple_of(at_a_time));
-        match compute {
-            Compute::Fp8 => self.projections.iter().all(is),
-            _ => self.projections.iter().any(is),
+        match (compute, target) {
+            (Compute::Int8, Target::Cpu) => self.projections.iter().any(all_by(4)),
+            (Compute::Int8 | Compute::Fp8, Target::Cuda) => self.projections.iter().all(all_by(16)),
+            _ => false,
         }
     }
 
@@ -268,8 +266,9 @@ fn linear_passes_in_odd_sizes() {
     }
 }
 
-/// Weights in bytes, products in integers, or on a GPU in FP8: with adapters and without, of one
-/// projection and of several; sizes that are no multiple of four, or sixteen, fall back to floats.
+/// Weights in bytes, products in integers, or on a GPU in FP8 too: with adapters and without, of
+/// one projection and of several; sizes that are no multiple of four, or sixteen, fall back to
+/// floats.
 #[test]
 fn linear_passes_in_eight_bits() {
     for (tokens, inputs, outputs) in [
@@ -295,6 +294,7 @@ fn linear_passes_in_eight_bits() {
             };
             let (name, mut op) = (format!("{options:?}"), Linear::new(&options));
             check_op_in(&[Compute::Int8], &name, &op);
+            check_op_on_gpu(Compute::Int8, &name, &mut op);
             check_op_on_gpu(Compute::Fp8, &name, &mut op);
         }
     }

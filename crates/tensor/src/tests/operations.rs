@@ -1,9 +1,13 @@
 //! Every coarse operation but `linear` in its reference form, and the cases it is checked in.
 
-use super::check_op::{Kind, Operands, Operation, check_op, check_op_in, f64s, normals, tensor_of};
+use super::check_op::{
+    Kind, Operands, Operation, check_op, check_op_in, check_op_on_gpu, f64s, normals, tensor_of,
+};
 use super::linear::{Linear, Options};
 use crate::ops::{self, Angles};
-use crate::{Category, Compute, DType, Device, Heads, Params, Sequence, Tape, Tensor, Var, Weight};
+use crate::{
+    Category, Compute, DType, Device, Heads, Params, Sequence, Tape, Target, Tensor, Var, Weight,
+};
 use hone_kernels::cuda::Gpu;
 use hone_kernels::gemm::reference::{gemm, transpose};
 use hone_kernels::rope::Direction;
@@ -329,8 +333,9 @@ impl Operation for LogProbs {
     fn weights_mut(&mut self) -> Vec<&mut Weight> {
         vec![&mut self.weight]
     }
-    fn is_integer_in(&self, compute: Compute) -> bool {
-        compute == Compute::Int8 && self.weight.shape()[1].is_multiple_of(4)
+    fn is_integer_in(&self, compute: Compute, target: Target) -> bool {
+        let is_multiple = self.weight.shape()[1].is_multiple_of(4);
+        compute == Compute::Int8 && target == Target::Cpu && is_multiple
     }
     fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
         ops::log_probs(tape, leaves.remove(0), &self.weight, &self.rows, &self.targets)
@@ -405,8 +410,9 @@ fn logits_are_the_same_on_a_gpu() {
 #[test]
 fn log_probs_passes_in_integers() {
     for (size, skip) in [((9, 64, 205), 3), ((40, 32, 12_500), 5), ((7, 13, 300), 3)] {
-        let op = LogProbs::new(Kind::Frozen(DType::Int8), size, skip, true);
+        let mut op = LogProbs::new(Kind::Frozen(DType::Int8), size, skip, true);
         check_op_in(&[Compute::Int8], &format!("log_probs {size:?}"), &op);
+        check_op_on_gpu(Compute::Int8, &format!("log_probs {size:?}"), &mut op);
     }
 }
 

@@ -73,7 +73,7 @@ pub(super) fn gpu(gpu: &Gpu, sizes: &Sizes, published: DeviceProfile) -> DeviceP
     let computed = |asked| hardware.compute_for(asked, DType::Bf16).ok();
     let narrow = computed(Precision::Auto).expect("every GPU computes in 16 bits");
     let on = On { device: &device, sizes, narrow };
-    let rates = rates(&on, computed(Precision::Fp8));
+    let rates = rates(&on, computed(Precision::Fp8).or_else(|| computed(Precision::Int8)));
     let figures = |figures: GpuFigures| GpuFigures {
         link: link(gpu, 4 * sizes.memory).unwrap_or(figures.link),
         ..figures

@@ -201,7 +201,8 @@ pub(super) const KEYS: &[Key] = &[
     key("model.compute", Choice(PRECISIONS), Value(r#""auto""#),
         "what products are computed in. `auto`: f32 for f32 files, otherwise bf16, or f16 on a GPU \
          without bf16. `f16`: GPUs only, the loss is scaled. `fp8` (GPUs from compute capability \
-         8.9 on) and `int8` (CPU only): products with frozen weights in eight bits, others in bf16",
+         8.9 on) and `int8` (CPU, and GPUs from 8.0 on): products with frozen weights in eight \
+         bits, others in bf16",
         r#""f32""#),
     key("model.attention", Choice(&["own", "cudnn_forward", "cudnn"]), Value(r#""own""#),
         "whose kernels compute attention on a GPU. `own`: Hone's. `cudnn_forward` and `cudnn`: \

@@ -1,5 +1,5 @@
-//! Products in f16 and FP8, on a GPU: the same training but for rounding; in f16 with a loss that
-//! is scaled.
+//! Products in f16, FP8 and 8-bit integers, on a GPU: the same training but for rounding; in f16
+//! with a loss that is scaled.
 
 use crate::fixture::{LORA, Scene, train, train_with};
 use hone_model::Recompute;
@@ -39,24 +39,36 @@ fn steps_follow_those_in_f32() {
     }
 }
 
-/// Projections in FP8, of weights that are held in bytes.
+/// Projections in FP8 and in integers, of weights that are held in bytes; in integers as on the
+/// CPU, whose head is in integers too.
 #[test]
-fn steps_in_fp8_follow_those_in_f32() {
-    let Some(gpu) = Gpu::for_tests_in_fp8() else { return };
+fn steps_in_eight_bits_follow_those_in_f32() {
     let scene = Scene::new("dynamic");
     let exact = train(&scene.setup(&LORA), 1, Recompute::None, 4);
-    let mut setup = in_f16(&scene, &LORA, &gpu);
-    (setup.compute, setup.base_precision) = (Compute::Fp8, Some(DType::Int8));
-    let trail = |recompute| {
-        let engine = Engine::new(&setup, &Device::cuda(gpu.clone())).unwrap();
-        train_with(&setup, engine, recompute, 4)
-    };
-    let found = trail(Recompute::None);
-    for (step, (found, exact)) in found.losses.iter().zip(&exact.losses).enumerate() {
-        let error = (found / exact - 1.0).abs();
-        assert!(error < 0.01 && found != exact, "loss {step}: {found}, in f32 {exact}");
+    for (gpu, compute) in
+        [(Gpu::for_tests(), Compute::Int8), (Gpu::for_tests_in_fp8(), Compute::Fp8)]
+    {
+        let Some(gpu) = gpu else { continue };
+        let mut setup = in_f16(&scene, &LORA, &gpu);
+        (setup.compute, setup.base_precision) = (compute, Some(DType::Int8));
+        let trail = |recompute| {
+            let engine = Engine::new(&setup, &Device::cuda(gpu.clone())).unwrap();
+            train_with(&setup, engine, recompute, 4)
+        };
+        let found = trail(Recompute::None);
+        for (step, (found, exact)) in found.losses.iter().zip(&exact.losses).enumerate() {
+            let error = (found / exact - 1.0).abs();
+            assert!(error < 0.01 && found != exact, "loss {step}: {found}, in f32 {exact}");
+        }
+        assert!(found == trail(Recompute::Block), "recomputation changes bits");
+        if compute == Compute::Int8 {
+            let on_cpu = train(&setup, 1, Recompute::None, 4);
+            for (step, (found, on_cpu)) in found.losses.iter().zip(&on_cpu.losses).enumerate() {
+                let error = (found / on_cpu - 1.0).abs();
+                assert!(error < 2e-3, "loss {step}: {found}, on the CPU {on_cpu}");
+            }
+        }
     }
-    assert!(found == trail(Recompute::Block), "recomputation changes bits");
 }
 
 /// A step that overflows is done again, and what it was done with is kept for `--resume`.
@@ -119,7 +131,8 @@ fn f16_is_for_gpus_without_bf16() {
         (t4, Precision::F32, DType::Bf16, Some(Compute::F32)),
         (l4, Precision::Auto, DType::F16, Some(Compute::Bf16)),
         (l4, Precision::F16, DType::Bf16, Some(Compute::F16)),
-        (l4, Precision::Int8, DType::Bf16, None),
+        (l4, Precision::Int8, DType::Bf16, Some(Compute::Int8)),
+        (t4, Precision::Int8, DType::Bf16, None),
         (l4, Precision::Fp8, DType::Bf16, Some(Compute::Fp8)),
         (t4, Precision::Fp8, DType::Bf16, None),
         (Hardware::Cpu, Precision::Fp8, DType::Bf16, None),

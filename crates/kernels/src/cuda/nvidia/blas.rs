@@ -38,6 +38,7 @@ struct Key {
 enum Kinds {
     Floats(DType),
     Fp8(Fp8, Fp8),
+    Int8,
 }
 
 impl Kinds {
@@ -45,6 +46,7 @@ impl Kinds {
         match operands {
             Operands::Floats(dtype) => Self::Floats(dtype),
             Operands::Fp8 { a, b, .. } => Self::Fp8(a, b),
+            Operands::Int8 => Self::Int8,
         }
     }
 
@@ -57,6 +59,17 @@ impl Kinds {
         match self {
             Self::Floats(dtype) => [type_of(dtype); 2],
             Self::Fp8(a, b) => [of_fp8(a), of_fp8(b)],
+            Self::Int8 => [sys::cudaDataType_t::CUDA_R_8I; 2],
+        }
+    }
+
+    /// What sums are in, what factors are, and the type of a result that is `d_dtype` of floats.
+    /// f32 operands are not rounded to TF32.
+    fn sums(self, d_dtype: DType) -> (sys::cublasComputeType_t, [sys::cudaDataType; 2]) {
+        use sys::cublasComputeType_t::{CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32I};
+        match self {
+            Self::Int8 => (CUBLAS_COMPUTE_32I, [sys::cudaDataType_t::CUDA_R_32I; 2]),
+            _ => (CUBLAS_COMPUTE_32F, [type_of(DType::F32), type_of(d_dtype)]),
         }
     }
 
@@ -100,6 +113,11 @@ impl Blas {
         plan.set_scales(matmul.operands)
             .unwrap_or_else(|error| panic!("cuBLASLt refused a factor: {error}"));
         let (alpha, beta) = (matmul.alpha, if matmul.c.is_some() { 1.0f32 } else { 0.0 });
+        // Factors of sums in integers are such, and always one and zero.
+        let (alpha, beta) = match matmul.operands {
+            Operands::Int8 => (1, 0),
+            _ => (alpha.to_bits(), beta.to_bits()),
+        };
         let pointer = |address: u64| address as *const c_void;
         // Columns are next to each other here and rows there: the same memory is the transposed
         // matrix, and Dᵀ = Bᵀ Aᵀ.
@@ -151,12 +169,11 @@ impl Plan {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         let Matmul { m, n, k, d_dtype, .. } = *matmul;
         let [type_a, type_b] = key.kinds.types();
-        // Sums in f32 and no rounding of f32 operands to TF32.
-        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
-        let product = result::create_matmul_desc(compute, type_of(DType::F32))?;
+        let (compute, [type_of_factors, type_d]) = key.kinds.sums(d_dtype);
+        let product = result::create_matmul_desc(compute, type_of_factors)?;
         let (a, a_turned) = layout(matmul.a, type_a, m, k)?;
         let (b, b_turned) = layout(matmul.b, type_b, k, n)?;
-        let (d, _) = layout(matmul.d, type_of(d_dtype), m, n)?;
+        let (d, _) = layout(matmul.d, type_d, m, n)?;
         set(product, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, i32::from(b_turned))?;
         set(product, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, i32::from(a_turned))?;
         set_scales(product, matmul.operands)?;

@@ -104,23 +104,12 @@ __global__ void fp8_panel(
     if (row == 0 && threadIdx.x == 0) *scale = own;
 }
 
-// `y [cols, rows]`, turned, and its factor; a block of 256 threads turns 32 × 32.
+// `y [cols, rows]`, turned, and its factor.
 __global__ void fp8_panel_turned(
     Int8Rows w, size_t rows, size_t cols, const float* greatest, uint8* y, float* scale) {
-    __shared__ uint8 tile[WARP][WARP + 4];
     float own = factor<E4m3>(*greatest), inverse = 1.0f / own;
-    size_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    size_t top = size_t(blockIdx.y) * WARP, left = size_t(blockIdx.x) * WARP;
-    for (size_t i = warp; i < WARP; i += blockDim.x / WARP) {
-        size_t row = top + i, col = left + lane;
-        if (row >= rows || col >= cols) continue;
-        float value = read(w, row * cols + col, row, Count<1>()).of[0];
-        tile[i][lane] = to_fp8<E4m3>(value * inverse);
-    }
-    __syncthreads();
-    for (size_t i = warp; i < WARP; i += blockDim.x / WARP) {
-        size_t col = left + i, row = top + lane;
-        if (row < rows && col < cols) y[col * rows + row] = tile[lane][i];
-    }
+    turn(rows, cols, y, [&](size_t row, size_t index) {
+        return to_fp8<E4m3>(read(w, index, row, Count<1>()).of[0] * inverse);
+    });
     if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *scale = own;
 }
