@@ -17,7 +17,7 @@ impl Philox {
         Self { key: [seed as u32, (seed >> 32) as u32], stream }
     }
 
-    /// Key and stream, as kernels on a GPU take them.
+    /// Key and stream, which kernels on a GPU read in this order.
     pub(crate) fn parts(&self) -> ([u32; 2], u64) {
         (self.key, self.stream)
     }

@@ -13,10 +13,13 @@ pub struct Batch {
     pub angles: Angles,
     /// Where the sequences are.
     pub sequences: Vec<Sequence>,
-    /// Rows whose next token is to be predicted.
+    /// Rows whose next token is to be predicted, in ascending order; then those that are computed
+    /// for nothing.
     pub rows: Vec<u32>,
     /// The token to predict at each of `rows`.
     pub targets: Vec<u32>,
+    /// How many of `rows` count.
+    pub num_targets: usize,
 }
 
 impl Batch {
@@ -30,14 +33,30 @@ impl Batch {
         (targets, ignore): (&[u32], u32),
     ) -> Self {
         let predicted = (0u32..).zip(targets).filter(|&(_, &target)| target != ignore);
-        let (rows, targets) = predicted.unzip();
+        let (rows, targets): (Vec<u32>, Vec<u32>) = predicted.unzip();
         Self {
+            num_targets: rows.len(),
             tokens: tokens.to_vec(),
             angles: config.rope.angles(positions, cu_seqlens),
             sequences: Sequence::packed(cu_seqlens),
             rows,
             targets,
         }
+    }
+
+    /// The same with rows that predict nothing beside those that do, up to a multiple of a
+    /// sixteenth of all: batches then differ in fewer sizes, for each of which a GPU has products
+    /// to plan and a graph to make.
+    pub fn with_rows_rounded(mut self) -> Self {
+        let num_tokens = self.tokens.len();
+        let step = (num_tokens / 16).max(64);
+        let wanted = self.num_targets.next_multiple_of(step).min(num_tokens);
+        let mut is_idle = vec![true; num_tokens];
+        self.rows.iter().for_each(|&row| is_idle[row as usize] = false);
+        let idle = (0u32..).zip(is_idle).filter(|&(_, is_idle)| is_idle).map(|(row, _)| row);
+        self.rows.extend(idle.take(wanted - self.num_targets));
+        self.targets.resize(wanted, 0);
+        self
     }
 
     /// One sequence, every token after the first to be predicted.

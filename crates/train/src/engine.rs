@@ -103,7 +103,7 @@ impl Engine {
         let mut loss = 0.0;
         if !self.device.is_dry() {
             let log_probs = log_probs.value().to_vec_f32();
-            let (n, mut d) = (batch.rows.len(), vec![0.0; log_probs.len()]);
+            let (n, mut d) = (batch.num_targets, vec![0.0; log_probs.len()]);
             loss = negative_log_likelihood(&log_probs[..n], num_step_targets, &mut d[..n]);
             let scale = self.loss_scale.factor() as f32;
             d.iter_mut().for_each(|d| *d *= scale);

@@ -2,7 +2,7 @@
 
 use hone_data::{Dataset, IGNORE, MicroBatch, Unit};
 use hone_model::{Batch, DecoderConfig, Model, Recompute};
-use hone_tensor::{Arena, Compute, Device, Layout, Tape};
+use hone_tensor::{Arena, Compute, Device, Layout, Tape, Target};
 use std::sync::Arc;
 
 /// What an evaluation found.
@@ -21,10 +21,14 @@ impl Evaluation {
     }
 }
 
-/// A packed micro-batch in the form that decoders read.
-pub fn to_batch(config: &DecoderConfig, packed: &MicroBatch) -> Batch {
+/// A packed micro-batch in the form that decoders on `target` read.
+pub fn to_batch(config: &DecoderConfig, packed: &MicroBatch, target: Target) -> Batch {
     let targets = (packed.targets.as_slice(), IGNORE);
-    Batch::new(config, &packed.tokens, &packed.positions, &packed.cu_seqlens, targets)
+    let batch = Batch::new(config, &packed.tokens, &packed.positions, &packed.cu_seqlens, targets);
+    match target {
+        Target::Cpu => batch,
+        Target::Cuda => batch.with_rows_rounded(),
+    }
 }
 
 /// Evaluates `units` of `dataset`, `units_per_batch` at a time, each of `unit_tokens` slots.
@@ -39,7 +43,7 @@ pub fn evaluate(
     let (mut sum, mut num_target_tokens) = (0.0, 0);
     for units in units.chunks(units_per_batch) {
         let packed = MicroBatch::assemble(dataset, units, units_per_batch * unit_tokens);
-        let batch = to_batch(&model.decoder.config, &packed);
+        let batch = to_batch(&model.decoder.config, &packed, device.target());
         sum += match &mut plan {
             Some((arena, layout)) => {
                 device.planned(arena, layout, || log_likelihood(device, model, compute, &batch))
@@ -58,5 +62,5 @@ pub fn log_likelihood(device: &Device, model: &Model, compute: Compute, batch: &
     if device.is_dry() {
         return 0.0;
     }
-    log_probs.value().to_vec_f32()[..batch.rows.len()].iter().map(|&x| f64::from(x)).sum()
+    log_probs.value().to_vec_f32()[..batch.num_targets].iter().map(|&x| f64::from(x)).sum()
 }

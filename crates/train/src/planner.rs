@@ -404,8 +404,9 @@ impl<'a> DryRun<'a> {
         let step_seconds = micro_batches as f64 * profile.seconds(&micro_batch, compute)
             + profile.seconds(&update, compute);
         let flops: u64 = micro_batch.iter().map(Cost::flops).sum();
-        let scratch = scratch_bytes(&micro_batch);
-        let of_batch = self.of_batch(policy.units * self.setup.max_seq_len);
+        let num_tokens = policy.units * self.setup.max_seq_len;
+        let scratch = scratch_bytes(&micro_batch, num_tokens);
+        let of_batch = self.of_batch(num_tokens);
         let mut memory = self.memory(&train_layout, &eval_layout, scratch + of_batch);
         let needed_bytes = total(&memory);
         let preparation = self.host.peak_bytes.saturating_sub(needed_bytes);
@@ -443,7 +444,8 @@ impl<'a> DryRun<'a> {
     fn batch(&self, dataset: &Dataset, units: &[Unit], policy: Policy) -> Batch {
         let units = &units[..policy.units.min(units.len())];
         let num_tokens = policy.units * self.setup.max_seq_len;
-        to_batch(&self.setup.config, &MicroBatch::assemble(dataset, units, num_tokens))
+        let packed = MicroBatch::assemble(dataset, units, num_tokens);
+        to_batch(&self.setup.config, &packed, self.engine.device.target())
     }
 
     fn eval_layout(&self, policy: Policy) -> Layout {
@@ -520,14 +522,16 @@ impl<'a> DryRun<'a> {
         });
         let Engine { model, compute, .. } = &self.engine;
         let (_, eval) = device.trace(|| log_likelihood(&device, model, *compute, &batch));
-        let scratch = scratch_bytes(&device.take_costs()) + self.of_batch(num_tokens);
+        let scratch = scratch_bytes(&device.take_costs(), num_tokens) + self.of_batch(num_tokens);
         total(&self.memory(&Layout::of(trace), &Layout::of(eval), scratch))
     }
 }
 
-/// Most bytes that a GPU takes inside one of these operations.
-fn scratch_bytes(costs: &[Cost]) -> u64 {
-    costs.iter().map(|cost| cost.scratch_bytes).max().unwrap_or(0)
+/// Most bytes that a GPU takes inside one of these operations, with what lists of that many tokens
+/// and of their sequences take.
+fn scratch_bytes(costs: &[Cost], num_tokens: usize) -> u64 {
+    let of_lists = (64 << 10) + 16 * num_tokens as u64;
+    costs.iter().map(|cost| cost.scratch_bytes).max().unwrap_or(0) + of_lists
 }
 
 /// Bytes of weights that these operations copy to a GPU.

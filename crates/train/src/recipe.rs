@@ -18,7 +18,7 @@ use crate::setup::Setup;
 use crate::step_profile::StepProfile;
 use hone_data::{Cursor, MicroBatch, Order};
 use hone_model::{Batch, adapter, export_hf};
-use hone_tensor::{Arena, DType, ParamId, StepKey, Target};
+use hone_tensor::{Arena, DType, Device, ParamId, StepKey, Target};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -116,9 +116,7 @@ fn train_in(
         dir.begin(setup, &planned.plan)?;
     }
     let _lock = dir.lock()?;
-    let device = setup.place.device();
-    device.set_attention(setup.attention);
-    device.reserve_scratch(planned.scratch_bytes);
+    let device = device(setup, &planned);
     let mut run = Run {
         setup,
         engine: Engine::offloading(setup, &device, planned.plan.offloaded_blocks)?,
@@ -167,6 +165,17 @@ fn train_in(
     }
     run.evaluate(&mut logs, event)?;
     run.finish(samples, begun).map(Outcome::Finished)
+}
+
+/// The device as the run is to find it.
+fn device(setup: &Setup, planned: &Planned) -> Device {
+    let device = setup.place.device();
+    device.set_attention(setup.attention);
+    device.reserve_scratch(planned.scratch_bytes);
+    if !setup.run.run.cuda_graphs {
+        device.turn_graphs_off();
+    }
+    device
 }
 
 /// The step before the first that is recorded: all are, where there are few.
@@ -335,9 +344,11 @@ impl Run<'_> {
         let units = self.order.step(&cursor).chunks(units_per_batch);
         let packed: Vec<MicroBatch> =
             units.map(|units| MicroBatch::assemble(&self.setup.train, units, num_tokens)).collect();
+        let target = self.engine.device.target();
+        let batch = |packed: &MicroBatch| to_batch(&self.setup.config, packed, target);
         let used = |packed: &MicroBatch| packed.cu_seqlens.last().map_or(0, |&end| u64::from(end));
         StepData {
-            batches: packed.iter().map(|packed| to_batch(&self.setup.config, packed)).collect(),
+            batches: packed.iter().map(batch).collect(),
             num_targets: packed.iter().map(|packed| packed.num_target_tokens).sum(),
             num_tokens: packed.iter().map(used).sum(),
             rows: packed.into_iter().map(|packed| packed.rows).collect(),

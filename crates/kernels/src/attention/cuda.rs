@@ -114,7 +114,7 @@ impl Kernels {
         gpu: &Gpu,
         name: &str,
         (blocks, num_heads, shared): (&Blocks, usize, usize),
-        args: &mut [Arg],
+        args: &[Arg],
     ) {
         let grid = [blocks.num as u32, num_heads as u32, 1];
         let at = Launch { grid, threads: THREADS, shared_bytes: shared as u32 };
@@ -122,7 +122,9 @@ impl Kernels {
     }
 }
 
-/// Which queries, or keys, each block of threads takes, on the GPU.
+/// Which queries, or keys, each block of threads takes, on the GPU. Their number depends on the
+/// number of tokens and little else, so that one graph serves many batches: those left over take an
+/// empty sequence.
 struct Blocks {
     sequences: Address,
     blocks: Address,
@@ -130,10 +132,10 @@ struct Blocks {
 }
 
 impl Blocks {
-    /// Blocks of `rows` queries of each sequence.
-    fn new(gpu: &Gpu, sequences: &[Sequence], rows: usize) -> Self {
+    /// Blocks of `rows` queries of each sequence, all of them together of `num_tokens`.
+    fn new(gpu: &Gpu, sequences: &[Sequence], num_tokens: usize, rows: usize) -> Self {
         let fields = |s: &Sequence| [s.q_start, s.q_len, s.k_start, s.k_len].map(|x| x as u32);
-        let words: Vec<u32> = sequences.iter().flat_map(fields).collect();
+        let mut words: Vec<u32> = sequences.iter().flat_map(fields).collect();
         let of_sequence = |(i, s): (usize, &Sequence)| {
             let starts = (0..s.q_len).step_by(rows);
             starts.map(move |first| [i as u32, first as u32])
@@ -142,8 +144,13 @@ impl Blocks {
             sequences.iter().enumerate().flat_map(of_sequence).collect();
         // Queries that see most go first, so that none of them is left when the rest is done.
         blocks.sort_by_key(|&[_, first]| std::cmp::Reverse(first));
-        let (num, blocks) = (blocks.len(), blocks.as_flattened());
-        Self { sequences: gpu.upload(&words), blocks: gpu.upload(blocks), num }
+        // Each sequence but one may add a block that is not full.
+        let most_sequences = sequences.len().next_power_of_two();
+        let num = num_tokens.div_ceil(rows) + most_sequences - 1;
+        words.resize(4 * (most_sequences + 1), 0);
+        assert!(blocks.len() <= num);
+        blocks.resize(num, [most_sequences as u32, 0]);
+        Self { sequences: gpu.upload(&words), blocks: gpu.upload(blocks.as_flattened()), num }
     }
 }
 
@@ -162,7 +169,7 @@ pub(super) fn forward(
         return;
     }
     let kernels = Kernels::of(gpu, heads, &[inputs.q, inputs.k, inputs.v], out.dtype());
-    let blocks = Blocks::new(gpu, sequences, kernels.forward_rows);
+    let blocks = Blocks::new(gpu, sequences, num_tokens, kernels.forward_rows);
     let out = rows(out, heads.out_width(), 0);
     let (q, k, v) = (rows_of(inputs.q), rows_of(inputs.k), rows_of(inputs.v));
     let (words, tokens) = (of_heads(heads), num_tokens as u32);
@@ -201,7 +208,7 @@ pub(super) fn backward(
     let Inputs { q, k, v } = Inputs::packed(View::Cuda(qkv), heads);
     let d = Inputs::packed(View::Cuda(d_qkv), heads);
     let kernels = Kernels::of(gpu, heads, &[q, k, v, d_out], qkv.dtype());
-    let blocks = Blocks::new(gpu, sequences, kernels.backward_rows);
+    let blocks = Blocks::new(gpu, sequences, num_tokens, kernels.backward_rows);
     let (q, k, v, d_out) = (rows_of(q), rows_of(k), rows_of(v), rows_of(d_out));
     let (of_sequences, of_blocks) = (blocks.sequences, blocks.blocks);
     let (d_k, d_v, d_q) = (rows_of(d.k), rows_of(d.v), rows_of(d.q));

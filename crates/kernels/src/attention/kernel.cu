@@ -105,6 +105,7 @@ __global__ void attention_forward_general(
     Sequence s = sequences[block.sequence];
     uint32 head = blockIdx.y, kv_head = head / heads.group, q_row = s.q_start + block.first;
     int d = heads.head_dim, first = block.first, count = min(OWN, int(s.q_len) - first);
+    if (count <= 0) return;
     int own_row = threadIdx.x / WARP * PER_WARP, lane = threadIdx.x % WARP;
     float *own = reinterpret_cast<float*>(shared), *tile = own + OWN * d;
     load_own(own, head_rows(q, heads, q_row, head), q.stride, count, d);
@@ -169,6 +170,7 @@ __global__ void attention_backward_kv_general(
     Sequence s = sequences[block.sequence];
     uint32 kv_head = blockIdx.y, k_row = s.k_start + block.first;
     int d = heads.head_dim, first = block.first, count = min(OWN, int(s.k_len) - first);
+    if (count <= 0) return;
     int own_row = threadIdx.x / WARP * PER_WARP, lane = threadIdx.x % WARP;
     float *own_k = reinterpret_cast<float*>(shared), *own_v = own_k + OWN * d;
     float* tile = own_v + OWN * d;
@@ -217,6 +219,7 @@ __global__ void attention_backward_q_general(
     Sequence s = sequences[block.sequence];
     uint32 head = blockIdx.y, kv_head = head / heads.group, q_row = s.q_start + block.first;
     int d = heads.head_dim, first = block.first, count = min(OWN, int(s.q_len) - first);
+    if (count <= 0) return;
     int own_row = threadIdx.x / WARP * PER_WARP, lane = threadIdx.x % WARP;
     float *own_q = reinterpret_cast<float*>(shared), *own_d = own_q + OWN * d;
     float* tile = own_d + OWN * d;

@@ -276,6 +276,7 @@ __global__ void __launch_bounds__(THREADS, 2) attention_forward_mma(
     Sequence s = sequences[block.sequence];
     uint32 head = blockIdx.y, kv_head = head / heads.group, q_row = s.q_start + block.first;
     int first = block.first, count = min(NUM, int(s.q_len) - first);
+    if (count <= 0) return;
     int own_row = threadIdx.x / WARP * 16 * M;
     Range last = keys_of(s, heads, first + count - 1);
     Range all = all_of(keys_of(s, heads, first), last, s.k_len);
@@ -361,6 +362,7 @@ __global__ void __launch_bounds__(THREADS, 2) attention_backward_kv_mma(
     Sequence s = sequences[block.sequence];
     uint32 kv_head = blockIdx.y, k_row = s.k_start + block.first;
     int first = block.first, count = min(ROWS, int(s.k_len) - first);
+    if (count <= 0) return;
     int own_row = threadIdx.x / WARP * 16, lane = threadIdx.x % WARP;
     Range last = queries_of(s, heads, first + count - 1);
     Range all = all_of(queries_of(s, heads, first), last, s.q_len);
@@ -433,6 +435,7 @@ __global__ void __launch_bounds__(THREADS, 2) attention_backward_q_mma(
     Sequence s = sequences[block.sequence];
     uint32 head = blockIdx.y, kv_head = head / heads.group, q_row = s.q_start + block.first;
     int first = block.first, count = min(ROWS, int(s.q_len) - first);
+    if (count <= 0) return;
     int own_row = threadIdx.x / WARP * 16, lane = threadIdx.x % WARP;
     Range last = keys_of(s, heads, first + count - 1);
     Range all = all_of(keys_of(s, heads, first), last, s.k_len);

@@ -21,7 +21,8 @@ struct Sequence {
     uint32 q_start, q_len, k_start, k_len;
 };
 
-// What a block of threads computes: rows of a sequence from `first` on, as many as it has room for.
+// What a block of threads computes: rows of a sequence from `first` on, as many as it has room for,
+// or none, where the sequence has none.
 struct Block {
     uint32 sequence, first;
 };

@@ -4,8 +4,9 @@
 //! is in use means a broken driver, a broken kernel, or memory that another process took: the run
 //! cannot go on, so these panic with the driver's own words.
 
+use super::Arg;
+use super::graphs::{Calls, Graph};
 use crate::element::{DType, f16};
-use std::ffi::c_void;
 
 /// An address in a GPU's memory.
 pub type Address = u64;
@@ -22,6 +23,12 @@ pub struct Source {
     pub texts: &'static [&'static str],
     /// Name expressions of everything that is launched: `rms_norm_forward<bf16>`.
     pub kernels: &'static [&'static str],
+}
+
+impl PartialEq for Source {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+    }
 }
 
 impl Source {
@@ -304,9 +311,13 @@ pub(crate) trait Driver: Send + Sync {
     /// Waits for what was asked for before and copies to the host.
     fn read(&self, address: Address, bytes: &mut [u8]);
     fn fill(&self, address: Address, byte: u8, bytes: usize);
-    /// Runs kernel `kernel` of `source`; `args` points to each parameter in turn.
-    fn launch(&self, source: &'static Source, kernel: usize, at: Launch, args: &mut [*mut c_void]);
+    /// Runs kernel `kernel` of `source`.
+    fn launch(&self, source: &'static Source, kernel: usize, at: Launch, args: &[Arg]);
     fn matmul(&self, matmul: &Matmul);
+    /// Makes one of calls that were asked for before; `None` where that cannot be.
+    fn graph(&self, _: &Calls) -> Option<Box<dyn Graph>> {
+        None
+    }
     /// What a library wants in order to serve such an attention; `None` where none does.
     fn attention_plan(&self, _: &AttentionShape) -> Option<AttentionPlan> {
         None

@@ -9,6 +9,7 @@
 mod cache;
 mod driver;
 mod emulator;
+mod graphs;
 mod nvidia;
 mod pool;
 mod scratch;
@@ -29,8 +30,8 @@ pub(crate) use together::Together;
 
 use crate::attention::AttentionBy;
 use crate::element::DType;
-use crate::random::Philox;
 use driver::{Driver, HostAddress};
+use graphs::Graphs;
 use pool::Pool;
 use scratch::Scratch;
 use std::ffi::c_void;
@@ -63,7 +64,7 @@ struct Inner {
     // Both are released before the driver that they came from.
     scratch: Mutex<Scratch>,
     pool: Mutex<Pool>,
-    driver: Box<dyn Driver>,
+    driver: Graphs,
     attention: Mutex<AttentionBy>,
 }
 
@@ -102,7 +103,32 @@ impl Gpu {
     fn of(driver: Box<dyn Driver>) -> Self {
         let (scratch, pool) = (Mutex::default(), Mutex::default());
         let attention = Mutex::default();
-        Self(Arc::new(Inner { scratch, pool, attention, driver }))
+        Self(Arc::new(Inner { scratch, pool, attention, driver: Graphs::of(driver) }))
+    }
+
+    /// Runs one pass of a model. Where one before it asked for the same, but for numbers from
+    /// outside, it is launched as a whole.
+    pub fn pass<R>(&self, body: impl FnOnce() -> R) -> R {
+        struct Pass<'a>(&'a Graphs);
+        impl Drop for Pass<'_> {
+            fn drop(&mut self) {
+                self.0.end();
+            }
+        }
+        self.0.driver.begin();
+        let _pass = Pass(&self.0.driver);
+        body()
+    }
+
+    /// Launches nothing as a whole from now on.
+    pub fn turn_graphs_off(&self) {
+        self.0.driver.turn_off();
+    }
+
+    /// How often a pass, or what is before or behind a number that it waits for, was launched as a
+    /// whole.
+    pub fn num_replays(&self) -> u64 {
+        self.0.driver.num_replays()
     }
 
     /// Says whose kernels attention is by; our own unless said otherwise.
@@ -156,7 +182,7 @@ impl Gpu {
 
     /// Gives blocks that are kept for reuse back to the driver.
     pub fn release_free_memory(&self) {
-        self.0.pool.lock().expect("no panic while counting").release(&*self.0.driver);
+        self.0.pool.lock().expect("no panic while counting").release(&self.0.driver);
     }
 
     /// Takes so much memory for use inside operations once and for all.
@@ -185,9 +211,9 @@ impl Gpu {
     /// What `take` gets, if need be after blocks that are kept for reuse were given back.
     fn with_scratch<R>(&self, take: impl Fn(&mut Scratch, &dyn Driver) -> Option<R>) -> R {
         let mut scratch = self.0.scratch.lock().expect("no panic while counting");
-        take(&mut scratch, &*self.0.driver).unwrap_or_else(|| {
+        take(&mut scratch, &self.0.driver).unwrap_or_else(|| {
             self.release_free_memory();
-            take(&mut scratch, &*self.0.driver).unwrap_or_else(|| {
+            take(&mut scratch, &self.0.driver).unwrap_or_else(|| {
                 let free = self.free_bytes();
                 panic!("the GPU's memory is too small for an operation: {free} bytes are free")
             })
@@ -216,19 +242,10 @@ impl Gpu {
     }
 
     /// Runs a kernel.
-    pub(crate) fn launch(
-        &self,
-        source: &'static Source,
-        kernel: &str,
-        at: Launch,
-        args: &mut [Arg],
-    ) {
-        if at.grid.contains(&0) {
-            return;
+    pub(crate) fn launch(&self, source: &'static Source, kernel: &str, at: Launch, args: &[Arg]) {
+        if !at.grid.contains(&0) {
+            self.0.driver.launch(source, source.position(kernel), at, args);
         }
-        let mut pointers: Vec<*mut c_void> =
-            args.iter_mut().map(|arg| arg.0.as_mut_ptr().cast()).collect();
-        self.0.driver.launch(source, source.position(kernel), at, &mut pointers);
     }
 
     /// Multiplies matrices.
@@ -245,8 +262,8 @@ impl Gpu {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.scratch.get_mut().unwrap_or_else(PoisonError::into_inner).release(&*self.driver);
-        self.pool.get_mut().unwrap_or_else(PoisonError::into_inner).release(&*self.driver);
+        self.scratch.get_mut().unwrap_or_else(PoisonError::into_inner).release(&self.driver);
+        self.pool.get_mut().unwrap_or_else(PoisonError::into_inner).release(&self.driver);
     }
 }
 
@@ -269,10 +286,15 @@ impl Launch {
 }
 
 /// The value of a kernel's parameter, as it stands in memory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Arg([u64; 2]);
 
 impl Arg {
+    /// Pointers to each, for who reads them.
+    fn pointers(args: &[Self]) -> Vec<*mut c_void> {
+        args.iter().map(|arg| arg.0.as_ptr().cast_mut().cast()).collect()
+    }
+
     /// A struct of two words.
     pub(crate) fn pair(first: u64, second: u64) -> Self {
         Self([first, second])
@@ -313,16 +335,9 @@ impl From<Slice<'_>> for Arg {
     }
 }
 
-impl From<Philox> for Arg {
-    fn from(random: Philox) -> Self {
-        let ([low, high], stream) = random.parts();
-        Self([u64::from(low) | u64::from(high) << 32, stream])
-    }
-}
-
 /// A kernel's parameters.
 macro_rules! args {
-    ($($value:expr),* $(,)?) => { &mut [$($crate::cuda::Arg::from($value)),*] };
+    ($($value:expr),* $(,)?) => { &[$($crate::cuda::Arg::from($value)),*] };
 }
 pub(crate) use args;
 
@@ -439,7 +454,7 @@ impl Region {
     /// # Panics
     /// If the GPU has no more memory.
     pub fn new(gpu: &Gpu, len: usize) -> Self {
-        let taken = gpu.0.pool.lock().expect("no panic while counting").take(&*gpu.0.driver, len);
+        let taken = gpu.0.pool.lock().expect("no panic while counting").take(&gpu.0.driver, len);
         let address = taken.unwrap_or_else(|| {
             let free = gpu.free_bytes();
             panic!("cannot get {len} bytes of the GPU's memory: {free} bytes are free")
@@ -489,7 +504,7 @@ impl Drop for Region {
     fn drop(&mut self) {
         let pool = self.gpu.0.pool.lock();
         let mut pool = pool.unwrap_or_else(PoisonError::into_inner);
-        pool.give_back(&*self.gpu.0.driver, self.address, self.len);
+        pool.give_back(&self.gpu.0.driver, self.address, self.len);
     }
 }
 

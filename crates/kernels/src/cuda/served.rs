@@ -3,9 +3,8 @@
 
 use super::driver::*;
 use super::emulator::Emulator;
-use super::{Arc, Gpu, Mutex, Source};
+use super::{Arc, Arg, Gpu, Mutex, Source};
 use crate::element::bf16;
-use std::ffi::c_void;
 
 /// What the library was asked for.
 pub(crate) type Calls = Arc<Mutex<Vec<AttentionShape>>>;
@@ -218,7 +217,7 @@ impl Driver for Served {
     fn fill(&self, address: Address, byte: u8, bytes: usize) {
         self.emulator.fill(address, byte, bytes);
     }
-    fn launch(&self, source: &'static Source, kernel: usize, at: Launch, args: &mut [*mut c_void]) {
+    fn launch(&self, source: &'static Source, kernel: usize, at: Launch, args: &[Arg]) {
         self.emulator.launch(source, kernel, at, args);
     }
     fn matmul(&self, matmul: &Matmul) {

@@ -78,7 +78,7 @@ impl Driver for Recorder {
         bytes.fill(0);
     }
     fn fill(&self, _: Address, _: u8, _: usize) {}
-    fn launch(&self, source: &'static Source, kernel: usize, at: Launch, _: &mut [*mut c_void]) {
+    fn launch(&self, source: &'static Source, kernel: usize, at: Launch, _: &[Arg]) {
         self.note(Call::Launch(source.kernels[kernel], at));
     }
     fn matmul(&self, matmul: &Matmul) {

@@ -38,6 +38,6 @@ impl Together {
     pub(crate) fn launch(&self, gpu: &Gpu, source: &'static Source, kernel: &str, more: &[Arg]) {
         let mut args = vec![Arg::from(self.table), Arg::from(self.rows)];
         args.extend(more);
-        gpu.launch(source, kernel, Launch::blocks(self.chunks, 256), &mut args);
+        gpu.launch(source, kernel, Launch::blocks(self.chunks, 256), &args);
     }
 }

@@ -1,7 +1,7 @@
 //! Element by element, the four of one counter by one thread.
 
 use super::Mask;
-use crate::cuda::{Gpu, Launch, Slice, Source, args};
+use crate::cuda::{Address, Gpu, Launch, Slice, Source, args};
 
 pub(crate) static SOURCE: Source = Source {
     name: "dropout",
@@ -20,12 +20,18 @@ pub(super) fn apply(gpu: &Gpu, mask: Mask, x: Slice<'_>, y: Slice<'_>) {
     assert_eq!(x.len(), y.len());
     let kernel = format!("dropout_apply<{},{}>", x.type_name(), y.type_name());
     let at = Launch::elements(x.len().div_ceil(4));
-    gpu.launch(&SOURCE, &kernel, at, args![mask.random, mask.probability, x, y, x.len()]);
+    gpu.launch(&SOURCE, &kernel, at, args![name(gpu, mask), mask.probability, x, y, x.len()]);
 }
 
 pub(super) fn add_masked(gpu: &Gpu, mask: Mask, d_y: Slice<'_>, d_x: Slice<'_>) {
     assert_eq!(d_y.len(), d_x.len());
     let kernel = format!("dropout_add_masked<{}>", d_x.type_name());
     let at = Launch::elements(d_y.len().div_ceil(4));
-    gpu.launch(&SOURCE, &kernel, at, args![mask.random, mask.probability, d_y, d_x, d_y.len()]);
+    gpu.launch(&SOURCE, &kernel, at, args![name(gpu, mask), mask.probability, d_y, d_x, d_y.len()]);
+}
+
+/// Which random numbers they are, on the GPU.
+fn name(gpu: &Gpu, mask: Mask) -> Address {
+    let ([low, high], stream) = mask.random.parts();
+    gpu.upload(&[low, high, stream as u32, (stream >> 32) as u32])
 }

@@ -164,6 +164,13 @@ impl Device {
         }
     }
 
+    /// Launches no pass as a whole from now on, where this is a GPU.
+    pub fn turn_graphs_off(&self) {
+        if let Some(Processor::Cuda(gpu)) = self.processor() {
+            gpu.turn_graphs_off();
+        }
+    }
+
     /// Gives memory that is kept for reuse back, where it is a GPU's.
     pub fn release_free_memory(&self) {
         if let Some(Processor::Cuda(gpu)) = self.processor() {
@@ -225,7 +232,8 @@ impl Device {
         (result, self.memory().end_trace())
     }
 
-    /// Runs `body` with its step memory inside `arena` as `layout` says.
+    /// Runs `body` with its step memory inside `arena` as `layout` says: a pass, which a GPU may
+    /// launch as a whole unless operations are recorded.
     ///
     /// # Panics
     /// If the allocations of `body` differ from those the layout was made from, or if a tensor of
@@ -237,7 +245,11 @@ impl Device {
         body: impl FnOnce() -> R,
     ) -> R {
         self.memory().start_plan(arena, layout);
-        let result = body();
+        let is_recording = self.0.recording.lock().expect("no panic while recording").is_some();
+        let result = match self.processor() {
+            Some(Processor::Cuda(gpu)) if !is_recording => gpu.pass(body),
+            _ => body(),
+        };
         self.memory().end_plan();
         result
     }

@@ -13,8 +13,9 @@ pub struct Angles {
     pub cos: Vec<f32>,
     /// Sines.
     pub sin: Vec<f32>,
-    /// Both in the memory of the GPU that first asked for them: every layer does.
-    on_gpu: OnceLock<[Tensor; 2]>,
+    /// Both in the memory of the GPU that first asked for them: every layer does. One block, which
+    /// is where that of the batch before was.
+    on_gpu: OnceLock<Tensor>,
 }
 
 impl Angles {
@@ -29,10 +30,12 @@ impl Angles {
         if device.target() == Target::Cpu {
             return (View::F32(&self.cos), View::F32(&self.sin));
         }
-        let hold =
-            |x: &Vec<f32>| device.hold(Category::Activations, &Tensor::from_f32(x, &[x.len()]));
-        let [cos, sin] = self.on_gpu.get_or_init(|| [hold(&self.cos), hold(&self.sin)]);
-        (cos.view(), sin.view())
+        let both = self.on_gpu.get_or_init(|| {
+            let both = [&self.cos[..], &self.sin].concat();
+            device.hold(Category::Activations, &Tensor::from_f32(&both, &[both.len()]))
+        });
+        let len = self.cos.len();
+        (both.view().part(0, len), both.view().part(len, len))
     }
 }
 

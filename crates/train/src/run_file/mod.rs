@@ -175,6 +175,8 @@ pub struct RunSection {
     pub device: String,
     /// `None`: all cores.
     pub threads: Option<usize>,
+    /// Whether a GPU launches passes as a whole.
+    pub cuda_graphs: bool,
 }
 
 /// `[report]`

@@ -308,6 +308,10 @@ pub(super) const KEYS: &[Key] = &[
          `cuda:1`: that GPU. `--resume` must find the same kind of processor", r#""cuda:0""#),
     key("run.threads", Int(1, 4096), Chosen("all cores"),
         "number of threads of the CPU; results do not depend on it", "2"),
+    key("run.cuda_graphs", Bool, Value("true"),
+        "whether a GPU launches a pass as a whole where a batch of its shape came before, which \
+         small models gain by; results do not depend on it, nor is it done with blocks beside the \
+         GPU or cuDNN's attention", "false"),
 
     key("report.samples", Int(0, 16), Value("2"),
         "texts generated before and after training", "4"),

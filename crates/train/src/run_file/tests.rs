@@ -155,7 +155,7 @@ fn a_misspelt_key_names_line_and_neighbour() {
     let text = format!("learning_rate = 1.0\n{MINIMAL}");
     refused(&text, &[], &["line 1", "`train.learning_rate`"]);
     let text = format!("{MINIMAL}[run]\nqqqqqqq = 1\n");
-    refused(&text, &[], &["run.qqqqqqq", "the keys of [run] are device, threads"]);
+    refused(&text, &[], &["run.qqqqqqq", "the keys of [run] are device, threads, cuda_graphs"]);
 }
 
 #[test]

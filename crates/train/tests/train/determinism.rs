@@ -110,6 +110,26 @@ fn check_interruptions(place: &Place, settings: &[&str]) {
     assert_eq!(digests(&whole, steps), digests(&pieces, steps));
 }
 
+/// Passes that a GPU launches as a whole: of batches that differ in their sequences and targets,
+/// with dropout, and of evaluations.
+#[test]
+fn graphs_change_nothing() {
+    let (Some(gpu), Some(plain)) = (Gpu::for_tests(), Gpu::for_tests()) else { return };
+    let settings = [&LORA[..], &["train.max_steps = 12", "train.eval_every_steps = 4"]].concat();
+    let run = |gpu: &Gpu, graphs| {
+        let scene = Scene::new("dynamic");
+        let mut setup = scene.setup(&[&settings[..], &[graphs]].concat());
+        setup.place = Place::Cuda(gpu.clone());
+        let ended = recipe::train(&setup, Options::default(), &mut |_| {}, &|| false);
+        let Outcome::Finished(finished) = ended.unwrap() else { panic!("not finished") };
+        let losses: Vec<_> = finished.evaluations.iter().map(|record| record.loss).collect();
+        (digests(&scene, 12), losses)
+    };
+    assert_eq!(run(&gpu, "run.cuda_graphs = true"), run(&plain, "run.cuda_graphs = false"));
+    assert!(gpu.num_replays() > 8, "{} replays", gpu.num_replays());
+    assert_eq!(plain.num_replays(), 0);
+}
+
 /// A GPU rounds otherwise than the CPU, whatever `run.device` says in both files.
 #[test]
 fn a_run_does_not_go_on_on_another_processor() {

@@ -137,7 +137,7 @@ pub fn accumulate(
     let mut loss = 0.0;
     for (i, micro_batch) in micro_batches.iter().enumerate() {
         let key = StepKey { seed: 42, step, micro_batch: i as u32 };
-        let batch = to_batch(&setup.config, micro_batch);
+        let batch = to_batch(&setup.config, micro_batch, engine.device.target());
         loss += engine.forward_backward(&batch, num_targets, key, recompute);
     }
     loss

@@ -197,7 +197,7 @@ fn used_by_training(device: &Device, setup: &Setup, policy: Policy) -> Layout {
     let units = setup.order().unwrap().step(&Cursor::default()).to_vec();
     let slots = policy.units * setup.max_seq_len;
     let packed = MicroBatch::assemble(&setup.train, &units[policy.units..2 * policy.units], slots);
-    let batch = to_batch(&setup.config, &packed);
+    let batch = to_batch(&setup.config, &packed, device.target());
     let step = || engine.forward_backward(&batch, 9, StepKey::default(), policy.recompute);
     Layout::of(device.trace(step).1)
 }
@@ -207,7 +207,7 @@ fn used_by_eval(device: &Device, setup: &Setup, policy: Policy) -> Layout {
     let (dataset, units) = setup.eval.as_ref().unwrap();
     let slots = policy.units * setup.max_seq_len;
     let packed = MicroBatch::assemble(dataset, &units[..1], slots);
-    let batch = to_batch(&setup.config, &packed);
+    let batch = to_batch(&setup.config, &packed, device.target());
     Layout::of(device.trace(|| log_likelihood(device, &engine.model, engine.compute, &batch)).1)
 }
 

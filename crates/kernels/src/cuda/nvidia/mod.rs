@@ -5,6 +5,7 @@ mod blas;
 mod compiler;
 mod copies;
 mod cudnn;
+mod graph;
 mod libraries;
 
 #[cfg(test)]
@@ -12,15 +13,18 @@ pub(super) use compiler::compile_for;
 #[cfg(test)]
 pub(super) use libraries::find_compiler_in as find_compiler;
 
+use super::Arg;
 use super::driver::{
     Address, AttentionArrays, AttentionPlan, AttentionShape, Driver, HostAddress, Info, Launch,
     Matmul, Source,
 };
+use super::graphs::{Calls, Graph};
 use blas::Blas;
 use copies::Copies;
 use cudarc::driver::result::{self, DriverError, stream::StreamKind};
 use cudarc::driver::sys;
 use cudnn::Cudnn;
+use graph::Captured;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::{Mutex, MutexGuard, OnceLock};
@@ -86,6 +90,9 @@ pub(super) struct Nvidia {
     cudnn: OnceLock<Result<Mutex<Cudnn>, String>>,
     functions: Mutex<HashMap<&'static str, Vec<Function>>>,
 }
+
+/// Graphs are made while one of so many parts of the memory is free.
+const LEAST_FREE_PART: u64 = 16;
 
 /// A kernel, and the dynamic shared memory that it was allowed so far.
 struct Function {
@@ -236,7 +243,7 @@ impl Driver for Nvidia {
         expect("filling memory", done);
     }
 
-    fn launch(&self, source: &'static Source, kernel: usize, at: Launch, args: &mut [*mut c_void]) {
+    fn launch(&self, source: &'static Source, kernel: usize, at: Launch, args: &[Arg]) {
         use sys::CUfunction_attribute as Attribute;
         self.enter();
         let mut functions = self.functions.lock().expect("no panic while launching");
@@ -258,6 +265,7 @@ impl Driver for Nvidia {
         let done = unsafe {
             let block = (at.threads, 1, 1);
             let shared = at.shared_bytes;
+            let args = &mut Arg::pointers(args);
             result::launch_kernel(function.handle, (x, y, z), block, shared, self.stream, args)
         };
         expect(source.kernels[kernel], done);
@@ -266,6 +274,14 @@ impl Driver for Nvidia {
     fn matmul(&self, matmul: &Matmul) {
         self.enter();
         self.blas.lock().expect("no panic while multiplying").run(matmul, self.stream);
+    }
+
+    fn graph(&self, calls: &Calls) -> Option<Box<dyn Graph>> {
+        // A graph takes memory that is in no plan.
+        if self.free_bytes() < self.info.memory_bytes / LEAST_FREE_PART {
+            return None;
+        }
+        Some(Box::new(Captured::new(self, calls).ok()?))
     }
 
     fn attention_plan(&self, shape: &AttentionShape) -> Option<AttentionPlan> {

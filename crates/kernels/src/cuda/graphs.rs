@@ -1,0 +1,324 @@
+//! Passes as CUDA graphs: what a pass asks of a GPU is collected until somebody wants a result, and
+//! where the same calls were collected before, they are asked for again as one. Launching thousands
+//! of kernels one by one takes the host longer than a small model's kernels run.
+//!
+//! Calls are the same if they differ in nothing but the numbers that they bring from outside, so
+//! what changes from step to step, tokens, where sequences begin, random numbers' names, must come
+//! in this way and not as a kernel's parameter.
+
+use super::Arg;
+use super::driver::{
+    Address, AttentionArrays, AttentionPlan, AttentionShape, Driver, HostAddress, Info, Launch,
+    Matmul, Source,
+};
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard};
+
+/// Fewer calls than this are not worth a graph.
+const FEW: usize = 8;
+
+/// Lists of calls that are remembered: a pass forward and one backward for each of half as many
+/// shapes of micro-batches.
+const MOST_KNOWN: usize = 32;
+
+/// So many lists in a row that were not known, and none is looked for any more.
+const MOST_MISSES: usize = 2 * MOST_KNOWN;
+
+/// One call whose result nobody waits for.
+#[derive(Clone, Debug, PartialEq)]
+enum Call {
+    /// Of a part of the numbers from outside.
+    Write {
+        to: Address,
+        part: Range<usize>,
+    },
+    Fill {
+        address: Address,
+        byte: u8,
+        bytes: usize,
+    },
+    /// With a part of the parameters.
+    Launch {
+        source: &'static Source,
+        kernel: usize,
+        at: Launch,
+        args: Range<usize>,
+    },
+    Matmul(Matmul),
+}
+
+/// Calls in their order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Calls {
+    calls: Vec<Call>,
+    args: Vec<Arg>,
+    /// Numbers from outside, those of all calls.
+    inputs: Vec<u8>,
+}
+
+impl Calls {
+    /// Numbers from outside, those of all calls.
+    pub(super) fn inputs(&self) -> &[u8] {
+        &self.inputs
+    }
+
+    /// The same calls with other numbers, of which there must be as many.
+    pub(super) fn replace(&mut self, inputs: &[u8]) {
+        self.inputs.copy_from_slice(inputs);
+    }
+
+    /// Asks for all of them; `write` copies a part of the numbers from outside.
+    pub(super) fn issue(&self, driver: &dyn Driver, write: &mut dyn FnMut(Address, Range<usize>)) {
+        for call in &self.calls {
+            match call {
+                Call::Write { to, part } => write(*to, part.clone()),
+                Call::Fill { address, byte, bytes } => driver.fill(*address, *byte, *bytes),
+                Call::Launch { source, kernel, at, args } => {
+                    driver.launch(source, *kernel, *at, &self.args[args.clone()]);
+                }
+                Call::Matmul(matmul) => driver.matmul(matmul),
+            }
+        }
+    }
+
+    /// The same with the numbers that are there.
+    pub(super) fn issue_all(&self, driver: &dyn Driver) {
+        self.issue(driver, &mut |to, part| driver.write(to, &self.inputs[part]));
+    }
+
+    /// Whether they differ in numbers from outside at most.
+    fn are_same(&self, other: &Self) -> bool {
+        self.inputs.len() == other.inputs.len()
+            && self.args == other.args
+            && self.calls == other.calls
+    }
+}
+
+/// Calls that a driver made one of.
+pub(crate) trait Graph: Send {
+    /// Asks for all of them with these numbers from outside.
+    fn launch(&mut self, driver: &dyn Driver, inputs: &[u8]);
+}
+
+/// Calls that were collected before.
+struct Known {
+    calls: Calls,
+    graph: Option<Box<dyn Graph>>,
+    /// When they were asked for last.
+    last: u64,
+}
+
+#[derive(Default)]
+struct State {
+    is_collecting: bool,
+    /// Whether graphs are out of the question, or not worth looking for.
+    is_off: bool,
+    calls: Calls,
+    known: Vec<Known>,
+    misses: usize,
+    time: u64,
+    replays: u64,
+}
+
+/// A driver whose calls are collected while that is asked for.
+pub(super) struct Graphs {
+    // Graphs are released before the driver that they came from.
+    state: Mutex<State>,
+    driver: Box<dyn Driver>,
+}
+
+impl Graphs {
+    pub(super) fn of(driver: Box<dyn Driver>) -> Self {
+        Self { state: Mutex::default(), driver }
+    }
+
+    /// Collects from now on.
+    pub(super) fn begin(&self) {
+        let mut state = self.state();
+        state.is_collecting = !state.is_off;
+    }
+
+    /// Asks for what is left and collects no more; after a panic what is left is dropped.
+    pub(super) fn end(&self) {
+        let mut state = self.state();
+        state.is_collecting = false;
+        if std::thread::panicking() {
+            state.calls = Calls::default();
+        }
+        self.flush(&mut state);
+    }
+
+    /// Makes no graphs from now on.
+    pub(super) fn turn_off(&self) {
+        let mut state = self.state();
+        self.flush(&mut state);
+        state.turn_off();
+    }
+
+    /// How often calls were replayed.
+    pub(super) fn num_replays(&self) -> u64 {
+        self.state().replays
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic in a driver leaves calls that `end` drops.
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Collects a call, or says that it is not the time for it.
+    fn collect(&self, call: impl FnOnce(&mut Calls) -> Call) -> bool {
+        let mut state = self.state();
+        if state.is_collecting {
+            let call = call(&mut state.calls);
+            state.calls.calls.push(call);
+        }
+        state.is_collecting
+    }
+
+    /// Asks for what was collected, before something that does not wait for it to be replayed.
+    fn catch_up(&self) -> &dyn Driver {
+        self.flush(&mut self.state());
+        &*self.driver
+    }
+
+    fn flush(&self, state: &mut State) {
+        let calls = std::mem::take(&mut state.calls);
+        if calls.calls.len() < FEW {
+            return calls.issue_all(&*self.driver);
+        }
+        state.time += 1;
+        let Some(i) = state.known.iter().position(|known| known.calls.are_same(&calls)) else {
+            calls.issue_all(&*self.driver);
+            return state.remember(calls);
+        };
+        (state.known[i].last, state.misses) = (state.time, 0);
+        let graph = state.known[i].graph.take().or_else(|| self.driver.graph(&calls));
+        match graph {
+            Some(mut graph) => {
+                graph.launch(&*self.driver, calls.inputs());
+                state.known[i].graph = Some(graph);
+                state.replays += 1;
+            }
+            None => {
+                state.turn_off();
+                calls.issue_all(&*self.driver);
+            }
+        }
+    }
+}
+
+impl State {
+    fn turn_off(&mut self) {
+        (self.is_off, self.is_collecting) = (true, false);
+        self.known.clear();
+    }
+
+    /// Remembers calls in place of those that were asked for least lately.
+    fn remember(&mut self, calls: Calls) {
+        self.misses += 1;
+        if self.misses >= MOST_MISSES {
+            return self.turn_off();
+        }
+        let known = Known { calls, graph: None, last: self.time };
+        if self.known.len() < MOST_KNOWN {
+            self.known.push(known);
+        } else if let Some(oldest) = self.known.iter_mut().min_by_key(|known| known.last) {
+            *oldest = known;
+        }
+    }
+}
+
+impl Driver for Graphs {
+    fn info(&self) -> &Info {
+        self.driver.info()
+    }
+
+    fn free_bytes(&self) -> u64 {
+        self.driver.free_bytes()
+    }
+
+    fn alloc(&self, bytes: usize) -> Option<Address> {
+        self.driver.alloc(bytes)
+    }
+
+    fn free(&self, address: Address) {
+        self.catch_up().free(address);
+    }
+
+    fn write(&self, address: Address, bytes: &[u8]) {
+        let collected = self.collect(|calls| {
+            let start = calls.inputs.len();
+            calls.inputs.extend_from_slice(bytes);
+            Call::Write { to: address, part: start..calls.inputs.len() }
+        });
+        if !collected {
+            self.driver.write(address, bytes);
+        }
+    }
+
+    fn read(&self, address: Address, bytes: &mut [u8]) {
+        self.catch_up().read(address, bytes);
+    }
+
+    fn fill(&self, address: Address, byte: u8, bytes: usize) {
+        if !self.collect(|_| Call::Fill { address, byte, bytes }) {
+            self.driver.fill(address, byte, bytes);
+        }
+    }
+
+    fn launch(&self, source: &'static Source, kernel: usize, at: Launch, args: &[Arg]) {
+        let collected = self.collect(|calls| {
+            let start = calls.args.len();
+            calls.args.extend_from_slice(args);
+            Call::Launch { source, kernel, at, args: start..calls.args.len() }
+        });
+        if !collected {
+            self.driver.launch(source, kernel, at, args);
+        }
+    }
+
+    fn matmul(&self, matmul: &Matmul) {
+        if !self.collect(|_| Call::Matmul(*matmul)) {
+            self.driver.matmul(matmul);
+        }
+    }
+
+    fn attention_plan(&self, shape: &AttentionShape) -> Option<AttentionPlan> {
+        self.driver.attention_plan(shape)
+    }
+
+    fn attention(&self, shape: &AttentionShape, arrays: &AttentionArrays) {
+        // A library's plan may go while a graph still has it.
+        self.turn_off();
+        self.driver.attention(shape, arrays);
+    }
+
+    fn attention_library(&self) -> Result<String, String> {
+        self.driver.attention_library()
+    }
+
+    fn alloc_host(&self, bytes: usize) -> Option<HostAddress> {
+        self.driver.alloc_host(bytes)
+    }
+
+    fn free_host(&self, address: HostAddress) {
+        self.catch_up().free_host(address);
+    }
+
+    fn prefetch(&self, to: Address, from: HostAddress, bytes: usize) {
+        // Copies beside a pass take it apart, into more pieces than are remembered.
+        self.turn_off();
+        self.driver.prefetch(to, from, bytes);
+    }
+
+    fn await_prefetches(&self) {
+        self.catch_up().await_prefetches();
+    }
+
+    fn synchronize(&self) {
+        self.catch_up().synchronize();
+    }
+}
+
+#[cfg(test)]
+mod tests;

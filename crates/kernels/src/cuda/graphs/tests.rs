@@ -1,0 +1,137 @@
+use super::{FEW, MOST_MISSES};
+use crate::cuda::{Gpu, Region};
+use crate::processor::Processor;
+use crate::{DType, View, ViewMut};
+
+/// Rows of numbers, and where some of them are brought together.
+struct Scene {
+    on: Processor,
+    gpu: Gpu,
+    x: Region,
+    y: Region,
+}
+
+const ROWS: usize = 8;
+const COLS: usize = 4;
+const LEN: usize = ROWS * COLS;
+
+impl Scene {
+    fn new() -> Option<Self> {
+        let gpu = Gpu::for_tests()?;
+        let (x, y) = (Region::new(&gpu, 4 * LEN), Region::new(&gpu, 4 * LEN));
+        let numbers: Vec<f32> = (0..LEN).map(|i| i as f32).collect();
+        x.write(0, crate::memory::bytes_of(View::F32(&numbers)));
+        Some(Self { on: Processor::Cuda(gpu.clone()), gpu, x, y })
+    }
+
+    /// A pass that gathers `rows` again and again, and what it leaves.
+    fn gathered(&self, rows: &[u32]) -> Vec<f32> {
+        self.gpu.pass(|| {
+            for _ in 0..FEW {
+                self.gather(rows);
+            }
+            self.found(rows.len())
+        })
+    }
+
+    fn gather(&self, rows: &[u32]) {
+        let [x, y] = [&self.x, &self.y].map(|all| all.slice(0, DType::F32, (LEN, COLS)));
+        self.on.begin();
+        self.on.gather_rows(View::Cuda(x), COLS, rows, ViewMut::Cuda(y));
+    }
+
+    fn found(&self, rows: usize) -> Vec<f32> {
+        self.gpu.download(self.y.slice(0, DType::F32, (LEN, COLS)).address(), rows * COLS)
+    }
+}
+
+fn expected(rows: &[u32]) -> Vec<f32> {
+    rows.iter().flat_map(|&row| (0..COLS).map(move |i| (row as usize * COLS + i) as f32)).collect()
+}
+
+/// The second time the calls become a graph, whatever numbers they bring.
+#[test]
+fn a_gpu_replays_the_same_calls_with_other_numbers() {
+    let Some(scene) = Scene::new() else { return };
+    // The first pass also makes room for what operations take inside.
+    scene.gathered(&[0, 1, 2]);
+    for (rows, replays) in [([1, 3, 5], 0), ([7, 0, 2], 1), ([4, 4, 6], 2)] {
+        assert_eq!(scene.gathered(&rows), expected(&rows));
+        assert_eq!(scene.gpu.num_replays(), replays, "{rows:?}");
+    }
+    // Another number of rows is another launch.
+    assert_eq!(scene.gathered(&[2, 1]), expected(&[2, 1]));
+    assert_eq!(scene.gpu.num_replays(), 2);
+    assert_eq!(scene.gathered(&[3, 3, 3]), expected(&[3, 3, 3]));
+    assert_eq!(scene.gpu.num_replays(), 3);
+}
+
+/// What is not a number from outside must be the same.
+#[test]
+fn a_gpu_tells_parameters_apart() {
+    let Some(scene) = Scene::new() else { return };
+    let [x, y] = [&scene.x, &scene.y].map(|all| all.slice(0, DType::F32, (LEN, COLS)));
+    for (factor, replays) in [(2.0, 0), (2.0, 1), (3.0, 1), (2.0, 2), (3.0, 3)] {
+        scene.gpu.pass(|| {
+            let (x, y) = (View::Cuda(x), || ViewMut::Cuda(y));
+            (0..FEW).for_each(|_| scene.on.scale(x, factor, y()));
+        });
+        let expected: Vec<f32> = (0..LEN).map(|i| factor * i as f32).collect();
+        assert_eq!(scene.found(ROWS), expected);
+        assert_eq!(scene.gpu.num_replays(), replays);
+    }
+}
+
+/// What waits for a number, or is outside of a pass, is not put off.
+#[test]
+fn a_gpu_is_asked_in_order() {
+    let Some(scene) = Scene::new() else { return };
+    for row in 0..3 {
+        scene.gpu.pass(|| {
+            scene.gather(&[row]);
+            assert_eq!(scene.found(1), expected(&[row]), "read within a pass");
+            scene.gather(&[row + 1]);
+        });
+        assert_eq!(scene.found(1), expected(&[row + 1]), "read behind a pass");
+        scene.gather(&[row + 2]);
+        assert_eq!(scene.found(1), expected(&[row + 2]), "outside of a pass");
+    }
+    assert_eq!(scene.gpu.num_replays(), 0, "few calls are not worth it");
+}
+
+/// What a pass asked for before it failed is not asked for later.
+#[test]
+fn a_gpu_forgets_a_pass_that_panics() {
+    let Some(scene) = Scene::new() else { return };
+    scene.gather(&[0]);
+    let pass = || {
+        scene.gpu.pass(|| {
+            scene.gather(&[1]);
+            panic!("as it may");
+        });
+    };
+    let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(pass));
+    assert!(failed.is_err());
+    assert_eq!(scene.found(1), expected(&[0]));
+}
+
+/// Passes that never repeat are no longer looked for; nor is any after a word.
+#[test]
+fn a_gpu_gives_up_what_does_not_repeat() {
+    let Some(scene) = Scene::new() else { return };
+    let rows: Vec<u32> = (0..ROWS as u32).collect();
+    let all_of = |times: usize| {
+        scene.gpu.pass(|| (0..FEW + times).for_each(|_| scene.gather(&rows)));
+        assert_eq!(scene.found(ROWS), expected(&rows));
+    };
+    (0..MOST_MISSES + 2).for_each(all_of);
+    all_of(MOST_MISSES + 1);
+    assert_eq!(scene.gpu.num_replays(), 0);
+
+    let Some(scene) = Scene::new() else { return };
+    scene.gpu.turn_graphs_off();
+    for _ in 0..4 {
+        assert_eq!(scene.gathered(&rows), expected(&rows));
+    }
+    assert_eq!(scene.gpu.num_replays(), 0);
+}
