@@ -59,6 +59,11 @@ impl Layer {
         self.qkv.iter().chain(&self.o).chain(&self.gate_up).chain(&self.down)
     }
 
+    /// Those that read the same input, together.
+    fn groups(&self) -> [&[Projection]; 4] {
+        [&self.qkv, &self.o, &self.gate_up, &self.down]
+    }
+
     pub(crate) fn projections_mut(&mut self) -> impl Iterator<Item = &mut Projection> {
         let attention = self.qkv.iter_mut().chain(&mut self.o);
         attention.chain(&mut self.gate_up).chain(&mut self.down)
@@ -115,6 +120,7 @@ impl Decoder {
         batch: &'a Batch,
         recompute: Recompute,
     ) -> Var {
+        ops::round_adapters(tape, self.layers.iter().flat_map(Layer::groups));
         let mut x = ops::embedding(tape, &self.embed_tokens, &batch.tokens);
         for layer in &self.layers {
             let block = move |tape: &mut Tape<'a>, x: Var| {
@@ -140,6 +146,7 @@ impl Decoder {
         angles: &'a ops::Angles,
         caches: &mut [KvCache],
     ) -> Var {
+        ops::round_adapters(tape, self.layers.iter().flat_map(Layer::groups));
         let mut x = ops::embedding(tape, &self.embed_tokens, tokens);
         for (layer, cache) in self.layers.iter().zip(caches) {
             x = self.block(tape, layer, x, &mut |tape, qkv| {

@@ -192,24 +192,29 @@ template <int N, class Body> DEVICE void over_grid(size_t n, bool together, Body
     over<N>(n, together, thread, size_t(gridDim.x) * blockDim.x, body);
 }
 
-// Elements of arrays that one launch does together: a block takes a chunk of 8192 of one of them.
-// The table has a row for each array: its first chunk, its length, and `P` addresses of numbers.
-template <int P> struct Chunk {
-    size_t len;
+// Elements of arrays that one launch does together: a block takes a chunk of 8192 of one of them,
+// from `start` on. The table has a row for each array: its first chunk, its length, `P` addresses of
+// numbers, and `E` words more.
+template <int P, int E = 0> struct Chunk {
+    size_t start, len;
     float* at[P];
+    const uint64* more;
 
     DEVICE Chunk(const uint64* table, uint32 rows) {
         const size_t most = 8192;
+        const int width = 2 + P + E;
         uint32 low = 0, high = rows;
         // The last row whose first chunk is not beyond this one.
         while (high - low > 1) {
             uint32 middle = (low + high) / 2;
-            (table[middle * (P + 2)] <= blockIdx.x ? low : high) = middle;
+            (table[middle * width] <= blockIdx.x ? low : high) = middle;
         }
-        const uint64* row = table + low * (P + 2);
-        size_t start = (blockIdx.x - row[0]) * most, left = row[1] - start;
+        const uint64* row = table + low * width;
+        start = (blockIdx.x - row[0]) * most;
+        size_t left = row[1] - start;
         len = left < most ? left : most;
         for (int i = 0; i < P; i++) at[i] = reinterpret_cast<float*>(row[2 + i]) + start;
+        more = row + 2 + P;
     }
 };
 

@@ -1,5 +1,6 @@
 //! Element by element, or a block a row.
 
+use super::Scaled;
 use crate::cuda::{Gpu, Launch, Slice, Source, Together, args};
 use crate::element::DType;
 
@@ -29,6 +30,8 @@ pub(crate) static SOURCE: Source = Source {
         "vector_scale<float>",
         "vector_scale<bf16>",
         "vector_scale<f16>",
+        "vector_scale_all<bf16>",
+        "vector_scale_all<f16>",
         "vector_add_scaled",
         "vector_zero",
         "vector_sum_of_squares",
@@ -86,6 +89,22 @@ pub(super) fn scale(gpu: &Gpu, x: Slice<'_>, scale: f32, y: Slice<'_>) {
     assert!(x.len() >= y.len());
     let kernel = format!("vector_scale<{}>", y.type_name());
     gpu.launch(&SOURCE, &kernel, elements(y.len()), args![x, scale, y, y.len()]);
+}
+
+pub(super) fn scale_all(gpu: &Gpu, arrays: Vec<Scaled<'_>>) {
+    let (mut rows, mut dtype) = (Vec::new(), None);
+    for Scaled { parts, y } in arrays {
+        let (y, mut at) = (y.cuda(), 0);
+        assert!(*dtype.get_or_insert(y.dtype()) == y.dtype(), "results are of one type");
+        for (x, by) in parts {
+            let part = y.part(at, x.len());
+            rows.push(([x.cuda()], [part.address(), u64::from(by.to_bits())]));
+            at += x.len();
+        }
+    }
+    let Some(dtype) = dtype else { return };
+    let together = Together::with_words(gpu, rows.into_iter());
+    together.launch(gpu, &SOURCE, &format!("vector_scale_all<{}>", dtype.in_kernels()), &[]);
 }
 
 pub(super) fn add_scaled(gpu: &Gpu, x: Slice<'_>, scale: f32, y: Slice<'_>) {

@@ -36,6 +36,19 @@ template <class Y> __global__ void vector_scale(const float* x, float scale, Y* 
     });
 }
 
+// `y = scale · x` for all arrays of a table, which has `y` and the scale as well.
+template <class Y> __global__ void vector_scale_all(const uint64* table, uint32 rows) {
+    Chunk<1, 2> all(table, rows);
+    const float* x = all.at[0];
+    Y* y = reinterpret_cast<Y*>(all.more[0]) + all.start;
+    float scale = __uint_as_float(uint32(all.more[1]));
+    over_block<4>(all.len, aligned<4>(x, y), [&](size_t i, auto count) {
+        auto x_i = read(x + i, count);
+        for (int k = 0; k < count.value; k++) x_i.of[k] *= scale;
+        write(y + i, x_i);
+    });
+}
+
 // `y += scale · x`.
 __global__ void vector_add_scaled(const float* x, float scale, float* y, size_t n) {
     over_grid<4>(n, aligned<4>(x, y), [&](size_t i, auto count) {

@@ -48,6 +48,17 @@ impl Processor {
         }
     }
 
+    /// [`Processor::scale`] for all arrays in one launch; results are of one type, not f32.
+    ///
+    /// # Panics
+    /// On the CPU, where nothing is launched.
+    pub fn scale_all(&self, arrays: Vec<Scaled<'_>>) {
+        match self {
+            Self::Cpu(_) => panic!("arrays are scaled together on a GPU"),
+            Self::Cuda(gpu) => cuda::scale_all(gpu, arrays),
+        }
+    }
+
     /// `y += scale · x`, elementwise; both f32.
     pub fn add_scaled(&self, x: View<'_>, scale: f32, y: ViewMut<'_>) {
         match self {
@@ -110,6 +121,14 @@ impl Processor {
             Self::Cuda(gpu) => cuda::copy_rows(gpu, x.cuda(), from, y.cuda(), to),
         }
     }
+}
+
+/// What is to be scaled into one array.
+pub struct Scaled<'a> {
+    /// Arrays, f32, whose results stand one after another, and what each is scaled by.
+    pub parts: Vec<(View<'a>, f32)>,
+    /// The results, to the nearest value.
+    pub y: ViewMut<'a>,
 }
 
 /// Elements per task, and per partial sum: fixed, so that sums do not depend on the threads.

@@ -4,7 +4,7 @@
 //! one output row. The adapter's up-projection is `rank` more columns of the same contraction, so
 //! it costs no pass over the output; down-projections of one input are one product.
 
-use super::{converted_bytes, quantised, rows_cols};
+use super::{RoundedAdapters, converted_bytes, quantised, rows_cols};
 use crate::tape::Sweep;
 use crate::{
     Category, Compute, Cost, DType, Device, Lora, Params, Philox, Processor, Projection, StepKey,
@@ -79,6 +79,7 @@ impl Input {
 }
 
 /// A projection's adapter and where its rows stand among those of its neighbours.
+#[derive(Clone, Copy)]
 struct Adapter<'p> {
     lora: &'p Lora,
     /// First column of the projection in the output.
@@ -103,21 +104,65 @@ fn adapters(projections: &[Projection]) -> (Vec<Adapter<'_>>, usize) {
     (all, at)
 }
 
-/// `scale · A` of all adapters, one below the other: `[Σ rank, k]` in the compute type.
-fn stacked_a(
-    (device, params, compute): (&Device, &Params, DType),
-    (adapters, rank): (&[Adapter<'_>], usize),
-    k: usize,
-) -> Tensor {
-    let mut a = device.alloc(Category::Workspace, compute, &[rank, k]);
-    let bytes = a.num_bytes() + 4 * a.len();
-    if let Some(on) = device.begin(Cost::memory("lora_a", bytes)) {
-        for Adapter { lora, at, .. } in adapters {
-            let rows = a.view_mut().part(at * k, lora.rank * k);
-            on.scale(params.value(lora.a).view(), lora.scale, rows);
+/// What the passes of a tape and of a sweep have in common.
+#[derive(Clone, Copy)]
+struct On<'s> {
+    device: &'s Device,
+    params: &'s Params,
+    dtype: DType,
+    rounded: &'s RoundedAdapters,
+}
+
+impl<'s> On<'s> {
+    fn tape(tape: &'s Tape<'_>) -> Self {
+        let (device, params, dtype) = (tape.device(), tape.params(), tape.dtype());
+        Self { device, params, dtype, rounded: tape.adapters() }
+    }
+
+    fn sweep(sweep: &'s Sweep<'_, '_>) -> Self {
+        let (device, params, dtype) = (sweep.device, sweep.params, sweep.dtype());
+        Self { device, params, dtype, rounded: &sweep.adapters }
+    }
+
+    /// `scale · A` of all adapters, one below the other: `[Σ rank, k]` in the compute type.
+    fn stacked_a(self, (adapters, rank): (&[Adapter<'_>], usize), k: usize) -> Tensor {
+        if let Some(rounded) = self.rounded.of(adapters[0].lora.a) {
+            return rounded.a.clone();
+        }
+        let mut a = self.device.alloc(Category::Workspace, self.dtype, &[rank, k]);
+        let bytes = a.num_bytes() + 4 * a.len();
+        if let Some(on) = self.device.begin(Cost::memory("lora_a", bytes)) {
+            for Adapter { lora, at, .. } in adapters {
+                let rows = a.view_mut().part(at * k, lora.rank * k);
+                on.scale(self.params.value(lora.a).view(), lora.scale, rows);
+            }
+        }
+        a
+    }
+
+    /// Those of the adapters' `B` that a GPU converts for each product.
+    fn unrounded_b(self, adapters: &[Adapter<'_>]) -> Vec<&'s Tensor> {
+        match adapters.first().and_then(|first| self.rounded.of(first.lora.a)) {
+            Some(_) => Vec::new(),
+            None => adapters.iter().map(|adapter| self.params.value(adapter.lora.b)).collect(),
         }
     }
-    a
+
+    /// `B` of each adapter: `[n, rank]`, row-major.
+    fn all_b(self, adapters: &[Adapter<'_>]) -> Vec<View<'s>> {
+        let Some(first) = adapters.first() else { return Vec::new() };
+        let rounded = self.rounded.of(first.lora.a);
+        let mut at = 0;
+        let b = |adapter: &Adapter<'_>| {
+            let len = adapter.n * adapter.lora.rank;
+            at += len;
+            match rounded {
+                Some(rounded) => rounded.b.view().part(at - len, len),
+                None => self.params.value(adapter.lora.b).view(),
+            }
+        };
+        adapters.iter().map(b).collect()
+    }
 }
 
 /// `scale · dropout(x) Aᵀ` of all adapters side by side, `[t, Σ rank]` in the compute type.
@@ -128,7 +173,7 @@ fn down_projections(tape: &Tape<'_>, x: &Tensor, projections: &[Projection]) -> 
     }
     let (device, compute) = (tape.device(), tape.dtype());
     let mut u = tape.activation(compute, &[t, width]);
-    let a = stacked_a((device, tape.params(), compute), (&adapters, width), k);
+    let a = On::tape(tape).stacked_a((&adapters, width), k);
     let mut project = |x: &Tensor, at: usize, rank: usize| {
         let bytes = x.num_bytes() + u.num_bytes();
         let cost = Cost::memory("lora_down", bytes).with(Work::Thin, 2 * t * rank * k);
@@ -172,7 +217,8 @@ fn project(
     let pass = (tape.device(), tape.compute(), Pass::Forward);
     let in_eight_bits = InEightBits::of(pass, params, projections);
     let held = in_eight_bits.which(false, projections).map(|p| params.resolve(&p.weight));
-    let held = held.chain(adapters.iter().map(|adapter| params.value(adapter.lora.b)));
+    let on_tape = On::tape(tape);
+    let held = held.chain(on_tape.unrounded_b(&adapters));
     let scratch = converted_bytes(tape.device(), tape.dtype(), held)
         + in_eight_bits.bytes(projections, |p| [t, p.out_features(), k]);
     let eight_bits = int8_width + in_eight_bits.width(projections);
@@ -181,15 +227,17 @@ fn project(
         .with(Work::Int8, 2 * t * eight_bits * k)
         .with(Work::Product, 2 * t * (width - eight_bits) * k + flops_of_adapters);
     let Some(on) = tape.device().begin(cost) else { return };
+    let all_b = on_tape.all_b(&adapters);
     let mut terms = Vec::new();
     let mut col = 0;
     for projection in projections {
         let w = Matrix::rows(params.resolve(&projection.weight).view(), k).transposed();
         let x = quantised.as_ref().filter(|_| in_integers(projection)).unwrap_or(x);
         let mut of_one = vec![Term { a: Matrix::rows(x.view(), k), b: w, k }];
-        if let Some(Adapter { lora, at, .. }) = adapters.iter().find(|a| a.col == col) {
+        let own = adapters.iter().zip(&all_b).find(|(adapter, _)| adapter.col == col);
+        if let Some((Adapter { lora, at, .. }, b)) = own {
             let u = down.expect("made for these adapters");
-            let b = Matrix::rows(params.value(lora.b).view(), lora.rank).transposed();
+            let b = Matrix::rows(*b, lora.rank).transposed();
             let a = Matrix::rows(u.view(), rank).from_col(*at);
             of_one.push(Term { a, b, k: lora.rank });
         }
@@ -380,12 +428,11 @@ fn adapter_gradients(
     let bytes = d_y.num_bytes() + d_u.num_bytes();
     let cost = |name| Cost::memory(name, bytes).with(Work::Thin, flops);
     if let Some(on) = sweep.device.begin(cost("d_lora_u")) {
-        let term = |adapter: &Adapter<'_>| {
-            let b = Matrix::rows(sweep.params.value(adapter.lora.b).view(), adapter.lora.rank);
+        let mut terms = Vec::new();
+        for (adapter, b) in adapters.iter().zip(On::sweep(sweep).all_b(&adapters)) {
             let a = Matrix::rows(d_y.view(), width).from_col(adapter.col);
-            [Term { a, b, k: adapter.n }]
-        };
-        let terms: Vec<_> = adapters.iter().map(term).collect();
+            terms.push([Term { a, b: Matrix::rows(b, adapter.lora.rank), k: adapter.n }]);
+        }
         let product = |(adapter, terms): (&Adapter<'_>, _)| {
             let target = Place::columns(t, adapter.lora.rank, rank, adapter.at);
             Product { terms, epilogue: Epilogue::default(), target }
@@ -453,7 +500,7 @@ fn input_gradient(
     let (adapters, rank) = adapters(projections);
     let undropped = adapters.iter().all(|adapter| mask(adapter.lora, step).is_none());
     let d_down = d_down.filter(|_| undropped);
-    let a = d_down.map(|_| stacked_a((sweep.device, params, dtype), (&adapters, rank), k));
+    let a = d_down.map(|_| On::sweep(sweep).stacked_a((&adapters, rank), k));
     let weights = projections.iter().map(|p| params.resolve(&p.weight).num_bytes());
     let bytes = d_x.num_bytes() + d_y.num_bytes() + weights.sum::<usize>();
     let quantised = quantised_gradients(sweep, projections, d_y);

@@ -3,6 +3,7 @@
 //! One operation, one file. Each has a backward pass, except [`attend_cached`], which serves
 //! generation only. The arithmetic is in `hone-kernels`; shapes, memory and costs are here.
 
+mod adapters;
 mod attention;
 mod embedding;
 mod head;
@@ -12,6 +13,8 @@ mod rms_norm;
 mod rope;
 mod swiglu;
 
+pub(crate) use adapters::RoundedAdapters;
+pub use adapters::round_adapters;
 pub use attention::{KvCache, attend_cached, attention};
 pub use embedding::embedding;
 pub use head::{last_row, log_probs, logits};

@@ -4,6 +4,7 @@
 //! gradients of its inputs and of trained parameters. The closure owns what it needs, so memory is
 //! released as the backward pass goes. Nothing is recorded for an output that needs no gradient.
 
+use crate::ops::RoundedAdapters;
 use crate::{Category, Cost, DType, Device, Gradients, Params, Target, Tensor};
 use std::collections::HashMap;
 
@@ -116,6 +117,7 @@ pub struct Tape<'a> {
     recording: bool,
     nodes: Vec<Node<'a>>,
     num_vars: usize,
+    adapters: RoundedAdapters,
 }
 
 impl<'a> Tape<'a> {
@@ -126,7 +128,8 @@ impl<'a> Tape<'a> {
         compute: Compute,
         step: Option<StepKey>,
     ) -> Self {
-        Self { device, params, compute, step, recording: true, nodes: Vec::new(), num_vars: 0 }
+        let (nodes, num_vars, adapters) = Default::default();
+        Self { device, params, compute, step, recording: true, nodes, num_vars, adapters }
     }
 
     /// A tape that records nothing.
@@ -157,6 +160,16 @@ impl<'a> Tape<'a> {
     /// The step's random numbers, when there is dropout.
     pub fn step(&self) -> Option<StepKey> {
         self.step
+    }
+
+    /// Adapters that [`crate::ops::round_adapters`] rounded for this pass.
+    pub(crate) fn adapters(&self) -> &RoundedAdapters {
+        &self.adapters
+    }
+
+    /// Those of this pass from now on.
+    pub(crate) fn set_adapters(&mut self, adapters: RoundedAdapters) {
+        self.adapters = adapters;
     }
 
     /// A value that comes from outside.
@@ -206,6 +219,7 @@ impl<'a> Tape<'a> {
         let requires_grad = output.requires_grad;
         self.push(output.into_value(), requires_grad, move |sweep, d_output| {
             let mut tape = Tape::training(sweep.device, sweep.params, compute, step);
+            tape.adapters = sweep.adapters.clone();
             let input = tape.leaf(x.value, x.requires_grad);
             let (input_id, input_grad) = (input.id, x.requires_grad);
             let output = block(&mut tape, input);
@@ -224,6 +238,7 @@ impl<'a> Tape<'a> {
             params: self.params,
             compute: self.compute,
             gradients,
+            adapters: self.adapters,
             of_vars: HashMap::from([(root.id, d_root)]),
         };
         // The value may be released before the gradients are computed.
@@ -257,6 +272,7 @@ pub(crate) struct Sweep<'s, 'a> {
     pub(crate) params: &'a Params,
     pub(crate) compute: Compute,
     pub(crate) gradients: &'s mut Gradients,
+    pub(crate) adapters: RoundedAdapters,
     of_vars: HashMap<usize, Tensor>,
 }
 

@@ -114,6 +114,7 @@ impl Operation for Linear {
     }
 
     fn run<'a>(&'a self, tape: &mut Tape<'a>, leaves: Vec<Var>) -> Var {
+        ops::round_adapters(tape, std::iter::once(&self.projections[..]));
         let mut leaves = leaves.into_iter();
         let x = leaves.next().expect("the input comes first");
         ops::linear(tape, x, &self.projections, leaves.next())
