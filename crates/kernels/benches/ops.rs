@@ -223,7 +223,7 @@ impl Bench<'_> {
                 rms_norm::forward(cpu, &x, &w, 1e-5, y.view_mut(), &mut rstd);
             });
             self.time("d_rms_norm", Work::Bytes(bytes(t * h, 10)), || {
-                rms_norm::backward(cpu, &x, &w, &rstd, y.view(), &mut d_x);
+                rms_norm::backward(cpu, (&x, &w, &rstd), y.view(), false, &mut d_x);
             });
         }
         if self.wants("swiglu") {

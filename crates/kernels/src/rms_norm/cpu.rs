@@ -38,12 +38,18 @@ impl<Y: Element> Kernel for Forward<'_, Y> {
     }
 }
 
-/// `d_x [t, h]` f32, overwritten, for `d_y [t, h]`.
-pub fn backward(cpu: &Cpu, x: &[f32], w: &[f32], rstd: &[f32], d_y: View<'_>, d_x: &mut [f32]) {
+/// `d_x [t, h]` f32 for `d_y [t, h]`, from `(x, w, rstd)`; added to what `d_x` holds if it `adds`.
+pub fn backward(
+    cpu: &Cpu,
+    (x, w, rstd): (&[f32], &[f32], &[f32]),
+    d_y: View<'_>,
+    adds: bool,
+    d_x: &mut [f32],
+) {
     let h = w.len();
     with_elements!(d_y, d_y => cpu.rows(d_x, h, 2 * h, |t, d_x| {
         let row = t * h..(t + 1) * h;
-        cpu.isa.run(Backward { x: &x[row.clone()], w, rstd: rstd[t], d_y: &d_y[row], d_x });
+        cpu.isa.run(Backward { x: &x[row.clone()], w, rstd: rstd[t], d_y: &d_y[row], adds, d_x });
     }));
 }
 
@@ -52,6 +58,7 @@ struct Backward<'a, Y> {
     w: &'a [f32],
     rstd: f32,
     d_y: &'a [Y],
+    adds: bool,
     d_x: &'a mut [f32],
 }
 
@@ -60,13 +67,16 @@ impl<Y: Element> Kernel for Backward<'_, Y> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { x, w, rstd, d_y, d_x } = self;
+        let Self { x, w, rstd, d_y, adds, d_x } = self;
         let h = x.len();
         let (w, d_y) = (&w[..h], &d_y[..h]);
         let dot = dot3(d_y, w, x);
         let along_x = rstd * rstd * rstd * dot / h as f32;
-        for (i, d_x) in d_x.iter_mut().enumerate() {
-            *d_x = d_y[i].to_f32() * w[i] * rstd - x[i] * along_x;
+        let d = |i: usize| d_y[i].to_f32() * w[i] * rstd - x[i] * along_x;
+        if adds {
+            d_x.iter_mut().enumerate().for_each(|(i, d_x)| *d_x += d(i));
+        } else {
+            d_x.iter_mut().enumerate().for_each(|(i, d_x)| *d_x = d(i));
         }
     }
 }

@@ -39,12 +39,14 @@ pub(super) fn backward(
     gpu: &Gpu,
     (x, w, rstd): (Slice<'_>, Slice<'_>, Slice<'_>),
     d_y: Slice<'_>,
+    adds: bool,
     d_x: Slice<'_>,
 ) {
     let (rows, h) = (rstd.len(), w.len());
     assert!(x.len() == rows * h && d_y.len() == x.len() && d_x.len() == x.len());
     let kernel = format!("rms_norm_backward<{}>", d_y.type_name());
-    gpu.launch(&SOURCE, &kernel, Launch::blocks(rows, THREADS), args![x, w, rstd, d_y, h, d_x]);
+    let args = args![x, w, rstd, d_y, h, u32::from(adds), d_x];
+    gpu.launch(&SOURCE, &kernel, Launch::blocks(rows, THREADS), args);
 }
 
 pub(super) fn backward_weight(

@@ -21,10 +21,11 @@ __global__ void rms_norm_forward(
     });
 }
 
-// `d_x [t, h]`, overwritten, for `d_y [t, h]`.
+// `d_x [t, h]`, overwritten or added to, for `d_y [t, h]`.
 template <class Y>
 __global__ void rms_norm_backward(
-    const float* x, const float* w, const float* rstd, const Y* d_y, size_t h, float* d_x) {
+    const float* x, const float* w, const float* rstd, const Y* d_y, size_t h, uint32 adds,
+    float* d_x) {
     size_t row = blockIdx.x;
     x += row * h, d_y += row * h, d_x += row * h;
     bool together = h % 4 == 0 && aligned<4>(x, w, d_y, d_x);
@@ -39,6 +40,10 @@ __global__ void rms_norm_backward(
         auto x_c = read(x + c, count), w_c = read(w + c, count), d_c = read(d_y + c, count);
         for (int k = 0; k < count.value; k++) {
             d_c.of[k] = d_c.of[k] * w_c.of[k] * factor - x_c.of[k] * along_x;
+        }
+        if (adds) {
+            auto old_c = read(d_x + c, count);
+            for (int k = 0; k < count.value; k++) d_c.of[k] += old_c.of[k];
         }
         write(d_x + c, d_c);
     });

@@ -28,20 +28,22 @@ impl Processor {
         }
     }
 
-    /// `d_x [t, h]` f32, overwritten, for `d_y [t, h]`.
+    /// `d_x [t, h]` f32 for `d_y [t, h]`, from `(x, w, rstd)` of the forward pass; added to what
+    /// `d_x` holds if it `adds`.
     pub fn rms_norm_backward(
         &self,
-        x: View<'_>,
-        w: View<'_>,
-        rstd: View<'_>,
+        (x, w, rstd): (View<'_>, View<'_>, View<'_>),
         d_y: View<'_>,
+        adds: bool,
         d_x: ViewMut<'_>,
     ) {
         match self {
-            Self::Cpu(cpu) => backward(cpu, x.f32(), w.f32(), rstd.f32(), d_y, d_x.f32()),
+            Self::Cpu(cpu) => {
+                backward(cpu, (x.f32(), w.f32(), rstd.f32()), d_y, adds, d_x.f32());
+            }
             Self::Cuda(gpu) => {
                 let saved = (x.cuda().f32(), w.cuda().f32(), rstd.cuda().f32());
-                cuda::backward(gpu, saved, d_y.cuda(), d_x.cuda().f32());
+                cuda::backward(gpu, saved, d_y.cuda(), adds, d_x.cuda().f32());
             }
         }
     }

@@ -27,11 +27,15 @@ pub fn rms_norm<'a>(tape: &mut Tape<'a>, x: &Var, weight: &'a Weight, eps: f32) 
             on.rms_norm_backward_weight(x.value().view(), rstd.view(), d_y.view(), d_w);
         }
         if x.requires_grad() {
-            let mut d_x = sweep.activation(DType::F32, &[t, h]);
+            // What flows along the residual stream, mostly, which it is added to at once.
+            let sum = sweep.take(x.id());
+            let adds = sum.is_some();
+            let bytes = bytes + if adds { x.value().num_bytes() } else { 0 };
+            let mut d_x = sum.unwrap_or_else(|| sweep.activation(DType::F32, &[t, h]));
             if let Some(on) = sweep.device.begin(Cost::memory("d_rms_norm", bytes)) {
                 let w = sweep.params.resolve(weight).view();
-                let (x, rstd) = (x.value().view(), rstd.view());
-                on.rms_norm_backward(x, w, rstd, d_y.view(), d_x.view_mut());
+                let saved = (x.value().view(), w, rstd.view());
+                on.rms_norm_backward(saved, d_y.view(), adds, d_x.view_mut());
             }
             drop(d_y);
             sweep.add(x.id(), d_x);

@@ -277,6 +277,11 @@ pub(crate) struct Sweep<'s, 'a> {
 }
 
 impl Sweep<'_, '_> {
+    /// The gradient of a variable as far as it is known, to add to it.
+    pub(crate) fn take(&mut self, var: usize) -> Option<Tensor> {
+        self.of_vars.remove(&var)
+    }
+
     /// Adds to the gradient of a variable.
     pub(crate) fn add(&mut self, var: usize, gradient: Tensor) {
         let Some(mut sum) = self.of_vars.remove(&var) else {
