@@ -193,8 +193,8 @@ template <int N, class Body> DEVICE void over_grid(size_t n, bool together, Body
 }
 
 // Elements of arrays that one launch does together: a block takes a chunk of 8192 of one of them,
-// from `start` on. The table has a row for each array: its first chunk, its length, `P` addresses of
-// numbers, and `E` words more.
+// from `start` on. The table has a row for each array: its first chunk, its length, `P` addresses
+// of numbers, and `E` words more.
 template <int P, int E = 0> struct Chunk {
     size_t start, len;
     float* at[P];

@@ -4,14 +4,15 @@
 //! one output row. The adapter's up-projection is `rank` more columns of the same contraction, so
 //! it costs no pass over the output; down-projections of one input are one product.
 
+use super::eight_bits::{InEightBits, Pass, is_integer_for, quantised_gradients};
 use super::{RoundedAdapters, converted_bytes, quantised, rows_cols};
 use crate::tape::Sweep;
 use crate::{
-    Category, Compute, Cost, DType, Device, Lora, Params, Philox, Processor, Projection, StepKey,
-    Tape, Target, Tensor, Var, View, ViewMut, Weight, Work,
+    Category, Cost, DType, Device, Lora, Params, Philox, Projection, StepKey, Tape, Target, Tensor,
+    Var, View, Weight, Work,
 };
 use hone_kernels::dropout::Mask;
-use hone_kernels::gemm::{self, EightBits, Epilogue, Fp8, Matrix, Place, Product, Term};
+use hone_kernels::gemm::{self, Epilogue, Matrix, Place, Product, Term};
 
 /// `x [t, k]`, projections `[n_i, k]` → `[t, Σ n_i]` in the compute type, or, with a `residual`
 /// `[t, Σ n_i]` f32 to add to, in f32.
@@ -256,74 +257,6 @@ fn project(
     in_eight_bits.gemm(on, tape.dtype(), &products, y.view_mut());
 }
 
-/// Which of projections that stand side by side a GPU multiplies in eight bits, inside the
-/// operation: those held in bytes, if all are as wide as tensor cores ask for, since one that is
-/// not moves its neighbours' outputs.
-struct InEightBits {
-    kind: Option<EightBits>,
-    which: Vec<bool>,
-}
-
-impl InEightBits {
-    /// For the forward pass, or the backward pass, whose left operands are gradients.
-    fn of(
-        (device, compute, pass): (&Device, Compute, Pass),
-        params: &Params,
-        projections: &[Projection],
-    ) -> Self {
-        let fits = |p: &Projection| gemm::fits_eight_bits([p.out_features(), p.in_features()]);
-        let kind = match (device.target(), compute, pass) {
-            (Target::Cuda, Compute::Int8, _) => Some(EightBits::Int8),
-            (Target::Cuda, Compute::Fp8, Pass::Forward) => Some(EightBits::Fp8(Fp8::E4m3)),
-            (Target::Cuda, Compute::Fp8, Pass::Backward) => Some(EightBits::Fp8(Fp8::E5m2)),
-            _ => None,
-        };
-        let kind = kind.filter(|_| projections.iter().all(fits));
-        let is_held_in_bytes = |p: &Projection| params.resolve(&p.weight).dtype() == DType::Int8;
-        let which = projections.iter().map(|p| kind.is_some() && is_held_in_bytes(p)).collect();
-        Self { kind, which }
-    }
-
-    /// Those in eight bits, or the others.
-    fn which<'p>(
-        &self,
-        are: bool,
-        projections: &'p [Projection],
-    ) -> impl Iterator<Item = &'p Projection> {
-        projections.iter().zip(&self.which).filter(move |(_, is)| **is == are).map(|(p, _)| p)
-    }
-
-    /// Their outputs.
-    fn width(&self, projections: &[Projection]) -> usize {
-        self.which(true, projections).map(Projection::out_features).sum()
-    }
-
-    /// Bytes inside an operation that multiplies with them, `sizes` of the product with each.
-    fn bytes(
-        &self,
-        projections: &[Projection],
-        sizes: impl Fn(&Projection) -> [usize; 3],
-    ) -> usize {
-        let Some(kind) = self.kind else { return 0 };
-        self.which(true, projections).map(|p| gemm::eight_bit_bytes(kind, sizes(p))).sum()
-    }
-
-    /// Multiplies.
-    fn gemm(&self, on: &Processor, compute: DType, products: &[Product<'_>], out: ViewMut<'_>) {
-        match self.kind {
-            Some(kind) => on.gemm_in_eight_bits(kind, compute, products, out),
-            None => on.gemm(compute, products, out),
-        }
-    }
-}
-
-/// Which way through a layer.
-#[derive(Clone, Copy)]
-enum Pass {
-    Forward,
-    Backward,
-}
-
 fn backward(
     sweep: &mut Sweep<'_, '_>,
     x: Input,
@@ -538,34 +471,6 @@ fn input_gradient(
     let target = Place::whole(t, k);
     let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
     in_eight_bits.gemm(on, dtype, &[product], d_x.view_mut());
-}
-
-/// Whether both passes of a projection are in integers, with operands that are quantised before.
-fn is_integer_for(
-    device: &Device,
-    compute: Compute,
-    params: &Params,
-    projection: &Projection,
-) -> bool {
-    compute.is_integer_for(device, params.resolve(&projection.weight), projection.weight.shape())
-}
-
-/// The gradients of those projections whose products are in integers, in bytes. The scales of a
-/// weight's rows are along this contraction, so they enter here.
-fn quantised_gradients(
-    sweep: &Sweep<'_, '_>,
-    projections: &[Projection],
-    d_y: &Tensor,
-) -> Vec<Option<Tensor>> {
-    let mut col = 0;
-    let of_projection = |projection: &Projection| {
-        let (n, weight) = (projection.out_features(), sweep.params.resolve(&projection.weight));
-        let columns = (col, n);
-        col += n;
-        let in_integers = is_integer_for(sweep.device, sweep.compute, sweep.params, projection);
-        in_integers.then(|| quantised(sweep.device, d_y, columns, Some(weight)))
-    };
-    projections.iter().map(of_projection).collect()
 }
 
 /// `d_x += mask · scale · (d_u A)`.

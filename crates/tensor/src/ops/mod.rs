@@ -5,6 +5,7 @@
 
 mod adapters;
 mod attention;
+mod eight_bits;
 mod embedding;
 mod head;
 mod linear;
