@@ -5,8 +5,8 @@ use crate::machine;
 use crate::profile::DeviceProfile;
 use crate::report::format_bytes;
 use crate::run_file::Precision;
-use hone_tensor::cuda::{CudaError, Gpu, num_devices};
-use hone_tensor::{Compute, DType, Device};
+use hone_tensor::cuda::{Gpu, num_devices};
+use hone_tensor::{Compute, DType, Device, MOST_DIMS};
 
 /// A processor that is there and can be used.
 #[derive(Clone)]
@@ -45,6 +45,20 @@ impl<'a> Hardware<'a> {
     pub fn of(gpu: &'a Gpu) -> Self {
         let info = gpu.info();
         Self::Gpu { name: &info.name, capability: info.compute_capability }
+    }
+
+    /// Refuses a model whose attention has heads too wide for a GPU's kernels.
+    ///
+    /// # Errors
+    /// With both figures.
+    pub fn check_heads(self, head_dim: usize) -> Result<(), TrainError> {
+        match self {
+            Self::Gpu { name, .. } if head_dim > MOST_DIMS => Err(TrainError::Usage(format!(
+                "{name}: this model's heads have {head_dim} dimensions, and a GPU's kernels serve \
+                 up to {MOST_DIMS}. Compute on the CPU"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// What products are computed in for a model whose matrices are `file` in its files: as
@@ -221,15 +235,17 @@ impl Asked {
     }
 }
 
+/// The first GPU that can be used; `note` is told why one that is there cannot.
 fn first_gpu(note: &mut dyn FnMut(String)) -> Option<Gpu> {
-    match Gpu::open(0) {
-        Ok(gpu) => Some(gpu),
-        // No driver, or none for it to drive: nothing that anybody forgot.
-        Err(CudaError::NoDriver | CudaError::NoDevice { .. }) => None,
-        Err(_) if num_devices().is_err() => None,
-        Err(error) => {
-            note(format!("a GPU is there and cannot be used, so the CPU is: {error}"));
-            None
+    // No driver, or none for it to drive: nothing that anybody forgot.
+    let mut refused = None;
+    for index in 0..num_devices().unwrap_or(0) {
+        match Gpu::open(index) {
+            Ok(gpu) => return Some(gpu),
+            Err(error) => refused = refused.or(Some(error)),
         }
     }
+    let error = refused?;
+    note(format!("a GPU is there and cannot be used, so the CPU is: {error}"));
+    None
 }

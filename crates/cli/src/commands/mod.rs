@@ -13,7 +13,7 @@ use crate::args::{ModelArgs, RunFileArgs};
 use crate::failure::Failure;
 use crate::output;
 use hone_data::Tokenizer;
-use hone_model::{LoadOptions, Model, adapter};
+use hone_model::{DecoderConfig, LoadOptions, Model, adapter};
 use hone_tensor::{Category, Compute, Device, Target};
 use hone_train::place::{Hardware, Place};
 use hone_train::run_file::{RunFile, check_held_for};
@@ -67,6 +67,7 @@ fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
         hone_model::load(&dir, &dry, options)?;
         place.check_room(dry.persistent_bytes(Category::Weights))?;
     }
+    place.hardware().check_heads(DecoderConfig::load(&dir)?.heads.head_dim)?;
     let device = place.device();
     let mut model = hone_model::load(&dir, &device, options)?;
     if let Some(adapter_dir) = &args.adapter {

@@ -59,8 +59,8 @@ const OF_WIDTHS: [&str; 9] = [
 /// Threads of a block.
 const THREADS: u32 = 128;
 
-/// The widest head.
-const MOST_DIMS: usize = 256;
+/// Dimensions of the widest head that a GPU's kernels serve.
+pub const MOST_DIMS: usize = 256;
 
 /// The kernels that serve a shape.
 struct Kernels {

@@ -16,6 +16,7 @@ pub mod reference;
 mod rows;
 
 pub use backward::{backward, workspace_len};
+pub use cuda::MOST_DIMS;
 pub use forward::forward;
 pub use library::{
     backward_scratch_bytes as library_backward_scratch_bytes,

@@ -114,6 +114,15 @@ fn amplify(scene: &Scene) {
     std::fs::write(&path, bytes).unwrap();
 }
 
+/// Attention that no kernel of a GPU serves is refused before anything runs.
+#[test]
+fn heads_may_be_too_wide_for_a_gpu() {
+    let h100 = Hardware::Gpu { name: "h100", capability: (9, 0) };
+    assert!(h100.check_heads(256).is_ok() && Hardware::Cpu.check_heads(512).is_ok());
+    let refused = h100.check_heads(512).unwrap_err().to_string();
+    assert!(refused.contains("512") && refused.contains("256") && refused.contains("CPU"));
+}
+
 /// What is computed in follows from the file and from what the hardware can.
 #[test]
 fn f16_is_for_gpus_without_bf16() {

@@ -34,9 +34,13 @@ pub struct Hone {
     pub compute: &'static str,
     /// `model.attention`.
     pub attention: &'static str,
+    /// `run.cuda_graphs`.
+    pub cuda_graphs: bool,
 }
 
-const BF16: Hone = Hone { name: "Hone", compute: "bf16", attention: "own" };
+const BF16: Hone = Hone { name: "Hone", compute: "bf16", attention: "own", cuda_graphs: true };
+const ONE_BY_ONE: Hone = Hone { name: "Hone, without graphs", cuda_graphs: false, ..BF16 };
+const INT8: Hone = Hone { name: "Hone, products in int8", compute: "int8", ..BF16 };
 const CUDNN_HONE: Hone = Hone { name: "Hone, attention by cuDNN", attention: "cudnn", ..BF16 };
 const FP8: Hone = Hone { name: "Hone, products in FP8", compute: "fp8", ..BF16 };
 
@@ -124,7 +128,7 @@ const CASES: [Case; 3] = [
         shape: L1B,
         data: Data::Gsm8k { rows: 32, units: 10, unit_tokens: 496 },
         wants_bytes: 20 << 30,
-        hone: &[BF16],
+        hone: &[BF16, ONE_BY_ONE],
         variants: &OF_GSM8K,
     },
     Case {
@@ -134,7 +138,7 @@ const CASES: [Case; 3] = [
         shape: L1B,
         data: Data::Full { len: 2048, rows: 2, of_pass: 2 },
         wants_bytes: 20 << 30,
-        hone: &[BF16],
+        hone: &[BF16, INT8],
         variants: &OF_1B,
     },
 ];

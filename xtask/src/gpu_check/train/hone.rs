@@ -47,7 +47,8 @@ fn measure(bench: &Bench<'_>, case: &Case, variant: &Hone) -> Result<Value, Stri
     let file = format!(
         "[model]\npath = {:?}\ncompute = {:?}\nattention = {:?}\n[data]\n\
          train = [{:?}]\n[adapter]\nmethod = \"lora\"\nrank = 16\n\
-         [train]\nmax_steps = {}\n[run]\ndevice = {:?}\n[report]\nsamples = 0\n[output]\n\
+         [train]\nmax_steps = {}\n[run]\ndevice = {:?}\n\
+         cuda_graphs = {}\n[report]\nsamples = 0\n[output]\n\
          dir = {out:?}\n",
         bench.work.join(case.model),
         variant.compute,
@@ -55,6 +56,7 @@ fn measure(bench: &Bench<'_>, case: &Case, variant: &Hone) -> Result<Value, Stri
         place.join("train.jsonl"),
         WARM_UP + TIMED,
         bench.device(),
+        variant.cuda_graphs,
     );
     let run_file = place.join("run.toml");
     std::fs::write(&run_file, file).map_err(|error| format!("{}: {error}", run_file.display()))?;
