@@ -93,6 +93,8 @@ pub struct Planned {
     pub eval_layout: Arc<Layout>,
     /// Most bytes that a GPU takes inside an operation.
     pub scratch_bytes: u64,
+    /// Bytes that it takes for lists of a micro-batch.
+    pub list_bytes: u64,
 }
 
 /// What the planner chooses.
@@ -405,7 +407,7 @@ impl<'a> DryRun<'a> {
             + profile.seconds(&update, compute);
         let flops: u64 = micro_batch.iter().map(Cost::flops).sum();
         let num_tokens = policy.units * self.setup.max_seq_len;
-        let scratch = scratch_bytes(&micro_batch, num_tokens);
+        let scratch = scratch_bytes(&micro_batch);
         let of_batch = self.of_batch(num_tokens);
         let mut memory = self.memory(&train_layout, &eval_layout, scratch + of_batch);
         let needed_bytes = total(&memory);
@@ -438,7 +440,8 @@ impl<'a> DryRun<'a> {
             mend: Vec::new(),
         };
         let profile = profile.clone();
-        Ok(Planned { plan, profile, policy, train_layout, eval_layout, scratch_bytes: scratch })
+        let (scratch_bytes, list_bytes) = (scratch, list_bytes(num_tokens));
+        Ok(Planned { plan, profile, policy, train_layout, eval_layout, scratch_bytes, list_bytes })
     }
 
     fn batch(&self, dataset: &Dataset, units: &[Unit], policy: Policy) -> Batch {
@@ -477,11 +480,12 @@ impl<'a> DryRun<'a> {
         }
     }
 
-    /// Bytes of what a GPU is given with a micro-batch: angles of the rotary embedding.
+    /// Bytes of what a GPU is given with a micro-batch: lists, and angles of the rotary embedding.
     fn of_batch(&self, num_tokens: usize) -> u64 {
+        let angles = (4 * self.setup.config.heads.head_dim * num_tokens) as u64;
         match self.host.target {
             Target::Cpu => 0,
-            Target::Cuda => (4 * self.setup.config.heads.head_dim * num_tokens) as u64,
+            Target::Cuda => angles + list_bytes(num_tokens),
         }
     }
 
@@ -522,16 +526,20 @@ impl<'a> DryRun<'a> {
         });
         let Engine { model, compute, .. } = &self.engine;
         let (_, eval) = device.trace(|| log_likelihood(&device, model, *compute, &batch));
-        let scratch = scratch_bytes(&device.take_costs(), num_tokens) + self.of_batch(num_tokens);
+        let scratch = scratch_bytes(&device.take_costs()) + self.of_batch(num_tokens);
         total(&self.memory(&Layout::of(trace), &Layout::of(eval), scratch))
     }
 }
 
-/// Most bytes that a GPU takes inside one of these operations, with what lists of that many tokens
-/// and of their sequences take.
-fn scratch_bytes(costs: &[Cost], num_tokens: usize) -> u64 {
-    let of_lists = (64 << 10) + 16 * num_tokens as u64;
-    costs.iter().map(|cost| cost.scratch_bytes).max().unwrap_or(0) + of_lists
+/// Most bytes that a GPU takes inside one of these operations.
+fn scratch_bytes(costs: &[Cost]) -> u64 {
+    costs.iter().map(|cost| cost.scratch_bytes).max().unwrap_or(0)
+}
+
+/// Bytes of the lists that a pass reads: of tokens, and of sequences, of which few are shorter than
+/// eight tokens.
+fn list_bytes(num_tokens: usize) -> u64 {
+    (64 << 10) + 32 * num_tokens as u64
 }
 
 /// Bytes of weights that these operations copy to a GPU.

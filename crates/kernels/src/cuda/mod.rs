@@ -10,6 +10,7 @@ mod cache;
 mod driver;
 mod emulator;
 mod graphs;
+mod lists;
 mod nvidia;
 mod pool;
 mod scratch;
@@ -32,6 +33,7 @@ use crate::attention::AttentionBy;
 use crate::element::DType;
 use driver::{Driver, HostAddress};
 use graphs::Graphs;
+use lists::Lists;
 use pool::Pool;
 use scratch::Scratch;
 use std::ffi::c_void;
@@ -61,8 +63,9 @@ pub(crate) static SOURCES: [&Source; 12] = [
 pub struct Gpu(Arc<Inner>);
 
 struct Inner {
-    // Both are released before the driver that they came from.
+    // All are released before the driver that they came from.
     scratch: Mutex<Scratch>,
+    lists: Mutex<Lists>,
     pool: Mutex<Pool>,
     driver: Graphs,
     attention: Mutex<AttentionBy>,
@@ -101,28 +104,34 @@ impl Gpu {
     }
 
     fn of(driver: Box<dyn Driver>) -> Self {
-        let (scratch, pool) = (Mutex::default(), Mutex::default());
-        let attention = Mutex::default();
-        Self(Arc::new(Inner { scratch, pool, attention, driver: Graphs::of(driver) }))
+        let (scratch, lists, pool, attention) = Default::default();
+        Self(Arc::new(Inner { scratch, lists, pool, attention, driver: Graphs::of(driver) }))
     }
 
     /// Runs one pass of a model. Where one before it asked for the same, but for numbers from
     /// outside, it is launched as a whole.
     pub fn pass<R>(&self, body: impl FnOnce() -> R) -> R {
-        struct Pass<'a>(&'a Graphs);
+        struct Pass<'a>(&'a Inner);
         impl Drop for Pass<'_> {
             fn drop(&mut self) {
-                self.0.end();
+                self.0.lists.lock().unwrap_or_else(PoisonError::into_inner).end_pass();
+                self.0.driver.end();
             }
         }
+        self.with(&self.0.lists, Lists::begin_pass);
         self.0.driver.begin();
-        let _pass = Pass(&self.0.driver);
+        let _pass = Pass(&self.0);
         body()
     }
 
     /// Launches nothing as a whole from now on.
     pub fn turn_graphs_off(&self) {
         self.0.driver.turn_off();
+    }
+
+    /// Why the driver refused to launch passes as a whole, if it did since this was asked last.
+    pub fn take_graphs_refusal(&self) -> Option<String> {
+        self.0.driver.take_refusal()
     }
 
     /// How often a pass, or what is before or behind a number that it waits for, was launched as a
@@ -185,22 +194,24 @@ impl Gpu {
         self.0.pool.lock().expect("no panic while counting").release(&self.0.driver);
     }
 
-    /// Takes so much memory for use inside operations once and for all.
+    /// Takes so much memory for use inside operations, and for lists that a pass reads, once and
+    /// for all.
     ///
     /// # Panics
     /// If the GPU has no more memory.
-    pub fn reserve_scratch(&self, bytes: usize) {
-        self.with_scratch(|scratch, driver| scratch.reserve(driver, bytes));
+    pub fn reserve(&self, scratch_bytes: usize, list_bytes: usize) {
+        self.with(&self.0.scratch, |scratch, driver| scratch.reserve(driver, scratch_bytes));
+        self.with(&self.0.lists, |lists, driver| lists.reserve(driver, list_bytes));
     }
 
     /// Begins an operation: the memory inside the one before may be used again.
     pub fn begin_operation(&self) {
-        self.with_scratch(Scratch::reset);
+        self.with(&self.0.scratch, Scratch::reset);
     }
 
     /// Memory for use inside the present operation.
     pub(crate) fn scratch(&self, bytes: usize) -> Address {
-        self.with_scratch(|scratch, driver| scratch.take(driver, bytes))
+        self.with(&self.0.scratch, |scratch, driver| scratch.take(driver, bytes))
     }
 
     /// The most that an operation has taken inside it so far, in bytes.
@@ -209,22 +220,25 @@ impl Gpu {
     }
 
     /// What `take` gets, if need be after blocks that are kept for reuse were given back.
-    fn with_scratch<R>(&self, take: impl Fn(&mut Scratch, &dyn Driver) -> Option<R>) -> R {
-        let mut scratch = self.0.scratch.lock().expect("no panic while counting");
-        take(&mut scratch, &self.0.driver).unwrap_or_else(|| {
+    fn with<T, R>(&self, memory: &Mutex<T>, take: impl Fn(&mut T, &dyn Driver) -> Option<R>) -> R {
+        let mut memory = memory.lock().expect("no panic while counting");
+        take(&mut memory, &self.0.driver).unwrap_or_else(|| {
             self.release_free_memory();
-            take(&mut scratch, &self.0.driver).unwrap_or_else(|| {
+            take(&mut memory, &self.0.driver).unwrap_or_else(|| {
                 let free = self.free_bytes();
                 panic!("the GPU's memory is too small for an operation: {free} bytes are free")
             })
         })
     }
 
-    /// Numbers from outside that an operation reads, in memory inside the operation.
+    /// Where numbers from outside are that an operation reads: in memory inside the operation, or
+    /// of the pass, where others have brought the same.
     pub(crate) fn upload(&self, words: &[u32]) -> Address {
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        let address = self.scratch(bytes.len());
-        self.0.driver.write(address, &bytes);
+        if self.0.lists.lock().expect("no panic while counting").is_in_pass() {
+            return self.with(&self.0.lists, |lists, driver| lists.address(driver, words));
+        }
+        let address = self.scratch(4 * words.len());
+        self.0.driver.write(address, &lists::bytes_of(words));
         address
     }
 
@@ -263,6 +277,7 @@ impl Gpu {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.scratch.get_mut().unwrap_or_else(PoisonError::into_inner).release(&self.driver);
+        self.lists.get_mut().unwrap_or_else(PoisonError::into_inner).release(&self.driver);
         self.pool.get_mut().unwrap_or_else(PoisonError::into_inner).release(&self.driver);
     }
 }

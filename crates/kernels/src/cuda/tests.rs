@@ -210,3 +210,26 @@ fn attention_is_launched_by_shape() {
         assert!(calls.contains(&Call::Write(8 * blocks as usize)), "a pair for each block");
     }
 }
+
+/// What several operations of a pass read is brought once, and again in the next pass.
+#[test]
+fn lists_are_brought_once_a_pass() {
+    let (on, calls) = recorded();
+    let Processor::Cuda(gpu) = &on else { panic!() };
+    let (x, y) = (array(1, DType::F32, 64), array(2, DType::F32, 64));
+    let gather = |rows: &[u32]| {
+        on.begin();
+        on.gather_rows(View::Cuda(x), 4, rows, ViewMut::Cuda(y));
+    };
+    let writes = || {
+        let calls = std::mem::take(&mut *calls.lock().unwrap());
+        calls.into_iter().filter(|call| matches!(call, Call::Write(_))).count()
+    };
+    for _ in 0..2 {
+        gpu.pass(|| [[1, 2], [3, 4], [1, 2]].iter().for_each(|rows| gather(rows)));
+        assert_eq!(writes(), 2, "within a pass");
+    }
+    gather(&[1, 2]);
+    gather(&[1, 2]);
+    assert_eq!(writes(), 2, "outside of one");
+}

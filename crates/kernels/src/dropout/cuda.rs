@@ -20,18 +20,22 @@ pub(super) fn apply(gpu: &Gpu, mask: Mask, x: Slice<'_>, y: Slice<'_>) {
     assert_eq!(x.len(), y.len());
     let kernel = format!("dropout_apply<{},{}>", x.type_name(), y.type_name());
     let at = Launch::elements(x.len().div_ceil(4));
-    gpu.launch(&SOURCE, &kernel, at, args![name(gpu, mask), mask.probability, x, y, x.len()]);
+    let (random, own) = random(gpu, mask);
+    gpu.launch(&SOURCE, &kernel, at, args![random, own, mask.probability, x, y, x.len()]);
 }
 
 pub(super) fn add_masked(gpu: &Gpu, mask: Mask, d_y: Slice<'_>, d_x: Slice<'_>) {
     assert_eq!(d_y.len(), d_x.len());
     let kernel = format!("dropout_add_masked<{}>", d_x.type_name());
     let at = Launch::elements(d_y.len().div_ceil(4));
-    gpu.launch(&SOURCE, &kernel, at, args![name(gpu, mask), mask.probability, d_y, d_x, d_y.len()]);
+    let (random, own) = random(gpu, mask);
+    gpu.launch(&SOURCE, &kernel, at, args![random, own, mask.probability, d_y, d_x, d_y.len()]);
 }
 
-/// Which random numbers they are, on the GPU.
-fn name(gpu: &Gpu, mask: Mask) -> Address {
+/// Which random numbers they are: what differs from step to step, in memory, and the last bits of
+/// the stream, which the masks of a pass differ in.
+fn random(gpu: &Gpu, mask: Mask) -> (Address, u32) {
     let ([low, high], stream) = mask.random.parts();
-    gpu.upload(&[low, high, stream as u32, (stream >> 32) as u32])
+    let (own, of_pass) = (stream as u32 & 0xffff, stream as u32 & !0xffff);
+    (gpu.upload(&[low, high, of_pass, (stream >> 32) as u32]), own)
 }

@@ -1,6 +1,6 @@
 // Element `i` takes word `i % 4` of position `i / 4`; a thread takes four, so that words are drawn
-// once. Which random numbers they are comes by memory: it differs from step to step, and kernels'
-// parameters are to be the same.
+// once. Which random numbers they are comes by memory but for the last bits of the stream: it
+// differs from step to step, and kernels' parameters are to be the same.
 
 // What neighbours from element `i` on are multiplied by.
 template <int N>
@@ -19,8 +19,9 @@ DEVICE Neighbours<float, N> dropout_factors(Philox random, float probability, si
 // `y = mask · x`, elementwise.
 template <class X, class Y>
 __global__ void dropout_apply(
-    const Philox* name, float probability, const X* x, Y* y, size_t n) {
-    Philox random = *name;
+    const Philox* of_pass, uint32 own, float probability, const X* x, Y* y, size_t n) {
+    Philox random = *of_pass;
+    random.stream |= own;
     over_grid<4>(n, aligned<4>(x, y), [&](size_t i, auto count) {
         auto x_i = read(x + i, count), factors = dropout_factors(random, probability, i, count);
         for (int k = 0; k < count.value; k++) x_i.of[k] *= factors.of[k];
@@ -31,8 +32,9 @@ __global__ void dropout_apply(
 // `d_x += mask · d_y`, elementwise.
 template <class Y>
 __global__ void dropout_add_masked(
-    const Philox* name, float probability, const float* d_y, Y* d_x, size_t n) {
-    Philox random = *name;
+    const Philox* of_pass, uint32 own, float probability, const float* d_y, Y* d_x, size_t n) {
+    Philox random = *of_pass;
+    random.stream |= own;
     over_grid<4>(n, aligned<4>(d_y, d_x), [&](size_t i, auto count) {
         auto d_i = read(d_y + i, count), factors = dropout_factors(random, probability, i, count);
         auto x_i = read(d_x + i, count);

@@ -157,10 +157,11 @@ impl Device {
         self.processor()
     }
 
-    /// Takes so much memory for use inside operations once and for all, where it is a GPU's.
-    pub fn reserve_scratch(&self, bytes: u64) {
+    /// Takes so much memory for use inside operations, and for lists that a pass reads, once and
+    /// for all, where it is a GPU's.
+    pub fn reserve(&self, scratch_bytes: u64, list_bytes: u64) {
         if let Some(Processor::Cuda(gpu)) = self.processor() {
-            gpu.reserve_scratch(bytes as usize);
+            gpu.reserve(scratch_bytes as usize, list_bytes as usize);
         }
     }
 
@@ -168,6 +169,14 @@ impl Device {
     pub fn turn_graphs_off(&self) {
         if let Some(Processor::Cuda(gpu)) = self.processor() {
             gpu.turn_graphs_off();
+        }
+    }
+
+    /// Why a GPU refused to launch passes as a whole, if it did since this was asked last.
+    pub fn take_graphs_refusal(&self) -> Option<String> {
+        match self.processor() {
+            Some(Processor::Cuda(gpu)) => gpu.take_graphs_refusal(),
+            _ => None,
         }
     }
 
