@@ -44,12 +44,12 @@ impl Batch {
         }
     }
 
-    /// The same with rows that predict nothing beside those that do, up to a multiple of a
-    /// sixteenth of all: batches then differ in fewer sizes, for each of which a GPU has products
-    /// to plan and a graph to make.
+    /// The same with rows that predict nothing beside those that do, up to a multiple of some
+    /// sixteenth of all, itself one of 64: batches then differ in fewer sizes, for each of which a
+    /// GPU has products to plan and a graph to make.
     pub fn with_rows_rounded(mut self) -> Self {
         let num_tokens = self.tokens.len();
-        let step = (num_tokens / 16).max(64);
+        let step = (num_tokens / 16).next_multiple_of(64).max(64);
         let wanted = self.num_targets.next_multiple_of(step).min(num_tokens);
         let mut is_idle = vec![true; num_tokens];
         self.rows.iter().for_each(|&row| is_idle[row as usize] = false);

@@ -27,7 +27,7 @@ pub struct DeviceProfile {
     pub product_f32: f64,
     /// FLOP/s of products in bf16.
     pub product_bf16: f64,
-    /// Operations per second of products in 8-bit integers; of a GPU's in FP8 where it has that.
+    /// Operations per second of products in 8-bit integers.
     pub product_int8: f64,
     /// FLOP/s of multiply-adds in f32 on operands in the first-level cache.
     pub ceiling_f32: f64,
@@ -62,6 +62,9 @@ pub struct GpuFigures {
     pub free_bytes: Option<u64>,
     /// Bytes per second from the CPU's memory.
     pub link: f64,
+    /// FLOP/s of products in FP8, where it has them.
+    #[serde(default)]
+    pub product_fp8: Option<f64>,
 }
 
 impl DeviceProfile {
@@ -100,8 +103,11 @@ impl DeviceProfile {
         let kept = kept.and_then(|text| serde_json::from_str::<Self>(&text).ok());
         let is_of_it = |kept: &Self| kept.cpu == published.cpu && kept.version == published.version;
         let Some(kept) = kept.filter(is_of_it) else { return published };
-        let figures = |link| published.gpu.map(|gpu| GpuFigures { link, ..gpu });
-        Self { gpu: kept.gpu.and_then(|kept| figures(kept.link)), ..kept }
+        let figures = |kept: GpuFigures| {
+            let GpuFigures { link, product_fp8, .. } = kept;
+            published.gpu.map(|gpu| GpuFigures { link, product_fp8, ..gpu })
+        };
+        Self { gpu: kept.gpu.and_then(figures), ..kept }
     }
 
     /// Measures a GPU, and keeps the result for later runs where that is possible. Peaks are as
@@ -142,12 +148,14 @@ impl DeviceProfile {
             Compute::F32 => self.product_bf16 / self.product_f32,
             _ => 1.0,
         };
+        let of_fp8 = self.gpu.filter(|_| compute == Compute::Fp8).and_then(|gpu| gpu.product_fp8);
+        let product_in_eight_bits = of_fp8.unwrap_or(self.product_int8);
         let seconds = |work| {
             let flops = cost.done_of(work) as f64;
             flops
                 * match work {
                     Work::Product => slower / self.product_bf16,
-                    Work::Int8 => 1.0 / self.product_int8,
+                    Work::Int8 => 1.0 / product_in_eight_bits,
                     Work::OverTokens => slower / self.product_over_tokens,
                     Work::Thin => slower / self.product_thin,
                     Work::Attention => slower / self.attention,

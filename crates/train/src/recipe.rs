@@ -148,7 +148,7 @@ fn train_in(
             device.start_recording();
         }
         let record = run.train_step(&mut logs)?;
-        event(Event::Step(&record));
+        run.step_done(&record, event);
         run.profile_done(options, first_step, event)?;
         failpoint::hit("loop.step_done");
         let stopping = stop();
@@ -171,7 +171,7 @@ fn train_in(
 fn device(setup: &Setup, planned: &Planned) -> Device {
     let device = setup.place.device();
     device.set_attention(setup.attention);
-    device.reserve_scratch(planned.scratch_bytes);
+    device.reserve(planned.scratch_bytes, planned.list_bytes);
     if !setup.run.run.cuda_graphs {
         device.turn_graphs_off();
     }
@@ -314,6 +314,14 @@ impl Run<'_> {
         logs.metrics.push(&record)?;
         logs.rows.push(&RowsRecord { step: self.step, micro_batches: rows })?;
         Ok(record)
+    }
+
+    /// Tells of a step, and if a GPU refused to launch passes as a whole.
+    fn step_done(&self, record: &StepRecord, event: &mut dyn FnMut(Event<'_>)) {
+        event(Event::Step(record));
+        if let Some(why) = self.engine.device.take_graphs_refusal() {
+            event(Event::Note(format!("passes are not launched as CUDA graphs: {why}")));
+        }
     }
 
     /// Writes the profile, if its last step is done.

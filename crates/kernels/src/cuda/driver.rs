@@ -314,9 +314,12 @@ pub(crate) trait Driver: Send + Sync {
     /// Runs kernel `kernel` of `source`.
     fn launch(&self, source: &'static Source, kernel: usize, at: Launch, args: &[Arg]);
     fn matmul(&self, matmul: &Matmul);
-    /// Makes one of calls that were asked for before; `None` where that cannot be.
-    fn graph(&self, _: &Calls) -> Option<Box<dyn Graph>> {
-        None
+    /// Makes one of calls that were asked for before.
+    ///
+    /// # Errors
+    /// Why it cannot; nothing was asked for then.
+    fn graph(&self, _: &Calls) -> Result<Box<dyn Graph>, String> {
+        Err("this device makes none".to_owned())
     }
     /// What a library wants in order to serve such an attention; `None` where none does.
     fn attention_plan(&self, _: &AttentionShape) -> Option<AttentionPlan> {

@@ -194,8 +194,8 @@ impl Driver for Emulator {
         }
     }
 
-    fn graph(&self, calls: &Calls) -> Option<Box<dyn Graph>> {
-        Some(Box::new(Again(calls.clone())))
+    fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, String> {
+        Ok(Box::new(Again(calls.clone())))
     }
 
     fn alloc_host(&self, bytes: usize) -> Option<HostAddress> {
@@ -230,8 +230,7 @@ struct Again(Calls);
 
 impl Graph for Again {
     fn launch(&mut self, driver: &dyn Driver, inputs: &[u8]) {
-        self.0.replace(inputs);
-        self.0.issue_all(driver);
+        self.0.issue_with(driver, inputs);
     }
 }
 

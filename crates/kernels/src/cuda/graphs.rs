@@ -17,12 +17,19 @@ use std::sync::{Mutex, MutexGuard};
 /// Fewer calls than this are not worth a graph.
 const FEW: usize = 8;
 
+/// The time that calls become a graph.
+const TIMES: u64 = 3;
+
 /// Lists of calls that are remembered: a pass forward and one backward for each of half as many
 /// shapes of micro-batches.
 const MOST_KNOWN: usize = 32;
 
 /// So many lists in a row that were not known, and none is looked for any more.
 const MOST_MISSES: usize = 2 * MOST_KNOWN;
+
+/// Nor where after so many graphs each was replayed less often than that: making one takes as long
+/// as a few passes.
+const LEAST_REPLAYS: u64 = 8;
 
 /// One call whose result nobody waits for.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,14 +64,9 @@ pub(crate) struct Calls {
 }
 
 impl Calls {
-    /// Numbers from outside, those of all calls.
-    pub(super) fn inputs(&self) -> &[u8] {
-        &self.inputs
-    }
-
-    /// The same calls with other numbers, of which there must be as many.
-    pub(super) fn replace(&mut self, inputs: &[u8]) {
-        self.inputs.copy_from_slice(inputs);
+    /// Bytes of all numbers from outside.
+    pub(super) fn num_inputs(&self) -> usize {
+        self.inputs.len()
     }
 
     /// Asks for all of them; `write` copies a part of the numbers from outside.
@@ -81,16 +83,14 @@ impl Calls {
         }
     }
 
-    /// The same with the numbers that are there.
-    pub(super) fn issue_all(&self, driver: &dyn Driver) {
-        self.issue(driver, &mut |to, part| driver.write(to, &self.inputs[part]));
+    /// The same with these numbers from outside.
+    pub(super) fn issue_with(&self, driver: &dyn Driver, inputs: &[u8]) {
+        self.issue(driver, &mut |to, part| driver.write(to, &inputs[part]));
     }
 
-    /// Whether they differ in numbers from outside at most.
-    fn are_same(&self, other: &Self) -> bool {
-        self.inputs.len() == other.inputs.len()
-            && self.args == other.args
-            && self.calls == other.calls
+    /// The same with the numbers that are there.
+    fn issue_all(&self, driver: &dyn Driver) {
+        self.issue_with(driver, &self.inputs);
     }
 }
 
@@ -102,10 +102,24 @@ pub(crate) trait Graph: Send {
 
 /// Calls that were collected before.
 struct Known {
+    /// Without numbers from outside.
     calls: Calls,
+    /// How many bytes these are.
+    num_inputs: usize,
     graph: Option<Box<dyn Graph>>,
+    /// How often they were asked for.
+    times: u64,
     /// When they were asked for last.
     last: u64,
+}
+
+impl Known {
+    /// Whether they differ in numbers from outside at most.
+    fn are(&self, calls: &Calls) -> bool {
+        self.num_inputs == calls.inputs.len()
+            && self.calls.args == calls.args
+            && self.calls.calls == calls.calls
+    }
 }
 
 #[derive(Default)]
@@ -117,7 +131,10 @@ struct State {
     known: Vec<Known>,
     misses: usize,
     time: u64,
+    graphs: u64,
     replays: u64,
+    /// Why the driver made no graph, until somebody asks.
+    refusal: Option<String>,
 }
 
 /// A driver whose calls are collected while that is asked for.
@@ -155,6 +172,11 @@ impl Graphs {
         state.turn_off();
     }
 
+    /// Why the driver made no graph, once.
+    pub(super) fn take_refusal(&self) -> Option<String> {
+        self.state().refusal.take()
+    }
+
     /// How often calls were replayed.
     pub(super) fn num_replays(&self) -> u64 {
         self.state().replays
@@ -187,22 +209,32 @@ impl Graphs {
             return calls.issue_all(&*self.driver);
         }
         state.time += 1;
-        let Some(i) = state.known.iter().position(|known| known.calls.are_same(&calls)) else {
+        let Some(i) = state.known.iter().position(|known| known.are(&calls)) else {
             calls.issue_all(&*self.driver);
             return state.remember(calls);
         };
-        (state.known[i].last, state.misses) = (state.time, 0);
-        let graph = state.known[i].graph.take().or_else(|| self.driver.graph(&calls));
-        match graph {
-            Some(mut graph) => {
-                graph.launch(&*self.driver, calls.inputs());
-                state.known[i].graph = Some(graph);
+        state.misses = 0;
+        let known = &mut state.known[i];
+        (known.times, known.last) = (known.times + 1, state.time);
+        if known.graph.is_none() && known.times >= TIMES {
+            match self.driver.graph(&calls) {
+                Ok(graph) => (known.graph, state.graphs) = (Some(graph), state.graphs + 1),
+                Err(why) => {
+                    calls.issue_all(&*self.driver);
+                    state.refusal = Some(why);
+                    return state.turn_off();
+                }
+            }
+        }
+        match &mut known.graph {
+            Some(graph) => {
+                graph.launch(&*self.driver, &calls.inputs);
                 state.replays += 1;
             }
-            None => {
-                state.turn_off();
-                calls.issue_all(&*self.driver);
-            }
+            None => calls.issue_all(&*self.driver),
+        }
+        if state.graphs >= 2 * MOST_KNOWN as u64 && state.replays < LEAST_REPLAYS * state.graphs {
+            state.turn_off();
         }
     }
 }
@@ -214,12 +246,13 @@ impl State {
     }
 
     /// Remembers calls in place of those that were asked for least lately.
-    fn remember(&mut self, calls: Calls) {
+    fn remember(&mut self, mut calls: Calls) {
         self.misses += 1;
         if self.misses >= MOST_MISSES {
             return self.turn_off();
         }
-        let known = Known { calls, graph: None, last: self.time };
+        let num_inputs = std::mem::take(&mut calls.inputs).len();
+        let known = Known { calls, num_inputs, graph: None, times: 1, last: self.time };
         if self.known.len() < MOST_KNOWN {
             self.known.push(known);
         } else if let Some(oldest) = self.known.iter_mut().min_by_key(|known| known.last) {
@@ -246,6 +279,9 @@ impl Driver for Graphs {
     }
 
     fn write(&self, address: Address, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
         let collected = self.collect(|calls| {
             let start = calls.inputs.len();
             calls.inputs.extend_from_slice(bytes);

@@ -3,7 +3,7 @@
 use crate::fixture::{
     Golden, Outcome, Sample, forward_backward, load, pack, relative_error, shared,
 };
-use hone_model::{Model, Recompute, Trained};
+use hone_model::{Batch, Model, Recompute, Trained};
 use hone_tensor::{Compute, Device, Isa, StepKey};
 
 const COMPUTE: [Compute; 2] = [Compute::F32, Compute::Bf16];
@@ -135,5 +135,37 @@ fn threads_and_instruction_sets_change_no_bit_of_a_real_step() {
             let found = outcome(&Device::cpu_with_isa(3, isa), compute);
             assert!(found == expected, "{isa:?} {compute:?}");
         }
+    }
+}
+
+/// Every row that predicts comes first and as it was; others fill up, none of them twice.
+#[test]
+fn rows_are_rounded_with_rows_that_predict_nothing() {
+    let config = Golden::load("tied_gqa").adapted(&Device::cpu(1)).decoder.config;
+    for (num_tokens, num_targets, rounded) in
+        [(40, 7, 40), (100, 0, 0), (200, 64, 64), (200, 65, 128), (4096, 300, 512), (50, 50, 50)]
+    {
+        let tokens = vec![1; num_tokens];
+        let positions: Vec<u32> = (0..num_tokens as u32).collect();
+        // Every third row predicts, from the first on, and then every row.
+        let is_target = |i: usize| match 3 * num_targets <= num_tokens {
+            true => i.is_multiple_of(3) && i / 3 < num_targets,
+            false => i < num_targets,
+        };
+        let target = |i: usize| if is_target(i) { 5 } else { u32::MAX };
+        let targets: Vec<u32> = (0..num_tokens).map(target).collect();
+        let bounds = [0, num_tokens as u32];
+        let batch = Batch::new(&config, &tokens, &positions, &bounds, (&targets, u32::MAX));
+        assert_eq!(batch.num_targets, num_targets);
+        let (rows, all) = (batch.rows.clone(), batch.with_rows_rounded());
+        assert_eq!(
+            (all.rows.len(), all.targets.len(), all.num_targets),
+            (rounded, rounded, num_targets)
+        );
+        assert_eq!(all.rows[..num_targets], rows);
+        let mut distinct = all.rows.clone();
+        distinct.sort_unstable();
+        distinct.dedup();
+        assert!(distinct.len() == rounded && distinct.iter().all(|&r| (r as usize) < num_tokens));
     }
 }

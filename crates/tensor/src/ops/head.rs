@@ -4,6 +4,7 @@ use super::{quantised, rows_cols};
 use crate::{Category, Cost, DType, Device, Tape, Target, Tensor, Var, Weight, Work};
 use hone_kernels::gemm::{Epilogue, Matrix, Place, Product, Term};
 use hone_kernels::{Processor, head as kernel};
+use std::collections::HashSet;
 use std::ops::Range;
 
 /// `x [t, h]`, `weight [v, h]` → log-probabilities `[t]` f32: entry `i` is
@@ -21,6 +22,7 @@ pub fn log_probs<'a>(
     let (t, h) = rows_cols(x.value().shape());
     assert!(rows.len() == targets.len() && rows.len() <= t);
     assert!(tape.device().target() == Target::Cuda || rows.is_sorted());
+    debug_assert!(rows.iter().collect::<HashSet<_>>().len() == rows.len(), "a row is there twice");
     let requires_grad = x.requires_grad() || weight.param().is_some();
     let records = tape.is_recording() && requires_grad;
     let weight_value = tape.params().resolve(weight);

@@ -8,8 +8,8 @@ use super::eight_bits::{InEightBits, Pass, is_integer_for, quantised_gradients};
 use super::{RoundedAdapters, converted_bytes, quantised, rows_cols};
 use crate::tape::Sweep;
 use crate::{
-    Category, Cost, DType, Device, Lora, Params, Philox, Projection, StepKey, Tape, Target, Tensor,
-    Var, View, Weight, Work,
+    Category, Cost, DType, Device, Lora, ParamId, Params, Philox, Projection, StepKey, Tape,
+    Target, Tensor, Var, View, Weight, Work,
 };
 use hone_kernels::dropout::Mask;
 use hone_kernels::gemm::{self, Epilogue, Matrix, Place, Product, Term};
@@ -289,7 +289,8 @@ fn backward(
     let (adapters, rank) = adapters(projections);
     for adapter in &adapters {
         if let (Some(mask), Some(d_u)) = (mask(adapter.lora, step), &d_down) {
-            add_dropped_gradient(sweep, (adapter, rank), mask, d_u, &mut d_x);
+            let first = adapters[0].lora.a;
+            add_dropped_gradient(sweep, (adapter, first, rank), mask, d_u, &mut d_x);
         }
     }
     Some(d_x)
@@ -476,7 +477,7 @@ fn input_gradient(
 /// `d_x += mask · scale · (d_u A)`.
 fn add_dropped_gradient(
     sweep: &Sweep<'_, '_>,
-    (adapter, rank): (&Adapter<'_>, usize),
+    (adapter, first, rank): (&Adapter<'_>, ParamId, usize),
     mask: Mask,
     d_u: &Tensor,
     d_x: &mut Tensor,
@@ -484,15 +485,19 @@ fn add_dropped_gradient(
     let ((t, k), lora) = (rows_cols(d_x.shape()), adapter.lora);
     let mut d_dropped = sweep.workspace(DType::F32, &[t, k]);
     let bytes = d_dropped.num_bytes() + d_x.num_bytes();
+    // Rounded, with its scale, or as it is.
+    let rounded = sweep.adapters.of(first).map(|rounded| (&rounded.a, adapter.at * k, 1.0));
+    let (a, offset, scale) = rounded.unwrap_or((sweep.params.value(lora.a), 0, lora.scale));
     let cost = Cost::memory("d_dropout", bytes)
+        .with_scratch(converted_bytes(sweep.device, sweep.dtype(), [a]))
         .with(Work::Thin, 2 * t * k * lora.rank)
         .with(Work::Elementwise, DROPOUT_FLOPS * t * k);
     if let Some(on) = sweep.device.begin(cost) {
+        let b = Matrix { offset, ..Matrix::rows(a.view(), k) };
         let a = Matrix::rows(d_u.view(), rank).from_col(adapter.at);
-        let b = Matrix::rows(sweep.params.value(lora.a).view(), k);
         let product = Product {
             terms: &[Term { a, b, k: lora.rank }],
-            epilogue: Epilogue { scale: lora.scale, ..Epilogue::default() },
+            epilogue: Epilogue { scale, ..Epilogue::default() },
             target: Place::whole(t, k),
         };
         on.gemm(sweep.dtype(), &[product], d_dropped.view_mut());

@@ -130,12 +130,8 @@ impl Gpu {
             measured: source.to_owned(),
             product_f32: 0.85 * self.f32 * tera,
             product_bf16,
-            // FP8 is as fast as int8 where there is any. Operands are converted, and sums of
-            // integers pass through memory.
-            product_int8: if self.capability >= (8, 9) { 0.9 } else { 0.7 }
-                * self.int8
-                * self.reached
-                * tera,
+            // Operands are converted, and sums of integers pass through memory.
+            product_int8: 0.7 * self.int8 * self.reached * tera,
             ceiling_f32: self.f32 * tera,
             ceiling_bf16: self.bf16 * tera,
             ceiling_int8: self.int8 * tera,
@@ -152,7 +148,14 @@ impl Gpu {
             memory: 0.85 * self.bandwidth * giga,
             // A launch.
             overhead: 4e-6,
-            gpu: Some(GpuFigures { memory_bytes, free_bytes: None, link: self.link * giga }),
+            gpu: Some(GpuFigures {
+                memory_bytes,
+                free_bytes: None,
+                link: self.link * giga,
+                // As fast as int8 where there is any; operands are converted.
+                product_fp8: (self.capability >= (8, 9))
+                    .then_some(0.9 * self.int8 * self.reached * tera),
+            }),
         }
     }
 }

@@ -57,7 +57,7 @@ struct On<'a> {
 /// Rates of a CPU; what else a profile says is for the caller to fill in.
 pub(super) fn cpu(device: &Device) -> DeviceProfile {
     let on = On { device, sizes: &SMALL, narrow: Compute::Bf16 };
-    let rates = rates(&on, Some(Compute::Int8));
+    let rates = rates(&on, &[Compute::Int8]);
     DeviceProfile {
         ceiling_f32: ceiling_rate(device, DType::F32),
         ceiling_bf16: ceiling_rate(device, DType::Bf16),
@@ -73,9 +73,12 @@ pub(super) fn gpu(gpu: &Gpu, sizes: &Sizes, published: DeviceProfile) -> DeviceP
     let computed = |asked| hardware.compute_for(asked, DType::Bf16).ok();
     let narrow = computed(Precision::Auto).expect("every GPU computes in 16 bits");
     let on = On { device: &device, sizes, narrow };
-    let rates = rates(&on, computed(Precision::Fp8).or_else(|| computed(Precision::Int8)));
+    let eight_bits: Vec<Compute> =
+        [Precision::Int8, Precision::Fp8].into_iter().filter_map(computed).collect();
+    let rates = rates(&on, &eight_bits);
     let figures = |figures: GpuFigures| GpuFigures {
         link: link(gpu, 4 * sizes.memory).unwrap_or(figures.link),
+        product_fp8: rates.in_eight_bits(Compute::Fp8).or(figures.product_fp8),
         ..figures
     };
     let measured = DeviceProfile {
@@ -91,8 +94,8 @@ pub(super) fn gpu(gpu: &Gpu, sizes: &Sizes, published: DeviceProfile) -> DeviceP
 struct Rates {
     product_f32: f64,
     product_16: f64,
-    /// `None`: not measured.
-    product_8: Option<f64>,
+    /// What was measured of products in eight bits.
+    product_8: Vec<(Compute, f64)>,
     over_tokens: f64,
     thin: f64,
     attention: f64,
@@ -101,11 +104,15 @@ struct Rates {
 }
 
 impl Rates {
+    fn in_eight_bits(&self, compute: Compute) -> Option<f64> {
+        self.product_8.iter().find(|(of, _)| *of == compute).map(|(_, rate)| *rate)
+    }
+
     fn put_into(self, profile: DeviceProfile) -> DeviceProfile {
         DeviceProfile {
             product_f32: self.product_f32,
             product_bf16: self.product_16,
-            product_int8: self.product_8.unwrap_or(profile.product_int8),
+            product_int8: self.in_eight_bits(Compute::Int8).unwrap_or(profile.product_int8),
             product_over_tokens: self.over_tokens,
             product_thin: self.thin,
             attention: self.attention,
@@ -116,7 +123,7 @@ impl Rates {
     }
 }
 
-fn rates(on: &On<'_>, eight_bits: Option<Compute>) -> Rates {
+fn rates(on: &On<'_>, eight_bits: &[Compute]) -> Rates {
     let of = |work, body: Box<dyn Fn()>| Probe::new(on.device, Rate::Flops(work), body);
     let mut probes = vec![
         of(Work::Product, Box::new(product(on, Compute::F32))),
@@ -127,7 +134,8 @@ fn rates(on: &On<'_>, eight_bits: Option<Compute>) -> Rates {
         of(Work::Elementwise, Box::new(elementwise(on))),
         Probe::new(on.device, Rate::Bytes, Box::new(memory(on))),
     ];
-    probes.extend(eight_bits.map(|compute| of(Work::Int8, Box::new(product(on, compute)))));
+    let product = |&compute| of(Work::Int8, Box::new(product(on, compute)));
+    probes.extend(eight_bits.iter().map(product));
     for _ in 0..WINDOWS {
         probes.iter_mut().for_each(|probe| probe.window(on.device));
     }
@@ -140,7 +148,7 @@ fn rates(on: &On<'_>, eight_bits: Option<Compute>) -> Rates {
         attention: rates[4],
         elementwise: rates[5],
         memory: rates[6],
-        product_8: rates.get(7).copied(),
+        product_8: eight_bits.iter().copied().zip(rates[7..].iter().copied()).collect(),
     }
 }
 
@@ -277,7 +285,12 @@ fn adapted(on: &On<'_>) -> impl Fn() + 'static {
         Projection { weight, bias: None, lora: Some(lora) }
     });
     let trained = Trained::new(on, params, &[t, k]);
-    move || trained.run(|tape, x| ops::linear(tape, x, &layer, None))
+    move || {
+        trained.run(|tape, x| {
+            ops::round_adapters(tape, std::iter::once(&layer[..]));
+            ops::linear(tape, x, &layer, None)
+        });
+    }
 }
 
 fn attention(on: &On<'_>) -> impl Fn() + 'static {

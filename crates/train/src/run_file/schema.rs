@@ -309,9 +309,9 @@ pub(super) const KEYS: &[Key] = &[
     key("run.threads", Int(1, 4096), Chosen("all cores"),
         "number of threads of the CPU; results do not depend on it", "2"),
     key("run.cuda_graphs", Bool, Value("true"),
-        "whether a GPU launches a pass as a whole where a batch of its shape came before, which \
-         small models gain by; results do not depend on it, nor is it done with blocks beside the \
-         GPU or cuDNN's attention", "false"),
+        "whether a GPU launches a pass as a whole where batches of its shape came before: meant \
+         for small models, not measured yet. Results do not depend on it; not done with blocks \
+         beside the GPU or cuDNN's attention", "false"),
 
     key("report.samples", Int(0, 16), Value("2"),
         "texts generated before and after training", "4"),

@@ -2,8 +2,8 @@
 
 use crate::fixture::{LORA, Scene, Trail, train, train_with};
 use hone_model::Recompute;
-use hone_tensor::Device;
 use hone_tensor::cuda::Gpu;
+use hone_tensor::{Compute, Device};
 use hone_train::checkpoint::sha256_of_file;
 use hone_train::engine::Engine;
 use hone_train::place::Place;
@@ -111,23 +111,31 @@ fn check_interruptions(place: &Place, settings: &[&str]) {
 }
 
 /// Passes that a GPU launches as a whole: of batches that differ in their sequences and targets,
-/// with dropout, and of evaluations.
+/// several a step or one, recomputed or not, of adapters with dropout and of the whole model, and
+/// evaluations.
 #[test]
 fn graphs_change_nothing() {
-    let (Some(gpu), Some(plain)) = (Gpu::for_tests(), Gpu::for_tests()) else { return };
-    let settings = [&LORA[..], &["train.max_steps = 12", "train.eval_every_steps = 4"]].concat();
-    let run = |gpu: &Gpu, graphs| {
-        let scene = Scene::new("dynamic");
-        let mut setup = scene.setup(&[&settings[..], &[graphs]].concat());
-        setup.place = Place::Cuda(gpu.clone());
-        let ended = recipe::train(&setup, Options::default(), &mut |_| {}, &|| false);
-        let Outcome::Finished(finished) = ended.unwrap() else { panic!("not finished") };
-        let losses: Vec<_> = finished.evaluations.iter().map(|record| record.loss).collect();
-        (digests(&scene, 12), losses)
-    };
-    assert_eq!(run(&gpu, "run.cuda_graphs = true"), run(&plain, "run.cuda_graphs = false"));
-    assert!(gpu.num_replays() > 8, "{} replays", gpu.num_replays());
-    assert_eq!(plain.num_replays(), 0);
+    let several = ["budget.micro_batch_tokens = 32", "budget.recompute = \"block\""];
+    for (compute, settings) in [
+        (Compute::F32, [&LORA[..], &["train.max_steps = 12"]].concat()),
+        (Compute::Bf16, [&LORA[..], &several, &["train.max_steps = 6"]].concat()),
+        (Compute::F32, vec!["train.learning_rate = 0.001", "train.max_steps = 14"]),
+    ] {
+        let run = |graphs| {
+            let gpu = Gpu::for_tests()?;
+            let scene = Scene::new("dynamic");
+            let settings = [&settings[..], &["train.eval_every_steps = 4", graphs]].concat();
+            let mut setup = scene.setup(&settings);
+            (setup.compute, setup.place) = (compute, Place::Cuda(gpu.clone()));
+            let ended = recipe::train(&setup, Options::default(), &mut |_| {}, &|| false);
+            let Outcome::Finished(finished) = ended.unwrap() else { panic!("not finished") };
+            let losses: Vec<_> = finished.evaluations.iter().map(|record| record.loss).collect();
+            Some(((digests(&scene, setup.num_steps), losses), gpu.num_replays()))
+        };
+        let Some((with, replays)) = run("run.cuda_graphs = true") else { return };
+        assert!(replays > 8, "{replays} replays in {settings:?}");
+        assert_eq!(run("run.cuda_graphs = false"), Some((with, 0)), "{settings:?}");
+    }
 }
 
 /// A GPU rounds otherwise than the CPU, whatever `run.device` says in both files.

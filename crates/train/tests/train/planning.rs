@@ -175,7 +175,7 @@ fn check_weights(setup: &Setup, plan: &Plan) {
 /// Copies go on beside operations, one after the other; what waits for them waits to the end.
 #[test]
 fn copies_to_a_gpu_cost_what_nothing_hides() {
-    let gpu = GpuFigures { memory_bytes: 1 << 30, free_bytes: None, link: 1e9 };
+    let gpu = GpuFigures { memory_bytes: 1 << 30, free_bytes: None, link: 1e9, product_fp8: None };
     let profile = DeviceProfile { gpu: Some(gpu), overhead: 0.0, ..profile() };
     let start = |bytes| Cost::transfer("prefetch", Transfer::Start(bytes));
     let (wait, work) = (Cost::transfer("await", Transfer::Await), Cost::memory("work", 10_000_000));

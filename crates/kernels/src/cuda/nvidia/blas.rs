@@ -7,6 +7,7 @@ use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
 use cudarc::driver::result as driver;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 
 /// What NVIDIA recommends for Hopper; smaller GPUs use less of it.
@@ -100,18 +101,29 @@ impl Blas {
     }
 
     /// Asks for a product whose result has its columns next to each other.
-    pub(super) fn run(&mut self, matmul: &Matmul, stream: cudarc::driver::sys::CUstream) {
+    ///
+    /// # Errors
+    /// In cuBLASLt's words.
+    pub(super) fn run(
+        &mut self,
+        matmul: &Matmul,
+        stream: cudarc::driver::sys::CUstream,
+    ) -> Result<(), String> {
         let key = Key::of(matmul);
         let handle = self.handle;
         if self.plans.len() >= MOST_PLANS && !self.plans.contains_key(&key) {
             self.plans.clear();
         }
-        let plan = self.plans.entry(key).or_insert_with(|| {
-            Plan::new(handle, matmul, &key)
-                .unwrap_or_else(|error| panic!("cuBLASLt has no product for {matmul:?}: {error}"))
-        });
+        let plan = match self.plans.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let plan = Plan::new(handle, matmul, &key)
+                    .map_err(|error| format!("cuBLASLt has no product for {matmul:?}: {error}"))?;
+                place.insert(plan)
+            }
+        };
         plan.set_scales(matmul.operands)
-            .unwrap_or_else(|error| panic!("cuBLASLt refused a factor: {error}"));
+            .map_err(|error| format!("cuBLASLt refused a factor: {error}"))?;
         let (alpha, beta) = (matmul.alpha, if matmul.c.is_some() { 1.0f32 } else { 0.0 });
         // Factors of sums in integers are such, and always one and zero.
         let (alpha, beta) = match matmul.operands {
@@ -142,7 +154,7 @@ impl Blas {
                 stream.cast(),
             )
         };
-        done.unwrap_or_else(|error| panic!("cuBLASLt failed at {matmul:?}: {error}"));
+        done.map_err(|error| format!("cuBLASLt failed at {matmul:?}: {error}"))
     }
 }
 

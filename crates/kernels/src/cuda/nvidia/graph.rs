@@ -2,8 +2,8 @@
 
 use super::super::driver::{Address, Driver};
 use super::super::graphs::{Calls, Graph};
-use super::{Nvidia, expect};
-use cudarc::driver::result::{self, DriverError};
+use super::{Nvidia, expect, in_words};
+use cudarc::driver::result;
 use cudarc::driver::sys;
 
 pub(super) struct Captured {
@@ -22,48 +22,46 @@ unsafe impl Send for Captured {}
 
 impl Captured {
     /// `calls`, whose kernels and products have run before, so that nothing is loaded meanwhile.
-    pub(super) fn new(gpu: &Nvidia, calls: &Calls) -> Result<Self, DriverError> {
-        let (context, stream, len) = (gpu.context, gpu.stream, calls.inputs().len());
+    ///
+    /// # Errors
+    /// In the driver's words; the stream is as it was then.
+    pub(super) fn new(gpu: &Nvidia, calls: &Calls) -> Result<Self, String> {
+        let (context, stream, len) = (gpu.context, gpu.stream, calls.num_inputs());
         // SAFETY: memory that only this graph uses.
-        let numbers = unsafe { result::malloc_host(len.max(1), 0) }?.cast::<u8>();
-        let graph = Self::capture(gpu, calls, numbers);
+        let numbers = in_words(unsafe { result::malloc_host(len.max(1), 0) })?.cast::<u8>();
         let untimed = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING;
-        let parts = graph.and_then(|graph| Ok((graph, result::event::create(untimed)?)));
-        match parts {
-            Ok((graph, done)) => Ok(Self { graph, numbers, len, done, context, stream }),
-            Err(error) => {
-                // SAFETY: taken above, and nothing uses it.
-                unsafe { result::free_host(numbers.cast()) }?;
-                Err(error)
-            }
-        }
+        let parts = Self::capture(gpu, calls, numbers)
+            .and_then(|graph| Ok((graph, in_words(result::event::create(untimed))?)));
+        let (graph, done) = parts.inspect_err(|_| {
+            // SAFETY: taken above, and nothing uses it.
+            let _ = unsafe { result::free_host(numbers.cast()) };
+        })?;
+        Ok(Self { graph, numbers, len, done, context, stream })
     }
 
-    fn capture(
-        gpu: &Nvidia,
-        calls: &Calls,
-        numbers: *mut u8,
-    ) -> Result<sys::CUgraphExec, DriverError> {
+    fn capture(gpu: &Nvidia, calls: &Calls, numbers: *mut u8) -> Result<sys::CUgraphExec, String> {
         // Calls of other threads, such as a checkpoint's, are not to be refused meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives as long as the GPU.
-        unsafe { result::stream::begin_capture(gpu.stream, mode) }?;
-        let mut copied = Ok(());
+        in_words(unsafe { result::stream::begin_capture(gpu.stream, mode) })?;
+        *gpu.captured.lock().expect("no panic while capturing") = Some(Ok(()));
         calls.issue(gpu, &mut |to: Address, part| {
             // SAFETY: a part of the memory, which is written before each launch; callers write
             // inside memory of the GPU that they were given.
-            let copy = unsafe {
+            let copied = unsafe {
                 let from = std::slice::from_raw_parts(numbers.add(part.start), part.len());
                 result::memcpy_htod_async(to, from, gpu.stream)
             };
-            copied = copied.and(copy);
+            gpu.settle("copying to the device", in_words(copied));
         });
+        let captured = gpu.captured.lock().expect("no panic while capturing").take();
         // SAFETY: the capture was begun above, and the graph is nobody else's.
         unsafe {
-            let graph = result::stream::end_capture(gpu.stream)?;
-            let launchable = copied
-                .and_then(|()| result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)));
-            result::graph::destroy(graph)?;
+            let graph = in_words(result::stream::end_capture(gpu.stream))?;
+            let launchable = captured.unwrap_or(Ok(())).and_then(|()| {
+                in_words(result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)))
+            });
+            in_words(result::graph::destroy(graph))?;
             launchable
         }
     }

@@ -89,6 +89,8 @@ pub(super) struct Nvidia {
     /// Looked for when attention is first asked for.
     cudnn: OnceLock<Result<Mutex<Cudnn>, String>>,
     functions: Mutex<HashMap<&'static str, Vec<Function>>>,
+    /// Of the calls that are captured, if some are, what was refused first.
+    captured: Mutex<Option<Result<(), String>>>,
 }
 
 /// Graphs are made while one of so many parts of the memory is free.
@@ -122,8 +124,8 @@ impl Nvidia {
         let stream = doing("making a stream", result::stream::create(StreamKind::NonBlocking))?;
         let copies = Copies::new(stream)?;
         let blas = Mutex::new(Blas::new()?);
-        let (cudnn, functions) = (OnceLock::new(), Mutex::default());
-        let new = Self { info, context, stream, copies, blas, cudnn, functions };
+        let (cudnn, functions, captured) = (OnceLock::new(), Mutex::default(), Mutex::default());
+        let new = Self { info, context, stream, copies, blas, cudnn, functions, captured };
         // A compiler that does not know this GPU, or whose code this driver does not load, shows
         // here and not in the middle of a run.
         let source = &crate::adamw::cuda::SOURCE;
@@ -136,6 +138,16 @@ impl Nvidia {
     fn enter(&self) {
         // SAFETY: the context is retained as long as `self` lives.
         expect("entering the device", unsafe { result::ctx::set_current(self.context) });
+    }
+
+    /// What became of a call: one that is refused while calls are captured has not been asked for,
+    /// and any other means that the run cannot go on.
+    fn settle(&self, doing: &str, result: Result<(), String>) {
+        let Err(message) = result else { return };
+        match &mut *self.captured.lock().expect("no panic while capturing") {
+            Some(captured) => *captured = std::mem::replace(captured, Ok(())).and(Err(message)),
+            None => panic!("the GPU failed while {doing}: {message}"),
+        }
     }
 
     /// cuDNN, or why it is not used.
@@ -182,6 +194,10 @@ fn info(device: sys::CUdevice) -> Result<Info, CudaError> {
         memory_bytes: doing("asking what the device is", memory)? as u64,
         num_multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
     })
+}
+
+fn in_words<T>(result: Result<T, DriverError>) -> Result<T, String> {
+    result.map_err(|error| error.to_string())
 }
 
 /// The value, or a panic with the driver's words.
@@ -240,7 +256,7 @@ impl Driver for Nvidia {
         self.enter();
         // SAFETY: callers write inside memory that they were given.
         let done = unsafe { result::memset_d8_async(address, byte, bytes, self.stream) };
-        expect("filling memory", done);
+        self.settle("filling memory", in_words(done));
     }
 
     fn launch(&self, source: &'static Source, kernel: usize, at: Launch, args: &[Arg]) {
@@ -268,20 +284,21 @@ impl Driver for Nvidia {
             let args = &mut Arg::pointers(args);
             result::launch_kernel(function.handle, (x, y, z), block, shared, self.stream, args)
         };
-        expect(source.kernels[kernel], done);
+        self.settle(source.kernels[kernel], in_words(done));
     }
 
     fn matmul(&self, matmul: &Matmul) {
         self.enter();
-        self.blas.lock().expect("no panic while multiplying").run(matmul, self.stream);
+        let mut blas = self.blas.lock().expect("no panic while multiplying");
+        self.settle("multiplying", blas.run(matmul, self.stream));
     }
 
-    fn graph(&self, calls: &Calls) -> Option<Box<dyn Graph>> {
+    fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, String> {
         // A graph takes memory that is in no plan.
         if self.free_bytes() < self.info.memory_bytes / LEAST_FREE_PART {
-            return None;
+            return Err("too little of the GPU's memory is free".to_owned());
         }
-        Some(Box::new(Captured::new(self, calls).ok()?))
+        Ok(Box::new(Captured::new(self, calls)?))
     }
 
     fn attention_plan(&self, shape: &AttentionShape) -> Option<AttentionPlan> {

@@ -23,7 +23,8 @@ __global__ void int8_quantise(
     over_block<N>(cols, together, [&](size_t c, auto count) {
         auto x_c = product(c, count);
         for (int k = 0; k < count.value; k++) {
-            bool finite = x_c.of[k] - x_c.of[k] == 0.0f;
+            // By its bits: a product less itself may be fused, and is then not zero.
+            bool finite = (__float_as_uint(x_c.of[k]) & 0x7f800000u) != 0x7f800000u;
             greatest = fmaxf(greatest, finite ? fabsf(x_c.of[k]) : INFINITY);
         }
     });
@@ -39,8 +40,8 @@ __global__ void int8_quantise(
         }
         *reinterpret_cast<Neighbours<uint8, count.value>*>(to + c) = y_c;
     });
-    // Infinity less itself is not a number.
-    if (threadIdx.x == 0) scales[blockIdx.x] = greatest / 127.0f + (greatest - greatest);
+    float scale = greatest == INFINITY ? __uint_as_float(0x7fc00000u) : greatest / 127.0f;
+    if (threadIdx.x == 0) scales[blockIdx.x] = scale;
 }
 
 // `y` = the bytes of a weight without their zero point; sixteen at a time.

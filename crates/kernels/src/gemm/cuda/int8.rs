@@ -11,7 +11,7 @@ const ROUND: usize = 32;
 
 /// Bytes of sums that exist at a time: most of them stay in a GPU's cache between the product and
 /// what is made of it.
-const SUMS_BYTES: usize = 32 << 20;
+const SUMS_BYTES: usize = if cfg!(test) { 32 << 10 } else { 32 << 20 };
 
 /// Rows of sums with `n` columns that exist at a time: whole tiles of tensor cores.
 fn rows_of_sums(m: usize, n: usize) -> usize {
