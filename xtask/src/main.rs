@@ -3,6 +3,7 @@
 //! Only dispatch lives here; each command is a module. Nothing in this crate ships with the binary.
 
 mod bench;
+mod bits;
 mod gpu_check;
 mod test;
 mod tidy;
@@ -18,6 +19,10 @@ Usage: cargo xtask COMMAND
 Commands:
   test   everything a change must pass: needed tools, formatting, clippy, tidy, all tests
   tidy   house rules: sizes, crate directions, unsafe code, names, headers, documents
+  bits [HONE] [--against BINARY | --record]
+         SHA-256 of weights and losses of small runs (adapter and full, in f32, bf16 and int8),
+         compared with those in xtask/bits.txt or with another binary's; --record writes the file.
+         HONE: a binary other than the release build
   bench plan [HONE]
          what `hone plan` says against what `hone train` takes; writes docs/benchmarks/plan.md.
          HONE: a binary other than the release build
@@ -55,6 +60,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         ["test"] => test::run(&workspace_root()),
+        ["bits", args @ ..] => bits::run(&workspace_root(), args),
         ["bench", "plan"] => bench::plan::run(&workspace_root(), None),
         ["bench", "plan", hone] => bench::plan::run(&workspace_root(), Some(Path::new(hone))),
         ["bench", "ops", names @ ..] => bench::ops::run(&workspace_root(), names),

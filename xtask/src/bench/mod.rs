@@ -51,7 +51,8 @@ impl Place {
     }
 }
 
-fn build(root: &Path) -> Result<PathBuf, String> {
+/// The release build of Hone.
+pub fn build(root: &Path) -> Result<PathBuf, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let build = ["build", "--release", "--package", "hone-cli"];
     let built = Command::new(cargo).args(build).current_dir(root).status();

@@ -1,0 +1,71 @@
+//! Digests of a run's result.
+
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use std::path::Path;
+
+/// SHA-256 in hexadecimal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Digests {
+    pub weights: String,
+    /// Of loss and gradient norm of every step.
+    pub losses: String,
+}
+
+impl Digests {
+    /// Those of a finished run in `dir`.
+    pub fn of_run(dir: &Path) -> Result<Self, String> {
+        let adapter = dir.join("adapter/adapter_model.safetensors");
+        let model = dir.join("model/model.safetensors");
+        let weights = if adapter.is_file() { adapter } else { model };
+        let weights = read(&weights)?;
+        let metrics = read(&dir.join("metrics.jsonl"))?;
+        let metrics = String::from_utf8(metrics).map_err(|error| error.to_string())?;
+        Ok(Self { weights: of_weights(&weights)?, losses: of_losses(&metrics)? })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Of all tensors in a safetensors file, in order of name; metadata and order in the file are left
+/// out.
+pub fn of_weights(file: &[u8]) -> Result<String, String> {
+    let cut_off = || "not a safetensors file".to_owned();
+    let (length, rest) = file.split_first_chunk::<8>().ok_or_else(cut_off)?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| cut_off())?;
+    let (header, data) = rest.split_at_checked(length).ok_or_else(cut_off)?;
+    let header: serde_json::Map<String, Value> =
+        serde_json::from_slice(header).map_err(|error| error.to_string())?;
+    let mut tensors: Vec<_> = header.iter().filter(|(name, _)| *name != "__metadata__").collect();
+    tensors.sort_by_key(|(name, _)| *name);
+    let mut sha = Sha256::new();
+    for (name, about) in tensors {
+        let offset =
+            |i: usize| about["data_offsets"][i].as_u64().map_or(usize::MAX, |n| n as usize);
+        let values = data.get(offset(0)..offset(1)).ok_or_else(cut_off)?;
+        sha.update(format!("{name} {} {}\n", about["dtype"], about["shape"]));
+        sha.update(values);
+    }
+    Ok(hexadecimal(sha))
+}
+
+/// Of what `metrics.jsonl` says of loss and gradient norm, as it is written there.
+pub fn of_losses(metrics: &str) -> Result<String, String> {
+    let mut sha = Sha256::new();
+    for line in metrics.lines() {
+        let line: Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
+        let numbers = ["step", "loss", "grad_norm"].map(|key| &line[key]);
+        if numbers.iter().any(|number| !number.is_number()) {
+            return Err(format!("a step without loss or gradient norm: {line}"));
+        }
+        let [step, loss, grad_norm] = numbers;
+        sha.update(format!("{step} {loss} {grad_norm}\n"));
+    }
+    Ok(hexadecimal(sha))
+}
+
+fn hexadecimal(sha: Sha256) -> String {
+    sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
