@@ -9,8 +9,8 @@ use hone_tensor::ops::Angles;
 pub struct Batch {
     /// `[t]` token ids; padding is token 0.
     pub tokens: Vec<u32>,
-    /// Angles of the rotary embedding.
-    pub angles: Angles,
+    /// Angles of each of the model's rotary embeddings.
+    pub angles: Vec<Angles>,
     /// Where the sequences are.
     pub sequences: Vec<Sequence>,
     /// Rows whose next token is to be predicted, in ascending order; then those that are computed
@@ -37,7 +37,7 @@ impl Batch {
         Self {
             num_targets: rows.len(),
             tokens: tokens.to_vec(),
-            angles: config.rope.angles(positions, cu_seqlens),
+            angles: config.angles(positions, cu_seqlens),
             sequences: Sequence::packed(cu_seqlens),
             rows,
             targets,

@@ -1,13 +1,8 @@
 //! What a decoder is made of, independent of the family whose `config.json` said so.
 
-use crate::families;
 use crate::rope::{RopeConfig, RopeScaling};
 use hone_tensor::Heads;
-use serde_json::{Map, Value};
-use std::path::{Path, PathBuf};
-
-/// Largest `config.json` that is read: real ones have a few kilobytes.
-const MAX_BYTES: u64 = 4 << 20;
+use hone_tensor::ops::Angles;
 
 /// A decoder's shape. Names are those of Hugging Face configurations.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,110 +11,71 @@ pub struct DecoderConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width inside the gated MLP.
-    pub intermediate_size: usize,
-    /// Number of blocks.
-    pub num_hidden_layers: usize,
-    /// Attention heads.
-    pub heads: Heads,
+    /// The blocks, first to last.
+    pub layers: Vec<LayerConfig>,
+    /// Rotary position embeddings; each block's attention names one of them.
+    pub ropes: Vec<RopeConfig>,
     /// Added to the mean square in norms.
     pub rms_norm_eps: f32,
-    /// Rotary position embedding.
-    pub rope: RopeConfig,
     /// Longest sequence the model was made for.
     pub max_position_embeddings: usize,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
-    /// Whether q, k, v and o projections have biases.
-    pub attention_bias: bool,
-    /// Whether gate, up and down projections have biases.
-    pub mlp_bias: bool,
     /// Tokens that end a generation, as the model's files name them.
     pub eos_token_ids: Vec<u32>,
 }
 
-/// Why a `config.json` cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// An adapter where a model was asked for.
-    #[error(
-        "{}: this is an adapter, not a model; name the model it was made for, and this directory \
-         with --adapter",
-        dir.display()
-    )]
-    IsAdapter {
-        /// Directory.
-        dir: PathBuf,
-    },
-    /// The file cannot be read.
-    #[error(
-        "{}: {source}. A model directory in Hugging Face layout holds a config.json",
-        path.display()
-    )]
-    Io {
-        /// File.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Not a JSON object.
-    #[error("{}: {reason}", path.display())]
-    Json {
-        /// File.
-        path: PathBuf,
-        /// Where and what.
-        reason: String,
-    },
-    /// Another kind of model.
-    #[error(
-        "{}: model_type `{model_type}` is not supported yet; supported: {supported}",
-        path.display()
-    )]
-    Family {
-        /// File.
-        path: PathBuf,
-        /// What it says.
-        model_type: String,
-        /// What there is.
-        supported: String,
-    },
-    /// A key is missing, or has a value that does not fit.
-    #[error("{}: `{key}` {problem}", path.display())]
-    Key {
-        /// File.
-        path: PathBuf,
-        /// Key.
-        key: String,
-        /// What is wrong, and what would be right.
-        problem: String,
-    },
+/// One block: attention, then a gated MLP.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerConfig {
+    /// Attention.
+    pub attention: AttentionConfig,
+    /// The MLP.
+    pub mlp: MlpConfig,
+}
+
+/// Attention of one block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionConfig {
+    /// Heads, their scale and window.
+    pub heads: Heads,
+    /// Index into [`DecoderConfig::ropes`].
+    pub rope: usize,
+    /// Whether the projections of queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// Whether the output projection has a bias.
+    pub o_bias: bool,
+}
+
+/// Gated MLP of one block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MlpConfig {
+    /// Width between the projections.
+    pub intermediate_size: usize,
+    /// Whether the projections have biases.
+    pub bias: bool,
 }
 
 impl DecoderConfig {
-    /// Reads `config.json` (and the end tokens of `generation_config.json`) of a model directory.
-    ///
-    /// # Errors
-    /// [`ConfigError`], naming file and key.
-    pub fn load(dir: &Path) -> Result<Self, ConfigError> {
-        let path = dir.join("config.json");
-        if !path.exists() && dir.join("adapter_config.json").is_file() {
-            return Err(ConfigError::IsAdapter { dir: dir.to_owned() });
-        }
-        let mut config = families::decoder_config(&RawConfig::read(&path)?)?;
-        let generation = dir.join("generation_config.json");
-        if generation.is_file() {
-            let ids = RawConfig::read(&generation)?.token_ids("eos_token_id")?;
-            if !ids.is_empty() {
-                config.eos_token_ids = ids;
-            }
-        }
-        Ok(config)
+    /// Number of blocks.
+    pub fn num_hidden_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The heads of each block.
+    pub fn heads(&self) -> impl Iterator<Item = &Heads> {
+        self.layers.iter().map(|layer| &layer.attention.heads)
+    }
+
+    /// Dimensions of the widest head.
+    pub fn max_head_dim(&self) -> usize {
+        self.heads().map(|heads| heads.head_dim).max().unwrap_or(0)
     }
 
     /// Whether sequences of `len` tokens are what the model was made for.
     pub fn can_reach(&self, len: usize) -> bool {
-        let stretches = matches!(self.rope.scaling, RopeScaling::Dynamic { .. });
-        len <= self.max_position_embeddings || stretches
+        let is_dynamic = |rope: &RopeConfig| matches!(rope.scaling, RopeScaling::Dynamic { .. });
+        len <= self.max_position_embeddings || self.ropes.iter().any(is_dynamic)
     }
 
     /// Tokens that end a generation: the model's own and those that its tokenizer knows of.
@@ -132,201 +88,17 @@ impl DecoderConfig {
 
     /// Number of weights, tied ones once.
     pub fn num_parameters(&self) -> usize {
-        let (h, i, heads) = (self.hidden_size, self.intermediate_size, &self.heads);
-        let attention = h * heads.qkv_width() + heads.out_width() * h;
-        let mut block = attention + 3 * h * i + 2 * h;
-        if self.attention_bias {
-            block += heads.qkv_width() + h;
-        }
-        if self.mlp_bias {
-            block += 2 * i + h;
-        }
-        let tables = if self.tie_word_embeddings { 1 } else { 2 };
-        self.num_hidden_layers * block + h + tables * self.vocab_size * h
-    }
-}
-
-/// A JSON object from a configuration file, read key by key.
-pub struct RawConfig {
-    path: PathBuf,
-    /// Key of this object inside the file, with a trailing dot; empty at the top.
-    prefix: String,
-    object: Map<String, Value>,
-}
-
-impl RawConfig {
-    /// Reads a file that holds one object.
-    ///
-    /// # Errors
-    /// [`ConfigError`], naming the file.
-    pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        Self::read_up_to(path, MAX_BYTES)
+        self.weights().map(|weight| weight.shape.iter().product::<usize>()).sum()
     }
 
-    /// The same, with another limit to the file's size.
-    ///
-    /// # Errors
-    /// [`ConfigError`], naming the file.
-    pub fn read_up_to(path: &Path, max_bytes: u64) -> Result<Self, ConfigError> {
-        let io = |source| ConfigError::Io { path: path.to_owned(), source };
-        let json = |reason: String| ConfigError::Json { path: path.to_owned(), reason };
-        let size = std::fs::metadata(path).map_err(io)?.len();
-        if size > max_bytes {
-            return Err(json(format!("{size} bytes are too many: at most {max_bytes} are read")));
-        }
-        let text = std::fs::read(path).map_err(io)?;
-        let value = serde_json::from_slice(&text);
-        match value.map_err(|e| json(format!("not valid JSON: {e}")))? {
-            Value::Object(object) => {
-                Ok(Self { path: path.to_owned(), prefix: String::new(), object })
-            }
-            other => Err(json(format!("expected a JSON object, found {}", kind(&other)))),
-        }
+    /// Angles of each of [`Self::ropes`] for tokens at `positions` in sequences bounded by
+    /// `cu_seqlens`.
+    pub fn angles(&self, positions: &[u32], cu_seqlens: &[u32]) -> Vec<Angles> {
+        self.ropes.iter().map(|rope| rope.angles(positions, cu_seqlens)).collect()
     }
 
-    /// Where the file is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// An error about a key of this object.
-    pub fn error(&self, key: &str, problem: impl Into<String>) -> ConfigError {
-        let key = format!("{}{key}", self.prefix);
-        ConfigError::Key { path: self.path.clone(), key, problem: problem.into() }
-    }
-
-    /// The value of a key; `null` counts as absent.
-    pub fn get(&self, key: &str) -> Option<&Value> {
-        self.object.get(key).filter(|v| !v.is_null())
-    }
-
-    /// An object inside this one.
-    ///
-    /// # Errors
-    /// If it is something else.
-    pub fn object(&self, key: &str) -> Result<Option<RawConfig>, ConfigError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::Object(object)) => {
-                let (path, prefix) = (self.path.clone(), format!("{}{key}.", self.prefix));
-                Ok(Some(Self { path, prefix, object: object.clone() }))
-            }
-            Some(other) => Err(self.unexpected(key, "an object", other)),
-        }
-    }
-
-    /// A whole number of at least 1.
-    ///
-    /// # Errors
-    /// If it is missing or something else.
-    pub fn size(&self, key: &str) -> Result<usize, ConfigError> {
-        self.optional_size(key)?.ok_or_else(|| self.missing(key))
-    }
-
-    /// A whole number of at least 1, if present.
-    ///
-    /// # Errors
-    /// If it is something else, or beyond what any model has.
-    pub fn optional_size(&self, key: &str) -> Result<Option<usize>, ConfigError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        match value.as_u64() {
-            // Sums of a few products of two sizes must not overflow.
-            Some(n) if (1..1 << 31).contains(&n) => Ok(Some(n as usize)),
-            _ => Err(self.unexpected(key, "a whole number from 1 to 2147483647", value)),
-        }
-    }
-
-    /// Refuses a setting that would change what a model computes in a way that is not supported.
-    ///
-    /// # Errors
-    /// If it is there with another value than `neutral`.
-    pub fn expect_neutral(&self, key: &str, neutral: f64) -> Result<(), ConfigError> {
-        match self.get(key) {
-            Some(value) if value.as_f64() != Some(neutral) => {
-                let problem = format!("is {value}, which is not supported; only {neutral} is");
-                Err(self.error(key, problem))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// A positive, finite number, if present.
-    ///
-    /// # Errors
-    /// If it is something else.
-    pub fn optional_number(&self, key: &str) -> Result<Option<f64>, ConfigError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        match value.as_f64() {
-            Some(x) if x.is_finite() && x > 0.0 => Ok(Some(x)),
-            _ => Err(self.unexpected(key, "a positive number", value)),
-        }
-    }
-
-    /// A positive, finite number.
-    ///
-    /// # Errors
-    /// If it is missing or something else.
-    pub fn number(&self, key: &str) -> Result<f64, ConfigError> {
-        self.optional_number(key)?.ok_or_else(|| self.missing(key))
-    }
-
-    /// A truth value, `default` if absent.
-    ///
-    /// # Errors
-    /// If it is something else.
-    pub fn flag(&self, key: &str, default: bool) -> Result<bool, ConfigError> {
-        match self.get(key) {
-            None => Ok(default),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(other) => Err(self.unexpected(key, "true or false", other)),
-        }
-    }
-
-    /// A string, if present.
-    ///
-    /// # Errors
-    /// If it is something else.
-    pub fn text(&self, key: &str) -> Result<Option<&str>, ConfigError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(self.unexpected(key, "a string", other)),
-        }
-    }
-
-    /// One token id or a list of them; empty if absent.
-    ///
-    /// # Errors
-    /// If it is something else.
-    pub fn token_ids(&self, key: &str) -> Result<Vec<u32>, ConfigError> {
-        let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
-        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
-        let ids = match value {
-            Value::Array(ids) => ids.iter().map(id).collect(),
-            one => id(one).map(|id| vec![id]),
-        };
-        ids.ok_or_else(|| self.unexpected(key, "a token id or a list of them", value))
-    }
-
-    fn missing(&self, key: &str) -> ConfigError {
-        let mend = "is missing, and no default stands for it: take the file from where the \
-                    weights came from";
-        self.error(key, mend)
-    }
-
-    /// An error about a key whose value is of another kind than `expected`.
-    pub fn unexpected(&self, key: &str, expected: &str, found: &Value) -> ConfigError {
-        self.error(key, format!("must be {expected}, found {found}"))
-    }
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a truth value",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
+    /// Bytes of the angles of `num_tokens` tokens.
+    pub fn angle_bytes(&self, num_tokens: usize) -> usize {
+        self.ropes.iter().map(|rope| size_of::<f32>() * rope.head_dim * num_tokens).sum()
     }
 }

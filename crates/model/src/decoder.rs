@@ -1,9 +1,11 @@
 //! The decoder: embedding, blocks of attention and gated MLP, norm, head.
 
 use crate::batch::Batch;
-use crate::config::DecoderConfig;
+use crate::config::{DecoderConfig, LayerConfig};
+use crate::weights::{BlockNorm, Linear, Role};
 use hone_tensor::ops::{self, KvCache};
 use hone_tensor::{Lora, Offloaded, Projection, Tape, Tensor, Var, Weight};
+use std::collections::BTreeMap;
 
 /// What the forward pass keeps for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,47 +21,36 @@ pub enum Recompute {
 pub struct Decoder {
     /// Shape.
     pub config: DecoderConfig,
-    pub(crate) embed_tokens: Weight,
+    embed_tokens: Weight,
     pub(crate) layers: Vec<Layer>,
-    pub(crate) norm: Weight,
+    norm: Weight,
     /// `None`: tied to the embedding.
-    pub(crate) lm_head: Option<Weight>,
+    lm_head: Option<Weight>,
 }
 
 /// One block.
 #[derive(Clone)]
 pub(crate) struct Layer {
-    pub(crate) input_layernorm: Weight,
+    /// In the order of [`BlockNorm::ALL`]; `None` where the configuration has no such norm.
+    norms: [Option<Weight>; BlockNorm::ALL.len()],
     /// q, k, v.
-    pub(crate) qkv: Vec<Projection>,
+    qkv: Vec<Projection>,
     /// o.
-    pub(crate) o: Vec<Projection>,
-    pub(crate) post_attention_layernorm: Weight,
+    o: Vec<Projection>,
     /// gate, up.
-    pub(crate) gate_up: Vec<Projection>,
+    gate_up: Vec<Projection>,
     /// down.
-    pub(crate) down: Vec<Projection>,
+    down: Vec<Projection>,
     /// Where the projections' weights are fetched from, if they are not on the device.
     pub(crate) offloaded: Option<Offloaded>,
 }
 
-/// Names of a block's projections within it, in the order of [`Layer::projections`].
-pub(crate) const PROJECTIONS: [&str; 7] = [
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-];
-
 impl Layer {
     pub(crate) fn projections(&self) -> impl Iterator<Item = &Projection> {
-        self.qkv.iter().chain(&self.o).chain(&self.gate_up).chain(&self.down)
+        self.groups().into_iter().flatten()
     }
 
-    /// Those that read the same input, together.
+    /// Those that read the same input, together; all in the order of [`Linear::ALL`].
     fn groups(&self) -> [&[Projection]; 4] {
         [&self.qkv, &self.o, &self.gate_up, &self.down]
     }
@@ -68,9 +59,76 @@ impl Layer {
         let attention = self.qkv.iter_mut().chain(&mut self.o);
         attention.chain(&mut self.gate_up).chain(&mut self.down)
     }
+
+    fn projection(&self, linear: Linear) -> Option<&Projection> {
+        match linear {
+            Linear::Q => self.qkv.first(),
+            Linear::K => self.qkv.get(1),
+            Linear::V => self.qkv.get(2),
+            Linear::O => self.o.first(),
+            Linear::Gate => self.gate_up.first(),
+            Linear::Up => self.gate_up.get(1),
+            Linear::Down => self.down.first(),
+        }
+    }
+
+    /// A norm that every configuration has.
+    fn norm(&self, norm: BlockNorm) -> &Weight {
+        self.norms[norm as usize].as_ref().expect("the configuration calls for this norm")
+    }
+}
+
+/// A weight, or the projection whose matrix it is.
+pub(crate) enum Part<'a> {
+    Plain(&'a Weight),
+    Matrix(&'a Projection),
 }
 
 impl Decoder {
+    /// Puts together the weights of `config`.
+    ///
+    /// # Panics
+    /// If one that it calls for is not there.
+    pub(crate) fn new(config: DecoderConfig, mut weights: BTreeMap<Role, Weight>) -> Self {
+        let mut layer = |i| {
+            let mut group = |linears: &[Linear]| {
+                let projection = |&linear: &Linear| Projection {
+                    weight: weights.remove(&Role::Matrix(i, linear)).expect("a matrix of each"),
+                    bias: weights.remove(&Role::Bias(i, linear)),
+                    lora: None,
+                };
+                linears.iter().map(projection).collect()
+            };
+            Layer {
+                qkv: group(&[Linear::Q, Linear::K, Linear::V]),
+                o: group(&[Linear::O]),
+                gate_up: group(&[Linear::Gate, Linear::Up]),
+                down: group(&[Linear::Down]),
+                norms: BlockNorm::ALL.map(|norm| weights.remove(&Role::Norm(i, norm))),
+                offloaded: None,
+            }
+        };
+        let layers = (0..config.layers.len()).map(&mut layer).collect();
+        let embed_tokens = weights.remove(&Role::EmbedTokens).expect("an embedding");
+        let norm = weights.remove(&Role::FinalNorm).expect("a last norm");
+        let lm_head = weights.remove(&Role::LmHead);
+        Self { config, embed_tokens, layers, norm, lm_head }
+    }
+
+    /// The weight of a role; `None` where the configuration does not call for it.
+    pub(crate) fn part(&self, role: Role) -> Option<Part<'_>> {
+        match role {
+            Role::EmbedTokens => Some(Part::Plain(&self.embed_tokens)),
+            Role::FinalNorm => Some(Part::Plain(&self.norm)),
+            Role::LmHead => self.lm_head.as_ref().map(Part::Plain),
+            Role::Norm(i, norm) => self.layers[i].norms[norm as usize].as_ref().map(Part::Plain),
+            Role::Matrix(i, linear) => self.layers[i].projection(linear).map(Part::Matrix),
+            Role::Bias(i, linear) => {
+                self.layers[i].projection(linear)?.bias.as_ref().map(Part::Plain)
+            }
+        }
+    }
+
     /// The head's weight `[vocab_size, hidden_size]`.
     pub fn head(&self) -> &Weight {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
@@ -88,13 +146,13 @@ impl Decoder {
 
     /// Module names (`model.layers.0.self_attn.q_proj`, …) and projections.
     pub fn projections(&self) -> impl Iterator<Item = (String, &Projection)> {
-        let names = module_names(self.layers.len());
-        names.zip(self.layers.iter().flat_map(Layer::projections))
+        let projections = self.layers.iter().flat_map(Layer::projections);
+        self.config.module_names().zip(projections)
     }
 
     pub(crate) fn projections_mut(&mut self) -> impl Iterator<Item = (String, &mut Projection)> {
-        let names = module_names(self.layers.len());
-        names.zip(self.layers.iter_mut().flat_map(Layer::projections_mut))
+        let projections = self.layers.iter_mut().flat_map(Layer::projections_mut);
+        self.config.module_names().zip(projections)
     }
 
     /// The adapters, by module name.
@@ -122,11 +180,11 @@ impl Decoder {
     ) -> Var {
         ops::round_adapters(tape, self.layers.iter().flat_map(Layer::groups));
         let mut x = ops::embedding(tape, &self.embed_tokens, &batch.tokens);
-        for layer in &self.layers {
+        for (layer, config) in self.layers.iter().zip(&self.config.layers) {
+            let heads = &config.attention.heads;
             let block = move |tape: &mut Tape<'a>, x: Var| {
-                self.block(tape, layer, x, &mut |tape, qkv| {
-                    let qkv = ops::rope(tape, qkv, &self.config.heads, &batch.angles);
-                    ops::attention(tape, qkv, &self.config.heads, &batch.sequences)
+                self.block(tape, (layer, config), &batch.angles, x, &mut |tape, qkv| {
+                    ops::attention(tape, qkv, heads, &batch.sequences)
                 })
             };
             x = match recompute {
@@ -143,15 +201,14 @@ impl Decoder {
         &'a self,
         tape: &mut Tape<'a>,
         tokens: &'a [u32],
-        angles: &'a ops::Angles,
+        angles: &'a [ops::Angles],
         caches: &mut [KvCache],
     ) -> Var {
         ops::round_adapters(tape, self.layers.iter().flat_map(Layer::groups));
         let mut x = ops::embedding(tape, &self.embed_tokens, tokens);
-        for (layer, cache) in self.layers.iter().zip(caches) {
-            x = self.block(tape, layer, x, &mut |tape, qkv| {
-                let qkv = ops::rope(tape, qkv, &self.config.heads, angles);
-                ops::attend_cached(tape, qkv, &self.config.heads, cache)
+        for ((layer, config), cache) in self.layers.iter().zip(&self.config.layers).zip(caches) {
+            x = self.block(tape, (layer, config), angles, x, &mut |tape, qkv| {
+                ops::attend_cached(tape, qkv, &config.attention.heads, cache)
             });
         }
         ops::rms_norm(tape, &x, &self.norm, self.config.rms_norm_eps)
@@ -163,28 +220,26 @@ impl Decoder {
         ops::logits(tape, hidden.value(), self.head())
     }
 
+    /// One block as its configuration describes it; `attend` is attention over a batch or a cache.
     fn block<'a>(
         &'a self,
         tape: &mut Tape<'a>,
-        layer: &'a Layer,
+        (layer, config): (&'a Layer, &'a LayerConfig),
+        angles: &'a [ops::Angles],
         x: Var,
         attend: &mut dyn FnMut(&mut Tape<'a>, Var) -> Var,
     ) -> Var {
-        let eps = self.config.rms_norm_eps;
+        let (eps, attention) = (self.config.rms_norm_eps, &config.attention);
         ops::with_offloaded(tape, layer.offloaded.as_ref(), x, |tape, x| {
-            let h = ops::rms_norm(tape, &x, &layer.input_layernorm, eps);
+            let h = ops::rms_norm(tape, &x, layer.norm(BlockNorm::AttentionInput), eps);
             let qkv = ops::linear(tape, h, &layer.qkv, None);
+            let qkv = ops::rope(tape, qkv, &attention.heads, &angles[attention.rope]);
             let attended = attend(tape, qkv);
             let x = ops::linear(tape, attended, &layer.o, Some(x));
-            let h = ops::rms_norm(tape, &x, &layer.post_attention_layernorm, eps);
+            let h = ops::rms_norm(tape, &x, layer.norm(BlockNorm::MlpInput), eps);
             let gate_up = ops::linear(tape, h, &layer.gate_up, None);
             let activated = ops::swiglu(tape, gate_up);
             ops::linear(tape, activated, &layer.down, Some(x))
         })
     }
-}
-
-fn module_names(num_layers: usize) -> impl Iterator<Item = String> {
-    let of_layer = |i| PROJECTIONS.iter().map(move |name| format!("model.layers.{i}.{name}"));
-    (0..num_layers).flat_map(of_layer)
 }

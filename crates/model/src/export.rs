@@ -1,9 +1,11 @@
 //! A model in Hugging Face layout, adapters merged.
 
 use crate::batch::Batch;
+use crate::decoder::Part;
 use crate::load::Model;
+use crate::weights::{Role, WeightSpec};
 use hone_tensor::safetensors::{FileError, Lazy, write};
-use hone_tensor::{Compute, DType, Device, Params, Projection, Tape, Tensor, Weight, merge};
+use hone_tensor::{Compute, DType, Device, Tape, Tensor, merge};
 use std::path::{Path, PathBuf};
 
 /// Files that go along with the weights where they exist.
@@ -55,39 +57,20 @@ pub fn export_hf(
         }
     }
     write_config(&base_dir.join("config.json"), &out.join("config.json"), dtype)?;
-    let weights = named_weights(model);
-    let lazy = weights.into_iter().map(|(name, part)| {
-        let shape = part.weight().shape().to_vec();
-        let make = Box::new(move || part.make(model, device, dtype));
+    let lazy = model.decoder.config.weights().map(|WeightSpec { role, name, shape }| {
+        let make = Box::new(move || written(model, device, role, dtype));
         (name, Lazy::Made { dtype, shape, make })
     });
     write(&out.join("model.safetensors"), lazy)?;
     Ok(())
 }
 
-/// A tensor of the exported model.
-enum Part<'a> {
-    Plain(&'a Weight),
-    /// The matrix of a projection, its adapter to be merged.
-    Matrix(&'a Projection),
-}
-
-impl<'a> Part<'a> {
-    fn weight(&self) -> &'a Weight {
-        match self {
-            Part::Plain(weight) => weight,
-            Part::Matrix(projection) => &projection.weight,
-        }
-    }
-
-    fn make(&self, model: &Model, device: &Device, dtype: DType) -> Tensor {
-        let params: &Params = &model.params;
-        match self {
-            Part::Plain(weight) => converted(device, params.resolve(weight), dtype),
-            Part::Matrix(projection) => {
-                converted(device, &merge(device, params, projection), dtype)
-            }
-        }
+/// A weight as it is written: in `dtype`, its adapter merged.
+fn written(model: &Model, device: &Device, role: Role, dtype: DType) -> Tensor {
+    let params = &model.params;
+    match model.decoder.part(role).expect("the configuration calls for it") {
+        Part::Plain(weight) => converted(device, params.resolve(weight), dtype),
+        Part::Matrix(projection) => converted(device, &merge(device, params, projection), dtype),
     }
 }
 
@@ -101,33 +84,6 @@ fn converted(device: &Device, tensor: &Tensor, dtype: DType) -> Tensor {
     let mut out = device.alloc(hone_tensor::Category::Workspace, dtype, tensor.shape());
     out.copy_from_f32(&tensor.to_vec_f32());
     out
-}
-
-fn named_weights(model: &Model) -> Vec<(String, Part<'_>)> {
-    let decoder = &model.decoder;
-    let mut all = vec![
-        ("model.embed_tokens.weight".to_owned(), Part::Plain(&decoder.embed_tokens)),
-        ("model.norm.weight".to_owned(), Part::Plain(&decoder.norm)),
-    ];
-    if let Some(head) = &decoder.lm_head {
-        all.push(("lm_head.weight".to_owned(), Part::Plain(head)));
-    }
-    for (i, layer) in decoder.layers.iter().enumerate() {
-        let norms = [
-            ("input_layernorm", &layer.input_layernorm),
-            ("post_attention_layernorm", &layer.post_attention_layernorm),
-        ];
-        for (name, weight) in norms {
-            all.push((format!("model.layers.{i}.{name}.weight"), Part::Plain(weight)));
-        }
-    }
-    for (name, projection) in decoder.projections() {
-        if let Some(bias) = &projection.bias {
-            all.push((format!("{name}.bias"), Part::Plain(bias)));
-        }
-        all.push((format!("{name}.weight"), Part::Matrix(projection)));
-    }
-    all
 }
 
 /// `config.json` with the element type that the weights now have.

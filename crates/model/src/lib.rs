@@ -13,11 +13,15 @@ pub mod families;
 pub mod generate;
 pub mod hub;
 mod load;
+mod raw_config;
 mod rope;
+mod weights;
 
 pub use batch::Batch;
-pub use config::{ConfigError, DecoderConfig};
+pub use config::{AttentionConfig, DecoderConfig, LayerConfig, MlpConfig};
 pub use decoder::{Decoder, Recompute};
 pub use export::{ExportError, export_hf, logits_error, logits_tolerance};
 pub use load::{LoadError, LoadOptions, Model, Trained, load};
+pub use raw_config::ConfigError;
 pub use rope::{RopeConfig, RopeScaling};
+pub use weights::{BlockNorm, Linear, Role, WeightSpec};

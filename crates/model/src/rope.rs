@@ -1,7 +1,7 @@
 //! Frequencies of rotary embeddings, with the scaling methods of transformers
 //! (`modeling_rope_utils.py`), under its names.
 
-use crate::config::{ConfigError, RawConfig};
+use crate::raw_config::{ConfigError, RawConfig};
 use hone_tensor::ops::Angles;
 use std::f64::consts::PI;
 

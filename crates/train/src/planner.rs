@@ -369,7 +369,7 @@ impl<'a> DryRun<'a> {
         if self.host.target == Target::Cpu || self.engine.lora.is_none() {
             return None;
         }
-        let (now, all) = (plan.offloaded_blocks, self.setup.config.num_hidden_layers);
+        let (now, all) = (plan.offloaded_blocks, self.setup.config.num_hidden_layers());
         let blocks = match self.setup.run.budget.offload {
             run_file::Offload::None => 0,
             run_file::Offload::All => all,
@@ -482,7 +482,7 @@ impl<'a> DryRun<'a> {
 
     /// Bytes of what a GPU is given with a micro-batch: lists, and angles of the rotary embedding.
     fn of_batch(&self, num_tokens: usize) -> u64 {
-        let angles = (4 * self.setup.config.heads.head_dim * num_tokens) as u64;
+        let angles = self.setup.config.angle_bytes(num_tokens) as u64;
         match self.host.target {
             Target::Cpu => 0,
             Target::Cuda => angles + list_bytes(num_tokens),
@@ -497,7 +497,8 @@ impl<'a> DryRun<'a> {
         let parameters = if self.engine.lora.is_some() { "adapters" } else { "parameters" };
         let live: u64 = larger.at_peak().values().map(|&bytes| bytes as u64).sum();
         let config = &self.setup.config;
-        let of_thread = ops::scratch_bytes_per_thread(&config.heads, config.hidden_size);
+        let of_heads = |heads| ops::scratch_bytes_per_thread(heads, config.hidden_size);
+        let of_thread = config.heads().map(of_heads).max().unwrap_or(0);
         let (scratch, in_use) = match self.host.target {
             Target::Cpu => ((of_thread * self.setup.threads) as u64, "program_and_data"),
             Target::Cuda => (scratch, "driver"),

@@ -82,7 +82,7 @@ impl Setup {
         let file = hone_model::load(&model_dir, &Device::dry(), LoadOptions::INFERENCE)?;
         let threads = run.run.threads.unwrap_or_else(crate::machine::num_threads);
         let (place, compute) = place(&run, gpu, (threads, file.file_dtype), note)?;
-        gpu.unwrap_or_else(|| place.hardware()).check_heads(config.heads.head_dim)?;
+        gpu.unwrap_or_else(|| place.hardware()).check_heads(config.max_head_dim())?;
         let attention = attention(run.model.attention, gpu, &place, compute)?;
         let base_precision = held_type(run.model.base_precision, compute, file.file_dtype);
         let lora = run.adapter.as_ref().map(lora_config);

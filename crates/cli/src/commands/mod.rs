@@ -67,7 +67,7 @@ fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
         hone_model::load(&dir, &dry, options)?;
         place.check_room(dry.persistent_bytes(Category::Weights))?;
     }
-    place.hardware().check_heads(DecoderConfig::load(&dir)?.heads.head_dim)?;
+    place.hardware().check_heads(DecoderConfig::load(&dir)?.max_head_dim())?;
     let device = place.device();
     let mut model = hone_model::load(&dir, &device, options)?;
     if let Some(adapter_dir) = &args.adapter {

@@ -96,7 +96,7 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
 fn beside(setup: &Setup, plan: &Plan) -> String {
     let mut text = String::new();
     if plan.offloaded_blocks > 0 {
-        let (blocks, all) = (plan.offloaded_blocks, setup.config.num_hidden_layers);
+        let (blocks, all) = (plan.offloaded_blocks, setup.config.num_hidden_layers());
         let bytes = format_bytes(plan.offloaded_bytes);
         let copied = format_bytes(plan.copied_bytes_per_step);
         let _ = writeln!(

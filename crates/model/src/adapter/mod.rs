@@ -8,7 +8,7 @@ pub use lora::{LoraConfig, attach};
 pub use peft::{load, save};
 pub use targets::TargetModules;
 
-use crate::config::ConfigError;
+use crate::raw_config::ConfigError;
 use hone_tensor::safetensors::FileError;
 use std::path::PathBuf;
 

@@ -2,8 +2,8 @@
 
 use super::lora::{Matrix, add};
 use super::{AdapterError, LoraConfig, TargetModules};
-use crate::config::{ConfigError, RawConfig};
 use crate::load::{Model, find_pickled};
+use crate::raw_config::{ConfigError, RawConfig};
 use hone_tensor::safetensors::{SafeTensorsFile, held_as, write};
 use hone_tensor::{Category, DType, Device, Tensor};
 use serde_json::{Value, json};

@@ -1,7 +1,9 @@
 //! Which linear layers an adapter goes on.
 
 use super::AdapterError;
-use crate::decoder::{Decoder, PROJECTIONS};
+use crate::config::DecoderConfig;
+use crate::decoder::Decoder;
+use std::collections::BTreeSet;
 
 /// Layers to adapt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,14 +21,14 @@ impl TargetModules {
     /// # Errors
     /// If one of the patterns matches nothing.
     pub fn resolve(&self, decoder: &Decoder) -> Result<Vec<String>, AdapterError> {
-        let names: Vec<String> = decoder.projections().map(|(name, _)| name).collect();
+        let names: Vec<String> = decoder.config.module_names().collect();
         let Self::Patterns(patterns) = self else { return Ok(names) };
         if patterns.is_empty() {
             return Err(AdapterError::NoTargets);
         }
         for pattern in patterns {
             if !names.iter().any(|name| matches(pattern, name)) {
-                return Err(no_match(pattern, decoder));
+                return Err(no_match(pattern, &decoder.config));
             }
         }
         let meant = |name: &String| patterns.iter().any(|pattern| matches(pattern, name));
@@ -34,11 +36,16 @@ impl TargetModules {
     }
 }
 
-fn no_match(target: &str, decoder: &Decoder) -> AdapterError {
-    let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
-    let available = PROJECTIONS.map(last).join(", ");
-    let num_layers = decoder.config.num_hidden_layers;
-    AdapterError::NoMatch { target: target.to_owned(), available, num_layers }
+fn no_match(target: &str, config: &DecoderConfig) -> AdapterError {
+    let mut seen = BTreeSet::new();
+    let last = |name: String| name.rsplit('.').next().unwrap_or(&name).to_owned();
+    let available: Vec<String> =
+        config.module_names().map(last).filter(|name| seen.insert(name.clone())).collect();
+    AdapterError::NoMatch {
+        target: target.to_owned(),
+        available: available.join(", "),
+        num_layers: config.num_hidden_layers(),
+    }
 }
 
 fn matches(pattern: &str, name: &str) -> bool {

@@ -5,10 +5,38 @@
 
 mod llama;
 
-use crate::config::{ConfigError, DecoderConfig, RawConfig};
+use crate::config::DecoderConfig;
+use crate::raw_config::{ConfigError, RawConfig};
+use hone_tensor::Heads;
+use std::path::Path;
 
 /// What `model_type` may say.
 pub const SUPPORTED: [&str; 1] = ["llama"];
+
+/// More blocks than any model has; a bound on what a file can make us allocate.
+const MAX_LAYERS: usize = 4096;
+
+impl DecoderConfig {
+    /// Reads `config.json` (and the end tokens of `generation_config.json`) of a model directory.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming file and key.
+    pub fn load(dir: &Path) -> Result<Self, ConfigError> {
+        let path = dir.join("config.json");
+        if !path.exists() && dir.join("adapter_config.json").is_file() {
+            return Err(ConfigError::IsAdapter { dir: dir.to_owned() });
+        }
+        let mut config = decoder_config(&RawConfig::read(&path)?)?;
+        let generation = dir.join("generation_config.json");
+        if generation.is_file() {
+            let ids = RawConfig::read(&generation)?.token_ids("eos_token_id")?;
+            if !ids.is_empty() {
+                config.eos_token_ids = ids;
+            }
+        }
+        Ok(config)
+    }
+}
 
 /// The decoder that a `config.json` describes.
 ///
@@ -24,4 +52,65 @@ pub fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
         }),
         None => Err(raw.error("model_type", "is missing; it names the family, such as \"llama\"")),
     }
+}
+
+/// Heads of attention without a window; absent keys mean what they mean for Llama.
+fn heads(raw: &RawConfig) -> Result<Heads, ConfigError> {
+    let hidden_size = raw.size("hidden_size")?;
+    let num_heads = raw.size("num_attention_heads")?;
+    let num_kv_heads = raw.optional_size("num_key_value_heads")?.unwrap_or(num_heads);
+    if !num_heads.is_multiple_of(num_kv_heads) {
+        let problem =
+            format!("must divide num_attention_heads ({num_heads}), found {num_kv_heads}");
+        return Err(raw.error("num_key_value_heads", problem));
+    }
+    let head_dim = match raw.optional_size("head_dim")? {
+        Some(head_dim) => head_dim,
+        None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
+        None => {
+            let problem = format!(
+                "must divide hidden_size ({hidden_size}) where head_dim is not given, found \
+                 {num_heads}"
+            );
+            return Err(raw.error("num_attention_heads", problem));
+        }
+    };
+    if !head_dim.is_multiple_of(2) {
+        let problem = format!(
+            "must be even for rotary embeddings, found {head_dim} (where it is not given, it is \
+             hidden_size / num_attention_heads)"
+        );
+        return Err(raw.error("head_dim", problem));
+    }
+    let scale = (head_dim as f32).powf(-0.5);
+    Ok(Heads { num_heads, num_kv_heads, head_dim, scale, window: None })
+}
+
+fn num_layers(raw: &RawConfig) -> Result<usize, ConfigError> {
+    let key = "num_hidden_layers";
+    let num_layers = raw.size(key)?;
+    if num_layers > MAX_LAYERS {
+        return Err(raw.error(key, format!("must be at most {MAX_LAYERS}, found {num_layers}")));
+    }
+    Ok(num_layers)
+}
+
+/// Refuses an activation other than the family's own.
+fn expect_activation(raw: &RawConfig, key: &str, expected: &str) -> Result<(), ConfigError> {
+    match raw.text(key)?.filter(|found| *found != expected) {
+        None => Ok(()),
+        Some(found) => {
+            Err(raw
+                .error(key, format!("is `{found}`, which is not supported; only `{expected}` is")))
+        }
+    }
+}
+
+fn refuse_quantised(raw: &RawConfig) -> Result<(), ConfigError> {
+    if raw.get("quantization_config").is_some() {
+        let problem = "says that the weights are quantised, which is not read yet; use the \
+                       unquantised model";
+        return Err(raw.error("quantization_config", problem));
+    }
+    Ok(())
 }

@@ -52,11 +52,11 @@ pub fn generate(
         config.max_position_embeddings.checked_sub(prompt.len()).expect("a prompt that fits");
     assert!(!prompt.is_empty());
     let limit = options.max_new_tokens.min(room);
-    let new_cache = |_| {
+    let new_cache = |heads| {
         let dtype = options.compute.dtype();
-        KvCache::new(device, dtype, &config.heads, prompt.len() + limit)
+        KvCache::new(device, dtype, heads, prompt.len() + limit)
     };
-    let mut caches: Vec<KvCache> = (0..config.num_hidden_layers).map(new_cache).collect();
+    let mut caches: Vec<KvCache> = config.heads().map(new_cache).collect();
     let mut tokens = Vec::new();
     let mut pending = prompt.to_vec();
     while tokens.len() < limit {
@@ -84,7 +84,7 @@ fn next_logits(
 ) -> Vec<f32> {
     let past = caches.first().map_or(0, KvCache::len) as u32;
     let positions: Vec<u32> = (past..past + tokens.len() as u32).collect();
-    let angles = model.decoder.config.rope.angles(&positions, &[0, tokens.len() as u32]);
+    let angles = model.decoder.config.angles(&positions, &[0, tokens.len() as u32]);
     let mut tape = Tape::inference(device, &model.params, compute);
     let hidden = model.decoder.hidden_cached(&mut tape, tokens, &angles, caches);
     let last = ops::last_row(&mut tape, hidden);

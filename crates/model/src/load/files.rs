@@ -1,6 +1,6 @@
 //! One safetensors file, or several with an index.
 
-use crate::config::{ConfigError, RawConfig};
+use crate::raw_config::{ConfigError, RawConfig};
 use hone_tensor::safetensors::{FileError, SafeTensorsFile};
 use hone_tensor::{DType, Tensor};
 use serde_json::Value;

@@ -6,10 +6,12 @@ pub use files::LoadError;
 pub(crate) use files::find_pickled;
 
 use crate::config::DecoderConfig;
-use crate::decoder::{Decoder, Layer, PROJECTIONS};
+use crate::decoder::{Decoder, Layer};
+use crate::weights::Role;
 use files::WeightFiles;
 use hone_tensor::safetensors::held_as;
-use hone_tensor::{Category, DType, Device, ParamId, Params, Projection, Tensor, Weight};
+use hone_tensor::{Category, DType, Device, ParamId, Params, Tensor, Weight};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Which weights are trained.
@@ -115,72 +117,30 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn decoder(&mut self, config: DecoderConfig) -> Result<Decoder, LoadError> {
-        let (v, h) = (config.vocab_size, config.hidden_size);
-        let embed_tokens = self.matrix(self.device, "model.embed_tokens.weight", v, h)?;
-        let layers = (0..config.num_hidden_layers).map(|i| self.layer(&config, i));
-        let layers = layers.collect::<Result<_, _>>()?;
-        let norm = self.vector("model.norm.weight", h)?;
-        let lm_head = match config.tie_word_embeddings {
-            true => None,
-            false => Some(self.matrix(self.device, "lm_head.weight", v, h)?),
-        };
-        Ok(Decoder { config, embed_tokens, layers, norm, lm_head })
+        let mut weights = BTreeMap::new();
+        for spec in config.weights() {
+            let tensor = self.files.take(&spec.name, &spec.shape)?;
+            let weight = match spec.role {
+                Role::Matrix(layer, _) => {
+                    let n = self.options.offloaded_blocks;
+                    let waits = is_offloaded(layer, n, config.num_hidden_layers());
+                    let home = if waits { self.device.waiting_room() } else { self.device.clone() };
+                    self.matrix(&home, &spec.name, tensor)
+                }
+                Role::EmbedTokens | Role::LmHead => self.matrix(self.device, &spec.name, tensor),
+                // Vectors are small and read as `f32` by every kernel.
+                Role::Bias(..) | Role::Norm(..) | Role::FinalNorm => {
+                    self.weight(self.device, &spec.name, tensor, DType::F32)
+                }
+            };
+            weights.insert(spec.role, weight);
+        }
+        Ok(Decoder::new(config, weights))
     }
 
-    fn layer(&mut self, config: &DecoderConfig, index: usize) -> Result<Layer, LoadError> {
-        let (h, i, d) = (config.hidden_size, config.intermediate_size, config.heads.head_dim);
-        let (q, kv) = (config.heads.num_heads * d, config.heads.num_kv_heads * d);
-        let prefix = format!("model.layers.{index}");
-        let waits = is_offloaded(index, self.options.offloaded_blocks, config.num_hidden_layers);
-        let home = if waits { self.device.waiting_room() } else { self.device.clone() };
-        let mut projection = |which: usize, n: usize, k: usize| {
-            let bias = if which < 4 { config.attention_bias } else { config.mlp_bias };
-            self.projection(&home, &format!("{prefix}.{}", PROJECTIONS[which]), (n, k), bias)
-        };
-        let qkv = vec![projection(0, q, h)?, projection(1, kv, h)?, projection(2, kv, h)?];
-        let o = vec![projection(3, h, q)?];
-        let gate_up = vec![projection(4, i, h)?, projection(5, i, h)?];
-        let down = vec![projection(6, h, i)?];
-        Ok(Layer {
-            input_layernorm: self.vector(&format!("{prefix}.input_layernorm.weight"), h)?,
-            post_attention_layernorm: self
-                .vector(&format!("{prefix}.post_attention_layernorm.weight"), h)?,
-            qkv,
-            o,
-            gate_up,
-            down,
-            offloaded: None,
-        })
-    }
-
-    fn projection(
-        &mut self,
-        home: &Device,
-        name: &str,
-        (n, k): (usize, usize),
-        bias: bool,
-    ) -> Result<Projection, LoadError> {
-        let weight = self.matrix(home, &format!("{name}.weight"), n, k)?;
-        let bias = bias.then(|| self.vector(&format!("{name}.bias"), n)).transpose()?;
-        Ok(Projection { weight, bias, lora: None })
-    }
-
-    fn matrix(
-        &mut self,
-        home: &Device,
-        name: &str,
-        n: usize,
-        k: usize,
-    ) -> Result<Weight, LoadError> {
-        let tensor = self.files.take(name, &[n, k])?;
+    fn matrix(&mut self, home: &Device, name: &str, tensor: Tensor) -> Weight {
         let dtype = self.options.base_precision.unwrap_or(tensor.dtype());
-        Ok(self.weight(home, name, tensor, dtype))
-    }
-
-    /// Vectors are small and read as `f32` by every kernel.
-    fn vector(&mut self, name: &str, n: usize) -> Result<Weight, LoadError> {
-        let tensor = self.files.take(name, &[n])?;
-        Ok(self.weight(self.device, name, tensor, DType::F32))
+        self.weight(home, name, tensor, dtype)
     }
 
     fn weight(&mut self, home: &Device, name: &str, tensor: Tensor, dtype: DType) -> Weight {

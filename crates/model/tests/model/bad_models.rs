@@ -120,11 +120,8 @@ fn numbers_out_of_range() {
 fn unusable_settings() {
     let cases = [
         ("model_type", json!(1), "must be a string, found 1"),
-        (
-            "hidden_act",
-            json!("gelu"),
-            "is `gelu`, which is not supported; Llama models have `silu`",
-        ),
+        ("hidden_act", json!("gelu"), "is `gelu`, which is not supported; only `silu` is"),
+        ("num_hidden_layers", json!(4097), "must be at most 4096, found 4097"),
         ("tie_word_embeddings", json!("true"), "must be true or false, found \"true\""),
         ("attention_bias", json!(1), "must be true or false, found 1"),
         ("eos_token_id", json!(-1), "must be a token id or a list of them, found -1"),
@@ -213,7 +210,7 @@ fn configurations_that_do_not_fit_the_weights() {
     check_fit(CASE, "num_key_value_heads", json!(4), &keys);
     let missing = |name: &str| format!("`{name}` is missing, and config.json calls for it");
     let third = missing("model.layers.2.self_attn.q_proj.weight");
-    check_fit(CASE, "num_hidden_layers", json!(2147483647), &third);
+    check_fit(CASE, "num_hidden_layers", json!(4096), &third);
     check_fit(CASE, "tie_word_embeddings", json!(false), &missing("lm_head.weight"));
     let no_place = "no place in the model that config.json describes";
     let layer = format!("`model.layers.1.input_layernorm.weight` and 8 more have {no_place}");

@@ -40,5 +40,5 @@ fn read(setting: &Value) -> RopeConfig {
         "rope_parameters": setting["rope_parameters"],
     });
     std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-    DecoderConfig::load(dir.path()).unwrap().rope
+    DecoderConfig::load(dir.path()).unwrap().ropes.remove(0)
 }

@@ -138,7 +138,7 @@ impl Variant<'_> {
         let may = self.host.target == Target::Cuda && self.lora.is_some();
         let blocks = match self.offload {
             run_file::Offload::None => 0,
-            _ if may => self.setup.config.num_hidden_layers,
+            _ if may => self.setup.config.num_hidden_layers(),
             _ => 0,
         };
         let held = Held { base_precision: self.base_precision, offloaded_blocks: blocks };

@@ -1,0 +1,160 @@
+//! Which weights a decoder has: the one description that loading, export, adapter targets and
+//! counts follow. A weight's role says what it does; its names in files follow from that.
+
+use crate::config::{DecoderConfig, LayerConfig};
+
+/// A weight that a configuration calls for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightSpec {
+    /// What it does.
+    pub role: Role,
+    /// Its name in files of Hugging Face layout.
+    pub name: String,
+    /// `[out_features, in_features]` of a matrix, `[len]` of a norm or bias.
+    pub shape: Vec<usize>,
+}
+
+/// What a weight does in a decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Embedding of tokens.
+    EmbedTokens,
+    /// Matrix of a block's linear layer.
+    Matrix(usize, Linear),
+    /// Bias of a block's linear layer.
+    Bias(usize, Linear),
+    /// Weight of a block's norm.
+    Norm(usize, BlockNorm),
+    /// Norm before the head.
+    FinalNorm,
+    /// Head that is not tied to the embedding.
+    LmHead,
+}
+
+/// Linear layers of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs)] // The field's own words.
+pub enum Linear {
+    Q,
+    K,
+    V,
+    O,
+    Gate,
+    Up,
+    Down,
+}
+
+impl Linear {
+    /// All, in model order.
+    pub const ALL: [Self; 7] =
+        [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+
+    /// Name of the module within its block.
+    pub fn module(self) -> &'static str {
+        match self {
+            Self::Q => "self_attn.q_proj",
+            Self::K => "self_attn.k_proj",
+            Self::V => "self_attn.v_proj",
+            Self::O => "self_attn.o_proj",
+            Self::Gate => "mlp.gate_proj",
+            Self::Up => "mlp.up_proj",
+            Self::Down => "mlp.down_proj",
+        }
+    }
+}
+
+/// Norms of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BlockNorm {
+    /// Of what attention reads.
+    AttentionInput,
+    /// Of what the MLP reads.
+    MlpInput,
+}
+
+impl BlockNorm {
+    /// All, in model order.
+    pub const ALL: [Self; 2] = [Self::AttentionInput, Self::MlpInput];
+}
+
+impl DecoderConfig {
+    /// Every weight, in model order, which is also the order of trained parameters.
+    pub fn weights(&self) -> impl Iterator<Item = WeightSpec> {
+        let (v, h) = (self.vocab_size, self.hidden_size);
+        let spec = |role, name: &str, shape: &[usize]| WeightSpec {
+            role,
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+        };
+        let head = spec(Role::LmHead, "lm_head.weight", &[v, h]);
+        [spec(Role::EmbedTokens, "model.embed_tokens.weight", &[v, h])]
+            .into_iter()
+            .chain((0..self.layers.len()).flat_map(|layer| self.weights_of_layer(layer)))
+            .chain([spec(Role::FinalNorm, "model.norm.weight", &[h])])
+            .chain((!self.tie_word_embeddings).then_some(head))
+    }
+
+    fn weights_of_layer(&self, layer: usize) -> impl Iterator<Item = WeightSpec> {
+        let (config, h) = (&self.layers[layer], self.hidden_size);
+        let linears = Linear::ALL.into_iter().flat_map(move |linear| {
+            let ([n, k], module) = (config.shape(h, linear), module_name(layer, linear));
+            let name = format!("{module}.weight");
+            let bias = WeightSpec {
+                role: Role::Bias(layer, linear),
+                name: format!("{module}.bias"),
+                shape: vec![n],
+            };
+            [WeightSpec { role: Role::Matrix(layer, linear), name, shape: vec![n, k] }]
+                .into_iter()
+                .chain(config.has_bias(linear).then_some(bias))
+        });
+        let norms = BlockNorm::ALL.into_iter().map(move |norm| {
+            let (name, len) = config.norm(h, norm);
+            let name = format!("model.layers.{layer}.{name}.weight");
+            WeightSpec { role: Role::Norm(layer, norm), name, shape: vec![len] }
+        });
+        linears.chain(norms)
+    }
+
+    /// Full names of the linear layers inside the blocks, in model order.
+    pub fn module_names(&self) -> impl Iterator<Item = String> {
+        self.weights().filter_map(|weight| match weight.role {
+            Role::Matrix(layer, linear) => Some(module_name(layer, linear)),
+            _ => None,
+        })
+    }
+}
+
+fn module_name(layer: usize, linear: Linear) -> String {
+    format!("model.layers.{layer}.{}", linear.module())
+}
+
+impl LayerConfig {
+    /// `[out_features, in_features]`.
+    fn shape(&self, hidden_size: usize, linear: Linear) -> [usize; 2] {
+        let (h, i, heads) = (hidden_size, self.mlp.intermediate_size, &self.attention.heads);
+        match linear {
+            Linear::Q => [heads.out_width(), h],
+            Linear::K | Linear::V => [heads.num_kv_heads * heads.head_dim, h],
+            Linear::O => [h, heads.out_width()],
+            Linear::Gate | Linear::Up => [i, h],
+            Linear::Down => [h, i],
+        }
+    }
+
+    fn has_bias(&self, linear: Linear) -> bool {
+        match linear {
+            Linear::Q | Linear::K | Linear::V => self.attention.qkv_bias,
+            Linear::O => self.attention.o_bias,
+            Linear::Gate | Linear::Up | Linear::Down => self.mlp.bias,
+        }
+    }
+
+    /// Name of the module within its block, and length.
+    fn norm(&self, hidden_size: usize, norm: BlockNorm) -> (&'static str, usize) {
+        match norm {
+            BlockNorm::AttentionInput => ("input_layernorm", hidden_size),
+            BlockNorm::MlpInput => ("post_attention_layernorm", hidden_size),
+        }
+    }
+}
