@@ -359,7 +359,6 @@ impl<'a> DryRun<'a> {
         lora: Option<&LoraConfig>,
     ) -> Result<Self, TrainError> {
         let device = Device::dry_as(host.target);
-        device.set_attention(setup.attention);
         let engine = Engine::with_weights(setup, &device, held, lora)?;
         Ok(Self { setup, engine, host, offloaded_blocks: held.offloaded_blocks })
     }

@@ -170,7 +170,6 @@ fn train_in(
 /// The device as the run is to find it.
 fn device(setup: &Setup, planned: &Planned) -> Device {
     let device = setup.place.device();
-    device.set_attention(setup.attention);
     device.reserve(planned.scratch_bytes, planned.list_bytes);
     if !setup.run.run.cuda_graphs {
         device.turn_graphs_off();

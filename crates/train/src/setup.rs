@@ -3,12 +3,12 @@
 use crate::error::TrainError;
 use crate::place::{Hardware, Place};
 use crate::run_dir::RunDir;
-use crate::run_file::{self, AdapterSection, Attention, Precision, RunFile};
+use crate::run_file::{self, AdapterSection, Precision, RunFile};
 use hone_data::{Cursor, Dataset, Order, RecordSpec, Tokenizer, Unit, pack_in_order};
 use hone_model::adapter::{LoraConfig, TargetModules};
 use hone_model::hub::{self, HubError, HubSettings};
 use hone_model::{DecoderConfig, LoadOptions};
-use hone_tensor::{AttentionBy, Compute, DType, Device};
+use hone_tensor::{Compute, DType, Device};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
@@ -48,8 +48,6 @@ pub struct Setup {
     pub threads: usize,
     /// Where to compute.
     pub place: Place,
-    /// Whose kernels attention is by, on a GPU.
-    pub attention: AttentionBy,
 }
 
 impl Setup {
@@ -83,7 +81,6 @@ impl Setup {
         let threads = run.run.threads.unwrap_or_else(crate::machine::num_threads);
         let (place, compute) = place(&run, gpu, (threads, file.file_dtype), note)?;
         gpu.unwrap_or_else(|| place.hardware()).check_heads(config.max_head_dim())?;
-        let attention = attention(run.model.attention, gpu, &place, compute)?;
         let base_precision = held_type(run.model.base_precision, compute, file.file_dtype);
         let lora = run.adapter.as_ref().map(lora_config);
         if let Some(lora) = &lora {
@@ -131,7 +128,6 @@ impl Setup {
             num_steps,
             threads,
             place,
-            attention,
             run,
         })
     }
@@ -158,41 +154,6 @@ fn place(
     };
     Place::check_name(asked)?;
     Ok((Place::Cpu { threads }, gpu.compute_for(run.model.compute, file)?))
-}
-
-/// Whose kernels attention is by; a library must be here, unless the GPU is only planned for.
-fn attention(
-    asked: Attention,
-    gpu: Option<Hardware<'_>>,
-    place: &Place,
-    compute: Compute,
-) -> Result<AttentionBy, TrainError> {
-    let by = match asked {
-        Attention::Own => return Ok(AttentionBy::Own),
-        Attention::CudnnForward => AttentionBy::LibraryForward,
-        Attention::Cudnn => AttentionBy::Library,
-    };
-    let refused = |why: &str| {
-        let why = format!("model.attention: {why}; leave it out");
-        Err(TrainError::Usage(why))
-    };
-    match gpu.unwrap_or(place.hardware()) {
-        Hardware::Cpu => refused("cuDNN is for GPUs, and this run computes on the CPU"),
-        _ if compute == Compute::F32 => {
-            refused("cuDNN's kernels are for products in 16 bits, and this run's are in f32")
-        }
-        Hardware::Gpu { name, capability: (major, minor) } if !(8..13).contains(&major) => {
-            let of = format!("{name} (compute capability {major}.{minor})");
-            refused(&format!("cuDNN's kernels are not used on {of}"))
-        }
-        Hardware::Gpu { .. } => match (gpu, place) {
-            (None, Place::Cuda(gpu)) => match gpu.attention_library() {
-                Ok(_) => Ok(by),
-                Err(why) => refused(&why),
-            },
-            _ => Ok(by),
-        },
-    }
 }
 
 /// Runs of fewer steps than this barely leave the warm-up.

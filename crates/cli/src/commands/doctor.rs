@@ -46,7 +46,6 @@ pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
         ("attention", rate(profile.attention)),
         ("memory traffic", format!("{:.1} GB/s", profile.memory / 1e9)),
         ("GPU", described(&gpus)),
-        ("attention library", attention_library(&gpus)),
         ("model cache", hub_cache(&hub)),
     ]);
     Ok(())
@@ -76,7 +75,6 @@ fn facts((gpu, profile): &Measured) -> Value {
         "free_bytes": gpu.free_bytes(),
         "num_multiprocessors": info.num_multiprocessors,
         "profile": profile,
-        "attention_library": gpu.attention_library().ok(),
     })
 }
 
@@ -98,14 +96,6 @@ fn described(gpus: &[Result<Measured, CudaError>]) -> String {
         [Err(problem)] => format!("none that can be used: {problem}"),
         gpus => gpus.iter().enumerate().map(one).collect::<Vec<_>>().join("; "),
     }
-}
-
-/// What `model.attention = "cudnn"` would use.
-fn attention_library(gpus: &[Result<Measured, CudaError>]) -> String {
-    let of = |(gpu, _): &Measured| {
-        gpu.attention_library().unwrap_or_else(|why| format!("none that can be used: {why}"))
-    };
-    gpus.iter().flatten().next().map_or("none without a GPU".to_owned(), of)
 }
 
 /// The rates that most of a step's time comes from.

@@ -149,10 +149,6 @@ fn plans_for_a_gpu_say_what_to_change() {
     on("a100-40g", &["model.compute=fp8"]).says(2, &["no products in fp8", "needed: 8.9"]);
     on("t4", &["model.compute=int8"]).says(2, &["activations in bf16", "needed: 8.0"]);
     on("a100-40g", &["model.compute=int8"]).says(0, &[]);
-    on("h200", &["model.compute=f32", "model.attention=cudnn"]).says(2, &["16 bits", "f32"]);
-    let bf16 = ["model.compute=bf16", "model.attention=cudnn"];
-    on("h200", &bf16).says(0, &[]);
-    on("t4", &["model.compute=f16", bf16[1]]).says(2, &["not used on t4", "leave it out"]);
     let tight = on("l4", &["budget.memory=1MiB"]);
     tight.says(2, &["budget.memory = \"", "or more", "are the GPU's to use"]);
 }

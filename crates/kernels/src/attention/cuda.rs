@@ -1,7 +1,7 @@
 //! Blocks of queries, or of keys, of each head: on tensor cores where there are such, by kernels
 //! for any head otherwise.
 
-use super::{Heads, Inputs, Rows, Sequence, library};
+use super::{Heads, Inputs, Rows, Sequence};
 use crate::cuda::{Address, Arg, Gpu, Launch, Slice, Source, args};
 use crate::element::{DType, View};
 
@@ -21,9 +21,6 @@ pub(crate) static GENERAL: Source = Source {
         "attention_backward_q_general<float>",
         "attention_backward_q_general<bf16>",
         "attention_backward_q_general<f16>",
-        "attention_lse_from_library",
-        "attention_lse_to_library",
-        "attention_gradients_from_library",
     ],
 };
 
@@ -165,9 +162,6 @@ pub(super) fn forward(
     let num_tokens = out.len() / heads.out_width();
     check(sequences, num_tokens);
     zero_unused(gpu, sequences, num_tokens, out);
-    if library::forward(gpu, inputs, heads, sequences, (out, lse)) {
-        return;
-    }
     let kernels = Kernels::of(gpu, heads, &[inputs.q, inputs.k, inputs.v], out.dtype());
     let blocks = Blocks::new(gpu, sequences, num_tokens, kernels.forward_rows);
     let out = rows(out, heads.out_width(), 0);
@@ -193,9 +187,6 @@ pub(super) fn backward(
     assert!(sequences.iter().all(|s| s.q_start == s.k_start && s.q_len == s.k_len));
     assert!(delta.len() >= heads.num_heads * num_tokens);
     zero_unused(gpu, sequences, num_tokens, d_qkv);
-    if library::backward(gpu, qkv, heads, sequences, (out, lse), (d_out, d_qkv)) {
-        return;
-    }
     let (words, tokens) = (of_heads(heads), num_tokens as u32);
     let of_out = |slice| Rows { data: View::Cuda(slice), stride: heads.out_width(), offset: 0 };
     let (out, d_out) = (of_out(out), of_out(d_out));

@@ -5,23 +5,17 @@
 //! keys up to its own position. The forward pass is blocked with an online softmax (Milakov &
 //! Gimelshein, 2018; Dao et al., 2022): no score matrix exists; the backward pass computes scores
 //! again from the saved log-sum-exp. Blocks are counted from the start of each sequence, so a
-//! sequence gives the same bits wherever it stands in a batch. On a GPU a library may be asked to
-//! do it ([`AttentionBy`]); whether it does depends on the lengths of all sequences of a batch.
+//! sequence gives the same bits wherever it stands in a batch.
 
 mod backward;
 pub(crate) mod cuda;
 mod forward;
-mod library;
 pub mod reference;
 mod rows;
 
 pub use backward::{backward, workspace_len};
 pub use cuda::MOST_DIMS;
 pub use forward::forward;
-pub use library::{
-    backward_scratch_bytes as library_backward_scratch_bytes,
-    scratch_bytes as library_scratch_bytes,
-};
 
 /// Bytes of scratch memory that each thread keeps after its first attention.
 pub fn scratch_bytes(heads: &Heads) -> usize {
@@ -30,19 +24,6 @@ pub fn scratch_bytes(heads: &Heads) -> usize {
 
 use crate::element::{View, ViewMut};
 use crate::processor::Processor;
-
-/// Whose kernels attention on a GPU is by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AttentionBy {
-    /// Our own.
-    #[default]
-    Own,
-    /// A library's forward pass where one serves it.
-    LibraryForward,
-    /// Both passes a library's where one serves them; the backward pass then sums in no fixed
-    /// order.
-    Library,
-}
 
 impl Processor {
     /// Attention of queries to keys and values: `out [t, out_width]`, rows of no sequence zero, and

@@ -1,4 +1,4 @@
-//! What a GPU is asked to do: memory, launches, matrix products, attention where it has a library.
+//! What a GPU is asked to do: memory, launches, matrix products.
 //!
 //! Everything is ordered as it is asked for, as on one CUDA stream. A call that fails once the GPU
 //! is in use means a broken driver, a broken kernel, or memory that another process took: the run
@@ -189,102 +189,6 @@ impl Matmul {
     }
 }
 
-/// Which way through attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Pass {
-    /// Outputs and log-sum-exps.
-    Forward,
-    /// Gradients of queries, keys and values, whose sums are in no fixed order.
-    Backward,
-}
-
-/// Causal attention of sequences to themselves in packed rows (queries, keys and values side by
-/// side): what a library's plan for it depends on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct AttentionShape {
-    /// Which way.
-    pub pass: Pass,
-    /// Of everything but log-sum-exps.
-    pub dtype: DType,
-    /// Sequences that are not empty.
-    pub num_sequences: usize,
-    /// Tokens of the longest.
-    pub longest: usize,
-    /// Query heads.
-    pub num_heads: usize,
-    /// Key and value heads.
-    pub num_kv_heads: usize,
-    /// Dimensions of a head.
-    pub head_dim: usize,
-    /// Whether there is a sliding window.
-    pub is_windowed: bool,
-}
-
-/// How a library has log-sum-exps, f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum LseLayout {
-    /// `[num_tokens, num_heads]`.
-    Tokens,
-    /// `[sequences, num_heads, longest]`, of the plan.
-    Padded,
-}
-
-/// What a library wants for a shape.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AttentionPlan {
-    /// At least those of the shape; those beyond are empty.
-    pub num_sequences: usize,
-    /// At least that of the shape.
-    pub longest: usize,
-    /// How it has log-sum-exps.
-    pub lse: LseLayout,
-    /// Bytes that it works in.
-    pub workspace_bytes: usize,
-}
-
-/// Where everything is; sizes are those of the plan.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AttentionArrays {
-    /// What scores are multiplied by before the softmax.
-    pub scale: f32,
-    /// How many keys a query sees, where the shape has a window.
-    pub window: f32,
-    /// Packed rows `[num_tokens, (num_heads + 2 num_kv_heads) head_dim]`.
-    pub qkv: Address,
-    /// `[num_tokens, num_heads * head_dim]`, written by the forward pass.
-    pub out: Address,
-    /// Log-sum-exps as the plan has them, written by the forward pass.
-    pub lse: Address,
-    /// Where each sequence, and what comes after the last, starts: `i64 [sequences + 1]`, in
-    /// elements of packed rows, of `out`, of log-sum-exps by token, and of keys alone.
-    pub starts: [Address; 4],
-    /// Tokens of each sequence: `i32 [sequences]`.
-    pub lengths: Address,
-    /// Of the plan's size.
-    pub workspace: Address,
-    /// What only the backward pass has.
-    pub gradients: Option<AttentionGradients>,
-}
-
-/// Where the backward pass reads and writes; sizes in elements.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AttentionGradients {
-    /// Like `out`, read.
-    pub d_out: Address,
-    /// Like `out`.
-    pub d_q: Address,
-    /// `[num_tokens, num_kv_heads * head_dim]`.
-    pub d_k: Address,
-    /// Like `d_k`.
-    pub d_v: Address,
-    /// Laid out like `lse`: for the sums of `out · d_out`.
-    pub delta: Address,
-    /// f32: like `d_q`, or `[sequences, num_heads, longest, head_dim]` with padded log-sum-exps.
-    pub sums: Address,
-    /// Gradients of keys and of values for each query head, like `d_q`; not with padded ones.
-    pub by_head: [Address; 2],
-}
-
 /// What a device is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Info {
@@ -320,18 +224,6 @@ pub(crate) trait Driver: Send + Sync {
     /// Why it cannot; nothing was asked for then.
     fn graph(&self, _: &Calls) -> Result<Box<dyn Graph>, String> {
         Err("this device makes none".to_owned())
-    }
-    /// What a library wants in order to serve such an attention; `None` where none does.
-    fn attention_plan(&self, _: &AttentionShape) -> Option<AttentionPlan> {
-        None
-    }
-    /// Attention of a shape that there is a plan for.
-    fn attention(&self, shape: &AttentionShape, _: &AttentionArrays) {
-        panic!("no library serves {shape:?}");
-    }
-    /// Name and version of the library that serves attention, or why there is none.
-    fn attention_library(&self) -> Result<String, String> {
-        Err("this is no CUDA device".to_owned())
     }
     /// Memory of the host, page-locked, which copies can run from beside everything else; `None`
     /// where there is not so much.

@@ -7,10 +7,7 @@
 //! in this way and not as a kernel's parameter.
 
 use super::Arg;
-use super::driver::{
-    Address, AttentionArrays, AttentionPlan, AttentionShape, Driver, HostAddress, Info, Launch,
-    Matmul, Source,
-};
+use super::driver::{Address, Driver, HostAddress, Info, Launch, Matmul, Source};
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
 
@@ -317,20 +314,6 @@ impl Driver for Graphs {
         if !self.collect(|_| Call::Matmul(*matmul)) {
             self.driver.matmul(matmul);
         }
-    }
-
-    fn attention_plan(&self, shape: &AttentionShape) -> Option<AttentionPlan> {
-        self.driver.attention_plan(shape)
-    }
-
-    fn attention(&self, shape: &AttentionShape, arrays: &AttentionArrays) {
-        // A library's plan may go while a graph still has it.
-        self.turn_off();
-        self.driver.attention(shape, arrays);
-    }
-
-    fn attention_library(&self) -> Result<String, String> {
-        self.driver.attention_library()
     }
 
     fn alloc_host(&self, bytes: usize) -> Option<HostAddress> {

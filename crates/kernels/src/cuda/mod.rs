@@ -3,8 +3,7 @@
 //! [`Gpu`] is what operations launch their kernels on: a CUDA device, or an emulation of one that
 //! runs the kernels' own source as host C++ so that their logic is tested everywhere. Kernels are
 //! CUDA C++ in each operation's folder, embedded in the binary and compiled when they are first
-//! used; matrix products are cuBLASLt's, and attention is cuDNN's where that is asked for and there
-//! is one that serves it.
+//! used; matrix products are cuBLASLt's.
 
 mod cache;
 mod driver;
@@ -15,21 +14,13 @@ mod nvidia;
 mod pool;
 mod scratch;
 #[cfg(test)]
-mod served;
-#[cfg(test)]
 mod tests;
 mod together;
 
 pub use driver::{Address, Fp8, Info, Launch, Matmul, Operand, Operands, Source};
-pub(crate) use driver::{
-    AttentionArrays, AttentionGradients, AttentionPlan, AttentionShape, LseLayout, Pass,
-};
 pub use nvidia::{CudaError, num_devices};
-#[cfg(test)]
-pub(crate) use served::Served;
 pub(crate) use together::Together;
 
-use crate::attention::AttentionBy;
 use crate::element::DType;
 use driver::{Driver, HostAddress};
 use graphs::Graphs;
@@ -68,7 +59,6 @@ struct Inner {
     lists: Mutex<Lists>,
     pool: Mutex<Pool>,
     driver: Graphs,
-    attention: Mutex<AttentionBy>,
 }
 
 impl Gpu {
@@ -104,8 +94,8 @@ impl Gpu {
     }
 
     fn of(driver: Box<dyn Driver>) -> Self {
-        let (scratch, lists, pool, attention) = Default::default();
-        Self(Arc::new(Inner { scratch, lists, pool, attention, driver: Graphs::of(driver) }))
+        let (scratch, lists, pool) = Default::default();
+        Self(Arc::new(Inner { scratch, lists, pool, driver: Graphs::of(driver) }))
     }
 
     /// Runs one pass of a model. Where one before it asked for the same, but for numbers from
@@ -138,35 +128,6 @@ impl Gpu {
     /// whole.
     pub fn num_replays(&self) -> u64 {
         self.0.driver.num_replays()
-    }
-
-    /// Says whose kernels attention is by; our own unless said otherwise.
-    pub fn set_attention(&self, by: AttentionBy) {
-        *self.0.attention.lock().expect("no panic while choosing") = by;
-    }
-
-    /// Name and version of the library that serves attention (`cuDNN 9.21.1`), and why it does not
-    /// serve some shape if one was refused.
-    ///
-    /// # Errors
-    /// Why there is none.
-    pub fn attention_library(&self) -> Result<String, String> {
-        self.0.driver.attention_library()
-    }
-
-    /// What a library wants in order to serve such an attention; `None` if our own kernels are to.
-    pub(crate) fn attention_plan(&self, shape: &AttentionShape) -> Option<AttentionPlan> {
-        let by = *self.0.attention.lock().expect("no panic while choosing");
-        let may = match shape.pass {
-            Pass::Forward => by != AttentionBy::Own,
-            Pass::Backward => by == AttentionBy::Library,
-        };
-        may.then(|| self.0.driver.attention_plan(shape))?
-    }
-
-    /// Attention of a shape that there is a plan for.
-    pub(crate) fn attention(&self, shape: &AttentionShape, arrays: &AttentionArrays) {
-        self.0.driver.attention(shape, arrays);
     }
 
     /// What this device is.

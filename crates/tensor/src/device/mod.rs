@@ -9,7 +9,6 @@ pub use offload::{OFFLOAD_SLOTS, Offloaded, offload};
 
 use crate::tensor::Tensor;
 use arena::{Arena, Block, Layout, Memory, Trace};
-use hone_kernels::attention::AttentionBy;
 use hone_kernels::cuda::Gpu;
 use hone_kernels::{Cpu, DType, Processor};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -56,8 +55,6 @@ struct Inner {
     processor: Option<Processor>,
     target: Target,
     memory: Arc<Mutex<Memory>>,
-    /// Whose kernels attention is by, where this is a GPU.
-    attention: Mutex<AttentionBy>,
     costs: Mutex<Vec<Cost>>,
     /// Beginnings of operations, while they are recorded.
     recording: Mutex<Option<Vec<(Cost, Instant)>>>,
@@ -98,21 +95,8 @@ impl Device {
 
     fn on(target: Target, processor: Option<Processor>) -> Self {
         let memory = Arc::new(Mutex::new(Memory::default()));
-        let (attention, costs, recording) = Default::default();
-        Self(Arc::new(Inner { processor, target, memory, attention, costs, recording }))
-    }
-
-    /// Says whose kernels attention on a GPU is by; our own unless said otherwise.
-    pub fn set_attention(&self, by: AttentionBy) {
-        *self.0.attention.lock().expect("no panic while choosing") = by;
-        if let Some(Processor::Cuda(gpu)) = self.processor() {
-            gpu.set_attention(by);
-        }
-    }
-
-    /// Whose kernels attention on a GPU is by.
-    pub fn attention(&self) -> AttentionBy {
-        *self.0.attention.lock().expect("no panic while choosing")
+        let (costs, recording) = Default::default();
+        Self(Arc::new(Inner { processor, target, memory, costs, recording }))
     }
 
     /// Whether this device only counts.

@@ -3,7 +3,7 @@
 use super::rows_cols;
 use crate::{Category, Cost, DType, Device, Heads, Sequence, Tape, Target, Tensor, Var, Work};
 use hone_kernels::Processor;
-use hone_kernels::attention::{self as kernel, AttentionBy, Inputs, Rows};
+use hone_kernels::attention::{self as kernel, Inputs, Rows};
 
 /// `qkv [t, qkv_width]` → `[t, out_width]`. Sequences follow one another; rows after the last give
 /// zeros.
@@ -20,7 +20,6 @@ pub fn attention<'a>(
     let mut lse = tape.activation(DType::F32, &[heads.num_heads, t]);
     let bytes = qkv.value().num_bytes() + out.num_bytes();
     let forward = cost("attention", &heads, sequences, 2, bytes);
-    let forward = forward.with_scratch(library_bytes(tape.device(), &heads, t).0);
     if let Some(on) = tape.device().begin(forward) {
         let inputs = Inputs::packed(qkv.value().view(), &heads);
         on.attention(inputs, &heads, sequences, out.view_mut(), lse.view_mut());
@@ -39,7 +38,6 @@ pub fn attention<'a>(
         let mut workspace = sweep.workspace(DType::F32, &[len]);
         let bytes = 2 * qkv.num_bytes() + 2 * d_out.num_bytes();
         let backward = cost("d_attention", &heads, sequences, 5, bytes);
-        let backward = backward.with_scratch(library_bytes(sweep.device, &heads, t).1);
         if let Some(on) = sweep.device.begin(backward) {
             let saved = (saved_out.view(), lse.view());
             let (d_qkv, workspace) = (d_qkv.view_mut(), workspace.view_mut());
@@ -49,16 +47,6 @@ pub fn attention<'a>(
         drop((qkv, saved_out, lse, workspace, d_out));
         sweep.add(input, d_qkv);
     })
-}
-
-/// Bytes inside the forward and the backward pass, where a GPU's are a library's.
-fn library_bytes(device: &Device, heads: &Heads, t: usize) -> (usize, usize) {
-    let forward = || kernel::library_scratch_bytes(heads, t);
-    match (device.target(), device.attention()) {
-        (Target::Cpu, _) | (_, AttentionBy::Own) => (0, 0),
-        (_, AttentionBy::LibraryForward) => (forward(), 0),
-        (_, AttentionBy::Library) => (forward(), kernel::library_backward_scratch_bytes(heads, t)),
-    }
 }
 
 /// Keys and values of one layer, for generation: `[capacity, num_kv_heads * head_dim]` each.

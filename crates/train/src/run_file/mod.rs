@@ -56,8 +56,6 @@ pub struct ModelSection {
     /// f16; `Int8`: that of products
     /// with frozen weights, others are in bf16.
     pub compute: Precision,
-    /// Whose kernels attention on a GPU is by.
-    pub attention: Attention,
 }
 
 /// `[data]`
@@ -222,17 +220,6 @@ choice!(
         Fp8,
         /// 8-bit integers with a scale per row.
         Int8,
-    }
-);
-choice!(
-    /// Whose kernels attention on a GPU is by.
-    Attention {
-        /// Our own.
-        Own,
-        /// cuDNN's forward pass.
-        CudnnForward,
-        /// Both passes cuDNN's.
-        Cudnn,
     }
 );
 choice!(

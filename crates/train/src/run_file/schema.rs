@@ -204,12 +204,6 @@ pub(super) const KEYS: &[Key] = &[
          8.9 on) and `int8` (CPU, and GPUs from 8.0 on): products with frozen weights in eight \
          bits, others in bf16",
         r#""f32""#),
-    key("model.attention", Choice(&["own", "cudnn_forward", "cudnn"]), Value(r#""own""#),
-        "whose kernels compute attention on a GPU. `own`: Hone's. `cudnn_forward` and `cudnn`: \
-         cuDNN's where they serve a batch, neither tried on a GPU yet; for products in 16 bits, \
-         with cuDNN 9.10.2 or later, 9.18.1 on Ampere and Ada. `cudnn` takes the backward pass \
-         too, which sums in no fixed order, so that a run does not repeat to the bit",
-        r#""cudnn""#),
 
     key("data.train", TextList(false), Required,
         "files or glob patterns to train on", r#"["train.jsonl"]"#),
@@ -311,7 +305,7 @@ pub(super) const KEYS: &[Key] = &[
     key("run.cuda_graphs", Bool, Value("true"),
         "whether a GPU launches a pass as a whole where batches of its shape came before: meant \
          for small models, not measured yet. Results do not depend on it; not done with blocks \
-         beside the GPU or cuDNN's attention", "false"),
+         beside the GPU", "false"),
 
     key("report.samples", Int(0, 16), Value("2"),
         "texts generated before and after training", "4"),

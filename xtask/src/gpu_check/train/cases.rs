@@ -32,16 +32,13 @@ pub struct Hone {
     pub name: &'static str,
     /// `model.compute`.
     pub compute: &'static str,
-    /// `model.attention`.
-    pub attention: &'static str,
     /// `run.cuda_graphs`.
     pub cuda_graphs: bool,
 }
 
-const BF16: Hone = Hone { name: "Hone", compute: "bf16", attention: "own", cuda_graphs: true };
+const BF16: Hone = Hone { name: "Hone", compute: "bf16", cuda_graphs: true };
 const ONE_BY_ONE: Hone = Hone { name: "Hone, without graphs", cuda_graphs: false, ..BF16 };
 const INT8: Hone = Hone { name: "Hone, products in int8", compute: "int8", ..BF16 };
-const CUDNN_HONE: Hone = Hone { name: "Hone, attention by cuDNN", attention: "cudnn", ..BF16 };
 const FP8: Hone = Hone { name: "Hone, products in FP8", compute: "fp8", ..BF16 };
 
 /// The rows of a step.
@@ -118,7 +115,7 @@ const CASES: [Case; 3] = [
         // A row a pass, as Hone has it: two would not fit into 80 GB without checkpointing.
         data: Data::Full { len: 4096, rows: 2, of_pass: 1 },
         wants_bytes: 60 << 30,
-        hone: &[BF16, CUDNN_HONE, FP8],
+        hone: &[BF16, FP8],
         variants: &OF_8B,
     },
     Case {

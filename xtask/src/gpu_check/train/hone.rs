@@ -45,14 +45,13 @@ fn measure(bench: &Bench<'_>, case: &Case, variant: &Hone) -> Result<Value, Stri
     let place = bench.place(case);
     let out = place.join("run");
     let file = format!(
-        "[model]\npath = {:?}\ncompute = {:?}\nattention = {:?}\n[data]\n\
+        "[model]\npath = {:?}\ncompute = {:?}\n[data]\n\
          train = [{:?}]\n[adapter]\nmethod = \"lora\"\nrank = 16\n\
          [train]\nmax_steps = {}\n[run]\ndevice = {:?}\n\
          cuda_graphs = {}\n[report]\nsamples = 0\n[output]\n\
          dir = {out:?}\n",
         bench.work.join(case.model),
         variant.compute,
-        variant.attention,
         place.join("train.jsonl"),
         WARM_UP + TIMED,
         bench.device(),

@@ -99,11 +99,6 @@ fn overrides() {
             &["compute = \"f16\" and \"fp8\" are for GPUs", "\"bf16\""],
         ),
         command(
-            "cuDNN on the CPU",
-            &["train", "run.toml", "model.attention=cudnn", "run.device=cpu"],
-            &["model.attention: cuDNN is for GPUs", "leave it out"],
-        ),
-        command(
             "weights beside a GPU that does not compute",
             &["train", "run.toml", "budget.offload=all", "run.device=cpu"],
             &["budget.offload = \"all\" is for GPUs", "leave it out"],

@@ -49,28 +49,15 @@ fn preload(folders: &[PathBuf], name: &str) {
         .extend(load_from(folders, &format!("lib{name}.so")));
 }
 
-/// The same for a library of one major version of CUDA; whether it is there.
-pub(super) fn preload_major(folders: &[PathBuf], name: &str, major: usize) -> bool {
-    static LOADED: Mutex<Vec<Library>> = Mutex::new(Vec::new());
-    let file = format!("lib{name}.so.{major}");
-    // One that is loaded already is found by its name.
-    // SAFETY: loads NVIDIA's library, as any use of CUDA does.
-    let by_name = || unsafe { Library::new(&file) }.ok();
-    let loaded = by_name().or_else(|| load_from(folders, &file));
-    let there = loaded.is_some();
-    LOADED.lock().expect("no panic while loading").extend(loaded);
-    there
-}
-
 /// Where toolkits may be.
-pub(super) fn roots(first: Option<PathBuf>) -> Vec<PathBuf> {
+fn roots(first: Option<PathBuf>) -> Vec<PathBuf> {
     let given = ["CUDA_PATH", "CUDA_HOME"].into_iter().filter_map(std::env::var_os);
     let usual = given.map(PathBuf::from).chain([PathBuf::from("/usr/local/cuda")]);
     first.into_iter().chain(usual).collect()
 }
 
 /// Where the toolkit's libraries may be, beside where the system looks by itself.
-pub(super) fn folders(first: Option<PathBuf>) -> Vec<PathBuf> {
+fn folders(first: Option<PathBuf>) -> Vec<PathBuf> {
     let roots = roots(first).into_iter();
     roots.flat_map(|root| [root.join("lib64"), root.join("lib"), root]).collect()
 }

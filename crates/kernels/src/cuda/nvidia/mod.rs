@@ -4,7 +4,6 @@
 mod blas;
 mod compiler;
 mod copies;
-mod cudnn;
 mod graph;
 mod libraries;
 
@@ -14,20 +13,16 @@ pub(super) use compiler::compile_for;
 pub(super) use libraries::find_compiler_in as find_compiler;
 
 use super::Arg;
-use super::driver::{
-    Address, AttentionArrays, AttentionPlan, AttentionShape, Driver, HostAddress, Info, Launch,
-    Matmul, Source,
-};
+use super::driver::{Address, Driver, HostAddress, Info, Launch, Matmul, Source};
 use super::graphs::{Calls, Graph};
 use blas::Blas;
 use copies::Copies;
 use cudarc::driver::result::{self, DriverError, stream::StreamKind};
 use cudarc::driver::sys;
-use cudnn::Cudnn;
 use graph::Captured;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::Mutex;
 
 /// Why there is no CUDA device to use.
 #[derive(Debug, thiserror::Error)]
@@ -86,8 +81,6 @@ pub(super) struct Nvidia {
     stream: sys::CUstream,
     copies: Copies,
     blas: Mutex<Blas>,
-    /// Looked for when attention is first asked for.
-    cudnn: OnceLock<Result<Mutex<Cudnn>, String>>,
     functions: Mutex<HashMap<&'static str, Vec<Function>>>,
     /// Of the calls that are captured, if some are, what was refused first.
     captured: Mutex<Option<Result<(), String>>>,
@@ -124,8 +117,8 @@ impl Nvidia {
         let stream = doing("making a stream", result::stream::create(StreamKind::NonBlocking))?;
         let copies = Copies::new(stream)?;
         let blas = Mutex::new(Blas::new()?);
-        let (cudnn, functions, captured) = (OnceLock::new(), Mutex::default(), Mutex::default());
-        let new = Self { info, context, stream, copies, blas, cudnn, functions, captured };
+        let (functions, captured) = Default::default();
+        let new = Self { info, context, stream, copies, blas, functions, captured };
         // A compiler that does not know this GPU, or whose code this driver does not load, shows
         // here and not in the middle of a run.
         let source = &crate::adamw::cuda::SOURCE;
@@ -148,15 +141,6 @@ impl Nvidia {
             Some(captured) => *captured = std::mem::replace(captured, Ok(())).and(Err(message)),
             None => panic!("the GPU failed while {doing}: {message}"),
         }
-    }
-
-    /// cuDNN, or why it is not used.
-    fn cudnn(&self) -> Result<MutexGuard<'_, Cudnn>, &String> {
-        let found = self.cudnn.get_or_init(|| {
-            self.enter();
-            Cudnn::new(self.info.compute_capability, self.stream).map(Mutex::new)
-        });
-        found.as_ref().map(|cudnn| cudnn.lock().expect("no panic while attending"))
     }
 
     fn load(&self, source: &'static Source) -> Result<Vec<Function>, CudaError> {
@@ -299,21 +283,6 @@ impl Driver for Nvidia {
             return Err("too little of the GPU's memory is free".to_owned());
         }
         Ok(Box::new(Captured::new(self, calls)?))
-    }
-
-    fn attention_plan(&self, shape: &AttentionShape) -> Option<AttentionPlan> {
-        self.enter();
-        self.cudnn().ok()?.plan(shape, || self.synchronize())
-    }
-
-    fn attention(&self, shape: &AttentionShape, arrays: &AttentionArrays) {
-        self.enter();
-        self.cudnn().expect("a plan was made").run(shape, arrays);
-    }
-
-    fn attention_library(&self) -> Result<String, String> {
-        self.enter();
-        self.cudnn().map(|cudnn| cudnn.name()).map_err(String::clone)
     }
 
     fn alloc_host(&self, bytes: usize) -> Option<HostAddress> {
