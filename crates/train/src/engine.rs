@@ -1,17 +1,105 @@
-//! Model, gradients and optimizer on a device; the same on the CPU and on the dry device.
+//! What a training step works on: a base, the parameters trained over it, their optimizer. Knows
+//! neither run files nor directories; [`crate::loading`] builds it for a run.
+//!
+//! Frozen weights are shared: several adapters can be trained over one [`Base`] in one process.
 
-use crate::error::TrainError;
 use crate::loss_scale::LossScale;
 use crate::objective::negative_log_likelihood;
-use crate::optimizer::AdamW;
-use crate::setup::Setup;
-use hone_model::adapter::{self, LoraConfig};
-use hone_model::{Batch, LoadOptions, Model, Recompute, Trained};
+use crate::optimizer::{self, AdamW, AdamWOptions, Step};
+use hone_model::adapter::{self, AdapterError, LoraConfig};
+use hone_model::{Batch, LoadError, LoadOptions, Model, Pass, Recompute};
 use hone_tensor::{Category, Compute, DType, Device, Gradients, StepKey, Tape};
+use std::path::Path;
 
-/// Everything a training step works on.
+/// A model's weights on a device, without adapters.
+pub struct Base {
+    device: Device,
+    compute: Compute,
+    model: Model,
+}
+
+impl Base {
+    /// Loads the model of a directory, to be computed with in `compute`.
+    ///
+    /// # Errors
+    /// If the model cannot be loaded.
+    pub fn load(
+        dir: &Path,
+        device: &Device,
+        compute: Compute,
+        options: LoadOptions,
+    ) -> Result<Self, LoadError> {
+        let model = hone_model::load(dir, device, options)?;
+        Ok(Self { device: device.clone(), compute, model })
+    }
+
+    /// The model without adapters. Weights are shared, not copied.
+    ///
+    /// # Panics
+    /// If the weights were loaded to be trained.
+    pub fn frozen_model(&self) -> Model {
+        self.model.without_adapters()
+    }
+}
+
+/// Parameters that are trained over a base, and the sums of their gradients.
+pub struct AdapterSet {
+    /// The base's decoder with the adapters in it, and their values.
+    pub model: Model,
+    /// Sums of gradients.
+    pub gradients: Gradients,
+    /// The adapters' settings; `None`: all weights are trained.
+    pub lora: Option<LoraConfig>,
+}
+
+impl AdapterSet {
+    /// New adapters, which leave what the base computes as it is.
+    ///
+    /// # Errors
+    /// If a target matches no layer.
+    pub fn new(base: &Base, lora: &LoraConfig, seed: u64) -> Result<Self, AdapterError> {
+        let mut model = base.frozen_model();
+        adapter::attach(&mut model, &base.device, lora, seed)?;
+        Ok(Self::of(base, model, Some(lora.clone())))
+    }
+
+    /// The adapters of a PEFT directory, trained further with `dropout`.
+    ///
+    /// # Errors
+    /// If they do not fit the base.
+    pub fn load(base: &Base, dir: &Path, dropout: f32) -> Result<Self, AdapterError> {
+        let mut model = base.frozen_model();
+        let found = adapter::load(dir, &mut model, &base.device)?;
+        for (_, lora) in model.decoder.adapters_mut() {
+            lora.dropout = dropout;
+        }
+        Ok(Self::of(base, model, Some(LoraConfig { dropout, ..found })))
+    }
+
+    /// All weights of a base that was loaded with [`hone_model::Trained::All`]; the base keeps its
+    /// shape only.
+    pub fn all_weights(base: &mut Base) -> Self {
+        let params = std::mem::take(&mut base.model.params);
+        let (decoder, file_dtype) = (base.model.decoder.clone(), base.model.file_dtype);
+        Self::of(base, Model { decoder, params, file_dtype }, None)
+    }
+
+    fn of(base: &Base, model: Model, lora: Option<LoraConfig>) -> Self {
+        let gradients = Gradients::zeros(&base.device, &model.params);
+        Self { model, gradients, lora }
+    }
+}
+
+/// Settings of an engine.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineOptions {
+    /// The update.
+    pub optimizer: AdamWOptions,
+}
+
+/// Everything that a training step works on; alike on all devices, the dry one included.
 pub struct Engine {
-    /// Where.
+    /// The device.
     pub device: Device,
     /// Decoder and trained parameters.
     pub model: Model,
@@ -27,63 +115,19 @@ pub struct Engine {
     pub loss_scale: LossScale,
 }
 
-/// How frozen weights are held.
-#[derive(Clone, Copy, Debug)]
-pub struct Held {
-    /// Element type of matrices; `None`: as in the file.
-    pub base_precision: Option<DType>,
-    /// Blocks whose projections stay in the CPU's memory: see [`LoadOptions`].
-    pub offloaded_blocks: usize,
-}
-
 impl Engine {
-    /// Loads the model and gets everything ready for training on `device`.
-    ///
-    /// # Errors
-    /// If model or adapter do not fit.
-    pub fn new(setup: &Setup, device: &Device) -> Result<Self, TrainError> {
-        Self::offloading(setup, device, 0)
-    }
-
-    /// The same with so many blocks in the CPU's memory.
-    ///
-    /// # Errors
-    /// If model or adapter do not fit.
-    pub fn offloading(
-        setup: &Setup,
-        device: &Device,
-        offloaded_blocks: usize,
-    ) -> Result<Self, TrainError> {
-        let held = Held { base_precision: setup.base_precision, offloaded_blocks };
-        Self::with_weights(setup, device, held, setup.lora.as_ref())
-    }
-
-    /// The same with weights held otherwise, or other adapters, than the run file says.
-    ///
-    /// # Errors
-    /// If model or adapter do not fit.
-    pub fn with_weights(
-        setup: &Setup,
-        device: &Device,
-        Held { base_precision, offloaded_blocks }: Held,
-        lora: Option<&LoraConfig>,
-    ) -> Result<Self, TrainError> {
-        let trained = if lora.is_some() { Trained::Nothing } else { Trained::All };
-        let options = LoadOptions { base_precision, trained, offloaded_blocks };
-        let mut model = hone_model::load(&setup.model_dir, device, options)?;
-        let lora = match (lora, &setup.init_adapter) {
-            (Some(lora), Some(dir)) => Some(continue_adapter(&mut model, device, lora, dir)?),
-            (Some(lora), None) => {
-                adapter::attach(&mut model, device, lora, setup.run.train.seed)?;
-                Some(lora.clone())
-            }
-            (None, _) => None,
-        };
-        let gradients = Gradients::zeros(device, &model.params);
-        let optimizer = AdamW::new(device, &model.params, &setup.run.train);
-        let (device, compute) = (device.clone(), setup.compute);
+    /// Trains `adapters` over `base`, from the optimizer's first update on.
+    pub fn new(base: &Base, adapters: AdapterSet, options: EngineOptions) -> Self {
+        let AdapterSet { model, gradients, lora } = adapters;
+        let optimizer = AdamW::new(&base.device, &model.params, options.optimizer);
+        let (device, compute) = (base.device.clone(), base.compute);
         let loss_scale = LossScale::of(compute);
-        Ok(Self { device, model, gradients, optimizer, lora, compute, loss_scale })
+        Self { device, model, gradients, optimizer, lora, compute, loss_scale }
+    }
+
+    /// Passes of the trained model.
+    pub fn pass(&self) -> Pass<'_> {
+        Pass { device: &self.device, model: &self.model, compute: self.compute }
     }
 
     /// Forward and backward pass of one micro-batch: adds to the gradients, which are those of the
@@ -112,34 +156,15 @@ impl Engine {
         tape.sweep_back(log_probs, d_log_probs, &mut self.gradients);
         loss
     }
-}
 
-/// Loads the adapter to start from; it must have the rank that the run file asks for.
-fn continue_adapter(
-    model: &mut Model,
-    device: &Device,
-    wanted: &LoraConfig,
-    dir: &std::path::Path,
-) -> Result<LoraConfig, TrainError> {
-    let found = adapter::load(dir, model, device)?;
-    let same = found.rank == wanted.rank
-        && found.alpha == wanted.alpha
-        && found.use_rslora == wanted.use_rslora;
-    if !same {
-        return Err(TrainError::Usage(format!(
-            "adapter.init_from: {} has rank {}, alpha {}, use_rslora {}; the run file asks for \
-             rank {}, alpha {}, use_rslora {}. Give the run file the adapter's values",
-            dir.display(),
-            found.rank,
-            found.alpha,
-            found.use_rslora,
-            wanted.rank,
-            wanted.alpha,
-            wanted.use_rslora,
-        )));
+    /// The global norm of all gradients, before clipping; a GPU is waited for.
+    pub fn grad_norm(&self) -> f64 {
+        optimizer::grad_norm(&self.device, &self.gradients, self.loss_scale)
     }
-    for (_, lora) in model.decoder.adapters_mut() {
-        lora.dropout = wanted.dropout;
+
+    /// Updates the parameters; `grad_norm` decides on clipping.
+    pub fn update(&mut self, learning_rate: f64, grad_norm: f64) {
+        let step = Step { learning_rate, grad_norm, loss_scale: self.loss_scale };
+        self.optimizer.step(&self.device, &mut self.model.params, &self.gradients, step);
     }
-    Ok(LoraConfig { dropout: wanted.dropout, ..found })
 }

@@ -1,8 +1,8 @@
 //! Mean loss of a model on prepared data.
 
 use hone_data::{Dataset, IGNORE, MicroBatch, Unit};
-use hone_model::{Batch, DecoderConfig, Model, Recompute};
-use hone_tensor::{Arena, Compute, Device, Layout, Tape, Target};
+use hone_model::{Batch, DecoderConfig, Pass, Recompute};
+use hone_tensor::{Arena, Layout, Target};
 use std::sync::Arc;
 
 /// What an evaluation found.
@@ -31,24 +31,35 @@ pub fn to_batch(config: &DecoderConfig, packed: &MicroBatch, target: Target) -> 
     }
 }
 
-/// Evaluates `units` of `dataset`, `units_per_batch` at a time, each of `unit_tokens` slots.
-/// Memory comes from the plan where there is one.
+/// Packed rows to evaluate on.
+#[derive(Clone, Copy)]
+pub struct EvalSet<'a> {
+    /// The rows.
+    pub dataset: &'a Dataset,
+    /// How they are packed.
+    pub units: &'a [Unit],
+    /// Slots of a unit.
+    pub unit_tokens: usize,
+    /// Units of a micro-batch.
+    pub units_per_batch: usize,
+}
+
+/// Evaluates on `set`. Memory comes from the plan where there is one.
 pub fn evaluate(
-    (device, model, compute): (&Device, &Model, Compute),
-    dataset: &Dataset,
-    units: &[Unit],
-    (units_per_batch, unit_tokens): (usize, usize),
+    pass: Pass<'_>,
+    set: EvalSet<'_>,
     mut plan: Option<(&mut Arena, &Arc<Layout>)>,
 ) -> Evaluation {
+    let EvalSet { dataset, units, unit_tokens, units_per_batch } = set;
     let (mut sum, mut num_target_tokens) = (0.0, 0);
     for units in units.chunks(units_per_batch) {
         let packed = MicroBatch::assemble(dataset, units, units_per_batch * unit_tokens);
-        let batch = to_batch(&model.decoder.config, &packed, device.target());
+        let batch = to_batch(&pass.model.decoder.config, &packed, pass.device.target());
         sum += match &mut plan {
             Some((arena, layout)) => {
-                device.planned(arena, layout, || log_likelihood(device, model, compute, &batch))
+                pass.device.planned(arena, layout, || log_likelihood(pass, &batch))
             }
-            None => log_likelihood(device, model, compute, &batch),
+            None => log_likelihood(pass, &batch),
         };
         num_target_tokens += packed.num_target_tokens;
     }
@@ -56,10 +67,10 @@ pub fn evaluate(
 }
 
 /// Sum of the log-probabilities of a batch's targets; zero on the dry device.
-pub fn log_likelihood(device: &Device, model: &Model, compute: Compute, batch: &Batch) -> f64 {
-    let mut tape = Tape::inference(device, &model.params, compute);
-    let log_probs = model.decoder.log_probs(&mut tape, batch, Recompute::None);
-    if device.is_dry() {
+pub fn log_likelihood(pass: Pass<'_>, batch: &Batch) -> f64 {
+    let mut tape = pass.inference_tape();
+    let log_probs = pass.model.decoder.log_probs(&mut tape, batch, Recompute::None);
+    if pass.device.is_dry() {
         return 0.0;
     }
     log_probs.value().to_vec_f32()[..batch.num_targets].iter().map(|&x| f64::from(x)).sum()

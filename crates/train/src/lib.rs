@@ -1,14 +1,15 @@
 //! Training: run files, objectives, optimizer, planner, the loop, checkpoints, reports.
 //!
 //! [`recipe`] reads top to bottom and is the place to start. [`setup`] turns a run file into
-//! everything a run needs, [`engine`] holds model and optimizer on a device, [`planner`] runs one
-//! step of it on the dry device.
+//! everything a run needs, [`loading`] loads that into an [`engine`], which holds what is trained
+//! on a device, and [`planner`] runs one step of it on the dry device.
 
 pub mod checkpoint;
 pub mod engine;
 mod error;
 pub mod evaluate;
 pub mod failpoint;
+pub mod loading;
 pub mod loss_scale;
 pub mod machine;
 mod metrics;

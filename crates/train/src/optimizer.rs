@@ -1,8 +1,33 @@
 //! AdamW with clipping of the global gradient norm.
 
 use crate::loss_scale::LossScale;
-use crate::run_file::TrainSection;
 use hone_tensor::{Category, Cost, DType, Device, Gradients, ParamId, Params, Tensor, adamw};
+
+/// Settings of the update.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWOptions {
+    /// Decay of the first moments.
+    pub beta1: f64,
+    /// Decay of the second moments.
+    pub beta2: f64,
+    /// Added to the denominator.
+    pub epsilon: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Gradients of a larger global norm are scaled down to it; 0: never.
+    pub max_grad_norm: f64,
+}
+
+/// What an update takes besides gradients.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Global norm of the loss's own gradients.
+    pub grad_norm: f64,
+    /// What the loss was multiplied by, and with it the gradients.
+    pub loss_scale: LossScale,
+}
 
 /// Moments of all parameters, and the settings of the update.
 pub struct AdamW {
@@ -12,16 +37,12 @@ pub struct AdamW {
     pub v: Vec<Tensor>,
     /// Updates made; a step that was skipped is none.
     pub num_updates: u64,
-    beta1: f64,
-    beta2: f64,
-    epsilon: f64,
-    weight_decay: f64,
-    max_grad_norm: f64,
+    options: AdamWOptions,
 }
 
 impl AdamW {
     /// Zero moments for `params`.
-    pub fn new(device: &Device, params: &Params, settings: &TrainSection) -> Self {
+    pub fn new(device: &Device, params: &Params, options: AdamWOptions) -> Self {
         let zeros = |(_, _, value): (ParamId, &str, &Tensor)| {
             device.persistent(Category::Optimizer, DType::F32, value.shape())
         };
@@ -29,33 +50,29 @@ impl AdamW {
             m: params.iter().map(zeros).collect(),
             v: params.iter().map(zeros).collect(),
             num_updates: 0,
-            beta1: settings.adam_beta1,
-            beta2: settings.adam_beta2,
-            epsilon: settings.adam_epsilon,
-            weight_decay: settings.weight_decay,
-            max_grad_norm: settings.max_grad_norm,
+            options,
         }
     }
 
-    /// Updates `params` for `gradients` of a loss that was multiplied by `loss_scale`; they are
-    /// scaled down where the global norm of the loss's own, `grad_norm`, is above the limit.
+    /// Updates `params`; gradients are scaled down where their global norm is above the limit.
     pub fn step(
         &mut self,
         device: &Device,
         params: &mut Params,
-        (gradients, loss_scale): (&Gradients, LossScale),
-        (learning_rate, grad_norm): (f64, f64),
+        gradients: &Gradients,
+        step: Step,
     ) {
         self.num_updates += 1;
+        let AdamWOptions { beta1, beta2, epsilon, weight_decay, max_grad_norm } = self.options;
+        let clip = clip_scale(step.grad_norm, max_grad_norm);
         let update = adamw::Update {
-            learning_rate,
-            beta1: self.beta1,
-            beta2: self.beta2,
-            epsilon: self.epsilon,
-            weight_decay: self.weight_decay,
+            learning_rate: step.learning_rate,
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay,
             step: self.num_updates,
-            gradient_scale: (clip_scale(grad_norm, self.max_grad_norm) / loss_scale.factor())
-                as f32,
+            gradient_scale: (clip / step.loss_scale.factor()) as f32,
         };
         let bytes: usize = gradients.iter().map(Tensor::num_bytes).sum();
         let Some(on) = device.begin(Cost::memory("adamw", 7 * bytes)) else { return };

@@ -4,16 +4,15 @@
 //! least work that fits the budget is taken. The arena of the real run is laid out from the very
 //! trace that was planned.
 
-use crate::engine::{Engine, Held};
+use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::evaluate::{log_likelihood, to_batch};
+use crate::loading::{self, Held};
 use crate::machine;
-use crate::optimizer;
 use crate::profile::{DeviceProfile, GpuFigures};
 use crate::run_file;
 use crate::setup::Setup;
 use hone_data::{Dataset, MicroBatch, Unit};
-use hone_model::adapter::LoraConfig;
 use hone_model::{Batch, Recompute};
 use hone_tensor::{
     Category, Cost, DType, Device, Layout, OFFLOAD_SLOTS, StepKey, Target, Transfer, ops,
@@ -283,10 +282,7 @@ fn plan_among(
     host: Host,
     candidates: &[Policy],
 ) -> Result<Planned, TrainError> {
-    let with = |offloaded_blocks| {
-        let held = Held { base_precision: setup.base_precision, offloaded_blocks };
-        DryRun::new(setup, host, held, setup.lora.as_ref())
-    };
+    let with = |offloaded_blocks| DryRun::new(setup, host, Held::of(setup, offloaded_blocks));
     let mut dry = with(0)?;
     let mut best: Option<Planned> = None;
     for &policy in candidates {
@@ -352,14 +348,9 @@ struct DryRun<'a> {
 }
 
 impl<'a> DryRun<'a> {
-    fn new(
-        setup: &'a Setup,
-        host: Host,
-        held: Held,
-        lora: Option<&LoraConfig>,
-    ) -> Result<Self, TrainError> {
+    fn new(setup: &'a Setup, host: Host, held: Held<'_>) -> Result<Self, TrainError> {
         let device = Device::dry_as(host.target);
-        let engine = Engine::with_weights(setup, &device, held, lora)?;
+        let engine = loading::engine(setup, &device, held)?;
         Ok(Self { setup, engine, host, offloaded_blocks: held.offloaded_blocks })
     }
 
@@ -456,17 +447,17 @@ impl<'a> DryRun<'a> {
             None => (&self.setup.train, &self.setup.first_step),
         };
         let batch = self.batch(dataset, units, policy);
-        let Engine { device, model, compute, .. } = &self.engine;
-        let (_, trace) = device.trace(|| log_likelihood(device, model, *compute, &batch));
+        let pass = self.engine.pass();
+        let (_, trace) = pass.device.trace(|| log_likelihood(pass, &batch));
         Layout::of(trace)
     }
 
     fn update_costs(&mut self) -> Vec<Cost> {
-        let Engine { device, model, gradients, optimizer, loss_scale, .. } = &mut self.engine;
+        let device = self.engine.device.clone();
         device.take_costs();
-        gradients.clear(device);
-        let norm = optimizer::grad_norm(device, gradients, *loss_scale);
-        optimizer.step(device, &mut model.params, (gradients, *loss_scale), (0.0, norm));
+        self.engine.gradients.clear(&device);
+        let norm = self.engine.grad_norm();
+        self.engine.update(0.0, norm);
         device.take_costs()
     }
 
@@ -524,8 +515,7 @@ impl<'a> DryRun<'a> {
         let (_, trace) = device.trace(|| {
             self.engine.forward_backward(&batch, 1, key, Recompute::Block);
         });
-        let Engine { model, compute, .. } = &self.engine;
-        let (_, eval) = device.trace(|| log_likelihood(&device, model, *compute, &batch));
+        let (_, eval) = device.trace(|| log_likelihood(self.engine.pass(), &batch));
         let scratch = scratch_bytes(&device.take_costs()) + self.of_batch(num_tokens);
         total(&self.memory(&Layout::of(trace), &Layout::of(eval), scratch))
     }

@@ -3,10 +3,10 @@
 use crate::checkpoint::{self, write_file_whole};
 use crate::engine::Engine;
 use crate::error::TrainError;
-use crate::evaluate::{self, Evaluation, to_batch};
+use crate::evaluate::{self, EvalSet, Evaluation, to_batch};
 use crate::failpoint;
+use crate::loading::{self, Held};
 use crate::metrics::{EvalRecord, Lines, Phases, RowsRecord, StepRecord};
-use crate::optimizer::grad_norm;
 use crate::place::Place;
 use crate::planner::{self, Plan, Planned};
 use crate::report;
@@ -117,9 +117,10 @@ fn train_in(
     }
     let _lock = dir.lock()?;
     let device = device(setup, &planned);
+    let held = Held::of(setup, planned.plan.offloaded_blocks);
     let mut run = Run {
         setup,
-        engine: Engine::offloading(setup, &device, planned.plan.offloaded_blocks)?,
+        engine: loading::engine(setup, &device, held)?,
         // Texts are generated before there is one, since what they take is in no plan.
         arena: Arena::new(&device, 0),
         planned,
@@ -281,9 +282,7 @@ impl Run<'_> {
         let skipped = self.refuse_nonfinite(loss, norm)?;
         failpoint::hit("loop.before_update");
         if !skipped {
-            let Engine { device, model, gradients, optimizer, loss_scale, .. } = &mut self.engine;
-            let scaled = (&*gradients, *loss_scale);
-            optimizer.step(device, &mut model.params, scaled, (learning_rate, norm));
+            self.engine.update(learning_rate, norm);
         }
         failpoint::hit("loop.updated");
         self.engine.device.synchronize();
@@ -393,23 +392,17 @@ impl Run<'_> {
     /// it had begun with a smaller factor, until they do not; if none helps, the factor was not at
     /// fault and stays.
     fn mend_overflow(&mut self, loss: &mut f64, num_targets: usize) -> f64 {
-        let (before, mut norm) = (self.engine.loss_scale, self.grad_norm());
+        let (before, mut norm) = (self.engine.loss_scale, self.engine.grad_norm());
         while loss.is_finite() && !norm.is_finite() && self.engine.loss_scale.halve() {
             let batches = self.step_data(self.cursor).batches;
             *loss = self.accumulate(batches, num_targets);
-            norm = self.grad_norm();
+            norm = self.engine.grad_norm();
         }
         match loss.is_finite() && norm.is_finite() {
             true => self.engine.loss_scale.go_on(self.engine.compute),
             false => self.engine.loss_scale = before,
         }
         norm
-    }
-
-    /// The norm of all gradients of the step; a GPU is waited for.
-    fn grad_norm(&self) -> f64 {
-        let Engine { device, gradients, loss_scale, .. } = &self.engine;
-        grad_norm(device, gradients, *loss_scale)
     }
 
     /// Whether the update must be left out; an error where the run must stop.
@@ -447,14 +440,12 @@ impl Run<'_> {
             return Ok(());
         }
         event(Event::Evaluating(dataset.len()));
-        let Engine { device, model, compute, .. } = &self.engine;
-        let Evaluation { loss, num_target_tokens } = evaluate::evaluate(
-            (device, model, *compute),
-            dataset,
-            units,
-            (self.planned.policy.units, self.setup.max_seq_len),
-            Some((&mut self.arena, &self.planned.eval_layout)),
-        );
+        let unit_tokens = self.setup.max_seq_len;
+        let units_per_batch = self.planned.policy.units;
+        let set = EvalSet { dataset, units, unit_tokens, units_per_batch };
+        let plan = Some((&mut self.arena, &self.planned.eval_layout));
+        let Evaluation { loss, num_target_tokens } =
+            evaluate::evaluate(self.engine.pass(), set, plan);
         let finite = |x: f64| Some(x).filter(|x| x.is_finite());
         let (loss, perplexity) = (finite(loss), finite(loss.exp()));
         let record = EvalRecord { step: self.step, loss, perplexity, num_target_tokens };

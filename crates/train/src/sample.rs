@@ -2,9 +2,8 @@
 
 use crate::error::TrainError;
 use hone_data::{Dataset, Tokenizer};
-use hone_model::Model;
+use hone_model::Pass;
 use hone_model::generate::{GenerateOptions, Sampling, generate};
-use hone_tensor::{Compute, Device};
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
 
@@ -67,7 +66,7 @@ impl Prompt {
     /// If the tokenizer cannot decode the answer.
     pub fn answer(
         &self,
-        (device, model, compute): (&Device, &Model, Compute),
+        Pass { device, model, compute }: Pass<'_>,
         tokenizer: &Tokenizer,
         max_new_tokens: usize,
     ) -> Result<String, TrainError> {

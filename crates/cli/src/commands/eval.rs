@@ -8,7 +8,7 @@ use hone_data::{Dataset, OnError, Overlong, RecordSpec, pack_in_order};
 use hone_model::Batch;
 use hone_tensor::safetensors::write;
 use hone_tensor::{Tape, Tensor};
-use hone_train::evaluate::evaluate;
+use hone_train::evaluate::{EvalSet, evaluate};
 use serde_json::json;
 use std::path::Path;
 
@@ -39,13 +39,9 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
         .map_err(|error| Failure::Usage(with_flags(error.to_string())))?;
     let units = pack_in_order(&dataset, spec.max_seq_len)?;
     let units_per_batch = (BATCH_TOKENS / spec.max_seq_len).clamp(1, units.len());
-    let evaluation = evaluate(
-        (&opened.device, &opened.model, opened.compute),
-        &dataset,
-        &units,
-        (units_per_batch, spec.max_seq_len),
-        None,
-    );
+    let unit_tokens = spec.max_seq_len;
+    let set = EvalSet { dataset: &dataset, units: &units, unit_tokens, units_per_batch };
+    let evaluation = evaluate(opened.pass(), set, None);
     if let Some(path) = &args.logits {
         write_logits(&opened, &dataset, path)?;
     }

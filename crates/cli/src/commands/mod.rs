@@ -13,7 +13,7 @@ use crate::args::{ModelArgs, RunFileArgs};
 use crate::failure::Failure;
 use crate::output;
 use hone_data::Tokenizer;
-use hone_model::{DecoderConfig, LoadOptions, Model, adapter};
+use hone_model::{DecoderConfig, LoadOptions, Model, Pass, adapter};
 use hone_tensor::{Category, Compute, Device, Target};
 use hone_train::place::{Hardware, Place};
 use hone_train::run_file::{RunFile, check_held_for};
@@ -37,6 +37,12 @@ struct Opened {
     model: Model,
     tokenizer: Tokenizer,
     compute: Compute,
+}
+
+impl Opened {
+    fn pass(&self) -> Pass<'_> {
+        Pass { device: &self.device, model: &self.model, compute: self.compute }
+    }
 }
 
 /// What a model is opened for.

@@ -1,8 +1,8 @@
 //! What would make a run fit.
 
 use super::{DryRun, Host};
-use crate::engine::Held;
 use crate::error::TrainError;
+use crate::loading::Held;
 use crate::run_file;
 use crate::setup::Setup;
 use hone_model::adapter::{LoraConfig, TargetModules};
@@ -141,7 +141,8 @@ impl Variant<'_> {
             _ if may => self.setup.config.num_hidden_layers(),
             _ => 0,
         };
-        let held = Held { base_precision: self.base_precision, offloaded_blocks: blocks };
-        DryRun::new(self.setup, self.host, held, self.lora.as_ref())
+        let (base_precision, lora) = (self.base_precision, self.lora.as_ref());
+        let held = Held { base_precision, offloaded_blocks: blocks, lora };
+        DryRun::new(self.setup, self.host, held)
     }
 }

@@ -11,9 +11,8 @@ impl Run<'_> {
     }
 
     fn answer(&self, prompt: &Prompt) -> Result<String, TrainError> {
-        let Engine { device, model, compute, .. } = &self.engine;
         let limit = self.setup.run.report.max_new_tokens;
-        prompt.answer((device, model, *compute), &self.setup.tokenizer, limit)
+        prompt.answer(self.engine.pass(), &self.setup.tokenizer, limit)
     }
 
     /// The base model's answers: made at the start of the run, and found again when it resumes.

@@ -1,6 +1,6 @@
 //! However the rows of a step are cut into micro-batches, the gradient is the same.
 
-use crate::fixture::{LORA, Scene, accumulate, flat, relative_error};
+use crate::fixture::{LORA, Scene, accumulate, engine, flat, relative_error};
 use hone_data::{Cursor, MicroBatch, Unit};
 use hone_model::Recompute;
 use hone_tensor::Device;
@@ -12,7 +12,7 @@ const TOLERANCE: f64 = 2e-6;
 
 /// Loss and gradient of the units of a step, without dropout, whose mask depends on the slot.
 fn gradient(setup: &Setup, units: &[Unit], units_per_batch: usize) -> (f64, Vec<f32>) {
-    let mut engine = Engine::new(setup, &Device::cpu(1)).unwrap();
+    let mut engine = engine(setup, &Device::cpu(1));
     if setup.lora.is_some() {
         engine = after_an_update(setup, engine);
     }
@@ -24,8 +24,7 @@ fn gradient(setup: &Setup, units: &[Unit], units_per_batch: usize) -> (f64, Vec<
 fn after_an_update(setup: &Setup, mut engine: Engine) -> Engine {
     let units = setup.order().unwrap().step(&Cursor::default()).to_vec();
     accumulate((setup, &mut engine), &units, 4, (0, Recompute::None));
-    let Engine { device, model, gradients, optimizer, loss_scale, .. } = &mut engine;
-    optimizer.step(device, &mut model.params, (gradients, *loss_scale), (0.01, 1.0));
+    engine.update(0.01, 1.0);
     engine
 }
 

@@ -1,10 +1,9 @@
 //! Twenty steps of training against PyTorch and PEFT, in f32: loss, gradient norm, learning rate.
 
-use crate::fixture::{Golden, Scene, devices, schedule, update};
+use crate::fixture::{Golden, Scene, devices, engine, schedule, update};
 use crate::tiny_model::golden_dir;
 use hone_model::Recompute;
 use hone_tensor::{Device, StepKey};
-use hone_train::engine::Engine;
 use hone_train::setup::Setup;
 
 /// Relative errors. The gradient's norm moves ten times as far as the loss where steps are large.
@@ -60,7 +59,7 @@ fn check(case: &str, settings: &[String], prefix: &str) {
 }
 
 fn check_on(device: &Device, case: &str, setup: &Setup, golden: &Golden, prefix: &str) {
-    let mut engine = Engine::new(setup, device).unwrap();
+    let mut engine = engine(setup, device);
     let (batch, num_targets) = golden.batch(setup);
     let expected = |name: &str| golden.curve(&format!("{prefix}{name}")).unwrap();
     let (losses, norms) = (expected("loss_curve"), expected("grad_norm_curve"));

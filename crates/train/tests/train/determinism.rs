@@ -1,11 +1,12 @@
 //! The same bits again: with other threads, with recomputation, across an interruption.
 
 use crate::fixture::{LORA, Scene, Trail, train, train_with};
-use hone_model::Recompute;
+use hone_model::{LoadOptions, Recompute};
 use hone_tensor::cuda::Gpu;
 use hone_tensor::{Compute, Device};
 use hone_train::checkpoint::sha256_of_file;
-use hone_train::engine::Engine;
+use hone_train::engine::{AdapterSet, Base, Engine, EngineOptions};
+use hone_train::loading::{self, Held};
 use hone_train::place::Place;
 use hone_train::recipe::{self, Event, Options, Outcome};
 use std::cell::Cell;
@@ -31,6 +32,27 @@ fn one_thread_equals_several() {
     }
 }
 
+/// Several adapters over weights that are loaded once, without a run file: each as in a run of its
+/// own.
+#[test]
+fn adapters_over_one_base_do_not_touch_each_other() {
+    let (scene, device) = (Scene::new("tied_gqa"), Device::cpu(2));
+    let setups =
+        [&["adapter.rank = 4"][..], &["adapter.rank = 2", "train.seed = 7"]].map(|settings| {
+            scene.setup(&[&LORA[..1], settings, &["train.learning_rate = 0.01"]].concat())
+        });
+    let model = scene.dir.path().join("model");
+    let base = Base::load(&model, &device, Compute::F32, LoadOptions::INFERENCE).unwrap();
+    for setup in setups.iter().chain(&setups) {
+        let adapters =
+            AdapterSet::new(&base, setup.lora.as_ref().unwrap(), setup.run.train.seed).unwrap();
+        let optimizer = loading::optimizer_options(&setup.run.train);
+        let engine = Engine::new(&base, adapters, EngineOptions { optimizer });
+        let shared = train_with(setup, engine, Recompute::None, 3);
+        assert!(shared == train(setup, 2, Recompute::None, 3));
+    }
+}
+
 #[test]
 fn recomputation_changes_nothing() {
     for settings in [&LORA[..], &[]] {
@@ -47,7 +69,7 @@ fn offloading_changes_nothing() {
     let scene = Scene::with_blocks("tied_gqa", 7);
     let (setup, device) = (scene.setup(&LORA), Device::cuda(gpu));
     let trail = |blocks, recompute| {
-        let engine = Engine::offloading(&setup, &device, blocks).unwrap();
+        let engine = loading::engine(&setup, &device, Held::of(&setup, blocks)).unwrap();
         train_with(&setup, engine, recompute, 2)
     };
     let kept = trail(0, Recompute::None);

@@ -8,7 +8,7 @@ use hone_tensor::safetensors::write;
 use hone_tensor::{Device, Gradients, StepKey, Tensor};
 use hone_train::engine::Engine;
 use hone_train::evaluate::to_batch;
-use hone_train::optimizer::grad_norm;
+use hone_train::loading::{self, Held};
 use hone_train::run_file::RunFile;
 use hone_train::schedule::Schedule;
 use hone_train::setup::Setup;
@@ -112,11 +112,8 @@ pub fn schedule(setup: &Setup) -> Schedule {
 
 /// Clips, updates, and gives the gradient's norm and the learning rate; `step` counts from 0.
 pub fn update(engine: &mut Engine, schedule: &Schedule, step: u64) -> (f64, f64) {
-    let norm = grad_norm(&engine.device, &engine.gradients, engine.loss_scale);
-    let learning_rate = schedule.learning_rate(step);
-    let Engine { device, model, gradients, optimizer, loss_scale, .. } = engine;
-    let scaled = (&*gradients, *loss_scale);
-    optimizer.step(device, &mut model.params, scaled, (learning_rate, norm));
+    let (norm, learning_rate) = (engine.grad_norm(), schedule.learning_rate(step));
+    engine.update(learning_rate, norm);
     (norm, learning_rate)
 }
 
@@ -152,9 +149,14 @@ pub struct Trail {
     pub moments: Vec<Vec<f32>>,
 }
 
+/// The engine of a run on `device`.
+pub fn engine(setup: &Setup, device: &Device) -> Engine {
+    loading::engine(setup, device, Held::of(setup, 0)).unwrap()
+}
+
 /// The first `num_steps` steps of a run.
 pub fn train(setup: &Setup, threads: usize, recompute: Recompute, num_steps: u64) -> Trail {
-    let engine = Engine::new(setup, &Device::cpu(threads)).unwrap();
+    let engine = engine(setup, &Device::cpu(threads));
     train_with(setup, engine, recompute, num_steps)
 }
 

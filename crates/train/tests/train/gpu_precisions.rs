@@ -1,11 +1,10 @@
 //! Products in f16, FP8 and 8-bit integers, on a GPU: the same training but for rounding; in f16
 //! with a loss that is scaled.
 
-use crate::fixture::{LORA, Scene, train, train_with};
+use crate::fixture::{LORA, Scene, engine, train, train_with};
 use hone_model::Recompute;
 use hone_tensor::cuda::Gpu;
 use hone_tensor::{Compute, DType, Device};
-use hone_train::engine::Engine;
 use hone_train::place::{Hardware, Place};
 use hone_train::recipe::{self, Options, Outcome};
 use hone_train::run_file::Precision;
@@ -26,7 +25,7 @@ fn steps_follow_those_in_f32() {
     for settings in [&LORA[..], &["train.learning_rate = 0.001"]] {
         let exact = train(&scene.setup(settings), 1, Recompute::None, 4);
         let setup = in_f16(&scene, settings, &gpu);
-        let engine = Engine::new(&setup, &Device::cuda(gpu.clone())).unwrap();
+        let engine = engine(&setup, &Device::cuda(gpu.clone()));
         let found = train_with(&setup, engine, Recompute::None, 4);
         for (what, found, exact, tolerance) in
             [("loss", found.losses, exact.losses, 1e-3), ("norm", found.norms, exact.norms, 1e-2)]
@@ -52,7 +51,7 @@ fn steps_in_eight_bits_follow_those_in_f32() {
         let mut setup = in_f16(&scene, &LORA, &gpu);
         (setup.compute, setup.base_precision) = (compute, Some(DType::Int8));
         let trail = |recompute| {
-            let engine = Engine::new(&setup, &Device::cuda(gpu.clone())).unwrap();
+            let engine = engine(&setup, &Device::cuda(gpu.clone()));
             train_with(&setup, engine, recompute, 4)
         };
         let found = trail(Recompute::None);

@@ -1,13 +1,13 @@
 //! The plan is what the run takes. What fits a budget is tested with the binary, since it depends
 //! on what the process occupies.
 
-use crate::fixture::{LORA, Scene, devices};
+use crate::fixture::{LORA, Scene, devices, engine};
 use hone_data::{Cursor, MicroBatch};
 use hone_model::Recompute;
 use hone_tensor::cuda::Gpu;
 use hone_tensor::{Category, Compute, Cost, Device, Layout, StepKey, Target, Transfer, Work};
-use hone_train::engine::Engine;
 use hone_train::evaluate::{log_likelihood, to_batch};
+use hone_train::loading::{self, Held};
 use hone_train::planner::{self, Plan, Policy};
 use hone_train::profile::{DeviceProfile, GpuFigures, catalogue};
 use hone_train::setup::Setup;
@@ -164,7 +164,7 @@ fn blocks_are_offloaded_as_memory_demands() {
 fn check_weights(setup: &Setup, plan: &Plan) {
     let Some(gpu) = Gpu::for_tests() else { return };
     let device = Device::cuda(gpu);
-    let _engine = Engine::offloading(setup, &device, plan.offloaded_blocks).unwrap();
+    let _engine = loading::engine(setup, &device, Held::of(setup, plan.offloaded_blocks)).unwrap();
     assert_eq!(
         device.persistent_bytes(Category::Weights),
         plan.memory["weights"].as_u64().unwrap()
@@ -193,7 +193,7 @@ fn copies_to_a_gpu_cost_what_nothing_hides() {
 
 /// What the second micro-batch of the first step really allocates.
 fn used_by_training(device: &Device, setup: &Setup, policy: Policy) -> Layout {
-    let mut engine = Engine::new(setup, device).unwrap();
+    let mut engine = engine(setup, device);
     let units = setup.order().unwrap().step(&Cursor::default()).to_vec();
     let slots = policy.units * setup.max_seq_len;
     let packed = MicroBatch::assemble(&setup.train, &units[policy.units..2 * policy.units], slots);
@@ -203,12 +203,12 @@ fn used_by_training(device: &Device, setup: &Setup, policy: Policy) -> Layout {
 }
 
 fn used_by_eval(device: &Device, setup: &Setup, policy: Policy) -> Layout {
-    let engine = Engine::new(setup, device).unwrap();
+    let engine = engine(setup, device);
     let (dataset, units) = setup.eval.as_ref().unwrap();
     let slots = policy.units * setup.max_seq_len;
     let packed = MicroBatch::assemble(dataset, &units[..1], slots);
     let batch = to_batch(&setup.config, &packed, device.target());
-    Layout::of(device.trace(|| log_likelihood(device, &engine.model, engine.compute, &batch)).1)
+    Layout::of(device.trace(|| log_likelihood(engine.pass(), &batch)).1)
 }
 
 #[test]

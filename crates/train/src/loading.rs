@@ -1,0 +1,82 @@
+//! From what a run's setup names to a base and an engine on a device.
+
+use crate::engine::{AdapterSet, Base, Engine, EngineOptions};
+use crate::error::TrainError;
+use crate::optimizer::AdamWOptions;
+use crate::run_file::TrainSection;
+use crate::setup::Setup;
+use hone_model::adapter::LoraConfig;
+use hone_model::{LoadOptions, Trained};
+use hone_tensor::{DType, Device};
+use std::path::Path;
+
+/// What a run may hold otherwise than its run file says, when plans are tried.
+#[derive(Clone, Copy, Debug)]
+pub struct Held<'a> {
+    /// Element type of frozen matrices; `None`: as in the file.
+    pub base_precision: Option<DType>,
+    /// Blocks whose projections stay in the CPU's memory: see [`LoadOptions`].
+    pub offloaded_blocks: usize,
+    /// Adapters; `None`: full fine-tuning.
+    pub lora: Option<&'a LoraConfig>,
+}
+
+impl<'a> Held<'a> {
+    /// As the run file says, with so many blocks in the CPU's memory.
+    pub fn of(setup: &'a Setup, offloaded_blocks: usize) -> Self {
+        let (base_precision, lora) = (setup.base_precision, setup.lora.as_ref());
+        Self { base_precision, offloaded_blocks, lora }
+    }
+}
+
+/// The engine of a run on `device`, before its first step.
+///
+/// # Errors
+/// If model or adapter cannot be loaded, or do not fit each other.
+pub fn engine(setup: &Setup, device: &Device, held: Held<'_>) -> Result<Engine, TrainError> {
+    let Held { base_precision, offloaded_blocks, lora } = held;
+    let trained = if lora.is_some() { Trained::Nothing } else { Trained::All };
+    let options = LoadOptions { base_precision, trained, offloaded_blocks };
+    let mut base = Base::load(&setup.model_dir, device, setup.compute, options)?;
+    let adapters = match (lora, &setup.init_adapter) {
+        (Some(lora), Some(dir)) => continued(&base, lora, dir)?,
+        (Some(lora), None) => AdapterSet::new(&base, lora, setup.run.train.seed)?,
+        (None, _) => AdapterSet::all_weights(&mut base),
+    };
+    let options = EngineOptions { optimizer: optimizer_options(&setup.run.train) };
+    Ok(Engine::new(&base, adapters, options))
+}
+
+/// The optimizer that a run file asks for.
+pub fn optimizer_options(train: &TrainSection) -> AdamWOptions {
+    AdamWOptions {
+        beta1: train.adam_beta1,
+        beta2: train.adam_beta2,
+        epsilon: train.adam_epsilon,
+        weight_decay: train.weight_decay,
+        max_grad_norm: train.max_grad_norm,
+    }
+}
+
+/// Loads the adapter to start from; it must have the rank that the run file asks for.
+fn continued(base: &Base, wanted: &LoraConfig, dir: &Path) -> Result<AdapterSet, TrainError> {
+    let set = AdapterSet::load(base, dir, wanted.dropout)?;
+    let found = set.lora.as_ref().expect("adapters have settings");
+    let same = found.rank == wanted.rank
+        && found.alpha == wanted.alpha
+        && found.use_rslora == wanted.use_rslora;
+    if !same {
+        return Err(TrainError::Usage(format!(
+            "adapter.init_from: {} has rank {}, alpha {}, use_rslora {}; the run file asks for \
+             rank {}, alpha {}, use_rslora {}. Give the run file the adapter's values",
+            dir.display(),
+            found.rank,
+            found.alpha,
+            found.use_rslora,
+            wanted.rank,
+            wanted.alpha,
+            wanted.use_rslora,
+        )));
+    }
+    Ok(set)
+}
