@@ -4,6 +4,7 @@
 
 mod bench;
 mod bits;
+mod fuzz;
 mod gpu_check;
 mod test;
 mod tidy;
@@ -17,8 +18,15 @@ Development chores of Hone.
 Usage: cargo xtask COMMAND
 
 Commands:
-  test   everything a change must pass: needed tools, formatting, clippy, tidy, all tests
+  test [--full] [--strict]
+         everything a change must pass: needed tools, formatting, clippy, tidy, tests; the costly
+         ones on a sample of their cases. --full: all cases, and a minute of fuzzing; before an
+         issue is called done. --strict: a test that is skipped for want of a package is a failure
   tidy   house rules: sizes, crate directions, unsafe code, names, headers, documents
+  fuzz TARGET [--seconds N] [--seed N] | fuzz TARGET --read FILE
+         mutates a small corpus for the readers of foreign files and keeps what makes them crash,
+         hang or take too much memory; --read reads such a file again. TARGET: all, safetensors,
+         weights, configuration, tokenizer, template, records, run_file, adapter, adapter_weights
   bits [HONE] [--against BINARY | --record]
          SHA-256 of weights and losses of small runs (adapter and full, in f32, bf16 and int8),
          compared with those in xtask/bits.txt or with another binary's; --record writes the file.
@@ -59,7 +67,11 @@ fn main() -> ExitCode {
             print!("{HELP}");
             ExitCode::SUCCESS
         }
-        ["test"] => test::run(&workspace_root()),
+        ["fuzz", args @ ..] => fuzz::run(&workspace_root(), args),
+        ["test", args @ ..] => match test::Options::parse(args) {
+            Some(options) => test::run(&workspace_root(), options),
+            None => refuse(&["test"], args),
+        },
         ["bits", args @ ..] => bits::run(&workspace_root(), args),
         ["bench", "plan"] => bench::plan::run(&workspace_root(), None),
         ["bench", "plan", hone] => bench::plan::run(&workspace_root(), Some(Path::new(hone))),
@@ -69,11 +81,14 @@ fn main() -> ExitCode {
         ["gpu-check", "pack"] => gpu_check::pack(&workspace_root()),
         ["gpu-check", args @ ..] => gpu_check::run(args),
         ["tidy"] => tidy::run(&workspace_root()),
-        other => {
-            eprint!("cargo xtask: unknown arguments `{}`\n\n{HELP}", other.join(" "));
-            ExitCode::from(2)
-        }
+        other => refuse(&[], other),
     }
+}
+
+fn refuse(command: &[&str], args: &[&str]) -> ExitCode {
+    let given = [command, args].concat().join(" ");
+    eprint!("cargo xtask: unknown arguments `{given}`\n\n{HELP}");
+    ExitCode::from(2)
 }
 
 /// The workspace's root: the folder above this crate.

@@ -29,6 +29,7 @@ pub mod random;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
+pub mod testing;
 pub mod vector;
 
 pub use cpu::{Cpu, Isa};

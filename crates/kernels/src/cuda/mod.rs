@@ -28,7 +28,6 @@ use lists::Lists;
 use pool::Pool;
 use scratch::Scratch;
 use std::ffi::c_void;
-use std::io::Write as _;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -80,8 +79,7 @@ impl Gpu {
         }
         let emulator = emulator::Emulator::new();
         if emulator.is_none() {
-            // Not by a macro: the test harness would swallow it.
-            let _ = writeln!(std::io::stderr(), "skipped on a GPU: there is no C++ compiler");
+            crate::testing::skip("there is no C++ compiler to emulate a GPU with");
         }
         Some(Self::of(Box::new(emulator?)))
     }

@@ -2,36 +2,45 @@
 //! emulation finds mistakes that a GPU would not report.
 
 use super::driver::{Operand, Operands};
-use super::nvidia::compile_for;
+use super::nvidia::compiled;
 use super::*;
 use crate::gemm::{Epilogue, Matrix, Place, Product, Term};
 use crate::processor::Processor;
+use crate::testing::{cases, skip};
 use crate::{View, ViewMut};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Turing, Ampere in data centres and elsewhere, Hopper, Blackwell in data centres and elsewhere.
-const ARCHITECTURES: [&str; 6] = ["sm_75", "sm_80", "sm_86", "sm_90a", "sm_100a", "sm_120a"];
+const CAPABILITIES: [(u32, u32); 6] = [(7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0)];
 
-/// Every kernel in every type, as NVRTC compiles it.
+/// Every kernel in every type, as NVRTC compiles it. What was compiled before, from the same text
+/// by the same version, is in the user's cache.
 #[test]
 fn kernels_compile_for_every_generation() {
     if let Err(error) = nvidia::find_compiler(nvrtc_folder()) {
-        // Not by a macro: the test harness would swallow it.
-        let _ = writeln!(std::io::stderr(), "skipped: {error}");
-        return;
+        return skip(error);
     }
-    for source in SOURCES {
+    let jobs: Vec<_> = cases(&CAPABILITIES, &[(7, 5), (9, 0)])
+        .iter()
+        .flat_map(|&capability| SOURCES.map(|source| (source, capability)))
         // Turing's tensor cores know other shapes; attention there is the general one.
-        let needs_ampere = source.name.starts_with(crate::attention::cuda::MMA.name);
-        for architecture in &ARCHITECTURES[usize::from(needs_ampere)..] {
-            let compiled = compile_for(source, architecture).unwrap_or_else(|error| {
-                panic!("{} for {architecture}: {error}", source.name);
+        .filter(|(source, capability)| {
+            *capability >= (8, 0) || !source.name.starts_with(crate::attention::cuda::MMA.name)
+        })
+        .collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(&(source, capability)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let compiled = compiled(source, capability).unwrap_or_else(|error| {
+                panic!("{} for {capability:?}: {error}", source.name);
             });
             assert_eq!(compiled.names.len(), source.kernels.len());
             assert!(compiled.cubin.starts_with(b"\x7fELF"));
         }
-    }
+    };
+    let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| (0..num_threads).for_each(|_| drop(scope.spawn(work))));
 }
 
 /// Where `cargo xtask test` puts NVRTC.

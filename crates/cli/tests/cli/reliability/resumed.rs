@@ -15,7 +15,7 @@ fn killed() -> Scene {
 
 #[test]
 fn where_nothing_was_begun_it_starts() {
-    let expected = Trace::undisturbed(&Scene::new(), &[]);
+    let expected = Trace::expected();
     let scene = Scene::new();
     assert_eq!(went_on_after(&resume(&scene)), 0);
     expected.assert_same(&scene, "started by --resume");
@@ -47,7 +47,7 @@ fn without_resume_a_run_is_not_touched() {
 
 #[test]
 fn changed_settings_are_refused() {
-    let (expected, scene) = (Trace::undisturbed(&Scene::new(), &[]), killed());
+    let (expected, scene) = (Trace::expected(), killed());
     let changes = [
         ("train.learning_rate=0.02", "train.learning_rate: 0.01 → 0.02"),
         ("train.max_steps=13", "train.max_steps: 12 → 13"),
@@ -78,7 +78,7 @@ fn changed_files_are_refused() {
 
 #[test]
 fn what_changes_no_result_may_change() {
-    let (expected, scene) = (Trace::undisturbed(&Scene::new(), &[]), killed());
+    let (expected, scene) = (Trace::expected(), killed());
     let more = [
         "run.threads=1",
         "checkpoint.every_steps=5",
@@ -95,7 +95,7 @@ fn what_changes_no_result_may_change() {
 
 #[test]
 fn a_run_that_was_moved_goes_on() {
-    let (expected, scene) = (Trace::undisturbed(&Scene::new(), &[]), killed());
+    let (expected, scene) = (Trace::expected(), killed());
     let moved = scene.path("moved");
     std::fs::rename(scene.run_dir(), &moved).unwrap();
     let resumed = ended(&mut scene.train(&["output.dir=moved", "--resume"]));

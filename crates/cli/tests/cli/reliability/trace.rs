@@ -5,6 +5,7 @@ use hone_train::checkpoint::sha256_of_file;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// Steps between checkpoints in [`Scene`].
 pub const INTERVAL: u64 = 3;
@@ -53,6 +54,12 @@ impl Trace {
             evaluations: scene.lines("eval.jsonl"),
             digests: files.map(digest).collect(),
         }
+    }
+
+    /// What a run of [`Scene::new`] leaves if nothing happens to it; computed once a process.
+    pub fn expected() -> &'static Self {
+        static EXPECTED: OnceLock<Trace> = OnceLock::new();
+        EXPECTED.get_or_init(|| Self::undisturbed(&Scene::new(), &[]))
     }
 
     /// The trace of a run of `scene` that nothing happens to.

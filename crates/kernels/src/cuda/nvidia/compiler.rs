@@ -35,12 +35,6 @@ pub(crate) fn architecture((major, minor): (u32, u32)) -> String {
     format!("sm_{major}{minor}{suffix}")
 }
 
-/// Compiles `source` for an architecture whatever was compiled before.
-#[cfg(test)]
-pub(crate) fn compile_for(source: &Source, architecture: &str) -> Result<Compiled, String> {
-    compile(source, &source.program(), architecture)
-}
-
 fn version() -> String {
     let (mut major, mut minor) = (0, 0);
     // SAFETY: writes two numbers.
@@ -48,11 +42,7 @@ fn version() -> String {
     format!("NVRTC {major}.{minor}")
 }
 
-pub(crate) fn compile(
-    source: &Source,
-    program: &str,
-    architecture: &str,
-) -> Result<Compiled, String> {
+fn compile(source: &Source, program: &str, architecture: &str) -> Result<Compiled, String> {
     let failed = |what: &str, error: NvrtcError| format!("{what} {}: {error:?}", source.name);
     let text = CString::new(program).map_err(|_| "a kernel's source holds a zero".to_owned())?;
     let name = CString::new(source.name).map_err(|_| "a source's name holds a zero".to_owned())?;

@@ -8,7 +8,7 @@ mod graph;
 mod libraries;
 
 #[cfg(test)]
-pub(super) use compiler::compile_for;
+pub(super) use compiler::compiled;
 #[cfg(test)]
 pub(super) use libraries::find_compiler_in as find_compiler;
 

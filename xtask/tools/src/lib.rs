@@ -1,0 +1,3 @@
+//! Chores that link Hone itself; `cargo xtask` starts them.
+
+pub mod fuzz;
