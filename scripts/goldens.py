@@ -1,6 +1,6 @@
 """Writes the golden files of `crates/model/tests/goldens` with transformers and PEFT.
 
-Each case is a tiny random Llama in Hugging Face layout, a LoRA adapter in PEFT layout, and what
+Each case is a tiny random model in Hugging Face layout, a LoRA adapter in PEFT layout, and what
 PyTorch makes of them: logits, loss, gradients, twenty training steps. `rope.json` holds inverse
 frequencies alone, for RoPE settings too many to deserve a model each. Everything runs in f32 with
 eager attention unless its name says bf16. Rerunning on one machine gives identical files; the
@@ -27,7 +27,12 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    get_cosine_schedule_with_warmup,
+)
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -49,20 +54,25 @@ class Case:
     saved_as: torch.dtype = torch.float32
     num_shards: int = 1
     full_gradients: bool = False
+    family: str = "llama"
 
 
 BASE_CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_act": "silu",
     "num_hidden_layers": 2,
     "max_position_embeddings": 64,
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": True,
     "attention_bias": False,
-    "mlp_bias": False,
     "bos_token_id": 1,
     "eos_token_id": 2,
+}
+FAMILIES = {
+    "llama": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "mlp_bias": False,
+    },
 }
 OPTIMIZER = {"lr": 0.02, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
 
@@ -161,19 +171,20 @@ def config_json(case):
     """The `config.json` written by hand, so that its spelling is the one chosen for the case."""
     name = str(case.saved_as).removeprefix("torch.")
     dtype_key = "dtype" if "rope_parameters" in case.config else "torch_dtype"
-    return BASE_CONFIG | case.config | {dtype_key: name}
+    return FAMILIES[case.family] | BASE_CONFIG | case.config | {dtype_key: name}
 
 
 def random_weights(case):
     """State dict with every parameter away from its neutral value: norms not 1, biases not 0."""
-    config = LlamaConfig(**copy.deepcopy(config_json(case)))  # it completes nested tables in place
-    model = LlamaForCausalLM(config)
+    config = copy.deepcopy(config_json(case))  # nested tables are completed in place
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     generator = torch.Generator().manual_seed(case.seed)
     weights = {}
     for name, parameter in sorted(model.named_parameters()):
         noise = torch.randn(parameter.shape, generator=generator)
         if "norm" in name:
-            weights[name] = 1 + 0.2 * noise
+            # Gemma's norms multiply by one plus the weight.
+            weights[name] = (0 if case.family == "gemma3" else 1) + 0.2 * noise
         elif name.endswith("bias"):
             weights[name] = 0.3 * noise
         elif "embed" in name or "lm_head" in name:
@@ -202,7 +213,7 @@ def write_model(case, folder):
 
 def load_base(folder, dtype=torch.float32):
     """Loaded as users load it: RoPE's inverse frequencies stay f32 whatever the dtype."""
-    return LlamaForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation="eager", local_files_only=True
     ).eval()
 

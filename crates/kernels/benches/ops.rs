@@ -8,7 +8,7 @@ use hone_kernels::attention::{self, Heads, Inputs, Sequence};
 use hone_kernels::gemm::{self, Epilogue, Matrix, Place, Product, Term, gemm};
 use hone_kernels::rope::Direction;
 use hone_kernels::{
-    Cpu, DType, View, ViewMut, adamw, bf16, ceiling, head, rms_norm, rope, swiglu, vector,
+    Cpu, DType, View, ViewMut, adamw, bf16, ceiling, glu, head, rms_norm, rope, vector,
 };
 use std::time::{Duration, Instant};
 
@@ -218,22 +218,35 @@ impl Bench<'_> {
         let (x, w) = (vec![0.5f32; t * h], vec![1.0f32; h]);
         let mut y = numbers(t * h, DType::Bf16);
         let (mut rstd, mut d_x) = (vec![0.0; t], vec![0.0; t * h]);
+        let norm = rms_norm::RmsNorm { eps: 1e-5, plus_one: false };
+        let rows = rms_norm::Rows::whole(h);
         if self.wants("rms_norm") {
             self.time("rms_norm", Work::Bytes(bytes(t * h, 6)), || {
-                rms_norm::forward(cpu, &x, &w, 1e-5, y.view_mut(), &mut rstd);
+                let inputs = (View::F32(&x), &w[..]);
+                rms_norm::forward(cpu, norm, rows, inputs, None, y.view_mut(), &mut rstd);
             });
             self.time("d_rms_norm", Work::Bytes(bytes(t * h, 10)), || {
-                rms_norm::backward(cpu, (&x, &w, &rstd), y.view(), false, &mut d_x);
+                let (x, weight, rstd) = (View::F32(&x), View::F32(&w), View::F32(&rstd));
+                let saved = rms_norm::Saved { x, weight, rstd, rows };
+                let d_x = ViewMut::F32(&mut d_x);
+                rms_norm::backward(cpu, norm, saved, y.view(), false, d_x);
             });
         }
-        if self.wants("swiglu") {
+        if self.wants("glu") {
             let gate_up = numbers(2 * t * i, DType::Bf16);
             let (mut y, mut d) = (numbers(t * i, DType::Bf16), numbers(2 * t * i, DType::Bf16));
-            self.time("swiglu", Work::Bytes(bytes(t * i, 6)), || {
-                swiglu::forward(cpu, gate_up.view(), i, y.view_mut());
+            self.time("glu", Work::Bytes(bytes(t * i, 6)), || {
+                glu::forward(cpu, glu::Activation::Silu, gate_up.view(), i, y.view_mut());
             });
-            self.time("d_swiglu", Work::Bytes(bytes(t * i, 10)), || {
-                swiglu::backward(cpu, gate_up.view(), i, y.view(), d.view_mut());
+            self.time("d_glu", Work::Bytes(bytes(t * i, 10)), || {
+                glu::backward(
+                    cpu,
+                    glu::Activation::Silu,
+                    gate_up.view(),
+                    i,
+                    y.view(),
+                    d.view_mut(),
+                );
             });
         }
         if self.wants("rope") {

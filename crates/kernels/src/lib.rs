@@ -21,6 +21,7 @@ pub mod dropout;
 pub mod element;
 pub mod embedding;
 pub mod gemm;
+pub mod glu;
 pub mod head;
 pub mod math;
 pub mod memory;
@@ -28,7 +29,6 @@ mod processor;
 pub mod random;
 pub mod rms_norm;
 pub mod rope;
-pub mod swiglu;
 pub mod testing;
 pub mod vector;
 

@@ -80,17 +80,17 @@ pub fn dot<X: Element, Y: Element>(x: &[X], y: &[Y]) -> f32 {
 
 /// `Σ x · y · z` of slices of one length, in lanes.
 #[inline(always)]
-pub fn dot3<X: Element>(x: &[X], y: &[f32], z: &[f32]) -> f32 {
+pub fn dot3<X: Element, Z: Element>(x: &[X], y: &[f32], z: &[Z]) -> f32 {
     let mut lanes = [0.0; LANES];
     let (whole_x, rest_x) = x.as_chunks::<LANES>();
     let ((whole_y, rest_y), (whole_z, rest_z)) = (y.as_chunks::<LANES>(), z.as_chunks::<LANES>());
     for ((x, y), z) in whole_x.iter().zip(whole_y).zip(whole_z) {
         for l in 0..LANES {
-            lanes[l] += x[l].to_f32() * y[l] * z[l];
+            lanes[l] += x[l].to_f32() * y[l] * z[l].to_f32();
         }
     }
     for (lane, ((x, y), z)) in lanes.iter_mut().zip(rest_x.iter().zip(rest_y).zip(rest_z)) {
-        *lane += x.to_f32() * y * z;
+        *lane += x.to_f32() * y * z.to_f32();
     }
     sum_lanes(lanes)
 }

@@ -2,7 +2,7 @@
 
 use crate::rope::{RopeConfig, RopeScaling};
 use hone_tensor::Heads;
-use hone_tensor::ops::Angles;
+use hone_tensor::ops::{Activation, Angles, RmsNorm};
 
 /// A decoder's shape. Names are those of Hugging Face configurations.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,8 +15,10 @@ pub struct DecoderConfig {
     pub layers: Vec<LayerConfig>,
     /// Rotary position embeddings; each block's attention names one of them.
     pub ropes: Vec<RopeConfig>,
-    /// Added to the mean square in norms.
-    pub rms_norm_eps: f32,
+    /// How norms work; all alike.
+    pub norm: RmsNorm,
+    /// What embeddings are multiplied by; rounded to the compute type.
+    pub embedding_scale: f32,
     /// Longest sequence the model was made for.
     pub max_position_embeddings: usize,
     /// Whether the output head is the embedding.
@@ -32,6 +34,8 @@ pub struct LayerConfig {
     pub attention: AttentionConfig,
     /// The MLP.
     pub mlp: MlpConfig,
+    /// Whether what attention and MLP give is normalised too before it is added to the stream.
+    pub post_norms: bool,
 }
 
 /// Attention of one block.
@@ -41,6 +45,8 @@ pub struct AttentionConfig {
     pub heads: Heads,
     /// Index into [`DecoderConfig::ropes`].
     pub rope: usize,
+    /// Whether each head of queries and keys is normalised, before its rotary embedding.
+    pub qk_norm: bool,
     /// Whether the projections of queries, keys and values have biases.
     pub qkv_bias: bool,
     /// Whether the output projection has a bias.
@@ -52,6 +58,8 @@ pub struct AttentionConfig {
 pub struct MlpConfig {
     /// Width between the projections.
     pub intermediate_size: usize,
+    /// What the gate goes through.
+    pub activation: Activation,
     /// Whether the projections have biases.
     pub bias: bool,
 }

@@ -3,7 +3,7 @@
 use crate::batch::Batch;
 use crate::config::{DecoderConfig, LayerConfig};
 use crate::weights::{BlockNorm, Linear, Role};
-use hone_tensor::ops::{self, KvCache};
+use hone_tensor::ops::{self, HeadNorms, KvCache};
 use hone_tensor::{Lora, Offloaded, Projection, Tape, Tensor, Var, Weight};
 use std::collections::BTreeMap;
 
@@ -72,9 +72,14 @@ impl Layer {
         }
     }
 
-    /// A norm that every configuration has.
+    /// A norm that the configuration calls for.
     fn norm(&self, norm: BlockNorm) -> &Weight {
-        self.norms[norm as usize].as_ref().expect("the configuration calls for this norm")
+        self.optional_norm(norm).expect("the configuration calls for this norm")
+    }
+
+    /// A norm that only some configurations call for.
+    fn optional_norm(&self, norm: BlockNorm) -> Option<&Weight> {
+        self.norms[norm as usize].as_ref()
     }
 }
 
@@ -121,7 +126,7 @@ impl Decoder {
             Role::EmbedTokens => Some(Part::Plain(&self.embed_tokens)),
             Role::FinalNorm => Some(Part::Plain(&self.norm)),
             Role::LmHead => self.lm_head.as_ref().map(Part::Plain),
-            Role::Norm(i, norm) => self.layers[i].norms[norm as usize].as_ref().map(Part::Plain),
+            Role::Norm(i, norm) => self.layers[i].optional_norm(norm).map(Part::Plain),
             Role::Matrix(i, linear) => self.layers[i].projection(linear).map(Part::Matrix),
             Role::Bias(i, linear) => {
                 self.layers[i].projection(linear)?.bias.as_ref().map(Part::Plain)
@@ -179,7 +184,8 @@ impl Decoder {
         recompute: Recompute,
     ) -> Var {
         ops::round_adapters(tape, self.layers.iter().flat_map(Layer::groups));
-        let mut x = ops::embedding(tape, &self.embed_tokens, &batch.tokens);
+        let mut x =
+            ops::embedding(tape, &self.embed_tokens, &batch.tokens, self.config.embedding_scale);
         for (layer, config) in self.layers.iter().zip(&self.config.layers) {
             let heads = &config.attention.heads;
             let block = move |tape: &mut Tape<'a>, x: Var| {
@@ -192,7 +198,7 @@ impl Decoder {
                 Recompute::None => block(tape, x),
             };
         }
-        ops::rms_norm(tape, &x, &self.norm, self.config.rms_norm_eps)
+        ops::rms_norm(tape, &x, &self.norm, self.config.norm)
     }
 
     /// Hidden states `[t, hidden_size]` of tokens that follow what `caches` (one per layer) hold.
@@ -205,13 +211,13 @@ impl Decoder {
         caches: &mut [KvCache],
     ) -> Var {
         ops::round_adapters(tape, self.layers.iter().flat_map(Layer::groups));
-        let mut x = ops::embedding(tape, &self.embed_tokens, tokens);
+        let mut x = ops::embedding(tape, &self.embed_tokens, tokens, self.config.embedding_scale);
         for ((layer, config), cache) in self.layers.iter().zip(&self.config.layers).zip(caches) {
             x = self.block(tape, (layer, config), angles, x, &mut |tape, qkv| {
                 ops::attend_cached(tape, qkv, &config.attention.heads, cache)
             });
         }
-        ops::rms_norm(tape, &x, &self.norm, self.config.rms_norm_eps)
+        ops::rms_norm(tape, &x, &self.norm, self.config.norm)
     }
 
     /// Logits `[t, vocab_size]` of a whole batch, for comparisons. Inference only.
@@ -229,17 +235,42 @@ impl Decoder {
         x: Var,
         attend: &mut dyn FnMut(&mut Tape<'a>, Var) -> Var,
     ) -> Var {
-        let (eps, attention) = (self.config.rms_norm_eps, &config.attention);
+        let (norm, LayerConfig { attention, mlp, .. }) = (self.config.norm, config);
         ops::with_offloaded(tape, layer.offloaded.as_ref(), x, |tape, x| {
-            let h = ops::rms_norm(tape, &x, layer.norm(BlockNorm::AttentionInput), eps);
-            let qkv = ops::linear(tape, h, &layer.qkv, None);
+            let h = ops::rms_norm(tape, &x, layer.norm(BlockNorm::AttentionInput), norm);
+            let mut qkv = ops::linear(tape, h, &layer.qkv, None);
+            if attention.qk_norm {
+                let (q, k) = (layer.norm(BlockNorm::Q), layer.norm(BlockNorm::K));
+                let weights = HeadNorms { q, k };
+                qkv = ops::norm_heads(tape, qkv, &attention.heads, weights, norm);
+            }
             let qkv = ops::rope(tape, qkv, &attention.heads, &angles[attention.rope]);
             let attended = attend(tape, qkv);
-            let x = ops::linear(tape, attended, &layer.o, Some(x));
-            let h = ops::rms_norm(tape, &x, layer.norm(BlockNorm::MlpInput), eps);
+            let x = self.add(
+                tape,
+                x,
+                attended,
+                &layer.o,
+                layer.optional_norm(BlockNorm::AttentionOutput),
+            );
+            let h = ops::rms_norm(tape, &x, layer.norm(BlockNorm::MlpInput), norm);
             let gate_up = ops::linear(tape, h, &layer.gate_up, None);
-            let activated = ops::swiglu(tape, gate_up);
-            ops::linear(tape, activated, &layer.down, Some(x))
+            let activated = ops::glu(tape, gate_up, mlp.activation);
+            self.add(tape, x, activated, &layer.down, layer.optional_norm(BlockNorm::MlpOutput))
         })
+    }
+
+    /// Adds a projection of `h` to the stream `x`, normalised before that where there is a norm.
+    fn add<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        x: Var,
+        h: Var,
+        projection: &'a [Projection],
+        post_norm: Option<&'a Weight>,
+    ) -> Var {
+        let Some(weight) = post_norm else { return ops::linear(tape, h, projection, Some(x)) };
+        let projected = ops::linear(tape, h, projection, None);
+        ops::add_rms_norm(tape, projected, weight, self.config.norm, &x)
     }
 }

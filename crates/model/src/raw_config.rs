@@ -112,6 +112,11 @@ impl RawConfig {
         ConfigError::Key { path: self.path.clone(), key, problem: problem.into() }
     }
 
+    /// Whether there is no key.
+    pub fn is_empty(&self) -> bool {
+        self.object.is_empty()
+    }
+
     /// The value of a key; `null` counts as absent.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.object.get(key).filter(|v| !v.is_null())

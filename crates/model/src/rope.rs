@@ -3,6 +3,7 @@
 
 use crate::raw_config::{ConfigError, RawConfig};
 use hone_tensor::ops::Angles;
+use serde_json::Value;
 use std::f64::consts::PI;
 
 /// How positions become angles.
@@ -68,23 +69,27 @@ impl RopeConfig {
         head_dim: usize,
         max_position_embeddings: usize,
     ) -> Result<Self, ConfigError> {
-        let key =
-            if raw.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
-        let object = raw.object(key)?;
-        let inner = object.as_ref().map(|o| o.optional_number("rope_theta")).transpose()?.flatten();
-        let rope_theta = inner.or(raw.optional_number("rope_theta")?).unwrap_or(10_000.0);
-        if rope_theta <= 1.0 {
-            let problem = format!("must be greater than 1 (often 10000), found {rope_theta}");
-            let holder = object.as_ref().filter(|_| inner.is_some()).unwrap_or(raw);
-            return Err(holder.error("rope_theta", problem));
-        }
-        if let Some(object) = &object {
-            object.expect_neutral("partial_rotary_factor", 1.0)?;
-        }
-        let scaling = match &object {
+        let keys = RopeKeys {
+            raw,
+            theta_key: "rope_theta",
+            default_theta: 10_000.0,
+            scaling: raw.object("rope_scaling")?,
+            parameters: raw.object("rope_parameters")?,
+        };
+        Self::from_keys(&keys, head_dim, max_position_embeddings)
+    }
+
+    pub(crate) fn from_keys(
+        keys: &RopeKeys<'_>,
+        head_dim: usize,
+        max_position_embeddings: usize,
+    ) -> Result<Self, ConfigError> {
+        let object = keys.chosen(max_position_embeddings)?;
+        let scaling = match object {
             None => RopeScaling::Default,
             Some(object) => RopeScaling::read(object, max_position_embeddings)?,
         };
+        let rope_theta = keys.theta(object)?;
         Ok(Self { rope_theta, head_dim, max_position_embeddings, scaling })
     }
 
@@ -147,8 +152,63 @@ impl RopeConfig {
     }
 }
 
+/// Where a configuration says how positions become angles.
+pub(crate) struct RopeKeys<'a> {
+    /// The object around the others.
+    pub(crate) raw: &'a RawConfig,
+    /// Its key for the base, where no other object has `rope_theta`.
+    pub(crate) theta_key: &'static str,
+    /// The base where no key says it.
+    pub(crate) default_theta: f64,
+    /// The older object, which every guide to longer contexts says to add; it wins.
+    pub(crate) scaling: Option<RawConfig>,
+    /// The newer object.
+    pub(crate) parameters: Option<RawConfig>,
+}
+
+impl RopeKeys<'_> {
+    /// The object that counts, as in transformers. Both may be there, if they agree or one of them
+    /// asks for nothing.
+    fn chosen(&self, max_position_embeddings: usize) -> Result<Option<&RawConfig>, ConfigError> {
+        let (scaling, parameters) = (self.scaling.as_ref(), self.parameters.as_ref());
+        let (Some(scaling), Some(parameters)) = (scaling.filter(|o| !o.is_empty()), parameters)
+        else {
+            return Ok(scaling.filter(|o| !o.is_empty()).or(parameters));
+        };
+        let read = |object| RopeScaling::read(object, max_position_embeddings);
+        let (winner, loser) = (read(scaling)?, read(parameters)?);
+        if loser != RopeScaling::Default && winner != RopeScaling::Default && winner != loser {
+            let problem = "says something else than `rope_parameters`, which is there too: remove \
+                           one of them";
+            return Err(self.raw.error("rope_scaling", problem));
+        }
+        let base = parameters.optional_number("rope_theta")?;
+        if base.is_some() && base != Some(self.theta(Some(scaling))?) {
+            let problem = "is not read, since `rope_scaling` is there too and wins, and it differs \
+                           from the base outside: write it beside `rope_scaling`";
+            return Err(parameters.error("rope_theta", problem));
+        }
+        Ok(Some(scaling))
+    }
+
+    fn theta(&self, object: Option<&RawConfig>) -> Result<f64, ConfigError> {
+        let inner = object.map(|o| o.optional_number("rope_theta")).transpose()?.flatten();
+        let outer = self.raw.optional_number(self.theta_key)?;
+        let theta = inner.or(outer).unwrap_or(self.default_theta);
+        if theta > 1.0 {
+            return Ok(theta);
+        }
+        let problem = format!("must be greater than 1 (often 10000), found {theta}");
+        Err(match object.filter(|_| inner.is_some()) {
+            Some(object) => object.error("rope_theta", problem),
+            None => self.raw.error(self.theta_key, problem),
+        })
+    }
+}
+
 impl RopeScaling {
     fn read(raw: &RawConfig, max_position_embeddings: usize) -> Result<Self, ConfigError> {
+        raw.expect_neutral("partial_rotary_factor", 1.0)?;
         let original = || -> Result<f64, ConfigError> {
             let length = raw.optional_size("original_max_position_embeddings")?;
             Ok(length.unwrap_or(max_position_embeddings) as f64)
@@ -189,7 +249,12 @@ impl RopeScaling {
             None => max as f64 / original,
         };
         let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
-        let scales = (raw.optional_number("mscale")?, raw.optional_number("mscale_all_dim")?);
+        let scale = |key| match raw.get(key).and_then(Value::as_f64) {
+            // As in transformers, where zero is as good as absent.
+            Some(0.0) => Ok(None),
+            _ => raw.optional_number(key),
+        };
+        let scales = (scale("mscale")?, scale("mscale_all_dim")?);
         let attention_factor = match (raw.optional_number("attention_factor")?, scales) {
             (Some(given), _) => given,
             (None, (Some(m), Some(all))) => mscale(m) / mscale(all),

@@ -68,13 +68,28 @@ impl Linear {
 pub enum BlockNorm {
     /// Of what attention reads.
     AttentionInput,
+    /// Of each head of queries.
+    Q,
+    /// Of each head of keys.
+    K,
+    /// Of what attention adds to the stream.
+    AttentionOutput,
     /// Of what the MLP reads.
     MlpInput,
+    /// Of what the MLP adds to the stream.
+    MlpOutput,
 }
 
 impl BlockNorm {
     /// All, in model order.
-    pub const ALL: [Self; 2] = [Self::AttentionInput, Self::MlpInput];
+    pub const ALL: [Self; 6] = [
+        Self::AttentionInput,
+        Self::Q,
+        Self::K,
+        Self::AttentionOutput,
+        Self::MlpInput,
+        Self::MlpOutput,
+    ];
 }
 
 impl DecoderConfig {
@@ -108,10 +123,11 @@ impl DecoderConfig {
                 .into_iter()
                 .chain(config.has_bias(linear).then_some(bias))
         });
-        let norms = BlockNorm::ALL.into_iter().map(move |norm| {
-            let (name, len) = config.norm(h, norm);
-            let name = format!("model.layers.{layer}.{name}.weight");
-            WeightSpec { role: Role::Norm(layer, norm), name, shape: vec![len] }
+        let norms = BlockNorm::ALL.into_iter().filter_map(move |norm| {
+            let name = format!("model.layers.{layer}.{}.weight", config.norm_module(norm)?);
+            let is_of_head = matches!(norm, BlockNorm::Q | BlockNorm::K);
+            let len = if is_of_head { config.attention.heads.head_dim } else { h };
+            Some(WeightSpec { role: Role::Norm(layer, norm), name, shape: vec![len] })
         });
         linears.chain(norms)
     }
@@ -150,11 +166,18 @@ impl LayerConfig {
         }
     }
 
-    /// Name of the module within its block, and length.
-    fn norm(&self, hidden_size: usize, norm: BlockNorm) -> (&'static str, usize) {
+    /// Name of a norm's module within its block; `None` where there is no such norm.
+    fn norm_module(&self, norm: BlockNorm) -> Option<&'static str> {
+        let (post, qk) = (self.post_norms, self.attention.qk_norm);
         match norm {
-            BlockNorm::AttentionInput => ("input_layernorm", hidden_size),
-            BlockNorm::MlpInput => ("post_attention_layernorm", hidden_size),
+            BlockNorm::AttentionInput => Some("input_layernorm"),
+            BlockNorm::Q => qk.then_some("self_attn.q_norm"),
+            BlockNorm::K => qk.then_some("self_attn.k_norm"),
+            BlockNorm::AttentionOutput => post.then_some("post_attention_layernorm"),
+            // The same name means another norm where there are post-norms.
+            BlockNorm::MlpInput if post => Some("pre_feedforward_layernorm"),
+            BlockNorm::MlpInput => Some("post_attention_layernorm"),
+            BlockNorm::MlpOutput => post.then_some("post_feedforward_layernorm"),
         }
     }
 }

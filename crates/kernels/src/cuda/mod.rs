@@ -44,7 +44,7 @@ pub(crate) static SOURCES: [&Source; 12] = [
     &crate::head::cuda::SOURCE,
     &crate::rms_norm::cuda::SOURCE,
     &crate::rope::cuda::SOURCE,
-    &crate::swiglu::cuda::SOURCE,
+    &crate::glu::cuda::SOURCE,
     &crate::vector::cuda::SOURCE,
 ];
 

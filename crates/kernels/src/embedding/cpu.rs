@@ -3,23 +3,23 @@
 use crate::cpu::{Cpu, Split};
 use crate::element::{Elements, View, with_elements};
 
-/// `table [v, h]`, `ids [t]` → `y [t, h]`.
+/// `scale` times rows of `table [v, h]`, `ids [t]` → `y [t, h]`.
 ///
 /// # Panics
 /// If an id is not below `v`.
-pub fn forward(cpu: &Cpu, table: View<'_>, ids: &[u32], y: &mut [f32]) {
+pub fn forward(cpu: &Cpu, table: View<'_>, ids: &[u32], scale: f32, y: &mut [f32]) {
     if ids.is_empty() {
         return;
     }
     let h = y.len() / ids.len();
     with_elements!(any table, table => cpu.rows(y, h, h, |t, y| {
         let id = ids[t] as usize;
-        y.iter_mut().enumerate().for_each(|(j, y)| *y = table.at(id * h + j, id));
+        y.iter_mut().enumerate().for_each(|(j, y)| *y = scale * table.at(id * h + j, id));
     }));
 }
 
-/// `d_table [v, h] += ` the rows of `d_y [t, h]`, in the order of the tokens.
-pub fn backward(cpu: &Cpu, ids: &[u32], d_y: &[f32], d_table: &mut [f32]) {
+/// `d_table [v, h] += scale ·` the rows of `d_y [t, h]`, in the order of the tokens.
+pub fn backward(cpu: &Cpu, ids: &[u32], scale: f32, d_y: &[f32], d_table: &mut [f32]) {
     if ids.is_empty() {
         return;
     }
@@ -34,7 +34,7 @@ pub fn backward(cpu: &Cpu, ids: &[u32], d_y: &[f32], d_table: &mut [f32]) {
             // SAFETY: column ranges of different tasks do not overlap.
             let row = unsafe { split.slice(id as usize * h + start, end - start) };
             for (row, d_y) in row.iter_mut().zip(&d_y[t * h + start..t * h + end]) {
-                *row += d_y;
+                *row += scale * d_y;
             }
         }
     });

@@ -14,16 +14,16 @@ pub(crate) static SOURCE: Source = Source {
     ],
 };
 
-pub(super) fn forward(gpu: &Gpu, table: Slice<'_>, ids: &[u32], y: Slice<'_>) {
+pub(super) fn forward(gpu: &Gpu, table: Slice<'_>, ids: &[u32], scale: f32, y: Slice<'_>) {
     let h = y.len() / ids.len().max(1);
     let v = table.len() / h.max(1);
     assert!(ids.iter().all(|&id| (id as usize) < v));
     let at = Launch::blocks(ids.len(), 128);
     let kernel = format!("embedding_forward<{}>", table.type_name());
-    gpu.launch(&SOURCE, &kernel, at, args![table, h, gpu.upload(ids), y]);
+    gpu.launch(&SOURCE, &kernel, at, args![table, h, gpu.upload(ids), scale, y]);
 }
 
-pub(super) fn backward(gpu: &Gpu, ids: &[u32], d_y: Slice<'_>, d_table: Slice<'_>) {
+pub(super) fn backward(gpu: &Gpu, ids: &[u32], scale: f32, d_y: Slice<'_>, d_table: Slice<'_>) {
     let h = d_y.len() / ids.len().max(1);
     let v = d_table.len() / h.max(1);
     assert!(ids.iter().all(|&id| (id as usize) < v));
@@ -34,6 +34,6 @@ pub(super) fn backward(gpu: &Gpu, ids: &[u32], d_y: Slice<'_>, d_table: Slice<'_
         &SOURCE,
         "embedding_backward",
         at,
-        args![gpu.upload(ids), ids.len(), d_y, h, d_table],
+        args![gpu.upload(ids), ids.len(), scale, d_y, h, d_table],
     );
 }

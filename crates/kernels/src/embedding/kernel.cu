@@ -1,10 +1,13 @@
-// `table [v, h]`, `ids [t]` → `y [t, h]`. A block takes a token.
+// `scale` times rows of `table [v, h]`, `ids [t]` → `y [t, h]`. A block takes a token.
 template <class W>
-__global__ void embedding_forward(Weight<W> table, size_t h, const uint32* ids, float* y) {
+__global__ void embedding_forward(
+    Weight<W> table, size_t h, const uint32* ids, float scale, float* y) {
     size_t id = ids[blockIdx.x];
     y += blockIdx.x * h;
     over_block<4>(h, h % 4 == 0 && aligned<4>(table, y), [&](size_t c, auto count) {
-        write(y + c, read(table, id * h + c, id, count));
+        auto y_c = read(table, id * h + c, id, count);
+        for (int k = 0; k < count.value; k++) y_c.of[k] *= scale;
+        write(y + c, y_c);
     });
 }
 
@@ -12,11 +15,12 @@ __global__ void embedding_forward(Weight<W> table, size_t h, const uint32* ids, 
 #define COLUMNS 4
 #define SCATTER_THREADS 256
 
-// `d_table [v, h] += ` the rows of `d_y [t, h]`, in the order of the tokens: the block of an id's
-// first token adds the rows of all tokens with that id. A block takes 1024 columns, so that sums
-// stay in registers.
+// `d_table [v, h] += scale ·` the rows of `d_y [t, h]`, in the order of the tokens: the block of an
+// id's first token adds the rows of all tokens with that id. A block takes 1024 columns, so that
+// sums stay in registers.
 __global__ void __launch_bounds__(SCATTER_THREADS)
-    embedding_backward(const uint32* ids, size_t t, const float* d_y, size_t h, float* d_table) {
+    embedding_backward(
+        const uint32* ids, size_t t, float scale, const float* d_y, size_t h, float* d_table) {
     __shared__ uint32 found[SCATTER_THREADS], hits[SCATTER_THREADS / WARP];
     size_t token = blockIdx.x, thread = threadIdx.x;
     uint32 id = ids[token], warp = thread / WARP, lane = thread % WARP;
@@ -48,7 +52,7 @@ __global__ void __launch_bounds__(SCATTER_THREADS)
             const float* d = d_y + (start + found[f]) * h;
             for (int k = 0; k < COLUMNS; k++) {
                 size_t column = first + k * SCATTER_THREADS;
-                if (column < h) sums[k] += d[column];
+                if (column < h) sums[k] += scale * d[column];
             }
         }
     }

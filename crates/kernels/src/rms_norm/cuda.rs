@@ -1,20 +1,33 @@
 //! A block a row; gradients of the weight by groups of columns.
 
+use super::{RmsNorm, Rows, Saved};
 use crate::cuda::{Gpu, Launch, Slice, Source, args};
 
 pub(crate) static SOURCE: Source = Source {
     name: "rms_norm",
     texts: &[include_str!("kernel.cu")],
     kernels: &[
-        "rms_norm_forward<float>",
-        "rms_norm_forward<bf16>",
-        "rms_norm_forward<f16>",
-        "rms_norm_backward<float>",
-        "rms_norm_backward<bf16>",
-        "rms_norm_backward<f16>",
-        "rms_norm_backward_weight<float>",
-        "rms_norm_backward_weight<bf16>",
-        "rms_norm_backward_weight<f16>",
+        "rms_norm_forward<float,float>",
+        "rms_norm_forward<float,bf16>",
+        "rms_norm_forward<float,f16>",
+        "rms_norm_forward<bf16,float>",
+        "rms_norm_forward<bf16,bf16>",
+        "rms_norm_forward<f16,float>",
+        "rms_norm_forward<f16,f16>",
+        "rms_norm_backward<float,float>",
+        "rms_norm_backward<float,bf16>",
+        "rms_norm_backward<float,f16>",
+        "rms_norm_backward<bf16,float>",
+        "rms_norm_backward<bf16,bf16>",
+        "rms_norm_backward<f16,float>",
+        "rms_norm_backward<f16,f16>",
+        "rms_norm_backward_weight<float,float>",
+        "rms_norm_backward_weight<float,bf16>",
+        "rms_norm_backward_weight<float,f16>",
+        "rms_norm_backward_weight<bf16,float>",
+        "rms_norm_backward_weight<bf16,bf16>",
+        "rms_norm_backward_weight<f16,float>",
+        "rms_norm_backward_weight<f16,f16>",
     ],
 };
 
@@ -23,42 +36,55 @@ const THREADS: u32 = 256;
 
 pub(super) fn forward(
     gpu: &Gpu,
-    x: Slice<'_>,
-    w: Slice<'_>,
-    eps: f32,
+    norm: RmsNorm,
+    rows: Rows,
+    (x, w): (Slice<'_>, Slice<'_>),
+    residual: Option<Slice<'_>>,
     y: Slice<'_>,
     rstd: Slice<'_>,
 ) {
-    let (rows, h) = (rstd.len(), w.len());
-    assert!(x.len() == rows * h && y.len() == x.len());
-    let kernel = format!("rms_norm_forward<{}>", y.type_name());
-    gpu.launch(&SOURCE, &kernel, Launch::blocks(rows, THREADS), args![x, w, eps, h, y, rstd]);
+    let h = check(rows, w.len(), rstd.len(), &[x, y]);
+    assert!(residual.is_none_or(|residual| residual.len() == x.len()));
+    let kernel = format!("rms_norm_forward<{},{}>", x.type_name(), y.type_name());
+    // Not read where nothing is to be added.
+    let (adds, residual) = (u32::from(residual.is_some()), residual.unwrap_or(w));
+    let Rows { stride, offset, count } = rows;
+    let args =
+        args![x, w, norm.offset(), norm.eps, h, stride, offset, count, residual, adds, y, rstd];
+    gpu.launch(&SOURCE, &kernel, Launch::blocks(rstd.len(), THREADS), args);
 }
 
 pub(super) fn backward(
     gpu: &Gpu,
-    (x, w, rstd): (Slice<'_>, Slice<'_>, Slice<'_>),
+    norm: RmsNorm,
+    saved: Saved<'_>,
     d_y: Slice<'_>,
     adds: bool,
     d_x: Slice<'_>,
 ) {
-    let (rows, h) = (rstd.len(), w.len());
-    assert!(x.len() == rows * h && d_y.len() == x.len() && d_x.len() == x.len());
-    let kernel = format!("rms_norm_backward<{}>", d_y.type_name());
-    let args = args![x, w, rstd, d_y, h, u32::from(adds), d_x];
-    gpu.launch(&SOURCE, &kernel, Launch::blocks(rows, THREADS), args);
+    let (x, w, rstd) = (saved.x.cuda(), saved.weight.cuda().f32(), saved.rstd.cuda().f32());
+    let h = check(saved.rows, w.len(), rstd.len(), &[x, d_y, d_x]);
+    assert_eq!(x.dtype(), d_x.dtype());
+    let kernel = format!("rms_norm_backward<{},{}>", x.type_name(), d_y.type_name());
+    let Rows { stride, offset, count } = saved.rows;
+    let adds = u32::from(adds);
+    let args = args![x, w, norm.offset(), rstd, d_y, h, stride, offset, count, adds, d_x];
+    gpu.launch(&SOURCE, &kernel, Launch::blocks(rstd.len(), THREADS), args);
 }
 
-pub(super) fn backward_weight(
-    gpu: &Gpu,
-    x: Slice<'_>,
-    rstd: Slice<'_>,
-    d_y: Slice<'_>,
-    d_w: Slice<'_>,
-) {
-    let (rows, h) = (rstd.len(), d_w.len());
-    assert!(x.len() == rows * h && d_y.len() == x.len());
-    let kernel = format!("rms_norm_backward_weight<{}>", d_y.type_name());
-    let at = Launch::columns(h);
-    gpu.launch(&SOURCE, &kernel, at, args![x, rstd, d_y, rows, h, d_w]);
+pub(super) fn backward_weight(gpu: &Gpu, saved: Saved<'_>, d_y: Slice<'_>, d_w: Slice<'_>) {
+    let (x, rstd) = (saved.x.cuda(), saved.rstd.cuda().f32());
+    let h = check(saved.rows, d_w.len(), rstd.len(), &[x, d_y]);
+    let kernel = format!("rms_norm_backward_weight<{},{}>", x.type_name(), d_y.type_name());
+    let Rows { stride, offset, count } = saved.rows;
+    let args = args![x, rstd, d_y, rstd.len(), h, stride, offset, count, d_w];
+    gpu.launch(&SOURCE, &kernel, Launch::columns(h), args);
+}
+
+/// The length of a row, if all of `matrices` hold as many as there are `rstd`.
+fn check(rows: Rows, h: usize, num_rows: usize, matrices: &[Slice<'_>]) -> usize {
+    assert!(rows.offset + rows.count * h <= rows.stride && num_rows.is_multiple_of(rows.count));
+    let len = num_rows / rows.count * rows.stride;
+    assert!(matrices.iter().all(|matrix| matrix.len() == len));
+    h
 }

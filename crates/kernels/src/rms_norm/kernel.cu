@@ -1,60 +1,71 @@
-// A block takes a row; the row's second reading comes from the cache.
+// A block takes a row; the row's second reading comes from the cache. `count` rows of `h` elements
+// stand one after another in each row of a matrix, whose length is `stride`, from `offset` on.
 
-// `x [t, h]`, `w [h]` → `y [t, h]`, `rstd [t]`.
-template <class Y>
+DEVICE size_t row_start(size_t row, size_t h, size_t stride, size_t offset, size_t count) {
+    return row / count * stride + offset + row % count * h;
+}
+
+// `x`, `w [h]` → `y`, `rstd [rows]`; rows are multiplied by `w + more`, and `residual` is added.
+template <class X, class Y>
 __global__ void rms_norm_forward(
-    const float* x, const float* w, float eps, size_t h, Y* y, float* rstd) {
-    size_t row = blockIdx.x;
-    x += row * h, y += row * h;
-    bool together = h % 4 == 0 && aligned<4>(x, w, y);
+    const X* x, const float* w, float more, float eps, size_t h, size_t stride, size_t offset,
+    size_t count, const float* residual, uint32 adds, Y* y, float* rstd) {
+    size_t row = blockIdx.x, start = row_start(row, h, stride, offset, count);
+    x += start, y += start, residual += adds ? start : 0;
+    bool together = h % 4 == 0 && aligned<4>(x, w, y, residual);
     float sum = 0.0f;
-    over_block<4>(h, together, [&](size_t c, auto count) {
-        auto x_c = read(x + c, count);
-        for (int k = 0; k < count.value; k++) sum += x_c.of[k] * x_c.of[k];
+    over_block<4>(h, together, [&](size_t c, auto n) {
+        auto x_c = read(x + c, n);
+        for (int k = 0; k < n.value; k++) sum += x_c.of[k] * x_c.of[k];
     });
     float factor = 1.0f / sqrtf(block_sum(sum) / float(h) + eps);
     if (threadIdx.x == 0) rstd[row] = factor;
-    over_block<4>(h, together, [&](size_t c, auto count) {
-        auto x_c = read(x + c, count), w_c = read(w + c, count);
-        for (int k = 0; k < count.value; k++) x_c.of[k] = x_c.of[k] * factor * w_c.of[k];
+    over_block<4>(h, together, [&](size_t c, auto n) {
+        auto x_c = read(x + c, n), w_c = read(w + c, n);
+        for (int k = 0; k < n.value; k++) x_c.of[k] = x_c.of[k] * factor * (w_c.of[k] + more);
+        if (adds) {
+            auto r_c = read(residual + c, n);
+            for (int k = 0; k < n.value; k++) x_c.of[k] += r_c.of[k];
+        }
         write(y + c, x_c);
     });
 }
 
-// `d_x [t, h]`, overwritten or added to, for `d_y [t, h]`.
-template <class Y>
+// `d_x`, overwritten or added to, for `d_y`.
+template <class X, class Y>
 __global__ void rms_norm_backward(
-    const float* x, const float* w, const float* rstd, const Y* d_y, size_t h, uint32 adds,
-    float* d_x) {
-    size_t row = blockIdx.x;
-    x += row * h, d_y += row * h, d_x += row * h;
+    const X* x, const float* w, float more, const float* rstd, const Y* d_y, size_t h,
+    size_t stride, size_t offset, size_t count, uint32 adds, X* d_x) {
+    size_t row = blockIdx.x, start = row_start(row, h, stride, offset, count);
+    x += start, d_y += start, d_x += start;
     bool together = h % 4 == 0 && aligned<4>(x, w, d_y, d_x);
     float sum = 0.0f;
-    over_block<4>(h, together, [&](size_t c, auto count) {
-        auto x_c = read(x + c, count), w_c = read(w + c, count), d_c = read(d_y + c, count);
-        for (int k = 0; k < count.value; k++) sum += d_c.of[k] * w_c.of[k] * x_c.of[k];
+    over_block<4>(h, together, [&](size_t c, auto n) {
+        auto x_c = read(x + c, n), w_c = read(w + c, n), d_c = read(d_y + c, n);
+        for (int k = 0; k < n.value; k++) sum += d_c.of[k] * (w_c.of[k] + more) * x_c.of[k];
     });
     float factor = rstd[row];
     float along_x = factor * factor * factor * block_sum(sum) / float(h);
-    over_block<4>(h, together, [&](size_t c, auto count) {
-        auto x_c = read(x + c, count), w_c = read(w + c, count), d_c = read(d_y + c, count);
-        for (int k = 0; k < count.value; k++) {
-            d_c.of[k] = d_c.of[k] * w_c.of[k] * factor - x_c.of[k] * along_x;
+    over_block<4>(h, together, [&](size_t c, auto n) {
+        auto x_c = read(x + c, n), w_c = read(w + c, n), d_c = read(d_y + c, n);
+        for (int k = 0; k < n.value; k++) {
+            d_c.of[k] = d_c.of[k] * (w_c.of[k] + more) * factor - x_c.of[k] * along_x;
         }
         if (adds) {
-            auto old_c = read(d_x + c, count);
-            for (int k = 0; k < count.value; k++) d_c.of[k] += old_c.of[k];
+            auto old_c = read(d_x + c, n);
+            for (int k = 0; k < n.value; k++) d_c.of[k] += old_c.of[k];
         }
         write(d_x + c, d_c);
     });
 }
 
-// `d_w [h] += Σ_t d_y · x · rstd`.
-template <class Y>
+// `d_w [h] += Σ d_y · x · rstd` over all rows.
+template <class X, class Y>
 __global__ void __launch_bounds__(1024) rms_norm_backward_weight(
-    const float* x, const float* rstd, const Y* d_y, size_t t, size_t h, float* d_w) {
-    add_sums_over_rows(t, h, d_w, [&](size_t row, size_t column) {
-        size_t i = row * h + column;
-        return to_f32(d_y[i]) * x[i] * rstd[row];
+    const X* x, const float* rstd, const Y* d_y, size_t rows, size_t h, size_t stride,
+    size_t offset, size_t count, float* d_w) {
+    add_sums_over_rows(rows, h, d_w, [&](size_t row, size_t column) {
+        size_t i = row_start(row, h, stride, offset, count) + column;
+        return to_f32(d_y[i]) * to_f32(x[i]) * rstd[row];
     });
 }

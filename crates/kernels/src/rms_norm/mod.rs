@@ -1,5 +1,5 @@
 //! Root-mean-square normalisation (Zhang & Sennrich, 2019): `y = x · rstd · w`,
-//! `rstd = 1 / sqrt(mean(x²) + eps)`, over the last dimension.
+//! `rstd = 1 / sqrt(mean(x²) + eps)`, of whole rows or of heads inside packed rows.
 
 mod cpu;
 pub(crate) mod cuda;
@@ -10,63 +10,99 @@ pub use cpu::{backward, backward_weight, forward};
 use crate::element::{View, ViewMut};
 use crate::processor::Processor;
 
+/// How rows are normalised, apart from the weight.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RmsNorm {
+    /// Added to the mean square.
+    pub eps: f32,
+    /// Whether a row is multiplied by `1 + w` instead of `w`, as Gemma does.
+    pub plus_one: bool,
+}
+
+impl RmsNorm {
+    /// What is added to each weight; adding negative zero changes no number.
+    fn offset(self) -> f32 {
+        if self.plus_one { 1.0 } else { -0.0 }
+    }
+}
+
+/// Where the rows that are normalised are in a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// Elements of a row of the matrix.
+    pub stride: usize,
+    /// First element in it that is normalised.
+    pub offset: usize,
+    /// How many, one after another, are normalised each by itself.
+    pub count: usize,
+}
+
+impl Rows {
+    /// The rows of a matrix of `width` columns.
+    pub fn whole(width: usize) -> Self {
+        Self { stride: width, offset: 0, count: 1 }
+    }
+}
+
+/// What the backward pass reads of the forward pass.
+#[derive(Clone, Copy)]
+pub struct Saved<'a> {
+    /// Input.
+    pub x: View<'a>,
+    /// `[h]` f32.
+    pub weight: View<'a>,
+    /// `[t, rows.count]` f32.
+    pub rstd: View<'a>,
+    /// Where the rows are, in the input, the output and their gradients.
+    pub rows: Rows,
+}
+
 impl Processor {
-    /// `x [t, h]` f32, `w [h]` f32 → `y [t, h]`, `rstd [t]` f32.
-    pub fn rms_norm(&self, x: View<'_>, w: View<'_>, eps: f32, y: ViewMut<'_>, rstd: ViewMut<'_>) {
+    /// `x` and `weight [h]` f32 → `y` and `rstd [t, rows.count]` f32; `residual`, f32, is added to
+    /// `y`. Elements of `y` that are in none of `rows` are left as they are.
+    pub fn rms_norm(
+        &self,
+        norm: RmsNorm,
+        rows: Rows,
+        (x, weight): (View<'_>, View<'_>),
+        residual: Option<View<'_>>,
+        y: ViewMut<'_>,
+        rstd: ViewMut<'_>,
+    ) {
         match self {
-            Self::Cpu(cpu) => forward(cpu, x.f32(), w.f32(), eps, y, rstd.f32()),
+            Self::Cpu(cpu) => {
+                let residual = residual.map(|residual| residual.f32());
+                forward(cpu, norm, rows, (x, weight.f32()), residual, y, rstd.f32());
+            }
             Self::Cuda(gpu) => {
-                cuda::forward(
-                    gpu,
-                    x.cuda().f32(),
-                    w.cuda().f32(),
-                    eps,
-                    y.cuda(),
-                    rstd.cuda().f32(),
-                );
+                let residual = residual.map(|residual| residual.cuda().f32());
+                let inputs = (x.cuda(), weight.cuda().f32());
+                cuda::forward(gpu, norm, rows, inputs, residual, y.cuda(), rstd.cuda().f32());
             }
         }
     }
 
-    /// `d_x [t, h]` f32 for `d_y [t, h]`, from `(x, w, rstd)` of the forward pass; added to what
-    /// `d_x` holds if it `adds`.
+    /// `d_x`, of the type of `x`, for `d_y`; added to what `d_x` holds if it `adds`. Elements in
+    /// none of the rows are left as they are.
     pub fn rms_norm_backward(
         &self,
-        (x, w, rstd): (View<'_>, View<'_>, View<'_>),
+        norm: RmsNorm,
+        saved: Saved<'_>,
         d_y: View<'_>,
         adds: bool,
         d_x: ViewMut<'_>,
     ) {
         match self {
-            Self::Cpu(cpu) => {
-                backward(cpu, (x.f32(), w.f32(), rstd.f32()), d_y, adds, d_x.f32());
-            }
-            Self::Cuda(gpu) => {
-                let saved = (x.cuda().f32(), w.cuda().f32(), rstd.cuda().f32());
-                cuda::backward(gpu, saved, d_y.cuda(), adds, d_x.cuda().f32());
-            }
+            Self::Cpu(cpu) => backward(cpu, norm, saved, d_y, adds, d_x),
+            Self::Cuda(gpu) => cuda::backward(gpu, norm, saved, d_y.cuda(), adds, d_x.cuda()),
         }
     }
 
-    /// `d_w [h] += Σ_t d_y · x · rstd`, f32.
-    pub fn rms_norm_backward_weight(
-        &self,
-        x: View<'_>,
-        rstd: View<'_>,
-        d_y: View<'_>,
-        d_w: ViewMut<'_>,
-    ) {
+    /// `d_w [h] += Σ d_y · x · rstd` over all rows, f32.
+    pub fn rms_norm_backward_weight(&self, saved: Saved<'_>, d_y: View<'_>, d_w: ViewMut<'_>) {
         match self {
-            Self::Cpu(cpu) => backward_weight(cpu, x.f32(), rstd.f32(), d_y, d_w.f32()),
-            Self::Cuda(gpu) => {
-                cuda::backward_weight(
-                    gpu,
-                    x.cuda().f32(),
-                    rstd.cuda().f32(),
-                    d_y.cuda(),
-                    d_w.cuda().f32(),
-                );
-            }
+            Self::Cpu(cpu) => backward_weight(cpu, saved, d_y, d_w.f32()),
+            Self::Cuda(gpu) => cuda::backward_weight(gpu, saved, d_y.cuda(), d_w.cuda().f32()),
         }
     }
 }

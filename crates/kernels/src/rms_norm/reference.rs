@@ -1,31 +1,52 @@
 //! The definition.
 
-/// `x [t, h]`, `w [h]` → `y [t, h]`.
-pub fn forward(x: &[f64], w: &[f64], eps: f64) -> Vec<f64> {
-    let h = w.len();
-    x.chunks(h)
-        .flat_map(|x| {
-            let rstd = rstd(x, eps);
-            x.iter().zip(w).map(move |(x, w)| x * rstd * w).collect::<Vec<_>>()
-        })
-        .collect()
+use super::{RmsNorm, Rows};
+
+/// `x`, `w [h]` → `y`, which is `x` outside of `rows`.
+pub fn forward(norm: RmsNorm, rows: Rows, x: &[f64], w: &[f64]) -> Vec<f64> {
+    let mut y = x.to_vec();
+    for row in starts(rows, x.len(), w.len()) {
+        let rstd = rstd(norm, &x[row..row + w.len()]);
+        for (i, w) in w.iter().enumerate() {
+            y[row + i] = x[row + i] * rstd * factor(norm, *w);
+        }
+    }
+    y
 }
 
-/// Gradients `(d_x [t, h], d_w [h])` for `d_y [t, h]`.
-pub fn backward(x: &[f64], w: &[f64], eps: f64, d_y: &[f64]) -> (Vec<f64>, Vec<f64>) {
+/// Gradients `(d_x, d_w [h])` for `d_y`, which `d_x` is outside of `rows`.
+pub fn backward(
+    norm: RmsNorm,
+    rows: Rows,
+    x: &[f64],
+    w: &[f64],
+    d_y: &[f64],
+) -> (Vec<f64>, Vec<f64>) {
     let h = w.len();
-    let (mut d_x, mut d_w) = (Vec::new(), vec![0.0; h]);
-    for (x, d_y) in x.chunks(h).zip(d_y.chunks(h)) {
-        let rstd = rstd(x, eps);
-        let dot: f64 = (0..h).map(|i| d_y[i] * w[i] * x[i]).sum();
+    let (mut d_x, mut d_w) = (d_y.to_vec(), vec![0.0; h]);
+    for row in starts(rows, x.len(), h) {
+        let (x, d_y, d_x) = (&x[row..row + h], &d_y[row..row + h], &mut d_x[row..row + h]);
+        let rstd = rstd(norm, x);
+        let dot: f64 = (0..h).map(|i| d_y[i] * factor(norm, w[i]) * x[i]).sum();
         for i in 0..h {
-            d_x.push(rstd * (d_y[i] * w[i] - x[i] * rstd * rstd * dot / h as f64));
+            let along_x = x[i] * rstd * rstd * dot / h as f64;
+            d_x[i] = rstd * (d_y[i] * factor(norm, w[i]) - along_x);
             d_w[i] += d_y[i] * x[i] * rstd;
         }
     }
     (d_x, d_w)
 }
 
-fn rstd(x: &[f64], eps: f64) -> f64 {
-    1.0 / (x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64 + eps).sqrt()
+/// First element of each row.
+fn starts(rows: Rows, len: usize, h: usize) -> impl Iterator<Item = usize> {
+    let of_matrix_row = move |row| (0..rows.count).map(move |i| row + rows.offset + i * h);
+    (0..len).step_by(rows.stride).flat_map(of_matrix_row)
+}
+
+fn factor(norm: RmsNorm, w: f64) -> f64 {
+    if norm.plus_one { 1.0 + w } else { w }
+}
+
+fn rstd(norm: RmsNorm, x: &[f64]) -> f64 {
+    1.0 / (x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64 + f64::from(norm.eps)).sqrt()
 }

@@ -54,9 +54,24 @@ pub fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     }
 }
 
-/// Heads of attention without a window; absent keys mean what they mean for Llama.
-fn heads(raw: &RawConfig) -> Result<Heads, ConfigError> {
-    let hidden_size = raw.size("hidden_size")?;
+/// Dimensions of a head, where an absent key means that heads share the width of the stream.
+fn head_dim(raw: &RawConfig) -> Result<usize, ConfigError> {
+    let (hidden_size, num_heads) = (raw.size("hidden_size")?, raw.size("num_attention_heads")?);
+    match raw.optional_size("head_dim")? {
+        Some(head_dim) => Ok(head_dim),
+        None if hidden_size.is_multiple_of(num_heads) => Ok(hidden_size / num_heads),
+        None => {
+            let problem = format!(
+                "must divide hidden_size ({hidden_size}) where head_dim is not given, found \
+                 {num_heads}"
+            );
+            Err(raw.error("num_attention_heads", problem))
+        }
+    }
+}
+
+/// Heads of attention without a window.
+fn heads(raw: &RawConfig, head_dim: usize) -> Result<Heads, ConfigError> {
     let num_heads = raw.size("num_attention_heads")?;
     let num_kv_heads = raw.optional_size("num_key_value_heads")?.unwrap_or(num_heads);
     if !num_heads.is_multiple_of(num_kv_heads) {
@@ -64,17 +79,6 @@ fn heads(raw: &RawConfig) -> Result<Heads, ConfigError> {
             format!("must divide num_attention_heads ({num_heads}), found {num_kv_heads}");
         return Err(raw.error("num_key_value_heads", problem));
     }
-    let head_dim = match raw.optional_size("head_dim")? {
-        Some(head_dim) => head_dim,
-        None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
-        None => {
-            let problem = format!(
-                "must divide hidden_size ({hidden_size}) where head_dim is not given, found \
-                 {num_heads}"
-            );
-            return Err(raw.error("num_attention_heads", problem));
-        }
-    };
     if !head_dim.is_multiple_of(2) {
         let problem = format!(
             "must be even for rotary embeddings, found {head_dim} (where it is not given, it is \
@@ -93,6 +97,10 @@ fn num_layers(raw: &RawConfig) -> Result<usize, ConfigError> {
         return Err(raw.error(key, format!("must be at most {MAX_LAYERS}, found {num_layers}")));
     }
     Ok(num_layers)
+}
+
+fn norm_eps(raw: &RawConfig) -> Result<f32, ConfigError> {
+    Ok(raw.optional_number("rms_norm_eps")?.unwrap_or(1e-6) as f32)
 }
 
 /// Refuses an activation other than the family's own.

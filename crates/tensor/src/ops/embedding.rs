@@ -1,21 +1,29 @@
 //! Token embedding.
 
 use crate::{Cost, DType, Tape, Var, Weight};
+use hone_kernels::{bf16, f16};
 
-/// `table [v, h]`, `ids [t]` → `[t, h]` in f32, the start of the residual stream.
+/// `scale`, rounded to the compute type, times rows of `table [v, h]`: `ids [t]` → `[t, h]` in f32,
+/// the start of the residual stream.
 ///
 /// # Panics
 /// If an id is not below `v`; tokenizers are checked against the model when both are loaded.
-pub fn embedding<'a>(tape: &mut Tape<'a>, table: &'a Weight, ids: &'a [u32]) -> Var {
+pub fn embedding<'a>(tape: &mut Tape<'a>, table: &'a Weight, ids: &'a [u32], scale: f32) -> Var {
+    let scale = match tape.dtype() {
+        DType::Bf16 => bf16::from_f32(scale).to_f32(),
+        DType::F16 => f16::from_f32(scale).to_f32(),
+        _ => scale,
+    };
     let h = table.shape()[1];
     let mut y = tape.activation(DType::F32, &[ids.len(), h]);
     if let Some(on) = tape.device().begin(Cost::memory("embedding", 2 * y.num_bytes())) {
-        on.embedding(tape.params().resolve(table).view(), ids, y.view_mut());
+        on.embedding(tape.params().resolve(table).view(), ids, scale, y.view_mut());
     }
     tape.push(y, table.param().is_some(), move |sweep, d_y| {
         let Some(param) = table.param() else { return };
         if let Some(on) = sweep.device.begin(Cost::memory("d_embedding", 3 * d_y.num_bytes())) {
-            on.embedding_backward(ids, d_y.view(), sweep.gradients.get_mut(param).view_mut());
+            let d_table = sweep.gradients.get_mut(param).view_mut();
+            on.embedding_backward(ids, scale, d_y.view(), d_table);
         }
     })
 }

@@ -7,23 +7,26 @@ mod adapters;
 mod attention;
 mod eight_bits;
 mod embedding;
+mod glu;
 mod head;
 mod linear;
 mod offloaded;
 mod rms_norm;
 mod rope;
-mod swiglu;
 
 pub(crate) use adapters::RoundedAdapters;
 pub use adapters::round_adapters;
 pub use attention::{KvCache, attend_cached, attention};
 pub use embedding::embedding;
+pub use glu::glu;
 pub use head::{last_row, log_probs, logits};
 pub use linear::linear;
 pub use offloaded::with_offloaded;
-pub use rms_norm::rms_norm;
+pub use rms_norm::{HeadNorms, add_rms_norm, norm_heads, rms_norm};
 pub use rope::{Angles, rope};
-pub use swiglu::swiglu;
+
+pub use hone_kernels::glu::Activation;
+pub use hone_kernels::rms_norm::RmsNorm;
 
 use crate::{Category, Cost, DType, Device, Target, Tensor};
 
@@ -46,6 +49,12 @@ fn converted_bytes<'a>(
     }
     let bytes = |w: &Tensor| hone_kernels::gemm::converted_bytes(w.dtype(), compute, w.len());
     weights.into_iter().map(bytes).sum()
+}
+
+fn copy(device: &Device, x: &Tensor, y: &mut Tensor) {
+    if let Some(on) = device.begin(Cost::memory("copy", 2 * x.num_bytes())) {
+        on.convert(x.view(), y.view_mut());
+    }
 }
 
 /// `[rows, cols]` of a tensor.

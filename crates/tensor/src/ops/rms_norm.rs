@@ -1,44 +1,173 @@
-//! Root-mean-square normalisation.
+//! Root-mean-square normalisation: of the stream, of what is added to it, of heads.
 
-use super::rows_cols;
-use crate::{Cost, DType, Tape, Var, Weight};
+use super::{copy, rows_cols};
+use crate::tape::Sweep;
+use crate::{Cost, DType, Heads, Params, Tape, Tensor, Var, Weight};
+use hone_kernels::rms_norm::{RmsNorm, Rows, Saved};
 
 /// `x [t, h]` f32, `weight [h]` → `[t, h]` in the tape's compute type.
-pub fn rms_norm<'a>(tape: &mut Tape<'a>, x: &Var, weight: &'a Weight, eps: f32) -> Var {
+pub fn rms_norm<'a>(tape: &mut Tape<'a>, x: &Var, weight: &'a Weight, norm: RmsNorm) -> Var {
     let (t, h) = rows_cols(x.value().shape());
     let mut y = tape.activation(tape.dtype(), &[t, h]);
     let mut rstd = tape.activation(DType::F32, &[t]);
-    let bytes = x.value().num_bytes() + y.num_bytes();
-    if let Some(on) = tape.device().begin(Cost::memory("rms_norm", bytes)) {
-        let w = tape.params().resolve(weight).view();
-        on.rms_norm(x.value().view(), w, eps, y.view_mut(), rstd.view_mut());
-    }
+    let rows = Rows::whole(h);
+    forward(tape, norm, (x.value(), weight, rows), None, (&mut y, &mut rstd));
     let requires_grad = x.requires_grad() || weight.param().is_some();
     if !(tape.is_recording() && requires_grad) {
         return tape.push(y, requires_grad, |_, _| {});
     }
     let x = x.clone();
     tape.push(y, requires_grad, move |sweep, d_y| {
-        let bytes = 2 * x.value().num_bytes() + d_y.num_bytes();
-        if let Some(param) = weight.param()
-            && let Some(on) = sweep.device.begin(Cost::memory("d_rms_norm_weight", bytes))
-        {
-            let d_w = sweep.gradients.get_mut(param).view_mut();
-            on.rms_norm_backward_weight(x.value().view(), rstd.view(), d_y.view(), d_w);
-        }
+        let saved = Forward { norm, rows, weight, x: x.value(), rstd: &rstd };
+        saved.add_weight_gradient(sweep, &d_y);
         if x.requires_grad() {
             // What flows along the residual stream, mostly, which it is added to at once.
             let sum = sweep.take(x.id());
             let adds = sum.is_some();
-            let bytes = bytes + if adds { x.value().num_bytes() } else { 0 };
             let mut d_x = sum.unwrap_or_else(|| sweep.activation(DType::F32, &[t, h]));
-            if let Some(on) = sweep.device.begin(Cost::memory("d_rms_norm", bytes)) {
-                let w = sweep.params.resolve(weight).view();
-                let saved = (x.value().view(), w, rstd.view());
-                on.rms_norm_backward(saved, d_y.view(), adds, d_x.view_mut());
-            }
+            saved.input_gradient(sweep, &d_y, adds, &mut d_x);
             drop(d_y);
             sweep.add(x.id(), d_x);
         }
     })
+}
+
+/// `x [t, h]` in the compute type, normalised, added to `residual [t, h]` f32 → `[t, h]` f32.
+pub fn add_rms_norm<'a>(
+    tape: &mut Tape<'a>,
+    x: Var,
+    weight: &'a Weight,
+    norm: RmsNorm,
+    residual: &Var,
+) -> Var {
+    let (t, h) = rows_cols(x.value().shape());
+    let mut y = tape.activation(DType::F32, &[t, h]);
+    let mut rstd = tape.activation(DType::F32, &[t]);
+    let rows = Rows::whole(h);
+    let outputs = (&mut y, &mut rstd);
+    forward(tape, norm, (x.value(), weight, rows), Some(residual.value()), outputs);
+    let inner_grad = x.requires_grad() || weight.param().is_some();
+    let requires_grad = inner_grad || residual.requires_grad();
+    if !(tape.is_recording() && requires_grad) {
+        return tape.push(y, requires_grad, |_, _| {});
+    }
+    let (residual, residual_grad) = (residual.id(), residual.requires_grad());
+    tape.push(y, requires_grad, move |sweep, d_y| {
+        let saved = Forward { norm, rows, weight, x: x.value(), rstd: &rstd };
+        saved.add_weight_gradient(sweep, &d_y);
+        if x.requires_grad() {
+            let mut d_x = sweep.activation(x.value().dtype(), &[t, h]);
+            saved.input_gradient(sweep, &d_y, false, &mut d_x);
+            sweep.add(x.id(), d_x);
+        }
+        if residual_grad {
+            sweep.add(residual, d_y);
+        }
+    })
+}
+
+/// Weights of the norms of queries and keys, `[head_dim]` each.
+#[derive(Clone, Copy)]
+pub struct HeadNorms<'a> {
+    /// Of queries.
+    pub q: &'a Weight,
+    /// Of keys.
+    pub k: &'a Weight,
+}
+
+/// `qkv [t, qkv_width]` with each head of the queries and keys normalised by itself.
+pub fn norm_heads<'a>(
+    tape: &mut Tape<'a>,
+    qkv: Var,
+    heads: &Heads,
+    weights: HeadNorms<'a>,
+    norm: RmsNorm,
+) -> Var {
+    let (t, width) = rows_cols(qkv.value().shape());
+    let rows = |first: usize, count| Rows { stride: width, offset: first * heads.head_dim, count };
+    let parts = [
+        (weights.q, rows(0, heads.num_heads)),
+        (weights.k, rows(heads.num_heads, heads.num_kv_heads)),
+    ];
+    let mut y = tape.activation(qkv.value().dtype(), &[t, width]);
+    copy(tape.device(), qkv.value(), &mut y);
+    let rstds = parts.map(|(weight, rows)| {
+        let mut rstd = tape.activation(DType::F32, &[t, rows.count]);
+        forward(tape, norm, (qkv.value(), weight, rows), None, (&mut y, &mut rstd));
+        rstd
+    });
+    let is_trained = parts.iter().any(|(weight, _)| weight.param().is_some());
+    let requires_grad = qkv.requires_grad() || is_trained;
+    if !(tape.is_recording() && requires_grad) {
+        return tape.push(y, requires_grad, |_, _| {});
+    }
+    tape.push(y, requires_grad, move |sweep, d_y| {
+        let saved = parts.iter().zip(&rstds).map(|(&(weight, rows), rstd)| Forward {
+            norm,
+            rows,
+            weight,
+            x: qkv.value(),
+            rstd,
+        });
+        let saved: Vec<Forward<'_>> = saved.collect();
+        saved.iter().for_each(|saved| saved.add_weight_gradient(sweep, &d_y));
+        if qkv.requires_grad() {
+            let mut d_x = sweep.activation(d_y.dtype(), &[t, width]);
+            copy(sweep.device, &d_y, &mut d_x);
+            saved.iter().for_each(|saved| saved.input_gradient(sweep, &d_y, false, &mut d_x));
+            drop(d_y);
+            sweep.add(qkv.id(), d_x);
+        }
+    })
+}
+
+fn forward(
+    tape: &Tape<'_>,
+    norm: RmsNorm,
+    (x, weight, rows): (&Tensor, &Weight, Rows),
+    residual: Option<&Tensor>,
+    (y, rstd): (&mut Tensor, &mut Tensor),
+) {
+    let bytes = x.num_bytes() + y.num_bytes() + residual.map_or(0, Tensor::num_bytes);
+    if let Some(on) = tape.device().begin(Cost::memory("rms_norm", bytes)) {
+        let inputs = (x.view(), tape.params().resolve(weight).view());
+        let residual = residual.map(Tensor::view);
+        on.rms_norm(norm, rows, inputs, residual, y.view_mut(), rstd.view_mut());
+    }
+}
+
+/// A forward pass to go back through.
+struct Forward<'s> {
+    norm: RmsNorm,
+    rows: Rows,
+    weight: &'s Weight,
+    x: &'s Tensor,
+    rstd: &'s Tensor,
+}
+
+impl Forward<'_> {
+    /// Adds to the weight's gradient, if it is trained.
+    fn add_weight_gradient(&self, sweep: &mut Sweep<'_, '_>, d_y: &Tensor) {
+        let Some(param) = self.weight.param() else { return };
+        let bytes = 2 * self.x.num_bytes() + d_y.num_bytes();
+        if let Some(on) = sweep.device.begin(Cost::memory("d_rms_norm_weight", bytes)) {
+            let saved = self.saved(sweep.params);
+            let d_w = sweep.gradients.get_mut(param).view_mut();
+            on.rms_norm_backward_weight(saved, d_y.view(), d_w);
+        }
+    }
+
+    fn input_gradient(&self, sweep: &Sweep<'_, '_>, d_y: &Tensor, adds: bool, d_x: &mut Tensor) {
+        let bytes = 2 * self.x.num_bytes() + d_y.num_bytes();
+        let bytes = bytes + if adds { d_x.num_bytes() } else { 0 };
+        if let Some(on) = sweep.device.begin(Cost::memory("d_rms_norm", bytes)) {
+            let saved = self.saved(sweep.params);
+            on.rms_norm_backward(self.norm, saved, d_y.view(), adds, d_x.view_mut());
+        }
+    }
+
+    fn saved<'v>(&'v self, params: &'v Params) -> Saved<'v> {
+        let weight = params.resolve(self.weight).view();
+        Saved { x: self.x.view(), weight, rstd: self.rstd.view(), rows: self.rows }
+    }
 }

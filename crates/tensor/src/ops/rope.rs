@@ -1,6 +1,6 @@
 //! Rotary position embedding.
 
-use super::rows_cols;
+use super::{copy, rows_cols};
 use crate::{Category, Cost, Device, Heads, Tape, Target, Tensor, Var, View};
 use hone_kernels::rope::Direction;
 use std::sync::OnceLock;
@@ -39,13 +39,15 @@ impl Angles {
     }
 }
 
-/// Turns queries and keys of `qkv [t, qkv_width]` by `angles`, in place where nothing else holds
+/// Rotates queries and keys of `qkv [t, qkv_width]` by `angles`, in place where nothing else holds
 /// the memory.
 pub fn rope<'a>(tape: &mut Tape<'a>, qkv: Var, heads: &Heads, angles: &'a Angles) -> Var {
     let (requires_grad, input, heads) = (qkv.requires_grad(), qkv.id(), *heads);
     let mut y = qkv.into_value();
     if !y.is_unique() {
-        y = copy(tape, &y);
+        let shared = y;
+        y = tape.activation(shared.dtype(), shared.shape());
+        copy(tape.device(), &shared, &mut y);
     }
     rotate(tape.device(), &mut y, &heads, angles, Direction::Forward);
     tape.push(y, requires_grad, move |sweep, mut d_y| {
@@ -60,12 +62,4 @@ fn rotate(device: &Device, x: &mut Tensor, heads: &Heads, angles: &Angles, direc
         let turning = (heads.num_heads + heads.num_kv_heads, heads.head_dim);
         on.rotate(x.view_mut(), width, turning, angles.views(device), direction);
     }
-}
-
-fn copy(tape: &Tape<'_>, x: &Tensor) -> Tensor {
-    let mut y = tape.activation(x.dtype(), x.shape());
-    if let Some(on) = tape.device().begin(Cost::memory("copy", 2 * x.num_bytes())) {
-        on.convert(x.view(), y.view_mut());
-    }
-    y
 }

@@ -2,13 +2,14 @@
 
 use super::check_op::normals;
 use crate::device::Category;
-use crate::ops;
+use crate::ops::{self, RmsNorm};
 use crate::{
     Compute, DType, Device, Gradients, Offloaded, Params, Projection, Tape, Target, Tensor,
     Transfer, Weight, offload,
 };
 use hone_kernels::cuda::Gpu;
 
+const NORM: RmsNorm = RmsNorm { eps: 1e-5, plus_one: false };
 const HIDDEN: usize = 24;
 const TOKENS: usize = 20;
 
@@ -46,7 +47,7 @@ impl Stack {
         for (projection, offloaded) in &self.blocks {
             let block = move |tape: &mut Tape<'a>, x| {
                 ops::with_offloaded(tape, offloaded.as_ref(), x, |tape, x| {
-                    let h = ops::rms_norm(tape, &x, &self.norm, 1e-5);
+                    let h = ops::rms_norm(tape, &x, &self.norm, NORM);
                     ops::linear(tape, h, projection, Some(x))
                 })
             };

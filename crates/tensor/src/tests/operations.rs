@@ -4,14 +4,15 @@ use super::check_op::{
     Kind, Operands, Operation, check_op, check_op_in, check_op_on_gpu, f64s, normals, tensor_of,
 };
 use super::linear::{Linear, Options};
-use crate::ops::{self, Angles};
+use crate::ops::{self, Activation, Angles, RmsNorm};
 use crate::{
     Category, Compute, DType, Device, Heads, Params, Sequence, Tape, Target, Tensor, Var, Weight,
 };
 use hone_kernels::cuda::Gpu;
 use hone_kernels::gemm::reference::{gemm, transpose};
+use hone_kernels::rms_norm::{self, Rows};
 use hone_kernels::rope::Direction;
-use hone_kernels::{attention, embedding, head, rms_norm, rope, swiglu};
+use hone_kernels::{attention, embedding, glu, head, rope};
 
 const WEIGHT_KINDS: [Kind; 5] = [
     Kind::Frozen(DType::F32),
@@ -25,6 +26,7 @@ struct Embedding {
     given: Operands,
     table: Weight,
     ids: Vec<u32>,
+    scale: f32,
 }
 
 impl Operation for Embedding {
@@ -35,29 +37,31 @@ impl Operation for Embedding {
         vec![&mut self.table]
     }
     fn run<'a>(&'a self, tape: &mut Tape<'a>, _: Vec<Var>) -> Var {
-        ops::embedding(tape, &self.table, &self.ids)
+        ops::embedding(tape, &self.table, &self.ids, self.scale)
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
-        embedding::reference::forward(&x[0], self.table.shape()[1], &self.ids)
+        let scale = f64::from(self.scale);
+        embedding::reference::forward(&x[0], self.table.shape()[1], &self.ids, scale)
     }
     fn backward(&self, _: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
         let (v, h) = (self.table.shape()[0], self.table.shape()[1]);
-        vec![embedding::reference::backward(v, h, &self.ids, d_y)]
+        vec![embedding::reference::backward(v, h, &self.ids, f64::from(self.scale), d_y)]
     }
 }
 
 #[test]
 fn embedding_passes() {
-    for (kind, h, ids) in [
-        (Kind::Trained, 7, vec![3, 0, 3, 10, 3]),
-        (Kind::Trained, 70, vec![10]),
-        (Kind::Trained, 100, (0..300).map(|i| i * 7 % 11).collect()),
+    // Scales that every compute type holds exactly.
+    for (scale, h, ids) in [
+        (1.0, 7, vec![3, 0, 3, 10, 3]),
+        (5.5, 70, vec![10]),
+        (0.25, 100, (0..300).map(|i| i * 7 % 11).collect()),
     ] {
         let mut given = Operands::default();
-        let table = given.add(kind, &[11, h]);
+        let table = given.add(Kind::Trained, &[11, h]);
         let table = given.weight(table);
         let case = format!("embedding of {} tokens, width {h}", ids.len());
-        check_op(&case, &mut Embedding { given, table, ids });
+        check_op(&case, &mut Embedding { given, table, ids, scale });
     }
 }
 
@@ -77,16 +81,18 @@ impl Operation for FrozenEmbedding {
         vec![&mut self.table, &mut self.norm]
     }
     fn run<'a>(&'a self, tape: &mut Tape<'a>, _: Vec<Var>) -> Var {
-        let x = ops::embedding(tape, &self.table, &self.ids);
-        ops::rms_norm(tape, &x, &self.norm, EPS)
+        let x = ops::embedding(tape, &self.table, &self.ids, 1.0);
+        ops::rms_norm(tape, &x, &self.norm, NORM)
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
-        let rows = embedding::reference::forward(&x[0], self.table.shape()[1], &self.ids);
-        rms_norm::reference::forward(&rows, &x[1], f64::from(EPS))
+        let h = self.table.shape()[1];
+        let rows = embedding::reference::forward(&x[0], h, &self.ids, 1.0);
+        rms_norm::reference::forward(NORM, Rows::whole(h), &rows, &x[1])
     }
     fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
-        let rows = embedding::reference::forward(&x[0], self.table.shape()[1], &self.ids);
-        vec![vec![], rms_norm::reference::backward(&rows, &x[1], f64::from(EPS), d_y).1]
+        let h = self.table.shape()[1];
+        let rows = embedding::reference::forward(&x[0], h, &self.ids, 1.0);
+        vec![vec![], rms_norm::reference::backward(NORM, Rows::whole(h), &rows, &x[1], d_y).1]
     }
 }
 
@@ -101,52 +107,7 @@ fn frozen_embedding_passes() {
     }
 }
 
-const EPS: f32 = 1e-5;
-
-struct RmsNorm {
-    given: Operands,
-    weight: Weight,
-    eps: f32,
-}
-
-impl Operation for RmsNorm {
-    fn operands(&self) -> &Operands {
-        &self.given
-    }
-    fn weights_mut(&mut self) -> Vec<&mut Weight> {
-        vec![&mut self.weight]
-    }
-    fn run<'a>(&'a self, tape: &mut Tape<'a>, leaves: Vec<Var>) -> Var {
-        ops::rms_norm(tape, &leaves[0], &self.weight, self.eps)
-    }
-    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
-        rms_norm::reference::forward(&x[0], &x[1], f64::from(self.eps))
-    }
-    fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
-        let (d_x, d_w) = rms_norm::reference::backward(&x[0], &x[1], f64::from(self.eps), d_y);
-        vec![d_x, d_w]
-    }
-}
-
-#[test]
-fn rms_norm_passes() {
-    for (t, h) in [(1, 1), (1, 64), (3, 17), (130, 96), (2, 1000)] {
-        for (kind, constant) in
-            [(Kind::Frozen(DType::F32), false), (Kind::Trained, false), (Kind::Trained, true)]
-        {
-            let mut given = Operands::default();
-            match constant {
-                false => given.add(Kind::Stream, &[t, h]),
-                true => given.add_constant(Kind::Stream, &[t, h]),
-            };
-            let weight = given.add(kind, &[h]);
-            let weight = given.weight(weight);
-            // The gradient of a row of one element is nothing but its epsilon.
-            let eps = if h == 1 { 0.5 } else { EPS };
-            check_op(&format!("rms_norm [{t}, {h}]"), &mut RmsNorm { given, weight, eps });
-        }
-    }
-}
+const NORM: RmsNorm = RmsNorm { eps: 1e-5, plus_one: false };
 
 struct Rope {
     given: Operands,
@@ -261,32 +222,36 @@ fn attention_passes() {
     }
 }
 
-struct SwiGlu {
+struct Glu {
     given: Operands,
+    activation: Activation,
     width: usize,
 }
 
-impl Operation for SwiGlu {
+impl Operation for Glu {
     fn operands(&self) -> &Operands {
         &self.given
     }
     fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
-        ops::swiglu(tape, leaves.remove(0))
+        ops::glu(tape, leaves.remove(0), self.activation)
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
-        swiglu::reference::forward(&x[0], self.width)
+        glu::reference::forward(self.activation, &x[0], self.width)
     }
     fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
-        vec![swiglu::reference::backward(&x[0], self.width, d_y)]
+        vec![glu::reference::backward(self.activation, &x[0], self.width, d_y)]
     }
 }
 
 #[test]
-fn swiglu_passes() {
-    for (tokens, width) in [(1, 1), (1, 17), (7, 33), (300, 40)] {
-        let mut given = Operands::default();
-        given.add(Kind::Activation, &[tokens, 2 * width]);
-        check_op(&format!("swiglu [{tokens}, {width}]"), &mut SwiGlu { given, width });
+fn glu_passes() {
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        for (tokens, width) in [(1, 1), (1, 17), (7, 33), (300, 40)] {
+            let mut given = Operands::default();
+            given.add(Kind::Activation, &[tokens, 2 * width]);
+            let case = format!("{activation:?} [{tokens}, {width}]");
+            check_op(&case, &mut Glu { given, activation, width });
+        }
     }
 }
 
@@ -320,7 +285,7 @@ impl LogProbs {
     /// Rows with a target and all their logits.
     fn logits(&self, x: &[Vec<f64>]) -> (Vec<f64>, Vec<f64>) {
         let (v, h) = (self.weight.shape()[0], self.weight.shape()[1]);
-        let rows = embedding::reference::forward(&x[0], h, &self.rows);
+        let rows = embedding::reference::forward(&x[0], h, &self.rows, 1.0);
         let logits = gemm(self.rows.len(), v, h, &rows, &transpose(v, h, &x[1]));
         (rows, logits)
     }

@@ -1,7 +1,7 @@
 //! The tape over whole blocks: sums of gradients, recomputation, and what is not recorded.
 
 use super::check_op::{Found, Kind, Operands, STEP, devices, normals};
-use crate::ops::{self, Angles};
+use crate::ops::{self, Activation, Angles, RmsNorm};
 use crate::{
     Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Lora, ParamId, Params,
     Projection, Sequence, StepKey, Tape, Tensor, Var, Weight,
@@ -9,6 +9,7 @@ use crate::{
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+const NORM: RmsNorm = RmsNorm { eps: 1e-5, plus_one: false };
 const HIDDEN: usize = 24;
 const TOKENS: usize = 20;
 const HEADS: Heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6, scale: 0.4, window: None };
@@ -50,14 +51,14 @@ impl Block {
     }
 
     fn apply<'a>(&'a self, tape: &mut Tape<'a>, x: Var) -> Var {
-        let normed = ops::rms_norm(tape, &x, &self.norms[0], 1e-5);
+        let normed = ops::rms_norm(tape, &x, &self.norms[0], NORM);
         let qkv = ops::linear(tape, normed, &self.qkv, None);
         let qkv = ops::rope(tape, qkv, &HEADS, &self.angles);
         let attended = ops::attention(tape, qkv, &HEADS, &self.sequences);
         let x = ops::linear(tape, attended, &self.output, Some(x));
-        let normed = ops::rms_norm(tape, &x, &self.norms[1], 1e-5);
+        let normed = ops::rms_norm(tape, &x, &self.norms[1], NORM);
         let gate_up = ops::linear(tape, normed, &self.gate_up, None);
-        let active = ops::swiglu(tape, gate_up);
+        let active = ops::glu(tape, gate_up, Activation::Silu);
         ops::linear(tape, active, &self.down, Some(x))
     }
 }
@@ -181,7 +182,7 @@ fn nothing_flows_below_the_lowest_adapter() {
         let (_, costs) = Stack::new(3, 2, recompute).plan(false);
         let count = |name: &str| costs.iter().filter(|c| c.name == name).count();
         assert_eq!(count("d_attention"), 1);
-        assert_eq!(count("d_swiglu"), 1);
+        assert_eq!(count("d_glu"), 1);
         // The first norm and the projections of q, k and v read what needs no gradient.
         assert_eq!(count("d_rms_norm"), 1);
         assert_eq!(count("d_linear"), 3);
@@ -256,7 +257,7 @@ fn gradients_of_a_variable_used_twice_add_up() {
         let mut gradients = Gradients::zeros(&device, &params);
         let mut tape = Tape::training(&device, &params, Compute::F32, None);
         let x = tape.leaf(activation(&device, 1), true);
-        let normed = ops::rms_norm(&mut tape, &x, &norm, 1e-5);
+        let normed = ops::rms_norm(&mut tape, &x, &norm, NORM);
         let residual = with_residual.then(|| x.clone());
         let y = ops::linear(&mut tape, normed, &projection, residual);
         let leaves = tape.sweep_back(y, activation(&device, 2), &mut gradients);

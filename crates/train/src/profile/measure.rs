@@ -303,7 +303,7 @@ fn attention(on: &On<'_>) -> impl Fn() + 'static {
 fn elementwise(on: &On<'_>) -> impl Fn() + 'static {
     let [t, width] = on.sizes.activation;
     let trained = Trained::new(on, Params::default(), &[t, 2 * width]);
-    move || trained.run(ops::swiglu)
+    move || trained.run(|tape, x| ops::glu(tape, x, ops::Activation::Silu))
 }
 
 /// Sums of arrays that no cache holds.

@@ -2,28 +2,30 @@
 
 use super::rows_cols;
 use crate::{Cost, Tape, Var, Work};
+use hone_kernels::glu::Activation;
 
 /// Floating-point operations for an element, most of them the exponential's.
 const FORWARD_FLOPS: usize = 24;
 const BACKWARD_FLOPS: usize = 34;
 
-/// `gate_up [t, 2 i]` (gate first) → `silu(gate) · up [t, i]`.
-pub fn swiglu(tape: &mut Tape<'_>, gate_up: Var) -> Var {
+/// `gate_up [t, 2 i]` (gate first) → `activation(gate) · up [t, i]`.
+pub fn glu(tape: &mut Tape<'_>, gate_up: Var, activation: Activation) -> Var {
     let (t, width) = rows_cols(gate_up.value().shape());
     let i = width / 2;
     let mut y = tape.activation(gate_up.value().dtype(), &[t, i]);
     let bytes = gate_up.value().num_bytes() + y.num_bytes();
-    let cost = Cost::memory("swiglu", bytes).with(Work::Elementwise, FORWARD_FLOPS * t * i);
+    let cost = Cost::memory("glu", bytes).with(Work::Elementwise, FORWARD_FLOPS * t * i);
     if let Some(on) = tape.device().begin(cost) {
-        on.swiglu(gate_up.value().view(), i, y.view_mut());
+        on.glu(activation, gate_up.value().view(), i, y.view_mut());
     }
     let requires_grad = gate_up.requires_grad();
     tape.push(y, requires_grad, move |sweep, d_y| {
         let mut d = sweep.activation(d_y.dtype(), &[t, width]);
         let bytes = 2 * d.num_bytes() + d_y.num_bytes();
-        let cost = Cost::memory("d_swiglu", bytes).with(Work::Elementwise, BACKWARD_FLOPS * t * i);
+        let cost = Cost::memory("d_glu", bytes).with(Work::Elementwise, BACKWARD_FLOPS * t * i);
         if let Some(on) = sweep.device.begin(cost) {
-            on.swiglu_backward(gate_up.value().view(), i, d_y.view(), d.view_mut());
+            let gate_up = gate_up.value().view();
+            on.glu_backward(activation, gate_up, i, d_y.view(), d.view_mut());
         }
         drop(d_y);
         sweep.add(gate_up.id(), d);

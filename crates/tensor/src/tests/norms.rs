@@ -1,0 +1,159 @@
+//! Norms of the stream, of what is added to it, and of heads.
+
+use super::check_op::{Kind, Operands, Operation, check_op};
+use crate::ops::{self, HeadNorms, RmsNorm};
+use crate::{DType, Heads, Tape, Var, Weight};
+use hone_kernels::rms_norm::{Rows, reference};
+
+struct Norm {
+    given: Operands,
+    weight: Weight,
+    norm: RmsNorm,
+}
+
+impl Operation for Norm {
+    fn operands(&self) -> &Operands {
+        &self.given
+    }
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        vec![&mut self.weight]
+    }
+    fn run<'a>(&'a self, tape: &mut Tape<'a>, leaves: Vec<Var>) -> Var {
+        ops::rms_norm(tape, &leaves[0], &self.weight, self.norm)
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
+        reference::forward(self.norm, Rows::whole(x[1].len()), &x[0], &x[1])
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
+        let rows = Rows::whole(x[1].len());
+        let (d_x, d_w) = reference::backward(self.norm, rows, &x[0], &x[1], d_y);
+        vec![d_x, d_w]
+    }
+}
+
+#[test]
+fn rms_norm_passes() {
+    for (t, h) in [(1, 1), (1, 64), (3, 17), (130, 96), (2, 1000)] {
+        for (kind, constant, plus_one) in [
+            (Kind::Frozen(DType::F32), false, false),
+            (Kind::Trained, false, false),
+            (Kind::Trained, false, true),
+            (Kind::Trained, true, false),
+        ] {
+            let mut given = Operands::default();
+            match constant {
+                false => given.add(Kind::Stream, &[t, h]),
+                true => given.add_constant(Kind::Stream, &[t, h]),
+            };
+            let weight = given.add(kind, &[h]);
+            let weight = given.weight(weight);
+            // The gradient of a row of one element is nothing but its epsilon.
+            let norm = RmsNorm { eps: if h == 1 { 0.5 } else { 1e-5 }, plus_one };
+            check_op(&format!("{norm:?} [{t}, {h}]"), &mut Norm { given, weight, norm });
+        }
+    }
+}
+
+/// What a block adds to the stream, normalised before.
+struct AddNorm {
+    given: Operands,
+    weight: Weight,
+    norm: RmsNorm,
+}
+
+impl Operation for AddNorm {
+    fn operands(&self) -> &Operands {
+        &self.given
+    }
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        vec![&mut self.weight]
+    }
+    fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
+        let x = leaves.remove(0);
+        ops::add_rms_norm(tape, x, &self.weight, self.norm, &leaves[0])
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
+        let normed = reference::forward(self.norm, Rows::whole(x[2].len()), &x[0], &x[2]);
+        normed.iter().zip(&x[1]).map(|(normed, residual)| normed + residual).collect()
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
+        let rows = Rows::whole(x[2].len());
+        let (d_x, d_w) = reference::backward(self.norm, rows, &x[0], &x[2], d_y);
+        vec![d_x, d_y.to_vec(), d_w]
+    }
+}
+
+#[test]
+fn add_rms_norm_passes() {
+    for (t, h) in [(1, 64), (3, 17), (130, 96)] {
+        for (kind, plus_one) in [(Kind::Frozen(DType::F32), true), (Kind::Trained, false)] {
+            let mut given = Operands::default();
+            given.add(Kind::Activation, &[t, h]);
+            given.add(Kind::Stream, &[t, h]);
+            let weight = given.add(kind, &[h]);
+            let weight = given.weight(weight);
+            let norm = RmsNorm { eps: 1e-5, plus_one };
+            check_op(&format!("add {norm:?} [{t}, {h}]"), &mut AddNorm { given, weight, norm });
+        }
+    }
+}
+
+struct NormHeads {
+    given: Operands,
+    heads: Heads,
+    q: Weight,
+    k: Weight,
+    norm: RmsNorm,
+}
+
+impl NormHeads {
+    /// Rows of queries and of keys.
+    fn rows(&self) -> [Rows; 2] {
+        let Heads { num_heads, num_kv_heads, head_dim, .. } = self.heads;
+        let stride = self.heads.qkv_width();
+        let q = Rows { stride, offset: 0, count: num_heads };
+        [q, Rows { stride, offset: num_heads * head_dim, count: num_kv_heads }]
+    }
+}
+
+impl Operation for NormHeads {
+    fn operands(&self) -> &Operands {
+        &self.given
+    }
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        vec![&mut self.q, &mut self.k]
+    }
+    fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
+        let weights = HeadNorms { q: &self.q, k: &self.k };
+        ops::norm_heads(tape, leaves.remove(0), &self.heads, weights, self.norm)
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
+        let [q, k] = self.rows();
+        let with_q = reference::forward(self.norm, q, &x[0], &x[1]);
+        reference::forward(self.norm, k, &with_q, &x[2])
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
+        let [q, k] = self.rows();
+        let (d_x, d_q) = reference::backward(self.norm, q, &x[0], &x[1], d_y);
+        let (d_x, d_k) = reference::backward(self.norm, k, &x[0], &x[2], &d_x);
+        vec![d_x, d_q, d_k]
+    }
+}
+
+#[test]
+fn norm_heads_passes() {
+    for (t, num_heads, num_kv_heads, head_dim) in
+        [(1, 1, 1, 64), (5, 4, 2, 18), (40, 3, 1, 16), (2, 2, 1, 256)]
+    {
+        for (kind, plus_one) in [(Kind::Frozen(DType::F32), false), (Kind::Trained, true)] {
+            let heads = Heads { num_heads, num_kv_heads, head_dim, scale: 1.0, window: None };
+            let mut given = Operands::default();
+            given.add(Kind::Activation, &[t, heads.qkv_width()]);
+            let (q, k) = (given.add(kind, &[head_dim]), given.add(kind, &[head_dim]));
+            let (q, k) = (given.weight(q), given.weight(k));
+            let norm = RmsNorm { eps: 1e-5, plus_one };
+            let case = format!("{norm:?} of {heads:?}, {t} tokens");
+            check_op(&case, &mut NormHeads { given, heads, q, k, norm });
+        }
+    }
+}
