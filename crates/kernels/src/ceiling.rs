@@ -13,14 +13,16 @@ const TILES: usize = 500;
 /// FLOP/s (a multiply-add counted as two) of products whose operands are in the first-level cache:
 /// what a product would reach if memory and packing cost nothing. The best of `duration`.
 pub fn product_rate(cpu: &Cpu, compute: DType, duration: Duration) -> f64 {
-    match compute {
-        DType::Int8 => with_tile!(cpu.isa, DType::Bf16, M => {
-            best_rate::<M>(cpu, int8::STEP, duration, int8_tiles::<M>)
-        }),
-        floats => with_tile!(cpu.isa, floats, M => {
-            best_rate::<M>(cpu, M::STEP, duration, float_tiles::<M>)
-        }),
-    }
+    with_tile!(cpu.isa, compute, M => {
+        best_rate::<M>(cpu, M::STEP, duration, float_tiles::<M>)
+    })
+}
+
+/// [`product_rate`] of 8-bit integers.
+pub fn int8_product_rate(cpu: &Cpu, duration: Duration) -> f64 {
+    with_tile!(cpu.isa, DType::Bf16, M => {
+        best_rate::<M>(cpu, int8::STEP, duration, int8_tiles::<M>)
+    })
 }
 
 fn best_rate<M: Tile>(

@@ -20,6 +20,7 @@ pub mod cuda;
 pub mod dropout;
 pub mod element;
 pub mod embedding;
+pub mod format;
 pub mod gemm;
 pub mod glu;
 pub mod head;
@@ -33,5 +34,6 @@ pub mod testing;
 pub mod vector;
 
 pub use cpu::{Cpu, Isa};
-pub use element::{DType, Element, Int8Rows, View, ViewMut, bf16, f16};
+pub use element::{DType, Element, View, ViewMut, bf16, f16};
+pub use format::Storage;
 pub use processor::Processor;

@@ -1,6 +1,7 @@
 //! Aligned memory and typed views of bytes.
 
-use crate::element::{DType, Int8Rows, View, ViewMut};
+use crate::element::{DType, View, ViewMut, f16};
+use crate::format::{Packed, Storage};
 use memmap2::MmapMut;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 
@@ -116,22 +117,23 @@ pub fn release_free_memory() {
     }
 }
 
-/// Bytes as rows of `cols` elements of `dtype`; `None` if they are not aligned or not a whole
-/// number of elements. Scales of rows stand before their values.
-pub fn view(bytes: &[u8], dtype: DType, cols: usize) -> Option<View<'_>> {
+/// Bytes as `len` elements in rows of `cols`; `None` if they are not aligned, or more or fewer than
+/// the elements take.
+pub fn view(
+    bytes: &[u8],
+    storage: impl Into<Storage>,
+    (len, cols): (usize, usize),
+) -> Option<View<'_>> {
     // SAFETY: every bit pattern is a value of these types; `align_to` keeps to alignment.
-    unsafe {
-        match dtype {
-            DType::F32 => whole(bytes.align_to()).map(View::F32),
-            DType::Bf16 => whole(bytes.align_to()).map(View::Bf16),
-            DType::F16 => whole(bytes.align_to()).map(View::F16),
-            DType::Int8 if !bytes.len().is_multiple_of(4 + cols) => None,
-            DType::Int8 => {
-                let (scales, values) = bytes.split_at(int8_scale_bytes(bytes.len(), cols));
-                whole(scales.align_to()).map(|scales| View::Int8(Int8Rows { values, scales }))
-            }
+    let view = unsafe {
+        match storage.into() {
+            Storage::Float(DType::F32) => whole(bytes.align_to()).map(View::F32),
+            Storage::Float(DType::Bf16) => whole(bytes.align_to()).map(View::Bf16),
+            Storage::Float(DType::F16) => whole(bytes.align_to()).map(View::F16),
+            Storage::Packed(format) => Packed::new(bytes, format, (len, cols)).map(View::Packed),
         }
-    }
+    };
+    view.filter(|view| view.len() == len)
 }
 
 /// Bytes as elements of `dtype`, to write.
@@ -151,33 +153,28 @@ pub fn view_mut(bytes: &mut [u8], dtype: DType) -> ViewMut<'_> {
                 (before.len(), after.len(), ViewMut::Bf16(middle))
             }
             DType::F16 => panic!("f16 tensors are weights and never written by kernels"),
-            DType::Int8 => panic!("int8 tensors are written by `int8_mut`"),
         }
     };
     assert!(before == 0 && after == 0, "memory of a tensor is aligned and whole");
     view
 }
 
-/// Bytes as rows of `cols` elements of [`DType::Int8`], to write: values and scales.
+/// Bytes as `f16`, to write, as weights are once.
 ///
 /// # Panics
-/// If the bytes are not aligned.
-pub fn int8_mut(bytes: &mut [u8], cols: usize) -> (&mut [u8], &mut [f32]) {
-    assert!(bytes.len().is_multiple_of(4 + cols), "memory of a tensor is aligned and whole");
-    let (scales, values) = bytes.split_at_mut(int8_scale_bytes(bytes.len(), cols));
-    // SAFETY: every bit pattern is a value of the type; `align_to_mut` keeps to alignment.
-    let (before, scales, after) = unsafe { scales.align_to_mut() };
+/// If the bytes are not aligned or not a whole number of elements.
+pub fn f16_mut(bytes: &mut [u8]) -> &mut [f16] {
+    // SAFETY: as in `view`.
+    let (before, elements, after) = unsafe { bytes.align_to_mut() };
     assert!(before.is_empty() && after.is_empty(), "memory of a tensor is aligned and whole");
-    (values, scales)
+    elements
 }
 
-/// Bytes of the scales among those of a whole array.
-fn int8_scale_bytes(bytes: usize, cols: usize) -> usize {
-    bytes / (4 + cols) * 4
-}
-
-/// The elements, floats, as bytes in the machine's order.
+/// The elements as bytes in the machine's order.
 pub fn bytes_of(view: View<'_>) -> &[u8] {
+    if let View::Packed(packed) = view {
+        return packed.bytes();
+    }
     let (start, len) =
         crate::element::with_elements!(view, x => (x.as_ptr().cast(), size_of_val(x)));
     // SAFETY: the same memory, for the same lifetime; every byte of a float is initialised.
@@ -209,12 +206,13 @@ mod tests {
         let region = Region::new(64);
         // SAFETY: nothing else uses the region.
         let bytes = unsafe { region.bytes(0, 64) };
-        assert!(view(&bytes[1..61], DType::F32, 1).is_none());
-        assert!(view(&bytes[0..6], DType::F32, 1).is_none());
-        assert_eq!(view(&bytes[4..12], DType::F32, 1).map(|v| v.len()), Some(2));
-        assert_eq!(view(&bytes[2..12], DType::Bf16, 1).map(|v| v.len()), Some(5));
-        assert_eq!(view(&bytes[4..32], DType::Int8, 3).map(|v| v.len()), Some(12));
-        assert!(view(&bytes[4..31], DType::Int8, 3).is_none());
-        assert!(view(&bytes[2..30], DType::Int8, 3).is_none());
+        assert!(view(&bytes[1..61], DType::F32, (15, 1)).is_none());
+        assert!(view(&bytes[0..6], DType::F32, (1, 1)).is_none());
+        assert!(view(&bytes[4..12], DType::F32, (3, 1)).is_none());
+        assert_eq!(view(&bytes[4..12], DType::F32, (2, 1)).map(|v| v.len()), Some(2));
+        assert_eq!(view(&bytes[2..12], DType::Bf16, (5, 1)).map(|v| v.len()), Some(5));
+        assert_eq!(view(&bytes[4..32], Storage::INT8, (12, 3)).map(|v| v.len()), Some(12));
+        assert!(view(&bytes[4..31], Storage::INT8, (12, 3)).is_none());
+        assert!(view(&bytes[2..30], Storage::INT8, (12, 3)).is_none());
     }
 }

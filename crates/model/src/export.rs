@@ -75,11 +75,8 @@ fn written(model: &Model, device: &Device, role: Role, dtype: DType) -> Tensor {
 }
 
 fn converted(device: &Device, tensor: &Tensor, dtype: DType) -> Tensor {
-    if tensor.dtype() == dtype {
+    if tensor.storage() == dtype {
         return tensor.clone();
-    }
-    if dtype == DType::F16 {
-        return Tensor::from_f32_as_f16(&tensor.to_vec_f32(), tensor.shape());
     }
     let mut out = device.alloc(hone_tensor::Category::Workspace, dtype, tensor.shape());
     out.copy_from_f32(&tensor.to_vec_f32());
@@ -99,7 +96,6 @@ fn write_config(from: &Path, to: &Path, dtype: DType) -> Result<(), ExportError>
         DType::F32 => "float32",
         DType::Bf16 => "bfloat16",
         DType::F16 => "float16",
-        DType::Int8 => unreachable!("exports hold floats"),
     };
     let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
     config[key] = name.into();
@@ -119,7 +115,6 @@ pub fn logits_tolerance(dtype: DType) -> f64 {
     match dtype {
         DType::F32 => 1e-4,
         DType::F16 | DType::Bf16 => 5e-2,
-        DType::Int8 => unreachable!("exports hold floats"),
     }
 }
 

@@ -4,7 +4,7 @@
 
 mod header;
 
-use crate::{DType, Device, Mapped, Tensor};
+use crate::{DType, Device, Mapped, Storage, Tensor};
 use ::safetensors::tensor::{Dtype, Metadata};
 use ::safetensors::{SafeTensorError, SafeTensors, View, serialize_to_file};
 use std::borrow::Cow;
@@ -205,29 +205,26 @@ pub fn write<'a>(
     written
 }
 
-/// Copies `source` into a new tensor of `dtype` that outlives steps. A file's `source` takes no
+/// Copies `source` into a new tensor, held so, that outlives steps. A file's `source` takes no
 /// memory after that, so that plans need not count it as well.
 pub fn held_as(
     device: &Device,
     category: crate::Category,
     source: &Tensor,
-    dtype: DType,
+    storage: impl Into<Storage>,
 ) -> Tensor {
+    let storage = storage.into();
     if device.target() == crate::Target::Cuda && !device.is_dry() {
-        return device.hold(category, &held_as(Device::host(), category, source, dtype));
+        return device.hold(category, &held_as(Device::host(), category, source, storage));
     }
-    let mut held = device.persistent(category, dtype, source.shape());
+    let mut held = device.persistent(category, storage, source.shape());
     let bytes = source.num_bytes() + held.num_bytes();
     if let Some(on) = device.begin(crate::Cost::memory("convert", bytes)) {
-        match dtype {
-            DType::F16 => {
-                held = Tensor::from_f32_as_f16(&source.view().to_vec_f32(), source.shape());
-            }
-            DType::Int8 => {
-                let rows = (source.view(), source.shape()[source.shape().len() - 1], 0);
-                on.quantise_rows(rows, None, held.int8_mut());
-            }
-            _ => on.convert(source.view(), held.view_mut()),
+        let cols = source.shape().last().copied().unwrap_or(1);
+        match storage {
+            Storage::Float(DType::F16) => on.convert_to_f16(source.view(), held.f16_mut()),
+            Storage::Float(_) => on.convert(source.view(), held.view_mut()),
+            Storage::Packed(format) => on.pack(source.view(), cols, format, held.bytes_mut()),
         }
         source.release_file();
     }
@@ -266,7 +263,6 @@ fn file_type(dtype: DType) -> Dtype {
     match dtype {
         DType::F32 => Dtype::F32,
         DType::F16 => Dtype::F16,
-        DType::Int8 => panic!("weights are written as floats"),
         DType::Bf16 => Dtype::BF16,
     }
 }

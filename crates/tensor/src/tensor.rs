@@ -2,7 +2,7 @@
 
 use crate::device::arena::Block;
 use crate::mapped::Mapped;
-use hone_kernels::{DType, View, ViewMut, memory};
+use hone_kernels::{DType, Storage, View, ViewMut, format, memory};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -11,30 +11,31 @@ use std::sync::Arc;
 /// On the dry device a tensor has a shape and no memory.
 #[derive(Clone, Debug)]
 pub struct Tensor {
+    memory: Memory,
     storage: Storage,
-    dtype: DType,
     shape: Vec<usize>,
 }
 
 #[derive(Clone, Debug)]
-enum Storage {
+enum Memory {
     Block(Arc<Block>),
     File { map: Arc<Mapped>, offset: usize },
 }
 
 impl Tensor {
-    pub(crate) fn from_block(block: Block, dtype: DType, shape: &[usize]) -> Self {
-        Self { storage: Storage::Block(Arc::new(block)), dtype, shape: shape.to_vec() }
+    pub(crate) fn from_block(block: Block, storage: impl Into<Storage>, shape: &[usize]) -> Self {
+        let memory = Memory::Block(Arc::new(block));
+        Self { memory, storage: storage.into(), shape: shape.to_vec() }
     }
 
-    /// A tensor with its own copy of `bytes`, little-endian elements of `dtype`.
+    /// A tensor with its own copy of `bytes`, as they stand in memory.
     ///
     /// # Panics
     /// If there are more or fewer bytes than the shape needs.
-    pub fn from_bytes(bytes: &[u8], dtype: DType, shape: &[usize]) -> Self {
+    pub fn from_bytes(bytes: &[u8], storage: impl Into<Storage>, shape: &[usize]) -> Self {
         let mut block = Block::on_host(bytes.len());
         block.bytes_mut().copy_from_slice(bytes);
-        let tensor = Self::from_block(block, dtype, shape);
+        let tensor = Self::from_block(block, storage, shape);
         assert_eq!(tensor.num_bytes(), bytes.len());
         tensor
     }
@@ -47,15 +48,6 @@ impl Tensor {
         Self::from_bytes(memory::bytes_of(View::F32(values)), DType::F32, shape)
     }
 
-    /// A tensor of `f16`, each value the nearest.
-    ///
-    /// # Panics
-    /// If there are more or fewer values than the shape needs.
-    pub fn from_f32_as_f16(values: &[f32], shape: &[usize]) -> Self {
-        let values: Vec<_> = values.iter().map(|&x| hone_kernels::f16::from_f32(x)).collect();
-        Self::from_bytes(memory::bytes_of(View::F16(&values)), DType::F16, shape)
-    }
-
     /// A read-only tensor over bytes of a mapped file; `None` if they are not aligned for `dtype`
     /// or not inside the file.
     pub fn from_file(
@@ -64,16 +56,25 @@ impl Tensor {
         dtype: DType,
         shape: &[usize],
     ) -> Option<Self> {
-        let storage = Storage::File { map: Arc::clone(map), offset };
-        let tensor = Self { storage, dtype, shape: shape.to_vec() };
+        let memory = Memory::File { map: Arc::clone(map), offset };
+        let tensor = Self { memory, storage: dtype.into(), shape: shape.to_vec() };
         let bytes = map.bytes().get(offset..)?.get(..tensor.num_bytes())?;
-        memory::view(bytes, dtype, tensor.cols())?;
+        memory::view(bytes, dtype, (tensor.len(), tensor.cols()))?;
         Some(tensor)
     }
 
-    /// Element type.
+    /// How the elements are held.
+    pub fn storage(&self) -> Storage {
+        self.storage
+    }
+
+    /// Type of the elements, which must be floats.
+    ///
+    /// # Panics
+    /// If they are packed.
     pub fn dtype(&self) -> DType {
-        self.dtype
+        let float = self.storage.float();
+        float.unwrap_or_else(|| panic!("expected floats, found {}", self.storage.name()))
     }
 
     /// Lengths of the dimensions, slowest first.
@@ -93,7 +94,7 @@ impl Tensor {
 
     /// Size in bytes.
     pub fn num_bytes(&self) -> usize {
-        self.dtype.num_bytes(&self.shape)
+        self.storage.num_bytes(&self.shape)
     }
 
     /// The elements, in the memory of the device that holds them.
@@ -101,20 +102,21 @@ impl Tensor {
     /// # Panics
     /// On a tensor of the dry device.
     pub fn view(&self) -> View<'_> {
-        match &self.storage {
-            Storage::Block(block) => block.view(self.dtype, (self.len(), self.cols())),
-            Storage::File { map, offset } => {
+        match &self.memory {
+            Memory::Block(block) => block.view(self.storage, (self.len(), self.cols())),
+            Memory::File { map, offset } => {
                 let bytes = &map.bytes()[*offset..*offset + self.num_bytes()];
-                memory::view(bytes, self.dtype, self.cols()).expect("aligned when it was made")
+                let elements = (self.len(), self.cols());
+                memory::view(bytes, self.storage, elements).expect("aligned when it was made")
             }
         }
     }
 
     /// A tensor in the CPU's memory with the same elements; the same one where it is there already.
     pub fn to_host(&self) -> Tensor {
-        match &self.storage {
-            Storage::Block(block) if !block.is_on_host() => {
-                Self::from_bytes(&block.to_vec(), self.dtype, &self.shape)
+        match &self.memory {
+            Memory::Block(block) if !block.is_on_host() => {
+                Self::from_bytes(&block.to_vec(), self.storage, &self.shape)
             }
             _ => self.clone(),
         }
@@ -131,13 +133,13 @@ impl Tensor {
     /// If the memory is shared with another handle or is a file's, or the lengths differ.
     pub fn copy_from_f32(&mut self, source: &[f32]) {
         assert_eq!(self.len(), source.len());
-        let dtype = self.dtype;
+        let dtype = self.dtype();
         let block = self.sole_block();
         if block.is_on_host() {
-            return memory::view_mut(block.bytes_mut(), dtype).copy_from_f32(source);
+            return write_nearest(block.bytes_mut(), dtype, source);
         }
         let mut nearest = Block::on_host(source.len() * dtype.size());
-        memory::view_mut(nearest.bytes_mut(), dtype).copy_from_f32(source);
+        write_nearest(nearest.bytes_mut(), dtype, source);
         block.write(nearest.bytes());
     }
 
@@ -154,7 +156,7 @@ impl Tensor {
     /// # Panics
     /// If the memory is shared with another handle or is a file's.
     pub fn view_mut(&mut self) -> ViewMut<'_> {
-        let (dtype, len) = (self.dtype, (self.len(), self.cols()));
+        let (dtype, len) = (self.dtype(), (self.len(), self.cols()));
         self.sole_block().view_mut(dtype, len)
     }
 
@@ -163,17 +165,35 @@ impl Tensor {
     /// # Panics
     /// As [`Tensor::view_mut`], or if the elements are not `int8`.
     pub fn int8_mut(&mut self) -> (&mut [u8], &mut [f32]) {
-        assert_eq!(self.dtype, DType::Int8);
-        let (len, cols) = (self.num_bytes(), self.cols());
-        memory::int8_mut(&mut self.sole_block().bytes_mut()[..len], cols)
+        assert!(self.storage.is_int8());
+        let cols = self.cols();
+        format::int8_rows_mut(self.bytes_mut(), cols)
+    }
+
+    /// The elements, which must be `f16`, to write.
+    ///
+    /// # Panics
+    /// As [`Tensor::view_mut`], or if the elements are not `f16` in the CPU's memory.
+    pub(crate) fn f16_mut(&mut self) -> &mut [hone_kernels::f16] {
+        assert!(self.storage == DType::F16);
+        memory::f16_mut(self.bytes_mut())
+    }
+
+    /// All bytes as they stand in memory, to write.
+    ///
+    /// # Panics
+    /// As [`Tensor::view_mut`], or if they are in a GPU's memory.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        let len = self.num_bytes();
+        &mut self.sole_block().bytes_mut()[..len]
     }
 
     fn sole_block(&mut self) -> &mut Block {
-        match &mut self.storage {
-            Storage::Block(block) => {
+        match &mut self.memory {
+            Memory::Block(block) => {
                 Arc::get_mut(block).expect("only the sole handle may write a tensor")
             }
-            Storage::File { .. } => panic!("a file's tensor is read-only"),
+            Memory::File { .. } => panic!("a file's tensor is read-only"),
         }
     }
 
@@ -192,15 +212,15 @@ impl Tensor {
 
     /// Whether this is the only handle on memory that can be written.
     pub fn is_unique(&mut self) -> bool {
-        match &mut self.storage {
-            Storage::Block(block) => Arc::get_mut(block).is_some(),
-            Storage::File { .. } => false,
+        match &mut self.memory {
+            Memory::Block(block) => Arc::get_mut(block).is_some(),
+            Memory::File { .. } => false,
         }
     }
 
     /// Of a file's tensor: gives the memory that reading it took back to the system.
     pub(crate) fn release_file(&self) {
-        if let Storage::File { map, offset } = &self.storage {
+        if let Memory::File { map, offset } = &self.memory {
             map.release(*offset, self.num_bytes());
         }
     }
@@ -213,10 +233,20 @@ impl Tensor {
 
     /// All bytes as they stand in the CPU's memory, scales of rows included.
     pub(crate) fn host_bytes(&self) -> Cow<'_, [u8]> {
-        match &self.storage {
-            Storage::Block(block) if block.is_on_host() => Cow::Borrowed(block.bytes()),
-            Storage::Block(block) => Cow::Owned(block.to_vec()),
-            Storage::File { .. } => Cow::Borrowed(self.bytes()),
+        match &self.memory {
+            Memory::Block(block) if block.is_on_host() => Cow::Borrowed(block.bytes()),
+            Memory::Block(block) => Cow::Owned(block.to_vec()),
+            Memory::File { .. } => Cow::Borrowed(self.bytes()),
         }
+    }
+}
+
+/// Elements of `dtype`, each the nearest value.
+fn write_nearest(bytes: &mut [u8], dtype: DType, source: &[f32]) {
+    if dtype != DType::F16 {
+        return memory::view_mut(bytes, dtype).copy_from_f32(source);
+    }
+    for (element, &value) in memory::f16_mut(bytes).iter_mut().zip(source) {
+        *element = hone_kernels::f16::from_f32(value);
     }
 }

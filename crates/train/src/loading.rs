@@ -7,14 +7,14 @@ use crate::run_file::TrainSection;
 use crate::setup::Setup;
 use hone_model::adapter::LoraConfig;
 use hone_model::{LoadOptions, Trained};
-use hone_tensor::{DType, Device};
+use hone_tensor::{Device, Storage};
 use std::path::Path;
 
 /// What a run may hold otherwise than its run file says, when plans are tried.
 #[derive(Clone, Copy, Debug)]
 pub struct Held<'a> {
     /// Element type of frozen matrices; `None`: as in the file.
-    pub base_precision: Option<DType>,
+    pub base_precision: Option<Storage>,
     /// Blocks whose projections stay in the CPU's memory: see [`LoadOptions`].
     pub offloaded_blocks: usize,
     /// Adapters; `None`: full fine-tuning.

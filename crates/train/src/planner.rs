@@ -15,7 +15,7 @@ use crate::setup::Setup;
 use hone_data::{Dataset, MicroBatch, Unit};
 use hone_model::{Batch, Recompute};
 use hone_tensor::{
-    Category, Cost, DType, Device, Layout, OFFLOAD_SLOTS, StepKey, Target, Transfer, ops,
+    Category, Cost, Device, Layout, OFFLOAD_SLOTS, StepKey, Storage, Target, Transfer, ops,
 };
 use mend::mends;
 use serde::Serialize;
@@ -135,7 +135,7 @@ impl Plan {
         (self.fits, self.beside_free_bytes) = (false, Some(free));
         let free = crate::report::format_bytes(free);
         self.mend = vec![format!("free some of the CPU's memory: {free} can be taken now")];
-        if self.offloaded_blocks > 0 && setup.base_precision != Some(DType::Int8) {
+        if self.offloaded_blocks > 0 && setup.base_precision != Some(Storage::INT8) {
             self.mend.push("model.base_precision = \"int8\"".to_owned());
         }
     }
@@ -393,6 +393,7 @@ impl<'a> DryRun<'a> {
         let eval_layout = Arc::new(self.eval_layout(policy));
         let micro_batches = self.setup.first_step.len().div_ceil(policy.units);
         let compute = self.engine.compute;
+        let held_as = self.setup.base_precision.unwrap_or(self.setup.file_dtype.into());
         let step_seconds = micro_batches as f64 * profile.seconds(&micro_batch, compute)
             + profile.seconds(&update, compute);
         let flops: u64 = micro_batch.iter().map(Cost::flops).sum();
@@ -420,7 +421,7 @@ impl<'a> DryRun<'a> {
             micro_batch_tokens: policy.units * self.setup.max_seq_len,
             micro_batches_per_step: micro_batches,
             compute: compute.name(),
-            base_precision: self.setup.base_precision.unwrap_or(self.setup.file_dtype).name(),
+            base_precision: held_as.name(),
             recompute: policy.recompute_name(),
             offloaded_blocks: self.offloaded_blocks,
             offloaded_bytes: device.persistent_bytes(Category::Offloaded),

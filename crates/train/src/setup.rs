@@ -8,7 +8,7 @@ use hone_data::{Cursor, Dataset, Order, RecordSpec, Tokenizer, Unit, pack_in_ord
 use hone_model::adapter::{LoraConfig, TargetModules};
 use hone_model::hub::{self, HubError, HubSettings};
 use hone_model::{DecoderConfig, LoadOptions};
-use hone_tensor::{Compute, DType, Device};
+use hone_tensor::{Compute, DType, Device, Storage};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,7 @@ pub struct Setup {
     /// What products are computed in.
     pub compute: Compute,
     /// How frozen matrices are held; `None`: as in the file.
-    pub base_precision: Option<DType>,
+    pub base_precision: Option<Storage>,
     /// Element type of the matrices in the file.
     pub file_dtype: DType,
     /// Adapters; `None`: full fine-tuning.
@@ -196,14 +196,16 @@ pub fn check_vocabulary(
 
 /// How frozen matrices of `file` are held; `None`: as in the file. Products in eight bits need
 /// integers; for those in f16 they are converted once and not each time.
-pub fn held_type(asked: Precision, compute: Compute, file: DType) -> Option<DType> {
+pub fn held_type(asked: Precision, compute: Compute, file: DType) -> Option<Storage> {
     match (asked, compute) {
-        (Precision::Int8, _) | (Precision::Auto, Compute::Fp8 | Compute::Int8) => Some(DType::Int8),
-        (Precision::Auto, Compute::F16) => Some(DType::F16).filter(|_| file != DType::F16),
+        (Precision::Int8, _) | (Precision::Auto, Compute::Fp8 | Compute::Int8) => {
+            Some(Storage::INT8)
+        }
+        (Precision::Auto, Compute::F16) => Some(DType::F16.into()).filter(|_| file != DType::F16),
         (Precision::Auto | Precision::Fp8, _) => None,
-        (Precision::F32, _) => Some(DType::F32),
-        (Precision::Bf16, _) => Some(DType::Bf16),
-        (Precision::F16, _) => Some(DType::F16),
+        (Precision::F32, _) => Some(DType::F32.into()),
+        (Precision::Bf16, _) => Some(DType::Bf16.into()),
+        (Precision::F16, _) => Some(DType::F16.into()),
     }
 }
 

@@ -6,10 +6,8 @@
 
 use super::Arg;
 use super::graphs::{Calls, Graph};
+pub use crate::element::Address;
 use crate::element::{DType, f16};
-
-/// An address in a GPU's memory.
-pub type Address = u64;
 
 /// An address in the host's memory.
 pub type HostAddress = *mut u8;

@@ -17,23 +17,28 @@ mod scratch;
 mod tests;
 mod together;
 
-pub use driver::{Address, Fp8, Info, Launch, Matmul, Operand, Operands, Source};
+pub use driver::{Fp8, Info, Launch, Matmul, Operand, Operands, Source};
 pub use nvidia::{CudaError, num_devices};
 pub(crate) use together::Together;
 
-use crate::element::DType;
+pub use crate::element::{Address, Slice};
+use crate::format::Storage;
 use driver::{Driver, HostAddress};
 use graphs::Graphs;
 use lists::Lists;
 use pool::Pool;
 use scratch::Scratch;
 use std::ffi::c_void;
-use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// All kernels there are.
 #[cfg(test)]
-pub(crate) static SOURCES: [&Source; 12] = [
+pub(crate) fn sources() -> impl Iterator<Item = &'static Source> {
+    OF_OPERATIONS.into_iter().chain(crate::format::FORMATS.iter().map(|format| format.source))
+}
+
+#[cfg(test)]
+static OF_OPERATIONS: [&Source; 12] = [
     &crate::adamw::cuda::SOURCE,
     &crate::attention::cuda::GENERAL,
     &crate::attention::cuda::MMA,
@@ -211,7 +216,7 @@ impl Gpu {
 
     /// Sets every byte to zero.
     pub(crate) fn zero(&self, slice: Slice<'_>) {
-        self.0.driver.fill(slice.address, 0, slice.num_bytes());
+        self.0.driver.fill(slice.address(), 0, slice.num_bytes());
     }
 
     /// Runs a kernel.
@@ -300,11 +305,11 @@ impl From<f32> for Arg {
 }
 
 impl From<Slice<'_>> for Arg {
-    /// A pointer, or the two of rows with scales.
+    /// A pointer, or what a format says.
     fn from(slice: Slice<'_>) -> Self {
-        match slice.dtype {
-            DType::Int8 => Self([slice.address + 4 * slice.num_rows() as u64, slice.address]),
-            _ => Self([slice.address, 0]),
+        match slice.storage() {
+            Storage::Packed(format) => (format.parameter)(&slice),
+            Storage::Float(_) => Self([slice.address(), 0]),
         }
     }
 }
@@ -314,100 +319,6 @@ macro_rules! args {
     ($($value:expr),* $(,)?) => { &[$($crate::cuda::Arg::from($value)),*] };
 }
 pub(crate) use args;
-
-impl DType {
-    /// The word for it in kernels.
-    pub(crate) fn in_kernels(self) -> &'static str {
-        match self {
-            DType::F32 => "float",
-            DType::Bf16 => "bf16",
-            DType::F16 => "f16",
-            DType::Int8 => "Int8Rows",
-        }
-    }
-}
-
-/// Elements in a GPU's memory; whoever has it unshared may write them.
-#[derive(Clone, Copy, Debug)]
-pub struct Slice<'a> {
-    address: Address,
-    dtype: DType,
-    len: usize,
-    /// Length of the rows that have scales of their own.
-    cols: usize,
-    memory: PhantomData<&'a [u8]>,
-}
-
-impl<'a> Slice<'a> {
-    /// `len` elements at `address`, in rows of `cols`.
-    pub(crate) fn new(address: Address, dtype: DType, len: usize, cols: usize) -> Self {
-        Self { address, dtype, len, cols, memory: PhantomData }
-    }
-
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Element type.
-    pub fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    /// Length of the rows that have scales of their own.
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    /// Where the first element is.
-    pub(crate) fn address(&self) -> Address {
-        self.address
-    }
-
-    /// The elements `start..start + len`, which have no scales.
-    pub(crate) fn part(self, start: usize, len: usize) -> Self {
-        assert!(self.dtype != DType::Int8 && start + len <= self.len);
-        let address = self.address + (start * self.dtype.size()) as u64;
-        Self { address, len, ..self }
-    }
-
-    /// As a kernel's parameter, rows with scales from row `first` on.
-    pub(crate) fn row(self, first: usize) -> Arg {
-        assert!(self.dtype == DType::Int8);
-        let values = self.address + (4 * self.num_rows() + first * self.cols) as u64;
-        Arg::pair(values, self.address + 4 * first as u64)
-    }
-
-    /// The same elements, which must be `f32`.
-    ///
-    /// # Panics
-    /// If they are not.
-    pub(crate) fn f32(self) -> Self {
-        assert!(self.dtype == DType::F32, "expected f32, found {}", self.dtype.name());
-        self
-    }
-
-    /// The word for the element type in kernels.
-    pub(crate) fn type_name(&self) -> &'static str {
-        self.dtype.in_kernels()
-    }
-
-    fn num_rows(&self) -> usize {
-        self.len / self.cols.max(1)
-    }
-
-    fn num_bytes(&self) -> usize {
-        match self.dtype {
-            DType::Int8 => self.dtype.num_bytes(&[self.num_rows(), self.cols]),
-            floats => self.len * floats.size(),
-        }
-    }
-}
 
 /// A fixed range of a GPU's memory, shared by disjoint blocks.
 pub struct Region {
@@ -449,8 +360,13 @@ impl Region {
 
     /// The elements at byte `offset`: `len` of them in rows of `cols`. Whoever writes them must be
     /// the only one to use them.
-    pub fn slice(&self, offset: usize, dtype: DType, (len, cols): (usize, usize)) -> Slice<'_> {
-        let slice = Slice::new(self.address + offset as u64, dtype, len, cols);
+    pub fn slice(
+        &self,
+        offset: usize,
+        storage: impl Into<Storage>,
+        (len, cols): (usize, usize),
+    ) -> Slice<'_> {
+        let slice = Slice::new(self.address + offset as u64, storage, len, cols);
         assert!(offset + slice.num_bytes() <= self.len);
         slice
     }

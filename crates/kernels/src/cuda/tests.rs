@@ -4,6 +4,7 @@
 use super::driver::{Operand, Operands};
 use super::nvidia::compiled;
 use super::*;
+use crate::element::DType;
 use crate::gemm::{Epilogue, Matrix, Place, Product, Term};
 use crate::processor::Processor;
 use crate::testing::{cases, skip};
@@ -23,7 +24,7 @@ fn kernels_compile_for_every_generation() {
     }
     let jobs: Vec<_> = cases(&CAPABILITIES, &[(7, 5), (9, 0)])
         .iter()
-        .flat_map(|&capability| SOURCES.map(|source| (source, capability)))
+        .flat_map(|&capability| sources().map(move |source| (source, capability)))
         // Turing's tensor cores know other shapes; attention there is the general one.
         .filter(|(source, capability)| {
             *capability >= (8, 0) || !source.name.starts_with(crate::attention::cuda::MMA.name)

@@ -1,7 +1,7 @@
 //! Gather by rows; scatter by columns, so that no two threads write one element.
 
 use crate::cpu::{Cpu, Split};
-use crate::element::{Elements, View, with_elements};
+use crate::element::View;
 
 /// `scale` times rows of `table [v, h]`, `ids [t]` → `y [t, h]`.
 ///
@@ -12,10 +12,10 @@ pub fn forward(cpu: &Cpu, table: View<'_>, ids: &[u32], scale: f32, y: &mut [f32
         return;
     }
     let h = y.len() / ids.len();
-    with_elements!(any table, table => cpu.rows(y, h, h, |t, y| {
-        let id = ids[t] as usize;
-        y.iter_mut().enumerate().for_each(|(j, y)| *y = scale * table.at(id * h + j, id));
-    }));
+    cpu.rows(y, h, h, |t, y| {
+        table.read(ids[t] as usize * h, y);
+        y.iter_mut().for_each(|y| *y *= scale);
+    });
 }
 
 /// `d_table [v, h] += scale ·` the rows of `d_y [t, h]`, in the order of the tokens.

@@ -1,7 +1,7 @@
 //! Products of blocks that fit into the cache, for operations made of them.
 
 use super::MAX_PANEL;
-use super::tile::{Lines, Narrow, Old, Part, Segment, Sums, Tile, int8};
+use super::tile::{Lines, Narrow, Old, Part, Segment, Sums, Tile, int8, pack_panel, pack_rows};
 use crate::cpu::{Apply, Cpu, Plain, Split};
 use crate::element::{DType, View, bf16};
 use std::ops::Range;
@@ -97,7 +97,7 @@ pub(crate) fn left<'a, M: Tile>(
     }
     let stride = padded::<M>(part.k);
     // SAFETY: kernels take the tile from a `Cpu`, which has checked the instruction set.
-    unsafe { M::pack_rows(x, part, stride, scratch) };
+    unsafe { pack_rows::<M>(x, part, stride, scratch) };
     Left { rows: &scratch[..part.lines * stride], stride }
 }
 
@@ -114,7 +114,7 @@ pub(crate) fn right<'a, M: Tile>(
         let lines = width.min(cols - col);
         let part = Part { line: part.line + col, lines, ..part };
         // SAFETY: as in `left`.
-        unsafe { M::pack_panel(x, part, vectors, panel) };
+        unsafe { pack_panel::<M>(x, part, vectors, panel) };
     }
     Right { panels: &scratch[..panel_cols::<M>(cols) * depth], vectors, depth, cols }
 }
@@ -140,7 +140,7 @@ pub(crate) fn right_of_all<'a, M: Tile>(
         // SAFETY: each task has its own panel.
         let panel = unsafe { split.slice(col * depth, width * depth) };
         // SAFETY: as in `left`.
-        cpu.isa.run(Apply(|| unsafe { M::pack_panel(x, part, vectors, panel) }));
+        cpu.isa.run(Apply(|| unsafe { pack_panel::<M>(x, part, vectors, panel) }));
     });
     Right { panels, vectors, depth, cols }
 }

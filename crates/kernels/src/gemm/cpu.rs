@@ -6,7 +6,9 @@
 //! nor on threads. A term of bytes is one link of that chain for each [`INT8_STEPS`] of its steps.
 
 use super::block::{padded, panel_vectors};
-use super::tile::{Lines, Narrow, Old, Part, Segment, Sums, Tile, int8, with_tile};
+use super::tile::{
+    Lines, Narrow, Old, Part, Segment, Sums, Tile, int8, pack_panel, pack_rows, with_tile,
+};
 use super::{Epilogue, Matrix, Product, Term};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, prefetch_for_writing, with_scratch};
 use crate::element::{DType, ViewMut, with_elements};
@@ -48,7 +50,7 @@ pub fn gemm(cpu: &Cpu, compute: DType, products: &[Product<'_>], out: ViewMut<'_
         product.target.check(out.len());
         for term in product.terms {
             assert!(term.a.is_contiguous() && term.b.is_contiguous(), "one stride must be 1");
-            assert!(term.a.has_its_scales() && term.b.has_its_scales(), "rows are not the array's");
+            assert!(term.a.has_its_rows() && term.b.has_its_rows(), "rows are not the array's");
             let whole = term.a.col_stride == 1 && term.k.is_multiple_of(int8::STEP);
             assert!(whole || !term.is_int8(), "int8 rows are read in place, in fours");
         }
@@ -337,7 +339,7 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
                     int8 = &mut int8[int8::panel_len(stretch.k, width)..];
                 } else {
                     let len = padded::<M>(stretch.k) * width;
-                    M::pack_panel(b, part, vectors, &mut floats[..len]);
+                    pack_panel::<M>(b, part, vectors, &mut floats[..len]);
                     floats = &mut floats[len..];
                 }
             }
@@ -348,7 +350,7 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
     #[inline(always)]
     fn int8_rows(&self, stretch: &Stretch) -> int8::Segment {
         let a = self.product.terms[stretch.term].a;
-        let (lines, data) = (lines_of(a), a.data.int8());
+        let (lines, data) = (lines_of(a), a.data.packed().int8());
         let (first, last) = (self.block.row, self.block.row + self.block.rows - 1);
         assert!(lines.index(last, stretch.k0) + stretch.k <= data.values.len());
         let rows = lines.rows();
@@ -397,7 +399,7 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
                 let part = Part { line, lines: rows, k0: stretch.k0, k: stretch.k };
                 let a = lines_of(self.product.terms[stretch.term].a);
                 // SAFETY: `gemm` chose the tile by the instruction set.
-                unsafe { M::pack_rows(a, part, Self::ROW, &mut packed[left.offset..]) };
+                unsafe { pack_rows::<M>(a, part, Self::ROW, &mut packed[left.offset..]) };
             }
         }
     }

@@ -60,11 +60,12 @@ impl<'a> Matrix<'a> {
         self.row_stride == 1 || self.col_stride == 1
     }
 
-    /// Whether rows are those of the array, if these have scales.
-    fn has_its_scales(&self) -> bool {
-        let View::Int8(rows) = self.data else { return true };
-        let (cols, stride) = (rows.cols(), self.row_stride.max(self.col_stride));
-        rows.scales.is_empty() || (cols > 1 && stride == cols && self.offset.is_multiple_of(cols))
+    /// Whether rows are those of the array, if it is packed.
+    fn has_its_rows(&self) -> bool {
+        let View::Packed(packed) = self.data else { return true };
+        let (cols, stride) = (packed.cols(), self.row_stride.max(self.col_stride));
+        let is_clear = cols > 1 || !packed.has_scales();
+        is_clear && stride == cols && self.offset.is_multiple_of(cols)
     }
 
     /// The matrix without its first `cols` columns.
@@ -92,7 +93,7 @@ pub struct Term<'a> {
 impl Term<'_> {
     /// Whether the term is summed in integers.
     fn is_int8(&self) -> bool {
-        self.a.data.dtype() == DType::Int8 && self.b.data.dtype() == DType::Int8
+        self.a.data.storage().is_int8() && self.b.data.storage().is_int8()
     }
 }
 

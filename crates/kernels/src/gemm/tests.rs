@@ -1,9 +1,10 @@
 use super::*;
 use crate::cpu::{Cpu, Isa};
 use crate::cuda::{Gpu, Region};
-use crate::element::{DType, Int8Rows, ViewMut, bf16};
+use crate::element::{DType, ViewMut, bf16};
+use crate::format::tests::Held;
+use crate::format::{FORMATS, Storage};
 use crate::random::Philox;
-use crate::vector::quantise_rows;
 
 fn random(len: usize, stream: u64) -> Vec<f32> {
     let random = Philox::new(1, stream);
@@ -113,30 +114,16 @@ fn writes_only_its_columns() {
 }
 
 /// A matrix in bytes.
-struct Bytes {
-    values: Vec<u8>,
-    scales: Vec<f32>,
-}
-
-impl Bytes {
-    fn of(x: &[f32], cols: usize) -> Self {
-        let rows = x.len() / cols;
-        let (mut values, mut scales) = (vec![0; x.len()], vec![0.0; rows]);
-        let to = (&mut values[..], &mut scales[..]);
-        quantise_rows(&Cpu::new(1), (View::F32(x), cols, 0), None, to);
-        Self { values, scales }
-    }
-
-    fn view(&self) -> View<'_> {
-        View::Int8(Int8Rows { values: &self.values, scales: &self.scales })
-    }
+fn int8(x: &[f32], cols: usize) -> Held {
+    let Storage::Packed(format) = Storage::INT8 else { unreachable!("a format") };
+    Held::new(format, x, cols)
 }
 
 /// A product of bytes, with scales of columns or along the contraction, and one of floats after it.
 fn run_int8(cpu: &Cpu, (m, n, k): (usize, usize, usize), along: bool) -> Vec<f32> {
-    let (a, b) = (Bytes::of(&random(m * k, 1), k), random(k * n, 2));
-    let (b, transposed) = (Bytes::of(&b, if along { n } else { k }), !along);
-    let view = if along { View::Int8(b.view().int8().without_scales()) } else { b.view() };
+    let (a, b) = (int8(&random(m * k, 1), k), random(k * n, 2));
+    let (b, transposed) = (int8(&b, if along { n } else { k }), !along);
+    let view = if along { View::Packed(b.view().packed().without_scales()) } else { b.view() };
     let right = match transposed {
         true => Matrix::rows(view, k).transposed(),
         false => Matrix::rows(view, n),
@@ -152,11 +139,11 @@ fn run_int8(cpu: &Cpu, (m, n, k): (usize, usize, usize), along: bool) -> Vec<f32
 }
 
 fn expected_int8((m, n, k): (usize, usize, usize), along: bool) -> Vec<f64> {
-    let a = Bytes::of(&random(m * k, 1), k).view().to_vec_f32();
-    let b = Bytes::of(&random(k * n, 2), if along { n } else { k });
+    let a = int8(&random(m * k, 1), k).view().to_vec_f32();
+    let b = int8(&random(k * n, 2), if along { n } else { k });
     let mut values = b.view().to_vec_f32();
     if along {
-        let scales = values.chunks_exact_mut(n).zip(&b.scales);
+        let scales = values.chunks_exact_mut(n).zip(b.view().packed().int8().scales);
         scales.for_each(|(row, scale)| row.iter_mut().for_each(|v| *v /= scale));
     }
     let b = if along { f64s(&values) } else { reference::transpose(n, k, &f64s(&values)) };
@@ -186,39 +173,53 @@ fn int8_is_exact_and_the_same_everywhere() {
     }
 }
 
+/// Weights in any format enter products of floats as the numbers that they are.
 #[test]
-fn int8_weights_enter_products_of_floats() {
-    for (m, n, k) in [(3, 5, 7), (13, 70, 300), (70, 300, 40), (5, 37, 4300)] {
-        let x = random(m * k, 1);
-        let w = Bytes::of(&random(n * k, 2), k);
-        let plain = w.view().to_vec_f32();
-        // As `x · Wᵀ`, and as `x · W` where `W` is the other way round.
-        let turned = Bytes::of(&random(k * n, 3), n);
-        let plain_turned = turned.view().to_vec_f32();
-        let pairs = [
-            (
-                Matrix::rows(w.view(), k).transposed(),
-                Matrix::rows(View::F32(&plain), k).transposed(),
-            ),
-            (Matrix::rows(turned.view(), n), Matrix::rows(View::F32(&plain_turned), n)),
-        ];
-        for (quantised, plain) in pairs {
-            for compute in [DType::F32, DType::Bf16] {
-                let of = |cpu: &Cpu, b| {
-                    let mut out = vec![0.0; m * n];
-                    let terms = [Term { a: Matrix::rows(View::F32(&x), k), b, k }];
-                    let (epilogue, target) = (Epilogue::default(), Place::whole(m, n));
-                    let product = Product { terms: &terms, epilogue, target };
-                    gemm(cpu, compute, &[product], ViewMut::F32(&mut out));
-                    out
-                };
-                for isa in Isa::available() {
+fn packed_weights_enter_products_of_floats() {
+    for format in FORMATS {
+        for (m, n, k) in [(3, 5, 7), (13, 70, 300), (70, 300, 40), (5, 37, 4300)] {
+            let x = random(m * k, 1);
+            // As `x · Wᵀ`, and as `x · W` where `W` is transposed.
+            let held = Held::new(format, &random(n * k, 2), k);
+            let transposed = Held::new(format, &random(k * n, 3), n);
+            let (plain, plain_transposed) =
+                (held.view().to_vec_f32(), transposed.view().to_vec_f32());
+            let of = |data, cols| Matrix::rows(data, cols);
+            let pairs = [
+                (of(held.view(), k).transposed(), of(View::F32(&plain), k).transposed()),
+                (of(transposed.view(), n), of(View::F32(&plain_transposed), n)),
+            ];
+            for (packed, plain) in pairs {
+                for (isa, compute) in isas_and_computes() {
                     let cpu = Cpu::with_isa(2, isa);
-                    assert!(of(&cpu, quantised) == of(&cpu, plain), "{isa:?}, {compute:?}");
+                    let [packed, plain] =
+                        [packed, plain].map(|b| product_with(&cpu, compute, (m, n, k), &x, b));
+                    assert!(packed == plain, "{format:?}, {isa:?}, {compute:?}, {m}×{n}×{k}");
                 }
             }
         }
     }
+}
+
+fn isas_and_computes() -> impl Iterator<Item = (Isa, DType)> {
+    let computes = |isa| [DType::F32, DType::Bf16].map(|compute| (isa, compute));
+    Isa::available().into_iter().flat_map(computes)
+}
+
+/// `x [m, k] · b [k, n]`
+fn product_with(
+    cpu: &Cpu,
+    compute: DType,
+    (m, n, k): (usize, usize, usize),
+    x: &[f32],
+    b: Matrix<'_>,
+) -> Vec<f32> {
+    let mut out = vec![0.0; m * n];
+    let terms = [Term { a: Matrix::rows(View::F32(x), k), b, k }];
+    let (epilogue, target) = (Epilogue::default(), Place::whole(m, n));
+    let product = Product { terms: &terms, epilogue, target };
+    gemm(cpu, compute, &[product], ViewMut::F32(&mut out));
+    out
 }
 
 /// Less than a block and several, in one go and in two, a part of wider rows.
@@ -361,17 +362,18 @@ fn a_gpu_multiplies_bytes_in_parts() {
     let (m, n, k) = (600, 32, 48);
     let (x, w, add) = (random(m * k, 1), random(n * k, 2), random(m * n, 3));
     let x: Vec<bf16> = x.iter().map(|&x| bf16::from_f32(x)).collect();
-    let w = Bytes::of(&w, k);
-    let bytes_of_w = [crate::memory::bytes_of(View::F32(&w.scales)), &w.values].concat();
+    let w = int8(&w, k);
+    let bytes_of_w = w.bytes();
     let region = Region::new(&gpu, 2 * m * k + bytes_of_w.len() + 8 * m * n);
     let (at_w, at_add) = (2 * m * k, 2 * m * k + bytes_of_w.len());
     let at_y = at_add + 4 * m * n;
     region.write(0, crate::memory::bytes_of(View::Bf16(&x)));
-    region.write(at_w, &bytes_of_w);
+    region.write(at_w, bytes_of_w);
+    let w = w.view().packed().int8();
     region.write(at_add, crate::memory::bytes_of(View::F32(&add)));
     let on_gpu = |at, dtype, len, cols| region.slice(at, dtype, (len, cols));
     let a = Matrix::rows(View::Cuda(on_gpu(0, DType::Bf16, m * k, k)), k);
-    let b = Matrix::rows(View::Cuda(on_gpu(at_w, DType::Int8, n * k, k)), k).transposed();
+    let b = Matrix::rows(View::Cuda(region.slice(at_w, Storage::INT8, (n * k, k))), k).transposed();
     let (terms, y) = ([Term { a, b, k }], on_gpu(at_y, DType::F32, m * n, n));
     let add_on_gpu = View::Cuda(on_gpu(at_add, DType::F32, m * n, n));
     let epilogue = Epilogue { scale: 0.5, add: Some(add_on_gpu), ..Epilogue::default() };

@@ -340,7 +340,7 @@ where
         let h = row.len();
         weighted_sums(h, parts, |start, means| {
             for ((out, mean), j) in row[start..].iter_mut().zip(means).zip(start..) {
-                *out = T::from_f32(lacks * weight.at(target * h + j, target) - mean);
+                *out = T::from_f32(lacks * weight.at(target * h + j) - mean);
             }
         });
     }

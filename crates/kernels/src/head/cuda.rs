@@ -5,6 +5,7 @@
 use super::{Inputs, Outputs};
 use crate::cuda::{Address, Gpu, Launch, Matmul, Operand, Operands, Slice, Source, args};
 use crate::element::DType;
+use crate::format::Storage;
 use crate::gemm;
 use crate::vector;
 
@@ -70,7 +71,7 @@ pub fn weight_workspace_len(n: usize, vocab_size: usize, dtype: DType) -> usize 
 
 /// Bytes inside an operation for a panel of a weight `[vocab_size, hidden_size]` in another type
 /// than `compute`.
-pub fn panel_bytes(held: DType, compute: DType, vocab_size: usize, hidden_size: usize) -> usize {
+pub fn panel_bytes(held: Storage, compute: DType, vocab_size: usize, hidden_size: usize) -> usize {
     gemm::converted_bytes(held, compute, vocab_size.min(PANEL) * hidden_size)
 }
 
@@ -118,7 +119,7 @@ fn panels<'a>(
     weight: Slice<'a>,
     (v, h): (usize, usize),
 ) -> impl Iterator<Item = Panel> + 'a {
-    let bytes = panel_bytes(weight.dtype(), dtype, v, h);
+    let bytes = panel_bytes(weight.storage(), dtype, v, h);
     let converted = (bytes > 0).then(|| gpu.scratch(bytes));
     (0..v).step_by(PANEL).map(move |first| {
         let width = PANEL.min(v - first);

@@ -2,7 +2,7 @@
 
 use super::Scaled;
 use crate::cuda::{Gpu, Launch, Slice, Source, Together, args};
-use crate::element::DType;
+use crate::format::Storage;
 
 pub(crate) static SOURCE: Source = Source {
     name: "vector",
@@ -24,9 +24,6 @@ pub(crate) static SOURCE: Source = Source {
         "vector_convert<f16,float>",
         "vector_convert<f16,f16>",
         "vector_convert<f16,bf16>",
-        "vector_dequantise<float>",
-        "vector_dequantise<bf16>",
-        "vector_dequantise<f16>",
         "vector_scale<float>",
         "vector_scale<bf16>",
         "vector_scale<f16>",
@@ -66,10 +63,8 @@ pub(super) fn add_assign(gpu: &Gpu, x: Slice<'_>, y: Slice<'_>) {
 
 pub(crate) fn convert(gpu: &Gpu, x: Slice<'_>, y: Slice<'_>) {
     assert!(x.len() >= y.len());
-    if x.dtype() == DType::Int8 {
-        let kernel = format!("vector_dequantise<{}>", y.type_name());
-        let at = Launch::blocks(x.len() / x.cols().max(1), THREADS);
-        return gpu.launch(&SOURCE, &kernel, at, args![x, x.cols(), y]);
+    if let Storage::Packed(_) = x.storage() {
+        return convert_rows(gpu, x, (0, x.cols()), y);
     }
     let kernel = format!("vector_convert<{},{}>", x.type_name(), y.type_name());
     gpu.launch(&SOURCE, &kernel, elements(y.len()), args![x, y, y.len()]);
@@ -77,12 +72,13 @@ pub(crate) fn convert(gpu: &Gpu, x: Slice<'_>, y: Slice<'_>) {
 
 /// `y` = rows of `x` from row `first` on, rows of `h`.
 pub(crate) fn convert_rows(gpu: &Gpu, x: Slice<'_>, (first, h): (usize, usize), y: Slice<'_>) {
-    if x.dtype() != DType::Int8 {
+    let Storage::Packed(format) = x.storage() else {
         return convert(gpu, x.part(first * h, y.len()), y);
-    }
+    };
     assert!(x.cols() == h && first * h + y.len() <= x.len());
-    let kernel = format!("vector_dequantise<{}>", y.type_name());
-    gpu.launch(&SOURCE, &kernel, Launch::blocks(y.len() / h, THREADS), args![x.row(first), h, y]);
+    let kernel = format!("weights_unpack<{}>", y.type_name());
+    let at = Launch::blocks(y.len() / h.max(1), THREADS);
+    gpu.launch(format.source, &kernel, at, args![x, first, h, y]);
 }
 
 pub(super) fn scale(gpu: &Gpu, x: Slice<'_>, scale: f32, y: Slice<'_>) {

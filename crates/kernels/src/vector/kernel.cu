@@ -18,15 +18,6 @@ template <class X, class Y> __global__ void vector_convert(const X* x, Y* y, siz
     });
 }
 
-// `y [rows, cols]` = rows of bytes.
-template <class Y> __global__ void vector_dequantise(Int8Rows x, size_t cols, Y* y) {
-    const int N = RUN<Y>;
-    size_t row = blockIdx.x;
-    over_block<N>(cols, cols % N == 0 && aligned<N>(x, y), [&](size_t c, auto count) {
-        write(y + row * cols + c, read(x, row * cols + c, row, count));
-    });
-}
-
 // `y = scale · x`.
 template <class Y> __global__ void vector_scale(const float* x, float scale, Y* y, size_t n) {
     over_grid<4>(n, aligned<4>(x, y), [&](size_t i, auto count) {

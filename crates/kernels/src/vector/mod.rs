@@ -3,7 +3,8 @@
 pub(crate) mod cuda;
 
 use crate::cpu::{Apply, Cpu, Kernel, Split};
-use crate::element::{Element, Elements, Int8Rows, View, ViewMut, with_elements};
+use crate::element::{Element, View, ViewMut, f16, with_elements};
+use crate::format::{Int8Rows, WeightFormat};
 use crate::math::dot;
 use crate::processor::Processor;
 
@@ -21,6 +22,29 @@ impl Processor {
         match self {
             Self::Cpu(cpu) => convert(cpu, x, y),
             Self::Cuda(gpu) => cuda::convert(gpu, x.cuda(), y.cuda()),
+        }
+    }
+
+    /// `y = x`, elementwise, to the nearest value, on the CPU: weights are converted before they go
+    /// to a GPU.
+    ///
+    /// # Panics
+    /// On a GPU.
+    pub fn convert_to_f16(&self, x: View<'_>, y: &mut [f16]) {
+        match self {
+            Self::Cpu(cpu) => convert_to_f16(cpu, x, y),
+            Self::Cuda(_) => panic!("weights are converted to f16 on the CPU"),
+        }
+    }
+
+    /// Fills `bytes` with weights in a format, from floats in rows of `cols`.
+    ///
+    /// # Panics
+    /// On a GPU: weights are packed on the way there.
+    pub fn pack(&self, x: View<'_>, cols: usize, format: &WeightFormat, bytes: &mut [u8]) {
+        match self {
+            Self::Cpu(cpu) => (format.pack)(cpu, x, cols, bytes),
+            Self::Cuda(_) => panic!("weights are packed on the CPU"),
         }
     }
 
@@ -145,10 +169,13 @@ pub fn add_assign(cpu: &Cpu, x: View<'_>, y: ViewMut<'_>) {
 
 /// `y = x`, elementwise, to the nearest value.
 pub fn convert(cpu: &Cpu, x: View<'_>, y: ViewMut<'_>) {
-    if let View::Int8(x) = x {
+    if let View::Packed(x) = x {
         return with_elements!(mut y, y => cpu.rows(y, x.cols(), x.cols(), |row, y| {
-            for (index, y) in (row * x.cols()..).zip(y) {
-                *y = Element::from_f32(x.at(index, row));
+            let mut values = [0.0; 256];
+            for (piece, y) in y.chunks_mut(values.len()).enumerate() {
+                let values = &mut values[..y.len()];
+                x.unpack(row * x.cols() + piece * 256, values);
+                y.iter_mut().zip(values).for_each(|(y, x)| *y = Element::from_f32(*x));
             }
         }));
     }
@@ -157,6 +184,15 @@ pub fn convert(cpu: &Cpu, x: View<'_>, y: ViewMut<'_>) {
             *y = Element::from_f32(x.to_f32());
         }
     })));
+}
+
+/// `y = x`, elementwise, to the nearest value.
+pub fn convert_to_f16(cpu: &Cpu, x: View<'_>, y: &mut [f16]) {
+    with_elements!(x, x => chunks(cpu, y, |start, y| {
+        for (y, x) in y.iter_mut().zip(&x[start..]) {
+            *y = Element::from_f32(x.to_f32());
+        }
+    }));
 }
 
 /// `y = x · factors` row by row in bytes with scales: the greatest element of a row becomes ±127,

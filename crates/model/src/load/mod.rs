@@ -10,7 +10,7 @@ use crate::decoder::{Decoder, Layer};
 use crate::weights::Role;
 use files::WeightFiles;
 use hone_tensor::safetensors::held_as;
-use hone_tensor::{Category, DType, Device, ParamId, Params, Tensor, Weight};
+use hone_tensor::{Category, DType, Device, ParamId, Params, Storage, Tensor, Weight};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -26,8 +26,8 @@ pub enum Trained {
 /// How weights are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// Element type of frozen matrices; `None`: as in the file, without a copy.
-    pub base_precision: Option<DType>,
+    /// How frozen matrices are held; `None`: as in the file, without a copy.
+    pub base_precision: Option<Storage>,
     /// Which weights are trained.
     pub trained: Trained,
     /// Blocks, spread evenly, whose projections stay in the CPU's memory and are copied to a GPU
@@ -125,12 +125,15 @@ impl Loader<'_> {
                     let n = self.options.offloaded_blocks;
                     let waits = is_offloaded(layer, n, config.num_hidden_layers());
                     let home = if waits { self.device.waiting_room() } else { self.device.clone() };
-                    self.matrix(&home, &spec.name, tensor)
+                    self.matrix(&home, &spec.name, tensor, self.options.base_precision)
                 }
-                Role::EmbedTokens | Role::LmHead => self.matrix(self.device, &spec.name, tensor),
+                Role::EmbedTokens | Role::LmHead => {
+                    let held = self.options.base_precision.and_then(Storage::for_tables);
+                    self.matrix(self.device, &spec.name, tensor, held)
+                }
                 // Vectors are small and read as `f32` by every kernel.
                 Role::Bias(..) | Role::Norm(..) | Role::FinalNorm => {
-                    self.weight(self.device, &spec.name, tensor, DType::F32)
+                    self.weight(self.device, &spec.name, tensor, DType::F32.into())
                 }
             };
             weights.insert(spec.role, weight);
@@ -138,20 +141,26 @@ impl Loader<'_> {
         Ok(Decoder::new(config, weights))
     }
 
-    fn matrix(&mut self, home: &Device, name: &str, tensor: Tensor) -> Weight {
-        let dtype = self.options.base_precision.unwrap_or(tensor.dtype());
-        self.weight(home, name, tensor, dtype)
+    fn matrix(
+        &mut self,
+        home: &Device,
+        name: &str,
+        tensor: Tensor,
+        held: Option<Storage>,
+    ) -> Weight {
+        let storage = held.unwrap_or(tensor.storage());
+        self.weight(home, name, tensor, storage)
     }
 
-    fn weight(&mut self, home: &Device, name: &str, tensor: Tensor, dtype: DType) -> Weight {
+    fn weight(&mut self, home: &Device, name: &str, tensor: Tensor, storage: Storage) -> Weight {
         if self.options.trained == Trained::All {
             let value = held_as(self.device, Category::Parameters, &tensor, DType::F32);
             let param: ParamId = self.params.add(name.to_owned(), value);
             return Weight::Trained { param, shape: tensor.shape().to_vec() };
         }
-        if tensor.dtype() == dtype {
+        if tensor.storage() == storage {
             return Weight::Frozen(home.hold(Category::Weights, &tensor));
         }
-        Weight::Frozen(held_as(home, Category::Weights, &tensor, dtype))
+        Weight::Frozen(held_as(home, Category::Weights, &tensor, storage))
     }
 }

@@ -20,7 +20,7 @@ fn logits_err_no_more_than_pytorch() {
     let device = Device::cpu(2);
     for golden in Golden::all() {
         let dir = rounded(&golden, &device);
-        let model = load(dir.path(), &device, Some(DType::Bf16), Trained::Nothing);
+        let model = load(dir.path(), &device, Some(DType::Bf16.into()), Trained::Nothing);
         let exact = golden.of_sequences("logits_bf16w").concat();
         let run = |sample: &Sample| {
             let batch = Batch::of_sequence(&model.decoder.config, &sample.ids);
@@ -44,7 +44,7 @@ fn adapter_gradients_err_no_more_than_pytorch() {
     let device = Device::cpu(2);
     for golden in Golden::all() {
         let dir = rounded(&golden, &device);
-        let mut model = load(dir.path(), &device, Some(DType::Bf16), Trained::Nothing);
+        let mut model = load(dir.path(), &device, Some(DType::Bf16.into()), Trained::Nothing);
         adapter::load(&golden.dir.join("adapter"), &mut model, &device).unwrap();
         let random = (0..23).map(|seed| random_like(&golden.samples(), seed, &model));
         let batches: Vec<Vec<Sample>> = std::iter::once(golden.samples()).chain(random).collect();

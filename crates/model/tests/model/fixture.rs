@@ -2,7 +2,7 @@
 
 use hone_model::{Batch, Decoder, DecoderConfig, LoadOptions, Model, Recompute, Trained, adapter};
 use hone_tensor::cuda::Gpu;
-use hone_tensor::{Category, Compute, DType, Device, Gradients, StepKey, Tape, Tensor};
+use hone_tensor::{Category, Compute, DType, Device, Gradients, StepKey, Storage, Tape, Tensor};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -93,7 +93,7 @@ impl Golden {
 
     /// The model in f32, frozen, without an adapter.
     pub fn base(&self, device: &Device) -> Model {
-        load(&self.dir, device, Some(DType::F32), Trained::Nothing)
+        load(&self.dir, device, Some(DType::F32.into()), Trained::Nothing)
     }
 
     /// The model with PEFT's adapter.
@@ -112,7 +112,12 @@ impl Golden {
     }
 }
 
-pub fn load(dir: &Path, device: &Device, base_precision: Option<DType>, trained: Trained) -> Model {
+pub fn load(
+    dir: &Path,
+    device: &Device,
+    base_precision: Option<Storage>,
+    trained: Trained,
+) -> Model {
     let options = LoadOptions { base_precision, trained, ..LoadOptions::INFERENCE };
     hone_model::load(dir, device, options).unwrap()
 }

@@ -4,10 +4,10 @@ use crate::fixture::{
     Golden, forward_backward, load, logits, max_error, pack, range, relative_error,
 };
 use hone_model::{Model, Recompute, Trained, adapter, export_hf};
-use hone_tensor::{Compute, DType, Device};
+use hone_tensor::{Compute, DType, Device, Storage};
 
 /// The model of a case, in bytes or as in the file, with its adapter.
-fn adapted(golden: &Golden, device: &Device, precision: Option<DType>) -> Model {
+fn adapted(golden: &Golden, device: &Device, precision: Option<Storage>) -> Model {
     let mut model = load(&golden.dir, device, precision, Trained::Nothing);
     adapter::load(&golden.dir.join("adapter"), &mut model, device).unwrap();
     model
@@ -19,7 +19,7 @@ fn adapted(golden: &Golden, device: &Device, precision: Option<DType>) -> Model 
 fn logits_and_gradients_are_near_those_of_f32() {
     let device = Device::cpu(2);
     for golden in Golden::all() {
-        let [exact, model] = [None, Some(DType::Int8)].map(|p| adapted(&golden, &device, p));
+        let [exact, model] = [None, Some(Storage::INT8)].map(|p| adapted(&golden, &device, p));
         let batch = pack(&exact.decoder.config, &golden.samples(), 0);
         let of = |model: &Model, compute| {
             let how = (compute, Recompute::None);
@@ -42,7 +42,7 @@ fn logits_and_gradients_are_near_those_of_f32() {
 #[test]
 fn recomputing_gives_the_same_bits() {
     let (golden, device) = (Golden::load("tied_gqa"), Device::cpu(2));
-    let model = adapted(&golden, &device, Some(DType::Int8));
+    let model = adapted(&golden, &device, Some(Storage::INT8));
     let batch = pack(&model.decoder.config, &golden.samples(), 0);
     let run = |device: &Device, recompute| {
         forward_backward(&model, device, (Compute::Int8, recompute), &batch, 1.0, None)
@@ -54,7 +54,7 @@ fn recomputing_gives_the_same_bits() {
 #[test]
 fn exports_floats() {
     let (golden, device) = (Golden::load("tied_gqa"), Device::cpu(2));
-    let model = load(&golden.dir, &device, Some(DType::Int8), Trained::Nothing);
+    let model = load(&golden.dir, &device, Some(Storage::INT8), Trained::Nothing);
     let dir = tempfile::tempdir().unwrap();
     export_hf(&model, &device, &golden.dir, DType::F32, dir.path()).unwrap();
     let written = load(dir.path(), &device, None, Trained::Nothing);

@@ -2,7 +2,7 @@
 
 use crate::fixture::{CASES, Golden, copy_of, load, logits, pack, rewrite, set_key};
 use hone_model::{DecoderConfig, LoadOptions, Model, Trained};
-use hone_tensor::{Category, Compute, DType, Device};
+use hone_tensor::{Category, Compute, DType, Device, Storage};
 use safetensors::Dtype;
 use serde_json::json;
 use std::fs;
@@ -25,13 +25,13 @@ fn element_types() {
         assert_eq!(held(&as_is), in_file);
         let expected = logits_of(&as_is, &golden);
         for wish in [DType::F32, DType::Bf16] {
-            let model = load(&golden.dir, &device, Some(wish), Trained::Nothing);
+            let model = load(&golden.dir, &device, Some(wish.into()), Trained::Nothing);
             assert_eq!((held(&model), model.file_dtype), (wish, in_file));
             let found = logits_of(&model, &golden);
             // Widening loses nothing.
             assert_eq!(found == expected, wish == DType::F32 || wish == in_file);
         }
-        let trained = load(&golden.dir, &device, Some(DType::Bf16), Trained::All);
+        let trained = load(&golden.dir, &device, Some(DType::Bf16.into()), Trained::All);
         assert_eq!(held(&trained), DType::F32);
         assert_eq!(trained.params.num_elements(), trained.decoder.config.num_parameters());
         assert_eq!(logits_of(&trained, &golden), expected);
@@ -48,9 +48,11 @@ fn memory_of_weights() {
             let bytes = device.persistent_bytes(Category::Weights);
             (bytes, model.decoder.config.num_parameters() as u64)
         };
-        let (bytes, count) = bytes_held(&Device::cpu(1), Some(DType::F32));
+        let (bytes, count) = bytes_held(&Device::cpu(1), Some(DType::F32.into()));
         assert_eq!(bytes, 4 * count, "{case}");
-        for precision in [None, Some(DType::F32), Some(DType::Bf16), Some(DType::Int8)] {
+        for precision in
+            [None, Some(DType::F32.into()), Some(DType::Bf16.into()), Some(Storage::INT8)]
+        {
             let real = bytes_held(&Device::cpu(1), precision);
             assert_eq!(real, bytes_held(&Device::dry(), precision), "{case} {precision:?}");
         }

@@ -7,7 +7,7 @@
 
 use super::{Category, Device};
 use hone_kernels::memory::{self, ALIGNMENT};
-use hone_kernels::{DType, Processor, View, ViewMut, cuda};
+use hone_kernels::{DType, Processor, Storage, View, ViewMut, cuda};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -265,10 +265,12 @@ impl Block {
     }
 
     /// The elements, of `dtype` in rows of `cols`: `(len, cols)`.
-    pub(crate) fn view(&self, dtype: DType, (len, cols): (usize, usize)) -> View<'_> {
+    pub(crate) fn view(&self, storage: Storage, (len, cols): (usize, usize)) -> View<'_> {
         match &self.region {
-            Region::Cuda(region) => View::Cuda(region.slice(self.offset, dtype, (len, cols))),
-            _ => memory::view(self.bytes(), dtype, cols).expect("aligned when it was made"),
+            Region::Cuda(region) => View::Cuda(region.slice(self.offset, storage, (len, cols))),
+            _ => {
+                memory::view(self.bytes(), storage, (len, cols)).expect("aligned when it was made")
+            }
         }
     }
 

@@ -10,7 +10,7 @@ pub use offload::{OFFLOAD_SLOTS, Offloaded, offload};
 use crate::tensor::Tensor;
 use arena::{Arena, Block, Layout, Memory, Trace};
 use hone_kernels::cuda::Gpu;
-use hone_kernels::{Cpu, DType, Processor};
+use hone_kernels::{Cpu, Processor, Storage};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
 
@@ -115,17 +115,29 @@ impl Device {
     }
 
     /// Memory for a tensor of the present step. Its contents are undefined.
-    pub fn alloc(&self, category: Category, dtype: DType, shape: &[usize]) -> Tensor {
-        let bytes = dtype.num_bytes(shape);
+    pub fn alloc(
+        &self,
+        category: Category,
+        storage: impl Into<Storage>,
+        shape: &[usize],
+    ) -> Tensor {
+        let storage = storage.into();
+        let bytes = storage.num_bytes(shape);
         let block = Block::alloc(&self.0.memory, category, bytes, self.processor());
-        Tensor::from_block(block, dtype, shape)
+        Tensor::from_block(block, storage, shape)
     }
 
     /// Memory for a tensor that outlives steps, zeroed.
-    pub fn persistent(&self, category: Category, dtype: DType, shape: &[usize]) -> Tensor {
-        let bytes = dtype.num_bytes(shape);
+    pub fn persistent(
+        &self,
+        category: Category,
+        storage: impl Into<Storage>,
+        shape: &[usize],
+    ) -> Tensor {
+        let storage = storage.into();
+        let bytes = storage.num_bytes(shape);
         self.memory().count_persistent(category, bytes);
-        Tensor::from_block(Block::persistent(self.processor(), bytes), dtype, shape)
+        Tensor::from_block(Block::persistent(self.processor(), bytes), storage, shape)
     }
 
     /// Begins an operation: the processor to run it on, or nothing on the dry device, which notes
@@ -266,7 +278,7 @@ impl Device {
                     block.write(&tensor.host_bytes());
                     tensor.release_file();
                 }
-                Tensor::from_block(block, tensor.dtype(), tensor.shape())
+                Tensor::from_block(block, tensor.storage(), tensor.shape())
             }
         }
     }

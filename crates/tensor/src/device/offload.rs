@@ -78,7 +78,7 @@ pub fn offload(
                 tensor.release_file();
             }
             let place = Block::shared(&slots[i % num_slots], offset, len);
-            **tensor = Tensor::from_block(place, tensor.dtype(), tensor.shape());
+            **tensor = Tensor::from_block(place, tensor.storage(), tensor.shape());
             offset += room;
         }
         Ok(Stored { memory, bytes })

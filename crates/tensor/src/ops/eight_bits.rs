@@ -29,7 +29,7 @@ impl InEightBits {
             _ => None,
         };
         let kind = kind.filter(|_| projections.iter().all(fits));
-        let is_held_in_bytes = |p: &Projection| params.resolve(&p.weight).dtype() == DType::Int8;
+        let is_held_in_bytes = |p: &Projection| params.resolve(&p.weight).storage().is_int8();
         let which = projections.iter().map(|p| kind.is_some() && is_held_in_bytes(p)).collect();
         Self { kind, which }
     }

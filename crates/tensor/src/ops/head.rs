@@ -74,7 +74,7 @@ pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight) -> Tensor {
     let quantised_x = int8.then(|| quantised(tape.device(), x, (0, h), None));
     let x = quantised_x.as_ref().unwrap_or(x);
     // A GPU converts no more than a panel of the vocabulary at a time.
-    let converts = tape.device().target() == Target::Cuda && weight.dtype() != tape.dtype();
+    let converts = tape.device().target() == Target::Cuda && weight.storage() != tape.dtype();
     let width = if converts { v.min(kernel::cuda::PANEL) } else { v };
     let cost = Cost::memory("logits", weight.num_bytes() + y.num_bytes())
         .with(product_work(int8), 2 * t * v * h);
@@ -213,7 +213,7 @@ impl Head<'_> {
         match device.target() {
             Target::Cpu => 0,
             Target::Cuda => {
-                let (held, compute) = (self.weight.dtype(), self.x.dtype());
+                let (held, compute) = (self.weight.storage(), self.x.dtype());
                 kernel::cuda::panel_bytes(held, compute, self.vocab(), h)
             }
         }

@@ -456,7 +456,7 @@ fn input_gradient(
     for (projection, quantised) in projections.iter().zip(&quantised) {
         let (n, w) = (projection.out_features(), params.resolve(&projection.weight));
         if let Some(d_y) = quantised {
-            let b = Matrix::rows(View::Int8(w.view().int8().without_scales()), k);
+            let b = Matrix::rows(View::Packed(w.view().packed().without_scales()), k);
             terms.push(Term { a: Matrix::rows(d_y.view(), n), b, k: n });
         } else {
             let a = Matrix::rows(d_y.view(), width).from_col(col);

@@ -28,7 +28,7 @@ pub use rope::{Angles, rope};
 pub use hone_kernels::glu::Activation;
 pub use hone_kernels::rms_norm::RmsNorm;
 
-use crate::{Category, Cost, DType, Device, Target, Tensor};
+use crate::{Category, Cost, DType, Device, Storage, Target, Tensor};
 
 /// Bytes of scratch memory that each thread keeps once it has run these operations.
 pub fn scratch_bytes_per_thread(heads: &crate::Heads, hidden_size: usize) -> usize {
@@ -47,7 +47,7 @@ fn converted_bytes<'a>(
     if device.target() == Target::Cpu {
         return 0;
     }
-    let bytes = |w: &Tensor| hone_kernels::gemm::converted_bytes(w.dtype(), compute, w.len());
+    let bytes = |w: &Tensor| hone_kernels::gemm::converted_bytes(w.storage(), compute, w.len());
     weights.into_iter().map(bytes).sum()
 }
 
@@ -73,10 +73,10 @@ fn quantised(
     weight: Option<&Tensor>,
 ) -> Tensor {
     let (t, width) = rows_cols(x.shape());
-    let mut y = device.alloc(Category::Workspace, DType::Int8, &[t, n]);
+    let mut y = device.alloc(Category::Workspace, Storage::INT8, &[t, n]);
     let bytes = t * n * x.dtype().size() + y.num_bytes();
     if let Some(on) = device.begin(Cost::memory("quantise", bytes)) {
-        let factors = weight.map(|weight| weight.view().int8().scales);
+        let factors = weight.map(|weight| weight.view().packed().int8().scales);
         on.quantise_rows((x.view(), width, col), factors, y.int8_mut());
     }
     y

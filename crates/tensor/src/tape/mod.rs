@@ -56,7 +56,7 @@ impl Compute {
     ) -> bool {
         self == Compute::Int8
             && device.target() == Target::Cpu
-            && weight.dtype() == DType::Int8
+            && weight.storage().is_int8()
             && lengths.iter().all(|n| n.is_multiple_of(4))
     }
 }

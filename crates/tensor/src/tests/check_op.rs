@@ -7,8 +7,8 @@
 use crate::device::Category;
 use crate::safetensors::held_as;
 use crate::{
-    Arena, Compute, DType, Device, Gradients, Isa, Layout, ParamId, Params, Philox, StepKey, Tape,
-    Target, Tensor, Var, Weight, Work,
+    Arena, Compute, DType, Device, Gradients, Isa, Layout, ParamId, Params, Philox, StepKey,
+    Storage, Tape, Target, Tensor, Var, Weight, Work,
 };
 use hone_kernels::cuda::Gpu;
 use hone_kernels::{Processor, bf16, f16, memory};
@@ -53,7 +53,7 @@ pub enum Kind {
     /// A trained parameter.
     Trained,
     /// A weight that has no gradient.
-    Frozen(DType),
+    Frozen(Storage),
 }
 
 struct Operand {
@@ -74,8 +74,8 @@ impl Operands {
         let values = (0..shape.iter().product::<usize>() as u64).map(|i| random.normal(i));
         let mut operand =
             Operand { kind, shape: shape.to_vec(), values: values.collect(), requires_grad: true };
-        if let Kind::Frozen(dtype) = kind {
-            operand.values = stored(&operand.values, dtype, shape);
+        if let Kind::Frozen(storage) = kind {
+            operand.values = stored(&operand.values, storage, shape);
             operand.requires_grad = false;
         }
         self.0.push(operand);
@@ -93,7 +93,7 @@ impl Operands {
     pub fn weight(&self, index: usize) -> Weight {
         let Operand { kind, shape, values, .. } = &self.0[index];
         match kind {
-            Kind::Frozen(dtype) => Weight::Frozen(tensor_of(values, *dtype, shape)),
+            Kind::Frozen(storage) => Weight::Frozen(tensor_of(values, *storage, shape)),
             _ => Weight::Trained { param: self.param(index), shape: shape.clone() },
         }
     }
@@ -127,9 +127,9 @@ impl Operands {
     }
 }
 
-/// `values` as they are after being stored as `dtype` in an array of that shape.
-pub fn stored(values: &[f32], dtype: DType, shape: &[usize]) -> Vec<f32> {
-    tensor_of(values, dtype, shape).view().to_vec_f32()
+/// `values` as they are after being held so in an array of that shape.
+pub fn stored(values: &[f32], storage: impl Into<Storage>, shape: &[usize]) -> Vec<f32> {
+    tensor_of(values, storage, shape).view().to_vec_f32()
 }
 
 /// `values` as they are after being stored as floats of `dtype`.
@@ -137,13 +137,14 @@ pub fn rounded(values: &[f32], dtype: DType) -> Vec<f32> {
     stored(values, dtype, &[values.len()])
 }
 
-/// A tensor of `dtype` with the nearest values.
-pub fn tensor_of(values: &[f32], dtype: DType, shape: &[usize]) -> Tensor {
+/// A tensor that holds the nearest values.
+pub fn tensor_of(values: &[f32], storage: impl Into<Storage>, shape: &[usize]) -> Tensor {
+    let storage = storage.into();
+    let Some(dtype) = storage.float() else {
+        let values = Tensor::from_f32(values, shape);
+        return held_as(&Device::cpu(1), Category::Weights, &values, storage);
+    };
     let bytes: Vec<u8> = match dtype {
-        DType::Int8 => {
-            let values = Tensor::from_f32(values, shape);
-            return held_as(&Device::cpu(1), Category::Weights, &values, dtype);
-        }
         DType::F32 => memory::bytes_of(crate::View::F32(values)).to_vec(),
         DType::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
         DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),

@@ -1,7 +1,7 @@
 //! `linear` in its reference form, and the cases it is checked in.
 
 use super::check_op::{Kind, Operands, Operation, STEP, check_op, check_op_in, check_op_on_gpu};
-use crate::{Compute, DType, Lora, Philox, Projection, Tape, Target, Var, Weight, ops};
+use crate::{Compute, DType, Lora, Philox, Projection, Storage, Tape, Target, Var, Weight, ops};
 use hone_kernels::dropout::Mask;
 use hone_kernels::gemm::reference::{gemm, transpose};
 
@@ -26,7 +26,7 @@ pub struct Options {
     pub tokens: usize,
     pub inputs: usize,
     pub outputs: Vec<usize>,
-    pub frozen: Option<DType>,
+    pub frozen: Option<Storage>,
     /// `None`: no bias; otherwise whether it is trained.
     pub bias: Option<bool>,
     /// `None`: no adapter; otherwise its dropout.
@@ -74,7 +74,10 @@ impl Parts {
         let kind = options.frozen.map_or(Kind::Trained, Kind::Frozen);
         let weight = given.add(kind, &[n, options.inputs]);
         let bias = options.bias.map(|trained| {
-            given.add(if trained { Kind::Trained } else { Kind::Frozen(DType::F32) }, &[n])
+            given.add(
+                if trained { Kind::Trained } else { Kind::Frozen(Storage::Float(DType::F32)) },
+                &[n],
+            )
         });
         let lora = options.dropout.map(|_| {
             let a = given.add(Kind::Trained, &[RANK, options.inputs]);
@@ -211,7 +214,13 @@ fn side_by_side(t: usize, parts: &[(usize, Vec<f64>)]) -> Vec<f64> {
 
 #[test]
 fn linear_passes_in_every_combination() {
-    for frozen in [Some(DType::F32), Some(DType::Bf16), Some(DType::F16), Some(DType::Int8), None] {
+    for frozen in [
+        Some(DType::F32.into()),
+        Some(DType::Bf16.into()),
+        Some(DType::F16.into()),
+        Some(Storage::INT8),
+        None,
+    ] {
         for bias in [None, Some(false), Some(true)] {
             for dropout in [None, Some(0.0), Some(0.3)] {
                 for (residual, input_grad) in
@@ -258,7 +267,7 @@ fn linear_passes_in_odd_sizes() {
             tokens,
             inputs,
             outputs,
-            frozen: Some(DType::Bf16),
+            frozen: Some(DType::Bf16.into()),
             bias: Some(true),
             dropout: Some(0.1),
             residual: tokens % 2 == 1,
@@ -287,7 +296,7 @@ fn linear_passes_in_eight_bits() {
                 tokens,
                 inputs,
                 outputs: outputs.clone(),
-                frozen: Some(DType::Int8),
+                frozen: Some(Storage::INT8),
                 bias: Some(true),
                 dropout,
                 residual: tokens % 2 == 1,

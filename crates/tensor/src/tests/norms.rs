@@ -35,7 +35,7 @@ impl Operation for Norm {
 fn rms_norm_passes() {
     for (t, h) in [(1, 1), (1, 64), (3, 17), (130, 96), (2, 1000)] {
         for (kind, constant, plus_one) in [
-            (Kind::Frozen(DType::F32), false, false),
+            (Kind::Frozen(DType::F32.into()), false, false),
             (Kind::Trained, false, false),
             (Kind::Trained, false, true),
             (Kind::Trained, true, false),
@@ -86,7 +86,7 @@ impl Operation for AddNorm {
 #[test]
 fn add_rms_norm_passes() {
     for (t, h) in [(1, 64), (3, 17), (130, 96)] {
-        for (kind, plus_one) in [(Kind::Frozen(DType::F32), true), (Kind::Trained, false)] {
+        for (kind, plus_one) in [(Kind::Frozen(DType::F32.into()), true), (Kind::Trained, false)] {
             let mut given = Operands::default();
             given.add(Kind::Activation, &[t, h]);
             given.add(Kind::Stream, &[t, h]);
@@ -145,7 +145,7 @@ fn norm_heads_passes() {
     for (t, num_heads, num_kv_heads, head_dim) in
         [(1, 1, 1, 64), (5, 4, 2, 18), (40, 3, 1, 16), (2, 2, 1, 256)]
     {
-        for (kind, plus_one) in [(Kind::Frozen(DType::F32), false), (Kind::Trained, true)] {
+        for (kind, plus_one) in [(Kind::Frozen(DType::F32.into()), false), (Kind::Trained, true)] {
             let heads = Heads { num_heads, num_kv_heads, head_dim, scale: 1.0, window: None };
             let mut given = Operands::default();
             given.add(Kind::Activation, &[t, heads.qkv_width()]);

@@ -6,7 +6,8 @@ use super::check_op::{
 use super::linear::{Linear, Options};
 use crate::ops::{self, Activation, Angles, RmsNorm};
 use crate::{
-    Category, Compute, DType, Device, Heads, Params, Sequence, Tape, Target, Tensor, Var, Weight,
+    Category, Compute, DType, Device, Heads, Params, Sequence, Storage, Tape, Target, Tensor, Var,
+    Weight,
 };
 use hone_kernels::cuda::Gpu;
 use hone_kernels::gemm::reference::{gemm, transpose};
@@ -15,10 +16,10 @@ use hone_kernels::rope::Direction;
 use hone_kernels::{attention, embedding, glu, head, rope};
 
 const WEIGHT_KINDS: [Kind; 5] = [
-    Kind::Frozen(DType::F32),
-    Kind::Frozen(DType::Bf16),
-    Kind::Frozen(DType::F16),
-    Kind::Frozen(DType::Int8),
+    Kind::Frozen(Storage::Float(DType::F32)),
+    Kind::Frozen(Storage::Float(DType::Bf16)),
+    Kind::Frozen(Storage::Float(DType::F16)),
+    Kind::Frozen(Storage::INT8),
     Kind::Trained,
 ];
 
@@ -355,8 +356,8 @@ fn logits_are_the_same_on_a_gpu() {
     let Some(gpu) = Gpu::for_tests().map(Device::cuda) else { return };
     let (t, h, v) = (3, 16, 17_000);
     let (x, w) = (normals(1, t * h), normals(2, v * h));
-    for dtype in [DType::F32, DType::Bf16, DType::F16, DType::Int8] {
-        let weight = tensor_of(&w, dtype, &[v, h]);
+    for held in [DType::F32.into(), DType::Bf16.into(), DType::F16.into(), Storage::INT8] {
+        let weight = tensor_of(&w, held, &[v, h]);
         let on = |device: &Device| {
             let params = Params::default();
             let mut tape = Tape::inference(device, &params, Compute::F32);
@@ -366,7 +367,7 @@ fn logits_are_the_same_on_a_gpu() {
         };
         let (found, expected) = (on(&gpu), on(&Device::cpu(2)));
         for (found, expected) in found.iter().zip(&expected) {
-            assert!((found - expected).abs() < 1e-4, "{dtype:?}: {found}, on the CPU {expected}");
+            assert!((found - expected).abs() < 1e-4, "{held:?}: {found}, on the CPU {expected}");
         }
     }
 }
@@ -375,7 +376,7 @@ fn logits_are_the_same_on_a_gpu() {
 #[test]
 fn log_probs_passes_in_integers() {
     for (size, skip) in [((9, 64, 205), 3), ((40, 32, 12_500), 5), ((7, 13, 300), 3)] {
-        let mut op = LogProbs::new(Kind::Frozen(DType::Int8), size, skip, true);
+        let mut op = LogProbs::new(Kind::Frozen(Storage::INT8), size, skip, true);
         check_op_in(&[Compute::Int8], &format!("log_probs {size:?}"), &op);
         check_op_on_gpu(Compute::Int8, &format!("log_probs {size:?}"), &mut op);
     }
@@ -383,7 +384,7 @@ fn log_probs_passes_in_integers() {
 
 #[test]
 fn log_probs_passes_with_more_rows_than_one_chunk() {
-    for kind in [Kind::Frozen(DType::Bf16), Kind::Trained] {
+    for kind in [Kind::Frozen(Storage::Float(DType::Bf16)), Kind::Trained] {
         check_op("log_probs in chunks", &mut LogProbs::new(kind, (4500, 5, 37), 9, true));
     }
 }
@@ -415,7 +416,7 @@ fn recomputation_passes() {
         tokens: 9,
         inputs: 14,
         outputs: vec![3, 8],
-        frozen: Some(DType::Bf16),
+        frozen: Some(DType::Bf16.into()),
         bias: Some(true),
         dropout: Some(0.4),
         residual: false,

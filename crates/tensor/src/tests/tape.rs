@@ -67,7 +67,7 @@ struct Frozen(Operands);
 
 impl Frozen {
     fn weight(&mut self, shape: &[usize]) -> Weight {
-        let index = self.0.add(Kind::Frozen(DType::F32), shape);
+        let index = self.0.add(Kind::Frozen(DType::F32.into()), shape);
         self.0.weight(index)
     }
 

@@ -6,7 +6,7 @@ use crate::loading::Held;
 use crate::run_file;
 use crate::setup::Setup;
 use hone_model::adapter::{LoraConfig, TargetModules};
-use hone_tensor::{DType, Target};
+use hone_tensor::{DType, Storage, Target};
 
 /// Changes, each on top of those before, until the run fits: lines for the user.
 pub(super) fn mends(
@@ -43,16 +43,16 @@ pub(super) fn mends(
             return Ok(variant.lines);
         }
     }
-    if setup.base_precision.unwrap_or(setup.file_dtype) == DType::F32 {
-        variant.base_precision = Some(DType::Bf16);
+    if setup.base_precision.unwrap_or(setup.file_dtype.into()) == DType::F32 {
+        variant.base_precision = Some(DType::Bf16.into());
         if variant.fits("model.base_precision = \"bf16\"")? {
             return Ok(variant.lines);
         }
     }
-    if variant.base_precision != Some(DType::Int8) {
+    if variant.base_precision != Some(Storage::INT8) {
         // In place of the line before it, if any.
         variant.lines.retain(|line| !line.starts_with("model.base_precision"));
-        variant.base_precision = Some(DType::Int8);
+        variant.base_precision = Some(Storage::INT8);
         if variant.fits("model.base_precision = \"int8\"")? {
             return Ok(variant.lines);
         }
@@ -92,7 +92,7 @@ fn last_resort(setup: &Setup, host: Host, needed_bytes: u64) -> String {
 struct Variant<'a> {
     setup: &'a Setup,
     host: Host,
-    base_precision: Option<DType>,
+    base_precision: Option<Storage>,
     lora: Option<LoraConfig>,
     offload: run_file::Offload,
     lines: Vec<String>,

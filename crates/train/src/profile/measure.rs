@@ -8,7 +8,7 @@ use hone_tensor::ops;
 use hone_tensor::safetensors::held_as;
 use hone_tensor::{
     Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Lora, Params,
-    Projection, Sequence, Span, Tape, Target, Tensor, Var, Weight, Work, ceiling,
+    Projection, Sequence, Span, Storage, Tape, Target, Tensor, Var, Weight, Work, ceiling,
 };
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -61,7 +61,9 @@ pub(super) fn cpu(device: &Device) -> DeviceProfile {
     DeviceProfile {
         ceiling_f32: ceiling_rate(device, DType::F32),
         ceiling_bf16: ceiling_rate(device, DType::Bf16),
-        ceiling_int8: ceiling_rate(device, DType::Int8),
+        ceiling_int8: device
+            .as_cpu()
+            .map_or(f64::NAN, |cpu| ceiling::int8_product_rate(cpu, 4 * WINDOW)),
         overhead: overhead(device),
         ..rates.put_into(DeviceProfile::default())
     }
@@ -248,7 +250,7 @@ fn product(on: &On<'_>, compute: Compute) -> impl Fn() + 'static {
     let weight = match compute {
         Compute::Int8 | Compute::Fp8 => {
             let zeros = touched(Device::host(), DType::F32, &[n, k]);
-            held_as(device, Category::Workspace, &zeros, DType::Int8)
+            held_as(device, Category::Workspace, &zeros, Storage::INT8)
         }
         floats => touched(device, floats.dtype(), &[n, k]),
     };

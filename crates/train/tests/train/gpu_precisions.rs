@@ -4,7 +4,7 @@
 use crate::fixture::{LORA, Scene, engine, train, train_with};
 use hone_model::Recompute;
 use hone_tensor::cuda::Gpu;
-use hone_tensor::{Compute, DType, Device};
+use hone_tensor::{Compute, DType, Device, Storage};
 use hone_train::place::{Hardware, Place};
 use hone_train::recipe::{self, Options, Outcome};
 use hone_train::run_file::Precision;
@@ -49,7 +49,7 @@ fn steps_in_eight_bits_follow_those_in_f32() {
     {
         let Some(gpu) = gpu else { continue };
         let mut setup = in_f16(&scene, &LORA, &gpu);
-        (setup.compute, setup.base_precision) = (compute, Some(DType::Int8));
+        (setup.compute, setup.base_precision) = (compute, Some(Storage::INT8));
         let trail = |recompute| {
             let engine = engine(&setup, &Device::cuda(gpu.clone()));
             train_with(&setup, engine, recompute, 4)

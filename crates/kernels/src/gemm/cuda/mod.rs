@@ -9,6 +9,7 @@ pub(super) use {fp8::rows_in_fp8, int8::rows_in_int8};
 use super::{EightBits, Matrix, Place, Product, Term};
 use crate::cuda::{Address, Gpu, Matmul, Operand, Operands, Slice, Source};
 use crate::element::DType;
+use crate::format::Storage;
 use crate::vector;
 
 use int8::Int8Sum;
@@ -148,7 +149,7 @@ pub fn fits_eight_bits(shape: [usize; 2]) -> bool {
 /// Whether a term is multiplied in eight bits, where that is asked for: its right operand is held
 /// in bytes, and the result is where cuBLASLt wants one.
 fn in_eight_bits(term: &Term<'_>, target: &Place, d: Operand, dtype: DType) -> bool {
-    term.b.data.dtype() == DType::Int8
+    term.b.data.storage().is_int8()
         && fits_eight_bits([target.n, term.k])
         && d.address.is_multiple_of(16)
         && (d.row_stride * dtype.size()).is_multiple_of(16)
@@ -164,9 +165,9 @@ pub fn eight_bit_bytes(kind: EightBits, sizes: [usize; 3]) -> usize {
     }
 }
 
-/// Bytes inside an operation that converting `elements` of `dtype` for a product takes.
-pub fn converted_bytes(dtype: DType, compute: DType, elements: usize) -> usize {
-    if dtype == compute { 0 } else { elements * compute.size() }
+/// Bytes inside an operation that converting `elements` held so for a product takes.
+pub fn converted_bytes(held: Storage, compute: DType, elements: usize) -> usize {
+    if held == compute { 0 } else { elements * compute.size() }
 }
 
 fn result(out: Slice<'_>, place: &Place) -> Operand {
@@ -178,14 +179,14 @@ fn result(out: Slice<'_>, place: &Place) -> Operand {
 /// a part in are converted.
 fn operand(gpu: &Gpu, compute: DType, matrix: Matrix<'_>, (rows, cols): (usize, usize)) -> Operand {
     let (held, Matrix { offset, row_stride, col_stride, .. }) = (matrix.data.cuda(), matrix);
-    let address = if held.dtype() == compute {
+    let address = if held.storage() == compute {
         held.part(offset, 0).address()
     } else {
         let last = offset + rows.max(1) * row_stride - row_stride + cols.max(1) * col_stride;
         let h = held.cols().max(1);
         let (first, end) = (offset / h, (last - col_stride) / h + 1);
         let len = ((end - first) * h).min(held.len() - first * h);
-        let to = gpu.scratch(converted_bytes(held.dtype(), compute, len));
+        let to = gpu.scratch(converted_bytes(held.storage(), compute, len));
         vector::cuda::convert_rows(gpu, held, (first, h), Slice::new(to, compute, len, h));
         to + ((offset - first * h) * compute.size()) as u64
     };

@@ -1,9 +1,10 @@
 //! AVX-512: `f32` tiles, and bf16 tiles with `vdpbf16ps`, of 8 × 48.
 
-use super::avx512_pack::{first_16, pack_int8, pack_panel, pack_rows};
+use super::avx512_pack::{first_16, pack_int8, pack_panel, pack_rows, packs};
 use super::plain::direct_f32;
 use super::{Lines, Old, Part, Segment, Sums, Tile, for_size, int8};
 use crate::element::{View, bf16};
+use crate::format::Storage;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
@@ -29,6 +30,11 @@ macro_rules! tile {
             #[inline(always)]
             fn direct(data: View<'_>) -> Option<&[$elem]> {
                 $direct(data)
+            }
+
+            #[inline(always)]
+            fn packs(storage: Storage) -> bool {
+                packs(storage)
             }
 
             unsafe fn pack_panel(x: Lines<'_>, part: Part, vectors: usize, panel: &mut [$elem]) {

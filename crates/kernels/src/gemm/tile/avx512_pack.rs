@@ -5,7 +5,8 @@
 
 use super::avx512::{Avx512, Avx512Bf16, LANES};
 use super::{Lines, Part, Tile, int8};
-use crate::element::{Int8Rows, bf16, f16, with_elements};
+use crate::element::{View, bf16, f16, not_floats, out_of_reach};
+use crate::format::{Int8Rows, Storage};
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
@@ -271,6 +272,28 @@ pub(super) fn first_16(count: usize) -> u16 {
     if count >= LANES { u16::MAX } else { (1 << count) - 1 }
 }
 
+/// Runs `$body` with `$name` bound to elements that packing reads: floats, or bytes with scales.
+macro_rules! with_array {
+    ($view:expr, $name:ident => $body:expr) => {
+        match $view {
+            View::F32($name) => $body,
+            View::Bf16($name) => $body,
+            View::F16($name) => $body,
+            View::Packed(packed) if packs(Storage::Packed(packed.format())) => {
+                let $name = packed.int8();
+                $body
+            }
+            View::Packed(packed) => not_floats(packed.format().name),
+            View::Cuda(_) => out_of_reach(),
+        }
+    };
+}
+
+/// [`Tile::packs`].
+pub(super) fn packs(storage: Storage) -> bool {
+    storage.is_int8()
+}
+
 /// [`Tile::pack_panel`].
 ///
 /// # Safety
@@ -285,7 +308,7 @@ pub(super) unsafe fn pack_panel<T: Lanes>(
     assert!(panel.len() >= part.k.next_multiple_of(<T as Tile>::STEP) * vectors * LANES);
     let panel = panel.as_mut_ptr().cast();
     // SAFETY: the panel has room, as asserted; the caller promises the instruction set.
-    with_elements!(any x.data, data => unsafe {
+    with_array!(x.data, data => unsafe {
         pack_lanes::<T, _>(data, x, part, vectors, panel)
     });
 }
@@ -331,7 +354,7 @@ pub(super) unsafe fn pack_int8(x: Lines<'_>, part: Part, vectors: usize, panel: 
     int8::scales(x, part, scales);
     // SAFETY: the panel has room, as asserted; the caller promises the instruction set.
     unsafe {
-        pack_lanes::<Int8, _>(x.data.int8().values, x, part, vectors, lanes.as_mut_ptr());
+        pack_lanes::<Int8, _>(x.data.packed().int8().values, x, part, vectors, lanes.as_mut_ptr());
         let (ones, factors) =
             (_mm512_set1_epi8(1), _mm512_set1_epi16(-i16::from(Int8Rows::ZERO_POINT)));
         for v in 0..vectors {
@@ -363,7 +386,7 @@ pub(super) unsafe fn pack_rows<T: Lanes>(
     assert!(stride.is_multiple_of(step) && stride >= groups * step);
     assert!(rows.len() >= (part.lines - 1) * stride + groups * step);
     let (stride, to) = (stride / step, rows.as_mut_ptr().cast::<i32>());
-    with_elements!(any x.data, data => {
+    with_array!(x.data, data => {
         assert!(part.end(&x) <= Array::elements(&data).len());
         let rows = x.rows();
         // SAFETY: the part is inside the slice and the rows have room, as asserted.

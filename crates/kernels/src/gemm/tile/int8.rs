@@ -6,7 +6,7 @@
 //! begin. A sum becomes `f32` once, times the scales of its row and of its column.
 
 use super::{Lines, Old, Part, Sums};
-use crate::element::Int8Rows;
+use crate::format::Int8Rows;
 
 /// Steps of the contraction that stand together.
 pub(crate) const STEP: usize = 4;
@@ -45,7 +45,7 @@ pub(crate) fn panel_len(k: usize, width: usize) -> usize {
 /// # Panics
 /// If scales would differ along the contraction.
 pub(super) fn scales(x: Lines<'_>, part: Part, out: &mut [i32]) {
-    let (data, rows) = (x.data.int8(), x.rows());
+    let (data, rows) = (x.data.packed().int8(), x.rows());
     assert!(x.step == 1 || data.scales.is_empty(), "scales along a contraction cannot be applied");
     for (i, out) in out.iter_mut().enumerate() {
         let scale = match data.scales.is_empty() {
@@ -60,7 +60,7 @@ pub(super) fn scales(x: Lines<'_>, part: Part, out: &mut [i32]) {
 /// [`super::Tile::pack_int8`] in plain Rust.
 #[inline(always)]
 pub(super) fn pack_panel(x: Lines<'_>, part: Part, width: usize, panel: &mut [i32]) {
-    let data = x.data.int8();
+    let data = x.data.packed().int8();
     let (head, lanes) = panel[..panel_len(part.k, width)].split_at_mut(2 * width);
     let (corrections, scale_bits) = head.split_at_mut(width);
     scales(x, part, scale_bits);

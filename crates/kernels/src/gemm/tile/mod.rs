@@ -29,6 +29,7 @@ pub(crate) use plain::{Emulated, Scalar};
 
 use crate::cpu::Plain;
 use crate::element::{Element, View, bf16};
+use crate::format::Storage;
 
 /// An operand as lines along the contraction: rows of the left one, columns of the right one.
 /// Element `k` of line `i` is at `offset + i * line_stride + k * step`.
@@ -141,6 +142,11 @@ pub(crate) trait Tile {
     /// As [`Tile::run`].
     unsafe fn run_int8(rows: usize, vectors: usize, segment: int8::Segment, sums: Sums);
 
+    /// Whether this packs weights that are held so without unpacking them before.
+    fn packs(_: Storage) -> bool {
+        false
+    }
+
     /// `out = x`, rounded to bf16.
     ///
     /// # Safety
@@ -148,6 +154,65 @@ pub(crate) trait Tile {
     #[inline(always)]
     unsafe fn narrow(x: &[f32], out: &mut [bf16]) {
         out.iter_mut().zip(x).for_each(|(out, x)| *out = Element::from_f32(*x));
+    }
+}
+
+/// Lines that are unpacked at a time: those of the widest panel.
+const UNPACKED_LINES: usize = super::MAX_PANEL;
+/// Steps that are unpacked at a time: a multiple of every [`Tile::PADDING`].
+const UNPACKED_STEPS: usize = 128;
+
+/// [`Tile::pack_panel`] of weights in any format.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub(crate) unsafe fn pack_panel<M: Tile>(
+    x: Lines<'_>,
+    part: Part,
+    vectors: usize,
+    panel: &mut [M::Elem],
+) {
+    if !is_unpacked_for::<M>(x) {
+        // SAFETY: as the caller promises.
+        return unsafe { M::pack_panel(x, part, vectors, panel) };
+    }
+    let width = vectors * M::LANES;
+    x.unpacked(part, |floats, of_floats, piece| {
+        let panel = &mut panel[(piece.k0 - part.k0) * width..];
+        // SAFETY: as the caller promises.
+        unsafe { M::pack_panel(floats, of_floats, vectors, panel) }
+    });
+}
+
+/// [`Tile::pack_rows`] of weights in any format.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub(crate) unsafe fn pack_rows<M: Tile>(
+    x: Lines<'_>,
+    part: Part,
+    stride: usize,
+    rows: &mut [M::Elem],
+) {
+    if !is_unpacked_for::<M>(x) {
+        // SAFETY: as the caller promises.
+        return unsafe { M::pack_rows(x, part, stride, rows) };
+    }
+    x.unpacked(part, |floats, of_floats, piece| {
+        let rows = &mut rows[(piece.line - part.line) * stride + piece.k0 - part.k0..];
+        // SAFETY: as the caller promises.
+        unsafe { M::pack_rows(floats, of_floats, stride, rows) }
+    });
+}
+
+/// Whether weights are unpacked before this packs them.
+#[inline(always)]
+fn is_unpacked_for<M: Tile>(x: Lines<'_>) -> bool {
+    match x.data.storage() {
+        Storage::Float(_) => false,
+        packed => !M::packs(packed),
     }
 }
 
@@ -192,6 +257,30 @@ impl ScaleRows {
 }
 
 impl<'a> Lines<'a> {
+    /// Calls `body(floats, part of these, part of the lines)` for pieces of `part` of packed
+    /// weights, lines or steps being rows of the matrix.
+    #[inline(always)]
+    fn unpacked(&self, part: Part, mut body: impl FnMut(Lines<'_>, Part, Part)) {
+        let packed = self.data.packed();
+        let mut floats = [0.0; UNPACKED_LINES * UNPACKED_STEPS];
+        for piece in part.pieces() {
+            let Part { line, lines, k0, k } = piece;
+            let (line_stride, step) = if self.step == 1 { (k, 1) } else { (1, lines) };
+            let floats = &mut floats[..lines * k];
+            if self.step == 1 {
+                for (i, row) in floats.chunks_exact_mut(k).enumerate() {
+                    packed.unpack(self.index(line + i, k0), row);
+                }
+            } else {
+                for (i, row) in floats.chunks_exact_mut(lines).enumerate() {
+                    packed.unpack(self.index(line, k0 + i), row);
+                }
+            }
+            let floats = Lines { data: View::F32(floats), offset: 0, line_stride, step };
+            body(floats, Part { line: 0, lines, k0: 0, k }, piece);
+        }
+    }
+
     /// The rows of the matrix.
     #[inline(always)]
     pub fn rows(&self) -> ScaleRows {
@@ -206,6 +295,19 @@ impl<'a> Lines<'a> {
 }
 
 impl Part {
+    /// Pieces small enough to be unpacked at a time.
+    fn pieces(self) -> impl Iterator<Item = Part> {
+        let of_lines = move |line: usize| {
+            (0..self.k).step_by(UNPACKED_STEPS).map(move |k0| Part {
+                line: self.line + line,
+                lines: UNPACKED_LINES.min(self.lines - line),
+                k0: self.k0 + k0,
+                k: UNPACKED_STEPS.min(self.k - k0),
+            })
+        };
+        (0..self.lines).step_by(UNPACKED_LINES).flat_map(of_lines)
+    }
+
     /// Index of the last element, for checking that the part is inside its slice.
     #[inline(always)]
     pub fn end(&self, x: &Lines<'_>) -> usize {

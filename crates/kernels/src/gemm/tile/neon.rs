@@ -5,7 +5,8 @@
 
 use super::plain::direct_f32;
 use super::{Lines, Old, Part, Scalar, Segment, Sums, Tile, for_size, int8};
-use crate::element::{Int8Rows, View};
+use crate::element::View;
+use crate::format::Int8Rows;
 use std::arch::aarch64::*;
 use std::arch::asm;
 

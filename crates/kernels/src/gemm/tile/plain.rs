@@ -1,7 +1,7 @@
 //! Plain Rust: any machine, and the packing of every set that has no better.
 
 use super::{Lines, Old, Part, Segment, Sums, Tile, int8};
-use crate::element::{DType, Element, Elements, View, bf16, with_elements};
+use crate::element::{DType, Element, View, bf16, with_elements};
 
 /// Plain Rust.
 pub(crate) struct Scalar;
@@ -136,7 +136,7 @@ fn round(x: f32) -> f32 {
 
 #[inline(always)]
 pub(super) fn direct_f32(data: View<'_>) -> Option<&[f32]> {
-    (data.dtype() == DType::F32).then(|| data.f32())
+    (data.storage() == DType::F32).then(|| data.f32())
 }
 
 /// Step `k` goes to place `k ^ swap`: 1 exchanges the steps of a pair.
@@ -153,20 +153,17 @@ pub(super) fn pack_panel(
     if part.lines < width || padded > part.k {
         panel[..padded * width].fill(0.0);
     }
-    let rows = x.rows();
-    with_elements!(any x.data, data => {
+    with_elements!(x.data, data => {
         for k in 0..part.k {
             let out = &mut panel[(k ^ swap) * width..][..part.lines];
             let start = x.index(part.line, part.k0 + k);
             if x.line_stride == 1 {
-                let row = rows.of(part.line, part.k0 + k);
-                for (j, o) in out.iter_mut().enumerate() {
-                    *o = value(data.at(start + j, row));
+                for (o, x) in out.iter_mut().zip(&data[start..]) {
+                    *o = value(x.to_f32());
                 }
             } else {
                 for (j, o) in out.iter_mut().enumerate() {
-                    let row = rows.of(part.line + j, part.k0 + k);
-                    *o = value(data.at(start + j * x.line_stride, row));
+                    *o = value(data[start + j * x.line_stride].to_f32());
                 }
             }
         }
@@ -183,15 +180,13 @@ fn pack_rows(
     swap: usize,
 ) {
     let padded = part.k.next_multiple_of(1 + swap);
-    let of = x.rows();
-    with_elements!(any x.data, data => {
+    with_elements!(x.data, data => {
         for i in 0..part.lines {
             let out = &mut rows[i * stride..][..padded];
             out[part.k & !swap..].fill(0.0);
             let start = x.index(part.line + i, part.k0);
             for k in 0..part.k {
-                let row = of.of(part.line + i, part.k0 + k);
-                out[k ^ swap] = value(data.at(start + k * x.step, row));
+                out[k ^ swap] = value(data[start + k * x.step].to_f32());
             }
         }
     });

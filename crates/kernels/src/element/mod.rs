@@ -4,9 +4,13 @@
 
 pub use half::{bf16, f16};
 
-use crate::cuda::Slice;
+mod slice;
 
-/// Element type of a tensor.
+pub use slice::{Address, Slice};
+
+use crate::format::{Packed, Storage};
+
+/// Type of floats that are computed with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DType {
     /// IEEE 754 binary32.
@@ -15,36 +19,37 @@ pub enum DType {
     Bf16,
     /// IEEE 754 binary16; on the CPU weights only.
     F16,
-    /// Bytes with zero point 128 and one `f32` scale per row: see [`Int8Rows`].
-    Int8,
 }
 
 impl DType {
-    /// Bytes of one element, scales apart.
+    /// Bytes of one element.
     pub const fn size(self) -> usize {
         match self {
             DType::F32 => 4,
             DType::Bf16 | DType::F16 => 2,
-            DType::Int8 => 1,
         }
     }
 
     /// Bytes of an array of that shape.
     pub fn num_bytes(self, shape: &[usize]) -> usize {
-        let elements = shape.iter().product::<usize>() * self.size();
-        match (self, shape) {
-            (DType::Int8, [rows @ .., _]) => elements + 4 * rows.iter().product::<usize>(),
-            _ => elements,
-        }
+        shape.iter().product::<usize>() * self.size()
     }
 
-    /// The name used in files and messages: `f32`, `bf16`, `f16`, `int8`.
+    /// The name used in files and messages: `f32`, `bf16`, `f16`.
     pub const fn name(self) -> &'static str {
         match self {
             DType::F32 => "f32",
             DType::Bf16 => "bf16",
             DType::F16 => "f16",
-            DType::Int8 => "int8",
+        }
+    }
+
+    /// The word for it in kernels.
+    pub(crate) const fn in_kernels(self) -> &'static str {
+        match self {
+            DType::F32 => "float",
+            DType::Bf16 => "bf16",
+            DType::F16 => "f16",
         }
     }
 }
@@ -100,51 +105,16 @@ impl Element for f16 {
     }
 }
 
-/// A row-major matrix of bytes: element `(i, j)` is `scales[i] · (values[i, j] - 128)`.
-///
-/// Symmetric quantisation, so that the zero point is the same everywhere; as unsigned bytes, which
-/// is how `vpdpbusd` takes its first operand.
-#[derive(Clone, Copy, Debug)]
-pub struct Int8Rows<'a> {
-    /// `[rows, cols]`
-    pub values: &'a [u8],
-    /// `[rows]`
-    pub scales: &'a [f32],
-}
-
-impl<'a> Int8Rows<'a> {
-    /// Zero.
-    pub const ZERO_POINT: u8 = 128;
-
-    /// The values alone, for products whose other operand has taken the scales in.
-    pub fn without_scales(self) -> Self {
-        Self { scales: &[], ..self }
-    }
-
-    /// Length of a row.
-    pub fn cols(&self) -> usize {
-        self.values.len() / self.scales.len().max(1)
-    }
-}
-
 /// Elements of an array, read through `f32`.
 pub(crate) trait Elements: Copy + Sync {
-    /// Element `index`, which is in row `row`.
-    fn at(&self, index: usize, row: usize) -> f32;
+    /// Element `index`.
+    fn at(&self, index: usize) -> f32;
 }
 
 impl<E: Element> Elements for &[E] {
     #[inline(always)]
-    fn at(&self, index: usize, _: usize) -> f32 {
+    fn at(&self, index: usize) -> f32 {
         self[index].to_f32()
-    }
-}
-
-impl Elements for Int8Rows<'_> {
-    #[inline(always)]
-    fn at(&self, index: usize, row: usize) -> f32 {
-        let centred = f32::from(self.values[index]) - f32::from(Int8Rows::ZERO_POINT);
-        centred * self.scales[row]
     }
 }
 
@@ -157,8 +127,8 @@ pub enum View<'a> {
     Bf16(&'a [bf16]),
     /// `f16` elements.
     F16(&'a [f16]),
-    /// Bytes with scales.
-    Int8(Int8Rows<'a>),
+    /// Weights in a format.
+    Packed(Packed<'a>),
     /// Elements of any type in a GPU's memory.
     Cuda(Slice<'a>),
 }
@@ -180,15 +150,21 @@ pub(crate) fn out_of_reach() -> ! {
     panic!("the CPU cannot read a GPU's memory")
 }
 
+/// What operations on floats say to packed weights: a mistake of the caller's.
+#[cold]
+pub(crate) fn not_floats(name: &str) -> ! {
+    panic!("expected floats, found {name}")
+}
+
 /// Runs `$body` with `$name` bound to what is inside a [`View`] or [`ViewMut`]: a slice of floats,
-/// or with `any` also [`Int8Rows`], which elsewhere are a mistake of the caller's.
+/// or with `any` also [`Packed`], which elsewhere is a mistake of the caller's.
 macro_rules! with_elements {
     (any $view:expr, $name:ident => $body:expr) => {
         match $view {
             $crate::element::View::F32($name) => $body,
             $crate::element::View::Bf16($name) => $body,
             $crate::element::View::F16($name) => $body,
-            $crate::element::View::Int8($name) => $body,
+            $crate::element::View::Packed($name) => $body,
             $crate::element::View::Cuda(_) => $crate::element::out_of_reach(),
         }
     };
@@ -197,7 +173,9 @@ macro_rules! with_elements {
             $crate::element::View::F32($name) => $body,
             $crate::element::View::Bf16($name) => $body,
             $crate::element::View::F16($name) => $body,
-            $crate::element::View::Int8(_) => panic!("expected floats, found int8"),
+            $crate::element::View::Packed(packed) => {
+                $crate::element::not_floats(packed.format().name)
+            }
             $crate::element::View::Cuda(_) => $crate::element::out_of_reach(),
         }
     };
@@ -215,7 +193,7 @@ impl<'a> View<'a> {
     /// Number of elements.
     pub fn len(&self) -> usize {
         match self {
-            View::Int8(rows) => rows.values.len(),
+            View::Packed(packed) => packed.len(),
             View::Cuda(slice) => slice.len(),
             floats => with_elements!(floats, x => x.len()),
         }
@@ -226,15 +204,24 @@ impl<'a> View<'a> {
         self.len() == 0
     }
 
-    /// Element type.
-    pub fn dtype(&self) -> DType {
+    /// How the elements are held.
+    pub fn storage(&self) -> Storage {
         match self {
-            View::F32(_) => DType::F32,
-            View::Bf16(_) => DType::Bf16,
-            View::F16(_) => DType::F16,
-            View::Int8(_) => DType::Int8,
-            View::Cuda(slice) => slice.dtype(),
+            View::F32(_) => DType::F32.into(),
+            View::Bf16(_) => DType::Bf16.into(),
+            View::F16(_) => DType::F16.into(),
+            View::Packed(packed) => Storage::Packed(packed.format()),
+            View::Cuda(slice) => slice.storage(),
         }
+    }
+
+    /// The type of the elements, which must be floats.
+    ///
+    /// # Panics
+    /// If they are packed.
+    pub fn dtype(&self) -> DType {
+        let storage = self.storage();
+        storage.float().unwrap_or_else(|| panic!("expected floats, found {}", storage.name()))
     }
 
     /// The elements in a GPU's memory.
@@ -256,49 +243,59 @@ impl<'a> View<'a> {
         match self {
             View::F32(x) => x,
             View::Cuda(_) => out_of_reach(),
-            other => panic!("expected f32, found {}", other.dtype().name()),
+            other => panic!("expected f32, found {}", other.storage().name()),
         }
     }
 
-    /// Length of the rows that have scales of their own; all elements where there are none.
+    /// Length of the rows of packed weights; all elements where they are floats.
     pub(crate) fn cols(&self) -> usize {
         match self {
-            View::Int8(rows) => rows.cols(),
+            View::Packed(packed) => packed.cols(),
             View::Cuda(slice) => slice.cols(),
             floats => floats.len().max(1),
         }
     }
 
-    /// The rows of bytes.
+    /// The packed weights.
     ///
     /// # Panics
-    /// If it holds anything else.
-    pub fn int8(self) -> Int8Rows<'a> {
+    /// If it holds floats.
+    pub fn packed(self) -> Packed<'a> {
         match self {
-            View::Int8(rows) => rows,
+            View::Packed(packed) => packed,
             View::Cuda(_) => out_of_reach(),
-            other => panic!("expected int8, found {}", other.dtype().name()),
+            floats => panic!("expected packed weights, found {}", floats.storage().name()),
         }
     }
 
-    /// The elements `start..start + len`, which have no scales.
+    /// The elements `start..start + len`, which are floats.
     ///
     /// # Panics
-    /// If there are fewer, or if they have scales.
+    /// If there are fewer, or if they are packed.
     pub fn part(self, start: usize, len: usize) -> Self {
         match self {
             View::F32(x) => View::F32(&x[start..start + len]),
             View::Bf16(x) => View::Bf16(&x[start..start + len]),
             View::F16(x) => View::F16(&x[start..start + len]),
-            View::Int8(_) => panic!("expected floats, found int8"),
+            View::Packed(packed) => not_floats(packed.format().name),
             View::Cuda(slice) => View::Cuda(slice.part(start, len)),
         }
     }
 
+    /// Writes the elements `first..first + out.len()`, which are in one row, as `f32`.
+    pub(crate) fn read(self, first: usize, out: &mut [f32]) {
+        if let View::Packed(packed) = self {
+            return packed.unpack(first, out);
+        }
+        with_elements!(self, x => {
+            let x = &x[first..first + out.len()];
+            out.iter_mut().zip(x).for_each(|(out, x)| *out = x.to_f32());
+        });
+    }
+
     /// A copy as `f32`.
     pub fn to_vec_f32(&self) -> Vec<f32> {
-        let cols = self.cols();
-        with_elements!(any *self, x => (0..self.len()).map(|i| x.at(i, i / cols)).collect())
+        with_elements!(any *self, x => (0..self.len()).map(|i| x.at(i)).collect())
     }
 }
 

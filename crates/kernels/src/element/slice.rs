@@ -1,0 +1,94 @@
+//! Elements in a GPU's memory.
+
+use super::DType;
+use crate::format::Storage;
+use std::marker::PhantomData;
+
+/// An address in a GPU's memory.
+pub type Address = u64;
+
+/// Elements in a GPU's memory; whoever has it unshared may write them.
+#[derive(Clone, Copy, Debug)]
+pub struct Slice<'a> {
+    address: Address,
+    storage: Storage,
+    len: usize,
+    /// Length of the rows.
+    cols: usize,
+    memory: PhantomData<&'a [u8]>,
+}
+
+impl Slice<'_> {
+    /// `len` elements at `address`, in rows of `cols`.
+    pub(crate) fn new(
+        address: Address,
+        storage: impl Into<Storage>,
+        len: usize,
+        cols: usize,
+    ) -> Self {
+        Self { address, storage: storage.into(), len, cols, memory: PhantomData }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How the elements are held.
+    pub fn storage(&self) -> Storage {
+        self.storage
+    }
+
+    /// The type of the elements, which must be floats.
+    ///
+    /// # Panics
+    /// If they are packed.
+    pub fn dtype(&self) -> DType {
+        let float = self.storage.float();
+        float.unwrap_or_else(|| panic!("expected floats, found {}", self.storage.name()))
+    }
+
+    /// Length of the rows.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Where the first element is.
+    pub(crate) fn address(&self) -> Address {
+        self.address
+    }
+
+    /// The elements `start..start + len`, which are floats.
+    pub(crate) fn part(self, start: usize, len: usize) -> Self {
+        assert!(start + len <= self.len);
+        let address = self.address + (start * self.dtype().size()) as u64;
+        Self { address, len, ..self }
+    }
+
+    /// The same elements, which must be `f32`.
+    ///
+    /// # Panics
+    /// If they are not.
+    pub(crate) fn f32(self) -> Self {
+        assert!(self.storage == DType::F32, "expected f32, found {}", self.storage.name());
+        self
+    }
+
+    /// The word for their storage in kernels.
+    pub(crate) fn type_name(&self) -> &'static str {
+        self.storage.in_kernels()
+    }
+
+    /// Bytes that they take.
+    pub(crate) fn num_bytes(&self) -> usize {
+        match self.storage {
+            Storage::Float(dtype) => self.len * dtype.size(),
+            packed => packed.num_bytes(&[self.len / self.cols.max(1), self.cols]),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Bytes with a scale for each row: `f32` scales, then the bytes of all rows.
+
+use super::{Packed, WeightFormat};
+use crate::cpu::Cpu;
+use crate::cuda::{Arg, Source};
+use crate::element::{Slice, View};
+use crate::vector::quantise_rows;
+
+pub(super) static FORMAT: WeightFormat = WeightFormat {
+    name: "int8",
+    for_tables: true,
+    num_bytes: |[rows, cols]| rows * (4 + cols),
+    unpack,
+    pack,
+    in_kernels: "Int8Rows",
+    source: &SOURCE,
+    parameter,
+};
+
+static SOURCE: Source = Source {
+    name: "int8",
+    texts: &["typedef Int8Rows Weights;\n", include_str!("unpack.cuh")],
+    kernels: &["weights_unpack<float>", "weights_unpack<bf16>", "weights_unpack<f16>"],
+};
+
+/// A row-major matrix of bytes: element `(i, j)` is `scales[i] · (values[i, j] - 128)`.
+///
+/// Symmetric quantisation, so that the zero point is the same everywhere; as unsigned bytes, which
+/// is how `vpdpbusd` takes its first operand.
+#[derive(Clone, Copy, Debug)]
+pub struct Int8Rows<'a> {
+    /// `[rows, cols]`
+    pub values: &'a [u8],
+    /// `[rows]`, or none where the other operand of a product has taken them in.
+    pub scales: &'a [f32],
+}
+
+impl Int8Rows<'_> {
+    /// Zero.
+    pub const ZERO_POINT: u8 = 128;
+}
+
+fn unpack(weights: &Packed<'_>, first: usize, out: &mut [f32]) {
+    let rows = weights.int8();
+    let scale = rows.scales[first / weights.cols()];
+    for (out, &value) in out.iter_mut().zip(&rows.values[first..]) {
+        *out = (f32::from(value) - f32::from(Int8Rows::ZERO_POINT)) * scale;
+    }
+}
+
+fn pack(cpu: &Cpu, weights: View<'_>, cols: usize, bytes: &mut [u8]) {
+    quantise_rows(cpu, (weights, cols, 0), None, rows_mut(bytes, cols));
+}
+
+/// Scales and values of a matrix of so many rows.
+pub(super) fn rows(bytes: &[u8], rows: usize) -> Int8Rows<'_> {
+    let (scales, values) = bytes.split_at(4 * rows);
+    // SAFETY: every bit pattern is a value of the type; `align_to` keeps to alignment.
+    let (before, scales, after) = unsafe { scales.align_to() };
+    assert!(before.is_empty() && after.is_empty(), "checked when the view was made");
+    Int8Rows { values, scales }
+}
+
+/// Values and scales of a matrix with rows of `cols`, to write.
+///
+/// # Panics
+/// If the bytes are not aligned or not those of whole rows.
+pub fn rows_mut(bytes: &mut [u8], cols: usize) -> (&mut [u8], &mut [f32]) {
+    assert!(bytes.len().is_multiple_of(4 + cols), "memory of a tensor is aligned and whole");
+    let (scales, values) = bytes.split_at_mut(bytes.len() / (4 + cols) * 4);
+    // SAFETY: every bit pattern is a value of the type; `align_to_mut` keeps to alignment.
+    let (before, scales, after) = unsafe { scales.align_to_mut() };
+    assert!(before.is_empty() && after.is_empty(), "memory of a tensor is aligned and whole");
+    (values, scales)
+}
+
+/// `Int8Rows`: where values and where scales are.
+fn parameter(slice: &Slice<'_>) -> Arg {
+    let rows = (slice.len() / slice.cols().max(1)) as u64;
+    Arg::pair(slice.address() + 4 * rows, slice.address())
+}

@@ -1,0 +1,97 @@
+//! A matrix in a weight format.
+
+use super::{Int8Rows, Storage, WeightFormat, int8};
+use crate::element::Elements;
+
+/// A row-major matrix whose weights are packed.
+#[derive(Clone, Copy, Debug)]
+pub struct Packed<'a> {
+    bytes: &'a [u8],
+    format: &'static WeightFormat,
+    rows: usize,
+    cols: usize,
+    has_scales: bool,
+}
+
+impl<'a> Packed<'a> {
+    /// `len` weights in rows of `cols`; `None` if there are more or fewer bytes than these take, or
+    /// if they do not begin where an `f32` may.
+    pub fn new(
+        bytes: &'a [u8],
+        format: &'static WeightFormat,
+        (len, cols): (usize, usize),
+    ) -> Option<Self> {
+        let rows = len / cols.max(1);
+        let fits = bytes.len() == (format.num_bytes)([rows, cols]);
+        let aligned = bytes.is_empty() || bytes.as_ptr().cast::<f32>().is_aligned();
+        (fits && aligned).then_some(Self { bytes, format, rows, cols, has_scales: true })
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// The format.
+    pub fn format(&self) -> &'static WeightFormat {
+        self.format
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Length of a row.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Whether there are scales; if not, which row a weight is in does not matter.
+    pub(crate) fn has_scales(&self) -> bool {
+        self.has_scales
+    }
+
+    /// Number of weights.
+    pub fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// Whether there are no weights.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The integers alone, for products whose other operand has taken the scales in.
+    ///
+    /// # Panics
+    /// If the format is not int8.
+    pub fn without_scales(self) -> Self {
+        assert!(Storage::Packed(self.format).is_int8());
+        Self { has_scales: false, ..self }
+    }
+
+    /// The rows of bytes.
+    ///
+    /// # Panics
+    /// If the format is not int8.
+    pub fn int8(&self) -> Int8Rows<'a> {
+        let storage = Storage::Packed(self.format);
+        assert!(storage.is_int8(), "expected int8, found {}", storage.name());
+        let rows = int8::rows(self.bytes, self.rows);
+        if self.has_scales { rows } else { Int8Rows { scales: &[], ..rows } }
+    }
+
+    /// Writes weights `first..first + out.len()`, which are in one row.
+    pub fn unpack(&self, first: usize, out: &mut [f32]) {
+        (self.format.unpack)(self, first, out);
+    }
+}
+
+impl Elements for Packed<'_> {
+    fn at(&self, index: usize) -> f32 {
+        let mut value = [0.0];
+        self.unpack(index, &mut value);
+        value[0]
+    }
+}
