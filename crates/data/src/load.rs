@@ -8,6 +8,7 @@ use crate::record::{Layout, Record};
 use crate::source::{self, Contents, RawRecord};
 use crate::spec::{Format, OnError, Overlong, RecordSpec};
 use crate::tokenizer::{Encoded, Tokenizer};
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// Loads all files of `paths` (names or globs, in order) as `spec` says. The set has at least one
@@ -19,8 +20,12 @@ pub fn load(paths: &[String], spec: &RecordSpec, tok: &Tokenizer) -> Result<Data
             "set it to 2 or more",
         ));
     }
-    let mut loader = Loader { spec, tok, dataset: Dataset::default() };
-    for file in source::expand(paths)? {
+    let mut loader = Loader { spec, tok, dataset: Dataset::default(), notes: Notes::default() };
+    let source::Files { files, repeated } = source::expand(paths)?;
+    for file in repeated {
+        loader.dataset.report_mut().warn(format!("{file} is named more than once and read once"));
+    }
+    for file in files {
         match source::read(&file, spec.format == Format::Text)? {
             Contents::Document(text) => loader.document(&file, &text)?,
             Contents::Records(records) => loader.records(&file, records)?,
@@ -35,6 +40,8 @@ pub fn load(paths: &[String], spec: &RecordSpec, tok: &Tokenizer) -> Result<Data
         ));
     }
     loader.warn_of_merged_boundaries();
+    loader.warn_of_doubled_marks();
+    loader.warn_of_learnt_prompts();
     loader.warn_of_date();
     Ok(loader.dataset)
 }
@@ -43,6 +50,20 @@ struct Loader<'a> {
     spec: &'a RecordSpec,
     tok: &'a Tokenizer,
     dataset: Dataset,
+    notes: Notes,
+}
+
+/// What is told once of a file or of the whole set, not of each row.
+#[derive(Default)]
+struct Notes {
+    /// Fields of the present file that are not read.
+    unread: BTreeSet<String>,
+    /// Whether it was told of the present file that its turns have no end.
+    told_of_endless_turns: bool,
+    /// Rows whose text holds a mark that the tokenizer or the row's end would add.
+    doubled_marks: usize,
+    /// Rows whose prompt is learnt, since all tokens are.
+    learnt_prompts: usize,
 }
 
 /// Tokens of one record with their target flags.
@@ -67,31 +88,47 @@ impl Loader<'_> {
     }
 
     fn records(&mut self, file: &str, records: Vec<RawRecord>) -> Result<(), DataError> {
-        // The first object decides the layout of its file; without one, the first value's fault
-        // is told.
-        let mut values = records.iter().filter_map(|r| Some((r.line, r.value.as_ref().ok()?)));
-        let first = values.clone().find(|(_, value)| value.is_object()).or_else(|| values.next());
-        let layout = match first {
-            Some((line, first)) => {
-                Some(Layout::of(first, self.spec).map_err(|fault| DataError::Record {
-                    file: file.to_owned(),
-                    line,
-                    fault,
-                })?)
-            }
-            None => None,
-        };
+        let layout = self.layout(file, &records)?;
         let name = layout.as_ref().map_or("unknown".to_owned(), Layout::describe);
         self.dataset.start_file(file, name);
         self.check_tokenizer(file, layout.as_ref().map_or(Format::Auto, |l| l.format))?;
         for RawRecord { line, value } in records {
             let result = value.and_then(|value| match &layout {
-                Some(layout) => self.add(layout.parse(&value)?, line),
-                None => Ok(()),
+                Some(layout) => {
+                    self.notes.unread.extend(layout.unread(&value).map(str::to_owned));
+                    self.add(layout.parse(&value)?, line)
+                }
+                None => Layout::of(&value, self.spec).map(|_| ()),
             });
             self.settle(file, line, result)?;
         }
+        self.warn_of_unread_fields(file);
         Ok(())
+    }
+
+    /// The layout that the first usable object of a file shows. Where no record may be bad, the
+    /// first object must be usable; without one, the first value's fault is told.
+    fn layout(&self, file: &str, records: &[RawRecord]) -> Result<Option<Layout>, DataError> {
+        let values = records.iter().filter_map(|r| Some((r.line, r.value.as_ref().ok()?)));
+        if self.spec.on_error == OnError::Skip {
+            let mut layouts = values.map(|(_, value)| Layout::of(value, self.spec));
+            return Ok(layouts.find_map(Result::ok));
+        }
+        let mut values = values;
+        let first = values.clone().find(|(_, value)| value.is_object()).or_else(|| values.next());
+        let Some((line, first)) = first else { return Ok(None) };
+        let layout = Layout::of(first, self.spec);
+        layout.map(Some).map_err(|fault| DataError::Record { file: file.to_owned(), line, fault })
+    }
+
+    fn warn_of_unread_fields(&mut self, file: &str) {
+        self.notes.told_of_endless_turns = false;
+        let names = std::mem::take(&mut self.notes.unread);
+        if !names.is_empty() {
+            let names = names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>();
+            let what = format!("{file}: fields with text that are not read: {}", names.join(", "));
+            self.dataset.report_mut().warn(what);
+        }
     }
 
     /// Whether the model has what all records of the format need.
@@ -176,6 +213,12 @@ impl Loader<'_> {
         keep: &[bool],
         line: usize,
     ) -> Result<Tokenised, RecordFault> {
+        if self.spec.all_tokens_are_targets && keep.contains(&false) {
+            return Err(RecordFault::malformed(
+                "a message has a weight of 0, and pre-training learns every token",
+                "remove the weights, or set objective.kind = \"sft\"",
+            ));
+        }
         let template = self.tok.chat_template().expect("check_tokenizer asked for one");
         let rendering = template.render_with_spans(conversation, keep)?;
         if conversation.lacks_tools(&rendering.text) {
@@ -186,6 +229,12 @@ impl Loader<'_> {
             let what = format!("the chat template leaves out message {} ({role})", message + 1);
             self.dataset.warn(line, &what);
         }
+        if !self.notes.told_of_endless_turns && !template.ends_turns(&rendering) {
+            self.notes.told_of_endless_turns = true;
+            let what = "the chat template ends the assistant's turns with no token of their own, \
+                        so the model learns no end of its answers; write eos_token after them";
+            self.dataset.warn(line, what);
+        }
         // The template writes BOS itself where the model has one.
         let encoded = encode(self.tok, &rendering.text, false)?;
         let is_target = targets(&encoded, &rendering.spans);
@@ -195,13 +244,13 @@ impl Loader<'_> {
 
     fn completion(&mut self, prompt: &str, completion: &str) -> Result<Tokenised, RecordFault> {
         let text = format!("{prompt}{completion}");
-        let encoded = encode(self.tok, &text, true)?;
+        let encoded = self.encode_marked(&text)?;
         let span = prompt.len()..text.len();
         let spans = std::slice::from_ref(&span);
         let mut is_target = targets(&encoded, spans);
         self.count_merged(&encoded, spans);
         let mut ids = encoded.ids;
-        self.append_eos(&mut ids, &encoded.is_added);
+        self.append_eos(&mut ids);
         is_target.resize(ids.len(), false);
         if let Some(last) = is_target.last_mut() {
             *last = true;
@@ -209,24 +258,32 @@ impl Loader<'_> {
         Ok(Tokenised { ids, is_target })
     }
 
-    /// Appends the end-of-text token unless the tokenizer has done so itself.
-    fn append_eos(&self, ids: &mut Vec<u32>, is_added: &[bool]) {
+    /// Tokens of a text with the tokenizer's own marks, none of them twice where the text holds
+    /// them already.
+    fn encode_marked(&mut self, text: &str) -> Result<Encoded, RecordFault> {
+        let mut encoded = encode(self.tok, text, true)?;
+        let had = encoded.ids.len();
+        encoded.drop_doubled_marks();
+        self.notes.doubled_marks += usize::from(encoded.ids.len() < had);
+        Ok(encoded)
+    }
+
+    /// Appends the end-of-text token unless it is there already.
+    fn append_eos(&self, ids: &mut Vec<u32>) {
         let eos = self.tok.eos_token_id();
-        let is_there =
-            ids.len() > 1 && ids.last().copied() == eos && is_added.last() == Some(&true);
-        if !is_there {
+        if ids.len() < 2 || ids.last().copied() != eos {
             ids.extend(eos);
         }
     }
 
     /// Disjoint windows of `max_seq_len`; within each, all tokens but the first are targets.
     fn add_text(&mut self, text: &str, line: usize) -> Result<(), RecordFault> {
-        let Encoded { mut ids, is_added, .. } = encode(self.tok, text, true)?;
+        let Encoded { mut ids, is_added, .. } = self.encode_marked(text)?;
         if is_added.iter().all(|added| *added) {
             return Err(without_target("the document is empty"));
         }
         if self.spec.append_eos {
-            self.append_eos(&mut ids, &is_added);
+            self.append_eos(&mut ids);
         }
         if ids.len() < 2 {
             return Err(without_target("the document is a single token"));
@@ -245,6 +302,7 @@ impl Loader<'_> {
 
     fn add_row(&mut self, mut row: Tokenised, line: usize) -> Result<(), RecordFault> {
         if self.spec.all_tokens_are_targets {
+            self.notes.learnt_prompts += usize::from(row.is_target.iter().skip(1).any(|is| !is));
             row.is_target.fill(true);
         }
         // Nothing comes before the first token to predict it from.
@@ -291,6 +349,27 @@ impl Loader<'_> {
                  comes before it, mostly a space there. When the model is asked, that text alone \
                  becomes other tokens than it learnt: move the space to the beginning of the \
                  answer (in a chat template, leave it out of what opens the assistant's turn)"
+            ));
+        }
+    }
+
+    fn warn_of_doubled_marks(&mut self) {
+        if self.notes.doubled_marks > 0 {
+            let (doubled, report) = (self.notes.doubled_marks, self.dataset.report_mut());
+            report.warn(format!(
+                "{doubled} of {} rows hold a special token at their beginning or end that is added \
+                 anyway; it stands there once",
+                report.rows
+            ));
+        }
+    }
+
+    fn warn_of_learnt_prompts(&mut self) {
+        if self.notes.learnt_prompts > 0 {
+            let (learnt, report) = (self.notes.learnt_prompts, self.dataset.report_mut());
+            report.warn(format!(
+                "in {learnt} of {} rows the prompt is learnt too: pre-training learns every token",
+                report.rows
             ));
         }
     }

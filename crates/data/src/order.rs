@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 /// Domains of the random streams.
 const ROWS: u16 = 1;
 const UNITS: u16 = 2;
+/// Rows that are packed at most, over all epochs, to count a run's steps: some ten seconds.
+const MAX_COUNTED_ROWS: u64 = 100_000_000;
 
 /// The next step to take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,12 +61,21 @@ impl Order {
     }
 
     /// Steps of the first `num_epochs` epochs. Epochs differ a little, as each is packed anew.
-    pub fn total_steps(&self, num_epochs: u64) -> u64 {
+    /// Refuses more epochs than can be packed in some seconds to be counted.
+    pub fn total_steps(&self, num_epochs: u64) -> Result<u64, DataError> {
+        let rows = self.lengths.len() as u64;
+        let most = MAX_COUNTED_ROWS / rows.max(1);
+        if num_epochs > most.max(1) {
+            return Err(DataError::setup(
+                format!("train.num_epochs = {num_epochs} over {rows} rows is too long to count"),
+                format!("set it to at most {}, or give train.max_steps", most.max(1)),
+            ));
+        }
         let steps = |epoch| {
             let units = epoch_units(&self.lengths, self.unit_tokens, self.seed, epoch);
             units.len().div_ceil(self.units_per_step) as u64
         };
-        (0..num_epochs).map(steps).sum()
+        Ok((0..num_epochs).map(steps).sum())
     }
 
     /// The units of the cursor's step; none where the cursor lies behind its epoch's end, which

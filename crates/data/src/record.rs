@@ -13,6 +13,8 @@ const ROLES: [&str; 8] =
     ["system", "developer", "user", "assistant", "tool", "function", "ipython", "observation"];
 /// Fields that hold what text-only training would leave out in silence.
 const MEDIA_FIELDS: [&str; 6] = ["images", "image", "videos", "video", "audios", "audio"];
+/// Fields of a message that say whether it is learnt: OpenAI's, then those of other trainers.
+const WEIGHT_FIELDS: [&str; 5] = ["weight", "loss_weight", "train", "training", "loss"];
 
 /// A record of any format.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,6 +80,7 @@ impl Layout {
     pub fn parse(&self, value: &Value) -> Result<Record, RecordFault> {
         let record = object(value)?;
         refuse_media(record)?;
+        refuse_preferences(record, self.format)?;
         match self.format {
             Format::Text => Ok(Record::Text(text_field(record, "text")?.to_owned())),
             Format::PromptCompletion => Ok(Record::Completion {
@@ -89,6 +92,32 @@ impl Layout {
             Format::Alpaca => Ok(Record::Alpaca(alpaca(record)?)),
             Format::Auto => unreachable!("a layout's format is decided"),
         }
+    }
+
+    /// Fields with text, or with settings for the template, that records of this layout leave
+    /// unread.
+    pub fn unread<'a>(&'a self, value: &'a Value) -> impl Iterator<Item = &'a str> {
+        let read: &[&str] = match self.format {
+            Format::Messages => &["messages", "tools", "system"],
+            Format::ShareGpt => &["conversations", "tools", "system"],
+            Format::Alpaca => &["system", "history", "instruction", "input", "output"],
+            Format::Text => &["text"],
+            Format::PromptCompletion | Format::Auto => &[],
+        };
+        let is_field = |key: &str| key == self.fields.0 || key == self.fields.1;
+        let is_read = move |key: &str| match self.format {
+            Format::PromptCompletion => is_field(key),
+            _ => read.contains(&key),
+        };
+        let holds_text = |key: &str, value: &Value| match value {
+            Value::String(text) => !text.is_empty() && key != "id" && !key.ends_with("_id"),
+            Value::Object(settings) => key == "chat_template_kwargs" && !settings.is_empty(),
+            _ => false,
+        };
+        let fields = value.as_object().into_iter().flatten();
+        fields
+            .filter(move |(key, value)| !is_read(key) && holds_text(key, value))
+            .map(|(key, _)| key.as_str())
     }
 }
 
@@ -129,10 +158,7 @@ fn detect(record: &Map<String, Value>) -> Result<Format, RecordFault> {
     let found = found.into_iter().filter_map(|(is, f)| is.then_some(f)).collect::<Vec<_>>();
     match found.as_slice() {
         [format] => Ok(*format),
-        [] => Err(RecordFault::malformed(
-            format!("no known format has {}", keys(record)),
-            "name data.format, or data.prompt_field and data.completion_field",
-        )),
+        [] => Err(nothing_detected(record)),
         several => {
             let names = several.iter().map(|f| f.name()).collect::<Vec<_>>().join(" or ");
             Err(RecordFault::malformed(
@@ -143,7 +169,43 @@ fn detect(record: &Map<String, Value>) -> Result<Format, RecordFault> {
     }
 }
 
-fn refuse_media(record: &Map<String, Value>) -> Result<(), RecordFault> {
+fn nothing_detected(record: &Map<String, Value>) -> RecordFault {
+    let usual = USUAL_FIELDS.iter().flat_map(|(p, c)| [*p, *c]);
+    let known = usual.chain(["messages", "conversations", "instruction", "output", "text"]);
+    match known.into_iter().find(|key| record.get(*key).is_some_and(Value::is_null)) {
+        Some(key) => RecordFault::malformed(
+            format!("{key:?} is null"),
+            "correct the record, or set data.on_error = \"skip\"",
+        ),
+        None => RecordFault::malformed(
+            format!("no known format has {}", keys(record)),
+            "name data.format, or data.prompt_field and data.completion_field",
+        ),
+    }
+}
+
+/// Records of preferences would be learnt as if all their answers were good.
+fn refuse_preferences(record: &Map<String, Value>, format: Format) -> Result<(), RecordFault> {
+    let pair = ["chosen", "rejected"].into_iter().find(|key| record.contains_key(*key));
+    if let Some(key) = pair {
+        return Err(RecordFault::malformed(
+            format!("the record has {key:?}, one of two answers that are compared"),
+            "set objective.kind = \"dpo\", or give records with the answer to learn only",
+        ));
+    }
+    let rated_bad =
+        ["label", "kto_tag"].into_iter().find(|key| record.get(*key) == Some(&false.into()));
+    match rated_bad {
+        // A document may well be labelled for another purpose.
+        Some(key) if format != Format::Text => Err(RecordFault::malformed(
+            format!("{key:?} is false: the answer is rated as bad, and would be learnt"),
+            "set objective.kind = \"kto\", or remove the record",
+        )),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn refuse_media(record: &Map<String, Value>) -> Result<(), RecordFault> {
     let is_filled = |v: &Value| !v.is_null() && v.as_array().is_none_or(|a| !a.is_empty());
     match MEDIA_FIELDS.iter().find(|key| record.get(**key).is_some_and(is_filled)) {
         None => Ok(()),
@@ -200,7 +262,8 @@ fn array_field<'a>(
 
 fn messages(record: &Map<String, Value>) -> Result<Record, RecordFault> {
     let items = array_field(record, "messages")?;
-    let mut messages = Vec::with_capacity(items.len());
+    let mut messages = Vec::with_capacity(items.len() + 1);
+    messages.extend(system_message(record, &items[0])?);
     let mut keep = Vec::new();
     for (index, item) in items.iter().enumerate() {
         let (message, weight) = message(item).map_err(|fault| in_message(index, fault))?;
@@ -212,7 +275,25 @@ fn messages(record: &Map<String, Value>) -> Result<Record, RecordFault> {
     chat(messages, tools(record)?, keep)
 }
 
-fn in_message(index: usize, fault: RecordFault) -> RecordFault {
+/// The field `system` of a record, as the first message of its conversation.
+fn system_message(
+    record: &Map<String, Value>,
+    first: &Value,
+) -> Result<Option<Value>, RecordFault> {
+    let system = optional_text(record, "system")?;
+    if system.is_empty() {
+        return Ok(None);
+    }
+    if ["role", "from"].iter().any(|key| first.get(key).is_some_and(|role| role == "system")) {
+        return Err(RecordFault::malformed(
+            "the record has a field \"system\" and a system message",
+            "keep one of them",
+        ));
+    }
+    Ok(Some(json!({"role": "system", "content": system})))
+}
+
+pub(crate) fn in_message(index: usize, fault: RecordFault) -> RecordFault {
     RecordFault { what: format!("message {}: {}", index + 1, fault.what), ..fault }
 }
 
@@ -237,7 +318,9 @@ fn message(item: &Value) -> Result<(Value, bool), RecordFault> {
     if !ROLES.contains(&role) {
         return Err(unknown_role("role", role, &ROLES));
     }
-    let may_be_silent = fields.get("tool_calls").is_some_and(|c| !c.is_null());
+    let has_items = |calls: &Value| calls.as_array().is_none_or(|calls| !calls.is_empty());
+    let calls = fields.get("tool_calls");
+    let may_be_silent = calls.is_some_and(|calls| !calls.is_null() && has_items(calls));
     let text = match fields.get("content") {
         Some(Value::String(text)) => Some(text.clone()),
         Some(Value::Array(parts)) => Some(joined(parts)?),
@@ -289,20 +372,39 @@ fn joined(parts: &[Value]) -> Result<String, RecordFault> {
     Ok(text)
 }
 
-/// A message's `weight` (OpenAI) or `loss_weight`: 1 or 0.
+/// Takes the fields that say whether a message is learnt: 1 or 0, true or false.
 fn take_weight(fields: &mut Map<String, Value>) -> Result<bool, RecordFault> {
-    let given = [fields.shift_remove("weight"), fields.shift_remove("loss_weight")];
-    match given.into_iter().flatten().find(|v| !v.is_null()) {
-        None => Ok(true),
-        Some(weight) => match weight.as_f64() {
-            Some(1.0) => Ok(true),
-            Some(0.0) => Ok(false),
-            _ => Err(RecordFault::malformed(
-                format!("a message's weight must be 0 or 1, found {weight}"),
-                "write 0 for turns that are not to be learnt",
-            )),
-        },
+    if fields.get("train_detail").is_some_and(|detail| !detail.is_null()) {
+        return Err(RecordFault::malformed(
+            "\"train_detail\", which learns parts of a message, is not supported",
+            "split the message, and give each part a \"weight\" of 0 or 1",
+        ));
     }
+    let mut is_learnt = None;
+    for key in WEIGHT_FIELDS {
+        let Some(value) = fields.shift_remove(key).filter(|value| !value.is_null()) else {
+            continue;
+        };
+        let given = match value.as_f64() {
+            Some(1.0) => Some(true),
+            Some(0.0) => Some(false),
+            _ => value.as_bool(),
+        };
+        let Some(given) = given else {
+            return Err(RecordFault::malformed(
+                format!("a message's {key} must be 0 or 1, found {value}"),
+                "write 0 for turns that are not to be learnt",
+            ));
+        };
+        if is_learnt.is_some_and(|before| before != given) {
+            return Err(RecordFault::malformed(
+                "a message says twice whether it is learnt, and differs",
+                format!("keep one of {}", WEIGHT_FIELDS.join(", ")),
+            ));
+        }
+        is_learnt = Some(given);
+    }
+    Ok(is_learnt.unwrap_or(true))
 }
 
 /// Descriptions of tools: a list, or a list as JSON text. Bare functions get their envelope.
@@ -329,11 +431,8 @@ fn tools(record: &Map<String, Value>) -> Result<Option<Value>, RecordFault> {
 
 fn sharegpt(record: &Map<String, Value>) -> Result<Record, RecordFault> {
     let items = array_field(record, "conversations")?;
-    let system = optional_text(record, "system")?;
     let mut messages = Vec::with_capacity(items.len() + 1);
-    if !system.is_empty() {
-        messages.push(json!({"role": "system", "content": system}));
-    }
+    messages.extend(system_message(record, &items[0])?);
     let mut keep = Vec::new();
     for (index, item) in items.iter().enumerate() {
         let (message, weight) = sharegpt_message(item).map_err(|fault| in_message(index, fault))?;

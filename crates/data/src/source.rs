@@ -2,7 +2,8 @@
 
 use crate::error::{DataError, RecordFault};
 use serde_json::Value;
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 /// Longest record accepted, in bytes: a line without an end is a wrong file, not a record.
 const MAX_RECORD_BYTES: usize = 64 << 20;
@@ -21,26 +22,37 @@ pub(crate) struct RawRecord {
     pub value: Result<Value, RecordFault>,
 }
 
+/// What paths stand for.
+#[derive(Default)]
+pub(crate) struct Files {
+    /// The files, none twice.
+    pub files: Vec<String>,
+    /// Names of files that were named before.
+    pub repeated: Vec<String>,
+}
+
 /// The files that `paths` (names or globs) stand for: in the given order, a glob's matches sorted,
 /// none twice.
-pub(crate) fn expand(paths: &[String]) -> Result<Vec<String>, DataError> {
+pub(crate) fn expand(paths: &[String]) -> Result<Files, DataError> {
     if paths.is_empty() {
         return Err(DataError::setup("no data files are named", "name at least one path or glob"));
     }
-    let mut files = Vec::new();
-    for path in paths {
-        for file in matches(path)? {
-            if !files.contains(&file) {
-                files.push(file);
-            }
+    let (mut found, mut seen) = (Files::default(), BTreeSet::new());
+    for file in paths.iter().map(|path| matches(path)).collect::<Result<Vec<_>, _>>()?.concat() {
+        // Two spellings may name one file.
+        let real = std::fs::canonicalize(&file).unwrap_or_else(|_| PathBuf::from(&file));
+        match seen.insert(real) {
+            true => found.files.push(file),
+            false => found.repeated.push(file),
         }
     }
-    Ok(files)
+    Ok(found)
 }
 
 fn matches(path: &str) -> Result<Vec<String>, DataError> {
     // A name that exists is that file, even when it holds glob characters.
-    if Path::new(path).exists() {
+    let exists = Path::new(path).try_exists().map_err(|error| unreadable(path, &error))?;
+    if exists {
         if Path::new(path).is_dir() {
             let mend = format!("name its files, for example {path}/*.jsonl");
             return Err(DataError::file(path, "is a directory", mend));
@@ -52,17 +64,69 @@ fn matches(path: &str) -> Result<Vec<String>, DataError> {
         return Err(DataError::file(path, "remote data is not supported yet", mend));
     }
     if !path.contains(['*', '?', '[']) {
-        return Err(DataError::file(path, "no such file", "check data.train and data.eval"));
+        let what = match Path::new(path).is_symlink() {
+            true => "a symbolic link to a file that is not there",
+            false => "no such file",
+        };
+        return Err(DataError::file(path, what, "check data.train and data.eval"));
     }
-    let found = glob::glob(path)
-        .map_err(|e| DataError::file(path, format!("not a glob: {e}"), "correct the pattern"))?
-        .filter_map(|entry| entry.ok().filter(|p| p.is_file()))
-        .map(|p| p.to_string_lossy().into_owned())
-        .collect::<Vec<_>>();
+    let entries = glob::glob(path)
+        .map_err(|e| DataError::file(path, format!("not a glob: {e}"), "correct the pattern"))?;
+    let mut found = Vec::new();
+    for entry in entries {
+        found.extend(matched(entry)?);
+    }
+    refuse_unnameable(path)?;
     if found.is_empty() {
-        return Err(DataError::file(path, "the glob matches no file", "correct the pattern"));
+        let mend = match path.contains('[') {
+            true => "correct the pattern; a [ that is part of a name is written [[]",
+            false => "correct the pattern",
+        };
+        return Err(DataError::file(path, "the glob matches no file", mend));
     }
     Ok(found)
+}
+
+/// The name of a file that a glob found; directories are passed over.
+fn matched(entry: glob::GlobResult) -> Result<Option<String>, DataError> {
+    let entry = entry.map_err(|e| unreadable(&e.path().to_string_lossy(), e.error()))?;
+    let name = entry.to_string_lossy().into_owned();
+    let kind = std::fs::metadata(&entry).map_err(|error| unreadable(&name, &error))?;
+    if kind.is_dir() {
+        return Ok(None);
+    }
+    Ok(Some(name))
+}
+
+/// Refuses names that are not UTF-8 beside what the last part of a glob matches: the glob itself
+/// passes over them.
+fn refuse_unnameable(path: &str) -> Result<(), DataError> {
+    let (Some(folder), Ok(pattern)) = (Path::new(path).parent(), glob::Pattern::new(path)) else {
+        return Ok(());
+    };
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = entries.map(|entry| folder.join(entry.file_name()));
+    let mut odd = names
+        .filter(|name| name.to_str().is_none())
+        .map(|name| name.to_string_lossy().into_owned());
+    match odd.find(|name| pattern.matches(name)) {
+        Some(name) => Err(DataError::file(name, "the file's name is not UTF-8", "rename it")),
+        None => Ok(()),
+    }
+}
+
+fn unreadable(path: &str, error: &std::io::Error) -> DataError {
+    let mend = "check the path and its permissions";
+    DataError::file(path, format!("cannot be read: {error}"), mend)
+}
+
+/// Refuses the small text that stands for a file where Git LFS did not fetch it.
+pub(crate) fn refuse_lfs_pointer(file: &str, bytes: &[u8]) -> Result<(), DataError> {
+    if !bytes.starts_with(b"version https://git-lfs.github.com/spec/") {
+        return Ok(());
+    }
+    let what = "a Git LFS pointer, not the file itself";
+    Err(DataError::file(file, what, "fetch it with `git lfs pull`"))
 }
 
 /// Reads one file. `as_text` says that the format text was named, which makes any file that is
@@ -72,12 +136,17 @@ pub(crate) fn read(file: &str, as_text: bool) -> Result<Contents, DataError> {
         .extension()
         .map_or(String::new(), |e| e.to_string_lossy().to_ascii_lowercase());
     match extension.as_str() {
-        "jsonl" | "ndjson" => Ok(Contents::Records(json_lines(&read_utf8(file)?))),
+        "jsonl" | "ndjson" => {
+            let text = read_utf8(file)?;
+            refuse_other_layouts(file, &text)?;
+            Ok(Contents::Records(json_lines(&text)))
+        }
         "json" => {
             let text = read_utf8(file)?;
             if text.trim_start().starts_with('[') {
                 return Ok(Contents::Records(json_array(file, &text)?));
             }
+            refuse_other_layouts(file, &text)?;
             Ok(Contents::Records(json_lines(&text)))
         }
         "txt" | "md" => Ok(Contents::Document(read_utf8(file)?)),
@@ -91,9 +160,8 @@ pub(crate) fn read(file: &str, as_text: bool) -> Result<Contents, DataError> {
 }
 
 fn read_utf8(file: &str) -> Result<String, DataError> {
-    let bytes = std::fs::read(file).map_err(|e| {
-        DataError::file(file, format!("cannot be read: {e}"), "check the path and its permissions")
-    })?;
+    let bytes = std::fs::read(file).map_err(|error| unreadable(file, &error))?;
+    refuse_lfs_pointer(file, &bytes)?;
     let text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         DataError::file(
@@ -111,6 +179,25 @@ fn read_utf8(file: &str) -> Result<String, DataError> {
         return Err(DataError::file(file, "the file is empty", "give a file that holds records"));
     }
     Ok(text)
+}
+
+/// Refuses JSON that is whole but not one record on each line.
+fn refuse_other_layouts(file: &str, text: &str) -> Result<(), DataError> {
+    let text = text.trim_start();
+    let first_line = text.lines().next().unwrap_or_default().trim();
+    let second = text.get(1..).unwrap_or_default().trim_start().chars().next();
+    if text.starts_with('[') && second == Some('{') {
+        let what = "the file holds one JSON array, not one record on each line";
+        return Err(DataError::file(file, what, "name it .json"));
+    }
+    if first_line == "{" {
+        return Err(DataError::file(
+            file,
+            "the file's JSON objects are spread over several lines",
+            "write each on a line of its own, for example with `jq -c .`",
+        ));
+    }
+    Ok(())
 }
 
 fn json_lines(text: &str) -> Vec<RawRecord> {

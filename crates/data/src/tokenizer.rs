@@ -3,8 +3,10 @@
 
 use crate::chat::{ChatTemplate, TemplateTokens};
 use crate::error::DataError;
+use crate::source::refuse_lfs_pointer;
 use serde_json::{Map, Value, json};
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use tokenizers::PostProcessorWrapper;
 
 /// Largest `tokenizer.json` accepted; the largest known one has 35 MB.
@@ -21,6 +23,30 @@ pub struct Encoded {
     pub offsets: Vec<(usize, usize)>,
     /// Whether the tokenizer added the token itself (BOS and the like).
     pub is_added: Vec<bool>,
+}
+
+impl Encoded {
+    /// Removes marks that the tokenizer added beside the same ones in the text. The text's own
+    /// then count as added.
+    pub(crate) fn drop_doubled_marks(&mut self) {
+        while let ([mark, own, ..], [true, false, ..]) = (&self.ids[..], &self.is_added[..])
+            && mark == own
+        {
+            self.remove(0);
+            self.is_added[0] = true;
+        }
+        while let ([.., own, mark], [.., false, true]) = (&self.ids[..], &self.is_added[..])
+            && mark == own
+        {
+            self.remove(self.ids.len() - 1);
+        }
+    }
+
+    fn remove(&mut self, index: usize) {
+        self.ids.remove(index);
+        self.offsets.remove(index);
+        self.is_added.remove(index);
+    }
 }
 
 /// A tokenizer in Hugging Face layout.
@@ -194,18 +220,37 @@ fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, DataError> {
         }
         Ok(_) => {}
     }
-    std::fs::read(path)
-        .map(Some)
-        .map_err(|e| DataError::file(name, format!("cannot be read: {e}"), mend))
+    let bytes = std::fs::read(path)
+        .map_err(|e| DataError::file(&name, format!("cannot be read: {e}"), mend))?;
+    refuse_lfs_pointer(&name, &bytes)?;
+    Ok(Some(bytes))
 }
 
 fn read_tokenizer(path: &Path) -> Result<tokenizers::Tokenizer, DataError> {
     let name = path.display().to_string();
     let mend = "give a model directory that holds a tokenizer.json of the tokenizers library";
-    let bytes = read_limited(path, MAX_TOKENIZER_BYTES)?
-        .ok_or_else(|| DataError::file(&name, "no such file", mend))?;
-    tokenizers::Tokenizer::from_bytes(&bytes)
-        .map_err(|e| DataError::file(&name, format!("not a tokenizer: {e}"), mend))
+    let bytes = read_limited(path, MAX_TOKENIZER_BYTES)?.ok_or_else(|| no_tokenizer(path, mend))?;
+    let refused = |what: String| DataError::file(&name, format!("not a tokenizer: {what}"), mend);
+    // The library relies on well-formed JSON below `decoder`, and ends the process without it.
+    serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).map_err(|e| refused(e.to_string()))?;
+    tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| refused(e.to_string()))
+}
+
+fn no_tokenizer(path: &Path, mend: &str) -> DataError {
+    let name = path.display().to_string();
+    let dir = path.parent().unwrap_or(Path::new("."));
+    if !dir.join("tokenizer.model").is_file() {
+        return DataError::file(name, "no such file", mend);
+    }
+    let dir = dir.display();
+    DataError::file(
+        name,
+        "no such file; tokenizer.model, which is there, is not read",
+        format!(
+            "convert it once with transformers: python -c \"from transformers import \
+             AutoTokenizer; AutoTokenizer.from_pretrained('{dir}').save_pretrained('{dir}')\""
+        ),
+    )
 }
 
 fn read_object(path: &Path) -> Result<Map<String, Value>, DataError> {
@@ -245,8 +290,8 @@ fn keep_spaces(json: &mut Value) {
     }
 }
 
-/// `add_bos_token` and `add_eos_token`, where `tokenizer_config.json` says either, replace what
-/// `tokenizer.json` adds, as in transformers.
+/// `add_bos_token` and `add_eos_token` of `tokenizer_config.json` say what is added before and
+/// after a text. A side whose key is absent stays as `tokenizer.json` has it.
 fn add_as_configured(
     inner: &mut tokenizers::Tokenizer,
     config: &Map<String, Value>,
@@ -257,27 +302,56 @@ fn add_as_configured(
     if bos.is_none() && eos.is_none() {
         return Ok(());
     }
-    let token = |asked: Option<bool>, name: &str| {
-        let text = named.get(name).filter(|_| asked == Some(true))?.as_str()?;
-        Some((text.to_owned(), inner.token_to_id(text)?))
+    let (before, after) = added_around(inner)?;
+    let side = |asked: Option<bool>, name: &str, as_it_is: &[Mark]| match asked {
+        None => as_it_is.to_vec(),
+        Some(false) => Vec::new(),
+        Some(true) => {
+            let text = named.get(name).and_then(Value::as_str);
+            let mark = text.and_then(|text| Some((text.to_owned(), inner.token_to_id(text)?)));
+            mark.into_iter().collect()
+        }
     };
-    let (bos, eos) = (token(bos, "bos_token"), token(eos, "eos_token"));
-    let special = |t: &(String, u32)| json!({"SpecialToken": {"id": t.0, "type_id": 0}});
-    let mut single = vec![json!({"Sequence": {"id": "A", "type_id": 0}})];
-    single.splice(0..0, bos.as_ref().map(special));
-    single.extend(eos.as_ref().map(special));
-    let entry = |(text, id): (String, u32)| {
-        (text.clone(), json!({"id": text, "ids": [id], "tokens": [text]}))
+    let wanted = (side(bos, "bos_token", &before), side(eos, "eos_token", &after));
+    if wanted == (before, after) {
+        return Ok(());
+    }
+    inner.with_post_processor(Some(adding(wanted)?));
+    Ok(())
+}
+
+/// A special token: its text and its id.
+type Mark = (String, u32);
+
+/// What the tokenizer adds before and after a text.
+fn added_around(inner: &tokenizers::Tokenizer) -> Result<(Vec<Mark>, Vec<Mark>), DataError> {
+    let sample = inner.encode("a", true).map_err(failed)?;
+    let is_added = sample.get_special_tokens_mask();
+    let marks = |range: Range<usize>| {
+        let ids = &sample.get_ids()[range];
+        ids.iter().filter_map(|&id| Some((inner.id_to_token(id)?, id))).collect()
     };
-    let special_tokens = bos.into_iter().chain(eos).map(entry).collect::<Map<_, _>>();
+    let len = is_added.len();
+    let first = is_added.iter().position(|&added| added == 0).unwrap_or(len);
+    let last = is_added.iter().rposition(|&added| added == 0).map_or(len, |at| at + 1);
+    Ok((marks(0..first), marks(last..len)))
+}
+
+/// A post-processor that adds these marks before and after a text.
+fn adding((before, after): (Vec<Mark>, Vec<Mark>)) -> Result<PostProcessorWrapper, DataError> {
+    let special = |mark: &Mark| json!({"SpecialToken": {"id": mark.0, "type_id": 0}});
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let mut single = before.iter().map(special).collect::<Vec<_>>();
+    single.push(text);
+    single.extend(after.iter().map(special));
+    let entry =
+        |(text, id): Mark| (text.clone(), json!({"id": text, "ids": [id], "tokens": [text]}));
+    let special_tokens = before.into_iter().chain(after).map(entry).collect::<Map<_, _>>();
     let pair = json!([{"Sequence": {"id": "A", "type_id": 0}},
         {"Sequence": {"id": "B", "type_id": 1}}]);
     let json = json!({"type": "TemplateProcessing", "single": single, "pair": pair,
         "special_tokens": special_tokens});
-    let processor =
-        serde_json::from_value::<PostProcessorWrapper>(json).map_err(|e| failed(e.into()))?;
-    inner.with_post_processor(Some(processor));
-    Ok(())
+    serde_json::from_value(json).map_err(|e| failed(e.into()))
 }
 
 /// The `*_token` entries of both files as strings; `tokenizer_config.json` wins.
@@ -332,19 +406,27 @@ fn added_tokens(inner: &tokenizers::Tokenizer) -> Vec<String> {
 
 type Sources = (String, Option<String>);
 
+/// Where transformers writes the template for rows with tools.
+fn tool_use_path(dir: &Path) -> PathBuf {
+    dir.join("additional_chat_templates/tool_use.jinja")
+}
+
+fn read_text(path: &Path) -> Result<Option<String>, DataError> {
+    let Some(bytes) = read_limited(path, MAX_CONFIG_BYTES)? else { return Ok(None) };
+    String::from_utf8(bytes).map(Some).map_err(|_| {
+        let name = path.display().to_string();
+        DataError::file(name, "not valid UTF-8", "restore the model's own file")
+    })
+}
+
 /// The default template and, where there is one, that for rows with tools.
 fn template_sources(dir: &Path, config: &Map<String, Value>) -> Result<Option<Sources>, DataError> {
-    let path = dir.join("chat_template.jinja");
-    if let Some(bytes) = read_limited(&path, MAX_CONFIG_BYTES)? {
-        let source = String::from_utf8(bytes).map_err(|_| {
-            let name = path.display().to_string();
-            DataError::file(name, "not valid UTF-8", "restore the model's own file")
-        })?;
-        return Ok(Some((source, None)));
+    if let Some(source) = read_text(&dir.join("chat_template.jinja"))? {
+        return Ok(Some((source, read_text(&tool_use_path(dir))?)));
     }
     match config.get("chat_template") {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::String(source)) => Ok(Some((source.clone(), None))),
+        Some(Value::String(source)) => Ok(Some((source.clone(), read_text(&tool_use_path(dir))?))),
         Some(Value::Array(entries)) => {
             let find = |name: &str| {
                 let entry = entries.iter().find(|e| e["name"] == name)?;

@@ -102,7 +102,7 @@ impl Setup {
         let mut order = Order::new(&train, max_seq_len, units_per_step, run.train.seed)?;
         let num_steps = match (run.train.max_steps, run.train.num_epochs) {
             (Some(steps), _) => steps,
-            (None, epochs) => order.total_steps(epochs.unwrap_or(1)),
+            (None, epochs) => order.total_steps(epochs.unwrap_or(1))?,
         };
         if run.train.max_steps.is_none() && num_steps < FEW_STEPS {
             let (tokens, batch) = (train.report().tokens, run.train.batch_tokens);

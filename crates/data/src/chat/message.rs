@@ -8,13 +8,12 @@ use serde_json::{Map, Value, json};
 /// The names under which a message's reasoning is given; templates read the first.
 const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// A copy in which null fields are left out, reasoning has its standard name, and arguments of
-/// tool calls are objects, or JSON text where `arguments_as_text`.
+/// A copy in which null fields and empty lists of tool calls are left out, reasoning has its
+/// standard name, and arguments of tool calls are objects, or JSON text where `arguments_as_text`.
 pub(super) fn prepare(conversation: &Conversation, arguments_as_text: bool) -> Conversation {
     let messages = conversation.messages.iter().map(|message| {
         let Value::Object(fields) = message else { return message.clone() };
-        let mut fields =
-            fields.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone()));
+        let mut fields = fields.iter().filter(says_something).map(|(k, v)| (k.clone(), v.clone()));
         let mut fields = with_reasoning(&mut fields);
         if let Some(Value::Array(calls)) = fields.get_mut("tool_calls") {
             calls.iter_mut().for_each(|call| convert_arguments(call, arguments_as_text));
@@ -22,6 +21,12 @@ pub(super) fn prepare(conversation: &Conversation, arguments_as_text: bool) -> C
         Value::Object(fields)
     });
     Conversation { messages: messages.collect(), tools: conversation.tools.clone() }
+}
+
+/// Null is as good as absent, and so is an empty list of calls, which templates would count.
+fn says_something((key, value): &(&String, &Value)) -> bool {
+    let no_calls = key.as_str() == "tool_calls" && value.as_array().is_some_and(Vec::is_empty);
+    !value.is_null() && !no_calls
 }
 
 impl Conversation {
@@ -71,7 +76,7 @@ fn convert_arguments(call: &mut Value, as_text: bool) {
 }
 
 pub(super) fn has_tool_calls(conversation: &Conversation) -> bool {
-    conversation.messages.iter().any(|m| m.get("tool_calls").is_some_and(|c| !c.is_null()))
+    conversation.messages.iter().any(|m| called_functions(m).next().is_some())
 }
 
 /// Names of the functions that a message calls.

@@ -82,7 +82,9 @@ impl ChatTemplate {
         let sources = [(MAIN, Some(source)), (TOOL_USE, tool_use)];
         let rewritten = sources
             .iter()
-            .filter_map(|(name, source)| source.map(|s| (*name, generation::rewrite(s))))
+            .filter_map(|(name, source)| {
+                Some((*name, generation::rewrite(&unix_lines((*source)?))))
+            })
             .collect::<Vec<_>>();
         let has_generation = rewritten.iter().any(|(_, (_, has))| *has);
         let mut plain = environment::new(None);
@@ -152,6 +154,16 @@ impl ChatTemplate {
         Ok(Rendering { spans: kept_spans(spans, keep)?, text })
     }
 
+    /// Whether one of the assistant's turns ends with a token, by which a model could learn to
+    /// end its own.
+    pub(crate) fn ends_turns(&self, rendering: &Rendering) -> bool {
+        let marks = || self.added_tokens.iter().chain(&self.stop_tokens);
+        rendering.spans.iter().any(|span| {
+            let said = rendering.text[span.clone()].trim_end();
+            marks().any(|mark| said.ends_with(mark.trim_end()))
+        })
+    }
+
     fn marked_spans(
         &self,
         marked: &Environment<'static>,
@@ -216,6 +228,11 @@ impl<'a> Slice<'a> {
         let Conversation { messages, tools } = conversation;
         Self { messages, tools: tools.as_ref(), add_generation_prompt }
     }
+}
+
+/// Jinja reads every line end of a template as `\n`.
+fn unix_lines(source: &str) -> String {
+    source.replace("\r\n", "\n").replace('\r', "\n")
 }
 
 /// Leaves out the spans of turns that are not to be learnt.

@@ -3,6 +3,7 @@
 mod chat_goldens;
 mod chat_spans;
 mod errors;
+mod faults;
 mod fixture;
 mod formats;
 mod packing;

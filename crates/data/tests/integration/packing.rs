@@ -86,7 +86,7 @@ fn resuming_by_cursor_equals_going_on() {
     let mut order = Order::new(&set, UNIT, 3, 9).unwrap();
     let mut cursor = Cursor::default();
     let mut trace = Vec::new();
-    for _ in 0..order.total_steps(3) {
+    for _ in 0..order.total_steps(3).unwrap() {
         trace.push((cursor, order.step(&cursor).to_vec()));
         order.advance(&mut cursor);
     }
