@@ -1,14 +1,15 @@
 //! Named points at which a test kills the process or fills the disk. In a release build without
 //! the feature `failpoints` they are empty.
 //!
-//! `HONE_FAILPOINT="name[:n][=kill|enospc]"` acts at the n-th passage (1 if absent) of that point
-//! by this process; `kill` (the default) is SIGKILL, `enospc` makes [`hit_io`] fail from then on
-//! as on a full disk.
+//! `HONE_FAILPOINT="name[:n][=kill|stop|enospc]"` acts at the n-th passage (1 if absent) of that
+//! point by this process; `kill` (the default) is SIGKILL, `stop` is SIGSTOP, after which the test
+//! lets the process continue, and `enospc` makes [`hit_io`] fail from then on as on a full disk.
 
 use std::io;
 
 /// Every point there is.
 pub const ALL: &[&str] = &[
+    "run_dir.locked",
     "checkpoint.begin",
     "checkpoint.filled",
     "checkpoint.file_synced",
@@ -57,10 +58,17 @@ mod armed {
     /// The number of "no space left on device" on Linux, the BSDs and macOS.
     const ENOSPC: i32 = 28;
 
+    #[derive(Clone, Copy)]
+    enum Action {
+        Kill,
+        Stop,
+        DiskFull,
+    }
+
     struct Armed {
         name: String,
         nth: u64,
-        kill: bool,
+        action: Action,
         num_passed: AtomicU64,
     }
 
@@ -70,30 +78,43 @@ mod armed {
         let armed = ARMED.get_or_init(|| std::env::var("HONE_FAILPOINT").ok().map(|s| parse(&s)));
         let Some(armed) = armed.as_ref().filter(|armed| armed.name == name) else { return Ok(()) };
         let passage = armed.num_passed.fetch_add(1, Ordering::SeqCst) + 1;
-        match armed.kill {
-            true if passage == armed.nth => kill_this_process(),
-            false if passage >= armed.nth => Err(io::Error::from_raw_os_error(ENOSPC)),
+        match armed.action {
+            Action::Kill if passage == armed.nth => kill_this_process(),
+            Action::Stop if passage == armed.nth => {
+                signal_this_process("-STOP");
+                Ok(())
+            }
+            Action::DiskFull if passage >= armed.nth => Err(io::Error::from_raw_os_error(ENOSPC)),
             _ => Ok(()),
         }
     }
 
-    /// Reads `name[:n][=kill|enospc]`; a mistake in a test's own setting is a panic.
+    /// Reads `name[:n][=kill|stop|enospc]`; a mistake in a test's own setting is a panic.
     fn parse(setting: &str) -> Armed {
         let (point, action) = setting.split_once('=').unwrap_or((setting, "kill"));
         let (name, nth) = point.split_once(':').unwrap_or((point, "1"));
         assert!(super::ALL.contains(&name), "HONE_FAILPOINT: {name} is none of {:?}", super::ALL);
-        assert!(["kill", "enospc"].contains(&action), "HONE_FAILPOINT: unknown action {action}");
+        let action = match action {
+            "kill" => Action::Kill,
+            "stop" => Action::Stop,
+            "enospc" => Action::DiskFull,
+            other => panic!("HONE_FAILPOINT: unknown action {other}"),
+        };
         let nth = nth.parse().expect("HONE_FAILPOINT: the number after `:`");
         let num_passed = AtomicU64::new(0);
-        Armed { name: name.to_owned(), nth, kill: action == "kill", num_passed }
+        Armed { name: name.to_owned(), nth, action, num_passed }
     }
 
-    /// SIGKILL without unsafe code: by the `kill` program, then wait for it to arrive.
+    /// Signals are sent by the `kill` program, without unsafe code; waits for this one to arrive.
     fn kill_this_process() -> ! {
-        let id = std::process::id().to_string();
-        let _ = Command::new("kill").args(["-9", &id]).status();
+        signal_this_process("-KILL");
         loop {
             std::thread::park();
         }
+    }
+
+    fn signal_this_process(signal: &str) {
+        let id = std::process::id().to_string();
+        let _ = Command::new("kill").args([signal, &id]).status();
     }
 }

@@ -108,14 +108,14 @@ fn train_in(
     stop: &dyn Fn() -> bool,
 ) -> Result<Outcome, TrainError> {
     let begun = Instant::now();
-    let resuming = options.resume && dir.holds_run();
+    let mut claim = dir.claim(options.resume)?;
+    let resuming = claim.holds_run();
     let planned = plan(setup, &dir, resuming)?;
     event(Event::Planned(&planned.plan));
     refuse_what_cannot_fit(&planned.plan)?;
     if !resuming {
-        dir.begin(setup, &planned.plan)?;
+        dir.begin(&mut claim, setup, &planned.plan)?;
     }
-    let _lock = dir.lock()?;
     let device = device(setup, &planned);
     let held = Held::of(setup, planned.plan.offloaded_blocks);
     let mut run = Run {

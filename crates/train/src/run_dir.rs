@@ -1,5 +1,7 @@
 //! The directory of a run: what is in it, and what a resumed run must find there.
 
+mod claim;
+
 use crate::checkpoint::{sha256_of_file, write_file_whole};
 use crate::error::TrainError;
 use crate::machine;
@@ -11,8 +13,9 @@ use hone_data::Dataset;
 use hone_model::Recompute;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+
+pub use claim::Claim;
 
 /// Paths inside a run's directory.
 pub struct RunDir(PathBuf);
@@ -36,25 +39,6 @@ impl RunDir {
     /// Where checkpoints are.
     pub fn checkpoints(&self) -> PathBuf {
         self.join("checkpoints")
-    }
-
-    /// Takes the run for this process, until the handle is dropped.
-    ///
-    /// # Errors
-    /// If another process is at it.
-    pub fn lock(&self) -> Result<File, TrainError> {
-        // This file is never replaced, so its handle keeps meaning this run.
-        let path = self.join("run.toml");
-        let file = File::open(&path).map_err(TrainError::io(&path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => Err(TrainError::Usage(format!(
-                "output.dir: another process is training in {}; wait for it, or name another \
-                 directory",
-                self.0.display()
-            ))),
-            Err(TryLockError::Error(error)) => Err(TrainError::io(&path)(error)),
-        }
     }
 
     /// Whether a run was begun here. A `run.toml` alone may be one that a user wrote.
@@ -97,42 +81,24 @@ impl RunDir {
         let entries = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten();
         let is_left_over = |name: &str| match name {
             "checkpoints" => entries(&self.checkpoints()).next().is_none(),
-            _ => ["manifest.json", ".tmp-manifest.json", ".tmp-run.toml"].contains(&name),
+            _ => [claim::LOCK, "manifest.json", ".tmp-manifest.json", ".tmp-run.toml"]
+                .contains(&name),
         };
         entries(&self.0).any(|entry| !entry.file_name().to_str().is_some_and(is_left_over))
     }
 
-    /// Makes the directory with `manifest.json` and `run.toml` of a new run; `run.toml` last, since
-    /// with it the run counts as begun. When that fails, nothing is left behind.
+    /// Writes `manifest.json` and `run.toml` of a new run; `run.toml` last, since with it the run
+    /// counts as begun. When that fails, `claim` leaves nothing behind.
     ///
     /// # Errors
-    /// If the directory is taken, or cannot be written.
-    pub fn begin(&self, setup: &Setup, plan: &Plan) -> Result<(), TrainError> {
-        self.check_free()?;
+    /// If the directory cannot be written.
+    pub fn begin(&self, claim: &mut Claim, setup: &Setup, plan: &Plan) -> Result<(), TrainError> {
         let manifest = manifest(setup, plan)?;
-        let missing = self.0.ancestors().take_while(|dir| !is_there(dir)).last();
-        let begun = self.write_beginning(&manifest, &setup.run.to_toml());
-        if begun.is_err() {
-            // Best effort: the first error is the one to tell.
-            let _ = match missing {
-                Some(made) => std::fs::remove_dir_all(made),
-                None => std::fs::remove_dir_all(self.checkpoints())
-                    .and_then(|()| std::fs::remove_file(self.join("manifest.json"))),
-            };
-        }
-        begun
-    }
-
-    fn write_beginning(&self, manifest: &Value, run: &str) -> Result<(), TrainError> {
         let checkpoints = self.checkpoints();
-        std::fs::create_dir_all(&checkpoints).map_err(|error| {
-            let dir = self.0.display();
-            TrainError::Usage(format!(
-                "output.dir: {dir} cannot be made ({error}). Name a directory that you may write to"
-            ))
-        })?;
-        self.write_json("manifest.json", manifest)?;
-        write_file_whole(&self.join("run.toml"), run.as_bytes())?;
+        std::fs::create_dir_all(&checkpoints).map_err(TrainError::io(&checkpoints))?;
+        self.write_json("manifest.json", &manifest)?;
+        write_file_whole(&self.join("run.toml"), setup.run.to_toml().as_bytes())?;
+        claim.keep();
         Ok(())
     }
 
@@ -142,6 +108,13 @@ impl RunDir {
     /// # Errors
     /// If settings or input files have changed since.
     pub fn check_same(&self, setup: &Setup) -> Result<Policy, TrainError> {
+        if setup.begun_at != self.begun_at() {
+            return Err(TrainError::Usage(format!(
+                "--resume: another process began the run in {} while this one was getting ready; \
+                 run the command again",
+                self.0.display()
+            )));
+        }
         let path = self.join("run.toml");
         let begun = RunFile::load(&path, &[])?;
         let changed = begun.changed_keys(&setup.run);
@@ -222,11 +195,6 @@ impl RunDir {
             ))
         })
     }
-}
-
-/// Whether there is something of that name; the empty path is the current directory.
-fn is_there(path: &Path) -> bool {
-    path.as_os_str().is_empty() || path.exists()
 }
 
 fn manifest(setup: &Setup, plan: &Plan) -> Result<Value, TrainError> {

@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 pub struct Setup {
     /// The effective run file.
     pub run: RunFile,
+    /// When the run in `output.dir` was begun, in seconds since 1970; `None`: there is none yet.
+    pub begun_at: Option<i64>,
     /// Where the model is.
     pub model_dir: PathBuf,
     /// Its shape.
@@ -68,11 +70,11 @@ impl Setup {
         mut run: RunFile,
         note: &mut dyn FnMut(String),
     ) -> Result<Self, TrainError> {
-        let begun = RunDir::new(&run.output.dir).begun_at();
+        let begun_at = RunDir::new(&run.output.dir).begun_at();
         let model_dir = resolve(&run.model.path, note)?;
         let config = DecoderConfig::load(&model_dir)?;
         let mut tokenizer = Tokenizer::from_dir(&model_dir)?;
-        if let Some(begun) = begun {
+        if let Some(begun) = begun_at {
             // Templates may print today's date; a resumed run must see that of its beginning.
             tokenizer.set_now(begun);
         }
@@ -112,6 +114,7 @@ impl Setup {
             ));
         }
         Ok(Self {
+            begun_at,
             model_dir,
             config,
             tokenizer,

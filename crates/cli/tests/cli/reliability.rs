@@ -5,4 +5,5 @@
 mod disturbed;
 mod kills;
 mod resumed;
+mod second_start;
 mod trace;

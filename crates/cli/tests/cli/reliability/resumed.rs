@@ -140,14 +140,3 @@ fn another_budget_keeps_the_micro_batches() {
     let rows = scene.lines("samples.jsonl");
     assert!(rows.iter().all(|line| line["micro_batches"].as_array().unwrap().len() == 1));
 }
-
-#[test]
-fn a_second_process_is_sent_away() {
-    let scene = killed();
-    let held = std::fs::File::open(scene.run_dir().join("run.toml")).unwrap();
-    held.try_lock().unwrap();
-    let second = ended(&mut scene.train(&["--resume"]));
-    second.says(2, &["another process is training in run", "another directory"]);
-    drop(held);
-    resume(&scene);
-}

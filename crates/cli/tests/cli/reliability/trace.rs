@@ -41,7 +41,7 @@ impl Trace {
         ];
         let files = files.into_iter().filter(|file| dir.join(file).exists());
         let digest = |file: String| (file.clone(), sha256_of_file(&dir.join(&file)).unwrap());
-        let stray = |name: &String| name.starts_with('.');
+        let stray = |name: &String| name.starts_with('.') && name != ".lock";
         let left: Vec<String> = [entries(&dir), entries(&dir.join("checkpoints"))]
             .concat()
             .into_iter()

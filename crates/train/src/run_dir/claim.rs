@@ -1,0 +1,144 @@
+//! A run directory taken for one process. Whoever holds the claim may check the directory, write
+//! the beginning of a run and train; everybody else is refused before having changed anything.
+
+use super::RunDir;
+use crate::error::TrainError;
+use crate::failpoint;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// Locked by the process that trains. It is made before anything else and never replaced: a lock
+/// on a file that a rename may replace would be a lock on whichever file had the name before.
+pub(super) const LOCK: &str = ".lock";
+
+/// What a beginning writes, in the order in which to remove it; the lock goes last.
+const BEGINNING: [&str; 5] =
+    ["run.toml", ".tmp-run.toml", "manifest.json", ".tmp-manifest.json", LOCK];
+
+/// How often a directory that disappears under our hands is made again.
+const ATTEMPTS: usize = 100;
+
+/// The directory, for this process alone until it is dropped. What was made for a run that then
+/// did not begin is removed again.
+pub struct Claim {
+    dir: RunDir,
+    /// Held for its lock.
+    _lock: File,
+    /// The outermost directory that had to be made.
+    made: Option<PathBuf>,
+    /// Whether a run is here, which stays.
+    holds_run: bool,
+}
+
+impl RunDir {
+    /// Takes the directory, which is made if need be, for a new run, or with `resume` for the run
+    /// that is in it.
+    ///
+    /// # Errors
+    /// If another process has it, if it cannot be made, or if a new run may not have it.
+    pub fn claim(&self, resume: bool) -> Result<Claim, TrainError> {
+        if !(resume && self.holds_run()) {
+            self.check_free()?;
+        }
+        for _ in 0..ATTEMPTS {
+            let made = self.0.ancestors().take_while(|dir| !is_there(dir)).last();
+            let made = made.map(Path::to_owned);
+            self.make()?;
+            if let Some(lock) = self.lock()? {
+                failpoint::hit("run_dir.locked");
+                let holds_run = self.holds_run();
+                let claim = Claim { dir: Self(self.0.clone()), _lock: lock, made, holds_run };
+                if !(resume && holds_run) {
+                    // Again, since until now another process may have begun and ended a run.
+                    claim.dir.check_free()?;
+                }
+                return Ok(claim);
+            }
+        }
+        Err(self.is_taken())
+    }
+
+    fn make(&self) -> Result<(), TrainError> {
+        std::fs::create_dir_all(&self.0).map_err(|error| {
+            let dir = self.0.display();
+            TrainError::Usage(format!(
+                "output.dir: {dir} cannot be made ({error}). Name a directory that you may write to"
+            ))
+        })
+    }
+
+    /// The locked file; `None` where another process has just removed it, with the directory or
+    /// without, because its run could not begin.
+    fn lock(&self) -> Result<Option<File>, TrainError> {
+        let path = self.join(LOCK);
+        let opened = OpenOptions::new().create(true).append(true).open(&path);
+        let file = match opened {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(TrainError::io(&path))?,
+        };
+        match file.try_lock() {
+            Ok(()) => Ok(is_at(&file, &path).then_some(file)),
+            Err(TryLockError::WouldBlock) => Err(self.is_taken()),
+            Err(TryLockError::Error(error)) => Err(TrainError::io(&path)(error)),
+        }
+    }
+
+    fn is_taken(&self) -> TrainError {
+        TrainError::Usage(format!(
+            "output.dir: another process is training in {}; wait for it, or name another directory",
+            self.0.display()
+        ))
+    }
+}
+
+impl Claim {
+    /// Whether a run was begun here.
+    pub fn holds_run(&self) -> bool {
+        self.holds_run
+    }
+
+    /// Lets what is in the directory stay.
+    pub(super) fn keep(&mut self) {
+        self.holds_run = true;
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if self.holds_run {
+            return;
+        }
+        // Best effort, since an error is being told. Nothing here is anybody else's: the directory
+        // was free, and we have its lock.
+        let _ = std::fs::remove_dir(self.dir.checkpoints());
+        for name in BEGINNING {
+            let _ = std::fs::remove_file(self.dir.join(name));
+        }
+        let outermost = self.made.as_deref();
+        let made = |dir: &&Path| outermost.is_some_and(|outermost| dir.starts_with(outermost));
+        for dir in self.dir.path().ancestors().take_while(made) {
+            let _ = std::fs::remove_dir(dir);
+        }
+    }
+}
+
+/// Whether there is something of that name; the empty path is the current directory.
+fn is_there(path: &Path) -> bool {
+    path.as_os_str().is_empty() || path.exists()
+}
+
+/// Whether `path` still names `file`.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    let (file, there) = (file.metadata().map(identity), std::fs::metadata(path).map(identity));
+    file.is_ok_and(|file| there.is_ok_and(|there| file == there))
+}
+
+/// Elsewhere a file that is open cannot be removed.
+#[cfg(not(unix))]
+fn is_at(_: &File, _: &Path) -> bool {
+    true
+}
