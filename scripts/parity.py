@@ -158,7 +158,7 @@ def write_run_file(run):
     tables = {"model": {"path": str(BASE), "compute": "f32"}, "data": data}
     if run.method == "lora":
         tables["adapter"] = {
-            "method": "lora",
+            "kind": "lora",
             "rank": 8,
             "alpha": 16,
             "target_modules": "all-linear",
@@ -168,12 +168,12 @@ def write_run_file(run):
         "max_steps": MAX_STEPS,
         "batch_tokens": run.batch_tokens,
         "learning_rate": run.learning_rate,
-        "lr_schedule": "cosine",
         "warmup_steps": WARMUP_STEPS,
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "seed": 42,
     }
+    tables["schedule"] = {"kind": "cosine"}
     tables["output"] = {"dir": str(run.folder / "run")}
     lines = []
     for table, keys in tables.items():

@@ -3,7 +3,7 @@
 use crate::engine::{AdapterSet, Base, Engine, EngineOptions};
 use crate::error::TrainError;
 use crate::optimizer::AdamWOptions;
-use crate::run_file::TrainSection;
+use crate::run_file::{OptimizerSection, RunFile};
 use crate::setup::Setup;
 use hone_model::adapter::LoraConfig;
 use hone_model::{LoadOptions, Trained};
@@ -43,18 +43,19 @@ pub fn engine(setup: &Setup, device: &Device, held: Held<'_>) -> Result<Engine, 
         (Some(lora), None) => AdapterSet::new(&base, lora, setup.run.train.seed)?,
         (None, _) => AdapterSet::all_weights(&mut base),
     };
-    let options = EngineOptions { optimizer: optimizer_options(&setup.run.train) };
+    let options = EngineOptions { optimizer: optimizer_options(&setup.run) };
     Ok(Engine::new(&base, adapters, options))
 }
 
 /// The optimizer that a run file asks for.
-pub fn optimizer_options(train: &TrainSection) -> AdamWOptions {
+pub fn optimizer_options(run: &RunFile) -> AdamWOptions {
+    let OptimizerSection::Adamw(adamw) = &run.optimizer;
     AdamWOptions {
-        beta1: train.adam_beta1,
-        beta2: train.adam_beta2,
-        epsilon: train.adam_epsilon,
-        weight_decay: train.weight_decay,
-        max_grad_norm: train.max_grad_norm,
+        beta1: adamw.beta1,
+        beta2: adamw.beta2,
+        epsilon: adamw.epsilon,
+        weight_decay: run.train.weight_decay,
+        max_grad_norm: run.train.max_grad_norm,
     }
 }
 

@@ -198,7 +198,7 @@ impl Host {
     /// for nothing else and cannot be exceeded, at most all but a thirty-second. Not what is free:
     /// that differs from hour to hour, and the policy must not.
     fn budget(&self, setup: &Setup) -> Option<u64> {
-        let (asked, total) = (setup.run.budget.memory, self.total);
+        let (asked, total) = (setup.run.budget.memory.map(|memory| memory.0), self.total);
         match self.target {
             Target::Cpu => asked.or(total.map(|total| total / 4 * 3)),
             Target::Cuda => asked.into_iter().chain(total.map(|total| total - total / 32)).min(),

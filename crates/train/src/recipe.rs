@@ -421,7 +421,7 @@ impl Run<'_> {
     fn schedule(&self) -> Schedule {
         let train = &self.setup.run.train;
         Schedule {
-            kind: train.lr_schedule,
+            kind: self.setup.run.schedule.clone(),
             peak: train.learning_rate,
             warmup_steps: train.num_warmup_steps(self.setup.num_steps),
             num_steps: self.setup.num_steps,

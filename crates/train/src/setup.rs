@@ -3,7 +3,7 @@
 use crate::error::TrainError;
 use crate::place::{Hardware, Place};
 use crate::run_dir::RunDir;
-use crate::run_file::{self, AdapterSection, Precision, RunFile};
+use crate::run_file::{self, AdapterSection, LoraSection, ObjectiveSection, Precision, RunFile};
 use hone_data::{Cursor, Dataset, Order, RecordSpec, Tokenizer, Unit, pack_in_order};
 use hone_model::adapter::{LoraConfig, TargetModules};
 use hone_model::hub::{self, HubError, HubSettings};
@@ -84,7 +84,9 @@ impl Setup {
         let (place, compute) = place(&run, gpu, (threads, file.file_dtype), note)?;
         gpu.unwrap_or_else(|| place.hardware()).check_heads(config.max_head_dim())?;
         let base_precision = held_type(run.model.base_precision, compute, file.file_dtype);
-        let lora = run.adapter.as_ref().map(lora_config);
+        let adapter = run.adapter.as_ref().map(|AdapterSection::Lora(lora)| lora);
+        let init_adapter = adapter.and_then(|lora| lora.init_from.clone());
+        let lora = adapter.map(lora_config);
         if let Some(lora) = &lora {
             lora.target_modules.resolve(&file.decoder)?;
         }
@@ -93,14 +95,7 @@ impl Setup {
         let spec = record_spec(&run, max_seq_len);
         let train = hone_data::load(&run.data.train, &spec, &tokenizer)?;
         train.report().warnings.iter().for_each(|warning| note(warning.clone()));
-        let eval = match run.data.eval.is_empty() {
-            true => None,
-            false => {
-                let eval = hone_data::load(&run.data.eval, &spec, &tokenizer)?;
-                let units = pack_in_order(&eval, max_seq_len)?;
-                Some((eval, units))
-            }
-        };
+        let eval = evaluation_data(&run, &spec, &tokenizer)?;
         let mut order = Order::new(&train, max_seq_len, units_per_step, run.train.seed)?;
         let num_steps = match (run.train.max_steps, run.train.num_epochs) {
             (Some(steps), _) => steps,
@@ -122,7 +117,7 @@ impl Setup {
             base_precision,
             file_dtype: file.file_dtype,
             lora,
-            init_adapter: run.adapter.as_ref().and_then(|a| a.init_from.clone()),
+            init_adapter,
             max_seq_len,
             train,
             eval,
@@ -142,6 +137,20 @@ impl Setup {
     pub fn order(&self) -> Result<Order, TrainError> {
         Ok(Order::new(&self.train, self.max_seq_len, self.units_per_step, self.run.train.seed)?)
     }
+}
+
+/// Rows to evaluate on, if any are named, and their units.
+fn evaluation_data(
+    run: &RunFile,
+    spec: &RecordSpec,
+    tokenizer: &Tokenizer,
+) -> Result<Option<(Dataset, Vec<Unit>)>, TrainError> {
+    if run.data.eval.is_empty() {
+        return Ok(None);
+    }
+    let eval = hone_data::load(&run.data.eval, spec, tokenizer)?;
+    let units = pack_in_order(&eval, spec.max_seq_len)?;
+    Ok(Some((eval, units)))
 }
 
 /// Where to compute, and in what; a GPU that is only planned for computes nothing.
@@ -212,7 +221,7 @@ pub fn held_type(asked: Precision, compute: Compute, file: DType) -> Option<Stor
     }
 }
 
-fn lora_config(section: &AdapterSection) -> LoraConfig {
+fn lora_config(section: &LoraSection) -> LoraConfig {
     LoraConfig {
         rank: section.rank,
         alpha: section.alpha,
@@ -265,6 +274,6 @@ fn record_spec(run: &RunFile, max_seq_len: usize) -> RecordSpec {
         overlong: data.overlong,
         on_error: data.on_error,
         append_eos: data.append_eos,
-        all_tokens_are_targets: run.train.objective == run_file::Objective::Pretrain,
+        all_tokens_are_targets: run.objective == ObjectiveSection::Pretrain,
     }
 }

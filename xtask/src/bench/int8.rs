@@ -27,7 +27,7 @@ max_seq_len = 512
 overlong = \"truncate\"
 on_error = \"skip\"
 [adapter]
-method = \"lora\"
+kind = \"lora\"
 rank = 16
 [train]
 batch_tokens = 4096
@@ -52,7 +52,7 @@ const DATA: [Data; 2] = [
     Data {
         name: "tinyshakespeare",
         files: ["shakespeare-train.txt", "shakespeare-test.txt"],
-        settings: &["data.format=text", "train.objective=pretrain"],
+        settings: &["data.format=text", "objective.kind=pretrain"],
     },
     Data {
         name: "GSM8K",

@@ -18,7 +18,7 @@ struct Run {
     settings: &'static [&'static str],
 }
 
-const LORA: &str = "adapter.method=lora";
+const LORA: &str = "adapter.kind=lora";
 const RUNS: [Run; 6] = [
     Run {
         name: "LoRA, f32, rows of 256, one micro-batch, nothing recomputed",

@@ -97,7 +97,7 @@ fn measure(place: &Place, python: &Path, case: &Case) -> Result<Figures, String>
         command.arg(format!("run.threads={threads}")).current_dir(&place.dir);
         command.args(case.data.settings()).args(settings);
         if case.method == "lora" {
-            command.args(["adapter.method=lora", "adapter.rank=16"]);
+            command.args(["adapter.kind=lora", "adapter.rank=16"]);
         }
         command
     };

@@ -33,7 +33,7 @@ format = "prompt_completion"
 max_seq_len = 128
 
 [adapter]
-method = "lora"
+kind = "lora"
 rank = 16
 alpha = 32
 

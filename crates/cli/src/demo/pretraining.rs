@@ -151,8 +151,8 @@ fn run_file(dir: &Path) -> String {
     format!(
         "[model]\npath = \"{dir}/start\"\ncompute = \"f32\"\n\n\
          [data]\ntrain = [\"{dir}/corpus.jsonl\"]\nformat = \"text\"\nmax_seq_len = 256\n\n\
-         [train]\nobjective = \"pretrain\"\nmax_steps = 2600\nbatch_tokens = 1024\n\
-         learning_rate = 2e-3\nwarmup_steps = 50\nadam_beta2 = 0.95\n\n\
+         [objective]\nkind = \"pretrain\"\n\n[train]\nmax_steps = 2600\nbatch_tokens = 1024\n\
+         learning_rate = 2e-3\nwarmup_steps = 50\n\n[optimizer]\nbeta2 = 0.95\n\n\
          [output]\ndir = \"{dir}/run\"\n"
     )
 }

@@ -76,7 +76,7 @@ fn a_policy_that_the_run_file_pins_is_named_as_the_hindrance() {
 fn mends_build_on_each_other() {
     let scene = Scene::full();
     widen(&scene.path("model"));
-    let adapter = ["adapter.method=lora", "adapter.rank=16", "model.base_precision=bf16"];
+    let adapter = ["adapter.kind=lora", "adapter.rank=16", "model.base_precision=bf16"];
     let full = needed(&plan(&scene, &["model.base_precision=f32"]).1);
     let on_f32 = needed(&plan(&scene, &[adapter[0], adapter[1], "model.base_precision=f32"]).1);
     let on_bf16 = needed(&plan(&scene, &adapter).1);

@@ -27,7 +27,7 @@ impl Scene {
     /// dropout; checkpoints every 3 steps, evaluations every 4.
     pub fn new() -> Self {
         Self::with_adapter(
-            "[adapter]\nmethod = \"lora\"\nrank = 4\ndropout = 0.1\n\
+            "[adapter]\nkind = \"lora\"\nrank = 4\ndropout = 0.1\n\
              [train]\nlearning_rate = 0.01\n",
         )
     }

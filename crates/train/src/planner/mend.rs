@@ -37,8 +37,7 @@ pub(super) fn mends(
             target_modules: TargetModules::AllLinear,
             use_rslora: false,
         });
-        let change =
-            "train an adapter instead of all weights: add [adapter] with method = \"lora\"";
+        let change = "train an adapter instead of all weights: add [adapter] with kind = \"lora\"";
         if variant.fits(change)? {
             return Ok(variant.lines);
         }

@@ -15,7 +15,7 @@ path = "models/stories260k"
 train = ["data/train.jsonl", "data/more.jsonl"]
 
 [adapter]
-method = "lora"
+kind = "lora"
 rank = 16
 
 [output]

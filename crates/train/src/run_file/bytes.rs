@@ -1,6 +1,11 @@
 //! Sizes such as "16GiB" in the run file: reading, and writing so that reading gives the same.
 
-use serde::Serializer;
+use serde::{Deserialize, Serialize, Serializer};
+
+/// A number of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct ByteSize(pub u64);
 
 const UNITS: [(&str, u64); 9] = [
     ("tib", 1 << 40),
@@ -28,11 +33,15 @@ pub(super) fn parse(text: &str) -> Option<i64> {
 }
 
 /// Writes the size with the largest binary unit that keeps it exact.
-pub(super) fn serialize<S: Serializer>(bytes: &Option<u64>, to: S) -> Result<S::Ok, S::Error> {
-    let Some(bytes) = *bytes else { return to.serialize_none() };
-    let exact = [("GiB", 1 << 30), ("MiB", 1 << 20)].into_iter().find(|(_, u)| bytes % u == 0);
-    match exact {
-        Some((name, unit)) => to.serialize_str(&format!("{}{name}", bytes / unit)),
-        None => to.serialize_u64(bytes),
+impl Serialize for ByteSize {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let bytes = self.0;
+        let exact = [("GiB", 1 << 30), ("MiB", 1 << 20)]
+            .into_iter()
+            .find(|(_, u)| bytes.is_multiple_of(*u));
+        match exact {
+            Some((name, unit)) => to.serialize_str(&format!("{}{name}", bytes / unit)),
+            None => to.serialize_u64(bytes),
+        }
     }
 }

@@ -8,7 +8,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{Place, RunFileError};
-use super::schema::{self, Default, Key, Kind};
+use super::names::{keys_of, nearest, unknown_key, unknown_table};
+use super::schema::{self, Check, Default, Key};
 
 /// Checked values by path (`train.seed`), and where each came from.
 pub(super) struct Settings {
@@ -56,6 +57,7 @@ impl Settings {
         settings.read_file(text)?;
         settings.read_overrides(overrides)?;
         settings.fill_defaults()?;
+        settings.check_kinds()?;
         Ok(settings)
     }
 
@@ -85,7 +87,7 @@ impl Settings {
     /// The values as one TOML tree, every table present, the optional one only if it was given.
     pub fn into_toml(self) -> toml::Table {
         let mut root = toml::Table::new();
-        for table in schema::tables().into_iter().filter(|table| self.expects(table)) {
+        for table in schema::tables().filter(|table| self.expects(table)) {
             root.insert(table.to_owned(), toml::Table::new().into());
         }
         for (path, (value, _)) in self.values {
@@ -97,7 +99,7 @@ impl Settings {
     }
 
     fn expects(&self, table: &str) -> bool {
-        table != schema::OPTIONAL_TABLE || self.has_table(table)
+        self.has_table(table) || schema::section(table).is_some_and(|table| !table.is_optional())
     }
 
     fn read_file(&mut self, text: &str) -> Result<(), RunFileError> {
@@ -123,7 +125,7 @@ impl Settings {
         value: &Spanned<DeValue<'_>>,
         place: Place,
     ) -> Result<(), RunFileError> {
-        let Some(table) = schema::tables().into_iter().find(|table| *table == name) else {
+        let Some(table) = schema::section(name).map(|section| section.table) else {
             return Err(key_error(place, name, unknown_table(name)));
         };
         let Some(entries) = value.get_ref().as_table() else {
@@ -148,7 +150,7 @@ impl Settings {
         place: Place,
     ) -> Result<(), RunFileError> {
         let key = known_key(path, &place)?;
-        let Some(checked) = check(key.kind, value.get_ref()) else {
+        let Some(checked) = check_value(key.check, value.get_ref()) else {
             let problem = wrong_value(key, value.get_ref(), &source.quote(value));
             return Err(key_error(place, path, problem));
         };
@@ -177,11 +179,11 @@ impl Settings {
     }
 
     fn read_override(&mut self, path: &str, text: &str) -> Result<(), RunFileError> {
-        if schema::tables().contains(&path) {
+        if schema::section(path).is_some() {
             return Err(key_error(Place::CommandLine, path, is_a_table(path)));
         }
         let key = known_key(path, &Place::CommandLine)?;
-        let written = override_as_toml(key.kind, text);
+        let written = override_as_toml(key.check, text);
         let parsed = DeValue::parse(&written).map_err(|error| {
             let problem = format!("{written} is not a value: {}", one_line(error.message()));
             key_error(Place::CommandLine, path, problem)
@@ -205,18 +207,48 @@ impl Settings {
     }
 
     fn fill_defaults(&mut self) -> Result<(), RunFileError> {
-        for key in schema::KEYS {
-            if self.values.contains_key(key.path) || !self.expects(key.parts().0) {
+        for key in schema::keys() {
+            if self.values.contains_key(key.path) || !self.has(key) {
                 continue;
             }
             match key.default {
                 Default::Value(text) => self.set_default(key.path, schema_value(key, text)),
                 Default::Chosen(_) => {}
                 Default::Required => {
-                    let problem = format!("missing; {}. {}", key.doc, example(key));
+                    let problem = format!("missing; {}. {}", key.meaning(), example(key));
                     return Err(key_error(self.place(key.path), key.path, problem));
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Whether the table is there and its `kind`, which comes first, has this key.
+    fn has(&self, key: &Key) -> bool {
+        let table = key.parts().0;
+        self.expects(table) && key.only_if.is_none_or(|kind| self.kind(table) == Some(kind))
+    }
+
+    fn kind(&self, table: &str) -> Option<&str> {
+        self.get(&format!("{table}.kind"))?.as_str()
+    }
+
+    /// Refuses keys that another `kind` of their table has.
+    fn check_kinds(&self) -> Result<(), RunFileError> {
+        for (path, (_, place)) in &self.values {
+            let of_path = || schema::keys().filter(|key| key.path == *path);
+            if of_path().any(|key| self.has(key)) {
+                continue;
+            }
+            let kinds: Vec<_> = of_path().filter_map(|key| key.only_if).collect();
+            let (table, name) = path.split_once('.').expect("paths come from the schema");
+            let problem = format!(
+                "is for {table}.kind = \"{}\", and it is \"{}\" here; remove {name}, or change \
+                 {table}.kind",
+                kinds.join("\" or \""),
+                self.kind(table).unwrap_or_default()
+            );
+            return Err(key_error(place.clone(), path, problem));
         }
         Ok(())
     }
@@ -225,17 +257,17 @@ impl Settings {
 /// A value written in the schema, checked like any other.
 fn schema_value(key: &Key, text: &str) -> toml::Value {
     let parsed = DeValue::parse(text).expect("the schema's values are TOML");
-    check(key.kind, parsed.get_ref()).expect("the schema's values are in range")
+    check_value(key.check, parsed.get_ref()).expect("the schema's values are in range")
 }
 
 /// Text without quotes is text where a text is wanted, and where it could be nothing else.
-fn override_as_toml(kind: Kind, text: &str) -> String {
+fn override_as_toml(check: Check, text: &str) -> String {
     let quoted = || toml::Value::String(text.to_owned()).to_string();
     if text.starts_with(['"', '\'', '[', '{']) {
         return text.to_owned();
     }
-    match kind {
-        Kind::Text | Kind::TextList(_) | Kind::Choice(_) => quoted(),
+    match check {
+        Check::Text | Check::TextList { .. } | Check::Choice(_) => quoted(),
         _ if DeValue::parse(text).is_err() => quoted(),
         _ => text.to_owned(),
     }
@@ -243,26 +275,26 @@ fn override_as_toml(kind: Kind, text: &str) -> String {
 
 /// The value in its one normal form (lists as lists, sizes as bytes, numbers as floats where they
 /// are real), or `None` where type or range is wrong.
-fn check(kind: Kind, value: &DeValue<'_>) -> Option<toml::Value> {
-    match (kind, value) {
-        (Kind::Bool, DeValue::Boolean(flag)) => Some((*flag).into()),
-        (Kind::Int(min, max), DeValue::Integer(_)) => {
+fn check_value(check: Check, value: &DeValue<'_>) -> Option<toml::Value> {
+    match (check, value) {
+        (Check::Bool, DeValue::Boolean(flag)) => Some((*flag).into()),
+        (Check::Int(min, max), DeValue::Integer(_)) => {
             integer(value).filter(|i| (min..=max).contains(i)).map(Into::into)
         }
-        (Kind::Float(interval), DeValue::Integer(_) | DeValue::Float(_)) => {
+        (Check::Float(interval), DeValue::Integer(_) | DeValue::Float(_)) => {
             real(value).filter(|x| interval.contains(*x)).map(Into::into)
         }
-        (Kind::Text, DeValue::String(_)) => text(value),
-        (Kind::TextList(_), DeValue::String(_)) => Some(vec![text(value)?].into()),
-        (Kind::TextList(may_be_empty), DeValue::Array(items)) => {
+        (Check::Text, DeValue::String(_)) => text(value),
+        (Check::TextList { .. }, DeValue::String(_)) => Some(vec![text(value)?].into()),
+        (Check::TextList { may_be_empty }, DeValue::Array(items)) => {
             let list: Option<Vec<_>> = items.iter().map(|item| text(item.get_ref())).collect();
             list.filter(|list| may_be_empty || !list.is_empty()).map(Into::into)
         }
-        (Kind::Choice(options), DeValue::String(found)) => {
+        (Check::Choice(options), DeValue::String(found)) => {
             options.contains(&found.as_ref()).then(|| found.as_ref().into())
         }
-        (Kind::Bytes, DeValue::Integer(_)) => integer(value).filter(|i| *i > 0).map(Into::into),
-        (Kind::Bytes, DeValue::String(found)) => super::bytes::parse(found).map(Into::into),
+        (Check::Bytes, DeValue::Integer(_)) => integer(value).filter(|i| *i > 0).map(Into::into),
+        (Check::Bytes, DeValue::String(found)) => super::bytes::parse(found).map(Into::into),
         _ => None,
     }
 }
@@ -296,57 +328,16 @@ fn example(key: &Key) -> String {
 }
 
 fn wrong_value(key: &Key, value: &DeValue<'_>, found: &str) -> String {
-    let nearest = match (key.kind, value.as_str()) {
-        (Kind::Choice(options), Some(text)) => nearest(text, options.iter().copied()),
+    let nearest = match (key.check, value.as_str()) {
+        (Check::Choice(options), Some(text)) => nearest(text, options.iter().copied()),
         _ => None,
     };
     let hint = nearest.map(|near| format!(" Did you mean \"{near}\"?")).unwrap_or_default();
-    format!("found {found}, expected {}.{hint} {}", key.kind.describe(), example(key))
+    format!("found {found}, expected {}.{hint} {}", key.check.describe(), example(key))
 }
 
 fn is_a_table(name: &str) -> String {
     format!("`{name}` is a table; its keys are {}", keys_of(name))
-}
-
-fn keys_of(table: &str) -> String {
-    let keys = schema::KEYS.iter().map(Key::parts).filter(|(of, _)| *of == table);
-    keys.map(|(_, name)| name).collect::<Vec<_>>().join(", ")
-}
-
-/// The same name in another table, the nearest name in this one, or all names of this one.
-fn unknown_key(path: &str) -> String {
-    let (table, name) = path.split_once('.').unwrap_or(("", path));
-    if !schema::tables().contains(&table) {
-        return unknown_table(if table.is_empty() { name } else { table });
-    }
-    let siblings = schema::KEYS.iter().map(Key::parts).filter(|(of, _)| *of == table);
-    let near = nearest(name, siblings.map(|(_, name)| name));
-    match near.map(|near| format!("{table}.{near}")).or_else(|| elsewhere(name)) {
-        Some(near) => format!("unknown key; did you mean `{near}`?"),
-        None => format!("unknown key; the keys of [{table}] are {}", keys_of(table)),
-    }
-}
-
-fn unknown_table(name: &str) -> String {
-    let table = nearest(name, schema::tables().into_iter()).map(|near| format!("[{near}]"));
-    match table.or_else(|| elsewhere(name).map(|near| format!("`{near}`"))) {
-        Some(near) => format!("unknown table or key; did you mean {near}?"),
-        None => format!("unknown table or key; the tables are {}", schema::tables().join(", ")),
-    }
-}
-
-/// A key of exactly, or nearly, that name in any table.
-fn elsewhere(name: &str) -> Option<String> {
-    let near = nearest(name, schema::KEYS.iter().map(|key| key.parts().1))?;
-    let mut keys = schema::KEYS.iter().map(Key::parts);
-    keys.find(|(_, key)| *key == near).map(|(table, key)| format!("{table}.{key}"))
-}
-
-/// The option at the smallest edit distance, if that is at most a third of the name.
-fn nearest(name: &str, options: impl Iterator<Item = &'static str>) -> Option<&'static str> {
-    let distance = |option: &str| strsim::damerau_levenshtein(name, option);
-    let limit = (name.chars().count() / 3).max(1);
-    options.map(|o| (distance(o), o)).min().filter(|(d, _)| *d <= limit).map(|(_, o)| o)
 }
 
 fn one_line(message: &str) -> String {

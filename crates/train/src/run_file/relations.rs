@@ -3,7 +3,7 @@
 
 use super::error::{Place, RunFileError};
 use super::parse::Settings;
-use super::{Format, Offload, Precision, RunFile, TargetModules};
+use super::{AdapterSection, Format, Offload, Precision, RunFile, TargetModules};
 
 /// A key and what is wrong with it.
 type Check = Result<(), (&'static str, String)>;
@@ -75,7 +75,7 @@ fn check_precisions(run: &RunFile) -> Check {
     if run.adapter.is_none() {
         let problem = format!(
             "\"{value}\" is for frozen weights, and without [adapter] all are trained; add \
-             [adapter] with method = \"lora\", or choose \"auto\""
+             [adapter] with kind = \"lora\", or choose \"auto\""
         );
         return Err((key, problem));
     }
@@ -88,7 +88,7 @@ fn check_offload(run: &RunFile) -> Check {
     match (run.budget.offload, &run.adapter) {
         (Offload::All, None) => {
             let problem = "\"all\" is for frozen weights, and without [adapter] all are trained; \
-                           add [adapter] with method = \"lora\", or leave it out";
+                           add [adapter] with kind = \"lora\", or leave it out";
             Err(("budget.offload", problem.to_owned()))
         }
         _ => Ok(()),
@@ -113,8 +113,9 @@ pub fn check_held_for(held: Precision, compute: Precision, key: &str) -> Result<
 }
 
 fn check_targets(run: &RunFile) -> Check {
-    match run.adapter.as_ref().map(|adapter| &adapter.target_modules) {
-        Some(TargetModules::Patterns(list)) if list.iter().any(|name| name == "all-linear") => {
+    let Some(AdapterSection::Lora(lora)) = &run.adapter else { return Ok(()) };
+    match &lora.target_modules {
+        TargetModules::Patterns(list) if list.iter().any(|name| name == "all-linear") => {
             let problem = "\"all-linear\" stands alone; remove it or the other names";
             Err(("adapter.target_modules", problem.to_owned()))
         }

@@ -1,6 +1,6 @@
 //! The schema as a whole (every key is consumed or refused), and one test per kind of mistake.
 
-use super::schema::{Default, KEYS, Kind};
+use super::schema::{Check, Default, keys};
 use super::*;
 
 const MINIMAL: &str = r#"
@@ -14,7 +14,7 @@ dir = "runs/a"
 
 /// `MINIMAL` with an `[adapter]`, needed to set that table's keys.
 fn with_adapter() -> String {
-    format!("{MINIMAL}[adapter]\nmethod = \"lora\"\n")
+    format!("{MINIMAL}[adapter]\nkind = \"lora\"\n")
 }
 
 fn load(text: &str, overrides: &[&str]) -> Result<RunFile, String> {
@@ -32,12 +32,19 @@ fn refused(text: &str, overrides: &[&str], parts: &[&str]) {
 }
 
 /// Other keys that must be set for the key's example to be allowed.
-fn companions(path: &str) -> Vec<&'static str> {
-    match path {
-        "data.prompt_field" => vec!["data.completion_field=a"],
-        "data.completion_field" => vec!["data.prompt_field=q"],
-        _ => vec![],
-    }
+fn companions(key: &schema::Key) -> Vec<String> {
+    let kind = key.only_if.map(|kind| format!("{}.kind={kind}", key.parts().0));
+    let other = match key.path {
+        "data.prompt_field" => Some("data.completion_field=a".to_owned()),
+        "data.completion_field" => Some("data.prompt_field=q".to_owned()),
+        _ => None,
+    };
+    kind.into_iter().chain(other).collect()
+}
+
+/// As [`load`], with overrides that are made for one key.
+fn load_with(text: &str, overrides: &[String]) -> Result<RunFile, String> {
+    load(text, &overrides.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// A run file with the key at its example, in its own table.
@@ -65,16 +72,15 @@ impl schema::Key {
 
 #[test]
 fn every_key_is_consumed() {
-    for key in KEYS {
+    for key in keys() {
         let line = format!("{} = {}", key.parts().1, key.example);
-        let from_file = load(&with_line(key, &line), &companions(key.path)).expect(key.path);
-        let mut overrides = companions(key.path);
-        let given = format!("{}={}", key.path, key.example);
-        overrides.push(&given);
-        let from_command_line = load(&with_adapter(), &overrides).expect(key.path);
+        let from_file = load_with(&with_line(key, &line), &companions(key)).expect(key.path);
+        let mut overrides = companions(key);
+        overrides.push(format!("{}={}", key.path, key.example));
+        let from_command_line = load_with(&with_adapter(), &overrides).expect(key.path);
         assert_eq!(from_file.flat().get(key.path), from_command_line.flat().get(key.path));
         let unset = load(&with_adapter(), &[]).unwrap();
-        if key.path != "adapter.method" {
+        if !matches!(key.check, Check::Choice([_only])) {
             assert_ne!(from_file.flat().get(key.path), unset.flat().get(key.path), "{}", key.path);
         }
         assert_eq!(load(&from_file.to_toml(), &[]).as_ref(), Ok(&from_file), "{}", key.path);
@@ -83,14 +89,14 @@ fn every_key_is_consumed() {
 
 #[test]
 fn every_key_is_refused_when_misspelt_or_of_the_wrong_kind() {
-    for key in KEYS {
+    for key in keys() {
         let (table, name) = key.parts();
         let misspelt = format!("{name}z = {}", key.example);
         refused(&with_line(key, &misspelt), &[], &[&format!("{table}.{name}z: unknown key; did")]);
         let wrong = format!("{name} = 2020-01-01");
-        let parts = [format!("{}: found 2020-01-01 (datetime)", key.path), key.kind.describe()];
+        let parts = [format!("{}: found 2020-01-01 (datetime)", key.path), key.check.describe()];
         refused(&with_line(key, &wrong), &[], &[&parts[0], &parts[1], "line"]);
-        if !matches!(key.kind, Kind::Text | Kind::TextList(_)) {
+        if !matches!(key.check, Check::Text | Check::TextList { .. }) {
             let given = format!("{}=nonsense", key.path);
             refused(&with_adapter(), &[&given], &["on the command line", key.path, "nonsense"]);
         }
@@ -99,8 +105,8 @@ fn every_key_is_refused_when_misspelt_or_of_the_wrong_kind() {
 
 #[test]
 fn every_choice_has_its_variant() {
-    for key in KEYS {
-        let Kind::Choice(options) = key.kind else { continue };
+    for key in keys() {
+        let Check::Choice(options) = key.check else { continue };
         for option in options {
             let given = format!("{}={option}", key.path);
             let run = load(&with_adapter(), &[&given]).expect(&given);
@@ -111,14 +117,14 @@ fn every_choice_has_its_variant() {
 
 #[test]
 fn every_limit_is_kept() {
-    for key in KEYS {
-        let (good, bad): (Vec<String>, Vec<String>) = match key.kind {
-            Kind::Int(min, max) => {
+    for key in keys() {
+        let (good, bad): (Vec<String>, Vec<String>) = match key.check {
+            Check::Int(min, max) => {
                 let bad = if max == i64::MAX { vec![min - 1] } else { vec![min - 1, max + 1] };
                 let text = |list: Vec<i64>| list.iter().map(i64::to_string).collect();
                 (text(vec![min]), text(bad))
             }
-            Kind::Float(_) => {
+            Check::Float(_) => {
                 (vec!["0.5".into()], ["-0.1", "nan", "inf"].map(String::from).to_vec())
             }
             _ => continue,
@@ -139,7 +145,7 @@ fn defaults_are_filled_in() {
     assert_eq!((full.train.num_epochs, full.train.max_steps), (Some(1), None));
     assert_eq!((full.train.warmup_ratio, full.train.warmup_steps), (Some(0.03), None));
     let lora = load(&with_adapter(), &["adapter.rank=8", "train.max_steps=5"]).unwrap();
-    let adapter = lora.adapter.as_ref().unwrap();
+    let Some(AdapterSection::Lora(adapter)) = &lora.adapter else { panic!() };
     assert_eq!((adapter.rank, adapter.alpha, lora.train.learning_rate), (8, 16.0, 2e-4));
     assert_eq!(adapter.target_modules, TargetModules::AllLinear);
     assert_eq!((lora.train.num_epochs, lora.train.max_steps), (None, Some(5)));
@@ -163,7 +169,7 @@ fn wrong_values_say_what_was_found_and_expected() {
     let text = format!("{MINIMAL}[train]\nlearning_rate = \"fast\"\n");
     let parts = ["line 9", "found \"fast\" (string)", "a number above 0", "1e-4"];
     refused(&text, &[], &parts);
-    refused(MINIMAL, &["train.lr_schedule=cosin"], &["Did you mean \"cosine\"?"]);
+    refused(MINIMAL, &["schedule.kind=cosin"], &["Did you mean \"cosine\"?"]);
     refused(MINIMAL, &["train.max_steps=1.5"], &["found 1.5 (float)", "whole number"]);
     refused(MINIMAL, &["budget.memory=16 apples"], &["budget.memory", "\"16GiB\""]);
     refused(MINIMAL, &["data.train=[]"], &["data.train", "at least one"]);
@@ -176,8 +182,8 @@ fn wrong_values_say_what_was_found_and_expected() {
 #[test]
 fn missing_keys_are_named() {
     refused("", &[], &["model.path: missing"]);
-    refused(&format!("{MINIMAL}[adapter]\n"), &[], &["line 8", "adapter.method: missing"]);
-    refused(MINIMAL, &["adapter.rank=4"], &["on the command line", "adapter.method: missing"]);
+    refused(&format!("{MINIMAL}[adapter]\n"), &[], &["line 8", "adapter.kind: missing"]);
+    refused(MINIMAL, &["adapter.rank=4"], &["on the command line", "adapter.kind: missing"]);
 }
 
 #[test]
@@ -241,7 +247,7 @@ fn sizes_are_read_and_written_exactly() {
         ("64b", 64),
     ] {
         let run = load(MINIMAL, &[&format!("budget.memory={text}")]).expect(text);
-        assert_eq!(run.budget.memory, Some(bytes), "{text}");
+        assert_eq!(run.budget.memory, Some(ByteSize(bytes)), "{text}");
         assert_eq!(load(&run.to_toml(), &[]).unwrap(), run);
     }
     for text in ["0", "-1", "GiB", "infGB", "0.1b", "16"] {
@@ -262,10 +268,47 @@ fn changed_keys_leave_out_what_a_resumed_run_may_change() {
 }
 
 #[test]
+fn keys_of_another_kind_are_refused() {
+    for key in keys().filter(|key| key.only_if.is_some()) {
+        let (table, name) = key.parts();
+        let Check::Choice(kinds) = schema::section(table).unwrap().keys[0].check else { panic!() };
+        let has = |kind| keys().any(|k| k.path == key.path && k.only_if == Some(kind));
+        for other in kinds.iter().filter(|kind| !has(kind)) {
+            let given = [format!("{table}.kind={other}"), format!("{}={}", key.path, key.example)];
+            let message = load_with(MINIMAL, &given).unwrap_err();
+            let parts = [format!("{}: is for {table}.kind = ", key.path), format!("remove {name}")];
+            assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+        }
+        let same = |other: &&schema::Key| other.path == key.path;
+        assert!(keys().filter(same).all(|other| other.check == key.check), "{}", key.path);
+    }
+}
+
+#[test]
+fn names_of_other_tools_and_earlier_ones_are_translated() {
+    for (given, ours) in [
+        ("train.objective", "`objective.kind`"),
+        ("adapter.method", "`adapter.kind`"),
+        ("train.adam_beta2", "`optimizer.beta2`"),
+        ("train.lr_schedule", "`schedule.kind`"),
+        ("adapter.lora_alpha", "`adapter.alpha`"),
+        ("train.num_train_epochs", "`train.num_epochs`"),
+        ("train.gradient_accumulation_steps", "`train.batch_tokens`"),
+        ("packing", "always packed"),
+        ("trainer.learning_rate_scheduler.lr_scheduler_type", "unknown table"),
+    ] {
+        refused(MINIMAL, &[&format!("{given}=1")], &["on the command line", "unknown", ours]);
+        if given == "packing" {
+            refused(&format!("{given} = true\n{MINIMAL}"), &[], &["line 1", ours]);
+        }
+    }
+}
+
+#[test]
 fn the_reference_names_every_key() {
     let reference = RunFile::reference_markdown();
-    for key in KEYS {
-        assert!(reference.contains(&format!("| `{}` |", key.parts().1)), "{}", key.path);
+    for key in keys() {
+        assert!(reference.contains(&format!("| `{}`", key.parts().1)), "{}", key.path);
         assert!(key.example.parse::<toml::Value>().is_ok(), "{}", key.path);
     }
 }
@@ -279,8 +322,8 @@ fn the_reference_page_is_fresh() {
         std::fs::write(&page, &fresh).unwrap();
     }
     let committed = std::fs::read_to_string(&page).unwrap_or_default();
-    let mend = "docs/run-file.md is stale; write it with HONE_WRITE_DOCS=1 cargo test";
-    assert!(committed == fresh, "{mend}");
+    let hint = "docs/run-file.md is stale; write it with HONE_WRITE_DOCS=1 cargo test";
+    assert!(committed == fresh, "{hint}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn adapters() {
         let text = std::fs::read(adapter.join("adapter_config.json")).unwrap();
         let config: serde_json::Value = serde_json::from_slice(&text).unwrap();
         let settings = [
-            "adapter.method = lora".to_owned(),
+            "adapter.kind = lora".to_owned(),
             format!("adapter.rank = {}", config["r"]),
             format!("adapter.alpha = {}", config["lora_alpha"]),
             format!("adapter.use_rslora = {}", config["use_rslora"]),
@@ -43,12 +43,12 @@ fn check(case: &str, settings: &[String], prefix: &str) {
     let mut settings = settings.to_vec();
     settings.extend([
         format!("train.learning_rate = {}", optimizer["lr"]),
-        format!("train.adam_beta1 = {}", optimizer["betas"][0]),
-        format!("train.adam_beta2 = {}", optimizer["betas"][1]),
-        format!("train.adam_epsilon = {}", optimizer["eps"]),
+        format!("optimizer.beta1 = {}", optimizer["betas"][0]),
+        format!("optimizer.beta2 = {}", optimizer["betas"][1]),
+        format!("optimizer.epsilon = {}", optimizer["eps"]),
         format!("train.weight_decay = {}", optimizer["weight_decay"]),
         format!("train.max_grad_norm = {}", optimizer["max_grad_norm"]),
-        format!("train.lr_schedule = {}", course["kind"]),
+        format!("schedule.kind = {}", course["kind"]),
         format!("train.warmup_steps = {}", course["warmup_steps"]),
         format!("train.max_steps = {}", course["num_steps"]),
     ]);

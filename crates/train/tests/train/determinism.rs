@@ -46,7 +46,7 @@ fn adapters_over_one_base_do_not_touch_each_other() {
     for setup in setups.iter().chain(&setups) {
         let adapters =
             AdapterSet::new(&base, setup.lora.as_ref().unwrap(), setup.run.train.seed).unwrap();
-        let optimizer = loading::optimizer_options(&setup.run.train);
+        let optimizer = loading::optimizer_options(&setup.run);
         let engine = Engine::new(&base, adapters, EngineOptions { optimizer });
         let shared = train_with(setup, engine, Recompute::None, 3);
         assert!(shared == train(setup, 2, Recompute::None, 3));

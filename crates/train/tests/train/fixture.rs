@@ -93,7 +93,7 @@ fn deepen(dir: &Path, num_blocks: usize) {
 
 /// Settings of an adapter with dropout.
 pub const LORA: [&str; 4] = [
-    "adapter.method = lora",
+    "adapter.kind = lora",
     "adapter.rank = 4",
     "adapter.dropout = 0.1",
     "train.learning_rate = 0.01",
@@ -103,7 +103,7 @@ pub const LORA: [&str; 4] = [
 pub fn schedule(setup: &Setup) -> Schedule {
     let train = &setup.run.train;
     Schedule {
-        kind: train.lr_schedule,
+        kind: setup.run.schedule.clone(),
         peak: train.learning_rate,
         warmup_steps: train.num_warmup_steps(setup.num_steps),
         num_steps: setup.num_steps,

@@ -46,7 +46,7 @@ fn measure(bench: &Bench<'_>, case: &Case, variant: &Hone) -> Result<Value, Stri
     let out = place.join("run");
     let file = format!(
         "[model]\npath = {:?}\ncompute = {:?}\n[data]\n\
-         train = [{:?}]\n[adapter]\nmethod = \"lora\"\nrank = 16\n\
+         train = [{:?}]\n[adapter]\nkind = \"lora\"\nrank = 16\n\
          [train]\nmax_steps = {}\n[run]\ndevice = {:?}\n\
          cuda_graphs = {}\n[report]\nsamples = 0\n[output]\n\
          dir = {out:?}\n",

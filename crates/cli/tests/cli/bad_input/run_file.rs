@@ -42,8 +42,8 @@ fn keys() {
         ),
         train(
             "wrong choice",
-            |s| replace(s, "run.toml", "method = \"lora\"", "method = \"lorra\""),
-            &["adapter.method", "Did you mean \"lora\"?"],
+            |s| replace(s, "run.toml", "kind = \"lora\"", "kind = \"lorra\""),
+            &["adapter.kind", "Did you mean \"lora\"?"],
         ),
         train(
             "keys that exclude each other",
