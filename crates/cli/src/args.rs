@@ -42,9 +42,6 @@ pub struct DemoArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
-    /// Write the recipe of the demo's base model here instead
-    #[arg(long, hide = true, value_name = "DIR")]
-    pub make_base: Option<PathBuf>,
 }
 
 #[derive(Args)]

@@ -10,7 +10,7 @@ mod suites;
 mod tests;
 mod tools;
 
-use crate::{fuzz, tidy};
+use crate::{tidy, tools as hone_tools};
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -154,7 +154,7 @@ fn run_stages(root: &Path, options: Options, progress: &mut Progress) -> Result<
     tests?;
     if options.full {
         progress.cargo_stage(root, &DOC_TESTS)?;
-        progress.timed("fuzz", || fuzz::all(root, Duration::from_secs(FUZZ_SECONDS)))?;
+        progress.timed("fuzz", || hone_tools::fuzz_all(root, Duration::from_secs(FUZZ_SECONDS)))?;
     }
     Ok(())
 }

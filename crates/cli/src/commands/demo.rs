@@ -1,9 +1,9 @@
 //! `hone demo`: the path of `hone train` on built-in data.
 
 use crate::args::DemoArgs;
+use crate::demo::model;
 use crate::demo::score::{Score, score};
 use crate::demo::task::{Item, task};
-use crate::demo::{model, pretraining};
 use crate::failure::Failure;
 use crate::output;
 use hone_train::checkpoint::write_file_whole;
@@ -18,14 +18,8 @@ const SEED: u64 = 1;
 /// Held-out items shown in full.
 const SHOWN: usize = 2;
 
-/// Runs the demo, or writes the recipe of its base model.
+/// Runs the demo.
 pub fn run(args: &DemoArgs) -> Result<(), Failure> {
-    if let Some(dir) = &args.make_base {
-        pretraining::write_base_recipe(dir)
-            .map_err(|error| Failure::Running(format!("{error:#}")))?;
-        output::line(&format!("hone train {}", dir.join("run.toml").display()));
-        return Ok(());
-    }
     let begun = Instant::now();
     let (train, held_out) = task(SEED);
     let files = Files::write(&args.dir, &train, &held_out)?;

@@ -1,6 +1,6 @@
 //! The demo's base model, inside the binary, and the run file that tunes it.
 //!
-//! Hone trained it from random weights. `hone demo --make-base DIR` writes the recipe, `hone train
+//! Hone trained it from random weights. `cargo xtask demo-base DIR` writes the recipe, `hone train
 //! DIR/run.toml` makes the model, and `hone export DIR/run/model --dtype bf16 --out DIR/base`
 //! halves it.
 

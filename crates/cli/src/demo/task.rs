@@ -4,7 +4,7 @@
 //! item.
 
 use super::scene::{Scene, pick};
-use super::words::{ASIDES, COLOURS, HELD_OUT_PEOPLE, ITEMS, ORDERS, ORDERS_FOR_NOBODY, PEOPLE};
+use super::words::{COLOURS, HELD_OUT_PEOPLE, ITEMS, PEOPLE};
 use hone_data::random::Stream;
 
 /// Rows to train on.
@@ -70,3 +70,26 @@ fn item(scene: &Scene, random: &mut Stream) -> Item {
     );
     Item { prompt: scene.tell(&format!("Note: {text} YAML:")), completion: record }
 }
+
+/// Sentences of the task which say for whom.
+const ORDERS: &[&str] = &[
+    "{a} bought {n} {c} {i} at the {p} for {b}.",
+    "At the {p}, {a} bought {n} {c} {i} for {b}.",
+    "{a} went to the {p} and got {b} {n} {c} {i}.",
+    "For {b}, {a} picked up {n} {c} {i} at the {p}.",
+    "{b} wanted {c} {i}, so {a} bought {n} of them at the {p}.",
+    "{N} {c} {i} from the {p}, please: {a} pays, they are for {b}.",
+    "On {y}, {a} stopped at the {p} to buy {n} {i} in {c} for {b}.",
+    "{b} will be glad: {a} found {n} {c} {i} at the {p}.",
+];
+
+/// Sentences of the task which do not.
+const ORDERS_FOR_NOBODY: &[&str] = &[
+    "{a} bought {n} {c} {i} at the {p}.",
+    "At the {p}, {a} picked up {n} {c} {i}.",
+    "On {y}, {a} went to the {p} and got {n} {i} in {c}.",
+];
+
+/// What may stand before an order or after it and is not part of the record.
+const ASIDES: &[&str] =
+    &["It was raining.", "The shop was full.", "That was on {y}.", "It took an hour."];

@@ -1,17 +1,32 @@
-//! The recipe of the demo's base model: everything `hone train` needs to make it from nothing.
+//! `cargo xtask demo-base`: the recipe of the demo's base model, which is everything that
+//! `hone train` needs to make it from nothing.
 //!
 //! Writes the corpus, the tokenizer trained on it, a Llama configuration, weights drawn at random
 //! and the run file. The training itself is an ordinary full fine-tuning of those weights.
 
-use super::corpus::corpus;
-use super::tokenizer::{BOS, EOS, train_tokenizer};
-use anyhow::{Context, Result, anyhow};
+mod corpus;
+mod stories;
+#[cfg(test)]
+mod tests;
+mod tokenizer;
+// The demo's task is made of the same words.
+#[path = "../../../../crates/cli/src/demo/scene.rs"]
+mod scene;
+#[path = "../../../../crates/cli/src/demo/words.rs"]
+mod words;
+
+use corpus::corpus;
 use hone_data::random::Stream;
 use hone_tensor::{Tensor, safetensors};
 use serde_json::{Value, json};
+use std::error::Error;
 use std::f64::consts::TAU;
 use std::io::{BufWriter, Write};
 use std::path::Path;
+use std::process::ExitCode;
+use tokenizer::{BOS, EOS, train_tokenizer};
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 const SEED: u64 = 1;
 const NUM_DOCUMENTS: u64 = 60_000;
@@ -32,15 +47,35 @@ const FINAL_NORM: f32 = 0.15;
 
 const DOMAIN: u16 = 0x0c0c;
 
+/// Writes the recipe into the directory that the command line names.
+pub fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    let [dir] = &args[..] else {
+        eprintln!("usage: cargo xtask demo-base DIR");
+        return ExitCode::from(2);
+    };
+    let dir = Path::new(dir);
+    match write_recipe(dir, NUM_DOCUMENTS) {
+        Ok(()) => {
+            println!("hone train {}", dir.join("run.toml").display());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("demo-base: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Writes `start/` (the untrained model), `corpus.jsonl` and `run.toml` into `dir`, which is made.
 /// `hone train DIR/run.toml` then makes the model in `DIR/run`.
-pub fn write_base_recipe(dir: &Path) -> Result<()> {
+fn write_recipe(dir: &Path, num_documents: u64) -> Result<()> {
     let start = dir.join("start");
-    std::fs::create_dir_all(&start).with_context(|| format!("cannot make {}", start.display()))?;
-    write_corpus(&dir.join("corpus.jsonl"))?;
+    std::fs::create_dir_all(&start)
+        .map_err(|error| format!("cannot make {}: {error}", start.display()))?;
+    write_corpus(&dir.join("corpus.jsonl"), num_documents)?;
     let sample = corpus(SEED, NUM_TOKENIZER_DOCUMENTS);
-    let tokenizer = train_tokenizer(sample, VOCAB_SIZE).map_err(|error| anyhow!(error))?;
-    tokenizer.save(start.join("tokenizer.json"), false).map_err(|error| anyhow!(error))?;
+    train_tokenizer(sample, VOCAB_SIZE)?.save(start.join("tokenizer.json"), false)?;
     write_json(&start.join("tokenizer_config.json"), &tokenizer_config())?;
     write_json(&start.join("config.json"), &config())?;
     let weights = weights();
@@ -49,11 +84,11 @@ pub fn write_base_recipe(dir: &Path) -> Result<()> {
     write(&dir.join("run.toml"), &run_file(dir))
 }
 
-fn write_corpus(path: &Path) -> Result<()> {
-    let file =
-        std::fs::File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
+fn write_corpus(path: &Path, num_documents: u64) -> Result<()> {
+    let file = std::fs::File::create(path)
+        .map_err(|error| format!("cannot make {}: {error}", path.display()))?;
     let mut out = BufWriter::new(file);
-    for text in corpus(SEED, NUM_DOCUMENTS) {
+    for text in corpus(SEED, num_documents) {
         writeln!(out, "{}", json!({ "text": text }))?;
     }
     Ok(out.flush()?)
@@ -64,7 +99,8 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    std::fs::write(path, text)
+        .map_err(|error| format!("cannot write {}: {error}", path.display()).into())
 }
 
 fn tokenizer_config() -> Value {

@@ -2,10 +2,8 @@
 //! records. It holds neither the task's instruction nor its records.
 
 use super::scene::{Scene, pick};
-use super::words::{
-    COLOURS, COUNTS, DAYS, EVENTS, HELD_OUT_PEOPLE, ITEMS, LABELS, OPENINGS, PEOPLE, PLACES,
-    QUESTIONS, RECORD_KEYS, SEQUELS,
-};
+use super::stories::{EVENTS, LABELS, OPENINGS, QUESTIONS, RECORD_KEYS, SEQUELS};
+use super::words::{COLOURS, COUNTS, DAYS, HELD_OUT_PEOPLE, ITEMS, PEOPLE, PLACES};
 use hone_data::random::Stream;
 
 const DOMAIN: u16 = 0x0c0a;
