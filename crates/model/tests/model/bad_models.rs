@@ -1,6 +1,7 @@
 //! What a model directory that cannot be used gets: the whole text of each message.
 
 use crate::fixture::{copy_of, rewrite, set_key};
+use hone_model::families::SUPPORTED;
 use hone_model::{LoadOptions, load};
 use hone_tensor::Device;
 use safetensors::Dtype;
@@ -140,7 +141,10 @@ fn unusable_settings() {
     check(
         CASE,
         |dir| set_key(&dir.join("config.json"), "model_type", json!("mamba")),
-        "DIR/config.json: model_type `mamba` is not supported yet; supported: llama",
+        &format!(
+            "DIR/config.json: model_type `mamba` is not supported yet; supported: {}",
+            SUPPORTED.join(", ")
+        ),
     );
 }
 

@@ -10,8 +10,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-pub const CASES: [&str; 5] =
-    ["tied_gqa", "untied_bias_linear", "headdim_llama3", "yarn", "dynamic"];
+/// Names of the golden cases.
+pub fn cases() -> Vec<String> {
+    let entries = std::fs::read_dir(goldens_dir()).unwrap().map(Result::unwrap);
+    let folders = entries.filter(|entry| entry.path().is_dir());
+    let mut names: Vec<String> =
+        folders.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
 
 /// Target that means: predict nothing here.
 const IGNORE: u32 = u32::MAX;
@@ -61,7 +68,7 @@ impl Golden {
     }
 
     pub fn all() -> impl Iterator<Item = Self> {
-        CASES.iter().map(|case| Self::load(case))
+        cases().into_iter().map(|case| Self::load(&case))
     }
 
     pub fn has(&self, tensor: &str) -> bool {

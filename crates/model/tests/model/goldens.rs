@@ -55,7 +55,7 @@ fn loss_and_gradients_of_all_weights() {
             let model = load(&golden.dir, &device, None, Trained::All);
             check_gradients(&golden, &model, &device, "full_loss", "full_grad.");
         });
-        assert_eq!(checked.count(), 2);
+        assert!(checked.count() >= 2);
     }
 }
 
