@@ -73,6 +73,11 @@ FAMILIES = {
         "hidden_act": "silu",
         "mlp_bias": False,
     },
+    "qwen3": {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "hidden_act": "silu",
+    },
 }
 OPTIMIZER = {"lr": 0.02, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
 
@@ -160,6 +165,22 @@ CASES = {
         lora={"target_modules": ["q_proj", "v_proj"]},
         saved_as=torch.bfloat16,
         num_shards=2,
+    ),
+    "qwen3": Case(
+        seed=6,
+        family="qwen3",
+        config=sizes(45, 24, 11, 4, 2)
+        | {
+            "head_dim": 10,
+            "rope_theta": 1000000.0,
+            "tie_word_embeddings": False,
+            "use_sliding_window": True,
+            "sliding_window": 3,
+            "max_window_layers": 1,
+        },
+        lengths=[4, 7, 12],
+        rope_spelling="rope_theta alone",
+        full_gradients=True,
     ),
 }
 

@@ -4,14 +4,16 @@
 //! [`decoder_config`], and whatever block it needs that no family before it needed.
 
 mod llama;
+mod qwen3;
 
 use crate::config::DecoderConfig;
 use crate::raw_config::{ConfigError, RawConfig};
 use hone_tensor::Heads;
+use serde_json::Value;
 use std::path::Path;
 
 /// What `model_type` may say.
-pub const SUPPORTED: [&str; 1] = ["llama"];
+pub const SUPPORTED: [&str; 2] = ["llama", "qwen3"];
 
 /// More blocks than any model has; a bound on what a file can make us allocate.
 const MAX_LAYERS: usize = 4096;
@@ -45,6 +47,7 @@ impl DecoderConfig {
 pub fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     match raw.text("model_type")? {
         Some("llama") => llama::decoder_config(raw),
+        Some("qwen3") => qwen3::decoder_config(raw),
         Some(other) => Err(ConfigError::Family {
             path: raw.path().to_owned(),
             model_type: other.to_owned(),
@@ -97,6 +100,29 @@ fn num_layers(raw: &RawConfig) -> Result<usize, ConfigError> {
         return Err(raw.error(key, format!("must be at most {MAX_LAYERS}, found {num_layers}")));
     }
     Ok(num_layers)
+}
+
+/// Whether each block's attention has a window: by `layer_types`, or by the family's own rule.
+fn sliding_layers(
+    raw: &RawConfig,
+    num_layers: usize,
+    rule: impl Fn(usize) -> bool,
+) -> Result<Vec<bool>, ConfigError> {
+    let Some(types) = raw.get("layer_types") else {
+        return Ok((0..num_layers).map(rule).collect());
+    };
+    let is_sliding = |kind: &Value| match kind.as_str() {
+        Some("sliding_attention") => Some(true),
+        Some("full_attention") => Some(false),
+        _ => None,
+    };
+    let layers = types.as_array().and_then(|types| types.iter().map(is_sliding).collect());
+    layers.filter(|layers: &Vec<bool>| layers.len() == num_layers).ok_or_else(|| {
+        let problem = format!(
+            "must be a list of {num_layers}, each \"full_attention\" or \"sliding_attention\""
+        );
+        raw.error("layer_types", problem)
+    })
 }
 
 fn norm_eps(raw: &RawConfig) -> Result<f32, ConfigError> {
