@@ -78,6 +78,11 @@ FAMILIES = {
         "model_type": "qwen3",
         "hidden_act": "silu",
     },
+    "gemma3": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "hidden_activation": "gelu_pytorch_tanh",
+    },
 }
 OPTIMIZER = {"lr": 0.02, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
 
@@ -180,6 +185,26 @@ CASES = {
         },
         lengths=[4, 7, 12],
         rope_spelling="rope_theta alone",
+        full_gradients=True,
+    ),
+    "gemma3": Case(
+        seed=7,
+        family="gemma3",
+        config=sizes(47, 12, 9, 2, 1)
+        | {
+            "head_dim": 256,
+            "num_hidden_layers": 3,
+            "pad_token_id": None,  # or this token's embedding has no gradient
+            "query_pre_attn_scalar": 64,
+            "sliding_window": 4,
+            "sliding_window_pattern": 3,
+            "rope_theta": 1000000.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "rope_local_base_freq": 10000.0,
+        },
+        lengths=[4, 9, 14],
+        rope_spelling="rope_theta, rope_scaling and rope_local_base_freq",
+        saved_as=torch.bfloat16,
         full_gradients=True,
     ),
 }

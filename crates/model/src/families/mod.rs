@@ -3,6 +3,7 @@
 //! A family is a small file over the shared decoder. A new one adds a file here, a line in
 //! [`decoder_config`], and whatever block it needs that no family before it needed.
 
+mod gemma3;
 mod llama;
 mod qwen3;
 
@@ -13,7 +14,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// What `model_type` may say.
-pub const SUPPORTED: [&str; 2] = ["llama", "qwen3"];
+pub const SUPPORTED: [&str; 3] = ["llama", "qwen3", "gemma3_text"];
 
 /// More blocks than any model has; a bound on what a file can make us allocate.
 const MAX_LAYERS: usize = 4096;
@@ -48,6 +49,7 @@ pub fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     match raw.text("model_type")? {
         Some("llama") => llama::decoder_config(raw),
         Some("qwen3") => qwen3::decoder_config(raw),
+        Some("gemma3_text") => gemma3::decoder_config(raw),
         Some(other) => Err(ConfigError::Family {
             path: raw.path().to_owned(),
             model_type: other.to_owned(),

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 const TYPES: [(DType, &str, f32); 3] =
-    [(DType::F32, "float32", 1e-5), (DType::F16, "float16", 4e-3), (DType::Bf16, "bfloat16", 4e-2)];
+    [(DType::F32, "float32", 1e-5), (DType::F16, "float16", 1e-2), (DType::Bf16, "bfloat16", 4e-2)];
 
 fn logits_of(model: &Model, golden: &Golden) -> Vec<f32> {
     let batch = pack(&model.decoder.config, &golden.samples(), 0);
