@@ -1,7 +1,8 @@
 //! Command-line arguments.
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use hone_train::run_file::Precision;
+use hone_train::run_file::{Held, Precision};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -97,8 +98,8 @@ pub struct ModelArgs {
     pub adapter: Option<PathBuf>,
     /// How weights are held (auto: as in the file, or for products in f16 as f16, in eight bits as
     /// int8)
-    #[arg(long, default_value = "auto")]
-    pub base_precision: StorageArg,
+    #[arg(long, default_value = "auto", value_parser = held())]
+    pub base_precision: Held,
     /// What products are computed in (auto: f32 for f32 files, otherwise bf16, or f16 on a GPU that
     /// has no bf16; f16 and fp8: on GPUs; fp8 and int8: those with weights in eight bits, others
     /// in bf16)
@@ -122,25 +123,10 @@ pub enum PrecisionArg {
     Int8,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-pub enum StorageArg {
-    Auto,
-    F32,
-    Bf16,
-    F16,
-    Int8,
-}
-
-impl From<StorageArg> for Precision {
-    fn from(arg: StorageArg) -> Self {
-        match arg {
-            StorageArg::Auto => Precision::Auto,
-            StorageArg::F32 => Precision::F32,
-            StorageArg::Bf16 => Precision::Bf16,
-            StorageArg::F16 => Precision::F16,
-            StorageArg::Int8 => Precision::Int8,
-        }
-    }
+/// Names of how weights can be held.
+fn held() -> impl TypedValueParser<Value = Held> {
+    PossibleValuesParser::new(Held::VALUES)
+        .map(|name| Held::try_from(name).expect("one of the possible values"))
 }
 
 impl From<PrecisionArg> for Precision {

@@ -3,7 +3,7 @@
 use crate::error::TrainError;
 use crate::place::{Hardware, Place};
 use crate::run_dir::RunDir;
-use crate::run_file::{self, AdapterSection, LoraSection, ObjectiveSection, Precision, RunFile};
+use crate::run_file::{self, AdapterSection, Held, LoraSection, ObjectiveSection, RunFile};
 use hone_data::{Cursor, Dataset, Order, RecordSpec, Tokenizer, Unit, pack_in_order};
 use hone_model::adapter::{LoraConfig, TargetModules};
 use hone_model::hub::{self, HubError, HubSettings};
@@ -208,16 +208,12 @@ pub fn check_vocabulary(
 
 /// How frozen matrices of `file` are held; `None`: as in the file. Products in eight bits need
 /// integers; for those in f16 they are converted once and not each time.
-pub fn held_type(asked: Precision, compute: Compute, file: DType) -> Option<Storage> {
+pub fn held_type(asked: Held, compute: Compute, file: DType) -> Option<Storage> {
     match (asked, compute) {
-        (Precision::Int8, _) | (Precision::Auto, Compute::Fp8 | Compute::Int8) => {
-            Some(Storage::INT8)
-        }
-        (Precision::Auto, Compute::F16) => Some(DType::F16.into()).filter(|_| file != DType::F16),
-        (Precision::Auto | Precision::Fp8, _) => None,
-        (Precision::F32, _) => Some(DType::F32.into()),
-        (Precision::Bf16, _) => Some(DType::Bf16.into()),
-        (Precision::F16, _) => Some(DType::F16.into()),
+        (Held::As(storage), _) => Some(storage),
+        (Held::Auto, Compute::Fp8 | Compute::Int8) => Some(Storage::INT8),
+        (Held::Auto, Compute::F16) => Some(DType::F16.into()).filter(|_| file != DType::F16),
+        (Held::Auto, _) => None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! `hone export`
 
 use super::{Opened, check_parent};
-use crate::args::{ExportArgs, ExportFormat, PrecisionArg, StorageArg};
+use crate::args::{ExportArgs, ExportFormat, PrecisionArg};
 use crate::failure::Failure;
 use crate::output;
 use hone_model::{LoadOptions, export_hf, logits_error, logits_tolerance};
@@ -20,16 +20,16 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
         )));
     }
     check_parent("--out", &args.out)?;
-    let in_bytes = match (args.model.compute, args.model.base_precision) {
-        (PrecisionArg::Int8, _) => Some("--compute int8"),
-        (PrecisionArg::Fp8, _) => Some("--compute fp8"),
-        (_, StorageArg::Int8) => Some("--base-precision int8"),
-        _ => None,
+    let held = args.model.base_precision;
+    let packed = match args.model.compute {
+        PrecisionArg::Int8 => Some("--compute int8".to_owned()),
+        PrecisionArg::Fp8 => Some("--compute fp8".to_owned()),
+        _ => held.is_packed().then(|| format!("--base-precision {}", <&str>::from(held))),
     };
-    if let Some(flag) = in_bytes {
+    if let Some(flag) = packed {
         return Err(Failure::Usage(format!(
-            "{flag}: an export computes nothing, and weights that are held as int8 would be \
-             written as they were rounded; leave it out"
+            "{flag}: an export computes nothing, and packed weights would be written as they \
+             were rounded; leave it out"
         )));
     }
     let opened = super::open(&args.model, super::Purpose::Export)?;

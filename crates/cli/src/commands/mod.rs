@@ -52,7 +52,7 @@ enum Purpose {
 }
 
 fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
-    let (held, asked) = (args.base_precision.into(), args.compute.into());
+    let (held, asked) = (args.base_precision, args.compute.into());
     check_held_for(held, asked, "--base-precision")
         .map_err(|problem| Failure::Usage(format!("--compute {problem}")))?;
     let dir = resolve(&args.model, &mut |note| output::note(&format!("note: {note}")))?;

@@ -47,6 +47,9 @@ pub enum Storage {
 }
 
 impl Storage {
+    /// The names of all: types of floats, then [`FORMATS`].
+    pub const NAMES: [&str; 4] = ["f32", "bf16", "f16", "int8"];
+
     /// Bytes with zero point 128 and one `f32` scale per row: see [`Int8Rows`].
     pub const INT8: Self = Self::Packed(&int8::FORMAT);
 

@@ -81,7 +81,9 @@ fn check_on_gpu(held: &Held, whole: &[f32]) {
 
 #[test]
 fn names_lead_back_to_what_they_name() {
-    for name in ["f32", "bf16", "f16"].into_iter().chain(FORMATS.map(|format| format.name)) {
+    let names = ["f32", "bf16", "f16"].into_iter().chain(FORMATS.map(|format| format.name));
+    assert!(names.eq(Storage::NAMES));
+    for name in Storage::NAMES {
         assert_eq!(Storage::from_name(name).map(Storage::name), Some(name));
     }
     assert_eq!(Storage::from_name("int7"), None);

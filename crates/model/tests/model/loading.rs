@@ -54,9 +54,8 @@ fn memory_of_weights() {
         };
         let (bytes, count) = bytes_held(&Device::cpu(1), Some(DType::F32.into()));
         assert_eq!(bytes, 4 * count, "{case}");
-        for precision in
-            [None, Some(DType::F32.into()), Some(DType::Bf16.into()), Some(Storage::INT8)]
-        {
+        let storages = Storage::NAMES.map(Storage::from_name);
+        for precision in storages.into_iter().chain([None]) {
             let real = bytes_held(&Device::cpu(1), precision);
             assert_eq!(real, bytes_held(&Device::dry(), precision), "{case} {precision:?}");
         }

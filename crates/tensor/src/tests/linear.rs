@@ -214,13 +214,8 @@ fn side_by_side(t: usize, parts: &[(usize, Vec<f64>)]) -> Vec<f64> {
 
 #[test]
 fn linear_passes_in_every_combination() {
-    for frozen in [
-        Some(DType::F32.into()),
-        Some(DType::Bf16.into()),
-        Some(DType::F16.into()),
-        Some(Storage::INT8),
-        None,
-    ] {
+    let storages = Storage::NAMES.map(Storage::from_name);
+    for frozen in storages.into_iter().chain([None]) {
         for bias in [None, Some(false), Some(true)] {
             for dropout in [None, Some(0.0), Some(0.3)] {
                 for (residual, input_grad) in

@@ -4,6 +4,7 @@
 
 mod bytes;
 mod error;
+mod held;
 mod macros;
 mod names;
 mod parse;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use bytes::ByteSize;
 pub use error::{Place, RunFileError};
+pub use held::Held;
 pub use hone_data::{Format, OnError, Overlong};
 pub use relations::check_held_for;
 pub use sections::{

@@ -3,7 +3,8 @@
 
 use super::error::{Place, RunFileError};
 use super::parse::Settings;
-use super::{AdapterSection, Format, Offload, Precision, RunFile, TargetModules};
+use super::{AdapterSection, Format, Held, Offload, Precision, RunFile, TargetModules};
+use hone_tensor::Storage;
 
 /// A key and what is wrong with it.
 type Check = Result<(), (&'static str, String)>;
@@ -67,7 +68,7 @@ fn check_fields(run: &RunFile) -> Check {
 fn check_precisions(run: &RunFile) -> Check {
     let (held, compute) = (run.model.base_precision, run.model.compute);
     let (key, value) = match (held, compute) {
-        (Precision::Int8, _) => ("model.base_precision", "int8"),
+        (held, _) if held.is_packed() => ("model.base_precision", <&str>::from(held)),
         (_, Precision::Int8) => ("model.compute", "int8"),
         (_, Precision::Fp8) => ("model.compute", "fp8"),
         _ => return Ok(()),
@@ -99,9 +100,10 @@ fn check_offload(run: &RunFile) -> Check {
 ///
 /// # Errors
 /// What is wrong, and what to do about it.
-pub fn check_held_for(held: Precision, compute: Precision, key: &str) -> Result<(), String> {
+pub fn check_held_for(held: Held, compute: Precision, key: &str) -> Result<(), String> {
     let value = match (held, compute) {
-        (Precision::Auto | Precision::Int8, _) => return Ok(()),
+        (Held::Auto, _) => return Ok(()),
+        (Held::As(storage), _) if storage == Storage::INT8 => return Ok(()),
         (_, Precision::Int8) => "int8",
         (_, Precision::Fp8) => "fp8",
         _ => return Ok(()),

@@ -3,6 +3,7 @@
 //! `relations.rs`.
 
 use super::bytes::ByteSize;
+use super::held::Held;
 use super::macros::{choice, section, tagged};
 use super::schema::Check::{Bool, Bytes, Choice, Float, Int, Text, TextList};
 use super::schema::Default::{Chosen, Required, Value};
@@ -14,7 +15,6 @@ use std::path::PathBuf;
 
 const ANY: i64 = i64::MAX;
 const FORMATS: &[&str] = &["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"];
-const WEIGHT_PRECISIONS: &[&str] = &["auto", "f32", "bf16", "f16", "int8"];
 
 section! {
     /// The model to start from.
@@ -23,7 +23,7 @@ section! {
         path: String = Text, Required, r#""Qwen/Qwen3-0.6B""#;
         /// how frozen weights are held. `auto`: as in the file, but as f16 where `compute` is f16,
         /// and as int8 where it is fp8 or int8. `int8`: bytes with a scale per row
-        base_precision: Precision = Choice(WEIGHT_PRECISIONS), Value(r#""auto""#), r#""bf16""#;
+        base_precision: Held = Choice(Held::VALUES), Value(r#""auto""#), r#""bf16""#;
         /// what matrices are multiplied in. `auto`: f32 for f32 files, otherwise bf16, or f16 on a
         /// GPU without bf16. `f16`: GPUs only, the loss is scaled. `fp8` (GPUs from compute
         /// capability 8.9 on) and `int8` (CPU, and GPUs from 8.0 on): products with frozen weights
@@ -222,7 +222,7 @@ section! {
 }
 
 choice! {
-    /// Precision of weights or products.
+    /// Precision of products.
     Precision {
         /// Decided from the model's files.
         Auto = "auto",
@@ -232,7 +232,7 @@ choice! {
         Bf16 = "bf16",
         /// IEEE 754 binary16.
         F16 = "f16",
-        /// Floats of eight bits; products only.
+        /// Floats of eight bits.
         Fp8 = "fp8",
         /// 8-bit integers with a scale per row.
         Int8 = "int8",
