@@ -5,6 +5,7 @@
 //! that can be multiplied as it is held says so ([`Storage::is_int8`]).
 
 mod int8;
+mod nf4;
 mod packed;
 
 pub use int8::{Int8Rows, rows_mut as int8_rows_mut};
@@ -35,7 +36,7 @@ pub struct WeightFormat {
 }
 
 /// Every format.
-pub static FORMATS: [&WeightFormat; 1] = [&int8::FORMAT];
+pub static FORMATS: [&WeightFormat; 2] = [&int8::FORMAT, &nf4::FORMAT];
 
 /// How the numbers of an array are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +49,7 @@ pub enum Storage {
 
 impl Storage {
     /// The names of all: types of floats, then [`FORMATS`].
-    pub const NAMES: [&str; 4] = ["f32", "bf16", "f16", "int8"];
+    pub const NAMES: [&str; 5] = ["f32", "bf16", "f16", "int8", "nf4"];
 
     /// Bytes with zero point 128 and one `f32` scale per row: see [`Int8Rows`].
     pub const INT8: Self = Self::Packed(&int8::FORMAT);

@@ -1,0 +1,40 @@
+// NF4 with double quantisation: 256 levels of magnitudes, the magnitudes' mean, the scale of every
+// 256 blocks, a byte for the magnitude of every 64 weights, and the weights, two a byte.
+struct Nf4 {
+    const uint8* bytes;
+    size_t len;
+};
+
+DEVICE float nf4_level(uint32 i) {
+    const float levels[16] = {
+        -1.0f, -0.6961928f, -0.52507305f, -0.3949175f, -0.28444138f, -0.18477343f, -0.091050036f,
+        0.0f, 0.0795803f, 0.1609302f, 0.2461123f, 0.33791524f, 0.44070983f, 0.562617f, 0.72295684f,
+        1.0f,
+    };
+    return levels[i];
+}
+
+template <int N> DEVICE bool aligned(Nf4) {
+    return true;
+}
+
+template <int N> DEVICE Neighbours<float, N> read(Nf4 x, size_t index, size_t, Count<N>) {
+    size_t blocks = (x.len + 63) / 64, groups = (blocks + 255) / 256;
+    const float* words = reinterpret_cast<const float*>(x.bytes);
+    const float* scales = words + 257;
+    const uint8* magnitudes = x.bytes + 4 * (257 + groups);
+    const uint8* weights = magnitudes + blocks;
+    size_t block = ~size_t(0);
+    float magnitude = 0.0f;
+    Neighbours<float, N> y;
+    for (int k = 0; k < N; k++) {
+        size_t i = index + k;
+        if (i / 64 != block) {
+            block = i / 64;
+            magnitude = fmaf(words[magnitudes[block]], scales[block / 256], words[256]);
+        }
+        uint32 pair = weights[i / 2];
+        y.of[k] = nf4_level(i % 2 == 0 ? pair >> 4 : pair & 15) * magnitude;
+    }
+    return y;
+}

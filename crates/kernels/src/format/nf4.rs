@@ -1,0 +1,227 @@
+//! NF4 with double quantisation (Dettmers et al., "QLoRA", 2023): four bits a weight, the greatest
+//! magnitude of every 64 weights in eight bits, and that of every 256 of these less their mean.
+//!
+//! The same blocks as bitsandbytes' `quantize_nf4(…, compress_statistics=True)`, along the whole
+//! matrix and not along rows. In this order: the levels that a byte means, the mean, the `f32` of
+//! every 256 blocks, the byte of every block, the weights, two a byte, the first in the upper half.
+
+use super::{Packed, WeightFormat};
+use crate::cpu::Cpu;
+use crate::cuda::{Arg, Source};
+use crate::element::{Slice, View};
+
+pub(super) static FORMAT: WeightFormat = WeightFormat {
+    name: "nf4",
+    // As bitsandbytes has it: embedding and head stay as in the file.
+    for_tables: false,
+    num_bytes: |[rows, cols]| Sizes::of(rows * cols).end(),
+    unpack,
+    pack,
+    in_kernels: "Nf4",
+    source: &SOURCE,
+    parameter,
+};
+
+static SOURCE: Source = Source {
+    name: "nf4",
+    texts: &[include_str!("nf4.cuh"), "typedef Nf4 Weights;\n", include_str!("unpack.cuh")],
+    kernels: &["weights_unpack<float>", "weights_unpack<bf16>", "weights_unpack<f16>"],
+};
+
+/// Weights of a block.
+const BLOCK: usize = 64;
+/// Blocks that share a scale.
+const BLOCKS: usize = 256;
+
+/// Where the mean is, and the scales after it: behind the levels of magnitudes.
+const MEAN: usize = 4 * 256;
+const SCALES: usize = MEAN + 4;
+
+/// Sixteen quantiles of the normal distribution, scaled to ±1.
+const LEVELS: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+/// The levels of magnitudes ("8-Bit Approximations for Parallelism in Deep Learning", 2015): seven
+/// decades, of which a greater one is divided more finely.
+fn dynamic_levels() -> Vec<f32> {
+    let mut levels = vec![0.0, 1.0];
+    let decades = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
+    for (decade, size) in decades.into_iter().enumerate() {
+        let parts = 1 << decade;
+        let boundary = |i: usize| linspace(parts + 1, i);
+        for i in 0..parts {
+            let level = size * ((boundary(i) + boundary(i + 1)) / 2.0);
+            levels.extend([level, -level]);
+        }
+    }
+    levels.sort_by(f32::total_cmp);
+    levels
+}
+
+/// Number `i` of `num` from 0.1 to 1, from the nearer end, as PyTorch has them.
+fn linspace(num: usize, i: usize) -> f32 {
+    let step = (1.0 - 0.1f32) / (num - 1) as f32;
+    match i < num / 2 {
+        true => step.mul_add(i as f32, 0.1),
+        false => (-step).mul_add((num - 1 - i) as f32, 1.0),
+    }
+}
+
+/// Where the parts begin.
+struct Sizes {
+    blocks: usize,
+    magnitudes: usize,
+    weights: usize,
+    num_weights: usize,
+}
+
+impl Sizes {
+    fn of(num_weights: usize) -> Self {
+        let blocks = num_weights.div_ceil(BLOCK);
+        let magnitudes = SCALES + 4 * blocks.div_ceil(BLOCKS);
+        Self { blocks, magnitudes, weights: magnitudes + blocks, num_weights }
+    }
+
+    fn end(&self) -> usize {
+        self.weights + self.num_weights.div_ceil(2)
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> f32 {
+    f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// The greatest magnitude of a block, as it was rounded.
+fn magnitude(bytes: &[u8], sizes: &Sizes, block: usize) -> f32 {
+    let level = word(bytes, 4 * usize::from(bytes[sizes.magnitudes + block]));
+    level.mul_add(word(bytes, SCALES + 4 * (block / BLOCKS)), word(bytes, MEAN))
+}
+
+fn unpack(weights: &Packed<'_>, first: usize, out: &mut [f32]) {
+    let (bytes, sizes) = (weights.bytes(), Sizes::of(weights.len()));
+    let (mut at, mut left) = (first, out);
+    while !left.is_empty() {
+        let len = (BLOCK - at % BLOCK).min(left.len());
+        let (block, rest) = left.split_at_mut(len);
+        let magnitude = magnitude(bytes, &sizes, at / BLOCK);
+        for (i, out) in (at..).zip(block) {
+            let pair = bytes[sizes.weights + i / 2];
+            let level = if i % 2 == 0 { pair >> 4 } else { pair & 15 };
+            *out = LEVELS[usize::from(level)] * magnitude;
+        }
+        (at, left) = (at + len, rest);
+    }
+}
+
+/// The index of the nearest of sorted levels; of two as near, the lower.
+fn nearest(levels: &[f32], x: f32) -> u8 {
+    let bounds = |i: usize| (levels[i] + levels[i + 1]) / 2.0;
+    let (mut low, mut high) = (0, levels.len() - 1);
+    while low < high {
+        let middle = (low + high) / 2;
+        if bounds(middle) < x { low = middle + 1 } else { high = middle }
+    }
+    low as u8
+}
+
+/// The greatest magnitude of a block, and its elements as parts of it. A block that is not whole is
+/// divided, others are multiplied by the inverse: so their last bits are bitsandbytes'.
+fn shares(block: &[f32], whole: usize) -> (f32, impl Iterator<Item = f32>) {
+    let greatest = block.iter().fold(0.0, |greatest: f32, x| greatest.max(x.abs()));
+    let divisor = greatest.max(1e-38);
+    let inverse = 1.0 / divisor;
+    let is_whole = block.len() == whole;
+    let share = move |x: &f32| if is_whole { x * inverse } else { x / divisor };
+    (greatest, block.iter().map(share).map(|x| x.clamp(-1.0, 1.0)))
+}
+
+fn pack(_: &Cpu, weights: View<'_>, _: usize, bytes: &mut [u8]) {
+    let sizes = Sizes::of(weights.len());
+    let mut magnitudes = Vec::with_capacity(sizes.blocks);
+    let mut values = [0.0; BLOCK];
+    for first in (0..sizes.num_weights).step_by(BLOCK) {
+        let values = &mut values[..BLOCK.min(sizes.num_weights - first)];
+        weights.read(first, values);
+        let (greatest, shares) = shares(values, BLOCK);
+        magnitudes.push(greatest);
+        let to = &mut bytes[sizes.weights + first / 2..][..values.len().div_ceil(2)];
+        // A pair that is not whole has zero for its second.
+        to.fill(nearest(&LEVELS, 0.0));
+        for (i, level) in shares.map(|share| nearest(&LEVELS, share)).enumerate() {
+            let pair = to[i / 2];
+            to[i / 2] = if i % 2 == 0 { level << 4 | pair & 15 } else { pair & 0xf0 | level };
+        }
+    }
+    pack_magnitudes(&magnitudes, &sizes, bytes);
+}
+
+fn pack_magnitudes(magnitudes: &[f32], sizes: &Sizes, bytes: &mut [u8]) {
+    let sum: f64 = magnitudes.iter().map(|&x| f64::from(x)).sum();
+    let mean = (sum / magnitudes.len().max(1) as f64) as f32;
+    let levels = dynamic_levels();
+    for (to, x) in bytes.chunks_exact_mut(4).zip(levels.iter().chain([&mean])) {
+        to.copy_from_slice(&x.to_le_bytes());
+    }
+    let less: Vec<f32> = magnitudes.iter().map(|x| x - mean).collect();
+    for (group, less) in less.chunks(BLOCKS).enumerate() {
+        let (greatest, shares) = shares(less, BLOCKS);
+        bytes[SCALES + 4 * group..][..4].copy_from_slice(&greatest.to_le_bytes());
+        let to = &mut bytes[sizes.magnitudes + group * BLOCKS..];
+        to.iter_mut().zip(shares).for_each(|(to, x)| *to = nearest(&levels, x));
+    }
+}
+
+/// `Nf4`: where the bytes begin, and how many weights they are.
+fn parameter(slice: &Slice<'_>) -> Arg {
+    Arg::pair(slice.address(), slice.len() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::tests::Held;
+    use crate::random::Philox;
+
+    /// What bitsandbytes made of the same numbers: `nf4.py`.
+    #[test]
+    fn blocks_are_those_of_bitsandbytes() {
+        let golden = include_bytes!("nf4.golden");
+        let mut at = 0;
+        // Whole blocks, more than share a scale, a block and a pair that are not whole.
+        for (stream, len) in [(0, 128), (1, 64 * 300), (2, 64 * 3 + 21)] {
+            let random = Philox::new(4, stream);
+            // Of different sizes, and a block of nothing but zeros.
+            let size = |i: u64| if i / 64 == 1 { 0.0 } else { 0.02 * (1 + i / 64 % 5) as f32 };
+            let x: Vec<f32> = (0..len as u64).map(|i| random.uniform(i) * size(i)).collect();
+            let held = Held::new(&FORMAT, &x, len);
+            let expected = &golden[at..at + held.bytes().len()];
+            at += expected.len();
+            let found = held.bytes();
+            assert!(found[..MEAN] == expected[..MEAN], "levels");
+            let magnitudes = Sizes::of(len).magnitudes;
+            assert!(found[magnitudes..] == expected[magnitudes..], "{len} weights");
+            // The order of a mean's sum is PyTorch's own.
+            for at in (MEAN..magnitudes).step_by(4) {
+                let (found, expected) = (word(found, at), word(expected, at));
+                assert!((found - expected).abs() <= 1e-6 * expected.abs(), "{found}, {expected}");
+            }
+        }
+        assert_eq!(at, golden.len());
+    }
+}
