@@ -68,6 +68,13 @@ impl Dataset {
         self.row(index).tokens.len()
     }
 
+    /// The first row that holds a token id of `vocab_size` or more, and that id.
+    pub fn first_beyond(&self, vocab_size: usize) -> Option<(Source<'_>, u32)> {
+        let at = self.tokens.iter().position(|&id| id as usize >= vocab_size)?;
+        let row = self.ends.partition_point(|&end| end <= at);
+        Some((self.row(row).source, self.tokens[at]))
+    }
+
     /// What was loaded, cut and left out.
     pub fn report(&self) -> &DataReport {
         &self.report

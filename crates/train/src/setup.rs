@@ -78,7 +78,7 @@ impl Setup {
             // Templates may print today's date; a resumed run must see that of its beginning.
             tokenizer.set_now(begun);
         }
-        check_vocabulary(&model_dir, &config, &tokenizer)?;
+        surplus_tokens(&model_dir, &config, &tokenizer).into_iter().for_each(&mut *note);
         let file = hone_model::load(&model_dir, &Device::dry(), LoadOptions::INFERENCE)?;
         let threads = run.run.threads.unwrap_or_else(crate::machine::num_threads);
         let (place, compute) = place(&run, gpu, (threads, file.file_dtype), note)?;
@@ -94,8 +94,11 @@ impl Setup {
         let units_per_step = units_per_step(&run, max_seq_len, note);
         let spec = record_spec(&run, max_seq_len);
         let train = hone_data::load(&run.data.train, &spec, &tokenizer)?;
-        train.report().warnings.iter().for_each(|warning| note(warning.clone()));
         let eval = evaluation_data(&run, &spec, &tokenizer)?;
+        for data in std::iter::once(&train).chain(eval.as_ref().map(|(eval, _)| eval)) {
+            check_tokens(data, &config)?;
+            data.report().warnings.iter().for_each(|warning| note(warning.clone()));
+        }
         let mut order = Order::new(&train, max_seq_len, units_per_step, run.train.seed)?;
         let num_steps = match (run.train.max_steps, run.train.num_epochs) {
             (Some(steps), _) => steps,
@@ -187,22 +190,32 @@ pub fn resolve(model: &str, note: &mut dyn FnMut(String)) -> Result<PathBuf, Tra
     })
 }
 
-/// Every id that the tokenizer can give must have a row in the embedding.
-pub fn check_vocabulary(
-    dir: &Path,
-    config: &DecoderConfig,
-    tokenizer: &Tokenizer,
-) -> Result<(), TrainError> {
+/// What to know where the tokenizer has more tokens than the embedding has rows. It is no fault
+/// as long as no text holds such a token: a padding token is often added so.
+pub fn surplus_tokens(dir: &Path, config: &DecoderConfig, tokenizer: &Tokenizer) -> Option<String> {
     let (has, knows) = (tokenizer.vocab_size(), config.vocab_size);
-    if has <= knows {
-        return Ok(());
-    }
+    (has > knows).then(|| {
+        format!(
+            "{}: tokenizer.json has token ids up to {}, but the model knows only {knows} tokens \
+             (vocab_size in config.json): texts with the others are refused",
+            dir.display(),
+            has - 1
+        )
+    })
+}
+
+/// Refuses rows with a token for which the embedding has no row.
+///
+/// # Errors
+/// Naming the first such row.
+pub fn check_tokens(dataset: &Dataset, config: &DecoderConfig) -> Result<(), TrainError> {
+    let knows = config.vocab_size;
+    let Some((source, id)) = dataset.first_beyond(knows) else { return Ok(()) };
     Err(TrainError::Usage(format!(
-        "{}: tokenizer.json has token ids up to {}, but the model (vocab_size in config.json) \
-         knows only {knows} tokens. The tokenizer belongs to another model, or tokens were added \
-         to it without resizing the model's embedding",
-        dir.display(),
-        has - 1,
+        "{}:{}: the row has token id {id}, but the model knows only {knows} tokens (vocab_size in \
+         config.json). The tokenizer belongs to another model, or tokens were added to it without \
+         resizing the model's embedding",
+        source.file, source.line
     )))
 }
 

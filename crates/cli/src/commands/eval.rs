@@ -9,6 +9,7 @@ use hone_model::Batch;
 use hone_tensor::safetensors::write;
 use hone_tensor::{Tape, Tensor};
 use hone_train::evaluate::{EvalSet, evaluate};
+use hone_train::setup::check_tokens;
 use serde_json::json;
 use std::path::Path;
 
@@ -37,6 +38,10 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     let spec = record_spec(args, &opened)?;
     let dataset = hone_data::load(&args.data, &spec, &opened.tokenizer)
         .map_err(|error| Failure::Usage(with_flags(error.to_string())))?;
+    check_tokens(&dataset, &opened.model.decoder.config)?;
+    for warning in &dataset.report().warnings {
+        output::note(&format!("note: {warning}"));
+    }
     let units = pack_in_order(&dataset, spec.max_seq_len)?;
     let units_per_batch = (BATCH_TOKENS / spec.max_seq_len).clamp(1, units.len());
     let unit_tokens = spec.max_seq_len;

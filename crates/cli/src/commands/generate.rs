@@ -88,6 +88,13 @@ fn prompt_tokens(args: &GenerateArgs, opened: &Opened) -> Result<Vec<u32>, Failu
             opened.tokenizer.encode(&text, false)?
         }
     };
+    let knows = opened.model.decoder.config.vocab_size;
+    if let Some(id) = tokens.iter().find(|&&id| id as usize >= knows) {
+        return Err(Failure::Usage(format!(
+            "--prompt holds token id {id}, but the model knows only {knows} tokens (vocab_size in \
+             config.json): leave that token out"
+        )));
+    }
     let longest = opened.model.decoder.config.max_position_embeddings;
     if tokens.is_empty() {
         return Err(Failure::Usage(

@@ -17,7 +17,7 @@ use hone_model::{DecoderConfig, LoadOptions, Model, Pass, adapter};
 use hone_tensor::{Category, Compute, Device, Target};
 use hone_train::place::{Hardware, Place};
 use hone_train::run_file::{RunFile, check_held_for};
-use hone_train::setup::{Setup, check_vocabulary, held_type, resolve};
+use hone_train::setup::{Setup, held_type, resolve, surplus_tokens};
 use std::path::{Path, PathBuf};
 
 fn read_run_file(args: &RunFileArgs) -> Result<RunFile, Failure> {
@@ -80,7 +80,7 @@ fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
         adapter::load(adapter_dir, &mut model, &device)?;
     }
     let tokenizer = Tokenizer::from_dir(&dir)?;
-    check_vocabulary(&dir, &model.decoder.config, &tokenizer)?;
+    surplus_tokens(&dir, &model.decoder.config, &tokenizer).into_iter().for_each(note);
     Ok(Opened { dir, device, model, tokenizer, compute })
 }
 

@@ -51,8 +51,9 @@ fn tokenizers() {
             |s| {
                 let larger = crate::sandbox::tiny_model::word_tokenizer(60);
                 s.write("model/tokenizer.json", &larger.to_string());
+                s.write("train.jsonl", r#"{"prompt": "w4 ", "completion": "w55"}"#);
             },
-            &["tokenizer.json has token ids up to 59", "knows only 53 tokens", "another model"],
+            &["the row has token id", "knows only 53 tokens", "another model"],
         ),
         train(
             "no tokenizer",
