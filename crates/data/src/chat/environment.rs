@@ -1,9 +1,10 @@
 //! What templates may call: the environment of `transformers`' `apply_chat_template` in minijinja.
 
 use super::generation::{FILTER, Marks};
-use super::json;
+use super::limits::{self, string_method};
+use super::{MAX_OUTPUT_BYTES, json};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, filters};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
@@ -25,13 +26,21 @@ pub(super) fn new(marks: Option<Marks>) -> Environment<'static> {
     env.set_auto_escape_callback(|_| AutoEscape::None);
     env.set_fuel(Some(FUEL));
     env.set_recursion_limit(RECURSION_LIMIT);
-    env.set_unknown_method_callback(unknown_method_callback);
+    limits::add_to(&mut env);
+    env.set_unknown_method_callback(|state, value, method, args| {
+        let own = value.as_str().and_then(|text| string_method(text, method, args));
+        own.unwrap_or_else(|| unknown_method_callback(state, value, method, args))
+    });
     env.add_filter("tojson", tojson);
     env.add_filter("length", length);
     env.add_filter("count", length);
     env.add_filter("int", int);
     env.add_filter("float", float);
+    env.add_filter("wordcount", |text: &str| text.split_whitespace().count());
+    env.add_function("cycler", |items: Rest<Value>| minijinja_contrib::globals::cycler(items.0));
+    env.add_function("joiner", minijinja_contrib::globals::joiner);
     env.add_test("iterable", is_iterable);
+    env.add_test("sequence", is_sequence);
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, "raised").with_source(Raised(message)))
     });
@@ -79,6 +88,12 @@ fn is_iterable(value: &Value) -> bool {
     !value.is_none() && value.try_iter().is_ok()
 }
 
+/// As in Jinja, where whatever has a length and elements is a sequence.
+fn is_sequence(value: &Value) -> bool {
+    let kinds = [ValueKind::Seq, ValueKind::String, ValueKind::Map, ValueKind::Undefined];
+    kinds.contains(&value.kind())
+}
+
 fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
     let separators: Option<Vec<String>> = kwargs.get("separators")?;
     let indent: Option<usize> = kwargs.get("indent")?;
@@ -98,7 +113,8 @@ fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
         return Err(invalid("an undefined value cannot be written as JSON"));
     }
     let value = serde_json::to_value(value).map_err(|e| invalid(&e.to_string()))?;
-    Ok(json::dumps(&value, &style))
+    json::dumps_within(&value, &style, MAX_OUTPUT_BYTES)
+        .ok_or_else(|| invalid(&format!("more than {MAX_OUTPUT_BYTES} bytes")))
 }
 
 fn invalid(what: &str) -> Error {

@@ -5,6 +5,7 @@
 //! marks around the block's text. The marks are stripped from the output, which gives the spans.
 //! They hold 128 random bits, so data cannot forge them.
 
+use super::expressions;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 
@@ -68,8 +69,8 @@ fn private(offset: u32) -> Option<char> {
     char::from_u32(0xE000 + offset)
 }
 
-/// The template with generation tags as filter blocks, and whether it had any. Comments, raw
-/// blocks and strings are left alone.
+/// The template with generation tags as filter blocks and its expressions rewritten, and whether
+/// it had such tags. Comments, raw blocks and strings are left alone.
 pub(super) fn rewrite(source: &str) -> (String, bool) {
     let (mut out, mut rest, mut found, mut raw) = (String::new(), source, false, false);
     while let Some(at) = rest.find(['{']) {
@@ -89,8 +90,10 @@ pub(super) fn rewrite(source: &str) -> (String, bool) {
             "endgeneration" => "endfilter".to_owned(),
             _ => String::new(),
         };
-        if raw || replacement.is_empty() {
+        if raw || piece.starts_with("{#") || piece.len() < 2 {
             out.push_str(piece);
+        } else if replacement.is_empty() {
+            out.push_str(&expressions::rewrite(piece));
         } else {
             found = true;
             out.push_str(&piece.replacen(name, &replacement, 1));
@@ -111,10 +114,11 @@ fn piece_len(rest: &str, raw: bool) -> usize {
     }
 }
 
-/// Length up to and including `end`, outside of string literals.
+/// Length up to and including `end`, outside of string literals and of brackets.
 fn closing(text: &str, end: &str) -> usize {
     let mut quote = None;
     let mut escaped = false;
+    let mut depth = 0usize;
     for (at, c) in text.char_indices().skip(2) {
         match quote {
             Some(_) if escaped => escaped = false,
@@ -122,7 +126,9 @@ fn closing(text: &str, end: &str) -> usize {
             Some(q) if c == q => quote = None,
             Some(_) => {}
             None if c == '"' || c == '\'' => quote = Some(c),
-            None if text[at..].starts_with(end) => return at + end.len(),
+            None if depth == 0 && text[at..].starts_with(end) => return at + end.len(),
+            None if "([{".contains(c) => depth += 1,
+            None if ")]}".contains(c) => depth = depth.saturating_sub(1),
             None => {}
         }
     }

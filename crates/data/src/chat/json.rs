@@ -26,6 +26,35 @@ pub(super) fn dumps(value: &Value, style: &Style) -> String {
     out
 }
 
+/// `dumps` within a limit in bytes; `None` where the text needs more.
+pub(super) fn dumps_within(value: &Value, style: &Style, limit: usize) -> Option<String> {
+    // The widest line begins with as many indents as values are nested.
+    let space = style.indent.unwrap_or(0).checked_mul(depth(value) + 1)?;
+    let separators = style.separators.0.len() + style.separators.1.len();
+    let num_bytes = num_values(value).checked_mul(space.checked_add(separators)?)?;
+    if num_bytes > limit {
+        return None;
+    }
+    Some(dumps(value, style)).filter(|text| text.len() <= limit)
+}
+
+fn children(value: &Value) -> Box<dyn Iterator<Item = &Value> + '_> {
+    match value {
+        Value::Array(items) => Box::new(items.iter()),
+        Value::Object(map) => Box::new(map.values()),
+        _ => Box::new(std::iter::empty()),
+    }
+}
+
+fn depth(value: &Value) -> usize {
+    children(value).map(depth).max().map_or(0, |deepest| deepest + 1)
+}
+
+/// Lines of an indented text, about.
+fn num_values(value: &Value) -> usize {
+    2 + children(value).map(num_values).sum::<usize>()
+}
+
 fn write(value: &Value, style: &Style, depth: usize, out: &mut String) {
     match value {
         Value::Null => out.push_str("null"),
@@ -95,7 +124,7 @@ fn string(text: &str, ensure_ascii: bool, out: &mut String) {
 }
 
 /// Python's `repr` of a float: shortest digits, exponents below -4 or from 16 up.
-fn float(x: f64) -> String {
+pub(super) fn float(x: f64) -> String {
     let text = format!("{x:e}");
     let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
     let exponent = exponent.parse::<i32>().unwrap_or(0);

@@ -1,13 +1,16 @@
 //! Chat templates: Jinja rendering as `transformers` does it, and the exact places of what the
-//! assistant says. `environment` holds what templates may call, `generation` the
-//! `{% generation %}` tag, `spans` finds turns in templates without that tag.
+//! assistant says. `environment` holds what templates may call, `expressions` and `limits` what
+//! their operators do, `generation` the `{% generation %}` tag, `spans` finds turns in templates
+//! without that tag.
 //!
-//! A template is foreign code: it runs with limits on instructions, recursion and output, without
-//! a loader, files or environment variables.
+//! A template is foreign code: it runs with limits on instructions, recursion, memory and output,
+//! without a loader, files or environment variables.
 
 mod environment;
+mod expressions;
 mod generation;
 mod json;
+mod limits;
 mod message;
 mod spans;
 
@@ -210,6 +213,7 @@ impl ChatTemplate {
         context.insert("documents".into(), Value::Null);
         context.insert("add_generation_prompt".into(), slice.add_generation_prompt.into());
         let mut output = Limited(Vec::new());
+        limits::begin();
         template.render_captured_to(Serde(&context), &mut output).map_err(|e| describe(&e))?;
         // Everything written came from whole strings.
         String::from_utf8(output.0).map_err(|e| e.to_string())

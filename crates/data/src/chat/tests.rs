@@ -112,3 +112,79 @@ fn what_comes_after_the_last_turn_is_not_learnt() {
     let fault = new(&always).render_with_spans(&talk("said"), &[true]).unwrap_err();
     assert!(fault.what.starts_with("the chat template opens another assistant turn"), "{fault}");
 }
+
+/// Pieces of Jinja that minijinja lacks or does otherwise, with what Jinja2 3.1 gives.
+#[test]
+fn jinja_as_python_has_it() {
+    for (source, want) in [
+        (
+            "{{ 'a%sb%d' % ('x', 3) }} {{ '%05.1f' % 2.25 }} {{ 7 % 3 }} {{ -7 % 3 }}",
+            "axb3 002.2 1 2",
+        ),
+        ("{{ 'a.b.c'.rsplit('.', 1) }} {{ ' a b  c '.rsplit() }}", "['a.b', 'c'] ['a', 'b', 'c']"),
+        ("{{ ' a b  c '.rsplit(none, 1) }}", "[' a b', 'c']"),
+        ("{{ 'abcb'.index('b') }}{{ 'abcb'.rindex('b') }}", "13"),
+        ("{{ '7'.zfill(3) }} {{ '-7'.zfill(3) }} {{ 'aB1'.swapcase() }}", "007 -07 Ab1"),
+        ("{{ 'abc'.removeprefix('a') }}{{ 'abc'.removesuffix('c') }}", "bcab"),
+        ("[{{ 'ab'.center(5) }}][{{ 'abc' | center(6) }}]", "[  ab ][ abc  ]"),
+        ("[{{ 'a'.ljust(3) }}][{{ 'a'.rjust(3) }}] {{ 'a b\\nc' | wordcount }}", "[a  ][  a] 3"),
+        ("{% set c = cycler('x', 'y') %}{{ c.next() }}{{ c.next() }}{{ c.next() }}", "xyx"),
+        ("{{ 'x' is sequence }}{{ [] is sequence }}{{ 1 is sequence }}", "TrueTrueFalse"),
+        ("{{ 1e-5 }} {{ 1e16 }} {{ 1.5 ~ 2.0 }} {{ 1e20 | string }}", "1e-05 1e+16 1.52.0 1e+20"),
+        ("{{ '<a>' | safe + '\"' }} {{ '\"' + '\"' }}", "<a>&#34; \"\""),
+        ("{{ 'a\\nb\\n\\nc' | indent(2) }}", "a\n  b\n\n  c"),
+        ("{{ 'a\\nb' | indent('> ', true) }}", "> a\n> b"),
+        ("{{ 'aXbX' | replace('X', '-', 1) }} {{ 'ab'.replace('', '.') }}", "a-bX .a.b."),
+        ("{{ {'a': {'b': 1 + 1}} }}", "{'a': {'b': 2}}"),
+        ("{{ [1] + [2] }} {{ 'ab' * 2 }} {{ 1 + 2 * 3 - 4 // 3 }}", "[1, 2] abab 6"),
+        ("{{ 'a=b=c'.partition('=') | join('|') }}", "a|=|b=c"),
+        ("{{ loop is defined }}{% for x in [3] %}{{ loop.index0 + x }}{% endfor %}", "False3"),
+    ] {
+        assert_eq!(template(source).render(&talk(""), false).as_deref(), Ok(want), "{source}");
+    }
+}
+
+/// Whatever a template does with strings and lists, it ends with an error before memory does.
+#[test]
+fn memory_has_a_limit() {
+    let doubled = |what: &str| {
+        format!(
+            "{{% set n = namespace(s='{}', l=[]) %}}{{% for i in range(40) %}}{what}{{% endfor %}}",
+            "a".repeat(1024)
+        )
+    };
+    let sets = "{% set a = a ~ a %}".repeat(40);
+    for source in [
+        doubled("{% set n.s = n.s ~ n.s %}"),
+        doubled("{% set n.s = n.s + n.s %}"),
+        doubled("{% set n.s = '%s%s' % (n.s, n.s) %}"),
+        doubled("{% set n.s = '%s%s' | format(n.s, n.s) %}"),
+        doubled("{% set n.s = '{}{}'.format(n.s, n.s) %}"),
+        doubled("{% set n.s = [n.s, n.s] | join %}"),
+        doubled("{% set n.s = ''.join([n.s, n.s]) %}"),
+        doubled("{% set n.s = n.s | replace('a', 'aa') %}"),
+        doubled("{% set n.s = n.s.replace('a', 'aa') %}"),
+        doubled("{% set x %}{{ n.s }}{{ n.s }}{% endset %}{% set n.s = x %}"),
+        doubled("{% set n.l = n.l + ['x' * 6000000] %}"),
+        doubled("{% set n.l = n.l + [('x' * 6000000) | upper] %}"),
+        doubled("{% set n.l = n.l + n.l + [1] %}"),
+        format!("{{% set a = 'aaaaaaaaaaaaaaaa' %}}{sets}"),
+        "{{ messages | tojson(indent=2000000000) }}".to_owned(),
+        "{{ 'a\nb' | indent(2000000000) }}".to_owned(),
+        "{{ [1] | batch(2000000000, 0) }}".to_owned(),
+        "{{ [1] | slice(2000000000) | list }}".to_owned(),
+        "{{ '%2000000000d' | format(1) }}".to_owned(),
+        "{{ '%2000000000d' % 1 }}".to_owned(),
+        "{{ '%*d' % (2000000000, 1) }}".to_owned(),
+        "{{ '{:2000000000}'.format(1) }}".to_owned(),
+        "{{ 'a' | center(2000000000) }}{{ 'a'.center(2000000000) }}".to_owned(),
+        "{{ 'a'.zfill(2000000000) }}".to_owned(),
+        "{{ ('a' * 2000000000) | length }}".to_owned(),
+        "{{ ([1] * 2000000000) | join('x') }}".to_owned(),
+    ] {
+        let fault = template(&source).render(&talk("said"), false);
+        let fault = fault.expect_err(&source).to_string();
+        let is_limit = ["strings of more than", "a list of more than", "bytes", "too large"];
+        assert!(is_limit.iter().any(|limit| fault.contains(limit)), "{source}: {fault}");
+    }
+}
