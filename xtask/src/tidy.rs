@@ -2,15 +2,18 @@
 //!
 //! Each rule is a small pure function over text, so that its tests need no files:
 //! [`sizes`] (functions, files, columns, and the exceptions which only shrink), [`content`]
-//! (unsafe code, unfinished work, headers, names), [`crates`] (dependency directions, lints,
-//! documents). Formatting is rustfmt's business and lints are clippy's.
+//! (unsafe code, unfinished work, headers, names), [`circles`] (modules that use each other),
+//! [`crates`] (dependency directions, lints, documents), [`goldens`] (their size). Formatting is
+//! rustfmt's business and lints are clippy's.
 //!
 //! Documents made by a program (`docs/run-file.md`, `docs/command-line.md`) are compared with a
 //! fresh copy by the tests of the crates that make them; `HONE_WRITE_DOCS=1 cargo test` writes
 //! them.
 
+mod circles;
 mod content;
 mod crates;
+mod goldens;
 mod sizes;
 mod source;
 #[cfg(test)]
@@ -23,6 +26,7 @@ use std::process::ExitCode;
 /// Folders whose code is checked; everything else is documents, data or build output.
 const CODE_FOLDERS: [&str; 4] = ["crates", "xtask", "scripts", ".ci"];
 const EXCEPTIONS: &str = "xtask/tidy-exceptions.txt";
+const CIRCLES: &str = "xtask/tidy-circles.txt";
 
 /// One broken rule: where, what, and how to mend it.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,6 +76,8 @@ fn check(root: &Path) -> std::io::Result<(usize, Vec<Finding>)> {
     let sources = source::read_all(root, &CODE_FOLDERS)?;
     let exceptions = std::fs::read_to_string(root.join(EXCEPTIONS)).unwrap_or_default();
     let mut findings = sizes::check(&sources, EXCEPTIONS, &exceptions);
+    findings.extend(circles::check(&sources, CIRCLES, &read(root, CIRCLES)));
+    findings.extend(goldens::check(goldens::size(root)?));
     for source in &sources {
         findings.extend(content::check(source));
     }

@@ -1,5 +1,7 @@
+use super::circles;
 use super::content;
 use super::crates::{self, Krate};
+use super::goldens;
 use super::sizes;
 use super::source::{self, Source};
 use super::*;
@@ -229,4 +231,49 @@ fn documents_exist_and_the_map_names_every_crate() {
         ["ARCHITECTURE.md:1: crate `data` is not on the map: \
           add what it does and may depend on"]
     );
+}
+
+fn circles_of(files: &[(&str, &str)], list: &str) -> Vec<String> {
+    let source = |(path, text): &(&str, &str)| Source::new(&format!("crates/a/src/{path}"), text);
+    let sources: Vec<Source> = files.iter().map(source).collect();
+    messages(circles::check(&sources, "list.txt", list))
+}
+
+#[test]
+fn modules_that_use_each_other_are_found() {
+    let circle = "crates/a/src/x.rs:1: modules use each other in a circle: x, y/z: move what both \
+                  need to where neither uses the other";
+    let root = ("lib.rs", "mod x; mod y;");
+    let y = ("y/mod.rs", "mod z; use self::z::B;");
+    for (x, z) in [
+        ("use crate::y::z::B;", "use crate::x::A;"),
+        ("use crate::{other, y::{C, z::{B as D}}};", "use super::super::x::{self, A};"),
+        ("fn f() { crate::y::z::f() }", "fn f(a: super::super::x::A) {}"),
+    ] {
+        let files = [root, ("x.rs", x), y, ("y/z.rs", z)];
+        assert_eq!(circles_of(&files, ""), [circle], "{x} {z}");
+        assert_eq!(circles_of(&files, "# why\na: x y/z"), [""; 0]);
+        assert_eq!(
+            circles_of(&files, "a: x y/z w"),
+            ["list.txt:1: `w` is in no such circle any more: remove it here"]
+        );
+        assert_eq!(circles_of(&files, "b: x y/z").len(), 3);
+    }
+}
+
+#[test]
+fn parents_tests_and_one_way_uses_are_no_circles() {
+    let root = ("lib.rs", "mod x; mod y; pub use x::A;");
+    let x = ("x/mod.rs", "mod z; use z::B; pub struct A;");
+    let z = ("x/z.rs", "use super::A; use crate::y::C;");
+    let y = ("y.rs", "#[cfg(test)]\nstatic S: [u8; 1] = [crate::x::N];\n// use crate::x::A;\n");
+    assert_eq!(circles_of(&[root, x, z, y, ("y/tests.rs", "use crate::x::A;")], ""), [""; 0]);
+    let by_way = ("y.rs", "use crate::A; fn f() { let x = \"crate::x::A\"; }");
+    assert_eq!(circles_of(&[root, x, z, by_way], ""), [""; 0]);
+}
+
+#[test]
+fn golden_files_stay_small() {
+    assert!(goldens::check(4 << 20).is_none());
+    assert!(goldens::check((4 << 20) + 1).is_some_and(|found| found.message.contains("4194305")));
 }
