@@ -19,7 +19,7 @@ const MAX_FAILURES: usize = 5;
 pub fn folder(name: &str) -> PathBuf {
     let program = std::env::current_exe().ok();
     let target = program.as_deref().and_then(Path::parent).and_then(Path::parent);
-    target.unwrap_or(Path::new("target")).join("fuzz").join(name)
+    target.unwrap_or(Path::new("target")).join("fuzz-files").join(name)
 }
 
 /// Fuzzes one target for `time`; the number of failures.
