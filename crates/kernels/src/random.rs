@@ -9,17 +9,29 @@
 pub struct Philox {
     key: [u32; 2],
     stream: u64,
+    /// What positions are counted from.
+    first: u64,
 }
 
 impl Philox {
     /// The numbers of `stream` under `seed`.
     pub fn new(seed: u64, stream: u64) -> Self {
-        Self { key: [seed as u32, (seed >> 32) as u32], stream }
+        Self { key: [seed as u32, (seed >> 32) as u32], stream, first: 0 }
     }
 
-    /// Key and stream, which kernels on a GPU read in this order.
-    pub(crate) fn parts(&self) -> ([u32; 2], u64) {
-        (self.key, self.stream)
+    /// The numbers of an adapter's dropout in a micro-batch of a step. No two of them overlap while
+    /// positions are below 2^40, and adapters and micro-batches below 2^28: the lower halves of
+    /// their numbers are in the stream, the others above the position.
+    pub fn of_dropout(seed: u64, step: u64, micro_batch: u32, adapter: u32) -> Self {
+        assert!(micro_batch < 1 << 28 && adapter < 1 << 28, "streams would overlap");
+        let low = u64::from(micro_batch & 0xffff) << 16 | u64::from(adapter & 0xffff);
+        let high = u64::from(micro_batch >> 16) << 12 | u64::from(adapter >> 16);
+        Self { first: high << 40, ..Self::new(seed, step << 32 | low) }
+    }
+
+    /// Key, stream and first position, which kernels on a GPU read in this order.
+    pub(crate) fn parts(&self) -> ([u32; 2], u64, u64) {
+        (self.key, self.stream, self.first)
     }
 
     /// Four random words at `position`.
@@ -31,6 +43,7 @@ impl Philox {
     /// Words `0..4` at each of the positions.
     #[inline(always)]
     fn words_at<const N: usize>(&self, positions: [u64; N]) -> [[u32; N]; 4] {
+        let positions = positions.map(|position| self.first + position);
         let counters = [
             positions.map(|position| position as u32),
             positions.map(|position| (position >> 32) as u32),
@@ -112,6 +125,20 @@ mod tests {
             philox4x32_10([[u32::MAX]; 4], [u32::MAX; 2]).as_flattened(),
             [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
         );
+    }
+
+    /// Numbers above 65,535, too, and the streams of runs before there were such.
+    #[test]
+    fn dropout_of_different_adapters_and_micro_batches_does_not_overlap() {
+        let numbers = [0, 1, 0xffff, 0x1_0000, 0x1_0001, 0xfff_ffff];
+        let pairs = numbers.iter().flat_map(|&micro| numbers.map(|adapter| (micro, adapter)));
+        let mut found = std::collections::HashSet::new();
+        for (micro_batch, adapter) in pairs {
+            let random = Philox::of_dropout(3, 5, micro_batch, adapter);
+            assert!(found.insert(random.words(7)), "{micro_batch}, {adapter}");
+        }
+        let before = Philox::new(3, 5 << 32 | 9 << 16 | 4);
+        assert_eq!(Philox::of_dropout(3, 5, 9, 4), before);
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub use device::arena::{Arena, Event, Layout, Trace};
 pub use device::{
     Category, Cost, Device, OFFLOAD_SLOTS, Offloaded, Span, Target, Transfer, Work, offload,
 };
-pub use hone_kernels::attention::{Heads, MOST_DIMS, Sequence};
+pub use hone_kernels::attention::{Heads, Sequence, max_head_dim};
 pub use hone_kernels::memory::release_free_memory;
 pub use hone_kernels::random::Philox;
 pub use hone_kernels::{

@@ -5,8 +5,8 @@ use crate::machine;
 use crate::profile::DeviceProfile;
 use crate::report::format_bytes;
 use crate::run_file::Precision;
-use hone_tensor::cuda::{Gpu, num_devices};
-use hone_tensor::{Compute, DType, Device, MOST_DIMS};
+use hone_tensor::cuda::{Gpu, Info, num_devices};
+use hone_tensor::{Compute, DType, Device, max_head_dim};
 
 /// A processor that is there and can be used.
 #[derive(Clone)]
@@ -53,11 +53,17 @@ impl<'a> Hardware<'a> {
     /// With both figures.
     pub fn check_heads(self, head_dim: usize) -> Result<(), TrainError> {
         match self {
-            Self::Gpu { name, .. } if head_dim > MOST_DIMS => Err(TrainError::Usage(format!(
-                "{name}: this model's heads have {head_dim} dimensions, and a GPU's kernels serve \
-                 up to {MOST_DIMS}. Compute on the CPU"
-            ))),
-            _ => Ok(()),
+            Self::Gpu { name, capability } => {
+                let most = max_head_dim(Info::shared_bytes_of(capability));
+                if head_dim <= most {
+                    return Ok(());
+                }
+                Err(TrainError::Usage(format!(
+                    "{name}: this model's heads have {head_dim} dimensions, and this GPU's kernels \
+                     serve up to {most}. Compute on the CPU"
+                )))
+            }
+            Self::Cpu => Ok(()),
         }
     }
 

@@ -57,7 +57,21 @@ const OF_WIDTHS: [&str; 9] = [
 const THREADS: u32 = 128;
 
 /// Dimensions of the widest head that a GPU's kernels serve.
-pub const MOST_DIMS: usize = 256;
+const MOST_DIMS: usize = 256;
+
+/// Bytes of shared memory of the general kernels' three passes.
+fn general_shared_bytes(head_dim: usize) -> [usize; 3] {
+    // Rows of a tile are an odd number of elements apart.
+    let (own, tile) = (16 * head_dim, 32 * (head_dim | 1));
+    [own + tile, 2 * own + tile, 2 * own + tile].map(|floats| 4 * floats)
+}
+
+/// Dimensions of the widest head that the kernels serve on a GPU whose blocks may have so much
+/// shared memory.
+pub fn max_head_dim(shared_bytes: u32) -> usize {
+    let fits = |&d: &usize| general_shared_bytes(d).iter().all(|&b| b <= shared_bytes as usize);
+    (1..=MOST_DIMS).rev().find(fits).unwrap_or(0)
+}
 
 /// The kernels that serve a shape.
 struct Kernels {
@@ -95,14 +109,12 @@ impl Kernels {
         }
         assert!(d <= MOST_DIMS, "heads of {d} dimensions");
         let name = dtype.in_kernels();
-        // Rows of a tile are an odd number of elements apart.
-        let (own, tile) = (16 * d, 32 * (d | 1));
         Self {
             source: &GENERAL,
             suffix: format!("general<{name}>"),
             forward_rows: 16,
             backward_rows: 16,
-            shared: [own + tile, 2 * own + tile, 2 * own + tile].map(|floats| 4 * floats),
+            shared: general_shared_bytes(d),
         }
     }
 

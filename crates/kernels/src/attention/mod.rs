@@ -14,7 +14,7 @@ pub mod reference;
 mod rows;
 
 pub use backward::{backward, workspace_len};
-pub use cuda::MOST_DIMS;
+pub use cuda::max_head_dim;
 pub use forward::forward;
 
 /// Bytes of scratch memory that each thread keeps after its first attention.

@@ -84,3 +84,13 @@ fn pairs_are_counted() {
         assert_eq!(sequence.num_pairs(window), pairs);
     }
 }
+
+/// Turing's blocks have too little shared memory for heads of 256 dimensions, by 128 bytes.
+#[test]
+fn heads_that_every_generation_serves() {
+    let widest = |capability| max_head_dim(crate::cuda::Info::shared_bytes_of(capability));
+    assert_eq!(widest((7, 5)), 255);
+    for capability in [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)] {
+        assert_eq!(widest(capability), 256, "{capability:?}");
+    }
+}

@@ -4,7 +4,7 @@
 //! spin for a while before they sleep: a spinning worker starts in about 0.1 µs, a sleeping one in
 //! about 20 µs. Which thread runs a task is left to chance; results must not depend on it.
 
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -12,6 +12,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const SPIN: Duration = Duration::from_micros(60);
+
+thread_local! {
+    /// Whether this thread runs a task: a job inside one would wait for itself.
+    static IN_TASK: Cell<bool> = const { Cell::new(false) };
+}
 
 type Task<'a> = &'a (dyn Fn(usize) + Sync + 'a);
 
@@ -79,12 +84,13 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Runs `task(0) … task(num_tasks - 1)`, each once, and returns when all are done.
+    /// Runs `task(0) … task(num_tasks - 1)`, each once, and returns when all are done. Inside a
+    /// task of a pool everything runs on that task's thread.
     ///
     /// # Panics
     /// If a task panics.
     pub fn run(&self, num_tasks: usize, task: Task<'_>) {
-        if self.workers.is_empty() || num_tasks <= 1 {
+        if self.workers.is_empty() || num_tasks <= 1 || IN_TASK.get() {
             (0..num_tasks).for_each(task);
             return;
         }
@@ -133,6 +139,15 @@ impl Drop for Pool {
 
 impl Shared {
     fn drain(&self, job: Job) {
+        /// Over also where a task panics.
+        struct InTask;
+        impl Drop for InTask {
+            fn drop(&mut self) {
+                IN_TASK.set(false);
+            }
+        }
+        IN_TASK.set(true);
+        let _in_task = InTask;
         loop {
             let i = self.next_task.fetch_add(1, Ordering::Relaxed);
             if i >= job.num_tasks {

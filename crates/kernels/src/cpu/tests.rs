@@ -30,6 +30,20 @@ fn a_panicking_task_is_reported_and_the_pool_lives_on() {
 }
 
 #[test]
+fn a_job_inside_a_task_runs_on_its_thread() {
+    let (pool, other) = (Pool::new(3), Pool::new(2));
+    for inner in [&pool, &other] {
+        let sum = AtomicUsize::new(0);
+        pool.run(10, &|i| {
+            inner.run(10, &|j| {
+                sum.fetch_add(10 * i + j, Ordering::Relaxed);
+            });
+        });
+        assert_eq!(sum.into_inner(), (0..100).sum());
+    }
+}
+
+#[test]
 fn sleeping_workers_wake() {
     let pool = Pool::new(2);
     for _ in 0..3 {

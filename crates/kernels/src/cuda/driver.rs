@@ -198,6 +198,22 @@ pub struct Info {
     pub memory_bytes: u64,
     /// Multiprocessors.
     pub num_multiprocessors: u32,
+    /// Bytes of shared memory that a block may have, where it asks for them.
+    pub shared_bytes: u32,
+}
+
+impl Info {
+    /// [`Info::shared_bytes`] of GPUs of a compute capability (CUDA C++ Programming Guide, table of
+    /// technical specifications), for one that is only planned for.
+    pub fn shared_bytes_of(capability: (u32, u32)) -> u32 {
+        let kib = match capability {
+            (..=7, _) => 64,
+            (8, 0 | 7) => 163,
+            (8, _) | (12.., _) => 99,
+            (9..=11, _) => 227,
+        };
+        kib << 10
+    }
 }
 
 /// One GPU.

@@ -51,6 +51,7 @@ impl Emulator {
             compute_capability: (8, 0),
             memory_bytes: 8 << 30,
             num_multiprocessors: 1,
+            shared_bytes: Info::shared_bytes_of((8, 0)),
         };
         let (libraries, blocks) = (Mutex::default(), Mutex::default());
         Some(Self { info, compiler, libraries, blocks, under_way: Mutex::default() })
@@ -73,8 +74,9 @@ impl Emulator {
     /// The path of the compiled library.
     fn compiled(&self, source: &Source) -> PathBuf {
         let program = program(source);
+        // In no folder that others can write to: what is there is loaded.
         let path = cache::path(source.name, &program, "so")
-            .unwrap_or_else(|| std::env::temp_dir().join(format!("hone-{}.so", source.name)));
+            .expect("HOME or XDG_CACHE_HOME says where compiled kernels are kept");
         if !path.exists() {
             self.compile(source.name, &program, &path);
         }
@@ -159,6 +161,7 @@ impl Driver for Emulator {
     }
 
     fn launch(&self, source: &'static Source, kernel: usize, at: Launch, args: &[Arg]) {
+        assert!(at.shared_bytes <= self.info.shared_bytes, "more shared memory than there is");
         let mut args = Arg::pointers(args);
         let _one_at_a_time = LAUNCHING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let function = self.function(source, kernel);

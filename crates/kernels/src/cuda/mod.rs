@@ -411,10 +411,12 @@ unsafe impl Send for HostBlock {}
 unsafe impl Sync for HostBlock {}
 
 impl HostBlock {
-    /// `len` bytes, which are to be written before they are copied; `None` where the system locks
-    /// no more memory.
+    /// `len` bytes, zeroed; `None` where the system locks no more memory.
     pub fn new(gpu: &Gpu, len: usize) -> Option<Self> {
         let start = gpu.0.driver.alloc_host(len)?;
+        // Copies read all of it, gaps between what is written included.
+        // SAFETY: taken just now, and nobody else has it.
+        unsafe { start.write_bytes(0, len) };
         Some(Self { gpu: gpu.clone(), start, len })
     }
 

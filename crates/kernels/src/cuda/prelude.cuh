@@ -284,9 +284,12 @@ DEVICE float sigmoid(float x) {
 struct Philox {
     uint32 key[2];
     uint64 stream;
+    // What positions are counted from.
+    uint64 first;
 };
 
 DEVICE void philox_words(Philox random, uint64 position, uint32 words[4]) {
+    position += random.first;
     uint32 a = uint32(position), b = uint32(position >> 32);
     uint32 c = uint32(random.stream), d = uint32(random.stream >> 32);
     uint32 key0 = random.key[0], key1 = random.key[1];

@@ -121,6 +121,7 @@ fn recorded() -> (Processor, Arc<Mutex<Vec<Call>>>) {
         compute_capability: (9, 0),
         memory_bytes: 1 << 30,
         num_multiprocessors: 1,
+        shared_bytes: 64 << 10,
     };
     let calls = Arc::new(Mutex::new(Vec::new()));
     let recorder = Recorder { info, next: AtomicU64::new(1 << 20), calls: Arc::clone(&calls) };

@@ -35,7 +35,8 @@ pub(super) fn add_masked(gpu: &Gpu, mask: Mask, d_y: Slice<'_>, d_x: Slice<'_>) 
 /// Which random numbers they are: what differs from step to step, in memory, and the last bits of
 /// the stream, which the masks of a pass differ in.
 fn random(gpu: &Gpu, mask: Mask) -> (Address, u32) {
-    let ([low, high], stream) = mask.random.parts();
+    let ([low, high], stream, first) = mask.random.parts();
     let (own, of_pass) = (stream as u32 & 0xffff, stream as u32 & !0xffff);
-    (gpu.upload(&[low, high, of_pass, (stream >> 32) as u32]), own)
+    let words = [of_pass, (stream >> 32) as u32, first as u32, (first >> 32) as u32];
+    (gpu.upload(&[[low, high].as_slice(), &words].concat()), own)
 }

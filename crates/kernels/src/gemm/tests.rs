@@ -374,14 +374,19 @@ fn a_gpu_multiplies_bytes_in_parts() {
     let on_gpu = |at, dtype, len, cols| region.slice(at, dtype, (len, cols));
     let a = Matrix::rows(View::Cuda(on_gpu(0, DType::Bf16, m * k, k)), k);
     let b = Matrix::rows(View::Cuda(region.slice(at_w, Storage::INT8, (n * k, k))), k).transposed();
-    let (terms, y) = ([Term { a, b, k }], on_gpu(at_y, DType::F32, m * n, n));
-    let add_on_gpu = View::Cuda(on_gpu(at_add, DType::F32, m * n, n));
-    let epilogue = Epilogue { scale: 0.5, add: Some(add_on_gpu), ..Epilogue::default() };
-    let product = Product { terms: &terms, epilogue, target: Place::whole(m, n) };
-    let on = crate::processor::Processor::Cuda(gpu.clone());
-    on.begin();
-    on.gemm_in_eight_bits(EightBits::Int8, DType::Bf16, &[product], ViewMut::Cuda(y));
-    let found = gpu.download(y.address(), m * n);
+    let (term, y) = (Term { a, b, k }, on_gpu(at_y, DType::F32, m * n, n));
+    let add_on_gpu = on_gpu(at_add, DType::F32, m * n, n).address();
+    // In parts, and all at once as users have it.
+    let [found, at_once] = [32 << 10, cuda::SUMS_BYTES].map(|sums_bytes| {
+        gpu.begin_operation();
+        let target = &Place::whole(m, n);
+        let d = crate::cuda::Operand { address: y.address(), row_stride: n, col_stride: 1 };
+        let (c, d_dtype) = (Some(add_on_gpu), DType::F32);
+        cuda::Int8Sum { term: &term, target, scale: 0.5, c, d, d_dtype, sums_bytes }
+            .add(&gpu, &mut Default::default());
+        gpu.download(y.address(), m * n)
+    });
+    assert_eq!(found, at_once);
 
     let (mut bytes, mut scales) = (vec![0; m * k], vec![0.0; m]);
     let rows = (View::Bf16(&x), k, 0);

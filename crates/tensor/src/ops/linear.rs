@@ -521,8 +521,6 @@ fn dropped(device: &Device, x: &Tensor, lora: &Lora, step: Option<StepKey>) -> O
 
 fn mask(lora: &Lora, step: Option<StepKey>) -> Option<Mask> {
     let step = step.filter(|_| lora.dropout > 0.0)?;
-    assert!(step.micro_batch < 1 << 16 && lora.stream < 1 << 16, "streams would overlap");
-    // Seed, step, micro-batch and adapter name the stream; the element's index its position.
-    let stream = step.step << 32 | u64::from(step.micro_batch) << 16 | u64::from(lora.stream);
-    Some(Mask { random: Philox::new(step.seed, stream), probability: lora.dropout })
+    let random = Philox::of_dropout(step.seed, step.step, step.micro_batch, lora.stream);
+    Some(Mask { random, probability: lora.dropout })
 }

@@ -5,12 +5,19 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use std::collections::HashSet;
 use std::fmt;
 
+/// Longest header that is parsed, as in the reference implementation: what is longer is damage, or
+/// meant to exhaust the memory.
+const MAX_BYTES: u64 = 100_000_000;
+
 /// Checks that names are unique and that every tensor ends inside the file.
 pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
         return Err(format!("it has {} bytes, and 8 are the least", bytes.len()));
     };
     let length = u64::from_le_bytes(*length);
+    if length > MAX_BYTES {
+        return Err(format!("its header should have {length} bytes, and {MAX_BYTES} are the most"));
+    }
     let header = usize::try_from(length).ok().and_then(|length| rest.get(..length));
     let Some(header) = header else {
         let rest = rest.len();

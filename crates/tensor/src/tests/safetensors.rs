@@ -280,12 +280,22 @@ fn damaged(whole: &[u8], header: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
+/// A header is not parsed, however it looks, if it is longer than any real one.
+#[test]
+fn a_header_of_gigabytes_is_refused_unread() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(8 + (101 << 20)).unwrap();
+    std::io::Write::write_all(&mut file.as_file(), &(101u64 << 20).to_le_bytes()).unwrap();
+    let error = SafeTensorsFile::open(file.path()).err().unwrap().to_string();
+    assert!(error.contains("are the most"), "{error}");
+}
+
 #[test]
 fn weights_are_held_in_another_type() {
     let device = Device::cpu(2);
     let values = normals(6, 20_001);
     for from in [DType::F32, DType::Bf16, DType::F16] {
-        for to in [DType::F32, DType::Bf16] {
+        for to in [DType::F32, DType::Bf16, DType::F16] {
             let source = tensor_of(&values, from, &[3, 6667]);
             let held = held_as(&device, Category::Weights, &source, to);
             assert_eq!((held.dtype(), held.shape()), (to, source.shape()));

@@ -171,6 +171,7 @@ mod tests {
             compute_capability: capability,
             memory_bytes,
             num_multiprocessors,
+            shared_bytes: Info::shared_bytes_of(capability),
         }
     }
 

@@ -177,6 +177,7 @@ fn info(device: sys::CUdevice) -> Result<Info, CudaError> {
         ),
         memory_bytes: doing("asking what the device is", memory)? as u64,
         num_multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
     })
 }
 

@@ -11,18 +11,18 @@ const ROUND: usize = 32;
 
 /// Bytes of sums that exist at a time: most of them stay in a GPU's cache between the product and
 /// what is made of it.
-const SUMS_BYTES: usize = if cfg!(test) { 32 << 10 } else { 32 << 20 };
+pub(in crate::gemm) const SUMS_BYTES: usize = 32 << 20;
 
 /// Rows of sums with `n` columns that exist at a time: whole tiles of tensor cores.
-fn rows_of_sums(m: usize, n: usize) -> usize {
-    let most = SUMS_BYTES / (4 * n) / 256 * 256;
+fn rows_of_sums(m: usize, n: usize, sums_bytes: usize) -> usize {
+    let most = sums_bytes / (4 * n) / 256 * 256;
     m.next_multiple_of(ROUND).min(most.max(256))
 }
 
 /// Bytes that a product of `[m, k]` and `[k, n]` takes, part by part.
 pub(super) fn parts([m, n, k]: [usize; 3]) -> [usize; 4] {
     let rows = m.next_multiple_of(ROUND);
-    [rows * k, 4 * rows, n * k, 4 * rows_of_sums(m, n) * n]
+    [rows * k, 4 * rows, n * k, 4 * rows_of_sums(m, n, SUMS_BYTES) * n]
 }
 
 /// Rows of activations or gradients in signed bytes, and where their scales are.
@@ -33,20 +33,22 @@ pub(in crate::gemm) struct InInt8 {
 }
 
 /// A term in integers: `D = scale · A B + C`.
-pub(super) struct Int8Sum<'a> {
-    pub(super) term: &'a Term<'a>,
-    pub(super) target: &'a Place,
-    pub(super) scale: f32,
+pub(in crate::gemm) struct Int8Sum<'a> {
+    pub(in crate::gemm) term: &'a Term<'a>,
+    pub(in crate::gemm) target: &'a Place,
+    pub(in crate::gemm) scale: f32,
     /// What is added, laid out like the result.
-    pub(super) c: Option<Address>,
-    pub(super) d: Operand,
-    pub(super) d_dtype: DType,
+    pub(in crate::gemm) c: Option<Address>,
+    pub(in crate::gemm) d: Operand,
+    pub(in crate::gemm) d_dtype: DType,
+    /// Bytes of sums that exist at a time.
+    pub(in crate::gemm) sums_bytes: usize,
 }
 
 impl Int8Sum<'_> {
     /// Asks for it; `left` is the left operand of the term before, which may be the same.
-    pub(super) fn add(self, gpu: &Gpu, left: &mut Kept<InInt8>) {
-        let Self { term: Term { a, b, k }, target, scale, c, d, d_dtype } = self;
+    pub(in crate::gemm) fn add(self, gpu: &Gpu, left: &mut Kept<InInt8>) {
+        let Self { term: Term { a, b, k }, target, scale, c, d, d_dtype, sums_bytes } = self;
         let (m, n, k) = (target.m, target.n, *k);
         // The scales of a weight's rows belong to columns of the result, or are along the
         // contraction: then they enter before the left operand is rounded.
@@ -56,7 +58,7 @@ impl Int8Sum<'_> {
         let made_of = (a.data.cuda().part(a.offset, 0).address(), k, factors);
         let rows = left.of(made_of, || rows_in_int8(gpu, *a, (m, k), factors));
         let weight = weight_in_int8(gpu, *b, (k, n));
-        let most = rows_of_sums(m, n);
+        let most = rows_of_sums(m, n, sums_bytes);
         let sums = gpu.scratch(4 * most * n);
         for first in (0..m).step_by(most) {
             let left = m - first;

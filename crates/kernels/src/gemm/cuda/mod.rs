@@ -4,7 +4,10 @@ mod fp8;
 mod int8;
 
 #[cfg(test)]
-pub(super) use {fp8::rows_in_fp8, int8::rows_in_int8};
+pub(super) use {
+    fp8::rows_in_fp8,
+    int8::{Int8Sum, SUMS_BYTES, rows_in_int8},
+};
 
 use super::{EightBits, Matrix, Place, Product, Term};
 use crate::cuda::{Address, Gpu, Matmul, Operand, Operands, Slice, Source};
@@ -12,6 +15,7 @@ use crate::element::DType;
 use crate::format::Storage;
 use crate::vector;
 
+#[cfg(not(test))]
 use int8::Int8Sum;
 
 pub(crate) static SOURCE: Source = Source {
@@ -62,7 +66,9 @@ pub(super) fn gemm(
             let (a, b, operands) = match kind {
                 Some(EightBits::Int8) => {
                     let (scale, d_dtype) = (epilogue.scale, out.dtype());
-                    Int8Sum { term, target, scale, c, d, d_dtype }.add(gpu, &mut in_int8);
+                    let sums_bytes = int8::SUMS_BYTES;
+                    Int8Sum { term, target, scale, c, d, d_dtype, sums_bytes }
+                        .add(gpu, &mut in_int8);
                     c = Some(d.address);
                     continue;
                 }
@@ -96,7 +102,7 @@ pub(super) fn gemm(
 }
 
 /// A left operand in eight bits, and what it was made of.
-struct Kept<T>(Option<(Made, T)>);
+pub(super) struct Kept<T>(Option<(Made, T)>);
 
 /// Address, length of rows, and where factors of its columns are, if any.
 type Made = (Address, usize, Option<Address>);
