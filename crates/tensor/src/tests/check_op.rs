@@ -61,6 +61,8 @@ struct Operand {
     shape: Vec<usize>,
     values: Vec<f32>,
     requires_grad: bool,
+    /// A frozen weight as it is held: packing its values again may give others.
+    held: Option<Tensor>,
 }
 
 /// The operands of one case, filled with standard normal numbers.
@@ -72,11 +74,13 @@ impl Operands {
     pub fn add(&mut self, kind: Kind, shape: &[usize]) -> usize {
         let random = Philox::new(5, self.0.len() as u64);
         let values = (0..shape.iter().product::<usize>() as u64).map(|i| random.normal(i));
-        let mut operand =
-            Operand { kind, shape: shape.to_vec(), values: values.collect(), requires_grad: true };
+        let (shape, values) = (shape.to_vec(), values.collect());
+        let mut operand = Operand { kind, shape, values, requires_grad: true, held: None };
         if let Kind::Frozen(storage) = kind {
-            operand.values = stored(&operand.values, storage, shape);
+            let held = tensor_of(&operand.values, storage, &operand.shape);
+            operand.values = held.view().to_vec_f32();
             operand.requires_grad = false;
+            operand.held = Some(held);
         }
         self.0.push(operand);
         self.0.len() - 1
@@ -91,10 +95,10 @@ impl Operands {
 
     /// A frozen or trained operand as operations take it.
     pub fn weight(&self, index: usize) -> Weight {
-        let Operand { kind, shape, values, .. } = &self.0[index];
-        match kind {
-            Kind::Frozen(storage) => Weight::Frozen(tensor_of(values, *storage, shape)),
-            _ => Weight::Trained { param: self.param(index), shape: shape.clone() },
+        let Operand { shape, held, .. } = &self.0[index];
+        match held {
+            Some(held) => Weight::Frozen(held.clone()),
+            None => Weight::Trained { param: self.param(index), shape: shape.clone() },
         }
     }
 
