@@ -42,6 +42,7 @@ pub fn load(paths: &[String], spec: &RecordSpec, tok: &Tokenizer) -> Result<Data
     loader.warn_of_merged_boundaries();
     loader.warn_of_doubled_marks();
     loader.warn_of_learnt_prompts();
+    loader.warn_of_prompts();
     loader.warn_of_date();
     Ok(loader.dataset)
 }
@@ -64,6 +65,8 @@ struct Notes {
     doubled_marks: usize,
     /// Rows whose prompt is learnt, since all tokens are.
     learnt_prompts: usize,
+    /// Rows whose completion follows the prompt's last word without a space.
+    glued: usize,
 }
 
 /// Tokens of one record with their target flags.
@@ -244,6 +247,7 @@ impl Loader<'_> {
 
     fn completion(&mut self, prompt: &str, completion: &str) -> Result<Tokenised, RecordFault> {
         let text = format!("{prompt}{completion}");
+        self.notes.glued += usize::from(is_glued(prompt, completion));
         let encoded = self.encode_marked(&text)?;
         let span = prompt.len()..text.len();
         let spans = std::slice::from_ref(&span);
@@ -374,6 +378,28 @@ impl Loader<'_> {
         }
     }
 
+    /// Prompts are taken as they are: without a space of their own, without the chat template.
+    fn warn_of_prompts(&mut self) {
+        let (glued, report) = (self.notes.glued, self.dataset.report_mut());
+        if glued > 0 {
+            report.warn(format!(
+                "in {glued} of {} rows the completion follows the prompt without a space between \
+                 them, as in \"What is two?It is 2\": if that is not meant, begin the completion \
+                 with a space or a new line",
+                report.rows
+            ));
+        }
+        let is_prompt = |format: &str| format.starts_with(Format::PromptCompletion.name());
+        let has_prompts = report.files.iter().any(|file| is_prompt(&file.format));
+        if has_prompts && self.tok.chat_template().is_some() {
+            report.warn(
+                "rows of prompt and completion are learnt without the model's chat template, so \
+                 ask the model without it too; give messages to train it for conversations"
+                    .to_owned(),
+            );
+        }
+    }
+
     fn warn_of_date(&mut self) {
         let has_chat = |format: &str| ["messages", "sharegpt", "alpaca"].contains(&format);
         let report = self.dataset.report_mut();
@@ -382,6 +408,15 @@ impl Loader<'_> {
             report.warn("the chat template may write today's date into each row".to_owned());
         }
     }
+}
+
+/// Whether a word, or what ends a sentence, is joined with a word. Scripts that write no spaces
+/// between words have none to miss.
+fn is_glued(prompt: &str, completion: &str) -> bool {
+    let spaced = |c: char| c.is_alphanumeric() && c < '\u{2e80}';
+    let ends = prompt.chars().next_back();
+    let ends = ends.is_some_and(|c| spaced(c) || ".?!:;,".contains(c));
+    ends && completion.chars().next().is_some_and(spaced)
 }
 
 fn encode(tok: &Tokenizer, text: &str, add_special: bool) -> Result<Encoded, RecordFault> {

@@ -109,5 +109,15 @@ fn a_space_that_joins_the_answer_is_a_warning() {
     let (merged, text) = warnings("Who is it? ", "the dog");
     assert_eq!(merged, 1);
     assert!(text.contains("in 1 of 1 rows") && text.contains("move the space"), "{text}");
-    assert_eq!(warnings("Who is it?", " the dog"), (0, String::new()));
+    let (merged, text) = warnings("Who is it?", " the dog");
+    assert_eq!(merged, 0);
+    assert!(!text.contains("space"), "{text}");
+    // This model has a chat template, which such rows do not use.
+    assert!(text.contains("without the model's chat template"), "{text}");
+    assert!(warnings("Who is it?", "the dog").1.contains("in 1 of 1 rows the completion follows"));
+    for (prompt, completion) in [("2+2=", "4"), ("谁?", "狗"), ("", "the dog"), ("is it\n", "a")]
+    {
+        let text = warnings(prompt, completion).1;
+        assert!(!text.contains("the completion follows"), "{prompt}{completion}: {text}");
+    }
 }
