@@ -4,7 +4,7 @@ use serde::Serialize;
 
 /// Upper bounds of the length histogram's bins double from this one.
 const FIRST_BIN: usize = 32;
-/// Warnings kept word for word.
+/// Warnings on single records that are kept word for word.
 const MAX_WARNINGS: usize = 10;
 
 /// Where a row came from.
@@ -92,7 +92,7 @@ impl Dataset {
     /// Keeps a warning on a record of the present file.
     pub(crate) fn warn(&mut self, line: usize, what: &str) {
         let file = self.files.last().map_or("", String::as_str);
-        self.report.warn(format!("{file}:{line}: {what}"));
+        self.report.warn_of_record(format!("{file}:{line}: {what}"));
     }
 
     /// Adds a row that has a target; a row's first token is never one.
@@ -134,8 +134,10 @@ pub struct DataReport {
     pub merged_boundaries: usize,
     /// Windows of documents left out because they held a single left-over token.
     pub dropped_windows: usize,
-    /// The first few things the user should know, each with file and line.
+    /// What the user should know: of single records the first few, with file and line.
     pub warnings: Vec<String>,
+    #[serde(skip)]
+    num_record_warnings: usize,
     /// How many rows have which length.
     pub length_histogram: Vec<LengthBin>,
 }
@@ -185,9 +187,16 @@ impl DataReport {
         }
     }
 
-    pub(crate) fn warn(&mut self, warning: String) {
-        if self.warnings.len() < MAX_WARNINGS {
+    /// Keeps a warning on a single record, unless there are many already.
+    pub(crate) fn warn_of_record(&mut self, warning: String) {
+        self.num_record_warnings += 1;
+        if self.num_record_warnings <= MAX_WARNINGS {
             self.warnings.push(warning);
         }
+    }
+
+    /// Keeps a warning on a file or on the whole set.
+    pub(crate) fn warn(&mut self, warning: String) {
+        self.warnings.push(warning);
     }
 }

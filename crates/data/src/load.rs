@@ -188,7 +188,7 @@ impl Loader<'_> {
             FaultKind::Overlong => &mut report.skipped_overlong,
             FaultKind::WithoutTarget => &mut report.skipped_without_target,
         } += 1;
-        report.warn(format!("skipped: {error}"));
+        report.warn_of_record(format!("skipped: {error}"));
         Ok(())
     }
 

@@ -328,6 +328,18 @@ fn skipping_counts_and_reports() {
     );
 }
 
+/// However many records are skipped, what concerns a whole file is told.
+#[test]
+fn many_bad_records_hide_no_note_on_the_file() {
+    let fixture = Fixture::plain();
+    let skip = RecordSpec { on_error: OnError::Skip, ..spec() };
+    let lines = "oops\n".repeat(30) + "{\"text\": \"a\", \"comment\": \"b\"}\n";
+    let set = fixture.load("a.jsonl", lines, &skip).unwrap();
+    let warnings = &set.report().warnings;
+    assert_eq!(warnings.iter().filter(|w| w.starts_with("skipped: ")).count(), 10);
+    assert!(warnings.iter().any(|w| w.contains("not read: \"comment\"")), "{warnings:?}");
+}
+
 #[test]
 fn what_the_template_leaves_out_is_a_warning() {
     let fixture = Fixture::chat(
