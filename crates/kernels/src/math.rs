@@ -96,7 +96,7 @@ pub fn dot3<X: Element, Z: Element>(x: &[X], y: &[f32], z: &[Z]) -> f32 {
 }
 
 /// Elements of a row that [`weighted_sums`] takes together.
-const BLOCK: usize = 64;
+pub(crate) const BLOCK: usize = 64;
 
 /// Calls `body(start, sums)` with the elements from `start` on of `Σ factor · row`, a block at a
 /// time: so rows of `width` are added along themselves, and sums stay in registers.

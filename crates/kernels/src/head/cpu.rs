@@ -4,13 +4,13 @@
 //! results do not depend on the number of threads; segments are merged row by row at the end.
 
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
-use crate::element::{Element, Elements, View, ViewMut, with_elements};
+use crate::element::{Element, View, ViewMut, with_elements};
 use crate::gemm::MAX_PANEL;
 use crate::gemm::block::{
     Int8Left, Left, Typed, int8_right, int8_right_len, left, multiply, multiply_int8, padded, right,
 };
 use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
-use crate::math::{LANES, exp, max, sum, weighted_sums};
+use crate::math::{BLOCK, LANES, exp, max, sum, weighted_sums};
 use crate::vector::quantise_row;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -312,23 +312,21 @@ fn merge(
                 let share = exp(state(s, t)[0] - max) / sum;
                 (share, &sums[(s * n + t) * padded_row(h)..][..h])
             });
-            with_elements!(any inputs.weight, weight => {
-                cpu.isa.run(Direction { row, weight, target, lacks, parts });
-            });
+            cpu.isa.run(Direction { row, weight: inputs.weight, target, lacks, parts });
         });
     });
 }
 
-struct Direction<'a, T, W, P> {
+struct Direction<'a, T, P> {
     row: &'a mut [T],
-    weight: W,
+    weight: View<'a>,
     target: usize,
     /// One minus the target's probability.
     lacks: f32,
     parts: P,
 }
 
-impl<'a, T: Element, W: Elements, P> Kernel for Direction<'_, T, W, P>
+impl<'a, T: Element, P> Kernel for Direction<'_, T, P>
 where
     P: Iterator<Item = (f32, &'a [f32])> + Clone,
 {
@@ -339,8 +337,11 @@ where
         let Self { row, weight, target, lacks, parts } = self;
         let h = row.len();
         weighted_sums(h, parts, |start, means| {
-            for ((out, mean), j) in row[start..].iter_mut().zip(means).zip(start..) {
-                *out = T::from_f32(lacks * weight.at(target * h + j) - mean);
+            let mut weights = [0.0; BLOCK];
+            let weights = &mut weights[..means.len()];
+            weight.read(target * h + start, weights);
+            for ((out, mean), weight) in row[start..].iter_mut().zip(means).zip(weights) {
+                *out = T::from_f32(lacks * *weight - mean);
             }
         });
     }
