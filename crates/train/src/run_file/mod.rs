@@ -25,11 +25,7 @@ pub use error::{Place, RunFileError};
 pub use held::Held;
 pub use hone_data::{Format, OnError, Overlong};
 pub use relations::check_held_for;
-pub use sections::{
-    AdamwSection, AdapterSection, BudgetSection, CheckpointSection, DataSection, LoraSection,
-    ModelSection, ObjectiveSection, Offload, OnNonfinite, OptimizerSection, OutputSection,
-    Precision, Recompute, ReportSection, RunSection, ScheduleSection, TargetModules, TrainSection,
-};
+pub use sections::*;
 
 /// The effective configuration of a run. Built by [`RunFile::load`], which checks; deserialising
 /// it directly does not check ranges.
