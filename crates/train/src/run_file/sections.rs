@@ -124,8 +124,16 @@ tagged! {
         Constant = "constant";
         /// falls linearly to 0
         Linear = "linear";
-        /// falls along half a cosine to 0
-        Cosine = "cosine";
+        /// falls along half a cosine
+        Cosine(CosineSection) = "cosine";
+    }
+}
+
+section! {
+    /// Half a cosine.
+    ["schedule" if kind = "cosine"] CosineSection {
+        /// learning rate at the end, as a share of the highest
+        min_ratio: f64 = Float(UnitClosed), Value("0.0"), "0.1";
     }
 }
 
