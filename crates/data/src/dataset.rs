@@ -1,6 +1,6 @@
 //! The loaded rows in flat storage, and the report on them.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Upper bounds of the length histogram's bins double from this one.
 const FIRST_BIN: usize = 32;
@@ -108,7 +108,7 @@ impl Dataset {
 }
 
 /// What was loaded, cut and left out.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DataReport {
     /// Each file with its format.
     pub files: Vec<FileReport>,
@@ -143,7 +143,7 @@ pub struct DataReport {
 }
 
 /// One file of the set.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FileReport {
     /// The file, as named or found.
     pub file: String,
@@ -156,7 +156,7 @@ pub struct FileReport {
 }
 
 /// Rows of more tokens than the bin before and at most `up_to`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LengthBin {
     /// Longest row of the bin, in tokens.
     pub up_to: usize,

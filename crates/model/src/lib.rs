@@ -22,7 +22,7 @@ pub use batch::Batch;
 pub use config::{AttentionConfig, DecoderConfig, LayerConfig, MlpConfig};
 pub use decoder::{Decoder, Recompute};
 pub use export::{ExportError, export_hf, logits_error, logits_tolerance};
-pub use load::{LoadError, LoadOptions, Model, Trained, load};
+pub use load::{LoadError, LoadOptions, Model, Trained, load, weight_files};
 pub use pass::Pass;
 pub use raw_config::ConfigError;
 pub use rope::{RopeConfig, RopeScaling};

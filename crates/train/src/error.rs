@@ -80,6 +80,24 @@ pub enum TrainError {
         /// What it was.
         what: &'static str,
     },
+    /// A run that another version began, which computes other bits or writes other files.
+    #[error(
+        "{}: written by Hone {hone_version} (numerics {numerics}), and this is Hone {} (numerics \
+         {expected}), which rounds or records otherwise. Go on with that version, or start a new \
+         run in another output.dir",
+        path.display(),
+        env!("CARGO_PKG_VERSION")
+    )]
+    OtherVersion {
+        /// The manifest.
+        path: PathBuf,
+        /// The version that goes on with the run.
+        hone_version: String,
+        /// Its numerics.
+        numerics: u32,
+        /// Those of this version.
+        expected: u32,
+    },
     /// What was written does not compute what was trained.
     #[error(
         "{}: the files read back give other logits than the model in memory (off by {error:.1e} of \

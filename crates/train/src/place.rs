@@ -202,6 +202,14 @@ impl Place {
         }
     }
 
+    /// Versions of what compiles and multiplies for a GPU; `None` on the CPU.
+    pub fn gpu_libraries(&self) -> Option<&str> {
+        match self {
+            Self::Cpu { .. } => None,
+            Self::Cuda(gpu) => Some(&gpu.info().libraries),
+        }
+    }
+
     /// Refuses a model whose weights a GPU has no room for. Those of the CPU are files' pages.
     ///
     /// # Errors

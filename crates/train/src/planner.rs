@@ -17,22 +17,23 @@ use hone_model::{Batch, Recompute};
 use hone_tensor::{
     Category, Cost, Device, Layout, OFFLOAD_SLOTS, StepKey, Storage, Target, Transfer, ops,
 };
-use mend::mends;
-use serde::Serialize;
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-mod mend;
+mod memory;
+mod suggestions;
+
+pub use memory::MemoryUse;
 
 /// What a run will take.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {
     /// Most bytes of memory that the process will occupy; on a GPU, of the GPU's memory.
     pub peak_bytes: u64,
     /// Bytes of the step memory, part of `peak_bytes`.
     pub arena_bytes: u64,
     /// Bytes by use; they add up to `peak_bytes`.
-    pub memory: Map<String, Value>,
+    pub memory: MemoryUse,
     /// Bytes the process may take: `budget.memory`, or three quarters of the machine's memory; what
     /// is free now where a plan within that needs more than is free.
     pub budget_bytes: Option<u64>,
@@ -59,11 +60,12 @@ pub struct Plan {
     /// Micro-batches of a full optimizer step.
     pub micro_batches_per_step: usize,
     /// What products are computed in.
-    pub compute: &'static str,
+    pub compute: String,
     /// How frozen matrices are held; of a model that is trained in full none are frozen.
-    pub base_precision: &'static str,
-    /// What the backward pass computes again: `none` or `block`.
-    pub recompute: &'static str,
+    pub base_precision: String,
+    /// What the backward pass computes again.
+    #[serde(with = "RecomputeName")]
+    pub recompute: Recompute,
     /// Blocks whose frozen weights stay in the CPU's memory and visit the GPU.
     pub offloaded_blocks: usize,
     /// Bytes of the CPU's memory that those take.
@@ -73,9 +75,9 @@ pub struct Plan {
     /// Bytes of the CPU's memory for the copy that a GPU's checkpoint is written from.
     pub checkpoint_bytes: u64,
     /// Bytes of the CPU's memory that can be taken, where a GPU's run keeps more there.
-    pub beside_free_bytes: Option<u64>,
+    pub host_free_bytes: Option<u64>,
     /// When it does not fit: what would.
-    pub mend: Vec<String>,
+    pub suggestions: Vec<String>,
 }
 
 /// A plan and the layouts that carry it out.
@@ -108,11 +110,17 @@ pub struct Policy {
 impl Plan {
     /// Bytes that training needs, whatever preparing the data took before.
     pub fn needed_bytes(&self) -> u64 {
-        total(&self.memory) - self.memory["preparation"].as_u64().unwrap_or(0)
+        self.memory.total() - self.memory.preparation
+    }
+
+    /// The policy that this plan is of.
+    pub fn policy(&self, max_seq_len: usize) -> Policy {
+        let units = (self.micro_batch_tokens / max_seq_len).max(1);
+        Policy { units, recompute: self.recompute }
     }
 
     /// Bytes of the CPU's memory that a GPU's run keeps.
-    pub fn beside_bytes(&self) -> u64 {
+    pub fn host_bytes(&self) -> u64 {
         self.offloaded_bytes + self.checkpoint_bytes
     }
 
@@ -122,33 +130,31 @@ impl Plan {
         let free = host.free.filter(|&free| free < self.needed_bytes())?;
         (self.fits, self.budget_bytes) = (false, Some(free));
         let free_now = crate::report::format_bytes(free);
-        self.mend = vec![format!("free some memory: {free_now} can be taken now")];
+        self.suggestions = vec![format!("free some memory: {free_now} can be taken now")];
         Some(free)
     }
 
     /// Where what a GPU's run keeps in the CPU's memory has no room there: says so in the plan.
-    fn refuse_without_room_beside(&mut self, setup: &Setup, host: Host) {
+    fn refuse_without_host_memory(&mut self, setup: &Setup, host: Host) {
         let free = machine::available_memory().filter(|_| host.gpu_is_here());
-        let Some(free) = free.filter(|&free| self.fits && self.beside_bytes() > free) else {
+        let Some(free) = free.filter(|&free| self.fits && self.host_bytes() > free) else {
             return;
         };
-        (self.fits, self.beside_free_bytes) = (false, Some(free));
+        (self.fits, self.host_free_bytes) = (false, Some(free));
         let free = crate::report::format_bytes(free);
-        self.mend = vec![format!("free some of the CPU's memory: {free} can be taken now")];
+        self.suggestions = vec![format!("free some of the CPU's memory: {free} can be taken now")];
         if self.offloaded_blocks > 0 && setup.base_precision != Some(Storage::INT8) {
-            self.mend.push("model.base_precision = \"int8\"".to_owned());
+            self.suggestions.push("model.base_precision = \"int8\"".to_owned());
         }
     }
 }
 
-impl Policy {
-    /// The policy's name in plans and run files.
-    pub fn recompute_name(self) -> &'static str {
-        match self.recompute {
-            Recompute::None => "none",
-            Recompute::Block => "block",
-        }
-    }
+/// Names of [`Recompute`] in plans, as in run files.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Recompute", rename_all = "lowercase")]
+enum RecomputeName {
+    None,
+    Block,
 }
 
 /// Bytes of the program that only training touches: its code, stacks of threads, small buffers.
@@ -226,12 +232,12 @@ pub fn plan(setup: &Setup, profile: &DeviceProfile) -> Result<Planned, TrainErro
     let mut planned = plan_among(setup, profile, host, &candidates(setup))?;
     let plan = &mut planned.plan;
     if !plan.fits {
-        plan.mend = mends(setup, host, plan.needed_bytes())?;
+        plan.suggestions = suggestions::suggestions(setup, host, plan.needed_bytes())?;
     } else if let Some(free) = plan.refuse_without_room(host) {
         let leaner = format!("budget.memory = \"{}MiB\", to have it planned leaner", free >> 20);
-        plan.mend.push(leaner);
+        plan.suggestions.push(leaner);
     }
-    plan.refuse_without_room_beside(setup, host);
+    plan.refuse_without_host_memory(setup, host);
     Ok(planned)
 }
 
@@ -262,17 +268,18 @@ pub fn plan_with(
     let plan = &mut planned.plan;
     if !plan.fits {
         let needed = crate::report::format_bytes(plan.needed_bytes());
-        plan.mend = vec![
+        plan.suggestions = vec![
             format!("at least {needed} of memory; a resumed run keeps its micro-batches"),
             "a new run in another output.dir, whose micro-batches the planner can choose".into(),
         ];
         if host.target == Target::Cuda && setup.run.budget.offload == run_file::Offload::None {
-            plan.mend.insert(0, "leave budget.offload out, which a resumed run may".to_owned());
+            plan.suggestions
+                .insert(0, "leave budget.offload out, which a resumed run may".to_owned());
         }
     } else {
         plan.refuse_without_room(host);
     }
-    plan.refuse_without_room_beside(setup, host);
+    plan.refuse_without_host_memory(setup, host);
     Ok(planned)
 }
 
@@ -401,9 +408,9 @@ impl<'a> DryRun<'a> {
         let scratch = scratch_bytes(&micro_batch);
         let of_batch = self.of_batch(num_tokens);
         let mut memory = self.memory(&train_layout, &eval_layout, scratch + of_batch);
-        let needed_bytes = total(&memory);
+        let needed_bytes = memory.total();
         let preparation = self.host.peak_bytes.saturating_sub(needed_bytes);
-        memory.insert("preparation".to_owned(), preparation.into());
+        memory.preparation = preparation;
         let plan = Plan {
             peak_bytes: needed_bytes + preparation,
             arena_bytes: train_layout.bytes().max(eval_layout.bytes()) as u64,
@@ -420,15 +427,15 @@ impl<'a> DryRun<'a> {
             trainable_parameters: self.engine.model.params.num_elements() as u64,
             micro_batch_tokens: policy.units * self.setup.max_seq_len,
             micro_batches_per_step: micro_batches,
-            compute: compute.name(),
-            base_precision: held_as.name(),
-            recompute: policy.recompute_name(),
+            compute: compute.name().to_owned(),
+            base_precision: held_as.name().to_owned(),
+            recompute: policy.recompute,
             offloaded_blocks: self.offloaded_blocks,
             offloaded_bytes: device.persistent_bytes(Category::Offloaded),
             copied_bytes_per_step: copied_bytes(&micro_batch) * micro_batches as u64,
             checkpoint_bytes: self.checkpoint_bytes(),
-            beside_free_bytes: None,
-            mend: Vec::new(),
+            host_free_bytes: None,
+            suggestions: Vec::new(),
         };
         let profile = profile.clone();
         let (scratch_bytes, list_bytes) = (scratch, list_bytes(num_tokens));
@@ -481,31 +488,36 @@ impl<'a> DryRun<'a> {
     }
 
     /// Bytes by use; `scratch` are those of a GPU beside tensors.
-    fn memory(&self, train: &Layout, eval: &Layout, scratch: u64) -> Map<String, Value> {
+    fn memory(&self, train: &Layout, eval: &Layout, scratch: u64) -> MemoryUse {
         let larger = if train.bytes() >= eval.bytes() { train } else { eval };
         let of_step = |category| larger.at_peak().get(&category).copied().unwrap_or(0) as u64;
         let kept = |category| self.engine.device.persistent_bytes(category);
-        let parameters = if self.engine.lora.is_some() { "adapters" } else { "parameters" };
+        let (adapters, parameters) = match self.engine.lora {
+            Some(_) => (kept(Category::Parameters), 0),
+            None => (0, kept(Category::Parameters)),
+        };
         let live: u64 = larger.at_peak().values().map(|&bytes| bytes as u64).sum();
         let config = &self.setup.config;
         let of_heads = |heads| ops::scratch_bytes_per_thread(heads, config.hidden_size);
         let of_thread = config.heads().map(of_heads).max().unwrap_or(0);
-        let (scratch, in_use) = match self.host.target {
-            Target::Cpu => ((of_thread * self.setup.threads) as u64, "program_and_data"),
-            Target::Cuda => (scratch, "driver"),
+        let (scratch, program_and_data, driver) = match self.host.target {
+            Target::Cpu => ((of_thread * self.setup.threads) as u64, self.host.bytes, 0),
+            Target::Cuda => (scratch, 0, self.host.bytes),
         };
-        let parts = [
-            ("weights", kept(Category::Weights)),
-            (parameters, kept(Category::Parameters)),
-            ("gradients", kept(Category::Gradients)),
-            ("optimizer", kept(Category::Optimizer)),
-            ("activations", of_step(Category::Activations)),
-            ("head", of_step(Category::Head)),
-            ("workspace", of_step(Category::Workspace) + scratch),
-            ("gaps", larger.bytes() as u64 - live),
-            (in_use, self.host.bytes),
-        ];
-        parts.iter().map(|&(name, bytes)| (name.to_owned(), bytes.into())).collect()
+        MemoryUse {
+            weights: kept(Category::Weights),
+            adapters,
+            parameters,
+            gradients: kept(Category::Gradients),
+            optimizer: kept(Category::Optimizer),
+            activations: of_step(Category::Activations),
+            head: of_step(Category::Head),
+            workspace: of_step(Category::Workspace) + scratch,
+            gaps: larger.bytes() as u64 - live,
+            program_and_data,
+            driver,
+            preparation: 0,
+        }
     }
 
     /// Bytes that the leanest policy needs, one row of `num_tokens` at a time.
@@ -518,7 +530,7 @@ impl<'a> DryRun<'a> {
         });
         let (_, eval) = device.trace(|| log_likelihood(self.engine.pass(), &batch));
         let scratch = scratch_bytes(&device.take_costs()) + self.of_batch(num_tokens);
-        total(&self.memory(&Layout::of(trace), &Layout::of(eval), scratch))
+        self.memory(&Layout::of(trace), &Layout::of(eval), scratch).total()
     }
 }
 
@@ -540,8 +552,4 @@ fn copied_bytes(costs: &[Cost]) -> u64 {
         _ => 0,
     };
     costs.iter().map(bytes).sum()
-}
-
-fn total(memory: &Map<String, Value>) -> u64 {
-    memory.values().filter_map(Value::as_u64).sum()
 }

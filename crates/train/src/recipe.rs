@@ -19,7 +19,6 @@ use crate::step_profile::StepProfile;
 use hone_data::{Cursor, MicroBatch, Order};
 use hone_model::{Batch, adapter, export_hf};
 use hone_tensor::{Arena, DType, Device, ParamId, StepKey, Target};
-use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -195,15 +194,15 @@ fn refuse_what_cannot_fit(plan: &Plan) -> Result<(), TrainError> {
     if plan.fits {
         return Ok(());
     }
-    let (memory, needed, free) = match plan.beside_free_bytes {
-        Some(free) => ("the CPU's memory", plan.beside_bytes(), free),
+    let (memory, needed, free) = match plan.host_free_bytes {
+        Some(free) => ("the CPU's memory", plan.host_bytes(), free),
         None => ("memory", plan.needed_bytes(), plan.budget_bytes.unwrap_or(0)),
     };
     Err(TrainError::Usage(format!(
         "this run needs {} of {memory}, and {} may be taken. What would make it fit:\n  {}",
         report::format_bytes(needed),
         report::format_bytes(free),
-        plan.mend.join("\n  ")
+        plan.suggestions.join("\n  ")
     )))
 }
 

@@ -1,21 +1,23 @@
 //! The directory of a run: what is in it, and what a resumed run must find there.
 
 mod claim;
+mod inputs;
+mod manifest;
 
-use crate::checkpoint::{sha256_of_file, write_file_whole};
+use crate::checkpoint::write_file_whole;
 use crate::error::TrainError;
-use crate::machine;
 use crate::planner::{Plan, Policy};
 use crate::run_file::RunFile;
 use crate::sample::Sample;
 use crate::setup::Setup;
-use hone_data::Dataset;
-use hone_model::Recompute;
-use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use inputs::Inputs;
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 pub use claim::Claim;
+pub use manifest::{Actual, Manifest, NUMERICS, Writer};
+
+const MANIFEST: &str = "manifest.json";
 
 /// Paths inside a run's directory.
 pub struct RunDir(PathBuf);
@@ -43,12 +45,12 @@ impl RunDir {
 
     /// Whether a run was begun here. A `run.toml` alone may be one that a user wrote.
     pub fn holds_run(&self) -> bool {
-        self.join("run.toml").exists() && self.join("manifest.json").exists()
+        self.join("run.toml").exists() && self.join(MANIFEST).exists()
     }
 
     /// When the run here was begun, in seconds since 1970.
     pub fn begun_at(&self) -> Option<i64> {
-        self.holds_run().then(|| self.read_manifest().ok()?["created_unix"].as_i64()).flatten()
+        self.holds_run().then(|| Some(self.read_manifest().ok()?.created_unix)).flatten()
     }
 
     /// Checks that a new run may take the directory, as far as that shows without writing.
@@ -93,10 +95,10 @@ impl RunDir {
     /// # Errors
     /// If the directory cannot be written.
     pub fn begin(&self, claim: &mut Claim, setup: &Setup, plan: &Plan) -> Result<(), TrainError> {
-        let manifest = manifest(setup, plan)?;
+        let manifest = Manifest::new(setup, plan)?;
         let checkpoints = self.checkpoints();
         std::fs::create_dir_all(&checkpoints).map_err(TrainError::io(&checkpoints))?;
-        self.write_json("manifest.json", &manifest)?;
+        self.write_json(MANIFEST, &manifest)?;
         write_file_whole(&self.join("run.toml"), setup.run.to_toml().as_bytes())?;
         claim.keep();
         Ok(())
@@ -127,42 +129,48 @@ impl RunDir {
             )));
         }
         let manifest = self.read_manifest()?;
-        let (then, now) = (manifest["plan"]["gpu"].as_str(), setup.place.gpu_name());
-        if then != now {
-            let shown = |gpu: Option<&str>| gpu.unwrap_or("the CPU").to_owned();
+        self.check_rounding(&manifest, setup)?;
+        let inputs = Inputs::of(setup, &manifest.inputs)?;
+        if let Some(file) = inputs.first_change(&manifest.inputs) {
             return Err(TrainError::Usage(format!(
-                "--resume: {} was begun on {}, and run.device is now {}, which rounds otherwise. \
-                 Set run.device so that it is the same, or start a new run in another output.dir",
+                "--resume: a model or data file has changed since {} was begun: {file}. Put the \
+                 files back, or start a new run in another output.dir",
                 self.0.display(),
-                shown(then),
-                shown(now)
             )));
         }
-        let inputs = input_files(setup)?;
-        if manifest["inputs"] != inputs {
-            return Err(TrainError::Usage(format!(
-                "--resume: a model or data file has changed since {} was begun: {}. Put the files \
-                 back, or start a new run in another output.dir",
-                self.0.display(),
-                changed_input(&manifest["inputs"], &inputs)
-            )));
-        }
-        let tokens = manifest["plan"]["micro_batch_tokens"].as_u64().unwrap_or(0) as usize;
-        let recompute = match manifest["plan"]["recompute"].as_str() {
-            Some("block") => Recompute::Block,
-            _ => Recompute::None,
+        Ok(manifest.plan.policy(setup.max_seq_len))
+    }
+
+    /// Whether sums are ordered as when the run was begun: by the same kind of processor and, for a
+    /// GPU, the same libraries.
+    fn check_rounding(&self, manifest: &Manifest, setup: &Setup) -> Result<(), TrainError> {
+        let gpu = (manifest.plan.gpu.as_deref(), setup.place.gpu_name());
+        let libraries = (&manifest.writer.gpu_libraries, &Writer::of(setup).gpu_libraries);
+        let shown = |value: Option<&str>| value.unwrap_or("the CPU").to_owned();
+        let ((then, now), remedy) = if gpu.0 != gpu.1 {
+            (gpu, "Set run.device so that it is the same")
+        } else if libraries.0 != libraries.1 {
+            let versions = (libraries.0.as_deref(), libraries.1.as_deref());
+            (versions, "Install the versions of then")
+        } else {
+            return Ok(());
         };
-        Ok(Policy { units: (tokens / setup.max_seq_len).max(1), recompute })
+        Err(TrainError::Usage(format!(
+            "--resume: {} was begun on {}, and this is {}, which rounds otherwise. {remedy}, or \
+             start a new run in another output.dir",
+            self.0.display(),
+            shown(then),
+            shown(now)
+        )))
     }
 
     /// Adds what really happened to `manifest.json`.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn finish(&self, actual: Value) -> Result<(), TrainError> {
-        let mut manifest = self.read_manifest()?;
-        manifest["actual"] = actual;
-        self.write_json("manifest.json", &manifest)
+    pub fn finish(&self, actual: Actual) -> Result<(), TrainError> {
+        let manifest = Manifest { actual: Some(actual), ..self.read_manifest()? };
+        self.write_json(MANIFEST, &manifest)
     }
 
     /// The samples written before.
@@ -176,108 +184,16 @@ impl RunDir {
     /// # Errors
     /// When it cannot be written.
     pub fn write_samples(&self, samples: &[Sample]) -> Result<(), TrainError> {
-        self.write_json("samples.json", &json!(samples))
+        self.write_json("samples.json", &samples)
     }
 
-    fn write_json(&self, name: &str, value: &Value) -> Result<(), TrainError> {
-        let text = serde_json::to_string_pretty(value).expect("a JSON value can be written");
+    fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), TrainError> {
+        let text = serde_json::to_string_pretty(value).expect("plain data");
         write_file_whole(&self.join(name), text.as_bytes())?;
         Ok(())
     }
 
-    fn read_manifest(&self) -> Result<Value, TrainError> {
-        let path = self.join("manifest.json");
-        let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
-        serde_json::from_str(&text).map_err(|error| {
-            TrainError::Usage(format!(
-                "{}: damaged ({error}). Start a new run in another output.dir",
-                path.display()
-            ))
-        })
+    fn read_manifest(&self) -> Result<Manifest, TrainError> {
+        Manifest::read(&self.join(MANIFEST))
     }
-}
-
-fn manifest(setup: &Setup, plan: &Plan) -> Result<Value, TrainError> {
-    let inputs = input_files(setup)?;
-    let now = jiff::Timestamp::now();
-    let data = |dataset: &Dataset, files: &Value| {
-        let mut report = serde_json::to_value(dataset.report()).expect("a report is plain data");
-        for (file, input) in report["files"]
-            .as_array_mut()
-            .into_iter()
-            .flatten()
-            .zip(files.as_array().into_iter().flatten())
-        {
-            file["path"] = input["path"].clone();
-            file["sha256"] = input["sha256"].clone();
-        }
-        report
-    };
-    Ok(json!({
-        "hone_version": env!("CARGO_PKG_VERSION"),
-        "created": now.strftime("%Y-%m-%d %H:%M UTC").to_string(),
-        "created_unix": now.as_second(),
-        "machine": {
-            "cpu": machine::cpu_name(),
-            "threads": setup.threads,
-            "memory_bytes": machine::total_memory(),
-        },
-        "model": {
-            "path": setup.run.model.path,
-            "parameters": setup.config.num_parameters(),
-            "trainable_parameters": plan.trainable_parameters,
-            "files": inputs["model"],
-        },
-        "data": {
-            "train": data(&setup.train, &inputs["train"]),
-            "eval": setup.eval.as_ref().map(|(eval, _)| data(eval, &inputs["eval"])),
-        },
-        "inputs": inputs,
-        "plan": plan,
-    }))
-}
-
-/// Path and SHA-256 of every file that the result depends on.
-fn input_files(setup: &Setup) -> Result<Value, TrainError> {
-    let model = model_files(&setup.model_dir)?;
-    let adapter = setup.init_adapter.as_ref().map(|dir| model_files(dir)).transpose()?;
-    let data = |dataset: &Dataset| -> Result<Vec<Value>, TrainError> {
-        dataset.report().files.iter().map(|file| digest(Path::new(&file.file))).collect()
-    };
-    let eval = setup.eval.as_ref().map(|(eval, _)| data(eval)).transpose()?;
-    let train = data(&setup.train)?;
-    Ok(json!({ "model": model, "adapter": adapter, "train": train, "eval": eval }))
-}
-
-fn model_files(dir: &Path) -> Result<Vec<Value>, TrainError> {
-    let entries = std::fs::read_dir(dir).map_err(TrainError::io(dir))?.flatten();
-    let files = entries.map(|entry| entry.path()).filter(|path| is_model_file(path));
-    let files: BTreeSet<PathBuf> = files.collect();
-    files.iter().map(|path| digest(path)).collect()
-}
-
-fn is_model_file(path: &Path) -> bool {
-    path.extension().is_some_and(|e| e == "safetensors" || e == "json" || e == "jinja")
-        && path.is_file()
-}
-
-fn digest(path: &Path) -> Result<Value, TrainError> {
-    let bytes = std::fs::metadata(path).map_err(TrainError::io(path))?.len();
-    Ok(json!({
-        "path": path.display().to_string(),
-        "bytes": bytes,
-        "sha256": sha256_of_file(path)?,
-    }))
-}
-
-/// The first file that is not what it was.
-fn changed_input(old: &Value, new: &Value) -> String {
-    for group in ["model", "adapter", "train", "eval"] {
-        let files = |value: &Value| value[group].as_array().cloned().unwrap_or_default();
-        let old = files(old);
-        if let Some(file) = files(new).into_iter().find(|file| !old.contains(file)) {
-            return file["path"].as_str().unwrap_or("?").to_owned();
-        }
-    }
-    "a file is missing".to_owned()
 }

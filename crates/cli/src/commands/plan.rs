@@ -3,6 +3,7 @@
 use crate::args::PlanArgs;
 use crate::failure::Failure;
 use crate::output;
+use hone_model::Recompute;
 use hone_train::place::Hardware;
 use hone_train::planner::{self, Plan};
 use hone_train::profile::{DeviceProfile, catalogue};
@@ -27,8 +28,8 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     if plan.fits {
         return Ok(());
     }
-    let mends = plan.mend.join("\n  ");
-    Err(Failure::Usage(format!("this run does not fit. What would make it fit:\n  {mends}")))
+    let suggestions = plan.suggestions.join("\n  ");
+    Err(Failure::Usage(format!("this run does not fit. What would make it fit:\n  {suggestions}")))
 }
 
 /// The plan as people read it.
@@ -55,12 +56,10 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
     let verdict = if plan.fits { "fits" } else { "does not fit" };
     let peak = format_bytes(plan.peak_bytes);
     let _ = writeln!(text, "memory   {peak} of {budget}: {verdict}");
-    for (name, bytes) in &plan.memory {
-        let bytes = bytes.as_u64().unwrap_or(0);
+    for (name, bytes) in plan.memory.parts() {
         if bytes > 0 {
             let share = bytes as f64 / plan.peak_bytes as f64;
             let bar = "█".repeat((share * 30.0).round() as usize);
-            let name = name.replace('_', " ");
             let _ = writeln!(text, "         {name:<17}{:>9}  {bar}", format_bytes(bytes));
         }
     }
@@ -69,11 +68,11 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
         "step     {} × {} tokens, recompute {}: {:.3} TFLOP, about {}",
         plan.micro_batches_per_step,
         plan.micro_batch_tokens,
-        plan.recompute,
+        if plan.recompute == Recompute::Block { "block" } else { "none" },
         plan.flops_per_step as f64 / 1e12,
         format_seconds(plan.step_seconds)
     );
-    text.push_str(&beside(setup, plan));
+    text.push_str(&host_memory(setup, plan));
     let total = format_seconds(plan.total_seconds);
     let _ = writeln!(text, "time     {} steps, about {total}", plan.num_steps);
     let _ = match &plan.gpu {
@@ -93,7 +92,7 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
 }
 
 /// What a GPU's run keeps in the CPU's memory, where that is worth a word.
-fn beside(setup: &Setup, plan: &Plan) -> String {
+fn host_memory(setup: &Setup, plan: &Plan) -> String {
     let mut text = String::new();
     if plan.offloaded_blocks > 0 {
         let (blocks, all) = (plan.offloaded_blocks, setup.config.num_hidden_layers());
@@ -107,9 +106,9 @@ fn beside(setup: &Setup, plan: &Plan) -> String {
             "", ""
         );
     }
-    if let Some(free) = plan.beside_free_bytes {
-        let (needed, free) = (format_bytes(plan.beside_bytes()), format_bytes(free));
-        let _ = writeln!(text, "beside   {needed} of the CPU's memory, {free} free: does not fit");
+    if let Some(free) = plan.host_free_bytes {
+        let (needed, free) = (format_bytes(plan.host_bytes()), format_bytes(free));
+        let _ = writeln!(text, "host     {needed} of the CPU's memory, {free} free: does not fit");
     }
     text
 }

@@ -73,7 +73,7 @@ fn a_policy_that_the_run_file_pins_is_named_as_the_hindrance() {
 /// All weights of a wide model do not fit; an adapter does, or an adapter on bf16 weights,
 /// or on bytes.
 #[test]
-fn mends_build_on_each_other() {
+fn suggestions_build_on_each_other() {
     let scene = Scene::full();
     widen(&scene.path("model"));
     let adapter = ["adapter.kind=lora", "adapter.rank=16", "model.base_precision=bf16"];
@@ -89,14 +89,17 @@ fn mends_build_on_each_other() {
         (on_bf16, 2, "\"bf16\"", &adapter),
         (on_int8, 2, "\"int8\"", &on_bytes),
     ];
-    for (fitting, num_mends, last, mended) in cases {
+    for (fitting, num_suggestions, last, changed) in cases {
         let memory = format!("budget.memory={}", fitting + NOISE);
         let (refused, plan_of_it) = plan(&scene, &["model.base_precision=f32", &memory]);
         refused.says(2, &["does not fit", "[adapter]"]);
-        let mends = plan_of_it["mend"].as_array().unwrap();
-        assert_eq!(mends.len(), num_mends, "{mends:?}");
-        assert!(mends[num_mends - 1].as_str().unwrap().contains(last), "{mends:?}");
-        plan(&scene, &[mended, &[&memory]].concat()).0.says(0, &[]);
+        let suggestions = plan_of_it["suggestions"].as_array().unwrap();
+        assert_eq!(suggestions.len(), num_suggestions, "{suggestions:?}");
+        assert!(
+            suggestions[num_suggestions - 1].as_str().unwrap().contains(last),
+            "{suggestions:?}"
+        );
+        plan(&scene, &[changed, &[&memory]].concat()).0.says(0, &[]);
     }
 }
 

@@ -200,6 +200,8 @@ pub struct Info {
     pub num_multiprocessors: u32,
     /// Bytes of shared memory that a block may have, where it asks for them.
     pub shared_bytes: u32,
+    /// Versions of driver, compiler and cuBLASLt, which decide how sums are ordered.
+    pub libraries: String,
 }
 
 impl Info {

@@ -52,6 +52,7 @@ impl Emulator {
             memory_bytes: 8 << 30,
             num_multiprocessors: 1,
             shared_bytes: Info::shared_bytes_of((8, 0)),
+            libraries: "emulated".to_owned(),
         };
         let (libraries, blocks) = (Mutex::default(), Mutex::default());
         Some(Self { info, compiler, libraries, blocks, under_way: Mutex::default() })

@@ -122,6 +122,7 @@ fn recorded() -> (Processor, Arc<Mutex<Vec<Call>>>) {
         memory_bytes: 1 << 30,
         num_multiprocessors: 1,
         shared_bytes: 64 << 10,
+        libraries: "emulated".to_owned(),
     };
     let calls = Arc::new(Mutex::new(Vec::new()));
     let recorder = Recorder { info, next: AtomicU64::new(1 << 20), calls: Arc::clone(&calls) };

@@ -5,7 +5,7 @@ mod peft;
 mod targets;
 
 pub use lora::{LoraConfig, attach};
-pub use peft::{load, save};
+pub use peft::{files, load, save};
 pub use targets::TargetModules;
 
 use crate::raw_config::ConfigError;

@@ -8,7 +8,7 @@ use hone_tensor::safetensors::{SafeTensorsFile, held_as, write};
 use hone_tensor::{Category, DType, Device, Tensor};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -59,6 +59,11 @@ fn config_json(config: &LoraConfig, modules: &[String], base_model: &str) -> Val
         "rank_pattern": {},
         "alpha_pattern": {},
     })
+}
+
+/// The files of the adapter in `dir`.
+pub fn files(dir: &Path) -> [PathBuf; 2] {
+    [CONFIG, WEIGHTS].map(|name| dir.join(name))
 }
 
 /// Attaches the adapter in `dir` to `model`. The targets of the settings returned are the modules

@@ -110,19 +110,7 @@ pub(super) struct WeightFiles {
 
 impl WeightFiles {
     pub(super) fn open(dir: &Path) -> Result<Self, LoadError> {
-        let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
-        let (place, paths) = if single.is_file() {
-            (single.clone(), vec![single])
-        } else if index.is_file() {
-            let shards = shard_names(&index)?;
-            if let Some(absent) = shards.iter().find(|name| !dir.join(name).is_file()) {
-                let problem = format!("`{absent}`, which it names, is not there: fetch it as well");
-                return Err(LoadError::Index { path: index, problem });
-            }
-            (index, shards.into_iter().map(|name| dir.join(name)).collect())
-        } else {
-            return Err(LoadError::NoWeights { dir: dir.to_owned(), pickled: find_pickled(dir) });
-        };
+        let (place, paths) = place_and_files(dir)?;
         let mut this = Self {
             place,
             files: Vec::new(),
@@ -196,6 +184,31 @@ impl WeightFiles {
             }),
         }
     }
+}
+
+/// The files of weights that [`load`](super::load) reads from `dir`.
+///
+/// # Errors
+/// If there are none, or some are missing.
+pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    Ok(place_and_files(dir)?.1)
+}
+
+/// What names the weights of `dir`, for messages, and their files.
+fn place_and_files(dir: &Path) -> Result<(PathBuf, Vec<PathBuf>), LoadError> {
+    let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
+    if single.is_file() {
+        return Ok((single.clone(), vec![single]));
+    }
+    if !index.is_file() {
+        return Err(LoadError::NoWeights { dir: dir.to_owned(), pickled: find_pickled(dir) });
+    }
+    let shards = shard_names(&index)?;
+    if let Some(absent) = shards.iter().find(|name| !dir.join(name).is_file()) {
+        let problem = format!("`{absent}`, which it names, is not there: fetch it as well");
+        return Err(LoadError::Index { path: index, problem });
+    }
+    Ok((index, shards.into_iter().map(|name| dir.join(name)).collect()))
 }
 
 /// Names of the shards in an index, each a plain file name.

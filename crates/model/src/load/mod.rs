@@ -2,8 +2,8 @@
 
 mod files;
 
-pub use files::LoadError;
 pub(crate) use files::find_pickled;
+pub use files::{LoadError, weight_files};
 
 use crate::config::DecoderConfig;
 use crate::decoder::{Decoder, Layer};

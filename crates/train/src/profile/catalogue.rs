@@ -172,6 +172,7 @@ mod tests {
             memory_bytes,
             num_multiprocessors,
             shared_bytes: Info::shared_bytes_of(capability),
+            libraries: String::new(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What a finished run leaves: adapter or model, samples, report.
 
 use super::*;
+use crate::run_dir::Actual;
 use hone_model::{LoadOptions, logits_error, logits_tolerance};
 use hone_tensor::Gradients;
 
@@ -107,20 +108,20 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn actual(&self, begun: Instant, arena_bytes: usize) -> Result<serde_json::Value, TrainError> {
+    fn actual(&self, begun: Instant, arena_bytes: usize) -> Result<Actual, TrainError> {
         let steps = step_seconds(&self.dir)?;
         // A GPU's step memory is given back by now; the steps have recorded what was taken.
         let peak = match self.setup.place {
             Place::Cpu { .. } => self.setup.place.peak_bytes(),
             Place::Cuda(_) => None,
         };
-        Ok(json!({
-            "peak_bytes": peak,
-            "arena_bytes": arena_bytes,
-            "step_seconds": median(&steps),
-            "total_seconds": steps.iter().sum::<f64>(),
-            "session_seconds": begun.elapsed().as_secs_f64(),
-        }))
+        Ok(Actual {
+            peak_bytes: peak,
+            arena_bytes,
+            step_seconds: median(&steps),
+            total_seconds: steps.iter().sum::<f64>(),
+            session_seconds: begun.elapsed().as_secs_f64(),
+        })
     }
 }
 

@@ -296,19 +296,24 @@ fn data_row(name: &str, set: &DataSet) -> String {
 
 /// SHA-256 of every input file.
 fn digests(run: &Sources) -> String {
-    let (model, data) = (&run.manifest.model, &run.manifest.data);
-    let sets = [&data.train, &data.eval].into_iter().flatten();
-    let files: Vec<&InputFile> =
-        model.files.iter().chain(sets.flat_map(|set| &set.files)).collect();
-    if files.is_empty() {
-        return String::new();
+    let (inputs, data) = (&run.manifest.inputs, &run.manifest.data);
+    let line = |file: &InputFile, more: &str| {
+        let line = format!("{}  {}  {more}", file.sha256, file.path);
+        escape(line.trim_end()) + "\n"
+    };
+    let mut lines: String = inputs.model.iter().map(|file| line(file, "")).collect();
+    for (files, set) in [(&inputs.train, &data.train), (&inputs.eval, &data.eval)] {
+        let mut records = set.iter().flat_map(|set| &set.files);
+        for file in files {
+            let more = records.next().map_or(String::new(), |records| {
+                let rows = records.rows.map(|rows| format!("{} rows", count(rows)));
+                format!("{}  {}", records.format, rows.unwrap_or_default())
+            });
+            lines += &line(file, &more);
+        }
     }
-    let mut lines = String::new();
-    for file in files {
-        let format = file.format.as_deref().unwrap_or("");
-        let rows = file.rows.map(|rows| format!("{} rows", count(rows))).unwrap_or_default();
-        let line = format!("{}  {}  {format}  {rows}", file.sha256, file.name);
-        let _ = writeln!(lines, "{}", escape(line.trim_end()));
+    if lines.is_empty() {
+        return lines;
     }
     format!("<details><summary>SHA-256 of every input file</summary><pre>{lines}</pre></details>")
 }

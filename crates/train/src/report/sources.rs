@@ -88,6 +88,7 @@ pub(super) struct Manifest {
     pub machine: Machine,
     pub model: Model,
     pub data: Data,
+    pub inputs: Inputs,
     pub plan: Plan,
     pub actual: Actual,
 }
@@ -105,16 +106,28 @@ pub(super) struct Model {
     pub path: Option<String>,
     pub parameters: Option<f64>,
     pub trainable_parameters: Option<f64>,
-    pub files: Vec<InputFile>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Inputs {
+    pub model: Vec<InputFile>,
+    pub train: Vec<InputFile>,
+    pub eval: Vec<InputFile>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct InputFile {
-    #[serde(alias = "path")]
-    pub name: String,
+    pub path: String,
     pub sha256: String,
-    pub format: Option<String>,
+}
+
+/// What became of a file of records.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct DataFile {
+    pub format: String,
     pub rows: Option<f64>,
 }
 
@@ -128,7 +141,7 @@ pub(super) struct Data {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct DataSet {
-    pub files: Vec<InputFile>,
+    pub files: Vec<DataFile>,
     pub rows: Option<f64>,
     pub tokens: Option<f64>,
     pub target_tokens: Option<f64>,

@@ -25,10 +25,11 @@ dir = "runs/a"
 const MANIFEST: &str = r#"{
 "hone_version": "0.1.0", "created": "2025-03-01 12:00",
 "machine": {"cpu": "Example CPU @ 2.0 GHz", "threads": 2, "memory_bytes": 16000000000},
-"model": {"path": "models/stories260k", "parameters": 134515008, "trainable_parameters": 4884480,
-  "files": [{"name": "model.safetensors", "sha256": "0123abcd", "bytes": 1}]},
+"model": {"path": "models/stories260k", "parameters": 134515008, "trainable_parameters": 4884480},
+"inputs": {"model": [{"path": "model.safetensors", "sha256": "0123abcd", "bytes": 1}],
+  "train": [{"path": "data/train.jsonl", "sha256": "4567", "bytes": 2}]},
 "data": {
-  "train": {"files": [{"path": "data/train.jsonl", "sha256": "4567", "format": "messages",
+  "train": {"files": [{"file": "data/train.jsonl", "format": "messages",
     "rows": 7473}], "rows": 7473, "tokens": 1234567, "target_tokens": 654321, "truncated": 3,
     "skipped": 0},
   "eval": {"files": [], "rows": 1319, "tokens": 200000, "target_tokens": 90000}},
@@ -185,7 +186,7 @@ fn hostile_text_stays_text() {
     let manifest = format!(
         "{{\"hone_version\":{quoted},\"machine\":{{\"cpu\":{quoted}}},\"plan\":{{\"memory\":\
          {{{quoted}:5}},\"recompute\":{quoted},\"peak_bytes\":1}},\
-         \"model\":{{\"path\":{quoted},\"files\":[{{\"name\":{quoted}}}]}}}}"
+         \"model\":{{\"path\":{quoted}}},\"inputs\":{{\"model\":[{{\"path\":{quoted}}}]}}}}"
     );
     let metrics = format!("{{\"step\":1,\"loss\":1,\"phases\":{{{quoted}:1}}}}\n");
     let page = page(&[

@@ -13,7 +13,8 @@ to the current directory. Any key can be given on the command line as `table.key
 the place of the file's value; text needs no quotes there. Of `num_epochs` and `max_steps`, and of
 `warmup_ratio` and `warmup_steps`, only one may be given; the one on the command line takes the
 place of the other in the file. The key `kind` of a table decides which further keys it has. Keys
-marked with ↻ may change between a run and its `--resume`.
+marked with ↻ may change between a run and its `--resume`; where they name files, those must be the
+same, wherever they are.
 ";
 
 const COLUMNS: &str =

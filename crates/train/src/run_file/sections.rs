@@ -20,7 +20,7 @@ section! {
     /// The model to start from.
     ["model"] ModelSection {
         /// directory in Hugging Face layout, or a hub name
-        path: String = Text, Required, r#""Qwen/Qwen3-0.6B""#;
+        path: String = Text, Required, r#""Qwen/Qwen3-0.6B""#, changeable;
         /// how frozen weights are held. `auto`: as in the file, but as f16 where `compute` is f16,
         /// and as int8 where it is fp8 or int8. `int8`: bytes with a scale per row. `nf4`: four
         /// bits, as QLoRA has them, embedding and head as in the file
@@ -37,9 +37,11 @@ section! {
     /// Records to learn from and to evaluate on.
     ["data"] DataSection {
         /// files or glob patterns to train on
-        train: Vec<String> = TextList { may_be_empty: false }, Required, r#"["train.jsonl"]"#;
+        train: Vec<String> = TextList { may_be_empty: false }, Required, r#"["train.jsonl"]"#,
+            changeable;
         /// files or glob patterns to evaluate on
-        eval: Vec<String> = TextList { may_be_empty: true }, Value("[]"), r#"["test.jsonl"]"#;
+        eval: Vec<String> = TextList { may_be_empty: true }, Value("[]"), r#"["test.jsonl"]"#,
+            changeable;
         /// format of the records; `auto`: found from the first record
         format: Format = Choice(FORMATS), Value(r#""auto""#), r#""messages""#;
         /// field of the prompt; needs `completion_field`
@@ -83,7 +85,8 @@ section! {
         /// scale by alpha / √rank instead
         use_rslora: bool = Bool, Value("false"), "true";
         /// directory of a PEFT adapter to start from
-        init_from: Option<PathBuf> = Text, Chosen("a new adapter"), r#""runs/first/adapter""#;
+        init_from: Option<PathBuf> = Text, Chosen("a new adapter"), r#""runs/first/adapter""#,
+            changeable;
     }
 }
 

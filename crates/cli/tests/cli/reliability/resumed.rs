@@ -104,6 +104,19 @@ fn a_run_that_was_moved_goes_on() {
     expected.assert_same(&scene, "moved");
 }
 
+/// Inputs are compared by what is in them.
+#[test]
+fn a_model_and_data_that_were_moved_are_found_again() {
+    let scene = killed();
+    std::fs::rename(scene.path("model"), scene.path("elsewhere")).unwrap();
+    std::fs::create_dir(scene.path("data")).unwrap();
+    std::fs::rename(scene.path("train.jsonl"), scene.path("data/train.jsonl")).unwrap();
+    let moved = ["model.path=elsewhere", "data.train=data/*.jsonl", "--resume"];
+    let resumed = ended(&mut scene.train(&moved));
+    resumed.says(0, &[]);
+    assert_eq!(went_on_after(&resumed), 6);
+}
+
 #[test]
 fn a_changed_adapter_to_start_from_is_refused() {
     let first = Scene::new();

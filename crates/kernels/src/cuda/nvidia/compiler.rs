@@ -35,7 +35,7 @@ pub(crate) fn architecture((major, minor): (u32, u32)) -> String {
     format!("sm_{major}{minor}{suffix}")
 }
 
-fn version() -> String {
+pub(super) fn version() -> String {
     let (mut major, mut minor) = (0, 0);
     // SAFETY: writes two numbers.
     let _ = unsafe { sys::nvrtcVersion(&mut major, &mut minor) };

@@ -178,7 +178,17 @@ fn info(device: sys::CUdevice) -> Result<Info, CudaError> {
         memory_bytes: doing("asking what the device is", memory)? as u64,
         num_multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        libraries: library_versions(),
     })
+}
+
+fn library_versions() -> String {
+    let mut driver = 0;
+    // SAFETY: writes one number.
+    let _ = unsafe { sys::cuDriverGetVersion(&mut driver) };
+    // SAFETY: reads a constant of a library that has been found.
+    let blas = unsafe { cudarc::cublaslt::sys::cublasLtGetVersion() };
+    format!("driver {driver}, {}, cuBLASLt {blas}", compiler::version())
 }
 
 fn in_words<T>(result: Result<T, DriverError>) -> Result<T, String> {

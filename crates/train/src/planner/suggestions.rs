@@ -9,7 +9,7 @@ use hone_model::adapter::{LoraConfig, TargetModules};
 use hone_tensor::{DType, Storage, Target};
 
 /// Changes, each on top of those before, until the run fits: lines for the user.
-pub(super) fn mends(
+pub(super) fn suggestions(
     setup: &Setup,
     host: Host,
     needed_bytes: u64,
@@ -62,7 +62,7 @@ pub(super) fn mends(
     Ok(vec![last_resort(setup, host, needed_bytes)])
 }
 
-/// The least there is of a sequence when shorter rows are tried.
+/// Shortest sequence length to suggest.
 const SHORTEST: usize = 32;
 
 /// When no change of the run helps.

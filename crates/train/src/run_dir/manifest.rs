@@ -1,0 +1,172 @@
+//! `manifest.json` of a run: what was trained, with what, on what, and how it went.
+
+use super::inputs::Inputs;
+use crate::error::TrainError;
+use crate::machine;
+use crate::planner::Plan;
+use crate::setup::Setup;
+use hone_data::DataReport;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Version of the arithmetic. It is raised by every change after which some run computes other
+/// bits: a run is continued, and a checkpoint loaded, only by the version that began it.
+pub const NUMERICS: u32 = 1;
+
+/// Version of the file's layout.
+pub const FORMAT_VERSION: u32 = 2;
+
+/// What `manifest.json` holds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Who wrote it.
+    #[serde(flatten)]
+    pub writer: Writer,
+    /// When the run was begun, for people.
+    pub created: String,
+    /// The same in seconds since 1970.
+    pub created_unix: i64,
+    /// Where.
+    pub machine: Machine,
+    /// The model.
+    pub model: ModelFacts,
+    /// The data.
+    pub data: DataFacts,
+    /// All files that the result depends on.
+    pub inputs: Inputs,
+    /// What was planned.
+    pub plan: Plan,
+    /// What it took; `None` until the run is finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actual: Option<Actual>,
+}
+
+/// The version of Hone that wrote a manifest, and what else decides how it rounds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Writer {
+    /// [`FORMAT_VERSION`]; 0.1.0 wrote none.
+    #[serde(default)]
+    pub format_version: u32,
+    /// Version of Hone.
+    pub hone_version: String,
+    /// [`NUMERICS`].
+    #[serde(default)]
+    pub numerics: u32,
+    /// Of a GPU: versions of the driver and of the libraries that compile and multiply.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_libraries: Option<String>,
+}
+
+/// The machine that the run was begun on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Machine {
+    /// Processor.
+    pub cpu: String,
+    /// Threads that were used.
+    pub threads: usize,
+    /// Bytes of memory.
+    pub memory_bytes: Option<u64>,
+}
+
+/// The model that was trained.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ModelFacts {
+    /// As the run file names it.
+    pub path: String,
+    /// Numbers in it.
+    pub parameters: usize,
+    /// Numbers that are trained.
+    pub trainable_parameters: u64,
+}
+
+/// What was loaded.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DataFacts {
+    /// To learn from.
+    pub train: DataReport,
+    /// To evaluate on.
+    pub eval: Option<DataReport>,
+}
+
+/// What a finished run took.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Actual {
+    /// Most bytes of the CPU's memory.
+    pub peak_bytes: Option<u64>,
+    /// Bytes of the step memory.
+    pub arena_bytes: usize,
+    /// Median of the steps.
+    pub step_seconds: Option<f64>,
+    /// All steps.
+    pub total_seconds: f64,
+    /// From the last start to the result.
+    pub session_seconds: f64,
+}
+
+impl Manifest {
+    /// The manifest of a run that begins now.
+    ///
+    /// # Errors
+    /// If an input file cannot be read.
+    pub(super) fn new(setup: &Setup, plan: &Plan) -> Result<Self, TrainError> {
+        let now = jiff::Timestamp::now();
+        Ok(Self {
+            writer: Writer::of(setup),
+            created: now.strftime("%Y-%m-%d %H:%M UTC").to_string(),
+            created_unix: now.as_second(),
+            machine: Machine {
+                cpu: machine::cpu_name(),
+                threads: setup.threads,
+                memory_bytes: machine::total_memory(),
+            },
+            model: ModelFacts {
+                path: setup.run.model.path.clone(),
+                parameters: setup.config.num_parameters(),
+                trainable_parameters: plan.trainable_parameters,
+            },
+            data: DataFacts {
+                train: setup.train.report().clone(),
+                eval: setup.eval.as_ref().map(|(eval, _)| eval.report().clone()),
+            },
+            inputs: Inputs::of(setup, &Inputs::default())?,
+            plan: plan.clone(),
+            actual: None,
+        })
+    }
+
+    /// Reads the manifest of a run that this version may continue.
+    ///
+    /// # Errors
+    /// If it is damaged, or of a version that lays it out or computes otherwise.
+    pub(super) fn read(path: &Path) -> Result<Self, TrainError> {
+        let text = std::fs::read_to_string(path).map_err(TrainError::io(path))?;
+        let damaged = |error: serde_json::Error| {
+            TrainError::Usage(format!(
+                "{}: damaged ({error}). Start a new run in another output.dir",
+                path.display()
+            ))
+        };
+        let writer: Writer = serde_json::from_str(&text).map_err(damaged)?;
+        if (writer.format_version, writer.numerics) != (FORMAT_VERSION, NUMERICS) {
+            return Err(TrainError::OtherVersion {
+                path: path.to_owned(),
+                hone_version: writer.hone_version,
+                numerics: writer.numerics,
+                expected: NUMERICS,
+            });
+        }
+        serde_json::from_str(&text).map_err(damaged)
+    }
+}
+
+impl Writer {
+    /// This version of Hone where `setup` computes.
+    pub(super) fn of(setup: &Setup) -> Self {
+        Self {
+            format_version: FORMAT_VERSION,
+            hone_version: env!("CARGO_PKG_VERSION").to_owned(),
+            numerics: NUMERICS,
+            gpu_libraries: setup.place.gpu_libraries().map(str::to_owned),
+        }
+    }
+}
