@@ -1,6 +1,8 @@
 //! JSON objects of foreign configuration files, read key by key, and what may be wrong with them.
 
 use serde_json::{Map, Value};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Largest `config.json` that is read: real ones have a few kilobytes.
@@ -69,6 +71,8 @@ pub struct RawConfig {
     /// Key of this object inside the file, with a trailing dot; empty at the top.
     prefix: String,
     object: Map<String, Value>,
+    /// Keys that were asked for, so that those that nobody knows can be told.
+    asked: RefCell<BTreeSet<String>>,
 }
 
 impl RawConfig {
@@ -92,13 +96,19 @@ impl RawConfig {
             return Err(json(format!("{size} bytes are too many: at most {max_bytes} are read")));
         }
         let text = std::fs::read(path).map_err(io)?;
+        if text.starts_with(b"version https://git-lfs.github.com/spec/") {
+            let reason = "a pointer of git-lfs, not the file: fetch it with `git lfs pull`";
+            return Err(json(reason.to_owned()));
+        }
         let value = serde_json::from_slice(&text);
         match value.map_err(|e| json(format!("not valid JSON: {e}")))? {
-            Value::Object(object) => {
-                Ok(Self { path: path.to_owned(), prefix: String::new(), object })
-            }
+            Value::Object(object) => Ok(Self::of(path.to_owned(), String::new(), object)),
             other => Err(json(format!("expected a JSON object, found {}", kind(&other)))),
         }
+    }
+
+    fn of(path: PathBuf, prefix: String, object: Map<String, Value>) -> Self {
+        Self { path, prefix, object, asked: RefCell::default() }
     }
 
     /// Where the file is.
@@ -119,7 +129,33 @@ impl RawConfig {
 
     /// The value of a key; `null` counts as absent.
     pub fn get(&self, key: &str) -> Option<&Value> {
+        self.asked.borrow_mut().insert(key.to_owned());
         self.object.get(key).filter(|v| !v.is_null())
+    }
+
+    /// The first key that was not asked for, is none of those `known` to change nothing, and says
+    /// something: what it means is not known, so it may change what is computed.
+    pub fn first_unread(&self, known: &[&str]) -> Option<(&str, &Value)> {
+        let asked = self.asked.borrow();
+        let is_unread = |key: &str, value: &Value| {
+            let is_private = key.starts_with('_');
+            !(is_private || asked.contains(key) || known.contains(&key) || says_nothing(value))
+        };
+        let keys = self.object.iter().map(|(key, value)| (key.as_str(), value));
+        keys.into_iter().find(|(key, value)| is_unread(key, value))
+    }
+
+    /// Refuses what [`Self::first_unread`] finds.
+    ///
+    /// # Errors
+    /// If there is such a key.
+    pub fn refuse_unread(&self, known: &[&str]) -> Result<(), ConfigError> {
+        let Some((key, value)) = self.first_unread(known) else { return Ok(()) };
+        let problem = format!(
+            "is {value}, and Hone does not know this key, which may change what the model \
+             computes: remove it if transformers does not read it for this family"
+        );
+        Err(self.error(key, problem))
     }
 
     /// An object inside this one.
@@ -131,7 +167,7 @@ impl RawConfig {
             None => Ok(None),
             Some(Value::Object(object)) => {
                 let (path, prefix) = (self.path.clone(), format!("{}{key}.", self.prefix));
-                Ok(Some(Self { path, prefix, object: object.clone() }))
+                Ok(Some(Self::of(path, prefix, object.clone())))
             }
             Some(other) => Err(self.unexpected(key, "an object", other)),
         }
@@ -239,6 +275,16 @@ impl RawConfig {
     /// An error about a key whose value is of another kind than `expected`.
     pub fn unexpected(&self, key: &str, expected: &str, found: &Value) -> ConfigError {
         self.error(key, format!("must be {expected}, found {found}"))
+    }
+}
+
+/// Whether a value asks for nothing.
+fn says_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Number(_) | Value::String(_) | Value::Bool(true) => false,
     }
 }
 

@@ -206,8 +206,32 @@ impl RopeKeys<'_> {
     }
 }
 
+/// Keys of one method or another; transformers passes over those of other methods.
+const ROPE_KEYS: &[&str] = &[
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "factor",
+    "finetuned",
+    "high_freq_factor",
+    "low_freq_factor",
+    "mscale",
+    "mscale_all_dim",
+    "original_max_position_embeddings",
+    "rope_theta",
+    "rope_type",
+    "truncate",
+    "type",
+];
+
 impl RopeScaling {
     fn read(raw: &RawConfig, max_position_embeddings: usize) -> Result<Self, ConfigError> {
+        let scaling = Self::read_kind(raw, max_position_embeddings)?;
+        raw.refuse_unread(ROPE_KEYS)?;
+        Ok(scaling)
+    }
+
+    fn read_kind(raw: &RawConfig, max_position_embeddings: usize) -> Result<Self, ConfigError> {
         raw.expect_neutral("partial_rotary_factor", 1.0)?;
         let original = || -> Result<f64, ConfigError> {
             let length = raw.optional_size("original_max_position_embeddings")?;

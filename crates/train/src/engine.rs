@@ -67,9 +67,14 @@ impl AdapterSet {
     ///
     /// # Errors
     /// If they do not fit the base.
-    pub fn load(base: &Base, dir: &Path, dropout: f32) -> Result<Self, AdapterError> {
+    pub fn load(
+        base: &Base,
+        dir: &Path,
+        dropout: f32,
+        note: &mut dyn FnMut(String),
+    ) -> Result<Self, AdapterError> {
         let mut model = base.frozen_model();
-        let found = adapter::load(dir, &mut model, &base.device)?;
+        let found = adapter::load(dir, &mut model, &base.device, note)?;
         for (_, lora) in model.decoder.adapters_mut() {
             lora.dropout = dropout;
         }

@@ -5,9 +5,10 @@ use crate::error::TrainError;
 use crate::optimizer::AdamWOptions;
 use crate::run_file::{OptimizerSection, RunFile};
 use crate::setup::Setup;
-use hone_model::adapter::LoraConfig;
+use hone_model::adapter::{LoraConfig, TargetModules};
 use hone_model::{LoadOptions, Trained};
 use hone_tensor::{Device, Storage};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// What a run may hold otherwise than its run file says, when plans are tried.
@@ -61,7 +62,8 @@ pub fn optimizer_options(run: &RunFile) -> AdamWOptions {
 
 /// Loads the adapter to start from; it must have the rank that the run file asks for.
 fn continued(base: &Base, wanted: &LoraConfig, dir: &Path) -> Result<AdapterSet, TrainError> {
-    let set = AdapterSet::load(base, dir, wanted.dropout)?;
+    // The layers are compared below, which says more than a note.
+    let set = AdapterSet::load(base, dir, wanted.dropout, &mut |_| ())?;
     let found = set.lora.as_ref().expect("adapters have settings");
     let same = found.rank == wanted.rank
         && found.alpha == wanted.alpha
@@ -79,5 +81,21 @@ fn continued(base: &Base, wanted: &LoraConfig, dir: &Path) -> Result<AdapterSet,
             wanted.use_rslora,
         )));
     }
+    let TargetModules::Patterns(adapted) = &found.target_modules else { return Ok(set) };
+    if *adapted != wanted.target_modules.resolve(&set.model.decoder)? {
+        return Err(TrainError::Usage(format!(
+            "adapter.init_from: {} adapts {}, and adapter.target_modules asks for other layers. \
+             Give the run file the layers of the adapter, as a list",
+            dir.display(),
+            short_names(adapted),
+        )));
+    }
     Ok(set)
+}
+
+/// The last parts of the names of modules, each once.
+fn short_names(modules: &[String]) -> String {
+    let last = |name: &String| name.rsplit('.').next().unwrap_or(name).to_owned();
+    let names: BTreeSet<String> = modules.iter().map(last).collect();
+    names.into_iter().collect::<Vec<_>>().join(", ")
 }

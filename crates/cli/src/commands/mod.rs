@@ -13,7 +13,7 @@ use crate::args::{ModelArgs, RunFileArgs};
 use crate::failure::Failure;
 use crate::output;
 use hone_data::Tokenizer;
-use hone_model::{DecoderConfig, LoadOptions, Model, Pass, adapter};
+use hone_model::{LoadOptions, Model, Pass, adapter};
 use hone_tensor::{Category, Compute, Device, Target};
 use hone_train::place::{Hardware, Place};
 use hone_train::run_file::{RunFile, check_held_for};
@@ -56,7 +56,10 @@ fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
     check_held_for(held, asked, "--base-precision")
         .map_err(|problem| Failure::Usage(format!("--compute {problem}")))?;
     let dir = resolve(&args.model, &mut |note| output::note(&format!("note: {note}")))?;
-    let file_dtype = hone_model::load(&dir, &Device::dry(), LoadOptions::INFERENCE)?.file_dtype;
+    // Headers, configuration and tokenizer first: loading weights may take a minute.
+    let Model { decoder, file_dtype, .. } =
+        hone_model::load(&dir, &Device::dry(), LoadOptions::INFERENCE)?;
+    let tokenizer = Tokenizer::from_dir(&dir)?;
     let threads = num_threads(args.threads);
     let note = &mut |note| output::note(&format!("note: {note}"));
     let asked_device = ("--device", args.device.as_str());
@@ -73,13 +76,12 @@ fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
         hone_model::load(&dir, &dry, options)?;
         place.check_room(dry.persistent_bytes(Category::Weights))?;
     }
-    place.hardware().check_heads(DecoderConfig::load(&dir)?.max_head_dim())?;
+    place.hardware().check_heads(decoder.config.max_head_dim())?;
     let device = place.device();
     let mut model = hone_model::load(&dir, &device, options)?;
     if let Some(adapter_dir) = &args.adapter {
-        adapter::load(adapter_dir, &mut model, &device)?;
+        adapter::load(adapter_dir, &mut model, &device, note)?;
     }
-    let tokenizer = Tokenizer::from_dir(&dir)?;
     surplus_tokens(&dir, &model.decoder.config, &tokenizer).into_iter().for_each(note);
     Ok(Opened { dir, device, model, tokenizer, compute })
 }

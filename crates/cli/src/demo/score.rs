@@ -26,7 +26,7 @@ pub fn score(base: &Path, tuned: Option<&Path>, items: &[Item]) -> Result<Score,
     let device = Device::cpu(machine::num_threads());
     let mut model = hone_model::load(base, &device, LoadOptions::INFERENCE)?;
     if let Some(dir) = tuned {
-        adapter::load(dir, &mut model, &device)?;
+        adapter::load(dir, &mut model, &device, &mut |_| ())?;
     }
     let tokenizer = Tokenizer::from_dir(base)?;
     let answers = items

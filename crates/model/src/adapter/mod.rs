@@ -8,6 +8,7 @@ pub use lora::{LoraConfig, attach};
 pub use peft::{files, load, save};
 pub use targets::TargetModules;
 
+use crate::load::LoadError;
 use crate::raw_config::ConfigError;
 use hone_tensor::safetensors::FileError;
 use std::path::PathBuf;
@@ -39,6 +40,9 @@ pub enum AdapterError {
     /// The file of tensors.
     #[error(transparent)]
     File(#[from] FileError),
+    /// Weights that were not fetched.
+    #[error(transparent)]
+    Weights(#[from] LoadError),
     /// The system refused.
     #[error("{}: {source}", path.display())]
     Io {

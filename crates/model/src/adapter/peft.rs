@@ -2,7 +2,7 @@
 
 use super::lora::{Matrix, add};
 use super::{AdapterError, LoraConfig, TargetModules};
-use crate::load::{Model, find_pickled};
+use crate::load::{LoadError, Model, find_pickled, is_lfs_pointer};
 use crate::raw_config::{ConfigError, RawConfig};
 use hone_tensor::safetensors::{SafeTensorsFile, held_as, write};
 use hone_tensor::{Category, DType, Device, Tensor};
@@ -67,11 +67,16 @@ pub fn files(dir: &Path) -> [PathBuf; 2] {
 }
 
 /// Attaches the adapter in `dir` to `model`. The targets of the settings returned are the modules
-/// found in the file of tensors.
+/// found in the file of tensors; `note` is told of layers that the configuration names beside them.
 ///
 /// # Errors
 /// If it is not a LoRA adapter of a kind that is read, or was made for another model.
-pub fn load(dir: &Path, model: &mut Model, device: &Device) -> Result<LoraConfig, AdapterError> {
+pub fn load(
+    dir: &Path,
+    model: &mut Model,
+    device: &Device,
+    note: &mut dyn FnMut(String),
+) -> Result<LoraConfig, AdapterError> {
     for file in [CONFIG, WEIGHTS] {
         if !dir.join(file).is_file() {
             let inner = dir.join("adapter");
@@ -82,9 +87,26 @@ pub fn load(dir: &Path, model: &mut Model, device: &Device) -> Result<LoraConfig
             return Err(AdapterError::NoAdapter { dir, file, pickled });
         }
     }
-    let mut lora = read_config(&RawConfig::read(&dir.join(CONFIG))?)?;
-    let file = SafeTensorsFile::open(&dir.join(WEIGHTS))?;
+    let raw = RawConfig::read(&dir.join(CONFIG))?;
+    let mut lora = read_config(&raw)?;
+    let path = dir.join(WEIGHTS);
+    if is_lfs_pointer(&path) {
+        return Err(LoadError::LfsPointer { path }.into());
+    }
+    let file = SafeTensorsFile::open(&path)?;
     let targets = adapted_modules(&file, model)?;
+    let absent = absent_targets(&raw, model, &targets);
+    if let Some(first) = absent.first() {
+        let more = match absent.len() {
+            1 => String::new(),
+            n => format!(" and {} more", n - 1),
+        };
+        note(format!(
+            "{}: no tensors for `{first}`{more}, which `target_modules` in {CONFIG} names; there \
+             the model is as without an adapter",
+            path.display()
+        ));
+    }
     let mut next = 0;
     add(model, &targets, &lora, |_, which, shape| {
         let key = which.key(&targets[next]);
@@ -106,16 +128,54 @@ fn adapted_modules(file: &SafeTensorsFile, model: &Model) -> Result<Vec<String>,
         })
         .collect();
     match stray.first() {
-        Some(stray) => Err(mismatch(
-            file,
-            format!(
-                "tensor `{stray}` is not part of a LoRA adapter on a linear layer of this model. \
-                 The adapter was made for another model"
-            ),
-        )),
+        Some(stray) => Err(mismatch(file, why_stray(stray, model))),
         None if found.is_empty() => Err(mismatch(file, "it holds no adapter".to_owned())),
         None => Ok(found),
     }
+}
+
+/// What is wrong with a tensor that is no part of an adapter on a linear layer.
+fn why_stray(name: &str, model: &Model) -> String {
+    let undecorated = name.replace(".default.", ".");
+    let is_ours = |name: &str| {
+        let keys = |module: String| [Matrix::A.key(&module), Matrix::B.key(&module)];
+        model.decoder.config.module_names().flat_map(keys).any(|key| key == name)
+    };
+    if undecorated != name && is_ours(&undecorated) {
+        return format!(
+            "tensor `{name}` has the adapter's own name in it (`default`), as in a state dict: \
+             save the adapter with `save_pretrained` of PEFT, which leaves it out"
+        );
+    }
+    let is_table = ["lm_head", "embed_tokens"].iter().any(|table| name.contains(table));
+    if is_table || name.contains("modules_to_save") {
+        return format!(
+            "tensor `{name}`: the adapter has trained weights of a head, an embedding or another \
+             whole module, which is not supported yet: {MERGE}"
+        );
+    }
+    format!(
+        "tensor `{name}` is not part of a LoRA adapter on a linear layer of this model. The \
+         adapter was made for another model"
+    )
+}
+
+/// Layers of the model that the configuration names and that are not among `found`.
+fn absent_targets(raw: &RawConfig, model: &Model, found: &[String]) -> Vec<String> {
+    let Some(targets) = raw.get("target_modules").and_then(Value::as_array) else {
+        // A pattern, or all linear layers: what is there is what was meant.
+        return Vec::new();
+    };
+    let all_layers = ["layers_to_transform", "exclude_modules"];
+    if all_layers.iter().any(|key| raw.get(key).is_some()) {
+        return Vec::new();
+    }
+    let names = |module: &str| {
+        let mut targets = targets.iter().filter_map(Value::as_str);
+        targets.any(|target| module == target || module.ends_with(&format!(".{target}")))
+    };
+    let modules = model.decoder.config.module_names();
+    modules.filter(|module| names(module) && !found.contains(module)).collect()
 }
 
 /// One matrix of an adapter, which must have `shape`.
@@ -156,7 +216,6 @@ fn read_config(raw: &RawConfig) -> Result<LoraConfig, ConfigError> {
     if kind != "LORA" {
         return Err(raw.error("peft_type", format!("is {kind}; only LORA adapters are read")));
     }
-    refuse_unread(raw)?;
     let dropout = match raw.get("lora_dropout") {
         None => 0.0,
         Some(value) => value
@@ -164,52 +223,54 @@ fn read_config(raw: &RawConfig) -> Result<LoraConfig, ConfigError> {
             .filter(|p| (0.0..1.0).contains(p))
             .ok_or_else(|| raw.unexpected("lora_dropout", "a number from 0 to below 1", value))?,
     };
-    Ok(LoraConfig {
+    let config = LoraConfig {
         rank: raw.size("r")?,
         alpha: raw.number("lora_alpha")?,
         dropout: dropout as f32,
         target_modules: TargetModules::AllLinear,
         use_rslora: raw.flag("use_rslora", false)?,
-    })
+    };
+    raw.get("target_modules");
+    refuse_unread(raw)?;
+    Ok(config)
 }
 
-/// Settings that change what an adapter computes, in ways we do not. Where it sits is told by the
-/// names of its tensors.
-const UNREAD: [&str; 12] = [
-    "use_dora",
-    "fan_in_fan_out",
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "layer_replication",
-    "megatron_config",
-    "lora_bias",
-    "use_qalora",
-    "trainable_token_indices",
-    "target_parameters",
-    "alora_invocation_tokens",
+/// Settings that do not change what a trained adapter computes. Where it sits is said by the names
+/// of its tensors. Any other that says something is refused: PEFT adds one in every other release.
+const NEUTRAL: [&str; 16] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
 ];
 
 /// Ways to initialise an adapter that leave the base weights as they are.
 const PLAIN_INITS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
-fn refuse_unread(raw: &RawConfig) -> Result<(), ConfigError> {
-    let values = UNREAD.iter().filter_map(|&key| Some((key, raw.get(key)?)));
-    let mut refused: Vec<_> = values.filter(|(_, value)| !is_neutral(value)).collect();
-    refused.extend(raw.get("bias").filter(|&bias| bias != "none").map(|bias| ("bias", bias)));
-    let init = raw.get("init_lora_weights");
-    let changes_base = init.filter(|v| v.as_str().is_some_and(|v| !PLAIN_INITS.contains(&v)));
-    refused.extend(changes_base.map(|init| ("init_lora_weights", init)));
-    let Some((key, value)) = refused.first() else { return Ok(()) };
-    let mend = "merge such an adapter into its base with PEFT (`merge_and_unload`)";
-    Err(raw.error(key, format!("is {value}, which is not supported yet: {mend}")))
-}
+/// What helps with an adapter that is not read.
+const MERGE: &str = "merge such an adapter into its base with PEFT (`merge_and_unload`)";
 
-fn is_neutral(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.is_empty(),
-        _ => false,
+fn refuse_unread(raw: &RawConfig) -> Result<(), ConfigError> {
+    let bias = raw.get("bias").filter(|&bias| bias != "none").map(|bias| ("bias", bias));
+    let init = raw.get("init_lora_weights");
+    let init = init.filter(|init| init.as_str().is_some_and(|init| !PLAIN_INITS.contains(&init)));
+    let init = init.map(|init| ("init_lora_weights", init));
+    match bias.or(init).or_else(|| raw.first_unread(&NEUTRAL)) {
+        None => Ok(()),
+        Some((key, value)) => {
+            Err(raw.error(key, format!("is {value}, which is not supported yet: {MERGE}")))
+        }
     }
 }

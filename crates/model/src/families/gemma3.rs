@@ -91,6 +91,9 @@ fn ropes(raw: &RawConfig, head_dim: usize, max: usize) -> Result<Vec<RopeConfig>
         scaling: None,
         parameters: of_kind("sliding_attention")?,
     };
+    if let Some(parameters) = &parameters {
+        parameters.refuse_unread(&[])?;
+    }
     let ropes = [full, sliding];
     ropes.iter().map(|keys| RopeConfig::from_keys(keys, head_dim, max)).collect()
 }

@@ -16,6 +16,58 @@ use std::path::Path;
 /// What `model_type` may say.
 pub const SUPPORTED: [&str; 3] = ["llama", "qwen3", "gemma3_text"];
 
+/// Keys that change nothing that is computed from tokens, for any family: what transformers writes
+/// into every configuration, defaults of generation, and marks that other tools leave.
+const NEUTRAL: &[&str] = &[
+    "architectures",
+    "attn_implementation",
+    "auto_map",
+    "begin_suppress_tokens",
+    "bos_token_id",
+    "cache_implementation",
+    "chunk_size_feed_forward",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
+    "dtype",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "finetuned_from",
+    "id2label",
+    "initializer_range",
+    "is_llama_config",
+    "label2id",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "model_max_length",
+    "name_or_path",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "pad_token_id",
+    "pretraining_tp",
+    "problem_type",
+    "repetition_penalty",
+    "return_dict",
+    "sep_token_id",
+    "suppress_tokens",
+    "task_specific_params",
+    "temperature",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
+    "torch_dtype",
+    "transformers.js_config",
+    "transformers_version",
+    "typical_p",
+    "unk_token_id",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_cache",
+];
+
 /// More blocks than any model has; a bound on what a file can make us allocate.
 const MAX_LAYERS: usize = 4096;
 
@@ -46,7 +98,7 @@ impl DecoderConfig {
 /// # Errors
 /// [`ConfigError`], naming file and key.
 pub fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
-    match raw.text("model_type")? {
+    let config = match raw.text("model_type")? {
         Some("llama") => llama::decoder_config(raw),
         Some("qwen3") => qwen3::decoder_config(raw),
         Some("gemma3_text") => gemma3::decoder_config(raw),
@@ -56,7 +108,9 @@ pub fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
             supported: SUPPORTED.join(", "),
         }),
         None => Err(raw.error("model_type", "is missing; it names the family, such as \"llama\"")),
-    }
+    }?;
+    raw.refuse_unread(NEUTRAL)?;
+    Ok(config)
 }
 
 /// Dimensions of a head, where an absent key means that heads share the width of the stream.

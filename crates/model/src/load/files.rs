@@ -5,9 +5,12 @@ use hone_tensor::safetensors::{FileError, SafeTensorsFile};
 use hone_tensor::{DType, Tensor};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::io::Read as _;
+use std::path::{Component, Path, PathBuf};
 
 const SINGLE: &str = "model.safetensors";
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
 const INDEX: &str = "model.safetensors.index.json";
 /// An index has about 100 bytes per tensor.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
@@ -34,6 +37,16 @@ pub enum LoadError {
         dir: PathBuf,
         /// A pickled file found instead.
         pickled: Option<String>,
+    },
+    /// What git leaves where a large file was not fetched.
+    #[error(
+        "{}: a pointer of git-lfs, not the weights: fetch them with `git lfs pull`, or download \
+         the file again",
+        path.display()
+    )]
+    LfsPointer {
+        /// File.
+        path: PathBuf,
     },
     /// The index is not what it should be.
     #[error("{}: {problem}", path.display())]
@@ -105,6 +118,8 @@ pub(super) struct WeightFiles {
     /// Which file holds a tensor.
     holder: BTreeMap<String, usize>,
     taken: BTreeSet<String>,
+    /// Whether only the head is there, and stands for the embedding too.
+    embedding_is_head: bool,
     matrix_dtype: Option<DType>,
 }
 
@@ -116,6 +131,7 @@ impl WeightFiles {
             files: Vec::new(),
             holder: BTreeMap::new(),
             taken: BTreeSet::new(),
+            embedding_is_head: false,
             matrix_dtype: None,
         };
         for path in paths {
@@ -125,6 +141,9 @@ impl WeightFiles {
     }
 
     fn add(&mut self, path: &Path) -> Result<(), LoadError> {
+        if is_lfs_pointer(path) {
+            return Err(LoadError::LfsPointer { path: path.to_owned() });
+        }
         let file = SafeTensorsFile::open(path)?;
         for name in file.names() {
             if let Some(other) = self.holder.insert(name.clone(), self.files.len()) {
@@ -140,13 +159,47 @@ impl WeightFiles {
         Ok(())
     }
 
+    /// The name under which the files hold a tensor: files of the bare decoder, without its head,
+    /// leave out the first part.
+    fn stored_name<'n>(&self, name: &'n str) -> Option<&'n str> {
+        let bare = name.strip_prefix("model.");
+        [Some(name), bare].into_iter().flatten().find(|name| self.holder.contains_key(*name))
+    }
+
+    fn tensor(&self, stored_name: &str) -> Option<(&SafeTensorsFile, Tensor)> {
+        let file = &self.files[*self.holder.get(stored_name)?];
+        Some((file, file.tensor(stored_name)?))
+    }
+
+    /// Settles which of embedding and head are there, where the configuration says that they are
+    /// one: whether they are. As in transformers 5, either of them may stand for both, and a head
+    /// with other values than the embedding was trained apart from it.
+    pub(super) fn are_tied(&mut self) -> bool {
+        let Some((_, head)) = self.tensor(HEAD) else { return true };
+        match self.stored_name(EMBEDDING).and_then(|name| self.tensor(name)) {
+            None => {
+                self.embedding_is_head = true;
+                true
+            }
+            Some((_, embedding)) => {
+                let is_same = |a: &Tensor, b: &Tensor| {
+                    (a.dtype(), a.shape()) == (b.dtype(), b.shape()) && a.bytes() == b.bytes()
+                };
+                is_same(&embedding, &head)
+            }
+        }
+    }
+
     /// The tensor `name`, which must have `shape`.
     pub(super) fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
-        let found = self.holder.get(name).map(|&i| &self.files[i]);
-        let tensor = found.and_then(|file| file.tensor(name));
-        let (Some(file), Some(tensor)) = (found, tensor) else {
+        let stored = match self.embedding_is_head && name == EMBEDDING {
+            true => Some(HEAD),
+            false => self.stored_name(name),
+        };
+        let Some((file, tensor)) = stored.and_then(|stored| self.tensor(stored)) else {
             return Err(LoadError::Missing { place: self.place.clone(), name: name.to_owned() });
         };
+        let name = stored.unwrap_or(name);
         if tensor.shape() != shape {
             return Err(LoadError::Shape {
                 path: file.path().to_owned(),
@@ -158,7 +211,8 @@ impl WeightFiles {
         if shape.len() > 1 {
             self.matrix_dtype.get_or_insert(tensor.dtype());
         }
-        self.taken.insert(name.to_owned());
+        let name = name.to_owned();
+        self.taken.insert(name);
         Ok(tensor)
     }
 
@@ -168,10 +222,11 @@ impl WeightFiles {
     }
 
     /// All tensors must have been taken, but for those that transformers passes over too: buffers
-    /// of rotary embeddings that old files hold, and the head of a model that ties it.
-    pub(super) fn refuse_surplus(&self, tied: bool) -> Result<(), LoadError> {
+    /// of rotary embeddings that old files hold, and a copy of the embedding as the tied head.
+    pub(super) fn refuse_surplus(&self, is_tied: bool) -> Result<(), LoadError> {
         let passed_over = |name: &String| {
-            name.ends_with(".rotary_emb.inv_freq") || (tied && name == "lm_head.weight")
+            let is_buffer = name == "rotary_emb.inv_freq" || name.ends_with(".rotary_emb.inv_freq");
+            is_buffer || (is_tied && name == HEAD)
         };
         let left = self.holder.keys().filter(|n| !self.taken.contains(*n) && !passed_over(n));
         let left: Vec<&String> = left.collect();
@@ -211,7 +266,7 @@ fn place_and_files(dir: &Path) -> Result<(PathBuf, Vec<PathBuf>), LoadError> {
     Ok((index, shards.into_iter().map(|name| dir.join(name)).collect()))
 }
 
-/// Names of the shards in an index, each a plain file name.
+/// Names of the shards in an index, each a path below the model's directory.
 fn shard_names(index: &Path) -> Result<BTreeSet<String>, LoadError> {
     let error = |problem: String| LoadError::Index { path: index.to_owned(), problem };
     let raw = RawConfig::read_up_to(index, MAX_INDEX_BYTES)?;
@@ -221,13 +276,28 @@ fn shard_names(index: &Path) -> Result<BTreeSet<String>, LoadError> {
     };
     let mut names = BTreeSet::new();
     for (tensor, file) in map {
-        let plain = |name: &&str| Path::new(name).file_name().is_some_and(|f| f == *name);
-        let name = file.as_str().filter(plain).ok_or_else(|| {
-            error(format!("`weight_map` gives {file} for `{tensor}`: expected a plain file name"))
+        let name = file.as_str().filter(|name| is_below(name)).ok_or_else(|| {
+            error(format!(
+                "`weight_map` gives {file} for `{tensor}`: expected a file in the model's directory"
+            ))
         })?;
         names.insert(name.to_owned());
     }
     Ok(names)
+}
+
+/// Whether a path leads nowhere but down.
+fn is_below(name: &str) -> bool {
+    let mut components = Path::new(name).components().peekable();
+    components.peek().is_some() && components.all(|c| matches!(c, Component::Normal(_)))
+}
+
+/// Whether a file is what git leaves where a large file was not fetched.
+pub(crate) fn is_lfs_pointer(path: &Path) -> bool {
+    const BEGINNING: &[u8] = b"version https://git-lfs.github.com/spec/";
+    let mut start = [0; BEGINNING.len()];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    read.is_ok() && start == BEGINNING
 }
 
 /// The first file of a directory whose name says that it is pickled.

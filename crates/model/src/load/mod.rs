@@ -2,8 +2,8 @@
 
 mod files;
 
-pub(crate) use files::find_pickled;
 pub use files::{LoadError, weight_files};
+pub(crate) use files::{find_pickled, is_lfs_pointer};
 
 use crate::config::DecoderConfig;
 use crate::decoder::{Decoder, Layer};
@@ -71,8 +71,11 @@ impl Model {
 /// # Errors
 /// [`LoadError`], naming file and tensor.
 pub fn load(dir: &Path, device: &Device, options: LoadOptions) -> Result<Model, LoadError> {
-    let config = DecoderConfig::load(dir)?;
-    let files = WeightFiles::open(dir)?;
+    let mut config = DecoderConfig::load(dir)?;
+    let mut files = WeightFiles::open(dir)?;
+    if config.tie_word_embeddings {
+        config.tie_word_embeddings = files.are_tied();
+    }
     assert!(options.offloaded_blocks == 0 || options.trained == Trained::Nothing);
     let mut loader = Loader { device, options, files, params: Params::default() };
     let mut decoder = loader.decoder(config)?;

@@ -20,7 +20,7 @@ fn check(from: &str, change: impl FnOnce(&Path), expected: &str) {
     change(dir.path());
     let device = Device::cpu(1);
     let mut model = Golden::load(CASE).base(&device);
-    let found = match adapter::load(dir.path(), &mut model, &device) {
+    let found = match adapter::load(dir.path(), &mut model, &device, &mut |_| ()) {
         Ok(_) => "it loads".to_owned(),
         Err(error) => error.to_string().replace(&dir.path().display().to_string(), "DIR"),
     };
@@ -56,11 +56,13 @@ fn unusable_configurations() {
     let unread = |value: &str| format!("is {value}, which is not supported yet: {mend}");
     let missing = "is missing, and no default stands for it: take the file from where the weights \
                    came from";
-    let cases: [(&str, Value, &str); 16] = [
+    let cases: [(&str, Value, &str); 18] = [
         ("peft_type", json!("IA3"), "is IA3; only LORA adapters are read"),
         ("peft_type", Value::Null, "is missing; only LORA adapters are read"),
         ("use_dora", json!(true), &unread("true")),
         ("use_qalora", json!(true), &unread("true")),
+        ("use_next_years_method", json!(true), &unread("true")),
+        ("kasa_config", json!({"rank": 2}), &unread("{\"rank\":2}")),
         ("bias", json!("all"), &unread("\"all\"")),
         ("modules_to_save", json!(["lm_head"]), &unread("[\"lm_head\"]")),
         ("rank_pattern", json!({"q_proj": 8}), &unread("{\"q_proj\":8}")),
@@ -122,6 +124,56 @@ fn tensors_that_do_not_fit() {
     let add = tensors(|all| drop(all.insert(MAGNITUDE.to_owned(), all[A].clone())));
     check(CASE, add, &stray(MAGNITUDE));
     check(CASE, tensors(BTreeMap::clear), &says("it holds no adapter"));
+    let merge = "merge such an adapter into its base with PEFT (`merge_and_unload`)";
+    for table in ["base_model.model.lm_head.weight", "base_model.model.model.embed_tokens.weight"] {
+        let add = |dir: &Path| {
+            rewrite(&dir.join(WEIGHTS), |all| drop(all.insert(table.to_owned(), all[A].clone())));
+        };
+        let whole = format!(
+            "tensor `{table}`: the adapter has trained weights of a head, an embedding or another \
+             whole module, which is not supported yet: {merge}"
+        );
+        check(CASE, add, &says(&whole));
+    }
+    let rename = tensors(|all| {
+        let named = |name: String| name.replace(".weight", ".default.weight");
+        *all = std::mem::take(all).into_iter().map(|(name, t)| (named(name), t)).collect();
+    });
+    let first = "base_model.model.model.layers.0.mlp.down_proj.lora_A.default.weight";
+    let own_name = format!(
+        "tensor `{first}` has the adapter's own name in it (`default`), as in a state dict: save \
+         the adapter with `save_pretrained` of PEFT, which leaves it out"
+    );
+    check(CASE, rename, &says(&own_name));
+    let pointer = |dir: &Path| {
+        fs::write(dir.join(WEIGHTS), "version https://git-lfs.github.com/spec/v1\n").unwrap();
+    };
+    let fetch = "a pointer of git-lfs, not the weights: fetch them with `git lfs pull`, or download \
+                 the file again";
+    check(CASE, pointer, &says(fetch));
+}
+
+/// Layers that the configuration names and the file has nothing for: it loads, with a note.
+#[test]
+fn targets_without_tensors() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_files(&Golden::load(CASE).dir.join("adapter"), dir.path());
+    rewrite(&dir.path().join(WEIGHTS), |all| all.retain(|name, _| !name.contains("up_proj")));
+    let notes_with = |targets: Value| {
+        set_key(&dir.path().join(CONFIG), "target_modules", targets);
+        let (device, mut notes) = (Device::cpu(1), Vec::new());
+        let mut model = Golden::load(CASE).base(&device);
+        adapter::load(dir.path(), &mut model, &device, &mut |note| notes.push(note)).unwrap();
+        notes
+    };
+    let notes = notes_with(json!(["q_proj", "up_proj"]));
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    assert!(
+        notes[0].contains("no tensors for `model.layers.0.mlp.up_proj` and 1 more"),
+        "{notes:?}"
+    );
+    assert!(notes_with(json!(["q_proj", "down_proj"])).is_empty());
+    assert!(notes_with(json!("all-linear")).is_empty());
 }
 
 #[test]

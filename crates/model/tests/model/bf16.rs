@@ -45,7 +45,7 @@ fn adapter_gradients_err_no_more_than_pytorch() {
     for golden in Golden::all() {
         let dir = rounded(&golden, &device);
         let mut model = load(dir.path(), &device, Some(DType::Bf16.into()), Trained::Nothing);
-        adapter::load(&golden.dir.join("adapter"), &mut model, &device).unwrap();
+        adapter::load(&golden.dir.join("adapter"), &mut model, &device, &mut |_| ()).unwrap();
         let random = (0..23).map(|seed| random_like(&golden.samples(), seed, &model));
         let batches: Vec<Vec<Sample>> = std::iter::once(golden.samples()).chain(random).collect();
         let errors: Vec<Vec<f64>> =

@@ -106,7 +106,7 @@ impl Golden {
     /// The model with PEFT's adapter.
     pub fn adapted(&self, device: &Device) -> Model {
         let mut model = self.base(device);
-        adapter::load(&self.dir.join("adapter"), &mut model, device).unwrap();
+        adapter::load(&self.dir.join("adapter"), &mut model, device, &mut |_| ()).unwrap();
         model
     }
 

@@ -9,7 +9,7 @@ use hone_tensor::{Compute, DType, Device, Storage};
 /// The model of a case, in bytes or as in the file, with its adapter.
 fn adapted(golden: &Golden, device: &Device, precision: Option<Storage>) -> Model {
     let mut model = load(&golden.dir, device, precision, Trained::Nothing);
-    adapter::load(&golden.dir.join("adapter"), &mut model, device).unwrap();
+    adapter::load(&golden.dir.join("adapter"), &mut model, device, &mut |_| ()).unwrap();
     model
 }
 

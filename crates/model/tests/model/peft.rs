@@ -57,10 +57,11 @@ fn saved_and_loaded_is_the_same() {
     for golden in Golden::all() {
         let (original, dir) = (golden.adapted(&device), tempfile::tempdir().unwrap());
         let mut model = golden.base(&device);
-        let read = adapter::load(&golden.dir.join("adapter"), &mut model, &device).unwrap();
+        let read =
+            adapter::load(&golden.dir.join("adapter"), &mut model, &device, &mut |_| ()).unwrap();
         adapter::save(dir.path(), &original, &read, "base").unwrap();
         let mut again = golden.base(&device);
-        let read_again = adapter::load(dir.path(), &mut again, &device).unwrap();
+        let read_again = adapter::load(dir.path(), &mut again, &device, &mut |_| ()).unwrap();
         assert_eq!(read, read_again);
         assert_eq!(params(&original), params(&again));
         assert_eq!(logits_of(&original, &golden), logits_of(&again, &golden));
@@ -78,7 +79,8 @@ fn settings_of_peft_files() {
     ] {
         let golden = Golden::load(case);
         let mut model = golden.base(&device);
-        let lora = adapter::load(&golden.dir.join("adapter"), &mut model, &device).unwrap();
+        let lora =
+            adapter::load(&golden.dir.join("adapter"), &mut model, &device, &mut |_| ()).unwrap();
         assert_eq!((lora.rank, lora.alpha, lora.dropout), (rank, alpha, 0.0));
         assert_eq!(lora.scale(), scale);
         let TargetModules::Patterns(modules) = lora.target_modules else { panic!("{case}") };

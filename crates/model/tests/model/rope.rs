@@ -1,7 +1,7 @@
 //! Inverse frequencies and attention scaling of every RoPE setting, against transformers.
 
 use crate::fixture::goldens_dir;
-use hone_model::{DecoderConfig, RopeConfig};
+use hone_model::{DecoderConfig, RopeConfig, RopeScaling};
 use serde_json::{Value, json};
 
 /// Relative.
@@ -41,4 +41,44 @@ fn read(setting: &Value) -> RopeConfig {
     });
     std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
     DecoderConfig::load(dir.path()).unwrap().ropes.remove(0)
+}
+
+/// Which of `rope_scaling` and `rope_parameters` counts where both are there, as in transformers.
+#[test]
+fn both_objects_of_rope() {
+    let read = |scaling: Value, parameters: Value| {
+        let dir = tempfile::tempdir().unwrap();
+        let config = json!({
+            "model_type": "llama", "vocab_size": 8, "hidden_size": 64, "intermediate_size": 8,
+            "num_hidden_layers": 1, "num_attention_heads": 1, "rope_theta": 500.0,
+            "rope_scaling": scaling, "rope_parameters": parameters,
+        });
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let rope =
+            |config: DecoderConfig| (config.ropes[0].rope_theta, config.ropes[0].scaling.clone());
+        DecoderConfig::load(dir.path()).map(rope).map_err(|error| error.to_string())
+    };
+    let linear = |factor: f64| json!({"type": "linear", "factor": factor});
+    let four = RopeScaling::Linear { factor: 4.0 };
+    let default = json!({"rope_type": "default", "rope_theta": 500.0});
+    assert_eq!(read(linear(4.0), default.clone()), Ok((500.0, four.clone())));
+    assert_eq!(read(linear(4.0), Value::Null), Ok((500.0, four.clone())));
+    assert_eq!(read(json!({}), linear(4.0)), Ok((500.0, four.clone())));
+    assert_eq!(read(linear(4.0), linear(4.0)), Ok((500.0, four)));
+    assert_eq!(read(json!({"type": "default"}), linear(4.0)), Ok((500.0, RopeScaling::Default)));
+    let differ = read(linear(4.0), linear(2.0)).unwrap_err();
+    assert!(
+        differ.contains("`rope_scaling` says something else than `rope_parameters`"),
+        "{differ}"
+    );
+    let base = json!({"rope_type": "default", "rope_theta": 7.0});
+    let lost = read(linear(4.0), base).unwrap_err();
+    assert!(lost.contains("`rope_parameters.rope_theta` is not read"), "{lost}");
+    // Zero scales are as good as absent ones.
+    let yarn = |more: Value| {
+        let mut yarn = json!({"rope_type": "yarn", "factor": 4.0});
+        yarn.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        read(yarn, Value::Null).unwrap()
+    };
+    assert_eq!(yarn(json!({"mscale": 1.0, "mscale_all_dim": 0})), yarn(json!({})));
 }

@@ -93,7 +93,7 @@ impl Run<'_> {
         let reloaded = match lora {
             Some(_) => {
                 let mut base = model.without_adapters();
-                adapter::load(written, &mut base, device)?;
+                adapter::load(written, &mut base, device, &mut |_| ())?;
                 base
             }
             None => hone_model::load(written, device, LoadOptions::INFERENCE)?,

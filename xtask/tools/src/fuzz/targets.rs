@@ -85,7 +85,9 @@ fn adapter(dir: &Path) -> Result<(), String> {
     let device = Device::cpu(1);
     let mut model =
         hone_model::load(&dir.join("model"), &device, LoadOptions::INFERENCE).map_err(text)?;
-    hone_model::adapter::load(&dir.join("adapter"), &mut model, &device).map(drop).map_err(text)
+    hone_model::adapter::load(&dir.join("adapter"), &mut model, &device, &mut |_| ())
+        .map(drop)
+        .map_err(text)
 }
 
 fn tokenizer(dir: &Path) -> Result<(), String> {
