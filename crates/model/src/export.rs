@@ -1,15 +1,18 @@
 //! A model in Hugging Face layout, adapters merged.
 
-use crate::batch::Batch;
+use crate::config::DecoderConfig;
 use crate::decoder::Part;
+use crate::fidelity::{Comparison, Fidelity, MAX_LOST};
 use crate::load::Model;
+use crate::raw_config::ConfigError;
 use crate::weights::{Role, WeightSpec};
 use hone_tensor::safetensors::{FileError, Lazy, write};
-use hone_tensor::{Compute, DType, Device, Tape, Tensor, merge};
+use hone_tensor::{DType, Device, Tensor, merge};
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// Files that go along with the weights where they exist.
-const COMPANIONS: [&str; 10] = [
+const COMPANIONS: [&str; 16] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
@@ -19,8 +22,19 @@ const COMPANIONS: [&str; 10] = [
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+    "NOTICE",
+    "NOTICE.txt",
+    "USE_POLICY.md",
 ];
+
+/// A folder of templates beside the one that is the default.
+const MORE_TEMPLATES: &str = "additional_chat_templates";
+
+const GENERATION: &str = "generation_config.json";
 
 /// Why a model cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -36,27 +50,105 @@ pub enum ExportError {
         /// Why.
         source: std::io::Error,
     },
+    /// A configuration that is copied.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A weight that was not finite before it was written.
+    #[error(
+        "tensor `{tensor}` holds a number that is not finite (NaN or infinite), so the model \
+         computes nothing; nothing was written. Fetch the weights again, or go back to a \
+         checkpoint from before it"
+    )]
+    NotFinite {
+        /// Its name.
+        tensor: String,
+    },
+    /// A weight that is finite in memory and not in the type that was asked for.
+    #[error(
+        "tensor `{tensor}` holds a number that {dtype} cannot hold (it would be infinite); nothing \
+         was written. Write the model as bf16 or f32"
+    )]
+    Overflow {
+        /// Its name.
+        tensor: String,
+        /// Type it was to be written in.
+        dtype: &'static str,
+    },
+    /// Logits that are not finite although all weights are.
+    #[error(
+        "the model computes logits that are not finite although all its weights are; nothing was \
+         written. Some weights must be far too large"
+    )]
+    LogitsNotFinite,
+    /// Rounding took what training had changed.
+    #[error(
+        "in {dtype}, {:.0} % of what training changed is left, and at least {:.0} % must be \
+         (divergence {:.1e} nats a token; the likeliest token is the same after {:.0} % of them). \
+         Nothing was written. {}",
+        100.0 * (1.0 - fidelity.lost.unwrap_or(1.0)).max(0.0),
+        100.0 * (1.0 - MAX_LOST),
+        fidelity.kl,
+        100.0 * fidelity.top1_agreement,
+        if *has_adapter {
+            "Write the model as f32, or use the adapter as it is, beside its base"
+        } else {
+            "Write the model as f32"
+        }
+    )]
+    EffectLost {
+        /// Type it was written in.
+        dtype: &'static str,
+        /// What was found.
+        fidelity: Fidelity,
+        /// Whether there is an adapter that could be used instead.
+        has_adapter: bool,
+    },
+    /// The written model computes something else.
+    #[error(
+        "what was written computes other logits than the model in memory (off by {error:.1e} of \
+         their range); please report this as a bug of Hone"
+    )]
+    Differs {
+        /// Largest difference over the range of the logits.
+        error: f64,
+    },
 }
 
-/// Writes `model` into `out`, which must exist: weights in `dtype` with adapters merged
-/// (`W + scale · B A`, computed in f32), and configuration and tokenizer from `base_dir`.
+/// What an export is to hold.
+#[derive(Clone, Copy, Debug)]
+pub struct ExportOptions<'a> {
+    /// Directory of the base: configuration and tokenizer are taken from it.
+    pub base_dir: &'a Path,
+    /// Type of the weights.
+    pub dtype: DType,
+    /// A token that the model was trained to end its turns with; it becomes one that ends a
+    /// generation.
+    pub end_of_turn: Option<u32>,
+}
+
+/// Writes `model` into `out`, which must exist: weights with adapters merged (`W + scale · B A`,
+/// computed in f32), and configuration and tokenizer from the base's directory.
 ///
 /// # Errors
 /// When a file cannot be read or written.
 pub fn export_hf(
     model: &Model,
     device: &Device,
-    base_dir: &Path,
-    dtype: DType,
+    options: ExportOptions<'_>,
     out: &Path,
 ) -> Result<(), ExportError> {
+    let ExportOptions { base_dir, dtype, end_of_turn } = options;
     for name in COMPANIONS {
         let from = base_dir.join(name);
         if from.is_file() {
             copy(&from, &out.join(name))?;
         }
     }
-    write_config(&base_dir.join("config.json"), &out.join("config.json"), dtype)?;
+    copy_templates(&base_dir.join(MORE_TEMPLATES), &out.join(MORE_TEMPLATES))?;
+    write_config(model, base_dir, dtype, &out.join("config.json"))?;
+    if let Some(end_of_turn) = end_of_turn {
+        end_turns_with(model, end_of_turn, &out.join(GENERATION))?;
+    }
     let lazy = model.decoder.config.weights().map(|WeightSpec { role, name, shape }| {
         let make = Box::new(move || written(model, device, role, dtype));
         (name, Lazy::Made { dtype, shape, make })
@@ -83,24 +175,117 @@ fn converted(device: &Device, tensor: &Tensor, dtype: DType) -> Tensor {
     out
 }
 
-/// `config.json` with the element type that the weights now have.
-fn write_config(from: &Path, to: &Path, dtype: DType) -> Result<(), ExportError> {
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |source| ExportError::Io { path, source }
-    };
-    let text = std::fs::read_to_string(from).map_err(io(from))?;
-    let mut config: serde_json::Value =
-        serde_json::from_str(&text).map_err(|e| io(from)(std::io::Error::other(e)))?;
+/// `config.json` with the element type that the weights now have, and with the head told apart
+/// from the embedding where the files hold another than the configuration says.
+fn write_config(
+    model: &Model,
+    base_dir: &Path,
+    dtype: DType,
+    to: &Path,
+) -> Result<(), ExportError> {
+    let from = base_dir.join("config.json");
+    let mut config = read_json(&from)?;
     let name = match dtype {
         DType::F32 => "float32",
         DType::Bf16 => "bfloat16",
         DType::F16 => "float16",
     };
-    let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
-    config[key] = name.into();
-    let text = serde_json::to_string_pretty(&config).expect("a JSON value can be written");
-    std::fs::write(to, text).map_err(io(to))
+    // Both may be there: transformers 5 reads `dtype`, others `torch_dtype`.
+    let keys = ["dtype", "torch_dtype"].into_iter().filter(|key| config.get(key).is_some());
+    let mut keys: Vec<&str> = keys.collect();
+    if keys.is_empty() {
+        keys.push("torch_dtype");
+    }
+    for key in keys {
+        config[key] = name.into();
+    }
+    let is_tied = model.decoder.config.tie_word_embeddings;
+    if DecoderConfig::load(base_dir)?.tie_word_embeddings != is_tied {
+        config["tie_word_embeddings"] = is_tied.into();
+    }
+    write_json(to, &config)
+}
+
+/// Adds a token to those that end a generation.
+fn end_turns_with(model: &Model, token: u32, path: &Path) -> Result<(), ExportError> {
+    let mut ids = model.decoder.config.eos_token_ids.clone();
+    if ids.contains(&token) {
+        return Ok(());
+    }
+    ids.push(token);
+    let mut config = if path.is_file() { read_json(path)? } else { Value::Object(Map::new()) };
+    config["eos_token_id"] = ids.into();
+    write_json(path, &config)
+}
+
+/// Names the first weight that is not finite, as it is or as it would be written.
+fn name_not_finite(model: &Model, device: &Device, dtype: DType) -> ExportError {
+    for WeightSpec { role, name: tensor, .. } in model.decoder.config.weights() {
+        let is_finite =
+            |dtype| written(model, device, role, dtype).to_vec_f32().iter().all(|x| x.is_finite());
+        if !is_finite(DType::F32) {
+            return ExportError::NotFinite { tensor };
+        }
+        if dtype != DType::F32 && !is_finite(dtype) {
+            return ExportError::Overflow { tensor, dtype: dtype.name() };
+        }
+    }
+    ExportError::LogitsNotFinite
+}
+
+/// Compares a model with what was written of it in `dtype`, on `rows` of tokens, before what was
+/// written is used.
+///
+/// # Errors
+/// If a number is not finite, more than [`MAX_LOST`] of the effect of training is gone, or the two
+/// compute different logits.
+pub fn check_written(
+    models: Comparison<'_>,
+    dtype: DType,
+    rows: &[Vec<u32>],
+) -> Result<Fidelity, ExportError> {
+    let Some(fidelity) = Fidelity::measure(models, rows) else {
+        return Err(name_not_finite(models.intended, models.device, dtype));
+    };
+    if fidelity.is_enough(dtype) {
+        return Ok(fidelity);
+    }
+    let has_adapter = models.intended.decoder.projections().any(|(_, p)| p.lora.is_some());
+    Err(match fidelity.lost {
+        Some(lost) if lost > MAX_LOST && dtype != DType::F32 => {
+            ExportError::EffectLost { dtype: dtype.name(), fidelity, has_adapter }
+        }
+        _ => ExportError::Differs { error: fidelity.max_error },
+    })
+}
+
+fn copy_templates(from: &Path, to: &Path) -> Result<(), ExportError> {
+    if !from.is_dir() {
+        return Ok(());
+    }
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ExportError::Io { path, source }
+    };
+    std::fs::create_dir_all(to).map_err(io(to))?;
+    for entry in std::fs::read_dir(from).map_err(io(from))? {
+        let path = entry.map_err(io(from))?.path();
+        if let Some(name) = path.file_name().filter(|_| path.is_file()) {
+            copy(&path, &to.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+fn read_json(path: &Path) -> Result<Value, ExportError> {
+    let io = |source| ExportError::Io { path: path.to_owned(), source };
+    let text = std::fs::read_to_string(path).map_err(io)?;
+    serde_json::from_str(&text).map_err(|error| io(std::io::Error::other(error)))
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<(), ExportError> {
+    let text = serde_json::to_string_pretty(value).expect("a JSON value can be written");
+    std::fs::write(path, text).map_err(|source| ExportError::Io { path: path.to_owned(), source })
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), ExportError> {
@@ -108,34 +293,4 @@ fn copy(from: &Path, to: &Path) -> Result<(), ExportError> {
     let bytes =
         std::fs::read(from).map_err(|e| ExportError::Io { path: from.into(), source: e })?;
     std::fs::write(to, bytes).map_err(|e| ExportError::Io { path: to.into(), source: e })
-}
-
-/// How far logits may be off, over their range, after weights were written in `dtype`.
-pub fn logits_tolerance(dtype: DType) -> f64 {
-    match dtype {
-        DType::F32 => 1e-4,
-        DType::F16 | DType::Bf16 => 5e-2,
-    }
-}
-
-/// Largest difference between two models' logits on `tokens`, over the range of the first's;
-/// infinite where a logit of either is not finite.
-pub fn logits_error(
-    (device, compute): (&Device, Compute),
-    model: &Model,
-    other: &Model,
-    tokens: &[u32],
-) -> f64 {
-    let batch = Batch::of_sequence(&model.decoder.config, tokens);
-    let logits = |model: &Model| {
-        let mut tape = Tape::inference(device, &model.params, compute);
-        model.decoder.logits(&mut tape, &batch).to_vec_f32()
-    };
-    let (ours, theirs) = (logits(model), logits(other));
-    if !ours.iter().chain(&theirs).all(|x| x.is_finite()) {
-        return f64::INFINITY;
-    }
-    let (min, max) = ours.iter().fold((f32::MAX, f32::MIN), |(a, b), &x| (a.min(x), b.max(x)));
-    let difference = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    f64::from(difference) / f64::from(max - min).max(f64::MIN_POSITIVE)
 }

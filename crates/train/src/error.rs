@@ -98,18 +98,6 @@ pub enum TrainError {
         /// Those of this version.
         expected: u32,
     },
-    /// What was written does not compute what was trained.
-    #[error(
-        "{}: the files read back give other logits than the model in memory (off by {error:.1e} of \
-         their range); please report this as a bug of Hone",
-        path.display()
-    )]
-    NotWhatWasTrained {
-        /// Directory.
-        path: PathBuf,
-        /// Largest difference over the range of the logits.
-        error: f64,
-    },
 }
 
 impl TrainError {
@@ -151,8 +139,7 @@ impl TrainError {
             | Self::Tensors(_)
             | Self::Report(_)
             | Self::Io { .. }
-            | Self::NonFinite { .. }
-            | Self::NotWhatWasTrained { .. } => false,
+            | Self::NonFinite { .. } => false,
             _ => true,
         }
     }

@@ -164,7 +164,7 @@ fn train_in(
         }
     }
     run.evaluate(&mut logs, event)?;
-    run.finish(samples, begun).map(Outcome::Finished)
+    run.finish(samples, begun, event).map(Outcome::Finished)
 }
 
 /// The device as the run is to find it.

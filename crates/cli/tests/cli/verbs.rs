@@ -85,7 +85,10 @@ fn every_verb_prints_its_fields_as_json() {
     let generate = ["generate", "model", "--prompt", "w5", "--max-new-tokens", "3", "--json"];
     assert_fields(&json(&mut scene.hone(&generate)), &["text", "tokens", "tokens_per_second"]);
     let export = ["export", "model", "--adapter", "run/adapter", "--out", "merged", "--json"];
-    assert_fields(&json(&mut scene.hone(&export)), &["out", "dtype", "logits_error"]);
+    assert_fields(
+        &json(&mut scene.hone(&export)),
+        &["out", "dtype", "logits_error", "effect_lost", "kl", "top1_agreement"],
+    );
     let report = json(&mut scene.hone(&["report", "run", "--json"]));
     assert_eq!(report["report"], "run/report.html");
     let doctor = json(&mut scene.hone(&["doctor", "--threads", "1", "--json"]));

@@ -2,16 +2,16 @@
 //! records. "Exact" is f32 arithmetic on the weights rounded to bf16.
 
 use crate::fixture::{
-    Golden, Sample, forward_backward, load, logits, max_error, pack, relative_error,
+    Golden, Sample, export, forward_backward, load, logits, max_error, pack, relative_error,
 };
-use hone_model::{Batch, Model, Recompute, Trained, adapter, export_hf};
+use hone_model::{Batch, Model, Recompute, Trained, adapter};
 use hone_tensor::{Compute, DType, Device, Philox};
 use tempfile::TempDir;
 
 /// The base with every weight, norms and biases too, rounded to bf16 as PyTorch's were.
 fn rounded(golden: &Golden, device: &Device) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    export_hf(&golden.base(device), device, &golden.dir, DType::Bf16, dir.path()).unwrap();
+    export(&golden.base(device), device, &golden.dir, DType::Bf16, dir.path()).unwrap();
     dir
 }
 

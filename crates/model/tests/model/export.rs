@@ -1,8 +1,11 @@
 //! Export in Hugging Face layout: what is reloaded computes what the live model computed.
 
-use crate::fixture::{Golden, copy_of, load, logits, max_error, pack, range};
-use hone_model::{Model, Trained, export_hf, logits_error};
-use hone_tensor::{Compute, DType, Device, ParamId};
+use crate::fixture::{Golden, copy_of, export, load, logits, max_error, pack, range, set_key};
+use hone_model::{
+    Comparison, ExportError, ExportOptions, Fidelity, MAX_LOST, Model, Trained, check_written,
+    export_hf,
+};
+use hone_tensor::{Compute, DType, Device};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -28,7 +31,7 @@ fn merged_logits_are_those_of_the_adapter() {
         let expected = logits_of(&model, &golden);
         for (dtype, name, tolerance) in TYPES {
             let out = tempfile::tempdir().unwrap();
-            export_hf(&model, &device, &golden.dir, dtype, out.path()).unwrap();
+            export(&model, &device, &golden.dir, dtype, out.path()).unwrap();
             let reloaded = load(out.path(), &device, None, Trained::Nothing);
             assert_eq!(reloaded.file_dtype, dtype);
             let found = logits_of(&reloaded, &golden);
@@ -42,8 +45,11 @@ fn merged_logits_are_those_of_the_adapter() {
 /// The same keys in the same order and spelling, but for the element type.
 fn check_config(before: &Path, after: &Path, dtype: &str) {
     let (mut before, after) = (json(before), json(after));
-    let key = if before.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
-    before[key] = dtype.into();
+    for key in ["dtype", "torch_dtype"] {
+        if before.get(key).is_some() {
+            before[key] = dtype.into();
+        }
+    }
     assert_eq!(before.to_string(), after.to_string());
 }
 
@@ -55,7 +61,7 @@ fn unchanged_weights_come_back_bit_for_bit() {
         for trained in [Trained::Nothing, Trained::All] {
             let model = load(&golden.dir, &device, None, trained);
             let out = tempfile::tempdir().unwrap();
-            export_hf(&model, &device, &golden.dir, model.file_dtype, out.path()).unwrap();
+            export(&model, &device, &golden.dir, model.file_dtype, out.path()).unwrap();
             let again = load(out.path(), &device, None, Trained::All);
             let original = load(&golden.dir, &device, None, Trained::All);
             for ((_, name, a), (_, other, b)) in original.params.iter().zip(again.params.iter()) {
@@ -65,36 +71,147 @@ fn unchanged_weights_come_back_bit_for_bit() {
     }
 }
 
-/// A comparison with NaN is neither more nor less than a tolerance: it must not pass for agreement.
+/// A weight that is not finite, or not in the type that is asked for, is named; it is no fault of
+/// the export.
 #[test]
-fn logits_that_are_no_numbers_agree_with_nothing() {
+fn the_first_tensor_that_is_not_finite_is_named() {
     let (device, golden) = (Device::cpu(1), Golden::load("tied_gqa"));
-    let model = load(&golden.dir, &device, None, Trained::All);
-    let mut damaged = load(&golden.dir, &device, None, Trained::All);
-    let error = |a: &Model, b: &Model| logits_error((&device, Compute::F32), a, b, &[1, 2, 3]);
-    assert_eq!(error(&model, &damaged), 0.0);
-    damaged.params.value_mut(ParamId(0)).f32_mut().fill(f32::NAN);
-    assert_eq!(error(&model, &damaged), f64::INFINITY);
-    assert_eq!(error(&damaged, &model), f64::INFINITY);
+    let norm = "model.layers.1.input_layernorm.weight";
+    let check = |value: f32, dtype: DType| {
+        let mut model = load(&golden.dir, &device, None, Trained::All);
+        let id = model.params.iter().find(|(_, name, _)| *name == norm).unwrap().0;
+        model.params.value_mut(id).f32_mut()[3] = value;
+        let out = tempfile::tempdir().unwrap();
+        export(&model, &device, &golden.dir, dtype, out.path()).unwrap();
+        let written = &load(out.path(), &device, None, Trained::Nothing);
+        let models = Comparison { device: &device, base: None, intended: &model, written };
+        check_written(models, dtype, &[vec![1, 2, 3]]).map_err(|error| error.to_string())
+    };
+    assert!(check(1.0, DType::F16).is_ok());
+    for value in [f32::NAN, f32::INFINITY] {
+        let error = check(value, DType::F32).unwrap_err();
+        assert!(error.contains(&format!("`{norm}` holds a number that is not finite")), "{error}");
+    }
+    let error = check(1e6, DType::F16).unwrap_err();
+    assert!(error.contains(&format!("`{norm}` holds a number that f16 cannot hold")), "{error}");
+}
+
+/// What an export loses is measured by what the adapter changed: in bf16 a small change is gone
+/// although no logit moves far, in f32 it is there.
+#[test]
+fn an_adapter_that_rounding_takes_is_refused() {
+    let (device, golden) = (Device::cpu(2), Golden::load("dynamic"));
+    let rows: Vec<Vec<u32>> = golden.samples().into_iter().map(|sample| sample.ids).collect();
+    let measure = |factor: f32, dtype: DType| -> Result<Fidelity, ExportError> {
+        let mut model = golden.adapted(&device);
+        for value in model.params.values_mut() {
+            value.f32_mut().iter_mut().for_each(|x| *x *= factor.sqrt());
+        }
+        let out = tempfile::tempdir().unwrap();
+        export(&model, &device, &golden.dir, dtype, out.path()).unwrap();
+        let written = &load(out.path(), &device, None, Trained::Nothing);
+        let base = Some(&golden.base(&device));
+        check_written(Comparison { device: &device, base, intended: &model, written }, dtype, &rows)
+    };
+    assert!(measure(1.0, DType::Bf16).unwrap().lost.unwrap() < MAX_LOST);
+    let error = measure(2e-3, DType::Bf16).unwrap_err();
+    let ExportError::EffectLost { fidelity, has_adapter: true, .. } = &error else {
+        panic!("{error}");
+    };
+    // The limit on logits alone would have let it pass.
+    assert!(fidelity.max_error < 5e-2 && fidelity.lost.unwrap() > MAX_LOST, "{fidelity:?}");
+    assert!(error.to_string().contains("use the adapter as it is"), "{error}");
+    let kept = measure(2e-3, DType::F32).unwrap();
+    assert!(kept.lost.unwrap() < 0.01 && kept.top1_agreement == 1.0 && kept.kl < 1e-9, "{kept:?}");
+    // An adapter that changes nothing has nothing to lose.
+    assert_eq!(measure(0.0, DType::Bf16).unwrap().lost, None);
+}
+
+/// A full fine-tune has the same limit.
+#[test]
+fn training_that_rounding_takes_is_refused() {
+    let (device, golden) = (Device::cpu(2), Golden::load("dynamic"));
+    let mut model = load(&golden.dir, &device, None, Trained::All);
+    for value in model.params.values_mut() {
+        // A third of half a unit in bf16's last place.
+        value.f32_mut().iter_mut().for_each(|x| *x *= 1.0 + 1.0 / 1024.0);
+    }
+    let rows: Vec<Vec<u32>> = golden.samples().into_iter().map(|sample| sample.ids).collect();
+    let out = tempfile::tempdir().unwrap();
+    export(&model, &device, &golden.dir, DType::Bf16, out.path()).unwrap();
+    let written = &load(out.path(), &device, None, Trained::Nothing);
+    let base = Some(&golden.base(&device));
+    let models = Comparison { device: &device, base, intended: &model, written };
+    let error = check_written(models, DType::Bf16, &rows).unwrap_err();
+    assert!(matches!(error, ExportError::EffectLost { has_adapter: false, .. }), "{error}");
+    assert!(error.to_string().ends_with("Write the model as f32"), "{error}");
+}
+
+/// Both keys of the type are set; the token that ends turns ends a generation, once.
+#[test]
+fn configurations_fit_what_was_trained() {
+    let (device, base) = (Device::cpu(1), copy_of("tied_gqa"));
+    set_key(&base.path().join("config.json"), "dtype", "float32".into());
+    let model = load(base.path(), &device, None, Trained::Nothing);
+    for (given, expected) in [(None, None), (Some("{\"top_k\": 3}"), Some(3))] {
+        let generation = base.path().join("generation_config.json");
+        if let Some(given) = given {
+            fs::write(&generation, given).unwrap();
+        }
+        let out = tempfile::tempdir().unwrap();
+        let options = |end_of_turn| ExportOptions {
+            base_dir: base.path(),
+            dtype: DType::Bf16,
+            end_of_turn: Some(end_of_turn),
+        };
+        export_hf(&model, &device, options(7), out.path()).unwrap();
+        let config = json(&out.path().join("config.json"));
+        assert_eq!(
+            (&config["dtype"], &config["torch_dtype"]),
+            (&"bfloat16".into(), &"bfloat16".into())
+        );
+        let written = json(&out.path().join("generation_config.json"));
+        assert_eq!(written["eos_token_id"], serde_json::json!([2, 7]));
+        assert_eq!(written["top_k"].as_u64(), expected);
+        // The model's own end needs no second mention.
+        let out = tempfile::tempdir().unwrap();
+        export_hf(&model, &device, options(2), out.path()).unwrap();
+        let written = out.path().join("generation_config.json");
+        assert_eq!(fs::read_to_string(written).ok().as_deref(), given);
+    }
 }
 
 #[test]
 fn tokenizer_files_go_along() {
     let (device, base) = (Device::cpu(1), copy_of("tied_gqa"));
-    let companions =
-        ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE"];
+    let companions = [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "LICENSE",
+        "LICENSE.txt",
+        "NOTICE",
+        "USE_POLICY.md",
+        "additional_chat_templates/tool_use.jinja",
+    ];
+    fs::create_dir(base.path().join("additional_chat_templates")).unwrap();
     for name in companions {
         fs::write(base.path().join(name), "{}").unwrap();
     }
     fs::write(base.path().join("training_args.bin"), "not for others").unwrap();
     let (model, out) = (Golden::load("tied_gqa").base(&device), tempfile::tempdir().unwrap());
-    export_hf(&model, &device, base.path(), DType::F32, out.path()).unwrap();
+    export(&model, &device, base.path(), DType::F32, out.path()).unwrap();
     let mut found: Vec<String> = fs::read_dir(out.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     found.sort();
-    let mut expected = [&companions[..], &["config.json", "model.safetensors"]].concat();
+    assert!(companions.iter().all(|name| out.path().join(name).is_file()));
+    let mut expected: Vec<&str> = [&companions[..], &["config.json", "model.safetensors"]]
+        .concat()
+        .into_iter()
+        .map(|name| name.split('/').next().unwrap())
+        .collect();
     expected.sort();
     assert_eq!(found, expected);
 }
@@ -104,7 +221,7 @@ fn what_cannot_be_written_is_named() {
     let (device, golden) = (Device::cpu(1), Golden::load("tied_gqa"));
     let (model, out) = (golden.base(&device), tempfile::tempdir().unwrap());
     let absent = out.path().join("absent");
-    let error = export_hf(&model, &device, &golden.dir, DType::F32, &absent).unwrap_err();
+    let error = export(&model, &device, &golden.dir, DType::F32, &absent).unwrap_err();
     let path = absent.join("config.json");
     let expected = format!("{}: No such file or directory (os error 2)", path.display());
     assert_eq!(error.to_string(), expected);

@@ -1,6 +1,9 @@
 //! What the tests share: golden cases, packing of their sequences, one forward and backward pass.
 
-use hone_model::{Batch, Decoder, DecoderConfig, LoadOptions, Model, Recompute, Trained, adapter};
+use hone_model::{
+    Batch, Decoder, DecoderConfig, ExportError, ExportOptions, LoadOptions, Model, Recompute,
+    Trained, adapter, export_hf,
+};
 use hone_tensor::cuda::Gpu;
 use hone_tensor::{Category, Compute, DType, Device, Gradients, StepKey, Storage, Tape, Tensor};
 use safetensors::tensor::TensorView;
@@ -127,6 +130,18 @@ pub fn load(
 ) -> Model {
     let options = LoadOptions { base_precision, trained, ..LoadOptions::INFERENCE };
     hone_model::load(dir, device, options).unwrap()
+}
+
+/// Writes a model as `hone export` does.
+pub fn export(
+    model: &Model,
+    device: &Device,
+    base_dir: &Path,
+    dtype: DType,
+    out: &Path,
+) -> Result<(), ExportError> {
+    let options = ExportOptions { base_dir, dtype, end_of_turn: None };
+    export_hf(model, device, options, out)
 }
 
 /// The samples one after another, and `padding` tokens after them.

@@ -1,9 +1,9 @@
 //! Weights held as bytes, and products in integers: how far they are from f32.
 
 use crate::fixture::{
-    Golden, forward_backward, load, logits, max_error, pack, range, relative_error,
+    Golden, export, forward_backward, load, logits, max_error, pack, range, relative_error,
 };
-use hone_model::{Model, Recompute, Trained, adapter, export_hf};
+use hone_model::{Model, Recompute, Trained, adapter};
 use hone_tensor::{Compute, DType, Device, Storage};
 
 /// The model of a case, in bytes or as in the file, with its adapter.
@@ -56,7 +56,7 @@ fn exports_floats() {
     let (golden, device) = (Golden::load("tied_gqa"), Device::cpu(2));
     let model = load(&golden.dir, &device, Some(Storage::INT8), Trained::Nothing);
     let dir = tempfile::tempdir().unwrap();
-    export_hf(&model, &device, &golden.dir, DType::F32, dir.path()).unwrap();
+    export(&model, &device, &golden.dir, DType::F32, dir.path()).unwrap();
     let written = load(dir.path(), &device, None, Trained::Nothing);
     assert_eq!(written.file_dtype, DType::F32);
     let batch = pack(&model.decoder.config, &golden.samples(), 0);

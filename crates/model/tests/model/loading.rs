@@ -1,12 +1,16 @@
 //! Loading: element types, single files and shards, end tokens, and what is held how.
 
-use crate::fixture::{Golden, cases, copy_of, load, logits, pack, rewrite, set_key};
+use crate::fixture::{
+    Entry, Golden, cases, copy_of, export, load, logits, max_error, pack, rewrite, set_key,
+};
 use hone_model::{DecoderConfig, LoadOptions, Model, Trained};
 use hone_tensor::{Category, Compute, DType, Device, Storage};
 use safetensors::Dtype;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use tempfile::TempDir;
 
 fn logits_of(model: &Model, golden: &Golden) -> Vec<f32> {
     let batch = pack(&model.decoder.config, &golden.samples(), 0);
@@ -151,3 +155,82 @@ fn end_tokens() {
     assert_eq!(ids(dir.path()), [7, 8]);
     assert_eq!(DecoderConfig::load(dir.path()).unwrap().stop_ids(&[2, 8]), [2, 7, 8]);
 }
+
+/// A change of a weight file's tensors.
+type Change = fn(&mut BTreeMap<String, Entry>);
+
+/// A copy of `tied_gqa` whose tensors were changed.
+fn changed(change: Change) -> TempDir {
+    let dir = copy_of("tied_gqa");
+    rewrite(&dir.path().join("model.safetensors"), change);
+    dir
+}
+
+/// What transformers loads as the same model: a copy of the embedding as head, the head alone where
+/// both are tied, names of the bare decoder, buffers of old versions, shards in a folder.
+#[test]
+fn other_layouts_of_the_same_model() {
+    let (device, golden) = (Device::cpu(2), Golden::load("tied_gqa"));
+    let layouts: [Change; 4] = [
+        |all| drop(all.insert(HEAD.to_owned(), all[EMBEDDING].clone())),
+        |all| {
+            let embedding = all.remove(EMBEDDING).unwrap();
+            all.insert(HEAD.to_owned(), embedding);
+        },
+        |all| {
+            let bare = |name: String| name.strip_prefix("model.").unwrap().to_owned();
+            *all = std::mem::take(all).into_iter().map(|(name, t)| (bare(name), t)).collect();
+        },
+        |all| {
+            let norm = all["model.norm.weight"].clone();
+            all.insert("model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(), norm);
+        },
+    ];
+    let expected = logits_of(&golden.base(&device), &golden);
+    for (i, layout) in layouts.into_iter().enumerate() {
+        let model = load(changed(layout).path(), &device, None, Trained::Nothing);
+        assert!(model.decoder.config.tie_word_embeddings, "layout {i}");
+        assert_eq!(logits_of(&model, &golden), expected, "layout {i}");
+    }
+    let dir = copy_of("tied_gqa");
+    let (weights, folder) = (dir.path().join("model.safetensors"), dir.path().join("weights"));
+    fs::create_dir(&folder).unwrap();
+    let mut map = serde_json::Map::new();
+    rewrite(&weights, |all| {
+        all.keys().for_each(|name| drop(map.insert(name.clone(), json!("weights/a.safetensors"))));
+    });
+    fs::rename(weights, folder.join("a.safetensors")).unwrap();
+    let index = json!({ "weight_map": map }).to_string();
+    fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
+    let model = load(dir.path(), &device, None, Trained::Nothing);
+    assert_eq!(logits_of(&model, &golden), expected);
+}
+
+/// A head that was trained apart from the embedding is used, whatever the configuration says, and
+/// is still there after an export.
+#[test]
+fn a_stored_head_unlike_the_embedding() {
+    let (device, golden) = (Device::cpu(2), Golden::load("tied_gqa"));
+    let dir = changed(|all| {
+        let mut head = all[EMBEDDING].clone();
+        let row = head.2.len() / head.1[0];
+        head.2.rotate_left(row);
+        all.insert(HEAD.to_owned(), head);
+    });
+    let tied = logits_of(&golden.base(&device), &golden);
+    let model = load(dir.path(), &device, None, Trained::Nothing);
+    let config = &model.decoder.config;
+    assert!(!config.tie_word_embeddings);
+    let moved = |row: &[f32]| [&row[1..], &row[..1]].concat();
+    let expected: Vec<f32> = tied.chunks(config.vocab_size).flat_map(moved).collect();
+    let found = logits_of(&model, &golden);
+    assert!(max_error(&found, &expected) < 1e-5);
+    let out = tempfile::tempdir().unwrap();
+    export(&model, &device, dir.path(), DType::F32, out.path()).unwrap();
+    let again = load(out.path(), &device, None, Trained::Nothing);
+    assert_eq!(logits_of(&again, &golden), found);
+    assert!(!DecoderConfig::load(out.path()).unwrap().tie_word_embeddings);
+}
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";

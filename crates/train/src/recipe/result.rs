@@ -2,8 +2,12 @@
 
 use super::*;
 use crate::run_dir::Actual;
-use hone_model::{LoadOptions, logits_error, logits_tolerance};
+use hone_model::{Comparison, ExportError, ExportOptions, LoadOptions, check_written};
 use hone_tensor::Gradients;
+
+/// Rows that the result is compared on with the model in memory, and the most tokens of each.
+const NUM_ROWS: usize = 4;
+const MAX_TOKENS: usize = 64;
 
 impl Run<'_> {
     fn prompts(&self) -> Result<Vec<Prompt>, TrainError> {
@@ -46,9 +50,10 @@ impl Run<'_> {
         mut self,
         mut samples: Vec<Sample>,
         begun: Instant,
+        event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Finished, TrainError> {
         let arena_bytes = self.release_step_memory();
-        let result = self.write_result()?;
+        let result = self.write_result(event)?;
         failpoint::hit("loop.result_written");
         for prompt in self.prompts()? {
             let after = Some(self.answer(&prompt)?);
@@ -68,43 +73,58 @@ impl Run<'_> {
     }
 
     /// `adapter/` or `model/`, complete or absent, and read back before it gets its name.
-    fn write_result(&self) -> Result<PathBuf, TrainError> {
+    fn write_result(&self, event: &mut dyn FnMut(Event<'_>)) -> Result<PathBuf, TrainError> {
         let name = if self.engine.lora.is_some() { "adapter" } else { "model" };
         let (result, partial) = (self.dir.join(name), self.dir.join(&format!(".{name}-partial")));
         if partial.exists() {
             std::fs::remove_dir_all(&partial).map_err(TrainError::io(&partial))?;
         }
         std::fs::create_dir(&partial).map_err(TrainError::io(&partial))?;
-        let Engine { device, model, lora, .. } = &self.engine;
+        let Engine { model, lora, .. } = &self.engine;
         match lora {
-            Some(lora) => adapter::save(&partial, model, lora, &self.setup.run.model.path)?,
-            None => {
-                export_hf(model, device, &self.setup.model_dir, model.file_dtype, &partial)?;
+            Some(lora) => {
+                adapter::save(&partial, model, lora, &self.setup.run.model.path)?;
+                self.compare(&partial, DType::F32)?;
             }
+            None => match self.write_model(&partial, model.file_dtype) {
+                Err(TrainError::Export(error @ ExportError::EffectLost { .. })) => {
+                    event(Event::Note(format!("model/ is written as f32: {error}")));
+                    self.write_model(&partial, DType::F32)?;
+                }
+                written => written?,
+            },
         }
-        self.compare(&partial)?;
         checkpoint::publish(&partial, &result)?;
         Ok(result)
     }
 
-    /// Compares the logits of what was written with those of the model in memory.
-    fn compare(&self, written: &Path) -> Result<(), TrainError> {
-        let Engine { device, model, lora, compute, .. } = &self.engine;
-        let reloaded = match lora {
+    fn write_model(&self, to: &Path, dtype: DType) -> Result<(), TrainError> {
+        let Engine { device, model, .. } = &self.engine;
+        let options = ExportOptions { base_dir: &self.setup.model_dir, dtype, end_of_turn: None };
+        export_hf(model, device, options, to)?;
+        self.compare(to, dtype)
+    }
+
+    /// Compares what was written with the model in memory, by what training changed.
+    fn compare(&self, written: &Path, written_as: DType) -> Result<(), TrainError> {
+        let Engine { device, model, lora, .. } = &self.engine;
+        let mut note = |_| ();
+        let (base, reloaded) = match lora {
             Some(_) => {
-                let mut base = model.without_adapters();
-                adapter::load(written, &mut base, device, &mut |_| ())?;
-                base
+                let mut reloaded = model.without_adapters();
+                adapter::load(written, &mut reloaded, device, &mut note)?;
+                (model.without_adapters(), reloaded)
             }
-            None => hone_model::load(written, device, LoadOptions::INFERENCE)?,
+            None => (
+                hone_model::load(&self.setup.model_dir, device, LoadOptions::INFERENCE)?,
+                hone_model::load(written, device, LoadOptions::INFERENCE)?,
+            ),
         };
-        let written_as = if lora.is_some() { DType::F32 } else { model.file_dtype };
-        let row = self.setup.train.row(0);
-        let tokens = &row.tokens[..row.tokens.len().min(64)];
-        let error = logits_error((device, *compute), model, &reloaded, tokens);
-        if error > logits_tolerance(written_as) {
-            return Err(TrainError::NotWhatWasTrained { path: written.to_owned(), error });
-        }
+        let train = &self.setup.train;
+        let row = |i: usize| train.row(i).tokens.iter().copied().take(MAX_TOKENS).collect();
+        let rows: Vec<Vec<u32>> = (0..train.len().min(NUM_ROWS)).map(row).collect();
+        let models = Comparison { device, base: Some(&base), intended: model, written: &reloaded };
+        check_written(models, written_as, &rows)?;
         Ok(())
     }
 

@@ -1,0 +1,150 @@
+//! How much of what was trained a written model still has.
+//!
+//! Rounding moves every logit a little, and training may have moved them no further: a merge
+//! `W + s B A` in bf16 is `W` again wherever the change is below half a unit in the last place.
+//! So what a model lost is measured against what training had changed.
+
+use crate::batch::Batch;
+use crate::load::Model;
+use hone_tensor::{Compute, DType, Device, Tape};
+
+/// Models to compare, on one device.
+#[derive(Clone, Copy)]
+pub struct Comparison<'a> {
+    /// Where all are.
+    pub device: &'a Device,
+    /// Before training; `None` where nothing was trained.
+    pub base: Option<&'a Model>,
+    /// What was to be written.
+    pub intended: &'a Model,
+    /// What was written, read back.
+    pub written: &'a Model,
+}
+
+/// What came of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Fidelity {
+    /// `|written − intended| / |intended − base|` of all logits, in L2; `None` where training
+    /// changed nothing that could be told from rounding.
+    pub lost: Option<f64>,
+    /// Largest difference of a logit, over the range of the intended model's.
+    pub max_error: f64,
+    /// Mean divergence of the next token's distribution from the intended one, in nats.
+    pub kl: f64,
+    /// Share of tokens after which both think the same token likeliest.
+    pub top1_agreement: f64,
+}
+
+/// Most of the effect of training that may be lost.
+pub const MAX_LOST: f64 = 0.25;
+
+/// An effect below this share of the logits themselves is not told from rounding in f32.
+const MIN_EFFECT: f64 = 1e-5;
+
+impl Fidelity {
+    /// Compares on `rows` of tokens, in f32; `None` where a logit is not finite.
+    pub fn measure(models: Comparison<'_>, rows: &[Vec<u32>]) -> Option<Self> {
+        let mut sums = Sums::default();
+        for row in rows.iter().filter(|row| !row.is_empty()) {
+            let logits = |model| logits(model, models.device, row);
+            let (intended, written) = (logits(models.intended), logits(models.written));
+            let base = models.base.map(logits);
+            let all = intended.iter().chain(&written).chain(base.iter().flatten());
+            if !all.copied().all(f32::is_finite) {
+                return None;
+            }
+            let vocab_size = intended.len() / row.len();
+            sums.add(&intended, &written, base.as_deref(), vocab_size);
+        }
+        Some(sums.fidelity())
+    }
+
+    /// Whether nothing that counts was lost in weights of `dtype`.
+    pub fn is_enough(&self, dtype: DType) -> bool {
+        self.max_error <= tolerance(dtype) && self.lost.is_none_or(|lost| lost <= MAX_LOST)
+    }
+}
+
+/// How far logits may be off, over their range, with weights in `dtype`.
+fn tolerance(dtype: DType) -> f64 {
+    if dtype == DType::F32 { 1e-4 } else { 5e-2 }
+}
+
+/// `[t * vocab_size]`.
+fn logits(model: &Model, device: &Device, tokens: &[u32]) -> Vec<f32> {
+    let batch = Batch::of_sequence(&model.decoder.config, tokens);
+    let mut tape = Tape::inference(device, &model.params, Compute::F32);
+    model.decoder.logits(&mut tape, &batch).to_vec_f32()
+}
+
+/// Sums over the rows that were compared.
+struct Sums {
+    error: f64,
+    effect: f64,
+    size: f64,
+    largest: f64,
+    bounds: (f32, f32),
+    kl: f64,
+    agreeing: usize,
+    tokens: usize,
+}
+
+impl Default for Sums {
+    fn default() -> Self {
+        let bounds = (f32::MAX, f32::MIN);
+        let (error, effect, size, largest, kl) = (0.0, 0.0, 0.0, 0.0, 0.0);
+        Self { error, effect, size, largest, bounds, kl, agreeing: 0, tokens: 0 }
+    }
+}
+
+impl Sums {
+    fn add(&mut self, intended: &[f32], written: &[f32], base: Option<&[f32]>, vocab_size: usize) {
+        let squares = |a: &[f32], b: &[f32]| -> f64 {
+            a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum()
+        };
+        self.error += squares(intended, written);
+        self.effect += base.map_or(0.0, |base| squares(intended, base));
+        self.size += intended.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+        for (a, b) in intended.iter().zip(written) {
+            self.largest = self.largest.max(f64::from((a - b).abs()));
+            self.bounds = (self.bounds.0.min(*a), self.bounds.1.max(*a));
+        }
+        for (p, q) in intended.chunks(vocab_size).zip(written.chunks(vocab_size)) {
+            self.kl += divergence(p, q);
+            self.agreeing += usize::from(likeliest(p) == likeliest(q));
+            self.tokens += 1;
+        }
+    }
+
+    fn fidelity(&self) -> Fidelity {
+        let tokens = self.tokens.max(1) as f64;
+        let range = f64::from(self.bounds.1 - self.bounds.0).max(f64::MIN_POSITIVE);
+        let is_measurable = self.effect.sqrt() > MIN_EFFECT * self.size.sqrt();
+        Fidelity {
+            lost: is_measurable.then(|| (self.error / self.effect).sqrt()),
+            max_error: self.largest / range,
+            kl: self.kl / tokens,
+            top1_agreement: self.agreeing as f64 / tokens,
+        }
+    }
+}
+
+/// `Σ p ln(p / q)` of the distributions that two rows of logits mean.
+fn divergence(p: &[f32], q: &[f32]) -> f64 {
+    let (norm_p, norm_q) = (log_sum_exp(p), log_sum_exp(q));
+    let term = |(p, q): (&f32, &f32)| {
+        let (log_p, log_q) = (f64::from(*p) - norm_p, f64::from(*q) - norm_q);
+        log_p.exp() * (log_p - log_q)
+    };
+    p.iter().zip(q).map(term).sum::<f64>().max(0.0)
+}
+
+fn log_sum_exp(x: &[f32]) -> f64 {
+    let max = f64::from(x.iter().copied().fold(f32::MIN, f32::max));
+    max + x.iter().map(|x| (f64::from(*x) - max).exp()).sum::<f64>().ln()
+}
+
+fn likeliest(logits: &[f32]) -> usize {
+    let greater = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
+    (0..logits.len()).fold(0, greater)
+}
