@@ -58,6 +58,11 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
         }
     };
     publish(&partial, &args.out)?;
+    report(args, dtype, &fidelity);
+    Ok(())
+}
+
+fn report(args: &ExportArgs, dtype: DType, fidelity: &Fidelity) {
     if args.json {
         output::json(&json!({
             "out": args.out,
@@ -67,7 +72,7 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
             "kl": fidelity.kl,
             "top1_agreement": fidelity.top1_agreement,
         }));
-        return Ok(());
+        return;
     }
     let mut rows = vec![
         ("written", args.out.display().to_string()),
@@ -86,7 +91,6 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
         ));
     }
     output::table(&rows);
-    Ok(())
 }
 
 /// What the model and what was written of it are compared on: prose, talk, figures, code.

@@ -146,10 +146,11 @@ fn tensors_that_do_not_fit() {
     );
     check(CASE, rename, &says(&own_name));
     let pointer = |dir: &Path| {
-        fs::write(dir.join(WEIGHTS), "version https://git-lfs.github.com/spec/v1\n").unwrap();
+        let text = "version https://git-lfs.github.com/spec/v1\n";
+        fs::write(dir.join(WEIGHTS), text).unwrap();
     };
-    let fetch = "a pointer of git-lfs, not the weights: fetch them with `git lfs pull`, or download \
-                 the file again";
+    let fetch = "a pointer of git-lfs, not the weights: fetch them with `git lfs pull`, or \
+                 download the file again";
     check(CASE, pointer, &says(fetch));
 }
 
