@@ -47,6 +47,14 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     let unit_tokens = spec.max_seq_len;
     let set = EvalSet { dataset: &dataset, units: &units, unit_tokens, units_per_batch };
     let evaluation = evaluate(opened.pass(), set, None);
+    if !evaluation.loss.is_finite() {
+        return Err(Failure::Running(format!(
+            "the loss is {}, not finite: a weight of the model or adapter is not, or the model \
+             overflows in --compute {}",
+            evaluation.loss,
+            opened.compute.name()
+        )));
+    }
     if let Some(path) = &args.logits {
         write_logits(&opened, &dataset, path)?;
     }

@@ -165,6 +165,26 @@ fn a_result_that_cannot_be_written_is_no_success() {
     ended(plan.stdout(full)).says(1, &["cannot write to standard output", "No space left"]);
 }
 
+/// A weight that is not a number is an error wherever its results would be shown or written.
+#[test]
+fn what_is_not_finite_is_an_error() {
+    let scene = Scene::new();
+    let weights = scene.path("model/model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&weights, bytes).unwrap();
+    for arguments in [
+        &["eval", "model", "--data", "eval.jsonl", "--json"][..],
+        &["generate", "model", "--prompt", "w3 w4 w5", "--max-new-tokens", "3", "--json"],
+        &["export", "model", "--out", "exported"],
+    ] {
+        let ended = ended(&mut scene.hone(arguments));
+        assert!(ended.status != Some(0) && ended.stderr.contains("finite"), "{}", ended.stderr);
+    }
+    assert!(!scene.path("exported").exists());
+}
+
 /// What was written is as readable as any other new file.
 #[test]
 #[cfg(unix)]
