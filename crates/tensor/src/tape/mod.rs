@@ -232,6 +232,16 @@ impl<'a> Tape<'a> {
 
     /// Sends `d_root` back from `root`; adds to `gradients`. Returns the gradients of leaves.
     pub fn sweep_back(self, root: Var, d_root: Tensor, gradients: &mut Gradients) -> LeafGradients {
+        self.sweep_back_from([(root, d_root)], gradients)
+    }
+
+    /// Sends a gradient back from each of several roots in one pass: the objective's
+    /// log-probabilities, an auxiliary loss, a value head. A root may be an input of another.
+    pub fn sweep_back_from(
+        self,
+        roots: impl IntoIterator<Item = (Var, Tensor)>,
+        gradients: &mut Gradients,
+    ) -> LeafGradients {
         assert!(self.recording, "an inference tape has no backward pass");
         let mut sweep = Sweep {
             device: self.device,
@@ -239,10 +249,10 @@ impl<'a> Tape<'a> {
             compute: self.compute,
             gradients,
             adapters: self.adapters,
-            of_vars: HashMap::from([(root.id, d_root)]),
+            of_vars: HashMap::new(),
         };
         // The value may be released before the gradients are computed.
-        drop(root);
+        roots.into_iter().for_each(|(root, d_root)| sweep.add(root.id, d_root));
         for node in self.nodes.into_iter().rev() {
             if let Some(d_output) = sweep.of_vars.remove(&node.output) {
                 (node.backward)(&mut sweep, d_output);

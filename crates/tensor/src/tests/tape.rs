@@ -269,6 +269,35 @@ fn gradients_of_a_variable_used_twice_add_up() {
     assert_eq!(both, sum);
 }
 
+/// A root and another that it is an input of: one sweep gives the sum of two.
+#[test]
+fn gradients_of_several_roots_add_up() {
+    let stack = Stack::new(2, 0, true);
+    let device = Device::cpu(2);
+    let gradient = |of_lower: bool, of_upper: bool| {
+        let mut gradients = Gradients::zeros(&device, &stack.params);
+        let mut tape = Tape::training(&device, &stack.params, Compute::F32, Some(STEP));
+        let x = tape.leaf(activation(&device, 1), true);
+        let lower = stack.blocks[0].apply(&mut tape, x.clone());
+        let upper = stack.blocks[1].apply(&mut tape, lower.clone());
+        let roots = [
+            of_lower.then(|| (lower, activation(&device, 2))),
+            of_upper.then(|| (upper, activation(&device, 3))),
+        ];
+        let leaves = tape.sweep_back_from(roots.into_iter().flatten(), &mut gradients);
+        let d_x = leaves.get(&x).expect("x requires a gradient").f32().to_vec();
+        [d_x, gradients.iter().flat_map(|g| g.to_vec_f32()).collect()].concat()
+    };
+    let (lower, upper, both) = (gradient(true, false), gradient(false, true), gradient(true, true));
+    for ((a, b), both) in lower.iter().zip(&upper).zip(&both) {
+        assert!(
+            (a + b - both).abs() <= 1e-5 * (1.0 + a.abs() + b.abs()),
+            "{a} + {b} is not {both}"
+        );
+    }
+    assert!(lower.iter().zip(&both).any(|(a, b)| a != b));
+}
+
 #[test]
 fn a_second_micro_batch_adds_to_the_gradients() {
     let stack = Stack::new(1, 0, false);
