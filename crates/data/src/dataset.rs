@@ -1,6 +1,8 @@
 //! The loaded rows in flat storage, and the report on them.
 
+use crate::preference::Label;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// Upper bounds of the length histogram's bins double from this one.
 const FIRST_BIN: usize = 32;
@@ -25,6 +27,8 @@ pub struct Row<'a> {
     pub is_target: &'a [bool],
     /// Where the row came from.
     pub source: Source<'a>,
+    /// What it is to its objective.
+    pub label: Label,
 }
 
 /// All rows, in file order.
@@ -36,6 +40,10 @@ pub struct Dataset {
     ends: Vec<usize>,
     /// File index and line of each row.
     sources: Vec<(u32, u32)>,
+    /// What each row is to its objective.
+    labels: Vec<Label>,
+    /// End of each group's rows.
+    group_ends: Vec<u32>,
     files: Vec<String>,
     report: DataReport,
 }
@@ -60,7 +68,19 @@ impl Dataset {
             tokens: &self.tokens[range.clone()],
             is_target: &self.is_target[range],
             source: Source { file: &self.files[file as usize], line: line as usize },
+            label: self.labels[index],
         }
+    }
+
+    /// Number of groups: rows that are learnt together, such as a pair; most hold one row.
+    pub fn num_groups(&self) -> usize {
+        self.group_ends.len()
+    }
+
+    /// Ids of the rows of group `index`, below `num_groups()`.
+    pub fn group(&self, index: usize) -> Range<u32> {
+        let start = if index == 0 { 0 } else { self.group_ends[index - 1] };
+        start..self.group_ends[index]
     }
 
     /// Number of tokens of row `index`.
@@ -95,14 +115,32 @@ impl Dataset {
         self.report.warn_of_record(format!("{file}:{line}: {what}"));
     }
 
-    /// Adds a row that has a target; a row's first token is never one.
+    /// Adds a row that has a target, as a group of its own; a row's first token is never one.
     pub(crate) fn push(&mut self, tokens: &[u32], is_target: &[bool], line: usize) {
+        self.push_labelled(tokens, is_target, line, Label::Plain);
+        self.end_group();
+    }
+
+    /// Makes one group of the rows since the one before.
+    pub(crate) fn end_group(&mut self) {
+        self.group_ends.push(self.ends.len() as u32);
+    }
+
+    /// Adds a row to the group that is not ended yet.
+    pub(crate) fn push_labelled(
+        &mut self,
+        tokens: &[u32],
+        is_target: &[bool],
+        line: usize,
+        label: Label,
+    ) {
         debug_assert!(!is_target[0] && is_target.contains(&true));
         self.tokens.extend_from_slice(tokens);
         self.is_target.extend_from_slice(is_target);
         self.ends.push(self.tokens.len());
         let line = u32::try_from(line).unwrap_or(u32::MAX);
         self.sources.push((self.files.len() as u32 - 1, line));
+        self.labels.push(label);
         self.report.count_row(tokens.len(), is_target.iter().filter(|t| **t).count());
     }
 }

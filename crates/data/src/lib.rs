@@ -1,8 +1,8 @@
 //! From files of records to packed micro-batches of token ids.
 //!
-//! Reading (`source`), record formats (`record`), chat rendering with loss spans (`chat`),
-//! tokenising (`tokenizer`), the loaded rows (`dataset`, `load`), packing (`packing`) and the
-//! resumable order of an epoch (`order`). Knows nothing of models, devices or objectives.
+//! Reading (`source`), record formats (`record`, `preference`), chat rendering with loss spans
+//! (`chat`), tokenising (`tokenizer`), the loaded rows (`dataset`, `load`), packing (`packing`) and
+//! the resumable order of an epoch (`order`). Knows nothing of models, devices or objectives.
 //! Left out for now: columnar files, object stores, filters and de-duplication.
 
 pub mod chat;
@@ -11,6 +11,7 @@ mod error;
 mod load;
 pub mod order;
 pub mod packing;
+pub mod preference;
 pub mod random;
 mod record;
 mod source;
@@ -23,5 +24,6 @@ pub use error::{DataError, FaultKind, RecordFault};
 pub use load::load;
 pub use order::{Cursor, Order};
 pub use packing::{IGNORE, MicroBatch, Unit, pack_in_order};
+pub use preference::{Label, RecordKind};
 pub use spec::{Format, OnError, Overlong, RecordSpec};
 pub use tokenizer::{DecodeStream, Encoded, Tokenizer};

@@ -4,10 +4,12 @@
 use crate::chat::Conversation;
 use crate::dataset::Dataset;
 use crate::error::{DataError, FaultKind, RecordFault};
+use crate::preference::{self, RecordKind};
 use crate::record::{Layout, Record};
 use crate::source::{self, Contents, RawRecord};
 use crate::spec::{Format, OnError, Overlong, RecordSpec};
 use crate::tokenizer::{Encoded, Tokenizer};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -75,8 +77,22 @@ struct Tokenised {
     is_target: Vec<bool>,
 }
 
+/// A row within `max_seq_len`.
+struct Cut {
+    row: Tokenised,
+    /// Whether its end was cut off.
+    is_shorter: bool,
+}
+
 impl Loader<'_> {
     fn document(&mut self, file: &str, text: &str) -> Result<(), DataError> {
+        if self.spec.kind != RecordKind::Plain {
+            return Err(DataError::file(
+                file,
+                format!("a plain document holds no records of {}", self.spec.kind.describe()),
+                "give a .jsonl or .json file",
+            ));
+        }
         if !matches!(self.spec.format, Format::Auto | Format::Text) {
             return Err(DataError::file(
                 file,
@@ -90,7 +106,66 @@ impl Loader<'_> {
         self.settle(file, 1, result)
     }
 
+    /// Records of preferences: each is one group of rows.
+    fn preferences(&mut self, file: &str, records: Vec<RawRecord>) -> Result<(), DataError> {
+        self.dataset.start_file(file, self.spec.kind.describe().to_owned());
+        for RawRecord { line, value } in records {
+            let result = value.and_then(|value| self.add_group(&value, line));
+            self.settle(file, line, result)?;
+        }
+        Ok(())
+    }
+
+    fn add_group(&mut self, value: &Value, line: usize) -> Result<(), RecordFault> {
+        let mut rows = Vec::new();
+        for (label, record) in preference::answers(self.spec.kind, value)? {
+            let row = match record {
+                Record::Chat { conversation, keep } => {
+                    self.refuse_without_template()?;
+                    self.conversation(&conversation, &keep, line)?
+                }
+                Record::Completion { prompt, completion } => {
+                    self.refuse_without_eos()?;
+                    self.completion(&prompt, &completion)?
+                }
+                _ => unreachable!("preferences are completions or conversations"),
+            };
+            rows.push((label, self.cut(row)?));
+        }
+        // All rows of a group, or none.
+        for (label, Cut { row, is_shorter }) in rows {
+            self.dataset.report_mut().truncated += usize::from(is_shorter);
+            self.dataset.push_labelled(&row.ids, &row.is_target, line, label);
+        }
+        self.dataset.end_group();
+        Ok(())
+    }
+
+    fn refuse_without_template(&self) -> Result<(), RecordFault> {
+        let Some(_) = self.tok.chat_template() else {
+            return Err(RecordFault::malformed(
+                "messages need a chat template, which this model has not",
+                "add chat_template.jinja to the model directory, or give prompt and answers as \
+                 texts",
+            ));
+        };
+        Ok(())
+    }
+
+    fn refuse_without_eos(&self) -> Result<(), RecordFault> {
+        let Some(_) = self.tok.eos_token_id() else {
+            return Err(RecordFault::malformed(
+                "answers need an end-of-text token, which this model has not",
+                "name eos_token in the model's tokenizer_config.json",
+            ));
+        };
+        Ok(())
+    }
+
     fn records(&mut self, file: &str, records: Vec<RawRecord>) -> Result<(), DataError> {
+        if self.spec.kind != RecordKind::Plain {
+            return self.preferences(file, records);
+        }
         let layout = self.layout(file, &records)?;
         let name = layout.as_ref().map_or("unknown".to_owned(), Layout::describe);
         self.dataset.start_file(file, name);
@@ -304,7 +379,15 @@ impl Loader<'_> {
         Ok(())
     }
 
-    fn add_row(&mut self, mut row: Tokenised, line: usize) -> Result<(), RecordFault> {
+    fn add_row(&mut self, row: Tokenised, line: usize) -> Result<(), RecordFault> {
+        let Cut { row, is_shorter } = self.cut(row)?;
+        self.dataset.report_mut().truncated += usize::from(is_shorter);
+        self.dataset.push(&row.ids, &row.is_target, line);
+        Ok(())
+    }
+
+    /// The row as it is learnt from: at most `max_seq_len` tokens, of which one is a target.
+    fn cut(&mut self, mut row: Tokenised) -> Result<Cut, RecordFault> {
         if self.spec.all_tokens_are_targets {
             self.notes.learnt_prompts += usize::from(row.is_target.iter().skip(1).any(|is| !is));
             row.is_target.fill(true);
@@ -330,9 +413,7 @@ impl Loader<'_> {
             let what = format!("nothing to learn is left of the row's {len} tokens after {limit}");
             return Err(without_target(&what));
         }
-        self.dataset.report_mut().truncated += usize::from(len > limit);
-        self.dataset.push(&row.ids, &row.is_target, line);
-        Ok(())
+        Ok(Cut { row, is_shorter: len > limit })
     }
 
     /// Counts the row if a token reaches from what is given into what is to be learnt.

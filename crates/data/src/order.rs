@@ -4,7 +4,7 @@
 
 use crate::dataset::Dataset;
 use crate::error::DataError;
-use crate::packing::{Unit, pack_decreasing, row_lengths};
+use crate::packing::{Group, Unit, groups, pack_decreasing};
 use crate::random::Stream;
 use serde::{Deserialize, Serialize};
 
@@ -25,7 +25,7 @@ pub struct Cursor {
 
 /// The order of training.
 pub struct Order {
-    lengths: Vec<u32>,
+    groups: Vec<Group>,
     unit_tokens: usize,
     units_per_step: usize,
     seed: u64,
@@ -49,9 +49,9 @@ impl Order {
                 "set train.batch_tokens to at least data.max_seq_len",
             ));
         }
-        let lengths = row_lengths(dataset, unit_tokens)?;
-        let units = epoch_units(&lengths, unit_tokens, seed, 0);
-        Ok(Self { lengths, unit_tokens, units_per_step, seed, epoch: 0, units })
+        let groups = groups(dataset, unit_tokens)?;
+        let units = epoch_units(&groups, unit_tokens, seed, 0);
+        Ok(Self { groups, unit_tokens, units_per_step, seed, epoch: 0, units })
     }
 
     /// Steps of one epoch; the last may have fewer units.
@@ -63,7 +63,7 @@ impl Order {
     /// Steps of the first `num_epochs` epochs. Epochs differ a little, as each is packed anew.
     /// Refuses more epochs than can be packed in some seconds to be counted.
     pub fn total_steps(&self, num_epochs: u64) -> Result<u64, DataError> {
-        let rows = self.lengths.len() as u64;
+        let rows = self.groups.len() as u64;
         let most = MAX_COUNTED_ROWS / rows.max(1);
         if num_epochs > most.max(1) {
             return Err(DataError::setup(
@@ -72,7 +72,7 @@ impl Order {
             ));
         }
         let steps = |epoch| {
-            let units = epoch_units(&self.lengths, self.unit_tokens, self.seed, epoch);
+            let units = epoch_units(&self.groups, self.unit_tokens, self.seed, epoch);
             units.len().div_ceil(self.units_per_step) as u64
         };
         Ok((0..num_epochs).map(steps).sum())
@@ -97,16 +97,16 @@ impl Order {
 
     fn turn_to(&mut self, epoch: u64) {
         if epoch != self.epoch {
-            self.units = epoch_units(&self.lengths, self.unit_tokens, self.seed, epoch);
+            self.units = epoch_units(&self.groups, self.unit_tokens, self.seed, epoch);
             self.epoch = epoch;
         }
     }
 }
 
-fn epoch_units(lengths: &[u32], unit_tokens: usize, seed: u64, epoch: u64) -> Vec<Unit> {
-    let mut rows = (0..lengths.len() as u32).collect::<Vec<_>>();
-    Stream::new(seed, epoch, ROWS).shuffle(&mut rows);
-    let mut units = pack_decreasing(&rows, lengths, unit_tokens);
+fn epoch_units(groups: &[Group], unit_tokens: usize, seed: u64, epoch: u64) -> Vec<Unit> {
+    let mut order = (0..groups.len() as u32).collect::<Vec<_>>();
+    Stream::new(seed, epoch, ROWS).shuffle(&mut order);
+    let mut units = pack_decreasing(&order, groups, unit_tokens);
     Stream::new(seed, epoch, UNITS).shuffle(&mut units);
     units
 }

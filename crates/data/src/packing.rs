@@ -1,14 +1,16 @@
-//! Rows into units of fixed size, and units into micro-batches. Which row comes when is `order`'s.
+//! Groups of rows into units of fixed size, and units into micro-batches. Which row comes when is `order`'s.
 
 use crate::dataset::Dataset;
 use crate::error::DataError;
+use crate::preference::Label;
+use std::ops::Range;
 
 /// The target of a position that predicts nothing.
 pub const IGNORE: u32 = u32::MAX;
 
-/// Rows are packed among this many at a time, so that the order stays nearly random and the cost
+/// Groups are packed among this many at a time, so that the order stays nearly random and the cost
 /// of packing linear.
-const WINDOW_ROWS: usize = 4096;
+const WINDOW_GROUPS: usize = 4096;
 
 /// Rows that share `unit_tokens` slots.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -19,36 +21,48 @@ pub struct Unit {
     pub num_tokens: usize,
 }
 
-/// First-fit-decreasing within windows of `order`; ties keep that order. `lengths[row]` is at
-/// most `unit_tokens`.
-pub(crate) fn pack_decreasing(order: &[u32], lengths: &[u32], unit_tokens: usize) -> Vec<Unit> {
-    let windows = order.chunks(WINDOW_ROWS).map(|window| {
-        let mut rows = window.to_vec();
-        rows.sort_by_key(|row| std::cmp::Reverse(lengths[*row as usize]));
-        first_fit(&rows, lengths, unit_tokens)
+/// Rows that must share a unit, and their length together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Group {
+    rows: Range<u32>,
+    num_tokens: u32,
+}
+
+/// First-fit-decreasing within windows of `order`, which lists groups; ties keep that order. Each
+/// group is at most `unit_tokens` long.
+pub(crate) fn pack_decreasing(order: &[u32], groups: &[Group], unit_tokens: usize) -> Vec<Unit> {
+    let windows = order.chunks(WINDOW_GROUPS).map(|window| {
+        let mut order = window.to_vec();
+        order.sort_by_key(|group| std::cmp::Reverse(groups[*group as usize].num_tokens));
+        first_fit(&order, groups, unit_tokens)
     });
     windows.flatten().collect()
 }
 
-/// First-fit in the rows' own order, for evaluation. Refuses rows longer than `unit_tokens`.
+/// First-fit in the groups' own order, for evaluation. Refuses groups longer than `unit_tokens`.
 pub fn pack_in_order(dataset: &Dataset, unit_tokens: usize) -> Result<Vec<Unit>, DataError> {
-    let lengths = row_lengths(dataset, unit_tokens)?;
-    let order = (0..lengths.len() as u32).collect::<Vec<_>>();
-    let windows = order.chunks(WINDOW_ROWS);
-    Ok(windows.flat_map(|window| first_fit(window, &lengths, unit_tokens)).collect())
+    let groups = groups(dataset, unit_tokens)?;
+    let order = (0..groups.len() as u32).collect::<Vec<_>>();
+    let windows = order.chunks(WINDOW_GROUPS);
+    Ok(windows.flat_map(|window| first_fit(window, &groups, unit_tokens)).collect())
 }
 
-/// Lengths of all rows, each checked to fit a unit.
-pub(crate) fn row_lengths(dataset: &Dataset, unit_tokens: usize) -> Result<Vec<u32>, DataError> {
-    let lengths = (0..dataset.len()).map(|i| dataset.row_len(i) as u32).collect::<Vec<_>>();
-    match lengths.iter().position(|len| *len as usize > unit_tokens) {
-        None => Ok(lengths),
-        Some(row) => {
-            let source = dataset.row(row).source;
+/// All groups, each checked to fit a unit.
+pub(crate) fn groups(dataset: &Dataset, unit_tokens: usize) -> Result<Vec<Group>, DataError> {
+    let group = |i| {
+        let rows = dataset.group(i);
+        let num_tokens = rows.clone().map(|row| dataset.row_len(row as usize) as u32).sum();
+        Group { rows, num_tokens }
+    };
+    let groups = (0..dataset.num_groups()).map(group).collect::<Vec<_>>();
+    match groups.iter().find(|group| group.num_tokens as usize > unit_tokens) {
+        None => Ok(groups),
+        Some(group) => {
+            let source = dataset.row(group.rows.start as usize).source;
             Err(DataError::setup(
                 format!(
                     "the row of {}:{} has {} tokens, more than the {unit_tokens} of a unit",
-                    source.file, source.line, lengths[row]
+                    source.file, source.line, group.num_tokens
                 ),
                 "load the data with the same max_seq_len",
             ))
@@ -56,13 +70,15 @@ pub(crate) fn row_lengths(dataset: &Dataset, unit_tokens: usize) -> Result<Vec<u
     }
 }
 
-fn first_fit(rows: &[u32], lengths: &[u32], unit_tokens: usize) -> Vec<Unit> {
-    let smallest = rows.iter().map(|row| lengths[*row as usize] as usize).min().unwrap_or(0);
+fn first_fit(order: &[u32], groups: &[Group], unit_tokens: usize) -> Vec<Unit> {
+    let group_of = |index: &u32| &groups[*index as usize];
+    let lengths = order.iter().map(|index| group_of(index).num_tokens as usize);
+    let smallest = lengths.min().unwrap_or(0);
     let mut units: Vec<Unit> = Vec::new();
-    // Units before this one are too full for any row.
+    // Units before this one are too full for any group.
     let mut first_open = 0;
-    for row in rows {
-        let len = lengths[*row as usize] as usize;
+    for group in order.iter().map(group_of) {
+        let len = group.num_tokens as usize;
         while units.get(first_open).is_some_and(|u| u.num_tokens + smallest > unit_tokens) {
             first_open += 1;
         }
@@ -71,7 +87,7 @@ fn first_fit(rows: &[u32], lengths: &[u32], unit_tokens: usize) -> Vec<Unit> {
         if at == units.len() {
             units.push(Unit::default());
         }
-        units[at].rows.push(*row);
+        units[at].rows.extend(group.rows.clone());
         units[at].num_tokens += len;
     }
     units
@@ -91,6 +107,8 @@ pub struct MicroBatch {
     pub cu_seqlens: Vec<u32>,
     /// Row ids of the sequences, in order.
     pub rows: Vec<u32>,
+    /// What each of them is to its objective.
+    pub labels: Vec<Label>,
     /// Slots that predict something.
     pub num_target_tokens: usize,
 }
@@ -107,6 +125,7 @@ impl MicroBatch {
             positions: Vec::with_capacity(num_tokens),
             cu_seqlens: vec![0],
             rows: Vec::new(),
+            labels: Vec::new(),
             num_target_tokens: 0,
         };
         for row in units.iter().flat_map(|unit| &unit.rows) {
@@ -130,5 +149,6 @@ impl MicroBatch {
         self.num_target_tokens += row.is_target.iter().filter(|is| **is).count();
         self.cu_seqlens.push(self.tokens.len() as u32);
         self.rows.push(row_id);
+        self.labels.push(row.label);
     }
 }

@@ -121,7 +121,7 @@ impl Layout {
     }
 }
 
-fn object(value: &Value) -> Result<&Map<String, Value>, RecordFault> {
+pub(crate) fn object(value: &Value) -> Result<&Map<String, Value>, RecordFault> {
     value.as_object().ok_or_else(|| {
         RecordFault::malformed(
             format!("a record must be a JSON object, found {}", kind(value)),
@@ -130,7 +130,7 @@ fn object(value: &Value) -> Result<&Map<String, Value>, RecordFault> {
     })
 }
 
-fn kind(value: &Value) -> &'static str {
+pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -141,7 +141,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-fn keys(record: &Map<String, Value>) -> String {
+pub(crate) fn keys(record: &Map<String, Value>) -> String {
     let names = record.keys().take(8).map(|k| format!("{k:?}")).collect::<Vec<_>>();
     if names.is_empty() { "no keys".into() } else { format!("the keys {}", names.join(", ")) }
 }
@@ -216,7 +216,10 @@ pub(crate) fn refuse_media(record: &Map<String, Value>) -> Result<(), RecordFaul
     }
 }
 
-fn text_field<'a>(record: &'a Map<String, Value>, key: &str) -> Result<&'a str, RecordFault> {
+pub(crate) fn text_field<'a>(
+    record: &'a Map<String, Value>,
+    key: &str,
+) -> Result<&'a str, RecordFault> {
     match record.get(key) {
         Some(Value::String(text)) => Ok(text),
         Some(value) => Err(RecordFault::malformed(
@@ -276,7 +279,7 @@ fn messages(record: &Map<String, Value>) -> Result<Record, RecordFault> {
 }
 
 /// The field `system` of a record, as the first message of its conversation.
-fn system_message(
+pub(crate) fn system_message(
     record: &Map<String, Value>,
     first: &Value,
 ) -> Result<Option<Value>, RecordFault> {
@@ -312,7 +315,7 @@ fn chat(
 }
 
 /// A message as it is, its text parts joined, and whether its weight lets it be learnt.
-fn message(item: &Value) -> Result<(Value, bool), RecordFault> {
+pub(crate) fn message(item: &Value) -> Result<(Value, bool), RecordFault> {
     let mut fields = object(item)?.clone();
     let role = text_field(&fields, "role")?;
     if !ROLES.contains(&role) {
@@ -408,7 +411,7 @@ fn take_weight(fields: &mut Map<String, Value>) -> Result<bool, RecordFault> {
 }
 
 /// Descriptions of tools: a list, or a list as JSON text. Bare functions get their envelope.
-fn tools(record: &Map<String, Value>) -> Result<Option<Value>, RecordFault> {
+pub(crate) fn tools(record: &Map<String, Value>) -> Result<Option<Value>, RecordFault> {
     let parsed = match record.get("tools") {
         None | Some(Value::Null) => return Ok(None),
         Some(Value::String(text)) if text.trim().is_empty() => return Ok(None),
@@ -444,7 +447,7 @@ fn sharegpt(record: &Map<String, Value>) -> Result<Record, RecordFault> {
     chat(messages, tools(record)?, keep)
 }
 
-fn sharegpt_message(item: &Value) -> Result<(Value, bool), RecordFault> {
+pub(crate) fn sharegpt_message(item: &Value) -> Result<(Value, bool), RecordFault> {
     let mut fields = object(item)?.clone();
     let weight = take_weight(&mut fields)?;
     let from = text_field(&fields, if fields.contains_key("from") { "from" } else { "role" })?;

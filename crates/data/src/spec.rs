@@ -1,5 +1,6 @@
 //! What the run file says about records.
 
+use crate::preference::RecordKind;
 use serde::{Deserialize, Serialize};
 
 /// Layout of a record.
@@ -72,6 +73,9 @@ pub struct RecordSpec {
     pub on_error: OnError,
     /// Whether a document of format text gets an end-of-text token, as a target.
     pub append_eos: bool,
+    /// What the objective learns from.
+    #[serde(default)]
+    pub kind: RecordKind,
     /// Continued pre-training: every token but a row's first is a target.
     pub all_tokens_are_targets: bool,
 }
@@ -86,6 +90,7 @@ impl Default for RecordSpec {
             overlong: Overlong::Refuse,
             on_error: OnError::Fail,
             append_eos: true,
+            kind: RecordKind::Plain,
             all_tokens_are_targets: false,
         }
     }

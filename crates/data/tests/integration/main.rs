@@ -7,6 +7,7 @@ mod faults;
 mod fixture;
 mod formats;
 mod packing;
+mod preference;
 mod real_files;
 mod streaming;
 

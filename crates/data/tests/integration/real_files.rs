@@ -1,6 +1,6 @@
 //! Public data sets in the formats people use, with a real tokenizer and template.
 
-use hone_data::{DataError, Dataset, OnError, RecordSpec, Tokenizer, load};
+use hone_data::{DataError, Dataset, OnError, RecordKind, RecordSpec, Tokenizer, load};
 use serde_json::Value;
 
 /// Loads a file of the shared data with the stories260k tokenizer, whose template is ours.
@@ -49,6 +49,20 @@ fn llama_factory_demos() {
         let report = set.report();
         assert_eq!((report.files[0].format.as_str(), report.rows), (format, rows), "{name}");
         assert_eq!(report.skipped, skipped, "{name}");
+    }
+}
+
+#[test]
+fn preferences() {
+    for (name, kind, groups) in [
+        ("formats/dpo_en_demo.json", RecordKind::Pairs, 300),
+        ("formats/kto_en_demo.json", RecordKind::Rated, 300),
+        ("formats/v1_dpo_demo.jsonl", RecordKind::Pairs, 10),
+    ] {
+        let skip = RecordSpec { on_error: OnError::Skip, kind, ..spec() };
+        let Some((set, _)) = load_real(name, &skip) else { return };
+        let set = set.unwrap();
+        assert_eq!((set.num_groups() + set.report().skipped, set.report().skipped), (groups, 0));
     }
 }
 
