@@ -4,6 +4,7 @@ use crate::output;
 use hone_train::recipe::Event;
 use hone_train::{EvalRecord, StepRecord};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -75,7 +76,8 @@ impl Progress {
             let left =
                 time_left(begun.elapsed(), record.step - first, self.num_steps - record.step);
             let (step, all) = (record.step, self.num_steps);
-            output::note(&format!("step {step}/{all}  loss {loss}  {speed:.0} tok/s{left}"));
+            let more = metrics(&record.metrics);
+            output::note(&format!("step {step}/{all}  loss {loss}{more}  {speed:.0} tok/s{left}"));
         }
     }
 
@@ -102,8 +104,17 @@ fn time_left(elapsed: Duration, done: u64, left: u64) -> String {
 }
 
 fn evaluation(record: &EvalRecord) -> String {
-    let (loss, perplexity) = (shown(record.loss), shown(record.perplexity));
-    format!("evaluation after step {}: loss {loss}, perplexity {perplexity}", record.step)
+    let loss = shown(record.loss);
+    let more = match record.metrics.is_empty() {
+        true => format!(", perplexity {}", shown(record.perplexity)),
+        false => metrics(&record.metrics),
+    };
+    format!("evaluation after step {}: loss {loss}{more}", record.step)
+}
+
+/// An objective's metrics, each after a comma.
+fn metrics(metrics: &BTreeMap<String, f64>) -> String {
+    metrics.iter().map(|(name, value)| format!(", {name} {value:.4}")).collect()
 }
 
 /// A figure of a record, which has none where it was not finite.

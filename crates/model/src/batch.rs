@@ -3,6 +3,7 @@
 use crate::config::DecoderConfig;
 use hone_tensor::Sequence;
 use hone_tensor::ops::Angles;
+use std::ops::Range;
 
 /// Sequences one after another, padded at the end to a fixed number of tokens.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +21,8 @@ pub struct Batch {
     pub targets: Vec<u32>,
     /// How many of `rows` count.
     pub num_targets: usize,
+    /// Which of `rows` are of each sequence.
+    pub target_ranges: Vec<Range<usize>>,
 }
 
 impl Batch {
@@ -34,8 +37,11 @@ impl Batch {
     ) -> Self {
         let predicted = (0u32..).zip(targets).filter(|&(_, &target)| target != ignore);
         let (rows, targets): (Vec<u32>, Vec<u32>) = predicted.unzip();
+        let bounds: Vec<usize> =
+            cu_seqlens.iter().map(|&end| rows.partition_point(|&row| row < end)).collect();
         Self {
             num_targets: rows.len(),
+            target_ranges: bounds.windows(2).map(|bound| bound[0]..bound[1]).collect(),
             tokens: tokens.to_vec(),
             angles: config.angles(positions, cu_seqlens),
             sequences: Sequence::packed(cu_seqlens),

@@ -4,10 +4,11 @@
 //! Frozen weights are shared: several adapters can be trained over one [`Base`] in one process.
 
 use crate::loss_scale::LossScale;
-use crate::objective::negative_log_likelihood;
+use crate::objectives::{Metrics, Objective, Statistics};
 use crate::optimizer::{self, AdamW, AdamWOptions, Step};
+use crate::scoring::LabelledBatch;
 use hone_model::adapter::{self, AdapterError, LoraConfig};
-use hone_model::{Batch, LoadError, LoadOptions, Model, Pass, Recompute};
+use hone_model::{LoadError, LoadOptions, Model, Pass, Recompute};
 use hone_tensor::{Category, Compute, DType, Device, Gradients, StepKey, Tape};
 use std::path::Path;
 
@@ -31,6 +32,11 @@ impl Base {
     ) -> Result<Self, LoadError> {
         let model = hone_model::load(dir, device, options)?;
         Ok(Self { device: device.clone(), compute, model })
+    }
+
+    /// The device that holds the weights.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// The model without adapters. Weights are shared, not copied.
@@ -96,10 +102,24 @@ impl AdapterSet {
 }
 
 /// Settings of an engine.
-#[derive(Clone, Copy, Debug)]
 pub struct EngineOptions {
     /// The update.
     pub optimizer: AdamWOptions,
+    /// What is learnt.
+    pub objective: Box<dyn Objective>,
+    /// The model that training begins with, for objectives that need it.
+    pub reference: Option<Model>,
+}
+
+/// What a micro-batch must know of its step.
+#[derive(Clone, Copy, Debug)]
+pub struct StepContext<'a> {
+    /// Terms of the loss in the whole step.
+    pub num_terms: usize,
+    /// What the objective found before the first gradient.
+    pub statistics: &'a Statistics,
+    /// What the backward pass computes again.
+    pub recompute: Recompute,
 }
 
 /// Everything that a training step works on; alike on all devices, the dry one included.
@@ -118,16 +138,29 @@ pub struct Engine {
     pub compute: Compute,
     /// What the loss's derivative is multiplied by.
     pub loss_scale: LossScale,
+    /// What is learnt.
+    pub objective: Box<dyn Objective>,
+    /// The model that training began with, if the objective needs it.
+    pub reference: Option<Model>,
 }
 
 impl Engine {
     /// Trains `adapters` over `base`, from the optimizer's first update on.
     pub fn new(base: &Base, adapters: AdapterSet, options: EngineOptions) -> Self {
         let AdapterSet { model, gradients, lora } = adapters;
-        let optimizer = AdamW::new(&base.device, &model.params, options.optimizer);
-        let (device, compute) = (base.device.clone(), base.compute);
-        let loss_scale = LossScale::of(compute);
-        Self { device, model, gradients, optimizer, lora, compute, loss_scale }
+        let EngineOptions { optimizer, objective, reference } = options;
+        assert!(reference.is_some() || !objective.needs_reference(), "no reference");
+        Self {
+            device: base.device.clone(),
+            optimizer: AdamW::new(&base.device, &model.params, optimizer),
+            model,
+            gradients,
+            lora,
+            compute: base.compute,
+            loss_scale: LossScale::of(base.compute),
+            objective,
+            reference,
+        }
     }
 
     /// Passes of the trained model.
@@ -136,26 +169,29 @@ impl Engine {
     }
 
     /// Forward and backward pass of one micro-batch: adds to the gradients, which are those of the
-    /// scaled loss, and returns its part of the loss. `num_step_targets` counts the targets of the
-    /// whole optimizer step.
+    /// scaled loss, and to `metrics`, and returns its part of the step's loss.
     pub fn forward_backward(
         &mut self,
-        batch: &Batch,
-        num_step_targets: usize,
+        micro_batch: &LabelledBatch,
+        step: StepContext<'_>,
         key: StepKey,
-        recompute: Recompute,
+        metrics: &mut Metrics,
     ) -> f64 {
+        let batch = &micro_batch.batch;
         let mut tape = Tape::training(&self.device, &self.model.params, self.compute, Some(key));
-        let log_probs = self.model.decoder.log_probs(&mut tape, batch, recompute);
+        let log_probs = self.model.decoder.log_probs(&mut tape, batch, step.recompute);
         let shape = log_probs.value().shape();
         let mut d_log_probs = self.device.alloc(Category::Activations, DType::F32, shape);
         let mut loss = 0.0;
         if !self.device.is_dry() {
             let log_probs = log_probs.value().to_vec_f32();
             let (n, mut d) = (batch.num_targets, vec![0.0; log_probs.len()]);
-            loss = negative_log_likelihood(&log_probs[..n], num_step_targets, &mut d[..n]);
-            let scale = self.loss_scale.factor() as f32;
-            d.iter_mut().for_each(|d| *d *= scale);
+            let scores = micro_batch.scores(&log_probs[..n]);
+            let sum = self.objective.loss(&scores, step.statistics, &mut d[..n], metrics);
+            let weight = 1.0 / step.num_terms as f64;
+            loss = sum * weight;
+            let (weight, scale) = (weight as f32, self.loss_scale.factor() as f32);
+            d.iter_mut().for_each(|d| *d = *d * weight * scale);
             d_log_probs.copy_from_f32(&d);
         }
         tape.sweep_back(log_probs, d_log_probs, &mut self.gradients);

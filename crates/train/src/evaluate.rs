@@ -1,34 +1,21 @@
-//! Mean loss of a model on prepared data.
+//! An objective's mean loss and metrics on prepared data.
 
-use hone_data::{Dataset, IGNORE, MicroBatch, Unit};
-use hone_model::{Batch, DecoderConfig, Pass, Recompute};
-use hone_tensor::{Arena, Layout, Target};
-use std::sync::Arc;
+use crate::objectives::{Metrics, Objective};
+use crate::scoring::{LabelledBatch, Packing, Scorer};
+use hone_data::{DataError, Dataset, MicroBatch, Unit};
+use std::collections::BTreeMap;
 
 /// What an evaluation found.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// Mean nats per target token.
+    /// The objective's loss: for language models mean nats per target token.
     pub loss: f64,
+    /// `e^loss`, where that means something.
+    pub perplexity: Option<f64>,
     /// Tokens predicted.
     pub num_target_tokens: usize,
-}
-
-impl Evaluation {
-    /// `e^loss`.
-    pub fn perplexity(&self) -> f64 {
-        self.loss.exp()
-    }
-}
-
-/// A packed micro-batch in the form that decoders on `target` read.
-pub fn to_batch(config: &DecoderConfig, packed: &MicroBatch, target: Target) -> Batch {
-    let targets = (packed.targets.as_slice(), IGNORE);
-    let batch = Batch::new(config, &packed.tokens, &packed.positions, &packed.cu_seqlens, targets);
-    match target {
-        Target::Cpu => batch,
-        Target::Cuda => batch.with_rows_rounded(),
-    }
+    /// The objective's metrics.
+    pub metrics: BTreeMap<String, f64>,
 }
 
 /// Packed rows to evaluate on.
@@ -38,40 +25,38 @@ pub struct EvalSet<'a> {
     pub dataset: &'a Dataset,
     /// How they are packed.
     pub units: &'a [Unit],
-    /// Slots of a unit.
-    pub unit_tokens: usize,
-    /// Units of a micro-batch.
-    pub units_per_batch: usize,
+    /// How units are.
+    pub packing: Packing,
 }
 
-/// Evaluates on `set`. Memory comes from the plan where there is one.
+/// Evaluates on all of `set`, as if it were one step.
+///
+/// # Errors
+/// None for data that was packed so.
 pub fn evaluate(
-    pass: Pass<'_>,
+    mut scorer: Scorer<'_>,
+    objective: &dyn Objective,
     set: EvalSet<'_>,
-    mut plan: Option<(&mut Arena, &Arc<Layout>)>,
-) -> Evaluation {
-    let EvalSet { dataset, units, unit_tokens, units_per_batch } = set;
-    let (mut sum, mut num_target_tokens) = (0.0, 0);
-    for units in units.chunks(units_per_batch) {
-        let packed = MicroBatch::assemble(dataset, units, units_per_batch * unit_tokens);
-        let batch = to_batch(&pass.model.decoder.config, &packed, pass.device.target());
-        sum += match &mut plan {
-            Some((arena, layout)) => {
-                pass.device.planned(arena, layout, || log_likelihood(pass, &batch))
-            }
-            None => log_likelihood(pass, &batch),
-        };
+) -> Result<Evaluation, DataError> {
+    let EvalSet { dataset, units, packing } = set;
+    let (config, target) = (&scorer.pass.model.decoder.config, scorer.pass.device.target());
+    let labelled = |packed: &MicroBatch| LabelledBatch::new(config, packed, target);
+    let rows: Vec<u32> = units.iter().flat_map(|unit| unit.rows.iter().copied()).collect();
+    let probes = packing.probes(objective, dataset, &rows)?;
+    let statistics = scorer.statistics(objective, probes.iter().map(labelled).collect());
+    let (mut sum, mut num_terms, mut num_target_tokens) = (0.0, 0, 0);
+    let mut metrics = Metrics::default();
+    for units in units.chunks(packing.units_per_batch) {
+        let packed = MicroBatch::assemble(dataset, units, packing.batch_tokens());
+        let mut batch = labelled(&packed);
+        scorer.add_reference(std::slice::from_mut(&mut batch));
+        let log_probs = scorer.log_probs(&batch.batch);
+        let mut unused = vec![0.0; log_probs.len()];
+        sum += objective.loss(&batch.scores(&log_probs), &statistics, &mut unused, &mut metrics);
+        num_terms += objective.num_terms(&batch.rows);
         num_target_tokens += packed.num_target_tokens;
     }
-    Evaluation { loss: -sum / num_target_tokens.max(1) as f64, num_target_tokens }
-}
-
-/// Sum of the log-probabilities of a batch's targets; zero on the dry device.
-pub fn log_likelihood(pass: Pass<'_>, batch: &Batch) -> f64 {
-    let mut tape = pass.inference_tape();
-    let log_probs = pass.model.decoder.log_probs(&mut tape, batch, Recompute::None);
-    if pass.device.is_dry() {
-        return 0.0;
-    }
-    log_probs.value().to_vec_f32()[..batch.num_targets].iter().map(|&x| f64::from(x)).sum()
+    let loss = sum / num_terms.max(1) as f64;
+    let (perplexity, metrics) = (objective.perplexity(loss), metrics.means());
+    Ok(Evaluation { loss, perplexity, num_target_tokens, metrics })
 }

@@ -13,7 +13,7 @@ pub mod loading;
 pub mod loss_scale;
 pub mod machine;
 mod metrics;
-pub mod objective;
+pub mod objectives;
 pub mod optimizer;
 pub mod place;
 pub mod planner;
@@ -24,6 +24,7 @@ pub mod run_dir;
 pub mod run_file;
 pub mod sample;
 pub mod schedule;
+pub mod scoring;
 pub mod setup;
 pub mod step_profile;
 

@@ -2,11 +2,12 @@
 
 use crate::engine::{AdapterSet, Base, Engine, EngineOptions};
 use crate::error::TrainError;
+use crate::objectives;
 use crate::optimizer::AdamWOptions;
 use crate::run_file::{OptimizerSection, RunFile};
 use crate::setup::Setup;
 use hone_model::adapter::{LoraConfig, TargetModules};
-use hone_model::{LoadOptions, Trained};
+use hone_model::{LoadOptions, Model, Trained};
 use hone_tensor::{Device, Storage};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -44,8 +45,27 @@ pub fn engine(setup: &Setup, device: &Device, held: Held<'_>) -> Result<Engine, 
         (Some(lora), None) => AdapterSet::new(&base, lora, setup.run.train.seed)?,
         (None, _) => AdapterSet::all_weights(&mut base),
     };
-    let options = EngineOptions { optimizer: optimizer_options(&setup.run) };
-    Ok(Engine::new(&base, adapters, options))
+    let objective = objectives::of(&setup.run.objective);
+    let reference = match objective.needs_reference() {
+        true => Some(reference(setup, &base, lora)?),
+        false => None,
+    };
+    let optimizer = optimizer_options(&setup.run);
+    Ok(Engine::new(&base, adapters, EngineOptions { optimizer, objective, reference }))
+}
+
+/// The model that training begins with: the base, with the adapter that is trained further if there
+/// is one; in a full fine-tune a copy that is held in the type of activations.
+fn reference(setup: &Setup, base: &Base, lora: Option<&LoraConfig>) -> Result<Model, TrainError> {
+    if lora.is_none() {
+        let base_precision = Some(setup.compute.dtype().into());
+        let options = LoadOptions { base_precision, ..LoadOptions::INFERENCE };
+        return Ok(hone_model::load(&setup.model_dir, base.device(), options)?);
+    }
+    Ok(match &setup.init_adapter {
+        Some(dir) => AdapterSet::load(base, dir, 0.0)?.model,
+        None => base.frozen_model(),
+    })
 }
 
 /// The optimizer that a run file asks for.

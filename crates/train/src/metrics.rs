@@ -2,6 +2,7 @@
 
 use crate::error::TrainError;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,8 @@ use std::path::{Path, PathBuf};
 pub struct StepRecord {
     /// Optimizer step, from 1.
     pub step: u64,
-    /// Mean nats per target token, before the update; `None` if it is not finite.
+    /// The objective's loss before the update, for language models mean nats per target token;
+    /// `None` if it is not finite.
     pub loss: Option<f64>,
     /// Learning rate of the update.
     pub learning_rate: f64,
@@ -32,6 +34,9 @@ pub struct StepRecord {
     /// Whether the update was left out because something was not finite.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
+    /// The objective's metrics.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metrics: BTreeMap<String, f64>,
 }
 
 /// Where the seconds of a step went.
@@ -50,12 +55,16 @@ pub struct Phases {
 pub struct EvalRecord {
     /// Updates before this evaluation.
     pub step: u64,
-    /// Mean nats per target token; `None` if it is not finite.
+    /// The objective's loss, for language models mean nats per target token; `None` if it is not
+    /// finite.
     pub loss: Option<f64>,
-    /// `e^loss`; `None` if it is not finite.
+    /// `e^loss`; `None` if it is not finite, or means nothing to the objective.
     pub perplexity: Option<f64>,
     /// Tokens predicted.
     pub num_target_tokens: usize,
+    /// The objective's metrics.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metrics: BTreeMap<String, f64>,
 }
 
 /// A line of `samples.jsonl`: which rows a step saw.

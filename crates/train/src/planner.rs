@@ -4,13 +4,14 @@
 //! least work that fits the budget is taken. The arena of the real run is laid out from the very
 //! trace that was planned.
 
-use crate::engine::Engine;
+use crate::engine::{Engine, StepContext};
 use crate::error::TrainError;
-use crate::evaluate::{log_likelihood, to_batch};
 use crate::loading::{self, Held};
 use crate::machine;
+use crate::objectives::Metrics;
 use crate::profile::{DeviceProfile, GpuFigures};
 use crate::run_file;
+use crate::scoring::{LabelledBatch, Packing, log_probs};
 use crate::setup::Setup;
 use hone_data::{Dataset, MicroBatch, Unit};
 use hone_model::{Batch, Recompute};
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 mod memory;
+mod scoring;
 mod suggestions;
 
 pub use memory::MemoryUse;
@@ -90,8 +92,10 @@ pub struct Planned {
     pub policy: Policy,
     /// Memory of a training micro-batch.
     pub train_layout: Arc<Layout>,
-    /// Memory of an evaluation micro-batch.
+    /// Memory of a micro-batch that is only scored.
     pub eval_layout: Arc<Layout>,
+    /// Memory of one that the reference scores, for objectives that need it.
+    pub reference_layout: Option<Arc<Layout>>,
     /// Most bytes that a GPU takes inside an operation.
     pub scratch_bytes: u64,
     /// Bytes that it takes for lists of a micro-batch.
@@ -146,6 +150,14 @@ impl Plan {
         if self.offloaded_blocks > 0 && setup.base_precision != Some(Storage::INT8) {
             self.suggestions.push("model.base_precision = \"int8\"".to_owned());
         }
+    }
+}
+
+impl Policy {
+    /// How rows become micro-batches of a run with this policy.
+    pub fn packing(self, setup: &Setup) -> Packing {
+        let (max_seq_len, unit_tokens) = (setup.max_seq_len, setup.unit_tokens());
+        Packing { max_seq_len, unit_tokens, units_per_batch: self.units }
     }
 }
 
@@ -328,9 +340,9 @@ const ENOUGH_TOKENS: usize = 4096;
 /// The policies that the run file leaves open, larger micro-batches first.
 fn candidates(setup: &Setup) -> Vec<Policy> {
     let all = setup.first_step.len();
-    let most = all.min(ENOUGH_TOKENS / setup.max_seq_len).max(1);
+    let most = all.min(ENOUGH_TOKENS / setup.unit_tokens()).max(1);
     let units: Vec<usize> = match setup.run.budget.micro_batch_tokens {
-        Some(tokens) => vec![tokens / setup.max_seq_len],
+        Some(tokens) => vec![(tokens / setup.unit_tokens()).max(1)],
         None => {
             let halvings = std::iter::successors(Some(most), |&n| (n > 1).then(|| n.div_ceil(2)));
             // As many micro-batches, as equal as can be: the last one's padding costs time as well.
@@ -388,36 +400,39 @@ impl<'a> DryRun<'a> {
         let device = self.engine.device.clone();
         if self.offloaded_blocks > 0 {
             // A micro-batch finds the first blocks where the one before left them.
-            self.engine.forward_backward(&train_batch, 1, key, policy.recompute);
+            self.forward_backward(&train_batch, key, policy.recompute);
         }
         device.take_costs();
-        let ((), trace) = device.trace(|| {
-            self.engine.forward_backward(&train_batch, 1, key, policy.recompute);
-        });
+        let ((), trace) =
+            device.trace(|| self.forward_backward(&train_batch, key, policy.recompute));
         let train_layout = Arc::new(Layout::of(trace));
         let micro_batch = device.take_costs();
         let update = self.update_costs();
-        let eval_layout = Arc::new(self.eval_layout(policy));
+        let scoring = self.scoring(policy)?;
         let micro_batches = self.setup.first_step.len().div_ceil(policy.units);
+        let ahead = scoring.ahead_of_step(micro_batches);
         let compute = self.engine.compute;
         let held_as = self.setup.base_precision.unwrap_or(self.setup.file_dtype.into());
         let step_seconds = micro_batches as f64 * profile.seconds(&micro_batch, compute)
+            + profile.seconds(&ahead, compute)
             + profile.seconds(&update, compute);
-        let flops: u64 = micro_batch.iter().map(Cost::flops).sum();
-        let num_tokens = policy.units * self.setup.max_seq_len;
-        let scratch = scratch_bytes(&micro_batch);
+        let flops_per_step = flops(&micro_batch) * micro_batches as u64 + flops(&ahead);
+        let copied = copied_bytes(&micro_batch) * micro_batches as u64 + copied_bytes(&ahead);
+        let num_tokens = policy.packing(self.setup).batch_tokens();
+        let scratch = scratch_bytes(&micro_batch).max(scratch_bytes(&ahead));
         let of_batch = self.of_batch(num_tokens);
-        let mut memory = self.memory(&train_layout, &eval_layout, scratch + of_batch);
+        let largest = scoring.largest(&train_layout);
+        let mut memory = self.memory(&largest, scratch + of_batch);
         let needed_bytes = memory.total();
         let preparation = self.host.peak_bytes.saturating_sub(needed_bytes);
         memory.preparation = preparation;
         let plan = Plan {
             peak_bytes: needed_bytes + preparation,
-            arena_bytes: train_layout.bytes().max(eval_layout.bytes()) as u64,
+            arena_bytes: largest.bytes() as u64,
             memory,
             budget_bytes: self.host.budget(self.setup),
             fits: self.host.fits(self.setup, needed_bytes),
-            flops_per_step: flops * micro_batches as u64,
+            flops_per_step,
             step_seconds,
             ceiling_flops: profile.ceiling(compute),
             speed_measured: profile.measured.clone(),
@@ -425,39 +440,42 @@ impl<'a> DryRun<'a> {
             num_steps: self.setup.num_steps,
             total_seconds: step_seconds * self.setup.num_steps as f64,
             trainable_parameters: self.engine.model.params.num_elements() as u64,
-            micro_batch_tokens: policy.units * self.setup.max_seq_len,
+            micro_batch_tokens: num_tokens,
             micro_batches_per_step: micro_batches,
             compute: compute.name().to_owned(),
             base_precision: held_as.name().to_owned(),
             recompute: policy.recompute,
             offloaded_blocks: self.offloaded_blocks,
             offloaded_bytes: device.persistent_bytes(Category::Offloaded),
-            copied_bytes_per_step: copied_bytes(&micro_batch) * micro_batches as u64,
+            copied_bytes_per_step: copied,
             checkpoint_bytes: self.checkpoint_bytes(),
             host_free_bytes: None,
             suggestions: Vec::new(),
         };
         let profile = profile.clone();
         let (scratch_bytes, list_bytes) = (scratch, list_bytes(num_tokens));
-        Ok(Planned { plan, profile, policy, train_layout, eval_layout, scratch_bytes, list_bytes })
+        Ok(Planned {
+            plan,
+            profile,
+            policy,
+            train_layout,
+            eval_layout: scoring.layout,
+            reference_layout: scoring.reference,
+            scratch_bytes,
+            list_bytes,
+        })
     }
 
-    fn batch(&self, dataset: &Dataset, units: &[Unit], policy: Policy) -> Batch {
+    fn batch(&self, dataset: &Dataset, units: &[Unit], policy: Policy) -> LabelledBatch {
         let units = &units[..policy.units.min(units.len())];
-        let num_tokens = policy.units * self.setup.max_seq_len;
-        let packed = MicroBatch::assemble(dataset, units, num_tokens);
-        to_batch(&self.setup.config, &packed, self.engine.device.target())
+        let packed =
+            MicroBatch::assemble(dataset, units, policy.packing(self.setup).batch_tokens());
+        LabelledBatch::new(&self.setup.config, &packed, self.engine.device.target())
     }
 
-    fn eval_layout(&self, policy: Policy) -> Layout {
-        let (dataset, units) = match &self.setup.eval {
-            Some((dataset, units)) => (dataset, units),
-            None => (&self.setup.train, &self.setup.first_step),
-        };
-        let batch = self.batch(dataset, units, policy);
-        let pass = self.engine.pass();
-        let (_, trace) = pass.device.trace(|| log_likelihood(pass, &batch));
-        Layout::of(trace)
+    fn forward_backward(&mut self, batch: &LabelledBatch, key: StepKey, recompute: Recompute) {
+        let step = StepContext { num_terms: 1, statistics: &Vec::new(), recompute };
+        self.engine.forward_backward(batch, step, key, &mut Metrics::default());
     }
 
     fn update_costs(&mut self) -> Vec<Cost> {
@@ -488,15 +506,14 @@ impl<'a> DryRun<'a> {
     }
 
     /// Bytes by use; `scratch` are those of a GPU beside tensors.
-    fn memory(&self, train: &Layout, eval: &Layout, scratch: u64) -> MemoryUse {
-        let larger = if train.bytes() >= eval.bytes() { train } else { eval };
-        let of_step = |category| larger.at_peak().get(&category).copied().unwrap_or(0) as u64;
+    fn memory(&self, largest: &Layout, scratch: u64) -> MemoryUse {
+        let of_step = |category| largest.at_peak().get(&category).copied().unwrap_or(0) as u64;
         let kept = |category| self.engine.device.persistent_bytes(category);
         let (adapters, parameters) = match self.engine.lora {
             Some(_) => (kept(Category::Parameters), 0),
             None => (0, kept(Category::Parameters)),
         };
-        let live: u64 = larger.at_peak().values().map(|&bytes| bytes as u64).sum();
+        let live: u64 = largest.at_peak().values().map(|&bytes| bytes as u64).sum();
         let config = &self.setup.config;
         let of_heads = |heads| ops::scratch_bytes_per_thread(heads, config.hidden_size);
         let of_thread = config.heads().map(of_heads).max().unwrap_or(0);
@@ -513,7 +530,7 @@ impl<'a> DryRun<'a> {
             activations: of_step(Category::Activations),
             head: of_step(Category::Head),
             workspace: of_step(Category::Workspace) + scratch,
-            gaps: larger.bytes() as u64 - live,
+            gaps: largest.bytes() as u64 - live,
             program_and_data,
             driver,
             preparation: 0,
@@ -523,15 +540,21 @@ impl<'a> DryRun<'a> {
     /// Bytes that the leanest policy needs, one row of `num_tokens` at a time.
     fn leanest(&mut self, num_tokens: usize) -> u64 {
         let batch = Batch::of_sequence(&self.setup.config, &vec![0; num_tokens]);
+        let batch = LabelledBatch::unlabelled(batch);
         let device = self.engine.device.clone();
         let key = StepKey::default();
-        let (_, trace) = device.trace(|| {
-            self.engine.forward_backward(&batch, 1, key, Recompute::Block);
-        });
-        let (_, eval) = device.trace(|| log_likelihood(self.engine.pass(), &batch));
+        let (_, trace) = device.trace(|| self.forward_backward(&batch, key, Recompute::Block));
+        let (_, eval) = device.trace(|| log_probs(self.engine.pass(), &batch.batch));
         let scratch = scratch_bytes(&device.take_costs()) + self.of_batch(num_tokens);
-        self.memory(&Layout::of(trace), &Layout::of(eval), scratch).total()
+        let (train, eval) = (Layout::of(trace), Layout::of(eval));
+        let largest = if train.bytes() >= eval.bytes() { train } else { eval };
+        self.memory(&largest, scratch).total()
     }
+}
+
+/// Floating-point operations of these.
+fn flops(costs: &[Cost]) -> u64 {
+    costs.iter().map(Cost::flops).sum()
 }
 
 /// Most bytes that a GPU takes inside one of these operations.

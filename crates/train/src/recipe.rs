@@ -1,12 +1,13 @@
 //! A training run from beginning to end.
 
 use crate::checkpoint::{self, write_file_whole};
-use crate::engine::Engine;
+use crate::engine::{Engine, StepContext};
 use crate::error::TrainError;
-use crate::evaluate::{self, EvalSet, Evaluation, to_batch};
+use crate::evaluate::{self, EvalSet, Evaluation};
 use crate::failpoint;
 use crate::loading::{self, Held};
 use crate::metrics::{EvalRecord, Lines, Phases, RowsRecord, StepRecord};
+use crate::objectives::{Metrics, Statistics};
 use crate::place::Place;
 use crate::planner::{self, Plan, Planned};
 use crate::report;
@@ -14,10 +15,11 @@ use crate::run_dir::RunDir;
 use crate::run_file::OnNonfinite;
 use crate::sample::{self, Prompt, Sample};
 use crate::schedule::Schedule;
+use crate::scoring::{LabelledBatch, Packing, Scorer, ScoringPlan};
 use crate::setup::Setup;
 use crate::step_profile::StepProfile;
 use hone_data::{Cursor, MicroBatch, Order};
-use hone_model::{Batch, adapter, export_hf};
+use hone_model::{adapter, export_hf};
 use hone_tensor::{Arena, DType, Device, ParamId, StepKey, Target};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -247,10 +249,14 @@ struct Run<'a> {
 
 /// What an optimizer step learns from.
 struct StepData {
-    batches: Vec<Batch>,
+    batches: Vec<LabelledBatch>,
+    /// Scored before the first gradient, and not learnt from.
+    probes: Vec<LabelledBatch>,
     /// Row ids of each micro-batch.
     rows: Vec<Vec<u32>>,
     num_targets: usize,
+    /// Terms of the objective's loss.
+    num_terms: usize,
     /// Tokens, padding not counted.
     num_tokens: u64,
 }
@@ -261,19 +267,20 @@ impl Run<'_> {
         let begun = Instant::now();
         self.engine.device.mark("batch");
         let prepared = self.prepared.take().map(|(_, data)| data);
-        let StepData { batches, rows, num_targets, num_tokens: tokens } = match prepared {
+        let mut step = match prepared {
             Some(prepared) => prepared,
-            None => self.step_data(self.cursor),
+            None => self.step_data(self.cursor)?,
         };
         let data = begun.elapsed().as_secs_f64();
 
         let passes = Instant::now();
-        let mut loss = self.accumulate(batches, num_targets);
+        let statistics = self.score_ahead(&mut step);
+        let (mut loss, mut metrics) = self.accumulate(&step, &statistics);
         if failpoint::hit_io("loop.nonfinite").is_err() {
             loss = f64::NAN;
         }
-        self.prepare_next();
-        let norm = self.mend_overflow(&mut loss, num_targets);
+        self.prepare_next()?;
+        let norm = self.retry_overflow(&step, &statistics, (&mut loss, &mut metrics));
         let forward_backward = passes.elapsed().as_secs_f64();
 
         let updating = Instant::now();
@@ -300,16 +307,17 @@ impl Run<'_> {
             loss: Some(loss).filter(|x| x.is_finite()),
             learning_rate,
             grad_norm: Some(norm).filter(|x| x.is_finite()),
-            tokens,
-            target_tokens: num_targets as u64,
-            tokens_per_second: tokens as f64 / step_seconds,
+            tokens: step.num_tokens,
+            target_tokens: step.num_targets as u64,
+            tokens_per_second: step.num_tokens as f64 / step_seconds,
             step_seconds,
             peak_bytes: self.setup.place.peak_bytes(),
             phases: Phases { data, forward_backward, optimizer },
             skipped,
+            metrics: metrics.means(),
         };
         logs.metrics.push(&record)?;
-        logs.rows.push(&RowsRecord { step: self.step, micro_batches: rows })?;
+        logs.rows.push(&RowsRecord { step: self.step, micro_batches: step.rows })?;
         Ok(record)
     }
 
@@ -342,59 +350,84 @@ impl Run<'_> {
         Ok(())
     }
 
+    fn packing(&self) -> Packing {
+        self.planned.policy.packing(self.setup)
+    }
+
     /// The micro-batches of the step at `cursor`.
-    fn step_data(&mut self, cursor: Cursor) -> StepData {
-        let units_per_batch = self.planned.policy.units;
-        let num_tokens = units_per_batch * self.setup.max_seq_len;
-        let units = self.order.step(&cursor).chunks(units_per_batch);
-        let packed: Vec<MicroBatch> =
-            units.map(|units| MicroBatch::assemble(&self.setup.train, units, num_tokens)).collect();
+    fn step_data(&mut self, cursor: Cursor) -> Result<StepData, TrainError> {
+        let (packing, dataset) = (self.packing(), &self.setup.train);
+        let units = self.order.step(&cursor).chunks(packing.units_per_batch);
+        let packed: Vec<MicroBatch> = units
+            .map(|units| MicroBatch::assemble(dataset, units, packing.batch_tokens()))
+            .collect();
+        let rows: Vec<Vec<u32>> = packed.iter().map(|packed| packed.rows.clone()).collect();
+        let objective = &*self.engine.objective;
+        let probes = packing.probes(objective, dataset, &rows.concat())?;
         let target = self.engine.device.target();
-        let batch = |packed: &MicroBatch| to_batch(&self.setup.config, packed, target);
+        let labelled = |packed: &MicroBatch| LabelledBatch::new(&self.setup.config, packed, target);
         let used = |packed: &MicroBatch| packed.cu_seqlens.last().map_or(0, |&end| u64::from(end));
-        StepData {
-            batches: packed.iter().map(batch).collect(),
+        let batches: Vec<LabelledBatch> = packed.iter().map(labelled).collect();
+        Ok(StepData {
+            num_terms: batches.iter().map(|batch| objective.num_terms(&batch.rows)).sum(),
+            probes: probes.iter().map(labelled).collect(),
             num_targets: packed.iter().map(|packed| packed.num_target_tokens).sum(),
             num_tokens: packed.iter().map(used).sum(),
-            rows: packed.into_iter().map(|packed| packed.rows).collect(),
-        }
+            batches,
+            rows,
+        })
     }
 
     /// Gets the data of the next step ready, if a GPU computes meanwhile.
-    fn prepare_next(&mut self) {
+    fn prepare_next(&mut self) -> Result<(), TrainError> {
         let busy = self.engine.device.target() == Target::Cuda;
         if busy && self.step + 1 < self.setup.num_steps {
             let mut next = self.cursor;
             self.order.advance(&mut next);
-            self.prepared = Some((next, self.step_data(next)));
+            self.prepared = Some((next, self.step_data(next)?));
         }
+        Ok(())
     }
 
-    /// Gradients of the whole step, and its loss: mean nats per target token.
-    fn accumulate(&mut self, batches: Vec<Batch>, num_targets: usize) -> f64 {
+    /// What must be known before the first gradient: the reference's log-probabilities, and the
+    /// objective's statistics.
+    fn score_ahead(&mut self, step: &mut StepData) -> Statistics {
+        let Self { engine, arena, planned, .. } = self;
+        let mut scorer = scorer(engine, arena, planned);
+        scorer.add_reference(&mut step.batches);
+        scorer.statistics(&*engine.objective, std::mem::take(&mut step.probes))
+    }
+
+    /// Gradients of the whole step, its loss and metrics.
+    fn accumulate(&mut self, step: &StepData, statistics: &Statistics) -> (f64, Metrics) {
         self.engine.gradients.clear(&self.engine.device);
         let device = self.engine.device.clone();
-        let mut loss = 0.0;
-        for (i, batch) in batches.into_iter().enumerate() {
+        let recompute = self.planned.policy.recompute;
+        let context = StepContext { num_terms: step.num_terms, statistics, recompute };
+        let (mut loss, mut metrics) = (0.0, Metrics::default());
+        for (i, batch) in step.batches.iter().enumerate() {
             let seed = self.setup.run.train.seed;
             let key = StepKey { seed, step: self.step, micro_batch: i as u32 };
-            let recompute = self.planned.policy.recompute;
             loss += device.planned(&mut self.arena, &self.planned.train_layout, || {
-                self.engine.forward_backward(&batch, num_targets, key, recompute)
+                self.engine.forward_backward(batch, context, key, &mut metrics)
             });
             failpoint::hit("loop.micro_batch_done");
         }
-        loss
+        (loss, metrics)
     }
 
     /// The norm of the step's gradients. In f16, where they overflowed, it is taken again, as if
     /// it had begun with a smaller factor, until they do not; if none helps, the factor was not at
     /// fault and stays.
-    fn mend_overflow(&mut self, loss: &mut f64, num_targets: usize) -> f64 {
+    fn retry_overflow(
+        &mut self,
+        step: &StepData,
+        statistics: &Statistics,
+        (loss, metrics): (&mut f64, &mut Metrics),
+    ) -> f64 {
         let (before, mut norm) = (self.engine.loss_scale, self.engine.grad_norm());
         while loss.is_finite() && !norm.is_finite() && self.engine.loss_scale.halve() {
-            let batches = self.step_data(self.cursor).batches;
-            *loss = self.accumulate(batches, num_targets);
+            (*loss, *metrics) = self.accumulate(step, statistics);
             norm = self.engine.grad_norm();
         }
         match loss.is_finite() && norm.is_finite() {
@@ -439,17 +472,24 @@ impl Run<'_> {
             return Ok(());
         }
         event(Event::Evaluating(dataset.len()));
-        let unit_tokens = self.setup.max_seq_len;
-        let units_per_batch = self.planned.policy.units;
-        let set = EvalSet { dataset, units, unit_tokens, units_per_batch };
-        let plan = Some((&mut self.arena, &self.planned.eval_layout));
-        let Evaluation { loss, num_target_tokens } =
-            evaluate::evaluate(self.engine.pass(), set, plan);
+        let set = EvalSet { dataset, units, packing: self.packing() };
+        let Self { engine, arena, planned, .. } = self;
+        let scorer = scorer(engine, arena, planned);
+        let Evaluation { loss, perplexity, num_target_tokens, metrics } =
+            evaluate::evaluate(scorer, &*engine.objective, set)?;
         let finite = |x: f64| Some(x).filter(|x| x.is_finite());
-        let (loss, perplexity) = (finite(loss), finite(loss.exp()));
-        let record = EvalRecord { step: self.step, loss, perplexity, num_target_tokens };
+        let (loss, perplexity) = (finite(loss), perplexity.and_then(finite));
+        let record = EvalRecord { step: self.step, loss, perplexity, num_target_tokens, metrics };
         logs.evaluations.push(&record)?;
         event(Event::Evaluated(&record));
         Ok(())
     }
+}
+
+/// Scoring passes of a run's engine, within its plan.
+fn scorer<'a>(engine: &'a Engine, arena: &'a mut Arena, planned: &'a Planned) -> Scorer<'a> {
+    let layout = &planned.eval_layout;
+    let reference_layout = planned.reference_layout.as_ref();
+    let plan = Some(ScoringPlan { arena, layout, reference_layout });
+    Scorer { pass: engine.pass(), reference: engine.reference.as_ref(), plan }
 }

@@ -29,7 +29,8 @@ pub struct Prompt {
 /// Of a row without a prompt of its own, this much is given.
 const TEXT_PROMPT_TOKENS: usize = 16;
 
-/// Prompts from `num` rows spread evenly over `dataset`: each row up to its first target.
+/// Prompts from `num` groups spread evenly over `dataset`: the first row of each up to its first
+/// target.
 ///
 /// # Errors
 /// If the tokenizer cannot decode its own tokens.
@@ -38,9 +39,10 @@ pub fn prompts(
     tokenizer: &Tokenizer,
     num: usize,
 ) -> Result<Vec<Prompt>, TrainError> {
-    let num = num.min(dataset.len());
+    let all = dataset.num_groups();
+    let num = num.min(all);
     let make = |i: usize| {
-        let row = dataset.row(i * dataset.len() / num);
+        let row = dataset.row(dataset.group(i * all / num).start as usize);
         let first_target = row.is_target.iter().position(|&is| is).unwrap_or(1).max(1);
         let is_text = first_target == 1;
         let cut = if is_text { TEXT_PROMPT_TOKENS.min(row.tokens.len()) } else { first_target };

@@ -1,6 +1,7 @@
 //! From a run file to everything a run needs, checked: model directory, tokenizer, data, order.
 
 use crate::error::TrainError;
+use crate::objectives;
 use crate::place::{Hardware, Place};
 use crate::run_dir::RunDir;
 use crate::run_file::{self, AdapterSection, Held, LoraSection, ObjectiveSection, RunFile};
@@ -91,7 +92,8 @@ impl Setup {
             lora.target_modules.resolve(&file.decoder)?;
         }
         let max_seq_len = max_seq_len(&mut run, &config)?;
-        let units_per_step = units_per_step(&run, max_seq_len, note);
+        let unit_tokens = max_seq_len * rows_per_unit(&run);
+        let units_per_step = units_per_step(&run, unit_tokens, note);
         let spec = record_spec(&run, max_seq_len);
         let train = hone_data::load(&run.data.train, &spec, &tokenizer)?;
         let eval = evaluation_data(&run, &spec, &tokenizer)?;
@@ -99,7 +101,7 @@ impl Setup {
             check_tokens(data, &config)?;
             data.report().warnings.iter().for_each(|warning| note(warning.clone()));
         }
-        let mut order = Order::new(&train, max_seq_len, units_per_step, run.train.seed)?;
+        let mut order = Order::new(&train, unit_tokens, units_per_step, run.train.seed)?;
         let num_steps = match (run.train.max_steps, run.train.num_epochs) {
             (Some(steps), _) => steps,
             (None, epochs) => order.total_steps(epochs.unwrap_or(1))?,
@@ -133,12 +135,17 @@ impl Setup {
         })
     }
 
+    /// Slots of a packed unit, which holds the longest group of rows.
+    pub fn unit_tokens(&self) -> usize {
+        self.max_seq_len * rows_per_unit(&self.run)
+    }
+
     /// The order of training, from the beginning.
     ///
     /// # Errors
     /// None that [`Setup::new`] has not found before.
     pub fn order(&self) -> Result<Order, TrainError> {
-        Ok(Order::new(&self.train, self.max_seq_len, self.units_per_step, self.run.train.seed)?)
+        Ok(Order::new(&self.train, self.unit_tokens(), self.units_per_step, self.run.train.seed)?)
     }
 }
 
@@ -152,7 +159,7 @@ fn evaluation_data(
         return Ok(None);
     }
     let eval = hone_data::load(&run.data.eval, spec, tokenizer)?;
-    let units = pack_in_order(&eval, spec.max_seq_len)?;
+    let units = pack_in_order(&eval, spec.max_seq_len * rows_per_unit(run))?;
     Ok(Some((eval, units)))
 }
 
@@ -248,7 +255,7 @@ fn max_seq_len(run: &mut RunFile, config: &DecoderConfig) -> Result<usize, Train
     let longest = config.max_position_embeddings;
     let max_seq_len = match run.data.max_seq_len {
         Some(given) => given,
-        None => longest.min(2048).min(run.train.batch_tokens),
+        None => longest.min(2048).min(run.train.batch_tokens / rows_per_unit(run)),
     };
     if !config.can_reach(max_seq_len) {
         return Err(TrainError::Usage(format!(
@@ -258,16 +265,32 @@ fn max_seq_len(run: &mut RunFile, config: &DecoderConfig) -> Result<usize, Train
     }
     run.data.max_seq_len = Some(max_seq_len);
     run.check_with_max_seq_len(max_seq_len)?;
+    let (together, batch_tokens) = (rows_per_unit(run) * max_seq_len, run.train.batch_tokens);
+    if together > batch_tokens {
+        return Err(TrainError::Usage(format!(
+            "train.batch_tokens = {batch_tokens} has no room for {} rows of data.max_seq_len = \
+             {max_seq_len} tokens, which objective.kind = \"{}\" compares; set it to at least \
+             {together}",
+            rows_per_unit(run),
+            run.objective.kind(),
+        )));
+    }
     Ok(max_seq_len)
 }
 
-fn units_per_step(run: &RunFile, max_seq_len: usize, note: &mut dyn FnMut(String)) -> usize {
-    let (batch_tokens, units) = (run.train.batch_tokens, run.train.batch_tokens / max_seq_len);
-    if units * max_seq_len != batch_tokens {
+/// Longest rows that a unit must hold together.
+fn rows_per_unit(run: &RunFile) -> usize {
+    objectives::of(&run.objective).records().rows_per_record()
+}
+
+fn units_per_step(run: &RunFile, unit_tokens: usize, note: &mut dyn FnMut(String)) -> usize {
+    let (batch_tokens, units) = (run.train.batch_tokens, run.train.batch_tokens / unit_tokens);
+    if units * unit_tokens != batch_tokens {
         note(format!(
-            "train.batch_tokens = {batch_tokens} is no multiple of data.max_seq_len = \
-             {max_seq_len}: a step takes {} tokens",
-            units * max_seq_len
+            "train.batch_tokens = {batch_tokens} is no multiple of the \
+             {unit_tokens} of a unit (data.max_seq_len, or that of all rows that are compared): a \
+             step takes {} tokens",
+            units * unit_tokens
         ));
     }
     units
@@ -283,6 +306,7 @@ fn record_spec(run: &RunFile, max_seq_len: usize) -> RecordSpec {
         overlong: data.overlong,
         on_error: data.on_error,
         append_eos: data.append_eos,
+        kind: objectives::of(&run.objective).records(),
         all_tokens_are_targets: run.objective == ObjectiveSection::Pretrain,
     }
 }

@@ -4,11 +4,13 @@ use super::{Opened, check_parent};
 use crate::args::EvalArgs;
 use crate::failure::Failure;
 use crate::output;
-use hone_data::{Dataset, OnError, Overlong, RecordSpec, pack_in_order};
+use hone_data::{Dataset, OnError, Overlong, RecordKind, RecordSpec, pack_in_order};
 use hone_model::Batch;
 use hone_tensor::safetensors::write;
 use hone_tensor::{Tape, Tensor};
 use hone_train::evaluate::{EvalSet, evaluate};
+use hone_train::objectives::Likelihood;
+use hone_train::scoring::{Packing, Scorer};
 use hone_train::setup::check_tokens;
 use serde_json::json;
 use std::path::Path;
@@ -44,9 +46,11 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     }
     let units = pack_in_order(&dataset, spec.max_seq_len)?;
     let units_per_batch = (BATCH_TOKENS / spec.max_seq_len).clamp(1, units.len());
-    let unit_tokens = spec.max_seq_len;
-    let set = EvalSet { dataset: &dataset, units: &units, unit_tokens, units_per_batch };
-    let evaluation = evaluate(opened.pass(), set, None);
+    let (max_seq_len, unit_tokens) = (spec.max_seq_len, spec.max_seq_len);
+    let packing = Packing { max_seq_len, unit_tokens, units_per_batch };
+    let scorer = Scorer { pass: opened.pass(), reference: None, plan: None };
+    let set = EvalSet { dataset: &dataset, units: &units, packing };
+    let evaluation = evaluate(scorer, &Likelihood, set)?;
     if !evaluation.loss.is_finite() {
         return Err(Failure::Running(format!(
             "the loss is {}, not finite: a weight of the model or adapter is not, or the model \
@@ -58,7 +62,7 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     if let Some(path) = &args.logits {
         write_logits(&opened, &dataset, path)?;
     }
-    let (loss, perplexity) = (evaluation.loss, evaluation.perplexity());
+    let (loss, perplexity) = (evaluation.loss, evaluation.loss.exp());
     let num_target_tokens = evaluation.num_target_tokens;
     if args.json {
         output::json(&json!({
@@ -99,6 +103,7 @@ fn record_spec(args: &EvalArgs, opened: &Opened) -> Result<RecordSpec, Failure> 
         overlong: if args.truncate { Overlong::Truncate } else { Overlong::Refuse },
         on_error: OnError::Fail,
         append_eos: args.append_eos,
+        kind: RecordKind::Plain,
         all_tokens_are_targets: false,
     })
 }

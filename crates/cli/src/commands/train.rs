@@ -6,6 +6,7 @@ use crate::failure::Failure;
 use crate::output;
 use crate::progress::{Progress, shown};
 use crate::signals::StopFlag;
+use hone_train::EvalRecord;
 use hone_train::recipe::{self, Event, Finished, Options, Outcome};
 use hone_train::run_dir::RunDir;
 use hone_train::setup::Setup;
@@ -71,14 +72,19 @@ fn summary(finished: &Finished) -> Value {
 fn print_summary(finished: &Finished) {
     let mut rows = Vec::new();
     if let (Some(first), Some(last)) = (finished.evaluations.first(), finished.evaluations.last()) {
-        let text = format!(
-            "{} → {} (perplexity {} → {})",
-            shown(first.loss),
-            shown(last.loss),
-            shown(first.perplexity),
-            shown(last.perplexity)
-        );
+        let change = |of: fn(&EvalRecord) -> Option<f64>| {
+            format!("{} → {}", shown(of(first)), shown(of(last)))
+        };
+        let loss = change(|record| record.loss);
+        let text = match last.metrics.is_empty() {
+            true => format!("{loss} (perplexity {})", change(|record| record.perplexity)),
+            false => loss,
+        };
         rows.push(("evaluation loss", text));
+        for (name, last) in &last.metrics {
+            let first = shown(first.metrics.get(name).copied());
+            rows.push((name.as_str(), format!("{first} → {last:.4}")));
+        }
     }
     rows.push(("result", finished.result.display().to_string()));
     rows.push(("report", finished.report.display().to_string()));

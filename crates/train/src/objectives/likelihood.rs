@@ -1,18 +1,29 @@
-//! Objectives: from per-token log-probabilities to a loss and its derivative.
-//!
-//! A new objective is one function of this shape. Which tokens are targets is the data's business.
+//! Mean negative log-likelihood of target tokens: SFT and pre-training, which differ only in which
+//! tokens are targets, the data's business.
 
-/// Mean negative log-likelihood over the target tokens of a whole optimizer step.
-///
-/// `log_probs [n]` are those of one micro-batch; `num_step_targets` counts the targets of all
-/// micro-batches of the step, so that accumulated micro-batches add up to the loss of one large
-/// batch. Writes the derivative `d_log_probs [n]` and returns this micro-batch's part of the loss.
-pub fn negative_log_likelihood(
-    log_probs: &[f32],
-    num_step_targets: usize,
-    d_log_probs: &mut [f32],
-) -> f64 {
-    let weight = 1.0 / num_step_targets as f64;
-    d_log_probs.fill(-weight as f32);
-    -log_probs.iter().map(|&x| f64::from(x)).sum::<f64>() * weight
+use super::{Metrics, Objective, RowSpan, Statistics, TokenScores};
+
+/// Terms are target tokens.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Likelihood;
+
+impl Objective for Likelihood {
+    fn num_terms(&self, rows: &[RowSpan]) -> usize {
+        rows.iter().map(|row| row.targets.len()).sum()
+    }
+
+    fn loss(
+        &self,
+        scores: &TokenScores<'_>,
+        _: &Statistics,
+        d_log_probs: &mut [f32],
+        _: &mut Metrics,
+    ) -> f64 {
+        d_log_probs.fill(-1.0);
+        -scores.log_probs.iter().map(|&x| f64::from(x)).sum::<f64>()
+    }
+
+    fn perplexity(&self, loss: f64) -> Option<f64> {
+        Some(loss.exp())
+    }
 }

@@ -40,6 +40,7 @@ impl Run<'_> {
         let arena_bytes = self.arena.bytes();
         self.arena = Arena::new(&self.engine.device, 0);
         self.engine.gradients = Gradients::default();
+        self.engine.reference = None;
         (self.engine.optimizer.m, self.engine.optimizer.v) = (Vec::new(), Vec::new());
         hone_tensor::release_free_memory();
         arena_bytes

@@ -73,11 +73,26 @@ pub(super) fn figures(run: &Sources) -> String {
         figure("Training loss", change(loss.first().copied(), loss.last().copied())),
         figure("Evaluation loss", change(before.and_then(|eval| eval.loss), eval_loss)),
         figure("Perplexity", change(before.and_then(|eval| eval.perplexity), perplexity)),
+        objective_figures(run),
         figure("Tokens per second", throughput(run).map(number)),
         figure("Peak memory", actual_peak(run).map(bytes)),
         figure("Time", total_seconds(run).map(seconds)),
     ]
     .concat()
+}
+
+/// The objective's metrics from first to last: of evaluations if there are any, else of steps.
+fn objective_figures(run: &Sources) -> String {
+    let of_evals: Vec<&Amounts> = run.evals.iter().map(|eval| &eval.metrics).collect();
+    let of_steps: Vec<&Amounts> = run.metrics.iter().map(|line| &line.metrics).collect();
+    let records = if of_evals.is_empty() { of_steps } else { of_evals };
+    let (Some(first), Some(last)) = (records.first(), records.last()) else {
+        return String::new();
+    };
+    let value = |amounts: &Amounts, name: &str| amounts.get(name).and_then(|x| x.as_f64());
+    let before = |name: &str| value(first, name).filter(|_| records.len() > 1);
+    let names = last.keys();
+    names.map(|name| figure(&escape(name), change(before(name), value(last, name)))).collect()
 }
 
 fn figure(label: &str, value: Option<String>) -> String {

@@ -55,6 +55,8 @@ pub(super) struct Metrics {
     pub peak_bytes: Option<f64>,
     /// Seconds by phase.
     pub phases: Amounts,
+    /// The objective's metrics.
+    pub metrics: Amounts,
 }
 
 /// Numbers by name, in the file's order; what is not a number is left out by the reader.
@@ -67,6 +69,8 @@ pub(super) struct Eval {
     pub step: u64,
     pub loss: Option<f64>,
     pub perplexity: Option<f64>,
+    /// The objective's metrics.
+    pub metrics: Amounts,
 }
 
 /// An entry of `samples.json`.

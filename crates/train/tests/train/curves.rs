@@ -4,6 +4,9 @@ use crate::fixture::{Golden, Scene, devices, engine, schedule, update};
 use crate::tiny_model::golden_dir;
 use hone_model::Recompute;
 use hone_tensor::{Device, StepKey};
+use hone_train::engine::StepContext;
+use hone_train::objectives::Metrics;
+use hone_train::scoring::LabelledBatch;
 use hone_train::setup::Setup;
 
 /// Relative errors. The gradient's norm moves ten times as far as the loss where steps are large.
@@ -61,13 +64,19 @@ fn check(case: &str, settings: &[String], prefix: &str) {
 fn check_on(device: &Device, case: &str, setup: &Setup, golden: &Golden, prefix: &str) {
     let mut engine = engine(setup, device);
     let (batch, num_targets) = golden.batch(setup);
+    let batch = LabelledBatch::unlabelled(batch);
     let expected = |name: &str| golden.curve(&format!("{prefix}{name}")).unwrap();
     let (losses, norms) = (expected("loss_curve"), expected("grad_norm_curve"));
     let rates = golden.curve("lr_curve").unwrap();
     for step in 0..setup.num_steps {
         engine.gradients.clear(&engine.device.clone());
         let key = StepKey { step, ..StepKey::default() };
-        let loss = engine.forward_backward(&batch, num_targets, key, Recompute::None);
+        let context = StepContext {
+            num_terms: num_targets,
+            statistics: &Vec::new(),
+            recompute: Recompute::None,
+        };
+        let loss = engine.forward_backward(&batch, context, key, &mut Metrics::default());
         let (norm, rate) = update(&mut engine, &schedule(setup), step);
         let i = step as usize;
         for (what, found, expected, tolerance) in [

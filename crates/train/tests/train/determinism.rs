@@ -7,6 +7,7 @@ use hone_tensor::{Compute, Device};
 use hone_train::checkpoint::sha256_of_file;
 use hone_train::engine::{AdapterSet, Base, Engine, EngineOptions};
 use hone_train::loading::{self, Held};
+use hone_train::objectives::Likelihood;
 use hone_train::place::Place;
 use hone_train::recipe::{self, Event, Options, Outcome};
 use std::cell::Cell;
@@ -47,7 +48,9 @@ fn adapters_over_one_base_do_not_touch_each_other() {
         let adapters =
             AdapterSet::new(&base, setup.lora.as_ref().unwrap(), setup.run.train.seed).unwrap();
         let optimizer = loading::optimizer_options(&setup.run);
-        let engine = Engine::new(&base, adapters, EngineOptions { optimizer });
+        let objective = Box::new(Likelihood);
+        let options = EngineOptions { optimizer, objective, reference: None };
+        let engine = Engine::new(&base, adapters, options);
         let shared = train_with(setup, engine, Recompute::None, 3);
         assert!(shared == train(setup, 2, Recompute::None, 3));
     }

@@ -6,11 +6,12 @@ use hone_model::{Batch, Recompute};
 use hone_tensor::cuda::Gpu;
 use hone_tensor::safetensors::write;
 use hone_tensor::{Device, Gradients, StepKey, Tensor};
-use hone_train::engine::Engine;
-use hone_train::evaluate::to_batch;
+use hone_train::engine::{Engine, StepContext};
 use hone_train::loading::{self, Held};
+use hone_train::objectives::Metrics;
 use hone_train::run_file::RunFile;
 use hone_train::schedule::Schedule;
+use hone_train::scoring::LabelledBatch;
 use hone_train::setup::Setup;
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
@@ -129,13 +130,14 @@ pub fn accumulate(
         MicroBatch::assemble(&setup.train, units, units_per_batch * setup.max_seq_len)
     };
     let micro_batches: Vec<MicroBatch> = units.chunks(units_per_batch).map(assemble).collect();
-    let num_targets = micro_batches.iter().map(|b| b.num_target_tokens).sum();
+    let num_terms = micro_batches.iter().map(|b| b.num_target_tokens).sum();
+    let step_context = StepContext { num_terms, statistics: &Vec::new(), recompute };
     engine.gradients.clear(&engine.device.clone());
     let mut loss = 0.0;
     for (i, micro_batch) in micro_batches.iter().enumerate() {
         let key = StepKey { seed: 42, step, micro_batch: i as u32 };
-        let batch = to_batch(&setup.config, micro_batch, engine.device.target());
-        loss += engine.forward_backward(&batch, num_targets, key, recompute);
+        let batch = LabelledBatch::new(&setup.config, micro_batch, engine.device.target());
+        loss += engine.forward_backward(&batch, step_context, key, &mut Metrics::default());
     }
     loss
 }

@@ -6,10 +6,12 @@ use hone_data::{Cursor, MicroBatch};
 use hone_model::Recompute;
 use hone_tensor::cuda::Gpu;
 use hone_tensor::{Category, Compute, Cost, Device, Layout, StepKey, Target, Transfer, Work};
-use hone_train::evaluate::{log_likelihood, to_batch};
+use hone_train::engine::StepContext;
 use hone_train::loading::{self, Held};
+use hone_train::objectives::Metrics;
 use hone_train::planner::{self, Plan, Policy};
 use hone_train::profile::{DeviceProfile, GpuFigures, catalogue};
+use hone_train::scoring::{LabelledBatch, log_probs};
 use hone_train::setup::Setup;
 
 /// A machine with round figures, so that no test depends on this one's speed.
@@ -198,8 +200,11 @@ fn used_by_training(device: &Device, setup: &Setup, policy: Policy) -> Layout {
     let units = setup.order().unwrap().step(&Cursor::default()).to_vec();
     let slots = policy.units * setup.max_seq_len;
     let packed = MicroBatch::assemble(&setup.train, &units[policy.units..2 * policy.units], slots);
-    let batch = to_batch(&setup.config, &packed, device.target());
-    let step = || engine.forward_backward(&batch, 9, StepKey::default(), policy.recompute);
+    let batch = LabelledBatch::new(&setup.config, &packed, device.target());
+    let context =
+        StepContext { num_terms: 9, statistics: &Vec::new(), recompute: policy.recompute };
+    let metrics = &mut Metrics::default();
+    let step = || engine.forward_backward(&batch, context, StepKey::default(), metrics);
     Layout::of(device.trace(step).1)
 }
 
@@ -208,8 +213,8 @@ fn used_by_eval(device: &Device, setup: &Setup, policy: Policy) -> Layout {
     let (dataset, units) = setup.eval.as_ref().unwrap();
     let slots = policy.units * setup.max_seq_len;
     let packed = MicroBatch::assemble(dataset, &units[..1], slots);
-    let batch = to_batch(&setup.config, &packed, device.target());
-    Layout::of(device.trace(|| log_likelihood(engine.pass(), &batch)).1)
+    let batch = LabelledBatch::new(&setup.config, &packed, device.target());
+    Layout::of(device.trace(|| log_probs(engine.pass(), &batch.batch)).1)
 }
 
 #[test]

@@ -1,0 +1,62 @@
+//! Forward passes that only score: of evaluations, and those ahead of a step.
+
+use super::{DryRun, Policy};
+use crate::error::TrainError;
+use crate::scoring::log_probs;
+use hone_model::Pass;
+use hone_tensor::{Cost, Layout};
+use std::sync::Arc;
+
+/// Passes over a micro-batch that only score it.
+pub(super) struct Scoring {
+    /// Memory of a pass of the trained model.
+    pub(super) layout: Arc<Layout>,
+    costs: Vec<Cost>,
+    /// Memory of a pass of the reference, if there is one.
+    pub(super) reference: Option<Arc<Layout>>,
+    reference_costs: Vec<Cost>,
+    /// Micro-batches of probes in a step.
+    num_probes: usize,
+}
+
+impl Scoring {
+    /// What a step of so many micro-batches does before its first gradient: the reference scores
+    /// all of them, and both models score probes.
+    pub(super) fn ahead_of_step(&self, micro_batches: usize) -> Vec<Cost> {
+        let reference = self.reference_costs.repeat(micro_batches + self.num_probes);
+        [reference, self.costs.repeat(self.num_probes)].concat()
+    }
+
+    /// The layout that needs most, these and that of training.
+    pub(super) fn largest(&self, train: &Arc<Layout>) -> Arc<Layout> {
+        let scoring = std::iter::once(&self.layout).chain(&self.reference);
+        let larger = |largest: Arc<Layout>, other: &Arc<Layout>| {
+            if other.bytes() > largest.bytes() { other.clone() } else { largest }
+        };
+        scoring.fold(train.clone(), larger)
+    }
+}
+
+impl DryRun<'_> {
+    pub(super) fn scoring(&self, policy: Policy) -> Result<Scoring, TrainError> {
+        let setup = self.setup;
+        let (dataset, units) = match &setup.eval {
+            Some((dataset, units)) => (dataset, units),
+            None => (&setup.train, &setup.first_step),
+        };
+        let batch = self.batch(dataset, units, policy).batch;
+        let traced = |pass: Pass<'_>| {
+            pass.device.take_costs();
+            let (_, trace) = pass.device.trace(|| log_probs(pass, &batch));
+            (Arc::new(Layout::of(trace)), pass.device.take_costs())
+        };
+        let pass = self.engine.pass();
+        let (layout, costs) = traced(pass);
+        let reference = self.engine.reference.as_ref().map(|model| traced(pass.with_model(model)));
+        let (reference, reference_costs) = reference.unzip();
+        let rows: Vec<u32> = setup.first_step.iter().flat_map(|unit| unit.rows.clone()).collect();
+        let probes = policy.packing(setup).probes(&*self.engine.objective, &setup.train, &rows)?;
+        let (reference_costs, num_probes) = (reference_costs.unwrap_or_default(), probes.len());
+        Ok(Scoring { layout, costs, reference, reference_costs, num_probes })
+    }
+}

@@ -1,0 +1,158 @@
+//! Micro-batches as objectives see them, and forward passes that only score.
+
+use crate::objectives::{Objective, RowSpan, Statistics, TokenScores};
+use hone_data::{DataError, Dataset, IGNORE, MicroBatch, pack_in_order};
+use hone_model::{Batch, DecoderConfig, Model, Pass, Recompute};
+use hone_tensor::{Arena, Layout, Target};
+use std::sync::Arc;
+
+/// A micro-batch, and what an objective must know of it.
+#[derive(Clone, Debug)]
+pub struct LabelledBatch {
+    /// What the decoder reads.
+    pub batch: Batch,
+    /// Its rows, in order.
+    pub rows: Vec<RowSpan>,
+    /// Log-probabilities of its targets under the reference; empty before they are scored, and for
+    /// objectives that need none.
+    pub reference: Vec<f32>,
+}
+
+impl LabelledBatch {
+    /// A packed micro-batch in the form that decoders on `target` read.
+    pub fn new(config: &DecoderConfig, packed: &MicroBatch, target: Target) -> Self {
+        let targets = (packed.targets.as_slice(), IGNORE);
+        let batch =
+            Batch::new(config, &packed.tokens, &packed.positions, &packed.cu_seqlens, targets);
+        let rows = packed.rows.iter().zip(&packed.labels).zip(&batch.target_ranges);
+        let span = |((&id, &label), targets): (_, &std::ops::Range<usize>)| RowSpan {
+            id,
+            label,
+            targets: targets.clone(),
+        };
+        let rows = rows.map(span).collect();
+        let batch = match target {
+            Target::Cpu => batch,
+            Target::Cuda => batch.with_rows_rounded(),
+        };
+        Self { batch, rows, reference: Vec::new() }
+    }
+
+    /// A batch of whose rows nothing is known.
+    pub fn unlabelled(batch: Batch) -> Self {
+        Self { batch, rows: Vec::new(), reference: Vec::new() }
+    }
+
+    /// With what the trained model makes of its targets.
+    pub fn scores<'a>(&'a self, log_probs: &'a [f32]) -> TokenScores<'a> {
+        TokenScores { rows: &self.rows, log_probs, reference: &self.reference }
+    }
+}
+
+/// How rows become micro-batches.
+#[derive(Clone, Copy, Debug)]
+pub struct Packing {
+    /// Longest row.
+    pub max_seq_len: usize,
+    /// Slots of a unit.
+    pub unit_tokens: usize,
+    /// Units of a micro-batch.
+    pub units_per_batch: usize,
+}
+
+impl Packing {
+    /// Slots of a micro-batch.
+    pub fn batch_tokens(&self) -> usize {
+        self.units_per_batch * self.unit_tokens
+    }
+
+    /// The probes of a step that learns from `rows`, packed.
+    ///
+    /// # Errors
+    /// If a probe is longer than a unit, which objectives avoid.
+    pub fn probes(
+        &self,
+        objective: &dyn Objective,
+        dataset: &Dataset,
+        rows: &[u32],
+    ) -> Result<Vec<MicroBatch>, DataError> {
+        let Some(probes) = objective.probes(dataset, rows, self.max_seq_len) else {
+            return Ok(Vec::new());
+        };
+        let units = pack_in_order(&probes, self.unit_tokens)?;
+        let batches = units.chunks(self.units_per_batch);
+        let assemble = |units| MicroBatch::assemble(&probes, units, self.batch_tokens());
+        Ok(batches.map(assemble).collect())
+    }
+}
+
+/// Where the memory of scoring passes comes from.
+pub struct ScoringPlan<'a> {
+    /// The step's memory.
+    pub arena: &'a mut Arena,
+    /// Layout of a pass of the trained model.
+    pub layout: &'a Arc<Layout>,
+    /// Layout of a pass of the reference, which has no adapters.
+    pub reference_layout: Option<&'a Arc<Layout>>,
+}
+
+/// Forward passes without gradients: of the trained model, and of what it is compared with.
+pub struct Scorer<'a> {
+    /// The trained model.
+    pub pass: Pass<'a>,
+    /// The model that training began with, for objectives that need it.
+    pub reference: Option<&'a Model>,
+    /// `None`: memory from the system.
+    pub plan: Option<ScoringPlan<'a>>,
+}
+
+impl Scorer<'_> {
+    /// Log-probabilities of a batch's targets under the trained model.
+    pub fn log_probs(&mut self, batch: &Batch) -> Vec<f32> {
+        let pass = self.pass;
+        match &mut self.plan {
+            Some(plan) => pass.device.planned(plan.arena, plan.layout, || log_probs(pass, batch)),
+            None => log_probs(pass, batch),
+        }
+    }
+
+    /// Adds what the reference makes of these batches, if there is one.
+    pub fn add_reference(&mut self, batches: &mut [LabelledBatch]) {
+        let Some(reference) = self.reference else { return };
+        let pass = self.pass.with_model(reference);
+        for labelled in batches {
+            let batch = &labelled.batch;
+            let layout = self.plan.as_mut().map(|plan| (&mut *plan.arena, plan.reference_layout));
+            labelled.reference = match layout {
+                Some((arena, Some(layout))) => {
+                    pass.device.planned(arena, layout, || log_probs(pass, batch))
+                }
+                _ => log_probs(pass, batch),
+            };
+        }
+    }
+
+    /// What all micro-batches of a step must know, found from its probes.
+    pub fn statistics(
+        &mut self,
+        objective: &dyn Objective,
+        mut probes: Vec<LabelledBatch>,
+    ) -> Statistics {
+        self.add_reference(&mut probes);
+        let found: Vec<_> = probes.iter().map(|probe| self.log_probs(&probe.batch)).collect();
+        let scores = probes.iter().zip(&found).map(|(probe, found)| probe.scores(found));
+        objective.statistics(&scores.collect::<Vec<_>>())
+    }
+}
+
+/// Log-probabilities of a batch's targets; none on the dry device.
+pub fn log_probs(pass: Pass<'_>, batch: &Batch) -> Vec<f32> {
+    let mut tape = pass.inference_tape();
+    let log_probs = pass.model.decoder.log_probs(&mut tape, batch, Recompute::None);
+    if pass.device.is_dry() {
+        return Vec::new();
+    }
+    let mut log_probs = log_probs.value().to_vec_f32();
+    log_probs.truncate(batch.num_targets);
+    log_probs
+}
