@@ -4,8 +4,10 @@
 //! a mean over terms (tokens, pairs, records) of the whole step, and the engine divides. What it
 //! must know of the step before the first gradient, it gets as [`Statistics`].
 
+mod dpo;
 mod likelihood;
 
+pub use dpo::Dpo;
 pub use likelihood::Likelihood;
 
 use crate::run_file::ObjectiveSection;
@@ -59,7 +61,18 @@ pub trait Objective: Send + Sync {
 pub fn of(section: &ObjectiveSection) -> Box<dyn Objective> {
     match section {
         ObjectiveSection::Sft | ObjectiveSection::Pretrain => Box::new(Likelihood),
+        ObjectiveSection::Dpo(dpo) => Box::new(Dpo { beta: dpo.beta }),
     }
+}
+
+/// 1 / (1 + e^-x).
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// ln(1 + e^x), which is −ln σ(−x).
+fn softplus(x: f64) -> f64 {
+    x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
 /// Numbers of a whole step; what they mean is their objective's affair.

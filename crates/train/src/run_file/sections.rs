@@ -97,6 +97,16 @@ tagged! {
         Sft = "sft";
         /// every token
         Pretrain = "pretrain";
+        /// the better of two answers, by direct preference optimisation
+        Dpo(DpoSection) = "dpo";
+    }
+}
+
+section! {
+    /// Direct preference optimisation, with the sigmoid loss.
+    ["objective" if kind = "dpo"] DpoSection {
+        /// how strongly the model that training begins with holds
+        beta: f64 = Float(Positive), Value("0.1"), "0.3";
     }
 }
 

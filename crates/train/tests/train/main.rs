@@ -6,4 +6,5 @@ mod determinism;
 mod fixture;
 mod gpu_precisions;
 mod planning;
+mod preference;
 mod tiny_model;
