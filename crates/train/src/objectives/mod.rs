@@ -5,9 +5,11 @@
 //! must know of the step before the first gradient, it gets as [`Statistics`].
 
 mod dpo;
+mod kto;
 mod likelihood;
 
 pub use dpo::Dpo;
+pub use kto::Kto;
 pub use likelihood::Likelihood;
 
 use crate::run_file::ObjectiveSection;
@@ -62,6 +64,11 @@ pub fn of(section: &ObjectiveSection) -> Box<dyn Objective> {
     match section {
         ObjectiveSection::Sft | ObjectiveSection::Pretrain => Box::new(Likelihood),
         ObjectiveSection::Dpo(dpo) => Box::new(Dpo { beta: dpo.beta }),
+        ObjectiveSection::Kto(kto) => Box::new(Kto {
+            beta: kto.beta,
+            desirable_weight: kto.desirable_weight,
+            undesirable_weight: kto.undesirable_weight,
+        }),
     }
 }
 

@@ -99,6 +99,20 @@ tagged! {
         Pretrain = "pretrain";
         /// the better of two answers, by direct preference optimisation
         Dpo(DpoSection) = "dpo";
+        /// good and bad answers, by Kahneman–Tversky optimisation
+        Kto(KtoSection) = "kto";
+    }
+}
+
+section! {
+    /// Kahneman–Tversky optimisation.
+    ["objective" if kind = "kto"] KtoSection {
+        /// how strongly the model that training begins with holds
+        beta: f64 = Float(Positive), Value("0.1"), "0.3";
+        /// weight of good answers
+        desirable_weight: f64 = Float(Positive), Value("1.0"), "1.33";
+        /// weight of bad answers
+        undesirable_weight: f64 = Float(Positive), Value("1.0"), "0.5";
     }
 }
 

@@ -6,7 +6,7 @@ use hone_data::{Dataset, MicroBatch, RecordKind, RecordSpec, Tokenizer, pack_in_
 use hone_model::{LoadOptions, Recompute};
 use hone_tensor::{Compute, Device, StepKey};
 use hone_train::engine::{AdapterSet, Base, Engine, EngineOptions, StepContext};
-use hone_train::objectives::{Dpo, Metrics, Objective, RowSpan, TokenScores};
+use hone_train::objectives::{Dpo, Kto, Metrics, Objective, RowSpan, TokenScores};
 use hone_train::optimizer::AdamWOptions;
 use hone_train::scoring::{LabelledBatch, Packing, Scorer};
 use serde_json::Value;
@@ -14,9 +14,17 @@ use serde_json::Value;
 /// What an objective is, the records it learns from, and TRL's name of it.
 type Kind = (&'static str, RecordKind, fn(&Value) -> Box<dyn Objective>);
 
-const KINDS: [Kind; 1] = [("dpo", RecordKind::Pairs, |settings| {
-    Box::new(Dpo { beta: settings["beta"].as_f64().unwrap() })
-})];
+const KINDS: [Kind; 2] = [
+    ("dpo", RecordKind::Pairs, |settings| {
+        Box::new(Dpo { beta: settings["beta"].as_f64().unwrap() })
+    }),
+    ("kto", RecordKind::Rated, |settings| {
+        let number = |name: &str| settings[name].as_f64().unwrap();
+        let (beta, desirable_weight) = (number("beta"), number("desirable_weight"));
+        let undesirable_weight = number("undesirable_weight");
+        Box::new(Kto { beta, desirable_weight, undesirable_weight })
+    }),
+];
 
 fn goldens() -> Value {
     let path = golden_dir("..").join("../../../train/tests/goldens/preference.json");
