@@ -1,6 +1,5 @@
 //! The loaded rows in flat storage, and the report on them.
 
-use crate::preference::Label;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -8,6 +7,22 @@ use std::ops::Range;
 const FIRST_BIN: usize = 32;
 /// Warnings on single records that are kept word for word.
 const MAX_WARNINGS: usize = 10;
+
+/// What a row is to its objective.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Label {
+    /// To be learnt as it is.
+    #[default]
+    Plain,
+    /// The better of two answers.
+    Chosen,
+    /// The worse of two answers.
+    Rejected,
+    /// Rated good.
+    Desirable,
+    /// Rated bad.
+    Undesirable,
+}
 
 /// Where a row came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

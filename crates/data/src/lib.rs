@@ -19,11 +19,10 @@ mod spec;
 mod tokenizer;
 
 pub use chat::ChatTemplate;
-pub use dataset::{DataReport, Dataset, FileReport, LengthBin, Row, Source};
+pub use dataset::{DataReport, Dataset, FileReport, Label, LengthBin, Row, Source};
 pub use error::{DataError, FaultKind, RecordFault};
 pub use load::load;
 pub use order::{Cursor, Order};
 pub use packing::{IGNORE, MicroBatch, Unit, pack_in_order};
-pub use preference::{Label, RecordKind};
-pub use spec::{Format, OnError, Overlong, RecordSpec};
+pub use spec::{Format, OnError, Overlong, RecordKind, RecordSpec};
 pub use tokenizer::{DecodeStream, Encoded, Tokenizer};

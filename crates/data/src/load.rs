@@ -4,10 +4,10 @@
 use crate::chat::Conversation;
 use crate::dataset::Dataset;
 use crate::error::{DataError, FaultKind, RecordFault};
-use crate::preference::{self, RecordKind};
+use crate::preference;
 use crate::record::{Layout, Record};
 use crate::source::{self, Contents, RawRecord};
-use crate::spec::{Format, OnError, Overlong, RecordSpec};
+use crate::spec::{Format, OnError, Overlong, RecordKind, RecordSpec};
 use crate::tokenizer::{Encoded, Tokenizer};
 use serde_json::Value;
 use std::collections::BTreeSet;

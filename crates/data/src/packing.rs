@@ -1,8 +1,8 @@
-//! Groups of rows into units of fixed size, and units into micro-batches. Which row comes when is `order`'s.
+//! Groups of rows into units of fixed size, and units into micro-batches. Which row comes when is
+//! `order`'s.
 
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, Label};
 use crate::error::DataError;
-use crate::preference::Label;
 use std::ops::Range;
 
 /// The target of a position that predicts nothing.

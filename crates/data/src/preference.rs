@@ -2,56 +2,11 @@
 //! label. Answers are texts or messages; a prompt may be implicit, as what both answers begin with.
 
 use crate::chat::Conversation;
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, Label};
 use crate::error::RecordFault;
 use crate::record::{self, Record, in_message, kind, text_field};
-use serde::{Deserialize, Serialize};
+use crate::spec::RecordKind;
 use serde_json::{Map, Value};
-
-/// What a row is to its objective.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Label {
-    /// To be learnt as it is.
-    #[default]
-    Plain,
-    /// The better of two answers.
-    Chosen,
-    /// The worse of two answers.
-    Rejected,
-    /// Rated good.
-    Desirable,
-    /// Rated bad.
-    Undesirable,
-}
-
-/// What records an objective learns from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RecordKind {
-    /// Texts and answers.
-    #[default]
-    Plain,
-    /// Pairs of answers: `prompt`, `chosen`, `rejected`.
-    Pairs,
-    /// Answers with a rating: `prompt`, `completion`, `label`.
-    Rated,
-}
-
-impl RecordKind {
-    /// Rows that a record becomes; a unit holds them all.
-    pub fn rows_per_record(self) -> usize {
-        if self == RecordKind::Pairs { 2 } else { 1 }
-    }
-
-    /// For messages.
-    pub(crate) fn describe(self) -> &'static str {
-        match self {
-            RecordKind::Plain => "plain",
-            RecordKind::Pairs => "prompt, chosen, rejected",
-            RecordKind::Rated => "prompt, completion, label",
-        }
-    }
-}
 
 /// The labelled answers of a record, each with its prompt before it.
 pub(crate) fn answers(

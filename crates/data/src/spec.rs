@@ -1,6 +1,5 @@
 //! What the run file says about records.
 
-use crate::preference::RecordKind;
 use serde::{Deserialize, Serialize};
 
 /// Layout of a record.
@@ -54,6 +53,35 @@ pub enum OnError {
     Fail,
     /// The record is left out, counted and reported.
     Skip,
+}
+
+/// What records an objective learns from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecordKind {
+    /// Texts and answers.
+    #[default]
+    Plain,
+    /// Pairs of answers: `prompt`, `chosen`, `rejected`.
+    Pairs,
+    /// Answers with a rating: `prompt`, `completion`, `label`.
+    Rated,
+}
+
+impl RecordKind {
+    /// Rows that a record becomes; a unit holds them all.
+    pub fn rows_per_record(self) -> usize {
+        if self == RecordKind::Pairs { 2 } else { 1 }
+    }
+
+    /// For messages.
+    pub(crate) fn describe(self) -> &'static str {
+        match self {
+            RecordKind::Plain => "plain",
+            RecordKind::Pairs => "prompt, chosen, rejected",
+            RecordKind::Rated => "prompt, completion, label",
+        }
+    }
 }
 
 /// How records become rows of tokens.

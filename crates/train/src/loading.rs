@@ -63,7 +63,7 @@ fn reference(setup: &Setup, base: &Base, lora: Option<&LoraConfig>) -> Result<Mo
         return Ok(hone_model::load(&setup.model_dir, base.device(), options)?);
     }
     Ok(match &setup.init_adapter {
-        Some(dir) => AdapterSet::load(base, dir, 0.0)?.model,
+        Some(dir) => AdapterSet::load(base, dir, 0.0, &mut |_| {})?.model,
         None => base.frozen_model(),
     })
 }

@@ -452,11 +452,10 @@ impl<'a> DryRun<'a> {
             host_free_bytes: None,
             suggestions: Vec::new(),
         };
-        let profile = profile.clone();
         let (scratch_bytes, list_bytes) = (scratch, list_bytes(num_tokens));
         Ok(Planned {
             plan,
-            profile,
+            profile: profile.clone(),
             policy,
             train_layout,
             eval_layout: scoring.layout,

@@ -1,6 +1,6 @@
 //! Objectives over pairs and rated answers, against TRL and against finite differences.
 
-use crate::fixture::{Scene, devices, flat, relative_error};
+use crate::fixture::{LORA, Scene, devices, flat, relative_error};
 use crate::tiny_model::golden_dir;
 use hone_data::{Dataset, MicroBatch, RecordKind, RecordSpec, Tokenizer, pack_in_order};
 use hone_model::{LoadOptions, Recompute};
@@ -8,8 +8,9 @@ use hone_tensor::{Compute, Device, StepKey};
 use hone_train::engine::{AdapterSet, Base, Engine, EngineOptions, StepContext};
 use hone_train::objectives::{Dpo, Kto, Metrics, Objective, RowSpan, TokenScores};
 use hone_train::optimizer::AdamWOptions;
+use hone_train::recipe::{self, Options, Outcome};
 use hone_train::scoring::{LabelledBatch, Packing, Scorer};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// What an objective is, the records it learns from, and TRL's name of it.
 type Kind = (&'static str, RecordKind, fn(&Value) -> Box<dyn Objective>);
@@ -27,7 +28,7 @@ const KINDS: [Kind; 2] = [
 ];
 
 fn goldens() -> Value {
-    let path = golden_dir("..").join("../../../train/tests/goldens/preference.json");
+    let path = golden_dir("../../../train/tests/goldens/preference.json");
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
@@ -35,7 +36,8 @@ fn goldens() -> Value {
 fn engine(scene: &Scene, device: &Device, objective: Box<dyn Objective>) -> Engine {
     let model = scene.dir.path().join("model");
     let base = Base::load(&model, device, Compute::F32, LoadOptions::INFERENCE).unwrap();
-    let adapters = AdapterSet::load(&base, &golden_dir("tied_gqa").join("adapter"), 0.0).unwrap();
+    let adapters =
+        AdapterSet::load(&base, &golden_dir("tied_gqa").join("adapter"), 0.0, &mut |_| {}).unwrap();
     let (beta1, beta2, epsilon) = (0.9, 0.999, 1e-8);
     let optimizer = AdamWOptions { beta1, beta2, epsilon, weight_decay: 0.0, max_grad_norm: 1.0 };
     let reference = Some(base.frozen_model());
@@ -168,5 +170,63 @@ fn derivatives_are_those_of_the_loss() {
             assert!((slope - f64::from(d[i])).abs() < 1e-3, "{name}, {i}: {slope}, not {}", d[i]);
         }
         assert!(d.iter().all(|d| *d != 0.0));
+    }
+}
+
+/// Records that a run of this kind learns from, and their file's name in the scene.
+fn records(kind: &str) -> String {
+    let words = |from: u64, n: u64| -> String {
+        (from..from + n).map(|i| format!(" w{}", 3 + (i * i + 5 * from) % 40)).collect()
+    };
+    let record = |i: u64| {
+        let (prompt, answer) = (words(i, 1 + i % 4), words(3 * i + 1, 1 + i % 5));
+        match kind {
+            "dpo" => json!({"prompt": prompt, "chosen": answer, "rejected": words(7 * i, 2)}),
+            _ => json!({"prompt": prompt, "completion": answer, "label": i.is_multiple_of(2)}),
+        }
+    };
+    (0..24).map(|i| format!("{}\n", record(i))).collect()
+}
+
+/// Runs from a run file: interrupted after each step they end with the bits of one that was not,
+/// and metrics reach log, evaluations and report. The plan knows the reference.
+#[test]
+fn runs_go_on_exactly_and_tell_their_metrics() {
+    let full = ["train.learning_rate = 0.001"];
+    for (kind, metric) in [("dpo", "rewards/margins"), ("kto", "kl")] {
+        for adapter in [&LORA[..], &full] {
+            let (whole, pieces) = (Scene::new("dynamic"), Scene::new("dynamic"));
+            let setup = |scene: &Scene| {
+                let path = scene.dir.path().join("records.jsonl");
+                std::fs::write(&path, records(kind)).unwrap();
+                let of_kind = [
+                    format!("objective.kind = {kind}"),
+                    format!("data.train = {}", path.display()),
+                    format!("data.eval = {}", path.display()),
+                ];
+                let own = of_kind.iter().map(String::as_str);
+                let settings = own.chain(adapter.iter().copied());
+                let course = ["train.max_steps = 3", "train.eval_every_steps = 2"];
+                scene.setup(&settings.chain(course).collect::<Vec<_>>())
+            };
+            let ended = recipe::train(&setup(&whole), Options::default(), &mut |_| {}, &|| false);
+            assert!(matches!(ended.unwrap(), Outcome::Finished(_)));
+            let resume = Options { resume: true, profile: false };
+            for step in 1..=3 {
+                let ended = recipe::train(&setup(&pieces), resume, &mut |_| {}, &|| true).unwrap();
+                assert_eq!(matches!(ended, Outcome::Finished(_)), step == 3);
+            }
+            let read =
+                |scene: &Scene, name: &str| std::fs::read(scene.run_dir().join(name)).unwrap();
+            for name in ["params.safetensors", "optimizer.safetensors"] {
+                let name = format!("checkpoints/step-3/{name}");
+                assert!(read(&whole, &name) == read(&pieces, &name), "{kind}: {name}");
+            }
+            assert_eq!(read(&whole, "eval.jsonl"), read(&pieces, "eval.jsonl"), "{kind}");
+            for name in ["metrics.jsonl", "eval.jsonl", "report.html"] {
+                let text = String::from_utf8(read(&whole, name)).unwrap();
+                assert!(text.contains(metric), "{kind}: {name}");
+            }
+        }
     }
 }
