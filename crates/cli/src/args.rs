@@ -217,11 +217,17 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// What to continue
-    #[arg(long)]
-    pub prompt: String,
+    #[arg(long, allow_hyphen_values = true, required_unless_present = "prompt_file")]
+    pub prompt: Option<String>,
+    /// A file that holds what to continue; - is standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub prompt_file: Option<PathBuf>,
     /// Give the prompt as a user's message in the model's chat template
     #[arg(long)]
     pub chat: bool,
+    /// With --chat: what the system says before the prompt
+    #[arg(long, allow_hyphen_values = true, requires = "chat")]
+    pub system: Option<String>,
     /// Most tokens to generate
     #[arg(long, default_value_t = 256, value_parser = whole_number::<usize>)]
     pub max_new_tokens: usize,

@@ -3,7 +3,7 @@
 use crate::batch::Batch;
 use crate::config::{DecoderConfig, LayerConfig};
 use crate::weights::{BlockNorm, Linear, Role};
-use hone_tensor::ops::{self, HeadNorms, KvCache};
+use hone_tensor::ops::{self, HeadNorms, KvPages, PagedRows};
 use hone_tensor::{Lora, Offloaded, Projection, Tape, Tensor, Var, Weight};
 use std::collections::BTreeMap;
 
@@ -201,20 +201,21 @@ impl Decoder {
         ops::rms_norm(tape, &x, &self.norm, self.config.norm)
     }
 
-    /// Hidden states `[t, hidden_size]` of tokens that follow what `caches` (one per layer) hold.
-    /// Inference only.
-    pub fn hidden_cached<'a>(
+    /// Hidden states `[t, hidden_size]` of tokens of several sequences, which follow what their
+    /// pages in `caches` (one per layer) hold; where they belong is in `rows`. Inference only.
+    pub fn hidden_paged<'a>(
         &'a self,
         tape: &mut Tape<'a>,
         tokens: &'a [u32],
         angles: &'a [ops::Angles],
-        caches: &mut [KvCache],
+        rows: &PagedRows,
+        caches: &mut [KvPages],
     ) -> Var {
         ops::round_adapters(tape, self.layers.iter().flat_map(Layer::groups));
         let mut x = ops::embedding(tape, &self.embed_tokens, tokens, self.config.embedding_scale);
         for ((layer, config), cache) in self.layers.iter().zip(&self.config.layers).zip(caches) {
             x = self.block(tape, (layer, config), angles, x, &mut |tape, qkv| {
-                ops::attend_cached(tape, qkv, &config.attention.heads, cache)
+                ops::attend_paged(tape, qkv, &config.attention.heads, rows, cache)
             });
         }
         ops::rms_norm(tape, &x, &self.norm, self.config.norm)

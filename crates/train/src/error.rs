@@ -5,6 +5,7 @@ use crate::report::ReportError;
 use crate::run_file::RunFileError;
 use hone_data::DataError;
 use hone_model::adapter::AdapterError;
+use hone_model::generate::GenerateError;
 use hone_model::hub::HubError;
 use hone_model::{ConfigError, ExportError, LoadError};
 use hone_tensor::safetensors::FileError;
@@ -28,6 +29,9 @@ pub enum TrainError {
     /// An adapter.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// A text could not be generated.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
     /// Data or tokenizer.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -136,6 +140,7 @@ impl TrainError {
             _ if self.is_disk_full() => true,
             Self::Checkpoint(_)
             | Self::Export(_)
+            | Self::Generate(_)
             | Self::Tensors(_)
             | Self::Report(_)
             | Self::Io { .. }

@@ -113,6 +113,8 @@ fn train_in(
     let resuming = claim.holds_run();
     let planned = plan(setup, &dir, resuming)?;
     event(Event::Planned(&planned.plan));
+    let note = sample::turn_end_note(&setup.config, &setup.tokenizer, &setup.train);
+    note.into_iter().for_each(|note| event(Event::Note(note)));
     refuse_what_cannot_fit(&planned.plan)?;
     if !resuming {
         dir.begin(&mut claim, setup, &planned.plan)?;

@@ -1,11 +1,10 @@
 //! Samples: what the model answers to a few prompts, before and after training.
 
 use crate::error::TrainError;
-use hone_data::{Dataset, Tokenizer};
-use hone_model::Pass;
-use hone_model::generate::{GenerateOptions, Sampling, generate};
+use hone_data::{DataError, Dataset, Row, Tokenizer};
+use hone_model::generate::{Finish, GenerateError, Request, Sampling, generate_all};
+use hone_model::{DecoderConfig, Pass};
 use serde::{Deserialize, Serialize};
-use std::ops::ControlFlow;
 
 /// An entry of `samples.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,6 +23,8 @@ pub struct Sample {
 pub struct Prompt {
     tokens: Vec<u32>,
     sample: Sample,
+    /// What ends a turn, where the row is a conversation.
+    turn_end: Option<u32>,
 }
 
 /// Of a row without a prompt of its own, this much is given.
@@ -41,6 +42,7 @@ pub fn prompts(
 ) -> Result<Vec<Prompt>, TrainError> {
     let all = dataset.num_groups();
     let num = num.min(all);
+    let turn_end = tokenizer.turn_end_id();
     let make = |i: usize| {
         let row = dataset.row(dataset.group(i * all / num).start as usize);
         let first_target = row.is_target.iter().position(|&is| is).unwrap_or(1).max(1);
@@ -51,7 +53,8 @@ pub fn prompts(
         let prompt = tokenizer.decode(tokens, true)?;
         let reference = tokenizer.decode(&rest[..targets], true)?;
         let sample = Sample { prompt, reference, before: None, after: None };
-        Ok(Prompt { tokens: tokens.to_vec(), sample })
+        let turn_end = turn_end.filter(|id| rest[..targets].contains(id));
+        Ok(Prompt { tokens: tokens.to_vec(), sample, turn_end })
     };
     (0..num).map(make).collect()
 }
@@ -62,35 +65,91 @@ impl Prompt {
         self.sample.clone()
     }
 
-    /// What the model answers, taking the most likely token each time.
-    ///
-    /// # Errors
-    /// If the tokenizer cannot decode the answer.
-    pub fn answer(
+    /// What is asked of a model; `None` where it has no room for an answer.
+    fn request(
         &self,
-        Pass { device, model, compute }: Pass<'_>,
+        config: &DecoderConfig,
         tokenizer: &Tokenizer,
         max_new_tokens: usize,
-    ) -> Result<String, TrainError> {
-        let options = GenerateOptions {
-            max_new_tokens,
-            sampling: Sampling::GREEDY,
-            stop_ids: model.decoder.config.stop_ids(tokenizer.stop_token_ids()),
-            compute,
-        };
-        let longest = model.decoder.config.max_position_embeddings;
-        if self.tokens.len() >= longest {
-            return Ok(String::new());
-        }
-        let go_on = &mut |_| ControlFlow::Continue(());
-        let (tokens, _) = generate(model, device, &self.tokens, &options, go_on);
-        // Decoded together with the prompt: what a token looks like depends on what it follows.
-        let mut stream = tokenizer.decode_stream(&self.tokens, true);
-        let mut text = String::new();
-        for token in tokens {
-            text.push_str(&stream.push(token)?);
-        }
-        text.push_str(&stream.finish()?);
-        Ok(text)
+    ) -> Option<Request> {
+        let mut stop_ids = config.stop_ids(tokenizer.stop_token_ids());
+        stop_ids.extend(self.turn_end);
+        let (prompt, sampling) = (self.tokens.clone(), Sampling::GREEDY);
+        let has_room = prompt.len() < config.max_position_embeddings;
+        has_room.then_some(Request { id: 0, prompt, max_new_tokens, sampling, stop_ids })
     }
+}
+
+/// What a model answers to each prompt, taking the most likely token each time. Answers that are
+/// cut off end with "…"; where the model computes no numbers the answer says so.
+///
+/// # Errors
+/// If the tokenizer cannot decode an answer, or memory runs out.
+pub fn answers(
+    pass: Pass<'_>,
+    tokenizer: &Tokenizer,
+    prompts: &[Prompt],
+    max_new_tokens: usize,
+) -> Result<Vec<String>, TrainError> {
+    let config = &pass.model.decoder.config;
+    let request = |prompt: &Prompt| prompt.request(config, tokenizer, max_new_tokens);
+    let requests: Vec<Option<Request>> = prompts.iter().map(request).collect();
+    let generated = match generate_all(pass, requests.iter().flatten().cloned()) {
+        // Training itself stops at such numbers, and a run that ends must get its report.
+        Err(error @ GenerateError::NotFinite { .. }) => {
+            return Ok(vec![format!("(no answer: {error})"); prompts.len()]);
+        }
+        generated => generated?,
+    };
+    let mut generated = generated.into_iter();
+    let mut text = |(prompt, request): (&Prompt, &Option<Request>)| {
+        let answer = request.as_ref().and_then(|_| generated.next());
+        let Some(answer) = answer else { return Ok(String::new()) };
+        let text = decode_after(tokenizer, &prompt.tokens, &answer.tokens)?;
+        Ok(if answer.finish == Finish::Stop { text } else { text + "…" })
+    };
+    prompts.iter().zip(&requests).map(&mut text).collect()
+}
+
+/// The text of `tokens` that follow a prompt: what a token looks like depends on what it follows.
+///
+/// # Errors
+/// If the tokenizer cannot decode them.
+pub fn decode_after(
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    tokens: &[u32],
+) -> Result<String, DataError> {
+    let mut stream = tokenizer.decode_stream(prompt, true);
+    let mut text = String::new();
+    for &token in tokens {
+        text.push_str(&stream.push(token)?);
+    }
+    text.push_str(&stream.finish()?);
+    Ok(text)
+}
+
+/// A note for who trains on conversations whose turns end with a token at which the model does not
+/// stop by itself.
+pub fn turn_end_note(
+    config: &DecoderConfig,
+    tokenizer: &Tokenizer,
+    dataset: &Dataset,
+) -> Option<String> {
+    let id = tokenizer.turn_end_id()?;
+    if config.stop_ids(tokenizer.stop_token_ids()).contains(&id) {
+        return None;
+    }
+    let is_learnt = |row: Row<'_>| {
+        row.tokens.iter().zip(row.is_target).any(|(&token, &is_target)| is_target && token == id)
+    };
+    // All rows of a kind show it, so a few will do.
+    if !(0..dataset.len().min(16)).any(|i| is_learnt(dataset.row(i))) {
+        return None;
+    }
+    let token = tokenizer.decode(&[id], false).unwrap_or_default();
+    Some(format!(
+        "turns end with {token}, at which this model does not stop by itself: `hone generate \
+         --chat` stops there; elsewhere add {id} to eos_token_id in generation_config.json"
+    ))
 }

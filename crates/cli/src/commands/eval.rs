@@ -44,10 +44,12 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     for warning in &dataset.report().warnings {
         output::note(&format!("note: {warning}"));
     }
-    let units = pack_in_order(&dataset, spec.max_seq_len)?;
-    let units_per_batch = (BATCH_TOKENS / spec.max_seq_len).clamp(1, units.len());
-    let (max_seq_len, unit_tokens) = (spec.max_seq_len, spec.max_seq_len);
-    let packing = Packing { max_seq_len, unit_tokens, units_per_batch };
+    // Slots that no row needs would be computed for nothing.
+    let longest_row = dataset.report().longest_row;
+    let unit_tokens = spec.max_seq_len.min(longest_row.max(BATCH_TOKENS));
+    let units = pack_in_order(&dataset, unit_tokens)?;
+    let units_per_batch = (BATCH_TOKENS / unit_tokens).clamp(1, units.len());
+    let packing = Packing { max_seq_len: unit_tokens, unit_tokens, units_per_batch };
     let scorer = Scorer { pass: opened.pass(), reference: None, plan: None };
     let set = EvalSet { dataset: &dataset, units: &units, packing };
     let evaluation = evaluate(scorer, &Likelihood, set)?;

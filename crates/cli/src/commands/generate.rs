@@ -5,41 +5,31 @@ use crate::args::GenerateArgs;
 use crate::failure::Failure;
 use crate::output;
 use hone_data::chat::Conversation;
-use hone_model::generate::{Finish, GenerateOptions, Sampling, generate};
+use hone_model::generate::{Answer, Finish, Request, Sampling, generate};
 use serde_json::json;
-use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
 /// Continues the prompt, printing text as it comes.
 pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
+    let text = prompt_text(args)?;
     let opened = super::open(&args.model, super::Purpose::Compute)?;
-    let prompt = prompt_tokens(args, &opened)?;
-    let options = GenerateOptions {
-        max_new_tokens: args.max_new_tokens,
-        sampling: Sampling {
-            temperature: args.temperature,
-            top_k: args.top_k,
-            top_p: args.top_p,
-            seed: args.seed,
-        },
-        stop_ids: opened.model.decoder.config.stop_ids(opened.tokenizer.stop_token_ids()),
-        compute: opened.compute,
-    };
-    let mut stream = opened.tokenizer.decode_stream(&prompt, true);
+    let request = request(args, &opened, &text)?;
+    let mut stream = opened.tokenizer.decode_stream(&request.prompt, true);
     let mut text = String::new();
     let mut failure = None;
     let begun = Instant::now();
-    let (tokens, finish) =
-        generate(&opened.model, &opened.device, &prompt, &options, &mut |token| match stream
-            .push(token)
-        {
-            Ok(piece) => show(args, &mut text, &piece),
-            Err(error) => {
-                failure = Some(error);
-                ControlFlow::Break(())
-            }
-        });
+    let answer = generate(opened.pass(), request, &mut |token| match stream.push(token) {
+        Ok(piece) => show(args, &mut text, &piece),
+        Err(error) => {
+            failure = Some(error);
+            ControlFlow::Break(())
+        }
+    });
+    if !args.json && (answer.is_err() || failure.is_some()) && !text.is_empty() {
+        output::line("");
+    }
+    let Answer { tokens, finish } = answer?;
     if let Some(error) = failure {
         return Err(error.into());
     }
@@ -54,7 +44,8 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
         }));
         return Ok(());
     }
-    if std::io::stdout().is_terminal() {
+    // In a pipe too: what is printed next must not stick to the text.
+    if !text.ends_with('\n') {
         output::line("");
     }
     output::note(&format!("{} tokens, {tokens_per_second:.0} tokens/s", tokens.len()));
@@ -62,6 +53,44 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
         output::note("note: the model's longest sequence is reached");
     }
     Ok(())
+}
+
+fn request(args: &GenerateArgs, opened: &Opened, text: &str) -> Result<Request, Failure> {
+    let mut stop_ids = opened.model.decoder.config.stop_ids(opened.tokenizer.stop_token_ids());
+    if args.chat {
+        stop_ids.extend(opened.tokenizer.turn_end_id());
+    }
+    Ok(Request {
+        id: 0,
+        prompt: prompt_tokens(args, opened, text)?,
+        max_new_tokens: args.max_new_tokens,
+        sampling: Sampling {
+            temperature: args.temperature,
+            top_k: args.top_k,
+            top_p: args.top_p,
+            seed: args.seed,
+        },
+        stop_ids,
+    })
+}
+
+/// The prompt as it was given: on the command line, or in a file or on standard input, of which the
+/// last line end is not a part.
+fn prompt_text(args: &GenerateArgs) -> Result<String, Failure> {
+    let Some(path) = &args.prompt_file else { return Ok(args.prompt.clone().unwrap_or_default()) };
+    let read = match path.as_os_str() == "-" {
+        true => std::io::read_to_string(std::io::stdin()),
+        false => std::fs::read_to_string(path),
+    };
+    let mut text = read.map_err(|error| {
+        let path = path.display();
+        Failure::Usage(format!(
+            "--prompt-file {path}: {error}; name a text file, or - for standard input"
+        ))
+    })?;
+    let end = text.strip_suffix('\n').map(|text| text.strip_suffix('\r').unwrap_or(text).len());
+    text.truncate(end.unwrap_or(text.len()));
+    Ok(text)
 }
 
 /// Prints a piece of text, unless a JSON object will hold it all.
@@ -73,21 +102,29 @@ fn show(args: &GenerateArgs, text: &mut String, piece: &str) -> ControlFlow<()> 
     }
 }
 
-fn prompt_tokens(args: &GenerateArgs, opened: &Opened) -> Result<Vec<u32>, Failure> {
-    let tokens = match args.chat {
-        false => opened.tokenizer.encode(&args.prompt, true)?,
+fn prompt_tokens(args: &GenerateArgs, opened: &Opened, text: &str) -> Result<Vec<u32>, Failure> {
+    let mut tokens = match args.chat {
+        false => opened.tokenizer.encode(text, true)?,
         true => {
             let template = opened.tokenizer.chat_template().ok_or_else(|| {
                 Failure::Usage("--chat: this model has no chat template; leave --chat out".into())
             })?;
-            let message = json!({ "role": "user", "content": args.prompt });
-            let conversation = Conversation { messages: vec![message], tools: None };
+            let system = args.system.iter().map(|text| ("system", text.as_str()));
+            let messages = system.chain([("user", text)]);
+            let message = |(role, content)| json!({ "role": role, "content": content });
+            let messages = messages.map(message).collect();
+            let conversation = Conversation { messages, tools: None };
             let text = template
                 .render(&conversation, true)
                 .map_err(|error| Failure::Usage(format!("--chat: {error}")))?;
             opened.tokenizer.encode(&text, false)?
         }
     };
+    // A tokenizer that ends texts by itself: the answer would be a new text.
+    let is_text = !args.chat && tokens.len() > 1;
+    if is_text && tokens.last().copied() == opened.tokenizer.eos_token_id() {
+        tokens.pop();
+    }
     let knows = opened.model.decoder.config.vocab_size;
     if let Some(id) = tokens.iter().find(|&&id| id as usize >= knows) {
         return Err(Failure::Usage(format!(

@@ -73,7 +73,7 @@ fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
     if place.gpu_name().is_some() {
         // As the GPU holds it: a model too large is refused before anything is loaded.
         let dry = Device::dry_as(Target::Cuda);
-        hone_model::load(&dir, &dry, options)?;
+        let _counted = hone_model::load(&dir, &dry, options)?;
         place.check_room(dry.persistent_bytes(Category::Weights))?;
     }
     place.hardware().check_heads(decoder.config.max_head_dim())?;

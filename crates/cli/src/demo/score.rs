@@ -3,11 +3,11 @@
 use super::task::Item;
 use crate::failure::Failure;
 use hone_data::Tokenizer;
-use hone_model::generate::{GenerateOptions, Sampling, generate};
-use hone_model::{LoadOptions, Model, adapter};
+use hone_model::generate::{Request, Sampling, generate_all};
+use hone_model::{LoadOptions, Pass, adapter};
 use hone_tensor::{Compute, Device};
 use hone_train::machine;
-use std::ops::ControlFlow;
+use hone_train::sample::decode_after;
 use std::path::Path;
 
 /// Longer than any right answer.
@@ -29,35 +29,27 @@ pub fn score(base: &Path, tuned: Option<&Path>, items: &[Item]) -> Result<Score,
         adapter::load(dir, &mut model, &device, &mut |_| ())?;
     }
     let tokenizer = Tokenizer::from_dir(base)?;
-    let answers = items
-        .iter()
-        .map(|item| answer(&model, &device, &tokenizer, item))
-        .collect::<Result<Vec<_>, _>>()?;
+    let pass = Pass { device: &device, model: &model, compute: Compute::F32 };
+    let answers = answers(pass, &tokenizer, items)?;
     let right = items.iter().zip(&answers).filter(|(item, answer)| item.completion == **answer);
     let num_right = right.count();
     Ok(Score { answers, num_right })
 }
 
-fn answer(
-    model: &Model,
-    device: &Device,
-    tokenizer: &Tokenizer,
-    item: &Item,
-) -> Result<String, Failure> {
-    let prompt = tokenizer.encode(&item.prompt, true)?;
-    let options = GenerateOptions {
+/// The answers to all items, generated together.
+fn answers(pass: Pass<'_>, tokenizer: &Tokenizer, items: &[Item]) -> Result<Vec<String>, Failure> {
+    let stop_ids = pass.model.decoder.config.stop_ids(tokenizer.stop_token_ids());
+    let encode = |item: &Item| tokenizer.encode(&item.prompt, true);
+    let prompts = items.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
+    let requests = prompts.iter().map(|prompt| Request {
+        id: 0,
+        prompt: prompt.clone(),
         max_new_tokens: MAX_ANSWER_TOKENS,
         sampling: Sampling::GREEDY,
-        stop_ids: model.decoder.config.stop_ids(tokenizer.stop_token_ids()),
-        compute: Compute::F32,
-    };
-    let mut stream = tokenizer.decode_stream(&prompt, true);
-    let go_on = &mut |_| ControlFlow::Continue(());
-    let (tokens, _) = generate(model, device, &prompt, &options, go_on);
-    let mut text = String::new();
-    for token in tokens {
-        text.push_str(&stream.push(token)?);
-    }
-    text.push_str(&stream.finish()?);
-    Ok(text)
+        stop_ids: stop_ids.clone(),
+    });
+    let generated = generate_all(pass, requests)?;
+    let texts = prompts.iter().zip(&generated);
+    let texts = texts.map(|(prompt, answer)| decode_after(tokenizer, prompt, &answer.tokens));
+    Ok(texts.collect::<Result<_, _>>()?)
 }

@@ -13,6 +13,7 @@ mod json;
 mod limits;
 mod message;
 mod spans;
+mod turn_end;
 
 use crate::error::RecordFault;
 use generation::Marks;

@@ -1,7 +1,8 @@
 //! Blocks of queries, or of keys, of each head: on tensor cores where there are such, by kernels
 //! for any head otherwise.
 
-use super::{Heads, Inputs, Rows, Sequence};
+use super::rows::check_pages;
+use super::{Heads, Inputs, PAGE_ROWS, Rows, Sequence};
 use crate::cuda::{Address, Arg, Gpu, Launch, Slice, Source, args};
 use crate::element::{DType, View};
 
@@ -107,6 +108,12 @@ impl Kernels {
                 shared: [512 * d, 128 * d + keys * (8 * d + 16), 512 * d],
             };
         }
+        Self::general(heads, dtype)
+    }
+
+    /// Those for any head.
+    fn general(heads: &Heads, dtype: DType) -> Self {
+        let d = heads.head_dim;
         assert!(d <= MOST_DIMS, "heads of {d} dimensions");
         let name = dtype.in_kernels();
         Self {
@@ -174,14 +181,24 @@ pub(super) fn forward(
     let num_tokens = out.len() / heads.out_width();
     check(sequences, num_tokens);
     zero_unused(gpu, sequences, num_tokens, out);
-    let kernels = Kernels::of(gpu, heads, &[inputs.q, inputs.k, inputs.v], out.dtype());
+    check_pages(&inputs, sequences);
+    // Only the kernels for any head look pages up: an answer has too few rows for tensor cores.
+    let kernels = match inputs.pages {
+        None => Kernels::of(gpu, heads, &[inputs.q, inputs.k, inputs.v], out.dtype()),
+        Some(_) => Kernels::general(heads, out.dtype()),
+    };
     let blocks = Blocks::new(gpu, sequences, num_tokens, kernels.forward_rows);
     let out = rows(out, heads.out_width(), 0);
     let (q, k, v) = (rows_of(inputs.q), rows_of(inputs.k), rows_of(inputs.v));
     let (words, tokens) = (of_heads(heads), num_tokens as u32);
-    let args = args![q, k, v, words, blocks.sequences, blocks.blocks, out, lse, tokens];
+    let mut args =
+        args![q, k, v, words, blocks.sequences, blocks.blocks, out, lse, tokens].to_vec();
+    if std::ptr::eq(kernels.source, &GENERAL) {
+        args.push(inputs.pages.map_or(0, |pages| gpu.upload(pages)).into());
+        args.push((PAGE_ROWS as u32).into());
+    }
     let of = (&blocks, heads.num_heads, kernels.shared[0]);
-    kernels.launch(gpu, "attention_forward", of, args);
+    kernels.launch(gpu, "attention_forward", of, &args);
 }
 
 pub(super) fn backward(
@@ -208,7 +225,7 @@ pub(super) fn backward(
     let args = args![rows_of(out), rows_of(d_out), words, delta, tokens];
     gpu.launch(&GENERAL, &format!("attention_delta<{}>", qkv.type_name()), at, args);
 
-    let Inputs { q, k, v } = Inputs::packed(View::Cuda(qkv), heads);
+    let Inputs { q, k, v, .. } = Inputs::packed(View::Cuda(qkv), heads);
     let d = Inputs::packed(View::Cuda(d_qkv), heads);
     let kernels = Kernels::of(gpu, heads, &[q, k, v, d_out], qkv.dtype());
     let blocks = Blocks::new(gpu, sequences, num_tokens, kernels.backward_rows);

@@ -1,7 +1,7 @@
 //! Forward pass: a block of queries, all query heads of one key-value head, against blocks of keys.
 
-use super::rows::{lines, transposed, used_rows};
-use super::{Heads, Inputs, Sequence};
+use super::rows::{check_pages, lines, transposed, used_rows};
+use super::{Heads, Inputs, PAGE_ROWS, Sequence};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::{View, ViewMut};
 use crate::gemm::MAX_PANEL;
@@ -13,7 +13,7 @@ use std::ops::Range;
 
 /// Queries and keys of a block; the keys make whole panels of every width.
 const QUERIES: usize = 64;
-const KEYS: usize = 96;
+const KEYS: usize = PAGE_ROWS;
 
 /// `out [t, out_width]` and `lse [num_heads, t]` (log of the softmax's denominator). Rows of `out`
 /// after the last sequence become zero.
@@ -29,6 +29,7 @@ pub fn forward(
     lse: &mut [f32],
 ) {
     assert!(heads.scale > 0.0, "scores keep their order");
+    check_pages(&inputs, sequences);
     match (inputs.q.data, out) {
         (View::F32(_), ViewMut::F32(out)) => typed(cpu, inputs, heads, sequences, out, lse),
         (View::Bf16(_), ViewMut::Bf16(out)) => typed(cpu, inputs, heads, sequences, out, lse),
@@ -126,7 +127,7 @@ impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
         let end = visible(count - 1).end;
         for k0 in (begin..end).step_by(KEYS) {
             let loaded = KEYS.min(end - k0);
-            let key0 = sequence.k_start + k0;
+            let key0 = self.inputs.key_row(sequence.k_start + k0);
             let of_keys = Part { line: key0, lines: loaded, k0: 0, k: d };
             let keys = right::<M>(lines(self.inputs.k, kv_head, d), of_keys, key_panels);
             let of_values = Part { line: 0, lines: d, k0: key0, k: loaded };

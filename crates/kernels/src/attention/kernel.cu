@@ -95,11 +95,13 @@ struct Softmax {
 };
 
 // out = softmax(q kᵀ scale) v and lse [num_heads, num_tokens], the logarithm of the softmax's
-// denominator. Grid: blocks of `OWN` queries, query heads.
+// denominator. Where there are `pages`, row r of keys and values is row r % page_rows of page
+// pages[r / page_rows]; a page holds whole tiles. Grid: blocks of `OWN` queries, query heads.
 template <class T>
 __global__ void attention_forward_general(
     Rows<const T> q, Rows<const T> k, Rows<const T> v, Heads heads, const Sequence* sequences,
-    const Block* blocks, Rows<T> out, float* lse, uint32 num_tokens) {
+    const Block* blocks, Rows<T> out, float* lse, uint32 num_tokens, const uint32* pages,
+    uint32 page_rows) {
     DYNAMIC_SHARED(shared);
     Block block = blocks[blockIdx.x];
     Sequence s = sequences[block.sequence];
@@ -116,8 +118,11 @@ __global__ void attention_forward_general(
     // What row 0 sees; row i sees as much, i further on.
     Range seen = keys_of(s, heads, first), last = keys_of(s, heads, first + count - 1);
     auto [begin, end] = all_of(seen, last, s.k_len);
-    for (int k0 = begin; k0 < end; k0 += TILE) {
+    // Tiles are counted from the first key, whoever shares the block: a query's sums then do not
+    // depend on its neighbours, and no tile straddles pages.
+    for (int k0 = begin / TILE * TILE; k0 < end; k0 += TILE) {
         uint32 k_row = s.k_start + k0;
+        if (pages != nullptr) k_row = pages[k_row / page_rows] * page_rows + k_row % page_rows;
         load_tile(tile, head_rows(k, heads, k_row, kv_head), k.stride, end - k0, d);
         float weights[PER_WARP];
         multiply(weights, own, tile, d);

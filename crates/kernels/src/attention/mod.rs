@@ -125,7 +125,15 @@ pub struct Inputs<'a> {
     pub k: Rows<'a>,
     /// Values.
     pub v: Rows<'a>,
+    /// Where keys and values are kept in pages of [`PAGE_ROWS`] rows: row `r` of a sequence's keys
+    /// is row `r % PAGE_ROWS` of page `pages[r / PAGE_ROWS]`. Sequences then begin at multiples of
+    /// `PAGE_ROWS`. `None`: rows are where their numbers say. Forward pass only.
+    pub pages: Option<&'a [u32]>,
 }
+
+/// Rows of a page of keys and values: what the CPU's kernel takes at a time, and whole tiles of the
+/// GPU's, so that none of them straddles two pages and paging changes no sum.
+pub const PAGE_ROWS: usize = 96;
 
 impl<'a> Inputs<'a> {
     /// Queries, keys and values side by side in rows of [`Heads::qkv_width`].
@@ -134,7 +142,13 @@ impl<'a> Inputs<'a> {
         let k = heads.num_heads * heads.head_dim;
         let v = k + heads.num_kv_heads * heads.head_dim;
         let rows = |offset| Rows { data: qkv, stride, offset };
-        Self { q: rows(0), k: rows(k), v: rows(v) }
+        Self { q: rows(0), k: rows(k), v: rows(v), pages: None }
+    }
+
+    /// Where row `row` of the keys is.
+    fn key_row(&self, row: usize) -> usize {
+        let in_page = |pages: &[u32]| pages[row / PAGE_ROWS] as usize * PAGE_ROWS + row % PAGE_ROWS;
+        self.pages.map_or(row, in_page)
     }
 }
 
@@ -145,7 +159,7 @@ pub struct Sequence {
     pub q_start: usize,
     /// Number of query rows.
     pub q_len: usize,
-    /// First key row.
+    /// First key row; where keys are in pages, the first of a page.
     pub k_start: usize,
     /// Number of key rows, at least `q_len`.
     pub k_len: usize,

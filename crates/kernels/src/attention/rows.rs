@@ -1,6 +1,6 @@
 //! Heads as operands of products.
 
-use super::{Rows, Sequence};
+use super::{Inputs, PAGE_ROWS, Rows, Sequence};
 use crate::gemm::tile::Lines;
 
 /// One head's rows as lines of `d` steps.
@@ -19,4 +19,13 @@ pub(super) fn used_rows(sequences: &[Sequence]) -> usize {
         assert_eq!(s.q_start, end, "sequences follow one another from row 0 on");
         end + s.q_len
     })
+}
+
+/// Where keys are in pages: there is a page for every key, and sequences begin with one.
+pub(super) fn check_pages(inputs: &Inputs<'_>, sequences: &[Sequence]) {
+    let Some(pages) = inputs.pages else { return };
+    let is_paged = |s: &Sequence| {
+        s.k_start.is_multiple_of(PAGE_ROWS) && s.k_start + s.k_len <= pages.len() * PAGE_ROWS
+    };
+    assert!(sequences.iter().all(is_paged), "sequences begin with a page and have all theirs");
 }

@@ -3,6 +3,7 @@
 use super::Scaled;
 use crate::cuda::{Gpu, Launch, Slice, Source, Together, args};
 use crate::format::Storage;
+use std::ops::Range;
 
 pub(crate) static SOURCE: Source = Source {
     name: "vector",
@@ -38,9 +39,9 @@ pub(crate) static SOURCE: Source = Source {
         "vector_gather_rows<float>",
         "vector_gather_rows<bf16>",
         "vector_gather_rows<f16>",
-        "vector_copy_rows<float>",
-        "vector_copy_rows<bf16>",
-        "vector_copy_rows<f16>",
+        "vector_scatter_rows<float>",
+        "vector_scatter_rows<bf16>",
+        "vector_scatter_rows<f16>",
         "vector_add_bias<float>",
         "vector_add_bias<bf16>",
         "vector_add_bias<f16>",
@@ -134,19 +135,20 @@ pub(super) fn gather_rows(gpu: &Gpu, x: Slice<'_>, h: usize, rows: &[u32], y: Sl
     gpu.launch(&SOURCE, &kernel, at, args![x, h, gpu.upload(rows), y]);
 }
 
-pub(super) fn copy_rows(
+pub(super) fn scatter_rows(
     gpu: &Gpu,
     x: Slice<'_>,
-    (x_stride, x_offset): (usize, usize),
+    stride: usize,
+    cols: Range<usize>,
+    rows: &[u32],
     y: Slice<'_>,
-    (y_stride, y_offset): (usize, usize),
 ) {
-    let rows = x.len() / x_stride;
-    assert!(x.dtype() == y.dtype() && x_offset + y_stride <= x_stride);
-    assert!(y_offset + rows * y_stride <= y.len());
-    let kernel = format!("vector_copy_rows<{}>", x.type_name());
-    let args = args![x, x_stride, x_offset, y, y_stride, y_offset];
-    gpu.launch(&SOURCE, &kernel, Launch::blocks(rows, THREADS), args);
+    let width = cols.len();
+    assert!(x.dtype() == y.dtype() && cols.end <= stride && rows.len() * stride <= x.len());
+    assert!(rows.iter().all(|&row| (row as usize + 1) * width <= y.len()));
+    let kernel = format!("vector_scatter_rows<{}>", x.type_name());
+    let args = args![x, stride, cols.start, gpu.upload(rows), width, y];
+    gpu.launch(&SOURCE, &kernel, Launch::blocks(rows.len(), THREADS), args);
 }
 
 /// `y[i, offset + j] += bias[j]` in `rows` rows of `stride`.

@@ -94,14 +94,14 @@ __global__ void vector_gather_rows(const T* x, size_t h, const uint32* rows, T* 
     });
 }
 
-// Row `i` of `y`, from `y_offset` on in rows of `y_stride`, = as many elements of row `i` of `x`,
-// from `x_offset` on in rows of `x_stride`.
+// Row `rows[i]` of `y`, rows of `width`, = as many elements of row `i` of `x`, rows of `stride`,
+// from `offset` on.
 template <class T>
-__global__ void vector_copy_rows(
-    const T* x, size_t x_stride, size_t x_offset, T* y, size_t y_stride, size_t y_offset) {
+__global__ void vector_scatter_rows(
+    const T* x, size_t stride, size_t offset, const uint32* rows, size_t width, T* y) {
     const int N = RUN<T>;
-    x += blockIdx.x * x_stride + x_offset, y += blockIdx.x * y_stride + y_offset;
-    over_block<N>(y_stride, aligned<N>(x, y), [&](size_t c, auto count) {
+    x += blockIdx.x * stride + offset, y += rows[blockIdx.x] * width;
+    over_block<N>(width, width % N == 0 && aligned<N>(x, y), [&](size_t c, auto count) {
         copy(x + c, y + c, count);
     });
 }

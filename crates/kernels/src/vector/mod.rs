@@ -7,6 +7,7 @@ use crate::element::{Element, View, ViewMut, f16, with_elements};
 use crate::format::{Int8Rows, WeightFormat};
 use crate::math::dot;
 use crate::processor::Processor;
+use std::ops::Range;
 
 impl Processor {
     /// `y += x`, elementwise.
@@ -135,14 +136,21 @@ impl Processor {
         }
     }
 
-    /// See [`copy_rows`].
+    /// See [`scatter_rows`].
     ///
     /// # Panics
-    /// If the rows of `x` do not fit into `y`.
-    pub fn copy_rows(&self, x: View<'_>, from: (usize, usize), y: ViewMut<'_>, to: (usize, usize)) {
+    /// If a row does not exist in `y`, or a column not in `x`.
+    pub fn scatter_rows(
+        &self,
+        x: View<'_>,
+        stride: usize,
+        cols: Range<usize>,
+        rows: &[u32],
+        y: ViewMut<'_>,
+    ) {
         match self {
-            Self::Cpu(_) => copy_rows(x, from, y, to),
-            Self::Cuda(gpu) => cuda::copy_rows(gpu, x.cuda(), from, y.cuda(), to),
+            Self::Cpu(_) => scatter_rows(x, stride, cols, rows, y),
+            Self::Cuda(gpu) => cuda::scatter_rows(gpu, x.cuda(), stride, cols, rows, y.cuda()),
         }
     }
 }
@@ -343,15 +351,6 @@ fn gather_typed<T: Element>(cpu: &Cpu, x: &[T], h: usize, rows: &[u32], y: &mut 
     });
 }
 
-/// Row `rows[i]` of `y [_, h]` = row `i` of `x [rows.len(), h]`.
-pub fn scatter_rows(x: &[f32], h: usize, rows: &[u32], y: ViewMut<'_>) {
-    with_elements!(mut y, y => for (x, &row) in x.chunks_exact(h).zip(rows) {
-        for (y, &x) in y[row as usize * h..][..h].iter_mut().zip(x) {
-            *y = Element::from_f32(x);
-        }
-    });
-}
-
 fn chunks<T: Element>(cpu: &Cpu, y: &mut [T], body: impl Fn(usize, &mut [T]) + Sync) {
     let n = y.len();
     let split = Split::new(y);
@@ -363,22 +362,29 @@ fn chunks<T: Element>(cpu: &Cpu, y: &mut [T], body: impl Fn(usize, &mut [T]) + S
     });
 }
 
-/// Copies rows of `x`, as `(stride, offset)` say where they start, to the rows of `y` likewise;
-/// each row has the length of `y`'s stride. Both are of one element type.
+/// Row `rows[i]` of `y`, rows as long as there are `cols`, = columns `cols` of row `i` of `x`, rows
+/// of `stride`. Both are of one element type. Rows of `x` beyond those of `rows` are not read.
 ///
 /// # Panics
-/// If the rows of `x` do not fit into `y`.
-pub fn copy_rows(x: View<'_>, from: (usize, usize), y: ViewMut<'_>, to: (usize, usize)) {
+/// If a row does not exist in `y`, or a column not in `x`.
+pub fn scatter_rows(x: View<'_>, stride: usize, cols: Range<usize>, rows: &[u32], y: ViewMut<'_>) {
     match (x, y) {
-        (View::F32(x), ViewMut::F32(y)) => copy_rows_typed(x, from, y, to),
-        (View::Bf16(x), ViewMut::Bf16(y)) => copy_rows_typed(x, from, y, to),
+        (View::F32(x), ViewMut::F32(y)) => scatter_typed(x, stride, cols, rows, y),
+        (View::Bf16(x), ViewMut::Bf16(y)) => scatter_typed(x, stride, cols, rows, y),
         (x, _) => panic!("rows of {} cannot be copied into another type", x.dtype().name()),
     }
 }
 
-fn copy_rows_typed<T: Element>(x: &[T], from: (usize, usize), y: &mut [T], to: (usize, usize)) {
-    for (i, row) in x.chunks_exact(from.0).enumerate() {
-        y[to.1 + i * to.0..][..to.0].copy_from_slice(&row[from.1..from.1 + to.0]);
+fn scatter_typed<T: Element>(
+    x: &[T],
+    stride: usize,
+    cols: Range<usize>,
+    rows: &[u32],
+    y: &mut [T],
+) {
+    let width = cols.len();
+    for (x, &row) in x.chunks_exact(stride).zip(rows) {
+        y[row as usize * width..][..width].copy_from_slice(&x[cols.clone()]);
     }
 }
 

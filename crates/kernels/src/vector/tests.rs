@@ -87,14 +87,14 @@ fn column_sums_are_added_to_what_is_there() {
 
 #[test]
 fn rows_are_gathered_and_scattered() {
-    let (h, cpu) = (5, Cpu::new(2));
+    let (h, cpu) = (5, Processor::Cpu(Cpu::new(2)));
     let x = random(7 * h, 6);
     for rows in [vec![], vec![6], vec![3, 0, 6, 2]] {
         // Longer than needed: the rest is left alone.
         let mut gathered = vec![9.0; 4 * h];
-        gather_rows(&cpu, View::F32(&x), h, &rows, ViewMut::F32(&mut gathered));
+        cpu.gather_rows(View::F32(&x), h, &rows, ViewMut::F32(&mut gathered));
         let mut back = vec![0.0; 7 * h];
-        scatter_rows(&gathered[..rows.len() * h], h, &rows, ViewMut::F32(&mut back));
+        cpu.scatter_rows(View::F32(&gathered), h, 0..h, &rows, ViewMut::F32(&mut back));
         for row in 0..7 {
             let kept = rows.contains(&(row as u32));
             let expected = if kept { &x[row * h..][..h] } else { &[0.0; 5] };
@@ -104,13 +104,24 @@ fn rows_are_gathered_and_scattered() {
     }
 }
 
+/// Two columns of the first two rows of four, on the CPU and a GPU.
 #[test]
-fn rows_are_copied_between_strides() {
+fn columns_of_rows_are_scattered() {
     let x: Vec<f32> = (0..12).map(|i| i as f32).collect();
+    let (rows, expected) = ([2, 0], [5.0, 6.0, -1.0, -1.0, 1.0, 2.0, -1.0, -1.0]);
     let mut y = vec![-1.0; 8];
-    // Two columns of each of three rows of four, behind the first row of `y`.
-    copy_rows(View::F32(&x), (4, 1), ViewMut::F32(&mut y), (2, 2));
-    assert_eq!(y, [-1.0, -1.0, 1.0, 2.0, 5.0, 6.0, 9.0, 10.0]);
+    scatter_rows(View::F32(&x), 4, 1..3, &rows, ViewMut::F32(&mut y));
+    assert_eq!(y, expected);
+    let Some(gpu) = Gpu::for_tests() else { return };
+    let bytes = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let (from, to) = (Region::new(&gpu, 48), Region::new(&gpu, 32));
+    from.write(0, &bytes(&x));
+    to.write(0, &bytes(&[-1.0; 8]));
+    let (x, y) = (from.slice(0, DType::F32, (12, 4)), to.slice(0, DType::F32, (8, 2)));
+    Processor::Cuda(gpu).scatter_rows(View::Cuda(x), 4, 1..3, &rows, ViewMut::Cuda(y));
+    let mut found = vec![0; 32];
+    to.read(0, &mut found);
+    assert_eq!(found, bytes(&expected));
 }
 
 #[test]

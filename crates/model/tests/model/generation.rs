@@ -1,31 +1,30 @@
 //! Text generation: the cache against recomputing everything, a reference text, how texts end.
 
 use crate::fixture::{Golden, devices, load, logits, shared};
-use hone_model::generate::{Finish, GenerateOptions, Sampling, generate};
-use hone_model::{Batch, Model, Trained};
-use hone_tensor::{Compute, Device};
+use hone_model::generate::{
+    Answer, Draw, Finish, GenerateError, Limits, Progress, Request, Sampling, Scheduler,
+    cache_bytes, generate, step_bytes,
+};
+use hone_model::{Batch, LoadOptions, Model, Pass, Trained};
+use hone_tensor::{Category, Compute, Device, Storage};
 use std::ops::ControlFlow;
 
-fn greedy(max_new_tokens: usize, compute: Compute, stop_ids: &[u32]) -> GenerateOptions {
-    let stop_ids = stop_ids.to_vec();
-    GenerateOptions { max_new_tokens, sampling: Sampling::GREEDY, stop_ids, compute }
+fn greedy(prompt: &[u32], max_new_tokens: usize, stop_ids: &[u32]) -> Request {
+    let (prompt, stop_ids) = (prompt.to_vec(), stop_ids.to_vec());
+    Request { id: 0, prompt, max_new_tokens, sampling: Sampling::GREEDY, stop_ids }
 }
 
-fn run(model: &Model, prompt: &[u32], options: &GenerateOptions) -> (Vec<u32>, Finish) {
-    run_on(&Device::cpu(2), model, prompt, options)
+fn run(model: &Model, compute: Compute, request: Request) -> (Vec<u32>, Finish) {
+    run_on(Pass { device: &Device::cpu(2), model, compute }, request)
 }
 
-fn run_on(
-    device: &Device,
-    model: &Model,
-    prompt: &[u32],
-    options: &GenerateOptions,
-) -> (Vec<u32>, Finish) {
+fn run_on(pass: Pass<'_>, request: Request) -> (Vec<u32>, Finish) {
     let mut heard = Vec::new();
-    let (tokens, finish) = generate(model, device, prompt, options, &mut |token| {
+    let answer = generate(pass, request, &mut |token| {
         heard.push(token);
         ControlFlow::Continue(())
     });
+    let Answer { tokens, finish } = answer.unwrap();
     assert_eq!(tokens, heard);
     (tokens, finish)
 }
@@ -37,7 +36,7 @@ fn without_cache(model: &Model, prompt: &[u32], count: usize, compute: Compute) 
     for _ in 0..count {
         let rows = logits(model, &Device::cpu(2), compute, &Batch::of_sequence(config, &all));
         let last = &rows[rows.len() - config.vocab_size..];
-        all.push(Sampling::GREEDY.choose(last, 0));
+        all.push(Sampling::GREEDY.choose(last, Draw { request: 0, position: 0 }).unwrap());
     }
     all.split_off(prompt.len())
 }
@@ -51,7 +50,7 @@ fn cached_equals_recomputed() {
         let room = model.decoder.config.max_position_embeddings - prompt.len();
         for compute in [Compute::F32, Compute::Bf16] {
             let count = room.min(30);
-            let (tokens, finish) = run(&model, &prompt, &greedy(count, compute, &[]));
+            let (tokens, finish) = run(&model, compute, greedy(&prompt, count, &[]));
             assert_eq!(finish, Finish::Length);
             let expected = without_cache(&model, &prompt, count, compute);
             assert_eq!(tokens, expected, "{} {compute:?}", golden.dir.display());
@@ -65,7 +64,7 @@ fn every_device_gives_the_same_tokens() {
     let prompt = golden.samples().remove(0).ids;
     let on = |device: &Device| {
         let model = golden.adapted(device);
-        run_on(device, &model, &prompt, &greedy(20, Compute::F32, &[]))
+        run_on(Pass { device, model: &model, compute: Compute::F32 }, greedy(&prompt, 20, &[]))
     };
     let devices = devices();
     assert!(devices.iter().all(|device| on(device) == on(&devices[0])));
@@ -79,7 +78,7 @@ fn stories260k_tells_the_expected_story() {
     let tokenizer = tokenizers::Tokenizer::from_file(dir.join("tokenizer.json")).unwrap();
     let prompt = tokenizer.encode("", true).unwrap().get_ids().to_vec();
     let stop_ids = &model.decoder.config.eos_token_ids;
-    let (tokens, finish) = run(&model, &prompt, &greedy(200, Compute::F32, stop_ids));
+    let (tokens, finish) = run(&model, Compute::F32, greedy(&prompt, 200, stop_ids));
     assert_eq!((tokens.len(), finish), (200, Finish::Length));
     let expected = std::fs::read_to_string(dir.join("expected_greedy_200.txt")).unwrap();
     let text = tokenizer.decode(&tokens, true).unwrap();
@@ -92,26 +91,141 @@ fn texts_end_where_they_should() {
     let golden = Golden::load("dynamic");
     let model = golden.base(&Device::cpu(2));
     let prompt = golden.samples().remove(0).ids;
+    let run = |prompt: &[u32], max_new_tokens, stop_ids: &[u32]| {
+        run(&model, Compute::F32, greedy(prompt, max_new_tokens, stop_ids))
+    };
     let (max, len) = (model.decoder.config.max_position_embeddings, prompt.len());
-    let (all, finish) = run(&model, &prompt, &greedy(100, Compute::F32, &[]));
+    let (all, finish) = run(&prompt, 100, &[]);
     assert_eq!((all.len(), finish), (max - len, Finish::Context));
     // The last token that fits is asked for: that is the wished length, not the context's end.
-    assert_eq!(run(&model, &prompt, &greedy(max - len, Compute::F32, &[])).1, Finish::Length);
-    assert_eq!(
-        run(&model, &prompt, &greedy(2, Compute::F32, &[])),
-        (all[..2].into(), Finish::Length)
-    );
-    assert_eq!(run(&model, &prompt, &greedy(0, Compute::F32, &[])), (vec![], Finish::Length));
+    assert_eq!(run(&prompt, max - len, &[]).1, Finish::Length);
+    assert_eq!(run(&prompt, 2, &[]), (all[..2].into(), Finish::Length));
+    assert_eq!(run(&prompt, 0, &[]), (vec![], Finish::Length));
+    // As many as a number can say: nothing is taken for them before they come.
+    assert_eq!(run(&prompt, usize::MAX, &[]), (all.clone(), Finish::Context));
     let full = [prompt.clone(), all.clone()].concat();
-    assert_eq!(run(&model, &full, &greedy(5, Compute::F32, &[])), (vec![], Finish::Context));
+    assert_eq!(run(&full, 5, &[]), (vec![], Finish::Context));
     // A stop token is not given out.
     let stop = all.iter().position(|token| *token == all[2]).unwrap();
-    let stopped = run(&model, &prompt, &greedy(100, Compute::F32, &[999, all[2]]));
-    assert_eq!(stopped, (all[..stop].into(), Finish::Stop));
-    let options = greedy(100, Compute::F32, &[]);
-    let broken_off =
-        generate(&model, &Device::cpu(2), &prompt, &options, &mut |_| ControlFlow::Break(()));
-    assert_eq!(broken_off, (all[..1].into(), Finish::Caller));
+    assert_eq!(run(&prompt, 100, &[999, all[2]]), (all[..stop].into(), Finish::Stop));
+    let device = Device::cpu(2);
+    let pass = Pass { device: &device, model: &model, compute: Compute::F32 };
+    let broken_off = generate(pass, greedy(&prompt, 100, &[]), &mut |_| ControlFlow::Break(()));
+    let expected = Answer { tokens: all[..1].into(), finish: Finish::Caller };
+    assert_eq!(broken_off, Ok(expected));
+}
+
+/// Sixteen requests of different prompts, lengths and ways to choose.
+fn sixteen(golden: &Golden, longest: usize) -> Vec<Request> {
+    let samples = golden.samples();
+    let request = |i: usize| {
+        let ids = &samples[i % samples.len()].ids;
+        let prompt = ids[..1 + (5 * i) % (ids.len() - 1).min(longest - 1)].to_vec();
+        let sampling = match i % 4 {
+            0 => Sampling::GREEDY,
+            k => Sampling { temperature: 1.3, top_k: 7 * (k - 1), top_p: 0.97, seed: 3 },
+        };
+        let max_new_tokens = 1 + (7 * i) % 23;
+        Request { id: i as u64, prompt, max_new_tokens, sampling, stop_ids: vec![i as u32] }
+    };
+    (0..16).map(request).collect()
+}
+
+/// Runs all requests, a later half added while the first is under way.
+fn together(pass: Pass<'_>, limits: Limits, requests: &[Request]) -> Vec<(Vec<u32>, Finish)> {
+    let mut scheduler = Scheduler::new(pass, limits);
+    let mut answers = vec![(Vec::new(), Finish::Caller); requests.len()];
+    let (first, later) = requests.split_at(requests.len() / 2);
+    first.iter().for_each(|request| scheduler.submit(request.clone()).unwrap());
+    let mut num_passes = 0;
+    while !scheduler.is_idle() {
+        for progress in scheduler.step().unwrap() {
+            match progress {
+                Progress::Token { id, token } => answers[id as usize].0.push(token),
+                Progress::Finished { id, finish } => answers[id as usize].1 = finish,
+            }
+        }
+        num_passes += 1;
+        if num_passes == 3 {
+            later.iter().for_each(|request| scheduler.submit(request.clone()).unwrap());
+        }
+    }
+    answers
+}
+
+#[test]
+fn a_batch_has_the_bits_of_its_answers_alone() {
+    let cases = [(Compute::F32, "f32"), (Compute::Bf16, "bf16"), (Compute::Int8, "int8")];
+    let few = Limits { max_sequences: 5, max_prompt_rows: 9, max_pages: 4 };
+    for golden in ["tied_gqa", "yarn"].map(Golden::load) {
+        for (device, (compute, held)) in
+            devices().iter().flat_map(|device| cases.map(|case| (device, case)))
+        {
+            let mut model = load(&golden.dir, device, Storage::from_name(held), Trained::Nothing);
+            hone_model::adapter::load(&golden.dir.join("adapter"), &mut model, device, &mut |_| {})
+                .unwrap();
+            let pass = Pass { device, model: &model, compute };
+            let longest = model.decoder.config.max_position_embeddings;
+            let requests = sixteen(&golden, longest);
+            let alone: Vec<_> = requests.iter().map(|r| run_on(pass, r.clone())).collect();
+            for limits in [Limits::default(), few] {
+                assert_eq!(together(pass, limits, &requests), alone, "{compute:?} {limits:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn memory_is_known_beforehand() {
+    let golden = Golden::load("tied_gqa");
+    let dry = Device::dry();
+    let of_dry = hone_model::load(&golden.dir, &dry, LoadOptions::INFERENCE).unwrap();
+    let compute = Compute::F32;
+    let dry_pass = Pass { device: &dry, model: &of_dry, compute };
+    let device = Device::cpu(2);
+    let model = hone_model::load(&golden.dir, &device, LoadOptions::INFERENCE).unwrap();
+    let pass = Pass { device: &device, model: &model, compute };
+    assert!(step_bytes(dry_pass, 8, 2) > 0);
+    assert_eq!(step_bytes(dry_pass, 8, 2), step_bytes(pass, 8, 2));
+    let config = &model.decoder.config;
+    let one = cache_bytes(config, compute, 1, 1);
+    assert_eq!(
+        (cache_bytes(config, compute, 3, 97), cache_bytes(config, compute, 0, 9)),
+        (6 * one, 0)
+    );
+    let before = device.persistent_bytes(Category::Cache);
+    let mut scheduler = Scheduler::new(pass, Limits::default());
+    scheduler.submit(greedy(&[1, 2], 4, &[])).unwrap();
+    scheduler.step().unwrap();
+    assert_eq!(device.persistent_bytes(Category::Cache) - before, one as u64);
+    drop(scheduler);
+    assert_eq!(device.persistent_bytes(Category::Cache), before, "what is released counts no more");
+}
+
+#[test]
+fn what_can_never_fit_is_refused_and_what_is_cancelled_leaves() {
+    let golden = Golden::load("tied_gqa");
+    let device = Device::cpu(1);
+    let model = golden.base(&device);
+    let pass = Pass { device: &device, model: &model, compute: Compute::F32 };
+    let mut scheduler = Scheduler::new(pass, Limits { max_pages: 0, ..Limits::default() });
+    let refused = scheduler.submit(greedy(&[1, 2], 4, &[])).unwrap_err();
+    assert!(matches!(refused, GenerateError::TooLong { needed: 1, max_pages: 0, .. }), "{refused}");
+    let mut scheduler = Scheduler::new(pass, Limits { max_pages: 1, ..Limits::default() });
+    for id in [0, 1] {
+        scheduler.submit(Request { id, ..greedy(&[1, 2], 4, &[]) }).unwrap();
+    }
+    let of = |id, progress: &[Progress]| {
+        let is_of = |p: &&Progress| matches!(p, Progress::Token { id: found, .. } if *found == id);
+        progress.iter().filter(is_of).count()
+    };
+    let first = scheduler.step().unwrap();
+    assert_eq!((of(0, &first), of(1, &first)), (1, 0), "there is one page");
+    scheduler.cancel(0);
+    let second = scheduler.step().unwrap();
+    assert_eq!((of(0, &second), of(1, &second)), (0, 1));
+    scheduler.cancel(1);
+    assert!(scheduler.is_idle());
 }
 
 #[test]
@@ -119,11 +233,11 @@ fn a_seed_names_a_text() {
     let golden = Golden::load("headdim_llama3");
     let model = golden.base(&Device::cpu(2));
     let prompt = golden.samples().remove(0).ids;
-    let sampled = |seed| {
+    let sampled = |id, seed| {
         let sampling = Sampling { temperature: 1.5, top_k: 0, top_p: 1.0, seed };
-        let options = GenerateOptions { sampling, ..greedy(40, Compute::F32, &[]) };
-        run(&model, &prompt, &options).0
+        run(&model, Compute::F32, Request { id, sampling, ..greedy(&prompt, 40, &[]) }).0
     };
-    assert_eq!(sampled(1), sampled(1));
-    assert_ne!(sampled(1), sampled(2));
+    assert_eq!(sampled(0, 1), sampled(0, 1));
+    assert_ne!(sampled(0, 1), sampled(0, 2));
+    assert_ne!(sampled(0, 1), sampled(1, 1));
 }

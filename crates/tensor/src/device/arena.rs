@@ -193,8 +193,17 @@ pub struct Block {
     region: Region,
     offset: usize,
     len: usize,
-    /// Who counts this block, and its number there.
-    counted: Option<(Arc<Mutex<Memory>>, usize)>,
+    /// Who counts this block, and as what.
+    counted: Option<(Arc<Mutex<Memory>>, Counted)>,
+}
+
+/// What a block is counted as while it lives.
+#[derive(Debug)]
+enum Counted {
+    /// Allocation of this number.
+    Step(usize),
+    /// So many bytes that outlive steps.
+    Persistent(Category, usize),
 }
 
 impl Block {
@@ -206,7 +215,8 @@ impl Block {
     ) -> Self {
         let (id, place) = memory.lock().expect("no panic while counting").alloc(category, len);
         let (region, offset) = place.unwrap_or_else(|| (Region::new(processor, len), 0));
-        let mut block = Self { region, offset, len, counted: Some((Arc::clone(memory), id)) };
+        let mut block =
+            Self { region, offset, len, counted: Some((Arc::clone(memory), Counted::Step(id))) };
         if cfg!(debug_assertions) {
             // Reading what was never written shows up as NaN.
             block.fill(0xff);
@@ -216,6 +226,13 @@ impl Block {
 
     pub(crate) fn persistent(processor: Option<&Processor>, len: usize) -> Self {
         Self { region: Region::new(processor, len), offset: 0, len, counted: None }
+    }
+
+    /// Counted in `category` until it is released.
+    pub(super) fn counted(mut self, memory: &Arc<Mutex<Memory>>, category: Category) -> Self {
+        memory.lock().expect("no panic while counting").count_persistent(category, self.len);
+        self.counted = Some((Arc::clone(memory), Counted::Persistent(category, self.len)));
+        self
     }
 
     /// A part of memory that others use at other times.
@@ -309,11 +326,12 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         // While a panic unwinds, blocks go in an order of no plan: a second panic would abort.
-        if let Some((memory, id)) = &self.counted
-            && !std::thread::panicking()
-            && let Ok(mut memory) = memory.lock()
-        {
-            memory.free(*id);
+        let Some((memory, counted)) = &self.counted else { return };
+        let Ok(mut memory) = memory.lock() else { return };
+        match counted {
+            Counted::Persistent(category, bytes) => memory.release_persistent(*category, *bytes),
+            Counted::Step(id) if !std::thread::panicking() => memory.free(*id),
+            Counted::Step(_) => {}
         }
     }
 }
@@ -413,6 +431,10 @@ impl Memory {
 
     pub(super) fn count_persistent(&mut self, category: Category, bytes: usize) {
         *self.persistent.entry(category).or_default() += bytes as u64;
+    }
+
+    fn release_persistent(&mut self, category: Category, bytes: usize) {
+        *self.persistent.entry(category).or_default() -= bytes as u64;
     }
 
     pub(super) fn persistent(&self, category: Category) -> u64 {

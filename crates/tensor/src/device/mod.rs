@@ -136,8 +136,8 @@ impl Device {
     ) -> Tensor {
         let storage = storage.into();
         let bytes = storage.num_bytes(shape);
-        self.memory().count_persistent(category, bytes);
-        Tensor::from_block(Block::persistent(self.processor(), bytes), storage, shape)
+        let block = Block::persistent(self.processor(), bytes);
+        Tensor::from_block(block.counted(&self.0.memory, category), storage, shape)
     }
 
     /// Begins an operation: the processor to run it on, or nothing on the dry device, which notes
@@ -225,7 +225,7 @@ impl Device {
         std::mem::take(&mut self.0.costs.lock().expect("no panic while noting a cost"))
     }
 
-    /// Bytes of tensors that outlive steps, made or held so far in `category`.
+    /// Bytes of tensors that outlive steps: made in `category` and not yet released, or held.
     pub fn persistent_bytes(&self, category: Category) -> u64 {
         self.memory().persistent(category)
     }

@@ -1,9 +1,8 @@
-//! Attention over packed sequences, and over a cache of keys and values.
+//! Attention over packed sequences, and over pages of keys and values.
 
 use super::rows_cols;
 use crate::{Category, Cost, DType, Device, Heads, Sequence, Tape, Target, Tensor, Var, Work};
-use hone_kernels::Processor;
-use hone_kernels::attention::{self as kernel, Inputs, Rows};
+use hone_kernels::attention::{self as kernel, Inputs, PAGE_ROWS, Rows};
 
 /// `qkv [t, qkv_width]` → `[t, out_width]`. Sequences follow one another; rows after the last give
 /// zeros.
@@ -49,67 +48,110 @@ pub fn attention<'a>(
     })
 }
 
-/// Keys and values of one layer, for generation: `[capacity, num_kv_heads * head_dim]` each.
-pub struct KvCache {
+/// Keys and values of one layer in pages of [`PAGE_ROWS`] rows, `num_kv_heads * head_dim` wide.
+/// Which pages are whose is the caller's to say.
+pub struct KvPages {
     k: Tensor,
     v: Tensor,
-    len: usize,
 }
 
-impl KvCache {
-    /// An empty cache for up to `capacity` tokens.
-    pub fn new(device: &Device, dtype: DType, heads: &Heads, capacity: usize) -> Self {
-        let shape = [capacity, heads.num_kv_heads * heads.head_dim];
+impl KvPages {
+    /// So many pages.
+    pub fn new(device: &Device, dtype: DType, heads: &Heads, num_pages: usize) -> Self {
+        let shape = [num_pages * PAGE_ROWS, heads.num_kv_heads * heads.head_dim];
         let zeros = || device.persistent(Category::Cache, dtype, &shape);
-        Self { k: zeros(), v: zeros(), len: 0 }
+        Self { k: zeros(), v: zeros() }
     }
 
-    /// Tokens held.
-    pub fn len(&self) -> usize {
-        self.len
+    /// Bytes of so many pages.
+    pub fn bytes(dtype: DType, heads: &Heads, num_pages: usize) -> usize {
+        2 * dtype.num_bytes(&[num_pages * PAGE_ROWS, heads.num_kv_heads * heads.head_dim])
     }
 
-    /// Whether no token is held.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
+    /// Number of pages.
+    pub fn num_pages(&self) -> usize {
+        self.k.shape()[0] / PAGE_ROWS
     }
 
-    /// Forgets all tokens.
-    pub fn clear(&mut self) {
-        self.len = 0;
+    /// More pages behind those that there are, whose contents stay. Old and new memory are there
+    /// together for a moment.
+    pub fn grow(&mut self, device: &Device, num_pages: usize) {
+        for tensor in [&mut self.k, &mut self.v] {
+            let (rows, width) = rows_cols(tensor.shape());
+            let shape = [num_pages * PAGE_ROWS, width];
+            let mut larger = device.persistent(Category::Cache, tensor.dtype(), &shape);
+            if let Some(on) = device.begin(Cost::memory("grow", 2 * tensor.num_bytes())) {
+                let kept = larger.view_mut().part(0, rows * width);
+                on.convert(tensor.view(), kept);
+            }
+            *tensor = larger;
+        }
     }
 }
 
-/// Appends the keys and values of `qkv [t, qkv_width]` to `cache` and lets the queries attend to
-/// everything in it. Inference only.
+/// Where rows of a pass belong among pages of keys and values.
+#[derive(Clone, Debug, Default)]
+pub struct PagedRows {
+    /// The pages of all sequences, one sequence after another.
+    pub pages: Vec<u32>,
+    /// Queries and keys of each sequence; `k_start` is [`PAGE_ROWS`] times the sequence's first
+    /// entry in `pages`, and the queries' own keys are the last ones.
+    pub sequences: Vec<Sequence>,
+    /// Row of the pages to which the key and value of each query go.
+    pub slots: Vec<u32>,
+}
+
+impl PagedRows {
+    /// Adds the `new` rows that follow the `old` ones which the first of `pages` hold.
+    ///
+    /// # Panics
+    /// If the pages have no room for them.
+    pub fn push(&mut self, pages: &[u32], old: usize, new: usize) {
+        assert!(old + new <= pages.len() * PAGE_ROWS, "{old} + {new} rows in {pages:?}");
+        let k_start = self.pages.len() * PAGE_ROWS;
+        let (q_start, k_len) = (self.slots.len(), old + new);
+        self.sequences.push(Sequence { q_start, q_len: new, k_start, k_len });
+        let slot =
+            |row: usize| pages[row / PAGE_ROWS] * PAGE_ROWS as u32 + (row % PAGE_ROWS) as u32;
+        self.slots.extend((old..k_len).map(slot));
+        self.pages.extend(pages);
+    }
+}
+
+/// Puts the keys and values of `qkv [t, qkv_width]` into their pages and lets the queries attend to
+/// all keys of their sequences. Rows beyond those of `rows` give zeros. Inference only.
 ///
 /// # Panics
-/// If the cache has no room for `t` more tokens, or the tape records.
-pub fn attend_cached(tape: &mut Tape<'_>, qkv: Var, heads: &Heads, cache: &mut KvCache) -> Var {
-    assert!(!tape.is_recording(), "attention over a cache has no backward pass");
+/// If there are more rows than `t`, a page does not exist, or the tape records.
+pub fn attend_paged(
+    tape: &mut Tape<'_>,
+    qkv: Var,
+    heads: &Heads,
+    rows: &PagedRows,
+    cache: &mut KvPages,
+) -> Var {
+    assert!(!tape.is_recording(), "attention over pages has no backward pass");
     let (t, _) = rows_cols(qkv.value().shape());
-    let capacity = cache.k.shape()[0];
-    assert!(cache.len + t <= capacity, "the cache has no room: {} + {t} > {capacity}", cache.len);
+    assert!(rows.slots.len() <= t, "{} rows in a pass of {t}", rows.slots.len());
+    assert!(rows.pages.iter().all(|&page| (page as usize) < cache.num_pages()));
     let mut out = tape.activation(qkv.value().dtype(), &[t, heads.out_width()]);
     let mut lse = tape.device().alloc(Category::Workspace, DType::F32, &[heads.num_heads, t]);
-    let sequence = Sequence { q_start: 0, q_len: t, k_start: 0, k_len: cache.len + t };
-    let bytes = qkv.value().num_bytes() + 2 * cache.len * cache.k.num_bytes() / capacity;
-    if let Some(on) = tape.device().begin(cost("attend_cached", heads, &[sequence], 2, bytes)) {
+    let num_keys: usize = rows.sequences.iter().map(|s| s.k_len).sum();
+    let width = heads.num_kv_heads * heads.head_dim;
+    let bytes = qkv.value().num_bytes() + 2 * cache.k.dtype().num_bytes(&[num_keys, width]);
+    let cost = cost("attend_paged", heads, &rows.sequences, 2, bytes);
+    if let Some(on) = tape.device().begin(cost) {
         let packed = Inputs::packed(qkv.value().view(), heads);
-        append(on, &mut cache.k, cache.len, packed.k);
-        append(on, &mut cache.v, cache.len, packed.v);
-        let stride = cache.k.shape()[1];
-        let rows = |tensor| Rows { data: Tensor::view(tensor), stride, offset: 0 };
-        let inputs = Inputs { q: packed.q, k: rows(&cache.k), v: rows(&cache.v) };
-        on.attention(inputs, heads, &[sequence], out.view_mut(), lse.view_mut());
+        for (from, to) in [(packed.k, &mut cache.k), (packed.v, &mut cache.v)] {
+            let cols = from.offset..from.offset + width;
+            on.scatter_rows(from.data, from.stride, cols, &rows.slots, to.view_mut());
+        }
+        let kept = |tensor| Rows { data: Tensor::view(tensor), stride: width, offset: 0 };
+        let (k, v) = (kept(&cache.k), kept(&cache.v));
+        let inputs = Inputs { q: packed.q, k, v, pages: Some(&rows.pages) };
+        on.attention(inputs, heads, &rows.sequences, out.view_mut(), lse.view_mut());
     }
-    cache.len += t;
     tape.push(out, false, |_, _| {})
-}
-
-fn append(on: &Processor, cache: &mut Tensor, len: usize, rows: Rows<'_>) {
-    let width = cache.shape()[1];
-    on.copy_rows(rows.data, (rows.stride, rows.offset), cache.view_mut(), (width, len * width));
 }
 
 /// Keys that a query does not see but whose tiles it shares, with packing and what else is done

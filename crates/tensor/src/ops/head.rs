@@ -90,16 +90,17 @@ pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight) -> Tensor {
     y
 }
 
-/// The last row of `x [t, h]`: `[1, h]`. Inference only.
+/// Rows `rows` of `x [t, h]`, one after another. Inference only.
 ///
 /// # Panics
-/// If the tape records.
-pub fn last_row(tape: &mut Tape<'_>, x: Var) -> Var {
-    assert!(!tape.is_recording(), "taking the last row has no backward pass");
+/// If the tape records, or a row does not exist.
+pub fn take_rows(tape: &mut Tape<'_>, x: Var, rows: &[u32]) -> Var {
+    assert!(!tape.is_recording(), "taking rows has no backward pass");
     let (t, h) = rows_cols(x.value().shape());
-    let mut y = tape.activation(x.value().dtype(), &[1, h]);
-    if let Some(on) = tape.device().begin(Cost::memory("last_row", 2 * y.num_bytes())) {
-        on.gather_rows(x.value().view(), h, &[t as u32 - 1], y.view_mut());
+    assert!(rows.iter().all(|&row| (row as usize) < t));
+    let mut y = tape.activation(x.value().dtype(), &[rows.len(), h]);
+    if let Some(on) = tape.device().begin(Cost::memory("take_rows", 2 * y.num_bytes())) {
+        on.gather_rows(x.value().view(), h, rows, y.view_mut());
     }
     tape.push(y, false, |_, _| {})
 }

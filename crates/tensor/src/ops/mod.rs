@@ -1,6 +1,6 @@
 //! The coarse operations of a decoder: forward, backward, what they allocate and what they cost.
 //!
-//! One operation, one file. Each has a backward pass, except [`attend_cached`], which serves
+//! One operation, one file. Each has a backward pass, except [`attend_paged`], which serves
 //! generation only. The arithmetic is in `hone-kernels`; shapes, memory and costs are here.
 
 mod adapters;
@@ -16,10 +16,11 @@ mod rope;
 
 pub(crate) use adapters::RoundedAdapters;
 pub use adapters::round_adapters;
-pub use attention::{KvCache, attend_cached, attention};
+pub use attention::{KvPages, PagedRows, attend_paged, attention};
 pub use embedding::embedding;
 pub use glu::glu;
-pub use head::{last_row, log_probs, logits};
+pub use head::{log_probs, logits, take_rows};
+pub use hone_kernels::attention::PAGE_ROWS;
 pub use linear::linear;
 pub use offloaded::with_offloaded;
 pub use rms_norm::{HeadNorms, add_rms_norm, norm_heads, rms_norm};

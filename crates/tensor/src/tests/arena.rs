@@ -212,8 +212,10 @@ fn a_plan_counts_only_what_its_step_allocates() {
     let before = device.alloc(Category::Activations, DType::F32, &[3]);
     device.planned(&mut arena, &layout, || {
         drop(before);
-        drop(device.persistent(Category::Optimizer, DType::F32, &[5]));
+        let persistent = device.persistent(Category::Optimizer, DType::F32, &[5]);
+        assert_eq!(device.persistent_bytes(Category::Optimizer), 20);
+        drop(persistent);
         carry_out(&device, &work);
     });
-    assert_eq!(device.persistent_bytes(Category::Optimizer), 20);
+    assert_eq!(device.persistent_bytes(Category::Optimizer), 0, "released");
 }

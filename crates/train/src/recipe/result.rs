@@ -15,9 +15,9 @@ impl Run<'_> {
         sample::prompts(dataset, &self.setup.tokenizer, self.setup.run.report.samples)
     }
 
-    fn answer(&self, prompt: &Prompt) -> Result<String, TrainError> {
+    fn answers(&self, prompts: &[Prompt]) -> Result<Vec<String>, TrainError> {
         let limit = self.setup.run.report.max_new_tokens;
-        prompt.answer(self.engine.pass(), &self.setup.tokenizer, limit)
+        sample::answers(self.engine.pass(), &self.setup.tokenizer, prompts, limit)
     }
 
     /// The base model's answers: made at the start of the run, and found again when it resumes.
@@ -25,11 +25,11 @@ impl Run<'_> {
         if self.step > 0 {
             return Ok(self.dir.read_samples().unwrap_or_default());
         }
-        let mut samples = Vec::new();
-        for prompt in self.prompts()? {
-            let before = Some(self.answer(&prompt)?);
-            samples.push(Sample { before, ..prompt.sample() });
-        }
+        let prompts = self.prompts()?;
+        let answered = prompts.iter().zip(self.answers(&prompts)?);
+        let sample =
+            |(prompt, answer): (&Prompt, _)| Sample { before: Some(answer), ..prompt.sample() };
+        let samples: Vec<Sample> = answered.map(sample).collect();
         self.dir.write_samples(&samples)?;
         Ok(samples)
     }
@@ -56,8 +56,9 @@ impl Run<'_> {
         let arena_bytes = self.release_step_memory();
         let result = self.write_result(event)?;
         failpoint::hit("loop.result_written");
-        for prompt in self.prompts()? {
-            let after = Some(self.answer(&prompt)?);
+        let prompts = self.prompts()?;
+        for (prompt, answer) in prompts.iter().zip(self.answers(&prompts)?) {
+            let after = Some(answer);
             let asked = prompt.sample();
             if samples.iter().all(|sample| sample.prompt != asked.prompt) {
                 samples.push(asked.clone());

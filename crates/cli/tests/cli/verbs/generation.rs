@@ -19,6 +19,8 @@ fn greedy_text_of_a_real_model() {
     let flags = ["--prompt", "", "--max-new-tokens", "200", "--temperature", "0"];
     for threads in ["1", "2"] {
         let more = [&["generate", &model][..], &flags, &["--threads", threads]].concat();
+        let end = if expected.ends_with('\n') { "" } else { "\n" };
+        let expected = format!("{expected}{end}");
         assert_eq!(succeeds(&mut Scene::new().hone(&more)).stdout, expected);
     }
 }

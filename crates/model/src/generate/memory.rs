@@ -1,0 +1,137 @@
+//! Pages of keys and values and the passes that read them.
+
+use crate::config::DecoderConfig;
+use crate::pass::Pass;
+use hone_tensor::ops::{self, KvPages, PAGE_ROWS, PagedRows};
+use hone_tensor::{Arena, Compute, Layout};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Bytes of keys and values of `num_sequences` sequences of `len` tokens each.
+pub fn cache_bytes(
+    config: &DecoderConfig,
+    compute: Compute,
+    num_sequences: usize,
+    len: usize,
+) -> usize {
+    let num_pages = num_sequences * len.div_ceil(PAGE_ROWS);
+    config.heads().map(|heads| KvPages::bytes(compute.dtype(), heads, num_pages)).sum()
+}
+
+/// Bytes of step memory of a pass over `num_rows` tokens that gives logits of `num_answers` of
+/// them. `pass` may be on a dry device.
+pub fn step_bytes(pass: Pass<'_>, num_rows: usize, num_answers: usize) -> usize {
+    let mut rows = Rows::default();
+    for i in 0..num_answers {
+        let len = num_rows / num_answers + usize::from(i < num_rows % num_answers);
+        rows.push(&vec![0; len], &vec![0; len.div_ceil(PAGE_ROWS)], 0);
+    }
+    rows.round_up();
+    let new = |heads| KvPages::new(pass.device, pass.compute.dtype(), heads, 1);
+    let mut caches: Vec<KvPages> = pass.model.decoder.config.heads().map(new).collect();
+    Layout::of(pass.device.trace(|| logits(pass, &rows, &mut caches)).1).bytes()
+}
+
+/// The tokens of a pass: of each sequence those that its pages do not hold yet.
+#[derive(Default)]
+pub(super) struct Rows {
+    tokens: Vec<u32>,
+    positions: Vec<u32>,
+    /// Bounds of the sequences.
+    cu_seqlens: Vec<u32>,
+    paged: PagedRows,
+    /// The last row of each sequence, whose logits are wanted.
+    answers: Vec<u32>,
+    num_answers: usize,
+}
+
+impl Rows {
+    /// Adds the tokens that follow the `old` ones which `pages` hold.
+    pub(super) fn push(&mut self, tokens: &[u32], pages: &[u32], old: usize) {
+        self.paged.push(pages, old, tokens.len());
+        self.tokens.extend(tokens);
+        self.positions.extend((old..old + tokens.len()).map(|position| position as u32));
+        self.answers.push(self.tokens.len() as u32 - 1);
+        self.num_answers += 1;
+    }
+
+    /// Pads to one of few sizes, so that few layouts serve all passes; returns them.
+    fn round_up(&mut self) -> [usize; 2] {
+        let ends = self.paged.sequences.iter().map(|s| (s.q_start + s.q_len) as u32);
+        self.cu_seqlens = std::iter::once(0).chain(ends).collect();
+        let sizes = [self.tokens.len(), self.answers.len()].map(bucket);
+        self.tokens.resize(sizes[0], 0);
+        self.positions.resize(sizes[0], 0);
+        self.answers.resize(sizes[1], 0);
+        sizes
+    }
+}
+
+/// `n`, rounded up to an eighth of the next power of two.
+fn bucket(n: usize) -> usize {
+    n.next_multiple_of((n.next_power_of_two() / 8).max(1))
+}
+
+/// Pages of all layers, and the memory that passes run in.
+pub(super) struct Memory<'a> {
+    pass: Pass<'a>,
+    caches: Vec<KvPages>,
+    arena: Arena,
+    /// Where a pass of so many rows and answers has its step memory.
+    layouts: HashMap<[usize; 2], Arc<Layout>>,
+}
+
+impl<'a> Memory<'a> {
+    pub(super) fn new(pass: Pass<'a>) -> Self {
+        let arena = Arena::new(pass.device, 0);
+        Self { pass, caches: Vec::new(), arena, layouts: HashMap::new() }
+    }
+
+    /// Makes room for so many pages, doubling what there is as far as `max_pages` allow.
+    pub(super) fn reserve(&mut self, num_pages: usize, max_pages: usize) {
+        let Pass { device, model, compute } = self.pass;
+        let there = self.caches.first().map_or(0, KvPages::num_pages);
+        if num_pages <= there {
+            return;
+        }
+        let num_pages = num_pages.max((2 * there).min(max_pages));
+        if self.caches.is_empty() {
+            let new = |heads| KvPages::new(device, compute.dtype(), heads, num_pages);
+            self.caches = model.decoder.config.heads().map(new).collect();
+        } else {
+            self.caches.iter_mut().for_each(|cache| cache.grow(device, num_pages));
+        }
+    }
+
+    /// Logits `[num_answers, vocab_size]` after the last token of each sequence of `rows`. The
+    /// first pass of a size takes its memory from the system and shows what it needs; those after
+    /// it run in the arena.
+    pub(super) fn logits(&mut self, mut rows: Rows) -> Vec<f32> {
+        let (pass, sizes) = (self.pass, rows.round_up());
+        let Some(layout) = self.layouts.get(&sizes) else {
+            let (logits, trace) = pass.device.trace(|| logits(pass, &rows, &mut self.caches));
+            self.layouts.insert(sizes, Arc::new(Layout::of(trace)));
+            return logits;
+        };
+        if layout.bytes() > self.arena.bytes() {
+            self.arena = Arena::new(pass.device, layout.bytes());
+        }
+        pass.device.planned(&mut self.arena, layout, || logits(pass, &rows, &mut self.caches))
+    }
+}
+
+/// One pass; no logits on a dry device.
+fn logits(pass: Pass<'_>, rows: &Rows, caches: &mut [KvPages]) -> Vec<f32> {
+    let decoder = &pass.model.decoder;
+    let angles = decoder.config.angles(&rows.positions, &rows.cu_seqlens);
+    let mut tape = pass.inference_tape();
+    let hidden = decoder.hidden_paged(&mut tape, &rows.tokens, &angles, &rows.paged, caches);
+    let last = ops::take_rows(&mut tape, hidden, &rows.answers);
+    let logits = ops::logits(&mut tape, last.value(), decoder.head());
+    if pass.device.is_dry() {
+        return Vec::new();
+    }
+    let mut logits = logits.to_vec_f32();
+    logits.truncate(rows.num_answers * decoder.config.vocab_size);
+    logits
+}
