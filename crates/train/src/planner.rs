@@ -118,8 +118,8 @@ impl Plan {
     }
 
     /// The policy that this plan is of.
-    pub fn policy(&self, max_seq_len: usize) -> Policy {
-        let units = (self.micro_batch_tokens / max_seq_len).max(1);
+    pub fn policy(&self, unit_tokens: usize) -> Policy {
+        let units = (self.micro_batch_tokens / unit_tokens).max(1);
         Policy { units, recompute: self.recompute }
     }
 

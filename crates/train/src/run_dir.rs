@@ -138,7 +138,7 @@ impl RunDir {
                 self.0.display(),
             )));
         }
-        Ok(manifest.plan.policy(setup.max_seq_len))
+        Ok(manifest.plan.policy(setup.unit_tokens()))
     }
 
     /// Whether sums are ordered as when the run was begun: by the same kind of processor and, for a

@@ -17,7 +17,7 @@ pub(super) fn suggestions(
     let (base_precision, lora) = (setup.base_precision, setup.lora.clone());
     let offload = setup.run.budget.offload;
     let mut variant = Variant { setup, host, base_precision, lora, offload, lines: Vec::new() };
-    let pinned = setup.run.budget.micro_batch_tokens.is_some_and(|n| n > setup.max_seq_len)
+    let pinned = setup.run.budget.micro_batch_tokens.is_some_and(|n| n > setup.unit_tokens())
         || setup.run.budget.recompute == run_file::Recompute::None;
     if pinned && variant.fits("leave budget.micro_batch_tokens and budget.recompute out")? {
         return Ok(variant.lines);
@@ -100,19 +100,20 @@ struct Variant<'a> {
 impl Variant<'_> {
     /// Whether the changes so far and this one, already made, are enough.
     fn fits(&mut self, change: &str) -> Result<bool, TrainError> {
-        let needed_bytes = self.dry()?.leanest(self.setup.max_seq_len);
+        let needed_bytes = self.dry()?.leanest(self.setup.unit_tokens());
         Ok(self.note(change, needed_bytes))
     }
 
     /// Whether rows of half the length, or a quarter, and so on, are enough.
     fn shorter_rows_fit(&mut self) -> Result<bool, TrainError> {
         let longest = self.setup.max_seq_len;
+        let rows_per_unit = self.setup.unit_tokens() / longest;
         let mut dry = self.dry()?;
         for len in std::iter::successors(Some(longest / 2), |len| Some(len / 2)) {
             if len < SHORTEST {
                 break;
             }
-            let needed_bytes = dry.leanest(len);
+            let needed_bytes = dry.leanest(len * rows_per_unit);
             if self.host.fits(self.setup, needed_bytes) {
                 let change = format!(
                     "data.max_seq_len = {len} (now {longest}) with data.overlong = \"truncate\""

@@ -130,7 +130,10 @@ fn every_limit_is_kept() {
             _ => continue,
         };
         for value in good.iter().filter(|_| key.path != "train.batch_tokens") {
-            load(&with_adapter(), &[&format!("{}={value}", key.path)]).expect(key.path);
+            let kind = key.only_if.map(|kind| format!("{}.kind={kind}", key.parts().0));
+            let given = [Some(format!("{}={value}", key.path)), kind];
+            let given: Vec<&str> = given.iter().flatten().map(String::as_str).collect();
+            load(&with_adapter(), &given).expect(key.path);
         }
         for value in bad {
             refused(&with_adapter(), &[&format!("{}={value}", key.path)], &[key.path, "expected"]);
