@@ -49,8 +49,8 @@ impl Fidelity {
             let logits = |model| logits(model, models.device, row);
             let (intended, written) = (logits(models.intended), logits(models.written));
             let base = models.base.map(logits);
-            let all = intended.iter().chain(&written).chain(base.iter().flatten());
-            if !all.copied().all(f32::is_finite) {
+            let compared = [Some(&intended), Some(&written), base.as_ref()];
+            if !compared.into_iter().flatten().all(|logits| are_finite(logits)) {
                 return None;
             }
             let vocab_size = intended.len() / row.len();
@@ -70,6 +70,10 @@ fn tolerance(dtype: DType) -> f64 {
     if dtype == DType::F32 { 1e-4 } else { 5e-2 }
 }
 
+fn are_finite(logits: &[f32]) -> bool {
+    logits.iter().all(|x| x.is_finite())
+}
+
 /// `[t * vocab_size]`.
 fn logits(model: &Model, device: &Device, tokens: &[u32]) -> Vec<f32> {
     let batch = Batch::of_sequence(&model.decoder.config, tokens);
@@ -83,7 +87,8 @@ struct Sums {
     effect: f64,
     size: f64,
     largest: f64,
-    bounds: (f32, f32),
+    lowest: f32,
+    highest: f32,
     kl: f64,
     agreeing: usize,
     tokens: usize,
@@ -91,9 +96,9 @@ struct Sums {
 
 impl Default for Sums {
     fn default() -> Self {
-        let bounds = (f32::MAX, f32::MIN);
+        let (lowest, highest) = (f32::MAX, f32::MIN);
         let (error, effect, size, largest, kl) = (0.0, 0.0, 0.0, 0.0, 0.0);
-        Self { error, effect, size, largest, bounds, kl, agreeing: 0, tokens: 0 }
+        Self { error, effect, size, largest, lowest, highest, kl, agreeing: 0, tokens: 0 }
     }
 }
 
@@ -105,10 +110,10 @@ impl Sums {
         self.error += squares(intended, written);
         self.effect += base.map_or(0.0, |base| squares(intended, base));
         self.size += intended.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
-        for (a, b) in intended.iter().zip(written) {
-            self.largest = self.largest.max(f64::from((a - b).abs()));
-            self.bounds = (self.bounds.0.min(*a), self.bounds.1.max(*a));
-        }
+        let errors = intended.iter().zip(written).map(|(a, b)| f64::from((a - b).abs()));
+        self.largest = errors.fold(self.largest, f64::max);
+        self.lowest = intended.iter().copied().fold(self.lowest, f32::min);
+        self.highest = intended.iter().copied().fold(self.highest, f32::max);
         for (p, q) in intended.chunks(vocab_size).zip(written.chunks(vocab_size)) {
             self.kl += divergence(p, q);
             self.agreeing += usize::from(likeliest(p) == likeliest(q));
@@ -118,7 +123,7 @@ impl Sums {
 
     fn fidelity(&self) -> Fidelity {
         let tokens = self.tokens.max(1) as f64;
-        let range = f64::from(self.bounds.1 - self.bounds.0).max(f64::MIN_POSITIVE);
+        let range = f64::from(self.highest - self.lowest).max(f64::MIN_POSITIVE);
         let is_measurable = self.effect.sqrt() > MIN_EFFECT * self.size.sqrt();
         Fidelity {
             lost: is_measurable.then(|| (self.error / self.effect).sqrt()),
