@@ -110,10 +110,11 @@ const MAX_TOKENS: usize = 64;
 
 fn write_and_compare(opened: &Opened, dtype: DType, out: &Path) -> Result<Fidelity, Failure> {
     let Opened { device, model, .. } = opened;
-    let options = ExportOptions { base_dir: &opened.dir, dtype, end_of_turn: None };
-    export_hf(model, device, options, out)?;
-    let written = &hone_model::load(out, device, LoadOptions::INFERENCE)?;
     let is_adapted = model.decoder.projections().any(|(_, p)| p.lora.is_some());
+    // A model as it was keeps the ends that it was published with.
+    let end_of_turn = opened.tokenizer.turn_end_id().filter(|_| is_adapted);
+    export_hf(model, device, ExportOptions { base_dir: &opened.dir, dtype, end_of_turn }, out)?;
+    let written = &hone_model::load(out, device, LoadOptions::INFERENCE)?;
     let base = is_adapted.then(|| model.without_adapters());
     let is_known = |id: &u32| (*id as usize) < model.decoder.config.vocab_size;
     let row = |text: &str| -> Result<Vec<u32>, Failure> {

@@ -100,9 +100,26 @@ impl Run<'_> {
         Ok(result)
     }
 
+    /// What ends the template's turns, if it was learnt.
+    fn end_of_turn(&self) -> Option<u32> {
+        let (id, train) = (self.setup.tokenizer.turn_end_id()?, &self.setup.train);
+        let learns = |i| {
+            let row = train.row(i);
+            row.tokens
+                .iter()
+                .zip(row.is_target)
+                .any(|(token, is_target)| *token == id && *is_target)
+        };
+        (0..train.len()).any(learns).then_some(id)
+    }
+
     fn write_model(&self, to: &Path, dtype: DType) -> Result<(), TrainError> {
         let Engine { device, model, .. } = &self.engine;
-        let options = ExportOptions { base_dir: &self.setup.model_dir, dtype, end_of_turn: None };
+        let options = ExportOptions {
+            base_dir: &self.setup.model_dir,
+            dtype,
+            end_of_turn: self.end_of_turn(),
+        };
         export_hf(model, device, options, to)?;
         self.compare(to, dtype)
     }
