@@ -21,7 +21,7 @@ pub struct Limits {
 impl Default for Limits {
     /// As many pages as the requests ask for.
     fn default() -> Self {
-        Self { max_sequences: 64, max_prompt_rows: 1024, max_pages: usize::MAX }
+        Self { max_sequences: 16, max_prompt_rows: 512, max_pages: usize::MAX }
     }
 }
 

@@ -168,9 +168,9 @@ fn graphs_change_nothing() {
 fn a_run_does_not_go_on_on_another_processor() {
     let Some(gpu) = Gpu::for_tests() else { return };
     let (scene, settings) = (Scene::new("dynamic"), [&LORA[..], &["train.max_steps = 2"]].concat());
-    let mut setup = scene.setup(&settings);
-    let begun = recipe::train(&setup, Options::default(), &mut |_| {}, &|| true);
+    let begun = recipe::train(&scene.setup(&settings), Options::default(), &mut |_| {}, &|| true);
     assert!(matches!(begun.unwrap(), Outcome::Interrupted { step: 1 }));
+    let mut setup = scene.setup(&settings);
     setup.place = Place::Cuda(gpu);
     let Err(error) = recipe::train(&setup, RESUME, &mut |_| {}, &|| false) else { panic!() };
     let message = error.to_string();
