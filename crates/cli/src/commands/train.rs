@@ -22,7 +22,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
         dir.check_free()?;
     }
     let setup = super::prepare(None, run)?;
-    output::note(setup.run.to_toml().trim_end());
+    output::note(&format!("settings {}", dir.join("run.toml").display()));
     let options = Options { resume: args.resume, profile: args.profile };
     let finished = train(&setup, options, "the same command and --resume")?;
     if args.run.json {

@@ -113,7 +113,9 @@ fn progress_goes_to_standard_error() {
     let scene = Scene::new();
     let train = succeeds(&mut scene.train(&["train.max_steps=2"]));
     assert!(train.stderr.contains("step 2/2"), "{}", train.stderr);
-    assert!(train.stderr.contains("max_steps = 2"), "the effective settings: {}", train.stderr);
+    assert!(train.stderr.contains("settings run/run.toml"), "{}", train.stderr);
+    let effective = std::fs::read_to_string(scene.path("run/run.toml")).unwrap();
+    assert!(effective.contains("max_steps = 2"), "{effective}");
     assert!(!train.stdout.contains("step"), "{}", train.stdout);
     assert!(train.stdout.contains("run/adapter"), "{}", train.stdout);
     let greedy = ["generate", "model", "--prompt", "w5", "--temperature", "0"];
