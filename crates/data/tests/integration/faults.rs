@@ -233,6 +233,13 @@ fn a_damaged_tokenizer_is_an_error() {
         assert!(Tokenizer::from_dir(fixture.path()).is_err());
     }
     let parsed: Value = serde_json::from_str(&whole).unwrap();
+    for bad in [r#"{"type": "\ud800"}"#, r#"{"type": "\u12"}"#, r#"{"type": 1e999}"#, "[1"] {
+        let decoder = format!("\"decoder\":{}", parsed["decoder"]);
+        let damaged = whole.replace(&decoder, &format!("\"decoder\":{bad}"));
+        assert_ne!(damaged, whole);
+        std::fs::write(&path, damaged).unwrap();
+        assert!(Tokenizer::from_dir(fixture.path()).is_err(), "{bad}");
+    }
     for key in ["decoder", "model", "post_processor", "pre_tokenizer", "normalizer"] {
         for bad in [json!(5), json!("x"), json!([]), json!({}), json!({"type": 5}), json!([[]])] {
             let mut tokenizer = parsed.clone();
