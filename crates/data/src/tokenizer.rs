@@ -275,11 +275,34 @@ fn prepare(inner: &mut tokenizers::Tokenizer) -> Result<(), DataError> {
     inner.with_truncation(None).map_err(failed)?;
     let Some(processor) = inner.get_post_processor() else { return Ok(()) };
     let mut json = serde_json::to_value(processor).map_err(|e| failed(e.into()))?;
+    if let Some(mark) = undefined_mark(&json) {
+        return Err(DataError::setup(
+            format!("the tokenizer's post_processor adds {mark:?}, which it does not define"),
+            "restore the model's own tokenizer.json",
+        ));
+    }
     keep_spaces(&mut json);
     let processor =
         serde_json::from_value::<PostProcessorWrapper>(json).map_err(|e| failed(e.into()))?;
     inner.with_post_processor(Some(processor));
     Ok(())
+}
+
+/// A special token that a template of a post-processor names without defining it; the library
+/// panics on the first text then.
+fn undefined_mark(json: &Value) -> Option<&str> {
+    match json {
+        Value::Object(map) => {
+            let pieces = ["single", "pair"].into_iter().filter_map(|key| map.get(key)?.as_array());
+            let mut named =
+                pieces.flatten().filter_map(|piece| piece["SpecialToken"]["id"].as_str());
+            let is_defined =
+                |id: &str| map.get("special_tokens").is_none_or(|t| t.get(id).is_some());
+            named.find(|id| !is_defined(id)).or_else(|| map.values().find_map(undefined_mark))
+        }
+        Value::Array(items) => items.iter().find_map(undefined_mark),
+        _ => None,
+    }
 }
 
 fn keep_spaces(json: &mut Value) {

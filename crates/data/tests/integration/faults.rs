@@ -240,6 +240,10 @@ fn a_damaged_tokenizer_is_an_error() {
         std::fs::write(&path, damaged).unwrap();
         assert!(Tokenizer::from_dir(fixture.path()).is_err(), "{bad}");
     }
+    let undefined = whole.replace(r#""special_tokens":{"<s>""#, r#""special_tokens":{"<t>""#);
+    assert_ne!(undefined, whole);
+    std::fs::write(&path, undefined).unwrap();
+    assert!(Tokenizer::from_dir(fixture.path()).is_err());
     for key in ["decoder", "model", "post_processor", "pre_tokenizer", "normalizer"] {
         for bad in [json!(5), json!("x"), json!([]), json!({}), json!({"type": 5}), json!([[]])] {
             let mut tokenizer = parsed.clone();
