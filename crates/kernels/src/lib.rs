@@ -30,6 +30,7 @@ mod processor;
 pub mod random;
 pub mod rms_norm;
 pub mod rope;
+#[cfg(any(test, feature = "emulator"))]
 pub mod testing;
 pub mod vector;
 

@@ -21,9 +21,9 @@ pub use device::{
 pub use hone_kernels::attention::{Heads, Sequence, max_head_dim};
 pub use hone_kernels::memory::release_free_memory;
 pub use hone_kernels::random::Philox;
-pub use hone_kernels::{
-    DType, Isa, Processor, Storage, View, ViewMut, adamw, ceiling, cuda, testing,
-};
+#[cfg(feature = "testing")]
+pub use hone_kernels::testing;
+pub use hone_kernels::{DType, Isa, Processor, Storage, View, ViewMut, adamw, ceiling, cuda};
 pub use mapped::Mapped;
 pub use merge::merge;
 pub use params::{Gradients, ParamId, Params};

@@ -10,6 +10,7 @@
 mod backward;
 pub(crate) mod cuda;
 mod forward;
+#[cfg(any(test, feature = "reference"))]
 pub mod reference;
 mod rows;
 

@@ -7,7 +7,7 @@
 use super::Arg;
 use super::graphs::{Calls, Graph};
 pub use crate::element::Address;
-use crate::element::{DType, f16};
+use crate::element::DType;
 
 /// An address in the host's memory.
 pub type HostAddress = *mut u8;
@@ -85,30 +85,12 @@ pub enum Fp8 {
     E5m2,
 }
 
-impl Fp8 {
-    /// The value of a number.
-    pub(crate) fn to_f32(self, bits: u8) -> f32 {
-        match self {
-            Fp8::E5m2 => f16::from_bits(u16::from(bits) << 8).to_f32(),
-            Fp8::E4m3 => {
-                let sign = if bits & 0x80 == 0 { 1.0 } else { -1.0 };
-                let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f32::from(bits & 7));
-                sign * match (exponent, bits & 7) {
-                    (15, 7) => f32::NAN,
-                    (0, _) => mantissa * 2f32.powi(-9),
-                    _ => (8.0 + mantissa) * 2f32.powi(exponent - 10),
-                }
-            }
-        }
-    }
-}
-
 /// What the operands of a product are.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Operands {
     /// Both `f32`, `bf16` or `f16`.
     Floats(DType),
-    /// Each times a factor, an `f32` in the GPU's memory. See [`Matmul::check_eight_bits`].
+    /// Each times a factor, an `f32` in the GPU's memory. See `Matmul::check_eight_bits`.
     Fp8 {
         /// Left operand.
         a: Fp8,
@@ -118,7 +100,7 @@ pub enum Operands {
         scales: [Address; 2],
     },
     /// Both signed bytes, without a factor and with nothing added. Sums are integers of 32 bits,
-    /// and so is the result, in place of `f32`. See [`Matmul::check_eight_bits`].
+    /// and so is the result, in place of `f32`. See `Matmul::check_eight_bits`.
     Int8,
 }
 

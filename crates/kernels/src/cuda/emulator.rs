@@ -6,7 +6,7 @@ use super::driver::{
     Address, Driver, Fp8, HostAddress, Info, Launch, Matmul, Operand, Operands, Source,
 };
 use super::graphs::{Calls, Graph};
-use super::{Arg, cache};
+use super::{Arg, Gpu, cache};
 use crate::element::{DType, Element, bf16, f16};
 use libloading::Library;
 use std::alloc::{Layout, alloc, dealloc};
@@ -16,6 +16,32 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, OnceLock};
+
+impl Gpu {
+    /// A GPU to test on: the one that `HONE_TEST_GPU` names by its number, or an emulated one;
+    /// `None`, and a line that says so, where there is no C++ compiler to emulate one with.
+    ///
+    /// # Panics
+    /// If `HONE_TEST_GPU` is no number, or that device cannot be opened.
+    pub fn for_tests() -> Option<Self> {
+        if let Ok(index) = std::env::var("HONE_TEST_GPU") {
+            let index = index.parse().expect("HONE_TEST_GPU is the number of a CUDA device");
+            return Some(Self::open(index).unwrap_or_else(|error| panic!("{error}")));
+        }
+        let emulator = Emulator::new();
+        if emulator.is_none() {
+            crate::testing::skip("there is no C++ compiler to emulate a GPU with");
+        }
+        Some(Self::of(Box::new(emulator?)))
+    }
+
+    /// [`Gpu::for_tests`] where it multiplies in FP8: an emulated GPU does, a real one from compute
+    /// capability 8.9 on.
+    pub fn for_tests_in_fp8() -> Option<Self> {
+        let is_real = std::env::var_os("HONE_TEST_GPU").is_some();
+        Self::for_tests().filter(|gpu| !is_real || gpu.info().compute_capability >= (8, 9))
+    }
+}
 
 /// Kernels keep a block's memory in statics: one launch at a time in a process.
 static LAUNCHING: Mutex<()> = Mutex::new(());
@@ -235,6 +261,24 @@ struct Again(Calls);
 impl Graph for Again {
     fn launch(&mut self, driver: &dyn Driver, inputs: &[u8]) {
         self.0.issue_with(driver, inputs);
+    }
+}
+
+impl Fp8 {
+    /// The value of a number.
+    pub(crate) fn to_f32(self, bits: u8) -> f32 {
+        match self {
+            Fp8::E5m2 => f16::from_bits(u16::from(bits) << 8).to_f32(),
+            Fp8::E4m3 => {
+                let sign = if bits & 0x80 == 0 { 1.0 } else { -1.0 };
+                let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f32::from(bits & 7));
+                sign * match (exponent, bits & 7) {
+                    (15, 7) => f32::NAN,
+                    (0, _) => mantissa * 2f32.powi(-9),
+                    _ => (8.0 + mantissa) * 2f32.powi(exponent - 10),
+                }
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod cache;
 mod driver;
+#[cfg(any(test, feature = "emulator"))]
 mod emulator;
 mod graphs;
 mod lists;
@@ -73,27 +74,6 @@ impl Gpu {
     /// which and what to do.
     pub fn open(index: u32) -> Result<Self, CudaError> {
         Ok(Self::of(Box::new(nvidia::Nvidia::open(index)?)))
-    }
-
-    /// A GPU to test on: the one that `HONE_TEST_GPU` names by its number, or an emulation; `None`,
-    /// and a word about it, where there is no C++ compiler to emulate one with.
-    pub fn for_tests() -> Option<Self> {
-        if let Ok(index) = std::env::var("HONE_TEST_GPU") {
-            let index = index.parse().expect("HONE_TEST_GPU is the number of a CUDA device");
-            return Some(Self::open(index).unwrap_or_else(|error| panic!("{error}")));
-        }
-        let emulator = emulator::Emulator::new();
-        if emulator.is_none() {
-            crate::testing::skip("there is no C++ compiler to emulate a GPU with");
-        }
-        Some(Self::of(Box::new(emulator?)))
-    }
-
-    /// The same for products in FP8, which an emulation has, and a real one from compute capability
-    /// 8.9 on.
-    pub fn for_tests_in_fp8() -> Option<Self> {
-        let is_real = std::env::var_os("HONE_TEST_GPU").is_some();
-        Self::for_tests().filter(|gpu| !is_real || gpu.info().compute_capability >= (8, 9))
     }
 
     fn of(driver: Box<dyn Driver>) -> Self {

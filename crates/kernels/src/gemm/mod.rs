@@ -11,6 +11,7 @@
 pub(crate) mod block;
 mod cpu;
 pub(crate) mod cuda;
+#[cfg(any(test, feature = "reference"))]
 pub mod reference;
 pub(crate) mod tile;
 mod weight;

@@ -6,6 +6,7 @@
 mod cpu;
 pub mod cuda;
 mod gradient;
+#[cfg(any(test, feature = "reference"))]
 pub mod reference;
 
 pub use cpu::{Inputs, Outputs, backward, forward, workspace_len};

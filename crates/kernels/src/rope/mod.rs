@@ -6,6 +6,7 @@
 
 mod cpu;
 pub(crate) mod cuda;
+#[cfg(any(test, feature = "reference"))]
 pub mod reference;
 
 pub use cpu::rotate;

@@ -293,7 +293,7 @@ pub fn zero(cpu: &Cpu, y: ViewMut<'_>) {
     with_elements!(mut y, y => chunks(cpu, y, |_, y| y.fill(Element::from_f32(0.0))));
 }
 
-/// `Σ x²`: partial sums of [`CHUNK`] elements in `f32`, added in order in `f64`.
+/// `Σ x²`: partial sums of `CHUNK` elements in `f32`, added in order in `f64`.
 pub fn sum_of_squares(cpu: &Cpu, x: &[f32]) -> f64 {
     let mut partial = vec![0.0f32; x.len().div_ceil(CHUNK)];
     cpu.rows(&mut partial, 1, CHUNK, |i, sum| {

@@ -44,7 +44,7 @@ pub struct Manifest {
 /// The version of Hone that wrote a manifest, and what else decides how it rounds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Writer {
-    /// [`FORMAT_VERSION`]; 0.1.0 wrote none.
+    /// `FORMAT_VERSION`; 0.1.0 wrote none.
     #[serde(default)]
     pub format_version: u32,
     /// Version of Hone.
