@@ -12,6 +12,8 @@
 //! output element is produced by one task, summed in a fixed order, with fused multiply-adds
 //! everywhere. On a GPU sums have a fixed order too, so that the same GPU gives the same bits.
 
+#![allow(unsafe_code)]
+
 pub mod adamw;
 pub mod attention;
 pub mod ceiling;

@@ -4,6 +4,8 @@
 //! never learns which [`Device`] runs them. The same operations on [`Device::dry`] only count
 //! memory and work, which is how a run is planned.
 
+#![allow(unsafe_code)]
+
 mod device;
 mod mapped;
 mod merge;

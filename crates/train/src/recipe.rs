@@ -1,6 +1,6 @@
 //! A training run from beginning to end.
 
-use crate::checkpoint::{self, write_file_whole};
+use crate::checkpoint::write_file_whole;
 use crate::engine::{Engine, StepContext};
 use crate::error::TrainError;
 use crate::evaluate::{self, EvalSet, Evaluation};
@@ -8,19 +8,17 @@ use crate::failpoint;
 use crate::loading::{self, Held};
 use crate::metrics::{EvalRecord, Lines, Phases, RowsRecord, StepRecord};
 use crate::objectives::{Metrics, Statistics};
-use crate::place::Place;
 use crate::planner::{self, Plan, Planned};
 use crate::report;
 use crate::run_dir::RunDir;
 use crate::run_file::OnNonfinite;
-use crate::sample::{self, Prompt, Sample};
+use crate::sample::{self, Sample};
 use crate::schedule::Schedule;
 use crate::scoring::{LabelledBatch, Packing, Scorer, ScoringPlan};
 use crate::setup::Setup;
 use crate::step_profile::StepProfile;
 use hone_data::{Cursor, MicroBatch, Order};
-use hone_model::{adapter, export_hf};
-use hone_tensor::{Arena, DType, Device, ParamId, StepKey, Target};
+use hone_tensor::{Arena, Device, StepKey, Target};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 

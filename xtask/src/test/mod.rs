@@ -43,22 +43,12 @@ struct Stage {
 }
 
 /// Runs before tidy. Clippy uses the dev profile and the common target directory, so build scripts
-/// and procedural macros are built once for it and for the tests. The lint on unsafe blocks is
-/// named because the crates that may hold unsafe code do not take the workspace's lints.
+/// and procedural macros are built once for it and for the tests.
 const LINT_STAGES: [Stage; 2] = [
     Stage { name: "fmt", cargo_args: &["fmt", "--all", "--check"] },
     Stage {
         name: "clippy",
-        cargo_args: &[
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--",
-            "-D",
-            "warnings",
-            "-D",
-            "clippy::undocumented_unsafe_blocks",
-        ],
+        cargo_args: &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
     },
 ];
 

@@ -1,9 +1,20 @@
 //! What a finished run leaves: adapter or model, samples, report.
 
-use super::*;
-use crate::run_dir::Actual;
-use hone_model::{Comparison, ExportError, ExportOptions, LoadOptions, check_written};
-use hone_tensor::Gradients;
+use super::{Event, Finished, Run};
+use crate::checkpoint::{self, write_file_whole};
+use crate::engine::Engine;
+use crate::error::TrainError;
+use crate::metrics::{EvalRecord, StepRecord};
+use crate::place::Place;
+use crate::run_dir::{Actual, RunDir};
+use crate::sample::{self, Prompt, Sample};
+use crate::{failpoint, report};
+use hone_model::{
+    Comparison, ExportError, ExportOptions, LoadOptions, adapter, check_written, export_hf,
+};
+use hone_tensor::{Arena, DType, Gradients};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Rows that the result is compared on with the model in memory, and the most tokens of each.
 const NUM_ROWS: usize = 4;

@@ -1,11 +1,15 @@
 //! What a checkpoint holds: parameters, moments, and where in the data the run is.
 
-use super::*;
-use crate::checkpoint::CheckpointError;
+use super::{Event, Run};
+use crate::checkpoint::{self, CheckpointError};
+use crate::engine::Engine;
+use crate::error::TrainError;
 use crate::loss_scale::LossScale;
-use hone_tensor::Tensor;
+use hone_data::Cursor;
 use hone_tensor::safetensors::{SafeTensorsFile, write};
+use hone_tensor::{ParamId, Target, Tensor};
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 const PARAMS: &str = "params.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";

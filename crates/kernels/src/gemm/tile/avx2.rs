@@ -3,6 +3,7 @@
 use super::plain::direct_f32;
 use super::{Lines, Old, Part, Scalar, Segment, Sums, Tile, for_size, int8};
 use crate::element::View;
+#[allow(clippy::wildcard_imports, reason = "dozens of intrinsics")]
 use std::arch::x86_64::*;
 
 /// 6 rows by 2 vectors in 12 of 16 registers.

@@ -5,6 +5,7 @@ use super::plain::direct_f32;
 use super::{Lines, Old, Part, Segment, Sums, Tile, for_size, int8};
 use crate::element::{View, bf16};
 use crate::format::Storage;
+#[allow(clippy::wildcard_imports, reason = "dozens of intrinsics")]
 use std::arch::x86_64::*;
 use std::mem::transmute;
 

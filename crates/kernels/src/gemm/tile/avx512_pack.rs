@@ -7,6 +7,7 @@ use super::avx512::{Avx512, Avx512Bf16, LANES};
 use super::{Lines, Part, Tile, int8};
 use crate::element::{View, bf16, f16, not_floats, out_of_reach};
 use crate::format::{Int8Rows, Storage};
+#[allow(clippy::wildcard_imports, reason = "dozens of intrinsics")]
 use std::arch::x86_64::*;
 use std::mem::transmute;
 

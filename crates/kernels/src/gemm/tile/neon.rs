@@ -7,6 +7,7 @@ use super::plain::direct_f32;
 use super::{Lines, Old, Part, Scalar, Segment, Sums, Tile, for_size, int8};
 use crate::element::View;
 use crate::format::Int8Rows;
+#[allow(clippy::wildcard_imports, reason = "dozens of intrinsics")]
 use std::arch::aarch64::*;
 use std::arch::asm;
 
