@@ -1,20 +1,17 @@
 //! `cargo xtask tidy`: the house rules that a program can check.
 //!
-//! Each rule is a small pure function over text, so that its tests need no files:
-//! [`sizes`] (functions, files, columns, and the exceptions which only shrink), [`content`]
-//! (unsafe code, unfinished work, headers, names), [`circles`] (modules that use each other),
-//! [`crates`] (dependency directions, lints, documents), [`goldens`] (their size). Formatting is
-//! rustfmt's business and lints are clippy's.
+//! Each rule is a small pure function over text, so that its tests need no files: [`source`]
+//! (sizes, names, headers, unfinished work), [`circles`] (modules that use each other), [`crates`]
+//! (dependency directions, lints, documents), [`goldens`] (their size). Formatting is rustfmt's
+//! business; lints, long functions and unsafe code among them, are the compiler's and clippy's.
 //!
 //! Documents made by a program (`docs/run-file.md`, `docs/command-line.md`) are compared with a
 //! fresh copy by the tests of the crates that make them; `HONE_WRITE_DOCS=1 cargo test` writes
 //! them.
 
 mod circles;
-mod content;
 mod crates;
 mod goldens;
-mod sizes;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -25,10 +22,9 @@ use std::process::ExitCode;
 
 /// Folders whose code is checked; everything else is documents, data or build output.
 const CODE_FOLDERS: [&str; 4] = ["crates", "xtask", "scripts", ".ci"];
-const EXCEPTIONS: &str = "xtask/tidy-exceptions.txt";
 const CIRCLES: &str = "xtask/tidy-circles.txt";
 
-/// One broken rule: where, what, and how to mend it.
+/// One broken rule: where, what, and how to fix it.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Finding {
     path: String,
@@ -74,15 +70,11 @@ pub fn check_and_print(root: &Path) -> bool {
 /// The number of source files, and every broken rule in order of place.
 fn check(root: &Path) -> std::io::Result<(usize, Vec<Finding>)> {
     let sources = source::read_all(root, &CODE_FOLDERS)?;
-    let exceptions = std::fs::read_to_string(root.join(EXCEPTIONS)).unwrap_or_default();
-    let mut findings = sizes::check(&sources, EXCEPTIONS, &exceptions);
-    findings.extend(circles::check(&sources, CIRCLES, &read(root, CIRCLES)));
+    let mut findings = circles::check(&sources, CIRCLES, &read(root, CIRCLES));
     findings.extend(goldens::check(goldens::size(root)?));
-    for source in &sources {
-        findings.extend(content::check(source));
-    }
+    findings.extend(sources.iter().flat_map(source::check));
     for krate in crates::read_all(root)? {
-        findings.extend(crates::check_manifest(&krate));
+        findings.extend(crates::check(&krate));
         findings.extend(crates::check_map(&krate.name, &read(root, "ARCHITECTURE.md")));
     }
     for document in ["ARCHITECTURE.md", "CHANGELOG.md"] {

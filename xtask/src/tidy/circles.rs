@@ -1,11 +1,11 @@
 //! Circles of modules within a crate: files that use each other, directly or by way of others.
 //!
-//! A module and those inside it count as one thing: a child may use what its parent defines. Code
-//! for tests is left out. Known circles stand in a list that only shrinks, one a line:
-//! `crate: module module …`.
+//! A module and those inside it count as one thing: a child may use what its parent defines. Items
+//! for tests are left out. No parser of Rust: it counts on how rustfmt breaks lines. Known circles
+//! stand in a list that only shrinks, one a line: `crate: module module …`.
 
 use super::Finding;
-use super::source::{self, Source};
+use super::source::{Source, is_word};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The names from the crate's root to a file's module; none for the root.
@@ -90,13 +90,40 @@ fn files_by_crate(sources: &[Source]) -> BTreeMap<&str, BTreeMap<Module, &Source
 fn uses(files: &BTreeMap<Module, &Source>) -> Uses {
     let modules: BTreeSet<Module> = files.keys().cloned().collect();
     let of = |(module, source): (&Module, &&Source)| {
-        let tokens: Vec<&str> =
-            source::tokens(&source.lines).into_iter().map(|(_, token)| token).collect();
-        let used = paths(&tokens).into_iter().filter_map(|path| resolve(&modules, module, &path));
+        let code = code(&source.text);
+        let used =
+            paths(&tokens(&code)).into_iter().filter_map(|path| resolve(&modules, module, &path));
         let used = used.filter(|used| !used.starts_with(module) && !module.starts_with(used));
         (module.clone(), used.collect())
     };
     files.iter().map(of).collect()
+}
+
+/// The lines of a file without comments and items for tests: these end with the first line that is
+/// indented as their attribute and closes something.
+fn code(text: &str) -> String {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let (mut code, mut lines) = (String::new(), text.lines());
+    while let Some(line) = lines.next() {
+        if line.trim() == "#[cfg(test)]" {
+            lines.find(|end| indent(end) == indent(line) && end.ends_with([';', '}', ',']));
+        } else {
+            code.extend([line.split("//").next().unwrap_or_default(), "\n"]);
+        }
+    }
+    code
+}
+
+/// Words and single signs.
+fn tokens(code: &str) -> Vec<&str> {
+    let (mut tokens, mut rest) = (Vec::new(), code.trim_start());
+    while let Some(first) = rest.chars().next() {
+        let word = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
+        let (token, behind) = rest.split_at(if word == 0 { first.len_utf8() } else { word });
+        tokens.push(token);
+        rest = behind.trim_start();
+    }
+    tokens
 }
 
 /// The module of a file of ours that a path leads to, seen from `module`.
@@ -134,9 +161,7 @@ fn paths<'a>(tokens: &[&'a str]) -> Vec<Vec<&'a str>> {
     let (mut paths, mut at) = (Vec::new(), 0);
     while at < tokens.len() {
         let rest = &tokens[at..];
-        if rest.starts_with(&["#", "[", "cfg", "(", "test", ")", "]"]) {
-            at += 7 + item_length(&rest[7..]);
-        } else if rest[0] == "use" {
+        if rest[0] == "use" {
             at += 1 + tree(&rest[1..], &[], &mut paths);
         } else if ["crate", "super"].contains(&rest[0]) && rest[1..].starts_with(&[":", ":"]) {
             at += tree(rest, &[], &mut paths).max(1);
@@ -145,23 +170,6 @@ fn paths<'a>(tokens: &[&'a str]) -> Vec<Vec<&'a str>> {
         }
     }
     paths
-}
-
-/// The number of tokens of an item: to its semicolon or the brace that ends it.
-fn item_length(tokens: &[&str]) -> usize {
-    let mut depth = 0_usize;
-    for (i, token) in tokens.iter().enumerate() {
-        match *token {
-            "{" | "[" | "(" => depth += 1,
-            "}" | "]" | ")" => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        // Attributes end with a bracket, as other parts of an item may.
-        if depth == 0 && matches!(*token, ";" | "}") {
-            return i + 1;
-        }
-    }
-    tokens.len()
 }
 
 /// Reads `a::{b, c::d}` after `prefix` into `paths`; the number of tokens read.
@@ -178,7 +186,7 @@ fn tree<'a>(tokens: &[&'a str], prefix: &[&'a str], paths: &mut Vec<Vec<&'a str>
                 }
                 return at + 1;
             }
-            _ if token.starts_with(source::is_word) => {
+            _ if token.starts_with(is_word) => {
                 path.push(token);
                 at += 1;
                 if tokens.get(at) != Some(&":") {

@@ -1,10 +1,11 @@
 //! Rules on crates: who may depend on whom, the workspace's lints, and the documents.
 
 use super::Finding;
-use super::source;
+use crate::test::cargo;
+use serde_json::Value;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Who may depend on whom, by folder. The binary may use everything.
 const MAY_DEPEND_ON: [(&str, &[&str]); 13] = [
@@ -23,100 +24,77 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 13] = [
     ("cli", &[]),
 ];
 const BINARY: &str = "cli";
-/// These hold unsafe code, so they cannot take the workspace's `forbid`.
-const OWN_LINTS: [&str; 2] = ["kernels", "tensor"];
 const PREFIX: &str = "hone-";
 
 /// One crate of the workspace.
 pub struct Krate {
     /// The folder's name, which is the crate's name without its prefix.
     pub name: String,
+    /// What it is called.
+    pub package: String,
+    /// Every package that it depends on, for whatever purpose.
+    pub dependencies: Vec<String>,
     /// The text of its Cargo.toml.
     pub manifest: String,
 }
 
-/// Reads the manifest of every folder in `crates/`.
+/// Every crate in `crates/`, as cargo reads it.
 pub fn read_all(root: &Path) -> io::Result<Vec<Krate>> {
-    let mut crates = Vec::new();
-    for entry in fs::read_dir(root.join("crates"))? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let manifest =
-                fs::read_to_string(entry.path().join("Cargo.toml")).map_err(|error| {
-                    io::Error::new(error.kind(), format!("crates/{name}/Cargo.toml: {error}"))
-                })?;
-            crates.push(Krate { name, manifest });
-        }
+    let metadata = cargo(root).args(["metadata", "--no-deps", "--format-version=1"]).output()?;
+    if !metadata.status.success() {
+        return Err(io::Error::other(String::from_utf8_lossy(&metadata.stderr)));
     }
-    crates.sort_by(|a, b| a.name.cmp(&b.name));
+    let metadata: Value = serde_json::from_slice(&metadata.stdout)?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut crates = Vec::new();
+    for package in metadata["packages"].as_array().into_iter().flatten() {
+        let path = PathBuf::from(text(&package["manifest_path"]));
+        let folder = path.parent().filter(|folder| folder.parent() == Some(&root.join("crates")));
+        let Some(name) = folder.and_then(Path::file_name) else { continue };
+        let dependencies = package["dependencies"].as_array().into_iter().flatten();
+        crates.push(Krate {
+            name: name.to_string_lossy().into_owned(),
+            package: text(&package["name"]),
+            dependencies: dependencies.map(|dependency| text(&dependency["name"])).collect(),
+            manifest: fs::read_to_string(&path)?,
+        });
+    }
     Ok(crates)
 }
 
 /// Name, dependency directions and lints of one crate.
-pub fn check_manifest(krate: &Krate) -> Vec<Finding> {
-    let path = format!("crates/{}/Cargo.toml", krate.name);
-    let mut findings = Vec::new();
-    let mut section = "";
-    let mut has_lints = false;
-    for (index, line) in krate.manifest.lines().enumerate() {
-        let line = line.trim();
-        if let Some(header) = line.strip_prefix('[') {
-            section = header.trim_matches(['[', ']']);
-        }
-        has_lints |= section == "lints" && line.replace(' ', "") == "workspace=true";
-        let message = check_dependency(&krate.name, section, line)
-            .or_else(|| check_package_name(&krate.name, section, line));
-        findings.extend(message.map(|text| Finding::new(&path, index + 1, text)));
+pub fn check(krate: &Krate) -> Vec<Finding> {
+    let mut messages = Vec::new();
+    if krate.package != format!("{PREFIX}{}", krate.name) {
+        let name = &krate.name;
+        messages.push(format!("a crate is called after its folder: name it `{PREFIX}{name}`"));
     }
-    if !has_lints && !OWN_LINTS.contains(&krate.name.as_str()) {
+    if !krate.manifest.contains("\n[lints]\nworkspace = true\n") {
         let message = "the workspace's lints are not taken: add `[lints]` with `workspace = true`";
-        findings.push(Finding::new(&path, 1, message));
+        messages.push(message.to_owned());
     }
-    if !MAY_DEPEND_ON.iter().any(|(name, _)| *name == krate.name) {
-        let message = "a new crate: add its row to MAY_DEPEND_ON in xtask/src/tidy/crates.rs";
-        findings.push(Finding::new(&path, 1, message));
+    match MAY_DEPEND_ON.iter().find(|(name, _)| *name == krate.name) {
+        Some((_, allowed)) => messages.extend(wrong_ways(krate, allowed)),
+        None => messages
+            .push("a new crate: add its row to MAY_DEPEND_ON in xtask/src/tidy/crates.rs".into()),
     }
-    findings
+    let path = format!("crates/{}/Cargo.toml", krate.name);
+    messages.into_iter().map(|message| Finding::new(&path, 1, message)).collect()
 }
 
-fn check_package_name(name: &str, section: &str, line: &str) -> Option<String> {
-    let (key, value) = line.split_once('=')?;
-    let expected = format!("{PREFIX}{name}");
-    let wrong =
-        section == "package" && key.trim() == "name" && value.trim().trim_matches('"') != expected;
-    wrong.then(|| format!("a crate is called after its folder: name it `{expected}`"))
-}
-
-fn check_dependency(name: &str, section: &str, line: &str) -> Option<String> {
-    let dependency = dependency_on_crate(section, line)?;
-    let (_, allowed) = MAY_DEPEND_ON.iter().find(|(row, _)| *row == name)?;
-    if name == BINARY || allowed.contains(&dependency) {
-        return None;
-    }
-    let list = if allowed.is_empty() { "no crate of ours".to_owned() } else { allowed.join(", ") };
-    Some(format!(
-        "`{name}` may not depend on `{dependency}` (it may use: {list}): \
-         move the code to the crate that may, or pass what is needed in"
-    ))
-}
-
-/// The crate of ours that a manifest's line makes a dependency of any kind: `hone-x = …` in a
-/// table of dependencies, or the header of a table of its own.
-fn dependency_on_crate<'a>(section: &'a str, line: &'a str) -> Option<&'a str> {
-    if line.starts_with('[') {
-        let (table, name) = section.rsplit_once('.')?;
-        return is_dependencies(table).then(|| name.strip_prefix(PREFIX)).flatten();
-    }
-    if !is_dependencies(section) {
-        return None;
-    }
-    let name_end = line.find(|c: char| !source::is_word(c) && c != '-')?;
-    line[..name_end].strip_prefix(PREFIX)
-}
-
-fn is_dependencies(table: &str) -> bool {
-    table.rsplit('.').next().is_some_and(|last| last.ends_with("dependencies"))
+/// A message for each dependency on a crate of ours that is not allowed.
+fn wrong_ways(krate: &Krate, allowed: &[&str]) -> Vec<String> {
+    let ours = krate.dependencies.iter().filter_map(|name| name.strip_prefix(PREFIX));
+    let wrong = ours.filter(|name| krate.name != BINARY && !allowed.contains(name));
+    let may = if allowed.is_empty() { "no crate of ours".to_owned() } else { allowed.join(", ") };
+    let message = |name: &str| {
+        format!(
+            "`{}` may not depend on `{name}` (it may use: {may}): move the code to the crate that \
+             may, or pass what is needed in",
+            krate.name
+        )
+    };
+    wrong.map(message).collect()
 }
 
 /// A document that must exist and say something.
