@@ -4,6 +4,7 @@
 //! everything a run needs, [`loading`] loads that into an [`engine`], which holds what is trained
 //! on a device, and [`planner`] runs one step of it on the dry device.
 
+pub mod backend;
 pub mod checkpoint;
 pub mod engine;
 mod error;
@@ -15,7 +16,7 @@ pub mod machine;
 mod metrics;
 pub mod objectives;
 pub mod optimizer;
-pub mod place;
+
 pub mod planner;
 pub mod profile;
 pub mod recipe;

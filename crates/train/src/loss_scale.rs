@@ -3,8 +3,8 @@
 use hone_tensor::Compute;
 use serde::{Deserialize, Serialize};
 
-/// Steps without an overflow after which twice the factor is tried.
-const PATIENCE: u32 = 2000;
+/// Steps without an overflow after which the factor is doubled.
+const GROWTH_INTERVAL: u32 = 2000;
 
 /// The greatest factor, and the first that is tried.
 const MOST: u32 = 16;
@@ -37,10 +37,10 @@ impl LossScale {
         can
     }
 
-    /// After gradients that did not, in a run that computes in `compute`.
-    pub fn go_on(&mut self, compute: Compute) {
+    /// After gradients without an overflow, in a run that computes in `compute`.
+    pub fn update(&mut self, compute: Compute) {
         self.steps_without_overflow += 1;
-        if self.steps_without_overflow >= PATIENCE {
+        if self.steps_without_overflow >= GROWTH_INTERVAL {
             let most = Self::of(compute).log2;
             *self = Self { log2: (self.log2 + 1).min(most), steps_without_overflow: 0 };
         }
@@ -52,16 +52,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_overflow_halves_and_patience_doubles() {
+    fn an_overflow_halves_and_a_quiet_interval_doubles() {
         let mut scale = LossScale::of(Compute::F16);
         assert_eq!(scale.factor(), 65536.0);
         assert!(scale.halve() && scale.halve());
         assert_eq!(scale.factor(), 16384.0);
-        (1..PATIENCE).for_each(|_| scale.go_on(Compute::F16));
+        (1..GROWTH_INTERVAL).for_each(|_| scale.update(Compute::F16));
         assert_eq!(scale.factor(), 16384.0);
-        scale.go_on(Compute::F16);
+        scale.update(Compute::F16);
         assert_eq!(scale.factor(), 32768.0);
-        (0..3 * PATIENCE).for_each(|_| scale.go_on(Compute::F16));
+        (0..3 * GROWTH_INTERVAL).for_each(|_| scale.update(Compute::F16));
         assert_eq!(scale.factor(), 65536.0);
         assert_eq!((0..20).filter(|_| scale.halve()).count(), 16);
         assert_eq!(scale.factor(), 1.0);
@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn other_types_need_none() {
         let mut scale = LossScale::of(Compute::Bf16);
-        (0..3 * PATIENCE).for_each(|_| scale.go_on(Compute::Bf16));
+        (0..3 * GROWTH_INTERVAL).for_each(|_| scale.update(Compute::Bf16));
         assert_eq!(scale.factor(), 1.0);
         assert!(!scale.halve());
     }

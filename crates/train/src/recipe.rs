@@ -171,7 +171,7 @@ fn train_in(
 
 /// The device as the run is to find it.
 fn device(setup: &Setup, planned: &Planned) -> Device {
-    let device = setup.place.device();
+    let device = setup.backend.device();
     device.reserve(planned.scratch_bytes, planned.list_bytes);
     if !setup.run.run.cuda_graphs {
         device.turn_graphs_off();
@@ -185,7 +185,7 @@ fn first_profiled(first_step: u64, num_steps: u64) -> u64 {
 }
 
 fn plan(setup: &Setup, dir: &RunDir, resuming: bool) -> Result<Planned, TrainError> {
-    let profile = setup.place.profile();
+    let profile = setup.backend.profile();
     if resuming {
         return planner::plan_with(setup, &profile, dir.check_same(setup)?);
     }
@@ -311,7 +311,7 @@ impl Run<'_> {
             target_tokens: step.num_targets as u64,
             tokens_per_second: step.num_tokens as f64 / step_seconds,
             step_seconds,
-            peak_bytes: self.setup.place.peak_bytes(),
+            peak_bytes: self.setup.backend.peak_bytes(),
             phases: Phases { data, forward_backward, optimizer },
             skipped,
             metrics: metrics.means(),
@@ -431,7 +431,7 @@ impl Run<'_> {
             norm = self.engine.grad_norm();
         }
         match loss.is_finite() && norm.is_finite() {
-            true => self.engine.loss_scale.go_on(self.engine.compute),
+            true => self.engine.loss_scale.update(self.engine.compute),
             false => self.engine.loss_scale = before,
         }
         norm

@@ -144,7 +144,7 @@ impl RunDir {
     /// Whether sums are ordered as when the run was begun: by the same kind of processor and, for a
     /// GPU, the same libraries.
     fn check_rounding(&self, manifest: &Manifest, setup: &Setup) -> Result<(), TrainError> {
-        let gpu = (manifest.plan.gpu.as_deref(), setup.place.gpu_name());
+        let gpu = (manifest.plan.gpu.as_deref(), setup.backend.gpu_name());
         let libraries = (&manifest.writer.gpu_libraries, &Writer::of(setup).gpu_libraries);
         let shown = |value: Option<&str>| value.unwrap_or("the CPU").to_owned();
         let ((then, now), remedy) = if gpu.0 != gpu.1 {

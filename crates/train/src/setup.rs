@@ -1,9 +1,9 @@
 //! From a run file to everything a run needs, checked: model directory, tokenizer, data, order.
 
+use crate::backend::{Asked, Backend};
 use crate::error::TrainError;
 use crate::objectives;
-use crate::place::{Hardware, Place};
-use crate::run_dir::RunDir;
+
 use crate::run_file::{self, AdapterSection, Held, LoraSection, ObjectiveSection, RunFile};
 use hone_data::{Cursor, Dataset, Order, RecordSpec, Tokenizer, Unit, pack_in_order};
 use hone_model::adapter::{LoraConfig, TargetModules};
@@ -50,7 +50,16 @@ pub struct Setup {
     /// Threads of the CPU to use.
     pub threads: usize,
     /// Where to compute.
-    pub place: Place,
+    pub backend: Backend,
+}
+
+/// What a setup takes that is not in the run file.
+#[derive(Default)]
+pub struct SetupOptions {
+    /// When the run in `output.dir` was begun, in seconds since 1970, if it is to be resumed.
+    pub begun_at: Option<i64>,
+    /// A GPU to plan for; `run.device` then has no say.
+    pub planned_for: Option<Backend>,
 }
 
 impl Setup {
@@ -58,20 +67,12 @@ impl Setup {
     ///
     /// # Errors
     /// Whatever is wrong with model, data or settings.
-    pub fn new(run: RunFile, note: &mut dyn FnMut(String)) -> Result<Self, TrainError> {
-        Self::planning_for(None, run, note)
-    }
-
-    /// The same, to be planned for a GPU that need not be here; `run.device` then has no say.
-    ///
-    /// # Errors
-    /// Whatever is wrong with model, data or settings.
-    pub fn planning_for(
-        gpu: Option<Hardware<'_>>,
+    pub fn new(
         mut run: RunFile,
+        options: SetupOptions,
         note: &mut dyn FnMut(String),
     ) -> Result<Self, TrainError> {
-        let begun_at = RunDir::new(&run.output.dir).begun_at();
+        let SetupOptions { begun_at, planned_for } = options;
         let model_dir = resolve(&run.model.path, note)?;
         let config = DecoderConfig::load(&model_dir)?;
         let mut tokenizer = Tokenizer::from_dir(&model_dir)?;
@@ -82,8 +83,8 @@ impl Setup {
         surplus_tokens(&model_dir, &config, &tokenizer).into_iter().for_each(&mut *note);
         let file = hone_model::load(&model_dir, &Device::dry(), LoadOptions::INFERENCE)?;
         let threads = run.run.threads.unwrap_or_else(crate::machine::num_threads);
-        let (place, compute) = place(&run, gpu, (threads, file.file_dtype), note)?;
-        gpu.unwrap_or_else(|| place.hardware()).check_heads(config.max_head_dim())?;
+        let (backend, compute) = backend(&run, planned_for, (threads, file.file_dtype), note)?;
+        backend.check_heads(config.max_head_dim())?;
         let base_precision = held_type(run.model.base_precision, compute, file.file_dtype);
         let adapter = run.adapter.as_ref().map(|AdapterSection::Lora(lora)| lora);
         let init_adapter = adapter.and_then(|lora| lora.init_from.clone());
@@ -130,7 +131,7 @@ impl Setup {
             first_step: order.step(&Cursor::default()).to_vec(),
             num_steps,
             threads,
-            place,
+            backend,
             run,
         })
     }
@@ -163,19 +164,20 @@ fn evaluation_data(
     Ok(Some((eval, units)))
 }
 
-/// Where to compute, and in what; a GPU that is only planned for computes nothing.
-fn place(
+/// Where to compute, and in what.
+fn backend(
     run: &RunFile,
-    gpu: Option<Hardware<'_>>,
+    planned_for: Option<Backend>,
     (threads, file): (usize, DType),
     note: &mut dyn FnMut(String),
-) -> Result<(Place, Compute), TrainError> {
-    let asked = ("run.device =", run.run.device.as_str());
-    let Some(gpu) = gpu else {
-        return Place::open(asked, (run.model.compute, file), threads, note);
+) -> Result<(Backend, Compute), TrainError> {
+    let asked = Asked { setting: "run.device =", device: &run.run.device };
+    let Some(backend) = planned_for else {
+        return Backend::open(asked, (run.model.compute, file), threads, note);
     };
-    Place::check_name(asked)?;
-    Ok((Place::Cpu { threads }, gpu.compute_for(run.model.compute, file)?))
+    asked.check()?;
+    let compute = backend.compute_for(run.model.compute, file)?;
+    Ok((backend, compute))
 }
 
 /// Runs of fewer steps than this barely leave the warm-up.

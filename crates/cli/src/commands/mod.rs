@@ -15,19 +15,22 @@ use crate::output;
 use hone_data::Tokenizer;
 use hone_model::{LoadOptions, Model, Pass, adapter};
 use hone_tensor::{Category, Compute, Device, Target};
-use hone_train::place::{Hardware, Place};
+use hone_train::backend::{Asked, Backend};
+use hone_train::run_dir::RunDir;
 use hone_train::run_file::{RunFile, check_held_for};
-use hone_train::setup::{Setup, held_type, resolve, surplus_tokens};
+use hone_train::setup::{Setup, SetupOptions, held_type, resolve, surplus_tokens};
 use std::path::{Path, PathBuf};
 
 fn read_run_file(args: &RunFileArgs) -> Result<RunFile, Failure> {
     Ok(RunFile::load(&args.run_file, &args.overrides)?)
 }
 
-/// The run that a run file describes, for a GPU that need not be here if one is named; notes go to
+/// The run that a run file describes, for a GPU that need not be here if one is given; notes go to
 /// standard error.
-fn prepare(gpu: Option<Hardware<'_>>, run: RunFile) -> Result<Setup, Failure> {
-    Ok(Setup::planning_for(gpu, run, &mut |note| output::note(&format!("note: {note}")))?)
+fn prepare(planned_for: Option<Backend>, run: RunFile) -> Result<Setup, Failure> {
+    let begun_at = RunDir::new(&run.output.dir).begun_at();
+    let options = SetupOptions { begun_at, planned_for };
+    Ok(Setup::new(run, options, &mut |note| output::note(&format!("note: {note}")))?)
 }
 
 /// A model opened for inference.
@@ -62,22 +65,22 @@ fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
     let tokenizer = Tokenizer::from_dir(&dir)?;
     let threads = num_threads(args.threads);
     let note = &mut |note| output::note(&format!("note: {note}"));
-    let asked_device = ("--device", args.device.as_str());
-    let (place, compute) = Place::open(asked_device, (asked, file_dtype), threads, note)?;
+    let asked_device = Asked { setting: "--device", device: &args.device };
+    let (backend, compute) = Backend::open(asked_device, (asked, file_dtype), threads, note)?;
     let base_precision = match purpose {
         Purpose::Compute => held_type(held, compute, file_dtype),
         // What is written must be what is in the file, unless it is asked for.
         Purpose::Export => held_type(held, Compute::F32, file_dtype),
     };
     let options = LoadOptions { base_precision, ..LoadOptions::INFERENCE };
-    if place.gpu_name().is_some() {
+    if backend.gpu_name().is_some() {
         // As the GPU holds it: a model too large is refused before anything is loaded.
         let dry = Device::dry_as(Target::Cuda);
         let _counted = hone_model::load(&dir, &dry, options)?;
-        place.check_room(dry.persistent_bytes(Category::Weights))?;
+        backend.check_room(dry.persistent_bytes(Category::Weights))?;
     }
-    place.hardware().check_heads(decoder.config.max_head_dim())?;
-    let device = place.device();
+    backend.check_heads(decoder.config.max_head_dim())?;
+    let device = backend.device();
     let mut model = hone_model::load(&dir, &device, options)?;
     if let Some(adapter_dir) = &args.adapter {
         adapter::load(adapter_dir, &mut model, &device, note)?;

@@ -4,9 +4,8 @@ use crate::args::PlanArgs;
 use crate::failure::Failure;
 use crate::output;
 use hone_model::Recompute;
-use hone_train::place::Hardware;
+use hone_train::backend::Backend;
 use hone_train::planner::{self, Plan};
-use hone_train::profile::{DeviceProfile, catalogue};
 use hone_train::report::{format_bytes, format_seconds};
 use hone_train::setup::Setup;
 use std::fmt::Write as _;
@@ -14,11 +13,9 @@ use std::fmt::Write as _;
 /// Prints the plan; status 2 when the run cannot fit.
 pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let run = super::read_run_file(&args.run)?;
-    let named = args.device.as_deref().map(named).transpose()?;
-    let gpu =
-        named.as_ref().map(|(name, capability, _)| Hardware::Gpu { name, capability: *capability });
-    let setup = super::prepare(gpu, run)?;
-    let profile = named.map_or_else(|| setup.place.profile(), |(_, _, profile)| profile);
+    let planned_for = args.device.as_deref().map(Backend::catalogued).transpose()?;
+    let setup = super::prepare(planned_for, run)?;
+    let profile = setup.backend.profile();
     let plan = planner::plan(&setup, &profile)?.plan;
     if args.run.json {
         output::json(&serde_json::to_value(&plan).expect("a plan is plain data"));
@@ -82,7 +79,7 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
             plan.speed_measured
         ),
         Some(gpu) => {
-            let here = setup.place.gpu_name().is_some();
+            let here = setup.backend.gpu_name().is_some();
             let measure = if here { "; `hone doctor` measures it" } else { "" };
             let speed = &plan.speed_measured;
             write!(text, "         on {gpu}, by {speed}{measure}; unproven on hardware")
@@ -111,23 +108,6 @@ fn host_memory(setup: &Setup, plan: &Plan) -> String {
         let _ = writeln!(text, "host     {needed} of the CPU's memory, {free} free: does not fit");
     }
     text
-}
-
-/// Name, compute capability and what is published of a GPU.
-fn named(name: &str) -> Result<(String, (u32, u32), DeviceProfile), Failure> {
-    let name = name.to_lowercase();
-    match catalogue::named(&name) {
-        Some((capability, profile)) => Ok((name, capability, profile)),
-        None => {
-            let keys = catalogue::keys();
-            let near = keys.iter().find(|key| key.starts_with(&name));
-            let near = near.map_or(String::new(), |key| format!("; did you mean {key}?"));
-            Err(Failure::Usage(format!(
-                "--device {name}: no such GPU is in the catalogue, which has {}{near}",
-                keys.join(", ")
-            )))
-        }
-    }
 }
 
 fn count(n: u64) -> String {

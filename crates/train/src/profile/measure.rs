@@ -1,7 +1,7 @@
 //! Rates, measured by running operations of a model's kind.
 
 use super::{DeviceProfile, GpuFigures};
-use crate::place::Hardware;
+use crate::backend::Backend;
 use crate::run_file::Precision;
 use hone_tensor::cuda::{Gpu, HostBlock, Region};
 use hone_tensor::ops;
@@ -71,8 +71,8 @@ pub(super) fn cpu(device: &Device) -> DeviceProfile {
 
 /// The profile of a GPU with its rates measured, other figures as they are in `published`.
 pub(super) fn gpu(gpu: &Gpu, sizes: &Sizes, published: DeviceProfile) -> DeviceProfile {
-    let (device, hardware) = (Device::cuda(gpu.clone()), Hardware::of(gpu));
-    let computed = |asked| hardware.compute_for(asked, DType::Bf16).ok();
+    let (device, backend) = (Device::cuda(gpu.clone()), Backend::Cuda(gpu.clone()));
+    let computed = |asked| backend.compute_for(asked, DType::Bf16).ok();
     let narrow = computed(Precision::Auto).expect("every GPU computes in 16 bits");
     let on = On { device: &device, sizes, narrow };
     let eight_bits: Vec<Compute> =

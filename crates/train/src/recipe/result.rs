@@ -1,11 +1,11 @@
 //! What a finished run leaves: adapter or model, samples, report.
 
 use super::{Event, Finished, Run};
+use crate::backend::Backend;
 use crate::checkpoint::{self, write_file_whole};
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::metrics::{EvalRecord, StepRecord};
-use crate::place::Place;
 use crate::run_dir::{Actual, RunDir};
 use crate::sample::{self, Prompt, Sample};
 use crate::{failpoint, report};
@@ -161,9 +161,9 @@ impl Run<'_> {
     fn actual(&self, begun: Instant, arena_bytes: usize) -> Result<Actual, TrainError> {
         let steps = step_seconds(&self.dir)?;
         // A GPU's step memory is given back by now; the steps have recorded what was taken.
-        let peak = match self.setup.place {
-            Place::Cpu { .. } => self.setup.place.peak_bytes(),
-            Place::Cuda(_) => None,
+        let peak = match self.setup.backend {
+            Backend::Cpu { .. } => self.setup.backend.peak_bytes(),
+            _ => None,
         };
         Ok(Actual {
             peak_bytes: peak,

@@ -166,7 +166,7 @@ impl Writer {
             format_version: FORMAT_VERSION,
             hone_version: env!("CARGO_PKG_VERSION").to_owned(),
             numerics: NUMERICS,
-            gpu_libraries: setup.place.gpu_libraries().map(str::to_owned),
+            gpu_libraries: setup.backend.gpu_libraries().map(str::to_owned),
         }
     }
 }

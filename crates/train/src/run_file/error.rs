@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 /// Where a value, or its absence, was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum Location {
     /// A line of the file, counted from 1.
     Line {
         /// The file's name.
@@ -19,12 +19,12 @@ pub enum Place {
     File(String),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Line { file, line } => write!(f, "{file}, line {line}"),
-            Place::CommandLine => write!(f, "on the command line"),
-            Place::File(file) => write!(f, "{file}"),
+            Location::Line { file, line } => write!(f, "{file}, line {line}"),
+            Location::CommandLine => write!(f, "on the command line"),
+            Location::File(file) => write!(f, "{file}"),
         }
     }
 }
@@ -44,7 +44,7 @@ pub enum RunFileError {
     #[error("{place}: {problem}")]
     Syntax {
         /// Where.
-        place: Place,
+        place: Location,
         /// What is wrong and what would mend it.
         problem: String,
     },
@@ -52,7 +52,7 @@ pub enum RunFileError {
     #[error("{place}: {key}: {problem}")]
     Key {
         /// Where.
-        place: Place,
+        place: Location,
         /// Table and name, as in `train.learning_rate`.
         key: String,
         /// What is wrong and what would mend it.

@@ -5,6 +5,7 @@
 mod bytes;
 mod error;
 mod held;
+mod keys;
 mod macros;
 mod names;
 mod parse;
@@ -21,7 +22,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use bytes::ByteSize;
-pub use error::{Place, RunFileError};
+pub use error::{Location, RunFileError};
 pub use held::Held;
 pub use hone_data::{Format, OnError, Overlong};
 pub use relations::check_held_for;
@@ -82,7 +83,7 @@ impl RunFile {
         relations::check_exclusive(&settings)?;
         relations::fill_derived(&mut settings);
         let places: BTreeMap<_, _> =
-            schema::keys().map(|key| (key.path, settings.place(key.path))).collect();
+            keys::all().map(|key| (key.path, settings.place(key.path))).collect();
         let run: RunFile =
             settings.into_toml().try_into().expect("what the schema accepts fits the types");
         relations::check_all(&run)
@@ -96,7 +97,7 @@ impl RunFile {
     /// `train.batch_tokens` below it, or `budget.micro_batch_tokens` not a multiple of it.
     pub fn check_with_max_seq_len(&self, max_seq_len: usize) -> Result<(), RunFileError> {
         relations::check_token_counts(self, Some(max_seq_len)).map_err(|(key, problem)| {
-            relations::error(Place::File("the run file".to_owned()), key, problem)
+            relations::error(Location::File("the run file".to_owned()), key, problem)
         })
     }
 
@@ -117,7 +118,7 @@ impl RunFile {
             values.get(path).cloned().unwrap_or_else(|| "absent".to_owned())
         };
         let fixed: BTreeSet<&str> =
-            schema::keys().filter(|key| !key.changeable).map(|key| key.path).collect();
+            keys::all().filter(|key| !key.changeable).map(|key| key.path).collect();
         fixed
             .into_iter()
             .map(|path| (path, shown(&old_values, path), shown(&new_values, path)))

@@ -1,6 +1,7 @@
 //! Unknown keys: what they are called here, or what they may be a misspelling of.
 
-use super::schema::{self, Key};
+use super::keys;
+use super::schema::Key;
 
 /// Keys that had another name before, and keys of TRL, PEFT, Transformers and Axolotl, by the name
 /// without its table: what to write instead.
@@ -87,10 +88,10 @@ pub(super) fn unknown_key(path: &str) -> String {
     if let Some(translation) = translation(name) {
         return translation;
     }
-    if schema::section(table).is_none() {
+    if keys::section(table).is_none() {
         return unknown_table(if table.is_empty() { name } else { table });
     }
-    let siblings = schema::keys().map(Key::parts).filter(|(of, _)| *of == table);
+    let siblings = keys::all().map(Key::parts).filter(|(of, _)| *of == table);
     let near = nearest(name, siblings.map(|(_, name)| name));
     match near.map(|near| format!("{table}.{near}")).or_else(|| elsewhere(name)) {
         Some(near) => format!("unknown key; did you mean `{near}`?"),
@@ -103,11 +104,11 @@ pub(super) fn unknown_table(name: &str) -> String {
     if let Some(translation) = translation(name) {
         return translation;
     }
-    let table = nearest(name, schema::tables()).map(|near| format!("[{near}]"));
+    let table = nearest(name, keys::tables()).map(|near| format!("[{near}]"));
     match table.or_else(|| elsewhere(name).map(|near| format!("`{near}`"))) {
         Some(near) => format!("unknown table or key; did you mean {near}?"),
         None => {
-            let tables: Vec<_> = schema::tables().collect();
+            let tables: Vec<_> = keys::tables().collect();
             format!("unknown table or key; the tables are {}", tables.join(", "))
         }
     }
@@ -116,7 +117,7 @@ pub(super) fn unknown_table(name: &str) -> String {
 /// The names of a table's keys.
 pub(super) fn keys_of(table: &str) -> String {
     let mut names: Vec<&str> = Vec::new();
-    for (of, name) in schema::keys().map(Key::parts) {
+    for (of, name) in keys::all().map(Key::parts) {
         if of == table && !names.contains(&name) {
             names.push(name);
         }
@@ -131,8 +132,8 @@ fn translation(name: &str) -> Option<String> {
 
 /// A key of exactly, or nearly, that name in any table.
 fn elsewhere(name: &str) -> Option<String> {
-    let near = nearest(name, schema::keys().map(|key| key.parts().1))?;
-    schema::keys().find(|key| key.parts().1 == near).map(|key| key.path.to_owned())
+    let near = nearest(name, keys::all().map(|key| key.parts().1))?;
+    keys::all().find(|key| key.parts().1 == near).map(|key| key.path.to_owned())
 }
 
 /// The option at the smallest edit distance, if that is at most a third of the name.
@@ -153,11 +154,11 @@ mod tests {
     #[test]
     fn translations_lead_to_keys() {
         for (foreign, text) in TRANSLATIONS {
-            let ours = schema::keys().any(|key| key.parts().1 == *foreign);
+            let ours = keys::all().any(|key| key.parts().1 == *foreign);
             assert!(!ours, "{foreign} is a key of ours");
             for quoted in text.split('`').skip(1).step_by(2) {
                 let path = quoted.split(' ').next().unwrap();
-                assert!(schema::find(path).is_some(), "{foreign}: {path} is no key");
+                assert!(keys::find(path).is_some(), "{foreign}: {path} is no key");
             }
         }
     }

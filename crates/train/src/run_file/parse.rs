@@ -7,16 +7,17 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::error::{Place, RunFileError};
+use super::error::{Location, RunFileError};
+use super::keys;
 use super::names::{keys_of, nearest, unknown_key, unknown_table};
-use super::schema::{self, Check, Default, Key};
+use super::schema::{Check, Default, Key};
 
 /// Checked values by path (`train.seed`), and where each came from.
 pub(super) struct Settings {
     file: String,
-    values: BTreeMap<&'static str, (toml::Value, Place)>,
+    values: BTreeMap<&'static str, (toml::Value, Location)>,
     /// Tables that were opened, and where; the optional table counts only if it is here.
-    tables: BTreeMap<&'static str, Place>,
+    tables: BTreeMap<&'static str, Location>,
 }
 
 /// A text being parsed, to turn byte ranges into lines and quotations.
@@ -27,12 +28,12 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    fn place(&self, span: &Range<usize>) -> Place {
+    fn place(&self, span: &Range<usize>) -> Location {
         match self.file {
-            None => Place::CommandLine,
+            None => Location::CommandLine,
             Some(file) => {
                 let line = 1 + self.text.bytes().take(span.start).filter(|b| *b == b'\n').count();
-                Place::Line { file: file.to_owned(), line }
+                Location::Line { file: file.to_owned(), line }
             }
         }
     }
@@ -62,11 +63,11 @@ impl Settings {
     }
 
     /// The place of a key, or the file where it was not given.
-    pub fn place(&self, path: &str) -> Place {
+    pub fn place(&self, path: &str) -> Location {
         let (table, _) = path.split_once('.').unwrap_or((path, ""));
         match (self.values.get(path), self.tables.get(table)) {
             (Some((_, place)), _) | (None, Some(place)) => place.clone(),
-            (None, None) => Place::File(self.file.clone()),
+            (None, None) => Location::File(self.file.clone()),
         }
     }
 
@@ -80,14 +81,14 @@ impl Settings {
 
     /// Sets a default that follows from other keys.
     pub fn set_default(&mut self, path: &'static str, value: impl Into<toml::Value>) {
-        let place = Place::File(self.file.clone());
+        let place = Location::File(self.file.clone());
         self.values.entry(path).or_insert_with(|| (value.into(), place));
     }
 
     /// The values as one TOML tree, every table present, the optional one only if it was given.
     pub fn into_toml(self) -> toml::Table {
         let mut root = toml::Table::new();
-        for table in schema::tables().filter(|table| self.expects(table)) {
+        for table in keys::tables().filter(|table| self.expects(table)) {
             root.insert(table.to_owned(), toml::Table::new().into());
         }
         for (path, (value, _)) in self.values {
@@ -99,7 +100,7 @@ impl Settings {
     }
 
     fn expects(&self, table: &str) -> bool {
-        self.has_table(table) || schema::section(table).is_some_and(|table| !table.is_optional())
+        self.has_table(table) || keys::section(table).is_some_and(|table| !table.is_optional())
     }
 
     fn read_file(&mut self, text: &str) -> Result<(), RunFileError> {
@@ -123,9 +124,9 @@ impl Settings {
         source: &Source<'_>,
         name: &str,
         value: &Spanned<DeValue<'_>>,
-        place: Place,
+        place: Location,
     ) -> Result<(), RunFileError> {
-        let Some(table) = schema::section(name).map(|section| section.table) else {
+        let Some(table) = keys::section(name).map(|section| section.table) else {
             return Err(key_error(place, name, unknown_table(name)));
         };
         let Some(entries) = value.get_ref().as_table() else {
@@ -147,7 +148,7 @@ impl Settings {
         source: &Source<'_>,
         path: &str,
         value: &Spanned<DeValue<'_>>,
-        place: Place,
+        place: Location,
     ) -> Result<(), RunFileError> {
         let key = known_key(path, &place)?;
         let Some(checked) = check_value(key.check, value.get_ref()) else {
@@ -165,12 +166,12 @@ impl Settings {
                 let problem = format!(
                     "{text:?} is not an override; write key=value, as in train.learning_rate=1e-4"
                 );
-                return Err(RunFileError::Syntax { place: Place::CommandLine, problem });
+                return Err(RunFileError::Syntax { place: Location::CommandLine, problem });
             };
             let (path, value) = (path.trim(), value.trim());
             if seen.contains(&path) {
                 let problem = "given twice; keep one of them".to_owned();
-                return Err(key_error(Place::CommandLine, path, problem));
+                return Err(key_error(Location::CommandLine, path, problem));
             }
             seen.push(path);
             self.read_override(path, value)?;
@@ -179,27 +180,27 @@ impl Settings {
     }
 
     fn read_override(&mut self, path: &str, text: &str) -> Result<(), RunFileError> {
-        if schema::section(path).is_some() {
-            return Err(key_error(Place::CommandLine, path, is_a_table(path)));
+        if keys::section(path).is_some() {
+            return Err(key_error(Location::CommandLine, path, is_a_table(path)));
         }
-        let key = known_key(path, &Place::CommandLine)?;
+        let key = known_key(path, &Location::CommandLine)?;
         let written = override_as_toml(key.check, text);
         let parsed = DeValue::parse(&written).map_err(|error| {
             let problem = format!("{written} is not a value: {}", one_line(error.message()));
-            key_error(Place::CommandLine, path, problem)
+            key_error(Location::CommandLine, path, problem)
         })?;
         self.displace_partner(key.path);
-        self.tables.entry(key.parts().0).or_insert(Place::CommandLine);
+        self.tables.entry(key.parts().0).or_insert(Location::CommandLine);
         let source = Source { text: &written, file: None };
-        self.read_value(&source, path, &parsed, Place::CommandLine)
+        self.read_value(&source, path, &parsed, Location::CommandLine)
     }
 
     /// Drops the file's value of the key that excludes `path`.
     fn displace_partner(&mut self, path: &str) {
-        for (a, b) in schema::EXCLUSIVE {
+        for (a, b) in keys::EXCLUSIVE {
             let partner = if path == a { b } else { a };
             let from_file =
-                self.values.get(partner).is_some_and(|(_, place)| *place != Place::CommandLine);
+                self.values.get(partner).is_some_and(|(_, place)| *place != Location::CommandLine);
             if (path == a || path == b) && from_file {
                 self.values.remove(partner);
             }
@@ -207,7 +208,7 @@ impl Settings {
     }
 
     fn fill_defaults(&mut self) -> Result<(), RunFileError> {
-        for key in schema::keys() {
+        for key in keys::all() {
             if self.values.contains_key(key.path) || !self.has(key) {
                 continue;
             }
@@ -236,7 +237,7 @@ impl Settings {
     /// Refuses keys that another `kind` of their table has.
     fn check_kinds(&self) -> Result<(), RunFileError> {
         for (path, (_, place)) in &self.values {
-            let of_path = || schema::keys().filter(|key| key.path == *path);
+            let of_path = || keys::all().filter(|key| key.path == *path);
             if of_path().any(|key| self.has(key)) {
                 continue;
             }
@@ -315,11 +316,11 @@ fn real(value: &DeValue<'_>) -> Option<f64> {
     }
 }
 
-fn known_key(path: &str, place: &Place) -> Result<&'static Key, RunFileError> {
-    schema::find(path).ok_or_else(|| key_error(place.clone(), path, unknown_key(path)))
+fn known_key(path: &str, place: &Location) -> Result<&'static Key, RunFileError> {
+    keys::find(path).ok_or_else(|| key_error(place.clone(), path, unknown_key(path)))
 }
 
-fn key_error(place: Place, key: &str, problem: String) -> RunFileError {
+fn key_error(place: Location, key: &str, problem: String) -> RunFileError {
     RunFileError::Key { place, key: key.to_owned(), problem }
 }
 

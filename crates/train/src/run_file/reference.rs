@@ -1,6 +1,7 @@
 //! The reference of all keys as Markdown, made from the schema that checks them.
 
-use super::schema::{Default, Key, SECTIONS, Section};
+use super::keys::SECTIONS;
+use super::schema::{Default, Key, Section};
 use std::fmt::Write as _;
 
 const HEAD: &str = "# Run file

@@ -1,7 +1,7 @@
 //! What holds between keys: defaults that follow from other keys, and combinations that are
 //! refused.
 
-use super::error::{Place, RunFileError};
+use super::error::{Location, RunFileError};
 use super::parse::Settings;
 use super::{AdapterSection, Format, Held, Offload, Precision, RunFile, TargetModules};
 use hone_tensor::Storage;
@@ -26,7 +26,7 @@ pub(super) fn fill_derived(settings: &mut Settings) {
 
 /// Refuses pairs of keys that exclude each other; before the derived defaults are filled in.
 pub(super) fn check_exclusive(settings: &Settings) -> Result<(), RunFileError> {
-    for (a, b) in super::schema::EXCLUSIVE {
+    for (a, b) in super::keys::EXCLUSIVE {
         if settings.get(a).is_some() && settings.get(b).is_some() {
             let problem = format!("given together with {a}; remove one of the two");
             return Err(error(settings.place(b), b, problem));
@@ -161,6 +161,6 @@ pub(super) fn check_token_counts(run: &RunFile, max_seq_len: Option<usize>) -> C
 }
 
 /// The error of a key.
-pub(super) fn error(place: Place, key: &str, problem: String) -> RunFileError {
+pub(super) fn error(place: Location, key: &str, problem: String) -> RunFileError {
     RunFileError::Key { place, key: key.to_owned(), problem }
 }

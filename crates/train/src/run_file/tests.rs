@@ -1,6 +1,6 @@
 //! The schema as a whole (every key is consumed or refused), and one test per kind of mistake.
 
-use super::schema::{Check, Default, keys};
+use super::schema::{Check, Default};
 use super::*;
 
 const MINIMAL: &str = r#"
@@ -72,7 +72,7 @@ impl schema::Key {
 
 #[test]
 fn every_key_is_consumed() {
-    for key in keys() {
+    for key in keys::all() {
         let line = format!("{} = {}", key.parts().1, key.example);
         let from_file = load_with(&with_line(key, &line), &companions(key)).expect(key.path);
         let mut overrides = companions(key);
@@ -89,7 +89,7 @@ fn every_key_is_consumed() {
 
 #[test]
 fn every_key_is_refused_when_misspelt_or_of_the_wrong_kind() {
-    for key in keys() {
+    for key in keys::all() {
         let (table, name) = key.parts();
         let misspelt = format!("{name}z = {}", key.example);
         refused(&with_line(key, &misspelt), &[], &[&format!("{table}.{name}z: unknown key; did")]);
@@ -105,7 +105,7 @@ fn every_key_is_refused_when_misspelt_or_of_the_wrong_kind() {
 
 #[test]
 fn every_choice_has_its_variant() {
-    for key in keys() {
+    for key in keys::all() {
         let Check::Choice(options) = key.check else { continue };
         for option in options {
             let given = format!("{}={option}", key.path);
@@ -117,7 +117,7 @@ fn every_choice_has_its_variant() {
 
 #[test]
 fn every_limit_is_kept() {
-    for key in keys() {
+    for key in keys::all() {
         let (good, bad): (Vec<String>, Vec<String>) = match key.check {
             Check::Int(min, max) => {
                 let bad = if max == i64::MAX { vec![min - 1] } else { vec![min - 1, max + 1] };
@@ -272,10 +272,10 @@ fn changed_keys_leave_out_what_a_resumed_run_may_change() {
 
 #[test]
 fn keys_of_another_kind_are_refused() {
-    for key in keys().filter(|key| key.only_if.is_some()) {
+    for key in keys::all().filter(|key| key.only_if.is_some()) {
         let (table, name) = key.parts();
-        let Check::Choice(kinds) = schema::section(table).unwrap().keys[0].check else { panic!() };
-        let has = |kind| keys().any(|k| k.path == key.path && k.only_if == Some(kind));
+        let Check::Choice(kinds) = keys::section(table).unwrap().keys[0].check else { panic!() };
+        let has = |kind| keys::all().any(|k| k.path == key.path && k.only_if == Some(kind));
         for other in kinds.iter().filter(|kind| !has(kind)) {
             let given = [format!("{table}.kind={other}"), format!("{}={}", key.path, key.example)];
             let message = load_with(MINIMAL, &given).unwrap_err();
@@ -283,7 +283,7 @@ fn keys_of_another_kind_are_refused() {
             assert!(parts.iter().all(|part| message.contains(part)), "{message}");
         }
         let same = |other: &&schema::Key| other.path == key.path;
-        assert!(keys().filter(same).all(|other| other.check == key.check), "{}", key.path);
+        assert!(keys::all().filter(same).all(|other| other.check == key.check), "{}", key.path);
     }
 }
 
@@ -310,7 +310,7 @@ fn names_of_other_tools_and_earlier_ones_are_translated() {
 #[test]
 fn the_reference_names_every_key() {
     let reference = RunFile::reference_markdown();
-    for key in keys() {
+    for key in keys::all() {
         assert!(reference.contains(&format!("| `{}`", key.parts().1)), "{}", key.path);
         assert!(key.example.parse::<toml::Value>().is_ok(), "{}", key.path);
     }

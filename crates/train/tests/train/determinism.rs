@@ -4,11 +4,11 @@ use crate::fixture::{LORA, Scene, Trail, train, train_with};
 use hone_model::{LoadOptions, Recompute};
 use hone_tensor::cuda::Gpu;
 use hone_tensor::{Compute, Device};
+use hone_train::backend::Backend;
 use hone_train::checkpoint::sha256_of_file;
 use hone_train::engine::{AdapterSet, Base, Engine, EngineOptions};
 use hone_train::loading::{self, Held};
 use hone_train::objectives::Likelihood;
-use hone_train::place::Place;
 use hone_train::recipe::{self, Event, Options, Outcome};
 use std::cell::Cell;
 
@@ -104,20 +104,20 @@ fn digests(scene: &Scene, step: u64) -> [String; 2] {
 fn a_run_interrupted_after_every_step_ends_as_if_it_was_not() {
     for settings in [&LORA[..], &["train.learning_rate = 0.001"]] {
         check_interruptions(
-            &Place::Cpu { threads: 1 },
+            &Backend::Cpu { threads: 1 },
             &[settings, &["train.max_steps = 6"]].concat(),
         );
     }
     if let Some(gpu) = Gpu::for_tests() {
-        check_interruptions(&Place::Cuda(gpu), &[&LORA[..], &["train.max_steps = 3"]].concat());
+        check_interruptions(&Backend::Cuda(gpu), &[&LORA[..], &["train.max_steps = 3"]].concat());
     }
 }
 
-fn check_interruptions(place: &Place, settings: &[&str]) {
+fn check_interruptions(backend: &Backend, settings: &[&str]) {
     let (whole, pieces) = (Scene::new("dynamic"), Scene::new("dynamic"));
     let setup = |scene: &Scene| {
         let mut setup = scene.setup(settings);
-        setup.place = place.clone();
+        setup.backend = backend.clone();
         setup
     };
     let steps = setup(&whole).num_steps;
@@ -151,7 +151,7 @@ fn graphs_change_nothing() {
             let scene = Scene::new("dynamic");
             let settings = [&settings[..], &["train.eval_every_steps = 4", graphs]].concat();
             let mut setup = scene.setup(&settings);
-            (setup.compute, setup.place) = (compute, Place::Cuda(gpu.clone()));
+            (setup.compute, setup.backend) = (compute, Backend::Cuda(gpu.clone()));
             let ended = recipe::train(&setup, Options::default(), &mut |_| {}, &|| false);
             let Outcome::Finished(finished) = ended.unwrap() else { panic!("not finished") };
             let losses: Vec<_> = finished.evaluations.iter().map(|record| record.loss).collect();
@@ -171,7 +171,7 @@ fn a_run_does_not_go_on_on_another_processor() {
     let begun = recipe::train(&scene.setup(&settings), Options::default(), &mut |_| {}, &|| true);
     assert!(matches!(begun.unwrap(), Outcome::Interrupted { step: 1 }));
     let mut setup = scene.setup(&settings);
-    setup.place = Place::Cuda(gpu);
+    setup.backend = Backend::Cuda(gpu);
     let Err(error) = recipe::train(&setup, RESUME, &mut |_| {}, &|| false) else { panic!() };
     let message = error.to_string();
     assert!(
@@ -188,8 +188,8 @@ fn checkpoints_are_written_behind_a_gpu() {
     let scene = Scene::new("dynamic");
     let settings = ["train.max_steps = 4", "checkpoint.every_steps = 1", "checkpoint.keep = 9"];
     let mut setup = scene.setup(&[&LORA[..], &settings].concat());
-    let place = Place::Cuda(gpu);
-    setup.place = place.clone();
+    let backend = Backend::Cuda(gpu);
+    setup.backend = backend.clone();
     let checkpoints = scene.run_dir().join("checkpoints");
     let mut told = Vec::new();
     let ended = recipe::train(
@@ -210,7 +210,7 @@ fn checkpoints_are_written_behind_a_gpu() {
     let pieces = Scene::new("dynamic");
     for step in 1..=4 {
         let mut setup = pieces.setup(&[&LORA[..], &settings].concat());
-        setup.place = place.clone();
+        setup.backend = backend.clone();
         recipe::train(&setup, RESUME, &mut |_| {}, &|| true).unwrap();
         assert_eq!(digests(&scene, step), digests(&pieces, step), "step {step}");
     }

@@ -9,10 +9,11 @@ use hone_tensor::{Device, Gradients, StepKey, Tensor};
 use hone_train::engine::{Engine, StepContext};
 use hone_train::loading::{self, Held};
 use hone_train::objectives::Metrics;
+use hone_train::run_dir::RunDir;
 use hone_train::run_file::RunFile;
 use hone_train::schedule::Schedule;
 use hone_train::scoring::LabelledBatch;
-use hone_train::setup::Setup;
+use hone_train::setup::{Setup, SetupOptions};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -56,7 +57,9 @@ impl Scene {
         );
         let settings: Vec<String> = settings.iter().map(|s| s.replacen(" = ", "=", 1)).collect();
         let run = RunFile::from_str(&text, &settings).unwrap();
-        Setup::new(run, &mut |_| {}).unwrap()
+        let begun_at = RunDir::new(&run.output.dir).begun_at();
+        let options = SetupOptions { begun_at, planned_for: None };
+        Setup::new(run, options, &mut |_| {}).unwrap()
     }
 }
 

@@ -5,7 +5,7 @@ use crate::fixture::{LORA, Scene, engine, train, train_with};
 use hone_model::Recompute;
 use hone_tensor::cuda::Gpu;
 use hone_tensor::{Compute, DType, Device, Storage};
-use hone_train::place::{Hardware, Place};
+use hone_train::backend::Backend;
 use hone_train::recipe::{self, Options, Outcome};
 use hone_train::run_file::Precision;
 use hone_train::setup::Setup;
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 fn in_f16(scene: &Scene, settings: &[&str], gpu: &Gpu) -> Setup {
     let mut setup = scene.setup(settings);
-    (setup.compute, setup.place) = (Compute::F16, Place::Cuda(gpu.clone()));
+    (setup.compute, setup.backend) = (Compute::F16, Backend::Cuda(gpu.clone()));
     setup
 }
 
@@ -72,7 +72,7 @@ fn steps_in_eight_bits_follow_those_in_f32() {
 
 /// A step that overflows is done again, and what it was done with is kept for `--resume`.
 #[test]
-fn overflows_are_mended_and_remembered() {
+fn overflows_are_repeated_and_remembered() {
     let Some(gpu) = Gpu::for_tests() else { return };
     let settings = [&LORA[..], &["train.max_steps = 3"]].concat();
     let scene = || {
@@ -113,11 +113,13 @@ fn amplify(scene: &Scene) {
     std::fs::write(&path, bytes).unwrap();
 }
 
+const CPU: Backend = Backend::Cpu { threads: 1 };
+
 /// Attention that no kernel of a GPU serves is refused before anything runs.
 #[test]
 fn heads_may_be_too_wide_for_a_gpu() {
-    let h100 = Hardware::Gpu { name: "h100", capability: (9, 0) };
-    assert!(h100.check_heads(256).is_ok() && Hardware::Cpu.check_heads(512).is_ok());
+    let h100 = Backend::catalogued("h100-80g").unwrap();
+    assert!(h100.check_heads(256).is_ok() && CPU.check_heads(512).is_ok());
     let refused = h100.check_heads(512).unwrap_err().to_string();
     assert!(refused.contains("512") && refused.contains("256") && refused.contains("CPU"));
 }
@@ -125,14 +127,13 @@ fn heads_may_be_too_wide_for_a_gpu() {
 /// What is computed in follows from the file and from what the hardware can.
 #[test]
 fn f16_is_for_gpus_without_bf16() {
-    let t4 = Hardware::Gpu { name: "t4", capability: (7, 5) };
-    let l4 = Hardware::Gpu { name: "l4", capability: (8, 9) };
-    let chosen = |on: Hardware<'_>, asked, file| on.compute_for(asked, file).ok();
+    let [t4, l4] = ["t4", "l4"].map(|name| Backend::catalogued(name).unwrap());
+    let (t4, l4, cpu) = (&t4, &l4, &CPU);
     for (on, asked, file, expected) in [
-        (Hardware::Cpu, Precision::Auto, DType::F32, Some(Compute::F32)),
-        (Hardware::Cpu, Precision::Auto, DType::F16, Some(Compute::Bf16)),
-        (Hardware::Cpu, Precision::F16, DType::F16, None),
-        (Hardware::Cpu, Precision::Int8, DType::F16, Some(Compute::Int8)),
+        (cpu, Precision::Auto, DType::F32, Some(Compute::F32)),
+        (cpu, Precision::Auto, DType::F16, Some(Compute::Bf16)),
+        (cpu, Precision::F16, DType::F16, None),
+        (cpu, Precision::Int8, DType::F16, Some(Compute::Int8)),
         (t4, Precision::Auto, DType::F32, Some(Compute::F32)),
         (t4, Precision::Auto, DType::Bf16, Some(Compute::F16)),
         (t4, Precision::Bf16, DType::Bf16, None),
@@ -143,8 +144,9 @@ fn f16_is_for_gpus_without_bf16() {
         (t4, Precision::Int8, DType::Bf16, None),
         (l4, Precision::Fp8, DType::Bf16, Some(Compute::Fp8)),
         (t4, Precision::Fp8, DType::Bf16, None),
-        (Hardware::Cpu, Precision::Fp8, DType::Bf16, None),
+        (cpu, Precision::Fp8, DType::Bf16, None),
     ] {
-        assert_eq!(chosen(on, asked, file), expected, "{on:?}, {asked:?}, {file:?}");
+        let chosen = on.compute_for(asked, file);
+        assert_eq!(chosen.as_ref().ok(), expected.as_ref(), "{asked:?}, {file:?}: {chosen:?}");
     }
 }

@@ -2,69 +2,92 @@
 
 use crate::error::TrainError;
 use crate::machine;
-use crate::profile::DeviceProfile;
+use crate::profile::{DeviceProfile, catalogue};
 use crate::report::format_bytes;
 use crate::run_file::Precision;
 use hone_tensor::cuda::{Gpu, Info, num_devices};
-use hone_tensor::{Compute, DType, Device, max_head_dim};
+use hone_tensor::{Compute, DType, Device, Target, max_head_dim};
+use std::fmt;
 
-/// A processor that is there and can be used.
+/// What a run computes on.
 #[derive(Clone)]
-pub enum Place {
+pub enum Backend {
     /// The CPU.
     Cpu {
         /// Threads to use.
         threads: usize,
     },
-    /// A GPU.
+    /// A GPU of this machine.
     Cuda(Gpu),
-}
-
-/// What decides what can be computed in.
-#[derive(Clone, Copy, Debug)]
-pub enum Hardware<'a> {
-    /// The CPU, which computes in everything but f16.
-    Cpu,
-    /// A GPU.
-    Gpu {
-        /// For messages.
-        name: &'a str,
+    /// A GPU that need not be here, to plan for.
+    Catalogued {
+        /// Its name in the catalogue.
+        name: String,
         /// Compute capability.
         capability: (u32, u32),
+        /// What is published of it.
+        profile: Box<DeviceProfile>,
     },
+}
+
+/// The device that a setting or a flag names, for messages.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// How it was asked for: `run.device =` or `--device`.
+    pub setting: &'a str,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    pub device: &'a str,
 }
 
 /// Compute capability from which on GPUs multiply bf16.
 const BF16_FROM: (u32, u32) = (8, 0);
 
-/// The same for FP8.
+/// Compute capability from which on GPUs multiply FP8.
 const FP8_FROM: (u32, u32) = (8, 9);
 
-impl<'a> Hardware<'a> {
-    /// What a GPU is.
-    pub fn of(gpu: &'a Gpu) -> Self {
-        let info = gpu.info();
-        Self::Gpu { name: &info.name, capability: info.compute_capability }
+impl Backend {
+    /// The GPU of the catalogue that has this name.
+    ///
+    /// # Errors
+    /// If there is none; says which there are.
+    pub fn catalogued(name: &str) -> Result<Self, TrainError> {
+        let name = name.to_lowercase();
+        if let Some((capability, profile)) = catalogue::named(&name) {
+            let profile = Box::new(profile);
+            return Ok(Self::Catalogued { name, capability, profile });
+        }
+        let keys = catalogue::keys();
+        let near = keys.iter().find(|key| key.starts_with(&name));
+        let near = near.map_or(String::new(), |key| format!("; did you mean {key}?"));
+        Err(TrainError::Usage(format!(
+            "--device {name}: no such GPU is in the catalogue, which has {}{near}",
+            keys.join(", ")
+        )))
+    }
+
+    /// Name and compute capability of a GPU.
+    fn gpu(&self) -> Option<(&str, (u32, u32))> {
+        match self {
+            Self::Cpu { .. } => None,
+            Self::Cuda(gpu) => Some((&gpu.info().name, gpu.info().compute_capability)),
+            Self::Catalogued { name, capability, .. } => Some((name, *capability)),
+        }
     }
 
     /// Refuses a model whose attention has heads too wide for a GPU's kernels.
     ///
     /// # Errors
     /// With both figures.
-    pub fn check_heads(self, head_dim: usize) -> Result<(), TrainError> {
-        match self {
-            Self::Gpu { name, capability } => {
-                let most = max_head_dim(Info::shared_bytes_of(capability));
-                if head_dim <= most {
-                    return Ok(());
-                }
-                Err(TrainError::Usage(format!(
-                    "{name}: this model's heads have {head_dim} dimensions, and this GPU's kernels \
-                     serve up to {most}. Compute on the CPU"
-                )))
-            }
-            Self::Cpu => Ok(()),
+    pub fn check_heads(&self, head_dim: usize) -> Result<(), TrainError> {
+        let Some((name, capability)) = self.gpu() else { return Ok(()) };
+        let most = max_head_dim(Info::shared_bytes_of(capability));
+        if head_dim <= most {
+            return Ok(());
         }
+        Err(TrainError::Usage(format!(
+            "{name}: this model's heads have {head_dim} dimensions, and this GPU's kernels serve \
+             up to {most}. Compute on the CPU"
+        )))
     }
 
     /// What products are computed in for a model whose matrices are `file` in its files: as
@@ -72,31 +95,27 @@ impl<'a> Hardware<'a> {
     ///
     /// # Errors
     /// If this cannot compute so; says what to choose instead.
-    pub fn compute_for(self, asked: Precision, file: DType) -> Result<Compute, TrainError> {
+    pub fn compute_for(&self, asked: Precision, file: DType) -> Result<Compute, TrainError> {
         let refused = |why: String| Err(TrainError::Usage(why));
-        match (asked, self) {
+        match (asked, self.gpu()) {
             (Precision::F32, _) => Ok(Compute::F32),
             (Precision::Auto, _) if file == DType::F32 => Ok(Compute::F32),
-            (Precision::F16 | Precision::Fp8, Self::Cpu) => refused(
+            (Precision::F16 | Precision::Fp8, None) => refused(
                 "compute = \"f16\" and \"fp8\" are for GPUs; on the CPU choose \"auto\", \"bf16\" \
                  or \"int8\""
                     .to_owned(),
             ),
-            (Precision::F16, Self::Gpu { .. }) => Ok(Compute::F16),
-            (Precision::Fp8, Self::Gpu { name, capability: (major, minor) })
-                if (major, minor) < FP8_FROM =>
-            {
+            (Precision::F16, Some(_)) => Ok(Compute::F16),
+            (Precision::Fp8, Some((name, (major, minor)))) if (major, minor) < FP8_FROM => {
                 refused(format!(
                     "{name}: no products in fp8 (compute capability {major}.{minor}, needed: 8.9). \
                      Choose compute = \"int8\" (from 8.0 on), or \"auto\" with base_precision = \
                      \"int8\" for the memory"
                 ))
             }
-            (Precision::Fp8, Self::Gpu { .. }) => Ok(Compute::Fp8),
+            (Precision::Fp8, Some(_)) => Ok(Compute::Fp8),
             // What is not in integers is in bf16.
-            (Precision::Int8, Self::Gpu { name, capability: (major, minor) })
-                if (major, minor) < BF16_FROM =>
-            {
+            (Precision::Int8, Some((name, (major, minor)))) if (major, minor) < BF16_FROM => {
                 refused(format!(
                     "{name}: compute = \"int8\" has activations in bf16, which this GPU has not \
                      (compute capability {major}.{minor}, needed: 8.0). Choose compute = \"auto\", \
@@ -104,12 +123,8 @@ impl<'a> Hardware<'a> {
                 ))
             }
             (Precision::Int8, _) => Ok(Compute::Int8),
-            (Precision::Auto, Self::Gpu { capability, .. }) if capability < BF16_FROM => {
-                Ok(Compute::F16)
-            }
-            (Precision::Bf16, Self::Gpu { name, capability: (major, minor) })
-                if (major, minor) < BF16_FROM =>
-            {
+            (Precision::Auto, Some((_, capability))) if capability < BF16_FROM => Ok(Compute::F16),
+            (Precision::Bf16, Some((name, (major, minor)))) if (major, minor) < BF16_FROM => {
                 refused(format!(
                     "{name}: no products in bf16 (compute capability {major}.{minor}, needed: \
                      8.0). Choose compute = \"auto\", \"f16\" or \"f32\""
@@ -118,61 +133,43 @@ impl<'a> Hardware<'a> {
             (Precision::Bf16 | Precision::Auto, _) => Ok(Compute::Bf16),
         }
     }
-}
-
-impl Place {
-    /// The place that `asked` names, `auto`, `cpu`, `cuda` or `cuda:N`, and what products are
-    /// computed in there: see [`Hardware::compute_for`], which `model` is for. `setting` is what it
-    /// was asked with, for messages: `run.device =`. With `auto`, `note` is told of a GPU that is
-    /// there and cannot be used.
+    /// What `asked` names, and what products are computed in there: see [`Self::compute_for`], which
+    /// `model` is for. With `auto`, `note` is told of a GPU that is there and cannot be used.
     ///
     /// # Errors
     /// If it is no such name, or that GPU cannot be used.
     pub fn open(
-        (setting, asked): (&str, &str),
-        model: (Precision, DType),
+        asked: Asked<'_>,
+        (precision, file): (Precision, DType),
         threads: usize,
         note: &mut dyn FnMut(String),
     ) -> Result<(Self, Compute), TrainError> {
-        let gpu = |index| {
-            let gpu = Gpu::open(index);
-            gpu.map_err(|error| TrainError::Usage(format!("{setting} \"{asked}\": {error}")))
+        let able = |backend: Self| {
+            let compute = backend.compute_for(precision, file)?;
+            Ok((backend, compute))
         };
-        let able = |place: Self| place.hardware().compute_for(model.0, model.1).map(|c| (place, c));
-        match Asked::parse((setting, asked))? {
-            Asked::Cpu => able(Self::Cpu { threads }),
-            Asked::Cuda(index) => able(Self::Cuda(gpu(index)?)),
-            Asked::Auto => {
+        match asked.parse()? {
+            Choice::Cpu => able(Self::Cpu { threads }),
+            Choice::Cuda(index) => match Gpu::open(index) {
+                Ok(gpu) => able(Self::Cuda(gpu)),
+                Err(error) => Err(TrainError::Usage(format!("{asked}: {error}"))),
+            },
+            Choice::Auto => {
                 let gpu = first_gpu(note).map(|gpu| able(Self::Cuda(gpu)));
-                let place = gpu.and_then(|able| {
+                let backend = gpu.and_then(|able: Result<_, TrainError>| {
                     able.map_err(|error| note(format!("the CPU is used: {error}"))).ok()
                 });
-                place.map_or_else(|| able(Self::Cpu { threads }), Ok)
+                backend.map_or_else(|| able(Self::Cpu { threads }), Ok)
             }
         }
     }
 
-    /// What it can compute in.
-    pub fn hardware(&self) -> Hardware<'_> {
-        match self {
-            Self::Cpu { .. } => Hardware::Cpu,
-            Self::Cuda(gpu) => Hardware::of(gpu),
-        }
-    }
-
-    /// Refuses what names no place, whether that is here or not.
-    ///
-    /// # Errors
-    /// What would be one.
-    pub fn check_name(asked: (&str, &str)) -> Result<(), TrainError> {
-        Asked::parse(asked).map(|_| ())
-    }
-
-    /// The device.
+    /// The device; a dry one for a GPU that is only planned for.
     pub fn device(&self) -> Device {
         match self {
             Self::Cpu { threads } => Device::cpu(*threads),
             Self::Cuda(gpu) => Device::cuda(gpu.clone()),
+            Self::Catalogued { .. } => Device::dry_as(Target::Cuda),
         }
     }
 
@@ -182,6 +179,7 @@ impl Place {
         match self {
             Self::Cpu { threads } => DeviceProfile::of_this_machine(*threads),
             Self::Cuda(gpu) => DeviceProfile::of_gpu(gpu),
+            Self::Catalogued { profile, .. } => DeviceProfile::clone(profile),
         }
     }
 
@@ -191,22 +189,23 @@ impl Place {
         match self {
             Self::Cpu { .. } => machine::peak_resident_bytes(),
             Self::Cuda(gpu) => Some(gpu.info().memory_bytes.saturating_sub(gpu.free_bytes())),
+            Self::Catalogued { .. } => None,
         }
     }
 
-    /// Name of the GPU; `None` on the CPU.
+    /// Name of a GPU of this machine.
     pub fn gpu_name(&self) -> Option<&str> {
         match self {
-            Self::Cpu { .. } => None,
             Self::Cuda(gpu) => Some(&gpu.info().name),
+            _ => None,
         }
     }
 
-    /// Versions of what compiles and multiplies for a GPU; `None` on the CPU.
+    /// Versions of what compiles and multiplies for a GPU of this machine.
     pub fn gpu_libraries(&self) -> Option<&str> {
         match self {
-            Self::Cpu { .. } => None,
             Self::Cuda(gpu) => Some(&gpu.info().libraries),
+            _ => None,
         }
     }
 
@@ -228,24 +227,37 @@ impl Place {
     }
 }
 
-/// A place as it is asked for.
-enum Asked {
+enum Choice {
     Auto,
     Cpu,
     Cuda(u32),
 }
 
-impl Asked {
-    fn parse((setting, asked): (&str, &str)) -> Result<Self, TrainError> {
-        match (asked, asked.strip_prefix("cuda:").map(str::parse)) {
-            ("auto", _) => Ok(Self::Auto),
-            ("cpu", _) => Ok(Self::Cpu),
-            ("cuda", _) => Ok(Self::Cuda(0)),
-            (_, Some(Ok(index))) => Ok(Self::Cuda(index)),
+impl Asked<'_> {
+    /// Refuses what names no device, whether that is here or not.
+    ///
+    /// # Errors
+    /// What would be one.
+    pub fn check(self) -> Result<(), TrainError> {
+        self.parse().map(|_| ())
+    }
+
+    fn parse(self) -> Result<Choice, TrainError> {
+        match (self.device, self.device.strip_prefix("cuda:").map(str::parse)) {
+            ("auto", _) => Ok(Choice::Auto),
+            ("cpu", _) => Ok(Choice::Cpu),
+            ("cuda", _) => Ok(Choice::Cuda(0)),
+            (_, Some(Ok(index))) => Ok(Choice::Cuda(index)),
             _ => Err(TrainError::Usage(format!(
-                "{setting} \"{asked}\": expected auto, cpu, cuda, or cuda: and a small number"
+                "{self}: expected auto, cpu, cuda, or cuda: and a small number"
             ))),
         }
+    }
+}
+
+impl fmt::Display for Asked<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} \"{}\"", self.setting, self.device)
     }
 }
 
