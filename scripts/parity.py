@@ -1,7 +1,7 @@
 """Trains the same thing with Hone and with PEFT, and compares what comes out.
 
 Four runs of stories260k, {full, LoRA} x {tinyshakespeare, GSM8K}, in f32 with the same settings,
-the same initial adapter and the same rows in every step, which Hone tells in `samples.jsonl`.
+the same initial adapter and the same rows in every step, which Hone tells in `rows.jsonl`.
 Tokenising, batching, loss, optimizer and evaluation here are PyTorch's and PEFT's own. Passes when
 the evaluation losses at the end and all training losses are within 1 %, and when transformers and
 PEFT, reading the weights that Hone wrote, find Hone's own evaluation loss. The figures go to
@@ -137,7 +137,7 @@ def prompt_completion_rows(path, tokenizer, max_seq_len):
 
 
 def read_rows(run, split, tokenizer):
-    """Rows as (ids, target flags), in dataset order: the row ids of `samples.jsonl`."""
+    """Rows as (ids, target flags), in dataset order: the row ids of `rows.jsonl`."""
     read = text_rows if run.data == "shakespeare" else prompt_completion_rows
     return read(run.data_files[split], tokenizer, run.max_seq_len)
 
@@ -197,11 +197,11 @@ def read_jsonl(path):
 def read_hone_run(run):
     """Batches, metrics and the last evaluation of the finished run."""
     folder = run.folder / "run"
-    samples = read_jsonl(folder / "samples.jsonl")
+    samples = read_jsonl(folder / "rows.jsonl")
     metrics = read_jsonl(folder / "metrics.jsonl")
     evaluation = read_jsonl(folder / "eval.jsonl")[-1]
     steps = [line["step"] for line in metrics]
-    expect(len(samples) == MAX_STEPS, f"samples.jsonl has {len(samples)} lines, not {MAX_STEPS}")
+    expect(len(samples) == MAX_STEPS, f"rows.jsonl has {len(samples)} lines, not {MAX_STEPS}")
     expect(steps == [line["step"] for line in samples], "steps of samples and metrics differ")
     expect(evaluation["step"] >= steps[-1], f"last evaluation is of step {evaluation['step']}")
     return [line["micro_batches"] for line in samples], metrics, evaluation

@@ -22,7 +22,7 @@ pub enum Command {
     Plan(PlanArgs),
     /// Fine-tune
     Train(TrainArgs),
-    /// Loss and perplexity of a model on a file
+    /// Loss and perplexity of a model on a file, or how it ranks answers
     Eval(EvalArgs),
     /// Continue a prompt
     Generate(GenerateArgs),
@@ -32,6 +32,22 @@ pub enum Command {
     Report(ReportArgs),
     /// What this machine has and how fast it is
     Doctor(DoctorArgs),
+}
+
+impl Command {
+    /// Whether it is to print JSON.
+    pub fn wants_json(&self) -> bool {
+        match self {
+            Self::Demo(args) => args.json,
+            Self::Plan(args) => args.run.json,
+            Self::Train(args) => args.run.json,
+            Self::Eval(args) => args.json,
+            Self::Generate(args) => args.json,
+            Self::Export(args) => args.json,
+            Self::Report(args) => args.json,
+            Self::Doctor(args) => args.json,
+        }
+    }
 }
 
 #[derive(Args)]
@@ -75,6 +91,7 @@ pub struct PlanArgs {
 #[command(after_help = "Examples:
   hone train run.toml
   hone train run.toml --resume
+  hone train run.toml --events json
   hone train run.toml train.learning_rate=1e-4 output.dir=runs/lower-rate")]
 pub struct TrainArgs {
     #[command(flatten)]
@@ -85,6 +102,14 @@ pub struct TrainArgs {
     /// Show where the time of some steps goes, and write a trace that Perfetto opens
     #[arg(long)]
     pub profile: bool,
+    /// Print what happens as it happens, one JSON object a line: see docs/events.md
+    #[arg(long, value_name = "FORMAT", conflicts_with = "json")]
+    pub events: Option<EventFormat>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum EventFormat {
+    Json,
 }
 
 /// A model, and how to hold it.
@@ -148,7 +173,8 @@ impl From<PrecisionArg> for Precision {
     after_help = "Examples:
   hone eval path/to/model --data book.txt --format text
   hone eval path/to/model --adapter runs/gsm8k/adapter --data test.jsonl \\
-      --prompt-field question --completion-field answer"
+      --prompt-field question --completion-field answer
+  hone eval path/to/model --adapter runs/dpo/adapter --data pairs.jsonl --format pairs"
 )]
 pub struct EvalArgs {
     #[command(flatten)]
@@ -156,9 +182,13 @@ pub struct EvalArgs {
     /// Files or patterns to evaluate on
     #[arg(long, required = true, value_name = "FILE")]
     pub data: Vec<String>,
-    /// Format of the records
+    /// Format of the records. pairs (prompt, chosen, rejected) and rated (prompt, completion, label):
+    /// how likely the model makes good and bad answers, with --adapter also compared with the base
     #[arg(long, default_value = "auto")]
     pub format: FormatArg,
+    /// Of pairs and rated answers with --adapter: rewards are log-ratios to the base times this
+    #[arg(long, default_value_t = 0.1, value_parser = positive)]
+    pub beta: f64,
     /// Field that holds the prompt, where it has an unusual name
     #[arg(long, requires = "completion_field")]
     pub prompt_field: Option<String>,
@@ -191,12 +221,25 @@ pub enum FormatArg {
     Alpaca,
     PromptCompletion,
     Text,
+    Pairs,
+    Rated,
+}
+
+impl FormatArg {
+    /// What the records are.
+    pub fn records(self) -> hone_data::RecordKind {
+        match self {
+            Self::Pairs => hone_data::RecordKind::Pairs,
+            Self::Rated => hone_data::RecordKind::Rated,
+            _ => hone_data::RecordKind::Plain,
+        }
+    }
 }
 
 impl From<FormatArg> for hone_data::Format {
     fn from(arg: FormatArg) -> Self {
         match arg {
-            FormatArg::Auto => Self::Auto,
+            FormatArg::Auto | FormatArg::Pairs | FormatArg::Rated => Self::Auto,
             FormatArg::Messages => Self::Messages,
             FormatArg::Sharegpt => Self::ShareGpt,
             FormatArg::Alpaca => Self::Alpaca,
@@ -328,6 +371,13 @@ fn sequence_length(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n @ 2..) => Ok(n),
         _ => Err("expected a whole number of at least 2".to_owned()),
+    }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x.is_finite() && x > 0.0 => Ok(x),
+        _ => Err("expected a number above 0".to_owned()),
     }
 }
 

@@ -1,46 +1,77 @@
 //! How a command ends when it does not succeed.
 
 use crate::output;
-use hone_train::TrainError;
+use hone_train::{Code, TrainError};
+use serde_json::json;
 use std::process::ExitCode;
 
 /// Why a command did not succeed.
 pub enum Failure {
-    /// The user can mend it by asking otherwise: status 2.
+    /// The user can fix it by asking otherwise: status 2.
     Usage(String),
     /// Something failed on the way: status 1.
     Running(String),
     /// The user stopped it: status 130.
     Interrupted(String),
+    /// What the training crate reports: status 2 or 1.
+    Train(TrainError),
 }
 
 impl Failure {
-    /// Says what happened and gives the exit status.
-    pub fn report(self) -> ExitCode {
-        let (text, status) = match self {
-            Self::Usage(text) => (format!("error: {text}"), 2),
-            Self::Running(text) => (format!("error: {text}"), 1),
-            Self::Interrupted(text) => (text, 130),
-        };
-        output::note(&text);
-        ExitCode::from(status)
+    /// Says what happened and gives the exit status; in JSON too where that was asked for and
+    /// nothing was printed yet.
+    pub fn report(self, as_json: bool) -> ExitCode {
+        let (code, message) = (self.code(), self.message());
+        match self {
+            Self::Interrupted(_) => output::note(&message),
+            _ => output::note(&format!("error: {message}")),
+        }
+        if as_json && !output::has_json() {
+            output::json(&json!({ "error": { "code": code, "message": message } }));
+        }
+        ExitCode::from(match self {
+            Self::Usage(_) => 2,
+            Self::Running(_) => 1,
+            Self::Interrupted(_) => 130,
+            Self::Train(error) => {
+                if error.is_usage() {
+                    2
+                } else {
+                    1
+                }
+            }
+        })
+    }
+
+    /// Its name for programs.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Usage(_) => Code::CommandLine,
+            Self::Running(_) => Code::Failed,
+            Self::Interrupted(_) => Code::Interrupted,
+            Self::Train(error) => error.code(),
+        }
+    }
+
+    /// What was wrong, and how to fix it.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Usage(text) | Self::Running(text) | Self::Interrupted(text) => text.clone(),
+            Self::Train(error) if error.is_disk_full() => with_hint(error.to_string()),
+            Self::Train(error) => error.to_string(),
+        }
     }
 }
 
 /// Any error that the training crate can tell apart.
 impl<E: Into<TrainError>> From<E> for Failure {
     fn from(error: E) -> Self {
-        let error: TrainError = error.into();
-        match error.is_usage() {
-            true if error.is_disk_full() => Self::Usage(with_mend(error.to_string())),
-            true => Self::Usage(error.to_string()),
-            false => Self::Running(error.to_string()),
-        }
+        Self::Train(error.into())
     }
 }
 
 /// What a full disk calls for, where the message does not say it yet.
-fn with_mend(message: String) -> String {
+fn with_hint(message: String) -> String {
     match message.contains("disk full") {
         true => message,
         false => format!("{message}; free some space, then run the command again"),

@@ -20,8 +20,9 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Err(failure) = check_instruction_set() {
-        return failure.report();
+        return failure.report(false);
     }
+    let as_json = arguments.command.wants_json();
     let result = match arguments.command {
         Command::Demo(args) => commands::demo::run(&args),
         Command::Plan(args) => commands::plan::run(&args),
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+        Err(failure) => failure.report(as_json),
     }
 }
 

@@ -1,11 +1,20 @@
 //! What commands print: results on standard output, everything else on standard error.
 
-use serde_json::Value;
+use serde::Serialize;
 use std::io::{ErrorKind, Write};
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static HAS_JSON: AtomicBool = AtomicBool::new(false);
+
+/// Whether a JSON object was printed.
+pub fn has_json() -> bool {
+    HAS_JSON.load(Ordering::Relaxed)
+}
 
 /// Prints one JSON object on standard output.
-pub fn json(value: &Value) {
+pub fn json(value: &impl Serialize) {
+    HAS_JSON.store(true, Ordering::Relaxed);
     line(&serde_json::to_string(value).expect("a JSON value can be written"));
 }
 
@@ -22,9 +31,8 @@ pub fn line(text: &str) {
     let _ = piece(&format!("{text}\n"));
 }
 
-/// Prints a piece of a result at once; breaks when the reader has gone away, which is no failure. A
-/// full disk is one and ends the program with status 1: a result that is lost must not look like
-/// success.
+/// Prints a piece of a result at once; stops quietly on a closed pipe. A full disk ends the program
+/// with status 1: a result that is lost must not look like success.
 pub fn piece(text: &str) -> ControlFlow<()> {
     let mut out = std::io::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

@@ -29,28 +29,33 @@ impl Progress {
     /// Shows an event.
     pub fn show(&mut self, event: &Event<'_>) {
         match event {
-            Event::Planned(_) | Event::Profiled(..) => {}
-            Event::Note(note) => self.line(&format!("note: {note}")),
-            Event::Resumed(step) => {
+            Event::Note { text } => self.line(&format!("note: {text}")),
+            Event::Resumed { step } => {
                 if let Some(bar) = &self.bar {
                     bar.set_position(*step);
                     bar.reset_eta();
                 }
-                self.line(&format!("going on after step {step}"));
+                self.line(&format!("continuing after step {step}"));
             }
             Event::Step(record) => self.step(record),
-            Event::Evaluating(rows) => {
+            Event::Evaluating { rows } => {
                 if let Some(bar) = &self.bar {
                     bar.set_message(format!("evaluating on {rows} rows"));
                     bar.tick();
                 }
             }
             Event::Evaluated(record) => self.line(&evaluation(record)),
-            Event::Checkpoint(step) => {
+            Event::Checkpoint { step } => {
                 if self.bar.is_none() {
                     self.line(&format!("checkpoint after step {step}"));
                 }
             }
+            Event::Started { .. }
+            | Event::Planned(_)
+            | Event::Profiled { .. }
+            | Event::Finished(_)
+            | Event::Interrupted { .. }
+            | Event::Failed { .. } => {}
         }
     }
 

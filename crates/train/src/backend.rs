@@ -1,5 +1,6 @@
 //! Where a run computes: on the CPU or on a GPU.
 
+use crate::code::Code;
 use crate::error::TrainError;
 use crate::machine;
 use crate::profile::{DeviceProfile, catalogue};
@@ -59,10 +60,13 @@ impl Backend {
         let keys = catalogue::keys();
         let near = keys.iter().find(|key| key.starts_with(&name));
         let near = near.map_or(String::new(), |key| format!("; did you mean {key}?"));
-        Err(TrainError::Usage(format!(
-            "--device {name}: no such GPU is in the catalogue, which has {}{near}",
-            keys.join(", ")
-        )))
+        Err(TrainError::Usage(
+            Code::DeviceUnknown,
+            format!(
+                "--device {name}: no such GPU is in the catalogue, which has {}{near}",
+                keys.join(", ")
+            ),
+        ))
     }
 
     /// Name and compute capability of a GPU.
@@ -84,10 +88,13 @@ impl Backend {
         if head_dim <= most {
             return Ok(());
         }
-        Err(TrainError::Usage(format!(
-            "{name}: this model's heads have {head_dim} dimensions, and this GPU's kernels serve \
+        Err(TrainError::Usage(
+            Code::DeviceUnsupported,
+            format!(
+                "{name}: this model's heads have {head_dim} dimensions, and this GPU's kernels serve \
              up to {most}. Compute on the CPU"
-        )))
+            ),
+        ))
     }
 
     /// What products are computed in for a model whose matrices are `file` in its files: as
@@ -96,7 +103,7 @@ impl Backend {
     /// # Errors
     /// If this cannot compute so; says what to choose instead.
     pub fn compute_for(&self, asked: Precision, file: DType) -> Result<Compute, TrainError> {
-        let refused = |why: String| Err(TrainError::Usage(why));
+        let refused = |why: String| Err(TrainError::Usage(Code::DeviceUnsupported, why));
         match (asked, self.gpu()) {
             (Precision::F32, _) => Ok(Compute::F32),
             (Precision::Auto, _) if file == DType::F32 => Ok(Compute::F32),
@@ -152,7 +159,9 @@ impl Backend {
             Choice::Cpu => able(Self::Cpu { threads }),
             Choice::Cuda(index) => match Gpu::open(index) {
                 Ok(gpu) => able(Self::Cuda(gpu)),
-                Err(error) => Err(TrainError::Usage(format!("{asked}: {error}"))),
+                Err(error) => {
+                    Err(TrainError::Usage(Code::DeviceUnavailable, format!("{asked}: {error}")))
+                }
             },
             Choice::Auto => {
                 let gpu = first_gpu(note).map(|gpu| able(Self::Cuda(gpu)));
@@ -218,11 +227,14 @@ impl Backend {
         let (free, needed) = (format_bytes(gpu.free_bytes()), format_bytes(weight_bytes));
         match weight_bytes <= gpu.free_bytes() {
             true => Ok(()),
-            false => Err(TrainError::Usage(format!(
-                "{}: the weights take {needed}, and {free} are free; hold them as int8, or compute \
+            false => Err(TrainError::Usage(
+                Code::MemoryDoesNotFit,
+                format!(
+                    "{}: the weights take {needed}, and {free} are free; hold them as int8, or compute \
                  on the CPU",
-                gpu.info().name
-            ))),
+                    gpu.info().name
+                ),
+            )),
         }
     }
 }
@@ -248,9 +260,10 @@ impl Asked<'_> {
             ("cpu", _) => Ok(Choice::Cpu),
             ("cuda", _) => Ok(Choice::Cuda(0)),
             (_, Some(Ok(index))) => Ok(Choice::Cuda(index)),
-            _ => Err(TrainError::Usage(format!(
-                "{self}: expected auto, cpu, cuda, or cuda: and a small number"
-            ))),
+            _ => Err(TrainError::Usage(
+                Code::DeviceUnknown,
+                format!("{self}: expected auto, cpu, cuda, or cuda: and a small number"),
+            )),
         }
     }
 }

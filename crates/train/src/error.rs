@@ -1,6 +1,7 @@
 //! What can end a run.
 
 use crate::checkpoint::{CheckpointError, disk_full, newest_whole};
+use crate::code::Code;
 use crate::report::ReportError;
 use crate::run_file::RunFileError;
 use hone_data::DataError;
@@ -36,8 +37,8 @@ pub enum TrainError {
     #[error(transparent)]
     Data(#[from] DataError),
     /// What was asked for cannot be done as it was asked for.
-    #[error("{0}")]
-    Usage(String),
+    #[error("{1}")]
+    Usage(Code, String),
     /// A checkpoint or another file that is written whole.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -84,7 +85,7 @@ pub enum TrainError {
         /// What it was.
         what: &'static str,
     },
-    /// A run that another version began, which computes other bits or writes other files.
+    /// A run or checkpoint of another version, which computes other bits or writes other files.
     #[error(
         "{}: written by Hone {hone_version} (numerics {numerics}), and this is Hone {} (numerics \
          {expected}), which rounds or records otherwise. Go on with that version, or start a new \
@@ -93,7 +94,7 @@ pub enum TrainError {
         env!("CARGO_PKG_VERSION")
     )]
     OtherVersion {
-        /// The manifest.
+        /// The manifest, or the checkpoint.
         path: PathBuf,
         /// The version that goes on with the run.
         hone_version: String,
@@ -129,12 +130,35 @@ impl TrainError {
         }
     }
 
+    /// Its name for programs.
+    pub fn code(&self) -> Code {
+        match self {
+            _ if self.is_disk_full() => Code::DiskFull,
+            Self::Usage(code, _) => *code,
+            Self::RunFile(error) => error.code(),
+            Self::Hub(_) => Code::ModelNotFound,
+            Self::Config(_) | Self::Load(_) => Code::ModelInvalid,
+            Self::Adapter(_) => Code::AdapterInvalid,
+            Self::Generate(_) => Code::GenerateFailed,
+            Self::Data(DataError::Record { .. }) => Code::DataRecord,
+            Self::Data(DataError::File { .. }) => Code::DataFile,
+            Self::Data(DataError::Setup { .. }) => Code::DataSetup,
+            Self::Checkpoint(_) => Code::CheckpointFailed,
+            Self::Export(_) => Code::ExportFailed,
+            Self::Report(_) => Code::ReportFailed,
+            Self::Tensors(_) | Self::Io { .. } => Code::FileFailed,
+            Self::DiskFull { .. } => Code::DiskFull,
+            Self::NonFinite { .. } => Code::TrainNotFinite,
+            Self::OtherVersion { .. } => Code::ResumeOtherVersion,
+        }
+    }
+
     /// Whether it comes from a full disk.
     pub fn is_disk_full(&self) -> bool {
         disk_full(self)
     }
 
-    /// Whether the user can mend it by changing what was asked for (exit status 2).
+    /// Whether the user can fix it by changing what was asked for (exit status 2).
     pub fn is_usage(&self) -> bool {
         match self {
             _ if self.is_disk_full() => true,

@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod checkpoint;
+mod code;
 pub mod engine;
 mod error;
 pub mod evaluate;
@@ -29,5 +30,6 @@ pub mod scoring;
 pub mod setup;
 pub mod step_profile;
 
+pub use code::Code;
 pub use error::TrainError;
 pub use metrics::{EvalRecord, StepRecord};

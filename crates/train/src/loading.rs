@@ -1,5 +1,6 @@
 //! From what a run's setup names to a base and an engine on a device.
 
+use crate::code::Code;
 use crate::engine::{AdapterSet, Base, Engine, EngineOptions};
 use crate::error::TrainError;
 use crate::objectives;
@@ -89,26 +90,32 @@ fn continued(base: &Base, wanted: &LoraConfig, dir: &Path) -> Result<AdapterSet,
         && found.alpha == wanted.alpha
         && found.use_rslora == wanted.use_rslora;
     if !same {
-        return Err(TrainError::Usage(format!(
-            "adapter.init_from: {} has rank {}, alpha {}, use_rslora {}; the run file asks for \
+        return Err(TrainError::Usage(
+            Code::AdapterInvalid,
+            format!(
+                "adapter.init_from: {} has rank {}, alpha {}, use_rslora {}; the run file asks for \
              rank {}, alpha {}, use_rslora {}. Give the run file the adapter's values",
-            dir.display(),
-            found.rank,
-            found.alpha,
-            found.use_rslora,
-            wanted.rank,
-            wanted.alpha,
-            wanted.use_rslora,
-        )));
+                dir.display(),
+                found.rank,
+                found.alpha,
+                found.use_rslora,
+                wanted.rank,
+                wanted.alpha,
+                wanted.use_rslora,
+            ),
+        ));
     }
     let TargetModules::Patterns(adapted) = &found.target_modules else { return Ok(set) };
     if *adapted != wanted.target_modules.resolve(&set.model.decoder)? {
-        return Err(TrainError::Usage(format!(
-            "adapter.init_from: {} adapts {}, and adapter.target_modules asks for other layers. \
+        return Err(TrainError::Usage(
+            Code::AdapterInvalid,
+            format!(
+                "adapter.init_from: {} adapts {}, and adapter.target_modules asks for other layers. \
              Give the run file the layers of the adapter, as a list",
-            dir.display(),
-            short_names(adapted),
-        )));
+                dir.display(),
+                short_names(adapted),
+            ),
+        ));
     }
     Ok(set)
 }

@@ -1,6 +1,7 @@
 //! Records of a run, one JSON object per line.
 
 use crate::error::TrainError;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -67,7 +68,7 @@ pub struct EvalRecord {
     pub metrics: BTreeMap<String, f64>,
 }
 
-/// A line of `samples.jsonl`: which rows a step saw.
+/// A line of `rows.jsonl`: which rows a step saw.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RowsRecord {
     /// Optimizer step, from 1.
@@ -76,23 +77,67 @@ pub struct RowsRecord {
     pub micro_batches: Vec<Vec<u32>>,
 }
 
+/// A record that belongs to a step.
+pub trait OfStep: DeserializeOwned {
+    /// The step.
+    fn step(&self) -> u64;
+}
+
+/// What a file of JSON lines holds.
+pub(crate) struct Records<T> {
+    pub(crate) records: Vec<T>,
+    /// Lines that hold no such record.
+    pub(crate) num_damaged: usize,
+}
+
+impl<T: DeserializeOwned> Records<T> {
+    /// The records of the file at `path`.
+    pub(crate) fn read(path: &Path) -> Result<Self, TrainError> {
+        Ok(Self::parse(&read_text(path)?))
+    }
+
+    /// A last line without its end was cut off by a kill: it is no damage.
+    pub(crate) fn parse(text: &str) -> Self {
+        let (mut records, mut num_damaged) = (Vec::new(), 0);
+        for line in text.split_inclusive('\n').filter(|line| !line.trim().is_empty()) {
+            match serde_json::from_str(line) {
+                Ok(record) => records.push(record),
+                Err(_) => num_damaged += usize::from(line.ends_with('\n')),
+            }
+        }
+        Self { records, num_damaged }
+    }
+}
+
 /// A file of JSON lines that grows.
 pub struct Lines {
     path: PathBuf,
     file: File,
+    num_damaged: usize,
 }
 
 impl Lines {
-    /// Opens `path`, made if absent, keeping those lines whose `step` is at most `last_step`. What
-    /// a killed run wrote after its checkpoint goes.
+    /// Opens `path`, made if absent, without the records of steps after `last_step`: what a killed
+    /// run wrote after its checkpoint goes. Damaged lines stay.
     ///
     /// # Errors
     /// When the file cannot be read or written.
-    pub fn open(path: &Path, last_step: u64) -> Result<Self, TrainError> {
-        let kept = kept_lines(path, last_step)?;
+    pub fn open<T: OfStep>(path: &Path, last_step: u64) -> Result<Self, TrainError> {
+        let text = read_text(path)?;
+        let is_kept = |line: &&str| match serde_json::from_str::<T>(line) {
+            Ok(record) => record.step() <= last_step,
+            Err(_) => line.ends_with('\n'),
+        };
+        let kept: String = text.split_inclusive('\n').filter(is_kept).map(with_end).collect();
         crate::checkpoint::write_file_whole(path, kept.as_bytes())?;
+        let num_damaged = Records::<T>::parse(&kept).num_damaged;
         let file = OpenOptions::new().append(true).open(path).map_err(TrainError::io(path))?;
-        Ok(Self { path: path.to_owned(), file })
+        Ok(Self { path: path.to_owned(), file, num_damaged })
+    }
+
+    /// What to tell the user where lines are damaged.
+    pub fn damage(&self) -> Option<String> {
+        damage(&self.path, self.num_damaged)
     }
 
     /// Appends a line.
@@ -114,15 +159,36 @@ impl Lines {
     }
 }
 
-fn kept_lines(path: &Path, last_step: u64) -> Result<String, TrainError> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(TrainError::io(path)(error)),
-    };
-    let kept = |line: &&str| {
-        let record: Option<serde_json::Value> = serde_json::from_str(line).ok();
-        record.and_then(|r| r["step"].as_u64()).is_some_and(|step| step <= last_step)
-    };
-    Ok(text.lines().filter(kept).map(|line| format!("{line}\n")).collect())
+/// What to tell the user of so many damaged lines.
+pub(crate) fn damage(path: &Path, num_damaged: usize) -> Option<String> {
+    let lines = if num_damaged == 1 { "line is" } else { "lines are" };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    (num_damaged > 0).then(|| {
+        format!("{name}: {num_damaged} {lines} damaged and left out of figures and curves")
+    })
 }
+
+/// The text of a file, empty if it is absent. What is no UTF-8 is damaged in the lines it is in.
+fn read_text(path: &Path) -> Result<String, TrainError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(TrainError::io(path)(error)),
+    }
+}
+
+fn with_end(line: &str) -> String {
+    format!("{}\n", line.trim_end_matches('\n'))
+}
+
+macro_rules! of_step {
+    ($($record:ty),+) => {
+        $(impl OfStep for $record {
+            fn step(&self) -> u64 {
+                self.step
+            }
+        })+
+    };
+}
+
+of_step!(StepRecord, EvalRecord, RowsRecord);

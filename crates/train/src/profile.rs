@@ -13,8 +13,8 @@ use std::path::PathBuf;
 /// Rates of a device. FLOP/s count a multiply-add as two.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DeviceProfile {
-    /// Processor.
-    pub cpu: String,
+    /// Name of the processor: of the CPU, or of the GPU.
+    pub processor: String,
     /// Threads that were used.
     pub threads: usize,
     /// Instruction set that was used.
@@ -84,7 +84,7 @@ impl DeviceProfile {
     pub fn measure(threads: usize) -> Self {
         let device = Device::cpu(threads);
         let profile = Self {
-            cpu: machine::cpu_name(),
+            processor: machine::cpu_name(),
             threads,
             isa: isa(&device),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -98,10 +98,12 @@ impl DeviceProfile {
     /// The profile of a GPU: the one measured before, or what is published of it.
     pub fn of_gpu(gpu: &Gpu) -> Self {
         let published = catalogue::of(gpu.info(), Some(gpu.free_bytes()));
-        let path = Self::gpu_path(&published.cpu);
+        let path = Self::gpu_path(&published.processor);
         let kept = path.and_then(|path| std::fs::read_to_string(path).ok());
         let kept = kept.and_then(|text| serde_json::from_str::<Self>(&text).ok());
-        let is_of_it = |kept: &Self| kept.cpu == published.cpu && kept.version == published.version;
+        let is_of_it = |kept: &Self| {
+            kept.processor == published.processor && kept.version == published.version
+        };
         let Some(kept) = kept.filter(is_of_it) else { return published };
         let figures = |kept: GpuFigures| {
             let GpuFigures { link, product_fp8, .. } = kept;
@@ -116,7 +118,7 @@ impl DeviceProfile {
         let published = catalogue::of(gpu.info(), Some(gpu.free_bytes()));
         let measured = measure::gpu(gpu, &measure::LARGE, published);
         let profile = Self { measured: format!("its speed of {}", now()), ..measured };
-        profile.keep(Self::gpu_path(&profile.cpu));
+        profile.keep(Self::gpu_path(&profile.processor));
         profile
     }
 
@@ -126,7 +128,7 @@ impl DeviceProfile {
     }
 
     /// Seconds that operations of these costs take, one after the other, with copies to a GPU
-    /// beside them.
+    /// under way meanwhile.
     pub fn seconds(&self, costs: &[Cost], compute: Compute) -> f64 {
         let link = self.gpu.map_or(f64::INFINITY, |gpu| gpu.link);
         let (mut now, mut copied) = (0.0_f64, 0.0_f64);
@@ -178,7 +180,7 @@ impl DeviceProfile {
 
     fn is_of_here(&self, threads: usize) -> bool {
         self.threads == threads
-            && self.cpu == machine::cpu_name()
+            && self.processor == machine::cpu_name()
             && self.version == env!("CARGO_PKG_VERSION")
             && self.isa == isa(&Device::cpu(1))
     }

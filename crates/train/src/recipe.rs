@@ -1,6 +1,7 @@
 //! A training run from beginning to end.
 
 use crate::checkpoint::write_file_whole;
+use crate::code::Code;
 use crate::engine::{Engine, StepContext};
 use crate::error::TrainError;
 use crate::evaluate::{self, EvalSet, Evaluation};
@@ -19,6 +20,7 @@ use crate::setup::Setup;
 use crate::step_profile::StepProfile;
 use hone_data::{Cursor, MicroBatch, Order};
 use hone_tensor::{Arena, Device, StepKey, Target};
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -28,24 +30,71 @@ mod writer;
 
 use writer::Writer;
 
-/// What a run tells while it runs.
+/// What a run reports while it runs. As JSON an object whose `event` is its name: see
+/// `docs/events.md`.
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event<'a> {
+    /// The run is set up.
+    Started {
+        /// Version of Hone.
+        hone_version: &'static str,
+        /// Directory of the run.
+        output_dir: &'a Path,
+        /// Optimizer steps of the whole run.
+        num_steps: u64,
+    },
     /// The plan, before anything is written.
+    #[serde(rename = "plan")]
     Planned(&'a Plan),
     /// Something the user should know.
-    Note(String),
-    /// Training goes on after this step.
-    Resumed(u64),
+    Note {
+        /// It.
+        text: String,
+    },
+    /// Training continues after a checkpoint.
+    Resumed {
+        /// Steps done.
+        step: u64,
+    },
     /// A step is done.
     Step(&'a StepRecord),
-    /// An evaluation of so many rows begins.
-    Evaluating(usize),
+    /// An evaluation begins.
+    Evaluating {
+        /// Rows of the evaluation data.
+        rows: usize,
+    },
     /// An evaluation is done.
+    #[serde(rename = "eval")]
     Evaluated(&'a EvalRecord),
     /// A checkpoint is on disk.
-    Checkpoint(u64),
-    /// Steps were recorded, and the trace written to this file.
-    Profiled(&'a StepProfile<'a>, &'a Path),
+    Checkpoint {
+        /// Steps done by then.
+        step: u64,
+    },
+    /// Steps were recorded, and their trace written.
+    #[serde(rename = "profile")]
+    Profiled {
+        /// Where the time went.
+        #[serde(skip)]
+        profile: &'a StepProfile<'a>,
+        /// The file of the trace.
+        trace: &'a Path,
+    },
+    /// All steps are done and the result is written.
+    Finished(&'a Finished),
+    /// A signal stopped the run after a checkpoint.
+    Interrupted {
+        /// Steps done.
+        step: u64,
+    },
+    /// The run could not start or continue.
+    Failed {
+        /// The kind of error.
+        code: Code,
+        /// What was wrong, and how to fix it.
+        message: &'a str,
+    },
 }
 
 /// How to carry a run out.
@@ -73,6 +122,7 @@ pub enum Outcome {
 }
 
 /// What a finished run leaves.
+#[derive(Serialize)]
 pub struct Finished {
     /// `adapter/` or `model/`.
     pub result: PathBuf,
@@ -96,7 +146,18 @@ pub fn train(
 ) -> Result<Outcome, TrainError> {
     let dir = RunDir::new(&setup.run.output.dir);
     let checkpoints = dir.checkpoints();
-    train_in(dir, setup, options, event, stop).map_err(|error| error.with_last_good(&checkpoints))
+    event(Event::Started {
+        hone_version: env!("CARGO_PKG_VERSION"),
+        output_dir: &setup.run.output.dir,
+        num_steps: setup.num_steps,
+    });
+    let outcome = train_in(dir, setup, options, event, stop)
+        .map_err(|error| error.with_last_good(&checkpoints))?;
+    match &outcome {
+        Outcome::Finished(finished) => event(Event::Finished(finished)),
+        Outcome::Interrupted { step } => event(Event::Interrupted { step: *step }),
+    }
+    Ok(outcome)
 }
 
 fn train_in(
@@ -112,10 +173,11 @@ fn train_in(
     let planned = plan(setup, &dir, resuming)?;
     event(Event::Planned(&planned.plan));
     let note = sample::turn_end_note(&setup.config, &setup.tokenizer, &setup.train);
-    note.into_iter().for_each(|note| event(Event::Note(note)));
+    note.into_iter().for_each(|text| event(Event::Note { text }));
     refuse_what_cannot_fit(&planned.plan)?;
-    if !resuming {
-        dir.begin(&mut claim, setup, &planned.plan)?;
+    match resuming {
+        true => dir.update(setup, &planned.plan)?,
+        false => dir.begin(&mut claim, setup, &planned.plan)?,
     }
     let device = device(setup, &planned);
     let held = Held::of(setup, planned.plan.offloaded_blocks);
@@ -135,7 +197,7 @@ fn train_in(
     if resuming {
         run.load_newest(event)?;
     }
-    let mut logs = Logs::open(&run.dir, run.step)?;
+    let mut logs = Logs::open(&run.dir, run.step, event)?;
     let samples = run.samples_before()?;
     device.release_free_memory();
     run.arena = Arena::new(&device, run.planned.plan.arena_bytes as usize);
@@ -200,12 +262,15 @@ fn refuse_what_cannot_fit(plan: &Plan) -> Result<(), TrainError> {
         Some(free) => ("the CPU's memory", plan.host_bytes(), free),
         None => ("memory", plan.needed_bytes(), plan.budget_bytes.unwrap_or(0)),
     };
-    Err(TrainError::Usage(format!(
-        "this run needs {} of {memory}, and {} may be taken. What would make it fit:\n  {}",
-        report::format_bytes(needed),
-        report::format_bytes(free),
-        plan.suggestions.join("\n  ")
-    )))
+    Err(TrainError::Usage(
+        Code::MemoryDoesNotFit,
+        format!(
+            "this run needs {} of {memory}, and {} may be taken. What would make it fit:\n  {}",
+            report::format_bytes(needed),
+            report::format_bytes(free),
+            plan.suggestions.join("\n  ")
+        ),
+    ))
 }
 
 /// The files that grow with the run.
@@ -216,12 +281,19 @@ struct Logs {
 }
 
 impl Logs {
-    fn open(dir: &RunDir, last_step: u64) -> Result<Self, TrainError> {
-        Ok(Self {
-            metrics: Lines::open(&dir.join("metrics.jsonl"), last_step)?,
-            evaluations: Lines::open(&dir.join("eval.jsonl"), last_step)?,
-            rows: Lines::open(&dir.join("samples.jsonl"), last_step)?,
-        })
+    fn open(
+        dir: &RunDir,
+        last_step: u64,
+        event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self, TrainError> {
+        let logs = Self {
+            metrics: Lines::open::<StepRecord>(&dir.join("metrics.jsonl"), last_step)?,
+            evaluations: Lines::open::<EvalRecord>(&dir.join("eval.jsonl"), last_step)?,
+            rows: Lines::open::<RowsRecord>(&dir.join("rows.jsonl"), last_step)?,
+        };
+        let damage = [&logs.metrics, &logs.evaluations, &logs.rows].map(Lines::damage);
+        damage.into_iter().flatten().for_each(|text| event(Event::Note { text }));
+        Ok(logs)
     }
 
     fn sync(&self) -> Result<(), TrainError> {
@@ -325,7 +397,8 @@ impl Run<'_> {
     fn step_done(&self, record: &StepRecord, event: &mut dyn FnMut(Event<'_>)) {
         event(Event::Step(record));
         if let Some(why) = self.engine.device.take_graphs_refusal() {
-            event(Event::Note(format!("passes are not launched as CUDA graphs: {why}")));
+            let text = format!("passes are not launched as CUDA graphs: {why}");
+            event(Event::Note { text });
         }
     }
 
@@ -346,7 +419,7 @@ impl Run<'_> {
         let profile = StepProfile::new(spans, num_steps, &self.planned.profile, compute);
         let path = self.dir.join("profile.json");
         write_file_whole(&path, profile.trace().to_string().as_bytes())?;
-        event(Event::Profiled(&profile, &path));
+        event(Event::Profiled { profile: &profile, trace: &path });
         Ok(())
     }
 
@@ -471,7 +544,7 @@ impl Run<'_> {
         if done {
             return Ok(());
         }
-        event(Event::Evaluating(dataset.len()));
+        event(Event::Evaluating { rows: dataset.len() });
         let set = EvalSet { dataset, units, packing: self.packing() };
         let Self { engine, arena, planned, .. } = self;
         let scorer = scorer(engine, arena, planned);

@@ -5,9 +5,10 @@ mod inputs;
 mod manifest;
 
 use crate::checkpoint::write_file_whole;
+use crate::code::Code;
 use crate::error::TrainError;
 use crate::planner::{Plan, Policy};
-use crate::run_file::RunFile;
+use crate::run_file::{RunFile, ScheduleSection};
 use crate::sample::Sample;
 use crate::setup::Setup;
 use inputs::Inputs;
@@ -60,20 +61,25 @@ impl RunDir {
     pub fn check_free(&self) -> Result<(), TrainError> {
         let dir = self.0.display();
         if self.0.exists() && !self.0.is_dir() {
-            return Err(TrainError::Usage(format!(
-                "output.dir: {dir} is a file. Name an empty or a new directory"
-            )));
+            return Err(TrainError::Usage(
+                Code::RunDirTaken,
+                format!("output.dir: {dir} is a file. Name an empty or a new directory"),
+            ));
         }
         if self.holds_run() {
-            return Err(TrainError::Usage(format!(
-                "output.dir: {dir} already holds a run. Continue it with --resume, or name another \
+            return Err(TrainError::Usage(
+                Code::RunDirTaken,
+                format!(
+                    "output.dir: {dir} already holds a run. Continue it with --resume, or name another \
                  directory (output.dir=… on the command line)"
-            )));
+                ),
+            ));
         }
         if self.holds_other_files() {
-            return Err(TrainError::Usage(format!(
-                "output.dir: {dir} holds other files. Name an empty or a new directory"
-            )));
+            return Err(TrainError::Usage(
+                Code::RunDirTaken,
+                format!("output.dir: {dir} holds other files. Name an empty or a new directory"),
+            ));
         }
         Ok(())
     }
@@ -111,34 +117,73 @@ impl RunDir {
     /// If settings or input files have changed since.
     pub fn check_same(&self, setup: &Setup) -> Result<Policy, TrainError> {
         if setup.begun_at != self.begun_at() {
-            return Err(TrainError::Usage(format!(
-                "--resume: another process began the run in {} while this one was getting ready; \
+            return Err(TrainError::Usage(
+                Code::RunDirBusy,
+                format!(
+                    "--resume: another process began the run in {} while this one was getting ready; \
                  run the command again",
-                self.0.display()
-            )));
+                    self.0.display()
+                ),
+            ));
         }
         let path = self.join("run.toml");
         let begun = RunFile::load(&path, &[])?;
-        let changed = begun.changed_keys(&setup.run);
-        if !changed.is_empty() {
-            return Err(TrainError::Usage(format!(
-                "--resume: the settings are not those that {} was begun with:\n  {}\nChange them \
-                 back, or start a new run in another output.dir",
-                self.0.display(),
-                changed.join("\n  ")
-            )));
-        }
+        self.check_settings(&begun, &setup.run)?;
         let manifest = self.read_manifest()?;
         self.check_rounding(&manifest, setup)?;
         let inputs = Inputs::of(setup, &manifest.inputs)?;
         if let Some(file) = inputs.first_change(&manifest.inputs) {
-            return Err(TrainError::Usage(format!(
-                "--resume: a model or data file has changed since {} was begun: {file}. Put the \
+            return Err(TrainError::Usage(
+                Code::ResumeInputsChanged,
+                format!(
+                    "--resume: a model or data file has changed since {} was begun: {file}. Put the \
                  files back, or start a new run in another output.dir",
-                self.0.display(),
-            )));
+                    self.0.display(),
+                ),
+            ));
         }
         Ok(manifest.plan.policy(setup.unit_tokens()))
+    }
+
+    /// Whether only such settings differ as may: those that change nothing of the steps done.
+    fn check_settings(&self, begun: &RunFile, now: &RunFile) -> Result<(), TrainError> {
+        let mut changed = begun.changed_keys(now);
+        match extension(begun, now) {
+            Ok(true) => changed.retain(|change| !belongs_to_extension(change)),
+            Err(why) if changed.iter().all(|change| belongs_to_extension(change)) => {
+                return Err(TrainError::Usage(Code::ResumeNotExtendable, why));
+            }
+            _ => {}
+        }
+        if changed.is_empty() {
+            return Ok(());
+        }
+        Err(TrainError::Usage(
+            Code::ResumeSettingsChanged,
+            format!(
+                "--resume: the settings are not those that {} was begun with:\n  {}\nChange them \
+             back, or start a new run in another output.dir",
+                self.0.display(),
+                changed.join("\n  ")
+            ),
+        ))
+    }
+
+    /// Records what a resumed run does otherwise than it was begun with: settings that may change,
+    /// and further steps.
+    ///
+    /// # Errors
+    /// When the directory cannot be written.
+    pub fn update(&self, setup: &Setup, plan: &Plan) -> Result<(), TrainError> {
+        let manifest = self.read_manifest()?;
+        if manifest.plan.num_steps != plan.num_steps {
+            self.write_json(MANIFEST, &Manifest { plan: plan.clone(), ..manifest })?;
+        }
+        let (path, text) = (self.join("run.toml"), setup.run.to_toml());
+        if std::fs::read_to_string(&path).map_err(TrainError::io(&path))? != text {
+            write_file_whole(&path, text.as_bytes())?;
+        }
+        Ok(())
     }
 
     /// Whether sums are ordered as when the run was begun: by the same kind of processor and, for a
@@ -155,13 +200,16 @@ impl RunDir {
         } else {
             return Ok(());
         };
-        Err(TrainError::Usage(format!(
-            "--resume: {} was begun on {}, and this is {}, which rounds otherwise. {remedy}, or \
+        Err(TrainError::Usage(
+            Code::ResumeOtherDevice,
+            format!(
+                "--resume: {} was begun on {}, and this is {}, which rounds otherwise. {remedy}, or \
              start a new run in another output.dir",
-            self.0.display(),
-            shown(then),
-            shown(now)
-        )))
+                self.0.display(),
+                shown(then),
+                shown(now)
+            ),
+        ))
     }
 
     /// Adds what really happened to `manifest.json`.
@@ -196,4 +244,41 @@ impl RunDir {
     fn read_manifest(&self) -> Result<Manifest, TrainError> {
         Manifest::read(&self.join(MANIFEST))
     }
+}
+
+/// Whether `now` asks for more steps than `begun`, and for nothing that changes those of `begun`.
+///
+/// # Errors
+/// Why the steps done would have been others, and what to do about it.
+fn extension(begun: &RunFile, now: &RunFile) -> Result<bool, String> {
+    let (Some(then), Some(steps)) = (begun.train.max_steps, now.train.max_steps) else {
+        return Ok(false);
+    };
+    if steps <= then {
+        return Ok(false);
+    }
+    let change = format!("--resume: train.max_steps: {then} → {steps}");
+    let constant = |run: &RunFile| run.schedule == ScheduleSection::Constant;
+    if !(constant(begun) && constant(now)) {
+        return Err(format!(
+            "{change}: with schedule.kind = \"{}\" the learning rate of every step follows from \
+             their number, so only a run with \"constant\" can be extended. Start a new run in \
+             another output.dir, with adapter.init_from or model.path naming this one's result",
+            begun.schedule.kind()
+        ));
+    }
+    let warm_up = begun.train.num_warmup_steps(then);
+    if now.train.num_warmup_steps(steps) != warm_up {
+        return Err(format!(
+            "{change}: the warm-up would take other steps than it did. Give \
+             train.warmup_steps={warm_up} as well"
+        ));
+    }
+    Ok(true)
+}
+
+fn belongs_to_extension(change: &str) -> bool {
+    ["train.max_steps:", "train.warmup_steps:", "train.warmup_ratio:"]
+        .iter()
+        .any(|key| change.starts_with(key))
 }

@@ -1,6 +1,7 @@
 //! From a run file to everything a run needs, checked: model directory, tokenizer, data, order.
 
 use crate::backend::{Asked, Backend};
+use crate::code::Code;
 use crate::error::TrainError;
 use crate::objectives;
 
@@ -193,7 +194,7 @@ pub fn resolve(model: &str, note: &mut dyn FnMut(String)) -> Result<PathBuf, Tra
     hub::resolve_with(model, &HubSettings::from_env(), &fetched).map_err(|error| match error {
         HubError::Offline { .. } | HubError::Network { .. } | HubError::NotFound { .. } => {
             let here = "There is no such directory here, so it was taken for a hub name.";
-            TrainError::Usage(format!("{model}: {here} {error}"))
+            TrainError::Usage(Code::ModelNotFound, format!("{model}: {here} {error}"))
         }
         other => other.into(),
     })
@@ -220,12 +221,15 @@ pub fn surplus_tokens(dir: &Path, config: &DecoderConfig, tokenizer: &Tokenizer)
 pub fn check_tokens(dataset: &Dataset, config: &DecoderConfig) -> Result<(), TrainError> {
     let knows = config.vocab_size;
     let Some((source, id)) = dataset.first_beyond(knows) else { return Ok(()) };
-    Err(TrainError::Usage(format!(
-        "{}:{}: the row has token id {id}, but the model knows only {knows} tokens (vocab_size in \
+    Err(TrainError::Usage(
+        Code::DataUnknownToken,
+        format!(
+            "{}:{}: the row has token id {id}, but the model knows only {knows} tokens (vocab_size in \
          config.json). The tokenizer belongs to another model, or tokens were added to it without \
          resizing the model's embedding",
-        source.file, source.line
-    )))
+            source.file, source.line
+        ),
+    ))
 }
 
 /// How frozen matrices of `file` are held; `None`: as in the file. Products in eight bits need
@@ -260,22 +264,28 @@ fn max_seq_len(run: &mut RunFile, config: &DecoderConfig) -> Result<usize, Train
         None => longest.min(2048).min(run.train.batch_tokens / rows_per_unit(run)),
     };
     if !config.can_reach(max_seq_len) {
-        return Err(TrainError::Usage(format!(
-            "data.max_seq_len = {max_seq_len} is longer than the model was made for \
+        return Err(TrainError::Usage(
+            Code::RunFileInvalidValue,
+            format!(
+                "data.max_seq_len = {max_seq_len} is longer than the model was made for \
              (max_position_embeddings = {longest}); set it to at most {longest}"
-        )));
+            ),
+        ));
     }
     run.data.max_seq_len = Some(max_seq_len);
     run.check_with_max_seq_len(max_seq_len)?;
     let (together, batch_tokens) = (rows_per_unit(run) * max_seq_len, run.train.batch_tokens);
     if together > batch_tokens {
-        return Err(TrainError::Usage(format!(
-            "train.batch_tokens = {batch_tokens} has no room for {} rows of data.max_seq_len = \
+        return Err(TrainError::Usage(
+            Code::RunFileInvalidValue,
+            format!(
+                "train.batch_tokens = {batch_tokens} has no room for {} rows of data.max_seq_len = \
              {max_seq_len} tokens, which objective.kind = \"{}\" compares; set it to at least \
              {together}",
-            rows_per_unit(run),
-            run.objective.kind(),
-        )));
+                rows_per_unit(run),
+                run.objective.kind(),
+            ),
+        ));
     }
     Ok(max_seq_len)
 }

@@ -1,6 +1,7 @@
 //! `hone demo`: the path of `hone train` on built-in data.
 
 use crate::args::DemoArgs;
+use crate::commands::train::Audience;
 use crate::demo::model;
 use crate::demo::score::{Score, score};
 use crate::demo::task::{Item, task};
@@ -27,9 +28,11 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
     let before = score(&files.base, None, &held_out)?;
     let (was, n) = (before.num_right, held_out.len());
     output::note(&format!("\nbefore training: {was} of {n} held-out items right\n"));
-    let setup = super::prepare(None, RunFile::load(&files.run_file, &[])?)?;
-    let go_on = format!("hone train {} --resume", files.run_file.display());
-    let finished = super::train::train(&setup, Options::default(), &go_on)?;
+    let run = RunFile::load(&files.run_file, &[])?;
+    let setup = super::prepare(None, run, &mut super::print_note)?;
+    let resume_with = format!("hone train {} --resume", files.run_file.display());
+    let finished =
+        super::train::train(&setup, Options::default(), &mut Audience::Person(None), &resume_with)?;
     let after = score(&files.base, Some(&finished.result), &held_out)?;
     let seconds = begun.elapsed().as_secs_f64();
     if args.json {

@@ -36,7 +36,7 @@ pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
     };
     output::table(&[
         ("hone", profile.version.clone()),
-        ("processor", profile.cpu.clone()),
+        ("processor", profile.processor.clone()),
         ("threads", profile.threads.to_string()),
         ("instruction set", profile.isa.clone()),
         ("memory", format!("{}, {} free", bytes(total), bytes(free))),

@@ -8,18 +8,20 @@ use hone_data::{Dataset, OnError, Overlong, RecordKind, RecordSpec, pack_in_orde
 use hone_model::Batch;
 use hone_tensor::safetensors::write;
 use hone_tensor::{Tape, Tensor};
-use hone_train::evaluate::{EvalSet, evaluate};
-use hone_train::objectives::Likelihood;
+use hone_train::evaluate::{EvalSet, Evaluation, evaluate};
+use hone_train::objectives::{Comparison, Dpo, Kto, Likelihood, Objective};
 use hone_train::scoring::{Packing, Scorer};
 use hone_train::setup::check_tokens;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// Slots of a micro-batch: enough for products to run well, little enough to fit anywhere.
 const BATCH_TOKENS: usize = 4096;
 
 /// What the data crate names by keys of the run file, and what it is called here.
-const FLAGS: [(&str, &str); 9] = [
+const FLAGS: [(&str, &str); 11] = [
+    ("set objective.kind = \"dpo\"", "give --format pairs"),
+    ("set objective.kind = \"kto\"", "give --format rated"),
     ("check data.train and data.eval", "check --data"),
     (", or set data.on_error = \"skip\"", ""),
     ("set data.overlong = \"truncate\"", "give --truncate"),
@@ -31,7 +33,7 @@ const FLAGS: [(&str, &str); 9] = [
     ("data.format", "--format"),
 ];
 
-/// Evaluates and prints loss and perplexity.
+/// Evaluates and prints loss and perplexity, or how answers are ranked.
 pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     if let Some(path) = &args.logits {
         check_parent("--logits", path)?;
@@ -50,9 +52,11 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     let units = pack_in_order(&dataset, unit_tokens)?;
     let units_per_batch = (BATCH_TOKENS / unit_tokens).clamp(1, units.len());
     let packing = Packing { max_seq_len: unit_tokens, unit_tokens, units_per_batch };
-    let scorer = Scorer { pass: opened.pass(), reference: None, plan: None };
+    let objective = objective(args);
+    let reference = objective.needs_reference().then(|| opened.model.without_adapters());
+    let scorer = Scorer { pass: opened.pass(), reference: reference.as_ref(), plan: None };
     let set = EvalSet { dataset: &dataset, units: &units, packing };
-    let evaluation = evaluate(scorer, &Likelihood, set)?;
+    let evaluation = evaluate(scorer, &*objective, set)?;
     if !evaluation.loss.is_finite() {
         return Err(Failure::Running(format!(
             "the loss is {}, not finite: a weight of the model or adapter is not, or the model \
@@ -64,23 +68,45 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     if let Some(path) = &args.logits {
         write_logits(&opened, &dataset, path)?;
     }
-    let (loss, perplexity) = (evaluation.loss, evaluation.loss.exp());
-    let num_target_tokens = evaluation.num_target_tokens;
-    if args.json {
-        output::json(&json!({
-            "loss": loss,
-            "perplexity": perplexity,
-            "num_target_tokens": num_target_tokens,
-            "rows": dataset.len(),
-        }));
-        return Ok(());
+    match args.json {
+        true => output::json(&summary(&evaluation, dataset.len())),
+        false => print(&evaluation, dataset.len()),
     }
-    output::table(&[
-        ("loss", format!("{loss:.6} nats per target token")),
-        ("perplexity", format!("{perplexity:.4}")),
-        ("target tokens", format!("{num_target_tokens} in {} rows", dataset.len())),
-    ]);
     Ok(())
+}
+
+/// What is measured: with an adapter, answers are also compared with what the base makes of them.
+fn objective(args: &EvalArgs) -> Box<dyn Objective> {
+    let (records, beta) = (args.format.records(), args.beta);
+    let rewards: Box<dyn Objective> = match records {
+        RecordKind::Plain => return Box::new(Likelihood),
+        RecordKind::Pairs => Box::new(Dpo { beta }),
+        RecordKind::Rated => Box::new(Kto { beta, desirable_weight: 1.0, undesirable_weight: 1.0 }),
+    };
+    let rewards = args.model.adapter.as_ref().map(|_| rewards);
+    Box::new(Comparison { records, rewards })
+}
+
+fn summary(evaluation: &Evaluation, rows: usize) -> Value {
+    let mut summary = json!({
+        "loss": evaluation.loss,
+        "num_target_tokens": evaluation.num_target_tokens,
+        "rows": rows,
+    });
+    match evaluation.perplexity {
+        Some(perplexity) => summary["perplexity"] = perplexity.into(),
+        None => summary["metrics"] = json!(evaluation.metrics),
+    }
+    summary
+}
+
+fn print(evaluation: &Evaluation, rows: usize) {
+    let Evaluation { loss, perplexity, num_target_tokens, metrics } = evaluation;
+    let mut table = vec![("loss", format!("{loss:.6} nats per target token"))];
+    table.extend(perplexity.map(|perplexity| ("perplexity", format!("{perplexity:.4}"))));
+    table.extend(metrics.iter().map(|(name, value)| (name.as_str(), format!("{value:.6}"))));
+    table.push(("target tokens", format!("{num_target_tokens} in {rows} rows")));
+    output::table(&table);
 }
 
 fn with_flags(message: String) -> String {
@@ -105,7 +131,7 @@ fn record_spec(args: &EvalArgs, opened: &Opened) -> Result<RecordSpec, Failure> 
         overlong: if args.truncate { Overlong::Truncate } else { Overlong::Refuse },
         on_error: OnError::Fail,
         append_eos: args.append_eos,
-        kind: RecordKind::Plain,
+        kind: args.format.records(),
         all_tokens_are_targets: false,
     })
 }

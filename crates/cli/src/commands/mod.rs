@@ -25,12 +25,20 @@ fn read_run_file(args: &RunFileArgs) -> Result<RunFile, Failure> {
     Ok(RunFile::load(&args.run_file, &args.overrides)?)
 }
 
-/// The run that a run file describes, for a GPU that need not be here if one is given; notes go to
-/// standard error.
-fn prepare(planned_for: Option<Backend>, run: RunFile) -> Result<Setup, Failure> {
+/// The run that a run file describes, for a GPU that need not be here if one is given.
+fn prepare(
+    planned_for: Option<Backend>,
+    run: RunFile,
+    note: &mut dyn FnMut(String),
+) -> Result<Setup, Failure> {
     let begun_at = RunDir::new(&run.output.dir).begun_at();
     let options = SetupOptions { begun_at, planned_for };
-    Ok(Setup::new(run, options, &mut |note| output::note(&format!("note: {note}")))?)
+    Ok(Setup::new(run, options, note)?)
+}
+
+/// Prints a note on standard error.
+fn print_note(note: String) {
+    output::note(&format!("note: {note}"));
 }
 
 /// A model opened for inference.
@@ -58,13 +66,13 @@ fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
     let (held, asked) = (args.base_precision, args.compute.into());
     check_held_for(held, asked, "--base-precision")
         .map_err(|problem| Failure::Usage(format!("--compute {problem}")))?;
-    let dir = resolve(&args.model, &mut |note| output::note(&format!("note: {note}")))?;
+    let dir = resolve(&args.model, &mut print_note)?;
     // Headers, configuration and tokenizer first: loading weights may take a minute.
     let Model { decoder, file_dtype, .. } =
         hone_model::load(&dir, &Device::dry(), LoadOptions::INFERENCE)?;
     let tokenizer = Tokenizer::from_dir(&dir)?;
     let threads = num_threads(args.threads);
-    let note = &mut |note| output::note(&format!("note: {note}"));
+    let note = &mut print_note;
     let asked_device = Asked { setting: "--device", device: &args.device };
     let (backend, compute) = Backend::open(asked_device, (asked, file_dtype), threads, note)?;
     let base_precision = match purpose {

@@ -14,7 +14,7 @@ use std::fmt::Write as _;
 pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let run = super::read_run_file(&args.run)?;
     let planned_for = args.device.as_deref().map(Backend::catalogued).transpose()?;
-    let setup = super::prepare(planned_for, run)?;
+    let setup = super::prepare(planned_for, run, &mut super::print_note)?;
     let profile = setup.backend.profile();
     let plan = planner::plan(&setup, &profile)?.plan;
     if args.run.json {

@@ -1,6 +1,6 @@
 //! `hone train`
 
-use crate::args::TrainArgs;
+use crate::args::{EventFormat, TrainArgs};
 use crate::commands::plan;
 use crate::failure::Failure;
 use crate::output;
@@ -11,62 +11,102 @@ use hone_train::recipe::{self, Event, Finished, Options, Outcome};
 use hone_train::run_dir::RunDir;
 use hone_train::setup::Setup;
 use hone_train::step_profile::StepProfile;
-use serde_json::{Value, json};
 use std::path::Path;
 
 /// Trains, and tells where the result is.
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {
+    let mut audience = match args.events {
+        Some(EventFormat::Json) => Audience::Program,
+        None => Audience::Person(None),
+    };
+    let finished =
+        train_for(args, &mut audience).inspect_err(|failure| audience.failed(failure))?;
+    match (&audience, args.run.json) {
+        (Audience::Program, _) => {}
+        (Audience::Person(_), true) => output::json(&finished),
+        (Audience::Person(_), false) => print_summary(&finished),
+    }
+    Ok(())
+}
+
+fn train_for(args: &TrainArgs, audience: &mut Audience) -> Result<Finished, Failure> {
     let run = super::read_run_file(&args.run)?;
     let dir = RunDir::new(&run.output.dir);
     if !(args.resume && dir.holds_run()) {
         dir.check_free()?;
     }
-    let setup = super::prepare(None, run)?;
-    output::note(&format!("settings {}", dir.join("run.toml").display()));
-    let options = Options { resume: args.resume, profile: args.profile };
-    let finished = train(&setup, options, "the same command and --resume")?;
-    if args.run.json {
-        output::json(&summary(&finished));
-    } else {
-        print_summary(&finished);
+    let setup = super::prepare(None, run, &mut |text| audience.note(text))?;
+    if let Audience::Person(_) = audience {
+        output::note(&format!("settings {}", dir.join("run.toml").display()));
     }
-    Ok(())
+    let options = Options { resume: args.resume, profile: args.profile };
+    train(&setup, options, audience, "the same command and --resume")
 }
 
-/// Trains with progress on standard error; a signal ends it with a checkpoint, and the user is told
-/// to go on with `go_on`.
-pub fn train(setup: &Setup, options: Options, go_on: &str) -> Result<Finished, Failure> {
-    let stop = StopFlag::listen()
-        .map_err(|error| Failure::Running(format!("cannot listen for signals: {error}")))?;
-    let mut progress = Progress::new(setup.num_steps);
-    let mut show = |event: Event<'_>| {
-        if let Event::Planned(plan) = &event {
+/// Who follows a run.
+pub enum Audience {
+    /// A bar or lines on standard error, once the number of steps is known.
+    Person(Option<Progress>),
+    /// Every event as a JSON object on standard output.
+    Program,
+}
+
+impl Audience {
+    fn note(&mut self, text: String) {
+        match self {
+            Self::Person(_) => output::note(&format!("note: {text}")),
+            Self::Program => output::json(&Event::Note { text }),
+        }
+    }
+
+    fn hear(&mut self, setup: &Setup, event: &Event<'_>) {
+        let progress = match self {
+            Self::Program => return output::json(event),
+            Self::Person(progress) => {
+                progress.get_or_insert_with(|| Progress::new(setup.num_steps))
+            }
+        };
+        if let Event::Planned(plan) = event {
             output::note(&format!("\n{}", plan::text(setup, plan)));
         }
-        progress.show(&event);
-        if let Event::Profiled(profile, path) = &event {
-            output::note(&profile_text(profile, path));
+        progress.show(event);
+        if let Event::Profiled { profile, trace } = event {
+            output::note(&profile_text(profile, trace));
         }
-    };
-    let outcome = recipe::train(setup, options, &mut show, &|| stop.is_raised());
-    progress.finish();
+    }
+
+    /// Ends a program's stream of events; an interruption is an event of the run itself.
+    fn failed(&self, failure: &Failure) {
+        if let (Self::Program, false) = (self, matches!(failure, Failure::Interrupted(_))) {
+            let (code, message) = (failure.code(), &*failure.message());
+            output::json(&Event::Failed { code, message });
+        }
+    }
+}
+
+/// Trains; a signal ends it with a checkpoint, and the user is told to continue with
+/// `resume_with`.
+pub fn train(
+    setup: &Setup,
+    options: Options,
+    audience: &mut Audience,
+    resume_with: &str,
+) -> Result<Finished, Failure> {
+    let stop = StopFlag::listen()
+        .map_err(|error| Failure::Running(format!("cannot listen for signals: {error}")))?;
+    let mut hear = |event: Event<'_>| audience.hear(setup, &event);
+    let outcome = recipe::train(setup, options, &mut hear, &|| stop.is_raised());
+    if let Audience::Person(Some(progress)) = audience {
+        progress.finish();
+    }
     match outcome? {
         Outcome::Finished(finished) => Ok(finished),
         Outcome::Interrupted { step } => Err(Failure::Interrupted(format!(
-            "stopped after step {step} of {}; its checkpoint is in {}. Go on with {go_on}",
+            "stopped after step {step} of {}; its checkpoint is in {}. Go on with {resume_with}",
             setup.num_steps,
             setup.run.output.dir.join("checkpoints").display()
         ))),
     }
-}
-
-fn summary(finished: &Finished) -> Value {
-    json!({
-        "result": finished.result,
-        "report": finished.report,
-        "evaluations": finished.evaluations,
-        "samples": finished.samples,
-    })
 }
 
 fn print_summary(finished: &Finished) {

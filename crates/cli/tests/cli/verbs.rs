@@ -2,6 +2,7 @@
 //! output, and the right numbers.
 
 mod demo;
+mod events;
 mod generation;
 mod losses;
 mod plans;

@@ -4,10 +4,12 @@
 //! a mean over terms (tokens, pairs, records) of the whole step, and the engine divides. What it
 //! must know of the step before the first gradient, it gets as [`Statistics`].
 
+mod comparison;
 mod dpo;
 mod kto;
 mod likelihood;
 
+pub use comparison::Comparison;
 pub use dpo::Dpo;
 pub use kto::Kto;
 pub use likelihood::Likelihood;

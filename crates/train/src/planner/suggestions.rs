@@ -1,6 +1,7 @@
 //! What would make a run fit.
 
-use super::{DryRun, Host};
+use super::dry_run::DryRun;
+use super::host::Host;
 use crate::error::TrainError;
 use crate::loading::Held;
 use crate::run_file;

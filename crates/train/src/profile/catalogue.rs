@@ -123,7 +123,7 @@ impl Gpu {
         let (tera, giga) = (1e12, 1e9);
         let product_bf16 = self.bf16 * self.reached * tera;
         DeviceProfile {
-            cpu: name.to_owned(),
+            processor: name.to_owned(),
             threads: 0,
             isa: String::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

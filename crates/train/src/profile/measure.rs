@@ -80,7 +80,7 @@ pub(super) fn gpu(gpu: &Gpu, sizes: &Sizes, published: DeviceProfile) -> DeviceP
     let rates = rates(&on, &eight_bits);
     let figures = |figures: GpuFigures| GpuFigures {
         link: link(gpu, 4 * sizes.memory).unwrap_or(figures.link),
-        product_fp8: rates.in_eight_bits(Compute::Fp8).or(figures.product_fp8),
+        product_fp8: rates.of(Measure::Product(Compute::Fp8)).or(figures.product_fp8),
         ..figures
     };
     let measured = DeviceProfile {
@@ -92,66 +92,81 @@ pub(super) fn gpu(gpu: &Gpu, sizes: &Sizes, published: DeviceProfile) -> DeviceP
     measured
 }
 
+/// What is measured, each by a probe of its own.
+#[derive(Clone, Copy, PartialEq)]
+enum Measure {
+    /// Products computed so.
+    Product(Compute),
+    OverTokens,
+    Thin,
+    Attention,
+    Elementwise,
+    Memory,
+}
+
+impl Measure {
+    fn probe(self, on: &On<'_>) -> Probe {
+        let (rate, body): (Rate, Box<dyn Fn()>) = match self {
+            Self::Product(compute @ (Compute::Int8 | Compute::Fp8)) => {
+                (Rate::Flops(Work::Int8), Box::new(product(on, compute)))
+            }
+            Self::Product(compute) => (Rate::Flops(Work::Product), Box::new(product(on, compute))),
+            Self::OverTokens => (Rate::Flops(Work::OverTokens), Box::new(trained(on))),
+            Self::Thin => (Rate::Flops(Work::Thin), Box::new(adapted(on))),
+            Self::Attention => (Rate::Flops(Work::Attention), Box::new(attention(on))),
+            Self::Elementwise => (Rate::Flops(Work::Elementwise), Box::new(elementwise(on))),
+            Self::Memory => (Rate::Bytes, Box::new(memory(on))),
+        };
+        Probe::new(on.device, rate, body)
+    }
+}
+
 /// What probes found.
 struct Rates {
-    product_f32: f64,
-    product_16: f64,
-    /// What was measured of products in eight bits.
-    product_8: Vec<(Compute, f64)>,
-    over_tokens: f64,
-    thin: f64,
-    attention: f64,
-    elementwise: f64,
-    memory: f64,
+    narrow: Compute,
+    measured: Vec<(Measure, f64)>,
 }
 
 impl Rates {
-    fn in_eight_bits(&self, compute: Compute) -> Option<f64> {
-        self.product_8.iter().find(|(of, _)| *of == compute).map(|(_, rate)| *rate)
+    fn of(&self, measure: Measure) -> Option<f64> {
+        self.measured.iter().find(|(of, _)| *of == measure).map(|(_, rate)| *rate)
     }
 
+    /// The profile with what was measured in it.
     fn put_into(self, profile: DeviceProfile) -> DeviceProfile {
+        let rate = |measure, known: f64| self.of(measure).unwrap_or(known);
+        let product = |compute, known| rate(Measure::Product(compute), known);
         DeviceProfile {
-            product_f32: self.product_f32,
-            product_bf16: self.product_16,
-            product_int8: self.in_eight_bits(Compute::Int8).unwrap_or(profile.product_int8),
-            product_over_tokens: self.over_tokens,
-            product_thin: self.thin,
-            attention: self.attention,
-            elementwise: self.elementwise,
-            memory: self.memory,
+            product_f32: product(Compute::F32, profile.product_f32),
+            product_bf16: product(self.narrow, profile.product_bf16),
+            product_int8: product(Compute::Int8, profile.product_int8),
+            product_over_tokens: rate(Measure::OverTokens, profile.product_over_tokens),
+            product_thin: rate(Measure::Thin, profile.product_thin),
+            attention: rate(Measure::Attention, profile.attention),
+            elementwise: rate(Measure::Elementwise, profile.elementwise),
+            memory: rate(Measure::Memory, profile.memory),
             ..profile
         }
     }
 }
 
 fn rates(on: &On<'_>, eight_bits: &[Compute]) -> Rates {
-    let of = |work, body: Box<dyn Fn()>| Probe::new(on.device, Rate::Flops(work), body);
-    let mut probes = vec![
-        of(Work::Product, Box::new(product(on, Compute::F32))),
-        of(Work::Product, Box::new(product(on, on.narrow))),
-        of(Work::OverTokens, Box::new(trained(on))),
-        of(Work::Thin, Box::new(adapted(on))),
-        of(Work::Attention, Box::new(attention(on))),
-        of(Work::Elementwise, Box::new(elementwise(on))),
-        Probe::new(on.device, Rate::Bytes, Box::new(memory(on))),
+    let floats = [Compute::F32, on.narrow];
+    let products = floats.iter().chain(eight_bits).map(|&compute| Measure::Product(compute));
+    let others = [
+        Measure::OverTokens,
+        Measure::Thin,
+        Measure::Attention,
+        Measure::Elementwise,
+        Measure::Memory,
     ];
-    let product = |&compute| of(Work::Int8, Box::new(product(on, compute)));
-    probes.extend(eight_bits.iter().map(product));
+    let measures: Vec<Measure> = products.chain(others).collect();
+    let mut probes: Vec<Probe> = measures.iter().map(|measure| measure.probe(on)).collect();
     for _ in 0..WINDOWS {
         probes.iter_mut().for_each(|probe| probe.window(on.device));
     }
-    let rates: Vec<f64> = probes.iter().map(Probe::rate).collect();
-    Rates {
-        product_f32: rates[0],
-        product_16: rates[1],
-        over_tokens: rates[2],
-        thin: rates[3],
-        attention: rates[4],
-        elementwise: rates[5],
-        memory: rates[6],
-        product_8: eight_bits.iter().copied().zip(rates[7..].iter().copied()).collect(),
-    }
+    let measured = measures.into_iter().zip(probes.iter().map(Probe::rate)).collect();
+    Rates { narrow: on.narrow, measured }
 }
 
 /// Windows in which each rate is measured, one rate after the other and again: what else runs on

@@ -5,7 +5,7 @@ use crate::backend::Backend;
 use crate::checkpoint::{self, write_file_whole};
 use crate::engine::Engine;
 use crate::error::TrainError;
-use crate::metrics::{EvalRecord, StepRecord};
+use crate::metrics::{EvalRecord, Records, StepRecord};
 use crate::run_dir::{Actual, RunDir};
 use crate::sample::{self, Prompt, Sample};
 use crate::{failpoint, report};
@@ -101,7 +101,8 @@ impl Run<'_> {
             }
             None => match self.write_model(&partial, model.file_dtype) {
                 Err(TrainError::Export(error @ ExportError::EffectLost { .. })) => {
-                    event(Event::Note(format!("model/ is written as f32: {error}")));
+                    let text = format!("model/ is written as f32: {error}");
+                    event(Event::Note { text });
                     self.write_model(&partial, DType::F32)?;
                 }
                 written => written?,
@@ -175,18 +176,14 @@ impl Run<'_> {
     }
 }
 
-/// The lines of `eval.jsonl` so far.
+/// The evaluations so far.
 pub(super) fn evaluations(dir: &RunDir) -> Result<Vec<EvalRecord>, TrainError> {
-    let path = dir.join("eval.jsonl");
-    let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
-    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    Ok(Records::read(&dir.join("eval.jsonl"))?.records)
 }
 
 fn step_seconds(dir: &RunDir) -> Result<Vec<f64>, TrainError> {
-    let path = dir.join("metrics.jsonl");
-    let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
-    let records = text.lines().filter_map(|line| serde_json::from_str::<StepRecord>(line).ok());
-    Ok(records.map(|record| record.step_seconds).collect())
+    let steps = Records::<StepRecord>::read(&dir.join("metrics.jsonl"))?.records;
+    Ok(steps.iter().map(|record| record.step_seconds).collect())
 }
 
 fn median(values: &[f64]) -> Option<f64> {

@@ -5,6 +5,7 @@ use crate::checkpoint::{self, CheckpointError};
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::loss_scale::LossScale;
+use crate::run_dir::NUMERICS;
 use hone_data::Cursor;
 use hone_tensor::safetensors::{SafeTensorsFile, write};
 use hone_tensor::{ParamId, Target, Tensor};
@@ -19,6 +20,11 @@ const STATE: &str = "state.json";
 /// step, so there is no generator to keep.
 #[derive(Serialize, Deserialize)]
 struct State {
+    /// Version of Hone that wrote it, and of its arithmetic: see [`NUMERICS`].
+    #[serde(default)]
+    hone_version: String,
+    #[serde(default)]
+    numerics: u32,
     step: u64,
     cursor: Cursor,
     /// Updates made: what corrects the optimizer's moments for their zero beginning.
@@ -71,7 +77,7 @@ impl Run<'_> {
         match self.engine.device.target() {
             Target::Cpu => {
                 snapshot.write(&root, keep)?;
-                event(Event::Checkpoint(self.step));
+                event(Event::Checkpoint { step: self.step });
             }
             Target::Cuda => self.writer.begin(snapshot, root, keep),
         }
@@ -89,7 +95,14 @@ impl Run<'_> {
         };
         let moments: [Vec<_>; 2] = [named("m", &optimizer.m), named("v", &optimizer.v)];
         let (num_updates, loss_scale) = (optimizer.num_updates, *loss_scale);
-        let state = State { step: self.step, cursor: self.cursor, num_updates, loss_scale };
+        let state = State {
+            hone_version: env!("CARGO_PKG_VERSION").to_owned(),
+            numerics: NUMERICS,
+            step: self.step,
+            cursor: self.cursor,
+            num_updates,
+            loss_scale,
+        };
         Snapshot { state, moments: moments.concat(), params }
     }
 
@@ -100,19 +113,21 @@ impl Run<'_> {
     ) -> Result<(), TrainError> {
         let (whole, rejected) = checkpoint::newest_whole(&self.dir.checkpoints())?;
         for rejected in &rejected {
-            event(Event::Note(format!("passed over a damaged checkpoint: {}", rejected.reason)));
+            let text = format!("passed over a damaged checkpoint: {}", rejected.reason);
+            event(Event::Note { text });
         }
         let Some(whole) = whole else {
-            event(Event::Note("no whole checkpoint yet: starting from the beginning".to_owned()));
+            let text = "no whole checkpoint yet: starting from the beginning".to_owned();
+            event(Event::Note { text });
             return Ok(());
         };
         self.load(&whole.dir)?;
         checkpoint::prune(&self.dir.checkpoints(), self.step, self.setup.run.checkpoint.keep)?;
         if self.step < self.setup.num_steps {
-            event(Event::Resumed(self.step));
+            event(Event::Resumed { step: self.step });
         } else {
-            let note = format!("all {} steps are done: writing the result again", self.step);
-            event(Event::Note(note));
+            let text = format!("all {} steps are done: writing the result again", self.step);
+            event(Event::Note { text });
         }
         Ok(())
     }
@@ -122,6 +137,14 @@ impl Run<'_> {
         let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
         let state: State = serde_json::from_str(&text)
             .map_err(|error| unfit(dir, format!("{STATE} is not what a run writes: {error}")))?;
+        if state.numerics != NUMERICS {
+            return Err(TrainError::OtherVersion {
+                path: dir.to_owned(),
+                hone_version: state.hone_version,
+                numerics: state.numerics,
+                expected: NUMERICS,
+            });
+        }
         let params = SafeTensorsFile::open(&dir.join(PARAMS))?;
         let moments = SafeTensorsFile::open(&dir.join(OPTIMIZER))?;
         let Engine { model, optimizer, loss_scale, .. } = &mut self.engine;

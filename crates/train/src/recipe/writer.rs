@@ -30,7 +30,7 @@ impl Writer {
         let is_over = |(_, thread): &mut (u64, JoinHandle<_>)| wait || thread.is_finished();
         if let Some((step, thread)) = self.0.take_if(is_over) {
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            event(Event::Checkpoint(step));
+            event(Event::Checkpoint { step });
         }
         Ok(())
     }

@@ -8,12 +8,13 @@ mod sources;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use format::escape;
-use sources::{Metrics, Sources};
+use sources::{Amounts, Metrics, Sources};
 
 pub use sources::ReportError;
 
@@ -81,23 +82,36 @@ fn footer(run: &Sources) -> String {
 fn curves(run: &Sources) -> Value {
     let size = run.metrics.len().div_ceil(MAX_POINTS).max(1);
     let groups: Vec<&[Metrics]> = run.metrics.chunks(size).collect();
-    let column = |value: fn(&Metrics) -> Option<f64>| -> Vec<Option<f64>> {
+    let column = |value: &dyn Fn(&Metrics) -> Option<f64>| -> Vec<Option<f64>> {
         groups.iter().map(|group| mean(group.iter().filter_map(value))).collect()
     };
+    let objective = metric_names(run).into_iter().map(|name| {
+        let value = |amounts: &Amounts| amounts.get(name).and_then(Value::as_f64);
+        let of_evals: Vec<_> = run.evals.iter().map(|eval| value(&eval.metrics)).collect();
+        json!({ "name": name, "train": column(&|line| value(&line.metrics)), "eval": of_evals })
+    });
     let last_steps: Vec<u64> = groups.iter().filter_map(|group| Some(group.last()?.step)).collect();
     json!({
         "step": last_steps,
-        "loss": column(|line| line.loss),
-        "learning_rate": column(|line| line.learning_rate),
-        "grad_norm": column(|line| line.grad_norm),
-        "tokens_per_second": column(|line| line.tokens_per_second),
-        "peak_bytes": column(|line| line.peak_bytes),
+        "loss": column(&|line| line.loss),
+        "learning_rate": column(&|line| line.learning_rate),
+        "grad_norm": column(&|line| line.grad_norm),
+        "tokens_per_second": column(&|line| line.tokens_per_second),
+        "peak_bytes": column(&|line| line.peak_bytes),
+        "objective": objective.collect::<Vec<_>>(),
         "planned_peak_bytes": run.manifest.plan.peak_bytes,
         "eval": {
             "step": run.evals.iter().map(|eval| eval.step).collect::<Vec<_>>(),
             "loss": run.evals.iter().map(|eval| eval.loss).collect::<Vec<_>>(),
         },
     })
+}
+
+/// Names of the objective's metrics, of steps and evaluations.
+fn metric_names(run: &Sources) -> BTreeSet<&str> {
+    let of_steps = run.metrics.iter().map(|line| &line.metrics);
+    let all = of_steps.chain(run.evals.iter().map(|eval| &eval.metrics));
+    all.flat_map(|amounts| amounts.keys().map(String::as_str)).collect()
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {

@@ -49,10 +49,13 @@ pub(super) fn facts(run: &Sources) -> String {
     escape(&parts.into_iter().flatten().collect::<Vec<_>>().join(" · "))
 }
 
-/// A box that says so when the run is not finished.
+/// Boxes that say so when the run is not finished, and where its logs are damaged.
 pub(super) fn notice(run: &Sources) -> String {
-    let Some((done, steps)) = unfinished(run) else { return String::new() };
-    format!("<p class=\"notice\">Not finished: step {} of {}.</p>", count(done), count(steps))
+    let unfinished = unfinished(run)
+        .map(|(done, steps)| format!("Not finished: step {} of {}.", count(done), count(steps)));
+    let damage = run.damage.iter().map(|damage| format!("{damage}."));
+    let boxed = |text: String| format!("<p class=\"notice\">{}</p>", escape(&text));
+    unfinished.into_iter().chain(damage).map(boxed).collect()
 }
 
 /// Steps done and planned, if fewer are done than planned.

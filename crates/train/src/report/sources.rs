@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::metrics::{self, Records};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -40,6 +41,8 @@ pub(super) struct Sources {
     /// By ascending step, each step once.
     pub evals: Vec<Eval>,
     pub samples: Vec<Sample>,
+    /// What is to be said of damaged lines.
+    pub damage: Vec<String>,
 }
 
 /// A line of `metrics.jsonl`.
@@ -188,17 +191,14 @@ impl Sources {
             let line = 1 + run_text.bytes().take(start).filter(|b| *b == b'\n').count();
             ReportError::Format { path, line, problem: error.message().to_owned() }
         })?;
-        let mut metrics: Vec<Metrics> = {
-            let path = dir.join("metrics.jsonl");
-            json_lines(&path, &read_optional(&path)?.unwrap_or_default())?
-        };
+        let mut damage = Vec::new();
+        let mut metrics: Vec<Metrics> = json_lines(&dir.join("metrics.jsonl"), &mut damage)?;
         newest_per_step(&mut metrics, |line| line.step);
-        let path = dir.join("eval.jsonl");
-        let mut evals: Vec<Eval> = json_lines(&path, &read_optional(&path)?.unwrap_or_default())?;
+        let mut evals: Vec<Eval> = json_lines(&dir.join("eval.jsonl"), &mut damage)?;
         newest_per_step(&mut evals, |line| line.step);
         let manifest = json(&dir.join("manifest.json"))?.unwrap_or_default();
         let samples = json(&dir.join("samples.json"))?.unwrap_or_default();
-        Ok(Sources { run_text, run, manifest, metrics, evals, samples })
+        Ok(Sources { run_text, run, manifest, metrics, evals, samples, damage })
     }
 
     /// A value of the run file by table and key.
@@ -214,19 +214,15 @@ fn newest_per_step<T>(lines: &mut Vec<T>, step: impl Fn(&T) -> u64) {
     lines.dedup_by_key(|line| step(line));
 }
 
-/// Parses line by line. A last line without its newline was cut off by a kill and is left out.
-fn json_lines<T: DeserializeOwned>(path: &Path, text: &str) -> Result<Vec<T>, ReportError> {
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    let lines = whole.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    lines
-        .map(|(index, line)| {
-            serde_json::from_str(line).map_err(|error| ReportError::Format {
-                path: path.to_owned(),
-                line: index + 1,
-                problem: problem(&error),
-            })
-        })
-        .collect()
+/// The records of a file; damaged lines are counted in `damage`.
+fn json_lines<T: DeserializeOwned>(
+    path: &Path,
+    damage: &mut Vec<String>,
+) -> Result<Vec<T>, ReportError> {
+    let text = read_optional(path)?.unwrap_or_default();
+    let Records { records, num_damaged } = Records::parse(&text);
+    damage.extend(metrics::damage(path, num_damaged));
+    Ok(records)
 }
 
 fn json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ReportError> {
@@ -250,8 +246,8 @@ fn read_required(path: &Path) -> Result<String, ReportError> {
 }
 
 fn read_optional(path: &Path) -> Result<Option<String>, ReportError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(ReportError::Read { path: path.to_owned(), source }),
     }

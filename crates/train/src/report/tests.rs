@@ -205,12 +205,33 @@ fn hostile_text_stays_text() {
 fn what_is_wrong_is_named() {
     let message = |files: &[(&str, &str)]| build(run_dir(files).path()).unwrap_err().to_string();
     assert!(message(&[]).contains("run.toml"));
-    let bad = message(&[("run.toml", RUN), ("metrics.jsonl", "{\"step\":1}\nnonsense\n")]);
-    assert!(bad.contains("metrics.jsonl, line 2"), "{bad}");
     let bad = message(&[("run.toml", "a = \n"), ("metrics.jsonl", "")]);
     assert!(bad.contains("run.toml, line 1"), "{bad}");
     let files = [("run.toml", RUN), ("metrics.jsonl", ""), ("samples.json", "[\n{]")];
     assert!(message(&files).contains("samples.json, line 2"));
+}
+
+#[test]
+fn damaged_lines_are_counted() {
+    let metrics = "{\"step\":1}\nnonsense\n\n{\"step\":2,\"loss\":\u{0}\n{\"step\":3}\n{\"st";
+    let page = page(&[("run.toml", RUN), ("metrics.jsonl", metrics), ("eval.jsonl", "7\n")]);
+    assert_eq!(embedded(&page)["step"], json!([1, 3]));
+    assert!(page.contains("metrics.jsonl: 2 lines are damaged"), "{page}");
+    assert!(page.contains("eval.jsonl: 1 line is damaged"), "{page}");
+}
+
+#[test]
+fn an_objectives_metrics_have_curves() {
+    let metrics = "{\"step\":1,\"metrics\":{\"kl\":0.5}}\n\
+                   {\"step\":2,\"metrics\":{\"kl\":0.25,\"rewards/margins\":2}}\n";
+    let eval = "{\"step\":2,\"metrics\":{\"rewards/margins\":1.5}}\n";
+    let page = page(&[("run.toml", RUN), ("metrics.jsonl", metrics), ("eval.jsonl", eval)]);
+    let expected = json!([
+        {"name": "kl", "train": [0.5, 0.25], "eval": [null]},
+        {"name": "rewards/margins", "train": [null, 2.0], "eval": [1.5]},
+    ]);
+    assert_eq!(embedded(&page)["objective"], expected);
+    assert_eq!(embedded(&whole())["objective"], json!([]));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! the beginning of a run and train; everybody else is refused before having changed anything.
 
 use super::RunDir;
+use crate::code::Code;
 use crate::error::TrainError;
 use crate::failpoint;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -62,7 +63,7 @@ impl RunDir {
     fn make(&self) -> Result<(), TrainError> {
         std::fs::create_dir_all(&self.0).map_err(|error| {
             let dir = self.0.display();
-            TrainError::Usage(format!(
+            TrainError::Usage(Code::RunDirNotWritable, format!(
                 "output.dir: {dir} cannot be made ({error}). Name a directory that you may write to"
             ))
         })
@@ -85,10 +86,13 @@ impl RunDir {
     }
 
     fn is_taken(&self) -> TrainError {
-        TrainError::Usage(format!(
-            "output.dir: another process is training in {}; wait for it, or name another directory",
-            self.0.display()
-        ))
+        TrainError::Usage(
+            Code::RunDirBusy,
+            format!(
+                "output.dir: another process is training in {}; wait for it, or name another directory",
+                self.0.display()
+            ),
+        )
     }
 }
 

@@ -1,6 +1,7 @@
 //! `manifest.json` of a run: what was trained, with what, on what, and how it went.
 
 use super::inputs::Inputs;
+use crate::code::Code;
 use crate::error::TrainError;
 use crate::machine;
 use crate::planner::Plan;
@@ -141,10 +142,13 @@ impl Manifest {
     pub(super) fn read(path: &Path) -> Result<Self, TrainError> {
         let text = std::fs::read_to_string(path).map_err(TrainError::io(path))?;
         let damaged = |error: serde_json::Error| {
-            TrainError::Usage(format!(
-                "{}: damaged ({error}). Start a new run in another output.dir",
-                path.display()
-            ))
+            TrainError::Usage(
+                Code::RunDirDamaged,
+                format!(
+                    "{}: damaged ({error}). Start a new run in another output.dir",
+                    path.display()
+                ),
+            )
         };
         let writer: Writer = serde_json::from_str(&text).map_err(damaged)?;
         if (writer.format_version, writer.numerics) != (FORMAT_VERSION, NUMERICS) {

@@ -1,5 +1,6 @@
 //! What can be wrong with a run file, and where.
 
+use crate::code::Code;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -45,17 +46,39 @@ pub enum RunFileError {
     Syntax {
         /// Where.
         place: Location,
-        /// What is wrong and what would mend it.
+        /// What is wrong and what would fix it.
         problem: String,
     },
-    /// A key is unknown, missing, of the wrong type or out of range, or contradicts another.
+    /// A key or table that the run file does not have.
+    #[error("{place}: {key}: {problem}")]
+    UnknownKey {
+        /// Where.
+        place: Location,
+        /// Table and name, or the table.
+        key: String,
+        /// What may have been meant.
+        problem: String,
+    },
+    /// A key is missing, of the wrong type or out of range, or contradicts another.
     #[error("{place}: {key}: {problem}")]
     Key {
         /// Where.
         place: Location,
         /// Table and name, as in `train.learning_rate`.
         key: String,
-        /// What is wrong and what would mend it.
+        /// What is wrong and what would fix it.
         problem: String,
     },
+}
+
+impl RunFileError {
+    /// Its name for programs.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Read { .. } => Code::RunFileUnreadable,
+            Self::Syntax { .. } => Code::RunFileSyntax,
+            Self::UnknownKey { .. } => Code::RunFileUnknownKey,
+            Self::Key { .. } => Code::RunFileInvalidValue,
+        }
+    }
 }

@@ -16,7 +16,7 @@ macro_rules! choice {
     };
 }
 
-/// A table of the run file, or with `if kind`, its keys beside one value of `kind`: a struct of
+/// A table of the run file, or with `if kind`, the keys that one value of `kind` adds: a struct of
 /// typed fields and the schema that its values are checked with. A key that ends in `changeable`
 /// may change between a run and its `--resume`.
 macro_rules! section {
@@ -65,7 +65,7 @@ macro_rules! section {
 macro_rules! tagged {
     (
         $(#[doc = $about:literal])+
-        [$table:literal] $name:ident, $default:expr, $example:literal {
+        [$table:literal] $name:ident, $default:expr, $example:literal $(, $changeable:ident)? {
             $($(#[doc = $doc:literal])+ $variant:ident $(($section:ident))? = $kind:literal;)+
         }
     ) => {
@@ -87,7 +87,7 @@ macro_rules! tagged {
                     default: $default,
                     doc: concat!($("`", $kind, "`:", $($doc,)+ "; "),+),
                     example: $example,
-                    changeable: false,
+                    changeable: section!(@changeable $($changeable)?),
                 }],
                 kinds: &[$($(&$section::SECTION,)?)+],
             };

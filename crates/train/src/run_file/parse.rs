@@ -127,7 +127,8 @@ impl Settings {
         place: Location,
     ) -> Result<(), RunFileError> {
         let Some(table) = keys::section(name).map(|section| section.table) else {
-            return Err(key_error(place, name, unknown_table(name)));
+            let (key, problem) = (name.to_owned(), unknown_table(name));
+            return Err(RunFileError::UnknownKey { place, key, problem });
         };
         let Some(entries) = value.get_ref().as_table() else {
             let found = source.quote(value);
@@ -317,7 +318,11 @@ fn real(value: &DeValue<'_>) -> Option<f64> {
 }
 
 fn known_key(path: &str, place: &Location) -> Result<&'static Key, RunFileError> {
-    keys::find(path).ok_or_else(|| key_error(place.clone(), path, unknown_key(path)))
+    keys::find(path).ok_or_else(|| RunFileError::UnknownKey {
+        place: place.clone(),
+        key: path.to_owned(),
+        problem: unknown_key(path),
+    })
 }
 
 fn key_error(place: Location, key: &str, problem: String) -> RunFileError {

@@ -146,7 +146,7 @@ section! {
 
 tagged! {
     /// Course of the learning rate after the warm-up.
-    ["schedule"] ScheduleSection, Value(r#""cosine""#), r#""linear""# {
+    ["schedule"] ScheduleSection, Value(r#""cosine""#), r#""linear""#, changeable {
         /// stays at its highest
         Constant = "constant";
         /// falls linearly to 0
@@ -160,7 +160,7 @@ section! {
     /// Half a cosine.
     ["schedule" if kind = "cosine"] CosineSection {
         /// learning rate at the end, as a share of the highest
-        min_ratio: f64 = Float(UnitClosed), Value("0.0"), "0.1";
+        min_ratio: f64 = Float(UnitClosed), Value("0.0"), "0.1", changeable;
     }
 }
 
@@ -169,7 +169,7 @@ section! {
     ["train"] TrainSection {
         /// passes over the training data
         num_epochs: Option<u64> = Int(1, ANY), Chosen("1 unless `max_steps` is given"), "3";
-        /// number of optimizer steps
+        /// number of optimizer steps; `--resume` may raise it under `schedule.kind = "constant"`
         max_steps: Option<u64> = Int(1, ANY), Chosen("as `num_epochs` says"), "500";
         /// tokens per optimizer step, over all micro-batches
         batch_tokens: usize = Int(2, ANY), Value("16384"), "8192";
@@ -186,7 +186,7 @@ section! {
         /// the gradient is scaled down to this norm; 0 switches it off
         max_grad_norm: f64 = Float(NonNegative), Value("1.0"), "0.5";
         /// evaluate every so many steps; 0: only before and after training
-        eval_every_steps: u64 = Int(0, ANY), Value("0"), "50";
+        eval_every_steps: u64 = Int(0, ANY), Value("0"), "50", changeable;
         /// what to do when loss or gradient is NaN or infinite; the step is never applied
         on_nonfinite: OnNonfinite = Choice(OnNonfinite::VALUES), Value(r#""stop""#), r#""skip""#,
             changeable;

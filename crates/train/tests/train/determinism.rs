@@ -4,13 +4,16 @@ use crate::fixture::{LORA, Scene, Trail, train, train_with};
 use hone_model::{LoadOptions, Recompute};
 use hone_tensor::cuda::Gpu;
 use hone_tensor::{Compute, Device};
+use hone_train::Code;
 use hone_train::backend::Backend;
-use hone_train::checkpoint::sha256_of_file;
+use hone_train::checkpoint::{self, sha256_of_file};
 use hone_train::engine::{AdapterSet, Base, Engine, EngineOptions};
 use hone_train::loading::{self, Held};
 use hone_train::objectives::Likelihood;
 use hone_train::recipe::{self, Event, Options, Outcome};
+use hone_train::run_dir::NUMERICS;
 use std::cell::Cell;
+use std::path::Path;
 
 const RESUME: Options = Options { resume: true, profile: false };
 
@@ -180,6 +183,39 @@ fn a_run_does_not_go_on_on_another_processor() {
     );
 }
 
+/// A checkpoint of another arithmetic is whole, and still refused.
+#[test]
+fn a_checkpoint_of_other_numerics_is_refused() {
+    let (scene, settings) = (Scene::new("dynamic"), [&LORA[..], &["train.max_steps = 2"]].concat());
+    let begun = recipe::train(&scene.setup(&settings), Options::default(), &mut |_| {}, &|| true);
+    assert!(matches!(begun.unwrap(), Outcome::Interrupted { step: 1 }));
+    let (root, aside) = (scene.run_dir().join("checkpoints"), scene.dir.path().join("aside"));
+    std::fs::rename(root.join("step-1"), &aside).unwrap();
+    let fill = |dir: &Path| -> std::io::Result<()> {
+        for name in ["params.safetensors", "optimizer.safetensors"] {
+            std::fs::copy(aside.join(name), dir.join(name))?;
+        }
+        let state = std::fs::read_to_string(aside.join("state.json"))?;
+        let now = format!("\"numerics\":{NUMERICS}");
+        assert!(state.contains(&now), "{state}");
+        let version = format!("\"hone_version\":\"{}\"", env!("CARGO_PKG_VERSION"));
+        let state = state.replace(&now, "\"numerics\":99");
+        std::fs::write(
+            dir.join("state.json"),
+            state.replace(&version, "\"hone_version\":\"8.7.6\""),
+        )
+    };
+    checkpoint::write(&root, 1, fill).unwrap();
+    let resumed = recipe::train(&scene.setup(&settings), RESUME, &mut |_| {}, &|| false);
+    let error = resumed.err().unwrap();
+    assert_eq!(error.code(), Code::ResumeOtherVersion);
+    let message = error.to_string();
+    assert!(
+        message.contains("Hone 8.7.6 (numerics 99)") && message.contains("step-1"),
+        "{message}"
+    );
+}
+
 /// A GPU's checkpoints are written behind the steps: each is told of once, in order, when it is on
 /// disk, and one that cannot be written ends the run.
 #[test]
@@ -196,7 +232,7 @@ fn checkpoints_are_written_behind_a_gpu() {
         &setup,
         Options::default(),
         &mut |event| {
-            if let Event::Checkpoint(step) = event {
+            if let Event::Checkpoint { step } = event {
                 told.push(step);
                 let manifest = checkpoints.join(format!("step-{step}/manifest.json"));
                 assert!(manifest.is_file(), "{}", manifest.display());

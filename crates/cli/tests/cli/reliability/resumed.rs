@@ -144,12 +144,69 @@ fn another_budget_keeps_the_micro_batches() {
     unpinned(&scene);
     let killed = ended(scene.train(&[]).env("HONE_FAILPOINT", "loop.updated:8"));
     assert_eq!(killed.status, None, "{}", killed.stderr);
-    let micro_batches = |scene: &Scene| scene.lines("samples.jsonl")[0]["micro_batches"].clone();
+    let micro_batches = |scene: &Scene| scene.lines("rows.jsonl")[0]["micro_batches"].clone();
     let before = micro_batches(&scene);
     let refused = ended(&mut scene.train(&["--resume", "budget.memory=1MiB"]));
     refused.says(2, &["needs", "1.00 MiB", "a resumed run keeps its micro-batches"]);
     ended(&mut scene.train(&["--resume", "budget.memory=6GiB"])).says(0, &[]);
     assert_eq!(micro_batches(&scene), before);
-    let rows = scene.lines("samples.jsonl");
+    let rows = scene.lines("rows.jsonl");
     assert!(rows.iter().all(|line| line["micro_batches"].as_array().unwrap().len() == 1));
+}
+
+/// As if it had been asked for all steps at once, and whatever else may change does.
+#[test]
+fn a_finished_run_is_extended() {
+    let constant = ["schedule.kind=constant", "train.warmup_steps=2"];
+    let run = |scene: &Scene, more: &[&str]| {
+        let ended = ended(&mut scene.train(&[&constant, more].concat()));
+        ended.says(0, &[]);
+        ended
+    };
+    let (whole, scene) = (Scene::new(), Scene::new());
+    run(&whole, &[]);
+    run(&scene, &["train.max_steps=7"]);
+    let metrics = scene.run_dir().join("metrics.jsonl");
+    let text = std::fs::read_to_string(&metrics).unwrap();
+    std::fs::write(&metrics, text.replacen('\n', "\nnonsense\n", 1)).unwrap();
+    let extended = run(&scene, &["--resume", "train.eval_every_steps=5"]);
+    extended.says(0, &["continuing after step 7", "metrics.jsonl: 1 line is damaged"]);
+    for file in ["adapter/adapter_model.safetensors", "rows.jsonl"] {
+        let digest = |scene: &Scene| sha256_of_file(&scene.run_dir().join(file)).unwrap();
+        assert_eq!(digest(&whole), digest(&scene), "{file}");
+    }
+    let steps: Vec<u64> =
+        scene.lines("eval.jsonl").iter().map(|line| line["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, [0, 4, 7, 10, 12]);
+    let report = std::fs::read_to_string(scene.run_dir().join("report.html")).unwrap();
+    assert!(report.contains("1 line is damaged") && !report.contains("Not finished"));
+    let settings = std::fs::read_to_string(scene.run_dir().join("run.toml")).unwrap();
+    assert!(settings.contains("max_steps = 12") && settings.contains("eval_every_steps = 5"));
+}
+
+#[test]
+fn other_schedules_cannot_be_extended() {
+    let extend = |scene: &Scene, begun: &[&str], more: &[&str]| {
+        ended(&mut scene.train(&[begun, &["train.max_steps=3"]].concat())).says(0, &[]);
+        ended(&mut scene.train(&[begun, &["train.max_steps=60", "--resume"], more].concat()))
+    };
+    let cosine = extend(&Scene::new(), &[], &[]);
+    cosine.says(2, &["max_steps: 3 → 60", "schedule.kind = \"cosine\"", "adapter.init_from"]);
+    let (scene, constant) = (Scene::new(), ["schedule.kind=constant"]);
+    let warm_up = extend(&scene, &constant, &[]);
+    warm_up.says(2, &["warm-up", "Give train.warmup_steps=1"]);
+    let more = [&constant[..], &["train.max_steps=6", "train.warmup_steps=1", "--resume"]].concat();
+    ended(&mut scene.train(&more)).says(0, &["continuing after step 3"]);
+}
+
+/// The rest of a schedule belongs to the steps to come.
+#[test]
+fn the_schedule_may_change() {
+    let scene = killed();
+    let resumed = ended(&mut scene.train(&["schedule.kind=constant", "--resume"]));
+    resumed.says(0, &[]);
+    assert_eq!(went_on_after(&resumed), 6);
+    let rates: Vec<f64> =
+        scene.lines("metrics.jsonl").iter().map(|l| l["learning_rate"].as_f64().unwrap()).collect();
+    assert!(rates[5] < 0.01 && rates[6..].iter().all(|rate| *rate == 0.01), "{rates:?}");
 }

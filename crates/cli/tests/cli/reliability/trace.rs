@@ -50,7 +50,7 @@ impl Trace {
         assert!(left.is_empty(), "left behind: {left:?}");
         Self {
             steps: steps.collect(),
-            rows: scene.lines("samples.jsonl"),
+            rows: scene.lines("rows.jsonl"),
             evaluations: scene.lines("eval.jsonl"),
             digests: files.map(digest).collect(),
         }
@@ -93,7 +93,7 @@ pub fn resume(scene: &Scene) -> Ended {
 pub fn went_on_after(resumed: &Ended) -> u64 {
     let step_of = |line: &str| {
         let finished = || line.strip_prefix("note: all ")?.split_once(" steps are done");
-        let step = line.strip_prefix("going on after step ").or_else(|| Some(finished()?.0))?;
+        let step = line.strip_prefix("continuing after step ").or_else(|| Some(finished()?.0))?;
         Some(step.parse().unwrap())
     };
     resumed.stderr.lines().find_map(step_of).unwrap_or(0)

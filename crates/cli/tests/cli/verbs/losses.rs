@@ -1,7 +1,7 @@
 //! `hone eval`: the loss is the one that the logits give, and exports keep it.
 
 use super::{Scene, json as output_of, succeeds};
-use crate::sandbox::tiny_model::write_model;
+use crate::sandbox::tiny_model::{golden_dir, write_model};
 use hone_tensor::safetensors::SafeTensorsFile;
 use serde_json::{Value, json};
 
@@ -92,4 +92,65 @@ fn an_export_keeps_the_loss() {
     let half = output_of(&mut scene.hone(&["eval", "half", "--data", "eval.jsonl", "--json"]));
     assert!((loss(&half) - adapted).abs() < 0.05, "{half}, with the adapter {adapted}");
     assert!(!scene.path(".merged.partial").exists());
+}
+
+/// The model and adapter of the goldens, and the values that TRL computes of them.
+#[test]
+fn answers_are_ranked() {
+    let scene = Scene::new();
+    let goldens = golden_dir("../../../train/tests/goldens/preference.json");
+    let goldens: Value = serde_json::from_slice(&std::fs::read(goldens).unwrap()).unwrap();
+    let adapter = golden_dir("tied_gqa").join("adapter").display().to_string();
+    let shared = ["--data", "answers.json", "--max-seq-len", "16", "--compute", "f32"];
+    for (name, format) in [("dpo", "pairs"), ("kto", "rated")] {
+        for case in goldens[name].as_array().unwrap() {
+            scene.write("answers.json", &case["rows"].to_string());
+            let beta = case["settings"]["beta"].to_string();
+            let flags = ["--format", format, "--adapter", &adapter, "--beta", &beta];
+            let found = eval(&scene, &[&shared[..], &flags].concat());
+            for (metric, expected) in case["metrics"].as_object().unwrap() {
+                let of = |name: &str| found["metrics"][name].as_f64().unwrap();
+                let value = match (name, metric.as_str()) {
+                    ("kto", "rewards/margins") => of("rewards/chosen") - of("rewards/rejected"),
+                    (_, metric) => of(metric),
+                };
+                assert!((value - expected.as_f64().unwrap()).abs() < 1e-4, "{metric}: {found}");
+            }
+        }
+    }
+}
+
+/// By the losses of the same answers, taken one by one.
+#[test]
+fn a_pairs_margin_is_the_difference_of_its_answers() {
+    let scene = Scene::new();
+    let pairs = [("w3 w4", " w12", " w19 w33 w49"), ("w5", " w8 w9", " w30"), ("w7", " w3", " w4")];
+    let records = pairs.map(|(prompt, chosen, rejected)| {
+        json!({ "prompt": prompt, "chosen": chosen, "rejected": rejected })
+    });
+    scene.write("pairs.json", &json!(records).to_string());
+    let log_prob = |prompt: &str, completion: &str| {
+        let record = json!([{ "prompt": prompt, "completion": completion }]);
+        scene.write("one.json", &record.to_string());
+        let one = eval(&scene, &["--data", "one.json"]);
+        (-loss(&one) * one["num_target_tokens"].as_f64().unwrap(), one["num_target_tokens"].clone())
+    };
+    let margins = pairs.map(|(prompt, chosen, rejected)| {
+        log_prob(prompt, chosen).0 - log_prob(prompt, rejected).0
+    });
+    let found = eval(&scene, &["--data", "pairs.json", "--format", "pairs"]);
+    let (metrics, n) = (&found["metrics"], pairs.len() as f64);
+    let close = |name: &str, expected: f64| {
+        let value = metrics[name].as_f64().unwrap();
+        assert!((value - expected).abs() < 1e-4, "{name}: {value}, not {expected}");
+    };
+    close("margin", margins.iter().sum::<f64>() / n);
+    close("accuracy", margins.iter().filter(|margin| **margin > 0.0).count() as f64 / n);
+    let chosen = pairs.map(|(prompt, chosen, _)| log_prob(prompt, chosen));
+    let tokens: f64 = chosen.iter().map(|(_, tokens)| tokens.as_f64().unwrap()).sum();
+    close("loss/chosen", -chosen.iter().map(|(log_prob, _)| log_prob).sum::<f64>() / tokens);
+    assert!(metrics.get("rewards/margins").is_none(), "{found}");
+    let plain = scene.hone(&["eval", "model", "--data", "pairs.json"]).output().unwrap();
+    let said = String::from_utf8(plain.stderr).unwrap();
+    assert!(plain.status.code() == Some(2) && said.contains("give --format pairs"), "{said}");
 }

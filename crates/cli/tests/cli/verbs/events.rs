@@ -1,0 +1,103 @@
+//! What programs read: the events of a run, and the codes of errors.
+
+use super::{Scene, json as output_of, succeeds};
+use crate::sandbox::{Ended, ended};
+use serde_json::{Value, json};
+
+fn events(ended: &Ended) -> Vec<Value> {
+    ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn names(events: &[Value]) -> Vec<&str> {
+    let names = events.iter().map(|event| event["event"].as_str().unwrap());
+    names.filter(|name| *name != "note").collect()
+}
+
+#[test]
+fn a_run_is_a_stream_of_events() {
+    let scene = Scene::new();
+    let run = succeeds(&mut scene.train(&["--events", "json", "train.max_steps=3"]));
+    let heard = events(&run);
+    let expected = [
+        "started",
+        "plan",
+        "evaluating",
+        "eval",
+        "step",
+        "step",
+        "step",
+        "checkpoint",
+        "evaluating",
+        "eval",
+        "finished",
+    ];
+    assert_eq!(names(&heard), expected);
+    let of = |name: &str| -> Vec<Value> {
+        let named = heard.iter().filter(|event| event["event"] == name).cloned();
+        named
+            .map(|mut event| {
+                event.as_object_mut().unwrap().remove("event");
+                event
+            })
+            .collect()
+    };
+    assert_eq!(of("step"), scene.lines("metrics.jsonl"), "all that a step records");
+    assert_eq!(of("eval"), scene.lines("eval.jsonl"));
+    assert_eq!(
+        (&of("started")[0]["num_steps"], &of("started")[0]["output_dir"]),
+        (&json!(3), &json!("run"))
+    );
+    assert_eq!(of("checkpoint"), [json!({ "step": 3 })]);
+    assert!(of("plan")[0]["peak_bytes"].as_u64() > Some(0));
+    assert_eq!(of("finished")[0]["result"], "run/adapter");
+    assert!(!run.stderr.contains("step 3/3"), "{}", run.stderr);
+}
+
+#[test]
+fn the_stream_ends_with_the_error() {
+    let scene = Scene::new();
+    let bad = ended(&mut scene.train(&["--events", "json", "train.learning_rte=1"]));
+    bad.says(2, &["train.learning_rte"]);
+    let heard = events(&bad);
+    assert_eq!(names(&heard), ["failed"]);
+    assert_eq!(heard[0]["code"], "run_file.unknown_key");
+    assert!(bad.stderr.contains(heard[0]["message"].as_str().unwrap()));
+    let mut train = scene.train(&["--events", "json", "train.max_steps=4"]);
+    let nan = ended(train.env("HONE_FAILPOINT", "loop.nonfinite:2=enospc"));
+    let heard = events(&nan);
+    assert_eq!(nan.status, Some(1), "{}", nan.stderr);
+    assert_eq!(names(&heard)[4..], ["step", "failed"]);
+    assert_eq!(heard.last().unwrap()["code"], "train.not_finite");
+    let resumed = succeeds(&mut scene.train(&["--events=json", "--resume", "train.max_steps=4"]));
+    assert_eq!(names(&events(&resumed)).last(), Some(&"finished"));
+}
+
+#[test]
+fn errors_have_codes() {
+    let scene = Scene::new();
+    succeeds(&mut scene.train(&["train.max_steps=2"]));
+    for (arguments, code) in [
+        (&["train", "nowhere.toml"][..], "run_file.unreadable"),
+        (&["train", "run.toml", "train.max_steps=0"], "run_file.invalid_value"),
+        (&["train", "run.toml", "train.max_steps"], "run_file.syntax"),
+        (&["train", "run.toml"], "run_dir.taken"),
+        (&["train", "run.toml", "output.dir=a", "data.train=nowhere.jsonl"], "data.file"),
+        (&["train", "run.toml", "output.dir=a", "run.device=tpu"], "device.unknown"),
+        (&["train", "run.toml", "output.dir=a", "budget.memory=1MiB"], "memory.does_not_fit"),
+        (
+            &["train", "run.toml", "--resume", "train.max_steps=2", "train.seed=7"],
+            "resume.settings_changed",
+        ),
+        (&["train", "run.toml", "--resume", "train.max_steps=5"], "resume.not_extendable"),
+        (&["report", "nowhere"], "report.failed"),
+        (&["plan", "run.toml", "--device", "z80"], "device.unknown"),
+    ] {
+        let failed = ended(&mut scene.hone(&[arguments, &["--json"]].concat()));
+        assert_ne!(failed.status, Some(0), "{arguments:?}");
+        let error = &serde_json::from_str::<Value>(&failed.stdout).unwrap()["error"];
+        assert_eq!(error["code"], code, "{arguments:?}: {error}");
+        assert!(failed.stderr.contains(error["message"].as_str().unwrap()), "{error}");
+    }
+    let fits = output_of(&mut scene.hone(&["plan", "run.toml", "--json"]));
+    assert!(fits.get("error").is_none(), "{fits}");
+}

@@ -1,0 +1,241 @@
+//! One step on the dry device: what it takes of memory and work.
+
+mod scoring;
+
+use super::host::Host;
+use super::memory::MemoryUse;
+use super::{Plan, Planned, Policy};
+use crate::engine::{Engine, StepContext};
+use crate::error::TrainError;
+use crate::loading::{self, Held};
+use crate::objectives::Metrics;
+use crate::profile::DeviceProfile;
+use crate::run_file;
+use crate::scoring::{LabelledBatch, log_probs};
+use crate::setup::Setup;
+use hone_data::{Dataset, MicroBatch, Unit};
+use hone_model::{Batch, Recompute};
+use hone_tensor::{Category, Cost, Device, Layout, OFFLOAD_SLOTS, StepKey, Target, Transfer, ops};
+use std::sync::Arc;
+
+/// A run's engine on the dry device.
+pub(super) struct DryRun<'a> {
+    setup: &'a Setup,
+    engine: Engine,
+    host: Host,
+    offloaded_blocks: usize,
+}
+
+impl<'a> DryRun<'a> {
+    pub(super) fn new(setup: &'a Setup, host: Host, held: Held<'_>) -> Result<Self, TrainError> {
+        let device = Device::dry_as(host.target);
+        let engine = loading::engine(setup, &device, held)?;
+        Ok(Self { setup, engine, host, offloaded_blocks: held.offloaded_blocks })
+    }
+
+    /// How many blocks to keep in the CPU's memory; `None`: as many as `plan` does.
+    pub(super) fn blocks_to_offload(&self, plan: &Plan) -> Option<usize> {
+        if self.host.target == Target::Cpu || self.engine.lora.is_none() {
+            return None;
+        }
+        let (now, all) = (plan.offloaded_blocks, self.setup.config.num_hidden_layers());
+        let blocks = match self.setup.run.budget.offload {
+            run_file::Offload::None => 0,
+            run_file::Offload::All => all,
+            run_file::Offload::Auto if plan.fits => now,
+            run_file::Offload::Auto => {
+                let excess = plan.needed_bytes().saturating_sub(plan.budget_bytes?);
+                let of_block = self.engine.model.decoder.projection_bytes() as u64;
+                // The first to go need places to visit.
+                let places = if now == 0 { OFFLOAD_SLOTS } else { 0 };
+                (now + places + excess.div_ceil(of_block) as usize).min(all)
+            }
+        };
+        (blocks != now).then_some(blocks)
+    }
+
+    pub(super) fn plan(
+        &mut self,
+        profile: &DeviceProfile,
+        policy: Policy,
+    ) -> Result<Planned, TrainError> {
+        let train_batch = self.batch(&self.setup.train, &self.setup.first_step, policy);
+        let key = StepKey::default();
+        let device = self.engine.device.clone();
+        if self.offloaded_blocks > 0 {
+            // A micro-batch finds the first blocks where the one before left them.
+            self.forward_backward(&train_batch, key, policy.recompute);
+        }
+        device.take_costs();
+        let ((), trace) =
+            device.trace(|| self.forward_backward(&train_batch, key, policy.recompute));
+        let train_layout = Arc::new(Layout::of(trace));
+        let micro_batch = device.take_costs();
+        let update = self.update_costs();
+        let scoring = self.scoring(policy)?;
+        let micro_batches = self.setup.first_step.len().div_ceil(policy.units);
+        let ahead = scoring.ahead_of_step(micro_batches);
+        let compute = self.engine.compute;
+        let held_as = self.setup.base_precision.unwrap_or(self.setup.file_dtype.into());
+        let step_seconds = micro_batches as f64 * profile.seconds(&micro_batch, compute)
+            + profile.seconds(&ahead, compute)
+            + profile.seconds(&update, compute);
+        let flops_per_step = flops(&micro_batch) * micro_batches as u64 + flops(&ahead);
+        let copied = copied_bytes(&micro_batch) * micro_batches as u64 + copied_bytes(&ahead);
+        let num_tokens = policy.packing(self.setup).batch_tokens();
+        let scratch = scratch_bytes(&micro_batch).max(scratch_bytes(&ahead));
+        let of_batch = self.of_batch(num_tokens);
+        let largest = scoring.largest(&train_layout);
+        let mut memory = self.memory(&largest, scratch + of_batch);
+        let needed_bytes = memory.total();
+        let preparation = self.host.peak_bytes.saturating_sub(needed_bytes);
+        memory.preparation = preparation;
+        let plan = Plan {
+            peak_bytes: needed_bytes + preparation,
+            arena_bytes: largest.bytes() as u64,
+            memory,
+            budget_bytes: self.host.budget(self.setup),
+            fits: self.host.fits(self.setup, needed_bytes),
+            flops_per_step,
+            step_seconds,
+            ceiling_flops: profile.ceiling(compute),
+            speed_measured: profile.measured.clone(),
+            gpu: profile.gpu.as_ref().map(|_| profile.processor.clone()),
+            num_steps: self.setup.num_steps,
+            total_seconds: step_seconds * self.setup.num_steps as f64,
+            trainable_parameters: self.engine.model.params.num_elements() as u64,
+            micro_batch_tokens: num_tokens,
+            micro_batches_per_step: micro_batches,
+            compute: compute.name().to_owned(),
+            base_precision: held_as.name().to_owned(),
+            recompute: policy.recompute,
+            offloaded_blocks: self.offloaded_blocks,
+            offloaded_bytes: device.persistent_bytes(Category::Offloaded),
+            copied_bytes_per_step: copied,
+            checkpoint_bytes: self.checkpoint_bytes(),
+            host_free_bytes: None,
+            suggestions: Vec::new(),
+        };
+        let (scratch_bytes, list_bytes) = (scratch, list_bytes(num_tokens));
+        Ok(Planned {
+            plan,
+            profile: profile.clone(),
+            policy,
+            train_layout,
+            eval_layout: scoring.layout,
+            reference_layout: scoring.reference,
+            scratch_bytes,
+            list_bytes,
+        })
+    }
+
+    fn batch(&self, dataset: &Dataset, units: &[Unit], policy: Policy) -> LabelledBatch {
+        let units = &units[..policy.units.min(units.len())];
+        let packed =
+            MicroBatch::assemble(dataset, units, policy.packing(self.setup).batch_tokens());
+        LabelledBatch::new(&self.setup.config, &packed, self.engine.device.target())
+    }
+
+    fn forward_backward(&mut self, batch: &LabelledBatch, key: StepKey, recompute: Recompute) {
+        let step = StepContext { num_terms: 1, statistics: &Vec::new(), recompute };
+        self.engine.forward_backward(batch, step, key, &mut Metrics::default());
+    }
+
+    fn update_costs(&mut self) -> Vec<Cost> {
+        let device = self.engine.device.clone();
+        device.take_costs();
+        self.engine.gradients.clear(&device);
+        let norm = self.engine.grad_norm();
+        self.engine.update(0.0, norm);
+        device.take_costs()
+    }
+
+    /// Bytes of the copy of parameters and moments that a GPU's checkpoint is written from.
+    fn checkpoint_bytes(&self) -> u64 {
+        let kept = |category| self.engine.device.persistent_bytes(category);
+        match self.host.target {
+            Target::Cpu => 0,
+            Target::Cuda => kept(Category::Parameters) + kept(Category::Optimizer),
+        }
+    }
+
+    /// Bytes of what a GPU is given with a micro-batch: lists, and angles of the rotary embedding.
+    fn of_batch(&self, num_tokens: usize) -> u64 {
+        let angles = self.setup.config.angle_bytes(num_tokens) as u64;
+        match self.host.target {
+            Target::Cpu => 0,
+            Target::Cuda => angles + list_bytes(num_tokens),
+        }
+    }
+
+    /// Bytes by use; `scratch` are those of a GPU beside tensors.
+    fn memory(&self, largest: &Layout, scratch: u64) -> MemoryUse {
+        let of_step = |category| largest.at_peak().get(&category).copied().unwrap_or(0) as u64;
+        let kept = |category| self.engine.device.persistent_bytes(category);
+        let (adapters, parameters) = match self.engine.lora {
+            Some(_) => (kept(Category::Parameters), 0),
+            None => (0, kept(Category::Parameters)),
+        };
+        let live: u64 = largest.at_peak().values().map(|&bytes| bytes as u64).sum();
+        let config = &self.setup.config;
+        let of_heads = |heads| ops::scratch_bytes_per_thread(heads, config.hidden_size);
+        let of_thread = config.heads().map(of_heads).max().unwrap_or(0);
+        let (scratch, program_and_data, driver) = match self.host.target {
+            Target::Cpu => ((of_thread * self.setup.threads) as u64, self.host.bytes, 0),
+            Target::Cuda => (scratch, 0, self.host.bytes),
+        };
+        MemoryUse {
+            weights: kept(Category::Weights),
+            adapters,
+            parameters,
+            gradients: kept(Category::Gradients),
+            optimizer: kept(Category::Optimizer),
+            activations: of_step(Category::Activations),
+            head: of_step(Category::Head),
+            workspace: of_step(Category::Workspace) + scratch,
+            gaps: largest.bytes() as u64 - live,
+            program_and_data,
+            driver,
+            preparation: 0,
+        }
+    }
+
+    /// Bytes that the leanest policy needs, one row of `num_tokens` at a time.
+    pub(super) fn leanest(&mut self, num_tokens: usize) -> u64 {
+        let batch = Batch::of_sequence(&self.setup.config, &vec![0; num_tokens]);
+        let batch = LabelledBatch::unlabelled(batch);
+        let device = self.engine.device.clone();
+        let key = StepKey::default();
+        let (_, trace) = device.trace(|| self.forward_backward(&batch, key, Recompute::Block));
+        let (_, eval) = device.trace(|| log_probs(self.engine.pass(), &batch.batch));
+        let scratch = scratch_bytes(&device.take_costs()) + self.of_batch(num_tokens);
+        let (train, eval) = (Layout::of(trace), Layout::of(eval));
+        let largest = if train.bytes() >= eval.bytes() { train } else { eval };
+        self.memory(&largest, scratch).total()
+    }
+}
+
+/// Floating-point operations of these.
+fn flops(costs: &[Cost]) -> u64 {
+    costs.iter().map(Cost::flops).sum()
+}
+
+/// Most bytes that a GPU takes inside one of these operations.
+fn scratch_bytes(costs: &[Cost]) -> u64 {
+    costs.iter().map(|cost| cost.scratch_bytes).max().unwrap_or(0)
+}
+
+/// Bytes of the lists that a pass reads: of tokens, and of sequences, of which few are shorter than
+/// eight tokens.
+fn list_bytes(num_tokens: usize) -> u64 {
+    (64 << 10) + 32 * num_tokens as u64
+}
+
+/// Bytes of weights that these operations copy to a GPU.
+fn copied_bytes(costs: &[Cost]) -> u64 {
+    let bytes = |cost: &Cost| match cost.transfer {
+        Transfer::Start(bytes) => bytes,
+        _ => 0,
+    };
+    costs.iter().map(bytes).sum()
+}
