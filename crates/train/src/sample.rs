@@ -1,8 +1,11 @@
 //! Samples: what the model answers to a few prompts, before and after training.
 
 use crate::error::TrainError;
+use crate::setup::Setup;
 use hone_data::{DataError, Dataset, Row, Tokenizer};
-use hone_model::generate::{Finish, GenerateError, Request, Sampling, generate_all};
+use hone_model::generate::{
+    Finish, GenerateError, Limits, Request, Sampling, cache_bytes, generate_all, step_bytes,
+};
 use hone_model::{DecoderConfig, Pass};
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +32,32 @@ pub struct Prompt {
 
 /// Of a row without a prompt of its own, this much is given.
 const TEXT_PROMPT_TOKENS: usize = 16;
+
+/// The prompts of a run: from its evaluation data, if it has any.
+///
+/// # Errors
+/// If the tokenizer cannot decode its own tokens.
+pub fn prompts_of(setup: &Setup) -> Result<Vec<Prompt>, TrainError> {
+    let dataset = setup.eval.as_ref().map_or(&setup.train, |(eval, _)| eval);
+    prompts(dataset, &setup.tokenizer, setup.run.report.samples)
+}
+
+/// Most bytes that answering `prompts` takes: pages of keys and values, which grow by doubling, and
+/// passes, of which those of two sizes may have memory at a time. `pass` may be on a dry device.
+pub fn answer_bytes(pass: Pass<'_>, prompts: &[Prompt], max_new_tokens: usize) -> u64 {
+    if prompts.is_empty() {
+        return 0;
+    }
+    let (config, limits) = (&pass.model.decoder.config, Limits::default());
+    let lens = prompts.iter().map(|prompt| prompt.tokens.len());
+    let longest = lens.clone().max().unwrap_or(0);
+    let num_together = prompts.len().min(limits.max_sequences);
+    let rows = lens.sum::<usize>().min(limits.max_prompt_rows.max(longest));
+    let len = (longest + max_new_tokens).min(config.max_position_embeddings);
+    let logits = num_together * config.vocab_size * size_of::<f32>();
+    let cache = cache_bytes(config, pass.compute, num_together, len);
+    (2 * cache + 2 * step_bytes(pass, rows.max(num_together), num_together) + logits) as u64
+}
 
 /// Prompts from `num` groups spread evenly over `dataset`: the first row of each up to its first
 /// target.

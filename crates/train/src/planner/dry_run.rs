@@ -11,6 +11,7 @@ use crate::loading::{self, Held};
 use crate::objectives::Metrics;
 use crate::profile::DeviceProfile;
 use crate::run_file;
+use crate::sample;
 use crate::scoring::{LabelledBatch, log_probs};
 use crate::setup::Setup;
 use hone_data::{Dataset, MicroBatch, Unit};
@@ -24,13 +25,19 @@ pub(super) struct DryRun<'a> {
     engine: Engine,
     host: Host,
     offloaded_blocks: usize,
+    /// Most bytes that answering the samples takes.
+    sample_bytes: u64,
 }
 
 impl<'a> DryRun<'a> {
     pub(super) fn new(setup: &'a Setup, host: Host, held: Held<'_>) -> Result<Self, TrainError> {
         let device = Device::dry_as(host.target);
         let engine = loading::engine(setup, &device, held)?;
-        Ok(Self { setup, engine, host, offloaded_blocks: held.offloaded_blocks })
+        let (prompts, limit) = (sample::prompts_of(setup)?, setup.run.report.max_new_tokens);
+        let sample_bytes = sample::answer_bytes(engine.pass(), &prompts, limit);
+        device.take_costs();
+        let offloaded_blocks = held.offloaded_blocks;
+        Ok(Self { setup, engine, host, offloaded_blocks, sample_bytes })
     }
 
     /// How many blocks to keep in the CPU's memory; `None`: as many as `plan` does.
@@ -194,6 +201,7 @@ impl<'a> DryRun<'a> {
             head: of_step(Category::Head),
             workspace: of_step(Category::Workspace) + scratch,
             gaps: largest.bytes() as u64 - live,
+            samples: self.sample_bytes.saturating_sub(largest.bytes() as u64),
             program_and_data,
             driver,
             preparation: 0,

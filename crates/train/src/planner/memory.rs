@@ -25,6 +25,9 @@ pub struct MemoryUse {
     pub workspace: u64,
     /// Of the step memory, what is unused at its fullest.
     pub gaps: u64,
+    /// What answering the samples takes beyond the step memory, which is not there meanwhile.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub samples: u64,
     /// The program itself, tokenizer and rows, where the CPU computes.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub program_and_data: u64,
@@ -37,7 +40,7 @@ pub struct MemoryUse {
 
 impl MemoryUse {
     /// Every use with its name.
-    pub fn parts(&self) -> [(&'static str, u64); 12] {
+    pub fn parts(&self) -> [(&'static str, u64); 13] {
         [
             ("weights", self.weights),
             ("adapters", self.adapters),
@@ -48,6 +51,7 @@ impl MemoryUse {
             ("head", self.head),
             ("workspace", self.workspace),
             ("gaps", self.gaps),
+            ("samples", self.samples),
             ("program and data", self.program_and_data),
             ("driver", self.driver),
             ("preparation", self.preparation),

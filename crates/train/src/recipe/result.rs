@@ -21,11 +21,6 @@ const NUM_ROWS: usize = 4;
 const MAX_TOKENS: usize = 64;
 
 impl Run<'_> {
-    fn prompts(&self) -> Result<Vec<Prompt>, TrainError> {
-        let dataset = self.setup.eval.as_ref().map_or(&self.setup.train, |(eval, _)| eval);
-        sample::prompts(dataset, &self.setup.tokenizer, self.setup.run.report.samples)
-    }
-
     fn answers(&self, prompts: &[Prompt]) -> Result<Vec<String>, TrainError> {
         let limit = self.setup.run.report.max_new_tokens;
         sample::answers(self.engine.pass(), &self.setup.tokenizer, prompts, limit)
@@ -36,7 +31,7 @@ impl Run<'_> {
         if self.step > 0 {
             return Ok(self.dir.read_samples().unwrap_or_default());
         }
-        let prompts = self.prompts()?;
+        let prompts = sample::prompts_of(self.setup)?;
         let answered = prompts.iter().zip(self.answers(&prompts)?);
         let sample =
             |(prompt, answer): (&Prompt, _)| Sample { before: Some(answer), ..prompt.sample() };
@@ -67,7 +62,7 @@ impl Run<'_> {
         let arena_bytes = self.release_step_memory();
         let result = self.write_result(event)?;
         failpoint::hit("loop.result_written");
-        let prompts = self.prompts()?;
+        let prompts = sample::prompts_of(self.setup)?;
         for (prompt, answer) in prompts.iter().zip(self.answers(&prompts)?) {
             let after = Some(answer);
             let asked = prompt.sample();

@@ -17,7 +17,7 @@ use hone_train::setup::Setup;
 /// A machine with round figures, so that no test depends on this one's speed.
 fn profile() -> DeviceProfile {
     DeviceProfile {
-        cpu: String::new(),
+        processor: String::new(),
         threads: 1,
         isa: String::new(),
         version: String::new(),
