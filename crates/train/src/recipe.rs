@@ -451,7 +451,7 @@ impl Run<'_> {
         })
     }
 
-    /// Gets the data of the next step ready, if a GPU computes meanwhile.
+    /// Prefetches the next step's batches while the GPU is busy.
     fn prepare_next(&mut self) -> Result<(), TrainError> {
         let busy = self.engine.device.target() == Target::Cuda;
         if busy && self.step + 1 < self.setup.num_steps {

@@ -219,17 +219,27 @@ pub fn surplus_tokens(dir: &Path, config: &DecoderConfig, tokenizer: &Tokenizer)
 /// # Errors
 /// Naming the first such row.
 pub fn check_tokens(dataset: &Dataset, config: &DecoderConfig) -> Result<(), TrainError> {
-    let knows = config.vocab_size;
-    let Some((source, id)) = dataset.first_beyond(knows) else { return Ok(()) };
-    Err(TrainError::Usage(
-        Code::DataUnknownToken,
-        format!(
-            "{}:{}: the row has token id {id}, but the model knows only {knows} tokens (vocab_size in \
+    let Some((source, id)) = dataset.first_beyond(config.vocab_size) else { return Ok(()) };
+    Err(unknown_token(&format!("{}:{}: the row", source.file, source.line), id, config))
+}
+
+/// Refuses a prompt with a token for which the embedding has no row.
+///
+/// # Errors
+/// Naming the token.
+pub fn check_prompt(prompt: &[u32], config: &DecoderConfig) -> Result<(), TrainError> {
+    let unknown = prompt.iter().find(|&&id| id as usize >= config.vocab_size);
+    unknown.map_or(Ok(()), |&id| Err(unknown_token("the prompt", id, config)))
+}
+
+fn unknown_token(whose: &str, id: u32, config: &DecoderConfig) -> TrainError {
+    let message = format!(
+        "{whose} has token id {id}, but the model knows only {} tokens (vocab_size in \
          config.json). The tokenizer belongs to another model, or tokens were added to it without \
-         resizing the model's embedding",
-            source.file, source.line
-        ),
-    ))
+         resizing the model's embedding; leave that token out, or resize the embedding",
+        config.vocab_size
+    );
+    TrainError::Usage(Code::DataUnknownToken, message)
 }
 
 /// How frozen matrices of `file` are held; `None`: as in the file. Products in eight bits need

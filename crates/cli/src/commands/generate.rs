@@ -6,6 +6,7 @@ use crate::failure::Failure;
 use crate::output;
 use hone_data::chat::Conversation;
 use hone_model::generate::{Answer, Finish, Request, Sampling, generate};
+use hone_train::setup::check_prompt;
 use serde_json::json;
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -125,13 +126,7 @@ fn prompt_tokens(args: &GenerateArgs, opened: &Opened, text: &str) -> Result<Vec
     if is_text && tokens.last().copied() == opened.tokenizer.eos_token_id() {
         tokens.pop();
     }
-    let knows = opened.model.decoder.config.vocab_size;
-    if let Some(id) = tokens.iter().find(|&&id| id as usize >= knows) {
-        return Err(Failure::Usage(format!(
-            "--prompt holds token id {id}, but the model knows only {knows} tokens (vocab_size in \
-             config.json): leave that token out"
-        )));
-    }
+    check_prompt(&tokens, &opened.model.decoder.config)?;
     let longest = opened.model.decoder.config.max_position_embeddings;
     if tokens.is_empty() {
         return Err(Failure::Usage(

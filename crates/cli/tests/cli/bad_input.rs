@@ -1,4 +1,4 @@
-//! What bad input gets: one clear message that names the place and the mend, exit status 2, and
+//! What bad input gets: one clear message that names the place and the fix, exit status 2, and
 //! nothing written. Each module is a table of ways to spoil a good set-up.
 
 mod commands;
@@ -20,7 +20,7 @@ struct Case {
     spoil: fn(&Scene),
     /// Command line after `hone`.
     arguments: &'static [&'static str],
-    /// Parts of the message, among them place and mend.
+    /// Parts of the message, among them place and fix.
     says: &'static [&'static str],
 }
 

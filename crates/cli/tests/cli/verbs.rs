@@ -68,8 +68,8 @@ fn the_command_line_page_is_fresh() {
         std::fs::write(&page, &fresh).unwrap();
     }
     let committed = std::fs::read_to_string(&page).unwrap_or_default();
-    let mend = "docs/command-line.md is stale; write it with HONE_WRITE_DOCS=1 cargo test";
-    assert!(committed == fresh, "{mend}");
+    let fix = "docs/command-line.md is stale; write it with HONE_WRITE_DOCS=1 cargo test";
+    assert!(committed == fresh, "{fix}");
 }
 
 #[test]

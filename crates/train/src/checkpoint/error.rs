@@ -20,7 +20,7 @@ pub enum CheckpointError {
     /// No space left, or the quota is used up.
     #[error(
         "disk full while writing {}: {}{}; run again with --resume", path.display(),
-        mend(*needed_bytes), intact(*last_good)
+        hint(*needed_bytes), intact(*last_good)
     )]
     DiskFull {
         /// What was being written; nothing of it is left.
@@ -50,7 +50,7 @@ pub enum CheckpointError {
     },
 }
 
-fn mend(needed_bytes: Option<u64>) -> String {
+fn hint(needed_bytes: Option<u64>) -> String {
     match needed_bytes {
         Some(bytes) => format!("free at least {:.1} MB", (bytes as f64 / 1e6).max(0.1)),
         None => "free some space".to_owned(),

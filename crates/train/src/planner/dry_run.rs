@@ -175,7 +175,7 @@ impl<'a> DryRun<'a> {
         }
     }
 
-    /// Bytes by use; `scratch` are those of a GPU beside tensors.
+    /// Bytes by use; `scratch` is what a GPU takes besides tensors.
     fn memory(&self, largest: &Layout, scratch: u64) -> MemoryUse {
         let of_step = |category| largest.at_peak().get(&category).copied().unwrap_or(0) as u64;
         let kept = |category| self.engine.device.persistent_bytes(category);

@@ -33,7 +33,7 @@ impl Host {
         let target = profile.target();
         if let Some(GpuFigures { memory_bytes: total, free_bytes, .. }) = profile.gpu {
             let bytes = CUDA_CONTEXT;
-            // What is free is so beside the driver's own, which is there already.
+            // Free memory does not include what the driver holds already.
             let free = free_bytes.map(|free| (free + bytes).min(total));
             return Self { target, bytes, peak_bytes: 0, total: Some(total), free };
         }

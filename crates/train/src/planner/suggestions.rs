@@ -50,7 +50,7 @@ pub(super) fn suggestions(
         }
     }
     if variant.base_precision != Some(Storage::INT8) {
-        // In place of the line before it, if any.
+        // Replaces a suggestion of bf16.
         variant.lines.retain(|line| !line.starts_with("model.base_precision"));
         variant.base_precision = Some(Storage::INT8);
         if variant.fits("model.base_precision = \"int8\"")? {

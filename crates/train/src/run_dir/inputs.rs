@@ -137,7 +137,7 @@ impl Identity {
     }
 }
 
-/// The weights that are loaded, and every small file beside them: which of those matter is known
+/// The weights that are loaded, and every small file in their directory: which of those matter is known
 /// to configuration, tokenizer and templates alone.
 fn model_files(dir: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let small = |dir: &Path| -> BTreeSet<PathBuf> {
