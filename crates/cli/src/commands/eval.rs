@@ -47,11 +47,12 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
         output::note(&format!("note: {warning}"));
     }
     // Slots that no row needs would be computed for nothing.
+    let rows_per_unit = spec.kind.rows_per_record();
     let longest_row = dataset.report().longest_row;
-    let unit_tokens = spec.max_seq_len.min(longest_row.max(BATCH_TOKENS));
+    let unit_tokens = spec.max_seq_len.min(longest_row.max(BATCH_TOKENS)) * rows_per_unit;
     let units = pack_in_order(&dataset, unit_tokens)?;
     let units_per_batch = (BATCH_TOKENS / unit_tokens).clamp(1, units.len());
-    let packing = Packing { max_seq_len: unit_tokens, unit_tokens, units_per_batch };
+    let packing = Packing { max_seq_len: spec.max_seq_len, unit_tokens, units_per_batch };
     let objective = objective(args);
     let reference = objective.needs_reference().then(|| opened.model.without_adapters());
     let scorer = Scorer { pass: opened.pass(), reference: reference.as_ref(), plan: None };

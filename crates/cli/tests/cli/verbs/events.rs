@@ -89,7 +89,7 @@ fn errors_have_codes() {
             "resume.settings_changed",
         ),
         (&["train", "run.toml", "--resume", "train.max_steps=5"], "resume.not_extendable"),
-        (&["report", "nowhere"], "report.failed"),
+        (&["report", "nowhere"], "command_line.invalid"),
         (&["plan", "run.toml", "--device", "z80"], "device.unknown"),
     ] {
         let failed = ended(&mut scene.hone(&[arguments, &["--json"]].concat()));

@@ -1,6 +1,7 @@
 //! `hone eval`: the loss is the one that the logits give, and exports keep it.
 
 use super::{Scene, json as output_of, succeeds};
+use crate::sandbox::ended;
 use crate::sandbox::tiny_model::{golden_dir, write_model};
 use hone_tensor::safetensors::SafeTensorsFile;
 use serde_json::{Value, json};
@@ -150,7 +151,8 @@ fn a_pairs_margin_is_the_difference_of_its_answers() {
     let tokens: f64 = chosen.iter().map(|(_, tokens)| tokens.as_f64().unwrap()).sum();
     close("loss/chosen", -chosen.iter().map(|(log_prob, _)| log_prob).sum::<f64>() / tokens);
     assert!(metrics.get("rewards/margins").is_none(), "{found}");
-    let plain = scene.hone(&["eval", "model", "--data", "pairs.json"]).output().unwrap();
-    let said = String::from_utf8(plain.stderr).unwrap();
-    assert!(plain.status.code() == Some(2) && said.contains("give --format pairs"), "{said}");
+    let bad = json!([{ "prompt": "w3", "completion": " w4", "label": false }]);
+    scene.write("rated.json", &bad.to_string());
+    let plain = ended(&mut scene.hone(&["eval", "model", "--data", "rated.json"]));
+    plain.says(2, &["give --format rated"]);
 }
