@@ -182,8 +182,9 @@ pub struct EvalArgs {
     /// Files or patterns to evaluate on
     #[arg(long, required = true, value_name = "FILE")]
     pub data: Vec<String>,
-    /// Format of the records. pairs (prompt, chosen, rejected) and rated (prompt, completion, label):
-    /// how likely the model makes good and bad answers, with --adapter also compared with the base
+    /// Format of the records. pairs (prompt, chosen, rejected) and rated (prompt, completion,
+    /// label): how likely the model makes good and bad answers, with --adapter also compared with
+    /// the base
     #[arg(long, default_value = "auto")]
     pub format: FormatArg,
     /// Of pairs and rated answers with --adapter: rewards are log-ratios to the base times this

@@ -91,8 +91,8 @@ impl Backend {
         Err(TrainError::Usage(
             Code::DeviceUnsupported,
             format!(
-                "{name}: this model's heads have {head_dim} dimensions, and this GPU's kernels serve \
-             up to {most}. Compute on the CPU"
+                "{name}: this model's heads have {head_dim} dimensions, and this GPU's kernels \
+             serve up to {most}. Compute on the CPU"
             ),
         ))
     }
@@ -140,8 +140,8 @@ impl Backend {
             (Precision::Bf16 | Precision::Auto, _) => Ok(Compute::Bf16),
         }
     }
-    /// What `asked` names, and what products are computed in there: see [`Self::compute_for`], which
-    /// `model` is for. With `auto`, `note` is told of a GPU that is there and cannot be used.
+    /// What `asked` names, and what products are computed in there: see [`Self::compute_for`]. With
+    /// `auto`, `note` is told of a GPU that is there and cannot be used.
     ///
     /// # Errors
     /// If it is no such name, or that GPU cannot be used.
@@ -230,8 +230,8 @@ impl Backend {
             false => Err(TrainError::Usage(
                 Code::MemoryDoesNotFit,
                 format!(
-                    "{}: the weights take {needed}, and {free} are free; hold them as int8, or compute \
-                 on the CPU",
+                    "{}: the weights take {needed}, and {free} are free; hold them as int8, or \
+                 compute on the CPU",
                     gpu.info().name
                 ),
             )),

@@ -110,8 +110,8 @@ fn continued(base: &Base, wanted: &LoraConfig, dir: &Path) -> Result<AdapterSet,
         return Err(TrainError::Usage(
             Code::AdapterInvalid,
             format!(
-                "adapter.init_from: {} adapts {}, and adapter.target_modules asks for other layers. \
-             Give the run file the layers of the adapter, as a list",
+                "adapter.init_from: {} adapts {}, and adapter.target_modules asks for other \
+             layers. Give the run file the layers of the adapter, as a list",
                 dir.display(),
                 short_names(adapted),
             ),

@@ -70,8 +70,8 @@ impl RunDir {
             return Err(TrainError::Usage(
                 Code::RunDirTaken,
                 format!(
-                    "output.dir: {dir} already holds a run. Continue it with --resume, or name another \
-                 directory (output.dir=… on the command line)"
+                    "output.dir: {dir} already holds a run. Continue it with --resume, or name \
+                 another directory (output.dir=… on the command line)"
                 ),
             ));
         }
@@ -120,8 +120,8 @@ impl RunDir {
             return Err(TrainError::Usage(
                 Code::RunDirBusy,
                 format!(
-                    "--resume: another process began the run in {} while this one was getting ready; \
-                 run the command again",
+                    "--resume: another process began the run in {} while this one was getting \
+                 ready; run the command again",
                     self.0.display()
                 ),
             ));
@@ -136,8 +136,8 @@ impl RunDir {
             return Err(TrainError::Usage(
                 Code::ResumeInputsChanged,
                 format!(
-                    "--resume: a model or data file has changed since {} was begun: {file}. Put the \
-                 files back, or start a new run in another output.dir",
+                    "--resume: a model or data file has changed since {} was begun: {file}. Put \
+                 the files back, or start a new run in another output.dir",
                     self.0.display(),
                 ),
             ));
@@ -203,8 +203,8 @@ impl RunDir {
         Err(TrainError::Usage(
             Code::ResumeOtherDevice,
             format!(
-                "--resume: {} was begun on {}, and this is {}, which rounds otherwise. {remedy}, or \
-             start a new run in another output.dir",
+                "--resume: {} was begun on {}, and this is {}, which rounds otherwise. {remedy}, \
+             or start a new run in another output.dir",
                 self.0.display(),
                 shown(then),
                 shown(now)

@@ -89,7 +89,8 @@ impl RunDir {
         TrainError::Usage(
             Code::RunDirBusy,
             format!(
-                "output.dir: another process is training in {}; wait for it, or name another directory",
+                "output.dir: another process is training in {}; wait for it, or name another \
+                 directory",
                 self.0.display()
             ),
         )

@@ -137,8 +137,8 @@ impl Identity {
     }
 }
 
-/// The weights that are loaded, and every small file in their directory: which of those matter is known
-/// to configuration, tokenizer and templates alone.
+/// The weights that are loaded, and every small file in their directory: which of those matter is
+/// known to configuration, tokenizer and templates alone.
 fn model_files(dir: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let small = |dir: &Path| -> BTreeSet<PathBuf> {
         let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
