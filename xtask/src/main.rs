@@ -21,8 +21,9 @@ Usage: cargo xtask COMMAND
 Commands:
   test [--full] [--strict]
          everything a change must pass: needed tools, formatting, clippy, tidy, tests; the costly
-         ones on a sample of their cases. --full: all cases, and a minute of fuzzing; before an
-         issue is called done. --strict: a test that is skipped for want of a package is a failure
+         ones on a sample of their cases. --full: all cases, a minute of fuzzing and a release
+         build; before an issue is called done. --strict: a test that is skipped for want of a
+         package is a failure
   tidy   house rules: sizes, crate directions, unsafe code, names, headers, documents
   fuzz TARGET [--seconds N] [--seed N] | fuzz TARGET --read FILE
          mutates a small corpus for the readers of foreign files and keeps what makes them crash,

@@ -1,9 +1,10 @@
 //! `cargo xtask test`: everything a change must pass, in one command.
 //!
 //! Two tiers. Without arguments every kind of check runs, the costly ones on a sample of their
-//! cases; `--full` runs all cases, and fuzzes the readers of foreign files for a minute. Needs a
-//! Rust toolchain and a C compiler ([`tools`]); what else is missing shows as skipped tests, which
-//! are counted in the last line and which `--strict` refuses where the machine can do better.
+//! cases; `--full` runs all cases, fuzzes the readers of foreign files for a minute, and builds the
+//! binary as users do: the compiler has failed on a release build alone. Needs a Rust toolchain and
+//! a C compiler ([`tools`]); what else is missing shows as skipped tests, which are counted in the
+//! last line and which `--strict` refuses where the machine can do better.
 
 mod suites;
 #[cfg(test)]
@@ -55,6 +56,8 @@ const LINT_STAGES: [Stage; 2] = [
 /// Examples in the documentation; the suites run everything else.
 const DOC_TESTS: Stage =
     Stage { name: "doc tests", cargo_args: &["test", "--workspace", "--doc", "--quiet"] };
+
+const RELEASE: Stage = Stage { name: "release build", cargo_args: &["build", "--release"] };
 
 /// Seconds of fuzzing in the full tier, over all targets.
 const FUZZ_SECONDS: u64 = 60;
@@ -145,6 +148,7 @@ fn run_stages(root: &Path, options: Options, progress: &mut Progress) -> Result<
     if options.full {
         progress.cargo_stage(root, &DOC_TESTS)?;
         progress.timed("fuzz", || hone_tools::fuzz_all(root, Duration::from_secs(FUZZ_SECONDS)))?;
+        progress.cargo_stage(root, &RELEASE)?;
     }
     Ok(())
 }
