@@ -49,7 +49,7 @@ pub fn answer_bytes(pass: Pass<'_>, prompts: &[Prompt], max_new_tokens: usize) -
         return 0;
     }
     let (config, limits) = (&pass.model.decoder.config, Limits::default());
-    let lens = prompts.iter().map(|prompt| prompt.tokens.len());
+    let lens = prompts.iter().map(Prompt::num_tokens);
     let longest = lens.clone().max().unwrap_or(0);
     let num_together = prompts.len().min(limits.max_sequences);
     let rows = lens.sum::<usize>().min(limits.max_prompt_rows.max(longest));
@@ -92,6 +92,11 @@ impl Prompt {
     /// The sample without answers.
     pub fn sample(&self) -> Sample {
         self.sample.clone()
+    }
+
+    /// Tokens that the model is given.
+    pub fn num_tokens(&self) -> usize {
+        self.tokens.len()
     }
 
     /// What is asked of a model; `None` where it has no room for an answer.

@@ -103,37 +103,19 @@ fn suggestions_build_on_each_other() {
     }
 }
 
-/// Samples are answered before the step memory is there and after it is gone, and may take more.
+/// Samples are answered before the step memory is there and after it is gone: only what they take
+/// beyond it counts.
 #[test]
 fn samples_are_planned() {
-    if !cfg!(target_os = "linux") {
-        return hone_tensor::testing::skip("the memory of a process is read on Linux only");
-    }
     let scene = Scene::new();
     widen(&scene.path("model"));
-    let lines: Vec<String> = (0..12)
-        .map(|i| {
-            let prompt: Vec<String> = (0..24).map(|j| format!("w{}", 3 + (i * j) % 40)).collect();
-            json!({ "prompt": prompt.join(" "), "completion": " w5" }).to_string()
-        })
-        .collect();
-    scene.write("eval.jsonl", &lines.join("\n"));
-    let settings = |samples: &'static str| {
-        ["train.max_steps=1", "report.max_new_tokens=2", "budget.recompute=block", samples]
-    };
-    // Measuring the machine takes memory of its own: not in the first command that counts.
-    plan(&scene, &settings("report.samples=0"));
-    let none = plan(&scene, &settings("report.samples=0")).1;
-    let planned = plan(&scene, &settings("report.samples=12")).1;
-    let samples = planned["memory"]["samples"].as_u64().unwrap();
-    assert!(none["memory"].get("samples").is_none() && samples > 2 * NOISE, "{planned}");
-    ended(&mut scene.train(&settings("report.samples=12"))).says(0, &[]);
-    let manifest = std::fs::read(scene.path("run/manifest.json")).unwrap();
-    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
-    let actual = bytes(&manifest["actual"], "peak_bytes");
-    println!("{samples} for samples, {} in all, {actual} taken", bytes(&planned, "peak_bytes"));
-    assert!(actual <= bytes(&planned, "peak_bytes") + NOISE, "{actual} of {planned}");
-    assert!(actual > bytes(&none, "peak_bytes") + NOISE, "{actual}, without samples {none}");
+    let of = |plan: &Value| plan["memory"]["samples"].as_u64().unwrap_or(0);
+    let with = |samples| plan(&scene, &["budget.recompute=block", samples]).1;
+    let [none, few, many] = ["report.samples=0", "report.samples=4", "report.samples=9"].map(with);
+    assert!(of(&none) == 0 && of(&few) > 0, "{none}, {few}");
+    assert!(of(&many) > of(&few) + NOISE, "{few}, {many}");
+    let grown = needed(&many).abs_diff(needed(&none) + of(&many));
+    assert!(grown < NOISE, "{many}, without samples {none}");
 }
 
 /// Gives the model hidden states of 1024; its weights are zeros that take no disk.

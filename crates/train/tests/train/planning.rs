@@ -4,6 +4,7 @@
 use crate::fixture::{LORA, Scene, devices, engine};
 use hone_data::{Cursor, MicroBatch};
 use hone_model::Recompute;
+use hone_model::generate::cache_bytes;
 use hone_tensor::cuda::Gpu;
 use hone_tensor::{Category, Compute, Cost, Device, Layout, StepKey, Target, Transfer, Work};
 use hone_train::engine::StepContext;
@@ -11,6 +12,7 @@ use hone_train::loading::{self, Held};
 use hone_train::objectives::Metrics;
 use hone_train::planner::{self, Plan, Policy};
 use hone_train::profile::{DeviceProfile, GpuFigures, catalogue};
+use hone_train::sample::{self, Prompt};
 use hone_train::scoring::{LabelledBatch, log_probs};
 use hone_train::setup::Setup;
 
@@ -95,6 +97,29 @@ fn check_arena(device: &Device, setup: &Setup, policy: Policy) {
     assert_eq!(planned.train_layout.num_allocations(), train.num_allocations());
     assert_eq!(planned.eval_layout.bytes(), eval.bytes());
     assert_eq!(planned.plan.arena_bytes as usize, train.bytes().max(eval.bytes()));
+}
+
+/// Pages of keys and values are within what is planned for samples, and the dry device, which the
+/// plan comes from, plans as much as the real one.
+#[test]
+fn samples_take_no_more_than_planned() {
+    let scene = Scene::new("tied_gqa");
+    let setup = scene.setup(&["report.samples = 9", "report.max_new_tokens = 40"]);
+    let prompts = sample::prompts_of(&setup).unwrap();
+    let planned = |device: &Device| {
+        let engine = loading::engine(&setup, device, Held::of(&setup, 0)).unwrap();
+        (sample::answer_bytes(engine.pass(), &prompts, 40), engine)
+    };
+    let (dry, _) = planned(&Device::dry());
+    let (real, engine) = planned(&Device::cpu(1));
+    assert_eq!(dry, real);
+    let (config, compute) = (&setup.config, setup.compute);
+    let longest = prompts.iter().map(Prompt::num_tokens).max().unwrap();
+    let one = cache_bytes(config, compute, 1, longest + 40) as u64;
+    assert!(real > prompts.len() as u64 * one, "{real} for answers of {one}");
+    let answers = sample::answers(engine.pass(), &setup.tokenizer, &prompts, 40).unwrap();
+    assert!(answers.len() == prompts.len() && answers.len() > 4);
+    assert_eq!(sample::answer_bytes(engine.pass(), &prompts[..0], 40), 0);
 }
 
 /// A GPU's memory holds the model and not the program; its own formats need no more than bf16.
