@@ -8,7 +8,7 @@ use hone_kernels::attention::{self, Heads, Inputs, Sequence};
 use hone_kernels::gemm::{self, Epilogue, Matrix, Place, Product, Term, gemm};
 use hone_kernels::rope::Direction;
 use hone_kernels::{
-    Cpu, DType, View, ViewMut, adamw, bf16, ceiling, glu, head, rms_norm, rope, vector,
+    Cpu, DType, Target, View, ViewMut, adamw, bf16, ceiling, glu, head, rms_norm, rope, vector,
 };
 use std::time::{Duration, Instant};
 
@@ -145,7 +145,7 @@ impl Bench<'_> {
         let (t, m, n) = (TOKENS, HIDDEN, INTERMEDIATE);
         let (d_y, x) = (numbers(t * m, dtype), numbers(t * n, dtype));
         let operands = (Matrix::rows(d_y.view(), m), Matrix::rows(x.view(), n));
-        let (mut d_w, len) = (vec![0.0; m * n], gemm::weight_workspace_len(t, n));
+        let (mut d_w, len) = (vec![0.0; m * n], gemm::weight_workspace_len(Target::Cpu, t, n));
         let (mut workspace, cpu) = (vec![0.0; len], &self.cpu);
         let work = Work::Flops(dtype, (2 * t * m * n) as f64);
         let name = format!("d_weight of down, {}: {m} × {n} × {t}", dtype.name());
@@ -166,7 +166,7 @@ impl Bench<'_> {
             let mut out = numbers(TOKENS * HEADS.out_width(), DType::Bf16);
             let mut d_qkv = numbers(TOKENS * HEADS.qkv_width(), DType::Bf16);
             let mut lse = vec![0.0; TOKENS * HEADS.num_heads];
-            let mut workspace = vec![0.0; attention::workspace_len(&HEADS, TOKENS)];
+            let mut workspace = vec![0.0; attention::workspace_len(Target::Cpu, &HEADS, TOKENS)];
             let pairs: usize = sequences.iter().map(|s| s.num_pairs(None)).sum();
             let flops = |products: usize| {
                 Work::Flops(DType::Bf16, (2 * products * pairs * HEADS.out_width()) as f64)
@@ -192,7 +192,9 @@ impl Bench<'_> {
         let (x, weight) =
             (numbers(TOKENS * HIDDEN, DType::Bf16), numbers(VOCAB * HIDDEN, DType::Bf16));
         let targets: Vec<u32> = (0..TOKENS as u32).collect();
-        let mut workspace = vec![0.0; head::workspace_len(TOKENS, HIDDEN, VOCAB, true)];
+        let (dtype, rows, hidden_size, vocab_size) = (DType::Bf16, TOKENS, HIDDEN, VOCAB);
+        let sizes = head::Sizes { rows, hidden_size, vocab_size, dtype };
+        let mut workspace = vec![0.0; head::workspace_len(Target::Cpu, sizes, true)];
         let (mut log_probs, mut lse) = (vec![0.0; TOKENS], vec![0.0; TOKENS]);
         let mut direction = numbers(TOKENS * HIDDEN, DType::Bf16);
         let flops = (4 * TOKENS * HIDDEN * VOCAB) as f64;

@@ -39,4 +39,4 @@ pub mod vector;
 pub use cpu::{Cpu, Isa};
 pub use element::{DType, Element, View, ViewMut, bf16, f16};
 pub use format::Storage;
-pub use processor::Processor;
+pub use processor::{Processor, Target};

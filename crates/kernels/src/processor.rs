@@ -12,6 +12,15 @@ pub enum Processor {
     Cuda(Gpu),
 }
 
+/// Kinds of processors, whose operations need different memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
 impl Processor {
     /// Begins an operation: what is left of the one before may be overwritten.
     pub fn begin(&self) {

@@ -21,7 +21,7 @@ const QUERIES: usize = 64;
 const KEYS: usize = 256;
 
 /// Elements of workspace for `t` rows: `d_q`, `d_k` and `d_v` of every query head, and `delta`.
-pub fn workspace_len(heads: &Heads, t: usize) -> usize {
+pub(super) fn workspace_len(heads: &Heads, t: usize) -> usize {
     3 * t * heads.out_width() + t * heads.num_heads
 }
 

@@ -57,6 +57,11 @@ const OF_WIDTHS: [&str; 9] = [
 /// Threads of a block.
 const THREADS: u32 = 128;
 
+/// Elements (f32) of workspace of the backward pass: `delta` of every query and head.
+pub(super) fn workspace_len(heads: &Heads, t: usize) -> usize {
+    heads.num_heads * t
+}
+
 /// Dimensions of the widest head that a GPU's kernels serve.
 const MOST_DIMS: usize = 256;
 

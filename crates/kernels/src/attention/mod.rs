@@ -14,7 +14,7 @@ mod forward;
 pub mod reference;
 mod rows;
 
-pub use backward::{backward, workspace_len};
+pub use backward::backward;
 pub use cuda::max_head_dim;
 pub use forward::forward;
 
@@ -23,8 +23,16 @@ pub fn scratch_bytes(heads: &Heads) -> usize {
     forward::scratch_bytes(heads).max(backward::scratch_bytes(heads))
 }
 
+/// Elements (f32) of workspace for the backward pass over `t` rows.
+pub fn workspace_len(target: Target, heads: &Heads, t: usize) -> usize {
+    match target {
+        Target::Cpu => backward::workspace_len(heads, t),
+        Target::Cuda => cuda::workspace_len(heads, t),
+    }
+}
+
 use crate::element::{View, ViewMut};
-use crate::processor::Processor;
+use crate::processor::{Processor, Target};
 
 impl Processor {
     /// Attention of queries to keys and values: `out [t, out_width]`, rows of no sequence zero, and
@@ -46,8 +54,7 @@ impl Processor {
     }
 
     /// `d_qkv [t, qkv_width]`, overwritten, for `d_out [t, out_width]`, from the `out` and `lse`
-    /// of the forward pass. `workspace` is f32: [`workspace_len`] elements on the CPU,
-    /// `num_heads * t` on a GPU.
+    /// of the forward pass. `workspace` is f32: [`workspace_len`] elements.
     #[allow(clippy::too_many_arguments)]
     pub fn attention_backward(
         &self,

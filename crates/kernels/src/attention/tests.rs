@@ -16,7 +16,7 @@ fn run(cpu: &Cpu, qkv: &[f32], d_out: &[f32], sequences: &[Sequence]) -> [Vec<f3
     let mut out = vec![f32::NAN; t * HEADS.out_width()];
     let mut d_qkv = vec![f32::NAN; qkv.len()];
     let mut lse = vec![0.0; t * HEADS.num_heads];
-    let mut workspace = vec![f32::NAN; workspace_len(&HEADS, t)];
+    let mut workspace = vec![f32::NAN; workspace_len(Target::Cpu, &HEADS, t)];
     let inputs = Inputs::packed(View::F32(qkv), &HEADS);
     forward(cpu, inputs, &HEADS, sequences, ViewMut::F32(&mut out), &mut lse);
     let saved = (View::F32(out.as_slice()), lse.as_slice());

@@ -19,11 +19,12 @@ mod weight;
 pub use crate::cuda::Fp8;
 pub(crate) use cpu::MAX_PANEL;
 pub use cpu::gemm;
-pub use cuda::{converted_bytes, eight_bit_bytes, fits_eight_bits};
-pub use weight::{MOST_TOKENS, add_weight_gradient, weight_workspace_len};
+pub use cuda::{eight_bit_bytes, fits_eight_bits};
+pub use weight::{MOST_TOKENS, add_weight_gradient};
 
 use crate::element::{DType, View, ViewMut};
-use crate::processor::Processor;
+use crate::format::Storage;
+use crate::processor::{Processor, Target};
 
 /// Bytes of scratch memory that each thread keeps after its first product.
 pub const SCRATCH_BYTES: usize = if cpu::SCRATCH_BYTES > weight::SCRATCH_BYTES {
@@ -31,6 +32,32 @@ pub const SCRATCH_BYTES: usize = if cpu::SCRATCH_BYTES > weight::SCRATCH_BYTES {
 } else {
     weight::SCRATCH_BYTES
 };
+
+/// Whether a product converts operands of another type in memory before it reads them, as a GPU
+/// does; the CPU converts what it packs.
+pub fn converts_in_memory(target: Target) -> bool {
+    target == Target::Cuda
+}
+
+/// Bytes inside an operation that `elements` held so take, once converted for a product.
+pub fn converted_bytes(target: Target, held: Storage, compute: DType, elements: usize) -> usize {
+    if converts_in_memory(target) { cuda::converted_bytes(held, compute, elements) } else { 0 }
+}
+
+/// Whether a product brings its operands to eight bits itself, as on a GPU; on the CPU they are
+/// quantised before.
+pub fn quantises_operands(target: Target) -> bool {
+    target == Target::Cuda
+}
+
+/// Elements (f32) of workspace of [`Processor::add_weight_gradient`] for `t` tokens and a weight of
+/// `n` columns.
+pub fn weight_workspace_len(target: Target, t: usize, n: usize) -> usize {
+    match target {
+        Target::Cpu => weight::workspace_len(t, n),
+        Target::Cuda => 0,
+    }
+}
 
 /// A matrix inside a slice: element `(i, j)` is at `offset + i * row_stride + j * col_stride`.
 #[derive(Clone, Copy, Debug)]
@@ -217,8 +244,8 @@ impl Processor {
         }
     }
 
-    /// `d_w [m, n] += d_yᵀ x`; see [`add_weight_gradient`]. `workspace` is the CPU's: a GPU needs
-    /// none.
+    /// `d_w [m, n] += d_yᵀ x`; see [`add_weight_gradient`]. `workspace` is f32:
+    /// [`weight_workspace_len`] elements.
     pub fn add_weight_gradient(
         &self,
         compute: DType,

@@ -238,7 +238,7 @@ fn weight_gradients_agree_with_the_reference() {
             let exact = reference::gemm(m, n, t, &turned, &f64s(&rounded(&x)));
             let run = |cpu: &Cpu| {
                 let mut d_w = old.clone();
-                let mut workspace = vec![f32::NAN; weight_workspace_len(t, n)];
+                let mut workspace = vec![f32::NAN; weight_workspace_len(Target::Cpu, t, n)];
                 let d_y = Matrix::rows(View::F32(&wide), width).from_col(col);
                 let operands = (d_y, Matrix::rows(View::F32(&x), n));
                 add_weight_gradient(cpu, compute, (t, m, n), operands, &mut workspace, &mut d_w);

@@ -19,13 +19,13 @@ pub const MOST_TOKENS: usize = 1024;
 pub(super) const SCRATCH_BYTES: usize = 4 * (ROWS * (MOST_TOKENS + 64) + ROWS * MAX_PANEL) + 2 * 64;
 
 /// Elements of workspace for `t` tokens and a weight of `n` columns.
-pub fn weight_workspace_len(t: usize, n: usize) -> usize {
+pub(super) fn workspace_len(t: usize, n: usize) -> usize {
     right_of_all_len(n, t.min(MOST_TOKENS))
 }
 
 /// `d_w [m, n] += d_yᵀ x` for `d_y [t, m]` and `x [t, n]`, both row by row; operands enter the
 /// product as `compute` says, as in [`gemm`](super::gemm). `workspace` holds
-/// [`weight_workspace_len`] elements.
+/// [`workspace_len`] elements.
 ///
 /// # Panics
 /// If a slice is too short for its matrix.

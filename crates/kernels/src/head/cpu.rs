@@ -3,6 +3,7 @@
 //! A task takes some rows and a segment of the vocabulary. The segment's length is fixed, so that
 //! results do not depend on the number of threads; segments are merged row by row at the end.
 
+use super::Sizes;
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::{Element, View, ViewMut, with_elements};
 use crate::gemm::MAX_PANEL;
@@ -50,10 +51,10 @@ pub struct Outputs<'a> {
     pub direction: Option<ViewMut<'a>>,
 }
 
-/// Elements of workspace for `n` rows, with or without directions.
-pub fn workspace_len(n: usize, hidden_size: usize, vocab_size: usize, direction: bool) -> usize {
-    let of_row = 3 + if direction { padded_row(hidden_size) } else { 0 };
-    vocab_size.div_ceil(SEGMENT) * n * of_row
+/// Elements of workspace, with or without directions.
+pub(super) fn workspace_len(sizes: Sizes, direction: bool) -> usize {
+    let of_row = 3 + if direction { padded_row(sizes.hidden_size) } else { 0 };
+    sizes.vocab_size.div_ceil(SEGMENT) * sizes.rows * of_row
 }
 
 /// Elements of a row of sums: whole panels, whatever the instruction set.

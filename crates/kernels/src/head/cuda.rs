@@ -2,7 +2,7 @@
 //! them: as attention does over its values, the mean of the weight's rows is summed as panels come,
 //! so that each is read, and converted where it is held in another type, once.
 
-use super::{Inputs, Outputs};
+use super::{Inputs, Outputs, Sizes};
 use crate::cuda::{Address, Gpu, Launch, Matmul, Operand, Operands, Slice, Source, args};
 use crate::element::DType;
 use crate::format::Storage;
@@ -40,10 +40,10 @@ pub(crate) static SOURCE: Source = Source {
 };
 
 /// Rows whose logits exist at a time.
-pub const MOST_ROWS: usize = 4096;
+pub(super) const MOST_ROWS: usize = 4096;
 
 /// Tokens of the vocabulary whose logits exist at a time: enough for products to run at full speed.
-pub const PANEL: usize = 8192;
+pub(super) const PANEL: usize = 8192;
 
 /// What numbers of rows are rounded to for products.
 const ROUND: usize = 64;
@@ -51,28 +51,23 @@ const ROUND: usize = 64;
 /// Threads of a block that takes a row.
 const THREADS: u32 = 256;
 
-/// Elements (f32) of workspace for `n` rows, with or without directions.
-pub fn workspace_len(
-    n: usize,
-    hidden_size: usize,
-    vocab_size: usize,
-    dtype: DType,
-    direction: bool,
-) -> usize {
-    let logits = weight_workspace_len(n, vocab_size, dtype);
-    logits + padded(4 * n) + if direction { padded(n * hidden_size) } else { 0 }
+/// Elements (f32) of workspace, with or without directions.
+pub(super) fn workspace_len(sizes: Sizes, direction: bool) -> usize {
+    let Sizes { rows, hidden_size, .. } = sizes;
+    let mean = if direction { padded(rows * hidden_size) } else { 0 };
+    weight_workspace_len(sizes) + padded(4 * rows) + mean
 }
 
-/// Elements (f32) of workspace for the gradient of a trained head's weight from `n` rows.
-pub fn weight_workspace_len(n: usize, vocab_size: usize, dtype: DType) -> usize {
-    let len = n * vocab_size.min(PANEL);
-    padded(len) + in_compute_type(len, dtype)
+/// Elements (f32) of workspace for the gradient of a trained head's weight.
+pub(super) fn weight_workspace_len(sizes: Sizes) -> usize {
+    let len = sizes.rows * sizes.vocab_size.min(PANEL);
+    padded(len) + in_compute_type(len, sizes.dtype)
 }
 
-/// Bytes inside an operation for a panel of a weight `[vocab_size, hidden_size]` in another type
-/// than `compute`.
-pub fn panel_bytes(held: Storage, compute: DType, vocab_size: usize, hidden_size: usize) -> usize {
-    gemm::converted_bytes(held, compute, vocab_size.min(PANEL) * hidden_size)
+/// Bytes inside an operation for a panel of a weight in another type than the hidden states.
+pub(super) fn panel_bytes(held: Storage, sizes: Sizes) -> usize {
+    let Sizes { hidden_size, vocab_size, dtype, .. } = sizes;
+    gemm::cuda::converted_bytes(held, dtype, vocab_size.min(PANEL) * hidden_size)
 }
 
 /// Elements (f32) beside the logits for as many in the compute type: none where that is f32, since
@@ -119,7 +114,8 @@ fn panels<'a>(
     weight: Slice<'a>,
     (v, h): (usize, usize),
 ) -> impl Iterator<Item = Panel> + 'a {
-    let bytes = panel_bytes(weight.storage(), dtype, v, h);
+    let sizes = Sizes { rows: 0, hidden_size: h, vocab_size: v, dtype };
+    let bytes = panel_bytes(weight.storage(), sizes);
     let converted = (bytes > 0).then(|| gpu.scratch(bytes));
     (0..v).step_by(PANEL).map(move |first| {
         let width = PANEL.min(v - first);
@@ -141,7 +137,8 @@ pub(super) fn forward(gpu: &Gpu, inputs: Inputs<'_>, workspace: Slice<'_>, outpu
     let (v, dtype) = (weight.len() / h, x.dtype());
     assert!(inputs.targets.iter().all(|&target| (target as usize) < v));
     let whole = x.len() / h;
-    assert!(workspace.len() >= workspace_len(whole, h, v, dtype, outputs.direction.is_some()));
+    let sizes = Sizes { rows: whole, hidden_size: h, vocab_size: v, dtype };
+    assert!(workspace.len() >= workspace_len(sizes, outputs.direction.is_some()));
     // The number of rows with a target differs from step to step, and cuBLASLt chooses an algorithm
     // for each: rows up to a round number are multiplied for nothing.
     let rows = n.next_multiple_of(ROUND).min(whole);
@@ -206,7 +203,8 @@ pub(super) fn backward_weight(
     let (n, h) = (inputs.targets.len(), inputs.hidden_size);
     let (x, weight) = (inputs.x.cuda(), inputs.weight.cuda());
     let (v, dtype) = (weight.len() / h, x.dtype());
-    assert!(workspace.len() >= weight_workspace_len(n, v, dtype) && d_w.len() >= v * h);
+    let sizes = Sizes { rows: n, hidden_size: h, vocab_size: v, dtype };
+    assert!(workspace.len() >= weight_workspace_len(sizes) && d_w.len() >= v * h);
     let parts = Parts::new(workspace, n, v, dtype);
     let targets = gpu.upload(inputs.targets);
     let kernel = format!("head_d_logits<{}>", x.type_name());

@@ -27,7 +27,7 @@ pub(super) fn scratch_bytes(hidden_size: usize) -> usize {
 }
 
 /// Elements of workspace for `n` rows.
-pub fn weight_workspace_len(n: usize, hidden_size: usize) -> usize {
+pub(super) fn weight_workspace_len(n: usize, hidden_size: usize) -> usize {
     right_of_all_len(hidden_size, n)
 }
 

@@ -4,25 +4,84 @@
 //! tile at a time.
 
 mod cpu;
-pub mod cuda;
+pub(crate) mod cuda;
 mod gradient;
 #[cfg(any(test, feature = "reference"))]
 pub mod reference;
 
-pub use cpu::{Inputs, Outputs, backward, forward, workspace_len};
-pub use gradient::{MOST_ROWS, backward_weight, weight_workspace_len};
+pub use cpu::{Inputs, Outputs, backward, forward};
+pub use gradient::backward_weight;
 
 /// Bytes of scratch memory that a thread needs.
 pub fn scratch_bytes(hidden_size: usize) -> usize {
     cpu::scratch_bytes(hidden_size).max(gradient::scratch_bytes(hidden_size))
 }
 
-use crate::element::{View, ViewMut};
-use crate::processor::Processor;
+/// Sizes of a chunk of rows and of the head's weight.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Rows of a chunk.
+    pub rows: usize,
+    /// Columns of the weight.
+    pub hidden_size: usize,
+    /// Rows of the weight.
+    pub vocab_size: usize,
+    /// Type of the hidden states.
+    pub dtype: DType,
+}
+
+/// Elements (f32) of workspace for log-probabilities, with or without directions.
+pub fn workspace_len(target: Target, sizes: Sizes, direction: bool) -> usize {
+    match target {
+        Target::Cpu => cpu::workspace_len(sizes, direction),
+        Target::Cuda => cuda::workspace_len(sizes, direction),
+    }
+}
+
+/// Elements (f32) of workspace for the gradient of a trained head's weight.
+pub fn weight_workspace_len(target: Target, sizes: Sizes) -> usize {
+    match target {
+        Target::Cpu => gradient::weight_workspace_len(sizes.rows, sizes.hidden_size),
+        Target::Cuda => cuda::weight_workspace_len(sizes),
+    }
+}
+
+/// Bytes inside an operation for what is converted at a time of a weight that is held so.
+pub fn panel_bytes(target: Target, held: Storage, sizes: Sizes) -> usize {
+    match target {
+        Target::Cpu => 0,
+        Target::Cuda => cuda::panel_bytes(held, sizes),
+    }
+}
+
+/// Most rows of a chunk.
+pub fn most_rows(target: Target) -> usize {
+    match target {
+        Target::Cpu => gradient::MOST_ROWS,
+        Target::Cuda => cuda::MOST_ROWS,
+    }
+}
+
+/// Whether the rows with a target must ascend.
+pub fn wants_sorted_rows(target: Target) -> bool {
+    target == Target::Cpu
+}
+
+/// Rows of a weight of `vocab_size` that a product with all of it takes at a time: no more than a
+/// panel where they are converted in memory.
+pub fn logit_columns(target: Target, held: Storage, compute: DType, vocab_size: usize) -> usize {
+    let converts = gemm::converts_in_memory(target) && held != compute;
+    if converts { vocab_size.min(cuda::PANEL) } else { vocab_size }
+}
+
+use crate::element::{DType, View, ViewMut};
+use crate::format::Storage;
+use crate::gemm;
+use crate::processor::{Processor, Target};
 
 impl Processor {
-    /// Log-probabilities of targets and, where asked for, their gradients. `workspace` is f32: as
-    /// long as [`workspace_len`] says for the CPU, [`cuda::workspace_len`] for a GPU.
+    /// Log-probabilities of targets and, where asked for, their gradients. `workspace` is f32:
+    /// [`workspace_len`] elements.
     ///
     /// # Panics
     /// If a slice is too short.
@@ -51,8 +110,8 @@ impl Processor {
         }
     }
 
-    /// `d_w [v, h] += d_logitsᵀ x` f32, from the `lse` of the forward pass. `workspace` is f32: as
-    /// long as [`weight_workspace_len`] says for the CPU, [`cuda::weight_workspace_len`] for a GPU.
+    /// `d_w [v, h] += d_logitsᵀ x` f32, from the `lse` of the forward pass. `workspace` is f32:
+    /// [`weight_workspace_len`] elements.
     pub fn log_probs_backward_weight(
         &self,
         inputs: Inputs<'_>,

@@ -5,12 +5,16 @@ use crate::random::Philox;
 
 const ROWS: usize = 5;
 
+fn sizes(vocab_size: usize) -> Sizes {
+    Sizes { rows: ROWS, hidden_size: ROWS, vocab_size, dtype: DType::F32 }
+}
+
 /// Log-probabilities and directions for hidden states that pick a column of the weight each, so
 /// that `logits [ROWS, v]` are what the weight holds.
 fn run(cpu: &Cpu, logits: &[f32], v: usize, targets: &[u32]) -> [Vec<f32>; 2] {
     let x: Vec<f32> = (0..ROWS * ROWS).map(|i| f32::from(i % ROWS == i / ROWS)).collect();
     let weight: Vec<f32> = (0..v * ROWS).map(|i| logits[i % ROWS * v + i / ROWS]).collect();
-    let mut workspace = vec![f32::NAN; workspace_len(ROWS, ROWS, v, true)];
+    let mut workspace = vec![f32::NAN; workspace_len(Target::Cpu, sizes(v), true)];
     let (mut log_probs, mut lse) = (vec![f32::NAN; ROWS], vec![f32::NAN; ROWS]);
     let mut direction = vec![f32::NAN; ROWS * ROWS];
     let (x, weight) = (View::F32(&x), View::F32(&weight));
@@ -24,7 +28,8 @@ fn run(cpu: &Cpu, logits: &[f32], v: usize, targets: &[u32]) -> [Vec<f32>; 2] {
     let mut alone = vec![f32::NAN; ROWS];
     let (log_probs_alone, lse) = (ViewMut::F32(&mut alone), ViewMut::F32(&mut lse));
     let outputs = Outputs { log_probs: log_probs_alone, lse, direction: None };
-    forward(cpu, inputs, &mut vec![f32::NAN; workspace_len(ROWS, ROWS, v, false)], outputs);
+    let mut workspace = vec![f32::NAN; workspace_len(Target::Cpu, sizes(v), false)];
+    forward(cpu, inputs, &mut workspace, outputs);
     assert_eq!(alone, log_probs, "with and without directions");
     [log_probs, direction]
 }
@@ -101,7 +106,7 @@ fn weight_gradients_agree_with_the_reference() {
         for isa in Isa::available() {
             // What was there before is added to.
             let mut d_w = vec![2.0; v * ROWS];
-            let mut workspace = vec![f32::NAN; weight_workspace_len(ROWS, ROWS)];
+            let mut workspace = vec![f32::NAN; weight_workspace_len(Target::Cpu, sizes(v))];
             let (cpu, saved) = (Cpu::with_isa(2, isa), (lse.as_slice(), d_log_probs.as_slice()));
             backward_weight(&cpu, inputs, saved, &mut workspace, &mut d_w);
             for (i, found) in d_w.iter().enumerate() {

@@ -12,7 +12,12 @@ pub mod reference;
 pub use cpu::rotate;
 
 use crate::element::{View, ViewMut};
-use crate::processor::Processor;
+use crate::processor::{Processor, Target};
+
+/// Whether angles are read where the caller has them, in the memory of the host.
+pub fn reads_host_angles(target: Target) -> bool {
+    target == Target::Cpu
+}
 
 impl Processor {
     /// Turns, in place, the first `heads` heads of `d` dimensions in each row of `width` elements

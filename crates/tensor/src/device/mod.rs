@@ -5,6 +5,7 @@ mod cost;
 mod offload;
 
 pub use cost::{Cost, Span, Transfer, Work};
+pub use hone_kernels::Target;
 pub use offload::{OFFLOAD_SLOTS, Offloaded, offload};
 
 use crate::tensor::Tensor;
@@ -40,15 +41,6 @@ pub enum Category {
 /// A device. Clones are handles on the same one.
 #[derive(Clone)]
 pub struct Device(Arc<Inner>);
-
-/// Kinds of processors, whose operations need different memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// The CPU.
-    Cpu,
-    /// An NVIDIA GPU.
-    Cuda,
-}
 
 struct Inner {
     /// `None` on the dry device.

@@ -1,7 +1,8 @@
 //! Adapters in the type that products are in, all of a pass at once: one by one they would be a
 //! quarter of what a GPU is asked for.
 
-use crate::{Category, Cost, DType, Lora, ParamId, Projection, Tape, Target, Tensor};
+use crate::{Category, Cost, DType, Lora, ParamId, Projection, Tape, Tensor};
+use hone_kernels::gemm::converts_in_memory;
 use hone_kernels::vector::Scaled;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ impl RoundedAdapters {
 /// this pass. On the CPU, where products round what they pack, and in f32 nothing is done.
 pub fn round_adapters<'p>(tape: &mut Tape<'_>, layers: impl Iterator<Item = &'p [Projection]>) {
     let (device, params, dtype) = (tape.device(), tape.params(), tape.dtype());
-    if device.target() == Target::Cpu || dtype == DType::F32 {
+    if !converts_in_memory(device.target()) || dtype == DType::F32 {
         return;
     }
     let adapters = |layer: &'p [Projection]| layer.iter().filter_map(|p| p.lora.as_ref());

@@ -1,7 +1,7 @@
 //! Attention over packed sequences, and over pages of keys and values.
 
 use super::rows_cols;
-use crate::{Category, Cost, DType, Device, Heads, Sequence, Tape, Target, Tensor, Var, Work};
+use crate::{Category, Cost, DType, Device, Heads, Sequence, Tape, Tensor, Var, Work};
 use hone_kernels::attention::{self as kernel, Inputs, PAGE_ROWS, Rows};
 
 /// `qkv [t, qkv_width]` → `[t, out_width]`. Sequences follow one another; rows after the last give
@@ -30,10 +30,7 @@ pub fn attention<'a>(
     let (qkv, saved_out) = (qkv.into_value(), out.clone());
     tape.push(out, requires_grad, move |sweep, d_out| {
         let mut d_qkv = sweep.activation(dtype, &[t, width]);
-        let len = match sweep.device.target() {
-            Target::Cpu => kernel::workspace_len(&heads, t),
-            Target::Cuda => heads.num_heads * t,
-        };
+        let len = kernel::workspace_len(sweep.device.target(), &heads, t);
         let mut workspace = sweep.workspace(DType::F32, &[len]);
         let bytes = 2 * qkv.num_bytes() + 2 * d_out.num_bytes();
         let backward = cost("d_attention", &heads, sequences, 5, bytes);

@@ -3,7 +3,7 @@
 
 use super::quantised;
 use crate::tape::Sweep;
-use crate::{Compute, DType, Device, Params, Processor, Projection, Target, Tensor, ViewMut};
+use crate::{Compute, DType, Device, Params, Processor, Projection, Tensor, ViewMut};
 use hone_kernels::gemm::{self, EightBits, Fp8, Product};
 
 /// Which of projections that stand side by side a GPU multiplies in eight bits, inside the
@@ -17,18 +17,21 @@ pub(super) struct InEightBits {
 impl InEightBits {
     /// For the forward pass, or the backward pass, whose left operands are gradients.
     pub(super) fn of(
-        (device, compute, pass): (&Device, Compute, Pass),
+        device: &Device,
+        compute: Compute,
+        direction: Direction,
         params: &Params,
         projections: &[Projection],
     ) -> Self {
         let fits = |p: &Projection| gemm::fits_eight_bits([p.out_features(), p.in_features()]);
-        let kind = match (device.target(), compute, pass) {
-            (Target::Cuda, Compute::Int8, _) => Some(EightBits::Int8),
-            (Target::Cuda, Compute::Fp8, Pass::Forward) => Some(EightBits::Fp8(Fp8::E4m3)),
-            (Target::Cuda, Compute::Fp8, Pass::Backward) => Some(EightBits::Fp8(Fp8::E5m2)),
+        let kind = match (compute, direction) {
+            (Compute::Int8, _) => Some(EightBits::Int8),
+            (Compute::Fp8, Direction::Forward) => Some(EightBits::Fp8(Fp8::E4m3)),
+            (Compute::Fp8, Direction::Backward) => Some(EightBits::Fp8(Fp8::E5m2)),
             _ => None,
         };
-        let kind = kind.filter(|_| projections.iter().all(fits));
+        let inside = gemm::quantises_operands(device.target());
+        let kind = kind.filter(|_| inside && projections.iter().all(fits));
         let is_held_in_bytes = |p: &Projection| params.resolve(&p.weight).storage().is_int8();
         let which = projections.iter().map(|p| kind.is_some() && is_held_in_bytes(p)).collect();
         Self { kind, which }
@@ -75,7 +78,7 @@ impl InEightBits {
 
 /// Which way through a layer.
 #[derive(Clone, Copy)]
-pub(super) enum Pass {
+pub(super) enum Direction {
     Forward,
     Backward,
 }

@@ -1,7 +1,7 @@
 //! Output head: log-probabilities of target tokens, without the logits of a whole batch.
 
 use super::{quantised, rows_cols};
-use crate::{Category, Cost, DType, Device, Tape, Target, Tensor, Var, Weight, Work};
+use crate::{Category, Cost, DType, Device, Tape, Tensor, Var, Weight, Work};
 use hone_kernels::gemm::{Epilogue, Matrix, Place, Product, Term};
 use hone_kernels::{Processor, head as kernel};
 use std::collections::HashSet;
@@ -21,7 +21,7 @@ pub fn log_probs<'a>(
 ) -> Var {
     let (t, h) = rows_cols(x.value().shape());
     assert!(rows.len() == targets.len() && rows.len() <= t);
-    assert!(tape.device().target() == Target::Cuda || rows.is_sorted());
+    assert!(rows.is_sorted() || !kernel::wants_sorted_rows(tape.device().target()));
     debug_assert!(rows.iter().collect::<HashSet<_>>().len() == rows.len(), "a row is there twice");
     let requires_grad = x.requires_grad() || weight.param().is_some();
     let records = tape.is_recording() && requires_grad;
@@ -73,9 +73,8 @@ pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight) -> Tensor {
     let int8 = tape.compute().is_integer_for(tape.device(), weight, &[h]);
     let quantised_x = int8.then(|| quantised(tape.device(), x, (0, h), None));
     let x = quantised_x.as_ref().unwrap_or(x);
-    // A GPU converts no more than a panel of the vocabulary at a time.
-    let converts = tape.device().target() == Target::Cuda && weight.storage() != tape.dtype();
-    let width = if converts { v.min(kernel::cuda::PANEL) } else { v };
+    let target = tape.device().target();
+    let width = kernel::logit_columns(target, weight.storage(), tape.dtype(), v);
     let cost = Cost::memory("logits", weight.num_bytes() + y.num_bytes())
         .with(product_work(int8), 2 * t * v * h);
     let Some(on) = tape.device().begin(cost) else { return y };
@@ -125,17 +124,10 @@ impl Head<'_> {
         if let Some(on) = device.begin(Cost::memory("zero", log_probs.num_bytes())) {
             on.zero(log_probs.view_mut());
         }
-        let (_, h) = rows_cols(self.x.shape());
         let with_direction = direction.is_some();
-        let c = self.chunk_rows(device);
+        let kernel::Sizes { rows: c, hidden_size: h, .. } = self.sizes(device);
         let mut x = device.alloc(Category::Head, self.x.dtype(), &[c, h]);
-        let len = match device.target() {
-            Target::Cpu => kernel::workspace_len(c, h, self.vocab(), with_direction),
-            Target::Cuda => {
-                let dtype = self.x.dtype();
-                kernel::cuda::workspace_len(c, h, self.vocab(), dtype, with_direction)
-            }
-        };
+        let len = kernel::workspace_len(device.target(), self.sizes(device), with_direction);
         let mut workspace = device.alloc(Category::Head, DType::F32, &[len]);
         let weight_bytes = self.weight.num_bytes() * (1 + usize::from(with_direction));
         let mut cost = Cost::memory("log_probs", self.bytes(c, weight_bytes))
@@ -167,12 +159,9 @@ impl Head<'_> {
         d_log_probs: &Tensor,
         d_w: &mut Tensor,
     ) {
-        let (c, (_, h)) = (self.chunk_rows(device), rows_cols(self.x.shape()));
+        let kernel::Sizes { rows: c, hidden_size: h, .. } = self.sizes(device);
         let mut x = device.alloc(Category::Head, self.x.dtype(), &[c, h]);
-        let len = match device.target() {
-            Target::Cpu => kernel::weight_workspace_len(c, h),
-            Target::Cuda => kernel::cuda::weight_workspace_len(c, self.vocab(), self.x.dtype()),
-        };
+        let len = kernel::weight_workspace_len(device.target(), self.sizes(device));
         let mut workspace = device.alloc(Category::Head, DType::F32, &[len]);
         let bytes = self.bytes(c, self.weight.num_bytes() + 2 * d_w.num_bytes());
         let cost = Cost::memory("d_log_probs_weight", bytes)
@@ -204,28 +193,16 @@ impl Head<'_> {
         kernel::Inputs { x: x.view(), weight, targets, hidden_size, int8: self.int8 }
     }
 
-    fn vocab(&self) -> usize {
-        self.weight.shape()[0]
+    /// Sizes of a chunk of rows.
+    fn sizes(&self, device: &Device) -> kernel::Sizes {
+        let (vocab_size, hidden_size) = rows_cols(self.weight.shape());
+        let rows = kernel::most_rows(device.target()).min(self.x.shape()[0]);
+        kernel::Sizes { rows, hidden_size, vocab_size, dtype: self.x.dtype() }
     }
 
-    /// Bytes inside the operation for what a GPU converts of the weight at a time.
+    /// Bytes inside the operation for what is converted of the weight at a time.
     fn panel_bytes(&self, device: &Device) -> usize {
-        let (_, h) = rows_cols(self.weight.shape());
-        match device.target() {
-            Target::Cpu => 0,
-            Target::Cuda => {
-                let (held, compute) = (self.weight.storage(), self.x.dtype());
-                kernel::cuda::panel_bytes(held, compute, self.vocab(), h)
-            }
-        }
-    }
-
-    fn chunk_rows(&self, device: &Device) -> usize {
-        let most = match device.target() {
-            Target::Cpu => kernel::MOST_ROWS,
-            Target::Cuda => kernel::cuda::MOST_ROWS,
-        };
-        most.min(self.x.shape()[0])
+        kernel::panel_bytes(device.target(), self.weight.storage(), self.sizes(device))
     }
 
     /// Bytes of an operation that reads and writes so many of the weight and its gradient for each
@@ -236,7 +213,7 @@ impl Head<'_> {
 
     /// Floating-point operations of one product of hidden states and the weight.
     fn product_flops(&self) -> usize {
-        2 * self.rows.len() * self.x.shape()[1] * self.vocab()
+        2 * self.rows.len() * self.weight.len()
     }
 }
 

@@ -29,11 +29,12 @@ pub use rope::{Angles, rope};
 pub use hone_kernels::glu::Activation;
 pub use hone_kernels::rms_norm::RmsNorm;
 
-use crate::{Category, Cost, DType, Device, Storage, Target, Tensor};
+use crate::{Category, Cost, DType, Device, Storage, Tensor};
+use hone_kernels::gemm;
 
 /// Bytes of scratch memory that each thread keeps once it has run these operations.
 pub fn scratch_bytes_per_thread(heads: &crate::Heads, hidden_size: usize) -> usize {
-    use hone_kernels::{attention, gemm, head};
+    use hone_kernels::{attention, head};
     let attention = attention::scratch_bytes(heads);
     gemm::SCRATCH_BYTES.max(attention).max(head::scratch_bytes(hidden_size))
 }
@@ -45,10 +46,8 @@ fn converted_bytes<'a>(
     compute: DType,
     weights: impl IntoIterator<Item = &'a Tensor>,
 ) -> usize {
-    if device.target() == Target::Cpu {
-        return 0;
-    }
-    let bytes = |w: &Tensor| hone_kernels::gemm::converted_bytes(w.storage(), compute, w.len());
+    let target = device.target();
+    let bytes = |w: &Tensor| gemm::converted_bytes(target, w.storage(), compute, w.len());
     weights.into_iter().map(bytes).sum()
 }
 

@@ -1,8 +1,8 @@
 //! Rotary position embedding.
 
 use super::{copy, rows_cols};
-use crate::{Category, Cost, Device, Heads, Tape, Target, Tensor, Var, View};
-use hone_kernels::rope::Direction;
+use crate::{Category, Cost, Device, Heads, Tape, Tensor, Var, View};
+use hone_kernels::rope::{Direction, reads_host_angles};
 use std::sync::OnceLock;
 
 /// Angles of a batch: `cos` and `sin`, `[t, head_dim / 2]`, times whatever the scaling method
@@ -27,7 +27,7 @@ impl Angles {
 
     /// Both where `device` reads them.
     fn views(&self, device: &Device) -> (View<'_>, View<'_>) {
-        if device.target() == Target::Cpu {
+        if reads_host_angles(device.target()) {
             return (View::F32(&self.cos), View::F32(&self.sin));
         }
         let both = self.on_gpu.get_or_init(|| {

@@ -5,7 +5,8 @@
 //! released as the backward pass goes. Nothing is recorded for an output that needs no gradient.
 
 use crate::ops::RoundedAdapters;
-use crate::{Category, Cost, DType, Device, Gradients, Params, Target, Tensor};
+use crate::{Category, Cost, DType, Device, Gradients, Params, Tensor};
+use hone_kernels::gemm::quantises_operands;
 use std::collections::HashMap;
 
 /// What products are computed in.
@@ -55,7 +56,7 @@ impl Compute {
         lengths: &[usize],
     ) -> bool {
         self == Compute::Int8
-            && device.target() == Target::Cpu
+            && !quantises_operands(device.target())
             && weight.storage().is_int8()
             && lengths.iter().all(|n| n.is_multiple_of(4))
     }

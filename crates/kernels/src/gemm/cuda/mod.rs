@@ -172,7 +172,7 @@ pub fn eight_bit_bytes(kind: EightBits, sizes: [usize; 3]) -> usize {
 }
 
 /// Bytes inside an operation that converting `elements` held so for a product takes.
-pub fn converted_bytes(held: Storage, compute: DType, elements: usize) -> usize {
+pub(crate) fn converted_bytes(held: Storage, compute: DType, elements: usize) -> usize {
     if held == compute { 0 } else { elements * compute.size() }
 }
 

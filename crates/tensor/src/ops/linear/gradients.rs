@@ -1,0 +1,154 @@
+//! The backward pass of linear layers.
+
+use super::low_rank::{self, LowRanks};
+use super::{Context, Input};
+use crate::ops::eight_bits::{Direction, InEightBits, quantised_gradients};
+use crate::ops::{converted_bytes, rows_cols};
+use crate::tape::Sweep;
+use crate::{Cost, DType, Projection, StepKey, Tensor, View, Weight, Work};
+use hone_kernels::gemm::{self, Epilogue, Matrix, Place, Product, Term};
+
+/// What the forward pass leaves, but for its input.
+pub(super) struct Backward<'a> {
+    pub(super) projections: &'a [Projection],
+    /// Down-projections of the adapters, `[t, Σ rank]`.
+    pub(super) down: Option<Tensor>,
+    pub(super) step: Option<StepKey>,
+}
+
+impl Backward<'_> {
+    /// Adds to the gradients of what is trained, and returns the input's, if it has one.
+    pub(super) fn run(self, sweep: &mut Sweep<'_, '_>, x: Input, d_y: &Tensor) -> Option<Tensor> {
+        let Self { projections, down, step } = self;
+        bias_gradients(sweep, projections, d_y);
+        let rounded = in_compute_type(sweep, d_y);
+        let d_y = rounded.as_ref().unwrap_or(d_y);
+        weight_gradients(sweep, projections, &x, d_y);
+        let adapters = LowRanks::of(projections);
+        let d_u = down.map(|u| low_rank::gradients(sweep, &adapters, x.value(), u, d_y, step));
+        if !x.requires_grad {
+            return None;
+        }
+        let (shape, dtype) = (x.shape, x.dtype);
+        // The input may be released before its gradient takes its place.
+        drop(x);
+        let mut d_x = sweep.activation(dtype, &shape);
+        let undropped = d_u.as_ref().filter(|_| adapters.keep_all(step));
+        input_gradient(sweep, projections, undropped, d_y, &mut d_x);
+        if let Some(d_u) = &d_u {
+            low_rank::add_dropped_gradients(sweep, &adapters, d_u, &mut d_x, step);
+        }
+        Some(d_x)
+    }
+}
+
+/// The residual stream's gradient is f32; products want the compute type, and read it several
+/// times. `None` where `d_y` is in that type.
+fn in_compute_type(sweep: &Sweep<'_, '_>, d_y: &Tensor) -> Option<Tensor> {
+    if d_y.dtype() == sweep.dtype() {
+        return None;
+    }
+    let mut rounded = sweep.workspace(sweep.dtype(), d_y.shape());
+    let cost = Cost::memory("convert", d_y.num_bytes() + rounded.num_bytes());
+    if let Some(on) = sweep.device.begin(cost) {
+        on.convert(d_y.view(), rounded.view_mut());
+    }
+    Some(rounded)
+}
+
+/// `d_bias += Σ_t d_y`, where biases are trained.
+fn bias_gradients(sweep: &mut Sweep<'_, '_>, projections: &[Projection], d_y: &Tensor) {
+    let (t, width) = rows_cols(d_y.shape());
+    let mut col = 0;
+    for projection in projections {
+        let bytes = t * projection.out_features() * d_y.dtype().size();
+        if let Some(param) = projection.bias.as_ref().and_then(Weight::param)
+            && let Some(on) = sweep.device.begin(Cost::memory("d_bias", bytes))
+        {
+            let d_bias = sweep.gradients.get_mut(param).view_mut();
+            on.add_column_sums(d_y.view(), width, col, d_bias);
+        }
+        col += projection.out_features();
+    }
+}
+
+/// `d_W += d_yᵀ x`, where weights are trained.
+fn weight_gradients(
+    sweep: &mut Sweep<'_, '_>,
+    projections: &[Projection],
+    x: &Input,
+    d_y: &Tensor,
+) {
+    let ([t, k], (_, width), dtype) = (x.shape, rows_cols(d_y.shape()), sweep.dtype());
+    let mut col = 0;
+    for projection in projections {
+        let n = projection.out_features();
+        if let Some(param) = projection.weight.param() {
+            let x = x.value();
+            let len = gemm::weight_workspace_len(sweep.device.target(), t, k);
+            let mut workspace = sweep.workspace(DType::F32, &[len]);
+            let passes = t.div_ceil(gemm::MOST_TOKENS);
+            let bytes = x.num_bytes() + t * n * d_y.dtype().size() + passes * 8 * n * k;
+            let cost = Cost::memory("d_weight", bytes).with(Work::OverTokens, 2 * n * k * t);
+            if let Some(on) = sweep.device.begin(cost) {
+                let d_y = Matrix::rows(d_y.view(), width).from_col(col);
+                let operands = (d_y, Matrix::rows(x.view(), k));
+                let d_w = sweep.gradients.get_mut(param).view_mut();
+                let workspace = workspace.view_mut();
+                on.add_weight_gradient(dtype, (t, n, k), operands, workspace, d_w);
+            }
+        }
+        col += n;
+    }
+}
+
+/// `d_x = Σ_i d_y_i W_i (+ d_u A)`, with `d_u [t, Σ rank]` of adapters whose input was not dropped.
+fn input_gradient(
+    sweep: &Sweep<'_, '_>,
+    projections: &[Projection],
+    d_u: Option<&Tensor>,
+    d_y: &Tensor,
+    d_x: &mut Tensor,
+) {
+    let ((t, k), (_, width)) = (rows_cols(d_x.shape()), rows_cols(d_y.shape()));
+    let (device, params, dtype) = (sweep.device, sweep.params, sweep.dtype());
+    let adapters = LowRanks::of(projections);
+    let a = d_u.map(|_| adapters.stacked_a(Context::of_sweep(sweep), k));
+    let weights = projections.iter().map(|p| params.resolve(&p.weight).num_bytes());
+    let bytes = d_x.num_bytes() + d_y.num_bytes() + weights.sum::<usize>();
+    let quantised = quantised_gradients(sweep, projections, d_y);
+    let int8_width: usize = quantised.iter().flatten().map(|d_y| d_y.shape()[1]).sum();
+    let direction = Direction::Backward;
+    let in_eight_bits = InEightBits::of(device, sweep.compute, direction, params, projections);
+    let eight_bits = int8_width + in_eight_bits.width(projections);
+    let float_depth = width - eight_bits + if d_u.is_some() { adapters.rank } else { 0 };
+    let held = in_eight_bits.which(false, projections).map(|p| params.resolve(&p.weight));
+    let scratch = converted_bytes(device, dtype, held)
+        + in_eight_bits.bytes(projections, |p| [t, k, p.out_features()]);
+    let cost = Cost::memory("d_linear", bytes)
+        .with_scratch(scratch)
+        .with(Work::Int8, 2 * t * k * eight_bits)
+        .with(Work::Product, 2 * t * k * float_depth);
+    let Some(on) = device.begin(cost) else { return };
+    let (mut terms, mut of_floats) = (Vec::new(), Vec::new());
+    let mut col = 0;
+    for (projection, quantised) in projections.iter().zip(&quantised) {
+        let (n, w) = (projection.out_features(), params.resolve(&projection.weight));
+        if let Some(d_y) = quantised {
+            let b = Matrix::rows(View::Packed(w.view().packed().without_scales()), k);
+            terms.push(Term { a: Matrix::rows(d_y.view(), n), b, k: n });
+        } else {
+            let a = Matrix::rows(d_y.view(), width).from_col(col);
+            of_floats.push(Term { a, b: Matrix::rows(w.view(), k), k: n });
+        }
+        col += n;
+    }
+    terms.append(&mut of_floats);
+    if let (Some(d_u), Some(a)) = (d_u, &a) {
+        let (d_u, a) = (Matrix::rows(d_u.view(), adapters.rank), Matrix::rows(a.view(), k));
+        terms.push(Term { a: d_u, b: a, k: adapters.rank });
+    }
+    let target = Place::whole(t, k);
+    let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
+    in_eight_bits.gemm(on, dtype, &[product], d_x.view_mut());
+}

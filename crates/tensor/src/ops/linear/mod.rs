@@ -1,0 +1,152 @@
+//! Linear layers that read the same input, with their adapters.
+//!
+//! `y = x Wᵀ + bias + scale · (dropout(x) Aᵀ) Bᵀ (+ residual)`, several projections side by side in
+//! one output row. The adapter's up-projection is `rank` more columns of the same contraction, so
+//! it costs no pass over the output; down-projections of one input are one product.
+
+mod gradients;
+mod low_rank;
+
+use super::eight_bits::{Direction, InEightBits, is_integer_for};
+use super::{RoundedAdapters, converted_bytes, quantised, rows_cols};
+use crate::tape::Sweep;
+use crate::{Cost, DType, Device, Params, Projection, Tape, Tensor, Var, Work};
+use gradients::Backward;
+use hone_kernels::gemm::{Epilogue, Matrix, Place, Product, Term};
+use low_rank::LowRanks;
+
+/// `x [t, k]`, projections `[n_i, k]` → `[t, Σ n_i]` in the compute type, or, with a `residual`
+/// `[t, Σ n_i]` f32 to add to, in f32.
+pub fn linear<'a>(
+    tape: &mut Tape<'a>,
+    x: Var,
+    projections: &'a [Projection],
+    residual: Option<Var>,
+) -> Var {
+    let (t, k) = rows_cols(x.value().shape());
+    assert!(projections.iter().all(|p| p.in_features() == k));
+    let width: usize = projections.iter().map(Projection::out_features).sum();
+    let dtype = if residual.is_some() { DType::F32 } else { tape.dtype() };
+    let mut y = tape.activation(dtype, &[t, width]);
+    let down = low_rank::down_projections(tape, x.value(), projections);
+    project(tape, x.value(), projections, down.as_ref(), residual.as_ref(), &mut y);
+    let residual_grad = residual.as_ref().is_some_and(Var::requires_grad);
+    let inner_grad = x.requires_grad() || projections.iter().any(Projection::is_trained);
+    let residual = residual.map(|r| r.id());
+    if !(tape.is_recording() && (inner_grad || residual_grad)) {
+        return tape.push(y, inner_grad || residual_grad, |_, _| {});
+    }
+    let input = Input::kept_for(projections, x);
+    let layer = Backward { projections, down, step: tape.step() };
+    tape.push(y, true, move |sweep, d_y| {
+        if inner_grad {
+            let id = input.id;
+            if let Some(d_x) = layer.run(sweep, input, &d_y) {
+                sweep.add(id, d_x);
+            }
+        }
+        if let Some(residual) = residual.filter(|_| residual_grad) {
+            sweep.add(residual, d_y);
+        }
+    })
+}
+
+/// What the backward pass needs of the input.
+struct Input {
+    id: usize,
+    requires_grad: bool,
+    dtype: DType,
+    shape: [usize; 2],
+    /// `None` where neither a weight nor an adapter is trained: the input's gradient does not
+    /// depend on the input.
+    value: Option<Tensor>,
+}
+
+impl Input {
+    fn kept_for(projections: &[Projection], x: Var) -> Self {
+        let needs_input = |p: &Projection| p.weight.param().is_some() || p.lora.is_some();
+        let (t, k) = rows_cols(x.value().shape());
+        Self {
+            id: x.id(),
+            requires_grad: x.requires_grad(),
+            dtype: x.value().dtype(),
+            shape: [t, k],
+            value: projections.iter().any(needs_input).then(|| x.into_value()),
+        }
+    }
+
+    fn value(&self) -> &Tensor {
+        self.value.as_ref().expect("kept where a weight or an adapter is trained")
+    }
+}
+
+/// What the passes of a tape and of a sweep have in common.
+#[derive(Clone, Copy)]
+struct Context<'s> {
+    device: &'s Device,
+    params: &'s Params,
+    dtype: DType,
+    rounded: &'s RoundedAdapters,
+}
+
+impl<'s> Context<'s> {
+    fn of_tape(tape: &'s Tape<'_>) -> Self {
+        let (device, params, dtype) = (tape.device(), tape.params(), tape.dtype());
+        Self { device, params, dtype, rounded: tape.adapters() }
+    }
+
+    fn of_sweep(sweep: &'s Sweep<'_, '_>) -> Self {
+        let (device, params, dtype) = (sweep.device, sweep.params, sweep.dtype());
+        Self { device, params, dtype, rounded: &sweep.adapters }
+    }
+}
+
+/// `y`: projections of `x`, with their adapters.
+fn project(
+    tape: &Tape<'_>,
+    x: &Tensor,
+    projections: &[Projection],
+    down: Option<&Tensor>,
+    residual: Option<&Var>,
+    y: &mut Tensor,
+) {
+    let ((t, k), params) = (rows_cols(x.shape()), tape.params());
+    let (width, adapters) = (y.shape()[1], LowRanks::of(projections));
+    let weights: usize = projections.iter().map(|p| params.resolve(&p.weight).num_bytes()).sum();
+    let in_integers = |p: &Projection| is_integer_for(tape.device(), tape.compute(), params, p);
+    let int8_width: usize =
+        projections.iter().filter(|p| in_integers(p)).map(Projection::out_features).sum();
+    let quantised = (int8_width > 0).then(|| quantised(tape.device(), x, (0, k), None));
+    let (device, direction) = (tape.device(), Direction::Forward);
+    let in_eight_bits = InEightBits::of(device, tape.compute(), direction, params, projections);
+    let held = in_eight_bits.which(false, projections).map(|p| params.resolve(&p.weight));
+    let context = Context::of_tape(tape);
+    let held = held.chain(adapters.unrounded_b(context));
+    let scratch = converted_bytes(device, tape.dtype(), held)
+        + in_eight_bits.bytes(projections, |p| [t, p.out_features(), k]);
+    let eight_bits = int8_width + in_eight_bits.width(projections);
+    let cost = Cost::memory("linear", x.num_bytes() + weights + y.num_bytes())
+        .with_scratch(scratch)
+        .with(Work::Int8, 2 * t * eight_bits * k)
+        .with(Work::Product, 2 * t * (width - eight_bits) * k + adapters.up_flops(t));
+    let Some(on) = device.begin(cost) else { return };
+    let mut up_projections = adapters.up_projections(context, down);
+    let mut terms = Vec::new();
+    for (i, projection) in projections.iter().enumerate() {
+        let w = Matrix::rows(params.resolve(&projection.weight).view(), k).transposed();
+        let x = quantised.as_ref().filter(|_| in_integers(projection)).unwrap_or(x);
+        let own = Term { a: Matrix::rows(x.view(), k), b: w, k };
+        let up = up_projections.next_if(|(of, _)| *of == i).map(|(_, term)| term);
+        terms.push(std::iter::once(own).chain(up).collect::<Vec<_>>());
+    }
+    let add = residual.map(|residual| residual.value().view());
+    let mut col = 0;
+    let products = projections.iter().zip(&terms).map(|(projection, terms)| {
+        let bias = projection.bias.as_ref().map(|bias| params.resolve(bias).view());
+        let target = Place::columns(t, projection.out_features(), width, col);
+        col += projection.out_features();
+        Product { terms, epilogue: Epilogue { bias, add, ..Epilogue::default() }, target }
+    });
+    let products: Vec<_> = products.collect();
+    in_eight_bits.gemm(on, tape.dtype(), &products, y.view_mut());
+}
