@@ -1,9 +1,12 @@
-//! Backward pass: one sequence and query head per task, blocks of keys against blocks of queries.
+//! Backward pass: a task is a block of keys of one sequence and query head, which meets blocks of
+//! queries one after another.
 //!
 //! Scores are computed again, transposed (`k qᵀ`), so that probabilities and score gradients are
 //! rows of keys and serve as left operands for `d_v` and `d_k` as they are; only `d_q` needs them
-//! turned. Each task sums alone, in a fixed order, into its head's part of the workspace; then the
-//! query heads of a key-value head are added up.
+//! turned. `d_k` and `d_v` of a block are its task's own, and the query heads of a key-value head are
+//! added up in their order. To `d_q` of a block of queries the blocks of keys add one after another:
+//! a task waits until the one before it has passed those queries. So a single long sequence keeps
+//! many threads busy, and the order of every sum is fixed.
 
 use super::rows::{lines, transposed, used_rows};
 use super::{Heads, Inputs, Rows, Sequence};
@@ -12,17 +15,18 @@ use crate::element::{Element, View, ViewMut};
 use crate::gemm::MAX_PANEL;
 use crate::gemm::block::{Typed, left, multiply, padded, panel_cols, right};
 use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
-use crate::math::{dot, exp, weighted_sums};
+use crate::math::{dot, exp};
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Queries and keys of a block.
 const QUERIES: usize = 64;
 const KEYS: usize = 256;
 
-/// Elements of workspace for `t` rows: `d_q`, `d_k` and `d_v` of every query head, and `delta`.
+/// Elements of workspace for `t` rows: `d_q`, `d_k` and `d_v`, and `delta`.
 pub(super) fn workspace_len(heads: &Heads, t: usize) -> usize {
-    3 * t * heads.out_width() + t * heads.num_heads
+    t * heads.qkv_width() + t * heads.num_heads
 }
 
 /// Gradients of packed rows: `d_qkv [t, qkv_width]`, overwritten, for `d_out [t, out_width]`.
@@ -77,32 +81,28 @@ impl Pass<'_> {
         assert!(sequences.iter().all(|s| *s == Sequence::new(s.q_start, s.q_len)));
         let width = heads.out_width();
         let num_tokens = out.len() / width;
-        let (d_heads, delta) = workspace.split_at_mut(3 * num_tokens * width);
+        let (sums, delta) = workspace.split_at_mut(num_tokens * heads.qkv_width());
         self.deltas(out, d_out, delta);
-        let (d_heads_split, mut tasks) = (Split::new(d_heads), Vec::new());
-        for &sequence in sequences {
-            tasks.extend((0..heads.num_heads).map(|head| (sequence, head)));
-        }
-        tasks.sort_by_key(|(sequence, _)| std::cmp::Reverse(sequence.q_len));
-        with_tile!(cpu.isa, T::DTYPE, M => cpu.pool.run(tasks.len(), &|task| {
+        let (sums_split, tasks) = (Split::new(sums), Tasks::new(heads, sequences));
+        with_tile!(cpu.isa, T::DTYPE, M => cpu.pool.run(tasks.0.len(), &|task| {
             with_scratch(scratch_bytes(heads), |scratch| {
-                let (sequence, head) = tasks[task];
                 let kernel = Backward {
                     pass: self,
-                    sequence,
-                    head,
+                    turn: tasks.turn(heads, task),
+                    sequence: tasks.0[task].sequence,
+                    head: tasks.0[task].head,
+                    first_key: tasks.0[task].first_key,
                     d_out: Rows { data: T::view(d_out), stride: width, offset: 0 },
                     delta,
-                    lse: &self.lse[head * num_tokens..][..num_tokens],
-                    d_heads: &d_heads_split,
-                    num_tokens,
+                    lse: &self.lse[tasks.0[task].head * num_tokens..][..num_tokens],
+                    sums: &sums_split,
                     scratch,
                     types: PhantomData::<(T, M)>,
                 };
                 cpu.isa.run(kernel)
             });
         }));
-        self.gather(d_heads, d_qkv);
+        self.narrow(sums, d_qkv);
     }
 
     /// `delta [t, num_heads] = Σ_c d_out · out`.
@@ -114,19 +114,12 @@ impl Pass<'_> {
         });
     }
 
-    /// Sums the query heads of each key-value head, and writes all in the gradient's type.
-    fn gather<T: Typed>(&self, d_heads: &[f32], d_qkv: &mut [T]) {
-        let heads = self.heads;
-        let (width, used) = (heads.out_width(), used_rows(self.sequences));
-        let rows = d_heads.len() / (3 * width);
-        self.cpu.rows(d_qkv, heads.qkv_width(), 3 * width, |t, row| {
-            if t >= used {
-                row.fill(T::from_f32(0.0));
-                return;
-            }
-            let part = |i: usize| &d_heads[(i * rows + t) * width..][..width];
-            let parts = [part(0), part(1), part(2)];
-            self.cpu.isa.run(Gather { parts, heads, row });
+    /// Writes the sums in the gradient's type, and zeros for rows of no sequence.
+    fn narrow<T: Typed>(&self, sums: &[f32], d_qkv: &mut [T]) {
+        let (width, used) = (self.heads.qkv_width(), used_rows(self.sequences));
+        self.cpu.rows(d_qkv, width, width, |t, row| match t < used {
+            true => self.cpu.isa.run(NarrowRow { sums: &sums[t * width..][..width], row }),
+            false => row.fill(T::from_f32(0.0)),
         });
     }
 }
@@ -150,47 +143,120 @@ impl<T: Element> Kernel for Deltas<'_, T> {
     }
 }
 
-struct Gather<'a, T> {
-    /// `d_q`, `d_k`, `d_v` of all query heads.
-    parts: [&'a [f32]; 3],
-    heads: &'a Heads,
+struct NarrowRow<'a, T> {
+    sums: &'a [f32],
     row: &'a mut [T],
 }
 
-impl<T: Element> Kernel for Gather<'_, T> {
+impl<T: Element> Kernel for NarrowRow<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let (d, group) = (self.heads.head_dim, self.heads.group());
-        let (q, kv) = self.row.split_at_mut(self.heads.out_width());
-        for (x, d_q) in q.iter_mut().zip(self.parts[0]) {
-            *x = T::from_f32(*d_q);
-        }
-        let (k, v) = kv.split_at_mut(self.heads.num_kv_heads * d);
-        for (part, to) in [(self.parts[1], k), (self.parts[2], v)] {
-            for (to, heads) in to.chunks_exact_mut(d).zip(part.chunks_exact(group * d)) {
-                let heads = heads.chunks_exact(d).map(|head| (1.0, head));
-                weighted_sums(d, heads, |start, sums| {
-                    let to = to[start..].iter_mut().zip(sums);
-                    to.for_each(|(to, sum)| *to = T::from_f32(*sum));
-                });
+        self.row.iter_mut().zip(self.sums).for_each(|(x, sum)| *x = T::from_f32(*sum));
+    }
+}
+
+/// A block of keys for one query head.
+struct Task {
+    sequence: Sequence,
+    head: usize,
+    /// First key, counted from the sequence's.
+    first_key: usize,
+    /// Queries, counted likewise, to whose `d_q` this has been added, all below it; [`ALL`] once
+    /// the task is over.
+    passed: AtomicUsize,
+}
+
+/// More than any number of queries.
+const ALL: usize = usize::MAX;
+
+/// The tasks in the order in which they are begun: each after those that it waits for.
+struct Tasks(Vec<Task>);
+
+impl Tasks {
+    /// Long sequences first, and of a sequence each block of keys for all heads, so that tasks that
+    /// wait for each other are far apart.
+    fn new(heads: &Heads, sequences: &[Sequence]) -> Self {
+        let (mut tasks, mut sequences) = (Vec::new(), sequences.to_vec());
+        sequences.sort_by_key(|sequence| std::cmp::Reverse(sequence.q_len));
+        for sequence in sequences {
+            for first_key in (0..sequence.q_len).step_by(KEYS) {
+                let task = |head| Task { sequence, head, first_key, passed: AtomicUsize::new(0) };
+                tasks.extend((0..heads.num_heads).map(task));
             }
         }
+        Self(tasks)
+    }
+
+    fn turn(&self, heads: &Heads, task: usize) -> Turn<'_> {
+        let Task { head, first_key, passed, .. } = &self.0[task];
+        let passed_by = |distance: usize| &self.0[task - distance].passed;
+        Turn {
+            passed,
+            keys_before: (*first_key > 0).then(|| passed_by(heads.num_heads)),
+            head_before: (head % heads.group() > 0).then(|| passed_by(1)),
+        }
+    }
+}
+
+/// Whom a task waits for, and how far it is itself: over when dropped, also by a panic, after which
+/// nobody must wait for it.
+struct Turn<'a> {
+    passed: &'a AtomicUsize,
+    /// The block of keys before, of the same head.
+    keys_before: Option<&'a AtomicUsize>,
+    /// The query head before that has the same key-value head, if any; the same keys.
+    head_before: Option<&'a AtomicUsize>,
+}
+
+impl Turn<'_> {
+    /// Waits until the keys before have been added to all queries below `end`.
+    fn wait_for_queries(&self, end: usize) {
+        self.keys_before.iter().for_each(|passed| wait(passed, end));
+    }
+
+    /// Waits until the head before has added to the keys.
+    fn wait_for_head(&self) {
+        self.head_before.iter().for_each(|passed| wait(passed, ALL));
+    }
+
+    /// Lets the next keys have the queries below `end`.
+    fn pass(&self, end: usize) {
+        self.passed.store(end, Ordering::Release);
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.pass(ALL);
+    }
+}
+
+/// Waits until `passed` is at least `end`. Whoever raises it runs already; where threads are more
+/// than cores, it may need this one's.
+fn wait(passed: &AtomicUsize, end: usize) {
+    let mut spins = 0;
+    while passed.load(Ordering::Acquire) < end {
+        spins += 1;
+        if spins < 1000 { std::hint::spin_loop() } else { std::thread::yield_now() }
     }
 }
 
 struct Backward<'a, T, M> {
     pass: &'a Pass<'a>,
+    turn: Turn<'a>,
     sequence: Sequence,
     head: usize,
+    /// First key of the block, counted from the sequence's.
+    first_key: usize,
     d_out: Rows<'a>,
     /// `[t, num_heads]`
     delta: &'a [f32],
     /// `[t]`, of this head.
     lse: &'a [f32],
-    d_heads: &'a Split<'a, f32>,
-    num_tokens: usize,
+    /// `d_q`, `d_k` and `d_v` side by side, as in `d_qkv`.
+    sums: &'a Split<'a, f32>,
     scratch: Scratch<'a>,
     types: PhantomData<(T, M)>,
 }
@@ -219,7 +285,6 @@ impl<T: Typed, M: Tile> Kernel for Backward<'_, T, M> {
 
     #[inline(always)]
     fn run(mut self) {
-        let len = self.sequence.q_len;
         let d = self.pass.heads.head_dim;
         let (width, depth) = (panel_cols::<M>(d), padded::<M>(d));
         let scratch = &mut self.scratch;
@@ -238,28 +303,41 @@ impl<T: Typed, M: Tile> Kernel for Backward<'_, T, M> {
             d_v: scratch.take(KEYS * width),
             d_q: scratch.take(QUERIES * width),
         };
-        for k0 in (0..len).step_by(KEYS) {
-            let keys = k0..len.min(k0 + KEYS);
-            self.block_of_keys(&mut buffers, keys.clone());
-            for j in keys {
-                let row = (j - k0) * width..(j - k0) * width + d;
-                self.gradient(1, j).copy_from_slice(&buffers.d_k[row.clone()]);
-                self.gradient(2, j).copy_from_slice(&buffers.d_v[row]);
+        let keys = self.first_key..self.sequence.q_len.min(self.first_key + KEYS);
+        self.block_of_keys(&mut buffers, keys.clone());
+        self.turn.wait_for_head();
+        let is_first = self.head.is_multiple_of(self.pass.heads.group());
+        for (which, sums) in [(1, &*buffers.d_k), (2, &*buffers.d_v)] {
+            for (j, more) in keys.clone().zip(sums.chunks_exact(width)) {
+                let sums = self.gradient(which, j).iter_mut().zip(more);
+                match is_first {
+                    // As a sum that begins with zero.
+                    true => sums.for_each(|(sum, x)| *sum = 0.0 + x),
+                    false => sums.for_each(|(sum, x)| *sum += x),
+                }
             }
         }
     }
 }
 
 impl<T: Typed, M: Tile> Backward<'_, T, M> {
-    /// This head's part of row `t` of the sequence of `d_q` (0), `d_k` (1) or `d_v` (2).
+    /// This head's part of row `t` of the sequence of `d_q` (0), or its key-value head's of `d_k` (1)
+    /// or `d_v` (2).
     #[inline(always)]
     #[allow(clippy::mut_from_ref)]
     fn gradient(&self, which: usize, t: usize) -> &mut [f32] {
-        let d = self.pass.heads.head_dim;
-        let row = which * self.num_tokens + self.sequence.q_start + t;
-        // SAFETY: this head of this sequence belongs to this task, which holds one such part at a
-        // time.
-        unsafe { self.d_heads.slice(row * self.pass.heads.out_width() + self.head * d, d) }
+        let heads = self.pass.heads;
+        let (first, head) = match which {
+            0 => (0, self.head),
+            1 => (heads.num_heads, self.head / heads.group()),
+            _ => (heads.num_heads + heads.num_kv_heads, self.head / heads.group()),
+        };
+        let row = self.sequence.q_start + t;
+        let at = row * heads.qkv_width() + (first + head) * heads.head_dim;
+        // SAFETY: a task holds one such part at a time. Keys are its own among the tasks of its
+        // head, and queries of its head alone; where others write the same part, it waited for
+        // those before it (`Turn`), and those after it wait for it.
+        unsafe { self.sums.slice(at, heads.head_dim) }
     }
 
     /// `d_k` and `d_v` of `keys` into the buffers; their part of `d_q` is added.
@@ -325,7 +403,9 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
             let rows = Part { line: 0, lines: n, k0: 0, k: count };
             let d_s = left::<M>(turned, rows, buffers.packed);
             multiply::<M>(d_s, n, k_cols, (buffers.d_q, width), Old::Dropped, sees);
-            self.add_to_queries(queries, keys.start, buffers.d_q);
+            self.turn.wait_for_queries(queries.end);
+            self.add_to_queries(queries.clone(), keys.start, buffers.d_q);
+            self.turn.pass(queries.end);
         }
     }
 

@@ -12,16 +12,26 @@ fn random(len: usize, stream: u64) -> Vec<f32> {
 
 /// Output and gradient.
 fn run(cpu: &Cpu, qkv: &[f32], d_out: &[f32], sequences: &[Sequence]) -> [Vec<f32>; 2] {
-    let t = qkv.len() / HEADS.qkv_width();
-    let mut out = vec![f32::NAN; t * HEADS.out_width()];
+    run_with(cpu, &HEADS, qkv, d_out, sequences)
+}
+
+fn run_with(
+    cpu: &Cpu,
+    heads: &Heads,
+    qkv: &[f32],
+    d_out: &[f32],
+    sequences: &[Sequence],
+) -> [Vec<f32>; 2] {
+    let t = qkv.len() / heads.qkv_width();
+    let mut out = vec![f32::NAN; t * heads.out_width()];
     let mut d_qkv = vec![f32::NAN; qkv.len()];
-    let mut lse = vec![0.0; t * HEADS.num_heads];
-    let mut workspace = vec![f32::NAN; workspace_len(Target::Cpu, &HEADS, t)];
-    let inputs = Inputs::packed(View::F32(qkv), &HEADS);
-    forward(cpu, inputs, &HEADS, sequences, ViewMut::F32(&mut out), &mut lse);
+    let mut lse = vec![0.0; t * heads.num_heads];
+    let mut workspace = vec![f32::NAN; workspace_len(Target::Cpu, heads, t)];
+    let inputs = Inputs::packed(View::F32(qkv), heads);
+    forward(cpu, inputs, heads, sequences, ViewMut::F32(&mut out), &mut lse);
     let saved = (View::F32(out.as_slice()), lse.as_slice());
     let (d_out, d) = (View::F32(d_out), ViewMut::F32(&mut d_qkv));
-    backward(cpu, View::F32(qkv), &HEADS, sequences, saved, d_out, d, &mut workspace);
+    backward(cpu, View::F32(qkv), heads, sequences, saved, d_out, d, &mut workspace);
     [out, d_qkv]
 }
 
@@ -92,5 +102,28 @@ fn heads_that_every_generation_serves() {
     assert_eq!(widest((7, 5)), 255);
     for capability in [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)] {
         assert_eq!(widest(capability), 256, "{capability:?}");
+    }
+}
+
+/// Several blocks of keys, handed from task to task: the gradients of one thread, which meets them
+/// in order, also with more threads than cores, and those of the reference.
+#[test]
+fn long_rows_give_the_same_bits_with_any_number_of_threads() {
+    let (t, sequences) = (640, [Sequence::new(0, 600), Sequence::new(600, 33)]);
+    let (qkv, d_out) = (random(t * HEADS.qkv_width(), 7), random(t * HEADS.out_width(), 8));
+    for window in [None, Some(40), Some(300)] {
+        let heads = Heads { window, ..HEADS };
+        let [_, first] = run_with(&Cpu::with_isa(1, Isa::Scalar), &heads, &qkv, &d_out, &sequences);
+        for (isa, threads) in Isa::available().into_iter().flat_map(|i| [(i, 2), (i, 3), (i, 9)]) {
+            let cpu = Cpu::with_isa(threads, isa);
+            let [_, again] = run_with(&cpu, &heads, &qkv, &d_out, &sequences);
+            assert!(again == first, "{isa:?}, {threads} threads, {window:?}");
+        }
+        let f64s = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+        let exact = reference::backward(&f64s(&qkv), &heads, &sequences, &f64s(&d_out));
+        let greatest = exact.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+        for (found, exact) in first.iter().zip(&exact) {
+            assert!((f64::from(*found) - exact).abs() < 1e-5 * greatest, "{found}, {exact}");
+        }
     }
 }
