@@ -128,7 +128,7 @@ impl Bench<'_> {
             let mut out =
                 numbers(m * n, if matches!(lie, Lie::Weight) { DType::F32 } else { dtype });
             let product = Product {
-                terms: &[Term { a, b, k }],
+                terms: &[Term::new(a, b, k)],
                 epilogue: Epilogue::default(),
                 target: Place::whole(m, n),
             };

@@ -100,7 +100,7 @@ impl Decoder {
                 let projection = |&linear: &Linear| Projection {
                     weight: weights.remove(&Role::Matrix(i, linear)).expect("a matrix of each"),
                     bias: weights.remove(&Role::Bias(i, linear)),
-                    lora: None,
+                    adapters: Vec::new(),
                 };
                 linears.iter().map(projection).collect()
             };
@@ -160,9 +160,13 @@ impl Decoder {
         self.config.module_names().zip(projections)
     }
 
-    /// The adapters, by module name.
+    /// The parts of all adapters, by module name.
     pub fn adapters_mut(&mut self) -> impl Iterator<Item = (String, &mut Lora)> {
-        self.projections_mut().filter_map(|(name, p)| p.lora.as_mut().map(|lora| (name, lora)))
+        let parts = |(name, p): (String, _)| {
+            let Projection { adapters, .. }: &mut Projection = p;
+            adapters.iter_mut().map(move |lora| (name.clone(), lora))
+        };
+        self.projections_mut().flat_map(parts)
     }
 
     /// Log-probabilities of a batch's targets: `[t]` f32, entry `i` for `batch.rows[i]`.

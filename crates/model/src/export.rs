@@ -250,7 +250,7 @@ pub fn check_written(
     if fidelity.is_enough(dtype) {
         return Ok(fidelity);
     }
-    let has_adapter = models.intended.decoder.projections().any(|(_, p)| p.lora.is_some());
+    let has_adapter = models.intended.decoder.projections().any(|(_, p)| !p.adapters.is_empty());
     Err(match fidelity.lost {
         Some(lost) if lost > MAX_LOST && dtype != DType::F32 => {
             ExportError::EffectLost { dtype: dtype.name(), fidelity, has_adapter }

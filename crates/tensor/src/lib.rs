@@ -31,7 +31,7 @@ pub use merge::merge;
 pub use params::{Gradients, ParamId, Params};
 pub use tape::{Compute, StepKey, Tape, Var};
 pub use tensor::Tensor;
-pub use weight::{Lora, Projection, Weight};
+pub use weight::{AdapterId, AdapterRows, Lora, Projection, Weight};
 
 #[cfg(test)]
 mod tests;

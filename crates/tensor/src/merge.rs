@@ -7,10 +7,14 @@ use hone_kernels::gemm::{Epilogue, Matrix, Place, Product, Term};
 /// adapter and as it is held otherwise.
 ///
 /// # Panics
-/// On the dry device.
+/// On the dry device, or if there are several adapters.
 pub fn merge(device: &Device, params: &Params, projection: &Projection) -> Tensor {
     let weight = params.resolve(&projection.weight);
-    let Some(lora) = &projection.lora else { return weight.clone() };
+    let lora = match &projection.adapters[..] {
+        [] => return weight.clone(),
+        [lora] => lora,
+        _ => panic!("one adapter can be merged, not several"),
+    };
     let on = device.processor().expect("merging needs a device that computes");
     on.begin();
     let (n, k, rank) = (projection.out_features(), projection.in_features(), lora.rank);
@@ -19,7 +23,7 @@ pub fn merge(device: &Device, params: &Params, projection: &Projection) -> Tenso
     let b = Matrix::rows(params.value(lora.b).view(), rank);
     let a = Matrix::rows(params.value(lora.a).view(), k);
     let epilogue = Epilogue { scale: lora.scale, accumulate: true, ..Epilogue::default() };
-    let terms = [Term { a: b, b: a, k: rank }];
+    let terms = [Term::new(b, a, rank)];
     let product = Product { terms: &terms, epilogue, target: Place::whole(n, k) };
     on.gemm(DType::F32, &[product], merged.view_mut());
     merged

@@ -1,6 +1,7 @@
 //! Weights of projections, and the low-rank adapters on them.
 
-use crate::{ParamId, Tensor};
+use crate::{ParamId, StepKey, Tensor};
+use std::ops::Range;
 
 /// A weight: frozen in whatever type it is held, or trained in `f32`.
 #[derive(Clone, Debug)]
@@ -42,9 +43,34 @@ impl Weight {
     }
 }
 
+/// Which of the adapters that a model carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AdapterId(pub u32);
+
+/// Rows of a pass that an adapter applies to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterRows {
+    /// Consecutive rows of the batch; those beyond its last count for nothing.
+    pub rows: Range<usize>,
+    /// The adapter.
+    pub adapter: AdapterId,
+    /// Names the random numbers of its dropout, whose positions are counted from the first of
+    /// these rows, so that they are those of a pass over these rows alone. `None`: no dropout.
+    pub dropout: Option<StepKey>,
+}
+
+impl AdapterRows {
+    /// All rows for the only adapter.
+    pub fn all(dropout: Option<StepKey>) -> Self {
+        Self { rows: 0..usize::MAX, adapter: AdapterId::default(), dropout }
+    }
+}
+
 /// A low-rank adapter (Hu et al., "LoRA", 2021): `y += scale · B (A dropout(x))`.
 #[derive(Clone, Debug)]
 pub struct Lora {
+    /// Which adapter of the model this is a part of.
+    pub id: AdapterId,
     /// `A [rank, in_features]`.
     pub a: ParamId,
     /// `B [out_features, rank]`.
@@ -59,15 +85,15 @@ pub struct Lora {
     pub stream: u32,
 }
 
-/// A linear layer: `y = x Wᵀ + bias`, and its adapter if it has one.
+/// A linear layer: `y = x Wᵀ + bias`, and its adapters, each for the rows that the tape gives it.
 #[derive(Clone, Debug)]
 pub struct Projection {
     /// `[out_features, in_features]`.
     pub weight: Weight,
     /// `[out_features]`.
     pub bias: Option<Weight>,
-    /// Adapter.
-    pub lora: Option<Lora>,
+    /// Adapters, at most one of each [`AdapterId`].
+    pub adapters: Vec<Lora>,
 }
 
 impl Projection {
@@ -81,9 +107,14 @@ impl Projection {
         self.weight.shape()[1]
     }
 
+    /// Its part of an adapter.
+    pub fn adapter(&self, id: AdapterId) -> Option<&Lora> {
+        self.adapters.iter().find(|lora| lora.id == id)
+    }
+
     /// Whether anything here is trained.
     pub fn is_trained(&self) -> bool {
         let bias = self.bias.as_ref().and_then(Weight::param);
-        self.weight.param().is_some() || bias.is_some() || self.lora.is_some()
+        self.weight.param().is_some() || bias.is_some() || !self.adapters.is_empty()
     }
 }

@@ -144,16 +144,8 @@ fn a_projection_with_its_adapter_is_two_products() {
     let (w, b) = (array(3, DType::F16, n * k), array(4, DType::Bf16, n * r));
     let y = array(5, DType::Bf16, t * 2 * n);
     let terms = [
-        Term {
-            a: Matrix::rows(View::Cuda(x), k),
-            b: Matrix::rows(View::Cuda(w), k).transposed(),
-            k,
-        },
-        Term {
-            a: Matrix::rows(View::Cuda(u), r),
-            b: Matrix::rows(View::Cuda(b), r).transposed(),
-            k: r,
-        },
+        Term::new(Matrix::rows(View::Cuda(x), k), Matrix::rows(View::Cuda(w), k).transposed(), k),
+        Term::new(Matrix::rows(View::Cuda(u), r), Matrix::rows(View::Cuda(b), r).transposed(), r),
     ];
     // The second of two projections side by side.
     let target = Place::columns(t, n, 2 * n, n);

@@ -1,6 +1,9 @@
 //! Blocked product: tiles of the output are tasks; panels of the right operand are packed by the
 //! task that uses them, rows of the left one are read where they stand.
 //!
+//! A term of some rows only is left out of the tiles of others, and no tile straddles the bounds of
+//! its rows, so that the panels of what all rows have in common are packed once.
+//!
 //! Every output element is one chain of multiply-adds along `k`, over the terms in order, starting
 //! from zero; blocking only interrupts the chain. So the bits depend neither on the sizes of tasks
 //! nor on threads. A term of bytes is one link of that chain for each [`INT8_STEPS`] of its steps.
@@ -9,7 +12,7 @@ use super::block::{padded, panel_vectors};
 use super::tile::{
     Lines, Narrow, Old, Part, Segment, Sums, Tile, int8, pack_panel, pack_rows, with_tile,
 };
-use super::{Epilogue, Matrix, Product, Term};
+use super::{Epilogue, Matrix, Product, Rows, Term};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, prefetch_for_writing, with_scratch};
 use crate::element::{DType, ViewMut, with_elements};
 use std::marker::PhantomData;
@@ -52,7 +55,8 @@ pub fn gemm(cpu: &Cpu, compute: DType, products: &[Product<'_>], out: ViewMut<'_
             assert!(term.a.is_contiguous() && term.b.is_contiguous(), "one stride must be 1");
             assert!(term.a.has_its_rows() && term.b.has_its_rows(), "rows are not the array's");
             let whole = term.a.col_stride == 1 && term.k.is_multiple_of(int8::STEP);
-            assert!(whole || !term.is_int8(), "int8 rows are read in place, in fours");
+            let whole = whole && term.rows == Rows::ALL;
+            assert!(whole || !term.is_int8(), "int8 rows are read in place, in fours, all of them");
         }
         assert!(product.terms.is_sorted_by_key(|term| !term.is_int8()), "int8 comes first");
     }
@@ -255,14 +259,17 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
         }
         let left = self.left(floats);
         let mut segments = self.segments(floats, &left);
+        // Those of them that are added to the rows of a tile.
+        let mut added = Vec::with_capacity(segments.len());
         let mut int8: Vec<_> = int8.iter().map(|stretch| self.int8_rows(stretch)).collect();
         for packed_row in (0..num_rows).step_by(PACKED_ROWS) {
             let packed_rows = PACKED_ROWS.min(num_rows - packed_row);
             self.pack_rows(floats, &left, packed_row, packed_rows, a);
-            for i in (packed_row..packed_row + packed_rows).step_by(M::ROWS) {
-                let rows = M::ROWS.min(packed_row + packed_rows - i);
+            let mut i = packed_row;
+            while i < packed_row + packed_rows {
+                let row = self.block.row + i;
+                let rows = M::ROWS.min(packed_row + packed_rows - i).min(self.rows_alike(row));
                 for (segment, left) in segments.iter_mut().zip(&left) {
-                    let row = self.block.row + i;
                     segment.a = match left.direct {
                         Some(data) => &raw const data[left.offset + row * left.stride],
                         None => &raw const a[left.offset + (i - packed_row) * left.stride],
@@ -274,15 +281,33 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
                         segment.b = &raw const int8_panels[int8_at];
                         int8_at += int8::panel_len(segment.groups * int8::STEP, width);
                     }
-                    for segment in &mut segments {
+                    added.clear();
+                    for (segment, stretch) in segments.iter_mut().zip(floats) {
                         segment.b = &raw const float_panels[float_at];
                         float_at += segment.groups * M::STEP * width;
+                        if self.rows_of(stretch).contain(row) {
+                            added.push(*segment);
+                        }
                     }
-                    self.tile((i, rows), col, (&int8, &segments), sums);
+                    self.tile((i, rows), col, (&int8, &added), sums);
                 }
                 int8.iter_mut().for_each(|segment| segment.skip_rows(rows));
+                i += rows;
             }
         }
+    }
+
+    /// The rows that a stretch is added to.
+    #[inline(always)]
+    fn rows_of(&self, stretch: &Stretch) -> Rows {
+        self.product.terms[stretch.term].rows
+    }
+
+    /// Rows from `row` on that the same stretches are added to.
+    #[inline(always)]
+    fn rows_alike(&self, row: usize) -> usize {
+        let alike = |stretch: &Stretch| self.rows_of(stretch).alike_from(row);
+        self.stretches.iter().map(alike).min().unwrap_or(usize::MAX)
     }
 
     /// Computes one tile and, in the last pass, stores it.
@@ -328,7 +353,9 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
     fn pack_panel(&self, col: usize, (mut int8, mut floats): (&mut [i32], &mut [M::Elem])) {
         let Block { vectors, cols, .. } = self.block;
         let width = vectors * M::LANES;
+        let rows = self.block.row..self.block.row + self.block.rows;
         for stretch in self.stretches {
+            let is_used = !self.rows_of(stretch).within(rows.clone()).is_empty();
             let lines = width.min(cols - col);
             let part = Part { line: self.block.col + col, lines, k0: stretch.k0, k: stretch.k };
             let b = lines_of(self.product.terms[stretch.term].b.transposed());
@@ -339,7 +366,9 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
                     int8 = &mut int8[int8::panel_len(stretch.k, width)..];
                 } else {
                     let len = padded::<M>(stretch.k) * width;
-                    pack_panel::<M>(b, part, vectors, &mut floats[..len]);
+                    if is_used {
+                        pack_panel::<M>(b, part, vectors, &mut floats[..len]);
+                    }
                     floats = &mut floats[len..];
                 }
             }
@@ -394,12 +423,15 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
         packed: &mut [M::Elem],
     ) {
         for (stretch, left) in floats.iter().zip(left) {
-            if left.direct.is_none() {
-                let line = self.block.row + row;
-                let part = Part { line, lines: rows, k0: stretch.k0, k: stretch.k };
+            let line = self.block.row + row;
+            let lines = self.rows_of(stretch).within(line..line + rows);
+            if left.direct.is_none() && !lines.is_empty() {
+                let offset = left.offset + (lines.start - line) * Self::ROW;
+                let (k0, k) = (stretch.k0, stretch.k);
+                let part = Part { line: lines.start, lines: lines.len(), k0, k };
                 let a = lines_of(self.product.terms[stretch.term].a);
                 // SAFETY: `gemm` chose the tile by the instruction set.
-                unsafe { pack_rows::<M>(a, part, Self::ROW, &mut packed[left.offset..]) };
+                unsafe { pack_rows::<M>(a, part, Self::ROW, &mut packed[offset..]) };
             }
         }
     }

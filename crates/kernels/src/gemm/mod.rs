@@ -4,7 +4,7 @@
 //!
 //! Operands are strided views, so the forward product `x · Wᵀ`, the input gradient `dy · W` and the
 //! gradient `dyᵀ · x` of an adapter's matrix are the same function on other strides, and a low-rank
-//! adapter is one more term. Products that share an output are handed out to the threads together.
+//! adapter is one more term, of all rows or of some. Products that share an output are handed out to the threads together.
 //! Gradients of whole weights have a function of their own, [`add_weight_gradient`], which packs
 //! each operand once.
 
@@ -116,9 +116,47 @@ pub struct Term<'a> {
     pub b: Matrix<'a>,
     /// Length of the contraction.
     pub k: usize,
+    /// Rows of the result that the term is added to; other rows of `a` are not read. A term of
+    /// int8 has [`Rows::ALL`].
+    pub rows: Rows,
 }
 
-impl Term<'_> {
+/// Consecutive rows of a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// First row.
+    pub first: usize,
+    /// Row after the last; may be beyond the result's last.
+    pub end: usize,
+}
+
+impl Rows {
+    /// All rows there are.
+    pub const ALL: Self = Self { first: 0, end: usize::MAX };
+
+    fn contain(self, row: usize) -> bool {
+        (self.first..self.end).contains(&row)
+    }
+
+    /// The part within `rows`.
+    fn within(self, rows: std::ops::Range<usize>) -> std::ops::Range<usize> {
+        let first = self.first.clamp(rows.start, rows.end);
+        first..self.end.clamp(first, rows.end)
+    }
+
+    /// Rows from `row` on that are all in or all out.
+    fn alike_from(self, row: usize) -> usize {
+        let bound = if row < self.first { self.first } else { self.end };
+        if row < bound { bound - row } else { usize::MAX }
+    }
+}
+
+impl<'a> Term<'a> {
+    /// A term of all rows.
+    pub fn new(a: Matrix<'a>, b: Matrix<'a>, k: usize) -> Self {
+        Self { a, b, k, rows: Rows::ALL }
+    }
+
     /// Whether the term is summed in integers.
     fn is_int8(&self) -> bool {
         self.a.data.storage().is_int8() && self.b.data.storage().is_int8()

@@ -30,8 +30,8 @@ fn run(
         true => Matrix::rows(View::F32(data), rows).transposed(),
     };
     let terms = [
-        Term { a: matrix(&a, m, k, a_t), b: matrix(&b, k, n, b_t), k },
-        Term { a: matrix(&a2, m, 3, false), b: matrix(&b2, 3, n, false), k: 3 },
+        Term::new(matrix(&a, m, k, a_t), matrix(&b, k, n, b_t), k),
+        Term::new(matrix(&a2, m, 3, false), matrix(&b2, 3, n, false), 3),
     ];
     let (bias, add) = (random(n, 5), random(m * n, 6));
     let epilogue = Epilogue {
@@ -103,8 +103,7 @@ fn writes_only_its_columns() {
     let cpu = Cpu::new(1);
     let (a, b) = (random(2 * 4, 1), random(4 * 3, 2));
     let mut out = vec![9.0; 2 * 10];
-    let terms =
-        [Term { a: Matrix::rows(View::F32(&a), 4), b: Matrix::rows(View::F32(&b), 3), k: 4 }];
+    let terms = [Term::new(Matrix::rows(View::F32(&a), 4), Matrix::rows(View::F32(&b), 3), 4)];
     let target = Place::columns(2, 3, 10, 5);
     let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
     gemm(&cpu, DType::F32, &[product], ViewMut::F32(&mut out));
@@ -130,7 +129,7 @@ fn run_int8(cpu: &Cpu, (m, n, k): (usize, usize, usize), along: bool) -> Vec<f32
     };
     let (a2, b2) = (random(m * 5, 3), random(5 * n, 4));
     let (a2, b2) = (Matrix::rows(View::F32(&a2), 5), Matrix::rows(View::F32(&b2), n));
-    let terms = [Term { a: Matrix::rows(a.view(), k), b: right, k }, Term { a: a2, b: b2, k: 5 }];
+    let terms = [Term::new(Matrix::rows(a.view(), k), right, k), Term::new(a2, b2, 5)];
     let mut out = vec![0.0; m * n];
     let epilogue = Epilogue::default();
     let product = Product { terms: &terms, epilogue, target: Place::whole(m, n) };
@@ -215,7 +214,7 @@ fn product_with(
     b: Matrix<'_>,
 ) -> Vec<f32> {
     let mut out = vec![0.0; m * n];
-    let terms = [Term { a: Matrix::rows(View::F32(x), k), b, k }];
+    let terms = [Term::new(Matrix::rows(View::F32(x), k), b, k)];
     let (epilogue, target) = (Epilogue::default(), Place::whole(m, n));
     let product = Product { terms: &terms, epilogue, target };
     gemm(cpu, compute, &[product], ViewMut::F32(&mut out));
@@ -374,7 +373,7 @@ fn a_gpu_multiplies_bytes_in_parts() {
     let on_gpu = |at, dtype, len, cols| region.slice(at, dtype, (len, cols));
     let a = Matrix::rows(View::Cuda(on_gpu(0, DType::Bf16, m * k, k)), k);
     let b = Matrix::rows(View::Cuda(region.slice(at_w, Storage::INT8, (n * k, k))), k).transposed();
-    let (term, y) = (Term { a, b, k }, on_gpu(at_y, DType::F32, m * n, n));
+    let (term, y) = (Term::new(a, b, k), on_gpu(at_y, DType::F32, m * n, n));
     let add_on_gpu = on_gpu(at_add, DType::F32, m * n, n).address();
     // In parts, and all at once as users have it.
     let [found, at_once] = [32 << 10, cuda::SUMS_BYTES].map(|sums_bytes| {
@@ -400,4 +399,63 @@ fn a_gpu_multiplies_bytes_in_parts() {
             0.5 * sum * f64::from(scales[row]) * f64::from(w.scales[col]) + f64::from(add[i]);
         assert!((f64::from(*found) - exact).abs() < 1e-5, "row {row}: {found}, {exact}");
     }
+}
+
+/// Rows of a result, some of which have a term of their own: the bits of each part alone.
+#[test]
+fn terms_of_some_rows_change_no_bit() {
+    let ranges = [(0, 3), (3, 3), (3, 20), (41, 107), (130, usize::MAX)];
+    // The last is longer than one pass.
+    for (m, n, k) in [(150, 70, 40), (133, 100, 2100)] {
+        for (isa, compute) in isas_and_computes() {
+            let run = |cpu: &Cpu, rows: std::ops::Range<usize>| {
+                product_of_ranges(cpu, compute, (m, n, k), &ranges, rows)
+            };
+            let together = run(&Cpu::with_isa(1, isa), 0..m);
+            for threads in [2, 3] {
+                assert!(run(&Cpu::with_isa(threads, isa), 0..m) == together, "{threads} threads");
+            }
+            let mut bounds = vec![0, m];
+            bounds.extend(ranges.iter().flat_map(|&(first, end)| [first, end.min(m)]));
+            bounds.sort();
+            for bounds in bounds.windows(2) {
+                let alone = run(&Cpu::with_isa(2, isa), bounds[0]..bounds[1]);
+                let part = &together[bounds[0] * n..bounds[1] * n];
+                assert!(alone == part, "{isa:?}, {compute:?}, rows {bounds:?}");
+            }
+        }
+    }
+}
+
+/// Rows `rows` of a product with one term of all rows and one for each of `ranges`, where `a` has
+/// rows that are not numbers outside of them.
+fn product_of_ranges(
+    cpu: &Cpu,
+    compute: DType,
+    (m, n, k): (usize, usize, usize),
+    ranges: &[(usize, usize)],
+    rows: std::ops::Range<usize>,
+) -> Vec<f32> {
+    let (a, b, ranks) = (random(m * k, 1), random(k * n, 2), 3..);
+    let small = |(i, (&(first, end), rank)): (usize, (&(usize, usize), usize))| {
+        let mut a = random(m * rank, 10 + i as u64);
+        let is_inside = |row: usize| (first..end).contains(&row);
+        let outside = a.iter_mut().enumerate().filter(|(at, _)| !is_inside(at / rank));
+        outside.for_each(|(_, x)| *x = f32::NAN);
+        (a, random(rank * n, 20 + i as u64), rank)
+    };
+    let small: Vec<_> = ranges.iter().zip(ranks).enumerate().map(small).collect();
+    let from_row = |a, cols| Matrix { offset: rows.start * cols, ..Matrix::rows(a, cols) };
+    let mut terms = vec![Term::new(from_row(View::F32(&a), k), Matrix::rows(View::F32(&b), n), k)];
+    for ((a, b, rank), &(first, end)) in small.iter().zip(ranges) {
+        let (a, b) = (from_row(View::F32(a), *rank), Matrix::rows(View::F32(b), n));
+        let first = first.saturating_sub(rows.start);
+        let rows = Rows { first, end: end.saturating_sub(rows.start) };
+        terms.push(Term { rows, ..Term::new(a, b, *rank) });
+    }
+    let mut out = vec![0.0; rows.len() * n];
+    let target = Place::whole(rows.len(), n);
+    let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
+    gemm(cpu, compute, &[product], ViewMut::F32(&mut out));
+    out
 }

@@ -45,6 +45,9 @@ pub(crate) static SOURCE: Source = Source {
         "vector_add_bias<float>",
         "vector_add_bias<bf16>",
         "vector_add_bias<f16>",
+        "vector_begin_rows<float>",
+        "vector_begin_rows<bf16>",
+        "vector_begin_rows<f16>",
     ],
 };
 
@@ -152,6 +155,20 @@ pub(super) fn scatter_rows(
 }
 
 /// `y[i, offset + j] += bias[j]` in `rows` rows of `stride`.
+/// `n` elements of each of some rows become those of `x`, which is as long as `y`, or zero.
+pub(crate) fn begin_rows(
+    gpu: &Gpu,
+    y: Slice<'_>,
+    (rows, stride, offset): (usize, usize, usize),
+    n: usize,
+    x: Option<Slice<'_>>,
+) {
+    assert!(x.is_none_or(|x| x.dtype() == y.dtype() && x.len() >= y.len()));
+    let kernel = format!("vector_begin_rows<{}>", y.type_name());
+    let x = x.map_or(0, |x| x.address());
+    gpu.launch(&SOURCE, &kernel, Launch::blocks(rows, THREADS), args![y, x, stride, offset, n]);
+}
+
 pub(crate) fn add_bias(
     gpu: &Gpu,
     y: Slice<'_>,

@@ -2,7 +2,7 @@
 
 use super::{AdapterError, TargetModules};
 use crate::load::Model;
-use hone_tensor::{Category, DType, Device, Lora, Philox, Tensor};
+use hone_tensor::{AdapterId, Category, DType, Device, Lora, Philox, Tensor};
 
 /// How adapters are made.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,7 +28,8 @@ impl LoraConfig {
 }
 
 /// Puts new adapters on the target layers: `A` uniform in ±1/√in_features (as PEFT), `B` zero, so
-/// that the model computes what it did before.
+/// that the model computes what it did before. Adapters of a model are numbered in the order in
+/// which they came to it; a pass says which rows are whose ([`hone_tensor::AdapterRows`]).
 ///
 /// # Errors
 /// If a target matches no layer.
@@ -67,6 +68,12 @@ impl Matrix {
         let name = if self == Matrix::A { "lora_A" } else { "lora_B" };
         format!("base_model.model.{module}.{name}.weight")
     }
+
+    /// The parameter's name: the key, and, of adapters after the first, which it is.
+    fn param_name(self, module: &str, id: AdapterId) -> String {
+        let key = self.key(module);
+        if id == AdapterId::default() { key } else { format!("adapter {}: {key}", id.0) }
+    }
 }
 
 /// Adds an adapter to each module in `targets`; `value` makes its matrices, given the number of the
@@ -78,15 +85,17 @@ pub(super) fn add(
     mut value: impl FnMut(usize, Matrix, &[usize]) -> Result<Tensor, AdapterError>,
 ) -> Result<(), AdapterError> {
     let Model { decoder, params, .. } = model;
+    let ids = decoder.projections().flat_map(|(_, p)| p.adapters.iter().map(|lora| lora.id.0));
+    let id = AdapterId(ids.max().map_or(0, |last| last + 1));
     for (index, (name, projection)) in decoder.projections_mut().enumerate() {
         if !targets.contains(&name) {
             continue;
         }
         let (n, k, rank) = (projection.out_features(), projection.in_features(), config.rank);
-        let a = params.add(Matrix::A.key(&name), value(index, Matrix::A, &[rank, k])?);
-        let b = params.add(Matrix::B.key(&name), value(index, Matrix::B, &[n, rank])?);
+        let a = params.add(Matrix::A.param_name(&name, id), value(index, Matrix::A, &[rank, k])?);
+        let b = params.add(Matrix::B.param_name(&name, id), value(index, Matrix::B, &[n, rank])?);
         let (scale, dropout, stream) = (config.scale(), config.dropout, index as u32);
-        projection.lora = Some(Lora { a, b, rank, scale, dropout, stream });
+        projection.adapters.push(Lora { id, a, b, rank, scale, dropout, stream });
     }
     Ok(())
 }

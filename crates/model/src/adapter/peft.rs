@@ -5,7 +5,7 @@ use super::{AdapterError, LoraConfig, TargetModules};
 use crate::load::{LoadError, Model, find_pickled, is_lfs_pointer};
 use crate::raw_config::{ConfigError, RawConfig};
 use hone_tensor::safetensors::{SafeTensorsFile, held_as, write};
-use hone_tensor::{Category, DType, Device, Tensor};
+use hone_tensor::{AdapterId, Category, DType, Device, Lora, Tensor};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -13,24 +13,30 @@ use std::path::{Path, PathBuf};
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 
-/// Writes the adapters of `model` into `dir`, which must exist.
+/// Writes the adapter `id` of `model` into `dir`, which must exist.
 ///
 /// # Errors
 /// When a file cannot be written.
 pub fn save(
     dir: &Path,
     model: &Model,
+    id: AdapterId,
     config: &LoraConfig,
     base_model: &str,
 ) -> Result<(), AdapterError> {
-    let adapted = model.decoder.projections().filter(|(_, p)| p.lora.is_some());
-    let modules: Vec<String> = adapted.map(|(name, _)| name).collect();
+    let projections = model.decoder.projections();
+    let parts: Vec<(String, &Lora)> =
+        projections.filter_map(|(name, p)| Some((name, p.adapter(id)?))).collect();
+    let modules: Vec<String> = parts.iter().map(|(name, _)| name.clone()).collect();
     let text = serde_json::to_string_pretty(&config_json(config, &modules, base_model))
         .expect("a JSON value can be written");
     let path = dir.join(CONFIG);
     std::fs::write(&path, text).map_err(|source| AdapterError::Io { path, source })?;
-    let tensors = model.params.iter().filter(|(_, name, _)| name.contains(".lora_"));
-    write(&dir.join(WEIGHTS), tensors.map(|(_, name, value)| (name.to_owned(), value.into())))?;
+    let tensors = parts.iter().flat_map(|(module, lora)| {
+        let tensor = |matrix: Matrix, param| (matrix.key(module), model.params.value(param).into());
+        [tensor(Matrix::A, lora.a), tensor(Matrix::B, lora.b)]
+    });
+    write(&dir.join(WEIGHTS), tensors)?;
     Ok(())
 }
 

@@ -59,7 +59,7 @@ impl Model {
     pub fn without_adapters(&self) -> Self {
         let mut decoder = self.decoder.clone();
         for (_, projection) in decoder.projections_mut() {
-            projection.lora = None;
+            projection.adapters.clear();
             assert!(!projection.is_trained(), "the base of an adapter is frozen");
         }
         Self { decoder, params: Params::default(), file_dtype: self.file_dtype }

@@ -5,7 +5,9 @@ use hone_model::{
     Trained, adapter, export_hf,
 };
 use hone_tensor::cuda::Gpu;
-use hone_tensor::{Category, Compute, DType, Device, Gradients, StepKey, Storage, Tape, Tensor};
+use hone_tensor::{
+    AdapterRows, Category, Compute, DType, Device, Gradients, StepKey, Storage, Tape, Tensor,
+};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -185,8 +187,22 @@ pub fn forward_backward(
     denominator: f64,
     dropout: Option<StepKey>,
 ) -> Outcome {
+    let rows = [AdapterRows::all(dropout)];
+    forward_backward_of(model, device, (compute, recompute), batch, denominator, &rows)
+}
+
+/// The same with adapters of some rows.
+pub fn forward_backward_of(
+    model: &Model,
+    device: &Device,
+    (compute, recompute): (Compute, Recompute),
+    batch: &Batch,
+    denominator: f64,
+    adapter_rows: &[AdapterRows],
+) -> Outcome {
     let Model { decoder, params, .. } = model;
-    let mut tape = Tape::training(device, params, compute, dropout);
+    let mut tape = Tape::training(device, params, compute, None);
+    tape.set_adapter_rows(adapter_rows);
     let log_probs = decoder.log_probs(&mut tape, batch, recompute);
     let of_rows = log_probs.value().to_vec_f32()[..batch.rows.len()].to_vec();
     let mut derivative = vec![0.0; batch.tokens.len()];

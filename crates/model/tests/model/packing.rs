@@ -1,10 +1,12 @@
 //! What must not change a result: packing, padding, threads, instruction sets.
 
 use crate::fixture::{
-    Golden, Outcome, Sample, forward_backward, load, pack, relative_error, shared,
+    Golden, Outcome, Sample, forward_backward, forward_backward_of, load, pack, relative_error,
+    shared,
 };
+use hone_model::adapter::{LoraConfig, TargetModules, attach};
 use hone_model::{Batch, Model, Recompute, Trained};
-use hone_tensor::{Compute, Device, Isa, StepKey};
+use hone_tensor::{AdapterId, AdapterRows, Compute, Device, Isa, Philox, StepKey};
 
 const COMPUTE: [Compute; 2] = [Compute::F32, Compute::Bf16];
 
@@ -113,6 +115,77 @@ fn dropout_is_the_same_wherever_it_is_computed() {
     assert!(outcome(2, Recompute::Block, key(0)) == expected);
     assert!(outcome(1, Recompute::None, key(1)) != expected);
     assert!(outcome(1, Recompute::None, None) != expected);
+}
+
+/// Two adapters over one base, each with a sequence of one batch and micro-batches of its own, and a
+/// sequence without: log-probabilities and gradients are those of separate passes.
+#[test]
+fn adapters_side_by_side_have_the_bits_of_each_alone() {
+    for golden in ["tied_gqa", "untied_bias_linear"].map(Golden::load) {
+        for device in [Device::cpu(1), Device::cpu(3)] {
+            let model = with_two_adapters(&golden, &device);
+            for (compute, recompute) in
+                [(Compute::F32, Recompute::Block), (Compute::Bf16, Recompute::None)]
+            {
+                check_side_by_side(&golden, &model, &device, (compute, recompute));
+            }
+        }
+    }
+}
+
+/// The golden's adapter, and one of another rank on all layers, whose `B` is not zero.
+fn with_two_adapters(golden: &Golden, device: &Device) -> Model {
+    let mut model = golden.adapted(device);
+    let (rank, target_modules) = (5, TargetModules::AllLinear);
+    let config = LoraConfig { rank, alpha: 8.0, dropout: 0.5, target_modules, use_rslora: false };
+    attach(&mut model, device, &config, 3).unwrap();
+    let mut b_of_second = Vec::new();
+    for (_, lora) in model.decoder.adapters_mut() {
+        lora.dropout = 0.5;
+        if lora.id == AdapterId(1) {
+            b_of_second.push(lora.b);
+        }
+    }
+    for (stream, b) in (0..).zip(b_of_second) {
+        let (value, random) = (model.params.value_mut(b), Philox::new(2, stream));
+        let numbers: Vec<f32> = (0..value.len() as u64).map(|i| 0.1 * random.normal(i)).collect();
+        value.copy_from_f32(&numbers);
+    }
+    model
+}
+
+fn check_side_by_side(golden: &Golden, model: &Model, device: &Device, pass: (Compute, Recompute)) {
+    let mut samples = golden.samples();
+    samples.truncate(3);
+    assert_eq!(samples.len(), 3);
+    let key = |micro_batch| Some(StepKey { seed: 1, step: 4, micro_batch });
+    let of = |rows, id, dropout| AdapterRows { rows, adapter: AdapterId(id), dropout };
+    let run = |samples: &[Sample], rows: &[AdapterRows]| {
+        let batch = pack(&model.decoder.config, samples, 0);
+        forward_backward_of(model, device, pass, &batch, 7.0, rows)
+    };
+    let [first, second] = [samples[0].ids.len(), samples[0].ids.len() + samples[1].ids.len()];
+    let rows = [of(0..first, 1, key(6)), of(first..second, 0, key(0))];
+    let together = run(&samples, &rows);
+    let alone = [
+        run(&samples[..1], &[of(0..usize::MAX, 1, key(6))]),
+        run(&samples[1..2], &[of(0..usize::MAX, 0, key(0))]),
+        run(&samples[2..], &[]),
+    ];
+    let log_probs: Vec<f32> = alone.iter().flat_map(|o| o.log_probs.clone()).collect();
+    let name = format!("{} {pass:?}", golden.dir.display());
+    assert!(together.log_probs == log_probs, "{name}");
+    let mut num_trained = [0, 0];
+    for (_, projection) in model.decoder.projections() {
+        for (lora, pass) in projection.adapters.iter().map(|lora| (lora, 1 - lora.id.0 as usize)) {
+            for param in [lora.a.0, lora.b.0] {
+                let gradient = &together.gradients[param];
+                assert!(*gradient == alone[pass].gradients[param], "{name}, {param}");
+                num_trained[pass] += usize::from(gradient.iter().any(|&x| x != 0.0));
+            }
+        }
+    }
+    assert!(num_trained.iter().all(|&n| n > 4), "{num_trained:?}");
 }
 
 /// A model and a batch large enough that every operation is cut into several tasks.

@@ -3,7 +3,7 @@
 use crate::fixture::{Golden, logits, pack};
 use hone_model::Model;
 use hone_model::adapter::{self, LoraConfig, TargetModules};
-use hone_tensor::{Compute, Device};
+use hone_tensor::{AdapterId, Compute, Device};
 use serde_json::{Value, json};
 
 fn params(model: &Model) -> Vec<(String, Vec<usize>, Vec<f32>)> {
@@ -59,7 +59,7 @@ fn saved_and_loaded_is_the_same() {
         let mut model = golden.base(&device);
         let read =
             adapter::load(&golden.dir.join("adapter"), &mut model, &device, &mut |_| ()).unwrap();
-        adapter::save(dir.path(), &original, &read, "base").unwrap();
+        adapter::save(dir.path(), &original, AdapterId::default(), &read, "base").unwrap();
         let mut again = golden.base(&device);
         let read_again = adapter::load(dir.path(), &mut again, &device, &mut |_| ()).unwrap();
         assert_eq!(read, read_again);
@@ -97,7 +97,7 @@ fn configuration_for_peft() {
         let (mut model, dir) = (golden.base(&device), tempfile::tempdir().unwrap());
         let config = config(target_modules);
         adapter::attach(&mut model, &device, &config, 1).unwrap();
-        adapter::save(dir.path(), &model, &config, "org/name").unwrap();
+        adapter::save(dir.path(), &model, AdapterId::default(), &config, "org/name").unwrap();
         let text = std::fs::read(dir.path().join("adapter_config.json")).unwrap();
         serde_json::from_slice(&text).unwrap()
     };

@@ -81,7 +81,7 @@ pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight) -> Tensor {
     for first in (0..v).step_by(width) {
         on.begin();
         let w = Matrix { offset: first * h, ..Matrix::rows(weight.view(), h) }.transposed();
-        let terms = [Term { a: Matrix::rows(x.view(), h), b: w, k: h }];
+        let terms = [Term::new(Matrix::rows(x.view(), h), w, h)];
         let target = Place::columns(t, width.min(v - first), v, first);
         let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
         on.gemm(tape.dtype(), &[product], y.view_mut());

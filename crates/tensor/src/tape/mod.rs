@@ -5,9 +5,10 @@
 //! released as the backward pass goes. Nothing is recorded for an output that needs no gradient.
 
 use crate::ops::RoundedAdapters;
-use crate::{Category, Cost, DType, Device, Gradients, Params, Tensor};
+use crate::{AdapterRows, Category, Cost, DType, Device, Gradients, Params, Tensor};
 use hone_kernels::gemm::quantises_operands;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// What products are computed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,8 +114,8 @@ pub struct Tape<'a> {
     device: &'a Device,
     params: &'a Params,
     compute: Compute,
-    /// `None`: no dropout.
-    step: Option<StepKey>,
+    /// Which rows belong to which adapter.
+    adapter_rows: Arc<[AdapterRows]>,
     recording: bool,
     nodes: Vec<Node<'a>>,
     num_vars: usize,
@@ -122,7 +123,7 @@ pub struct Tape<'a> {
 }
 
 impl<'a> Tape<'a> {
-    /// A tape that records, with dropout if `step` is given.
+    /// A tape that records, with dropout if `step` is given. All rows are the only adapter's.
     pub fn training(
         device: &'a Device,
         params: &'a Params,
@@ -130,7 +131,20 @@ impl<'a> Tape<'a> {
         step: Option<StepKey>,
     ) -> Self {
         let (nodes, num_vars, adapters) = Default::default();
-        Self { device, params, compute, step, recording: true, nodes, num_vars, adapters }
+        let adapter_rows = Arc::new([AdapterRows::all(step)]);
+        Self { device, params, compute, adapter_rows, recording: true, nodes, num_vars, adapters }
+    }
+
+    /// Gives an adapter to each of some ranges of rows, instead of the only one to all. Rows in none
+    /// of them go without.
+    ///
+    /// # Panics
+    /// If ranges overlap or do not ascend.
+    pub fn set_adapter_rows(&mut self, adapter_rows: &[AdapterRows]) {
+        let bounds =
+            adapter_rows.iter().flat_map(|AdapterRows { rows, .. }| [rows.start, rows.end]);
+        assert!(bounds.is_sorted(), "rows of adapters overlap or do not ascend");
+        self.adapter_rows = adapter_rows.into();
     }
 
     /// A tape that records nothing.
@@ -158,9 +172,9 @@ impl<'a> Tape<'a> {
         self.compute
     }
 
-    /// The step's random numbers, when there is dropout.
-    pub fn step(&self) -> Option<StepKey> {
-        self.step
+    /// Which rows belong to which adapter.
+    pub(crate) fn adapter_rows(&self) -> &Arc<[AdapterRows]> {
+        &self.adapter_rows
     }
 
     /// Adapters that [`crate::ops::round_adapters`] rounded for this pass.
@@ -216,10 +230,11 @@ impl<'a> Tape<'a> {
         self.recording = false;
         let output = block(self, x.clone());
         self.recording = true;
-        let (step, compute) = (self.step, self.compute);
+        let (adapter_rows, compute) = (self.adapter_rows.clone(), self.compute);
         let requires_grad = output.requires_grad;
         self.push(output.into_value(), requires_grad, move |sweep, d_output| {
-            let mut tape = Tape::training(sweep.device, sweep.params, compute, step);
+            let mut tape = Tape::training(sweep.device, sweep.params, compute, None);
+            tape.adapter_rows = adapter_rows;
             tape.adapters = sweep.adapters.clone();
             let input = tape.leaf(x.value, x.requires_grad);
             let (input_id, input_grad) = (input.id, x.requires_grad);

@@ -122,7 +122,7 @@ impl Operands {
         (0..self.0.len()).map(values).collect()
     }
 
-    fn params(&self, device: &Device) -> Params {
+    pub fn params(&self, device: &Device) -> Params {
         let mut params = Params::default();
         for (i, o) in self.0.iter().enumerate().filter(|(_, o)| o.kind == Kind::Trained) {
             params.add(format!("operand {i}"), on(device, &o.values, DType::F32, &o.shape));

@@ -1,15 +1,23 @@
 //! `linear` in its reference form, and the cases it is checked in.
 
-use super::check_op::{Kind, Operands, Operation, STEP, check_op, check_op_in, check_op_on_gpu};
-use crate::{Compute, DType, Lora, Philox, Projection, Storage, Tape, Target, Var, Weight, ops};
+use super::check_op::{
+    Found, Kind, Operands, Operation, STEP, check_op, check_op_in, check_op_on_gpu, normals,
+    tensor_of,
+};
+use crate::{
+    AdapterId, AdapterRows, Compute, DType, Device, Gradients, Lora, Philox, Projection, StepKey,
+    Storage, Tape, Target, Var, Weight, ops,
+};
 use hone_kernels::dropout::Mask;
 use hone_kernels::gemm::reference::{gemm, transpose};
+use std::ops::Range;
 
 /// Which operands a projection consists of.
 struct Parts {
     weight: usize,
     bias: Option<usize>,
-    lora: Option<(usize, usize)>,
+    /// `A` and `B` of each adapter.
+    adapters: Vec<(usize, usize)>,
 }
 
 pub struct Linear {
@@ -18,6 +26,7 @@ pub struct Linear {
     residual: Option<usize>,
     parts: Vec<Parts>,
     projections: Vec<Projection>,
+    adapter_rows: Vec<AdapterRows>,
 }
 
 /// What a case of [`Linear`] has.
@@ -29,8 +38,10 @@ pub struct Options {
     pub frozen: Option<Storage>,
     /// `None`: no bias; otherwise whether it is trained.
     pub bias: Option<bool>,
-    /// `None`: no adapter; otherwise its dropout.
+    /// `None`: no adapters; otherwise their dropout.
     pub dropout: Option<f32>,
+    /// Rows and rank of each adapter.
+    pub adapters: Vec<(Range<usize>, usize)>,
     pub residual: bool,
     pub input_grad: bool,
 }
@@ -49,24 +60,48 @@ impl Linear {
             outputs.iter().map(|&n| Parts::new(&mut given, options, n)).collect();
         let projection = |(i, parts): (usize, &Parts)| parts.projection(&given, options, i);
         let projections = parts.iter().enumerate().map(projection).collect();
-        Self { given, tokens: *tokens, residual, parts, projections }
+        let adapter_rows = adapter_rows(options);
+        Self { given, tokens: *tokens, residual, parts, projections, adapter_rows }
     }
 
-    /// What the adapter's input is multiplied by.
-    fn factors(&self, lora: &Lora, len: usize) -> Vec<f64> {
-        // Part of the file format of a run: resuming must draw the same numbers.
-        let stream = STEP.step << 32 | u64::from(STEP.micro_batch) << 16 | u64::from(lora.stream);
-        let mask = Mask { random: Philox::new(STEP.seed, stream), probability: lora.dropout };
-        (0..len).map(|i| f64::from(mask.factor(i))).collect()
+    /// A projection's adapters: each with its operands `A` and `B`, its rows and its dropout.
+    fn adapters<'s>(
+        &'s self,
+        parts: &'s Parts,
+        projection: &'s Projection,
+    ) -> impl Iterator<Item = (&'s Lora, (usize, usize), Range<usize>, StepKey)> {
+        let pairs = projection.adapters.iter().zip(&parts.adapters).zip(&self.adapter_rows);
+        pairs.map(|((lora, &operands), AdapterRows { rows, dropout, .. })| {
+            let rows = rows.start.min(self.tokens)..rows.end.min(self.tokens);
+            (lora, operands, rows, dropout.expect("every case has a step"))
+        })
     }
+}
 
-    /// Dropped input and `scale · dropped · Aᵀ`.
-    fn down(&self, lora: &Lora, input: &[f64], a: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        let (t, k) = (self.tokens, input.len() / self.tokens);
-        let dropped = product(input, &self.factors(lora, input.len()));
-        let u = gemm(t, lora.rank, k, &dropped, &transpose(lora.rank, k, a));
-        (dropped, u.iter().map(|u| u * f64::from(lora.scale)).collect())
-    }
+/// What the adapter's input is multiplied by.
+fn factors(lora: &Lora, step: StepKey, len: usize) -> Vec<f64> {
+    // Part of the file format of a run: resuming must draw the same numbers.
+    let stream = step.step << 32 | u64::from(step.micro_batch) << 16 | u64::from(lora.stream);
+    let mask = Mask { random: Philox::new(step.seed, stream), probability: lora.dropout };
+    (0..len).map(|i| f64::from(mask.factor(i))).collect()
+}
+
+/// Dropped input `[t, k]` and `scale · dropped · Aᵀ`.
+fn down(lora: &Lora, step: StepKey, t: usize, input: &[f64], a: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    let k = a.len() / lora.rank;
+    let dropped = product(input, &factors(lora, step, input.len()));
+    let u = gemm(t, lora.rank, k, &dropped, &transpose(lora.rank, k, a));
+    (dropped, u.iter().map(|u| u * f64::from(lora.scale)).collect())
+}
+
+/// Adapters in turn, each with micro-batches of its own.
+fn adapter_rows(options: &Options) -> Vec<AdapterRows> {
+    let of = |(i, (rows, _)): (u32, &(Range<usize>, usize))| AdapterRows {
+        rows: rows.clone(),
+        adapter: AdapterId(i),
+        dropout: Some(StepKey { micro_batch: STEP.micro_batch + 3 * i, ..STEP }),
+    };
+    (0..).zip(&options.adapters).map(of).collect()
 }
 
 impl Parts {
@@ -79,28 +114,35 @@ impl Parts {
                 &[n],
             )
         });
-        let lora = options.dropout.map(|_| {
-            let a = given.add(Kind::Trained, &[RANK, options.inputs]);
-            (a, given.add(Kind::Trained, &[n, RANK]))
-        });
-        Self { weight, bias, lora }
+        let mut adapter = |&(_, rank): &(Range<usize>, usize)| {
+            let a = given.add(Kind::Trained, &[rank, options.inputs]);
+            (a, given.add(Kind::Trained, &[n, rank]))
+        };
+        let described = options.adapters.iter().filter(|_| options.dropout.is_some());
+        let adapters = described.map(&mut adapter).collect();
+        Self { weight, bias, adapters }
     }
 
     fn projection(&self, given: &Operands, options: &Options, index: usize) -> Projection {
-        let lora = self.lora.zip(options.dropout).map(|((a, b), dropout)| Lora {
+        let lora = |(id, (&(a, b), (_, rank))): (u32, (&(usize, usize), &(_, usize)))| Lora {
+            id: AdapterId(id),
             a: given.param(a),
             b: given.param(b),
-            rank: RANK,
-            scale: 0.75,
-            dropout,
+            rank: *rank,
+            scale: 0.75 + id as f32,
+            dropout: options.dropout.expect("there are adapters"),
             stream: 40 + index as u32,
-        });
+        };
+        let adapters = (0..).zip(self.adapters.iter().zip(&options.adapters)).map(lora).collect();
         let bias = self.bias.map(|bias| given.weight(bias));
-        Projection { weight: given.weight(self.weight), bias, lora }
+        Projection { weight: given.weight(self.weight), bias, adapters }
     }
 }
 
-const RANK: usize = 3;
+/// One adapter for all rows.
+fn one_adapter() -> Vec<(Range<usize>, usize)> {
+    vec![(0..usize::MAX, 3)]
+}
 
 impl Operation for Linear {
     fn operands(&self) -> &Operands {
@@ -117,6 +159,7 @@ impl Operation for Linear {
     }
 
     fn run<'a>(&'a self, tape: &mut Tape<'a>, leaves: Vec<Var>) -> Var {
+        tape.set_adapter_rows(&self.adapter_rows);
         ops::round_adapters(tape, std::iter::once(&self.projections[..]));
         let mut leaves = leaves.into_iter();
         let x = leaves.next().expect("the input comes first");
@@ -143,9 +186,11 @@ impl Operation for Linear {
             if let Some(bias) = parts.bias {
                 y.iter_mut().enumerate().for_each(|(i, y)| *y += x[bias][i % n]);
             }
-            if let (Some((a, b)), Some(lora)) = (parts.lora, &projection.lora) {
-                let (_, u) = self.down(lora, &x[0], &x[a]);
-                add(&mut y, &gemm(t, n, RANK, &u, &transpose(n, RANK, &x[b])));
+            for (lora, (a, b), rows, step) in self.adapters(parts, projection) {
+                let (t, r) = (rows.len(), lora.rank);
+                let (_, u) = down(lora, step, t, &x[0][rows.start * k..rows.end * k], &x[a]);
+                let part = &mut y[rows.start * n..rows.end * n];
+                add(part, &gemm(t, n, r, &u, &transpose(n, r, &x[b])));
             }
             columns.push((n, y));
         }
@@ -176,14 +221,17 @@ impl Operation for Linear {
             if let Some(bias) = parts.bias.filter(|_| trained(&projection.bias)) {
                 d[bias] = gemm(n, 1, t, &d_y_t, &vec![1.0; t]);
             }
-            if let (Some((a, b)), Some(lora)) = (parts.lora, &projection.lora) {
-                let (dropped, u) = self.down(lora, &x[0], &x[a]);
-                d[b] = gemm(n, RANK, t, &d_y_t, &u);
-                let d_u: Vec<f64> = gemm(t, RANK, n, &d_y, &x[b]);
+            for (lora, (a, b), rows, step) in self.adapters(parts, projection) {
+                let (t, r) = (rows.len(), lora.rank);
+                let input = &x[0][rows.start * k..rows.end * k];
+                let (dropped, u) = down(lora, step, t, input, &x[a]);
+                let d_y = &d_y[rows.start * n..rows.end * n];
+                d[b] = gemm(n, r, t, &transpose(t, n, d_y), &u);
+                let d_u: Vec<f64> = gemm(t, r, n, d_y, &x[b]);
                 let d_u: Vec<f64> = d_u.iter().map(|d| d * f64::from(lora.scale)).collect();
-                d[a] = gemm(RANK, k, t, &transpose(t, RANK, &d_u), &dropped);
-                let d_dropped = gemm(t, k, RANK, &d_u, &x[a]);
-                add(&mut d[0], &product(&d_dropped, &self.factors(lora, t * k)));
+                d[a] = gemm(r, k, t, &transpose(t, r, &d_u), &dropped);
+                let d_dropped = product(&gemm(t, k, r, &d_u, &x[a]), &factors(lora, step, t * k));
+                add(&mut d[0][rows.start * k..rows.end * k], &d_dropped);
             }
         }
         d
@@ -229,6 +277,7 @@ fn linear_passes_in_every_combination() {
                             frozen,
                             bias,
                             dropout,
+                            adapters: one_adapter(),
                             residual,
                             input_grad,
                         };
@@ -265,6 +314,7 @@ fn linear_passes_in_odd_sizes() {
             frozen: Some(DType::Bf16.into()),
             bias: Some(true),
             dropout: Some(0.1),
+            adapters: one_adapter(),
             residual: tokens % 2 == 1,
             input_grad: true,
         });
@@ -294,6 +344,7 @@ fn linear_passes_in_eight_bits() {
                 frozen: Some(Storage::INT8),
                 bias: Some(true),
                 dropout,
+                adapters: one_adapter(),
                 residual: tokens % 2 == 1,
                 input_grad: true,
             };
@@ -301,6 +352,151 @@ fn linear_passes_in_eight_bits() {
             check_op_in(&[Compute::Int8], &name, &op);
             check_op_on_gpu(Compute::Int8, &name, &mut op);
             check_op_on_gpu(Compute::Fp8, &name, &mut op);
+        }
+    }
+}
+
+/// Of different ranks, one without rows, and rows without an adapter.
+fn several_adapters() -> Vec<(Range<usize>, usize)> {
+    vec![(0..3, 3), (3..3, 2), (5..41, 8), (41..90, 1)]
+}
+
+#[test]
+fn linear_passes_with_adapters_of_some_rows() {
+    for storage in Storage::NAMES.map(Storage::from_name) {
+        for dropout in [0.0, 0.3] {
+            check_linear(&Options {
+                tokens: 97,
+                inputs: 32,
+                outputs: vec![16, 48],
+                frozen: storage,
+                bias: Some(false),
+                dropout: Some(dropout),
+                adapters: several_adapters(),
+                residual: dropout == 0.0,
+                input_grad: true,
+            });
+        }
+    }
+}
+
+/// Adapters side by side give what each gives alone, bit by bit, and so do rows without one.
+#[test]
+fn company_of_other_adapters_changes_no_bit() {
+    let (some, long) = (several_adapters(), vec![(0..100, 4), (100..1290, 3)]);
+    for frozen in Storage::NAMES.map(Storage::from_name) {
+        for (tokens, adapters, dropout, residual) in [
+            (97, &some, 0.0, false),
+            (97, &some, 0.3, true),
+            (97, &some, 0.3, false),
+            (1300, &long, 0.3, true),
+        ] {
+            if tokens > 1000 && frozen != Some(DType::Bf16.into()) {
+                continue;
+            }
+            check_company(&Options {
+                tokens,
+                inputs: 32,
+                outputs: vec![16, 4, 48],
+                frozen,
+                bias: Some(false),
+                dropout: Some(dropout),
+                adapters: adapters.clone(),
+                residual,
+                input_grad: true,
+            });
+        }
+    }
+}
+
+fn check_company(options: &Options) {
+    let linear = Linear::new(options);
+    let integers = options.frozen.is_some_and(Storage::is_int8).then_some(Compute::Int8);
+    for compute in [Compute::F32, Compute::Bf16].into_iter().chain(integers) {
+        for threads in [1, 3] {
+            let device = Device::cpu(threads);
+            let together = linear.outcome(&device, compute, 0..options.tokens);
+            let mut bounds = vec![0, options.tokens];
+            bounds.extend(options.adapters.iter().flat_map(|(rows, _)| [rows.start, rows.end]));
+            bounds.sort();
+            for bounds in bounds.windows(2).filter(|bounds| bounds[0] < bounds[1]) {
+                let rows = bounds[0]..bounds[1];
+                let alone = linear.outcome(&device, compute, rows.clone());
+                let name = format!("{options:?}, {compute:?}, {threads} threads, rows {rows:?}");
+                alone.assert_part_of(&together, rows, &name);
+            }
+        }
+    }
+}
+
+/// Results of a pass over some rows.
+struct Outcome {
+    /// Output and the input's gradient, with the number of rows of the pass.
+    by_row: [Vec<f32>; 2],
+    num_rows: usize,
+    /// Gradients of the matrices of adapters that had rows.
+    of_adapters: Vec<(AdapterId, Vec<Found>)>,
+}
+
+impl Linear {
+    fn outcome(&self, device: &Device, compute: Compute, rows: Range<usize>) -> Outcome {
+        let (k, n) = (self.projections[0].in_features(), self.width());
+        let leaf = |stream, width: usize, dtype| {
+            let values = normals(stream, self.tokens * width);
+            let values = &values[rows.start * width..rows.end * width];
+            tensor_of(values, dtype, &[rows.len(), width])
+        };
+        let shifted = |range: &Range<usize>| {
+            let within = |row: usize| row.clamp(rows.start, rows.end) - rows.start;
+            within(range.start)..within(range.end)
+        };
+        let adapter_rows: Vec<AdapterRows> = self
+            .adapter_rows
+            .iter()
+            .map(|of| AdapterRows { rows: shifted(&of.rows), ..of.clone() })
+            .collect();
+        let params = self.given.params(device);
+        let mut tape = Tape::training(device, &params, compute, None);
+        tape.set_adapter_rows(&adapter_rows);
+        let x = tape.leaf(leaf(1, k, compute.dtype()), true);
+        let residual = self.residual.map(|_| leaf(2, n, DType::F32));
+        let residual = residual.map(|residual| tape.leaf(residual, true));
+        let y = ops::linear(&mut tape, x.clone(), &self.projections, residual);
+        let output = y.value().to_vec_f32();
+        let d_y = leaf(3, n, y.value().dtype());
+        let mut gradients = Gradients::zeros(device, &params);
+        let leaves = tape.sweep_back(y, d_y, &mut gradients);
+        let d_x = leaves.get(&x).expect("the input has a gradient").to_vec_f32();
+        let of = |AdapterRows { adapter, .. }: &AdapterRows| {
+            let parts = self.projections.iter().filter_map(|p| p.adapter(*adapter));
+            let params = parts.flat_map(|lora| [lora.a, lora.b]);
+            let found = params.map(|param| Found::new(device, gradients.get(param)));
+            (*adapter, found.collect())
+        };
+        let with_rows = adapter_rows.iter().filter(|of| !of.rows.is_empty());
+        let of_adapters = with_rows.map(of).collect();
+        Outcome { by_row: [output, d_x], num_rows: rows.len(), of_adapters }
+    }
+
+    fn width(&self) -> usize {
+        self.projections.iter().map(Projection::out_features).sum()
+    }
+}
+
+impl Outcome {
+    fn assert_part_of(&self, whole: &Self, rows: Range<usize>, name: &str) {
+        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        for (which, (part, whole_rows)) in self.by_row.iter().zip(&whole.by_row).enumerate() {
+            let width = whole_rows.len() / whole.num_rows;
+            let expected = &whole_rows[rows.start * width..rows.end * width];
+            assert!(bits(part) == bits(expected), "{name}: result {which}");
+        }
+        for (id, found) in &self.of_adapters {
+            let expected = whole.of_adapters.iter().find(|(other, _)| other == id);
+            let (_, expected) = expected.expect("the adapter has rows there");
+            let is_same = found.iter().zip(expected).all(|(a, b)| a.is_identical(b));
+            assert!(is_same, "{name}: gradients of {id:?}");
+            assert!(found.iter().any(|x| x.values.iter().any(|&x| x != 0.0)), "{name}: zero");
         }
     }
 }

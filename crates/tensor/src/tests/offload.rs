@@ -32,7 +32,7 @@ impl Stack {
                 false => device.hold(Category::Weights, &weight),
             };
             let weight = Weight::Frozen(weight);
-            ([Projection { weight, bias: None, lora: None }], None)
+            ([Projection { weight, bias: None, adapters: Vec::new() }], None)
         };
         let mut blocks: Vec<_> = (0..num_blocks).map(block).collect();
         if offloaded {

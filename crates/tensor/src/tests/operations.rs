@@ -419,6 +419,7 @@ fn recomputation_passes() {
         frozen: Some(DType::Bf16.into()),
         bias: Some(true),
         dropout: Some(0.4),
+        adapters: vec![(0..usize::MAX, 3)],
         residual: false,
         input_grad: true,
     };

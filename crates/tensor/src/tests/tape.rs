@@ -3,8 +3,8 @@
 use super::check_op::{Found, Kind, Operands, STEP, devices, normals};
 use crate::ops::{self, Activation, Angles, RmsNorm};
 use crate::{
-    Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Lora, ParamId, Params,
-    Projection, Sequence, StepKey, Tape, Tensor, Var, Weight,
+    AdapterId, Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Lora,
+    ParamId, Params, Projection, Sequence, StepKey, Tape, Tensor, Var, Weight,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -72,7 +72,7 @@ impl Frozen {
     }
 
     fn projection(&mut self, n: usize, k: usize) -> Projection {
-        Projection { weight: self.weight(&[n, k]), bias: None, lora: None }
+        Projection { weight: self.weight(&[n, k]), bias: None, adapters: Vec::new() }
     }
 }
 
@@ -83,7 +83,8 @@ fn adapt(params: &mut Params, projection: &mut Projection) {
     };
     let (a, b) = (add([2, projection.in_features()]), add([projection.out_features(), 2]));
     let stream = a.0 as u32;
-    projection.lora = Some(Lora { a, b, rank: 2, scale: 0.5, dropout: 0.2, stream });
+    let id = AdapterId::default();
+    projection.adapters.push(Lora { id, a, b, rank: 2, scale: 0.5, dropout: 0.2, stream });
 }
 
 /// Blocks one after another; the lowest `frozen` ones have no adapter.
@@ -326,7 +327,7 @@ fn dropout_differs_between_steps_micro_batches_and_adapters() {
     let device = Device::cpu(1);
     let output = |key, stream| {
         let mut projection = projection.clone();
-        projection.lora.as_mut().expect("just adapted").stream = stream;
+        projection.adapters[0].stream = stream;
         let projections = [projection];
         let mut tape = Tape::training(&device, &params, Compute::F32, Some(key));
         let x = tape.leaf(activation(&device, 1), false);

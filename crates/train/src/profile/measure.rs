@@ -7,8 +7,8 @@ use hone_tensor::cuda::{Gpu, HostBlock, Region};
 use hone_tensor::ops;
 use hone_tensor::safetensors::held_as;
 use hone_tensor::{
-    Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Lora, Params,
-    Projection, Sequence, Span, Storage, Tape, Target, Tensor, Var, Weight, Work, ceiling,
+    AdapterId, Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Lora,
+    Params, Projection, Sequence, Span, Storage, Tape, Target, Tensor, Var, Weight, Work, ceiling,
 };
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -269,7 +269,7 @@ fn product(on: &On<'_>, compute: Compute) -> impl Fn() + 'static {
         }
         floats => touched(device, floats.dtype(), &[n, k]),
     };
-    let layer = [Projection { weight: Weight::Frozen(weight), bias: None, lora: None }];
+    let layer = [Projection { weight: Weight::Frozen(weight), bias: None, adapters: Vec::new() }];
     let (x, device) = (touched(device, compute.dtype(), &[t, k]), device.clone());
     move || {
         let mut tape = Tape::inference(&device, &params, compute);
@@ -283,7 +283,7 @@ fn trained(on: &On<'_>) -> impl Fn() + 'static {
     let mut params = Params::default();
     let param = params.add("weight".to_owned(), touched(device, DType::F32, &[n, k]));
     let weight = Weight::Trained { param, shape: vec![n, k] };
-    let layer = [Projection { weight, bias: None, lora: None }];
+    let layer = [Projection { weight, bias: None, adapters: Vec::new() }];
     let trained = Trained::new(on, params, &[t, k]);
     move || trained.run(|tape, x| ops::linear(tape, x, &layer, None))
 }
@@ -297,9 +297,10 @@ fn adapted(on: &On<'_>) -> impl Fn() + 'static {
             params.add(format!("{name}{stream}"), touched(device, DType::F32, shape))
         };
         let (a, b) = (add("a", &[rank, k]), add("b", &[n, rank]));
-        let lora = Lora { a, b, rank, scale: 1.0, dropout: 0.0, stream };
+        let (id, scale, dropout) = (AdapterId::default(), 1.0, 0.0);
+        let lora = Lora { id, a, b, rank, scale, dropout, stream };
         let weight = Weight::Frozen(touched(device, on.narrow.dtype(), &[n, k]));
-        Projection { weight, bias: None, lora: Some(lora) }
+        Projection { weight, bias: None, adapters: vec![lora] }
     });
     let trained = Trained::new(on, params, &[t, k]);
     move || {

@@ -12,7 +12,7 @@ use crate::{failpoint, report};
 use hone_model::{
     Comparison, ExportError, ExportOptions, LoadOptions, adapter, check_written, export_hf,
 };
-use hone_tensor::{Arena, DType, Gradients};
+use hone_tensor::{AdapterId, Arena, DType, Gradients};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -91,7 +91,13 @@ impl Run<'_> {
         let Engine { model, lora, .. } = &self.engine;
         match lora {
             Some(lora) => {
-                adapter::save(&partial, model, lora, &self.setup.run.model.path)?;
+                adapter::save(
+                    &partial,
+                    model,
+                    AdapterId::default(),
+                    lora,
+                    &self.setup.run.model.path,
+                )?;
                 self.compare(&partial, DType::F32)?;
             }
             None => match self.write_model(&partial, model.file_dtype) {

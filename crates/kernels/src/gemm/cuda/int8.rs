@@ -48,7 +48,7 @@ pub(in crate::gemm) struct Int8Sum<'a> {
 impl Int8Sum<'_> {
     /// Asks for it; `left` is the left operand of the term before, which may be the same.
     pub(in crate::gemm) fn add(self, gpu: &Gpu, left: &mut Kept<InInt8>) {
-        let Self { term: Term { a, b, k }, target, scale, c, d, d_dtype, sums_bytes } = self;
+        let Self { term: Term { a, b, k, .. }, target, scale, c, d, d_dtype, sums_bytes } = self;
         let (m, n, k) = (target.m, target.n, *k);
         // The scales of a weight's rows belong to columns of the result, or are along the
         // contraction: then they enter before the left operand is rounded.

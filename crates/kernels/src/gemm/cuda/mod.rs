@@ -9,7 +9,7 @@ pub(super) use {
     int8::{Int8Sum, SUMS_BYTES, rows_in_int8},
 };
 
-use super::{EightBits, Matrix, Place, Product, Term};
+use super::{EightBits, Epilogue, Matrix, Place, Product, Term};
 use crate::cuda::{Address, Gpu, Matmul, Operand, Operands, Slice, Source};
 use crate::element::DType;
 use crate::format::Storage;
@@ -61,7 +61,16 @@ pub(super) fn gemm(
         }
         // The small terms, adapters, come last and go first: a result in bf16 is rounded after
         // each, and what is rounded twice is then the smaller part.
-        for term in terms.iter().rev() {
+        let (all, some): (Vec<_>, Vec<_>) =
+            terms.iter().rev().partition(|term| term.rows.within(0..target.m).len() == target.m);
+        if !some.is_empty() {
+            begin_uncovered_rows(gpu, out, target, &some, epilogue);
+            for term in some {
+                add_to_rows(gpu, compute, (term, epilogue, target), c, d, out.dtype());
+            }
+            c = Some(d.address);
+        }
+        for term in all {
             let kind = kind.filter(|_| in_eight_bits(term, target, d, out.dtype()));
             let (a, b, operands) = match kind {
                 Some(EightBits::Int8) => {
@@ -99,6 +108,57 @@ pub(super) fn gemm(
             vector::cuda::add_bias(gpu, out, rows, bias.cuda().f32());
         }
     }
+}
+
+/// Where no term of `some` rows will write, what they would add to.
+fn begin_uncovered_rows(
+    gpu: &Gpu,
+    out: Slice<'_>,
+    target: &Place,
+    some: &[&Term<'_>],
+    epilogue: &Epilogue<'_>,
+) {
+    assert!(target.col_stride == 1 && !epilogue.accumulate, "terms of some rows of whole rows");
+    let mut covered: Vec<_> = some.iter().map(|term| term.rows.within(0..target.m)).collect();
+    covered.retain(|rows| !rows.is_empty());
+    covered.sort_by_key(|rows| rows.start);
+    let bounds = covered.iter().flat_map(|rows| [rows.start, rows.end]);
+    let bounds: Vec<usize> = std::iter::once(0).chain(bounds).chain([target.m]).collect();
+    assert!(bounds.is_sorted(), "terms of some rows overlap");
+    for gap in bounds.chunks_exact(2).filter(|gap| gap[0] < gap[1]) {
+        let first = target.offset + gap[0] * target.row_stride;
+        let rows = (gap[1] - gap[0], target.row_stride, first);
+        vector::cuda::begin_rows(gpu, out, rows, target.n, epilogue.add.map(|add| add.cuda()));
+    }
+}
+
+/// Adds a term to its rows of `d`, or to those of `c`, which stand there alike.
+fn add_to_rows(
+    gpu: &Gpu,
+    compute: DType,
+    (term, epilogue, target): (&Term<'_>, &Epilogue<'_>, &Place),
+    c: Option<Address>,
+    d: Operand,
+    d_dtype: DType,
+) {
+    let rows = term.rows.within(0..target.m);
+    if rows.is_empty() {
+        return;
+    }
+    let skipped = (rows.start * target.row_stride * d_dtype.size()) as u64;
+    let a = Matrix { offset: term.a.offset + rows.start * term.a.row_stride, ..term.a };
+    gpu.matmul(Matmul {
+        m: rows.len(),
+        n: target.n,
+        k: term.k,
+        operands: Operands::Floats(compute),
+        a: operand(gpu, compute, a, (rows.len(), term.k)),
+        b: operand(gpu, compute, term.b, (term.k, target.n)),
+        c: c.map(|c| c + skipped),
+        d: Operand { address: d.address + skipped, ..d },
+        d_dtype,
+        alpha: epilogue.scale,
+    });
 }
 
 /// A left operand in eight bits, and what it was made of.

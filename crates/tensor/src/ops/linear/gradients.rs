@@ -1,31 +1,32 @@
 //! The backward pass of linear layers.
 
-use super::low_rank::{self, LowRanks};
-use super::{Context, Input};
+use super::low_rank::{self, Adapter};
+use super::{Adapted, Context, Input};
 use crate::ops::eight_bits::{Direction, InEightBits, quantised_gradients};
 use crate::ops::{converted_bytes, rows_cols};
 use crate::tape::Sweep;
-use crate::{Cost, DType, Projection, StepKey, Tensor, View, Weight, Work};
+use crate::{AdapterRows, Cost, DType, Projection, Tensor, View, Weight, Work};
 use hone_kernels::gemm::{self, Epilogue, Matrix, Place, Product, Term};
+use std::sync::Arc;
 
 /// What the forward pass leaves, but for its input.
 pub(super) struct Backward<'a> {
     pub(super) projections: &'a [Projection],
-    /// Down-projections of the adapters, `[t, Σ rank]`.
+    pub(super) adapter_rows: Arc<[AdapterRows]>,
+    /// Down-projections of the adapters, if there are any.
     pub(super) down: Option<Tensor>,
-    pub(super) step: Option<StepKey>,
 }
 
 impl Backward<'_> {
     /// Adds to the gradients of what is trained, and returns the input's, if it has one.
     pub(super) fn run(self, sweep: &mut Sweep<'_, '_>, x: Input, d_y: &Tensor) -> Option<Tensor> {
-        let Self { projections, down, step } = self;
+        let Self { projections, adapter_rows, down } = self;
         bias_gradients(sweep, projections, d_y);
         let rounded = in_compute_type(sweep, d_y);
         let d_y = rounded.as_ref().unwrap_or(d_y);
         weight_gradients(sweep, projections, &x, d_y);
-        let adapters = LowRanks::of(projections);
-        let d_u = down.map(|u| low_rank::gradients(sweep, &adapters, x.value(), u, d_y, step));
+        let adapters = low_rank::adapters(projections, &adapter_rows, x.shape[0]);
+        let d_u = down.map(|u| low_rank::gradients(sweep, &adapters, x.value(), u, d_y));
         if !x.requires_grad {
             return None;
         }
@@ -33,10 +34,15 @@ impl Backward<'_> {
         // The input may be released before its gradient takes its place.
         drop(x);
         let mut d_x = sweep.activation(dtype, &shape);
-        let undropped = d_u.as_ref().filter(|_| adapters.keep_all(step));
-        input_gradient(sweep, projections, undropped, d_y, &mut d_x);
+        input_gradient(
+            sweep,
+            projections,
+            Adapted { adapters: &adapters, down: d_u.as_ref() },
+            d_y,
+            &mut d_x,
+        );
         if let Some(d_u) = &d_u {
-            low_rank::add_dropped_gradients(sweep, &adapters, d_u, &mut d_x, step);
+            low_rank::add_dropped_gradients(sweep, &adapters, d_u, &mut d_x);
         }
         Some(d_x)
     }
@@ -102,18 +108,20 @@ fn weight_gradients(
     }
 }
 
-/// `d_x = Σ_i d_y_i W_i (+ d_u A)`, with `d_u [t, Σ rank]` of adapters whose input was not dropped.
+/// `d_x = Σ_i d_y_i W_i (+ d_u A)`, the latter of adapters whose input was not dropped.
 fn input_gradient(
     sweep: &Sweep<'_, '_>,
     projections: &[Projection],
-    d_u: Option<&Tensor>,
+    d_down: Adapted<'_, '_>,
     d_y: &Tensor,
     d_x: &mut Tensor,
 ) {
     let ((t, k), (_, width)) = (rows_cols(d_x.shape()), rows_cols(d_y.shape()));
     let (device, params, dtype) = (sweep.device, sweep.params, sweep.dtype());
-    let adapters = LowRanks::of(projections);
-    let a = d_u.map(|_| adapters.stacked_a(Context::of_sweep(sweep), k));
+    let undropped: Vec<_> = d_down.adapters.iter().filter(|adapter| adapter.keeps_all()).collect();
+    let stacked_a = |adapter: &&Adapter<'_>| adapter.stacked_a(Context::of_sweep(sweep), k);
+    let a: Vec<Tensor> = undropped.iter().map(stacked_a).collect();
+    let adapter_flops: usize = undropped.iter().map(|adapter| adapter.down_flops(k)).sum();
     let weights = projections.iter().map(|p| params.resolve(&p.weight).num_bytes());
     let bytes = d_x.num_bytes() + d_y.num_bytes() + weights.sum::<usize>();
     let quantised = quantised_gradients(sweep, projections, d_y);
@@ -121,14 +129,13 @@ fn input_gradient(
     let direction = Direction::Backward;
     let in_eight_bits = InEightBits::of(device, sweep.compute, direction, params, projections);
     let eight_bits = int8_width + in_eight_bits.width(projections);
-    let float_depth = width - eight_bits + if d_u.is_some() { adapters.rank } else { 0 };
     let held = in_eight_bits.which(false, projections).map(|p| params.resolve(&p.weight));
     let scratch = converted_bytes(device, dtype, held)
         + in_eight_bits.bytes(projections, |p| [t, k, p.out_features()]);
     let cost = Cost::memory("d_linear", bytes)
         .with_scratch(scratch)
         .with(Work::Int8, 2 * t * k * eight_bits)
-        .with(Work::Product, 2 * t * k * float_depth);
+        .with(Work::Product, 2 * t * k * (width - eight_bits) + adapter_flops);
     let Some(on) = device.begin(cost) else { return };
     let (mut terms, mut of_floats) = (Vec::new(), Vec::new());
     let mut col = 0;
@@ -136,17 +143,17 @@ fn input_gradient(
         let (n, w) = (projection.out_features(), params.resolve(&projection.weight));
         if let Some(d_y) = quantised {
             let b = Matrix::rows(View::Packed(w.view().packed().without_scales()), k);
-            terms.push(Term { a: Matrix::rows(d_y.view(), n), b, k: n });
+            terms.push(Term::new(Matrix::rows(d_y.view(), n), b, n));
         } else {
             let a = Matrix::rows(d_y.view(), width).from_col(col);
-            of_floats.push(Term { a, b: Matrix::rows(w.view(), k), k: n });
+            of_floats.push(Term::new(a, Matrix::rows(w.view(), k), n));
         }
         col += n;
     }
     terms.append(&mut of_floats);
-    if let (Some(d_u), Some(a)) = (d_u, &a) {
-        let (d_u, a) = (Matrix::rows(d_u.view(), adapters.rank), Matrix::rows(a.view(), k));
-        terms.push(Term { a: d_u, b: a, k: adapters.rank });
+    if let Some(d_u) = d_down.down {
+        let of_adapters = undropped.iter().zip(&a);
+        terms.extend(of_adapters.map(|(adapter, a)| adapter.input_gradient(d_u, a)));
     }
     let target = Place::whole(t, k);
     let product = Product { terms: &terms, epilogue: Epilogue::default(), target };

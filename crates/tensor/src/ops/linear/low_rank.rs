@@ -1,70 +1,145 @@
 //! The low-rank terms of linear layers, and the gradients of their matrices.
 
 use super::Context;
-use crate::ops::rows_cols;
+use crate::ops::{converted_bytes, rows_cols};
 use crate::tape::Sweep;
 use crate::{
-    Category, Cost, DType, Device, Lora, Philox, Projection, StepKey, Tape, Tensor, View, Work,
+    AdapterRows, Category, Cost, DType, Device, Lora, Philox, Projection, StepKey, Tape, Tensor,
+    View, Work,
 };
 use hone_kernels::dropout::Mask;
-use hone_kernels::gemm::{Epilogue, Matrix, Place, Product, Term};
-use std::iter::Peekable;
+use hone_kernels::gemm::{Epilogue, Matrix, Place, Product, Rows, Term};
+use std::ops::Range;
 
-/// The adapter of one of several projections that stand side by side.
+/// What an adapter has in one of several projections that stand side by side.
 #[derive(Clone, Copy)]
-pub(super) struct LowRank<'p> {
-    pub(super) lora: &'p Lora,
+struct LowRank<'p> {
+    lora: &'p Lora,
     /// Which of the projections is adapted.
     projection: usize,
     /// First column of the projection in the output.
     out_col: usize,
     /// Columns of the projection.
     out_features: usize,
-    /// First of its columns among the down-projections of all.
+    /// First of its columns among the adapter's down-projections.
     down_col: usize,
 }
 
-/// The adapters of projections that stand side by side.
-pub(super) struct LowRanks<'p> {
-    pub(super) all: Vec<LowRank<'p>>,
+/// An adapter of projections that stand side by side, and the rows that it applies to.
+pub(super) struct Adapter<'p> {
+    parts: Vec<LowRank<'p>>,
     /// Sum of their ranks.
-    pub(super) rank: usize,
+    rank: usize,
+    rows: Range<usize>,
+    /// Names the random numbers of its dropout.
+    dropout: Option<StepKey>,
 }
 
-impl<'p> LowRanks<'p> {
-    pub(super) fn of(projections: &'p [Projection]) -> Self {
-        let (mut all, mut out_col, mut rank) = (Vec::new(), 0, 0);
+/// The rows of a matrix from one on.
+#[derive(Clone, Copy)]
+struct RowsFrom<'x> {
+    x: &'x Tensor,
+    first: usize,
+}
+
+impl<'x> RowsFrom<'x> {
+    fn matrix(self) -> Matrix<'x> {
+        let (_, width) = rows_cols(self.x.shape());
+        Matrix { offset: self.first * width, ..Matrix::rows(self.x.view(), width) }
+    }
+}
+
+/// The adapters that have something to do: rows among `t`, and parts in `projections`.
+pub(super) fn adapters<'p>(
+    projections: &'p [Projection],
+    adapter_rows: &[AdapterRows],
+    t: usize,
+) -> Vec<Adapter<'p>> {
+    let all = adapter_rows.iter().map(|rows| Adapter::new(projections, rows, t));
+    all.filter(|adapter| !adapter.parts.is_empty() && !adapter.rows.is_empty()).collect()
+}
+
+/// Columns of down-projections: those of the widest adapter.
+fn down_width(adapters: &[Adapter<'_>]) -> usize {
+    adapters.iter().map(|adapter| adapter.rank).max().unwrap_or(0)
+}
+
+impl<'p> Adapter<'p> {
+    fn new(projections: &'p [Projection], adapter_rows: &AdapterRows, t: usize) -> Self {
+        let (mut parts, mut out_col, mut rank) = (Vec::new(), 0, 0);
         for (projection, described) in projections.iter().enumerate() {
             let out_features = described.out_features();
-            if let Some(lora) = &described.lora {
-                all.push(LowRank { lora, projection, out_col, out_features, down_col: rank });
+            if let Some(lora) = described.adapter(adapter_rows.adapter) {
+                parts.push(LowRank { lora, projection, out_col, out_features, down_col: rank });
                 rank += lora.rank;
             }
             out_col += out_features;
         }
-        Self { all, rank }
+        let rows = adapter_rows.rows.start.min(t)..adapter_rows.rows.end.min(t);
+        Self { parts, rank, rows, dropout: adapter_rows.dropout }
     }
 
-    /// Whether none of them drops elements of its input in this step.
-    pub(super) fn keep_all(&self, step: Option<StepKey>) -> bool {
-        self.all.iter().all(|adapter| adapter.mask(step).is_none())
+    /// Whether no part drops elements of its input in this step.
+    pub(super) fn keeps_all(&self) -> bool {
+        self.parts.iter().all(|part| self.mask(part).is_none())
     }
 
-    /// Floating-point operations of the up-projections of `t` rows.
-    pub(super) fn up_flops(&self, t: usize) -> usize {
-        self.all.iter().map(|a| 2 * t * a.out_features * a.lora.rank).sum()
+    /// Which elements of a part's input are dropped; `None`: none are.
+    fn mask(&self, part: &LowRank<'_>) -> Option<Mask> {
+        let Lora { dropout, stream, .. } = *part.lora;
+        let step = self.dropout.filter(|_| dropout > 0.0)?;
+        let random = Philox::of_dropout(step.seed, step.step, step.micro_batch, stream);
+        Some(Mask { random, probability: dropout })
     }
 
-    /// `scale · A` of all adapters, one below the other: `[Σ rank, k]` in the compute type.
+    /// The adapter's rows of `x [t, k]` after a part's dropout; `None` where they are as they were.
+    fn dropped(&self, device: &Device, x: &Tensor, part: &LowRank<'_>) -> Option<Tensor> {
+        let (mask, k) = (self.mask(part)?, x.shape()[1]);
+        let mut y = device.alloc(Category::Workspace, x.dtype(), &[self.rows.len(), k]);
+        let cost = Cost::memory("dropout", 2 * y.num_bytes());
+        if let Some(on) = device.begin(cost.with(Work::Elementwise, DROPOUT_FLOPS * y.len())) {
+            on.dropout(mask, x.view().part(self.rows.start * k, y.len()), y.view_mut());
+        }
+        Some(y)
+    }
+
+    /// The adapter's rows of a row-major matrix.
+    fn rows_of<'x>(&self, x: &'x Tensor) -> Matrix<'x> {
+        RowsFrom { x, first: self.rows.start }.matrix()
+    }
+
+    /// The adapter's rows of the input, as parts read them for which `dropped` is what dropout left
+    /// of them, if there is any.
+    fn input<'x>(&self, x: &'x Tensor, dropped: Option<&'x Tensor>) -> RowsFrom<'x> {
+        dropped.map_or(RowsFrom { x, first: self.rows.start }, |x| RowsFrom { x, first: 0 })
+    }
+
+    /// Columns of the adapter's rows of a matrix of `width`.
+    fn place(&self, cols: usize, width: usize, col: usize) -> Place {
+        let place = Place::columns(self.rows.len(), cols, width, col);
+        Place { offset: self.rows.start * width + col, ..place }
+    }
+
+    /// Floating-point operations of the up-projections.
+    pub(super) fn up_flops(&self) -> usize {
+        self.parts.iter().map(|part| 2 * self.rows.len() * part.out_features * part.lora.rank).sum()
+    }
+
+    /// Those of the products of all `A` with the rows of a matrix of `k` columns.
+    pub(super) fn down_flops(&self, k: usize) -> usize {
+        2 * self.rows.len() * k * self.rank
+    }
+
+    /// `scale · A` of all parts, one below the other: `[Σ rank, k]` in the compute type.
     pub(super) fn stacked_a(&self, context: Context<'_>, k: usize) -> Tensor {
         let Context { device, params, dtype, rounded } = context;
-        if let Some(rounded) = rounded.of(self.all[0].lora.a) {
+        if let Some(rounded) = rounded.of(self.parts[0].lora.a) {
             return rounded.a.clone();
         }
         let mut a = device.alloc(Category::Workspace, dtype, &[self.rank, k]);
         let bytes = a.num_bytes() + 4 * a.len();
         if let Some(on) = device.begin(Cost::memory("lora_a", bytes)) {
-            for LowRank { lora, down_col, .. } in &self.all {
+            for LowRank { lora, down_col, .. } in &self.parts {
                 let rows = a.view_mut().part(down_col * k, lora.rank * k);
                 on.scale(params.value(lora.a).view(), lora.scale, rows);
             }
@@ -72,210 +147,250 @@ impl<'p> LowRanks<'p> {
         a
     }
 
-    /// Those of the adapters' `B` that a GPU converts for each product.
+    /// Those of the parts' `B` that a GPU converts for each product.
     pub(super) fn unrounded_b<'s>(&self, context: Context<'s>) -> Vec<&'s Tensor> {
-        match self.all.first().and_then(|first| context.rounded.of(first.lora.a)) {
+        match context.rounded.of(self.parts[0].lora.a) {
             Some(_) => Vec::new(),
-            None => self.all.iter().map(|adapter| context.params.value(adapter.lora.b)).collect(),
+            None => self.parts.iter().map(|part| context.params.value(part.lora.b)).collect(),
         }
     }
 
-    /// Each adapter's `B [n, rank]`, row-major.
+    /// Each part with its `B [n, rank]`, row-major.
     fn with_b<'s>(&self, context: Context<'s>) -> impl Iterator<Item = (LowRank<'p>, View<'s>)> {
-        let rounded = self.all.first().and_then(|first| context.rounded.of(first.lora.a));
+        let rounded = context.rounded.of(self.parts[0].lora.a);
         let mut start = 0;
-        self.all.iter().map(move |&adapter| {
-            let len = adapter.out_features * adapter.lora.rank;
+        self.parts.iter().map(move |&part| {
+            let len = part.out_features * part.lora.rank;
             start += len;
             let b = match rounded {
                 Some(rounded) => rounded.b.view().part(start - len, len),
-                None => context.params.value(adapter.lora.b).view(),
+                None => context.params.value(part.lora.b).view(),
             };
-            (adapter, b)
+            (part, b)
         })
     }
 
-    /// The term that each adapter adds to the product of its projection, from the down-projections
-    /// `[t, Σ rank]` of all; with the number of the projection, in order.
+    /// What the adapter adds to the product of each projection, with the number of the projection,
+    /// from the down-projections of all rows.
     pub(super) fn up_projections<'s>(
         &self,
         context: Context<'s>,
-        down: Option<&'s Tensor>,
-    ) -> Peekable<impl Iterator<Item = (usize, Term<'s>)>> {
-        let term = move |(adapter, b): (LowRank<'p>, View<'s>)| {
-            let (down, k) = (down.expect("made for these adapters"), adapter.lora.rank);
-            let a = Matrix::rows(down.view(), self.rank).from_col(adapter.down_col);
-            (adapter.projection, Term { a, b: Matrix::rows(b, k).transposed(), k })
-        };
-        self.with_b(context).map(term).peekable()
-    }
-}
-
-impl LowRank<'_> {
-    /// Which elements of its input are dropped; `None`: none are.
-    pub(super) fn mask(&self, step: Option<StepKey>) -> Option<Mask> {
-        let Lora { dropout, stream, .. } = *self.lora;
-        let step = step.filter(|_| dropout > 0.0)?;
-        let random = Philox::of_dropout(step.seed, step.step, step.micro_batch, stream);
-        Some(Mask { random, probability: dropout })
+        down: &'s Tensor,
+    ) -> impl Iterator<Item = (usize, Term<'s>)> {
+        let down = Matrix::rows(down.view(), down.shape()[1]);
+        self.with_b(context).map(move |(part, b)| {
+            let b = Matrix::rows(b, part.lora.rank).transposed();
+            let term = Term::new(down.from_col(part.down_col), b, part.lora.rank);
+            (part.projection, Term { rows: self.term_rows(), ..term })
+        })
     }
 
-    /// Its input after dropout; `None` where that is the input itself.
-    fn dropped(&self, device: &Device, x: &Tensor, step: Option<StepKey>) -> Option<Tensor> {
-        let mask = self.mask(step)?;
-        let mut y = device.alloc(Category::Workspace, x.dtype(), x.shape());
-        let cost = Cost::memory("dropout", 2 * x.num_bytes());
-        if let Some(on) = device.begin(cost.with(Work::Elementwise, DROPOUT_FLOPS * x.len())) {
-            on.dropout(mask, x.view(), y.view_mut());
-        }
-        Some(y)
+    /// What the adapter adds to the input's gradient, for the gradient of all rows'
+    /// down-projections and its own `scale · A`.
+    pub(super) fn input_gradient<'s>(&self, d_down: &'s Tensor, a: &'s Tensor) -> Term<'s> {
+        let d_down = Matrix::rows(d_down.view(), d_down.shape()[1]);
+        let a = Matrix::rows(a.view(), a.shape()[1]);
+        Term { rows: self.term_rows(), ..Term::new(d_down, a, self.rank) }
+    }
+
+    fn term_rows(&self) -> Rows {
+        Rows { first: self.rows.start, end: self.rows.end }
     }
 }
 
 /// Operations for an element, nearly all of them the random number's.
 const DROPOUT_FLOPS: usize = 60;
 
-/// `scale · dropout(x) Aᵀ` of all adapters side by side, `[t, Σ rank]` in the compute type.
+/// `scale · dropout(x) Aᵀ` of each adapter's rows, its parts side by side: `[t, widest rank]` in
+/// the compute type. `None` without adapters.
 pub(super) fn down_projections(
     tape: &Tape<'_>,
     x: &Tensor,
-    projections: &[Projection],
+    adapters: &[Adapter<'_>],
 ) -> Option<Tensor> {
-    let (adapters, (t, k)) = (LowRanks::of(projections), rows_cols(x.shape()));
-    if adapters.all.is_empty() {
+    if adapters.is_empty() {
         return None;
     }
-    let (device, compute, step) = (tape.device(), tape.dtype(), tape.step());
-    let mut u = tape.activation(compute, &[t, adapters.rank]);
-    let a = adapters.stacked_a(Context::of_tape(tape), k);
-    let mut project = |x: &Tensor, first_col: usize, rank: usize| {
-        let bytes = x.num_bytes() + u.num_bytes();
-        let cost = Cost::memory("lora_down", bytes).with(Work::Thin, 2 * t * rank * k);
-        if let Some(on) = device.begin(cost) {
-            let b = Matrix { offset: first_col * k, ..Matrix::rows(a.view(), k) }.transposed();
-            let terms = [Term { a: Matrix::rows(x.view(), k), b, k }];
-            let target = Place::columns(t, rank, adapters.rank, first_col);
-            let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
-            on.gemm(compute, &[product], u.view_mut());
+    let ((t, k), compute, device) = (rows_cols(x.shape()), tape.dtype(), tape.device());
+    let width = down_width(adapters);
+    let mut u = tape.activation(compute, &[t, width]);
+    for adapter in adapters {
+        let a = adapter.stacked_a(Context::of_tape(tape), k);
+        let mut project = |x: RowsFrom<'_>, first_col: usize, rank: usize| {
+            let rows = adapter.rows.len();
+            let bytes = rows * k * x.x.dtype().size() + rows * width * compute.size();
+            let cost = Cost::memory("lora_down", bytes).with(Work::Thin, 2 * rows * rank * k);
+            if let Some(on) = device.begin(cost) {
+                let b = Matrix { offset: first_col * k, ..Matrix::rows(a.view(), k) }.transposed();
+                let (terms, epilogue) = ([Term::new(x.matrix(), b, k)], Epilogue::default());
+                let target = adapter.place(rank, width, first_col);
+                on.gemm(compute, &[Product { terms: &terms, epilogue, target }], u.view_mut());
+            }
+        };
+        // Parts share a product, unless each drops other elements of the input.
+        if adapter.keeps_all() {
+            project(adapter.input(x, None), 0, adapter.rank);
+            continue;
         }
-    };
-    // Adapters of one input share a product, unless each drops other elements of it.
-    if adapters.keep_all(step) {
-        project(x, 0, adapters.rank);
-    } else {
-        for adapter in &adapters.all {
-            let dropped = adapter.dropped(device, x, step);
-            project(dropped.as_ref().unwrap_or(x), adapter.down_col, adapter.lora.rank);
+        for part in &adapter.parts {
+            let dropped = adapter.dropped(device, x, part);
+            project(adapter.input(x, dropped.as_ref()), part.down_col, part.lora.rank);
         }
     }
     Some(u)
 }
 
-/// `d_B += d_yᵀ u`, `d_A += scale · d_uᵀ dropout(x)`; returns `d_u = d_y B [t, Σ rank]`, the
-/// gradient of the scaled down-projection.
+/// `d_B += d_yᵀ u`, `d_A += scale · d_uᵀ dropout(x)` over each adapter's rows; returns
+/// `d_u = d_y B [t, widest rank]`, the gradient of the scaled down-projections `u`.
 pub(super) fn gradients(
     sweep: &mut Sweep<'_, '_>,
-    adapters: &LowRanks<'_>,
+    adapters: &[Adapter<'_>],
     x: &Tensor,
     u: Tensor,
     d_y: &Tensor,
-    step: Option<StepKey>,
 ) -> Tensor {
-    let ((t, _), (_, width)) = (rows_cols(x.shape()), rows_cols(d_y.shape()));
-    let (rank, compute) = (adapters.rank, sweep.dtype());
-    let mut d_u = sweep.workspace(compute, &[t, rank]);
-    let bytes = d_y.num_bytes() + d_u.num_bytes();
-    let cost = |name| Cost::memory(name, bytes).with(Work::Thin, adapters.up_flops(t));
-    if let Some(on) = sweep.device.begin(cost("d_lora_u")) {
-        let term = |(adapter, b): (LowRank<'_>, _)| {
-            let (rank, k) = (adapter.lora.rank, adapter.out_features);
-            let a = Matrix::rows(d_y.view(), width).from_col(adapter.out_col);
-            [Term { a, b: Matrix::rows(b, rank), k }]
-        };
-        let terms: Vec<_> = adapters.with_b(Context::of_sweep(sweep)).map(term).collect();
-        let products = adapters.all.iter().zip(&terms).map(|(adapter, terms)| {
-            let target = Place::columns(t, adapter.lora.rank, rank, adapter.down_col);
-            Product { terms, epilogue: Epilogue::default(), target }
-        });
-        on.gemm(compute, &products.collect::<Vec<_>>(), d_u.view_mut());
-    }
-    if let Some(on) = sweep.device.begin(cost("d_lora_b")) {
-        for &LowRank { lora, out_col, out_features, down_col, .. } in &adapters.all {
-            // As `d_Bᵀ = uᵀ d_y`: `d_y` is read along its rows, `u` is the one to transpose.
-            let a = Matrix::rows(u.view(), rank).from_col(down_col).transposed();
-            let terms = [Term { a, b: Matrix::rows(d_y.view(), width).from_col(out_col), k: t }];
-            let epilogue = Epilogue { accumulate: true, ..Epilogue::default() };
-            let target = Place::whole(out_features, lora.rank).transposed();
-            let product = Product { terms: &terms, epilogue, target };
-            on.gemm(compute, &[product], sweep.gradients.get_mut(lora.b).view_mut());
-        }
+    let d_u = down_projection_gradients(sweep, adapters, d_y, &u);
+    for adapter in adapters {
+        up_gradients(sweep, adapter, &u, d_y);
     }
     drop(u);
-    // Adapters of one input share a product, unless each dropped other elements of it.
-    if adapters.keep_all(step) {
-        down_gradients(sweep, &adapters.all, x, &d_u);
-    } else {
-        for adapter in &adapters.all {
-            let dropped = adapter.dropped(sweep.device, x, step);
-            let x = dropped.as_ref().unwrap_or(x);
-            down_gradients(sweep, std::slice::from_ref(adapter), x, &d_u);
+    for adapter in adapters {
+        // Parts share a product, unless each dropped other elements of the input.
+        if adapter.keeps_all() {
+            down_gradients(sweep, adapter, &adapter.parts, adapter.input(x, None), &d_u);
+            continue;
+        }
+        for part in &adapter.parts {
+            let dropped = adapter.dropped(sweep.device, x, part);
+            let (part, rows) = (std::slice::from_ref(part), adapter.input(x, dropped.as_ref()));
+            down_gradients(sweep, adapter, part, rows, &d_u);
         }
     }
     d_u
 }
 
-/// `d_A += scale · d_uᵀ x` for adapters that stand side by side in `d_u`.
-fn down_gradients(sweep: &mut Sweep<'_, '_>, adapters: &[LowRank<'_>], x: &Tensor, d_u: &Tensor) {
-    let ((t, k), (_, width)) = (rows_cols(x.shape()), rows_cols(d_u.shape()));
-    let (first_col, rank) = (adapters[0].down_col, adapters.iter().map(|a| a.lora.rank).sum());
+/// Cost of a product of `d_y` or down-projections, with these two and each adapter's `B` or its
+/// gradient.
+fn up_cost(name: &'static str, adapters: &[Adapter<'_>], d_y: &Tensor, u: &Tensor) -> Cost {
+    let of_row = d_y.shape()[1] * d_y.dtype().size() + u.shape()[1] * u.dtype().size();
+    let rows: usize = adapters.iter().map(|adapter| adapter.rows.len()).sum();
+    let flops = adapters.iter().map(Adapter::up_flops).sum();
+    Cost::memory(name, rows * of_row).with(Work::Thin, flops)
+}
+
+/// `d_u = d_y B`, as wide as `u`.
+fn down_projection_gradients(
+    sweep: &Sweep<'_, '_>,
+    adapters: &[Adapter<'_>],
+    d_y: &Tensor,
+    u: &Tensor,
+) -> Tensor {
+    let mut d_u = sweep.workspace(sweep.dtype(), u.shape());
+    let cost = up_cost("d_lora_u", adapters, d_y, u);
+    let Some(on) = sweep.device.begin(cost) else { return d_u };
+    let context = Context::of_sweep(sweep);
+    let mut described = Vec::new();
+    for adapter in adapters {
+        described.extend(adapter.with_b(context).map(|(part, b)| {
+            let d_y = adapter.rows_of(d_y).from_col(part.out_col);
+            let b = Matrix::rows(b, part.lora.rank);
+            let target = adapter.place(part.lora.rank, u.shape()[1], part.down_col);
+            ([Term::new(d_y, b, part.out_features)], target)
+        }));
+    }
+    let product = |(terms, target)| Product { terms, epilogue: Epilogue::default(), target };
+    let products: Vec<Product<'_>> =
+        described.iter().map(|(terms, target)| product((&terms[..], *target))).collect();
+    on.gemm(sweep.dtype(), &products, d_u.view_mut());
+    d_u
+}
+
+/// `d_B += d_yᵀ u` over an adapter's rows.
+fn up_gradients(sweep: &mut Sweep<'_, '_>, adapter: &Adapter<'_>, u: &Tensor, d_y: &Tensor) {
+    let cost = up_cost("d_lora_b", std::slice::from_ref(adapter), d_y, u);
+    let Some(on) = sweep.device.begin(cost) else { return };
+    for &LowRank { lora, out_col, out_features, down_col, .. } in &adapter.parts {
+        // As `d_Bᵀ = uᵀ d_y`: `d_y` is read along its rows, `u` is the one to transpose.
+        let a = adapter.rows_of(u).from_col(down_col).transposed();
+        let terms = [Term::new(a, adapter.rows_of(d_y).from_col(out_col), adapter.rows.len())];
+        let epilogue = Epilogue { accumulate: true, ..Epilogue::default() };
+        let target = Place::whole(out_features, lora.rank).transposed();
+        let product = Product { terms: &terms, epilogue, target };
+        on.gemm(sweep.dtype(), &[product], sweep.gradients.get_mut(lora.b).view_mut());
+    }
+}
+
+/// `d_A += scale · d_uᵀ x` over an adapter's rows, `x` being no more than these, for parts that
+/// stand side by side in `d_u`.
+fn down_gradients(
+    sweep: &mut Sweep<'_, '_>,
+    adapter: &Adapter<'_>,
+    parts: &[LowRank<'_>],
+    x: RowsFrom<'_>,
+    d_u: &Tensor,
+) {
+    let (t, k) = (adapter.rows.len(), x.x.shape()[1]);
+    let (first_col, rank) = (parts[0].down_col, parts.iter().map(|part| part.lora.rank).sum());
     let mut d_a = sweep.workspace(DType::F32, &[rank, k]);
-    let bytes = x.num_bytes() + t * rank * d_u.dtype().size() + d_a.num_bytes();
+    let bytes = t * k * x.x.dtype().size() + t * rank * d_u.dtype().size() + d_a.num_bytes();
     let cost = Cost::memory("d_lora_a", bytes).with(Work::Thin, 2 * rank * k * t);
     if let Some(on) = sweep.device.begin(cost) {
-        let a = Matrix::rows(d_u.view(), width).from_col(first_col).transposed();
-        let terms = [Term { a, b: Matrix::rows(x.view(), k), k: t }];
-        let target = Place::whole(rank, k);
-        let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
+        let a = adapter.rows_of(d_u).from_col(first_col).transposed();
+        let (terms, epilogue) = ([Term::new(a, x.matrix(), t)], Epilogue::default());
+        let product = Product { terms: &terms, epilogue, target: Place::whole(rank, k) };
         on.gemm(sweep.dtype(), &[product], d_a.view_mut());
-        for LowRank { lora, down_col, .. } in adapters {
+        for LowRank { lora, down_col, .. } in parts {
             let rows = d_a.view().part((down_col - first_col) * k, lora.rank * k);
             on.add_scaled(rows, lora.scale, sweep.gradients.get_mut(lora.a).view_mut());
         }
     }
 }
 
-/// `d_x += mask · scale · (d_u A)` for each adapter whose input was dropped.
+/// `d_x += mask · scale · (d_u A)` for each part whose input was dropped.
 pub(super) fn add_dropped_gradients(
     sweep: &Sweep<'_, '_>,
-    adapters: &LowRanks<'_>,
+    adapters: &[Adapter<'_>],
     d_u: &Tensor,
     d_x: &mut Tensor,
-    step: Option<StepKey>,
 ) {
-    let (t, k) = rows_cols(d_x.shape());
-    for adapter in &adapters.all {
-        let (LowRank { lora, down_col, .. }, Some(mask)) = (*adapter, adapter.mask(step)) else {
-            continue;
-        };
-        let mut d_dropped = sweep.workspace(DType::F32, &[t, k]);
-        let bytes = d_dropped.num_bytes() + d_x.num_bytes();
-        // Rounded, with its scale, or as it is.
-        let rounded = sweep.adapters.of(adapters.all[0].lora.a);
-        let rounded = rounded.map(|rounded| (&rounded.a, down_col * k, 1.0));
-        let (a, offset, scale) = rounded.unwrap_or((sweep.params.value(lora.a), 0, lora.scale));
-        let cost = Cost::memory("d_dropout", bytes)
-            .with_scratch(super::converted_bytes(sweep.device, sweep.dtype(), [a]))
-            .with(Work::Thin, 2 * t * k * lora.rank)
-            .with(Work::Elementwise, DROPOUT_FLOPS * t * k);
-        let Some(on) = sweep.device.begin(cost) else { continue };
+    for adapter in adapters {
+        for part in &adapter.parts {
+            if let Some(mask) = adapter.mask(part) {
+                add_dropped_gradient(sweep, adapter, part, mask, d_u, d_x);
+            }
+        }
+    }
+}
+
+fn add_dropped_gradient(
+    sweep: &Sweep<'_, '_>,
+    adapter: &Adapter<'_>,
+    part: &LowRank<'_>,
+    mask: Mask,
+    d_u: &Tensor,
+    d_x: &mut Tensor,
+) {
+    let (t, k) = (adapter.rows.len(), d_x.shape()[1]);
+    let mut d_dropped = sweep.workspace(DType::F32, &[t, k]);
+    let bytes = d_dropped.num_bytes() + t * k * d_x.dtype().size();
+    // Rounded, with its scale, or as it is.
+    let LowRank { lora, down_col, .. } = *part;
+    let rounded = sweep.adapters.of(adapter.parts[0].lora.a);
+    let rounded = rounded.map(|rounded| (&rounded.a, down_col * k, 1.0));
+    let (a, offset, scale) = rounded.unwrap_or((sweep.params.value(lora.a), 0, lora.scale));
+    let cost = Cost::memory("d_dropout", bytes)
+        .with_scratch(converted_bytes(sweep.device, sweep.dtype(), [a]))
+        .with(Work::Thin, 2 * t * k * lora.rank)
+        .with(Work::Elementwise, DROPOUT_FLOPS * t * k);
+    if let Some(on) = sweep.device.begin(cost) {
         let b = Matrix { offset, ..Matrix::rows(a.view(), k) };
-        let a = Matrix::rows(d_u.view(), adapters.rank).from_col(down_col);
         let product = Product {
-            terms: &[Term { a, b, k: lora.rank }],
+            terms: &[Term::new(adapter.rows_of(d_u).from_col(down_col), b, lora.rank)],
             epilogue: Epilogue { scale, ..Epilogue::default() },
             target: Place::whole(t, k),
         };
         on.gemm(sweep.dtype(), &[product], d_dropped.view_mut());
-        on.add_masked(mask, d_dropped.view(), d_x.view_mut());
+        let rows = d_x.view_mut().part(adapter.rows.start * k, t * k);
+        on.add_masked(mask, d_dropped.view(), rows);
     }
 }

@@ -3,6 +3,10 @@
 //! `y = x Wᵀ + bias + scale · (dropout(x) Aᵀ) Bᵀ (+ residual)`, several projections side by side in
 //! one output row. The adapter's up-projection is `rank` more columns of the same contraction, so
 //! it costs no pass over the output; down-projections of one input are one product.
+//!
+//! Different rows may have different adapters ([`crate::AdapterRows`]), or none: the product with
+//! the weight is of all rows, an adapter's terms are of its own. On the CPU outputs and gradients
+//! have the bits of separate passes over the rows of each.
 
 mod gradients;
 mod low_rank;
@@ -13,7 +17,8 @@ use crate::tape::Sweep;
 use crate::{Cost, DType, Device, Params, Projection, Tape, Tensor, Var, Work};
 use gradients::Backward;
 use hone_kernels::gemm::{Epilogue, Matrix, Place, Product, Term};
-use low_rank::LowRanks;
+use low_rank::Adapter;
+use std::sync::Arc;
 
 /// `x [t, k]`, projections `[n_i, k]` → `[t, Σ n_i]` in the compute type, or, with a `residual`
 /// `[t, Σ n_i]` f32 to add to, in f32.
@@ -28,16 +33,18 @@ pub fn linear<'a>(
     let width: usize = projections.iter().map(Projection::out_features).sum();
     let dtype = if residual.is_some() { DType::F32 } else { tape.dtype() };
     let mut y = tape.activation(dtype, &[t, width]);
-    let down = low_rank::down_projections(tape, x.value(), projections);
-    project(tape, x.value(), projections, down.as_ref(), residual.as_ref(), &mut y);
+    let adapters = low_rank::adapters(projections, tape.adapter_rows(), t);
+    let down = low_rank::down_projections(tape, x.value(), &adapters);
+    let adapted = Adapted { adapters: &adapters, down: down.as_ref() };
+    project(tape, x.value(), projections, adapted, residual.as_ref(), &mut y);
     let residual_grad = residual.as_ref().is_some_and(Var::requires_grad);
     let inner_grad = x.requires_grad() || projections.iter().any(Projection::is_trained);
     let residual = residual.map(|r| r.id());
     if !(tape.is_recording() && (inner_grad || residual_grad)) {
         return tape.push(y, inner_grad || residual_grad, |_, _| {});
     }
-    let input = Input::kept_for(projections, x);
-    let layer = Backward { projections, down, step: tape.step() };
+    let input = Input::kept_for(projections, &adapters, x);
+    let layer = Backward { projections, adapter_rows: Arc::clone(tape.adapter_rows()), down };
     tape.push(y, true, move |sweep, d_y| {
         if inner_grad {
             let id = input.id;
@@ -63,15 +70,16 @@ struct Input {
 }
 
 impl Input {
-    fn kept_for(projections: &[Projection], x: Var) -> Self {
-        let needs_input = |p: &Projection| p.weight.param().is_some() || p.lora.is_some();
+    fn kept_for(projections: &[Projection], adapters: &[Adapter<'_>], x: Var) -> Self {
+        let is_trained = |p: &Projection| p.weight.param().is_some();
+        let is_needed = !adapters.is_empty() || projections.iter().any(is_trained);
         let (t, k) = rows_cols(x.value().shape());
         Self {
             id: x.id(),
             requires_grad: x.requires_grad(),
             dtype: x.value().dtype(),
             shape: [t, k],
-            value: projections.iter().any(needs_input).then(|| x.into_value()),
+            value: is_needed.then(|| x.into_value()),
         }
     }
 
@@ -101,17 +109,32 @@ impl<'s> Context<'s> {
     }
 }
 
+/// Adapters, and the down-projections of all rows, or their gradient; `None` without adapters.
+#[derive(Clone, Copy)]
+struct Adapted<'s, 'p> {
+    adapters: &'s [Adapter<'p>],
+    down: Option<&'s Tensor>,
+}
+
+impl<'s> Adapted<'s, '_> {
+    /// What is added to the product of each projection, with the number of the projection.
+    fn up_projections(self, context: Context<'s>) -> Vec<(usize, Term<'s>)> {
+        let Some(down) = self.down else { return Vec::new() };
+        self.adapters.iter().flat_map(|adapter| adapter.up_projections(context, down)).collect()
+    }
+}
+
 /// `y`: projections of `x`, with their adapters.
 fn project(
     tape: &Tape<'_>,
     x: &Tensor,
     projections: &[Projection],
-    down: Option<&Tensor>,
+    adapted: Adapted<'_, '_>,
     residual: Option<&Var>,
     y: &mut Tensor,
 ) {
     let ((t, k), params) = (rows_cols(x.shape()), tape.params());
-    let (width, adapters) = (y.shape()[1], LowRanks::of(projections));
+    let width = y.shape()[1];
     let weights: usize = projections.iter().map(|p| params.resolve(&p.weight).num_bytes()).sum();
     let in_integers = |p: &Projection| is_integer_for(tape.device(), tape.compute(), params, p);
     let int8_width: usize =
@@ -121,23 +144,24 @@ fn project(
     let in_eight_bits = InEightBits::of(device, tape.compute(), direction, params, projections);
     let held = in_eight_bits.which(false, projections).map(|p| params.resolve(&p.weight));
     let context = Context::of_tape(tape);
-    let held = held.chain(adapters.unrounded_b(context));
+    let held = held.chain(adapted.adapters.iter().flat_map(|adapter| adapter.unrounded_b(context)));
     let scratch = converted_bytes(device, tape.dtype(), held)
         + in_eight_bits.bytes(projections, |p| [t, p.out_features(), k]);
     let eight_bits = int8_width + in_eight_bits.width(projections);
+    let up_flops: usize = adapted.adapters.iter().map(Adapter::up_flops).sum();
     let cost = Cost::memory("linear", x.num_bytes() + weights + y.num_bytes())
         .with_scratch(scratch)
         .with(Work::Int8, 2 * t * eight_bits * k)
-        .with(Work::Product, 2 * t * (width - eight_bits) * k + adapters.up_flops(t));
+        .with(Work::Product, 2 * t * (width - eight_bits) * k + up_flops);
     let Some(on) = device.begin(cost) else { return };
-    let mut up_projections = adapters.up_projections(context, down);
+    let of_adapters = adapted.up_projections(context);
     let mut terms = Vec::new();
     for (i, projection) in projections.iter().enumerate() {
         let w = Matrix::rows(params.resolve(&projection.weight).view(), k).transposed();
         let x = quantised.as_ref().filter(|_| in_integers(projection)).unwrap_or(x);
-        let own = Term { a: Matrix::rows(x.view(), k), b: w, k };
-        let up = up_projections.next_if(|(of, _)| *of == i).map(|(_, term)| term);
-        terms.push(std::iter::once(own).chain(up).collect::<Vec<_>>());
+        let own = Term::new(Matrix::rows(x.view(), k), w, k);
+        let added = of_adapters.iter().filter(|(of, _)| *of == i).map(|(_, term)| *term);
+        terms.push(std::iter::once(own).chain(added).collect::<Vec<_>>());
     }
     let add = residual.map(|residual| residual.value().view());
     let mut col = 0;
