@@ -110,7 +110,7 @@ const MAX_TOKENS: usize = 64;
 
 fn write_and_compare(opened: &Opened, dtype: DType, out: &Path) -> Result<Fidelity, Failure> {
     let Opened { device, model, .. } = opened;
-    let is_adapted = model.decoder.projections().any(|(_, p)| p.lora.is_some());
+    let is_adapted = model.decoder.projections().any(|(_, p)| !p.adapters.is_empty());
     // A model as it was keeps the ends that it was published with.
     let end_of_turn = opened.tokenizer.turn_end_id().filter(|_| is_adapted);
     export_hf(model, device, ExportOptions { base_dir: &opened.dir, dtype, end_of_turn }, out)?;

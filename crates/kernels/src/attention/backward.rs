@@ -3,10 +3,10 @@
 //!
 //! Scores are computed again, transposed (`k qᵀ`), so that probabilities and score gradients are
 //! rows of keys and serve as left operands for `d_v` and `d_k` as they are; only `d_q` needs them
-//! turned. `d_k` and `d_v` of a block are its task's own, and the query heads of a key-value head are
-//! added up in their order. To `d_q` of a block of queries the blocks of keys add one after another:
-//! a task waits until the one before it has passed those queries. So a single long sequence keeps
-//! many threads busy, and the order of every sum is fixed.
+//! turned. `d_k` and `d_v` of a block are its task's own, and the query heads of a key-value head
+//! are added up in their order. To `d_q` of a block of queries the blocks of keys add one after
+//! another: a task waits until the one before it has passed those queries. So a single long
+//! sequence keeps many threads busy, and the order of every sum is fixed.
 
 use super::rows::{lines, transposed, used_rows};
 use super::{Heads, Inputs, Rows, Sequence};
@@ -321,8 +321,8 @@ impl<T: Typed, M: Tile> Kernel for Backward<'_, T, M> {
 }
 
 impl<T: Typed, M: Tile> Backward<'_, T, M> {
-    /// This head's part of row `t` of the sequence of `d_q` (0), or its key-value head's of `d_k` (1)
-    /// or `d_v` (2).
+    /// This head's part of row `t` of the sequence of `d_q` (0), or its key-value head's of `d_k`
+    /// (1) or `d_v` (2).
     #[inline(always)]
     #[allow(clippy::mut_from_ref)]
     fn gradient(&self, which: usize, t: usize) -> &mut [f32] {

@@ -4,9 +4,9 @@
 //!
 //! Operands are strided views, so the forward product `x · Wᵀ`, the input gradient `dy · W` and the
 //! gradient `dyᵀ · x` of an adapter's matrix are the same function on other strides, and a low-rank
-//! adapter is one more term, of all rows or of some. Products that share an output are handed out to the threads together.
-//! Gradients of whole weights have a function of their own, [`add_weight_gradient`], which packs
-//! each operand once.
+//! adapter is one more term, of all rows or of some. Products that share an output are handed out
+//! to the threads together. Gradients of whole weights have a function of their own,
+//! [`add_weight_gradient`], which packs each operand once.
 
 pub(crate) mod block;
 mod cpu;

@@ -117,8 +117,8 @@ fn dropout_is_the_same_wherever_it_is_computed() {
     assert!(outcome(1, Recompute::None, None) != expected);
 }
 
-/// Two adapters over one base, each with a sequence of one batch and micro-batches of its own, and a
-/// sequence without: log-probabilities and gradients are those of separate passes.
+/// Two adapters over one base, each with a sequence of one batch and micro-batches of its own, and
+/// a sequence without: log-probabilities and gradients are those of separate passes.
 #[test]
 fn adapters_side_by_side_have_the_bits_of_each_alone() {
     for golden in ["tied_gqa", "untied_bias_linear"].map(Golden::load) {

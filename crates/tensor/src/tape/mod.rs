@@ -135,8 +135,8 @@ impl<'a> Tape<'a> {
         Self { device, params, compute, adapter_rows, recording: true, nodes, num_vars, adapters }
     }
 
-    /// Gives an adapter to each of some ranges of rows, instead of the only one to all. Rows in none
-    /// of them go without.
+    /// Gives an adapter to each of some ranges of rows, instead of the only one to all. Rows in
+    /// none of them go without.
     ///
     /// # Panics
     /// If ranges overlap or do not ascend.
