@@ -60,7 +60,26 @@ pub struct Dataset {
     /// End of each group's rows.
     group_ends: Vec<u32>,
     files: Vec<String>,
+    parts: Vec<Part>,
     report: DataReport,
+}
+
+/// Neighbouring groups that an epoch sees equally often.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Part {
+    pub weight: f64,
+    pub groups: Range<u32>,
+}
+
+impl Part {
+    /// Groups that an epoch takes from it: `weight` times as many as there are, rounded, but at
+    /// least one where there is one.
+    pub fn groups_per_epoch(&self) -> usize {
+        match self.groups.len() {
+            0 => 0,
+            all => (self.weight * all as f64).round().max(1.0) as usize,
+        }
+    }
 }
 
 impl Dataset {
@@ -119,9 +138,25 @@ impl Dataset {
         &mut self.report
     }
 
+    /// What the set is mixed from, in order.
+    pub(crate) fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// Groups from here on have this weight. Neighbours of one weight are one part, so that the
+    /// order is a function of the files and their weights alone, however they were named.
+    pub(crate) fn start_part(&mut self, weight: f64) {
+        if self.parts.last().is_none_or(|part| part.weight != weight) {
+            let start = self.group_ends.len() as u32;
+            self.parts.push(Part { weight, groups: start..start });
+        }
+    }
+
     pub(crate) fn start_file(&mut self, file: &str, format: String) {
         self.files.push(file.to_owned());
-        self.report.files.push(FileReport { file: file.to_owned(), format, records: 0, rows: 0 });
+        let weight = self.parts.last().map_or(1.0, |part| part.weight);
+        let file = file.to_owned();
+        self.report.files.push(FileReport { file, format, records: 0, rows: 0, weight });
     }
 
     /// Keeps a warning on a record of the present file.
@@ -139,6 +174,9 @@ impl Dataset {
     /// Makes one group of the rows since the one before.
     pub(crate) fn end_group(&mut self) {
         self.group_ends.push(self.ends.len() as u32);
+        if let Some(part) = self.parts.last_mut() {
+            part.groups.end += 1;
+        }
     }
 
     /// Adds a row to the group that is not ended yet.
@@ -206,6 +244,13 @@ pub struct FileReport {
     pub records: usize,
     /// Rows made of them.
     pub rows: usize,
+    /// How often an epoch sees each of them.
+    #[serde(default = "once")]
+    pub weight: f64,
+}
+
+fn once() -> f64 {
+    1.0
 }
 
 /// Rows of more tokens than the bin before and at most `up_to`.

@@ -24,5 +24,5 @@ pub use error::{DataError, FaultKind, RecordFault};
 pub use load::load;
 pub use order::{Cursor, Order};
 pub use packing::{IGNORE, MicroBatch, Unit, pack_in_order};
-pub use spec::{Format, OnError, Overlong, RecordKind, RecordSpec};
+pub use spec::{Format, OnError, Overlong, RecordKind, RecordSpec, WeightedPath};
 pub use tokenizer::{DecodeStream, Encoded, Tokenizer};

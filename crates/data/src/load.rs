@@ -7,7 +7,7 @@ use crate::error::{DataError, FaultKind, RecordFault};
 use crate::preference;
 use crate::record::{Layout, Record};
 use crate::source::{self, Contents, RawRecord};
-use crate::spec::{Format, OnError, Overlong, RecordKind, RecordSpec};
+use crate::spec::{Format, OnError, Overlong, RecordKind, RecordSpec, WeightedPath};
 use crate::tokenizer::{Encoded, Tokenizer};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -15,7 +15,20 @@ use std::ops::Range;
 
 /// Loads all files of `paths` (names or globs, in order) as `spec` says. The set has at least one
 /// row, and each row at least one target.
-pub fn load(paths: &[String], spec: &RecordSpec, tok: &Tokenizer) -> Result<Dataset, DataError> {
+pub fn load<P: Into<WeightedPath>>(
+    paths: impl IntoIterator<Item = P>,
+    spec: &RecordSpec,
+    tok: &Tokenizer,
+) -> Result<Dataset, DataError> {
+    let paths = paths.into_iter().map(Into::into).collect::<Vec<_>>();
+    load_weighted(&paths, spec, tok)
+}
+
+fn load_weighted(
+    paths: &[WeightedPath],
+    spec: &RecordSpec,
+    tok: &Tokenizer,
+) -> Result<Dataset, DataError> {
     if spec.max_seq_len < 2 {
         return Err(DataError::setup(
             format!("max_seq_len = {} leaves nothing to predict", spec.max_seq_len),
@@ -24,20 +37,26 @@ pub fn load(paths: &[String], spec: &RecordSpec, tok: &Tokenizer) -> Result<Data
     }
     let mut loader = Loader { spec, tok, dataset: Dataset::default(), notes: Notes::default() };
     let source::Files { files, repeated } = source::expand(paths)?;
-    for file in repeated {
-        loader.dataset.report_mut().warn(format!("{file} is named more than once and read once"));
+    for WeightedPath { path, weight } in repeated {
+        let with = if weight == 1.0 { String::new() } else { format!(", with weight {weight}") };
+        let what = format!("{path} is named more than once and read once{with}");
+        loader.dataset.report_mut().warn(what);
     }
-    for file in files {
-        match source::read(&file, spec.format == Format::Text)? {
-            Contents::Document(text) => loader.document(&file, &text)?,
-            Contents::Records(records) => loader.records(&file, records)?,
+    for (WeightedPath { weight, .. }, files) in paths.iter().zip(files) {
+        loader.dataset.start_part(*weight);
+        for file in files {
+            match source::read(&file, spec.format == Format::Text)? {
+                Contents::Document(text) => loader.document(&file, &text)?,
+                Contents::Records(records) => loader.records(&file, records)?,
+            }
         }
     }
     if loader.dataset.is_empty() {
         let skipped = loader.dataset.report().skipped;
         let first = loader.dataset.report().warnings.first().cloned().unwrap_or_default();
+        let paths = paths.iter().map(|path| path.path.as_str()).collect::<Vec<_>>().join(", ");
         return Err(DataError::setup(
-            format!("no rows are left in {}: {skipped} records were skipped", paths.join(", ")),
+            format!("no rows are left in {paths}: {skipped} records were skipped"),
             format!("correct the records; the first: {first}"),
         ));
     }

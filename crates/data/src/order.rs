@@ -1,8 +1,9 @@
-//! Which units an optimizer step takes: for each epoch the rows are shuffled, packed, and the units
-//! shuffled. The order depends on the data, the seed and the epoch alone, so a cursor of two
-//! numbers resumes it anywhere, and micro-batch size or number of ranks cannot change it.
+//! Which units an optimizer step takes: for each epoch rows are taken from each part of the mixture
+//! as often as its weight says, shuffled, packed, and the units shuffled. The order depends on the
+//! data, the seed and the epoch alone, so a cursor of two numbers resumes it anywhere, and
+//! micro-batch size or number of ranks cannot change it.
 
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, Part};
 use crate::error::DataError;
 use crate::packing::{Group, Unit, groups, pack_decreasing};
 use crate::random::Stream;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 /// Domains of the random streams.
 const ROWS: u16 = 1;
 const UNITS: u16 = 2;
+const FRACTIONS: u16 = 3;
 /// Rows that are packed at most, over all epochs, to count a run's steps: some ten seconds.
 const MAX_COUNTED_ROWS: u64 = 100_000_000;
 
@@ -25,13 +27,20 @@ pub struct Cursor {
 
 /// The order of training.
 pub struct Order {
-    groups: Vec<Group>,
-    unit_tokens: usize,
+    mixture: Mixture,
     units_per_step: usize,
     seed: u64,
     epoch: u64,
     /// The units of `epoch`, in order.
     units: Vec<Unit>,
+}
+
+/// What every epoch is made of.
+struct Mixture {
+    groups: Vec<Group>,
+    parts: Vec<Part>,
+    /// Slots of a unit.
+    unit_tokens: usize,
 }
 
 impl Order {
@@ -50,8 +59,9 @@ impl Order {
             ));
         }
         let groups = groups(dataset, unit_tokens)?;
-        let units = epoch_units(&groups, unit_tokens, seed, 0);
-        Ok(Self { groups, unit_tokens, units_per_step, seed, epoch: 0, units })
+        let mixture = Mixture { groups, parts: dataset.parts().to_vec(), unit_tokens };
+        let units = mixture.units(seed, 0);
+        Ok(Self { mixture, units_per_step, seed, epoch: 0, units })
     }
 
     /// Steps of one epoch; the last may have fewer units.
@@ -63,7 +73,7 @@ impl Order {
     /// Steps of the first `num_epochs` epochs. Epochs differ a little, as each is packed anew.
     /// Refuses more epochs than can be packed in some seconds to be counted.
     pub fn total_steps(&self, num_epochs: u64) -> Result<u64, DataError> {
-        let rows = self.groups.len() as u64;
+        let rows = self.mixture.parts.iter().map(Part::groups_per_epoch).sum::<usize>() as u64;
         let most = MAX_COUNTED_ROWS / rows.max(1);
         if num_epochs > most.max(1) {
             return Err(DataError::setup(
@@ -72,7 +82,7 @@ impl Order {
             ));
         }
         let steps = |epoch| {
-            let units = epoch_units(&self.groups, self.unit_tokens, self.seed, epoch);
+            let units = self.mixture.units(self.seed, epoch);
             units.len().div_ceil(self.units_per_step) as u64
         };
         Ok((0..num_epochs).map(steps).sum())
@@ -97,16 +107,38 @@ impl Order {
 
     fn turn_to(&mut self, epoch: u64) {
         if epoch != self.epoch {
-            self.units = epoch_units(&self.groups, self.unit_tokens, self.seed, epoch);
+            self.units = self.mixture.units(self.seed, epoch);
             self.epoch = epoch;
         }
     }
 }
 
-fn epoch_units(groups: &[Group], unit_tokens: usize, seed: u64, epoch: u64) -> Vec<Unit> {
-    let mut order = (0..groups.len() as u32).collect::<Vec<_>>();
-    Stream::new(seed, epoch, ROWS).shuffle(&mut order);
-    let mut units = pack_decreasing(&order, groups, unit_tokens);
-    Stream::new(seed, epoch, UNITS).shuffle(&mut units);
-    units
+impl Mixture {
+    /// The units of an epoch, in order.
+    fn units(&self, seed: u64, epoch: u64) -> Vec<Unit> {
+        let mut order = self.groups_of(seed, epoch);
+        Stream::new(seed, epoch, ROWS).shuffle(&mut order);
+        let mut units = pack_decreasing(&order, &self.groups, self.unit_tokens);
+        Stream::new(seed, epoch, UNITS).shuffle(&mut units);
+        units
+    }
+
+    /// The groups of an epoch, part by part: all as often as the whole number of their weight says,
+    /// and so many more, drawn without repetition, that their share is right.
+    fn groups_of(&self, seed: u64, epoch: u64) -> Vec<u32> {
+        let mut stream = Stream::new(seed, epoch, FRACTIONS);
+        let mut taken = Vec::new();
+        for part in self.parts.iter().filter(|part| !part.groups.is_empty()) {
+            let (all, wanted) = (part.groups.len(), part.groups_per_epoch());
+            for _ in 0..wanted / all {
+                taken.extend(part.groups.clone());
+            }
+            if wanted % all > 0 {
+                let mut drawn = part.groups.clone().collect::<Vec<_>>();
+                stream.shuffle(&mut drawn);
+                taken.extend(&drawn[..wanted % all]);
+            }
+        }
+        taken
+    }
 }

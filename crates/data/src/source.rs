@@ -1,8 +1,10 @@
 //! Files of records: globs, JSON arrays, JSON lines, plain text. Knows no record formats.
 
 use crate::error::{DataError, RecordFault};
+use crate::spec::WeightedPath;
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 /// Longest record accepted, in bytes: a line without an end is a wrong file, not a record.
@@ -25,26 +27,35 @@ pub(crate) struct RawRecord {
 /// What paths stand for.
 #[derive(Default)]
 pub(crate) struct Files {
-    /// The files, none twice.
-    pub files: Vec<String>,
-    /// Names of files that were named before.
-    pub repeated: Vec<String>,
+    /// The files of each path, none twice.
+    pub files: Vec<Vec<String>>,
+    /// Files that were named before, and the weight that they are read with.
+    pub repeated: Vec<WeightedPath>,
 }
 
 /// The files that `paths` (names or globs) stand for: in the given order, a glob's matches sorted,
 /// none twice.
-pub(crate) fn expand(paths: &[String]) -> Result<Files, DataError> {
+pub(crate) fn expand(paths: &[WeightedPath]) -> Result<Files, DataError> {
     if paths.is_empty() {
         return Err(DataError::setup("no data files are named", "name at least one path or glob"));
     }
-    let (mut found, mut seen) = (Files::default(), BTreeSet::new());
-    for file in paths.iter().map(|path| matches(path)).collect::<Result<Vec<_>, _>>()?.concat() {
-        // Two spellings may name one file.
-        let real = std::fs::canonicalize(&file).unwrap_or_else(|_| PathBuf::from(&file));
-        match seen.insert(real) {
-            true => found.files.push(file),
-            false => found.repeated.push(file),
+    let (mut found, mut weights) = (Files::default(), BTreeMap::new());
+    for WeightedPath { path, weight } in paths {
+        let mut files = Vec::new();
+        for file in matches(path)? {
+            // Two spellings may name one file.
+            let real = std::fs::canonicalize(&file).unwrap_or_else(|_| PathBuf::from(&file));
+            match weights.entry(real) {
+                Entry::Occupied(before) => {
+                    found.repeated.push(WeightedPath { path: file, weight: *before.get() });
+                }
+                Entry::Vacant(new) => {
+                    new.insert(*weight);
+                    files.push(file);
+                }
+            }
         }
+        found.files.push(files);
     }
     Ok(found)
 }

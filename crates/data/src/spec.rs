@@ -84,6 +84,22 @@ impl RecordKind {
     }
 }
 
+/// Files to load, and how often an epoch sees their rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WeightedPath {
+    /// A file or a glob pattern.
+    pub path: String,
+    /// How often an epoch sees each row, above 0: 2 is twice, 0.5 a half that differs from epoch
+    /// to epoch.
+    pub weight: f64,
+}
+
+impl From<&String> for WeightedPath {
+    fn from(path: &String) -> Self {
+        Self { path: path.clone(), weight: 1.0 }
+    }
+}
+
 /// How records become rows of tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RecordSpec {

@@ -142,6 +142,7 @@ impl RunDir {
                 ),
             ));
         }
+        self.check_weights(&manifest, setup)?;
         Ok(manifest.plan.policy(setup.unit_tokens()))
     }
 
@@ -184,6 +185,25 @@ impl RunDir {
             write_file_whole(&path, text.as_bytes())?;
         }
         Ok(())
+    }
+
+    /// Whether an epoch sees the rows of each file, which are the same, as often as when the run
+    /// was begun.
+    fn check_weights(&self, manifest: &Manifest, setup: &Setup) -> Result<(), TrainError> {
+        let (then, now) = (&manifest.data.train.files, &setup.train.report().files);
+        let changed = then.iter().zip(now).find(|(then, now)| then.weight != now.weight);
+        let Some((then, now)) = changed else { return Ok(()) };
+        Err(TrainError::Usage(
+            Code::ResumeSettingsChanged,
+            format!(
+                "--resume: the weight of {} in data.train is not that which {} was begun with: {} → \
+             {}. Change it back, or start a new run in another output.dir",
+                now.file,
+                self.0.display(),
+                then.weight,
+                now.weight,
+            ),
+        ))
     }
 
     /// Whether sums are ordered as when the run was begun: by the same kind of processor and, for a

@@ -97,7 +97,7 @@ impl Setup {
         let unit_tokens = max_seq_len * rows_per_unit(&run);
         let units_per_step = units_per_step(&run, unit_tokens, note);
         let spec = record_spec(&run, max_seq_len);
-        let train = hone_data::load(&run.data.train, &spec, &tokenizer)?;
+        let train = hone_data::load(&run.data.train.0, &spec, &tokenizer)?;
         let eval = evaluation_data(&run, &spec, &tokenizer)?;
         for data in std::iter::once(&train).chain(eval.as_ref().map(|(eval, _)| eval)) {
             check_tokens(data, &config)?;

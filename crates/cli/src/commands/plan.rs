@@ -44,6 +44,11 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
         "data     {} rows, {} tokens, {} of them targets",
         report.rows, report.tokens, report.target_tokens
     );
+    if report.files.iter().any(|file| file.weight != 1.0) {
+        for file in &report.files {
+            let _ = writeln!(text, "         {}: {} rows × {}", file.file, file.rows, file.weight);
+        }
+    }
     let held = match setup.lora {
         Some(_) => format!(", frozen weights held as {}", plan.base_precision),
         None => String::new(),

@@ -76,5 +76,5 @@ fn the_run_file_can_be_read_whatever_the_directory_is_called() {
     std::fs::write(&file, tuning_run_file(&base, &train, &test, &run)).unwrap();
     let read = RunFile::load(&file, &[]).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!((Path::new(&read.model.path), &read.output.dir), (base.as_path(), &run));
-    assert_eq!(read.data.train, [train.to_str().unwrap()]);
+    assert_eq!(read.data.train.0[0].path, train.to_str().unwrap());
 }

@@ -2,7 +2,9 @@
 
 use crate::fixture::Fixture;
 use hone_data::random::Stream;
-use hone_data::{Cursor, Dataset, IGNORE, MicroBatch, Order, RecordSpec, Unit, pack_in_order};
+use hone_data::{
+    Cursor, Dataset, IGNORE, MicroBatch, Order, RecordSpec, Unit, WeightedPath, load, pack_in_order,
+};
 
 const UNIT: usize = 64;
 
@@ -47,6 +49,78 @@ fn each_row_once_and_within_capacity() {
         }
         check_units(&set, &pack_in_order(&set, UNIT).unwrap());
     }
+}
+
+/// Files of so many rows, each with its weight.
+fn mixture(parts: &[(usize, f64)]) -> Dataset {
+    let fixture = Fixture::plain();
+    let paths = parts.iter().enumerate().map(|(i, &(rows, weight))| {
+        let lines = "{\"prompt\": \"p\", \"completion\": \" c\"}\n".repeat(rows);
+        let path = fixture.write(&format!("{i}.jsonl"), lines).display().to_string();
+        WeightedPath { path, weight }
+    });
+    let spec = RecordSpec { max_seq_len: UNIT, ..RecordSpec::default() };
+    load(paths.collect::<Vec<_>>(), &spec, &fixture.tokenizer).unwrap()
+}
+
+/// How often an epoch sees each row.
+fn times_seen(set: &Dataset, order: &mut Order, e: u64) -> Vec<usize> {
+    let mut seen = vec![0; set.len()];
+    let rows = epoch(order, e).into_iter().flat_map(|unit| unit.rows);
+    rows.for_each(|row| seen[row as usize] += 1);
+    seen
+}
+
+#[test]
+fn weights_say_how_often_rows_are_seen() {
+    let set = mixture(&[(40, 1.0), (10, 2.0), (30, 0.5), (9, 1.25), (3, 0.01)]);
+    let weights: Vec<_> = set.report().files.iter().map(|file| (file.rows, file.weight)).collect();
+    assert_eq!(weights, [(40, 1.0), (10, 2.0), (30, 0.5), (9, 1.25), (3, 0.01)]);
+    let mut order = Order::new(&set, UNIT, 2, 42).unwrap();
+    let mut halves = Vec::new();
+    for e in 0..4 {
+        let seen = times_seen(&set, &mut order, e);
+        assert!(seen[..40].iter().all(|&n| n == 1) && seen[40..50].iter().all(|&n| n == 2));
+        let part = |rows: std::ops::Range<usize>, least: usize, sum: usize| {
+            let seen = &seen[rows];
+            assert!(seen.iter().all(|&n| n == least || n == least + 1), "{seen:?}");
+            assert_eq!(seen.iter().sum::<usize>(), sum);
+        };
+        part(50..80, 0, 15);
+        part(80..89, 1, 11);
+        part(89..92, 0, 1);
+        halves.push(seen[50..80].to_vec());
+    }
+    assert!(halves.windows(2).all(|pair| pair[0] != pair[1]), "drawn anew for each epoch");
+    let again = times_seen(&set, &mut Order::new(&set, UNIT, 5, 42).unwrap(), 2);
+    assert_eq!(again[50..80], halves[2], "a function of seed and epoch");
+    let other = times_seen(&set, &mut Order::new(&set, UNIT, 2, 43).unwrap(), 2);
+    assert_ne!(other[50..80], halves[2]);
+}
+
+/// Steps of fractions and repetitions are resumed in mid-epoch.
+#[test]
+fn a_weighted_order_resumes_anywhere() {
+    let set = mixture(&[(25, 0.4), (11, 2.5)]);
+    let mut order = Order::new(&set, UNIT, 1, 3).unwrap();
+    let mut cursor = Cursor::default();
+    assert_eq!(order.total_steps(3).unwrap(), 3 * order.steps_in_epoch(0) as u64);
+    while cursor.epoch < 3 {
+        let mut resumed = Order::new(&set, UNIT, 1, 3).unwrap();
+        assert_eq!(resumed.step(&cursor), order.step(&cursor), "{cursor:?}");
+        order.advance(&mut cursor);
+    }
+}
+
+/// The order follows from files and weights, however they were named.
+#[test]
+fn neighbours_of_one_weight_are_one_part() {
+    let (apart, together) = (mixture(&[(5, 0.5), (5, 0.5)]), mixture(&[(10, 0.5)]));
+    let seen = |set: &Dataset| times_seen(set, &mut Order::new(set, UNIT, 1, 3).unwrap(), 1);
+    assert_eq!(seen(&apart), seen(&together));
+    // Without weights it is what it was before there were any.
+    let set = mixture(&[(7, 1.0), (5, 1.0)]);
+    assert!(seen(&set).iter().all(|&n| n == 1));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! is self-contained and fetches nothing. It is made from the files of the run directory alone,
 //! so it can be made at any time, also of a run that was killed.
 
+mod data;
 mod format;
 mod sections;
 mod sources;

@@ -3,20 +3,23 @@
 
 use std::fmt::Write as _;
 
+use super::data;
 use super::format::{bytes, count, escape, number, seconds, short_count};
-use super::sources::{Amounts, DataSet, InputFile, Sample, Sources};
+use super::sources::{Amounts, InputFile, Sample, Sources};
 
 /// What was trained on what, as plain text parts: model, data.
 pub(super) fn names(run: &Sources) -> (String, String) {
     let model = run.manifest.model.path.as_deref();
     let model = model.or_else(|| run.run_value("model", "path")?.as_str()).unwrap_or("model");
+    let path = |files: &toml::Value| -> Option<String> {
+        Some(base_name(files.as_str().or_else(|| files.get("path")?.as_str())?).to_owned())
+    };
     let data = match run.run_value("data", "train") {
         Some(toml::Value::Array(files)) => match files.as_slice() {
             [] => "data".to_owned(),
-            [one] => base_name(one.as_str().unwrap_or("data")).to_owned(),
+            [one] => path(one).unwrap_or("data".to_owned()),
             [one, rest @ ..] => {
-                let more = rest.len();
-                format!("{} and {more} more", base_name(one.as_str().unwrap_or("data")))
+                format!("{} and {} more", path(one).unwrap_or("data".to_owned()), rest.len())
             }
         },
         Some(toml::Value::String(file)) => base_name(file).to_owned(),
@@ -151,7 +154,7 @@ pub(super) fn below_curves(run: &Sources) -> String {
     if !samples.is_empty() {
         let _ = write!(out, "<h2>Samples before and after</h2>{samples}");
     }
-    out.push_str(&section("Data", &data_table(run)));
+    out.push_str(&section("Data", &data::section(run)));
     let _ = write!(
         out,
         "<h2>Inputs</h2><details><summary>Run file, with all defaults</summary><pre>{}</pre>\
@@ -275,40 +278,6 @@ fn sample(sample: &Sample) -> String {
     format!(
         "<div class=\"card sample\">{prompt}<div class=\"grid\">{before}{after}{reference}</div>\
          </div>"
-    )
-}
-
-fn data_table(run: &Sources) -> String {
-    let data = &run.manifest.data;
-    let row = |name: &str, set: &Option<DataSet>| match set {
-        Some(set) => data_row(name, set),
-        None => String::new(),
-    };
-    let rows = row("Training", &data.train) + &row("Evaluation", &data.eval);
-    match rows.is_empty() {
-        true => rows,
-        false => format!(
-            "<div class=\"card scroll\"><table><tr><th></th><th>files</th><th>rows</th>\
-             <th>tokens</th><th>target tokens</th><th>truncated</th><th>skipped</th></tr>{rows}\
-             </table></div>"
-        ),
-    }
-}
-
-fn data_row(name: &str, set: &DataSet) -> String {
-    let cell = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), count);
-    let share = set.target_tokens.zip(set.tokens).filter(|(_, all)| *all > 0.0);
-    let share = share.map(|(some, all)| format!(" ({:.0} %)", 100.0 * some / all));
-    format!(
-        "<tr><td>{name}</td><td>{}</td><td>{}</td><td>{}</td><td>{}{}</td><td>{}</td><td>{}</td>\
-         </tr>",
-        set.files.len(),
-        cell(set.rows),
-        cell(set.tokens),
-        cell(set.target_tokens),
-        share.unwrap_or_default(),
-        cell(set.truncated),
-        cell(set.skipped),
     )
 }
 

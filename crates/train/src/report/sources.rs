@@ -134,8 +134,11 @@ pub(super) struct InputFile {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct DataFile {
+    pub file: String,
     pub format: String,
     pub rows: Option<f64>,
+    /// How often an epoch sees each row.
+    pub weight: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -154,6 +157,8 @@ pub(super) struct DataSet {
     pub target_tokens: Option<f64>,
     pub truncated: Option<f64>,
     pub skipped: Option<f64>,
+    /// What loading had to say.
+    pub warnings: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

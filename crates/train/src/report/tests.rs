@@ -133,6 +133,29 @@ fn a_whole_run_shows_everything() {
 }
 
 #[test]
+fn mixtures_and_notes_on_data_are_shown() {
+    let run = RUN.replace(
+        "train = [\"data/train.jsonl\", \"data/more.jsonl\"]",
+        "train = [{path = \"data/train.jsonl\", weight = 0.5}, {path = \"data/more.jsonl\"}]",
+    );
+    let manifest = r#"{"data": {"train": {"files": [
+        {"file": "data/train.jsonl", "rows": 7473, "weight": 0.5},
+        {"file": "data/more.jsonl", "rows": 20, "weight": 1.0}], "warnings": ["a <b> note"]},
+        "eval": {"files": [], "warnings": ["another"]}}}"#;
+    let page = page(&[("run.toml", &run), ("manifest.json", manifest), ("metrics.jsonl", "")]);
+    for part in [
+        "<h1>stories260k <i>on</i> train.jsonl and 1 more</h1>",
+        "<td>data/train.jsonl</td><td>7,473</td><td>0.5</td>",
+        "<td>data/more.jsonl</td><td>20</td><td>1</td>",
+        "<h3>Notes on the training data</h3><ul><li>a &lt;b&gt; note</li></ul>",
+        "<h3>Notes on the evaluation data</h3><ul><li>another</li></ul>",
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+    assert!(!whole().contains("Mixture") && !whole().contains("Notes on"));
+}
+
+#[test]
 fn the_page_fetches_nothing() {
     let page = whole();
     let page = page.replace("http://www.w3.org/2000/svg", ""); // a name, not an address

@@ -9,12 +9,14 @@ mod keys;
 mod macros;
 mod names;
 mod parse;
+mod paths;
 mod reference;
 mod relations;
 mod schema;
 mod sections;
 #[cfg(test)]
 mod tests;
+mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -2,15 +2,16 @@
 //! Relations between keys and the typed tree are built on top of this.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{Location, RunFileError};
 use super::keys;
-use super::names::{keys_of, nearest, unknown_key, unknown_table};
+use super::names::{keys_of, unknown_key, unknown_table};
+use super::paths;
 use super::schema::{Check, Default, Key};
+use super::values::{Source, check_value, example, key_error, schema_value, wrong_value};
 
 /// Checked values by path (`train.seed`), and where each came from.
 pub(super) struct Settings {
@@ -18,35 +19,6 @@ pub(super) struct Settings {
     values: BTreeMap<&'static str, (toml::Value, Location)>,
     /// Tables that were opened, and where; the optional table counts only if it is here.
     tables: BTreeMap<&'static str, Location>,
-}
-
-/// A text being parsed, to turn byte ranges into lines and quotations.
-struct Source<'a> {
-    text: &'a str,
-    /// `None` on the command line.
-    file: Option<&'a str>,
-}
-
-impl Source<'_> {
-    fn place(&self, span: &Range<usize>) -> Location {
-        match self.file {
-            None => Location::CommandLine,
-            Some(file) => {
-                let line = 1 + self.text.bytes().take(span.start).filter(|b| *b == b'\n').count();
-                Location::Line { file: file.to_owned(), line }
-            }
-        }
-    }
-
-    /// The value as written, shortened, with its type.
-    fn quote(&self, value: &Spanned<DeValue<'_>>) -> String {
-        let written = self.text.get(value.span()).unwrap_or_default();
-        let mut short: String = written.chars().take(60).collect();
-        if short.len() < written.len() {
-            short.push('…');
-        }
-        format!("{short} ({})", value.get_ref().type_str())
-    }
 }
 
 impl Settings {
@@ -152,7 +124,11 @@ impl Settings {
         place: Location,
     ) -> Result<(), RunFileError> {
         let key = known_key(path, &place)?;
-        let Some(checked) = check_value(key.check, value.get_ref()) else {
+        let checked = match key.check {
+            Check::Paths(of) => paths::read(source, of, value)?,
+            check => check_value(check, value.get_ref()),
+        };
+        let Some(checked) = checked else {
             let problem = wrong_value(key, value.get_ref(), &source.quote(value));
             return Err(key_error(place, path, problem));
         };
@@ -256,12 +232,6 @@ impl Settings {
     }
 }
 
-/// A value written in the schema, checked like any other.
-fn schema_value(key: &Key, text: &str) -> toml::Value {
-    let parsed = DeValue::parse(text).expect("the schema's values are TOML");
-    check_value(key.check, parsed.get_ref()).expect("the schema's values are in range")
-}
-
 /// Text without quotes is text where a text is wanted, and where it could be nothing else.
 fn override_as_toml(check: Check, text: &str) -> String {
     let quoted = || toml::Value::String(text.to_owned()).to_string();
@@ -269,51 +239,9 @@ fn override_as_toml(check: Check, text: &str) -> String {
         return text.to_owned();
     }
     match check {
-        Check::Text | Check::TextList { .. } | Check::Choice(_) => quoted(),
+        Check::Text | Check::TextList { .. } | Check::Paths(_) | Check::Choice(_) => quoted(),
         _ if DeValue::parse(text).is_err() => quoted(),
         _ => text.to_owned(),
-    }
-}
-
-/// The value in its one normal form (lists as lists, sizes as bytes, numbers as floats where they
-/// are real), or `None` where type or range is wrong.
-fn check_value(check: Check, value: &DeValue<'_>) -> Option<toml::Value> {
-    match (check, value) {
-        (Check::Bool, DeValue::Boolean(flag)) => Some((*flag).into()),
-        (Check::Int(min, max), DeValue::Integer(_)) => {
-            integer(value).filter(|i| (min..=max).contains(i)).map(Into::into)
-        }
-        (Check::Float(interval), DeValue::Integer(_) | DeValue::Float(_)) => {
-            real(value).filter(|x| interval.contains(*x)).map(Into::into)
-        }
-        (Check::Text, DeValue::String(_)) => text(value),
-        (Check::TextList { .. }, DeValue::String(_)) => Some(vec![text(value)?].into()),
-        (Check::TextList { may_be_empty }, DeValue::Array(items)) => {
-            let list: Option<Vec<_>> = items.iter().map(|item| text(item.get_ref())).collect();
-            list.filter(|list| may_be_empty || !list.is_empty()).map(Into::into)
-        }
-        (Check::Choice(options), DeValue::String(found)) => {
-            options.contains(&found.as_ref()).then(|| found.as_ref().into())
-        }
-        (Check::Bytes, DeValue::Integer(_)) => integer(value).filter(|i| *i > 0).map(Into::into),
-        (Check::Bytes, DeValue::String(found)) => super::bytes::parse(found).map(Into::into),
-        _ => None,
-    }
-}
-
-fn text(value: &DeValue<'_>) -> Option<toml::Value> {
-    value.as_str().filter(|text| !text.trim().is_empty()).map(Into::into)
-}
-
-fn integer(value: &DeValue<'_>) -> Option<i64> {
-    let integer = value.as_integer()?;
-    i64::from_str_radix(integer.as_str(), integer.radix()).ok()
-}
-
-fn real(value: &DeValue<'_>) -> Option<f64> {
-    match value {
-        DeValue::Float(float) => float.as_str().parse().ok(),
-        _ => integer(value).map(|i| i as f64),
     }
 }
 
@@ -323,23 +251,6 @@ fn known_key(path: &str, place: &Location) -> Result<&'static Key, RunFileError>
         key: path.to_owned(),
         problem: unknown_key(path),
     })
-}
-
-fn key_error(place: Location, key: &str, problem: String) -> RunFileError {
-    RunFileError::Key { place, key: key.to_owned(), problem }
-}
-
-fn example(key: &Key) -> String {
-    format!("For example: {} = {}", key.path, key.example)
-}
-
-fn wrong_value(key: &Key, value: &DeValue<'_>, found: &str) -> String {
-    let nearest = match (key.check, value.as_str()) {
-        (Check::Choice(options), Some(text)) => nearest(text, options.iter().copied()),
-        _ => None,
-    };
-    let hint = nearest.map(|near| format!(" Did you mean \"{near}\"?")).unwrap_or_default();
-    format!("found {found}, expected {}.{hint} {}", key.check.describe(), example(key))
 }
 
 fn is_a_table(name: &str) -> String {

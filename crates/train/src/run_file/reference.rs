@@ -1,7 +1,7 @@
 //! The reference of all keys as Markdown, made from the schema that checks them.
 
 use super::keys::SECTIONS;
-use super::schema::{Default, Key, Section};
+use super::schema::{Check, Default, Key, Section};
 use std::fmt::Write as _;
 
 const HEAD: &str = "# Run file
@@ -27,6 +27,12 @@ pub(super) fn markdown() -> String {
     for section in SECTIONS {
         let _ = write!(page, "\n## [{}]\n\n{}\n\n", section.table, section.meaning());
         write_keys(&mut page, section);
+        for key in section.keys {
+            if let Check::Paths(of) = key.check {
+                let _ = write!(page, "\n### [[{}]]\n\n{}\n\n", of.table, of.meaning());
+                write_keys(&mut page, of);
+            }
+        }
         for kind in section.kinds {
             let only_if = kind.keys[0].only_if.unwrap_or_default();
             let _ = write!(page, "\nWith `kind = \"{only_if}\"`:\n\n");

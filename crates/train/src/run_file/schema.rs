@@ -2,6 +2,7 @@
 //! them are in `relations.rs`.
 
 /// A table of the run file, or the keys that one value of its `kind` adds.
+#[derive(PartialEq)]
 pub(super) struct Section {
     pub table: &'static str,
     /// What it is for.
@@ -12,6 +13,7 @@ pub(super) struct Section {
 }
 
 /// One key of the run file.
+#[derive(PartialEq)]
 pub(super) struct Key {
     /// Table and name, as in `train.learning_rate`.
     pub path: &'static str,
@@ -39,6 +41,8 @@ pub(super) enum Check {
     TextList {
         may_be_empty: bool,
     },
+    /// One path, a list of them, or an array of tables with the keys of this section.
+    Paths(&'static Section),
     Choice(&'static [&'static str]),
     /// A number of bytes, or a text such as "16GiB".
     Bytes,
@@ -48,6 +52,8 @@ pub(super) enum Check {
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Interval {
     Positive,
+    /// Above 0, at most 1000.
+    Weight,
     NonNegative,
     /// From 0 to 1, both included.
     UnitClosed,
@@ -56,6 +62,7 @@ pub(super) enum Interval {
 }
 
 /// What holds when the key is absent.
+#[derive(PartialEq)]
 pub(super) enum Default {
     Required,
     /// A value, as TOML.
@@ -67,7 +74,7 @@ pub(super) enum Default {
 impl Key {
     /// Table and name.
     pub fn parts(&self) -> (&'static str, &'static str) {
-        self.path.split_once('.').expect("every key of the schema is `table.name`")
+        self.path.rsplit_once('.').expect("every key of the schema is `table.name`")
     }
 
     /// What it means, in one line.
@@ -104,6 +111,7 @@ impl Interval {
         x.is_finite()
             && match self {
                 Interval::Positive => x > 0.0,
+                Interval::Weight => x > 0.0 && x <= 1000.0,
                 Interval::NonNegative => x >= 0.0,
                 Interval::UnitClosed => (0.0..=1.0).contains(&x),
                 Interval::UnitOpen => (0.0..1.0).contains(&x),
@@ -113,6 +121,7 @@ impl Interval {
     fn describe(self) -> &'static str {
         match self {
             Interval::Positive => "a number above 0",
+            Interval::Weight => "a number above 0, at most 1000",
             Interval::NonNegative => "a number, 0 or above",
             Interval::UnitClosed => "a number from 0 to 1",
             Interval::UnitOpen => "a number from 0 up to, but not including, 1",
@@ -132,6 +141,9 @@ impl Check {
             Check::TextList { may_be_empty: true } => "a text or a list of texts".into(),
             Check::TextList { may_be_empty: false } => {
                 "a text or a list of at least one text".into()
+            }
+            Check::Paths(of) => {
+                format!("a text, a list of at least one text, or tables [[{}]]", of.table)
             }
             Check::Choice([only]) => format!("\"{only}\""),
             Check::Choice(options) => format!("one of \"{}\"", options.join("\", \"")),

@@ -5,11 +5,11 @@
 use super::bytes::ByteSize;
 use super::held::Held;
 use super::macros::{choice, section, tagged};
-use super::schema::Check::{Bool, Bytes, Choice, Float, Int, Text, TextList};
+use super::schema::Check::{Bool, Bytes, Choice, Float, Int, Paths, Text, TextList};
 use super::schema::Default::{Chosen, Required, Value};
-use super::schema::Interval::{NonNegative, Positive, UnitClosed, UnitOpen};
+use super::schema::Interval::{NonNegative, Positive, UnitClosed, UnitOpen, Weight};
 use super::schema::{Check, Key, Section};
-use hone_data::{Format, OnError, Overlong};
+use hone_data::{Format, OnError, Overlong, WeightedPath};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -36,10 +36,10 @@ section! {
 section! {
     /// Records to learn from and to evaluate on.
     ["data"] DataSection {
-        /// files or glob patterns to train on
-        train: Vec<String> = TextList { may_be_empty: false }, Required, r#"["train.jsonl"]"#,
+        /// files or glob patterns to train on; as tables `[[data.train]]`, with weights
+        train: TrainFiles = Paths(&TrainFilesSection::SECTION), Required, r#"["train.jsonl"]"#,
             changeable;
-        /// files or glob patterns to evaluate on
+        /// files or glob patterns to evaluate on; they have no weights, as every row counts once
         eval: Vec<String> = TextList { may_be_empty: true }, Value("[]"), r#"["test.jsonl"]"#,
             changeable;
         /// format of the records; `auto`: found from the first record
@@ -59,6 +59,17 @@ section! {
         /// append an end-of-text token, as a target, to documents of format text; completions
         /// always get one
         append_eos: bool = Bool, Value("true"), "false";
+    }
+}
+
+section! {
+    /// One table for each part of a mixture. Keys of `[data]` come before the first of them.
+    ["data.train"] TrainFilesSection {
+        /// a file or a glob pattern; a file that several tables name belongs to the first
+        path: String = Text, Required, r#""chat.jsonl""#, changeable;
+        /// how often an epoch sees each row: 2.0 is twice, and 0.5 a half, drawn anew for each
+        /// epoch. Rounded to whole rows, at least one. A resumed run keeps its weights
+        weight: f64 = Float(Weight), Value("1.0"), "0.5";
     }
 }
 
@@ -307,6 +318,43 @@ choice! {
         None = "none",
         /// Those of all blocks.
         All = "all",
+    }
+}
+
+/// What to train on: written as a list of paths where no weight is other than 1.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "WrittenFiles", into = "WrittenFiles")]
+pub struct TrainFiles(pub Vec<TrainFilesSection>);
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum WrittenFiles {
+    Paths(Vec<String>),
+    Tables(Vec<TrainFilesSection>),
+}
+
+impl From<WrittenFiles> for TrainFiles {
+    fn from(written: WrittenFiles) -> Self {
+        let unweighted = |path| TrainFilesSection { path, weight: 1.0 };
+        Self(match written {
+            WrittenFiles::Paths(paths) => paths.into_iter().map(unweighted).collect(),
+            WrittenFiles::Tables(tables) => tables,
+        })
+    }
+}
+
+impl From<TrainFiles> for WrittenFiles {
+    fn from(TrainFiles(files): TrainFiles) -> Self {
+        match files.iter().all(|files| files.weight == 1.0) {
+            true => Self::Paths(files.into_iter().map(|files| files.path).collect()),
+            false => Self::Tables(files),
+        }
+    }
+}
+
+impl From<&TrainFilesSection> for WeightedPath {
+    fn from(TrainFilesSection { path, weight }: &TrainFilesSection) -> Self {
+        Self { path: path.clone(), weight: *weight }
     }
 }
 

@@ -96,7 +96,7 @@ fn every_key_is_refused_when_misspelt_or_of_the_wrong_kind() {
         let wrong = format!("{name} = 2020-01-01");
         let parts = [format!("{}: found 2020-01-01 (datetime)", key.path), key.check.describe()];
         refused(&with_line(key, &wrong), &[], &[&parts[0], &parts[1], "line"]);
-        if !matches!(key.check, Check::Text | Check::TextList { .. }) {
+        if !matches!(key.check, Check::Text | Check::TextList { .. } | Check::Paths(_)) {
             let given = format!("{}=nonsense", key.path);
             refused(&with_adapter(), &[&given], &["on the command line", key.path, "nonsense"]);
         }
@@ -204,11 +204,62 @@ fn overrides_take_the_files_place() {
     .unwrap();
     assert_eq!((run.train.max_steps, run.train.num_epochs), (Some(7), None));
     assert_eq!((run.train.warmup_steps, run.train.warmup_ratio), (Some(2), None));
-    assert_eq!((run.data.train, run.model.path), (vec!["a".into(), "b".into()], "7".into()));
+    assert_eq!((run.data.train, run.model.path), (unweighted(&["a", "b"]), "7".into()));
     refused(MINIMAL, &["train.seed"], &["key=value"]);
     refused(MINIMAL, &["train.seed=1", "train.seed=2"], &["train.seed", "twice"]);
     refused(MINIMAL, &["train=1"], &["`train` is a table"]);
     refused(MINIMAL, &["data.train=[\"a\""], &["data.train", "is not a value"]);
+}
+
+fn unweighted(paths: &[&str]) -> TrainFiles {
+    let files = paths.iter().map(|path| TrainFilesSection { path: path.to_string(), weight: 1.0 });
+    TrainFiles(files.collect())
+}
+
+/// `MINIMAL` with these tables, or what else is written of `data.train`.
+fn mixed(train: &str) -> String {
+    MINIMAL.replace("train = \"rows.jsonl\"\n", train)
+}
+
+#[test]
+fn training_data_may_have_weights() {
+    let tables = "[[data.train]]\npath = \"a\"\nweight = 2\n[[data.train]]\npath = \"b*\"\n";
+    let run = load(&mixed(tables), &[]).unwrap();
+    let weights: Vec<_> = run.data.train.0.iter().map(|f| (f.path.as_str(), f.weight)).collect();
+    assert_eq!(weights, [("a", 2.0), ("b*", 1.0)]);
+    assert_eq!(load(&run.to_toml(), &[]).as_ref(), Ok(&run), "{}", run.to_toml());
+    let inline = "data.train=[{path = \"a\", weight = 2.0}, {path = \"b*\"}]";
+    assert_eq!(load(MINIMAL, &[inline]), Ok(run));
+    // The short form takes the place of tables, and is what tables without weights are written as.
+    let short = load(&mixed(tables), &["data.train=c"]).unwrap();
+    assert_eq!(short.data.train, unweighted(&["c"]));
+    let plain = load(&mixed("[[data.train]]\npath = \"c\"\n"), &[]).unwrap();
+    assert_eq!(plain, short);
+    assert!(plain.to_toml().contains("train = [\"c\"]"), "{}", plain.to_toml());
+}
+
+#[test]
+fn bad_tables_of_training_data_are_refused() {
+    let table = |lines: &str| mixed(&format!("[[data.train]]\n{lines}\n"));
+    for weight in ["0", "-1.5", "nan", "inf", "1001", "\"much\""] {
+        let text = table(&format!("path = \"a\"\nweight = {weight}"));
+        let found = format!("found {weight} (");
+        let expected = "expected a number above 0, at most 1000";
+        refused(&text, &[], &["line 7: data.train.weight:", &found, expected, "0.5"]);
+    }
+    refused(&table("weight = 2.0"), &[], &["line 5: data.train.path: missing", "chat.jsonl"]);
+    refused(&table("path = \"\""), &[], &["line 6: data.train.path: found \"\""]);
+    let text = table("path = \"a\"\nweigth = 2.0");
+    refused(&text, &[], &["line 7: data.train.weigth: unknown key; did you mean `weight`?"]);
+    let text = table("path = \"a\"\nshuffle = true");
+    refused(&text, &[], &["data.train.shuffle", "the keys of [[data.train]] are path, weight"]);
+    let text = table("path = \"a\"\nmax_seq_len = 8");
+    refused(&text, &[], &["line 7", "is a key of [data]; write it above the first [[data.train]]"]);
+    let text = mixed("train = [\"a\", {path = \"b\"}]\n");
+    refused(&text, &[], &["line 5: data.train: found \"a\"", "all as texts, or all as tables"]);
+    refused(MINIMAL, &["data.train=[{path = 1}]"], &["on the command line: data.train.path"]);
+    let text = format!("{MINIMAL}[[data.eval]]\npath = \"a\"\nweight = 2.0\n");
+    refused(&text, &[], &["line 8: data.eval:", "a text or a list of texts"]);
 }
 
 #[test]

@@ -46,6 +46,21 @@ fn keys() {
             &["adapter.kind", "Did you mean \"lora\"?"],
         ),
         train(
+            "a weight of zero",
+            |s| s.write("run.toml", "[[data.train]]\npath = \"train.jsonl\"\nweight = 0\n"),
+            &["run.toml, line 3", "data.train.weight", "found 0", "above 0, at most 1000"],
+        ),
+        train(
+            "paths among tables",
+            |s| replace(s, "run.toml", "\"train.jsonl\"", "[\"train.jsonl\", {path = \"a\"}]"),
+            &["data.train", "\"train.jsonl\" (string) among tables", "all as texts"],
+        ),
+        train(
+            "a weight of evaluation data",
+            |s| replace(s, "run.toml", "\"eval.jsonl\"", "[{path = \"a\", weight = 2}]"),
+            &["data.eval", "expected a text or a list of texts"],
+        ),
+        train(
             "keys that exclude each other",
             |s| replace(s, "run.toml", "max_steps = 12", "max_steps = 12\nnum_epochs = 1"),
             &["train.num_epochs", "train.max_steps", "remove one of the two"],

@@ -117,6 +117,49 @@ fn a_model_and_data_that_were_moved_are_found_again() {
     assert_eq!(went_on_after(&resumed), 6);
 }
 
+/// Rows of a mixture are drawn anew for each epoch: the same ones after a kill.
+#[test]
+fn a_mixture_goes_on_with_the_same_rows() {
+    let mixed = || {
+        let scene = Scene::new();
+        scene.write("more.jsonl", &rows(20));
+        let text = std::fs::read_to_string(scene.path("run.toml")).unwrap();
+        let tables = "[[data.train]]\npath = \"train.jsonl\"\nweight = 0.3\n\
+                      [[data.train]]\npath = \"more.jsonl\"\nweight = 2.0\n";
+        scene.write("run.toml", &(text.replace("train = \"train.jsonl\"\n", "") + tables));
+        scene
+    };
+    let whole = mixed();
+    let expected = Trace::undisturbed(&whole, &[]);
+    let page = std::fs::read_to_string(whole.path("run/report.html")).unwrap();
+    assert!(page.contains("<td>train.jsonl</td><td>60</td><td>0.3</td>"), "{page}");
+    let effective = std::fs::read_to_string(whole.path("run/run.toml")).unwrap();
+    assert!(effective.contains("weight = 0.3"), "{effective}");
+    let plan = ended(&mut whole.hone(&["plan", "run.toml"]));
+    for line in ["train.jsonl: 60 rows × 0.3", "more.jsonl: 20 rows × 2"] {
+        assert!(plan.stdout.contains(line), "{}", plan.stdout);
+    }
+
+    let scene = mixed();
+    let killed = ended(scene.train(&[]).env("HONE_FAILPOINT", "loop.updated:8"));
+    assert_eq!(killed.status, None, "{}", killed.stderr);
+    let other = "data.train=[{path='train.jsonl',weight=0.4},{path='more.jsonl',weight=2}]";
+    ended(&mut scene.train(&["--resume", other]))
+        .says(2, &["the weight of train.jsonl in data.train", "0.3 → 0.4", "another output.dir"]);
+    assert_eq!(went_on_after(&resume(&scene)), 6);
+    expected.assert_same(&scene, "a mixture");
+}
+
+/// A file that two tables name belongs to the first, and that is said.
+#[test]
+fn a_file_named_twice_keeps_its_first_weight() {
+    let scene = Scene::new();
+    let twice = "data.train=[{path='train.jsonl',weight=2},{path='./train.jsonl'}]";
+    let plan = ended(&mut scene.hone(&["plan", "run.toml", twice]));
+    plan.says(0, &["./train.jsonl is named more than once and read once, with weight 2"]);
+    assert!(plan.stdout.contains("train.jsonl: 60 rows × 2"), "{}", plan.stdout);
+}
+
 #[test]
 fn a_changed_adapter_to_start_from_is_refused() {
     let first = Scene::new();
