@@ -20,7 +20,7 @@ mod tokenizer;
 
 pub use chat::ChatTemplate;
 pub use dataset::{DataReport, Dataset, FileReport, Label, LengthBin, Row, Source};
-pub use error::{DataError, FaultKind, RecordFault};
+pub use error::{DataError, FaultKind, Fix, RecordFault, Setting, Words};
 pub use load::load;
 pub use order::{Cursor, Order};
 pub use packing::{IGNORE, MicroBatch, Unit, pack_in_order};

@@ -3,7 +3,7 @@
 
 use crate::chat::Conversation;
 use crate::dataset::Dataset;
-use crate::error::{DataError, FaultKind, RecordFault};
+use crate::error::{DataError, FaultKind, Fix, RecordFault, Setting};
 use crate::preference;
 use crate::record::{Layout, Record};
 use crate::source::{self, Contents, RawRecord};
@@ -31,8 +31,8 @@ fn load_weighted(
 ) -> Result<Dataset, DataError> {
     if spec.max_seq_len < 2 {
         return Err(DataError::setup(
-            format!("max_seq_len = {} leaves nothing to predict", spec.max_seq_len),
-            "set it to 2 or more",
+            format!("rows of at most {} tokens leave nothing to predict", spec.max_seq_len),
+            Setting::MaxSeqLen,
         ));
     }
     let mut loader = Loader { spec, tok, dataset: Dataset::default(), notes: Notes::default() };
@@ -116,11 +116,11 @@ impl Loader<'_> {
             return Err(DataError::file(
                 file,
                 format!("a plain document has no records of format {}", self.spec.format.name()),
-                "give a .jsonl or .json file, or say data.format = \"text\"",
+                Fix::from("give a .jsonl or .json file").or(Setting::FormatAs(Format::Text)),
             ));
         }
         self.dataset.start_file(file, Format::Text.name().to_owned());
-        self.check_tokenizer(file, Format::Text)?;
+        self.check_file(file, Format::Text)?;
         let result = self.add(Record::Text(text.to_owned()), 1);
         self.settle(file, 1, result)
     }
@@ -140,11 +140,11 @@ impl Loader<'_> {
         for (label, record) in preference::answers(self.spec.kind, value)? {
             let row = match record {
                 Record::Chat { conversation, keep } => {
-                    self.refuse_without_template()?;
+                    self.check_tokenizer(Format::Messages)?;
                     self.conversation(&conversation, &keep, line)?
                 }
                 Record::Completion { prompt, completion } => {
-                    self.refuse_without_eos()?;
+                    self.check_tokenizer(Format::PromptCompletion)?;
                     self.completion(&prompt, &completion)?
                 }
                 _ => unreachable!("preferences are completions or conversations"),
@@ -160,27 +160,6 @@ impl Loader<'_> {
         Ok(())
     }
 
-    fn refuse_without_template(&self) -> Result<(), RecordFault> {
-        let Some(_) = self.tok.chat_template() else {
-            return Err(RecordFault::malformed(
-                "messages need a chat template, which this model has not",
-                "add chat_template.jinja to the model directory, or give prompt and answers as \
-                 texts",
-            ));
-        };
-        Ok(())
-    }
-
-    fn refuse_without_eos(&self) -> Result<(), RecordFault> {
-        let Some(_) = self.tok.eos_token_id() else {
-            return Err(RecordFault::malformed(
-                "answers need an end-of-text token, which this model has not",
-                "name eos_token in the model's tokenizer_config.json",
-            ));
-        };
-        Ok(())
-    }
-
     fn records(&mut self, file: &str, records: Vec<RawRecord>) -> Result<(), DataError> {
         if self.spec.kind != RecordKind::Plain {
             return self.preferences(file, records);
@@ -188,7 +167,7 @@ impl Loader<'_> {
         let layout = self.layout(file, &records)?;
         let name = layout.as_ref().map_or("unknown".to_owned(), Layout::describe);
         self.dataset.start_file(file, name);
-        self.check_tokenizer(file, layout.as_ref().map_or(Format::Auto, |l| l.format))?;
+        self.check_file(file, layout.as_ref().map_or(Format::Auto, |l| l.format))?;
         for RawRecord { line, value } in records {
             let result = value.and_then(|value| match &layout {
                 Some(layout) => {
@@ -228,8 +207,14 @@ impl Loader<'_> {
         }
     }
 
-    /// Whether the model has what all records of the format need.
-    fn check_tokenizer(&self, file: &str, format: Format) -> Result<(), DataError> {
+    /// As `check_tokenizer`, of all records of a file.
+    fn check_file(&self, file: &str, format: Format) -> Result<(), DataError> {
+        self.check_tokenizer(format)
+            .map_err(|RecordFault { what, fix, .. }| DataError::file(file, what, fix))
+    }
+
+    /// Whether the model has what records of the format need.
+    fn check_tokenizer(&self, format: Format) -> Result<(), RecordFault> {
         let has_template = self.tok.chat_template().is_some();
         let (is_chat, needs_eos) = match format {
             Format::Messages | Format::ShareGpt => (true, false),
@@ -239,23 +224,17 @@ impl Loader<'_> {
             Format::Auto => (false, false),
         };
         if is_chat && !has_template {
-            return Err(DataError::file(
-                file,
+            return Err(RecordFault::malformed(
                 "conversations need a chat template, which this model has not",
-                "add chat_template.jinja to the model directory, or give prompt_completion records",
+                "add chat_template.jinja to the model directory, or give prompts and answers as \
+                 texts",
             ));
         }
         if needs_eos && self.tok.eos_token_id().is_none() {
-            return Err(DataError::file(
-                file,
+            let fix = Fix::from("name eos_token in the model's tokenizer_config.json");
+            return Err(RecordFault::malformed(
                 format!("{} needs an end-of-text token, which this model has not", format.name()),
-                match format {
-                    Format::Text => {
-                        "name eos_token in tokenizer_config.json, or set \
-                                     data.append_eos = false"
-                    }
-                    _ => "name eos_token in the model's tokenizer_config.json",
-                },
+                if format == Format::Text { fix.or(Setting::NoEos) } else { fix },
             ));
         }
         Ok(())
@@ -282,7 +261,7 @@ impl Loader<'_> {
             FaultKind::Overlong => &mut report.skipped_overlong,
             FaultKind::WithoutTarget => &mut report.skipped_without_target,
         } += 1;
-        report.warn_of_record(format!("skipped: {error}"));
+        report.warn_of_record(format!("skipped: {}", error.message(|_| None)));
         Ok(())
     }
 
@@ -313,7 +292,7 @@ impl Loader<'_> {
         if self.spec.all_tokens_are_targets && keep.contains(&false) {
             return Err(RecordFault::malformed(
                 "a message has a weight of 0, and pre-training learns every token",
-                "remove the weights, or set objective.kind = \"sft\"",
+                Fix::from("remove the weights").or(Setting::Objective("sft")),
             ));
         }
         let template = self.tok.chat_template().expect("check_tokenizer asked for one");
@@ -419,8 +398,8 @@ impl Loader<'_> {
         if len > limit && self.spec.overlong == Overlong::Refuse {
             return Err(RecordFault {
                 kind: FaultKind::Overlong,
-                what: format!("the row has {len} tokens, data.max_seq_len is {limit}"),
-                mend: "raise data.max_seq_len, or set data.overlong = \"truncate\"".into(),
+                what: format!("the row has {len} tokens, and at most {limit} are taken"),
+                fix: Fix::from(Setting::MaxSeqLen).or(Setting::Truncate),
             });
         }
         if !row.is_target.contains(&true) {
@@ -521,7 +500,7 @@ fn is_glued(prompt: &str, completion: &str) -> bool {
 
 fn encode(tok: &Tokenizer, text: &str, add_special: bool) -> Result<Encoded, RecordFault> {
     tok.encode_with_offsets(text, add_special)
-        .map_err(|e| RecordFault::malformed(e.to_string(), "correct the record or the tokenizer"))
+        .map_err(|e| RecordFault::malformed(e.message(|_| None), "correct the record or the tokenizer"))
 }
 
 /// A token is a target if it holds a character of a span. One without characters of its own (such
@@ -541,6 +520,6 @@ fn without_target(what: &str) -> RecordFault {
     RecordFault {
         kind: FaultKind::WithoutTarget,
         what: what.to_owned(),
-        mend: "remove the record, or set data.on_error = \"skip\"".into(),
+        fix: Fix::from("remove the record").or(Setting::Skip),
     }
 }

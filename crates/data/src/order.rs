@@ -4,7 +4,7 @@
 //! micro-batch size or number of ranks cannot change it.
 
 use crate::dataset::{Dataset, Part};
-use crate::error::DataError;
+use crate::error::{DataError, Fix, Setting};
 use crate::packing::{Group, Unit, groups, pack_decreasing};
 use crate::random::Stream;
 use serde::{Deserialize, Serialize};
@@ -55,7 +55,7 @@ impl Order {
         if units_per_step == 0 {
             return Err(DataError::setup(
                 "a step takes no units",
-                "set train.batch_tokens to at least data.max_seq_len",
+                "let a step take at least the tokens of a unit",
             ));
         }
         let groups = groups(dataset, unit_tokens)?;
@@ -77,8 +77,8 @@ impl Order {
         let most = MAX_COUNTED_ROWS / rows.max(1);
         if num_epochs > most.max(1) {
             return Err(DataError::setup(
-                format!("train.num_epochs = {num_epochs} over {rows} rows is too long to count"),
-                format!("set it to at most {}, or give train.max_steps", most.max(1)),
+                format!("{num_epochs} epochs of {rows} rows are too many to count"),
+                Fix::from(Setting::NumEpochs(most.max(1))).or(Setting::MaxSteps),
             ));
         }
         let steps = |epoch| {

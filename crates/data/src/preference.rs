@@ -3,7 +3,7 @@
 
 use crate::chat::Conversation;
 use crate::dataset::{Dataset, Label};
-use crate::error::RecordFault;
+use crate::error::{Fix, RecordFault, Setting};
 use crate::record::{self, Record, in_message, kind, text_field};
 use crate::spec::RecordKind;
 use serde_json::{Map, Value};
@@ -28,7 +28,7 @@ fn pair(fields: &Map<String, Value>) -> Result<Vec<(Label, Record)>, RecordFault
     if chosen == rejected {
         return Err(RecordFault::malformed(
             "\"chosen\" and \"rejected\" are the same",
-            "remove the record, or set data.on_error = \"skip\"",
+            Fix::from("remove the record").or(Setting::Skip),
         ));
     }
     let (prompt, chosen, rejected) = match prompt(fields)? {

@@ -2,7 +2,7 @@
 //! neither tokens nor templates.
 
 use crate::chat::Conversation;
-use crate::error::RecordFault;
+use crate::error::{Fix, RecordFault, Setting};
 use crate::spec::{Format, RecordSpec};
 use serde_json::{Map, Value, json};
 
@@ -54,8 +54,8 @@ impl Layout {
         };
         if is_named && format != Format::PromptCompletion {
             return Err(RecordFault::malformed(
-                format!("prompt_field and completion_field mean nothing to {}", format.name()),
-                "remove them, or say data.format = \"prompt_completion\"",
+                format!("names of prompt and completion mean nothing to {}", format.name()),
+                Fix::from("remove them").or(Setting::FormatAs(Format::PromptCompletion)),
             ));
         }
         let usual = USUAL_FIELDS
@@ -163,7 +163,7 @@ fn detect(record: &Map<String, Value>) -> Result<Format, RecordFault> {
             let names = several.iter().map(|f| f.name()).collect::<Vec<_>>().join(" or ");
             Err(RecordFault::malformed(
                 format!("the record can be read as {names}"),
-                "name one of them as data.format",
+                Setting::Format,
             ))
         }
     }
@@ -175,11 +175,11 @@ fn nothing_detected(record: &Map<String, Value>) -> RecordFault {
     match known.into_iter().find(|key| record.get(*key).is_some_and(Value::is_null)) {
         Some(key) => RecordFault::malformed(
             format!("{key:?} is null"),
-            "correct the record, or set data.on_error = \"skip\"",
+            Fix::from("correct the record").or(Setting::Skip),
         ),
         None => RecordFault::malformed(
             format!("no known format has {}", keys(record)),
-            "name data.format, or data.prompt_field and data.completion_field",
+            Fix::from(Setting::Format).or(Setting::Fields),
         ),
     }
 }
@@ -190,7 +190,7 @@ fn refuse_preferences(record: &Map<String, Value>, format: Format) -> Result<(),
     if let Some(key) = pair {
         return Err(RecordFault::malformed(
             format!("the record has {key:?}, one of two answers that are compared"),
-            "set objective.kind = \"dpo\", or give records with the answer to learn only",
+            Fix::from("give records with the answer to learn only").or(Setting::Objective("dpo")),
         ));
     }
     let rated_bad =
@@ -199,7 +199,7 @@ fn refuse_preferences(record: &Map<String, Value>, format: Format) -> Result<(),
         // A document may well be labelled for another purpose.
         Some(key) if format != Format::Text => Err(RecordFault::malformed(
             format!("{key:?} is false: the answer is rated as bad, and would be learnt"),
-            "set objective.kind = \"kto\", or remove the record",
+            Fix::from("remove the record").or(Setting::Objective("kto")),
         )),
         _ => Ok(()),
     }
@@ -216,6 +216,11 @@ pub(crate) fn refuse_media(record: &Map<String, Value>) -> Result<(), RecordFaul
     }
 }
 
+/// How to fix a record that is not of its file's format.
+fn wrong_format() -> Fix {
+    Fix::from("correct the record").or(Setting::Format)
+}
+
 pub(crate) fn text_field<'a>(
     record: &'a Map<String, Value>,
     key: &str,
@@ -224,11 +229,11 @@ pub(crate) fn text_field<'a>(
         Some(Value::String(text)) => Ok(text),
         Some(value) => Err(RecordFault::malformed(
             format!("{key:?} must be a string, found {}", kind(value)),
-            "correct the record, or name another data.format",
+            wrong_format(),
         )),
         None => Err(RecordFault::malformed(
             format!("the record has no {key:?}, found {}", keys(record)),
-            "correct the record, or name another data.format",
+            wrong_format(),
         )),
     }
 }
@@ -245,7 +250,7 @@ fn array_field<'a>(
     record: &'a Map<String, Value>,
     key: &str,
 ) -> Result<&'a Vec<Value>, RecordFault> {
-    let mend = "correct the record, or name another data.format";
+    let fix = wrong_format();
     match record.get(key) {
         Some(Value::Array(items)) if items.is_empty() => Err(RecordFault::malformed(
             format!("{key:?} is an empty conversation"),
@@ -254,11 +259,11 @@ fn array_field<'a>(
         Some(Value::Array(items)) => Ok(items),
         Some(value) => {
             let what = format!("{key:?} must be an array, found {}", kind(value));
-            Err(RecordFault::malformed(what, mend))
+            Err(RecordFault::malformed(what, fix))
         }
         None => {
             let what = format!("the record has no {key:?}, found {}", keys(record));
-            Err(RecordFault::malformed(what, mend))
+            Err(RecordFault::malformed(what, fix))
         }
     }
 }
@@ -469,16 +474,16 @@ pub(crate) fn sharegpt_message(item: &Value) -> Result<(Value, bool), RecordFaul
 
 /// An assistant's turn that calls functions: one as an object, several as a list.
 fn function_call(value: &str) -> Result<Value, RecordFault> {
-    let mend = "write {\"name\": …, \"arguments\": {…}}";
+    let fix = "write {\"name\": …, \"arguments\": {…}}";
     let parsed = serde_json::from_str::<Value>(value).map_err(|e| {
-        RecordFault::malformed(format!("a function call that is not JSON: {e}"), mend)
+        RecordFault::malformed(format!("a function call that is not JSON: {e}"), fix)
     })?;
     let calls = match parsed {
         Value::Array(calls) => calls,
         call => vec![call],
     };
     if calls.is_empty() || calls.iter().any(|c| !c["name"].is_string()) {
-        return Err(RecordFault::malformed("a function call without a \"name\"", mend));
+        return Err(RecordFault::malformed("a function call without a \"name\"", fix));
     }
     let calls = calls.into_iter().map(|call| json!({"type": "function", "function": call}));
     let calls = calls.collect::<Vec<_>>();

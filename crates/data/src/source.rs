@@ -1,7 +1,7 @@
 //! Files of records: globs, JSON arrays, JSON lines, plain text. Knows no record formats.
 
-use crate::error::{DataError, RecordFault};
-use crate::spec::WeightedPath;
+use crate::error::{DataError, Fix, RecordFault, Setting};
+use crate::spec::{Format, WeightedPath};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -65,21 +65,21 @@ fn matches(path: &str) -> Result<Vec<String>, DataError> {
     let exists = Path::new(path).try_exists().map_err(|error| unreadable(path, &error))?;
     if exists {
         if Path::new(path).is_dir() {
-            let mend = format!("name its files, for example {path}/*.jsonl");
-            return Err(DataError::file(path, "is a directory", mend));
+            let fix = format!("name its files, for example {path}/*.jsonl");
+            return Err(DataError::file(path, "is a directory", fix));
         }
         return Ok(vec![path.to_owned()]);
     }
     if path.contains("://") {
-        let mend = "copy the file to a local disk and name it there";
-        return Err(DataError::file(path, "remote data is not supported yet", mend));
+        let fix = "copy the file to a local disk and name it there";
+        return Err(DataError::file(path, "remote data is not supported yet", fix));
     }
     if !path.contains(['*', '?', '[']) {
         let what = match Path::new(path).is_symlink() {
             true => "a symbolic link to a file that is not there",
             false => "no such file",
         };
-        return Err(DataError::file(path, what, "check data.train and data.eval"));
+        return Err(DataError::file(path, what, Setting::Paths));
     }
     let entries = glob::glob(path)
         .map_err(|e| DataError::file(path, format!("not a glob: {e}"), "correct the pattern"))?;
@@ -89,11 +89,11 @@ fn matches(path: &str) -> Result<Vec<String>, DataError> {
     }
     refuse_unnameable(path)?;
     if found.is_empty() {
-        let mend = match path.contains('[') {
+        let fix = match path.contains('[') {
             true => "correct the pattern; a [ that is part of a name is written [[]",
             false => "correct the pattern",
         };
-        return Err(DataError::file(path, "the glob matches no file", mend));
+        return Err(DataError::file(path, "the glob matches no file", fix));
     }
     Ok(found)
 }
@@ -127,8 +127,8 @@ fn refuse_unnameable(path: &str) -> Result<(), DataError> {
 }
 
 fn unreadable(path: &str, error: &std::io::Error) -> DataError {
-    let mend = "check the path and its permissions";
-    DataError::file(path, format!("cannot be read: {error}"), mend)
+    let fix = "check the path and its permissions";
+    DataError::file(path, format!("cannot be read: {error}"), fix)
 }
 
 /// Refuses the small text that stands for a file where Git LFS did not fetch it.
@@ -165,7 +165,7 @@ pub(crate) fn read(file: &str, as_text: bool) -> Result<Contents, DataError> {
         _ => Err(DataError::file(
             file,
             format!("files of kind {extension:?} are not supported"),
-            "give .jsonl, .json, .txt or .md, or say data.format = \"text\" for a plain document",
+            Fix::from("give .jsonl, .json, .txt or .md").or(Setting::FormatAs(Format::Text)),
         )),
     }
 }

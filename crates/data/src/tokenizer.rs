@@ -210,27 +210,27 @@ fn template_error(dir: &Path, what: &str) -> DataError {
 /// Contents of a file of at most `limit` bytes; `None` where it does not exist.
 fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, DataError> {
     let name = path.display().to_string();
-    let mend = "check the model directory";
+    let fix = "check the model directory";
     match std::fs::metadata(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(DataError::file(name, format!("cannot be read: {e}"), mend)),
+        Err(e) => return Err(DataError::file(name, format!("cannot be read: {e}"), fix)),
         Ok(meta) if meta.len() > limit => {
             let what = format!("{} bytes long, at most {limit} are accepted", meta.len());
-            return Err(DataError::file(name, what, mend));
+            return Err(DataError::file(name, what, fix));
         }
         Ok(_) => {}
     }
     let bytes = std::fs::read(path)
-        .map_err(|e| DataError::file(&name, format!("cannot be read: {e}"), mend))?;
+        .map_err(|e| DataError::file(&name, format!("cannot be read: {e}"), fix))?;
     refuse_lfs_pointer(&name, &bytes)?;
     Ok(Some(bytes))
 }
 
 fn read_tokenizer(path: &Path) -> Result<tokenizers::Tokenizer, DataError> {
     let name = path.display().to_string();
-    let mend = "give a model directory that holds a tokenizer.json of the tokenizers library";
-    let bytes = read_limited(path, MAX_TOKENIZER_BYTES)?.ok_or_else(|| no_tokenizer(path, mend))?;
-    let refused = |what: String| DataError::file(&name, format!("not a tokenizer: {what}"), mend);
+    let fix = "give a model directory that holds a tokenizer.json of the tokenizers library";
+    let bytes = read_limited(path, MAX_TOKENIZER_BYTES)?.ok_or_else(|| no_tokenizer(path, fix))?;
+    let refused = |what: String| DataError::file(&name, format!("not a tokenizer: {what}"), fix);
     serde_json::from_slice::<Decoder>(&bytes).map_err(|e| refused(e.to_string()))?;
     tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| refused(e.to_string()))
 }
@@ -243,11 +243,11 @@ struct Decoder {
     _decoder: Option<Value>,
 }
 
-fn no_tokenizer(path: &Path, mend: &str) -> DataError {
+fn no_tokenizer(path: &Path, fix: &str) -> DataError {
     let name = path.display().to_string();
     let dir = path.parent().unwrap_or(Path::new("."));
     if !dir.join("tokenizer.model").is_file() {
-        return DataError::file(name, "no such file", mend);
+        return DataError::file(name, "no such file", fix);
     }
     let dir = dir.display();
     DataError::file(

@@ -3,7 +3,7 @@
 use crate::checkpoint::{CheckpointError, disk_full, newest_whole};
 use crate::code::Code;
 use crate::report::ReportError;
-use crate::run_file::RunFileError;
+use crate::run_file::{RunFileError, words};
 use hone_data::DataError;
 use hone_model::adapter::AdapterError;
 use hone_model::generate::GenerateError;
@@ -34,8 +34,8 @@ pub enum TrainError {
     #[error(transparent)]
     Generate(#[from] GenerateError),
     /// Data or tokenizer.
-    #[error(transparent)]
-    Data(#[from] DataError),
+    #[error("{}", .0.message(words))]
+    Data(DataError),
     /// What was asked for cannot be done as it was asked for.
     #[error("{1}")]
     Usage(Code, String),
@@ -103,6 +103,12 @@ pub enum TrainError {
         /// Those of this version.
         expected: u32,
     },
+}
+
+impl From<DataError> for TrainError {
+    fn from(error: DataError) -> Self {
+        Self::Data(error)
+    }
 }
 
 impl TrainError {

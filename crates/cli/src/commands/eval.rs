@@ -4,7 +4,7 @@ use super::{Opened, check_parent};
 use crate::args::EvalArgs;
 use crate::failure::Failure;
 use crate::output;
-use hone_data::{Dataset, OnError, Overlong, RecordKind, RecordSpec, pack_in_order};
+use hone_data::{Dataset, OnError, Overlong, RecordKind, RecordSpec, Setting, pack_in_order};
 use hone_model::Batch;
 use hone_tensor::safetensors::write;
 use hone_tensor::{Tape, Tensor};
@@ -18,21 +18,6 @@ use std::path::Path;
 /// Slots of a micro-batch: enough for products to run well, little enough to fit anywhere.
 const BATCH_TOKENS: usize = 4096;
 
-/// What the data crate names by keys of the run file, and what it is called here.
-const FLAGS: [(&str, &str); 11] = [
-    ("set objective.kind = \"dpo\"", "give --format pairs"),
-    ("set objective.kind = \"kto\"", "give --format rated"),
-    ("check data.train and data.eval", "check --data"),
-    (", or set data.on_error = \"skip\"", ""),
-    ("set data.overlong = \"truncate\"", "give --truncate"),
-    ("set data.append_eos = false", "leave --append-eos out"),
-    ("data.max_seq_len", "--max-seq-len"),
-    ("data.prompt_field", "--prompt-field"),
-    ("data.completion_field", "--completion-field"),
-    ("data.format = ", "--format "),
-    ("data.format", "--format"),
-];
-
 /// Evaluates and prints loss and perplexity, or how answers are ranked.
 pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     if let Some(path) = &args.logits {
@@ -41,7 +26,7 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     let opened = super::open(&args.model, super::Purpose::Compute)?;
     let spec = record_spec(args, &opened)?;
     let dataset = hone_data::load(&args.data, &spec, &opened.tokenizer)
-        .map_err(|error| Failure::Usage(with_flags(error.to_string())))?;
+        .map_err(|error| Failure::Usage(error.message(words)))?;
     check_tokens(&dataset, &opened.model.decoder.config)?;
     for warning in &dataset.report().warnings {
         output::note(&format!("note: {warning}"));
@@ -110,8 +95,22 @@ fn print(evaluation: &Evaluation, rows: usize) {
     output::table(&table);
 }
 
-fn with_flags(message: String) -> String {
-    FLAGS.iter().fold(message, |message, (key, flag)| message.replace(key, flag))
+/// How a user is told to use the settings that errors in data name.
+fn words(setting: Setting) -> Option<String> {
+    Some(match setting {
+        Setting::Paths => "check --data".to_owned(),
+        Setting::Format => "give the right --format".to_owned(),
+        Setting::FormatAs(format) => format!("give --format {}", format.name()),
+        Setting::Fields => "give --prompt-field and --completion-field".to_owned(),
+        Setting::MaxSeqLen => "raise --max-seq-len".to_owned(),
+        Setting::Truncate => "give --truncate".to_owned(),
+        Setting::NoEos => "leave --append-eos out".to_owned(),
+        Setting::Objective("dpo") => "give --format pairs".to_owned(),
+        Setting::Objective("kto") => "give --format rated".to_owned(),
+        Setting::Skip | Setting::Objective(_) | Setting::NumEpochs(_) | Setting::MaxSteps => {
+            return None;
+        }
+    })
 }
 
 fn record_spec(args: &EvalArgs, opened: &Opened) -> Result<RecordSpec, Failure> {
@@ -149,4 +148,29 @@ fn write_logits(opened: &Opened, dataset: &Dataset, path: &Path) -> Result<(), F
         path,
         [("logits".to_owned(), (&logits).into()), ("tokens".to_owned(), (&tokens).into())],
     )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Arguments;
+    use clap::CommandFactory;
+
+    /// Each setting has words that name flags of the command, but those that it has not.
+    #[test]
+    fn settings_are_called_by_their_flags() {
+        let command = Arguments::command();
+        let eval = command.find_subcommand("eval").unwrap();
+        let flags: Vec<_> = eval.get_arguments().filter_map(|arg| arg.get_long()).collect();
+        for setting in Setting::ALL {
+            let Some(said) = words(setting) else {
+                let stem = ["on-error", "objective", "num-epochs", "max-steps"];
+                assert!(stem.iter().all(|flag| !flags.contains(flag)), "{setting:?} has a flag");
+                continue;
+            };
+            let named: Vec<_> = said.split(' ').filter_map(|w| w.strip_prefix("--")).collect();
+            assert!(!named.is_empty(), "{said}");
+            named.iter().for_each(|flag| assert!(flags.contains(flag), "--{flag}: {said}"));
+        }
+    }
 }

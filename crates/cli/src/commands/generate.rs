@@ -117,7 +117,7 @@ fn prompt_tokens(args: &GenerateArgs, opened: &Opened, text: &str) -> Result<Vec
             let conversation = Conversation { messages, tools: None };
             let text = template
                 .render(&conversation, true)
-                .map_err(|error| Failure::Usage(format!("--chat: {error}")))?;
+                .map_err(|fault| Failure::Usage(format!("--chat: {}", fault.message(|_| None))))?;
             opened.tokenizer.encode(&text, false)?
         }
     };

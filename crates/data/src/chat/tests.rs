@@ -67,7 +67,7 @@ fn weights_need_a_span_for_each_turn() {
     )
     .render_with_spans(&talk("said"), &[false])
     .unwrap_err();
-    assert!(fault.to_string().starts_with("the template marks 2 spans for 1 assistant turns"));
+    assert!(fault.what.starts_with("the template marks 2 spans for 1 assistant turns"));
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn what_comes_after_the_last_turn_is_not_learnt() {
     assert_eq!(&rendering.text[rendering.spans[0].clone()], "said<e>");
     let always = body.replace("{% if add_generation_prompt %}", "{% if true %}");
     let fault = new(&always).render_with_spans(&talk("said"), &[true]).unwrap_err();
-    assert!(fault.what.starts_with("the chat template opens another assistant turn"), "{fault}");
+    assert!(fault.what.starts_with("the chat template opens another assistant turn"), "{fault:?}");
 }
 
 /// Pieces of Jinja that minijinja lacks or does otherwise, with what Jinja2 3.1 gives.
@@ -183,7 +183,7 @@ fn memory_has_a_limit() {
         "{{ ([1] * 2000000000) | join('x') }}".to_owned(),
     ] {
         let fault = template(&source).render(&talk("said"), false);
-        let fault = fault.expect_err(&source).to_string();
+        let fault = fault.expect_err(&source).what;
         let is_limit = ["strings of more than", "a list of more than", "bytes", "too large"];
         assert!(is_limit.iter().any(|limit| fault.contains(limit)), "{source}: {fault}");
     }

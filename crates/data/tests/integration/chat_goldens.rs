@@ -1,7 +1,8 @@
 //! Renderings of real templates against `transformers` (`scripts/goldens_chat.py`).
 
+use crate::fixture::words;
 use hone_data::chat::{Conversation, TemplateTokens};
-use hone_data::{ChatTemplate, RecordSpec, Tokenizer, load};
+use hone_data::{RecordFault, ChatTemplate, RecordSpec, Tokenizer, load};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -32,14 +33,14 @@ pub fn conversation(value: &Value) -> Conversation {
     }
 }
 
-fn outcome(rendered: Result<String, impl std::fmt::Display>) -> (Value, String) {
+fn outcome(rendered: Result<String, RecordFault>) -> (Value, String) {
     match rendered {
         Ok(text) => {
             let digest = Sha256::digest(text.as_bytes());
             let hex = digest[..8].iter().map(|b| format!("{b:02x}")).collect::<String>();
             (serde_json::json!([text.len(), hex]), text)
         }
-        Err(e) => (Value::from("raises"), e.to_string()),
+        Err(e) => (Value::from("raises"), e.message(words)),
     }
 }
 

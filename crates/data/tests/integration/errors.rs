@@ -1,6 +1,6 @@
 //! Every error's text.
 
-use crate::fixture::{CHATML, Fixture};
+use crate::fixture::{CHATML, Fixture, words};
 use hone_data::{Format, OnError, Overlong, RecordSpec, Tokenizer, load};
 use serde_json::json;
 
@@ -17,24 +17,24 @@ fn files() {
     let fixture = Fixture::plain();
     let error = |path: &str| load(&[path.to_owned()], &spec(), &fixture.tokenizer).unwrap_err();
     assert_eq!(
-        error("none.jsonl").to_string(),
-        "none.jsonl: no such file; check data.train and data.eval"
+        error("none.jsonl").message(words),
+        "none.jsonl: no such file; <Paths>"
     );
     assert_eq!(
-        error("none*.jsonl").to_string(),
+        error("none*.jsonl").message(words),
         "none*.jsonl: the glob matches no file; correct the pattern"
     );
     assert_eq!(
-        error("s3://a/b.jsonl").to_string(),
+        error("s3://a/b.jsonl").message(words),
         "s3://a/b.jsonl: remote data is not supported yet; copy the file to a local disk and name \
          it there"
     );
     assert_eq!(
-        error("src").to_string(),
+        error("src").message(words),
         "src: is a directory; name its files, for example src/*.jsonl"
     );
     assert_eq!(
-        load(&[], &spec(), &fixture.tokenizer).unwrap_err().to_string(),
+        load(&[], &spec(), &fixture.tokenizer).unwrap_err().message(words),
         "no data files are named; name at least one path or glob"
     );
     check(
@@ -54,14 +54,14 @@ fn files() {
         &fixture,
         "a.csv",
         "a,b",
-        "a.csv: files of kind \"csv\" are not supported; give .jsonl, .json, .txt or .md, or say \
-         data.format = \"text\" for a plain document",
+        "a.csv: files of kind \"csv\" are not supported; give .jsonl, .json, .txt or .md, or \
+         <FormatAs(Text)>",
     );
     let messages = RecordSpec { format: Format::Messages, ..spec() };
     assert_eq!(
         fixture.error("a.txt", "x", &messages),
         "a.txt: a plain document has no records of format messages; give a .jsonl or .json file, \
-         or say data.format = \"text\""
+         or <FormatAs(Text)>"
     );
 }
 
@@ -122,34 +122,33 @@ fn unreadable_layouts() {
         &fixture,
         "a.jsonl",
         "{\"txt\": \"a\", \"id\": 1}",
-        "a.jsonl:1: no known format has the keys \"txt\", \"id\"; name data.format, or \
-         data.prompt_field and data.completion_field",
+        "a.jsonl:1: no known format has the keys \"txt\", \"id\"; <Format>, or <Fields>",
     );
     check(
         &fixture,
         "a.jsonl",
         "{\"text\": \"a\", \"messages\": []}",
-        "a.jsonl:1: the record can be read as messages or text; name one of them as data.format",
+        "a.jsonl:1: the record can be read as messages or text; <Format>",
     );
     check(
         &fixture,
         "a.jsonl",
         "{\"text\": \"a\"}\n{\"text\": 5}",
-        "a.jsonl:2: \"text\" must be a string, found a number; correct the record, or name \
-         another data.format",
+        "a.jsonl:2: \"text\" must be a string, found a number; correct the record, or \
+         <Format>",
     );
     check(
         &fixture,
         "a.jsonl",
         "{\"text\": \"a\"}\n{\"prompt\": \"b\"}",
         "a.jsonl:2: the record has no \"text\", found the keys \"prompt\"; correct the record, or \
-         name another data.format",
+         <Format>",
     );
     let named = RecordSpec { format: Format::Text, prompt_field: Some("p".into()), ..spec() };
     assert_eq!(
         fixture.error("a.jsonl", "{\"text\": \"a\"}", &named),
-        "a.jsonl:1: prompt_field and completion_field mean nothing to text; remove them, or say \
-         data.format = \"prompt_completion\""
+        "a.jsonl:1: names of prompt and completion mean nothing to text; remove them, or \
+         <FormatAs(PromptCompletion)>"
     );
     check(
         &Fixture::chat(CHATML),
@@ -252,7 +251,7 @@ fn templates() {
     assert_eq!(
         Fixture::plain().error("a.jsonl", record, &spec()),
         "a.jsonl: conversations need a chat template, which this model has not; add \
-         chat_template.jinja to the model directory, or give prompt_completion records"
+         chat_template.jinja to the model directory, or give prompts and answers as texts"
     );
 }
 
@@ -263,20 +262,19 @@ fn rows() {
     let record = "{\"prompt\": \"abc\", \"completion\": \"d\"}";
     assert_eq!(
         fixture.error("a.jsonl", record, &short),
-        "a.jsonl:1: the row has 6 tokens, data.max_seq_len is 3; raise data.max_seq_len, or set \
-         data.overlong = \"truncate\""
+        "a.jsonl:1: the row has 6 tokens, and at most 3 are taken; <MaxSeqLen>, or <Truncate>"
     );
     let cut = RecordSpec { overlong: Overlong::Truncate, ..short };
     assert_eq!(
         fixture.error("a.jsonl", record, &cut),
-        "a.jsonl:1: nothing to learn is left of the row's 6 tokens after 3; remove the record, or \
-         set data.on_error = \"skip\""
+        "a.jsonl:1: nothing to learn is left of the row's 6 tokens after 3; remove the record, \
+         or <Skip>"
     );
     check(
         &fixture,
         "a.jsonl",
         "{\"text\": \"\"}",
-        "a.jsonl:1: the document is empty; remove the record, or set data.on_error = \"skip\"",
+        "a.jsonl:1: the document is empty; remove the record, or <Skip>",
     );
     let silent = "{% for m in messages %}{% generation %}{% endgeneration %}{% endfor %}x";
     assert_eq!(
@@ -285,13 +283,12 @@ fn rows() {
             "{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\"}]}",
             &spec()
         ),
-        "a.jsonl:1: the row has no token to learn; remove the record, or set data.on_error = \
-         \"skip\""
+        "a.jsonl:1: the row has no token to learn; remove the record, or <Skip>"
     );
     let tiny = RecordSpec { max_seq_len: 1, ..spec() };
     assert_eq!(
         fixture.error("a.jsonl", "{\"text\": \"a\"}", &tiny),
-        "max_seq_len = 1 leaves nothing to predict; set it to 2 or more"
+        "rows of at most 1 tokens leave nothing to predict; <MaxSeqLen>"
     );
     let without_eos = Fixture::new(json!({"bos_token": "<s>"}));
     check(
@@ -305,8 +302,8 @@ fn rows() {
         &without_eos,
         "a.txt",
         "abc",
-        "a.txt: text needs an end-of-text token, which this model has not; name eos_token in \
-         tokenizer_config.json, or set data.append_eos = false",
+        "a.txt: text needs an end-of-text token, which this model has not; name eos_token in the \
+         model's tokenizer_config.json, or <NoEos>",
     );
 }
 
@@ -377,7 +374,7 @@ fn tools_that_the_template_does_not_know_are_a_warning() {
 fn model_directories() {
     let dir = tempfile::tempdir().unwrap();
     let error = || {
-        let error = Tokenizer::from_dir(dir.path()).err().unwrap().to_string();
+        let error = Tokenizer::from_dir(dir.path()).err().unwrap().message(words);
         error.replace(&format!("{}/", dir.path().display()), "")
     };
     let mend = "give a model directory that holds a tokenizer.json of the tokenizers library";
@@ -387,7 +384,7 @@ fn model_directories() {
     let fixture = Fixture::plain();
     let broken = |name: &str, text: &str| {
         fixture.write(name, text);
-        let error = Tokenizer::from_dir(fixture.path()).err().unwrap().to_string();
+        let error = Tokenizer::from_dir(fixture.path()).err().unwrap().message(words);
         std::fs::remove_file(fixture.path().join(name)).unwrap();
         error.replace(&fixture.path().display().to_string(), "DIR")
     };

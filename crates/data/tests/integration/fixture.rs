@@ -1,6 +1,6 @@
 //! A byte-level tokenizer made on the spot: token id = byte value, then the special tokens.
 
-use hone_data::{DataError, Dataset, RecordSpec, Tokenizer, load};
+use hone_data::{DataError, Dataset, RecordSpec, Setting, Tokenizer, load};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,11 @@ pub const IM_END: u32 = 259;
 pub const CHATML: &str = "{% for message in messages %}\
     {{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}\
     {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
+/// A front end that calls settings as the code does.
+pub fn words(setting: Setting) -> Option<String> {
+    Some(format!("<{setting:?}>"))
+}
 
 /// A folder with data files and a tokenizer.
 pub struct Fixture {
@@ -62,7 +67,7 @@ impl Fixture {
 
     /// The error of loading a file, without the folder's name.
     pub fn error(&self, name: &str, text: impl AsRef<[u8]>, spec: &RecordSpec) -> String {
-        let error = self.load(name, text, spec).expect_err("an error is expected").to_string();
+        let error = self.load(name, text, spec).expect_err("an error is expected").message(words);
         error.replace(&format!("{}/", self.dir.path().display()), "")
     }
 

@@ -1,6 +1,6 @@
 //! Packing and order over random sets of rows.
 
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, words};
 use hone_data::random::Stream;
 use hone_data::{
     Cursor, Dataset, IGNORE, MicroBatch, Order, RecordSpec, Unit, WeightedPath, load, pack_in_order,
@@ -213,8 +213,8 @@ fn micro_batches_hold_whole_sequences() {
 #[test]
 fn rows_that_fit_no_unit_are_refused() {
     let set = random_set(1, 50);
-    let error = Order::new(&set, 8, 1, 0).err().unwrap().to_string();
+    let error = Order::new(&set, 8, 1, 0).err().unwrap().message(words);
     assert!(error.ends_with("load the data with the same max_seq_len"), "{error}");
-    let error = Order::new(&set, UNIT, 0, 0).err().unwrap().to_string();
-    assert_eq!(error, "a step takes no units; set train.batch_tokens to at least data.max_seq_len");
+    let error = Order::new(&set, UNIT, 0, 0).err().unwrap().message(words);
+    assert_eq!(error, "a step takes no units; let a step take at least the tokens of a unit");
 }

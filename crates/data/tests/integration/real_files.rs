@@ -1,5 +1,6 @@
 //! Public data sets in the formats people use, with a real tokenizer and template.
 
+use crate::fixture::words;
 use hone_data::{DataError, Dataset, OnError, RecordKind, RecordSpec, Tokenizer, load};
 use serde_json::Value;
 
@@ -69,7 +70,7 @@ fn preferences() {
 #[test]
 fn multi_modal_records_are_refused() {
     let Some((set, _)) = load_real("formats/mllm_demo.json", &spec()) else { return };
-    let error = set.unwrap_err().to_string();
+    let error = set.unwrap_err().message(words);
     assert!(error.contains("mllm_demo.json:2: the record has images, and only text"), "{error}");
 }
 
@@ -78,7 +79,7 @@ fn multi_modal_records_are_refused() {
 fn assistant_turns_of_stories() {
     let name = "formats/kto_en_demo.json";
     let Some((set, _)) = load_real(name, &spec()) else { return };
-    assert!(set.unwrap_err().to_string().contains("rated as bad"));
+    assert!(set.unwrap_err().message(words).contains("rated as bad"));
     let skipping = RecordSpec { on_error: OnError::Skip, ..spec() };
     let Some((set, tok)) = load_real(name, &skipping) else { return };
     let set = set.unwrap();

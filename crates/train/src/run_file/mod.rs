@@ -17,6 +17,7 @@ mod sections;
 #[cfg(test)]
 mod tests;
 mod values;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -29,6 +30,7 @@ pub use held::Held;
 pub use hone_data::{Format, OnError, Overlong};
 pub use relations::check_held_for;
 pub use sections::*;
+pub use words::words;
 
 /// The effective configuration of a run. Built by [`RunFile::load`], which checks; deserialising
 /// it directly does not check ranges.

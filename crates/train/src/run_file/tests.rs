@@ -380,6 +380,24 @@ fn the_reference_page_is_fresh() {
     assert!(committed == fresh, "{hint}");
 }
 
+/// Each setting that an error in data names has words here, whose keys there are and whose values
+/// they take.
+#[test]
+fn settings_of_data_are_called_by_their_keys() {
+    for setting in hone_data::Setting::ALL {
+        let said = words(setting).expect("a run file has all settings");
+        let paths = said.split([' ', ',']).filter(|word| word.contains('.'));
+        let found: Vec<&str> = paths.collect();
+        assert!(!found.is_empty(), "{said}");
+        for path in found {
+            assert!(schema::find(path).is_some(), "{path} is no key: {said}");
+        }
+        if let Some((_, assignment)) = said.split_once("set ").filter(|_| said.contains(" = ")) {
+            load(MINIMAL, &[&assignment.replace(" = ", "=")]).expect(&said);
+        }
+    }
+}
+
 #[test]
 fn an_unreadable_file_is_named() {
     let error = RunFile::load(Path::new("no/such/run.toml"), &[]).unwrap_err().to_string();

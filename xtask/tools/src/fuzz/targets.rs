@@ -64,6 +64,10 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
+fn data_text(error: hone_data::DataError) -> String {
+    error.message(hone_train::run_file::words)
+}
+
 fn safetensors(dir: &Path) -> Result<(), String> {
     let file = SafeTensorsFile::open(&dir.join("model/model.safetensors")).map_err(text)?;
     for name in file.names() {
@@ -91,10 +95,10 @@ fn adapter(dir: &Path) -> Result<(), String> {
 }
 
 fn tokenizer(dir: &Path) -> Result<(), String> {
-    let tokenizer = Tokenizer::from_dir(&dir.join("model")).map_err(text)?;
+    let tokenizer = Tokenizer::from_dir(&dir.join("model")).map_err(data_text)?;
     for sample in ["", "Once upon a time", "w1 w2  w3\n", "é<s> 漢字 \u{1f600}\u{0}"] {
-        let ids = tokenizer.encode(sample, true).map_err(text)?;
-        tokenizer.decode(&ids, false).map_err(text)?;
+        let ids = tokenizer.encode(sample, true).map_err(data_text)?;
+        tokenizer.decode(&ids, false).map_err(data_text)?;
     }
     Ok(())
 }
@@ -108,10 +112,10 @@ fn records(dir: &Path) -> Result<(), String> {
 }
 
 fn load_rows(dir: &Path, file: &str) -> Result<(), String> {
-    let tokenizer = Tokenizer::from_dir(&dir.join("model")).map_err(text)?;
+    let tokenizer = Tokenizer::from_dir(&dir.join("model")).map_err(data_text)?;
     let spec = RecordSpec { max_seq_len: 512, on_error: OnError::Skip, ..RecordSpec::default() };
     let path = dir.join(file).display().to_string();
-    hone_data::load(&[path], &spec, &tokenizer).map(drop).map_err(text)
+    hone_data::load(&[path], &spec, &tokenizer).map(drop).map_err(data_text)
 }
 
 fn run_file(dir: &Path) -> Result<(), String> {

@@ -114,7 +114,7 @@ fn eval() {
             name: "a file of an unknown kind",
             spoil: |s| s.write("book.csv", "a,b\n"),
             arguments: &["eval", "model", "--data", "book.csv"],
-            says: &["book.csv", "\"csv\" are not supported", "--format \"text\""],
+            says: &["book.csv", "\"csv\" are not supported", "--format text"],
         },
         Case {
             name: "a record of an unknown format",
@@ -131,7 +131,7 @@ fn eval() {
         command(
             "rows that are too long",
             &["eval", "model", "--data", "eval.jsonl", "--max-seq-len", "3"],
-            &["eval.jsonl:", "--max-seq-len is 3", "--truncate"],
+            &["eval.jsonl:", "at most 3 are taken", "raise --max-seq-len", "--truncate"],
         ),
         command(
             "longer than the model was made for",

@@ -65,7 +65,7 @@ fn records() {
         command(
             "the wrong format",
             &["train", "run.toml", "data.format=alpaca"],
-            &["train.jsonl:1: the record has no \"instruction\"", "another data.format"],
+            &["train.jsonl:1: the record has no \"instruction\"", "the right data.format"],
         ),
         Case {
             name: "a kind of file that is not read",
