@@ -1,5 +1,6 @@
 //! The loaded rows in flat storage, and the report on them.
 
+use crate::rows::MadeRow;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -165,10 +166,11 @@ impl Dataset {
         self.report.warn_of_record(format!("{file}:{line}: {what}"));
     }
 
-    /// Adds a row that has a target, as a group of its own; a row's first token is never one.
-    pub(crate) fn push(&mut self, tokens: &[u32], is_target: &[bool], line: usize) {
-        self.push_labelled(tokens, is_target, line, Label::Plain);
-        self.end_group();
+    /// Names the format of the present file's records.
+    pub(crate) fn set_format(&mut self, format: String) {
+        if let Some(file) = self.report.files.last_mut() {
+            file.format = format;
+        }
     }
 
     /// Makes one group of the rows since the one before.
@@ -179,21 +181,17 @@ impl Dataset {
         }
     }
 
-    /// Adds a row to the group that is not ended yet.
-    pub(crate) fn push_labelled(
-        &mut self,
-        tokens: &[u32],
-        is_target: &[bool],
-        line: usize,
-        label: Label,
-    ) {
+    /// Adds a row that has a target, which its first token never is, to the group that is not ended
+    /// yet.
+    pub(crate) fn push(&mut self, row: &MadeRow, line: usize) {
+        let MadeRow { label, ids: tokens, is_target } = row;
         debug_assert!(!is_target[0] && is_target.contains(&true));
         self.tokens.extend_from_slice(tokens);
         self.is_target.extend_from_slice(is_target);
         self.ends.push(self.tokens.len());
         let line = u32::try_from(line).unwrap_or(u32::MAX);
         self.sources.push((self.files.len() as u32 - 1, line));
-        self.labels.push(label);
+        self.labels.push(*label);
         self.report.count_row(tokens.len(), is_target.iter().filter(|t| **t).count());
     }
 }

@@ -1,8 +1,8 @@
 //! From files of records to packed micro-batches of token ids.
 //!
-//! Reading (`source`), record formats (`record`, `preference`), chat rendering with loss spans
-//! (`chat`), tokenising (`tokenizer`), the loaded rows (`dataset`, `load`), packing (`packing`) and
-//! the resumable order of an epoch (`order`). Knows nothing of models, devices or objectives.
+//! Reading (`source`, `reader`), record formats (`record`, `preference`), chat rendering with loss
+//! spans (`chat`), tokenising (`tokenizer`), a record's rows (`rows`), the loaded rows (`load`,
+//! `dataset`), packing (`packing`) and the resumable order of an epoch (`order`). Knows nothing of models, devices or objectives.
 //! Left out for now: columnar files, object stores, filters and de-duplication.
 
 pub mod chat;
@@ -11,9 +11,12 @@ mod error;
 mod load;
 pub mod order;
 pub mod packing;
+mod parallel;
 pub mod preference;
 pub mod random;
+mod reader;
 mod record;
+mod rows;
 mod source;
 mod spec;
 mod tokenizer;

@@ -1,33 +1,36 @@
-//! Records to rows: files are read, records parsed, rendered and tokenised, targets marked, long
-//! rows refused or cut, and everything counted.
+//! Files to a dataset: records become rows, chunk by chunk and on several threads, and everything is
+//! counted in the files' order.
 
-use crate::chat::Conversation;
 use crate::dataset::Dataset;
 use crate::error::{DataError, FaultKind, Fix, RecordFault, Setting};
-use crate::preference;
+use crate::parallel;
+use crate::reader::{self, Contents, Records};
 use crate::record::{Layout, Record};
-use crate::source::{self, Contents, RawRecord};
-use crate::spec::{Format, OnError, Overlong, RecordKind, RecordSpec, WeightedPath};
-use crate::tokenizer::{Encoded, Tokenizer};
+use crate::rows::{Counts, Made, RowMaker};
+use crate::source;
+use crate::spec::{Format, OnError, RecordKind, RecordSpec, WeightedPath};
+use crate::tokenizer::Tokenizer;
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::ops::Range;
 
-/// Loads all files of `paths` (names or globs, in order) as `spec` says. The set has at least one
-/// row, and each row at least one target.
+/// Loads all files of `paths` (names or globs, in order) as `spec` says, on `num_threads` threads,
+/// on whose number nothing depends. The set has at least one row, and each row at least one target.
+/// Of a file of lines a few megabytes are held at a time; a JSON array or a document is held whole.
 pub fn load<P: Into<WeightedPath>>(
     paths: impl IntoIterator<Item = P>,
     spec: &RecordSpec,
     tok: &Tokenizer,
+    num_threads: usize,
 ) -> Result<Dataset, DataError> {
     let paths = paths.into_iter().map(Into::into).collect::<Vec<_>>();
-    load_weighted(&paths, spec, tok)
+    load_weighted(&paths, spec, tok, num_threads)
 }
 
 fn load_weighted(
     paths: &[WeightedPath],
     spec: &RecordSpec,
     tok: &Tokenizer,
+    num_threads: usize,
 ) -> Result<Dataset, DataError> {
     if spec.max_seq_len < 2 {
         return Err(DataError::setup(
@@ -35,7 +38,7 @@ fn load_weighted(
             Setting::MaxSeqLen,
         ));
     }
-    let mut loader = Loader { spec, tok, dataset: Dataset::default(), notes: Notes::default() };
+    let mut loader = Loader::new(RowMaker { spec, tok }, num_threads);
     let source::Files { files, repeated } = source::expand(paths)?;
     for WeightedPath { path, weight } in repeated {
         let with = if weight == 1.0 { String::new() } else { format!(", with weight {weight}") };
@@ -45,7 +48,7 @@ fn load_weighted(
     for (WeightedPath { weight, .. }, files) in paths.iter().zip(files) {
         loader.dataset.start_part(*weight);
         for file in files {
-            match source::read(&file, spec.format == Format::Text)? {
+            match reader::open(&file, spec.format == Format::Text)? {
                 Contents::Document(text) => loader.document(&file, &text)?,
                 Contents::Records(records) => loader.records(&file, records)?,
             }
@@ -60,9 +63,7 @@ fn load_weighted(
             format!("correct the records; the first: {first}"),
         ));
     }
-    loader.warn_of_merged_boundaries();
-    loader.warn_of_doubled_marks();
-    loader.warn_of_learnt_prompts();
+    loader.warn_of_rows();
     loader.warn_of_prompts();
     loader.warn_of_date();
     Ok(loader.dataset)
@@ -71,39 +72,34 @@ fn load_weighted(
 struct Loader<'a> {
     spec: &'a RecordSpec,
     tok: &'a Tokenizer,
+    maker: RowMaker<'a>,
+    num_threads: usize,
     dataset: Dataset,
-    notes: Notes,
-}
-
-/// What is told once of a file or of the whole set, not of each row.
-#[derive(Default)]
-struct Notes {
+    counts: Counts,
     /// Fields of the present file that are not read.
     unread: BTreeSet<String>,
     /// Whether it was told of the present file that its turns have no end.
     told_of_endless_turns: bool,
-    /// Rows whose text holds a mark that the tokenizer or the row's end would add.
-    doubled_marks: usize,
-    /// Rows whose prompt is learnt, since all tokens are.
-    learnt_prompts: usize,
-    /// Rows whose completion follows the prompt's last word without a space.
-    glued: usize,
 }
 
-/// Tokens of one record with their target flags.
-struct Tokenised {
-    ids: Vec<u32>,
-    is_target: Vec<bool>,
-}
+/// A record and the line it starts on.
+type Parsed = (usize, Result<Value, RecordFault>);
 
-/// A row within `max_seq_len`.
-struct Cut {
-    row: Tokenised,
-    /// Whether its end was cut off.
-    is_shorter: bool,
-}
+impl<'a> Loader<'a> {
+    fn new(maker: RowMaker<'a>, num_threads: usize) -> Self {
+        let RowMaker { spec, tok } = maker;
+        Self {
+            spec,
+            tok,
+            maker,
+            num_threads,
+            dataset: Dataset::default(),
+            counts: Counts::default(),
+            unread: BTreeSet::new(),
+            told_of_endless_turns: false,
+        }
+    }
 
-impl Loader<'_> {
     fn document(&mut self, file: &str, text: &str) -> Result<(), DataError> {
         if self.spec.kind != RecordKind::Plain {
             return Err(DataError::file(
@@ -121,71 +117,47 @@ impl Loader<'_> {
         }
         self.dataset.start_file(file, Format::Text.name().to_owned());
         self.check_file(file, Format::Text)?;
-        let result = self.add(Record::Text(text.to_owned()), 1);
+        let result = self.maker.make_rows(Record::Text(text.to_owned()));
         self.settle(file, 1, result)
     }
 
-    /// Records of preferences: each is one group of rows.
-    fn preferences(&mut self, file: &str, records: Vec<RawRecord>) -> Result<(), DataError> {
-        self.dataset.start_file(file, self.spec.kind.describe().to_owned());
-        for RawRecord { line, value } in records {
-            let result = value.and_then(|value| self.add_group(&value, line));
-            self.settle(file, line, result)?;
-        }
-        Ok(())
-    }
-
-    fn add_group(&mut self, value: &Value, line: usize) -> Result<(), RecordFault> {
-        let mut rows = Vec::new();
-        for (label, record) in preference::answers(self.spec.kind, value)? {
-            let row = match record {
-                Record::Chat { conversation, keep } => {
-                    self.check_tokenizer(Format::Messages)?;
-                    self.conversation(&conversation, &keep, line)?
+    fn records(&mut self, file: &str, mut records: Records) -> Result<(), DataError> {
+        let is_plain = self.spec.kind == RecordKind::Plain;
+        let format = if is_plain { "unknown" } else { self.spec.kind.describe() };
+        self.dataset.start_file(file, format.to_owned());
+        let mut layout = None;
+        loop {
+            let chunk = records.next_chunk()?;
+            if chunk.is_empty() {
+                break;
+            }
+            let parsed: Vec<Parsed> =
+                parallel::map(self.num_threads, &chunk, |record| (record.line, record.value()));
+            drop(chunk);
+            if is_plain && layout.is_none() {
+                layout = self.layout(file, &parsed)?;
+                if let Some(layout) = &layout {
+                    self.dataset.set_format(layout.describe());
+                    self.check_file(file, layout.format)?;
                 }
-                Record::Completion { prompt, completion } => {
-                    self.check_tokenizer(Format::PromptCompletion)?;
-                    self.completion(&prompt, &completion)?
-                }
-                _ => unreachable!("preferences are completions or conversations"),
-            };
-            rows.push((label, self.cut(row)?));
-        }
-        // All rows of a group, or none.
-        for (label, Cut { row, is_shorter }) in rows {
-            self.dataset.report_mut().truncated += usize::from(is_shorter);
-            self.dataset.push_labelled(&row.ids, &row.is_target, line, label);
-        }
-        self.dataset.end_group();
-        Ok(())
-    }
-
-    fn records(&mut self, file: &str, records: Vec<RawRecord>) -> Result<(), DataError> {
-        if self.spec.kind != RecordKind::Plain {
-            return self.preferences(file, records);
-        }
-        let layout = self.layout(file, &records)?;
-        let name = layout.as_ref().map_or("unknown".to_owned(), Layout::describe);
-        self.dataset.start_file(file, name);
-        self.check_file(file, layout.as_ref().map_or(Format::Auto, |l| l.format))?;
-        for RawRecord { line, value } in records {
-            let result = value.and_then(|value| match &layout {
-                Some(layout) => {
-                    self.notes.unread.extend(layout.unread(&value).map(str::to_owned));
-                    self.add(layout.parse(&value)?, line)
-                }
-                None => Layout::of(&value, self.spec).map(|_| ()),
+            }
+            let maker = self.maker;
+            let made = parallel::map(self.num_threads, &parsed, |(_, value)| match value {
+                Ok(value) => maker.make(value, layout.as_ref()),
+                Err(fault) => Err(fault.clone()),
             });
-            self.settle(file, line, result)?;
+            for ((line, _), made) in parsed.iter().zip(made) {
+                self.settle(file, *line, made)?;
+            }
         }
         self.warn_of_unread_fields(file);
         Ok(())
     }
 
-    /// The layout that the first usable object of a file shows. Where no record may be bad, the
-    /// first object must be usable; without one, the first value's fault is told.
-    fn layout(&self, file: &str, records: &[RawRecord]) -> Result<Option<Layout>, DataError> {
-        let values = records.iter().filter_map(|r| Some((r.line, r.value.as_ref().ok()?)));
+    /// The layout that the first usable object of a file's chunk shows. Where no record may be bad,
+    /// the first object must be usable; without one, the first value's fault is told.
+    fn layout(&self, file: &str, records: &[Parsed]) -> Result<Option<Layout>, DataError> {
+        let values = records.iter().filter_map(|(line, value)| Some((*line, value.as_ref().ok()?)));
         if self.spec.on_error == OnError::Skip {
             let mut layouts = values.map(|(_, value)| Layout::of(value, self.spec));
             return Ok(layouts.find_map(Result::ok));
@@ -198,8 +170,8 @@ impl Loader<'_> {
     }
 
     fn warn_of_unread_fields(&mut self, file: &str) {
-        self.notes.told_of_endless_turns = false;
-        let names = std::mem::take(&mut self.notes.unread);
+        self.told_of_endless_turns = false;
+        let names = std::mem::take(&mut self.unread);
         if !names.is_empty() {
             let names = names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>();
             let what = format!("{file}: fields with text that are not read: {}", names.join(", "));
@@ -207,37 +179,11 @@ impl Loader<'_> {
         }
     }
 
-    /// As `check_tokenizer`, of all records of a file.
+    /// Whether the model has what all records of the file need.
     fn check_file(&self, file: &str, format: Format) -> Result<(), DataError> {
-        self.check_tokenizer(format)
+        self.maker
+            .check_tokenizer(format)
             .map_err(|RecordFault { what, fix, .. }| DataError::file(file, what, fix))
-    }
-
-    /// Whether the model has what records of the format need.
-    fn check_tokenizer(&self, format: Format) -> Result<(), RecordFault> {
-        let has_template = self.tok.chat_template().is_some();
-        let (is_chat, needs_eos) = match format {
-            Format::Messages | Format::ShareGpt => (true, false),
-            Format::Alpaca => (false, !has_template),
-            Format::PromptCompletion => (false, true),
-            Format::Text => (false, self.spec.append_eos),
-            Format::Auto => (false, false),
-        };
-        if is_chat && !has_template {
-            return Err(RecordFault::malformed(
-                "conversations need a chat template, which this model has not",
-                "add chat_template.jinja to the model directory, or give prompts and answers as \
-                 texts",
-            ));
-        }
-        if needs_eos && self.tok.eos_token_id().is_none() {
-            let fix = Fix::from("name eos_token in the model's tokenizer_config.json");
-            return Err(RecordFault::malformed(
-                format!("{} needs an end-of-text token, which this model has not", format.name()),
-                if format == Format::Text { fix.or(Setting::NoEos) } else { fix },
-            ));
-        }
-        Ok(())
     }
 
     /// Counts a record; a fault stops the loading or is counted, as configured.
@@ -245,16 +191,22 @@ impl Loader<'_> {
         &mut self,
         file: &str,
         line: usize,
-        result: Result<(), RecordFault>,
+        result: Result<Made, RecordFault>,
     ) -> Result<(), DataError> {
-        let report = self.dataset.report_mut();
-        report.count_record();
-        let Err(fault) = result else { return Ok(()) };
+        self.dataset.report_mut().count_record();
+        let fault = match result {
+            Ok(made) => {
+                self.add(made, line);
+                return Ok(());
+            }
+            Err(fault) => fault,
+        };
         let kind = fault.kind;
         let error = DataError::Record { file: file.to_owned(), line, fault };
         if self.spec.on_error == OnError::Fail {
             return Err(error);
         }
+        let report = self.dataset.report_mut();
         report.skipped += 1;
         *match kind {
             FaultKind::Malformed => &mut report.skipped_malformed,
@@ -265,168 +217,37 @@ impl Loader<'_> {
         Ok(())
     }
 
-    fn add(&mut self, record: Record, line: usize) -> Result<(), RecordFault> {
-        match record {
-            Record::Text(text) => self.add_text(&text, line),
-            Record::Completion { prompt, completion } => {
-                let row = self.completion(&prompt, &completion)?;
-                self.add_row(row, line)
-            }
-            Record::Chat { conversation, keep } => {
-                let row = self.conversation(&conversation, &keep, line)?;
-                self.add_row(row, line)
-            }
-            Record::Alpaca(alpaca) if self.tok.chat_template().is_some() => {
-                self.add(alpaca.into_chat(), line)
-            }
-            Record::Alpaca(alpaca) => self.add(alpaca.into_completion()?, line),
-        }
-    }
-
-    fn conversation(
-        &mut self,
-        conversation: &Conversation,
-        keep: &[bool],
-        line: usize,
-    ) -> Result<Tokenised, RecordFault> {
-        if self.spec.all_tokens_are_targets && keep.contains(&false) {
-            return Err(RecordFault::malformed(
-                "a message has a weight of 0, and pre-training learns every token",
-                Fix::from("remove the weights").or(Setting::Objective("sft")),
-            ));
-        }
-        let template = self.tok.chat_template().expect("check_tokenizer asked for one");
-        let rendering = template.render_with_spans(conversation, keep)?;
-        if conversation.lacks_tools(&rendering.text) {
-            self.dataset.warn(line, "the chat template leaves out the record's tools");
-        }
-        if let Some(message) = conversation.left_out(&rendering.text) {
-            let role = &conversation.messages[message]["role"];
-            let what = format!("the chat template leaves out message {} ({role})", message + 1);
-            self.dataset.warn(line, &what);
-        }
-        if !self.notes.told_of_endless_turns && !template.ends_turns(&rendering) {
-            self.notes.told_of_endless_turns = true;
+    fn add(&mut self, made: Made, line: usize) {
+        let Made { rows, warnings, unread, has_endless_turns, counts } = made;
+        warnings.iter().for_each(|what| self.dataset.warn(line, what));
+        if has_endless_turns && !self.told_of_endless_turns {
+            self.told_of_endless_turns = true;
             let what = "the chat template ends the assistant's turns with no token of their own, \
                         so the model learns no end of its answers; write eos_token after them";
             self.dataset.warn(line, what);
         }
-        // The template writes BOS itself where the model has one.
-        let encoded = encode(self.tok, &rendering.text, false)?;
-        let is_target = targets(&encoded, &rendering.spans);
-        self.count_merged(&encoded, &rendering.spans);
-        Ok(Tokenised { ids: encoded.ids, is_target })
-    }
-
-    fn completion(&mut self, prompt: &str, completion: &str) -> Result<Tokenised, RecordFault> {
-        let text = format!("{prompt}{completion}");
-        self.notes.glued += usize::from(is_glued(prompt, completion));
-        let encoded = self.encode_marked(&text)?;
-        let span = prompt.len()..text.len();
-        let spans = std::slice::from_ref(&span);
-        let mut is_target = targets(&encoded, spans);
-        self.count_merged(&encoded, spans);
-        let mut ids = encoded.ids;
-        self.append_eos(&mut ids);
-        is_target.resize(ids.len(), false);
-        if let Some(last) = is_target.last_mut() {
-            *last = true;
-        }
-        Ok(Tokenised { ids, is_target })
-    }
-
-    /// Tokens of a text with the tokenizer's own marks, none of them twice where the text holds
-    /// them already.
-    fn encode_marked(&mut self, text: &str) -> Result<Encoded, RecordFault> {
-        let mut encoded = encode(self.tok, text, true)?;
-        let had = encoded.ids.len();
-        encoded.drop_doubled_marks();
-        self.notes.doubled_marks += usize::from(encoded.ids.len() < had);
-        Ok(encoded)
-    }
-
-    /// Appends the end-of-text token unless it is there already.
-    fn append_eos(&self, ids: &mut Vec<u32>) {
-        let eos = self.tok.eos_token_id();
-        if ids.len() < 2 || ids.last().copied() != eos {
-            ids.extend(eos);
-        }
-    }
-
-    /// Disjoint windows of `max_seq_len`; within each, all tokens but the first are targets.
-    fn add_text(&mut self, text: &str, line: usize) -> Result<(), RecordFault> {
-        let Encoded { mut ids, is_added, .. } = self.encode_marked(text)?;
-        if is_added.iter().all(|added| *added) {
-            return Err(without_target("the document is empty"));
-        }
-        if self.spec.append_eos {
-            self.append_eos(&mut ids);
-        }
-        if ids.len() < 2 {
-            return Err(without_target("the document is a single token"));
-        }
-        for window in ids.chunks(self.spec.max_seq_len) {
-            if window.len() < 2 {
-                self.dataset.report_mut().dropped_windows += 1;
-                continue;
+        self.unread.extend(unread);
+        self.counts.add(&counts);
+        let is_group = self.spec.kind != RecordKind::Plain;
+        for row in &rows {
+            self.dataset.push(row, line);
+            if !is_group {
+                self.dataset.end_group();
             }
-            let mut is_target = vec![true; window.len()];
-            is_target[0] = false;
-            self.dataset.push(window, &is_target, line);
         }
-        Ok(())
+        if is_group {
+            self.dataset.end_group();
+        }
     }
 
-    fn add_row(&mut self, row: Tokenised, line: usize) -> Result<(), RecordFault> {
-        let Cut { row, is_shorter } = self.cut(row)?;
-        self.dataset.report_mut().truncated += usize::from(is_shorter);
-        self.dataset.push(&row.ids, &row.is_target, line);
-        Ok(())
-    }
-
-    /// The row as it is learnt from: at most `max_seq_len` tokens, of which one is a target.
-    fn cut(&mut self, mut row: Tokenised) -> Result<Cut, RecordFault> {
-        if self.spec.all_tokens_are_targets {
-            self.notes.learnt_prompts += usize::from(row.is_target.iter().skip(1).any(|is| !is));
-            row.is_target.fill(true);
-        }
-        // Nothing comes before the first token to predict it from.
-        if let Some(first) = row.is_target.first_mut() {
-            *first = false;
-        }
-        let (len, limit) = (row.ids.len(), self.spec.max_seq_len);
-        if len > limit && self.spec.overlong == Overlong::Refuse {
-            return Err(RecordFault {
-                kind: FaultKind::Overlong,
-                what: format!("the row has {len} tokens, and at most {limit} are taken"),
-                fix: Fix::from(Setting::MaxSeqLen).or(Setting::Truncate),
-            });
-        }
-        if !row.is_target.contains(&true) {
-            return Err(without_target("the row has no token to learn"));
-        }
-        row.ids.truncate(limit);
-        row.is_target.truncate(limit);
-        if !row.is_target.contains(&true) {
-            let what = format!("nothing to learn is left of the row's {len} tokens after {limit}");
-            return Err(without_target(&what));
-        }
-        Ok(Cut { row, is_shorter: len > limit })
-    }
-
-    /// Counts the row if a token reaches from what is given into what is to be learnt.
-    fn count_merged(&mut self, encoded: &Encoded, spans: &[Range<usize>]) {
-        let reaches = |start: usize, end: usize| {
-            spans.iter().any(|span| start < span.start && span.start < end)
-        };
-        let merged = encoded.offsets.iter().any(|&(start, end)| reaches(start, end));
-        self.dataset.report_mut().merged_boundaries += usize::from(merged);
-    }
-
-    fn warn_of_merged_boundaries(&mut self) {
-        let report = self.dataset.report_mut();
-        if report.merged_boundaries > 0 {
-            let (merged, rows) = (report.merged_boundaries, report.rows);
+    /// What was counted, for the report, and what to know of it.
+    fn warn_of_rows(&mut self) {
+        let (counts, report) = (&self.counts, self.dataset.report_mut());
+        let Counts { merged_boundaries: merged, doubled_marks: doubled, .. } = *counts;
+        (report.merged_boundaries, report.truncated) = (merged, counts.truncated);
+        report.dropped_windows = counts.dropped_windows;
+        let rows = report.rows;
+        if merged > 0 {
             report.warn(format!(
                 "in {merged} of {rows} rows the answer's first token also holds the end of what \
                  comes before it, mostly a space there. When the model is asked, that text alone \
@@ -434,32 +255,23 @@ impl Loader<'_> {
                  answer (in a chat template, leave it out of what opens the assistant's turn)"
             ));
         }
-    }
-
-    fn warn_of_doubled_marks(&mut self) {
-        if self.notes.doubled_marks > 0 {
-            let (doubled, report) = (self.notes.doubled_marks, self.dataset.report_mut());
+        if doubled > 0 {
             report.warn(format!(
-                "{doubled} of {} rows hold a special token at their beginning or end that is added \
-                 anyway; it stands there once",
-                report.rows
+                "{doubled} of {rows} rows hold a special token at their beginning or end that is \
+                 added anyway; it stands there once"
             ));
         }
-    }
-
-    fn warn_of_learnt_prompts(&mut self) {
-        if self.notes.learnt_prompts > 0 {
-            let (learnt, report) = (self.notes.learnt_prompts, self.dataset.report_mut());
+        if counts.learnt_prompts > 0 {
             report.warn(format!(
-                "in {learnt} of {} rows the prompt is learnt too: pre-training learns every token",
-                report.rows
+                "in {} of {rows} rows the prompt is learnt too: pre-training learns every token",
+                counts.learnt_prompts
             ));
         }
     }
 
     /// Prompts are taken as they are: without a space of their own, without the chat template.
     fn warn_of_prompts(&mut self) {
-        let (glued, report) = (self.notes.glued, self.dataset.report_mut());
+        let (glued, report) = (self.counts.glued, self.dataset.report_mut());
         if glued > 0 {
             report.warn(format!(
                 "in {glued} of {} rows the completion follows the prompt without a space between \
@@ -486,40 +298,5 @@ impl Loader<'_> {
         if uses_date && report.files.iter().any(|f| has_chat(&f.format)) {
             report.warn("the chat template may write today's date into each row".to_owned());
         }
-    }
-}
-
-/// Whether a word, or what ends a sentence, is joined with a word. Scripts that write no spaces
-/// between words have none to miss.
-fn is_glued(prompt: &str, completion: &str) -> bool {
-    let spaced = |c: char| c.is_alphanumeric() && c < '\u{2e80}';
-    let ends = prompt.chars().next_back();
-    let ends = ends.is_some_and(|c| spaced(c) || ".?!:;,".contains(c));
-    ends && completion.chars().next().is_some_and(spaced)
-}
-
-fn encode(tok: &Tokenizer, text: &str, add_special: bool) -> Result<Encoded, RecordFault> {
-    tok.encode_with_offsets(text, add_special)
-        .map_err(|e| RecordFault::malformed(e.message(|_| None), "correct the record or the tokenizer"))
-}
-
-/// A token is a target if it holds a character of a span. One without characters of its own (such
-/// as the mark for a word's start) is one where it stands within a span.
-fn targets(encoded: &Encoded, spans: &[Range<usize>]) -> Vec<bool> {
-    let is_in = |start: usize, end: usize| {
-        spans.iter().any(|span| {
-            let holds = start < span.end && span.start < end;
-            holds || (start == end && span.contains(&start))
-        })
-    };
-    let tokens = encoded.offsets.iter().zip(&encoded.is_added);
-    tokens.map(|((start, end), added)| !added && is_in(*start, *end)).collect()
-}
-
-fn without_target(what: &str) -> RecordFault {
-    RecordFault {
-        kind: FaultKind::WithoutTarget,
-        what: what.to_owned(),
-        fix: Fix::from("remove the record").or(Setting::Skip),
     }
 }

@@ -70,6 +70,12 @@ impl Order {
         self.units.len().div_ceil(self.units_per_step)
     }
 
+    /// Tokens of one epoch: rows with a weight count as often as they are seen.
+    pub fn tokens_in_epoch(&mut self, epoch: u64) -> usize {
+        self.turn_to(epoch);
+        self.units.iter().map(|unit| unit.num_tokens).sum()
+    }
+
     /// Steps of the first `num_epochs` epochs. Epochs differ a little, as each is packed anew.
     /// Refuses more epochs than can be packed in some seconds to be counted.
     pub fn total_steps(&self, num_epochs: u64) -> Result<u64, DataError> {

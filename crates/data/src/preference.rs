@@ -5,6 +5,7 @@ use crate::chat::Conversation;
 use crate::dataset::{Dataset, Label};
 use crate::error::{Fix, RecordFault, Setting};
 use crate::record::{self, Record, in_message, kind, text_field};
+use crate::rows::MadeRow;
 use crate::spec::RecordKind;
 use serde_json::{Map, Value};
 
@@ -221,11 +222,12 @@ pub fn mismatched(dataset: &Dataset, rows: &[u32], max_len: usize) -> Dataset {
         let before = rows[(i + rows.len() - 1) % rows.len()];
         let (row, answer) = (dataset.row(row as usize), dataset.row(before as usize));
         let (prompt, answered) = (first_target(row.is_target), first_target(answer.is_target));
-        let mut tokens = [&row.tokens[..prompt], &answer.tokens[answered..]].concat();
+        let mut ids = [&row.tokens[..prompt], &answer.tokens[answered..]].concat();
         let mut is_target = [&vec![false; prompt][..], &answer.is_target[answered..]].concat();
-        tokens.truncate(max_len);
+        ids.truncate(max_len);
         is_target.truncate(max_len);
-        pairs.push(&tokens, &is_target, row.source.line);
+        pairs.push(&MadeRow { label: Label::Plain, ids, is_target }, row.source.line);
+        pairs.end_group();
     }
     pairs
 }

@@ -3,7 +3,9 @@
 
 use crate::chat::{ChatTemplate, TemplateTokens};
 use crate::error::DataError;
-use crate::source::refuse_lfs_pointer;
+use crate::reader::refuse_lfs_pointer;
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value, json};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -64,7 +66,7 @@ impl Tokenizer {
     /// `special_tokens_map.json`, `generation_config.json`, `config.json` and
     /// `chat_template.jinja` from `dir`.
     pub fn from_dir(dir: &Path) -> Result<Self, DataError> {
-        let mut inner = read_tokenizer(&dir.join("tokenizer.json"))?;
+        let (mut inner, num_ids) = read_tokenizer(&dir.join("tokenizer.json"))?;
         prepare(&mut inner)?;
         let config = read_object(&dir.join("tokenizer_config.json"))?;
         let generation = read_object(&dir.join("generation_config.json"))?;
@@ -88,7 +90,8 @@ impl Tokenizer {
             }
             None => None,
         };
-        let vocab_size = inner.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
+        let added = inner.get_added_tokens_decoder().into_keys().max();
+        let vocab_size = num_ids.max(added.map_or(0, |id| id as usize + 1));
         Ok(Self { inner, vocab_size, bos_token_id, eos_token_id, stop_token_ids, chat_template })
     }
 
@@ -226,21 +229,68 @@ fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, DataError> {
     Ok(Some(bytes))
 }
 
-fn read_tokenizer(path: &Path) -> Result<tokenizers::Tokenizer, DataError> {
+/// The tokenizer, and the highest id of its model plus one.
+fn read_tokenizer(path: &Path) -> Result<(tokenizers::Tokenizer, usize), DataError> {
     let name = path.display().to_string();
     let fix = "give a model directory that holds a tokenizer.json of the tokenizers library";
     let bytes = read_limited(path, MAX_TOKENIZER_BYTES)?.ok_or_else(|| no_tokenizer(path, fix))?;
     let refused = |what: String| DataError::file(&name, format!("not a tokenizer: {what}"), fix);
-    serde_json::from_slice::<Decoder>(&bytes).map_err(|e| refused(e.to_string()))?;
-    tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| refused(e.to_string()))
+    let parts = serde_json::from_slice::<Parts>(&bytes).map_err(|e| refused(e.to_string()))?;
+    let inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| refused(e.to_string()))?;
+    Ok((inner, parts.model.vocab.0))
 }
 
-/// The part of a tokenizer.json that the library takes to be JSON that can be read, strings and
-/// numbers included: it panics where it cannot.
-#[derive(serde::Deserialize)]
-struct Decoder {
+/// Parts of a tokenizer.json that are read besides the library.
+#[derive(Deserialize)]
+struct Parts {
+    /// The library takes it to be JSON that can be read, strings and numbers included: it panics
+    /// where it cannot.
     #[serde(rename = "decoder")]
     _decoder: Option<Value>,
+    #[serde(default)]
+    model: ModelPart,
+}
+
+#[derive(Deserialize, Default)]
+struct ModelPart {
+    #[serde(default)]
+    vocab: NumIds,
+}
+
+/// Highest id of a vocabulary plus one. The library gives only copies of the whole.
+#[derive(Default)]
+struct NumIds(usize);
+
+impl<'de> Deserialize<'de> for NumIds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Ids;
+        impl<'de> Visitor<'de> for Ids {
+            type Value = NumIds;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a vocabulary")
+            }
+
+            /// Ids by token.
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<NumIds, A::Error> {
+                let mut num_ids = 0;
+                while let Some((IgnoredAny, id)) = map.next_entry::<_, u32>()? {
+                    num_ids = num_ids.max(id as usize + 1);
+                }
+                Ok(NumIds(num_ids))
+            }
+
+            /// Tokens in the order of their ids.
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<NumIds, A::Error> {
+                let mut num_ids = 0;
+                while seq.next_element::<IgnoredAny>()?.is_some() {
+                    num_ids += 1;
+                }
+                Ok(NumIds(num_ids))
+            }
+        }
+        deserializer.deserialize_any(Ids)
+    }
 }
 
 fn no_tokenizer(path: &Path, fix: &str) -> DataError {

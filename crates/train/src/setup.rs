@@ -97,8 +97,8 @@ impl Setup {
         let unit_tokens = max_seq_len * rows_per_unit(&run);
         let units_per_step = units_per_step(&run, unit_tokens, note);
         let spec = record_spec(&run, max_seq_len);
-        let train = hone_data::load(&run.data.train.0, &spec, &tokenizer)?;
-        let eval = evaluation_data(&run, &spec, &tokenizer)?;
+        let train = hone_data::load(&run.data.train.0, &spec, &tokenizer, threads)?;
+        let eval = evaluation_data(&run, &spec, &tokenizer, threads)?;
         for data in std::iter::once(&train).chain(eval.as_ref().map(|(eval, _)| eval)) {
             check_tokens(data, &config)?;
             data.report().warnings.iter().for_each(|warning| note(warning.clone()));
@@ -156,11 +156,12 @@ fn evaluation_data(
     run: &RunFile,
     spec: &RecordSpec,
     tokenizer: &Tokenizer,
+    num_threads: usize,
 ) -> Result<Option<(Dataset, Vec<Unit>)>, TrainError> {
     if run.data.eval.is_empty() {
         return Ok(None);
     }
-    let eval = hone_data::load(&run.data.eval, spec, tokenizer)?;
+    let eval = hone_data::load(&run.data.eval, spec, tokenizer, num_threads)?;
     let units = pack_in_order(&eval, spec.max_seq_len * rows_per_unit(run))?;
     Ok(Some((eval, units)))
 }

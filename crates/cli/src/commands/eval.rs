@@ -1,6 +1,6 @@
 //! `hone eval`
 
-use super::{Opened, check_parent};
+use super::{Opened, check_parent, num_threads};
 use crate::args::EvalArgs;
 use crate::failure::Failure;
 use crate::output;
@@ -25,8 +25,9 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     }
     let opened = super::open(&args.model, super::Purpose::Compute)?;
     let spec = record_spec(args, &opened)?;
-    let dataset = hone_data::load(&args.data, &spec, &opened.tokenizer)
-        .map_err(|error| Failure::Usage(error.message(words)))?;
+    let dataset =
+        hone_data::load(&args.data, &spec, &opened.tokenizer, num_threads(args.model.threads))
+            .map_err(|error| Failure::Usage(error.message(words)))?;
     check_tokens(&dataset, &opened.model.decoder.config)?;
     for warning in &dataset.report().warnings {
         output::note(&format!("note: {warning}"));

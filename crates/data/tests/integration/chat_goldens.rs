@@ -2,7 +2,7 @@
 
 use crate::fixture::words;
 use hone_data::chat::{Conversation, TemplateTokens};
-use hone_data::{RecordFault, ChatTemplate, RecordSpec, Tokenizer, load};
+use hone_data::{ChatTemplate, RecordFault, RecordSpec, Tokenizer, load};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -93,7 +93,7 @@ fn tokens_and_masks_as_transformers_has_them() {
     for (name, want) in goldens["stories260k"].as_object().unwrap() {
         let path = dir.path().join("row.jsonl").display().to_string();
         std::fs::write(&path, goldens["conversations"][name].to_string()).unwrap();
-        let set = load(&[path], &RecordSpec::default(), &tok).unwrap();
+        let set = load(&[path], &RecordSpec::default(), &tok, 1).unwrap();
         let row = set.row(0);
         let ids = row.tokens.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
         let mask = row.is_target.iter().map(|is| if *is { '1' } else { '0' });

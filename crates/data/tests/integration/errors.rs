@@ -15,11 +15,8 @@ fn check(fixture: &Fixture, name: &str, text: impl AsRef<[u8]>, want: &str) {
 #[test]
 fn files() {
     let fixture = Fixture::plain();
-    let error = |path: &str| load(&[path.to_owned()], &spec(), &fixture.tokenizer).unwrap_err();
-    assert_eq!(
-        error("none.jsonl").message(words),
-        "none.jsonl: no such file; <Paths>"
-    );
+    let error = |path: &str| load(&[path.to_owned()], &spec(), &fixture.tokenizer, 1).unwrap_err();
+    assert_eq!(error("none.jsonl").message(words), "none.jsonl: no such file; <Paths>");
     assert_eq!(
         error("none*.jsonl").message(words),
         "none*.jsonl: the glob matches no file; correct the pattern"
@@ -34,7 +31,7 @@ fn files() {
         "src: is a directory; name its files, for example src/*.jsonl"
     );
     assert_eq!(
-        load(&[], &spec(), &fixture.tokenizer).unwrap_err().message(words),
+        load(&[], &spec(), &fixture.tokenizer, 1).unwrap_err().message(words),
         "no data files are named; name at least one path or glob"
     );
     check(

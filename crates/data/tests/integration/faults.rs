@@ -216,7 +216,7 @@ fn the_template_for_tools_is_read_from_its_folder() {
             std::fs::write(fixture.path().join("chat_template.jinja"), CHATML).unwrap();
         }
         let tokenizer = Tokenizer::from_dir(fixture.path()).unwrap();
-        let set = load(std::slice::from_ref(&file), &RecordSpec::default(), &tokenizer).unwrap();
+        let set = load(std::slice::from_ref(&file), &RecordSpec::default(), &tokenizer, 1).unwrap();
         assert!(fixture.row_text(&set, 0).starts_with("lookup"), "{in_file}");
     }
 }
@@ -287,7 +287,7 @@ fn names_that_cannot_be_read_are_told() {
     let dir = fixture.path().display().to_string();
     let error = |path: &str| {
         let paths = [format!("{dir}/{path}")];
-        load(&paths, &RecordSpec::default(), &fixture.tokenizer).unwrap_err().message(words)
+        load(&paths, &RecordSpec::default(), &fixture.tokenizer, 1).unwrap_err().message(words)
     };
     let good = fixture.write("good.jsonl", "{\"text\": \"ab\"}");
     symlink("loop.jsonl", fixture.path().join("loop.jsonl")).unwrap();
@@ -306,9 +306,21 @@ fn names_that_cannot_be_read_are_told() {
     assert!(error("x[1]/*.jsonl").contains("written [[]"));
     let good = good.display().to_string();
     let twice = [good.clone(), format!("{dir}/./good.jsonl"), format!("{dir}/g*.jsonl")];
-    let set = load(&twice, &RecordSpec::default(), &fixture.tokenizer).unwrap();
+    let set = load(&twice, &RecordSpec::default(), &fixture.tokenizer, 1).unwrap();
     assert_eq!(set.len(), 1);
     assert_eq!(notes(&set).matches("more than once").count(), 2, "{}", notes(&set));
+}
+
+/// A folder whose name looks like a pattern is that folder.
+#[test]
+fn folders_are_named_literally() {
+    let fixture = Fixture::plain();
+    let folder = fixture.path().join("runs[1]");
+    std::fs::create_dir(&folder).unwrap();
+    fixture.write("runs[1]/a.jsonl", "{\"text\": \"abc\"}");
+    let glob = folder.join("*.jsonl").display().to_string();
+    let set = load(&[glob], &RecordSpec::default(), &fixture.tokenizer, 1).unwrap();
+    assert_eq!(set.len(), 1);
 }
 
 #[test]

@@ -62,7 +62,7 @@ impl Fixture {
         spec: &RecordSpec,
     ) -> Result<Dataset, DataError> {
         let path = self.write(name, text).display().to_string();
-        load(&[path], spec, &self.tokenizer)
+        load(&[path], spec, &self.tokenizer, 2)
     }
 
     /// The error of loading a file, without the folder's name.

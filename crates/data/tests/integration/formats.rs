@@ -217,7 +217,7 @@ fn several_files_and_formats() {
     fixture.write("b2.jsonl", "{\"prompt\": \"x\", \"completion\": \"y\"}\n");
     let glob = fixture.path().join("b*.jsonl").display().to_string();
     let first = fixture.path().join("b1.jsonl").display().to_string();
-    let set = load(&[glob, first], &spec(), &fixture.tokenizer).unwrap();
+    let set = load(&[glob, first], &spec(), &fixture.tokenizer, 1).unwrap();
     assert_eq!(set.len(), 2);
     let formats = set.report().files.iter().map(|f| f.format.as_str()).collect::<Vec<_>>();
     assert_eq!(formats, ["text", "prompt_completion (prompt, completion)"]);

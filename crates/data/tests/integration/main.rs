@@ -2,6 +2,7 @@
 
 mod chat_goldens;
 mod chat_spans;
+mod chunks;
 mod errors;
 mod faults;
 mod fixture;

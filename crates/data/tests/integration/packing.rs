@@ -60,7 +60,7 @@ fn mixture(parts: &[(usize, f64)]) -> Dataset {
         WeightedPath { path, weight }
     });
     let spec = RecordSpec { max_seq_len: UNIT, ..RecordSpec::default() };
-    load(paths.collect::<Vec<_>>(), &spec, &fixture.tokenizer).unwrap()
+    load(paths.collect::<Vec<_>>(), &spec, &fixture.tokenizer, 1).unwrap()
 }
 
 /// How often an epoch sees each row.

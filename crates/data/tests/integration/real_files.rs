@@ -9,7 +9,7 @@ fn load_real(name: &str, spec: &RecordSpec) -> Option<(Result<Dataset, DataError
     let shared = crate::shared()?;
     let tok = Tokenizer::from_dir(&shared.join("models/stories260k")).unwrap();
     let path = shared.join("data").join(name).display().to_string();
-    Some((load(&[path], spec, &tok), tok))
+    Some((load(&[path], spec, &tok, 2), tok))
 }
 
 fn spec() -> RecordSpec {
@@ -118,7 +118,7 @@ fn a_space_that_joins_the_answer_is_a_warning() {
         let path = dir.path().join("rows.jsonl");
         let row = serde_json::json!({ "prompt": prompt, "completion": completion });
         std::fs::write(&path, row.to_string()).unwrap();
-        let set = load(&[path.display().to_string()], &spec(), &tok).unwrap();
+        let set = load(&[path.display().to_string()], &spec(), &tok, 2).unwrap();
         (set.report().merged_boundaries, set.report().warnings.concat())
     };
     let (merged, text) = warnings("Who is it? ", "the dog");

@@ -22,6 +22,23 @@ fn special_tokens_and_sizes() {
     assert_eq!((tok.bos_token_id(), tok.eos_token_id()), (None, Some(IM_END)));
 }
 
+/// Ids need not be dense, and a Unigram model lists its tokens.
+#[test]
+fn the_vocabularys_size_is_its_highest_id_plus_one() {
+    let size = |model: serde_json::Value| {
+        let dir = tempfile::tempdir().unwrap();
+        let added = json!([{"id": 0, "content": "a", "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true}]);
+        let json = json!({"version": "1.0", "added_tokens": added, "model": model});
+        std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
+        Tokenizer::from_dir(dir.path()).unwrap().vocab_size()
+    };
+    let sparse = json!({"type": "WordLevel", "vocab": {"a": 0, "b": 70, "c": 7}, "unk_token": "a"});
+    assert_eq!(size(sparse), 71);
+    let listed = json!({"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0], ["b", -1.0]]});
+    assert_eq!(size(listed), 2);
+}
+
 #[test]
 fn the_configuration_says_what_is_added() {
     let encode = |config: serde_json::Value| {

@@ -49,7 +49,7 @@ fn load(scene: &Scene, rows: &Value, kind: RecordKind) -> Dataset {
     std::fs::write(&path, rows.to_string()).unwrap();
     let tokenizer = Tokenizer::from_dir(&scene.dir.path().join("model")).unwrap();
     let spec = RecordSpec { kind, max_seq_len: 16, ..RecordSpec::default() };
-    hone_data::load(&[path.display().to_string()], &spec, &tokenizer).unwrap()
+    hone_data::load(&[path.display().to_string()], &spec, &tokenizer, 1).unwrap()
 }
 
 /// Loss, metrics and gradients of all of `dataset` as one step.

@@ -115,7 +115,7 @@ fn load_rows(dir: &Path, file: &str) -> Result<(), String> {
     let tokenizer = Tokenizer::from_dir(&dir.join("model")).map_err(data_text)?;
     let spec = RecordSpec { max_seq_len: 512, on_error: OnError::Skip, ..RecordSpec::default() };
     let path = dir.join(file).display().to_string();
-    hone_data::load(&[path], &spec, &tokenizer).map(drop).map_err(data_text)
+    hone_data::load(&[path], &spec, &tokenizer, 2).map(drop).map_err(data_text)
 }
 
 fn run_file(dir: &Path) -> Result<(), String> {

@@ -1,0 +1,331 @@
+//! A record to rows: rendered and tokenised, targets marked, long rows refused or cut. What a record
+//! becomes depends on it alone, so that records may be taken in any order, by any thread.
+
+use crate::chat::Conversation;
+use crate::dataset::Label;
+use crate::error::{FaultKind, Fix, RecordFault, Setting};
+use crate::preference;
+use crate::record::{Layout, Record};
+use crate::spec::{Format, Overlong, RecordKind, RecordSpec};
+use crate::tokenizer::{Encoded, Tokenizer};
+use serde_json::Value;
+use std::ops::Range;
+
+/// What makes rows of records.
+#[derive(Clone, Copy)]
+pub(crate) struct RowMaker<'a> {
+    pub spec: &'a RecordSpec,
+    pub tok: &'a Tokenizer,
+}
+
+/// What a record became.
+#[derive(Default)]
+pub(crate) struct Made {
+    /// Its rows: of preferences one group, otherwise each its own.
+    pub rows: Vec<MadeRow>,
+    /// What to tell of it.
+    pub warnings: Vec<String>,
+    /// Fields that were not read.
+    pub unread: Vec<String>,
+    /// Whether the template ends none of its turns.
+    pub has_endless_turns: bool,
+    pub counts: Counts,
+}
+
+/// A row within `max_seq_len`, of which one token is a target.
+pub(crate) struct MadeRow {
+    pub label: Label,
+    pub ids: Vec<u32>,
+    pub is_target: Vec<bool>,
+}
+
+/// What is told of the whole set, not of each row.
+#[derive(Default)]
+pub(crate) struct Counts {
+    /// Rows whose text holds a mark that the tokenizer or the row's end would add.
+    pub doubled_marks: usize,
+    /// Rows whose prompt is learnt, since all tokens are.
+    pub learnt_prompts: usize,
+    /// Rows whose completion follows the prompt's last word without a space.
+    pub glued: usize,
+    /// Rows in which a token holds the end of a prompt and the beginning of its answer.
+    pub merged_boundaries: usize,
+    /// Rows whose end was cut off.
+    pub truncated: usize,
+    /// Windows of documents left out because they held a single left-over token.
+    pub dropped_windows: usize,
+}
+
+impl Counts {
+    pub fn add(&mut self, other: &Self) {
+        self.doubled_marks += other.doubled_marks;
+        self.learnt_prompts += other.learnt_prompts;
+        self.glued += other.glued;
+        self.merged_boundaries += other.merged_boundaries;
+        self.truncated += other.truncated;
+        self.dropped_windows += other.dropped_windows;
+    }
+}
+
+/// Tokens of one record with their target flags.
+struct Tokenised {
+    ids: Vec<u32>,
+    is_target: Vec<bool>,
+}
+
+impl RowMaker<'_> {
+    /// What a record of a file with this layout becomes; `None`: no record has shown one.
+    pub fn make(self, value: &Value, layout: Option<&Layout>) -> Result<Made, RecordFault> {
+        if self.spec.kind != RecordKind::Plain {
+            return self.make_group(value);
+        }
+        match layout {
+            Some(layout) => {
+                let mut made = self.make_rows(layout.parse(value)?)?;
+                made.unread = layout.unread(value).map(str::to_owned).collect();
+                Ok(made)
+            }
+            None => Layout::of(value, self.spec).map(|_| Made::default()),
+        }
+    }
+
+    /// The rows of a record to be learnt as it is.
+    pub fn make_rows(self, record: Record) -> Result<Made, RecordFault> {
+        let mut made = Made::default();
+        let row = match record {
+            Record::Text(text) => {
+                self.text(&mut made, &text)?;
+                return Ok(made);
+            }
+            Record::Alpaca(alpaca) => {
+                return self.make_rows(match self.tok.chat_template() {
+                    Some(_) => alpaca.into_chat(),
+                    None => alpaca.into_completion()?,
+                });
+            }
+            Record::Completion { prompt, completion } => {
+                self.completion(&mut made, &prompt, &completion)?
+            }
+            Record::Chat { conversation, keep } => {
+                self.conversation(&mut made, &conversation, &keep)?
+            }
+        };
+        self.push(&mut made, Label::Plain, row)?;
+        Ok(made)
+    }
+
+    /// The rows of a preference: all, or none.
+    fn make_group(self, value: &Value) -> Result<Made, RecordFault> {
+        let mut made = Made::default();
+        for (label, record) in preference::answers(self.spec.kind, value)? {
+            let row = match record {
+                Record::Chat { conversation, keep } => {
+                    self.check_tokenizer(Format::Messages)?;
+                    self.conversation(&mut made, &conversation, &keep)?
+                }
+                Record::Completion { prompt, completion } => {
+                    self.check_tokenizer(Format::PromptCompletion)?;
+                    self.completion(&mut made, &prompt, &completion)?
+                }
+                _ => unreachable!("preferences are completions or conversations"),
+            };
+            self.push(&mut made, label, row)?;
+        }
+        Ok(made)
+    }
+
+    /// Whether the model has what records of the format need.
+    pub fn check_tokenizer(self, format: Format) -> Result<(), RecordFault> {
+        let has_template = self.tok.chat_template().is_some();
+        let (is_chat, needs_eos) = match format {
+            Format::Messages | Format::ShareGpt => (true, false),
+            Format::Alpaca => (false, !has_template),
+            Format::PromptCompletion => (false, true),
+            Format::Text => (false, self.spec.append_eos),
+            Format::Auto => (false, false),
+        };
+        if is_chat && !has_template {
+            return Err(RecordFault::malformed(
+                "conversations need a chat template, which this model has not",
+                "add chat_template.jinja to the model directory, or give prompts and answers as \
+                 texts",
+            ));
+        }
+        if needs_eos && self.tok.eos_token_id().is_none() {
+            let fix = Fix::from("name eos_token in the model's tokenizer_config.json");
+            return Err(RecordFault::malformed(
+                format!("{} needs an end-of-text token, which this model has not", format.name()),
+                if format == Format::Text { fix.or(Setting::NoEos) } else { fix },
+            ));
+        }
+        Ok(())
+    }
+
+    fn conversation(
+        self,
+        made: &mut Made,
+        conversation: &Conversation,
+        keep: &[bool],
+    ) -> Result<Tokenised, RecordFault> {
+        if self.spec.all_tokens_are_targets && keep.contains(&false) {
+            return Err(RecordFault::malformed(
+                "a message has a weight of 0, and pre-training learns every token",
+                Fix::from("remove the weights").or(Setting::Objective("sft")),
+            ));
+        }
+        let template = self.tok.chat_template().expect("check_tokenizer asked for one");
+        let rendering = template.render_with_spans(conversation, keep)?;
+        if conversation.lacks_tools(&rendering.text) {
+            made.warnings.push("the chat template leaves out the record's tools".to_owned());
+        }
+        if let Some(message) = conversation.left_out(&rendering.text) {
+            let role = &conversation.messages[message]["role"];
+            let what = format!("the chat template leaves out message {} ({role})", message + 1);
+            made.warnings.push(what);
+        }
+        made.has_endless_turns |= !template.ends_turns(&rendering);
+        // The template writes BOS itself where the model has one.
+        let encoded = encode(self.tok, &rendering.text, false)?;
+        let is_target = targets(&encoded, &rendering.spans);
+        made.counts.merged_boundaries += usize::from(is_merged(&encoded, &rendering.spans));
+        Ok(Tokenised { ids: encoded.ids, is_target })
+    }
+
+    fn completion(
+        self,
+        made: &mut Made,
+        prompt: &str,
+        completion: &str,
+    ) -> Result<Tokenised, RecordFault> {
+        let text = format!("{prompt}{completion}");
+        made.counts.glued += usize::from(is_glued(prompt, completion));
+        let encoded = self.encode_marked(made, &text)?;
+        let span = prompt.len()..text.len();
+        let spans = std::slice::from_ref(&span);
+        let mut is_target = targets(&encoded, spans);
+        made.counts.merged_boundaries += usize::from(is_merged(&encoded, spans));
+        let mut ids = encoded.ids;
+        self.append_eos(&mut ids);
+        is_target.resize(ids.len(), false);
+        if let Some(last) = is_target.last_mut() {
+            *last = true;
+        }
+        Ok(Tokenised { ids, is_target })
+    }
+
+    /// Tokens of a text with the tokenizer's own marks, none of them twice where the text holds
+    /// them already.
+    fn encode_marked(self, made: &mut Made, text: &str) -> Result<Encoded, RecordFault> {
+        let mut encoded = encode(self.tok, text, true)?;
+        let had = encoded.ids.len();
+        encoded.drop_doubled_marks();
+        made.counts.doubled_marks += usize::from(encoded.ids.len() < had);
+        Ok(encoded)
+    }
+
+    /// Appends the end-of-text token unless it is there already.
+    fn append_eos(self, ids: &mut Vec<u32>) {
+        let eos = self.tok.eos_token_id();
+        if ids.len() < 2 || ids.last().copied() != eos {
+            ids.extend(eos);
+        }
+    }
+
+    /// Disjoint windows of `max_seq_len`; within each, all tokens but the first are targets.
+    fn text(self, made: &mut Made, text: &str) -> Result<(), RecordFault> {
+        let Encoded { mut ids, is_added, .. } = self.encode_marked(made, text)?;
+        if is_added.iter().all(|added| *added) {
+            return Err(without_target("the document is empty"));
+        }
+        if self.spec.append_eos {
+            self.append_eos(&mut ids);
+        }
+        if ids.len() < 2 {
+            return Err(without_target("the document is a single token"));
+        }
+        for window in ids.chunks(self.spec.max_seq_len) {
+            if window.len() < 2 {
+                made.counts.dropped_windows += 1;
+                continue;
+            }
+            let mut is_target = vec![true; window.len()];
+            is_target[0] = false;
+            made.rows.push(MadeRow { label: Label::Plain, ids: window.to_vec(), is_target });
+        }
+        Ok(())
+    }
+
+    /// Adds the row as it is learnt from: at most `max_seq_len` tokens, of which one is a target.
+    fn push(self, made: &mut Made, label: Label, mut row: Tokenised) -> Result<(), RecordFault> {
+        if self.spec.all_tokens_are_targets {
+            made.counts.learnt_prompts += usize::from(row.is_target.iter().skip(1).any(|is| !is));
+            row.is_target.fill(true);
+        }
+        // Nothing comes before the first token to predict it from.
+        if let Some(first) = row.is_target.first_mut() {
+            *first = false;
+        }
+        let (len, limit) = (row.ids.len(), self.spec.max_seq_len);
+        if len > limit && self.spec.overlong == Overlong::Refuse {
+            return Err(RecordFault {
+                kind: FaultKind::Overlong,
+                what: format!("the row has {len} tokens, and at most {limit} are taken"),
+                fix: Fix::from(Setting::MaxSeqLen).or(Setting::Truncate),
+            });
+        }
+        if !row.is_target.contains(&true) {
+            return Err(without_target("the row has no token to learn"));
+        }
+        row.ids.truncate(limit);
+        row.is_target.truncate(limit);
+        if !row.is_target.contains(&true) {
+            let what = format!("nothing to learn is left of the row's {len} tokens after {limit}");
+            return Err(without_target(&what));
+        }
+        made.counts.truncated += usize::from(len > limit);
+        made.rows.push(MadeRow { label, ids: row.ids, is_target: row.is_target });
+        Ok(())
+    }
+}
+
+/// Whether a token reaches from what is given into what is to be learnt.
+fn is_merged(encoded: &Encoded, spans: &[Range<usize>]) -> bool {
+    let reaches = |start: usize, end: usize| spans.iter().any(|s| start < s.start && s.start < end);
+    encoded.offsets.iter().any(|&(start, end)| reaches(start, end))
+}
+
+/// Whether a word, or what ends a sentence, is joined with a word. Scripts that write no spaces
+/// between words have none to miss.
+fn is_glued(prompt: &str, completion: &str) -> bool {
+    let spaced = |c: char| c.is_alphanumeric() && c < '\u{2e80}';
+    let ends = prompt.chars().next_back();
+    let ends = ends.is_some_and(|c| spaced(c) || ".?!:;,".contains(c));
+    ends && completion.chars().next().is_some_and(spaced)
+}
+
+fn encode(tok: &Tokenizer, text: &str, add_special: bool) -> Result<Encoded, RecordFault> {
+    tok.encode_with_offsets(text, add_special).map_err(|e| {
+        RecordFault::malformed(e.message(|_| None), "correct the record or the tokenizer")
+    })
+}
+
+/// A token is a target if it holds a character of a span. One without characters of its own (such
+/// as the mark for a word's start) is one where it stands within a span.
+fn targets(encoded: &Encoded, spans: &[Range<usize>]) -> Vec<bool> {
+    let is_in = |start: usize, end: usize| {
+        spans.iter().any(|span| {
+            let holds = start < span.end && span.start < end;
+            holds || (start == end && span.contains(&start))
+        })
+    };
+    let tokens = encoded.offsets.iter().zip(&encoded.is_added);
+    tokens.map(|((start, end), added)| !added && is_in(*start, *end)).collect()
+}
+
+fn without_target(what: &str) -> RecordFault {
+    RecordFault {
+        kind: FaultKind::WithoutTarget,
+        what: what.to_owned(),
+        fix: Fix::from("remove the record").or(Setting::Skip),
+    }
+}
