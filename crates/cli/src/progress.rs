@@ -22,7 +22,7 @@ pub struct Progress {
 impl Progress {
     /// Progress of a run of `num_steps`.
     pub fn new(num_steps: u64) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| new_bar(num_steps));
+        let bar = std::io::stderr().is_terminal().then(|| bar(num_steps as usize, ""));
         Self { num_steps, bar, last_line: None, started: None }
     }
 
@@ -94,10 +94,12 @@ impl Progress {
     }
 }
 
-fn new_bar(num_steps: u64) -> ProgressBar {
+/// A bar over `len` things, which shows on a terminal only.
+pub fn bar(len: usize, things: &'static str) -> ProgressBar {
     let template = "{bar:32} {pos}/{len}  {msg}  {elapsed} gone, {eta} left";
     let style = ProgressStyle::with_template(template).expect("a valid template");
-    ProgressBar::new(num_steps).with_style(style.progress_chars("━╸─"))
+    let style = style.progress_chars("━╸─");
+    ProgressBar::new(len as u64).with_style(style).with_message(things)
 }
 
 fn time_left(elapsed: Duration, done: u64, left: u64) -> String {

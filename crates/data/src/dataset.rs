@@ -1,6 +1,5 @@
 //! The loaded rows in flat storage, and the report on them.
 
-use crate::rows::MadeRow;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -23,6 +22,13 @@ pub enum Label {
     Desirable,
     /// Rated bad.
     Undesirable,
+}
+
+/// A row within `max_seq_len`, of which one token is a target.
+pub(crate) struct MadeRow {
+    pub label: Label,
+    pub ids: Vec<u32>,
+    pub is_target: Vec<bool>,
 }
 
 /// Where a row came from.

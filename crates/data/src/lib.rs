@@ -2,7 +2,8 @@
 //!
 //! Reading (`source`, `reader`), record formats (`record`, `preference`), chat rendering with loss
 //! spans (`chat`), tokenising (`tokenizer`), a record's rows (`rows`), the loaded rows (`load`,
-//! `dataset`), packing (`packing`) and the resumable order of an epoch (`order`). Knows nothing of models, devices or objectives.
+//! `dataset`), packing (`packing`) and the resumable order of an epoch (`order`). Knows nothing of
+//! models, devices or objectives.
 //! Left out for now: columnar files, object stores, filters and de-duplication.
 
 pub mod chat;

@@ -1,5 +1,5 @@
-//! Files to a dataset: records become rows, chunk by chunk and on several threads, and everything is
-//! counted in the files' order.
+//! Files to a dataset: records become rows, chunk by chunk and on several threads, and everything
+//! is counted in the files' order.
 
 use crate::dataset::Dataset;
 use crate::error::{DataError, FaultKind, Fix, RecordFault, Setting};

@@ -2,10 +2,9 @@
 //! label. Answers are texts or messages; a prompt may be implicit, as what both answers begin with.
 
 use crate::chat::Conversation;
-use crate::dataset::{Dataset, Label};
+use crate::dataset::{Dataset, Label, MadeRow};
 use crate::error::{Fix, RecordFault, Setting};
 use crate::record::{self, Record, in_message, kind, text_field};
-use crate::rows::MadeRow;
 use crate::spec::RecordKind;
 use serde_json::{Map, Value};
 

@@ -1,8 +1,8 @@
-//! A record to rows: rendered and tokenised, targets marked, long rows refused or cut. What a record
-//! becomes depends on it alone, so that records may be taken in any order, by any thread.
+//! A record to rows: rendered and tokenised, targets marked, long rows refused or cut. What a
+//! record becomes depends on it alone, so that records may be taken in any order, by any thread.
 
 use crate::chat::Conversation;
-use crate::dataset::Label;
+use crate::dataset::{Label, MadeRow};
 use crate::error::{FaultKind, Fix, RecordFault, Setting};
 use crate::preference;
 use crate::record::{Layout, Record};
@@ -30,13 +30,6 @@ pub(crate) struct Made {
     /// Whether the template ends none of its turns.
     pub has_endless_turns: bool,
     pub counts: Counts,
-}
-
-/// A row within `max_seq_len`, of which one token is a target.
-pub(crate) struct MadeRow {
-    pub label: Label,
-    pub ids: Vec<u32>,
-    pub is_target: Vec<bool>,
 }
 
 /// What is told of the whole set, not of each row.

@@ -29,7 +29,7 @@ pub struct EvalSet<'a> {
     pub packing: Packing,
 }
 
-/// Evaluates on all of `set`, as if it were one step.
+/// Evaluates on all of `set`, as if it were one step. `done` is told of the rows of each batch.
 ///
 /// # Errors
 /// None for data that was packed so.
@@ -37,6 +37,7 @@ pub fn evaluate(
     mut scorer: Scorer<'_>,
     objective: &dyn Objective,
     set: EvalSet<'_>,
+    done: &mut dyn FnMut(usize),
 ) -> Result<Evaluation, DataError> {
     let EvalSet { dataset, units, packing } = set;
     let (config, target) = (&scorer.pass.model.decoder.config, scorer.pass.device.target());
@@ -55,6 +56,7 @@ pub fn evaluate(
         sum += objective.loss(&batch.scores(&log_probs), &statistics, &mut unused, &mut metrics);
         num_terms += objective.num_terms(&batch.rows);
         num_target_tokens += packed.num_target_tokens;
+        done(packed.rows.len());
     }
     let loss = sum / num_terms.max(1) as f64;
     let (perplexity, metrics) = (objective.perplexity(loss), metrics.means());

@@ -549,7 +549,7 @@ impl Run<'_> {
         let Self { engine, arena, planned, .. } = self;
         let scorer = scorer(engine, arena, planned);
         let Evaluation { loss, perplexity, num_target_tokens, metrics } =
-            evaluate::evaluate(scorer, &*engine.objective, set)?;
+            evaluate::evaluate(scorer, &*engine.objective, set, &mut |_| ())?;
         let finite = |x: f64| Some(x).filter(|x| x.is_finite());
         let (loss, perplexity) = (finite(loss), perplexity.and_then(finite));
         let record = EvalRecord { step: self.step, loss, perplexity, num_target_tokens, metrics };

@@ -196,8 +196,8 @@ impl RunDir {
         Err(TrainError::Usage(
             Code::ResumeSettingsChanged,
             format!(
-                "--resume: the weight of {} in data.train is not that which {} was begun with: {} → \
-             {}. Change it back, or start a new run in another output.dir",
+                "--resume: the weight of {} in data.train is not that which {} was begun with: \
+                 {} → {}. Change it back, or start a new run in another output.dir",
                 now.file,
                 self.0.display(),
                 then.weight,

@@ -109,11 +109,8 @@ impl Setup {
             (None, epochs) => order.total_steps(epochs.unwrap_or(1))?,
         };
         if run.train.max_steps.is_none() && num_steps < FEW_STEPS {
-            let (tokens, batch) = (train.report().tokens, run.train.batch_tokens);
-            note(format!(
-                "only {num_steps} steps: an epoch holds {tokens} tokens and train.batch_tokens is \
-                 {batch}. Lower it, or raise train.num_epochs, to learn more"
-            ));
+            let longest_unit = train.report().longest_row * rows_per_unit(&run);
+            note(few_steps(&run, &mut order, longest_unit, num_steps));
         }
         Ok(Self {
             begun_at,
@@ -184,6 +181,25 @@ fn backend(
 
 /// Runs of fewer steps than this barely leave the warm-up.
 const FEW_STEPS: u64 = 10;
+/// Steps that small data should give.
+const ENOUGH_STEPS: usize = 50;
+
+/// What to know of a run of few steps, the first of which has a learning rate of 0 in its warm-up.
+fn few_steps(run: &RunFile, order: &mut Order, longest_unit: usize, num_steps: u64) -> String {
+    let epoch_tokens = order.tokens_in_epoch(0);
+    let batch = run.train.batch_tokens;
+    let all = epoch_tokens.saturating_mul(run.train.num_epochs.unwrap_or(1) as usize);
+    let wanted = (all / ENOUGH_STEPS).max(longest_unit).next_power_of_two();
+    let more = match wanted < batch {
+        true => format!("Set it to {wanted} for some {} steps, or raise", all.div_ceil(wanted)),
+        false => "Raise".to_owned(),
+    };
+    format!(
+        "only {num_steps} steps, and the learning rate of the first is 0 where there is a warm-up: \
+         an epoch holds {epoch_tokens} tokens and train.batch_tokens is {batch}. {more} \
+         train.num_epochs to learn more"
+    )
+}
 
 /// The directory of a model, fetched from the hub if need be; `note` is told of each file.
 ///

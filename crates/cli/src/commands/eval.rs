@@ -4,6 +4,7 @@ use super::{Opened, check_parent, num_threads};
 use crate::args::EvalArgs;
 use crate::failure::Failure;
 use crate::output;
+use crate::progress;
 use hone_data::{Dataset, OnError, Overlong, RecordKind, RecordSpec, Setting, pack_in_order};
 use hone_model::Batch;
 use hone_tensor::safetensors::write;
@@ -43,7 +44,10 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     let reference = objective.needs_reference().then(|| opened.model.without_adapters());
     let scorer = Scorer { pass: opened.pass(), reference: reference.as_ref(), plan: None };
     let set = EvalSet { dataset: &dataset, units: &units, packing };
-    let evaluation = evaluate(scorer, &*objective, set)?;
+    let bar = progress::bar(dataset.len(), "rows");
+    let evaluation = evaluate(scorer, &*objective, set, &mut |rows| bar.inc(rows as u64));
+    bar.finish_and_clear();
+    let evaluation = evaluation?;
     if !evaluation.loss.is_finite() {
         return Err(Failure::Running(format!(
             "the loss is {}, not finite: a weight of the model or adapter is not, or the model \

@@ -67,7 +67,8 @@ fn the_first_fault_of_a_file_is_told_whatever_the_threads() {
         let path = path.display().to_string();
         let told = |num_threads| {
             let spec = RecordSpec { max_seq_len: 16, ..RecordSpec::default() };
-            let error = load(&[path.clone()], &spec, &fixture.tokenizer, num_threads).unwrap_err();
+            let error = load(std::slice::from_ref(&path), &spec, &fixture.tokenizer, num_threads)
+                .unwrap_err();
             error.message(words)
         };
         let one = told(1);

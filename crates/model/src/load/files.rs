@@ -58,9 +58,13 @@ pub enum LoadError {
     },
     /// A tensor that the configuration calls for is in no file.
     #[error(
-        "{}: tensor `{name}` is missing, and config.json calls for it. Either the weights or the \
-         configuration belong to another model",
-        place.display()
+        "{}: tensor `{name}` is missing, and config.json calls for it. {}",
+        place.display(),
+        match name.as_str() {
+            HEAD => "If the head is the embedding, set tie_word_embeddings to true in \
+                     config.json; if not, fetch the whole model",
+            _ => "Either the weights or the configuration belong to another model",
+        }
     )]
     Missing {
         /// File or directory.

@@ -10,37 +10,35 @@ pub(super) fn section(run: &Sources) -> String {
     table(data) + &mixture(data) + &notes
 }
 
+/// A column for each set, since a phone has room for few.
 fn table(data: &Data) -> String {
-    let row = |name: &str, set: &Option<DataSet>| match set {
-        Some(set) => row_of(name, set),
-        None => String::new(),
-    };
-    let rows = row("Training", &data.train) + &row("Evaluation", &data.eval);
-    match rows.is_empty() {
-        true => rows,
-        false => format!(
-            "<div class=\"card scroll\"><table><tr><th></th><th>files</th><th>rows</th>\
-             <th>tokens</th><th>target tokens</th><th>truncated</th><th>skipped</th></tr>{rows}\
-             </table></div>"
-        ),
+    let sets = [("training", &data.train), ("evaluation", &data.eval)];
+    let sets: Vec<(&str, &DataSet)> =
+        sets.into_iter().filter_map(|(name, set)| Some((name, set.as_ref()?))).collect();
+    if sets.is_empty() {
+        return String::new();
     }
+    let head: String = sets.iter().map(|(name, _)| format!("<th>{name}</th>")).collect();
+    let row = |name: &str, cell: &dyn Fn(&DataSet) -> String| {
+        let cells: String = sets.iter().map(|(_, set)| format!("<td>{}</td>", cell(set))).collect();
+        format!("<tr><td>{name}</td>{cells}</tr>")
+    };
+    let shown = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), count);
+    let rows = [
+        row("files", &|set| set.files.len().to_string()),
+        row("rows", &|set| shown(set.rows)),
+        row("tokens", &|set| shown(set.tokens)),
+        row("target tokens", &|set| shown(set.target_tokens) + &target_share(set)),
+        row("truncated rows", &|set| shown(set.truncated)),
+        row("skipped records", &|set| shown(set.skipped)),
+    ];
+    let rows = rows.concat();
+    format!("<div class=\"card scroll\"><table><tr><th></th>{head}</tr>{rows}</table></div>")
 }
 
-fn row_of(name: &str, set: &DataSet) -> String {
-    let cell = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), count);
+fn target_share(set: &DataSet) -> String {
     let share = set.target_tokens.zip(set.tokens).filter(|(_, all)| *all > 0.0);
-    let share = share.map(|(some, all)| format!(" ({:.0} %)", 100.0 * some / all));
-    format!(
-        "<tr><td>{name}</td><td>{}</td><td>{}</td><td>{}</td><td>{}{}</td><td>{}</td><td>{}</td>\
-         </tr>",
-        set.files.len(),
-        cell(set.rows),
-        cell(set.tokens),
-        cell(set.target_tokens),
-        share.unwrap_or_default(),
-        cell(set.truncated),
-        cell(set.skipped),
-    )
+    share.map_or_else(String::new, |(some, all)| format!(" ({:.0} %)", 100.0 * some / all))
 }
 
 /// The training files with their weights, if they have any.

@@ -120,7 +120,9 @@ fn a_whole_run_shows_everything() {
         "activations<b>763 MiB</b>",
         "backward<b>13 min 30 s</b>",
         "there was a &lt;b&gt;fox&lt;/b&gt;",
-        "<td>7,473</td><td>1,234,567</td><td>654,321 (53 %)</td><td>3</td><td>0</td>",
+        "<td>rows</td><td>7,473</td><td>1,319</td>",
+        "<td>target tokens</td><td>654,321 (53 %)</td><td>90,000 (45 %)</td>",
+        "<td>truncated rows</td><td>3</td><td>–</td>",
         "path = &quot;models/stories260k&quot;",
         "0123abcd  model.safetensors",
     ] {

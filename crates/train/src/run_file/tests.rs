@@ -390,7 +390,7 @@ fn settings_of_data_are_called_by_their_keys() {
         let found: Vec<&str> = paths.collect();
         assert!(!found.is_empty(), "{said}");
         for path in found {
-            assert!(schema::find(path).is_some(), "{path} is no key: {said}");
+            assert!(keys::find(path).is_some(), "{path} is no key: {said}");
         }
         if let Some((_, assignment)) = said.split_once("set ").filter(|_| said.contains(" = ")) {
             load(MINIMAL, &[&assignment.replace(" = ", "=")]).expect(&said);

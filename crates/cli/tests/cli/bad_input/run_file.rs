@@ -142,6 +142,17 @@ fn memory_that_cannot_fit() {
     assert_eq!(plan["fits"], false);
 }
 
+/// An adapter to start from keeps its layers, which the run file must not contradict.
+#[test]
+fn layers_of_another_adapter() {
+    let scene = crate::sandbox::Scene::new();
+    let short = ["train.max_steps=1", "report.samples=0", "output.dir=first"];
+    crate::sandbox::ended(&mut scene.train(&short)).says(0, &[]);
+    let init = ["adapter.init_from=first/adapter", "adapter.target_modules=q_proj"];
+    let says = ["adapter.init_from: first/adapter adapts", "adapter.target_modules asks for other"];
+    super::refused("other layers", &scene, &mut scene.train(&init), &says);
+}
+
 #[test]
 fn files_that_are_not_there() {
     const NOWHERE: &[&str] = &["train", "nowhere.toml"];

@@ -40,6 +40,16 @@ fn tensors() {
             &["model/model.safetensors: tensor `model.layers.1.mlp.up_proj.weight` is missing"],
         ),
         train(
+            "a head that is neither stored nor tied",
+            |s| {
+                let config = std::fs::read_to_string(s.path("model/config.json")).unwrap();
+                let mut config: Value = serde_json::from_str(&config).unwrap();
+                config["tie_word_embeddings"] = false.into();
+                s.write("model/config.json", &config.to_string());
+            },
+            &["tensor `lm_head.weight` is missing", "set tie_word_embeddings to true"],
+        ),
+        train(
             "a tensor too many",
             |s| {
                 rewrite(s, |header, data| {

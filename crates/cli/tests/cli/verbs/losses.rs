@@ -158,3 +158,20 @@ fn a_pairs_margin_is_the_difference_of_its_answers() {
     let plain = ended(&mut scene.hone(&["eval", "model", "--data", "rated.json"]));
     plain.says(2, &["give --format rated"]);
 }
+
+/// A terminal shows how far an evaluation is; anything else gets results alone.
+#[test]
+fn a_terminal_shows_progress() {
+    let scene = Scene::new();
+    let flags = ["eval", "model", "--data", "eval.jsonl"];
+    let plain = succeeds(&mut scene.hone(&flags));
+    assert!(!plain.stderr.contains("rows"), "{}", plain.stderr);
+    let command = format!("{} {}", env!("CARGO_BIN_EXE_hone"), flags.join(" "));
+    let mut script = std::process::Command::new("script");
+    script.args(["-qec", &command, "/dev/null"]).current_dir(scene.path(""));
+    let Ok(output) = script.env("TERM", "xterm").output() else {
+        return hone_tensor::testing::skip("there is no `script` to make a terminal");
+    };
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(shown.contains("/9  rows"), "{shown}");
+}
