@@ -25,6 +25,8 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 13] = [
 ];
 const BINARY: &str = "cli";
 const PREFIX: &str = "hone-";
+/// What only tests may switch on, so that the binary is without it.
+const FOR_TESTS: [&str; 3] = ["emulator", "reference", "testing"];
 
 /// One crate of the workspace.
 pub struct Krate {
@@ -34,6 +36,8 @@ pub struct Krate {
     pub package: String,
     /// Every package that it depends on, for whatever purpose.
     pub dependencies: Vec<String>,
+    /// Features of crates of ours that it switches on for itself, not for its tests alone.
+    pub features: Vec<String>,
     /// The text of its Cargo.toml.
     pub manifest: String,
 }
@@ -51,11 +55,15 @@ pub fn read_all(root: &Path) -> io::Result<Vec<Krate>> {
         let path = PathBuf::from(text(&package["manifest_path"]));
         let folder = path.parent().filter(|folder| folder.parent() == Some(&root.join("crates")));
         let Some(name) = folder.and_then(Path::file_name) else { continue };
-        let dependencies = package["dependencies"].as_array().into_iter().flatten();
+        let dependencies = || package["dependencies"].as_array().into_iter().flatten();
+        let ours =
+            dependencies().filter(|d| d["kind"].is_null() && text(&d["name"]).starts_with(PREFIX));
+        let features = ours.flat_map(|d| d["features"].as_array().into_iter().flatten());
         crates.push(Krate {
             name: name.to_string_lossy().into_owned(),
             package: text(&package["name"]),
-            dependencies: dependencies.map(|dependency| text(&dependency["name"])).collect(),
+            dependencies: dependencies().map(|dependency| text(&dependency["name"])).collect(),
+            features: features.map(text).collect(),
             manifest: fs::read_to_string(&path)?,
         });
     }
@@ -73,6 +81,10 @@ pub fn check(krate: &Krate) -> Vec<Finding> {
         let message = "the workspace's lints are not taken: add `[lints]` with `workspace = true`";
         messages.push(message.to_owned());
     }
+    let for_tests = krate.features.iter().filter(|name| FOR_TESTS.contains(&name.as_str()));
+    messages.extend(for_tests.map(|name| {
+        format!("the feature `{name}` is for tests: switch it on under `[dev-dependencies]`")
+    }));
     match MAY_DEPEND_ON.iter().find(|(name, _)| *name == krate.name) {
         Some((_, allowed)) => messages.extend(wrong_ways(krate, allowed)),
         None => messages

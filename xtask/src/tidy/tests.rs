@@ -22,7 +22,8 @@ fn found_in_crate(name: &str, package: &str, dependencies: &[&str], lints: &str)
     let dependencies = dependencies.iter().map(|&name| name.to_owned()).collect();
     let (name, package) = (name.to_owned(), package.to_owned());
     let manifest = format!("[package]\n\n{lints}\n");
-    messages(crates::check(&Krate { name, package, dependencies, manifest }))
+    let features = Vec::new();
+    messages(crates::check(&Krate { name, package, dependencies, features, manifest }))
 }
 
 #[test]
@@ -115,6 +116,20 @@ fn crates_take_the_lints_and_their_folders_name() {
             "crates/data/Cargo.toml:1: the workspace's lints are not taken: \
              add `[lints]` with `workspace = true`"
         ]
+    );
+}
+
+/// A feature for tests that another crate switched on would end in the binary.
+#[test]
+fn features_for_tests_stay_there() {
+    let mut crates = crates::read_all(&crate::workspace_root()).unwrap();
+    let train = crates.iter_mut().find(|krate| krate.name == "train").unwrap();
+    assert_eq!(messages(crates::check(train)), [""; 0]);
+    train.features.push("testing".to_owned());
+    assert_eq!(
+        messages(crates::check(train)),
+        ["crates/train/Cargo.toml:1: the feature `testing` is for tests: \
+          switch it on under `[dev-dependencies]`"]
     );
 }
 
