@@ -171,15 +171,15 @@ fn report() {
             &["nowhere: no run is here", "manifest.json", "output.dir"],
         ),
         Case {
-            name: "a damaged log",
+            name: "damaged samples",
             spoil: |s| {
                 std::fs::create_dir(s.path("run")).unwrap();
                 s.write("run/run.toml", "");
                 s.write("run/manifest.json", "{}");
-                s.write("run/metrics.jsonl", "{\"step\": 1}\nnonsense\n");
+                s.write("run/samples.json", "[\n{]");
             },
             arguments: &["report", "run"],
-            says: &["run/metrics.jsonl, line 2", "the file is damaged"],
+            says: &["run/samples.json, line 2", "the file is damaged"],
         },
     ]);
 }
