@@ -14,28 +14,28 @@ pub struct Batch {
     pub angles: Vec<Angles>,
     /// Where the sequences are.
     pub sequences: Vec<Sequence>,
-    /// Rows whose next token is to be predicted, in ascending order; then those that are computed
-    /// for nothing.
+    /// Rows whose next token is predicted, in ascending order, followed by rows that only pad.
     pub rows: Vec<u32>,
     /// The token to predict at each of `rows`.
     pub targets: Vec<u32>,
-    /// How many of `rows` count.
+    /// How many of `rows` are not padding.
     pub num_targets: usize,
-    /// Which of `rows` are of each sequence.
+    /// The range of `rows` that belongs to each sequence.
     pub target_ranges: Vec<Range<usize>>,
 }
 
 impl Batch {
-    /// `tokens`, `positions` and `targets` have one entry per token; `targets` holds `ignore` where
-    /// nothing is to be predicted. `cu_seqlens` bounds the sequences; what follows is padding.
+    /// `tokens`, `positions` and `targets` have one entry per token; `targets` holds `ignore_index`
+    /// where nothing is predicted. `cu_seqlens` delimits the sequences; what follows is padding.
     pub fn new(
         config: &DecoderConfig,
         tokens: &[u32],
         positions: &[u32],
         cu_seqlens: &[u32],
-        (targets, ignore): (&[u32], u32),
+        targets: &[u32],
+        ignore_index: u32,
     ) -> Self {
-        let predicted = (0u32..).zip(targets).filter(|&(_, &target)| target != ignore);
+        let predicted = (0u32..).zip(targets).filter(|&(_, &target)| target != ignore_index);
         let (rows, targets): (Vec<u32>, Vec<u32>) = predicted.unzip();
         let bounds: Vec<usize> =
             cu_seqlens.iter().map(|&end| rows.partition_point(|&row| row < end)).collect();
@@ -50,9 +50,9 @@ impl Batch {
         }
     }
 
-    /// The same with rows that predict nothing beside those that do, up to a multiple of some
-    /// sixteenth of all, itself one of 64: batches then differ in fewer sizes, for each of which a
-    /// GPU has products to plan and a graph to make.
+    /// Pads `rows` with rows that predict nothing, up to a multiple of a sixteenth of the tokens
+    /// (itself rounded up to 64): a GPU plans matmuls and captures a graph for every distinct size,
+    /// so batches should have few.
     pub fn with_rows_rounded(mut self) -> Self {
         let num_tokens = self.tokens.len();
         let step = (num_tokens / 16).next_multiple_of(64).max(64);
@@ -65,12 +65,12 @@ impl Batch {
         self
     }
 
-    /// One sequence, every token after the first to be predicted.
-    pub fn of_sequence(config: &DecoderConfig, tokens: &[u32]) -> Self {
+    /// One sequence in which every token after the first is predicted.
+    pub fn from_sequence(config: &DecoderConfig, tokens: &[u32]) -> Self {
         let len = tokens.len() as u32;
         let positions: Vec<u32> = (0..len).collect();
         let mut targets: Vec<u32> = tokens.iter().skip(1).copied().collect();
         targets.push(u32::MAX);
-        Self::new(config, tokens, &positions, &[0, len], (&targets, u32::MAX))
+        Self::new(config, tokens, &positions, &[0, len], &targets, u32::MAX)
     }
 }

@@ -12,14 +12,14 @@ use std::collections::BTreeMap;
 pub enum Recompute {
     /// All activations.
     None,
-    /// The input of each block; the rest is computed again.
+    /// The input of each block; everything else is recomputed.
     Block,
 }
 
-/// The weights of a decoder. Projections that read the same input stand together.
+/// The weights of a decoder. Projections that read the same input are grouped.
 #[derive(Clone)]
 pub struct Decoder {
-    /// Shape.
+    /// The configuration.
     pub config: DecoderConfig,
     embed_tokens: Weight,
     pub(crate) layers: Vec<Layer>,
@@ -31,7 +31,7 @@ pub struct Decoder {
 /// One block.
 #[derive(Clone)]
 pub(crate) struct Layer {
-    /// In the order of [`BlockNorm::ALL`]; `None` where the configuration has no such norm.
+    /// Indexed by [`BlockNorm`]; `None` where the configuration has no such norm.
     norms: [Option<Weight>; BlockNorm::ALL.len()],
     /// q, k, v.
     qkv: Vec<Projection>,
@@ -41,7 +41,7 @@ pub(crate) struct Layer {
     gate_up: Vec<Projection>,
     /// down.
     down: Vec<Projection>,
-    /// Where the projections' weights are fetched from, if they are not on the device.
+    /// The host copy of the projections' weights, if they are not kept on the device.
     pub(crate) offloaded: Option<Offloaded>,
 }
 
@@ -50,7 +50,7 @@ impl Layer {
         self.groups().into_iter().flatten()
     }
 
-    /// Those that read the same input, together; all in the order of [`Linear::ALL`].
+    /// Projections grouped by the input they read, in the order of [`Linear::ALL`].
     fn groups(&self) -> [&[Projection]; 4] {
         [&self.qkv, &self.o, &self.gate_up, &self.down]
     }
@@ -72,33 +72,33 @@ impl Layer {
         }
     }
 
-    /// A norm that the configuration calls for.
+    /// A norm that every configuration, or this one, has.
     fn norm(&self, norm: BlockNorm) -> &Weight {
-        self.optional_norm(norm).expect("the configuration calls for this norm")
+        self.optional_norm(norm).expect("the configuration has this norm")
     }
 
-    /// A norm that only some configurations call for.
+    /// A norm that only some configurations have.
     fn optional_norm(&self, norm: BlockNorm) -> Option<&Weight> {
         self.norms[norm as usize].as_ref()
     }
 }
 
-/// A weight, or the projection whose matrix it is.
+/// A plain weight, or a projection, into whose matrix an adapter may have to be merged.
 pub(crate) enum Part<'a> {
     Plain(&'a Weight),
     Matrix(&'a Projection),
 }
 
 impl Decoder {
-    /// Puts together the weights of `config`.
+    /// Assembles a decoder from the weights that `config` requires.
     ///
     /// # Panics
-    /// If one that it calls for is not there.
+    /// If one of them is missing.
     pub(crate) fn new(config: DecoderConfig, mut weights: BTreeMap<Role, Weight>) -> Self {
         let mut layer = |i| {
             let mut group = |linears: &[Linear]| {
                 let projection = |&linear: &Linear| Projection {
-                    weight: weights.remove(&Role::Matrix(i, linear)).expect("a matrix of each"),
+                    weight: weights.remove(&Role::Matrix(i, linear)).expect("every matrix"),
                     bias: weights.remove(&Role::Bias(i, linear)),
                     adapters: Vec::new(),
                 };
@@ -115,12 +115,12 @@ impl Decoder {
         };
         let layers = (0..config.layers.len()).map(&mut layer).collect();
         let embed_tokens = weights.remove(&Role::EmbedTokens).expect("an embedding");
-        let norm = weights.remove(&Role::FinalNorm).expect("a last norm");
+        let norm = weights.remove(&Role::FinalNorm).expect("a final norm");
         let lm_head = weights.remove(&Role::LmHead);
         Self { config, embed_tokens, layers, norm, lm_head }
     }
 
-    /// The weight of a role; `None` where the configuration does not call for it.
+    /// The weight with this role; `None` if the configuration has none.
     pub(crate) fn part(&self, role: Role) -> Option<Part<'_>> {
         match role {
             Role::EmbedTokens => Some(Part::Plain(&self.embed_tokens)),
@@ -139,13 +139,13 @@ impl Decoder {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
     }
 
-    /// Most bytes that a block's projections take, as their tensors are held.
+    /// Size in bytes, as stored, of the frozen projections of the largest block.
     pub fn projection_bytes(&self) -> usize {
-        let held = |p: &Projection| match &p.weight {
+        let bytes = |p: &Projection| match &p.weight {
             Weight::Frozen(tensor) => tensor.num_bytes(),
             Weight::Trained { .. } => 0,
         };
-        let of_layer = |layer: &Layer| layer.projections().map(held).sum();
+        let of_layer = |layer: &Layer| layer.projections().map(bytes).sum();
         self.layers.iter().map(of_layer).max().unwrap_or(0)
     }
 
@@ -180,7 +180,7 @@ impl Decoder {
         ops::log_probs(tape, hidden, self.head(), &batch.rows, &batch.targets)
     }
 
-    /// Hidden states after the last norm, `[t, hidden_size]`.
+    /// Hidden states after the final norm, `[t, hidden_size]`.
     pub fn hidden<'a>(
         &'a self,
         tape: &mut Tape<'a>,
@@ -190,10 +190,10 @@ impl Decoder {
         ops::round_adapters(tape, self.layers.iter().flat_map(Layer::groups));
         let mut x =
             ops::embedding(tape, &self.embed_tokens, &batch.tokens, self.config.embedding_scale);
-        for (layer, config) in self.layers.iter().zip(&self.config.layers) {
+        for (i, config) in self.config.layers.iter().enumerate() {
             let heads = &config.attention.heads;
             let block = move |tape: &mut Tape<'a>, x: Var| {
-                self.block(tape, (layer, config), &batch.angles, x, &mut |tape, qkv| {
+                self.block(tape, i, &batch.angles, x, &mut |tape, qkv| {
                     ops::attention(tape, qkv, heads, &batch.sequences)
                 })
             };
@@ -205,8 +205,8 @@ impl Decoder {
         ops::rms_norm(tape, &x, &self.norm, self.config.norm)
     }
 
-    /// Hidden states `[t, hidden_size]` of tokens of several sequences, which follow what their
-    /// pages in `caches` (one per layer) hold; where they belong is in `rows`. Inference only.
+    /// Hidden states `[t, hidden_size]` of the next tokens of several sequences. `rows` maps tokens
+    /// to sequences and their pages, `caches` (one per layer) holds what came before. Inference only.
     pub fn hidden_paged<'a>(
         &'a self,
         tape: &mut Tape<'a>,
@@ -217,8 +217,8 @@ impl Decoder {
     ) -> Var {
         ops::round_adapters(tape, self.layers.iter().flat_map(Layer::groups));
         let mut x = ops::embedding(tape, &self.embed_tokens, tokens, self.config.embedding_scale);
-        for ((layer, config), cache) in self.layers.iter().zip(&self.config.layers).zip(caches) {
-            x = self.block(tape, (layer, config), angles, x, &mut |tape, qkv| {
+        for ((i, config), cache) in self.config.layers.iter().enumerate().zip(caches) {
+            x = self.block(tape, i, angles, x, &mut |tape, qkv| {
                 ops::attend_paged(tape, qkv, &config.attention.heads, rows, cache)
             });
         }
@@ -231,16 +231,17 @@ impl Decoder {
         ops::logits(tape, hidden.value(), self.head())
     }
 
-    /// One block as its configuration describes it; `attend` is attention over a batch or a cache.
+    /// Block `i`; `attend` is attention over a batch or over a cache.
     fn block<'a>(
         &'a self,
         tape: &mut Tape<'a>,
-        (layer, config): (&'a Layer, &'a LayerConfig),
+        i: usize,
         angles: &'a [ops::Angles],
         x: Var,
         attend: &mut dyn FnMut(&mut Tape<'a>, Var) -> Var,
     ) -> Var {
-        let (norm, LayerConfig { attention, mlp, .. }) = (self.config.norm, config);
+        let (layer, norm) = (&self.layers[i], self.config.norm);
+        let LayerConfig { attention, mlp, .. } = &self.config.layers[i];
         ops::with_offloaded(tape, layer.offloaded.as_ref(), x, |tape, x| {
             let h = ops::rms_norm(tape, &x, layer.norm(BlockNorm::AttentionInput), norm);
             let mut qkv = ops::linear(tape, h, &layer.qkv, None);
@@ -265,7 +266,7 @@ impl Decoder {
         })
     }
 
-    /// Adds a projection of `h` to the stream `x`, normalised before that where there is a norm.
+    /// Adds a projection of `h` to the residual stream `x`, normalised first if there is a norm.
     fn add<'a>(
         &'a self,
         tape: &mut Tape<'a>,

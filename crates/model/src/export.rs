@@ -1,4 +1,4 @@
-//! A model in Hugging Face layout, adapters merged.
+//! Exports a model in Hugging Face layout, with adapters merged.
 
 use crate::config::DecoderConfig;
 use crate::decoder::Part;
@@ -11,7 +11,7 @@ use hone_tensor::{DType, Device, Tensor, merge};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
-/// Files that go along with the weights where they exist.
+/// Files copied along with the weights if they exist.
 const COMPANIONS: [&str; 16] = [
     "generation_config.json",
     "tokenizer.json",
@@ -31,15 +31,15 @@ const COMPANIONS: [&str; 16] = [
     "USE_POLICY.md",
 ];
 
-/// A folder of templates beside the one that is the default.
+/// A folder of templates in addition to the default one.
 const MORE_TEMPLATES: &str = "additional_chat_templates";
 
 const GENERATION: &str = "generation_config.json";
 
-/// Why a model cannot be written.
+/// Why a model cannot be exported.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// The weights.
+    /// The weights file.
     #[error(transparent)]
     File(#[from] FileError),
     /// Another file.
@@ -50,47 +50,47 @@ pub enum ExportError {
         /// Why.
         source: std::io::Error,
     },
-    /// A configuration that is copied.
+    /// The base's configuration, which is copied.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A weight that was not finite before it was written.
+    /// A weight of the model is not finite.
     #[error(
-        "tensor `{tensor}` holds a number that is not finite (NaN or infinite), so the model \
-         computes nothing; nothing was written. Fetch the weights again, or go back to a \
-         checkpoint from before it"
+        "tensor `{tensor}` contains a value that is not finite (NaN or infinite), so the model \
+         cannot compute anything; nothing was written. Fetch the weights again, or go back to an \
+         earlier checkpoint"
     )]
     NotFinite {
         /// Its name.
         tensor: String,
     },
-    /// A weight that is finite in memory and not in the type that was asked for.
+    /// A weight is finite in memory but overflows in the requested type.
     #[error(
-        "tensor `{tensor}` holds a number that {dtype} cannot hold (it would be infinite); nothing \
-         was written. Write the model as bf16 or f32"
+        "tensor `{tensor}` contains a value that {dtype} cannot represent (it would be infinite); \
+         nothing was written. Write the model as bf16 or f32"
     )]
     Overflow {
         /// Its name.
         tensor: String,
-        /// Type it was to be written in.
+        /// The requested type.
         dtype: &'static str,
     },
-    /// Logits that are not finite although all weights are.
+    /// Logits are not finite although all weights are.
     #[error(
         "the model computes logits that are not finite although all its weights are; nothing was \
          written. Some weights must be far too large"
     )]
     LogitsNotFinite,
-    /// Rounding took what training had changed.
+    /// Rounding undid too much of the training.
     #[error(
-        "in {dtype}, {:.0} % of what training changed is left, and at least {:.0} % must be \
-         (divergence {:.1e} nats a token; the likeliest token is the same after {:.0} % of them). \
+        "in {dtype}, only {:.0} % of what training changed is left; at least {:.0} % must be \
+         (divergence {:.1e} nats per token; the most likely token is the same for {:.0} % of them). \
          Nothing was written. {}",
         100.0 * (1.0 - fidelity.lost.unwrap_or(1.0)).max(0.0),
         100.0 * (1.0 - MAX_LOST),
         fidelity.kl,
         100.0 * fidelity.top1_agreement,
         if *has_adapter {
-            "Write the model as f32, or use the adapter as it is, beside its base"
+            "Write the model as f32, or use the adapter unmerged, with its base"
         } else {
             "Write the model as f32"
         }
@@ -98,30 +98,30 @@ pub enum ExportError {
     EffectLost {
         /// Type it was written in.
         dtype: &'static str,
-        /// What was found.
+        /// The comparison.
         fidelity: Fidelity,
-        /// Whether there is an adapter that could be used instead.
+        /// Whether there is an adapter that could be used unmerged instead.
         has_adapter: bool,
     },
-    /// The written model computes something else.
+    /// The exported model computes different logits.
     #[error(
-        "what was written computes other logits than the model in memory (off by {error:.1e} of \
-         their range); please report this as a bug of Hone"
+        "the exported model computes different logits from the model in memory (off by \
+         {error:.1e} of their range); please report this as a bug in Hone"
     )]
     Differs {
-        /// Largest difference over the range of the logits.
+        /// Largest difference, relative to the range of the logits.
         error: f64,
     },
 }
 
-/// What an export is to hold.
+/// What to export.
 #[derive(Clone, Copy, Debug)]
 pub struct ExportOptions<'a> {
-    /// Directory of the base: configuration and tokenizer are taken from it.
+    /// Directory of the base, which provides configuration and tokenizer.
     pub base_dir: &'a Path,
-    /// Type of the weights.
+    /// Element type of the weights.
     pub dtype: DType,
-    /// A token that the model was trained to end its turns with; it becomes one that ends a
+    /// Token that the model was trained to end its turns with; added to the tokens that end a
     /// generation.
     pub end_of_turn: Option<u32>,
 }
@@ -157,10 +157,10 @@ pub fn export_hf(
     Ok(())
 }
 
-/// A weight as it is written: in `dtype`, its adapter merged.
+/// A weight as it is written: in `dtype`, with its adapter merged.
 fn written(model: &Model, device: &Device, role: Role, dtype: DType) -> Tensor {
     let params = &model.params;
-    match model.decoder.part(role).expect("the configuration calls for it") {
+    match model.decoder.part(role).expect("the configuration has it") {
         Part::Plain(weight) => converted(device, params.resolve(weight), dtype),
         Part::Matrix(projection) => converted(device, &merge(device, params, projection), dtype),
     }
@@ -175,8 +175,8 @@ fn converted(device: &Device, tensor: &Tensor, dtype: DType) -> Tensor {
     out
 }
 
-/// `config.json` with the element type that the weights now have, and with the head told apart
-/// from the embedding where the files hold another than the configuration says.
+/// Copies `config.json` with the new element type, and with `tie_word_embeddings` corrected if the
+/// weight files contradict it.
 fn write_config(
     model: &Model,
     base_dir: &Path,
@@ -190,7 +190,7 @@ fn write_config(
         DType::Bf16 => "bfloat16",
         DType::F16 => "float16",
     };
-    // Both may be there: transformers 5 reads `dtype`, others `torch_dtype`.
+    // Both may be present: transformers 5 reads `dtype`, other tools `torch_dtype`.
     let keys = ["dtype", "torch_dtype"].into_iter().filter(|key| config.get(key).is_some());
     let mut keys: Vec<&str> = keys.collect();
     if keys.is_empty() {
@@ -206,7 +206,7 @@ fn write_config(
     write_json(to, &config)
 }
 
-/// Adds a token to those that end a generation.
+/// Adds a token to the tokens that end a generation.
 fn end_turns_with(model: &Model, token: u32, path: &Path) -> Result<(), ExportError> {
     let mut ids = model.decoder.config.eos_token_ids.clone();
     if ids.contains(&token) {
@@ -218,7 +218,7 @@ fn end_turns_with(model: &Model, token: u32, path: &Path) -> Result<(), ExportEr
     write_json(path, &config)
 }
 
-/// Names the first weight that is not finite, as it is or as it would be written.
+/// The error for the first weight that is not finite, either in memory or once written.
 fn name_not_finite(model: &Model, device: &Device, dtype: DType) -> ExportError {
     for WeightSpec { role, name: tensor, .. } in model.decoder.config.weights() {
         let is_finite =
@@ -233,12 +233,12 @@ fn name_not_finite(model: &Model, device: &Device, dtype: DType) -> ExportError 
     ExportError::LogitsNotFinite
 }
 
-/// Compares a model with what was written of it in `dtype`, on `rows` of tokens, before what was
-/// written is used.
+/// Compares a model with its export in `dtype` on `rows` of tokens; called before the export is
+/// moved into place.
 ///
 /// # Errors
-/// If a number is not finite, more than [`MAX_LOST`] of the effect of training is gone, or the two
-/// compute different logits.
+/// If a value is not finite, more than [`MAX_LOST`] of the effect of training is gone, or the
+/// logits differ.
 pub fn check_written(
     models: Comparison<'_>,
     dtype: DType,
@@ -247,7 +247,7 @@ pub fn check_written(
     let Some(fidelity) = Fidelity::measure(models, rows) else {
         return Err(name_not_finite(models.intended, models.device, dtype));
     };
-    if fidelity.is_enough(dtype) {
+    if fidelity.is_acceptable(dtype) {
         return Ok(fidelity);
     }
     let has_adapter = models.intended.decoder.projections().any(|(_, p)| !p.adapters.is_empty());
@@ -289,7 +289,7 @@ fn write_json(path: &Path, value: &Value) -> Result<(), ExportError> {
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), ExportError> {
-    // Not `fs::copy`: what is read-only at the source need not be so here.
+    // Not `fs::copy`, which would also copy read-only permissions.
     let bytes =
         std::fs::read(from).map_err(|e| ExportError::Io { path: from.into(), source: e })?;
     std::fs::write(to, bytes).map_err(|e| ExportError::Io { path: to.into(), source: e })

@@ -1,48 +1,48 @@
-//! How much of what was trained a written model still has.
+//! How much of the training survives in an exported model.
 //!
-//! Rounding moves every logit a little, and training may have moved them no further: a merge
-//! `W + s B A` in bf16 is `W` again wherever the change is below half a unit in the last place.
-//! So what a model lost is measured against what training had changed.
+//! Rounding moves every logit a little, and training may not have moved them any further: a merge
+//! `W + s B A` in bf16 rounds back to `W` wherever the change is below half a unit in the last
+//! place. So the loss is measured relative to what training changed.
 
 use crate::batch::Batch;
 use crate::load::Model;
 use hone_tensor::{Compute, DType, Device, Tape};
 
-/// Models to compare, on one device.
+/// The models to compare, all on one device.
 #[derive(Clone, Copy)]
 pub struct Comparison<'a> {
-    /// Where all are.
+    /// The device that holds all of them.
     pub device: &'a Device,
-    /// Before training; `None` where nothing was trained.
+    /// The model before training; `None` if nothing was trained.
     pub base: Option<&'a Model>,
-    /// What was to be written.
+    /// The model that was exported.
     pub intended: &'a Model,
-    /// What was written, read back.
+    /// The exported files, loaded again.
     pub written: &'a Model,
 }
 
-/// What came of a comparison.
+/// How closely an exported model matches the model in memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Fidelity {
-    /// `|written − intended| / |intended − base|` of all logits, in L2; `None` where training
-    /// changed nothing that could be told from rounding.
+    /// `|written − intended| / |intended − base|` over all logits, in L2; `None` if the effect of
+    /// training cannot be distinguished from rounding.
     pub lost: Option<f64>,
-    /// Largest difference of a logit, over the range of the intended model's.
+    /// Largest difference between logits, relative to the range of the intended model's logits.
     pub max_error: f64,
-    /// Mean divergence of the next token's distribution from the intended one, in nats.
+    /// Mean KL divergence of the next-token distribution from the intended one, in nats.
     pub kl: f64,
-    /// Share of tokens after which both think the same token likeliest.
+    /// Fraction of positions at which both models have the same most likely next token.
     pub top1_agreement: f64,
 }
 
-/// Most of the effect of training that may be lost.
+/// Largest fraction of the effect of training that an export may lose.
 pub const MAX_LOST: f64 = 0.25;
 
-/// An effect below this share of the logits themselves is not told from rounding in f32.
+/// An effect below this fraction of the logits' norm is indistinguishable from f32 rounding.
 const MIN_EFFECT: f64 = 1e-5;
 
 impl Fidelity {
-    /// Compares on `rows` of tokens, in f32; `None` where a logit is not finite.
+    /// Compares the models on `rows` of tokens, in f32; `None` if any logit is not finite.
     pub fn measure(models: Comparison<'_>, rows: &[Vec<u32>]) -> Option<Self> {
         let mut sums = Sums::default();
         for row in rows.iter().filter(|row| !row.is_empty()) {
@@ -59,13 +59,13 @@ impl Fidelity {
         Some(sums.fidelity())
     }
 
-    /// Whether nothing that counts was lost in weights of `dtype`.
-    pub fn is_enough(&self, dtype: DType) -> bool {
+    /// Whether the loss is within what weights in `dtype` may lose.
+    pub fn is_acceptable(&self, dtype: DType) -> bool {
         self.max_error <= tolerance(dtype) && self.lost.is_none_or(|lost| lost <= MAX_LOST)
     }
 }
 
-/// How far logits may be off, over their range, with weights in `dtype`.
+/// Permitted error of a logit with weights in `dtype`, relative to the range of the logits.
 fn tolerance(dtype: DType) -> f64 {
     if dtype == DType::F32 { 1e-4 } else { 5e-2 }
 }
@@ -76,12 +76,12 @@ fn are_finite(logits: &[f32]) -> bool {
 
 /// `[t * vocab_size]`.
 fn logits(model: &Model, device: &Device, tokens: &[u32]) -> Vec<f32> {
-    let batch = Batch::of_sequence(&model.decoder.config, tokens);
+    let batch = Batch::from_sequence(&model.decoder.config, tokens);
     let mut tape = Tape::inference(device, &model.params, Compute::F32);
     model.decoder.logits(&mut tape, &batch).to_vec_f32()
 }
 
-/// Sums over the rows that were compared.
+/// Sums over the compared rows.
 struct Sums {
     error: f64,
     effect: f64,
@@ -116,7 +116,7 @@ impl Sums {
         self.highest = intended.iter().copied().fold(self.highest, f32::max);
         for (p, q) in intended.chunks(vocab_size).zip(written.chunks(vocab_size)) {
             self.kl += divergence(p, q);
-            self.agreeing += usize::from(likeliest(p) == likeliest(q));
+            self.agreeing += usize::from(argmax(p) == argmax(q));
             self.tokens += 1;
         }
     }
@@ -134,7 +134,7 @@ impl Sums {
     }
 }
 
-/// `Σ p ln(p / q)` of the distributions that two rows of logits mean.
+/// `Σ p ln(p / q)` of the softmax distributions of two rows of logits.
 fn divergence(p: &[f32], q: &[f32]) -> f64 {
     let (norm_p, norm_q) = (log_sum_exp(p), log_sum_exp(q));
     let term = |(p, q): (&f32, &f32)| {
@@ -149,7 +149,7 @@ fn log_sum_exp(x: &[f32]) -> f64 {
     max + x.iter().map(|x| (f64::from(*x) - max).exp()).sum::<f64>().ln()
 }
 
-fn likeliest(logits: &[f32]) -> usize {
+fn argmax(logits: &[f32]) -> usize {
     let greater = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
     (0..logits.len()).fold(0, greater)
 }

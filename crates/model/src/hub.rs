@@ -1,9 +1,9 @@
-//! From what a user calls a model to a directory on this machine.
+//! Resolves the model a user names to a local directory.
 //!
-//! A directory is used as it is. A hub name, `org/name[@revision]`, is fetched once into the usual
-//! Hugging Face cache, which other programs share, and found there ever after without a request.
+//! A directory is used as it is. A hub name, `org/name[@revision]`, is downloaded once into the
+//! standard Hugging Face cache, which other programs share, and later found there without a request.
 //! Only configuration, tokenizer and safetensors are fetched: never pickled weights, never code.
-//! Reading what was fetched is the business of the rest of this crate.
+//! The rest of this crate reads what was fetched.
 
 mod error;
 mod fetch;
@@ -24,13 +24,13 @@ pub fn resolve(model: &str) -> Result<PathBuf, HubError> {
     resolve_with(model, &HubSettings::from_env(), &|_| {})
 }
 
-/// The directory of `model`: itself when it is a directory, otherwise the snapshot of the hub's
-/// repository of that name. `on_file` is told the name of each file that is about to be fetched.
+/// The directory of `model`: itself if it is a directory, otherwise the snapshot of the hub
+/// repository of that name. `on_file` is called with the name of each file about to be fetched.
 ///
 /// # Errors
-/// Says what was wrong and how to mend it: no such directory, a kind of file that is not read, a
-/// malformed name, a repository that is absent, closed or without usable weights, no network, no
-/// room. What was fetched whole before the error stays in the cache and is not fetched again.
+/// If the directory does not exist, the file type is not supported, the name is malformed, the
+/// repository is missing, private or without usable weights, the network is down, or the disk is
+/// full. Files that were fetched completely stay in the cache and are not fetched again.
 pub fn resolve_with(
     model: &str,
     settings: &HubSettings,
@@ -67,8 +67,8 @@ struct RepoName {
 }
 
 impl RepoName {
-    /// Reads `org/name[@revision]`. Names become parts of paths and addresses, so that only what
-    /// the hub itself allows is let through.
+    /// Parses `org/name[@revision]`. Names become parts of paths and URLs, so only what the hub
+    /// itself allows is accepted.
     fn parse(model: &str) -> Result<Self, HubError> {
         let bad = |reason: &'static str| HubError::BadName { model: model.to_owned(), reason };
         let (repo, revision) = model.split_once('@').unwrap_or((model, "main"));
@@ -98,7 +98,7 @@ fn is_repo_part(part: &str) -> bool {
         && !part.contains("..")
 }
 
-/// Whether `name` can be one part of a path below the cache, and nothing else.
+/// Whether `name` is safe as a single path component below the cache.
 fn is_safe_name(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     !name.is_empty() && name.len() <= 255 && !name.starts_with('.') && name.chars().all(plain)

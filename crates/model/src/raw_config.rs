@@ -1,20 +1,20 @@
-//! JSON objects of foreign configuration files, read key by key, and what may be wrong with them.
+//! JSON objects of foreign configuration files, read key by key, and their errors.
 
 use serde_json::{Map, Value};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Largest `config.json` that is read: real ones have a few kilobytes.
+/// Largest accepted `config.json`; real ones have a few kilobytes.
 const MAX_BYTES: u64 = 4 << 20;
 
 /// Why a `config.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// An adapter where a model was asked for.
+    /// An adapter was given as the model.
     #[error(
-        "{}: this is an adapter, not a model; name the model it was made for, and this directory \
-         with --adapter",
+        "{}: this is an adapter, not a model; give the model it was trained for, and this \
+         directory with --adapter",
         dir.display()
     )]
     IsAdapter {
@@ -23,7 +23,7 @@ pub enum ConfigError {
     },
     /// The file cannot be read.
     #[error(
-        "{}: {source}. A model directory in Hugging Face layout holds a config.json",
+        "{}: {source}. A model directory in Hugging Face layout contains a config.json",
         path.display()
     )]
     Io {
@@ -40,7 +40,7 @@ pub enum ConfigError {
         /// Where and what.
         reason: String,
     },
-    /// Another kind of model.
+    /// The model family is not supported.
     #[error(
         "{}: model_type `{model_type}` is not supported yet; supported: {supported}",
         path.display()
@@ -48,19 +48,19 @@ pub enum ConfigError {
     Family {
         /// File.
         path: PathBuf,
-        /// What it says.
+        /// The family.
         model_type: String,
-        /// What there is.
+        /// The supported families.
         supported: String,
     },
-    /// A key is missing, or has a value that does not fit.
+    /// A key is missing or has an invalid value.
     #[error("{}: `{key}` {problem}", path.display())]
     Key {
         /// File.
         path: PathBuf,
         /// Key.
         key: String,
-        /// What is wrong, and what would be right.
+        /// What is wrong, and what was expected.
         problem: String,
     },
 }
@@ -68,15 +68,15 @@ pub enum ConfigError {
 /// A JSON object from a configuration file, read key by key.
 pub struct RawConfig {
     path: PathBuf,
-    /// Key of this object inside the file, with a trailing dot; empty at the top.
+    /// Path of this object inside the file, with a trailing dot; empty at the top level.
     prefix: String,
     object: Map<String, Value>,
-    /// Keys that were asked for, so that those that nobody knows can be told.
-    asked: RefCell<BTreeSet<String>>,
+    /// Keys that were read, so that unknown ones can be reported.
+    read: RefCell<BTreeSet<String>>,
 }
 
 impl RawConfig {
-    /// Reads a file that holds one object.
+    /// Reads a file that contains one object.
     ///
     /// # Errors
     /// [`ConfigError`], naming the file.
@@ -84,7 +84,7 @@ impl RawConfig {
         Self::read_up_to(path, MAX_BYTES)
     }
 
-    /// The same, with another limit to the file's size.
+    /// Reads a file of at most `max_bytes` that contains one object.
     ///
     /// # Errors
     /// [`ConfigError`], naming the file.
@@ -93,25 +93,25 @@ impl RawConfig {
         let json = |reason: String| ConfigError::Json { path: path.to_owned(), reason };
         let size = std::fs::metadata(path).map_err(io)?.len();
         if size > max_bytes {
-            return Err(json(format!("{size} bytes are too many: at most {max_bytes} are read")));
+            return Err(json(format!("{size} bytes are too many: the limit is {max_bytes}")));
         }
         let text = std::fs::read(path).map_err(io)?;
         if text.starts_with(b"version https://git-lfs.github.com/spec/") {
-            let reason = "a pointer of git-lfs, not the file: fetch it with `git lfs pull`";
+            let reason = "a git-lfs pointer, not the file: fetch it with `git lfs pull`";
             return Err(json(reason.to_owned()));
         }
         let value = serde_json::from_slice(&text);
         match value.map_err(|e| json(format!("not valid JSON: {e}")))? {
-            Value::Object(object) => Ok(Self::of(path.to_owned(), String::new(), object)),
+            Value::Object(object) => Ok(Self::new(path.to_owned(), String::new(), object)),
             other => Err(json(format!("expected a JSON object, found {}", kind(&other)))),
         }
     }
 
-    fn of(path: PathBuf, prefix: String, object: Map<String, Value>) -> Self {
-        Self { path, prefix, object, asked: RefCell::default() }
+    fn new(path: PathBuf, prefix: String, object: Map<String, Value>) -> Self {
+        Self { path, prefix, object, read: RefCell::default() }
     }
 
-    /// Where the file is.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -122,37 +122,37 @@ impl RawConfig {
         ConfigError::Key { path: self.path.clone(), key, problem: problem.into() }
     }
 
-    /// Whether there is no key.
+    /// Whether the object has no keys.
     pub fn is_empty(&self) -> bool {
         self.object.is_empty()
     }
 
     /// The value of a key; `null` counts as absent.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.asked.borrow_mut().insert(key.to_owned());
+        self.read.borrow_mut().insert(key.to_owned());
         self.object.get(key).filter(|v| !v.is_null())
     }
 
-    /// The first key that was not asked for, is none of those `known` to change nothing, and says
-    /// something: what it means is not known, so it may change what is computed.
-    pub fn first_unread(&self, known: &[&str]) -> Option<(&str, &Value)> {
-        let asked = self.asked.borrow();
+    /// The first key that was not read, is not among the `neutral` ones, and is set to something:
+    /// its meaning is unknown, so it may affect what is computed.
+    pub fn first_unread(&self, neutral: &[&str]) -> Option<(&str, &Value)> {
+        let read = self.read.borrow();
         let is_unread = |key: &str, value: &Value| {
             let is_private = key.starts_with('_');
-            !(is_private || asked.contains(key) || known.contains(&key) || says_nothing(value))
+            !(is_private || read.contains(key) || neutral.contains(&key) || is_unset(value))
         };
         let keys = self.object.iter().map(|(key, value)| (key.as_str(), value));
         keys.into_iter().find(|(key, value)| is_unread(key, value))
     }
 
-    /// Refuses what [`Self::first_unread`] finds.
+    /// Refuses the key that [`Self::first_unread`] finds.
     ///
     /// # Errors
     /// If there is such a key.
-    pub fn refuse_unread(&self, known: &[&str]) -> Result<(), ConfigError> {
-        let Some((key, value)) = self.first_unread(known) else { return Ok(()) };
+    pub fn refuse_unread(&self, neutral: &[&str]) -> Result<(), ConfigError> {
+        let Some((key, value)) = self.first_unread(neutral) else { return Ok(()) };
         let problem = format!(
-            "is {value}, and Hone does not know this key, which may change what the model \
+            "is {value}, but Hone does not know this key, which may change what the model \
              computes: remove it if transformers does not read it for this family"
         );
         Err(self.error(key, problem))
@@ -167,7 +167,7 @@ impl RawConfig {
             None => Ok(None),
             Some(Value::Object(object)) => {
                 let (path, prefix) = (self.path.clone(), format!("{}{key}.", self.prefix));
-                Ok(Some(Self::of(path, prefix, object.clone())))
+                Ok(Some(Self::new(path, prefix, object.clone())))
             }
             Some(other) => Err(self.unexpected(key, "an object", other)),
         }
@@ -184,7 +184,7 @@ impl RawConfig {
     /// A whole number of at least 1, if present.
     ///
     /// # Errors
-    /// If it is something else, or beyond what any model has.
+    /// If it is something else, or larger than any model has.
     pub fn optional_size(&self, key: &str) -> Result<Option<usize>, ConfigError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64() {
@@ -194,10 +194,10 @@ impl RawConfig {
         }
     }
 
-    /// Refuses a setting that would change what a model computes in a way that is not supported.
+    /// Refuses an unsupported setting that would change what a model computes.
     ///
     /// # Errors
-    /// If it is there with another value than `neutral`.
+    /// If it is present with a value other than `neutral`.
     pub fn expect_neutral(&self, key: &str, neutral: f64) -> Result<(), ConfigError> {
         match self.get(key) {
             Some(value) if value.as_f64() != Some(neutral) => {
@@ -228,7 +228,7 @@ impl RawConfig {
         self.optional_number(key)?.ok_or_else(|| self.missing(key))
     }
 
-    /// A truth value, `default` if absent.
+    /// A boolean, `default` if absent.
     ///
     /// # Errors
     /// If it is something else.
@@ -267,19 +267,18 @@ impl RawConfig {
     }
 
     fn missing(&self, key: &str) -> ConfigError {
-        let mend = "is missing, and no default stands for it: take the file from where the \
-                    weights came from";
-        self.error(key, mend)
+        let problem = "is missing and has no default: take the file from the source of the weights";
+        self.error(key, problem)
     }
 
-    /// An error about a key whose value is of another kind than `expected`.
+    /// An error about a key whose value is not of the `expected` kind.
     pub fn unexpected(&self, key: &str, expected: &str, found: &Value) -> ConfigError {
         self.error(key, format!("must be {expected}, found {found}"))
     }
 }
 
-/// Whether a value asks for nothing.
-fn says_nothing(value: &Value) -> bool {
+/// Whether a value is the same as leaving out its key.
+fn is_unset(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::Array(list) => list.is_empty(),
@@ -291,7 +290,7 @@ fn says_nothing(value: &Value) -> bool {
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
-        Value::Bool(_) => "a truth value",
+        Value::Bool(_) => "a boolean",
         Value::Number(_) => "a number",
         Value::String(_) => "a string",
         Value::Array(_) => "a list",

@@ -1,5 +1,5 @@
-//! Frequencies of rotary embeddings, with the scaling methods of transformers
-//! (`modeling_rope_utils.py`), under its names.
+//! Frequencies of rotary embeddings. The scaling methods and their names are those of transformers
+//! (`modeling_rope_utils.py`).
 
 use crate::raw_config::{ConfigError, RawConfig};
 use hone_tensor::ops::Angles;
@@ -13,57 +13,57 @@ pub struct RopeConfig {
     pub rope_theta: f64,
     /// Dimensions of a head.
     pub head_dim: usize,
-    /// Longest sequence without scaling by `dynamic`.
+    /// Longest sequence that `dynamic` leaves unscaled.
     pub max_position_embeddings: usize,
-    /// Method for sequences longer than those of pre-training.
+    /// Method for sequences longer than those in pre-training.
     pub scaling: RopeScaling,
 }
 
-/// Methods that stretch rotary embeddings.
+/// Methods that extend rotary embeddings to longer contexts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     /// None.
     Default,
-    /// All frequencies divided by `factor`.
+    /// Divides all frequencies by `factor`.
     Linear {
-        /// Stretch.
+        /// Ratio of the extended to the original context length.
         factor: f64,
     },
-    /// The base grows with the length of the sequence (NTK-aware).
+    /// Increases the base with the length of the sequence (NTK-aware).
     Dynamic {
-        /// Stretch.
+        /// Ratio of the extended to the original context length.
         factor: f64,
     },
-    /// Llama 3.1: low frequencies are stretched, high ones kept, those between blended.
+    /// Llama 3.1: divides low frequencies by `factor`, keeps high ones and blends in between.
     Llama3 {
-        /// Stretch.
+        /// Ratio of the extended to the original context length.
         factor: f64,
-        /// Fewer turns than this within the original length: stretched.
+        /// Frequencies with fewer rotations over the original length than this are scaled.
         low_freq_factor: f64,
-        /// More turns than this: kept.
+        /// Frequencies with more rotations over the original length than this are kept.
         high_freq_factor: f64,
-        /// Length of pre-training.
+        /// Context length in pre-training.
         original_max_position_embeddings: f64,
     },
     /// YaRN (Peng et al., 2023).
     Yarn {
-        /// Stretch.
+        /// Ratio of the extended to the original context length.
         factor: f64,
-        /// Turns above which frequencies are kept.
+        /// Frequencies with more rotations over the original length than this are kept.
         beta_fast: f64,
-        /// Turns below which they are stretched.
+        /// Frequencies with fewer rotations over the original length than this are scaled.
         beta_slow: f64,
-        /// What cosines and sines are multiplied by.
+        /// Multiplier of cosines and sines.
         attention_factor: f64,
-        /// Length of pre-training.
+        /// Context length in pre-training.
         original_max_position_embeddings: f64,
-        /// Whether the bounds of the blend are whole dimensions.
+        /// Whether the bounds of the ramp are rounded to whole dimensions.
         truncate: bool,
     },
 }
 
 impl RopeConfig {
-    /// Reads `rope_theta` with `rope_scaling`, or, as newer files have it, `rope_parameters`.
+    /// Reads `rope_theta` with `rope_scaling`, or `rope_parameters` in newer files.
     pub(crate) fn read(
         raw: &RawConfig,
         head_dim: usize,
@@ -93,9 +93,9 @@ impl RopeConfig {
         Ok(Self { rope_theta, head_dim, max_position_embeddings, scaling })
     }
 
-    /// Angles for tokens at `positions`, in sequences bounded by `cu_seqlens`; tokens after the
-    /// last bound get angle zero. `dynamic` scaling goes by each sequence's own length, so that a
-    /// sequence means the same wherever it is packed.
+    /// Angles for tokens at `positions`, in sequences delimited by `cu_seqlens`; tokens after the
+    /// last sequence get angle zero. `dynamic` scaling uses each sequence's own length, so packing
+    /// does not change a sequence's result.
     pub fn angles(&self, positions: &[u32], cu_seqlens: &[u32]) -> Angles {
         let (half, factor) = (self.head_dim / 2, self.attention_factor());
         let fixed = self.inverse_frequencies(0);
@@ -128,47 +128,50 @@ impl RopeConfig {
         }
     }
 
-    /// `[head_dim / 2]` for a sequence of `len` tokens.
+    /// Inverse frequencies, `[head_dim / 2]`, for a sequence of `len` tokens.
     pub fn inverse_frequencies(&self, len: usize) -> Vec<f32> {
         let d = self.head_dim as f64;
-        let plain = |base: f64| (0..self.head_dim / 2).map(move |i| base.powf(-2.0 * i as f64 / d));
+        let unscaled =
+            |base: f64| (0..self.head_dim / 2).map(move |i| base.powf(-2.0 * i as f64 / d));
         let frequencies: Vec<f64> = match &self.scaling {
-            RopeScaling::Default => plain(self.rope_theta).collect(),
-            RopeScaling::Linear { factor } => plain(self.rope_theta).map(|f| f / factor).collect(),
+            RopeScaling::Default => unscaled(self.rope_theta).collect(),
+            RopeScaling::Linear { factor } => {
+                unscaled(self.rope_theta).map(|f| f / factor).collect()
+            }
             RopeScaling::Dynamic { factor } => {
                 let max = self.max_position_embeddings as f64;
-                let stretch = factor * max.max(len as f64) / max - (factor - 1.0);
-                plain(self.rope_theta * stretch.powf(d / (d - 2.0))).collect()
+                let scale = factor * max.max(len as f64) / max - (factor - 1.0);
+                unscaled(self.rope_theta * scale.powf(d / (d - 2.0))).collect()
             }
             RopeScaling::Llama3 { .. } => {
-                plain(self.rope_theta).map(|f| self.scaling.llama3(f)).collect()
+                unscaled(self.rope_theta).map(|f| self.scaling.llama3(f)).collect()
             }
             RopeScaling::Yarn { .. } => {
                 let ramp = self.scaling.yarn_ramp(self.rope_theta, d);
-                plain(self.rope_theta).zip(ramp).map(|(f, stretched)| f * stretched).collect()
+                unscaled(self.rope_theta).zip(ramp).map(|(f, scale)| f * scale).collect()
             }
         };
         frequencies.into_iter().map(|f| f as f32).collect()
     }
 }
 
-/// Where a configuration says how positions become angles.
+/// The parts of a configuration that define a rotary embedding.
 pub(crate) struct RopeKeys<'a> {
-    /// The object around the others.
+    /// The enclosing object.
     pub(crate) raw: &'a RawConfig,
-    /// Its key for the base, where no other object has `rope_theta`.
+    /// Its key for the base, used if neither inner object has `rope_theta`.
     pub(crate) theta_key: &'static str,
-    /// The base where no key says it.
+    /// The base if no key gives it.
     pub(crate) default_theta: f64,
-    /// The older object, which every guide to longer contexts says to add; it wins.
+    /// `rope_scaling`, the older object, which guides to longer contexts say to add; it wins.
     pub(crate) scaling: Option<RawConfig>,
-    /// The newer object.
+    /// `rope_parameters`, the newer object.
     pub(crate) parameters: Option<RawConfig>,
 }
 
 impl RopeKeys<'_> {
-    /// The object that counts, as in transformers. Both may be there, if they agree or one of them
-    /// asks for nothing.
+    /// The object that takes effect, as in transformers. Both may be present if they agree or if
+    /// one of them asks for no scaling.
     fn chosen(&self, max_position_embeddings: usize) -> Result<Option<&RawConfig>, ConfigError> {
         let (scaling, parameters) = (self.scaling.as_ref(), self.parameters.as_ref());
         let (Some(scaling), Some(parameters)) = (scaling.filter(|o| !o.is_empty()), parameters)
@@ -178,14 +181,14 @@ impl RopeKeys<'_> {
         let read = |object| RopeScaling::read(object, max_position_embeddings);
         let (winner, loser) = (read(scaling)?, read(parameters)?);
         if loser != RopeScaling::Default && winner != RopeScaling::Default && winner != loser {
-            let problem = "says something else than `rope_parameters`, which is there too: remove \
-                           one of them";
+            let problem =
+                "contradicts `rope_parameters`, which is also present: remove one of them";
             return Err(self.raw.error("rope_scaling", problem));
         }
         let base = parameters.optional_number("rope_theta")?;
         if base.is_some() && base != Some(self.theta(Some(scaling))?) {
-            let problem = "is not read, since `rope_scaling` is there too and wins, and it differs \
-                           from the base outside: write it beside `rope_scaling`";
+            let problem = "is ignored because `rope_scaling` is also present and takes precedence, \
+                           and it differs from the base outside: move it next to `rope_scaling`";
             return Err(parameters.error("rope_theta", problem));
         }
         Ok(Some(scaling))
@@ -206,7 +209,7 @@ impl RopeKeys<'_> {
     }
 }
 
-/// Keys of one method or another; transformers passes over those of other methods.
+/// Keys of all methods; transformers ignores keys of methods other than the chosen one.
 const ROPE_KEYS: &[&str] = &[
     "attention_factor",
     "beta_fast",
@@ -240,8 +243,8 @@ impl RopeScaling {
         let key = if raw.get("rope_type").is_some() { "rope_type" } else { "type" };
         match raw.text(key)?.unwrap_or("default") {
             "default" => Ok(Self::Default),
-            "linear" => Ok(Self::Linear { factor: stretch(raw)? }),
-            "dynamic" => Ok(Self::Dynamic { factor: stretch(raw)? }),
+            "linear" => Ok(Self::Linear { factor: scaling_factor(raw)? }),
+            "dynamic" => Ok(Self::Dynamic { factor: scaling_factor(raw)? }),
             "llama3" => Self::read_llama3(raw, original()?),
             "yarn" => Self::read_yarn(raw, original()?, max_position_embeddings),
             other => {
@@ -260,7 +263,7 @@ impl RopeScaling {
             return Err(raw.error("high_freq_factor", problem));
         }
         Ok(Self::Llama3 {
-            factor: stretch(raw)?,
+            factor: scaling_factor(raw)?,
             low_freq_factor: low,
             high_freq_factor: high,
             original_max_position_embeddings: original,
@@ -269,12 +272,12 @@ impl RopeScaling {
 
     fn read_yarn(raw: &RawConfig, original: f64, max: usize) -> Result<Self, ConfigError> {
         let factor = match raw.get("factor") {
-            Some(_) => stretch(raw)?,
+            Some(_) => scaling_factor(raw)?,
             None => max as f64 / original,
         };
         let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
         let scale = |key| match raw.get(key).and_then(Value::as_f64) {
-            // As in transformers, where zero is as good as absent.
+            // As in transformers, where zero counts as absent.
             Some(0.0) => Ok(None),
             _ => raw.optional_number(key),
         };
@@ -304,13 +307,13 @@ impl RopeScaling {
         else {
             return frequency;
         };
-        let turns = original_max_position_embeddings * frequency / (2.0 * PI);
-        let kept = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+        let rotations = original_max_position_embeddings * frequency / (2.0 * PI);
+        let kept = (rotations - low_freq_factor) / (high_freq_factor - low_freq_factor);
         let kept = kept.clamp(0.0, 1.0);
         (1.0 - kept) * frequency / factor + kept * frequency
     }
 
-    /// What each plain frequency is multiplied by.
+    /// The multiplier of each unscaled frequency.
     fn yarn_ramp(&self, base: f64, d: f64) -> Vec<f64> {
         let &Self::Yarn {
             factor,
@@ -323,8 +326,9 @@ impl RopeScaling {
         else {
             return Vec::new();
         };
-        let dimension = |turns: f64| {
-            d * (original_max_position_embeddings / (turns * 2.0 * PI)).ln() / (2.0 * base.ln())
+        let dimension = |rotations: f64| {
+            let wavelength = original_max_position_embeddings / (rotations * 2.0 * PI);
+            d * wavelength.ln() / (2.0 * base.ln())
         };
         let (mut low, mut high) = (dimension(beta_fast), dimension(beta_slow));
         if truncate {
@@ -334,13 +338,13 @@ impl RopeScaling {
         if low == high {
             high += 0.001;
         }
-        let stretched = |i: usize| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
-        (0..d as usize / 2).map(|i| stretched(i) / factor + (1.0 - stretched(i))).collect()
+        let scaled = |i: usize| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+        (0..d as usize / 2).map(|i| scaled(i) / factor + (1.0 - scaled(i))).collect()
     }
 }
 
-/// The key `factor`, which may lengthen sequences but not shorten them.
-fn stretch(raw: &RawConfig) -> Result<f64, ConfigError> {
+/// The key `factor`, which must not shorten the context.
+fn scaling_factor(raw: &RawConfig) -> Result<f64, ConfigError> {
     let factor = raw.number("factor")?;
     if factor < 1.0 {
         return Err(raw.error("factor", format!("must be at least 1, found {factor}")));

@@ -1,14 +1,14 @@
-//! Which weights a decoder has: the one description that loading, export, adapter targets and
-//! counts follow. A weight's role says what it does; its names in files follow from that.
+//! Which weights a decoder has: the single description behind loading, export, adapter targets and
+//! parameter counts. A weight's role says what it does; its name in files follows from that.
 
 use crate::config::{DecoderConfig, LayerConfig};
 
-/// A weight that a configuration calls for.
+/// A weight that a configuration requires.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeightSpec {
     /// What it does.
     pub role: Role,
-    /// Its name in files of Hugging Face layout.
+    /// Its tensor name in Hugging Face checkpoints.
     pub name: String,
     /// `[out_features, in_features]` of a matrix, `[len]` of a norm or bias.
     pub shape: Vec<usize>,
@@ -17,7 +17,7 @@ pub struct WeightSpec {
 /// What a weight does in a decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// Embedding of tokens.
+    /// Token embedding.
     EmbedTokens,
     /// Matrix of a block's linear layer.
     Matrix(usize, Linear),
@@ -27,13 +27,13 @@ pub enum Role {
     Norm(usize, BlockNorm),
     /// Norm before the head.
     FinalNorm,
-    /// Head that is not tied to the embedding.
+    /// Output head, if it is not tied to the embedding.
     LmHead,
 }
 
 /// Linear layers of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(missing_docs)] // The field's own words.
+#[expect(missing_docs)] // Established names.
 pub enum Linear {
     Q,
     K,
@@ -66,17 +66,17 @@ impl Linear {
 /// Norms of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum BlockNorm {
-    /// Of what attention reads.
+    /// Applied to the input of attention.
     AttentionInput,
-    /// Of each head of queries.
+    /// Applied to each query head.
     Q,
-    /// Of each head of keys.
+    /// Applied to each key head.
     K,
-    /// Of what attention adds to the stream.
+    /// Applied to the output of attention.
     AttentionOutput,
-    /// Of what the MLP reads.
+    /// Applied to the input of the MLP.
     MlpInput,
-    /// Of what the MLP adds to the stream.
+    /// Applied to the output of the MLP.
     MlpOutput,
 }
 
@@ -104,12 +104,12 @@ impl DecoderConfig {
         let head = spec(Role::LmHead, "lm_head.weight", &[v, h]);
         [spec(Role::EmbedTokens, "model.embed_tokens.weight", &[v, h])]
             .into_iter()
-            .chain((0..self.layers.len()).flat_map(|layer| self.weights_of_layer(layer)))
+            .chain((0..self.layers.len()).flat_map(|layer| self.layer_weights(layer)))
             .chain([spec(Role::FinalNorm, "model.norm.weight", &[h])])
             .chain((!self.tie_word_embeddings).then_some(head))
     }
 
-    fn weights_of_layer(&self, layer: usize) -> impl Iterator<Item = WeightSpec> {
+    fn layer_weights(&self, layer: usize) -> impl Iterator<Item = WeightSpec> {
         let (config, h) = (&self.layers[layer], self.hidden_size);
         let linears = Linear::ALL.into_iter().flat_map(move |linear| {
             let ([n, k], module) = (config.shape(h, linear), module_name(layer, linear));
@@ -125,8 +125,8 @@ impl DecoderConfig {
         });
         let norms = BlockNorm::ALL.into_iter().filter_map(move |norm| {
             let name = format!("model.layers.{layer}.{}.weight", config.norm_module(norm)?);
-            let is_of_head = matches!(norm, BlockNorm::Q | BlockNorm::K);
-            let len = if is_of_head { config.attention.heads.head_dim } else { h };
+            let is_per_head = matches!(norm, BlockNorm::Q | BlockNorm::K);
+            let len = if is_per_head { config.attention.heads.head_dim } else { h };
             Some(WeightSpec { role: Role::Norm(layer, norm), name, shape: vec![len] })
         });
         linears.chain(norms)
@@ -174,7 +174,7 @@ impl LayerConfig {
             BlockNorm::Q => qk.then_some("self_attn.q_norm"),
             BlockNorm::K => qk.then_some("self_attn.k_norm"),
             BlockNorm::AttentionOutput => post.then_some("post_attention_layernorm"),
-            // The same name means another norm where there are post-norms.
+            // With post-norms, the same name refers to a different norm.
             BlockNorm::MlpInput if post => Some("pre_feedforward_layernorm"),
             BlockNorm::MlpInput => Some("post_attention_layernorm"),
             BlockNorm::MlpOutput => post.then_some("post_feedforward_layernorm"),

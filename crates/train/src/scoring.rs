@@ -21,9 +21,8 @@ pub struct LabelledBatch {
 impl LabelledBatch {
     /// A packed micro-batch in the form that decoders on `target` read.
     pub fn new(config: &DecoderConfig, packed: &MicroBatch, target: Target) -> Self {
-        let targets = (packed.targets.as_slice(), IGNORE);
-        let batch =
-            Batch::new(config, &packed.tokens, &packed.positions, &packed.cu_seqlens, targets);
+        let MicroBatch { tokens, positions, cu_seqlens, targets, .. } = packed;
+        let batch = Batch::new(config, tokens, positions, cu_seqlens, targets, IGNORE);
         let rows = packed.rows.iter().zip(&packed.labels).zip(&batch.target_ranges);
         let span = |((&id, &label), targets): (_, &std::ops::Range<usize>)| RowSpan {
             id,

@@ -290,7 +290,7 @@ fn max_seq_len(run: &mut RunFile, config: &DecoderConfig) -> Result<usize, Train
         Some(given) => given,
         None => longest.min(2048).min(run.train.batch_tokens / rows_per_unit(run)),
     };
-    if !config.can_reach(max_seq_len) {
+    if !config.supports_len(max_seq_len) {
         return Err(TrainError::Usage(
             Code::RunFileInvalidValue,
             format!(

@@ -122,7 +122,7 @@ fn record_spec(args: &EvalArgs, opened: &Opened) -> Result<RecordSpec, Failure> 
     let config = &opened.model.decoder.config;
     let longest = config.max_position_embeddings;
     let max_seq_len = args.max_seq_len.unwrap_or(longest.min(2048));
-    if !config.can_reach(max_seq_len) {
+    if !config.supports_len(max_seq_len) {
         return Err(Failure::Usage(format!(
             "--max-seq-len {max_seq_len} is longer than the model was made for \
              (max_position_embeddings = {longest})"
@@ -144,7 +144,7 @@ fn record_spec(args: &EvalArgs, opened: &Opened) -> Result<RecordSpec, Failure> 
 /// Logits `[t, vocab_size]` and token ids `[t]` of the first row, both f32.
 fn write_logits(opened: &Opened, dataset: &Dataset, path: &Path) -> Result<(), Failure> {
     let tokens = dataset.row(0).tokens;
-    let batch = Batch::of_sequence(&opened.model.decoder.config, tokens);
+    let batch = Batch::from_sequence(&opened.model.decoder.config, tokens);
     let mut tape = Tape::inference(&opened.device, &opened.model.params, opened.compute);
     let logits = opened.model.decoder.logits(&mut tape, &batch);
     let ids: Vec<f32> = tokens.iter().map(|&id| id as f32).collect();

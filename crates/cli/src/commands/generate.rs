@@ -147,6 +147,6 @@ fn finish_reason(finish: Finish) -> &'static str {
     match finish {
         Finish::Stop => "stop",
         Finish::Length | Finish::Context => "length",
-        Finish::Caller => "cancelled",
+        Finish::Cancelled => "cancelled",
     }
 }

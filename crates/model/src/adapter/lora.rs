@@ -4,14 +4,14 @@ use super::{AdapterError, TargetModules};
 use crate::load::Model;
 use hone_tensor::{AdapterId, Category, DType, Device, Lora, Philox, Tensor};
 
-/// How adapters are made.
+/// Settings of LoRA adapters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraConfig {
     /// Rank.
     pub rank: usize,
     /// The adapter's output is multiplied by `alpha / rank`.
     pub alpha: f64,
-    /// Probability of dropping an element of an adapter's input in training.
+    /// Dropout probability of an adapter's input in training.
     pub dropout: f32,
     /// Layers that get an adapter.
     pub target_modules: TargetModules,
@@ -20,16 +20,16 @@ pub struct LoraConfig {
 }
 
 impl LoraConfig {
-    /// What an adapter's output is multiplied by.
+    /// Multiplier of an adapter's output.
     pub fn scale(&self) -> f32 {
         let rank = self.rank as f64;
         (if self.use_rslora { self.alpha / rank.sqrt() } else { self.alpha / rank }) as f32
     }
 }
 
-/// Puts new adapters on the target layers: `A` uniform in ±1/√in_features (as PEFT), `B` zero, so
-/// that the model computes what it did before. Adapters of a model are numbered in the order in
-/// which they came to it; a pass says which rows are whose ([`hone_tensor::AdapterRows`]).
+/// Adds new adapters to the target layers: `A` uniform in ±1/√in_features (as in PEFT), `B` zero,
+/// so that the model's outputs do not change. Adapters of a model are numbered in the order in
+/// which they are added; a pass maps rows to adapters ([`hone_tensor::AdapterRows`]).
 ///
 /// # Errors
 /// If a target matches no layer.
@@ -49,8 +49,7 @@ pub fn attach(
     })
 }
 
-/// Keeps the numbers of initialisation apart from those of dropout, whose streams begin with the
-/// step.
+/// Separates the random streams of initialisation from those of dropout, which start with the step.
 const INIT_STREAM: u64 = 1 << 63;
 
 /// One of the two matrices of an adapter.
@@ -63,21 +62,21 @@ pub(super) enum Matrix {
 }
 
 impl Matrix {
-    /// The key of this matrix of a module in PEFT's files.
+    /// The tensor name of this matrix in PEFT's files.
     pub(super) fn key(self, module: &str) -> String {
         let name = if self == Matrix::A { "lora_A" } else { "lora_B" };
         format!("base_model.model.{module}.{name}.weight")
     }
 
-    /// The parameter's name: the key, and, of adapters after the first, which it is.
+    /// The parameter's name: the key, prefixed with the adapter's number except for the first.
     fn param_name(self, module: &str, id: AdapterId) -> String {
         let key = self.key(module);
         if id == AdapterId::default() { key } else { format!("adapter {}: {key}", id.0) }
     }
 }
 
-/// Adds an adapter to each module in `targets`; `value` makes its matrices, given the number of the
-/// projection in the model, which matrix, and its shape.
+/// Adds an adapter to each module in `targets`. `value` creates its matrices, given the index of
+/// the projection in the model, which matrix, and its shape.
 pub(super) fn add(
     model: &mut Model,
     targets: &[String],

@@ -1,4 +1,4 @@
-//! Low-rank adapters: which layers get one, how they start, and the PEFT files they live in.
+//! Low-rank adapters: target layers, initialisation, and PEFT files.
 
 mod lora;
 mod peft;
@@ -19,31 +19,31 @@ pub enum AdapterError {
     /// A target names no layer of the model.
     #[error(
         "adapter.target_modules: `{target}` matches no linear layer of this model. Its linear \
-         layers are {available} (in {num_layers} blocks); a target is such a name, a longer one \
-         (`layers.0.self_attn.q_proj`), a pattern with `*` for the whole name (`*.layers.0.*`), or \
-         \"all-linear\""
+         layers are {available} (in {num_layers} blocks); a target is one of these names, a longer \
+         one (`layers.0.self_attn.q_proj`), a pattern with `*` over the full name \
+         (`*.layers.0.*`), or \"all-linear\""
     )]
     NoMatch {
-        /// What was given.
+        /// The target as given.
         target: String,
-        /// Last parts of the names there are.
+        /// Last components of the existing names.
         available: String,
         /// Number of blocks.
         num_layers: usize,
     },
-    /// No targets.
+    /// The list of targets is empty.
     #[error(
         "adapter.target_modules is empty: name the layers to adapt, such as [\"q_proj\", \
          \"v_proj\"], or write \"all-linear\""
     )]
     NoTargets,
-    /// The file of tensors.
+    /// The weights file.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Weights that were not fetched.
+    /// The weights file was not fetched.
     #[error(transparent)]
     Weights(#[from] LoadError),
-    /// The system refused.
+    /// Another file could not be read or written.
     #[error("{}: {source}", path.display())]
     Io {
         /// File.
@@ -51,9 +51,9 @@ pub enum AdapterError {
         /// Why.
         source: std::io::Error,
     },
-    /// A file that makes an adapter is not there.
+    /// A file of the adapter is missing.
     #[error(
-        "{}: {file} is not there. An adapter in PEFT layout is a directory with \
+        "{}: {file} is missing. An adapter in PEFT layout is a directory with \
          adapter_config.json and adapter_model.safetensors{}",
         dir.display(),
         .pickled.as_ref().map(|name| format!(
@@ -69,15 +69,15 @@ pub enum AdapterError {
         /// A pickled file found instead.
         pickled: Option<String>,
     },
-    /// The directory of a run instead of its adapter.
+    /// A run directory was given instead of the adapter inside it.
     #[error("{}: the adapter is in {}", dir.display(), inner.display())]
     Inside {
-        /// What was given.
+        /// The directory as given.
         dir: PathBuf,
         /// Where the adapter is.
         inner: PathBuf,
     },
-    /// `adapter_config.json` is not usable.
+    /// `adapter_config.json` cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// Tensors that do not fit the model or the configuration.
@@ -85,7 +85,7 @@ pub enum AdapterError {
     Mismatch {
         /// File.
         path: PathBuf,
-        /// What does not fit, and what that means.
+        /// What does not fit, and the likely cause.
         problem: String,
     },
 }

@@ -40,7 +40,7 @@ pub fn save(
     Ok(())
 }
 
-/// The configuration as PEFT writes it. Targets are short names where these mean the same layers.
+/// The configuration as PEFT writes it, with short target names where these match the same layers.
 fn config_json(config: &LoraConfig, modules: &[String], base_model: &str) -> Value {
     let target_modules: BTreeSet<&str> = match config.target_modules {
         TargetModules::AllLinear => {
@@ -72,11 +72,11 @@ pub fn files(dir: &Path) -> [PathBuf; 2] {
     [CONFIG, WEIGHTS].map(|name| dir.join(name))
 }
 
-/// Attaches the adapter in `dir` to `model`. The targets of the settings returned are the modules
-/// found in the file of tensors; `note` is told of layers that the configuration names beside them.
+/// Attaches the adapter in `dir` to `model`. The returned targets are the modules that have tensors
+/// in the file; `note` is called if the configuration names further layers.
 ///
 /// # Errors
-/// If it is not a LoRA adapter of a kind that is read, or was made for another model.
+/// If it is not a supported LoRA adapter, or was trained for another model.
 pub fn load(
     dir: &Path,
     model: &mut Model,
@@ -101,15 +101,15 @@ pub fn load(
     }
     let file = SafeTensorsFile::open(&path)?;
     let targets = adapted_modules(&file, model)?;
-    let absent = absent_targets(&raw, model, &targets);
-    if let Some(first) = absent.first() {
-        let more = match absent.len() {
+    let missing = missing_targets(&raw, model, &targets);
+    if let Some(first) = missing.first() {
+        let more = match missing.len() {
             1 => String::new(),
             n => format!(" and {} more", n - 1),
         };
         note(format!(
-            "{}: no tensors for `{first}`{more}, which `target_modules` in {CONFIG} names; there \
-             the model is as without an adapter",
+            "{}: no tensors for `{first}`{more}, although {CONFIG} lists it in `target_modules`; \
+             such layers stay without an adapter",
             path.display()
         ));
     }
@@ -124,7 +124,7 @@ pub fn load(
     Ok(lora)
 }
 
-/// The modules of the model that the file has tensors for. There must be no other tensors.
+/// The modules of the model that have tensors in the file, which must contain no other tensors.
 fn adapted_modules(file: &SafeTensorsFile, model: &Model) -> Result<Vec<String>, AdapterError> {
     let mut stray: BTreeSet<String> = file.names().into_iter().collect();
     let modules = model.decoder.projections().map(|(name, _)| name);
@@ -135,41 +135,41 @@ fn adapted_modules(file: &SafeTensorsFile, model: &Model) -> Result<Vec<String>,
         .collect();
     match stray.first() {
         Some(stray) => Err(mismatch(file, why_stray(stray, model))),
-        None if found.is_empty() => Err(mismatch(file, "it holds no adapter".to_owned())),
+        None if found.is_empty() => Err(mismatch(file, "it contains no adapter".to_owned())),
         None => Ok(found),
     }
 }
 
-/// What is wrong with a tensor that is no part of an adapter on a linear layer.
+/// Why a tensor does not belong to an adapter of a linear layer.
 fn why_stray(name: &str, model: &Model) -> String {
-    let undecorated = name.replace(".default.", ".");
-    let is_ours = |name: &str| {
+    let without_name = name.replace(".default.", ".");
+    let is_expected = |name: &str| {
         let keys = |module: String| [Matrix::A.key(&module), Matrix::B.key(&module)];
         model.decoder.config.module_names().flat_map(keys).any(|key| key == name)
     };
-    if undecorated != name && is_ours(&undecorated) {
+    if without_name != name && is_expected(&without_name) {
         return format!(
-            "tensor `{name}` has the adapter's own name in it (`default`), as in a state dict: \
-             save the adapter with `save_pretrained` of PEFT, which leaves it out"
+            "tensor `{name}` contains the name of the adapter (`default`), as in a state dict: \
+             save the adapter with `save_pretrained` of PEFT, which strips it"
         );
     }
     let is_table = ["lm_head", "embed_tokens"].iter().any(|table| name.contains(table));
     if is_table || name.contains("modules_to_save") {
         return format!(
-            "tensor `{name}`: the adapter has trained weights of a head, an embedding or another \
-             whole module, which is not supported yet: {MERGE}"
+            "tensor `{name}`: the adapter contains trained weights of a head, an embedding or \
+             another whole module, which is not supported yet: {MERGE}"
         );
     }
     format!(
         "tensor `{name}` is not part of a LoRA adapter on a linear layer of this model. The \
-         adapter was made for another model"
+         adapter was trained for another model"
     )
 }
 
-/// Layers of the model that the configuration names and that are not among `found`.
-fn absent_targets(raw: &RawConfig, model: &Model, found: &[String]) -> Vec<String> {
+/// Layers of the model that the configuration names but that are not among `found`.
+fn missing_targets(raw: &RawConfig, model: &Model, found: &[String]) -> Vec<String> {
     let Some(targets) = raw.get("target_modules").and_then(Value::as_array) else {
-        // A pattern, or all linear layers: what is there is what was meant.
+        // A pattern, or all linear layers: the tensors say which layers match.
         return Vec::new();
     };
     let all_layers = ["layers_to_transform", "exclude_modules"];
@@ -193,8 +193,8 @@ fn matrix(
 ) -> Result<Tensor, AdapterError> {
     let Some(tensor) = file.tensor(key) else {
         let problem = format!(
-            "tensor `{key}` is missing, and its counterpart is there: the file is incomplete, \
-             save the adapter again"
+            "tensor `{key}` is missing, although its counterpart is present: the file is \
+             incomplete, save the adapter again"
         );
         return Err(mismatch(file, problem));
     };
@@ -207,9 +207,9 @@ fn matrix(
     let cause = if other_rank {
         format!("`r` in {CONFIG} is {}: the two files belong to different adapters", shape[rank_at])
     } else {
-        "The adapter was made for another model".to_owned()
+        "The adapter was trained for another model".to_owned()
     };
-    let problem = format!("tensor `{key}` has shape {found:?} where {shape:?} is needed. {cause}");
+    let problem = format!("tensor `{key}` has shape {found:?}, expected {shape:?}. {cause}");
     Err(mismatch(file, problem))
 }
 
@@ -220,7 +220,7 @@ fn mismatch(file: &SafeTensorsFile, problem: String) -> AdapterError {
 fn read_config(raw: &RawConfig) -> Result<LoraConfig, ConfigError> {
     let kind = raw.text("peft_type")?.unwrap_or("missing");
     if kind != "LORA" {
-        return Err(raw.error("peft_type", format!("is {kind}; only LORA adapters are read")));
+        return Err(raw.error("peft_type", format!("is {kind}; only LORA adapters are supported")));
     }
     let dropout = match raw.get("lora_dropout") {
         None => 0.0,
@@ -241,8 +241,8 @@ fn read_config(raw: &RawConfig) -> Result<LoraConfig, ConfigError> {
     Ok(config)
 }
 
-/// Settings that do not change what a trained adapter computes. Where it sits is said by the names
-/// of its tensors. Any other that says something is refused: PEFT adds one in every other release.
+/// Settings that do not affect what a trained adapter computes; its layers follow from the names of
+/// its tensors. Any other key that is set is refused: every other PEFT release adds one.
 const NEUTRAL: [&str; 16] = [
     "auto_mapping",
     "base_model_name_or_path",
@@ -262,10 +262,10 @@ const NEUTRAL: [&str; 16] = [
     "task_type",
 ];
 
-/// Ways to initialise an adapter that leave the base weights as they are.
+/// Initialisations of an adapter that leave the base weights unchanged.
 const PLAIN_INITS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
-/// What helps with an adapter that is not read.
+/// The fix for an unsupported adapter.
 const MERGE: &str = "merge such an adapter into its base with PEFT (`merge_and_unload`)";
 
 fn refuse_unread(raw: &RawConfig) -> Result<(), ConfigError> {

@@ -1,4 +1,4 @@
-//! Which linear layers an adapter goes on.
+//! Which linear layers get an adapter.
 
 use super::AdapterError;
 use crate::config::DecoderConfig;
@@ -10,13 +10,13 @@ use std::collections::BTreeSet;
 pub enum TargetModules {
     /// Every linear layer inside the blocks; not the head.
     AllLinear,
-    /// Names as PEFT has them (`q_proj`: every layer of that name; longer names: those ending so)
-    /// or patterns with `*` over the whole name.
+    /// Names as in PEFT (`q_proj` matches every layer of that name, longer names match suffixes), or
+    /// patterns with `*` over the full name.
     Patterns(Vec<String>),
 }
 
 impl TargetModules {
-    /// Full names of the layers meant, in model order.
+    /// Full names of the matching layers, in model order.
     ///
     /// # Errors
     /// If one of the patterns matches nothing.
@@ -31,8 +31,8 @@ impl TargetModules {
                 return Err(no_match(pattern, &decoder.config));
             }
         }
-        let meant = |name: &String| patterns.iter().any(|pattern| matches(pattern, name));
-        Ok(names.into_iter().filter(meant).collect())
+        let is_target = |name: &String| patterns.iter().any(|pattern| matches(pattern, name));
+        Ok(names.into_iter().filter(is_target).collect())
     }
 }
 
@@ -55,10 +55,10 @@ fn matches(pattern: &str, name: &str) -> bool {
     name == pattern || name.ends_with(&format!(".{pattern}"))
 }
 
-/// Whether `pattern`, in which `*` stands for any text, matches all of `name`.
+/// Whether `pattern`, in which `*` matches any text, matches all of `name`.
 fn glob(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n) = (0, 0);
-    // Where to go on after the last `*`, should what follows it not match.
+    // Where to resume after the last `*` if what follows it does not match.
     let mut retry = None;
     while n < name.len() {
         if pattern.get(p) == Some(&b'*') {

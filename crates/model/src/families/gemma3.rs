@@ -1,5 +1,5 @@
 //! Gemma 3, text only: `Gemma3ForCausalLM` of transformers. Norms before and after attention and
-//! MLP and on heads, windows and a rotary embedding of their own in most blocks.
+//! MLP, norms of query and key heads, and sliding windows with their own RoPE in most blocks.
 
 use super::{expect_activation, heads, norm_eps, num_layers, refuse_quantised, sliding_layers};
 use crate::config::{AttentionConfig, DecoderConfig, LayerConfig, MlpConfig};
@@ -12,7 +12,7 @@ use hone_tensor::ops::{Activation, RmsNorm};
 const FULL: usize = 0;
 const SLIDING: usize = 1;
 
-/// Reads a Gemma 3 `config.json` of a text model; absent keys mean what they mean in transformers.
+/// Reads the `config.json` of a Gemma 3 text model; absent keys have the defaults of transformers.
 pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     refuse_unsupported(raw)?;
     let heads = heads(raw, raw.optional_size("head_dim")?.unwrap_or(256))?;
@@ -63,17 +63,17 @@ fn refuse_unsupported(raw: &RawConfig) -> Result<(), ConfigError> {
         }
     }
     if raw.flag("use_bidirectional_attention", false)? {
-        let problem = "is true, which is not supported; a language model sees what came before";
+        let problem = "is true, which is not supported; only causal attention is";
         return Err(raw.error("use_bidirectional_attention", problem));
     }
     Ok(())
 }
 
-/// Of full and of sliding attention: from `rope_parameters` by kind of attention, or from
+/// RoPE of full and of sliding attention: from `rope_parameters`, by kind of attention, or from
 /// `rope_theta`, `rope_scaling` and `rope_local_base_freq`.
 fn ropes(raw: &RawConfig, head_dim: usize, max: usize) -> Result<Vec<RopeConfig>, ConfigError> {
     let parameters = raw.object("rope_parameters")?;
-    let of_kind = |kind| match &parameters {
+    let for_kind = |kind| match &parameters {
         Some(parameters) => parameters.object(kind),
         None => Ok(None),
     };
@@ -82,14 +82,14 @@ fn ropes(raw: &RawConfig, head_dim: usize, max: usize) -> Result<Vec<RopeConfig>
         theta_key: "rope_theta",
         default_theta: 1_000_000.0,
         scaling: raw.object("rope_scaling")?,
-        parameters: of_kind("full_attention")?,
+        parameters: for_kind("full_attention")?,
     };
     let sliding = RopeKeys {
         raw,
         theta_key: "rope_local_base_freq",
         default_theta: 10_000.0,
         scaling: None,
-        parameters: of_kind("sliding_attention")?,
+        parameters: for_kind("sliding_attention")?,
     };
     if let Some(parameters) = &parameters {
         parameters.refuse_unread(&[])?;

@@ -6,7 +6,7 @@ use crate::raw_config::{ConfigError, RawConfig};
 use crate::rope::RopeConfig;
 use hone_tensor::ops::{Activation, RmsNorm};
 
-/// Reads a Llama `config.json`; absent keys mean what they mean in transformers.
+/// Reads a Llama `config.json`; absent keys have the defaults of transformers.
 pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     expect_activation(raw, "hidden_act", "silu")?;
     raw.expect_neutral("attention_dropout", 0.0)?;

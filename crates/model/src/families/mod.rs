@@ -1,7 +1,7 @@
 //! Model families: each translates its `config.json` into a [`DecoderConfig`].
 //!
 //! A family is a small file over the shared decoder. A new one adds a file here, a line in
-//! [`decoder_config`], and whatever block it needs that no family before it needed.
+//! [`decoder_config`], and any block that no earlier family needed.
 
 mod gemma3;
 mod llama;
@@ -13,11 +13,11 @@ use hone_tensor::Heads;
 use serde_json::Value;
 use std::path::Path;
 
-/// What `model_type` may say.
+/// Supported values of `model_type`.
 pub const SUPPORTED: [&str; 3] = ["llama", "qwen3", "gemma3_text"];
 
-/// Keys that change nothing that is computed from tokens, for any family: what transformers writes
-/// into every configuration, defaults of generation, and marks that other tools leave.
+/// Keys that do not affect what any family computes from tokens: keys that transformers writes into
+/// every configuration, generation defaults, and marks left by other tools.
 const NEUTRAL: &[&str] = &[
     "architectures",
     "attn_implementation",
@@ -68,7 +68,7 @@ const NEUTRAL: &[&str] = &[
     "use_cache",
 ];
 
-/// More blocks than any model has; a bound on what a file can make us allocate.
+/// More blocks than any model has; bounds what a file can make us allocate.
 const MAX_LAYERS: usize = 4096;
 
 impl DecoderConfig {
@@ -107,13 +107,13 @@ pub fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
             model_type: other.to_owned(),
             supported: SUPPORTED.join(", "),
         }),
-        None => Err(raw.error("model_type", "is missing; it names the family, such as \"llama\"")),
+        None => Err(raw.error("model_type", "is missing; expected a family such as \"llama\"")),
     }?;
     raw.refuse_unread(NEUTRAL)?;
     Ok(config)
 }
 
-/// Dimensions of a head, where an absent key means that heads share the width of the stream.
+/// `head_dim`, which defaults to the width of the residual stream divided among the heads.
 fn head_dim(raw: &RawConfig) -> Result<usize, ConfigError> {
     let (hidden_size, num_heads) = (raw.size("hidden_size")?, raw.size("num_attention_heads")?);
     match raw.optional_size("head_dim")? {
@@ -129,7 +129,7 @@ fn head_dim(raw: &RawConfig) -> Result<usize, ConfigError> {
     }
 }
 
-/// Heads of attention without a window.
+/// Attention heads without a window.
 fn heads(raw: &RawConfig, head_dim: usize) -> Result<Heads, ConfigError> {
     let num_heads = raw.size("num_attention_heads")?;
     let num_kv_heads = raw.optional_size("num_key_value_heads")?.unwrap_or(num_heads);
@@ -140,8 +140,8 @@ fn heads(raw: &RawConfig, head_dim: usize) -> Result<Heads, ConfigError> {
     }
     if !head_dim.is_multiple_of(2) {
         let problem = format!(
-            "must be even for rotary embeddings, found {head_dim} (where it is not given, it is \
-             hidden_size / num_attention_heads)"
+            "must be even for rotary embeddings, found {head_dim} (it defaults to hidden_size / \
+             num_attention_heads)"
         );
         return Err(raw.error("head_dim", problem));
     }
@@ -158,7 +158,7 @@ fn num_layers(raw: &RawConfig) -> Result<usize, ConfigError> {
     Ok(num_layers)
 }
 
-/// Whether each block's attention has a window: by `layer_types`, or by the family's own rule.
+/// Whether each block's attention has a window: from `layer_types`, or by the family's own rule.
 fn sliding_layers(
     raw: &RawConfig,
     num_layers: usize,
@@ -185,7 +185,7 @@ fn norm_eps(raw: &RawConfig) -> Result<f32, ConfigError> {
     Ok(raw.optional_number("rms_norm_eps")?.unwrap_or(1e-6) as f32)
 }
 
-/// Refuses an activation other than the family's own.
+/// Refuses activations other than the family's own.
 fn expect_activation(raw: &RawConfig, key: &str, expected: &str) -> Result<(), ConfigError> {
     match raw.text(key)?.filter(|found| *found != expected) {
         None => Ok(()),
@@ -198,7 +198,7 @@ fn expect_activation(raw: &RawConfig, key: &str, expected: &str) -> Result<(), C
 
 fn refuse_quantised(raw: &RawConfig) -> Result<(), ConfigError> {
     if raw.get("quantization_config").is_some() {
-        let problem = "says that the weights are quantised, which is not read yet; use the \
+        let problem = "indicates quantised weights, which are not supported yet; use the \
                        unquantised model";
         return Err(raw.error("quantization_config", problem));
     }

@@ -1,4 +1,4 @@
-//! Qwen3: `Qwen3ForCausalLM` of transformers. Llama with norms on the heads of queries and keys.
+//! Qwen3: `Qwen3ForCausalLM` of transformers. Llama with norms of query and key heads.
 
 use super::{expect_activation, heads, norm_eps, num_layers, refuse_quantised, sliding_layers};
 use crate::config::{AttentionConfig, DecoderConfig, LayerConfig, MlpConfig};
@@ -7,7 +7,7 @@ use crate::rope::RopeConfig;
 use hone_tensor::Heads;
 use hone_tensor::ops::{Activation, RmsNorm};
 
-/// Reads a Qwen3 `config.json`; absent keys mean what they mean in transformers.
+/// Reads a Qwen3 `config.json`; absent keys have the defaults of transformers.
 pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     expect_activation(raw, "hidden_act", "silu")?;
     raw.expect_neutral("attention_dropout", 0.0)?;

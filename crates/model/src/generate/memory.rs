@@ -1,4 +1,4 @@
-//! Pages of keys and values and the passes that read them.
+//! The paged KV cache, and the passes that read it.
 
 use crate::config::DecoderConfig;
 use crate::pass::Pass;
@@ -7,7 +7,7 @@ use hone_tensor::{Arena, Compute, Layout};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Bytes of keys and values of `num_sequences` sequences of `len` tokens each.
+/// Size in bytes of the KV cache for `num_sequences` sequences of `len` tokens each.
 pub fn cache_bytes(
     config: &DecoderConfig,
     compute: Compute,
@@ -18,7 +18,7 @@ pub fn cache_bytes(
     config.heads().map(|heads| KvPages::bytes(compute.dtype(), heads, num_pages)).sum()
 }
 
-/// Bytes of step memory of a pass over `num_rows` tokens that gives logits of `num_answers` of
+/// Bytes of step memory of a pass over `num_rows` tokens that computes logits for `num_answers` of
 /// them. `pass` may be on a dry device.
 pub fn step_bytes(pass: Pass<'_>, num_rows: usize, num_answers: usize) -> usize {
     let mut rows = Rows::default();
@@ -32,7 +32,7 @@ pub fn step_bytes(pass: Pass<'_>, num_rows: usize, num_answers: usize) -> usize 
     Layout::of(pass.device.trace(|| logits(pass, &rows, &mut caches)).1).bytes()
 }
 
-/// The tokens of a pass: of each sequence those that its pages do not hold yet.
+/// The tokens of a pass: those of each sequence that are not in the KV cache yet.
 #[derive(Default)]
 pub(super) struct Rows {
     tokens: Vec<u32>,
@@ -40,13 +40,13 @@ pub(super) struct Rows {
     /// Bounds of the sequences.
     cu_seqlens: Vec<u32>,
     paged: PagedRows,
-    /// The last row of each sequence, whose logits are wanted.
+    /// The last row of each sequence, for which logits are computed.
     answers: Vec<u32>,
     num_answers: usize,
 }
 
 impl Rows {
-    /// Adds the tokens that follow the `old` ones which `pages` hold.
+    /// Adds the tokens that follow the first `old` ones, which are already in `pages`.
     pub(super) fn push(&mut self, tokens: &[u32], pages: &[u32], old: usize) {
         self.paged.push(pages, old, tokens.len());
         self.tokens.extend(tokens);
@@ -55,7 +55,8 @@ impl Rows {
         self.num_answers += 1;
     }
 
-    /// Pads to one of few sizes, so that few layouts serve all passes; returns them.
+    /// Pads the numbers of rows and answers to one of a few sizes, so that passes share layouts;
+    /// returns both.
     fn round_up(&mut self) -> [usize; 2] {
         let ends = self.paged.sequences.iter().map(|s| (s.q_start + s.q_len) as u32);
         self.cu_seqlens = std::iter::once(0).chain(ends).collect();
@@ -67,17 +68,17 @@ impl Rows {
     }
 }
 
-/// `n`, rounded up to an eighth of the next power of two.
+/// `n`, rounded up to a multiple of an eighth of the next power of two.
 fn bucket(n: usize) -> usize {
     n.next_multiple_of((n.next_power_of_two() / 8).max(1))
 }
 
-/// Pages of all layers, and the memory that passes run in.
+/// The KV cache of all layers, and the memory that passes run in.
 pub(super) struct Memory<'a> {
     pass: Pass<'a>,
     caches: Vec<KvPages>,
     arena: Arena,
-    /// Where a pass of so many rows and answers has its step memory.
+    /// Layout of step memory by number of rows and answers.
     layouts: HashMap<[usize; 2], Arc<Layout>>,
 }
 
@@ -87,14 +88,14 @@ impl<'a> Memory<'a> {
         Self { pass, caches: Vec::new(), arena, layouts: HashMap::new() }
     }
 
-    /// Makes room for so many pages, doubling what there is as far as `max_pages` allow.
+    /// Makes room for `num_pages` pages, doubling the capacity up to `max_pages`.
     pub(super) fn reserve(&mut self, num_pages: usize, max_pages: usize) {
         let Pass { device, model, compute } = self.pass;
-        let there = self.caches.first().map_or(0, KvPages::num_pages);
-        if num_pages <= there {
+        let capacity = self.caches.first().map_or(0, KvPages::num_pages);
+        if num_pages <= capacity {
             return;
         }
-        let num_pages = num_pages.max((2 * there).min(max_pages));
+        let num_pages = num_pages.max((2 * capacity).min(max_pages));
         if self.caches.is_empty() {
             let new = |heads| KvPages::new(device, compute.dtype(), heads, num_pages);
             self.caches = model.decoder.config.heads().map(new).collect();
@@ -104,8 +105,7 @@ impl<'a> Memory<'a> {
     }
 
     /// Logits `[num_answers, vocab_size]` after the last token of each sequence of `rows`. The
-    /// first pass of a size takes its memory from the system and shows what it needs; those after
-    /// it run in the arena.
+    /// first pass of a size allocates from the system and is traced; later ones run in the arena.
     pub(super) fn logits(&mut self, mut rows: Rows) -> Vec<f32> {
         let (pass, sizes) = (self.pass, rows.round_up());
         let Some(layout) = self.layouts.get(&sizes) else {
@@ -120,7 +120,7 @@ impl<'a> Memory<'a> {
     }
 }
 
-/// One pass; no logits on a dry device.
+/// Runs one pass and returns its logits; empty on a dry device.
 fn logits(pass: Pass<'_>, rows: &Rows, caches: &mut [KvPages]) -> Vec<f32> {
     let decoder = &pass.model.decoder;
     let angles = decoder.config.angles(&rows.positions, &rows.cu_seqlens);

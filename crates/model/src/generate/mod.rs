@@ -1,13 +1,12 @@
-//! Text generation: several sequences in one pass, over pages of keys and values.
+//! Text generation: continuous batching over a paged KV cache.
 //!
-//! A [`Scheduler`] holds the requests; [`generate`] and [`generate_all`] are what commands use. A
-//! request's answer has the same bits whoever shares its passes: sums of a row do not depend on the
-//! other rows, and its random numbers are named by the request. Two things are excepted, both on a
-//! GPU: products by cuBLASLt, which chooses an algorithm by the number of rows, and FP8, which has
-//! one scale for all rows of a pass.
+//! A [`Scheduler`] holds the requests; commands use [`generate`] and [`generate_all`]. An answer is
+//! bit-identical whatever other requests share its passes: sums of a row do not depend on other
+//! rows, and random numbers are keyed by the request. Two exceptions, both on GPUs: cuBLASLt, which
+//! chooses an algorithm by the number of rows, and FP8, which has one scale for all rows of a pass.
 //!
-//! Prompts are not split. With `dynamic` scaling of positions the angles of a prompt depend on its
-//! length, so that its parts would be another prompt.
+//! Prompts are not split: with `dynamic` RoPE scaling, the angles depend on the length of the whole
+//! prompt.
 
 mod memory;
 mod sampling;
@@ -20,74 +19,74 @@ pub use scheduler::{Limits, Progress, Scheduler};
 use crate::pass::Pass;
 use std::ops::ControlFlow;
 
-/// What is to be continued, and how.
+/// A prompt to continue, and how.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// Names the request to its caller, and its random numbers together with the sampling's seed.
+    /// Identifies the request; with the seed of `sampling`, also keys its random numbers.
     pub id: u64,
     /// The tokens to continue.
     pub prompt: Vec<u32>,
-    /// Most tokens to generate.
+    /// Maximum number of tokens to generate.
     pub max_new_tokens: usize,
-    /// How tokens are chosen.
+    /// How tokens are sampled.
     pub sampling: Sampling,
-    /// Tokens that end the text; they are not given out.
+    /// Tokens that end the answer; they are not part of it.
     pub stop_ids: Vec<u32>,
 }
 
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// A stop token was chosen.
+    /// A stop token was sampled.
     Stop,
     /// `max_new_tokens` were generated.
     Length,
-    /// The longest sequence the model was made for is reached.
+    /// The model's longest sequence was reached.
     Context,
-    /// The caller broke off.
-    Caller,
+    /// The caller stopped it.
+    Cancelled,
 }
 
 /// A finished generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// The tokens, without the prompt and without a stop token.
+    /// The tokens, without prompt and stop token.
     pub tokens: Vec<u32>,
-    /// Why they end.
+    /// Why the generation ended.
     pub finish: Finish,
 }
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum GenerateError {
-    /// The model computed no probabilities.
+    /// A logit is not finite.
     #[error(
-        "token {} of the answer cannot be chosen: the model gives token {} the logit {}. A weight \
-         of the model or adapter is not finite, or numbers grew too large for {compute}; restore \
-         the files, or compute in f32",
+        "token {} of the answer cannot be sampled: the logit of token {} is {}. A weight of the \
+         model or adapter is not finite, or values overflowed in {compute}; restore the files, or \
+         compute in f32",
         draw.position + 1, logit.token, logit.logit
     )]
     NotFinite {
-        /// Where in which answer.
+        /// The request, and the position in its answer.
         draw: Draw,
         /// The first logit that is not finite.
         logit: NotFinite,
-        /// What products were computed in.
+        /// Element type that matmuls were computed in.
         compute: &'static str,
     },
-    /// A request that the memory for keys and values can never hold.
+    /// The request can never fit in the KV cache.
     #[error(
         "a prompt of {prompt_len} tokens with up to {max_new_tokens} new ones needs {needed} pages \
-         of keys and values, and there are {max_pages} in all; ask for fewer tokens"
+         of the KV cache, which has {max_pages} in total; request fewer tokens"
     )]
     TooLong {
         /// Tokens of the prompt.
         prompt_len: usize,
-        /// Tokens asked for.
+        /// New tokens requested.
         max_new_tokens: usize,
-        /// Pages for both.
+        /// Pages needed for both.
         needed: usize,
-        /// Pages that there may be.
+        /// Pages of the cache.
         max_pages: usize,
     },
 }
@@ -114,7 +113,7 @@ pub fn generate(
                     tokens.push(token);
                     if on_token(token).is_break() {
                         scheduler.cancel(id);
-                        return Ok(Answer { tokens, finish: Finish::Caller });
+                        return Ok(Answer { tokens, finish: Finish::Cancelled });
                     }
                 }
                 Progress::Finished { finish, .. } => return Ok(Answer { tokens, finish }),
@@ -123,8 +122,8 @@ pub fn generate(
     }
 }
 
-/// Continues all prompts together: the answers in the order of the requests, whose ids are their
-/// numbers.
+/// Continues all prompts together and returns the answers in the order of the requests, whose ids
+/// become their indices.
 ///
 /// # Errors
 /// See [`GenerateError`].
@@ -139,7 +138,7 @@ pub fn generate_all(
     let mut answers = Vec::new();
     for (id, request) in (0u64..).zip(requests) {
         scheduler.submit(Request { id, ..request })?;
-        answers.push(Answer { tokens: Vec::new(), finish: Finish::Caller });
+        answers.push(Answer { tokens: Vec::new(), finish: Finish::Cancelled });
     }
     while !scheduler.is_idle() {
         for progress in scheduler.step()? {

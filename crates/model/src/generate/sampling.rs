@@ -1,43 +1,44 @@
-//! Choosing a token from logits.
+//! Samples a token from logits.
 
 use hone_tensor::Philox;
 
-/// How a token is chosen.
+/// How a token is sampled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
     /// Logits are divided by this; 0 takes the most likely token.
     pub temperature: f32,
-    /// Only the `top_k` most likely tokens; 0: all.
+    /// Sample only from the `top_k` most likely tokens; 0: from all.
     pub top_k: usize,
-    /// Only the most likely tokens that together have this probability (Holtzman et al., 2020).
+    /// Sample only from the most likely tokens that together have this probability (nucleus
+    /// sampling, Holtzman et al., 2020).
     pub top_p: f32,
-    /// Names the random numbers.
+    /// Seed of the random numbers.
     pub seed: u64,
 }
 
-/// Names one random number: whoever shares a batch with a request has no influence on it.
+/// Key of one random number, so that other requests in a batch do not affect it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Draw {
-    /// Which request.
+    /// Id of the request.
     pub request: u64,
-    /// Which token of its answer, from 0.
+    /// Index of the token in its answer, from 0.
     pub position: u64,
 }
 
-/// A logit that is NaN or infinite, so that no token can be chosen.
+/// A logit that is NaN or infinite, so that no token can be sampled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NotFinite {
-    /// Whose logit.
+    /// The token with this logit.
     pub token: u32,
-    /// What it is.
+    /// Its value.
     pub logit: f32,
 }
 
 impl Sampling {
-    /// Always the most likely token.
+    /// Always takes the most likely token.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
 
-    /// A token; of equally likely ones the lowest id comes first.
+    /// Samples a token; among equally likely ones, the lowest id ranks first.
     ///
     /// # Errors
     /// If a logit is not finite.
@@ -48,8 +49,8 @@ impl Sampling {
         if let Some(token) = logits.iter().position(|logit| !logit.is_finite()) {
             return Err(NotFinite { token: token as u32, logit: logits[token] });
         }
-        let mut likeliest = Likeliest::new(logits);
-        let best = likeliest.get(0);
+        let mut ranking = Ranking::new(logits);
+        let best = ranking.get(0);
         if self.temperature == 0.0 {
             return Ok(best);
         }
@@ -58,58 +59,59 @@ impl Sampling {
         let num_kept = if self.top_k > 0 { self.top_k.min(logits.len()) } else { logits.len() };
         let total: f64 = match num_kept == logits.len() {
             true => (0..logits.len() as u32).map(weight).sum(),
-            false => (0..num_kept).map(|i| weight(likeliest.get(i))).sum(),
+            false => (0..num_kept).map(|i| weight(ranking.get(i))).sum(),
         };
         let (num_kept, total) = match self.top_p < 1.0 {
-            true => nucleus(&mut likeliest, weight, num_kept, f64::from(self.top_p) * total),
+            true => nucleus(&mut ranking, weight, num_kept, f64::from(self.top_p) * total),
             false => (num_kept, total),
         };
         let uniform = Philox::new(self.seed, draw.request).uniform(draw.position);
         let mut left = f64::from(uniform) * total;
         for i in 0..num_kept {
-            left -= weight(likeliest.get(i));
+            left -= weight(ranking.get(i));
             if left < 0.0 {
-                return Ok(likeliest.get(i));
+                return Ok(ranking.get(i));
             }
         }
-        Ok(likeliest.get(num_kept - 1))
+        Ok(ranking.get(num_kept - 1))
     }
 }
 
-/// How many of the likeliest `most` tokens have `enough` weight together, and how much they have.
+/// The smallest number of top tokens, at most `max_tokens`, whose weights sum to `threshold`, and
+/// their sum.
 fn nucleus(
-    likeliest: &mut Likeliest<'_>,
+    ranking: &mut Ranking<'_>,
     weight: impl Fn(u32) -> f64,
-    most: usize,
-    enough: f64,
+    max_tokens: usize,
+    threshold: f64,
 ) -> (usize, f64) {
     let mut sum = 0.0;
-    for i in 0..most {
-        sum += weight(likeliest.get(i));
-        if sum >= enough {
+    for i in 0..max_tokens {
+        sum += weight(ranking.get(i));
+        if sum >= threshold {
             return (i + 1, sum);
         }
     }
-    (most, sum)
+    (max_tokens, sum)
 }
 
-/// Tokens from the likeliest down, sorted only as far as they are asked for: few are, of a
-/// vocabulary of a hundred thousand.
-struct Likeliest<'a> {
+/// Tokens in descending order of their logits, sorted lazily: sampling looks at few of a vocabulary
+/// of a hundred thousand.
+struct Ranking<'a> {
     logits: &'a [f32],
     order: Vec<u32>,
     num_sorted: usize,
 }
 
-impl<'a> Likeliest<'a> {
-    /// Sorted at first.
+impl<'a> Ranking<'a> {
+    /// Number of tokens sorted first.
     const FIRST: usize = 32;
 
     fn new(logits: &'a [f32]) -> Self {
         Self { logits, order: (0..logits.len() as u32).collect(), num_sorted: 0 }
     }
 
-    /// The token with `rank` likelier ones before it.
+    /// The token of this rank, from 0.
     fn get(&mut self, rank: usize) -> u32 {
         while rank >= self.num_sorted {
             self.sort_more();
@@ -166,13 +168,13 @@ mod tests {
         assert_eq!(share(cold, &logits, 2), 1.0);
     }
 
-    /// Against sorting everything and cutting afterwards, on vocabularies around the sizes at which
-    /// more is sorted.
+    /// Compared with sorting everything and then truncating, for vocabularies around the sizes at
+    /// which more is sorted.
     #[test]
     fn partial_sorting_changes_no_choice() {
         for num in [1, 2, 31, 32, 33, 128, 129, 1000] {
             let random = hone_tensor::Philox::new(4, num);
-            // Coarse, so that many are equal.
+            // Rounded, so that many are equal.
             let logits: Vec<f32> = (0..num).map(|i| (4.0 * random.normal(i)).round()).collect();
             for (top_k, top_p) in [(0, 1.0), (0, 0.9), (0, 0.3), (5, 1.0), (40, 0.95), (999, 1.0)] {
                 let sampling = Sampling { top_k, top_p, ..PLAIN };
@@ -210,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_is_an_error_wherever_it_stands() {
+    fn a_logit_that_is_not_finite_is_an_error_at_any_position() {
         for logit in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for token in 0..3 {
                 let mut logits = [1.0, 2.0, 3.0];

@@ -1,4 +1,4 @@
-//! Which sequences a pass continues: one that ends leaves, one that waits enters.
+//! Continuous batching: sequences join a pass when there is room and leave when they end.
 
 use super::memory::{Memory, Rows};
 use super::{Draw, Finish, GenerateError, Request};
@@ -6,26 +6,26 @@ use crate::pass::Pass;
 use hone_tensor::ops::PAGE_ROWS;
 use std::collections::VecDeque;
 
-/// What a scheduler may take.
+/// Limits of a scheduler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Sequences in one pass.
     pub max_sequences: usize,
-    /// Rows of prompts that enter in one pass; a longer prompt enters alone.
+    /// Prompt tokens admitted per pass; a longer prompt is admitted alone.
     pub max_prompt_rows: usize,
-    /// Pages of keys and values in each layer. A request enters only when there are pages for the
-    /// longest answer that it allows, so that none has to be sent away again.
+    /// Pages of the KV cache in each layer. A request is admitted only when there are pages for the
+    /// longest answer it allows, so none is ever preempted.
     pub max_pages: usize,
 }
 
 impl Default for Limits {
-    /// As many pages as the requests ask for.
+    /// Limits that allow as many pages as the requests need.
     fn default() -> Self {
         Self { max_sequences: 16, max_prompt_rows: 512, max_pages: usize::MAX }
     }
 }
 
-/// What a pass did for a request.
+/// What a pass produced for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// The next token of its answer.
@@ -35,32 +35,32 @@ pub enum Progress {
         /// The token.
         token: u32,
     },
-    /// Its answer ends; its pages are free.
+    /// The end of its answer; its pages are free again.
     Finished {
         /// The request.
         id: u64,
-        /// Why.
+        /// Why it ended.
         finish: Finish,
     },
 }
 
-/// A request, and how far it is.
+/// A request and its progress.
 struct Sequence {
     request: Request,
     /// Tokens that may be generated.
     limit: usize,
     /// Tokens generated.
     num_new: usize,
-    /// Tokens that the pages do not hold yet: the prompt, then the last token generated.
+    /// Tokens that are not in the KV cache yet: the prompt, later the last token generated.
     pending: Vec<u32>,
-    /// Tokens whose keys and values the pages hold.
-    num_kept: usize,
+    /// Tokens that are in the KV cache.
+    num_cached: usize,
     pages: Vec<u32>,
 }
 
 impl Sequence {
-    /// Pages for the longest answer that is allowed. Keys of the last token are never needed.
-    fn most_pages(&self) -> usize {
+    /// Pages for the longest allowed answer, whose last token never enters the cache.
+    fn max_pages(&self) -> usize {
         (self.request.prompt.len() + self.limit.saturating_sub(1)).div_ceil(PAGE_ROWS)
     }
 
@@ -69,42 +69,42 @@ impl Sequence {
     }
 }
 
-/// Requests that wait, and sequences that passes continue.
+/// Waiting requests, and the sequences that passes continue.
 pub struct Scheduler<'a> {
     pass: Pass<'a>,
     limits: Limits,
     memory: Memory<'a>,
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
-    /// Pages that sequences gave back.
-    free: Vec<u32>,
-    /// Pages that were ever given out.
+    /// Pages returned by finished sequences.
+    free_pages: Vec<u32>,
+    /// Number of pages in use or free.
     num_pages: usize,
 }
 
 impl<'a> Scheduler<'a> {
-    /// A scheduler without requests; memory is taken as they need it.
+    /// A scheduler without requests; memory is allocated as they need it.
     pub fn new(pass: Pass<'a>, limits: Limits) -> Self {
-        let (waiting, running, free) = Default::default();
-        Self { pass, limits, memory: Memory::new(pass), waiting, running, free, num_pages: 0 }
+        let (waiting, running, free_pages) = Default::default();
+        Self { pass, limits, memory: Memory::new(pass), waiting, running, free_pages, num_pages: 0 }
     }
 
-    /// Adds a request behind those that wait.
+    /// Appends a request to the queue.
     ///
     /// # Errors
-    /// If it needs more pages than there may be.
+    /// If it needs more pages than the limits allow.
     ///
     /// # Panics
     /// If the prompt is empty or longer than the model's `max_position_embeddings`; callers check
-    /// both to say it in their own words.
+    /// both, since they can give a better message.
     pub fn submit(&mut self, request: Request) -> Result<(), GenerateError> {
         let longest = self.pass.model.decoder.config.max_position_embeddings;
         assert!(!request.prompt.is_empty());
         let room = longest.checked_sub(request.prompt.len()).expect("a prompt that fits");
         let (limit, pending) = (request.max_new_tokens.min(room), request.prompt.clone());
         let sequence =
-            Sequence { request, limit, num_new: 0, pending, num_kept: 0, pages: Vec::new() };
-        let (needed, max_pages) = (sequence.most_pages(), self.limits.max_pages);
+            Sequence { request, limit, num_new: 0, pending, num_cached: 0, pages: Vec::new() };
+        let (needed, max_pages) = (sequence.max_pages(), self.limits.max_pages);
         if needed > max_pages {
             let (prompt_len, max_new_tokens) = (sequence.request.prompt.len(), limit);
             return Err(GenerateError::TooLong { prompt_len, max_new_tokens, needed, max_pages });
@@ -113,7 +113,7 @@ impl<'a> Scheduler<'a> {
         Ok(())
     }
 
-    /// Forgets a request, wherever it is.
+    /// Drops a request, whether waiting or running.
     pub fn cancel(&mut self, id: u64) {
         self.waiting.retain(|sequence| sequence.request.id != id);
         self.release(|sequence| sequence.request.id == id);
@@ -124,11 +124,11 @@ impl<'a> Scheduler<'a> {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    /// Runs one pass: the prompts that enter, and the next token of every other sequence. Says what
-    /// became of each.
+    /// Runs one pass over the prompts just admitted and the last token of every other sequence, and
+    /// reports the progress of each.
     ///
     /// # Errors
-    /// If a token cannot be chosen; the scheduler is of no use afterwards.
+    /// If a token cannot be sampled; the scheduler must not be used afterwards.
     pub fn step(&mut self) -> Result<Vec<Progress>, GenerateError> {
         self.admit();
         let mut progress = self.finish_full();
@@ -150,7 +150,7 @@ impl<'a> Scheduler<'a> {
                 ended.push(id);
                 continue;
             }
-            sequence.num_kept += std::mem::replace(&mut sequence.pending, vec![token]).len();
+            sequence.num_cached += std::mem::replace(&mut sequence.pending, vec![token]).len();
             sequence.num_new += 1;
             progress.push(Progress::Token { id, token });
         }
@@ -159,13 +159,13 @@ impl<'a> Scheduler<'a> {
         Ok(progress)
     }
 
-    /// Lets sequences enter, in the order in which they came, as far as the limits allow.
+    /// Admits waiting sequences in order of arrival, as far as the limits allow.
     fn admit(&mut self) {
-        let mut reserved: usize = self.running.iter().map(Sequence::most_pages).sum();
+        let mut reserved: usize = self.running.iter().map(Sequence::max_pages).sum();
         let mut prompt_rows = 0;
         while let Some(next) = self.waiting.front() {
             prompt_rows += next.request.prompt.len();
-            reserved = reserved.saturating_add(next.most_pages());
+            reserved = reserved.saturating_add(next.max_pages());
             let is_alone = prompt_rows == next.request.prompt.len();
             let fits = self.running.len() < self.limits.max_sequences
                 && reserved <= self.limits.max_pages
@@ -177,7 +177,7 @@ impl<'a> Scheduler<'a> {
         }
     }
 
-    /// Ends the sequences that may have no further token.
+    /// Ends the sequences that have reached their limit.
     fn finish_full(&mut self) -> Vec<Progress> {
         let is_full = |sequence: &Sequence| sequence.num_new == sequence.limit;
         let full = self.running.iter().filter(|sequence| is_full(sequence));
@@ -190,28 +190,27 @@ impl<'a> Scheduler<'a> {
         finished
     }
 
-    /// The tokens of the next pass, each sequence with pages for its own.
+    /// The tokens of the next pass; gives each sequence the pages it needs.
     fn rows(&mut self) -> Rows {
         let mut rows = Rows::default();
         for sequence in &mut self.running {
-            let len = sequence.num_kept + sequence.pending.len();
+            let len = sequence.num_cached + sequence.pending.len();
             while sequence.pages.len() < len.div_ceil(PAGE_ROWS) {
-                let page = self.free.pop().unwrap_or_else(|| {
+                let page = self.free_pages.pop().unwrap_or_else(|| {
                     self.num_pages += 1;
                     self.num_pages as u32 - 1
                 });
                 sequence.pages.push(page);
             }
-            rows.push(&sequence.pending, &sequence.pages, sequence.num_kept);
+            rows.push(&sequence.pending, &sequence.pages, sequence.num_cached);
         }
         self.memory.reserve(self.num_pages, self.limits.max_pages);
         rows
     }
 
-    /// Takes sequences out and their pages back.
-    fn release(&mut self, leaves: impl Fn(&Sequence) -> bool) {
-        let (left, stay) = self.running.drain(..).partition(|sequence| leaves(sequence));
-        self.running = stay;
-        self.free.extend(Vec::<Sequence>::into_iter(left).flat_map(|sequence| sequence.pages));
+    /// Removes the sequences that `is_done` selects and frees their pages.
+    fn release(&mut self, is_done: impl Fn(&Sequence) -> bool) {
+        let done = self.running.extract_if(.., |sequence| is_done(sequence));
+        self.free_pages.extend(done.flat_map(|sequence| sequence.pages));
     }
 }

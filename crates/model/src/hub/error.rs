@@ -1,9 +1,9 @@
-//! What can go wrong between a model's name and its directory, in the user's terms.
+//! Errors of resolving a model's name to a directory, in the user's terms.
 
 use std::io;
 use std::path::PathBuf;
 
-/// Why a model was not found or not fetched. Every message ends with the mend.
+/// Why a model was not found or not fetched. Every message ends with a fix.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubError {
@@ -69,7 +69,7 @@ pub enum HubError {
         "{endpoint} refused access to `{repo}` (HTTP {status}): it is private, gated, or does not \
          exist: check the spelling, accept its terms on its page, and {}",
         if *with_token {
-            "set HF_TOKEN to a token that may read it (the present one may not)"
+            "set HF_TOKEN to a token that may read it (the current one may not)"
         } else {
             "set HF_TOKEN"
         }
@@ -85,14 +85,14 @@ pub enum HubError {
         endpoint: String,
     },
     /// The repository lacks a file that is needed.
-    #[error("`{repo}` has no {file}, which is needed: {mend}")]
+    #[error("`{repo}` has no {file}, which is needed: {fix}")]
     MissingFile {
         /// `org/name`.
         repo: String,
         /// Its name in the repository.
         file: String,
         /// What to do about it.
-        mend: &'static str,
+        fix: &'static str,
     },
     /// The repository's only weights are pickled.
     #[error(
@@ -103,7 +103,7 @@ pub enum HubError {
     PickledWeights {
         /// `org/name`.
         repo: String,
-        /// The pickled files, with commas between.
+        /// The pickled files, separated by commas.
         files: String,
     },
     /// The index of shards cannot be used.
@@ -114,7 +114,7 @@ pub enum HubError {
         /// What is wrong in it.
         reason: String,
     },
-    /// Offline, and not all of it is in the cache.
+    /// Offline, and the snapshot in the cache is incomplete or absent.
     #[error(
         "HF_HUB_OFFLINE is set, and {missing} of `{repo}` (revision `{revision}`) is not in the \
          cache at {}: unset HF_HUB_OFFLINE for one run, or copy the model here and give its \
@@ -130,7 +130,7 @@ pub enum HubError {
         /// Where it was looked for.
         cache_dir: PathBuf,
     },
-    /// The hub could not be reached, or hung up.
+    /// The hub could not be reached, or the connection broke.
     #[error(
         "fetching `{repo}` from {endpoint}: {reason}: check the network or HF_ENDPOINT and run \
          again (what is complete is kept), or download the model elsewhere and give its directory"
@@ -140,29 +140,29 @@ pub enum HubError {
         repo: String,
         /// The hub that was asked.
         endpoint: String,
-        /// What the connection said.
+        /// The connection's error.
         reason: String,
     },
-    /// The server's answer is not what a hub gives.
+    /// The server does not behave like a hub.
     #[error(
         "{url} did not answer like a Hugging Face hub: {reason}: check HF_ENDPOINT, or try again \
          later"
     )]
     Protocol {
-        /// What was asked for.
+        /// The requested URL.
         url: String,
-        /// What was wrong with the answer.
+        /// What was wrong with the response.
         reason: String,
     },
     /// The cache cannot be read or written.
     #[error(
-        "cannot write the cache at {}: {source}: make room or mend its permissions, or set HF_HOME \
-         to another place", path.display()
+        "cannot write the cache at {}: {source}: free disk space, fix its permissions, or set \
+         HF_HOME to another directory", path.display()
     )]
     Disk {
         /// The cache's directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Another process holds the lock of the file.

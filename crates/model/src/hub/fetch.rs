@@ -1,10 +1,10 @@
 //! The Hugging Face cache: what is in it, and fetching what is not.
 //!
 //! Layout, shared with other programs: `models--org--name/{refs,blobs,snapshots}`; a snapshot is a
-//! folder of links, called after its commit. An empty file `.no_exist/<commit>/<file>` says that
-//! the repository lacks the file, so that nobody asks again. `hf-hub` moves the bytes; this module
-//! decides which, pins them to one commit, and checks what comes back, because names and sizes
-//! come from outside.
+//! folder of links, named after its commit. An empty file `.no_exist/<commit>/<file>` records that
+//! the repository lacks the file, so it is not requested again. `hf-hub` transfers the bytes; this
+//! module decides which, pins them to one commit, and validates the responses, since names and
+//! sizes are untrusted.
 
 use super::{HubError, HubSettings, RepoName, is_safe_name};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo, Metadata};
@@ -26,16 +26,16 @@ const OPTIONAL: [&str; 4] = [
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const PICKLED_ENDINGS: [&str; 4] = [".bin", ".pt", ".pth", ".ckpt"];
-/// Asked for by name where the hub does not list its files.
+/// Tried by name if the hub does not list its files.
 const PICKLED_USUAL: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
 
 /// Indices of the largest public models are a few megabytes.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
-/// A transfer that breaks off is taken up again where it stopped.
+/// An interrupted transfer is resumed where it stopped.
 const NUM_ATTEMPTS: u32 = 3;
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
 
-/// The snapshot's directory: from the cache alone when everything is there.
+/// The snapshot's directory; no request is made if the cache has everything.
 pub fn fetch(
     name: &RepoName,
     settings: &HubSettings,
@@ -68,13 +68,13 @@ fn repo_at(name: &RepoName, revision: &str) -> Repo {
 fn cached_commit(folder: &Path, revision: &str) -> Option<String> {
     let commit = match fs::read_to_string(folder.join("refs").join(revision)) {
         Ok(commit) => commit.trim().to_owned(),
-        // A commit is its own name.
+        // The revision may itself be a commit.
         Err(_) => revision.to_owned(),
     };
     (is_safe_name(&commit) && folder.join("snapshots").join(&commit).is_dir()).then_some(commit)
 }
 
-/// The first file that a snapshot lacks. Optional files count until the hub said it has none.
+/// The first file that a snapshot lacks. Optional files count until the hub has reported them absent.
 fn first_missing(
     folder: &Path,
     commit: &str,
@@ -121,8 +121,8 @@ fn shards(index: &Path) -> Result<BTreeSet<String>, HubError> {
         let shard = shard.as_str().unwrap_or_default();
         if !is_safe_name(shard) || !shard.ends_with(".safetensors") {
             return Err(bad(format!(
-                "`weight_map` places `{tensor}` in `{}`, which is not the name of a safetensors \
-                 file beside it",
+                "`weight_map` maps `{tensor}` to `{}`, which is not the name of a safetensors file \
+                 in the same directory",
                 shard.escape_debug()
             )));
         }
@@ -131,21 +131,21 @@ fn shards(index: &Path) -> Result<BTreeSet<String>, HubError> {
     Ok(shards)
 }
 
-/// One snapshot on its way into the cache.
+/// The download of one snapshot.
 struct Download<'a> {
     name: &'a RepoName,
     settings: &'a HubSettings,
     /// `models--org--name`.
     folder: PathBuf,
     commit: String,
-    /// Pinned to the commit, so that all files are of one state of the repository.
+    /// Pinned to the commit, so that all files are from the same state of the repository.
     repo: ApiRepo,
     api: Api,
     on_file: &'a dyn Fn(&str),
 }
 
 impl<'a> Download<'a> {
-    /// Asks the hub which commit the revision is.
+    /// Asks the hub which commit the revision points to.
     fn start(
         name: &'a RepoName,
         settings: &'a HubSettings,
@@ -163,12 +163,12 @@ impl<'a> Download<'a> {
             .with_user_agent("hone", env!("CARGO_PKG_VERSION"))
             .build()
             .map_err(|error| failure(name, settings, CONFIG, endpoint, error))?;
-        let moving = api.repo(repo_at(name, &name.revision));
-        let url = moving.url(CONFIG);
+        let unpinned = api.repo(repo_at(name, &name.revision));
+        let url = unpinned.url(CONFIG);
         let commit = match api.metadata(&url) {
             Ok(metadata) => metadata.commit_hash().trim().to_owned(),
             Err(error) if status(&error) == Some(404) => {
-                return Err(no_config(name, settings, &moving));
+                return Err(no_config(name, settings, &unpinned));
             }
             Err(error) => return Err(failure(name, settings, CONFIG, &url, error)),
         };
@@ -180,7 +180,7 @@ impl<'a> Download<'a> {
         Ok(Download { name, settings, folder, commit, repo, api, on_file })
     }
 
-    /// Fetches what is missing, then lets the revision point to it.
+    /// Fetches what is missing, then points the revision at the commit.
     fn run(&self) -> Result<PathBuf, HubError> {
         for file in REQUIRED {
             self.require(file, "choose a repository or revision that has it")?;
@@ -200,8 +200,8 @@ impl<'a> Download<'a> {
         }
         if self.name.revision != self.commit {
             let cache = Cache::new(self.settings.cache_dir.clone());
-            let moving = cache.repo(repo_at(self.name, &self.name.revision));
-            moving.create_ref(&self.commit).map_err(|error| self.disk(error))?;
+            let unpinned = cache.repo(repo_at(self.name, &self.name.revision));
+            unpinned.create_ref(&self.commit).map_err(|error| self.disk(error))?;
         }
         Ok(self.snapshot())
     }
@@ -210,14 +210,14 @@ impl<'a> Download<'a> {
         self.folder.join("snapshots").join(&self.commit)
     }
 
-    fn require(&self, file: &str, mend: &'static str) -> Result<(), HubError> {
+    fn require(&self, file: &str, fix: &'static str) -> Result<(), HubError> {
         if self.get(file)? {
             return Ok(());
         }
-        Err(HubError::MissingFile { repo: self.name.repo.clone(), file: file.to_owned(), mend })
+        Err(HubError::MissingFile { repo: self.name.repo.clone(), file: file.to_owned(), fix })
     }
 
-    /// Puts one file into the snapshot; false when the repository has no such file.
+    /// Puts one file into the snapshot; false if the repository has no such file.
     fn get(&self, file: &str) -> Result<bool, HubError> {
         let pointer = self.snapshot().join(file);
         if pointer.exists() {
@@ -235,7 +235,7 @@ impl<'a> Download<'a> {
             return Err(HubError::Protocol { url, reason });
         }
         if pointer.is_symlink() {
-            // Its blob is gone; a new link cannot be made over it.
+            // A dangling link, which would block the creation of a new one.
             fs::remove_file(&pointer).map_err(|error| self.disk(error))?;
         }
         (self.on_file)(file);
@@ -244,7 +244,7 @@ impl<'a> Download<'a> {
         Ok(true)
     }
 
-    /// Moves the bytes; a transfer that broke off goes on where it stopped.
+    /// Transfers the bytes; an interrupted transfer resumes where it stopped.
     fn transfer(&self, file: &str, etag: &str) -> Result<(), ApiError> {
         let mut attempt = 1;
         loop {
@@ -253,11 +253,11 @@ impl<'a> Download<'a> {
                 Err(error) => error,
             };
             let stale = matches!(error, ApiError::InvalidResume) || status(&error) == Some(416);
-            if attempt == NUM_ATTEMPTS || !(stale || is_broken_off(&error)) {
+            if attempt == NUM_ATTEMPTS || !(stale || is_transient(&error)) {
                 return Err(error);
             }
             if stale {
-                // What lies there is no beginning of this file.
+                // The partial file does not match this one.
                 fs::remove_file(self.blob(etag).with_extension("part"))?;
             }
             std::thread::sleep(RETRY_PAUSE * attempt);
@@ -269,7 +269,7 @@ impl<'a> Download<'a> {
         self.folder.join("blobs").join(etag)
     }
 
-    /// A file of another size than announced is taken out of the cache again.
+    /// Removes a file from the cache again if its size differs from what the hub announced.
     fn check_size(&self, file: &str, pointer: &Path, metadata: &Metadata) -> Result<(), HubError> {
         let num_bytes = fs::metadata(pointer).map_err(|error| self.disk(error))?.len();
         if num_bytes == metadata.size() as u64 {
@@ -278,18 +278,18 @@ impl<'a> Download<'a> {
         for path in [pointer, &self.blob(metadata.etag())] {
             fs::remove_file(path).map_err(|error| self.disk(error))?;
         }
-        let reason = format!("{file}: {num_bytes} bytes came, {} were announced", metadata.size());
+        let reason = format!("{file}: received {num_bytes} bytes, expected {}", metadata.size());
         Err(network(self.name, self.settings, reason))
     }
 
     fn mark_absent(&self, file: &str) -> Result<(), HubError> {
-        let mark = no_exist(&self.folder, &self.commit, file);
-        let folder = mark.parent().unwrap_or(&self.folder);
-        let made = fs::create_dir_all(folder).and_then(|()| fs::write(&mark, ""));
-        made.map_err(|error| self.disk(error))
+        let marker = no_exist(&self.folder, &self.commit, file);
+        let folder = marker.parent().unwrap_or(&self.folder);
+        let created = fs::create_dir_all(folder).and_then(|()| fs::write(&marker, ""));
+        created.map_err(|error| self.disk(error))
     }
 
-    /// Neither a safetensors file nor an index: says what there is instead.
+    /// The error for a repository with neither a safetensors file nor an index.
     fn no_weights(&self) -> HubError {
         let repo = self.name.repo.clone();
         let mut pickled = files_ending_in(&self.repo, &PICKLED_ENDINGS);
@@ -299,8 +299,8 @@ impl<'a> Download<'a> {
             pickled = usual.filter(is_there).map(str::to_owned).collect();
         }
         if pickled.is_empty() {
-            let mend = "choose a repository or revision with model.safetensors";
-            return HubError::MissingFile { repo, file: format!("{SINGLE} or {INDEX}"), mend };
+            let fix = "choose a repository or revision with model.safetensors";
+            return HubError::MissingFile { repo, file: format!("{SINGLE} or {INDEX}"), fix };
         }
         HubError::PickledWeights { repo, files: pickled.join(", ") }
     }
@@ -314,29 +314,29 @@ impl<'a> Download<'a> {
     }
 }
 
-/// The repository's files with one of the endings; none when the hub does not tell.
+/// The repository's files with one of the endings; empty if the hub does not list files.
 fn files_ending_in(repo: &ApiRepo, endings: &[&str]) -> Vec<String> {
     let files = repo.info().map(|info| info.siblings).unwrap_or_default();
     let names = files.into_iter().map(|file| file.rfilename);
     names.filter(|name| endings.iter().any(|ending| name.ends_with(ending))).collect()
 }
 
-/// The hub has no config.json there: because it has no such repository, or no such file in it?
-fn no_config(name: &RepoName, settings: &HubSettings, moving: &ApiRepo) -> HubError {
+/// The error for a missing config.json: either the repository is missing, or only the file.
+fn no_config(name: &RepoName, settings: &HubSettings, unpinned: &ApiRepo) -> HubError {
     let repo = name.repo.clone();
-    if moving.info().is_err() {
+    if unpinned.info().is_err() {
         let (revision, endpoint) = (name.revision.clone(), settings.endpoint.clone());
         return HubError::NotFound { repo, revision, endpoint };
     }
-    let mend = if files_ending_in(moving, &[".gguf"]).is_empty() {
+    let fix = if files_ending_in(unpinned, &[".gguf"]).is_empty() {
         "choose a repository in Hugging Face layout"
     } else {
         "it holds GGUF files, which are not read yet; choose the repository they were made from"
     };
-    HubError::MissingFile { repo, file: CONFIG.to_owned(), mend }
+    HubError::MissingFile { repo, file: CONFIG.to_owned(), fix }
 }
 
-/// The status of an answer that was an error.
+/// The HTTP status of an error response.
 fn status(error: &ApiError) -> Option<u16> {
     match error {
         ApiError::RequestError(error) => match **error {
@@ -347,8 +347,8 @@ fn status(error: &ApiError) -> Option<u16> {
     }
 }
 
-/// Whether the connection failed, so that trying again may help.
-fn is_broken_off(error: &ApiError) -> bool {
+/// Whether the connection failed, so that a retry may help.
+fn is_transient(error: &ApiError) -> bool {
     match error {
         ApiError::RequestError(_) => status(error).is_none_or(|status| status >= 500),
         ApiError::IoError(error) => comes_from_network(error),
@@ -356,7 +356,7 @@ fn is_broken_off(error: &ApiError) -> bool {
     }
 }
 
-/// `hf-hub` copies from the connection to the file and reports either side's error alike.
+/// `hf-hub` copies from the connection to the file and does not distinguish their errors.
 fn comes_from_network(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
     let kinds = [ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof];

@@ -1,5 +1,5 @@
-//! Where the cache is, which hub is asked, and with what token: the variables that the Hugging
-//! Face libraries read, with the same meaning.
+//! Cache location, endpoint and token, from the environment variables that the Hugging Face
+//! libraries read, with the same meaning.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,11 +11,11 @@ const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 pub struct HubSettings {
     /// The directory that holds `models--org--name` folders.
     pub cache_dir: PathBuf,
-    /// The hub's address, without a slash at its end.
+    /// The hub's URL, without a trailing slash.
     pub endpoint: String,
     /// Sent as a bearer token when present.
     pub token: Option<String>,
-    /// Look only into the cache.
+    /// Use only the cache.
     pub offline: bool,
 }
 
@@ -33,12 +33,12 @@ impl std::fmt::Debug for HubSettings {
 
 impl HubSettings {
     /// Reads `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH`,
-    /// `HF_HUB_OFFLINE` and, for the cache's usual place, `XDG_CACHE_HOME`.
+    /// `HF_HUB_OFFLINE` and, for the cache's default location, `XDG_CACHE_HOME`.
     pub fn from_env() -> Self {
         Self::from_variables(&|name| std::env::var(name).ok())
     }
 
-    /// The same from any source of variables; an empty one counts as unset.
+    /// Reads settings from any source of variables; an empty variable counts as unset.
     pub(super) fn from_variables(variable: &dyn Fn(&str) -> Option<String>) -> Self {
         let get = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
         let path = |name: &str| get(name).map(|value| expand_home(&value));
@@ -57,7 +57,7 @@ impl HubSettings {
     }
 }
 
-/// The token that a login left there.
+/// The token stored by a login.
 fn read_token(path: &Path) -> Option<String> {
     fs::read_to_string(path).ok().filter(|token| !token.trim().is_empty())
 }
@@ -66,7 +66,7 @@ fn is_true(value: &str) -> bool {
     ["1", "on", "yes", "true"].contains(&value.trim().to_ascii_lowercase().as_str())
 }
 
-/// Replaces a leading `~`, which the shell leaves alone in the middle of an assignment.
+/// Expands a leading `~`, which shells leave alone in some assignments.
 fn expand_home(path: &str) -> PathBuf {
     match (path.strip_prefix('~'), std::env::home_dir()) {
         (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with('/') => {

@@ -1,4 +1,4 @@
-//! Against a local server that answers like the hub; no test touches the network.
+//! Tests against a local server that behaves like the hub; none uses the network.
 
 mod server;
 
@@ -42,7 +42,7 @@ fn settings(cache: &Path, server: &Server) -> HubSettings {
     }
 }
 
-/// The message of a failure against a site.
+/// The error message of a failed fetch from a site.
 fn message_from(site: Site, token: Option<&str>) -> String {
     let (cache, server) = (TempDir::new().unwrap(), Server::start(site));
     let token = token.map(str::to_owned);
@@ -132,7 +132,7 @@ fn a_cache_that_lacks_a_file_gets_only_that_file() {
     let server = Server::start(Site::with(&whole()));
     let settings = settings(cache.path(), &server);
     let dir = resolve_with(REPO, &settings, &|_| {}).unwrap();
-    // A link whose blob is gone counts as missing too.
+    // A dangling link counts as missing.
     fs::remove_file(fs::canonicalize(dir.join("model.safetensors")).unwrap()).unwrap();
     let offline = HubSettings { offline: true, ..settings.clone() };
     let message = resolve_with(REPO, &offline, &|_| {}).unwrap_err().to_string();
@@ -162,7 +162,7 @@ fn an_index_names_only_files_beside_it() {
     for shard in ["../a.safetensors", "/etc/a.safetensors", "x/a.safetensors", "a.bin", ".", ""] {
         let index = format!("{{\"weight_map\": {{\"w\": \"{shard}\"}}}}");
         let message = message_from(sharded(&index), None);
-        assert_has(&message, &["`weight_map` places `w` in", "not the name of a safetensors file"]);
+        assert_has(&message, &["`weight_map` maps `w` to", "not the name of a safetensors file"]);
     }
     for index in ["{}", "[", r#"{"weight_map": {}}"#, r#"{"weight_map": {"w": 1}}"#] {
         assert_has(&message_from(sharded(index), None), &[INDEX, "damaged"]);
@@ -194,7 +194,7 @@ fn what_the_hub_refuses_is_told_apart() {
         assert_has(&message, &["refused access", &status.to_string(), "gated", "set HF_TOKEN"]);
     }
     let site = Site { token: Some("right".into()), ..Site::default() };
-    assert_has(&message_from(site, Some("wrong")), &["the present one may not"]);
+    assert_has(&message_from(site, Some("wrong")), &["the current one may not"]);
     let site = Site { status: Some(500), ..Site::default() };
     assert_has(&message_from(site, None), &["did not answer like", "HTTP 500"]);
     assert_has(&message_from(Site::with(&[("a.gguf", "x")]), None), &["config.json", "GGUF files"]);
@@ -219,7 +219,7 @@ fn offline_and_unreachable_are_told_apart() {
     let cache = TempDir::new().unwrap();
     let settings = HubSettings {
         cache_dir: cache.path().join("hub"),
-        // Nobody listens on the discard port.
+        // Nothing listens on the discard port.
         endpoint: "http://127.0.0.1:9".to_owned(),
         token: None,
         offline: false,
@@ -291,7 +291,7 @@ fn a_file_of_the_wrong_size_does_not_stay() {
     let server = Server::start(site);
     let settings = settings(cache.path(), &server);
     let message = resolve_with(REPO, &settings, &|_| {}).unwrap_err().to_string();
-    assert_has(&message, &["model.safetensors: 24 bytes came, 25 were announced"]);
+    assert_has(&message, &["model.safetensors: received 24 bytes, expected 25"]);
     let repo = settings.cache_dir.join("models--acme--tiny");
     assert!(!names_in(&repo.join("snapshots").join(COMMIT)).contains(&"model.safetensors".into()));
     assert!(!repo.join("refs/main").exists());

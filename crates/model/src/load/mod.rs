@@ -1,4 +1,4 @@
-//! Weights from a model directory into a decoder.
+//! Loads the weights of a model directory into a decoder.
 
 mod files;
 
@@ -19,24 +19,24 @@ use std::path::Path;
 pub enum Trained {
     /// None: inference, or adapters only.
     Nothing,
-    /// All of them, held in `f32`.
+    /// All of them, stored in f32.
     All,
 }
 
-/// How weights are held.
+/// How weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// How frozen matrices are held; `None`: as in the file, without a copy.
+    /// Storage format of frozen matrices; `None`: as in the file, without a copy.
     pub base_precision: Option<Storage>,
     /// Which weights are trained.
     pub trained: Trained,
-    /// Blocks, spread evenly, whose projections stay in the CPU's memory and are copied to a GPU
-    /// whenever their turn comes; only with frozen weights.
+    /// Number of blocks, spread evenly, whose projections stay in host memory and are copied to the
+    /// GPU when needed; requires frozen weights.
     pub offloaded_blocks: usize,
 }
 
 impl LoadOptions {
-    /// Frozen, as in the file.
+    /// Frozen weights, stored as in the file.
     pub const INFERENCE: Self =
         Self { base_precision: None, trained: Trained::Nothing, offloaded_blocks: 0 };
 }
@@ -45,14 +45,14 @@ impl LoadOptions {
 pub struct Model {
     /// The decoder.
     pub decoder: Decoder,
-    /// Trained parameters, adapters among them.
+    /// Trained parameters, including adapters.
     pub params: Params,
     /// Element type of the matrices in the file.
     pub file_dtype: DType,
 }
 
 impl Model {
-    /// The same base without its adapters. Frozen weights are shared, not copied.
+    /// The base model without its adapters. Frozen weights are shared, not copied.
     ///
     /// # Panics
     /// If weights of the base are trained.
@@ -66,7 +66,7 @@ impl Model {
     }
 }
 
-/// Loads the model of a directory in Hugging Face layout.
+/// Loads a model from a directory in Hugging Face layout.
 ///
 /// # Errors
 /// [`LoadError`], naming file and tensor.
@@ -86,13 +86,15 @@ pub fn load(dir: &Path, device: &Device, options: LoadOptions) -> Result<Model, 
     Ok(Model { decoder, params: loader.params, file_dtype })
 }
 
-/// Whether block `i` of `num_blocks` is one of `n` that are spread evenly.
+/// Whether block `i` of `num_blocks` is among `n` evenly spread ones.
 fn is_offloaded(i: usize, n: usize, num_blocks: usize) -> bool {
     (i + 1) * n / num_blocks > i * n / num_blocks
 }
 
-/// Moves the projections of `n` blocks into page-locked memory; an error is how many bytes they
-/// need of it.
+/// Moves the projections of `n` blocks into page-locked memory.
+///
+/// # Errors
+/// The number of bytes needed, if that much cannot be allocated.
 fn offload_blocks(decoder: &mut Decoder, device: &Device, n: usize) -> Result<(), usize> {
     if n == 0 {
         return Ok(());
@@ -126,15 +128,18 @@ impl Loader<'_> {
             let weight = match spec.role {
                 Role::Matrix(layer, _) => {
                     let n = self.options.offloaded_blocks;
-                    let waits = is_offloaded(layer, n, config.num_hidden_layers());
-                    let home = if waits { self.device.waiting_room() } else { self.device.clone() };
+                    let is_offloaded = is_offloaded(layer, n, config.num_hidden_layers());
+                    let home = match is_offloaded {
+                        true => self.device.waiting_room(),
+                        false => self.device.clone(),
+                    };
                     self.matrix(&home, &spec.name, tensor, self.options.base_precision)
                 }
                 Role::EmbedTokens | Role::LmHead => {
-                    let held = self.options.base_precision.and_then(Storage::for_tables);
-                    self.matrix(self.device, &spec.name, tensor, held)
+                    let storage = self.options.base_precision.and_then(Storage::for_tables);
+                    self.matrix(self.device, &spec.name, tensor, storage)
                 }
-                // Vectors are small and read as `f32` by every kernel.
+                // Vectors are small, and every kernel reads them as f32.
                 Role::Bias(..) | Role::Norm(..) | Role::FinalNorm => {
                     self.weight(self.device, &spec.name, tensor, DType::F32.into())
                 }
@@ -149,9 +154,9 @@ impl Loader<'_> {
         home: &Device,
         name: &str,
         tensor: Tensor,
-        held: Option<Storage>,
+        storage: Option<Storage>,
     ) -> Weight {
-        let storage = held.unwrap_or(tensor.storage());
+        let storage = storage.unwrap_or(tensor.storage());
         self.weight(home, name, tensor, storage)
     }
 

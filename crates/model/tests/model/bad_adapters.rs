@@ -1,4 +1,4 @@
-//! What an adapter that cannot be used gets: the whole text of each message.
+//! Unusable adapters: the full text of each error message.
 
 use crate::fixture::{Entry, Golden, copy_files, rewrite, set_key};
 use hone_model::adapter::{self, LoraConfig, TargetModules};
@@ -9,11 +9,11 @@ use std::fs;
 use std::path::Path;
 
 const CASE: &str = "tied_gqa";
-const OTHER_MODEL: &str = "The adapter was made for another model";
+const OTHER_MODEL: &str = "The adapter was trained for another model";
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 
-/// What loading the adapter of `from`, changed, onto a model says; `DIR` stands for its path.
+/// The error of loading the adapter of `from` after `change`; `DIR` replaces its path.
 fn check(from: &str, change: impl FnOnce(&Path), expected: &str) {
     let dir = tempfile::tempdir().unwrap();
     copy_files(&Golden::load(from).dir.join("adapter"), dir.path());
@@ -33,18 +33,18 @@ fn files_that_are_not_there() {
                   adapter_model.safetensors";
     for file in [CONFIG, WEIGHTS] {
         let remove = |dir: &Path| fs::remove_file(dir.join(file)).unwrap();
-        check(CASE, remove, &format!("DIR: {file} is not there. {layout}"));
+        check(CASE, remove, &format!("DIR: {file} is missing. {layout}"));
     }
     let rename = |dir: &Path| {
         fs::rename(dir.join(WEIGHTS), dir.join("adapter_model.bin")).unwrap();
     };
     let pickled = "adapter_model.bin is pickled, which Hone never reads because a pickle can run \
                    code: convert it to safetensors (`save_pretrained` of PEFT does)";
-    check(CASE, rename, &format!("DIR: {WEIGHTS} is not there. {layout}; {pickled}"));
+    check(CASE, rename, &format!("DIR: {WEIGHTS} is missing. {layout}; {pickled}"));
     let cut = |dir: &Path| fs::write(dir.join(WEIGHTS), [0; 4]).unwrap();
-    let mend = "It may have been cut short while it was copied: fetch it again";
+    let fix = "It may have been cut short while it was copied: fetch it again";
     let damaged = "not a whole safetensors file (it has 4 bytes, and 8 are the least)";
-    check(CASE, cut, &format!("DIR/{WEIGHTS}: {damaged}. {mend}"));
+    check(CASE, cut, &format!("DIR/{WEIGHTS}: {damaged}. {fix}"));
 }
 
 #[test]
@@ -52,13 +52,12 @@ fn unusable_configurations() {
     let write = |dir: &Path| fs::write(dir.join(CONFIG), "{\"r\": 4,}").unwrap();
     let trailing = "not valid JSON: trailing comma at line 1 column 9";
     check(CASE, write, &format!("DIR/{CONFIG}: {trailing}"));
-    let mend = "merge such an adapter into its base with PEFT (`merge_and_unload`)";
-    let unread = |value: &str| format!("is {value}, which is not supported yet: {mend}");
-    let missing = "is missing, and no default stands for it: take the file from where the weights \
-                   came from";
+    let fix = "merge such an adapter into its base with PEFT (`merge_and_unload`)";
+    let unread = |value: &str| format!("is {value}, which is not supported yet: {fix}");
+    let missing = "is missing and has no default: take the file from the source of the weights";
     let cases: [(&str, Value, &str); 18] = [
-        ("peft_type", json!("IA3"), "is IA3; only LORA adapters are read"),
-        ("peft_type", Value::Null, "is missing; only LORA adapters are read"),
+        ("peft_type", json!("IA3"), "is IA3; only LORA adapters are supported"),
+        ("peft_type", Value::Null, "is missing; only LORA adapters are supported"),
         ("use_dora", json!(true), &unread("true")),
         ("use_qalora", json!(true), &unread("true")),
         ("use_next_years_method", json!(true), &unread("true")),
@@ -94,10 +93,10 @@ fn tensors_that_do_not_fit() {
         move |dir: &Path| rewrite(&dir.join(WEIGHTS), change)
     };
     let says = |problem: &str| format!("DIR/{WEIGHTS}: {problem}");
-    let wider = format!("tensor `{A}` has shape [4, 33] where [4, 24] is needed. {OTHER_MODEL}");
+    let wider = format!("tensor `{A}` has shape [4, 33], expected [4, 24]. {OTHER_MODEL}");
     check("headdim_llama3", |_| (), &says(&wider));
     let rank = format!(
-        "tensor `{A}` has shape [4, 24] where [8, 24] is needed. `r` in {CONFIG} is 8: the two \
+        "tensor `{A}` has shape [4, 24], expected [8, 24]. `r` in {CONFIG} is 8: the two \
          files belong to different adapters"
     );
     check(CASE, |dir| set_key(&dir.join(CONFIG), "r", json!(8)), &says(&rank));
@@ -106,8 +105,8 @@ fn tensors_that_do_not_fit() {
         (B, tensors(|all| drop(all.remove(B).unwrap()))),
     ] {
         let incomplete = format!(
-            "tensor `{absent}` is missing, and its counterpart is there: the file is incomplete, \
-             save the adapter again"
+            "tensor `{absent}` is missing, although its counterpart is present: the file is \
+             incomplete, save the adapter again"
         );
         check(CASE, change, &says(&incomplete));
     }
@@ -123,15 +122,15 @@ fn tensors_that_do_not_fit() {
     const MAGNITUDE: &str = "base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector";
     let add = tensors(|all| drop(all.insert(MAGNITUDE.to_owned(), all[A].clone())));
     check(CASE, add, &stray(MAGNITUDE));
-    check(CASE, tensors(BTreeMap::clear), &says("it holds no adapter"));
+    check(CASE, tensors(BTreeMap::clear), &says("it contains no adapter"));
     let merge = "merge such an adapter into its base with PEFT (`merge_and_unload`)";
     for table in ["base_model.model.lm_head.weight", "base_model.model.model.embed_tokens.weight"] {
         let add = |dir: &Path| {
             rewrite(&dir.join(WEIGHTS), |all| drop(all.insert(table.to_owned(), all[A].clone())));
         };
         let whole = format!(
-            "tensor `{table}`: the adapter has trained weights of a head, an embedding or another \
-             whole module, which is not supported yet: {merge}"
+            "tensor `{table}`: the adapter contains trained weights of a head, an embedding or \
+             another whole module, which is not supported yet: {merge}"
         );
         check(CASE, add, &says(&whole));
     }
@@ -141,20 +140,20 @@ fn tensors_that_do_not_fit() {
     });
     let first = "base_model.model.model.layers.0.mlp.down_proj.lora_A.default.weight";
     let own_name = format!(
-        "tensor `{first}` has the adapter's own name in it (`default`), as in a state dict: save \
-         the adapter with `save_pretrained` of PEFT, which leaves it out"
+        "tensor `{first}` contains the name of the adapter (`default`), as in a state dict: save \
+         the adapter with `save_pretrained` of PEFT, which strips it"
     );
     check(CASE, rename, &says(&own_name));
     let pointer = |dir: &Path| {
         let text = "version https://git-lfs.github.com/spec/v1\n";
         fs::write(dir.join(WEIGHTS), text).unwrap();
     };
-    let fetch = "a pointer of git-lfs, not the weights: fetch them with `git lfs pull`, or \
+    let fetch = "a git-lfs pointer, not the weights: fetch them with `git lfs pull`, or \
                  download the file again";
     check(CASE, pointer, &says(fetch));
 }
 
-/// Layers that the configuration names and the file has nothing for: it loads, with a note.
+/// An adapter whose configuration names layers without tensors loads, with a note.
 #[test]
 fn targets_without_tensors() {
     let dir = tempfile::tempdir().unwrap();
@@ -198,8 +197,8 @@ fn targets_that_match_no_layer() {
         let expected = format!(
             "adapter.target_modules: `{wrong}` matches no linear layer of this model. Its linear \
              layers are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj (in 2 \
-             blocks); a target is such a name, a longer one (`layers.0.self_attn.q_proj`), a \
-             pattern with `*` for the whole name (`*.layers.0.*`), or \"all-linear\""
+             blocks); a target is one of these names, a longer one \
+             (`layers.0.self_attn.q_proj`), a pattern with `*` over the full name (`*.layers.0.*`), or \"all-linear\""
         );
         assert_eq!(attach(&["q_proj", wrong]), expected);
     }
@@ -208,6 +207,6 @@ fn targets_that_match_no_layer() {
         "adapter.target_modules is empty: name the layers to adapt, such as [\"q_proj\", \
          \"v_proj\"], or write \"all-linear\""
     );
-    // Two matrices each; a layer that two targets name gets one adapter.
+    // Two matrices each; a layer matched by two targets gets one adapter.
     assert_eq!(attach(&["q_proj", "*.q_proj", "layers.1.mlp.up_proj"]), "6");
 }

@@ -1,4 +1,4 @@
-//! What a model directory that cannot be used gets: the whole text of each message.
+//! Unusable model directories: the full text of each error message.
 
 use crate::fixture::{copy_of, rewrite, set_key};
 use hone_model::families::SUPPORTED;
@@ -12,7 +12,7 @@ use std::path::Path;
 const CASE: &str = "tied_gqa";
 const BOTH: &str = "Either the weights or the configuration belong to another model";
 
-/// What loading `dir` says, with `DIR` for its path; the same on a device that only counts.
+/// The error of loading `dir`, with `DIR` for its path; checked to be equal on a dry device.
 fn message(dir: &Path) -> String {
     let says = |device| match load(dir, &device, LoadOptions::INFERENCE) {
         Ok(_) => "it loads".to_owned(),
@@ -29,7 +29,7 @@ fn check(case: &str, change: impl FnOnce(&Path), expected: &str) {
     assert_eq!(message(dir.path()), expected);
 }
 
-/// A value for a key of `config.json`, and what is said about the key.
+/// Checks the error about a key of `config.json` that is set to `value`.
 fn check_key(key: &str, value: Value, problem: &str) {
     let (outer, inner) = key.split_once('.').unwrap_or((key, ""));
     let value = if inner.is_empty() { value } else { nested(outer, inner, value) };
@@ -37,7 +37,7 @@ fn check_key(key: &str, value: Value, problem: &str) {
     check(CASE, change, &format!("DIR/config.json: `{key}` {problem}"));
 }
 
-/// A complete table of RoPE scaling but for one key.
+/// A complete RoPE scaling object, except for one key.
 fn nested(outer: &str, key: &str, value: Value) -> Value {
     let mut table = json!({
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -61,7 +61,7 @@ fn unusable_config_files() {
         ),
         ("", "not valid JSON: EOF while parsing a value at line 1 column 0"),
         ("[1]", "expected a JSON object, found a list"),
-        ("{}", "`model_type` is missing; it names the family, such as \"llama\""),
+        ("{}", "`model_type` is missing; expected a family such as \"llama\""),
     ];
     for (text, expected) in cases {
         check(CASE, write(text), &format!("DIR/config.json: {expected}"));
@@ -70,7 +70,7 @@ fn unusable_config_files() {
         CASE,
         |dir| fs::remove_file(dir.join("config.json")).unwrap(),
         "DIR/config.json: No such file or directory (os error 2). A model directory in Hugging \
-         Face layout holds a config.json",
+         Face layout contains a config.json",
     );
     check(
         CASE,
@@ -80,7 +80,7 @@ fn unusable_config_files() {
     check(
         CASE,
         |dir| fs::write(dir.join("config.json"), " ".repeat(5 << 20)).unwrap(),
-        "DIR/config.json: 5242880 bytes are too many: at most 4194304 are read",
+        "DIR/config.json: 5242880 bytes are too many: the limit is 4194304",
     );
     check(
         CASE,
@@ -92,8 +92,7 @@ fn unusable_config_files() {
     );
 }
 
-const MISSING: &str = "is missing, and no default stands for it: take the file from where the \
-                       weights came from";
+const MISSING: &str = "is missing and has no default: take the file from the source of the weights";
 
 #[test]
 fn numbers_out_of_range() {
@@ -121,7 +120,7 @@ fn numbers_out_of_range() {
 fn unusable_settings() {
     let unknown = |value: &str| {
         format!(
-            "is {value}, and Hone does not know this key, which may change what the model \
+            "is {value}, but Hone does not know this key, which may change what the model \
              computes: remove it if transformers does not read it for this family"
         )
     };
@@ -141,7 +140,7 @@ fn unusable_settings() {
         (
             "quantization_config",
             json!({"bits": 4}),
-            "says that the weights are quantised, which is not read yet; use the unquantised model",
+            "indicates quantised weights, which are not supported yet; use the unquantised model",
         ),
     ];
     for (key, value, problem) in cases {
@@ -169,13 +168,13 @@ fn heads_that_do_not_divide() {
             |dir| set_key(&dir.join("config.json"), key, json!(value)),
             &format!(
                 "DIR/config.json: `head_dim` must be even for rotary embeddings, found {head_dim} \
-                 (where it is not given, it is hidden_size / num_attention_heads)"
+                 (it defaults to hidden_size / num_attention_heads)"
             ),
         );
     }
 }
 
-/// Keys that ask for nothing, or that are known to change nothing.
+/// Keys that are unset or known to have no effect.
 #[test]
 fn neutral_settings() {
     for (key, value) in [
@@ -194,11 +193,11 @@ fn neutral_settings() {
 fn git_lfs_pointers() {
     const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n";
     let put = |file: &'static str| move |dir: &Path| fs::write(dir.join(file), POINTER).unwrap();
-    let weights = "a pointer of git-lfs, not the weights: fetch them with `git lfs pull`, or \
+    let weights = "a git-lfs pointer, not the weights: fetch them with `git lfs pull`, or \
                    download the file again";
     check(CASE, put("model.safetensors"), &format!("DIR/model.safetensors: {weights}"));
     check(SHARDED, put(SHARDS[1]), &format!("DIR/{}: {weights}", SHARDS[1]));
-    let other = "a pointer of git-lfs, not the file: fetch it with `git lfs pull`";
+    let other = "a git-lfs pointer, not the file: fetch it with `git lfs pull`";
     check(CASE, put("config.json"), &format!("DIR/config.json: {other}"));
     check(SHARDED, put(INDEX), &format!("DIR/{INDEX}: {other}"));
 }
@@ -234,7 +233,7 @@ fn unusable_rope() {
     }
 }
 
-/// A value in `config.json` that the weights contradict, and what is said about a tensor.
+/// Checks the error about a tensor that contradicts a value in `config.json`.
 fn check_fit(case: &str, key: &str, value: Value, problem: &str) {
     let change = |dir: &Path| set_key(&dir.join("config.json"), key, value);
     check(case, change, &format!("DIR/model.safetensors: tensor {problem}. {BOTH}"));
@@ -243,20 +242,20 @@ fn check_fit(case: &str, key: &str, value: Value, problem: &str) {
 #[test]
 fn configurations_that_do_not_fit_the_weights() {
     let shape = |name: &str, found: &str, expected: &str| {
-        format!("`{name}` has shape {found}, and config.json calls for {expected}")
+        format!("`{name}` has shape {found}, but config.json requires {expected}")
     };
     let embedding = shape("model.embed_tokens.weight", "[53, 24]", "[2147483647, 24]");
     check_fit(CASE, "vocab_size", json!(2147483647), &embedding);
     let keys = shape("model.layers.0.self_attn.k_proj.weight", "[12, 24]", "[24, 24]");
     check_fit(CASE, "num_key_value_heads", json!(4), &keys);
-    let missing = |name: &str| format!("`{name}` is missing, and config.json calls for it");
+    let missing = |name: &str| format!("`{name}` is missing, but config.json requires it");
     let third = missing("model.layers.2.self_attn.q_proj.weight");
     check_fit(CASE, "num_hidden_layers", json!(4096), &third);
     check_fit(CASE, "tie_word_embeddings", json!(false), &missing("lm_head.weight"));
-    let no_place = "no place in the model that config.json describes";
-    let layer = format!("`model.layers.1.input_layernorm.weight` and 8 more have {no_place}");
+    let surplus = "not part of the model that config.json describes";
+    let layer = format!("`model.layers.1.input_layernorm.weight` and 8 more are {surplus}");
     check_fit(CASE, "num_hidden_layers", json!(1), &layer);
-    let biases = format!("`model.layers.0.mlp.down_proj.bias` and 5 more have {no_place}");
+    let biases = format!("`model.layers.0.mlp.down_proj.bias` and 5 more are {surplus}");
     check_fit("untied_bias_linear", "mlp_bias", json!(false), &biases);
 }
 
@@ -271,8 +270,8 @@ fn surplus_tensors() {
         }
     };
     let name = "model.layers.0.self_attn.q_norm.weight";
-    let no_place = "has no place in the model that config.json describes";
-    let expected = format!("DIR/model.safetensors: tensor `{name}` {no_place}. {BOTH}");
+    let surplus = "is not part of the model that config.json describes";
+    let expected = format!("DIR/model.safetensors: tensor `{name}` {surplus}. {BOTH}");
     check(CASE, add(name), &expected);
 }
 
@@ -307,13 +306,13 @@ fn damaged_weight_files() {
         (|bytes| bytes[8] = b'x', "header: expected value at line 1 column 1"),
         (overlap, "the offset of tensor `b` is not where the tensor before it ends"),
     ];
-    let mend = "It may have been cut short while it was copied: fetch it again";
+    let fix = "It may have been cut short while it was copied: fetch it again";
     for (damage, reason) in cases {
-        check_damage(damage, &format!("not a whole safetensors file ({reason}). {mend}"));
+        check_damage(damage, &format!("not a whole safetensors file ({reason}). {fix}"));
     }
 }
 
-/// Refused by content, whatever the name.
+/// Refused because of their content, whatever the name.
 #[test]
 fn pickled_weights_under_another_name() {
     let cases: [Damage; 2] = [
@@ -359,7 +358,7 @@ fn element_types_without_meaning() {
 
 #[test]
 fn weights_that_are_not_there() {
-    let neither = "DIR: neither model.safetensors nor model.safetensors.index.json is there.";
+    let neither = "DIR: neither model.safetensors nor model.safetensors.index.json was found.";
     let remove = |dir: &Path| fs::remove_file(dir.join("model.safetensors")).unwrap();
     check(CASE, remove, &format!("{neither} Fetch the weights as well"));
     for name in ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "last.ckpt"] {
@@ -384,13 +383,12 @@ fn unusable_indices() {
         check(SHARDED, change, &format!("DIR/{INDEX}: `weight_map` {problem}"));
     };
     for wrong in ["../model.safetensors", "/etc/passwd", "a/../../b.safetensors", "..", ""] {
-        let problem =
-            format!("gives \"{wrong}\" for `x`: expected a file in the model's directory");
+        let problem = format!("maps `x` to \"{wrong}\": expected a file in the model's directory");
         check_map(json!({"x": wrong}), &problem);
     }
-    check_map(json!({"x": 3}), "gives 3 for `x`: expected a file in the model's directory");
+    check_map(json!({"x": 3}), "maps `x` to 3: expected a file in the model's directory");
     for wrong in [Value::Null, json!([])] {
-        check_map(wrong, "must be an object that gives the file of each tensor");
+        check_map(wrong, "must be an object that maps tensors to files");
     }
     check(
         SHARDED,
@@ -401,7 +399,7 @@ fn unusable_indices() {
 
 #[test]
 fn shards_that_do_not_make_a_model() {
-    let absent = format!("`{}`, which it names, is not there: fetch it as well", SHARDS[1]);
+    let absent = format!("shard `{}` is missing: fetch it as well", SHARDS[1]);
     check(
         SHARDED,
         |dir| fs::remove_file(dir.join(SHARDS[1])).unwrap(),
@@ -413,8 +411,8 @@ fn shards_that_do_not_make_a_model() {
             fs::copy(dir.join(SHARDS[0]), dir.join(SHARDS[1])).unwrap();
         },
         &format!(
-            "DIR/{}: tensor `model.embed_tokens.weight` is also in DIR/{}. Fetch the model again, \
-             without files of other versions",
+            "DIR/{}: tensor `model.embed_tokens.weight` is also in DIR/{}. Fetch the model again \
+             into an empty directory, without files of other versions",
             SHARDS[1], SHARDS[0]
         ),
     );

@@ -1,5 +1,5 @@
-//! bf16 base and bf16 products: the error must not exceed PyTorch's own, which `golden.json`
-//! records. "Exact" is f32 arithmetic on the weights rounded to bf16.
+//! bf16 base and bf16 matmuls: the error must not exceed PyTorch's own, which is recorded in
+//! `golden.json`. "Exact" means f32 arithmetic on weights rounded to bf16.
 
 use crate::fixture::{
     Golden, Sample, export, forward_backward, load, logits, max_error, pack, relative_error,
@@ -8,7 +8,7 @@ use hone_model::{Batch, Model, Recompute, Trained, adapter};
 use hone_tensor::{Compute, DType, Device, Philox};
 use tempfile::TempDir;
 
-/// The base with every weight, norms and biases too, rounded to bf16 as PyTorch's were.
+/// The base with all weights, including norms and biases, rounded to bf16 like PyTorch's.
 fn rounded(golden: &Golden, device: &Device) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     export(&golden.base(device), device, &golden.dir, DType::Bf16, dir.path()).unwrap();
@@ -23,7 +23,7 @@ fn logits_err_no_more_than_pytorch() {
         let model = load(dir.path(), &device, Some(DType::Bf16.into()), Trained::Nothing);
         let exact = golden.of_sequences("logits_bf16w").concat();
         let run = |sample: &Sample| {
-            let batch = Batch::of_sequence(&model.decoder.config, &sample.ids);
+            let batch = Batch::from_sequence(&model.decoder.config, &sample.ids);
             logits(&model, &device, Compute::Bf16, &batch)
         };
         let found = golden.samples().iter().map(run).collect::<Vec<_>>().concat();
@@ -36,9 +36,9 @@ fn logits_err_no_more_than_pytorch() {
     }
 }
 
-/// One parameter's error on one batch is chance: from batch to batch it varies by a factor of three
-/// here and in PyTorch. So ours is averaged over batches, and a case's parameters are taken
-/// together. (Averaged over 24 batches on both sides, ours is two thirds of PyTorch's.)
+/// The error of one parameter on one batch is noisy: it varies by a factor of three between batches,
+/// here and in PyTorch. So it is averaged over batches and over the parameters of a case. (Averaged
+/// over 24 batches on both sides, ours is two thirds of PyTorch's.)
 #[test]
 fn adapter_gradients_err_no_more_than_pytorch() {
     let device = Device::cpu(2);
@@ -64,7 +64,7 @@ fn adapter_gradients_err_no_more_than_pytorch() {
     }
 }
 
-/// Relative error of every parameter's gradient.
+/// Relative error of each parameter's gradient.
 fn gradient_errors(model: &Model, device: &Device, samples: &[Sample]) -> Vec<f64> {
     let batch = pack(&model.decoder.config, samples, 0);
     let gradients = |compute| {
@@ -75,7 +75,7 @@ fn gradient_errors(model: &Model, device: &Device, samples: &[Sample]) -> Vec<f6
     pairs.map(|(found, exact)| relative_error(&found, &exact)).collect()
 }
 
-/// Sequences of the same lengths with random tokens and targets.
+/// Sequences of the same lengths, with random tokens and targets.
 fn random_like(samples: &[Sample], seed: u64, model: &Model) -> Vec<Sample> {
     let random = Philox::new(seed, 0);
     let mut position = 0;

@@ -1,4 +1,4 @@
-//! Export in Hugging Face layout: what is reloaded computes what the live model computed.
+//! Export in Hugging Face layout: the reloaded model computes what the model in memory does.
 
 use crate::fixture::{Golden, copy_of, export, load, logits, max_error, pack, range, set_key};
 use hone_model::{
@@ -22,7 +22,7 @@ fn json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// Adapters merged in f32; the tolerances (of the logits' range) are those of the element types.
+/// Merged adapters; tolerances (relative to the range of the logits) depend on the element type.
 #[test]
 fn merged_logits_are_those_of_the_adapter() {
     let device = Device::cpu(2);
@@ -42,7 +42,7 @@ fn merged_logits_are_those_of_the_adapter() {
     }
 }
 
-/// The same keys in the same order and spelling, but for the element type.
+/// Checks that only the element type differs; keys keep their order and spelling.
 fn check_config(before: &Path, after: &Path, dtype: &str) {
     let (mut before, after) = (json(before), json(after));
     for key in ["dtype", "torch_dtype"] {
@@ -53,7 +53,7 @@ fn check_config(before: &Path, after: &Path, dtype: &str) {
     assert_eq!(before.to_string(), after.to_string());
 }
 
-/// Without an adapter and in its own type a model comes back bit for bit, trained or not.
+/// Without an adapter and in its own type, a model round-trips bit for bit, trained or not.
 #[test]
 fn unchanged_weights_come_back_bit_for_bit() {
     let device = Device::cpu(2);
@@ -71,8 +71,7 @@ fn unchanged_weights_come_back_bit_for_bit() {
     }
 }
 
-/// A weight that is not finite, or not in the type that is asked for, is named; it is no fault of
-/// the export.
+/// A weight that is not finite, in memory or in the requested type, is named in the error.
 #[test]
 fn the_first_tensor_that_is_not_finite_is_named() {
     let (device, golden) = (Device::cpu(1), Golden::load("tied_gqa"));
@@ -90,14 +89,20 @@ fn the_first_tensor_that_is_not_finite_is_named() {
     assert!(check(1.0, DType::F16).is_ok());
     for value in [f32::NAN, f32::INFINITY] {
         let error = check(value, DType::F32).unwrap_err();
-        assert!(error.contains(&format!("`{norm}` holds a number that is not finite")), "{error}");
+        assert!(
+            error.contains(&format!("`{norm}` contains a value that is not finite")),
+            "{error}"
+        );
     }
     let error = check(1e6, DType::F16).unwrap_err();
-    assert!(error.contains(&format!("`{norm}` holds a number that f16 cannot hold")), "{error}");
+    assert!(
+        error.contains(&format!("`{norm}` contains a value that f16 cannot represent")),
+        "{error}"
+    );
 }
 
-/// What an export loses is measured by what the adapter changed: in bf16 a small change is gone
-/// although no logit moves far, in f32 it is there.
+/// Loss is measured relative to what the adapter changed: in bf16 a small change is gone although
+/// no logit moves far, in f32 it is kept.
 #[test]
 fn an_adapter_that_rounding_takes_is_refused() {
     let (device, golden) = (Device::cpu(2), Golden::load("dynamic"));
@@ -118,22 +123,22 @@ fn an_adapter_that_rounding_takes_is_refused() {
     let ExportError::EffectLost { fidelity, has_adapter: true, .. } = &error else {
         panic!("{error}");
     };
-    // The limit on logits alone would have let it pass.
+    // The limit on logits alone would have accepted it.
     assert!(fidelity.max_error < 5e-2 && fidelity.lost.unwrap() > MAX_LOST, "{fidelity:?}");
-    assert!(error.to_string().contains("use the adapter as it is"), "{error}");
+    assert!(error.to_string().contains("use the adapter unmerged"), "{error}");
     let kept = measure(2e-3, DType::F32).unwrap();
     assert!(kept.lost.unwrap() < 0.01 && kept.top1_agreement == 1.0 && kept.kl < 1e-9, "{kept:?}");
     // An adapter that changes nothing has nothing to lose.
     assert_eq!(measure(0.0, DType::Bf16).unwrap().lost, None);
 }
 
-/// A full fine-tune has the same limit.
+/// The limit also applies to full fine-tuning.
 #[test]
 fn training_that_rounding_takes_is_refused() {
     let (device, golden) = (Device::cpu(2), Golden::load("dynamic"));
     let mut model = load(&golden.dir, &device, None, Trained::All);
     for value in model.params.values_mut() {
-        // A third of half a unit in bf16's last place.
+        // A third of half a unit in the last place of bf16.
         value.f32_mut().iter_mut().for_each(|x| *x *= 1.0 + 1.0 / 1024.0);
     }
     let rows: Vec<Vec<u32>> = golden.samples().into_iter().map(|sample| sample.ids).collect();
@@ -147,7 +152,7 @@ fn training_that_rounding_takes_is_refused() {
     assert!(error.to_string().ends_with("Write the model as f32"), "{error}");
 }
 
-/// Both keys of the type are set; the token that ends turns ends a generation, once.
+/// Both keys of the type are set; the end-of-turn token is added to `eos_token_id` once.
 #[test]
 fn configurations_fit_what_was_trained() {
     let (device, base) = (Device::cpu(1), copy_of("tied_gqa"));
@@ -173,7 +178,7 @@ fn configurations_fit_what_was_trained() {
         let written = json(&out.path().join("generation_config.json"));
         assert_eq!(written["eos_token_id"], serde_json::json!([2, 7]));
         assert_eq!(written["top_k"].as_u64(), expected);
-        // The model's own end needs no second mention.
+        // A token that already ends generations is not added again.
         let out = tempfile::tempdir().unwrap();
         export_hf(&model, &device, options(2), out.path()).unwrap();
         let written = out.path().join("generation_config.json");

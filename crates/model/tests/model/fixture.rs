@@ -1,4 +1,4 @@
-//! What the tests share: golden cases, packing of their sequences, one forward and backward pass.
+//! Shared by the tests: golden cases, packing of their sequences, one forward and backward pass.
 
 use hone_model::{
     Batch, Decoder, DecoderConfig, ExportError, ExportOptions, LoadOptions, Model, Recompute,
@@ -25,7 +25,7 @@ pub fn cases() -> Vec<String> {
     names
 }
 
-/// Target that means: predict nothing here.
+/// Target of positions at which nothing is predicted.
 const IGNORE: u32 = u32::MAX;
 
 /// The CPU, and a GPU or its emulation.
@@ -34,13 +34,13 @@ pub fn devices() -> Vec<Device> {
 }
 
 pub fn goldens_dir() -> PathBuf {
-    // Of the checkout that the tests run in, which need not be the one they were built in.
+    // The checkout that the tests run in, not necessarily the one they were built in.
     let package = std::env::var_os("CARGO_MANIFEST_DIR");
     let built_in = || PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     package.map_or_else(built_in, PathBuf::from).join("tests/goldens")
 }
 
-/// The folder of shared test files beside the checkout; `None`, said aloud, where it is absent.
+/// The folder of shared test files next to the checkout; `None`, with a message, if absent.
 pub fn shared() -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
     if path.is_dir() {
@@ -50,7 +50,7 @@ pub fn shared() -> Option<PathBuf> {
     None
 }
 
-/// A model, an adapter, and what PyTorch made of them.
+/// A model, an adapter, and PyTorch's results for them.
 pub struct Golden {
     pub dir: PathBuf,
     /// `golden.json`.
@@ -58,7 +58,7 @@ pub struct Golden {
     bytes: Vec<u8>,
 }
 
-/// One sequence; `mask` is 1 where the token is to be predicted from those before it.
+/// One sequence; `mask` is 1 where the token is predicted from those before it.
 pub struct Sample {
     pub ids: Vec<u32>,
     pub mask: Vec<u8>,
@@ -146,7 +146,7 @@ pub fn export(
     export_hf(model, device, options, out)
 }
 
-/// The samples one after another, and `padding` tokens after them.
+/// The samples packed one after another, followed by `padding` tokens.
 pub fn pack(config: &DecoderConfig, samples: &[Sample], padding: usize) -> Batch {
     let (mut tokens, mut positions, mut targets, mut bounds) = (vec![], vec![], vec![], vec![0]);
     for Sample { ids, mask } in samples {
@@ -161,10 +161,10 @@ pub fn pack(config: &DecoderConfig, samples: &[Sample], padding: usize) -> Batch
     tokens.resize(len, 0);
     positions.resize(len, 0);
     targets.resize(len, IGNORE);
-    Batch::new(config, &tokens, &positions, &bounds, (&targets, IGNORE))
+    Batch::new(config, &tokens, &positions, &bounds, &targets, IGNORE)
 }
 
-/// What one forward and backward pass gives.
+/// Results of one forward and backward pass.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     /// Log-probabilities of the batch's targets.
@@ -223,7 +223,7 @@ pub fn logits(model: &Model, device: &Device, compute: Compute, batch: &Batch) -
 
 pub fn max_error(found: &[f32], exact: &[f32]) -> f32 {
     assert_eq!(found.len(), exact.len());
-    // `f32::max` would pass over a NaN.
+    // `f32::max` would ignore a NaN.
     let larger = |max: f32, error: f32| if error <= max { max } else { error };
     found.iter().zip(exact).map(|(a, b)| (a - b).abs()).fold(0.0, larger)
 }
@@ -244,7 +244,7 @@ pub fn relative_error(found: &[f32], exact: &[f32]) -> f64 {
     (error / norm).sqrt()
 }
 
-/// A copy of a golden case, to be changed.
+/// A copy of a golden case, to be modified.
 pub fn copy_of(case: &str) -> TempDir {
     let copy = tempfile::tempdir().unwrap();
     copy_files(&goldens_dir().join(case), copy.path());
@@ -271,7 +271,7 @@ pub fn set_key(file: &Path, key: &str, value: Value) {
 /// A tensor of a safetensors file: element type, shape, bytes.
 pub type Entry = (Dtype, Vec<usize>, Vec<u8>);
 
-/// Rewrites a safetensors file after `change` has had its way with the tensors.
+/// Rewrites a safetensors file after `change` has modified its tensors.
 pub fn rewrite(file: &Path, change: impl FnOnce(&mut BTreeMap<String, Entry>)) {
     let bytes = std::fs::read(file).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();

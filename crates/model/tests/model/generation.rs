@@ -1,4 +1,4 @@
-//! Text generation: the cache against recomputing everything, a reference text, how texts end.
+//! Text generation: the KV cache against full recomputation, a reference text, stop conditions.
 
 use crate::fixture::{Golden, devices, load, logits, shared};
 use hone_model::generate::{
@@ -29,12 +29,12 @@ fn run_on(pass: Pass<'_>, request: Request) -> (Vec<u32>, Finish) {
     (tokens, finish)
 }
 
-/// The most likely tokens, each from a forward pass over all before it.
+/// Greedy tokens, each from a forward pass over all preceding tokens.
 fn without_cache(model: &Model, prompt: &[u32], count: usize, compute: Compute) -> Vec<u32> {
     let config = &model.decoder.config;
     let mut all = prompt.to_vec();
     for _ in 0..count {
-        let rows = logits(model, &Device::cpu(2), compute, &Batch::of_sequence(config, &all));
+        let rows = logits(model, &Device::cpu(2), compute, &Batch::from_sequence(config, &all));
         let last = &rows[rows.len() - config.vocab_size..];
         all.push(Sampling::GREEDY.choose(last, Draw { request: 0, position: 0 }).unwrap());
     }
@@ -97,25 +97,25 @@ fn texts_end_where_they_should() {
     let (max, len) = (model.decoder.config.max_position_embeddings, prompt.len());
     let (all, finish) = run(&prompt, 100, &[]);
     assert_eq!((all.len(), finish), (max - len, Finish::Context));
-    // The last token that fits is asked for: that is the wished length, not the context's end.
+    // The limit is exactly the last token that fits: `Length`, not `Context`.
     assert_eq!(run(&prompt, max - len, &[]).1, Finish::Length);
     assert_eq!(run(&prompt, 2, &[]), (all[..2].into(), Finish::Length));
     assert_eq!(run(&prompt, 0, &[]), (vec![], Finish::Length));
-    // As many as a number can say: nothing is taken for them before they come.
+    // The largest possible limit: nothing is allocated for tokens in advance.
     assert_eq!(run(&prompt, usize::MAX, &[]), (all.clone(), Finish::Context));
     let full = [prompt.clone(), all.clone()].concat();
     assert_eq!(run(&full, 5, &[]), (vec![], Finish::Context));
-    // A stop token is not given out.
+    // A stop token is not part of the answer.
     let stop = all.iter().position(|token| *token == all[2]).unwrap();
     assert_eq!(run(&prompt, 100, &[999, all[2]]), (all[..stop].into(), Finish::Stop));
     let device = Device::cpu(2);
     let pass = Pass { device: &device, model: &model, compute: Compute::F32 };
     let broken_off = generate(pass, greedy(&prompt, 100, &[]), &mut |_| ControlFlow::Break(()));
-    let expected = Answer { tokens: all[..1].into(), finish: Finish::Caller };
+    let expected = Answer { tokens: all[..1].into(), finish: Finish::Cancelled };
     assert_eq!(broken_off, Ok(expected));
 }
 
-/// Sixteen requests of different prompts, lengths and ways to choose.
+/// Sixteen requests with different prompts, lengths and sampling settings.
 fn sixteen(golden: &Golden, longest: usize) -> Vec<Request> {
     let samples = golden.samples();
     let request = |i: usize| {
@@ -131,10 +131,10 @@ fn sixteen(golden: &Golden, longest: usize) -> Vec<Request> {
     (0..16).map(request).collect()
 }
 
-/// Runs all requests, a later half added while the first is under way.
+/// Runs all requests; the second half is added while the first is running.
 fn together(pass: Pass<'_>, limits: Limits, requests: &[Request]) -> Vec<(Vec<u32>, Finish)> {
     let mut scheduler = Scheduler::new(pass, limits);
-    let mut answers = vec![(Vec::new(), Finish::Caller); requests.len()];
+    let mut answers = vec![(Vec::new(), Finish::Cancelled); requests.len()];
     let (first, later) = requests.split_at(requests.len() / 2);
     first.iter().for_each(|request| scheduler.submit(request.clone()).unwrap());
     let mut num_passes = 0;

@@ -23,7 +23,7 @@ fn logits_of_the_base_and_with_the_adapter() {
     }
 }
 
-/// Each sequence alone, and all in one batch with padding at the end.
+/// Each sequence alone, and all in one batch with trailing padding.
 fn check_logits(golden: &Golden, model: &Model, device: &Device, name: &str) {
     let (config, samples) = (&model.decoder.config, golden.samples());
     let expected = golden.of_sequences(name);
@@ -33,7 +33,7 @@ fn check_logits(golden: &Golden, model: &Model, device: &Device, name: &str) {
         assert!(error <= LOGITS, "{} {name} {what}: {error:e}", golden.dir.display());
     };
     for (sample, expected) in samples.iter().zip(&expected) {
-        check(&Batch::of_sequence(config, &sample.ids), expected, "alone");
+        check(&Batch::from_sequence(config, &sample.ids), expected, "alone");
     }
     check(&pack(config, &samples, 5), &expected.concat(), "packed");
 }
@@ -59,7 +59,7 @@ fn loss_and_gradients_of_all_weights() {
     }
 }
 
-/// Keeping activations and computing them again must give the same bits.
+/// Kept and recomputed activations must give the same bits.
 fn check_gradients(golden: &Golden, model: &Model, device: &Device, loss: &str, prefix: &str) {
     let batch = pack(&model.decoder.config, &golden.samples(), 3);
     let num_targets = golden.number("num_target_tokens");

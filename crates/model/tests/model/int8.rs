@@ -1,4 +1,4 @@
-//! Weights held as bytes, and products in integers: how far they are from f32.
+//! int8 weights and int8 matmuls: their error relative to f32.
 
 use crate::fixture::{
     Golden, export, forward_backward, load, logits, max_error, pack, range, relative_error,
@@ -6,16 +6,16 @@ use crate::fixture::{
 use hone_model::{Model, Recompute, Trained, adapter};
 use hone_tensor::{Compute, DType, Device, Storage};
 
-/// The model of a case, in bytes or as in the file, with its adapter.
+/// The model of a case, as int8 or as in the file, with its adapter.
 fn adapted(golden: &Golden, device: &Device, precision: Option<Storage>) -> Model {
     let mut model = load(&golden.dir, device, precision, Trained::Nothing);
     adapter::load(&golden.dir.join("adapter"), &mut model, device, &mut |_| ()).unwrap();
     model
 }
 
-/// The goldens are far more sensitive than trained models: weights are random, rows short. Found
-/// were up to 4.5 and 7.4 % of the range of the logits, and 8.8 and 11 % of gradients; of Gemma 3,
-/// whose blocks norm four times what random weights gave, 2.6 and 8.4 %, and 16 and 23 %.
+/// The goldens are far more sensitive than trained models: weights are random, rows short. Measured
+/// were up to 4.5 and 7.4 % of the range of the logits, and 8.8 and 11 % of gradients; for Gemma 3,
+/// whose blocks normalise outputs of random weights four times, 2.6 and 8.4 %, and 16 and 23 %.
 #[test]
 fn logits_and_gradients_are_near_those_of_f32() {
     let device = Device::cpu(2);
@@ -54,7 +54,7 @@ fn recomputing_gives_the_same_bits() {
     assert_eq!(run(&device, Recompute::None), run(&Device::cpu(1), Recompute::Block));
 }
 
-/// What is exported are the values that the bytes stand for.
+/// An export contains the dequantised values.
 #[test]
 fn exports_floats() {
     let (golden, device) = (Golden::load("tied_gqa"), Device::cpu(2));

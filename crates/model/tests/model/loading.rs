@@ -1,4 +1,4 @@
-//! Loading: element types, single files and shards, end tokens, and what is held how.
+//! Loading: element types, single files and shards, end tokens, and storage of weights.
 
 use crate::fixture::{
     Entry, Golden, cases, copy_of, export, load, logits, max_error, pack, rewrite, set_key,
@@ -17,7 +17,7 @@ fn logits_of(model: &Model, golden: &Golden) -> Vec<f32> {
     logits(model, &Device::cpu(2), Compute::F32, &batch)
 }
 
-/// What the files of the goldens hold, and how the matrices are held for each wish.
+/// Element types in the files of the goldens, and of the loaded matrices for each option.
 #[test]
 fn element_types() {
     let device = Device::cpu(2);
@@ -36,7 +36,7 @@ fn element_types() {
             let model = load(&golden.dir, &device, Some(wish.into()), Trained::Nothing);
             assert_eq!((held(&model), model.file_dtype), (wish, in_file));
             let found = logits_of(&model, &golden);
-            // Widening loses nothing.
+            // Widening is exact.
             assert_eq!(found == expected, wish == DType::F32 || wish == in_file);
         }
         let trained = load(&golden.dir, &device, Some(DType::Bf16.into()), Trained::All);
@@ -85,7 +85,7 @@ fn one_file_is_as_good_as_shards() {
     assert_eq!(logits_of(&single, &golden), logits_of(&sharded, &golden));
 }
 
-/// Biases on attention alone, on the MLP alone.
+/// Biases only on attention, or only on the MLP.
 #[test]
 fn biases_where_the_configuration_has_them() {
     let device = Device::cpu(2);
@@ -110,7 +110,7 @@ fn biases_where_the_configuration_has_them() {
     }
 }
 
-/// Data that a file does not align is copied and means the same.
+/// Unaligned data in a file is copied and gives the same values.
 #[test]
 fn unaligned_data() {
     let (golden, dir) = (Golden::load("tied_gqa"), copy_of("tied_gqa"));
@@ -124,7 +124,7 @@ fn unaligned_data() {
     assert_eq!(logits_of(&model, &golden), logits_of(&golden.base(&Device::cpu(2)), &golden));
 }
 
-/// Norms in bf16 beside matrices in f32: vectors are read as f32, whatever they are.
+/// bf16 norms with f32 matrices: vectors are converted to f32 whatever their type.
 #[test]
 fn mixed_element_types() {
     let dir = copy_of("tied_gqa");
@@ -145,7 +145,7 @@ fn end_tokens() {
     assert_eq!(ids(dir.path()), [2]);
     set_key(&dir.path().join("config.json"), "eos_token_id", json!([2, 5]));
     assert_eq!(ids(dir.path()), [2, 5]);
-    // The model's own habits of generation come before its shape's.
+    // `generation_config.json` takes precedence over `config.json`.
     let generation = dir.path().join("generation_config.json");
     fs::write(&generation, "{}").unwrap();
     assert_eq!(ids(dir.path()), [2, 5]);
@@ -156,18 +156,18 @@ fn end_tokens() {
     assert_eq!(DecoderConfig::load(dir.path()).unwrap().stop_ids(&[2, 8]), [2, 7, 8]);
 }
 
-/// A change of a weight file's tensors.
+/// A modification of a weight file's tensors.
 type Change = fn(&mut BTreeMap<String, Entry>);
 
-/// A copy of `tied_gqa` whose tensors were changed.
+/// A copy of `tied_gqa` with modified tensors.
 fn changed(change: Change) -> TempDir {
     let dir = copy_of("tied_gqa");
     rewrite(&dir.path().join("model.safetensors"), change);
     dir
 }
 
-/// What transformers loads as the same model: a copy of the embedding as head, the head alone where
-/// both are tied, names of the bare decoder, buffers of old versions, shards in a folder.
+/// Layouts that transformers loads as the same model: a copy of the embedding as head, only the head
+/// of the tied pair, names of the bare decoder, buffers of old versions, shards in a folder.
 #[test]
 fn other_layouts_of_the_same_model() {
     let (device, golden) = (Device::cpu(2), Golden::load("tied_gqa"));
@@ -206,8 +206,8 @@ fn other_layouts_of_the_same_model() {
     assert_eq!(logits_of(&model, &golden), expected);
 }
 
-/// A head that was trained apart from the embedding is used, whatever the configuration says, and
-/// is still there after an export.
+/// A head trained separately from the embedding is used whatever the configuration says, and is kept
+/// by an export.
 #[test]
 fn a_stored_head_unlike_the_embedding() {
     let (device, golden) = (Device::cpu(2), Golden::load("tied_gqa"));

@@ -1,4 +1,4 @@
-//! Tests of the public interface, one file for each part.
+//! Tests of the public API, one file per part.
 
 mod bad_adapters;
 mod bad_models;

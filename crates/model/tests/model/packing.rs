@@ -1,4 +1,4 @@
-//! What must not change a result: packing, padding, threads, instruction sets.
+//! Packing, padding, threads and instruction sets must not change results.
 
 use crate::fixture::{
     Golden, Outcome, Sample, forward_backward, forward_backward_of, load, pack, relative_error,
@@ -10,7 +10,7 @@ use hone_tensor::{AdapterId, AdapterRows, Compute, Device, Isa, Philox, StepKey}
 
 const COMPUTE: [Compute; 2] = [Compute::F32, Compute::Bf16];
 
-/// `compute` with recomputation, gradients of the sum of losses.
+/// A pass in `compute` with recomputation, and gradients of the summed losses.
 fn run(
     model: &Model,
     device: &Device,
@@ -22,7 +22,7 @@ fn run(
     forward_backward(model, device, (compute, Recompute::Block), &batch, 1.0, None)
 }
 
-/// The adapted models, and two with all weights trained.
+/// The models with adapters, and two with all weights trained.
 fn models(device: &Device) -> Vec<(Golden, Model)> {
     let adapted = Golden::all().map(|golden| {
         let model = golden.adapted(device);
@@ -36,8 +36,8 @@ fn models(device: &Device) -> Vec<(Golden, Model)> {
     adapted.chain(full).collect()
 }
 
-/// Log-probabilities hold bit for bit. Gradients of parameters are sums over the tokens of a batch
-/// and round differently when the batch is cut elsewhere.
+/// Log-probabilities are bit-identical. Gradients of parameters are sums over the tokens of a batch
+/// and round differently when batches are split differently.
 #[test]
 fn packed_equals_unpacked() {
     let device = Device::cpu(2);
@@ -97,7 +97,7 @@ fn threads_and_instruction_sets_change_no_bit() {
     }
 }
 
-/// Adapters with dropout: the masks go by seed and step, not by when or where they are made.
+/// Dropout masks of adapters depend on seed and step, not on when or where they are drawn.
 #[test]
 fn dropout_is_the_same_wherever_it_is_computed() {
     let golden = Golden::load("tied_gqa");
@@ -188,7 +188,7 @@ fn check_side_by_side(golden: &Golden, model: &Model, device: &Device, pass: (Co
     assert!(num_trained.iter().all(|&n| n > 4), "{num_trained:?}");
 }
 
-/// A model and a batch large enough that every operation is cut into several tasks.
+/// A model and a batch large enough that every operation is split into several tasks.
 #[test]
 fn threads_and_instruction_sets_change_no_bit_of_a_real_step() {
     let Some(shared) = shared() else { return };
@@ -211,7 +211,7 @@ fn threads_and_instruction_sets_change_no_bit_of_a_real_step() {
     }
 }
 
-/// Every row that predicts comes first and as it was; others fill up, none of them twice.
+/// Rows with targets come first, unchanged; others pad, each at most once.
 #[test]
 fn rows_are_rounded_with_rows_that_predict_nothing() {
     let config = Golden::load("tied_gqa").adapted(&Device::cpu(1)).decoder.config;
@@ -220,7 +220,7 @@ fn rows_are_rounded_with_rows_that_predict_nothing() {
     {
         let tokens = vec![1; num_tokens];
         let positions: Vec<u32> = (0..num_tokens as u32).collect();
-        // Every third row predicts, from the first on, and then every row.
+        // Every third row from the first has a target, and then every row.
         let is_target = |i: usize| match 3 * num_targets <= num_tokens {
             true => i.is_multiple_of(3) && i / 3 < num_targets,
             false => i < num_targets,
@@ -228,7 +228,7 @@ fn rows_are_rounded_with_rows_that_predict_nothing() {
         let target = |i: usize| if is_target(i) { 5 } else { u32::MAX };
         let targets: Vec<u32> = (0..num_tokens).map(target).collect();
         let bounds = [0, num_tokens as u32];
-        let batch = Batch::new(&config, &tokens, &positions, &bounds, (&targets, u32::MAX));
+        let batch = Batch::new(&config, &tokens, &positions, &bounds, &targets, u32::MAX);
         assert_eq!(batch.num_targets, num_targets);
         let (rows, all) = (batch.rows.clone(), batch.with_rows_rounded());
         assert_eq!(

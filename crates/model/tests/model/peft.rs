@@ -1,4 +1,4 @@
-//! New adapters, and the files that PEFT and we exchange.
+//! New adapters, and exchange of adapter files with PEFT.
 
 use crate::fixture::{Golden, logits, pack};
 use hone_model::Model;
@@ -45,7 +45,7 @@ fn a_new_adapter_changes_nothing() {
         let largest = values.iter().fold(0.0f32, |max, x| max.max(x.abs()));
         assert!(largest <= bound && largest >= 0.9 * bound, "{name}: {largest} of {bound}");
     }
-    // Adapters on fewer layers start as they do among all.
+    // Adapters on fewer layers start with the same values as among all.
     let mut fewer = golden.base(&device);
     adapter::attach(&mut fewer, &device, &config(patterns(&["up_proj"])), 1).unwrap();
     assert!(params(&fewer).iter().all(|param| params(&model).contains(param)));
@@ -68,7 +68,7 @@ fn saved_and_loaded_is_the_same() {
     }
 }
 
-/// The settings that PEFT's own files had.
+/// The settings in PEFT's own files.
 #[test]
 fn settings_of_peft_files() {
     let device = Device::cpu(1);
@@ -88,7 +88,7 @@ fn settings_of_peft_files() {
     }
 }
 
-/// What PEFT reads: `target_modules` must mean the layers that have tensors, and no others.
+/// For PEFT, `target_modules` must match exactly the layers that have tensors.
 #[test]
 fn configuration_for_peft() {
     let device = Device::cpu(1);

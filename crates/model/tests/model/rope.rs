@@ -43,7 +43,7 @@ fn read(setting: &Value) -> RopeConfig {
     DecoderConfig::load(dir.path()).unwrap().ropes.remove(0)
 }
 
-/// Which of `rope_scaling` and `rope_parameters` counts where both are there, as in transformers.
+/// Which of `rope_scaling` and `rope_parameters` wins if both are present, as in transformers.
 #[test]
 fn both_objects_of_rope() {
     let read = |scaling: Value, parameters: Value| {
@@ -67,14 +67,11 @@ fn both_objects_of_rope() {
     assert_eq!(read(linear(4.0), linear(4.0)), Ok((500.0, four)));
     assert_eq!(read(json!({"type": "default"}), linear(4.0)), Ok((500.0, RopeScaling::Default)));
     let differ = read(linear(4.0), linear(2.0)).unwrap_err();
-    assert!(
-        differ.contains("`rope_scaling` says something else than `rope_parameters`"),
-        "{differ}"
-    );
+    assert!(differ.contains("`rope_scaling` contradicts `rope_parameters`"), "{differ}");
     let base = json!({"rope_type": "default", "rope_theta": 7.0});
     let lost = read(linear(4.0), base).unwrap_err();
-    assert!(lost.contains("`rope_parameters.rope_theta` is not read"), "{lost}");
-    // Zero scales are as good as absent ones.
+    assert!(lost.contains("`rope_parameters.rope_theta` is ignored"), "{lost}");
+    // Scales of zero count as absent.
     let yarn = |more: Value| {
         let mut yarn = json!({"rope_type": "yarn", "factor": 4.0});
         yarn.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());

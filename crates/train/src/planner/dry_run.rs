@@ -210,7 +210,7 @@ impl<'a> DryRun<'a> {
 
     /// Bytes that the leanest policy needs, one row of `num_tokens` at a time.
     pub(super) fn leanest(&mut self, num_tokens: usize) -> u64 {
-        let batch = Batch::of_sequence(&self.setup.config, &vec![0; num_tokens]);
+        let batch = Batch::from_sequence(&self.setup.config, &vec![0; num_tokens]);
         let batch = LabelledBatch::unlabelled(batch);
         let device = self.engine.device.clone();
         let key = StepKey::default();

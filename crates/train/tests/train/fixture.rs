@@ -241,7 +241,7 @@ impl Golden {
             tokens.extend(ids);
             bounds.push(tokens.len() as u32);
         }
-        let batch = Batch::new(&setup.config, &tokens, &positions, &bounds, (&targets, IGNORE));
+        let batch = Batch::new(&setup.config, &tokens, &positions, &bounds, &targets, IGNORE);
         let num_targets = batch.rows.len();
         (batch, num_targets)
     }

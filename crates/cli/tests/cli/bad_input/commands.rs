@@ -87,7 +87,7 @@ fn generate() {
         command(
             "no adapter",
             &["generate", "model", "--prompt", "w5", "--adapter", "nowhere"],
-            &["nowhere: adapter_config.json is not there"],
+            &["nowhere: adapter_config.json is missing"],
         ),
     ]);
 }

@@ -23,7 +23,7 @@ fn configurations() {
         train(
             "no configuration",
             |s| std::fs::remove_file(s.path("model/config.json")).unwrap(),
-            &["model/config.json", "No such file", "holds a config.json"],
+            &["model/config.json", "No such file", "contains a config.json"],
         ),
         train(
             "a missing key",
@@ -88,14 +88,14 @@ fn adapter(scene: &Scene) {
 fn adapters() {
     let case = |name, spoil, says| Case { name, spoil, arguments: EVAL, says };
     check(&[
-        case("no adapter", |_| {}, &["adapter: adapter_config.json is not there"]),
+        case("no adapter", |_| {}, &["adapter: adapter_config.json is missing"]),
         case(
             "an adapter of another kind",
             |s| {
                 adapter(s);
                 replace(s, "adapter/adapter_config.json", "\"LORA\"", "\"IA3\"");
             },
-            &["adapter/adapter_config.json", "IA3", "only LORA adapters are read"],
+            &["adapter/adapter_config.json", "IA3", "only LORA adapters are supported"],
         ),
         case(
             "a truncated adapter",
@@ -115,7 +115,7 @@ fn adapters() {
                 let file = "adapter/adapter_model.safetensors";
                 std::fs::copy(other.join(file), s.path(file)).unwrap();
             },
-            &["adapter_model.safetensors: tensor `base_model", "made for another model"],
+            &["adapter_model.safetensors: tensor `base_model", "trained for another model"],
         ),
     ]);
 }

@@ -59,7 +59,7 @@ fn tensors() {
                     header.insert("model.extra.weight".to_owned(), entry);
                 });
             },
-            &["tensor `model.extra.weight` has no place in the model"],
+            &["tensor `model.extra.weight` is not part of the model"],
         ),
         train(
             "a wrong shape",
@@ -68,7 +68,7 @@ fn tensors() {
                     header[MISSING]["shape"].as_array_mut().unwrap().reverse();
                 });
             },
-            &[MISSING, "has shape [24, 11], and config.json calls for [11, 24]"],
+            &[MISSING, "has shape [24, 11], but config.json requires [11, 24]"],
         ),
         train(
             "a wrong element type",

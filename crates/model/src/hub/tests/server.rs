@@ -1,5 +1,5 @@
-//! A hub on 127.0.0.1 that answers like the real one: commits, tags, ranges, redirects to another
-//! address for large files. One request a connection; every request is written down.
+//! A mock hub on 127.0.0.1: commits, ETags, range requests, redirects to another host for large
+//! files. One request per connection; every request is recorded.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -9,21 +9,21 @@ use std::sync::{Arc, Mutex};
 pub const REPO: &str = "acme/tiny";
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// What the hub holds and how it misbehaves.
+/// Contents of the hub, and how it misbehaves.
 #[derive(Clone, Default)]
 pub struct Site {
     pub files: BTreeMap<String, Vec<u8>>,
     /// Answers every request with this status.
     pub status: Option<u16>,
-    /// Refuses whoever does not send this token.
+    /// Refuses requests without this token.
     pub token: Option<String>,
-    /// Does not tell what files there are.
+    /// Does not list its files.
     pub no_listing: bool,
-    /// Sent in place of the true tag.
+    /// Sent instead of the true ETag.
     pub etag: Option<String>,
-    /// The first transfer of this file breaks off after so many bytes.
+    /// The first transfer of this file breaks off after this many bytes.
     pub breaks_off: Option<(String, usize)>,
-    /// Transfers of this file end early without saying so.
+    /// Transfers of this file silently end early.
     pub cuts: Option<String>,
 }
 
@@ -47,7 +47,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves until the test's process ends.
+    /// Serves until the test process ends.
     pub fn start(site: Site) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -72,7 +72,7 @@ struct Answer {
     status: u16,
     headers: String,
     body: Vec<u8>,
-    /// Announced, though the body may be shorter.
+    /// The announced length, though the body may be shorter.
     content_length: usize,
 }
 
@@ -162,7 +162,7 @@ fn info(site: &Site) -> String {
     format!("{{\"sha\": \"{COMMIT}\", \"siblings\": [{}]}}", files.join(", "))
 }
 
-/// Part of a file, as `Range: bytes=a-[b]` asks.
+/// The part of a file requested by `Range: bytes=a-[b]`.
 fn ranged(request: &Request, file: &str, headers: String, site: &mut Site) -> Answer {
     let Some(body) = site.files.get(file) else {
         return Answer::new(404, headers, Vec::new());
