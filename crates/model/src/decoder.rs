@@ -206,7 +206,7 @@ impl Decoder {
     }
 
     /// Hidden states `[t, hidden_size]` of the next tokens of several sequences. `rows` maps tokens
-    /// to sequences and their pages, `caches` (one per layer) holds what came before. Inference only.
+    /// to sequences and their pages, `caches` (one per layer) holds what precedes. Inference only.
     pub fn hidden_paged<'a>(
         &'a self,
         tape: &mut Tape<'a>,

@@ -1,7 +1,7 @@
 //! Resolves the model a user names to a local directory.
 //!
 //! A directory is used as it is. A hub name, `org/name[@revision]`, is downloaded once into the
-//! standard Hugging Face cache, which other programs share, and later found there without a request.
+//! standard Hugging Face cache, which other programs share, and found there afterwards offline.
 //! Only configuration, tokenizer and safetensors are fetched: never pickled weights, never code.
 //! The rest of this crate reads what was fetched.
 

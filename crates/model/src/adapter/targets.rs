@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 pub enum TargetModules {
     /// Every linear layer inside the blocks; not the head.
     AllLinear,
-    /// Names as in PEFT (`q_proj` matches every layer of that name, longer names match suffixes), or
+    /// Names as in PEFT (`q_proj` matches every layer of that name, longer names suffixes), or
     /// patterns with `*` over the full name.
     Patterns(Vec<String>),
 }

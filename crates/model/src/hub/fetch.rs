@@ -74,7 +74,7 @@ fn cached_commit(folder: &Path, revision: &str) -> Option<String> {
     (is_safe_name(&commit) && folder.join("snapshots").join(&commit).is_dir()).then_some(commit)
 }
 
-/// The first file that a snapshot lacks. Optional files count until the hub has reported them absent.
+/// The first file that a snapshot lacks. Optional files count unless marked absent.
 fn first_missing(
     folder: &Path,
     commit: &str,

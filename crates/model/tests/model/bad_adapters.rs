@@ -198,7 +198,8 @@ fn targets_that_match_no_layer() {
             "adapter.target_modules: `{wrong}` matches no linear layer of this model. Its linear \
              layers are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj (in 2 \
              blocks); a target is one of these names, a longer one \
-             (`layers.0.self_attn.q_proj`), a pattern with `*` over the full name (`*.layers.0.*`), or \"all-linear\""
+             (`layers.0.self_attn.q_proj`), a pattern with `*` over the full name \
+             (`*.layers.0.*`), or \"all-linear\""
         );
         assert_eq!(attach(&["q_proj", wrong]), expected);
     }

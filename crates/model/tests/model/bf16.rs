@@ -36,7 +36,7 @@ fn logits_err_no_more_than_pytorch() {
     }
 }
 
-/// The error of one parameter on one batch is noisy: it varies by a factor of three between batches,
+/// The error of one parameter on one batch is noisy: it varies threefold between batches,
 /// here and in PyTorch. So it is averaged over batches and over the parameters of a case. (Averaged
 /// over 24 batches on both sides, ours is two thirds of PyTorch's.)
 #[test]

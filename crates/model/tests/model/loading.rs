@@ -166,7 +166,7 @@ fn changed(change: Change) -> TempDir {
     dir
 }
 
-/// Layouts that transformers loads as the same model: a copy of the embedding as head, only the head
+/// Layouts that transformers loads as the same model: the embedding copied as head, only the head
 /// of the tied pair, names of the bare decoder, buffers of old versions, shards in a folder.
 #[test]
 fn other_layouts_of_the_same_model() {
@@ -206,7 +206,7 @@ fn other_layouts_of_the_same_model() {
     assert_eq!(logits_of(&model, &golden), expected);
 }
 
-/// A head trained separately from the embedding is used whatever the configuration says, and is kept
+/// A head trained separately from the embedding is used whatever the configuration says, and kept
 /// by an export.
 #[test]
 fn a_stored_head_unlike_the_embedding() {
