@@ -1,24 +1,24 @@
-//! What this machine could do at best: the yardstick of benchmarks.
+//! Peak matmul throughput of this machine, the reference for benchmarks.
 
 use crate::cpu::{Cpu, Scratch, with_scratch};
 use crate::element::DType;
 use crate::gemm::tile::{Old, Segment, Sums, Tile, int8, with_tile};
 use std::time::{Duration, Instant};
 
-/// Groups of the contraction: operands of a tile stay in the first-level cache.
+/// Groups of the contraction, few enough for the operands of a tile to stay in L1.
 const GROUPS: usize = 128;
-/// Tiles between two looks at the clock.
+/// Tiles between two readings of the clock.
 const TILES: usize = 500;
 
-/// FLOP/s (a multiply-add counted as two) of products whose operands are in the first-level cache:
-/// what a product would reach if memory and packing cost nothing. The best of `duration`.
+/// Peak FLOP/s (a multiply-add counts as two) of matmuls with operands in L1, as if memory and
+/// packing were free; the best rate measured within `duration`.
 pub fn product_rate(cpu: &Cpu, compute: DType, duration: Duration) -> f64 {
     with_tile!(cpu.isa, compute, M => {
         best_rate::<M>(cpu, M::STEP, duration, float_tiles::<M>)
     })
 }
 
-/// [`product_rate`] of 8-bit integers.
+/// Peak operations per second of int8 matmuls; see [`product_rate`].
 pub fn int8_product_rate(cpu: &Cpu, duration: Duration) -> f64 {
     with_tile!(cpu.isa, DType::Bf16, M => {
         best_rate::<M>(cpu, int8::STEP, duration, int8_tiles::<M>)
@@ -34,7 +34,7 @@ fn best_rate<M: Tile>(
     let columns = M::VECTORS * M::LANES;
     let tasks = 4 * cpu.threads();
     let flops = (2 * M::ROWS * columns * GROUPS * step * TILES * tasks) as f64;
-    // Operands of at most eight bytes a group, and sums.
+    // Operands of at most eight bytes per group, and sums.
     let bytes = 16 * (GROUPS + 2) * (columns + 1) + 8192;
     let (begun, mut best) = (Instant::now(), 0.0f64);
     while begun.elapsed() < duration {
@@ -61,7 +61,7 @@ fn int8_tiles<M: Tile>(mut scratch: Scratch<'_>) {
     let columns = M::VECTORS * M::LANES;
     let (a, scales) = (scratch.take::<i32>(GROUPS), scratch.take::<f32>(M::ROWS));
     let b = scratch.take::<i32>(int8::panel_len(GROUPS * int8::STEP, columns));
-    // What earlier tasks left there might overflow the sums.
+    // Values left by earlier tasks might overflow the sums.
     b.fill(0);
     let sums = scratch.take::<f32>(M::ROWS * columns);
     let (a, scales, b) = (a.as_ptr().cast(), scales.as_ptr(), b.as_ptr());

@@ -1,12 +1,12 @@
 //! Slice-level operations: a scalar reference, a CPU implementation, and CUDA kernels of each.
 //!
-//! One operation, one folder: `reference.rs` is the definition, written for reading and computed
-//! in `f64`; `cpu.rs` is what runs on the CPU; `kernel.cu` and `cuda.rs`, which launches it, are
-//! what runs on a GPU. [`Processor`] has a method for each and takes the one or the other. Nothing
-//! here knows tensors, devices or gradients' bookkeeping.
+//! One operation, one folder: `reference.rs` is the definition, written for clarity and computed
+//! in `f64`; `cpu.rs` is the CPU implementation; `kernel.cu` is the GPU implementation, launched by
+//! `cuda.rs`. [`Processor`] has a method for each operation and dispatches. Nothing here knows
+//! tensors, devices or the bookkeeping of gradients.
 //!
 //! Shape letters used throughout: `t` tokens, `h` hidden size, `n`/`k` output/input features of a
-//! product, `d` head dimension, `q`/`kv` query/key-value heads, `v` vocabulary, `r` adapter rank.
+//! matmul, `d` head dimension, `q`/`kv` query/key-value heads, `v` vocabulary, `r` adapter rank.
 //!
 //! On the CPU, results never depend on the number of threads or on the instruction set: every
 //! output element is produced by one task, summed in a fixed order, with fused multiply-adds

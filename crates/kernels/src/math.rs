@@ -1,8 +1,8 @@
-//! Scalar building blocks that vectorise: exponential, sigmoid, dot products and sums in lanes.
+//! Scalar building blocks that vectorise: exponential, sigmoid, dot products, sums in lanes.
 
 use crate::element::Element;
 
-/// Lanes of every reduction. Fixed, so that sums do not depend on the width of the registers.
+/// Lanes of every reduction; fixed, so that sums do not depend on the register width.
 pub const LANES: usize = 16;
 
 /// `e^x` within 2 ulp for `x` in [-87, 88]; 0 below and `e^88` above.
@@ -35,13 +35,13 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// Sum of the lanes in a fixed tree.
+/// Sum of the lanes, as a fixed tree.
 #[inline(always)]
 pub fn sum_lanes(lanes: [f32; LANES]) -> f32 {
     fold_lanes(lanes, |x, y| x + y)
 }
 
-/// Halves the lanes until one is left; in arrays, which stay in registers.
+/// Halves the lanes until one is left, in arrays that stay in registers.
 #[inline(always)]
 fn fold_lanes(lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     let eight: [f32; 8] = std::array::from_fn(|i| f(lanes[i], lanes[i + 8]));
@@ -95,11 +95,11 @@ pub fn dot3<X: Element, Z: Element>(x: &[X], y: &[f32], z: &[Z]) -> f32 {
     sum_lanes(lanes)
 }
 
-/// Elements of a row that [`weighted_sums`] takes together.
+/// Elements of a row that [`weighted_sums`] processes at a time.
 pub(crate) const BLOCK: usize = 64;
 
-/// Calls `body(start, sums)` with the elements from `start` on of `Σ factor · row`, a block at a
-/// time: so rows of `width` are added along themselves, and sums stay in registers.
+/// Computes `Σ factor · row` over rows of `width`, calling `body(start, sums)` for each block of
+/// elements, so that sums stay in registers.
 #[inline(always)]
 pub fn weighted_sums<'a>(
     width: usize,
@@ -116,7 +116,7 @@ pub fn weighted_sums<'a>(
     }
 }
 
-/// Greatest element; `-inf` when empty. NaN elements are passed over.
+/// Largest element; `-inf` if empty. NaN elements are ignored.
 #[inline(always)]
 pub fn max(x: &[f32]) -> f32 {
     let greater = |m: f32, v: f32| if v > m { v } else { m };

@@ -5,7 +5,7 @@ use crate::format::{Packed, Storage};
 use memmap2::MmapMut;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 
-/// Alignment of every region and of every block inside the arena: one cache line.
+/// Alignment of regions and of blocks inside the arena: one cache line.
 pub const ALIGNMENT: usize = 64;
 
 /// A fixed range of zeroed memory aligned to [`ALIGNMENT`], shared by disjoint blocks.
@@ -13,12 +13,12 @@ pub const ALIGNMENT: usize = 64;
 pub struct Region {
     start: *mut u8,
     len: usize,
-    /// Where the memory came straight from the system.
+    /// The mapping, if the memory came directly from the system.
     map: Option<MmapMut>,
 }
 
-/// Regions from this size on come straight from the system: touching them costs nothing before
-/// they are used, and large pages make that cheaper too.
+/// Regions of at least this size are mapped directly: pages cost nothing before they are used, and
+/// huge pages are possible.
 const LARGE: usize = 1 << 20;
 
 // SAFETY: `Region` gives access only through `bytes` and `bytes_mut`, whose callers promise not to
@@ -28,7 +28,7 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// `len` zeroed bytes. Pages of a large region are provided when they are first touched.
+    /// `len` zeroed bytes. Pages of a large region are allocated on first touch.
     ///
     /// # Panics
     /// If the system has no more memory.
@@ -39,7 +39,7 @@ impl Region {
         if len >= LARGE {
             let mut map = MmapMut::map_anon(len)
                 .unwrap_or_else(|error| panic!("cannot get {len} bytes of memory: {error}"));
-            // A wish: where the system knows no large pages, small ones do.
+            // Best effort: falls back to small pages.
             #[cfg(target_os = "linux")]
             let _ = map.advise(memmap2::Advice::HugePage);
             return Self { start: map.as_mut_ptr(), len, map: Some(map) };
@@ -104,8 +104,8 @@ impl Drop for Region {
     }
 }
 
-/// Gives memory that was freed back to the system, so that what the process occupies is what it
-/// uses. Does nothing where the C library is not glibc.
+/// Returns freed memory to the system, so that resident memory reflects actual use. Does nothing
+/// with C libraries other than glibc.
 pub fn release_free_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
@@ -114,14 +114,14 @@ pub fn release_free_memory() {
     }
 }
 
-/// Bytes as `len` elements in rows of `cols`; `None` if they are not aligned, or more or fewer than
-/// the elements take.
+/// Views bytes as `len` elements in rows of `cols`; `None` if they are misaligned or their number
+/// does not match.
 pub fn view(
     bytes: &[u8],
     storage: impl Into<Storage>,
     (len, cols): (usize, usize),
 ) -> Option<View<'_>> {
-    // SAFETY: every bit pattern is a value of these types; `align_to` keeps to alignment.
+    // SAFETY: every bit pattern is a value of these types; `align_to` respects alignment.
     let view = unsafe {
         match storage.into() {
             Storage::Float(DType::F32) => whole(bytes.align_to()).map(View::F32),
@@ -133,10 +133,10 @@ pub fn view(
     view.filter(|view| view.len() == len)
 }
 
-/// Bytes as elements of `dtype`, to write.
+/// Views bytes as elements of `dtype`, for writing.
 ///
 /// # Panics
-/// If the bytes are not aligned, not a whole number of elements, or `dtype` is for reading only.
+/// If the bytes are misaligned, not a whole number of elements, or `dtype` is read-only.
 pub fn view_mut(bytes: &mut [u8], dtype: DType) -> ViewMut<'_> {
     // SAFETY: as in `view`.
     let (before, after, view) = unsafe {
@@ -156,10 +156,10 @@ pub fn view_mut(bytes: &mut [u8], dtype: DType) -> ViewMut<'_> {
     view
 }
 
-/// Bytes as `f16`, to write, as weights are once.
+/// Views bytes as `f16`, for writing weights on load.
 ///
 /// # Panics
-/// If the bytes are not aligned or not a whole number of elements.
+/// If the bytes are misaligned or not a whole number of elements.
 pub fn f16_mut(bytes: &mut [u8]) -> &mut [f16] {
     // SAFETY: as in `view`.
     let (before, elements, after) = unsafe { bytes.align_to_mut() };
@@ -167,7 +167,7 @@ pub fn f16_mut(bytes: &mut [u8]) -> &mut [f16] {
     elements
 }
 
-/// The elements as bytes in the machine's order.
+/// The elements as bytes, in native byte order.
 pub fn bytes_of(view: View<'_>) -> &[u8] {
     if let View::Packed(packed) = view {
         return packed.bytes();

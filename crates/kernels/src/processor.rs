@@ -1,10 +1,10 @@
-//! What operations run on.
+//! The processor that operations run on.
 
 use crate::cpu::Cpu;
 use crate::cuda::Gpu;
 
-/// A processor. Each operation's folder adds its methods; slices given to them are in the
-/// processor's own memory.
+/// A CPU or a GPU. The folder of each operation adds its methods, whose arguments must be in this
+/// processor's memory.
 pub enum Processor {
     /// Threads of the CPU.
     Cpu(Cpu),
@@ -22,7 +22,7 @@ pub enum Target {
 }
 
 impl Processor {
-    /// Begins an operation: what is left of the one before may be overwritten.
+    /// Begins an operation; scratch memory of the previous one may be overwritten.
     pub fn begin(&self) {
         if let Self::Cuda(gpu) = self {
             gpu.begin_operation();

@@ -9,7 +9,7 @@
 pub struct Philox {
     key: [u32; 2],
     stream: u64,
-    /// What positions are counted from.
+    /// Offset added to positions.
     first: u64,
 }
 
@@ -19,17 +19,17 @@ impl Philox {
         Self { key: [seed as u32, (seed >> 32) as u32], stream, first: 0 }
     }
 
-    /// The numbers of an adapter's dropout in a micro-batch of a step. No two of them overlap while
-    /// positions are below 2^40, and adapters and micro-batches below 2^28: the lower halves of
-    /// their numbers are in the stream, the others above the position.
-    pub fn of_dropout(seed: u64, step: u64, micro_batch: u32, adapter: u32) -> Self {
+    /// The numbers for an adapter's dropout in a micro-batch of a step. They do not overlap as long
+    /// as positions are below 2^40, and adapters and micro-batches below 2^28: the low 16 bits of
+    /// both are part of the stream, the rest are above the position.
+    pub fn for_dropout(seed: u64, step: u64, micro_batch: u32, adapter: u32) -> Self {
         assert!(micro_batch < 1 << 28 && adapter < 1 << 28, "streams would overlap");
         let low = u64::from(micro_batch & 0xffff) << 16 | u64::from(adapter & 0xffff);
         let high = u64::from(micro_batch >> 16) << 12 | u64::from(adapter >> 16);
         Self { first: high << 40, ..Self::new(seed, step << 32 | low) }
     }
 
-    /// Key, stream and first position, which kernels on a GPU read in this order.
+    /// Key, stream and offset, in the order in which CUDA kernels read them.
     pub(crate) fn parts(&self) -> ([u32; 2], u64, u64) {
         (self.key, self.stream, self.first)
     }
@@ -40,7 +40,7 @@ impl Philox {
         self.words_at([position]).map(|[word]| word)
     }
 
-    /// Words `0..4` at each of the positions.
+    /// The four words at each of the positions.
     #[inline(always)]
     fn words_at<const N: usize>(&self, positions: [u64; N]) -> [[u32; N]; 4] {
         let positions = positions.map(|position| self.first + position);
@@ -53,8 +53,8 @@ impl Philox {
         philox4x32_10(counters, self.key)
     }
 
-    /// The words of as many positions from `first` on as fill `words`, in lanes, which the compiler
-    /// makes vectors of. `words` holds a multiple of 64; those left over stay as they are.
+    /// Fills `words` with the words of consecutive positions from `first` on, in lanes, which the
+    /// compiler vectorises. Words beyond the last multiple of 64 are left unchanged.
     #[inline(always)]
     pub(crate) fn fill_words(&self, first: u64, words: &mut [u32]) {
         for (block, words) in words.chunks_exact_mut(4 * LANES).enumerate() {
@@ -83,7 +83,7 @@ impl Philox {
     }
 }
 
-/// Positions that are drawn together.
+/// Positions computed at a time.
 const LANES: usize = 16;
 
 /// A word as a number in `[0, 1)`, a multiple of 2^-24.
@@ -92,7 +92,7 @@ pub(crate) fn unit(word: u32) -> f32 {
     (word >> 8) as f32 * (1.0 / 16_777_216.0)
 }
 
-/// As many counters at once as there are lanes.
+/// Encrypts one counter per lane.
 #[inline(always)]
 fn philox4x32_10<const N: usize>(mut counters: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N]; 4] {
     for _ in 0..10 {
@@ -127,18 +127,18 @@ mod tests {
         );
     }
 
-    /// Numbers above 65,535, too, and the streams of runs before there were such.
+    /// Including numbers above 65,535; streams of numbers below must stay as in earlier versions.
     #[test]
     fn dropout_of_different_adapters_and_micro_batches_does_not_overlap() {
         let numbers = [0, 1, 0xffff, 0x1_0000, 0x1_0001, 0xfff_ffff];
         let pairs = numbers.iter().flat_map(|&micro| numbers.map(|adapter| (micro, adapter)));
         let mut found = std::collections::HashSet::new();
         for (micro_batch, adapter) in pairs {
-            let random = Philox::of_dropout(3, 5, micro_batch, adapter);
+            let random = Philox::for_dropout(3, 5, micro_batch, adapter);
             assert!(found.insert(random.words(7)), "{micro_batch}, {adapter}");
         }
         let before = Philox::new(3, 5 << 32 | 9 << 16 | 4);
-        assert_eq!(Philox::of_dropout(3, 5, 9, 4), before);
+        assert_eq!(Philox::for_dropout(3, 5, 9, 4), before);
     }
 
     #[test]

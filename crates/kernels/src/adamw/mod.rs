@@ -25,7 +25,7 @@ impl Processor {
     }
 }
 
-/// What an update reads and writes of one parameter; all f32 and of one length.
+/// A parameter with its gradient and moments; all f32 and of one length.
 pub struct Parameter<'a> {
     /// The parameter.
     pub value: ViewMut<'a>,
@@ -37,7 +37,7 @@ pub struct Parameter<'a> {
     pub v: ViewMut<'a>,
 }
 
-/// Everything of one update that is the same for all parameters.
+/// Settings of an update, shared by all parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct Update {
     /// Learning rate of this step.
@@ -46,13 +46,13 @@ pub struct Update {
     pub beta1: f64,
     /// Decay of the second moment.
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub epsilon: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Number of this step, from 1.
     pub step: u64,
-    /// What gradients are multiplied by first (clipping).
+    /// Factor applied to gradients first (clipping).
     pub gradient_scale: f32,
 }
 
@@ -63,7 +63,7 @@ impl Update {
         (power(self.beta1), power(self.beta2))
     }
 
-    /// What is computed once, in f64: `1 - 0.999` in f32 is off by 5e-5.
+    /// Factors computed once in f64: `1 - 0.999` in f32 is off by 5e-5.
     fn factors(&self) -> Factors {
         let (correction1, correction2) = self.bias_corrections();
         Factors {
@@ -79,16 +79,16 @@ impl Update {
     }
 }
 
-/// Factors of an update in the precision that elements are updated in.
+/// Factors of an update in the precision of the elements.
 struct Factors {
     b1: f32,
     rest1: f32,
     b2: f32,
     rest2: f32,
-    /// Of the parameter, after decay.
+    /// Factor of the parameter: one minus its decay.
     keep: f32,
     step_size: f32,
-    /// Root of the second moment's correction.
+    /// Square root of the bias correction of the second moment.
     root2: f32,
     epsilon: f32,
 }

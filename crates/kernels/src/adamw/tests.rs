@@ -37,7 +37,7 @@ fn ten_steps_agree_with_the_reference() {
     }
 }
 
-/// Arrays of all lengths around a block's share, one launch, against the CPU.
+/// Arrays with lengths around the size of a chunk, in one launch, against the CPU.
 #[test]
 fn a_gpu_updates_many_parameters_at_once() {
     let Some(gpu) = Gpu::for_tests() else { return };

@@ -1,31 +1,31 @@
-//! Instruction sets: found once, chosen at run time, forcible through `HONE_ISA`.
+//! Instruction sets: detected once, dispatched at run time, overridden with `HONE_ISA`.
 //!
-//! Kernels are plain Rust inside an [`Kernel::run`] marked `#[inline(always)]`; running one through
-//! [`Isa::run`] compiles that body once per instruction set. All of them give the same bits,
-//! because they use the same fused multiply-adds in the same order.
+//! Kernels are plain Rust inside a [`Kernel::run`] marked `#[inline(always)]`; [`Isa::run`] builds
+//! that body once per instruction set. All give the same bits, because they perform the same
+//! operations in the same order.
 
 use std::sync::OnceLock;
 
 /// An instruction set that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
-    /// Plain Rust, for what every machine of this architecture has.
+    /// Plain Rust, for the baseline of this architecture.
     Scalar,
     /// AVX2 with FMA.
     Avx2,
     /// AVX-512 F, BW, DQ, VL.
     Avx512,
-    /// The same with BF16 and VNNI, which speed up matrix products.
+    /// AVX-512 with BF16 and VNNI, which speed up matmuls.
     Avx512Bf16,
-    /// NEON, which every AArch64 machine has; with dot products of bytes where it has them.
+    /// NEON, which every AArch64 machine has; with byte dot products if available.
     Neon,
 }
 
-/// A computation to be compiled for each instruction set.
+/// A computation that is compiled for each instruction set.
 pub(crate) trait Kernel {
-    /// What it returns.
+    /// Type of the result.
     type Output;
-    /// The computation. Implementations, and all they call in hot loops, are `#[inline(always)]`.
+    /// The computation. Implementations and everything in their hot loops are `#[inline(always)]`.
     fn run(self) -> Self::Output;
 }
 
@@ -42,12 +42,12 @@ impl<F: FnOnce()> Kernel for Apply<F> {
 }
 
 impl Isa {
-    /// The best set of this machine, or the one named by `HONE_ISA` (`scalar`, `avx2`, `avx512`,
-    /// `avx512bf16`, `neon`).
+    /// The best instruction set of this machine, or the one named by `HONE_ISA` (`scalar`, `avx2`,
+    /// `avx512`, `avx512bf16`, `neon`).
     ///
     /// # Panics
-    /// If `HONE_ISA` names a set which is unknown or which this machine lacks: it is a switch for
-    /// tests, and a test that silently ran something else would prove nothing.
+    /// If `HONE_ISA` names a set that is unknown or unavailable: it is a switch for tests, and a
+    /// test that silently ran something else would prove nothing.
     pub fn detect() -> Self {
         static FOUND: OnceLock<Isa> = OnceLock::new();
         *FOUND.get_or_init(|| {
@@ -61,7 +61,7 @@ impl Isa {
         })
     }
 
-    /// The sets this machine can run, worst first.
+    /// The instruction sets this machine can run, slowest first.
     pub fn available() -> Vec<Self> {
         let mut found = vec![Isa::Scalar];
         #[cfg(target_arch = "aarch64")]
@@ -102,7 +102,7 @@ impl Isa {
     #[inline(always)]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
-            // What NEON adds is in every kernel that is compiled for AArch64.
+            // NEON is part of the AArch64 baseline.
             Isa::Scalar | Isa::Neon => kernel.run(),
             // SAFETY: `Cpu::with_isa` has checked that the machine has the features, and kernels
             // take the set from a `Cpu`.

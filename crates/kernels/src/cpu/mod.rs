@@ -1,4 +1,4 @@
-//! The CPU as kernels see it: an instruction set and a pool of threads.
+//! The CPU as kernels see it: an instruction set and a thread pool.
 
 mod isa;
 mod pool;
@@ -11,7 +11,7 @@ pub use pool::Pool;
 pub(crate) use scratch::{Plain, Scratch, reinterpret, with_scratch};
 pub use split::Split;
 
-/// Asks for the cache lines of `slice` to be fetched for writing, where the processor can be asked.
+/// Prefetches the cache lines of `slice` for writing, on architectures that support it.
 #[inline(always)]
 pub(crate) fn prefetch_for_writing<T>(slice: &[T]) {
     #[cfg(target_arch = "x86_64")]
@@ -24,7 +24,7 @@ pub(crate) fn prefetch_for_writing<T>(slice: &[T]) {
     let _ = slice;
 }
 
-/// What a CPU kernel runs on.
+/// The instruction set and threads that CPU kernels run on.
 pub struct Cpu {
     /// Instruction set in use.
     pub(crate) isa: Isa,
@@ -33,12 +33,12 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// A CPU with `threads` threads (the calling one included) and the best instruction set.
+    /// A CPU with `threads` threads (including the caller) and the best instruction set.
     pub fn new(threads: usize) -> Self {
         Self::with_isa(threads, Isa::detect())
     }
 
-    /// The same with a given instruction set, which this machine must have.
+    /// A CPU with `threads` threads and a given instruction set.
     ///
     /// # Panics
     /// If the machine lacks `isa`.
@@ -52,15 +52,15 @@ impl Cpu {
         self.isa
     }
 
-    /// Number of threads, the calling one included.
+    /// Number of threads, including the caller.
     pub fn threads(&self) -> usize {
         self.pool.threads()
     }
 
-    /// Calls `body(row, out_row)` for each row of `out`, rows spread over the threads.
+    /// Calls `body(row, out_row)` for each row of `out`, in parallel.
     ///
-    /// `width` is the length of a row; `cost` the elements touched per row, which sets how many
-    /// rows make a task worth handing out.
+    /// `width` is the length of a row; `cost` is the number of elements touched per row, which
+    /// determines how many rows form a task.
     pub fn rows<T: Send>(
         &self,
         out: &mut [T],
@@ -80,8 +80,8 @@ impl Cpu {
     }
 }
 
-/// Rows which together touch about 16,000 elements: some microseconds, well above the cost of
-/// handing out a task.
+/// Rows that together touch about 16,000 elements: a few microseconds, well above the overhead of a
+/// task.
 pub fn rows_per_task(cost: usize) -> usize {
     (16_384 / cost.max(1)).max(1)
 }

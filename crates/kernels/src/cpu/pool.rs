@@ -1,8 +1,8 @@
-//! A small static pool of threads.
+//! A small static thread pool.
 //!
-//! A training step hands out thousands of tasks of some tens of microseconds. Workers therefore
-//! spin for a while before they sleep: a spinning worker starts in about 0.1 µs, a sleeping one in
-//! about 20 µs. Which thread runs a task is left to chance; results must not depend on it.
+//! A training step runs thousands of tasks of some tens of microseconds. Workers therefore spin for
+//! a while before they sleep: a spinning worker starts in about 0.1 µs, a sleeping one in about
+//! 20 µs. Any thread may run a task; results must not depend on which.
 
 use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 const SPIN: Duration = Duration::from_micros(60);
 
 thread_local! {
-    /// Whether this thread runs a task: a job inside one would wait for itself.
+    /// Whether this thread is running a task: a nested job would deadlock.
     static IN_TASK: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -27,11 +27,11 @@ struct Job {
 }
 
 struct Shared {
-    /// Number of jobs posted so far; a change tells the workers that `job` is new.
+    /// Number of jobs posted so far; a change signals a new `job` to the workers.
     posted: AtomicUsize,
     job: UnsafeCell<Option<Job>>,
     next_task: AtomicUsize,
-    /// Workers that have left the present job.
+    /// Workers that have left the current job.
     finished: AtomicUsize,
     panicked: AtomicBool,
     stop: AtomicBool,
@@ -40,22 +40,22 @@ struct Shared {
 }
 
 // SAFETY: `job` is written only by `Pool::run` while no worker reads it: before `posted` is
-// raised (Release), and after every worker has raised `finished` for the job before.
+// incremented (Release), and after every worker has incremented `finished` for the previous job.
 unsafe impl Sync for Shared {}
 
 /// A fixed set of threads that run the tasks of one job at a time.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// Held while a job runs, so that two callers take turns.
-    turn: Mutex<()>,
+    /// Held while a job runs, to serialise callers.
+    running: Mutex<()>,
 }
 
 impl Pool {
-    /// `threads` counts the calling thread: one means that everything runs on the caller.
+    /// A pool of `threads` threads, including the caller: with one, everything runs on the caller.
     ///
     /// # Panics
-    /// If the system refuses a thread.
+    /// If the system refuses to start a thread.
     pub fn new(threads: usize) -> Self {
         let shared = Arc::new(Shared {
             posted: AtomicUsize::new(0),
@@ -76,16 +76,16 @@ impl Pool {
                     .expect("the system refused to start a thread")
             })
             .collect();
-        Self { shared, workers, turn: Mutex::new(()) }
+        Self { shared, workers, running: Mutex::new(()) }
     }
 
-    /// Number of threads, the calling one included.
+    /// Number of threads, including the caller.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
-    /// Runs `task(0) … task(num_tasks - 1)`, each once, and returns when all are done. Inside a
-    /// task of a pool everything runs on that task's thread.
+    /// Runs `task(0) … task(num_tasks - 1)`, each once, and returns when all are done. A call from
+    /// inside a task runs everything on that task's thread.
     ///
     /// # Panics
     /// If a task panics.
@@ -94,7 +94,7 @@ impl Pool {
             (0..num_tasks).for_each(task);
             return;
         }
-        let _turn = self.turn.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _running = self.running.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         // SAFETY: only the lifetime changes, and this function returns (or unwinds) only after
         // every worker has reported that it no longer uses the closure.
         let task = unsafe { std::mem::transmute::<Task<'_>, Task<'static>>(task) };
@@ -113,7 +113,7 @@ impl Pool {
     fn post(&self, job: Job) {
         self.shared.next_task.store(0, Ordering::Relaxed);
         self.shared.finished.store(0, Ordering::Relaxed);
-        // SAFETY: all workers have finished the job before, so nobody reads.
+        // SAFETY: all workers have finished the previous job, so none reads.
         unsafe { *self.shared.job.get() = Some(job) };
         let sleepers = self.shared.sleepers.lock().expect("no panic while counting sleepers");
         self.shared.posted.fetch_add(1, Ordering::Release);
@@ -139,7 +139,7 @@ impl Drop for Pool {
 
 impl Shared {
     fn drain(&self, job: Job) {
-        /// Over also where a task panics.
+        /// Resets the flag even if a task panics.
         struct InTask;
         impl Drop for InTask {
             fn drop(&mut self) {
@@ -186,8 +186,8 @@ fn work(shared: &Shared) {
         if shared.stop.load(Ordering::Relaxed) {
             return;
         }
-        // SAFETY: `posted` was raised after `job` was written, and `job` is not written again
-        // before this worker raises `finished`.
+        // SAFETY: `posted` was incremented after `job` was written, and `job` is not written again
+        // before this worker increments `finished`.
         let job = unsafe { *shared.job.get() }.expect("a job was posted");
         if catch_unwind(AssertUnwindSafe(|| shared.drain(job))).is_err() {
             shared.panicked.store(true, Ordering::Relaxed);

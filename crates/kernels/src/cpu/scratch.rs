@@ -1,4 +1,4 @@
-//! Memory that each thread keeps for packed operands and sums.
+//! Per-thread scratch memory for packed operands and sums.
 
 use crate::element::bf16;
 use std::cell::RefCell;
@@ -15,7 +15,7 @@ struct Line(#[allow(dead_code)] [u8; 64]);
 /// A type for which every bit pattern is a value.
 ///
 /// # Safety
-/// That it is so, and that its alignment is at most 64.
+/// Every bit pattern must be valid, and the alignment must be at most 64.
 pub(crate) unsafe trait Plain: Copy {}
 // SAFETY: floating-point numbers and integers have no invalid patterns.
 unsafe impl Plain for f32 {}
@@ -26,7 +26,7 @@ unsafe impl Plain for i32 {}
 // SAFETY: as above.
 unsafe impl Plain for u8 {}
 
-/// The same memory as elements of another type, as many as it holds.
+/// Reinterprets a slice as elements of another type, as many as fit.
 pub(crate) fn reinterpret<E: Plain>(x: &mut [f32]) -> &mut [E] {
     const { assert!(align_of::<E>() <= align_of::<f32>()) };
     let len = size_of_val(x) / size_of::<E>();
@@ -34,12 +34,12 @@ pub(crate) fn reinterpret<E: Plain>(x: &mut [f32]) -> &mut [E] {
     unsafe { std::slice::from_raw_parts_mut(x.as_mut_ptr().cast(), len) }
 }
 
-/// Memory of the present task, to be taken piece by piece.
+/// Scratch memory of the current task, a bump allocator.
 #[derive(Default)]
 pub(crate) struct Scratch<'a>(&'a mut [Line]);
 
-/// Lends a task `bytes` of its thread's memory; what is in it is left from earlier tasks. Tasks do
-/// not nest.
+/// Runs `body` with `bytes` of its thread's scratch memory, whose contents are left over from
+/// earlier tasks. Calls must not nest.
 pub(crate) fn with_scratch<R>(bytes: usize, body: impl FnOnce(Scratch<'_>) -> R) -> R {
     LINES.with_borrow_mut(|lines| {
         let count = bytes.div_ceil(64);
@@ -51,15 +51,15 @@ pub(crate) fn with_scratch<R>(bytes: usize, body: impl FnOnce(Scratch<'_>) -> R)
 }
 
 impl<'a> Scratch<'a> {
-    /// The same memory for a while, to be taken again afterwards.
+    /// Reborrows the memory, which can be allocated again afterwards.
     pub fn lend(&mut self) -> Scratch<'_> {
         Scratch(self.0)
     }
 
-    /// `len` elements, aligned to a cache line.
+    /// Allocates `len` elements, aligned to a cache line.
     ///
     /// # Panics
-    /// If less than that is left.
+    /// If not enough memory is left.
     pub fn take<E: Plain>(&mut self, len: usize) -> &'a mut [E] {
         let count = (len * size_of::<E>()).div_ceil(64);
         let (lines, rest) = std::mem::take(&mut self.0).split_at_mut(count);

@@ -1,8 +1,8 @@
-//! A slice that several tasks write at once, each its own part.
+//! A slice whose disjoint parts are written by several tasks.
 
 use std::marker::PhantomData;
 
-/// Shares a unique slice between tasks that write disjoint parts of it.
+/// Shares a mutable slice between tasks that write disjoint parts of it.
 pub struct Split<'a, T> {
     start: *mut T,
     len: usize,
@@ -15,7 +15,7 @@ unsafe impl<T: Send> Sync for Split<'_, T> {}
 unsafe impl<T: Send> Send for Split<'_, T> {}
 
 impl<'a, T> Split<'a, T> {
-    /// Takes the slice for as long as `self` lives.
+    /// Borrows the slice for as long as `self` lives.
     pub fn new(slice: &'a mut [T]) -> Self {
         Self { start: slice.as_mut_ptr(), len: slice.len(), lifetime: PhantomData }
     }

@@ -1,4 +1,4 @@
-//! Element by element, the four of one counter by one thread.
+//! Launches with one thread per counter, which gives four elements.
 
 use super::Mask;
 use crate::cuda::{Address, Gpu, Launch, Slice, Source, args};
@@ -32,8 +32,8 @@ pub(super) fn add_masked(gpu: &Gpu, mask: Mask, d_y: Slice<'_>, d_x: Slice<'_>) 
     gpu.launch(&SOURCE, &kernel, at, args![random, own, mask.probability, d_y, d_x, d_y.len()]);
 }
 
-/// Which random numbers they are: what differs from step to step, in memory, and the last bits of
-/// the stream, which the masks of a pass differ in.
+/// The key of the random numbers: the part that changes from step to step, in GPU memory, and the
+/// low bits of the stream, which distinguish the masks of a pass.
 fn random(gpu: &Gpu, mask: Mask) -> (Address, u32) {
     let ([low, high], stream, first) = mask.random.parts();
     let (own, of_pass) = (stream as u32 & 0xffff, stream as u32 & !0xffff);

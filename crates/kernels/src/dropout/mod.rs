@@ -25,7 +25,7 @@ impl Processor {
     }
 }
 
-/// Which elements are kept, and by what they are multiplied.
+/// A dropout mask.
 #[derive(Clone, Copy, Debug)]
 pub struct Mask {
     /// Source of the decisions; element `i` uses position `i`.
@@ -35,7 +35,7 @@ pub struct Mask {
 }
 
 impl Mask {
-    /// What element `i` is multiplied by: `0` or `1 / (1 - probability)`.
+    /// Multiplier of element `i`: `0` or `1 / (1 - probability)`.
     #[inline(always)]
     pub fn factor(&self, i: usize) -> f32 {
         let kept = self.random.uniform(i as u64) >= self.probability;
@@ -53,7 +53,7 @@ pub fn add_masked(cpu: &Cpu, mask: Mask, d_y: &[f32], d_x: ViewMut<'_>) {
     with_elements!(mut d_x, d_x => masked(cpu, mask, d_y, d_x, true));
 }
 
-/// Elements of a task, and of a block whose factors are drawn together.
+/// Elements per task, and per block whose random numbers are drawn at once.
 const CHUNK: usize = 2048;
 const BLOCK: usize = 256;
 
@@ -75,7 +75,7 @@ struct Masked<'a, X, Y> {
     start: usize,
     x: &'a [X],
     y: &'a mut [Y],
-    /// Whether `y` is added to.
+    /// Whether to accumulate into `y`.
     add: bool,
 }
 

@@ -1,6 +1,6 @@
 //! Element types and runtime-typed slices.
 //!
-//! Other crates speak of types at run time ([`DType`], [`View`]); generics stay inside this crate.
+//! Other crates handle types at run time ([`DType`], [`View`]); generics stay inside this crate.
 
 pub use half::{bf16, f16};
 
@@ -10,14 +10,14 @@ pub use slice::{Address, Slice};
 
 use crate::format::{Packed, Storage};
 
-/// Type of floats that are computed with.
+/// Floating-point type that kernels compute with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DType {
     /// IEEE 754 binary32.
     F32,
     /// bfloat16: the upper half of a binary32.
     Bf16,
-    /// IEEE 754 binary16; on the CPU weights only.
+    /// IEEE 754 binary16; on the CPU only for weights.
     F16,
 }
 
@@ -30,7 +30,7 @@ impl DType {
         }
     }
 
-    /// Bytes of an array of that shape.
+    /// Size in bytes of an array of this shape.
     pub fn num_bytes(self, shape: &[usize]) -> usize {
         shape.iter().product::<usize>() * self.size()
     }
@@ -44,7 +44,7 @@ impl DType {
         }
     }
 
-    /// The word for it in kernels.
+    /// Its name in CUDA sources.
     pub(crate) const fn in_kernels(self) -> &'static str {
         match self {
             DType::F32 => "float",
@@ -54,7 +54,7 @@ impl DType {
     }
 }
 
-/// A number that kernels read and write through `f32`.
+/// A number that kernels read and write as `f32`.
 pub trait Element: Copy + Send + Sync + 'static {
     /// The value, exactly.
     fn to_f32(self) -> f32;
@@ -73,7 +73,7 @@ impl Element for f32 {
     }
 }
 
-// The conversions of `half` branch or call out; these are selects and shifts, so loops over them
+// Conversions in `half` branch or call functions; these are selects and shifts, so loops over them
 // vectorise.
 impl Element for bf16 {
     #[inline(always)]
@@ -105,7 +105,7 @@ impl Element for f16 {
     }
 }
 
-/// Elements of an array, read through `f32`.
+/// Elements of an array, read as `f32`.
 pub(crate) trait Elements: Copy + Sync {
     /// Element `index`.
     fn at(&self, index: usize) -> f32;
@@ -127,9 +127,9 @@ pub enum View<'a> {
     Bf16(&'a [bf16]),
     /// `f16` elements.
     F16(&'a [f16]),
-    /// Weights in a format.
+    /// Packed weights.
     Packed(Packed<'a>),
-    /// Elements of any type in a GPU's memory.
+    /// Elements of any type in GPU memory.
     Cuda(Slice<'a>),
 }
 
@@ -140,24 +140,24 @@ pub enum ViewMut<'a> {
     F32(&'a mut [f32]),
     /// `bf16` elements.
     Bf16(&'a mut [bf16]),
-    /// Elements of any type in a GPU's memory.
+    /// Elements of any type in GPU memory.
     Cuda(Slice<'a>),
 }
 
-/// What the CPU says to elements that it cannot reach: a mistake of the caller's.
+/// Panics because a CPU kernel was given GPU memory, a bug in the caller.
 #[cold]
 pub(crate) fn out_of_reach() -> ! {
     panic!("the CPU cannot read a GPU's memory")
 }
 
-/// What operations on floats say to packed weights: a mistake of the caller's.
+/// Panics because an operation on floats was given packed weights, a bug in the caller.
 #[cold]
 pub(crate) fn not_floats(name: &str) -> ! {
     panic!("expected floats, found {name}")
 }
 
-/// Runs `$body` with `$name` bound to what is inside a [`View`] or [`ViewMut`]: a slice of floats,
-/// or with `any` also [`Packed`], which elsewhere is a mistake of the caller's.
+/// Runs `$body` with `$name` bound to the contents of a [`View`] or [`ViewMut`]: a slice of floats,
+/// or, only with `any`, a [`Packed`] matrix.
 macro_rules! with_elements {
     (any $view:expr, $name:ident => $body:expr) => {
         match $view {
@@ -204,7 +204,7 @@ impl<'a> View<'a> {
         self.len() == 0
     }
 
-    /// How the elements are held.
+    /// Storage format of the elements.
     pub fn storage(&self) -> Storage {
         match self {
             View::F32(_) => DType::F32.into(),
@@ -224,10 +224,10 @@ impl<'a> View<'a> {
         storage.float().unwrap_or_else(|| panic!("expected floats, found {}", storage.name()))
     }
 
-    /// The elements in a GPU's memory.
+    /// The elements in GPU memory.
     ///
     /// # Panics
-    /// If they are in the CPU's.
+    /// If they are in host memory.
     pub(crate) fn cuda(self) -> Slice<'a> {
         match self {
             View::Cuda(slice) => slice,
@@ -235,10 +235,10 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The slice, which must hold `f32`.
+    /// The slice of `f32`.
     ///
     /// # Panics
-    /// If it holds anything else.
+    /// If the elements have another type.
     pub fn f32(self) -> &'a [f32] {
         match self {
             View::F32(x) => x,
@@ -247,7 +247,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Length of the rows of packed weights; all elements where they are floats.
+    /// Length of a row of packed weights; the number of elements if they are floats.
     pub(crate) fn cols(&self) -> usize {
         match self {
             View::Packed(packed) => packed.cols(),
@@ -259,7 +259,7 @@ impl<'a> View<'a> {
     /// The packed weights.
     ///
     /// # Panics
-    /// If it holds floats.
+    /// If the elements are floats.
     pub fn packed(self) -> Packed<'a> {
         match self {
             View::Packed(packed) => packed,
@@ -268,10 +268,10 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The elements `start..start + len`, which are floats.
+    /// The elements `start..start + len`, which must be floats.
     ///
     /// # Panics
-    /// If there are fewer, or if they are packed.
+    /// If the range is out of bounds, or if the elements are packed.
     pub fn part(self, start: usize, len: usize) -> Self {
         match self {
             View::F32(x) => View::F32(&x[start..start + len]),
@@ -282,7 +282,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Writes the elements `first..first + out.len()`, which are in one row, as `f32`.
+    /// Reads the elements `first..first + out.len()`, which must be in one row, as `f32`.
     pub(crate) fn read(self, first: usize, out: &mut [f32]) {
         if let View::Packed(packed) = self {
             return packed.unpack(first, out);
@@ -300,10 +300,10 @@ impl<'a> View<'a> {
 }
 
 impl<'a> ViewMut<'a> {
-    /// The slice, which must hold `f32`.
+    /// The slice of `f32`.
     ///
     /// # Panics
-    /// If it holds anything else.
+    /// If the elements have another type.
     pub fn f32(self) -> &'a mut [f32] {
         match self {
             ViewMut::F32(x) => x,
@@ -312,10 +312,10 @@ impl<'a> ViewMut<'a> {
         }
     }
 
-    /// The elements in a GPU's memory.
+    /// The elements in GPU memory.
     ///
     /// # Panics
-    /// If they are in the CPU's.
+    /// If they are in host memory.
     pub(crate) fn cuda(self) -> Slice<'a> {
         match self {
             ViewMut::Cuda(slice) => slice,
@@ -339,7 +339,7 @@ impl<'a> ViewMut<'a> {
     /// The elements `start..start + len`.
     ///
     /// # Panics
-    /// If there are fewer.
+    /// If the range is out of bounds.
     pub fn part(self, start: usize, len: usize) -> Self {
         match self {
             ViewMut::F32(x) => ViewMut::F32(&mut x[start..start + len]),
@@ -348,7 +348,7 @@ impl<'a> ViewMut<'a> {
         }
     }
 
-    /// Overwrites every element with the nearest value of `source`.
+    /// Overwrites all elements with those of `source`, rounded to nearest.
     pub fn copy_from_f32(self, source: &[f32]) {
         assert_eq!(self.len(), source.len());
         with_elements!(mut self, x => for (x, &s) in x.iter_mut().zip(source) {

@@ -1,13 +1,13 @@
-//! Elements in a GPU's memory.
+//! Slices of GPU memory.
 
 use super::DType;
 use crate::format::Storage;
 use std::marker::PhantomData;
 
-/// An address in a GPU's memory.
+/// An address in GPU memory.
 pub type Address = u64;
 
-/// Elements in a GPU's memory; whoever has it unshared may write them.
+/// Elements in GPU memory; writable by the owner of a `ViewMut` that holds the slice.
 #[derive(Clone, Copy, Debug)]
 pub struct Slice<'a> {
     address: Address,
@@ -39,7 +39,7 @@ impl Slice<'_> {
         self.len == 0
     }
 
-    /// How the elements are held.
+    /// Storage format of the elements.
     pub fn storage(&self) -> Storage {
         self.storage
     }
@@ -58,19 +58,19 @@ impl Slice<'_> {
         self.cols
     }
 
-    /// Where the first element is.
+    /// Address of the first element.
     pub(crate) fn address(&self) -> Address {
         self.address
     }
 
-    /// The elements `start..start + len`, which are floats.
+    /// The elements `start..start + len`, which must be floats.
     pub(crate) fn part(self, start: usize, len: usize) -> Self {
         assert!(start + len <= self.len);
         let address = self.address + (start * self.dtype().size()) as u64;
         Self { address, len, ..self }
     }
 
-    /// The same elements, which must be `f32`.
+    /// The slice itself, after checking that its elements are `f32`.
     ///
     /// # Panics
     /// If they are not.
@@ -79,12 +79,12 @@ impl Slice<'_> {
         self
     }
 
-    /// The word for their storage in kernels.
+    /// Name of the elements' storage in CUDA sources.
     pub(crate) fn type_name(&self) -> &'static str {
         self.storage.in_kernels()
     }
 
-    /// Bytes that they take.
+    /// Size in bytes.
     pub(crate) fn num_bytes(&self) -> usize {
         match self.storage {
             Storage::Float(dtype) => self.len * dtype.size(),

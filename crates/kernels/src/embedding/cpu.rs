@@ -1,4 +1,5 @@
-//! Gather by rows; scatter by columns, so that no two threads write one element.
+//! Gather, parallel over rows; scatter, parallel over columns so that no two threads write one
+//! element.
 
 use crate::cpu::{Cpu, Split};
 use crate::element::View;

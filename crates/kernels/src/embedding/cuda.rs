@@ -1,4 +1,4 @@
-//! A block a token.
+//! Launches with one block per token.
 
 use crate::cuda::{Gpu, Launch, Slice, Source, args};
 
@@ -27,7 +27,7 @@ pub(super) fn backward(gpu: &Gpu, ids: &[u32], scale: f32, d_y: Slice<'_>, d_tab
     let h = d_y.len() / ids.len().max(1);
     let v = d_table.len() / h.max(1);
     assert!(ids.iter().all(|&id| (id as usize) < v));
-    // The block of a token that is the first with its id adds the rows of all of them.
+    // The block of the first token with an id adds the rows of all tokens with that id.
     let at =
         Launch { grid: [ids.len() as u32, h.div_ceil(1024) as u32, 1], ..Launch::blocks(1, 256) };
     gpu.launch(

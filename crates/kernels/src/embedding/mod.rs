@@ -1,4 +1,4 @@
-//! Rows of a table by index, times a factor, and the gradient of the table.
+//! Embedding lookup: scaled rows of a table by index, and the gradient of the table.
 
 mod cpu;
 pub(crate) mod cuda;

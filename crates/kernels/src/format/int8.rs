@@ -1,4 +1,4 @@
-//! Bytes with a scale for each row: `f32` scales, then the bytes of all rows.
+//! int8 with one scale per row: the `f32` scales, then the bytes of all rows.
 
 use super::{Packed, WeightFormat};
 use crate::cpu::Cpu;
@@ -25,18 +25,18 @@ static SOURCE: Source = Source {
 
 /// A row-major matrix of bytes: element `(i, j)` is `scales[i] · (values[i, j] - 128)`.
 ///
-/// Symmetric quantisation, so that the zero point is the same everywhere; as unsigned bytes, which
-/// is how `vpdpbusd` takes its first operand.
+/// Symmetric quantisation, so that the zero point is a constant; unsigned, since the first operand
+/// of `vpdpbusd` is unsigned.
 #[derive(Clone, Copy, Debug)]
 pub struct Int8Rows<'a> {
     /// `[rows, cols]`
     pub values: &'a [u8],
-    /// `[rows]`, or none where the other operand of a product has taken them in.
+    /// `[rows]`, or empty if they are folded into the other operand of a matmul.
     pub scales: &'a [f32],
 }
 
 impl Int8Rows<'_> {
-    /// Zero.
+    /// The byte that stands for zero.
     pub const ZERO_POINT: u8 = 128;
 }
 
@@ -52,29 +52,29 @@ fn pack(cpu: &Cpu, weights: View<'_>, cols: usize, bytes: &mut [u8]) {
     quantise_rows(cpu, (weights, cols, 0), None, rows_mut(bytes, cols));
 }
 
-/// Scales and values of a matrix of so many rows.
+/// Values and scales of a matrix with this number of rows.
 pub(super) fn rows(bytes: &[u8], rows: usize) -> Int8Rows<'_> {
     let (scales, values) = bytes.split_at(4 * rows);
-    // SAFETY: every bit pattern is a value of the type; `align_to` keeps to alignment.
+    // SAFETY: every bit pattern is a value of the type; `align_to` respects alignment.
     let (before, scales, after) = unsafe { scales.align_to() };
     assert!(before.is_empty() && after.is_empty(), "checked when the view was made");
     Int8Rows { values, scales }
 }
 
-/// Values and scales of a matrix with rows of `cols`, to write.
+/// Values and scales of a matrix with rows of `cols`, for writing.
 ///
 /// # Panics
-/// If the bytes are not aligned or not those of whole rows.
+/// If the bytes are misaligned or not a whole number of rows.
 pub fn rows_mut(bytes: &mut [u8], cols: usize) -> (&mut [u8], &mut [f32]) {
     assert!(bytes.len().is_multiple_of(4 + cols), "memory of a tensor is aligned and whole");
     let (scales, values) = bytes.split_at_mut(bytes.len() / (4 + cols) * 4);
-    // SAFETY: every bit pattern is a value of the type; `align_to_mut` keeps to alignment.
+    // SAFETY: every bit pattern is a value of the type; `align_to_mut` respects alignment.
     let (before, scales, after) = unsafe { scales.align_to_mut() };
     assert!(before.is_empty() && after.is_empty(), "memory of a tensor is aligned and whole");
     (values, scales)
 }
 
-/// `Int8Rows`: where values and where scales are.
+/// `Int8Rows` in CUDA: addresses of values and scales.
 fn parameter(slice: &Slice<'_>) -> Arg {
     let rows = (slice.len() / slice.cols().max(1)) as u64;
     Arg::pair(slice.address() + 4 * rows, slice.address())

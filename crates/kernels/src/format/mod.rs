@@ -1,8 +1,8 @@
-//! How weights are held, apart from what is computed with them.
+//! Storage formats of weights, independent of the precision of computation.
 //!
-//! A format is a row of a table: what it takes, how numbers are packed and unpacked, and what it is
-//! called in CUDA. Products ask for panels of floats ([`crate::gemm`]) and know no format; a format
-//! that can be multiplied as it is held says so ([`Storage::is_int8`]).
+//! A format is an entry of a table: its size, how to pack and unpack numbers, and its name in CUDA.
+//! Matmuls request panels of floats ([`crate::gemm`]) and know no formats, except for int8, which
+//! can be multiplied as it is stored ([`Storage::is_int8`]).
 
 mod int8;
 mod nf4;
@@ -15,46 +15,46 @@ use crate::cpu::Cpu;
 use crate::cuda::{Arg, Source};
 use crate::element::{DType, Slice, View};
 
-/// A way to hold the weights of a matrix.
+/// A packed storage format of a weight matrix.
 pub struct WeightFormat {
-    /// Its name in run files and messages.
+    /// Name in run files and messages.
     pub name: &'static str,
-    /// Whether embedding and head, whose rows are also read one by one, are held so too.
+    /// Whether it is also used for embedding and head, whose rows are read individually.
     pub for_tables: bool,
-    /// Bytes of a matrix `[rows, cols]`; they begin at a multiple of [`crate::memory::ALIGNMENT`].
+    /// Size in bytes of a matrix `[rows, cols]`, stored at [`crate::memory::ALIGNMENT`].
     pub num_bytes: fn([usize; 2]) -> usize,
-    /// Writes weights `first..first + out.len()` of the row-major matrix, which are in one row.
+    /// Unpacks weights `first..first + out.len()` of the row-major matrix, which are in one row.
     pub unpack: fn(&Packed<'_>, first: usize, out: &mut [f32]),
-    /// Fills the bytes of the matrix from its weights, floats in rows of so many columns.
+    /// Packs floats in rows of `cols` into the bytes of the matrix.
     pub pack: fn(&Cpu, View<'_>, cols: usize, bytes: &mut [u8]),
-    /// Its word in kernels: a type that `read` and `aligned` of `prelude.cuh` are defined for.
+    /// Name in CUDA sources: a type for which `prelude.cuh` defines `read` and `aligned`.
     pub(crate) in_kernels: &'static str,
-    /// Kernels `weights_unpack<Y>` for every type of floats.
+    /// Kernels `weights_unpack<Y>` for every float type.
     pub(crate) source: &'static Source,
-    /// The weights as a kernel's parameter.
+    /// The weights as a kernel parameter.
     pub(crate) parameter: fn(&Slice<'_>) -> Arg,
 }
 
-/// Every format.
+/// All formats.
 pub static FORMATS: [&WeightFormat; 2] = [&int8::FORMAT, &nf4::FORMAT];
 
-/// How the numbers of an array are held.
+/// How the numbers of an array are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
-    /// As floats that are computed with.
+    /// As floats.
     Float(DType),
-    /// Packed; for reading only.
+    /// Packed; read-only.
     Packed(&'static WeightFormat),
 }
 
 impl Storage {
-    /// The names of all: types of floats, then [`FORMATS`].
+    /// Names of all storages: float types, then [`FORMATS`].
     pub const NAMES: [&str; 5] = ["f32", "bf16", "f16", "int8", "nf4"];
 
     /// Bytes with zero point 128 and one `f32` scale per row: see [`Int8Rows`].
     pub const INT8: Self = Self::Packed(&int8::FORMAT);
 
-    /// The storage of that name: a type of floats or a format.
+    /// The storage with this name: a float type or a format.
     pub fn from_name(name: &str) -> Option<Self> {
         let floats = [DType::F32, DType::Bf16, DType::F16].map(Self::Float);
         let formats = FORMATS.into_iter().map(Self::Packed);
@@ -69,7 +69,7 @@ impl Storage {
         }
     }
 
-    /// Bytes of an array of that shape, rows along its last dimension.
+    /// Size in bytes of an array of this shape, with rows along its last dimension.
     pub fn num_bytes(self, shape: &[usize]) -> usize {
         match self {
             Self::Float(dtype) => shape.iter().product::<usize>() * dtype.size(),
@@ -80,7 +80,7 @@ impl Storage {
         }
     }
 
-    /// How embedding and head are held where this is how matrices are; `None`: as in the file.
+    /// Storage of embedding and head if other matrices use this one; `None`: as in the file.
     pub fn for_tables(self) -> Option<Self> {
         match self {
             Self::Packed(format) if !format.for_tables => None,
@@ -88,12 +88,12 @@ impl Storage {
         }
     }
 
-    /// Whether these are bytes that can be multiplied as integers, or as FP8 on a GPU.
+    /// Whether this is int8, which can be multiplied in integers, or in FP8 on a GPU.
     pub fn is_int8(self) -> bool {
         self == Self::INT8
     }
 
-    /// The type of the floats, where they are such.
+    /// The float type; `None` if packed.
     pub fn float(self) -> Option<DType> {
         match self {
             Self::Float(dtype) => Some(dtype),
@@ -101,7 +101,7 @@ impl Storage {
         }
     }
 
-    /// The word for it in kernels.
+    /// Name in CUDA sources.
     pub(crate) fn in_kernels(self) -> &'static str {
         match self {
             Self::Float(dtype) => dtype.in_kernels(),

@@ -1,9 +1,9 @@
-//! NF4 with double quantisation (Dettmers et al., "QLoRA", 2023): four bits a weight, the greatest
-//! magnitude of every 64 weights in eight bits, and that of every 256 of these less their mean.
+//! NF4 with double quantisation (Dettmers et al., "QLoRA", 2023): four bits per weight, an 8-bit
+//! absmax per block of 64 weights (less the mean of all), and an `f32` scale per 256 of these.
 //!
-//! The same blocks as bitsandbytes' `quantize_nf4(…, compress_statistics=True)`, along the whole
-//! matrix and not along rows. In this order: the levels that a byte means, the mean, the `f32` of
-//! every 256 blocks, the byte of every block, the weights, two a byte, the first in the upper half.
+//! The blocks are those of bitsandbytes' `quantize_nf4(…, compress_statistics=True)`, along the
+//! whole matrix and not along rows. Layout: the 256 levels of an absmax, the mean, an `f32` per 256
+//! blocks, one byte per block, the weights, two per byte, the first in the upper half.
 
 use super::{Packed, WeightFormat};
 use crate::cpu::Cpu;
@@ -12,7 +12,7 @@ use crate::element::{Slice, View};
 
 pub(super) static FORMAT: WeightFormat = WeightFormat {
     name: "nf4",
-    // As bitsandbytes has it: embedding and head stay as in the file.
+    // As with bitsandbytes, embedding and head stay as in the file.
     for_tables: false,
     num_bytes: |[rows, cols]| Sizes::of(rows * cols).end(),
     unpack,
@@ -28,12 +28,12 @@ static SOURCE: Source = Source {
     kernels: &["weights_unpack<float>", "weights_unpack<bf16>", "weights_unpack<f16>"],
 };
 
-/// Weights of a block.
+/// Weights per block.
 const BLOCK: usize = 64;
 /// Blocks that share a scale.
 const BLOCKS: usize = 256;
 
-/// Where the mean is, and the scales after it: behind the levels of magnitudes.
+/// Offsets of the mean and of the scales, which follow the levels of magnitudes.
 const MEAN: usize = 4 * 256;
 const SCALES: usize = MEAN + 4;
 
@@ -58,7 +58,7 @@ const LEVELS: [f32; 16] = [
 ];
 
 /// The levels of magnitudes ("8-Bit Approximations for Parallelism in Deep Learning", 2015): seven
-/// decades, of which a greater one is divided more finely.
+/// decades, the larger ones divided more finely.
 fn dynamic_levels() -> Vec<f32> {
     let mut levels = vec![0.0, 1.0];
     let decades = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
@@ -74,7 +74,7 @@ fn dynamic_levels() -> Vec<f32> {
     levels
 }
 
-/// Number `i` of `num` from 0.1 to 1, from the nearer end, as PyTorch has them.
+/// Element `i` of `torch.linspace(0.1, 1, num)`, which PyTorch computes from the nearer end.
 fn linspace(num: usize, i: usize) -> f32 {
     let step = (1.0 - 0.1f32) / (num - 1) as f32;
     match i < num / 2 {
@@ -83,7 +83,7 @@ fn linspace(num: usize, i: usize) -> f32 {
     }
 }
 
-/// Where the parts begin.
+/// Offsets of the parts.
 struct Sizes {
     blocks: usize,
     magnitudes: usize,
@@ -107,7 +107,7 @@ fn word(bytes: &[u8], at: usize) -> f32 {
     f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// The greatest magnitude of a block, as it was rounded.
+/// The dequantised absmax of a block.
 fn magnitude(bytes: &[u8], sizes: &Sizes, block: usize) -> f32 {
     let level = word(bytes, 4 * usize::from(bytes[sizes.magnitudes + block]));
     level.mul_add(word(bytes, SCALES + 4 * (block / BLOCKS)), word(bytes, MEAN))
@@ -129,7 +129,7 @@ fn unpack(weights: &Packed<'_>, first: usize, out: &mut [f32]) {
     }
 }
 
-/// The index of the nearest of sorted levels; of two as near, the lower.
+/// The index of the nearest of sorted levels; the lower one on ties.
 fn nearest(levels: &[f32], x: f32) -> u8 {
     let bounds = |i: usize| (levels[i] + levels[i + 1]) / 2.0;
     let (mut low, mut high) = (0, levels.len() - 1);
@@ -140,15 +140,15 @@ fn nearest(levels: &[f32], x: f32) -> u8 {
     low as u8
 }
 
-/// The greatest magnitude of a block, and its elements as parts of it. A block that is not whole is
-/// divided, others are multiplied by the inverse: so their last bits are bitsandbytes'.
-fn shares(block: &[f32], whole: usize) -> (f32, impl Iterator<Item = f32>) {
-    let greatest = block.iter().fold(0.0, |greatest: f32, x| greatest.max(x.abs()));
-    let divisor = greatest.max(1e-38);
+/// The absmax of a block, and its elements relative to it. To match bitsandbytes bit for bit, whole
+/// blocks are multiplied by the inverse and partial ones divided.
+fn normalised(block: &[f32], whole: usize) -> (f32, impl Iterator<Item = f32>) {
+    let absmax = block.iter().fold(0.0, |absmax: f32, x| absmax.max(x.abs()));
+    let divisor = absmax.max(1e-38);
     let inverse = 1.0 / divisor;
     let is_whole = block.len() == whole;
-    let share = move |x: &f32| if is_whole { x * inverse } else { x / divisor };
-    (greatest, block.iter().map(share).map(|x| x.clamp(-1.0, 1.0)))
+    let normalise = move |x: &f32| if is_whole { x * inverse } else { x / divisor };
+    (absmax, block.iter().map(normalise).map(|x| x.clamp(-1.0, 1.0)))
 }
 
 fn pack(_: &Cpu, weights: View<'_>, _: usize, bytes: &mut [u8]) {
@@ -158,12 +158,12 @@ fn pack(_: &Cpu, weights: View<'_>, _: usize, bytes: &mut [u8]) {
     for first in (0..sizes.num_weights).step_by(BLOCK) {
         let values = &mut values[..BLOCK.min(sizes.num_weights - first)];
         weights.read(first, values);
-        let (greatest, shares) = shares(values, BLOCK);
-        magnitudes.push(greatest);
+        let (absmax, normalised) = normalised(values, BLOCK);
+        magnitudes.push(absmax);
         let to = &mut bytes[sizes.weights + first / 2..][..values.len().div_ceil(2)];
-        // A pair that is not whole has zero for its second.
+        // An incomplete pair is padded with zero.
         to.fill(nearest(&LEVELS, 0.0));
-        for (i, level) in shares.map(|share| nearest(&LEVELS, share)).enumerate() {
+        for (i, level) in normalised.map(|x| nearest(&LEVELS, x)).enumerate() {
             let pair = to[i / 2];
             to[i / 2] = if i % 2 == 0 { level << 4 | pair & 15 } else { pair & 0xf0 | level };
         }
@@ -178,16 +178,16 @@ fn pack_magnitudes(magnitudes: &[f32], sizes: &Sizes, bytes: &mut [u8]) {
     for (to, x) in bytes.chunks_exact_mut(4).zip(levels.iter().chain([&mean])) {
         to.copy_from_slice(&x.to_le_bytes());
     }
-    let less: Vec<f32> = magnitudes.iter().map(|x| x - mean).collect();
-    for (group, less) in less.chunks(BLOCKS).enumerate() {
-        let (greatest, shares) = shares(less, BLOCKS);
-        bytes[SCALES + 4 * group..][..4].copy_from_slice(&greatest.to_le_bytes());
+    let centred: Vec<f32> = magnitudes.iter().map(|x| x - mean).collect();
+    for (group, centred) in centred.chunks(BLOCKS).enumerate() {
+        let (absmax, normalised) = normalised(centred, BLOCKS);
+        bytes[SCALES + 4 * group..][..4].copy_from_slice(&absmax.to_le_bytes());
         let to = &mut bytes[sizes.magnitudes + group * BLOCKS..];
-        to.iter_mut().zip(shares).for_each(|(to, x)| *to = nearest(&levels, x));
+        to.iter_mut().zip(normalised).for_each(|(to, x)| *to = nearest(&levels, x));
     }
 }
 
-/// `Nf4`: where the bytes begin, and how many weights they are.
+/// `Nf4` in CUDA: address of the bytes and number of weights.
 fn parameter(slice: &Slice<'_>) -> Arg {
     Arg::pair(slice.address(), slice.len() as u64)
 }
@@ -198,15 +198,15 @@ mod tests {
     use crate::format::tests::Held;
     use crate::random::Philox;
 
-    /// What bitsandbytes made of the same numbers: `nf4.py`.
+    /// Against the bytes that bitsandbytes gives for the same numbers (`nf4.py`).
     #[test]
     fn blocks_are_those_of_bitsandbytes() {
         let golden = include_bytes!("nf4.golden");
         let mut at = 0;
-        // Whole blocks, more than share a scale, a block and a pair that are not whole.
+        // Whole blocks, more blocks than share a scale, a partial block with a partial pair.
         for (stream, len) in [(0, 128), (1, 64 * 300), (2, 64 * 3 + 21)] {
             let random = Philox::new(4, stream);
-            // Of different sizes, and a block of nothing but zeros.
+            // Blocks of different magnitude, and one block of zeros.
             let size = |i: u64| if i / 64 == 1 { 0.0 } else { 0.02 * (1 + i / 64 % 5) as f32 };
             let x: Vec<f32> = (0..len as u64).map(|i| random.uniform(i) * size(i)).collect();
             let held = Held::new(&FORMAT, &x, len);
@@ -216,7 +216,7 @@ mod tests {
             assert!(found[..MEAN] == expected[..MEAN], "levels");
             let magnitudes = Sizes::of(len).magnitudes;
             assert!(found[magnitudes..] == expected[magnitudes..], "{len} weights");
-            // The order of a mean's sum is PyTorch's own.
+            // PyTorch sums the mean in its own order.
             for at in (MEAN..magnitudes).step_by(4) {
                 let (found, expected) = (word(found, at), word(expected, at));
                 assert!((found - expected).abs() <= 1e-6 * expected.abs(), "{found}, {expected}");

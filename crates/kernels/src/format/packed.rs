@@ -3,7 +3,7 @@
 use super::{Int8Rows, Storage, WeightFormat, int8};
 use crate::element::Elements;
 
-/// A row-major matrix whose weights are packed.
+/// A row-major matrix of packed weights.
 #[derive(Clone, Copy, Debug)]
 pub struct Packed<'a> {
     bytes: &'a [u8],
@@ -14,8 +14,8 @@ pub struct Packed<'a> {
 }
 
 impl<'a> Packed<'a> {
-    /// `len` weights in rows of `cols`; `None` if there are more or fewer bytes than these take, or
-    /// if they do not begin where an `f32` may.
+    /// `len` weights in rows of `cols`; `None` if the number of bytes does not match, or if they
+    /// are not aligned like an `f32`.
     pub fn new(
         bytes: &'a [u8],
         format: &'static WeightFormat,
@@ -47,7 +47,7 @@ impl<'a> Packed<'a> {
         self.cols
     }
 
-    /// Whether there are scales; if not, which row a weight is in does not matter.
+    /// Whether rows have scales.
     pub(crate) fn has_scales(&self) -> bool {
         self.has_scales
     }
@@ -62,7 +62,7 @@ impl<'a> Packed<'a> {
         self.len() == 0
     }
 
-    /// The integers alone, for products whose other operand has taken the scales in.
+    /// The integers alone, for matmuls whose other operand has absorbed the scales.
     ///
     /// # Panics
     /// If the format is not int8.
@@ -71,7 +71,7 @@ impl<'a> Packed<'a> {
         Self { has_scales: false, ..self }
     }
 
-    /// The rows of bytes.
+    /// The int8 values and scales.
     ///
     /// # Panics
     /// If the format is not int8.
@@ -82,7 +82,7 @@ impl<'a> Packed<'a> {
         if self.has_scales { rows } else { Int8Rows { scales: &[], ..rows } }
     }
 
-    /// Writes weights `first..first + out.len()`, which are in one row.
+    /// Unpacks weights `first..first + out.len()`, which must be in one row.
     pub fn unpack(&self, first: usize, out: &mut [f32]) {
         (self.format.unpack)(self, first, out);
     }

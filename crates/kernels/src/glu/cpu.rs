@@ -1,4 +1,4 @@
-//! One row per step, vectorised along the row.
+//! CPU kernels, vectorised along rows.
 
 use super::Activation;
 use crate::cpu::{Cpu, Kernel};
@@ -33,7 +33,7 @@ impl GeluTanh {
     /// `2 √(2/π)`.
     const LINEAR: f32 = 1.595_769;
     const CUBIC: f32 = Self::LINEAR * 0.044_715;
-    /// Where the sigmoid is 0 or 1 long since; a cube beyond it might be infinite.
+    /// Beyond this the sigmoid is 0 or 1; clamped, since the cube might overflow.
     const SATURATED: f32 = 16.0;
 }
 

@@ -1,4 +1,4 @@
-//! A block a row.
+//! Launches with one block per row.
 
 use super::Activation;
 use crate::cuda::{Gpu, Launch, Slice, Source, args};
@@ -23,7 +23,7 @@ pub(crate) static SOURCE: Source = Source {
 };
 
 impl Activation {
-    /// The word for it in kernels.
+    /// Name in CUDA sources.
     fn in_kernels(self) -> &'static str {
         match self {
             Self::Silu => "Silu",
@@ -32,7 +32,7 @@ impl Activation {
     }
 }
 
-/// Threads of a block that takes a row.
+/// Threads per block.
 const THREADS: u32 = 256;
 
 pub(super) fn forward(

@@ -1,5 +1,5 @@
 //! Gated activation (Shazeer, "GLU Variants Improve Transformer", 2020): `y = act(gate) · up`,
-//! with `gate` and `up` side by side in one row of `2 i`.
+//! with `gate` and `up` adjacent in one row of `2 i`.
 
 mod cpu;
 pub(crate) mod cuda;
@@ -11,10 +11,10 @@ pub use cpu::{backward, forward};
 use crate::element::{View, ViewMut};
 use crate::processor::Processor;
 
-/// What the gate goes through. Both are `x · sigmoid(z(x))`, which is how kernels compute them.
+/// Activation of the gate. Both are `x · sigmoid(z(x))`, which is how kernels compute them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
-    /// `z = x`; also called swish.
+    /// SiLU, also called swish: `z = x`.
     Silu,
     /// GELU in its tanh form, `x · (1 + tanh u) / 2`: `z = 2 u = 2 √(2/π) (x + 0.044715 x³)`.
     GeluTanh,

@@ -4,10 +4,10 @@ use super::Activation;
 
 /// `gate_up [t, 2 i]` → `y [t, i]`.
 pub fn forward(activation: Activation, gate_up: &[f64], i: usize) -> Vec<f64> {
-    let of_row = |row: &[f64]| -> Vec<f64> {
+    let gated = |row: &[f64]| -> Vec<f64> {
         (0..i).map(|c| value(activation, row[c]) * row[i + c]).collect()
     };
-    gate_up.chunks(2 * i).flat_map(of_row).collect()
+    gate_up.chunks(2 * i).flat_map(gated).collect()
 }
 
 /// `d_gate_up [t, 2 i]` for `d_y [t, i]`.
@@ -36,9 +36,9 @@ fn slope(activation: Activation, x: f64) -> f64 {
         Activation::GeluTanh => {
             let tanh = gelu_argument(x).tanh();
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (1.0 + 3.0 * 0.044_715 * x * x);
-            // Beyond any f32's reach of the tanh, `inner` may be infinite and its factor zero.
-            let bent = 1.0 - tanh * tanh;
-            0.5 * (1.0 + tanh) + if bent == 0.0 { 0.0 } else { 0.5 * x * bent * inner }
+            // Where tanh saturates, `inner` may be infinite and its factor zero.
+            let d_tanh = 1.0 - tanh * tanh;
+            0.5 * (1.0 + tanh) + if d_tanh == 0.0 { 0.0 } else { 0.5 * x * d_tanh * inner }
         }
     }
 }

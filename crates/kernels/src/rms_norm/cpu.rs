@@ -1,4 +1,4 @@
-//! One row per step, vectorised along the row.
+//! CPU kernels, vectorised along rows.
 
 use super::{RmsNorm, Rows, Saved};
 use crate::cpu::{Apply, Cpu, Kernel, Split, rows_per_task};
@@ -34,7 +34,7 @@ pub fn forward(
     }));
 }
 
-/// What rows are multiplied by.
+/// The factors of a row: `w`, or `1 + w`.
 fn factors(norm: RmsNorm, w: &[f32]) -> Cow<'_, [f32]> {
     match norm.plus_one {
         true => w.iter().map(|w| w + norm.offset()).collect(),
@@ -136,8 +136,8 @@ impl<X: Element, Y: Element> Kernel for Backward<'_, X, Y> {
     }
 }
 
-/// See [`crate::Processor::rms_norm_backward_weight`]: columns are spread over the threads, rows
-/// summed in order.
+/// See [`crate::Processor::rms_norm_backward_weight`]: parallel over columns, with rows summed in
+/// order.
 pub fn backward_weight(cpu: &Cpu, saved: Saved<'_>, d_y: View<'_>, d_w: &mut [f32]) {
     let (rstd, Rows { stride, offset, count }) = (saved.rstd.f32(), saved.rows);
     let h = d_w.len();

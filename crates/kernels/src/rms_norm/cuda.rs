@@ -1,4 +1,4 @@
-//! A block a row; gradients of the weight by groups of columns.
+//! Launches with one block per row; gradients of the weight by groups of columns.
 
 use super::{RmsNorm, Rows, Saved};
 use crate::cuda::{Gpu, Launch, Slice, Source, args};
@@ -31,7 +31,7 @@ pub(crate) static SOURCE: Source = Source {
     ],
 };
 
-/// Threads of a block that takes a row.
+/// Threads per block.
 const THREADS: u32 = 256;
 
 pub(super) fn forward(
@@ -46,7 +46,7 @@ pub(super) fn forward(
     let h = check(rows, w.len(), rstd.len(), &[x, y]);
     assert!(residual.is_none_or(|residual| residual.len() == x.len()));
     let kernel = format!("rms_norm_forward<{},{}>", x.type_name(), y.type_name());
-    // Not read where nothing is to be added.
+    // Any pointer will do if there is no residual: it is not read.
     let (adds, residual) = (u32::from(residual.is_some()), residual.unwrap_or(w));
     let Rows { stride, offset, count } = rows;
     let args =
@@ -81,7 +81,7 @@ pub(super) fn backward_weight(gpu: &Gpu, saved: Saved<'_>, d_y: Slice<'_>, d_w: 
     gpu.launch(&SOURCE, &kernel, Launch::columns(h), args);
 }
 
-/// The length of a row, if all of `matrices` hold as many as there are `rstd`.
+/// Checks that all `matrices` have `num_rows` normalised rows, and returns the length of a row.
 fn check(rows: Rows, h: usize, num_rows: usize, matrices: &[Slice<'_>]) -> usize {
     assert!(rows.offset + rows.count * h <= rows.stride && num_rows.is_multiple_of(rows.count));
     let len = num_rows / rows.count * rows.stride;

@@ -11,7 +11,7 @@ pub use cpu::{backward, backward_weight, forward};
 use crate::element::{View, ViewMut};
 use crate::processor::Processor;
 
-/// How rows are normalised, apart from the weight.
+/// Settings of a normalisation, apart from the weight.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RmsNorm {
     /// Added to the mean square.
@@ -21,31 +21,31 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// What is added to each weight; adding negative zero changes no number.
+    /// Added to each weight; adding negative zero changes no number.
     fn offset(self) -> f32 {
         if self.plus_one { 1.0 } else { -0.0 }
     }
 }
 
-/// Where the rows that are normalised are in a matrix.
+/// Position of the normalised rows in a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rows {
-    /// Elements of a row of the matrix.
+    /// Length of a row of the matrix.
     pub stride: usize,
-    /// First element in it that is normalised.
+    /// Offset of the first normalised element in it.
     pub offset: usize,
-    /// How many, one after another, are normalised each by itself.
+    /// Number of consecutive parts (such as heads) that are normalised separately.
     pub count: usize,
 }
 
 impl Rows {
-    /// The rows of a matrix of `width` columns.
+    /// Whole rows of a matrix with `width` columns.
     pub fn whole(width: usize) -> Self {
         Self { stride: width, offset: 0, count: 1 }
     }
 }
 
-/// What the backward pass reads of the forward pass.
+/// Values that the backward pass needs from the forward pass.
 #[derive(Clone, Copy)]
 pub struct Saved<'a> {
     /// Input.
@@ -54,13 +54,13 @@ pub struct Saved<'a> {
     pub weight: View<'a>,
     /// `[t, rows.count]` f32.
     pub rstd: View<'a>,
-    /// Where the rows are, in the input, the output and their gradients.
+    /// Position of the rows in the input, the output and their gradients.
     pub rows: Rows,
 }
 
 impl Processor {
     /// `x` and `weight [h]` f32 → `y` and `rstd [t, rows.count]` f32; `residual`, f32, is added to
-    /// `y`. Elements of `y` that are in none of `rows` are left as they are.
+    /// `y`. Elements of `y` outside of `rows` are left unchanged.
     pub fn rms_norm(
         &self,
         norm: RmsNorm,
@@ -83,8 +83,8 @@ impl Processor {
         }
     }
 
-    /// `d_x`, of the type of `x`, for `d_y`; added to what `d_x` holds if it `adds`. Elements in
-    /// none of the rows are left as they are.
+    /// `d_x`, of the type of `x`, for `d_y`; accumulated if `adds`, otherwise overwritten. Elements
+    /// outside of the rows are left unchanged.
     pub fn rms_norm_backward(
         &self,
         norm: RmsNorm,

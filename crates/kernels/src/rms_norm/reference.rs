@@ -2,7 +2,7 @@
 
 use super::{RmsNorm, Rows};
 
-/// `x`, `w [h]` → `y`, which is `x` outside of `rows`.
+/// `x`, `w [h]` → `y`, which equals `x` outside of `rows`.
 pub fn forward(norm: RmsNorm, rows: Rows, x: &[f64], w: &[f64]) -> Vec<f64> {
     let mut y = x.to_vec();
     for row in starts(rows, x.len(), w.len()) {
@@ -14,7 +14,7 @@ pub fn forward(norm: RmsNorm, rows: Rows, x: &[f64], w: &[f64]) -> Vec<f64> {
     y
 }
 
-/// Gradients `(d_x, d_w [h])` for `d_y`, which `d_x` is outside of `rows`.
+/// Gradients `(d_x, d_w [h])` for `d_y`; `d_x` equals `d_y` outside of `rows`.
 pub fn backward(
     norm: RmsNorm,
     rows: Rows,
@@ -39,8 +39,8 @@ pub fn backward(
 
 /// First element of each row.
 fn starts(rows: Rows, len: usize, h: usize) -> impl Iterator<Item = usize> {
-    let of_matrix_row = move |row| (0..rows.count).map(move |i| row + rows.offset + i * h);
-    (0..len).step_by(rows.stride).flat_map(of_matrix_row)
+    let starts_in_row = move |row| (0..rows.count).map(move |i| row + rows.offset + i * h);
+    (0..len).step_by(rows.stride).flat_map(starts_in_row)
 }
 
 fn factor(norm: RmsNorm, w: f64) -> f64 {

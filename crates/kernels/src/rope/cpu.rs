@@ -1,11 +1,11 @@
-//! In place, one row per step.
+//! CPU kernel, in place, vectorised along rows.
 
 use super::Direction;
 use crate::cpu::{Cpu, Kernel};
 use crate::element::{Element, ViewMut, with_elements};
 
-/// Turns, in place, the first `heads` heads of `d` dimensions in each row of `width` elements by
-/// the angles whose `cos` and `sin` are `[t, d / 2]`.
+/// Rotates in place the first `heads` heads of `d` dimensions in each row of `width` elements;
+/// `cos` and `sin` of the angles are `[t, d / 2]`.
 pub fn rotate(
     cpu: &Cpu,
     x: ViewMut<'_>,

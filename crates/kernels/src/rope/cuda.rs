@@ -1,4 +1,4 @@
-//! In place, a block a row.
+//! Launches with one block per row, in place.
 
 use super::Direction;
 use crate::cuda::{Gpu, Launch, Slice, Source, args};

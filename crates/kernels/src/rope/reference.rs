@@ -2,7 +2,7 @@
 
 use super::Direction;
 
-/// Turns the first `heads` heads of `d` dimensions in each row of `width`; `cos`, `sin [t, d / 2]`.
+/// Rotates the first `heads` heads of `d` dimensions in rows of `width`; `cos`, `sin [t, d / 2]`.
 pub fn rotate(
     x: &[f64],
     width: usize,

@@ -1,4 +1,4 @@
-//! Element by element, or a block a row.
+//! Launches of elementwise kernels, and of kernels with one block per row.
 
 use super::Scaled;
 use crate::cuda::{Gpu, Launch, Slice, Source, Together, args};
@@ -51,10 +51,10 @@ pub(crate) static SOURCE: Source = Source {
     ],
 };
 
-/// Threads of a block that takes a row.
+/// Threads per block in kernels with one block per row.
 const THREADS: u32 = 128;
 
-/// Enough threads for four elements each.
+/// A launch with one thread per four elements.
 fn elements(n: usize) -> Launch {
     Launch::elements(n.div_ceil(4))
 }
@@ -74,7 +74,7 @@ pub(crate) fn convert(gpu: &Gpu, x: Slice<'_>, y: Slice<'_>) {
     gpu.launch(&SOURCE, &kernel, elements(y.len()), args![x, y, y.len()]);
 }
 
-/// `y` = rows of `x` from row `first` on, rows of `h`.
+/// Converts rows of `x`, each of `h` elements, from row `first` on, into `y`.
 pub(crate) fn convert_rows(gpu: &Gpu, x: Slice<'_>, (first, h): (usize, usize), y: Slice<'_>) {
     let Storage::Packed(format) = x.storage() else {
         return convert(gpu, x.part(first * h, y.len()), y);

@@ -1,4 +1,4 @@
-//! Operations along flat slices: sums, squares, scaling, column sums, conversion.
+//! Operations on flat slices: sums, squares, scaling, column sums, conversion.
 
 pub(crate) mod cuda;
 
@@ -18,7 +18,7 @@ impl Processor {
         }
     }
 
-    /// `y = x`, elementwise, to the nearest value.
+    /// `y = x`, elementwise, rounded to nearest.
     pub fn convert(&self, x: View<'_>, y: ViewMut<'_>) {
         match self {
             Self::Cpu(cpu) => convert(cpu, x, y),
@@ -26,8 +26,8 @@ impl Processor {
         }
     }
 
-    /// `y = x`, elementwise, to the nearest value, on the CPU: weights are converted before they go
-    /// to a GPU.
+    /// `y = x`, elementwise, rounded to nearest, on the CPU: weights are converted before they are
+    /// copied to a GPU.
     ///
     /// # Panics
     /// On a GPU.
@@ -38,10 +38,10 @@ impl Processor {
         }
     }
 
-    /// Fills `bytes` with weights in a format, from floats in rows of `cols`.
+    /// Packs floats in rows of `cols` into `bytes`.
     ///
     /// # Panics
-    /// On a GPU: weights are packed on the way there.
+    /// On a GPU: weights are packed before they are copied there.
     pub fn pack(&self, x: View<'_>, cols: usize, format: &WeightFormat, bytes: &mut [u8]) {
         match self {
             Self::Cpu(cpu) => (format.pack)(cpu, x, cols, bytes),
@@ -52,7 +52,7 @@ impl Processor {
     /// See [`quantise_rows`].
     ///
     /// # Panics
-    /// On a GPU: weights are quantised on the way there.
+    /// On a GPU: weights are quantised before they are copied there.
     pub fn quantise_rows(
         &self,
         rows: (View<'_>, usize, usize),
@@ -65,7 +65,7 @@ impl Processor {
         }
     }
 
-    /// `y = scale · x`, elementwise, to the nearest value; `x` f32.
+    /// `y = scale · x`, elementwise, rounded to nearest; `x` f32.
     pub fn scale(&self, x: View<'_>, by: f32, y: ViewMut<'_>) {
         match self {
             Self::Cpu(cpu) => scale(cpu, x.f32(), by, y),
@@ -73,10 +73,10 @@ impl Processor {
         }
     }
 
-    /// [`Processor::scale`] for all arrays in one launch; results are of one type, not f32.
+    /// [`Processor::scale`] for all arrays in one launch; results have one type other than f32.
     ///
     /// # Panics
-    /// On the CPU, where nothing is launched.
+    /// On the CPU.
     pub fn scale_all(&self, arrays: Vec<Scaled<'_>>) {
         match self {
             Self::Cpu(_) => panic!("arrays are scaled together on a GPU"),
@@ -109,7 +109,7 @@ impl Processor {
     }
 
     /// `Σ x²` over all elements of all arrays, which are f32: partial sums in f32, added in order
-    /// in `f64`. A GPU is waited for once.
+    /// in `f64`. Synchronises with a GPU once.
     pub fn sum_of_squares(&self, arrays: &[View<'_>]) -> f64 {
         match self {
             Self::Cpu(cpu) => arrays.iter().map(|x| sum_of_squares(cpu, x.f32())).sum(),
@@ -128,7 +128,7 @@ impl Processor {
         }
     }
 
-    /// Rows `rows` of `x [_, h]`, one after another: `y [rows.len(), h]`.
+    /// Copies the given rows of `x [_, h]` to `y [rows.len(), h]`.
     pub fn gather_rows(&self, x: View<'_>, h: usize, rows: &[u32], y: ViewMut<'_>) {
         match self {
             Self::Cpu(cpu) => gather_rows(cpu, x, h, rows, y),
@@ -155,15 +155,15 @@ impl Processor {
     }
 }
 
-/// What is to be scaled into one array.
+/// Arrays that are scaled into one.
 pub struct Scaled<'a> {
-    /// Arrays, f32, whose results stand one after another, and what each is scaled by.
+    /// f32 arrays and their factors; their results are concatenated.
     pub parts: Vec<(View<'a>, f32)>,
-    /// The results, to the nearest value.
+    /// The results, rounded to nearest.
     pub y: ViewMut<'a>,
 }
 
-/// Elements per task, and per partial sum: fixed, so that sums do not depend on the threads.
+/// Elements per task and per partial sum; fixed, so that sums do not depend on thread count.
 const CHUNK: usize = 8192;
 
 /// `y += x`, elementwise.
@@ -175,7 +175,7 @@ pub fn add_assign(cpu: &Cpu, x: View<'_>, y: ViewMut<'_>) {
     })));
 }
 
-/// `y = x`, elementwise, to the nearest value.
+/// `y = x`, elementwise, rounded to nearest.
 pub fn convert(cpu: &Cpu, x: View<'_>, y: ViewMut<'_>) {
     if let View::Packed(x) = x {
         return with_elements!(mut y, y => cpu.rows(y, x.cols(), x.cols(), |row, y| {
@@ -194,7 +194,7 @@ pub fn convert(cpu: &Cpu, x: View<'_>, y: ViewMut<'_>) {
     })));
 }
 
-/// `y = x`, elementwise, to the nearest value.
+/// `y = x`, elementwise, rounded to nearest.
 pub fn convert_to_f16(cpu: &Cpu, x: View<'_>, y: &mut [f16]) {
     with_elements!(x, x => chunks(cpu, y, |start, y| {
         for (y, x) in y.iter_mut().zip(&x[start..]) {
@@ -255,22 +255,22 @@ impl<E: Element> Kernel for QuantisedRow<'_, E> {
 pub(crate) fn quantise_row(x: impl Iterator<Item = f32> + Clone, values: &mut [u8]) -> f32 {
     // Adding 1.5 · 2^23 rounds to the nearest integer and leaves it in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    /// The inverse of what is smaller would be infinite: such rows are zero.
-    const LEAST: f32 = 1e-35;
-    // Without their sign, floats are ordered as their bits are, and those of NaN come last.
+    /// Rows below this are set to zero, since the inverse would be infinite.
+    const MIN: f32 = 1e-35;
+    // Non-negative floats sort like their bits, with NaN last.
     let magnitudes = x.clone().map(|x| x.to_bits() & 0x7fff_ffff);
     let greatest = f32::from_bits(magnitudes.fold(0, |a, b| if b > a { b } else { a }));
     if !greatest.is_finite() {
         return f32::NAN;
     }
-    let inverse = if greatest > LEAST { 127.0 / greatest } else { 0.0 };
+    let inverse = if greatest > MIN { 127.0 / greatest } else { 0.0 };
     for (value, x) in values.iter_mut().zip(x) {
         *value = x.mul_add(inverse, ROUND).to_bits() as u8 ^ Int8Rows::ZERO_POINT;
     }
     greatest / 127.0
 }
 
-/// `y = scale · x`, elementwise, to the nearest value.
+/// `y = scale · x`, elementwise, rounded to nearest.
 pub fn scale(cpu: &Cpu, x: &[f32], scale: f32, y: ViewMut<'_>) {
     with_elements!(mut y, y => chunks(cpu, y, |start, y| {
         for (y, x) in y.iter_mut().zip(&x[start..]) {
@@ -335,7 +335,7 @@ pub fn add_column_sums(cpu: &Cpu, x: View<'_>, width: usize, col: usize, sums: &
     });
 }
 
-/// Rows `rows` of `x [_, h]`, one after another: `y [rows.len(), h]`.
+/// Copies the given rows of `x [_, h]` to `y [rows.len(), h]`.
 pub fn gather_rows(cpu: &Cpu, x: View<'_>, h: usize, rows: &[u32], y: ViewMut<'_>) {
     match (x, y) {
         (View::F32(x), ViewMut::F32(y)) => gather_typed(cpu, x, h, rows, y),
@@ -362,8 +362,8 @@ fn chunks<T: Element>(cpu: &Cpu, y: &mut [T], body: impl Fn(usize, &mut [T]) + S
     });
 }
 
-/// Row `rows[i]` of `y`, rows as long as there are `cols`, = columns `cols` of row `i` of `x`, rows
-/// of `stride`. Both are of one element type. Rows of `x` beyond those of `rows` are not read.
+/// Copies columns `cols` of row `i` of `x`, whose rows have `stride` elements, to row `rows[i]` of
+/// `y [_, cols.len()]`, of the same type. Rows of `x` beyond `rows.len()` are not read.
 ///
 /// # Panics
 /// If a row does not exist in `y`, or a column not in `x`.

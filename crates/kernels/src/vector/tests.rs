@@ -50,7 +50,7 @@ fn sums_of_squares_have_the_same_bits_everywhere() {
     assert!(sum_of_squares(&Cpu::new(2), &x).is_nan(), "a bad gradient must show");
 }
 
-/// Arrays of all lengths in one launch each.
+/// Arrays of all lengths, processed in one launch per operation.
 #[test]
 fn a_gpu_sums_and_clears_many_arrays_at_once() {
     let Some(gpu) = Gpu::for_tests() else { return };
@@ -90,7 +90,7 @@ fn rows_are_gathered_and_scattered() {
     let (h, cpu) = (5, Processor::Cpu(Cpu::new(2)));
     let x = random(7 * h, 6);
     for rows in [vec![], vec![6], vec![3, 0, 6, 2]] {
-        // Longer than needed: the rest is left alone.
+        // Longer than needed: the rest is left unchanged.
         let mut gathered = vec![9.0; 4 * h];
         cpu.gather_rows(View::F32(&x), h, &rows, ViewMut::F32(&mut gathered));
         let mut back = vec![0.0; 7 * h];
@@ -150,7 +150,7 @@ fn columns_are_quantised_with_their_factors() {
     let x = [1.0, 9.0, -2.0, 4.0, 9.0, 0.5];
     let (mut values, mut scales) = ([0; 4], [0.0; 2]);
     let factors = Some(&[3.0, 0.5][..]);
-    // Rows of three, of which the first column is left out.
+    // Rows of three, without the first column.
     quantise_rows(&Cpu::new(1), (View::F32(&x), 3, 1), factors, (&mut values, &mut scales));
     assert_eq!(scales, [27.0 / 127.0, 27.0 / 127.0]);
     assert_eq!(values, [255, 123, 255, 129]);

@@ -88,7 +88,7 @@ impl<'p> Adapter<'p> {
     fn mask(&self, part: &LowRank<'_>) -> Option<Mask> {
         let Lora { dropout, stream, .. } = *part.lora;
         let step = self.dropout.filter(|_| dropout > 0.0)?;
-        let random = Philox::of_dropout(step.seed, step.step, step.micro_batch, stream);
+        let random = Philox::for_dropout(step.seed, step.step, step.micro_batch, stream);
         Some(Mask { random, probability: dropout })
     }
 
