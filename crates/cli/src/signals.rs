@@ -3,8 +3,8 @@
 use crate::output;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Whether the user has asked to stop.
@@ -12,11 +12,22 @@ use std::time::Duration;
 pub struct StopFlag(Arc<AtomicBool>);
 
 impl StopFlag {
-    /// Listens from now on.
+    /// Listens from now on. Handlers are the process's: whoever asks again shares its flag.
     ///
     /// # Errors
     /// If the system refuses.
     pub fn listen() -> std::io::Result<Self> {
+        static LISTENING: Mutex<Option<StopFlag>> = Mutex::new(None);
+        let mut listening = LISTENING.lock().unwrap_or_else(PoisonError::into_inner);
+        let flag = match &*listening {
+            Some(flag) => flag.clone(),
+            None => Self::register()?,
+        };
+        *listening = Some(flag.clone());
+        Ok(flag)
+    }
+
+    fn register() -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
             // In this order: the second signal finds the flag raised and ends the process.
@@ -39,5 +50,17 @@ impl StopFlag {
     /// Whether a signal has come.
     pub fn is_raised(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handlers_are_registered_once() {
+        let [first, second] = [StopFlag::listen().unwrap(), StopFlag::listen().unwrap()];
+        assert!(Arc::ptr_eq(&first.0, &second.0));
+        assert!(!first.is_raised());
     }
 }

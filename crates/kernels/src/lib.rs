@@ -22,6 +22,7 @@ pub mod cuda;
 pub mod dropout;
 pub mod element;
 pub mod embedding;
+mod failure;
 pub mod format;
 pub mod gemm;
 pub mod glu;
@@ -38,5 +39,6 @@ pub mod vector;
 
 pub use cpu::{Cpu, Isa};
 pub use element::{DType, Element, View, ViewMut, bf16, f16};
+pub use failure::{DeviceError, Failures, lock};
 pub use format::Storage;
 pub use processor::{Processor, Target};

@@ -1,9 +1,10 @@
 //! Aligned memory and typed views of bytes.
 
+use crate::DeviceError;
 use crate::element::{DType, View, ViewMut, f16};
 use crate::format::{Packed, Storage};
 use memmap2::MmapMut;
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 
 /// Alignment of regions and of blocks inside the arena: one cache line.
 pub const ALIGNMENT: usize = 64;
@@ -30,27 +31,26 @@ unsafe impl Sync for Region {}
 impl Region {
     /// `len` zeroed bytes. Pages of a large region are allocated on first touch.
     ///
-    /// # Panics
+    /// # Errors
     /// If the system has no more memory.
-    pub fn new(len: usize) -> Self {
+    pub fn new(len: usize) -> Result<Self, DeviceError> {
         if len == 0 {
-            return Self { start: std::ptr::null_mut(), len, map: None };
+            return Ok(Self { start: std::ptr::null_mut(), len, map: None });
         }
+        let refused = || DeviceError::out_of_host_memory(len);
         if len >= LARGE {
-            let mut map = MmapMut::map_anon(len)
-                .unwrap_or_else(|error| panic!("cannot get {len} bytes of memory: {error}"));
+            let mut map = MmapMut::map_anon(len).map_err(|_| refused())?;
             // Best effort: falls back to small pages.
             #[cfg(target_os = "linux")]
             let _ = map.advise(memmap2::Advice::HugePage);
-            return Self { start: map.as_mut_ptr(), len, map: Some(map) };
+            return Ok(Self { start: map.as_mut_ptr(), len, map: Some(map) });
         }
-        let layout = Self::layout(len);
         // SAFETY: the layout has a size above zero.
-        let start = unsafe { alloc_zeroed(layout) };
+        let start = unsafe { alloc_zeroed(Self::layout(len)) };
         if start.is_null() {
-            handle_alloc_error(layout);
+            return Err(refused());
         }
-        Self { start, len, map: None }
+        Ok(Self { start, len, map: None })
     }
 
     /// Length in bytes.
@@ -178,6 +178,12 @@ pub fn bytes_of(view: View<'_>) -> &[u8] {
     unsafe { std::slice::from_raw_parts(start, len) }
 }
 
+/// The elements as bytes in the machine's order, to write.
+pub fn bytes_of_mut(x: &mut [f32]) -> &mut [u8] {
+    // SAFETY: the same memory, for the same lifetime; every pattern of bits is a float.
+    unsafe { std::slice::from_raw_parts_mut(x.as_mut_ptr().cast(), size_of_val(x)) }
+}
+
 fn whole<'a, T>((before, middle, after): (&'a [u8], &'a [T], &'a [u8])) -> Option<&'a [T]> {
     (before.is_empty() && after.is_empty()).then_some(middle)
 }
@@ -188,7 +194,7 @@ mod tests {
 
     #[test]
     fn regions_are_zeroed_aligned_and_bounded() {
-        let region = Region::new(256);
+        let region = Region::new(256).unwrap();
         // SAFETY: nothing else uses the region.
         let bytes = unsafe { region.bytes(64, 64) };
         assert!(bytes.iter().all(|&b| b == 0));
@@ -199,8 +205,15 @@ mod tests {
     }
 
     #[test]
+    fn more_memory_than_there_is_is_an_error() {
+        for len in [1 << 55, usize::MAX] {
+            assert_eq!(Region::new(len).err(), Some(DeviceError::out_of_host_memory(len)));
+        }
+    }
+
+    #[test]
     fn misaligned_bytes_have_no_view() {
-        let region = Region::new(64);
+        let region = Region::new(64).unwrap();
         // SAFETY: nothing else uses the region.
         let bytes = unsafe { region.bytes(0, 64) };
         assert!(view(&bytes[1..61], DType::F32, (15, 1)).is_none());

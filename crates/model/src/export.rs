@@ -7,7 +7,7 @@ use crate::load::Model;
 use crate::raw_config::ConfigError;
 use crate::weights::{Role, WeightSpec};
 use hone_tensor::safetensors::{FileError, Lazy, write};
-use hone_tensor::{DType, Device, Tensor, merge};
+use hone_tensor::{DType, Device, DeviceError, Tensor, merge};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -50,6 +50,9 @@ pub enum ExportError {
         /// Why.
         source: std::io::Error,
     },
+    /// The device failed while weights were merged or compared.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The base's configuration, which is copied.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -154,7 +157,7 @@ pub fn export_hf(
         (name, Lazy::Made { dtype, shape, make })
     });
     write(&out.join("model.safetensors"), lazy)?;
-    Ok(())
+    Ok(device.settle()?)
 }
 
 /// A weight as it is written: in `dtype`, with its adapter merged.
@@ -219,18 +222,23 @@ fn end_turns_with(model: &Model, token: u32, path: &Path) -> Result<(), ExportEr
 }
 
 /// The error for the first weight that is not finite, either in memory or once written.
-fn name_not_finite(model: &Model, device: &Device, dtype: DType) -> ExportError {
+fn name_not_finite(
+    model: &Model,
+    device: &Device,
+    dtype: DType,
+) -> Result<ExportError, DeviceError> {
     for WeightSpec { role, name: tensor, .. } in model.decoder.config.weights() {
         let is_finite =
             |dtype| written(model, device, role, dtype).to_vec_f32().iter().all(|x| x.is_finite());
         if !is_finite(DType::F32) {
-            return ExportError::NotFinite { tensor };
+            return device.settle().map(|()| ExportError::NotFinite { tensor });
         }
         if dtype != DType::F32 && !is_finite(dtype) {
-            return ExportError::Overflow { tensor, dtype: dtype.name() };
+            let dtype = dtype.name();
+            return device.settle().map(|()| ExportError::Overflow { tensor, dtype });
         }
     }
-    ExportError::LogitsNotFinite
+    device.settle().map(|()| ExportError::LogitsNotFinite)
 }
 
 /// Compares a model with its export in `dtype` on `rows` of tokens; called before the export is
@@ -244,8 +252,8 @@ pub fn check_written(
     dtype: DType,
     rows: &[Vec<u32>],
 ) -> Result<Fidelity, ExportError> {
-    let Some(fidelity) = Fidelity::measure(models, rows) else {
-        return Err(name_not_finite(models.intended, models.device, dtype));
+    let Some(fidelity) = Fidelity::measure(models, rows)? else {
+        return Err(name_not_finite(models.intended, models.device, dtype)?);
     };
     if fidelity.is_acceptable(dtype) {
         return Ok(fidelity);

@@ -6,7 +6,7 @@
 
 use crate::batch::Batch;
 use crate::load::Model;
-use hone_tensor::{Compute, DType, Device, Tape};
+use hone_tensor::{Compute, DType, Device, DeviceError, Tape};
 
 /// The models to compare, all on one device.
 #[derive(Clone, Copy)]
@@ -43,20 +43,24 @@ const MIN_EFFECT: f64 = 1e-5;
 
 impl Fidelity {
     /// Compares the models on `rows` of tokens, in f32; `None` if any logit is not finite.
-    pub fn measure(models: Comparison<'_>, rows: &[Vec<u32>]) -> Option<Self> {
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn measure(models: Comparison<'_>, rows: &[Vec<u32>]) -> Result<Option<Self>, DeviceError> {
         let mut sums = Sums::default();
         for row in rows.iter().filter(|row| !row.is_empty()) {
             let logits = |model| logits(model, models.device, row);
             let (intended, written) = (logits(models.intended), logits(models.written));
             let base = models.base.map(logits);
+            models.device.settle()?;
             let compared = [Some(&intended), Some(&written), base.as_ref()];
             if !compared.into_iter().flatten().all(|logits| are_finite(logits)) {
-                return None;
+                return Ok(None);
             }
             let vocab_size = intended.len() / row.len();
             sums.add(&intended, &written, base.as_deref(), vocab_size);
         }
-        Some(sums.fidelity())
+        Ok(Some(sums.fidelity()))
     }
 
     /// Whether the loss is within what weights in `dtype` may lose.

@@ -18,14 +18,17 @@ mod weight;
 
 pub use device::arena::{Arena, Event, Layout, Trace};
 pub use device::{
-    Category, Cost, Device, OFFLOAD_SLOTS, Offloaded, Span, Target, Transfer, Work, offload,
+    Category, Cost, Device, OFFLOAD_SLOTS, Offloaded, PAGE_LOCKED, Span, Target, Transfer, Work,
+    offload,
 };
 pub use hone_kernels::attention::{Heads, Sequence, max_head_dim};
 pub use hone_kernels::memory::release_free_memory;
 pub use hone_kernels::random::Philox;
 #[cfg(feature = "testing")]
 pub use hone_kernels::testing;
-pub use hone_kernels::{DType, Isa, Processor, Storage, View, ViewMut, adamw, ceiling, cuda};
+pub use hone_kernels::{
+    DType, DeviceError, Isa, Processor, Storage, View, ViewMut, adamw, ceiling, cuda,
+};
 pub use mapped::Mapped;
 pub use merge::merge;
 pub use params::{Gradients, ParamId, Params};

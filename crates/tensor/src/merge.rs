@@ -1,13 +1,14 @@
 //! Adapters merged into the weights they adapt.
 
-use crate::{Category, DType, Device, Params, Projection, Tensor};
+use crate::{Category, Cost, DType, Device, Params, Projection, Tensor, Work};
 use hone_kernels::gemm::{Epilogue, Matrix, Place, Product, Term};
 
 /// The weight of `projection` with its adapter merged: `W + scale · B A`, in f32 where there is an
 /// adapter and as it is held otherwise.
+/// On the dry device it has no elements.
 ///
 /// # Panics
-/// On the dry device, or if there are several adapters.
+/// If there are several adapters.
 pub fn merge(device: &Device, params: &Params, projection: &Projection) -> Tensor {
     let weight = params.resolve(&projection.weight);
     let lora = match &projection.adapters[..] {
@@ -15,10 +16,11 @@ pub fn merge(device: &Device, params: &Params, projection: &Projection) -> Tenso
         [lora] => lora,
         _ => panic!("one adapter can be merged, not several"),
     };
-    let on = device.processor().expect("merging needs a device that computes");
-    on.begin();
     let (n, k, rank) = (projection.out_features(), projection.in_features(), lora.rank);
     let mut merged = device.alloc(Category::Workspace, DType::F32, &[n, k]);
+    let cost = Cost::memory("merge", weight.num_bytes() + 2 * merged.num_bytes())
+        .with(Work::Product, 2 * n * k * rank);
+    let Some(on) = device.begin(cost) else { return merged };
     on.convert(weight.view(), merged.view_mut());
     let b = Matrix::rows(params.value(lora.b).view(), rank);
     let a = Matrix::rows(params.value(lora.a).view(), k);

@@ -1,6 +1,6 @@
 //! Trained parameters and their gradients.
 
-use crate::{Category, DType, Device, Tensor, Weight};
+use crate::{Category, DType, Device, DeviceError, Tensor, Weight};
 
 /// Index of a trained parameter in [`Params`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,10 +81,13 @@ pub struct Gradients(Vec<Tensor>);
 
 impl Gradients {
     /// Zero gradients for all of `params`.
-    pub fn zeros(device: &Device, params: &Params) -> Self {
+    ///
+    /// # Errors
+    /// If there is no memory for them.
+    pub fn zeros(device: &Device, params: &Params) -> Result<Self, DeviceError> {
         let zeros =
             |value: &Tensor| device.persistent(Category::Gradients, DType::F32, value.shape());
-        Self(params.values.iter().map(zeros).collect())
+        params.values.iter().map(zeros).collect::<Result<_, _>>().map(Self)
     }
 
     /// The gradient of a parameter.

@@ -4,7 +4,7 @@
 
 mod header;
 
-use crate::{DType, Device, Mapped, Storage, Tensor};
+use crate::{DType, Device, DeviceError, Mapped, Storage, Tensor};
 use ::safetensors::tensor::{Dtype, Metadata};
 use ::safetensors::{SafeTensorError, SafeTensors, View, serialize_to_file};
 use std::borrow::Cow;
@@ -207,17 +207,20 @@ pub fn write<'a>(
 
 /// Copies `source` into a new tensor, held so, that outlives steps. A file's `source` takes no
 /// memory after that, so that plans need not count it as well.
+///
+/// # Errors
+/// If there is no memory for it.
 pub fn held_as(
     device: &Device,
     category: crate::Category,
     source: &Tensor,
     storage: impl Into<Storage>,
-) -> Tensor {
+) -> Result<Tensor, DeviceError> {
     let storage = storage.into();
     if device.target() == crate::Target::Cuda && !device.is_dry() {
-        return device.hold(category, &held_as(Device::host(), category, source, storage));
+        return device.hold(category, &held_as(Device::host(), category, source, storage)?);
     }
-    let mut held = device.persistent(category, storage, source.shape());
+    let mut held = device.persistent(category, storage, source.shape())?;
     let bytes = source.num_bytes() + held.num_bytes();
     if let Some(on) = device.begin(crate::Cost::memory("convert", bytes)) {
         let cols = source.shape().last().copied().unwrap_or(1);
@@ -228,7 +231,7 @@ pub fn held_as(
         }
         source.release_file();
     }
-    held
+    Ok(held)
 }
 
 /// Length of the header, and what it says. The library compares offsets with each other and with

@@ -2,7 +2,7 @@
 
 use crate::device::arena::Block;
 use crate::mapped::Mapped;
-use hone_kernels::{DType, Storage, View, ViewMut, format, memory};
+use hone_kernels::{DType, DeviceError, Storage, View, ViewMut, format, memory};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -31,13 +31,25 @@ impl Tensor {
     /// A tensor with its own copy of `bytes`, as they stand in memory.
     ///
     /// # Panics
-    /// If there are more or fewer bytes than the shape needs.
+    /// If there are more or fewer bytes than the shape needs, or the system has no more memory.
     pub fn from_bytes(bytes: &[u8], storage: impl Into<Storage>, shape: &[usize]) -> Self {
-        let mut block = Block::on_host(bytes.len());
+        Self::try_from_bytes(bytes, storage, shape).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The same where there may be many.
+    ///
+    /// # Errors
+    /// If the system has no more memory.
+    pub(crate) fn try_from_bytes(
+        bytes: &[u8],
+        storage: impl Into<Storage>,
+        shape: &[usize],
+    ) -> Result<Self, DeviceError> {
+        let mut block = Block::on_host(bytes.len())?;
         block.bytes_mut().copy_from_slice(bytes);
         let tensor = Self::from_block(block, storage, shape);
         assert_eq!(tensor.num_bytes(), bytes.len());
-        tensor
+        Ok(tensor)
     }
 
     /// A tensor with its own copy of `values`.
@@ -113,18 +125,25 @@ impl Tensor {
     }
 
     /// A tensor in the CPU's memory with the same elements; the same one where it is there already.
-    pub fn to_host(&self) -> Tensor {
+    ///
+    /// # Errors
+    /// If the system has no more memory. Whether the elements could be read,
+    /// [`crate::Device::settle`] says.
+    pub fn to_host(&self) -> Result<Tensor, DeviceError> {
         match &self.memory {
             Memory::Block(block) if !block.is_on_host() => {
-                Self::from_bytes(&block.to_vec(), self.storage, &self.shape)
+                Self::try_from_bytes(&block.to_vec(), self.storage, &self.shape)
             }
-            _ => self.clone(),
+            _ => Ok(self.clone()),
         }
     }
 
-    /// A copy of the elements as `f32`, wherever they are.
+    /// A copy of the elements as `f32`, wherever they are; zeros where the device failed.
+    ///
+    /// # Panics
+    /// If the system has no more memory.
     pub fn to_vec_f32(&self) -> Vec<f32> {
-        self.to_host().view().to_vec_f32()
+        self.to_host().unwrap_or_else(|error| panic!("{error}")).view().to_vec_f32()
     }
 
     /// Overwrites all elements with the nearest values of `source`, wherever they are.
@@ -138,9 +157,11 @@ impl Tensor {
         if block.is_on_host() {
             return write_nearest(block.bytes_mut(), dtype, source);
         }
-        let mut nearest = Block::on_host(source.len() * dtype.size());
-        write_nearest(nearest.bytes_mut(), dtype, source);
-        block.write(nearest.bytes());
+        let mut nearest = vec![0f32; (source.len() * dtype.size()).div_ceil(4)];
+        let nearest = memory::bytes_of_mut(&mut nearest);
+        let nearest = &mut nearest[..source.len() * dtype.size()];
+        write_nearest(nearest, dtype, source);
+        block.write(nearest);
     }
 
     /// The elements, which must be `f32`.

@@ -74,6 +74,10 @@ codes! {
     ResumeNotExtendable = "resume.not_extendable",
     /// A checkpoint cannot be written or read.
     CheckpointFailed = "checkpoint.failed",
+    /// Memory ran out on the way.
+    MemoryRanOut = "memory.ran_out",
+    /// The device failed on the way.
+    DeviceFailed = "device.failed",
     /// The disk is full.
     DiskFull = "disk.full",
     /// The system refused a file.
@@ -133,6 +137,8 @@ mod tests {
             "resume.other_version",
             "resume.not_extendable",
             "checkpoint.failed",
+            "memory.ran_out",
+            "device.failed",
             "disk.full",
             "file.failed",
             "train.not_finite",

@@ -9,7 +9,7 @@ use crate::optimizer::{self, AdamW, AdamWOptions, Step};
 use crate::scoring::LabelledBatch;
 use hone_model::adapter::{self, AdapterError, LoraConfig};
 use hone_model::{LoadError, LoadOptions, Model, Pass, Recompute};
-use hone_tensor::{Category, Compute, DType, Device, Gradients, StepKey, Tape};
+use hone_tensor::{Category, Compute, DType, Device, DeviceError, Gradients, StepKey, Tape};
 use std::path::Path;
 
 /// A model's weights on a device, without adapters.
@@ -62,11 +62,11 @@ impl AdapterSet {
     /// New adapters, which leave what the base computes as it is.
     ///
     /// # Errors
-    /// If a target matches no layer.
+    /// If a target matches no layer, or there is no memory for adapters and gradients.
     pub fn new(base: &Base, lora: &LoraConfig, seed: u64) -> Result<Self, AdapterError> {
         let mut model = base.frozen_model();
         adapter::attach(&mut model, &base.device, lora, seed)?;
-        Ok(Self::of(base, model, Some(lora.clone())))
+        Ok(Self::of(base, model, Some(lora.clone()))?)
     }
 
     /// The adapters of a PEFT directory, trained further with `dropout`.
@@ -84,20 +84,23 @@ impl AdapterSet {
         for (_, lora) in model.decoder.adapters_mut() {
             lora.dropout = dropout;
         }
-        Ok(Self::of(base, model, Some(LoraConfig { dropout, ..found })))
+        Ok(Self::of(base, model, Some(LoraConfig { dropout, ..found }))?)
     }
 
     /// All weights of a base that was loaded with [`hone_model::Trained::All`]; the base keeps its
     /// shape only.
-    pub fn all_weights(base: &mut Base) -> Self {
+    ///
+    /// # Errors
+    /// If there is no memory for gradients.
+    pub fn all_weights(base: &mut Base) -> Result<Self, DeviceError> {
         let params = std::mem::take(&mut base.model.params);
         let (decoder, file_dtype) = (base.model.decoder.clone(), base.model.file_dtype);
         Self::of(base, Model { decoder, params, file_dtype }, None)
     }
 
-    fn of(base: &Base, model: Model, lora: Option<LoraConfig>) -> Self {
-        let gradients = Gradients::zeros(&base.device, &model.params);
-        Self { model, gradients, lora }
+    fn of(base: &Base, model: Model, lora: Option<LoraConfig>) -> Result<Self, DeviceError> {
+        let gradients = Gradients::zeros(&base.device, &model.params)?;
+        Ok(Self { model, gradients, lora })
     }
 }
 
@@ -146,13 +149,20 @@ pub struct Engine {
 
 impl Engine {
     /// Trains `adapters` over `base`, from the optimizer's first update on.
-    pub fn new(base: &Base, adapters: AdapterSet, options: EngineOptions) -> Self {
+    ///
+    /// # Errors
+    /// If there is no memory for the optimizer's moments.
+    pub fn new(
+        base: &Base,
+        adapters: AdapterSet,
+        options: EngineOptions,
+    ) -> Result<Self, DeviceError> {
         let AdapterSet { model, gradients, lora } = adapters;
         let EngineOptions { optimizer, objective, reference } = options;
         assert!(reference.is_some() || !objective.needs_reference(), "no reference");
-        Self {
+        Ok(Self {
             device: base.device.clone(),
-            optimizer: AdamW::new(&base.device, &model.params, optimizer),
+            optimizer: AdamW::new(&base.device, &model.params, optimizer)?,
             model,
             gradients,
             lora,
@@ -160,7 +170,7 @@ impl Engine {
             loss_scale: LossScale::of(base.compute),
             objective,
             reference,
-        }
+        })
     }
 
     /// Passes of the trained model.
@@ -169,7 +179,8 @@ impl Engine {
     }
 
     /// Forward and backward pass of one micro-batch: adds to the gradients, which are those of the
-    /// scaled loss, and to `metrics`, and returns its part of the step's loss.
+    /// scaled loss, and to `metrics`, and returns its part of the step's loss. Part of a pass,
+    /// whose end says whether the device failed.
     pub fn forward_backward(
         &mut self,
         micro_batch: &LabelledBatch,
@@ -199,13 +210,19 @@ impl Engine {
     }
 
     /// The global norm of all gradients, before clipping; a GPU is waited for.
-    pub fn grad_norm(&self) -> f64 {
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn grad_norm(&self) -> Result<f64, DeviceError> {
         optimizer::grad_norm(&self.device, &self.gradients, self.loss_scale)
     }
 
     /// Updates the parameters; `grad_norm` decides on clipping.
-    pub fn update(&mut self, learning_rate: f64, grad_norm: f64) {
+    ///
+    /// # Errors
+    /// If the device failed. Where it refused the update, everything is as before it.
+    pub fn update(&mut self, learning_rate: f64, grad_norm: f64) -> Result<(), DeviceError> {
         let step = Step { learning_rate, grad_norm, loss_scale: self.loss_scale };
-        self.optimizer.step(&self.device, &mut self.model.params, &self.gradients, step);
+        self.optimizer.step(&self.device, &mut self.model.params, &self.gradients, step)
     }
 }

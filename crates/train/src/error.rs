@@ -9,6 +9,7 @@ use hone_model::adapter::AdapterError;
 use hone_model::generate::GenerateError;
 use hone_model::hub::HubError;
 use hone_model::{ConfigError, ExportError, LoadError};
+use hone_tensor::DeviceError;
 use hone_tensor::safetensors::FileError;
 use std::path::{Path, PathBuf};
 
@@ -85,6 +86,24 @@ pub enum TrainError {
         /// What it was.
         what: &'static str,
     },
+    /// A device has no more memory, or failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The same in the middle of a run.
+    #[error(
+        "{}{source}. {}{}",
+        step.map_or(String::new(), |step| format!("step {step}: ")),
+        resumption(*last_good),
+        advice(source)
+    )]
+    DeviceInRun {
+        /// The step, from 1, if it was in one; it was not applied.
+        step: Option<u64>,
+        /// What failed.
+        source: DeviceError,
+        /// Step of the newest whole checkpoint.
+        last_good: Option<u64>,
+    },
     /// A run or checkpoint of another version, which computes other bits or writes other files.
     #[error(
         "{}: written by Hone {hone_version} (numerics {numerics}), and this is Hone {} (numerics \
@@ -118,21 +137,33 @@ impl TrainError {
         move |source| Self::Io { path, source }
     }
 
-    /// Of a full disk: tells what is safe in `checkpoints`. Other errors stay as they are.
+    /// Of a device: in which step it failed. Other errors stay as they are.
+    pub(crate) fn in_step(self, step: u64) -> Self {
+        match self {
+            Self::Device(source) => Self::DeviceInRun { step: Some(step), source, last_good: None },
+            other => other,
+        }
+    }
+
+    /// Of a full disk or a device that failed: tells what is safe in `checkpoints`. Other errors
+    /// stay as they are.
     pub(crate) fn with_last_good(self, checkpoints: &Path) -> Self {
-        if !self.is_disk_full() {
+        let is_device = matches!(self, Self::Device(_) | Self::DeviceInRun { .. });
+        if !self.is_disk_full() && !is_device {
             return self;
         }
         let newest = newest_whole(checkpoints).ok().and_then(|(whole, _)| whole);
-        let step = newest.map(|whole| whole.step);
+        let last_good = newest.map(|whole| whole.step);
         match self {
+            Self::Device(source) => Self::DeviceInRun { step: None, source, last_good },
+            Self::DeviceInRun { step, source, .. } => Self::DeviceInRun { step, source, last_good },
             Self::Checkpoint(mut error) => {
-                if let CheckpointError::DiskFull { last_good, .. } = &mut error {
-                    *last_good = step;
+                if let CheckpointError::DiskFull { last_good: step, .. } = &mut error {
+                    *step = last_good;
                 }
                 Self::Checkpoint(error)
             }
-            other => Self::DiskFull { source: Box::new(other), last_good: step },
+            other => Self::DiskFull { source: Box::new(other), last_good },
         }
     }
 
@@ -140,6 +171,15 @@ impl TrainError {
     pub fn code(&self) -> Code {
         match self {
             _ if self.is_disk_full() => Code::DiskFull,
+            Self::Device(error)
+            | Self::DeviceInRun { source: error, .. }
+            | Self::Load(LoadError::Device(error))
+            | Self::Adapter(AdapterError::Device(error))
+            | Self::Generate(GenerateError::Device(error))
+            | Self::Export(ExportError::Device(error)) => match error.is_out_of_memory() {
+                true => Code::MemoryRanOut,
+                false => Code::DeviceFailed,
+            },
             Self::Usage(code, _) => *code,
             Self::RunFile(error) => error.code(),
             Self::Hub(_) => Code::ModelNotFound,
@@ -174,8 +214,31 @@ impl TrainError {
             | Self::Tensors(_)
             | Self::Report(_)
             | Self::Io { .. }
+            | Self::Device(_)
+            | Self::DeviceInRun { .. }
+            | Self::Load(LoadError::Device(_))
+            | Self::Adapter(AdapterError::Device(_))
             | Self::NonFinite { .. } => false,
             _ => true,
         }
+    }
+}
+
+/// How a run goes on after its device failed.
+fn resumption(last_good: Option<u64>) -> String {
+    match last_good {
+        Some(step) => format!(
+            "The last good checkpoint, step-{step}, is intact, and `hone train --resume` goes on \
+             from it"
+        ),
+        None => "There is no checkpoint yet: `hone train --resume` begins again".to_owned(),
+    }
+}
+
+/// What helps against it.
+fn advice(error: &DeviceError) -> &'static str {
+    match error.is_out_of_memory() {
+        true => "; end other programs that take memory before, or lower budget.memory in a new run",
+        false => "",
     }
 }

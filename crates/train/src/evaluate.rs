@@ -1,8 +1,9 @@
 //! An objective's mean loss and metrics on prepared data.
 
+use crate::error::TrainError;
 use crate::objectives::{Metrics, Objective};
 use crate::scoring::{LabelledBatch, Packing, Scorer};
-use hone_data::{DataError, Dataset, MicroBatch, Unit};
+use hone_data::{Dataset, MicroBatch, Unit};
 use std::collections::BTreeMap;
 
 /// What an evaluation found.
@@ -32,26 +33,26 @@ pub struct EvalSet<'a> {
 /// Evaluates on all of `set`, as if it were one step. `done` is told of the rows of each batch.
 ///
 /// # Errors
-/// None for data that was packed so.
+/// If the device failed; none from data that was packed so.
 pub fn evaluate(
     mut scorer: Scorer<'_>,
     objective: &dyn Objective,
     set: EvalSet<'_>,
     done: &mut dyn FnMut(usize),
-) -> Result<Evaluation, DataError> {
+) -> Result<Evaluation, TrainError> {
     let EvalSet { dataset, units, packing } = set;
     let (config, target) = (&scorer.pass.model.decoder.config, scorer.pass.device.target());
     let labelled = |packed: &MicroBatch| LabelledBatch::new(config, packed, target);
     let rows: Vec<u32> = units.iter().flat_map(|unit| unit.rows.iter().copied()).collect();
     let probes = packing.probes(objective, dataset, &rows)?;
-    let statistics = scorer.statistics(objective, probes.iter().map(labelled).collect());
+    let statistics = scorer.statistics(objective, probes.iter().map(labelled).collect())?;
     let (mut sum, mut num_terms, mut num_target_tokens) = (0.0, 0, 0);
     let mut metrics = Metrics::default();
     for units in units.chunks(packing.units_per_batch) {
         let packed = MicroBatch::assemble(dataset, units, packing.batch_tokens());
         let mut batch = labelled(&packed);
-        scorer.add_reference(std::slice::from_mut(&mut batch));
-        let log_probs = scorer.log_probs(&batch.batch);
+        scorer.add_reference(std::slice::from_mut(&mut batch))?;
+        let log_probs = scorer.log_probs(&batch.batch)?;
         let mut unused = vec![0.0; log_probs.len()];
         sum += objective.loss(&batch.scores(&log_probs), &statistics, &mut unused, &mut metrics);
         num_terms += objective.num_terms(&batch.rows);

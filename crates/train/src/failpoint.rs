@@ -19,6 +19,7 @@ pub const ALL: &[&str] = &[
     "checkpoint.parent_synced",
     "checkpoint.trashed",
     "checkpoint.pruned",
+    "loop.out_of_memory",
     "loop.micro_batch_done",
     "loop.nonfinite",
     "loop.before_update",

@@ -44,7 +44,7 @@ pub fn engine(setup: &Setup, device: &Device, held: Held<'_>) -> Result<Engine, 
     let adapters = match (lora, &setup.init_adapter) {
         (Some(lora), Some(dir)) => continued(&base, lora, dir)?,
         (Some(lora), None) => AdapterSet::new(&base, lora, setup.run.train.seed)?,
-        (None, _) => AdapterSet::all_weights(&mut base),
+        (None, _) => AdapterSet::all_weights(&mut base)?,
     };
     let objective = objectives::of(&setup.run.objective);
     let reference = match objective.needs_reference() {
@@ -52,7 +52,7 @@ pub fn engine(setup: &Setup, device: &Device, held: Held<'_>) -> Result<Engine, 
         false => None,
     };
     let optimizer = optimizer_options(&setup.run);
-    Ok(Engine::new(&base, adapters, EngineOptions { optimizer, objective, reference }))
+    Ok(Engine::new(&base, adapters, EngineOptions { optimizer, objective, reference })?)
 }
 
 /// The model that training begins with: the base, with the adapter that is trained further if there

@@ -1,7 +1,9 @@
 //! AdamW with clipping of the global gradient norm.
 
 use crate::loss_scale::LossScale;
-use hone_tensor::{Category, Cost, DType, Device, Gradients, ParamId, Params, Tensor, adamw};
+use hone_tensor::{
+    Category, Cost, DType, Device, DeviceError, Gradients, ParamId, Params, Tensor, adamw,
+};
 
 /// Settings of the update.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,27 +44,32 @@ pub struct AdamW {
 
 impl AdamW {
     /// Zero moments for `params`.
-    pub fn new(device: &Device, params: &Params, options: AdamWOptions) -> Self {
+    ///
+    /// # Errors
+    /// If there is no memory for them.
+    pub fn new(
+        device: &Device,
+        params: &Params,
+        options: AdamWOptions,
+    ) -> Result<Self, DeviceError> {
         let zeros = |(_, _, value): (ParamId, &str, &Tensor)| {
             device.persistent(Category::Optimizer, DType::F32, value.shape())
         };
-        Self {
-            m: params.iter().map(zeros).collect(),
-            v: params.iter().map(zeros).collect(),
-            num_updates: 0,
-            options,
-        }
+        let zeros = || params.iter().map(zeros).collect::<Result<_, _>>();
+        Ok(Self { m: zeros()?, v: zeros()?, num_updates: 0, options })
     }
 
     /// Updates `params`; gradients are scaled down where their global norm is above the limit.
+    ///
+    /// # Errors
+    /// If the device failed: it refused the update, which is one call, or lost everything.
     pub fn step(
         &mut self,
         device: &Device,
         params: &mut Params,
         gradients: &Gradients,
         step: Step,
-    ) {
-        self.num_updates += 1;
+    ) -> Result<(), DeviceError> {
         let AdamWOptions { beta1, beta2, epsilon, weight_decay, max_grad_norm } = self.options;
         let clip = clip_scale(step.grad_norm, max_grad_norm);
         let update = adamw::Update {
@@ -71,14 +78,18 @@ impl AdamW {
             beta2,
             epsilon,
             weight_decay,
-            step: self.num_updates,
+            step: self.num_updates + 1,
             gradient_scale: (clip / step.loss_scale.factor()) as f32,
         };
         let bytes: usize = gradients.iter().map(Tensor::num_bytes).sum();
-        let Some(on) = device.begin(Cost::memory("adamw", 7 * bytes)) else { return };
-        let moments = self.m.iter_mut().zip(&mut self.v);
-        let all = params.values_mut().zip(gradients.iter()).zip(moments);
-        on.adamw(&update, all.map(|((p, g), (m, v))| parameter(p, g, m, v)).collect());
+        if let Some(on) = device.begin(Cost::memory("adamw", 7 * bytes)) {
+            let moments = self.m.iter_mut().zip(&mut self.v);
+            let all = params.values_mut().zip(gradients.iter()).zip(moments);
+            on.adamw(&update, all.map(|((p, g), (m, v))| parameter(p, g, m, v)).collect());
+        }
+        device.settle()?;
+        self.num_updates += 1;
+        Ok(())
     }
 }
 
@@ -97,10 +108,20 @@ fn clip_scale(grad_norm: f64, max_grad_norm: f64) -> f64 {
     if max_grad_norm == 0.0 { 1.0 } else { (max_grad_norm / (grad_norm + 1e-6)).min(1.0) }
 }
 
-/// The global norm of all gradients, before the loss was multiplied by `loss_scale`.
-pub fn grad_norm(device: &Device, gradients: &Gradients, loss_scale: LossScale) -> f64 {
+/// The global norm of all gradients, before the loss was multiplied by `loss_scale`; 0 on the dry
+/// device.
+///
+/// # Errors
+/// If the device failed.
+pub fn grad_norm(
+    device: &Device,
+    gradients: &Gradients,
+    loss_scale: LossScale,
+) -> Result<f64, DeviceError> {
     let bytes = gradients.iter().map(Tensor::num_bytes).sum();
-    let Some(on) = device.begin(Cost::memory("grad_norm", bytes)) else { return 0.0 };
-    let squares = on.sum_of_squares(&gradients.iter().map(Tensor::view).collect::<Vec<_>>());
-    squares.sqrt() / loss_scale.factor()
+    let squares = device.begin(Cost::memory("grad_norm", bytes)).map_or(0.0, |on| {
+        on.sum_of_squares(&gradients.iter().map(Tensor::view).collect::<Vec<_>>())
+    });
+    device.settle()?;
+    Ok(squares.sqrt() / loss_scale.factor())
 }

@@ -83,15 +83,19 @@ impl DeviceProfile {
     /// Measures, and keeps the result for later runs where that is possible.
     pub fn measure(threads: usize) -> Self {
         let device = Device::cpu(threads);
+        let measured = measure::cpu(&device);
+        let is_whole = measured.is_some();
         let profile = Self {
             processor: machine::cpu_name(),
             threads,
             isa: isa(&device),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             measured: now(),
-            ..measure::cpu(&device)
+            ..measured.unwrap_or_default()
         };
-        profile.keep(Self::path(threads));
+        if is_whole {
+            profile.keep(Self::path(threads));
+        }
         profile
     }
 
@@ -116,7 +120,9 @@ impl DeviceProfile {
     /// published.
     pub fn measure_gpu(gpu: &Gpu) -> Self {
         let published = catalogue::of(gpu.info(), Some(gpu.free_bytes()));
-        let measured = measure::gpu(gpu, &measure::LARGE, published);
+        let Some(measured) = measure::gpu(gpu, &measure::LARGE, published.clone()) else {
+            return published;
+        };
         let profile = Self { measured: format!("its speed of {}", now()), ..measured };
         profile.keep(Self::gpu_path(&profile.processor));
         profile

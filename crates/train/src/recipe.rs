@@ -19,7 +19,7 @@ use crate::scoring::{LabelledBatch, Packing, Scorer, ScoringPlan};
 use crate::setup::Setup;
 use crate::step_profile::StepProfile;
 use hone_data::{Cursor, MicroBatch, Order};
-use hone_tensor::{Arena, Device, StepKey, Target};
+use hone_tensor::{Arena, Device, DeviceError, StepKey, Target};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -185,7 +185,7 @@ fn train_in(
         setup,
         engine: loading::engine(setup, &device, held)?,
         // Texts are generated before there is one, since what they take is in no plan.
-        arena: Arena::new(&device, 0),
+        arena: Arena::new(&device, 0)?,
         planned,
         dir,
         step: 0,
@@ -200,7 +200,7 @@ fn train_in(
     let mut logs = Logs::open(&run.dir, run.step, event)?;
     let samples = run.samples_before()?;
     device.release_free_memory();
-    run.arena = Arena::new(&device, run.planned.plan.arena_bytes as usize);
+    run.arena = Arena::new(&device, run.planned.plan.arena_bytes as usize)?;
     let first_step = run.step;
     while run.step < setup.num_steps {
         // Before the first step and every so many; where that is 0, before the first only. A run
@@ -211,7 +211,7 @@ fn train_in(
         if options.profile && run.step == first_profiled(first_step, setup.num_steps) {
             device.start_recording();
         }
-        let record = run.train_step(&mut logs)?;
+        let record = run.train_step(&mut logs).map_err(|error| error.in_step(run.step + 1))?;
         run.step_done(&record, event);
         run.profile_done(options, first_step, event)?;
         failpoint::hit("loop.step_done");
@@ -346,13 +346,13 @@ impl Run<'_> {
         let data = begun.elapsed().as_secs_f64();
 
         let passes = Instant::now();
-        let statistics = self.score_ahead(&mut step);
-        let (mut loss, mut metrics) = self.accumulate(&step, &statistics);
+        let statistics = self.score_ahead(&mut step)?;
+        let (mut loss, mut metrics) = self.accumulate(&step, &statistics)?;
         if failpoint::hit_io("loop.nonfinite").is_err() {
             loss = f64::NAN;
         }
         self.prepare_next()?;
-        let norm = self.retry_overflow(&step, &statistics, (&mut loss, &mut metrics));
+        let norm = self.retry_overflow(&step, &statistics, (&mut loss, &mut metrics))?;
         let forward_backward = passes.elapsed().as_secs_f64();
 
         let updating = Instant::now();
@@ -360,10 +360,11 @@ impl Run<'_> {
         let skipped = self.refuse_nonfinite(loss, norm)?;
         failpoint::hit("loop.before_update");
         if !skipped {
-            self.engine.update(learning_rate, norm);
+            self.engine.update(learning_rate, norm)?;
         }
         failpoint::hit("loop.updated");
         self.engine.device.synchronize();
+        self.engine.device.settle()?;
         let optimizer = updating.elapsed().as_secs_f64();
 
         self.engine.device.mark("between_steps");
@@ -464,15 +465,20 @@ impl Run<'_> {
 
     /// What must be known before the first gradient: the reference's log-probabilities, and the
     /// objective's statistics.
-    fn score_ahead(&mut self, step: &mut StepData) -> Statistics {
+    fn score_ahead(&mut self, step: &mut StepData) -> Result<Statistics, DeviceError> {
         let Self { engine, arena, planned, .. } = self;
         let mut scorer = scorer(engine, arena, planned);
-        scorer.add_reference(&mut step.batches);
+        scorer.add_reference(&mut step.batches)?;
         scorer.statistics(&*engine.objective, std::mem::take(&mut step.probes))
     }
 
     /// Gradients of the whole step, its loss and metrics.
-    fn accumulate(&mut self, step: &StepData, statistics: &Statistics) -> (f64, Metrics) {
+    fn accumulate(
+        &mut self,
+        step: &StepData,
+        statistics: &Statistics,
+    ) -> Result<(f64, Metrics), DeviceError> {
+        // A failure of this shows in the first pass.
         self.engine.gradients.clear(&self.engine.device);
         let device = self.engine.device.clone();
         let recompute = self.planned.policy.recompute;
@@ -482,11 +488,14 @@ impl Run<'_> {
             let seed = self.setup.run.train.seed;
             let key = StepKey { seed, step: self.step, micro_batch: i as u32 };
             loss += device.planned(&mut self.arena, &self.planned.train_layout, || {
+                if failpoint::hit_io("loop.out_of_memory").is_err() {
+                    device.fail(DeviceError::out_of_host_memory(1 << 30));
+                }
                 self.engine.forward_backward(batch, context, key, &mut metrics)
-            });
+            })?;
             failpoint::hit("loop.micro_batch_done");
         }
-        (loss, metrics)
+        Ok((loss, metrics))
     }
 
     /// The norm of the step's gradients. In f16, where they overflowed, it is taken again, as if
@@ -497,17 +506,17 @@ impl Run<'_> {
         step: &StepData,
         statistics: &Statistics,
         (loss, metrics): (&mut f64, &mut Metrics),
-    ) -> f64 {
-        let (before, mut norm) = (self.engine.loss_scale, self.engine.grad_norm());
+    ) -> Result<f64, DeviceError> {
+        let (before, mut norm) = (self.engine.loss_scale, self.engine.grad_norm()?);
         while loss.is_finite() && !norm.is_finite() && self.engine.loss_scale.halve() {
-            (*loss, *metrics) = self.accumulate(step, statistics);
-            norm = self.engine.grad_norm();
+            (*loss, *metrics) = self.accumulate(step, statistics)?;
+            norm = self.engine.grad_norm()?;
         }
         match loss.is_finite() && norm.is_finite() {
             true => self.engine.loss_scale.update(self.engine.compute),
             false => self.engine.loss_scale = before,
         }
-        norm
+        Ok(norm)
     }
 
     /// Whether the update must be left out; an error where the run must stop.

@@ -7,6 +7,7 @@ use hone_model::generate::{
     Finish, GenerateError, Limits, Request, Sampling, cache_bytes, generate_all, step_bytes,
 };
 use hone_model::{DecoderConfig, Pass};
+use hone_tensor::DeviceError;
 use serde::{Deserialize, Serialize};
 
 /// An entry of `samples.json`.
@@ -43,10 +44,18 @@ pub fn prompts_of(setup: &Setup) -> Result<Vec<Prompt>, TrainError> {
 }
 
 /// Most bytes that answering `prompts` takes: pages of keys and values, which grow by doubling, and
-/// passes, of which those of two sizes may have memory at a time. `pass` may be on a dry device.
-pub fn answer_bytes(pass: Pass<'_>, prompts: &[Prompt], max_new_tokens: usize) -> u64 {
+/// passes, of which those of two sizes may have memory at a time. `pass` may be on a dry device,
+/// which does not fail.
+///
+/// # Errors
+/// If the device failed.
+pub fn answer_bytes(
+    pass: Pass<'_>,
+    prompts: &[Prompt],
+    max_new_tokens: usize,
+) -> Result<u64, DeviceError> {
     if prompts.is_empty() {
-        return 0;
+        return Ok(0);
     }
     let (config, limits) = (&pass.model.decoder.config, Limits::default());
     let lens = prompts.iter().map(Prompt::num_tokens);
@@ -56,7 +65,8 @@ pub fn answer_bytes(pass: Pass<'_>, prompts: &[Prompt], max_new_tokens: usize) -
     let len = (longest + max_new_tokens).min(config.max_position_embeddings);
     let logits = num_together * config.vocab_size * size_of::<f32>();
     let cache = cache_bytes(config, pass.compute, num_together, len);
-    (2 * cache + 2 * step_bytes(pass, rows.max(num_together), num_together) + logits) as u64
+    let step = step_bytes(pass, rows.max(num_together), num_together)?;
+    Ok((2 * cache + 2 * step + logits) as u64)
 }
 
 /// Prompts from `num` groups spread evenly over `dataset`: the first row of each up to its first

@@ -3,7 +3,7 @@
 use crate::objectives::{Objective, RowSpan, Statistics, TokenScores};
 use hone_data::{DataError, Dataset, IGNORE, MicroBatch, pack_in_order};
 use hone_model::{Batch, DecoderConfig, Model, Pass, Recompute};
-use hone_tensor::{Arena, Layout, Target};
+use hone_tensor::{Arena, DeviceError, Layout, Target};
 use std::sync::Arc;
 
 /// A micro-batch, and what an objective must know of it.
@@ -107,28 +107,32 @@ pub struct Scorer<'a> {
 
 impl Scorer<'_> {
     /// Log-probabilities of a batch's targets under the trained model.
-    pub fn log_probs(&mut self, batch: &Batch) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// If the device failed; so of the others.
+    pub fn log_probs(&mut self, batch: &Batch) -> Result<Vec<f32>, DeviceError> {
         let pass = self.pass;
         match &mut self.plan {
             Some(plan) => pass.device.planned(plan.arena, plan.layout, || log_probs(pass, batch)),
-            None => log_probs(pass, batch),
+            None => settled(pass, batch),
         }
     }
 
     /// Adds what the reference makes of these batches, if there is one.
-    pub fn add_reference(&mut self, batches: &mut [LabelledBatch]) {
-        let Some(reference) = self.reference else { return };
+    pub fn add_reference(&mut self, batches: &mut [LabelledBatch]) -> Result<(), DeviceError> {
+        let Some(reference) = self.reference else { return Ok(()) };
         let pass = self.pass.with_model(reference);
         for labelled in batches {
             let batch = &labelled.batch;
             let layout = self.plan.as_mut().map(|plan| (&mut *plan.arena, plan.reference_layout));
             labelled.reference = match layout {
                 Some((arena, Some(layout))) => {
-                    pass.device.planned(arena, layout, || log_probs(pass, batch))
+                    pass.device.planned(arena, layout, || log_probs(pass, batch))?
                 }
-                _ => log_probs(pass, batch),
+                _ => settled(pass, batch)?,
             };
         }
+        Ok(())
     }
 
     /// What all micro-batches of a step must know, found from its probes.
@@ -136,15 +140,23 @@ impl Scorer<'_> {
         &mut self,
         objective: &dyn Objective,
         mut probes: Vec<LabelledBatch>,
-    ) -> Statistics {
-        self.add_reference(&mut probes);
-        let found: Vec<_> = probes.iter().map(|probe| self.log_probs(&probe.batch)).collect();
+    ) -> Result<Statistics, DeviceError> {
+        self.add_reference(&mut probes)?;
+        let found = probes.iter().map(|probe| self.log_probs(&probe.batch));
+        let found = found.collect::<Result<Vec<_>, _>>()?;
         let scores = probes.iter().zip(&found).map(|(probe, found)| probe.scores(found));
-        objective.statistics(&scores.collect::<Vec<_>>())
+        Ok(objective.statistics(&scores.collect::<Vec<_>>()))
     }
 }
 
-/// Log-probabilities of a batch's targets; none on the dry device.
+/// A pass of its own, in memory from the system.
+fn settled(pass: Pass<'_>, batch: &Batch) -> Result<Vec<f32>, DeviceError> {
+    let log_probs = log_probs(pass, batch);
+    pass.device.settle().map(|()| log_probs)
+}
+
+/// Log-probabilities of a batch's targets; none on the dry device. Part of a pass, whose end says
+/// whether the device failed.
 pub fn log_probs(pass: Pass<'_>, batch: &Batch) -> Vec<f32> {
     let mut tape = pass.inference_tape();
     let log_probs = pass.model.decoder.log_probs(&mut tape, batch, Recompute::None);

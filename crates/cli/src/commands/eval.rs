@@ -146,7 +146,8 @@ fn write_logits(opened: &Opened, dataset: &Dataset, path: &Path) -> Result<(), F
     let tokens = dataset.row(0).tokens;
     let batch = Batch::from_sequence(&opened.model.decoder.config, tokens);
     let mut tape = Tape::inference(&opened.device, &opened.model.params, opened.compute);
-    let logits = opened.model.decoder.logits(&mut tape, &batch);
+    let logits = opened.model.decoder.logits(&mut tape, &batch).to_host()?;
+    opened.device.settle()?;
     let ids: Vec<f32> = tokens.iter().map(|&id| id as f32).collect();
     let tokens = Tensor::from_f32(&ids, &[ids.len()]);
     Ok(write(

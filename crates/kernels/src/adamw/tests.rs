@@ -52,7 +52,7 @@ fn a_gpu_updates_many_parameters_at_once() {
     let regions: Vec<[Region; 4]> = (0..lens.len())
         .map(|i| {
             arrays(i).map(|values| {
-                let region = Region::new(&gpu, 4 * values.len());
+                let region = Region::new(&gpu, 4 * values.len()).unwrap();
                 region.write(0, bytes_of(View::F32(&values)));
                 region
             })
@@ -61,7 +61,7 @@ fn a_gpu_updates_many_parameters_at_once() {
     let parameters = regions.iter().zip(lens).map(|(regions, len)| {
         let [value, gradient, m, v] =
             regions.each_ref().map(|region| region.slice(0, DType::F32, (len, len)));
-        let [value, m, v] = [value, m, v].map(ViewMut::Cuda);
+        let [value, m, v] = [value, m, v].map(ViewMut::of_gpu);
         Parameter { value, gradient: View::Cuda(gradient), m, v }
     });
     on.begin();

@@ -1,11 +1,12 @@
 //! What a GPU is asked to do: memory, launches, matrix products.
 //!
-//! Everything is ordered as it is asked for, as on one CUDA stream. A call that fails once the GPU
-//! is in use means a broken driver, a broken kernel, or memory that another process took: the run
-//! cannot go on, so these panic with the driver's own words.
+//! Everything is ordered as it is asked for, as on one CUDA stream. A call that fails means a
+//! broken driver, a broken kernel, or memory that another process took: what [`super::Gpu`] asks
+//! for after it does nothing until the failure was told.
 
 use super::Arg;
 use super::graphs::{Calls, Graph};
+use crate::DeviceError;
 pub use crate::element::Address;
 use crate::element::DType;
 
@@ -203,36 +204,73 @@ impl Info {
 /// One GPU.
 pub(crate) trait Driver: Send + Sync {
     fn info(&self) -> &Info;
-    /// Bytes that can still be taken.
+    /// Bytes that can still be taken; 0 where the driver does not say.
     fn free_bytes(&self) -> u64;
-    /// `None` where there is not so much memory; aligned to 256 bytes.
-    fn alloc(&self, bytes: usize) -> Option<Address>;
-    fn free(&self, address: Address);
+    /// Aligned to 256 bytes.
+    fn alloc(&self, bytes: usize) -> Result<Address, DeviceError>;
+    /// # Safety
+    /// `alloc` gave the address out, it was not freed since, and nothing asked for later uses it.
+    unsafe fn free(&self, address: Address) -> Result<(), DeviceError>;
     /// Copies to the device. `bytes` may change once this returns.
-    fn write(&self, address: Address, bytes: &[u8]);
+    ///
+    /// # Safety
+    /// The bytes at `address` are inside memory of `alloc` that nobody else uses meanwhile.
+    unsafe fn write(&self, address: Address, bytes: &[u8]) -> Result<(), DeviceError>;
     /// Waits for what was asked for before and copies to the host.
-    fn read(&self, address: Address, bytes: &mut [u8]);
-    fn fill(&self, address: Address, byte: u8, bytes: usize);
+    ///
+    /// # Safety
+    /// The bytes at `address` are inside memory of `alloc`.
+    unsafe fn read(&self, address: Address, bytes: &mut [u8]) -> Result<(), DeviceError>;
+    /// # Safety
+    /// As [`Driver::write`].
+    unsafe fn fill(&self, address: Address, byte: u8, bytes: usize) -> Result<(), DeviceError>;
     /// Runs kernel `kernel` of `source`.
-    fn launch(&self, source: &'static Source, kernel: usize, at: Launch, args: &[Arg]);
-    fn matmul(&self, matmul: &Matmul);
+    ///
+    /// # Safety
+    /// `args` are the parameters that the kernel declares, and what it reads and writes through
+    /// them is inside memory of `alloc`, what it writes used by nobody else meanwhile.
+    unsafe fn launch(
+        &self,
+        source: &'static Source,
+        kernel: usize,
+        at: Launch,
+        args: &[Arg],
+    ) -> Result<(), DeviceError>;
+    /// # Safety
+    /// The matrices are inside memory of `alloc`, and nobody else uses the result's meanwhile.
+    unsafe fn matmul(&self, matmul: &Matmul) -> Result<(), DeviceError>;
     /// Makes one of calls that were asked for before.
     ///
     /// # Errors
     /// Why it cannot; nothing was asked for then.
-    fn graph(&self, _: &Calls) -> Result<Box<dyn Graph>, String> {
+    ///
+    /// # Safety
+    /// Whenever the graph is launched, each of the calls must be allowed.
+    unsafe fn graph(&self, _: &Calls) -> Result<Box<dyn Graph>, String> {
         Err("this device makes none".to_owned())
     }
     /// Memory of the host, page-locked, which copies can run from beside everything else; `None`
     /// where there is not so much.
     fn alloc_host(&self, bytes: usize) -> Option<HostAddress>;
     /// Waits for copies from there.
-    fn free_host(&self, address: HostAddress);
+    ///
+    /// # Safety
+    /// `alloc_host` gave the address out, and it was not freed since.
+    unsafe fn free_host(&self, address: HostAddress) -> Result<(), DeviceError>;
     /// Copies `bytes` from such memory: once what was asked for before is done, beside what is
     /// asked for next.
-    fn prefetch(&self, to: Address, from: HostAddress, bytes: usize);
+    ///
+    /// # Safety
+    /// As [`Driver::write`], and `from` is memory of `alloc_host`, written before and not from now
+    /// on.
+    unsafe fn prefetch(
+        &self,
+        to: Address,
+        from: HostAddress,
+        bytes: usize,
+    ) -> Result<(), DeviceError>;
     /// What is asked for next begins when all prefetches have ended.
-    fn await_prefetches(&self);
+    fn await_prefetches(&self) -> Result<(), DeviceError>;
     /// Waits for everything that was asked for.
-    fn synchronize(&self);
+    fn synchronize(&self) -> Result<(), DeviceError>;
 }

@@ -6,8 +6,9 @@ use super::driver::{
     Address, Driver, Fp8, HostAddress, Info, Launch, Matmul, Operand, Operands, Source,
 };
 use super::graphs::{Calls, Graph};
-use super::{Arg, Gpu, cache};
+use super::{Arg, Faults, Gpu, cache};
 use crate::element::{DType, Element, bf16, f16};
+use crate::{DeviceError, lock};
 use libloading::Library;
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::HashMap;
@@ -40,6 +41,11 @@ impl Gpu {
     pub fn for_tests_in_fp8() -> Option<Self> {
         let is_real = std::env::var_os("HONE_TEST_GPU").is_some();
         Self::for_tests().filter(|gpu| !is_real || gpu.info().compute_capability >= (8, 9))
+    }
+
+    /// An emulated GPU that fails as `faults` says; `None` without a C++ compiler.
+    pub fn for_tests_with(faults: &Faults) -> Option<Self> {
+        Some(Self::of(faults.of(Box::new(Emulator::new()?))))
     }
 }
 
@@ -86,7 +92,7 @@ impl Emulator {
 
     /// The function that launches kernel number `kernel`.
     fn function(&self, source: &'static Source, kernel: usize) -> LaunchFn {
-        let mut libraries = self.libraries.lock().expect("no panic while compiling");
+        let mut libraries = lock(&self.libraries);
         let library = libraries.entry(source.name).or_insert_with(|| {
             let path = self.compiled(source);
             // SAFETY: compiled from our own source, which runs nothing when it is loaded.
@@ -152,53 +158,69 @@ impl Driver for Emulator {
         self.info.memory_bytes
     }
 
-    fn alloc(&self, bytes: usize) -> Option<Address> {
-        let layout = Layout::from_size_align(bytes.max(1), 256).ok()?;
+    fn alloc(&self, bytes: usize) -> Result<Address, DeviceError> {
+        let refused = || DeviceError::OutOfMemory {
+            memory: "the GPU's memory",
+            asked: bytes as u64,
+            free: Some(self.free_bytes()),
+        };
+        let layout = Layout::from_size_align(bytes.max(1), 256).map_err(|_| refused())?;
         // SAFETY: the layout has a size above zero.
-        let address = unsafe { alloc(layout) } as Address;
-        if address == 0 {
-            return None;
+        let start = unsafe { alloc(layout) };
+        if start.is_null() {
+            return Err(refused());
         }
         // Reading what was never written shows up as NaN.
-        self.fill(address, 0xff, bytes);
-        self.blocks.lock().expect("no panic while allocating").insert(address, layout);
-        Some(address)
+        // SAFETY: taken just now.
+        unsafe { start.write_bytes(0xff, bytes) };
+        lock(&self.blocks).insert(start as Address, layout);
+        Ok(start as Address)
     }
 
-    fn free(&self, address: Address) {
-        let layout = self.blocks.lock().expect("no panic while allocating").remove(&address);
-        let layout = layout.expect("memory is freed once");
+    unsafe fn free(&self, address: Address) -> Result<(), DeviceError> {
+        let layout = lock(&self.blocks).remove(&address).expect("memory is freed once");
         // SAFETY: allocated in `alloc` with this layout, and freed once.
         unsafe { dealloc(address as *mut u8, layout) };
+        Ok(())
     }
 
-    fn write(&self, address: Address, bytes: &[u8]) {
-        // SAFETY: callers write inside memory that they were given.
+    unsafe fn write(&self, address: Address, bytes: &[u8]) -> Result<(), DeviceError> {
+        // SAFETY: as promised.
         unsafe { (address as *mut u8).copy_from(bytes.as_ptr(), bytes.len()) };
+        Ok(())
     }
 
-    fn read(&self, address: Address, bytes: &mut [u8]) {
-        // SAFETY: callers read inside memory that they were given.
+    unsafe fn read(&self, address: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        // SAFETY: as promised.
         unsafe { (address as *const u8).copy_to(bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
     }
 
-    fn fill(&self, address: Address, byte: u8, bytes: usize) {
-        // SAFETY: callers write inside memory that they were given.
+    unsafe fn fill(&self, address: Address, byte: u8, bytes: usize) -> Result<(), DeviceError> {
+        // SAFETY: as promised.
         unsafe { (address as *mut u8).write_bytes(byte, bytes) };
+        Ok(())
     }
 
-    fn launch(&self, source: &'static Source, kernel: usize, at: Launch, args: &[Arg]) {
+    unsafe fn launch(
+        &self,
+        source: &'static Source,
+        kernel: usize,
+        at: Launch,
+        args: &[Arg],
+    ) -> Result<(), DeviceError> {
         assert!(at.shared_bytes <= self.info.shared_bytes, "more shared memory than there is");
         let mut args = Arg::pointers(args);
-        let _one_at_a_time = LAUNCHING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _one_at_a_time = lock(&LAUNCHING);
         let function = self.function(source, kernel);
-        // SAFETY: the operations give each kernel the parameters that it declares.
+        // SAFETY: as promised.
         unsafe {
-            function(at.grid.as_ptr(), at.threads, at.shared_bytes as usize, args.as_mut_ptr())
+            function(at.grid.as_ptr(), at.threads, at.shared_bytes as usize, args.as_mut_ptr());
         }
+        Ok(())
     }
 
-    fn matmul(&self, matmul: &Matmul) {
+    unsafe fn matmul(&self, matmul: &Matmul) -> Result<(), DeviceError> {
         let Matmul { m, n, k, operands, a, b, c, d, d_dtype, alpha } = *matmul;
         for i in 0..m {
             for j in 0..n {
@@ -222,45 +244,57 @@ impl Driver for Emulator {
                 store(d_dtype, d, (i, j), sum + add);
             }
         }
+        Ok(())
     }
 
-    fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, String> {
+    unsafe fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, String> {
         Ok(Box::new(Again(calls.clone())))
     }
 
     fn alloc_host(&self, bytes: usize) -> Option<HostAddress> {
-        self.alloc(bytes).map(|address| address as HostAddress)
+        self.alloc(bytes).ok().map(|address| address as HostAddress)
     }
 
-    fn free_host(&self, address: HostAddress) {
-        self.await_prefetches();
-        self.free(address as Address);
+    unsafe fn free_host(&self, address: HostAddress) -> Result<(), DeviceError> {
+        self.await_prefetches()?;
+        // SAFETY: as promised.
+        unsafe { self.free(address as Address) }
     }
 
-    fn prefetch(&self, to: Address, from: HostAddress, bytes: usize) {
+    unsafe fn prefetch(
+        &self,
+        to: Address,
+        from: HostAddress,
+        bytes: usize,
+    ) -> Result<(), DeviceError> {
         // From here on the place holds neither what was there nor what is on its way.
-        self.fill(to, 0xff, bytes);
+        // SAFETY: as promised.
+        unsafe { self.fill(to, 0xff, bytes)? };
         let prefetch = Prefetch { to, from: from as Address, bytes };
-        self.under_way.lock().expect("no panic while copying").push(prefetch);
+        lock(&self.under_way).push(prefetch);
+        Ok(())
     }
 
-    fn await_prefetches(&self) {
-        let mut under_way = self.under_way.lock().expect("no panic while copying");
-        for Prefetch { to, from, bytes } in under_way.drain(..) {
+    fn await_prefetches(&self) -> Result<(), DeviceError> {
+        for Prefetch { to, from, bytes } in lock(&self.under_way).drain(..) {
             // SAFETY: callers copy between memory that they were given.
             unsafe { (to as *mut u8).copy_from(from as *const u8, bytes) };
         }
+        Ok(())
     }
 
-    fn synchronize(&self) {}
+    fn synchronize(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
 }
 
 /// Calls as they were when they became a graph.
 struct Again(Calls);
 
 impl Graph for Again {
-    fn launch(&mut self, driver: &dyn Driver, inputs: &[u8]) {
-        self.0.issue_with(driver, inputs);
+    unsafe fn launch(&mut self, driver: &dyn Driver, inputs: &[u8]) -> Result<(), DeviceError> {
+        // SAFETY: as promised.
+        unsafe { self.0.issue_with(driver, inputs) }
     }
 }
 

@@ -8,8 +8,9 @@
 
 use super::Arg;
 use super::driver::{Address, Driver, HostAddress, Info, Launch, Matmul, Source};
+use crate::{DeviceError, Failures, lock};
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Fewer calls than this are not worth a graph.
 const FEW: usize = 8;
@@ -67,34 +68,51 @@ impl Calls {
     }
 
     /// Asks for all of them; `write` copies a part of the numbers from outside.
-    pub(super) fn issue(&self, driver: &dyn Driver, write: &mut dyn FnMut(Address, Range<usize>)) {
+    ///
+    /// # Safety
+    /// Each must be allowed now.
+    pub(super) unsafe fn issue(
+        &self,
+        driver: &dyn Driver,
+        write: &mut dyn FnMut(Address, Range<usize>) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
         for call in &self.calls {
-            match call {
-                Call::Write { to, part } => write(*to, part.clone()),
-                Call::Fill { address, byte, bytes } => driver.fill(*address, *byte, *bytes),
-                Call::Launch { source, kernel, at, args } => {
-                    driver.launch(source, *kernel, *at, &self.args[args.clone()]);
+            // SAFETY: as promised.
+            unsafe {
+                match call {
+                    Call::Write { to, part } => write(*to, part.clone())?,
+                    Call::Fill { address, byte, bytes } => driver.fill(*address, *byte, *bytes)?,
+                    Call::Launch { source, kernel, at, args } => {
+                        driver.launch(source, *kernel, *at, &self.args[args.clone()])?;
+                    }
+                    Call::Matmul(matmul) => driver.matmul(matmul)?,
                 }
-                Call::Matmul(matmul) => driver.matmul(matmul),
             }
         }
+        Ok(())
     }
 
     /// The same with these numbers from outside.
-    pub(super) fn issue_with(&self, driver: &dyn Driver, inputs: &[u8]) {
-        self.issue(driver, &mut |to, part| driver.write(to, &inputs[part]));
-    }
-
-    /// The same with the numbers that are there.
-    fn issue_all(&self, driver: &dyn Driver) {
-        self.issue_with(driver, &self.inputs);
+    ///
+    /// # Safety
+    /// As [`Calls::issue`].
+    pub(super) unsafe fn issue_with(
+        &self,
+        driver: &dyn Driver,
+        inputs: &[u8],
+    ) -> Result<(), DeviceError> {
+        // SAFETY: as promised.
+        unsafe { self.issue(driver, &mut |to, part| driver.write(to, &inputs[part])) }
     }
 }
 
 /// Calls that a driver made one of.
 pub(crate) trait Graph: Send {
     /// Asks for all of them with these numbers from outside.
-    fn launch(&mut self, driver: &dyn Driver, inputs: &[u8]);
+    ///
+    /// # Safety
+    /// Each must be allowed now.
+    unsafe fn launch(&mut self, driver: &dyn Driver, inputs: &[u8]) -> Result<(), DeviceError>;
 }
 
 /// Calls that were collected before.
@@ -134,16 +152,24 @@ struct State {
     refusal: Option<String>,
 }
 
-/// A driver whose calls are collected while that is asked for.
+/// What operations ask a driver through: calls are collected while that is asked for, and after one
+/// that failed none is passed on.
 pub(super) struct Graphs {
     // Graphs are released before the driver that they came from.
     state: Mutex<State>,
+    failures: Arc<Failures>,
     driver: Box<dyn Driver>,
 }
 
 impl Graphs {
     pub(super) fn of(driver: Box<dyn Driver>) -> Self {
-        Self { state: Mutex::default(), driver }
+        let (state, failures) = Default::default();
+        Self { state, failures, driver }
+    }
+
+    /// What failed.
+    pub(super) fn failures(&self) -> &Arc<Failures> {
+        &self.failures
     }
 
     /// Collects from now on.
@@ -179,9 +205,29 @@ impl Graphs {
         self.state().replays
     }
 
+    /// Gives back what graphs hold; passes are looked for as if there had been none.
+    pub(super) fn forget(&self) {
+        let mut state = self.state();
+        (state.known, state.misses) = Default::default();
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic in a driver leaves calls that `end` drops.
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        lock(&self.state)
+    }
+
+    /// Asks the driver, unless a call before failed.
+    fn attempt(&self, ask: impl FnOnce(&dyn Driver) -> Result<(), DeviceError>) {
+        if !self.failures.is_failing() {
+            self.ask(ask);
+        }
+    }
+
+    /// Asks the driver even if a call before failed.
+    fn ask(&self, ask: impl FnOnce(&dyn Driver) -> Result<(), DeviceError>) {
+        if let Err(error) = ask(&*self.driver) {
+            self.failures.note(error);
+        }
     }
 
     /// Collects a call, or says that it is not the time for it.
@@ -195,48 +241,64 @@ impl Graphs {
     }
 
     /// Asks for what was collected, before something that does not wait for it to be replayed.
-    fn catch_up(&self) -> &dyn Driver {
+    pub(super) fn catch_up(&self) {
         self.flush(&mut self.state());
-        &*self.driver
     }
 
     fn flush(&self, state: &mut State) {
         let calls = std::mem::take(&mut state.calls);
+        // SAFETY: who asked for the calls promised that each is allowed, and memory is not freed
+        // before what was collected is asked for.
+        self.attempt(|driver| unsafe { state.issue(driver, calls) });
+    }
+}
+
+impl State {
+    /// Asks for calls, as one where they were asked for before.
+    ///
+    /// # Safety
+    /// Each must be allowed now.
+    unsafe fn issue(&mut self, driver: &dyn Driver, calls: Calls) -> Result<(), DeviceError> {
+        // SAFETY: as promised.
+        let one_by_one = |calls: &Calls| unsafe { calls.issue_with(driver, &calls.inputs) };
         if calls.calls.len() < FEW {
-            return calls.issue_all(&*self.driver);
+            return one_by_one(&calls);
         }
-        state.time += 1;
-        let Some(i) = state.known.iter().position(|known| known.are(&calls)) else {
-            calls.issue_all(&*self.driver);
-            return state.remember(calls);
+        self.time += 1;
+        let Some(i) = self.known.iter().position(|known| known.are(&calls)) else {
+            one_by_one(&calls)?;
+            self.remember(calls);
+            return Ok(());
         };
-        state.misses = 0;
-        let known = &mut state.known[i];
-        (known.times, known.last) = (known.times + 1, state.time);
+        self.misses = 0;
+        let known = &mut self.known[i];
+        (known.times, known.last) = (known.times + 1, self.time);
         if known.graph.is_none() && known.times >= TIMES {
-            match self.driver.graph(&calls) {
-                Ok(graph) => (known.graph, state.graphs) = (Some(graph), state.graphs + 1),
+            // SAFETY: a graph is launched in place of the very calls that it was made of.
+            match unsafe { driver.graph(&calls) } {
+                Ok(graph) => (known.graph, self.graphs) = (Some(graph), self.graphs + 1),
                 Err(why) => {
-                    calls.issue_all(&*self.driver);
-                    state.refusal = Some(why);
-                    return state.turn_off();
+                    one_by_one(&calls)?;
+                    self.refusal = Some(why);
+                    self.turn_off();
+                    return Ok(());
                 }
             }
         }
         match &mut known.graph {
             Some(graph) => {
-                graph.launch(&*self.driver, &calls.inputs);
-                state.replays += 1;
+                // SAFETY: as promised.
+                unsafe { graph.launch(driver, &calls.inputs) }?;
+                self.replays += 1;
             }
-            None => calls.issue_all(&*self.driver),
+            None => one_by_one(&calls)?,
         }
-        if state.graphs >= 2 * MOST_KNOWN as u64 && state.replays < LEAST_REPLAYS * state.graphs {
-            state.turn_off();
+        if self.graphs >= 2 * MOST_KNOWN as u64 && self.replays < LEAST_REPLAYS * self.graphs {
+            self.turn_off();
         }
+        Ok(())
     }
-}
 
-impl State {
     fn turn_off(&mut self) {
         (self.is_off, self.is_collecting) = (true, false);
         self.known.clear();
@@ -258,24 +320,36 @@ impl State {
     }
 }
 
-impl Driver for Graphs {
-    fn info(&self) -> &Info {
+/// The calls of [`Driver`]; what they promise and demand is written there.
+impl Graphs {
+    pub(super) fn info(&self) -> &Info {
         self.driver.info()
     }
 
-    fn free_bytes(&self) -> u64 {
+    pub(super) fn free_bytes(&self) -> u64 {
         self.driver.free_bytes()
     }
 
-    fn alloc(&self, bytes: usize) -> Option<Address> {
-        self.driver.alloc(bytes)
+    /// # Errors
+    /// Also after a call that failed.
+    pub(super) fn alloc(&self, bytes: usize) -> Result<Address, DeviceError> {
+        match self.failures.first() {
+            None => self.driver.alloc(bytes),
+            Some(error) => Err(error),
+        }
     }
 
-    fn free(&self, address: Address) {
-        self.catch_up().free(address);
+    /// # Safety
+    /// See [`Driver::free`].
+    pub(super) unsafe fn free(&self, address: Address) {
+        self.catch_up();
+        // SAFETY: as promised.
+        self.ask(|driver| unsafe { driver.free(address) });
     }
 
-    fn write(&self, address: Address, bytes: &[u8]) {
+    /// # Safety
+    /// See [`Driver::write`].
+    pub(super) unsafe fn write(&self, address: Address, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
@@ -285,57 +359,92 @@ impl Driver for Graphs {
             Call::Write { to: address, part: start..calls.inputs.len() }
         });
         if !collected {
-            self.driver.write(address, bytes);
+            // SAFETY: as promised.
+            self.attempt(|driver| unsafe { driver.write(address, bytes) });
         }
     }
 
-    fn read(&self, address: Address, bytes: &mut [u8]) {
-        self.catch_up().read(address, bytes);
+    /// Zeros after a call that failed.
+    ///
+    /// # Safety
+    /// See [`Driver::read`].
+    pub(super) unsafe fn read(&self, address: Address, bytes: &mut [u8]) {
+        self.catch_up();
+        // SAFETY: as promised.
+        self.attempt(|driver| unsafe { driver.read(address, bytes) });
+        if self.failures.is_failing() {
+            bytes.fill(0);
+        }
     }
 
-    fn fill(&self, address: Address, byte: u8, bytes: usize) {
+    /// # Safety
+    /// See [`Driver::fill`].
+    pub(super) unsafe fn fill(&self, address: Address, byte: u8, bytes: usize) {
         if !self.collect(|_| Call::Fill { address, byte, bytes }) {
-            self.driver.fill(address, byte, bytes);
+            // SAFETY: as promised.
+            self.attempt(|driver| unsafe { driver.fill(address, byte, bytes) });
         }
     }
 
-    fn launch(&self, source: &'static Source, kernel: usize, at: Launch, args: &[Arg]) {
+    /// # Safety
+    /// See [`Driver::launch`].
+    pub(super) unsafe fn launch(
+        &self,
+        source: &'static Source,
+        kernel: usize,
+        at: Launch,
+        args: &[Arg],
+    ) {
         let collected = self.collect(|calls| {
             let start = calls.args.len();
             calls.args.extend_from_slice(args);
             Call::Launch { source, kernel, at, args: start..calls.args.len() }
         });
         if !collected {
-            self.driver.launch(source, kernel, at, args);
+            // SAFETY: as promised.
+            self.attempt(|driver| unsafe { driver.launch(source, kernel, at, args) });
         }
     }
 
-    fn matmul(&self, matmul: &Matmul) {
+    /// # Safety
+    /// See [`Driver::matmul`].
+    pub(super) unsafe fn matmul(&self, matmul: &Matmul) {
         if !self.collect(|_| Call::Matmul(*matmul)) {
-            self.driver.matmul(matmul);
+            // SAFETY: as promised.
+            self.attempt(|driver| unsafe { driver.matmul(matmul) });
         }
     }
 
-    fn alloc_host(&self, bytes: usize) -> Option<HostAddress> {
+    pub(super) fn alloc_host(&self, bytes: usize) -> Option<HostAddress> {
         self.driver.alloc_host(bytes)
     }
 
-    fn free_host(&self, address: HostAddress) {
-        self.catch_up().free_host(address);
+    /// # Safety
+    /// See [`Driver::free_host`].
+    pub(super) unsafe fn free_host(&self, address: HostAddress) {
+        self.catch_up();
+        // SAFETY: as promised.
+        self.ask(|driver| unsafe { driver.free_host(address) });
     }
 
-    fn prefetch(&self, to: Address, from: HostAddress, bytes: usize) {
+    /// # Safety
+    /// See [`Driver::prefetch`].
+    pub(super) unsafe fn prefetch(&self, to: Address, from: HostAddress, bytes: usize) {
         // Copies beside a pass take it apart, into more pieces than are remembered.
         self.turn_off();
-        self.driver.prefetch(to, from, bytes);
+        // SAFETY: as promised.
+        self.attempt(|driver| unsafe { driver.prefetch(to, from, bytes) });
     }
 
-    fn await_prefetches(&self) {
-        self.catch_up().await_prefetches();
+    pub(super) fn await_prefetches(&self) {
+        self.catch_up();
+        // Those before a failure are under way still.
+        self.ask(|driver| driver.await_prefetches());
     }
 
-    fn synchronize(&self) {
-        self.catch_up().synchronize();
+    pub(super) fn synchronize(&self) {
+        self.catch_up();
+        self.ask(|driver| driver.synchronize());
     }
 }
 

@@ -1,8 +1,10 @@
 //! Numbers from outside that operations read. Within a pass many operations read the same ones,
 //! where sequences begin for one, so each list is brought once and stays until the next pass.
 
-use super::driver::{Address, Driver};
+use super::driver::Address;
+use super::graphs::Graphs;
 use super::scratch::Scratch;
+use crate::DeviceError;
 
 #[derive(Default)]
 pub(super) struct Lists {
@@ -13,8 +15,8 @@ pub(super) struct Lists {
 }
 
 impl Lists {
-    /// Forgets the lists of the pass before; `None` where the GPU has no more memory, as below.
-    pub(super) fn begin_pass(&mut self, driver: &dyn Driver) -> Option<()> {
+    /// Forgets the lists of the pass before.
+    pub(super) fn begin_pass(&mut self, driver: &Graphs) -> Result<(), DeviceError> {
         (self.is_in_pass, self.brought) = (true, Vec::new());
         self.memory.reset(driver)
     }
@@ -29,23 +31,30 @@ impl Lists {
     }
 
     /// Makes room for so much.
-    pub(super) fn reserve(&mut self, driver: &dyn Driver, bytes: usize) -> Option<()> {
+    pub(super) fn reserve(&mut self, driver: &Graphs, bytes: usize) -> Result<(), DeviceError> {
         self.memory.reserve(driver, bytes)
     }
 
     /// Where a list is, which is brought if no operation of this pass has read it yet.
-    pub(super) fn address(&mut self, driver: &dyn Driver, words: &[u32]) -> Option<Address> {
+    pub(super) fn address(
+        &mut self,
+        driver: &Graphs,
+        words: &[u32],
+    ) -> Result<Address, DeviceError> {
         if let Some((_, address)) = self.brought.iter().find(|(brought, _)| brought == words) {
-            return Some(*address);
+            return Ok(*address);
         }
         let address = self.memory.take(driver, 4 * words.len())?;
-        driver.write(address, &bytes_of(words));
+        // SAFETY: taken just now, as long as the list.
+        unsafe { driver.write(address, &bytes_of(words)) };
         self.brought.push((words.to_vec(), address));
-        Some(address)
+        Ok(address)
     }
 
-    pub(super) fn release(&mut self, driver: &dyn Driver) {
-        self.memory.release(driver);
+    /// Gives the memory back and forgets how much was used.
+    pub(super) fn forget(&mut self, driver: &Graphs) {
+        self.brought.clear();
+        self.memory.forget(driver);
     }
 }
 

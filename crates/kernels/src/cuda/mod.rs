@@ -9,6 +9,8 @@ mod cache;
 mod driver;
 #[cfg(any(test, feature = "emulator"))]
 mod emulator;
+#[cfg(any(test, feature = "emulator"))]
+mod faults;
 mod graphs;
 mod lists;
 mod nvidia;
@@ -19,11 +21,14 @@ mod tests;
 mod together;
 
 pub use driver::{Fp8, Info, Launch, Matmul, Operand, Operands, Source};
+#[cfg(any(test, feature = "emulator"))]
+pub use faults::{Fault, Faults};
 pub use nvidia::{CudaError, num_devices};
 pub(crate) use together::Together;
 
-pub use crate::element::{Address, Slice};
+pub use crate::element::{Address, Slice, SliceMut};
 use crate::format::Storage;
+use crate::{DeviceError, Failures, lock};
 use driver::{Driver, HostAddress};
 use graphs::Graphs;
 use lists::Lists;
@@ -82,12 +87,12 @@ impl Gpu {
     }
 
     /// Runs one pass of a model. Where one before it asked for the same, but for numbers from
-    /// outside, it is launched as a whole.
+    /// outside, it is launched as a whole. Whether it failed, [`Gpu::settle`] says.
     pub fn pass<R>(&self, body: impl FnOnce() -> R) -> R {
         struct Pass<'a>(&'a Inner);
         impl Drop for Pass<'_> {
             fn drop(&mut self) {
-                self.0.lists.lock().unwrap_or_else(PoisonError::into_inner).end_pass();
+                lock(&self.0.lists).end_pass();
                 self.0.driver.end();
             }
         }
@@ -95,6 +100,29 @@ impl Gpu {
         self.0.driver.begin();
         let _pass = Pass(&self.0);
         body()
+    }
+
+    /// What failed since [`Gpu::settle`] was called last.
+    pub fn failures(&self) -> &Arc<Failures> {
+        self.0.driver.failures()
+    }
+
+    /// Ends what was asked for so far, where the host takes its results. After too little memory
+    /// everything that is only kept for speed is given back.
+    ///
+    /// # Errors
+    /// The first failure since this was called last: what was asked for after it was not done, and
+    /// results are zeros. A GPU that is lost fails each time.
+    pub fn settle(&self) -> Result<(), DeviceError> {
+        self.0.driver.catch_up();
+        let settled = self.failures().settle();
+        if matches!(&settled, Err(error) if error.is_out_of_memory()) {
+            self.0.driver.forget();
+            lock(&self.0.scratch).forget(&self.0.driver);
+            lock(&self.0.lists).forget(&self.0.driver);
+            self.release_free_memory();
+        }
+        settled
     }
 
     /// Launches nothing as a whole from now on.
@@ -135,14 +163,11 @@ impl Gpu {
 
     /// Gives blocks that are kept for reuse back to the driver.
     pub fn release_free_memory(&self) {
-        self.0.pool.lock().expect("no panic while counting").release(&self.0.driver);
+        lock(&self.0.pool).release(&self.0.driver);
     }
 
     /// Takes so much memory for use inside operations, and for lists that a pass reads, once and
     /// for all.
-    ///
-    /// # Panics
-    /// If the GPU has no more memory.
     pub fn reserve(&self, scratch_bytes: usize, list_bytes: usize) {
         self.with(&self.0.scratch, |scratch, driver| scratch.reserve(driver, scratch_bytes));
         self.with(&self.0.lists, |lists, driver| lists.reserve(driver, list_bytes));
@@ -160,49 +185,62 @@ impl Gpu {
 
     /// The most that an operation has taken inside it so far, in bytes.
     pub fn most_scratch_bytes(&self) -> usize {
-        self.0.scratch.lock().expect("no panic while counting").most()
+        lock(&self.0.scratch).most()
     }
 
-    /// What `take` gets, if need be after blocks that are kept for reuse were given back.
-    fn with<T, R>(&self, memory: &Mutex<T>, take: impl Fn(&mut T, &dyn Driver) -> Option<R>) -> R {
-        let mut memory = memory.lock().expect("no panic while counting");
-        take(&mut memory, &self.0.driver).unwrap_or_else(|| {
+    /// What `take` gets, if need be after blocks that are kept for reuse were given back. Where the
+    /// memory is too small all the same, that is a failure, and nothing is done at the address.
+    fn with<T, R: Default>(
+        &self,
+        memory: &Mutex<T>,
+        take: impl Fn(&mut T, &Graphs) -> Result<R, DeviceError>,
+    ) -> R {
+        let mut memory = lock(memory);
+        let taken = take(&mut memory, &self.0.driver).or_else(|_| {
             self.release_free_memory();
-            take(&mut memory, &self.0.driver).unwrap_or_else(|| {
-                let free = self.free_bytes();
-                panic!("the GPU's memory is too small for an operation: {free} bytes are free")
-            })
+            take(&mut memory, &self.0.driver)
+        });
+        taken.unwrap_or_else(|error| {
+            self.failures().note(error);
+            R::default()
         })
     }
 
     /// Where numbers from outside are that an operation reads: in memory inside the operation, or
     /// of the pass, where others have brought the same.
     pub(crate) fn upload(&self, words: &[u32]) -> Address {
-        if self.0.lists.lock().expect("no panic while counting").is_in_pass() {
+        if lock(&self.0.lists).is_in_pass() {
             return self.with(&self.0.lists, |lists, driver| lists.address(driver, words));
         }
         let address = self.scratch(4 * words.len());
-        self.0.driver.write(address, &lists::bytes_of(words));
+        // SAFETY: taken just now, as long as the list.
+        unsafe { self.0.driver.write(address, &lists::bytes_of(words)) };
         address
     }
 
-    /// The `f32` numbers at `address`.
+    /// The `f32` numbers at `address`, where an operation has put them.
     pub(crate) fn download(&self, address: Address, len: usize) -> Vec<f32> {
         let mut bytes = vec![0; 4 * len];
-        self.0.driver.read(address, &mut bytes);
+        // SAFETY: operations ask for what they have written, in memory that they were given.
+        unsafe { self.0.driver.read(address, &mut bytes) };
         let word = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
         bytes.chunks_exact(4).map(word).collect()
     }
 
     /// Sets every byte to zero.
     pub(crate) fn zero(&self, slice: Slice<'_>) {
-        self.0.driver.fill(slice.address(), 0, slice.num_bytes());
+        // SAFETY: a slice is inside its memory.
+        unsafe { self.0.driver.fill(slice.address(), 0, slice.num_bytes()) };
     }
 
-    /// Runs a kernel.
+    /// Runs a kernel. Each `cuda.rs`, which declares the parameters beside its kernels, passes
+    /// slices and memory inside the operation.
     pub(crate) fn launch(&self, source: &'static Source, kernel: &str, at: Launch, args: &[Arg]) {
         if !at.grid.contains(&0) {
-            self.0.driver.launch(source, source.position(kernel), at, args);
+            let kernel = source.position(kernel);
+            // SAFETY: the operations give each kernel the parameters that it declares, over memory
+            // that they were given.
+            unsafe { self.0.driver.launch(source, kernel, at, args) };
         }
     }
 
@@ -213,15 +251,16 @@ impl Gpu {
             if !matches!(matmul.operands, Operands::Floats(_)) {
                 matmul.check_eight_bits();
             }
-            self.0.driver.matmul(&matmul);
+            // SAFETY: operations describe matrices inside memory that they were given.
+            unsafe { self.0.driver.matmul(&matmul) };
         }
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.scratch.get_mut().unwrap_or_else(PoisonError::into_inner).release(&self.driver);
-        self.lists.get_mut().unwrap_or_else(PoisonError::into_inner).release(&self.driver);
+        self.scratch.get_mut().unwrap_or_else(PoisonError::into_inner).forget(&self.driver);
+        self.lists.get_mut().unwrap_or_else(PoisonError::into_inner).forget(&self.driver);
         self.pool.get_mut().unwrap_or_else(PoisonError::into_inner).release(&self.driver);
     }
 }
@@ -316,16 +355,13 @@ impl std::fmt::Debug for Region {
 impl Region {
     /// `len` bytes, zeroed.
     ///
-    /// # Panics
-    /// If the GPU has no more memory.
-    pub fn new(gpu: &Gpu, len: usize) -> Self {
-        let taken = gpu.0.pool.lock().expect("no panic while counting").take(&gpu.0.driver, len);
-        let address = taken.unwrap_or_else(|| {
-            let free = gpu.free_bytes();
-            panic!("cannot get {len} bytes of the GPU's memory: {free} bytes are free")
-        });
-        gpu.0.driver.fill(address, 0, len);
-        Self { gpu: gpu.clone(), address, len }
+    /// # Errors
+    /// If the GPU has no more memory, or failed before and [`Gpu::settle`] was not called since.
+    pub fn new(gpu: &Gpu, len: usize) -> Result<Self, DeviceError> {
+        let address = lock(&gpu.0.pool).take(&gpu.0.driver, len)?;
+        // SAFETY: taken just now.
+        unsafe { gpu.0.driver.fill(address, 0, len) };
+        Ok(Self { gpu: gpu.clone(), address, len })
     }
 
     /// Length in bytes.
@@ -338,8 +374,7 @@ impl Region {
         self.len == 0
     }
 
-    /// The elements at byte `offset`: `len` of them in rows of `cols`. Whoever writes them must be
-    /// the only one to use them.
+    /// The elements at byte `offset`: `len` of them in rows of `cols`.
     pub fn slice(
         &self,
         offset: usize,
@@ -351,30 +386,45 @@ impl Region {
         slice
     }
 
+    /// The elements at byte `offset`, to write.
+    ///
+    /// # Safety
+    /// Nothing else may read or write them while the slice lives.
+    pub unsafe fn slice_mut(
+        &self,
+        offset: usize,
+        storage: impl Into<Storage>,
+        shape: (usize, usize),
+    ) -> SliceMut<'_> {
+        // SAFETY: as promised.
+        unsafe { SliceMut::new(self.slice(offset, storage, shape)) }
+    }
+
     /// Copies to the GPU.
     pub fn write(&self, offset: usize, bytes: &[u8]) {
         assert!(offset + bytes.len() <= self.len);
-        self.gpu.0.driver.write(self.address + offset as u64, bytes);
+        // SAFETY: inside the region; its owner keeps blocks that are in use apart.
+        unsafe { self.gpu.0.driver.write(self.address + offset as u64, bytes) };
     }
 
-    /// Copies from the GPU.
+    /// Copies from the GPU; zeros where it failed.
     pub fn read(&self, offset: usize, bytes: &mut [u8]) {
         assert!(offset + bytes.len() <= self.len);
-        self.gpu.0.driver.read(self.address + offset as u64, bytes);
+        // SAFETY: as above.
+        unsafe { self.gpu.0.driver.read(self.address + offset as u64, bytes) };
     }
 
     /// Sets every byte of a part.
     pub fn fill(&self, offset: usize, byte: u8, len: usize) {
         assert!(offset + len <= self.len);
-        self.gpu.0.driver.fill(self.address + offset as u64, byte, len);
+        // SAFETY: as above.
+        unsafe { self.gpu.0.driver.fill(self.address + offset as u64, byte, len) };
     }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
-        let pool = self.gpu.0.pool.lock();
-        let mut pool = pool.unwrap_or_else(PoisonError::into_inner);
-        pool.give_back(&self.gpu.0.driver, self.address, self.len);
+        lock(&self.gpu.0.pool).give_back(&self.gpu.0.driver, self.address, self.len);
     }
 }
 
@@ -412,12 +462,14 @@ impl HostBlock {
     /// is asked for next; nothing is written to the block from then on.
     pub fn prefetch(&self, to: &Region) {
         assert!(self.len <= to.len);
-        self.gpu.0.driver.prefetch(to.address, self.start, self.len);
+        // SAFETY: the region is long enough, and the block, taken from `alloc_host`, is whole.
+        unsafe { self.gpu.0.driver.prefetch(to.address, self.start, self.len) };
     }
 }
 
 impl Drop for HostBlock {
     fn drop(&mut self) {
-        self.gpu.0.driver.free_host(self.start);
+        // SAFETY: from `alloc_host`, and nobody has the block any more.
+        unsafe { self.gpu.0.driver.free_host(self.start) };
     }
 }

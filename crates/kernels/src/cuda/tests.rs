@@ -74,44 +74,56 @@ impl Driver for Recorder {
     fn free_bytes(&self) -> u64 {
         self.info.memory_bytes
     }
-    fn alloc(&self, bytes: usize) -> Option<Address> {
-        self.note(Call::Alloc(bytes));
-        Some(self.next.fetch_add(1 << 20, Ordering::Relaxed))
+    fn alloc(&self, bytes: usize) -> Result<Address, DeviceError> {
+        self.note(Call::Alloc(bytes))?;
+        Ok(self.next.fetch_add(1 << 20, Ordering::Relaxed))
     }
-    fn free(&self, _: Address) {
-        self.note(Call::Free);
+    unsafe fn free(&self, _: Address) -> Result<(), DeviceError> {
+        self.note(Call::Free)
     }
-    fn write(&self, _: Address, bytes: &[u8]) {
-        self.note(Call::Write(bytes.len()));
+    unsafe fn write(&self, _: Address, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.note(Call::Write(bytes.len()))
     }
-    fn read(&self, _: Address, bytes: &mut [u8]) {
+    unsafe fn read(&self, _: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
         bytes.fill(0);
+        Ok(())
     }
-    fn fill(&self, _: Address, _: u8, _: usize) {}
-    fn launch(&self, source: &'static Source, kernel: usize, at: Launch, _: &[Arg]) {
-        self.note(Call::Launch(source.kernels[kernel], at));
+    unsafe fn fill(&self, _: Address, _: u8, _: usize) -> Result<(), DeviceError> {
+        Ok(())
     }
-    fn matmul(&self, matmul: &Matmul) {
-        self.note(Call::Matmul(*matmul));
+    unsafe fn launch(
+        &self,
+        source: &'static Source,
+        kernel: usize,
+        at: Launch,
+        _: &[Arg],
+    ) -> Result<(), DeviceError> {
+        self.note(Call::Launch(source.kernels[kernel], at))
+    }
+    unsafe fn matmul(&self, matmul: &Matmul) -> Result<(), DeviceError> {
+        self.note(Call::Matmul(*matmul))
     }
     fn alloc_host(&self, bytes: usize) -> Option<HostAddress> {
-        self.alloc(bytes).map(|address| address as HostAddress)
+        self.alloc(bytes).ok().map(|address| address as HostAddress)
     }
-    fn free_host(&self, _: HostAddress) {
-        self.note(Call::Free);
+    unsafe fn free_host(&self, _: HostAddress) -> Result<(), DeviceError> {
+        self.note(Call::Free)
     }
-    fn prefetch(&self, _: Address, _: HostAddress, bytes: usize) {
-        self.note(Call::Prefetch(bytes));
+    unsafe fn prefetch(&self, _: Address, _: HostAddress, bytes: usize) -> Result<(), DeviceError> {
+        self.note(Call::Prefetch(bytes))
     }
-    fn await_prefetches(&self) {
-        self.note(Call::Await);
+    fn await_prefetches(&self) -> Result<(), DeviceError> {
+        self.note(Call::Await)
     }
-    fn synchronize(&self) {}
+    fn synchronize(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
 }
 
 impl Recorder {
-    fn note(&self, call: Call) {
+    fn note(&self, call: Call) -> Result<(), DeviceError> {
         self.calls.lock().unwrap().push(call);
+        Ok(())
     }
 }
 
@@ -153,7 +165,7 @@ fn a_projection_with_its_adapter_is_two_products() {
     let project = || {
         on.begin();
         calls.lock().unwrap().clear();
-        on.gemm(DType::Bf16, &[product], ViewMut::Cuda(y));
+        on.gemm(DType::Bf16, &[product], ViewMut::of_gpu(y));
         calls.lock().unwrap().clone()
     };
     project();
@@ -204,8 +216,8 @@ fn attention_is_launched_by_shape() {
         let heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim, scale: 1.0, window: None };
         let sequences = [Sequence::new(0, 300), Sequence::new(300, 1)];
         let qkv = View::Cuda(array(1, dtype, 301 * heads.qkv_width()));
-        let out = ViewMut::Cuda(array(2, dtype, 301 * heads.out_width()));
-        let lse = ViewMut::Cuda(array(3, DType::F32, 301 * 4));
+        let out = ViewMut::of_gpu(array(2, dtype, 301 * heads.out_width()));
+        let lse = ViewMut::of_gpu(array(3, DType::F32, 301 * 4));
         on.attention(Inputs::packed(qkv, &heads), &heads, &sequences, out, lse);
         let blocks = 300usize.div_ceil(rows) as u32 + 1;
         let at = Launch { grid: [blocks, 4, 1], threads: 128, shared_bytes };
@@ -223,7 +235,7 @@ fn lists_are_brought_once_a_pass() {
     let (x, y) = (array(1, DType::F32, 64), array(2, DType::F32, 64));
     let gather = |rows: &[u32]| {
         on.begin();
-        on.gather_rows(View::Cuda(x), 4, rows, ViewMut::Cuda(y));
+        on.gather_rows(View::Cuda(x), 4, rows, ViewMut::of_gpu(y));
     };
     let writes = || {
         let calls = std::mem::take(&mut *calls.lock().unwrap());

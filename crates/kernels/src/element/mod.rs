@@ -6,7 +6,7 @@ pub use half::{bf16, f16};
 
 mod slice;
 
-pub use slice::{Address, Slice};
+pub use slice::{Address, Slice, SliceMut};
 
 use crate::format::{Packed, Storage};
 
@@ -141,7 +141,7 @@ pub enum ViewMut<'a> {
     /// `bf16` elements.
     Bf16(&'a mut [bf16]),
     /// Elements of any type in GPU memory.
-    Cuda(Slice<'a>),
+    Cuda(SliceMut<'a>),
 }
 
 /// Panics because a CPU kernel was given GPU memory, a bug in the caller.
@@ -300,6 +300,13 @@ impl<'a> View<'a> {
 }
 
 impl<'a> ViewMut<'a> {
+    /// A GPU slice that a kernel test writes.
+    #[cfg(test)]
+    pub(crate) fn of_gpu(slice: Slice<'a>) -> Self {
+        // SAFETY: tests use it by one operation at a time.
+        Self::Cuda(unsafe { SliceMut::new(slice) })
+    }
+
     /// The slice of `f32`.
     ///
     /// # Panics
@@ -318,7 +325,7 @@ impl<'a> ViewMut<'a> {
     /// If they are in host memory.
     pub(crate) fn cuda(self) -> Slice<'a> {
         match self {
-            ViewMut::Cuda(slice) => slice,
+            ViewMut::Cuda(slice) => slice.into_slice(),
             _ => panic!("a GPU cannot write the CPU's memory"),
         }
     }

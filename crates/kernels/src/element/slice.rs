@@ -7,7 +7,39 @@ use std::marker::PhantomData;
 /// An address in GPU memory.
 pub type Address = u64;
 
-/// Elements in GPU memory; writable by the owner of a `ViewMut` that holds the slice.
+/// Elements in GPU memory, exclusively borrowed for writing.
+#[derive(Debug)]
+pub struct SliceMut<'a>(Slice<'a>, PhantomData<&'a mut [u8]>);
+
+impl<'a> SliceMut<'a> {
+    /// # Safety
+    /// Nothing else may read or write the elements while it lives.
+    pub(crate) unsafe fn new(slice: Slice<'a>) -> Self {
+        Self(slice, PhantomData)
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.0.len
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The elements as a kernel parameter, giving up the exclusive borrow.
+    pub(crate) fn into_slice(self) -> Slice<'a> {
+        self.0
+    }
+
+    /// The elements `start..start + len`, which are floats.
+    pub(crate) fn part(self, start: usize, len: usize) -> Self {
+        Self(self.0.part(start, len), PhantomData)
+    }
+}
+
+/// Elements in GPU memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Slice<'a> {
     address: Address,

@@ -16,7 +16,7 @@ pub(crate) struct Held {
 impl Held {
     pub(crate) fn new(format: &'static WeightFormat, x: &[f32], cols: usize) -> Self {
         let len = Storage::Packed(format).num_bytes(&[x.len() / cols, cols]);
-        let region = Region::new(len);
+        let region = Region::new(len).unwrap();
         // SAFETY: nothing else has the region.
         (format.pack)(&Cpu::new(1), View::F32(x), cols, unsafe { region.bytes_mut(0, len) });
         Self { region, format, len: x.len(), cols }
@@ -65,9 +65,9 @@ fn parts_of_rows_are_those_of_the_whole() {
 fn check_on_gpu(held: &Held, whole: &[f32]) {
     let Some(gpu) = Gpu::for_tests() else { return };
     let (len, cols) = (held.len, held.cols);
-    let source = crate::cuda::Region::new(&gpu, held.bytes().len());
+    let source = crate::cuda::Region::new(&gpu, held.bytes().len()).unwrap();
     source.write(0, held.bytes());
-    let target = crate::cuda::Region::new(&gpu, 4 * len);
+    let target = crate::cuda::Region::new(&gpu, 4 * len).unwrap();
     let x = source.slice(0, Storage::Packed(held.format), (len, cols));
     // All rows, then the last alone.
     for first in [0, len / cols - 1] {

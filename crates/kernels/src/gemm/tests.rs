@@ -276,7 +276,7 @@ fn a_gpu_rounds_to_fp8() {
         let row: Vec<bf16> = cases.iter().map(|&(x, _)| bf16::from_f32(x)).collect();
         assert!(row.iter().zip(&cases).all(|(x, case)| x.to_f32() == case.0));
         let x = [&row[..], &[bf16::NAN], &row].concat();
-        let region = Region::new(&gpu, 2 * x.len());
+        let region = Region::new(&gpu, 2 * x.len()).unwrap();
         region.write(0, crate::memory::bytes_of(View::Bf16(&x)));
         let all = View::Cuda(region.slice(0, DType::Bf16, (x.len(), cols + 1)));
         gpu.begin_operation();
@@ -299,7 +299,7 @@ fn factors_of_fp8_follow_the_greatest() {
     for magnitude in [0.0, 1e-20f32, 3e-3, 1.0, 7e4, 1e30] {
         let (m, k) = (3, 32);
         let x: Vec<bf16> = random(m * k, 9).iter().map(|x| bf16::from_f32(x * magnitude)).collect();
-        let region = Region::new(&gpu, 2 * x.len());
+        let region = Region::new(&gpu, 2 * x.len()).unwrap();
         region.write(0, crate::memory::bytes_of(View::Bf16(&x)));
         let all = View::Cuda(region.slice(0, DType::Bf16, (x.len(), k)));
         gpu.begin_operation();
@@ -327,7 +327,7 @@ fn a_gpu_quantises_as_the_cpu_does() {
     x[3 * stride + 40] = bf16::NAN;
     x[4 * stride + 41] = bf16::from_f32(f32::INFINITY);
     let factors: Vec<f32> = random(k, 5);
-    let region = Region::new(&gpu, 2 * x.len() + 4 * k);
+    let region = Region::new(&gpu, 2 * x.len() + 4 * k).unwrap();
     region.write(0, crate::memory::bytes_of(View::F32(&factors)));
     region.write(4 * k, crate::memory::bytes_of(View::Bf16(&x)));
     let all = View::Cuda(region.slice(4 * k, DType::Bf16, (x.len(), stride)));
@@ -363,7 +363,7 @@ fn a_gpu_multiplies_bytes_in_parts() {
     let x: Vec<bf16> = x.iter().map(|&x| bf16::from_f32(x)).collect();
     let w = int8(&w, k);
     let bytes_of_w = w.bytes();
-    let region = Region::new(&gpu, 2 * m * k + bytes_of_w.len() + 8 * m * n);
+    let region = Region::new(&gpu, 2 * m * k + bytes_of_w.len() + 8 * m * n).unwrap();
     let (at_w, at_add) = (2 * m * k, 2 * m * k + bytes_of_w.len());
     let at_y = at_add + 4 * m * n;
     region.write(0, crate::memory::bytes_of(View::Bf16(&x)));

@@ -56,7 +56,8 @@ fn a_gpu_sums_and_clears_many_arrays_at_once() {
     let Some(gpu) = Gpu::for_tests() else { return };
     let on = Processor::Cuda(gpu.clone());
     let arrays: Vec<Vec<f32>> = (10..).zip(LENGTHS).map(|(i, len)| random(len, i)).collect();
-    let regions: Vec<Region> = arrays.iter().map(|x| Region::new(&gpu, 4 * x.len())).collect();
+    let regions: Vec<Region> =
+        arrays.iter().map(|x| Region::new(&gpu, 4 * x.len()).unwrap()).collect();
     for (region, x) in regions.iter().zip(&arrays) {
         region.write(0, crate::memory::bytes_of(View::F32(x)));
     }
@@ -66,7 +67,7 @@ fn a_gpu_sums_and_clears_many_arrays_at_once() {
     let exact: f64 = arrays.iter().flatten().map(|&x| f64::from(x) * f64::from(x)).sum();
     assert!((found - exact).abs() <= 1e-6 * exact, "{found} against {exact}");
     on.begin();
-    on.zero_all(slices().map(ViewMut::Cuda).collect());
+    on.zero_all(slices().map(ViewMut::of_gpu).collect());
     assert_eq!(on.sum_of_squares(&slices().map(View::Cuda).collect::<Vec<_>>()), 0.0);
 }
 
@@ -114,11 +115,11 @@ fn columns_of_rows_are_scattered() {
     assert_eq!(y, expected);
     let Some(gpu) = Gpu::for_tests() else { return };
     let bytes = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-    let (from, to) = (Region::new(&gpu, 48), Region::new(&gpu, 32));
+    let (from, to) = (Region::new(&gpu, 48).unwrap(), Region::new(&gpu, 32).unwrap());
     from.write(0, &bytes(&x));
     to.write(0, &bytes(&[-1.0; 8]));
     let (x, y) = (from.slice(0, DType::F32, (12, 4)), to.slice(0, DType::F32, (8, 2)));
-    Processor::Cuda(gpu).scatter_rows(View::Cuda(x), 4, 1..3, &rows, ViewMut::Cuda(y));
+    Processor::Cuda(gpu).scatter_rows(View::Cuda(x), 4, 1..3, &rows, ViewMut::of_gpu(y));
     let mut found = vec![0; 32];
     to.read(0, &mut found);
     assert_eq!(found, bytes(&expected));

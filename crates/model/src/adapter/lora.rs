@@ -32,7 +32,7 @@ impl LoraConfig {
 /// which they are added; a pass maps rows to adapters ([`hone_tensor::AdapterRows`]).
 ///
 /// # Errors
-/// If a target matches no layer.
+/// If a target matches no layer, or there is no memory for the adapters.
 pub fn attach(
     model: &mut Model,
     device: &Device,
@@ -41,12 +41,13 @@ pub fn attach(
 ) -> Result<(), AdapterError> {
     let targets = config.target_modules.resolve(&model.decoder)?;
     add(model, &targets, config, |index, which, shape| {
-        let mut value = device.persistent(Category::Parameters, DType::F32, shape);
+        let mut value = device.persistent(Category::Parameters, DType::F32, shape)?;
         if which == Matrix::A && !device.is_dry() {
             fill_uniform(&mut value, Philox::new(seed, INIT_STREAM | index as u64), shape[1]);
         }
         Ok(value)
-    })
+    })?;
+    Ok(device.settle()?)
 }
 
 /// Separates the random streams of initialisation from those of dropout, which start with the step.

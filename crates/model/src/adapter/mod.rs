@@ -10,6 +10,7 @@ pub use targets::TargetModules;
 
 use crate::load::LoadError;
 use crate::raw_config::ConfigError;
+use hone_tensor::DeviceError;
 use hone_tensor::safetensors::FileError;
 use std::path::PathBuf;
 
@@ -40,6 +41,9 @@ pub enum AdapterError {
     /// The weights file.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The device has no room for it, or failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The weights file was not fetched.
     #[error(transparent)]
     Weights(#[from] LoadError),

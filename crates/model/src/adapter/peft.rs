@@ -118,8 +118,9 @@ pub fn load(
         let key = which.key(&targets[next]);
         next += usize::from(which == Matrix::B);
         let tensor = matrix(&file, &key, which, shape)?;
-        Ok(held_as(device, Category::Parameters, &tensor, DType::F32))
+        Ok(held_as(device, Category::Parameters, &tensor, DType::F32)?)
     })?;
+    device.settle()?;
     lora.target_modules = TargetModules::Patterns(targets);
     Ok(lora)
 }

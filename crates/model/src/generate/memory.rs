@@ -3,7 +3,7 @@
 use crate::config::DecoderConfig;
 use crate::pass::Pass;
 use hone_tensor::ops::{self, KvPages, PAGE_ROWS, PagedRows};
-use hone_tensor::{Arena, Compute, Layout};
+use hone_tensor::{Arena, Compute, DeviceError, Layout};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -19,17 +19,25 @@ pub fn cache_bytes(
 }
 
 /// Bytes of step memory of a pass over `num_rows` tokens that computes logits for `num_answers` of
-/// them. `pass` may be on a dry device.
-pub fn step_bytes(pass: Pass<'_>, num_rows: usize, num_answers: usize) -> usize {
+/// them. `pass` may be on a dry device, which does not fail.
+///
+/// # Errors
+/// If the device failed.
+pub fn step_bytes(
+    pass: Pass<'_>,
+    num_rows: usize,
+    num_answers: usize,
+) -> Result<usize, DeviceError> {
     let mut rows = Rows::default();
     for i in 0..num_answers {
         let len = num_rows / num_answers + usize::from(i < num_rows % num_answers);
         rows.push(&vec![0; len], &vec![0; len.div_ceil(PAGE_ROWS)], 0);
     }
     rows.round_up();
-    let new = |heads| KvPages::new(pass.device, pass.compute.dtype(), heads, 1);
-    let mut caches: Vec<KvPages> = pass.model.decoder.config.heads().map(new).collect();
-    Layout::of(pass.device.trace(|| logits(pass, &rows, &mut caches)).1).bytes()
+    let mut caches = pages(pass, 1)?;
+    let ((), trace) = pass.device.trace(|| drop(logits(pass, &rows, &mut caches)));
+    pass.device.settle()?;
+    Ok(Layout::of(trace).bytes())
 }
 
 /// The tokens of a pass: those of each sequence that are not in the KV cache yet.
@@ -77,47 +85,65 @@ fn bucket(n: usize) -> usize {
 pub(super) struct Memory<'a> {
     pass: Pass<'a>,
     caches: Vec<KvPages>,
-    arena: Arena,
+    /// As large as the largest layout so far.
+    arena: Option<Arena>,
     /// Layout of step memory by number of rows and answers.
     layouts: HashMap<[usize; 2], Arc<Layout>>,
 }
 
 impl<'a> Memory<'a> {
     pub(super) fn new(pass: Pass<'a>) -> Self {
-        let arena = Arena::new(pass.device, 0);
-        Self { pass, caches: Vec::new(), arena, layouts: HashMap::new() }
+        Self { pass, caches: Vec::new(), arena: None, layouts: HashMap::new() }
     }
 
     /// Makes room for `num_pages` pages, doubling the capacity up to `max_pages`.
-    pub(super) fn reserve(&mut self, num_pages: usize, max_pages: usize) {
-        let Pass { device, model, compute } = self.pass;
-        let capacity = self.caches.first().map_or(0, KvPages::num_pages);
+    ///
+    /// # Errors
+    /// If there is no memory for them; the existing pages stay.
+    pub(super) fn reserve(
+        &mut self,
+        num_pages: usize,
+        max_pages: usize,
+    ) -> Result<(), DeviceError> {
+        // Where growing failed before, some layers have more than others.
+        let capacity = self.caches.iter().map(KvPages::num_pages).min().unwrap_or(0);
         if num_pages <= capacity {
-            return;
+            return Ok(());
         }
         let num_pages = num_pages.max((2 * capacity).min(max_pages));
         if self.caches.is_empty() {
-            let new = |heads| KvPages::new(device, compute.dtype(), heads, num_pages);
-            self.caches = model.decoder.config.heads().map(new).collect();
-        } else {
-            self.caches.iter_mut().for_each(|cache| cache.grow(device, num_pages));
+            self.caches = pages(self.pass, num_pages)?;
+            return Ok(());
         }
+        self.caches.iter_mut().try_for_each(|cache| cache.grow(self.pass.device, num_pages))
     }
 
     /// Logits `[num_answers, vocab_size]` after the last token of each sequence of `rows`. The
     /// first pass of a size allocates from the system and is traced; later ones run in the arena.
-    pub(super) fn logits(&mut self, mut rows: Rows) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub(super) fn logits(&mut self, mut rows: Rows) -> Result<Vec<f32>, DeviceError> {
         let (pass, sizes) = (self.pass, rows.round_up());
         let Some(layout) = self.layouts.get(&sizes) else {
             let (logits, trace) = pass.device.trace(|| logits(pass, &rows, &mut self.caches));
+            pass.device.settle()?;
             self.layouts.insert(sizes, Arc::new(Layout::of(trace)));
-            return logits;
+            return Ok(logits);
         };
-        if layout.bytes() > self.arena.bytes() {
-            self.arena = Arena::new(pass.device, layout.bytes());
-        }
-        pass.device.planned(&mut self.arena, layout, || logits(pass, &rows, &mut self.caches))
+        let arena = match self.arena.take().filter(|arena| layout.bytes() <= arena.bytes()) {
+            Some(arena) => arena,
+            None => Arena::new(pass.device, layout.bytes())?,
+        };
+        let arena = self.arena.insert(arena);
+        pass.device.planned(arena, layout, || logits(pass, &rows, &mut self.caches))
     }
+}
+
+/// `num_pages` empty pages for each layer.
+fn pages(pass: Pass<'_>, num_pages: usize) -> Result<Vec<KvPages>, DeviceError> {
+    let new = |heads| KvPages::new(pass.device, pass.compute.dtype(), heads, num_pages);
+    pass.model.decoder.config.heads().map(new).collect()
 }
 
 /// Runs one pass and returns its logits; empty on a dry device.

@@ -17,6 +17,7 @@ pub use sampling::{Draw, NotFinite, Sampling};
 pub use scheduler::{Limits, Progress, Scheduler};
 
 use crate::pass::Pass;
+use hone_tensor::DeviceError;
 use std::ops::ControlFlow;
 
 /// A prompt to continue, and how.
@@ -74,6 +75,9 @@ pub enum GenerateError {
         /// Element type that matmuls were computed in.
         compute: &'static str,
     },
+    /// The device failed. Requests are as they were before the pass, which can be tried again.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The request can never fit in the KV cache.
     #[error(
         "a prompt of {prompt_len} tokens with up to {max_new_tokens} new ones needs {needed} pages \

@@ -3,6 +3,7 @@
 use super::memory::{Memory, Rows};
 use super::{Draw, Finish, GenerateError, Request};
 use crate::pass::Pass;
+use hone_tensor::DeviceError;
 use hone_tensor::ops::PAGE_ROWS;
 use std::collections::VecDeque;
 
@@ -128,15 +129,17 @@ impl<'a> Scheduler<'a> {
     /// reports the progress of each.
     ///
     /// # Errors
-    /// If a token cannot be sampled; the scheduler must not be used afterwards.
+    /// If a token cannot be sampled: the scheduler must not be used afterwards. If the device
+    /// failed: requests are as they were, and the step can be repeated.
     pub fn step(&mut self) -> Result<Vec<Progress>, GenerateError> {
         self.admit();
         let mut progress = self.finish_full();
-        if self.running.is_empty() {
+        // Told at once: the pass may fail.
+        if self.running.is_empty() || !progress.is_empty() {
             return Ok(progress);
         }
-        let rows = self.rows();
-        let logits = self.memory.logits(rows);
+        let rows = self.rows()?;
+        let logits = self.memory.logits(rows)?;
         let vocab_size = self.pass.model.decoder.config.vocab_size;
         let mut ended = Vec::new();
         for (sequence, logits) in self.running.iter_mut().zip(logits.chunks_exact(vocab_size)) {
@@ -191,7 +194,7 @@ impl<'a> Scheduler<'a> {
     }
 
     /// The tokens of the next pass; gives each sequence the pages it needs.
-    fn rows(&mut self) -> Rows {
+    fn rows(&mut self) -> Result<Rows, DeviceError> {
         let mut rows = Rows::default();
         for sequence in &mut self.running {
             let len = sequence.num_cached + sequence.pending.len();
@@ -204,8 +207,8 @@ impl<'a> Scheduler<'a> {
             }
             rows.push(&sequence.pending, &sequence.pages, sequence.num_cached);
         }
-        self.memory.reserve(self.num_pages, self.limits.max_pages);
-        rows
+        self.memory.reserve(self.num_pages, self.limits.max_pages)?;
+        Ok(rows)
     }
 
     /// Removes the sequences that `is_done` selects and frees their pages.

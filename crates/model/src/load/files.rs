@@ -2,7 +2,7 @@
 
 use crate::raw_config::{ConfigError, RawConfig};
 use hone_tensor::safetensors::{FileError, SafeTensorsFile};
-use hone_tensor::{DType, Tensor};
+use hone_tensor::{DType, DeviceError, Tensor};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
@@ -98,6 +98,9 @@ pub enum LoadError {
         /// Total needed.
         mib: usize,
     },
+    /// The device has no room for the weights, or failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// Tensors that the model does not use.
     #[error(
         "{}: tensor `{first}`{} not part of the model that config.json describes. Either the \

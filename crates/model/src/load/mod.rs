@@ -10,7 +10,9 @@ use crate::decoder::{Decoder, Layer};
 use crate::weights::Role;
 use files::WeightFiles;
 use hone_tensor::safetensors::held_as;
-use hone_tensor::{Category, DType, Device, ParamId, Params, Storage, Tensor, Weight};
+use hone_tensor::{
+    Category, DType, Device, DeviceError, PAGE_LOCKED, ParamId, Params, Storage, Tensor, Weight,
+};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -79,8 +81,15 @@ pub fn load(dir: &Path, device: &Device, options: LoadOptions) -> Result<Model, 
     assert!(options.offloaded_blocks == 0 || options.trained == Trained::Nothing);
     let mut loader = Loader { device, options, files, params: Params::default() };
     let mut decoder = loader.decoder(config)?;
-    offload_blocks(&mut decoder, device, options.offloaded_blocks)
-        .map_err(|bytes| LoadError::PageLocked { mib: bytes.div_ceil(1 << 20) })?;
+    offload_blocks(&mut decoder, device, options.offloaded_blocks).map_err(
+        |error| match error {
+            DeviceError::OutOfMemory { memory: PAGE_LOCKED, asked, .. } => {
+                LoadError::PageLocked { mib: asked.div_ceil(1 << 20) as usize }
+            }
+            other => other.into(),
+        },
+    )?;
+    device.settle()?;
     loader.files.refuse_surplus(decoder.config.tie_word_embeddings)?;
     let file_dtype = loader.files.matrix_dtype();
     Ok(Model { decoder, params: loader.params, file_dtype })
@@ -92,10 +101,7 @@ fn is_offloaded(i: usize, n: usize, num_blocks: usize) -> bool {
 }
 
 /// Moves the projections of `n` blocks into page-locked memory.
-///
-/// # Errors
-/// The number of bytes needed, if that much cannot be allocated.
-fn offload_blocks(decoder: &mut Decoder, device: &Device, n: usize) -> Result<(), usize> {
+fn offload_blocks(decoder: &mut Decoder, device: &Device, n: usize) -> Result<(), DeviceError> {
     if n == 0 {
         return Ok(());
     }
@@ -133,15 +139,15 @@ impl Loader<'_> {
                         true => self.device.waiting_room(),
                         false => self.device.clone(),
                     };
-                    self.matrix(&home, &spec.name, tensor, self.options.base_precision)
+                    self.matrix(&home, &spec.name, tensor, self.options.base_precision)?
                 }
                 Role::EmbedTokens | Role::LmHead => {
                     let storage = self.options.base_precision.and_then(Storage::for_tables);
-                    self.matrix(self.device, &spec.name, tensor, storage)
+                    self.matrix(self.device, &spec.name, tensor, storage)?
                 }
                 // Vectors are small, and every kernel reads them as f32.
                 Role::Bias(..) | Role::Norm(..) | Role::FinalNorm => {
-                    self.weight(self.device, &spec.name, tensor, DType::F32.into())
+                    self.weight(self.device, &spec.name, tensor, DType::F32.into())?
                 }
             };
             weights.insert(spec.role, weight);
@@ -155,20 +161,26 @@ impl Loader<'_> {
         name: &str,
         tensor: Tensor,
         storage: Option<Storage>,
-    ) -> Weight {
+    ) -> Result<Weight, DeviceError> {
         let storage = storage.unwrap_or(tensor.storage());
         self.weight(home, name, tensor, storage)
     }
 
-    fn weight(&mut self, home: &Device, name: &str, tensor: Tensor, storage: Storage) -> Weight {
+    fn weight(
+        &mut self,
+        home: &Device,
+        name: &str,
+        tensor: Tensor,
+        storage: Storage,
+    ) -> Result<Weight, DeviceError> {
         if self.options.trained == Trained::All {
-            let value = held_as(self.device, Category::Parameters, &tensor, DType::F32);
+            let value = held_as(self.device, Category::Parameters, &tensor, DType::F32)?;
             let param: ParamId = self.params.add(name.to_owned(), value);
-            return Weight::Trained { param, shape: tensor.shape().to_vec() };
+            return Ok(Weight::Trained { param, shape: tensor.shape().to_vec() });
         }
-        if tensor.storage() == storage {
-            return Weight::Frozen(home.hold(Category::Weights, &tensor));
-        }
-        Weight::Frozen(held_as(home, Category::Weights, &tensor, storage))
+        Ok(Weight::Frozen(match tensor.storage() == storage {
+            true => home.hold(Category::Weights, &tensor)?,
+            false => held_as(home, Category::Weights, &tensor, storage)?,
+        }))
     }
 }

@@ -7,7 +7,7 @@
 
 use super::{Category, Device};
 use hone_kernels::memory::{self, ALIGNMENT};
-use hone_kernels::{DType, Processor, Storage, View, ViewMut, cuda};
+use hone_kernels::{DType, DeviceError, Processor, Storage, View, ViewMut, cuda, lock};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -149,22 +149,25 @@ pub(super) enum Region {
     Cuda(Arc<cuda::Region>),
     /// Of the dry device, which has none.
     Dry,
+    /// What was asked for of a device that has failed: its operations do nothing, and reading gives
+    /// zeros.
+    Missing,
 }
 
 impl Region {
-    pub(super) fn new(processor: Option<&Processor>, bytes: usize) -> Self {
-        match processor {
-            Some(Processor::Cpu(_)) => Self::Host(Arc::new(memory::Region::new(bytes))),
-            Some(Processor::Cuda(gpu)) => Self::Cuda(Arc::new(cuda::Region::new(gpu, bytes))),
+    pub(super) fn new(processor: Option<&Processor>, bytes: usize) -> Result<Self, DeviceError> {
+        Ok(match processor {
+            Some(Processor::Cpu(_)) => Self::Host(Arc::new(memory::Region::new(bytes)?)),
+            Some(Processor::Cuda(gpu)) => Self::Cuda(Arc::new(cuda::Region::new(gpu, bytes)?)),
             None => Self::Dry,
-        }
+        })
     }
 
     fn num_handles(&self) -> usize {
         match self {
             Self::Host(region) => Arc::strong_count(region),
             Self::Cuda(region) => Arc::strong_count(region),
-            Self::Dry => 1,
+            Self::Dry | Self::Missing => 1,
         }
     }
 }
@@ -177,8 +180,11 @@ pub struct Arena {
 
 impl Arena {
     /// An arena of `bytes` on a device. The CPU's pages are provided when first touched.
-    pub fn new(device: &Device, bytes: usize) -> Self {
-        Self { region: Region::new(device.processor(), bytes), bytes }
+    ///
+    /// # Errors
+    /// If there is not so much memory.
+    pub fn new(device: &Device, bytes: usize) -> Result<Self, DeviceError> {
+        Ok(Self { region: Region::new(device.processor(), bytes)?, bytes })
     }
 
     /// Size.
@@ -207,14 +213,15 @@ enum Counted {
 }
 
 impl Block {
+    /// Step memory of `device`, whose failure it is if there is not so much.
     pub(super) fn alloc(
         memory: &Arc<Mutex<Memory>>,
         category: Category,
         len: usize,
-        processor: Option<&Processor>,
+        device: &Device,
     ) -> Self {
-        let (id, place) = memory.lock().expect("no panic while counting").alloc(category, len);
-        let (region, offset) = place.unwrap_or_else(|| (Region::new(processor, len), 0));
+        let (id, place) = lock(memory).alloc(category, len);
+        let (region, offset) = place.unwrap_or_else(|| (device.region(len), 0));
         let mut block =
             Self { region, offset, len, counted: Some((Arc::clone(memory), Counted::Step(id))) };
         if cfg!(debug_assertions) {
@@ -224,13 +231,16 @@ impl Block {
         block
     }
 
-    pub(crate) fn persistent(processor: Option<&Processor>, len: usize) -> Self {
-        Self { region: Region::new(processor, len), offset: 0, len, counted: None }
+    pub(crate) fn persistent(
+        processor: Option<&Processor>,
+        len: usize,
+    ) -> Result<Self, DeviceError> {
+        Ok(Self { region: Region::new(processor, len)?, offset: 0, len, counted: None })
     }
 
     /// Counted in `category` until it is released.
     pub(super) fn counted(mut self, memory: &Arc<Mutex<Memory>>, category: Category) -> Self {
-        memory.lock().expect("no panic while counting").count_persistent(category, self.len);
+        lock(memory).count_persistent(category, self.len);
         self.counted = Some((Arc::clone(memory), Counted::Persistent(category, self.len)));
         self
     }
@@ -241,16 +251,16 @@ impl Block {
     }
 
     /// Zeros in the CPU's memory.
-    pub(crate) fn on_host(len: usize) -> Self {
-        let region = Region::Host(Arc::new(memory::Region::new(len)));
-        Self { region, offset: 0, len, counted: None }
+    pub(crate) fn on_host(len: usize) -> Result<Self, DeviceError> {
+        let region = Region::Host(Arc::new(memory::Region::new(len)?));
+        Ok(Self { region, offset: 0, len, counted: None })
     }
 
     fn fill(&mut self, byte: u8) {
         match &self.region {
             Region::Host(_) => self.bytes_mut().fill(byte),
             Region::Cuda(region) => region.fill(self.offset, byte, self.len),
-            Region::Dry => {}
+            Region::Dry | Region::Missing => {}
         }
     }
 
@@ -260,7 +270,7 @@ impl Block {
         match &self.region {
             Region::Host(_) => self.bytes_mut().copy_from_slice(bytes),
             Region::Cuda(region) => region.write(self.offset, bytes),
-            Region::Dry => {}
+            Region::Dry | Region::Missing => {}
         }
     }
 
@@ -272,6 +282,7 @@ impl Block {
                 region.read(self.offset, &mut bytes);
                 bytes
             }
+            Region::Missing => vec![0; self.len],
             _ => self.bytes().to_vec(),
         }
     }
@@ -297,7 +308,10 @@ impl Block {
             return memory::view_mut(self.bytes_mut(), dtype);
         }
         match &self.region {
-            Region::Cuda(region) => ViewMut::Cuda(region.slice(self.offset, dtype, (len, cols))),
+            Region::Cuda(region) => {
+                // SAFETY: as in `bytes_mut`.
+                ViewMut::Cuda(unsafe { region.slice_mut(self.offset, dtype, (len, cols)) })
+            }
             _ => panic!("a tensor of the dry device has no elements"),
         }
     }
@@ -319,6 +333,7 @@ impl Block {
             Region::Host(region) => region,
             Region::Cuda(_) => panic!("the CPU cannot reach a tensor in a GPU's memory"),
             Region::Dry => panic!("a tensor of the dry device has no elements"),
+            Region::Missing => panic!("a tensor of a pass that failed has no elements"),
         }
     }
 }
@@ -327,7 +342,7 @@ impl Drop for Block {
     fn drop(&mut self) {
         // While a panic unwinds, blocks go in an order of no plan: a second panic would abort.
         let Some((memory, counted)) = &self.counted else { return };
-        let Ok(mut memory) = memory.lock() else { return };
+        let mut memory = lock(memory);
         match counted {
             Counted::Persistent(category, bytes) => memory.release_persistent(*category, *bytes),
             Counted::Step(id) if !std::thread::panicking() => memory.free(*id),
@@ -427,6 +442,11 @@ impl Memory {
             panic!("no plan was started")
         };
         assert_eq!(next_event, layout.trace.events.len(), "the step ended before its plan");
+    }
+
+    /// Step memory comes from the system again, whatever a step that panicked left behind.
+    pub(super) fn abandon(&mut self) {
+        self.switch(Mode::Heap);
     }
 
     pub(super) fn count_persistent(&mut self, category: Category, bytes: usize) {

@@ -6,12 +6,12 @@ mod offload;
 
 pub use cost::{Cost, Span, Transfer, Work};
 pub use hone_kernels::Target;
-pub use offload::{OFFLOAD_SLOTS, Offloaded, offload};
+pub use offload::{OFFLOAD_SLOTS, Offloaded, PAGE_LOCKED, offload};
 
 use crate::tensor::Tensor;
-use arena::{Arena, Block, Layout, Memory, Trace};
+use arena::{Arena, Block, Layout, Memory, Region, Trace};
 use hone_kernels::cuda::Gpu;
-use hone_kernels::{Cpu, Processor, Storage};
+use hone_kernels::{Cpu, DeviceError, Failures, Processor, Storage, lock};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
 
@@ -47,6 +47,7 @@ struct Inner {
     processor: Option<Processor>,
     target: Target,
     memory: Arc<Mutex<Memory>>,
+    failures: Arc<Failures>,
     costs: Mutex<Vec<Cost>>,
     /// Beginnings of operations, while they are recorded.
     recording: Mutex<Option<Vec<(Cost, Instant)>>>,
@@ -86,9 +87,12 @@ impl Device {
     }
 
     fn on(target: Target, processor: Option<Processor>) -> Self {
-        let memory = Arc::new(Mutex::new(Memory::default()));
-        let (costs, recording) = Default::default();
-        Self(Arc::new(Inner { processor, target, memory, costs, recording }))
+        let failures = match &processor {
+            Some(Processor::Cuda(gpu)) => Arc::clone(gpu.failures()),
+            _ => Arc::default(),
+        };
+        let (memory, costs, recording) = Default::default();
+        Self(Arc::new(Inner { processor, target, memory, failures, costs, recording }))
     }
 
     /// Whether this device only counts.
@@ -106,7 +110,8 @@ impl Device {
         self.0.processor.as_ref()
     }
 
-    /// Memory for a tensor of the present step. Its contents are undefined.
+    /// Memory for a tensor of the present step. Its contents are undefined. If there is not so
+    /// much, the pass fails.
     pub fn alloc(
         &self,
         category: Category,
@@ -115,34 +120,77 @@ impl Device {
     ) -> Tensor {
         let storage = storage.into();
         let bytes = storage.num_bytes(shape);
-        let block = Block::alloc(&self.0.memory, category, bytes, self.processor());
+        let block = Block::alloc(&self.0.memory, category, bytes, self);
         Tensor::from_block(block, storage, shape)
     }
 
     /// Memory for a tensor that outlives steps, zeroed.
+    ///
+    /// # Errors
+    /// If there is not so much, or the device failed before and [`Device::settle`] was not called.
     pub fn persistent(
         &self,
         category: Category,
         storage: impl Into<Storage>,
         shape: &[usize],
-    ) -> Tensor {
+    ) -> Result<Tensor, DeviceError> {
         let storage = storage.into();
         let bytes = storage.num_bytes(shape);
-        let block = Block::persistent(self.processor(), bytes);
-        Tensor::from_block(block.counted(&self.0.memory, category), storage, shape)
+        let block = Block::persistent(self.processor(), bytes)?;
+        Ok(Tensor::from_block(block.counted(&self.0.memory, category), storage, shape))
     }
 
-    /// Begins an operation: the processor to run it on, or nothing on the dry device, which notes
-    /// the cost.
-    pub fn begin(&self, cost: Cost) -> Option<&Processor> {
-        match self.processor() {
-            None => self.0.costs.lock().expect("no panic while noting a cost").push(cost),
-            Some(processor) => {
-                self.note_beginning(cost);
-                processor.begin();
-            }
+    /// Memory of the present step outside of a plan.
+    fn region(&self, bytes: usize) -> Region {
+        if self.is_failing() {
+            return Region::Missing;
         }
-        self.processor()
+        Region::new(self.processor(), bytes).unwrap_or_else(|error| {
+            self.fail(error);
+            Region::Missing
+        })
+    }
+
+    /// Begins an operation, whose memory has been asked for: the processor to run it on, or nothing
+    /// on the dry device, which notes the cost, and on one that has failed.
+    pub fn begin(&self, cost: Cost) -> Option<&Processor> {
+        let Some(processor) = self.processor() else {
+            lock(&self.0.costs).push(cost);
+            return None;
+        };
+        if self.is_failing() {
+            return None;
+        }
+        self.note_beginning(cost);
+        processor.begin();
+        Some(processor)
+    }
+
+    /// Notes a failure: until [`Device::settle`] operations do nothing and reading gives zeros.
+    pub fn fail(&self, error: DeviceError) {
+        self.0.failures.note(error);
+    }
+
+    /// Whether something failed that nobody was told of yet.
+    pub fn is_failing(&self) -> bool {
+        self.0.failures.is_failing()
+    }
+
+    /// Grows with each failure: what was copied to the device is there if it is as it was before.
+    pub(crate) fn num_failures(&self) -> u64 {
+        self.0.failures.count()
+    }
+
+    /// Ends a pass, where the host takes results that depend on all of it.
+    ///
+    /// # Errors
+    /// The first failure since this was called last. After too little memory the device can be used
+    /// again; one that is lost fails each time.
+    pub fn settle(&self) -> Result<(), DeviceError> {
+        match self.processor() {
+            Some(Processor::Cuda(gpu)) => gpu.settle(),
+            _ => self.0.failures.settle(),
+        }
     }
 
     /// Takes so much memory for use inside operations, and for lists that a pass reads, once and
@@ -188,7 +236,7 @@ impl Device {
     }
 
     fn note_beginning(&self, cost: Cost) {
-        let mut recording = self.0.recording.lock().expect("no panic while recording");
+        let mut recording = lock(&self.0.recording);
         if let Some(spans) = recording.as_mut() {
             // What was asked for before must be done for its time to be known.
             self.synchronize();
@@ -198,12 +246,12 @@ impl Device {
 
     /// Records when operations begin, from now on.
     pub fn start_recording(&self) {
-        *self.0.recording.lock().expect("no panic while recording") = Some(Vec::new());
+        *lock(&self.0.recording) = Some(Vec::new());
     }
 
     /// Ends the recording. An operation lasts until the next one begins; the last is left out.
     pub fn take_recording(&self) -> Vec<Span> {
-        let recording = self.0.recording.lock().expect("no panic while recording").take();
+        let recording = lock(&self.0.recording).take();
         let begun = recording.unwrap_or_default();
         let span = |pair: &[(Cost, Instant)]| {
             let ((cost, start), (_, end)) = (pair[0], pair[1]);
@@ -214,7 +262,7 @@ impl Device {
 
     /// The costs noted since the last call (dry device only).
     pub fn take_costs(&self) -> Vec<Cost> {
-        std::mem::take(&mut self.0.costs.lock().expect("no panic while noting a cost"))
+        std::mem::take(&mut lock(&self.0.costs))
     }
 
     /// Bytes of tensors that outlive steps: made in `category` and not yet released, or held.
@@ -222,9 +270,11 @@ impl Device {
         self.memory().persistent(category)
     }
 
-    /// Records every allocation and release of step memory while `body` runs.
+    /// Records every allocation and release of step memory while `body` runs. Whether the device
+    /// failed, [`Device::settle`] says.
     pub fn trace<R>(&self, body: impl FnOnce() -> R) -> (R, Trace) {
         self.memory().start_trace();
+        let _guard = Abandon(self);
         let result = body();
         (result, self.memory().end_trace())
     }
@@ -232,23 +282,28 @@ impl Device {
     /// Runs `body` with its step memory inside `arena` as `layout` says: a pass, which a GPU may
     /// launch as a whole unless operations are recorded.
     ///
+    /// # Errors
+    /// If the device failed, before it or meanwhile; what `body` computed is undefined then.
+    ///
     /// # Panics
     /// If the allocations of `body` differ from those the layout was made from, or if a tensor of
-    /// an earlier plan is still in the arena.
+    /// an earlier plan is still in the arena. The device can be used all the same.
     pub fn planned<R>(
         &self,
         arena: &mut Arena,
         layout: &Arc<Layout>,
         body: impl FnOnce() -> R,
-    ) -> R {
+    ) -> Result<R, DeviceError> {
+        self.settle()?;
         self.memory().start_plan(arena, layout);
-        let is_recording = self.0.recording.lock().expect("no panic while recording").is_some();
+        let _guard = Abandon(self);
+        let is_recording = lock(&self.0.recording).is_some();
         let result = match self.processor() {
             Some(Processor::Cuda(gpu)) if !is_recording => gpu.pass(body),
             _ => body(),
         };
         self.memory().end_plan();
-        result
+        self.settle().map(|()| result)
     }
 
     /// The CPU, on a device that has one.
@@ -260,19 +315,23 @@ impl Device {
     }
 
     /// A copy of a tensor of the CPU's in memory that outlives steps; on the CPU the tensor itself.
-    pub fn hold(&self, category: Category, tensor: &Tensor) -> Tensor {
-        self.memory().count_persistent(category, tensor.num_bytes());
-        match (self.target(), self.processor()) {
+    ///
+    /// # Errors
+    /// As [`Device::persistent`].
+    pub fn hold(&self, category: Category, tensor: &Tensor) -> Result<Tensor, DeviceError> {
+        let held = match (self.target(), self.processor()) {
             (Target::Cpu, _) => tensor.clone(),
             (Target::Cuda, processor) => {
-                let mut block = Block::persistent(processor, tensor.num_bytes());
+                let mut block = Block::persistent(processor, tensor.num_bytes())?;
                 if processor.is_some() {
                     block.write(&tensor.host_bytes());
                     tensor.release_file();
                 }
                 Tensor::from_block(block, tensor.storage(), tensor.shape())
             }
-        }
+        };
+        self.memory().count_persistent(category, tensor.num_bytes());
+        Ok(held)
     }
 
     /// The same kind of memory, where frozen weights wait that are to be copied to this device:
@@ -282,6 +341,17 @@ impl Device {
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.0.memory.lock().expect("no panic while counting memory")
+        lock(&self.0.memory)
+    }
+}
+
+/// Of a step under way: after a panic the device is as before it.
+struct Abandon<'a>(&'a Device);
+
+impl Drop for Abandon<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.memory().abandon();
+        }
     }
 }

@@ -9,11 +9,14 @@ use super::arena::{Block, Region};
 use super::{Category, Cost, Device, Transfer};
 use crate::tensor::Tensor;
 use hone_kernels::cuda::{Gpu, HostBlock};
-use hone_kernels::{Processor, memory::ALIGNMENT};
+use hone_kernels::{DeviceError, Processor, lock, memory::ALIGNMENT};
 use std::sync::{Arc, Mutex};
 
 /// Places on the GPU.
 pub const OFFLOAD_SLOTS: usize = 2;
+
+/// What [`DeviceError::OutOfMemory`] calls the memory where they stay.
+pub const PAGE_LOCKED: &str = "page-locked memory of the host";
 
 /// One block's weights.
 #[derive(Clone)]
@@ -40,6 +43,8 @@ struct Stored {
 struct Order {
     held: [Option<usize>; OFFLOAD_SLOTS],
     last: Option<usize>,
+    /// Failures of the device before: one of them may have been a copy's.
+    num_failures: u64,
 }
 
 /// Takes the tensors of `blocks`, which are in the CPU's memory, into page-locked memory, and puts
@@ -47,27 +52,29 @@ struct Order {
 /// [`Offloaded::fetch`], until another block is fetched.
 ///
 /// # Errors
-/// The bytes of page-locked memory that all of them need, where there are not so many.
+/// If there is not so much page-locked memory, or no place on the GPU for a block.
 ///
 /// # Panics
 /// On a device that is no GPU's.
 pub fn offload(
     device: &Device,
     mut blocks: Vec<Vec<&mut Tensor>>,
-) -> Result<Vec<Offloaded>, usize> {
+) -> Result<Vec<Offloaded>, DeviceError> {
     assert_eq!(device.target(), super::Target::Cuda, "the CPU's memory is where weights are");
     let bytes_of = |block: &Vec<&mut Tensor>| -> usize { block.iter().map(|t| room_of(t)).sum() };
     let slot_bytes = blocks.iter().map(bytes_of).max().unwrap_or(0);
     let num_slots = OFFLOAD_SLOTS.min(blocks.len());
-    let slots: Vec<Region> =
-        (0..num_slots).map(|_| Region::new(device.processor(), slot_bytes)).collect();
+    let slot = |_| Region::new(device.processor(), slot_bytes);
+    let slots = (0..num_slots).map(slot).collect::<Result<Vec<_>, _>>()?;
     let total: usize = blocks.iter().map(bytes_of).sum();
     device.memory().count_persistent(Category::Weights, num_slots * slot_bytes);
     device.memory().count_persistent(Category::Offloaded, total);
+    let (memory, asked, free) = (PAGE_LOCKED, total as u64, None);
+    let refused = || DeviceError::OutOfMemory { memory, asked, free };
     let store = |(i, block): (usize, &mut Vec<&mut Tensor>)| {
         let bytes = bytes_of(block);
         let mut memory = match gpu(device) {
-            Some(gpu) => Some(HostBlock::new(gpu, bytes).ok_or(total)?),
+            Some(gpu) => Some(HostBlock::new(gpu, bytes).ok_or_else(refused)?),
             None => None,
         };
         let mut offset = 0;
@@ -83,7 +90,8 @@ pub fn offload(
         }
         Ok(Stored { memory, bytes })
     };
-    let blocks = blocks.iter_mut().enumerate().map(store).collect::<Result<Vec<_>, usize>>()?;
+    let blocks =
+        blocks.iter_mut().enumerate().map(store).collect::<Result<Vec<_>, DeviceError>>()?;
     let num_blocks = blocks.len();
     let (device, order) = (device.clone(), Mutex::default());
     let all = Arc::new(Blocks { device, slots, blocks, order });
@@ -107,7 +115,10 @@ impl Offloaded {
     /// those of the block that is likely to be next.
     pub fn fetch(&self) {
         let (all, index) = (&*self.all, self.index);
-        let mut order = all.order.lock().expect("no panic while fetching");
+        let (mut order, num_failures) = (lock(&all.order), all.device.num_failures());
+        if order.num_failures != num_failures {
+            *order = Order { num_failures, ..Order::default() };
+        }
         if order.last == Some(index) {
             return;
         }

@@ -1,7 +1,7 @@
 //! Attention over packed sequences, and over pages of keys and values.
 
 use super::rows_cols;
-use crate::{Category, Cost, DType, Device, Heads, Sequence, Tape, Tensor, Var, Work};
+use crate::{Category, Cost, DType, Device, DeviceError, Heads, Sequence, Tape, Tensor, Var, Work};
 use hone_kernels::attention::{self as kernel, Inputs, PAGE_ROWS, Rows};
 
 /// `qkv [t, qkv_width]` → `[t, out_width]`. Sequences follow one another; rows after the last give
@@ -54,10 +54,18 @@ pub struct KvPages {
 
 impl KvPages {
     /// So many pages.
-    pub fn new(device: &Device, dtype: DType, heads: &Heads, num_pages: usize) -> Self {
+    ///
+    /// # Errors
+    /// If there is no memory for them.
+    pub fn new(
+        device: &Device,
+        dtype: DType,
+        heads: &Heads,
+        num_pages: usize,
+    ) -> Result<Self, DeviceError> {
         let shape = [num_pages * PAGE_ROWS, heads.num_kv_heads * heads.head_dim];
         let zeros = || device.persistent(Category::Cache, dtype, &shape);
-        Self { k: zeros(), v: zeros() }
+        Ok(Self { k: zeros()?, v: zeros()? })
     }
 
     /// Bytes of so many pages.
@@ -67,22 +75,28 @@ impl KvPages {
 
     /// Number of pages.
     pub fn num_pages(&self) -> usize {
-        self.k.shape()[0] / PAGE_ROWS
+        // Growing may have failed between the two.
+        self.k.shape()[0].min(self.v.shape()[0]) / PAGE_ROWS
     }
 
     /// More pages behind those that there are, whose contents stay. Old and new memory are there
     /// together for a moment.
-    pub fn grow(&mut self, device: &Device, num_pages: usize) {
+    ///
+    /// # Errors
+    /// If there is no memory for them: what there is stays.
+    pub fn grow(&mut self, device: &Device, num_pages: usize) -> Result<(), DeviceError> {
         for tensor in [&mut self.k, &mut self.v] {
             let (rows, width) = rows_cols(tensor.shape());
             let shape = [num_pages * PAGE_ROWS, width];
-            let mut larger = device.persistent(Category::Cache, tensor.dtype(), &shape);
+            let mut larger = device.persistent(Category::Cache, tensor.dtype(), &shape)?;
             if let Some(on) = device.begin(Cost::memory("grow", 2 * tensor.num_bytes())) {
                 let kept = larger.view_mut().part(0, rows * width);
                 on.convert(tensor.view(), kept);
             }
+            device.settle()?;
             *tensor = larger;
         }
+        Ok(())
     }
 }
 

@@ -1,9 +1,11 @@
 //! Rotary position embedding.
 
 use super::{copy, rows_cols};
-use crate::{Category, Cost, Device, Heads, Tape, Tensor, Var, View};
+use crate::{Category, Cost, DType, Device, Heads, Tape, Tensor, Var, View};
+use hone_kernels::lock;
+use hone_kernels::memory::bytes_of;
 use hone_kernels::rope::{Direction, reads_host_angles};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex};
 
 /// Angles of a batch: `cos` and `sin`, `[t, head_dim / 2]`, times whatever the scaling method
 /// multiplies them by.
@@ -14,28 +16,33 @@ pub struct Angles {
     /// Sines.
     pub sin: Vec<f32>,
     /// Both in the memory of the GPU that first asked for them: every layer does. One block, which
-    /// is where that of the batch before was.
-    on_gpu: OnceLock<Tensor>,
+    /// is where that of the batch before was. With the number of the GPU's failures before: a copy
+    /// that failed is not used again.
+    on_gpu: Arc<Mutex<Option<(u64, Tensor)>>>,
 }
 
 impl Angles {
     /// Cosines and sines of as many angles.
     pub fn new(cos: Vec<f32>, sin: Vec<f32>) -> Self {
         assert_eq!(cos.len(), sin.len());
-        Self { cos, sin, on_gpu: OnceLock::new() }
+        Self { cos, sin, on_gpu: Arc::default() }
     }
 
-    /// Both where `device` reads them.
-    fn views(&self, device: &Device) -> (View<'_>, View<'_>) {
-        if reads_host_angles(device.target()) {
-            return (View::F32(&self.cos), View::F32(&self.sin));
+    /// Both where a GPU reads them; where the CPU does they are already.
+    fn on_gpu(&self, device: &Device) -> Option<Tensor> {
+        if reads_host_angles(device.target()) || device.is_dry() {
+            return None;
         }
-        let both = self.on_gpu.get_or_init(|| {
-            let both = [&self.cos[..], &self.sin].concat();
-            device.hold(Category::Activations, &Tensor::from_f32(&both, &[both.len()]))
-        });
-        let len = self.cos.len();
-        (both.view().part(0, len), both.view().part(len, len))
+        let (mut on_gpu, num_failures) = (lock(&self.on_gpu), device.num_failures());
+        if let Some((_, both)) = on_gpu.as_ref().filter(|(before, _)| *before == num_failures) {
+            return Some(both.clone());
+        }
+        let both = [&self.cos[..], &self.sin].concat();
+        let both = Tensor::try_from_bytes(bytes_of(View::F32(&both)), DType::F32, &[both.len()])
+            .and_then(|both| device.hold(Category::Activations, &both));
+        let both = both.map_err(|error| device.fail(error)).ok()?;
+        *on_gpu = Some((num_failures, both.clone()));
+        Some(both)
     }
 }
 
@@ -58,8 +65,14 @@ pub fn rope<'a>(tape: &mut Tape<'a>, qkv: Var, heads: &Heads, angles: &'a Angles
 
 fn rotate(device: &Device, x: &mut Tensor, heads: &Heads, angles: &Angles, direction: Direction) {
     let (_, width) = rows_cols(x.shape());
+    let on_gpu = angles.on_gpu(device);
     if let Some(on) = device.begin(Cost::memory("rope", 2 * x.num_bytes())) {
         let turning = (heads.num_heads + heads.num_kv_heads, heads.head_dim);
-        on.rotate(x.view_mut(), width, turning, angles.views(device), direction);
+        let len = angles.cos.len();
+        let views = match &on_gpu {
+            None => (View::F32(&angles.cos), View::F32(&angles.sin)),
+            Some(both) => (both.view().part(0, len), both.view().part(len, len)),
+        };
+        on.rotate(x.view_mut(), width, turning, views, direction);
     }
 }

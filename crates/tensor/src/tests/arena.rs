@@ -1,6 +1,7 @@
 //! Plans of step memory: valid for any work, and enforced.
 
-use crate::{Arena, Category, DType, Device, Layout, Philox, Tensor};
+use crate::cuda::Gpu;
+use crate::{Arena, Category, Cost, DType, Device, DeviceError, Layout, Philox, Tensor};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -98,9 +99,9 @@ fn every_layout_is_valid() {
         assert_eq!(layout.at_peak().values().sum::<usize>(), peak);
         let allocs = work.iter().filter(|a| matches!(a, Action::Alloc(_))).count();
         assert_eq!(layout.num_allocations(), allocs);
-        let mut arena = Arena::new(&device, layout.bytes());
+        let mut arena = Arena::new(&device, layout.bytes()).unwrap();
         for _ in 0..2 {
-            device.planned(&mut arena, &layout, || carry_out(&device, &work));
+            device.planned(&mut arena, &layout, || carry_out(&device, &work)).unwrap();
         }
         bytes += layout.bytes();
         peaks += peak;
@@ -122,9 +123,9 @@ fn a_step_that_deviates_from_its_plan_panics() {
     ];
     for other in deviations {
         let (layout, device) = (plan(&work), Device::cpu(1));
-        let mut arena = Arena::new(&device, layout.bytes());
+        let mut arena = Arena::new(&device, layout.bytes()).unwrap();
         let body = AssertUnwindSafe(|| {
-            device.planned(&mut arena, &layout, || carry_out(&device, other));
+            device.planned(&mut arena, &layout, || carry_out(&device, other)).unwrap();
         });
         assert!(catch_unwind(body).is_err(), "{other:?}");
     }
@@ -132,10 +133,10 @@ fn a_step_that_deviates_from_its_plan_panics() {
     let dry = Device::dry();
     let trace = dry.trace(|| category(&dry, Category::Head)).1;
     let (layout, device) = (Arc::new(Layout::of(trace)), Device::cpu(1));
-    let mut arena = Arena::new(&device, layout.bytes());
-    device.planned(&mut arena, &layout, || category(&device, Category::Head));
+    let mut arena = Arena::new(&device, layout.bytes()).unwrap();
+    device.planned(&mut arena, &layout, || category(&device, Category::Head)).unwrap();
     let body = AssertUnwindSafe(|| {
-        device.planned(&mut arena, &layout, || category(&device, Category::Workspace));
+        device.planned(&mut arena, &layout, || category(&device, Category::Workspace)).unwrap();
     });
     assert!(catch_unwind(body).is_err());
 }
@@ -145,15 +146,56 @@ fn a_step_that_deviates_from_its_plan_panics() {
 fn a_panicking_step_unwinds() {
     let work = [Action::Alloc(10), Action::Alloc(20), Action::Free(0), Action::Free(0)];
     let (layout, device) = (plan(&work), Device::cpu(1));
-    let mut arena = Arena::new(&device, layout.bytes());
+    let mut arena = Arena::new(&device, layout.bytes()).unwrap();
     let body = AssertUnwindSafe(|| {
-        device.planned(&mut arena, &layout, || {
-            let _alive = device.alloc(Category::Activations, DType::Bf16, &[10]);
-            panic!("deliberate");
-        })
+        device
+            .planned(&mut arena, &layout, || {
+                let _alive = device.alloc(Category::Activations, DType::Bf16, &[10]);
+                panic!("deliberate");
+            })
+            .unwrap()
     });
     let panic = catch_unwind(body).expect_err("the step panics");
     assert_eq!(panic.downcast_ref::<&str>(), Some(&"deliberate"));
+    // The device and the arena can be used again.
+    device.planned(&mut arena, &layout, || carry_out(&device, &work)).unwrap();
+}
+
+/// More than any machine has.
+const TOO_MANY: usize = 1 << 58;
+
+#[test]
+fn memory_that_is_not_there_fails_the_pass_once() {
+    let work = [Action::Alloc(10), Action::Free(0)];
+    for device in [Device::cpu(1)].into_iter().chain(Gpu::for_tests().map(Device::cuda)) {
+        let (layout, asked) = (plan(&work), 4 * TOO_MANY as u64);
+        let is_refused = |error: DeviceError| match error {
+            DeviceError::OutOfMemory { asked: found, .. } => found == asked,
+            _ => false,
+        };
+        let step = || drop(device.alloc(Category::Activations, DType::Bf16, &[10]));
+        let _missing = device.alloc(Category::Activations, DType::F32, &[TOO_MANY]);
+        let mut after = device.alloc(Category::Activations, DType::F32, &[5]);
+        after.copy_from_f32(&[1.0; 5]);
+        assert_eq!(after.to_vec_f32(), [0.0; 5], "what follows is not done");
+        assert!(device.begin(Cost::memory("none", 0)).is_none());
+        assert!(device.settle().is_err_and(is_refused));
+        assert_eq!(device.settle(), Ok(()), "told once");
+
+        let mut arena = Arena::new(&device, layout.bytes()).unwrap();
+        let failed = device.planned(&mut arena, &layout, || {
+            device.fail(DeviceError::OutOfMemory { memory: "memory", asked, free: None });
+            step();
+        });
+        assert!(failed.is_err_and(is_refused));
+        device.planned(&mut arena, &layout, step).unwrap();
+
+        let held = device.persistent(Category::Cache, DType::F32, &[TOO_MANY]);
+        assert!(held.is_err_and(is_refused));
+        assert!(Arena::new(&device, 4 * TOO_MANY).is_err_and(is_refused));
+        assert_eq!(device.persistent_bytes(Category::Cache), 0);
+        assert_eq!(device.settle(), Ok(()), "nothing is left of it");
+    }
 }
 
 #[test]
@@ -164,15 +206,17 @@ fn blocks_that_survive_the_step_are_caught() {
 
     let layout = plan(&[Action::Alloc(10), Action::Free(0)]);
     let device = Device::cpu(1);
-    let (mut arena, mut kept) = (Arena::new(&device, layout.bytes()), None);
+    let (mut arena, mut kept) = (Arena::new(&device, layout.bytes()).unwrap(), None);
     let mut attempt = |device: &Device, keep: &mut Option<Tensor>, keeps: bool| {
         let body = AssertUnwindSafe(|| {
-            device.planned(&mut arena, &layout, || {
-                let new = alloc(device);
-                if keeps {
-                    *keep = Some(new);
-                }
-            });
+            device
+                .planned(&mut arena, &layout, || {
+                    let new = alloc(device);
+                    if keeps {
+                        *keep = Some(new);
+                    }
+                })
+                .unwrap();
         });
         catch_unwind(body).is_ok()
     };
@@ -190,15 +234,16 @@ fn blocks_that_survive_the_step_are_caught() {
 fn an_arena_must_be_as_large_as_its_plan_and_used_once_at_a_time() {
     let layout = plan(&[Action::Alloc(100), Action::Free(0)]);
     let device = Device::cpu(1);
-    let mut small = Arena::new(&device, layout.bytes() - 64);
-    let body = AssertUnwindSafe(|| device.planned(&mut small, &layout, || ()));
+    let mut small = Arena::new(&device, layout.bytes() - 64).unwrap();
+    let body = AssertUnwindSafe(|| device.planned(&mut small, &layout, || ()).unwrap());
     assert!(catch_unwind(body).is_err());
 
     let device = Device::cpu(1);
-    let mut arena = Arena::new(&device, layout.bytes());
-    let mut other = Arena::new(&device, layout.bytes());
+    let mut arena = Arena::new(&device, layout.bytes()).unwrap();
+    let mut other = Arena::new(&device, layout.bytes()).unwrap();
     let body = AssertUnwindSafe(|| {
-        device.planned(&mut arena, &layout, || device.planned(&mut other, &layout, || ()));
+        let inner = || device.planned(&mut other, &layout, || ()).unwrap();
+        device.planned(&mut arena, &layout, inner).unwrap();
     });
     assert!(catch_unwind(body).is_err(), "plans do not nest");
 }
@@ -208,14 +253,16 @@ fn an_arena_must_be_as_large_as_its_plan_and_used_once_at_a_time() {
 fn a_plan_counts_only_what_its_step_allocates() {
     let work = [Action::Alloc(7), Action::Free(0)];
     let (layout, device) = (plan(&work), Device::cpu(1));
-    let mut arena = Arena::new(&device, layout.bytes());
+    let mut arena = Arena::new(&device, layout.bytes()).unwrap();
     let before = device.alloc(Category::Activations, DType::F32, &[3]);
-    device.planned(&mut arena, &layout, || {
-        drop(before);
-        let persistent = device.persistent(Category::Optimizer, DType::F32, &[5]);
-        assert_eq!(device.persistent_bytes(Category::Optimizer), 20);
-        drop(persistent);
-        carry_out(&device, &work);
-    });
+    device
+        .planned(&mut arena, &layout, || {
+            drop(before);
+            let persistent = device.persistent(Category::Optimizer, DType::F32, &[5]).unwrap();
+            assert_eq!(device.persistent_bytes(Category::Optimizer), 20);
+            drop(persistent);
+            carry_out(&device, &work);
+        })
+        .unwrap();
     assert_eq!(device.persistent_bytes(Category::Optimizer), 0, "released");
 }

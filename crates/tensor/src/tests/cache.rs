@@ -32,7 +32,7 @@ fn whole(device: &Device, heads: &Heads, dtype: DType, i: usize) -> Vec<f32> {
 fn qkv_of(device: &Device, heads: &Heads, dtype: DType, values: Vec<f32>) -> Tensor {
     let width = heads.qkv_width();
     let values = tensor_of(&values, dtype, &[values.len() / width, width]);
-    device.hold(Category::Activations, &values)
+    device.hold(Category::Activations, &values).unwrap()
 }
 
 /// One pass over the next `pieces[i]` rows of each sequence, of which `done` say how many went
@@ -81,14 +81,14 @@ fn pieces_in_pages_give_the_bits_of_the_whole() {
     for ((heads, dtype), device) in cases.iter().flat_map(|c| devices.iter().map(move |d| (*c, d)))
     {
         let expected: Vec<_> = (0..3).map(|i| whole(device, &heads, dtype, i)).collect();
-        let mut cache = KvPages::new(device, dtype, &heads, 3);
+        let mut cache = KvPages::new(device, dtype, &heads, 3).unwrap();
         // The last sequence's second page is made in the middle of it.
         let tables = [vec![1], vec![2], vec![0, 4]];
         let steps = [[40, 0, 63], [0, 95, 1], [0, 1, 1], [0, 0, 70], [0, 0, 15]];
         let (mut done, mut found) = ([0; 3], vec![Vec::<f32>::new(); 3]);
         for (step, pieces) in steps.iter().enumerate() {
             if step == 3 {
-                cache.grow(device, 5);
+                cache.grow(device, 5).unwrap();
             }
             let tables: Vec<Vec<u32>> =
                 tables.iter().map(|t| t[..t.len().min(1 + step / 3)].to_vec()).collect();
@@ -108,7 +108,7 @@ fn rows_without_a_page_are_refused() {
     let heads = Heads { num_heads: 1, num_kv_heads: 1, head_dim: 4, scale: 1.0, window: None };
     let attempt = |table: Vec<u32>, rows: usize| {
         let device = Device::dry();
-        let mut cache = KvPages::new(&device, DType::F32, &heads, 1);
+        let mut cache = KvPages::new(&device, DType::F32, &heads, 1).unwrap();
         let attempt = AssertUnwindSafe(|| {
             let mut paged = PagedRows::default();
             paged.push(&table, 0, rows);

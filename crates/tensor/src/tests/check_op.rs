@@ -146,7 +146,7 @@ pub fn tensor_of(values: &[f32], storage: impl Into<Storage>, shape: &[usize]) -
     let storage = storage.into();
     let Some(dtype) = storage.float() else {
         let values = Tensor::from_f32(values, shape);
-        return held_as(&Device::cpu(1), Category::Weights, &values, storage);
+        return held_as(&Device::cpu(1), Category::Weights, &values, storage).unwrap();
     };
     let bytes: Vec<u8> = match dtype {
         DType::F32 => memory::bytes_of(crate::View::F32(values)).to_vec(),
@@ -159,8 +159,8 @@ pub fn tensor_of(values: &[f32], storage: impl Into<Storage>, shape: &[usize]) -
 /// The same in the device's memory; only the shape where it has none.
 fn on(device: &Device, values: &[f32], dtype: DType, shape: &[usize]) -> Tensor {
     match device.is_dry() {
-        true => device.persistent(Category::Activations, dtype, shape),
-        false => device.hold(Category::Activations, &tensor_of(values, dtype, shape)),
+        true => device.persistent(Category::Activations, dtype, shape).unwrap(),
+        false => device.hold(Category::Activations, &tensor_of(values, dtype, shape)).unwrap(),
     }
 }
 
@@ -242,7 +242,7 @@ pub fn check_op_in(computes: &[Compute], name: &str, op: &dyn Operation) {
 fn check_on_gpu(compute: Compute, name: &str, op: &mut dyn Operation, gpu: &Device) {
     let name = format!("{name}, {compute:?} on a GPU");
     let held = |weight: &Weight| match weight {
-        Weight::Frozen(tensor) => Weight::Frozen(gpu.hold(Category::Weights, tensor)),
+        Weight::Frozen(tensor) => Weight::Frozen(gpu.hold(Category::Weights, tensor).unwrap()),
         trained => trained.clone(),
     };
     let on_host: Vec<Weight> = op.weights_mut().into_iter().map(|weight| weight.clone()).collect();
@@ -262,7 +262,7 @@ pub fn devices() -> Vec<Device> {
 
 fn on_heap(op: &dyn Operation, device: &Device, compute: Compute) -> Outcome {
     let params = op.operands().params(device);
-    step(op, device, compute, &params, &mut Gradients::zeros(device, &params))
+    step(op, device, compute, &params, &mut Gradients::zeros(device, &params).unwrap())
 }
 
 fn step(
@@ -310,7 +310,7 @@ fn check_identical(name: &str, first: &Outcome, again: &Outcome) {
 fn check_plan(name: &str, op: &dyn Operation, compute: Compute, first: &Outcome, device: &Device) {
     let dry = Device::dry_as(device.target());
     let params = op.operands().params(&dry);
-    let mut gradients = Gradients::zeros(&dry, &params);
+    let mut gradients = Gradients::zeros(&dry, &params).unwrap();
     let (counted, trace) = dry.trace(|| step(op, &dry, compute, &params, &mut gradients));
     for (i, pair) in first.iter().zip(&counted).enumerate() {
         let same = match pair {
@@ -328,12 +328,12 @@ fn check_plan(name: &str, op: &dyn Operation, compute: Compute, first: &Outcome,
     );
     let layout = Arc::new(Layout::of(trace));
     assert!(layout.bytes() >= layout.at_peak().values().sum(), "{name}: more is live than fits");
-    let mut arena = Arena::new(device, layout.bytes());
+    let mut arena = Arena::new(device, layout.bytes()).unwrap();
     let params = op.operands().params(device);
     for _ in 0..2 {
-        let mut gradients = Gradients::zeros(device, &params);
+        let mut gradients = Gradients::zeros(device, &params).unwrap();
         let body = || step(op, device, compute, &params, &mut gradients);
-        check_identical(name, first, &device.planned(&mut arena, &layout, body));
+        check_identical(name, first, &device.planned(&mut arena, &layout, body).unwrap());
     }
     if let Some(Processor::Cuda(gpu)) = device.processor() {
         let planned = costs.iter().map(|cost| cost.scratch_bytes).max().unwrap_or(0) as usize;

@@ -361,7 +361,7 @@ fn logits_are_the_same_on_a_gpu() {
         let on = |device: &Device| {
             let params = Params::default();
             let mut tape = Tape::inference(device, &params, Compute::F32);
-            let held = |x: &Tensor| device.hold(Category::Activations, x);
+            let held = |x: &Tensor| device.hold(Category::Activations, x).unwrap();
             let (x, weight) = (held(&Tensor::from_f32(&x, &[t, h])), held(&weight));
             ops::logits(&mut tape, &x, &Weight::Frozen(weight)).to_vec_f32()
         };

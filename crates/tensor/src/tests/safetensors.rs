@@ -297,7 +297,7 @@ fn weights_are_held_in_another_type() {
     for from in [DType::F32, DType::Bf16, DType::F16] {
         for to in [DType::F32, DType::Bf16, DType::F16] {
             let source = tensor_of(&values, from, &[3, 6667]);
-            let held = held_as(&device, Category::Weights, &source, to);
+            let held = held_as(&device, Category::Weights, &source, to).unwrap();
             assert_eq!((held.dtype(), held.shape()), (to, source.shape()));
             let expected = rounded(&rounded(&values, from), to);
             assert_eq!(held.view().to_vec_f32(), expected, "{} to {}", from.name(), to.name());
@@ -305,6 +305,7 @@ fn weights_are_held_in_another_type() {
     }
     let dry = Device::dry();
     let held =
-        held_as(&dry, Category::Weights, &tensor_of(&values, DType::F32, &[20_001]), DType::Bf16);
+        held_as(&dry, Category::Weights, &tensor_of(&values, DType::F32, &[20_001]), DType::Bf16)
+            .unwrap();
     assert_eq!((held.num_bytes(), dry.persistent_bytes(Category::Weights)), (40_002, 40_002));
 }

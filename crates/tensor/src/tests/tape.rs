@@ -113,7 +113,7 @@ impl Stack {
 
     /// Output, gradient of the input if it requires one, gradients of the parameters.
     fn train(&self, device: &Device, compute: Compute, input_grad: bool) -> Vec<Found> {
-        let mut gradients = Gradients::zeros(device, &self.params);
+        let mut gradients = Gradients::zeros(device, &self.params).unwrap();
         let mut tape = Tape::training(device, &self.params, compute, Some(STEP));
         let x = tape.leaf(activation(device, 1), input_grad);
         let id = x.id();
@@ -170,10 +170,10 @@ fn a_whole_stack_runs_in_its_planned_arena() {
         let stack = Stack::new(3, 1, recompute);
         let layout = Arc::new(stack.plan(false).0);
         let device = Device::cpu(2);
-        let mut arena = Arena::new(&device, layout.bytes());
+        let mut arena = Arena::new(&device, layout.bytes()).unwrap();
         let first = stack.train(&device, Compute::Bf16, false);
         let body = || stack.train(&device, Compute::Bf16, false);
-        assert_identical(&first, &device.planned(&mut arena, &layout, body));
+        assert_identical(&first, &device.planned(&mut arena, &layout, body).unwrap());
     }
 }
 
@@ -205,7 +205,7 @@ fn nothing_is_recorded_where_nothing_requires_a_gradient() {
         assert!(!y.requires_grad());
         tape
     });
-    let mut gradients = Gradients::zeros(&dry, &stack.params);
+    let mut gradients = Gradients::zeros(&dry, &stack.params).unwrap();
     dry.take_costs();
     let root = tape.leaf(activation(&dry, 1), false);
     tape.sweep_back(root, activation(&dry, 2), &mut gradients);
@@ -241,7 +241,7 @@ fn an_inference_tape_gives_the_same_values_and_no_gradients() {
     let x = inference.leaf(activation(&device, 1), true);
     let y = stack.apply(&mut inference, x);
     assert!(first.is_identical(&Found::new(&device, y.value())));
-    let mut gradients = Gradients::zeros(&device, &stack.params);
+    let mut gradients = Gradients::zeros(&device, &stack.params).unwrap();
     let swept = catch_unwind(AssertUnwindSafe(|| {
         inference.sweep_back(y, activation(&device, 2), &mut gradients);
     }));
@@ -255,7 +255,7 @@ fn gradients_of_a_variable_used_twice_add_up() {
     let (norm, projection) = (frozen.weight(&[HIDDEN]), [frozen.projection(HIDDEN, HIDDEN)]);
     let (device, params) = (Device::cpu(2), Params::default());
     let gradient = |with_residual: bool| {
-        let mut gradients = Gradients::zeros(&device, &params);
+        let mut gradients = Gradients::zeros(&device, &params).unwrap();
         let mut tape = Tape::training(&device, &params, Compute::F32, None);
         let x = tape.leaf(activation(&device, 1), true);
         let normed = ops::rms_norm(&mut tape, &x, &norm, NORM);
@@ -276,7 +276,7 @@ fn gradients_of_several_roots_add_up() {
     let stack = Stack::new(2, 0, true);
     let device = Device::cpu(2);
     let gradient = |of_lower: bool, of_upper: bool| {
-        let mut gradients = Gradients::zeros(&device, &stack.params);
+        let mut gradients = Gradients::zeros(&device, &stack.params).unwrap();
         let mut tape = Tape::training(&device, &stack.params, Compute::F32, Some(STEP));
         let x = tape.leaf(activation(&device, 1), true);
         let lower = stack.blocks[0].apply(&mut tape, x.clone());
@@ -303,7 +303,7 @@ fn a_second_micro_batch_adds_to_the_gradients() {
     let stack = Stack::new(1, 0, false);
     let device = Device::cpu(1);
     let once = stack.train(&device, Compute::F32, false);
-    let mut gradients = Gradients::zeros(&device, &stack.params);
+    let mut gradients = Gradients::zeros(&device, &stack.params).unwrap();
     for _ in 0..2 {
         let mut tape = Tape::training(&device, &stack.params, Compute::F32, Some(STEP));
         let x = tape.leaf(activation(&device, 1), false);

@@ -16,7 +16,9 @@ use crate::scoring::{LabelledBatch, log_probs};
 use crate::setup::Setup;
 use hone_data::{Dataset, MicroBatch, Unit};
 use hone_model::{Batch, Recompute};
-use hone_tensor::{Category, Cost, Device, Layout, OFFLOAD_SLOTS, StepKey, Target, Transfer, ops};
+use hone_tensor::{
+    Category, Cost, Device, DeviceError, Layout, OFFLOAD_SLOTS, StepKey, Target, Transfer, ops,
+};
 use std::sync::Arc;
 
 /// A run's engine on the dry device.
@@ -34,7 +36,7 @@ impl<'a> DryRun<'a> {
         let device = Device::dry_as(host.target);
         let engine = loading::engine(setup, &device, held)?;
         let (prompts, limit) = (sample::prompts_of(setup)?, setup.run.report.max_new_tokens);
-        let sample_bytes = sample::answer_bytes(engine.pass(), &prompts, limit);
+        let sample_bytes = sample::answer_bytes(engine.pass(), &prompts, limit)?;
         device.take_costs();
         let offloaded_blocks = held.offloaded_blocks;
         Ok(Self { setup, engine, host, offloaded_blocks, sample_bytes })
@@ -78,7 +80,7 @@ impl<'a> DryRun<'a> {
             device.trace(|| self.forward_backward(&train_batch, key, policy.recompute));
         let train_layout = Arc::new(Layout::of(trace));
         let micro_batch = device.take_costs();
-        let update = self.update_costs();
+        let update = self.update_costs()?;
         let scoring = self.scoring(policy)?;
         let micro_batches = self.setup.first_step.len().div_ceil(policy.units);
         let ahead = scoring.ahead_of_step(micro_batches);
@@ -148,13 +150,13 @@ impl<'a> DryRun<'a> {
         self.engine.forward_backward(batch, step, key, &mut Metrics::default());
     }
 
-    fn update_costs(&mut self) -> Vec<Cost> {
+    fn update_costs(&mut self) -> Result<Vec<Cost>, DeviceError> {
         let device = self.engine.device.clone();
         device.take_costs();
         self.engine.gradients.clear(&device);
-        let norm = self.engine.grad_norm();
-        self.engine.update(0.0, norm);
-        device.take_costs()
+        let norm = self.engine.grad_norm()?;
+        self.engine.update(0.0, norm)?;
+        Ok(device.take_costs())
     }
 
     /// Bytes of the copy of parameters and moments that a GPU's checkpoint is written from.

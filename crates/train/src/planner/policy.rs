@@ -39,7 +39,8 @@ pub(super) fn candidates(setup: &Setup) -> Vec<Policy> {
     let all = setup.first_step.len();
     let most = all.min(ENOUGH_TOKENS / setup.unit_tokens()).max(1);
     let units: Vec<usize> = match setup.run.budget.micro_batch_tokens {
-        Some(tokens) => vec![(tokens / setup.unit_tokens()).max(1)],
+        // More than a step has would only be padding.
+        Some(tokens) => vec![(tokens / setup.unit_tokens()).clamp(1, all.max(1))],
         None => {
             let halvings = std::iter::successors(Some(most), |&n| (n > 1).then(|| n.div_ceil(2)));
             // As many micro-batches, as equal as can be: the last one's padding costs time as well.

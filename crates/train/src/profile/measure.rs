@@ -54,11 +54,12 @@ struct On<'a> {
     narrow: Compute,
 }
 
-/// Rates of a CPU; what else a profile says is for the caller to fill in.
-pub(super) fn cpu(device: &Device) -> DeviceProfile {
+/// Rates of a CPU; what else a profile says is for the caller to fill in. `None` without memory
+/// to measure in.
+pub(super) fn cpu(device: &Device) -> Option<DeviceProfile> {
     let on = On { device, sizes: &SMALL, narrow: Compute::Bf16 };
     let rates = rates(&on, &[Compute::Int8]);
-    DeviceProfile {
+    let measured = DeviceProfile {
         ceiling_f32: ceiling_rate(device, DType::F32),
         ceiling_bf16: ceiling_rate(device, DType::Bf16),
         ceiling_int8: device
@@ -66,11 +67,13 @@ pub(super) fn cpu(device: &Device) -> DeviceProfile {
             .map_or(f64::NAN, |cpu| ceiling::int8_product_rate(cpu, 4 * WINDOW)),
         overhead: overhead(device),
         ..rates.put_into(DeviceProfile::default())
-    }
+    };
+    device.settle().ok().map(|()| measured)
 }
 
-/// The profile of a GPU with its rates measured, other figures as they are in `published`.
-pub(super) fn gpu(gpu: &Gpu, sizes: &Sizes, published: DeviceProfile) -> DeviceProfile {
+/// The profile of a GPU with its rates measured, other figures as they are in `published`. `None`
+/// where the GPU failed.
+pub(super) fn gpu(gpu: &Gpu, sizes: &Sizes, published: DeviceProfile) -> Option<DeviceProfile> {
     let (device, backend) = (Device::cuda(gpu.clone()), Backend::Cuda(gpu.clone()));
     let computed = |asked| backend.compute_for(asked, DType::Bf16).ok();
     let narrow = computed(Precision::Auto).expect("every GPU computes in 16 bits");
@@ -89,7 +92,7 @@ pub(super) fn gpu(gpu: &Gpu, sizes: &Sizes, published: DeviceProfile) -> DeviceP
         ..rates.put_into(published)
     };
     gpu.release_free_memory();
-    measured
+    gpu.settle().ok().map(|()| measured)
 }
 
 /// What is measured, each by a probe of its own.
@@ -196,7 +199,7 @@ struct Probe {
     rate: Rate,
     body: Box<dyn Fn()>,
     layout: Arc<Layout>,
-    arena: Arena,
+    arena: Option<Arena>,
     rates: Vec<f64>,
 }
 
@@ -204,18 +207,24 @@ impl Probe {
     fn new(device: &Device, rate: Rate, body: Box<dyn Fn()>) -> Self {
         let ((), trace) = device.trace(&body);
         let layout = Arc::new(Layout::of(trace));
-        let arena = Arena::new(device, layout.bytes());
+        // Whether there was memory for it, `cpu` and `gpu` ask in the end.
+        let arena = Arena::new(device, layout.bytes()).map_err(|error| device.fail(error)).ok();
         Self { rate, body, layout, arena, rates: Vec::new() }
     }
 
     /// The rate of those operations that have any of what is counted, by their own count.
     fn window(&mut self, device: &Device) {
-        device.planned(&mut self.arena, &self.layout, &self.body);
+        let Some(arena) = &mut self.arena else { return };
+        let mut run = || {
+            let planned = device.planned(arena, &self.layout, &self.body);
+            planned.unwrap_or_else(|error| device.fail(error));
+        };
+        run();
         let (mut count, mut seconds) = (0, 0.0);
         let begun = Instant::now();
         while begun.elapsed() < WINDOW {
             device.start_recording();
-            device.planned(&mut self.arena, &self.layout, &self.body);
+            run();
             device.mark("end");
             let spans = device.take_recording();
             for span in spans.iter().filter(|span| self.rate.count(span) > 0) {
@@ -229,7 +238,7 @@ impl Probe {
     fn rate(&self) -> f64 {
         let mut rates = self.rates.clone();
         rates.sort_by(f64::total_cmp);
-        rates[rates.len() / 2]
+        rates.get(rates.len() / 2).copied().unwrap_or(f64::NAN)
     }
 }
 
@@ -244,7 +253,11 @@ struct Trained {
 
 impl Trained {
     fn new(on: &On<'_>, params: Params, input: &[usize]) -> Self {
-        let gradients = RefCell::new(Gradients::zeros(on.device, &params));
+        let gradients = Gradients::zeros(on.device, &params).unwrap_or_else(|error| {
+            on.device.fail(error);
+            Gradients::default()
+        });
+        let gradients = RefCell::new(gradients);
         let x = touched(on.device, on.narrow.dtype(), input);
         Self { device: on.device.clone(), compute: on.narrow, params, gradients, x }
     }
@@ -264,8 +277,13 @@ fn product(on: &On<'_>, compute: Compute) -> impl Fn() + 'static {
     let params = Params::default();
     let weight = match compute {
         Compute::Int8 | Compute::Fp8 => {
-            let zeros = touched(Device::host(), DType::F32, &[n, k]);
-            held_as(device, Category::Workspace, &zeros, Storage::INT8)
+            // The CPU has its threads already.
+            let host = if device.target() == Target::Cpu { device } else { Device::host() };
+            let zeros = touched(host, DType::F32, &[n, k]);
+            held_as(device, Category::Workspace, &zeros, Storage::INT8).unwrap_or_else(|error| {
+                device.fail(error);
+                touched(device, DType::F32, &[n, k])
+            })
         }
         floats => touched(device, floats.dtype(), &[n, k]),
     };
@@ -338,8 +356,8 @@ fn memory(on: &On<'_>) -> impl Fn() + 'static {
 
 /// Memory that was written: reading fresh memory would read one page of zeros again and again.
 fn touched(device: &Device, dtype: DType, shape: &[usize]) -> Tensor {
-    let mut tensor = device.persistent(Category::Workspace, dtype, shape);
-    if let Some(on) = device.processor() {
+    let mut tensor = device.alloc(Category::Workspace, dtype, shape);
+    if let Some(on) = device.begin(Cost::memory("zero", tensor.num_bytes())) {
         on.zero(tensor.view_mut());
     }
     tensor
@@ -353,7 +371,7 @@ fn ceiling_rate(device: &Device, compute: DType) -> f64 {
 fn overhead(device: &Device) -> f64 {
     let n = 20_000;
     let (x, mut y) = (touched(device, DType::F32, &[n]), touched(device, DType::F32, &[n]));
-    let Some(on) = device.processor() else { return 0.0 };
+    let Some(on) = device.begin(Cost::memory("add", 0)) else { return 0.0 };
     let begun = Instant::now();
     let mut least = f64::INFINITY;
     while begun.elapsed() < WINDOW {
@@ -367,9 +385,9 @@ fn overhead(device: &Device) -> f64 {
     least
 }
 
-/// Bytes per second from page-locked memory to a GPU; `None` where the system locks none.
+/// Bytes per second from page-locked memory to a GPU; `None` where there is too little of either.
 fn link(gpu: &Gpu, bytes: usize) -> Option<f64> {
-    let (mut from, to) = (HostBlock::new(gpu, bytes)?, Region::new(gpu, bytes));
+    let (mut from, to) = (HostBlock::new(gpu, bytes)?, Region::new(gpu, bytes).ok()?);
     from.write(0, &vec![0; bytes]);
     let mut least = f64::INFINITY;
     for _ in 0..WINDOWS {
@@ -401,7 +419,7 @@ mod tests {
     fn a_gpu_is_measured() {
         let Some(device) = Gpu::for_tests() else { return };
         let published = catalogue::named("a100-80g").unwrap().1;
-        let measured = gpu(&device, &TINY, published.clone());
+        let measured = gpu(&device, &TINY, published.clone()).unwrap();
         let rates = |p: &DeviceProfile| {
             [
                 p.product_f32,

@@ -12,7 +12,7 @@ use crate::{failpoint, report};
 use hone_model::{
     Comparison, ExportError, ExportOptions, LoadOptions, adapter, check_written, export_hf,
 };
-use hone_tensor::{AdapterId, Arena, DType, Gradients};
+use hone_tensor::{AdapterId, Arena, DType, DeviceError, Gradients};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -42,14 +42,14 @@ impl Run<'_> {
 
     /// Frees what only steps need, so that the result can be read back within the plan; returns the
     /// length of the arena in bytes.
-    fn release_step_memory(&mut self) -> usize {
+    fn release_step_memory(&mut self) -> Result<usize, DeviceError> {
         let arena_bytes = self.arena.bytes();
-        self.arena = Arena::new(&self.engine.device, 0);
+        self.arena = Arena::new(&self.engine.device, 0)?;
         self.engine.gradients = Gradients::default();
         self.engine.reference = None;
         (self.engine.optimizer.m, self.engine.optimizer.v) = (Vec::new(), Vec::new());
         hone_tensor::release_free_memory();
-        arena_bytes
+        Ok(arena_bytes)
     }
 
     /// Writes the result, answers the samples again, and makes the report.
@@ -59,7 +59,7 @@ impl Run<'_> {
         begun: Instant,
         event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Finished, TrainError> {
-        let arena_bytes = self.release_step_memory();
+        let arena_bytes = self.release_step_memory()?;
         let result = self.write_result(event)?;
         failpoint::hit("loop.result_written");
         let prompts = sample::prompts_of(self.setup)?;

@@ -8,7 +8,7 @@ use crate::loss_scale::LossScale;
 use crate::run_dir::NUMERICS;
 use hone_data::Cursor;
 use hone_tensor::safetensors::{SafeTensorsFile, write};
-use hone_tensor::{ParamId, Target, Tensor};
+use hone_tensor::{DeviceError, ParamId, Target, Tensor};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -73,7 +73,7 @@ impl Run<'_> {
         let (root, keep) = (self.dir.checkpoints(), self.setup.run.checkpoint.keep);
         // Two copies would be one more than a machine needs room for.
         self.writer.settle(true, event)?;
-        let snapshot = self.snapshot();
+        let snapshot = self.snapshot()?;
         match self.engine.device.target() {
             Target::Cpu => {
                 snapshot.write(&root, keep)?;
@@ -84,16 +84,19 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn snapshot(&self) -> Snapshot {
-        let Engine { model, optimizer, loss_scale, .. } = &self.engine;
+    fn snapshot(&self) -> Result<Snapshot, DeviceError> {
+        let Engine { device, model, optimizer, loss_scale, .. } = &self.engine;
+        let to_host = |name: String, tensor: &Tensor| Ok((name, tensor.to_host()?));
         let params = model.params.iter();
-        let params: Vec<(String, Tensor)> =
-            params.map(|(_, name, value)| (name.to_owned(), value.to_host())).collect();
+        let params = params.map(|(_, name, value)| to_host(name.to_owned(), value));
+        let params = params.collect::<Result<Vec<_>, DeviceError>>()?;
         let named = |prefix: &str, tensors: &[Tensor]| {
             let pairs = params.iter().zip(tensors);
-            pairs.map(|((name, _), t)| (format!("{prefix}.{name}"), t.to_host())).collect()
+            let named = pairs.map(|((name, _), t)| to_host(format!("{prefix}.{name}"), t));
+            named.collect::<Result<Vec<_>, DeviceError>>()
         };
-        let moments: [Vec<_>; 2] = [named("m", &optimizer.m), named("v", &optimizer.v)];
+        let moments = [named("m", &optimizer.m)?, named("v", &optimizer.v)?];
+        device.settle()?;
         let (num_updates, loss_scale) = (optimizer.num_updates, *loss_scale);
         let state = State {
             hone_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -103,7 +106,7 @@ impl Run<'_> {
             num_updates,
             loss_scale,
         };
-        Snapshot { state, moments: moments.concat(), params }
+        Ok(Snapshot { state, moments: moments.concat(), params })
     }
 
     /// Goes to the newest whole checkpoint, if there is one; tells of damaged ones.
@@ -147,13 +150,14 @@ impl Run<'_> {
         }
         let params = SafeTensorsFile::open(&dir.join(PARAMS))?;
         let moments = SafeTensorsFile::open(&dir.join(OPTIMIZER))?;
-        let Engine { model, optimizer, loss_scale, .. } = &mut self.engine;
+        let Engine { device, model, optimizer, loss_scale, .. } = &mut self.engine;
         for i in 0..model.params.len() {
             let name = model.params.name(ParamId(i)).to_owned();
             copy(dir, &params, &name, model.params.value_mut(ParamId(i)))?;
             copy(dir, &moments, &format!("m.{name}"), &mut optimizer.m[i])?;
             copy(dir, &moments, &format!("v.{name}"), &mut optimizer.v[i])?;
         }
+        device.settle()?;
         optimizer.num_updates = state.num_updates;
         *loss_scale = state.loss_scale;
         (self.step, self.cursor) = (state.step, state.cursor);

@@ -24,7 +24,7 @@ fn gradient(setup: &Setup, units: &[Unit], units_per_batch: usize) -> (f64, Vec<
 fn after_an_update(setup: &Setup, mut engine: Engine) -> Engine {
     let units = setup.order().unwrap().step(&Cursor::default()).to_vec();
     accumulate((setup, &mut engine), &units, 4, (0, Recompute::None));
-    engine.update(0.01, 1.0);
+    engine.update(0.01, 1.0).unwrap();
     engine
 }
 

@@ -53,7 +53,7 @@ fn adapters_over_one_base_do_not_touch_each_other() {
         let optimizer = loading::optimizer_options(&setup.run);
         let objective = Box::new(Likelihood);
         let options = EngineOptions { optimizer, objective, reference: None };
-        let engine = Engine::new(&base, adapters, options);
+        let engine = Engine::new(&base, adapters, options).unwrap();
         let shared = train_with(setup, engine, Recompute::None, 3);
         assert!(shared == train(setup, 2, Recompute::None, 3));
     }

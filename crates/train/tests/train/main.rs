@@ -3,6 +3,7 @@
 mod accumulation;
 mod curves;
 mod determinism;
+mod failures;
 mod fixture;
 mod gpu_precisions;
 mod planning;

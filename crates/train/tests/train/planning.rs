@@ -108,7 +108,7 @@ fn samples_take_no_more_than_planned() {
     let prompts = sample::prompts_of(&setup).unwrap();
     let planned = |device: &Device| {
         let engine = loading::engine(&setup, device, Held::of(&setup, 0)).unwrap();
-        (sample::answer_bytes(engine.pass(), &prompts, 40), engine)
+        (sample::answer_bytes(engine.pass(), &prompts, 40).unwrap(), engine)
     };
     let (dry, _) = planned(&Device::dry());
     let (real, engine) = planned(&Device::cpu(1));
@@ -119,7 +119,7 @@ fn samples_take_no_more_than_planned() {
     assert!(real > prompts.len() as u64 * one, "{real} for answers of {one}");
     let answers = sample::answers(engine.pass(), &setup.tokenizer, &prompts, 40).unwrap();
     assert!(answers.len() == prompts.len() && answers.len() > 4);
-    assert_eq!(sample::answer_bytes(engine.pass(), &prompts[..0], 40), 0);
+    assert_eq!(sample::answer_bytes(engine.pass(), &prompts[..0], 40), Ok(0));
 }
 
 /// A GPU's memory holds the model and not the program; its own formats need no more than bf16.

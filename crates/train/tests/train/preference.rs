@@ -41,7 +41,7 @@ fn engine(scene: &Scene, device: &Device, objective: Box<dyn Objective>) -> Engi
     let (beta1, beta2, epsilon) = (0.9, 0.999, 1e-8);
     let optimizer = AdamWOptions { beta1, beta2, epsilon, weight_decay: 0.0, max_grad_norm: 1.0 };
     let reference = Some(base.frozen_model());
-    Engine::new(&base, adapters, EngineOptions { optimizer, objective, reference })
+    Engine::new(&base, adapters, EngineOptions { optimizer, objective, reference }).unwrap()
 }
 
 fn load(scene: &Scene, rows: &Value, kind: RecordKind) -> Dataset {
@@ -65,9 +65,9 @@ fn step(engine: &mut Engine, dataset: &Dataset, units_per_batch: usize) -> (f64,
     let probes = packing.probes(&*engine.objective, dataset, &rows).unwrap();
     let mut scorer =
         Scorer { pass: engine.pass(), reference: engine.reference.as_ref(), plan: None };
-    scorer.add_reference(&mut batches);
+    scorer.add_reference(&mut batches).unwrap();
     let probes = probes.into_iter().map(labelled).collect();
-    let statistics = &scorer.statistics(&*engine.objective, probes);
+    let statistics = &scorer.statistics(&*engine.objective, probes).unwrap();
     let num_terms = batches.iter().map(|batch| engine.objective.num_terms(&batch.rows)).sum();
     let context = StepContext { num_terms, statistics, recompute: Recompute::None };
     engine.gradients.clear(&engine.device.clone());

@@ -201,6 +201,23 @@ fn a_step_that_is_not_finite_stops_the_run() {
     expected.assert_same(&scene, "went on without the fault");
 }
 
+/// Four micro-batches a step.
+#[test]
+fn memory_that_runs_out_in_a_step_ends_the_run_with_what_is_safe() {
+    let expected = Trace::expected();
+    for (passage, step, safe) in [(3, "step 1: ", None), (18, "step 5: ", Some(3))] {
+        let scene = Scene::new();
+        let injected = format!("loop.out_of_memory:{passage}=enospc");
+        let ended = ended(scene.train(&[]).env("HONE_FAILPOINT", injected));
+        let said =
+            safe.map_or("no checkpoint yet".to_owned(), |step| format!("step-{step}, is intact"));
+        ended.says(1, &[step, "host memory ran out", &said, "--resume", "budget.memory"]);
+        assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+        assert_eq!(went_on_after(&resume(&scene)), safe.unwrap_or(0));
+        expected.assert_same(&scene, &format!("memory ran out in {step}"));
+    }
+}
+
 #[test]
 fn a_step_that_is_not_finite_is_skipped_where_wanted() {
     let four_steps = Scene::new();

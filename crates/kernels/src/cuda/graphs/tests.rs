@@ -18,7 +18,7 @@ const LEN: usize = ROWS * COLS;
 impl Scene {
     fn new() -> Option<Self> {
         let gpu = Gpu::for_tests()?;
-        let (x, y) = (Region::new(&gpu, 4 * LEN), Region::new(&gpu, 4 * LEN));
+        let (x, y) = (Region::new(&gpu, 4 * LEN).unwrap(), Region::new(&gpu, 4 * LEN).unwrap());
         let numbers: Vec<f32> = (0..LEN).map(|i| i as f32).collect();
         x.write(0, crate::memory::bytes_of(View::F32(&numbers)));
         Some(Self { on: Processor::Cuda(gpu.clone()), gpu, x, y })
@@ -37,7 +37,7 @@ impl Scene {
     fn gather(&self, rows: &[u32]) {
         let [x, y] = [&self.x, &self.y].map(|all| all.slice(0, DType::F32, (LEN, COLS)));
         self.on.begin();
-        self.on.gather_rows(View::Cuda(x), COLS, rows, ViewMut::Cuda(y));
+        self.on.gather_rows(View::Cuda(x), COLS, rows, ViewMut::of_gpu(y));
     }
 
     fn found(&self, rows: usize) -> Vec<f32> {
@@ -74,7 +74,7 @@ fn a_gpu_tells_parameters_apart() {
     for (factor, replays) in [(2.0, 0), (2.0, 0), (2.0, 1), (3.0, 1), (2.0, 2), (3.0, 2), (3.0, 3)]
     {
         scene.gpu.pass(|| {
-            let (x, y) = (View::Cuda(x), || ViewMut::Cuda(y));
+            let (x, y) = (View::Cuda(x), || ViewMut::of_gpu(y));
             (0..FEW).for_each(|_| scene.on.scale(x, factor, y()));
         });
         let expected: Vec<f32> = (0..LEN).map(|i| factor * i as f32).collect();

@@ -17,9 +17,16 @@ pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
 const MOST_PLANS: usize = 4096;
 
 pub(super) struct Blas {
-    handle: sys::cublasLtHandle_t,
-    workspace: u64,
     plans: HashMap<Key, Plan>,
+    workspace: u64,
+    handle: Owned<sys::cublasLtHandle_t>,
+}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        // SAFETY: taken in `new`; freeing waits for products that use it.
+        let _ = unsafe { driver::free_sync(self.workspace) };
+    }
 }
 
 /// Everything that the choice of an algorithm depends on.
@@ -81,12 +88,25 @@ impl Kinds {
     }
 }
 
+/// Something of cuBLASLt's, and how it is destroyed.
+struct Owned<T: Copy>(T, unsafe fn(T) -> Result<(), CublasError>);
+
+impl<T: Copy> Drop for Owned<T> {
+    fn drop(&mut self) {
+        // SAFETY: made by the library, destroyed once; it keeps what it still needs.
+        let _ = unsafe { (self.1)(self.0) };
+    }
+}
+
+type Product = Owned<sys::cublasLtMatmulDesc_t>;
+type Layout = Owned<sys::cublasLtMatrixLayout_t>;
+
 /// Descriptors and the algorithm for one kind of product.
 struct Plan {
-    product: sys::cublasLtMatmulDesc_t,
-    a: sys::cublasLtMatrixLayout_t,
-    b: sys::cublasLtMatrixLayout_t,
-    d: sys::cublasLtMatrixLayout_t,
+    product: Product,
+    a: Layout,
+    b: Layout,
+    d: Layout,
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
@@ -94,6 +114,7 @@ impl Blas {
     pub(super) fn new() -> Result<Self, CudaError> {
         let failed = |message: String| CudaError::Driver { doing: "starting cuBLASLt", message };
         let handle = result::create_handle().map_err(|error| failed(error.to_string()))?;
+        let handle = Owned(handle, result::destroy_handle);
         // SAFETY: memory that only cuBLASLt uses.
         let workspace = unsafe { driver::malloc_sync(WORKSPACE_BYTES) };
         let workspace = workspace.map_err(|error| failed(error.to_string()))?;
@@ -104,13 +125,16 @@ impl Blas {
     ///
     /// # Errors
     /// In cuBLASLt's words.
-    pub(super) fn run(
+    ///
+    /// # Safety
+    /// As the driver's `matmul`, with the context of the stream current.
+    pub(super) unsafe fn run(
         &mut self,
         matmul: &Matmul,
         stream: cudarc::driver::sys::CUstream,
     ) -> Result<(), String> {
         let key = Key::of(matmul);
-        let handle = self.handle;
+        let handle = self.handle.0;
         if self.plans.len() >= MOST_PLANS && !self.plans.contains_key(&key) {
             self.plans.clear();
         }
@@ -133,21 +157,21 @@ impl Blas {
         let pointer = |address: u64| address as *const c_void;
         // Columns are next to each other here and rows there: the same memory is the transposed
         // matrix, and Dᵀ = Bᵀ Aᵀ.
-        // SAFETY: the operations describe matrices inside memory that they were given.
+        // SAFETY: as promised.
         let done = unsafe {
             result::matmul(
                 handle,
-                plan.product,
+                plan.product.0,
                 (&raw const alpha).cast(),
                 (&raw const beta).cast(),
                 pointer(matmul.b.address),
-                plan.b,
+                plan.b.0,
                 pointer(matmul.a.address),
-                plan.a,
+                plan.a.0,
                 pointer(matmul.c.unwrap_or(matmul.d.address)),
-                plan.d,
+                plan.d.0,
                 pointer(matmul.d.address).cast_mut(),
-                plan.d,
+                plan.d.0,
                 &plan.algorithm,
                 pointer(self.workspace).cast_mut(),
                 WORKSPACE_BYTES,
@@ -183,43 +207,33 @@ impl Plan {
         let [type_a, type_b] = key.kinds.types();
         let (compute, [type_of_factors, type_d]) = key.kinds.sums(d_dtype);
         let product = result::create_matmul_desc(compute, type_of_factors)?;
+        let product = Owned(product, result::destroy_matmul_desc);
         let (a, a_turned) = layout(matmul.a, type_a, m, k)?;
         let (b, b_turned) = layout(matmul.b, type_b, k, n)?;
         let (d, _) = layout(matmul.d, type_d, m, n)?;
-        set(product, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, i32::from(b_turned))?;
-        set(product, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, i32::from(a_turned))?;
-        set_scales(product, matmul.operands)?;
+        set(&product, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, i32::from(b_turned))?;
+        set(&product, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, i32::from(a_turned))?;
+        set_scales(&product, matmul.operands)?;
         if key.kinds.sums_fast() {
-            set(product, Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, 1i8)?;
+            set(&product, Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, 1i8)?;
         }
         let preference = preference(key)?;
         // SAFETY: all made above.
-        let found =
-            unsafe { result::get_matmul_algo_heuristic(handle, product, b, a, d, d, preference) };
-        // SAFETY: destroyed once.
-        unsafe { result::destroy_matmul_pref(preference)? };
+        let found = unsafe {
+            let [of_a, of_b, of_d] = [&a, &b, &d].map(|layout| layout.0);
+            let (product, preference) = (product.0, preference.0);
+            result::get_matmul_algo_heuristic(handle, product, of_b, of_a, of_d, of_d, preference)
+        };
         Ok(Self { product, a, b, d, algorithm: found?.algo })
     }
 
     /// Where factors are, if operands have any.
     fn set_scales(&self, operands: Operands) -> Result<(), CublasError> {
-        set_scales(self.product, operands)
+        set_scales(&self.product, operands)
     }
 }
 
-impl Drop for Plan {
-    fn drop(&mut self) {
-        // SAFETY: made with the plan, destroyed once; the library keeps what it still needs.
-        unsafe {
-            let _ = result::destroy_matmul_desc(self.product);
-            for layout in [self.a, self.b, self.d] {
-                let _ = result::destroy_matrix_layout(layout);
-            }
-        }
-    }
-}
-
-fn set_scales(product: sys::cublasLtMatmulDesc_t, operands: Operands) -> Result<(), CublasError> {
+fn set_scales(product: &Product, operands: Operands) -> Result<(), CublasError> {
     use sys::cublasLtMatmulDescAttributes_t as Attribute;
     let Operands::Fp8 { scales: [of_a, of_b], .. } = operands else { return Ok(()) };
     // Its A is our B.
@@ -229,14 +243,14 @@ fn set_scales(product: sys::cublasLtMatmulDesc_t, operands: Operands) -> Result<
 
 /// Sets an attribute whose value has the type of `value`.
 fn set<T: Copy>(
-    product: sys::cublasLtMatmulDesc_t,
+    product: &Product,
     attribute: sys::cublasLtMatmulDescAttributes_t,
     value: T,
 ) -> Result<(), CublasError> {
     // SAFETY: callers give each attribute a number of its size.
     unsafe {
         let value = &raw const value;
-        result::set_matmul_desc_attribute(product, attribute, value.cast(), size_of::<T>())
+        result::set_matmul_desc_attribute(product.0, attribute, value.cast(), size_of::<T>())
     }
 }
 
@@ -247,19 +261,20 @@ fn layout(
     element: sys::cudaDataType,
     rows: usize,
     cols: usize,
-) -> Result<(sys::cublasLtMatrixLayout_t, bool), CublasError> {
+) -> Result<(Layout, bool), CublasError> {
     let (turned, height, width, stride) = match x.col_stride {
         1 => (false, cols, rows, x.row_stride),
         _ => (true, rows, cols, x.col_stride),
     };
     let stride = stride.max(height) as i64;
     let layout = result::create_matrix_layout(element, height as u64, width as u64, stride)?;
-    Ok((layout, turned))
+    Ok((Owned(layout, result::destroy_matrix_layout), turned))
 }
 
-fn preference(key: &Key) -> Result<sys::cublasLtMatmulPreference_t, CublasError> {
+fn preference(key: &Key) -> Result<Owned<sys::cublasLtMatmulPreference_t>, CublasError> {
     use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
-    let preference = result::create_matmul_pref()?;
+    let owned = Owned(result::create_matmul_pref()?, result::destroy_matmul_pref);
+    let preference = owned.0;
     let bytes = WORKSPACE_BYTES as u64;
     let [a, b, c, d] = key.alignments;
     // SAFETY: the attributes are numbers of these sizes.
@@ -283,7 +298,7 @@ fn preference(key: &Key) -> Result<sys::cublasLtMatmulPreference_t, CublasError>
             result::set_matmul_pref_attribute(preference, attribute, alignment, 4)?;
         }
     }
-    Ok(preference)
+    Ok(owned)
 }
 
 fn type_of(dtype: DType) -> sys::cudaDataType {

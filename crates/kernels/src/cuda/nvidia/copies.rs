@@ -2,7 +2,8 @@
 //! device is doing; weights that are fetched ahead have a stream of their own.
 
 use super::super::driver::Address;
-use super::{CudaError, doing, expect};
+use super::{CudaError, doing, done};
+use crate::{DeviceError, lock};
 use cudarc::driver::result::{self, stream::StreamKind};
 use cudarc::driver::sys;
 use std::sync::Mutex;
@@ -46,18 +47,30 @@ impl Copies {
     }
 
     /// Copies in the order of everything else; `bytes` may change once this returns.
-    pub(super) fn write(&self, to: Address, bytes: &[u8]) {
-        let mut staging = self.staging.lock().expect("no panic while copying");
+    ///
+    /// # Safety
+    /// As the driver's `write`.
+    pub(super) unsafe fn write(&self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {
+        let mut staging = lock(&self.staging);
         for (i, piece) in bytes.chunks(PIECE_BYTES).enumerate() {
-            self.write_piece(&mut staging, to + (i * PIECE_BYTES) as u64, piece);
+            // SAFETY: a part of what was promised.
+            unsafe { self.write_piece(&mut staging, to + (i * PIECE_BYTES) as u64, piece)? };
         }
+        Ok(())
     }
 
-    fn write_piece(&self, staging: &mut Staging, to: Address, bytes: &[u8]) {
+    /// # Safety
+    /// As [`Copies::write`].
+    unsafe fn write_piece(
+        &self,
+        staging: &mut Staging,
+        to: Address,
+        bytes: &[u8],
+    ) -> Result<(), DeviceError> {
         if staging.used + bytes.len() > STAGING_BYTES {
             // SAFETY: the stream lives as long as the device.
-            let done = unsafe { result::stream::synchronize(self.main) };
-            expect("waiting for the device", done);
+            let waited = unsafe { result::stream::synchronize(self.main) };
+            done("waiting for the device", waited)?;
             staging.used = 0;
         }
         // SAFETY: inside the memory (checked above), in a part that no copy reads: those before
@@ -68,31 +81,33 @@ impl Copies {
             std::slice::from_raw_parts(start, bytes.len())
         };
         staging.used += bytes.len();
-        // SAFETY: callers write inside memory that they were given.
-        let done = unsafe { result::memcpy_htod_async(to, part, self.main) };
-        expect("copying to the device", done);
+        // SAFETY: as promised.
+        let copied = unsafe { result::memcpy_htod_async(to, part, self.main) };
+        done("copying to the device", copied)
     }
 
     /// Copies from page-locked memory once what was asked for on `main` is done.
-    pub(super) fn prefetch(&self, to: Address, from: &[u8]) {
-        // SAFETY: streams and events live as long as `self`; callers write inside memory that they
-        // were given, and wait before they use it.
-        let done = unsafe {
+    ///
+    /// # Safety
+    /// As the driver's `prefetch`.
+    pub(super) unsafe fn prefetch(&self, to: Address, from: &[u8]) -> Result<(), DeviceError> {
+        // SAFETY: streams and events live as long as `self`; the rest as promised.
+        let copied = unsafe {
             result::event::record(self.asked, self.main)
                 .and_then(|()| wait(self.ahead, self.asked))
                 .and_then(|()| result::memcpy_htod_async(to, from, self.ahead))
         };
-        expect("copying weights to the device", done);
+        done("copying weights to the device", copied)
     }
 
     /// Lets what is asked for next on `main` begin after the prefetches so far.
-    pub(super) fn order_before_next(&self) {
+    pub(super) fn order_before_next(&self) -> Result<(), DeviceError> {
         // SAFETY: streams and events live as long as `self`.
-        let done = unsafe {
+        let ordered = unsafe {
             result::event::record(self.fetched, self.ahead)
                 .and_then(|()| wait(self.main, self.fetched))
         };
-        expect("waiting for weights", done);
+        done("waiting for weights", ordered)
     }
 
     /// Waits for prefetches.
@@ -104,7 +119,7 @@ impl Copies {
     /// Gives everything back that is not memory of the device. Errors have nobody to be told.
     pub(super) fn close(&self) {
         self.wait();
-        let staging = self.staging.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let staging = lock(&self.staging);
         // SAFETY: made in `new`, given back once, and nothing uses them any more: `main` has been
         // waited for by whoever frees its memory.
         unsafe {

@@ -2,9 +2,11 @@
 
 use super::super::driver::{Address, Driver};
 use super::super::graphs::{Calls, Graph};
-use super::{Nvidia, expect, in_words};
+use super::{Nvidia, done, in_words};
+use crate::DeviceError;
 use cudarc::driver::result;
 use cudarc::driver::sys;
+use std::ops::Range;
 
 pub(super) struct Captured {
     graph: sys::CUgraphExec,
@@ -25,12 +27,16 @@ impl Captured {
     ///
     /// # Errors
     /// In the driver's words; the stream is as it was then.
-    pub(super) fn new(gpu: &Nvidia, calls: &Calls) -> Result<Self, String> {
-        let (context, stream, len) = (gpu.context, gpu.stream, calls.num_inputs());
+    ///
+    /// # Safety
+    /// As the driver's `graph`.
+    pub(super) unsafe fn new(gpu: &Nvidia, calls: &Calls) -> Result<Self, String> {
+        let (context, stream, len) = (gpu.context.handle, gpu.stream, calls.num_inputs());
         // SAFETY: memory that only this graph uses.
         let numbers = in_words(unsafe { result::malloc_host(len.max(1), 0) })?.cast::<u8>();
         let untimed = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING;
-        let parts = Self::capture(gpu, calls, numbers)
+        // SAFETY: as promised; the numbers are as long as those of the calls.
+        let parts = unsafe { Self::capture(gpu, calls, numbers) }
             .and_then(|graph| Ok((graph, in_words(result::event::create(untimed))?)));
         let (graph, done) = parts.inspect_err(|_| {
             // SAFETY: taken above, and nothing uses it.
@@ -39,28 +45,34 @@ impl Captured {
         Ok(Self { graph, numbers, len, done, context, stream })
     }
 
-    fn capture(gpu: &Nvidia, calls: &Calls, numbers: *mut u8) -> Result<sys::CUgraphExec, String> {
+    /// # Safety
+    /// As [`Captured::new`]; `numbers` has room for all of the calls'.
+    unsafe fn capture(
+        gpu: &Nvidia,
+        calls: &Calls,
+        numbers: *mut u8,
+    ) -> Result<sys::CUgraphExec, String> {
         // Calls of other threads, such as a checkpoint's, are not to be refused meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives as long as the GPU.
         in_words(unsafe { result::stream::begin_capture(gpu.stream, mode) })?;
-        *gpu.captured.lock().expect("no panic while capturing") = Some(Ok(()));
-        calls.issue(gpu, &mut |to: Address, part| {
-            // SAFETY: a part of the memory, which is written before each launch; callers write
-            // inside memory of the GPU that they were given.
+        let write = &mut |to: Address, part: Range<usize>| {
+            // SAFETY: a part of the memory, which is written before each launch; where it goes is
+            // as promised.
             let copied = unsafe {
                 let from = std::slice::from_raw_parts(numbers.add(part.start), part.len());
                 result::memcpy_htod_async(to, from, gpu.stream)
             };
-            gpu.settle("copying to the device", in_words(copied));
-        });
-        let captured = gpu.captured.lock().expect("no panic while capturing").take();
-        // SAFETY: the capture was begun above, and the graph is nobody else's.
+            done("copying to the device", copied)
+        };
+        // SAFETY: the calls as promised; the capture was begun above and ends here even where one
+        // of them is refused, and the graph is nobody else's.
         unsafe {
-            let graph = in_words(result::stream::end_capture(gpu.stream))?;
-            let launchable = captured.unwrap_or(Ok(())).and_then(|()| {
-                in_words(result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)))
-            });
+            let captured = calls.issue(gpu, write).map_err(|error| error.to_string());
+            let graph = in_words(result::stream::end_capture(gpu.stream));
+            let graph = captured.and(graph)?;
+            let launchable =
+                in_words(result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)));
             in_words(result::graph::destroy(graph))?;
             launchable
         }
@@ -68,18 +80,18 @@ impl Captured {
 }
 
 impl Graph for Captured {
-    fn launch(&mut self, _: &dyn Driver, inputs: &[u8]) {
+    unsafe fn launch(&mut self, _: &dyn Driver, inputs: &[u8]) -> Result<(), DeviceError> {
         assert_eq!(inputs.len(), self.len);
         // SAFETY: all handles live as long as `self`; the memory is as long as the numbers, and the
-        // last launch, which read it, is waited for.
-        let done = unsafe {
+        // last launch, which read it, is waited for. The calls are as promised.
+        let launched = unsafe {
             result::ctx::set_current(self.context)
                 .and_then(|()| result::event::synchronize(self.done))
                 .map(|()| self.numbers.copy_from(inputs.as_ptr(), self.len))
                 .and_then(|()| result::graph::launch(self.graph, self.stream))
                 .and_then(|()| result::event::record(self.done, self.stream))
         };
-        expect("launching a graph", done);
+        done("launching a graph", launched)
     }
 }
 

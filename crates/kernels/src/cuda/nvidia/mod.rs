@@ -15,12 +15,14 @@ pub(super) use libraries::find_compiler_in as find_compiler;
 use super::Arg;
 use super::driver::{Address, Driver, HostAddress, Info, Launch, Matmul, Source};
 use super::graphs::{Calls, Graph};
+use crate::{DeviceError, lock};
 use blas::Blas;
 use copies::Copies;
 use cudarc::driver::result::{self, DriverError, stream::StreamKind};
 use cudarc::driver::sys;
 use graph::Captured;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_void};
 use std::sync::Mutex;
 
@@ -77,13 +79,25 @@ fn doing<T>(doing: &'static str, result: Result<T, DriverError>) -> Result<T, Cu
 
 pub(super) struct Nvidia {
     info: Info,
-    context: sys::CUcontext,
     stream: sys::CUstream,
     copies: Copies,
     blas: Mutex<Blas>,
     functions: Mutex<HashMap<&'static str, Vec<Function>>>,
-    /// Of the calls that are captured, if some are, what was refused first.
-    captured: Mutex<Option<Result<(), String>>>,
+    // Released after everything in it.
+    context: Context,
+}
+
+/// The device's primary context, which everybody in the process shares.
+struct Context {
+    device: sys::CUdevice,
+    handle: sys::CUcontext,
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: retained once.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
 }
 
 /// Graphs are made while one of so many parts of the memory is free.
@@ -111,35 +125,44 @@ impl Nvidia {
         let device = doing("opening the device", result::device::get(index as i32))?;
         let info = info(device)?;
         // SAFETY: the device is the driver's own.
-        let context = doing("opening the device", unsafe { result::primary_ctx::retain(device) })?;
+        let handle = doing("opening the device", unsafe { result::primary_ctx::retain(device) })?;
+        let context = Context { device, handle };
         // SAFETY: retained just now.
-        doing("opening the device", unsafe { result::ctx::set_current(context) })?;
+        doing("opening the device", unsafe { result::ctx::set_current(handle) })?;
         let stream = doing("making a stream", result::stream::create(StreamKind::NonBlocking))?;
         let copies = Copies::new(stream)?;
         let blas = Mutex::new(Blas::new()?);
-        let (functions, captured) = Default::default();
-        let new = Self { info, context, stream, copies, blas, functions, captured };
+        let functions = Mutex::default();
+        let new = Self { info, stream, copies, blas, functions, context };
         // A compiler that does not know this GPU, or whose code this driver does not load, shows
         // here and not in the middle of a run.
         let source = &crate::adamw::cuda::SOURCE;
         let functions = new.load(source)?;
-        new.functions.lock().expect("nobody else has it").insert(source.name, functions);
+        lock(&new.functions).insert(source.name, functions);
         Ok(new)
     }
 
     /// Contexts belong to threads.
-    fn enter(&self) {
+    fn enter(&self) -> Result<(), DeviceError> {
         // SAFETY: the context is retained as long as `self` lives.
-        expect("entering the device", unsafe { result::ctx::set_current(self.context) });
+        done("entering the device", unsafe { result::ctx::set_current(self.context.handle) })
     }
 
-    /// What became of a call: one that is refused while calls are captured has not been asked for,
-    /// and any other means that the run cannot go on.
-    fn settle(&self, doing: &str, result: Result<(), String>) {
-        let Err(message) = result else { return };
-        match &mut *self.captured.lock().expect("no panic while capturing") {
-            Some(captured) => *captured = std::mem::replace(captured, Ok(())).and(Err(message)),
-            None => panic!("the GPU failed while {doing}: {message}"),
+    /// The kernels of a source, compiled when they are first asked for.
+    fn functions<'a>(
+        &self,
+        all: &'a mut HashMap<&'static str, Vec<Function>>,
+        source: &'static Source,
+    ) -> Result<&'a mut Vec<Function>, DeviceError> {
+        match all.entry(source.name) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(place) => {
+                let refused = |error: CudaError| DeviceError::Compile {
+                    kernels: source.name,
+                    message: error.to_string(),
+                };
+                Ok(place.insert(self.load(source).map_err(refused)?))
+            }
         }
     }
 
@@ -195,9 +218,37 @@ fn in_words<T>(result: Result<T, DriverError>) -> Result<T, String> {
     result.map_err(|error| error.to_string())
 }
 
-/// The value, or a panic with the driver's words.
-fn expect<T>(doing: &str, result: Result<T, DriverError>) -> T {
-    result.unwrap_or_else(|error| panic!("the GPU failed while {doing}: {error}"))
+/// What became of a call.
+fn done<T>(doing: &str, result: Result<T, DriverError>) -> Result<T, DeviceError> {
+    result.map_err(|error| DeviceError::Driver {
+        doing: doing.to_owned(),
+        message: error.to_string(),
+        is_lost: is_sticky(error.0),
+    })
+}
+
+/// Whether "the process is left in an inconsistent state and any further CUDA work will return the
+/// same error" (CUDA Driver API, on CUresult).
+fn is_sticky(result: sys::CUresult) -> bool {
+    use sys::CUresult::*;
+    matches!(
+        result,
+        CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUDA_ERROR_ASSERT
+            | CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUDA_ERROR_INVALID_PC
+            | CUDA_ERROR_LAUNCH_FAILED
+            | CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUDA_ERROR_DEINITIALIZED
+            | CUDA_ERROR_EXTERNAL_DEVICE
+            | CUDA_ERROR_UNKNOWN
+    )
 }
 
 impl Driver for Nvidia {
@@ -206,135 +257,145 @@ impl Driver for Nvidia {
     }
 
     fn free_bytes(&self) -> u64 {
-        self.enter();
-        expect("asking for free memory", result::mem_get_info()).0 as u64
+        let asked = self.enter().map(|()| result::mem_get_info());
+        asked.ok().and_then(Result::ok).map_or(0, |(free, _)| free as u64)
     }
 
-    fn alloc(&self, bytes: usize) -> Option<Address> {
-        self.enter();
+    fn alloc(&self, bytes: usize) -> Result<Address, DeviceError> {
+        self.enter()?;
         // SAFETY: memory that is only given out as an address.
         match unsafe { result::malloc_sync(bytes.max(1)) } {
-            Ok(address) => Some(address),
-            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => None,
-            Err(error) => expect("allocating memory", Err(error)),
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                let (memory, free) = ("the GPU's memory", Some(self.free_bytes()));
+                Err(DeviceError::OutOfMemory { memory, asked: bytes as u64, free })
+            }
+            taken => done("allocating memory", taken),
         }
     }
 
-    fn free(&self, address: Address) {
-        self.enter();
+    unsafe fn free(&self, address: Address) -> Result<(), DeviceError> {
+        self.enter()?;
         // The driver waits for kernels that use the memory.
-        // SAFETY: given out by `alloc`, and freed once.
-        let freed = unsafe { result::free_sync(address) };
-        // After another failure this one is only an echo, and a second panic would abort.
-        if !std::thread::panicking() {
-            expect("freeing memory", freed);
-        }
+        // SAFETY: as promised.
+        done("freeing memory", unsafe { result::free_sync(address) })
     }
 
-    fn write(&self, address: Address, bytes: &[u8]) {
-        self.enter();
-        self.copies.write(address, bytes);
+    unsafe fn write(&self, address: Address, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: as promised.
+        unsafe { self.copies.write(address, bytes) }
     }
 
-    fn read(&self, address: Address, bytes: &mut [u8]) {
-        self.enter();
-        // SAFETY: callers read inside memory that they were given, and wait here.
-        let done = unsafe { result::memcpy_dtoh_async(bytes, address, self.stream) };
-        expect("copying from the device", done);
-        self.synchronize();
+    unsafe fn read(&self, address: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: as promised; it is waited for here.
+        let copied = unsafe { result::memcpy_dtoh_async(bytes, address, self.stream) };
+        done("copying from the device", copied)?;
+        self.synchronize()
     }
 
-    fn fill(&self, address: Address, byte: u8, bytes: usize) {
+    unsafe fn fill(&self, address: Address, byte: u8, bytes: usize) -> Result<(), DeviceError> {
         if bytes == 0 {
-            return;
+            return Ok(());
         }
-        self.enter();
-        // SAFETY: callers write inside memory that they were given.
-        let done = unsafe { result::memset_d8_async(address, byte, bytes, self.stream) };
-        self.settle("filling memory", in_words(done));
+        self.enter()?;
+        // SAFETY: as promised.
+        let filled = unsafe { result::memset_d8_async(address, byte, bytes, self.stream) };
+        done("filling memory", filled)
     }
 
-    fn launch(&self, source: &'static Source, kernel: usize, at: Launch, args: &[Arg]) {
+    unsafe fn launch(
+        &self,
+        source: &'static Source,
+        kernel: usize,
+        at: Launch,
+        args: &[Arg],
+    ) -> Result<(), DeviceError> {
         use sys::CUfunction_attribute as Attribute;
-        self.enter();
-        let mut functions = self.functions.lock().expect("no panic while launching");
-        let functions = functions.entry(source.name).or_insert_with(|| {
-            self.load(source).unwrap_or_else(|error| panic!("{}: {error}", source.name))
-        });
-        let function = &mut functions[kernel];
+        self.enter()?;
+        let mut functions = lock(&self.functions);
+        let function = &mut self.functions(&mut functions, source)?[kernel];
         if at.shared_bytes > function.shared_bytes {
             let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             let bytes = at.shared_bytes as i32;
             // SAFETY: the function is loaded.
-            let done =
+            let set =
                 unsafe { result::function::set_function_attribute(function.handle, most, bytes) };
-            expect("asking for shared memory", done);
+            done("asking for shared memory", set)?;
             function.shared_bytes = at.shared_bytes;
         }
         let [x, y, z] = at.grid;
-        // SAFETY: the operations give each kernel the parameters that it declares.
-        let done = unsafe {
+        // SAFETY: as promised.
+        let launched = unsafe {
             let block = (at.threads, 1, 1);
             let shared = at.shared_bytes;
             let args = &mut Arg::pointers(args);
             result::launch_kernel(function.handle, (x, y, z), block, shared, self.stream, args)
         };
-        self.settle(source.kernels[kernel], in_words(done));
+        done(source.kernels[kernel], launched)
     }
 
-    fn matmul(&self, matmul: &Matmul) {
-        self.enter();
-        let mut blas = self.blas.lock().expect("no panic while multiplying");
-        self.settle("multiplying", blas.run(matmul, self.stream));
+    unsafe fn matmul(&self, matmul: &Matmul) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: as promised.
+        let asked = unsafe { lock(&self.blas).run(matmul, self.stream) };
+        asked.map_err(|message| DeviceError::Driver {
+            doing: "multiplying".to_owned(),
+            message,
+            is_lost: false,
+        })
     }
 
-    fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, String> {
+    unsafe fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, String> {
         // A graph takes memory that is in no plan.
         if self.free_bytes() < self.info.memory_bytes / LEAST_FREE_PART {
             return Err("too little of the GPU's memory is free".to_owned());
         }
-        Ok(Box::new(Captured::new(self, calls)?))
+        // SAFETY: as promised.
+        Ok(Box::new(unsafe { Captured::new(self, calls)? }))
     }
 
     fn alloc_host(&self, bytes: usize) -> Option<HostAddress> {
-        self.enter();
+        self.enter().ok()?;
         // SAFETY: memory that is only given out as an address.
         unsafe { result::malloc_host(bytes.max(1), 0) }.ok().map(<*mut c_void>::cast)
     }
 
-    fn free_host(&self, address: HostAddress) {
-        self.enter();
+    unsafe fn free_host(&self, address: HostAddress) -> Result<(), DeviceError> {
+        self.enter()?;
         self.copies.wait();
-        // SAFETY: given out by `alloc_host`, freed once, and no copy reads it any more.
-        let freed = unsafe { result::free_host(address.cast()) };
-        if !std::thread::panicking() {
-            expect("freeing memory of the host", freed);
-        }
+        // SAFETY: as promised, and no copy reads it any more.
+        done("freeing memory of the host", unsafe { result::free_host(address.cast()) })
     }
 
-    fn prefetch(&self, to: Address, from: HostAddress, bytes: usize) {
-        self.enter();
-        // SAFETY: callers copy between memory that they were given, and wrote before.
-        let from = unsafe { std::slice::from_raw_parts(from, bytes) };
-        self.copies.prefetch(to, from);
+    unsafe fn prefetch(
+        &self,
+        to: Address,
+        from: HostAddress,
+        bytes: usize,
+    ) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: as promised.
+        unsafe { self.copies.prefetch(to, std::slice::from_raw_parts(from, bytes)) }
     }
 
-    fn await_prefetches(&self) {
-        self.enter();
-        self.copies.order_before_next();
+    fn await_prefetches(&self) -> Result<(), DeviceError> {
+        self.enter()?;
+        self.copies.order_before_next()
     }
 
-    fn synchronize(&self) {
-        self.enter();
+    fn synchronize(&self) -> Result<(), DeviceError> {
+        self.enter()?;
         // SAFETY: the stream lives as long as `self`.
-        expect("waiting for the device", unsafe { result::stream::synchronize(self.stream) });
+        done("waiting for the device", unsafe { result::stream::synchronize(self.stream) })
     }
 }
 
 impl Drop for Nvidia {
     fn drop(&mut self) {
-        self.copies.close();
         // Errors here have nobody to be told: the process is about to end, or has failed already.
+        let _ = self.enter();
+        self.copies.close();
         // SAFETY: nothing uses the stream any more.
         let _ = unsafe { result::stream::destroy(self.stream) };
     }

@@ -1,0 +1,177 @@
+//! A GPU that fails when a test says so.
+
+use super::Arg;
+use super::driver::{Address, Driver, HostAddress, Info, Launch, Matmul, Source};
+use super::graphs::{Calls, Graph};
+use crate::DeviceError;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How a GPU fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// No memory is given out.
+    OutOfMemory,
+    /// Every call but those that give memory back is refused.
+    Driver,
+    /// The same for good.
+    Lost,
+}
+
+/// When a GPU fails, and how. Clones are handles on the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Faults(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Calls so far.
+    calls: AtomicU64,
+    /// The number of the first call that fails, or 0, times four, and the fault.
+    first: AtomicU64,
+}
+
+impl Faults {
+    /// Lets calls fail from the `nth` (1: the next) after this one on, until [`Faults::stop`].
+    pub fn start(&self, nth: u64, fault: Fault) {
+        let first = self.num_calls() + nth;
+        self.0.first.store(4 * first + fault as u64, Ordering::SeqCst);
+    }
+
+    /// Lets no call fail from now on.
+    pub fn stop(&self) {
+        self.0.first.store(0, Ordering::SeqCst);
+    }
+
+    /// Calls so far that could have failed.
+    pub fn num_calls(&self) -> u64 {
+        self.0.calls.load(Ordering::SeqCst)
+    }
+
+    /// `driver` with these faults.
+    pub(super) fn of(&self, driver: Box<dyn Driver>) -> Box<dyn Driver> {
+        Box::new(Faulty { faults: self.clone(), driver })
+    }
+
+    /// Counts a call, `asked` bytes of memory or another, and lets it fail if it is time.
+    fn pass(&self, doing: &str, asked: Option<usize>) -> Result<(), DeviceError> {
+        let number = self.0.calls.fetch_add(1, Ordering::SeqCst) + 1;
+        let first = self.0.first.load(Ordering::SeqCst);
+        if first == 0 || number < first / 4 {
+            return Ok(());
+        }
+        let is_lost = first % 4 == Fault::Lost as u64;
+        match asked {
+            Some(asked) if first % 4 == Fault::OutOfMemory as u64 => Err(out_of_memory(asked)),
+            None if first % 4 == Fault::OutOfMemory as u64 => Ok(()),
+            _ => {
+                let message = "as a test asked".to_owned();
+                Err(DeviceError::Driver { doing: doing.to_owned(), message, is_lost })
+            }
+        }
+    }
+}
+
+fn out_of_memory(asked: usize) -> DeviceError {
+    let (memory, asked) = ("the GPU's memory", asked as u64);
+    DeviceError::OutOfMemory { memory, asked, free: Some(0) }
+}
+
+struct Faulty {
+    faults: Faults,
+    driver: Box<dyn Driver>,
+}
+
+// SAFETY (of all calls): what callers promise here they promise to the driver.
+impl Driver for Faulty {
+    fn info(&self) -> &Info {
+        self.driver.info()
+    }
+
+    fn free_bytes(&self) -> u64 {
+        self.driver.free_bytes()
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Address, DeviceError> {
+        self.faults.pass("allocating memory", Some(bytes))?;
+        self.driver.alloc(bytes)
+    }
+
+    unsafe fn free(&self, address: Address) -> Result<(), DeviceError> {
+        // SAFETY: as promised.
+        unsafe { self.driver.free(address) }
+    }
+
+    unsafe fn write(&self, address: Address, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.faults.pass("copying to the device", None)?;
+        // SAFETY: as promised.
+        unsafe { self.driver.write(address, bytes) }
+    }
+
+    unsafe fn read(&self, address: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.faults.pass("copying from the device", None)?;
+        // SAFETY: as promised.
+        unsafe { self.driver.read(address, bytes) }
+    }
+
+    unsafe fn fill(&self, address: Address, byte: u8, bytes: usize) -> Result<(), DeviceError> {
+        self.faults.pass("filling memory", None)?;
+        // SAFETY: as promised.
+        unsafe { self.driver.fill(address, byte, bytes) }
+    }
+
+    unsafe fn launch(
+        &self,
+        source: &'static Source,
+        kernel: usize,
+        at: Launch,
+        args: &[Arg],
+    ) -> Result<(), DeviceError> {
+        self.faults.pass(source.kernels[kernel], None)?;
+        // SAFETY: as promised.
+        unsafe { self.driver.launch(source, kernel, at, args) }
+    }
+
+    unsafe fn matmul(&self, matmul: &Matmul) -> Result<(), DeviceError> {
+        self.faults.pass("multiplying", None)?;
+        // SAFETY: as promised.
+        unsafe { self.driver.matmul(matmul) }
+    }
+
+    unsafe fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, String> {
+        self.faults.pass("making a graph", None).map_err(|error| error.to_string())?;
+        // SAFETY: as promised.
+        unsafe { self.driver.graph(calls) }
+    }
+
+    fn alloc_host(&self, bytes: usize) -> Option<HostAddress> {
+        self.faults.pass("locking memory of the host", Some(bytes)).ok()?;
+        self.driver.alloc_host(bytes)
+    }
+
+    unsafe fn free_host(&self, address: HostAddress) -> Result<(), DeviceError> {
+        // SAFETY: as promised.
+        unsafe { self.driver.free_host(address) }
+    }
+
+    unsafe fn prefetch(
+        &self,
+        to: Address,
+        from: HostAddress,
+        bytes: usize,
+    ) -> Result<(), DeviceError> {
+        self.faults.pass("copying weights to the device", None)?;
+        // SAFETY: as promised.
+        unsafe { self.driver.prefetch(to, from, bytes) }
+    }
+
+    fn await_prefetches(&self) -> Result<(), DeviceError> {
+        // Done all the same: memory is given back after it.
+        let passed = self.faults.pass("waiting for weights", None);
+        self.driver.await_prefetches().and(passed)
+    }
+
+    fn synchronize(&self) -> Result<(), DeviceError> {
+        self.faults.pass("waiting for the device", None)?;
+        self.driver.synchronize()
+    }
+}

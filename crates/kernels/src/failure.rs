@@ -1,0 +1,156 @@
+//! Failures of a device as values.
+//!
+//! Operations do not return a `Result`: the first failure is noted, whatever is asked for after it
+//! does nothing, and whoever ends a pass is told once ([`Failures::settle`]).
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Why a device could not do what it was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// There is not so much memory. What was taken for the pass is given back.
+    #[error(
+        "{memory} ran out: {asked} bytes were asked for{}",
+        free.map_or(String::new(), |free| format!(", and {free} are free"))
+    )]
+    OutOfMemory {
+        /// Whose memory: "the GPU's memory", "host memory".
+        memory: &'static str,
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes that were free, where that is known.
+        free: Option<u64>,
+    },
+    /// A call of the driver failed.
+    #[error(
+        "the GPU failed while {doing}: {message}{}",
+        if *is_lost { ". This process cannot use the GPU any more" } else { "" }
+    )]
+    Driver {
+        /// What was being done.
+        doing: String,
+        /// In the driver's words.
+        message: String,
+        /// Whether every later call fails too, as after an access to memory that is not there.
+        is_lost: bool,
+    },
+    /// Kernels were not compiled, or not loaded.
+    #[error("the GPU's kernels `{kernels}` cannot be compiled: {message}")]
+    Compile {
+        /// Which.
+        kernels: &'static str,
+        /// In the compiler's words.
+        message: String,
+    },
+}
+
+impl DeviceError {
+    /// `asked` bytes of the host's memory are not to be had.
+    pub fn out_of_host_memory(asked: usize) -> Self {
+        Self::OutOfMemory { memory: "host memory", asked: asked as u64, free: None }
+    }
+
+    /// Whether the device is of no use from now on.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Driver { is_lost: true, .. })
+    }
+
+    /// Whether there was too little memory.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::OutOfMemory { .. })
+    }
+}
+
+/// The first failure of a device that nobody was told of yet.
+#[derive(Debug, Default)]
+pub struct Failures {
+    /// Whether `first` holds one: asked before every operation.
+    is_failing: AtomicBool,
+    first: Mutex<Option<DeviceError>>,
+    count: AtomicU64,
+}
+
+impl Failures {
+    /// Notes a failure, unless there was one before it.
+    pub fn note(&self, error: DeviceError) {
+        lock(&self.first).get_or_insert(error);
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.is_failing.store(true, Ordering::Release);
+    }
+
+    /// Whether what is asked for does nothing at present.
+    pub fn is_failing(&self) -> bool {
+        self.is_failing.load(Ordering::Acquire)
+    }
+
+    /// Ends a pass.
+    ///
+    /// # Errors
+    /// The first failure since this was asked last; of a device that is lost, the same each time.
+    pub fn settle(&self) -> Result<(), DeviceError> {
+        let mut first = lock(&self.first);
+        let Some(error) = first.clone() else { return Ok(()) };
+        if !error.is_lost() {
+            *first = None;
+            self.is_failing.store(false, Ordering::Release);
+        }
+        Err(error)
+    }
+
+    /// Grows with each failure: what was copied to a device is there if it is as it was before.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// The failure that nobody was told of yet.
+    pub fn first(&self) -> Option<DeviceError> {
+        lock(&self.first).clone()
+    }
+}
+
+/// The value behind a mutex whose state is whole even if a thread panicked while it held the lock.
+pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn driver_error(is_lost: bool) -> DeviceError {
+        DeviceError::Driver { doing: "copying".to_owned(), message: "no".to_owned(), is_lost }
+    }
+
+    #[test]
+    fn the_first_failure_is_told_once() {
+        let failures = Failures::default();
+        assert_eq!(failures.settle(), Ok(()));
+        failures.note(DeviceError::out_of_host_memory(7));
+        failures.note(driver_error(false));
+        assert!(failures.is_failing());
+        assert_eq!(failures.settle(), Err(DeviceError::out_of_host_memory(7)));
+        assert!(!failures.is_failing());
+        assert_eq!(failures.settle(), Ok(()));
+    }
+
+    #[test]
+    fn a_lost_device_fails_each_time() {
+        let failures = Failures::default();
+        failures.note(driver_error(true));
+        for _ in 0..2 {
+            assert_eq!(failures.settle(), Err(driver_error(true)));
+            assert!(failures.is_failing());
+        }
+    }
+
+    #[test]
+    fn messages_say_how_much_there_is() {
+        let error =
+            DeviceError::OutOfMemory { memory: "the GPU's memory", asked: 10, free: Some(3) };
+        let text = "the GPU's memory ran out: 10 bytes were asked for, and 3 are free";
+        assert_eq!(error.to_string(), text);
+        let text = "host memory ran out: 5 bytes were asked for";
+        assert_eq!(DeviceError::out_of_host_memory(5).to_string(), text);
+    }
+}
