@@ -16,21 +16,21 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// The whole path on built-in data: a small model learns a task while you watch (no network)
+    /// Fine-tune a small built-in model on a built-in task and show the result (no network)
     Demo(DemoArgs),
-    /// What a run will take: memory, time, steps. Runs nothing
+    /// Predict memory, time and steps of a run without running it
     Plan(PlanArgs),
-    /// Fine-tune
+    /// Fine-tune a model
     Train(TrainArgs),
-    /// Loss and perplexity of a model on a file, or how it ranks answers
+    /// Compute loss and perplexity of a model on a file, or how it ranks answers
     Eval(EvalArgs),
     /// Continue a prompt
     Generate(GenerateArgs),
-    /// Write a model, its adapter merged, for other programs
+    /// Write a model, with its adapter merged, for other programs
     Export(ExportArgs),
-    /// A run as one HTML page
+    /// Write the report of a run as one HTML page
     Report(ReportArgs),
-    /// What this machine has and how fast it is
+    /// Show what hardware this machine has and how fast it is
     Doctor(DoctorArgs),
 }
 
@@ -53,7 +53,7 @@ impl Command {
 #[derive(Args)]
 #[command(after_help = "Example: hone demo")]
 pub struct DemoArgs {
-    /// Where to put model, data and run; must not exist yet
+    /// Directory for model, data and run; must not exist yet
     #[arg(long, default_value = "hone-demo")]
     pub dir: PathBuf,
     /// Print one JSON object
@@ -81,8 +81,8 @@ pub struct RunFileArgs {
 pub struct PlanArgs {
     #[command(flatten)]
     pub run: RunFileArgs,
-    /// Plan for a GPU that need not be here: t4, a10g, l4, l40s, a100-40g, a100-80g, h100-80g, h200
-    /// or b200 (default: what run.device says)
+    /// Plan for a GPU that this machine need not have: t4, a10g, l4, l40s, a100-40g, a100-80g,
+    /// h100-80g, h200 or b200 (default: run.device)
     #[arg(long, value_name = "NAME")]
     pub device: Option<String>,
 }
@@ -96,10 +96,10 @@ pub struct PlanArgs {
 pub struct TrainArgs {
     #[command(flatten)]
     pub run: RunFileArgs,
-    /// Go on from the newest whole checkpoint, or start where there is none yet
+    /// Continue from the newest complete checkpoint, or start if there is none yet
     #[arg(long)]
     pub resume: bool,
-    /// Show where the time of some steps goes, and write a trace that Perfetto opens
+    /// Profile a few steps by operation, and write a trace for Perfetto
     #[arg(long)]
     pub profile: bool,
     /// Print what happens as it happens, one JSON object a line: see docs/events.md
@@ -112,28 +112,28 @@ pub enum EventFormat {
     Json,
 }
 
-/// A model, and how to hold it.
+/// A model and how to load it.
 #[derive(Args)]
 pub struct ModelArgs {
     /// A directory in Hugging Face layout, or a hub name (org/name[@revision])
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// A PEFT adapter to put on it
+    /// A PEFT adapter to apply
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// How weights are held (auto: as in the file, or for products in f16 as f16, in eight bits as
-    /// int8)
+    /// Storage format of weights (auto: as in the file, or f16 with compute f16, or int8 with
+    /// compute int8 or fp8)
     #[arg(long, default_value = "auto", value_parser = held())]
     pub base_precision: Held,
-    /// What products are computed in (auto: f32 for f32 files, otherwise bf16, or f16 on a GPU that
-    /// has no bf16; f16 and fp8: on GPUs; fp8 and int8: those with weights in eight bits, others
-    /// in bf16)
+    /// Precision of matmuls (auto: f32 for f32 files, otherwise bf16, or f16 on a GPU without bf16;
+    /// f16 and fp8 need a GPU; fp8 and int8 apply to matmuls with 8-bit weights, the others use
+    /// bf16)
     #[arg(long, default_value = "auto")]
     pub compute: PrecisionArg,
-    /// Where to compute: auto (a GPU where there is one), cpu, cuda, or cuda: and a number
+    /// Device to compute on: auto (a GPU if there is one), cpu, cuda, or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Threads of the CPU to use (default: all cores)
+    /// CPU threads to use (default: all cores)
     #[arg(long, value_parser = threads)]
     pub threads: Option<usize>,
 }
@@ -148,7 +148,7 @@ pub enum PrecisionArg {
     Int8,
 }
 
-/// Names of how weights can be held.
+/// Parses the name of a storage format of weights.
 fn held() -> impl TypedValueParser<Value = Held> {
     PossibleValuesParser::new(Held::VALUES)
         .map(|name| Held::try_from(name).expect("one of the possible values"))
@@ -179,7 +179,7 @@ impl From<PrecisionArg> for Precision {
 pub struct EvalArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Files or patterns to evaluate on
+    /// Files or glob patterns to evaluate on
     #[arg(long, required = true, value_name = "FILE")]
     pub data: Vec<String>,
     /// Format of the records. pairs (prompt, chosen, rejected) and rated (prompt, completion,
@@ -190,16 +190,16 @@ pub struct EvalArgs {
     /// Of pairs and rated answers with --adapter: rewards are log-ratios to the base times this
     #[arg(long, default_value_t = 0.1, value_parser = positive)]
     pub beta: f64,
-    /// Field that holds the prompt, where it has an unusual name
+    /// Field with the prompt, if it has an unusual name
     #[arg(long, requires = "completion_field")]
     pub prompt_field: Option<String>,
-    /// Field that holds the completion, where it has an unusual name
+    /// Field with the completion, if it has an unusual name
     #[arg(long, requires = "prompt_field")]
     pub completion_field: Option<String>,
-    /// Longest row in tokens; text is cut into windows of this length
+    /// Maximum row length in tokens; text is split into windows of this length
     #[arg(long, value_parser = sequence_length)]
     pub max_seq_len: Option<usize>,
-    /// Cut longer rows instead of refusing them
+    /// Truncate longer rows instead of refusing them
     #[arg(long)]
     pub truncate: bool,
     /// Also score the end-of-text token after a text document
@@ -260,31 +260,31 @@ impl From<FormatArg> for hone_data::Format {
 pub struct GenerateArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// What to continue
+    /// The text to continue
     #[arg(long, allow_hyphen_values = true, required_unless_present = "prompt_file")]
     pub prompt: Option<String>,
-    /// A file that holds what to continue; - is standard input
+    /// A file with the text to continue; - is standard input
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub prompt_file: Option<PathBuf>,
-    /// Give the prompt as a user's message in the model's chat template
+    /// Format the prompt as a user message with the model's chat template
     #[arg(long)]
     pub chat: bool,
-    /// With --chat: what the system says before the prompt
+    /// With --chat: the system message before the prompt
     #[arg(long, allow_hyphen_values = true, requires = "chat")]
     pub system: Option<String>,
-    /// Most tokens to generate
+    /// Maximum number of tokens to generate
     #[arg(long, default_value_t = 256, value_parser = whole_number::<usize>)]
     pub max_new_tokens: usize,
-    /// Logits are divided by this; 0 takes the most likely token
+    /// Sampling temperature; 0 always takes the most likely token
     #[arg(long, default_value_t = 0.7, value_parser = temperature)]
     pub temperature: f32,
-    /// Only the k most likely tokens; 0: all
+    /// Sample only from the k most likely tokens; 0: from all
     #[arg(long, default_value_t = 0, value_parser = whole_number::<usize>)]
     pub top_k: usize,
-    /// Only the most likely tokens that together have this probability
+    /// Sample only from the most likely tokens that together have this probability
     #[arg(long, default_value_t = 0.95, value_parser = probability)]
     pub top_p: f32,
-    /// Names the random numbers: the same seed gives the same text
+    /// Seed of the random numbers: the same seed gives the same text
     #[arg(long, default_value_t = 0, value_parser = whole_number::<u64>)]
     pub seed: u64,
     /// Print one JSON object
@@ -301,10 +301,10 @@ pub struct ExportArgs {
     /// Layout to write
     #[arg(long, default_value = "hf")]
     pub format: ExportFormat,
-    /// Directory to write; must not exist yet
+    /// Output directory; must not exist yet
     #[arg(long)]
     pub out: PathBuf,
-    /// Element type of the weights written (default: that of the model's files)
+    /// Element type of the written weights (default: that of the model's files)
     #[arg(long)]
     pub dtype: Option<DTypeArg>,
     /// Print one JSON object

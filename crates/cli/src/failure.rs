@@ -1,25 +1,25 @@
-//! How a command ends when it does not succeed.
+//! How a command fails.
 
 use crate::output;
 use hone_train::{Code, TrainError};
 use serde_json::json;
 use std::process::ExitCode;
 
-/// Why a command did not succeed.
+/// Why a command failed.
 pub enum Failure {
-    /// The user can fix it by asking otherwise: status 2.
+    /// The input is at fault and the user can fix it: status 2.
     Usage(String),
-    /// Something failed on the way: status 1.
+    /// Something failed while running: status 1.
     Running(String),
     /// The user stopped it: status 130.
     Interrupted(String),
-    /// What the training crate reports: status 2 or 1.
+    /// An error of the training crate: status 2 or 1.
     Train(TrainError),
 }
 
 impl Failure {
-    /// Says what happened and gives the exit status; in JSON too where that was asked for and
-    /// nothing was printed yet.
+    /// Prints the message, also as JSON if requested and nothing was printed yet, and returns the
+    /// exit status.
     pub fn report(self, as_json: bool) -> ExitCode {
         let (code, message) = (self.code(), self.message());
         match self {
@@ -43,7 +43,7 @@ impl Failure {
         })
     }
 
-    /// Its name for programs.
+    /// The error code for programs.
     pub fn code(&self) -> Code {
         match self {
             Self::Usage(_) => Code::CommandLine,
@@ -63,14 +63,14 @@ impl Failure {
     }
 }
 
-/// Any error that the training crate can tell apart.
+/// Any error that the training crate can classify.
 impl<E: Into<TrainError>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::Train(error.into())
     }
 }
 
-/// What a full disk calls for, where the message does not say it yet.
+/// Adds the fix for a full disk, unless the message already has it.
 fn with_hint(message: String) -> String {
     match message.contains("disk full") {
         true => message,

@@ -1,4 +1,4 @@
-//! The `hone` binary: arguments in, work done by the other crates, results out.
+//! The `hone` binary: parses arguments, calls the other crates and prints results.
 //!
 //! Results go to standard output, progress to standard error. Exit status: 0 success, 2 a usage or
 //! configuration error, 1 a failure while running, 130 interrupted.

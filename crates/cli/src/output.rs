@@ -18,7 +18,7 @@ pub fn json(value: &impl Serialize) {
     line(&serde_json::to_string(value).expect("a JSON value can be written"));
 }
 
-/// Prints a table of names and values, names aligned.
+/// Prints a table of names and values, aligned.
 pub fn table(rows: &[(&str, String)]) {
     let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
     for (name, value) in rows {
@@ -45,7 +45,7 @@ pub fn piece(text: &str) -> ControlFlow<()> {
     }
 }
 
-/// Prints a line on standard error. A run goes on when nobody reads it.
+/// Prints a line on standard error. A closed pipe there does not stop a run.
 pub fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }

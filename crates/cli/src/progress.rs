@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// Lines on something that is no terminal come at most this often.
+/// Minimum interval between lines if standard error is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// Shows a run's events.
@@ -96,7 +96,7 @@ impl Progress {
 
 /// A bar over `len` things, which shows on a terminal only.
 pub fn bar(len: usize, things: &'static str) -> ProgressBar {
-    let template = "{bar:32} {pos}/{len}  {msg}  {elapsed} gone, {eta} left";
+    let template = "{bar:32} {pos}/{len}  {msg}  {elapsed} elapsed, {eta} left";
     let style = ProgressStyle::with_template(template).expect("a valid template");
     let style = style.progress_chars("━╸─");
     ProgressBar::new(len as u64).with_style(style).with_message(things)
@@ -119,12 +119,12 @@ fn evaluation(record: &EvalRecord) -> String {
     format!("evaluation after step {}: loss {loss}{more}", record.step)
 }
 
-/// An objective's metrics, each after a comma.
+/// An objective's metrics, each preceded by a comma.
 fn metrics(metrics: &BTreeMap<String, f64>) -> String {
     metrics.iter().map(|(name, value)| format!(", {name} {value:.4}")).collect()
 }
 
-/// A figure of a record, which has none where it was not finite.
-pub fn shown(figure: Option<f64>) -> String {
-    figure.map_or("not finite".to_owned(), |x| format!("{x:.4}"))
+/// Formats a value of a record, which is absent if it was not finite.
+pub fn shown(value: Option<f64>) -> String {
+    value.map_or("not finite".to_owned(), |x| format!("{x:.4}"))
 }

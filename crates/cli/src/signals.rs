@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM: the first asks to stop after the present step, the second stops at once.
+//! SIGINT and SIGTERM: the first asks to stop after the current step, the second stops immediately.
 
 use crate::output;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -12,7 +12,7 @@ use std::time::Duration;
 pub struct StopFlag(Arc<AtomicBool>);
 
 impl StopFlag {
-    /// Listens from now on. Handlers are the process's: whoever asks again shares its flag.
+    /// Installs the signal handlers; they are per process, so all callers share one flag.
     ///
     /// # Errors
     /// If the system refuses.
@@ -30,7 +30,7 @@ impl StopFlag {
     fn register() -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
-            // In this order: the second signal finds the flag raised and ends the process.
+            // In this order, the second signal finds the flag raised and ends the process.
             flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
             flag::register(signal, Arc::clone(&stop))?;
         }
@@ -39,15 +39,15 @@ impl StopFlag {
         Ok(Self(stop))
     }
 
-    /// Says that the signal has been heard, since a step may take long.
+    /// Acknowledges the signal, since a step may take long.
     fn acknowledge(&self) {
         while !self.is_raised() {
             std::thread::sleep(Duration::from_millis(100));
         }
-        output::note("stopping after this step; a second signal stops at once");
+        output::note("stopping after this step; a second signal stops immediately");
     }
 
-    /// Whether a signal has come.
+    /// Whether a signal has been received.
     pub fn is_raised(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }

@@ -43,7 +43,7 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Where the demo put things.
+/// Paths of the demo's files.
 struct Files {
     base: PathBuf,
     train: PathBuf,
@@ -54,14 +54,14 @@ impl Files {
     fn write(dir: &Path, train: &[Item], held_out: &[Item]) -> Result<Self, Failure> {
         if dir.exists() {
             return Err(Failure::Usage(format!(
-                "--dir {} exists already; remove it, or name another directory",
+                "--dir {} already exists; remove it, or choose another directory",
                 dir.display()
             )));
         }
         let base = dir.join("base");
         std::fs::create_dir_all(&base).map_err(|error| {
             let dir = dir.display();
-            Failure::Usage(format!("--dir {dir} cannot be made ({error}); name another place"))
+            Failure::Usage(format!("--dir {dir} cannot be created ({error}); choose another"))
         })?;
         for (name, bytes) in model::FILES {
             write_file_whole(&base.join(name), bytes)?;
@@ -86,8 +86,8 @@ fn lines(items: &[Item]) -> String {
 fn introduce(args: &DemoArgs, held_out: &[Item]) {
     output::note(&format!(
         "A small language model, trained by Hone on generated text, learns to turn a sentence into \
-         a record.\nNo person, and no triple of count, colour and item, of the held-out items \
-         occurs in the rows\nit is tuned on.\nEverything is in {}.\n\nThe task: {}\nThe answer:{}",
+         a record.\nNone of the people, and no triple of count, colour and item, in the held-out \
+         items\noccurs in the training rows.\nEverything is in {}.\n\nThe task: {}\nThe answer:{}",
         args.dir.display(),
         held_out[0].prompt,
         held_out[0].completion
@@ -111,7 +111,7 @@ fn conclude(
         output::line(&format!("    before {}", shortened(&before.answers[i])));
         output::line(&format!("    after  {}", shortened(&after.answers[i])));
     }
-    output::line(&format!("\n{} in all", hone_train::report::format_seconds(seconds)));
+    output::line(&format!("\n{} in total", hone_train::report::format_seconds(seconds)));
     output::table(&[
         ("base model", files.base.display().to_string()),
         ("data", files.train.display().to_string()),
@@ -119,7 +119,7 @@ fn conclude(
         ("adapter", finished.result.display().to_string()),
         ("report", finished.report.display().to_string()),
     ]);
-    // As it was started: it need not be on the path.
+    // The command as it was invoked, since it may not be on the PATH.
     let hone = std::env::args().next().unwrap_or_else(|| "hone".to_owned());
     output::line(&format!(
         "\nTry next:\n  {hone} generate {} --adapter {} --temperature 0 --prompt \"{}\"\n  \
@@ -132,7 +132,7 @@ fn conclude(
     ));
 }
 
-/// The first line of an answer, at most as long as a line on a terminal.
+/// The first line of an answer, cut to the width of a terminal.
 fn shortened(answer: &str) -> String {
     let line = answer.lines().find(|line| !line.trim().is_empty()).unwrap_or("(nothing)");
     match line.char_indices().nth(88) {

@@ -10,7 +10,7 @@ use hone_train::profile::DeviceProfile;
 use hone_train::report::format_bytes;
 use serde_json::{Value, json};
 
-/// Measures this machine and prints what it has.
+/// Measures this machine and prints its hardware and speed.
 pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
     let profile = DeviceProfile::measure(super::num_threads(args.threads));
     let (total, free) = (machine::total_memory(), machine::available_memory());
@@ -32,7 +32,7 @@ pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
     let bytes = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), format_bytes);
     let rate = |flops: f64| format!("{:.0} GFLOP/s", flops / 1e9);
     let of_ceiling = |flops: f64, ceiling: f64| {
-        format!("{}, {:.0} % of what its multiply-adds allow", rate(flops), 100.0 * flops / ceiling)
+        format!("{}, {:.0} % of its peak multiply-adds", rate(flops), 100.0 * flops / ceiling)
     };
     output::table(&[
         ("hone", profile.version.clone()),
@@ -40,18 +40,18 @@ pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
         ("threads", profile.threads.to_string()),
         ("instruction set", profile.isa.clone()),
         ("memory", format!("{}, {} free", bytes(total), bytes(free))),
-        ("products in f32", of_ceiling(profile.product_f32, profile.ceiling_f32)),
-        ("products in bf16", of_ceiling(profile.product_bf16, profile.ceiling_bf16)),
-        ("products in int8", of_ceiling(profile.product_int8, profile.ceiling_int8)),
+        ("matmul f32", of_ceiling(profile.product_f32, profile.ceiling_f32)),
+        ("matmul bf16", of_ceiling(profile.product_bf16, profile.ceiling_bf16)),
+        ("matmul int8", of_ceiling(profile.product_int8, profile.ceiling_int8)),
         ("attention", rate(profile.attention)),
-        ("memory traffic", format!("{:.1} GB/s", profile.memory / 1e9)),
+        ("memory bandwidth", format!("{:.1} GB/s", profile.memory / 1e9)),
         ("GPU", described(&gpus)),
         ("model cache", hub_cache(&hub)),
     ]);
     Ok(())
 }
 
-/// A GPU and what was measured of it.
+/// A GPU and its measured speed.
 type Measured = (Gpu, DeviceProfile);
 
 /// Every GPU of this machine, or why it cannot be used.
@@ -93,17 +93,17 @@ fn described(gpus: &[Result<Measured, CudaError>]) -> String {
     };
     match gpus {
         [] => "none".to_owned(),
-        [Err(problem)] => format!("none that can be used: {problem}"),
+        [Err(problem)] => format!("none usable: {problem}"),
         gpus => gpus.iter().enumerate().map(one).collect::<Vec<_>>().join("; "),
     }
 }
 
-/// The rates that most of a step's time comes from.
+/// The rates that determine most of a step's time.
 fn rates(profile: &DeviceProfile) -> String {
     let (tera, giga) = (1e12, 1e9);
     format!(
-        "products {:.0} TFLOP/s in 16 bits and {:.0} in f32, attention {:.0}, memory {:.0} GB/s, \
-         copies to it {:.0} GB/s",
+        "matmul {:.0} TFLOP/s in 16 bits and {:.0} in f32, attention {:.0}, memory {:.0} GB/s, \
+         copies from the host {:.0} GB/s",
         profile.product_bf16 / tera,
         profile.product_f32 / tera,
         profile.attention / tera,

@@ -16,7 +16,7 @@ use hone_train::setup::check_tokens;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Slots of a micro-batch: enough for products to run well, little enough to fit anywhere.
+/// Tokens per micro-batch: enough for efficient matmuls, few enough to fit anywhere.
 const BATCH_TOKENS: usize = 4096;
 
 /// Evaluates and prints loss and perplexity, or how answers are ranked.
@@ -33,7 +33,7 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     for warning in &dataset.report().warnings {
         output::note(&format!("note: {warning}"));
     }
-    // Slots that no row needs would be computed for nothing.
+    // Shorter units if no row is longer: padding would be computed for nothing.
     let rows_per_unit = spec.kind.rows_per_record();
     let longest_row = dataset.report().longest_row;
     let unit_tokens = spec.max_seq_len.min(longest_row.max(BATCH_TOKENS)) * rows_per_unit;
@@ -50,8 +50,8 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     let evaluation = evaluation?;
     if !evaluation.loss.is_finite() {
         return Err(Failure::Running(format!(
-            "the loss is {}, not finite: a weight of the model or adapter is not, or the model \
-             overflows in --compute {}",
+            "the loss is {}, not finite: a weight of the model or adapter is not finite, or the \
+             model overflows with --compute {}",
             evaluation.loss,
             opened.compute.name()
         )));
@@ -124,7 +124,7 @@ fn record_spec(args: &EvalArgs, opened: &Opened) -> Result<RecordSpec, Failure> 
     let max_seq_len = args.max_seq_len.unwrap_or(longest.min(2048));
     if !config.supports_len(max_seq_len) {
         return Err(Failure::Usage(format!(
-            "--max-seq-len {max_seq_len} is longer than the model was made for \
+            "--max-seq-len {max_seq_len} is longer than the model supports \
              (max_position_embeddings = {longest})"
         )));
     }

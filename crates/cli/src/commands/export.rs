@@ -13,11 +13,11 @@ use hone_train::checkpoint::publish;
 use serde_json::json;
 use std::path::Path;
 
-/// Writes the model, reads it back, compares, and only then gives it its name.
+/// Writes the model, reads it back, compares, and only then moves it into place.
 pub fn run(args: &ExportArgs) -> Result<(), Failure> {
     if args.out.exists() {
         return Err(Failure::Usage(format!(
-            "--out {} exists already; name another directory",
+            "--out {} already exists; choose another directory",
             args.out.display()
         )));
     }
@@ -30,8 +30,8 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
     };
     if let Some(flag) = packed {
         return Err(Failure::Usage(format!(
-            "{flag}: an export computes nothing, and packed weights would be written as they \
-             were rounded; leave it out"
+            "{flag}: an export needs no compute precision, and packed weights would be written \
+             with their rounding errors; omit it"
         )));
     }
     let opened = super::open(&args.model, super::Purpose::Export)?;
@@ -39,12 +39,12 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
     let name = args.out.file_name().unwrap_or_default().to_string_lossy();
     let partial = args.out.with_file_name(format!(".{name}.partial"));
     if partial.exists() {
-        // What a killed export left.
+        // Left by an export that was killed.
         std::fs::remove_dir_all(&partial).map_err(TrainError::io(&partial))?;
     }
     std::fs::create_dir(&partial).map_err(|error| {
         let out = args.out.display();
-        Failure::Usage(format!("--out {out} cannot be made ({error}); name another place"))
+        Failure::Usage(format!("--out {out} cannot be created ({error}); choose another"))
     })?;
     let fidelity = match args.format {
         ExportFormat::Hf => write_and_compare(&opened, dtype, &partial),
@@ -52,7 +52,7 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
     let fidelity = match fidelity {
         Ok(fidelity) => fidelity,
         Err(failure) => {
-            // Nothing half-written is left; that removing it fails too would add nothing.
+            // Leave nothing half-written; the first error is the one worth reporting.
             let _ = std::fs::remove_dir_all(&partial);
             return Err(failure);
         }
@@ -84,7 +84,7 @@ fn report(args: &ExportArgs, dtype: DType, fidelity: &Fidelity) {
         rows.push((
             "adapter",
             format!(
-                "{:.1} % of its effect lost in the merge; likeliest token as with it after \
+                "{:.1} % of its effect lost in the merge; most likely token unchanged for \
                  {agreement:.0} % of tokens",
                 100.0 * lost
             ),
@@ -93,7 +93,7 @@ fn report(args: &ExportArgs, dtype: DType, fidelity: &Fidelity) {
     output::table(&rows);
 }
 
-/// What the model and what was written of it are compared on: prose, talk, figures, code.
+/// Texts on which the model and its export are compared: prose, dialogue, figures, code.
 const TEXTS: [&str; 4] = [
     "Once upon a time there was a little girl who lived in a village near the forest. One day \
      she found a small bird with a broken wing, and she took it home with her.",
@@ -105,13 +105,13 @@ const TEXTS: [&str; 4] = [
      return width * height\n",
 ];
 
-/// Most tokens of a text that are compared.
+/// Number of tokens of each text that are compared.
 const MAX_TOKENS: usize = 64;
 
 fn write_and_compare(opened: &Opened, dtype: DType, out: &Path) -> Result<Fidelity, Failure> {
     let Opened { device, model, .. } = opened;
     let is_adapted = model.decoder.projections().any(|(_, p)| !p.adapters.is_empty());
-    // A model as it was keeps the ends that it was published with.
+    // A model that was not tuned keeps the stop tokens that it was published with.
     let end_of_turn = opened.tokenizer.turn_end_id().filter(|_| is_adapted);
     export_hf(model, device, ExportOptions { base_dir: &opened.dir, dtype, end_of_turn }, out)?;
     let written = &hone_model::load(out, device, LoadOptions::INFERENCE)?;
@@ -124,7 +124,7 @@ fn write_and_compare(opened: &Opened, dtype: DType, out: &Path) -> Result<Fideli
     let rows = TEXTS.into_iter().map(row).collect::<Result<Vec<_>, _>>()?;
     let models = Comparison { device, base: base.as_ref(), intended: model, written };
     check_written(models, dtype, &rows).map_err(|error| match error {
-        // Another type, or other weights, can be asked for.
+        // Errors that the user can fix by choosing another type or other weights.
         ExportError::EffectLost { .. }
         | ExportError::Overflow { .. }
         | ExportError::NotFinite { .. } => Failure::Usage(error.to_string()),

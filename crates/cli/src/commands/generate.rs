@@ -11,7 +11,7 @@ use serde_json::json;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-/// Continues the prompt, printing text as it comes.
+/// Continues the prompt, streaming the text.
 pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let text = prompt_text(args)?;
     let opened = super::open(&args.model, super::Purpose::Compute)?;
@@ -45,13 +45,13 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
         }));
         return Ok(());
     }
-    // In a pipe too: what is printed next must not stick to the text.
+    // In a pipe too, so that later output starts on a new line.
     if !text.ends_with('\n') {
         output::line("");
     }
     output::note(&format!("{} tokens, {tokens_per_second:.0} tokens/s", tokens.len()));
     if finish == Finish::Context {
-        output::note("note: the model's longest sequence is reached");
+        output::note("note: stopped at the model's maximum sequence length");
     }
     Ok(())
 }
@@ -75,8 +75,7 @@ fn request(args: &GenerateArgs, opened: &Opened, text: &str) -> Result<Request, 
     })
 }
 
-/// The prompt as it was given: on the command line, or in a file or on standard input, of which the
-/// last line end is not a part.
+/// The prompt from the command line, or from a file or standard input without its final newline.
 fn prompt_text(args: &GenerateArgs) -> Result<String, Failure> {
     let Some(path) = &args.prompt_file else { return Ok(args.prompt.clone().unwrap_or_default()) };
     let read = match path.as_os_str() == "-" {
@@ -94,7 +93,7 @@ fn prompt_text(args: &GenerateArgs) -> Result<String, Failure> {
     Ok(text)
 }
 
-/// Prints a piece of text, unless a JSON object will hold it all.
+/// Prints a piece of text, unless all of it goes into a JSON object.
 fn show(args: &GenerateArgs, text: &mut String, piece: &str) -> ControlFlow<()> {
     text.push_str(piece);
     match args.json {
@@ -108,7 +107,7 @@ fn prompt_tokens(args: &GenerateArgs, opened: &Opened, text: &str) -> Result<Vec
         false => opened.tokenizer.encode(text, true)?,
         true => {
             let template = opened.tokenizer.chat_template().ok_or_else(|| {
-                Failure::Usage("--chat: this model has no chat template; leave --chat out".into())
+                Failure::Usage("--chat: this model has no chat template; omit --chat".into())
             })?;
             let system = args.system.iter().map(|text| ("system", text.as_str()));
             let messages = system.chain([("user", text)]);
@@ -121,7 +120,7 @@ fn prompt_tokens(args: &GenerateArgs, opened: &Opened, text: &str) -> Result<Vec
             opened.tokenizer.encode(&text, false)?
         }
     };
-    // A tokenizer that ends texts by itself: the answer would be a new text.
+    // Some tokenizers append EOS, after which the answer would be a new text.
     let is_text = !args.chat && tokens.len() > 1;
     if is_text && tokens.last().copied() == opened.tokenizer.eos_token_id() {
         tokens.pop();
@@ -130,13 +129,12 @@ fn prompt_tokens(args: &GenerateArgs, opened: &Opened, text: &str) -> Result<Vec
     let longest = opened.model.decoder.config.max_position_embeddings;
     if tokens.is_empty() {
         return Err(Failure::Usage(
-            "--prompt is empty and this tokenizer puts no token before a text; give some text"
-                .into(),
+            "--prompt is empty and this tokenizer adds no BOS token; give some text".into(),
         ));
     }
     if tokens.len() >= longest {
         return Err(Failure::Usage(format!(
-            "--prompt has {} tokens, and the model was made for {longest} in all; shorten it",
+            "--prompt has {} tokens, but the model supports only {longest} in total; shorten it",
             tokens.len()
         )));
     }

@@ -56,7 +56,7 @@ impl Opened {
     }
 }
 
-/// What a model is opened for.
+/// Why a model is opened.
 enum Purpose {
     Compute,
     Export,
@@ -67,7 +67,7 @@ fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
     check_held_for(held, asked, "--base-precision")
         .map_err(|problem| Failure::Usage(format!("--compute {problem}")))?;
     let dir = resolve(&args.model, &mut print_note)?;
-    // Headers, configuration and tokenizer first: loading weights may take a minute.
+    // Check headers, configuration and tokenizer first: loading weights may take a minute.
     let Model { decoder, file_dtype, .. } =
         hone_model::load(&dir, &Device::dry(), LoadOptions::INFERENCE)?;
     let tokenizer = Tokenizer::from_dir(&dir)?;
@@ -77,12 +77,12 @@ fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
     let (backend, compute) = Backend::open(asked_device, (asked, file_dtype), threads, note)?;
     let base_precision = match purpose {
         Purpose::Compute => held_type(held, compute, file_dtype),
-        // What is written must be what is in the file, unless it is asked for.
+        // An export must not change the values in the file, unless asked to.
         Purpose::Export => held_type(held, Compute::F32, file_dtype),
     };
     let options = LoadOptions { base_precision, ..LoadOptions::INFERENCE };
     if backend.gpu_name().is_some() {
-        // As the GPU holds it: a model too large is refused before anything is loaded.
+        // Counted as stored on the GPU, to refuse a model that is too large before loading it.
         let dry = Device::dry_as(Target::Cuda);
         let _counted = hone_model::load(&dir, &dry, options)?;
         backend.check_room(dry.persistent_bytes(Category::Weights))?;
@@ -97,11 +97,11 @@ fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
     Ok(Opened { dir, device, model, tokenizer, compute })
 }
 
-/// The directory that a file or directory will be written into must be there.
+/// Checks that the directory that an output is written into exists.
 fn check_parent(flag: &str, path: &Path) -> Result<(), Failure> {
     match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         Some(parent) if !parent.is_dir() => Err(Failure::Usage(format!(
-            "{flag} {}: there is no directory {}; make it, or name another place",
+            "{flag} {}: there is no directory {}; create it, or choose another",
             path.display(),
             parent.display()
         ))),

@@ -29,7 +29,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     Err(Failure::Usage(format!("this run does not fit. What would make it fit:\n  {suggestions}")))
 }
 
-/// The plan as people read it.
+/// The plan as text.
 pub fn text(setup: &Setup, plan: &Plan) -> String {
     let mut text = String::new();
     let report = setup.train.report();
@@ -50,7 +50,7 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
         }
     }
     let held = match setup.lora {
-        Some(_) => format!(", frozen weights held as {}", plan.base_precision),
+        Some(_) => format!(", frozen weights stored as {}", plan.base_precision),
         None => String::new(),
     };
     let _ = writeln!(text, "compute  {}{held}", plan.compute);
@@ -80,20 +80,20 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
     let _ = match &plan.gpu {
         None => write!(
             text,
-            "         by this machine's speed of {}; `hone doctor` measures it again",
+            "         based on this machine's speed of {}; `hone doctor` measures it again",
             plan.speed_measured
         ),
         Some(gpu) => {
             let here = setup.backend.gpu_name().is_some();
             let measure = if here { "; `hone doctor` measures it" } else { "" };
             let speed = &plan.speed_measured;
-            write!(text, "         on {gpu}, by {speed}{measure}; unproven on hardware")
+            write!(text, "         on {gpu}, based on {speed}{measure}; unproven on hardware")
         }
     };
     text
 }
 
-/// What a GPU's run keeps in the CPU's memory, where that is worth a word.
+/// Lines about host memory used by a GPU run, if there is anything to report.
 fn host_memory(setup: &Setup, plan: &Plan) -> String {
     let mut text = String::new();
     if plan.offloaded_blocks > 0 {
@@ -102,15 +102,15 @@ fn host_memory(setup: &Setup, plan: &Plan) -> String {
         let copied = format_bytes(plan.copied_bytes_per_step);
         let _ = writeln!(
             text,
-            "offload  {blocks} of {all} blocks stay in the CPU's memory ({bytes}, page-locked)\n\
-             {:9}and take turns in two places on the GPU, part of its weights;\n\
-             {:9}{copied} a step are copied",
+            "offload  {blocks} of {all} blocks stay in host memory ({bytes}, page-locked)\n\
+             {:9}and share two buffers on the GPU, counted with its weights;\n\
+             {:9}{copied} are copied per step",
             "", ""
         );
     }
     if let Some(free) = plan.host_free_bytes {
         let (needed, free) = (format_bytes(plan.host_bytes()), format_bytes(free));
-        let _ = writeln!(text, "host     {needed} of the CPU's memory, {free} free: does not fit");
+        let _ = writeln!(text, "host     {needed} of host memory, {free} free: does not fit");
     }
     text
 }

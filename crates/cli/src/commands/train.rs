@@ -13,7 +13,7 @@ use hone_train::setup::Setup;
 use hone_train::step_profile::StepProfile;
 use std::path::Path;
 
-/// Trains, and tells where the result is.
+/// Trains and prints where the results are.
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let mut audience = match args.events {
         Some(EventFormat::Json) => Audience::Program,
@@ -102,7 +102,7 @@ pub fn train(
     match outcome? {
         Outcome::Finished(finished) => Ok(finished),
         Outcome::Interrupted { step } => Err(Failure::Interrupted(format!(
-            "stopped after step {step} of {}; its checkpoint is in {}. Go on with {resume_with}",
+            "stopped after step {step} of {}; its checkpoint is in {}. Resume with {resume_with}",
             setup.num_steps,
             setup.run.output.dir.join("checkpoints").display()
         ))),
@@ -131,11 +131,12 @@ fn print_summary(finished: &Finished) {
     output::table(&rows);
 }
 
-/// A table of operations, and where the trace is.
+/// A table of operations, and the path of the trace.
 fn profile_text(profile: &StepProfile<'_>, path: &Path) -> String {
     let operations = profile.operations();
     let total: f64 = operations.iter().map(|operation| operation.seconds).sum();
-    let mut text = format!("\nwhere {total:.3} s of a step go (mean of {}):\n", profile.num_steps);
+    let mut text =
+        format!("\n{total:.3} s per step by operation (mean of {} steps):\n", profile.num_steps);
     text.push_str(&format!(
         "{:<20} {:>6} {:>10} {:>6} {:>10} {:>9} {:>7}\n",
         "operation", "calls", "ms", "share", "planned ms", "GFLOP/s", "GB/s"
@@ -153,5 +154,5 @@ fn profile_text(profile: &StepProfile<'_>, path: &Path) -> String {
             operation.bytes_per_second / 1e9,
         ));
     }
-    text + &format!("trace, for ui.perfetto.dev: {}\n", path.display())
+    text + &format!("trace for ui.perfetto.dev: {}\n", path.display())
 }

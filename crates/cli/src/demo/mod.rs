@@ -1,5 +1,5 @@
-//! What `hone demo` works with: the small base model (`model`), and a generator of the task
-//! (`task`) which it is tuned to and asked (`score`). Words and sentences are in `words`.
+//! Parts of `hone demo`: the small base model (`model`), a generator of the task (`task`) that it
+//! is tuned for, and its evaluation (`score`). Words and sentences are in `words`.
 
 pub mod model;
 pub mod scene;

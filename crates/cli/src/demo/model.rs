@@ -1,4 +1,4 @@
-//! The demo's base model, inside the binary, and the run file that tunes it.
+//! The demo's base model, embedded in the binary, and the run file that tunes it.
 //!
 //! Hone trained it from random weights. `cargo xtask demo-base DIR` writes the recipe, `hone train
 //! DIR/run.toml` makes the model, and `hone export DIR/run/model --dtype bf16 --out DIR/base`
@@ -16,7 +16,7 @@ pub const FILES: [(&str, &[u8]); 4] = [
 
 /// The run file that tunes the model in `base` to the rows in `train`, measured on `held_out`.
 pub fn tuning_run_file(base: &Path, train: &Path, held_out: &Path, run: &Path) -> String {
-    // JSON's way to write a text is also TOML's.
+    // A JSON string literal is also a valid TOML string.
     let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy()).to_string();
     format!(
         r#"# Written by `hone demo`. Run it again with another output.dir:

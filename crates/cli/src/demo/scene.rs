@@ -1,4 +1,4 @@
-//! One happening, drawn at random, and templates filled from it.
+//! One randomly drawn event, and templates filled from it.
 
 use super::words::{COLOURS, COUNTS, DAYS, ITEMS, PLACES, VERBS};
 use hone_data::random::Stream;

@@ -17,11 +17,11 @@ const MAX_ANSWER_TOKENS: usize = 64;
 pub struct Score {
     /// One for each item.
     pub answers: Vec<String>,
-    /// Answers that are the completion, letter by letter.
+    /// Number of answers that match the completion exactly.
     pub num_right: usize,
 }
 
-/// Asks the model in `base`, with the adapter in `tuned` where there is one, all items.
+/// Asks the model in `base`, with the adapter in `tuned` if given, all items.
 pub fn score(base: &Path, tuned: Option<&Path>, items: &[Item]) -> Result<Score, Failure> {
     let device = Device::cpu(machine::num_threads());
     let mut model = hone_model::load(base, &device, LoadOptions::INFERENCE)?;

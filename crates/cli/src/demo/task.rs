@@ -45,7 +45,7 @@ fn draw(random: &mut Stream, num_items: usize, people: &[&'static str], held: bo
     items
 }
 
-/// Every fifth triple of count, colour and item is kept from training.
+/// Every fifth triple of count, colour and item is held out from training.
 fn is_held_out(scene: &Scene) -> bool {
     (scene.count + scene.colour + scene.item).is_multiple_of(5)
 }
@@ -71,7 +71,7 @@ fn item(scene: &Scene, random: &mut Stream) -> Item {
     Item { prompt: scene.tell(&format!("Note: {text} YAML:")), completion: record }
 }
 
-/// Sentences of the task which say for whom.
+/// Sentences of the task with a recipient.
 const ORDERS: &[&str] = &[
     "{a} bought {n} {c} {i} at the {p} for {b}.",
     "At the {p}, {a} bought {n} {c} {i} for {b}.",
@@ -83,13 +83,13 @@ const ORDERS: &[&str] = &[
     "{b} will be glad: {a} found {n} {c} {i} at the {p}.",
 ];
 
-/// Sentences of the task which do not.
+/// Sentences of the task without a recipient.
 const ORDERS_FOR_NOBODY: &[&str] = &[
     "{a} bought {n} {c} {i} at the {p}.",
     "At the {p}, {a} picked up {n} {c} {i}.",
     "On {y}, {a} went to the {p} and got {n} {i} in {c}.",
 ];
 
-/// What may stand before an order or after it and is not part of the record.
+/// Sentences that may precede or follow an order and are not part of the record.
 const ASIDES: &[&str] =
     &["It was raining.", "The shop was full.", "That was on {y}.", "It took an hour."];

@@ -1,17 +1,17 @@
-//! Word lists and sentence templates of the demo: everything it can say is here.
+//! Word lists and sentence templates of the demo.
 //!
 //! Marks in templates: `{a}` who acts, `{b}` for whom, `{x}` a bystander, `{n}` the count as a
 //! word, `{N}` the same at a sentence's start, `{d}` the count in digits, `{c}` colour, `{i}` item,
 //! `{p}` place, `{y}` day, `{v}` verb in the past, `{w}` verb in its base form.
 
-/// People of the training rows. Stories tell of these and of `HELD_OUT_PEOPLE` alike.
+/// People in the training rows. Stories use both these and `HELD_OUT_PEOPLE`.
 pub const PEOPLE: &[&str] = &[
     "Ada", "Ben", "Cara", "Dan", "Ella", "Finn", "Gina", "Hugo", "Ida", "Jack", "Kim", "Leo",
     "Mia", "Ned", "Olga", "Paul", "Rita", "Sam", "Tom", "Una", "Vera", "Will", "Zoe", "Anna",
     "Carl", "Dora", "Emil", "Greta", "Hans", "Jana", "Karl", "Pia",
 ];
 
-/// People who are in held-out rows only.
+/// People who occur only in held-out rows.
 pub const HELD_OUT_PEOPLE: &[&str] = &[
     "Alma", "Bruno", "Clara", "Doris", "Erik", "Frida", "Ivan", "Julia", "Lars", "Maria", "Nils",
     "Rosa",

@@ -60,7 +60,7 @@ fn generate() {
         command(
             "a prompt that is too long",
             arguments,
-            &["--prompt has 70 tokens", "made for 64 in all", "shorten it"],
+            &["--prompt has 70 tokens", "supports only 64 in total", "shorten it"],
         ),
         Case {
             name: "an adapter instead of a model",
@@ -77,7 +77,7 @@ fn generate() {
         command(
             "no template",
             &["generate", "model", "--prompt", "w5", "--chat"],
-            &["--chat: this model has no chat template", "leave --chat out"],
+            &["--chat: this model has no chat template", "omit --chat"],
         ),
         command(
             "no model",
@@ -134,7 +134,7 @@ fn eval() {
             &["eval.jsonl:", "at most 3 are taken", "raise --max-seq-len", "--truncate"],
         ),
         command(
-            "longer than the model was made for",
+            "longer than the model supports",
             &["eval", "model", "--data", "eval.jsonl", "--max-seq-len", "65"],
             &["--max-seq-len 65", "max_position_embeddings = 64"],
         ),
@@ -152,12 +152,12 @@ fn demo() {
         command(
             "a directory that exists",
             &["demo", "--dir", "model"],
-            &["--dir model exists already", "name another directory"],
+            &["--dir model already exists", "choose another directory"],
         ),
         command(
             "a place below a file",
             &["demo", "--dir", "run.toml/demo"],
-            &["--dir run.toml/demo cannot be made", "name another place"],
+            &["--dir run.toml/demo cannot be created", "choose another"],
         ),
     ]);
 }

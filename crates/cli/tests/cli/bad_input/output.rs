@@ -66,27 +66,27 @@ fn exports() {
         command(
             "a directory that exists",
             &["export", "model", "--out", "model"],
-            &["--out model exists already", "another"],
+            &["--out model already exists", "another"],
         ),
         command(
             "a file that exists",
             &["export", "model", "--out", "run.toml"],
-            &["--out run.toml exists already"],
+            &["--out run.toml already exists"],
         ),
         command(
             "below nothing",
             &["export", "model", "--out", "nowhere/merged"],
-            &["--out nowhere/merged: there is no directory nowhere", "make it"],
+            &["--out nowhere/merged: there is no directory nowhere", "create it"],
         ),
         command(
             "quantised by the way",
             &["export", "model", "--compute", "int8", "--out", "merged"],
-            &["--compute int8: an export computes nothing", "leave it out"],
+            &["--compute int8: an export needs no compute precision", "omit it"],
         ),
         command(
             "quantised after all",
             &["export", "model", "--base-precision", "int8", "--out", "merged"],
-            &["--base-precision int8: an export computes nothing", "leave it out"],
+            &["--base-precision int8: an export needs no compute precision", "omit it"],
         ),
         command(
             "integers times floats",

@@ -120,7 +120,7 @@ fn a_second_signal_ends_it_at_once() {
     let mut child = scene.train(&["train.batch_tokens=131072"]).spawn().unwrap();
     wait_for("evaluation after step 0", &mut child);
     signal(child.id(), "-INT");
-    wait_for("a second signal stops at once", &mut child);
+    wait_for("a second signal stops immediately", &mut child);
     signal(child.id(), "-INT");
     let stopped = rest(child);
     assert_eq!(stopped.status, Some(130), "{}", stopped.stderr);
