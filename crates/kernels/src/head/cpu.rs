@@ -142,7 +142,7 @@ struct SegmentTask<'a, T, M> {
     columns: Range<usize>,
     h: usize,
     int8: bool,
-    /// Of each row: maximum, sum, the target's logit.
+    /// Of each row: the others' maximum and sum, without the target; the target's logit.
     states: &'a mut [f32],
     /// `Σ_v exp(logit - maximum) W[v]` without the target's, in rows of [`padded_row`]; empty where
     /// not asked for.
@@ -175,7 +175,8 @@ impl<T: Typed, M: Tile> Kernel for SegmentTask<'_, T, M> {
             }
         };
         for state in self.states.chunks_exact_mut(3) {
-            state.copy_from_slice(&[f32::NEG_INFINITY, 0.0, 0.0]);
+            // Not -inf, whose difference from itself is not a number.
+            state.copy_from_slice(&[f32::MIN, 0.0, 0.0]);
         }
         for first in self.columns.clone().step_by(COLS) {
             let columns = first..self.columns.end.min(first + COLS);
@@ -233,16 +234,13 @@ impl<T: Typed, M: Tile> SegmentTask<'_, T, M> {
         for (i, state) in self.states.chunks_exact_mut(3).enumerate() {
             let logits = &mut logits[i * COLS..][..whole];
             let target = (self.targets[i] as usize).wrapping_sub(columns.start);
-            if target < cols {
-                state[2] = logits[target];
-            }
             logits[cols..].fill(f32::NEG_INFINITY);
-            let shrink = absorb(logits, state);
-            // Where the target is nearly certain, the gradient is what it lacks of being so: too
-            // little to survive the rounding of its probability.
+            // Where the target is nearly certain, the gradient is the sum of the others: too small
+            // to survive an addition to the target's own probability.
             if target < cols {
-                logits[target] = 0.0;
+                state[2] = std::mem::replace(&mut logits[target], f32::NEG_INFINITY);
             }
+            let shrink = absorb(logits, state);
             if !self.sums.is_empty() && shrink != 1.0 && columns.start > self.columns.start {
                 self.sums[i * width..][..self.h].iter_mut().for_each(|s| *s *= shrink);
             }
@@ -282,6 +280,51 @@ fn absorb(logits: &mut [f32], state: &mut [f32]) -> f32 {
     shrink
 }
 
+/// A row's softmax: its target, and all others together.
+#[derive(Clone, Copy)]
+struct Softmax {
+    target: f32,
+    /// Greatest logit of all.
+    max: f32,
+    /// `exp(target - max)`.
+    own: f32,
+    /// `Σ exp(logit - max)` over the others.
+    others: f32,
+}
+
+impl Softmax {
+    /// From the maximum and the sum of each segment, both without the target.
+    fn merge(segments: impl Iterator<Item = (f32, f32)> + Clone, target: f32) -> Self {
+        let others_max = segments.clone().map(|(max, _)| max).fold(f32::MIN, f32::max);
+        let sum: f32 = segments.map(|(max, sum)| sum * exp(max - others_max)).sum();
+        let max = others_max.max(target);
+        Self { target, max, own: exp(target - max), others: sum * exp(others_max - max) }
+    }
+
+    /// Logarithm of the denominator.
+    fn lse(self) -> f32 {
+        self.max + (self.own + self.others).ln()
+    }
+
+    /// The target's log-probability, exact where it is nearly zero.
+    fn log_prob(self) -> f32 {
+        match self.others < self.own {
+            true => -(f64::from(self.others) / f64::from(self.own)).ln_1p() as f32,
+            false => self.target - self.lse(),
+        }
+    }
+
+    /// One minus the target's probability.
+    fn lacks(self) -> f32 {
+        self.others / (self.own + self.others)
+    }
+
+    /// What a segment's weights are multiplied by, given its maximum.
+    fn share(self, segment_max: f32) -> f32 {
+        exp(segment_max - self.max) / (self.own + self.others)
+    }
+}
+
 /// Puts the segments together.
 fn merge(
     cpu: &Cpu,
@@ -293,24 +336,21 @@ fn merge(
     let (n, h) = (inputs.targets.len(), inputs.hidden_size);
     let (log_probs, lse) = (outputs.log_probs.f32(), outputs.lse.f32());
     let state = |segment: usize, t: usize| &states[3 * (segment * n + t)..][..3];
-    // Of a row over all segments: maximum and sum.
     let whole = |t: usize| {
-        let max = (0..segments).map(|s| state(s, t)[0]).fold(f32::NEG_INFINITY, f32::max);
-        let sum: f32 = (0..segments).map(|s| state(s, t)[1] * exp(state(s, t)[0] - max)).sum();
-        (max, sum)
+        let target = state(inputs.targets[t] as usize / SEGMENT, t)[2];
+        Softmax::merge((0..segments).map(|s| (state(s, t)[0], state(s, t)[1])), target)
     };
     for t in 0..n {
-        let ((max, sum), target) = (whole(t), state(inputs.targets[t] as usize / SEGMENT, t)[2]);
-        lse[t] = max + sum.ln();
-        log_probs[t] = target - lse[t];
+        let softmax = whole(t);
+        (lse[t], log_probs[t]) = (softmax.lse(), softmax.log_prob());
     }
     let Some(direction) = outputs.direction else { return };
     with_elements!(mut direction, direction => {
         cpu.rows(&mut direction[..n * h], h, (segments + 1) * h, |t, row| {
-            let (target, (max, sum)) = (inputs.targets[t] as usize, whole(t));
-            let lacks = 1.0 - exp(state(target / SEGMENT, t)[2] - max) / sum;
+            let (target, softmax) = (inputs.targets[t] as usize, whole(t));
+            let lacks = softmax.lacks();
             let parts = (0..segments).map(|s| {
-                let share = exp(state(s, t)[0] - max) / sum;
+                let share = softmax.share(state(s, t)[0]);
                 (share, &sums[(s * n + t) * padded_row(h)..][..h])
             });
             cpu.isa.run(Direction { row, weight: inputs.weight, target, lacks, parts });

@@ -1,13 +1,14 @@
 //! Every coarse operation but `linear` in its reference form, and the cases it is checked in.
 
 use super::check_op::{
-    Kind, Operands, Operation, check_op, check_op_in, check_op_on_gpu, f64s, normals, tensor_of,
+    Kind, Operands, Operation, check_op, check_op_in, check_op_on_gpu, devices, f64s, normals,
+    tensor_of,
 };
 use super::linear::{Linear, Options};
 use crate::ops::{self, Activation, Angles, RmsNorm};
 use crate::{
-    Category, Compute, DType, Device, Heads, Params, Sequence, Storage, Tape, Target, Tensor, Var,
-    Weight,
+    Category, Compute, DType, Device, Gradients, Heads, Params, Sequence, Storage, Tape, Target,
+    Tensor, Var, Weight,
 };
 use hone_kernels::cuda::Gpu;
 use hone_kernels::gemm::reference::{gemm, transpose};
@@ -347,6 +348,43 @@ fn log_probs_passes() {
 fn log_probs_passes_with_a_large_vocabulary() {
     for kind in WEIGHT_KINDS {
         check_op("log_probs in panels", &mut LogProbs::new(kind, (7, 16, 17_000), 3, true));
+    }
+}
+
+/// Where a target's probability `p` is nearly one, `log p` and `1 - p` are as exact as elsewhere.
+/// The other logits are zero; the second element of the gradient is `1 - p`.
+#[test]
+fn what_nearly_certain_targets_lack_is_exact() {
+    let devices: Vec<Device> =
+        devices().into_iter().chain(Gpu::for_tests().map(Device::cuda)).collect();
+    for (v, lacks) in [67, 25_000]
+        .into_iter()
+        .flat_map(|v| [1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9].map(|lacks| (v, lacks)))
+    {
+        let (others, target) = ((v - 1) as f64, v - 2);
+        let logit = (others * (1.0 - lacks) / lacks).ln() as f32;
+        let mut w = vec![0.0; 2 * v];
+        w[2 * target..].copy_from_slice(&[&[logit, 1.0][..], &[0.0, 0.0]].concat());
+        let own = f64::from(logit).exp();
+        let expected = [-(others / own).ln_1p(), others / (own + others)];
+        for device in &devices {
+            let params = Params::default();
+            let hold = |x: &[f32], shape: &[usize]| {
+                device.hold(Category::Activations, &Tensor::from_f32(x, shape))
+            };
+            let weight = Weight::Frozen(hold(&w, &[v, 2]));
+            let targets = [target as u32];
+            let mut tape = Tape::training(device, &params, Compute::F32, None);
+            let x = tape.leaf(hold(&[1.0, 0.0], &[1, 2]), true);
+            let y = ops::log_probs(&mut tape, x.clone(), &weight, &[0], &targets);
+            let log_prob = y.value().to_vec_f32()[0];
+            let leaves = tape.sweep_back(y, hold(&[1.0], &[1]), &mut Gradients::default());
+            let d_x = leaves.get(&x).expect("x requires a gradient").to_vec_f32();
+            for (found, exact) in [log_prob, d_x[1]].into_iter().zip(expected) {
+                let error = (f64::from(found) / exact - 1.0).abs();
+                assert!(error < 1e-5, "{v}, {lacks:e}: {found:e}, not {exact:e}");
+            }
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::Path;
 
 /// Version of the arithmetic. It is raised by every change after which some run computes other
 /// bits: a run is continued, and a checkpoint loaded, only by the version that began it.
-pub const NUMERICS: u32 = 1;
+pub const NUMERICS: u32 = 2;
 
 /// Version of the file's layout.
 pub const FORMAT_VERSION: u32 = 2;
