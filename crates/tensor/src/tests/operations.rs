@@ -370,7 +370,7 @@ fn what_nearly_certain_targets_lack_is_exact() {
         for device in &devices {
             let params = Params::default();
             let hold = |x: &[f32], shape: &[usize]| {
-                device.hold(Category::Activations, &Tensor::from_f32(x, shape))
+                device.hold(Category::Activations, &Tensor::from_f32(x, shape)).unwrap()
             };
             let weight = Weight::Frozen(hold(&w, &[v, 2]));
             let targets = [target as u32];
