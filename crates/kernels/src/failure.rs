@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Why a device could not do what it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
-    /// There is not so much memory. What was taken for the pass is given back.
+    /// Out of memory. What the pass had allocated is released.
     #[error(
         "{memory} ran out: {asked} bytes were asked for{}",
         free.map_or(String::new(), |free| format!(", and {free} are free"))
@@ -46,7 +46,7 @@ pub enum DeviceError {
 }
 
 impl DeviceError {
-    /// `asked` bytes of the host's memory are not to be had.
+    /// `asked` bytes of host memory could not be allocated.
     pub fn out_of_host_memory(asked: usize) -> Self {
         Self::OutOfMemory { memory: "host memory", asked: asked as u64, free: None }
     }
@@ -62,7 +62,7 @@ impl DeviceError {
     }
 }
 
-/// The first failure of a device that nobody was told of yet.
+/// The first failure of a device that has not been reported yet. One pass at a time per device.
 #[derive(Debug, Default)]
 pub struct Failures {
     /// Whether `first` holds one: asked before every operation.
@@ -74,7 +74,9 @@ pub struct Failures {
 impl Failures {
     /// Notes a failure, unless there was one before it.
     pub fn note(&self, error: DeviceError) {
-        lock(&self.first).get_or_insert(error);
+        // Held to the end: `settle` on another thread must not come between.
+        let mut first = lock(&self.first);
+        first.get_or_insert(error);
         self.count.fetch_add(1, Ordering::Relaxed);
         self.is_failing.store(true, Ordering::Release);
     }
@@ -98,12 +100,12 @@ impl Failures {
         Err(error)
     }
 
-    /// Grows with each failure: what was copied to a device is there if it is as it was before.
+    /// Number of failures so far. A copy on the device is valid only while this is unchanged.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// The failure that nobody was told of yet.
+    /// The first failure that has not been reported yet.
     pub fn first(&self) -> Option<DeviceError> {
         lock(&self.first).clone()
     }

@@ -46,7 +46,7 @@ codes! {
     DataSetup = "data.setup",
     /// A row or prompt has a token that the model does not know.
     DataUnknownToken = "data.unknown_token",
-    /// No device is called so.
+    /// No device has that name.
     DeviceUnknown = "device.unknown",
     /// The device is not here, or cannot be used.
     DeviceUnavailable = "device.unavailable",
@@ -58,7 +58,7 @@ codes! {
     RunDirTaken = "run_dir.taken",
     /// Another process trains in `output.dir`.
     RunDirBusy = "run_dir.busy",
-    /// `output.dir` cannot be made or written.
+    /// `output.dir` cannot be created or written.
     RunDirNotWritable = "run_dir.not_writable",
     /// A file of the run is damaged.
     RunDirDamaged = "run_dir.damaged",
@@ -74,9 +74,9 @@ codes! {
     ResumeNotExtendable = "resume.not_extendable",
     /// A checkpoint cannot be written or read.
     CheckpointFailed = "checkpoint.failed",
-    /// Memory ran out on the way.
+    /// Memory ran out during the run.
     MemoryRanOut = "memory.ran_out",
-    /// The device failed on the way.
+    /// The device failed during the run.
     DeviceFailed = "device.failed",
     /// The disk is full.
     DiskFull = "disk.full",
@@ -88,7 +88,7 @@ codes! {
     GenerateFailed = "generate.failed",
     /// An exported model is not what it should be.
     ExportFailed = "export.failed",
-    /// The report cannot be made.
+    /// The report cannot be built.
     ReportFailed = "report.failed",
     /// Something else failed.
     Failed = "failed",

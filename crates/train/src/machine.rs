@@ -43,6 +43,12 @@ pub fn peak_resident_bytes() -> Option<u64> {
     kilobytes("/proc/self/status", "VmHWM:")
 }
 
+/// Lets [`peak_resident_bytes`] count from now on, where the system can.
+pub fn reset_peak_resident_bytes() {
+    // Linux: proc_pid_clear_refs(5), "reset the peak resident set size".
+    let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
 fn kilobytes(file: &str, field: &str) -> Option<u64> {
     let text = fs::read_to_string(file).ok()?;
     let line = text.lines().find(|line| line.starts_with(field))?;

@@ -76,7 +76,12 @@ impl DeviceProfile {
         let kept = kept.and_then(|text| serde_json::from_str::<Self>(&text).ok());
         match kept.filter(|profile| profile.is_of_here(threads)) {
             Some(profile) => profile,
-            None => Self::measure(threads),
+            None => {
+                let profile = Self::measure(threads);
+                // Once on a machine: no part of the run that happens to be the first.
+                machine::reset_peak_resident_bytes();
+                profile
+            }
         }
     }
 

@@ -178,7 +178,8 @@ impl RunDir {
     pub fn update(&self, setup: &Setup, plan: &Plan) -> Result<(), TrainError> {
         let manifest = self.read_manifest()?;
         if manifest.plan.num_steps != plan.num_steps {
-            self.write_json(MANIFEST, &Manifest { plan: plan.clone(), ..manifest })?;
+            // Measured at the end of the first part: of the whole, nothing is known yet.
+            self.write_json(MANIFEST, &Manifest { plan: plan.clone(), actual: None, ..manifest })?;
         }
         let (path, text) = (self.join("run.toml"), setup.run.to_toml());
         if std::fs::read_to_string(&path).map_err(TrainError::io(&path))? != text {

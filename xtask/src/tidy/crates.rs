@@ -8,19 +8,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// Who may depend on whom, by folder. The binary may use everything.
-const MAY_DEPEND_ON: [(&str, &[&str]); 13] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 6] = [
     ("kernels", &[]),
     ("tensor", &["kernels"]),
     ("model", &["tensor"]),
     ("data", &[]),
     ("train", &["model", "data", "tensor"]),
-    ("eval", &["model", "data", "tensor"]),
-    ("compress", &["model", "data", "eval", "tensor"]),
-    ("tune", &[]),
-    ("dist", &["tensor"]),
-    ("store", &[]),
-    ("govern", &["store"]),
-    ("serve", &["store", "govern", "model"]),
     ("cli", &[]),
 ];
 const BINARY: &str = "cli";

@@ -5,10 +5,13 @@ use crate::args::EvalArgs;
 use crate::failure::Failure;
 use crate::output;
 use crate::progress;
-use hone_data::{Dataset, OnError, Overlong, RecordKind, RecordSpec, Setting, pack_in_order};
+use hone_data::{
+    DataError, Dataset, OnError, Overlong, RecordKind, RecordSpec, Setting, pack_in_order,
+};
 use hone_model::Batch;
 use hone_tensor::safetensors::write;
 use hone_tensor::{Tape, Tensor};
+use hone_train::TrainError;
 use hone_train::evaluate::{EvalSet, Evaluation, evaluate};
 use hone_train::objectives::{Comparison, Dpo, Kto, Likelihood, Objective};
 use hone_train::scoring::{Packing, Scorer};
@@ -28,7 +31,7 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     let spec = record_spec(args, &opened)?;
     let dataset =
         hone_data::load(&args.data, &spec, &opened.tokenizer, num_threads(args.model.threads))
-            .map_err(|error| Failure::Usage(error.message(words)))?;
+            .map_err(named_by_flags)?;
     check_tokens(&dataset, &opened.model.decoder.config)?;
     for warning in &dataset.report().warnings {
         output::note(&format!("note: {warning}"));
@@ -100,7 +103,13 @@ fn print(evaluation: &Evaluation, rows: usize) {
     output::table(&table);
 }
 
-/// How a user is told to use the settings that errors in data name.
+/// An error in data, in the words of this command's flags.
+fn named_by_flags(error: DataError) -> TrainError {
+    let message = error.message(words);
+    TrainError::Usage(TrainError::Data(error).code(), message)
+}
+
+/// The flag for a setting that an error in data suggests to change.
 fn words(setting: Setting) -> Option<String> {
     Some(match setting {
         Setting::Paths => "check --data".to_owned(),

@@ -8,8 +8,8 @@ use hone_model::{
     Comparison, ExportError, ExportOptions, Fidelity, LoadOptions, check_written, export_hf,
 };
 use hone_tensor::DType;
-use hone_train::TrainError;
 use hone_train::checkpoint::publish;
+use hone_train::{Code, TrainError};
 use serde_json::json;
 use std::path::Path;
 
@@ -127,7 +127,9 @@ fn write_and_compare(opened: &Opened, dtype: DType, out: &Path) -> Result<Fideli
         // Errors that the user can fix by choosing another type or other weights.
         ExportError::EffectLost { .. }
         | ExportError::Overflow { .. }
-        | ExportError::NotFinite { .. } => Failure::Usage(error.to_string()),
+        | ExportError::NotFinite { .. } => {
+            TrainError::Usage(Code::ExportFailed, error.to_string()).into()
+        }
         other => other.into(),
     })
 }

@@ -8,6 +8,7 @@ use hone_train::backend::Backend;
 use hone_train::planner::{self, Plan};
 use hone_train::report::{format_bytes, format_seconds};
 use hone_train::setup::Setup;
+use hone_train::{Code, TrainError};
 use std::fmt::Write as _;
 
 /// Prints the plan; status 2 when the run cannot fit.
@@ -26,7 +27,8 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
         return Ok(());
     }
     let suggestions = plan.suggestions.join("\n  ");
-    Err(Failure::Usage(format!("this run does not fit. What would make it fit:\n  {suggestions}")))
+    let text = format!("this run does not fit. What would make it fit:\n  {suggestions}");
+    Err(TrainError::Usage(Code::MemoryDoesNotFit, text).into())
 }
 
 /// The plan as text.

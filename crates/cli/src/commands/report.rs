@@ -4,7 +4,7 @@ use crate::args::ReportArgs;
 use crate::failure::Failure;
 use crate::output;
 use hone_train::checkpoint::write_file_whole;
-use hone_train::report;
+use hone_train::{Code, TrainError, report};
 use serde_json::json;
 
 /// Writes `report.html` of a run.
@@ -15,7 +15,8 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
             args.run_dir.display()
         )));
     }
-    let page = report::build(&args.run_dir).map_err(|error| Failure::Usage(error.to_string()))?;
+    let page = report::build(&args.run_dir)
+        .map_err(|error| TrainError::Usage(Code::ReportFailed, error.to_string()))?;
     let path = args.run_dir.join("report.html");
     write_file_whole(&path, page.as_bytes())?;
     if args.json {

@@ -79,6 +79,8 @@ impl Pass<'_> {
     fn typed<T: Typed>(&self, out: &[T], d_out: &[T], d_qkv: &mut [T], workspace: &mut [f32]) {
         let Self { cpu, heads, sequences, .. } = *self;
         assert!(sequences.iter().all(|s| *s == Sequence::new(s.q_start, s.q_len)));
+        // Tasks write rows of their own only if sequences do not overlap: checked before they start.
+        let used = used_rows(sequences);
         let width = heads.out_width();
         let num_tokens = out.len() / width;
         let (sums, delta) = workspace.split_at_mut(num_tokens * heads.qkv_width());
@@ -102,7 +104,7 @@ impl Pass<'_> {
                 cpu.isa.run(kernel)
             });
         }));
-        self.narrow(sums, d_qkv);
+        self.narrow(sums, used, d_qkv);
     }
 
     /// `delta [t, num_heads] = Σ_c d_out · out`.
@@ -115,8 +117,8 @@ impl Pass<'_> {
     }
 
     /// Writes the sums in the gradient's type, and zeros for rows of no sequence.
-    fn narrow<T: Typed>(&self, sums: &[f32], d_qkv: &mut [T]) {
-        let (width, used) = (self.heads.qkv_width(), used_rows(self.sequences));
+    fn narrow<T: Typed>(&self, sums: &[f32], used: usize, d_qkv: &mut [T]) {
+        let width = self.heads.qkv_width();
         self.cpu.rows(d_qkv, width, width, |t, row| match t < used {
             true => self.cpu.isa.run(NarrowRow { sums: &sums[t * width..][..width], row }),
             false => row.fill(T::from_f32(0.0)),
@@ -163,8 +165,7 @@ struct Task {
     head: usize,
     /// First key, counted from the sequence's.
     first_key: usize,
-    /// Queries, counted likewise, to whose `d_q` this has been added, all below it; [`ALL`] once
-    /// the task is over.
+    /// End of the queries whose `d_q` already includes this block; [`ALL`] once the task is over.
     passed: AtomicUsize,
 }
 
@@ -175,8 +176,8 @@ const ALL: usize = usize::MAX;
 struct Tasks(Vec<Task>);
 
 impl Tasks {
-    /// Long sequences first, and of a sequence each block of keys for all heads, so that tasks that
-    /// wait for each other are far apart.
+    /// Long sequences first; within a sequence each block of keys for all heads, so that the tasks
+    /// of one head are far apart.
     fn new(heads: &Heads, sequences: &[Sequence]) -> Self {
         let (mut tasks, mut sequences) = (Vec::new(), sequences.to_vec());
         sequences.sort_by_key(|sequence| std::cmp::Reverse(sequence.q_len));
@@ -200,8 +201,8 @@ impl Tasks {
     }
 }
 
-/// Whom a task waits for, and how far it is itself: over when dropped, also by a panic, after which
-/// nobody must wait for it.
+/// A task's progress and its predecessors. Dropping it marks the task as finished, also on panic, so
+/// that no other waits forever.
 struct Turn<'a> {
     passed: &'a AtomicUsize,
     /// The block of keys before, of the same head.
@@ -229,12 +230,17 @@ impl Turn<'_> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Those that wait for this task rely on its predecessors being done too.
+            self.wait_for_queries(ALL);
+            self.wait_for_head();
+        }
         self.pass(ALL);
     }
 }
 
-/// Waits until `passed` is at least `end`. Whoever raises it runs already; where threads are more
-/// than cores, it may need this one's.
+/// Waits until `passed` is at least `end`. The predecessor is already running; it may need this
+/// core, so the wait yields.
 fn wait(passed: &AtomicUsize, end: usize) {
     let mut spins = 0;
     while passed.load(Ordering::Acquire) < end {

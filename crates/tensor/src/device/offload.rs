@@ -116,6 +116,11 @@ impl Offloaded {
     pub fn fetch(&self) {
         let (all, index) = (&*self.all, self.index);
         let (mut order, num_failures) = (lock(&all.order), all.device.num_failures());
+        if all.device.is_failing() {
+            // Copies are dropped until the failure is reported: nothing is where it was.
+            *order = Order::default();
+            return;
+        }
         if order.num_failures != num_failures {
             *order = Order { num_failures, ..Order::default() };
         }

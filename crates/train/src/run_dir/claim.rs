@@ -61,12 +61,14 @@ impl RunDir {
     }
 
     fn make(&self) -> Result<(), TrainError> {
-        std::fs::create_dir_all(&self.0).map_err(|error| {
-            let dir = self.0.display();
-            TrainError::Usage(Code::RunDirNotWritable, format!(
-                "output.dir: {dir} cannot be made ({error}). Name a directory that you may write to"
-            ))
-        })
+        std::fs::create_dir_all(&self.0).map_err(|error| self.not_writable(&error))
+    }
+
+    fn not_writable(&self, error: &std::io::Error) -> TrainError {
+        let dir = self.0.display();
+        let fix = "Name a directory that you may write to";
+        let text = format!("output.dir: {dir} cannot be created or written ({error}). {fix}");
+        TrainError::Usage(Code::RunDirNotWritable, text)
     }
 
     /// The locked file; `None` where another process has just removed it, with the directory or
@@ -76,6 +78,14 @@ impl RunDir {
         let opened = OpenOptions::new().create(true).append(true).open(&path);
         let file = match opened {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
+                ) =>
+            {
+                return Err(self.not_writable(&error));
+            }
             opened => opened.map_err(TrainError::io(&path))?,
         };
         match file.try_lock() {

@@ -27,13 +27,13 @@ fn directories() {
         command(
             "a place below a file",
             &["train", "run.toml", "output.dir=run.toml/x"],
-            &["output.dir: run.toml/x cannot be made", "that you may write to"],
+            &["output.dir: run.toml/x cannot be created or written", "that you may write to"],
         ),
         #[cfg(target_os = "linux")]
         command(
             "a place where nobody may write",
             &["train", "run.toml", "output.dir=/proc/hone"],
-            &["output.dir: /proc/hone cannot be made", "that you may write to"],
+            &["output.dir: /proc/hone cannot be created or written", "that you may write to"],
         ),
     ]);
 }

@@ -70,6 +70,9 @@ impl Captured {
         unsafe {
             let captured = calls.issue(gpu, write).map_err(|error| error.to_string());
             let graph = in_words(result::stream::end_capture(gpu.stream));
+            if let (Err(_), Ok(graph)) = (&captured, &graph) {
+                in_words(result::graph::destroy(*graph))?;
+            }
             let graph = captured.and(graph)?;
             let launchable =
                 in_words(result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)));
