@@ -79,7 +79,7 @@ impl Pass<'_> {
     fn typed<T: Typed>(&self, out: &[T], d_out: &[T], d_qkv: &mut [T], workspace: &mut [f32]) {
         let Self { cpu, heads, sequences, .. } = *self;
         assert!(sequences.iter().all(|s| *s == Sequence::new(s.q_start, s.q_len)));
-        // Tasks write rows of their own only if sequences do not overlap: checked before they start.
+        // Tasks share no rows only if sequences do not overlap: checked before they start.
         let used = used_rows(sequences);
         let width = heads.out_width();
         let num_tokens = out.len() / width;
@@ -201,8 +201,8 @@ impl Tasks {
     }
 }
 
-/// A task's progress and its predecessors. Dropping it marks the task as finished, also on panic, so
-/// that no other waits forever.
+/// A task's progress and its predecessors. Dropping it marks the task as finished, also on panic,
+/// so that no other waits forever.
 struct Turn<'a> {
     passed: &'a AtomicUsize,
     /// The block of keys before, of the same head.
