@@ -31,10 +31,11 @@ pub(crate) struct Group {
 /// First-fit-decreasing within windows of `order`, which lists groups; ties keep that order. Each
 /// group is at most `unit_tokens` long.
 pub(crate) fn pack_decreasing(order: &[u32], groups: &[Group], unit_tokens: usize) -> Vec<Unit> {
+    let mut after_last = vec![0; groups.len()];
     let windows = order.chunks(WINDOW_GROUPS).map(|window| {
         let mut order = window.to_vec();
         order.sort_by_key(|group| std::cmp::Reverse(groups[*group as usize].num_tokens));
-        first_fit(&order, groups, unit_tokens)
+        first_fit(&order, groups, unit_tokens, &mut after_last)
     });
     windows.flatten().collect()
 }
@@ -43,8 +44,9 @@ pub(crate) fn pack_decreasing(order: &[u32], groups: &[Group], unit_tokens: usiz
 pub fn pack_in_order(dataset: &Dataset, unit_tokens: usize) -> Result<Vec<Unit>, DataError> {
     let groups = groups(dataset, unit_tokens)?;
     let order = (0..groups.len() as u32).collect::<Vec<_>>();
-    let windows = order.chunks(WINDOW_GROUPS);
-    Ok(windows.flat_map(|window| first_fit(window, &groups, unit_tokens)).collect())
+    let mut after_last = vec![0; groups.len()];
+    let mut fitted = |window| first_fit(window, &groups, unit_tokens, &mut after_last);
+    Ok(order.chunks(WINDOW_GROUPS).flat_map(&mut fitted).collect())
 }
 
 /// All groups, each checked to fit a unit.
@@ -70,26 +72,42 @@ pub(crate) fn groups(dataset: &Dataset, unit_tokens: usize) -> Result<Vec<Group>
     }
 }
 
-fn first_fit(order: &[u32], groups: &[Group], unit_tokens: usize) -> Vec<Unit> {
-    let group_of = |index: &u32| &groups[*index as usize];
-    let lengths = order.iter().map(|index| group_of(index).num_tokens as usize);
-    let smallest = lengths.min().unwrap_or(0);
+/// First-fit. A group that comes again in `order` goes to a unit after the one that it went to
+/// last, unless that would open more units than the tokens need. `after_last` is zero for each
+/// group, here and afterwards.
+fn first_fit(
+    order: &[u32],
+    groups: &[Group],
+    unit_tokens: usize,
+    after_last: &mut [u32],
+) -> Vec<Unit> {
+    let len_of = |index: u32| groups[index as usize].num_tokens as usize;
+    let lengths = order.iter().map(|&index| len_of(index));
+    let smallest = lengths.clone().min().unwrap_or(0);
+    let least_units = lengths.sum::<usize>().div_ceil(unit_tokens);
     let mut units: Vec<Unit> = Vec::new();
     // Units before this one are too full for any group.
     let mut first_open = 0;
-    for group in order.iter().map(group_of) {
-        let len = group.num_tokens as usize;
+    for &index in order {
+        let (len, after_last) = (len_of(index), &mut after_last[index as usize]);
         while units.get(first_open).is_some_and(|u| u.num_tokens + smallest > unit_tokens) {
             first_open += 1;
         }
-        let fits = |u: &Unit| u.num_tokens + len <= unit_tokens;
-        let at = units[first_open..].iter().position(fits).map_or(units.len(), |i| first_open + i);
+        let fits = |at: &usize| units[*at].num_tokens + len <= unit_tokens;
+        let start = first_open.max(*after_last as usize);
+        let at = (start..units.len()).find(fits).or_else(|| {
+            let may_open = units.len() < least_units;
+            if may_open { None } else { (first_open..start).find(fits) }
+        });
+        let at = at.unwrap_or(units.len());
         if at == units.len() {
             units.push(Unit::default());
         }
-        units[at].rows.extend(group.rows.clone());
+        units[at].rows.extend(groups[index as usize].rows.clone());
         units[at].num_tokens += len;
+        *after_last = at as u32 + 1;
     }
+    order.iter().for_each(|&index| after_last[index as usize] = 0);
     units
 }
 

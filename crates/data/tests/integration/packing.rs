@@ -5,6 +5,7 @@ use hone_data::random::Stream;
 use hone_data::{
     Cursor, Dataset, IGNORE, MicroBatch, Order, RecordSpec, Unit, WeightedPath, load, pack_in_order,
 };
+use std::collections::BTreeSet;
 
 const UNIT: usize = 64;
 
@@ -96,6 +97,53 @@ fn weights_say_how_often_rows_are_seen() {
     assert_eq!(again[50..80], halves[2], "a function of seed and epoch");
     let other = times_seen(&set, &mut Order::new(&set, UNIT, 2, 43).unwrap(), 2);
     assert_ne!(other[50..80], halves[2]);
+}
+
+/// Two files of rows of different lengths, with their weights.
+fn uneven_mixture(parts: [(usize, f64); 2]) -> Dataset {
+    let (fixture, mut stream) = (Fixture::plain(), Stream::new(5, 0, 99));
+    let paths = [0, 1].map(|i| {
+        let (rows, weight) = parts[i];
+        let lines = (0..rows).map(|_| {
+            let text = "c".repeat(40 + stream.below(361));
+            format!("{{\"prompt\": \"p\", \"completion\": \"{text}\"}}\n")
+        });
+        let path = fixture.write(&format!("{i}.jsonl"), lines.collect::<String>());
+        WeightedPath { path: path.display().to_string(), weight }
+    });
+    load(paths, &RecordSpec::default(), &fixture.tokenizer, 2).unwrap()
+}
+
+/// The share of a unit's rows that are there once, and of its slots that are used.
+fn distinct_and_fill(set: &Dataset, unit_tokens: usize) -> (f64, f64) {
+    let units = epoch(&mut Order::new(set, unit_tokens, 1, 7).unwrap(), 0);
+    let num_rows = units.iter().map(|unit| unit.rows.len()).sum::<usize>();
+    let distinct = |unit: &Unit| unit.rows.iter().collect::<BTreeSet<_>>().len();
+    let num_distinct = units.iter().map(distinct).sum::<usize>();
+    let num_tokens = units.iter().map(|unit| unit.num_tokens).sum::<usize>();
+    let fill = num_tokens as f64 / (units.len() * unit_tokens) as f64;
+    (num_distinct as f64 / num_rows as f64, fill)
+}
+
+#[test]
+fn repeated_rows_are_spread_over_units() {
+    let set = uneven_mixture([(150, 10.0), (50, 10.0)]);
+    let (distinct, fill) = distinct_and_fill(&set, 2048);
+    assert!(distinct > 0.95 && fill > 0.98, "{distinct} {fill}");
+    let set = uneven_mixture([(3, 100.0), (2000, 1.0)]);
+    let (distinct, fill) = distinct_and_fill(&set, 2048);
+    assert!(distinct > 0.95 && fill > 0.98, "{distinct} {fill}");
+}
+
+/// Where there are more repetitions than units, units are filled rather than left nearly empty.
+#[test]
+fn units_of_many_repetitions_are_full() {
+    let set = uneven_mixture([(3, 100.0), (1, 1.0)]);
+    let (_, fill) = distinct_and_fill(&set, 2048);
+    assert!(fill > 0.9, "{fill}");
+    let set = uneven_mixture([(3, 100.0), (500, 1.0)]);
+    let (distinct, fill) = distinct_and_fill(&set, 16384);
+    assert!(distinct > 0.5 && fill > 0.9, "{distinct} {fill}");
 }
 
 /// Steps of fractions and repetitions are resumed in mid-epoch.
