@@ -213,13 +213,15 @@ fn no_answer() -> RecordFault {
 
 /// Rated rows with each answer moved to the next prompt, the last to the first: pairs that do not
 /// match, from which KTO estimates a divergence (Ethayarajh et al., 2024; rotated as TRL does).
-/// `rows` are ids in `dataset`; what exceeds `max_len` tokens is cut off.
+/// `rows` are ids in `dataset`. Repetitions of a row are passed over, since its own answer would
+/// match; where all are one row, there are no pairs. What exceeds `max_len` tokens is cut off.
 pub fn mismatched(dataset: &Dataset, rows: &[u32], max_len: usize) -> Dataset {
     let mut pairs = Dataset::default();
     pairs.start_file("mismatched pairs", String::new());
     for (i, &row) in rows.iter().enumerate() {
-        let before = rows[(i + rows.len() - 1) % rows.len()];
-        let (row, answer) = (dataset.row(row as usize), dataset.row(before as usize));
+        let (after, before) = (rows[i..].iter().rev(), rows[..i].iter().rev());
+        let Some(&other) = before.chain(after).find(|&&other| other != row) else { break };
+        let (row, answer) = (dataset.row(row as usize), dataset.row(other as usize));
         let (prompt, answered) = (first_target(row.is_target), first_target(answer.is_target));
         let mut ids = [&row.tokens[..prompt], &answer.tokens[answered..]].concat();
         let mut is_target = [&vec![false; prompt][..], &answer.is_target[answered..]].concat();

@@ -171,4 +171,11 @@ fn mismatched_answers_rotate() {
     assert_eq!(found, ["<s>ccc22", "<s>a333</s>", "<s>bb1</s>"]);
     assert_eq!(fixture.target_text(&pairs, 0), "22");
     assert_eq!(*pairs.row(2).tokens.last().unwrap(), EOS);
+    // Repetitions take the answer of the nearest other row before them.
+    let pairs = mismatched(&set, &[0, 0, 1, 1, 0], 9);
+    let found: Vec<String> = (0..5).map(|i| fixture.row_text(&pairs, i)).collect();
+    let (a, b) = ("<s>a22</s>", "<s>bb1</s>");
+    assert_eq!(found, [a, a, b, b, a]);
+    assert!(mismatched(&set, &[1, 1, 1], 9).is_empty());
+    assert!(mismatched(&set, &[1], 9).is_empty());
 }
