@@ -51,6 +51,11 @@ impl DeviceError {
         Self::OutOfMemory { memory: "host memory", asked: asked as u64, free: None }
     }
 
+    /// `asked` bytes of a GPU's memory could not be allocated; `free` were free.
+    pub(crate) fn out_of_gpu_memory(asked: usize, free: u64) -> Self {
+        Self::OutOfMemory { memory: "the GPU's memory", asked: asked as u64, free: Some(free) }
+    }
+
     /// Whether the device is of no use from now on.
     pub fn is_lost(&self) -> bool {
         matches!(self, Self::Driver { is_lost: true, .. })
@@ -148,8 +153,7 @@ mod tests {
 
     #[test]
     fn messages_say_how_much_there_is() {
-        let error =
-            DeviceError::OutOfMemory { memory: "the GPU's memory", asked: 10, free: Some(3) };
+        let error = DeviceError::out_of_gpu_memory(10, 3);
         let text = "the GPU's memory ran out: 10 bytes were asked for, and 3 are free";
         assert_eq!(error.to_string(), text);
         let text = "host memory ran out: 5 bytes were asked for";

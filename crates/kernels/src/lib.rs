@@ -9,8 +9,8 @@
 //! matmul, `d` head dimension, `q`/`kv` query/key-value heads, `v` vocabulary, `r` adapter rank.
 //!
 //! On the CPU, results never depend on the number of threads or on the instruction set: every
-//! output element is produced by one task, summed in a fixed order, with fused multiply-adds
-//! everywhere. On a GPU sums have a fixed order too, so that the same GPU gives the same bits.
+//! output element is produced by one task, summed in a fixed order, which `ARCHITECTURE.md` writes
+//! down. On a GPU sums have a fixed order too, so that the same GPU gives the same bits.
 
 #![allow(unsafe_code)]
 

@@ -159,11 +159,7 @@ impl Driver for Emulator {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address, DeviceError> {
-        let refused = || DeviceError::OutOfMemory {
-            memory: "the GPU's memory",
-            asked: bytes as u64,
-            free: Some(self.free_bytes()),
-        };
+        let refused = || DeviceError::out_of_gpu_memory(bytes, self.free_bytes());
         let layout = Layout::from_size_align(bytes.max(1), 256).map_err(|_| refused())?;
         // SAFETY: the layout has a size above zero.
         let start = unsafe { alloc(layout) };

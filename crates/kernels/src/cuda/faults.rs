@@ -3,9 +3,9 @@
 use super::Arg;
 use super::driver::{Address, Driver, HostAddress, Info, Launch, Matmul, Source};
 use super::graphs::{Calls, Graph};
-use crate::DeviceError;
-use std::sync::Arc;
+use crate::{DeviceError, lock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// How a GPU fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub enum Fault {
     OutOfMemory,
     /// Every call but those that give memory back is refused.
     Driver,
-    /// The same for good.
+    /// As [`Fault::Driver`], and the GPU is lost for good.
     Lost,
 }
 
@@ -26,20 +26,19 @@ pub struct Faults(Arc<State>);
 struct State {
     /// Calls so far.
     calls: AtomicU64,
-    /// The number of the first call that fails, or 0, times four, and the fault.
-    first: AtomicU64,
+    /// The number of the first call that fails, and how it does.
+    first: Mutex<Option<(u64, Fault)>>,
 }
 
 impl Faults {
     /// Lets calls fail from the `nth` (1: the next) after this one on, until [`Faults::stop`].
     pub fn start(&self, nth: u64, fault: Fault) {
-        let first = self.num_calls() + nth;
-        self.0.first.store(4 * first + fault as u64, Ordering::SeqCst);
+        *lock(&self.0.first) = Some((self.num_calls() + nth, fault));
     }
 
     /// Lets no call fail from now on.
     pub fn stop(&self) {
-        self.0.first.store(0, Ordering::SeqCst);
+        *lock(&self.0.first) = None;
     }
 
     /// Calls so far that could have failed.
@@ -55,25 +54,19 @@ impl Faults {
     /// Counts a call, `asked` bytes of memory or another, and lets it fail if it is time.
     fn pass(&self, doing: &str, asked: Option<usize>) -> Result<(), DeviceError> {
         let number = self.0.calls.fetch_add(1, Ordering::SeqCst) + 1;
-        let first = self.0.first.load(Ordering::SeqCst);
-        if first == 0 || number < first / 4 {
-            return Ok(());
-        }
-        let is_lost = first % 4 == Fault::Lost as u64;
-        match asked {
-            Some(asked) if first % 4 == Fault::OutOfMemory as u64 => Err(out_of_memory(asked)),
-            None if first % 4 == Fault::OutOfMemory as u64 => Ok(()),
-            _ => {
-                let message = "as a test asked".to_owned();
-                Err(DeviceError::Driver { doing: doing.to_owned(), message, is_lost })
+        let fault = lock(&self.0.first).filter(|(first, _)| number >= *first);
+        match (fault.map(|(_, fault)| fault), asked) {
+            (None, _) | (Some(Fault::OutOfMemory), None) => Ok(()),
+            (Some(Fault::OutOfMemory), Some(asked)) => {
+                Err(DeviceError::out_of_gpu_memory(asked, 0))
             }
+            (Some(fault), _) => Err(DeviceError::Driver {
+                doing: doing.to_owned(),
+                message: "as a test asked".to_owned(),
+                is_lost: fault == Fault::Lost,
+            }),
         }
     }
-}
-
-fn out_of_memory(asked: usize) -> DeviceError {
-    let (memory, asked) = ("the GPU's memory", asked as u64);
-    DeviceError::OutOfMemory { memory, asked, free: Some(0) }
 }
 
 struct Faulty {

@@ -154,7 +154,6 @@ pub(super) fn scatter_rows(
     gpu.launch(&SOURCE, &kernel, Launch::blocks(rows.len(), THREADS), args);
 }
 
-/// `y[i, offset + j] += bias[j]` in `rows` rows of `stride`.
 /// `n` elements of each of some rows become those of `x`, which is as long as `y`, or zero.
 pub(crate) fn begin_rows(
     gpu: &Gpu,
@@ -169,6 +168,7 @@ pub(crate) fn begin_rows(
     gpu.launch(&SOURCE, &kernel, Launch::blocks(rows, THREADS), args![y, x, stride, offset, n]);
 }
 
+/// `y[i, offset + j] += bias[j]` in `rows` rows of `stride`.
 pub(crate) fn add_bias(
     gpu: &Gpu,
     y: Slice<'_>,

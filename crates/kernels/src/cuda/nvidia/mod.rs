@@ -266,8 +266,7 @@ impl Driver for Nvidia {
         // SAFETY: memory that is only given out as an address.
         match unsafe { result::malloc_sync(bytes.max(1)) } {
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
-                let (memory, free) = ("the GPU's memory", Some(self.free_bytes()));
-                Err(DeviceError::OutOfMemory { memory, asked: bytes as u64, free })
+                Err(DeviceError::out_of_gpu_memory(bytes, self.free_bytes()))
             }
             taken => done("allocating memory", taken),
         }
