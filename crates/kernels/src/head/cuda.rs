@@ -2,7 +2,7 @@
 //! them: as attention does over its values, the mean of the weight's rows is summed as panels come,
 //! so that each is read, and converted where it is held in another type, once.
 
-use super::{Inputs, Outputs, Sizes};
+use super::{Inputs, Outputs, Saved, Sizes};
 use crate::cuda::{Address, Gpu, Launch, Matmul, Operand, Operands, Slice, Source, args};
 use crate::element::DType;
 use crate::format::Storage;
@@ -196,7 +196,8 @@ pub(super) fn backward(
 pub(super) fn backward_weight(
     gpu: &Gpu,
     inputs: Inputs<'_>,
-    (lse, d_log_probs): (Slice<'_>, Slice<'_>),
+    saved: Saved<'_>,
+    d_log_probs: Slice<'_>,
     workspace: Slice<'_>,
     d_w: Slice<'_>,
 ) {
@@ -206,12 +207,13 @@ pub(super) fn backward_weight(
     let sizes = Sizes { rows: n, hidden_size: h, vocab_size: v, dtype };
     assert!(workspace.len() >= weight_workspace_len(sizes) && d_w.len() >= v * h);
     let parts = Parts::new(workspace, n, v, dtype);
+    let (log_probs, lse) = (saved.log_probs.cuda().f32(), saved.lse.cuda().f32());
     let targets = gpu.upload(inputs.targets);
     let kernel = format!("head_d_logits<{}>", x.type_name());
     for Panel { first, width, address } in panels(gpu, dtype, weight, (v, h)) {
         logits(gpu, (n, width, h), (x, address), parts.logits);
-        let of = (lse, d_log_probs, parts.of_logits);
-        let args = args![parts.logits, width, first, targets, of.0, of.1, of.2];
+        let (from, to) = (parts.logits, parts.of_logits);
+        let args = args![from, width, first, targets, log_probs, lse, d_log_probs, to];
         gpu.launch(&SOURCE, &kernel, over_logits(n, width), args);
         let rows = d_w.part(first * h, 0).address();
         gpu.matmul(Matmul {

@@ -2,8 +2,8 @@
 //! logits again, and multiplies what these become with the hidden states, which are packed once for
 //! all tasks.
 
-use super::Inputs;
 use super::cpu::ROWS;
+use super::{Inputs, Saved};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, reinterpret, with_scratch};
 use crate::element::View;
 use crate::gemm::MAX_PANEL;
@@ -31,35 +31,48 @@ pub(super) fn weight_workspace_len(n: usize, hidden_size: usize) -> usize {
     right_of_all_len(hidden_size, n)
 }
 
-/// `d_w [v, h] += d_logitsᵀ x`, where `d_logits = d_log_prob · (1[column = target] - p)`, with the
-/// `lse` of the forward pass. `workspace` holds [`weight_workspace_len`] elements.
+/// `d_w [v, h] += d_logitsᵀ x`, where `d_logits = d_log_prob · (1[column = target] - p)`, from what
+/// the forward pass found of each row. `workspace` holds [`weight_workspace_len`] elements.
 ///
 /// # Panics
 /// If there are more than [`MOST_ROWS`] rows, or a slice is too short.
 pub fn backward_weight(
     cpu: &Cpu,
     inputs: Inputs<'_>,
-    (lse, d_log_probs): (&[f32], &[f32]),
+    saved: Saved<'_>,
+    d_log_probs: &[f32],
     workspace: &mut [f32],
     d_w: &mut [f32],
 ) {
+    let (log_probs, lse) = (saved.log_probs.f32(), saved.lse.f32());
+    let of_rows = OfRows { log_probs, lse, d_log_probs };
     match inputs.x {
-        View::F32(x) => typed(cpu, x, inputs, (lse, d_log_probs), workspace, d_w),
-        View::Bf16(x) => typed(cpu, x, inputs, (lse, d_log_probs), workspace, d_w),
+        View::F32(x) => typed(cpu, x, inputs, of_rows, workspace, d_w),
+        View::Bf16(x) => typed(cpu, x, inputs, of_rows, workspace, d_w),
         _ => panic!("hidden states are f32 or bf16"),
     }
+}
+
+/// What is known of each row, `[n]`.
+#[derive(Clone, Copy)]
+struct OfRows<'a> {
+    log_probs: &'a [f32],
+    lse: &'a [f32],
+    d_log_probs: &'a [f32],
 }
 
 fn typed<T: Typed>(
     cpu: &Cpu,
     x: &[T],
     inputs: Inputs<'_>,
-    saved: (&[f32], &[f32]),
+    of_rows: OfRows<'_>,
     workspace: &mut [f32],
     d_w: &mut [f32],
 ) {
     let (n, h) = (inputs.targets.len(), inputs.hidden_size);
-    assert!(n <= MOST_ROWS && x.len() >= n * h && saved.0.len() >= n && saved.1.len() >= n);
+    let OfRows { log_probs, lse, d_log_probs } = of_rows;
+    assert!(n <= MOST_ROWS && x.len() >= n * h);
+    assert!([log_probs, lse, d_log_probs].iter().all(|of_rows| of_rows.len() >= n));
     if n == 0 {
         return;
     }
@@ -74,7 +87,7 @@ fn typed<T: Typed>(
                 let columns = task * COLS..vocab.min((task + 1) * COLS);
                 // SAFETY: these columns belong to this task.
                 let d_w = unsafe { d_w.slice(columns.start * h, columns.len() * h) };
-                let kernel = Columns::<T, M> { inputs, x, panels, saved, columns, d_w, scratch };
+                let kernel = Columns::<T, M> { inputs, x, panels, of_rows, columns, d_w, scratch };
                 cpu.isa.run(kernel);
             });
         });
@@ -86,8 +99,7 @@ struct Columns<'a, T, M: Tile> {
     /// The hidden states, row by row and as columns in panels.
     x: &'a [T],
     panels: Right<'a, M::Elem>,
-    /// `lse` and `d_log_probs`.
-    saved: (&'a [f32], &'a [f32]),
+    of_rows: OfRows<'a>,
     columns: Range<usize>,
     /// `[columns, h]`
     d_w: &'a mut [f32],
@@ -115,11 +127,12 @@ impl<T: Typed, M: Tile> Kernel for Columns<'_, T, M> {
             let x = left::<M>(lines(T::view(x)), of_x, packed);
             multiply::<M>(x, rows, weight, (tile, COLS), Old::Dropped, |_, _| 0..h);
             for (i, row) in tile.chunks_exact_mut(COLS).take(rows).enumerate() {
-                let (lse, d) = (self.saved.0[first + i], self.saved.1[first + i]);
+                let OfRows { log_probs, lse, d_log_probs } = self.of_rows;
+                let (lse, d) = (lse[first + i], d_log_probs[first + i]);
                 row.iter_mut().for_each(|x| *x = -d * exp(*x - lse));
                 let target = inputs.targets[first + i] as usize;
                 if columns.contains(&target) {
-                    row[target - columns.start] += d;
+                    row[target - columns.start] = d * lacks(log_probs[first + i]);
                 }
             }
             let turned = Lines { data: View::F32(tile), offset: 0, line_stride: 1, step: COLS };
@@ -136,4 +149,10 @@ impl<T: Typed, M: Tile> Kernel for Columns<'_, T, M> {
             });
         }
     }
+}
+
+/// `1 - p` for `ln p`: where the model is nearly certain, nothing is left of a difference of the
+/// two, nor of one of the logit and `lse`.
+fn lacks(log_prob: f32) -> f32 {
+    -f64::from(log_prob).exp_m1() as f32
 }

@@ -102,20 +102,20 @@ __global__ void head_direction(
 }
 
 // `d_logits [rows, width] = d_log_prob · (1[token = target] - p)` of a panel, for the gradient of a
-// trained head. Row by `blockIdx.y`; may be in place.
+// trained head. Row by `blockIdx.y`; may be in place. The target's own `1 - p` is from its
+// log-probability: where it is nearly certain, nothing is left of the difference of logit and `lse`.
 template <class T>
 __global__ void head_d_logits(
-    const float* logits, size_t width, size_t first, const uint32* targets, const float* lse,
-    const float* d_log_probs, T* d_logits) {
+    const float* logits, size_t width, size_t first, const uint32* targets,
+    const float* log_probs, const float* lse, const float* d_log_probs, T* d_logits) {
     size_t row = blockIdx.y, target = targets[row] - first;
-    float lse_row = lse[row], d = d_log_probs[row];
+    float lacks = -expm1f(log_probs[row]), lse_row = lse[row], d = d_log_probs[row];
     logits += row * width, d_logits += row * width;
     bool together = width % 4 == 0 && aligned<4>(logits, d_logits);
     over_grid<4>(width, together, [&](size_t c, auto count) {
         auto x = read(logits + c, count);
         for (int k = 0; k < count.value; k++) {
-            float log_p = x.of[k] - lse_row;
-            x.of[k] = -d * (c + k == target ? expm1f(log_p) : expf(log_p));
+            x.of[k] = d * (c + k == target ? lacks : -expf(x.of[k] - lse_row));
         }
         write(d_logits + c, x);
     });

@@ -12,6 +12,15 @@ pub mod reference;
 pub use cpu::{Inputs, Outputs, backward, forward};
 pub use gradient::backward_weight;
 
+/// What the forward pass found of each row, for the gradient of a trained head's weight.
+#[derive(Clone, Copy)]
+pub struct Saved<'a> {
+    /// `log softmax(x Wᵀ)[target]`, `[n]` f32.
+    pub log_probs: View<'a>,
+    /// Logarithm of the softmax's denominator, `[n]` f32.
+    pub lse: View<'a>,
+}
+
 /// Bytes of scratch memory that a thread needs.
 pub fn scratch_bytes(hidden_size: usize) -> usize {
     cpu::scratch_bytes(hidden_size).max(gradient::scratch_bytes(hidden_size))
@@ -110,23 +119,24 @@ impl Processor {
         }
     }
 
-    /// `d_w [v, h] += d_logitsᵀ x` f32, from the `lse` of the forward pass. `workspace` is f32:
+    /// `d_w [v, h] += d_logitsᵀ x` f32, with `d_log_probs` f32. `workspace` is f32:
     /// [`weight_workspace_len`] elements.
     pub fn log_probs_backward_weight(
         &self,
         inputs: Inputs<'_>,
-        (lse, d_log_probs): (View<'_>, View<'_>),
+        saved: Saved<'_>,
+        d_log_probs: View<'_>,
         workspace: ViewMut<'_>,
         d_w: ViewMut<'_>,
     ) {
         match self {
             Self::Cpu(cpu) => {
-                let saved = (lse.f32(), d_log_probs.f32());
-                backward_weight(cpu, inputs, saved, workspace.f32(), d_w.f32());
+                let (d, workspace) = (d_log_probs.f32(), workspace.f32());
+                backward_weight(cpu, inputs, saved, d, workspace, d_w.f32());
             }
             Self::Cuda(gpu) => {
-                let saved = (lse.cuda().f32(), d_log_probs.cuda().f32());
-                cuda::backward_weight(gpu, inputs, saved, workspace.cuda().f32(), d_w.cuda().f32());
+                let (d, workspace) = (d_log_probs.cuda().f32(), workspace.cuda().f32());
+                cuda::backward_weight(gpu, inputs, saved, d, workspace, d_w.cuda().f32());
             }
         }
     }

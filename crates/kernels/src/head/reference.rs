@@ -2,7 +2,7 @@
 
 /// `logits [t, v]`, `targets [t]` → `log p(target) [t]`.
 pub fn log_probs(logits: &[f64], v: usize, targets: &[u32]) -> Vec<f64> {
-    let row = |(logits, &target): (&[f64], &u32)| logits[target as usize] - log_sum_exp(logits);
+    let row = |(logits, &target): (&[f64], &u32)| log_prob(logits, target as usize);
     logits.chunks(v).zip(targets).map(row).collect()
 }
 
@@ -11,15 +11,23 @@ pub fn d_logits(logits: &[f64], v: usize, targets: &[u32], d_log_probs: &[f64]) 
     let mut d = Vec::with_capacity(logits.len());
     for ((logits, &target), &d_log_prob) in logits.chunks(v).zip(targets).zip(d_log_probs) {
         let lse = log_sum_exp(logits);
+        let lacks = -log_prob(logits, target as usize).exp_m1();
         for (i, x) in logits.iter().enumerate() {
-            let hit = if i == target as usize { 1.0 } else { 0.0 };
-            d.push(d_log_prob * (hit - (x - lse).exp()));
+            d.push(d_log_prob * if i == target as usize { lacks } else { -(x - lse).exp() });
         }
     }
     d
 }
 
-fn log_sum_exp(x: &[f64]) -> f64 {
-    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    max + x.iter().map(|x| (x - max).exp()).sum::<f64>().ln()
+/// Of one row: from the target's logit and those of all others, so that it is exact where it is
+/// nearly zero.
+fn log_prob(logits: &[f64], target: usize) -> f64 {
+    let (before, after) = (&logits[..target], &logits[target + 1..]);
+    let above = log_sum_exp(before.iter().chain(after)) - logits[target];
+    -(above.max(0.0) + (-above.abs()).exp().ln_1p())
+}
+
+fn log_sum_exp<'a>(x: impl IntoIterator<Item = &'a f64> + Clone) -> f64 {
+    let max = x.clone().into_iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    max + x.into_iter().map(|x| (x - max).exp()).sum::<f64>().ln()
 }

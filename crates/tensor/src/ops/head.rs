@@ -39,14 +39,14 @@ pub fn log_probs<'a>(
         return tape.push(log_probs, requires_grad, |_, _| {});
     }
     let (input, dtype) = (x.id(), x.value().dtype());
-    let x = weight.param().map(|_| x.into_value());
+    let saved = weight.param().map(|_| (x.into_value(), log_probs.clone(), lse));
     tape.push(log_probs, requires_grad, move |sweep, d_log_probs| {
-        if let (Some(param), Some(x)) = (weight.param(), &x) {
+        if let (Some(param), Some((x, log_probs, lse))) = (weight.param(), &saved) {
             let head = Head { x, weight: sweep.params.resolve(weight), rows, targets, int8 };
             let d_w = sweep.gradients.get_mut(param);
-            head.weight_gradient(sweep.device, &lse, &d_log_probs, d_w);
+            head.weight_gradient(sweep.device, [log_probs, lse], &d_log_probs, d_w);
         }
-        drop((x, lse));
+        drop(saved);
         if let Some(direction) = direction {
             let mut d_x = sweep.activation(dtype, &[t, h]);
             let bytes = direction.num_bytes() + d_x.num_bytes();
@@ -155,7 +155,7 @@ impl Head<'_> {
     fn weight_gradient(
         &self,
         device: &Device,
-        lse: &Tensor,
+        [log_probs, lse]: [&Tensor; 2],
         d_log_probs: &Tensor,
         d_w: &mut Tensor,
     ) {
@@ -172,8 +172,10 @@ impl Head<'_> {
         for start in (0..self.rows.len()).step_by(c) {
             let n = c.min(self.rows.len() - start);
             let inputs = self.inputs(on, start..start + n, &mut x);
-            let saved = (lse.view().part(start, n), d_log_probs.view().part(start, n));
-            on.log_probs_backward_weight(inputs, saved, workspace.view_mut(), d_w.view_mut());
+            let [log_probs, lse, d] =
+                [log_probs, lse, d_log_probs].map(|of_rows| of_rows.view().part(start, n));
+            let saved = kernel::Saved { log_probs, lse };
+            on.log_probs_backward_weight(inputs, saved, d, workspace.view_mut(), d_w.view_mut());
         }
     }
 

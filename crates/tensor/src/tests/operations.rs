@@ -352,7 +352,8 @@ fn log_probs_passes_with_a_large_vocabulary() {
 }
 
 /// Where a target's probability `p` is nearly one, `log p` and `1 - p` are as exact as elsewhere.
-/// The other logits are zero; the second element of the gradient is `1 - p`.
+/// The other logits are zero; the second element of the hidden state's gradient is `1 - p`, and so
+/// is the first of the weight's gradient for the target.
 #[test]
 fn what_nearly_certain_targets_lack_is_exact() {
     let devices: Vec<Device> =
@@ -368,19 +369,23 @@ fn what_nearly_certain_targets_lack_is_exact() {
         let own = f64::from(logit).exp();
         let expected = [-(others / own).ln_1p(), others / (own + others)];
         for device in &devices {
-            let params = Params::default();
             let hold = |x: &[f32], shape: &[usize]| {
                 device.hold(Category::Activations, &Tensor::from_f32(x, shape)).unwrap()
             };
-            let weight = Weight::Frozen(hold(&w, &[v, 2]));
+            let mut params = Params::default();
+            let param = params.add("weight".into(), hold(&w, &[v, 2]));
+            let weight = Weight::Trained { param, shape: vec![v, 2] };
+            let mut gradients = Gradients::zeros(device, &params).unwrap();
             let targets = [target as u32];
             let mut tape = Tape::training(device, &params, Compute::F32, None);
             let x = tape.leaf(hold(&[1.0, 0.0], &[1, 2]), true);
             let y = ops::log_probs(&mut tape, x.clone(), &weight, &[0], &targets);
             let log_prob = y.value().to_vec_f32()[0];
-            let leaves = tape.sweep_back(y, hold(&[1.0], &[1]), &mut Gradients::default());
+            let leaves = tape.sweep_back(y, hold(&[1.0], &[1]), &mut gradients);
             let d_x = leaves.get(&x).expect("x requires a gradient").to_vec_f32();
-            for (found, exact) in [log_prob, d_x[1]].into_iter().zip(expected) {
+            let d_w = gradients.get(param).to_vec_f32();
+            let found = [log_prob, d_x[1], d_w[2 * target]];
+            for (found, exact) in found.into_iter().zip([expected[0], expected[1], expected[1]]) {
                 let error = (f64::from(found) / exact - 1.0).abs();
                 assert!(error < 1e-5, "{v}, {lacks:e}: {found:e}, not {exact:e}");
             }
