@@ -103,7 +103,7 @@ __global__ void head_direction(
 
 // `d_logits [rows, width] = d_log_prob · (1[token = target] - p)` of a panel, for the gradient of a
 // trained head. Row by `blockIdx.y`; may be in place. The target's own `1 - p` is from its
-// log-probability: where it is nearly certain, nothing is left of the difference of logit and `lse`.
+// log-probability: where that is nearly zero, nothing is left of the difference of logit and `lse`.
 template <class T>
 __global__ void head_d_logits(
     const float* logits, size_t width, size_t first, const uint32* targets,

@@ -38,8 +38,8 @@ pub struct Options {
     pub frozen: Option<Storage>,
     /// `None`: no bias; otherwise whether it is trained.
     pub bias: Option<bool>,
-    /// `None`: no adapters; otherwise their dropout.
-    pub dropout: Option<f32>,
+    /// Of the adapters of each projection in turn; empty: no adapters.
+    pub dropout: &'static [f32],
     /// Rows and rank of each adapter.
     pub adapters: Vec<(Range<usize>, usize)>,
     pub residual: bool,
@@ -118,7 +118,7 @@ impl Parts {
             let a = given.add(Kind::Trained, &[rank, options.inputs]);
             (a, given.add(Kind::Trained, &[n, rank]))
         };
-        let described = options.adapters.iter().filter(|_| options.dropout.is_some());
+        let described = options.adapters.iter().filter(|_| !options.dropout.is_empty());
         let adapters = described.map(&mut adapter).collect();
         Self { weight, bias, adapters }
     }
@@ -130,7 +130,7 @@ impl Parts {
             b: given.param(b),
             rank: *rank,
             scale: 0.75 + id as f32,
-            dropout: options.dropout.expect("there are adapters"),
+            dropout: options.dropout[index % options.dropout.len()],
             stream: 40 + index as u32,
         };
         let adapters = (0..).zip(self.adapters.iter().zip(&options.adapters)).map(lora).collect();
@@ -265,7 +265,7 @@ fn linear_passes_in_every_combination() {
     let storages = Storage::NAMES.map(Storage::from_name);
     for frozen in storages.into_iter().chain([None]) {
         for bias in [None, Some(false), Some(true)] {
-            for dropout in [None, Some(0.0), Some(0.3)] {
+            for dropout in [&[][..], &[0.0], &[0.3]] {
                 for (residual, input_grad) in
                     [(false, true), (true, true), (false, false), (true, false)]
                 {
@@ -313,7 +313,7 @@ fn linear_passes_in_odd_sizes() {
             outputs,
             frozen: Some(DType::Bf16.into()),
             bias: Some(true),
-            dropout: Some(0.1),
+            dropout: &[0.1],
             adapters: one_adapter(),
             residual: tokens % 2 == 1,
             input_grad: true,
@@ -336,7 +336,7 @@ fn linear_passes_in_eight_bits() {
         (8, 16, vec![6, 8]),
         (9, 4100, vec![8, 4]),
     ] {
-        for dropout in [None, Some(0.0), Some(0.1)] {
+        for dropout in [&[][..], &[0.0], &[0.1]] {
             let options = Options {
                 tokens,
                 inputs,
@@ -364,16 +364,20 @@ fn several_adapters() -> Vec<(Range<usize>, usize)> {
 #[test]
 fn linear_passes_with_adapters_of_some_rows() {
     for storage in Storage::NAMES.map(Storage::from_name) {
-        for dropout in [0.0, 0.3] {
+        // Where projections drop differently, some gradients of the input are masked, others not.
+        for dropout in [&[0.0][..], &[0.3], &[0.3, 0.0]] {
+            if dropout.len() > 1 && storage != Some(DType::Bf16.into()) {
+                continue;
+            }
             check_linear(&Options {
                 tokens: 97,
                 inputs: 32,
                 outputs: vec![16, 48],
                 frozen: storage,
                 bias: Some(false),
-                dropout: Some(dropout),
+                dropout,
                 adapters: several_adapters(),
-                residual: dropout == 0.0,
+                residual: dropout == [0.0],
                 input_grad: true,
             });
         }
@@ -386,10 +390,10 @@ fn company_of_other_adapters_changes_no_bit() {
     let (some, long) = (several_adapters(), vec![(0..100, 4), (100..1290, 3)]);
     for frozen in Storage::NAMES.map(Storage::from_name) {
         for (tokens, adapters, dropout, residual) in [
-            (97, &some, 0.0, false),
-            (97, &some, 0.3, true),
-            (97, &some, 0.3, false),
-            (1300, &long, 0.3, true),
+            (97, &some, &[0.0][..], false),
+            (97, &some, &[0.3], true),
+            (97, &some, &[0.3, 0.0], false),
+            (1300, &long, &[0.3], true),
         ] {
             if tokens > 1000 && frozen != Some(DType::Bf16.into()) {
                 continue;
@@ -400,7 +404,7 @@ fn company_of_other_adapters_changes_no_bit() {
                 outputs: vec![16, 4, 48],
                 frozen,
                 bias: Some(false),
-                dropout: Some(dropout),
+                dropout,
                 adapters: adapters.clone(),
                 residual,
                 input_grad: true,

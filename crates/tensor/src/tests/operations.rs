@@ -461,7 +461,7 @@ fn recomputation_passes() {
         outputs: vec![3, 8],
         frozen: Some(DType::Bf16.into()),
         bias: Some(true),
-        dropout: Some(0.4),
+        dropout: &[0.4],
         adapters: vec![(0..usize::MAX, 3)],
         residual: false,
         input_grad: true,

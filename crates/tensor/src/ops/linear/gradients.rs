@@ -108,7 +108,7 @@ fn weight_gradients(
     }
 }
 
-/// `d_x = Σ_i d_y_i W_i (+ d_u A)`, the latter of adapters whose input was not dropped.
+/// `d_x = Σ_i d_y_i W_i (+ d_u A)`, the latter of adapters' parts whose input was not dropped.
 fn input_gradient(
     sweep: &Sweep<'_, '_>,
     projections: &[Projection],
@@ -118,10 +118,10 @@ fn input_gradient(
 ) {
     let ((t, k), (_, width)) = (rows_cols(d_x.shape()), rows_cols(d_y.shape()));
     let (device, params, dtype) = (sweep.device, sweep.params, sweep.dtype());
-    let undropped: Vec<_> = d_down.adapters.iter().filter(|adapter| adapter.keeps_all()).collect();
+    let undropped: Vec<_> = d_down.adapters.iter().filter(|a| a.kept_rank() > 0).collect();
     let stacked_a = |adapter: &&Adapter<'_>| adapter.stacked_a(Context::of_sweep(sweep), k);
     let a: Vec<Tensor> = undropped.iter().map(stacked_a).collect();
-    let adapter_flops: usize = undropped.iter().map(|adapter| adapter.down_flops(k)).sum();
+    let adapter_flops: usize = undropped.iter().map(|adapter| adapter.kept_flops(k)).sum();
     let weights = projections.iter().map(|p| params.resolve(&p.weight).num_bytes());
     let bytes = d_x.num_bytes() + d_y.num_bytes() + weights.sum::<usize>();
     let quantised = quantised_gradients(sweep, projections, d_y);
@@ -153,7 +153,7 @@ fn input_gradient(
     terms.append(&mut of_floats);
     if let Some(d_u) = d_down.down {
         let of_adapters = undropped.iter().zip(&a);
-        terms.extend(of_adapters.map(|(adapter, a)| adapter.input_gradient(d_u, a)));
+        terms.extend(of_adapters.flat_map(|(adapter, a)| adapter.input_gradients(d_u, a)));
     }
     let target = Place::whole(t, k);
     let product = Product { terms: &terms, epilogue: Epilogue::default(), target };

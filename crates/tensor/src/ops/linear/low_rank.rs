@@ -80,8 +80,17 @@ impl<'p> Adapter<'p> {
     }
 
     /// Whether no part drops elements of its input in this step.
-    pub(super) fn keeps_all(&self) -> bool {
-        self.parts.iter().all(|part| self.mask(part).is_none())
+    fn keeps_all(&self) -> bool {
+        self.kept_rank() == self.rank
+    }
+
+    /// Sum of the ranks of parts that drop no elements of their input in this step.
+    pub(super) fn kept_rank(&self) -> usize {
+        self.kept().map(|part| part.lora.rank).sum()
+    }
+
+    fn kept(&self) -> impl Iterator<Item = &LowRank<'p>> {
+        self.parts.iter().filter(|part| self.mask(part).is_none())
     }
 
     /// Which elements of a part's input are dropped; `None`: none are.
@@ -125,9 +134,9 @@ impl<'p> Adapter<'p> {
         self.parts.iter().map(|part| 2 * self.rows.len() * part.out_features * part.lora.rank).sum()
     }
 
-    /// Those of the products of all `A` with the rows of a matrix of `k` columns.
-    pub(super) fn down_flops(&self, k: usize) -> usize {
-        2 * self.rows.len() * k * self.rank
+    /// Those of the products of [`Adapter::input_gradients`] with `k` columns.
+    pub(super) fn kept_flops(&self, k: usize) -> usize {
+        2 * self.rows.len() * k * self.kept_rank()
     }
 
     /// `scale · A` of all parts, one below the other: `[Σ rank, k]` in the compute type.
@@ -185,12 +194,20 @@ impl<'p> Adapter<'p> {
         })
     }
 
-    /// What the adapter adds to the input's gradient, for the gradient of all rows'
-    /// down-projections and its own `scale · A`.
-    pub(super) fn input_gradient<'s>(&self, d_down: &'s Tensor, a: &'s Tensor) -> Term<'s> {
+    /// What the adapter's parts that drop nothing add to the input's gradient, for the gradient of
+    /// all rows' down-projections and the adapter's own `scale · A`: one term, or one for each
+    /// such part where others drop something.
+    pub(super) fn input_gradients<'s>(&self, d_down: &'s Tensor, a: &'s Tensor) -> Vec<Term<'s>> {
         let d_down = Matrix::rows(d_down.view(), d_down.shape()[1]);
-        let a = Matrix::rows(a.view(), a.shape()[1]);
-        Term { rows: self.term_rows(), ..Term::new(d_down, a, self.rank) }
+        let (a, k) = (Matrix::rows(a.view(), a.shape()[1]), a.shape()[1]);
+        let term = |(first, rank): (usize, usize)| {
+            let a = Matrix { offset: first * k, ..a };
+            Term { rows: self.term_rows(), ..Term::new(d_down.from_col(first), a, rank) }
+        };
+        if self.keeps_all() {
+            return vec![term((0, self.rank))];
+        }
+        self.kept().map(|part| term((part.down_col, part.lora.rank))).collect()
     }
 
     fn term_rows(&self) -> Rows {
