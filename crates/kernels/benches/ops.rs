@@ -5,7 +5,9 @@
 //! Arguments: names of operations; without any, all are run.
 
 use hone_kernels::attention::{self, Heads, Inputs, Sequence};
-use hone_kernels::gemm::{self, Epilogue, Matrix, Place, Product, Term, gemm};
+use hone_kernels::gemm::{
+    self, Epilogue, Matrix, OutputRegion, Product, Term, WeightGradient, gemm,
+};
 use hone_kernels::rope::Direction;
 use hone_kernels::{
     Cpu, DType, Target, View, ViewMut, adamw, bf16, ceiling, glu, head, rms_norm, rope, vector,
@@ -130,7 +132,7 @@ impl Bench<'_> {
             let product = Product {
                 terms: &[Term::new(a, b, k)],
                 epilogue: Epilogue::default(),
-                target: Place::whole(m, n),
+                output: OutputRegion::whole(m, n),
             };
             let work = Work::Flops(dtype, (2 * m * n * k) as f64);
             let name = format!("{name}, {}: {m} × {n} × {k}", dtype.name());
@@ -144,13 +146,14 @@ impl Bench<'_> {
         }
         let (t, m, n) = (TOKENS, HIDDEN, INTERMEDIATE);
         let (d_y, x) = (numbers(t * m, dtype), numbers(t * n, dtype));
-        let operands = (Matrix::rows(d_y.view(), m), Matrix::rows(x.view(), n));
+        let (d_y, x) = (Matrix::rows(d_y.view(), m), Matrix::rows(x.view(), n));
+        let gradient = WeightGradient { t, m, n, d_y, x };
         let (mut d_w, len) = (vec![0.0; m * n], gemm::weight_workspace_len(Target::Cpu, t, n));
         let (mut workspace, cpu) = (vec![0.0; len], &self.cpu);
         let work = Work::Flops(dtype, (2 * t * m * n) as f64);
         let name = format!("d_weight of down, {}: {m} × {n} × {t}", dtype.name());
         self.time(&name, work, || {
-            gemm::add_weight_gradient(cpu, dtype, (t, m, n), operands, &mut workspace, &mut d_w);
+            gemm::add_weight_gradient(cpu, dtype, gradient, &mut workspace, &mut d_w);
         });
     }
 

@@ -2,7 +2,7 @@
 
 use crate::cpu::{Cpu, Scratch, with_scratch};
 use crate::element::DType;
-use crate::gemm::tile::{Old, Segment, Sums, Tile, int8, with_tile};
+use crate::gemm::tile::{Segment, Store, Sums, Tile, int8, with_tile};
 use std::time::{Duration, Instant};
 
 /// Groups of the contraction, few enough for the operands of a tile to stay in L1.
@@ -50,9 +50,9 @@ fn float_tiles<M: Tile>(mut scratch: Scratch<'_>) {
     let (a, b) = (scratch.take::<M::Elem>(steps), scratch.take(steps * columns));
     let sums = scratch.take::<f32>(M::ROWS * columns);
     let segment = Segment { a: a.as_ptr(), a_stride: 0, b: b.as_ptr(), groups: GROUPS };
-    let to = Sums { start: sums.as_mut_ptr(), stride: columns, old: Old::Dropped };
+    let to = Sums { start: sums.as_mut_ptr(), stride: columns, store: Store::Overwrite };
     for _ in 0..TILES {
-        // SAFETY: `Cpu` has checked the instruction set; operands and sums are there.
+        // SAFETY: `Cpu` has checked the instruction set; operands and sums are valid.
         unsafe { M::run(M::ROWS, M::VECTORS, &[segment], to) };
     }
 }
@@ -66,7 +66,7 @@ fn int8_tiles<M: Tile>(mut scratch: Scratch<'_>) {
     let sums = scratch.take::<f32>(M::ROWS * columns);
     let (a, scales, b) = (a.as_ptr().cast(), scales.as_ptr(), b.as_ptr());
     let segment = int8::Segment { a, a_stride: 0, scales, b, groups: GROUPS };
-    let to = Sums { start: sums.as_mut_ptr(), stride: columns, old: Old::Dropped };
+    let to = Sums { start: sums.as_mut_ptr(), stride: columns, store: Store::Overwrite };
     for _ in 0..TILES {
         // SAFETY: as in `float_tiles`.
         unsafe { M::run_int8(M::ROWS, M::VECTORS, segment, to) };

@@ -1,7 +1,7 @@
 //! Adapters merged into the weights they adapt.
 
 use crate::{Category, Cost, DType, Device, Params, Projection, Tensor, Work};
-use hone_kernels::gemm::{Epilogue, Matrix, Place, Product, Term};
+use hone_kernels::gemm::{Epilogue, Matrix, OutputRegion, Product, Term};
 
 /// The weight of `projection` with its adapter merged: `W + scale · B A`, in f32 where there is an
 /// adapter and as it is held otherwise.
@@ -26,7 +26,7 @@ pub fn merge(device: &Device, params: &Params, projection: &Projection) -> Tenso
     let a = Matrix::rows(params.value(lora.a).view(), k);
     let epilogue = Epilogue { scale: lora.scale, accumulate: true, ..Epilogue::default() };
     let terms = [Term::new(b, a, rank)];
-    let product = Product { terms: &terms, epilogue, target: Place::whole(n, k) };
+    let product = Product { terms: &terms, epilogue, output: OutputRegion::whole(n, k) };
     on.gemm(DType::F32, &[product], merged.view_mut());
     merged
 }

@@ -14,7 +14,7 @@ use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::{Element, View, ViewMut};
 use crate::gemm::MAX_PANEL;
 use crate::gemm::block::{Typed, left, multiply, padded, panel_cols, right};
-use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
+use crate::gemm::tile::{Lines, Part, Store, Tile, with_tile};
 use crate::math::{dot, exp};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -395,20 +395,20 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
                 // Never empty: what no query of the tile sees is zero, and has to be written.
                 start.min(end - 1)..end
             };
-            multiply::<M>(k_rows, count, q_t, (buffers.scores, QUERIES), Old::Dropped, tiles);
-            multiply::<M>(v_rows, count, o_t, (buffers.d_p, QUERIES), Old::Dropped, tiles);
+            multiply::<M>(k_rows, count, q_t, (buffers.scores, QUERIES), Store::Overwrite, tiles);
+            multiply::<M>(v_rows, count, o_t, (buffers.d_p, QUERIES), Store::Overwrite, tiles);
             let (p, d_s) = (&mut *buffers.p, &mut *buffers.d_s);
             self.score_gradients((buffers.scores, buffers.d_p), (p, d_s), count, q0, seen);
             let square = |x| Lines { data: T::view(x), offset: 0, line_stride: QUERIES, step: 1 };
             let rows = Part { line: 0, lines: count, k0: 0, k: q_cols.depth };
             let p = left::<M>(square(buffers.p), rows, buffers.packed);
-            multiply::<M>(p, count, o_cols, (buffers.d_v, width), Old::Added, seen_by);
+            multiply::<M>(p, count, o_cols, (buffers.d_v, width), Store::Add, seen_by);
             let d_s = left::<M>(square(buffers.d_s), rows, buffers.packed);
-            multiply::<M>(d_s, count, q_cols, (buffers.d_k, width), Old::Added, seen_by);
+            multiply::<M>(d_s, count, q_cols, (buffers.d_k, width), Store::Add, seen_by);
             let turned = transposed(square(buffers.d_s));
             let rows = Part { line: 0, lines: n, k0: 0, k: count };
             let d_s = left::<M>(turned, rows, buffers.packed);
-            multiply::<M>(d_s, n, k_cols, (buffers.d_q, width), Old::Dropped, sees);
+            multiply::<M>(d_s, n, k_cols, (buffers.d_q, width), Store::Overwrite, sees);
             self.turn.wait_for_queries(queries.end);
             self.add_to_queries(queries.clone(), keys.start, buffers.d_q);
             self.turn.pass(queries.end);

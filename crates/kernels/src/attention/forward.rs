@@ -6,7 +6,7 @@ use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::{View, ViewMut};
 use crate::gemm::MAX_PANEL;
 use crate::gemm::block::{Typed, left, multiply, padded, panel_cols, right};
-use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
+use crate::gemm::tile::{Lines, Part, Store, Tile, with_tile};
 use crate::math::{LANES, exp, max, sum};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -143,7 +143,7 @@ impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
                 let of_queries = Part { line: sequence.q_start + first, lines: count, k0: 0, k: d };
                 let q = lines(self.inputs.q, kv_head * group + g, d);
                 let q = left::<M>(q, of_queries, q_rows);
-                multiply::<M>(q, count, keys, (scores, KEYS), Old::Dropped, |rows, cols| {
+                multiply::<M>(q, count, keys, (scores, KEYS), Store::Overwrite, |rows, cols| {
                     let any = seen_by(rows);
                     if cols.start < any.end && any.start < cols.end { 0..d } else { 0..0 }
                 });
@@ -155,7 +155,7 @@ impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
                 let of_p = Part { line: 0, lines: count, k0: 0, k: values.depth };
                 let p = Lines { data: T::view(p), offset: 0, line_stride: KEYS, step: 1 };
                 let p = left::<M>(p, of_p, p_rows);
-                multiply::<M>(p, count, values, (acc, width), Old::Added, |rows, _| seen_by(rows));
+                multiply::<M>(p, count, values, (acc, width), Store::Add, |rows, _| seen_by(rows));
             }
         }
         self.write((acc, width), maxima, sums);

@@ -52,7 +52,7 @@ pub(crate) fn with_scratch<R>(bytes: usize, body: impl FnOnce(Scratch<'_>) -> R)
 
 impl<'a> Scratch<'a> {
     /// Reborrows the memory, which can be allocated again afterwards.
-    pub fn lend(&mut self) -> Scratch<'_> {
+    pub fn reborrow(&mut self) -> Scratch<'_> {
         Scratch(self.0)
     }
 

@@ -5,7 +5,7 @@ use super::driver::{Operand, Operands};
 use super::nvidia::compiled;
 use super::*;
 use crate::element::DType;
-use crate::gemm::{Epilogue, Matrix, Place, Product, Term};
+use crate::gemm::{Epilogue, Matrix, OutputRegion, Product, Term};
 use crate::processor::Processor;
 use crate::testing::{cases, skip};
 use crate::{View, ViewMut};
@@ -160,8 +160,8 @@ fn a_projection_with_its_adapter_is_two_products() {
         Term::new(Matrix::rows(View::Cuda(u), r), Matrix::rows(View::Cuda(b), r).transposed(), r),
     ];
     // The second of two projections side by side.
-    let target = Place::columns(t, n, 2 * n, n);
-    let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
+    let output = OutputRegion::columns(t, n, 2 * n, n);
+    let product = Product { terms: &terms, epilogue: Epilogue::default(), output };
     let project = || {
         on.begin();
         calls.lock().unwrap().clear();

@@ -1,14 +1,13 @@
-//! Products of blocks that fit into the cache, for operations made of them.
+//! Products of blocks that fit in the cache, for operations built from them.
 
 use super::MAX_PANEL;
-use super::tile::{Lines, Narrow, Old, Part, Segment, Sums, Tile, int8, pack_panel, pack_rows};
+use super::tile::{Lines, Narrow, Part, Segment, Store, Sums, Tile, int8, pack_panel, pack_rows};
 use crate::cpu::{Apply, Cpu, Plain, Split};
 use crate::element::{DType, View, bf16};
 use std::ops::Range;
 
-/// An element type of operations that are made of these products.
+/// An element type of operations that are built from these products.
 pub(crate) trait Typed: Narrow + Plain {
-    /// The type's name at run time.
     const DTYPE: DType;
     fn view(x: &[Self]) -> View<'_>;
 }
@@ -27,7 +26,7 @@ impl Typed for bf16 {
     }
 }
 
-/// Rows of a left operand, ready for tiles: in place or packed.
+/// Rows of a left operand, in place or packed.
 #[derive(Clone, Copy)]
 pub(crate) struct Left<'a, E> {
     rows: &'a [E],
@@ -35,7 +34,7 @@ pub(crate) struct Left<'a, E> {
 }
 
 impl<'a, E> Left<'a, E> {
-    /// Rows that were packed `stride` apart.
+    /// Rows packed `stride` apart.
     pub fn packed(rows: &'a [E], stride: usize) -> Self {
         Self { rows, stride }
     }
@@ -46,41 +45,41 @@ impl<'a, E> Left<'a, E> {
 pub(crate) struct Right<'a, E> {
     panels: &'a [E],
     vectors: usize,
-    /// Steps of the contraction, padding included.
+    /// Steps of the contraction, including padding.
     pub depth: usize,
     cols: usize,
 }
 
 impl<E> Right<'_, E> {
-    /// Panels.
+    /// Number of panels.
     pub fn num_panels<M: Tile>(&self) -> usize {
         self.cols.div_ceil(self.vectors * M::LANES)
     }
 }
 
-/// Distance between packed rows of `k` steps: a cache line more than they take, so that rows of a
-/// tile fall into different sets.
+/// Distance between packed rows of `k` steps: one extra cache line, so that the rows of a tile map
+/// to different cache sets.
 pub(crate) fn packed_stride<M: Tile>(k: usize) -> usize {
     padded::<M>(k) + 64 / size_of::<M::Elem>()
 }
 
-/// Lengths of packed lines are multiples of this.
+/// Length of a packed line of `k` steps, including padding.
 pub(crate) fn padded<M: Tile>(k: usize) -> usize {
     k.next_multiple_of(M::PADDING)
 }
 
-/// Vectors of a panel, so that `n` columns take equal panels.
+/// Vectors per panel such that the panels for `n` columns are equally wide.
 pub(crate) fn panel_vectors<M: Tile>(n: usize) -> usize {
     let vectors = n.div_ceil(M::LANES).max(1);
     vectors.div_ceil(vectors.div_ceil(M::VECTORS))
 }
 
-/// Columns that panels for `n` columns have together.
+/// Total columns of the panels for `n` columns.
 pub(crate) fn panel_cols<M: Tile>(n: usize) -> usize {
     n.next_multiple_of(panel_vectors::<M>(n) * M::LANES)
 }
 
-/// The rows `part` of `x`, packed into `scratch` unless their type, order and length let tiles read
+/// The rows `part` of `x`, packed into `scratch` unless their type, order and length allow reading
 /// them in place.
 #[inline(always)]
 pub(crate) fn left<'a, M: Tile>(
@@ -119,12 +118,12 @@ pub(crate) fn right<'a, M: Tile>(
     Right { panels: &scratch[..panel_cols::<M>(cols) * depth], vectors, depth, cols }
 }
 
-/// Elements that [`right_of_all`] packs into at most, whatever the instruction set.
+/// Maximum elements that [`right_of_all`] needs on any instruction set.
 pub(crate) fn right_of_all_len(cols: usize, k: usize) -> usize {
     (k + 1) * cols.next_multiple_of(MAX_PANEL)
 }
 
-/// The columns `part` of `x`, packed by all threads into `panels`, for tasks that share them.
+/// The columns `part` of `x`, packed into `panels` by all threads, for tasks to share.
 pub(crate) fn right_of_all<'a, M: Tile>(
     cpu: &Cpu,
     x: Lines<'_>,
@@ -145,16 +144,16 @@ pub(crate) fn right_of_all<'a, M: Tile>(
     Right { panels, vectors, depth, cols }
 }
 
-/// `out[rows, ·] (+)= a · b` for rows `stride` apart, in tiles. `steps(rows, columns)` are those of
-/// the contraction that a tile needs, the others being known to add nothing; a tile that needs none
-/// is left as it is. Writes whole panels: `stride` is at least [`panel_cols`].
+/// `out[rows, ·] (+)= a · b` for rows `stride` apart, in tiles. `steps(rows, columns)` is the range
+/// of the contraction that can be non-zero for a tile; if empty, the tile is not written. Writes
+/// whole panels: `stride` must be at least [`panel_cols`].
 #[inline(always)]
 pub(crate) fn multiply<M: Tile>(
     a: Left<'_, M::Elem>,
     num_rows: usize,
     b: Right<'_, M::Elem>,
     (out, stride): (&mut [f32], usize),
-    old: Old,
+    store: Store,
     steps: impl Fn(Range<usize>, Range<usize>) -> Range<usize>,
 ) {
     let width = b.vectors * M::LANES;
@@ -177,14 +176,14 @@ pub(crate) fn multiply<M: Tile>(
             };
             let start = &raw mut out[i * stride + col];
             // SAFETY: operands and sums are inside their slices, as asserted above; the instruction
-            // set as in `left`.
-            unsafe { M::run(rows, b.vectors, &[segment], Sums { start, stride, old }) };
+            // set was checked as in `left`.
+            unsafe { M::run(rows, b.vectors, &[segment], Sums { start, stride, store }) };
         }
     }
 }
 
-/// `out[rows, ·] += a · b` for one panel of `b`; `out(row, columns)` are the elements of a row.
-/// `sums` has room for the product.
+/// `out[rows, ·] += a · b` for one panel of `b`; `out(row, columns)` returns a row's elements.
+/// `sums` must have room for the product.
 #[inline(always)]
 pub(crate) fn multiply_add<'a, M: Tile>(
     a: Left<'_, M::Elem>,
@@ -198,13 +197,13 @@ pub(crate) fn multiply_add<'a, M: Tile>(
     let columns = panel * width..b.cols.min((panel + 1) * width);
     let panels = &b.panels[panel * width * b.depth..][..width * b.depth];
     let b = Right { panels, cols: columns.len(), ..b };
-    multiply::<M>(a, num_rows, b, (sums, width), Old::Dropped, |_, _| 0..b.depth);
+    multiply::<M>(a, num_rows, b, (sums, width), Store::Overwrite, |_, _| 0..b.depth);
     for (i, sums) in sums.chunks_exact(width).take(num_rows).enumerate() {
         out(i, columns.clone()).iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
     }
 }
 
-/// Rows of bytes as a left operand, `stride` apart, with a scale each.
+/// An int8 left operand: rows `stride` apart, with a scale each.
 #[derive(Clone, Copy)]
 pub(crate) struct Int8Left<'a> {
     pub values: &'a [u8],
@@ -212,7 +211,7 @@ pub(crate) struct Int8Left<'a> {
     pub scales: &'a [f32],
 }
 
-/// A right operand of bytes in panels.
+/// An int8 right operand in panels.
 #[derive(Clone, Copy)]
 pub(crate) struct Int8Right<'a> {
     panels: &'a [i32],
@@ -221,9 +220,9 @@ pub(crate) struct Int8Right<'a> {
     cols: usize,
 }
 
-/// Elements that [`int8_right`] packs into at most, whatever the instruction set.
+/// Maximum elements that [`int8_right`] needs on any instruction set.
 pub(crate) fn int8_right_len(cols: usize, k: usize) -> usize {
-    int8::panel_len(k, cols.next_multiple_of(48))
+    int8::panel_len(k, cols.next_multiple_of(MAX_PANEL))
 }
 
 /// The columns `part` of `x`, packed into `scratch`.
@@ -244,7 +243,7 @@ pub(crate) fn int8_right<'a, M: Tile>(
     Int8Right { panels: scratch, vectors, k: part.k, cols }
 }
 
-/// `out[rows, ·] = a · b` as [`multiply`] does it.
+/// [`multiply`] for int8 operands, over the whole contraction; overwrites `out`.
 #[inline(always)]
 pub(crate) fn multiply_int8<M: Tile>(
     a: Int8Left<'_>,
@@ -267,9 +266,10 @@ pub(crate) fn multiply_int8<M: Tile>(
                 b: b.panels[panel * panel_len..][..panel_len].as_ptr(),
                 groups,
             };
-            let to = Sums { start: &raw mut out[i * stride + col], stride, old: Old::Dropped };
+            let start = &raw mut out[i * stride + col];
+            let to = Sums { start, stride, store: Store::Overwrite };
             // SAFETY: operands and sums are inside their slices, as asserted above; the instruction
-            // set as in `left`.
+            // set was checked as in `left`.
             unsafe { M::run_int8(rows, b.vectors, segment, to) };
         }
     }

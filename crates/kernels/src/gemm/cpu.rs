@@ -1,16 +1,16 @@
 //! Blocked product: tiles of the output are tasks; panels of the right operand are packed by the
-//! task that uses them, rows of the left one are read where they stand.
+//! task that uses them, rows of the left one are read in place.
 //!
-//! A term of some rows only is left out of the tiles of others, and no tile straddles the bounds of
-//! its rows, so that the panels of what all rows have in common are packed once.
+//! A term of some rows is skipped in tiles of other rows, and no tile straddles the bounds of a
+//! term's rows, so the panels that all rows share are packed once.
 //!
 //! Every output element is one chain of multiply-adds along `k`, over the terms in order, starting
 //! from zero; blocking only interrupts the chain. So the bits depend neither on the sizes of tasks
-//! nor on threads. A term of bytes is one link of that chain for each [`INT8_STEPS`] of its steps.
+//! nor on threads. An int8 term is one link of that chain for each [`INT8_STEPS`] of its steps.
 
 use super::block::{padded, panel_vectors};
 use super::tile::{
-    Lines, Narrow, Old, Part, Segment, Sums, Tile, int8, pack_panel, pack_rows, with_tile,
+    Lines, Narrow, Part, Segment, Store, Sums, Tile, int8, pack_panel, pack_rows, with_tile,
 };
 use super::{Epilogue, Matrix, Product, Rows, Term};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, prefetch_for_writing, with_scratch};
@@ -19,20 +19,20 @@ use std::marker::PhantomData;
 
 /// Panels of a task.
 const PANELS: usize = 2;
-/// Panels of a task whose left operand must be packed, which each task does anew, where they fit.
-const MOST_PANELS: usize = 4;
-/// Bytes of a packed line: what is longer is walked in several passes.
+/// Panels of a task if its left operand must be packed, which every task repeats, and if they fit.
+const MAX_PANELS: usize = 4;
+/// Maximum bytes of a packed line; longer contractions take several passes.
 const LINE_BYTES: usize = 4096;
-/// Steps of a term of bytes that are summed in integers, at most: a line, but for its head.
+/// Maximum steps of an int8 term that are summed in integers: a line without its header.
 const INT8_STEPS: usize = LINE_BYTES - 64;
-/// Rows of a pass, where there are several.
+/// Rows of a block if there are several passes.
 const PASS_ROWS: usize = 256;
-/// Rows of the left operand that are packed at a time, where they cannot be read in place.
+/// Rows of the left operand packed at a time if they cannot be read in place.
 const PACKED_ROWS: usize = 64;
-/// Rows that a task has at least, so that packing its panels is worth it.
-const LEAST_ROWS: usize = 64;
+/// Minimum rows of a task, to amortise packing its panels.
+const MIN_ROWS: usize = 64;
 
-/// Columns of the widest panel of all instruction sets; the widths of the others divide it.
+/// Columns of the widest panel of any instruction set; other widths divide it.
 pub(crate) const MAX_PANEL: usize = 48;
 const B_BYTES: usize = PANELS * MAX_PANEL * LINE_BYTES;
 const A_BYTES: usize = PACKED_ROWS * (LINE_BYTES + 64);
@@ -41,28 +41,29 @@ const SUM_BYTES: usize = PASS_ROWS * PANELS * MAX_PANEL * 4;
 /// Bytes of scratch memory that a thread needs.
 pub(super) const SCRATCH_BYTES: usize = B_BYTES + A_BYTES + SUM_BYTES;
 
-/// Computes `products`, which share `out` and write to different parts of it. `compute` says how
-/// operands enter the products: as they are (`F32`) or rounded to bf16 (`Bf16`); sums are always in
-/// `f32`. Terms whose operands are both int8 are summed in integers instead.
+/// Computes `products`, which write to disjoint regions of `out`. Operands are multiplied as they
+/// are (`compute = F32`) or rounded to bf16 (`Bf16`), and accumulated in `f32`. Terms whose
+/// operands are both int8 are summed in integers instead.
 ///
 /// # Panics
-/// If a slice is too short for its matrix, neither stride of a matrix is one, or terms of int8 are
-/// not as [`Term`] says.
+/// If a slice is too short for its matrix, neither stride of a matrix is 1, or an int8 term breaks
+/// the rules of [`Term`].
 pub fn gemm(cpu: &Cpu, compute: DType, products: &[Product<'_>], out: ViewMut<'_>) {
     for product in products {
-        product.target.check(out.len());
+        product.output.check(out.len());
         for term in product.terms {
             assert!(term.a.is_contiguous() && term.b.is_contiguous(), "one stride must be 1");
-            assert!(term.a.has_its_rows() && term.b.has_its_rows(), "rows are not the array's");
-            let whole = term.a.col_stride == 1 && term.k.is_multiple_of(int8::STEP);
-            let whole = whole && term.rows == Rows::ALL;
-            assert!(whole || !term.is_int8(), "int8 rows are read in place, in fours, all of them");
+            let whole_rows = term.a.has_whole_rows() && term.b.has_whole_rows();
+            assert!(whole_rows, "packed operands consist of whole rows of their array");
+            let in_place = term.a.col_stride == 1 && term.k.is_multiple_of(int8::STEP);
+            let in_place = in_place && term.rows == Rows::ALL;
+            assert!(in_place || !term.is_int8(), "int8 rows are read in place, in fours, all rows");
         }
-        assert!(product.terms.is_sorted_by_key(|term| !term.is_int8()), "int8 comes first");
+        assert!(product.terms.is_sorted_by_key(|term| !term.is_int8()), "int8 terms come first");
     }
     with_elements!(mut out, out => {
         let job = Job { products, out: Split::new(out) };
-        with_tile!(cpu.isa, compute, M => job.spread::<M>(cpu))
+        with_tile!(cpu.isa, compute, M => job.run::<M>(cpu))
     })
 }
 
@@ -83,9 +84,9 @@ struct Block {
     vectors: usize,
 }
 
-/// A stretch of the contraction: part of a term.
+/// A range of the contraction: part of a term.
 #[derive(Clone, Copy)]
-struct Stretch {
+struct KRange {
     term: usize,
     k0: usize,
     k: usize,
@@ -101,7 +102,7 @@ fn line_bytes<M: Tile>(int8: bool, k: usize) -> usize {
 }
 
 impl<T: Narrow> Job<'_, T> {
-    fn spread<M: Tile>(&self, cpu: &Cpu) {
+    fn run<M: Tile>(&self, cpu: &Cpu) {
         let blocks = self.blocks::<M>(cpu.threads());
         cpu.pool.run(blocks.len(), &|task| {
             with_scratch(SCRATCH_BYTES, |mut scratch| {
@@ -117,22 +118,22 @@ impl<T: Narrow> Job<'_, T> {
         });
     }
 
-    /// Whole rows where columns alone give every thread the same; else rows are split too, which
-    /// packs panels more often.
+    /// Splits by columns only if that balances the threads; otherwise by rows as well, which packs
+    /// panels more often.
     fn blocks<M: Tile>(&self, threads: usize) -> Vec<Block> {
         let cols = |product: &Product<'_>| {
-            panels::<M>(product) * panel_vectors::<M>(product.target.n) * M::LANES
+            panels::<M>(product) * panel_vectors::<M>(product.output.n) * M::LANES
         };
-        let col_blocks: usize = self.products.iter().map(|p| p.target.n.div_ceil(cols(p))).sum();
-        let even = |splits: usize| {
+        let col_blocks: usize = self.products.iter().map(|p| p.output.n.div_ceil(cols(p))).sum();
+        let is_balanced = |splits: usize| {
             let blocks = col_blocks * splits;
             threads == 1 || blocks.is_multiple_of(threads) || blocks >= 8 * threads
         };
-        let splits = (1..=threads).find(|&splits| even(splits)).unwrap_or(threads);
+        let splits = (1..=threads).find(|&splits| is_balanced(splits)).unwrap_or(threads);
         let mut blocks = Vec::new();
-        for (product, described) in self.products.iter().enumerate() {
-            let (m, n, cols) = (described.target.m, described.target.n, cols(described));
-            let rows = m.div_ceil(splits).max(LEAST_ROWS).next_multiple_of(M::ROWS);
+        for (product, p) in self.products.iter().enumerate() {
+            let (m, n, cols) = (p.output.m, p.output.n, cols(p));
+            let rows = m.div_ceil(splits).max(MIN_ROWS).next_multiple_of(M::ROWS);
             for (row, col) in
                 (0..m).step_by(rows).flat_map(|row| (0..n).step_by(cols).map(move |col| (row, col)))
             {
@@ -147,15 +148,15 @@ impl<T: Narrow> Job<'_, T> {
 
 /// Panels of a task.
 fn panels<M: Tile>(product: &Product<'_>) -> usize {
-    let packed = |term: &Term<'_>| {
+    let is_packed = |term: &Term<'_>| {
         !term.is_int8() && (term.a.col_stride != 1 || M::direct(term.a.data).is_none())
     };
     let bytes = |term: &Term<'_>| line_bytes::<M>(term.is_int8(), term.k);
     let line: usize = product.terms.iter().map(bytes).sum();
-    if product.target.m < 4 * LEAST_ROWS || !product.terms.iter().any(packed) {
+    if product.output.m < 4 * MIN_ROWS || !product.terms.iter().any(is_packed) {
         return PANELS;
     }
-    (PANELS * LINE_BYTES / line.max(1)).clamp(PANELS, MOST_PANELS)
+    (PANELS * LINE_BYTES / line.max(1)).clamp(PANELS, MAX_PANELS)
 }
 
 struct Task<'a, 'b, T, M: Tile> {
@@ -178,31 +179,31 @@ impl<T: Narrow, M: Tile> Kernel for Task<'_, '_, T, M> {
         let pass_rows = if passes.len() == 1 { block.rows } else { PASS_ROWS };
         for first in (0..block.rows).step_by(pass_rows) {
             let rows = pass_rows.min(block.rows - first);
-            for (pass, stretches) in passes.iter().enumerate() {
+            for (pass, ranges) in passes.iter().enumerate() {
                 let pass = Pass::<T, M> {
                     job,
                     product,
                     block: Block { row: block.row + first, rows, ..block },
-                    stretches,
+                    ranges,
                     first: pass == 0,
                     last: pass + 1 == passes.len(),
                     tile: PhantomData,
                 };
-                pass.run(b.lend(), a, sums);
+                pass.run(b.reborrow(), a, sums);
             }
         }
     }
 }
 
-/// The terms cut into passes whose packed lines are [`LINE_BYTES`] at most; always at least one.
-fn passes<M: Tile>(terms: &[Term<'_>]) -> Vec<Vec<Stretch>> {
+/// Cuts the terms into passes whose packed lines are at most [`LINE_BYTES`]; at least one pass.
+fn passes<M: Tile>(terms: &[Term<'_>]) -> Vec<Vec<KRange>> {
     let mut passes = vec![Vec::new()];
     let mut room = LINE_BYTES;
-    for (term, described) in terms.iter().enumerate() {
-        let (int8, mut k0) = (described.is_int8(), 0);
-        while k0 < described.k {
-            let left = described.k - k0;
-            // Where bytes are cut shows in the bits, so that must not depend on the room.
+    for (term, t) in terms.iter().enumerate() {
+        let (int8, mut k0) = (t.is_int8(), 0);
+        while k0 < t.k {
+            let left = t.k - k0;
+            // Where an int8 term is cut changes the bits, so the cut must not depend on the room.
             let k = if int8 { left.min(INT8_STEPS) } else { left.min(room / size_of::<M::Elem>()) };
             let bytes = line_bytes::<M>(int8, k);
             if k == 0 || bytes > room {
@@ -210,8 +211,8 @@ fn passes<M: Tile>(terms: &[Term<'_>]) -> Vec<Vec<Stretch>> {
                 room = LINE_BYTES;
                 continue;
             }
-            passes.last_mut().expect("never empty").push(Stretch { term, k0, k, int8 });
-            // No padding is longer than a group of four.
+            passes.last_mut().expect("never empty").push(KRange { term, k0, k, int8 });
+            // Padding never exceeds a group of four elements.
             room -= bytes.next_multiple_of(4 * size_of::<M::Elem>());
             k0 += k;
         }
@@ -219,22 +220,22 @@ fn passes<M: Tile>(terms: &[Term<'_>]) -> Vec<Vec<Stretch>> {
     passes
 }
 
-/// Some stretches of the contraction for a block.
+/// Some ranges of the contraction for a block.
 struct Pass<'a, 'b, T, M> {
     job: &'a Job<'b, T>,
     product: &'a Product<'b>,
     block: Block,
-    stretches: &'a [Stretch],
+    ranges: &'a [KRange],
     first: bool,
     last: bool,
     tile: PhantomData<M>,
 }
 
-/// How the rows of the left operand are found in one stretch.
+/// Where the rows of the left operand are, for one range of the contraction.
 struct Left<'a, E> {
-    /// Row 0 of the product, where rows are read in place.
+    /// The operand's elements if rows are read in place.
     direct: Option<&'a [E]>,
-    /// Where a row begins: in place, from its start; else within a packed row.
+    /// Offset of row 0: in the elements if read in place, else within a packed row.
     offset: usize,
     stride: usize,
 }
@@ -247,8 +248,7 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
     fn run(&self, mut scratch: Scratch<'_>, a: &mut [M::Elem], sums: &mut [f32]) {
         let Block { rows: num_rows, cols, .. } = self.block;
         let width = self.block.vectors * M::LANES;
-        let (int8, floats) =
-            self.stretches.split_at(self.stretches.partition_point(|stretch| stretch.int8));
+        let (int8, floats) = self.ranges.split_at(self.ranges.partition_point(|range| range.int8));
         let int8_len: usize = int8.iter().map(|s| int8::panel_len(s.k, width)).sum();
         let float_len = width * floats.iter().map(|s| padded::<M>(s.k)).sum::<usize>();
         let int8_panels = scratch.take(cols.div_ceil(width) * int8_len);
@@ -259,16 +259,16 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
         }
         let left = self.left(floats);
         let mut segments = self.segments(floats, &left);
-        // Those of them that are added to the rows of a tile.
-        let mut added = Vec::with_capacity(segments.len());
-        let mut int8: Vec<_> = int8.iter().map(|stretch| self.int8_rows(stretch)).collect();
+        // Segments of terms that cover the rows of a tile.
+        let mut active = Vec::with_capacity(segments.len());
+        let mut int8: Vec<_> = int8.iter().map(|range| self.int8_rows(range)).collect();
         for packed_row in (0..num_rows).step_by(PACKED_ROWS) {
             let packed_rows = PACKED_ROWS.min(num_rows - packed_row);
             self.pack_rows(floats, &left, packed_row, packed_rows, a);
             let mut i = packed_row;
             while i < packed_row + packed_rows {
                 let row = self.block.row + i;
-                let rows = M::ROWS.min(packed_row + packed_rows - i).min(self.rows_alike(row));
+                let rows = M::ROWS.min(packed_row + packed_rows - i).min(self.uniform_rows(row));
                 for (segment, left) in segments.iter_mut().zip(&left) {
                     segment.a = match left.direct {
                         Some(data) => &raw const data[left.offset + row * left.stride],
@@ -281,15 +281,15 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
                         segment.b = &raw const int8_panels[int8_at];
                         int8_at += int8::panel_len(segment.groups * int8::STEP, width);
                     }
-                    added.clear();
-                    for (segment, stretch) in segments.iter_mut().zip(floats) {
+                    active.clear();
+                    for (segment, range) in segments.iter_mut().zip(floats) {
                         segment.b = &raw const float_panels[float_at];
                         float_at += segment.groups * M::STEP * width;
-                        if self.rows_of(stretch).contain(row) {
-                            added.push(*segment);
+                        if self.rows_of(range).contains(row) {
+                            active.push(*segment);
                         }
                     }
-                    self.tile((i, rows), col, (&int8, &added), sums);
+                    self.tile((i, rows), col, (&int8, &active), sums);
                 }
                 int8.iter_mut().for_each(|segment| segment.skip_rows(rows));
                 i += rows;
@@ -297,17 +297,17 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
         }
     }
 
-    /// The rows that a stretch is added to.
+    /// The rows that a range is added to.
     #[inline(always)]
-    fn rows_of(&self, stretch: &Stretch) -> Rows {
-        self.product.terms[stretch.term].rows
+    fn rows_of(&self, range: &KRange) -> Rows {
+        self.product.terms[range.term].rows
     }
 
-    /// Rows from `row` on that the same stretches are added to.
+    /// Number of rows, starting at `row`, that the same ranges are added to.
     #[inline(always)]
-    fn rows_alike(&self, row: usize) -> usize {
-        let alike = |stretch: &Stretch| self.rows_of(stretch).alike_from(row);
-        self.stretches.iter().map(alike).min().unwrap_or(usize::MAX)
+    fn uniform_rows(&self, row: usize) -> usize {
+        let uniform = |range: &KRange| self.rows_of(range).uniform_from(row);
+        self.ranges.iter().map(uniform).min().unwrap_or(usize::MAX)
     }
 
     /// Computes one tile and, in the last pass, stores it.
@@ -321,7 +321,7 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
     ) {
         let Block { vectors, cols, .. } = self.block;
         let width = vectors * M::LANES;
-        // One pass needs the sums only for as long as it takes to store them.
+        // With one pass, sums live only until they are stored.
         let one_pass = self.first && self.last;
         let stride = if one_pass { width } else { PANELS * width };
         let at = if one_pass { 0 } else { i * stride + col };
@@ -331,14 +331,14 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
         if self.last {
             self.prefetch(row, col, rows, cols);
         }
-        let old = if self.first { Old::Dropped } else { Old::Continued };
-        let mut to = Sums { start: sums.as_mut_ptr(), stride, old };
+        let store = if self.first { Store::Overwrite } else { Store::Continue };
+        let mut to = Sums { start: sums.as_mut_ptr(), stride, store };
         // SAFETY: `gemm` chose the tile by the instruction set; panels were packed with `vectors`;
         // rows in place were checked by `left` and `int8_rows`, packed ones are slices.
         unsafe {
             for &segment in int8 {
                 M::run_int8(rows, vectors, segment, to);
-                to.old = Old::Continued;
+                to.store = Store::Continue;
             }
             if int8.is_empty() || !floats.is_empty() {
                 M::run(rows, vectors, floats, to);
@@ -354,18 +354,18 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
         let Block { vectors, cols, .. } = self.block;
         let width = vectors * M::LANES;
         let rows = self.block.row..self.block.row + self.block.rows;
-        for stretch in self.stretches {
-            let is_used = !self.rows_of(stretch).within(rows.clone()).is_empty();
+        for range in self.ranges {
+            let is_used = !self.rows_of(range).within(rows.clone()).is_empty();
             let lines = width.min(cols - col);
-            let part = Part { line: self.block.col + col, lines, k0: stretch.k0, k: stretch.k };
-            let b = lines_of(self.product.terms[stretch.term].b.transposed());
+            let part = Part { line: self.block.col + col, lines, k0: range.k0, k: range.k };
+            let b = lines_of(self.product.terms[range.term].b.transposed());
             // SAFETY: `gemm` chose the tile by the instruction set.
             unsafe {
-                if stretch.int8 {
+                if range.int8 {
                     M::pack_int8(b, part, vectors, int8);
-                    int8 = &mut int8[int8::panel_len(stretch.k, width)..];
+                    int8 = &mut int8[int8::panel_len(range.k, width)..];
                 } else {
-                    let len = padded::<M>(stretch.k) * width;
+                    let len = padded::<M>(range.k) * width;
                     if is_used {
                         pack_panel::<M>(b, part, vectors, &mut floats[..len]);
                     }
@@ -375,93 +375,93 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
         }
     }
 
-    /// The block's rows of a term of bytes, in place; still without a panel.
+    /// The block's rows of an int8 term, in place; its panel is set later.
     #[inline(always)]
-    fn int8_rows(&self, stretch: &Stretch) -> int8::Segment {
-        let a = self.product.terms[stretch.term].a;
+    fn int8_rows(&self, range: &KRange) -> int8::Segment {
+        let a = self.product.terms[range.term].a;
         let (lines, data) = (lines_of(a), a.data.packed().int8());
         let (first, last) = (self.block.row, self.block.row + self.block.rows - 1);
-        assert!(lines.index(last, stretch.k0) + stretch.k <= data.values.len());
+        assert!(lines.index(last, range.k0) + range.k <= data.values.len());
         let rows = lines.rows();
-        assert!(rows.of(last, stretch.k0) < data.scales.len());
+        assert!(rows.of(last, range.k0) < data.scales.len());
         int8::Segment {
-            a: &raw const data.values[lines.index(first, stretch.k0)],
+            a: &raw const data.values[lines.index(first, range.k0)],
             a_stride: a.row_stride,
-            scales: &raw const data.scales[rows.of(first, stretch.k0)],
+            scales: &raw const data.scales[rows.of(first, range.k0)],
             b: std::ptr::null(),
-            groups: stretch.k.div_ceil(int8::STEP),
+            groups: range.k.div_ceil(int8::STEP),
         }
     }
 
-    /// Rows of the left operand: in place where type, order and length allow.
+    /// Rows of the left operand: in place if type, order and length allow.
     #[inline(always)]
-    fn left(&self, floats: &[Stretch]) -> Vec<Left<'_, M::Elem>> {
+    fn left(&self, floats: &[KRange]) -> Vec<Left<'_, M::Elem>> {
         let mut packed = 0;
-        let of_stretch = |stretch: &Stretch| {
-            let a = self.product.terms[stretch.term].a;
-            let in_place = a.col_stride == 1 && stretch.k.is_multiple_of(M::PADDING);
+        let left = |range: &KRange| {
+            let a = self.product.terms[range.term].a;
+            let in_place = a.col_stride == 1 && range.k.is_multiple_of(M::PADDING);
             if let Some(data) = M::direct(a.data).filter(|_| in_place) {
-                let offset = a.offset + stretch.k0;
+                let offset = a.offset + range.k0;
                 let last = self.block.row + self.block.rows - 1;
-                assert!(offset + last * a.row_stride + stretch.k <= data.len());
+                assert!(offset + last * a.row_stride + range.k <= data.len());
                 return Left { direct: Some(data), offset, stride: a.row_stride };
             }
             let offset = packed;
-            packed += padded::<M>(stretch.k);
+            packed += padded::<M>(range.k);
             Left { direct: None, offset, stride: Self::ROW }
         };
-        floats.iter().map(of_stretch).collect()
+        floats.iter().map(left).collect()
     }
 
     #[inline(always)]
     fn pack_rows(
         &self,
-        floats: &[Stretch],
+        floats: &[KRange],
         left: &[Left<'_, M::Elem>],
         row: usize,
         rows: usize,
         packed: &mut [M::Elem],
     ) {
-        for (stretch, left) in floats.iter().zip(left) {
+        for (range, left) in floats.iter().zip(left) {
             let line = self.block.row + row;
-            let lines = self.rows_of(stretch).within(line..line + rows);
+            let lines = self.rows_of(range).within(line..line + rows);
             if left.direct.is_none() && !lines.is_empty() {
                 let offset = left.offset + (lines.start - line) * Self::ROW;
-                let (k0, k) = (stretch.k0, stretch.k);
+                let (k0, k) = (range.k0, range.k);
                 let part = Part { line: lines.start, lines: lines.len(), k0, k };
-                let a = lines_of(self.product.terms[stretch.term].a);
+                let a = lines_of(self.product.terms[range.term].a);
                 // SAFETY: `gemm` chose the tile by the instruction set.
                 unsafe { pack_rows::<M>(a, part, Self::ROW, &mut packed[offset..]) };
             }
         }
     }
 
-    /// A segment for each stretch, still without operands.
+    /// A segment for each range; its operands are set later.
     #[inline(always)]
-    fn segments(&self, floats: &[Stretch], left: &[Left<'_, M::Elem>]) -> Vec<Segment<M::Elem>> {
-        let of_stretch = |(stretch, left): (&Stretch, &Left<'_, M::Elem>)| Segment {
+    fn segments(&self, floats: &[KRange], left: &[Left<'_, M::Elem>]) -> Vec<Segment<M::Elem>> {
+        let segment = |(range, left): (&KRange, &Left<'_, M::Elem>)| Segment {
             a: std::ptr::null(),
             a_stride: left.stride,
             b: std::ptr::null(),
-            groups: padded::<M>(stretch.k) / M::STEP,
+            groups: padded::<M>(range.k) / M::STEP,
         };
-        floats.iter().zip(left).map(of_stretch).collect()
+        floats.iter().zip(left).map(segment).collect()
     }
 
-    /// Fetches the part of the output that a tile will write, while it is computed: without, a
-    /// tile's stores wait for memory.
+    /// Prefetches the part of the output that a tile will write, so that its stores do not wait for
+    /// memory.
     #[inline(always)]
     fn prefetch(&self, row: usize, col: usize, rows: usize, cols: usize) {
-        let target = &self.product.target;
-        if target.col_stride == 1 {
+        let output = &self.product.output;
+        if output.col_stride == 1 {
             for i in row..row + rows {
-                // SAFETY: tiles of different tasks do not overlap, nor do products' targets.
-                prefetch_for_writing(unsafe { self.job.out.slice(target.index(i, col), cols) });
+                // SAFETY: tiles of different tasks do not overlap, nor do products' outputs.
+                prefetch_for_writing(unsafe { self.job.out.slice(output.index(i, col), cols) });
             }
         }
     }
 
-    /// Carries out the epilogue for a tile of sums.
+    /// Applies the epilogue to a tile of sums and writes the result.
     #[inline(always)]
     fn store(
         &self,
@@ -471,11 +471,11 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
         sums: &mut [f32],
         stride: usize,
     ) {
-        let (target, epilogue) = (&self.product.target, &self.product.epilogue);
-        if target.col_stride == 1 {
+        let (output, epilogue) = (&self.product.output, &self.product.epilogue);
+        if output.col_stride == 1 {
             for i in 0..rows {
-                let start = target.index(row + i, col);
-                // SAFETY: tiles of different tasks do not overlap, nor do products' targets.
+                let start = output.index(row + i, col);
+                // SAFETY: tiles of different tasks do not overlap, nor do products' outputs.
                 let out = unsafe { self.job.out.slice(start, cols) };
                 let bias = epilogue.bias.map(|bias| &bias.f32()[col..col + cols]);
                 finish::<T, M>(epilogue, &mut sums[i * stride..][..cols], bias, start, out);
@@ -483,7 +483,7 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
         } else {
             let mut line = [0.0; 8];
             for j in 0..cols {
-                let start = target.index(row, col + j);
+                let start = output.index(row, col + j);
                 // SAFETY: as above.
                 let out = unsafe { self.job.out.slice(start, rows) };
                 for (i, x) in line.iter_mut().enumerate().take(rows) {
@@ -497,7 +497,7 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
     }
 }
 
-/// `out = scale · sums + bias + add (+ out)` for elements of the output from `start` on.
+/// `out = scale · sums + bias + add (+ out)` for elements of the output starting at `start`.
 #[inline(always)]
 fn finish<T: Narrow, M: Tile>(
     epilogue: &Epilogue<'_>,
@@ -512,8 +512,8 @@ fn finish<T: Narrow, M: Tile>(
     if let Some(bias) = bias {
         add(sums, bias);
     }
-    if let Some(more) = epilogue.add {
-        add(sums, &more.f32()[start..start + sums.len()]);
+    if let Some(addend) = epilogue.add {
+        add(sums, &addend.f32()[start..start + sums.len()]);
     }
     if epilogue.accumulate {
         for (x, o) in sums.iter_mut().zip(&*out) {
@@ -531,7 +531,7 @@ fn add(x: &mut [f32], y: &[f32]) {
     }
 }
 
-/// A matrix as lines along its rows.
+/// The rows of a matrix as lines.
 pub(super) fn lines_of(x: Matrix<'_>) -> Lines<'_> {
     Lines { data: x.data, offset: x.offset, line_stride: x.row_stride, step: x.col_stride }
 }

@@ -1,11 +1,11 @@
-//! Matrix products with the accumulation that every projection needs.
+//! Matrix products with a fused epilogue.
 //!
 //! `out[m, n] (+)= scale · Σ_terms A[m, k] · B[k, n] + bias[n] + add[m, n]`.
 //!
 //! Operands are strided views, so the forward product `x · Wᵀ`, the input gradient `dy · W` and the
-//! gradient `dyᵀ · x` of an adapter's matrix are the same function on other strides, and a low-rank
-//! adapter is one more term, of all rows or of some. Products that share an output are handed out
-//! to the threads together. Gradients of whole weights have a function of their own,
+//! gradient `dyᵀ · x` of an adapter's matrix are one function with different strides, and a
+//! low-rank adapter is one more term, for all rows or for some. Products that write to the same
+//! output are scheduled together. Gradients of whole weights have a function of their own,
 //! [`add_weight_gradient`], which packs each operand once.
 
 pub(crate) mod block;
@@ -19,8 +19,8 @@ mod weight;
 pub use crate::cuda::Fp8;
 pub(crate) use cpu::MAX_PANEL;
 pub use cpu::gemm;
-pub use cuda::{eight_bit_bytes, fits_eight_bits};
-pub use weight::{MOST_TOKENS, add_weight_gradient};
+pub use cuda::{fits_quantised, quantised_bytes};
+pub use weight::{MAX_TOKENS, add_weight_gradient};
 
 use crate::element::{DType, View, ViewMut};
 use crate::format::Storage;
@@ -33,19 +33,18 @@ pub const SCRATCH_BYTES: usize = if cpu::SCRATCH_BYTES > weight::SCRATCH_BYTES {
     weight::SCRATCH_BYTES
 };
 
-/// Whether a product converts operands of another type in memory before it reads them, as a GPU
-/// does; the CPU converts what it packs.
+/// Whether a product first converts operands of another type in memory, as on a GPU; the CPU
+/// converts while it packs.
 pub fn converts_in_memory(target: Target) -> bool {
     target == Target::Cuda
 }
 
-/// Bytes inside an operation that `elements` held so take, once converted for a product.
-pub fn converted_bytes(target: Target, held: Storage, compute: DType, elements: usize) -> usize {
-    if converts_in_memory(target) { cuda::converted_bytes(held, compute, elements) } else { 0 }
+/// Scratch bytes that a product needs to convert `elements` of an operand stored as `storage`.
+pub fn converted_bytes(target: Target, storage: Storage, compute: DType, elements: usize) -> usize {
+    if converts_in_memory(target) { cuda::converted_bytes(storage, compute, elements) } else { 0 }
 }
 
-/// Whether a product brings its operands to eight bits itself, as on a GPU; on the CPU they are
-/// quantised before.
+/// Whether a product quantises its operands itself, as on a GPU; on the CPU the caller does.
 pub fn quantises_operands(target: Target) -> bool {
     target == Target::Cuda
 }
@@ -62,7 +61,7 @@ pub fn weight_workspace_len(target: Target, t: usize, n: usize) -> usize {
 /// A matrix inside a slice: element `(i, j)` is at `offset + i * row_stride + j * col_stride`.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
-    /// Where the elements are.
+    /// The elements.
     pub data: View<'a>,
     /// Index of element `(0, 0)`.
     pub offset: usize,
@@ -78,22 +77,22 @@ impl<'a> Matrix<'a> {
         Self { data, offset: 0, row_stride: cols, col_stride: 1 }
     }
 
-    /// The same elements with rows and columns exchanged.
+    /// The transpose, without copying.
     pub fn transposed(self) -> Self {
         Self { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
-    /// Whether elements follow one another along rows or columns.
+    /// Whether elements are contiguous along rows or columns.
     fn is_contiguous(&self) -> bool {
         self.row_stride == 1 || self.col_stride == 1
     }
 
-    /// Whether rows are those of the array, if it is packed.
-    fn has_its_rows(&self) -> bool {
+    /// Whether the matrix consists of whole rows of the array, as a packed array's scales require.
+    fn has_whole_rows(&self) -> bool {
         let View::Packed(packed) = self.data else { return true };
         let (cols, stride) = (packed.cols(), self.row_stride.max(self.col_stride));
-        let is_clear = cols > 1 || !packed.has_scales();
-        is_clear && stride == cols && self.offset.is_multiple_of(cols)
+        let is_unambiguous = cols > 1 || !packed.has_scales();
+        is_unambiguous && stride == cols && self.offset.is_multiple_of(cols)
     }
 
     /// The matrix without its first `cols` columns.
@@ -104,10 +103,9 @@ impl<'a> Matrix<'a> {
 
 /// One product `A[m, k] · B[k, n]` of a sum of products.
 ///
-/// If both operands are int8, they are multiplied as integers: the rows of `A` are contiguous and
-/// their number of elements `k` a multiple of four, the scales of `B` belong to its columns (a
-/// weight's rows, transposed) or are left out because they are part of `A` already, and the term
-/// comes before any of floats.
+/// If both operands are int8, they are multiplied as integers: rows of `A` must be contiguous and
+/// `k` a multiple of four; the scales of `B` belong to its columns (a weight's rows, transposed),
+/// or are left out because `A` already includes them; and the term must precede any float term.
 #[derive(Clone, Copy, Debug)]
 pub struct Term<'a> {
     /// Left operand, `[m, k]`.
@@ -116,8 +114,8 @@ pub struct Term<'a> {
     pub b: Matrix<'a>,
     /// Length of the contraction.
     pub k: usize,
-    /// Rows of the result that the term is added to; other rows of `a` are not read. A term of
-    /// int8 has [`Rows::ALL`].
+    /// Rows of the result that the term is added to; other rows of `a` are not read. An int8 term
+    /// must have [`Rows::ALL`].
     pub rows: Rows,
 }
 
@@ -126,33 +124,33 @@ pub struct Term<'a> {
 pub struct Rows {
     /// First row.
     pub first: usize,
-    /// Row after the last; may be beyond the result's last.
+    /// One past the last row; may exceed the number of rows.
     pub end: usize,
 }
 
 impl Rows {
-    /// All rows there are.
+    /// Every row.
     pub const ALL: Self = Self { first: 0, end: usize::MAX };
 
-    fn contain(self, row: usize) -> bool {
+    fn contains(self, row: usize) -> bool {
         (self.first..self.end).contains(&row)
     }
 
-    /// The part within `rows`.
+    /// The intersection with `rows`.
     fn within(self, rows: std::ops::Range<usize>) -> std::ops::Range<usize> {
         let first = self.first.clamp(rows.start, rows.end);
         first..self.end.clamp(first, rows.end)
     }
 
-    /// Rows from `row` on that are all in or all out.
-    fn alike_from(self, row: usize) -> usize {
+    /// Number of rows, starting at `row`, that are all inside or all outside.
+    fn uniform_from(self, row: usize) -> usize {
         let bound = if row < self.first { self.first } else { self.end };
         if row < bound { bound - row } else { usize::MAX }
     }
 }
 
 impl<'a> Term<'a> {
-    /// A term of all rows.
+    /// A term added to all rows.
     pub fn new(a: Matrix<'a>, b: Matrix<'a>, k: usize) -> Self {
         Self { a, b, k, rows: Rows::ALL }
     }
@@ -163,26 +161,27 @@ impl<'a> Term<'a> {
     }
 }
 
-/// What a GPU brings operands to whose product with a weight in bytes is in eight bits.
+/// The 8-bit type that a GPU quantises operands to for a product with a weight stored as int8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EightBits {
-    /// FP8 with one factor for each operand; the left one in numbers of that kind.
+pub enum QuantisedType {
+    /// FP8 with one scale per operand; the left operand in this format, the weight in E4M3.
     Fp8(Fp8),
-    /// Integers, with a scale for each row of the left operand; the scales of a weight's rows are
-    /// along the contraction of its transposed product, and then multiplied in before.
+    /// Integers, with a scale per row of the left operand. The scales of a weight's rows apply to
+    /// columns of the result; in the backward pass they run along the contraction, so the left
+    /// operand is multiplied by them before it is quantised.
     Int8,
 }
 
-/// What becomes of the sum of products.
+/// Epilogue applied to the accumulator.
 #[derive(Clone, Copy, Debug)]
 pub struct Epilogue<'a> {
-    /// What the sum is multiplied by, before anything is added.
+    /// Factor of the sum, applied before anything is added.
     pub scale: f32,
     /// `[n]` f32, added to every row.
     pub bias: Option<View<'a>>,
-    /// f32, added element by element; as long as the output and laid out like it.
+    /// f32, added elementwise; with the length and layout of the output.
     pub add: Option<View<'a>>,
-    /// Whether the products are added to what the output holds.
+    /// Whether to add to the output rather than overwrite it.
     pub accumulate: bool,
 }
 
@@ -192,10 +191,10 @@ impl Default for Epilogue<'_> {
     }
 }
 
-/// Where the result goes: element `(i, j)` to `offset + i * row_stride + j * col_stride`, one of
-/// the strides being one.
+/// Where a result is written: element `(i, j)` to `offset + i * row_stride + j * col_stride`. One
+/// of the strides is 1.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct OutputRegion {
     /// Rows.
     pub m: usize,
     /// Columns.
@@ -208,7 +207,7 @@ pub struct Place {
     pub col_stride: usize,
 }
 
-impl Place {
+impl OutputRegion {
     /// A whole row-major `[m, n]` slice.
     pub fn whole(m: usize, n: usize) -> Self {
         Self::columns(m, n, n, 0)
@@ -219,7 +218,7 @@ impl Place {
         Self { m, n, offset: col, row_stride: width, col_stride: 1 }
     }
 
-    /// The same elements with rows and columns exchanged.
+    /// The region of the transposed result.
     pub fn transposed(self) -> Self {
         let Self { m, n, offset, row_stride, col_stride } = self;
         Self { m: n, n: m, offset, row_stride: col_stride, col_stride: row_stride }
@@ -230,29 +229,44 @@ impl Place {
         self.offset + row * self.row_stride + col * self.col_stride
     }
 
-    /// Panics unless all elements are inside a slice of `len`, none of them twice.
+    /// Panics unless the region is inside a slice of `len` and its elements are distinct.
     fn check(&self, len: usize) {
         let Self { m, n, row_stride, col_stride, .. } = *self;
         let last = self.index(m.saturating_sub(1), n.saturating_sub(1));
         assert!(m == 0 || n == 0 || last < len, "the output is too short");
-        let apart = |len: usize, stride: usize, count: usize| count <= 1 || len <= stride;
+        let disjoint = |len: usize, stride: usize, count: usize| count <= 1 || len <= stride;
         assert!(match (row_stride, col_stride) {
-            (stride, 1) => apart(n, stride, m),
-            (1, stride) => apart(m, stride, n),
+            (stride, 1) => disjoint(n, stride, m),
+            (1, stride) => disjoint(m, stride, n),
             _ => false,
         });
     }
 }
 
-/// A sum of products and its place.
+/// A sum of products, and where it is written.
 #[derive(Clone, Copy, Debug)]
 pub struct Product<'a> {
-    /// What is multiplied and summed.
+    /// Products that are summed.
     pub terms: &'a [Term<'a>],
-    /// What becomes of the sum.
+    /// Epilogue applied to the sum.
     pub epilogue: Epilogue<'a>,
-    /// Where it goes.
-    pub target: Place,
+    /// Where the result is written.
+    pub output: OutputRegion,
+}
+
+/// Gradient of a weight `[m, n]` over `t` tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightGradient<'a> {
+    /// Tokens: the length of the contraction.
+    pub t: usize,
+    /// Rows of the weight.
+    pub m: usize,
+    /// Columns of the weight.
+    pub n: usize,
+    /// Gradient of the layer's output, `[t, m]`; rows are contiguous.
+    pub d_y: Matrix<'a>,
+    /// The layer's input, `[t, n]`; rows are contiguous.
+    pub x: Matrix<'a>,
 }
 
 impl Processor {
@@ -260,25 +274,25 @@ impl Processor {
     pub fn gemm(&self, compute: DType, products: &[Product<'_>], out: ViewMut<'_>) {
         match self {
             Self::Cpu(cpu) => gemm(cpu, compute, products, out),
-            Self::Cuda(gpu) => cuda::gemm(gpu, (compute, None), products, out.cuda()),
+            Self::Cuda(gpu) => cuda::gemm(gpu, compute, None, products, out.cuda()),
         }
     }
 
-    /// The same, on a GPU, with terms in eight bits whose right operand is held in bytes, if sizes
-    /// allow: see [`fits_eight_bits`].
+    /// [`Processor::gemm`] on a GPU, with operands quantised to `quantised` in terms whose weight
+    /// is stored as int8, where sizes allow: see [`fits_quantised`].
     ///
     /// # Panics
     /// On the CPU.
-    pub fn gemm_in_eight_bits(
+    pub fn gemm_quantised(
         &self,
-        kind: EightBits,
+        quantised: QuantisedType,
         compute: DType,
         products: &[Product<'_>],
         out: ViewMut<'_>,
     ) {
         match self {
-            Self::Cpu(_) => panic!("on the CPU operands are brought to eight bits before"),
-            Self::Cuda(gpu) => cuda::gemm(gpu, (compute, Some(kind)), products, out.cuda()),
+            Self::Cpu(_) => panic!("on the CPU the caller quantises operands"),
+            Self::Cuda(gpu) => cuda::gemm(gpu, compute, Some(quantised), products, out.cuda()),
         }
     }
 
@@ -287,18 +301,15 @@ impl Processor {
     pub fn add_weight_gradient(
         &self,
         compute: DType,
-        (t, m, n): (usize, usize, usize),
-        (d_y, x): (Matrix<'_>, Matrix<'_>),
+        gradient: WeightGradient<'_>,
         workspace: ViewMut<'_>,
         d_w: ViewMut<'_>,
     ) {
-        let (sizes, operands) = ((t, m, n), (d_y, x));
         match self {
             Self::Cpu(cpu) => {
-                let (workspace, d_w) = (workspace.f32(), d_w.f32());
-                add_weight_gradient(cpu, compute, sizes, operands, workspace, d_w);
+                add_weight_gradient(cpu, compute, gradient, workspace.f32(), d_w.f32());
             }
-            Self::Cuda(gpu) => cuda::add_weight_gradient(gpu, compute, sizes, operands, d_w.cuda()),
+            Self::Cuda(gpu) => cuda::add_weight_gradient(gpu, compute, gradient, d_w.cuda()),
         }
     }
 }

@@ -41,7 +41,7 @@ fn run(
         accumulate: true,
     };
     let mut out = random(m * n, 7);
-    let product = Product { terms: &terms, epilogue, target: Place::whole(m, n) };
+    let product = Product { terms: &terms, epilogue, output: OutputRegion::whole(m, n) };
     gemm(cpu, compute, &[product], ViewMut::F32(&mut out));
     out
 }
@@ -104,8 +104,8 @@ fn writes_only_its_columns() {
     let (a, b) = (random(2 * 4, 1), random(4 * 3, 2));
     let mut out = vec![9.0; 2 * 10];
     let terms = [Term::new(Matrix::rows(View::F32(&a), 4), Matrix::rows(View::F32(&b), 3), 4)];
-    let target = Place::columns(2, 3, 10, 5);
-    let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
+    let output = OutputRegion::columns(2, 3, 10, 5);
+    let product = Product { terms: &terms, epilogue: Epilogue::default(), output };
     gemm(&cpu, DType::F32, &[product], ViewMut::F32(&mut out));
     for (i, &v) in out.iter().enumerate() {
         assert_eq!(v == 9.0, !(5..8).contains(&(i % 10)), "column {}", i % 10);
@@ -132,7 +132,7 @@ fn run_int8(cpu: &Cpu, (m, n, k): (usize, usize, usize), along: bool) -> Vec<f32
     let terms = [Term::new(Matrix::rows(a.view(), k), right, k), Term::new(a2, b2, 5)];
     let mut out = vec![0.0; m * n];
     let epilogue = Epilogue::default();
-    let product = Product { terms: &terms, epilogue, target: Place::whole(m, n) };
+    let product = Product { terms: &terms, epilogue, output: OutputRegion::whole(m, n) };
     gemm(cpu, DType::F32, &[product], ViewMut::F32(&mut out));
     out
 }
@@ -215,8 +215,8 @@ fn product_with(
 ) -> Vec<f32> {
     let mut out = vec![0.0; m * n];
     let terms = [Term::new(Matrix::rows(View::F32(x), k), b, k)];
-    let (epilogue, target) = (Epilogue::default(), Place::whole(m, n));
-    let product = Product { terms: &terms, epilogue, target };
+    let (epilogue, output) = (Epilogue::default(), OutputRegion::whole(m, n));
+    let product = Product { terms: &terms, epilogue, output };
     gemm(cpu, compute, &[product], ViewMut::F32(&mut out));
     out
 }
@@ -233,14 +233,15 @@ fn weight_gradients_agree_with_the_reference() {
                 DType::Bf16 => x.iter().map(|&v| bf16::from_f32(v).to_f32()).collect(),
                 _ => x.to_vec(),
             };
-            let turned = reference::transpose(t, m, &f64s(&rounded(&d_y)));
-            let exact = reference::gemm(m, n, t, &turned, &f64s(&rounded(&x)));
+            let transposed = reference::transpose(t, m, &f64s(&rounded(&d_y)));
+            let exact = reference::gemm(m, n, t, &transposed, &f64s(&rounded(&x)));
             let run = |cpu: &Cpu| {
                 let mut d_w = old.clone();
                 let mut workspace = vec![f32::NAN; weight_workspace_len(Target::Cpu, t, n)];
                 let d_y = Matrix::rows(View::F32(&wide), width).from_col(col);
-                let operands = (d_y, Matrix::rows(View::F32(&x), n));
-                add_weight_gradient(cpu, compute, (t, m, n), operands, &mut workspace, &mut d_w);
+                let x = Matrix::rows(View::F32(&x), n);
+                let gradient = WeightGradient { t, m, n, d_y, x };
+                add_weight_gradient(cpu, compute, gradient, &mut workspace, &mut d_w);
                 d_w
             };
             let first = run(&Cpu::with_isa(1, Isa::Scalar));
@@ -280,7 +281,7 @@ fn a_gpu_rounds_to_fp8() {
         region.write(0, crate::memory::bytes_of(View::Bf16(&x)));
         let all = View::Cuda(region.slice(0, DType::Bf16, (x.len(), cols + 1)));
         gpu.begin_operation();
-        let found = cuda::rows_in_fp8(&gpu, kind, Matrix::rows(all, cols + 1), (2, cols));
+        let found = cuda::fp8_rows(&gpu, kind, Matrix::rows(all, cols + 1), (2, cols));
         assert_eq!(gpu.download(found.scale, 1), [1.0]);
         let words = gpu.download(found.operand.address, cols / 2);
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -303,7 +304,7 @@ fn factors_of_fp8_follow_the_greatest() {
         region.write(0, crate::memory::bytes_of(View::Bf16(&x)));
         let all = View::Cuda(region.slice(0, DType::Bf16, (x.len(), k)));
         gpu.begin_operation();
-        let found = cuda::rows_in_fp8(&gpu, Fp8::E4m3, Matrix::rows(all, k), (m, k));
+        let found = cuda::fp8_rows(&gpu, Fp8::E4m3, Matrix::rows(all, k), (m, k));
         let scale = gpu.download(found.scale, 1)[0];
         let words = gpu.download(found.operand.address, m * k / 4);
         let bytes = words.iter().flat_map(|word| word.to_le_bytes());
@@ -340,7 +341,7 @@ fn a_gpu_quantises_as_the_cpu_does() {
         gpu.begin_operation();
         let on_gpu = Matrix::rows(all, stride).from_col(start);
         let address = region.slice(0, DType::F32, (k, k)).address();
-        let found = cuda::rows_in_int8(&gpu, on_gpu, (m, k), factors.map(|_| address));
+        let found = cuda::int8_rows(&gpu, on_gpu, (m, k), factors.map(|_| address));
         let words = gpu.download(found.operand.address, m * k / 4);
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let found = gpu.download(found.scales, m);
@@ -378,11 +379,11 @@ fn a_gpu_multiplies_bytes_in_parts() {
     // In parts, and all at once as users have it.
     let [found, at_once] = [32 << 10, cuda::SUMS_BYTES].map(|sums_bytes| {
         gpu.begin_operation();
-        let target = &Place::whole(m, n);
+        let output = &OutputRegion::whole(m, n);
         let d = crate::cuda::Operand { address: y.address(), row_stride: n, col_stride: 1 };
         let (c, d_dtype) = (Some(add_on_gpu), DType::F32);
-        cuda::Int8Sum { term: &term, target, scale: 0.5, c, d, d_dtype, sums_bytes }
-            .add(&gpu, &mut Default::default());
+        cuda::Int8Matmul { term: &term, output, scale: 0.5, c, d, d_dtype, sums_bytes }
+            .launch(&gpu, &mut Default::default());
         gpu.download(y.address(), m * n)
     });
     assert_eq!(found, at_once);
@@ -454,8 +455,8 @@ fn product_of_ranges(
         terms.push(Term { rows, ..Term::new(a, b, *rank) });
     }
     let mut out = vec![0.0; rows.len() * n];
-    let target = Place::whole(rows.len(), n);
-    let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
+    let output = OutputRegion::whole(rows.len(), n);
+    let product = Product { terms: &terms, epilogue: Epilogue::default(), output };
     gemm(cpu, compute, &[product], ViewMut::F32(&mut out));
     out
 }

@@ -10,7 +10,7 @@ use crate::gemm::MAX_PANEL;
 use crate::gemm::block::{
     Int8Left, Left, Typed, int8_right, int8_right_len, left, multiply, multiply_int8, padded, right,
 };
-use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
+use crate::gemm::tile::{Lines, Part, Store, Tile, with_tile};
 use crate::math::{BLOCK, LANES, exp, max, sum, weighted_sums};
 use crate::vector::quantise_row;
 use std::marker::PhantomData;
@@ -180,10 +180,10 @@ impl<T: Typed, M: Tile> Kernel for SegmentTask<'_, T, M> {
         }
         for first in self.columns.clone().step_by(COLS) {
             let columns = first..self.columns.end.min(first + COLS);
-            self.tile_of_logits(&x, columns.clone(), logits, scratch.lend());
+            self.tile_of_logits(&x, columns.clone(), logits, scratch.reborrow());
             self.absorb_tile(columns.clone(), logits);
             if !self.sums.is_empty() {
-                self.add_to_sums(columns, logits, scratch.lend());
+                self.add_to_sums(columns, logits, scratch.reborrow());
             }
         }
     }
@@ -215,7 +215,7 @@ impl<T: Typed, M: Tile> SegmentTask<'_, T, M> {
             HiddenStates::Floats(x) => {
                 let panels = scratch.take(COLS * padded::<M>(h));
                 let tile = right::<M>(self.weight(), part, panels);
-                multiply::<M>(x, rows, tile, (logits, COLS), Old::Dropped, |_, _| 0..h);
+                multiply::<M>(x, rows, tile, (logits, COLS), Store::Overwrite, |_, _| 0..h);
             }
             HiddenStates::Int8(x) => {
                 let panels = scratch.take(int8_right_len(COLS, h));
@@ -253,7 +253,7 @@ impl<T: Typed, M: Tile> SegmentTask<'_, T, M> {
         let (h, rows, cols) = (self.h, self.targets.len(), columns.len());
         let turned = Lines { line_stride: 1, step: h, ..self.weight() };
         let part = Part { line: 0, lines: h, k0: columns.start, k: cols };
-        let old = if columns.start > self.columns.start { Old::Added } else { Old::Dropped };
+        let old = if columns.start > self.columns.start { Store::Add } else { Store::Overwrite };
         let tile = right::<M>(turned, part, scratch.take((COLS + 1) * padded_row(h)));
         let narrow = scratch.take::<T>(rows * COLS);
         for (p, narrow) in p.chunks_exact(COLS).zip(narrow.chunks_exact_mut(COLS)) {

@@ -11,7 +11,7 @@ use crate::gemm::block::{
     Left, Right, Typed, left, multiply, multiply_add, packed_stride, padded, panel_cols, right,
     right_of_all, right_of_all_len,
 };
-use crate::gemm::tile::{Lines, Old, Part, Tile, with_tile};
+use crate::gemm::tile::{Lines, Part, Store, Tile, with_tile};
 use crate::math::exp;
 use std::ops::Range;
 
@@ -125,7 +125,7 @@ impl<T: Typed, M: Tile> Kernel for Columns<'_, T, M> {
             let rows = ROWS.min(n - first);
             let of_x = Part { line: first, lines: rows, k0: 0, k: h };
             let x = left::<M>(lines(T::view(x)), of_x, packed);
-            multiply::<M>(x, rows, weight, (tile, COLS), Old::Dropped, |_, _| 0..h);
+            multiply::<M>(x, rows, weight, (tile, COLS), Store::Overwrite, |_, _| 0..h);
             for (i, row) in tile.chunks_exact_mut(COLS).take(rows).enumerate() {
                 let OfRows { log_probs, lse, d_log_probs } = self.of_rows;
                 let (lse, d) = (lse[first + i], d_log_probs[first + i]);

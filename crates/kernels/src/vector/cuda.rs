@@ -45,9 +45,9 @@ pub(crate) static SOURCE: Source = Source {
         "vector_add_bias<float>",
         "vector_add_bias<bf16>",
         "vector_add_bias<f16>",
-        "vector_begin_rows<float>",
-        "vector_begin_rows<bf16>",
-        "vector_begin_rows<f16>",
+        "vector_init_rows<float>",
+        "vector_init_rows<bf16>",
+        "vector_init_rows<f16>",
     ],
 };
 
@@ -155,7 +155,7 @@ pub(super) fn scatter_rows(
 }
 
 /// `n` elements of each of some rows become those of `x`, which is as long as `y`, or zero.
-pub(crate) fn begin_rows(
+pub(crate) fn init_rows(
     gpu: &Gpu,
     y: Slice<'_>,
     (rows, stride, offset): (usize, usize, usize),
@@ -163,7 +163,7 @@ pub(crate) fn begin_rows(
     x: Option<Slice<'_>>,
 ) {
     assert!(x.is_none_or(|x| x.dtype() == y.dtype() && x.len() >= y.len()));
-    let kernel = format!("vector_begin_rows<{}>", y.type_name());
+    let kernel = format!("vector_init_rows<{}>", y.type_name());
     let x = x.map_or(0, |x| x.address());
     gpu.launch(&SOURCE, &kernel, Launch::blocks(rows, THREADS), args![y, x, stride, offset, n]);
 }

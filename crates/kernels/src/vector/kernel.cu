@@ -108,7 +108,7 @@ __global__ void vector_scatter_rows(
 
 // `y[m, offset + n] = x[m, offset + n]`, or zero without `x`, in rows of `stride`.
 template <class Y>
-__global__ void vector_begin_rows(Y* y, const Y* x, size_t stride, size_t offset, size_t n) {
+__global__ void vector_init_rows(Y* y, const Y* x, size_t stride, size_t offset, size_t n) {
     offset += blockIdx.x * stride;
     y += offset, x = x ? x + offset : x;
     over_block<4>(n, aligned<4>(y) && (!x || aligned<4>(x)), [&](size_t c, auto count) {

@@ -4,13 +4,13 @@
 use super::quantised;
 use crate::tape::Sweep;
 use crate::{Compute, DType, Device, Params, Processor, Projection, Tensor, ViewMut};
-use hone_kernels::gemm::{self, EightBits, Fp8, Product};
+use hone_kernels::gemm::{self, Fp8, Product, QuantisedType};
 
 /// Which of projections that stand side by side a GPU multiplies in eight bits, inside the
 /// operation: those held in bytes, if all are as wide as tensor cores ask for, since one that is
 /// not moves its neighbours' outputs.
 pub(super) struct InEightBits {
-    kind: Option<EightBits>,
+    kind: Option<QuantisedType>,
     which: Vec<bool>,
 }
 
@@ -23,11 +23,11 @@ impl InEightBits {
         params: &Params,
         projections: &[Projection],
     ) -> Self {
-        let fits = |p: &Projection| gemm::fits_eight_bits([p.out_features(), p.in_features()]);
+        let fits = |p: &Projection| gemm::fits_quantised([p.out_features(), p.in_features()]);
         let kind = match (compute, direction) {
-            (Compute::Int8, _) => Some(EightBits::Int8),
-            (Compute::Fp8, Direction::Forward) => Some(EightBits::Fp8(Fp8::E4m3)),
-            (Compute::Fp8, Direction::Backward) => Some(EightBits::Fp8(Fp8::E5m2)),
+            (Compute::Int8, _) => Some(QuantisedType::Int8),
+            (Compute::Fp8, Direction::Forward) => Some(QuantisedType::Fp8(Fp8::E4m3)),
+            (Compute::Fp8, Direction::Backward) => Some(QuantisedType::Fp8(Fp8::E5m2)),
             _ => None,
         };
         let inside = gemm::quantises_operands(device.target());
@@ -58,7 +58,7 @@ impl InEightBits {
         sizes: impl Fn(&Projection) -> [usize; 3],
     ) -> usize {
         let Some(kind) = self.kind else { return 0 };
-        self.which(true, projections).map(|p| gemm::eight_bit_bytes(kind, sizes(p))).sum()
+        self.which(true, projections).map(|p| gemm::quantised_bytes(kind, sizes(p))).sum()
     }
 
     /// Multiplies.
@@ -70,7 +70,7 @@ impl InEightBits {
         out: ViewMut<'_>,
     ) {
         match self.kind {
-            Some(kind) => on.gemm_in_eight_bits(kind, compute, products, out),
+            Some(kind) => on.gemm_quantised(kind, compute, products, out),
             None => on.gemm(compute, products, out),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{quantised, rows_cols};
 use crate::{Category, Cost, DType, Device, Tape, Tensor, Var, Weight, Work};
-use hone_kernels::gemm::{Epilogue, Matrix, Place, Product, Term};
+use hone_kernels::gemm::{Epilogue, Matrix, OutputRegion, Product, Term};
 use hone_kernels::{Processor, head as kernel};
 use std::collections::HashSet;
 use std::ops::Range;
@@ -82,8 +82,8 @@ pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight) -> Tensor {
         on.begin();
         let w = Matrix { offset: first * h, ..Matrix::rows(weight.view(), h) }.transposed();
         let terms = [Term::new(Matrix::rows(x.view(), h), w, h)];
-        let target = Place::columns(t, width.min(v - first), v, first);
-        let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
+        let output = OutputRegion::columns(t, width.min(v - first), v, first);
+        let product = Product { terms: &terms, epilogue: Epilogue::default(), output };
         on.gemm(tape.dtype(), &[product], y.view_mut());
     }
     y

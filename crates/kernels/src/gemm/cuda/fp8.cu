@@ -1,22 +1,22 @@
-// Operands of products in FP8: numbers of eight bits and one factor for all of them, so that the
-// greatest becomes the greatest that there is.
+// FP8 operands with per-tensor scaling: one scale for the whole operand, which maps its largest
+// magnitude to the largest finite FP8 value.
 
-// Bits of the mantissa, the exponent's bias, and the greatest number.
+// Bits of the mantissa, the exponent's bias, and the largest finite value.
 struct E4m3 {
     static constexpr int MANTISSA = 3, BIAS = 7;
-    static constexpr float GREATEST = 448.0f;
+    static constexpr float MAX = 448.0f;
 };
 struct E5m2 {
     static constexpr int MANTISSA = 2, BIAS = 15;
-    static constexpr float GREATEST = 57344.0f;
+    static constexpr float MAX = 57344.0f;
 };
 
-// To the nearest, ties to even; what is too large becomes the greatest.
+// Rounds to nearest even, and saturates.
 template <class F> DEVICE uint8 to_fp8(float x) {
     uint32 sign = __float_as_uint(x) >> 24 & 0x80;
     if (x != x) return uint8(sign | 0x7f);
-    float magnitude = fminf(fabsf(x), F::GREATEST);
-    // Adding this leaves units of the least number in the last place.
+    float magnitude = fminf(fabsf(x), F::MAX);
+    // Adding this aligns the smallest subnormal with the last place.
     float shift = float(1 << (24 - F::BIAS - F::MANTISSA));
     if (magnitude * float(1 << (F::BIAS - 1)) < 1.0f) {
         return uint8(sign | (__float_as_uint(magnitude + shift) - __float_as_uint(shift)));
@@ -40,42 +40,41 @@ template <> DEVICE uint8 to_fp8<E5m2>(float x) {
 }
 #endif
 
-// What numbers are divided by whose greatest magnitude is `greatest`.
-template <class F> DEVICE float factor(float greatest) {
-    return fmaxf(greatest / F::GREATEST, 1e-30f);
+// Scale of an operand whose largest magnitude is `amax`.
+template <class F> DEVICE float scale_of(float amax) {
+    return fmaxf(amax / F::MAX, 1e-30f);
 }
 
-// `greatest = max |x|` of `rows` rows of `cols`, `stride` apart; it is zero before. The order does
-// not matter to a maximum, and numbers that are not negative are ordered as their bits are.
+// `amax = max |x|` of `rows` rows of `cols`, `stride` apart; the caller zeroes it. A maximum does
+// not depend on the order of the atomics, and non-negative floats are ordered like their bits.
 template <class T>
-__global__ void fp8_greatest(
-    const T* x, size_t rows, size_t cols, size_t stride, float* greatest) {
+__global__ void fp8_amax(const T* x, size_t rows, size_t cols, size_t stride, float* amax) {
     const int N = RUN<T>;
-    float most = 0.0f;
+    float own_max = 0.0f;
     for (size_t row = blockIdx.x; row < rows; row += gridDim.x) {
         const T* from = x + row * stride;
         over_block<N>(cols, aligned<N>(from), [&](size_t c, auto count) {
             auto x_c = read(from + c, count);
-            for (int k = 0; k < count.value; k++) most = fmaxf(most, fabsf(x_c.of[k]));
+            for (int k = 0; k < count.value; k++) own_max = fmaxf(own_max, fabsf(x_c.of[k]));
         });
     }
-    most = block_max(most);
-    if (threadIdx.x == 0) atomicMax(reinterpret_cast<uint32*>(greatest), __float_as_uint(most));
+    own_max = block_max(own_max);
+    if (threadIdx.x == 0) atomicMax(reinterpret_cast<uint32*>(amax), __float_as_uint(own_max));
 }
 
-// The same of rows of bytes: no more than each row's scale allows. One block.
-__global__ void fp8_greatest_of_bytes(const float* scales, size_t rows, float* greatest) {
-    float most = 0.0f;
-    over_block<1>(rows, true, [&](size_t row, auto) { most = fmaxf(most, scales[row]); });
-    most = block_max(most);
-    if (threadIdx.x == 0) *greatest = 127.0f * most;
+// An upper bound of `amax` for an int8 weight, from the scales of its rows. One block.
+__global__ void fp8_amax_of_int8(const float* scales, size_t rows, float* amax) {
+    float max_scale = 0.0f;
+    over_block<1>(rows, true, [&](size_t row, auto) { max_scale = fmaxf(max_scale, scales[row]); });
+    max_scale = block_max(max_scale);
+    if (threadIdx.x == 0) *amax = 127.0f * max_scale;
 }
 
-// `y [rows, cols]` and its factor, from rows of `x` that are `stride` apart; a block a row.
+// `y [rows, cols]` and its scale, from rows of `x` that are `stride` apart; a block per row.
 template <class T, class F>
 __global__ void fp8_quantise(
-    const T* x, size_t cols, size_t stride, const float* greatest, uint8* y, float* scale) {
-    float own = factor<F>(*greatest), inverse = 1.0f / own;
+    const T* x, size_t cols, size_t stride, const float* amax, uint8* y, float* scale) {
+    float own_scale = scale_of<F>(*amax), inverse = 1.0f / own_scale;
     const T* from = x + blockIdx.x * stride;
     uint8* to = y + blockIdx.x * cols;
     const int N = RUN<T>;
@@ -85,14 +84,13 @@ __global__ void fp8_quantise(
         for (int k = 0; k < count.value; k++) y_c.of[k] = to_fp8<F>(x_c.of[k] * inverse);
         *reinterpret_cast<Neighbours<uint8, count.value>*>(to + c) = y_c;
     });
-    if (blockIdx.x == 0 && threadIdx.x == 0) *scale = own;
+    if (blockIdx.x == 0 && threadIdx.x == 0) *scale = own_scale;
 }
 
-// `y [rows, cols]` and its factor, from rows of bytes; a block a row.
-__global__ void fp8_panel(
-    Int8Rows w, size_t cols, const float* greatest, uint8* y, float* scale) {
+// `y [rows, cols]` and its scale, from an int8 weight; a block per row.
+__global__ void fp8_weight(Int8Rows w, size_t cols, const float* amax, uint8* y, float* scale) {
     const int N = 16;
-    float own = factor<E4m3>(*greatest), inverse = 1.0f / own;
+    float own_scale = scale_of<E4m3>(*amax), inverse = 1.0f / own_scale;
     size_t row = blockIdx.x;
     w.values += row * cols, y += row * cols;
     over_block<N>(cols, aligned<N>(w, y), [&](size_t c, auto count) {
@@ -101,15 +99,15 @@ __global__ void fp8_panel(
         for (int k = 0; k < count.value; k++) y_c.of[k] = to_fp8<E4m3>(w_c.of[k] * inverse);
         *reinterpret_cast<Neighbours<uint8, count.value>*>(y + c) = y_c;
     });
-    if (row == 0 && threadIdx.x == 0) *scale = own;
+    if (row == 0 && threadIdx.x == 0) *scale = own_scale;
 }
 
-// `y [cols, rows]`, turned, and its factor.
-__global__ void fp8_panel_turned(
-    Int8Rows w, size_t rows, size_t cols, const float* greatest, uint8* y, float* scale) {
-    float own = factor<E4m3>(*greatest), inverse = 1.0f / own;
-    turn(rows, cols, y, [&](size_t row, size_t index) {
+// The transpose `y [cols, rows]` and its scale.
+__global__ void fp8_weight_transposed(
+    Int8Rows w, size_t rows, size_t cols, const float* amax, uint8* y, float* scale) {
+    float own_scale = scale_of<E4m3>(*amax), inverse = 1.0f / own_scale;
+    transpose(rows, cols, y, [&](size_t row, size_t index) {
         return to_fp8<E4m3>(read(w, index, row, Count<1>()).of[0] * inverse);
     });
-    if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *scale = own;
+    if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *scale = own_scale;
 }

@@ -1,17 +1,17 @@
-// Operands of products in 8-bit integers: signed bytes, with a scale for each row of activations or
-// gradients and for each row of a weight.
+// Int8 operands: signed bytes, with a scale for each row of activations or gradients and for each
+// row of a weight.
 
-// `y [rows, cols] = x · factors` in signed bytes, the greatest of a row ±127, and its scale, which
-// is not a number if an element is not finite. A block takes a row of `x`, which are `stride`
-// apart; without `factors` these are ones. The same bytes as on the CPU.
+// Quantises `x · factors` to `y [rows, cols]`, with a scale per row that maps its largest magnitude
+// to 127; the scale is NaN if an element is not finite. Rows of `x` are `stride` apart, a block per
+// row; without `factors` they are ones. The same bytes as on the CPU.
 template <class T>
 __global__ void int8_quantise(
     const T* x, size_t cols, size_t stride, const float* factors, uint8* y, float* scales) {
     const int N = RUN<T>;
     const T* from = x + blockIdx.x * stride;
     uint8* to = y + blockIdx.x * cols;
-    bool together = aligned<N>(from, to) && aligned<N>(factors);
-    auto product = [&](size_t c, auto count) {
+    bool vectorised = aligned<N>(from, to) && aligned<N>(factors);
+    auto scaled = [&](size_t c, auto count) {
         auto x_c = read(from + c, count);
         if (factors) {
             auto factors_c = read(factors + c, count);
@@ -19,20 +19,20 @@ __global__ void int8_quantise(
         }
         return x_c;
     };
-    float greatest = 0.0f;
-    over_block<N>(cols, together, [&](size_t c, auto count) {
-        auto x_c = product(c, count);
+    float amax = 0.0f;
+    over_block<N>(cols, vectorised, [&](size_t c, auto count) {
+        auto x_c = scaled(c, count);
         for (int k = 0; k < count.value; k++) {
-            // By its bits: a product less itself may be fused, and is then not zero.
+            // Tested by its bits: `x - x` may become a fused multiply-add, which need not be zero.
             bool finite = (__float_as_uint(x_c.of[k]) & 0x7f800000u) != 0x7f800000u;
-            greatest = fmaxf(greatest, finite ? fabsf(x_c.of[k]) : INFINITY);
+            amax = fmaxf(amax, finite ? fabsf(x_c.of[k]) : INFINITY);
         }
     });
-    greatest = block_max(greatest);
-    // The inverse of what is smaller would be infinite: such rows are zero.
-    float inverse = greatest > 1e-35f ? 127.0f / greatest : 0.0f;
-    over_block<N>(cols, together, [&](size_t c, auto count) {
-        auto x_c = product(c, count);
+    amax = block_max(amax);
+    // The inverse of anything smaller would be infinite: such rows become zero.
+    float inverse = amax > 1e-35f ? 127.0f / amax : 0.0f;
+    over_block<N>(cols, vectorised, [&](size_t c, auto count) {
+        auto x_c = scaled(c, count);
         Neighbours<uint8, count.value> y_c;
         for (int k = 0; k < count.value; k++) {
             // Adding 1.5 · 2^23 rounds to the nearest integer and leaves it in the low bits.
@@ -40,12 +40,12 @@ __global__ void int8_quantise(
         }
         *reinterpret_cast<Neighbours<uint8, count.value>*>(to + c) = y_c;
     });
-    float scale = greatest == INFINITY ? __uint_as_float(0x7fc00000u) : greatest / 127.0f;
+    float scale = amax == INFINITY ? __uint_as_float(0x7fc00000u) : amax / 127.0f;
     if (threadIdx.x == 0) scales[blockIdx.x] = scale;
 }
 
-// `y` = the bytes of a weight without their zero point; sixteen at a time.
-__global__ void int8_panel(Int8Rows w, size_t n, uint8* y) {
+// Removes the zero point from the bytes of a weight, sixteen at a time.
+__global__ void int8_weight(Int8Rows w, size_t n, uint8* y) {
     typedef Neighbours<uint32, 4> Words;
     over_grid<16>(n, aligned<16>(w, y), [&](size_t i, auto count) {
         if (count.value == 1) {
@@ -58,30 +58,30 @@ __global__ void int8_panel(Int8Rows w, size_t n, uint8* y) {
     });
 }
 
-// `y [cols, rows]`, turned.
-__global__ void int8_panel_turned(Int8Rows w, size_t rows, size_t cols, uint8* y) {
-    turn(rows, cols, y, [&](size_t, size_t index) { return uint8(w.values[index] ^ 0x80); });
+// The transpose `y [cols, rows]`.
+__global__ void int8_weight_transposed(Int8Rows w, size_t rows, size_t cols, uint8* y) {
+    transpose(rows, cols, y, [&](size_t, size_t index) { return uint8(w.values[index] ^ 0x80); });
 }
 
-// `y = scale · of_rows[i] · of_columns[j] · sums[i, j] + add[i, j]`; without `of_columns` these are
-// ones, and without `add` nothing is added. A block takes a row; those of `y` and `add` are
-// `stride` apart.
+// `y = scale · row_scales[i] · col_scales[j] · sums[i, j] + add[i, j]`; without `col_scales` they
+// are ones, and without `add` nothing is added. A block per row; rows of `y` and `add` are `stride`
+// apart.
 template <class Y>
-__global__ void int8_finish(
-    const int* sums, size_t n, const float* of_rows, const float* of_columns, float scale,
+__global__ void int8_dequantise(
+    const int* sums, size_t n, const float* row_scales, const float* col_scales, float scale,
     const Y* add, Y* y, size_t stride) {
     const int N = 4;
     sums += blockIdx.x * n, y += blockIdx.x * stride;
     if (add) add += blockIdx.x * stride;
-    float of_row = scale * of_rows[blockIdx.x];
-    bool together = aligned<N>(sums, of_columns, add, y);
-    over_block<N>(n, together, [&](size_t c, auto count) {
+    float row_scale = scale * row_scales[blockIdx.x];
+    bool vectorised = aligned<N>(sums, col_scales, add, y);
+    over_block<N>(n, vectorised, [&](size_t c, auto count) {
         auto sums_c = *reinterpret_cast<const Neighbours<int, count.value>*>(sums + c);
         Neighbours<float, count.value> y_c;
-        for (int k = 0; k < count.value; k++) y_c.of[k] = of_row * float(sums_c.of[k]);
-        if (of_columns) {
-            auto of_c = read(of_columns + c, count);
-            for (int k = 0; k < count.value; k++) y_c.of[k] *= of_c.of[k];
+        for (int k = 0; k < count.value; k++) y_c.of[k] = row_scale * float(sums_c.of[k]);
+        if (col_scales) {
+            auto scales_c = read(col_scales + c, count);
+            for (int k = 0; k < count.value; k++) y_c.of[k] *= scales_c.of[k];
         }
         if (add) {
             auto add_c = read(add + c, count);

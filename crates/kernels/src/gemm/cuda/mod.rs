@@ -1,96 +1,100 @@
-//! Products by the GPU's library, a term at a time.
+//! Products through cuBLASLt, one term at a time.
 
 mod fp8;
 mod int8;
 
 #[cfg(test)]
 pub(super) use {
-    fp8::rows_in_fp8,
-    int8::{Int8Sum, SUMS_BYTES, rows_in_int8},
+    fp8::fp8_rows,
+    int8::{Int8Matmul, SUMS_BYTES, int8_rows},
 };
 
-use super::{EightBits, Epilogue, Matrix, Place, Product, Term};
+use super::{Epilogue, Matrix, OutputRegion, Product, QuantisedType, Term, WeightGradient};
 use crate::cuda::{Address, Gpu, Matmul, Operand, Operands, Slice, Source};
 use crate::element::DType;
 use crate::format::Storage;
 use crate::vector;
 
 #[cfg(not(test))]
-use int8::Int8Sum;
+use int8::Int8Matmul;
 
 pub(crate) static SOURCE: Source = Source {
     name: "gemm",
     texts: &[include_str!("panel.cuh"), include_str!("fp8.cu"), include_str!("int8.cu")],
     kernels: &[
-        "fp8_greatest<bf16>",
-        "fp8_greatest_of_bytes",
+        "fp8_amax<bf16>",
+        "fp8_amax_of_int8",
         "fp8_quantise<bf16,E4m3>",
         "fp8_quantise<bf16,E5m2>",
-        "fp8_panel",
-        "fp8_panel_turned",
+        "fp8_weight",
+        "fp8_weight_transposed",
         "int8_quantise<bf16>",
-        "int8_panel",
-        "int8_panel_turned",
-        "int8_finish<float>",
-        "int8_finish<bf16>",
+        "int8_weight",
+        "int8_weight_transposed",
+        "int8_dequantise<float>",
+        "int8_dequantise<bf16>",
     ],
 };
 
-/// Sums of products into `out`. Operands of another type than `compute` are converted first, inside
-/// the operation's own memory; terms for which [`in_eight_bits`] holds are multiplied so.
+/// Sums of products into `out`. Operands in a type other than `compute` are converted first, in
+/// scratch memory; with `quantised`, so are both operands of terms that [`is_quantised`].
 ///
 /// # Panics
 /// If an epilogue both accumulates and adds.
 pub(super) fn gemm(
     gpu: &Gpu,
-    (compute, kind): (DType, Option<EightBits>),
+    compute: DType,
+    quantised: Option<QuantisedType>,
     products: &[Product<'_>],
     out: Slice<'_>,
 ) {
-    // Projections of one input have their left operand in common.
-    let (mut in_fp8, mut in_int8) = (Kept::default(), Kept::default());
-    for Product { terms, epilogue, target } in products {
-        target.check(out.len());
+    // Projections of one input share their left operand.
+    let (mut fp8_left, mut int8_left) = (LeftCache::default(), LeftCache::default());
+    for Product { terms, epilogue, output } in products {
+        output.check(out.len());
         assert!(!(epilogue.accumulate && epilogue.add.is_some()));
-        let d = result(out, target);
+        let d = result(out, output);
         let mut c = epilogue.accumulate.then_some(d.address);
         if let Some(add) = epilogue.add {
             let add = add.cuda();
             assert!(add.dtype() == out.dtype() && add.len() >= out.len());
-            c = Some(result(add, target).address);
+            c = Some(result(add, output).address);
         }
-        // The small terms, adapters, come last and go first: a result in bf16 is rounded after
-        // each, and what is rounded twice is then the smaller part.
-        let (all, some): (Vec<_>, Vec<_>) =
-            terms.iter().rev().partition(|term| term.rows.within(0..target.m).len() == target.m);
-        if !some.is_empty() {
-            begin_uncovered_rows(gpu, out, target, &some, epilogue);
-            for term in some {
-                add_to_rows(gpu, compute, (term, epilogue, target), c, d, out.dtype());
+        // The small terms, of adapters, are last in the list and computed first: a bf16 result is
+        // rounded after each term, so the part that is rounded twice is then the smaller one.
+        let (full, partial): (Vec<_>, Vec<_>) =
+            terms.iter().rev().partition(|term| term.rows.within(0..output.m).len() == output.m);
+        if !partial.is_empty() {
+            init_uncovered_rows(gpu, out, output, &partial, epilogue);
+            let sum = Sum { c, d, d_dtype: out.dtype(), alpha: epilogue.scale };
+            for term in partial {
+                add_to_rows(gpu, compute, term, output, sum);
             }
             c = Some(d.address);
         }
-        for term in all {
-            let kind = kind.filter(|_| in_eight_bits(term, target, d, out.dtype()));
-            let (a, b, operands) = match kind {
-                Some(EightBits::Int8) => {
+        for term in full {
+            let quantised = quantised.filter(|_| is_quantised(term, output, d, out.dtype()));
+            let (a, b, operands) = match quantised {
+                Some(QuantisedType::Int8) => {
                     let (scale, d_dtype) = (epilogue.scale, out.dtype());
                     let sums_bytes = int8::SUMS_BYTES;
-                    Int8Sum { term, target, scale, c, d, d_dtype, sums_bytes }
-                        .add(gpu, &mut in_int8);
+                    Int8Matmul { term, output, scale, c, d, d_dtype, sums_bytes }
+                        .launch(gpu, &mut int8_left);
                     c = Some(d.address);
                     continue;
                 }
-                Some(EightBits::Fp8(kind)) => fp8::operands(gpu, kind, (term, target), &mut in_fp8),
+                Some(QuantisedType::Fp8(kind)) => {
+                    fp8::operands(gpu, kind, term, output, &mut fp8_left)
+                }
                 None => {
-                    let a = operand(gpu, compute, term.a, (target.m, term.k));
-                    let b = operand(gpu, compute, term.b, (term.k, target.n));
+                    let a = operand(gpu, compute, term.a, (output.m, term.k));
+                    let b = operand(gpu, compute, term.b, (term.k, output.n));
                     (a, b, Operands::Floats(compute))
                 }
             };
             gpu.matmul(Matmul {
-                m: target.m,
-                n: target.n,
+                m: output.m,
+                n: output.n,
                 k: term.k,
                 operands,
                 a,
@@ -103,82 +107,93 @@ pub(super) fn gemm(
             c = Some(d.address);
         }
         if let Some(bias) = epilogue.bias {
-            assert_eq!(target.col_stride, 1);
-            let rows = (target.m, target.row_stride, target.offset);
+            assert_eq!(output.col_stride, 1);
+            let rows = (output.m, output.row_stride, output.offset);
             vector::cuda::add_bias(gpu, out, rows, bias.cuda().f32());
         }
     }
 }
 
-/// Where no term of `some` rows will write, what they would add to.
-fn begin_uncovered_rows(
+/// Initialises the rows that no term of `partial` will write: to `add`, or zero.
+fn init_uncovered_rows(
     gpu: &Gpu,
     out: Slice<'_>,
-    target: &Place,
-    some: &[&Term<'_>],
+    output: &OutputRegion,
+    partial: &[&Term<'_>],
     epilogue: &Epilogue<'_>,
 ) {
-    assert!(target.col_stride == 1 && !epilogue.accumulate, "terms of some rows of whole rows");
-    let mut covered: Vec<_> = some.iter().map(|term| term.rows.within(0..target.m)).collect();
+    let is_row_major = output.col_stride == 1;
+    assert!(is_row_major && !epilogue.accumulate, "terms of some rows need a row-major output");
+    let mut covered: Vec<_> = partial.iter().map(|term| term.rows.within(0..output.m)).collect();
     covered.retain(|rows| !rows.is_empty());
     covered.sort_by_key(|rows| rows.start);
     let bounds = covered.iter().flat_map(|rows| [rows.start, rows.end]);
-    let bounds: Vec<usize> = std::iter::once(0).chain(bounds).chain([target.m]).collect();
+    let bounds: Vec<usize> = std::iter::once(0).chain(bounds).chain([output.m]).collect();
     assert!(bounds.is_sorted(), "terms of some rows overlap");
     for gap in bounds.chunks_exact(2).filter(|gap| gap[0] < gap[1]) {
-        let first = target.offset + gap[0] * target.row_stride;
-        let rows = (gap[1] - gap[0], target.row_stride, first);
-        vector::cuda::begin_rows(gpu, out, rows, target.n, epilogue.add.map(|add| add.cuda()));
+        let first = output.offset + gap[0] * output.row_stride;
+        let rows = (gap[1] - gap[0], output.row_stride, first);
+        vector::cuda::init_rows(gpu, out, rows, output.n, epilogue.add.map(|add| add.cuda()));
     }
 }
 
-/// Adds a term to its rows of `d`, or to those of `c`, which stand there alike.
-fn add_to_rows(
-    gpu: &Gpu,
-    compute: DType,
-    (term, epilogue, target): (&Term<'_>, &Epilogue<'_>, &Place),
+/// `d = c + alpha · product`, with `c` laid out like `d`.
+#[derive(Clone, Copy)]
+struct Sum {
     c: Option<Address>,
     d: Operand,
     d_dtype: DType,
-) {
-    let rows = term.rows.within(0..target.m);
+    alpha: f32,
+}
+
+/// Adds a term to its rows of the output.
+fn add_to_rows(gpu: &Gpu, compute: DType, term: &Term<'_>, output: &OutputRegion, sum: Sum) {
+    let Sum { c, d, d_dtype, alpha } = sum;
+    let rows = term.rows.within(0..output.m);
     if rows.is_empty() {
         return;
     }
-    let skipped = (rows.start * target.row_stride * d_dtype.size()) as u64;
+    let skipped = (rows.start * output.row_stride * d_dtype.size()) as u64;
     let a = Matrix { offset: term.a.offset + rows.start * term.a.row_stride, ..term.a };
     gpu.matmul(Matmul {
         m: rows.len(),
-        n: target.n,
+        n: output.n,
         k: term.k,
         operands: Operands::Floats(compute),
         a: operand(gpu, compute, a, (rows.len(), term.k)),
-        b: operand(gpu, compute, term.b, (term.k, target.n)),
+        b: operand(gpu, compute, term.b, (term.k, output.n)),
         c: c.map(|c| c + skipped),
         d: Operand { address: d.address + skipped, ..d },
         d_dtype,
-        alpha: epilogue.scale,
+        alpha,
     });
 }
 
-/// A left operand in eight bits, and what it was made of.
-pub(super) struct Kept<T>(Option<(Made, T)>);
+/// The last quantised left operand.
+pub(super) struct LeftCache<T>(Option<(LeftKey, T)>);
 
-/// Address, length of rows, and where factors of its columns are, if any.
-type Made = (Address, usize, Option<Address>);
+/// What a left operand was quantised from.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) struct LeftKey {
+    address: Address,
+    /// Length of rows.
+    k: usize,
+    /// Factors of its columns, if any.
+    factors: Option<Address>,
+}
 
-impl<T> Default for Kept<T> {
+impl<T> Default for LeftCache<T> {
     fn default() -> Self {
         Self(None)
     }
 }
 
-impl<T: Copy> Kept<T> {
-    /// The one that was made of the same before, or a new one.
-    fn of(&mut self, made_of: Made, make: impl FnOnce() -> T) -> T {
+impl<T: Copy> LeftCache<T> {
+    /// The operand quantised from `key`, if it was the last one, or a new one.
+    fn get_or(&mut self, key: LeftKey, quantise: impl FnOnce() -> T) -> T {
         match self.0 {
-            Some((before, kept)) if before == made_of => kept,
-            _ => self.0.insert((made_of, make())).1,
+            Some((last, operand)) if last == key => operand,
+            _ => self.0.insert((key, quantise())).1,
         }
     }
 }
@@ -187,11 +202,11 @@ impl<T: Copy> Kept<T> {
 pub(super) fn add_weight_gradient(
     gpu: &Gpu,
     compute: DType,
-    (t, m, n): (usize, usize, usize),
-    (d_y, x): (Matrix<'_>, Matrix<'_>),
+    gradient: WeightGradient<'_>,
     d_w: Slice<'_>,
 ) {
-    let d = result(d_w, &Place::whole(m, n));
+    let WeightGradient { t, m, n, d_y, x } = gradient;
+    let d = result(d_w, &OutputRegion::whole(m, n));
     gpu.matmul(Matmul {
         m,
         n,
@@ -206,54 +221,54 @@ pub(super) fn add_weight_gradient(
     });
 }
 
-/// Whether products with a weight of that shape can be in eight bits: tensor cores take sixteen
-/// numbers at a time. Weights that stand side by side must all be such.
-pub fn fits_eight_bits(shape: [usize; 2]) -> bool {
+/// Whether a weight's shape allows quantised products: 8-bit tensor-core operands come in multiples
+/// of 16. Of weights whose outputs share rows, all must fit, so that each output is aligned.
+pub fn fits_quantised(shape: [usize; 2]) -> bool {
     shape.iter().all(|size| size.is_multiple_of(16))
 }
 
-/// Whether a term is multiplied in eight bits, where that is asked for: its right operand is held
-/// in bytes, and the result is where cuBLASLt wants one.
-fn in_eight_bits(term: &Term<'_>, target: &Place, d: Operand, dtype: DType) -> bool {
+/// Whether a term's operands are quantised, if the caller wants that: its weight is stored as int8,
+/// and sizes and alignment suit cuBLASLt.
+fn is_quantised(term: &Term<'_>, output: &OutputRegion, d: Operand, dtype: DType) -> bool {
     term.b.data.storage().is_int8()
-        && fits_eight_bits([target.n, term.k])
+        && fits_quantised([output.n, term.k])
         && d.address.is_multiple_of(16)
         && (d.row_stride * dtype.size()).is_multiple_of(16)
 }
 
-/// Bytes inside an operation that such a product of `[m, k]` and `[k, n]` takes.
-pub fn eight_bit_bytes(kind: EightBits, sizes: [usize; 3]) -> usize {
-    // Each part begins where memory inside an operation is aligned to.
-    let sum = |parts: &[usize]| parts.iter().map(|bytes| bytes.next_multiple_of(256)).sum();
-    match kind {
-        EightBits::Fp8(_) => sum(&fp8::parts(sizes)),
-        EightBits::Int8 => sum(&int8::parts(sizes)),
+/// Scratch bytes of a quantised product of sizes `[m, n, k]`.
+pub fn quantised_bytes(quantised: QuantisedType, sizes: [usize; 3]) -> usize {
+    // Every scratch allocation is aligned to 256 bytes.
+    let sum = |bytes: &[usize]| bytes.iter().map(|bytes| bytes.next_multiple_of(256)).sum();
+    match quantised {
+        QuantisedType::Fp8(_) => sum(&fp8::scratch(sizes)),
+        QuantisedType::Int8 => sum(&int8::scratch(sizes)),
     }
 }
 
-/// Bytes inside an operation that converting `elements` held so for a product takes.
-pub(crate) fn converted_bytes(held: Storage, compute: DType, elements: usize) -> usize {
-    if held == compute { 0 } else { elements * compute.size() }
+/// Scratch bytes for converting `elements` stored as `storage` to the compute type.
+pub(crate) fn converted_bytes(storage: Storage, compute: DType, elements: usize) -> usize {
+    if storage == compute { 0 } else { elements * compute.size() }
 }
 
-fn result(out: Slice<'_>, place: &Place) -> Operand {
-    let address = out.part(place.offset, 0).address();
-    Operand { address, row_stride: place.row_stride, col_stride: place.col_stride }
+fn result(out: Slice<'_>, region: &OutputRegion) -> Operand {
+    let address = out.part(region.offset, 0).address();
+    Operand { address, row_stride: region.row_stride, col_stride: region.col_stride }
 }
 
-/// A matrix `[rows, cols]` in the compute type. Of an array in another type, those rows that it has
-/// a part in are converted.
+/// A matrix `[rows, cols]` in the compute type. If its array has another type, the array rows that
+/// it touches are converted to scratch memory.
 fn operand(gpu: &Gpu, compute: DType, matrix: Matrix<'_>, (rows, cols): (usize, usize)) -> Operand {
-    let (held, Matrix { offset, row_stride, col_stride, .. }) = (matrix.data.cuda(), matrix);
-    let address = if held.storage() == compute {
-        held.part(offset, 0).address()
+    let (slice, Matrix { offset, row_stride, col_stride, .. }) = (matrix.data.cuda(), matrix);
+    let address = if slice.storage() == compute {
+        slice.part(offset, 0).address()
     } else {
         let last = offset + rows.max(1) * row_stride - row_stride + cols.max(1) * col_stride;
-        let h = held.cols().max(1);
+        let h = slice.cols().max(1);
         let (first, end) = (offset / h, (last - col_stride) / h + 1);
-        let len = ((end - first) * h).min(held.len() - first * h);
-        let to = gpu.scratch(converted_bytes(held.storage(), compute, len));
-        vector::cuda::convert_rows(gpu, held, (first, h), Slice::new(to, compute, len, h));
+        let len = ((end - first) * h).min(slice.len() - first * h);
+        let to = gpu.scratch(converted_bytes(slice.storage(), compute, len));
+        vector::cuda::convert_rows(gpu, slice, (first, h), Slice::new(to, compute, len, h));
         to + ((offset - first * h) * compute.size()) as u64
     };
     Operand { address, row_stride, col_stride }

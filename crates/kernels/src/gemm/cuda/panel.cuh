@@ -1,8 +1,8 @@
-// Weights as cuBLASLt wants them for products in eight bits, contractions along neighbours.
+// Weights in the layout that cuBLASLt requires of 8-bit operands: contiguous along the contraction.
 
-// `y [cols, rows] = byte(row, index)` of a matrix `[rows, cols]`, turned; a block of 256 threads
-// takes 32 × 32.
-template <class Byte> DEVICE void turn(size_t rows, size_t cols, uint8* y, Byte byte) {
+// The transpose `y [cols, rows]` of a matrix `[rows, cols]` of `byte(row, index)`; a block of 256
+// threads does a tile of 32 × 32.
+template <class Byte> DEVICE void transpose(size_t rows, size_t cols, uint8* y, Byte byte) {
     __shared__ uint8 tile[WARP][WARP + 4];
     size_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     size_t top = size_t(blockIdx.y) * WARP, left = size_t(blockIdx.x) * WARP;

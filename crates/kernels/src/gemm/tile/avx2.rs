@@ -1,7 +1,7 @@
 //! AVX2 with FMA: `f32` tiles of 6 × 16.
 
 use super::plain::direct_f32;
-use super::{Lines, Old, Part, Scalar, Segment, Sums, Tile, for_size, int8};
+use super::{Lines, Part, Scalar, Segment, Store, Sums, Tile, for_size, int8};
 use crate::element::View;
 #[allow(clippy::wildcard_imports, reason = "dozens of intrinsics")]
 use std::arch::x86_64::*;
@@ -61,10 +61,10 @@ impl Tile for Avx2 {
 unsafe fn tile<const R: usize, const V: usize>(segments: &[Segment<f32>], sums: Sums) {
     const LANES: usize = Avx2::LANES;
     let mut acc = [[_mm256_setzero_ps(); V]; R];
-    // SAFETY: the caller promises that operands and sums are there.
+    // SAFETY: the caller promises that operands and sums are valid.
     unsafe {
         let at = |i: usize, v: usize| sums.start.add(i * sums.stride + v * LANES);
-        if sums.old == Old::Continued {
+        if sums.store == Store::Continue {
             for i in 0..R {
                 for v in 0..V {
                     acc[i][v] = _mm256_loadu_ps(at(i, v));
@@ -87,7 +87,7 @@ unsafe fn tile<const R: usize, const V: usize>(segments: &[Segment<f32>], sums: 
         }
         for i in 0..R {
             for v in 0..V {
-                if sums.old == Old::Added {
+                if sums.store == Store::Add {
                     acc[i][v] = _mm256_add_ps(acc[i][v], _mm256_loadu_ps(at(i, v)));
                 }
                 _mm256_storeu_ps(at(i, v), acc[i][v]);

@@ -1,23 +1,21 @@
 //! AVX-512: `f32` tiles, and bf16 tiles with `vdpbf16ps`, of 8 × 48.
 
-use super::avx512_pack::{first_16, pack_int8, pack_panel, pack_rows, packs};
+use super::avx512_pack::{LANES, first_16, pack_int8, pack_panel, pack_rows, packs};
 use super::plain::direct_f32;
-use super::{Lines, Old, Part, Segment, Sums, Tile, for_size, int8};
+use super::{Lines, Part, Segment, Store, Sums, Tile, for_size, int8};
 use crate::element::{View, bf16};
 use crate::format::Storage;
 #[allow(clippy::wildcard_imports, reason = "dozens of intrinsics")]
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-pub(super) const LANES: usize = 16;
-
 /// `f32`: 8 rows by 3 vectors in 24 of 32 registers.
 pub(crate) struct Avx512;
 
-/// bf16 in pairs, likewise.
+/// Pairs of bf16, in tiles of the same size.
 pub(crate) struct Avx512Bf16;
 
-/// The implementation of [`Tile`]; types differ in their multiply-add.
+/// Implements [`Tile`]; the types differ in their multiply-add.
 macro_rules! tile {
     ($name:ident, $elem:ty, $step:literal, $direct:expr, $features:literal, $multiply_add:expr
      $(, $narrow:item)?) => {
@@ -42,7 +40,7 @@ macro_rules! tile {
                 #[target_feature(enable = $features)]
                 unsafe fn packed(x: Lines<'_>, part: Part, vectors: usize, panel: &mut [$elem]) {
                     // SAFETY: as the caller promises.
-                    unsafe { pack_panel::<$name>(x, part, vectors, panel) }
+                    unsafe { pack_panel(x, part, vectors, panel) }
                 }
                 // SAFETY: as the caller promises.
                 unsafe { packed(x, part, vectors, panel) }
@@ -52,7 +50,7 @@ macro_rules! tile {
                 #[target_feature(enable = $features)]
                 unsafe fn packed(x: Lines<'_>, part: Part, stride: usize, rows: &mut [$elem]) {
                     // SAFETY: as the caller promises.
-                    unsafe { pack_rows::<$name>(x, part, stride, rows) }
+                    unsafe { pack_rows(x, part, stride, rows) }
                 }
                 // SAFETY: as the caller promises.
                 unsafe { packed(x, part, stride, rows) }
@@ -93,7 +91,7 @@ macro_rules! tile {
                     // SAFETY: the caller promises that operands and sums are there.
                     unsafe {
                         let at = |i: usize, v: usize| sums.start.add(i * sums.stride + v * LANES);
-                        if sums.old == Old::Continued {
+                        if sums.store == Store::Continue {
                             for i in 0..R {
                                 for v in 0..V {
                                     acc[i][v] = _mm512_loadu_ps(at(i, v));
@@ -120,7 +118,7 @@ macro_rules! tile {
                         }
                         for i in 0..R {
                             for v in 0..V {
-                                if sums.old == Old::Added {
+                                if sums.store == Store::Add {
                                     acc[i][v] = _mm512_add_ps(acc[i][v], _mm512_loadu_ps(at(i, v)));
                                 }
                                 _mm512_storeu_ps(at(i, v), acc[i][v]);
@@ -159,7 +157,7 @@ fn narrow(x: &[f32], out: &mut [bf16]) {
     assert_eq!(x.len(), out.len());
     for (x, out) in x.chunks(LANES).zip(out.chunks_mut(LANES)) {
         let mask = first_16(x.len());
-        // SAFETY: only elements under the mask are read and written, and these exist.
+        // SAFETY: only elements under the mask are accessed, and these exist.
         unsafe {
             let rounded = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, x.as_ptr()));
             let rounded = transmute::<__m256bh, __m256i>(rounded);
@@ -171,7 +169,7 @@ fn narrow(x: &[f32], out: &mut [bf16]) {
 /// The same bits as bf16 pairs.
 #[inline(always)]
 fn pairs(x: __m512) -> __m512bh {
-    // SAFETY: vectors of one size, without invalid patterns.
+    // SAFETY: vectors of the same size, for which every bit pattern is valid.
     unsafe { transmute::<__m512, __m512bh>(x) }
 }
 

@@ -1,61 +1,63 @@
 //! Packing with AVX-512.
 //!
-//! Sixteen lanes of 32 bits are sixteen `f32`, sixteen pairs of bf16, or sixteen fours of bytes, so
-//! one transposition serves all.
+//! Sixteen 32-bit lanes hold sixteen `f32`, sixteen pairs of bf16, or sixteen groups of four bytes,
+//! so one transposition serves all.
 
-use super::avx512::{Avx512, Avx512Bf16, LANES};
-use super::{Lines, Part, Tile, int8};
+use super::{Lines, Part, int8};
 use crate::element::{View, bf16, f16, not_floats, out_of_reach};
 use crate::format::{Int8Rows, Storage};
 #[allow(clippy::wildcard_imports, reason = "dozens of intrinsics")]
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-/// What a packed lane of 32 bits holds of elements `S`.
+/// 32-bit lanes of a vector.
+pub(super) const LANES: usize = 16;
+
+/// Packed elements whose 32-bit lanes are filled from elements `S`.
 pub(super) trait Lane<S> {
     /// Steps of the contraction in a lane.
     const STEP: usize;
 
-    /// `16 * STEP` steps of one line, of which `count` exist; the rest zero.
+    /// `16 * STEP` steps of one line, of which `count` exist; the rest is zero.
     ///
     /// # Safety
-    /// `count` elements are there; the machine has the instruction set.
-    unsafe fn along(from: Place<S>, count: usize) -> __m512i;
+    /// `count` elements must exist; the machine must have the instruction set.
+    unsafe fn along(from: RowPtr<S>, count: usize) -> __m512i;
 
-    /// One group of `steps ≤ STEP` steps, each where `from` says, of 16 lines under a mask.
+    /// One group of `steps ≤ STEP` steps, the `i`th at `from(i)`, of 16 lines under a mask.
     ///
     /// # Safety
-    /// The lines under the mask are there at each step; the machine has the instruction set.
-    unsafe fn across(from: impl Fn(usize) -> Place<S>, steps: usize, lines: u16) -> __m512i;
+    /// The lines under the mask must exist at each step; the machine must have the instruction set.
+    unsafe fn across(from: impl Fn(usize) -> RowPtr<S>, steps: usize, lines: u16) -> __m512i;
 }
 
-impl<S: Source> Lane<S> for Avx512 {
+impl<S: Source> Lane<S> for f32 {
     const STEP: usize = 1;
 
     #[inline(always)]
-    unsafe fn along(from: Place<S>, count: usize) -> __m512i {
+    unsafe fn along(from: RowPtr<S>, count: usize) -> __m512i {
         // SAFETY: as the caller promises.
         unsafe { _mm512_castps_si512(S::load(from, first_16(count))) }
     }
 
     #[inline(always)]
-    unsafe fn across(from: impl Fn(usize) -> Place<S>, _: usize, lines: u16) -> __m512i {
+    unsafe fn across(from: impl Fn(usize) -> RowPtr<S>, _: usize, lines: u16) -> __m512i {
         // SAFETY: as the caller promises.
         unsafe { _mm512_castps_si512(S::load(from(0), lines)) }
     }
 }
 
-impl<S: Source> Lane<S> for Avx512Bf16 {
+impl<S: Source> Lane<S> for bf16 {
     const STEP: usize = 2;
 
     #[inline(always)]
-    unsafe fn along(from: Place<S>, count: usize) -> __m512i {
+    unsafe fn along(from: RowPtr<S>, count: usize) -> __m512i {
         // SAFETY: as the caller promises; the second half is loaded only where it exists.
         unsafe { S::load_bf16(from, count) }
     }
 
     #[inline(always)]
-    unsafe fn across(from: impl Fn(usize) -> Place<S>, steps: usize, lines: u16) -> __m512i {
+    unsafe fn across(from: impl Fn(usize) -> RowPtr<S>, steps: usize, lines: u16) -> __m512i {
         // SAFETY: as the caller promises.
         unsafe {
             let even = _mm512_castsi256_si512(S::load_half_bf16(from(0), lines));
@@ -69,19 +71,22 @@ impl<S: Source> Lane<S> for Avx512Bf16 {
     }
 }
 
-/// Lanes of every element type.
-pub(super) trait Lanes: Tile + Lane<f32> + Lane<bf16> + Lane<f16> + Lane<u8> {}
-impl Lanes for Avx512 {}
-impl Lanes for Avx512Bf16 {}
+/// Packed elements of floating-point products, filled from any element type.
+pub(super) trait Lanes: Lane<f32> + Lane<bf16> + Lane<f16> + Lane<u8> {
+    /// Steps of the contraction in a lane, whatever it is filled from.
+    const GROUP: usize = <Self as Lane<f32>>::STEP;
+}
+impl Lanes for f32 {}
+impl Lanes for bf16 {}
 
-/// Signed bytes in fours, without their scales: the second operand of `vpdpbusd`.
+/// Signed bytes in groups of four, without their scales: the second operand of `vpdpbusd`.
 struct Int8;
 
 impl Lane<u8> for Int8 {
     const STEP: usize = int8::STEP;
 
     #[inline(always)]
-    unsafe fn along(from: Place<u8>, count: usize) -> __m512i {
+    unsafe fn along(from: RowPtr<u8>, count: usize) -> __m512i {
         let mask = if count >= 64 { u64::MAX } else { (1 << count) - 1 };
         // SAFETY: as the caller promises.
         unsafe {
@@ -91,7 +96,7 @@ impl Lane<u8> for Int8 {
     }
 
     #[inline(always)]
-    unsafe fn across(from: impl Fn(usize) -> Place<u8>, steps: usize, lines: u16) -> __m512i {
+    unsafe fn across(from: impl Fn(usize) -> RowPtr<u8>, steps: usize, lines: u16) -> __m512i {
         // SAFETY: as the caller promises.
         unsafe {
             let mut rows = [_mm_setzero_si128(); 4];
@@ -108,7 +113,7 @@ impl Lane<u8> for Int8 {
     }
 }
 
-/// Element `i` of the low half beside element `i` of the high half.
+/// Interleaves the low and the high half.
 const ZIP: [u16; 32] = {
     let mut order = [0; 32];
     let mut i = 0;
@@ -119,17 +124,17 @@ const ZIP: [u16; 32] = {
     order
 };
 
-/// Where elements begin, and the scale of the row that they are in.
+/// A pointer into a row, with the row's scale.
 #[derive(Clone, Copy)]
-pub(super) struct Place<S> {
+pub(super) struct RowPtr<S> {
     start: *const S,
     scale: f32,
 }
 
-impl<S> Place<S> {
-    /// The place `n` elements further along the row.
+impl<S> RowPtr<S> {
+    /// The pointer `n` elements further along the row.
     #[inline(always)]
-    fn after(self, n: usize) -> Self {
+    fn add(self, n: usize) -> Self {
         Self { start: self.start.wrapping_add(n), ..self }
     }
 }
@@ -175,16 +180,16 @@ trait Source: Copy {
     /// 16 values under a mask, as `f32`.
     ///
     /// # Safety
-    /// The elements under the mask are there; the machine has the instruction set.
-    unsafe fn load(from: Place<Self>, mask: u16) -> __m512;
+    /// The elements under the mask must exist; the machine must have the instruction set.
+    unsafe fn load(from: RowPtr<Self>, mask: u16) -> __m512;
 
     /// 16 values under a mask, as bf16.
     ///
     /// # Safety
     /// As [`Source::load`].
     #[inline(always)]
-    unsafe fn load_half_bf16(from: Place<Self>, mask: u16) -> __m256i {
-        // SAFETY: as the caller promises; vectors of one size.
+    unsafe fn load_half_bf16(from: RowPtr<Self>, mask: u16) -> __m256i {
+        // SAFETY: as the caller promises; vectors of the same size.
         unsafe { transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(Self::load(from, mask))) }
     }
 
@@ -193,11 +198,11 @@ trait Source: Copy {
     /// # Safety
     /// As [`Source::load`].
     #[inline(always)]
-    unsafe fn load_bf16(from: Place<Self>, count: usize) -> __m512i {
+    unsafe fn load_bf16(from: RowPtr<Self>, count: usize) -> __m512i {
         // SAFETY: as the caller promises; an address under an empty mask is not read.
         unsafe {
             let low = Self::load(from, first_16(count));
-            let high = Self::load(from.after(LANES), first_16(count.saturating_sub(LANES)));
+            let high = Self::load(from.add(LANES), first_16(count.saturating_sub(LANES)));
             transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
         }
     }
@@ -205,7 +210,7 @@ trait Source: Copy {
 
 impl Source for f32 {
     #[inline(always)]
-    unsafe fn load(from: Place<f32>, mask: u16) -> __m512 {
+    unsafe fn load(from: RowPtr<f32>, mask: u16) -> __m512 {
         // SAFETY: as the caller promises.
         unsafe { _mm512_maskz_loadu_ps(mask, from.start) }
     }
@@ -213,7 +218,7 @@ impl Source for f32 {
 
 impl Source for bf16 {
     #[inline(always)]
-    unsafe fn load(from: Place<bf16>, mask: u16) -> __m512 {
+    unsafe fn load(from: RowPtr<bf16>, mask: u16) -> __m512 {
         // SAFETY: as the caller promises.
         unsafe {
             let bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from.start.cast()));
@@ -222,13 +227,13 @@ impl Source for bf16 {
     }
 
     #[inline(always)]
-    unsafe fn load_half_bf16(from: Place<bf16>, mask: u16) -> __m256i {
+    unsafe fn load_half_bf16(from: RowPtr<bf16>, mask: u16) -> __m256i {
         // SAFETY: as the caller promises.
         unsafe { _mm256_maskz_loadu_epi16(mask, from.start.cast()) }
     }
 
     #[inline(always)]
-    unsafe fn load_bf16(from: Place<bf16>, count: usize) -> __m512i {
+    unsafe fn load_bf16(from: RowPtr<bf16>, count: usize) -> __m512i {
         let mask = if count >= 32 { u32::MAX } else { (1 << count) - 1 };
         // SAFETY: as the caller promises.
         unsafe { _mm512_maskz_loadu_epi16(mask, from.start.cast()) }
@@ -237,7 +242,7 @@ impl Source for bf16 {
 
 impl Source for f16 {
     #[inline(always)]
-    unsafe fn load(from: Place<f16>, mask: u16) -> __m512 {
+    unsafe fn load(from: RowPtr<f16>, mask: u16) -> __m512 {
         // SAFETY: as the caller promises.
         unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from.start.cast())) }
     }
@@ -245,7 +250,7 @@ impl Source for f16 {
 
 impl Source for u8 {
     #[inline(always)]
-    unsafe fn load(from: Place<u8>, mask: u16) -> __m512 {
+    unsafe fn load(from: RowPtr<u8>, mask: u16) -> __m512 {
         // SAFETY: as the caller promises.
         unsafe {
             let values = _mm512_cvtepi8_epi32(load_centred(from.start, mask));
@@ -254,10 +259,10 @@ impl Source for u8 {
     }
 }
 
-/// 16 bytes under a mask as signed ones, zero elsewhere.
+/// 16 bytes under a mask without their zero point, zero elsewhere.
 ///
 /// # Safety
-/// The bytes under the mask are there; the machine has the instruction set.
+/// The bytes under the mask must exist; the machine must have the instruction set.
 #[inline(always)]
 unsafe fn load_centred(from: *const u8, mask: u16) -> __m128i {
     // SAFETY: as the caller promises.
@@ -273,7 +278,7 @@ pub(super) fn first_16(count: usize) -> u16 {
     if count >= LANES { u16::MAX } else { (1 << count) - 1 }
 }
 
-/// Runs `$body` with `$name` bound to elements that packing reads: floats, or bytes with scales.
+/// Runs `$body` with `$name` bound to an [`Array`]: floats, or bytes with scales.
 macro_rules! with_array {
     ($view:expr, $name:ident => $body:expr) => {
         match $view {
@@ -304,9 +309,9 @@ pub(super) unsafe fn pack_panel<T: Lanes>(
     x: Lines<'_>,
     part: Part,
     vectors: usize,
-    panel: &mut [T::Elem],
+    panel: &mut [T],
 ) {
-    assert!(panel.len() >= part.k.next_multiple_of(<T as Tile>::STEP) * vectors * LANES);
+    assert!(panel.len() >= part.k.next_multiple_of(T::GROUP) * vectors * LANES);
     let panel = panel.as_mut_ptr().cast();
     // SAFETY: the panel has room, as asserted; the caller promises the instruction set.
     with_array!(x.data, data => unsafe {
@@ -317,7 +322,7 @@ pub(super) unsafe fn pack_panel<T: Lanes>(
 /// Writes `[group][line]` lanes.
 ///
 /// # Safety
-/// The panel has room; the machine has the instruction set.
+/// The panel must have room; the machine must have the instruction set.
 #[inline(always)]
 unsafe fn pack_lanes<T: Lane<A::Elem>, A: Array>(
     data: A,
@@ -376,13 +381,8 @@ pub(super) unsafe fn pack_int8(x: Lines<'_>, part: Part, vectors: usize, panel: 
 /// # Safety
 /// The machine must have the instruction set.
 #[inline(always)]
-pub(super) unsafe fn pack_rows<T: Lanes>(
-    x: Lines<'_>,
-    part: Part,
-    stride: usize,
-    rows: &mut [T::Elem],
-) {
-    let step = <T as Tile>::STEP;
+pub(super) unsafe fn pack_rows<T: Lanes>(x: Lines<'_>, part: Part, stride: usize, rows: &mut [T]) {
+    let step = T::GROUP;
     let groups = part.k.div_ceil(step);
     assert!(stride.is_multiple_of(step) && stride >= groups * step);
     assert!(rows.len() >= (part.lines - 1) * stride + groups * step);
@@ -398,7 +398,7 @@ pub(super) unsafe fn pack_rows<T: Lanes>(
                     for group in (0..groups).step_by(LANES) {
                         let k = group * step;
                         let index = x.index(part.line + line, part.k0 + k);
-                        let from = Place { start: &raw const data.elements()[index], scale };
+                        let from = RowPtr { start: &raw const data.elements()[index], scale };
                         let mask = first_16(groups - group);
                         let row = T::along(from, part.k - k);
                         _mm512_mask_storeu_epi32(to.add(line * stride + group), mask, row);
@@ -422,17 +422,16 @@ pub(super) unsafe fn pack_rows<T: Lanes>(
     });
 }
 
-/// Asks for a cache line. Packing reads many short stretches of memory, which the processor does
-/// not foresee.
+/// Prefetches a cache line: packing reads many short runs, which hardware prefetchers miss.
 #[inline(always)]
 fn prefetch<S>(from: *const S) {
-    // SAFETY: a prefetch reads nothing and cannot fault.
+    // SAFETY: a prefetch cannot fault.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
 }
 
-/// Calls `body(group, count, rows)` for up to 16 groups at a time, each row one group of (at most)
-/// 16 lines; rows from `count` on are left over. `turn` says that lines are contiguous along the
-/// contraction and must be transposed.
+/// Calls `body(group, count, rows)` for up to 16 groups at a time, each row holding one group of up
+/// to 16 lines; only the first `count` rows are valid. `transposes` if lines are contiguous along
+/// the contraction.
 ///
 /// # Safety
 /// The part must be inside the array; the machine must have the instruction set.
@@ -441,12 +440,12 @@ unsafe fn blocks<T: Lane<A::Elem>, A: Array>(
     data: A,
     x: Lines<'_>,
     part: Part,
-    turn: bool,
+    transposes: bool,
     mut body: impl FnMut(usize, usize, &mut [__m512i; LANES]),
 ) {
     let groups = part.k.div_ceil(T::STEP);
     let (start, rows) = (data.elements().as_ptr(), x.rows());
-    let place = |line: usize, k: usize| Place {
+    let at = |line: usize, k: usize| RowPtr {
         start: start.wrapping_add(x.index(part.line + line, part.k0 + k)),
         scale: data.scale(rows.of(part.line + line, part.k0 + k)),
     };
@@ -458,10 +457,10 @@ unsafe fn blocks<T: Lane<A::Elem>, A: Array>(
         let count = (groups - group).min(LANES);
         // SAFETY: lines and steps are those of the part.
         unsafe {
-            if turn {
+            if transposes {
                 for (i, line) in block.iter_mut().enumerate().take(part.lines) {
-                    let from = place(i, k);
-                    // The same place in the lines that are packed next.
+                    let from = at(i, k);
+                    // The same steps of the lines that are packed next.
                     prefetch(from.start.wrapping_add(LANES * x.line_stride));
                     *line = T::along(from, part.k - k);
                 }
@@ -472,20 +471,20 @@ unsafe fn blocks<T: Lane<A::Elem>, A: Array>(
                     let steps = (part.k - k).min(T::STEP);
                     for step in 0..steps {
                         let ahead = (LANES * T::STEP + step) * x.step;
-                        prefetch(place(0, k).start.wrapping_add(ahead));
+                        prefetch(at(0, k).start.wrapping_add(ahead));
                     }
-                    *row = T::across(|step| place(0, k + step), steps, first_16(part.lines));
+                    *row = T::across(|step| at(0, k + step), steps, first_16(part.lines));
                 }
             }
         }
         body(group, count, &mut block);
-        if turn && part.lines < LANES {
+        if transposes && part.lines < LANES {
             block = zero;
         }
     }
 }
 
-/// Row `i`, lane `j` to row `j`, lane `i`.
+/// Transposes a 16 × 16 block of lanes.
 ///
 /// # Safety
 /// The machine must have the instruction set.

@@ -1,33 +1,33 @@
 //! Products of bytes, summed exactly in 32-bit integers.
 //!
-//! `vpdpbusd` multiplies unsigned by signed bytes. Rows of the left operand are read where they
-//! stand, with their zero point of 128; panels hold signed bytes `b`, and since
-//! `Σ (a - 128) b = Σ a b - 128 Σ b`, a correction per column, found while packing, is where sums
-//! begin. A sum becomes `f32` once, times the scales of its row and of its column.
+//! `vpdpbusd` multiplies unsigned by signed bytes. Rows of the left operand are read in place, with
+//! their zero point of 128; panels hold signed bytes `b`. Since
+//! `Σ (a - 128) b = Σ a b - 128 Σ b`, sums start from a correction per column, computed while
+//! packing. Each sum is converted to `f32` once, and scaled by its row and its column.
 
-use super::{Lines, Old, Part, Sums};
+use super::{Lines, Part, Store, Sums};
 use crate::format::Int8Rows;
 
-/// Steps of the contraction that stand together.
+/// Steps of the contraction in a group.
 pub(crate) const STEP: usize = 4;
 
-/// Rows of a tile, of which some may be left out, and a panel.
+/// Rows of a tile and a panel.
 #[derive(Clone, Copy)]
 pub(crate) struct Segment {
     /// First row of the left operand.
     pub a: *const u8,
     /// Distance between its rows.
     pub a_stride: usize,
-    /// Scale of the first row; the others follow.
+    /// Scales of the rows.
     pub scales: *const f32,
-    /// For each column: corrections, scales as bits, then `[group][column]` fours of signed bytes.
+    /// For each column: corrections, scales as bits, then `[group][column]` of four signed bytes.
     pub b: *const i32,
     /// Groups of [`STEP`] steps.
     pub groups: usize,
 }
 
 impl Segment {
-    /// Goes on to later rows.
+    /// Moves `rows` rows down.
     pub fn skip_rows(&mut self, rows: usize) {
         self.a = self.a.wrapping_add(rows * self.a_stride);
         self.scales = self.scales.wrapping_add(rows);
@@ -39,11 +39,10 @@ pub(crate) fn panel_len(k: usize, width: usize) -> usize {
     (2 + k.div_ceil(STEP)) * width
 }
 
-/// Scales of columns, as bits: those of rows of the matrix if they are what is packed as columns;
-/// else ones, and the matrix must have none.
+/// Scales of the packed columns, as bits: the matrix's row scales, or ones if it has none.
 ///
 /// # Panics
-/// If scales would differ along the contraction.
+/// If scales vary along the contraction.
 pub(super) fn scales(x: Lines<'_>, part: Part, out: &mut [i32]) {
     let (data, rows) = (x.data.packed().int8(), x.rows());
     assert!(x.step == 1 || data.scales.is_empty(), "scales along a contraction cannot be applied");
@@ -85,7 +84,7 @@ pub(super) fn pack_panel(x: Lines<'_>, part: Part, width: usize, panel: &mut [i3
 /// [`super::Tile::run_int8`] in plain Rust.
 ///
 /// # Safety
-/// What the segment and `sums` point to must be there.
+/// `segment` and `sums` must point to valid memory.
 #[inline(always)]
 pub(super) unsafe fn run<const LANES: usize>(
     rows: usize,
@@ -94,12 +93,12 @@ pub(super) unsafe fn run<const LANES: usize>(
     sums: Sums,
 ) {
     let width = vectors * LANES;
-    // SAFETY: the caller promises that the panel is there.
+    // SAFETY: the caller promises that the panel is valid.
     let panel =
         unsafe { std::slice::from_raw_parts(segment.b, panel_len(segment.groups * STEP, width)) };
     let (head, lanes) = panel.split_at(2 * width);
     for i in 0..rows {
-        // SAFETY: the caller promises that rows, scales and sums are there.
+        // SAFETY: the caller promises that rows, scales and sums are valid.
         let (a, row_scale, out) = unsafe {
             (
                 std::slice::from_raw_parts(
@@ -123,16 +122,16 @@ pub(super) unsafe fn run<const LANES: usize>(
             for (j, acc) in acc.into_iter().enumerate() {
                 let scale = row_scale * f32::from_bits(head[width + v + j].cast_unsigned());
                 let out = &mut out[v + j];
-                *out = match sums.old {
-                    Old::Dropped => acc as f32 * scale,
-                    Old::Continued | Old::Added => (acc as f32).mul_add(scale, *out),
+                *out = match sums.store {
+                    Store::Overwrite => acc as f32 * scale,
+                    Store::Continue | Store::Add => (acc as f32).mul_add(scale, *out),
                 };
             }
         }
     }
 }
 
-/// A module with the tiles of one width of registers.
+/// Defines a module with the tiles for one register width.
 #[cfg(target_arch = "x86_64")]
 macro_rules! vnni {
     ($(#[$doc:meta])* $name:ident, $features:literal, $lanes:literal, [$($r:literal)*],
@@ -141,15 +140,14 @@ macro_rules! vnni {
     ) => {
         $(#[$doc])*
         pub(super) mod $name {
-            use super::super::{Old, Sums, for_size};
+            use super::super::{Store, Sums, for_size};
             use super::Segment;
             use std::arch::x86_64::*;
 
             const LANES: usize = $lanes;
 
             /// # Safety
-            /// The machine must have the features; what the segment and `sums` point to must be
-            /// there.
+            /// The machine must have the features; `segment` and `sums` must point to valid memory.
             #[inline(always)]
             pub unsafe fn run(rows: usize, vectors: usize, segment: Segment, sums: Sums) {
                 // SAFETY: as the caller promises.
@@ -160,7 +158,7 @@ macro_rules! vnni {
             #[allow(clippy::needless_range_loop)]
             #[target_feature(enable = $features)]
             unsafe fn tile<const R: usize, const V: usize>(segment: Segment, sums: Sums) {
-                // SAFETY: the caller promises that operands and sums are there.
+                // SAFETY: the caller promises that operands and sums are valid.
                 unsafe {
                     let mut acc = [[$zero(); V]; R];
                     for v in 0..V {
@@ -192,9 +190,9 @@ macro_rules! vnni {
                             let scale = $mul(row_scale, scale);
                             let out = sums.start.add(i * sums.stride + v * LANES);
                             let sum = $convert(acc[i][v]);
-                            let sum = match sums.old {
-                                Old::Dropped => $mul(sum, scale),
-                                Old::Continued | Old::Added => $fmadd(sum, scale, $load_ps(out)),
+                            let sum = match sums.store {
+                                Store::Overwrite => $mul(sum, scale),
+                                Store::Continue | Store::Add => $fmadd(sum, scale, $load_ps(out)),
                             };
                             $store_ps(out, sum);
                         }
@@ -214,7 +212,7 @@ vnni!(
 );
 #[cfg(target_arch = "x86_64")]
 vnni!(
-    /// AVX-VNNI: the same on machines without AVX-512.
+    /// AVX-VNNI, for machines without AVX-512.
     avx_vnni, "avx2,fma,avxvnni", 8, [1 2 3 4 5 6],
     (_mm256_setzero_si256, _mm256_loadu_si256, _mm256_set1_epi32, _mm256_dpbusd_avx_epi32),
     (_mm256_cvtepi32_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_mul_ps, _mm256_fmadd_ps,
@@ -222,8 +220,8 @@ vnni!(
 );
 #[cfg(target_arch = "x86_64")]
 vnni!(
-    /// The instructions of AVX-VNNI as AVX-512 encodes them: proves the code above on machines
-    /// that have only these.
+    /// AVX-VNNI's instructions in their AVX-512 encoding: tests the code above on machines that
+    /// have only that.
     avx512_vl, "avx2,fma,avx512f,avx512vl,avx512vnni", 8, [1 2 3 4 5 6],
     (_mm256_setzero_si256, _mm256_loadu_si256, _mm256_set1_epi32, _mm256_dpbusd_epi32),
     (_mm256_cvtepi32_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_mul_ps, _mm256_fmadd_ps,

@@ -1,12 +1,13 @@
-//! The innermost product, a tile of the output in registers, and the packing that feeds it.
+//! The microkernel, a tile of the output in registers, and the packing that feeds it.
 //!
-//! The contraction is walked in groups of [`Tile::STEP`] steps, as the instructions want them: one
-//! for `f32`, pairs for bf16. The right operand is packed into panels `[group][column][step]`; rows
-//! of the left operand are read where they stand if their type allows it.
+//! The contraction runs in groups of [`Tile::STEP`] steps, as the instructions require: one for
+//! `f32`, pairs for bf16. The right operand is packed into panels `[group][column][step]`; rows of
+//! the left operand are read in place if their type allows.
 //!
 //! All implementations give the same bits. `vdpbf16ps` adds the odd product of a pair first and
 //! rounds after each, so [`Emulated`] rounds operands to bf16 and walks pairs in that order with
-//! `f32` multiply-adds. (One exception: the instruction takes subnormal operands and sums as zero.)
+//! `f32` multiply-adds. (One exception: the instruction flushes subnormal operands and sums to
+//! zero.)
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -54,7 +55,7 @@ pub(crate) struct Part {
     pub k: usize,
 }
 
-/// A stretch of the contraction of one tile.
+/// A range of the contraction of one tile.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Segment<E> {
     /// First row of the left operand.
@@ -67,35 +68,34 @@ pub(crate) struct Segment<E> {
     pub groups: usize,
 }
 
-/// Where a tile's sums go.
+/// Where a tile's sums are stored, and how.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sums {
     /// First element.
     pub start: *mut f32,
     /// Distance between rows.
     pub stride: usize,
-    /// What becomes of what is there.
-    pub old: Old,
+    pub store: Store,
 }
 
-/// What becomes of the numbers where a tile's sums go.
+/// How a tile's sums are combined with the values in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Old {
-    /// It is overwritten.
-    Dropped,
-    /// The chain of multiply-adds goes on from it.
-    Continued,
-    /// The tile's own sum is added to it: many such sums are more exact than one long chain.
-    Added,
+pub(crate) enum Store {
+    /// They replace them.
+    Overwrite,
+    /// The chain of multiply-adds continues from them.
+    Continue,
+    /// They are added at the end: many short sums are more accurate than one long chain.
+    Add,
 }
 
-/// A way of computing tiles.
+/// An implementation of tiles.
 pub(crate) trait Tile {
     /// Element of packed operands.
     type Elem: Plain + Send + Sync + 'static;
-    /// Steps of the contraction that stand together.
+    /// Steps of the contraction in a group.
     const STEP: usize;
-    /// What lengths of packed lines are rounded up to.
+    /// Lengths of packed lines are rounded up to a multiple of this.
     const PADDING: usize = Self::STEP;
     /// Columns of a vector.
     const LANES: usize;
@@ -104,7 +104,7 @@ pub(crate) trait Tile {
     /// Rows of the tallest tile.
     const ROWS: usize;
 
-    /// The elements, if rows of them can be multiplied where they stand.
+    /// The elements, if rows of them can be multiplied in place.
     fn direct(data: View<'_>) -> Option<&[Self::Elem]>;
 
     /// Packs at most `vectors * LANES` lines into a panel of that width; the rest becomes zero.
@@ -113,8 +113,7 @@ pub(crate) trait Tile {
     /// The machine must have the instruction set.
     unsafe fn pack_panel(x: Lines<'_>, part: Part, vectors: usize, panel: &mut [Self::Elem]);
 
-    /// Packs lines one after another, `stride` apart; steps up to a multiple of
-    /// [`Tile::PADDING`] become zero.
+    /// Packs lines `stride` apart, zero-padded to a multiple of [`Tile::PADDING`].
     ///
     /// # Safety
     /// The machine must have the instruction set.
@@ -123,8 +122,8 @@ pub(crate) trait Tile {
     /// `sums[rows, vectors * LANES] (+)= Σ_segments a · b`, each element one chain along `k`.
     ///
     /// # Safety
-    /// The machine must have the instruction set; `rows ≤ ROWS`, `vectors ≤ VECTORS`; what the
-    /// segments and `sums` point to must be there.
+    /// The machine must have the instruction set; `rows ≤ ROWS`, `vectors ≤ VECTORS`; `segments`
+    /// and `sums` must point to valid memory.
     unsafe fn run(rows: usize, vectors: usize, segments: &[Segment<Self::Elem>], sums: Sums);
 
     /// Packs at most `vectors * LANES` lines of bytes into a panel for [`Tile::run_int8`].
@@ -136,13 +135,13 @@ pub(crate) trait Tile {
         int8::pack_panel(x, part, vectors * Self::LANES, panel);
     }
 
-    /// The products of one segment of bytes, with their scales, go to or are added to `sums`.
+    /// Like [`Tile::run`] for one int8 segment, with its scales applied.
     ///
     /// # Safety
     /// As [`Tile::run`].
     unsafe fn run_int8(rows: usize, vectors: usize, segment: int8::Segment, sums: Sums);
 
-    /// Whether this packs weights that are held so without unpacking them before.
+    /// Whether this packs weights in `storage` directly, without unpacking them first.
     fn packs(_: Storage) -> bool {
         false
     }
@@ -157,15 +156,15 @@ pub(crate) trait Tile {
     }
 }
 
-/// Lines that are unpacked at a time: those of the widest panel.
+/// Lines unpacked at a time: those of the widest panel.
 const UNPACKED_LINES: usize = super::MAX_PANEL;
-/// Steps that are unpacked at a time: a multiple of every [`Tile::PADDING`].
+/// Steps unpacked at a time: a multiple of every [`Tile::PADDING`].
 const UNPACKED_STEPS: usize = 128;
 
-/// [`Tile::pack_panel`] of weights in any format.
+/// [`Tile::pack_panel`] for weights in any format.
 ///
 /// # Safety
-/// As there.
+/// As [`Tile::pack_panel`].
 #[inline(always)]
 pub(crate) unsafe fn pack_panel<M: Tile>(
     x: Lines<'_>,
@@ -178,17 +177,17 @@ pub(crate) unsafe fn pack_panel<M: Tile>(
         return unsafe { M::pack_panel(x, part, vectors, panel) };
     }
     let width = vectors * M::LANES;
-    x.unpacked(part, |floats, of_floats, piece| {
+    x.unpacked(part, |floats, floats_part, piece| {
         let panel = &mut panel[(piece.k0 - part.k0) * width..];
         // SAFETY: as the caller promises.
-        unsafe { M::pack_panel(floats, of_floats, vectors, panel) }
+        unsafe { M::pack_panel(floats, floats_part, vectors, panel) }
     });
 }
 
-/// [`Tile::pack_rows`] of weights in any format.
+/// [`Tile::pack_rows`] for weights in any format.
 ///
 /// # Safety
-/// As there.
+/// As [`Tile::pack_rows`].
 #[inline(always)]
 pub(crate) unsafe fn pack_rows<M: Tile>(
     x: Lines<'_>,
@@ -200,14 +199,14 @@ pub(crate) unsafe fn pack_rows<M: Tile>(
         // SAFETY: as the caller promises.
         return unsafe { M::pack_rows(x, part, stride, rows) };
     }
-    x.unpacked(part, |floats, of_floats, piece| {
+    x.unpacked(part, |floats, floats_part, piece| {
         let rows = &mut rows[(piece.line - part.line) * stride + piece.k0 - part.k0..];
         // SAFETY: as the caller promises.
-        unsafe { M::pack_rows(floats, of_floats, stride, rows) }
+        unsafe { M::pack_rows(floats, floats_part, stride, rows) }
     });
 }
 
-/// Whether weights are unpacked before this packs them.
+/// Whether the tile needs these weights unpacked before it packs them.
 #[inline(always)]
 fn is_unpacked_for<M: Tile>(x: Lines<'_>) -> bool {
     match x.data.storage() {
@@ -216,7 +215,7 @@ fn is_unpacked_for<M: Tile>(x: Lines<'_>) -> bool {
     }
 }
 
-/// An element type that results of products are written in.
+/// An element type of outputs.
 pub(crate) trait Narrow: Element {
     /// `out = x`, rounded to the nearest.
     ///
@@ -240,25 +239,25 @@ impl Narrow for bf16 {
     }
 }
 
-/// Which row of the stored matrix an element of [`Lines`] is in: the one whose scale it has.
+/// Maps elements of [`Lines`] to rows of the stored matrix, and thus to scales.
 #[derive(Clone, Copy)]
 pub(crate) struct ScaleRows {
     first: usize,
-    /// Whether a line is a row, or a step is.
-    along: bool,
+    /// Whether lines are rows of the matrix, rather than columns.
+    lines_are_rows: bool,
 }
 
 impl ScaleRows {
-    /// The row of step `k` of a line.
+    /// The row that step `k` of a line belongs to.
     #[inline(always)]
     pub fn of(self, line: usize, k: usize) -> usize {
-        self.first + if self.along { line } else { k }
+        self.first + if self.lines_are_rows { line } else { k }
     }
 }
 
 impl<'a> Lines<'a> {
-    /// Calls `body(floats, part of these, part of the lines)` for pieces of `part` of packed
-    /// weights, lines or steps being rows of the matrix.
+    /// Unpacks `part` of packed weights piece by piece; calls `body(floats, part of the floats,
+    /// part of the lines)` for each.
     #[inline(always)]
     fn unpacked(&self, part: Part, mut body: impl FnMut(Lines<'_>, Part, Part)) {
         let packed = self.data.packed();
@@ -281,10 +280,10 @@ impl<'a> Lines<'a> {
         }
     }
 
-    /// The rows of the matrix.
+    /// The matrix rows that the elements belong to.
     #[inline(always)]
     pub fn rows(&self) -> ScaleRows {
-        ScaleRows { first: self.offset / self.data.cols(), along: self.step == 1 }
+        ScaleRows { first: self.offset / self.data.cols(), lines_are_rows: self.step == 1 }
     }
 
     /// Index of step `k` of a line.
@@ -295,9 +294,9 @@ impl<'a> Lines<'a> {
 }
 
 impl Part {
-    /// Pieces small enough to be unpacked at a time.
+    /// Pieces of at most `UNPACKED_LINES` × `UNPACKED_STEPS`.
     fn pieces(self) -> impl Iterator<Item = Part> {
-        let of_lines = move |line: usize| {
+        let by_steps = move |line: usize| {
             (0..self.k).step_by(UNPACKED_STEPS).map(move |k0| Part {
                 line: self.line + line,
                 lines: UNPACKED_LINES.min(self.lines - line),
@@ -305,10 +304,10 @@ impl Part {
                 k: UNPACKED_STEPS.min(self.k - k0),
             })
         };
-        (0..self.lines).step_by(UNPACKED_LINES).flat_map(of_lines)
+        (0..self.lines).step_by(UNPACKED_LINES).flat_map(by_steps)
     }
 
-    /// Index of the last element, for checking that the part is inside its slice.
+    /// One past the index of the last element, for bounds checks.
     #[inline(always)]
     pub fn end(&self, x: &Lines<'_>) -> usize {
         x.index(self.line + self.lines - 1, self.k0 + self.k - 1) + 1
@@ -332,7 +331,7 @@ macro_rules! for_size {
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) use for_size;
 
-/// Runs `$body` with `$tile` naming the way to compute tiles of type `$compute` on `$isa`.
+/// Runs `$body` with `$tile` naming the implementation of `$compute` tiles on `$isa`.
 macro_rules! with_tile {
     ($isa:expr, $compute:expr, $tile:ident => $body:expr) => {{
         use $crate::cpu::Isa;

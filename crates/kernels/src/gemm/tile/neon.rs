@@ -1,10 +1,10 @@
 //! NEON: `f32` tiles of 8 × 8, and products of bytes with `sdot` where the processor has it.
 //!
-//! bf16 is emulated as on AVX2. `bfdot` rounds sums in a way of its own, so that results would
-//! differ from those of every other instruction set.
+//! bf16 is emulated as on AVX2: `bfdot` rounds sums differently, so its results would differ from
+//! those of every other instruction set.
 
 use super::plain::direct_f32;
-use super::{Lines, Old, Part, Scalar, Segment, Sums, Tile, for_size, int8};
+use super::{Lines, Part, Scalar, Segment, Store, Sums, Tile, for_size, int8};
 use crate::element::View;
 use crate::format::Int8Rows;
 #[allow(clippy::wildcard_imports, reason = "dozens of intrinsics")]
@@ -66,7 +66,7 @@ unsafe fn tile<const R: usize, const V: usize>(segments: &[Segment<f32>], sums: 
     // SAFETY: the caller promises that operands and sums are there.
     unsafe {
         let at = |i: usize, v: usize| sums.start.add(i * sums.stride + v * LANES);
-        if sums.old == Old::Continued {
+        if sums.store == Store::Continue {
             for i in 0..R {
                 for v in 0..V {
                     acc[i][v] = vld1q_f32(at(i, v));
@@ -89,7 +89,7 @@ unsafe fn tile<const R: usize, const V: usize>(segments: &[Segment<f32>], sums: 
         }
         for i in 0..R {
             for v in 0..V {
-                if sums.old == Old::Added {
+                if sums.store == Store::Add {
                     acc[i][v] = vaddq_f32(acc[i][v], vld1q_f32(at(i, v)));
                 }
                 vst1q_f32(at(i, v), acc[i][v]);
@@ -98,8 +98,8 @@ unsafe fn tile<const R: usize, const V: usize>(segments: &[Segment<f32>], sums: 
     }
 }
 
-/// `sdot` takes signed bytes, so rows lose their zero point on the way and corrections are not
-/// needed.
+/// `sdot` takes signed bytes, so the zero point is removed from rows as they are read, and no
+/// corrections are needed.
 // Indices name registers: iterators over them are not unrolled.
 #[allow(clippy::needless_range_loop)]
 #[target_feature(enable = "neon,dotprod")]
@@ -130,9 +130,9 @@ unsafe fn int8_tile<const R: usize, const V: usize>(segment: int8::Segment, sums
                 let scale = vmulq_n_f32(scales, *segment.scales.add(i));
                 let out = sums.start.add(i * sums.stride + v * LANES);
                 let sum = vcvtq_f32_s32(acc[i][v]);
-                let sum = match sums.old {
-                    Old::Dropped => vmulq_f32(sum, scale),
-                    Old::Continued | Old::Added => vfmaq_f32(vld1q_f32(out), sum, scale),
+                let sum = match sums.store {
+                    Store::Overwrite => vmulq_f32(sum, scale),
+                    Store::Continue | Store::Add => vfmaq_f32(vld1q_f32(out), sum, scale),
                 };
                 vst1q_f32(out, sum);
             }
@@ -144,7 +144,7 @@ unsafe fn int8_tile<const R: usize, const V: usize>(segment: int8::Segment, sums
 #[target_feature(enable = "neon,dotprod")]
 #[inline]
 fn dot(mut sum: int32x4_t, x: int32x4_t, y: int32x4_t) -> int32x4_t {
-    // SAFETY: registers only.
+    // SAFETY: the instruction only uses registers.
     unsafe {
         asm!(
             "sdot {sum:v}.4s, {x:v}.16b, {y:v}.16b",

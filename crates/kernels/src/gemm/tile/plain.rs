@@ -1,6 +1,6 @@
-//! Plain Rust: any machine, and the packing of every set that has no better.
+//! Plain Rust, for any machine, and packing for instruction sets without their own.
 
-use super::{Lines, Old, Part, Segment, Sums, Tile, int8};
+use super::{Lines, Part, Segment, Store, Sums, Tile, int8};
 use crate::element::{DType, Element, View, bf16, with_elements};
 
 /// Plain Rust.
@@ -52,15 +52,15 @@ impl Tile for Scalar {
 unsafe fn tile<const R: usize>(segments: &[Segment<f32>], sums: Sums) {
     const N: usize = Scalar::LANES;
     let mut acc = [[0.0f32; N]; R];
-    if sums.old == Old::Continued {
+    if sums.store == Store::Continue {
         for (i, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: the caller promises that the sums are there.
+            // SAFETY: the caller promises that the sums are valid.
             *acc = unsafe { sums.start.add(i * sums.stride).cast::<[f32; N]>().read_unaligned() };
         }
     }
     for segment in segments {
         for k in 0..segment.groups {
-            // SAFETY: the caller promises that operands are there.
+            // SAFETY: the caller promises that operands are valid.
             let b = unsafe { segment.b.add(k * N).cast::<[f32; N]>().read_unaligned() };
             for (i, acc) in acc.iter_mut().enumerate() {
                 // SAFETY: as above.
@@ -75,7 +75,7 @@ unsafe fn tile<const R: usize>(segments: &[Segment<f32>], sums: Sums) {
         // SAFETY: as above.
         unsafe {
             let at = sums.start.add(i * sums.stride).cast::<[f32; N]>();
-            if sums.old == Old::Added {
+            if sums.store == Store::Add {
                 let old = at.read_unaligned();
                 acc.iter_mut().zip(old).for_each(|(a, o)| *a += o);
             }
@@ -84,7 +84,7 @@ unsafe fn tile<const R: usize>(segments: &[Segment<f32>], sums: Sums) {
     }
 }
 
-/// bf16 products on a set that has only `f32`.
+/// bf16 products on an instruction set that has only `f32`.
 pub(crate) struct Emulated<T>(std::marker::PhantomData<T>);
 
 impl<T: Tile<Elem = f32>> Tile for Emulated<T> {
@@ -139,7 +139,7 @@ pub(super) fn direct_f32(data: View<'_>) -> Option<&[f32]> {
     (data.storage() == DType::F32).then(|| data.f32())
 }
 
-/// Step `k` goes to place `k ^ swap`: 1 exchanges the steps of a pair.
+/// Step `k` goes to position `k ^ swap`: 1 exchanges the steps of a pair.
 #[inline(always)]
 pub(super) fn pack_panel(
     x: Lines<'_>,

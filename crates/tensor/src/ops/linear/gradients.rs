@@ -6,7 +6,7 @@ use crate::ops::eight_bits::{Direction, InEightBits, quantised_gradients};
 use crate::ops::{converted_bytes, rows_cols};
 use crate::tape::Sweep;
 use crate::{AdapterRows, Cost, DType, Projection, Tensor, View, Weight, Work};
-use hone_kernels::gemm::{self, Epilogue, Matrix, Place, Product, Term};
+use hone_kernels::gemm::{self, Epilogue, Matrix, OutputRegion, Product, Term, WeightGradient};
 use std::sync::Arc;
 
 /// What the forward pass leaves, but for its input.
@@ -93,15 +93,15 @@ fn weight_gradients(
             let x = x.value();
             let len = gemm::weight_workspace_len(sweep.device.target(), t, k);
             let mut workspace = sweep.workspace(DType::F32, &[len]);
-            let passes = t.div_ceil(gemm::MOST_TOKENS);
+            let passes = t.div_ceil(gemm::MAX_TOKENS);
             let bytes = x.num_bytes() + t * n * d_y.dtype().size() + passes * 8 * n * k;
             let cost = Cost::memory("d_weight", bytes).with(Work::OverTokens, 2 * n * k * t);
             if let Some(on) = sweep.device.begin(cost) {
                 let d_y = Matrix::rows(d_y.view(), width).from_col(col);
-                let operands = (d_y, Matrix::rows(x.view(), k));
+                let x = Matrix::rows(x.view(), k);
+                let gradient = WeightGradient { t, m: n, n: k, d_y, x };
                 let d_w = sweep.gradients.get_mut(param).view_mut();
-                let workspace = workspace.view_mut();
-                on.add_weight_gradient(dtype, (t, n, k), operands, workspace, d_w);
+                on.add_weight_gradient(dtype, gradient, workspace.view_mut(), d_w);
             }
         }
         col += n;
@@ -155,7 +155,7 @@ fn input_gradient(
         let of_adapters = undropped.iter().zip(&a);
         terms.extend(of_adapters.flat_map(|(adapter, a)| adapter.input_gradients(d_u, a)));
     }
-    let target = Place::whole(t, k);
-    let product = Product { terms: &terms, epilogue: Epilogue::default(), target };
+    let output = OutputRegion::whole(t, k);
+    let product = Product { terms: &terms, epilogue: Epilogue::default(), output };
     in_eight_bits.gemm(on, dtype, &[product], d_x.view_mut());
 }

@@ -8,7 +8,7 @@ use crate::{
     View, Work,
 };
 use hone_kernels::dropout::Mask;
-use hone_kernels::gemm::{Epilogue, Matrix, Place, Product, Rows, Term};
+use hone_kernels::gemm::{Epilogue, Matrix, OutputRegion, Product, Rows, Term};
 use std::ops::Range;
 
 /// What an adapter has in one of several projections that stand side by side.
@@ -124,9 +124,9 @@ impl<'p> Adapter<'p> {
     }
 
     /// Columns of the adapter's rows of a matrix of `width`.
-    fn place(&self, cols: usize, width: usize, col: usize) -> Place {
-        let place = Place::columns(self.rows.len(), cols, width, col);
-        Place { offset: self.rows.start * width + col, ..place }
+    fn region(&self, cols: usize, width: usize, col: usize) -> OutputRegion {
+        let region = OutputRegion::columns(self.rows.len(), cols, width, col);
+        OutputRegion { offset: self.rows.start * width + col, ..region }
     }
 
     /// Floating-point operations of the up-projections.
@@ -240,8 +240,8 @@ pub(super) fn down_projections(
             if let Some(on) = device.begin(cost) {
                 let b = Matrix { offset: first_col * k, ..Matrix::rows(a.view(), k) }.transposed();
                 let (terms, epilogue) = ([Term::new(x.matrix(), b, k)], Epilogue::default());
-                let target = adapter.place(rank, width, first_col);
-                on.gemm(compute, &[Product { terms: &terms, epilogue, target }], u.view_mut());
+                let output = adapter.region(rank, width, first_col);
+                on.gemm(compute, &[Product { terms: &terms, epilogue, output }], u.view_mut());
             }
         };
         // Parts share a product, unless each drops other elements of the input.
@@ -311,13 +311,13 @@ fn down_projection_gradients(
         described.extend(adapter.with_b(context).map(|(part, b)| {
             let d_y = adapter.rows_of(d_y).from_col(part.out_col);
             let b = Matrix::rows(b, part.lora.rank);
-            let target = adapter.place(part.lora.rank, u.shape()[1], part.down_col);
-            ([Term::new(d_y, b, part.out_features)], target)
+            let output = adapter.region(part.lora.rank, u.shape()[1], part.down_col);
+            ([Term::new(d_y, b, part.out_features)], output)
         }));
     }
-    let product = |(terms, target)| Product { terms, epilogue: Epilogue::default(), target };
+    let product = |(terms, output)| Product { terms, epilogue: Epilogue::default(), output };
     let products: Vec<Product<'_>> =
-        described.iter().map(|(terms, target)| product((&terms[..], *target))).collect();
+        described.iter().map(|(terms, output)| product((&terms[..], *output))).collect();
     on.gemm(sweep.dtype(), &products, d_u.view_mut());
     d_u
 }
@@ -331,8 +331,8 @@ fn up_gradients(sweep: &mut Sweep<'_, '_>, adapter: &Adapter<'_>, u: &Tensor, d_
         let a = adapter.rows_of(u).from_col(down_col).transposed();
         let terms = [Term::new(a, adapter.rows_of(d_y).from_col(out_col), adapter.rows.len())];
         let epilogue = Epilogue { accumulate: true, ..Epilogue::default() };
-        let target = Place::whole(out_features, lora.rank).transposed();
-        let product = Product { terms: &terms, epilogue, target };
+        let output = OutputRegion::whole(out_features, lora.rank).transposed();
+        let product = Product { terms: &terms, epilogue, output };
         on.gemm(sweep.dtype(), &[product], sweep.gradients.get_mut(lora.b).view_mut());
     }
 }
@@ -354,7 +354,7 @@ fn down_gradients(
     if let Some(on) = sweep.device.begin(cost) {
         let a = adapter.rows_of(d_u).from_col(first_col).transposed();
         let (terms, epilogue) = ([Term::new(a, x.matrix(), t)], Epilogue::default());
-        let product = Product { terms: &terms, epilogue, target: Place::whole(rank, k) };
+        let product = Product { terms: &terms, epilogue, output: OutputRegion::whole(rank, k) };
         on.gemm(sweep.dtype(), &[product], d_a.view_mut());
         for LowRank { lora, down_col, .. } in parts {
             let rows = d_a.view().part((down_col - first_col) * k, lora.rank * k);
@@ -404,7 +404,7 @@ fn add_dropped_gradient(
         let product = Product {
             terms: &[Term::new(adapter.rows_of(d_u).from_col(down_col), b, lora.rank)],
             epilogue: Epilogue { scale, ..Epilogue::default() },
-            target: Place::whole(t, k),
+            output: OutputRegion::whole(t, k),
         };
         on.gemm(sweep.dtype(), &[product], d_dropped.view_mut());
         let rows = d_x.view_mut().part(adapter.rows.start * k, t * k);

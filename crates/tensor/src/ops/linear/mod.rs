@@ -16,7 +16,7 @@ use super::{RoundedAdapters, converted_bytes, quantised, rows_cols};
 use crate::tape::Sweep;
 use crate::{Cost, DType, Device, Params, Projection, Tape, Tensor, Var, Work};
 use gradients::Backward;
-use hone_kernels::gemm::{Epilogue, Matrix, Place, Product, Term};
+use hone_kernels::gemm::{Epilogue, Matrix, OutputRegion, Product, Term};
 use low_rank::Adapter;
 use std::sync::Arc;
 
@@ -167,9 +167,9 @@ fn project(
     let mut col = 0;
     let products = projections.iter().zip(&terms).map(|(projection, terms)| {
         let bias = projection.bias.as_ref().map(|bias| params.resolve(bias).view());
-        let target = Place::columns(t, projection.out_features(), width, col);
+        let output = OutputRegion::columns(t, projection.out_features(), width, col);
         col += projection.out_features();
-        Product { terms, epilogue: Epilogue { bias, add, ..Epilogue::default() }, target }
+        Product { terms, epilogue: Epilogue { bias, add, ..Epilogue::default() }, output }
     });
     let products: Vec<_> = products.collect();
     in_eight_bits.gemm(on, tape.dtype(), &products, y.view_mut());
