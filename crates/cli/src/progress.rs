@@ -30,6 +30,7 @@ impl Progress {
     pub fn show(&mut self, event: &Event<'_>) {
         match event {
             Event::Note { text } => self.line(&format!("note: {text}")),
+            Event::Begun { settings } => self.line(&format!("settings {}", settings.display())),
             Event::Resumed { step } => {
                 if let Some(bar) = &self.bar {
                     bar.set_position(*step);

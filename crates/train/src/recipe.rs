@@ -11,7 +11,7 @@ use crate::metrics::{EvalRecord, Lines, Phases, RowsRecord, StepRecord};
 use crate::objectives::{Metrics, Statistics};
 use crate::planner::{self, Plan, Planned};
 use crate::report;
-use crate::run_dir::RunDir;
+use crate::run_dir::{Claim, RunDir};
 use crate::run_file::OnNonfinite;
 use crate::sample::{self, Sample};
 use crate::schedule::Schedule;
@@ -47,6 +47,11 @@ pub enum Event<'a> {
     /// The plan, before anything is written.
     #[serde(rename = "plan")]
     Planned(&'a Plan),
+    /// Nothing speaks against the run: its directory holds all settings.
+    Begun {
+        /// The file of the settings.
+        settings: &'a Path,
+    },
     /// Something the user should know.
     Note {
         /// It.
@@ -144,6 +149,22 @@ pub fn train(
     event: &mut dyn FnMut(Event<'_>),
     stop: &dyn Fn() -> bool,
 ) -> Result<Outcome, TrainError> {
+    let claim = RunDir::new(&setup.run.output.dir).claim(options.resume)?;
+    train_claimed(claim, setup, options, event, stop)
+}
+
+/// The same in a directory that is claimed already, best before the setup takes its time: the run
+/// that the claim holds goes on.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_claimed(
+    claim: Claim,
+    setup: &Setup,
+    options: Options,
+    event: &mut dyn FnMut(Event<'_>),
+    stop: &dyn Fn() -> bool,
+) -> Result<Outcome, TrainError> {
     let dir = RunDir::new(&setup.run.output.dir);
     let checkpoints = dir.checkpoints();
     event(Event::Started {
@@ -151,7 +172,7 @@ pub fn train(
         output_dir: &setup.run.output.dir,
         num_steps: setup.num_steps,
     });
-    let outcome = train_in(dir, setup, options, event, stop)
+    let outcome = train_in((dir, claim), setup, options, event, stop)
         .map_err(|error| error.with_last_good(&checkpoints))?;
     match &outcome {
         Outcome::Finished(finished) => event(Event::Finished(finished)),
@@ -161,14 +182,13 @@ pub fn train(
 }
 
 fn train_in(
-    dir: RunDir,
+    (dir, mut claim): (RunDir, Claim),
     setup: &Setup,
     options: Options,
     event: &mut dyn FnMut(Event<'_>),
     stop: &dyn Fn() -> bool,
 ) -> Result<Outcome, TrainError> {
     let begun = Instant::now();
-    let mut claim = dir.claim(options.resume)?;
     let resuming = claim.holds_run();
     let planned = plan(setup, &dir, resuming)?;
     event(Event::Planned(&planned.plan));
@@ -179,6 +199,7 @@ fn train_in(
         true => dir.update(setup, &planned.plan)?,
         false => dir.begin(&mut claim, setup, &planned.plan)?,
     }
+    event(Event::Begun { settings: &dir.join("run.toml") });
     let device = device(setup, &planned);
     let held = Held::of(setup, planned.plan.offloaded_blocks);
     let mut run = Run {

@@ -54,34 +54,33 @@ impl RunDir {
         self.holds_run().then(|| Some(self.read_manifest().ok()?.created_unix)).flatten()
     }
 
-    /// Checks that a new run may take the directory, as far as that shows without writing.
-    ///
-    /// # Errors
-    /// If a run, other files or a file of that name are there already.
-    pub fn check_free(&self) -> Result<(), TrainError> {
+    /// Checks that there is nothing but a run, if that.
+    fn check_is_ours(&self) -> Result<(), TrainError> {
+        let what = if self.0.exists() && !self.0.is_dir() {
+            "is a file"
+        } else if !self.holds_run() && self.holds_other_files() {
+            "holds other files"
+        } else {
+            return Ok(());
+        };
         let dir = self.0.display();
-        if self.0.exists() && !self.0.is_dir() {
-            return Err(TrainError::Usage(
-                Code::RunDirTaken,
-                format!("output.dir: {dir} is a file. Name an empty or a new directory"),
-            ));
+        let text = format!("output.dir: {dir} {what}. Name an empty or a new directory");
+        Err(TrainError::Usage(Code::RunDirTaken, text))
+    }
+
+    /// Checks that a new run may take the directory.
+    fn check_free(&self) -> Result<(), TrainError> {
+        if !self.holds_run() {
+            return self.check_is_ours();
         }
-        if self.holds_run() {
-            return Err(TrainError::Usage(
-                Code::RunDirTaken,
-                format!(
-                    "output.dir: {dir} already holds a run. Continue it with --resume, or name \
-                 another directory (output.dir=… on the command line)"
-                ),
-            ));
-        }
-        if self.holds_other_files() {
-            return Err(TrainError::Usage(
-                Code::RunDirTaken,
-                format!("output.dir: {dir} holds other files. Name an empty or a new directory"),
-            ));
-        }
-        Ok(())
+        Err(TrainError::Usage(
+            Code::RunDirTaken,
+            format!(
+                "output.dir: {} already holds a run. Continue it with --resume, or name another \
+                 directory (output.dir=… on the command line)",
+                self.0.display()
+            ),
+        ))
     }
 
     /// Whether there is more than a run leaves that was killed at its very beginning.

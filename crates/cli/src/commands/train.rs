@@ -8,7 +8,7 @@ use crate::progress::{Progress, shown};
 use crate::signals::StopFlag;
 use hone_train::EvalRecord;
 use hone_train::recipe::{self, Event, Finished, Options, Outcome};
-use hone_train::run_dir::RunDir;
+use hone_train::run_dir::{Claim, RunDir};
 use hone_train::setup::Setup;
 use hone_train::step_profile::StepProfile;
 use std::path::Path;
@@ -31,16 +31,10 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
 
 fn train_for(args: &TrainArgs, audience: &mut Audience) -> Result<Finished, Failure> {
     let run = super::read_run_file(&args.run)?;
-    let dir = RunDir::new(&run.output.dir);
-    if !(args.resume && dir.holds_run()) {
-        dir.check_free()?;
-    }
+    let claim = RunDir::new(&run.output.dir).claim(args.resume)?;
     let setup = super::prepare(None, run, &mut |text| audience.note(text))?;
-    if let Audience::Person(_) = audience {
-        output::note(&format!("settings {}", dir.join("run.toml").display()));
-    }
     let options = Options { resume: args.resume, profile: args.profile };
-    train(&setup, options, audience, "the same command and --resume")
+    train(claim, &setup, options, audience, "the same command and --resume")
 }
 
 /// Who follows a run.
@@ -87,6 +81,7 @@ impl Audience {
 /// Trains; a signal ends it with a checkpoint, and the user is told to continue with
 /// `resume_with`.
 pub fn train(
+    claim: Claim,
     setup: &Setup,
     options: Options,
     audience: &mut Audience,
@@ -95,7 +90,7 @@ pub fn train(
     let stop = StopFlag::listen()
         .map_err(|error| Failure::Running(format!("cannot listen for signals: {error}")))?;
     let mut hear = |event: Event<'_>| audience.hear(setup, &event);
-    let outcome = recipe::train(setup, options, &mut hear, &|| stop.is_raised());
+    let outcome = recipe::train_claimed(claim, setup, options, &mut hear, &|| stop.is_raised());
     if let Audience::Person(Some(progress)) = audience {
         progress.finish();
     }

@@ -64,6 +64,7 @@ fn refused(name: &str, scene: &Scene, command: &mut Command, says: &[&str]) -> E
     for inside in ["panicked", "RUST_BACKTRACE", "Error {", "Some(", "unwrap"] {
         assert!(!said.contains(inside), "{name}: shows internals:\n{said}");
     }
+    assert!(!said.contains("settings run"), "{name}: as if it began:\n{said}");
     assert_eq!(files(&scene.path("")), before, "{name}: files were written or changed");
     ended
 }

@@ -6,11 +6,12 @@ use crate::code::Code;
 use crate::error::TrainError;
 use crate::failpoint;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-/// Locked by the process that trains. It is made before anything else and never replaced: a lock
-/// on a file that a rename may replace would be a lock on whichever file had the name before.
+/// Locked by the process that trains, whose id is in it as long. It is made before anything else and never
+/// replaced: a lock on a file that a rename may replace would be a lock on whichever file had the
+/// name before.
 pub(super) const LOCK: &str = ".lock";
 
 /// What a beginning writes, in the order in which to remove it; the lock goes last.
@@ -25,7 +26,7 @@ const ATTEMPTS: usize = 100;
 pub struct Claim {
     dir: RunDir,
     /// Held for its lock.
-    _lock: File,
+    lock: File,
     /// The outermost directory that had to be made.
     made: Option<PathBuf>,
     /// Whether a run is here, which stays.
@@ -39,9 +40,9 @@ impl RunDir {
     /// # Errors
     /// If another process has it, if it cannot be made, or if a new run may not have it.
     pub fn claim(&self, resume: bool) -> Result<Claim, TrainError> {
-        if !(resume && self.holds_run()) {
-            self.check_free()?;
-        }
+        // Before a lock is put there. Whether a run is here is asked under the lock alone: who
+        // trains here is to be named before anybody is told to resume.
+        self.check_is_ours()?;
         for _ in 0..ATTEMPTS {
             let made = self.0.ancestors().take_while(|dir| !is_there(dir)).last();
             let made = made.map(Path::to_owned);
@@ -49,7 +50,7 @@ impl RunDir {
             if let Some(lock) = self.lock()? {
                 failpoint::hit("run_dir.locked");
                 let holds_run = self.holds_run();
-                let claim = Claim { dir: Self(self.0.clone()), _lock: lock, made, holds_run };
+                let claim = Claim { dir: Self(self.0.clone()), lock, made, holds_run };
                 if !(resume && holds_run) {
                     // Again, since until now another process may have begun and ended a run.
                     claim.dir.check_free()?;
@@ -89,22 +90,34 @@ impl RunDir {
             opened => opened.map_err(TrainError::io(&path))?,
         };
         match file.try_lock() {
-            Ok(()) => Ok(is_at(&file, &path).then_some(file)),
+            Ok(()) if is_at(&file, &path) => {
+                sign(&file);
+                Ok(Some(file))
+            }
+            Ok(()) => Ok(None),
             Err(TryLockError::WouldBlock) => Err(self.is_taken()),
             Err(TryLockError::Error(error)) => Err(TrainError::io(&path)(error)),
         }
     }
 
     fn is_taken(&self) -> TrainError {
+        let id = std::fs::read_to_string(self.join(LOCK)).unwrap_or_default();
+        let id = id.trim().parse::<u32>().map_or(String::new(), |id| format!(" ({id})"));
         TrainError::Usage(
             Code::RunDirBusy,
             format!(
-                "output.dir: another process is training in {}; wait for it, or name another \
+                "output.dir: another process{id} is training in {}; wait for it, or name another \
                  directory",
                 self.0.display()
             ),
         )
     }
+}
+
+/// Writes who holds the lock into its file. Best effort: it is for a message alone.
+fn sign(mut lock: &File) {
+    let _ = lock.set_len(0);
+    let _ = writeln!(lock, "{}", std::process::id());
 }
 
 impl Claim {
@@ -121,6 +134,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
+        let _ = self.lock.set_len(0);
         if self.holds_run {
             return;
         }

@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-const REFUSED: [&str; 2] = ["another process is training in run", "another directory"];
+const REFUSED: [&str; 3] = ["another process (", ") is training in run", "another directory"];
 
 /// Starts a process that stops itself at `point`, and waits until it has.
 #[cfg(target_os = "linux")]
@@ -53,9 +53,8 @@ fn at_every_stage_of_the_first() {
         let before = entries(&scene.run_dir());
         for more in [&[][..], &["--resume"]] {
             let second = ended(&mut scene.train(more));
-            let begun = more.is_empty() && before.contains(&"run.toml".to_owned());
-            let said: &[&str] = if begun { &["already holds a run"] } else { &REFUSED };
-            second.says(2, said);
+            second.says(2, &REFUSED).says(2, &[&format!("({})", first.id())]);
+            assert!(!second.stderr.contains("settings"), "{}", second.stderr);
             assert_eq!(entries(&scene.run_dir()), before, "{stage} {more:?}");
         }
         continued(first).says(0, &[]);

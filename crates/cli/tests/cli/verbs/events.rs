@@ -21,6 +21,7 @@ fn a_run_is_a_stream_of_events() {
     let expected = [
         "started",
         "plan",
+        "begun",
         "evaluating",
         "eval",
         "step",
@@ -66,7 +67,7 @@ fn the_stream_ends_with_the_error() {
     let nan = ended(train.env("HONE_FAILPOINT", "loop.nonfinite:2=enospc"));
     let heard = events(&nan);
     assert_eq!(nan.status, Some(1), "{}", nan.stderr);
-    assert_eq!(names(&heard)[4..], ["step", "failed"]);
+    assert_eq!(names(&heard)[5..], ["step", "failed"]);
     assert_eq!(heard.last().unwrap()["code"], "train.not_finite");
     let resumed = succeeds(&mut scene.train(&["--events=json", "--resume", "train.max_steps=4"]));
     assert_eq!(names(&events(&resumed)).last(), Some(&"finished"));
