@@ -237,8 +237,12 @@ impl RunDir {
     /// # Errors
     /// When it cannot be written.
     pub fn finish(&self, actual: Actual) -> Result<(), TrainError> {
-        let manifest = Manifest { actual: Some(actual), ..self.read_manifest()? };
-        self.write_json(MANIFEST, &manifest)
+        let manifest = self.read_manifest()?;
+        let actual = match &manifest.actual {
+            Some(before) => actual.again_after(before),
+            None => actual,
+        };
+        self.write_json(MANIFEST, &Manifest { actual: Some(actual), ..manifest })
     }
 
     /// The samples written before.

@@ -161,10 +161,15 @@ impl Run<'_> {
     }
 
     fn actual(&self, begun: Instant, arena_bytes: usize) -> Result<Actual, TrainError> {
-        let steps = step_seconds(&self.dir)?;
-        // A GPU's step memory is given back by now; the steps have recorded what was taken.
+        let records = Records::<StepRecord>::read(&self.dir.join("metrics.jsonl"))?.records;
+        let steps: Vec<f64> = records.iter().map(|record| record.step_seconds).collect();
+        // A GPU's step memory is given back by now; the steps have recorded what was taken, those
+        // of earlier processes too.
         let peak = match self.setup.backend {
-            Backend::Cpu { .. } => self.setup.backend.peak_bytes(),
+            Backend::Cpu { .. } => {
+                let recorded = records.iter().filter_map(|record| record.peak_bytes).max();
+                self.setup.backend.peak_bytes().max(recorded)
+            }
             _ => None,
         };
         Ok(Actual {
@@ -180,11 +185,6 @@ impl Run<'_> {
 /// The evaluations so far.
 pub(super) fn evaluations(dir: &RunDir) -> Result<Vec<EvalRecord>, TrainError> {
     Ok(Records::read(&dir.join("eval.jsonl"))?.records)
-}
-
-fn step_seconds(dir: &RunDir) -> Result<Vec<f64>, TrainError> {
-    let steps = Records::<StepRecord>::read(&dir.join("metrics.jsonl"))?.records;
-    Ok(steps.iter().map(|record| record.step_seconds).collect())
 }
 
 fn median(values: &[f64]) -> Option<f64> {

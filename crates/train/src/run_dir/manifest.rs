@@ -100,8 +100,16 @@ pub struct Actual {
     pub step_seconds: Option<f64>,
     /// All steps.
     pub total_seconds: f64,
-    /// From the last start to the result.
+    /// From the last start that trained to the result.
     pub session_seconds: f64,
+}
+
+impl Actual {
+    /// Of a run that was finished `before` and wrote its result again.
+    pub(super) fn again_after(self, before: &Self) -> Self {
+        let peak_bytes = self.peak_bytes.max(before.peak_bytes);
+        Self { peak_bytes, session_seconds: before.session_seconds, ..self }
+    }
 }
 
 impl Manifest {

@@ -4,6 +4,7 @@ use super::trace::{Trace, resume, went_on_after};
 use crate::sandbox::tiny_model::rows;
 use crate::sandbox::{Scene, ended, entries};
 use hone_train::checkpoint::sha256_of_file;
+use serde_json::{Value, json};
 
 /// A run killed in its eighth step, checkpoints 3 and 6.
 fn killed() -> Scene {
@@ -31,7 +32,15 @@ fn a_finished_run_only_gets_its_result_again() {
     let expected = Trace::undisturbed(&scene, &[]);
     let metrics = scene.run_dir().join("metrics.jsonl");
     let before = sha256_of_file(&metrics).unwrap();
+    let manifest = scene.run_dir().join("manifest.json");
+    let read = || serde_json::from_slice::<Value>(&std::fs::read(&manifest).unwrap()).unwrap();
+    // As of a run that took more than writing its result does.
+    let mut of_run = read();
+    of_run["actual"]["peak_bytes"] = json!(1_u64 << 40);
+    of_run["actual"]["session_seconds"] = json!(1e6);
+    std::fs::write(&manifest, of_run.to_string()).unwrap();
     let again = resume(&scene);
+    assert_eq!(read()["actual"], of_run["actual"], "what the run took, not the last process");
     again.says(0, &["all 12 steps are done", "writing the result again"]);
     assert_eq!(sha256_of_file(&metrics).unwrap(), before, "nothing is trained again");
     expected.assert_same(&scene, "resumed when finished");
