@@ -8,7 +8,7 @@ use crate::checkpoint::write_file_whole;
 use crate::code::Code;
 use crate::error::TrainError;
 use crate::planner::{Plan, Policy};
-use crate::run_file::{RunFile, ScheduleSection};
+use crate::run_file::RunFile;
 use crate::sample::Sample;
 use crate::setup::Setup;
 use inputs::Inputs;
@@ -16,6 +16,7 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 pub use claim::Claim;
+use manifest::CONSTANT;
 pub use manifest::{Actual, Manifest, NUMERICS, Writer};
 
 const MANIFEST: &str = "manifest.json";
@@ -127,28 +128,51 @@ impl RunDir {
         }
         let path = self.join("run.toml");
         let begun = RunFile::load(&path, &[])?;
-        self.check_settings(&begun, &setup.run)?;
         let manifest = self.read_manifest()?;
+        self.check_settings((&begun, &manifest), setup)?;
         self.check_rounding(&manifest, setup)?;
-        let inputs = Inputs::of(setup, &manifest.inputs)?;
-        if let Some(file) = inputs.first_change(&manifest.inputs) {
-            return Err(TrainError::Usage(
-                Code::ResumeInputsChanged,
-                format!(
-                    "--resume: a model or data file has changed since {} was begun: {file}. Put \
-                 the files back, or start a new run in another output.dir",
-                    self.0.display(),
-                ),
-            ));
-        }
+        self.check_inputs((&begun, &manifest), setup)?;
         self.check_weights(&manifest, setup)?;
         Ok(manifest.plan.policy(setup.unit_tokens()))
     }
 
+    /// Whether model and data are those that the run was begun with, wherever they are.
+    fn check_inputs(
+        &self,
+        (begun, manifest): (&RunFile, &Manifest),
+        setup: &Setup,
+    ) -> Result<(), TrainError> {
+        let inputs = Inputs::of(setup, &manifest.inputs)?;
+        let Some((key, file)) = inputs.first_change(&manifest.inputs) else { return Ok(()) };
+        let dir = self.0.display();
+        let (code, what) = match begun.changes_among(&setup.run, [key]).pop() {
+            Some(change) => (
+                Code::ResumeSettingsChanged,
+                format!(
+                    "{change}: that is not what {dir} was begun with ({file} differs). Files may \
+                     be elsewhere by now but not be others: change {key} back"
+                ),
+            ),
+            None => (
+                Code::ResumeInputsChanged,
+                format!(
+                    "a model or data file has changed since {dir} was begun: {file}. Put the files \
+                     back"
+                ),
+            ),
+        };
+        let text = format!("--resume: {what}, or start a new run in another output.dir");
+        Err(TrainError::Usage(code, text))
+    }
+
     /// Whether only such settings differ as may: those that change nothing of the steps done.
-    fn check_settings(&self, begun: &RunFile, now: &RunFile) -> Result<(), TrainError> {
-        let mut changed = begun.changed_keys(now);
-        match extension(begun, now) {
+    fn check_settings(
+        &self,
+        (begun, manifest): (&RunFile, &Manifest),
+        setup: &Setup,
+    ) -> Result<(), TrainError> {
+        let mut changed = begun.changed_keys(&setup.run);
+        match extension((begun, manifest), setup) {
             Ok(true) => changed.retain(|change| !belongs_to_extension(change)),
             Err(why) if changed.iter().all(|change| belongs_to_extension(change)) => {
                 return Err(TrainError::Usage(Code::ResumeNotExtendable, why));
@@ -175,10 +199,19 @@ impl RunDir {
     /// # Errors
     /// When the directory cannot be written.
     pub fn update(&self, setup: &Setup, plan: &Plan) -> Result<(), TrainError> {
-        let manifest = self.read_manifest()?;
-        if manifest.plan.num_steps != plan.num_steps {
+        let mut manifest = self.read_manifest()?;
+        let (schedule, is_longer) =
+            (setup.run.schedule.kind(), manifest.plan.num_steps != plan.num_steps);
+        let varies_now = manifest.schedule == CONSTANT && schedule != CONSTANT;
+        if varies_now {
+            schedule.clone_into(&mut manifest.schedule);
+        }
+        if is_longer {
             // Measured at the end of the first part: of the whole, nothing is known yet.
-            self.write_json(MANIFEST, &Manifest { plan: plan.clone(), actual: None, ..manifest })?;
+            (manifest.plan, manifest.actual) = (plan.clone(), None);
+        }
+        if varies_now || is_longer {
+            self.write_json(MANIFEST, &manifest)?;
         }
         let (path, text) = (self.join("run.toml"), setup.run.to_toml());
         if std::fs::read_to_string(&path).map_err(TrainError::io(&path))? != text {
@@ -270,29 +303,36 @@ impl RunDir {
     }
 }
 
-/// Whether `now` asks for more steps than `begun`, and for nothing that changes those of `begun`.
+/// Keys of the number of steps.
+const NUM_STEPS: [&str; 2] = ["train.max_steps", "train.num_epochs"];
+
+/// Whether `setup` asks for more steps than the run was begun with, and for nothing that changes
+/// those.
 ///
 /// # Errors
 /// Why the steps done would have been others, and what to do about it.
-fn extension(begun: &RunFile, now: &RunFile) -> Result<bool, String> {
-    let (Some(then), Some(steps)) = (begun.train.max_steps, now.train.max_steps) else {
-        return Ok(false);
-    };
-    if steps <= then {
+fn extension((begun, manifest): (&RunFile, &Manifest), setup: &Setup) -> Result<bool, String> {
+    let (then, steps) = (manifest.plan.num_steps, setup.num_steps);
+    let asked = begun.changes_among(&setup.run, NUM_STEPS).join(", ");
+    if asked.is_empty() || steps <= then {
         return Ok(false);
     }
-    let change = format!("--resume: train.max_steps: {then} → {steps}");
-    let constant = |run: &RunFile| run.schedule == ScheduleSection::Constant;
-    if !(constant(begun) && constant(now)) {
+    let change = format!("--resume: {asked}");
+    let kinds = [&*manifest.schedule, begun.schedule.kind(), setup.run.schedule.kind()];
+    if let Some(kind) = kinds.into_iter().find(|kind| *kind != CONSTANT) {
+        let result = match setup.lora {
+            Some(_) => "adapter.init_from naming this one\'s adapter/",
+            None => "model.path naming this one\'s model/",
+        };
         return Err(format!(
-            "{change}: with schedule.kind = \"{}\" the learning rate of every step follows from \
-             their number, so only a run with \"constant\" can be extended. Start a new run in \
-             another output.dir, with adapter.init_from or model.path naming this one's result",
-            begun.schedule.kind()
+            "{change}: with schedule.kind = \"{kind}\" the learning rate of every step follows \
+             from their number, so only a run that always had \"constant\" can be extended, by \
+             train.max_steps or train.num_epochs. Start a new run in another output.dir, with \
+             {result}"
         ));
     }
     let warm_up = begun.train.num_warmup_steps(then);
-    if now.train.num_warmup_steps(steps) != warm_up {
+    if setup.run.train.num_warmup_steps(steps) != warm_up {
         return Err(format!(
             "{change}: the warm-up would take other steps than it did. Give \
              train.warmup_steps={warm_up} as well"
@@ -302,7 +342,6 @@ fn extension(begun: &RunFile, now: &RunFile) -> Result<bool, String> {
 }
 
 fn belongs_to_extension(change: &str) -> bool {
-    ["train.max_steps:", "train.warmup_steps:", "train.warmup_ratio:"]
-        .iter()
-        .any(|key| change.starts_with(key))
+    let keys = [&NUM_STEPS[..], &["train.warmup_steps", "train.warmup_ratio"]].concat();
+    keys.iter().any(|key| change.split(':').next() == Some(key))
 }

@@ -76,21 +76,21 @@ impl Inputs {
         })
     }
 
-    /// The first file that differs from the one of that name in `before`, which says so; places
-    /// may differ.
-    pub(super) fn first_change(&self, before: &Inputs) -> Option<String> {
+    /// The first file that differs from the one of that name in `before`, and the key of the run
+    /// file that names it; places may differ.
+    pub(super) fn first_change(&self, before: &Inputs) -> Option<(&'static str, String)> {
         let groups = [
-            (&self.model, &before.model),
-            (&self.adapter, &before.adapter),
-            (&self.train, &before.train),
-            (&self.eval, &before.eval),
+            ("model.path", &self.model, &before.model),
+            ("adapter.init_from", &self.adapter, &before.adapter),
+            ("data.train", &self.train, &before.train),
+            ("data.eval", &self.eval, &before.eval),
         ];
-        groups.into_iter().find_map(|(now, then)| {
+        groups.into_iter().find_map(|(key, now, then)| {
             let changed = now.iter().zip(then).find(|(now, then)| !now.is_same(then));
             let changed = changed.map(|(now, _)| now);
             // Where all so far are the same, the first that was added or is missing.
             let changed = changed.or_else(|| now.get(then.len())).or_else(|| then.get(now.len()));
-            changed.map(|file| file.path.display().to_string())
+            changed.map(|file| (key, file.path.display().to_string()))
         })
     }
 
@@ -176,7 +176,8 @@ mod tests {
             (inputs(&[("d/a", "1"), ("d/b", "2"), ("d/c", "2")]), Some("d/c")),
             (inputs(&[("d/b", "2"), ("d/a", "1")]), Some("d/b")),
         ] {
-            assert_eq!(now.first_change(&before).as_deref(), change);
+            let change = change.map(|file| ("data.train", file.to_owned()));
+            assert_eq!(now.first_change(&before), change);
         }
     }
 

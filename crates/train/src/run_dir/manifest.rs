@@ -14,6 +14,13 @@ use std::path::Path;
 /// bits: a run is continued, and a checkpoint loaded, only by the version that began it.
 pub const NUMERICS: u32 = 2;
 
+/// `schedule.kind` under which the learning rate of a step depends on no number of steps.
+pub(super) const CONSTANT: &str = "constant";
+
+fn constant() -> String {
+    CONSTANT.to_owned()
+}
+
 /// Version of the file's layout.
 pub const FORMAT_VERSION: u32 = 2;
 
@@ -37,6 +44,9 @@ pub struct Manifest {
     pub inputs: Inputs,
     /// What was planned.
     pub plan: Plan,
+    /// `schedule.kind`; once another than `constant`, it stays, since not all steps were constant.
+    #[serde(default = "constant")]
+    pub schedule: String,
     /// What it took; `None` until the run is finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actual: Option<Actual>,
@@ -139,6 +149,7 @@ impl Manifest {
             },
             inputs: Inputs::of(setup, &Inputs::default())?,
             plan: plan.clone(),
+            schedule: setup.run.schedule.kind().to_owned(),
             actual: None,
         })
     }

@@ -117,14 +117,22 @@ impl RunFile {
 
     /// Keys that differ, as `key: old → new`, apart from those that a resumed run may change.
     pub fn changed_keys(&self, new: &RunFile) -> Vec<String> {
+        let fixed: BTreeSet<&str> =
+            keys::all().filter(|key| !key.changeable).map(|key| key.path).collect();
+        self.changes_among(new, fixed)
+    }
+
+    /// Of `keys` those that differ, as `key: old → new`.
+    pub fn changes_among<'a>(
+        &self,
+        new: &RunFile,
+        keys: impl IntoIterator<Item = &'a str>,
+    ) -> Vec<String> {
         let (old_values, new_values) = (self.flat(), new.flat());
         let shown = |values: &BTreeMap<String, String>, path: &str| {
             values.get(path).cloned().unwrap_or_else(|| "absent".to_owned())
         };
-        let fixed: BTreeSet<&str> =
-            keys::all().filter(|key| !key.changeable).map(|key| key.path).collect();
-        fixed
-            .into_iter()
+        keys.into_iter()
             .map(|path| (path, shown(&old_values, path), shown(&new_values, path)))
             .filter(|(_, old, new)| old != new)
             .map(|(path, old, new)| format!("{path}: {old} → {new}"))

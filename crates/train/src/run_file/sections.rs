@@ -178,9 +178,10 @@ section! {
 section! {
     /// How long and in what steps to train.
     ["train"] TrainSection {
-        /// passes over the training data
+        /// passes over the training data; `--resume` may raise it under `schedule.kind =
+        /// "constant"`
         num_epochs: Option<u64> = Int(1, ANY), Chosen("1 unless `max_steps` is given"), "3";
-        /// number of optimizer steps; `--resume` may raise it under `schedule.kind = "constant"`
+        /// number of optimizer steps; `--resume` may raise it as `num_epochs`
         max_steps: Option<u64> = Int(1, ANY), Chosen("as `num_epochs` says"), "500";
         /// tokens per optimizer step, over all micro-batches
         batch_tokens: usize = Int(2, ANY), Value("16384"), "8192";

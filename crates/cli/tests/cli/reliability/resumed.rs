@@ -85,6 +85,17 @@ fn changed_files_are_refused() {
     }
 }
 
+/// Other files by another setting are no changed file.
+#[test]
+fn settings_that_name_other_files_are_refused_as_such() {
+    let scene = killed();
+    scene.write("other.jsonl", &rows(61));
+    let refused = ended(&mut scene.train(&["--resume", "data.train=other.jsonl"]));
+    let change = "data.train: [\"train.jsonl\"] → [\"other.jsonl\"]";
+    refused.says(2, &["--resume", change, "change data.train back", "another output.dir"]);
+    assert!(!refused.stderr.contains("has changed"), "{}", refused.stderr);
+}
+
 #[test]
 fn what_changes_no_result_may_change() {
     let (expected, scene) = (Trace::expected(), killed());
@@ -242,13 +253,36 @@ fn other_schedules_cannot_be_extended() {
         ended(&mut scene.train(&[begun, &["train.max_steps=3"]].concat())).says(0, &[]);
         ended(&mut scene.train(&[begun, &["train.max_steps=60", "--resume"], more].concat()))
     };
-    let cosine = extend(&Scene::new(), &[], &[]);
-    cosine.says(2, &["max_steps: 3 → 60", "schedule.kind = \"cosine\"", "adapter.init_from"]);
+    let scene = Scene::new();
+    let says = ["max_steps: 3 → 60", "schedule.kind = \"cosine\"", "adapter.init_from"];
+    extend(&scene, &[], &[]).says(2, &says);
+    // Nor by way of another schedule for no steps at all.
+    let constant = "schedule.kind=constant";
+    ended(&mut scene.train(&[constant, "train.max_steps=3", "--resume"])).says(0, &[]);
+    ended(&mut scene.train(&[constant, "train.max_steps=60", "--resume"])).says(2, &says);
     let (scene, constant) = (Scene::new(), ["schedule.kind=constant"]);
     let warm_up = extend(&scene, &constant, &[]);
     warm_up.says(2, &["warm-up", "Give train.warmup_steps=1"]);
     let more = [&constant[..], &["train.max_steps=6", "train.warmup_steps=1", "--resume"]].concat();
     ended(&mut scene.train(&more)).says(0, &["continuing after step 3"]);
+}
+
+/// Passes over the data as well as steps.
+#[test]
+fn further_epochs_extend_a_constant_run() {
+    let scene = Scene::new();
+    let text = std::fs::read_to_string(scene.path("run.toml")).unwrap();
+    scene.write("run.toml", &text.replace("max_steps = 12\n", ""));
+    let train = |settings: &[&str]| ended(&mut scene.train(settings));
+    let constant = ["schedule.kind=constant", "train.warmup_steps=0"];
+    train(&constant).says(0, &[]);
+    let more = ["train.num_epochs=2", "--resume"];
+    train(&[&constant[..], &more].concat()).says(0, &["continuing after step 5"]);
+    assert_eq!(scene.lines("metrics.jsonl").len(), 10);
+    let cosine = train(&["output.dir=cosine"]);
+    cosine.says(0, &[]);
+    let says = ["train.num_epochs: 1 → 2", "\"constant\"", "train.max_steps", "adapter.init_from"];
+    train(&["output.dir=cosine", more[0], more[1]]).says(2, &says);
 }
 
 /// The rest of a schedule belongs to the steps to come.
