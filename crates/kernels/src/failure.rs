@@ -3,6 +3,7 @@
 //! Operations do not return a `Result`: the first failure is noted, whatever is asked for after it
 //! does nothing, and whoever ends a pass is told once ([`Failures::settle`]).
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -11,14 +12,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub enum DeviceError {
     /// Out of memory. What the pass had allocated is released.
     #[error(
-        "{memory} ran out: {asked} bytes were asked for{}",
+        "{memory} ran out{wanted}{}",
         free.map_or(String::new(), |free| format!(", and {free} are free"))
     )]
     OutOfMemory {
         /// Whose memory: "the GPU's memory", "host memory".
         memory: &'static str,
-        /// Bytes asked for.
-        asked: u64,
+        /// What it was wanted for.
+        wanted: Wanted,
         /// Bytes that were free, where that is known.
         free: Option<u64>,
     },
@@ -45,15 +46,52 @@ pub enum DeviceError {
     },
 }
 
+/// What memory was wanted for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// So many bytes were asked for.
+    Bytes(u64),
+    /// A driver took memory of its own, which it does not measure, while it did this.
+    While(String),
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(bytes) => write!(f, ": {bytes} bytes were asked for"),
+            Self::While(doing) => write!(f, " while {doing}"),
+        }
+    }
+}
+
+/// Host memory that copies to a GPU can be made from beside everything else.
+pub const PAGE_LOCKED: &str = "page-locked memory of the host";
+
+const OF_GPU: &str = "the GPU's memory";
+
 impl DeviceError {
     /// `asked` bytes of host memory could not be allocated.
     pub fn out_of_host_memory(asked: usize) -> Self {
-        Self::OutOfMemory { memory: "host memory", asked: asked as u64, free: None }
+        Self::out_of("host memory", asked, None)
+    }
+
+    /// `asked` bytes of the host's memory could not be page-locked.
+    pub fn out_of_page_locked_memory(asked: usize) -> Self {
+        Self::out_of(PAGE_LOCKED, asked, None)
     }
 
     /// `asked` bytes of a GPU's memory could not be allocated; `free` were free.
     pub(crate) fn out_of_gpu_memory(asked: usize, free: u64) -> Self {
-        Self::OutOfMemory { memory: "the GPU's memory", asked: asked as u64, free: Some(free) }
+        Self::out_of(OF_GPU, asked, Some(free))
+    }
+
+    /// A GPU's memory did not suffice for what its driver takes while it is `doing` something.
+    pub(crate) fn out_of_gpu_memory_while(doing: String) -> Self {
+        Self::OutOfMemory { memory: OF_GPU, wanted: Wanted::While(doing), free: None }
+    }
+
+    fn out_of(memory: &'static str, asked: usize, free: Option<u64>) -> Self {
+        Self::OutOfMemory { memory, wanted: Wanted::Bytes(asked as u64), free }
     }
 
     /// Whether the device is of no use from now on.
@@ -158,5 +196,7 @@ mod tests {
         assert_eq!(error.to_string(), text);
         let text = "host memory ran out: 5 bytes were asked for";
         assert_eq!(DeviceError::out_of_host_memory(5).to_string(), text);
+        let error = DeviceError::out_of_gpu_memory_while("launching a graph".to_owned());
+        assert_eq!(error.to_string(), "the GPU's memory ran out while launching a graph");
     }
 }

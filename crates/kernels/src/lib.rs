@@ -39,6 +39,6 @@ pub mod vector;
 
 pub use cpu::{Cpu, Isa};
 pub use element::{DType, Element, View, ViewMut, bf16, f16};
-pub use failure::{DeviceError, Failures, lock};
+pub use failure::{DeviceError, Failures, PAGE_LOCKED, Wanted, lock};
 pub use format::Storage;
 pub use processor::{Processor, Target};

@@ -18,8 +18,7 @@ mod weight;
 
 pub use device::arena::{Arena, Event, Layout, Trace};
 pub use device::{
-    Category, Cost, Device, OFFLOAD_SLOTS, Offloaded, PAGE_LOCKED, Span, Target, Transfer, Work,
-    offload,
+    Category, Cost, Device, OFFLOAD_SLOTS, Offloaded, Span, Target, Transfer, Work, offload,
 };
 pub use hone_kernels::attention::{Heads, Sequence, max_head_dim};
 pub use hone_kernels::memory::release_free_memory;
@@ -27,7 +26,8 @@ pub use hone_kernels::random::Philox;
 #[cfg(feature = "testing")]
 pub use hone_kernels::testing;
 pub use hone_kernels::{
-    DType, DeviceError, Isa, Processor, Storage, View, ViewMut, adamw, ceiling, cuda,
+    DType, DeviceError, Isa, PAGE_LOCKED, Processor, Storage, View, ViewMut, Wanted, adamw,
+    ceiling, cuda,
 };
 pub use mapped::Mapped;
 pub use merge::merge;

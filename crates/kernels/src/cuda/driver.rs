@@ -201,6 +201,9 @@ impl Info {
     }
 }
 
+/// What [`Driver::graph`] does, for messages.
+pub(super) const MAKING_A_GRAPH: &str = "making a graph";
+
 /// One GPU.
 pub(crate) trait Driver: Send + Sync {
     fn info(&self) -> &Info;
@@ -246,12 +249,12 @@ pub(crate) trait Driver: Send + Sync {
     ///
     /// # Safety
     /// Whenever the graph is launched, each of the calls must be allowed.
-    unsafe fn graph(&self, _: &Calls) -> Result<Box<dyn Graph>, String> {
-        Err("this device makes none".to_owned())
+    unsafe fn graph(&self, _: &Calls) -> Result<Box<dyn Graph>, DeviceError> {
+        let (doing, message) = (MAKING_A_GRAPH.to_owned(), "this device makes none".to_owned());
+        Err(DeviceError::Driver { doing, message, is_lost: false })
     }
-    /// Memory of the host, page-locked, which copies can run from beside everything else; `None`
-    /// where there is not so much.
-    fn alloc_host(&self, bytes: usize) -> Option<HostAddress>;
+    /// Memory of the host, page-locked, which copies can run from beside everything else.
+    fn alloc_host(&self, bytes: usize) -> Result<HostAddress, DeviceError>;
     /// Waits for copies from there.
     ///
     /// # Safety

@@ -243,12 +243,13 @@ impl Driver for Emulator {
         Ok(())
     }
 
-    unsafe fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, String> {
+    unsafe fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, DeviceError> {
         Ok(Box::new(Again(calls.clone())))
     }
 
-    fn alloc_host(&self, bytes: usize) -> Option<HostAddress> {
-        self.alloc(bytes).ok().map(|address| address as HostAddress)
+    fn alloc_host(&self, bytes: usize) -> Result<HostAddress, DeviceError> {
+        let taken = self.alloc(bytes).map(|address| address as HostAddress);
+        taken.map_err(|_| DeviceError::out_of_page_locked_memory(bytes))
     }
 
     unsafe fn free_host(&self, address: HostAddress) -> Result<(), DeviceError> {

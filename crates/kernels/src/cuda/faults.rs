@@ -1,7 +1,7 @@
 //! A GPU that fails when a test says so.
 
 use super::Arg;
-use super::driver::{Address, Driver, HostAddress, Info, Launch, Matmul, Source};
+use super::driver::{Address, Driver, HostAddress, Info, Launch, MAKING_A_GRAPH, Matmul, Source};
 use super::graphs::{Calls, Graph};
 use crate::{DeviceError, lock};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 /// How a GPU fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// No memory is given out.
+    /// Every call but those that give memory back is refused for want of memory.
     OutOfMemory,
     /// Every call but those that give memory back is refused.
     Driver,
@@ -51,16 +51,23 @@ impl Faults {
         Box::new(Faulty { faults: self.clone(), driver })
     }
 
-    /// Counts a call, `asked` bytes of memory or another, and lets it fail if it is time.
-    fn pass(&self, doing: &str, asked: Option<usize>) -> Result<(), DeviceError> {
+    /// Counts a call, and lets it fail if it is time.
+    fn pass(&self, doing: &str) -> Result<(), DeviceError> {
+        self.pass_or(doing, || DeviceError::out_of_gpu_memory_while(doing.to_owned()))
+    }
+
+    /// The same of a call that asks for memory; `refused` is what is said where there is none.
+    fn pass_or(
+        &self,
+        doing: &str,
+        refused: impl FnOnce() -> DeviceError,
+    ) -> Result<(), DeviceError> {
         let number = self.0.calls.fetch_add(1, Ordering::SeqCst) + 1;
         let fault = lock(&self.0.first).filter(|(first, _)| number >= *first);
-        match (fault.map(|(_, fault)| fault), asked) {
-            (None, _) | (Some(Fault::OutOfMemory), None) => Ok(()),
-            (Some(Fault::OutOfMemory), Some(asked)) => {
-                Err(DeviceError::out_of_gpu_memory(asked, 0))
-            }
-            (Some(fault), _) => Err(DeviceError::Driver {
+        match fault.map(|(_, fault)| fault) {
+            None => Ok(()),
+            Some(Fault::OutOfMemory) => Err(refused()),
+            Some(fault @ (Fault::Driver | Fault::Lost)) => Err(DeviceError::Driver {
                 doing: doing.to_owned(),
                 message: "as a test asked".to_owned(),
                 is_lost: fault == Fault::Lost,
@@ -85,7 +92,8 @@ impl Driver for Faulty {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address, DeviceError> {
-        self.faults.pass("allocating memory", Some(bytes))?;
+        let refused = || DeviceError::out_of_gpu_memory(bytes, 0);
+        self.faults.pass_or("allocating memory", refused)?;
         self.driver.alloc(bytes)
     }
 
@@ -95,19 +103,19 @@ impl Driver for Faulty {
     }
 
     unsafe fn write(&self, address: Address, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.faults.pass("copying to the device", None)?;
+        self.faults.pass("copying to the device")?;
         // SAFETY: as promised.
         unsafe { self.driver.write(address, bytes) }
     }
 
     unsafe fn read(&self, address: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        self.faults.pass("copying from the device", None)?;
+        self.faults.pass("copying from the device")?;
         // SAFETY: as promised.
         unsafe { self.driver.read(address, bytes) }
     }
 
     unsafe fn fill(&self, address: Address, byte: u8, bytes: usize) -> Result<(), DeviceError> {
-        self.faults.pass("filling memory", None)?;
+        self.faults.pass("filling memory")?;
         // SAFETY: as promised.
         unsafe { self.driver.fill(address, byte, bytes) }
     }
@@ -119,25 +127,26 @@ impl Driver for Faulty {
         at: Launch,
         args: &[Arg],
     ) -> Result<(), DeviceError> {
-        self.faults.pass(source.kernels[kernel], None)?;
+        self.faults.pass(source.kernels[kernel])?;
         // SAFETY: as promised.
         unsafe { self.driver.launch(source, kernel, at, args) }
     }
 
     unsafe fn matmul(&self, matmul: &Matmul) -> Result<(), DeviceError> {
-        self.faults.pass("multiplying", None)?;
+        self.faults.pass("multiplying")?;
         // SAFETY: as promised.
         unsafe { self.driver.matmul(matmul) }
     }
 
-    unsafe fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, String> {
-        self.faults.pass("making a graph", None).map_err(|error| error.to_string())?;
+    unsafe fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, DeviceError> {
+        self.faults.pass(MAKING_A_GRAPH)?;
         // SAFETY: as promised.
         unsafe { self.driver.graph(calls) }
     }
 
-    fn alloc_host(&self, bytes: usize) -> Option<HostAddress> {
-        self.faults.pass("locking memory of the host", Some(bytes)).ok()?;
+    fn alloc_host(&self, bytes: usize) -> Result<HostAddress, DeviceError> {
+        let refused = || DeviceError::out_of_page_locked_memory(bytes);
+        self.faults.pass_or("locking memory of the host", refused)?;
         self.driver.alloc_host(bytes)
     }
 
@@ -152,19 +161,19 @@ impl Driver for Faulty {
         from: HostAddress,
         bytes: usize,
     ) -> Result<(), DeviceError> {
-        self.faults.pass("copying weights to the device", None)?;
+        self.faults.pass("copying weights to the device")?;
         // SAFETY: as promised.
         unsafe { self.driver.prefetch(to, from, bytes) }
     }
 
     fn await_prefetches(&self) -> Result<(), DeviceError> {
         // Done all the same: memory is given back after it.
-        let passed = self.faults.pass("waiting for weights", None);
+        let passed = self.faults.pass("waiting for weights");
         self.driver.await_prefetches().and(passed)
     }
 
     fn synchronize(&self) -> Result<(), DeviceError> {
-        self.faults.pass("waiting for the device", None)?;
+        self.faults.pass("waiting for the device")?;
         self.driver.synchronize()
     }
 }

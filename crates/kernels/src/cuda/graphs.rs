@@ -277,9 +277,10 @@ impl State {
             // SAFETY: a graph is launched in place of the very calls that it was made of.
             match unsafe { driver.graph(&calls) } {
                 Ok(graph) => (known.graph, self.graphs) = (Some(graph), self.graphs + 1),
-                Err(why) => {
+                Err(error) if error.is_lost() => return Err(error),
+                Err(error) => {
                     one_by_one(&calls)?;
-                    self.refusal = Some(why);
+                    self.refusal = Some(error.to_string());
                     self.turn_off();
                     return Ok(());
                 }
@@ -333,10 +334,22 @@ impl Graphs {
     /// # Errors
     /// Also after a call that failed.
     pub(super) fn alloc(&self, bytes: usize) -> Result<Address, DeviceError> {
-        match self.failures.first() {
-            None => self.driver.alloc(bytes),
-            Some(error) => Err(error),
+        self.taken(|driver| driver.alloc(bytes))
+    }
+
+    /// Memory, or why there is none: told to who asked, and noted if that is the end of the device.
+    fn taken<T>(
+        &self,
+        take: impl FnOnce(&dyn Driver) -> Result<T, DeviceError>,
+    ) -> Result<T, DeviceError> {
+        if let Some(error) = self.failures.first() {
+            return Err(error);
         }
+        take(&*self.driver).inspect_err(|error| {
+            if error.is_lost() {
+                self.failures.note(error.clone());
+            }
+        })
     }
 
     /// # Safety
@@ -415,8 +428,10 @@ impl Graphs {
         }
     }
 
-    pub(super) fn alloc_host(&self, bytes: usize) -> Option<HostAddress> {
-        self.driver.alloc_host(bytes)
+    /// # Errors
+    /// Also after a call that failed.
+    pub(super) fn alloc_host(&self, bytes: usize) -> Result<HostAddress, DeviceError> {
+        self.taken(|driver| driver.alloc_host(bytes))
     }
 
     /// # Safety

@@ -441,13 +441,17 @@ unsafe impl Send for HostBlock {}
 unsafe impl Sync for HostBlock {}
 
 impl HostBlock {
-    /// `len` bytes, zeroed; `None` where the system locks no more memory.
-    pub fn new(gpu: &Gpu, len: usize) -> Option<Self> {
+    /// `len` bytes, zeroed.
+    ///
+    /// # Errors
+    /// If the system locks no more memory, or the GPU failed before and [`Gpu::settle`] was not
+    /// called since.
+    pub fn new(gpu: &Gpu, len: usize) -> Result<Self, DeviceError> {
         let start = gpu.0.driver.alloc_host(len)?;
         // Copies read all of it, gaps between what is written included.
         // SAFETY: taken just now, and nobody else has it.
         unsafe { start.write_bytes(0, len) };
-        Some(Self { gpu: gpu.clone(), start, len })
+        Ok(Self { gpu: gpu.clone(), start, len })
     }
 
     /// Writes `bytes` at byte `offset`.

@@ -103,8 +103,8 @@ impl Driver for Recorder {
     unsafe fn matmul(&self, matmul: &Matmul) -> Result<(), DeviceError> {
         self.note(Call::Matmul(*matmul))
     }
-    fn alloc_host(&self, bytes: usize) -> Option<HostAddress> {
-        self.alloc(bytes).ok().map(|address| address as HostAddress)
+    fn alloc_host(&self, bytes: usize) -> Result<HostAddress, DeviceError> {
+        self.alloc(bytes).map(|address| address as HostAddress)
     }
     unsafe fn free_host(&self, _: HostAddress) -> Result<(), DeviceError> {
         self.note(Call::Free)

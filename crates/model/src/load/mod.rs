@@ -11,7 +11,8 @@ use crate::weights::Role;
 use files::WeightFiles;
 use hone_tensor::safetensors::held_as;
 use hone_tensor::{
-    Category, DType, Device, DeviceError, PAGE_LOCKED, ParamId, Params, Storage, Tensor, Weight,
+    Category, DType, Device, DeviceError, PAGE_LOCKED, ParamId, Params, Storage, Tensor, Wanted,
+    Weight,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -83,9 +84,9 @@ pub fn load(dir: &Path, device: &Device, options: LoadOptions) -> Result<Model, 
     let mut decoder = loader.decoder(config)?;
     offload_blocks(&mut decoder, device, options.offloaded_blocks).map_err(
         |error| match error {
-            DeviceError::OutOfMemory { memory: PAGE_LOCKED, asked, .. } => {
-                LoadError::PageLocked { mib: asked.div_ceil(1 << 20) as usize }
-            }
+            DeviceError::OutOfMemory {
+                memory: PAGE_LOCKED, wanted: Wanted::Bytes(asked), ..
+            } => LoadError::PageLocked { mib: asked.div_ceil(1 << 20) as usize },
             other => other.into(),
         },
     )?;

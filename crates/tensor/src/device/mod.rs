@@ -6,7 +6,7 @@ mod offload;
 
 pub use cost::{Cost, Span, Transfer, Work};
 pub use hone_kernels::Target;
-pub use offload::{OFFLOAD_SLOTS, Offloaded, PAGE_LOCKED, offload};
+pub use offload::{OFFLOAD_SLOTS, Offloaded, offload};
 
 use crate::tensor::Tensor;
 use arena::{Arena, Block, Layout, Memory, Region, Trace};

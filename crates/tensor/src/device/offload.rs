@@ -15,9 +15,6 @@ use std::sync::{Arc, Mutex};
 /// Places on the GPU.
 pub const OFFLOAD_SLOTS: usize = 2;
 
-/// What [`DeviceError::OutOfMemory`] calls the memory where they stay.
-pub const PAGE_LOCKED: &str = "page-locked memory of the host";
-
 /// One block's weights.
 #[derive(Clone)]
 pub struct Offloaded {
@@ -69,12 +66,15 @@ pub fn offload(
     let total: usize = blocks.iter().map(bytes_of).sum();
     device.memory().count_persistent(Category::Weights, num_slots * slot_bytes);
     device.memory().count_persistent(Category::Offloaded, total);
-    let (memory, asked, free) = (PAGE_LOCKED, total as u64, None);
-    let refused = || DeviceError::OutOfMemory { memory, asked, free };
+    // All of it is what the user has to know.
+    let refused = |error: DeviceError| match error.is_out_of_memory() {
+        true => DeviceError::out_of_page_locked_memory(total),
+        false => error,
+    };
     let store = |(i, block): (usize, &mut Vec<&mut Tensor>)| {
         let bytes = bytes_of(block);
         let mut memory = match gpu(device) {
-            Some(gpu) => Some(HostBlock::new(gpu, bytes).ok_or_else(refused)?),
+            Some(gpu) => Some(HostBlock::new(gpu, bytes).map_err(refused)?),
             None => None,
         };
         let mut offset = 0;

@@ -1,7 +1,7 @@
 //! Plans of step memory: valid for any work, and enforced.
 
 use crate::cuda::Gpu;
-use crate::{Arena, Category, Cost, DType, Device, DeviceError, Layout, Philox, Tensor};
+use crate::{Arena, Category, Cost, DType, Device, DeviceError, Layout, Philox, Tensor, Wanted};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -168,9 +168,9 @@ const TOO_MANY: usize = 1 << 58;
 fn memory_that_is_not_there_fails_the_pass_once() {
     let work = [Action::Alloc(10), Action::Free(0)];
     for device in [Device::cpu(1)].into_iter().chain(Gpu::for_tests().map(Device::cuda)) {
-        let (layout, asked) = (plan(&work), 4 * TOO_MANY as u64);
+        let (layout, asked) = (plan(&work), 4 * TOO_MANY);
         let is_refused = |error: DeviceError| match error {
-            DeviceError::OutOfMemory { asked: found, .. } => found == asked,
+            DeviceError::OutOfMemory { wanted, .. } => wanted == Wanted::Bytes(asked as u64),
             _ => false,
         };
         let step = || drop(device.alloc(Category::Activations, DType::Bf16, &[10]));
@@ -184,7 +184,7 @@ fn memory_that_is_not_there_fails_the_pass_once() {
 
         let mut arena = Arena::new(&device, layout.bytes()).unwrap();
         let failed = device.planned(&mut arena, &layout, || {
-            device.fail(DeviceError::OutOfMemory { memory: "memory", asked, free: None });
+            device.fail(DeviceError::out_of_host_memory(asked));
             step();
         });
         assert!(failed.is_err_and(is_refused));

@@ -387,7 +387,7 @@ fn overhead(device: &Device) -> f64 {
 
 /// Bytes per second from page-locked memory to a GPU; `None` where there is too little of either.
 fn link(gpu: &Gpu, bytes: usize) -> Option<f64> {
-    let (mut from, to) = (HostBlock::new(gpu, bytes)?, Region::new(gpu, bytes).ok()?);
+    let (mut from, to) = (HostBlock::new(gpu, bytes).ok()?, Region::new(gpu, bytes).ok()?);
     from.write(0, &vec![0; bytes]);
     let mut least = f64::INFINITY;
     for _ in 0..WINDOWS {

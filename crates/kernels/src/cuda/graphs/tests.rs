@@ -1,5 +1,5 @@
 use super::{FEW, MOST_MISSES};
-use crate::cuda::{Gpu, Region};
+use crate::cuda::{Fault, Faults, Gpu, HostBlock, Region};
 use crate::processor::Processor;
 use crate::{DType, View, ViewMut};
 
@@ -17,11 +17,14 @@ const LEN: usize = ROWS * COLS;
 
 impl Scene {
     fn new() -> Option<Self> {
-        let gpu = Gpu::for_tests()?;
+        Gpu::for_tests().map(Self::on)
+    }
+
+    fn on(gpu: Gpu) -> Self {
         let (x, y) = (Region::new(&gpu, 4 * LEN).unwrap(), Region::new(&gpu, 4 * LEN).unwrap());
         let numbers: Vec<f32> = (0..LEN).map(|i| i as f32).collect();
         x.write(0, crate::memory::bytes_of(View::F32(&numbers)));
-        Some(Self { on: Processor::Cuda(gpu.clone()), gpu, x, y })
+        Self { on: Processor::Cuda(gpu.clone()), gpu, x, y }
     }
 
     /// A pass that gathers `rows` again and again, and what it leaves.
@@ -135,4 +138,36 @@ fn a_gpu_gives_up_what_does_not_repeat() {
         assert_eq!(scene.gathered(&rows), expected(&rows));
     }
     assert_eq!(scene.gpu.num_replays(), 0);
+}
+
+/// Whoever asks for memory, of the host's too, is told why there is none; a GPU that is lost says
+/// so from then on.
+#[test]
+fn memory_that_a_gpu_refuses_is_not_a_gpu_that_is_lost() {
+    for fault in [Fault::OutOfMemory, Fault::Driver, Fault::Lost] {
+        let faults = Faults::default();
+        let Some(gpu) = Gpu::for_tests_with(&faults) else { return };
+        faults.start(1, fault);
+        for error in [HostBlock::new(&gpu, 64).err(), Region::new(&gpu, 64).err()] {
+            let error = error.expect("every call is refused");
+            assert_eq!(error.is_lost(), fault == Fault::Lost, "{error}");
+            assert_eq!(error.is_out_of_memory(), fault == Fault::OutOfMemory, "{error}");
+        }
+        faults.stop();
+        assert_eq!(gpu.settle().is_err(), fault == Fault::Lost);
+        assert_eq!(HostBlock::new(&gpu, 64).is_err(), fault == Fault::Lost);
+    }
+}
+
+/// A GPU that is lost while a graph is made is not asked for the calls one by one.
+#[test]
+fn a_gpu_that_is_lost_refuses_more_than_a_graph() {
+    let faults = Faults::default();
+    let Some(scene) = Gpu::for_tests_with(&faults).map(Scene::on) else { return };
+    (0..3).for_each(|_| drop(scene.gathered(&[1, 2])));
+    faults.start(1, Fault::Lost);
+    assert_eq!(scene.gathered(&[1, 2]), [0.0; 2 * COLS]);
+    let error = scene.gpu.settle().expect_err("it is lost");
+    assert!(error.is_lost() && error.to_string().contains("making a graph"), "{error}");
+    assert_eq!(scene.gpu.take_graphs_refusal(), None);
 }

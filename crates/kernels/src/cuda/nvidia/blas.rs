@@ -2,6 +2,8 @@
 
 use super::super::driver::{Fp8, Matmul, Operand, Operands};
 use super::CudaError;
+use super::results::refused_product;
+use crate::DeviceError;
 use crate::element::DType;
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
@@ -124,7 +126,7 @@ impl Blas {
     /// Asks for a product whose result has its columns next to each other.
     ///
     /// # Errors
-    /// In cuBLASLt's words.
+    /// If it refused, or the GPU is lost.
     ///
     /// # Safety
     /// As the driver's `matmul`, with the context of the stream current.
@@ -132,7 +134,7 @@ impl Blas {
         &mut self,
         matmul: &Matmul,
         stream: cudarc::driver::sys::CUstream,
-    ) -> Result<(), String> {
+    ) -> Result<(), DeviceError> {
         let key = Key::of(matmul);
         let handle = self.handle.0;
         if self.plans.len() >= MOST_PLANS && !self.plans.contains_key(&key) {
@@ -141,13 +143,14 @@ impl Blas {
         let plan = match self.plans.entry(key) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => {
-                let plan = Plan::new(handle, matmul, &key)
-                    .map_err(|error| format!("cuBLASLt has no product for {matmul:?}: {error}"))?;
+                let plan = Plan::new(handle, matmul, &key).map_err(|error| {
+                    refused_product(&format!("cuBLASLt has no product for {matmul:?}"), error)
+                })?;
                 place.insert(plan)
             }
         };
         plan.set_scales(matmul.operands)
-            .map_err(|error| format!("cuBLASLt refused a factor: {error}"))?;
+            .map_err(|error| refused_product("cuBLASLt refused a factor", error))?;
         let (alpha, beta) = (matmul.alpha, if matmul.c.is_some() { 1.0f32 } else { 0.0 });
         // Factors of sums in integers are such, and always one and zero.
         let (alpha, beta) = match matmul.operands {
@@ -178,7 +181,7 @@ impl Blas {
                 stream.cast(),
             )
         };
-        done.map_err(|error| format!("cuBLASLt failed at {matmul:?}: {error}"))
+        done.map_err(|error| refused_product(&format!("cuBLASLt failed at {matmul:?}"), error))
     }
 }
 

@@ -2,7 +2,8 @@
 //! device is doing; weights that are fetched ahead have a stream of their own.
 
 use super::super::driver::Address;
-use super::{CudaError, doing, done};
+use super::results::done;
+use super::{CudaError, doing};
 use crate::{DeviceError, lock};
 use cudarc::driver::result::{self, stream::StreamKind};
 use cudarc::driver::sys;

@@ -1,8 +1,9 @@
 //! Calls captured as a CUDA graph.
 
-use super::super::driver::{Address, Driver};
+use super::super::driver::{Address, Driver, MAKING_A_GRAPH};
 use super::super::graphs::{Calls, Graph};
-use super::{Nvidia, done, in_words};
+use super::Nvidia;
+use super::results::{allocated, done};
 use crate::DeviceError;
 use cudarc::driver::result;
 use cudarc::driver::sys;
@@ -26,18 +27,20 @@ impl Captured {
     /// `calls`, whose kernels and products have run before, so that nothing is loaded meanwhile.
     ///
     /// # Errors
-    /// In the driver's words; the stream is as it was then.
+    /// If the driver refused; the stream is as it was then.
     ///
     /// # Safety
     /// As the driver's `graph`.
-    pub(super) unsafe fn new(gpu: &Nvidia, calls: &Calls) -> Result<Self, String> {
+    pub(super) unsafe fn new(gpu: &Nvidia, calls: &Calls) -> Result<Self, DeviceError> {
         let (context, stream, len) = (gpu.context.handle, gpu.stream, calls.num_inputs());
         // SAFETY: memory that only this graph uses.
-        let numbers = in_words(unsafe { result::malloc_host(len.max(1), 0) })?.cast::<u8>();
+        let numbers = unsafe { result::malloc_host(len.max(1), 0) };
+        let refused = || DeviceError::out_of_page_locked_memory(len);
+        let numbers = allocated(MAKING_A_GRAPH, numbers, refused)?.cast::<u8>();
         let untimed = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING;
         // SAFETY: as promised; the numbers are as long as those of the calls.
         let parts = unsafe { Self::capture(gpu, calls, numbers) }
-            .and_then(|graph| Ok((graph, in_words(result::event::create(untimed))?)));
+            .and_then(|graph| Ok((graph, done(MAKING_A_GRAPH, result::event::create(untimed))?)));
         let (graph, done) = parts.inspect_err(|_| {
             // SAFETY: taken above, and nothing uses it.
             let _ = unsafe { result::free_host(numbers.cast()) };
@@ -51,11 +54,11 @@ impl Captured {
         gpu: &Nvidia,
         calls: &Calls,
         numbers: *mut u8,
-    ) -> Result<sys::CUgraphExec, String> {
+    ) -> Result<sys::CUgraphExec, DeviceError> {
         // Calls of other threads, such as a checkpoint's, are not to be refused meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives as long as the GPU.
-        in_words(unsafe { result::stream::begin_capture(gpu.stream, mode) })?;
+        done(MAKING_A_GRAPH, unsafe { result::stream::begin_capture(gpu.stream, mode) })?;
         let write = &mut |to: Address, part: Range<usize>| {
             // SAFETY: a part of the memory, which is written before each launch; where it goes is
             // as promised.
@@ -68,15 +71,17 @@ impl Captured {
         // SAFETY: the calls as promised; the capture was begun above and ends here even where one
         // of them is refused, and the graph is nobody else's.
         unsafe {
-            let captured = calls.issue(gpu, write).map_err(|error| error.to_string());
-            let graph = in_words(result::stream::end_capture(gpu.stream));
+            let captured = calls.issue(gpu, write);
+            let graph = done(MAKING_A_GRAPH, result::stream::end_capture(gpu.stream));
             if let (Err(_), Ok(graph)) = (&captured, &graph) {
-                in_words(result::graph::destroy(*graph))?;
+                done(MAKING_A_GRAPH, result::graph::destroy(*graph))?;
             }
             let graph = captured.and(graph)?;
-            let launchable =
-                in_words(result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)));
-            in_words(result::graph::destroy(graph))?;
+            let launchable = done(
+                MAKING_A_GRAPH,
+                result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)),
+            );
+            done(MAKING_A_GRAPH, result::graph::destroy(graph))?;
             launchable
         }
     }

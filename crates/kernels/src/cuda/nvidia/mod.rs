@@ -6,6 +6,7 @@ mod compiler;
 mod copies;
 mod graph;
 mod libraries;
+mod results;
 
 #[cfg(test)]
 pub(super) use compiler::compiled;
@@ -13,7 +14,7 @@ pub(super) use compiler::compiled;
 pub(super) use libraries::find_compiler_in as find_compiler;
 
 use super::Arg;
-use super::driver::{Address, Driver, HostAddress, Info, Launch, Matmul, Source};
+use super::driver::{Address, Driver, HostAddress, Info, Launch, MAKING_A_GRAPH, Matmul, Source};
 use super::graphs::{Calls, Graph};
 use crate::{DeviceError, lock};
 use blas::Blas;
@@ -21,6 +22,7 @@ use copies::Copies;
 use cudarc::driver::result::{self, DriverError, stream::StreamKind};
 use cudarc::driver::sys;
 use graph::Captured;
+use results::{allocated, done, loaded};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_void};
@@ -60,6 +62,9 @@ pub enum CudaError {
         /// In the driver's words.
         message: String,
     },
+    /// Its kernels were not compiled or not loaded.
+    #[error(transparent)]
+    Kernels(#[from] DeviceError),
 }
 
 /// CUDA devices that the driver sees.
@@ -156,27 +161,23 @@ impl Nvidia {
     ) -> Result<&'a mut Vec<Function>, DeviceError> {
         match all.entry(source.name) {
             Entry::Occupied(known) => Ok(known.into_mut()),
-            Entry::Vacant(place) => {
-                let refused = |error: CudaError| DeviceError::Compile {
-                    kernels: source.name,
-                    message: error.to_string(),
-                };
-                Ok(place.insert(self.load(source).map_err(refused)?))
-            }
+            Entry::Vacant(place) => Ok(place.insert(self.load(source)?)),
         }
     }
 
-    fn load(&self, source: &'static Source) -> Result<Vec<Function>, CudaError> {
+    fn load(&self, source: &'static Source) -> Result<Vec<Function>, DeviceError> {
+        let kernels = source.name;
         let compiled = compiler::compiled(source, self.info.compute_capability)
-            .map_err(|message| CudaError::Driver { doing: "compiling kernels", message })?;
+            .map_err(|message| DeviceError::Compile { kernels, message })?;
         // SAFETY: a cubin that NVRTC made for this device.
         let module = unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) };
-        let module = doing("loading kernels (is NVRTC newer than the driver?)", module)?;
+        let loading = "loading the kernels (is NVRTC newer than the driver?)";
+        let module = loaded(kernels, loading, module)?;
         let function = |name: &String| {
             let name = CString::new(name.as_str()).expect("names hold no zero");
             // SAFETY: the module was loaded just now, and is never unloaded.
             let handle = unsafe { result::module::get_function(module, name) };
-            let handle = doing("loading a kernel", handle)?;
+            let handle = loaded(kernels, "loading a kernel", handle)?;
             Ok(Function { handle, shared_bytes: 48 << 10 })
         };
         compiled.names.iter().map(function).collect()
@@ -214,43 +215,6 @@ fn library_versions() -> String {
     format!("driver {driver}, {}, cuBLASLt {blas}", compiler::version())
 }
 
-fn in_words<T>(result: Result<T, DriverError>) -> Result<T, String> {
-    result.map_err(|error| error.to_string())
-}
-
-/// What became of a call.
-fn done<T>(doing: &str, result: Result<T, DriverError>) -> Result<T, DeviceError> {
-    result.map_err(|error| DeviceError::Driver {
-        doing: doing.to_owned(),
-        message: error.to_string(),
-        is_lost: is_sticky(error.0),
-    })
-}
-
-/// Whether "the process is left in an inconsistent state and any further CUDA work will return the
-/// same error" (CUDA Driver API, on CUresult).
-fn is_sticky(result: sys::CUresult) -> bool {
-    use sys::CUresult::*;
-    matches!(
-        result,
-        CUDA_ERROR_ILLEGAL_ADDRESS
-            | CUDA_ERROR_LAUNCH_TIMEOUT
-            | CUDA_ERROR_ASSERT
-            | CUDA_ERROR_HARDWARE_STACK_ERROR
-            | CUDA_ERROR_ILLEGAL_INSTRUCTION
-            | CUDA_ERROR_MISALIGNED_ADDRESS
-            | CUDA_ERROR_INVALID_ADDRESS_SPACE
-            | CUDA_ERROR_INVALID_PC
-            | CUDA_ERROR_LAUNCH_FAILED
-            | CUDA_ERROR_ECC_UNCORRECTABLE
-            | CUDA_ERROR_NVLINK_UNCORRECTABLE
-            | CUDA_ERROR_CONTEXT_IS_DESTROYED
-            | CUDA_ERROR_DEINITIALIZED
-            | CUDA_ERROR_EXTERNAL_DEVICE
-            | CUDA_ERROR_UNKNOWN
-    )
-}
-
 impl Driver for Nvidia {
     fn info(&self) -> &Info {
         &self.info
@@ -264,12 +228,9 @@ impl Driver for Nvidia {
     fn alloc(&self, bytes: usize) -> Result<Address, DeviceError> {
         self.enter()?;
         // SAFETY: memory that is only given out as an address.
-        match unsafe { result::malloc_sync(bytes.max(1)) } {
-            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
-                Err(DeviceError::out_of_gpu_memory(bytes, self.free_bytes()))
-            }
-            taken => done("allocating memory", taken),
-        }
+        let taken = unsafe { result::malloc_sync(bytes.max(1)) };
+        let refused = || DeviceError::out_of_gpu_memory(bytes, self.free_bytes());
+        allocated("allocating memory", taken, refused)
     }
 
     unsafe fn free(&self, address: Address) -> Result<(), DeviceError> {
@@ -331,33 +292,32 @@ impl Driver for Nvidia {
             let args = &mut Arg::pointers(args);
             result::launch_kernel(function.handle, (x, y, z), block, shared, self.stream, args)
         };
-        done(source.kernels[kernel], launched)
+        launched.or_else(|error| done(&format!("running {}", source.kernels[kernel]), Err(error)))
     }
 
     unsafe fn matmul(&self, matmul: &Matmul) -> Result<(), DeviceError> {
         self.enter()?;
         // SAFETY: as promised.
-        let asked = unsafe { lock(&self.blas).run(matmul, self.stream) };
-        asked.map_err(|message| DeviceError::Driver {
-            doing: "multiplying".to_owned(),
-            message,
-            is_lost: false,
-        })
+        unsafe { lock(&self.blas).run(matmul, self.stream) }
     }
 
-    unsafe fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, String> {
+    unsafe fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, DeviceError> {
+        self.enter()?;
+        let (free, _) = done(MAKING_A_GRAPH, result::mem_get_info())?;
         // A graph takes memory that is in no plan.
-        if self.free_bytes() < self.info.memory_bytes / LEAST_FREE_PART {
-            return Err("too little of the GPU's memory is free".to_owned());
+        if (free as u64) < self.info.memory_bytes / LEAST_FREE_PART {
+            return Err(DeviceError::out_of_gpu_memory_while(MAKING_A_GRAPH.to_owned()));
         }
         // SAFETY: as promised.
         Ok(Box::new(unsafe { Captured::new(self, calls)? }))
     }
 
-    fn alloc_host(&self, bytes: usize) -> Option<HostAddress> {
-        self.enter().ok()?;
+    fn alloc_host(&self, bytes: usize) -> Result<HostAddress, DeviceError> {
+        self.enter()?;
         // SAFETY: memory that is only given out as an address.
-        unsafe { result::malloc_host(bytes.max(1), 0) }.ok().map(<*mut c_void>::cast)
+        let taken = unsafe { result::malloc_host(bytes.max(1), 0) };
+        let refused = || DeviceError::out_of_page_locked_memory(bytes);
+        allocated("locking memory of the host", taken, refused).map(<*mut c_void>::cast)
     }
 
     unsafe fn free_host(&self, address: HostAddress) -> Result<(), DeviceError> {

@@ -1,0 +1,146 @@
+//! What results of the driver and of cuBLASLt mean: the one place where they become errors.
+
+use crate::DeviceError;
+use cudarc::cublaslt::result::CublasError;
+use cudarc::cublaslt::sys::cublasStatus_t;
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::CUresult;
+
+/// What a call that failed leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meaning {
+    /// There was too little memory, which another call may find.
+    OutOfMemory,
+    /// "The process is left in an inconsistent state and any further CUDA work will return the
+    /// same error" (CUDA Driver API, on CUresult).
+    Lost,
+    /// This call alone was refused.
+    Refused,
+}
+
+impl Meaning {
+    fn of(result: CUresult) -> Self {
+        use CUresult::*;
+        match result {
+            CUDA_ERROR_OUT_OF_MEMORY => Self::OutOfMemory,
+            CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUDA_ERROR_ASSERT
+            | CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUDA_ERROR_INVALID_PC
+            | CUDA_ERROR_LAUNCH_FAILED
+            | CUDA_ERROR_TENSOR_MEMORY_LEAK
+            | CUDA_ERROR_CONTAINED
+            | CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUDA_ERROR_MPS_CLIENT_TERMINATED
+            | CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUDA_ERROR_DEINITIALIZED
+            | CUDA_ERROR_EXTERNAL_DEVICE
+            | CUDA_ERROR_UNKNOWN => Self::Lost,
+            _ => Self::Refused,
+        }
+    }
+
+    /// cuBLASLt's results do not say whether the GPU is lost; what the driver says `after` it does.
+    fn of_product(status: cublasStatus_t, after: CUresult) -> Self {
+        match (Self::of(after), status) {
+            (Self::Lost, _) => Self::Lost,
+            (_, cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED) => Self::OutOfMemory,
+            _ => Self::Refused,
+        }
+    }
+
+    fn error(self, doing: &str, message: impl FnOnce() -> String) -> DeviceError {
+        let doing = doing.to_owned();
+        match self {
+            Self::OutOfMemory => DeviceError::out_of_gpu_memory_while(doing),
+            Self::Lost | Self::Refused => {
+                let is_lost = self == Self::Lost;
+                DeviceError::Driver { doing, message: message(), is_lost }
+            }
+        }
+    }
+}
+
+/// What became of a call of the driver.
+pub(super) fn done<T>(doing: &str, result: Result<T, DriverError>) -> Result<T, DeviceError> {
+    result.map_err(|error| Meaning::of(error.0).error(doing, || error.to_string()))
+}
+
+/// What became of asking for `bytes` of memory; `refused` says how much that is, of whose.
+pub(super) fn allocated<T>(
+    doing: &str,
+    result: Result<T, DriverError>,
+    refused: impl FnOnce() -> DeviceError,
+) -> Result<T, DeviceError> {
+    match result {
+        Err(DriverError(result)) if Meaning::of(result) == Meaning::OutOfMemory => Err(refused()),
+        result => done(doing, result),
+    }
+}
+
+/// What became of loading the kernels of a source.
+pub(super) fn loaded<T>(
+    kernels: &'static str,
+    doing: &str,
+    result: Result<T, DriverError>,
+) -> Result<T, DeviceError> {
+    result.map_err(|error| match Meaning::of(error.0) {
+        Meaning::Refused => DeviceError::Compile { kernels, message: format!("{doing}: {error}") },
+        meaning => meaning.error(&format!("{doing} of `{kernels}`"), || error.to_string()),
+    })
+}
+
+/// A product that cuBLASLt refused, `what` for its message, with the GPU's context current.
+pub(super) fn refused_product(what: &str, error: CublasError) -> DeviceError {
+    // Any call that does nothing would do: after such an error all of them return it.
+    let after = result::mem_get_info().err().map_or(CUresult::CUDA_SUCCESS, |error| error.0);
+    Meaning::of_product(error.0, after).error("multiplying", || format!("{what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_the_driver_say_whether_it_can_go_on() {
+        use CUresult::*;
+        for (result, expected) in [
+            (CUDA_ERROR_OUT_OF_MEMORY, Meaning::OutOfMemory),
+            (CUDA_ERROR_ILLEGAL_ADDRESS, Meaning::Lost),
+            (CUDA_ERROR_ECC_UNCORRECTABLE, Meaning::Lost),
+            (CUDA_ERROR_LAUNCH_FAILED, Meaning::Lost),
+            (CUDA_ERROR_CONTAINED, Meaning::Lost),
+            (CUDA_ERROR_UNKNOWN, Meaning::Lost),
+            (CUDA_ERROR_INVALID_VALUE, Meaning::Refused),
+            (CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, Meaning::Refused),
+            (CUDA_ERROR_NO_BINARY_FOR_GPU, Meaning::Refused),
+            (CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, Meaning::Refused),
+        ] {
+            assert_eq!(Meaning::of(result), expected, "{result:?}");
+            let error = expected.error("launching a graph", || "in its words".to_owned());
+            assert_eq!(error.is_out_of_memory(), expected == Meaning::OutOfMemory);
+            assert_eq!(error.is_lost(), expected == Meaning::Lost);
+            assert!(error.to_string().contains("while launching a graph"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_product_that_fails_may_have_lost_the_gpu() {
+        use CUresult::{CUDA_ERROR_ILLEGAL_ADDRESS as LOST, CUDA_SUCCESS as FINE};
+        use cublasStatus_t::*;
+        for (status, after, expected) in [
+            (CUBLAS_STATUS_ALLOC_FAILED, FINE, Meaning::OutOfMemory),
+            (CUBLAS_STATUS_ALLOC_FAILED, LOST, Meaning::Lost),
+            (CUBLAS_STATUS_EXECUTION_FAILED, FINE, Meaning::Refused),
+            (CUBLAS_STATUS_EXECUTION_FAILED, LOST, Meaning::Lost),
+            (CUBLAS_STATUS_NOT_SUPPORTED, FINE, Meaning::Refused),
+        ] {
+            assert_eq!(Meaning::of_product(status, after), expected, "{status:?}, {after:?}");
+        }
+    }
+}
