@@ -93,9 +93,10 @@ pub enum ExportError {
         fidelity.kl,
         100.0 * fidelity.top1_agreement,
         if *has_adapter {
-            "Write the model as f32, or use the adapter unmerged, with its base"
+            "Write the model as f32 (--dtype f32), or do not merge: the adapter's directory is in \
+             PEFT's layout, and other programs load it beside its base"
         } else {
-            "Write the model as f32"
+            "Write the model as f32 (--dtype f32)"
         }
     )]
     EffectLost {
