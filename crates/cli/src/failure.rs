@@ -1,8 +1,9 @@
 //! How a command fails.
 
 use crate::output;
+use hone_train::recipe::Event;
 use hone_train::{Code, TrainError};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::process::ExitCode;
 
 /// Why a command failed.
@@ -21,13 +22,13 @@ impl Failure {
     /// Prints the message, also as JSON if requested and nothing was printed yet, and returns the
     /// exit status.
     pub fn report(self, as_json: bool) -> ExitCode {
-        let (code, message) = (self.code(), self.message());
+        let message = self.message();
         match self {
             Self::Interrupted(_) => output::note(&message),
             _ => output::note(&format!("error: {message}")),
         }
         if as_json && !output::has_json() {
-            output::json(&json!({ "error": { "code": code, "message": message } }));
+            output::json(&self.object());
         }
         ExitCode::from(match self {
             Self::Usage(_) => 2,
@@ -43,6 +44,16 @@ impl Failure {
         })
     }
 
+    /// What a verb with `--json` prints.
+    pub fn object(&self) -> Value {
+        json!({ "error": { "code": self.code(), "message": self.message() } })
+    }
+
+    /// Prints the last event of a run.
+    pub fn end_events(&self) {
+        output::json(&Event::Failed { code: self.code(), message: &self.message() });
+    }
+
     /// The error code for programs.
     pub fn code(&self) -> Code {
         match self {
@@ -55,11 +66,12 @@ impl Failure {
 
     /// What was wrong, and how to fix it.
     pub fn message(&self) -> String {
-        match self {
+        let text = match self {
             Self::Usage(text) | Self::Running(text) | Self::Interrupted(text) => text.clone(),
             Self::Train(error) if error.is_disk_full() => with_hint(error.to_string()),
             Self::Train(error) => error.to_string(),
-        }
+        };
+        output::plain_words(&text)
     }
 }
 

@@ -18,11 +18,14 @@ use hone_tensor::Isa;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    if let Err(failure) = check_instruction_set() {
-        return failure.report(false);
-    }
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return refuse(&error),
+    };
     let as_json = arguments.command.wants_json();
+    if let Err(failure) = check_instruction_set() {
+        return failure.report(as_json);
+    }
     let result = match arguments.command {
         Command::Demo(args) => commands::demo::run(&args),
         Command::Plan(args) => commands::plan::run(&args),
@@ -37,6 +40,27 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(as_json),
     }
+}
+
+/// Prints what is wrong with the command line, or help, as the user asked for it.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    let given: Vec<String> = std::env::args().collect();
+    let has = |flag: &str| {
+        given.iter().any(|arg| arg == flag || arg.starts_with(&(flag.to_owned() + "=")))
+    };
+    if error.use_stderr() {
+        let text = error.render().to_string();
+        let text = text.strip_prefix("error: ").unwrap_or(&text);
+        let problem = text.split("\n\nUsage:").next().unwrap_or(text).trim_end();
+        let failure = Failure::Usage(problem.to_owned());
+        match (has("--events"), has("--json")) {
+            (true, _) => failure.end_events(),
+            (_, true) => output::json(&failure.object()),
+            _ => {}
+        }
+    }
+    u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
 /// `HONE_ISA`, a switch for tests, must name an instruction set that this machine has.

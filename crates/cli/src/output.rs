@@ -39,7 +39,8 @@ pub fn piece(text: &str) -> ControlFlow<()> {
         Ok(()) => ControlFlow::Continue(()),
         Err(error) if error.kind() == ErrorKind::BrokenPipe => ControlFlow::Break(()),
         Err(error) => {
-            note(&format!("error: cannot write to standard output: {error}"));
+            let text = format!("error: cannot write to standard output: {error}");
+            note(&plain_words(&text));
             std::process::exit(1)
         }
     }
@@ -48,4 +49,36 @@ pub fn piece(text: &str) -> ControlFlow<()> {
 /// Prints a line on standard error. A closed pipe there does not stop a run.
 pub fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// The system's errors as words in a sentence: `no such file or directory` for
+/// `No such file or directory (os error 2)`.
+pub fn plain_words(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let words = out.rfind([':', '(']).map_or(0, |at| at + 1);
+        let words = words + (out[words..].len() - out[words..].trim_start().len());
+        if let Some(first) = out[words..].chars().next().filter(char::is_ascii_uppercase) {
+            out.replace_range(words..=words, &first.to_ascii_lowercase().to_string());
+        }
+        let rest = part.trim_start_matches(|c: char| c.is_ascii_digit() || c == '-');
+        out.push_str(rest.strip_prefix(')').unwrap_or(rest));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_the_system_are_words() {
+        let no = std::io::Error::from_raw_os_error(2);
+        let twice = format!("a: {no}. Or b ({no}), C");
+        let words = no.to_string().replace(" (os error 2)", "").replacen('N', "n", 1);
+        assert_eq!(plain_words(&twice), format!("a: {words}. Or b ({words}), C"));
+        assert_eq!(plain_words(&no.to_string()), words);
+        assert_eq!(plain_words("Nothing (of the kind)"), "Nothing (of the kind)");
+    }
 }

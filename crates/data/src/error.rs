@@ -29,23 +29,6 @@ pub enum Setting {
     MaxSteps,
 }
 
-impl Setting {
-    /// One of each, for tests of what front ends call them.
-    pub const ALL: [Self; 11] = [
-        Self::Paths,
-        Self::Format,
-        Self::FormatAs(Format::Text),
-        Self::Fields,
-        Self::MaxSeqLen,
-        Self::Truncate,
-        Self::Skip,
-        Self::NoEos,
-        Self::Objective("sft"),
-        Self::NumEpochs(1),
-        Self::MaxSteps,
-    ];
-}
-
 /// How a front end tells its user to use a setting, as in `raise --max-seq-len`; `None` if it has
 /// no such setting.
 pub type Words = fn(Setting) -> Option<String>;
@@ -116,6 +99,13 @@ pub enum DataError {
         /// How to fix it.
         fix: Fix,
     },
+    /// The model's tokenizer or chat template is missing, damaged or not supported.
+    Tokenizer {
+        /// What is wrong, and in which file.
+        what: String,
+        /// How to fix it.
+        fix: Fix,
+    },
     /// The configuration does not fit the tokenizer or the data as a whole.
     Setup {
         /// What is wrong.
@@ -134,6 +124,14 @@ impl DataError {
         Self::File { file: file.into(), what: what.into(), fix: fix.into() }
     }
 
+    pub(crate) fn tokenizer(
+        file: impl std::fmt::Display,
+        what: impl std::fmt::Display,
+        fix: impl Into<Fix>,
+    ) -> Self {
+        Self::Tokenizer { what: format!("{file}: {what}"), fix: fix.into() }
+    }
+
     pub(crate) fn setup(what: impl Into<String>, fix: impl Into<Fix>) -> Self {
         Self::Setup { what: what.into(), fix: fix.into() }
     }
@@ -145,7 +143,7 @@ impl DataError {
                 format!("{file}:{line}: {}", fault.message(words))
             }
             Self::File { file, what, fix } => format!("{file}: {}", fix.after(what, words)),
-            Self::Setup { what, fix } => fix.after(what, words),
+            Self::Tokenizer { what, fix } | Self::Setup { what, fix } => fix.after(what, words),
         }
     }
 }

@@ -183,13 +183,15 @@ impl Lines {
     }
 }
 
-/// Refuses the small text that stands for a file where Git LFS did not fetch it.
-pub(crate) fn refuse_lfs_pointer(file: &str, bytes: &[u8]) -> Result<(), DataError> {
-    if !bytes.starts_with(b"version https://git-lfs.github.com/spec/") {
-        return Ok(());
-    }
-    let what = "a Git LFS pointer, not the file itself";
-    Err(DataError::file(file, what, "fetch it with `git lfs pull`"))
+/// What is wrong with the small text that stands for a file where Git LFS did not fetch it, and
+/// what to do.
+pub(crate) fn lfs_pointer(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
+    let found = ("a Git LFS pointer, not the file itself", "fetch it with `git lfs pull`");
+    bytes.starts_with(b"version https://git-lfs.github.com/spec/").then_some(found)
+}
+
+fn refuse_lfs_pointer(file: &str, bytes: &[u8]) -> Result<(), DataError> {
+    lfs_pointer(bytes).map_or(Ok(()), |(what, fix)| Err(DataError::file(file, what, fix)))
 }
 
 fn read_utf8(file: &str) -> Result<String, DataError> {

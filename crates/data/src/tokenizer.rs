@@ -3,7 +3,7 @@
 
 use crate::chat::{ChatTemplate, TemplateTokens};
 use crate::error::DataError;
-use crate::reader::refuse_lfs_pointer;
+use crate::reader::lfs_pointer;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value, json};
@@ -199,12 +199,12 @@ impl DecodeStream<'_> {
 }
 
 fn failed(error: tokenizers::Error) -> DataError {
-    DataError::setup(format!("the tokenizer failed: {error}"), "check the model's tokenizer.json")
+    DataError::tokenizer("tokenizer.json", format!("fails: {error}"), "check the model's own file")
 }
 
 fn template_error(dir: &Path, what: &str) -> DataError {
-    DataError::file(
-        dir.display().to_string(),
+    DataError::tokenizer(
+        dir.display(),
         format!("the chat template cannot be used: {what}"),
         "correct chat_template.jinja, or chat_template in tokenizer_config.json",
     )
@@ -216,17 +216,19 @@ fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, DataError> {
     let fix = "check the model directory";
     match std::fs::metadata(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(DataError::file(name, format!("cannot be read: {e}"), fix)),
+        Err(e) => return Err(DataError::tokenizer(name, format!("cannot be read: {e}"), fix)),
         Ok(meta) if meta.len() > limit => {
             let what = format!("{} bytes long, at most {limit} are accepted", meta.len());
-            return Err(DataError::file(name, what, fix));
+            return Err(DataError::tokenizer(name, what, fix));
         }
         Ok(_) => {}
     }
     let bytes = std::fs::read(path)
-        .map_err(|e| DataError::file(&name, format!("cannot be read: {e}"), fix))?;
-    refuse_lfs_pointer(&name, &bytes)?;
-    Ok(Some(bytes))
+        .map_err(|e| DataError::tokenizer(&name, format!("cannot be read: {e}"), fix))?;
+    match lfs_pointer(&bytes) {
+        Some((what, fix)) => Err(DataError::tokenizer(name, what, fix)),
+        None => Ok(Some(bytes)),
+    }
 }
 
 /// The tokenizer, and the highest id of its model plus one.
@@ -234,7 +236,8 @@ fn read_tokenizer(path: &Path) -> Result<(tokenizers::Tokenizer, usize), DataErr
     let name = path.display().to_string();
     let fix = "give a model directory that holds a tokenizer.json of the tokenizers library";
     let bytes = read_limited(path, MAX_TOKENIZER_BYTES)?.ok_or_else(|| no_tokenizer(path, fix))?;
-    let refused = |what: String| DataError::file(&name, format!("not a tokenizer: {what}"), fix);
+    let refused =
+        |what: String| DataError::tokenizer(&name, format!("not a tokenizer: {what}"), fix);
     let parts = serde_json::from_slice::<Parts>(&bytes).map_err(|e| refused(e.to_string()))?;
     let inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| refused(e.to_string()))?;
     Ok((inner, parts.model.vocab.0))
@@ -297,10 +300,10 @@ fn no_tokenizer(path: &Path, fix: &str) -> DataError {
     let name = path.display().to_string();
     let dir = path.parent().unwrap_or(Path::new("."));
     if !dir.join("tokenizer.model").is_file() {
-        return DataError::file(name, "no such file", fix);
+        return DataError::tokenizer(name, "no such file", fix);
     }
     let dir = dir.display();
-    DataError::file(
+    DataError::tokenizer(
         name,
         "no such file; tokenizer.model, which is there, is not read",
         format!(
@@ -314,7 +317,11 @@ fn read_object(path: &Path) -> Result<Map<String, Value>, DataError> {
     let Some(bytes) = read_limited(path, MAX_CONFIG_BYTES)? else { return Ok(Map::new()) };
     serde_json::from_slice(&bytes).map_err(|e| {
         let name = path.display().to_string();
-        DataError::file(name, format!("not a JSON object: {e}"), "restore the model's own file")
+        DataError::tokenizer(
+            name,
+            format!("not a JSON object: {e}"),
+            "restore the model's own file",
+        )
     })
 }
 
@@ -326,8 +333,9 @@ fn prepare(inner: &mut tokenizers::Tokenizer) -> Result<(), DataError> {
     let Some(processor) = inner.get_post_processor() else { return Ok(()) };
     let mut json = serde_json::to_value(processor).map_err(|e| failed(e.into()))?;
     if let Some(mark) = undefined_mark(&json) {
-        return Err(DataError::setup(
-            format!("the tokenizer's post_processor adds {mark:?}, which it does not define"),
+        return Err(DataError::tokenizer(
+            "tokenizer.json",
+            format!("its post_processor adds {mark:?}, which it does not define"),
             "restore the model's own tokenizer.json",
         ));
     }
@@ -468,8 +476,8 @@ fn special_id(
         return Ok(configs.iter().find_map(|c| ids_of(c.get(&key)).first().copied()));
     };
     inner.token_to_id(text).map(Some).ok_or_else(|| {
-        DataError::file(
-            dir.display().to_string(),
+        DataError::tokenizer(
+            dir.display(),
             format!("the tokenizer has no token {text:?}, which {name} names"),
             "correct tokenizer_config.json or special_tokens_map.json",
         )
@@ -495,7 +503,7 @@ fn read_text(path: &Path) -> Result<Option<String>, DataError> {
     let Some(bytes) = read_limited(path, MAX_CONFIG_BYTES)? else { return Ok(None) };
     String::from_utf8(bytes).map(Some).map_err(|_| {
         let name = path.display().to_string();
-        DataError::file(name, "not valid UTF-8", "restore the model's own file")
+        DataError::tokenizer(name, "not valid UTF-8", "restore the model's own file")
     })
 }
 

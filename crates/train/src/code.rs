@@ -34,7 +34,9 @@ codes! {
     RunFileInvalidValue = "run_file.invalid_value",
     /// There is no such model, here or on the hub.
     ModelNotFound = "model.not_found",
-    /// The model's configuration or weights are damaged or not supported.
+    /// The hub cannot be reached, or does not answer like one.
+    HubUnreachable = "hub.unreachable",
+    /// The model's configuration, tokenizer or weights are damaged or not supported.
     ModelInvalid = "model.invalid",
     /// The adapter is damaged, or does not fit the model or the run file.
     AdapterInvalid = "adapter.invalid",
@@ -117,6 +119,7 @@ mod tests {
             "run_file.unknown_key",
             "run_file.invalid_value",
             "model.not_found",
+            "hub.unreachable",
             "model.invalid",
             "adapter.invalid",
             "data.record",

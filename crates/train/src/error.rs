@@ -182,8 +182,11 @@ impl TrainError {
             },
             Self::Usage(code, _) => *code,
             Self::RunFile(error) => error.code(),
+            Self::Hub(HubError::Network { .. } | HubError::Protocol { .. }) => Code::HubUnreachable,
             Self::Hub(_) => Code::ModelNotFound,
-            Self::Config(_) | Self::Load(_) => Code::ModelInvalid,
+            Self::Config(_) | Self::Load(_) | Self::Data(DataError::Tokenizer { .. }) => {
+                Code::ModelInvalid
+            }
             Self::Adapter(_) => Code::AdapterInvalid,
             Self::Generate(_) => Code::GenerateFailed,
             Self::Data(DataError::Record { .. }) => Code::DataRecord,

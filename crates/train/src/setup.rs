@@ -211,7 +211,8 @@ pub fn resolve(model: &str, note: &mut dyn FnMut(String)) -> Result<PathBuf, Tra
     hub::resolve_with(model, &HubSettings::from_env(), &fetched).map_err(|error| match error {
         HubError::Offline { .. } | HubError::Network { .. } | HubError::NotFound { .. } => {
             let here = "There is no such directory here, so it was taken for a hub name.";
-            TrainError::Usage(Code::ModelNotFound, format!("{model}: {here} {error}"))
+            let message = format!("{model}: {here} {error}");
+            TrainError::Usage(TrainError::Hub(error).code(), message)
         }
         other => other.into(),
     })

@@ -171,21 +171,38 @@ mod tests {
     use crate::args::Arguments;
     use clap::CommandFactory;
 
-    /// Each setting has words that name flags of the command, but those that it has not.
+    /// Each setting has words that name its flags, but those that the command has not.
     #[test]
     fn settings_are_called_by_their_flags() {
         let command = Arguments::command();
         let eval = command.find_subcommand("eval").unwrap();
         let flags: Vec<_> = eval.get_arguments().filter_map(|arg| arg.get_long()).collect();
-        for setting in Setting::ALL {
-            let Some(said) = words(setting) else {
-                let stem = ["on-error", "objective", "num-epochs", "max-steps"];
-                assert!(stem.iter().all(|flag| !flags.contains(flag)), "{setting:?} has a flag");
-                continue;
-            };
+        let fields = ["prompt-field", "completion-field"];
+        let settings: [(Setting, &[&str]); 9] = [
+            (Setting::Paths, &["data"]),
+            (Setting::Format, &["format"]),
+            (Setting::FormatAs(hone_data::Format::Text), &["format"]),
+            (Setting::Fields, &fields),
+            (Setting::MaxSeqLen, &["max-seq-len"]),
+            (Setting::Truncate, &["truncate"]),
+            (Setting::NoEos, &["append-eos"]),
+            (Setting::Objective("dpo"), &["format"]),
+            (Setting::Objective("kto"), &["format"]),
+        ];
+        for (setting, expected) in settings {
+            let said = words(setting).unwrap_or_else(|| panic!("{setting:?} has no words"));
             let named: Vec<_> = said.split(' ').filter_map(|w| w.strip_prefix("--")).collect();
-            assert!(!named.is_empty(), "{said}");
-            named.iter().for_each(|flag| assert!(flags.contains(flag), "--{flag}: {said}"));
+            assert_eq!(named, expected, "{setting:?}: {said}");
+            expected.iter().for_each(|flag| assert!(flags.contains(flag), "no --{flag}"));
+        }
+        let missing = [
+            (Setting::Skip, "on-error"),
+            (Setting::Objective("sft"), "objective"),
+            (Setting::NumEpochs(1), "num-epochs"),
+            (Setting::MaxSteps, "max-steps"),
+        ];
+        for (setting, flag) in missing {
+            assert!(words(setting).is_none() && !flags.contains(&flag), "{setting:?}");
         }
     }
 }

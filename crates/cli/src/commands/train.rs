@@ -72,8 +72,7 @@ impl Audience {
     /// Ends a program's stream of events; an interruption is an event of the run itself.
     fn failed(&self, failure: &Failure) {
         if let (Self::Program, false) = (self, matches!(failure, Failure::Interrupted(_))) {
-            let (code, message) = (failure.code(), &*failure.message());
-            output::json(&Event::Failed { code, message });
+            failure.end_events();
         }
     }
 }

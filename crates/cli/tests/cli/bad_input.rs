@@ -61,7 +61,7 @@ fn refused(name: &str, scene: &Scene, command: &mut Command, says: &[&str]) -> E
     for part in says {
         assert!(said.contains(part), "{name}: {part:?} is not in:\n{said}");
     }
-    for inside in ["panicked", "RUST_BACKTRACE", "Error {", "Some(", "unwrap"] {
+    for inside in ["panicked", "RUST_BACKTRACE", "Error {", "Some(", "unwrap", "os error"] {
         assert!(!said.contains(inside), "{name}: shows internals:\n{said}");
     }
     assert!(!said.contains("settings run"), "{name}: as if it began:\n{said}");

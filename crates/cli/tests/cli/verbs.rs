@@ -165,7 +165,7 @@ fn a_result_that_cannot_be_written_is_no_success() {
     let scene = Scene::new();
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let mut plan = scene.hone(&["plan", "run.toml"]);
-    ended(plan.stdout(full)).says(1, &["cannot write to standard output", "No space left"]);
+    ended(plan.stdout(full)).says(1, &["cannot write to standard output", "o space left"]);
 }
 
 /// A weight that is not a number is an error wherever its results would be shown or written.

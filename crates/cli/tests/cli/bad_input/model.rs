@@ -23,7 +23,7 @@ fn configurations() {
         train(
             "no configuration",
             |s| std::fs::remove_file(s.path("model/config.json")).unwrap(),
-            &["model/config.json", "No such file", "contains a config.json"],
+            &["model/config.json", "no such file", "contains a config.json"],
         ),
         train(
             "a missing key",

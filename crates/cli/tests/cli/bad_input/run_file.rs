@@ -161,7 +161,7 @@ fn files_that_are_not_there() {
             name: "no run file",
             spoil: |_| {},
             arguments: NOWHERE,
-            says: &["cannot read the run file nowhere.toml", "No such file"],
+            says: &["cannot read the run file nowhere.toml", "no such file"],
         },
         Case {
             name: "the run file is a directory",

@@ -1,6 +1,7 @@
 //! What programs read: the events of a run, and the codes of errors.
 
 use super::{Scene, json as output_of, succeeds};
+use crate::sandbox::tiny_model::write_model;
 use crate::sandbox::{Ended, ended};
 use serde_json::{Value, json};
 
@@ -57,6 +58,9 @@ fn a_run_is_a_stream_of_events() {
 #[test]
 fn the_stream_ends_with_the_error() {
     let scene = Scene::new();
+    let flag = ended(&mut scene.train(&["--events", "json", "--resum"]));
+    assert_eq!((flag.status, names(&events(&flag))), (Some(2), vec!["failed"]));
+    assert_eq!(events(&flag)[0]["code"], "command_line.invalid");
     let bad = ended(&mut scene.train(&["--events", "json", "train.learning_rte=1"]));
     bad.says(2, &["train.learning_rte"]);
     let heard = events(&bad);
@@ -77,6 +81,8 @@ fn the_stream_ends_with_the_error() {
 fn errors_have_codes() {
     let scene = Scene::new();
     succeeds(&mut scene.train(&["train.max_steps=2"]));
+    write_model("tied_gqa", &scene.path("broken"));
+    scene.write("broken/tokenizer.json", "{");
     for (arguments, code) in [
         (&["train", "nowhere.toml"][..], "run_file.unreadable"),
         (&["train", "run.toml", "train.max_steps=0"], "run_file.invalid_value"),
@@ -90,7 +96,10 @@ fn errors_have_codes() {
             "resume.settings_changed",
         ),
         (&["train", "run.toml", "--resume", "train.max_steps=5"], "resume.not_extendable"),
+        (&["train", "run.toml", "output.dir=a", "model.path=broken"], "model.invalid"),
         (&["report", "nowhere"], "command_line.invalid"),
+        (&["report", "run", "--nosuch"], "command_line.invalid"),
+        (&["train", "--resume"], "command_line.invalid"),
         (&["plan", "run.toml", "--device", "z80"], "device.unknown"),
     ] {
         let failed = ended(&mut scene.hone(&[arguments, &["--json"]].concat()));
@@ -99,6 +108,9 @@ fn errors_have_codes() {
         assert_eq!(error["code"], code, "{arguments:?}: {error}");
         assert!(failed.stderr.contains(error["message"].as_str().unwrap()), "{error}");
     }
+    let mut far = scene.hone(&["plan", "run.toml", "model.path=org/name", "--json"]);
+    let far = ended(far.env("HF_ENDPOINT", "http://127.0.0.1:9").env_remove("HF_HUB_OFFLINE"));
+    assert!(far.stdout.contains("\"hub.unreachable\""), "{}", far.stdout);
     let fits = output_of(&mut scene.hone(&["plan", "run.toml", "--json"]));
     assert!(fits.get("error").is_none(), "{fits}");
 }
