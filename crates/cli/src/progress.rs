@@ -2,6 +2,7 @@
 
 use crate::output;
 use hone_train::recipe::Event;
+use hone_train::report::format_rate;
 use hone_train::{EvalRecord, StepRecord};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
@@ -70,9 +71,9 @@ impl Progress {
     fn step(&mut self, record: &StepRecord) {
         let (begun, first) = *self.started.get_or_insert((Instant::now(), record.step));
         let loss = shown(record.loss);
-        let speed = record.tokens_per_second;
+        let speed = format_rate(record.tokens_per_second);
         if let Some(bar) = &self.bar {
-            bar.set_message(format!("loss {loss} · {speed:.0} tok/s"));
+            bar.set_message(format!("loss {loss} · {speed} tok/s"));
             bar.set_position(record.step);
             return;
         }
@@ -83,7 +84,7 @@ impl Progress {
                 time_left(begun.elapsed(), record.step - first, self.num_steps - record.step);
             let (step, all) = (record.step, self.num_steps);
             let more = metrics(&record.metrics);
-            output::note(&format!("step {step}/{all}  loss {loss}{more}  {speed:.0} tok/s{left}"));
+            output::note(&format!("step {step}/{all}  loss {loss}{more}  {speed} tok/s{left}"));
         }
     }
 

@@ -6,6 +6,7 @@ use crate::failure::Failure;
 use crate::output;
 use hone_data::chat::Conversation;
 use hone_model::generate::{Answer, Finish, Request, Sampling, generate};
+use hone_train::report::format_rate;
 use hone_train::setup::check_prompt;
 use serde_json::json;
 use std::ops::ControlFlow;
@@ -49,7 +50,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     if !text.ends_with('\n') {
         output::line("");
     }
-    output::note(&format!("{} tokens, {tokens_per_second:.0} tokens/s", tokens.len()));
+    output::note(&format!("{} tokens, {} tokens/s", tokens.len(), format_rate(tokens_per_second)));
     if finish == Finish::Context {
         output::note("note: stopped at the model's maximum sequence length");
     }

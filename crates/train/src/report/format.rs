@@ -71,7 +71,8 @@ pub(super) fn seconds(x: f64) -> String {
     }
 }
 
-fn three_digits(x: f64) -> String {
+/// Three significant digits, and all before the point.
+pub(super) fn three_digits(x: f64) -> String {
     match x.abs() {
         a if a >= 100.0 => count(x),
         a if a >= 10.0 => format!("{x:.1}"),

@@ -31,6 +31,11 @@ pub fn format_seconds(seconds: f64) -> String {
     format::seconds(seconds)
 }
 
+/// Tokens per second as people read them: `0.42`, `17.3`, `12,345`.
+pub fn format_rate(tokens_per_second: f64) -> String {
+    format::three_digits(tokens_per_second)
+}
+
 /// Most points of a curve; longer runs are shown as means of several steps.
 const MAX_POINTS: usize = 2000;
 

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::data;
-use super::format::{bytes, count, escape, number, seconds, short_count};
+use super::format::{bytes, count, escape, number, seconds, short_count, three_digits};
 use super::sources::{Amounts, InputFile, Sample, Sources};
 
 /// What was trained on what, as plain text parts: model, data.
@@ -80,7 +80,7 @@ pub(super) fn figures(run: &Sources) -> String {
         figure("Evaluation loss", change(before.and_then(|eval| eval.loss), eval_loss)),
         figure("Perplexity", change(before.and_then(|eval| eval.perplexity), perplexity)),
         objective_figures(run),
-        figure("Tokens per second", throughput(run).map(number)),
+        figure("Tokens per second", throughput(run).map(three_digits)),
         figure("Peak memory", actual_peak(run).map(bytes)),
         figure("Time", total_seconds(run).map(seconds)),
     ]

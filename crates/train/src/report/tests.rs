@@ -265,6 +265,8 @@ fn numbers_read_well() {
     assert_eq!(shown, ["0.000", "0.500", "2.346", "15.00", "123.5", "12,346", "1.00e-5"]);
     let shown = [0.25, 59.9, 61.0, 3700.0, 90000.0].map(format::seconds);
     assert_eq!(shown, ["250 ms", "1 min 0 s", "1 min 1 s", "1 h 1 min", "1 d 1 h"]);
+    let shown = [0.416, 3.0, 17.34, 12_345.6].map(super::format_rate);
+    assert_eq!(shown, ["0.42", "3.00", "17.3", "12,346"]);
     let shown = [12.0, 2048.0, 1.5e9].map(format::bytes);
     assert_eq!(shown, ["12 B", "2.00 KiB", "1.40 GiB"]);
     let shown = [999.0, 12_345.0, 1.5e6, 1.24e9].map(format::short_count);
