@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 const ROWS: u16 = 1;
 const UNITS: u16 = 2;
 const FRACTIONS: u16 = 3;
-/// Rows that are packed at most, over all epochs, to count a run's steps: some ten seconds.
+/// Most rows that are packed to count a run's steps, over all epochs: some ten seconds. Also most
+/// rows of an epoch, where weights make them more than there are in the data.
 const MAX_COUNTED_ROWS: u64 = 100_000_000;
 
 /// The next step to take.
@@ -45,7 +46,8 @@ struct Mixture {
 
 impl Order {
     /// An order of `dataset`'s rows in units of `unit_tokens` slots, `units_per_step` of which
-    /// make a step. Refuses rows that do not fit a unit, and an empty step.
+    /// make a step. Refuses rows that do not fit a unit, an empty step, and weights that make an
+    /// epoch too long to be held in memory.
     pub fn new(
         dataset: &Dataset,
         unit_tokens: usize,
@@ -60,6 +62,7 @@ impl Order {
         }
         let groups = groups(dataset, unit_tokens)?;
         let mixture = Mixture { groups, parts: dataset.parts().to_vec(), unit_tokens };
+        mixture.check_size()?;
         let units = mixture.units(seed, 0);
         Ok(Self { mixture, units_per_step, seed, epoch: 0, units })
     }
@@ -79,7 +82,7 @@ impl Order {
     /// Steps of the first `num_epochs` epochs. Epochs differ a little, as each is packed anew.
     /// Refuses more epochs than can be packed in some seconds to be counted.
     pub fn total_steps(&self, num_epochs: u64) -> Result<u64, DataError> {
-        let rows = self.mixture.parts.iter().map(Part::groups_per_epoch).sum::<usize>() as u64;
+        let rows = self.mixture.groups_per_epoch();
         let most = MAX_COUNTED_ROWS / rows.max(1);
         if num_epochs > most.max(1) {
             return Err(DataError::setup(
@@ -120,6 +123,29 @@ impl Order {
 }
 
 impl Mixture {
+    /// Groups that an epoch takes from all parts.
+    fn groups_per_epoch(&self) -> u64 {
+        let of_parts = self.parts.iter().map(|part| part.groups_per_epoch() as u64);
+        of_parts.fold(0, u64::saturating_add)
+    }
+
+    /// Refuses weights that repeat rows beyond what memory can hold.
+    fn check_size(&self) -> Result<(), DataError> {
+        let (rows, most) =
+            (self.groups_per_epoch(), MAX_COUNTED_ROWS.max(self.groups.len() as u64));
+        if rows <= most {
+            return Ok(());
+        }
+        Err(DataError::setup(
+            format!(
+                "with their weights, the data's {} rows become {rows} in an epoch, and at most \
+                     {most} can be held",
+                self.groups.len()
+            ),
+            "lower the weights and keep their ratios",
+        ))
+    }
+
     /// The units of an epoch, in order.
     fn units(&self, seed: u64, epoch: u64) -> Vec<Unit> {
         let mut order = self.groups_of(seed, epoch);

@@ -160,6 +160,17 @@ fn a_weighted_order_resumes_anywhere() {
     }
 }
 
+/// Refused before memory is taken for them.
+#[test]
+fn weights_beyond_memory_are_refused() {
+    for weight in [1e9, f64::MAX] {
+        let set = mixture(&[(3, 1.0), (2, weight), (1, 0.5), (2, weight)]);
+        let error = Order::new(&set, UNIT, 1, 0).err().unwrap().message(words);
+        assert!(error.contains("the data's 8 rows become"), "{error}");
+        assert!(error.contains("lower the weights"), "{error}");
+    }
+}
+
 /// The order follows from files and weights, however they were named.
 #[test]
 fn neighbours_of_one_weight_are_one_part() {
