@@ -150,9 +150,11 @@ impl Dataset {
         &self.parts
     }
 
-    /// Groups from here on have this weight. Neighbours of one weight are one part, so that the
-    /// order is a function of the files and their weights alone, however they were named.
+    /// Groups from here on have this weight. Neighbours of one weight are one part, whatever
+    /// without rows was named between them, so that the order is a function of the rows and their
+    /// weights alone, however their files were named.
     pub(crate) fn start_part(&mut self, weight: f64) {
+        self.parts.pop_if(|part| part.groups.is_empty());
         if self.parts.last().is_none_or(|part| part.weight != weight) {
             let start = self.group_ends.len() as u32;
             self.parts.push(Part { weight, groups: start..start });

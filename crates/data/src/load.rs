@@ -7,7 +7,7 @@ use crate::parallel;
 use crate::reader::{self, Contents, Records};
 use crate::record::{Layout, Record};
 use crate::rows::{Counts, Made, RowMaker};
-use crate::source;
+use crate::source::{self, Repeated};
 use crate::spec::{Format, OnError, RecordKind, RecordSpec, WeightedPath};
 use crate::tokenizer::Tokenizer;
 use serde_json::Value;
@@ -40,9 +40,13 @@ fn load_weighted(
     }
     let mut loader = Loader::new(RowMaker { spec, tok }, num_threads);
     let source::Files { files, repeated } = source::expand(paths)?;
-    for WeightedPath { path, weight } in repeated {
-        let with = if weight == 1.0 { String::new() } else { format!(", with weight {weight}") };
-        let what = format!("{path} is named more than once and read once{with}");
+    for Repeated { file, first, again } in repeated {
+        let with = match first == again {
+            true if first == 1.0 => String::new(),
+            true => format!(", with weight {first}"),
+            false => format!(", with weight {first}, not {again}"),
+        };
+        let what = format!("{file} is named more than once and read once{with}");
         loader.dataset.report_mut().warn(what);
     }
     for (WeightedPath { weight, .. }, files) in paths.iter().zip(files) {

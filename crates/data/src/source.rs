@@ -11,8 +11,18 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Files {
     /// The files of each path, none twice.
     pub files: Vec<Vec<String>>,
-    /// Files that were named before, and the weight that they are read with.
-    pub repeated: Vec<WeightedPath>,
+    /// Files that were named before.
+    pub repeated: Vec<Repeated>,
+}
+
+/// A file that is named again.
+pub(crate) struct Repeated {
+    /// How it is named this time.
+    pub file: String,
+    /// The weight that it is read with: the one it was first named with.
+    pub first: f64,
+    /// The weight it is named with this time.
+    pub again: f64,
 }
 
 /// The files that `paths` (names or globs) stand for: in the given order, a glob's matches sorted,
@@ -29,7 +39,8 @@ pub(crate) fn expand(paths: &[WeightedPath]) -> Result<Files, DataError> {
             let real = std::fs::canonicalize(&file).unwrap_or_else(|_| PathBuf::from(&file));
             match weights.entry(real) {
                 Entry::Occupied(before) => {
-                    found.repeated.push(WeightedPath { path: file, weight: *before.get() });
+                    let (first, again) = (*before.get(), *weight);
+                    found.repeated.push(Repeated { file, first, again });
                 }
                 Entry::Vacant(new) => {
                     new.insert(*weight);

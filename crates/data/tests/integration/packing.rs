@@ -3,7 +3,8 @@
 use crate::fixture::{Fixture, words};
 use hone_data::random::Stream;
 use hone_data::{
-    Cursor, Dataset, IGNORE, MicroBatch, Order, RecordSpec, Unit, WeightedPath, load, pack_in_order,
+    Cursor, Dataset, IGNORE, MicroBatch, OnError, Order, RecordSpec, Unit, WeightedPath, load,
+    pack_in_order,
 };
 use std::collections::BTreeSet;
 
@@ -171,12 +172,26 @@ fn weights_beyond_memory_are_refused() {
     }
 }
 
-/// The order follows from files and weights, however they were named.
+/// The order follows from rows and weights, however their files were named.
 #[test]
 fn neighbours_of_one_weight_are_one_part() {
     let (apart, together) = (mixture(&[(5, 0.5), (5, 0.5)]), mixture(&[(10, 0.5)]));
     let seen = |set: &Dataset| times_seen(set, &mut Order::new(set, UNIT, 1, 3).unwrap(), 1);
     assert_eq!(seen(&apart), seen(&together));
+    let fixture = Fixture::plain();
+    let lines = "{\"prompt\": \"p\", \"completion\": \" c\"}\n".repeat(5);
+    let [a, b] = ["a.jsonl", "b.jsonl"].map(|name| fixture.write(name, &lines));
+    let bad = fixture.write("bad.jsonl", "{}");
+    let spec = RecordSpec { max_seq_len: UNIT, on_error: OnError::Skip, ..RecordSpec::default() };
+    // A table whose file belongs to another one, and one without a row, part nothing.
+    for between in [&a, &bad] {
+        let paths = [(&a, 0.5), (between, 2.0), (&b, 0.5)]
+            .map(|(path, weight)| WeightedPath { path: path.display().to_string(), weight });
+        let set = load(paths, &spec, &fixture.tokenizer, 1).unwrap();
+        assert_eq!(seen(&set), seen(&together), "{}", between.display());
+        let told = set.report().warnings.join("\n");
+        assert_eq!(told.contains("read once, with weight 0.5, not 2"), between == &a, "{told}");
+    }
     // Without weights it is what it was before there were any.
     let set = mixture(&[(7, 1.0), (5, 1.0)]);
     assert!(seen(&set).iter().all(|&n| n == 1));

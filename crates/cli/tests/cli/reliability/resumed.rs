@@ -176,7 +176,7 @@ fn a_file_named_twice_keeps_its_first_weight() {
     let scene = Scene::new();
     let twice = "data.train=[{path='train.jsonl',weight=2},{path='./train.jsonl'}]";
     let plan = ended(&mut scene.hone(&["plan", "run.toml", twice]));
-    plan.says(0, &["./train.jsonl is named more than once and read once, with weight 2"]);
+    plan.says(0, &["./train.jsonl is named more than once and read once, with weight 2, not 1"]);
     assert!(plan.stdout.contains("train.jsonl: 60 rows × 2"), "{}", plan.stdout);
 }
 
