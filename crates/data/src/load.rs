@@ -4,13 +4,12 @@
 use crate::dataset::Dataset;
 use crate::error::{DataError, FaultKind, Fix, RecordFault, Setting};
 use crate::parallel;
-use crate::reader::{self, Contents, Records};
+use crate::reader::{self, Contents, Parsed, RawRecord, Records};
 use crate::record::{Layout, Record};
 use crate::rows::{Counts, Made, RowMaker};
 use crate::source::{self, Repeated};
 use crate::spec::{Format, OnError, RecordKind, RecordSpec, WeightedPath};
 use crate::tokenizer::Tokenizer;
-use serde_json::Value;
 use std::collections::BTreeSet;
 
 /// Loads all files of `paths` (names or globs, in order) as `spec` says, on `num_threads` threads,
@@ -86,9 +85,6 @@ struct Loader<'a> {
     told_of_endless_turns: bool,
 }
 
-/// A record and the line it starts on.
-type Parsed = (usize, Result<Value, RecordFault>);
-
 impl<'a> Loader<'a> {
     fn new(maker: RowMaker<'a>, num_threads: usize) -> Self {
         let RowMaker { spec, tok } = maker;
@@ -135,8 +131,7 @@ impl<'a> Loader<'a> {
             if chunk.is_empty() {
                 break;
             }
-            let parsed: Vec<Parsed> =
-                parallel::map(self.num_threads, &chunk, |record| (record.line, record.value()));
+            let parsed: Vec<Parsed> = parallel::map(self.num_threads, &chunk, RawRecord::parse);
             drop(chunk);
             if is_plain && layout.is_none() {
                 layout = self.layout(file, &parsed)?;

@@ -36,25 +36,38 @@ pub(crate) enum Records {
     Array(Array),
 }
 
-/// A record and the line it starts on (from 1).
+/// A record that is not parsed yet, and the line it starts on (from 1).
 pub(crate) struct RawRecord {
-    pub line: usize,
+    line: usize,
     raw: Raw,
 }
 
 enum Raw {
-    /// JSON that is not parsed yet.
-    Text(String),
+    /// The JSON of a line.
+    Line(String),
+    /// The JSON of an array's element.
+    Element(Element),
     /// A line of so many bytes, which are too many.
     TooLong(usize),
 }
 
+struct Element {
+    text: String,
+    /// Its number in the array, from 1.
+    number: usize,
+    /// Characters before it on its first line.
+    indent: usize,
+}
+
+/// A record, or its fault, and its line: where the record starts, or where bad JSON is.
+pub(crate) type Parsed = (usize, Result<Value, RecordFault>);
+
 impl RawRecord {
-    /// The record as JSON, or its fault.
-    pub fn value(&self) -> Result<Value, RecordFault> {
+    pub fn parse(&self) -> Parsed {
         match &self.raw {
-            Raw::Text(text) => json_line(text),
-            Raw::TooLong(num_bytes) => Err(too_long(*num_bytes)),
+            Raw::Line(text) => (self.line, parse_line(text)),
+            Raw::Element(element) => element.parse(self.line),
+            Raw::TooLong(num_bytes) => (self.line, Err(too_long(*num_bytes))),
         }
     }
 }
@@ -124,7 +137,7 @@ impl Lines {
         let (mut num_bytes, mut records) = (0, Vec::new());
         while num_bytes < CHUNK_BYTES {
             let Some(raw) = self.next_line()? else { break };
-            if let Raw::Text(text) = &raw {
+            if let Raw::Line(text) = &raw {
                 if text.trim().is_empty() {
                     continue;
                 }
@@ -161,7 +174,7 @@ impl Lines {
         }
         Ok(Some(match text.len() {
             len if len > MAX_RECORD_BYTES => Raw::TooLong(len),
-            _ => Raw::Text(text),
+            _ => Raw::Line(text),
         }))
     }
 
@@ -238,8 +251,62 @@ fn refuse_other_layouts(file: &str, text: &str) -> Result<(), DataError> {
     Ok(())
 }
 
-fn json_line(line: &str) -> Result<Value, RecordFault> {
-    serde_json::from_str(line).map_err(|e| bad_json(&e, line))
+fn parse_line(line: &str) -> Result<Value, RecordFault> {
+    serde_json::from_str(line).map_err(|error| {
+        let bad = BadJson::new(&error, line);
+        RecordFault::malformed(
+            bad.describe(bad.column, "line"),
+            "each line of the file must be one whole JSON object",
+        )
+    })
+}
+
+impl Element {
+    /// Its syntax was checked when its end was looked for, but not what its numbers and strings
+    /// say, nor how deep it is.
+    fn parse(&self, line: usize) -> Parsed {
+        let error = match serde_json::from_str(&self.text) {
+            Ok(value) => return (line, Ok(value)),
+            Err(error) => error,
+        };
+        let bad = BadJson::new(&error, &self.text);
+        let indent = if bad.line == 1 { self.indent } else { 0 };
+        let what = bad.describe(indent + bad.column, "element");
+        let what = format!("element {} of the array: {what}", self.number);
+        (line + bad.line - 1, Err(RecordFault::malformed(what, "correct the element")))
+    }
+}
+
+/// What is wrong with a JSON text, and where: line and column (of characters) from 1.
+struct BadJson {
+    line: usize,
+    column: usize,
+    what: String,
+    /// The character there; `None`: the text ends.
+    found: Option<char>,
+}
+
+impl BadJson {
+    fn new(error: &serde_json::Error, text: &str) -> Self {
+        let at = offset_of(text, error.line(), error.column());
+        let found = text[at..].chars().next().filter(|_| !error.is_eof());
+        let column = column_of(text, at);
+        Self { line: error.line(), column, what: without_place(error), found }
+    }
+
+    fn describe(&self, column: usize, text: &str) -> String {
+        let found = match self.found {
+            Some(c) => format!("found {c:?}"),
+            None => format!("found the end of the {text}"),
+        };
+        format!("bad JSON at column {column}: {}, {found}", self.what)
+    }
+}
+
+/// serde_json ends its text with " at line L column C".
+fn without_place(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.split(" at line ").next().unwrap_or(&text).to_owned()
 }
 
 fn too_long(num_bytes: usize) -> RecordFault {
@@ -249,33 +316,21 @@ fn too_long(num_bytes: usize) -> RecordFault {
     )
 }
 
-fn bad_json(error: &serde_json::Error, line: &str) -> RecordFault {
-    let text = error.to_string();
-    // serde_json ends its text with " at line L column C", which counts from the record.
-    let what = text.split(" at line ").next().unwrap_or(&text);
-    let at = offset_of(line, 1, error.column());
-    let column = line[..at].chars().count() + 1;
-    let found = match line[at..].chars().next() {
-        Some(c) if !error.is_eof() => format!("found {c:?}"),
-        _ => "found the end of the line".to_owned(),
-    };
-    RecordFault::malformed(
-        format!("bad JSON at column {column}: {what}, {found}"),
-        "each line of the file must be one whole JSON object",
-    )
-}
-
 /// A JSON array whose elements are read one after another.
 pub(crate) struct Array {
     file: String,
     text: String,
     /// Whether its last element was read.
     is_done: bool,
+    /// Elements read.
+    num_read: usize,
     /// Byte position.
     at: usize,
-    /// How far lines have been counted, and the line there.
+    /// How far lines have been counted.
     counted: usize,
+    /// Line there, from 1, and characters before it on that line.
     line: usize,
+    indent: usize,
 }
 
 impl Array {
@@ -283,8 +338,16 @@ impl Array {
     /// record starts.
     fn open(file: &str) -> Result<Self, DataError> {
         let text = read_utf8(file)?;
-        let mut array =
-            Self { file: file.to_owned(), text, is_done: false, at: 0, counted: 0, line: 1 };
+        let mut array = Self {
+            file: file.to_owned(),
+            text,
+            is_done: false,
+            num_read: 0,
+            at: 0,
+            counted: 0,
+            line: 1,
+            indent: 0,
+        };
         array.expect(&['['])?;
         if array.peek() == Some(']') {
             let fix = "give a file that holds records";
@@ -297,8 +360,12 @@ impl Array {
         let (start, mut records) = (self.at, Vec::new());
         while !self.is_done && self.at - start < CHUNK_BYTES {
             self.skip_whitespace();
-            let line = self.line();
-            records.push(RawRecord { line, raw: Raw::Text(self.element()?) });
+            self.count_lines();
+            let (line, indent) = (self.line, self.indent);
+            let text = self.element()?;
+            self.num_read += 1;
+            let element = Element { text, number: self.num_read, indent };
+            records.push(RawRecord { line, raw: Raw::Element(element) });
             if self.expect(&[',', ']'])? == ']' {
                 self.is_done = true;
                 if self.peek().is_some() {
@@ -319,10 +386,15 @@ impl Array {
         self.text[self.at..].chars().next()
     }
 
-    fn line(&mut self) -> usize {
-        self.line += self.text[self.counted..self.at].bytes().filter(|b| *b == b'\n').count();
+    /// Finds line and indent of the present position.
+    fn count_lines(&mut self) {
+        let passed = &self.text[self.counted..self.at];
+        self.line += passed.matches('\n').count();
+        self.indent = match passed.rfind('\n') {
+            Some(end) => passed[end + 1..].chars().count(),
+            None => self.indent + passed.chars().count(),
+        };
         self.counted = self.at;
-        self.line
     }
 
     fn expect(&mut self, wanted: &[char]) -> Result<char, DataError> {
@@ -350,8 +422,7 @@ impl Array {
             }
             Some(Err(error)) => {
                 self.at += offset_of(rest, error.line(), error.column());
-                let text = error.to_string();
-                Err(self.error(text.split(" at line ").next().unwrap_or(&text)))
+                Err(self.error(&without_place(&error)))
             }
             None => Err(self.error("the array has no end")),
         }
@@ -362,12 +433,11 @@ impl Array {
             Some(c) => format!("found {c:?}"),
             None => "found the end of the file".to_owned(),
         };
-        let line_start = self.text[..self.at].rfind('\n').map_or(0, |i| i + 1);
-        let column = self.text[line_start..self.at].chars().count() + 1;
-        let line = self.line();
+        self.count_lines();
+        let column = self.indent + 1;
         DataError::Record {
             file: self.file.clone(),
-            line,
+            line: self.line,
             fault: RecordFault::malformed(
                 format!("bad JSON at column {column}: {what}, {found}"),
                 "the file must be one JSON array of objects, or one object on each line",
@@ -385,4 +455,10 @@ fn offset_of(text: &str, line: usize, column: usize) -> usize {
         at -= 1;
     }
     at
+}
+
+/// Column (of characters, from 1) of a byte offset in its line.
+fn column_of(text: &str, at: usize) -> usize {
+    let line_start = text[..at].rfind('\n').map_or(0, |end| end + 1);
+    text[line_start..at].chars().count() + 1
 }

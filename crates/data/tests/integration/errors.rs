@@ -101,6 +101,21 @@ fn bad_json() {
              found 'x'; {lines}"
         ),
     );
+    // Of an array's elements, what is wrong within.
+    for (text, want) in [
+        (
+            "[{\"text\": \"é\"}, {\"text\": \"é\", \"n\": 1e999}]",
+            "1: element 2 of the array: bad JSON at column 40: number out of range, found '9'",
+        ),
+        (
+            "[\n  {\n    \"text\": \"a\"\n  },\n  {\n    \"n\": 0,\n    \"text\": \
+             \"é\\ud800\"\n  }\n]",
+            "7: element 2 of the array: bad JSON at column 21: unexpected end of hex escape, \
+             found '\"'",
+        ),
+    ] {
+        check(&fixture, "a.json", text, &format!("a.json:{want}; correct the element"));
+    }
     let deep = format!("{{\"text\": {}1", "[".repeat(100_000));
     assert!(fixture.error("a.jsonl", deep, &spec()).contains("recursion limit exceeded"));
 }
