@@ -6,10 +6,11 @@ use crate::error::{DataError, FaultKind, Fix, RecordFault, Setting};
 use crate::parallel;
 use crate::reader::{self, Contents, Parsed, RawRecord, Records};
 use crate::record::{Layout, Record};
-use crate::rows::{Counts, Made, RowMaker};
+use crate::rows::{Counts, Made, Rendering, RowMaker};
 use crate::source::{self, Repeated};
 use crate::spec::{Format, OnError, RecordKind, RecordSpec, WeightedPath};
 use crate::tokenizer::Tokenizer;
+use serde_json::Value;
 use std::collections::BTreeSet;
 
 /// Loads all files of `paths` (names or globs, in order) as `spec` says, on `num_threads` threads,
@@ -67,7 +68,7 @@ fn load_weighted(
         ));
     }
     loader.warn_of_rows();
-    loader.warn_of_prompts();
+    loader.warn_of_completions();
     loader.warn_of_date();
     Ok(loader.dataset)
 }
@@ -81,8 +82,8 @@ struct Loader<'a> {
     counts: Counts,
     /// Fields of the present file that are not read.
     unread: BTreeSet<String>,
-    /// Whether it was told of the present file that its turns have no end.
-    told_of_endless_turns: bool,
+    /// Whether there was a warning that the turns of the present file have no end.
+    warned_of_turn_ends: bool,
 }
 
 impl<'a> Loader<'a> {
@@ -96,7 +97,7 @@ impl<'a> Loader<'a> {
             dataset: Dataset::default(),
             counts: Counts::default(),
             unread: BTreeSet::new(),
-            told_of_endless_turns: false,
+            warned_of_turn_ends: false,
         }
     }
 
@@ -116,13 +117,13 @@ impl<'a> Loader<'a> {
             ));
         }
         self.dataset.start_file(file, Format::Text.name().to_owned());
-        self.check_file(file, Format::Text)?;
+        self.check_file(file, Rendering::Document)?;
         let result = self.maker.make_rows(Record::Text(text.to_owned()));
         self.settle(file, 1, result)
     }
 
     fn records(&mut self, file: &str, mut records: Records) -> Result<(), DataError> {
-        let is_plain = self.spec.kind == RecordKind::Plain;
+        let (maker, is_plain) = (self.maker, self.spec.kind == RecordKind::Plain);
         let format = if is_plain { "unknown" } else { self.spec.kind.describe() };
         self.dataset.start_file(file, format.to_owned());
         let mut layout = None;
@@ -131,45 +132,65 @@ impl<'a> Loader<'a> {
             if chunk.is_empty() {
                 break;
             }
-            let parsed: Vec<Parsed> = parallel::map(self.num_threads, &chunk, RawRecord::parse);
+            let parsed = parallel::map(self.num_threads, &chunk, RawRecord::parse);
             drop(chunk);
-            if is_plain && layout.is_none() {
-                layout = self.layout(file, &parsed)?;
+            if !is_plain {
+                self.add_records(file, &parsed, |value| maker.make_group(value))?;
+                continue;
+            }
+            let mut rest = &parsed[..];
+            if layout.is_none() {
+                let start = rest.iter().position(|record| self.layout_of(record).is_some());
+                let (without, with) = rest.split_at(start.unwrap_or(rest.len()));
+                self.add_without_layout(file, without)?;
+                layout = with.first().and_then(|record| self.layout_of(record));
+                rest = with;
                 if let Some(layout) = &layout {
                     self.dataset.set_format(layout.describe());
-                    self.check_file(file, layout.format)?;
+                    self.check_file(file, maker.rendering(layout.format))?;
                 }
             }
-            let maker = self.maker;
-            let made = parallel::map(self.num_threads, &parsed, |(_, value)| match value {
-                Ok(value) => maker.make(value, layout.as_ref()),
-                Err(fault) => Err(fault.clone()),
-            });
-            for ((line, _), made) in parsed.iter().zip(made) {
-                self.settle(file, *line, made)?;
+            if let Some(layout) = &layout {
+                self.add_records(file, rest, |value| maker.make(value, layout))?;
             }
         }
         self.warn_of_unread_fields(file);
         Ok(())
     }
 
-    /// The layout that the first usable object of a file's chunk shows. Where no record may be bad,
-    /// the first object must be usable; without one, the first value's fault is told.
-    fn layout(&self, file: &str, records: &[Parsed]) -> Result<Option<Layout>, DataError> {
-        let values = records.iter().filter_map(|(line, value)| Some((*line, value.as_ref().ok()?)));
-        if self.spec.on_error == OnError::Skip {
-            let mut layouts = values.map(|(_, value)| Layout::of(value, self.spec));
-            return Ok(layouts.find_map(Result::ok));
+    /// The layout that a record shows by itself.
+    fn layout_of(&self, (_, value): &Parsed) -> Option<Layout> {
+        Layout::of(value.as_ref().ok()?, self.spec).ok()
+    }
+
+    /// Counts the records of a file before the first that shows a layout. They are faults even
+    /// where they could be read by it, so that nothing depends on how a file is cut into chunks.
+    fn add_without_layout(&mut self, file: &str, records: &[Parsed]) -> Result<(), DataError> {
+        let spec = self.spec;
+        self.add_records(file, records, |value| {
+            Err(Layout::of(value, spec).expect_err("the record shows no layout"))
+        })
+    }
+
+    /// Makes rows of records, and counts them in order.
+    fn add_records(
+        &mut self,
+        file: &str,
+        records: &[Parsed],
+        make: impl Fn(&Value) -> Result<Made, RecordFault> + Sync,
+    ) -> Result<(), DataError> {
+        let made = parallel::map(self.num_threads, records, |(_, value)| match value {
+            Ok(value) => make(value),
+            Err(fault) => Err(fault.clone()),
+        });
+        for ((line, _), made) in records.iter().zip(made) {
+            self.settle(file, *line, made)?;
         }
-        let mut values = values;
-        let first = values.clone().find(|(_, value)| value.is_object()).or_else(|| values.next());
-        let Some((line, first)) = first else { return Ok(None) };
-        let layout = Layout::of(first, self.spec);
-        layout.map(Some).map_err(|fault| DataError::Record { file: file.to_owned(), line, fault })
+        Ok(())
     }
 
     fn warn_of_unread_fields(&mut self, file: &str) {
-        self.told_of_endless_turns = false;
+        self.warned_of_turn_ends = false;
         let names = std::mem::take(&mut self.unread);
         if !names.is_empty() {
             let names = names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>();
@@ -179,9 +200,9 @@ impl<'a> Loader<'a> {
     }
 
     /// Whether the model has what all records of the file need.
-    fn check_file(&self, file: &str, format: Format) -> Result<(), DataError> {
+    fn check_file(&self, file: &str, rendering: Rendering) -> Result<(), DataError> {
         self.maker
-            .check_tokenizer(format)
+            .check_tokenizer(rendering)
             .map_err(|RecordFault { what, fix, .. }| DataError::file(file, what, fix))
     }
 
@@ -217,10 +238,10 @@ impl<'a> Loader<'a> {
     }
 
     fn add(&mut self, made: Made, line: usize) {
-        let Made { rows, warnings, unread, has_endless_turns, counts } = made;
+        let Made { rows, warnings, unread, lacks_turn_ends, counts } = made;
         warnings.iter().for_each(|what| self.dataset.warn(line, what));
-        if has_endless_turns && !self.told_of_endless_turns {
-            self.told_of_endless_turns = true;
+        if lacks_turn_ends && !self.warned_of_turn_ends {
+            self.warned_of_turn_ends = true;
             let what = "the chat template ends the assistant's turns with no token of their own, \
                         so the model learns no end of its answers; write eos_token after them";
             self.dataset.warn(line, what);
@@ -242,22 +263,24 @@ impl<'a> Loader<'a> {
     /// What was counted, for the report, and what to know of it.
     fn warn_of_rows(&mut self) {
         let (counts, report) = (&self.counts, self.dataset.report_mut());
-        let Counts { merged_boundaries: merged, doubled_marks: doubled, .. } = *counts;
-        (report.merged_boundaries, report.truncated) = (merged, counts.truncated);
+        report.merged_boundaries = counts.merged_boundaries;
+        report.truncated = counts.truncated;
         report.dropped_windows = counts.dropped_windows;
         let rows = report.rows;
-        if merged > 0 {
+        if counts.merged_boundaries > 0 {
             report.warn(format!(
-                "in {merged} of {rows} rows the answer's first token also holds the end of what \
+                "in {} of {rows} rows the answer's first token also holds the end of what \
                  comes before it, mostly a space there. When the model is asked, that text alone \
                  becomes other tokens than it learnt: move the space to the beginning of the \
-                 answer (in a chat template, leave it out of what opens the assistant's turn)"
+                 answer (in a chat template, leave it out of what opens the assistant's turn)",
+                counts.merged_boundaries
             ));
         }
-        if doubled > 0 {
+        if counts.duplicate_special_tokens > 0 {
             report.warn(format!(
-                "{doubled} of {rows} rows hold a special token at their beginning or end that is \
-                 added anyway; it stands there once"
+                "{} of {rows} rows begin or end with a special token that is added anyway; it is \
+                 kept once",
+                counts.duplicate_special_tokens
             ));
         }
         if counts.learnt_prompts > 0 {
@@ -268,20 +291,19 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Prompts are taken as they are: without a space of their own, without the chat template.
-    fn warn_of_prompts(&mut self) {
-        let (glued, report) = (self.counts.glued, self.dataset.report_mut());
-        if glued > 0 {
+    /// Prompts and completions are taken as they are: no space is put between them, and the chat
+    /// template is not used.
+    fn warn_of_completions(&mut self) {
+        let (counts, report) = (&self.counts, self.dataset.report_mut());
+        if counts.missing_spaces > 0 {
             report.warn(format!(
-                "in {glued} of {} rows the completion follows the prompt without a space between \
+                "in {} of {} rows the completion follows the prompt without a space between \
                  them, as in \"What is two?It is 2\": if that is not meant, begin the completion \
                  with a space or a new line",
-                report.rows
+                counts.missing_spaces, report.rows
             ));
         }
-        let is_prompt = |format: &str| format.starts_with(Format::PromptCompletion.name());
-        let has_prompts = report.files.iter().any(|file| is_prompt(&file.format));
-        if has_prompts && self.tok.chat_template().is_some() {
+        if counts.completions > 0 && self.tok.chat_template().is_some() {
             report.warn(
                 "rows of prompt and completion are learnt without the model's chat template, so \
                  ask the model without it too; give messages to train it for conversations"
@@ -291,11 +313,10 @@ impl<'a> Loader<'a> {
     }
 
     fn warn_of_date(&mut self) {
-        let has_chat = |format: &str| ["messages", "sharegpt", "alpaca"].contains(&format);
-        let report = self.dataset.report_mut();
-        let uses_date = self.tok.chat_template().is_some_and(|t| t.uses_date());
-        if uses_date && report.files.iter().any(|f| has_chat(&f.format)) {
-            report.warn("the chat template may write today's date into each row".to_owned());
+        let uses_date = self.tok.chat_template().is_some_and(|template| template.uses_date());
+        if uses_date && self.counts.conversations > 0 {
+            let what = "the chat template may write today's date into each row".to_owned();
+            self.dataset.report_mut().warn(what);
         }
     }
 }

@@ -544,7 +544,7 @@ impl Alpaca {
     pub fn into_completion(self) -> Result<Record, RecordFault> {
         if !self.system.is_empty() || !self.history.is_empty() {
             return Err(RecordFault::malformed(
-                "\"system\" and \"history\" need a chat template, which this model has not",
+                "\"system\" and \"history\" need a chat template, and this model has none",
                 "train a model with a chat template, or remove them",
             ));
         }

@@ -6,7 +6,7 @@ use crate::dataset::{Label, MadeRow};
 use crate::error::{FaultKind, Fix, RecordFault, Setting};
 use crate::preference;
 use crate::record::{Layout, Record};
-use crate::spec::{Format, Overlong, RecordKind, RecordSpec};
+use crate::spec::{Format, Overlong, RecordSpec};
 use crate::tokenizer::{Encoded, Tokenizer};
 use serde_json::Value;
 use std::ops::Range;
@@ -27,20 +27,35 @@ pub(crate) struct Made {
     pub warnings: Vec<String>,
     /// Fields that were not read.
     pub unread: Vec<String>,
-    /// Whether the template ends none of its turns.
-    pub has_endless_turns: bool,
+    /// Whether the template writes nothing that ends its turns.
+    pub lacks_turn_ends: bool,
     pub counts: Counts,
 }
 
-/// What is told of the whole set, not of each row.
+/// How the text of a record comes about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rendering {
+    /// From messages, by the chat template.
+    Conversation,
+    /// From a prompt and a completion, joined as they are; the end-of-text token follows.
+    Completion,
+    /// It is the record's own.
+    Document,
+}
+
+/// Counts that are reported of the whole set, not row by row.
 #[derive(Default)]
 pub(crate) struct Counts {
-    /// Rows whose text holds a mark that the tokenizer or the row's end would add.
-    pub doubled_marks: usize,
+    /// Rows from messages.
+    pub conversations: usize,
+    /// Rows from a prompt and a completion.
+    pub completions: usize,
+    /// Rows whose text begins or ends with a special token that the tokenizer adds as well.
+    pub duplicate_special_tokens: usize,
     /// Rows whose prompt is learnt, since all tokens are.
     pub learnt_prompts: usize,
     /// Rows whose completion follows the prompt's last word without a space.
-    pub glued: usize,
+    pub missing_spaces: usize,
     /// Rows in which a token holds the end of a prompt and the beginning of its answer.
     pub merged_boundaries: usize,
     /// Rows whose end was cut off.
@@ -51,9 +66,11 @@ pub(crate) struct Counts {
 
 impl Counts {
     pub fn add(&mut self, other: &Self) {
-        self.doubled_marks += other.doubled_marks;
+        self.conversations += other.conversations;
+        self.completions += other.completions;
+        self.duplicate_special_tokens += other.duplicate_special_tokens;
         self.learnt_prompts += other.learnt_prompts;
-        self.glued += other.glued;
+        self.missing_spaces += other.missing_spaces;
         self.merged_boundaries += other.merged_boundaries;
         self.truncated += other.truncated;
         self.dropped_windows += other.dropped_windows;
@@ -67,19 +84,11 @@ struct Tokenised {
 }
 
 impl RowMaker<'_> {
-    /// What a record of a file with this layout becomes; `None`: no record has shown one.
-    pub fn make(self, value: &Value, layout: Option<&Layout>) -> Result<Made, RecordFault> {
-        if self.spec.kind != RecordKind::Plain {
-            return self.make_group(value);
-        }
-        match layout {
-            Some(layout) => {
-                let mut made = self.make_rows(layout.parse(value)?)?;
-                made.unread = layout.unread(value).map(str::to_owned).collect();
-                Ok(made)
-            }
-            None => Layout::of(value, self.spec).map(|_| Made::default()),
-        }
+    /// What a record of a file with this layout becomes.
+    pub fn make(self, value: &Value, layout: &Layout) -> Result<Made, RecordFault> {
+        let mut made = self.make_rows(layout.parse(value)?)?;
+        made.unread = layout.unread(value).map(str::to_owned).collect();
+        Ok(made)
     }
 
     /// The rows of a record to be learnt as it is.
@@ -107,17 +116,18 @@ impl RowMaker<'_> {
         Ok(made)
     }
 
-    /// The rows of a preference: all, or none.
-    fn make_group(self, value: &Value) -> Result<Made, RecordFault> {
+    /// The rows of a preference: all, or none. Its answers may be of either kind, whatever those
+    /// of other records are, so the tokenizer is checked for each.
+    pub fn make_group(self, value: &Value) -> Result<Made, RecordFault> {
         let mut made = Made::default();
         for (label, record) in preference::answers(self.spec.kind, value)? {
             let row = match record {
                 Record::Chat { conversation, keep } => {
-                    self.check_tokenizer(Format::Messages)?;
+                    self.check_tokenizer(Rendering::Conversation)?;
                     self.conversation(&mut made, &conversation, &keep)?
                 }
                 Record::Completion { prompt, completion } => {
-                    self.check_tokenizer(Format::PromptCompletion)?;
+                    self.check_tokenizer(Rendering::Completion)?;
                     self.completion(&mut made, &prompt, &completion)?
                 }
                 _ => unreachable!("preferences are completions or conversations"),
@@ -127,31 +137,39 @@ impl RowMaker<'_> {
         Ok(made)
     }
 
-    /// Whether the model has what records of the format need.
-    pub fn check_tokenizer(self, format: Format) -> Result<(), RecordFault> {
-        let has_template = self.tok.chat_template().is_some();
-        let (is_chat, needs_eos) = match format {
-            Format::Messages | Format::ShareGpt => (true, false),
-            Format::Alpaca => (false, !has_template),
-            Format::PromptCompletion => (false, true),
-            Format::Text => (false, self.spec.append_eos),
-            Format::Auto => (false, false),
-        };
-        if is_chat && !has_template {
-            return Err(RecordFault::malformed(
-                "conversations need a chat template, which this model has not",
-                "add chat_template.jinja to the model directory, or give prompts and answers as \
-                 texts",
-            ));
+    /// How records of a format are rendered for this model.
+    pub fn rendering(self, format: Format) -> Rendering {
+        match format {
+            Format::Messages | Format::ShareGpt => Rendering::Conversation,
+            Format::Alpaca if self.tok.chat_template().is_some() => Rendering::Conversation,
+            Format::Alpaca | Format::PromptCompletion => Rendering::Completion,
+            Format::Text => Rendering::Document,
+            Format::Auto => unreachable!("a layout's format is decided"),
         }
-        if needs_eos && self.tok.eos_token_id().is_none() {
-            let fix = Fix::from("name eos_token in the model's tokenizer_config.json");
-            return Err(RecordFault::malformed(
-                format!("{} needs an end-of-text token, which this model has not", format.name()),
-                if format == Format::Text { fix.or(Setting::NoEos) } else { fix },
-            ));
+    }
+
+    /// Whether the model has what rendering a record takes.
+    pub fn check_tokenizer(self, rendering: Rendering) -> Result<(), RecordFault> {
+        let has_eos = self.tok.eos_token_id().is_some();
+        let name_eos = Fix::from("name eos_token in the model's tokenizer_config.json");
+        match rendering {
+            Rendering::Conversation if self.tok.chat_template().is_none() => {
+                Err(RecordFault::malformed(
+                    "conversations need a chat template, and this model has none",
+                    "add chat_template.jinja to the model directory, or give prompts and answers \
+                     as texts",
+                ))
+            }
+            Rendering::Completion if !has_eos => Err(RecordFault::malformed(
+                "completions need an end-of-text token, and this model has none",
+                name_eos,
+            )),
+            Rendering::Document if self.spec.append_eos && !has_eos => Err(RecordFault::malformed(
+                "documents need an end-of-text token, and this model has none",
+                name_eos.or(Setting::NoEos),
+            )),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn conversation(
@@ -176,7 +194,8 @@ impl RowMaker<'_> {
             let what = format!("the chat template leaves out message {} ({role})", message + 1);
             made.warnings.push(what);
         }
-        made.has_endless_turns |= !template.ends_turns(&rendering);
+        made.lacks_turn_ends |= !template.ends_turns(&rendering);
+        made.counts.conversations += 1;
         // The template writes BOS itself where the model has one.
         let encoded = encode(self.tok, &rendering.text, false)?;
         let is_target = targets(&encoded, &rendering.spans);
@@ -191,8 +210,9 @@ impl RowMaker<'_> {
         completion: &str,
     ) -> Result<Tokenised, RecordFault> {
         let text = format!("{prompt}{completion}");
-        made.counts.glued += usize::from(is_glued(prompt, completion));
-        let encoded = self.encode_marked(made, &text)?;
+        made.counts.completions += 1;
+        made.counts.missing_spaces += usize::from(lacks_space(prompt, completion));
+        let encoded = self.encode_with_special_tokens(made, &text)?;
         let span = prompt.len()..text.len();
         let spans = std::slice::from_ref(&span);
         let mut is_target = targets(&encoded, spans);
@@ -206,13 +226,17 @@ impl RowMaker<'_> {
         Ok(Tokenised { ids, is_target })
     }
 
-    /// Tokens of a text with the tokenizer's own marks, none of them twice where the text holds
-    /// them already.
-    fn encode_marked(self, made: &mut Made, text: &str) -> Result<Encoded, RecordFault> {
+    /// Tokens of a text with the special tokens that the tokenizer adds, except for those that the
+    /// text holds already.
+    fn encode_with_special_tokens(
+        self,
+        made: &mut Made,
+        text: &str,
+    ) -> Result<Encoded, RecordFault> {
         let mut encoded = encode(self.tok, text, true)?;
-        let had = encoded.ids.len();
-        encoded.drop_doubled_marks();
-        made.counts.doubled_marks += usize::from(encoded.ids.len() < had);
+        let num_tokens = encoded.ids.len();
+        encoded.drop_duplicate_special_tokens();
+        made.counts.duplicate_special_tokens += usize::from(encoded.ids.len() < num_tokens);
         Ok(encoded)
     }
 
@@ -226,7 +250,7 @@ impl RowMaker<'_> {
 
     /// Disjoint windows of `max_seq_len`; within each, all tokens but the first are targets.
     fn text(self, made: &mut Made, text: &str) -> Result<(), RecordFault> {
-        let Encoded { mut ids, is_added, .. } = self.encode_marked(made, text)?;
+        let Encoded { mut ids, is_added, .. } = self.encode_with_special_tokens(made, text)?;
         if is_added.iter().all(|added| *added) {
             return Err(without_target("the document is empty"));
         }
@@ -248,7 +272,7 @@ impl RowMaker<'_> {
         Ok(())
     }
 
-    /// Adds the row as it is learnt from: at most `max_seq_len` tokens, of which one is a target.
+    /// Adds a row: at most `max_seq_len` tokens, at least one of which is a target.
     fn push(self, made: &mut Made, label: Label, mut row: Tokenised) -> Result<(), RecordFault> {
         if self.spec.all_tokens_are_targets {
             made.counts.learnt_prompts += usize::from(row.is_target.iter().skip(1).any(|is| !is));
@@ -281,15 +305,16 @@ impl RowMaker<'_> {
     }
 }
 
-/// Whether a token reaches from what is given into what is to be learnt.
+/// Whether a token begins before a span and ends in it.
 fn is_merged(encoded: &Encoded, spans: &[Range<usize>]) -> bool {
-    let reaches = |start: usize, end: usize| spans.iter().any(|s| start < s.start && s.start < end);
-    encoded.offsets.iter().any(|&(start, end)| reaches(start, end))
+    let straddles =
+        |start: usize, end: usize| spans.iter().any(|s| start < s.start && s.start < end);
+    encoded.offsets.iter().any(|&(start, end)| straddles(start, end))
 }
 
-/// Whether a word, or what ends a sentence, is joined with a word. Scripts that write no spaces
-/// between words have none to miss.
-fn is_glued(prompt: &str, completion: &str) -> bool {
+/// Whether a completion begins with a word right after a word or a punctuation mark. Scripts that
+/// put no spaces between words lack none.
+fn lacks_space(prompt: &str, completion: &str) -> bool {
     let spaced = |c: char| c.is_alphanumeric() && c < '\u{2e80}';
     let ends = prompt.chars().next_back();
     let ends = ends.is_some_and(|c| spaced(c) || ".?!:;,".contains(c));
@@ -302,8 +327,8 @@ fn encode(tok: &Tokenizer, text: &str, add_special: bool) -> Result<Encoded, Rec
     })
 }
 
-/// A token is a target if it holds a character of a span. One without characters of its own (such
-/// as the mark for a word's start) is one where it stands within a span.
+/// A token is a target if it holds a character of a span; one without characters of its own (such
+/// as the mark of a word's start), if it lies within a span.
 fn targets(encoded: &Encoded, spans: &[Range<usize>]) -> Vec<bool> {
     let is_in = |start: usize, end: usize| {
         spans.iter().any(|span| {

@@ -28,17 +28,17 @@ pub struct Encoded {
 }
 
 impl Encoded {
-    /// Removes marks that the tokenizer added beside the same ones in the text. The text's own
-    /// then count as added.
-    pub(crate) fn drop_doubled_marks(&mut self) {
-        while let ([mark, own, ..], [true, false, ..]) = (&self.ids[..], &self.is_added[..])
-            && mark == own
+    /// Removes special tokens that the tokenizer added next to the same ones of the text. At the
+    /// beginning, the text's own then count as added.
+    pub(crate) fn drop_duplicate_special_tokens(&mut self) {
+        while let ([added, own, ..], [true, false, ..]) = (&self.ids[..], &self.is_added[..])
+            && added == own
         {
             self.remove(0);
             self.is_added[0] = true;
         }
-        while let ([.., own, mark], [.., false, true]) = (&self.ids[..], &self.is_added[..])
-            && mark == own
+        while let ([.., own, added], [.., false, true]) = (&self.ids[..], &self.is_added[..])
+            && added == own
         {
             self.remove(self.ids.len() - 1);
         }

@@ -77,6 +77,24 @@ fn the_first_fault_of_a_file_is_told_whatever_the_threads() {
     }
 }
 
+/// A record before the first that shows the layout is no record, however long those between are.
+#[test]
+fn ambiguous_records_are_skipped_up_to_the_first_clear_one() {
+    let fixture = Fixture::plain();
+    for pad in [1, 5 << 20] {
+        let ambiguous = "{\"prompt\": \"p\", \"completion\": \" c\", \"text\": \"t\"}\n";
+        let padded = ambiguous.replace("\"t\"", &format!("\"{}\"", "t".repeat(pad)));
+        let clear = "{\"prompt\": \"p\", \"completion\": \" c\"}\n";
+        let text = [ambiguous, &padded, clear, ambiguous].concat();
+        let path = fixture.write("a.jsonl", &text).display().to_string();
+        let (rows, report) = loaded(&fixture, &path, 2);
+        let lines: Vec<usize> = rows.iter().map(|(_, _, line)| *line).collect();
+        assert_eq!((lines, report.skipped), (vec![3, 4], 2), "{pad}");
+        let error = fixture.error("a.jsonl", &text, &RecordSpec::default());
+        assert!(error.starts_with("a.jsonl:1: the record can be read as prompt_com"), "{error}");
+    }
+}
+
 #[test]
 fn bytes_are_counted_over_the_whole_file() {
     let fixture = Fixture::plain();

@@ -262,7 +262,7 @@ fn templates() {
     );
     assert_eq!(
         Fixture::plain().error("a.jsonl", record, &spec()),
-        "a.jsonl: conversations need a chat template, which this model has not; add \
+        "a.jsonl: conversations need a chat template, and this model has none; add \
          chat_template.jinja to the model directory, or give prompts and answers as texts"
     );
 }
@@ -307,14 +307,14 @@ fn rows() {
         &without_eos,
         "a.jsonl",
         record,
-        "a.jsonl: prompt_completion needs an end-of-text token, which this model has not; name \
+        "a.jsonl: completions need an end-of-text token, and this model has none; name \
          eos_token in the model's tokenizer_config.json",
     );
     check(
         &without_eos,
         "a.txt",
         "abc",
-        "a.txt: text needs an end-of-text token, which this model has not; name eos_token in the \
+        "a.txt: documents need an end-of-text token, and this model has none; name eos_token in the \
          model's tokenizer_config.json, or <NoEos>",
     );
 }

@@ -147,7 +147,11 @@ fn marks_in_the_text_stand_once() {
             assert_eq!(set.row(0).is_target, [false, false, true, true], "{text}");
         }
         let set = one(&fixture, json!({"text": "<s>ab"})).unwrap();
-        assert!(notes(&set).contains("1 of 1 rows hold a special token"), "{}", notes(&set));
+        assert!(
+            notes(&set).contains("1 of 1 rows begin or end with a special token"),
+            "{}",
+            notes(&set)
+        );
     }
 }
 

@@ -114,6 +114,22 @@ fn faults_name_file_line_and_remedy() {
     }
 }
 
+/// What is noted of rows depends on what their text is made of, not on their objective.
+#[test]
+fn notes_on_templates_hold_for_preferences() {
+    let fixture = Fixture::chat(&format!("{{{{ strftime_now('%Y') }}}}{CHATML}"));
+    let texts = r#"{"prompt":"a","completion":" b","label":true}"#;
+    let messages = r#"{"messages":[{"role":"user","content":"q"},
+        {"role":"assistant","content":"a"}],"label":true}"#;
+    let (completion, date) = ("without the model's chat template", "write today's date");
+    for (record, is_noted) in [(texts, [true, false]), (messages, [false, true])] {
+        let text = record.replace('\n', "");
+        let set = fixture.load("a.jsonl", text, &spec(RecordKind::Rated)).unwrap();
+        let notes = set.report().warnings.join("\n");
+        assert_eq!([completion, date].map(|note| notes.contains(note)), is_noted, "{notes}");
+    }
+}
+
 /// Of a pair with one answer too long both rows are left out, or the long one is cut.
 #[test]
 fn a_pair_is_kept_or_left_out_as_one() {
