@@ -1,7 +1,7 @@
-//! Which units an optimizer step takes: for each epoch rows are taken from each part of the mixture
-//! as often as its weight says, shuffled, packed, and the units shuffled. The order depends on the
-//! data, the seed and the epoch alone, so a cursor of two numbers resumes it anywhere, and
-//! micro-batch size or number of ranks cannot change it.
+//! The order of training. Each epoch takes rows from each part of the mixture as often as its
+//! weight says, shuffles them, packs them into units, and shuffles the units. The order depends
+//! only on the data, the seed and the epoch, so a cursor of two numbers resumes it anywhere, and
+//! neither micro-batch size nor number of ranks can change it.
 
 use crate::dataset::{Dataset, Part};
 use crate::error::{DataError, Fix, Setting};
@@ -20,9 +20,9 @@ const MAX_COUNTED_ROWS: u64 = 100_000_000;
 /// The next step to take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cursor {
-    /// Passes over the data that are finished.
+    /// Completed passes over the data.
     pub epoch: u64,
-    /// Steps of the present pass that are finished.
+    /// Completed steps of the current pass.
     pub step_in_epoch: u64,
 }
 
@@ -80,7 +80,7 @@ impl Order {
     }
 
     /// Steps of the first `num_epochs` epochs. Epochs differ a little, as each is packed anew.
-    /// Refuses more epochs than can be packed in some seconds to be counted.
+    /// Refuses more epochs than can be counted in seconds, since each must be packed for that.
     pub fn total_steps(&self, num_epochs: u64) -> Result<u64, DataError> {
         let rows = self.mixture.groups_per_epoch();
         let most = MAX_COUNTED_ROWS / rows.max(1);
@@ -97,8 +97,8 @@ impl Order {
         Ok((0..num_epochs).map(steps).sum())
     }
 
-    /// The units of the cursor's step; none where the cursor lies behind its epoch's end, which
-    /// `advance` never does.
+    /// The units of the cursor's step; none if the cursor is past the end of its epoch, where
+    /// `advance` never leaves it.
     pub fn step(&mut self, cursor: &Cursor) -> &[Unit] {
         self.turn_to(cursor.epoch);
         let start = cursor.step_in_epoch as usize * self.units_per_step;
@@ -155,8 +155,8 @@ impl Mixture {
         units
     }
 
-    /// The groups of an epoch, part by part: all as often as the whole number of their weight says,
-    /// and so many more, drawn without repetition, that their share is right.
+    /// The groups of an epoch, part by part: each as often as the integer part of its weight says,
+    /// and for the fraction a subset drawn at random.
     fn groups_of(&self, seed: u64, epoch: u64) -> Vec<u32> {
         let mut stream = Stream::new(seed, epoch, FRACTIONS);
         let mut taken = Vec::new();

@@ -1,5 +1,5 @@
-//! Reads files of records chunk by chunk. JSON lines are read as they come; of a JSON array the
-//! whole text is held, and the values of one chunk; a plain document is one text. Knows no record
+//! Reads files of records chunk by chunk. JSON lines are streamed; the text of a JSON array is held
+//! whole, and its elements are handed out in chunks; a plain document is one text. Knows no record
 //! formats.
 
 use crate::error::{DataError, Fix, RecordFault, Setting};
@@ -13,11 +13,11 @@ use std::path::Path;
 
 /// Longest record accepted, in bytes: a line without an end is a wrong file, not a record.
 const MAX_RECORD_BYTES: usize = 64 << 20;
-/// Bytes of a chunk, or a little more: enough to keep many threads busy, few beside a dataset.
+/// Bytes after which a chunk ends: enough to keep many threads busy, little next to a dataset.
 const CHUNK_BYTES: usize = 4 << 20;
 /// Bytes at a file's beginning that show what it holds.
 const HEAD_BYTES: u64 = 64 << 10;
-/// It is no part of a text.
+/// May precede a text, and is not part of it.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// What one file holds.
@@ -178,7 +178,7 @@ impl Lines {
         }))
     }
 
-    /// Passes over what is left of a line, and says how many bytes that is.
+    /// Skips the rest of a line, and returns how many bytes it has.
     fn skip_line(&mut self) -> Result<usize, DataError> {
         let mut skipped = 0;
         loop {
@@ -196,8 +196,8 @@ impl Lines {
     }
 }
 
-/// What is wrong with the small text that stands for a file where Git LFS did not fetch it, and
-/// what to do.
+/// What is wrong with the short text that Git LFS leaves in place of a file that it did not fetch,
+/// and what to do.
 pub(crate) fn lfs_pointer(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
     let found = ("a Git LFS pointer, not the file itself", "fetch it with `git lfs pull`");
     bytes.starts_with(b"version https://git-lfs.github.com/spec/").then_some(found)
@@ -232,7 +232,7 @@ fn not_utf8(file: &str, at: u64) -> DataError {
     DataError::file(file, format!("not valid UTF-8 at byte {at}"), fix)
 }
 
-/// Refuses JSON that is whole but not one record on each line.
+/// Refuses valid JSON that does not have one record per line.
 fn refuse_other_layouts(file: &str, text: &str) -> Result<(), DataError> {
     let text = text.trim_start();
     let first_line = text.lines().next().unwrap_or_default().trim();

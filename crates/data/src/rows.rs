@@ -1,5 +1,5 @@
-//! A record to rows: rendered and tokenised, targets marked, long rows refused or cut. What a
-//! record becomes depends on it alone, so that records may be taken in any order, by any thread.
+//! Turns a record into rows: renders and tokenises it, marks targets, refuses or cuts long rows.
+//! The result depends on the record alone, so any thread may take any record.
 
 use crate::chat::Conversation;
 use crate::dataset::{Label, MadeRow};
@@ -11,19 +11,19 @@ use crate::tokenizer::{Encoded, Tokenizer};
 use serde_json::Value;
 use std::ops::Range;
 
-/// What makes rows of records.
+/// Makes rows from records.
 #[derive(Clone, Copy)]
 pub(crate) struct RowMaker<'a> {
     pub spec: &'a RecordSpec,
     pub tok: &'a Tokenizer,
 }
 
-/// What a record became.
+/// What a record was made into.
 #[derive(Default)]
 pub(crate) struct Made {
     /// Its rows: of preferences one group, otherwise each its own.
     pub rows: Vec<MadeRow>,
-    /// What to tell of it.
+    /// What the user should know of it.
     pub warnings: Vec<String>,
     /// Fields that were not read.
     pub unread: Vec<String>,
@@ -84,14 +84,14 @@ struct Tokenised {
 }
 
 impl RowMaker<'_> {
-    /// What a record of a file with this layout becomes.
+    /// The rows of a record in a file with this layout.
     pub fn make(self, value: &Value, layout: &Layout) -> Result<Made, RecordFault> {
         let mut made = self.make_rows(layout.parse(value)?)?;
         made.unread = layout.unread(value).map(str::to_owned).collect();
         Ok(made)
     }
 
-    /// The rows of a record to be learnt as it is.
+    /// The rows of a record that is not a preference.
     pub fn make_rows(self, record: Record) -> Result<Made, RecordFault> {
         let mut made = Made::default();
         let row = match record {

@@ -1,4 +1,4 @@
-//! Micro-batches as objectives see them, and forward passes that only score.
+//! Micro-batches as objectives see them, and forward passes without gradients.
 
 use crate::objectives::{Objective, RowSpan, Statistics, TokenScores};
 use hone_data::{DataError, Dataset, IGNORE, MicroBatch, pack_in_order};
@@ -6,20 +6,20 @@ use hone_model::{Batch, DecoderConfig, Model, Pass, Recompute};
 use hone_tensor::{Arena, DeviceError, Layout, Target};
 use std::sync::Arc;
 
-/// A micro-batch, and what an objective must know of it.
+/// A micro-batch, and what an objective needs to know about it.
 #[derive(Clone, Debug)]
 pub struct LabelledBatch {
     /// What the decoder reads.
     pub batch: Batch,
     /// Its rows, in order.
     pub rows: Vec<RowSpan>,
-    /// Log-probabilities of its targets under the reference; empty before they are scored, and for
-    /// objectives that need none.
+    /// Log-probabilities of its targets under the reference; empty until they are computed, and for
+    /// objectives without a reference.
     pub reference: Vec<f32>,
 }
 
 impl LabelledBatch {
-    /// A packed micro-batch in the form that decoders on `target` read.
+    /// A packed micro-batch in the form that a decoder on `target` reads.
     pub fn new(config: &DecoderConfig, packed: &MicroBatch, target: Target) -> Self {
         let MicroBatch { tokens, positions, cu_seqlens, targets, .. } = packed;
         let batch = Batch::new(config, tokens, positions, cu_seqlens, targets, IGNORE);
@@ -37,12 +37,12 @@ impl LabelledBatch {
         Self { batch, rows, reference: Vec::new() }
     }
 
-    /// A batch of whose rows nothing is known.
+    /// A batch whose rows have no labels.
     pub fn unlabelled(batch: Batch) -> Self {
         Self { batch, rows: Vec::new(), reference: Vec::new() }
     }
 
-    /// With what the trained model makes of its targets.
+    /// The scores of its targets, given their log-probabilities under the trained model.
     pub fn scores<'a>(&'a self, log_probs: &'a [f32]) -> TokenScores<'a> {
         TokenScores { rows: &self.rows, log_probs, reference: &self.reference }
     }
@@ -68,7 +68,7 @@ impl Packing {
     /// The probes of a step that learns from `rows`, packed.
     ///
     /// # Errors
-    /// If a probe is longer than a unit, which objectives avoid.
+    /// If a probe is longer than a unit, which no objective makes.
     pub fn probes(
         &self,
         objective: &dyn Objective,
@@ -85,7 +85,7 @@ impl Packing {
     }
 }
 
-/// Where the memory of scoring passes comes from.
+/// Planned memory for scoring passes.
 pub struct ScoringPlan<'a> {
     /// The step's memory.
     pub arena: &'a mut Arena,
@@ -95,7 +95,7 @@ pub struct ScoringPlan<'a> {
     pub reference_layout: Option<&'a Arc<Layout>>,
 }
 
-/// Forward passes without gradients: of the trained model, and of what it is compared with.
+/// Forward passes without gradients, of the trained model and of the reference.
 pub struct Scorer<'a> {
     /// The trained model.
     pub pass: Pass<'a>,
@@ -118,7 +118,7 @@ impl Scorer<'_> {
         }
     }
 
-    /// Adds what the reference makes of these batches, if there is one.
+    /// Adds the log-probabilities of these batches under the reference, if there is one.
     pub fn add_reference(&mut self, batches: &mut [LabelledBatch]) -> Result<(), DeviceError> {
         let Some(reference) = self.reference else { return Ok(()) };
         let pass = self.pass.with_model(reference);
@@ -135,7 +135,7 @@ impl Scorer<'_> {
         Ok(())
     }
 
-    /// What all micro-batches of a step must know, found from its probes.
+    /// The statistics that all micro-batches of a step share, computed from its probes.
     pub fn statistics(
         &mut self,
         objective: &dyn Objective,
@@ -149,14 +149,14 @@ impl Scorer<'_> {
     }
 }
 
-/// A pass of its own, in memory from the system.
+/// Log-probabilities in a pass of their own, with memory from the system.
 fn settled(pass: Pass<'_>, batch: &Batch) -> Result<Vec<f32>, DeviceError> {
     let log_probs = log_probs(pass, batch);
     pass.device.settle().map(|()| log_probs)
 }
 
-/// Log-probabilities of a batch's targets; none on the dry device. Part of a pass, whose end says
-/// whether the device failed.
+/// Log-probabilities of a batch's targets; none on the dry device. The caller ends the pass, and
+/// learns there whether the device failed.
 pub fn log_probs(pass: Pass<'_>, batch: &Batch) -> Vec<f32> {
     let mut tape = pass.inference_tape();
     let log_probs = pass.model.decoder.log_probs(&mut tape, batch, Recompute::None);

@@ -314,8 +314,8 @@ fn rows() {
         &without_eos,
         "a.txt",
         "abc",
-        "a.txt: documents need an end-of-text token, and this model has none; name eos_token in the \
-         model's tokenizer_config.json, or <NoEos>",
+        "a.txt: documents need an end-of-text token, and this model has none; name eos_token in \
+         the model's tokenizer_config.json, or <NoEos>",
     );
 }
 

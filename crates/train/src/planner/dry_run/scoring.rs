@@ -1,4 +1,4 @@
-//! Forward passes that only score: of evaluations, and those ahead of a step.
+//! Forward passes without gradients: those of evaluations, and those ahead of a step.
 
 use super::{DryRun, Policy};
 use crate::error::TrainError;
@@ -7,7 +7,7 @@ use hone_model::Pass;
 use hone_tensor::{Cost, Layout};
 use std::sync::Arc;
 
-/// Passes over a micro-batch that only score it.
+/// Passes without gradients over a micro-batch.
 pub(super) struct Scoring {
     /// Memory of a pass of the trained model.
     pub(super) layout: Arc<Layout>,
@@ -27,7 +27,7 @@ impl Scoring {
         [reference, self.costs.repeat(self.num_probes)].concat()
     }
 
-    /// The layout that needs most, these and that of training.
+    /// The largest of these layouts and that of training.
     pub(super) fn largest(&self, train: &Arc<Layout>) -> Arc<Layout> {
         let scoring = std::iter::once(&self.layout).chain(&self.reference);
         let larger = |largest: Arc<Layout>, other: &Arc<Layout>| {
