@@ -219,7 +219,7 @@ fn train_in(
         run.load_newest(event)?;
     }
     let mut logs = Logs::open(&run.dir, run.step, event)?;
-    let samples = run.samples_before()?;
+    let samples = run.samples_before(event)?;
     device.release_free_memory();
     run.arena = Arena::new(&device, run.planned.plan.arena_bytes as usize)?;
     let first_step = run.step;

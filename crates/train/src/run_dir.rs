@@ -13,6 +13,7 @@ use crate::sample::Sample;
 use crate::setup::Setup;
 use inputs::Inputs;
 use serde::Serialize;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 pub use claim::Claim;
@@ -278,10 +279,32 @@ impl RunDir {
         self.write_json(MANIFEST, &Manifest { actual: Some(actual), ..manifest })
     }
 
-    /// The samples written before.
-    pub fn read_samples(&self) -> Option<Vec<Sample>> {
-        let text = std::fs::read_to_string(self.join("samples.json")).ok()?;
-        serde_json::from_str(&text).ok()
+    /// The samples written before. Where they cannot be read, what to tell the user; a damaged file
+    /// is kept under another name, since this one will be written again.
+    ///
+    /// # Errors
+    /// When that cannot be done.
+    pub fn read_samples(&self) -> Result<Result<Vec<Sample>, String>, TrainError> {
+        let path = self.join("samples.json");
+        let lost = "the report will be without the answers from before training";
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Ok(Err(format!("{} is missing: {lost}", path.display())));
+            }
+            Err(error) => return Err(TrainError::io(&path)(error)),
+        };
+        let error = match serde_json::from_slice(&bytes) {
+            Ok(samples) => return Ok(Ok(samples)),
+            Err(error) => error,
+        };
+        let aside = self.join("samples.damaged.json");
+        std::fs::rename(&path, &aside).map_err(TrainError::io(&aside))?;
+        Ok(Err(format!(
+            "{} is damaged ({error}) and kept as {}: {lost}",
+            path.display(),
+            aside.display()
+        )))
     }
 
     /// Writes `samples.json`.

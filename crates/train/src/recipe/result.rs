@@ -27,9 +27,15 @@ impl Run<'_> {
     }
 
     /// The base model's answers: made at the start of the run, and found again when it resumes.
-    pub(super) fn samples_before(&self) -> Result<Vec<Sample>, TrainError> {
+    pub(super) fn samples_before(
+        &self,
+        event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Vec<Sample>, TrainError> {
         if self.step > 0 {
-            return Ok(self.dir.read_samples().unwrap_or_default());
+            return Ok(self.dir.read_samples()?.unwrap_or_else(|text| {
+                event(Event::Note { text });
+                Vec::new()
+            }));
         }
         let prompts = sample::prompts_of(self.setup)?;
         let answered = prompts.iter().zip(self.answers(&prompts)?);

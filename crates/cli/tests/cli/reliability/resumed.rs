@@ -232,8 +232,12 @@ fn a_finished_run_is_extended() {
     let metrics = scene.run_dir().join("metrics.jsonl");
     let text = std::fs::read_to_string(&metrics).unwrap();
     std::fs::write(&metrics, text.replacen('\n', "\nnonsense\n", 1)).unwrap();
+    scene.write("run/samples.json", "[{");
     let extended = run(&scene, &["--resume", "train.eval_every_steps=5"]);
     extended.says(0, &["continuing after step 7", "metrics.jsonl: 1 line is damaged"]);
+    extended.says(0, &["samples.json is damaged", "without the answers from before training"]);
+    let kept = std::fs::read_to_string(scene.path("run/samples.damaged.json")).unwrap();
+    assert_eq!(kept, "[{");
     for file in ["adapter/adapter_model.safetensors", "rows.jsonl"] {
         let digest = |scene: &Scene| sha256_of_file(&scene.run_dir().join(file)).unwrap();
         assert_eq!(digest(&whole), digest(&scene), "{file}");
