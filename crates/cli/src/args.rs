@@ -188,8 +188,9 @@ pub struct EvalArgs {
     #[arg(long, default_value = "auto")]
     pub format: FormatArg,
     /// Of pairs and rated answers with --adapter: rewards are log-ratios to the base times this
-    #[arg(long, default_value_t = 0.1, value_parser = positive)]
-    pub beta: f64,
+    /// (default: 0.1)
+    #[arg(long, value_parser = positive)]
+    pub beta: Option<f64>,
     /// Field with the prompt, if it has an unusual name
     #[arg(long, requires = "completion_field")]
     pub prompt_field: Option<String>,
@@ -227,6 +228,15 @@ pub enum FormatArg {
 }
 
 impl FormatArg {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pairs => "pairs",
+            Self::Rated => "rated",
+            _ => hone_data::Format::from(self).name(),
+        }
+    }
+
     /// What the records are.
     pub fn records(self) -> hone_data::RecordKind {
         match self {

@@ -1,5 +1,6 @@
 //! The loaded rows in flat storage, and the report on them.
 
+use crate::spec::Format;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -79,8 +80,8 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    /// Groups that an epoch takes from it: `weight` times as many as there are, rounded, but at
-    /// least one where there is one.
+    /// Groups that an epoch takes: `weight` times as many as there are, rounded, but at least one
+    /// if there are any.
     pub fn groups_per_epoch(&self) -> usize {
         match self.groups.len() {
             0 => 0,
@@ -269,6 +270,11 @@ pub struct LengthBin {
 }
 
 impl DataReport {
+    /// Whether any of the files is of format text.
+    pub fn holds_documents(&self) -> bool {
+        self.files.iter().any(|file| file.format == Format::Text.name())
+    }
+
     fn count_row(&mut self, num_tokens: usize, num_targets: usize) {
         self.rows += 1;
         self.tokens += num_tokens;

@@ -116,6 +116,13 @@ impl<'a> Loader<'a> {
                 Fix::from("give a .jsonl or .json file").or(Setting::FormatAs(Format::Text)),
             ));
         }
+        if self.spec.prompt_field.is_some() || self.spec.completion_field.is_some() {
+            return Err(DataError::file(
+                file,
+                "a plain document has no fields, and those of prompt and completion are named",
+                "give a .jsonl or .json file, or name none",
+            ));
+        }
         self.dataset.start_file(file, Format::Text.name().to_owned());
         self.check_file(file, Rendering::Document)?;
         let result = self.maker.make_rows(Record::Text(text.to_owned()));

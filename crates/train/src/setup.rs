@@ -103,6 +103,7 @@ impl Setup {
             check_tokens(data, &config)?;
             data.report().warnings.iter().for_each(|warning| note(warning.clone()));
         }
+        unread_settings(&run, &train, eval.as_ref()).into_iter().for_each(&mut *note);
         let mut order = Order::new(&train, unit_tokens, units_per_step, run.train.seed)?;
         let num_steps = match (run.train.max_steps, run.train.num_epochs) {
             (Some(steps), _) => steps,
@@ -161,6 +162,27 @@ fn evaluation_data(
     let eval = hone_data::load(&run.data.eval, spec, tokenizer, num_threads)?;
     let units = pack_in_order(&eval, spec.max_seq_len * rows_per_unit(run))?;
     Ok(Some((eval, units)))
+}
+
+/// What to know of settings that change nothing with this data.
+fn unread_settings(
+    run: &RunFile,
+    train: &Dataset,
+    eval: Option<&(Dataset, Vec<Unit>)>,
+) -> Vec<String> {
+    let mut notes = Vec::new();
+    let mut data = std::iter::once(train).chain(eval.map(|(eval, _)| eval));
+    if !run.data.append_eos && !data.any(|data| data.report().holds_documents()) {
+        notes.push(
+            "data.append_eos = false changes nothing: it is for documents of format text, and \
+             there are none"
+                .to_owned(),
+        );
+    }
+    if run.train.eval_every_steps > 0 && eval.is_none() {
+        notes.push("train.eval_every_steps changes nothing: data.eval names no files".to_owned());
+    }
+    notes
 }
 
 /// Where to compute, and in what.

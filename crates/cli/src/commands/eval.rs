@@ -1,7 +1,7 @@
 //! `hone eval`
 
 use super::{Opened, check_parent, num_threads};
-use crate::args::EvalArgs;
+use crate::args::{EvalArgs, FormatArg};
 use crate::failure::Failure;
 use crate::output;
 use crate::progress;
@@ -22,8 +22,12 @@ use std::path::Path;
 /// Tokens per micro-batch: enough for efficient matmuls, few enough to fit anywhere.
 const BATCH_TOKENS: usize = 4096;
 
+/// Of rewards, where no other is given.
+const BETA: f64 = 0.1;
+
 /// Evaluates and prints loss and perplexity, or how answers are ranked.
 pub fn run(args: &EvalArgs) -> Result<(), Failure> {
+    check_flags(args)?;
     if let Some(path) = &args.logits {
         check_parent("--logits", path)?;
     }
@@ -36,10 +40,12 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     for warning in &dataset.report().warnings {
         output::note(&format!("note: {warning}"));
     }
-    // Shorter units if no row is longer: padding would be computed for nothing.
-    let rows_per_unit = spec.kind.rows_per_record();
-    let longest_row = dataset.report().longest_row;
-    let unit_tokens = spec.max_seq_len.min(longest_row.max(BATCH_TOKENS)) * rows_per_unit;
+    if args.append_eos && !dataset.report().holds_documents() {
+        super::print_note(
+            "--append-eos changes nothing: it is for text documents, and there are none".to_owned(),
+        );
+    }
+    let unit_tokens = unit_tokens(&spec, dataset.report().longest_row);
     let units = pack_in_order(&dataset, unit_tokens)?;
     let units_per_batch = (BATCH_TOKENS / unit_tokens).clamp(1, units.len());
     let packing = Packing { max_seq_len: spec.max_seq_len, unit_tokens, units_per_batch };
@@ -69,9 +75,51 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Refuses flags that the evaluation would not read.
+fn check_flags(args: &EvalArgs) -> Result<(), Failure> {
+    let (format, records) = (args.format, args.format.records());
+    let takes_fields = matches!(format, FormatArg::Auto | FormatArg::PromptCompletion);
+    let takes_documents = matches!(format, FormatArg::Auto | FormatArg::Text);
+    let unread = [
+        (
+            args.prompt_field.is_some() && !takes_fields,
+            "--prompt-field and --completion-field are",
+            "--format prompt_completion",
+        ),
+        (args.append_eos && !takes_documents, "--append-eos is", "--format text"),
+        (
+            args.beta.is_some() && records == RecordKind::Plain,
+            "--beta is",
+            "--format pairs or rated",
+        ),
+    ];
+    if let Some((_, flags, of)) = unread.into_iter().find(|(is_unread, ..)| *is_unread) {
+        let format = format.name();
+        return Err(Failure::Usage(format!(
+            "{flags} for {of}, not for {format}; leave one of them out"
+        )));
+    }
+    if args.beta.is_some() && args.model.adapter.is_none() {
+        return Err(Failure::Usage(
+            "--beta is for rewards, which compare an adapter with its base; give --adapter, or \
+             leave it out"
+                .to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// Slots of a unit: shorter than the longest possible rows if there are none, since padding would
+/// be computed for nothing.
+fn unit_tokens(spec: &RecordSpec, longest_row: usize) -> usize {
+    // Rated answers are also scored after the prompts of other rows.
+    let longest = if spec.kind == RecordKind::Rated { 2 * longest_row } else { longest_row };
+    spec.max_seq_len.min(longest.max(BATCH_TOKENS)) * spec.kind.rows_per_record()
+}
+
 /// What is measured: with an adapter, answers are also compared with what the base makes of them.
 fn objective(args: &EvalArgs) -> Box<dyn Objective> {
-    let (records, beta) = (args.format.records(), args.beta);
+    let (records, beta) = (args.format.records(), args.beta.unwrap_or(BETA));
     let rewards: Box<dyn Objective> = match records {
         RecordKind::Plain => return Box::new(Likelihood),
         RecordKind::Pairs => Box::new(Dpo { beta }),
@@ -170,6 +218,19 @@ mod tests {
     use super::*;
     use crate::args::Arguments;
     use clap::CommandFactory;
+
+    /// A mismatched pair of rated answers is up to twice as long as a row.
+    #[test]
+    fn units_hold_what_is_scored() {
+        let of = |kind, max_seq_len, longest_row| {
+            unit_tokens(&RecordSpec { kind, max_seq_len, ..RecordSpec::default() }, longest_row)
+        };
+        assert_eq!(of(RecordKind::Plain, 8192, 3000), 4096);
+        assert_eq!(of(RecordKind::Plain, 8192, 5000), 5000);
+        assert_eq!(of(RecordKind::Rated, 8192, 3000), 6000);
+        assert_eq!(of(RecordKind::Rated, 8192, 5000), 8192);
+        assert_eq!(of(RecordKind::Pairs, 8192, 5000), 10000);
+    }
 
     /// Each setting has words that name its flags, but those that the command has not.
     #[test]

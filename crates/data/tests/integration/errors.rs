@@ -60,6 +60,13 @@ fn files() {
         "a.txt: a plain document has no records of format messages; give a .jsonl or .json file, \
          or <FormatAs(Text)>"
     );
+    let named = Some("q".to_owned());
+    let fields = RecordSpec { prompt_field: named.clone(), completion_field: named, ..spec() };
+    assert_eq!(
+        fixture.error("a.txt", "x", &fields),
+        "a.txt: a plain document has no fields, and those of prompt and completion are named; \
+         give a .jsonl or .json file, or name none"
+    );
 }
 
 #[test]

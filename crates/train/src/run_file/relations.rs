@@ -3,7 +3,9 @@
 
 use super::error::{Location, RunFileError};
 use super::parse::Settings;
-use super::{AdapterSection, Format, Held, Offload, Precision, RunFile, TargetModules};
+use super::{
+    AdapterSection, Format, Held, ObjectiveSection, Offload, Precision, RunFile, TargetModules,
+};
 use hone_tensor::Storage;
 
 /// A key and what is wrong with it.
@@ -37,12 +39,54 @@ pub(super) fn check_exclusive(settings: &Settings) -> Result<(), RunFileError> {
 
 /// Refuses combinations of values that cannot be meant.
 pub(super) fn check_all(run: &RunFile) -> Check {
+    check_preferences(run)?;
     check_fields(run)?;
+    check_end_of_text(run)?;
     check_precisions(run)?;
     check_offload(run)?;
     check_targets(run)?;
     check_warmup(run)?;
     check_token_counts(run, run.data.max_seq_len)
+}
+
+/// Preferences have a layout of their own, which the keys of other records say nothing about.
+fn check_preferences(run: &RunFile) -> Check {
+    let (data, kind) = (&run.data, run.objective.kind());
+    let fields = match run.objective {
+        ObjectiveSection::Sft | ObjectiveSection::Pretrain => return Ok(()),
+        ObjectiveSection::Dpo(_) => "prompt, chosen, rejected",
+        ObjectiveSection::Kto(_) => "prompt, completion, label",
+    };
+    let unread = [
+        ("data.format", data.format != Format::Auto),
+        ("data.prompt_field", data.prompt_field.is_some()),
+        ("data.completion_field", data.completion_field.is_some()),
+        ("data.append_eos", !data.append_eos),
+    ];
+    match unread.into_iter().find(|(_, is_given)| *is_given) {
+        None => Ok(()),
+        Some((key, _)) => {
+            let problem = format!(
+                "is not read with objective.kind = \"{kind}\", whose records have the fields \
+                 {fields}; remove it, or change objective.kind"
+            );
+            Err((key, problem))
+        }
+    }
+}
+
+/// Only documents may go without an end-of-text token.
+fn check_end_of_text(run: &RunFile) -> Check {
+    let data = &run.data;
+    if data.append_eos || matches!(data.format, Format::Auto | Format::Text) {
+        return Ok(());
+    }
+    let problem = format!(
+        "false is only for documents of format text, and data.format = \"{}\"; remove it, or \
+         change data.format",
+        data.format.name()
+    );
+    Err(("data.append_eos", problem))
 }
 
 fn check_fields(run: &RunFile) -> Check {

@@ -190,6 +190,28 @@ fn missing_keys_are_named() {
     refused(MINIMAL, &["adapter.rank=4"], &["on the command line", "adapter.kind: missing"]);
 }
 
+/// Whatever nothing would read is refused by name.
+#[test]
+fn keys_of_other_records_are_refused() {
+    for kind in ["dpo", "kto"] {
+        let kind = format!("objective.kind={kind}");
+        for given in [
+            &["data.format=messages"][..],
+            &["data.append_eos=false"],
+            &["data.prompt_field=q", "data.completion_field=a"],
+        ] {
+            let key = given[0].split('=').next().unwrap();
+            let parts = [&format!("{key}: is not read with objective.kind"), "label", "remove it"];
+            let parts = if kind.ends_with("kto") { &parts[..] } else { &parts[..1] };
+            refused(MINIMAL, &[given, &[kind.as_str()]].concat(), parts);
+        }
+        load(MINIMAL, &[&kind, "data.format=auto", "data.append_eos=true"]).unwrap();
+    }
+    let parts = ["data.append_eos: false is only for documents of format text", "\"alpaca\""];
+    refused(MINIMAL, &["data.format=alpaca", "data.append_eos=false"], &parts);
+    load(MINIMAL, &["data.format=text", "data.append_eos=false"]).unwrap();
+}
+
 #[test]
 fn overrides_take_the_files_place() {
     let text = format!("{MINIMAL}[train]\nnum_epochs = 3\nwarmup_ratio = 0.1\n");

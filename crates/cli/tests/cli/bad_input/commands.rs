@@ -147,6 +147,43 @@ fn eval() {
 }
 
 #[test]
+fn flags_that_an_evaluation_would_not_read() {
+    check(&[
+        command(
+            "fields of pairs",
+            &[
+                "eval",
+                "model",
+                "--data",
+                "eval.jsonl",
+                "--format",
+                "pairs",
+                "--prompt-field",
+                "q",
+                "--completion-field",
+                "a",
+            ],
+            &["--prompt-field and --completion-field are for", "prompt_completion, not for pairs"],
+        ),
+        command(
+            "an end of text of answers",
+            &["eval", "model", "--data", "eval.jsonl", "--format", "rated", "--append-eos"],
+            &["--append-eos is for --format text, not for rated"],
+        ),
+        command(
+            "rewards of texts",
+            &["eval", "model", "--data", "eval.jsonl", "--beta", "0.2"],
+            &["--beta is for --format pairs or rated, not for auto"],
+        ),
+        command(
+            "rewards without a base",
+            &["eval", "model", "--data", "eval.jsonl", "--format", "pairs", "--beta", "0.2"],
+            &["--beta is for rewards", "give --adapter, or leave it out"],
+        ),
+    ]);
+}
+
+#[test]
 fn demo() {
     check(&[
         command(
