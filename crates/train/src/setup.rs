@@ -110,8 +110,9 @@ impl Setup {
             (None, epochs) => order.total_steps(epochs.unwrap_or(1))?,
         };
         if run.train.max_steps.is_none() && num_steps < FEW_STEPS {
-            let longest_unit = train.report().longest_row * rows_per_unit(&run);
-            note(few_steps(&run, &mut order, longest_unit, num_steps));
+            let longest_of_eval = eval.as_ref().map_or(0, |(eval, _)| eval.report().longest_row);
+            let longest_row = train.report().longest_row.max(longest_of_eval);
+            note(few_steps(&run, &mut order, longest_row, num_steps));
         }
         Ok(Self {
             begun_at,
@@ -207,13 +208,26 @@ const FEW_STEPS: u64 = 10;
 const ENOUGH_STEPS: usize = 50;
 
 /// What to know of a run of few steps, the first of which has a learning rate of 0 in its warm-up.
-fn few_steps(run: &RunFile, order: &mut Order, longest_unit: usize, num_steps: u64) -> String {
+/// The batch that it suggests has room for the longest row, and the run file allows it.
+fn few_steps(run: &RunFile, order: &mut Order, longest_row: usize, num_steps: u64) -> String {
     let epoch_tokens = order.tokens_in_epoch(0);
-    let batch = run.train.batch_tokens;
+    let (batch, rows) = (run.train.batch_tokens, rows_per_unit(run));
+    let max_seq_len = run.data.max_seq_len.unwrap_or(longest_row);
     let all = epoch_tokens.saturating_mul(run.train.num_epochs.unwrap_or(1) as usize);
-    let wanted = (all / ENOUGH_STEPS).max(longest_unit).next_power_of_two();
+    let at_least = match run.budget.micro_batch_tokens {
+        // A multiple of `max_seq_len`, which must then stay.
+        Some(micro_batch) => micro_batch.max(max_seq_len * rows),
+        None => longest_row * rows,
+    };
+    let wanted = (all / ENOUGH_STEPS).max(at_least).next_power_of_two();
+    let also = match wanted / rows {
+        shorter if shorter < max_seq_len => format!(" and data.max_seq_len to {shorter}"),
+        _ => String::new(),
+    };
     let more = match wanted < batch {
-        true => format!("Set it to {wanted} for some {} steps, or raise", all.div_ceil(wanted)),
+        true => {
+            format!("Set it to {wanted}{also} for some {} steps, or raise", all.div_ceil(wanted))
+        }
         false => "Raise".to_owned(),
     };
     format!(

@@ -116,6 +116,38 @@ fn samples_are_planned() {
     assert!(of(&many) > of(&few) + NOISE, "{few}, {many}");
     let grown = needed(&many).abs_diff(needed(&none) + of(&many));
     assert!(grown < NOISE, "{many}, without samples {none}");
+    // Where they alone are too much, leaving them out is what is suggested.
+    let memory = format!("budget.memory={}", needed(&none) + NOISE);
+    let (refused, plan_of_it) = plan(&scene, &["report.samples=9", &memory]);
+    refused.says(2, &["report.samples = 0 (needs "]);
+    assert_eq!(plan_of_it["suggestions"].as_array().unwrap().len(), 1, "{plan_of_it}");
+    plan(&scene, &["report.samples=0", &memory]).0.says(0, &[]);
+}
+
+/// What is suggested to a run of few steps can be done, whatever else the run file asks for.
+#[test]
+fn a_suggested_batch_is_accepted() {
+    let scene = Scene::new();
+    let settings = ["train.num_epochs=1", "train.batch_tokens=4096", "data.max_seq_len=64"];
+    for (micro_batch, suggestion) in [
+        (Some("budget.micro_batch_tokens=128"), "Set it to 128 for some"),
+        (None, "Set it to 16 and data.max_seq_len to 16 for some"),
+    ] {
+        let text = std::fs::read_to_string(scene.path("run.toml")).unwrap();
+        scene.write("run.toml", &text.replace("micro_batch_tokens = 32\n", ""));
+        let with = |settings: &[&str]| {
+            let micro_batch = micro_batch.into_iter().collect();
+            plan(&scene, &[settings.to_vec(), micro_batch].concat()).0
+        };
+        with(&settings).says(0, &[suggestion]);
+        let number = |after: &str| {
+            let text = suggestion.split(after).nth(1)?;
+            text.split(' ').next().map(str::to_owned)
+        };
+        let batch = format!("train.batch_tokens={}", number("Set it to ").unwrap());
+        let len = number("max_seq_len to ").unwrap_or("64".to_owned());
+        with(&[settings[0], &batch, &format!("data.max_seq_len={len}")]).says(0, &[]);
+    }
 }
 
 /// Gives the model hidden states of 1024; its weights are zeros that take no disk.

@@ -210,8 +210,13 @@ impl<'a> DryRun<'a> {
         }
     }
 
-    /// Bytes that the leanest policy needs, one row of `num_tokens` at a time.
-    pub(super) fn leanest(&mut self, num_tokens: usize) -> u64 {
+    /// Leaves the samples out.
+    pub(super) fn without_samples(self) -> Self {
+        Self { sample_bytes: 0, ..self }
+    }
+
+    /// Memory of the leanest policy, one row of `num_tokens` at a time.
+    pub(super) fn leanest(&mut self, num_tokens: usize) -> MemoryUse {
         let batch = Batch::from_sequence(&self.setup.config, &vec![0; num_tokens]);
         let batch = LabelledBatch::unlabelled(batch);
         let device = self.engine.device.clone();
@@ -221,7 +226,7 @@ impl<'a> DryRun<'a> {
         let scratch = scratch_bytes(&device.take_costs()) + self.of_batch(num_tokens);
         let (train, eval) = (Layout::of(trace), Layout::of(eval));
         let largest = if train.bytes() >= eval.bytes() { train } else { eval };
-        self.memory(&largest, scratch).total()
+        self.memory(&largest, scratch)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::dry_run::DryRun;
 use super::host::Host;
+use super::memory::MemoryUse;
 use crate::error::TrainError;
 use crate::loading::Held;
 use crate::run_file;
@@ -17,7 +18,9 @@ pub(super) fn suggestions(
 ) -> Result<Vec<String>, TrainError> {
     let (base_precision, lora) = (setup.base_precision, setup.lora.clone());
     let offload = setup.run.budget.offload;
-    let mut variant = Variant { setup, host, base_precision, lora, offload, lines: Vec::new() };
+    let lines = Vec::new();
+    let mut variant =
+        Variant { setup, host, base_precision, lora, offload, has_samples: true, lines };
     let pinned = setup.run.budget.micro_batch_tokens.is_some_and(|n| n > setup.unit_tokens())
         || setup.run.budget.recompute == run_file::Recompute::None;
     if pinned && variant.fits("leave budget.micro_batch_tokens and budget.recompute out")? {
@@ -29,6 +32,11 @@ pub(super) fn suggestions(
         if variant.fits("leave budget.offload out")? {
             return Ok(variant.lines);
         }
+    }
+    // Alone it changes nothing of what is learnt, so it comes before what does.
+    let mut without_samples = variant.clone();
+    if without_samples.leave_samples_out()? {
+        return Ok(without_samples.lines);
     }
     if setup.lora.is_none() {
         variant.lora = Some(LoraConfig {
@@ -57,7 +65,7 @@ pub(super) fn suggestions(
             return Ok(variant.lines);
         }
     }
-    if variant.shorter_rows_fit()? {
+    if variant.leave_samples_out()? || variant.shorter_rows_fit()? {
         return Ok(variant.lines);
     }
     Ok(vec![last_resort(setup, host, needed_bytes)])
@@ -89,20 +97,32 @@ fn last_resort(setup: &Setup, host: Host, needed_bytes: u64) -> String {
 }
 
 /// The run with some settings changed, and the changes in words.
+#[derive(Clone)]
 struct Variant<'a> {
     setup: &'a Setup,
     host: Host,
     base_precision: Option<Storage>,
     lora: Option<LoraConfig>,
     offload: run_file::Offload,
+    has_samples: bool,
     lines: Vec<String>,
 }
 
 impl Variant<'_> {
     /// Whether the changes so far and this one, already made, are enough.
     fn fits(&mut self, change: &str) -> Result<bool, TrainError> {
-        let needed_bytes = self.dry()?.leanest(self.setup.unit_tokens());
+        let needed_bytes = self.leanest()?.total();
         Ok(self.note(change, needed_bytes))
+    }
+
+    /// Whether the changes so far are enough without samples, where those take more than a step.
+    fn leave_samples_out(&mut self) -> Result<bool, TrainError> {
+        self.has_samples = self.leanest()?.samples == 0;
+        if self.has_samples { Ok(false) } else { self.fits("report.samples = 0") }
+    }
+
+    fn leanest(&self) -> Result<MemoryUse, TrainError> {
+        Ok(self.dry()?.leanest(self.setup.unit_tokens()))
     }
 
     /// Whether rows of half the length, or a quarter, and so on, are enough.
@@ -114,7 +134,7 @@ impl Variant<'_> {
             if len < SHORTEST {
                 break;
             }
-            let needed_bytes = dry.leanest(len * rows_per_unit);
+            let needed_bytes = dry.leanest(len * rows_per_unit).total();
             if self.host.fits(self.setup, needed_bytes) {
                 let change = format!(
                     "data.max_seq_len = {len} (now {longest}) with data.overlong = \"truncate\""
@@ -144,6 +164,7 @@ impl Variant<'_> {
         };
         let (base_precision, lora) = (self.base_precision, self.lora.as_ref());
         let held = Held { base_precision, offloaded_blocks: blocks, lora };
-        DryRun::new(self.setup, self.host, held)
+        let dry = DryRun::new(self.setup, self.host, held)?;
+        Ok(if self.has_samples { dry } else { dry.without_samples() })
     }
 }

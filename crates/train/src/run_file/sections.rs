@@ -68,7 +68,8 @@ section! {
         /// a file or a glob pattern; a file that several tables name belongs to the first
         path: String = Text, Required, r#""chat.jsonl""#, changeable;
         /// how often an epoch sees each row: 2.0 is twice, and 0.5 a half, drawn anew for each
-        /// epoch. Rounded to whole rows, at least one. A resumed run keeps its weights
+        /// epoch. Rounded to whole rows, at least one; neighbouring tables of one weight are
+        /// rounded together. A resumed run keeps its weights
         weight: f64 = Float(Weight), Value("1.0"), "0.5";
     }
 }
