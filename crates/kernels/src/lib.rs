@@ -32,6 +32,7 @@ pub mod memory;
 mod processor;
 pub mod random;
 pub mod rms_norm;
+mod room;
 pub mod rope;
 #[cfg(any(test, feature = "emulator"))]
 pub mod testing;
@@ -42,3 +43,4 @@ pub use element::{DType, Element, View, ViewMut, bf16, f16};
 pub use failure::{DeviceError, Failures, PAGE_LOCKED, Wanted, lock};
 pub use format::Storage;
 pub use processor::{Processor, Target};
+pub use room::with_room;

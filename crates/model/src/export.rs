@@ -2,7 +2,7 @@
 
 use crate::config::DecoderConfig;
 use crate::decoder::Part;
-use crate::fidelity::{Comparison, Fidelity, MAX_LOST};
+use crate::fidelity::{Comparison, Fidelity, MAX_LOST, are_finite};
 use crate::load::Model;
 use crate::raw_config::ConfigError;
 use crate::weights::{Role, WeightSpec};
@@ -162,7 +162,12 @@ pub fn export_hf(
 }
 
 /// A weight as it is written: in `dtype`, with its adapter merged.
-fn written(model: &Model, device: &Device, role: Role, dtype: DType) -> Tensor {
+fn written(
+    model: &Model,
+    device: &Device,
+    role: Role,
+    dtype: DType,
+) -> Result<Tensor, DeviceError> {
     let params = &model.params;
     match model.decoder.part(role).expect("the configuration has it") {
         Part::Plain(weight) => converted(device, params.resolve(weight), dtype),
@@ -170,13 +175,13 @@ fn written(model: &Model, device: &Device, role: Role, dtype: DType) -> Tensor {
     }
 }
 
-fn converted(device: &Device, tensor: &Tensor, dtype: DType) -> Tensor {
+fn converted(device: &Device, tensor: &Tensor, dtype: DType) -> Result<Tensor, DeviceError> {
     if tensor.storage() == dtype {
-        return tensor.clone();
+        return Ok(tensor.clone());
     }
     let mut out = device.alloc(hone_tensor::Category::Workspace, dtype, tensor.shape());
-    out.copy_from_f32(&tensor.to_vec_f32());
-    out
+    out.copy_from_f32(&tensor.try_to_vec_f32()?);
+    Ok(out)
 }
 
 /// Copies `config.json` with the new element type, and with `tie_word_embeddings` corrected if the
@@ -229,12 +234,14 @@ fn name_not_finite(
     dtype: DType,
 ) -> Result<ExportError, DeviceError> {
     for WeightSpec { role, name: tensor, .. } in model.decoder.config.weights() {
-        let is_finite =
-            |dtype| written(model, device, role, dtype).to_vec_f32().iter().all(|x| x.is_finite());
-        if !is_finite(DType::F32) {
+        let is_finite = |dtype| {
+            let values = written(model, device, role, dtype)?.try_to_vec_f32()?;
+            Ok::<_, DeviceError>(are_finite(&values))
+        };
+        if !is_finite(DType::F32)? {
             return device.settle().map(|()| ExportError::NotFinite { tensor });
         }
-        if dtype != DType::F32 && !is_finite(dtype) {
+        if dtype != DType::F32 && !is_finite(dtype)? {
             let dtype = dtype.name();
             return device.settle().map(|()| ExportError::Overflow { tensor, dtype });
         }

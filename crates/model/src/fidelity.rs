@@ -50,8 +50,8 @@ impl Fidelity {
         let mut sums = Sums::default();
         for row in rows.iter().filter(|row| !row.is_empty()) {
             let logits = |model| logits(model, models.device, row);
-            let (intended, written) = (logits(models.intended), logits(models.written));
-            let base = models.base.map(logits);
+            let (intended, written) = (logits(models.intended)?, logits(models.written)?);
+            let base = models.base.map(logits).transpose()?;
             models.device.settle()?;
             let compared = [Some(&intended), Some(&written), base.as_ref()];
             if !compared.into_iter().flatten().all(|logits| are_finite(logits)) {
@@ -74,15 +74,15 @@ fn tolerance(dtype: DType) -> f64 {
     if dtype == DType::F32 { 1e-4 } else { 5e-2 }
 }
 
-fn are_finite(logits: &[f32]) -> bool {
-    logits.iter().all(|x| x.is_finite())
+pub(crate) fn are_finite(values: &[f32]) -> bool {
+    values.iter().all(|x| x.is_finite())
 }
 
 /// `[t * vocab_size]`.
-fn logits(model: &Model, device: &Device, tokens: &[u32]) -> Vec<f32> {
+fn logits(model: &Model, device: &Device, tokens: &[u32]) -> Result<Vec<f32>, DeviceError> {
     let batch = Batch::from_sequence(&model.decoder.config, tokens);
     let mut tape = Tape::inference(device, &model.params, Compute::F32);
-    model.decoder.logits(&mut tape, &batch).to_vec_f32()
+    model.decoder.logits(&mut tape, &batch).try_to_vec_f32()
 }
 
 /// Sums over the compared rows.

@@ -7,11 +7,12 @@ mod header;
 use crate::{DType, Device, DeviceError, Mapped, Storage, Tensor};
 use ::safetensors::tensor::{Dtype, Metadata};
 use ::safetensors::{SafeTensorError, SafeTensors, View, serialize_to_file};
+use hone_kernels::with_room;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Why a file cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +62,9 @@ pub enum FileError {
         /// Its type.
         dtype: String,
     },
+    /// There was no memory for a tensor on its way to the file.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 impl FileError {
@@ -111,15 +115,21 @@ impl SafeTensorsFile {
         self.map.path()
     }
 
-    /// A tensor over the mapping; copied where the file does not align it.
-    pub fn tensor(&self, name: &str) -> Option<Tensor> {
-        let info = self.metadata.info(name)?;
-        let dtype = element_type(info.dtype)?;
+    /// A tensor over the mapping; copied where the file does not align it. `None` where the file
+    /// has none of this name.
+    ///
+    /// # Errors
+    /// If there is no memory for the copy.
+    pub fn tensor(&self, name: &str) -> Result<Option<Tensor>, FileError> {
+        let Some(info) = self.metadata.info(name) else { return Ok(None) };
+        let Some(dtype) = element_type(info.dtype) else { return Ok(None) };
         let offset = self.data_start + info.data_offsets.0;
-        Tensor::from_file(&self.map, offset, dtype, &info.shape).or_else(|| {
-            let bytes = self.map.bytes().get(offset..self.data_start + info.data_offsets.1)?;
-            Some(Tensor::from_bytes(bytes, dtype, &info.shape))
-        })
+        if let Some(tensor) = Tensor::from_file(&self.map, offset, dtype, &info.shape) {
+            return Ok(Some(tensor));
+        }
+        let bytes = self.map.bytes().get(offset..self.data_start + info.data_offsets.1);
+        let copy = |bytes| Tensor::try_from_bytes(bytes, dtype, &info.shape);
+        Ok(bytes.map(copy).transpose()?)
     }
 }
 
@@ -134,7 +144,7 @@ pub enum Lazy<'a> {
         /// Lengths of the dimensions.
         shape: Vec<usize>,
         /// Makes it; type and shape must be those above.
-        make: Box<dyn Fn() -> Tensor + 'a>,
+        make: Box<dyn Fn() -> Result<Tensor, DeviceError> + 'a>,
     },
 }
 
@@ -144,32 +154,50 @@ impl<'a> From<&'a Tensor> for Lazy<'a> {
     }
 }
 
-impl View for Lazy<'_> {
+/// A tensor while it is written, and what it failed of, if it or another did.
+struct Entry<'e, 'a> {
+    lazy: Lazy<'a>,
+    failed: &'e OnceLock<DeviceError>,
+}
+
+impl View for Entry<'_, '_> {
     fn dtype(&self) -> Dtype {
-        file_type(self.element_type())
+        file_type(self.lazy.element_type())
     }
     fn shape(&self) -> &[usize] {
-        match self {
-            Self::Held(tensor) => tensor.shape(),
-            Self::Made { shape, .. } => shape,
+        match &self.lazy {
+            Lazy::Held(tensor) => tensor.shape(),
+            Lazy::Made { shape, .. } => shape,
         }
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        match self {
-            Self::Held(tensor) => tensor.host_bytes(),
-            Self::Made { dtype, shape, make } => {
-                let tensor = make();
-                assert_eq!((tensor.dtype(), tensor.shape()), (*dtype, shape.as_slice()));
-                Cow::Owned(tensor.host_bytes().into_owned())
-            }
-        }
+        // What is not whole for want of memory is not called so: see `write`.
+        self.lazy.bytes().unwrap_or_else(|error| {
+            let _ = self.failed.set(error);
+            Cow::Borrowed(&[])
+        })
     }
     fn data_len(&self) -> usize {
-        View::shape(self).iter().product::<usize>() * self.element_type().size()
+        View::shape(self).iter().product::<usize>() * self.lazy.element_type().size()
     }
 }
 
 impl Lazy<'_> {
+    fn bytes(&self) -> Result<Cow<'_, [u8]>, DeviceError> {
+        let made = match self {
+            Self::Held(tensor) if tensor.is_on_host() => return Ok(Cow::Borrowed(tensor.bytes())),
+            Self::Held(tensor) => tensor.to_host()?,
+            Self::Made { dtype, shape, make } => {
+                let tensor = make()?;
+                assert_eq!((tensor.dtype(), tensor.shape()), (*dtype, shape.as_slice()));
+                tensor.to_host()?
+            }
+        };
+        let mut bytes = with_room(made.num_bytes())?;
+        bytes.extend_from_slice(made.bytes());
+        Ok(Cow::Owned(bytes))
+    }
+
     fn element_type(&self) -> DType {
         match self {
             Self::Held(tensor) => tensor.dtype(),
@@ -182,7 +210,8 @@ impl Lazy<'_> {
 /// synced to disk.
 ///
 /// # Errors
-/// [`FileError::Io`].
+/// [`FileError::Io`], or [`FileError::Device`] where there is no memory for a tensor. Whether the
+/// elements could be read, [`Device::settle`] says.
 pub fn write<'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = (String, Lazy<'a>)>,
@@ -193,10 +222,14 @@ pub fn write<'a>(
     let permissions =
         File::create(path).and_then(|file| file.metadata()).map_err(io)?.permissions();
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let failed = OnceLock::new();
+    let entry = |(name, lazy)| (name, Entry { lazy, failed: &failed });
+    let tensors = tensors.into_iter().map(entry);
     let written = serialize_to_file(tensors, Some(metadata), path).map_err(|error| match error {
         SafeTensorError::IoError(source) => io(source),
         other => FileError::damaged(path, other),
     });
+    let written = failed.into_inner().map_or(written, |error| Err(error.into()));
     let written = written.and_then(|()| fs::set_permissions(path, permissions).map_err(io));
     if written.is_err() {
         // Best effort: the first error is the one to tell.

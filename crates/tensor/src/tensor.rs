@@ -3,7 +3,6 @@
 use crate::device::arena::Block;
 use crate::mapped::Mapped;
 use hone_kernels::{DType, DeviceError, Storage, View, ViewMut, format, memory};
-use std::borrow::Cow;
 use std::sync::Arc;
 
 /// A contiguous, row-major array. Clones share the memory; writing needs the only handle.
@@ -131,8 +130,8 @@ impl Tensor {
     /// [`crate::Device::settle`] says.
     pub fn to_host(&self) -> Result<Tensor, DeviceError> {
         match &self.memory {
-            Memory::Block(block) if !block.is_on_host() => {
-                Self::try_from_bytes(&block.to_vec(), self.storage, &self.shape)
+            Memory::Block(block) if !self.is_on_host() => {
+                Ok(Self::from_block(block.to_host()?, self.storage, &self.shape))
             }
             _ => Ok(self.clone()),
         }
@@ -140,10 +139,18 @@ impl Tensor {
 
     /// A copy of the elements as `f32`, wherever they are; zeros where the device failed.
     ///
+    /// # Errors
+    /// If the system has no more memory.
+    pub fn try_to_vec_f32(&self) -> Result<Vec<f32>, DeviceError> {
+        self.to_host()?.view().try_to_vec_f32()
+    }
+
+    /// The same of few elements.
+    ///
     /// # Panics
     /// If the system has no more memory.
     pub fn to_vec_f32(&self) -> Vec<f32> {
-        self.to_host().unwrap_or_else(|error| panic!("{error}")).view().to_vec_f32()
+        self.try_to_vec_f32().unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Overwrites all elements with the nearest values of `source`, wherever they are.
@@ -157,11 +164,13 @@ impl Tensor {
         if block.is_on_host() {
             return write_nearest(block.bytes_mut(), dtype, source);
         }
-        let mut nearest = vec![0f32; (source.len() * dtype.size()).div_ceil(4)];
+        let mut nearest = vec![0f32; source.len().min(PIECE)];
         let nearest = memory::bytes_of_mut(&mut nearest);
-        let nearest = &mut nearest[..source.len() * dtype.size()];
-        write_nearest(nearest, dtype, source);
-        block.write(nearest);
+        for (i, piece) in source.chunks(PIECE).enumerate() {
+            let nearest = &mut nearest[..piece.len() * dtype.size()];
+            write_nearest(nearest, dtype, piece);
+            block.write(i * PIECE * dtype.size(), nearest);
+        }
     }
 
     /// The elements, which must be `f32`.
@@ -231,6 +240,14 @@ impl Tensor {
         self.view_mut().f32()
     }
 
+    /// Whether the CPU can read it where it is.
+    pub(crate) fn is_on_host(&self) -> bool {
+        match &self.memory {
+            Memory::Block(block) => block.is_on_host(),
+            Memory::File { .. } => true,
+        }
+    }
+
     /// Whether this is the only handle on memory that can be written.
     pub fn is_unique(&mut self) -> bool {
         match &mut self.memory {
@@ -246,21 +263,15 @@ impl Tensor {
         }
     }
 
-    /// The elements as bytes in little-endian order.
+    /// The elements as bytes in little-endian order, scales of rows included.
     pub fn bytes(&self) -> &[u8] {
         const { assert!(cfg!(target_endian = "little"), "files hold little-endian numbers") };
         memory::bytes_of(self.view())
     }
-
-    /// All bytes as they stand in the CPU's memory, scales of rows included.
-    pub(crate) fn host_bytes(&self) -> Cow<'_, [u8]> {
-        match &self.memory {
-            Memory::Block(block) if block.is_on_host() => Cow::Borrowed(block.bytes()),
-            Memory::Block(block) => Cow::Owned(block.to_vec()),
-            Memory::File { .. } => Cow::Borrowed(self.bytes()),
-        }
-    }
 }
+
+/// Elements that are brought to a GPU at a time.
+const PIECE: usize = 1 << 20;
 
 /// Elements of `dtype`, each the nearest value.
 fn write_nearest(bytes: &mut [u8], dtype: DType, source: &[f32]) {

@@ -169,17 +169,13 @@ impl TrainError {
 
     /// Its name for programs.
     pub fn code(&self) -> Code {
+        if let Some(error) = self.device_error() {
+            let ran_out = error.is_out_of_memory();
+            return if ran_out { Code::MemoryRanOut } else { Code::DeviceFailed };
+        }
         match self {
             _ if self.is_disk_full() => Code::DiskFull,
-            Self::Device(error)
-            | Self::DeviceInRun { source: error, .. }
-            | Self::Load(LoadError::Device(error))
-            | Self::Adapter(AdapterError::Device(error))
-            | Self::Generate(GenerateError::Device(error))
-            | Self::Export(ExportError::Device(error)) => match error.is_out_of_memory() {
-                true => Code::MemoryRanOut,
-                false => Code::DeviceFailed,
-            },
+            Self::Device(_) | Self::DeviceInRun { .. } => Code::DeviceFailed,
             Self::Usage(code, _) => *code,
             Self::RunFile(error) => error.code(),
             Self::Hub(HubError::Network { .. } | HubError::Protocol { .. }) => Code::HubUnreachable,
@@ -202,6 +198,24 @@ impl TrainError {
         }
     }
 
+    /// The device's failure that it comes from.
+    fn device_error(&self) -> Option<&DeviceError> {
+        match self {
+            Self::Device(error)
+            | Self::DeviceInRun { source: error, .. }
+            | Self::Load(LoadError::Device(error) | LoadError::File(FileError::Device(error)))
+            | Self::Adapter(
+                AdapterError::Device(error) | AdapterError::File(FileError::Device(error)),
+            )
+            | Self::Generate(GenerateError::Device(error))
+            | Self::Export(
+                ExportError::Device(error) | ExportError::File(FileError::Device(error)),
+            )
+            | Self::Tensors(FileError::Device(error)) => Some(error),
+            _ => None,
+        }
+    }
+
     /// Whether it comes from a full disk.
     pub fn is_disk_full(&self) -> bool {
         disk_full(self)
@@ -211,16 +225,13 @@ impl TrainError {
     pub fn is_usage(&self) -> bool {
         match self {
             _ if self.is_disk_full() => true,
+            _ if self.device_error().is_some() => false,
             Self::Checkpoint(_)
             | Self::Export(_)
             | Self::Generate(_)
             | Self::Tensors(_)
             | Self::Report(_)
             | Self::Io { .. }
-            | Self::Device(_)
-            | Self::DeviceInRun { .. }
-            | Self::Load(LoadError::Device(_))
-            | Self::Adapter(AdapterError::Device(_))
             | Self::NonFinite { .. } => false,
             _ => true,
         }

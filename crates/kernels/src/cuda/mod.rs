@@ -28,6 +28,7 @@ pub(crate) use together::Together;
 
 pub use crate::element::{Address, Slice, SliceMut};
 use crate::format::Storage;
+use crate::room::with_room;
 use crate::{DeviceError, Failures, lock};
 use driver::{Driver, HostAddress};
 use graphs::Graphs;
@@ -218,13 +219,22 @@ impl Gpu {
         address
     }
 
-    /// The `f32` numbers at `address`, where an operation has put them.
+    /// The `f32` numbers at `address`, where an operation has put them; none, and a failure, where
+    /// the host has no memory for them.
     pub(crate) fn download(&self, address: Address, len: usize) -> Vec<f32> {
-        let mut bytes = vec![0; 4 * len];
+        let room = with_room(4 * len).and_then(|bytes| Ok((bytes, with_room(len)?)));
+        let (mut bytes, mut numbers) = match room {
+            Ok(room) => room,
+            Err(error) => {
+                self.failures().note(error);
+                return Vec::new();
+            }
+        };
+        bytes.resize(4 * len, 0);
         // SAFETY: operations ask for what they have written, in memory that they were given.
         unsafe { self.0.driver.read(address, &mut bytes) };
-        let word = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-        bytes.chunks_exact(4).map(word).collect()
+        numbers.extend(bytes.as_chunks().0.iter().map(|&word| f32::from_le_bytes(word)));
+        numbers
     }
 
     /// Sets every byte to zero.
@@ -382,7 +392,7 @@ impl Region {
         (len, cols): (usize, usize),
     ) -> Slice<'_> {
         let slice = Slice::new(self.address + offset as u64, storage, len, cols);
-        assert!(offset + slice.num_bytes() <= self.len);
+        self.check(offset, slice.num_bytes());
         slice
     }
 
@@ -400,23 +410,32 @@ impl Region {
         unsafe { SliceMut::new(self.slice(offset, storage, shape)) }
     }
 
-    /// Copies to the GPU.
+    /// # Panics
+    /// If the bytes `offset..offset + len` are not inside the region.
+    fn check(&self, offset: usize, len: usize) {
+        assert!(offset <= self.len && len <= self.len - offset, "outside of a region");
+    }
+
+    /// Copies to the GPU, in the order of what else it is asked for.
+    ///
+    /// # Panics
+    /// If the bytes reach beyond the region; so of the others.
     pub fn write(&self, offset: usize, bytes: &[u8]) {
-        assert!(offset + bytes.len() <= self.len);
-        // SAFETY: inside the region; its owner keeps blocks that are in use apart.
+        self.check(offset, bytes.len());
+        // SAFETY: inside the region (checked); its owner keeps blocks that are in use apart.
         unsafe { self.gpu.0.driver.write(self.address + offset as u64, bytes) };
     }
 
     /// Copies from the GPU; zeros where it failed.
     pub fn read(&self, offset: usize, bytes: &mut [u8]) {
-        assert!(offset + bytes.len() <= self.len);
+        self.check(offset, bytes.len());
         // SAFETY: as above.
         unsafe { self.gpu.0.driver.read(self.address + offset as u64, bytes) };
     }
 
     /// Sets every byte of a part.
     pub fn fill(&self, offset: usize, byte: u8, len: usize) {
-        assert!(offset + len <= self.len);
+        self.check(offset, len);
         // SAFETY: as above.
         unsafe { self.gpu.0.driver.fill(self.address + offset as u64, byte, len) };
     }
@@ -456,7 +475,7 @@ impl HostBlock {
 
     /// Writes `bytes` at byte `offset`.
     pub fn write(&mut self, offset: usize, bytes: &[u8]) {
-        assert!(offset + bytes.len() <= self.len);
+        assert!(offset <= self.len && bytes.len() <= self.len - offset, "outside of a block");
         // SAFETY: inside the memory, and `&mut self` makes this the only access but for prefetches,
         // which do not begin before everything is written.
         unsafe { self.start.add(offset).copy_from(bytes.as_ptr(), bytes.len()) };

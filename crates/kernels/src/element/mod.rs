@@ -8,7 +8,9 @@ mod slice;
 
 pub use slice::{Address, Slice, SliceMut};
 
+use crate::DeviceError;
 use crate::format::{Packed, Storage};
+use crate::room::with_room;
 
 /// Floating-point type that kernels compute with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -294,8 +296,21 @@ impl<'a> View<'a> {
     }
 
     /// A copy as `f32`.
+    ///
+    /// # Errors
+    /// If the system has no more memory.
+    pub fn try_to_vec_f32(&self) -> Result<Vec<f32>, DeviceError> {
+        let mut values = with_room(self.len())?;
+        with_elements!(any *self, x => values.extend((0..self.len()).map(|i| x.at(i))));
+        Ok(values)
+    }
+
+    /// The same of few elements.
+    ///
+    /// # Panics
+    /// If the system has no more memory.
     pub fn to_vec_f32(&self) -> Vec<f32> {
-        with_elements!(any *self, x => (0..self.len()).map(|i| x.at(i)).collect())
+        self.try_to_vec_f32().unwrap_or_else(|error| panic!("{error}"))
     }
 }
 

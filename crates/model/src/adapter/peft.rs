@@ -16,10 +16,11 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 /// Writes the adapter `id` of `model` into `dir`, which must exist.
 ///
 /// # Errors
-/// When a file cannot be written.
+/// When a file cannot be written, or the device that holds the adapter failed, now or before.
 pub fn save(
     dir: &Path,
     model: &Model,
+    device: &Device,
     id: AdapterId,
     config: &LoraConfig,
     base_model: &str,
@@ -37,7 +38,8 @@ pub fn save(
         [tensor(Matrix::A, lora.a), tensor(Matrix::B, lora.b)]
     });
     write(&dir.join(WEIGHTS), tensors)?;
-    Ok(())
+    // Of a device that failed, zeros were written.
+    Ok(device.settle()?)
 }
 
 /// The configuration as PEFT writes it, with short target names where these match the same layers.
@@ -192,7 +194,7 @@ fn matrix(
     which: Matrix,
     shape: &[usize],
 ) -> Result<Tensor, AdapterError> {
-    let Some(tensor) = file.tensor(key) else {
+    let Some(tensor) = file.tensor(key)? else {
         let problem = format!(
             "tensor `{key}` is missing, although its counterpart is present: the file is \
              incomplete, save the adapter again"

@@ -157,7 +157,10 @@ fn logits(pass: Pass<'_>, rows: &Rows, caches: &mut [KvPages]) -> Vec<f32> {
     if pass.device.is_dry() {
         return Vec::new();
     }
-    let mut logits = logits.to_vec_f32();
+    let mut logits = logits.try_to_vec_f32().unwrap_or_else(|error| {
+        pass.device.fail(error);
+        Vec::new()
+    });
     logits.truncate(rows.num_answers * decoder.config.vocab_size);
     logits
 }

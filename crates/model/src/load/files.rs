@@ -174,28 +174,29 @@ impl WeightFiles {
         [Some(name), bare].into_iter().flatten().find(|name| self.file_of.contains_key(*name))
     }
 
-    fn tensor(&self, stored_name: &str) -> Option<(&SafeTensorsFile, Tensor)> {
-        let file = &self.files[*self.file_of.get(stored_name)?];
-        Some((file, file.tensor(stored_name)?))
+    fn tensor(&self, stored_name: &str) -> Result<Option<(&SafeTensorsFile, Tensor)>, FileError> {
+        let Some(&file) = self.file_of.get(stored_name) else { return Ok(None) };
+        let file = &self.files[file];
+        Ok(file.tensor(stored_name)?.map(|tensor| (file, tensor)))
     }
 
     /// Whether embedding and head, which the configuration ties, are tied in the files too. As in
     /// transformers 5, either of them may stand for both, and a head whose values differ from the
     /// embedding's was trained separately.
-    pub(super) fn are_tied(&mut self) -> bool {
-        let Some((_, head)) = self.tensor(HEAD) else { return true };
-        match self.stored_name(EMBEDDING).and_then(|name| self.tensor(name)) {
-            None => {
-                self.embedding_is_head = true;
-                true
-            }
-            Some((_, embedding)) => {
-                let is_same = |a: &Tensor, b: &Tensor| {
-                    (a.dtype(), a.shape()) == (b.dtype(), b.shape()) && a.bytes() == b.bytes()
-                };
-                is_same(&embedding, &head)
-            }
-        }
+    ///
+    /// # Errors
+    /// If there is no memory to compare them.
+    pub(super) fn are_tied(&mut self) -> Result<bool, FileError> {
+        let Some((_, head)) = self.tensor(HEAD)? else { return Ok(true) };
+        let embedding = self.stored_name(EMBEDDING).map(|name| self.tensor(name)).transpose()?;
+        let Some((_, embedding)) = embedding.flatten() else {
+            self.embedding_is_head = true;
+            return Ok(true);
+        };
+        let is_same = |a: &Tensor, b: &Tensor| {
+            (a.dtype(), a.shape()) == (b.dtype(), b.shape()) && a.bytes() == b.bytes()
+        };
+        Ok(is_same(&embedding, &head))
     }
 
     /// The tensor `name`, which must have this shape.
@@ -204,7 +205,8 @@ impl WeightFiles {
             true => Some(HEAD),
             false => self.stored_name(name),
         };
-        let Some((file, tensor)) = stored.and_then(|stored| self.tensor(stored)) else {
+        let found = stored.map(|stored| self.tensor(stored)).transpose()?;
+        let Some((file, tensor)) = found.flatten() else {
             return Err(LoadError::Missing { path: self.path.clone(), name: name.to_owned() });
         };
         let name = stored.unwrap_or(name);

@@ -77,7 +77,7 @@ pub fn load(dir: &Path, device: &Device, options: LoadOptions) -> Result<Model, 
     let mut config = DecoderConfig::load(dir)?;
     let mut files = WeightFiles::open(dir)?;
     if config.tie_word_embeddings {
-        config.tie_word_embeddings = files.are_tied();
+        config.tie_word_embeddings = files.are_tied()?;
     }
     assert!(options.offloaded_blocks == 0 || options.trained == Trained::Nothing);
     let mut loader = Loader { device, options, files, params: Params::default() };

@@ -2,8 +2,8 @@
 
 use crate::fixture::{Golden, logits, pack};
 use hone_model::Model;
-use hone_model::adapter::{self, LoraConfig, TargetModules};
-use hone_tensor::{AdapterId, Compute, Device};
+use hone_model::adapter::{self, AdapterError, LoraConfig, TargetModules};
+use hone_tensor::{AdapterId, Compute, Device, DeviceError};
 use serde_json::{Value, json};
 
 fn params(model: &Model) -> Vec<(String, Vec<usize>, Vec<f32>)> {
@@ -59,13 +59,25 @@ fn saved_and_loaded_is_the_same() {
         let mut model = golden.base(&device);
         let read =
             adapter::load(&golden.dir.join("adapter"), &mut model, &device, &mut |_| ()).unwrap();
-        adapter::save(dir.path(), &original, AdapterId::default(), &read, "base").unwrap();
+        adapter::save(dir.path(), &original, &device, AdapterId::default(), &read, "base").unwrap();
         let mut again = golden.base(&device);
         let read_again = adapter::load(dir.path(), &mut again, &device, &mut |_| ()).unwrap();
         assert_eq!(read, read_again);
         assert_eq!(params(&original), params(&again));
         assert_eq!(logits_of(&original, &golden), logits_of(&again, &golden));
     }
+}
+
+/// What a device that failed gives is not called an adapter.
+#[test]
+fn a_device_that_failed_saves_nothing() {
+    let (device, dir) = (Device::cpu(1), tempfile::tempdir().unwrap());
+    let golden = Golden::load("tied_gqa");
+    let (model, config) = (golden.adapted(&device), config(TargetModules::AllLinear));
+    let save = || adapter::save(dir.path(), &model, &device, AdapterId::default(), &config, "base");
+    device.fail(DeviceError::out_of_host_memory(7));
+    assert!(matches!(save(), Err(AdapterError::Device(_))));
+    save().unwrap();
 }
 
 /// The settings in PEFT's own files.
@@ -97,7 +109,8 @@ fn configuration_for_peft() {
         let (mut model, dir) = (golden.base(&device), tempfile::tempdir().unwrap());
         let config = config(target_modules);
         adapter::attach(&mut model, &device, &config, 1).unwrap();
-        adapter::save(dir.path(), &model, AdapterId::default(), &config, "org/name").unwrap();
+        adapter::save(dir.path(), &model, &device, AdapterId::default(), &config, "org/name")
+            .unwrap();
         let text = std::fs::read(dir.path().join("adapter_config.json")).unwrap();
         serde_json::from_slice(&text).unwrap()
     };

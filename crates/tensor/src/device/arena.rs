@@ -184,7 +184,7 @@ impl Arena {
     /// # Errors
     /// If there is not so much memory.
     pub fn new(device: &Device, bytes: usize) -> Result<Self, DeviceError> {
-        Ok(Self { region: Region::new(device.processor(), bytes)?, bytes })
+        Ok(Self { region: device.lasting_region(bytes)?, bytes })
     }
 
     /// Size.
@@ -231,11 +231,9 @@ impl Block {
         block
     }
 
-    pub(crate) fn persistent(
-        processor: Option<&Processor>,
-        len: usize,
-    ) -> Result<Self, DeviceError> {
-        Ok(Self { region: Region::new(processor, len)?, offset: 0, len, counted: None })
+    /// Memory that outlives steps.
+    pub(super) fn persistent(device: &Device, len: usize) -> Result<Self, DeviceError> {
+        Ok(Self { region: device.lasting_region(len)?, offset: 0, len, counted: None })
     }
 
     /// Counted in `category` until it is released.
@@ -264,27 +262,28 @@ impl Block {
         }
     }
 
-    /// Overwrites all bytes.
-    pub(crate) fn write(&mut self, bytes: &[u8]) {
-        assert_eq!(bytes.len(), self.len);
+    /// Overwrites the bytes from `start` on.
+    pub(crate) fn write(&mut self, start: usize, bytes: &[u8]) {
+        assert!(start <= self.len && bytes.len() <= self.len - start, "outside of a block");
         match &self.region {
-            Region::Host(_) => self.bytes_mut().copy_from_slice(bytes),
-            Region::Cuda(region) => region.write(self.offset, bytes),
+            Region::Host(_) => self.bytes_mut()[start..][..bytes.len()].copy_from_slice(bytes),
+            Region::Cuda(region) => region.write(self.offset + start, bytes),
             Region::Dry | Region::Missing => {}
         }
     }
 
-    /// A copy of the bytes.
-    pub(crate) fn to_vec(&self) -> Vec<u8> {
+    /// A copy in the CPU's memory; zeros where the device failed.
+    ///
+    /// # Errors
+    /// If the system has no more memory.
+    pub(crate) fn to_host(&self) -> Result<Self, DeviceError> {
+        let mut copy = Self::on_host(self.len)?;
         match &self.region {
-            Region::Cuda(region) => {
-                let mut bytes = vec![0; self.len];
-                region.read(self.offset, &mut bytes);
-                bytes
-            }
-            Region::Missing => vec![0; self.len],
-            _ => self.bytes().to_vec(),
+            Region::Cuda(region) => region.read(self.offset, copy.bytes_mut()),
+            Region::Missing => {}
+            Region::Host(_) | Region::Dry => copy.bytes_mut().copy_from_slice(self.bytes()),
         }
+        Ok(copy)
     }
 
     /// Whether the CPU can reach it.

@@ -136,8 +136,25 @@ impl Device {
     ) -> Result<Tensor, DeviceError> {
         let storage = storage.into();
         let bytes = storage.num_bytes(shape);
-        let block = Block::persistent(self.processor(), bytes)?;
+        let block = Block::persistent(self, bytes)?;
         Ok(Tensor::from_block(block.counted(&self.0.memory, category), storage, shape))
+    }
+
+    /// Memory that outlives steps.
+    fn lasting_region(&self, bytes: usize) -> Result<Region, DeviceError> {
+        Region::new(self.processor(), bytes).map_err(|error| self.refused(error))
+    }
+
+    /// What is told to whoever asked for memory that is not there. It is the end of a pass of its
+    /// own: after it, what a GPU keeps for speed is given back.
+    fn refused(&self, error: DeviceError) -> DeviceError {
+        // A pass around this one goes on, if it has not failed.
+        self.synchronize();
+        if self.is_failing() {
+            return error;
+        }
+        self.fail(error.clone());
+        self.settle().err().unwrap_or(error)
     }
 
     /// Memory of the present step outside of a plan.
@@ -322,9 +339,9 @@ impl Device {
         let held = match (self.target(), self.processor()) {
             (Target::Cpu, _) => tensor.clone(),
             (Target::Cuda, processor) => {
-                let mut block = Block::persistent(processor, tensor.num_bytes())?;
+                let mut block = Block::persistent(self, tensor.num_bytes())?;
                 if processor.is_some() {
-                    block.write(&tensor.host_bytes());
+                    block.write(0, tensor.to_host()?.bytes());
                     tensor.release_file();
                 }
                 Tensor::from_block(block, tensor.storage(), tensor.shape())

@@ -61,14 +61,14 @@ pub fn offload(
     let bytes_of = |block: &Vec<&mut Tensor>| -> usize { block.iter().map(|t| room_of(t)).sum() };
     let slot_bytes = blocks.iter().map(bytes_of).max().unwrap_or(0);
     let num_slots = OFFLOAD_SLOTS.min(blocks.len());
-    let slot = |_| Region::new(device.processor(), slot_bytes);
+    let slot = |_| device.lasting_region(slot_bytes);
     let slots = (0..num_slots).map(slot).collect::<Result<Vec<_>, _>>()?;
     let total: usize = blocks.iter().map(bytes_of).sum();
     device.memory().count_persistent(Category::Weights, num_slots * slot_bytes);
     device.memory().count_persistent(Category::Offloaded, total);
     // All of it is what the user has to know.
     let refused = |error: DeviceError| match error.is_out_of_memory() {
-        true => DeviceError::out_of_page_locked_memory(total),
+        true => device.refused(DeviceError::out_of_page_locked_memory(total)),
         false => error,
     };
     let store = |(i, block): (usize, &mut Vec<&mut Tensor>)| {
@@ -81,7 +81,7 @@ pub fn offload(
         for tensor in block {
             let (room, len) = (room_of(tensor), tensor.num_bytes());
             if let Some(memory) = &mut memory {
-                memory.write(offset, &tensor.host_bytes());
+                memory.write(offset, tensor.to_host()?.bytes());
                 tensor.release_file();
             }
             let place = Block::shared(&slots[i % num_slots], offset, len);

@@ -198,6 +198,33 @@ fn memory_that_is_not_there_fails_the_pass_once() {
     }
 }
 
+/// What a GPU keeps for speed is given back, whether a pass is refused memory or who asks for some
+/// that outlives it, and what was asked for before is done.
+#[test]
+fn memory_that_is_not_there_frees_what_is_kept() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    let device = Device::cuda(gpu.clone());
+    let too_much = 4 * TOO_MANY;
+    let attempts: [fn(&Device, usize) -> Option<DeviceError>; 3] = [
+        |device, len| device.persistent(Category::Cache, DType::F32, &[len / 4]).err(),
+        |device, len| Arena::new(device, len).err(),
+        |device, len| {
+            device.alloc(Category::Cache, DType::F32, &[len / 4]);
+            device.settle().err()
+        },
+    ];
+    for attempt in attempts {
+        device.reserve(1 << 10, 0);
+        let mut before = device.alloc(Category::Activations, DType::F32, &[2]);
+        before.copy_from_f32(&[1.0, 2.0]);
+        assert_eq!(gpu.most_scratch_bytes(), 1 << 10);
+        assert!(attempt(&device, too_much).is_some_and(|error| error.is_out_of_memory()));
+        assert_eq!(gpu.most_scratch_bytes(), 0);
+        assert_eq!(device.settle(), Ok(()), "told once");
+        assert_eq!(before.to_vec_f32(), [1.0, 2.0]);
+    }
+}
+
 #[test]
 fn blocks_that_survive_the_step_are_caught() {
     let alloc = |device: &Device| device.alloc(Category::Activations, DType::Bf16, &[10]);

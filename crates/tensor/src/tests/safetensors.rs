@@ -1,8 +1,8 @@
 //! Files of tensors: what is written comes back, and nothing hostile gets further than an error.
 
 use super::check_op::{normals, rounded, tensor_of};
-use crate::safetensors::{FileError, SafeTensorsFile, held_as, read_header, write};
-use crate::{Category, DType, Device, Mapped, Philox, Tensor};
+use crate::safetensors::{FileError, Lazy, SafeTensorsFile, held_as, read_header, write};
+use crate::{Category, DType, Device, DeviceError, Mapped, Philox, Tensor};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -77,11 +77,23 @@ fn what_is_written_comes_back() {
     names.sort();
     assert!(file.names().iter().eq(names));
     for (name, tensor) in &tensors {
-        let read = file.tensor(name).expect("present");
+        let read = file.tensor(name).unwrap().expect("present");
         assert_eq!((read.dtype(), read.shape()), (tensor.dtype(), tensor.shape()), "{name}");
         assert_eq!(read.bytes(), tensor.bytes(), "{name}");
     }
-    assert!(file.tensor("absent").is_none());
+    assert!(file.tensor("absent").unwrap().is_none());
+}
+
+/// A file that is not whole for want of memory is an error, and gone.
+#[test]
+fn memory_that_runs_out_leaves_no_file() {
+    let scratch = Scratch::new("out.safetensors");
+    let make = || Err(DeviceError::out_of_host_memory(7));
+    let made = Lazy::Made { dtype: DType::F32, shape: vec![2], make: Box::new(make) };
+    let tensors = [("first".to_owned(), Lazy::Held(Tensor::from_f32(&[1.0], &[1])))];
+    let written = write(&scratch.path, tensors.into_iter().chain([("second".to_owned(), made)]));
+    assert!(matches!(written, Err(FileError::Device(error)) if error.is_out_of_memory()));
+    assert!(!scratch.path.exists());
 }
 
 #[test]
@@ -89,7 +101,7 @@ fn tensors_outlive_their_file_and_are_read_only() {
     let header = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
     let header = format!("{header:<56}");
     let scratch = Scratch::holding(&file(&header, &[1.5f32, -2.0].map(f32::to_le_bytes).concat()));
-    let mut tensor = scratch.open().expect("whole").tensor("a").expect("present");
+    let mut tensor = scratch.open().expect("whole").tensor("a").unwrap().expect("present");
     drop(scratch);
     assert_eq!(tensor.f32(), [1.5, -2.0]);
     assert!(!tensor.is_unique());
@@ -103,7 +115,7 @@ fn misaligned_data_is_copied() {
         let header = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
         let header = format!("{header}{}", " ".repeat(padding));
         let scratch = Scratch::holding(&file(&header, &numbers));
-        let tensor = scratch.open().expect("whole").tensor("a").expect("present");
+        let tensor = scratch.open().expect("whole").tensor("a").unwrap().expect("present");
         assert_eq!(tensor.f32(), [1.5, -2.0]);
         let map = Arc::new(Mapped::open(&scratch.path).expect("mapped"));
         let mapped = Tensor::from_file(&map, 8 + header.len(), DType::F32, &[2]);
@@ -252,7 +264,7 @@ fn random_damage_never_panics() {
             scratch.put(&bytes);
             let Ok(file) = scratch.open() else { continue };
             for name in file.names() {
-                let tensor = file.tensor(&name).expect("a checked header");
+                let tensor = file.tensor(&name).unwrap().expect("a checked header");
                 assert_eq!(tensor.view().len(), tensor.len());
                 assert!(tensor.num_bytes() <= 14);
             }

@@ -94,16 +94,11 @@ impl Run<'_> {
             std::fs::remove_dir_all(&partial).map_err(TrainError::io(&partial))?;
         }
         std::fs::create_dir(&partial).map_err(TrainError::io(&partial))?;
-        let Engine { model, lora, .. } = &self.engine;
+        let Engine { device, model, lora, .. } = &self.engine;
         match lora {
             Some(lora) => {
-                adapter::save(
-                    &partial,
-                    model,
-                    AdapterId::default(),
-                    lora,
-                    &self.setup.run.model.path,
-                )?;
+                let (id, base_model) = (AdapterId::default(), &self.setup.run.model.path);
+                adapter::save(&partial, model, device, id, lora, base_model)?;
                 self.compare(&partial, DType::F32)?;
             }
             None => match self.write_model(&partial, model.file_dtype) {

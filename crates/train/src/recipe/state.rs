@@ -166,7 +166,8 @@ impl Run<'_> {
 }
 
 fn copy(dir: &Path, file: &SafeTensorsFile, name: &str, to: &mut Tensor) -> Result<(), TrainError> {
-    let found = file.tensor(name).filter(|t| t.shape() == to.shape() && t.dtype() == to.dtype());
+    let found = file.tensor(name)?;
+    let found = found.filter(|t| t.shape() == to.shape() && t.dtype() == to.dtype());
     let found = found.ok_or_else(|| unfit(dir, format!("tensor `{name}` is not as expected")))?;
     to.copy_from_f32(found.f32());
     Ok(())

@@ -71,7 +71,8 @@ fn data_text(error: hone_data::DataError) -> String {
 fn safetensors(dir: &Path) -> Result<(), String> {
     let file = SafeTensorsFile::open(&dir.join("model/model.safetensors")).map_err(text)?;
     for name in file.names() {
-        let _ = file.tensor(&name).map(|tensor| tensor.view().to_vec_f32());
+        let tensor = file.tensor(&name).map_err(text)?;
+        let _ = tensor.map(|tensor| tensor.view().to_vec_f32());
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ fn loss(evaluation: &Value) -> f64 {
 /// Mean negative log-probability of tokens `1..` under logits `[t, vocab_size]`.
 fn by_hand(scene: &Scene, file: &str) -> (f64, usize) {
     let file = SafeTensorsFile::open(&scene.path(file)).unwrap();
-    let (logits, tokens) = (file.tensor("logits").unwrap(), file.tensor("tokens").unwrap());
+    let [logits, tokens] = ["logits", "tokens"].map(|name| file.tensor(name).unwrap().unwrap());
     let vocab_size = logits.shape()[1];
     let rows = logits.f32().chunks(vocab_size).zip(&tokens.f32()[1..]);
     let losses = rows.map(|(row, &next)| {
