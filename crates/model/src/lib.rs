@@ -24,7 +24,7 @@ pub use config::{AttentionConfig, DecoderConfig, LayerConfig, MlpConfig};
 pub use decoder::{Decoder, Recompute};
 pub use export::{ExportError, ExportOptions, check_written, export_hf};
 pub use fidelity::{Comparison, Fidelity, MAX_LOST};
-pub use load::{LoadError, LoadOptions, Model, Trained, load, weight_files};
+pub use load::{LoadError, LoadOptions, Model, ModelFiles, Trained, load, weight_files};
 pub use pass::Pass;
 pub use raw_config::ConfigError;
 pub use rope::{RopeConfig, RopeScaling};

@@ -13,7 +13,7 @@ use crate::args::{ModelArgs, RunFileArgs};
 use crate::failure::Failure;
 use crate::output;
 use hone_data::Tokenizer;
-use hone_model::{LoadOptions, Model, Pass, adapter};
+use hone_model::{LoadOptions, Model, ModelFiles, Pass, adapter};
 use hone_tensor::{Category, Compute, Device, Target};
 use hone_train::backend::{Asked, Backend};
 use hone_train::run_dir::RunDir;
@@ -68,8 +68,8 @@ fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
         .map_err(|problem| Failure::Usage(format!("--compute {problem}")))?;
     let dir = resolve(&args.model, &mut print_note)?;
     // Check headers, configuration and tokenizer first: loading weights may take a minute.
-    let Model { decoder, file_dtype, .. } =
-        hone_model::load(&dir, &Device::dry(), LoadOptions::INFERENCE)?;
+    let files = ModelFiles::open(&dir)?;
+    let Model { decoder, file_dtype, .. } = files.load(&Device::dry(), LoadOptions::INFERENCE)?;
     let tokenizer = Tokenizer::from_dir(&dir)?;
     let threads = num_threads(args.threads);
     let note = &mut print_note;
@@ -84,12 +84,12 @@ fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
     if backend.gpu_name().is_some() {
         // Counted as stored on the GPU, to refuse a model that is too large before loading it.
         let dry = Device::dry_as(Target::Cuda);
-        let _counted = hone_model::load(&dir, &dry, options)?;
+        let _counted = files.load(&dry, options)?;
         backend.check_room(dry.persistent_bytes(Category::Weights))?;
     }
     backend.check_heads(decoder.config.max_head_dim())?;
     let device = backend.device();
-    let mut model = hone_model::load(&dir, &device, options)?;
+    let mut model = files.load(&device, options)?;
     if let Some(adapter_dir) = &args.adapter {
         adapter::load(adapter_dir, &mut model, &device, note)?;
     }

@@ -125,23 +125,29 @@ pub(super) struct WeightFiles {
     files: Vec<SafeTensorsFile>,
     /// Index into `files` by tensor name.
     file_of: BTreeMap<String, usize>,
-    taken: BTreeSet<String>,
     /// Whether the files contain only the head of the tied pair.
     embedding_is_head: bool,
+}
+
+/// What was taken of them for a model.
+#[derive(Default)]
+pub(super) struct Taken {
+    names: BTreeSet<String>,
     matrix_dtype: Option<DType>,
+}
+
+impl Taken {
+    /// Element type of the first matrix taken.
+    pub(super) fn matrix_dtype(&self) -> DType {
+        self.matrix_dtype.unwrap_or(DType::F32)
+    }
 }
 
 impl WeightFiles {
     pub(super) fn open(dir: &Path) -> Result<Self, LoadError> {
         let (path, paths) = path_and_files(dir)?;
-        let mut this = Self {
-            path,
-            files: Vec::new(),
-            file_of: BTreeMap::new(),
-            taken: BTreeSet::new(),
-            embedding_is_head: false,
-            matrix_dtype: None,
-        };
+        let mut this =
+            Self { path, files: Vec::new(), file_of: BTreeMap::new(), embedding_is_head: false };
         for path in paths {
             this.add(&path)?;
         }
@@ -200,7 +206,12 @@ impl WeightFiles {
     }
 
     /// The tensor `name`, which must have this shape.
-    pub(super) fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
+    pub(super) fn take(
+        &self,
+        name: &str,
+        shape: &[usize],
+        taken: &mut Taken,
+    ) -> Result<Tensor, LoadError> {
         let stored = match self.embedding_is_head && name == EMBEDDING {
             true => Some(HEAD),
             false => self.stored_name(name),
@@ -219,25 +230,20 @@ impl WeightFiles {
             });
         }
         if shape.len() > 1 {
-            self.matrix_dtype.get_or_insert(tensor.dtype());
+            taken.matrix_dtype.get_or_insert(tensor.dtype());
         }
-        self.taken.insert(name.to_owned());
+        taken.names.insert(name.to_owned());
         Ok(tensor)
-    }
-
-    /// Element type of the first matrix taken.
-    pub(super) fn matrix_dtype(&self) -> DType {
-        self.matrix_dtype.unwrap_or(DType::F32)
     }
 
     /// Refuses tensors that were not taken, except those that transformers ignores too: rotary
     /// embedding buffers in old files, and a copy of the embedding as the tied head.
-    pub(super) fn refuse_surplus(&self, is_tied: bool) -> Result<(), LoadError> {
+    pub(super) fn refuse_surplus(&self, taken: &Taken, is_tied: bool) -> Result<(), LoadError> {
         let is_ignored = |name: &String| {
             let is_buffer = name == "rotary_emb.inv_freq" || name.ends_with(".rotary_emb.inv_freq");
             is_buffer || (is_tied && name == HEAD)
         };
-        let left = self.file_of.keys().filter(|n| !self.taken.contains(*n) && !is_ignored(n));
+        let left = self.file_of.keys().filter(|n| !taken.names.contains(*n) && !is_ignored(n));
         let left: Vec<&String> = left.collect();
         match left.first() {
             None => Ok(()),

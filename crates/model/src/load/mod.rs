@@ -8,7 +8,7 @@ pub(crate) use files::{find_pickled, is_lfs_pointer};
 use crate::config::DecoderConfig;
 use crate::decoder::{Decoder, Layer};
 use crate::weights::Role;
-use files::WeightFiles;
+use files::{Taken, WeightFiles};
 use hone_tensor::safetensors::held_as;
 use hone_tensor::{
     Category, DType, Device, DeviceError, PAGE_LOCKED, ParamId, Params, Storage, Tensor, Wanted,
@@ -69,31 +69,59 @@ impl Model {
     }
 }
 
+/// A model directory in Hugging Face layout whose configuration and headers of weight files were
+/// read, so that it can be loaded several times, on the dry device first.
+pub struct ModelFiles {
+    config: DecoderConfig,
+    files: WeightFiles,
+}
+
+impl ModelFiles {
+    /// Reads configuration and headers.
+    ///
+    /// # Errors
+    /// [`LoadError`], naming the file.
+    pub fn open(dir: &Path) -> Result<Self, LoadError> {
+        let mut config = DecoderConfig::load(dir)?;
+        let mut files = WeightFiles::open(dir)?;
+        if config.tie_word_embeddings {
+            config.tie_word_embeddings = files.are_tied()?;
+        }
+        Ok(Self { config, files })
+    }
+
+    /// Loads the model.
+    ///
+    /// # Errors
+    /// [`LoadError`], naming file and tensor.
+    pub fn load(&self, device: &Device, options: LoadOptions) -> Result<Model, LoadError> {
+        assert!(options.offloaded_blocks == 0 || options.trained == Trained::Nothing);
+        let (params, taken) = (Params::default(), Taken::default());
+        let mut loader = Loader { device, options, files: &self.files, taken, params };
+        let mut decoder = loader.decoder(self.config.clone())?;
+        offload_blocks(&mut decoder, device, options.offloaded_blocks).map_err(
+            |error| match error {
+                DeviceError::OutOfMemory {
+                    memory: PAGE_LOCKED,
+                    wanted: Wanted::Bytes(asked),
+                    ..
+                } => LoadError::PageLocked { mib: asked.div_ceil(1 << 20) as usize },
+                other => other.into(),
+            },
+        )?;
+        device.settle()?;
+        self.files.refuse_surplus(&loader.taken, decoder.config.tie_word_embeddings)?;
+        let file_dtype = loader.taken.matrix_dtype();
+        Ok(Model { decoder, params: loader.params, file_dtype })
+    }
+}
+
 /// Loads a model from a directory in Hugging Face layout.
 ///
 /// # Errors
 /// [`LoadError`], naming file and tensor.
 pub fn load(dir: &Path, device: &Device, options: LoadOptions) -> Result<Model, LoadError> {
-    let mut config = DecoderConfig::load(dir)?;
-    let mut files = WeightFiles::open(dir)?;
-    if config.tie_word_embeddings {
-        config.tie_word_embeddings = files.are_tied()?;
-    }
-    assert!(options.offloaded_blocks == 0 || options.trained == Trained::Nothing);
-    let mut loader = Loader { device, options, files, params: Params::default() };
-    let mut decoder = loader.decoder(config)?;
-    offload_blocks(&mut decoder, device, options.offloaded_blocks).map_err(
-        |error| match error {
-            DeviceError::OutOfMemory {
-                memory: PAGE_LOCKED, wanted: Wanted::Bytes(asked), ..
-            } => LoadError::PageLocked { mib: asked.div_ceil(1 << 20) as usize },
-            other => other.into(),
-        },
-    )?;
-    device.settle()?;
-    loader.files.refuse_surplus(decoder.config.tie_word_embeddings)?;
-    let file_dtype = loader.files.matrix_dtype();
-    Ok(Model { decoder, params: loader.params, file_dtype })
+    ModelFiles::open(dir)?.load(device, options)
 }
 
 /// Whether block `i` of `num_blocks` is among `n` evenly spread ones.
@@ -123,7 +151,8 @@ fn offload_blocks(decoder: &mut Decoder, device: &Device, n: usize) -> Result<()
 struct Loader<'a> {
     device: &'a Device,
     options: LoadOptions,
-    files: WeightFiles,
+    files: &'a WeightFiles,
+    taken: Taken,
     params: Params,
 }
 
@@ -131,7 +160,7 @@ impl Loader<'_> {
     fn decoder(&mut self, config: DecoderConfig) -> Result<Decoder, LoadError> {
         let mut weights = BTreeMap::new();
         for spec in config.weights() {
-            let tensor = self.files.take(&spec.name, &spec.shape)?;
+            let tensor = self.files.take(&spec.name, &spec.shape, &mut self.taken)?;
             let weight = match spec.role {
                 Role::Matrix(layer, _) => {
                     let n = self.options.offloaded_blocks;

@@ -3,7 +3,7 @@
 use crate::fixture::{
     Entry, Golden, cases, copy_of, export, load, logits, max_error, pack, rewrite, set_key,
 };
-use hone_model::{DecoderConfig, LoadOptions, Model, Trained};
+use hone_model::{DecoderConfig, LoadOptions, Model, ModelFiles, Trained};
 use hone_tensor::{Category, Compute, DType, Device, Storage};
 use safetensors::Dtype;
 use serde_json::json;
@@ -136,6 +136,18 @@ fn mixed_element_types() {
     let options = LoadOptions::INFERENCE;
     let model = hone_model::load(dir.path(), &Device::cpu(1), options).unwrap();
     assert_eq!(model.file_dtype, DType::F32);
+}
+
+/// A directory is read once, however often it is loaded.
+#[cfg(unix)]
+#[test]
+fn opened_files_are_loaded_again() {
+    let (golden, dir, device) = (Golden::load("tied_gqa"), copy_of("tied_gqa"), Device::cpu(2));
+    let files = ModelFiles::open(dir.path()).unwrap();
+    dir.close().unwrap();
+    files.load(&Device::dry(), LoadOptions::INFERENCE).unwrap();
+    let model = files.load(&device, LoadOptions::INFERENCE).unwrap();
+    assert_eq!(logits_of(&model, &golden), logits_of(&golden.base(&device), &golden));
 }
 
 #[test]
