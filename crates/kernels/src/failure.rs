@@ -143,7 +143,14 @@ impl Failures {
         Err(error)
     }
 
-    /// Number of failures so far. A copy on the device is valid only while this is unchanged.
+    /// Counts calls that were not done and that nobody is told of, as what a pass that panicked had
+    /// asked for.
+    pub(crate) fn count_dropped(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often something that was asked for was not done. A copy on the device is valid only
+    /// while this is unchanged.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }

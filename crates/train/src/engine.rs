@@ -180,7 +180,7 @@ impl Engine {
 
     /// Forward and backward pass of one micro-batch: adds to the gradients, which are those of the
     /// scaled loss, and to `metrics`, and returns its part of the step's loss. Part of a pass,
-    /// whose end says whether the device failed.
+    /// whose end says whether the device failed; the objective is not asked where it has.
     pub fn forward_backward(
         &mut self,
         micro_batch: &LabelledBatch,
@@ -194,8 +194,9 @@ impl Engine {
         let shape = log_probs.value().shape();
         let mut d_log_probs = self.device.alloc(Category::Activations, DType::F32, shape);
         let mut loss = 0.0;
-        if !self.device.is_dry() {
-            let log_probs = log_probs.value().to_vec_f32();
+        let found = (!self.device.is_dry()).then(|| log_probs.value().to_vec_f32());
+        // Of a pass that failed, reading included, the contents are what was there before.
+        if let Some(log_probs) = found.filter(|_| !self.device.is_failing()) {
             let (n, mut d) = (batch.num_targets, vec![0.0; log_probs.len()]);
             let scores = micro_batch.scores(&log_probs[..n]);
             let sum = self.objective.loss(&scores, step.statistics, &mut d[..n], metrics);

@@ -183,7 +183,9 @@ impl Graphs {
         let mut state = self.state();
         state.is_collecting = false;
         if std::thread::panicking() {
+            // With those that were being asked for, if it is the driver that panicked.
             state.calls = Calls::default();
+            self.failures.count_dropped();
         }
         self.flush(&mut state);
     }

@@ -183,7 +183,8 @@ impl Device {
         Some(processor)
     }
 
-    /// Notes a failure: until [`Device::settle`] operations do nothing and reading gives zeros.
+    /// Notes a failure: until [`Device::settle`] operations do nothing, and what they would have
+    /// written is undefined.
     pub fn fail(&self, error: DeviceError) {
         self.0.failures.note(error);
     }

@@ -15,6 +15,7 @@ use hone_kernels::gemm::reference::{gemm, transpose};
 use hone_kernels::rms_norm::{self, Rows};
 use hone_kernels::rope::Direction;
 use hone_kernels::{attention, embedding, glu, head, rope};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 const WEIGHT_KINDS: [Kind; 5] = [
     Kind::Frozen(Storage::Float(DType::F32)),
@@ -170,6 +171,33 @@ fn rope_passes() {
         for shared in [false, true] {
             check_op(&format!("rope {heads:?}"), &mut Rope::new(tokens, heads, shared));
         }
+    }
+}
+
+/// What a pass that panicked would have brought to a GPU is not there.
+#[test]
+fn angles_of_a_pass_that_panics_are_brought_again() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    let (device, params) = (Device::cuda(gpu.clone()), Params::default());
+    let rope = Rope::new(5, heads(3, 1, 6), false);
+    let values = normals(1, 5 * rope.heads.qkv_width());
+    let qkv = Tensor::from_f32(&values, &[5, rope.heads.qkv_width()]);
+    let qkv = device.hold(Category::Activations, &qkv).unwrap();
+    let rotated = || {
+        let mut tape = Tape::inference(&device, &params, Compute::F32);
+        let qkv = tape.leaf(qkv.clone(), false);
+        ops::rope(&mut tape, qkv, &rope.heads, &rope.angles).value().clone()
+    };
+    let pass = || {
+        gpu.pass(|| {
+            drop(rotated());
+            panic!("as it may");
+        });
+    };
+    assert!(catch_unwind(AssertUnwindSafe(pass)).is_err());
+    let expected = rope.rotate(&f64s(&values), Direction::Forward);
+    for (found, expected) in rotated().to_vec_f32().into_iter().zip(expected) {
+        assert!((f64::from(found) - expected).abs() < 1e-5, "{found}, not {expected}");
     }
 }
 

@@ -11,7 +11,7 @@ use hone_tensor::{Arena, Device, DeviceError, Layout, StepKey, Target, Tensor};
 use hone_train::TrainError;
 use hone_train::engine::{Engine, StepContext};
 use hone_train::loading::{self, Held};
-use hone_train::objectives::Metrics;
+use hone_train::objectives::{Metrics, Objective, RowSpan, Statistics, TokenScores};
 use hone_train::scoring::{LabelledBatch, Scorer, log_probs};
 use hone_train::setup::Setup;
 use std::sync::Arc;
@@ -26,10 +26,10 @@ struct Bench {
     arena: Arena,
 }
 
-fn batch(setup: &Setup) -> LabelledBatch {
+fn batch(setup: &Setup, target: Target) -> LabelledBatch {
     let units = setup.order().unwrap().step(&Cursor::default()).to_vec();
     let packed = MicroBatch::assemble(&setup.train, &units[..1], setup.max_seq_len);
-    LabelledBatch::new(&setup.config, &packed, Target::Cuda)
+    LabelledBatch::new(&setup.config, &packed, target)
 }
 
 fn forward_backward(engine: &mut Engine, batch: &LabelledBatch) -> f64 {
@@ -40,7 +40,7 @@ fn forward_backward(engine: &mut Engine, batch: &LabelledBatch) -> f64 {
 
 /// Where a step and an evaluation have their memory.
 fn layouts(setup: &Setup) -> [Arc<Layout>; 2] {
-    let (dry, batch) = (Device::dry_as(Target::Cuda), batch(setup));
+    let (dry, batch) = (Device::dry_as(Target::Cuda), batch(setup, Target::Cuda));
     let mut engine = engine(setup, &dry);
     let step = dry.trace(|| forward_backward(&mut engine, &batch)).1;
     let scored = dry.trace(|| log_probs(engine.pass(), &batch.batch)).1;
@@ -53,7 +53,7 @@ impl Bench {
         let device = Device::cuda(Gpu::for_tests_with(faults)?);
         let new = || {
             let engine = loading::engine(setup, &device, Held::of(setup, 0))?;
-            let (layouts, batch) = (layouts(setup), batch(setup));
+            let (layouts, batch) = (layouts(setup), batch(setup, Target::Cuda));
             let most = layouts.iter().map(|layout| layout.bytes()).max().unwrap();
             let arena = Arena::new(&device, most)?;
             let (faults, device) = (faults.clone(), device.clone());
@@ -136,6 +136,37 @@ fn a_call_that_fails_ends_its_pass_and_the_next_one_has_the_same_bits() {
             assert!(work(&mut bench) == Ok(work(&mut other).unwrap()), "after call {nth}");
         }
     }
+}
+
+/// Whose log-probabilities are not computed.
+struct NeverAsked;
+
+impl Objective for NeverAsked {
+    fn num_terms(&self, _: &[RowSpan]) -> usize {
+        1
+    }
+    fn loss(&self, _: &TokenScores<'_>, _: &Statistics, _: &mut [f32], _: &mut Metrics) -> f64 {
+        panic!("the pass has failed");
+    }
+}
+
+/// In an arena there is what the step before left.
+#[test]
+fn an_objective_is_not_asked_about_a_pass_that_failed() {
+    let scene = Scene::new("tied_gqa");
+    let setup = scene.setup(&LORA);
+    let device = Device::cpu(1);
+    let (mut engine, batch) = (engine(&setup, &device), batch(&setup, Target::Cpu));
+    let trace = device.trace(|| forward_backward(&mut engine, &batch)).1;
+    let (layout, error) = (Arc::new(Layout::of(trace)), DeviceError::out_of_host_memory(7));
+    let mut arena = Arena::new(&device, layout.bytes()).unwrap();
+    device.planned(&mut arena, &layout, || forward_backward(&mut engine, &batch)).unwrap();
+    engine.objective = Box::new(NeverAsked);
+    let failed = device.planned(&mut arena, &layout, || {
+        device.fail(error.clone());
+        forward_backward(&mut engine, &batch)
+    });
+    assert_eq!(failed, Err(error));
 }
 
 #[test]

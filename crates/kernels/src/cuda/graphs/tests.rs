@@ -114,8 +114,11 @@ fn a_gpu_forgets_a_pass_that_panics() {
             panic!("as it may");
         });
     };
+    let before = scene.gpu.failures().count();
     let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(pass));
     assert!(failed.is_err());
+    assert!(scene.gpu.failures().count() > before, "copies of before may not be there");
+    assert_eq!(scene.gpu.settle(), Ok(()));
     assert_eq!(scene.found(1), expected(&[0]));
 }
 
