@@ -260,6 +260,16 @@ fn once() -> f64 {
     1.0
 }
 
+impl FileReport {
+    /// Rows of it that an epoch sees, as [`Part::groups_per_epoch`].
+    pub fn rows_per_epoch(&self) -> usize {
+        match self.rows {
+            0 => 0,
+            rows => (self.weight * rows as f64).round().max(1.0) as usize,
+        }
+    }
+}
+
 /// Rows of more tokens than the bin before and at most `up_to`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LengthBin {

@@ -73,6 +73,12 @@ impl Order {
         self.units.len().div_ceil(self.units_per_step)
     }
 
+    /// Units of one epoch.
+    pub fn units_in_epoch(&mut self, epoch: u64) -> usize {
+        self.turn_to(epoch);
+        self.units.len()
+    }
+
     /// Tokens of one epoch: rows with a weight count as often as they are seen.
     pub fn tokens_in_epoch(&mut self, epoch: u64) -> usize {
         self.turn_to(epoch);

@@ -9,9 +9,11 @@ mod host;
 mod memory;
 mod policy;
 mod suggestions;
+mod time;
 
 pub use memory::MemoryUse;
 pub use policy::Policy;
+pub use time::TimeUse;
 
 use crate::code::Code;
 use crate::error::TrainError;
@@ -54,8 +56,11 @@ pub struct Plan {
     pub gpu: Option<String>,
     /// Optimizer steps.
     pub num_steps: u64,
-    /// Seconds of all steps; loading, evaluation and export come on top.
+    /// Seconds of steps, evaluations and samples; loading and export come on top.
     pub total_seconds: f64,
+    /// The same by use.
+    #[serde(flatten)]
+    pub time: TimeUse,
     /// Numbers that are trained.
     pub trainable_parameters: u64,
     /// Slots of a micro-batch.

@@ -7,7 +7,7 @@ use hone_model::generate::{
     Finish, GenerateError, Limits, Request, Sampling, cache_bytes, generate_all, step_bytes,
 };
 use hone_model::{DecoderConfig, Pass};
-use hone_tensor::DeviceError;
+use hone_tensor::{Cost, DeviceError};
 use serde::{Deserialize, Serialize};
 
 /// An entry of `samples.json`.
@@ -67,6 +67,29 @@ pub fn answer_bytes(
     let cache = cache_bytes(config, pass.compute, num_together, len);
     let step = step_bytes(pass, rows.max(num_together), num_together)?;
     Ok((2 * cache + 2 * step + logits) as u64)
+}
+
+/// What answering `prompts` once takes of work, with as many tokens as answers may have: a pass over
+/// the prompts, and one for each further token. `pass` is on a dry device.
+///
+/// # Errors
+/// If the device failed.
+pub fn answer_costs(
+    pass: Pass<'_>,
+    prompts: &[Prompt],
+    max_new_tokens: usize,
+) -> Result<Vec<Cost>, DeviceError> {
+    if prompts.is_empty() {
+        return Ok(Vec::new());
+    }
+    let num_rows = prompts.iter().map(Prompt::num_tokens).sum();
+    pass.device.take_costs();
+    step_bytes(pass, num_rows, prompts.len())?;
+    let of_prompts = pass.device.take_costs();
+    step_bytes(pass, prompts.len(), prompts.len())?;
+    let of_token = pass.device.take_costs();
+    let further = of_token.repeat(max_new_tokens.saturating_sub(1));
+    Ok([of_prompts, further].concat())
 }
 
 /// Prompts from `num` groups spread evenly over `dataset`: the first row of each up to its first

@@ -44,6 +44,8 @@ pub struct Setup {
     pub eval: Option<(Dataset, Vec<Unit>)>,
     /// Units of an optimizer step.
     pub units_per_step: usize,
+    /// Units of the first epoch.
+    pub units_in_epoch: usize,
     /// The units of the first step, which is as large as any.
     pub first_step: Vec<Unit>,
     /// Optimizer steps of the whole run.
@@ -128,6 +130,7 @@ impl Setup {
             train,
             eval,
             units_per_step,
+            units_in_epoch: order.units_in_epoch(0),
             first_step: order.step(&Cursor::default()).to_vec(),
             num_steps,
             threads,

@@ -3,6 +3,7 @@
 use crate::args::PlanArgs;
 use crate::failure::Failure;
 use crate::output;
+use hone_data::FileReport;
 use hone_model::Recompute;
 use hone_train::backend::Backend;
 use hone_train::planner::{self, Plan};
@@ -47,9 +48,7 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
         report.rows, report.tokens, report.target_tokens
     );
     if report.files.iter().any(|file| file.weight != 1.0) {
-        for file in &report.files {
-            let _ = writeln!(text, "         {}: {} rows × {}", file.file, file.rows, file.weight);
-        }
+        text.push_str(&mixture(&report.files));
     }
     let held = match setup.lora {
         Some(_) => format!(", frozen weights stored as {}", plan.base_precision),
@@ -77,8 +76,7 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
         format_seconds(plan.step_seconds)
     );
     text.push_str(&host_memory(setup, plan));
-    let total = format_seconds(plan.total_seconds);
-    let _ = writeln!(text, "time     {} steps, about {total}", plan.num_steps);
+    text.push_str(&time(plan));
     let _ = match &plan.gpu {
         None => write!(
             text,
@@ -93,6 +91,32 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
         }
     };
     text
+}
+
+/// What an epoch sees of each file.
+fn mixture(files: &[FileReport]) -> String {
+    let all: usize = files.iter().map(FileReport::rows_per_epoch).sum();
+    let line = |file: &FileReport| {
+        let (seen, FileReport { file: name, rows, weight, .. }) = (file.rows_per_epoch(), file);
+        let share = 100.0 * seen as f64 / all.max(1) as f64;
+        format!("         {name}: {rows} rows × {weight} = {seen} an epoch, {share:.1} %\n")
+    };
+    let lines: String = files.iter().map(line).collect();
+    lines + &format!("         an epoch sees {all} rows\n")
+}
+
+/// The line of the whole time, and what it is made of.
+fn time(plan: &Plan) -> String {
+    let part = |what: String, seconds: f64| format!("{what} {}", format_seconds(seconds));
+    let (time, steps, evaluations) = (&plan.time, plan.num_steps, plan.time.num_evaluations);
+    let mut parts = vec![part(format!("{steps} steps"), time.training_seconds)];
+    if evaluations > 0 {
+        parts.push(part(format!("{evaluations} evaluations"), time.evaluation_seconds));
+    }
+    if time.sample_seconds > 0.0 {
+        parts.push(part("samples".to_owned(), time.sample_seconds));
+    }
+    format!("time     about {}: {}\n", format_seconds(plan.total_seconds), parts.join(", "))
 }
 
 /// Lines about host memory used by a GPU run, if there is anything to report.

@@ -150,6 +150,40 @@ fn a_suggested_batch_is_accepted() {
     }
 }
 
+/// All that a run does is in its time, and the short step at an epoch's end is no full one.
+#[test]
+fn time_is_of_all_that_a_run_does() {
+    let scene = Scene::new();
+    let with = |settings: &[&str]| plan(&scene, settings).1;
+    let seconds = |plan: &Value, part: &str| plan[part].as_f64().unwrap();
+    let parts = ["training_seconds", "evaluation_seconds", "sample_seconds"];
+    // Four evaluations: before, after, and after steps 4 and 8.
+    for (settings, evaluations, is_there) in [
+        (&[][..], 4, [true, true, true]),
+        (&["train.eval_every_steps=0"], 2, [true, true, true]),
+        (&["data.eval=[]"], 0, [true, false, true]),
+        (&["report.samples=0"], 4, [true, true, false]),
+    ] {
+        let plan = with(settings);
+        let sum: f64 = parts.iter().map(|part| seconds(&plan, part)).sum();
+        assert!((sum - seconds(&plan, "total_seconds")).abs() < 1e-9, "{plan}");
+        assert_eq!(parts.map(|part| seconds(&plan, part) > 0.0), is_there, "{settings:?}: {plan}");
+        assert_eq!(plan["num_evaluations"], evaluations, "{settings:?}");
+    }
+    let full_steps = |max_steps: &str| {
+        let plan = with(&[max_steps]);
+        seconds(&plan, "training_seconds") / seconds(&plan, "step_seconds")
+    };
+    assert!((full_steps("train.max_steps=4") - 4.0).abs() < 1e-9);
+    let epoch = full_steps("train.max_steps=5");
+    assert!(epoch > 4.0 && epoch < 5.0, "{epoch}");
+    let shown = ended(&mut scene.hone(&["plan", "run.toml"])).stdout;
+    let line = shown.lines().find(|line| line.starts_with("time ")).unwrap();
+    for part in [": 12 steps ", ", 4 evaluations ", ", samples "] {
+        assert!(line.contains(part), "{line}");
+    }
+}
+
 /// Gives the model hidden states of 1024; its weights are zeros that take no disk.
 fn widen(model: &Path) {
     let wide = |n: u64| match n {

@@ -4,7 +4,7 @@ mod scoring;
 
 use super::host::Host;
 use super::memory::MemoryUse;
-use super::{Plan, Planned, Policy};
+use super::{Plan, Planned, Policy, TimeUse, time};
 use crate::engine::{Engine, StepContext};
 use crate::error::TrainError;
 use crate::loading::{self, Held};
@@ -29,6 +29,8 @@ pub(super) struct DryRun<'a> {
     offloaded_blocks: usize,
     /// Most bytes that answering the samples takes.
     sample_bytes: u64,
+    /// What answering them once takes of work.
+    sample_costs: Vec<Cost>,
 }
 
 impl<'a> DryRun<'a> {
@@ -37,9 +39,10 @@ impl<'a> DryRun<'a> {
         let engine = loading::engine(setup, &device, held)?;
         let (prompts, limit) = (sample::prompts_of(setup)?, setup.run.report.max_new_tokens);
         let sample_bytes = sample::answer_bytes(engine.pass(), &prompts, limit)?;
+        let sample_costs = sample::answer_costs(engine.pass(), &prompts, limit)?;
         device.take_costs();
         let offloaded_blocks = held.offloaded_blocks;
-        Ok(Self { setup, engine, host, offloaded_blocks, sample_bytes })
+        Ok(Self { setup, engine, host, offloaded_blocks, sample_bytes, sample_costs })
     }
 
     /// How many blocks to keep in the CPU's memory; `None`: as many as `plan` does.
@@ -86,16 +89,33 @@ impl<'a> DryRun<'a> {
         let ahead = scoring.ahead_of_step(micro_batches);
         let compute = self.engine.compute;
         let held_as = self.setup.base_precision.unwrap_or(self.setup.file_dtype.into());
-        let step_seconds = micro_batches as f64 * profile.seconds(&micro_batch, compute)
-            + profile.seconds(&ahead, compute)
-            + profile.seconds(&update, compute);
+        let seconds = |costs: &[Cost]| profile.seconds(costs, compute);
+        let (of_batch, of_update) = (seconds(&micro_batch), seconds(&update));
+        let seconds_of_step = |units: usize| {
+            let micro_batches = units.div_ceil(policy.units);
+            let ahead = seconds(&scoring.ahead_of_step(micro_batches));
+            micro_batches as f64 * of_batch + ahead + of_update
+        };
+        let step_seconds = seconds_of_step(self.setup.first_step.len());
+        let num_evaluations = time::num_evaluations(self.setup);
+        let eval_units = self.setup.eval.as_ref().map_or(0, |(_, units)| units.len());
+        let evaluation = scoring.seconds_of_evaluation(
+            eval_units.div_ceil(policy.units),
+            micro_batches,
+            seconds,
+        );
+        let time = TimeUse {
+            training_seconds: time::training_seconds(self.setup, seconds_of_step),
+            num_evaluations,
+            evaluation_seconds: num_evaluations as f64 * evaluation,
+            sample_seconds: 2.0 * seconds(&self.sample_costs),
+        };
         let flops_per_step = flops(&micro_batch) * micro_batches as u64 + flops(&ahead);
         let copied = copied_bytes(&micro_batch) * micro_batches as u64 + copied_bytes(&ahead);
         let num_tokens = policy.packing(self.setup).batch_tokens();
         let scratch = scratch_bytes(&micro_batch).max(scratch_bytes(&ahead));
-        let of_batch = self.of_batch(num_tokens);
         let largest = scoring.largest(&train_layout);
-        let mut memory = self.memory(&largest, scratch + of_batch);
+        let mut memory = self.memory(&largest, scratch + self.of_batch(num_tokens));
         let needed_bytes = memory.total();
         let preparation = self.host.peak_bytes.saturating_sub(needed_bytes);
         memory.preparation = preparation;
@@ -111,7 +131,8 @@ impl<'a> DryRun<'a> {
             speed_measured: profile.measured.clone(),
             gpu: profile.gpu.as_ref().map(|_| profile.processor.clone()),
             num_steps: self.setup.num_steps,
-            total_seconds: step_seconds * self.setup.num_steps as f64,
+            total_seconds: time.total_seconds(),
+            time,
             trainable_parameters: self.engine.model.params.num_elements() as u64,
             micro_batch_tokens: num_tokens,
             micro_batches_per_step: micro_batches,

@@ -1,7 +1,7 @@
 //! What was learnt from and evaluated on: sizes, the mixture, and what loading had to say.
 
 use super::format::{count, escape};
-use super::sources::{Data, DataSet, Sources};
+use super::sources::{Data, DataFile, DataSet, Sources};
 
 /// The section's body; empty where the manifest says nothing of data.
 pub(super) fn section(run: &Sources) -> String {
@@ -44,6 +44,11 @@ fn target_share(set: &DataSet) -> String {
 /// The training files with their weights, if they have any.
 fn mixture(data: &Data) -> String {
     let files = data.train.iter().flat_map(|set| &set.files);
+    let seen = |file: &DataFile| {
+        let rows = file.rows.filter(|rows| *rows > 0.0)?;
+        Some((rows * file.weight.unwrap_or(1.0)).round().max(1.0))
+    };
+    let all: f64 = files.clone().filter_map(seen).sum();
     if files.clone().all(|file| file.weight.is_none_or(|weight| weight == 1.0)) {
         return String::new();
     }
@@ -51,12 +56,17 @@ fn mixture(data: &Data) -> String {
         .map(|file| {
             let rows = file.rows.map_or_else(|| "–".to_owned(), count);
             let (name, weight) = (escape(&file.file), file.weight.unwrap_or(1.0));
-            format!("<tr><td>{name}</td><td>{rows}</td><td>{weight}</td></tr>")
+            let seen = seen(file).unwrap_or(0.0);
+            let (share, seen) = (100.0 * seen / all.max(1.0), count(seen));
+            format!(
+                "<tr><td>{name}</td><td>{rows}</td><td>{weight}</td><td>{seen}</td>\
+                 <td>{share:.1} %</td></tr>"
+            )
         })
         .collect();
     format!(
         "<div class=\"card scroll notes\"><h3>Mixture</h3><table><tr>\
-         <th>file</th><th>rows</th><th>weight</th></tr>{rows}</table></div>"
+         <th>file</th><th>rows</th><th>weight</th><th>rows of an epoch</th><th>share</th></tr>{rows}</table></div>"
     )
 }
 

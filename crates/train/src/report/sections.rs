@@ -82,7 +82,7 @@ pub(super) fn figures(run: &Sources) -> String {
         objective_figures(run),
         figure("Tokens per second", throughput(run).map(three_digits)),
         figure("Peak memory", actual_peak(run).map(bytes)),
-        figure("Time", total_seconds(run).map(seconds)),
+        figure("Time of all steps", total_seconds(run).map(seconds)),
     ]
     .concat()
 }
@@ -174,12 +174,13 @@ fn plan_table(run: &Sources) -> String {
     let finished = unfinished(run).is_none(); // totals of half a run compare with nothing
     let done = run.metrics.last().map(|line| line.step as f64).filter(|_| finished);
     let total = total_seconds(run).filter(|_| finished);
+    let of_steps = plan.training_seconds.or(plan.total_seconds); // the latter alone until 0.1
     let rows: String = [
         plan_row("Peak memory of the process", plan.peak_bytes, actual_peak(run), bytes),
         plan_row("Arena", plan.arena_bytes, actual.arena_bytes, bytes),
         plan_row("Time per step", plan.step_seconds, mean_step_seconds(run), seconds),
         plan_row("Steps", plan.num_steps, done, count),
-        plan_row("Total time", plan.total_seconds, total, seconds),
+        plan_row("Time of all steps", of_steps, total, seconds),
     ]
     .concat();
     let rates = plan.flops_per_step.zip(mean_step_seconds(run)).map(|(flops, seconds)| {

@@ -172,6 +172,7 @@ pub(super) struct Plan {
     pub step_seconds: Option<f64>,
     pub num_steps: Option<f64>,
     pub total_seconds: Option<f64>,
+    pub training_seconds: Option<f64>,
     pub gpu: Option<String>,
     pub micro_batch_tokens: Option<f64>,
     pub recompute: Option<serde_json::Value>,

@@ -27,6 +27,18 @@ impl Scoring {
         [reference, self.costs.repeat(self.num_probes)].concat()
     }
 
+    /// Seconds of an evaluation of so many micro-batches, with its share of probes.
+    pub(super) fn seconds_of_evaluation(
+        &self,
+        num_batches: usize,
+        batches_of_step: usize,
+        seconds: impl Fn(&[Cost]) -> f64,
+    ) -> f64 {
+        let (own, of_reference) = (seconds(&self.costs), seconds(&self.reference_costs));
+        let probes = self.num_probes as f64 / batches_of_step.max(1) as f64;
+        num_batches as f64 * (1.0 + probes) * (own + of_reference)
+    }
+
     /// The largest of these layouts and that of training.
     pub(super) fn largest(&self, train: &Arc<Layout>) -> Arc<Layout> {
         let scoring = std::iter::once(&self.layout).chain(&self.reference);
