@@ -69,8 +69,8 @@ pub fn answer_bytes(
     Ok((2 * cache + 2 * step + logits) as u64)
 }
 
-/// What answering `prompts` once takes of work, with as many tokens as answers may have: a pass over
-/// the prompts, and one for each further token. `pass` is on a dry device.
+/// What answering `prompts` once takes of work, with as many tokens as answers may have: a pass
+/// over the prompts, and one for each further token. `pass` is on a dry device.
 ///
 /// # Errors
 /// If the device failed.

@@ -116,6 +116,7 @@ impl Setup {
             let longest_row = train.report().longest_row.max(longest_of_eval);
             note(few_steps(&run, &mut order, longest_row, num_steps));
         }
+        warm_up_of_few_steps(&run, num_steps).into_iter().for_each(&mut *note);
         Ok(Self {
             begun_at,
             model_dir,
@@ -210,8 +211,22 @@ const FEW_STEPS: u64 = 10;
 /// Steps that small data should give.
 const ENOUGH_STEPS: usize = 50;
 
-/// What to know of a run of few steps, the first of which has a learning rate of 0 in its warm-up.
-/// The batch that it suggests has room for the longest row, and the run file allows it.
+/// What to know of a share of warm-up that is a whole step where there are few.
+fn warm_up_of_few_steps(run: &RunFile, num_steps: u64) -> Option<String> {
+    let ratio = run.train.warmup_ratio.filter(|_| num_steps < FEW_STEPS)?;
+    let warm_up = match run.train.num_warmup_steps(num_steps) {
+        0 => return None,
+        1 => "a step".to_owned(),
+        more => format!("{more} steps"),
+    };
+    Some(format!(
+        "train.warmup_ratio = {ratio} makes {warm_up} of {num_steps} a warm-up, whose first has a \
+         learning rate of 0 and changes nothing. train.warmup_steps = 0 learns from every step"
+    ))
+}
+
+/// What to know of a run of few steps. The batch that it suggests has room for the longest row, and
+/// the run file allows it.
 fn few_steps(run: &RunFile, order: &mut Order, longest_row: usize, num_steps: u64) -> String {
     let epoch_tokens = order.tokens_in_epoch(0);
     let (batch, rows) = (run.train.batch_tokens, rows_per_unit(run));
@@ -234,9 +249,8 @@ fn few_steps(run: &RunFile, order: &mut Order, longest_row: usize, num_steps: u6
         false => "Raise".to_owned(),
     };
     format!(
-        "only {num_steps} steps, and the learning rate of the first is 0 where there is a warm-up: \
-         an epoch holds {epoch_tokens} tokens and train.batch_tokens is {batch}. {more} \
-         train.num_epochs to learn more"
+        "only {num_steps} steps: an epoch holds {epoch_tokens} tokens and train.batch_tokens is \
+         {batch}. {more} train.num_epochs to learn more"
     )
 }
 

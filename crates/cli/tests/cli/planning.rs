@@ -184,6 +184,22 @@ fn time_is_of_all_that_a_run_does() {
     }
 }
 
+#[test]
+fn a_warm_up_of_few_steps_is_noted() {
+    let scene = Scene::new();
+    let note = "a step of 3 a warm-up";
+    for (settings, is_noted) in [
+        (&["train.max_steps=3"][..], true),
+        (&["train.max_steps=3", "train.warmup_steps=0"], false),
+        (&["train.max_steps=3", "train.warmup_steps=1"], false),
+        (&[], false),
+    ] {
+        let plan = ended(&mut scene.hone(&[&["plan", "run.toml"], settings].concat()));
+        assert_eq!(plan.stderr.contains(note), is_noted, "{settings:?}: {}", plan.stderr);
+        assert_eq!(plan.stderr.contains("train.warmup_steps = 0"), is_noted, "{}", plan.stderr);
+    }
+}
+
 /// Gives the model hidden states of 1024; its weights are zeros that take no disk.
 fn widen(model: &Path) {
     let wide = |n: u64| match n {

@@ -24,8 +24,8 @@ impl TimeUse {
     }
 }
 
-/// Seconds of all steps, where one of so many units takes `seconds`. Every epoch is taken to have as
-/// many units as the first; they differ a little, as each is packed anew.
+/// Seconds of all steps, where one of so many units takes `seconds`. Every epoch is taken to have
+/// as many units as the first; they differ a little, as each is packed anew.
 pub(super) fn training_seconds(setup: &Setup, seconds: impl Fn(usize) -> f64) -> f64 {
     let (of_epoch, of_step) = (setup.units_in_epoch, setup.units_per_step);
     let num_short = match of_epoch % of_step {

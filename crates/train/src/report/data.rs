@@ -66,7 +66,8 @@ fn mixture(data: &Data) -> String {
         .collect();
     format!(
         "<div class=\"card scroll notes\"><h3>Mixture</h3><table><tr>\
-         <th>file</th><th>rows</th><th>weight</th><th>rows of an epoch</th><th>share</th></tr>{rows}</table></div>"
+         <th>file</th><th>rows</th><th>weight</th><th>in an epoch</th><th>share</th></tr>\
+         {rows}</table></div>"
     )
 }
 
