@@ -50,8 +50,8 @@ pub enum FileError {
     },
     /// An element type without meaning for weights.
     #[error(
-        "{}: tensor `{tensor}` holds {dtype}; f32, f16 and bf16 are read. A quantised model must \
-         be exported in one of these first",
+        "{}: tensor `{tensor}` holds {dtype}; f64, f32, f16 and bf16 are read. A quantised model \
+         must be exported in one of these first",
         path.display()
     )]
     ElementType {
@@ -115,21 +115,26 @@ impl SafeTensorsFile {
         self.map.path()
     }
 
-    /// A tensor over the mapping; copied where the file does not align it. `None` where the file
-    /// has none of this name.
+    /// A tensor over the mapping; copied where the file does not align it, and where it holds f64,
+    /// which becomes f32. `None` where the file has none of this name.
     ///
     /// # Errors
     /// If there is no memory for the copy.
     pub fn tensor(&self, name: &str) -> Result<Option<Tensor>, FileError> {
         let Some(info) = self.metadata.info(name) else { return Ok(None) };
         let Some(dtype) = element_type(info.dtype) else { return Ok(None) };
-        let offset = self.data_start + info.data_offsets.0;
+        let [offset, end] = [info.data_offsets.0, info.data_offsets.1].map(|o| self.data_start + o);
+        let bytes = || self.map.bytes().get(offset..end);
+        if info.dtype == Dtype::F64 {
+            let rounded = bytes().map(|bytes| rounded(bytes, &info.shape)).transpose()?;
+            self.map.release(offset, end - offset);
+            return Ok(rounded);
+        }
         if let Some(tensor) = Tensor::from_file(&self.map, offset, dtype, &info.shape) {
             return Ok(Some(tensor));
         }
-        let bytes = self.map.bytes().get(offset..self.data_start + info.data_offsets.1);
         let copy = |bytes| Tensor::try_from_bytes(bytes, dtype, &info.shape);
-        Ok(bytes.map(copy).transpose()?)
+        Ok(bytes().map(copy).transpose()?)
     }
 }
 
@@ -286,9 +291,18 @@ fn is_pickle(bytes: &[u8]) -> bool {
     bytes.starts_with(b"PK\x03\x04") || matches!(bytes, [0x80, 2..=5, ..])
 }
 
+/// The nearest f32 of each f64.
+fn rounded(bytes: &[u8], shape: &[usize]) -> Result<Tensor, DeviceError> {
+    let mut tensor = Tensor::try_zeros(DType::F32, shape)?;
+    let values = bytes.as_chunks().0.iter().map(|&value| f64::from_le_bytes(value) as f32);
+    tensor.f32_mut().iter_mut().zip(values).for_each(|(x, value)| *x = value);
+    Ok(tensor)
+}
+
+/// What elements are once they are read.
 fn element_type(dtype: Dtype) -> Option<DType> {
     match dtype {
-        Dtype::F32 => Some(DType::F32),
+        Dtype::F32 | Dtype::F64 => Some(DType::F32),
         Dtype::F16 => Some(DType::F16),
         Dtype::BF16 => Some(DType::Bf16),
         _ => None,

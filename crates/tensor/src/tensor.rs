@@ -44,11 +44,22 @@ impl Tensor {
         storage: impl Into<Storage>,
         shape: &[usize],
     ) -> Result<Self, DeviceError> {
-        let mut block = Block::on_host(bytes.len())?;
-        block.bytes_mut().copy_from_slice(bytes);
-        let tensor = Self::from_block(block, storage, shape);
-        assert_eq!(tensor.num_bytes(), bytes.len());
+        let mut tensor = Self::try_zeros(storage, shape)?;
+        tensor.bytes_mut().copy_from_slice(bytes);
         Ok(tensor)
+    }
+
+    /// Zeros in the CPU's memory.
+    ///
+    /// # Errors
+    /// If the system has no more memory.
+    pub(crate) fn try_zeros(
+        storage: impl Into<Storage>,
+        shape: &[usize],
+    ) -> Result<Self, DeviceError> {
+        let storage = storage.into();
+        let block = Block::on_host(storage.num_bytes(shape))?;
+        Ok(Self::from_block(block, storage, shape))
     }
 
     /// A tensor with its own copy of `values`.

@@ -347,7 +347,7 @@ fn overlap(bytes: &mut Vec<u8>) {
 
 #[test]
 fn element_types_without_meaning() {
-    for (dtype, name, size) in [(Dtype::F64, "F64", 8), (Dtype::I8, "I8", 1)] {
+    for (dtype, name, size) in [(Dtype::I64, "I64", 8), (Dtype::I8, "I8", 1)] {
         let change = |dir: &Path| {
             rewrite(&dir.join("model.safetensors"), |tensors| {
                 let norm = tensors.get_mut("model.norm.weight").unwrap();
@@ -355,8 +355,8 @@ fn element_types_without_meaning() {
             });
         };
         let expected = format!(
-            "DIR/model.safetensors: tensor `model.norm.weight` holds {name}; f32, f16 and bf16 \
-             are read. A quantised model must be exported in one of these first"
+            "DIR/model.safetensors: tensor `model.norm.weight` holds {name}; f64, f32, f16 and \
+             bf16 are read. A quantised model must be exported in one of these first"
         );
         check(CASE, change, &expected);
     }

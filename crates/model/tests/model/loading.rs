@@ -179,11 +179,12 @@ fn changed(change: Change) -> TempDir {
 }
 
 /// Layouts that transformers loads as the same model: the embedding copied as head, only the head
-/// of the tied pair, names of the bare decoder, buffers of old versions, shards in a folder.
+/// of the tied pair, names of the bare decoder, buffers of old versions, elements in f64, shards in
+/// a folder.
 #[test]
 fn other_layouts_of_the_same_model() {
     let (device, golden) = (Device::cpu(2), Golden::load("tied_gqa"));
-    let layouts: [Change; 4] = [
+    let layouts: [Change; 5] = [
         |all| drop(all.insert(HEAD.to_owned(), all[EMBEDDING].clone())),
         |all| {
             let embedding = all.remove(EMBEDDING).unwrap();
@@ -196,6 +197,13 @@ fn other_layouts_of_the_same_model() {
         |all| {
             let norm = all["model.norm.weight"].clone();
             all.insert("model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(), norm);
+        },
+        |all| {
+            for (dtype, _, data) in all.values_mut() {
+                let wide = |&x: &[u8; 4]| f64::from(f32::from_le_bytes(x)).to_le_bytes();
+                *data = data.as_chunks().0.iter().flat_map(wide).collect();
+                assert_eq!(std::mem::replace(dtype, Dtype::F64), Dtype::F32);
+            }
         },
     ];
     let expected = logits_of(&golden.base(&device), &golden);
