@@ -40,11 +40,14 @@ impl Progress {
                 self.line(&format!("continuing after step {step}"));
             }
             Event::Step(record) => self.step(record),
-            Event::Evaluating { rows } => {
-                if let Some(bar) = &self.bar {
-                    bar.set_message(format!("evaluating on {rows} rows"));
-                    bar.tick();
-                }
+            Event::Sampling { samples, .. } => {
+                let things = if *samples == 1 { "sample" } else { "samples" };
+                self.doing(&format!("answering {samples} {things}"), true);
+            }
+            Event::Evaluating { rows } => self.doing(&format!("evaluating on {rows} rows"), true),
+            Event::EvaluationProgress { rows_done, rows } => {
+                let due = self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY);
+                self.doing(&format!("evaluated {rows_done} of {rows} rows"), due);
             }
             Event::Evaluated(record) => self.line(&evaluation(record)),
             Event::Checkpoint { step } => {
@@ -54,6 +57,7 @@ impl Progress {
             }
             Event::Started { .. }
             | Event::Planned(_)
+            | Event::Sampled { .. }
             | Event::Profiled { .. }
             | Event::Finished(_)
             | Event::Interrupted { .. }
@@ -85,6 +89,17 @@ impl Progress {
             let (step, all) = (record.step, self.num_steps);
             let more = metrics(&record.metrics);
             output::note(&format!("step {step}/{all}  loss {loss}{more}  {speed} tok/s{left}"));
+        }
+    }
+
+    /// Shows what takes a while: on the bar, or where a line is due, as a line.
+    fn doing(&mut self, text: &str, due: bool) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(text.to_owned());
+            bar.tick();
+        } else if due {
+            self.last_line = Some(Instant::now());
+            output::note(text);
         }
     }
 

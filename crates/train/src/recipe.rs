@@ -4,7 +4,6 @@ use crate::checkpoint::write_file_whole;
 use crate::code::Code;
 use crate::engine::{Engine, StepContext};
 use crate::error::TrainError;
-use crate::evaluate::{self, EvalSet, Evaluation};
 use crate::failpoint;
 use crate::loading::{self, Held};
 use crate::metrics::{EvalRecord, Lines, Phases, RowsRecord, StepRecord};
@@ -21,86 +20,17 @@ use crate::step_profile::StepProfile;
 use hone_data::{Cursor, MicroBatch, Order};
 use hone_tensor::{Arena, Device, DeviceError, StepKey, Target};
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
+mod evaluation;
+mod event;
 mod result;
 mod state;
 mod writer;
 
+pub use event::Event;
 use writer::Writer;
-
-/// What a run reports while it runs. As JSON an object whose `event` is its name: see
-/// `docs/events.md`.
-#[derive(Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum Event<'a> {
-    /// The run is set up.
-    Started {
-        /// Version of Hone.
-        hone_version: &'static str,
-        /// Directory of the run.
-        output_dir: &'a Path,
-        /// Optimizer steps of the whole run.
-        num_steps: u64,
-    },
-    /// The plan, before anything is written.
-    #[serde(rename = "plan")]
-    Planned(&'a Plan),
-    /// Nothing speaks against the run: its directory holds all settings.
-    Begun {
-        /// The file of the settings.
-        settings: &'a Path,
-    },
-    /// Something the user should know.
-    Note {
-        /// It.
-        text: String,
-    },
-    /// Training continues after a checkpoint.
-    Resumed {
-        /// Steps done.
-        step: u64,
-    },
-    /// A step is done.
-    Step(&'a StepRecord),
-    /// An evaluation begins.
-    Evaluating {
-        /// Rows of the evaluation data.
-        rows: usize,
-    },
-    /// An evaluation is done.
-    #[serde(rename = "eval")]
-    Evaluated(&'a EvalRecord),
-    /// A checkpoint is on disk.
-    Checkpoint {
-        /// Steps done by then.
-        step: u64,
-    },
-    /// Steps were recorded, and their trace written.
-    #[serde(rename = "profile")]
-    Profiled {
-        /// Where the time went.
-        #[serde(skip)]
-        profile: &'a StepProfile<'a>,
-        /// The file of the trace.
-        trace: &'a Path,
-    },
-    /// All steps are done and the result is written.
-    Finished(&'a Finished),
-    /// A signal stopped the run after a checkpoint.
-    Interrupted {
-        /// Steps done.
-        step: u64,
-    },
-    /// The run could not start or continue.
-    Failed {
-        /// The kind of error.
-        code: Code,
-        /// What was wrong, and how to fix it.
-        message: &'a str,
-    },
-}
 
 /// How to carry a run out.
 #[derive(Clone, Copy, Debug, Default)]
@@ -561,31 +491,6 @@ impl Run<'_> {
             warmup_steps: train.num_warmup_steps(self.setup.num_steps),
             num_steps: self.setup.num_steps,
         }
-    }
-
-    /// Evaluates, if there is data to evaluate on and it was not done at this step before.
-    fn evaluate(
-        &mut self,
-        logs: &mut Logs,
-        event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<(), TrainError> {
-        let Some((dataset, units)) = &self.setup.eval else { return Ok(()) };
-        let done = result::evaluations(&self.dir)?.iter().any(|record| record.step == self.step);
-        if done {
-            return Ok(());
-        }
-        event(Event::Evaluating { rows: dataset.len() });
-        let set = EvalSet { dataset, units, packing: self.packing() };
-        let Self { engine, arena, planned, .. } = self;
-        let scorer = scorer(engine, arena, planned);
-        let Evaluation { loss, perplexity, num_target_tokens, metrics } =
-            evaluate::evaluate(scorer, &*engine.objective, set, &mut |_| ())?;
-        let finite = |x: f64| Some(x).filter(|x| x.is_finite());
-        let (loss, perplexity) = (finite(loss), perplexity.and_then(finite));
-        let record = EvalRecord { step: self.step, loss, perplexity, num_target_tokens, metrics };
-        logs.evaluations.push(&record)?;
-        event(Event::Evaluated(&record));
-        Ok(())
     }
 }
 

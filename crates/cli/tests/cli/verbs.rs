@@ -113,7 +113,9 @@ fn each_step_leaves_its_fields() {
 fn progress_goes_to_standard_error() {
     let scene = Scene::new();
     let train = succeeds(&mut scene.train(&["train.max_steps=2"]));
-    assert!(train.stderr.contains("step 2/2"), "{}", train.stderr);
+    for doing in ["step 2/2", "answering 1 sample\n", "evaluating on 9 rows\n"] {
+        assert!(train.stderr.contains(doing), "{}", train.stderr);
+    }
     assert!(train.stderr.contains("settings run/run.toml"), "{}", train.stderr);
     let effective = std::fs::read_to_string(scene.path("run/run.toml")).unwrap();
     assert!(effective.contains("max_steps = 2"), "{effective}");

@@ -21,9 +21,20 @@ const NUM_ROWS: usize = 4;
 const MAX_TOKENS: usize = 64;
 
 impl Run<'_> {
-    fn answers(&self, prompts: &[Prompt]) -> Result<Vec<String>, TrainError> {
-        let limit = self.setup.run.report.max_new_tokens;
-        sample::answers(self.engine.pass(), &self.setup.tokenizer, prompts, limit)
+    fn answers(
+        &self,
+        prompts: &[Prompt],
+        event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Vec<String>, TrainError> {
+        let (samples, max_new_tokens) = (prompts.len(), self.setup.run.report.max_new_tokens);
+        if samples == 0 {
+            return Ok(Vec::new());
+        }
+        event(Event::Sampling { samples, max_new_tokens });
+        let pass = self.engine.pass();
+        let answers = sample::answers(pass, &self.setup.tokenizer, prompts, max_new_tokens)?;
+        event(Event::Sampled { samples });
+        Ok(answers)
     }
 
     /// The base model's answers: made at the start of the run, and found again when it resumes.
@@ -38,7 +49,7 @@ impl Run<'_> {
             }));
         }
         let prompts = sample::prompts_of(self.setup)?;
-        let answered = prompts.iter().zip(self.answers(&prompts)?);
+        let answered = prompts.iter().zip(self.answers(&prompts, event)?);
         let sample =
             |(prompt, answer): (&Prompt, _)| Sample { before: Some(answer), ..prompt.sample() };
         let samples: Vec<Sample> = answered.map(sample).collect();
@@ -69,7 +80,7 @@ impl Run<'_> {
         let result = self.write_result(event)?;
         failpoint::hit("loop.result_written");
         let prompts = sample::prompts_of(self.setup)?;
-        for (prompt, answer) in prompts.iter().zip(self.answers(&prompts)?) {
+        for (prompt, answer) in prompts.iter().zip(self.answers(&prompts, event)?) {
             let after = Some(answer);
             let asked = prompt.sample();
             if samples.iter().all(|sample| sample.prompt != asked.prompt) {

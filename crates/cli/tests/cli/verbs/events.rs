@@ -1,9 +1,10 @@
 //! What programs read: the events of a run, and the codes of errors.
 
 use super::{Scene, json as output_of, succeeds};
-use crate::sandbox::tiny_model::write_model;
+use crate::sandbox::tiny_model::{rows, write_model};
 use crate::sandbox::{Ended, ended};
 use serde_json::{Value, json};
+use std::io::{BufRead, BufReader};
 
 fn events(ended: &Ended) -> Vec<Value> {
     ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -11,7 +12,8 @@ fn events(ended: &Ended) -> Vec<Value> {
 
 fn names(events: &[Value]) -> Vec<&str> {
     let names = events.iter().map(|event| event["event"].as_str().unwrap());
-    names.filter(|name| *name != "note").collect()
+    // Progress depends on the machine.
+    names.filter(|name| !["note", "evaluation_progress"].contains(name)).collect()
 }
 
 #[test]
@@ -23,6 +25,8 @@ fn a_run_is_a_stream_of_events() {
         "started",
         "plan",
         "begun",
+        "sampling",
+        "sampled",
         "evaluating",
         "eval",
         "step",
@@ -31,6 +35,8 @@ fn a_run_is_a_stream_of_events() {
         "checkpoint",
         "evaluating",
         "eval",
+        "sampling",
+        "sampled",
         "finished",
     ];
     assert_eq!(names(&heard), expected);
@@ -55,6 +61,24 @@ fn a_run_is_a_stream_of_events() {
     assert!(!run.stderr.contains("step 3/3"), "{}", run.stderr);
 }
 
+/// An evaluation of seconds tells how far it is.
+#[test]
+fn a_long_evaluation_shows_its_progress() {
+    let scene = Scene::new();
+    scene.write("eval.jsonl", &rows(20_000));
+    let settings = ["--events", "json", "train.max_steps=1", "report.samples=0"];
+    let mut train = scene.train(&settings);
+    // The first progress is enough.
+    let mut child = train.spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut heard = lines.map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    let progress = heard.find(|event| event["event"] == "evaluation_progress").unwrap();
+    assert_eq!(progress["rows"], 20_000, "{progress}");
+    assert!((1..20_000).contains(&progress["rows_done"].as_u64().unwrap()), "{progress}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 #[test]
 fn the_stream_ends_with_the_error() {
     let scene = Scene::new();
@@ -71,7 +95,7 @@ fn the_stream_ends_with_the_error() {
     let nan = ended(train.env("HONE_FAILPOINT", "loop.nonfinite:2=enospc"));
     let heard = events(&nan);
     assert_eq!(nan.status, Some(1), "{}", nan.stderr);
-    assert_eq!(names(&heard)[5..], ["step", "failed"]);
+    assert_eq!(names(&heard)[7..], ["step", "failed"]);
     assert_eq!(heard.last().unwrap()["code"], "train.not_finite");
     let resumed = succeeds(&mut scene.train(&["--events=json", "--resume", "train.max_steps=4"]));
     assert_eq!(names(&events(&resumed)).last(), Some(&"finished"));
