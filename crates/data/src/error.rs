@@ -148,10 +148,10 @@ impl DataError {
     }
 }
 
-/// Why a record cannot be used; `kind` decides under which heading a skipped one is counted.
+/// Why a record cannot be used.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecordFault {
-    /// The heading.
+    /// What kind of fault it is.
     pub kind: FaultKind,
     /// What is wrong.
     pub what: String,
@@ -159,7 +159,7 @@ pub struct RecordFault {
     pub fix: Fix,
 }
 
-/// Headings of the report for records that were left out.
+/// Kinds of faults: headings of the report for records that were left out, and what stops a load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultKind {
     /// Not readable as a record of the chosen format.
@@ -168,11 +168,17 @@ pub enum FaultKind {
     Overlong,
     /// Nothing to learn from.
     WithoutTarget,
+    /// No fault of the record: the model lacks what it takes. Never skipped.
+    Model,
 }
 
 impl RecordFault {
     pub(crate) fn malformed(what: impl Into<String>, fix: impl Into<Fix>) -> Self {
         Self { kind: FaultKind::Malformed, what: what.into(), fix: fix.into() }
+    }
+
+    pub(crate) fn model(what: impl Into<String>, fix: impl Into<Fix>) -> Self {
+        Self { kind: FaultKind::Model, what: what.into(), fix: fix.into() }
     }
 
     /// As [`DataError::message`].

@@ -6,7 +6,7 @@ use crate::error::{DataError, FaultKind, Fix, RecordFault, Setting};
 use crate::parallel;
 use crate::reader::{self, Contents, Parsed, RawRecord, Records};
 use crate::record::{Layout, Record};
-use crate::rows::{Counts, Made, Rendering, RowMaker};
+use crate::rows::{Counts, Made, RowMaker};
 use crate::source::{self, Repeated};
 use crate::spec::{Format, OnError, RecordKind, RecordSpec, WeightedPath};
 use crate::tokenizer::Tokenizer;
@@ -124,7 +124,6 @@ impl<'a> Loader<'a> {
             ));
         }
         self.dataset.start_file(file, Format::Text.name().to_owned());
-        self.check_file(file, Rendering::Document)?;
         let result = self.maker.make_rows(Record::Text(text.to_owned()));
         self.settle(file, 1, result)
     }
@@ -154,7 +153,6 @@ impl<'a> Loader<'a> {
                 rest = with;
                 if let Some(layout) = &layout {
                     self.dataset.set_format(layout.describe());
-                    self.check_file(file, maker.rendering(layout.format))?;
                 }
             }
             if let Some(layout) = &layout {
@@ -206,13 +204,6 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Whether the model has what all records of the file need.
-    fn check_file(&self, file: &str, rendering: Rendering) -> Result<(), DataError> {
-        self.maker
-            .check_tokenizer(rendering)
-            .map_err(|RecordFault { what, fix, .. }| DataError::file(file, what, fix))
-    }
-
     /// Counts a record; a fault stops the loading or is counted, as configured.
     fn settle(
         &mut self,
@@ -228,18 +219,19 @@ impl<'a> Loader<'a> {
             }
             Err(fault) => fault,
         };
-        let kind = fault.kind;
+        let report = self.dataset.report_mut();
+        let count = match fault.kind {
+            FaultKind::Malformed => &mut report.skipped_malformed,
+            FaultKind::Overlong => &mut report.skipped_overlong,
+            FaultKind::WithoutTarget => &mut report.skipped_without_target,
+            FaultKind::Model => return Err(DataError::file(file, fault.what, fault.fix)),
+        };
         let error = DataError::Record { file: file.to_owned(), line, fault };
         if self.spec.on_error == OnError::Fail {
             return Err(error);
         }
-        let report = self.dataset.report_mut();
+        *count += 1;
         report.skipped += 1;
-        *match kind {
-            FaultKind::Malformed => &mut report.skipped_malformed,
-            FaultKind::Overlong => &mut report.skipped_overlong,
-            FaultKind::WithoutTarget => &mut report.skipped_without_target,
-        } += 1;
         report.warn_of_record(format!("skipped: {}", error.message(|_| None)));
         Ok(())
     }

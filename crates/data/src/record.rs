@@ -43,7 +43,8 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// The layout that the specification names, or that the first record shows.
+    /// The layout that the specification names, or that the first record shows. Its fault, if it
+    /// shows none.
     pub fn of(first: &Value, spec: &RecordSpec) -> Result<Self, RecordFault> {
         let record = object(first)?;
         let is_named = spec.prompt_field.is_some() || spec.completion_field.is_some();
@@ -58,10 +59,14 @@ impl Layout {
                 Fix::from("remove them").or(Setting::FormatAs(Format::PromptCompletion)),
             ));
         }
-        let usual = USUAL_FIELDS
-            .iter()
-            .find(|(p, c)| record.contains_key(*p) && record.contains_key(*c))
-            .unwrap_or(&USUAL_FIELDS[0]);
+        let has = |key: &str| record.get(key).is_some_and(|value| !value.is_null());
+        let usual = USUAL_FIELDS.iter().find(|(p, c)| has(p) && has(c));
+        if format == Format::PromptCompletion && !is_named && usual.is_none() {
+            let (prompt, completion) = USUAL_FIELDS[0];
+            text_field(record, prompt)?;
+            text_field(record, completion)?;
+        }
+        let usual = usual.unwrap_or(&USUAL_FIELDS[0]);
         let name = |given: &Option<String>, usual: &str| given.clone().unwrap_or(usual.to_owned());
         let fields = (name(&spec.prompt_field, usual.0), name(&spec.completion_field, usual.1));
         Ok(Self { format, fields })

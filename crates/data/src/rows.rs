@@ -6,7 +6,7 @@ use crate::dataset::{Label, MadeRow};
 use crate::error::{FaultKind, Fix, RecordFault, Setting};
 use crate::preference;
 use crate::record::{Layout, Record};
-use crate::spec::{Format, Overlong, RecordSpec};
+use crate::spec::{Overlong, RecordSpec};
 use crate::tokenizer::{Encoded, Tokenizer};
 use serde_json::Value;
 use std::ops::Range;
@@ -30,17 +30,6 @@ pub(crate) struct Made {
     /// Whether the template writes nothing that ends its turns.
     pub lacks_turn_ends: bool,
     pub counts: Counts,
-}
-
-/// How the text of a record comes about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rendering {
-    /// From messages, by the chat template.
-    Conversation,
-    /// From a prompt and a completion, joined as they are; the end-of-text token follows.
-    Completion,
-    /// It is the record's own.
-    Document,
 }
 
 /// Counts that are reported of the whole set, not row by row.
@@ -116,18 +105,15 @@ impl RowMaker<'_> {
         Ok(made)
     }
 
-    /// The rows of a preference: all, or none. Its answers may be of either kind, whatever those
-    /// of other records are, so the tokenizer is checked for each.
+    /// The rows of a preference: all, or none.
     pub fn make_group(self, value: &Value) -> Result<Made, RecordFault> {
         let mut made = Made::default();
         for (label, record) in preference::answers(self.spec.kind, value)? {
             let row = match record {
                 Record::Chat { conversation, keep } => {
-                    self.check_tokenizer(Rendering::Conversation)?;
                     self.conversation(&mut made, &conversation, &keep)?
                 }
                 Record::Completion { prompt, completion } => {
-                    self.check_tokenizer(Rendering::Completion)?;
                     self.completion(&mut made, &prompt, &completion)?
                 }
                 _ => unreachable!("preferences are completions or conversations"),
@@ -135,41 +121,6 @@ impl RowMaker<'_> {
             self.push(&mut made, label, row)?;
         }
         Ok(made)
-    }
-
-    /// How records of a format are rendered for this model.
-    pub fn rendering(self, format: Format) -> Rendering {
-        match format {
-            Format::Messages | Format::ShareGpt => Rendering::Conversation,
-            Format::Alpaca if self.tok.chat_template().is_some() => Rendering::Conversation,
-            Format::Alpaca | Format::PromptCompletion => Rendering::Completion,
-            Format::Text => Rendering::Document,
-            Format::Auto => unreachable!("a layout's format is decided"),
-        }
-    }
-
-    /// Whether the model has what rendering a record takes.
-    pub fn check_tokenizer(self, rendering: Rendering) -> Result<(), RecordFault> {
-        let has_eos = self.tok.eos_token_id().is_some();
-        let name_eos = Fix::from("name eos_token in the model's tokenizer_config.json");
-        match rendering {
-            Rendering::Conversation if self.tok.chat_template().is_none() => {
-                Err(RecordFault::malformed(
-                    "conversations need a chat template, and this model has none",
-                    "add chat_template.jinja to the model directory, or give prompts and answers \
-                     as texts",
-                ))
-            }
-            Rendering::Completion if !has_eos => Err(RecordFault::malformed(
-                "completions need an end-of-text token, and this model has none",
-                name_eos,
-            )),
-            Rendering::Document if self.spec.append_eos && !has_eos => Err(RecordFault::malformed(
-                "documents need an end-of-text token, and this model has none",
-                name_eos.or(Setting::NoEos),
-            )),
-            _ => Ok(()),
-        }
     }
 
     fn conversation(
@@ -184,7 +135,13 @@ impl RowMaker<'_> {
                 Fix::from("remove the weights").or(Setting::Objective("sft")),
             ));
         }
-        let template = self.tok.chat_template().expect("check_tokenizer asked for one");
+        let Some(template) = self.tok.chat_template() else {
+            return Err(RecordFault::model(
+                "conversations need a chat template, and this model has none",
+                "add chat_template.jinja to the model directory, or give prompts and answers as \
+                 texts",
+            ));
+        };
         let rendering = template.render_with_spans(conversation, keep)?;
         if conversation.lacks_tools(&rendering.text) {
             made.warnings.push("the chat template leaves out the record's tools".to_owned());
@@ -209,6 +166,7 @@ impl RowMaker<'_> {
         prompt: &str,
         completion: &str,
     ) -> Result<Tokenised, RecordFault> {
+        self.check_eos("completions", None)?;
         let text = format!("{prompt}{completion}");
         made.counts.completions += 1;
         made.counts.missing_spaces += usize::from(lacks_space(prompt, completion));
@@ -240,6 +198,17 @@ impl RowMaker<'_> {
         Ok(encoded)
     }
 
+    /// Whether the model has an end-of-text token, which `texts` end with; `unless` is the setting
+    /// by which they would not.
+    fn check_eos(self, texts: &str, unless: Option<Setting>) -> Result<(), RecordFault> {
+        if self.tok.eos_token_id().is_some() {
+            return Ok(());
+        }
+        let fix = Fix::from("name eos_token in the model's tokenizer_config.json");
+        let what = format!("{texts} need an end-of-text token, and this model has none");
+        Err(RecordFault::model(what, unless.into_iter().fold(fix, Fix::or)))
+    }
+
     /// Appends the end-of-text token unless it is there already.
     fn append_eos(self, ids: &mut Vec<u32>) {
         let eos = self.tok.eos_token_id();
@@ -250,6 +219,9 @@ impl RowMaker<'_> {
 
     /// Disjoint windows of `max_seq_len`; within each, all tokens but the first are targets.
     fn text(self, made: &mut Made, text: &str) -> Result<(), RecordFault> {
+        if self.spec.append_eos {
+            self.check_eos("documents", Some(Setting::NoEos))?;
+        }
         let Encoded { mut ids, is_added, .. } = self.encode_with_special_tokens(made, text)?;
         if is_added.iter().all(|added| *added) {
             return Err(without_target("the document is empty"));

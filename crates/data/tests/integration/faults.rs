@@ -2,7 +2,7 @@
 //! told.
 
 use crate::fixture::{BOS, CHATML, EOS, Fixture, words};
-use hone_data::{Dataset, OnError, RecordSpec, Tokenizer, load};
+use hone_data::{Dataset, Format, OnError, RecordSpec, Tokenizer, load};
 use serde_json::{Value, json};
 
 fn load_lines(fixture: &Fixture, lines: &[Value], spec: &RecordSpec) -> Result<Dataset, String> {
@@ -176,6 +176,14 @@ fn skipping_holds_from_the_first_record_on() {
         let set = load_lines(&fixture, &lines, &skip).unwrap();
         assert_eq!((set.len(), set.report().skipped), (1, 2), "{bad}");
         assert!(load_lines(&fixture, &[bad], &skip).unwrap_err().contains("no rows are left"));
+    }
+    // A bad record says nothing of the fields of those after it.
+    let named = RecordSpec { format: Format::PromptCompletion, ..skip };
+    let good = json!({"question": "q", "answer": " a"});
+    for bad in [json!({"prompt": "p", "answer": "a"}), json!({"prompt": null, "completion": null})]
+    {
+        let set = load_lines(&fixture, &[bad.clone(), good.clone()], &named).unwrap();
+        assert_eq!((set.len(), set.report().skipped), (1, 1), "{bad}");
     }
     let null = json!({"prompt": "p", "completion": null});
     assert!(one(&fixture, null).unwrap_err().contains("\"completion\" is null"));

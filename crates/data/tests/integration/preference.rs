@@ -114,6 +114,21 @@ fn faults_name_file_line_and_remedy() {
     }
 }
 
+/// A model without a template is no fault of the records, which are not skipped for it.
+#[test]
+fn what_the_model_lacks_stops_the_load() {
+    let fixture = Fixture::plain();
+    let texts = r#"{"prompt":"a","completion":"b","label":true}"#;
+    let messages = r#"{"messages":[{"role":"user","content":"q"},
+        {"role":"assistant","content":"a"}],"label":true}"#;
+    let text = format!("{texts}\n{}\n", messages.replace('\n', ""));
+    for on_error in [OnError::Fail, OnError::Skip] {
+        let spec = RecordSpec { on_error, ..spec(RecordKind::Rated) };
+        let error = fixture.error("a.jsonl", &text, &spec);
+        assert!(error.starts_with("a.jsonl: conversations need a chat template"), "{error}");
+    }
+}
+
 /// What is noted of rows depends on what their text is made of, not on their objective.
 #[test]
 fn notes_on_templates_hold_for_preferences() {

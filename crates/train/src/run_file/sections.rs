@@ -42,7 +42,8 @@ section! {
         /// files or glob patterns to evaluate on; they have no weights, as every row counts once
         eval: Vec<String> = TextList { may_be_empty: true }, Value("[]"), r#"["test.jsonl"]"#,
             changeable;
-        /// format of the records; `auto`: found from the first record
+        /// format of the records, but for preferences, which have their own; `auto`: found from the
+        /// first record
         format: Format = Choice(FORMATS), Value(r#""auto""#), r#""messages""#;
         /// field of the prompt; needs `completion_field`
         prompt_field: Option<String> = Text, Chosen("the usual names"), r#""question""#;
