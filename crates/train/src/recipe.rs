@@ -144,6 +144,7 @@ fn train_in(
         order: setup.order()?,
         prepared: None,
         writer: Writer::default(),
+        kept: begun,
     };
     if resuming {
         run.load_newest(event)?;
@@ -152,6 +153,7 @@ fn train_in(
     let samples = run.samples_before(event)?;
     device.release_free_memory();
     run.arena = Arena::new(&device, run.planned.plan.arena_bytes as usize)?;
+    run.kept = Instant::now();
     let first_step = run.step;
     while run.step < setup.num_steps {
         // Before the first step and every so many; where that is 0, before the first only. A run
@@ -167,7 +169,7 @@ fn train_in(
         run.profile_done(options, first_step, event)?;
         failpoint::hit("loop.step_done");
         let stopping = stop();
-        let due = run.step.is_multiple_of(setup.run.checkpoint.every_steps);
+        let due = run.checkpoint_is_due();
         let last = stopping || run.step == setup.num_steps;
         if due || last {
             logs.sync()?;
@@ -268,6 +270,8 @@ struct Run<'a> {
     /// Where the next step is, and its data, got ready while a GPU was busy.
     prepared: Option<(Cursor, StepData)>,
     writer: Writer,
+    /// When training went on, or the last checkpoint was taken.
+    kept: Instant,
 }
 
 /// What an optimizer step learns from.

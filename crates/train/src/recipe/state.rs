@@ -6,11 +6,13 @@ use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::loss_scale::LossScale;
 use crate::run_dir::NUMERICS;
+use crate::run_file::CheckpointSection;
 use hone_data::Cursor;
 use hone_tensor::safetensors::{SafeTensorsFile, write};
 use hone_tensor::{DeviceError, ParamId, Target, Tensor};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use std::time::Instant;
 
 const PARAMS: &str = "params.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -64,6 +66,13 @@ impl Snapshot {
 }
 
 impl Run<'_> {
+    /// After so many steps, or so much time: steps may be long, and a run shorter than those.
+    pub(super) fn checkpoint_is_due(&self) -> bool {
+        let CheckpointSection { every_steps, every_minutes, .. } = self.setup.run.checkpoint;
+        let is_old = self.kept.elapsed().as_secs_f64() >= 60.0 * every_minutes;
+        self.step.is_multiple_of(every_steps) || (every_minutes > 0.0 && is_old)
+    }
+
     /// Writes a checkpoint of the present state and removes old ones: at once, or behind the steps
     /// that a GPU goes on with, which the copy of its memory does not change any more.
     pub(super) fn save_checkpoint(
@@ -74,6 +83,7 @@ impl Run<'_> {
         // Two copies would be one more than a machine needs room for.
         self.writer.settle(true, event)?;
         let snapshot = self.snapshot()?;
+        self.kept = Instant::now();
         match self.engine.device.target() {
             Target::Cpu => {
                 snapshot.write(&root, keep)?;

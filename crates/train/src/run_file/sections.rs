@@ -212,8 +212,11 @@ section! {
 section! {
     /// How often progress is kept.
     ["checkpoint"] CheckpointSection {
-        /// steps between checkpoints
+        /// steps between checkpoints; the last step leaves one too, and the one that Ctrl-C ends
         every_steps: u64 = Int(1, ANY), Value("100"), "20", changeable;
+        /// minutes after which a step leaves a checkpoint however few steps were done: what a kill
+        /// may cost; 0: no such limit
+        every_minutes: f64 = Float(NonNegative), Value("10.0"), "2.0", changeable;
         /// how many whole checkpoints are kept
         keep: usize = Int(1, ANY), Value("2"), "3", changeable;
     }

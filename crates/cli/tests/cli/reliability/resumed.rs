@@ -1,6 +1,6 @@
 //! `--resume` in every situation.
 
-use super::trace::{Trace, resume, went_on_after};
+use super::trace::{Trace, newest_step, resume, went_on_after};
 use crate::sandbox::tiny_model::rows;
 use crate::sandbox::{Scene, ended, entries};
 use hone_train::checkpoint::sha256_of_file;
@@ -24,6 +24,19 @@ fn where_nothing_was_begun_it_starts() {
     std::fs::create_dir(empty.run_dir()).unwrap();
     resume(&empty);
     expected.assert_same(&empty, "started in an empty directory");
+}
+
+/// What a kill costs is bounded by time where there are few steps.
+#[test]
+fn minutes_too_make_a_checkpoint_due() {
+    for (minutes, kept) in [("checkpoint.every_minutes=1e-6", 4), ("checkpoint.every_minutes=0", 0)]
+    {
+        let scene = Scene::new();
+        let settings = ["checkpoint.every_steps=100", minutes];
+        let killed = ended(scene.train(&settings).env("HONE_FAILPOINT", "loop.updated:5"));
+        assert_eq!(killed.status, None, "{}", killed.stderr);
+        assert_eq!(newest_step(&scene.path("run/checkpoints")), kept, "{minutes}");
+    }
 }
 
 #[test]
