@@ -180,10 +180,11 @@ impl Bench<'_> {
                 attention::forward(&self.cpu, inputs, &HEADS, &sequences, out, &mut lse);
             });
             self.time(&format!("d_attention, sequences of {len}"), flops(5), || {
-                let saved = (out.view(), lse.as_slice());
+                let (qkv, out, lse) = (qkv.view(), out.view(), View::F32(&lse));
+                let saved = attention::Saved { qkv, out, lse };
                 let (d_out, d_qkv) = (d_out.view(), d_qkv.view_mut());
-                let (qkv, work) = (qkv.view(), workspace.as_mut_slice());
-                attention::backward(&self.cpu, qkv, &HEADS, &sequences, saved, d_out, d_qkv, work);
+                let workspace = &mut workspace;
+                attention::backward(&self.cpu, saved, &HEADS, &sequences, d_out, d_qkv, workspace);
             });
         }
     }

@@ -1,15 +1,15 @@
-//! Backward pass: a task is a block of keys of one sequence and query head, which meets blocks of
-//! queries one after another.
+//! Backward pass: a task is a block of keys of one sequence and query head, which loops over blocks
+//! of queries.
 //!
-//! Scores are computed again, transposed (`k qᵀ`), so that probabilities and score gradients are
-//! rows of keys and serve as left operands for `d_v` and `d_k` as they are; only `d_q` needs them
-//! turned. `d_k` and `d_v` of a block are its task's own, and the query heads of a key-value head
-//! are added up in their order. To `d_q` of a block of queries the blocks of keys add one after
-//! another: a task waits until the one before it has passed those queries. So a single long
-//! sequence keeps many threads busy, and the order of every sum is fixed.
+//! Scores are recomputed transposed (`k qᵀ`), so that probabilities and score gradients have keys
+//! as rows and can be left operands for `d_v` and `d_k` as they are; only `d_q` needs them
+//! transposed. A task owns `d_k` and `d_v` of its block, and the query heads of a key-value head
+//! are summed in order. Blocks of keys add to `d_q` of a block of queries in order, too: a task
+//! waits until its predecessor has finished those queries. So a single long sequence keeps many
+//! threads busy, and the order of every sum is fixed.
 
 use super::rows::{lines, transposed, used_rows};
-use super::{Heads, Inputs, Rows, Sequence};
+use super::{Heads, Inputs, Rows, Saved, Sequence};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::{Element, View, ViewMut};
 use crate::gemm::MAX_PANEL;
@@ -33,21 +33,20 @@ pub(super) fn workspace_len(heads: &Heads, t: usize) -> usize {
 /// `workspace` holds [`workspace_len`] elements.
 ///
 /// # Panics
-/// If the sequences do not follow one another from row 0 on, or have keys of other rows than their
+/// If the sequences are not contiguous from row 0 on, or their keys are not the rows of their
 /// queries.
-#[allow(clippy::too_many_arguments)]
 pub fn backward(
     cpu: &Cpu,
-    qkv: View<'_>,
+    saved: Saved<'_>,
     heads: &Heads,
     sequences: &[Sequence],
-    (out, lse): (View<'_>, &[f32]),
     d_out: View<'_>,
     d_qkv: ViewMut<'_>,
     workspace: &mut [f32],
 ) {
-    let pass = Pass { cpu, heads, inputs: Inputs::packed(qkv, heads), sequences, lse };
-    match (out, d_out, d_qkv) {
+    let (inputs, lse) = (Inputs::packed(saved.qkv, heads), saved.lse.f32());
+    let pass = Pass { cpu, heads, inputs, sequences, lse };
+    match (saved.out, d_out, d_qkv) {
         (View::F32(out), View::F32(d_out), ViewMut::F32(d_qkv)) => {
             pass.typed(out, d_out, d_qkv, workspace)
         }
@@ -58,7 +57,7 @@ pub fn backward(
     }
 }
 
-/// Bytes of scratch that a thread needs, whatever the instruction set.
+/// Bytes of scratch memory that a thread needs on any instruction set.
 pub(super) fn scratch_bytes(heads: &Heads) -> usize {
     let d = heads.head_dim;
     let w = d.next_multiple_of(MAX_PANEL);
@@ -79,7 +78,7 @@ impl Pass<'_> {
     fn typed<T: Typed>(&self, out: &[T], d_out: &[T], d_qkv: &mut [T], workspace: &mut [f32]) {
         let Self { cpu, heads, sequences, .. } = *self;
         assert!(sequences.iter().all(|s| *s == Sequence::new(s.q_start, s.q_len)));
-        // Tasks share no rows only if sequences do not overlap: checked before they start.
+        // Tasks write disjoint rows only if sequences do not overlap, which this checks.
         let used = used_rows(sequences);
         let width = heads.out_width();
         let num_tokens = out.len() / width;
@@ -116,7 +115,7 @@ impl Pass<'_> {
         });
     }
 
-    /// Writes the sums in the gradient's type, and zeros for rows of no sequence.
+    /// Writes the sums in the gradient's type, and zeros to rows of no sequence.
     fn narrow<T: Typed>(&self, sums: &[f32], used: usize, d_qkv: &mut [T]) {
         let width = self.heads.qkv_width();
         self.cpu.rows(d_qkv, width, width, |t, row| match t < used {
@@ -163,27 +162,27 @@ impl<T: Element> Kernel for NarrowRow<'_, T> {
 struct Task {
     sequence: Sequence,
     head: usize,
-    /// First key, counted from the sequence's.
+    /// First key, counted from the start of the sequence.
     first_key: usize,
-    /// End of the queries whose `d_q` already includes this block; [`ALL`] once the task is over.
-    passed: AtomicUsize,
+    /// End of the queries whose `d_q` already includes this block; [`ALL`] once the task is done.
+    progress: AtomicUsize,
 }
 
 /// More than any number of queries.
 const ALL: usize = usize::MAX;
 
-/// The tasks in the order in which they are begun: each after those that it waits for.
+/// The tasks in the order in which they start: each after those that it waits for.
 struct Tasks(Vec<Task>);
 
 impl Tasks {
-    /// Long sequences first; within a sequence each block of keys for all heads, so that the tasks
+    /// Long sequences first; within a sequence, each block of keys for all heads, so that the tasks
     /// of one head are far apart.
     fn new(heads: &Heads, sequences: &[Sequence]) -> Self {
         let (mut tasks, mut sequences) = (Vec::new(), sequences.to_vec());
         sequences.sort_by_key(|sequence| std::cmp::Reverse(sequence.q_len));
         for sequence in sequences {
             for first_key in (0..sequence.q_len).step_by(KEYS) {
-                let task = |head| Task { sequence, head, first_key, passed: AtomicUsize::new(0) };
+                let task = |head| Task { sequence, head, first_key, progress: AtomicUsize::new(0) };
                 tasks.extend((0..heads.num_heads).map(task));
             }
         }
@@ -191,59 +190,59 @@ impl Tasks {
     }
 
     fn turn(&self, heads: &Heads, task: usize) -> Turn<'_> {
-        let Task { head, first_key, passed, .. } = &self.0[task];
-        let passed_by = |distance: usize| &self.0[task - distance].passed;
+        let Task { head, first_key, progress, .. } = &self.0[task];
+        let progress_of = |distance: usize| &self.0[task - distance].progress;
         Turn {
-            passed,
-            keys_before: (*first_key > 0).then(|| passed_by(heads.num_heads)),
-            head_before: (head % heads.group() > 0).then(|| passed_by(1)),
+            progress,
+            previous_keys: (*first_key > 0).then(|| progress_of(heads.num_heads)),
+            previous_head: (head % heads.group() > 0).then(|| progress_of(1)),
         }
     }
 }
 
-/// A task's progress and its predecessors. Dropping it marks the task as finished, also on panic,
-/// so that no other waits forever.
+/// A task's progress, and that of its predecessors. Dropping it marks the task as done, also on
+/// panic, so that no task waits forever.
 struct Turn<'a> {
-    passed: &'a AtomicUsize,
-    /// The block of keys before, of the same head.
-    keys_before: Option<&'a AtomicUsize>,
-    /// The query head before that has the same key-value head, if any; the same keys.
-    head_before: Option<&'a AtomicUsize>,
+    progress: &'a AtomicUsize,
+    /// The previous block of keys of the same head.
+    previous_keys: Option<&'a AtomicUsize>,
+    /// The previous query head of the same key-value head, with the same keys.
+    previous_head: Option<&'a AtomicUsize>,
 }
 
 impl Turn<'_> {
-    /// Waits until the keys before have been added to all queries below `end`.
+    /// Waits until the previous keys have been added to all queries below `end`.
     fn wait_for_queries(&self, end: usize) {
-        self.keys_before.iter().for_each(|passed| wait(passed, end));
+        self.previous_keys.iter().for_each(|progress| wait(progress, end));
     }
 
-    /// Waits until the head before has added to the keys.
+    /// Waits until the previous head has added to the keys.
     fn wait_for_head(&self) {
-        self.head_before.iter().for_each(|passed| wait(passed, ALL));
+        self.previous_head.iter().for_each(|progress| wait(progress, ALL));
     }
 
-    /// Lets the next keys have the queries below `end`.
-    fn pass(&self, end: usize) {
-        self.passed.store(end, Ordering::Release);
+    /// Hands the queries below `end` over to the next keys.
+    fn hand_over(&self, end: usize) {
+        self.progress.store(end, Ordering::Release);
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            // Those that wait for this task rely on its predecessors being done too.
+            // Tasks that wait for this one rely on its predecessors being done, too.
             self.wait_for_queries(ALL);
             self.wait_for_head();
         }
-        self.pass(ALL);
+        self.hand_over(ALL);
     }
 }
 
-/// Waits until `passed` is at least `end`. The predecessor is already running; it may need this
-/// core, so the wait yields.
-fn wait(passed: &AtomicUsize, end: usize) {
+/// Waits until `progress` is at least `end`. The predecessor is already running, but may need this
+/// core, so the wait yields after a while.
+fn wait(progress: &AtomicUsize, end: usize) {
     let mut spins = 0;
-    while passed.load(Ordering::Acquire) < end {
+    while progress.load(Ordering::Acquire) < end {
         spins += 1;
         if spins < 1000 { std::hint::spin_loop() } else { std::thread::yield_now() }
     }
@@ -254,7 +253,7 @@ struct Backward<'a, T, M> {
     turn: Turn<'a>,
     sequence: Sequence,
     head: usize,
-    /// First key of the block, counted from the sequence's.
+    /// First key of the block, counted from the start of the sequence.
     first_key: usize,
     d_out: Rows<'a>,
     /// `[t, num_heads]`
@@ -272,7 +271,7 @@ struct Buffers<'a, T, M: Tile> {
     k_rows: &'a mut [M::Elem],
     v_rows: &'a mut [M::Elem],
     k_panels: &'a mut [M::Elem],
-    /// Of queries and of output gradients: heads as contraction, then tokens as contraction.
+    /// Queries and output gradients: contracted over head dimensions, then over tokens.
     q_panels: [&'a mut [M::Elem]; 2],
     o_panels: [&'a mut [M::Elem]; 2],
     /// Scores and gradients of probabilities, `[KEYS, QUERIES]`.
@@ -314,10 +313,10 @@ impl<T: Typed, M: Tile> Kernel for Backward<'_, T, M> {
         self.turn.wait_for_head();
         let is_first = self.head.is_multiple_of(self.pass.heads.group());
         for (which, sums) in [(1, &*buffers.d_k), (2, &*buffers.d_v)] {
-            for (j, more) in keys.clone().zip(sums.chunks_exact(width)) {
-                let sums = self.gradient(which, j).iter_mut().zip(more);
+            for (j, addend) in keys.clone().zip(sums.chunks_exact(width)) {
+                let sums = self.gradient(which, j).iter_mut().zip(addend);
                 match is_first {
-                    // As a sum that begins with zero.
+                    // Like a sum that starts from zero: turns -0 into 0.
                     true => sums.for_each(|(sum, x)| *sum = 0.0 + x),
                     false => sums.for_each(|(sum, x)| *sum += x),
                 }
@@ -327,8 +326,8 @@ impl<T: Typed, M: Tile> Kernel for Backward<'_, T, M> {
 }
 
 impl<T: Typed, M: Tile> Backward<'_, T, M> {
-    /// This head's part of row `t` of the sequence of `d_q` (0), or its key-value head's of `d_k`
-    /// (1) or `d_v` (2).
+    /// Row `t` of the sequence in `d_q` (0) for this head, or in `d_k` (1) or `d_v` (2) for its
+    /// key-value head.
     #[inline(always)]
     #[allow(clippy::mut_from_ref)]
     fn gradient(&self, which: usize, t: usize) -> &mut [f32] {
@@ -340,13 +339,13 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
         };
         let row = self.sequence.q_start + t;
         let at = row * heads.qkv_width() + (first + head) * heads.head_dim;
-        // SAFETY: a task holds one such part at a time. Keys are its own among the tasks of its
-        // head, and queries of its head alone; where others write the same part, it waited for
-        // those before it (`Turn`), and those after it wait for it.
+        // SAFETY: a task holds one such row at a time. No other task of its head has its keys, and
+        // no other head its queries; where other tasks write the same row, it has waited for its
+        // predecessors (`Turn`), and its successors wait for it.
         unsafe { self.sums.slice(at, heads.head_dim) }
     }
 
-    /// `d_k` and `d_v` of `keys` into the buffers; their part of `d_q` is added.
+    /// Computes `d_k` and `d_v` of `keys` in the buffers, and adds their share of `d_q`.
     #[inline(always)]
     fn block_of_keys(&self, buffers: &mut Buffers<'_, T, M>, keys: Range<usize>) {
         let (heads, inputs) = (self.pass.heads, &self.pass.inputs);
@@ -376,13 +375,13 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
             let o_t = right::<M>(d_o, rows, o_panels);
             let q_cols = right::<M>(transposed(q), cols, q_col_panels);
             let o_cols = right::<M>(transposed(d_o), cols, o_col_panels);
-            // Which of the block's queries see key `j`.
+            // The queries of the block that see key `j`.
             let seen = |j: usize| {
                 let end = heads.window.map_or(usize::MAX, |w| keys.start + j + w);
                 let clip = |i: usize| i.clamp(q0, q0 + n) - q0;
                 clip(keys.start + j)..clip(end)
             };
-            // What any key, and any query, of a tile has to do with.
+            // The union of these over the keys of a tile.
             let seen_by = |keys: Range<usize>, _| seen(keys.start).start..seen(keys.end - 1).end;
             let tiles = |rows: Range<usize>, cols: Range<usize>| {
                 let any = seen_by(rows, cols.clone());
@@ -392,7 +391,7 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
                 let end = (q0 + queries.end - keys.start).min(count);
                 let start = q0 + queries.start + 1 - keys.start;
                 let start = heads.window.map_or(0, |w| start.saturating_sub(w));
-                // Never empty: what no query of the tile sees is zero, and has to be written.
+                // Never empty: tiles that are masked entirely are zero, and must be written.
                 start.min(end - 1)..end
             };
             multiply::<M>(k_rows, count, q_t, (buffers.scores, QUERIES), Store::Overwrite, tiles);
@@ -405,33 +404,33 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
             multiply::<M>(p, count, o_cols, (buffers.d_v, width), Store::Add, seen_by);
             let d_s = left::<M>(square(buffers.d_s), rows, buffers.packed);
             multiply::<M>(d_s, count, q_cols, (buffers.d_k, width), Store::Add, seen_by);
-            let turned = transposed(square(buffers.d_s));
+            let d_s = transposed(square(buffers.d_s));
             let rows = Part { line: 0, lines: n, k0: 0, k: count };
-            let d_s = left::<M>(turned, rows, buffers.packed);
+            let d_s = left::<M>(d_s, rows, buffers.packed);
             multiply::<M>(d_s, n, k_cols, (buffers.d_q, width), Store::Overwrite, sees);
             self.turn.wait_for_queries(queries.end);
             self.add_to_queries(queries.clone(), keys.start, buffers.d_q);
-            self.turn.pass(queries.end);
+            self.turn.hand_over(queries.end);
         }
     }
 
-    /// Adds what a block of keys gives to `d_q`, or writes it where the block is the first that any
-    /// of the queries sees.
+    /// Adds a block of keys' share to `d_q`, or writes it if the block is the first that any of the
+    /// queries sees.
     #[inline(always)]
     fn add_to_queries(&self, queries: Range<usize>, first_key: usize, d_q: &[f32]) {
         let Heads { head_dim: d, window, .. } = *self.pass.heads;
         let first_seen = window.map_or(0, |w| (queries.start + 1).saturating_sub(w));
-        for (i, more) in queries.zip(d_q.chunks_exact(panel_cols::<M>(d))) {
+        for (i, addend) in queries.zip(d_q.chunks_exact(panel_cols::<M>(d))) {
             let sums = self.gradient(0, i);
             match first_key == first_seen / KEYS * KEYS {
-                true => sums.copy_from_slice(&more[..d]),
-                false => sums.iter_mut().zip(more).for_each(|(sum, x)| *sum += x),
+                true => sums.copy_from_slice(&addend[..d]),
+                false => sums.iter_mut().zip(addend).for_each(|(sum, x)| *sum += x),
             }
         }
     }
 
-    /// Probabilities `p` and gradients `d_s` of the unscaled scores, `[KEYS, QUERIES]`, of the
-    /// first `count` keys; zero where a key is not seen.
+    /// Probabilities `p` and gradients `d_s` of the unscaled scores, `[KEYS, QUERIES]`, for the
+    /// first `count` keys; zero where masked.
     #[inline(always)]
     fn score_gradients(
         &self,

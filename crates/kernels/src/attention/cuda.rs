@@ -1,8 +1,8 @@
-//! Blocks of queries, or of keys, of each head: on tensor cores where there are such, by kernels
-//! for any head otherwise.
+//! Launches with one block of threads per block of queries, or keys, and head: on tensor cores if
+//! possible, otherwise with general kernels.
 
 use super::rows::check_pages;
-use super::{Heads, Inputs, PAGE_ROWS, Rows, Sequence};
+use super::{Heads, Inputs, PAGE_ROWS, Rows, Saved, Sequence};
 use crate::cuda::{Address, Arg, Gpu, Launch, Slice, Source, args};
 use crate::element::{DType, View};
 
@@ -25,24 +25,24 @@ pub(crate) static GENERAL: Source = Source {
     ],
 };
 
-/// Needs compute capability 8.0.
+/// Tensor-core kernels for bf16; need compute capability 8.0.
 pub(crate) static MMA: Source = Source {
     name: "attention_mma",
-    texts: &["typedef bf16 Element;\n", SHAPES, WORDS, KERNELS],
-    kernels: &OF_WIDTHS,
+    texts: &["typedef bf16 Element;\n", SHAPES, PRIMITIVES, KERNELS],
+    kernels: &MMA_KERNELS,
 };
 
-/// The same for f16.
+/// Tensor-core kernels for f16.
 pub(crate) static MMA_F16: Source = Source {
     name: "attention_mma_f16",
-    texts: &["typedef f16 Element;\n", SHAPES, WORDS, KERNELS],
-    kernels: &OF_WIDTHS,
+    texts: &["typedef f16 Element;\n", SHAPES, PRIMITIVES, KERNELS],
+    kernels: &MMA_KERNELS,
 };
 
 const SHAPES: &str = include_str!("shapes.cuh");
-const WORDS: &str = include_str!("../cuda/mma.cuh");
+const PRIMITIVES: &str = include_str!("../cuda/mma.cuh");
 const KERNELS: &str = include_str!("kernel_mma.cu");
-const OF_WIDTHS: [&str; 9] = [
+const MMA_KERNELS: [&str; 9] = [
     "attention_forward_mma<64>",
     "attention_forward_mma<96>",
     "attention_forward_mma<128>",
@@ -57,52 +57,51 @@ const OF_WIDTHS: [&str; 9] = [
 /// Threads of a block.
 const THREADS: u32 = 128;
 
-/// Elements (f32) of workspace of the backward pass: `delta` of every query and head.
+/// Elements (f32) of workspace of the backward pass: `delta` for every query and head.
 pub(super) fn workspace_len(heads: &Heads, t: usize) -> usize {
     heads.num_heads * t
 }
 
-/// Dimensions of the widest head that a GPU's kernels serve.
-const MOST_DIMS: usize = 256;
+/// Largest head dimension that the general kernels support.
+const MAX_HEAD_DIM: usize = 256;
 
-/// Bytes of shared memory of the general kernels' three passes.
+/// Bytes of shared memory of the general kernels, for each [`Pass`].
 fn general_shared_bytes(head_dim: usize) -> [usize; 3] {
-    // Rows of a tile are an odd number of elements apart.
+    // The stride of a tile's rows is odd.
     let (own, tile) = (16 * head_dim, 32 * (head_dim | 1));
     [own + tile, 2 * own + tile, 2 * own + tile].map(|floats| 4 * floats)
 }
 
-/// Dimensions of the widest head that the kernels serve on a GPU whose blocks may have so much
-/// shared memory.
+/// Largest head dimension that the kernels support on a GPU with this much shared memory per block.
 pub fn max_head_dim(shared_bytes: u32) -> usize {
     let fits = |&d: &usize| general_shared_bytes(d).iter().all(|&b| b <= shared_bytes as usize);
-    (1..=MOST_DIMS).rev().find(fits).unwrap_or(0)
+    (1..=MAX_HEAD_DIM).rev().find(fits).unwrap_or(0)
 }
 
-/// The kernels that serve a shape.
+/// The kernels for a shape.
 struct Kernels {
     source: &'static Source,
-    /// What stands behind a kernel's name: `general<bf16>`, `mma<128>`.
+    /// Suffix of kernel names: `general<bf16>`, `mma<128>`.
     suffix: String,
-    /// Queries of a block of the forward pass.
+    /// Queries per block in the forward pass.
     forward_rows: usize,
-    /// Queries, and keys, of a block of the backward pass.
+    /// Queries, and keys, per block in the backward passes.
     backward_rows: usize,
-    /// Bytes of shared memory of the three passes.
+    /// Bytes of shared memory of each [`Pass`].
     shared: [usize; 3],
 }
 
 impl Kernels {
     fn of(gpu: &Gpu, heads: &Heads, inputs: &[Rows<'_>], dtype: DType) -> Self {
         let d = heads.head_dim;
-        let moved_together = |x: &Rows<'_>| {
+        let is_aligned = |x: &Rows<'_>| {
             let address = x.data.cuda().address() + 2 * x.offset as u64;
             address.is_multiple_of(16) && x.stride.is_multiple_of(8)
         };
         let tensor_cores = matches!(dtype, DType::Bf16 | DType::F16)
             && matches!(d, 64 | 96 | 128)
             && gpu.info().compute_capability >= (8, 0)
-            && inputs.iter().all(moved_together);
+            && inputs.iter().all(is_aligned);
         if tensor_cores {
             let keys = if d == 64 { 64 } else { 32 };
             return Self {
@@ -116,10 +115,10 @@ impl Kernels {
         Self::general(heads, dtype)
     }
 
-    /// Those for any head.
+    /// The kernels for any head.
     fn general(heads: &Heads, dtype: DType) -> Self {
         let d = heads.head_dim;
-        assert!(d <= MOST_DIMS, "heads of {d} dimensions");
+        assert!(d <= MAX_HEAD_DIM, "head dimension {d} is not supported");
         let name = dtype.in_kernels();
         Self {
             source: &GENERAL,
@@ -130,22 +129,30 @@ impl Kernels {
         }
     }
 
-    fn launch(
-        &self,
-        gpu: &Gpu,
-        name: &str,
-        (blocks, num_heads, shared): (&Blocks, usize, usize),
-        args: &[Arg],
-    ) {
+    /// Launches a pass for `num_heads` heads.
+    fn launch(&self, gpu: &Gpu, pass: Pass, blocks: &Blocks, num_heads: usize, args: &[Arg]) {
         let grid = [blocks.num as u32, num_heads as u32, 1];
-        let at = Launch { grid, threads: THREADS, shared_bytes: shared as u32 };
-        gpu.launch(self.source, &format!("{name}_{}", self.suffix), at, args);
+        let shared_bytes = self.shared[pass as usize] as u32;
+        let at = Launch { grid, threads: THREADS, shared_bytes };
+        let name = match pass {
+            Pass::Forward => "forward",
+            Pass::BackwardKv => "backward_kv",
+            Pass::BackwardQ => "backward_q",
+        };
+        gpu.launch(self.source, &format!("attention_{name}_{}", self.suffix), at, args);
     }
 }
 
-/// Which queries, or keys, each block of threads takes, on the GPU. Their number depends on the
-/// number of tokens and little else, so that one graph serves many batches: those left over take an
-/// empty sequence.
+#[derive(Clone, Copy)]
+enum Pass {
+    Forward,
+    BackwardKv,
+    BackwardQ,
+}
+
+/// The queries, or keys, of each block of threads, on the GPU. The number of blocks depends on
+/// little else than the number of tokens, so that one graph serves many batches: surplus blocks get
+/// an empty sequence.
 struct Blocks {
     sequences: Address,
     blocks: Address,
@@ -153,24 +160,24 @@ struct Blocks {
 }
 
 impl Blocks {
-    /// Blocks of `rows` queries of each sequence, all of them together of `num_tokens`.
+    /// Blocks of `rows` queries of each sequence; `num_tokens` in all.
     fn new(gpu: &Gpu, sequences: &[Sequence], num_tokens: usize, rows: usize) -> Self {
         let fields = |s: &Sequence| [s.q_start, s.q_len, s.k_start, s.k_len].map(|x| x as u32);
         let mut words: Vec<u32> = sequences.iter().flat_map(fields).collect();
-        let of_sequence = |(i, s): (usize, &Sequence)| {
+        let sequence_blocks = |(i, s): (usize, &Sequence)| {
             let starts = (0..s.q_len).step_by(rows);
             starts.map(move |first| [i as u32, first as u32])
         };
         let mut blocks: Vec<[u32; 2]> =
-            sequences.iter().enumerate().flat_map(of_sequence).collect();
-        // Queries that see most go first, so that none of them is left when the rest is done.
+            sequences.iter().enumerate().flat_map(sequence_blocks).collect();
+        // Queries with the most keys first, so that none of them runs last.
         blocks.sort_by_key(|&[_, first]| std::cmp::Reverse(first));
-        // Each sequence but one may add a block that is not full.
-        let most_sequences = sequences.len().next_power_of_two();
-        let num = num_tokens.div_ceil(rows) + most_sequences - 1;
-        words.resize(4 * (most_sequences + 1), 0);
+        // Each sequence but one may add a partial block.
+        let max_sequences = sequences.len().next_power_of_two();
+        let num = num_tokens.div_ceil(rows) + max_sequences - 1;
+        words.resize(4 * (max_sequences + 1), 0);
         assert!(blocks.len() <= num);
-        blocks.resize(num, [most_sequences as u32, 0]);
+        blocks.resize(num, [max_sequences as u32, 0]);
         Self { sequences: gpu.upload(&words), blocks: gpu.upload(blocks.as_flattened()), num }
     }
 }
@@ -187,7 +194,7 @@ pub(super) fn forward(
     check(sequences, num_tokens);
     zero_unused(gpu, sequences, num_tokens, out);
     check_pages(&inputs, sequences);
-    // Only the kernels for any head look pages up: an answer has too few rows for tensor cores.
+    // Only the general kernels support pages: decoding has too few rows for tensor cores.
     let kernels = match inputs.pages {
         None => Kernels::of(gpu, heads, &[inputs.q, inputs.k, inputs.v], out.dtype()),
         Some(_) => Kernels::general(heads, out.dtype()),
@@ -195,39 +202,39 @@ pub(super) fn forward(
     let blocks = Blocks::new(gpu, sequences, num_tokens, kernels.forward_rows);
     let out = rows(out, heads.out_width(), 0);
     let (q, k, v) = (rows_of(inputs.q), rows_of(inputs.k), rows_of(inputs.v));
-    let (words, tokens) = (of_heads(heads), num_tokens as u32);
+    let (heads_arg, tokens) = (heads_arg(heads), num_tokens as u32);
     let mut args =
-        args![q, k, v, words, blocks.sequences, blocks.blocks, out, lse, tokens].to_vec();
+        args![q, k, v, heads_arg, blocks.sequences, blocks.blocks, out, lse, tokens].to_vec();
     if std::ptr::eq(kernels.source, &GENERAL) {
         args.push(inputs.pages.map_or(0, |pages| gpu.upload(pages)).into());
         args.push((PAGE_ROWS as u32).into());
     }
-    let of = (&blocks, heads.num_heads, kernels.shared[0]);
-    kernels.launch(gpu, "attention_forward", of, &args);
+    kernels.launch(gpu, Pass::Forward, &blocks, heads.num_heads, &args);
 }
 
 pub(super) fn backward(
     gpu: &Gpu,
-    qkv: Slice<'_>,
+    saved: Saved<'_>,
     heads: &Heads,
     sequences: &[Sequence],
-    (out, lse): (Slice<'_>, Slice<'_>),
     d_out: Slice<'_>,
-    (d_qkv, delta): (Slice<'_>, Slice<'_>),
+    d_qkv: Slice<'_>,
+    delta: Slice<'_>,
 ) {
+    let (qkv, out, lse) = (saved.qkv.cuda(), saved.out.cuda(), saved.lse.cuda().f32());
     let num_tokens = qkv.len() / heads.qkv_width();
     check(sequences, num_tokens);
     // Queries and keys are the same rows, so one list of blocks serves both.
     assert!(sequences.iter().all(|s| s.q_start == s.k_start && s.q_len == s.k_len));
     assert!(delta.len() >= heads.num_heads * num_tokens);
     zero_unused(gpu, sequences, num_tokens, d_qkv);
-    let (words, tokens) = (of_heads(heads), num_tokens as u32);
-    let of_out = |slice| Rows { data: View::Cuda(slice), stride: heads.out_width(), offset: 0 };
-    let (out, d_out) = (of_out(out), of_out(d_out));
+    let (heads_arg, tokens) = (heads_arg(heads), num_tokens as u32);
+    let out_rows = |slice| Rows { data: View::Cuda(slice), stride: heads.out_width(), offset: 0 };
+    let (out, d_out) = (out_rows(out), out_rows(d_out));
     let warps = THREADS as usize / 32;
     let grid = [num_tokens.div_ceil(warps) as u32, heads.num_heads as u32, 1];
     let at = Launch { grid, threads: THREADS, shared_bytes: 0 };
-    let args = args![rows_of(out), rows_of(d_out), words, delta, tokens];
+    let args = args![rows_of(out), rows_of(d_out), heads_arg, delta, tokens];
     gpu.launch(&GENERAL, &format!("attention_delta<{}>", qkv.type_name()), at, args);
 
     let Inputs { q, k, v, .. } = Inputs::packed(View::Cuda(qkv), heads);
@@ -235,21 +242,19 @@ pub(super) fn backward(
     let kernels = Kernels::of(gpu, heads, &[q, k, v, d_out], qkv.dtype());
     let blocks = Blocks::new(gpu, sequences, num_tokens, kernels.backward_rows);
     let (q, k, v, d_out) = (rows_of(q), rows_of(k), rows_of(v), rows_of(d_out));
-    let (of_sequences, of_blocks) = (blocks.sequences, blocks.blocks);
     let (d_k, d_v, d_q) = (rows_of(d.k), rows_of(d.v), rows_of(d.q));
-    let args = args![q, k, v, d_out, lse, delta, words, of_sequences, of_blocks, d_k, d_v, tokens];
-    let of = (&blocks, heads.num_kv_heads, kernels.shared[1]);
-    kernels.launch(gpu, "attention_backward_kv", of, args);
-    let args = args![q, k, v, d_out, lse, delta, words, of_sequences, of_blocks, d_q, tokens];
-    let of = (&blocks, heads.num_heads, kernels.shared[2]);
-    kernels.launch(gpu, "attention_backward_q", of, args);
+    let Blocks { sequences, blocks: list, .. } = blocks;
+    let args = args![q, k, v, d_out, lse, delta, heads_arg, sequences, list, d_k, d_v, tokens];
+    kernels.launch(gpu, Pass::BackwardKv, &blocks, heads.num_kv_heads, args);
+    let args = args![q, k, v, d_out, lse, delta, heads_arg, sequences, list, d_q, tokens];
+    kernels.launch(gpu, Pass::BackwardQ, &blocks, heads.num_heads, args);
 }
 
 fn check(sequences: &[Sequence], num_tokens: usize) {
     assert!(sequences.iter().all(|s| s.q_start + s.q_len <= num_tokens && s.q_len <= s.k_len));
 }
 
-/// Rows of no sequence are zero.
+/// Zeroes the output if some of its rows belong to no sequence.
 fn zero_unused(gpu: &Gpu, sequences: &[Sequence], num_tokens: usize, out: Slice<'_>) {
     let used: usize = sequences.iter().map(|s| s.q_len).sum();
     if used < num_tokens {
@@ -265,7 +270,8 @@ fn rows_of(x: Rows<'_>) -> Arg {
     rows(x.data.cuda(), x.stride, x.offset)
 }
 
-fn of_heads(heads: &Heads) -> Arg {
+/// `Heads` in CUDA.
+fn heads_arg(heads: &Heads) -> Arg {
     let window = heads.window.map_or(u32::MAX, |window| window as u32);
     let (group, d, scale) = (heads.group() as u64, heads.head_dim as u64, heads.scale.to_bits());
     Arg::pair(group | d << 32, u64::from(window) | u64::from(scale) << 32)

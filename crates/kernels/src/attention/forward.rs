@@ -1,4 +1,5 @@
-//! Forward pass: a block of queries, all query heads of one key-value head, against blocks of keys.
+//! Forward pass: a task is a block of queries for all query heads of one key-value head, which
+//! loops over blocks of keys.
 
 use super::rows::{check_pages, lines, transposed, used_rows};
 use super::{Heads, Inputs, PAGE_ROWS, Sequence};
@@ -11,7 +12,7 @@ use crate::math::{LANES, exp, max, sum};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Queries and keys of a block; the keys make whole panels of every width.
+/// Queries and keys of a block; the keys are a whole number of panels on any instruction set.
 const QUERIES: usize = 64;
 const KEYS: usize = PAGE_ROWS;
 
@@ -19,7 +20,7 @@ const KEYS: usize = PAGE_ROWS;
 /// after the last sequence become zero.
 ///
 /// # Panics
-/// If queries of the sequences do not follow one another from row 0 on.
+/// If the queries of the sequences are not contiguous from row 0 on.
 pub fn forward(
     cpu: &Cpu,
     inputs: Inputs<'_>,
@@ -28,7 +29,7 @@ pub fn forward(
     out: ViewMut<'_>,
     lse: &mut [f32],
 ) {
-    assert!(heads.scale > 0.0, "scores keep their order");
+    assert!(heads.scale > 0.0, "maxima are taken before scaling");
     check_pages(&inputs, sequences);
     match (inputs.q.data, out) {
         (View::F32(_), ViewMut::F32(out)) => typed(cpu, inputs, heads, sequences, out, lse),
@@ -37,7 +38,7 @@ pub fn forward(
     }
 }
 
-/// Bytes of scratch that a thread needs, whatever the instruction set.
+/// Bytes of scratch memory that a thread needs on any instruction set.
 pub(super) fn scratch_bytes(heads: &Heads) -> usize {
     let (d, group) = (heads.head_dim, heads.group());
     let w = d.next_multiple_of(MAX_PANEL);
@@ -50,22 +51,22 @@ pub(super) fn scratch_bytes(heads: &Heads) -> usize {
 #[derive(Clone, Copy)]
 struct Block {
     sequence: Sequence,
-    /// First query, counted from the sequence's first.
+    /// First query, counted from the start of the sequence.
     first: usize,
     count: usize,
     kv_head: usize,
 }
 
 fn blocks(sequences: &[Sequence], heads: &Heads) -> Vec<Block> {
-    let of_one = |&sequence: &Sequence| {
+    let sequence_blocks = |&sequence: &Sequence| {
         let firsts = (0..sequence.q_len).step_by(QUERIES);
         firsts.flat_map(move |first| {
             let count = QUERIES.min(sequence.q_len - first);
             (0..heads.num_kv_heads).map(move |kv_head| Block { sequence, first, count, kv_head })
         })
     };
-    let mut blocks: Vec<_> = sequences.iter().flat_map(of_one).collect();
-    // The longest first, so that no thread is left with a long task at the end.
+    let mut blocks: Vec<_> = sequences.iter().flat_map(sequence_blocks).collect();
+    // Longest tasks first, so that no thread is left with one at the end.
     blocks.sort_by_key(|b| std::cmp::Reverse(b.sequence.visible(b.first, None).end));
     blocks
 }
@@ -133,7 +134,7 @@ impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
             let of_values = Part { line: 0, lines: d, k0: key0, k: loaded };
             let values = transposed(lines(self.inputs.v, kv_head, d));
             let values = right::<M>(values, of_values, value_panels);
-            // What query `i` sees of these keys.
+            // The keys of the block that query `i` sees.
             let seen = |i: usize| {
                 let keys = visible(i);
                 keys.start.max(k0) - k0..keys.end.clamp(k0, k0 + loaded) - k0
@@ -150,8 +151,8 @@ impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
                 let of_head = g * QUERIES..(g + 1) * QUERIES;
                 let acc = &mut acc[g * QUERIES * width..][..QUERIES * width];
                 let (maxima, sums) = (&mut maxima[of_head.clone()], &mut sums[of_head]);
-                let running = Running { maxima, sums, acc };
-                running.absorb::<T, M>(scores, p, count, seen, self.heads.scale);
+                let softmax = OnlineSoftmax { maxima, sums, acc };
+                softmax.update::<T, M>(scores, p, count, seen, self.heads.scale);
                 let of_p = Part { line: 0, lines: count, k0: 0, k: values.depth };
                 let p = Lines { data: T::view(p), offset: 0, line_stride: KEYS, step: 1 };
                 let p = left::<M>(p, of_p, p_rows);
@@ -163,7 +164,7 @@ impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
 }
 
 impl<T: Typed, M: Tile> Forward<'_, T, M> {
-    /// Writes what was summed, for each query head `QUERIES` rows of `width`.
+    /// Normalises and writes the sums: for each query head, `QUERIES` rows of `width`.
     #[inline(always)]
     fn write(&self, (acc, width): (&mut [f32], usize), maxima: &[f32], sums: &[f32]) {
         let Block { sequence, first, count, kv_head } = self.block;
@@ -188,19 +189,19 @@ impl<T: Typed, M: Tile> Forward<'_, T, M> {
 }
 
 /// Online softmax of the queries of a block.
-struct Running<'a> {
+struct OnlineSoftmax<'a> {
     maxima: &'a mut [f32],
     sums: &'a mut [f32],
     /// `[QUERIES, …]`
     acc: &'a mut [f32],
 }
 
-impl Running<'_> {
-    /// Turns rows of `KEYS` scores, of which those in `seen` count, into rows of `p`, and shrinks
-    /// what was summed before. `scale` is positive. Step by step for all rows, so that what is done
-    /// once per row is vectorised too.
+impl OnlineSoftmax<'_> {
+    /// Computes rows of `p` from rows of `KEYS` scores, masked outside of `seen`, and rescales
+    /// earlier sums. `scale` is positive. Each step runs over all rows, so that work per row is
+    /// vectorised, too.
     #[inline(always)]
-    fn absorb<T: Typed, M: Tile>(
+    fn update<T: Typed, M: Tile>(
         self,
         scores: &mut [f32],
         p: &mut [T],
@@ -210,7 +211,7 @@ impl Running<'_> {
     ) {
         let Self { maxima, sums, acc } = self;
         let width = acc.len() / QUERIES;
-        // Whole vectors that hold any of the keys seen.
+        // Whole vectors that contain visible keys.
         let vectors = |seen: &Range<usize>| match seen.is_empty() {
             true => 0..0,
             false => seen.start / LANES * LANES..seen.end.next_multiple_of(LANES),
@@ -225,12 +226,13 @@ impl Running<'_> {
                 new_maxima[i] = scale * max(&scores[whole]);
             }
         }
-        let mut shrink = [0.0; QUERIES];
+        let mut rescale = [0.0; QUERIES];
         for i in 0..QUERIES {
-            let greatest = maxima[i].max(new_maxima[i]);
-            // Where nothing was seen yet the difference is not a number, and nothing is to shrink.
-            shrink[i] = exp((maxima[i] - greatest).min(0.0));
-            maxima[i] = greatest;
+            let max = maxima[i].max(new_maxima[i]);
+            // While all keys are masked the difference is NaN, which `min` turns into 0: no
+            // rescaling.
+            rescale[i] = exp((maxima[i] - max).min(0.0));
+            maxima[i] = max;
         }
         let rows = scores.chunks_exact_mut(KEYS).zip(p.chunks_exact_mut(KEYS));
         for (i, (scores, p)) in rows.take(count).enumerate() {
@@ -238,13 +240,13 @@ impl Running<'_> {
             p[..whole.start].fill(T::from_f32(0.0));
             p[whole.end..].fill(T::from_f32(0.0));
             let (scores, p) = (&mut scores[whole.clone()], &mut p[whole]);
-            let greatest = maxima[i];
-            scores.iter_mut().for_each(|s| *s = exp(s.mul_add(scale, -greatest)));
-            sums[i] = sums[i] * shrink[i] + sum(scores);
+            let max = maxima[i];
+            scores.iter_mut().for_each(|s| *s = exp(s.mul_add(scale, -max)));
+            sums[i] = sums[i] * rescale[i] + sum(scores);
             // SAFETY: the tile was chosen by the instruction set.
             unsafe { T::narrow::<M>(scores, p) };
-            if shrink[i] != 1.0 {
-                acc[i * width..][..width].iter_mut().for_each(|a| *a *= shrink[i]);
+            if rescale[i] != 1.0 {
+                acc[i * width..][..width].iter_mut().for_each(|a| *a *= rescale[i]);
             }
         }
     }

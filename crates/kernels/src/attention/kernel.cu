@@ -1,25 +1,25 @@
-// Attention for any head up to 256 wide and any GPU: products without tensor cores, sums in f32.
+// Attention for heads up to 256 wide on any GPU: no tensor cores, accumulation in f32.
 //
 // A block of threads owns rows of one side (queries, or keys in `attention_backward_kv_general`)
-// and walks the rows of the other side that they see, a tile at a time. A warp owns `PER_WARP`
-// rows; its lane l meets them with row l of the tile, and gathers dimensions l, l + 32, … of what
-// they sum. No atomics, and the order of sums depends on the sequence alone.
+// and loops over tiles of the rows on the other side that they attend to. A warp owns `PER_WARP`
+// rows; its lane l computes their scores with row l of the tile, and accumulates dimensions l,
+// l + 32, … of their outputs. No atomics; the order of sums depends on the sequence alone.
 //
 // Threads: `WARPS * 32`. Dynamic shared memory, in floats: 16 d + 32 (d | 1) for the forward pass,
-// 32 d + 32 (d | 1) for the backward ones.
+// 32 d + 32 (d | 1) for the backward passes.
 
 #define WARPS 4
 #define PER_WARP 4
 // Rows of a block of threads, and of a tile.
 #define OWN (WARPS * PER_WARP)
 #define TILE WARP
-#define MOST_DIMS (256 / WARP)
+#define DIMS_PER_LANE (256 / WARP)
 
 // A lane's dimensions of the rows of its warp.
-typedef float Sums[PER_WARP][MOST_DIMS];
+typedef float Sums[PER_WARP][DIMS_PER_LANE];
 
-// `count` rows of `d`, and zeros up to `OWN` rows. The rows of a warp are neighbours, since all its
-// lanes read the same dimension of all of them.
+// Loads `count` rows of `d`, zero-padded to `OWN` rows. A dimension's values for the rows of a warp
+// are contiguous, since all its lanes read them at the same time.
 template <class T> DEVICE void load_own(float* own, const T* x, size_t stride, int count, int d) {
     for (int i = threadIdx.x; i < OWN * d; i += blockDim.x) {
         int row = i / d, c = i % d;
@@ -27,14 +27,14 @@ template <class T> DEVICE void load_own(float* own, const T* x, size_t stride, i
     }
 }
 
-// Elements between rows of a tile: an odd number, so that lanes read rows from different banks.
+// Elements between rows of a tile: odd, so that lanes read rows from different banks.
 DEVICE int tile_stride(int d) {
     return d | 1;
 }
 
-// `count` rows of `d`, and zeros up to `TILE` rows.
+// Loads `count` rows of `d`, zero-padded to `TILE` rows.
 template <class T> DEVICE void load_tile(float* tile, const T* x, size_t stride, int count, int d) {
-    __syncthreads();  // The tile before may still be read.
+    __syncthreads();  // Threads may still be reading the previous tile.
     for (int i = threadIdx.x; i < TILE * d; i += blockDim.x) {
         int row = i / d, c = i % d;
         tile[row * tile_stride(d) + c] = row < count ? to_f32(x[row * stride + c]) : 0.0f;
@@ -57,7 +57,7 @@ DEVICE void add_weighted(Sums& sums, const float (&weights)[PER_WARP], const flo
     for (int row = 0; row < TILE; row++) {
         float weight[PER_WARP];
         for (int r = 0; r < PER_WARP; r++) weight[r] = __shfl_sync(ALL_LANES, weights[r], row);
-        for (int i = 0; i < MOST_DIMS; i++) {
+        for (int i = 0; i < DIMS_PER_LANE; i++) {
             int c = threadIdx.x % WARP + i * WARP;
             float x = c < d ? tile[row * tile_stride(d) + c] : 0.0f;
             for (int r = 0; r < PER_WARP; r++) sums[r][i] += weight[r] * x;
@@ -65,37 +65,37 @@ DEVICE void add_weighted(Sums& sums, const float (&weights)[PER_WARP], const flo
     }
 }
 
-// The first `count` of the block's rows.
+// Stores the first `count` of the block's rows.
 template <class T> DEVICE void store_own(T* x, size_t stride, int count, int d, const Sums& sums) {
     for (int r = 0; r < PER_WARP; r++) {
         int row = threadIdx.x / WARP * PER_WARP + r;
-        for (int i = 0; i < MOST_DIMS; i++) {
+        for (int i = 0; i < DIMS_PER_LANE; i++) {
             int c = threadIdx.x % WARP + i * WARP;
             if (row < count && c < d) x[row * stride + c] = from_f32<T>(sums[r][i]);
         }
     }
 }
 
-// Online softmax of one query (Milakov & Gimelshein, 2018), all lanes with the same numbers.
+// Online softmax of one query (Milakov & Gimelshein, 2018), the same in all lanes.
 struct Softmax {
-    float greatest, sum;
+    float max, sum;
 
-    // Turns the score of this lane's key (-∞ if unseen) into its weight; what was summed before
-    // shrinks by `shrink`.
-    DEVICE float absorb(float score, float& shrink) {
-        float before = greatest;
-        greatest = fmaxf(greatest, warp_max(score));
-        // As long as nothing was seen, -∞ less -∞ must not become a weight.
-        float base = greatest == -INFINITY ? 0.0f : greatest;
-        shrink = expf(before - base);
+    // Returns the weight of this lane's key, given its score (-∞ if masked); earlier sums must be
+    // multiplied by `rescale`.
+    DEVICE float update(float score, float& rescale) {
+        float old_max = max;
+        max = fmaxf(max, warp_max(score));
+        // While all keys are masked, -∞ - (-∞) would be NaN.
+        float base = max == -INFINITY ? 0.0f : max;
+        rescale = expf(old_max - base);
         float weight = expf(score - base);
-        sum = sum * shrink + warp_sum(weight);
+        sum = sum * rescale + warp_sum(weight);
         return weight;
     }
 };
 
 // out = softmax(q kᵀ scale) v and lse [num_heads, num_tokens], the logarithm of the softmax's
-// denominator. Where there are `pages`, row r of keys and values is row r % page_rows of page
+// denominator. With `pages`, row r of keys and values is row r % page_rows of page
 // pages[r / page_rows]; a page holds whole tiles. Grid: blocks of `OWN` queries, query heads.
 template <class T>
 __global__ void attention_forward_general(
@@ -115,11 +115,11 @@ __global__ void attention_forward_general(
     Sums sums = {};
     Softmax softmax[PER_WARP];
     for (int r = 0; r < PER_WARP; r++) softmax[r] = Softmax{-INFINITY, 0.0f};
-    // What row 0 sees; row i sees as much, i further on.
+    // The keys visible to row 0; those of row i are shifted by i.
     Range seen = keys_of(s, heads, first), last = keys_of(s, heads, first + count - 1);
     auto [begin, end] = all_of(seen, last, s.k_len);
-    // Tiles are counted from the first key, whoever shares the block: a query's sums then do not
-    // depend on its neighbours, and no tile straddles pages.
+    // Tiles start at multiples of `TILE`, whichever queries share the block, so that a query's sums
+    // do not depend on the others, and no tile straddles pages.
     for (int k0 = begin / TILE * TILE; k0 < end; k0 += TILE) {
         uint32 k_row = s.k_start + k0;
         if (pages != nullptr) k_row = pages[k_row / page_rows] * page_rows + k_row % page_rows;
@@ -129,16 +129,16 @@ __global__ void attention_forward_general(
         for (int r = 0; r < PER_WARP; r++) {
             int key = k0 + lane - own_row - r;
             bool sees = seen.begin <= key && key < seen.end;
-            float shrink;
-            weights[r] = softmax[r].absorb(sees ? weights[r] * heads.scale : -INFINITY, shrink);
-            for (int i = 0; i < MOST_DIMS; i++) sums[r][i] *= shrink;
+            float rescale;
+            weights[r] = softmax[r].update(sees ? weights[r] * heads.scale : -INFINITY, rescale);
+            for (int i = 0; i < DIMS_PER_LANE; i++) sums[r][i] *= rescale;
         }
         load_tile(tile, head_rows(v, heads, k_row, kv_head), v.stride, end - k0, d);
         add_weighted(sums, weights, tile, d);
     }
     for (int r = 0; r < PER_WARP; r++) {
-        for (int i = 0; i < MOST_DIMS; i++) sums[r][i] /= softmax[r].sum;
-        float value = softmax[r].greatest + logf(softmax[r].sum);
+        for (int i = 0; i < DIMS_PER_LANE; i++) sums[r][i] /= softmax[r].sum;
+        float value = softmax[r].max + logf(softmax[r].sum);
         if (lane == 0 && own_row + r < count) {
             lse[size_t(head) * num_tokens + q_row + own_row + r] = value;
         }
@@ -146,8 +146,8 @@ __global__ void attention_forward_general(
     store_own(head_rows(out, heads, q_row, head), out.stride, count, d, sums);
 }
 
-// delta [num_heads, num_tokens] = Σ_c d_out · out: what the softmax's derivative takes off every
-// derivative of a row's weights. A warp for each row. Grid: rows over warps of a block, query
+// delta [num_heads, num_tokens] = Σ_c d_out · out, which the softmax's backward pass subtracts from
+// the gradients of a row's weights. One warp per row. Grid: rows over warps of a block, query
 // heads.
 template <class T>
 __global__ void attention_delta(
@@ -183,15 +183,15 @@ __global__ void attention_backward_kv_general(
     load_own(own_v, head_rows(v, heads, k_row, kv_head), v.stride, count, d);
 
     Sums sums_k = {}, sums_v = {};
-    // Who sees row 0; row i is seen by as many, i further on.
+    // The queries that see row 0; those of row i are shifted by i.
     Range seeing = queries_of(s, heads, first), last = queries_of(s, heads, first + count - 1);
     auto [begin, end] = all_of(seeing, last, s.q_len);
     for (uint32 head = kv_head * heads.group; head < (kv_head + 1) * heads.group; head++) {
         for (int q0 = begin; q0 < end; q0 += TILE) {
             uint32 q_row = s.q_start + q0;
-            const T* of_queries = head_rows(q, heads, q_row, head);
+            const T* queries = head_rows(q, heads, q_row, head);
             float weights[PER_WARP], d_scores[PER_WARP];
-            load_tile(tile, of_queries, q.stride, end - q0, d);
+            load_tile(tile, queries, q.stride, end - q0, d);
             multiply(weights, own_k, tile, d);
             load_tile(tile, head_rows(d_out, heads, q_row, head), d_out.stride, end - q0, d);
             multiply(d_scores, own_v, tile, d);
@@ -205,7 +205,7 @@ __global__ void attention_backward_kv_general(
                 d_scores[r] = weights[r] * (d_scores[r] - own_delta) * heads.scale;
             }
             add_weighted(sums_v, weights, tile, d);
-            load_tile(tile, of_queries, q.stride, end - q0, d);
+            load_tile(tile, queries, q.stride, end - q0, d);
             add_weighted(sums_k, d_scores, tile, d);
         }
     }
@@ -234,7 +234,7 @@ __global__ void attention_backward_q_general(
     Sums sums = {};
     const float* own_lse = lse + size_t(head) * num_tokens + q_row;
     const float* own_delta = delta + size_t(head) * num_tokens + q_row;
-    // What row 0 sees; row i sees as much, i further on.
+    // The keys visible to row 0; those of row i are shifted by i.
     Range seen = keys_of(s, heads, first), last = keys_of(s, heads, first + count - 1);
     auto [begin, end] = all_of(seen, last, s.k_len);
     for (int k0 = begin; k0 < end; k0 += TILE) {

@@ -1,38 +1,38 @@
-// Attention on tensor cores, after FlashAttention-2 (Dao, 2023): heads D wide, sums in f32. Before
-// this text `Element` is bf16 or f16.
+// Attention on tensor cores, after FlashAttention-2 (Dao, 2023): heads D wide, accumulation in f32.
+// The source is compiled with `Element` defined as bf16 or f16.
 //
 // A block of threads owns rows of one side (queries, or keys in `attention_backward_kv_mma`), 16 M
-// for each warp, and walks the rows of the other side that they see, a tile in shared memory at a
-// time, the next one on its way. What a product leaves in a lane's registers is what the next one
-// takes as left operand, so scores never leave them; the gradients of keys and values therefore
-// compute scores transposed. Tiles that nobody sees are not read, and only those that somebody
-// does not see whole are masked. No atomics: the backward pass takes scores twice instead, and
-// the order of sums depends on the sequence alone.
+// per warp, and loops over double-buffered shared-memory tiles of the rows on the other side that
+// they attend to. The accumulator layout of one product is the left-operand layout of the next, so
+// scores stay in registers; the gradients of keys and values compute them transposed for that
+// reason. Tiles that are masked entirely are skipped, and only tiles that are masked in part apply
+// the mask. No atomics: the backward pass computes scores twice instead, and the order of sums
+// depends on the sequence alone.
 //
-// Threads: 128. Heads start at multiples of 16 bytes, and rows are multiples of 16 bytes apart.
+// Threads: 128. Heads and rows must be aligned to 16 bytes.
 
 #define WARPS 4
 #define THREADS (WARPS * WARP)
 #define LOG2_E 1.4426950408889634f
 #define LN_2 0.6931471805599453f
 
-// Rows of a tile of keys, and of a backward pass's block.
+// Rows of a tile of keys, and of a block in the backward passes.
 #define ROWS 64
-// Queries of a tile under a block of keys: as many as there are registers for.
+// Queries per tile in the gradients of keys and values; limited by registers.
 #define QUERIES(D) ((D) > 64 ? 32 : 64)
 
-// A tile is rows of D dimensions in chunks of 16 bytes. Chunk c lies at place c ^ swizzle(row) of
-// its row, so that the same chunk of 8 rows is in different banks.
+// A tile is rows of D dimensions in 16-byte chunks. Chunk c is stored at position c ^ swizzle(row)
+// of its row, so that the same chunk of 8 rows is in different banks.
 template <int D> DEVICE int swizzle(int row) {
     return D % 64 == 0 ? row & 7 : row >> 1 & 3;
 }
 
-// Reads rows of a head, one tile after another. Neighbouring lanes take neighbouring chunks of a
-// row, as many as the swizzle mixes.
+// Copies rows of a head to shared memory, tile by tile. Consecutive lanes copy consecutive chunks
+// of a row, as many as the swizzle permutes.
 template <int D> struct Reader {
     static constexpr int LANES = D % 64 == 0 ? 8 : 4, STEP = THREADS / LANES;
 
-    // Where this thread's first chunk of the next tile is.
+    // This thread's first chunk of the next tile.
     const Element* from;
     size_t stride;
 
@@ -40,7 +40,7 @@ template <int D> struct Reader {
         from = head_rows(x, heads, row + threadIdx.x / LANES, head) + threadIdx.x % LANES * 8;
     }
 
-    // Begins to copy a tile of `NUM` rows; those from `count` on become zero.
+    // Starts copying a tile of `NUM` rows; rows from `count` on are filled with zeros.
     template <int NUM> DEVICE void load(uint32 tile, int count) {
         int row = threadIdx.x / LANES, c = threadIdx.x % LANES;
         uint32 to = tile + row * (2 * D) + (c ^ swizzle<D>(row)) * 16;
@@ -56,46 +56,46 @@ template <int D> struct Reader {
     }
 };
 
-// Where row `row` of this lane and its chunk `chunk`, 0 or 1, of the 16 dimensions of a step begin
-// in a tile. `top` is a multiple of 8 that all lanes have in common.
+// Address of this lane's row `top + row` and its chunk `chunk` (0 or 1) of the 16 dimensions of a
+// step. `top` is a multiple of 8 that is the same in all lanes.
 template <int D> DEVICE uint32 chunk_at(uint32 tile, int top, int row, int step, int chunk) {
     return tile + row * (2 * D) + (2 * step ^ (chunk ^ swizzle<D>(row))) * 16 + top * (2 * D);
 }
 
-// For `read_blocks`: a block of 16 × 16 whose quarters come in the order upper left, lower left,
-// upper right, lower right. That is a left operand, and transposed two right ones.
+// Addresses for `read_blocks` of a 16 × 16 block whose quarters are ordered upper left, lower left,
+// upper right, lower right: a left operand, or, transposed, two right operands.
 template <int D> DEVICE uint32 down_first(uint32 tile, int top, int step) {
     int lane = threadIdx.x % WARP;
     return chunk_at<D>(tile, top, lane % 16, step, lane / 16);
 }
 
-// Upper left, upper right, lower left, lower right: two right operands.
+// Quarters ordered upper left, upper right, lower left, lower right: two right operands.
 template <int D> DEVICE uint32 across_first(uint32 tile, int top, int step) {
     int lane = threadIdx.x % WARP;
     return chunk_at<D>(tile, top, lane % 8 + lane / 16 * 8, step, lane / 8 % 2);
 }
 
-// 16 M rows as left operand: kept in registers, or read from their tile each time.
-template <int D, int M, bool KEPT> struct Left {
+// 16 M rows as left operand, in registers or read from shared memory each time.
+template <int D, int M, bool IN_REGISTERS> struct Left {
     uint32 tile;
     int row;
-    uint32 kept[KEPT ? M : 1][KEPT ? D / 16 : 1][4];
+    uint32 registers[IN_REGISTERS ? M : 1][IN_REGISTERS ? D / 16 : 1][4];
 
     DEVICE Left(uint32 tile, int row) : tile(tile), row(row) {
-        if constexpr (KEPT) {
+        if constexpr (IN_REGISTERS) {
 #pragma unroll
             for (int m = 0; m < M; m++) {
 #pragma unroll
                 for (int step = 0; step < D / 16; step++) {
-                    read_blocks(kept[m][step], down_first<D>(tile, row + 16 * m, step));
+                    read_blocks(registers[m][step], down_first<D>(tile, row + 16 * m, step));
                 }
             }
         }
     }
 
     DEVICE void get(uint32 (&a)[4], int m, int step) const {
-        if constexpr (KEPT) {
-            for (int i = 0; i < 4; i++) a[i] = kept[m][step][i];
+        if constexpr (IN_REGISTERS) {
+            for (int i = 0; i < 4; i++) a[i] = registers[m][step][i];
         } else {
             read_blocks(a, down_first<D>(tile, row + 16 * m, step));
         }
@@ -103,8 +103,8 @@ template <int D, int M, bool KEPT> struct Left {
 };
 
 // sums[16 M, 8 N] += left[16 M, D] · tile[8 N, D]ᵀ
-template <int D, int M, int N, bool KEPT>
-DEVICE void add_dots(float (&sums)[M][N][4], const Left<D, M, KEPT>& left, uint32 tile) {
+template <int D, int M, int N, bool IN_REGISTERS>
+DEVICE void add_dots(float (&sums)[M][N][4], const Left<D, M, IN_REGISTERS>& left, uint32 tile) {
 #pragma unroll
     for (int step = 0; step < D / 16; step++) {
         uint32 a[M][4];
@@ -123,7 +123,7 @@ DEVICE void add_dots(float (&sums)[M][N][4], const Left<D, M, KEPT>& left, uint3
     }
 }
 
-// Weights of rows, rounded, as left operand: what a lane has of a product is what it is asked for.
+// Rounded weights as left operand: its layout is that of the accumulator they come from.
 template <int M, int N> struct Weights {
     uint32 a[M][N / 2][4];
 
@@ -157,7 +157,7 @@ DEVICE void add_rows(float (&sums)[M][D / 8][4], const Weights<M, N>& weights, u
     }
 }
 
-// Calls f(element, row, column) for what this lane holds of sums[16 M, 8 N].
+// Calls f(element, row, column) for the elements of sums[16 M, 8 N] that this lane holds.
 template <int M, int N, class F> DEVICE void each(float (&sums)[M][N][4], F f) {
     int lane = threadIdx.x % WARP;
 #pragma unroll
@@ -172,14 +172,14 @@ template <int M, int N, class F> DEVICE void each(float (&sums)[M][N][4], F f) {
     }
 }
 
-// Scores of pairs that do not see each other become -∞: row 0 of this warp sees columns in `seen`,
-// of which the first here is number `column`, and row i as many, i further on.
+// Masks scores with -∞. Row 0 of this warp sees the columns `seen`, row i those shifted by i; the
+// first column here is number `column`.
 template <int M, int N>
-DEVICE void hide_unseen(float (&scores)[M][N][4], int column, Range seen) {
+DEVICE void mask_scores(float (&scores)[M][N][4], int column, Range seen) {
     if (seen.begin + 16 * M - 1 <= column && column + 8 * N <= seen.end) return;
     uint32 num = seen.end - seen.begin;
     each(scores, [&](float& score, int i, int j) {
-        // Columns before the first are far above `num`.
+        // Differences below zero wrap to more than `num`.
         if (uint32(column - seen.begin + j - i) >= num) score = -INFINITY;
     });
 }
@@ -194,41 +194,41 @@ DEVICE float sum_of_four_lanes(float x) {
     return x + __shfl_xor_sync(ALL_LANES, x, 2);
 }
 
-// Online softmax of a lane's rows (Milakov & Gimelshein, 2018), in powers of two. Four lanes have
-// a row in common: they share the greatest score, but each sums its own columns.
+// Online softmax of a lane's rows (Milakov & Gimelshein, 2018), in powers of two. Four lanes share
+// a row: they agree on its maximum, but each sums its own columns.
 template <int M> struct Softmax {
-    float greatest[M][2], sum[M][2];
+    float max[M][2], sum[M][2];
 
     DEVICE Softmax() {
         for (int m = 0; m < M; m++) {
-            for (int i = 0; i < 2; i++) greatest[m][i] = -INFINITY, sum[m][i] = 0.0f;
+            for (int i = 0; i < 2; i++) max[m][i] = -INFINITY, sum[m][i] = 0.0f;
         }
     }
 
-    // Turns scores, still to be multiplied by `scale`, into weights, and shrinks what was summed.
+    // Replaces scores, not yet multiplied by `scale`, by weights, and rescales earlier sums.
     template <int N, int W>
-    DEVICE void absorb(float (&scores)[M][N][4], float (&sums)[M][W][4], float scale) {
+    DEVICE void update(float (&scores)[M][N][4], float (&sums)[M][W][4], float scale) {
 #pragma unroll
         for (int m = 0; m < M; m++) {
 #pragma unroll
-            for (int i = 0; i < 2; i++) absorb_row(scores[m], sums[m], m, i, scale);
+            for (int i = 0; i < 2; i++) update_row(scores[m], sums[m], m, i, scale);
         }
     }
 
     template <int N, int W>
-    DEVICE void absorb_row(
+    DEVICE void update_row(
         float (&scores)[N][4], float (&sums)[W][4], int m, int i, float scale) {
-        float before = greatest[m][i], now = before;
+        float old_max = max[m][i], new_max = old_max;
 #pragma unroll
         for (int n = 0; n < N; n++) {
-            now = fmaxf(now, fmaxf(scores[n][2 * i], scores[n][2 * i + 1]));
+            new_max = fmaxf(new_max, fmaxf(scores[n][2 * i], scores[n][2 * i + 1]));
         }
-        now = max_of_four_lanes(now);
-        // As long as nothing was seen, -∞ less -∞ must not become a weight.
-        float base = now == -INFINITY ? 0.0f : now * scale;
-        float shrink = fast_exp2(before * scale - base);
-        greatest[m][i] = now;
-        sum[m][i] *= shrink;
+        new_max = max_of_four_lanes(new_max);
+        // While all keys are masked, -∞ - (-∞) would be NaN.
+        float base = new_max == -INFINITY ? 0.0f : new_max * scale;
+        float rescale = fast_exp2(old_max * scale - base);
+        max[m][i] = new_max;
+        sum[m][i] *= rescale;
 #pragma unroll
         for (int n = 0; n < N; n++) {
 #pragma unroll
@@ -238,11 +238,11 @@ template <int M> struct Softmax {
             }
         }
 #pragma unroll
-        for (int n = 0; n < W; n++) sums[n][2 * i] *= shrink, sums[n][2 * i + 1] *= shrink;
+        for (int n = 0; n < W; n++) sums[n][2 * i] *= rescale, sums[n][2 * i + 1] *= rescale;
     }
 };
 
-// The first `count` of a warp's rows, from `x` on.
+// Stores the first `count` of a warp's rows to `x`.
 template <int M, int N>
 DEVICE void store_rows(Element* x, size_t stride, int count, const float (&sums)[M][N][4]) {
     int lane = threadIdx.x % WARP;
@@ -292,7 +292,8 @@ __global__ void __launch_bounds__(THREADS, 2) attention_forward_mma(
     Softmax<M> softmax;
     Range seen = keys_of(s, heads, first + own_row);
     for (int k0 = all.begin; k0 < all.end; k0 += ROWS) {
-        // Keys are here and nobody needs the values before: these may come while scores are taken.
+        // The keys have arrived and the previous values are no longer needed: load the next values
+        // while scores are computed.
         copy_wait();
         __syncthreads();
         values.template load<ROWS>(v_tile, all.end - k0);
@@ -301,8 +302,8 @@ __global__ void __launch_bounds__(THREADS, 2) attention_forward_mma(
         copy_wait();
         __syncthreads();
         if (k0 + ROWS < all.end) keys.template load<ROWS>(k_tile, all.end - k0 - ROWS);
-        hide_unseen(scores, k0, seen);
-        softmax.absorb(scores, sums, heads.scale * LOG2_E);
+        mask_scores(scores, k0, seen);
+        softmax.update(scores, sums, heads.scale * LOG2_E);
         add_rows<D>(sums, Weights<M, ROWS / 8>(scores), v_tile);
     }
 #pragma unroll
@@ -312,7 +313,7 @@ __global__ void __launch_bounds__(THREADS, 2) attention_forward_mma(
             float sum = sum_of_four_lanes(softmax.sum[m][i]);
             int row = own_row + m * 16 + threadIdx.x % WARP / 4 + i * 8;
             if (threadIdx.x % 4 == 0 && row < count) {
-                float value = softmax.greatest[m][i] * heads.scale + LN_2 * log2f(sum);
+                float value = softmax.max[m][i] * heads.scale + LN_2 * log2f(sum);
                 lse[size_t(head) * num_tokens + q_row + row] = value;
             }
 #pragma unroll
@@ -323,8 +324,8 @@ __global__ void __launch_bounds__(THREADS, 2) attention_forward_mma(
     store_rows(own_out, out.stride, count - own_row, sums);
 }
 
-// A tile of queries with all that the gradients of keys and values need of them, `lse` and `delta`
-// of each last.
+// A tile of queries with everything that the gradients of keys and values need: queries, output
+// gradients, `lse` and `delta`.
 template <int D> struct QueryTile {
     static constexpr int NUM = QUERIES(D);
     static constexpr uint32 BYTES = NUM * D * 2, ALL_BYTES = 2 * BYTES + NUM * 8;
@@ -333,13 +334,13 @@ template <int D> struct QueryTile {
     const float *lse, *delta;
     uint32 num_tokens;
 
-    // Begins to copy `count` queries from `row` on, and zeros up to `NUM`.
+    // Starts copying `count` queries beginning at `row`, zero-padded to `NUM`.
     DEVICE void load(uint32 to, Heads heads, uint32 row, uint32 head, int count) const {
         Reader<D>(q, heads, row, head).template load<NUM>(to, count);
         Reader<D>(d_out, heads, row, head).template load<NUM>(to + BYTES, count);
         int i = threadIdx.x % NUM;
-        const float* of_rows = threadIdx.x < NUM ? lse : delta;
-        const float* from = of_rows + size_t(head) * num_tokens + row + i;
+        const float* statistics = threadIdx.x < NUM ? lse : delta;
+        const float* from = statistics + size_t(head) * num_tokens + row + i;
         if (threadIdx.x < 2 * NUM) {
             copy_async<4>(to + 2 * BYTES + threadIdx.x * 4, from, i < count);
         }
@@ -374,7 +375,7 @@ __global__ void __launch_bounds__(THREADS, 2) attention_backward_kv_mma(
         uint32 to = base + V_BYTES + i % 2 * Tile::ALL_BYTES;
         tile.load(to, heads, s.q_start + q0, kv_head * heads.group + i / tiles, all.end - q0);
     };
-    // Keys go to registers at once, and stay until then where the second tile will be.
+    // Keys move to registers right away, so they may be loaded to where the second tile will be.
     uint32 k_tile = base + V_BYTES + Tile::ALL_BYTES;
     Reader<D>(v, heads, k_row, kv_head).template load<ROWS>(base, count);
     Reader<D>(k, heads, k_row, kv_head).template load<ROWS>(k_tile, count);
@@ -387,7 +388,7 @@ __global__ void __launch_bounds__(THREADS, 2) attention_backward_kv_mma(
     Range seen = queries_of(s, heads, first + own_row);
     float sums_k[1][D / 8][4] = {}, sums_v[1][D / 8][4] = {};
     for (int i = 0; i < all_tiles; i++) {
-        // This tile is here and nobody needs the one before: the next may take its place.
+        // This tile has arrived and the previous one is no longer needed: load the next over it.
         copy_wait();
         __syncthreads();
         if (i + 1 < all_tiles) load(i + 1);
@@ -397,7 +398,7 @@ __global__ void __launch_bounds__(THREADS, 2) attention_backward_kv_mma(
         float weights[1][NUM / 8][4] = {}, d_scores[1][NUM / 8][4] = {};
         add_dots(weights, own_k, base + at);
         add_dots(d_scores, own_v, base + at + Tile::BYTES);
-        hide_unseen(weights, q0, seen);
+        mask_scores(weights, q0, seen);
         const float* own_lse = reinterpret_cast<const float*>(shared + at + 2 * Tile::BYTES);
         const float* own_delta = own_lse + NUM;
         float scale = heads.scale * LOG2_E;
@@ -445,7 +446,7 @@ __global__ void __launch_bounds__(THREADS, 2) attention_backward_q_mma(
         keys.template load<ROWS>(to, count);
         values.template load<ROWS>(to + BYTES, count);
     };
-    // Queries and what comes back for them go to registers at once, and stay until then where the
+    // Queries and output gradients move to registers right away, so they may be loaded to where the
     // second tiles will be.
     uint32 at = base, other = base + 2 * BYTES;
     Reader<D>(q, heads, q_row, head).template load<ROWS>(other, count);
@@ -471,7 +472,7 @@ __global__ void __launch_bounds__(THREADS, 2) attention_backward_q_mma(
             float scores[1][ROWS / 8][4] = {}, d_scores[1][ROWS / 8][4] = {};
             add_dots(scores, own_q, at);
             add_dots(d_scores, own_d, at + BYTES);
-            hide_unseen(scores, k0, seen);
+            mask_scores(scores, k0, seen);
             float scale = heads.scale * LOG2_E;
 #pragma unroll
             for (int n = 0; n < ROWS / 8; n++) {

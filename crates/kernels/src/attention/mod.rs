@@ -1,11 +1,11 @@
 //! Causal attention over sequences of different lengths, with grouped queries.
 //!
 //! `out = softmax(q kᵀ · scale) v` for each query head, where query head `i` reads key-value head
-//! `i / (num_heads / num_kv_heads)`, and where there is a sliding window only the last `window`
-//! keys up to its own position. The forward pass is blocked with an online softmax (Milakov &
-//! Gimelshein, 2018; Dao et al., 2022): no score matrix exists; the backward pass computes scores
-//! again from the saved log-sum-exp. Blocks are counted from the start of each sequence, so a
-//! sequence gives the same bits wherever it stands in a batch.
+//! `i / (num_heads / num_kv_heads)` and, with a sliding window, only the last `window` keys up to
+//! its own position. The forward pass is blocked with an online softmax (Milakov & Gimelshein,
+//! 2018; Dao et al., 2022), so no score matrix exists; the backward pass recomputes scores from the
+//! saved log-sum-exp. Blocks are aligned to the start of each sequence, so a sequence gives the
+//! same bits at any position in a batch.
 
 mod backward;
 pub(crate) mod cuda;
@@ -35,8 +35,8 @@ use crate::element::{View, ViewMut};
 use crate::processor::{Processor, Target};
 
 impl Processor {
-    /// Attention of queries to keys and values: `out [t, out_width]`, rows of no sequence zero, and
-    /// `lse [num_heads, t]` f32, the logarithms of the softmaxes' denominators.
+    /// Attention of queries to keys and values: `out [t, out_width]`, zero for rows of no sequence,
+    /// and `lse [num_heads, t]` f32, the logarithms of the softmaxes' denominators.
     pub fn attention(
         &self,
         inputs: Inputs<'_>,
@@ -53,34 +53,41 @@ impl Processor {
         }
     }
 
-    /// `d_qkv [t, qkv_width]`, overwritten, for `d_out [t, out_width]`, from the `out` and `lse`
-    /// of the forward pass. `workspace` is f32: [`workspace_len`] elements.
-    #[allow(clippy::too_many_arguments)]
+    /// `d_qkv [t, qkv_width]`, overwritten, for `d_out [t, out_width]`. `workspace` is f32:
+    /// [`workspace_len`] elements.
     pub fn attention_backward(
         &self,
-        qkv: View<'_>,
+        saved: Saved<'_>,
         heads: &Heads,
         sequences: &[Sequence],
-        (out, lse): (View<'_>, View<'_>),
         d_out: View<'_>,
         d_qkv: ViewMut<'_>,
         workspace: ViewMut<'_>,
     ) {
         match self {
             Self::Cpu(cpu) => {
-                let (saved, workspace) = ((out, lse.f32()), workspace.f32());
-                backward(cpu, qkv, heads, sequences, saved, d_out, d_qkv, workspace);
+                backward(cpu, saved, heads, sequences, d_out, d_qkv, workspace.f32());
             }
             Self::Cuda(gpu) => {
-                let (saved, given) =
-                    ((out.cuda(), lse.cuda().f32()), (d_qkv.cuda(), workspace.cuda().f32()));
-                cuda::backward(gpu, qkv.cuda(), heads, sequences, saved, d_out.cuda(), given);
+                let (d_qkv, delta) = (d_qkv.cuda(), workspace.cuda().f32());
+                cuda::backward(gpu, saved, heads, sequences, d_out.cuda(), d_qkv, delta);
             }
         }
     }
 }
 
-/// Heads and their size.
+/// Values that the backward pass needs from the forward pass.
+#[derive(Clone, Copy)]
+pub struct Saved<'a> {
+    /// Queries, keys and values, `[t, qkv_width]`.
+    pub qkv: View<'a>,
+    /// Output, `[t, out_width]`.
+    pub out: View<'a>,
+    /// Logarithms of the softmaxes' denominators, `[num_heads, t]` f32.
+    pub lse: View<'a>,
+}
+
+/// Number and size of heads, and the mask.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heads {
     /// Query heads.
@@ -89,9 +96,9 @@ pub struct Heads {
     pub num_kv_heads: usize,
     /// Dimensions of a head.
     pub head_dim: usize,
-    /// What scores are multiplied by before the softmax.
+    /// Factor of scores before the softmax.
     pub scale: f32,
-    /// How many keys a query sees, its own among them; `None`: all up to its own.
+    /// Number of keys that a query sees, including its own; `None`: all up to its own.
     pub window: Option<usize>,
 }
 
@@ -116,15 +123,15 @@ impl Heads {
 /// `t * stride + offset + h * head_dim`.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
-    /// Where the elements are.
+    /// The elements.
     pub data: View<'a>,
     /// Distance between rows.
     pub stride: usize,
-    /// Where head 0 of row 0 starts.
+    /// Index of head 0 of row 0.
     pub offset: usize,
 }
 
-/// Where queries, keys and values are; all three of one element type.
+/// Queries, keys and values; all of one element type.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
     /// Queries.
@@ -133,14 +140,14 @@ pub struct Inputs<'a> {
     pub k: Rows<'a>,
     /// Values.
     pub v: Rows<'a>,
-    /// Where keys and values are kept in pages of [`PAGE_ROWS`] rows: row `r` of a sequence's keys
-    /// is row `r % PAGE_ROWS` of page `pages[r / PAGE_ROWS]`. Sequences then begin at multiples of
-    /// `PAGE_ROWS`. `None`: rows are where their numbers say. Forward pass only.
+    /// Page table, if keys and values are stored in pages of [`PAGE_ROWS`] rows: row `r` is row
+    /// `r % PAGE_ROWS` of page `pages[r / PAGE_ROWS]`, and sequences begin at multiples of
+    /// `PAGE_ROWS`. `None`: keys and values are contiguous. Forward pass only.
     pub pages: Option<&'a [u32]>,
 }
 
-/// Rows of a page of keys and values: what the CPU's kernel takes at a time, and whole tiles of the
-/// GPU's, so that none of them straddles two pages and paging changes no sum.
+/// Rows of a page of keys and values: the CPU kernel's block of keys, and a whole number of the GPU
+/// kernels' tiles, so that neither straddles pages and paging changes no sum.
 pub const PAGE_ROWS: usize = 96;
 
 impl<'a> Inputs<'a> {
@@ -153,7 +160,7 @@ impl<'a> Inputs<'a> {
         Self { q: rows(0), k: rows(k), v: rows(v), pages: None }
     }
 
-    /// Where row `row` of the keys is.
+    /// Physical index of key row `row`.
     fn key_row(&self, row: usize) -> usize {
         let in_page = |pages: &[u32]| pages[row / PAGE_ROWS] as usize * PAGE_ROWS + row % PAGE_ROWS;
         self.pages.map_or(row, in_page)
@@ -167,7 +174,7 @@ pub struct Sequence {
     pub q_start: usize,
     /// Number of query rows.
     pub q_len: usize,
-    /// First key row; where keys are in pages, the first of a page.
+    /// First key row; if keys are paged, the first of a page.
     pub k_start: usize,
     /// Number of key rows, at least `q_len`.
     pub k_len: usize,
@@ -179,18 +186,18 @@ impl Sequence {
         Self { q_start: start, q_len: len, k_start: start, k_len: len }
     }
 
-    /// The sequences between the bounds `cu_seqlens` (first 0, then the end of each).
+    /// The sequences with cumulative lengths `cu_seqlens`, beginning with 0.
     pub fn packed(cu_seqlens: &[u32]) -> Vec<Self> {
         cu_seqlens.windows(2).map(|w| Self::new(w[0] as usize, (w[1] - w[0]) as usize)).collect()
     }
 
-    /// The keys that query `i` sees, both counted from the sequence's first.
+    /// The keys that query `i` sees, both counted from the start of the sequence.
     pub fn visible(&self, i: usize, window: Option<usize>) -> std::ops::Range<usize> {
         let end = self.k_len - self.q_len + i + 1;
         end.saturating_sub(window.unwrap_or(end))..end
     }
 
-    /// Pairs of query and key that see each other.
+    /// Number of unmasked pairs of query and key.
     pub fn num_pairs(&self, window: Option<usize>) -> usize {
         (0..self.q_len).map(|i| self.visible(i, window).len()).sum()
     }

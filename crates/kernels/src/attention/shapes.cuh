@@ -1,4 +1,4 @@
-// What every attention kernel is told: where rows are, who sees whom, who computes what.
+// Parameters of every attention kernel: where rows are, the mask, and the work of each block.
 
 // Rows of heads: dimension c of head h in row i is data[i * stride + h * head_dim + c].
 template <class T> struct Rows {
@@ -7,22 +7,22 @@ template <class T> struct Rows {
 };
 
 struct Heads {
-    // Query heads that read the same keys and values.
+    // Query heads per key-value head.
     uint32 group;
     uint32 head_dim;
-    // How many keys a query sees, its own among them; all bits set: all up to its own.
+    // Number of keys that a query sees, including its own; all bits set: all up to its own.
     uint32 window;
-    // What scores are multiplied by before the softmax.
+    // Factor of scores before the softmax.
     float scale;
 };
 
-// Query i sees keys up to k_len - q_len + i, all counted from the sequence's first.
+// Query i sees keys up to k_len - q_len + i, both counted from the start of the sequence.
 struct Sequence {
     uint32 q_start, q_len, k_start, k_len;
 };
 
-// What a block of threads computes: rows of a sequence from `first` on, as many as it has room for,
-// or none, where the sequence has none.
+// The work of a block of threads: rows of a sequence beginning at `first`, up to the block's size;
+// none if the sequence is empty.
 struct Block {
     uint32 sequence, first;
 };
@@ -31,24 +31,24 @@ struct Range {
     int begin, end;
 };
 
-// Keys that query i sees, those before the first included.
+// The keys visible to query i; may begin before the first key.
 DEVICE Range keys_of(Sequence s, Heads heads, int i) {
     int end = int(s.k_len - s.q_len) + i + 1;
     return Range{end - int(min(heads.window, s.k_len)), end};
 }
 
-// Queries that see key j, those before the first and after the last included.
+// The queries that see key j; may begin before the first query and end after the last.
 DEVICE Range queries_of(Sequence s, Heads heads, int j) {
     int begin = j - int(s.k_len - s.q_len);
     return Range{begin, begin + int(min(heads.window, s.k_len))};
 }
 
-// Those of `num` rows that the rows from the one that sees `first` to the one that sees `last` see.
+// The union of ranges, from that of the first row to that of the last, clipped to `num` rows.
 DEVICE Range all_of(Range first, Range last, uint32 num) {
     return Range{max(0, first.begin), min(int(num), last.end)};
 }
 
-// A head's rows from `row` on.
+// A head's rows beginning at `row`.
 template <class T> DEVICE T* head_rows(Rows<T> x, Heads heads, uint32 row, uint32 head) {
     return x.data + row * x.stride + size_t(head) * heads.head_dim;
 }

@@ -29,9 +29,9 @@ fn run_with(
     let mut workspace = vec![f32::NAN; workspace_len(Target::Cpu, heads, t)];
     let inputs = Inputs::packed(View::F32(qkv), heads);
     forward(cpu, inputs, heads, sequences, ViewMut::F32(&mut out), &mut lse);
-    let saved = (View::F32(out.as_slice()), lse.as_slice());
+    let saved = Saved { qkv: View::F32(qkv), out: View::F32(&out), lse: View::F32(&lse) };
     let (d_out, d) = (View::F32(d_out), ViewMut::F32(&mut d_qkv));
-    backward(cpu, View::F32(qkv), heads, sequences, saved, d_out, d, &mut workspace);
+    backward(cpu, saved, heads, sequences, d_out, d, &mut workspace);
     [out, d_qkv]
 }
 

@@ -1,11 +1,11 @@
-// CUDA's words in plain C++, so that a kernel's own source runs on a machine without a GPU: for
-// tests of its logic, not of its speed.
+// CUDA's built-ins in plain C++, so that a kernel's own source runs on a machine without a GPU, to
+// test its logic, not its speed.
 //
-// A block's threads are fibers that take turns. They run until they wait for each other, at a
-// barrier of the block or in an operation of a warp, which therefore finds divergence that hangs
-// or corrupts on a GPU: lanes that meet in different operations, threads that never arrive. Blocks
-// follow one another. Not modelled: races between threads that do not wait for each other, the
-// order in which a GPU's memory shows writes, and its approximate instructions.
+// The threads of a block are fibers, scheduled cooperatively. They run until they wait for each
+// other, at a barrier or in a warp-level operation, which also detects divergence that would hang
+// or corrupt on a GPU: lanes in different operations, threads that never arrive. Blocks run one
+// after another. Not modelled: races between threads that do not synchronise, the GPU's memory
+// ordering, and its approximate instructions.
 
 #include <math.h>
 #include <stddef.h>
@@ -24,7 +24,7 @@
 #define __restrict__ __restrict
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
-// One block runs at a time, so a block's memory can be everybody's.
+// One block runs at a time, so shared memory can be static.
 #define __shared__ static
 
 struct dim3 {
@@ -33,8 +33,8 @@ struct dim3 {
 
 static dim3 gridDim, blockDim, blockIdx, threadIdx;
 
-// Leaves the present stack, whose pointer goes to `from`, for another. Done by hand, since
-// `swapcontext` asks the system to change signals each time, and kernels switch millions of times.
+// Saves the current stack pointer to `from` and switches to the stack `to`. Hand-written, since
+// `swapcontext` changes the signal mask by a system call, and kernels switch millions of times.
 extern "C" __attribute__((visibility("hidden"))) void fiber_switch(void** from, void* to);
 #if defined(__x86_64__)
 asm(R"(
@@ -58,7 +58,7 @@ fiber_switch:
     popq %rbp
     ret
 )");
-// Words below the top of a new stack: registers, where to begin, and nowhere to return to.
+// Words at the top of a new stack: saved registers, entry point, null return address.
 static const int SAVED = 6, WORDS = 8;
 #elif defined(__aarch64__)
 asm(R"(
@@ -100,11 +100,11 @@ static const int SAVED = 11, WORDS = 20;
 
 namespace emulator {
 
-static const int MOST_THREADS = 1024;
+static const int MAX_THREADS = 1024;
 static const size_t STACK = 128 << 10;
 
-// Threads that wait for each other.
-struct Meeting {
+// A barrier of a block or a warp.
+struct Barrier {
     int size, arrived;
     unsigned long generation;
     const char* operation;
@@ -112,20 +112,20 @@ struct Meeting {
 };
 
 struct Warp {
-    Meeting meeting;
-    // What lanes show each other: two sets, so that a lane that is ahead does not overwrite what
-    // another has yet to read.
-    alignas(16) unsigned char shown[2][32][64];
+    Barrier barrier;
+    // Values that lanes exchange, double-buffered, so that a lane that is ahead does not overwrite
+    // what another has yet to read.
+    alignas(16) unsigned char values[2][32][64];
 };
 
-static void *scheduler, *fibers[MOST_THREADS];
+static void *scheduler, *fibers[MAX_THREADS];
 static char* stacks;
-static bool done[MOST_THREADS];
+static bool done[MAX_THREADS];
 static int current, num_threads;
-// Grows whenever a thread gets somewhere.
+// Incremented whenever a thread makes progress.
 static unsigned long arrivals;
-static Meeting block;
-static Warp warps[MOST_THREADS / 32];
+static Barrier block;
+static Warp warps[MAX_THREADS / 32];
 static void (*body)(void*);
 static void* body_args;
 static size_t dynamic_bytes;
@@ -137,26 +137,26 @@ static unsigned char* dynamic_shared;
     abort();
 }
 
-// Whoever is resumed finds `current` and `threadIdx` to be its own: the scheduler sets them.
+// The scheduler sets `current` and `threadIdx` before it resumes a fiber.
 static void yield() {
     fiber_switch(&fibers[current], scheduler);
 }
 
-static void wait(Meeting& meeting, const char* operation, unsigned line) {
-    if (meeting.arrived == 0) {
-        meeting.operation = operation;
-        meeting.line = line;
-    } else if (meeting.line != line || strcmp(meeting.operation, operation) != 0) {
-        fail("threads that must wait for each other meet in different operations");
+static void wait(Barrier& barrier, const char* operation, unsigned line) {
+    if (barrier.arrived == 0) {
+        barrier.operation = operation;
+        barrier.line = line;
+    } else if (barrier.line != line || strcmp(barrier.operation, operation) != 0) {
+        fail("threads that must synchronise have diverged into different operations");
     }
-    unsigned long generation = meeting.generation;
+    unsigned long generation = barrier.generation;
     arrivals++;
-    if (++meeting.arrived == meeting.size) {
-        meeting.arrived = 0;
-        meeting.generation++;
+    if (++barrier.arrived == barrier.size) {
+        barrier.arrived = 0;
+        barrier.generation++;
         return;
     }
-    while (meeting.generation == generation) yield();
+    while (barrier.generation == generation) yield();
 }
 
 static void run_thread() {
@@ -166,11 +166,11 @@ static void run_thread() {
 }
 
 static void run_block() {
-    block = Meeting{num_threads};
+    block = Barrier{num_threads};
     for (int w = 0; w * 32 < num_threads; w++) {
-        warps[w].meeting = Meeting{num_threads - w * 32 < 32 ? num_threads - w * 32 : 32};
+        warps[w].barrier = Barrier{num_threads - w * 32 < 32 ? num_threads - w * 32 : 32};
     }
-    // Reading what was never written shows up as NaN.
+    // Reads of uninitialised memory show up as NaN.
     memset(dynamic_shared, 0xff, dynamic_bytes);
     for (int i = 0; i < num_threads; i++) {
         done[i] = false;
@@ -192,7 +192,7 @@ static void run_block() {
             fiber_switch(&scheduler, fibers[i]);
             finished += done[i];
         }
-        if (finished == 0 && before == arrivals) fail("threads wait for others that never arrive");
+        if (finished == 0 && before == arrivals) fail("deadlock: some threads never arrive");
         left -= finished;
     }
 }
@@ -201,22 +201,22 @@ static Warp& own_warp() {
     return warps[current / 32];
 }
 
-// Every lane shows `mine`; `theirs(lane)` is what another lane showed.
-template <class T> struct Shown {
+// The values that the lanes of a warp passed to `exchange`.
+template <class T> struct Exchange {
     Warp& warp;
-    unsigned set;
-    const T& theirs(int lane) const {
-        return *reinterpret_cast<const T*>(warp.shown[set][lane]);
+    unsigned buffer;
+    const T& of_lane(int lane) const {
+        return *reinterpret_cast<const T*>(warp.values[buffer][lane]);
     }
 };
 
-template <class T> Shown<T> show(const T& mine, const char* operation, unsigned line) {
-    static_assert(sizeof(T) <= 64, "more than a lane can show");
+template <class T> Exchange<T> exchange(const T& mine, const char* operation, unsigned line) {
+    static_assert(sizeof(T) <= 64, "too large to exchange");
     Warp& warp = own_warp();
-    unsigned set = warp.meeting.generation % 2;
-    memcpy(warp.shown[set][current % 32], &mine, sizeof(T));
-    wait(warp.meeting, operation, line);
-    return Shown<T>{warp, set};
+    unsigned buffer = warp.barrier.generation % 2;
+    memcpy(warp.values[buffer][current % 32], &mine, sizeof(T));
+    wait(warp.barrier, operation, line);
+    return Exchange<T>{warp, buffer};
 }
 
 template <class... A, size_t... I>
@@ -231,9 +231,9 @@ void launch(
         void (*kernel)(A...);
         void** args;
     } call_args{kernel, args};
-    if (threads > MOST_THREADS) fail("more than 1024 threads in a block");
+    if (threads > MAX_THREADS) fail("more than 1024 threads in a block");
     if (stacks == nullptr) {
-        stacks = static_cast<char*>(mmap(nullptr, STACK * MOST_THREADS, PROT_READ | PROT_WRITE,
+        stacks = static_cast<char*>(mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE,
                                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     }
     body = [](void* opaque) {
@@ -260,7 +260,7 @@ void launch(
 }  // namespace emulator
 
 #define __syncthreads() emulator::wait(emulator::block, "__syncthreads", __LINE__)
-#define __syncwarp(...) emulator::wait(emulator::own_warp().meeting, "__syncwarp", __LINE__)
+#define __syncwarp(...) emulator::wait(emulator::own_warp().barrier, "__syncwarp", __LINE__)
 #define __shfl_xor_sync(mask, x, lanes) emulator::shuffle_xor(mask, x, lanes, __LINE__)
 #define __shfl_sync(mask, x, lane) emulator::shuffle(mask, x, lane, __LINE__)
 #define __ballot_sync(mask, x) emulator::ballot(mask, x, __LINE__)
@@ -269,19 +269,19 @@ namespace emulator {
 
 template <class T> T shuffle(unsigned mask, T x, int lane, unsigned line) {
     if (mask != 0xffffffffu) fail("only whole warps are modelled");
-    return show(x, "__shfl_sync", line).theirs(lane % 32);
+    return exchange(x, "__shfl_sync", line).of_lane(lane % 32);
 }
 
 template <class T> T shuffle_xor(unsigned mask, T x, int lanes, unsigned line) {
     if (mask != 0xffffffffu) fail("only whole warps are modelled");
-    return show(x, "__shfl_xor_sync", line).theirs(current % 32 ^ lanes);
+    return exchange(x, "__shfl_xor_sync", line).of_lane(current % 32 ^ lanes);
 }
 
 static inline unsigned ballot(unsigned mask, bool x, unsigned line) {
     if (mask != 0xffffffffu) fail("only whole warps are modelled");
-    Shown<bool> shown = show(x, "__ballot_sync", line);
+    Exchange<bool> votes = exchange(x, "__ballot_sync", line);
     unsigned lanes = 0;
-    for (int lane = 0; lane < 32; lane++) lanes |= unsigned(shown.theirs(lane)) << lane;
+    for (int lane = 0; lane < 32; lane++) lanes |= unsigned(votes.of_lane(lane)) << lane;
     return lanes;
 }
 
@@ -317,5 +317,5 @@ template <class T> static inline T max(T a, T b) {
     return a < b ? b : a;
 }
 
-// Memory whose size is given at the launch.
+// Dynamic shared memory.
 #define DYNAMIC_SHARED(name) unsigned char* name = emulator::dynamic_shared

@@ -1,15 +1,14 @@
-// Words for tensor cores: products of 16 × 16 blocks of `Element`, bf16 or f16, their operands out
-// of shared memory, and copies into it that run while something else is computed. Needs compute
-// capability 8.0.
+// Tensor-core primitives: products of 16 × 16 blocks of `Element` (bf16 or f16) with operands from
+// shared memory, and asynchronous copies into it. Needs compute capability 8.0.
 //
-// On a GPU each is one instruction of PTX. Elsewhere every lane of a warp shows what it holds, and
-// takes what the PTX ISA says that it gets ("Warp Level Matrix Instructions", mma.m16n8k16 and
-// ldmatrix); copies are made at once, so that a missing wait is not found there.
+// On a GPU each is one PTX instruction. In the emulator, lanes of a warp exchange their registers
+// as the PTX ISA specifies ("Warp Level Matrix Instructions", mma.m16n8k16 and ldmatrix); copies
+// are synchronous, so a missing wait goes unnoticed.
 
 template <class T> constexpr bool IS_BF16 = false;
 template <> constexpr bool IS_BF16<bf16> = true;
 
-// An address in shared memory, in bytes; elsewhere counted from the block's dynamic memory.
+// An address in shared memory, in bytes; in the emulator, an offset into dynamic shared memory.
 DEVICE uint32 shared_address(const void* x) {
 #if defined(__CUDA_ARCH__)
     return uint32(__cvta_generic_to_shared(x));
@@ -18,9 +17,9 @@ DEVICE uint32 shared_address(const void* x) {
 #endif
 }
 
-// Begins a copy of 4 or 16 aligned bytes, or of zeros where there is nothing to copy.
+// Starts a copy of 4 or 16 aligned bytes, or writes zeros if the source does not exist.
 template <int BYTES> DEVICE void copy_async(uint32 to, const void* from, bool exists) {
-    static_assert(BYTES == 4 || BYTES == 16, "a size that there is");
+    static_assert(BYTES == 4 || BYTES == 16, "an unsupported size");
 #if defined(__CUDA_ARCH__)
     int taken = exists ? BYTES : 0;
     if constexpr (BYTES == 16) {
@@ -31,13 +30,13 @@ template <int BYTES> DEVICE void copy_async(uint32 to, const void* from, bool ex
                      :: "r"(to), "l"(__cvta_generic_to_global(from)), "r"(taken) : "memory");
     }
 #else
-    if (to % BYTES != 0 || size_t(from) % BYTES != 0) emulator::fail("a copy that is not aligned");
+    if (to % BYTES != 0 || size_t(from) % BYTES != 0) emulator::fail("misaligned copy");
     memset(emulator::dynamic_shared + to, 0, BYTES);
     if (exists) memcpy(emulator::dynamic_shared + to, from, BYTES);
 #endif
 }
 
-// Waits for the copies that this thread began.
+// Waits for the copies that this thread started.
 DEVICE void copy_wait() {
 #if defined(__CUDA_ARCH__)
     asm volatile("cp.async.wait_all;" ::: "memory");
@@ -58,12 +57,12 @@ static uint16 shared_element(uint32 row, int col) {
 }
 
 static void read_blocks(uint32 (&x)[4], uint32 row, bool transposed) {
-    if (row % 16 != 0) fail("a row that is not aligned");
-    Shown<uint32> rows = show(row, "ldmatrix", __LINE__);
+    if (row % 16 != 0) fail("misaligned row");
+    Exchange<uint32> rows = exchange(row, "ldmatrix", __LINE__);
     int lane = current % 32, i = lane / 4, j = lane % 4 * 2;
     for (int block = 0; block < 4; block++) {
         auto at = [&](int row, int col) {
-            return uint32(shared_element(rows.theirs(block * 8 + row), col));
+            return uint32(shared_element(rows.of_lane(block * 8 + row), col));
         };
         x[block] = transposed ? at(j, i) | at(j + 1, i) << 16 : at(i, j) | at(i, j + 1) << 16;
     }
@@ -74,13 +73,13 @@ struct Operands {
 };
 
 static void multiply(float (&sums)[4], const Operands& mine) {
-    Shown<Operands> shown = show(mine, "mma", __LINE__);
+    Exchange<Operands> operands = exchange(mine, "mma", __LINE__);
     int lane = current % 32;
     for (int i = 0; i < 4; i++) {
         int row = lane / 4 + i / 2 * 8, col = lane % 4 * 2 + i % 2;
         for (int k = 0; k < 16; k++) {
-            uint32 a = shown.theirs(row % 8 * 4 + k % 8 / 2).a[row / 8 + k / 8 * 2];
-            uint32 b = shown.theirs(col * 4 + k % 8 / 2).b[k / 8];
+            uint32 a = operands.of_lane(row % 8 * 4 + k % 8 / 2).a[row / 8 + k / 8 * 2];
+            uint32 b = operands.of_lane(col * 4 + k % 8 / 2).b[k / 8];
             sums[i] += half_of(a, k % 2) * half_of(b, k % 2);
         }
     }
@@ -89,8 +88,8 @@ static void multiply(float (&sums)[4], const Operands& mine) {
 }  // namespace emulator
 #endif
 
-// Four blocks of 8 × 8: lane l gives the address of row l % 8 of block l / 8, and gets the two
-// elements of each block from column l % 4 * 2 of row l / 4 on.
+// Loads four 8 × 8 blocks: lane l passes the address of row l % 8 of block l / 8, and receives of
+// each block the two elements of row l / 4 that start at column l % 4 * 2.
 DEVICE void read_blocks(uint32 (&x)[4], uint32 row) {
 #if defined(__CUDA_ARCH__)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -100,7 +99,7 @@ DEVICE void read_blocks(uint32 (&x)[4], uint32 row) {
 #endif
 }
 
-// The same with each block transposed.
+// Like `read_blocks`, with each block transposed.
 DEVICE void read_blocks_transposed(uint32 (&x)[4], uint32 row) {
 #if defined(__CUDA_ARCH__)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -110,8 +109,8 @@ DEVICE void read_blocks_transposed(uint32 (&x)[4], uint32 row) {
 #endif
 }
 
-// sums[16, 8] += a[16, 16] b[16, 8]. Of `sums` a lane holds columns l % 4 * 2 and the next of row
-// l / 4, then of the row 8 further down.
+// sums[16, 8] += a[16, 16] b[16, 8]. Lane l holds columns l % 4 * 2 and l % 4 * 2 + 1 of rows l / 4
+// and l / 4 + 8 of `sums`.
 DEVICE void multiply(float (&sums)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
 #if defined(__CUDA_ARCH__)
 #define MULTIPLY(TYPE) \
@@ -129,7 +128,7 @@ DEVICE void multiply(float (&sums)[4], const uint32 (&a)[4], uint32 b0, uint32 b
 #endif
 }
 
-// 2^x to about 22 bits; subnormal results become zero.
+// 2^x to about 22 bits; subnormal results flush to zero.
 DEVICE float fast_exp2(float x) {
 #if defined(__CUDA_ARCH__)
     float y;

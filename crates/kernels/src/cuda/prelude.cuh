@@ -1,9 +1,9 @@
-// What every kernel starts from: element types, conversions, sums over a warp and a block, random
+// Prepended to every kernel source: element types, conversions, warp and block reductions, random
 // numbers. Compiled by NVRTC without any header of the toolkit, and by a host compiler after
-// `emulator.h`, which defines the words of CUDA in plain C++.
+// `emulator.h`, which defines CUDA's built-ins in plain C++.
 //
-// Kernels are templates over element types and are asked for by name (`rms_norm_forward<bf16>`).
-// Sizes and indices of elements are `size_t`: a gradient of a large vocabulary has more than 2^31.
+// Kernels are templates over element types and are looked up by name (`rms_norm_forward<bf16>`).
+// Sizes and indices of elements are `size_t`: a large vocabulary's gradient exceeds 2^31 elements.
 
 typedef unsigned char uint8;
 typedef unsigned short uint16;
@@ -14,7 +14,7 @@ typedef unsigned long long uint64;
 
 #if defined(__CUDACC_RTC__)
 #define INFINITY __int_as_float(0x7f800000)
-// Memory of a block whose size is given at the launch.
+// Dynamic shared memory.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 #endif
 
@@ -36,7 +36,7 @@ DEVICE float to_f32(bf16 x) {
     return __uint_as_float(uint32(x.bits) << 16);
 }
 
-// The multiplication puts the exponent right and normalises subnormals.
+// The multiplication rebiases the exponent and normalises subnormals.
 DEVICE float to_f32(f16 x) {
     float magnitude = __uint_as_float(uint32(x.bits & 0x7fff) << 13) * __uint_as_float(0x77800000);
     uint32 special = (x.bits & 0x7c00) == 0x7c00 ? 0x7f800000 : 0;
@@ -49,7 +49,7 @@ template <> DEVICE float from_f32<float>(float x) {
     return x;
 }
 
-// To the nearest, ties to even.
+// Rounds to nearest even.
 template <> DEVICE bf16 from_f32<bf16>(float x) {
 #if __CUDA_ARCH__ >= 800
     bf16 y;
@@ -62,7 +62,7 @@ template <> DEVICE bf16 from_f32<bf16>(float x) {
 #endif
 }
 
-// To the nearest, ties to even; what is too large becomes infinite.
+// Rounds to nearest even; overflows to infinity.
 template <> DEVICE f16 from_f32<f16>(float x) {
 #if defined(__CUDA_ARCH__)
     f16 y;
@@ -74,7 +74,7 @@ template <> DEVICE f16 from_f32<f16>(float x) {
     if (bits > 0x7f800000) return f16{uint16(sign | 0x7e00)};
     if (bits >= 0x477ff000) return f16{uint16(sign | 0x7c00)};
     if (bits < 0x38800000) {
-        // Subnormal, or zero: adding 0.5 leaves units of 2^-24 in the last place.
+        // Subnormal, or zero: adding 0.5 aligns 2^-24 with the last place.
         uint32 rounded = __float_as_uint(__uint_as_float(bits) + 0.5f);
         return f16{uint16(sign | (rounded - 0x3f000000))};
     }
@@ -83,7 +83,7 @@ template <> DEVICE f16 from_f32<f16>(float x) {
 #endif
 }
 
-// Two neighbours in one word, the first in the lower half.
+// Two elements in one word, the first in the lower half.
 template <class T> DEVICE uint32 pack(float low, float high) {
     return uint32(from_f32<T>(low).bits) | uint32(from_f32<T>(high).bits) << 16;
 }
@@ -102,14 +102,14 @@ template <> DEVICE uint32 pack<f16>(float low, float high) {
 }
 #endif
 
-// Rows of bytes with zero point 128 and a scale each: element (i, j) is
+// Int8 rows with zero point 128 and a scale each: element (i, j) is
 // scales[i] * (values[i, j] - 128).
 struct Int8Rows {
     const uint8* values;
     const float* scales;
 };
 
-// How kernels take a weight, which may be rows of bytes.
+// The parameter type of a weight, which may be packed.
 template <class W> struct WeightOf {
     typedef const W* type;
 };
@@ -118,50 +118,50 @@ template <> struct WeightOf<Int8Rows> {
 };
 template <class W> using Weight = typename WeightOf<W>::type;
 
-// `N` neighbours in an array, moved in pieces of at most 16 bytes.
-template <class T, int N> struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Neighbours {
-    T of[N];
+// A vector of `N` consecutive elements, loaded and stored in pieces of at most 16 bytes.
+template <class T, int N> struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Vec {
+    T v[N];
 };
 
-// A number that is known when compiling, as an argument.
+// A compile-time constant as a function argument.
 template <int N> struct Count {
     static constexpr int value = N;
 };
 
-// How many neighbours a thread takes at a time: 16 bytes of the larger type.
+// Elements per vector: 16 bytes of the larger type.
 template <class X, class Y = X>
-constexpr int RUN = 16 / (sizeof(X) > sizeof(Y) ? sizeof(X) : sizeof(Y));
+constexpr int VECTOR = 16 / (sizeof(X) > sizeof(Y) ? sizeof(X) : sizeof(Y));
 
-template <class T, int N> DEVICE Neighbours<float, N> read(const T* x, Count<N>) {
-    Neighbours<T, N> all = *reinterpret_cast<const Neighbours<T, N>*>(x);
-    Neighbours<float, N> y;
-    for (int k = 0; k < N; k++) y.of[k] = to_f32(all.of[k]);
+template <class T, int N> DEVICE Vec<float, N> read(const T* x, Count<N>) {
+    Vec<T, N> all = *reinterpret_cast<const Vec<T, N>*>(x);
+    Vec<float, N> y;
+    for (int k = 0; k < N; k++) y.v[k] = to_f32(all.v[k]);
     return y;
 }
 
-template <class T, int N> DEVICE void write(T* y, Neighbours<float, N> x) {
-    Neighbours<T, N> all;
-    for (int k = 0; k < N; k++) all.of[k] = from_f32<T>(x.of[k]);
-    *reinterpret_cast<Neighbours<T, N>*>(y) = all;
+template <class T, int N> DEVICE void write(T* y, Vec<float, N> x) {
+    Vec<T, N> all;
+    for (int k = 0; k < N; k++) all.v[k] = from_f32<T>(x.v[k]);
+    *reinterpret_cast<Vec<T, N>*>(y) = all;
 }
 
-// Neighbours of a weight from `index` on, all in row `row`.
+// A vector of a weight starting at `index`, within row `row`.
 template <class T, int N>
-DEVICE Neighbours<float, N> read(const T* x, size_t index, size_t, Count<N> count) {
+DEVICE Vec<float, N> read(const T* x, size_t index, size_t, Count<N> count) {
     return read(x + index, count);
 }
 
 template <int N>
-DEVICE Neighbours<float, N> read(Int8Rows x, size_t index, size_t row, Count<N>) {
-    auto all = *reinterpret_cast<const Neighbours<uint8, N>*>(x.values + index);
-    Neighbours<float, N> y;
-    for (int k = 0; k < N; k++) y.of[k] = (float(all.of[k]) - 128.0f) * x.scales[row];
+DEVICE Vec<float, N> read(Int8Rows x, size_t index, size_t row, Count<N>) {
+    auto all = *reinterpret_cast<const Vec<uint8, N>*>(x.values + index);
+    Vec<float, N> y;
+    for (int k = 0; k < N; k++) y.v[k] = (float(all.v[k]) - 128.0f) * x.scales[row];
     return y;
 }
 
-// Whether arrays begin where `N` neighbours can be moved together.
+// Whether all pointers are aligned for vectors of `N` elements.
 template <int N, class T> DEVICE bool aligned(const T* x) {
-    return size_t(x) % alignof(Neighbours<T, N>) == 0;
+    return size_t(x) % alignof(Vec<T, N>) == 0;
 }
 
 template <int N> DEVICE bool aligned(Int8Rows x) {
@@ -172,49 +172,49 @@ template <int N, class X, class Y, class... More> DEVICE bool aligned(X x, Y y, 
     return aligned<N>(x) && aligned<N>(y, more...);
 }
 
-// `body(i, Count<N>())` for runs of `N` of `n` elements and `body(i, Count<1>())` for the rest, or
-// for all elements where runs cannot be moved together; `thread` is one of `threads`.
+// Calls `body(i, Count<N>())` for vectors of `N` of the `n` elements and `body(i, Count<1>())` for
+// the rest, or for all elements unless `vectorised`; `thread` is one of `threads`.
 template <int N, class Body>
-DEVICE void over(size_t n, bool together, size_t thread, size_t threads, Body body) {
-    size_t runs = together ? n / N : 0;
-    for (size_t run = thread; run < runs; run += threads) body(run * N, Count<N>());
-    for (size_t i = runs * N + thread; i < n; i += threads) body(i, Count<1>());
+DEVICE void over(size_t n, bool vectorised, size_t thread, size_t threads, Body body) {
+    size_t vectors = vectorised ? n / N : 0;
+    for (size_t vector = thread; vector < vectors; vector += threads) body(vector * N, Count<N>());
+    for (size_t i = vectors * N + thread; i < n; i += threads) body(i, Count<1>());
 }
 
 // The elements of a row, by the threads of a block.
-template <int N, class Body> DEVICE void over_block(size_t n, bool together, Body body) {
-    over<N>(n, together, threadIdx.x, blockDim.x, body);
+template <int N, class Body> DEVICE void over_block(size_t n, bool vectorised, Body body) {
+    over<N>(n, vectorised, threadIdx.x, blockDim.x, body);
 }
 
-// The elements of an array, by all threads that differ in `x`.
-template <int N, class Body> DEVICE void over_grid(size_t n, bool together, Body body) {
+// The elements of an array, by all threads of the grid along `x`.
+template <int N, class Body> DEVICE void over_grid(size_t n, bool vectorised, Body body) {
     size_t thread = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    over<N>(n, together, thread, size_t(gridDim.x) * blockDim.x, body);
+    over<N>(n, vectorised, thread, size_t(gridDim.x) * blockDim.x, body);
 }
 
-// Elements of arrays that one launch does together: a block takes a chunk of 8192 of one of them,
-// from `start` on. The table has a row for each array: its first chunk, its length, `P` addresses
-// of numbers, and `E` words more.
+// A block's chunk in a launch over many arrays: up to 8192 elements of one of them, beginning at
+// `start`. The table has a row per array: its first chunk, its length, `P` pointers, and `E` extra
+// words.
 template <int P, int E = 0> struct Chunk {
     size_t start, len;
     float* at[P];
-    const uint64* more;
+    const uint64* words;
 
     DEVICE Chunk(const uint64* table, uint32 rows) {
-        const size_t most = 8192;
+        const size_t max_len = 8192;
         const int width = 2 + P + E;
         uint32 low = 0, high = rows;
-        // The last row whose first chunk is not beyond this one.
+        // Binary search for the last row whose first chunk is not beyond this one.
         while (high - low > 1) {
             uint32 middle = (low + high) / 2;
             (table[middle * width] <= blockIdx.x ? low : high) = middle;
         }
         const uint64* row = table + low * width;
-        start = (blockIdx.x - row[0]) * most;
+        start = (blockIdx.x - row[0]) * max_len;
         size_t left = row[1] - start;
-        len = left < most ? left : most;
+        len = left < max_len ? left : max_len;
         for (int i = 0; i < P; i++) at[i] = reinterpret_cast<float*>(row[2 + i]) + start;
-        more = row + 2 + P;
+        words = row + 2 + P;
     }
 };
 
@@ -233,34 +233,34 @@ DEVICE float warp_max(float x) {
     return x;
 }
 
-// The sum over all threads of a block, of which there are a multiple of 32; every thread gets it,
-// and the order of the sum is always the same.
+// The sum over all threads of a block, a multiple of 32, broadcast to every thread; always in the
+// same order.
 DEVICE float block_sum(float x) {
-    __shared__ float of_warps[WARP];
+    __shared__ float warp_values[WARP];
     x = warp_sum(x);
-    __syncthreads();  // An earlier sum may still be read.
-    if (threadIdx.x % WARP == 0) of_warps[threadIdx.x / WARP] = x;
+    __syncthreads();  // Threads may still be reading an earlier sum.
+    if (threadIdx.x % WARP == 0) warp_values[threadIdx.x / WARP] = x;
     __syncthreads();
-    x = threadIdx.x % WARP < blockDim.x / WARP ? of_warps[threadIdx.x % WARP] : 0.0f;
+    x = threadIdx.x % WARP < blockDim.x / WARP ? warp_values[threadIdx.x % WARP] : 0.0f;
     return warp_sum(x);
 }
 
-// The greatest value over all threads of a block, likewise.
+// The maximum over all threads of a block, broadcast to every thread.
 DEVICE float block_max(float x) {
-    __shared__ float of_warps[WARP];
+    __shared__ float warp_values[WARP];
     x = warp_max(x);
     __syncthreads();
-    if (threadIdx.x % WARP == 0) of_warps[threadIdx.x / WARP] = x;
+    if (threadIdx.x % WARP == 0) warp_values[threadIdx.x / WARP] = x;
     __syncthreads();
-    x = threadIdx.x % WARP < blockDim.x / WARP ? of_warps[threadIdx.x % WARP] : -INFINITY;
+    x = threadIdx.x % WARP < blockDim.x / WARP ? warp_values[threadIdx.x % WARP] : -INFINITY;
     return warp_max(x);
 }
 
-// `sums[column] += Σ_row value(row, column)` for the 32 columns of a block: a warp takes every row
-// of as many as there are warps, so that the order is always the same.
+// `sums[column] += Σ_row value(row, column)` for the 32 columns of a block, with rows distributed
+// over its warps in a fixed order.
 template <class Value>
 DEVICE void add_sums_over_rows(size_t rows, size_t columns, float* sums, Value value) {
-    __shared__ float of_warps[WARP][WARP];
+    __shared__ float warp_values[WARP][WARP];
     size_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     size_t column = size_t(blockIdx.x) * WARP + lane;
     float sum = 0.0f;
@@ -268,11 +268,11 @@ DEVICE void add_sums_over_rows(size_t rows, size_t columns, float* sums, Value v
 #pragma unroll 4
         for (size_t row = warp; row < rows; row += warps) sum += value(row, column);
     }
-    of_warps[warp][lane] = sum;
+    warp_values[warp][lane] = sum;
     __syncthreads();
     if (warp > 0 || column >= columns) return;
     sum = 0.0f;
-    for (size_t w = 0; w < warps; w++) sum += of_warps[w][lane];
+    for (size_t w = 0; w < warps; w++) sum += warp_values[w][lane];
     sums[column] += sum;
 }
 
@@ -284,7 +284,7 @@ DEVICE float sigmoid(float x) {
 struct Philox {
     uint32 key[2];
     uint64 stream;
-    // What positions are counted from.
+    // Offset added to positions.
     uint64 first;
 };
 
@@ -305,7 +305,7 @@ DEVICE void philox_words(Philox random, uint64 position, uint32 words[4]) {
     words[0] = a, words[1] = b, words[2] = c, words[3] = d;
 }
 
-// A word as a number in [0, 1), a multiple of 2^-24.
+// Maps a word to [0, 1), in multiples of 2^-24.
 DEVICE float unit(uint32 word) {
     return float(word >> 8) * (1.0f / 16777216.0f);
 }

@@ -1,4 +1,4 @@
-// `scale` times rows of `table [v, h]`, `ids [t]` → `y [t, h]`. A block takes a token.
+// `scale` times rows of `table [v, h]`, `ids [t]` → `y [t, h]`. One block per token.
 template <class W>
 __global__ void embedding_forward(
     Weight<W> table, size_t h, const uint32* ids, float scale, float* y) {
@@ -6,17 +6,17 @@ __global__ void embedding_forward(
     y += blockIdx.x * h;
     over_block<4>(h, h % 4 == 0 && aligned<4>(table, y), [&](size_t c, auto count) {
         auto y_c = read(table, id * h + c, id, count);
-        for (int k = 0; k < count.value; k++) y_c.of[k] *= scale;
+        for (int k = 0; k < count.value; k++) y_c.v[k] *= scale;
         write(y + c, y_c);
     });
 }
 
-// Columns of a thread, and threads of a block, of the gradient.
+// Columns per thread, and threads per block, of the gradient.
 #define COLUMNS 4
 #define SCATTER_THREADS 256
 
 // `d_table [v, h] += scale ·` the rows of `d_y [t, h]`, in the order of the tokens: the block of an
-// id's first token adds the rows of all tokens with that id. A block takes 1024 columns, so that
+// id's first token adds the rows of all tokens with that id. A block handles 1024 columns, so that
 // sums stay in registers.
 __global__ void __launch_bounds__(SCATTER_THREADS)
     embedding_backward(
@@ -38,10 +38,10 @@ __global__ void __launch_bounds__(SCATTER_THREADS)
     }
     for (size_t start = token; start < t; start += SCATTER_THREADS) {
         bool hit = start + thread < t && ids[start + thread] == id;
-        uint32 of_warp = __ballot_sync(ALL_LANES, hit);
-        if (lane == 0) hits[warp] = __popc(of_warp);
+        uint32 warp_hits = __ballot_sync(ALL_LANES, hit);
+        if (lane == 0) hits[warp] = __popc(warp_hits);
         __syncthreads();
-        uint32 before = __popc(of_warp & ((1u << lane) - 1)), num_found = 0;
+        uint32 before = __popc(warp_hits & ((1u << lane) - 1)), num_found = 0;
         for (uint32 w = 0; w < SCATTER_THREADS / WARP; w++) {
             before += w < warp ? hits[w] : 0;
             num_found += hits[w];

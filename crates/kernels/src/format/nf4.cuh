@@ -1,5 +1,5 @@
-// NF4 with double quantisation: 256 levels of magnitudes, the magnitudes' mean, the scale of every
-// 256 blocks, a byte for the magnitude of every 64 weights, and the weights, two a byte.
+// NF4 with double quantisation: the 256 levels of an absmax, the mean absmax, a scale per 256
+// blocks, a byte per block of 64 weights for its absmax, and the weights, two per byte.
 struct Nf4 {
     const uint8* bytes;
     size_t len;
@@ -18,7 +18,7 @@ template <int N> DEVICE bool aligned(Nf4) {
     return true;
 }
 
-template <int N> DEVICE Neighbours<float, N> read(Nf4 x, size_t index, size_t, Count<N>) {
+template <int N> DEVICE Vec<float, N> read(Nf4 x, size_t index, size_t, Count<N>) {
     size_t blocks = (x.len + 63) / 64, groups = (blocks + 255) / 256;
     const float* words = reinterpret_cast<const float*>(x.bytes);
     const float* scales = words + 257;
@@ -26,7 +26,7 @@ template <int N> DEVICE Neighbours<float, N> read(Nf4 x, size_t index, size_t, C
     const uint8* weights = magnitudes + blocks;
     size_t block = ~size_t(0);
     float magnitude = 0.0f;
-    Neighbours<float, N> y;
+    Vec<float, N> y;
     for (int k = 0; k < N; k++) {
         size_t i = index + k;
         if (i / 64 != block) {
@@ -34,7 +34,7 @@ template <int N> DEVICE Neighbours<float, N> read(Nf4 x, size_t index, size_t, C
             magnitude = fmaf(words[magnitudes[block]], scales[block / 256], words[256]);
         }
         uint32 pair = weights[i / 2];
-        y.of[k] = nf4_level(i % 2 == 0 ? pair >> 4 : pair & 15) * magnitude;
+        y.v[k] = nf4_level(i % 2 == 0 ? pair >> 4 : pair & 15) * magnitude;
     }
     return y;
 }

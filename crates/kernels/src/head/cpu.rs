@@ -1,7 +1,7 @@
 //! Log-probabilities of target tokens and their gradient, tile by tile of the vocabulary.
 //!
-//! A task takes some rows and a segment of the vocabulary. The segment's length is fixed, so that
-//! results do not depend on the number of threads; segments are merged row by row at the end.
+//! A task handles some rows and a segment of the vocabulary. Segments have a fixed length, so that
+//! results do not depend on the number of threads; they are merged row by row at the end.
 
 use super::Sizes;
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
@@ -20,7 +20,7 @@ use std::ops::Range;
 const COLS: usize = 192;
 /// Columns per segment: a whole number of tiles.
 const SEGMENT: usize = 64 * COLS;
-/// Rows of a task, at most.
+/// Maximum rows of a task.
 pub(super) const ROWS: usize = 256;
 
 /// Hidden states, the head's weight, and targets.
@@ -34,13 +34,13 @@ pub struct Inputs<'a> {
     pub targets: &'a [u32],
     /// `h`
     pub hidden_size: usize,
-    /// Whether logits are products of 8-bit integers; `weight` is int8 then, and `h` a multiple of
-    /// four. Probabilities are never quantised: most of them would become zero, though together
-    /// they may weigh more than the few that are left.
+    /// Whether logits are int8 products; if so, `weight` is int8 and `h` a multiple of four.
+    /// Probabilities are never quantised: most of them would become zero, though their sum may
+    /// exceed that of the few that remain.
     pub int8: bool,
 }
 
-/// What comes out for each row.
+/// Results for each row.
 pub struct Outputs<'a> {
     /// `log softmax(x Wᵀ)[target]`, `[n]` f32.
     pub log_probs: ViewMut<'a>,
@@ -53,11 +53,11 @@ pub struct Outputs<'a> {
 
 /// Elements of workspace, with or without directions.
 pub(super) fn workspace_len(sizes: Sizes, direction: bool) -> usize {
-    let of_row = 3 + if direction { padded_row(sizes.hidden_size) } else { 0 };
-    sizes.vocab_size.div_ceil(SEGMENT) * sizes.rows * of_row
+    let per_row = 3 + if direction { padded_row(sizes.hidden_size) } else { 0 };
+    sizes.vocab_size.div_ceil(SEGMENT) * sizes.rows * per_row
 }
 
-/// Elements of a row of sums: whole panels, whatever the instruction set.
+/// Elements of a row of sums: whole panels on any instruction set.
 fn padded_row(hidden_size: usize) -> usize {
     hidden_size.next_multiple_of(MAX_PANEL)
 }
@@ -68,9 +68,9 @@ pub(super) fn scratch_bytes(hidden_size: usize) -> usize {
     4 * (packed + 3 * ROWS * COLS) + 8 * 64
 }
 
-/// Log-probabilities of targets and, where asked for, their gradients, without keeping logits: the
-/// gradient needs no more than a softmax-weighted mean of the weight's rows, which is taken online
-/// as attention does (Milakov & Gimelshein, 2018; Dao et al., 2022).
+/// Log-probabilities of targets and, if requested, their gradients, without keeping logits: the
+/// gradient only needs a softmax-weighted mean of the weight's rows, which is computed online as in
+/// attention (Milakov & Gimelshein, 2018; Dao et al., 2022).
 ///
 /// # Panics
 /// If a slice is too short.
@@ -129,7 +129,7 @@ fn typed<T: Typed>(
     merge(cpu, inputs, (states, sums), segments, outputs);
 }
 
-/// Equal chunks of rows, enough of them for the threads.
+/// Number of chunks of rows, enough to keep the threads busy.
 fn row_chunks(n: usize, segments: usize, threads: usize) -> usize {
     let wanted = if threads == 1 { 1 } else { (4 * threads).div_ceil(segments) };
     n.div_ceil(ROWS).max(wanted.min(n.div_ceil(64)))
@@ -142,10 +142,10 @@ struct SegmentTask<'a, T, M> {
     columns: Range<usize>,
     h: usize,
     int8: bool,
-    /// Of each row: the others' maximum and sum, without the target; the target's logit.
+    /// For each row: maximum and sum over the tokens other than the target; the target's logit.
     states: &'a mut [f32],
-    /// `Σ_v exp(logit - maximum) W[v]` without the target's, in rows of [`padded_row`]; empty where
-    /// not asked for.
+    /// `Σ_v exp(logit - maximum) W[v]` over the tokens other than the target, in rows of
+    /// [`padded_row`]; empty if not requested.
     sums: &'a mut [f32],
     scratch: Scratch<'a>,
     tile: PhantomData<M>,
@@ -175,13 +175,13 @@ impl<T: Typed, M: Tile> Kernel for SegmentTask<'_, T, M> {
             }
         };
         for state in self.states.chunks_exact_mut(3) {
-            // Not -inf, whose difference from itself is not a number.
+            // Not -inf, since the difference of two infinities is NaN.
             state.copy_from_slice(&[f32::MIN, 0.0, 0.0]);
         }
         for first in self.columns.clone().step_by(COLS) {
             let columns = first..self.columns.end.min(first + COLS);
             self.tile_of_logits(&x, columns.clone(), logits, scratch.reborrow());
-            self.absorb_tile(columns.clone(), logits);
+            self.update_softmax(columns.clone(), logits);
             if !self.sums.is_empty() {
                 self.add_to_sums(columns, logits, scratch.reborrow());
             }
@@ -189,7 +189,7 @@ impl<T: Typed, M: Tile> Kernel for SegmentTask<'_, T, M> {
     }
 }
 
-/// Hidden states, ready for products.
+/// Hidden states as left operands.
 enum HiddenStates<'a, E> {
     Floats(Left<'a, E>),
     Int8(Int8Left<'a>),
@@ -225,24 +225,24 @@ impl<T: Typed, M: Tile> SegmentTask<'_, T, M> {
         }
     }
 
-    /// Takes a tile of logits into the softmax, and turns them into weights of the sums.
+    /// Updates the online softmax with a tile of logits, and replaces them by weights of the sums.
     #[inline(always)]
-    fn absorb_tile(&mut self, columns: Range<usize>, logits: &mut [f32]) {
-        // What rows are worked on: whole vectors, and all that products read.
+    fn update_softmax(&mut self, columns: Range<usize>, logits: &mut [f32]) {
+        // Padded to whole vectors, which covers everything that products read.
         let (cols, whole) = (columns.len(), columns.len().next_multiple_of(LANES));
         let width = padded_row(self.h);
         for (i, state) in self.states.chunks_exact_mut(3).enumerate() {
             let logits = &mut logits[i * COLS..][..whole];
             let target = (self.targets[i] as usize).wrapping_sub(columns.start);
             logits[cols..].fill(f32::NEG_INFINITY);
-            // Where the target is nearly certain, the gradient is the sum of the others: too small
-            // to survive an addition to the target's own probability.
+            // If the target is nearly certain, the gradient is the sum over the others, which would
+            // be lost if it were added to the target's own probability.
             if target < cols {
                 state[2] = std::mem::replace(&mut logits[target], f32::NEG_INFINITY);
             }
-            let shrink = absorb(logits, state);
-            if !self.sums.is_empty() && shrink != 1.0 && columns.start > self.columns.start {
-                self.sums[i * width..][..self.h].iter_mut().for_each(|s| *s *= shrink);
+            let rescale = update_row(logits, state);
+            if !self.sums.is_empty() && rescale != 1.0 && columns.start > self.columns.start {
+                self.sums[i * width..][..self.h].iter_mut().for_each(|s| *s *= rescale);
             }
         }
     }
@@ -251,10 +251,10 @@ impl<T: Typed, M: Tile> SegmentTask<'_, T, M> {
     #[inline(always)]
     fn add_to_sums(&mut self, columns: Range<usize>, p: &[f32], mut scratch: Scratch<'_>) {
         let (h, rows, cols) = (self.h, self.targets.len(), columns.len());
-        let turned = Lines { line_stride: 1, step: h, ..self.weight() };
+        let transposed = Lines { line_stride: 1, step: h, ..self.weight() };
         let part = Part { line: 0, lines: h, k0: columns.start, k: cols };
-        let old = if columns.start > self.columns.start { Store::Add } else { Store::Overwrite };
-        let tile = right::<M>(turned, part, scratch.take((COLS + 1) * padded_row(h)));
+        let store = if columns.start > self.columns.start { Store::Add } else { Store::Overwrite };
+        let tile = right::<M>(transposed, part, scratch.take((COLS + 1) * padded_row(h)));
         let narrow = scratch.take::<T>(rows * COLS);
         for (p, narrow) in p.chunks_exact(COLS).zip(narrow.chunks_exact_mut(COLS)) {
             let whole = cols.next_multiple_of(LANES);
@@ -264,27 +264,27 @@ impl<T: Typed, M: Tile> SegmentTask<'_, T, M> {
         let p = Lines { data: T::view(narrow), offset: 0, line_stride: COLS, step: 1 };
         let part = Part { line: 0, lines: rows, k0: 0, k: tile.depth };
         let p = left::<M>(p, part, scratch.take(rows * COLS));
-        multiply::<M>(p, rows, tile, (self.sums, padded_row(h)), old, |_, _| 0..cols);
+        multiply::<M>(p, rows, tile, (self.sums, padded_row(h)), store, |_, _| 0..cols);
     }
 }
 
-/// Takes a tile of logits of one row into its softmax; turns them into `exp(logit - maximum)` and
-/// returns what earlier sums shrink by.
+/// Updates a row's online softmax with a tile of its logits; replaces them by
+/// `exp(logit - maximum)` and returns the factor that earlier sums must be multiplied by.
 #[inline(always)]
-fn absorb(logits: &mut [f32], state: &mut [f32]) -> f32 {
+fn update_row(logits: &mut [f32], state: &mut [f32]) -> f32 {
     let new_max = state[0].max(max(logits));
-    let shrink = exp(state[0] - new_max);
+    let rescale = exp(state[0] - new_max);
     logits.iter_mut().for_each(|x| *x = exp(*x - new_max));
-    state[1] = state[1] * shrink + sum(logits);
+    state[1] = state[1] * rescale + sum(logits);
     state[0] = new_max;
-    shrink
+    rescale
 }
 
-/// A row's softmax: its target, and all others together.
+/// A row's softmax, with the target apart from the other tokens.
 #[derive(Clone, Copy)]
 struct Softmax {
     target: f32,
-    /// Greatest logit of all.
+    /// Maximum over all logits.
     max: f32,
     /// `exp(target - max)`.
     own: f32,
@@ -293,7 +293,7 @@ struct Softmax {
 }
 
 impl Softmax {
-    /// From the maximum and the sum of each segment, both without the target.
+    /// Merges the maximum and sum of each segment, both without the target.
     fn merge(segments: impl Iterator<Item = (f32, f32)> + Clone, target: f32) -> Self {
         let others_max = segments.clone().map(|(max, _)| max).fold(f32::MIN, f32::max);
         let sum: f32 = segments.map(|(max, sum)| sum * exp(max - others_max)).sum();
@@ -306,7 +306,7 @@ impl Softmax {
         self.max + (self.own + self.others).ln()
     }
 
-    /// The target's log-probability, exact where it is nearly zero.
+    /// The target's log-probability, accurate even close to zero.
     fn log_prob(self) -> f32 {
         match self.others < self.own {
             true => -(f64::from(self.others) / f64::from(self.own)).ln_1p() as f32,
@@ -315,17 +315,17 @@ impl Softmax {
     }
 
     /// One minus the target's probability.
-    fn lacks(self) -> f32 {
+    fn complement(self) -> f32 {
         self.others / (self.own + self.others)
     }
 
-    /// What a segment's weights are multiplied by, given its maximum.
+    /// Factor that normalises a segment's weights, given its maximum.
     fn share(self, segment_max: f32) -> f32 {
         exp(segment_max - self.max) / (self.own + self.others)
     }
 }
 
-/// Puts the segments together.
+/// Merges the segments and writes the results.
 fn merge(
     cpu: &Cpu,
     inputs: Inputs<'_>,
@@ -348,12 +348,12 @@ fn merge(
     with_elements!(mut direction, direction => {
         cpu.rows(&mut direction[..n * h], h, (segments + 1) * h, |t, row| {
             let (target, softmax) = (inputs.targets[t] as usize, whole(t));
-            let lacks = softmax.lacks();
+            let complement = softmax.complement();
             let parts = (0..segments).map(|s| {
                 let share = softmax.share(state(s, t)[0]);
                 (share, &sums[(s * n + t) * padded_row(h)..][..h])
             });
-            cpu.isa.run(Direction { row, weight: inputs.weight, target, lacks, parts });
+            cpu.isa.run(Direction { row, weight: inputs.weight, target, complement, parts });
         });
     });
 }
@@ -363,7 +363,7 @@ struct Direction<'a, T, P> {
     weight: View<'a>,
     target: usize,
     /// One minus the target's probability.
-    lacks: f32,
+    complement: f32,
     parts: P,
 }
 
@@ -375,14 +375,14 @@ where
 
     #[inline(always)]
     fn run(self) {
-        let Self { row, weight, target, lacks, parts } = self;
+        let Self { row, weight, target, complement, parts } = self;
         let h = row.len();
         weighted_sums(h, parts, |start, means| {
             let mut weights = [0.0; BLOCK];
             let weights = &mut weights[..means.len()];
             weight.read(target * h + start, weights);
             for ((out, mean), weight) in row[start..].iter_mut().zip(means).zip(weights) {
-                *out = T::from_f32(lacks * *weight - mean);
+                *out = T::from_f32(complement * *weight - mean);
             }
         });
     }

@@ -1,6 +1,6 @@
-//! Logits of many rows and a panel of the vocabulary at a time, by a product, and what is made of
-//! them: as attention does over its values, the mean of the weight's rows is summed as panels come,
-//! so that each is read, and converted where it is held in another type, once.
+//! Logits of many rows and one panel of the vocabulary at a time, by a matmul, followed by the
+//! kernels that use them. As in attention, the mean of the weight's rows is accumulated panel by
+//! panel, so that each panel is read, and converted if necessary, only once.
 
 use super::{Inputs, Outputs, Saved, Sizes};
 use crate::cuda::{Address, Gpu, Launch, Matmul, Operand, Operands, Slice, Source, args};
@@ -13,10 +13,10 @@ pub(crate) static SOURCE: Source = Source {
     name: "head",
     texts: &[include_str!("kernel.cu")],
     kernels: &[
-        "head_absorb<float>",
-        "head_absorb<bf16>",
-        "head_absorb<f16>",
-        "head_shrink",
+        "head_update_softmax<float>",
+        "head_update_softmax<bf16>",
+        "head_update_softmax<f16>",
+        "head_rescale",
         "head_finish",
         "head_direction<float,float>",
         "head_direction<float,bf16>",
@@ -39,16 +39,16 @@ pub(crate) static SOURCE: Source = Source {
     ],
 };
 
-/// Rows whose logits exist at a time.
-pub(super) const MOST_ROWS: usize = 4096;
+/// Maximum rows whose logits exist at a time.
+pub(super) const MAX_ROWS: usize = 4096;
 
-/// Tokens of the vocabulary whose logits exist at a time: enough for products to run at full speed.
+/// Tokens of the vocabulary whose logits exist at a time: enough for matmuls to run at full speed.
 pub(super) const PANEL: usize = 8192;
 
-/// What numbers of rows are rounded to for products.
-const ROUND: usize = 64;
+/// Row counts of matmuls are rounded up to a multiple of this.
+const ROW_MULTIPLE: usize = 64;
 
-/// Threads of a block that takes a row.
+/// Threads per block; one block per row.
 const THREADS: u32 = 256;
 
 /// Elements (f32) of workspace, with or without directions.
@@ -61,22 +61,22 @@ pub(super) fn workspace_len(sizes: Sizes, direction: bool) -> usize {
 /// Elements (f32) of workspace for the gradient of a trained head's weight.
 pub(super) fn weight_workspace_len(sizes: Sizes) -> usize {
     let len = sizes.rows * sizes.vocab_size.min(PANEL);
-    padded(len) + in_compute_type(len, sizes.dtype)
+    padded(len) + compute_type_len(len, sizes.dtype)
 }
 
-/// Bytes inside an operation for a panel of a weight in another type than the hidden states.
-pub(super) fn panel_bytes(held: Storage, sizes: Sizes) -> usize {
+/// Scratch bytes for converting a panel of a weight to the type of the hidden states.
+pub(super) fn panel_bytes(storage: Storage, sizes: Sizes) -> usize {
     let Sizes { hidden_size, vocab_size, dtype, .. } = sizes;
-    gemm::cuda::converted_bytes(held, dtype, vocab_size.min(PANEL) * hidden_size)
+    gemm::cuda::converted_bytes(storage, dtype, vocab_size.min(PANEL) * hidden_size)
 }
 
-/// Elements (f32) beside the logits for as many in the compute type: none where that is f32, since
-/// they take the logits' place.
-fn in_compute_type(len: usize, dtype: DType) -> usize {
+/// Elements (f32) of workspace for `len` elements of the compute type; none if that is f32, since
+/// they overwrite the logits.
+fn compute_type_len(len: usize, dtype: DType) -> usize {
     if dtype == DType::F32 { 0 } else { padded(len.div_ceil(2)) }
 }
 
-/// So that each part of the workspace begins where cuBLASLt likes it.
+/// Aligns each part of the workspace for cuBLASLt.
 fn padded(len: usize) -> usize {
     len.next_multiple_of(64)
 }
@@ -84,8 +84,8 @@ fn padded(len: usize) -> usize {
 /// The parts of a workspace.
 struct Parts {
     logits: Address,
-    /// Weights of the mean, or derivatives, in the compute type.
-    of_logits: Address,
+    /// Computed from the logits, in the compute type: weights of the mean, or their gradients.
+    derived: Address,
     state: Address,
     mean: Address,
 }
@@ -94,9 +94,9 @@ impl Parts {
     fn new(workspace: Slice<'_>, n: usize, v: usize, dtype: DType) -> Self {
         let (logits, len) = (workspace.address(), n * v.min(PANEL));
         let after = logits + 4 * padded(len) as u64;
-        let of_logits = if dtype == DType::F32 { logits } else { after };
-        let state = after + 4 * in_compute_type(len, dtype) as u64;
-        Self { logits, of_logits, state, mean: state + 4 * padded(4 * n) as u64 }
+        let derived = if dtype == DType::F32 { logits } else { after };
+        let state = after + 4 * compute_type_len(len, dtype) as u64;
+        Self { logits, derived, state, mean: state + 4 * padded(4 * n) as u64 }
     }
 }
 
@@ -107,7 +107,7 @@ struct Panel {
     address: Address,
 }
 
-/// The panels of a weight `[v, h]`, those in another type converted into the same memory.
+/// The panels of a weight `[v, h]`, converted into one buffer if the weight has another type.
 fn panels<'a>(
     gpu: &'a Gpu,
     dtype: DType,
@@ -136,26 +136,26 @@ pub(super) fn forward(gpu: &Gpu, inputs: Inputs<'_>, workspace: Slice<'_>, outpu
     let (x, weight) = (inputs.x.cuda(), inputs.weight.cuda());
     let (v, dtype) = (weight.len() / h, x.dtype());
     assert!(inputs.targets.iter().all(|&target| (target as usize) < v));
-    let whole = x.len() / h;
-    let sizes = Sizes { rows: whole, hidden_size: h, vocab_size: v, dtype };
+    let max_rows = x.len() / h;
+    let sizes = Sizes { rows: max_rows, hidden_size: h, vocab_size: v, dtype };
     assert!(workspace.len() >= workspace_len(sizes, outputs.direction.is_some()));
-    // The number of rows with a target differs from step to step, and cuBLASLt chooses an algorithm
-    // for each: rows up to a round number are multiplied for nothing.
-    let rows = n.next_multiple_of(ROUND).min(whole);
+    // The number of rows with a target varies from step to step, and cuBLASLt searches for an
+    // algorithm for each count: padding rows are multiplied too, to keep the counts few.
+    let rows = n.next_multiple_of(ROW_MULTIPLE).min(max_rows);
     let parts = Parts::new(workspace, rows, v, dtype);
     let (log_probs, lse) = (outputs.log_probs.cuda().f32(), outputs.lse.cuda().f32());
     let targets = gpu.upload(inputs.targets);
     let by_row = Launch::blocks(n, THREADS);
-    let weights = if outputs.direction.is_some() { parts.of_logits } else { 0 };
+    let weights = if outputs.direction.is_some() { parts.derived } else { 0 };
     for Panel { first, width, address } in panels(gpu, dtype, weight, (v, h)) {
-        logits(gpu, (rows, width, h), (x, address), parts.logits);
+        logits(gpu, [rows, width, h], x, address, parts.logits);
         let args = args![parts.logits, width, first, targets, parts.state, weights];
-        gpu.launch(&SOURCE, &format!("head_absorb<{}>", x.type_name()), by_row, args);
+        gpu.launch(&SOURCE, &format!("head_update_softmax<{}>", x.type_name()), by_row, args);
         if weights == 0 {
             continue;
         }
         if first > 0 {
-            gpu.launch(&SOURCE, "head_shrink", by_row, args![parts.mean, parts.state, h]);
+            gpu.launch(&SOURCE, "head_rescale", by_row, args![parts.mean, parts.state, h]);
         }
         gpu.matmul(Matmul {
             m: rows,
@@ -211,8 +211,8 @@ pub(super) fn backward_weight(
     let targets = gpu.upload(inputs.targets);
     let kernel = format!("head_d_logits<{}>", x.type_name());
     for Panel { first, width, address } in panels(gpu, dtype, weight, (v, h)) {
-        logits(gpu, (n, width, h), (x, address), parts.logits);
-        let (from, to) = (parts.logits, parts.of_logits);
+        logits(gpu, [n, width, h], x, address, parts.logits);
+        let (from, to) = (parts.logits, parts.derived);
         let args = args![from, width, first, targets, log_probs, lse, d_log_probs, to];
         gpu.launch(&SOURCE, &kernel, over_logits(n, width), args);
         let rows = d_w.part(first * h, 0).address();
@@ -221,7 +221,7 @@ pub(super) fn backward_weight(
             n: h,
             k: n,
             operands: Operands::Floats(dtype),
-            a: row_major(parts.of_logits, width).transposed(),
+            a: row_major(parts.derived, width).transposed(),
             b: row_major(x.address(), h),
             c: Some(rows),
             d: row_major(rows, h),
@@ -232,12 +232,7 @@ pub(super) fn backward_weight(
 }
 
 /// `logits [n, v] = x Wᵀ`, f32.
-fn logits(
-    gpu: &Gpu,
-    (n, v, h): (usize, usize, usize),
-    (x, weight): (Slice<'_>, Address),
-    logits: Address,
-) {
+fn logits(gpu: &Gpu, [n, v, h]: [usize; 3], x: Slice<'_>, weight: Address, logits: Address) {
     gpu.matmul(Matmul {
         m: n,
         n: v,
@@ -256,7 +251,7 @@ fn row_major(address: Address, cols: usize) -> Operand {
     Operand { address, row_stride: cols, col_stride: 1 }
 }
 
-/// Rows along y, and enough threads for four columns each.
+/// Rows along y; four columns per thread along x.
 fn over_logits(n: usize, v: usize) -> Launch {
     let Launch { grid: [x, ..], threads, shared_bytes } = Launch::elements(v.div_ceil(4));
     Launch { grid: [x, n as u32, 1], threads, shared_bytes }

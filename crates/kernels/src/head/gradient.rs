@@ -1,6 +1,6 @@
-//! Gradient of a trained head's weight: a task takes some columns of the vocabulary, computes their
-//! logits again, and multiplies what these become with the hidden states, which are packed once for
-//! all tasks.
+//! Gradient of a trained head's weight: a task recomputes the logits of some columns of the
+//! vocabulary, and multiplies their gradients with the hidden states, which are packed once for all
+//! tasks.
 
 use super::cpu::ROWS;
 use super::{Inputs, Saved};
@@ -17,13 +17,13 @@ use std::ops::Range;
 
 /// Columns of the vocabulary of a task.
 const COLS: usize = 96;
-/// Most rows at a time.
-pub const MOST_ROWS: usize = 1024;
+/// Maximum rows at a time.
+pub const MAX_ROWS: usize = 1024;
 
 /// Bytes of scratch memory that a thread needs.
 pub(super) fn scratch_bytes(hidden_size: usize) -> usize {
-    let of_columns = COLS * (hidden_size + 1 + MOST_ROWS + 64 + MAX_PANEL);
-    4 * (of_columns + ROWS * (hidden_size + 1 + COLS)) + 8 * 64
+    let columns = COLS * (hidden_size + 1 + MAX_ROWS + 64 + MAX_PANEL);
+    4 * (columns + ROWS * (hidden_size + 1 + COLS)) + 8 * 64
 }
 
 /// Elements of workspace for `n` rows.
@@ -31,11 +31,11 @@ pub(super) fn weight_workspace_len(n: usize, hidden_size: usize) -> usize {
     right_of_all_len(hidden_size, n)
 }
 
-/// `d_w [v, h] += d_logitsᵀ x`, where `d_logits = d_log_prob · (1[column = target] - p)`, from what
-/// the forward pass found of each row. `workspace` holds [`weight_workspace_len`] elements.
+/// `d_w [v, h] += d_logitsᵀ x`, where `d_logits = d_log_prob · (1[column = target] - p)`, from the
+/// values saved by the forward pass. `workspace` holds [`weight_workspace_len`] elements.
 ///
 /// # Panics
-/// If there are more than [`MOST_ROWS`] rows, or a slice is too short.
+/// If there are more than [`MAX_ROWS`] rows, or a slice is too short.
 pub fn backward_weight(
     cpu: &Cpu,
     inputs: Inputs<'_>,
@@ -45,17 +45,17 @@ pub fn backward_weight(
     d_w: &mut [f32],
 ) {
     let (log_probs, lse) = (saved.log_probs.f32(), saved.lse.f32());
-    let of_rows = OfRows { log_probs, lse, d_log_probs };
+    let per_row = PerRow { log_probs, lse, d_log_probs };
     match inputs.x {
-        View::F32(x) => typed(cpu, x, inputs, of_rows, workspace, d_w),
-        View::Bf16(x) => typed(cpu, x, inputs, of_rows, workspace, d_w),
+        View::F32(x) => typed(cpu, x, inputs, per_row, workspace, d_w),
+        View::Bf16(x) => typed(cpu, x, inputs, per_row, workspace, d_w),
         _ => panic!("hidden states are f32 or bf16"),
     }
 }
 
-/// What is known of each row, `[n]`.
+/// Values of each row, `[n]`.
 #[derive(Clone, Copy)]
-struct OfRows<'a> {
+struct PerRow<'a> {
     log_probs: &'a [f32],
     lse: &'a [f32],
     d_log_probs: &'a [f32],
@@ -65,14 +65,14 @@ fn typed<T: Typed>(
     cpu: &Cpu,
     x: &[T],
     inputs: Inputs<'_>,
-    of_rows: OfRows<'_>,
+    per_row: PerRow<'_>,
     workspace: &mut [f32],
     d_w: &mut [f32],
 ) {
     let (n, h) = (inputs.targets.len(), inputs.hidden_size);
-    let OfRows { log_probs, lse, d_log_probs } = of_rows;
-    assert!(n <= MOST_ROWS && x.len() >= n * h);
-    assert!([log_probs, lse, d_log_probs].iter().all(|of_rows| of_rows.len() >= n));
+    let PerRow { log_probs, lse, d_log_probs } = per_row;
+    assert!(n <= MAX_ROWS && x.len() >= n * h);
+    assert!([log_probs, lse, d_log_probs].iter().all(|x| x.len() >= n));
     if n == 0 {
         return;
     }
@@ -87,7 +87,7 @@ fn typed<T: Typed>(
                 let columns = task * COLS..vocab.min((task + 1) * COLS);
                 // SAFETY: these columns belong to this task.
                 let d_w = unsafe { d_w.slice(columns.start * h, columns.len() * h) };
-                let kernel = Columns::<T, M> { inputs, x, panels, of_rows, columns, d_w, scratch };
+                let kernel = Columns::<T, M> { inputs, x, panels, per_row, columns, d_w, scratch };
                 cpu.isa.run(kernel);
             });
         });
@@ -96,10 +96,10 @@ fn typed<T: Typed>(
 
 struct Columns<'a, T, M: Tile> {
     inputs: Inputs<'a>,
-    /// The hidden states, row by row and as columns in panels.
+    /// The hidden states, row-major and as columns in panels.
     x: &'a [T],
     panels: Right<'a, M::Elem>,
-    of_rows: OfRows<'a>,
+    per_row: PerRow<'a>,
     columns: Range<usize>,
     /// `[columns, h]`
     d_w: &'a mut [f32],
@@ -127,18 +127,18 @@ impl<T: Typed, M: Tile> Kernel for Columns<'_, T, M> {
             let x = left::<M>(lines(T::view(x)), of_x, packed);
             multiply::<M>(x, rows, weight, (tile, COLS), Store::Overwrite, |_, _| 0..h);
             for (i, row) in tile.chunks_exact_mut(COLS).take(rows).enumerate() {
-                let OfRows { log_probs, lse, d_log_probs } = self.of_rows;
+                let PerRow { log_probs, lse, d_log_probs } = self.per_row;
                 let (lse, d) = (lse[first + i], d_log_probs[first + i]);
                 row.iter_mut().for_each(|x| *x = -d * exp(*x - lse));
                 let target = inputs.targets[first + i] as usize;
                 if columns.contains(&target) {
-                    row[target - columns.start] = d * lacks(log_probs[first + i]);
+                    row[target - columns.start] = d * complement(log_probs[first + i]);
                 }
             }
-            let turned = Lines { data: View::F32(tile), offset: 0, line_stride: 1, step: COLS };
+            let transposed = Lines { data: View::F32(tile), offset: 0, line_stride: 1, step: COLS };
             let all = Part { line: 0, lines: cols, k0: 0, k: rows };
             // SAFETY: the tile was chosen by the instruction set.
-            unsafe { M::pack_rows(turned, all, stride, &mut d_logits[first..]) };
+            unsafe { M::pack_rows(transposed, all, stride, &mut d_logits[first..]) };
         }
         let (d_logits, sums) = (Left::packed(d_logits, stride), scratch.take(COLS * MAX_PANEL));
         let d_w = Split::new(d_w);
@@ -151,8 +151,8 @@ impl<T: Typed, M: Tile> Kernel for Columns<'_, T, M> {
     }
 }
 
-/// `1 - p` for `ln p`: where the model is nearly certain, nothing is left of a difference of the
-/// two, nor of one of the logit and `lse`.
-fn lacks(log_prob: f32) -> f32 {
+/// `1 - p` from `ln p`. If the model is nearly certain, the differences `1 - p` and `logit - lse`
+/// cancel.
+fn complement(log_prob: f32) -> f32 {
     -f64::from(log_prob).exp_m1() as f32
 }

@@ -1,7 +1,7 @@
 //! Log-probabilities of target tokens from tiles of logits.
 //!
-//! The vocabulary is walked tile by tile with an online softmax, so that logits exist only for one
-//! tile at a time.
+//! The vocabulary is processed tile by tile with an online softmax, so that only one tile of logits
+//! exists at a time.
 
 mod cpu;
 pub(crate) mod cuda;
@@ -12,7 +12,7 @@ pub mod reference;
 pub use cpu::{Inputs, Outputs, backward, forward};
 pub use gradient::backward_weight;
 
-/// What the forward pass found of each row, for the gradient of a trained head's weight.
+/// Values that the gradient of a trained head's weight needs from the forward pass.
 #[derive(Clone, Copy)]
 pub struct Saved<'a> {
     /// `log softmax(x Wᵀ)[target]`, `[n]` f32.
@@ -55,31 +55,31 @@ pub fn weight_workspace_len(target: Target, sizes: Sizes) -> usize {
     }
 }
 
-/// Bytes inside an operation for what is converted at a time of a weight that is held so.
-pub fn panel_bytes(target: Target, held: Storage, sizes: Sizes) -> usize {
+/// Scratch bytes for converting a part of the weight, stored as `storage`, at a time.
+pub fn panel_bytes(target: Target, storage: Storage, sizes: Sizes) -> usize {
     match target {
         Target::Cpu => 0,
-        Target::Cuda => cuda::panel_bytes(held, sizes),
+        Target::Cuda => cuda::panel_bytes(storage, sizes),
     }
 }
 
-/// Most rows of a chunk.
-pub fn most_rows(target: Target) -> usize {
+/// Maximum rows of a chunk.
+pub fn max_rows(target: Target) -> usize {
     match target {
-        Target::Cpu => gradient::MOST_ROWS,
-        Target::Cuda => cuda::MOST_ROWS,
+        Target::Cpu => gradient::MAX_ROWS,
+        Target::Cuda => cuda::MAX_ROWS,
     }
 }
 
-/// Whether the rows with a target must ascend.
-pub fn wants_sorted_rows(target: Target) -> bool {
+/// Whether the rows with a target must be sorted.
+pub fn needs_sorted_rows(target: Target) -> bool {
     target == Target::Cpu
 }
 
-/// Rows of a weight of `vocab_size` that a product with all of it takes at a time: no more than a
-/// panel where they are converted in memory.
-pub fn logit_columns(target: Target, held: Storage, compute: DType, vocab_size: usize) -> usize {
-    let converts = gemm::converts_in_memory(target) && held != compute;
+/// Vocabulary rows per product when computing all logits: at most a panel if the weight is
+/// converted in memory.
+pub fn logit_columns(target: Target, storage: Storage, compute: DType, vocab_size: usize) -> usize {
+    let converts = gemm::converts_in_memory(target) && storage != compute;
     if converts { vocab_size.min(cuda::PANEL) } else { vocab_size }
 }
 
@@ -89,7 +89,7 @@ use crate::gemm;
 use crate::processor::{Processor, Target};
 
 impl Processor {
-    /// Log-probabilities of targets and, where asked for, their gradients. `workspace` is f32:
+    /// Log-probabilities of targets and, if requested, their gradients. `workspace` is f32:
     /// [`workspace_len`] elements.
     ///
     /// # Panics

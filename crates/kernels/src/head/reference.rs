@@ -11,9 +11,9 @@ pub fn d_logits(logits: &[f64], v: usize, targets: &[u32], d_log_probs: &[f64]) 
     let mut d = Vec::with_capacity(logits.len());
     for ((logits, &target), &d_log_prob) in logits.chunks(v).zip(targets).zip(d_log_probs) {
         let lse = log_sum_exp(logits);
-        let lacks = -log_prob(logits, target as usize).exp_m1();
+        let complement = -log_prob(logits, target as usize).exp_m1();
         for (i, x) in logits.iter().enumerate() {
-            d.push(d_log_prob * if i == target as usize { lacks } else { -(x - lse).exp() });
+            d.push(d_log_prob * if i == target as usize { complement } else { -(x - lse).exp() });
         }
     }
     d

@@ -1,23 +1,23 @@
-// Turns, in place, the first `heads` heads of `d` dimensions in each row of `width` elements by
-// `sign` times the angles whose `cos` and `sin` are `[t, d / 2]`. A block takes a row.
+// Rotates in place the first `heads` heads of `d` dimensions in each row of `width` elements by
+// `sign` times the angles whose `cos` and `sin` are `[t, d / 2]`. One block per row.
 template <class T>
 __global__ void rope_rotate(
     T* x, size_t width, uint32 heads, uint32 d, const float* cos, const float* sin, float sign) {
-    const int N = RUN<T>;
+    const int N = VECTOR<T>;
     uint32 half = d / 2;
     size_t row = blockIdx.x;
     x += row * width, cos += row * half, sin += row * half;
-    // Runs do not reach from one head into the next.
-    bool together = half % N == 0 && aligned<N>(x, cos, sin);
-    over_block<N>(heads * half, together, [&](size_t pair, auto count) {
+    // Vectors do not straddle heads.
+    bool vectorised = half % N == 0 && aligned<N>(x, cos, sin);
+    over_block<N>(heads * half, vectorised, [&](size_t pair, auto count) {
         uint32 head = uint32(pair) / half, i = uint32(pair) % half;
         T *low = x + head * d + i, *high = low + half;
         auto x_c = read(low, count), y_c = read(high, count);
         auto cos_c = read(cos + i, count), sin_c = read(sin + i, count);
         for (int k = 0; k < count.value; k++) {
-            float x_k = x_c.of[k], y_k = y_c.of[k], c = cos_c.of[k], s = sin_c.of[k] * sign;
-            x_c.of[k] = x_k * c - y_k * s;
-            y_c.of[k] = y_k * c + x_k * s;
+            float x_k = x_c.v[k], y_k = y_c.v[k], c = cos_c.v[k], s = sin_c.v[k] * sign;
+            x_c.v[k] = x_k * c - y_k * s;
+            y_c.v[k] = y_k * c + x_k * s;
         }
         write(low, x_c);
         write(high, y_c);

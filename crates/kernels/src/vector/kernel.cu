@@ -1,18 +1,18 @@
-// Operations along flat arrays, whatever the grid, and along rows, of which a block takes one.
+// Elementwise operations on flat arrays, for any grid, and on rows, one block per row.
 
 // `y += x`.
 template <class X, class Y> __global__ void vector_add_assign(const X* x, Y* y, size_t n) {
-    const int N = RUN<X, Y>;
+    const int N = VECTOR<X, Y>;
     over_grid<N>(n, aligned<N>(x, y), [&](size_t i, auto count) {
         auto x_i = read(x + i, count), y_i = read(y + i, count);
-        for (int k = 0; k < count.value; k++) y_i.of[k] += x_i.of[k];
+        for (int k = 0; k < count.value; k++) y_i.v[k] += x_i.v[k];
         write(y + i, y_i);
     });
 }
 
-// `y = x`, to the nearest value.
+// `y = x`, rounded to nearest.
 template <class X, class Y> __global__ void vector_convert(const X* x, Y* y, size_t n) {
-    const int N = RUN<X, Y>;
+    const int N = VECTOR<X, Y>;
     over_grid<N>(n, aligned<N>(x, y), [&](size_t i, auto count) {
         write(y + i, read(x + i, count));
     });
@@ -22,20 +22,20 @@ template <class X, class Y> __global__ void vector_convert(const X* x, Y* y, siz
 template <class Y> __global__ void vector_scale(const float* x, float scale, Y* y, size_t n) {
     over_grid<4>(n, aligned<4>(x, y), [&](size_t i, auto count) {
         auto x_i = read(x + i, count);
-        for (int k = 0; k < count.value; k++) x_i.of[k] *= scale;
+        for (int k = 0; k < count.value; k++) x_i.v[k] *= scale;
         write(y + i, x_i);
     });
 }
 
-// `y = scale · x` for all arrays of a table, which has `y` and the scale as well.
+// `y = scale · x` for all arrays of a table, whose extra words are `y` and the scale.
 template <class Y> __global__ void vector_scale_all(const uint64* table, uint32 rows) {
     Chunk<1, 2> all(table, rows);
     const float* x = all.at[0];
-    Y* y = reinterpret_cast<Y*>(all.more[0]) + all.start;
-    float scale = __uint_as_float(uint32(all.more[1]));
+    Y* y = reinterpret_cast<Y*>(all.words[0]) + all.start;
+    float scale = __uint_as_float(uint32(all.words[1]));
     over_block<4>(all.len, aligned<4>(x, y), [&](size_t i, auto count) {
         auto x_i = read(x + i, count);
-        for (int k = 0; k < count.value; k++) x_i.of[k] *= scale;
+        for (int k = 0; k < count.value; k++) x_i.v[k] *= scale;
         write(y + i, x_i);
     });
 }
@@ -44,12 +44,12 @@ template <class Y> __global__ void vector_scale_all(const uint64* table, uint32 
 __global__ void vector_add_scaled(const float* x, float scale, float* y, size_t n) {
     over_grid<4>(n, aligned<4>(x, y), [&](size_t i, auto count) {
         auto x_i = read(x + i, count), y_i = read(y + i, count);
-        for (int k = 0; k < count.value; k++) y_i.of[k] += scale * x_i.of[k];
+        for (int k = 0; k < count.value; k++) y_i.v[k] += scale * x_i.v[k];
         write(y + i, y_i);
     });
 }
 
-// `x = 0`, for all arrays of a table.
+// `x = 0` for all arrays of a table.
 __global__ void vector_zero(const uint64* table, uint32 rows) {
     Chunk<1> all(table, rows);
     float* x = all.at[0];
@@ -58,13 +58,13 @@ __global__ void vector_zero(const uint64* table, uint32 rows) {
     });
 }
 
-// `partial[i] = Σ x²` of chunk `i` of all arrays of a table.
+// `partial[i] = Σ x²` of chunk `i` of the arrays of a table.
 __global__ void vector_sum_of_squares(const uint64* table, uint32 rows, float* partial) {
     Chunk<1> all(table, rows);
     float sum = 0.0f;
     over_block<4>(all.len, aligned<4>(all.at[0]), [&](size_t i, auto count) {
         auto x_i = read(all.at[0] + i, count);
-        for (int k = 0; k < count.value; k++) sum += x_i.of[k] * x_i.of[k];
+        for (int k = 0; k < count.value; k++) sum += x_i.v[k] * x_i.v[k];
     });
     sum = block_sum(sum);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
@@ -80,26 +80,25 @@ __global__ void __launch_bounds__(1024) vector_add_column_sums(
 }
 
 template <class T, int N> DEVICE void copy(const T* x, T* y, Count<N>) {
-    typedef Neighbours<T, N> Run;
-    *reinterpret_cast<Run*>(y) = *reinterpret_cast<const Run*>(x);
+    *reinterpret_cast<Vec<T, N>*>(y) = *reinterpret_cast<const Vec<T, N>*>(x);
 }
 
 // `y[i] = x[rows[i]]`, rows of `h`.
 template <class T>
 __global__ void vector_gather_rows(const T* x, size_t h, const uint32* rows, T* y) {
-    const int N = RUN<T>;
+    const int N = VECTOR<T>;
     x += rows[blockIdx.x] * h, y += blockIdx.x * h;
     over_block<N>(h, h % N == 0 && aligned<N>(x, y), [&](size_t c, auto count) {
         copy(x + c, y + c, count);
     });
 }
 
-// Row `rows[i]` of `y`, rows of `width`, = as many elements of row `i` of `x`, rows of `stride`,
-// from `offset` on.
+// `y[rows[i], ·] = x[i, offset + ·]`; rows of `y` have `width` elements, those of `x` have
+// `stride`.
 template <class T>
 __global__ void vector_scatter_rows(
     const T* x, size_t stride, size_t offset, const uint32* rows, size_t width, T* y) {
-    const int N = RUN<T>;
+    const int N = VECTOR<T>;
     x += blockIdx.x * stride + offset, y += rows[blockIdx.x] * width;
     over_block<N>(width, width % N == 0 && aligned<N>(x, y), [&](size_t c, auto count) {
         copy(x + c, y + c, count);
@@ -113,7 +112,7 @@ __global__ void vector_init_rows(Y* y, const Y* x, size_t stride, size_t offset,
     y += offset, x = x ? x + offset : x;
     over_block<4>(n, aligned<4>(y) && (!x || aligned<4>(x)), [&](size_t c, auto count) {
         auto y_c = read((x ? x : y) + c, count);
-        for (int k = 0; k < count.value; k++) y_c.of[k] = x ? y_c.of[k] : 0.0f;
+        for (int k = 0; k < count.value; k++) y_c.v[k] = x ? y_c.v[k] : 0.0f;
         write(y + c, y_c);
     });
 }
@@ -125,7 +124,7 @@ __global__ void vector_add_bias(
     y += blockIdx.x * stride + offset;
     over_block<4>(n, aligned<4>(y, bias), [&](size_t c, auto count) {
         auto y_c = read(y + c, count), bias_c = read(bias + c, count);
-        for (int k = 0; k < count.value; k++) y_c.of[k] += bias_c.of[k];
+        for (int k = 0; k < count.value; k++) y_c.v[k] += bias_c.v[k];
         write(y + c, y_c);
     });
 }

@@ -35,10 +35,10 @@ pub fn attention<'a>(
         let bytes = 2 * qkv.num_bytes() + 2 * d_out.num_bytes();
         let backward = cost("d_attention", &heads, sequences, 5, bytes);
         if let Some(on) = sweep.device.begin(backward) {
-            let saved = (saved_out.view(), lse.view());
+            let (qkv, out, lse) = (qkv.view(), saved_out.view(), lse.view());
+            let saved = kernel::Saved { qkv, out, lse };
             let (d_qkv, workspace) = (d_qkv.view_mut(), workspace.view_mut());
-            let d_out = d_out.view();
-            on.attention_backward(qkv.view(), &heads, sequences, saved, d_out, d_qkv, workspace);
+            on.attention_backward(saved, &heads, sequences, d_out.view(), d_qkv, workspace);
         }
         drop((qkv, saved_out, lse, workspace, d_out));
         sweep.add(input, d_qkv);

@@ -21,7 +21,7 @@ pub fn log_probs<'a>(
 ) -> Var {
     let (t, h) = rows_cols(x.value().shape());
     assert!(rows.len() == targets.len() && rows.len() <= t);
-    assert!(rows.is_sorted() || !kernel::wants_sorted_rows(tape.device().target()));
+    assert!(rows.is_sorted() || !kernel::needs_sorted_rows(tape.device().target()));
     debug_assert!(rows.iter().collect::<HashSet<_>>().len() == rows.len(), "a row is there twice");
     let requires_grad = x.requires_grad() || weight.param().is_some();
     let records = tape.is_recording() && requires_grad;
@@ -173,7 +173,7 @@ impl Head<'_> {
             let n = c.min(self.rows.len() - start);
             let inputs = self.inputs(on, start..start + n, &mut x);
             let [log_probs, lse, d] =
-                [log_probs, lse, d_log_probs].map(|of_rows| of_rows.view().part(start, n));
+                [log_probs, lse, d_log_probs].map(|x| x.view().part(start, n));
             let saved = kernel::Saved { log_probs, lse };
             on.log_probs_backward_weight(inputs, saved, d, workspace.view_mut(), d_w.view_mut());
         }
@@ -198,7 +198,7 @@ impl Head<'_> {
     /// Sizes of a chunk of rows.
     fn sizes(&self, device: &Device) -> kernel::Sizes {
         let (vocab_size, hidden_size) = rows_cols(self.weight.shape());
-        let rows = kernel::most_rows(device.target()).min(self.x.shape()[0]);
+        let rows = kernel::max_rows(device.target()).min(self.x.shape()[0]);
         kernel::Sizes { rows, hidden_size, vocab_size, dtype: self.x.dtype() }
     }
 

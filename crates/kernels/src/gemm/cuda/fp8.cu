@@ -49,13 +49,13 @@ template <class F> DEVICE float scale_of(float amax) {
 // not depend on the order of the atomics, and non-negative floats are ordered like their bits.
 template <class T>
 __global__ void fp8_amax(const T* x, size_t rows, size_t cols, size_t stride, float* amax) {
-    const int N = RUN<T>;
+    const int N = VECTOR<T>;
     float own_max = 0.0f;
     for (size_t row = blockIdx.x; row < rows; row += gridDim.x) {
         const T* from = x + row * stride;
         over_block<N>(cols, aligned<N>(from), [&](size_t c, auto count) {
             auto x_c = read(from + c, count);
-            for (int k = 0; k < count.value; k++) own_max = fmaxf(own_max, fabsf(x_c.of[k]));
+            for (int k = 0; k < count.value; k++) own_max = fmaxf(own_max, fabsf(x_c.v[k]));
         });
     }
     own_max = block_max(own_max);
@@ -77,12 +77,12 @@ __global__ void fp8_quantise(
     float own_scale = scale_of<F>(*amax), inverse = 1.0f / own_scale;
     const T* from = x + blockIdx.x * stride;
     uint8* to = y + blockIdx.x * cols;
-    const int N = RUN<T>;
+    const int N = VECTOR<T>;
     over_block<N>(cols, aligned<N>(from, to), [&](size_t c, auto count) {
         auto x_c = read(from + c, count);
-        Neighbours<uint8, count.value> y_c;
-        for (int k = 0; k < count.value; k++) y_c.of[k] = to_fp8<F>(x_c.of[k] * inverse);
-        *reinterpret_cast<Neighbours<uint8, count.value>*>(to + c) = y_c;
+        Vec<uint8, count.value> y_c;
+        for (int k = 0; k < count.value; k++) y_c.v[k] = to_fp8<F>(x_c.v[k] * inverse);
+        *reinterpret_cast<Vec<uint8, count.value>*>(to + c) = y_c;
     });
     if (blockIdx.x == 0 && threadIdx.x == 0) *scale = own_scale;
 }
@@ -95,9 +95,9 @@ __global__ void fp8_weight(Int8Rows w, size_t cols, const float* amax, uint8* y,
     w.values += row * cols, y += row * cols;
     over_block<N>(cols, aligned<N>(w, y), [&](size_t c, auto count) {
         auto w_c = read(w, c, row, count);
-        Neighbours<uint8, count.value> y_c;
-        for (int k = 0; k < count.value; k++) y_c.of[k] = to_fp8<E4m3>(w_c.of[k] * inverse);
-        *reinterpret_cast<Neighbours<uint8, count.value>*>(y + c) = y_c;
+        Vec<uint8, count.value> y_c;
+        for (int k = 0; k < count.value; k++) y_c.v[k] = to_fp8<E4m3>(w_c.v[k] * inverse);
+        *reinterpret_cast<Vec<uint8, count.value>*>(y + c) = y_c;
     });
     if (row == 0 && threadIdx.x == 0) *scale = own_scale;
 }
@@ -107,7 +107,7 @@ __global__ void fp8_weight_transposed(
     Int8Rows w, size_t rows, size_t cols, const float* amax, uint8* y, float* scale) {
     float own_scale = scale_of<E4m3>(*amax), inverse = 1.0f / own_scale;
     transpose(rows, cols, y, [&](size_t row, size_t index) {
-        return to_fp8<E4m3>(read(w, index, row, Count<1>()).of[0] * inverse);
+        return to_fp8<E4m3>(read(w, index, row, Count<1>()).v[0] * inverse);
     });
     if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *scale = own_scale;
 }

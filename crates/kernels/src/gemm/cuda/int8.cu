@@ -7,7 +7,7 @@
 template <class T>
 __global__ void int8_quantise(
     const T* x, size_t cols, size_t stride, const float* factors, uint8* y, float* scales) {
-    const int N = RUN<T>;
+    const int N = VECTOR<T>;
     const T* from = x + blockIdx.x * stride;
     uint8* to = y + blockIdx.x * cols;
     bool vectorised = aligned<N>(from, to) && aligned<N>(factors);
@@ -15,7 +15,7 @@ __global__ void int8_quantise(
         auto x_c = read(from + c, count);
         if (factors) {
             auto factors_c = read(factors + c, count);
-            for (int k = 0; k < count.value; k++) x_c.of[k] *= factors_c.of[k];
+            for (int k = 0; k < count.value; k++) x_c.v[k] *= factors_c.v[k];
         }
         return x_c;
     };
@@ -24,8 +24,8 @@ __global__ void int8_quantise(
         auto x_c = scaled(c, count);
         for (int k = 0; k < count.value; k++) {
             // Tested by its bits: `x - x` may become a fused multiply-add, which need not be zero.
-            bool finite = (__float_as_uint(x_c.of[k]) & 0x7f800000u) != 0x7f800000u;
-            amax = fmaxf(amax, finite ? fabsf(x_c.of[k]) : INFINITY);
+            bool finite = (__float_as_uint(x_c.v[k]) & 0x7f800000u) != 0x7f800000u;
+            amax = fmaxf(amax, finite ? fabsf(x_c.v[k]) : INFINITY);
         }
     });
     amax = block_max(amax);
@@ -33,12 +33,12 @@ __global__ void int8_quantise(
     float inverse = amax > 1e-35f ? 127.0f / amax : 0.0f;
     over_block<N>(cols, vectorised, [&](size_t c, auto count) {
         auto x_c = scaled(c, count);
-        Neighbours<uint8, count.value> y_c;
+        Vec<uint8, count.value> y_c;
         for (int k = 0; k < count.value; k++) {
             // Adding 1.5 · 2^23 rounds to the nearest integer and leaves it in the low bits.
-            y_c.of[k] = uint8(__float_as_uint(fmaf(x_c.of[k], inverse, 12582912.0f)));
+            y_c.v[k] = uint8(__float_as_uint(fmaf(x_c.v[k], inverse, 12582912.0f)));
         }
-        *reinterpret_cast<Neighbours<uint8, count.value>*>(to + c) = y_c;
+        *reinterpret_cast<Vec<uint8, count.value>*>(to + c) = y_c;
     });
     float scale = amax == INFINITY ? __uint_as_float(0x7fc00000u) : amax / 127.0f;
     if (threadIdx.x == 0) scales[blockIdx.x] = scale;
@@ -46,13 +46,13 @@ __global__ void int8_quantise(
 
 // Removes the zero point from the bytes of a weight, sixteen at a time.
 __global__ void int8_weight(Int8Rows w, size_t n, uint8* y) {
-    typedef Neighbours<uint32, 4> Words;
+    typedef Vec<uint32, 4> Words;
     over_grid<16>(n, aligned<16>(w, y), [&](size_t i, auto count) {
         if (count.value == 1) {
             y[i] = w.values[i] ^ 0x80;
         } else {
             Words words = *reinterpret_cast<const Words*>(w.values + i);
-            for (int k = 0; k < 4; k++) words.of[k] ^= 0x80808080u;
+            for (int k = 0; k < 4; k++) words.v[k] ^= 0x80808080u;
             *reinterpret_cast<Words*>(y + i) = words;
         }
     });
@@ -76,16 +76,16 @@ __global__ void int8_dequantise(
     float row_scale = scale * row_scales[blockIdx.x];
     bool vectorised = aligned<N>(sums, col_scales, add, y);
     over_block<N>(n, vectorised, [&](size_t c, auto count) {
-        auto sums_c = *reinterpret_cast<const Neighbours<int, count.value>*>(sums + c);
-        Neighbours<float, count.value> y_c;
-        for (int k = 0; k < count.value; k++) y_c.of[k] = row_scale * float(sums_c.of[k]);
+        auto sums_c = *reinterpret_cast<const Vec<int, count.value>*>(sums + c);
+        Vec<float, count.value> y_c;
+        for (int k = 0; k < count.value; k++) y_c.v[k] = row_scale * float(sums_c.v[k]);
         if (col_scales) {
             auto scales_c = read(col_scales + c, count);
-            for (int k = 0; k < count.value; k++) y_c.of[k] *= scales_c.of[k];
+            for (int k = 0; k < count.value; k++) y_c.v[k] *= scales_c.v[k];
         }
         if (add) {
             auto add_c = read(add + c, count);
-            for (int k = 0; k < count.value; k++) y_c.of[k] += add_c.of[k];
+            for (int k = 0; k < count.value; k++) y_c.v[k] += add_c.v[k];
         }
         write(y + c, y_c);
     });
