@@ -105,7 +105,7 @@ pub struct Planned {
     /// Most bytes that a GPU takes inside an operation.
     pub scratch_bytes: u64,
     /// Bytes that it takes for lists of a micro-batch.
-    pub list_bytes: u64,
+    pub upload_bytes: u64,
 }
 
 impl Plan {

@@ -187,9 +187,9 @@ fn train_in(
 /// The device as the run is to find it.
 fn device(setup: &Setup, planned: &Planned) -> Device {
     let device = setup.backend.device();
-    device.reserve(planned.scratch_bytes, planned.list_bytes);
+    device.reserve(planned.scratch_bytes, planned.upload_bytes);
     if !setup.run.run.cuda_graphs {
-        device.turn_graphs_off();
+        device.disable_graphs();
     }
     device
 }
@@ -352,7 +352,7 @@ impl Run<'_> {
     /// Tells of a step, and if a GPU refused to launch passes as a whole.
     fn step_done(&self, record: &StepRecord, event: &mut dyn FnMut(Event<'_>)) {
         event(Event::Step(record));
-        if let Some(why) = self.engine.device.take_graphs_refusal() {
+        if let Some(why) = self.engine.device.take_graph_error() {
             let text = format!("passes are not launched as CUDA graphs: {why}");
             event(Event::Note { text });
         }

@@ -5,10 +5,11 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-/// Where compiled kernels of `name` with this text go; `None` where the user has no cache.
+/// Path of the compiled kernels of `name` with this text; `None` if the user has no cache
+/// directory.
 ///
-/// The digest tells versions of our own text apart, and protects from nobody, since whoever can
-/// write into the user's cache can as well replace the binary.
+/// The digest distinguishes versions of our own text. It is no protection: whoever can write to the
+/// user's cache can also replace the binary.
 pub(super) fn path(name: &str, text: &str, extension: &str) -> Option<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home)?;
@@ -17,18 +18,18 @@ pub(super) fn path(name: &str, text: &str, extension: &str) -> Option<PathBuf> {
     Some(cache.join("hone/kernels").join(file))
 }
 
-/// Stores whole or not at all, also when several processes and threads store the same.
+/// Stores atomically, even if several processes and threads store the same file.
 pub(super) fn store(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::create_dir_all(path.parent().unwrap_or(path))?;
-    let aside = aside(path);
-    let mut file = File::create(&aside)?;
+    let temporary = temporary(path);
+    let mut file = File::create(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    std::fs::rename(&aside, path)
+    std::fs::rename(&temporary, path)
 }
 
-/// A name beside `path` that this thread of this process has alone.
-pub(super) fn aside(path: &Path) -> PathBuf {
+/// A path in the directory of `path` that is unique to this thread of this process.
+pub(super) fn temporary(path: &Path) -> PathBuf {
     let unique = format!("{}-{:?}.tmp", std::process::id(), std::thread::current().id());
     path.with_extension(unique)
 }

@@ -1,68 +1,34 @@
-//! What a GPU is asked to do: memory, launches, matrix products.
+//! The interface to a GPU: memory, launches, matmuls.
 //!
-//! Everything is ordered as it is asked for, as on one CUDA stream. A call that fails means a
-//! broken driver, a broken kernel, or memory that another process took: what [`super::Gpu`] asks
-//! for after it does nothing until the failure was told.
+//! Calls execute in order, as on one CUDA stream. A call that fails means a broken driver, a broken
+//! kernel, or memory that another process took; [`super::Gpu`] then does nothing more until the
+//! failure has been reported.
 
-use super::Arg;
-use super::graphs::{Calls, Graph};
+use super::arg::Arg;
+use super::source::Source;
 use crate::DeviceError;
 pub use crate::element::Address;
 use crate::element::DType;
+use std::ops::Range;
 
 /// An address in the host's memory.
 pub type HostAddress = *mut u8;
 
-/// Kernels of one operation, compiled together.
-#[derive(Debug)]
-pub struct Source {
-    /// For messages and the cache of compiled kernels.
-    pub name: &'static str,
-    /// Texts, compiled one after another behind `prelude.cuh`.
-    pub texts: &'static [&'static str],
-    /// Name expressions of everything that is launched: `rms_norm_forward<bf16>`.
-    pub kernels: &'static [&'static str],
-}
-
-impl PartialEq for Source {
-    fn eq(&self, other: &Self) -> bool {
-        std::ptr::eq(self, other)
-    }
-}
-
-impl Source {
-    /// The whole program.
-    pub(crate) fn program(&self) -> String {
-        let mut program = include_str!("prelude.cuh").to_owned();
-        self.texts.iter().for_each(|text| program.push_str(text));
-        program
-    }
-
-    /// Where a kernel stands in [`Source::kernels`].
-    ///
-    /// # Panics
-    /// If it is not listed there.
-    pub(crate) fn position(&self, kernel: &str) -> usize {
-        let position = self.kernels.iter().position(|&name| name == kernel);
-        position.unwrap_or_else(|| panic!("{} has no kernel {kernel}", self.name))
-    }
-}
-
-/// How many threads run a kernel.
+/// Launch configuration of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch {
     /// Blocks along x, y and z.
     pub grid: [u32; 3],
-    /// Threads of a block.
+    /// Threads per block.
     pub threads: u32,
-    /// Bytes of dynamic shared memory of a block.
+    /// Bytes of dynamic shared memory per block.
     pub shared_bytes: u32,
 }
 
-/// A matrix in a GPU's memory; one of the strides is 1.
+/// A matrix in GPU memory; one of the strides is 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Operand {
-    /// Of element `(0, 0)`.
+    /// Address of element `(0, 0)`.
     pub address: Address,
     /// Distance between rows, in elements.
     pub row_stride: usize,
@@ -71,13 +37,13 @@ pub struct Operand {
 }
 
 impl Operand {
-    /// The same elements with rows and columns exchanged.
+    /// The transpose, without copying.
     pub fn transposed(self) -> Self {
         Self { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 }
 
-/// Numbers of eight bits (Micikevicius et al., "FP8 Formats for Deep Learning", 2022).
+/// FP8 formats (Micikevicius et al., "FP8 Formats for Deep Learning", 2022).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fp8 {
     /// Four bits of exponent, three of mantissa: up to 448, for weights and activations.
@@ -86,37 +52,37 @@ pub enum Fp8 {
     E5m2,
 }
 
-/// What the operands of a product are.
+/// Types of a matmul's operands.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Operands {
     /// Both `f32`, `bf16` or `f16`.
     Floats(DType),
-    /// Each times a factor, an `f32` in the GPU's memory. See `Matmul::check_eight_bits`.
+    /// FP8 with a scale per operand, an `f32` in GPU memory. See `Matmul::check_8bit`.
     Fp8 {
         /// Left operand.
         a: Fp8,
         /// Right operand.
         b: Fp8,
-        /// Where the factors are.
+        /// Addresses of the scales.
         scales: [Address; 2],
     },
-    /// Both signed bytes, without a factor and with nothing added. Sums are integers of 32 bits,
-    /// and so is the result, in place of `f32`. See `Matmul::check_eight_bits`.
+    /// Signed bytes without scales; the result is in 32-bit integers, in place of `f32`, with
+    /// nothing added. See `Matmul::check_8bit`.
     Int8,
 }
 
 impl Operands {
-    fn exchanged(self) -> Self {
+    fn swapped(self) -> Self {
         match self {
-            Self::Fp8 { a, b, scales: [of_a, of_b] } => {
-                Self::Fp8 { a: b, b: a, scales: [of_b, of_a] }
+            Self::Fp8 { a, b, scales: [scale_a, scale_b] } => {
+                Self::Fp8 { a: b, b: a, scales: [scale_b, scale_a] }
             }
-            floats => floats,
+            same_types => same_types,
         }
     }
 }
 
-/// `D = alpha · A[m, k] B[k, n] + C`, sums in `f32`.
+/// `D = alpha · A[m, k] B[k, n] + C`, accumulated in `f32`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Matmul {
     /// Rows of the result.
@@ -125,13 +91,13 @@ pub struct Matmul {
     pub n: usize,
     /// Length of the contraction.
     pub k: usize,
-    /// What the operands are.
+    /// Types of the operands.
     pub operands: Operands,
     /// Left operand.
     pub a: Operand,
     /// Right operand.
     pub b: Operand,
-    /// What is added, of the result's type and laid out like it; may be the result itself.
+    /// Added to the product; of the result's type and layout, and possibly the result itself.
     pub c: Option<Address>,
     /// The result.
     pub d: Operand,
@@ -142,12 +108,12 @@ pub struct Matmul {
 }
 
 impl Matmul {
-    /// What cuBLASLt asks of products in eight bits: contractions along neighbours, `n` and `k`
-    /// multiples of 16, and everything, rows of the result too, at multiples of 16 bytes.
+    /// Checks cuBLASLt's requirements on 8-bit operands: contiguous along the contraction, `n` and
+    /// `k` multiples of 16, and everything, including rows of the result, aligned to 16 bytes.
     ///
     /// # Panics
-    /// If one is not so.
-    pub(crate) fn check_eight_bits(&self) {
+    /// If a requirement is not met.
+    pub(crate) fn check_8bit(&self) {
         assert!(self.a.col_stride == 1 && self.b.row_stride == 1 && self.d.col_stride == 1);
         assert!(self.n.is_multiple_of(16) && self.k.is_multiple_of(16));
         let c = self.c.unwrap_or(self.d.address);
@@ -160,36 +126,36 @@ impl Matmul {
         assert!(self.operands != Operands::Int8 || is_plain);
     }
 
-    /// The same product with a result whose columns are next to each other.
+    /// The same product with a row-major result; the transposed product if necessary.
     pub(crate) fn row_major(self) -> Self {
         if self.d.col_stride == 1 {
             return self;
         }
         let (a, b, d) = (self.b.transposed(), self.a.transposed(), self.d.transposed());
-        Self { m: self.n, n: self.m, operands: self.operands.exchanged(), a, b, d, ..self }
+        Self { m: self.n, n: self.m, operands: self.operands.swapped(), a, b, d, ..self }
     }
 }
 
-/// What a device is.
+/// Properties of a device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Info {
-    /// As the driver calls it.
+    /// Name that the driver reports.
     pub name: String,
-    /// Major and minor number.
+    /// Compute capability: major and minor number.
     pub compute_capability: (u32, u32),
-    /// Bytes of memory in all.
+    /// Total memory in bytes.
     pub memory_bytes: u64,
     /// Multiprocessors.
     pub num_multiprocessors: u32,
-    /// Bytes of shared memory that a block may have, where it asks for them.
+    /// Maximum shared memory per block in bytes (opt-in).
     pub shared_bytes: u32,
-    /// Versions of driver, compiler and cuBLASLt, which decide how sums are ordered.
+    /// Versions of driver, compiler and cuBLASLt, which determine the order of sums.
     pub libraries: String,
 }
 
 impl Info {
-    /// [`Info::shared_bytes`] of GPUs of a compute capability (CUDA C++ Programming Guide, table of
-    /// technical specifications), for one that is only planned for.
+    /// [`Info::shared_bytes`] for a compute capability (CUDA C++ Programming Guide, table of
+    /// technical specifications), to plan for a GPU that is not present.
     pub fn shared_bytes_of(capability: (u32, u32)) -> u32 {
         let kib = match capability {
             (..=7, _) => 64,
@@ -202,24 +168,24 @@ impl Info {
 }
 
 /// What [`Driver::graph`] does, for messages.
-pub(super) const MAKING_A_GRAPH: &str = "making a graph";
+pub(super) const CAPTURING_A_GRAPH: &str = "capturing a graph";
 
 /// One GPU.
 pub(crate) trait Driver: Send + Sync {
     fn info(&self) -> &Info;
-    /// Bytes that can still be taken; 0 where the driver does not say.
+    /// Bytes of free memory; 0 if unknown.
     fn free_bytes(&self) -> u64;
-    /// Aligned to 256 bytes.
+    /// Allocates memory aligned to 256 bytes.
     fn alloc(&self, bytes: usize) -> Result<Address, DeviceError>;
     /// # Safety
-    /// `alloc` gave the address out, it was not freed since, and nothing asked for later uses it.
+    /// The address came from `alloc` and has not been freed, and no later call uses it.
     unsafe fn free(&self, address: Address) -> Result<(), DeviceError>;
     /// Copies to the device. `bytes` may change once this returns.
     ///
     /// # Safety
-    /// The bytes at `address` are inside memory of `alloc` that nobody else uses meanwhile.
+    /// The bytes at `address` are inside memory of `alloc` that nothing else uses concurrently.
     unsafe fn write(&self, address: Address, bytes: &[u8]) -> Result<(), DeviceError>;
-    /// Waits for what was asked for before and copies to the host.
+    /// Copies to the host, after waiting for earlier calls.
     ///
     /// # Safety
     /// The bytes at `address` are inside memory of `alloc`.
@@ -230,8 +196,8 @@ pub(crate) trait Driver: Send + Sync {
     /// Runs kernel `kernel` of `source`.
     ///
     /// # Safety
-    /// `args` are the parameters that the kernel declares, and what it reads and writes through
-    /// them is inside memory of `alloc`, what it writes used by nobody else meanwhile.
+    /// `args` are the parameters that the kernel declares; what it accesses through them is inside
+    /// memory of `alloc`, and nothing else uses what it writes concurrently.
     unsafe fn launch(
         &self,
         source: &'static Source,
@@ -240,40 +206,166 @@ pub(crate) trait Driver: Send + Sync {
         args: &[Arg],
     ) -> Result<(), DeviceError>;
     /// # Safety
-    /// The matrices are inside memory of `alloc`, and nobody else uses the result's meanwhile.
+    /// The matrices are inside memory of `alloc`, and nothing else uses the result's concurrently.
     unsafe fn matmul(&self, matmul: &Matmul) -> Result<(), DeviceError>;
-    /// Makes one of calls that were asked for before.
+    /// Captures `calls`, which have been executed before, as a graph.
     ///
     /// # Errors
-    /// Why it cannot; nothing was asked for then.
+    /// The reason, if the driver cannot; no call was executed then.
     ///
     /// # Safety
-    /// Whenever the graph is launched, each of the calls must be allowed.
+    /// Whenever the graph is launched, each of the calls must be sound.
     unsafe fn graph(&self, _: &Calls) -> Result<Box<dyn Graph>, DeviceError> {
-        let (doing, message) = (MAKING_A_GRAPH.to_owned(), "this device makes none".to_owned());
+        let doing = CAPTURING_A_GRAPH.to_owned();
+        let message = "this device has no graphs".to_owned();
         Err(DeviceError::Driver { doing, message, is_lost: false })
     }
-    /// Memory of the host, page-locked, which copies can run from beside everything else.
+    /// Allocates page-locked host memory, from which copies run concurrently.
     fn alloc_host(&self, bytes: usize) -> Result<HostAddress, DeviceError>;
-    /// Waits for copies from there.
+    /// Frees page-locked memory, after waiting for copies from it.
     ///
     /// # Safety
-    /// `alloc_host` gave the address out, and it was not freed since.
+    /// The address came from `alloc_host` and has not been freed.
     unsafe fn free_host(&self, address: HostAddress) -> Result<(), DeviceError>;
-    /// Copies `bytes` from such memory: once what was asked for before is done, beside what is
-    /// asked for next.
+    /// Copies `bytes` from page-locked memory, after earlier calls and concurrently with later
+    /// ones.
     ///
     /// # Safety
-    /// As [`Driver::write`], and `from` is memory of `alloc_host`, written before and not from now
-    /// on.
+    /// As [`Driver::write`]; `from` is memory of `alloc_host` that is no longer written to.
     unsafe fn prefetch(
         &self,
         to: Address,
         from: HostAddress,
         bytes: usize,
     ) -> Result<(), DeviceError>;
-    /// What is asked for next begins when all prefetches have ended.
+    /// Makes later calls wait for all prefetches.
     fn await_prefetches(&self) -> Result<(), DeviceError>;
-    /// Waits for everything that was asked for.
+    /// Waits for all earlier calls.
     fn synchronize(&self) -> Result<(), DeviceError>;
+}
+
+/// A call without a result, which can be deferred.
+#[derive(Clone, Debug, PartialEq)]
+enum Call {
+    /// Copies a part of the inputs to the device.
+    Write {
+        to: Address,
+        input: Range<usize>,
+    },
+    Fill {
+        address: Address,
+        byte: u8,
+        bytes: usize,
+    },
+    /// Launches a kernel with a part of the arguments.
+    Launch {
+        source: &'static Source,
+        kernel: usize,
+        at: Launch,
+        args: Range<usize>,
+    },
+    Matmul(Matmul),
+}
+
+/// Deferred calls in order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Calls {
+    calls: Vec<Call>,
+    args: Vec<Arg>,
+    /// Data that the host passes to the device, of all calls.
+    inputs: Vec<u8>,
+}
+
+impl Calls {
+    pub(super) fn len(&self) -> usize {
+        self.calls.len()
+    }
+
+    pub(super) fn write(&mut self, to: Address, bytes: &[u8]) {
+        let start = self.inputs.len();
+        self.inputs.extend_from_slice(bytes);
+        self.calls.push(Call::Write { to, input: start..self.inputs.len() });
+    }
+
+    pub(super) fn fill(&mut self, address: Address, byte: u8, bytes: usize) {
+        self.calls.push(Call::Fill { address, byte, bytes });
+    }
+
+    pub(super) fn launch(
+        &mut self,
+        source: &'static Source,
+        kernel: usize,
+        at: Launch,
+        args: &[Arg],
+    ) {
+        let start = self.args.len();
+        self.args.extend_from_slice(args);
+        self.calls.push(Call::Launch { source, kernel, at, args: start..self.args.len() });
+    }
+
+    pub(super) fn matmul(&mut self, matmul: &Matmul) {
+        self.calls.push(Call::Matmul(*matmul));
+    }
+
+    /// Inputs of all calls.
+    pub(super) fn inputs(&self) -> &[u8] {
+        &self.inputs
+    }
+
+    /// Takes the inputs out, leaving the calls.
+    pub(super) fn take_inputs(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.inputs)
+    }
+
+    /// Whether the calls are equal, apart from the contents of their inputs.
+    pub(super) fn are_same(&self, other: &Self) -> bool {
+        self.args == other.args && self.calls == other.calls
+    }
+
+    /// Executes the calls; `write` copies a part of the inputs.
+    ///
+    /// # Safety
+    /// Each call must be sound now.
+    pub(super) unsafe fn issue(
+        &self,
+        driver: &dyn Driver,
+        write: &mut dyn FnMut(Address, Range<usize>) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        for call in &self.calls {
+            // SAFETY: as promised.
+            unsafe {
+                match call {
+                    Call::Write { to, input } => write(*to, input.clone())?,
+                    Call::Fill { address, byte, bytes } => driver.fill(*address, *byte, *bytes)?,
+                    Call::Launch { source, kernel, at, args } => {
+                        driver.launch(source, *kernel, *at, &self.args[args.clone()])?;
+                    }
+                    Call::Matmul(matmul) => driver.matmul(matmul)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Executes the calls with other inputs.
+    ///
+    /// # Safety
+    /// As [`Calls::issue`].
+    pub(super) unsafe fn issue_with(
+        &self,
+        driver: &dyn Driver,
+        inputs: &[u8],
+    ) -> Result<(), DeviceError> {
+        // SAFETY: as promised.
+        unsafe { self.issue(driver, &mut |to, input| driver.write(to, &inputs[input])) }
+    }
+}
+
+/// Calls that a driver captured as one.
+pub(crate) trait Graph: Send {
+    /// Executes all of them with these inputs.
+    ///
+    /// # Safety
+    /// Each call must be sound now.
+    unsafe fn launch(&mut self, driver: &dyn Driver, inputs: &[u8]) -> Result<(), DeviceError>;
 }

@@ -1,11 +1,10 @@
-//! A GPU that is none: its memory is the host's, its kernels are compiled as host C++ behind
-//! `emulator.h`, its matrix products are plain loops. Everything above the driver runs as it does
-//! on a CUDA device.
+//! An emulated GPU: its memory is host memory, its kernels are compiled as host C++ with
+//! `emulator.h`, its matmuls are plain loops. Everything above the driver runs as on a CUDA device.
 
 use super::driver::{
-    Address, Driver, Fp8, HostAddress, Info, Launch, Matmul, Operand, Operands, Source,
+    Address, Calls, Driver, Fp8, Graph, HostAddress, Info, Launch, Matmul, Operand, Operands,
 };
-use super::graphs::{Calls, Graph};
+use super::source::Source;
 use super::{Arg, Faults, Gpu, cache};
 use crate::element::{DType, Element, bf16, f16};
 use crate::{DeviceError, lock};
@@ -19,11 +18,11 @@ use std::process::Command;
 use std::sync::{Mutex, OnceLock};
 
 impl Gpu {
-    /// A GPU to test on: the one that `HONE_TEST_GPU` names by its number, or an emulated one;
-    /// `None`, and a line that says so, where there is no C++ compiler to emulate one with.
+    /// A GPU to test on: the device whose number is in `HONE_TEST_GPU`, or an emulated one. Without
+    /// a C++ compiler to emulate one, reports that the test is skipped and returns `None`.
     ///
     /// # Panics
-    /// If `HONE_TEST_GPU` is no number, or that device cannot be opened.
+    /// If `HONE_TEST_GPU` is not a number, or that device cannot be opened.
     pub fn for_tests() -> Option<Self> {
         if let Ok(index) = std::env::var("HONE_TEST_GPU") {
             let index = index.parse().expect("HONE_TEST_GPU is the number of a CUDA device");
@@ -36,7 +35,7 @@ impl Gpu {
         Some(Self::of(Box::new(emulator?)))
     }
 
-    /// [`Gpu::for_tests`] where it multiplies in FP8: an emulated GPU does, a real one from compute
+    /// [`Gpu::for_tests`], if it supports FP8: an emulated GPU, or a real one from compute
     /// capability 8.9 on.
     pub fn for_tests_in_fp8() -> Option<Self> {
         let is_real = std::env::var_os("HONE_TEST_GPU").is_some();
@@ -49,7 +48,7 @@ impl Gpu {
     }
 }
 
-/// Kernels keep a block's memory in statics: one launch at a time in a process.
+/// Kernels keep shared memory in statics, so only one launch may run at a time in a process.
 static LAUNCHING: Mutex<()> = Mutex::new(());
 
 type LaunchFn = unsafe extern "C" fn(*const u32, u32, usize, *mut *mut c_void);
@@ -59,8 +58,8 @@ pub(super) struct Emulator {
     compiler: &'static str,
     libraries: Mutex<HashMap<&'static str, Library>>,
     blocks: Mutex<HashMap<Address, Layout>>,
-    /// Prefetches that nobody has waited for: what is used before has not arrived.
-    under_way: Mutex<Vec<Prefetch>>,
+    /// Prefetches that have not been awaited: their data has not arrived.
+    pending: Mutex<Vec<Prefetch>>,
 }
 
 struct Prefetch {
@@ -87,15 +86,15 @@ impl Emulator {
             libraries: "emulated".to_owned(),
         };
         let (libraries, blocks) = (Mutex::default(), Mutex::default());
-        Some(Self { info, compiler, libraries, blocks, under_way: Mutex::default() })
+        Some(Self { info, compiler, libraries, blocks, pending: Mutex::default() })
     }
 
-    /// The function that launches kernel number `kernel`.
+    /// The launcher of kernel number `kernel`.
     fn function(&self, source: &'static Source, kernel: usize) -> LaunchFn {
         let mut libraries = lock(&self.libraries);
         let library = libraries.entry(source.name).or_insert_with(|| {
             let path = self.compiled(source);
-            // SAFETY: compiled from our own source, which runs nothing when it is loaded.
+            // SAFETY: compiled from our own source, which runs nothing on load.
             unsafe { Library::new(&path) }
                 .unwrap_or_else(|error| panic!("cannot load {}: {error}", path.display()))
         });
@@ -107,9 +106,9 @@ impl Emulator {
     /// The path of the compiled library.
     fn compiled(&self, source: &Source) -> PathBuf {
         let program = program(source);
-        // In no folder that others can write to: what is there is loaded.
+        // Not in a directory that others can write to, since libraries found there are loaded.
         let path = cache::path(source.name, &program, "so")
-            .expect("HOME or XDG_CACHE_HOME says where compiled kernels are kept");
+            .expect("HOME or XDG_CACHE_HOME is set, for compiled kernels");
         if !path.exists() {
             self.compile(source.name, &program, &path);
         }
@@ -117,10 +116,10 @@ impl Emulator {
     }
 
     fn compile(&self, name: &str, program: &str, path: &Path) {
-        let dir = cache::aside(path);
-        std::fs::create_dir_all(&dir).expect("a directory for compiled kernels");
+        let dir = cache::temporary(path);
+        std::fs::create_dir_all(&dir).expect("the cache is writable");
         let (text, object) = (dir.join(format!("{name}.cpp")), dir.join(format!("{name}.so")));
-        std::fs::write(&text, program).expect("room for a kernel's source");
+        std::fs::write(&text, program).expect("the cache is writable");
         let output = Command::new(self.compiler)
             .args(["-std=c++17", "-O1", "-fno-strict-aliasing", "-ffp-contract=off", "-w"])
             .args(["-shared", "-fPIC", "-o"])
@@ -130,12 +129,12 @@ impl Emulator {
             .expect("the compiler ran before");
         let messages = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{name} does not compile as C++:\n{messages}");
-        std::fs::rename(&object, path).expect("the cache can be written");
+        std::fs::rename(&object, path).expect("the cache is writable");
         let _ = std::fs::remove_dir_all(&dir);
     }
 }
 
-/// The kernels as host C++, with a function to launch each.
+/// The kernels as host C++, with a launcher for each.
 fn program(source: &Source) -> String {
     let mut program = format!("{}\n{}", include_str!("emulator.h"), source.program());
     for (i, kernel) in source.kernels.iter().enumerate() {
@@ -166,8 +165,8 @@ impl Driver for Emulator {
         if start.is_null() {
             return Err(refused());
         }
-        // Reading what was never written shows up as NaN.
-        // SAFETY: taken just now.
+        // Reads of uninitialised memory show up as NaN.
+        // SAFETY: allocated just now.
         unsafe { start.write_bytes(0xff, bytes) };
         lock(&self.blocks).insert(start as Address, layout);
         Ok(start as Address)
@@ -205,7 +204,7 @@ impl Driver for Emulator {
         at: Launch,
         args: &[Arg],
     ) -> Result<(), DeviceError> {
-        assert!(at.shared_bytes <= self.info.shared_bytes, "more shared memory than there is");
+        assert!(at.shared_bytes <= self.info.shared_bytes, "too much shared memory");
         let mut args = Arg::pointers(args);
         let _one_at_a_time = lock(&LAUNCHING);
         let function = self.function(source, kernel);
@@ -223,14 +222,14 @@ impl Driver for Emulator {
                 if operands == Operands::Int8 {
                     let product = |p| {
                         let [a, b] = [at(1, a, i, p), at(1, b, p, j)];
-                        // SAFETY: operations describe matrices inside memory that they were given.
+                        // SAFETY: as promised.
                         unsafe { i32::from(*(a as *const i8)) * i32::from(*(b as *const i8)) }
                     };
-                    // SAFETY: as above; the result has four bytes an element.
+                    // SAFETY: as promised; the result has four bytes per element.
                     unsafe { *(at(4, d, i, j) as *mut i32) = (0..k).map(product).sum() };
                     continue;
                 }
-                // In f64: a library sums in trees, whose error is nearer to none than to a chain's.
+                // In f64: cuBLASLt sums in trees, which are much more accurate than a chain in f32.
                 let product = |p| {
                     let [a, b] = pair(operands, (a, i, p), (b, p, j));
                     f64::from(a) * f64::from(b)
@@ -244,7 +243,7 @@ impl Driver for Emulator {
     }
 
     unsafe fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, DeviceError> {
-        Ok(Box::new(Again(calls.clone())))
+        Ok(Box::new(Replay(calls.clone())))
     }
 
     fn alloc_host(&self, bytes: usize) -> Result<HostAddress, DeviceError> {
@@ -264,17 +263,16 @@ impl Driver for Emulator {
         from: HostAddress,
         bytes: usize,
     ) -> Result<(), DeviceError> {
-        // From here on the place holds neither what was there nor what is on its way.
+        // Until it is awaited, the destination holds neither the old nor the new data.
         // SAFETY: as promised.
         unsafe { self.fill(to, 0xff, bytes)? };
-        let prefetch = Prefetch { to, from: from as Address, bytes };
-        lock(&self.under_way).push(prefetch);
+        lock(&self.pending).push(Prefetch { to, from: from as Address, bytes });
         Ok(())
     }
 
     fn await_prefetches(&self) -> Result<(), DeviceError> {
-        for Prefetch { to, from, bytes } in lock(&self.under_way).drain(..) {
-            // SAFETY: callers copy between memory that they were given.
+        for Prefetch { to, from, bytes } in lock(&self.pending).drain(..) {
+            // SAFETY: as callers of `prefetch` promised.
             unsafe { (to as *mut u8).copy_from(from as *const u8, bytes) };
         }
         Ok(())
@@ -285,10 +283,10 @@ impl Driver for Emulator {
     }
 }
 
-/// Calls as they were when they became a graph.
-struct Again(Calls);
+/// The captured calls.
+struct Replay(Calls);
 
-impl Graph for Again {
+impl Graph for Replay {
     unsafe fn launch(&mut self, driver: &dyn Driver, inputs: &[u8]) -> Result<(), DeviceError> {
         // SAFETY: as promised.
         unsafe { self.0.issue_with(driver, inputs) }
@@ -296,7 +294,7 @@ impl Graph for Again {
 }
 
 impl Fp8 {
-    /// The value of a number.
+    /// The value of an encoded number.
     pub(crate) fn to_f32(self, bits: u8) -> f32 {
         match self {
             Fp8::E5m2 => f16::from_bits(u16::from(bits) << 8).to_f32(),
@@ -317,7 +315,7 @@ impl Fp8 {
 fn pair(operands: Operands, a: (Operand, usize, usize), b: (Operand, usize, usize)) -> [f32; 2] {
     match operands {
         Operands::Floats(dtype) => [a, b].map(|(x, row, col)| load(dtype, x, row, col)),
-        Operands::Int8 => unreachable!("summed in integers"),
+        Operands::Int8 => unreachable!("multiplied as integers"),
         Operands::Fp8 { a: kind_a, b: kind_b, scales } => {
             let load = |kind: Fp8, (x, row, col): (Operand, usize, usize), scale: Address| {
                 let address = at(1, x, row, col);
@@ -330,7 +328,7 @@ fn pair(operands: Operands, a: (Operand, usize, usize), b: (Operand, usize, usiz
     }
 }
 
-/// Where an element is, of so many bytes.
+/// Address of an element of `size` bytes.
 fn at(size: usize, x: Operand, row: usize, col: usize) -> Address {
     x.address + ((row * x.row_stride + col * x.col_stride) * size) as u64
 }

@@ -1,8 +1,10 @@
-//! A GPU that fails when a test says so.
+//! Fault injection: a GPU that fails when a test says so.
 
 use super::Arg;
-use super::driver::{Address, Driver, HostAddress, Info, Launch, MAKING_A_GRAPH, Matmul, Source};
-use super::graphs::{Calls, Graph};
+use super::driver::{
+    Address, CAPTURING_A_GRAPH, Calls, Driver, Graph, HostAddress, Info, Launch, Matmul,
+};
+use super::source::Source;
 use crate::{DeviceError, lock};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,15 +12,15 @@ use std::sync::{Arc, Mutex};
 /// How a GPU fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Every call but those that give memory back is refused for want of memory.
+    /// Every call fails for lack of memory, except those that free it.
     OutOfMemory,
-    /// Every call but those that give memory back is refused.
+    /// Every call fails, except those that free memory.
     Driver,
-    /// As [`Fault::Driver`], and the GPU is lost for good.
+    /// Like [`Fault::Driver`], and the GPU is lost for good.
     Lost,
 }
 
-/// When a GPU fails, and how. Clones are handles on the same one.
+/// When and how a GPU fails. Clones share their state.
 #[derive(Clone, Debug, Default)]
 pub struct Faults(Arc<State>);
 
@@ -26,38 +28,38 @@ pub struct Faults(Arc<State>);
 struct State {
     /// Calls so far.
     calls: AtomicU64,
-    /// The number of the first call that fails, and how it does.
+    /// Number of the first call that fails, and how.
     first: Mutex<Option<(u64, Fault)>>,
 }
 
 impl Faults {
-    /// Lets calls fail from the `nth` (1: the next) after this one on, until [`Faults::stop`].
+    /// Makes calls fail from the `nth` from now on (1: the next), until [`Faults::stop`].
     pub fn start(&self, nth: u64, fault: Fault) {
         *lock(&self.0.first) = Some((self.num_calls() + nth, fault));
     }
 
-    /// Lets no call fail from now on.
+    /// Makes no more calls fail.
     pub fn stop(&self) {
         *lock(&self.0.first) = None;
     }
 
-    /// Calls so far that could have failed.
+    /// Number of calls so far that could have failed.
     pub fn num_calls(&self) -> u64 {
         self.0.calls.load(Ordering::SeqCst)
     }
 
-    /// `driver` with these faults.
+    /// Wraps `driver` with these faults.
     pub(super) fn of(&self, driver: Box<dyn Driver>) -> Box<dyn Driver> {
         Box::new(Faulty { faults: self.clone(), driver })
     }
 
-    /// Counts a call, and lets it fail if it is time.
-    fn pass(&self, doing: &str) -> Result<(), DeviceError> {
-        self.pass_or(doing, || DeviceError::out_of_gpu_memory_while(doing.to_owned()))
+    /// Counts a call, and fails if it is due.
+    fn check(&self, doing: &str) -> Result<(), DeviceError> {
+        self.check_alloc(doing, || DeviceError::out_of_gpu_memory_while(doing.to_owned()))
     }
 
-    /// The same of a call that asks for memory; `refused` is what is said where there is none.
-    fn pass_or(
+    /// [`Faults::check`] of an allocation; `refused` is the error if there is no memory.
+    fn check_alloc(
         &self,
         doing: &str,
         refused: impl FnOnce() -> DeviceError,
@@ -69,7 +71,7 @@ impl Faults {
             Some(Fault::OutOfMemory) => Err(refused()),
             Some(fault @ (Fault::Driver | Fault::Lost)) => Err(DeviceError::Driver {
                 doing: doing.to_owned(),
-                message: "as a test asked".to_owned(),
+                message: "injected by a test".to_owned(),
                 is_lost: fault == Fault::Lost,
             }),
         }
@@ -81,7 +83,7 @@ struct Faulty {
     driver: Box<dyn Driver>,
 }
 
-// SAFETY (of all calls): what callers promise here they promise to the driver.
+// SAFETY (of all methods): callers give the same promises as to the driver.
 impl Driver for Faulty {
     fn info(&self) -> &Info {
         self.driver.info()
@@ -93,7 +95,7 @@ impl Driver for Faulty {
 
     fn alloc(&self, bytes: usize) -> Result<Address, DeviceError> {
         let refused = || DeviceError::out_of_gpu_memory(bytes, 0);
-        self.faults.pass_or("allocating memory", refused)?;
+        self.faults.check_alloc("allocating memory", refused)?;
         self.driver.alloc(bytes)
     }
 
@@ -103,19 +105,19 @@ impl Driver for Faulty {
     }
 
     unsafe fn write(&self, address: Address, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.faults.pass("copying to the device")?;
+        self.faults.check("copying to the device")?;
         // SAFETY: as promised.
         unsafe { self.driver.write(address, bytes) }
     }
 
     unsafe fn read(&self, address: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        self.faults.pass("copying from the device")?;
+        self.faults.check("copying from the device")?;
         // SAFETY: as promised.
         unsafe { self.driver.read(address, bytes) }
     }
 
     unsafe fn fill(&self, address: Address, byte: u8, bytes: usize) -> Result<(), DeviceError> {
-        self.faults.pass("filling memory")?;
+        self.faults.check("filling memory")?;
         // SAFETY: as promised.
         unsafe { self.driver.fill(address, byte, bytes) }
     }
@@ -127,26 +129,26 @@ impl Driver for Faulty {
         at: Launch,
         args: &[Arg],
     ) -> Result<(), DeviceError> {
-        self.faults.pass(source.kernels[kernel])?;
+        self.faults.check(source.kernels[kernel])?;
         // SAFETY: as promised.
         unsafe { self.driver.launch(source, kernel, at, args) }
     }
 
     unsafe fn matmul(&self, matmul: &Matmul) -> Result<(), DeviceError> {
-        self.faults.pass("multiplying")?;
+        self.faults.check("multiplying")?;
         // SAFETY: as promised.
         unsafe { self.driver.matmul(matmul) }
     }
 
     unsafe fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, DeviceError> {
-        self.faults.pass(MAKING_A_GRAPH)?;
+        self.faults.check(CAPTURING_A_GRAPH)?;
         // SAFETY: as promised.
         unsafe { self.driver.graph(calls) }
     }
 
     fn alloc_host(&self, bytes: usize) -> Result<HostAddress, DeviceError> {
         let refused = || DeviceError::out_of_page_locked_memory(bytes);
-        self.faults.pass_or("locking memory of the host", refused)?;
+        self.faults.check_alloc("locking memory of the host", refused)?;
         self.driver.alloc_host(bytes)
     }
 
@@ -161,19 +163,19 @@ impl Driver for Faulty {
         from: HostAddress,
         bytes: usize,
     ) -> Result<(), DeviceError> {
-        self.faults.pass("copying weights to the device")?;
+        self.faults.check("copying weights to the device")?;
         // SAFETY: as promised.
         unsafe { self.driver.prefetch(to, from, bytes) }
     }
 
     fn await_prefetches(&self) -> Result<(), DeviceError> {
-        // Done all the same: memory is given back after it.
-        let passed = self.faults.pass("waiting for weights");
-        self.driver.await_prefetches().and(passed)
+        // Waits in any case, since memory is freed afterwards.
+        let checked = self.faults.check("waiting for weights");
+        self.driver.await_prefetches().and(checked)
     }
 
     fn synchronize(&self) -> Result<(), DeviceError> {
-        self.faults.pass("waiting for the device")?;
+        self.faults.check("waiting for the device")?;
         self.driver.synchronize()
     }
 }

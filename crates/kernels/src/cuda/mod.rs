@@ -1,10 +1,11 @@
 //! NVIDIA GPUs.
 //!
-//! [`Gpu`] is what operations launch their kernels on: a CUDA device, or an emulation of one that
-//! runs the kernels' own source as host C++ so that their logic is tested everywhere. Kernels are
-//! CUDA C++ in each operation's folder, embedded in the binary and compiled when they are first
-//! used; matrix products are cuBLASLt's.
+//! Operations launch their kernels on a [`Gpu`]: a CUDA device, or an emulation of one that runs
+//! the kernels' own source as host C++, so that their logic is tested everywhere. Kernels are CUDA
+//! C++ in each operation's folder, embedded in the binary and compiled on first use; matmuls are
+//! cuBLASLt's.
 
+pub(crate) mod arg;
 mod cache;
 mod driver;
 #[cfg(any(test, feature = "emulator"))]
@@ -12,19 +13,23 @@ mod emulator;
 #[cfg(any(test, feature = "emulator"))]
 mod faults;
 mod graphs;
-mod lists;
+mod multi_tensor;
 mod nvidia;
 mod pool;
 mod scratch;
+pub(crate) mod source;
 #[cfg(test)]
 mod tests;
-mod together;
+mod uploads;
 
-pub use driver::{Fp8, Info, Launch, Matmul, Operand, Operands, Source};
+pub use driver::{Fp8, Info, Launch, Matmul, Operand, Operands};
 #[cfg(any(test, feature = "emulator"))]
 pub use faults::{Fault, Faults};
+pub(crate) use multi_tensor::MultiTensor;
 pub use nvidia::{CudaError, num_devices};
-pub(crate) use together::Together;
+pub use source::Source;
+
+pub(crate) use arg::Arg;
 
 pub use crate::element::{Address, Slice, SliceMut};
 use crate::format::Storage;
@@ -32,20 +37,19 @@ use crate::room::with_room;
 use crate::{DeviceError, Failures, lock};
 use driver::{Driver, HostAddress};
 use graphs::Graphs;
-use lists::Lists;
 use pool::Pool;
 use scratch::Scratch;
-use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
+use uploads::Uploads;
 
-/// All kernels there are.
+/// All kernel sources.
 #[cfg(test)]
 pub(crate) fn sources() -> impl Iterator<Item = &'static Source> {
-    OF_OPERATIONS.into_iter().chain(crate::format::FORMATS.iter().map(|format| format.source))
+    OPERATIONS.into_iter().chain(crate::format::FORMATS.iter().map(|format| format.source))
 }
 
 #[cfg(test)]
-static OF_OPERATIONS: [&Source; 12] = [
+static OPERATIONS: [&Source; 12] = [
     &crate::adamw::cuda::SOURCE,
     &crate::attention::cuda::GENERAL,
     &crate::attention::cuda::MMA,
@@ -60,14 +64,14 @@ static OF_OPERATIONS: [&Source; 12] = [
     &crate::vector::cuda::SOURCE,
 ];
 
-/// A GPU. Clones are handles on the same one.
+/// A GPU. Clones are handles on the same device.
 #[derive(Clone)]
 pub struct Gpu(Arc<Inner>);
 
 struct Inner {
-    // All are released before the driver that they came from.
+    // All are released before the driver.
     scratch: Mutex<Scratch>,
-    lists: Mutex<Lists>,
+    uploads: Mutex<Uploads>,
     pool: Mutex<Pool>,
     driver: Graphs,
 }
@@ -76,162 +80,160 @@ impl Gpu {
     /// CUDA device number `index`.
     ///
     /// # Errors
-    /// If driver, compiler or cuBLASLt are missing, or there is no such device; the message says
-    /// which and what to do.
+    /// If driver, compiler or cuBLASLt are missing, or there is no such device; the message names
+    /// the cause and the remedy.
     pub fn open(index: u32) -> Result<Self, CudaError> {
         Ok(Self::of(Box::new(nvidia::Nvidia::open(index)?)))
     }
 
     fn of(driver: Box<dyn Driver>) -> Self {
-        let (scratch, lists, pool) = Default::default();
-        Self(Arc::new(Inner { scratch, lists, pool, driver: Graphs::of(driver) }))
+        let (scratch, uploads, pool) = Default::default();
+        Self(Arc::new(Inner { scratch, uploads, pool, driver: Graphs::of(driver) }))
     }
 
-    /// Runs one pass of a model. Where one before it asked for the same, but for numbers from
-    /// outside, it is launched as a whole. Whether it failed, [`Gpu::settle`] says.
+    /// Runs one pass of a model. If an earlier pass made the same calls, apart from the contents of
+    /// their inputs, it is launched as a graph. [`Gpu::settle`] reports failures.
     pub fn pass<R>(&self, body: impl FnOnce() -> R) -> R {
         struct Pass<'a>(&'a Inner);
         impl Drop for Pass<'_> {
             fn drop(&mut self) {
-                lock(&self.0.lists).end_pass();
+                lock(&self.0.uploads).end_pass();
                 self.0.driver.end();
             }
         }
-        self.with(&self.0.lists, Lists::begin_pass);
+        self.with(&self.0.uploads, Uploads::begin_pass);
         self.0.driver.begin();
         let _pass = Pass(&self.0);
         body()
     }
 
-    /// What failed since [`Gpu::settle`] was called last.
+    /// Failures since [`Gpu::settle`] was last called.
     pub fn failures(&self) -> &Arc<Failures> {
         self.0.driver.failures()
     }
 
-    /// Ends what was asked for so far, where the host takes its results. After too little memory
-    /// everything that is only kept for speed is given back.
+    /// Issues all calls and reports failures, before the host uses results. After running out of
+    /// memory, releases everything that is only cached.
     ///
     /// # Errors
-    /// The first failure since this was called last: what was asked for after it was not done, and
-    /// results are zeros. A GPU that is lost fails each time.
+    /// The first failure since the last call; calls after it were not executed, and results are
+    /// zeros. A GPU that is lost fails each time.
     pub fn settle(&self) -> Result<(), DeviceError> {
         self.0.driver.catch_up();
         let settled = self.failures().settle();
         if matches!(&settled, Err(error) if error.is_out_of_memory()) {
-            self.0.driver.forget();
-            lock(&self.0.scratch).forget(&self.0.driver);
-            lock(&self.0.lists).forget(&self.0.driver);
+            self.0.driver.clear();
+            lock(&self.0.scratch).clear(&self.0.driver);
+            lock(&self.0.uploads).clear(&self.0.driver);
             self.release_free_memory();
         }
         settled
     }
 
-    /// Launches nothing as a whole from now on.
-    pub fn turn_graphs_off(&self) {
-        self.0.driver.turn_off();
+    /// Launches no more graphs.
+    pub fn disable_graphs(&self) {
+        self.0.driver.disable();
     }
 
-    /// Why the driver refused to launch passes as a whole, if it did since this was asked last.
-    pub fn take_graphs_refusal(&self) -> Option<String> {
-        self.0.driver.take_refusal()
+    /// Why the driver could not capture a graph, if that happened since the last call.
+    pub fn take_graph_error(&self) -> Option<String> {
+        self.0.driver.take_error()
     }
 
-    /// How often a pass, or what is before or behind a number that it waits for, was launched as a
-    /// whole.
+    /// How often a graph was launched.
     pub fn num_replays(&self) -> u64 {
         self.0.driver.num_replays()
     }
 
-    /// What this device is.
+    /// Properties of the device.
     pub fn info(&self) -> &Info {
         self.0.driver.info()
     }
 
-    /// Bytes that can still be taken.
+    /// Bytes of free memory.
     pub fn free_bytes(&self) -> u64 {
         self.0.driver.free_bytes()
     }
 
-    /// Waits for everything that was asked for.
+    /// Waits for all earlier calls.
     pub fn synchronize(&self) {
         self.0.driver.synchronize();
     }
 
-    /// What is asked for next begins when the copies that [`HostBlock::prefetch`] began have ended.
+    /// Makes later calls wait for the copies that [`HostBlock::prefetch`] started.
     pub fn await_prefetches(&self) {
         self.0.driver.await_prefetches();
     }
 
-    /// Gives blocks that are kept for reuse back to the driver.
+    /// Returns pooled blocks to the driver.
     pub fn release_free_memory(&self) {
-        lock(&self.0.pool).release(&self.0.driver);
+        lock(&self.0.pool).clear(&self.0.driver);
     }
 
-    /// Takes so much memory for use inside operations, and for lists that a pass reads, once and
-    /// for all.
-    pub fn reserve(&self, scratch_bytes: usize, list_bytes: usize) {
+    /// Reserves scratch memory of operations, and memory for the uploads of a pass.
+    pub fn reserve(&self, scratch_bytes: usize, upload_bytes: usize) {
         self.with(&self.0.scratch, |scratch, driver| scratch.reserve(driver, scratch_bytes));
-        self.with(&self.0.lists, |lists, driver| lists.reserve(driver, list_bytes));
+        self.with(&self.0.uploads, |uploads, driver| uploads.reserve(driver, upload_bytes));
     }
 
-    /// Begins an operation: the memory inside the one before may be used again.
+    /// Begins an operation; the scratch memory of the previous one may be overwritten.
     pub fn begin_operation(&self) {
         self.with(&self.0.scratch, Scratch::reset);
     }
 
-    /// Memory for use inside the present operation.
+    /// Scratch memory of the current operation.
     pub(crate) fn scratch(&self, bytes: usize) -> Address {
-        self.with(&self.0.scratch, |scratch, driver| scratch.take(driver, bytes))
+        self.with(&self.0.scratch, |scratch, driver| scratch.alloc(driver, bytes))
     }
 
-    /// The most that an operation has taken inside it so far, in bytes.
-    pub fn most_scratch_bytes(&self) -> usize {
-        lock(&self.0.scratch).most()
+    /// Maximum scratch bytes that an operation has used so far.
+    pub fn max_scratch_bytes(&self) -> usize {
+        lock(&self.0.scratch).max_used()
     }
 
-    /// What `take` gets, if need be after blocks that are kept for reuse were given back. Where the
-    /// memory is too small all the same, that is a failure, and nothing is done at the address.
+    /// Allocates by `alloc`, if necessary after pooled blocks are returned to the driver. If there
+    /// still is too little memory, that is noted as a failure, and the result is never accessed.
     fn with<T, R: Default>(
         &self,
         memory: &Mutex<T>,
-        take: impl Fn(&mut T, &Graphs) -> Result<R, DeviceError>,
+        alloc: impl Fn(&mut T, &Graphs) -> Result<R, DeviceError>,
     ) -> R {
         let mut memory = lock(memory);
-        let taken = take(&mut memory, &self.0.driver).or_else(|_| {
+        let allocated = alloc(&mut memory, &self.0.driver).or_else(|_| {
             self.release_free_memory();
-            take(&mut memory, &self.0.driver)
+            alloc(&mut memory, &self.0.driver)
         });
-        taken.unwrap_or_else(|error| {
+        allocated.unwrap_or_else(|error| {
             self.failures().note(error);
             R::default()
         })
     }
 
-    /// Where numbers from outside are that an operation reads: in memory inside the operation, or
-    /// of the pass, where others have brought the same.
+    /// Uploads inputs of an operation: to its scratch memory, or, in a pass, to memory that
+    /// operations with the same inputs share.
     pub(crate) fn upload(&self, words: &[u32]) -> Address {
-        if lock(&self.0.lists).is_in_pass() {
-            return self.with(&self.0.lists, |lists, driver| lists.address(driver, words));
+        if lock(&self.0.uploads).is_in_pass() {
+            return self.with(&self.0.uploads, |uploads, driver| uploads.address(driver, words));
         }
         let address = self.scratch(4 * words.len());
-        // SAFETY: taken just now, as long as the list.
-        unsafe { self.0.driver.write(address, &lists::bytes_of(words)) };
+        // SAFETY: allocated just now, with this length.
+        unsafe { self.0.driver.write(address, &uploads::bytes_of(words)) };
         address
     }
 
-    /// The `f32` numbers at `address`, where an operation has put them; none, and a failure, where
-    /// the host has no memory for them.
+    /// Downloads `f32` numbers that an operation has written; none, and a failure, if the host has
+    /// no memory for them.
     pub(crate) fn download(&self, address: Address, len: usize) -> Vec<f32> {
-        let room = with_room(4 * len).and_then(|bytes| Ok((bytes, with_room(len)?)));
-        let (mut bytes, mut numbers) = match room {
-            Ok(room) => room,
+        let buffers = with_room(4 * len).and_then(|bytes| Ok((bytes, with_room(len)?)));
+        let (mut bytes, mut numbers) = match buffers {
+            Ok(buffers) => buffers,
             Err(error) => {
                 self.failures().note(error);
                 return Vec::new();
             }
         };
         bytes.resize(4 * len, 0);
-        // SAFETY: operations ask for what they have written, in memory that they were given.
+        // SAFETY: operations read what they have written, in memory that they were given.
         unsafe { self.0.driver.read(address, &mut bytes) };
         numbers.extend(bytes.as_chunks().0.iter().map(|&word| f32::from_le_bytes(word)));
         numbers
@@ -243,13 +245,12 @@ impl Gpu {
         unsafe { self.0.driver.fill(slice.address(), 0, slice.num_bytes()) };
     }
 
-    /// Runs a kernel. Each `cuda.rs`, which declares the parameters beside its kernels, passes
-    /// slices and memory inside the operation.
+    /// Launches a kernel with arguments as its source declares them.
     pub(crate) fn launch(&self, source: &'static Source, kernel: &str, at: Launch, args: &[Arg]) {
         if !at.grid.contains(&0) {
             let kernel = source.position(kernel);
-            // SAFETY: the operations give each kernel the parameters that it declares, over memory
-            // that they were given.
+            // SAFETY: operations pass each kernel the arguments that it declares, over memory that
+            // they were given.
             unsafe { self.0.driver.launch(source, kernel, at, args) };
         }
     }
@@ -259,7 +260,7 @@ impl Gpu {
         if matmul.m > 0 && matmul.n > 0 {
             let matmul = matmul.row_major();
             if !matches!(matmul.operands, Operands::Floats(_)) {
-                matmul.check_eight_bits();
+                matmul.check_8bit();
             }
             // SAFETY: operations describe matrices inside memory that they were given.
             unsafe { self.0.driver.matmul(&matmul) };
@@ -269,81 +270,44 @@ impl Gpu {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.scratch.get_mut().unwrap_or_else(PoisonError::into_inner).forget(&self.driver);
-        self.lists.get_mut().unwrap_or_else(PoisonError::into_inner).forget(&self.driver);
-        self.pool.get_mut().unwrap_or_else(PoisonError::into_inner).release(&self.driver);
+        self.scratch.get_mut().unwrap_or_else(PoisonError::into_inner).clear(&self.driver);
+        self.uploads.get_mut().unwrap_or_else(PoisonError::into_inner).clear(&self.driver);
+        self.pool.get_mut().unwrap_or_else(PoisonError::into_inner).clear(&self.driver);
     }
 }
 
 impl Launch {
-    /// One block for each of `blocks`.
+    /// A one-dimensional grid.
     pub(crate) fn blocks(blocks: usize, threads: u32) -> Self {
         Self { grid: [blocks as u32, 1, 1], threads, shared_bytes: 0 }
     }
 
-    /// One block for every 32 columns, whose warps share the rows between them.
+    /// One block per 32 columns, with the rows distributed over its warps.
     pub(crate) fn columns(n: usize) -> Self {
         Self::blocks(n.div_ceil(32), 1024)
     }
 
-    /// Enough blocks of 256 threads for one thread an element, up to a number that fills any GPU:
-    /// kernels walk the rest in strides of the grid.
+    /// One thread per element in blocks of 256, up to enough blocks to fill any GPU; kernels use
+    /// grid-stride loops.
     pub(crate) fn elements(n: usize) -> Self {
         Self::blocks(n.div_ceil(256).min(1 << 14), 256)
     }
 }
 
-/// The value of a kernel's parameter, as it stands in memory.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Arg([u64; 2]);
-
-impl Arg {
-    /// Pointers to each, for who reads them.
-    fn pointers(args: &[Self]) -> Vec<*mut c_void> {
-        args.iter().map(|arg| arg.0.as_ptr().cast_mut().cast()).collect()
-    }
-
-    /// A struct of two words.
-    pub(crate) fn pair(first: u64, second: u64) -> Self {
-        Self([first, second])
-    }
-}
-
-impl From<u32> for Arg {
-    fn from(x: u32) -> Self {
-        Self([u64::from(x), 0])
-    }
-}
-
-impl From<usize> for Arg {
-    fn from(x: usize) -> Self {
-        Self([x as u64, 0])
-    }
-}
-
-impl From<u64> for Arg {
-    fn from(x: u64) -> Self {
-        Self([x, 0])
-    }
-}
-
-impl From<f32> for Arg {
-    fn from(x: f32) -> Self {
-        Self([u64::from(x.to_bits()), 0])
-    }
-}
-
 impl From<Slice<'_>> for Arg {
-    /// A pointer, or what a format says.
+    /// A pointer, or a packed format's own parameter.
     fn from(slice: Slice<'_>) -> Self {
         match slice.storage() {
-            Storage::Packed(format) => (format.parameter)(&slice),
-            Storage::Float(_) => Self([slice.address(), 0]),
+            Storage::Packed(format) => {
+                let rows = slice.len() / slice.cols().max(1);
+                (format.parameter)(slice.address(), [rows, slice.cols()])
+            }
+            Storage::Float(_) => slice.address().into(),
         }
     }
 }
 
-/// A kernel's parameters.
+/// A kernel's arguments.
 macro_rules! args {
     ($($value:expr),* $(,)?) => { &[$($crate::cuda::Arg::from($value)),*] };
 }
@@ -368,8 +332,8 @@ impl Region {
     /// # Errors
     /// If the GPU has no more memory, or failed before and [`Gpu::settle`] was not called since.
     pub fn new(gpu: &Gpu, len: usize) -> Result<Self, DeviceError> {
-        let address = lock(&gpu.0.pool).take(&gpu.0.driver, len)?;
-        // SAFETY: taken just now.
+        let address = lock(&gpu.0.pool).alloc(&gpu.0.driver, len)?;
+        // SAFETY: allocated just now.
         unsafe { gpu.0.driver.fill(address, 0, len) };
         Ok(Self { gpu: gpu.clone(), address, len })
     }
@@ -396,7 +360,7 @@ impl Region {
         slice
     }
 
-    /// The elements at byte `offset`, to write.
+    /// The elements at byte `offset`, for writing.
     ///
     /// # Safety
     /// Nothing else may read or write them while the slice lives.
@@ -422,11 +386,11 @@ impl Region {
     /// If the bytes reach beyond the region; so of the others.
     pub fn write(&self, offset: usize, bytes: &[u8]) {
         self.check(offset, bytes.len());
-        // SAFETY: inside the region (checked); its owner keeps blocks that are in use apart.
+        // SAFETY: inside the region (checked), whose owner keeps blocks disjoint.
         unsafe { self.gpu.0.driver.write(self.address + offset as u64, bytes) };
     }
 
-    /// Copies from the GPU; zeros where it failed.
+    /// Copies from the GPU; reads zeros after a failure.
     pub fn read(&self, offset: usize, bytes: &mut [u8]) {
         self.check(offset, bytes.len());
         // SAFETY: as above.
@@ -443,18 +407,18 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        lock(&self.gpu.0.pool).give_back(&self.gpu.0.driver, self.address, self.len);
+        lock(&self.gpu.0.pool).free(&self.gpu.0.driver, self.address, self.len);
     }
 }
 
-/// Page-locked memory of the host.
+/// Page-locked host memory.
 pub struct HostBlock {
     gpu: Gpu,
     start: HostAddress,
     len: usize,
 }
 
-// SAFETY: memory like a vector's: read by copies, written through `&mut self` only.
+// SAFETY: like a vector, it is only written through `&mut self`.
 unsafe impl Send for HostBlock {}
 // SAFETY: as above.
 unsafe impl Sync for HostBlock {}
@@ -463,12 +427,12 @@ impl HostBlock {
     /// `len` bytes, zeroed.
     ///
     /// # Errors
-    /// If the system locks no more memory, or the GPU failed before and [`Gpu::settle`] was not
-    /// called since.
+    /// If the system cannot lock that much memory, or the GPU failed before and [`Gpu::settle`] was
+    /// not called since.
     pub fn new(gpu: &Gpu, len: usize) -> Result<Self, DeviceError> {
         let start = gpu.0.driver.alloc_host(len)?;
-        // Copies read all of it, gaps between what is written included.
-        // SAFETY: taken just now, and nobody else has it.
+        // Copies read all of it, including gaps.
+        // SAFETY: allocated just now.
         unsafe { start.write_bytes(0, len) };
         Ok(Self { gpu: gpu.clone(), start, len })
     }
@@ -476,23 +440,23 @@ impl HostBlock {
     /// Writes `bytes` at byte `offset`.
     pub fn write(&mut self, offset: usize, bytes: &[u8]) {
         assert!(offset <= self.len && bytes.len() <= self.len - offset, "outside of a block");
-        // SAFETY: inside the memory, and `&mut self` makes this the only access but for prefetches,
-        // which do not begin before everything is written.
+        // SAFETY: inside the memory, and `&mut self` makes this the only access, apart from
+        // prefetches, which do not start before everything is written.
         unsafe { self.start.add(offset).copy_from(bytes.as_ptr(), bytes.len()) };
     }
 
-    /// Copies everything to the start of `to`, once what was asked for before is done, beside what
-    /// is asked for next; nothing is written to the block from then on.
+    /// Copies everything to the start of `to`, after earlier calls and concurrently with later
+    /// ones. The block must not be written to afterwards.
     pub fn prefetch(&self, to: &Region) {
         assert!(self.len <= to.len);
-        // SAFETY: the region is long enough, and the block, taken from `alloc_host`, is whole.
+        // SAFETY: the region is long enough, and the block comes from `alloc_host`.
         unsafe { self.gpu.0.driver.prefetch(to.address, self.start, self.len) };
     }
 }
 
 impl Drop for HostBlock {
     fn drop(&mut self) {
-        // SAFETY: from `alloc_host`, and nobody has the block any more.
+        // SAFETY: from `alloc_host`, and no longer in use.
         unsafe { self.gpu.0.driver.free_host(self.start) };
     }
 }

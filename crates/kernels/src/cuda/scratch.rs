@@ -1,68 +1,68 @@
-//! Memory inside one operation: operands in another element type, numbers from outside.
+//! Scratch memory of one operation: converted operands, inputs from the host.
 
 use super::driver::Address;
 use super::graphs::Graphs;
 use crate::DeviceError;
 
-/// Alignment of what is handed out, which lets cuBLASLt choose among all of its algorithms.
+/// Alignment of allocations, which leaves cuBLASLt all of its algorithms.
 const ALIGNMENT: usize = 256;
 
-/// Handed out from the front, all given back at once. What does not fit comes from the driver once;
-/// from then on there is room for it.
+/// A bump allocator that is reset between operations. If it is too small, it falls back to the
+/// driver once, and grows at the next reset.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// The first serves; later ones were taken because it was too small.
+    /// The first serves allocations; later ones are fallbacks.
     chunks: Vec<(Address, usize)>,
     used: usize,
-    /// Most that an operation has used so far.
-    most: usize,
+    /// Maximum that an operation has used so far.
+    max_used: usize,
 }
 
 impl Scratch {
-    /// Where the GPU has no more memory, nothing is taken; nor by the others.
-    pub(super) fn take(&mut self, driver: &Graphs, bytes: usize) -> Result<Address, DeviceError> {
+    /// Allocates `bytes` until the next reset. On failure nothing changes.
+    pub(super) fn alloc(&mut self, driver: &Graphs, bytes: usize) -> Result<Address, DeviceError> {
         let (start, end) = (self.used, self.used + bytes.max(1).next_multiple_of(ALIGNMENT));
         let address = match self.chunks.first() {
             Some(&(address, len)) if end <= len => address + start as u64,
             _ => self.add(driver, bytes.max(1))?,
         };
         self.used = end;
-        self.most = self.most.max(end);
+        self.max_used = self.max_used.max(end);
         Ok(address)
     }
 
-    /// Makes room for so much.
+    /// Reserves `bytes` in advance.
     pub(super) fn reserve(&mut self, driver: &Graphs, bytes: usize) -> Result<(), DeviceError> {
-        self.most = self.most.max(bytes);
+        self.max_used = self.max_used.max(bytes);
         self.reset(driver)
     }
 
-    /// Gives everything back.
+    /// Frees all allocations.
     pub(super) fn reset(&mut self, driver: &Graphs) -> Result<(), DeviceError> {
         self.used = 0;
-        if self.most > 0 && (self.chunks.len() != 1 || self.chunks[0].1 < self.most) {
+        if self.max_used > 0 && (self.chunks.len() != 1 || self.chunks[0].1 < self.max_used) {
             self.release(driver);
-            self.add(driver, self.most)?;
+            self.add(driver, self.max_used)?;
         }
         Ok(())
     }
 
-    /// The most that an operation has used so far.
-    pub(super) fn most(&self) -> usize {
-        self.most
+    /// Maximum that an operation has used so far.
+    pub(super) fn max_used(&self) -> usize {
+        self.max_used
     }
 
-    pub(super) fn release(&mut self, driver: &Graphs) {
+    fn release(&mut self, driver: &Graphs) {
         for (address, _) in self.chunks.drain(..) {
-            // SAFETY: from `alloc`; who was handed a part of it uses it no more.
+            // SAFETY: from the driver's `alloc`, and no allocation from it is in use.
             unsafe { driver.free(address) };
         }
     }
 
-    /// Gives the memory back and forgets how much was used, so that less may do.
-    pub(super) fn forget(&mut self, driver: &Graphs) {
+    /// Returns the memory to the driver and starts over, at size zero.
+    pub(super) fn clear(&mut self, driver: &Graphs) {
         self.release(driver);
-        (self.used, self.most) = (0, 0);
+        (self.used, self.max_used) = (0, 0);
     }
 
     fn add(&mut self, driver: &Graphs, bytes: usize) -> Result<Address, DeviceError> {

@@ -2,8 +2,9 @@
 
 use super::{Packed, WeightFormat};
 use crate::cpu::Cpu;
-use crate::cuda::{Arg, Source};
-use crate::element::{Slice, View};
+use crate::cuda::arg::Arg;
+use crate::cuda::source::Source;
+use crate::element::{Address, View};
 use crate::vector::quantise_rows;
 
 pub(super) static FORMAT: WeightFormat = WeightFormat {
@@ -75,7 +76,6 @@ pub fn rows_mut(bytes: &mut [u8], cols: usize) -> (&mut [u8], &mut [f32]) {
 }
 
 /// `Int8Rows` in CUDA: addresses of values and scales.
-fn parameter(slice: &Slice<'_>) -> Arg {
-    let rows = (slice.len() / slice.cols().max(1)) as u64;
-    Arg::pair(slice.address() + 4 * rows, slice.address())
+fn parameter(address: Address, [rows, _]: [usize; 2]) -> Arg {
+    Arg::pair(address + 4 * rows as u64, address)
 }

@@ -12,8 +12,9 @@ pub use int8::{Int8Rows, rows_mut as int8_rows_mut};
 pub use packed::Packed;
 
 use crate::cpu::Cpu;
-use crate::cuda::{Arg, Source};
-use crate::element::{DType, Slice, View};
+use crate::cuda::arg::Arg;
+use crate::cuda::source::Source;
+use crate::element::{Address, DType, View};
 
 /// A packed storage format of a weight matrix.
 pub struct WeightFormat {
@@ -31,8 +32,8 @@ pub struct WeightFormat {
     pub(crate) in_kernels: &'static str,
     /// Kernels `weights_unpack<Y>` for every float type.
     pub(crate) source: &'static Source,
-    /// The weights as a kernel parameter.
-    pub(crate) parameter: fn(&Slice<'_>) -> Arg,
+    /// A matrix `[rows, cols]` as a kernel argument.
+    pub(crate) parameter: fn(Address, [usize; 2]) -> Arg,
 }
 
 /// All formats.

@@ -7,8 +7,9 @@
 
 use super::{Packed, WeightFormat};
 use crate::cpu::Cpu;
-use crate::cuda::{Arg, Source};
-use crate::element::{Slice, View};
+use crate::cuda::arg::Arg;
+use crate::cuda::source::Source;
+use crate::element::{Address, View};
 
 pub(super) static FORMAT: WeightFormat = WeightFormat {
     name: "nf4",
@@ -188,8 +189,8 @@ fn pack_magnitudes(magnitudes: &[f32], sizes: &Sizes, bytes: &mut [u8]) {
 }
 
 /// `Nf4` in CUDA: address of the bytes and number of weights.
-fn parameter(slice: &Slice<'_>) -> Arg {
-    Arg::pair(slice.address(), slice.len() as u64)
+fn parameter(address: Address, [rows, cols]: [usize; 2]) -> Arg {
+    Arg::pair(address, (rows * cols) as u64)
 }
 
 #[cfg(test)]

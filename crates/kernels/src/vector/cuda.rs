@@ -1,7 +1,7 @@
 //! Launches of elementwise kernels, and of kernels with one block per row.
 
 use super::Scaled;
-use crate::cuda::{Gpu, Launch, Slice, Source, Together, args};
+use crate::cuda::{Gpu, Launch, MultiTensor, Slice, Source, args};
 use crate::format::Storage;
 use std::ops::Range;
 
@@ -103,8 +103,8 @@ pub(super) fn scale_all(gpu: &Gpu, arrays: Vec<Scaled<'_>>) {
         }
     }
     let Some(dtype) = dtype else { return };
-    let together = Together::with_words(gpu, rows.into_iter());
-    together.launch(gpu, &SOURCE, &format!("vector_scale_all<{}>", dtype.in_kernels()), &[]);
+    let table = MultiTensor::with_words(gpu, rows.into_iter());
+    table.launch(gpu, &SOURCE, &format!("vector_scale_all<{}>", dtype.in_kernels()), &[]);
 }
 
 pub(super) fn add_scaled(gpu: &Gpu, x: Slice<'_>, scale: f32, y: Slice<'_>) {
@@ -113,11 +113,11 @@ pub(super) fn add_scaled(gpu: &Gpu, x: Slice<'_>, scale: f32, y: Slice<'_>) {
 }
 
 pub(super) fn zero(gpu: &Gpu, arrays: Vec<[Slice<'_>; 1]>) {
-    Together::new(gpu, &arrays).launch(gpu, &SOURCE, "vector_zero", &[]);
+    MultiTensor::new(gpu, &arrays).launch(gpu, &SOURCE, "vector_zero", &[]);
 }
 
 pub(super) fn sum_of_squares(gpu: &Gpu, arrays: &[[Slice<'_>; 1]]) -> f64 {
-    let arrays = Together::new(gpu, arrays);
+    let arrays = MultiTensor::new(gpu, arrays);
     let partial = gpu.scratch(4 * arrays.num_chunks());
     arrays.launch(gpu, &SOURCE, "vector_sum_of_squares", &[partial.into()]);
     gpu.download(partial, arrays.num_chunks()).into_iter().map(f64::from).sum()

@@ -213,23 +213,23 @@ impl Device {
 
     /// Takes so much memory for use inside operations, and for lists that a pass reads, once and
     /// for all, where it is a GPU's.
-    pub fn reserve(&self, scratch_bytes: u64, list_bytes: u64) {
+    pub fn reserve(&self, scratch_bytes: u64, upload_bytes: u64) {
         if let Some(Processor::Cuda(gpu)) = self.processor() {
-            gpu.reserve(scratch_bytes as usize, list_bytes as usize);
+            gpu.reserve(scratch_bytes as usize, upload_bytes as usize);
         }
     }
 
     /// Launches no pass as a whole from now on, where this is a GPU.
-    pub fn turn_graphs_off(&self) {
+    pub fn disable_graphs(&self) {
         if let Some(Processor::Cuda(gpu)) = self.processor() {
-            gpu.turn_graphs_off();
+            gpu.disable_graphs();
         }
     }
 
     /// Why a GPU refused to launch passes as a whole, if it did since this was asked last.
-    pub fn take_graphs_refusal(&self) -> Option<String> {
+    pub fn take_graph_error(&self) -> Option<String> {
         match self.processor() {
-            Some(Processor::Cuda(gpu)) => gpu.take_graphs_refusal(),
+            Some(Processor::Cuda(gpu)) => gpu.take_graph_error(),
             _ => None,
         }
     }

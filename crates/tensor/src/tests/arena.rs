@@ -217,9 +217,9 @@ fn memory_that_is_not_there_frees_what_is_kept() {
         device.reserve(1 << 10, 0);
         let mut before = device.alloc(Category::Activations, DType::F32, &[2]);
         before.copy_from_f32(&[1.0, 2.0]);
-        assert_eq!(gpu.most_scratch_bytes(), 1 << 10);
+        assert_eq!(gpu.max_scratch_bytes(), 1 << 10);
         assert!(attempt(&device, too_much).is_some_and(|error| error.is_out_of_memory()));
-        assert_eq!(gpu.most_scratch_bytes(), 0);
+        assert_eq!(gpu.max_scratch_bytes(), 0);
         assert_eq!(device.settle(), Ok(()), "told once");
         assert_eq!(before.to_vec_f32(), [1.0, 2.0]);
     }

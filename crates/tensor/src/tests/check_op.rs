@@ -337,7 +337,7 @@ fn check_plan(name: &str, op: &dyn Operation, compute: Compute, first: &Outcome,
     }
     if let Some(Processor::Cuda(gpu)) = device.processor() {
         let planned = costs.iter().map(|cost| cost.scratch_bytes).max().unwrap_or(0) as usize;
-        let taken = gpu.most_scratch_bytes();
+        let taken = gpu.max_scratch_bytes();
         assert!(taken <= planned + UPLOADS, "{name}: {taken} bytes inside, {planned} planned");
     }
 }

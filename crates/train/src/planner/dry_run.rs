@@ -146,7 +146,7 @@ impl<'a> DryRun<'a> {
             host_free_bytes: None,
             suggestions: Vec::new(),
         };
-        let (scratch_bytes, list_bytes) = (scratch, list_bytes(num_tokens));
+        let (scratch_bytes, upload_bytes) = (scratch, upload_bytes(num_tokens));
         Ok(Planned {
             plan,
             profile: profile.clone(),
@@ -155,7 +155,7 @@ impl<'a> DryRun<'a> {
             eval_layout: scoring.layout,
             reference_layout: scoring.reference,
             scratch_bytes,
-            list_bytes,
+            upload_bytes,
         })
     }
 
@@ -194,7 +194,7 @@ impl<'a> DryRun<'a> {
         let angles = self.setup.config.angle_bytes(num_tokens) as u64;
         match self.host.target {
             Target::Cpu => 0,
-            Target::Cuda => angles + list_bytes(num_tokens),
+            Target::Cuda => angles + upload_bytes(num_tokens),
         }
     }
 
@@ -263,7 +263,7 @@ fn scratch_bytes(costs: &[Cost]) -> u64 {
 
 /// Bytes of the lists that a pass reads: of tokens, and of sequences, of which few are shorter than
 /// eight tokens.
-fn list_bytes(num_tokens: usize) -> u64 {
+fn upload_bytes(num_tokens: usize) -> u64 {
     (64 << 10) + 32 * num_tokens as u64
 }
 

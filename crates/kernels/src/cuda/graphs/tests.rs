@@ -1,9 +1,9 @@
-use super::{FEW, MOST_MISSES};
+use super::{MAX_MISSES, MIN_CALLS};
 use crate::cuda::{Fault, Faults, Gpu, HostBlock, Region};
 use crate::processor::Processor;
 use crate::{DType, View, ViewMut};
 
-/// Rows of numbers, and where some of them are brought together.
+/// Rows of numbers, and a buffer that some of them are gathered in.
 struct Scene {
     on: Processor,
     gpu: Gpu,
@@ -27,10 +27,10 @@ impl Scene {
         Self { on: Processor::Cuda(gpu.clone()), gpu, x, y }
     }
 
-    /// A pass that gathers `rows` again and again, and what it leaves.
+    /// The result of a pass that gathers `rows` repeatedly.
     fn gathered(&self, rows: &[u32]) -> Vec<f32> {
         self.gpu.pass(|| {
-            for _ in 0..FEW {
+            for _ in 0..MIN_CALLS {
                 self.gather(rows);
             }
             self.found(rows.len())
@@ -52,11 +52,11 @@ fn expected(rows: &[u32]) -> Vec<f32> {
     rows.iter().flat_map(|&row| (0..COLS).map(move |i| (row as usize * COLS + i) as f32)).collect()
 }
 
-/// The third time the calls become a graph, whatever numbers they bring.
+/// The third time, the calls become a graph, whatever their inputs.
 #[test]
-fn a_gpu_replays_the_same_calls_with_other_numbers() {
+fn a_gpu_replays_the_same_calls_with_other_inputs() {
     let Some(scene) = Scene::new() else { return };
-    // The first pass also makes room for lists.
+    // The first pass also reserves memory for uploads.
     scene.gathered(&[0, 1, 2]);
     for (rows, replays) in [([1, 3, 5], 0), ([2, 7, 1], 0), ([7, 0, 2], 1), ([4, 4, 6], 2)] {
         assert_eq!(scene.gathered(&rows), expected(&rows));
@@ -69,7 +69,7 @@ fn a_gpu_replays_the_same_calls_with_other_numbers() {
     assert_eq!(scene.gpu.num_replays(), 3);
 }
 
-/// What is not a number from outside must be the same.
+/// Anything but inputs must be the same.
 #[test]
 fn a_gpu_tells_parameters_apart() {
     let Some(scene) = Scene::new() else { return };
@@ -78,7 +78,7 @@ fn a_gpu_tells_parameters_apart() {
     {
         scene.gpu.pass(|| {
             let (x, y) = (View::Cuda(x), || ViewMut::of_gpu(y));
-            (0..FEW).for_each(|_| scene.on.scale(x, factor, y()));
+            (0..MIN_CALLS).for_each(|_| scene.on.scale(x, factor, y()));
         });
         let expected: Vec<f32> = (0..LEN).map(|i| factor * i as f32).collect();
         assert_eq!(scene.found(ROWS), expected);
@@ -86,9 +86,9 @@ fn a_gpu_tells_parameters_apart() {
     }
 }
 
-/// What waits for a number, or is outside of a pass, is not put off.
+/// Reads within a pass, and calls outside of one, are not deferred.
 #[test]
-fn a_gpu_is_asked_in_order() {
+fn calls_are_executed_in_order() {
     let Some(scene) = Scene::new() else { return };
     for row in 0..3 {
         scene.gpu.pass(|| {
@@ -96,14 +96,14 @@ fn a_gpu_is_asked_in_order() {
             assert_eq!(scene.found(1), expected(&[row]), "read within a pass");
             scene.gather(&[row + 1]);
         });
-        assert_eq!(scene.found(1), expected(&[row + 1]), "read behind a pass");
+        assert_eq!(scene.found(1), expected(&[row + 1]), "read after a pass");
         scene.gather(&[row + 2]);
         assert_eq!(scene.found(1), expected(&[row + 2]), "outside of a pass");
     }
     assert_eq!(scene.gpu.num_replays(), 0, "few calls are not worth it");
 }
 
-/// What a pass asked for before it failed is not asked for later.
+/// Calls of a pass that panics are dropped.
 #[test]
 fn a_gpu_forgets_a_pass_that_panics() {
     let Some(scene) = Scene::new() else { return };
@@ -122,21 +122,21 @@ fn a_gpu_forgets_a_pass_that_panics() {
     assert_eq!(scene.found(1), expected(&[0]));
 }
 
-/// Passes that never repeat are no longer looked for; nor is any after a word.
+/// Graphs are disabled if passes do not repeat, or on request.
 #[test]
-fn a_gpu_gives_up_what_does_not_repeat() {
+fn graphs_are_disabled_if_passes_do_not_repeat() {
     let Some(scene) = Scene::new() else { return };
     let rows: Vec<u32> = (0..ROWS as u32).collect();
     let all_of = |times: usize| {
-        scene.gpu.pass(|| (0..FEW + times).for_each(|_| scene.gather(&rows)));
+        scene.gpu.pass(|| (0..MIN_CALLS + times).for_each(|_| scene.gather(&rows)));
         assert_eq!(scene.found(ROWS), expected(&rows));
     };
-    (0..MOST_MISSES + 2).for_each(all_of);
-    all_of(MOST_MISSES + 1);
+    (0..MAX_MISSES + 2).for_each(all_of);
+    all_of(MAX_MISSES + 1);
     assert_eq!(scene.gpu.num_replays(), 0);
 
     let Some(scene) = Scene::new() else { return };
-    scene.gpu.turn_graphs_off();
+    scene.gpu.disable_graphs();
     for _ in 0..4 {
         assert_eq!(scene.gathered(&rows), expected(&rows));
     }
@@ -171,6 +171,6 @@ fn a_gpu_that_is_lost_refuses_more_than_a_graph() {
     faults.start(1, Fault::Lost);
     assert_eq!(scene.gathered(&[1, 2]), [0.0; 2 * COLS]);
     let error = scene.gpu.settle().expect_err("it is lost");
-    assert!(error.is_lost() && error.to_string().contains("making a graph"), "{error}");
-    assert_eq!(scene.gpu.take_graphs_refusal(), None);
+    assert!(error.is_lost() && error.to_string().contains("capturing a graph"), "{error}");
+    assert_eq!(scene.gpu.take_graph_error(), None);
 }

@@ -1,7 +1,7 @@
 //! Kernels compiled for the device at hand, by NVRTC, and kept on disk.
 
 use super::super::cache;
-use super::super::driver::Source;
+use super::super::source::Source;
 use cudarc::nvrtc::result::{self, NvrtcError};
 use cudarc::nvrtc::sys;
 use std::ffi::{CStr, CString};

@@ -1,7 +1,6 @@
 //! Calls captured as a CUDA graph.
 
-use super::super::driver::{Address, Driver, MAKING_A_GRAPH};
-use super::super::graphs::{Calls, Graph};
+use super::super::driver::{Address, CAPTURING_A_GRAPH, Calls, Driver, Graph};
 use super::Nvidia;
 use super::results::{allocated, done};
 use crate::DeviceError;
@@ -32,15 +31,16 @@ impl Captured {
     /// # Safety
     /// As the driver's `graph`.
     pub(super) unsafe fn new(gpu: &Nvidia, calls: &Calls) -> Result<Self, DeviceError> {
-        let (context, stream, len) = (gpu.context.handle, gpu.stream, calls.num_inputs());
+        let (context, stream, len) = (gpu.context.handle, gpu.stream, calls.inputs().len());
         // SAFETY: memory that only this graph uses.
         let numbers = unsafe { result::malloc_host(len.max(1), 0) };
         let refused = || DeviceError::out_of_page_locked_memory(len);
-        let numbers = allocated(MAKING_A_GRAPH, numbers, refused)?.cast::<u8>();
+        let numbers = allocated(CAPTURING_A_GRAPH, numbers, refused)?.cast::<u8>();
         let untimed = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING;
         // SAFETY: as promised; the numbers are as long as those of the calls.
-        let parts = unsafe { Self::capture(gpu, calls, numbers) }
-            .and_then(|graph| Ok((graph, done(MAKING_A_GRAPH, result::event::create(untimed))?)));
+        let parts = unsafe { Self::capture(gpu, calls, numbers) }.and_then(|graph| {
+            Ok((graph, done(CAPTURING_A_GRAPH, result::event::create(untimed))?))
+        });
         let (graph, done) = parts.inspect_err(|_| {
             // SAFETY: taken above, and nothing uses it.
             let _ = unsafe { result::free_host(numbers.cast()) };
@@ -58,7 +58,7 @@ impl Captured {
         // Calls of other threads, such as a checkpoint's, are not to be refused meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives as long as the GPU.
-        done(MAKING_A_GRAPH, unsafe { result::stream::begin_capture(gpu.stream, mode) })?;
+        done(CAPTURING_A_GRAPH, unsafe { result::stream::begin_capture(gpu.stream, mode) })?;
         let write = &mut |to: Address, part: Range<usize>| {
             // SAFETY: a part of the memory, which is written before each launch; where it goes is
             // as promised.
@@ -72,16 +72,16 @@ impl Captured {
         // of them is refused, and the graph is nobody else's.
         unsafe {
             let captured = calls.issue(gpu, write);
-            let graph = done(MAKING_A_GRAPH, result::stream::end_capture(gpu.stream));
+            let graph = done(CAPTURING_A_GRAPH, result::stream::end_capture(gpu.stream));
             if let (Err(_), Ok(graph)) = (&captured, &graph) {
-                done(MAKING_A_GRAPH, result::graph::destroy(*graph))?;
+                done(CAPTURING_A_GRAPH, result::graph::destroy(*graph))?;
             }
             let graph = captured.and(graph)?;
             let launchable = done(
-                MAKING_A_GRAPH,
+                CAPTURING_A_GRAPH,
                 result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)),
             );
-            done(MAKING_A_GRAPH, result::graph::destroy(graph))?;
+            done(CAPTURING_A_GRAPH, result::graph::destroy(graph))?;
             launchable
         }
     }

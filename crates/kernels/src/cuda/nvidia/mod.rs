@@ -14,8 +14,10 @@ pub(super) use compiler::compiled;
 pub(super) use libraries::find_compiler_in as find_compiler;
 
 use super::Arg;
-use super::driver::{Address, Driver, HostAddress, Info, Launch, MAKING_A_GRAPH, Matmul, Source};
-use super::graphs::{Calls, Graph};
+use super::driver::{
+    Address, CAPTURING_A_GRAPH, Calls, Driver, Graph, HostAddress, Info, Launch, Matmul,
+};
+use super::source::Source;
 use crate::{DeviceError, lock};
 use blas::Blas;
 use copies::Copies;
@@ -303,10 +305,10 @@ impl Driver for Nvidia {
 
     unsafe fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, DeviceError> {
         self.enter()?;
-        let (free, _) = done(MAKING_A_GRAPH, result::mem_get_info())?;
+        let (free, _) = done(CAPTURING_A_GRAPH, result::mem_get_info())?;
         // A graph takes memory that is in no plan.
         if (free as u64) < self.info.memory_bytes / LEAST_FREE_PART {
-            return Err(DeviceError::out_of_gpu_memory_while(MAKING_A_GRAPH.to_owned()));
+            return Err(DeviceError::out_of_gpu_memory_while(CAPTURING_A_GRAPH.to_owned()));
         }
         // SAFETY: as promised.
         Ok(Box::new(unsafe { Captured::new(self, calls)? }))

@@ -1,25 +1,28 @@
-//! Arrays of different lengths in one launch: launching is what many small ones would wait for.
+//! Launches over many arrays of different lengths at once, since launches of many small kernels
+//! would dominate their time.
 
 use super::{Address, Arg, Gpu, Launch, Slice, Source};
 
-/// Elements that a block takes; `Chunk` in `prelude.cuh` has the same.
+/// Elements per block; the same as in `Chunk` of `prelude.cuh`.
 pub(crate) const CHUNK: usize = 8192;
 
-/// Rows of `P` arrays of one length, all f32, and of `E` words more, in a table.
-pub(crate) struct Together {
+/// A table with rows of `P` f32 arrays of equal length and `E` extra words.
+pub(crate) struct MultiTensor {
     table: Address,
     rows: u32,
     chunks: usize,
 }
 
-impl Together {
+impl MultiTensor {
+    /// A table without extra words.
+    ///
     /// # Panics
     /// If arrays of a row differ in length or are not f32.
     pub(crate) fn new<const P: usize>(gpu: &Gpu, rows: &[[Slice<'_>; P]]) -> Self {
         Self::with_words(gpu, rows.iter().map(|row| (*row, [])))
     }
 
-    /// The same with words for each row.
+    /// A table with extra words in each row.
     pub(crate) fn with_words<'a, const P: usize, const E: usize>(
         gpu: &Gpu,
         rows: impl ExactSizeIterator<Item = ([Slice<'a>; P], [u64; E])>,
@@ -39,15 +42,16 @@ impl Together {
         Self { table: gpu.upload(&words), rows: num_rows as u32, chunks }
     }
 
-    /// Chunks of all arrays, in their order.
+    /// Total number of chunks.
     pub(crate) fn num_chunks(&self) -> usize {
         self.chunks
     }
 
-    /// Runs a kernel on all of them; its parameters are the table, its rows and `more`.
-    pub(crate) fn launch(&self, gpu: &Gpu, source: &'static Source, kernel: &str, more: &[Arg]) {
-        let mut args = vec![Arg::from(self.table), Arg::from(self.rows)];
-        args.extend(more);
+    /// Launches a kernel over all chunks; its parameters are the table, its number of rows, and
+    /// `args`.
+    pub(crate) fn launch(&self, gpu: &Gpu, source: &'static Source, kernel: &str, args: &[Arg]) {
+        let table = [Arg::from(self.table), Arg::from(self.rows)];
+        let args = [&table, args].concat();
         gpu.launch(source, kernel, Launch::blocks(self.chunks, 256), &args);
     }
 }
