@@ -228,8 +228,9 @@ impl Bench<'_> {
         let rows = rms_norm::Rows::whole(h);
         if self.wants("rms_norm") {
             self.time("rms_norm", Work::Bytes(bytes(t * h, 6)), || {
-                let inputs = (View::F32(&x), &w[..]);
-                rms_norm::forward(cpu, norm, rows, inputs, None, y.view_mut(), &mut rstd);
+                let (x, weight) = (View::F32(&x), View::F32(&w));
+                let inputs = rms_norm::Inputs { x, weight, residual: None, rows };
+                rms_norm::forward(cpu, norm, inputs, y.view_mut(), &mut rstd);
             });
             self.time("d_rms_norm", Work::Bytes(bytes(t * h, 10)), || {
                 let (x, weight, rstd) = (View::F32(&x), View::F32(&w), View::F32(&rstd));
@@ -259,10 +260,16 @@ impl Bench<'_> {
             let (width, half) = (HEADS.qkv_width(), HEADS.head_dim / 2);
             let mut qkv = numbers(t * width, DType::Bf16);
             let (cos, sin) = (vec![0.8; t * half], vec![0.6; t * half]);
-            let turning = (HEADS.num_heads + HEADS.num_kv_heads, HEADS.head_dim);
-            self.time("rope", Work::Bytes(bytes(t * turning.0 * turning.1, 4)), || {
-                let angles = (cos.as_slice(), sin.as_slice());
-                rope::rotate(cpu, qkv.view_mut(), width, turning, angles, Direction::Forward);
+            let rotation = rope::Rotation {
+                num_heads: HEADS.num_heads + HEADS.num_kv_heads,
+                head_dim: HEADS.head_dim,
+                cos: View::F32(&cos),
+                sin: View::F32(&sin),
+                direction: Direction::Forward,
+            };
+            let elements = t * rotation.num_heads * rotation.head_dim;
+            self.time("rope", Work::Bytes(bytes(elements, 4)), || {
+                rope::rotate(cpu, qkv.view_mut(), width, rotation);
             });
         }
         if self.wants("add") {

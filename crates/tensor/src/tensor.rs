@@ -201,11 +201,11 @@ impl Tensor {
         self.sole_block().view_mut(dtype, len)
     }
 
-    /// The elements, which must be `int8`, to write: values and the scales of rows.
+    /// The elements, which must be `int8`, for writing.
     ///
     /// # Panics
     /// As [`Tensor::view_mut`], or if the elements are not `int8`.
-    pub fn int8_mut(&mut self) -> (&mut [u8], &mut [f32]) {
+    pub fn int8_mut(&mut self) -> format::Int8RowsMut<'_> {
         assert!(self.storage.is_int8());
         let cols = self.cols();
         format::int8_rows_mut(self.bytes_mut(), cols)

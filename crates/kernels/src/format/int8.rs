@@ -5,7 +5,7 @@ use crate::cpu::Cpu;
 use crate::cuda::arg::Arg;
 use crate::cuda::source::Source;
 use crate::element::{Address, View};
-use crate::vector::quantise_rows;
+use crate::vector::{Columns, quantise_rows};
 
 pub(super) static FORMAT: WeightFormat = WeightFormat {
     name: "int8",
@@ -41,6 +41,15 @@ impl Int8Rows<'_> {
     pub const ZERO_POINT: u8 = 128;
 }
 
+/// [`Int8Rows`] for writing.
+#[derive(Debug)]
+pub struct Int8RowsMut<'a> {
+    /// `[rows, cols]`
+    pub values: &'a mut [u8],
+    /// `[rows]`
+    pub scales: &'a mut [f32],
+}
+
 fn unpack(weights: &Packed<'_>, first: usize, out: &mut [f32]) {
     let rows = weights.int8();
     let scale = rows.scales[first / weights.cols()];
@@ -50,7 +59,8 @@ fn unpack(weights: &Packed<'_>, first: usize, out: &mut [f32]) {
 }
 
 fn pack(cpu: &Cpu, weights: View<'_>, cols: usize, bytes: &mut [u8]) {
-    quantise_rows(cpu, (weights, cols, 0), None, rows_mut(bytes, cols));
+    let weights = Columns { x: weights, width: cols, col: 0 };
+    quantise_rows(cpu, weights, None, rows_mut(bytes, cols));
 }
 
 /// Values and scales of a matrix with this number of rows.
@@ -66,13 +76,13 @@ pub(super) fn rows(bytes: &[u8], rows: usize) -> Int8Rows<'_> {
 ///
 /// # Panics
 /// If the bytes are misaligned or not a whole number of rows.
-pub fn rows_mut(bytes: &mut [u8], cols: usize) -> (&mut [u8], &mut [f32]) {
+pub fn rows_mut(bytes: &mut [u8], cols: usize) -> Int8RowsMut<'_> {
     assert!(bytes.len().is_multiple_of(4 + cols), "memory of a tensor is aligned and whole");
     let (scales, values) = bytes.split_at_mut(bytes.len() / (4 + cols) * 4);
     // SAFETY: every bit pattern is a value of the type; `align_to_mut` respects alignment.
     let (before, scales, after) = unsafe { scales.align_to_mut() };
     assert!(before.is_empty() && after.is_empty(), "memory of a tensor is aligned and whole");
-    (values, scales)
+    Int8RowsMut { values, scales }
 }
 
 /// `Int8Rows` in CUDA: addresses of values and scales.

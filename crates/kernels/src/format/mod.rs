@@ -8,7 +8,7 @@ mod int8;
 mod nf4;
 mod packed;
 
-pub use int8::{Int8Rows, rows_mut as int8_rows_mut};
+pub use int8::{Int8Rows, Int8RowsMut, rows_mut as int8_rows_mut};
 pub use packed::Packed;
 
 use crate::cpu::Cpu;

@@ -3,8 +3,9 @@ use crate::cpu::{Cpu, Isa};
 use crate::cuda::{Gpu, Region};
 use crate::element::{DType, ViewMut, bf16};
 use crate::format::tests::Held;
-use crate::format::{FORMATS, Storage};
+use crate::format::{FORMATS, Int8RowsMut, Storage};
 use crate::random::Philox;
+use crate::vector::{Columns, quantise_rows};
 
 fn random(len: usize, stream: u64) -> Vec<f32> {
     let random = Philox::new(1, stream);
@@ -335,9 +336,9 @@ fn a_gpu_quantises_as_the_cpu_does() {
     let factors = Some(&factors[..]);
     for (start, factors) in [(0, None), (first, None), (0, factors), (first, factors)] {
         let (mut values, mut scales) = (vec![0; m * k], vec![0.0; m]);
-        let rows = (View::Bf16(&x), stride, start);
-        let to = (&mut values[..], &mut scales[..]);
-        crate::vector::quantise_rows(&Cpu::new(1), rows, factors, to);
+        let columns = Columns { x: View::Bf16(&x), width: stride, col: start };
+        let y = Int8RowsMut { values: &mut values, scales: &mut scales };
+        quantise_rows(&Cpu::new(1), columns, factors, y);
         gpu.begin_operation();
         let on_gpu = Matrix::rows(all, stride).from_col(start);
         let address = region.slice(0, DType::F32, (k, k)).address();
@@ -389,8 +390,8 @@ fn a_gpu_multiplies_bytes_in_parts() {
     assert_eq!(found, at_once);
 
     let (mut bytes, mut scales) = (vec![0; m * k], vec![0.0; m]);
-    let rows = (View::Bf16(&x), k, 0);
-    crate::vector::quantise_rows(&Cpu::new(1), rows, None, (&mut bytes, &mut scales));
+    let y = Int8RowsMut { values: &mut bytes, scales: &mut scales };
+    quantise_rows(&Cpu::new(1), Columns { x: View::Bf16(&x), width: k, col: 0 }, None, y);
     let value = |byte: u8| i64::from(byte) - 128;
     for (i, found) in found.iter().enumerate() {
         let (row, col) = (i / n, i % n);

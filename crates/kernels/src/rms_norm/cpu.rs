@@ -1,25 +1,18 @@
 //! CPU kernels, vectorised along rows.
 
-use super::{RmsNorm, Rows, Saved};
+use super::{Inputs, RmsNorm, Rows, Saved};
 use crate::cpu::{Apply, Cpu, Kernel, Split, rows_per_task};
 use crate::element::{Element, View, ViewMut, with_elements};
 use crate::math::{dot, dot3};
 use std::borrow::Cow;
 
 /// See [`crate::Processor::rms_norm`].
-pub fn forward(
-    cpu: &Cpu,
-    norm: RmsNorm,
-    rows: Rows,
-    (x, w): (View<'_>, &[f32]),
-    residual: Option<&[f32]>,
-    y: ViewMut<'_>,
-    rstd: &mut [f32],
-) {
+pub fn forward(cpu: &Cpu, norm: RmsNorm, inputs: Inputs<'_>, y: ViewMut<'_>, rstd: &mut [f32]) {
+    let (w, residual) = (inputs.weight.f32(), inputs.residual.map(|residual| residual.f32()));
     let (w, h) = (factors(norm, w), w.len());
-    let Rows { stride, offset, count } = rows;
+    let Rows { stride, offset, count } = inputs.rows;
     let rstd = Split::new(rstd);
-    with_elements!(x, x => with_elements!(mut y, y => {
+    with_elements!(inputs.x, x => with_elements!(mut y, y => {
         cpu.rows(y, stride, count * h, |t, y| {
             // SAFETY: row `t` belongs to this task.
             let rstd = unsafe { rstd.slice(t * count, count) };
@@ -80,10 +73,8 @@ pub fn backward(
     d_x: ViewMut<'_>,
 ) {
     match (saved.x, d_x) {
-        (View::F32(x), ViewMut::F32(d_x)) => backward_typed(cpu, norm, (saved, x), d_y, adds, d_x),
-        (View::Bf16(x), ViewMut::Bf16(d_x)) => {
-            backward_typed(cpu, norm, (saved, x), d_y, adds, d_x);
-        }
+        (View::F32(x), ViewMut::F32(d_x)) => backward_typed(cpu, norm, saved, x, d_y, adds, d_x),
+        (View::Bf16(x), ViewMut::Bf16(d_x)) => backward_typed(cpu, norm, saved, x, d_y, adds, d_x),
         _ => panic!("x and d_x have the same element type"),
     }
 }
@@ -91,7 +82,8 @@ pub fn backward(
 fn backward_typed<X: Element>(
     cpu: &Cpu,
     norm: RmsNorm,
-    (saved, x): (Saved<'_>, &[X]),
+    saved: Saved<'_>,
+    x: &[X],
     d_y: View<'_>,
     adds: bool,
     d_x: &mut [X],

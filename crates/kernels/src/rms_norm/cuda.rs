@@ -1,6 +1,6 @@
 //! Launches with one block per row; gradients of the weight by groups of columns.
 
-use super::{RmsNorm, Rows, Saved};
+use super::{Inputs, RmsNorm, Rows, Saved};
 use crate::cuda::{Gpu, Launch, Slice, Source, args};
 
 pub(crate) static SOURCE: Source = Source {
@@ -34,15 +34,9 @@ pub(crate) static SOURCE: Source = Source {
 /// Threads per block.
 const THREADS: u32 = 256;
 
-pub(super) fn forward(
-    gpu: &Gpu,
-    norm: RmsNorm,
-    rows: Rows,
-    (x, w): (Slice<'_>, Slice<'_>),
-    residual: Option<Slice<'_>>,
-    y: Slice<'_>,
-    rstd: Slice<'_>,
-) {
+pub(super) fn forward(gpu: &Gpu, norm: RmsNorm, inputs: Inputs<'_>, y: Slice<'_>, rstd: Slice<'_>) {
+    let (x, w, rows) = (inputs.x.cuda(), inputs.weight.cuda().f32(), inputs.rows);
+    let residual = inputs.residual.map(|residual| residual.cuda().f32());
     let h = check(rows, w.len(), rstd.len(), &[x, y]);
     assert!(residual.is_none_or(|residual| residual.len() == x.len()));
     let kernel = format!("rms_norm_forward<{},{}>", x.type_name(), y.type_name());

@@ -45,6 +45,19 @@ impl Rows {
     }
 }
 
+/// Inputs of the forward pass.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    /// Input.
+    pub x: View<'a>,
+    /// `[h]` f32.
+    pub weight: View<'a>,
+    /// f32, added to the output.
+    pub residual: Option<View<'a>>,
+    /// Position of the rows in the input and the output.
+    pub rows: Rows,
+}
+
 /// Values that the backward pass needs from the forward pass.
 #[derive(Clone, Copy)]
 pub struct Saved<'a> {
@@ -59,27 +72,11 @@ pub struct Saved<'a> {
 }
 
 impl Processor {
-    /// `x` and `weight [h]` f32 → `y` and `rstd [t, rows.count]` f32; `residual`, f32, is added to
-    /// `y`. Elements of `y` outside of `rows` are left unchanged.
-    pub fn rms_norm(
-        &self,
-        norm: RmsNorm,
-        rows: Rows,
-        (x, weight): (View<'_>, View<'_>),
-        residual: Option<View<'_>>,
-        y: ViewMut<'_>,
-        rstd: ViewMut<'_>,
-    ) {
+    /// `y` and `rstd [t, rows.count]` f32. Elements of `y` outside of the rows are left unchanged.
+    pub fn rms_norm(&self, norm: RmsNorm, inputs: Inputs<'_>, y: ViewMut<'_>, rstd: ViewMut<'_>) {
         match self {
-            Self::Cpu(cpu) => {
-                let residual = residual.map(|residual| residual.f32());
-                forward(cpu, norm, rows, (x, weight.f32()), residual, y, rstd.f32());
-            }
-            Self::Cuda(gpu) => {
-                let residual = residual.map(|residual| residual.cuda().f32());
-                let inputs = (x.cuda(), weight.cuda().f32());
-                cuda::forward(gpu, norm, rows, inputs, residual, y.cuda(), rstd.cuda().f32());
-            }
+            Self::Cpu(cpu) => forward(cpu, norm, inputs, y, rstd.f32()),
+            Self::Cuda(gpu) => cuda::forward(gpu, norm, inputs, y.cuda(), rstd.cuda().f32()),
         }
     }
 

@@ -1,20 +1,13 @@
 //! CPU kernel, in place, vectorised along rows.
 
-use super::Direction;
+use super::{Direction, Rotation};
 use crate::cpu::{Cpu, Kernel};
 use crate::element::{Element, ViewMut, with_elements};
 
-/// Rotates in place the first `heads` heads of `d` dimensions in each row of `width` elements;
-/// `cos` and `sin` of the angles are `[t, d / 2]`.
-pub fn rotate(
-    cpu: &Cpu,
-    x: ViewMut<'_>,
-    width: usize,
-    (heads, d): (usize, usize),
-    (cos, sin): (&[f32], &[f32]),
-    direction: Direction,
-) {
-    let half = d / 2;
+/// Rotates in place the first heads in each row of `width` elements.
+pub fn rotate(cpu: &Cpu, x: ViewMut<'_>, width: usize, rotation: Rotation<'_>) {
+    let Rotation { num_heads: heads, head_dim: d, cos, sin, direction } = rotation;
+    let (cos, sin, half) = (cos.f32(), sin.f32(), d / 2);
     with_elements!(mut x, x => cpu.rows(x, width, 2 * heads * d, |t, row| {
         let angle = t * half..(t + 1) * half;
         let (cos, sin) = (&cos[angle.clone()], &sin[angle]);

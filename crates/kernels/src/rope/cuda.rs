@@ -1,6 +1,6 @@
 //! Launches with one block per row, in place.
 
-use super::Direction;
+use super::{Direction, Rotation};
 use crate::cuda::{Gpu, Launch, Slice, Source, args};
 
 pub(crate) static SOURCE: Source = Source {
@@ -9,14 +9,9 @@ pub(crate) static SOURCE: Source = Source {
     kernels: &["rope_rotate<float>", "rope_rotate<bf16>", "rope_rotate<f16>"],
 };
 
-pub(super) fn rotate(
-    gpu: &Gpu,
-    x: Slice<'_>,
-    width: usize,
-    (heads, d): (usize, usize),
-    (cos, sin): (Slice<'_>, Slice<'_>),
-    direction: Direction,
-) {
+pub(super) fn rotate(gpu: &Gpu, x: Slice<'_>, width: usize, rotation: Rotation<'_>) {
+    let Rotation { num_heads: heads, head_dim: d, cos, sin, direction } = rotation;
+    let (cos, sin) = (cos.cuda().f32(), sin.cuda().f32());
     let rows = x.len() / width;
     assert!(cos.len() == rows * d / 2 && sin.len() == cos.len() && heads * d <= width);
     let sign = if direction == Direction::Backward { -1.0f32 } else { 1.0 };

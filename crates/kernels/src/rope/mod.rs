@@ -1,8 +1,8 @@
 //! Rotary position embedding (Su et al., 2021), in the half-rotation layout of Hugging Face:
-//! dimension `i` of a head turns together with dimension `i + d / 2`.
+//! dimension `i` of a head is rotated with dimension `i + d / 2`.
 //!
-//! Queries, keys and values stand side by side in one row (`q heads`, `kv heads` keys, `kv heads`
-//! values); only queries and keys turn. The backward pass is the rotation by the opposite angle.
+//! A row holds query heads, key heads and value heads; only queries and keys are rotated. The
+//! backward pass is the rotation by the opposite angle.
 
 mod cpu;
 pub(crate) mod cuda;
@@ -14,35 +14,37 @@ pub use cpu::rotate;
 use crate::element::{View, ViewMut};
 use crate::processor::{Processor, Target};
 
-/// Whether angles are read where the caller has them, in the memory of the host.
+/// Whether angles are read from host memory.
 pub fn reads_host_angles(target: Target) -> bool {
     target == Target::Cpu
 }
 
 impl Processor {
-    /// Turns, in place, the first `heads` heads of `d` dimensions in each row of `width` elements
-    /// by the angles whose `cos` and `sin` are `[t, d / 2]` f32.
-    pub fn rotate(
-        &self,
-        x: ViewMut<'_>,
-        width: usize,
-        heads_d: (usize, usize),
-        (cos, sin): (View<'_>, View<'_>),
-        direction: Direction,
-    ) {
+    /// Rotates in place the first heads in each row of `width` elements.
+    pub fn rotate(&self, x: ViewMut<'_>, width: usize, rotation: Rotation<'_>) {
         match self {
-            Self::Cpu(cpu) => {
-                rotate(cpu, x, width, heads_d, (cos.f32(), sin.f32()), direction);
-            }
-            Self::Cuda(gpu) => {
-                let angles = (cos.cuda().f32(), sin.cuda().f32());
-                cuda::rotate(gpu, x.cuda(), width, heads_d, angles, direction);
-            }
+            Self::Cpu(cpu) => rotate(cpu, x, width, rotation),
+            Self::Cuda(gpu) => cuda::rotate(gpu, x.cuda(), width, rotation),
         }
     }
 }
 
-/// Which way to turn.
+/// A rotation of the first heads of rows.
+#[derive(Clone, Copy)]
+pub struct Rotation<'a> {
+    /// Number of heads that are rotated.
+    pub num_heads: usize,
+    /// Dimensions of a head.
+    pub head_dim: usize,
+    /// Cosines of the angles, `[t, head_dim / 2]` f32.
+    pub cos: View<'a>,
+    /// Sines of the angles, `[t, head_dim / 2]` f32.
+    pub sin: View<'a>,
+    /// Direction.
+    pub direction: Direction,
+}
+
+/// Direction of a rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// By the angle: the forward pass.

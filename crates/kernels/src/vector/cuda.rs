@@ -74,7 +74,7 @@ pub(crate) fn convert(gpu: &Gpu, x: Slice<'_>, y: Slice<'_>) {
     gpu.launch(&SOURCE, &kernel, elements(y.len()), args![x, y, y.len()]);
 }
 
-/// Converts rows of `x`, each of `h` elements, from row `first` on, into `y`.
+/// Converts rows of `x`, of `h` elements each, beginning with row `first`, to `y`.
 pub(crate) fn convert_rows(gpu: &Gpu, x: Slice<'_>, (first, h): (usize, usize), y: Slice<'_>) {
     let Storage::Packed(format) = x.storage() else {
         return convert(gpu, x.part(first * h, y.len()), y);
@@ -154,28 +154,27 @@ pub(super) fn scatter_rows(
     gpu.launch(&SOURCE, &kernel, Launch::blocks(rows.len(), THREADS), args);
 }
 
-/// `n` elements of each of some rows become those of `x`, which is as long as `y`, or zero.
-pub(crate) fn init_rows(
-    gpu: &Gpu,
-    y: Slice<'_>,
-    (rows, stride, offset): (usize, usize, usize),
-    n: usize,
-    x: Option<Slice<'_>>,
-) {
+/// Rows of elements, `stride` apart, beginning at `offset`.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    pub(crate) count: usize,
+    pub(crate) stride: usize,
+    pub(crate) offset: usize,
+}
+
+/// Sets the first `n` elements of `rows` to those of `x`, which is laid out like `y`, or to zero.
+pub(crate) fn init_rows(gpu: &Gpu, y: Slice<'_>, rows: Rows, n: usize, x: Option<Slice<'_>>) {
+    let Rows { count, stride, offset } = rows;
     assert!(x.is_none_or(|x| x.dtype() == y.dtype() && x.len() >= y.len()));
     let kernel = format!("vector_init_rows<{}>", y.type_name());
     let x = x.map_or(0, |x| x.address());
-    gpu.launch(&SOURCE, &kernel, Launch::blocks(rows, THREADS), args![y, x, stride, offset, n]);
+    gpu.launch(&SOURCE, &kernel, Launch::blocks(count, THREADS), args![y, x, stride, offset, n]);
 }
 
-/// `y[i, offset + j] += bias[j]` in `rows` rows of `stride`.
-pub(crate) fn add_bias(
-    gpu: &Gpu,
-    y: Slice<'_>,
-    (rows, stride, offset): (usize, usize, usize),
-    bias: Slice<'_>,
-) {
+/// `y[i, j] += bias[j]` for `rows` of `y`.
+pub(crate) fn add_bias(gpu: &Gpu, y: Slice<'_>, rows: Rows, bias: Slice<'_>) {
+    let Rows { count, stride, offset } = rows;
     let kernel = format!("vector_add_bias<{}>", y.type_name());
     let args = args![y, stride, offset, bias, bias.len()];
-    gpu.launch(&SOURCE, &kernel, Launch::blocks(rows, THREADS), args);
+    gpu.launch(&SOURCE, &kernel, Launch::blocks(count, THREADS), args);
 }

@@ -4,7 +4,7 @@ pub(crate) mod cuda;
 
 use crate::cpu::{Apply, Cpu, Kernel, Split};
 use crate::element::{Element, View, ViewMut, f16, with_elements};
-use crate::format::{Int8Rows, WeightFormat};
+use crate::format::{Int8Rows, Int8RowsMut, WeightFormat};
 use crate::math::dot;
 use crate::processor::Processor;
 use std::ops::Range;
@@ -53,14 +53,9 @@ impl Processor {
     ///
     /// # Panics
     /// On a GPU: weights are quantised before they are copied there.
-    pub fn quantise_rows(
-        &self,
-        rows: (View<'_>, usize, usize),
-        factors: Option<&[f32]>,
-        values_scales: (&mut [u8], &mut [f32]),
-    ) {
+    pub fn quantise_rows(&self, x: Columns<'_>, factors: Option<&[f32]>, y: Int8RowsMut<'_>) {
         match self {
-            Self::Cpu(cpu) => quantise_rows(cpu, rows, factors, values_scales),
+            Self::Cpu(cpu) => quantise_rows(cpu, x, factors, y),
             Self::Cuda(_) => panic!("rows are quantised on the CPU"),
         }
     }
@@ -79,7 +74,7 @@ impl Processor {
     /// On the CPU.
     pub fn scale_all(&self, arrays: Vec<Scaled<'_>>) {
         match self {
-            Self::Cpu(_) => panic!("arrays are scaled together on a GPU"),
+            Self::Cpu(_) => panic!("only a GPU scales many arrays in one launch"),
             Self::Cuda(gpu) => cuda::scale_all(gpu, arrays),
         }
     }
@@ -203,19 +198,25 @@ pub fn convert_to_f16(cpu: &Cpu, x: View<'_>, y: &mut [f16]) {
     }));
 }
 
-/// `y = x · factors` row by row in bytes with scales: the greatest element of a row becomes ±127,
-/// the others the nearest multiples; a row that is not finite gets a scale that is not a number.
-/// `x`: columns `col..col + cols` of rows of `stride`; `factors [cols]`, one for each column, or
-/// ones.
+/// Columns of a row-major matrix, beginning at `col`.
+#[derive(Clone, Copy)]
+pub struct Columns<'a> {
+    /// The matrix.
+    pub x: View<'a>,
+    /// Length of its rows.
+    pub width: usize,
+    /// First column.
+    pub col: usize,
+}
+
+/// Quantises `y [rows, cols] = x · factors` to int8, with a scale per row that maps its largest
+/// magnitude to 127; rows that are not finite get a NaN scale. `factors [cols]` are one per column,
+/// or ones.
 ///
 /// # Panics
 /// If there are not `cols` values for each scale, or not as many factors.
-pub fn quantise_rows(
-    cpu: &Cpu,
-    (x, stride, col): (View<'_>, usize, usize),
-    factors: Option<&[f32]>,
-    (values, scales): (&mut [u8], &mut [f32]),
-) {
+pub fn quantise_rows(cpu: &Cpu, x: Columns<'_>, factors: Option<&[f32]>, y: Int8RowsMut<'_>) {
+    let (Columns { x, width, col }, Int8RowsMut { values, scales }) = (x, y);
     let cols = values.len() / scales.len().max(1);
     assert_eq!(values.len(), cols * scales.len());
     assert!(factors.is_none_or(|factors| factors.len() == cols));
@@ -223,19 +224,19 @@ pub fn quantise_rows(
     with_elements!(x, x => cpu.rows(scales, 1, 2 * cols, |row, scale| {
         // SAFETY: each row belongs to one task.
         let values = unsafe { values.slice(row * cols, cols) };
-        let x = &x[row * stride + col..][..cols];
-        scale[0] = cpu.isa.run(QuantisedRow { x, factors, values });
+        let x = &x[row * width + col..][..cols];
+        scale[0] = cpu.isa.run(QuantiseRow { x, factors, values });
     }));
 }
 
-/// Writes the bytes of a row and returns its scale.
-struct QuantisedRow<'a, E> {
+/// Quantises a row and returns its scale.
+struct QuantiseRow<'a, E> {
     x: &'a [E],
     factors: Option<&'a [f32]>,
     values: &'a mut [u8],
 }
 
-impl<E: Element> Kernel for QuantisedRow<'_, E> {
+impl<E: Element> Kernel for QuantiseRow<'_, E> {
     type Output = f32;
 
     #[inline(always)]
@@ -250,7 +251,7 @@ impl<E: Element> Kernel for QuantisedRow<'_, E> {
     }
 }
 
-/// Writes the bytes of a row, as many as there are elements, and returns its scale.
+/// Quantises a row to as many bytes, and returns its scale.
 #[inline(always)]
 pub(crate) fn quantise_row(x: impl Iterator<Item = f32> + Clone, values: &mut [u8]) -> f32 {
     // Adding 1.5 · 2^23 rounds to the nearest integer and leaves it in the low bits.
@@ -259,15 +260,15 @@ pub(crate) fn quantise_row(x: impl Iterator<Item = f32> + Clone, values: &mut [u
     const MIN: f32 = 1e-35;
     // Non-negative floats sort like their bits, with NaN last.
     let magnitudes = x.clone().map(|x| x.to_bits() & 0x7fff_ffff);
-    let greatest = f32::from_bits(magnitudes.fold(0, |a, b| if b > a { b } else { a }));
-    if !greatest.is_finite() {
+    let amax = f32::from_bits(magnitudes.fold(0, |a, b| if b > a { b } else { a }));
+    if !amax.is_finite() {
         return f32::NAN;
     }
-    let inverse = if greatest > MIN { 127.0 / greatest } else { 0.0 };
+    let inverse = if amax > MIN { 127.0 / amax } else { 0.0 };
     for (value, x) in values.iter_mut().zip(x) {
         *value = x.mul_add(inverse, ROUND).to_bits() as u8 ^ Int8Rows::ZERO_POINT;
     }
-    greatest / 127.0
+    amax / 127.0
 }
 
 /// `y = scale · x`, elementwise, rounded to nearest.

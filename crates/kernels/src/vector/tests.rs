@@ -126,7 +126,7 @@ fn columns_of_rows_are_scattered() {
 }
 
 #[test]
-fn rows_in_bytes_are_off_by_half_a_step() {
+fn int8_rows_are_off_by_half_a_step() {
     let (rows, cols) = (7, 83);
     let random = crate::random::Philox::new(3, 1);
     let x: Vec<f32> = (0..(rows * cols) as u64)
@@ -135,13 +135,14 @@ fn rows_in_bytes_are_off_by_half_a_step() {
     for isa in Isa::available() {
         let (mut values, mut scales) = (vec![0; x.len()], vec![0.0; rows]);
         let cpu = Cpu::with_isa(2, isa);
-        quantise_rows(&cpu, (View::F32(&x), cols, 0), None, (&mut values, &mut scales));
+        let y = Int8RowsMut { values: &mut values, scales: &mut scales };
+        quantise_rows(&cpu, Columns { x: View::F32(&x), width: cols, col: 0 }, None, y);
         for (i, (x, value)) in x.iter().zip(&values).enumerate() {
             let read = (f32::from(*value) - 128.0) * scales[i / cols];
             assert!((x - read).abs() <= 0.5001 * scales[i / cols], "{isa:?}: {read} for {x}");
         }
         for row in values.chunks_exact(cols) {
-            assert!(row.iter().any(|&v| v == 1 || v == 255), "the greatest becomes ±127");
+            assert!(row.iter().any(|&v| v == 1 || v == 255), "the largest becomes ±127");
         }
     }
 }
@@ -152,7 +153,8 @@ fn columns_are_quantised_with_their_factors() {
     let (mut values, mut scales) = ([0; 4], [0.0; 2]);
     let factors = Some(&[3.0, 0.5][..]);
     // Rows of three, without the first column.
-    quantise_rows(&Cpu::new(1), (View::F32(&x), 3, 1), factors, (&mut values, &mut scales));
+    let y = Int8RowsMut { values: &mut values, scales: &mut scales };
+    quantise_rows(&Cpu::new(1), Columns { x: View::F32(&x), width: 3, col: 1 }, factors, y);
     assert_eq!(scales, [27.0 / 127.0, 27.0 / 127.0]);
     assert_eq!(values, [255, 123, 255, 129]);
 }
@@ -161,7 +163,8 @@ fn columns_are_quantised_with_their_factors() {
 fn rows_without_a_scale() {
     let x = [0.0, -0.0, f32::NAN, 1.0, 1.0, f32::NEG_INFINITY, 1e-40, 0.0];
     let (mut values, mut scales) = ([0; 8], [1.0; 4]);
-    quantise_rows(&Cpu::new(1), (View::F32(&x), 2, 0), None, (&mut values, &mut scales));
+    let y = Int8RowsMut { values: &mut values, scales: &mut scales };
+    quantise_rows(&Cpu::new(1), Columns { x: View::F32(&x), width: 2, col: 0 }, None, y);
     assert!(scales[0] == 0.0 && scales[1].is_nan() && scales[2].is_nan());
     assert_eq!((&values[..2], &values[6..]), (&[128, 128][..], &[128, 128][..]));
 }

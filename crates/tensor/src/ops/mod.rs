@@ -31,6 +31,7 @@ pub use hone_kernels::rms_norm::RmsNorm;
 
 use crate::{Category, Cost, DType, Device, Storage, Tensor};
 use hone_kernels::gemm;
+use hone_kernels::vector::Columns;
 
 /// Bytes of scratch memory that each thread keeps once it has run these operations.
 pub fn scratch_bytes_per_thread(heads: &crate::Heads, hidden_size: usize) -> usize {
@@ -77,7 +78,7 @@ fn quantised(
     let bytes = t * n * x.dtype().size() + y.num_bytes();
     if let Some(on) = device.begin(Cost::memory("quantise", bytes)) {
         let factors = weight.map(|weight| weight.view().packed().int8().scales);
-        on.quantise_rows((x.view(), width, col), factors, y.int8_mut());
+        on.quantise_rows(Columns { x: x.view(), width, col }, factors, y.int8_mut());
     }
     y
 }

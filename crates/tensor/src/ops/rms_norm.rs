@@ -1,9 +1,9 @@
-//! Root-mean-square normalisation: of the stream, of what is added to it, of heads.
+//! Root-mean-square normalisation: of the residual stream, of what is added to it, of heads.
 
 use super::{copy, rows_cols};
 use crate::tape::Sweep;
 use crate::{Cost, DType, Heads, Params, Tape, Tensor, Var, Weight};
-use hone_kernels::rms_norm::{RmsNorm, Rows, Saved};
+use hone_kernels::rms_norm::{Inputs, RmsNorm, Rows, Saved};
 
 /// `x [t, h]` f32, `weight [h]` → `[t, h]` in the tape's compute type.
 pub fn rms_norm<'a>(tape: &mut Tape<'a>, x: &Var, weight: &'a Weight, norm: RmsNorm) -> Var {
@@ -11,21 +11,21 @@ pub fn rms_norm<'a>(tape: &mut Tape<'a>, x: &Var, weight: &'a Weight, norm: RmsN
     let mut y = tape.activation(tape.dtype(), &[t, h]);
     let mut rstd = tape.activation(DType::F32, &[t]);
     let rows = Rows::whole(h);
-    forward(tape, norm, (x.value(), weight, rows), None, (&mut y, &mut rstd));
+    forward(tape, Forward { norm, rows, weight, x: x.value() }, None, &mut y, &mut rstd);
     let requires_grad = x.requires_grad() || weight.param().is_some();
     if !(tape.is_recording() && requires_grad) {
         return tape.push(y, requires_grad, |_, _| {});
     }
     let x = x.clone();
     tape.push(y, requires_grad, move |sweep, d_y| {
-        let saved = Forward { norm, rows, weight, x: x.value(), rstd: &rstd };
-        saved.add_weight_gradient(sweep, &d_y);
+        let backward = Backward { of: Forward { norm, rows, weight, x: x.value() }, rstd: &rstd };
+        backward.add_weight_gradient(sweep, &d_y);
         if x.requires_grad() {
-            // What flows along the residual stream, mostly, which it is added to at once.
+            // Accumulates into the gradient known so far, usually that of the residual stream.
             let sum = sweep.take(x.id());
             let adds = sum.is_some();
             let mut d_x = sum.unwrap_or_else(|| sweep.activation(DType::F32, &[t, h]));
-            saved.input_gradient(sweep, &d_y, adds, &mut d_x);
+            backward.input_gradient(sweep, &d_y, adds, &mut d_x);
             drop(d_y);
             sweep.add(x.id(), d_x);
         }
@@ -44,8 +44,8 @@ pub fn add_rms_norm<'a>(
     let mut y = tape.activation(DType::F32, &[t, h]);
     let mut rstd = tape.activation(DType::F32, &[t]);
     let rows = Rows::whole(h);
-    let outputs = (&mut y, &mut rstd);
-    forward(tape, norm, (x.value(), weight, rows), Some(residual.value()), outputs);
+    let of = Forward { norm, rows, weight, x: x.value() };
+    forward(tape, of, Some(residual.value()), &mut y, &mut rstd);
     let inner_grad = x.requires_grad() || weight.param().is_some();
     let requires_grad = inner_grad || residual.requires_grad();
     if !(tape.is_recording() && requires_grad) {
@@ -53,11 +53,11 @@ pub fn add_rms_norm<'a>(
     }
     let (residual, residual_grad) = (residual.id(), residual.requires_grad());
     tape.push(y, requires_grad, move |sweep, d_y| {
-        let saved = Forward { norm, rows, weight, x: x.value(), rstd: &rstd };
-        saved.add_weight_gradient(sweep, &d_y);
+        let backward = Backward { of: Forward { norm, rows, weight, x: x.value() }, rstd: &rstd };
+        backward.add_weight_gradient(sweep, &d_y);
         if x.requires_grad() {
             let mut d_x = sweep.activation(x.value().dtype(), &[t, h]);
-            saved.input_gradient(sweep, &d_y, false, &mut d_x);
+            backward.input_gradient(sweep, &d_y, false, &mut d_x);
             sweep.add(x.id(), d_x);
         }
         if residual_grad {
@@ -69,13 +69,13 @@ pub fn add_rms_norm<'a>(
 /// Weights of the norms of queries and keys, `[head_dim]` each.
 #[derive(Clone, Copy)]
 pub struct HeadNorms<'a> {
-    /// Of queries.
+    /// Weight of the queries' norm.
     pub q: &'a Weight,
-    /// Of keys.
+    /// Weight of the keys' norm.
     pub k: &'a Weight,
 }
 
-/// `qkv [t, qkv_width]` with each head of the queries and keys normalised by itself.
+/// `qkv [t, qkv_width]` with each head of the queries and keys normalised separately.
 pub fn norm_heads<'a>(
     tape: &mut Tape<'a>,
     qkv: Var,
@@ -93,7 +93,7 @@ pub fn norm_heads<'a>(
     copy(tape.device(), qkv.value(), &mut y);
     let rstds = parts.map(|(weight, rows)| {
         let mut rstd = tape.activation(DType::F32, &[t, rows.count]);
-        forward(tape, norm, (qkv.value(), weight, rows), None, (&mut y, &mut rstd));
+        forward(tape, Forward { norm, rows, weight, x: qkv.value() }, None, &mut y, &mut rstd);
         rstd
     });
     let is_trained = parts.iter().any(|(weight, _)| weight.param().is_some());
@@ -102,54 +102,58 @@ pub fn norm_heads<'a>(
         return tape.push(y, requires_grad, |_, _| {});
     }
     tape.push(y, requires_grad, move |sweep, d_y| {
-        let saved = parts.iter().zip(&rstds).map(|(&(weight, rows), rstd)| Forward {
-            norm,
-            rows,
-            weight,
-            x: qkv.value(),
-            rstd,
+        let backward = parts.iter().zip(&rstds).map(|(&(weight, rows), rstd)| {
+            let of = Forward { norm, rows, weight, x: qkv.value() };
+            Backward { of, rstd }
         });
-        let saved: Vec<Forward<'_>> = saved.collect();
-        saved.iter().for_each(|saved| saved.add_weight_gradient(sweep, &d_y));
+        let backward: Vec<Backward<'_>> = backward.collect();
+        backward.iter().for_each(|part| part.add_weight_gradient(sweep, &d_y));
         if qkv.requires_grad() {
             let mut d_x = sweep.activation(d_y.dtype(), &[t, width]);
             copy(sweep.device, &d_y, &mut d_x);
-            saved.iter().for_each(|saved| saved.input_gradient(sweep, &d_y, false, &mut d_x));
+            backward.iter().for_each(|part| part.input_gradient(sweep, &d_y, false, &mut d_x));
             drop(d_y);
             sweep.add(qkv.id(), d_x);
         }
     })
 }
 
-fn forward(
-    tape: &Tape<'_>,
-    norm: RmsNorm,
-    (x, weight, rows): (&Tensor, &Weight, Rows),
-    residual: Option<&Tensor>,
-    (y, rstd): (&mut Tensor, &mut Tensor),
-) {
-    let bytes = x.num_bytes() + y.num_bytes() + residual.map_or(0, Tensor::num_bytes);
-    if let Some(on) = tape.device().begin(Cost::memory("rms_norm", bytes)) {
-        let inputs = (x.view(), tape.params().resolve(weight).view());
-        let residual = residual.map(Tensor::view);
-        on.rms_norm(norm, rows, inputs, residual, y.view_mut(), rstd.view_mut());
-    }
-}
-
-/// A forward pass to go back through.
+/// A normalisation of `x`.
+#[derive(Clone, Copy)]
 struct Forward<'s> {
     norm: RmsNorm,
     rows: Rows,
     weight: &'s Weight,
     x: &'s Tensor,
+}
+
+fn forward(
+    tape: &Tape<'_>,
+    of: Forward<'_>,
+    residual: Option<&Tensor>,
+    y: &mut Tensor,
+    rstd: &mut Tensor,
+) {
+    let Forward { norm, rows, weight, x } = of;
+    let bytes = x.num_bytes() + y.num_bytes() + residual.map_or(0, Tensor::num_bytes);
+    if let Some(on) = tape.device().begin(Cost::memory("rms_norm", bytes)) {
+        let (x, weight) = (x.view(), tape.params().resolve(weight).view());
+        let inputs = Inputs { x, weight, residual: residual.map(Tensor::view), rows };
+        on.rms_norm(norm, inputs, y.view_mut(), rstd.view_mut());
+    }
+}
+
+/// The backward pass of a normalisation.
+struct Backward<'s> {
+    of: Forward<'s>,
     rstd: &'s Tensor,
 }
 
-impl Forward<'_> {
+impl Backward<'_> {
     /// Adds to the weight's gradient, if it is trained.
     fn add_weight_gradient(&self, sweep: &mut Sweep<'_, '_>, d_y: &Tensor) {
-        let Some(param) = self.weight.param() else { return };
-        let bytes = 2 * self.x.num_bytes() + d_y.num_bytes();
+        let Some(param) = self.of.weight.param() else { return };
+        let bytes = 2 * self.of.x.num_bytes() + d_y.num_bytes();
         if let Some(on) = sweep.device.begin(Cost::memory("d_rms_norm_weight", bytes)) {
             let saved = self.saved(sweep.params);
             let d_w = sweep.gradients.get_mut(param).view_mut();
@@ -158,16 +162,17 @@ impl Forward<'_> {
     }
 
     fn input_gradient(&self, sweep: &Sweep<'_, '_>, d_y: &Tensor, adds: bool, d_x: &mut Tensor) {
-        let bytes = 2 * self.x.num_bytes() + d_y.num_bytes();
+        let bytes = 2 * self.of.x.num_bytes() + d_y.num_bytes();
         let bytes = bytes + if adds { d_x.num_bytes() } else { 0 };
         if let Some(on) = sweep.device.begin(Cost::memory("d_rms_norm", bytes)) {
             let saved = self.saved(sweep.params);
-            on.rms_norm_backward(self.norm, saved, d_y.view(), adds, d_x.view_mut());
+            on.rms_norm_backward(self.of.norm, saved, d_y.view(), adds, d_x.view_mut());
         }
     }
 
     fn saved<'v>(&'v self, params: &'v Params) -> Saved<'v> {
-        let weight = params.resolve(self.weight).view();
-        Saved { x: self.x.view(), weight, rstd: self.rstd.view(), rows: self.rows }
+        let Forward { rows, weight, x, .. } = self.of;
+        let weight = params.resolve(weight).view();
+        Saved { x: x.view(), weight, rstd: self.rstd.view(), rows }
     }
 }

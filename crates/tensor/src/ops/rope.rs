@@ -4,31 +4,31 @@ use super::{copy, rows_cols};
 use crate::{Category, Cost, DType, Device, Heads, Tape, Tensor, Var, View};
 use hone_kernels::lock;
 use hone_kernels::memory::bytes_of;
-use hone_kernels::rope::{Direction, reads_host_angles};
+use hone_kernels::rope::{Direction, Rotation, reads_host_angles};
 use std::sync::{Arc, Mutex};
 
-/// Angles of a batch: `cos` and `sin`, `[t, head_dim / 2]`, times whatever the scaling method
-/// multiplies them by.
+/// Angles of a batch: `cos` and `sin`, `[t, head_dim / 2]`, including any factor of the scaling
+/// method.
 #[derive(Clone, Debug, Default)]
 pub struct Angles {
     /// Cosines.
     pub cos: Vec<f32>,
     /// Sines.
     pub sin: Vec<f32>,
-    /// Both in the memory of the GPU that first asked for them: every layer does. One block, which
-    /// is where that of the batch before was. With the number of the GPU's failures before: a copy
-    /// that failed is not used again.
+    /// Copy of both on a GPU, made once for all layers, with the GPU's number of failures when it
+    /// was made: a copy that failed is not used again. One block, which usually reuses the memory
+    /// of the previous batch's.
     on_gpu: Arc<Mutex<Option<(u64, Tensor)>>>,
 }
 
 impl Angles {
-    /// Cosines and sines of as many angles.
+    /// Cosines and sines of the same angles.
     pub fn new(cos: Vec<f32>, sin: Vec<f32>) -> Self {
         assert_eq!(cos.len(), sin.len());
         Self { cos, sin, on_gpu: Arc::default() }
     }
 
-    /// Both where a GPU reads them; where the CPU does they are already.
+    /// The copy on a GPU; `None` where kernels read host memory.
     fn on_gpu(&self, device: &Device) -> Option<Tensor> {
         if reads_host_angles(device.target()) || device.is_dry() {
             return None;
@@ -46,7 +46,7 @@ impl Angles {
     }
 }
 
-/// Rotates queries and keys of `qkv [t, qkv_width]` by `angles`, in place where nothing else holds
+/// Rotates queries and keys of `qkv [t, qkv_width]` by `angles`, in place if nothing else shares
 /// the memory.
 pub fn rope<'a>(tape: &mut Tape<'a>, qkv: Var, heads: &Heads, angles: &'a Angles) -> Var {
     let (requires_grad, input, heads) = (qkv.requires_grad(), qkv.id(), *heads);
@@ -67,12 +67,13 @@ fn rotate(device: &Device, x: &mut Tensor, heads: &Heads, angles: &Angles, direc
     let (_, width) = rows_cols(x.shape());
     let on_gpu = angles.on_gpu(device);
     if let Some(on) = device.begin(Cost::memory("rope", 2 * x.num_bytes())) {
-        let turning = (heads.num_heads + heads.num_kv_heads, heads.head_dim);
         let len = angles.cos.len();
-        let views = match &on_gpu {
+        let (cos, sin) = match &on_gpu {
             None => (View::F32(&angles.cos), View::F32(&angles.sin)),
             Some(both) => (both.view().part(0, len), both.view().part(len, len)),
         };
-        on.rotate(x.view_mut(), width, turning, views, direction);
+        let (num_heads, head_dim) = (heads.num_heads + heads.num_kv_heads, heads.head_dim);
+        let rotation = Rotation { num_heads, head_dim, cos, sin, direction };
+        on.rotate(x.view_mut(), width, rotation);
     }
 }

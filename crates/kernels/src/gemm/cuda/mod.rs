@@ -14,6 +14,7 @@ use crate::cuda::{Address, Gpu, Matmul, Operand, Operands, Slice, Source};
 use crate::element::DType;
 use crate::format::Storage;
 use crate::vector;
+use crate::vector::cuda::Rows;
 
 #[cfg(not(test))]
 use int8::Int8Matmul;
@@ -108,7 +109,8 @@ pub(super) fn gemm(
         }
         if let Some(bias) = epilogue.bias {
             assert_eq!(output.col_stride, 1);
-            let rows = (output.m, output.row_stride, output.offset);
+            let (count, stride, offset) = (output.m, output.row_stride, output.offset);
+            let rows = Rows { count, stride, offset };
             vector::cuda::add_bias(gpu, out, rows, bias.cuda().f32());
         }
     }
@@ -131,8 +133,8 @@ fn init_uncovered_rows(
     let bounds: Vec<usize> = std::iter::once(0).chain(bounds).chain([output.m]).collect();
     assert!(bounds.is_sorted(), "terms of some rows overlap");
     for gap in bounds.chunks_exact(2).filter(|gap| gap[0] < gap[1]) {
-        let first = output.offset + gap[0] * output.row_stride;
-        let rows = (gap[1] - gap[0], output.row_stride, first);
+        let offset = output.offset + gap[0] * output.row_stride;
+        let rows = Rows { count: gap[1] - gap[0], stride: output.row_stride, offset };
         vector::cuda::init_rows(gpu, out, rows, output.n, epilogue.add.map(|add| add.cuda()));
     }
 }
