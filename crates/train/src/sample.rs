@@ -112,7 +112,9 @@ pub fn prompts(
         let cut = if is_text { TEXT_PROMPT_TOKENS.min(row.tokens.len()) } else { first_target };
         let (tokens, rest) = row.tokens.split_at(cut);
         let targets = row.is_target[cut..].iter().take_while(|&&is| is).count();
-        let prompt = tokenizer.decode(tokens, true)?;
+        // With the marks of a chat template, without which a role is a word in a line of its own.
+        let begins = tokenizer.bos_token_id().filter(|id| tokens.first() == Some(id));
+        let prompt = tokenizer.decode(&tokens[usize::from(begins.is_some())..], false)?;
         let reference = tokenizer.decode(&rest[..targets], true)?;
         let sample = Sample { prompt, reference, before: None, after: None };
         let turn_end = turn_end.filter(|id| rest[..targets].contains(id));

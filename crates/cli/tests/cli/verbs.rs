@@ -126,6 +126,24 @@ fn progress_goes_to_standard_error() {
     assert!(text.stderr.contains("tokens/s") && !text.stdout.contains("tokens/s"));
 }
 
+/// What a sample's prompt shows of a conversation are its template's marks, not roles as words. The
+/// mark of the beginning is left out.
+#[test]
+fn samples_show_the_marks_of_a_conversation() {
+    let scene = Scene::new();
+    let template = "{% for m in messages %}{{ '<s> ' + m['content'] + ' </s> ' }}{% endfor %}\
+                    {% if add_generation_prompt %}{{ '<s> ' }}{% endif %}";
+    let config = serde_json::json!({ "eos_token": "</s>", "chat_template": template });
+    scene.write("model/tokenizer_config.json", &config.to_string());
+    let (asked, told) = (r#"{"role":"user","content":"w5 w6"}"#, r#""content":"w7 w8"}"#);
+    let row = format!("{{\"messages\":[{asked},{{\"role\":\"assistant\",{told}]}}\n");
+    scene.write("chat.jsonl", &row.repeat(9));
+    succeeds(&mut scene.train(&["data.train=chat.jsonl", "data.eval=[]", "train.max_steps=1"]));
+    let samples = std::fs::read(scene.path("run/samples.json")).unwrap();
+    let samples: Value = serde_json::from_slice(&samples).unwrap();
+    assert_eq!(samples[0]["prompt"], "w5 w6 </s> <s>", "{samples}");
+}
+
 #[test]
 fn a_failure_while_running_ends_with_status_1() {
     let scene = Scene::new();

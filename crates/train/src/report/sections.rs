@@ -72,11 +72,11 @@ fn unfinished(run: &Sources) -> Option<(f64, f64)> {
 pub(super) fn figures(run: &Sources) -> String {
     let (first_eval, last_eval) = (run.evals.first(), run.evals.last());
     let before = first_eval.filter(|first| first.step == 0 && run.evals.len() > 1);
-    let loss: Vec<f64> = run.metrics.iter().filter_map(|line| line.loss).collect();
+    let losses: Vec<f64> = run.metrics.iter().filter_map(|line| line.loss).collect();
     let eval_loss = last_eval.and_then(|eval| eval.loss);
     let perplexity = last_eval.and_then(|eval| eval.perplexity);
     [
-        figure("Training loss", change(loss.first().copied(), loss.last().copied())),
+        training_loss(&losses),
         figure("Evaluation loss", change(before.and_then(|eval| eval.loss), eval_loss)),
         figure("Perplexity", change(before.and_then(|eval| eval.perplexity), perplexity)),
         objective_figures(run),
@@ -87,18 +87,48 @@ pub(super) fn figures(run: &Sources) -> String {
     .concat()
 }
 
+/// Losses of single steps differ by their rows more than by what is learnt meanwhile: where there
+/// are enough of them, this is the mean of the first and of the last tenth.
+fn training_loss(losses: &[f64]) -> String {
+    let (before, after) = ends(losses);
+    let label = match steps_of_an_end(losses) {
+        1 => "Training loss".to_owned(),
+        steps => format!("Training loss, mean of {steps} steps"),
+    };
+    figure(&label, change(before, after))
+}
+
+fn steps_of_an_end(values: &[f64]) -> usize {
+    (values.len() / 10).clamp(1, 50)
+}
+
+/// How values begin and end; of one alone, only how they end.
+fn ends(values: &[f64]) -> (Option<f64>, Option<f64>) {
+    let steps = steps_of_an_end(values);
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let (first, last) = (values.first_chunk::<2>(), values.last());
+    (first.map(|_| mean(&values[..steps])), last.map(|_| mean(&values[values.len() - steps..])))
+}
+
 /// The objective's metrics from first to last: of evaluations if there are any, else of steps.
 fn objective_figures(run: &Sources) -> String {
-    let of_evals: Vec<&Amounts> = run.evals.iter().map(|eval| &eval.metrics).collect();
-    let of_steps: Vec<&Amounts> = run.metrics.iter().map(|line| &line.metrics).collect();
-    let records = if of_evals.is_empty() { of_steps } else { of_evals };
-    let (Some(first), Some(last)) = (records.first(), records.last()) else {
-        return String::new();
-    };
     let value = |amounts: &Amounts, name: &str| amounts.get(name).and_then(|x| x.as_f64());
-    let before = |name: &str| value(first, name).filter(|_| records.len() > 1);
-    let names = last.keys();
-    names.map(|name| figure(&escape(name), change(before(name), value(last, name)))).collect()
+    let of = |name: &str| match run.evals.as_slice() {
+        [] => {
+            let of_steps = run.metrics.iter().filter_map(|line| value(&line.metrics, name));
+            ends(&of_steps.collect::<Vec<_>>())
+        }
+        [only] => (None, value(&only.metrics, name)),
+        [first, .., last] => (value(&first.metrics, name), value(&last.metrics, name)),
+    };
+    let of_steps = run.metrics.last().map(|line| &line.metrics);
+    let last = run.evals.last().map(|eval| &eval.metrics).or(of_steps);
+    let names = last.into_iter().flat_map(Amounts::keys);
+    let shown = |name: &String| {
+        let (before, after) = of(name);
+        figure(&escape(name), change(before, after))
+    };
+    names.map(shown).collect()
 }
 
 fn figure(label: &str, value: Option<String>) -> String {
@@ -268,7 +298,7 @@ fn sample(sample: &Sample) -> String {
         let Some(text) = text else { return String::new() };
         let body = match text.trim().is_empty() {
             true => "<p class=\"text empty\">(empty)</p>".to_owned(),
-            false => format!("<p class=\"text\">{}</p>", escape(text)),
+            false => format!("<p class=\"text\">{}</p>", escape(text.trim())),
         };
         format!("<div class=\"{class}\"><h3>{label}</h3>{body}</div>")
     };

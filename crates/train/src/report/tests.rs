@@ -114,6 +114,7 @@ fn a_whole_run_shows_everything() {
         "<h1>stories260k <i>on</i> train.jsonl and 1 more</h1>",
         "LoRA, rank 16 · 4.88 M of 135 M parameters trained · Example CPU",
         "<small>15.03 →</small> 2.535",
+        "<span>Training loss, mean of 30 steps</span><b><small>2.2",
         "<b>22 min 32 s</b>",
         "<td>1.50 GiB</td><td>1.48 GiB</td><td><span class=\"good\">-1.2 %</span></td>",
         "<span class=\"warn\">+7.3 %</span>",
@@ -134,6 +135,16 @@ fn a_whole_run_shows_everything() {
     assert_eq!(data["eval"]["loss"], json!([2.71, 1.32, 1.01, 0.93]));
 }
 
+/// One step has come from nowhere.
+#[test]
+fn a_single_step_is_no_change() {
+    let one = r#"{"step":1,"loss":5.671,"metrics":{"kl":0.25}}"#;
+    let page = page(&[("run.toml", RUN), ("metrics.jsonl", &format!("{one}\n"))]);
+    for part in ["<span>Training loss</span><b>5.671</b>", "<span>kl</span><b>0.250</b>"] {
+        assert!(page.contains(part), "{part}");
+    }
+}
+
 #[test]
 fn mixtures_and_notes_on_data_are_shown() {
     let run = RUN.replace(
@@ -147,7 +158,7 @@ fn mixtures_and_notes_on_data_are_shown() {
     let page = page(&[("run.toml", &run), ("manifest.json", manifest), ("metrics.jsonl", "")]);
     for part in [
         "<h1>stories260k <i>on</i> train.jsonl and 1 more</h1>",
-        "<td>data/train.jsonl</td><td>7,473</td><td>0.5</td>",
+        "<td>data/train.jsonl</td><td>7,473</td><td>0.5</td><td>3,737</td><td>99.5 %</td>",
         "<td>data/more.jsonl</td><td>20</td><td>1</td>",
         "<h3>Notes on the training data</h3><ul><li>a &lt;b&gt; note</li></ul>",
         "<h3>Notes on the evaluation data</h3><ul><li>another</li></ul>",
