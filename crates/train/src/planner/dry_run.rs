@@ -19,6 +19,7 @@ use hone_model::{Batch, Recompute};
 use hone_tensor::{
     Category, Cost, Device, DeviceError, Layout, OFFLOAD_SLOTS, StepKey, Target, Transfer, ops,
 };
+use scoring::Scoring;
 use std::sync::Arc;
 
 /// A run's engine on the dry device.
@@ -71,18 +72,8 @@ impl<'a> DryRun<'a> {
         profile: &DeviceProfile,
         policy: Policy,
     ) -> Result<Planned, TrainError> {
-        let train_batch = self.batch(&self.setup.train, &self.setup.first_step, policy);
-        let key = StepKey::default();
         let device = self.engine.device.clone();
-        if self.offloaded_blocks > 0 {
-            // A micro-batch finds the first blocks where the one before left them.
-            self.forward_backward(&train_batch, key, policy.recompute);
-        }
-        device.take_costs();
-        let ((), trace) =
-            device.trace(|| self.forward_backward(&train_batch, key, policy.recompute));
-        let train_layout = Arc::new(Layout::of(trace));
-        let micro_batch = device.take_costs();
+        let (train_layout, micro_batch) = self.micro_batch(policy);
         let update = self.update_costs()?;
         let scoring = self.scoring(policy)?;
         let micro_batches = self.setup.first_step.len().div_ceil(policy.units);
@@ -96,20 +87,8 @@ impl<'a> DryRun<'a> {
             let ahead = seconds(&scoring.ahead_of_step(micro_batches));
             micro_batches as f64 * of_batch + ahead + of_update
         };
-        let step_seconds = seconds_of_step(self.setup.first_step.len());
-        let num_evaluations = time::num_evaluations(self.setup);
-        let eval_units = self.setup.eval.as_ref().map_or(0, |(_, units)| units.len());
-        let evaluation = scoring.seconds_of_evaluation(
-            eval_units.div_ceil(policy.units),
-            micro_batches,
-            seconds,
-        );
-        let time = TimeUse {
-            training_seconds: time::training_seconds(self.setup, seconds_of_step),
-            num_evaluations,
-            evaluation_seconds: num_evaluations as f64 * evaluation,
-            sample_seconds: 2.0 * seconds(&self.sample_costs),
-        };
+        let training_seconds = time::training_seconds(self.setup, seconds_of_step);
+        let time = self.time(training_seconds, policy, &scoring, seconds);
         let flops_per_step = flops(&micro_batch) * micro_batches as u64 + flops(&ahead);
         let copied = copied_bytes(&micro_batch) * micro_batches as u64 + copied_bytes(&ahead);
         let num_tokens = policy.packing(self.setup).batch_tokens();
@@ -126,7 +105,7 @@ impl<'a> DryRun<'a> {
             budget_bytes: self.host.budget(self.setup),
             fits: self.host.fits(self.setup, needed_bytes),
             flops_per_step,
-            step_seconds,
+            step_seconds: seconds_of_step(self.setup.first_step.len()),
             ceiling_flops: profile.ceiling(compute),
             speed_measured: profile.measured.clone(),
             gpu: profile.gpu.as_ref().map(|_| profile.processor.clone()),
@@ -157,6 +136,42 @@ impl<'a> DryRun<'a> {
             scratch_bytes,
             upload_bytes,
         })
+    }
+
+    /// Memory and work of a micro-batch of training.
+    fn micro_batch(&mut self, policy: Policy) -> (Arc<Layout>, Vec<Cost>) {
+        let train_batch = self.batch(&self.setup.train, &self.setup.first_step, policy);
+        let key = StepKey::default();
+        let device = self.engine.device.clone();
+        if self.offloaded_blocks > 0 {
+            // A micro-batch finds the first blocks where the one before left them.
+            self.forward_backward(&train_batch, key, policy.recompute);
+        }
+        device.take_costs();
+        let ((), trace) =
+            device.trace(|| self.forward_backward(&train_batch, key, policy.recompute));
+        (Arc::new(Layout::of(trace)), device.take_costs())
+    }
+
+    /// Seconds of the whole run by use.
+    fn time(
+        &self,
+        training_seconds: f64,
+        policy: Policy,
+        scoring: &Scoring,
+        seconds: impl Fn(&[Cost]) -> f64,
+    ) -> TimeUse {
+        let batches = |units: usize| units.div_ceil(policy.units);
+        let of_eval = batches(self.setup.eval.as_ref().map_or(0, |(_, units)| units.len()));
+        let of_step = batches(self.setup.first_step.len());
+        let num_evaluations = time::num_evaluations(self.setup);
+        let evaluation = scoring.seconds_of_evaluation(of_eval, of_step, &seconds);
+        TimeUse {
+            training_seconds,
+            num_evaluations,
+            evaluation_seconds: num_evaluations as f64 * evaluation,
+            sample_seconds: 2.0 * seconds(&self.sample_costs),
+        }
     }
 
     fn batch(&self, dataset: &Dataset, units: &[Unit], policy: Policy) -> LabelledBatch {
