@@ -77,14 +77,14 @@ impl Setup {
     ) -> Result<Self, TrainError> {
         let SetupOptions { begun_at, planned_for } = options;
         let model_dir = resolve(&run.model.path, note)?;
-        let config = DecoderConfig::load(&model_dir)?;
+        let file = hone_model::load(&model_dir, &Device::dry(), LoadOptions::INFERENCE)?;
+        let config = file.decoder.config.clone();
         let mut tokenizer = Tokenizer::from_dir(&model_dir)?;
         if let Some(begun) = begun_at {
             // Templates may print today's date; a resumed run must see that of its beginning.
             tokenizer.set_now(begun);
         }
         surplus_tokens(&model_dir, &config, &tokenizer).into_iter().for_each(&mut *note);
-        let file = hone_model::load(&model_dir, &Device::dry(), LoadOptions::INFERENCE)?;
         let threads = run.run.threads.unwrap_or_else(crate::machine::num_threads);
         let (backend, compute) = backend(&run, planned_for, (threads, file.file_dtype), note)?;
         backend.check_heads(config.max_head_dim())?;
