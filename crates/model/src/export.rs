@@ -155,7 +155,7 @@ pub fn export_hf(
     }
     let lazy = model.decoder.config.weights().map(|WeightSpec { role, name, shape }| {
         let make = Box::new(move || written(model, device, role, dtype));
-        (name, Lazy::Made { dtype, shape, make })
+        (name, Lazy::Deferred { dtype, shape, make })
     });
     write(&out.join("model.safetensors"), lazy)?;
     Ok(device.settle()?)

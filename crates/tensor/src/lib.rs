@@ -1,8 +1,8 @@
 //! Tensors, devices, the memory arena, the coarse tape, and safetensors files.
 //!
-//! Model code speaks to this crate only: it builds a [`Tape`] of coarse operations ([`ops`]) and
-//! never learns which [`Device`] runs them. The same operations on [`Device::dry`] only count
-//! memory and work, which is how a run is planned.
+//! Model code uses this crate only: it builds a [`Tape`] of coarse operations ([`ops`]) and does
+//! not know which [`Device`] runs them. The same operations on [`Device::dry`] only count memory
+//! and work, which is how a run is planned.
 
 #![allow(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! A file mapped into memory.
+//! Memory-mapped files.
 
 use std::fs::File;
 use std::io;
@@ -18,8 +18,8 @@ impl Mapped {
     /// When the file cannot be opened or mapped.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
-        // SAFETY: the usual caveat of mappings, which all readers of model weights accept: a file
-        // that another process truncates meanwhile ends this process by a signal.
+        // SAFETY: the usual caveat of mappings, which all readers of model weights accept: if
+        // another process truncates the file, a signal ends this process.
         let map = unsafe { memmap2::Mmap::map(&file)? };
         Ok(Self { map, path: path.to_owned() })
     }
@@ -29,21 +29,21 @@ impl Mapped {
         &self.map
     }
 
-    /// Gives the memory of `len` bytes from `offset` on back to the system; they are read from the
-    /// file again when they are next looked at.
+    /// Returns the memory of `len` bytes beginning at `offset` to the system; they are read from
+    /// the file again when next accessed.
     pub(crate) fn release(&self, offset: usize, len: usize) {
         #[cfg(unix)]
         {
             let advice = memmap2::UncheckedAdvice::DontNeed;
-            // SAFETY: the mapping is shared and read-only: what comes back is what was there.
-            // Best effort: a refusal leaves the pages where they are.
+            // SAFETY: the mapping is shared and read-only, so the same contents come back.
+            // Best effort: if the system refuses, the pages stay.
             let _ = unsafe { self.map.unchecked_advise_range(advice, offset, len) };
         }
         #[cfg(not(unix))]
         let _ = (offset, len);
     }
 
-    /// Where the file is.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }

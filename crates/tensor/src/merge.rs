@@ -3,9 +3,8 @@
 use crate::{Category, Cost, DType, Device, Params, Projection, Tensor, Work};
 use hone_kernels::gemm::{Epilogue, Matrix, OutputRegion, Product, Term};
 
-/// The weight of `projection` with its adapter merged: `W + scale · B A`, in f32 where there is an
-/// adapter and as it is held otherwise.
-/// On the dry device it has no elements.
+/// The weight of `projection` with its adapter merged: `W + scale · B A`, in f32 if there is an
+/// adapter, otherwise as it is stored. On the dry device it has no elements.
 ///
 /// # Panics
 /// If there are several adapters.
@@ -14,11 +13,11 @@ pub fn merge(device: &Device, params: &Params, projection: &Projection) -> Tenso
     let lora = match &projection.adapters[..] {
         [] => return weight.clone(),
         [lora] => lora,
-        _ => panic!("one adapter can be merged, not several"),
+        _ => panic!("only one adapter can be merged"),
     };
     let (n, k, rank) = (projection.out_features(), projection.in_features(), lora.rank);
     let mut merged = device.alloc(Category::Workspace, DType::F32, &[n, k]);
-    let cost = Cost::memory("merge", weight.num_bytes() + 2 * merged.num_bytes())
+    let cost = Cost::memory_bound("merge", weight.num_bytes() + 2 * merged.num_bytes())
         .with(Work::Product, 2 * n * k * rank);
     let Some(on) = device.begin(cost) else { return merged };
     on.convert(weight.view(), merged.view_mut());

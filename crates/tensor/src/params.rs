@@ -35,7 +35,7 @@ impl Params {
         self.values.is_empty()
     }
 
-    /// Number of trained numbers.
+    /// Total number of trained elements.
     pub fn num_elements(&self) -> usize {
         self.values.iter().map(Tensor::len).sum()
     }
@@ -50,17 +50,17 @@ impl Params {
         &self.values[id.0]
     }
 
-    /// All values in order, to write.
+    /// All values in order, for writing.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         self.values.iter_mut()
     }
 
-    /// Value of a parameter, to write.
+    /// Value of a parameter, for writing.
     pub fn value_mut(&mut self, id: ParamId) -> &mut Tensor {
         &mut self.values[id.0]
     }
 
-    /// The elements of a weight, wherever they are kept.
+    /// The tensor of a weight, frozen or trained.
     pub fn resolve<'a>(&'a self, weight: &'a Weight) -> &'a Tensor {
         match weight {
             Weight::Frozen(tensor) => tensor,
@@ -75,7 +75,7 @@ impl Params {
     }
 }
 
-/// One sum of gradients per parameter.
+/// Accumulated gradients, one per parameter.
 #[derive(Default)]
 pub struct Gradients(Vec<Tensor>);
 
@@ -95,7 +95,7 @@ impl Gradients {
         &self.0[id.0]
     }
 
-    /// The gradient of a parameter, to add to.
+    /// The gradient of a parameter, for accumulating.
     pub fn get_mut(&mut self, id: ParamId) -> &mut Tensor {
         &mut self.0[id.0]
     }
@@ -108,7 +108,7 @@ impl Gradients {
     /// Sets all gradients to zero.
     pub fn clear(&mut self, device: &Device) {
         let bytes = self.0.iter().map(Tensor::num_bytes).sum();
-        if let Some(on) = device.begin(crate::Cost::memory("zero", bytes)) {
+        if let Some(on) = device.begin(crate::Cost::memory_bound("zero", bytes)) {
             on.zero_all(self.0.iter_mut().map(Tensor::view_mut).collect());
         }
     }

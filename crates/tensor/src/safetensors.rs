@@ -1,4 +1,4 @@
-//! safetensors files: read through a mapping, written whole.
+//! safetensors files, read through a memory mapping and written whole.
 //!
 //! Format: <https://github.com/huggingface/safetensors>. Pickled files are refused by content.
 
@@ -110,13 +110,13 @@ impl SafeTensorsFile {
         names
     }
 
-    /// Where the file is.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         self.map.path()
     }
 
-    /// A tensor over the mapping; copied where the file does not align it, and where it holds f64,
-    /// which becomes f32. `None` where the file has none of this name.
+    /// A tensor over the mapping; copied if the file does not align it, or converted from f64 to
+    /// f32. `None` if the file has no tensor of this name.
     ///
     /// # Errors
     /// If there is no memory for the copy.
@@ -140,26 +140,26 @@ impl SafeTensorsFile {
 
 /// A tensor to be written.
 pub enum Lazy<'a> {
-    /// It is there already.
-    Held(Tensor),
-    /// It is made when its turn comes, so that a file larger than memory can be written.
-    Made {
+    /// It exists already.
+    Ready(Tensor),
+    /// It is computed when it is written, so that a file may be larger than memory.
+    Deferred {
         /// Element type in the file.
         dtype: DType,
         /// Lengths of the dimensions.
         shape: Vec<usize>,
-        /// Makes it; type and shape must be those above.
+        /// Computes it, with the type and shape above.
         make: Box<dyn Fn() -> Result<Tensor, DeviceError> + 'a>,
     },
 }
 
 impl<'a> From<&'a Tensor> for Lazy<'a> {
     fn from(tensor: &'a Tensor) -> Self {
-        Self::Held(tensor.clone())
+        Self::Ready(tensor.clone())
     }
 }
 
-/// A tensor while it is written, and what it failed of, if it or another did.
+/// A tensor that is being written, and the first failure to compute one of the file's tensors.
 struct Entry<'e, 'a> {
     lazy: Lazy<'a>,
     failed: &'e OnceLock<DeviceError>,
@@ -171,12 +171,12 @@ impl View for Entry<'_, '_> {
     }
     fn shape(&self) -> &[usize] {
         match &self.lazy {
-            Lazy::Held(tensor) => tensor.shape(),
-            Lazy::Made { shape, .. } => shape,
+            Lazy::Ready(tensor) => tensor.shape(),
+            Lazy::Deferred { shape, .. } => shape,
         }
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        // What is not whole for want of memory is not called so: see `write`.
+        // The library will complain that data are missing; `write` reports this error instead.
         self.lazy.bytes().unwrap_or_else(|error| {
             let _ = self.failed.set(error);
             Cow::Borrowed(&[])
@@ -189,24 +189,24 @@ impl View for Entry<'_, '_> {
 
 impl Lazy<'_> {
     fn bytes(&self) -> Result<Cow<'_, [u8]>, DeviceError> {
-        let made = match self {
-            Self::Held(tensor) if tensor.is_on_host() => return Ok(Cow::Borrowed(tensor.bytes())),
-            Self::Held(tensor) => tensor.to_host()?,
-            Self::Made { dtype, shape, make } => {
+        let tensor = match self {
+            Self::Ready(tensor) if tensor.is_on_host() => return Ok(Cow::Borrowed(tensor.bytes())),
+            Self::Ready(tensor) => tensor.to_host()?,
+            Self::Deferred { dtype, shape, make } => {
                 let tensor = make()?;
                 assert_eq!((tensor.dtype(), tensor.shape()), (*dtype, shape.as_slice()));
                 tensor.to_host()?
             }
         };
-        let mut bytes = with_room(made.num_bytes())?;
-        bytes.extend_from_slice(made.bytes());
+        let mut bytes = with_room(tensor.num_bytes())?;
+        bytes.extend_from_slice(tensor.bytes());
         Ok(Cow::Owned(bytes))
     }
 
     fn element_type(&self) -> DType {
         match self {
-            Self::Held(tensor) => tensor.dtype(),
-            Self::Made { dtype, .. } => *dtype,
+            Self::Ready(tensor) => tensor.dtype(),
+            Self::Deferred { dtype, .. } => *dtype,
         }
     }
 }
@@ -215,8 +215,8 @@ impl Lazy<'_> {
 /// synced to disk.
 ///
 /// # Errors
-/// [`FileError::Io`], or [`FileError::Device`] where there is no memory for a tensor. Whether the
-/// elements could be read, [`Device::settle`] says.
+/// [`FileError::Io`], or [`FileError::Device`] if there is no memory for a tensor.
+/// [`Device::settle`] reports failures to read its elements.
 pub fn write<'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = (String, Lazy<'a>)>,
@@ -237,18 +237,18 @@ pub fn write<'a>(
     let written = failed.into_inner().map_or(written, |error| Err(error.into()));
     let written = written.and_then(|()| fs::set_permissions(path, permissions).map_err(io));
     if written.is_err() {
-        // Best effort: the first error is the one to tell.
+        // Best effort: the first error is the one to report.
         let _ = fs::remove_file(path);
     }
     written
 }
 
-/// Copies `source` into a new tensor, held so, that outlives steps. A file's `source` takes no
-/// memory after that, so that plans need not count it as well.
+/// Copies `source` to a new tensor that outlives steps, stored as `storage`. If `source` is a
+/// mapped file, its pages are released, so that plans need not count them.
 ///
 /// # Errors
 /// If there is no memory for it.
-pub fn held_as(
+pub fn load_as(
     device: &Device,
     category: crate::Category,
     source: &Tensor,
@@ -256,24 +256,24 @@ pub fn held_as(
 ) -> Result<Tensor, DeviceError> {
     let storage = storage.into();
     if device.target() == crate::Target::Cuda && !device.is_dry() {
-        return device.hold(category, &held_as(Device::host(), category, source, storage)?);
+        return device.upload(category, &load_as(Device::host(), category, source, storage)?);
     }
-    let mut held = device.persistent(category, storage, source.shape())?;
-    let bytes = source.num_bytes() + held.num_bytes();
-    if let Some(on) = device.begin(crate::Cost::memory("convert", bytes)) {
+    let mut copy = device.persistent(category, storage, source.shape())?;
+    let bytes = source.num_bytes() + copy.num_bytes();
+    if let Some(on) = device.begin(crate::Cost::memory_bound("convert", bytes)) {
         let cols = source.shape().last().copied().unwrap_or(1);
         match storage {
-            Storage::Float(DType::F16) => on.convert_to_f16(source.view(), held.f16_mut()),
-            Storage::Float(_) => on.convert(source.view(), held.view_mut()),
-            Storage::Packed(format) => on.pack(source.view(), cols, format, held.bytes_mut()),
+            Storage::Float(DType::F16) => on.convert_to_f16(source.view(), copy.f16_mut()),
+            Storage::Float(_) => on.convert(source.view(), copy.view_mut()),
+            Storage::Packed(format) => on.pack(source.view(), cols, format, copy.bytes_mut()),
         }
         source.release_file();
     }
-    Ok(held)
+    Ok(copy)
 }
 
-/// Length of the header, and what it says. The library compares offsets with each other and with
-/// the length of the file.
+/// Length and content of the header. The library compares offsets with each other and with the
+/// length of the file.
 pub(crate) fn read_header(bytes: &[u8]) -> Result<(usize, Metadata), String> {
     header::check(bytes)?;
     SafeTensors::read_metadata(bytes).map_err(|error| match error {
@@ -285,8 +285,8 @@ pub(crate) fn read_header(bytes: &[u8]) -> Result<(usize, Metadata), String> {
 }
 
 /// Whether a file that is not safetensors is a zip archive (`torch.save` since 1.6) or a bare
-/// pickle of protocol 2 or later. Asked only then: the first bytes of a safetensors file are a
-/// length, and lengths such as 640 look like the start of a pickle.
+/// pickle of protocol 2 or later. Not for safetensors files: their first bytes are a length, and
+/// lengths such as 640 look like the start of a pickle.
 fn is_pickle(bytes: &[u8]) -> bool {
     bytes.starts_with(b"PK\x03\x04") || matches!(bytes, [0x80, 2..=5, ..])
 }

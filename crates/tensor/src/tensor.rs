@@ -5,7 +5,7 @@ use crate::mapped::Mapped;
 use hone_kernels::{DType, DeviceError, Storage, View, ViewMut, format, memory};
 use std::sync::Arc;
 
-/// A contiguous, row-major array. Clones share the memory; writing needs the only handle.
+/// A contiguous, row-major array. Clones share the memory; only a sole handle may write to it.
 ///
 /// On the dry device a tensor has a shape and no memory.
 #[derive(Clone, Debug)]
@@ -27,7 +27,7 @@ impl Tensor {
         Self { memory, storage: storage.into(), shape: shape.to_vec() }
     }
 
-    /// A tensor with its own copy of `bytes`, as they stand in memory.
+    /// A tensor with its own copy of `bytes`, in the layout of `storage`.
     ///
     /// # Panics
     /// If there are more or fewer bytes than the shape needs, or the system has no more memory.
@@ -35,7 +35,7 @@ impl Tensor {
         Self::try_from_bytes(bytes, storage, shape).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// The same where there may be many.
+    /// [`Tensor::from_bytes`] for many bytes.
     ///
     /// # Errors
     /// If the system has no more memory.
@@ -49,7 +49,7 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// Zeros in the CPU's memory.
+    /// Zeros in host memory.
     ///
     /// # Errors
     /// If the system has no more memory.
@@ -70,8 +70,8 @@ impl Tensor {
         Self::from_bytes(memory::bytes_of(View::F32(values)), DType::F32, shape)
     }
 
-    /// A read-only tensor over bytes of a mapped file; `None` if they are not aligned for `dtype`
-    /// or not inside the file.
+    /// A read-only tensor over bytes of a mapped file; `None` if they are misaligned for `dtype` or
+    /// outside of the file.
     pub fn from_file(
         map: &Arc<Mapped>,
         offset: usize,
@@ -85,7 +85,7 @@ impl Tensor {
         Some(tensor)
     }
 
-    /// How the elements are held.
+    /// Storage format of the elements.
     pub fn storage(&self) -> Storage {
         self.storage
     }
@@ -134,11 +134,11 @@ impl Tensor {
         }
     }
 
-    /// A tensor in the CPU's memory with the same elements; the same one where it is there already.
+    /// A tensor in host memory with the same elements; this one if it is there already.
     ///
     /// # Errors
-    /// If the system has no more memory. Whether the elements could be read,
-    /// [`crate::Device::settle`] says.
+    /// If the system has no more memory. [`crate::Device::settle`] reports failures to read the
+    /// elements.
     pub fn to_host(&self) -> Result<Tensor, DeviceError> {
         match &self.memory {
             Memory::Block(block) if !self.is_on_host() => {
@@ -148,7 +148,7 @@ impl Tensor {
         }
     }
 
-    /// A copy of the elements as `f32`, wherever they are; zeros where the device failed.
+    /// A copy of the elements as `f32`, from any memory; zeros after a failure.
     ///
     /// # Errors
     /// If the system has no more memory.
@@ -156,7 +156,7 @@ impl Tensor {
         self.to_host()?.view().try_to_vec_f32()
     }
 
-    /// The same of few elements.
+    /// [`Tensor::try_to_vec_f32`] for few elements.
     ///
     /// # Panics
     /// If the system has no more memory.
@@ -164,7 +164,7 @@ impl Tensor {
         self.try_to_vec_f32().unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Overwrites all elements with the nearest values of `source`, wherever they are.
+    /// Overwrites all elements, in any memory, with `source`, rounded to nearest.
     ///
     /// # Panics
     /// If the memory is shared with another handle or is a file's, or the lengths differ.
@@ -192,7 +192,7 @@ impl Tensor {
         self.view().f32()
     }
 
-    /// The elements, to write.
+    /// The elements, for writing.
     ///
     /// # Panics
     /// If the memory is shared with another handle or is a file's.
@@ -211,19 +211,19 @@ impl Tensor {
         format::int8_rows_mut(self.bytes_mut(), cols)
     }
 
-    /// The elements, which must be `f16`, to write.
+    /// The elements, which must be `f16`, for writing.
     ///
     /// # Panics
-    /// As [`Tensor::view_mut`], or if the elements are not `f16` in the CPU's memory.
+    /// As [`Tensor::view_mut`], or if the elements are not `f16` in host memory.
     pub(crate) fn f16_mut(&mut self) -> &mut [hone_kernels::f16] {
         assert!(self.storage == DType::F16);
         memory::f16_mut(self.bytes_mut())
     }
 
-    /// All bytes as they stand in memory, to write.
+    /// All bytes in the layout of the storage format, for writing.
     ///
     /// # Panics
-    /// As [`Tensor::view_mut`], or if they are in a GPU's memory.
+    /// As [`Tensor::view_mut`], or if they are in GPU memory.
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         let len = self.num_bytes();
         &mut self.sole_block().bytes_mut()[..len]
@@ -232,9 +232,9 @@ impl Tensor {
     fn sole_block(&mut self) -> &mut Block {
         match &mut self.memory {
             Memory::Block(block) => {
-                Arc::get_mut(block).expect("only the sole handle may write a tensor")
+                Arc::get_mut(block).expect("only a sole handle may write to a tensor")
             }
-            Memory::File { .. } => panic!("a file's tensor is read-only"),
+            Memory::File { .. } => panic!("a mapped tensor is read-only"),
         }
     }
 
@@ -243,7 +243,7 @@ impl Tensor {
         self.shape.last().copied().unwrap_or(1)
     }
 
-    /// The elements, which must be `f32`, to write.
+    /// The elements, which must be `f32`, for writing.
     ///
     /// # Panics
     /// As [`Tensor::view_mut`], or if the elements are not `f32`.
@@ -251,7 +251,7 @@ impl Tensor {
         self.view_mut().f32()
     }
 
-    /// Whether the CPU can read it where it is.
+    /// Whether the elements are in host memory.
     pub(crate) fn is_on_host(&self) -> bool {
         match &self.memory {
             Memory::Block(block) => block.is_on_host(),
@@ -267,24 +267,24 @@ impl Tensor {
         }
     }
 
-    /// Of a file's tensor: gives the memory that reading it took back to the system.
+    /// Releases the pages of a mapped tensor.
     pub(crate) fn release_file(&self) {
         if let Memory::File { map, offset } = &self.memory {
             map.release(*offset, self.num_bytes());
         }
     }
 
-    /// The elements as bytes in little-endian order, scales of rows included.
+    /// The elements as little-endian bytes, including scales of rows.
     pub fn bytes(&self) -> &[u8] {
         const { assert!(cfg!(target_endian = "little"), "files hold little-endian numbers") };
         memory::bytes_of(self.view())
     }
 }
 
-/// Elements that are brought to a GPU at a time.
+/// Elements that are copied to a GPU at a time.
 const PIECE: usize = 1 << 20;
 
-/// Elements of `dtype`, each the nearest value.
+/// Writes `source` as elements of `dtype`, rounded to nearest.
 fn write_nearest(bytes: &mut [u8], dtype: DType, source: &[f32]) {
     if dtype != DType::F16 {
         return memory::view_mut(bytes, dtype).copy_from_f32(source);

@@ -3,14 +3,14 @@
 use crate::{ParamId, StepKey, Tensor};
 use std::ops::Range;
 
-/// A weight: frozen in whatever type it is held, or trained in `f32`.
+/// A weight: frozen in any storage format, or trained in `f32`.
 #[derive(Clone, Debug)]
 pub enum Weight {
     /// Never changes; has no gradient.
     Frozen(Tensor),
-    /// Kept in [`crate::Params`].
+    /// Stored in [`crate::Params`].
     Trained {
-        /// Where.
+        /// Which parameter.
         param: ParamId,
         /// Shape, so that model code need not look it up.
         shape: Vec<usize>,
@@ -26,7 +26,7 @@ impl Weight {
         }
     }
 
-    /// The tensor, if frozen, to put another in its place.
+    /// The tensor, if frozen, for replacing it.
     pub fn frozen_mut(&mut self) -> Option<&mut Tensor> {
         match self {
             Weight::Frozen(tensor) => Some(tensor),
@@ -43,24 +43,24 @@ impl Weight {
     }
 }
 
-/// Which of the adapters that a model carries.
+/// Identifies one of a model's adapters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AdapterId(pub u32);
 
 /// Rows of a pass that an adapter applies to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdapterRows {
-    /// Consecutive rows of the batch; those beyond its last count for nothing.
+    /// Consecutive rows of the batch; may extend beyond its last row.
     pub rows: Range<usize>,
     /// The adapter.
     pub adapter: AdapterId,
-    /// Names the random numbers of its dropout, whose positions are counted from the first of
-    /// these rows, so that they are those of a pass over these rows alone. `None`: no dropout.
+    /// Key of its dropout's random numbers. Positions are counted from the first of these rows, as
+    /// in a pass over these rows alone. `None`: no dropout.
     pub dropout: Option<StepKey>,
 }
 
 impl AdapterRows {
-    /// All rows for the only adapter.
+    /// All rows, for the only adapter.
     pub fn all(dropout: Option<StepKey>) -> Self {
         Self { rows: 0..usize::MAX, adapter: AdapterId::default(), dropout }
     }
@@ -69,7 +69,7 @@ impl AdapterRows {
 /// A low-rank adapter (Hu et al., "LoRA", 2021): `y += scale · B (A dropout(x))`.
 #[derive(Clone, Debug)]
 pub struct Lora {
-    /// Which adapter of the model this is a part of.
+    /// The model's adapter that this is a part of.
     pub id: AdapterId,
     /// `A [rank, in_features]`.
     pub a: ParamId,
@@ -81,11 +81,11 @@ pub struct Lora {
     pub scale: f32,
     /// Probability of dropping an element of the input, in training.
     pub dropout: f32,
-    /// Tells the random numbers of this adapter's dropout from those of others.
+    /// Distinguishes the random numbers of this adapter's dropout from those of others.
     pub stream: u32,
 }
 
-/// A linear layer: `y = x Wᵀ + bias`, and its adapters, each for the rows that the tape gives it.
+/// A linear layer: `y = x Wᵀ + bias`, and its adapters, each for the rows that the tape assigns.
 #[derive(Clone, Debug)]
 pub struct Projection {
     /// `[out_features, in_features]`.
@@ -97,17 +97,17 @@ pub struct Projection {
 }
 
 impl Projection {
-    /// Length of an output row.
+    /// Number of output features.
     pub fn out_features(&self) -> usize {
         self.weight.shape()[0]
     }
 
-    /// Length of an input row.
+    /// Number of input features.
     pub fn in_features(&self) -> usize {
         self.weight.shape()[1]
     }
 
-    /// Its part of an adapter.
+    /// This layer's part of an adapter.
     pub fn adapter(&self, id: AdapterId) -> Option<&Lora> {
         self.adapters.iter().find(|lora| lora.id == id)
     }

@@ -206,7 +206,7 @@ impl Engine {
             d.iter_mut().for_each(|d| *d = *d * weight * scale);
             d_log_probs.copy_from_f32(&d);
         }
-        tape.sweep_back(log_probs, d_log_probs, &mut self.gradients);
+        tape.backward(log_probs, d_log_probs, &mut self.gradients);
         loss
     }
 

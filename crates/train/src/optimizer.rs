@@ -82,7 +82,7 @@ impl AdamW {
             gradient_scale: (clip / step.loss_scale.factor()) as f32,
         };
         let bytes: usize = gradients.iter().map(Tensor::num_bytes).sum();
-        if let Some(on) = device.begin(Cost::memory("adamw", 7 * bytes)) {
+        if let Some(on) = device.begin(Cost::memory_bound("adamw", 7 * bytes)) {
             let moments = self.m.iter_mut().zip(&mut self.v);
             let all = params.values_mut().zip(gradients.iter()).zip(moments);
             on.adamw(&update, all.map(|((p, g), (m, v))| parameter(p, g, m, v)).collect());
@@ -119,7 +119,7 @@ pub fn grad_norm(
     loss_scale: LossScale,
 ) -> Result<f64, DeviceError> {
     let bytes = gradients.iter().map(Tensor::num_bytes).sum();
-    let squares = device.begin(Cost::memory("grad_norm", bytes)).map_or(0.0, |on| {
+    let squares = device.begin(Cost::memory_bound("grad_norm", bytes)).map_or(0.0, |on| {
         on.sum_of_squares(&gradients.iter().map(Tensor::view).collect::<Vec<_>>())
     });
     device.settle()?;

@@ -164,13 +164,13 @@ impl DeviceProfile {
         let of_fp8 = self.gpu.filter(|_| compute == Compute::Fp8).and_then(|gpu| gpu.product_fp8);
         let product_in_eight_bits = of_fp8.unwrap_or(self.product_int8);
         let seconds = |work| {
-            let flops = cost.done_of(work) as f64;
+            let flops = cost.executed_flops(work) as f64;
             flops
                 * match work {
                     Work::Product => slower / self.product_bf16,
                     Work::Int8 => 1.0 / product_in_eight_bits,
                     Work::OverTokens => slower / self.product_over_tokens,
-                    Work::Thin => slower / self.product_thin,
+                    Work::LowRank => slower / self.product_thin,
                     Work::Attention => slower / self.attention,
                     Work::Elementwise => 1.0 / self.elementwise,
                 }

@@ -4,7 +4,7 @@ use super::lora::{Matrix, add};
 use super::{AdapterError, LoraConfig, TargetModules};
 use crate::load::{LoadError, Model, find_pickled, is_lfs_pointer};
 use crate::raw_config::{ConfigError, RawConfig};
-use hone_tensor::safetensors::{SafeTensorsFile, held_as, write};
+use hone_tensor::safetensors::{SafeTensorsFile, load_as, write};
 use hone_tensor::{AdapterId, Category, DType, Device, Lora, Tensor};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -120,7 +120,7 @@ pub fn load(
         let key = which.key(&targets[next]);
         next += usize::from(which == Matrix::B);
         let tensor = matrix(&file, &key, which, shape)?;
-        Ok(held_as(device, Category::Parameters, &tensor, DType::F32)?)
+        Ok(load_as(device, Category::Parameters, &tensor, DType::F32)?)
     })?;
     device.settle()?;
     lora.target_modules = TargetModules::Patterns(targets);

@@ -9,7 +9,7 @@ use crate::config::DecoderConfig;
 use crate::decoder::{Decoder, Layer};
 use crate::weights::Role;
 use files::{Taken, WeightFiles};
-use hone_tensor::safetensors::held_as;
+use hone_tensor::safetensors::load_as;
 use hone_tensor::{
     Category, DType, Device, DeviceError, PAGE_LOCKED, ParamId, Params, Storage, Tensor, Wanted,
     Weight,
@@ -166,7 +166,7 @@ impl Loader<'_> {
                     let n = self.options.offloaded_blocks;
                     let is_offloaded = is_offloaded(layer, n, config.num_hidden_layers());
                     let home = match is_offloaded {
-                        true => self.device.waiting_room(),
+                        true => self.device.staging(),
                         false => self.device.clone(),
                     };
                     self.matrix(&home, &spec.name, tensor, self.options.base_precision)?
@@ -204,13 +204,13 @@ impl Loader<'_> {
         storage: Storage,
     ) -> Result<Weight, DeviceError> {
         if self.options.trained == Trained::All {
-            let value = held_as(self.device, Category::Parameters, &tensor, DType::F32)?;
+            let value = load_as(self.device, Category::Parameters, &tensor, DType::F32)?;
             let param: ParamId = self.params.add(name.to_owned(), value);
             return Ok(Weight::Trained { param, shape: tensor.shape().to_vec() });
         }
         Ok(Weight::Frozen(match tensor.storage() == storage {
-            true => home.hold(Category::Weights, &tensor)?,
-            false => held_as(home, Category::Weights, &tensor, storage)?,
+            true => home.upload(Category::Weights, &tensor)?,
+            false => load_as(home, Category::Weights, &tensor, storage)?,
         }))
     }
 }

@@ -43,7 +43,7 @@ fn files_that_are_not_there() {
     check(CASE, rename, &format!("DIR: {WEIGHTS} is missing. {layout}; {pickled}"));
     let cut = |dir: &Path| fs::write(dir.join(WEIGHTS), [0; 4]).unwrap();
     let fix = "It may have been cut short while it was copied: fetch it again";
-    let damaged = "not a whole safetensors file (it has 4 bytes, and 8 are the least)";
+    let damaged = "not a whole safetensors file (it has 4 bytes, at least 8 are needed)";
     check(CASE, cut, &format!("DIR/{WEIGHTS}: {damaged}. {fix}"));
 }
 

@@ -297,17 +297,17 @@ fn check_damage(damage: Damage, expected: &str) {
 #[test]
 fn damaged_weight_files() {
     let cases: [(Damage, &str); 8] = [
-        (Vec::clear, "it has 0 bytes, and 8 are the least"),
-        (|bytes| bytes.truncate(5), "it has 5 bytes, and 8 are the least"),
-        (|bytes| bytes.truncate(20), "its header should have 2000 bytes, and 12 bytes follow"),
+        (Vec::clear, "it has 0 bytes, at least 8 are needed"),
+        (|bytes| bytes.truncate(5), "it has 5 bytes, at least 8 are needed"),
+        (|bytes| bytes.truncate(20), "its header claims 2000 bytes, but only 12 bytes follow"),
         (
             |bytes| bytes.truncate(bytes.len() - 1),
-            "tensor `model.norm.weight` ends at byte 25728 of the data, and 25727 bytes are there",
+            "tensor `model.norm.weight` ends at byte 25728 of the data, which has only 25727 bytes",
         ),
         (|bytes| bytes.push(0), "incomplete metadata, file not fully covered"),
         (
             |bytes| bytes[..8].fill(0xff),
-            "its header should have 18446744073709551615 bytes, and 100000000 are the most",
+            "its header claims 18446744073709551615 bytes, at most 100000000 are allowed",
         ),
         (|bytes| bytes[8] = b'x', "header: expected value at line 1 column 1"),
         (overlap, "the offset of tensor `b` is not where the tensor before it ends"),

@@ -209,8 +209,8 @@ pub fn forward_backward_of(
     derivative[..batch.rows.len()].fill((-1.0 / denominator) as f32);
     let mut gradients = Gradients::zeros(device, params).unwrap();
     let d_root = Tensor::from_f32(&derivative, &[batch.tokens.len()]);
-    let d_root = device.hold(Category::Activations, &d_root).unwrap();
-    tape.sweep_back(log_probs, d_root, &mut gradients);
+    let d_root = device.upload(Category::Activations, &d_root).unwrap();
+    tape.backward(log_probs, d_root, &mut gradients);
     let gradients = gradients.iter().map(Tensor::to_vec_f32).collect();
     Outcome { log_probs: of_rows, gradients }
 }

@@ -1,9 +1,9 @@
-//! Step memory: traced on the dry device, laid out beforehand, then handed out without searching.
+//! Step memory: traced on the dry device, laid out in advance, then allocated without searching.
 //!
 //! A training step allocates and releases the same sizes in the same order every time. That order
-//! is recorded once ([`Trace`]), every allocation gets a fixed place ([`Layout`]), and real steps
-//! take their memory from one [`Arena`]. Each event of a real step is compared with the trace, so
-//! two live blocks can never overlap.
+//! is recorded once ([`Trace`]), every allocation gets a fixed offset ([`Layout`]), and real steps
+//! allocate from one [`Arena`]. Each event of a real step is compared with the trace, so two live
+//! blocks can never overlap.
 
 use super::{Category, Device};
 use hone_kernels::memory::{self, ALIGNMENT};
@@ -11,7 +11,7 @@ use hone_kernels::{DType, DeviceError, Processor, Storage, View, ViewMut, cuda, 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-/// One allocation or release; allocations are numbered from 0 in their order.
+/// An allocation or release; allocations are numbered from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The next allocation.
@@ -21,20 +21,20 @@ pub enum Event {
         /// Use.
         category: Category,
     },
-    /// The release of allocation number `id`.
+    /// The release of an allocation.
     Free {
-        /// Which allocation.
+        /// Number of the allocation.
         id: usize,
     },
 }
 
-/// The step memory of a piece of work, in order.
+/// Allocations and releases of step memory, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trace {
     events: Vec<Event>,
 }
 
-/// A place for every allocation of a [`Trace`].
+/// An offset for every allocation of a [`Trace`].
 #[derive(Clone, Debug)]
 pub struct Layout {
     trace: Trace,
@@ -43,9 +43,9 @@ pub struct Layout {
     at_peak: BTreeMap<Category, usize>,
 }
 
-/// One allocation during its life, in event numbers.
+/// Lifetime of an allocation, in event numbers.
 #[derive(Clone, Copy)]
-struct Life {
+struct Lifetime {
     bytes: usize,
     category: Category,
     start: usize,
@@ -53,13 +53,13 @@ struct Life {
 }
 
 impl Trace {
-    fn lives(&self) -> Vec<Life> {
+    fn lives(&self) -> Vec<Lifetime> {
         let mut lives = Vec::new();
         for (at, event) in self.events.iter().enumerate() {
             match *event {
                 Event::Alloc { bytes, category } => {
                     let bytes = bytes.next_multiple_of(ALIGNMENT);
-                    lives.push(Life { bytes, category, start: at, end: usize::MAX });
+                    lives.push(Lifetime { bytes, category, start: at, end: usize::MAX });
                 }
                 Event::Free { id } => lives[id].end = at,
             }
@@ -69,15 +69,15 @@ impl Trace {
 }
 
 impl Layout {
-    /// Places the largest allocations first, each at the lowest address that is free during its
-    /// life (greedy by size; Pisarchyk & Lee, "Efficient Memory Management for Deep Neural Net
+    /// Places the largest allocations first, each at the lowest offset that is free during its
+    /// lifetime (greedy by size; Pisarchyk & Lee, "Efficient Memory Management for Deep Neural Net
     /// Inference", 2020).
     pub fn of(trace: Trace) -> Self {
         let lives = trace.lives();
         let mut order: Vec<usize> = (0..lives.len()).collect();
         order.sort_by_key(|&i| (std::cmp::Reverse(lives[i].bytes), lives[i].start));
         let mut offsets = vec![0; lives.len()];
-        // Kept in order of offset.
+        // Sorted by offset.
         let mut placed: Vec<usize> = Vec::with_capacity(lives.len());
         for i in order {
             offsets[i] = lowest_gap(&lives, &offsets, &placed, i);
@@ -94,7 +94,7 @@ impl Layout {
         self.bytes
     }
 
-    /// Live bytes by category at the moment when most is live.
+    /// Live bytes by category at the peak.
     pub fn at_peak(&self) -> &BTreeMap<Category, usize> {
         &self.at_peak
     }
@@ -105,7 +105,7 @@ impl Layout {
     }
 }
 
-fn lowest_gap(lives: &[Life], offsets: &[usize], placed: &[usize], i: usize) -> usize {
+fn lowest_gap(lives: &[Lifetime], offsets: &[usize], placed: &[usize], i: usize) -> usize {
     let life = lives[i];
     let mut candidate = 0;
     for &j in placed {
@@ -120,7 +120,7 @@ fn lowest_gap(lives: &[Life], offsets: &[usize], placed: &[usize], i: usize) -> 
     candidate
 }
 
-fn categories_at_peak(lives: &[Life]) -> BTreeMap<Category, usize> {
+fn categories_at_peak(lives: &[Lifetime]) -> BTreeMap<Category, usize> {
     let mut changes: Vec<(usize, isize, Category)> = Vec::new();
     for life in lives {
         changes.push((life.start, life.bytes as isize, life.category));
@@ -140,17 +140,16 @@ fn categories_at_peak(lives: &[Life]) -> BTreeMap<Category, usize> {
     at_peak
 }
 
-/// A range of some processor's memory.
+/// A range of a device's memory.
 #[derive(Clone, Debug)]
 pub(super) enum Region {
-    /// The CPU's.
+    /// Host memory.
     Host(Arc<memory::Region>),
-    /// A GPU's.
+    /// GPU memory.
     Cuda(Arc<cuda::Region>),
-    /// Of the dry device, which has none.
+    /// No memory: the dry device.
     Dry,
-    /// What was asked for of a device that has failed: its operations do nothing, and reading gives
-    /// zeros.
+    /// No memory: allocated after a failure. Operations do nothing, and reads give zeros.
     Missing,
 }
 
@@ -172,22 +171,22 @@ impl Region {
     }
 }
 
-/// The memory that real steps run in.
+/// The memory of real steps.
 pub struct Arena {
     region: Region,
     bytes: usize,
 }
 
 impl Arena {
-    /// An arena of `bytes` on a device. The CPU's pages are provided when first touched.
+    /// An arena of `bytes` on a device. Pages of host memory are allocated on first touch.
     ///
     /// # Errors
-    /// If there is not so much memory.
+    /// If memory runs out.
     pub fn new(device: &Device, bytes: usize) -> Result<Self, DeviceError> {
-        Ok(Self { region: device.lasting_region(bytes)?, bytes })
+        Ok(Self { region: device.persistent_region(bytes)?, bytes })
     }
 
-    /// Size.
+    /// Size in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -199,33 +198,33 @@ pub struct Block {
     region: Region,
     offset: usize,
     len: usize,
-    /// Who counts this block, and as what.
-    counted: Option<(Arc<Mutex<Memory>>, Counted)>,
+    /// The account that this block is released from when it is dropped.
+    account: Option<(Arc<Mutex<Memory>>, Account)>,
 }
 
-/// What a block is counted as while it lives.
+/// How a block is accounted for.
 #[derive(Debug)]
-enum Counted {
-    /// Allocation of this number.
+enum Account {
+    /// Step memory: the number of the allocation.
     Step(usize),
-    /// So many bytes that outlive steps.
+    /// Memory that outlives steps: category and bytes.
     Persistent(Category, usize),
 }
 
 impl Block {
-    /// Step memory of `device`, whose failure it is if there is not so much.
+    /// Step memory of `device`, which fails if memory runs out.
     pub(super) fn alloc(
         memory: &Arc<Mutex<Memory>>,
         category: Category,
         len: usize,
         device: &Device,
     ) -> Self {
-        let (id, place) = lock(memory).alloc(category, len);
-        let (region, offset) = place.unwrap_or_else(|| (device.region(len), 0));
-        let mut block =
-            Self { region, offset, len, counted: Some((Arc::clone(memory), Counted::Step(id))) };
+        let (id, planned) = lock(memory).alloc(category, len);
+        let (region, offset) = planned.unwrap_or_else(|| (device.region(len), 0));
+        let account = Some((Arc::clone(memory), Account::Step(id)));
+        let mut block = Self { region, offset, len, account };
         if cfg!(debug_assertions) {
-            // Reading what was never written shows up as NaN.
+            // Reads of uninitialised memory show up as NaN.
             block.fill(0xff);
         }
         block
@@ -233,25 +232,25 @@ impl Block {
 
     /// Memory that outlives steps.
     pub(super) fn persistent(device: &Device, len: usize) -> Result<Self, DeviceError> {
-        Ok(Self { region: device.lasting_region(len)?, offset: 0, len, counted: None })
+        Ok(Self { region: device.persistent_region(len)?, offset: 0, len, account: None })
     }
 
-    /// Counted in `category` until it is released.
+    /// Counts the block in `category` until it is released.
     pub(super) fn counted(mut self, memory: &Arc<Mutex<Memory>>, category: Category) -> Self {
         lock(memory).count_persistent(category, self.len);
-        self.counted = Some((Arc::clone(memory), Counted::Persistent(category, self.len)));
+        self.account = Some((Arc::clone(memory), Account::Persistent(category, self.len)));
         self
     }
 
-    /// A part of memory that others use at other times.
+    /// A part of a region that blocks share, one at a time.
     pub(super) fn shared(region: &Region, offset: usize, len: usize) -> Self {
-        Self { region: region.clone(), offset, len, counted: None }
+        Self { region: region.clone(), offset, len, account: None }
     }
 
-    /// Zeros in the CPU's memory.
+    /// Zeroed host memory.
     pub(crate) fn on_host(len: usize) -> Result<Self, DeviceError> {
         let region = Region::Host(Arc::new(memory::Region::new(len)?));
-        Ok(Self { region, offset: 0, len, counted: None })
+        Ok(Self { region, offset: 0, len, account: None })
     }
 
     fn fill(&mut self, byte: u8) {
@@ -262,7 +261,7 @@ impl Block {
         }
     }
 
-    /// Overwrites the bytes from `start` on.
+    /// Overwrites bytes beginning at `start`.
     pub(crate) fn write(&mut self, start: usize, bytes: &[u8]) {
         assert!(start <= self.len && bytes.len() <= self.len - start, "outside of a block");
         match &self.region {
@@ -272,7 +271,7 @@ impl Block {
         }
     }
 
-    /// A copy in the CPU's memory; zeros where the device failed.
+    /// A copy in host memory; zeros after a failure.
     ///
     /// # Errors
     /// If the system has no more memory.
@@ -286,12 +285,12 @@ impl Block {
         Ok(copy)
     }
 
-    /// Whether the CPU can reach it.
+    /// Whether this is host memory.
     pub(crate) fn is_on_host(&self) -> bool {
         matches!(self.region, Region::Host(_))
     }
 
-    /// The elements, of `dtype` in rows of `cols`: `(len, cols)`.
+    /// The `len` elements, in rows of `cols`.
     pub(crate) fn view(&self, storage: Storage, (len, cols): (usize, usize)) -> View<'_> {
         match &self.region {
             Region::Cuda(region) => View::Cuda(region.slice(self.offset, storage, (len, cols))),
@@ -301,7 +300,7 @@ impl Block {
         }
     }
 
-    /// The same, to write.
+    /// The `len` elements, in rows of `cols`, for writing.
     pub(crate) fn view_mut(&mut self, dtype: DType, (len, cols): (usize, usize)) -> ViewMut<'_> {
         if self.is_on_host() {
             return memory::view_mut(self.bytes_mut(), dtype);
@@ -316,9 +315,9 @@ impl Block {
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: blocks of a region do not overlap while they live (the layout gives each its own
-        // place, and `Memory` checks every event against it), and this one is not being written,
-        // since that takes `&mut self`.
+        // SAFETY: live blocks of a region do not overlap (the layout makes them disjoint, and
+        // `Memory` checks every event against it), and this one is not being written, since that
+        // takes `&mut self`.
         unsafe { self.host().bytes(self.offset, self.len) }
     }
 
@@ -339,21 +338,22 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        // While a panic unwinds, blocks go in an order of no plan: a second panic would abort.
-        let Some((memory, counted)) = &self.counted else { return };
+        let Some((memory, account)) = &self.account else { return };
         let mut memory = lock(memory);
-        match counted {
-            Counted::Persistent(category, bytes) => memory.release_persistent(*category, *bytes),
-            Counted::Step(id) if !std::thread::panicking() => memory.free(*id),
-            Counted::Step(_) => {}
+        match account {
+            Account::Persistent(category, bytes) => memory.release_persistent(*category, *bytes),
+            Account::Step(id) if !std::thread::panicking() => memory.free(*id),
+            // Unwinding drops blocks in another order than the plan's, which `free` would panic
+            // about, and a second panic would abort.
+            Account::Step(_) => {}
         }
     }
 }
 
-/// How step memory is handed out at present.
+/// How step memory is currently allocated.
 #[derive(Debug, Default)]
 enum Mode {
-    /// From the system, uncounted.
+    /// From the system, without accounting.
     #[default]
     Heap,
     Tracing(Trace),
@@ -367,9 +367,9 @@ enum Mode {
 #[derive(Debug, Default)]
 pub struct Memory {
     mode: Mode,
-    /// Allocations of the present trace or plan so far.
+    /// Allocations of the current trace or plan so far.
     allocated: usize,
-    /// Raised with each trace or plan: a block made before does not count in it.
+    /// Incremented with each trace or plan, which ignores blocks of earlier ones.
     generation: usize,
     persistent: BTreeMap<Category, u64>,
 }
@@ -381,7 +381,7 @@ impl Memory {
     fn alloc(&mut self, category: Category, bytes: usize) -> (usize, Option<(Region, usize)>) {
         let (id, event) = (self.allocated, Event::Alloc { bytes, category });
         self.allocated += 1;
-        let place = match &mut self.mode {
+        let planned = match &mut self.mode {
             Mode::Heap => None,
             Mode::Tracing(trace) => {
                 trace.events.push(event);
@@ -392,7 +392,7 @@ impl Memory {
                 Some((region.clone(), layout.offsets[id]))
             }
         };
-        (id | self.generation << GENERATION, place)
+        (id | self.generation << GENERATION, planned)
     }
 
     fn free(&mut self, id: usize) {
@@ -429,7 +429,7 @@ impl Memory {
 
     pub(super) fn start_plan(&mut self, arena: &mut Arena, layout: &Arc<Layout>) {
         assert!(layout.bytes <= arena.bytes, "the arena is smaller than the plan");
-        // A block left over from an earlier plan, or another device's, would be overwritten.
+        // A block left over from an earlier plan, or another device, would be overwritten.
         assert_eq!(arena.region.num_handles(), 1, "something still lives in the arena");
         let (region, layout) = (arena.region.clone(), Arc::clone(layout));
         let before = self.switch(Mode::Planned { region, layout, next_event: 0 });
@@ -443,7 +443,7 @@ impl Memory {
         assert_eq!(next_event, layout.trace.events.len(), "the step ended before its plan");
     }
 
-    /// Step memory comes from the system again, whatever a step that panicked left behind.
+    /// Returns to allocating from the system, after a step panicked.
     pub(super) fn abandon(&mut self) {
         self.switch(Mode::Heap);
     }

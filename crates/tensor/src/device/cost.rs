@@ -1,22 +1,22 @@
-//! What operations take, and how long they ran.
+//! Costs of operations, and how long they ran.
 
 use std::time::Instant;
 
-/// Kinds of work, which run at different speeds. What is left of an operation is bound by memory.
+/// Kinds of work, which run at different rates. Anything else in an operation is memory-bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Matrix products.
+    /// Matmuls.
     Product,
-    /// Matrix products in 8-bit integers, or in FP8.
+    /// Matmuls with 8-bit operands: int8 or FP8.
     Int8,
-    /// Matrix products whose contraction goes over tokens, as weight gradients do: both operands
-    /// have to be turned or packed.
+    /// Matmuls that contract over tokens, such as weight gradients: both operands have to be
+    /// transposed or packed.
     OverTokens,
-    /// Matrix products with an adapter's rank on one side.
-    Thin,
+    /// Matmuls in which one dimension is an adapter's rank.
+    LowRank,
     /// Attention.
     Attention,
-    /// Element by element, with exponentials.
+    /// Elementwise operations with exponentials.
     Elementwise,
 }
 
@@ -26,7 +26,7 @@ impl Work {
         Self::Product,
         Self::Int8,
         Self::OverTokens,
-        Self::Thin,
+        Self::LowRank,
         Self::Attention,
         Self::Elementwise,
     ];
@@ -34,82 +34,82 @@ impl Work {
 
 const NONE: [u64; Work::ALL.len()] = [0; Work::ALL.len()];
 
-/// Copies from the CPU's memory to a GPU, which go on beside operations.
+/// Copies from host memory to a GPU, which run concurrently with operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transfer {
-    /// None.
+    /// No copy.
     None,
-    /// One of so many bytes begins when the ones before have ended.
+    /// Starts a copy of this many bytes, after earlier copies.
     Start(u64),
-    /// What follows begins when all have ended.
+    /// Makes later operations wait for all copies.
     Await,
 }
 
-/// What an operation takes.
+/// Cost of an operation.
 #[derive(Clone, Copy, Debug)]
 pub struct Cost {
-    /// Operation, for profiles.
+    /// Name of the operation in profiles.
     pub name: &'static str,
     /// Floating-point operations by kind of work, in the order of [`Work::ALL`].
     flops: [u64; Work::ALL.len()],
-    /// Those that blocks of the operation compute beyond what is asked for.
+    /// Additional operations that are computed but not needed, at the edges of blocks.
     padding: [u64; Work::ALL.len()],
     /// Bytes read and written, each operand once.
     pub bytes: u64,
-    /// Bytes that a GPU takes inside the operation, beside what is allocated for it.
+    /// Scratch bytes on a GPU, in addition to allocated tensors.
     pub scratch_bytes: u64,
-    /// What it is of copies to a GPU.
+    /// Copy to a GPU that the operation starts or waits for.
     pub transfer: Transfer,
 }
 
 impl Cost {
-    /// An operation that reads and writes so many bytes, and as yet does nothing else.
-    pub fn memory(name: &'static str, bytes: usize) -> Self {
+    /// Cost of an operation that reads and writes `bytes` and computes nothing.
+    pub fn memory_bound(name: &'static str, bytes: usize) -> Self {
         let (bytes, transfer) = (bytes as u64, Transfer::None);
         Self { name, flops: NONE, padding: NONE, bytes, scratch_bytes: 0, transfer }
     }
 
-    /// The beginning of a copy to a GPU, or the end of it.
+    /// Cost of a copy to a GPU.
     pub fn transfer(name: &'static str, transfer: Transfer) -> Self {
-        Self { transfer, ..Self::memory(name, 0) }
+        Self { transfer, ..Self::memory_bound(name, 0) }
     }
 
-    /// The same with so many bytes inside the operation.
+    /// Adds scratch bytes.
     pub fn with_scratch(mut self, bytes: usize) -> Self {
         self.scratch_bytes += bytes as u64;
         self
     }
 
-    /// The same with so many more floating-point operations, a multiply-add counted as two.
+    /// Adds floating-point operations; a multiply-add counts as two.
     pub fn with(mut self, work: Work, flops: usize) -> Self {
         self.flops[work as usize] += flops as u64;
         self
     }
 
-    /// The same with so many that take time but are not asked for.
+    /// Adds floating-point operations that are computed but not needed.
     pub fn with_padding(mut self, work: Work, flops: usize) -> Self {
         self.padding[work as usize] += flops as u64;
         self
     }
 
-    /// Floating-point operations of one kind that are carried out, padding included.
-    pub fn done_of(&self, work: Work) -> u64 {
+    /// Floating-point operations of one kind that are executed, including padding.
+    pub fn executed_flops(&self, work: Work) -> u64 {
         self.flops[work as usize] + self.padding[work as usize]
     }
 
-    /// Floating-point operations of all kinds that are asked for.
+    /// Floating-point operations of all kinds, without padding.
     pub fn flops(&self) -> u64 {
         self.flops.iter().sum()
     }
 }
 
-/// An operation as it ran.
+/// A recorded operation.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
-    /// What ran.
+    /// Its cost.
     pub cost: Cost,
     /// When it began.
     pub start: Instant,
-    /// Seconds until the next one began.
+    /// Seconds until the next operation began.
     pub seconds: f64,
 }

@@ -1,4 +1,4 @@
-//! Where operations run, and what they take.
+//! Devices that operations run on, their memory, and costs.
 
 pub mod arena;
 mod cost;
@@ -15,7 +15,7 @@ use hone_kernels::{Cpu, DeviceError, Failures, Processor, Storage, lock};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
 
-/// What memory is used for; the planner reports by category.
+/// Use of memory; the planner reports by category.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Category {
     /// Frozen weights.
@@ -26,19 +26,19 @@ pub enum Category {
     Gradients,
     /// Moments of the optimizer.
     Optimizer,
-    /// What the forward pass keeps for the backward pass, and what flows between operations.
+    /// Outputs of operations, and values saved for the backward pass.
     Activations,
     /// Logits of a tile and their gradients.
     Head,
-    /// Memory inside one operation.
+    /// Workspace of one operation.
     Workspace,
     /// Keys and values of generated sequences.
     Cache,
-    /// Frozen weights that a GPU's run keeps in the CPU's memory.
+    /// Frozen weights that are offloaded from a GPU to host memory.
     Offloaded,
 }
 
-/// A device. Clones are handles on the same one.
+/// A device. Clones share the same one.
 #[derive(Clone)]
 pub struct Device(Arc<Inner>);
 
@@ -49,7 +49,7 @@ struct Inner {
     memory: Arc<Mutex<Memory>>,
     failures: Arc<Failures>,
     costs: Mutex<Vec<Cost>>,
-    /// Beginnings of operations, while they are recorded.
+    /// Start times of operations, while they are recorded.
     recording: Mutex<Option<Vec<(Cost, Instant)>>>,
 }
 
@@ -69,19 +69,19 @@ impl Device {
         Self::on(Target::Cuda, Some(Processor::Cuda(gpu)))
     }
 
-    /// The CPU, for what is done once on the way to another device.
+    /// The CPU, for one-time work such as converting weights for another device.
     pub fn host() -> &'static Self {
         static HOST: OnceLock<Device> = OnceLock::new();
         let threads = || std::thread::available_parallelism().map_or(1, |n| n.get());
         HOST.get_or_init(|| Self::cpu(threads()))
     }
 
-    /// A device that runs nothing and counts memory and work, as the CPU takes them.
+    /// A device that runs nothing and only counts the CPU's memory and work.
     pub fn dry() -> Self {
         Self::dry_as(Target::Cpu)
     }
 
-    /// A device that runs nothing and counts memory and work, as `target` takes them.
+    /// A device that runs nothing and only counts the memory and work of `target`.
     pub fn dry_as(target: Target) -> Self {
         Self::on(target, None)
     }
@@ -100,18 +100,18 @@ impl Device {
         self.0.processor.is_none()
     }
 
-    /// What operations run on, or would run on.
+    /// Kind of processor that operations run on, or would run on.
     pub fn target(&self) -> Target {
         self.0.target
     }
 
-    /// What operations run on; `None` on the dry device.
+    /// Processor that operations run on; `None` on the dry device.
     pub fn processor(&self) -> Option<&Processor> {
         self.0.processor.as_ref()
     }
 
-    /// Memory for a tensor of the present step. Its contents are undefined. If there is not so
-    /// much, the pass fails.
+    /// Allocates a tensor of the current step. Its contents are undefined. If memory runs out, the
+    /// pass fails.
     pub fn alloc(
         &self,
         category: Category,
@@ -124,10 +124,10 @@ impl Device {
         Tensor::from_block(block, storage, shape)
     }
 
-    /// Memory for a tensor that outlives steps, zeroed.
+    /// Allocates a tensor that outlives steps, zeroed.
     ///
     /// # Errors
-    /// If there is not so much, or the device failed before and [`Device::settle`] was not called.
+    /// If memory runs out, or after an earlier failure that [`Device::settle`] has not reported.
     pub fn persistent(
         &self,
         category: Category,
@@ -141,14 +141,14 @@ impl Device {
     }
 
     /// Memory that outlives steps.
-    fn lasting_region(&self, bytes: usize) -> Result<Region, DeviceError> {
+    fn persistent_region(&self, bytes: usize) -> Result<Region, DeviceError> {
         Region::new(self.processor(), bytes).map_err(|error| self.refused(error))
     }
 
-    /// What is told to whoever asked for memory that is not there. It is the end of a pass of its
-    /// own: after it, what a GPU keeps for speed is given back.
+    /// The error to report for a failed allocation. Unless a pass is failing already, settles the
+    /// device, which makes a GPU release its caches.
     fn refused(&self, error: DeviceError) -> DeviceError {
-        // A pass around this one goes on, if it has not failed.
+        // An enclosing pass continues, if it has not failed.
         self.synchronize();
         if self.is_failing() {
             return error;
@@ -157,7 +157,7 @@ impl Device {
         self.settle().err().unwrap_or(error)
     }
 
-    /// Memory of the present step outside of a plan.
+    /// Memory of the current step outside of a plan.
     fn region(&self, bytes: usize) -> Region {
         if self.is_failing() {
             return Region::Missing;
@@ -168,8 +168,8 @@ impl Device {
         })
     }
 
-    /// Begins an operation, whose memory has been asked for: the processor to run it on, or nothing
-    /// on the dry device, which notes the cost, and on one that has failed.
+    /// Begins an operation, after its memory is allocated. Returns the processor to run it on, or
+    /// `None` on the dry device, which records the cost, and after a failure.
     pub fn begin(&self, cost: Cost) -> Option<&Processor> {
         let Some(processor) = self.processor() else {
             lock(&self.0.costs).push(cost);
@@ -183,26 +183,26 @@ impl Device {
         Some(processor)
     }
 
-    /// Notes a failure: until [`Device::settle`] operations do nothing, and what they would have
-    /// written is undefined.
+    /// Notes a failure: until [`Device::settle`], operations do nothing, and their outputs are
+    /// undefined.
     pub fn fail(&self, error: DeviceError) {
         self.0.failures.note(error);
     }
 
-    /// Whether something failed that nobody was told of yet.
+    /// Whether there is a failure that has not been reported yet.
     pub fn is_failing(&self) -> bool {
         self.0.failures.is_failing()
     }
 
-    /// Grows with each failure: what was copied to the device is there if it is as it was before.
+    /// Number of failures so far. A copy on the device is valid only while this is unchanged.
     pub(crate) fn num_failures(&self) -> u64 {
         self.0.failures.count()
     }
 
-    /// Ends a pass, where the host takes results that depend on all of it.
+    /// Ends a pass, before the host uses its results.
     ///
     /// # Errors
-    /// The first failure since this was called last. After too little memory the device can be used
+    /// The first failure since the last call. After running out of memory the device can be used
     /// again; one that is lost fails each time.
     pub fn settle(&self) -> Result<(), DeviceError> {
         match self.processor() {
@@ -211,22 +211,21 @@ impl Device {
         }
     }
 
-    /// Takes so much memory for use inside operations, and for lists that a pass reads, once and
-    /// for all, where it is a GPU's.
+    /// Reserves scratch memory of operations and memory for the uploads of a pass, on a GPU.
     pub fn reserve(&self, scratch_bytes: u64, upload_bytes: u64) {
         if let Some(Processor::Cuda(gpu)) = self.processor() {
             gpu.reserve(scratch_bytes as usize, upload_bytes as usize);
         }
     }
 
-    /// Launches no pass as a whole from now on, where this is a GPU.
+    /// Launches no more CUDA graphs.
     pub fn disable_graphs(&self) {
         if let Some(Processor::Cuda(gpu)) = self.processor() {
             gpu.disable_graphs();
         }
     }
 
-    /// Why a GPU refused to launch passes as a whole, if it did since this was asked last.
+    /// Why a GPU could not capture a graph, if that happened since the last call.
     pub fn take_graph_error(&self) -> Option<String> {
         match self.processor() {
             Some(Processor::Cuda(gpu)) => gpu.take_graph_error(),
@@ -234,40 +233,40 @@ impl Device {
         }
     }
 
-    /// Gives memory that is kept for reuse back, where it is a GPU's.
+    /// Returns a GPU's pooled memory to the driver.
     pub fn release_free_memory(&self) {
         if let Some(Processor::Cuda(gpu)) = self.processor() {
             gpu.release_free_memory();
         }
     }
 
-    /// Waits for everything that was asked for.
+    /// Waits for all operations so far.
     pub fn synchronize(&self) {
         if let Some(Processor::Cuda(gpu)) = self.processor() {
             gpu.synchronize();
         }
     }
 
-    /// Notes the beginning of something that is no operation, where operations are recorded.
+    /// Records the beginning of something other than an operation, if operations are recorded.
     pub fn mark(&self, name: &'static str) {
-        self.note_beginning(Cost::memory(name, 0));
+        self.note_beginning(Cost::memory_bound(name, 0));
     }
 
     fn note_beginning(&self, cost: Cost) {
         let mut recording = lock(&self.0.recording);
         if let Some(spans) = recording.as_mut() {
-            // What was asked for before must be done for its time to be known.
+            // Earlier operations must finish for their times to be known.
             self.synchronize();
             spans.push((cost, Instant::now()));
         }
     }
 
-    /// Records when operations begin, from now on.
+    /// Starts to record when operations begin.
     pub fn start_recording(&self) {
         *lock(&self.0.recording) = Some(Vec::new());
     }
 
-    /// Ends the recording. An operation lasts until the next one begins; the last is left out.
+    /// Ends the recording. An operation lasts until the next one begins; the last is omitted.
     pub fn take_recording(&self) -> Vec<Span> {
         let recording = lock(&self.0.recording).take();
         let begun = recording.unwrap_or_default();
@@ -278,18 +277,19 @@ impl Device {
         begun.windows(2).map(span).collect()
     }
 
-    /// The costs noted since the last call (dry device only).
+    /// The costs recorded since the last call (dry device only).
     pub fn take_costs(&self) -> Vec<Cost> {
         std::mem::take(&mut lock(&self.0.costs))
     }
 
-    /// Bytes of tensors that outlive steps: made in `category` and not yet released, or held.
+    /// Bytes of tensors in `category` that outlive steps: allocated and not yet released, or
+    /// uploaded.
     pub fn persistent_bytes(&self, category: Category) -> u64 {
         self.memory().persistent(category)
     }
 
-    /// Records every allocation and release of step memory while `body` runs. Whether the device
-    /// failed, [`Device::settle`] says.
+    /// Records every allocation and release of step memory while `body` runs. [`Device::settle`]
+    /// reports failures.
     pub fn trace<R>(&self, body: impl FnOnce() -> R) -> (R, Trace) {
         self.memory().start_trace();
         let _guard = Abandon(self);
@@ -297,15 +297,15 @@ impl Device {
         (result, self.memory().end_trace())
     }
 
-    /// Runs `body` with its step memory inside `arena` as `layout` says: a pass, which a GPU may
-    /// launch as a whole unless operations are recorded.
+    /// Runs `body` as a pass, with its step memory in `arena` according to `layout`. A GPU may
+    /// launch it as a graph, unless operations are recorded.
     ///
     /// # Errors
-    /// If the device failed, before it or meanwhile; what `body` computed is undefined then.
+    /// If the device failed, before or during the pass; the results of `body` are then undefined.
     ///
     /// # Panics
     /// If the allocations of `body` differ from those the layout was made from, or if a tensor of
-    /// an earlier plan is still in the arena. The device can be used all the same.
+    /// an earlier plan is still in the arena. The device remains usable.
     pub fn planned<R>(
         &self,
         arena: &mut Arena,
@@ -324,7 +324,7 @@ impl Device {
         self.settle().map(|()| result)
     }
 
-    /// The CPU, on a device that has one.
+    /// The CPU, if this device is one.
     pub fn as_cpu(&self) -> Option<&Cpu> {
         match self.processor() {
             Some(Processor::Cpu(cpu)) => Some(cpu),
@@ -332,12 +332,13 @@ impl Device {
         }
     }
 
-    /// A copy of a tensor of the CPU's in memory that outlives steps; on the CPU the tensor itself.
+    /// A copy of a host tensor in this device's memory that outlives steps; on the CPU the tensor
+    /// itself.
     ///
     /// # Errors
     /// As [`Device::persistent`].
-    pub fn hold(&self, category: Category, tensor: &Tensor) -> Result<Tensor, DeviceError> {
-        let held = match (self.target(), self.processor()) {
+    pub fn upload(&self, category: Category, tensor: &Tensor) -> Result<Tensor, DeviceError> {
+        let copy = match (self.target(), self.processor()) {
             (Target::Cpu, _) => tensor.clone(),
             (Target::Cuda, processor) => {
                 let mut block = Block::persistent(self, tensor.num_bytes())?;
@@ -349,12 +350,12 @@ impl Device {
             }
         };
         self.memory().count_persistent(category, tensor.num_bytes());
-        Ok(held)
+        Ok(copy)
     }
 
-    /// The same kind of memory, where frozen weights wait that are to be copied to this device:
-    /// the CPU's, or nothing.
-    pub fn waiting_room(&self) -> Self {
+    /// Device whose memory stages frozen weights that will be copied to this one: the CPU, or a dry
+    /// device if this is one.
+    pub fn staging(&self) -> Self {
         if self.is_dry() { Self::dry_as(self.target()) } else { Self::host().clone() }
     }
 
@@ -363,7 +364,7 @@ impl Device {
     }
 }
 
-/// Of a step under way: after a panic the device is as before it.
+/// Guard of a running step: on panic, resets the device's memory to its state before the step.
 struct Abandon<'a>(&'a Device);
 
 impl Drop for Abandon<'_> {

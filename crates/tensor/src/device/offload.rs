@@ -1,9 +1,9 @@
-//! Frozen weights that stay in the CPU's memory and visit a GPU when their turn comes.
+//! Offloading: frozen weights that stay in host memory and are copied to a GPU when needed.
 //!
-//! Blocks of a model take turns in a few places of the GPU's memory: while one computes, the next
-//! arrives. A block's tensors lie where it will be, so operations read them like any other; only
-//! who enters a block must say so first ([`Offloaded::fetch`]). Which blocks follow each other is
-//! seen from the last two: upwards in a forward pass, downwards in a backward pass.
+//! Blocks of a model share a few slots of GPU memory: while one block computes, the next one is
+//! copied. A block's tensors point to its slot, so operations read them like any other; the block
+//! only has to be fetched first ([`Offloaded::fetch`]). The direction is inferred from the last two
+//! blocks: upwards in a forward pass, downwards in a backward pass.
 
 use super::arena::{Block, Region};
 use super::{Category, Cost, Device, Transfer};
@@ -12,7 +12,7 @@ use hone_kernels::cuda::{Gpu, HostBlock};
 use hone_kernels::{DeviceError, Processor, lock, memory::ALIGNMENT};
 use std::sync::{Arc, Mutex};
 
-/// Places on the GPU.
+/// Number of slots on the GPU.
 pub const OFFLOAD_SLOTS: usize = 2;
 
 /// One block's weights.
@@ -29,44 +29,46 @@ struct Blocks {
     order: Mutex<Order>,
 }
 
-/// A block in the CPU's memory; `None` on the dry device.
+/// A block in host memory.
 struct Stored {
+    /// `None` on the dry device.
     memory: Option<HostBlock>,
     bytes: usize,
 }
 
-/// Who is where, and who came last.
+/// Which blocks are in the slots, and which was fetched last.
 #[derive(Default)]
 struct Order {
-    held: [Option<usize>; OFFLOAD_SLOTS],
+    slots: [Option<usize>; OFFLOAD_SLOTS],
     last: Option<usize>,
-    /// Failures of the device before: one of them may have been a copy's.
+    /// The device's number of failures at the time: after another one, copies may have failed.
     num_failures: u64,
 }
 
-/// Takes the tensors of `blocks`, which are in the CPU's memory, into page-locked memory, and puts
-/// tensors of the GPU in their place: those of a block hold its weights after
-/// [`Offloaded::fetch`], until another block is fetched.
+/// Moves the tensors of `blocks` from host memory to page-locked memory, and replaces them by
+/// tensors on the GPU. These hold the block's weights after [`Offloaded::fetch`], until other
+/// blocks are fetched.
 ///
 /// # Errors
-/// If there is not so much page-locked memory, or no place on the GPU for a block.
+/// If page-locked memory runs out, or the GPU has no memory for the slots.
 ///
 /// # Panics
-/// On a device that is no GPU's.
+/// If the device is not a GPU.
 pub fn offload(
     device: &Device,
     mut blocks: Vec<Vec<&mut Tensor>>,
 ) -> Result<Vec<Offloaded>, DeviceError> {
-    assert_eq!(device.target(), super::Target::Cuda, "the CPU's memory is where weights are");
-    let bytes_of = |block: &Vec<&mut Tensor>| -> usize { block.iter().map(|t| room_of(t)).sum() };
+    assert_eq!(device.target(), super::Target::Cuda, "only a GPU's weights can be offloaded");
+    let bytes_of =
+        |block: &Vec<&mut Tensor>| -> usize { block.iter().map(|t| aligned_len(t)).sum() };
     let slot_bytes = blocks.iter().map(bytes_of).max().unwrap_or(0);
     let num_slots = OFFLOAD_SLOTS.min(blocks.len());
-    let slot = |_| device.lasting_region(slot_bytes);
+    let slot = |_| device.persistent_region(slot_bytes);
     let slots = (0..num_slots).map(slot).collect::<Result<Vec<_>, _>>()?;
     let total: usize = blocks.iter().map(bytes_of).sum();
     device.memory().count_persistent(Category::Weights, num_slots * slot_bytes);
     device.memory().count_persistent(Category::Offloaded, total);
-    // All of it is what the user has to know.
+    // Reports the total, which is what the user has to provide.
     let refused = |error: DeviceError| match error.is_out_of_memory() {
         true => device.refused(DeviceError::out_of_page_locked_memory(total)),
         false => error,
@@ -79,14 +81,14 @@ pub fn offload(
         };
         let mut offset = 0;
         for tensor in block {
-            let (room, len) = (room_of(tensor), tensor.num_bytes());
+            let (aligned_len, len) = (aligned_len(tensor), tensor.num_bytes());
             if let Some(memory) = &mut memory {
                 memory.write(offset, tensor.to_host()?.bytes());
                 tensor.release_file();
             }
-            let place = Block::shared(&slots[i % num_slots], offset, len);
-            **tensor = Tensor::from_block(place, tensor.storage(), tensor.shape());
-            offset += room;
+            let block = Block::shared(&slots[i % num_slots], offset, len);
+            **tensor = Tensor::from_block(block, tensor.storage(), tensor.shape());
+            offset += aligned_len;
         }
         Ok(Stored { memory, bytes })
     };
@@ -98,8 +100,8 @@ pub fn offload(
     Ok((0..num_blocks).map(|index| Offloaded { all: Arc::clone(&all), index }).collect())
 }
 
-/// Bytes of a tensor in its block, the next one aligned.
-fn room_of(tensor: &Tensor) -> usize {
+/// Bytes of a tensor in its block, including alignment.
+fn aligned_len(tensor: &Tensor) -> usize {
     tensor.num_bytes().next_multiple_of(ALIGNMENT)
 }
 
@@ -111,13 +113,13 @@ fn gpu(device: &Device) -> Option<&Gpu> {
 }
 
 impl Offloaded {
-    /// Sees to it that operations from now on find the block's weights in place, and begins to copy
-    /// those of the block that is likely to be next.
+    /// Makes the block's weights available to later operations, and starts copying those of the
+    /// block that is probably next.
     pub fn fetch(&self) {
         let (all, index) = (&*self.all, self.index);
         let (mut order, num_failures) = (lock(&all.order), all.device.num_failures());
         if all.device.is_failing() {
-            // Copies are dropped until the failure is reported: nothing is where it was.
+            // Copies are dropped until the failure is reported, so no slot is valid.
             *order = Order::default();
             return;
         }
@@ -131,7 +133,7 @@ impl Offloaded {
         let next = if upwards { Some(index + 1) } else { index.checked_sub(1) };
         all.start(&mut order, index);
         all.wait();
-        // Only one block can be next to the present one.
+        // With one slot there is no room for the next block.
         if let Some(next) = next.filter(|&next| next < all.blocks.len() && all.slots.len() > 1) {
             all.start(&mut order, next);
         }
@@ -140,16 +142,16 @@ impl Offloaded {
 }
 
 impl Blocks {
-    /// Begins to copy a block to its place, unless it is there.
+    /// Starts copying a block to its slot, unless it is there.
     fn start(&self, order: &mut Order, index: usize) {
         let slot = index % self.slots.len();
-        if order.held[slot].replace(index) == Some(index) {
+        if order.slots[slot].replace(index) == Some(index) {
             return;
         }
         let Stored { memory, bytes } = &self.blocks[index];
         self.device.begin(Cost::transfer("prefetch", Transfer::Start(*bytes as u64)));
-        if let (Some(memory), Region::Cuda(place)) = (memory, &self.slots[slot]) {
-            memory.prefetch(place);
+        if let (Some(memory), Region::Cuda(slot)) = (memory, &self.slots[slot]) {
+            memory.prefetch(slot);
         }
     }
 
@@ -163,7 +165,7 @@ impl Blocks {
 
 impl Drop for Blocks {
     fn drop(&mut self) {
-        // The places may be given to others only when nothing is on its way there.
+        // The slots may only be freed when no copy to them is running.
         if let Some(gpu) = gpu(&self.device) {
             gpu.await_prefetches();
         }

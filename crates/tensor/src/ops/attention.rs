@@ -4,7 +4,7 @@ use super::rows_cols;
 use crate::{Category, Cost, DType, Device, DeviceError, Heads, Sequence, Tape, Tensor, Var, Work};
 use hone_kernels::attention::{self as kernel, Inputs, PAGE_ROWS, Rows};
 
-/// `qkv [t, qkv_width]` → `[t, out_width]`. Sequences follow one another; rows after the last give
+/// `qkv [t, qkv_width]` → `[t, out_width]`. Sequences are contiguous; rows after the last give
 /// zeros.
 pub fn attention<'a>(
     tape: &mut Tape<'a>,
@@ -46,17 +46,17 @@ pub fn attention<'a>(
 }
 
 /// Keys and values of one layer in pages of [`PAGE_ROWS`] rows, `num_kv_heads * head_dim` wide.
-/// Which pages are whose is the caller's to say.
+/// The caller assigns pages to sequences.
 pub struct KvPages {
     k: Tensor,
     v: Tensor,
 }
 
 impl KvPages {
-    /// So many pages.
+    /// `num_pages` pages.
     ///
     /// # Errors
-    /// If there is no memory for them.
+    /// If memory runs out.
     pub fn new(
         device: &Device,
         dtype: DType,
@@ -68,28 +68,28 @@ impl KvPages {
         Ok(Self { k: zeros()?, v: zeros()? })
     }
 
-    /// Bytes of so many pages.
+    /// Bytes of `num_pages` pages.
     pub fn bytes(dtype: DType, heads: &Heads, num_pages: usize) -> usize {
         2 * dtype.num_bytes(&[num_pages * PAGE_ROWS, heads.num_kv_heads * heads.head_dim])
     }
 
     /// Number of pages.
     pub fn num_pages(&self) -> usize {
-        // Growing may have failed between the two.
+        // Growing may have failed after the first.
         self.k.shape()[0].min(self.v.shape()[0]) / PAGE_ROWS
     }
 
-    /// More pages behind those that there are, whose contents stay. Old and new memory are there
-    /// together for a moment.
+    /// Appends pages, keeping the contents of the existing ones. Old and new memory exist at the
+    /// same time.
     ///
     /// # Errors
-    /// If there is no memory for them: what there is stays.
+    /// If memory runs out; the existing pages are kept.
     pub fn grow(&mut self, device: &Device, num_pages: usize) -> Result<(), DeviceError> {
         for tensor in [&mut self.k, &mut self.v] {
             let (rows, width) = rows_cols(tensor.shape());
             let shape = [num_pages * PAGE_ROWS, width];
             let mut larger = device.persistent(Category::Cache, tensor.dtype(), &shape)?;
-            if let Some(on) = device.begin(Cost::memory("grow", 2 * tensor.num_bytes())) {
+            if let Some(on) = device.begin(Cost::memory_bound("grow", 2 * tensor.num_bytes())) {
                 let kept = larger.view_mut().part(0, rows * width);
                 on.convert(tensor.view(), kept);
             }
@@ -100,20 +100,20 @@ impl KvPages {
     }
 }
 
-/// Where rows of a pass belong among pages of keys and values.
+/// Maps the rows of a pass to pages of keys and values.
 #[derive(Clone, Debug, Default)]
 pub struct PagedRows {
-    /// The pages of all sequences, one sequence after another.
+    /// Page table: the pages of each sequence in turn.
     pub pages: Vec<u32>,
-    /// Queries and keys of each sequence; `k_start` is [`PAGE_ROWS`] times the sequence's first
-    /// entry in `pages`, and the queries' own keys are the last ones.
+    /// Queries and keys of each sequence; `k_start` is [`PAGE_ROWS`] times the index of the
+    /// sequence's first entry in `pages`, and the queries' own keys are the last ones.
     pub sequences: Vec<Sequence>,
-    /// Row of the pages to which the key and value of each query go.
+    /// Row of the pages that each query's key and value are written to.
     pub slots: Vec<u32>,
 }
 
 impl PagedRows {
-    /// Adds the `new` rows that follow the `old` ones which the first of `pages` hold.
+    /// Appends a sequence of `new` rows after the `old` rows that `pages` already contain.
     ///
     /// # Panics
     /// If the pages have no room for them.
@@ -129,8 +129,8 @@ impl PagedRows {
     }
 }
 
-/// Puts the keys and values of `qkv [t, qkv_width]` into their pages and lets the queries attend to
-/// all keys of their sequences. Rows beyond those of `rows` give zeros. Inference only.
+/// Writes the keys and values of `qkv [t, qkv_width]` to their pages, and attends to all keys of
+/// each sequence. Rows beyond those of `rows` give zeros. Inference only.
 ///
 /// # Panics
 /// If there are more rows than `t`, a page does not exist, or the tape records.
@@ -165,9 +165,9 @@ pub fn attend_paged(
     tape.push(out, false, |_, _| {})
 }
 
-/// Keys that a query does not see but whose tiles it shares, with packing and what else is done
-/// once for a row counted in: measured in training steps on sequences of 256 to 8,192.
-const UNSEEN: usize = 48;
+/// Overhead per query, in keys: masked keys in its tiles, packing, and other work per row; measured
+/// in training steps on sequences of 256 to 8,192.
+const OVERHEAD_KEYS: usize = 48;
 
 fn cost(
     name: &'static str,
@@ -179,7 +179,7 @@ fn cost(
     let pairs: usize = sequences.iter().map(|s| s.num_pairs(heads.window)).sum();
     let rows: usize = sequences.iter().map(|s| s.q_len).sum();
     let flops = |pairs: usize| 2 * products * pairs * heads.out_width();
-    Cost::memory(name, bytes)
+    Cost::memory_bound(name, bytes)
         .with(Work::Attention, flops(pairs))
-        .with_padding(Work::Attention, flops(rows * UNSEEN))
+        .with_padding(Work::Attention, flops(rows * OVERHEAD_KEYS))
 }

@@ -16,12 +16,13 @@ pub fn embedding<'a>(tape: &mut Tape<'a>, table: &'a Weight, ids: &'a [u32], sca
     };
     let h = table.shape()[1];
     let mut y = tape.activation(DType::F32, &[ids.len(), h]);
-    if let Some(on) = tape.device().begin(Cost::memory("embedding", 2 * y.num_bytes())) {
+    if let Some(on) = tape.device().begin(Cost::memory_bound("embedding", 2 * y.num_bytes())) {
         on.embedding(tape.params().resolve(table).view(), ids, scale, y.view_mut());
     }
     tape.push(y, table.param().is_some(), move |sweep, d_y| {
         let Some(param) = table.param() else { return };
-        if let Some(on) = sweep.device.begin(Cost::memory("d_embedding", 3 * d_y.num_bytes())) {
+        if let Some(on) = sweep.device.begin(Cost::memory_bound("d_embedding", 3 * d_y.num_bytes()))
+        {
             let d_table = sweep.gradients.get_mut(param).view_mut();
             on.embedding_backward(ids, scale, d_y.view(), d_table);
         }

@@ -4,7 +4,7 @@ use super::rows_cols;
 use crate::{Cost, Tape, Var, Work};
 use hone_kernels::glu::Activation;
 
-/// Floating-point operations for an element, most of them the exponential's.
+/// Floating-point operations per element, most of them for the exponential.
 const FORWARD_FLOPS: usize = 24;
 const BACKWARD_FLOPS: usize = 34;
 
@@ -14,7 +14,7 @@ pub fn glu(tape: &mut Tape<'_>, gate_up: Var, activation: Activation) -> Var {
     let i = width / 2;
     let mut y = tape.activation(gate_up.value().dtype(), &[t, i]);
     let bytes = gate_up.value().num_bytes() + y.num_bytes();
-    let cost = Cost::memory("glu", bytes).with(Work::Elementwise, FORWARD_FLOPS * t * i);
+    let cost = Cost::memory_bound("glu", bytes).with(Work::Elementwise, FORWARD_FLOPS * t * i);
     if let Some(on) = tape.device().begin(cost) {
         on.glu(activation, gate_up.value().view(), i, y.view_mut());
     }
@@ -22,7 +22,8 @@ pub fn glu(tape: &mut Tape<'_>, gate_up: Var, activation: Activation) -> Var {
     tape.push(y, requires_grad, move |sweep, d_y| {
         let mut d = sweep.activation(d_y.dtype(), &[t, width]);
         let bytes = 2 * d.num_bytes() + d_y.num_bytes();
-        let cost = Cost::memory("d_glu", bytes).with(Work::Elementwise, BACKWARD_FLOPS * t * i);
+        let cost =
+            Cost::memory_bound("d_glu", bytes).with(Work::Elementwise, BACKWARD_FLOPS * t * i);
         if let Some(on) = sweep.device.begin(cost) {
             let gate_up = gate_up.value().view();
             on.glu_backward(activation, gate_up, i, d_y.view(), d.view_mut());

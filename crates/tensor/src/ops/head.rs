@@ -8,10 +8,10 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 /// `x [t, h]`, `weight [v, h]` → log-probabilities `[t]` f32: entry `i` is
-/// `log softmax(x[rows[i]] Wᵀ)[targets[i]]` for `i < rows.len()`, and zero after that. No row is
-/// there twice, and on the CPU they ascend.
+/// `log softmax(x[rows[i]] Wᵀ)[targets[i]]` for `i < rows.len()`, and zero after that. Rows must be
+/// distinct, and sorted on the CPU.
 ///
-/// Memory is that for `t` rows however many have a target, so that one plan serves every batch.
+/// Memory is allocated for `t` rows however many have a target, so that one plan fits every batch.
 pub fn log_probs<'a>(
     tape: &mut Tape<'a>,
     x: Var,
@@ -22,7 +22,7 @@ pub fn log_probs<'a>(
     let (t, h) = rows_cols(x.value().shape());
     assert!(rows.len() == targets.len() && rows.len() <= t);
     assert!(rows.is_sorted() || !kernel::needs_sorted_rows(tape.device().target()));
-    debug_assert!(rows.iter().collect::<HashSet<_>>().len() == rows.len(), "a row is there twice");
+    debug_assert!(rows.iter().collect::<HashSet<_>>().len() == rows.len(), "duplicate rows");
     let requires_grad = x.requires_grad() || weight.param().is_some();
     let records = tape.is_recording() && requires_grad;
     let weight_value = tape.params().resolve(weight);
@@ -30,8 +30,8 @@ pub fn log_probs<'a>(
     let head = Head { x: x.value(), weight: weight_value, rows, targets, int8 };
     let mut log_probs = tape.activation(DType::F32, &[t]);
     let mut lse = tape.activation(DType::F32, &[t]);
-    // The input's gradient but for a factor per row: found in the forward pass at the price of one
-    // product, where finding it in the backward pass would take two.
+    // The input's gradient up to a factor per row: it costs one product in the forward pass, but
+    // would cost two in the backward pass.
     let mut direction =
         (records && x.requires_grad()).then(|| tape.activation(x.value().dtype(), &[t, h]));
     head.forward(tape.device(), &mut log_probs, &mut lse, direction.as_mut());
@@ -50,7 +50,7 @@ pub fn log_probs<'a>(
         if let Some(direction) = direction {
             let mut d_x = sweep.activation(dtype, &[t, h]);
             let bytes = direction.num_bytes() + d_x.num_bytes();
-            if let Some(on) = sweep.device.begin(Cost::memory("d_log_probs", bytes)) {
+            if let Some(on) = sweep.device.begin(Cost::memory_bound("d_log_probs", bytes)) {
                 let d = d_log_probs.view().part(0, rows.len());
                 on.log_probs_backward(direction.view(), rows, d, h, d_x.view_mut());
             }
@@ -60,8 +60,8 @@ pub fn log_probs<'a>(
     })
 }
 
-/// `x [t, h]`, `weight [v, h]` → all logits `[t, v]` f32. Inference only: generation needs them for
-/// one row, comparisons for a few.
+/// `x [t, h]`, `weight [v, h]` → all logits `[t, v]` f32. Inference only, for few rows: generation
+/// and comparisons.
 ///
 /// # Panics
 /// If the tape records.
@@ -75,7 +75,7 @@ pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight) -> Tensor {
     let x = quantised_x.as_ref().unwrap_or(x);
     let target = tape.device().target();
     let width = kernel::logit_columns(target, weight.storage(), tape.dtype(), v);
-    let cost = Cost::memory("logits", weight.num_bytes() + y.num_bytes())
+    let cost = Cost::memory_bound("logits", weight.num_bytes() + y.num_bytes())
         .with(product_work(int8), 2 * t * v * h);
     let Some(on) = tape.device().begin(cost) else { return y };
     for first in (0..v).step_by(width) {
@@ -89,7 +89,7 @@ pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight) -> Tensor {
     y
 }
 
-/// Rows `rows` of `x [t, h]`, one after another. Inference only.
+/// Gathers `rows` of `x [t, h]`. Inference only.
 ///
 /// # Panics
 /// If the tape records, or a row does not exist.
@@ -98,7 +98,7 @@ pub fn take_rows(tape: &mut Tape<'_>, x: Var, rows: &[u32]) -> Var {
     let (t, h) = rows_cols(x.value().shape());
     assert!(rows.iter().all(|&row| (row as usize) < t));
     let mut y = tape.activation(x.value().dtype(), &[rows.len(), h]);
-    if let Some(on) = tape.device().begin(Cost::memory("take_rows", 2 * y.num_bytes())) {
+    if let Some(on) = tape.device().begin(Cost::memory_bound("take_rows", 2 * y.num_bytes())) {
         on.gather_rows(x.value().view(), h, rows, y.view_mut());
     }
     tape.push(y, false, |_, _| {})
@@ -109,7 +109,7 @@ struct Head<'a> {
     weight: &'a Tensor,
     rows: &'a [u32],
     targets: &'a [u32],
-    /// Whether products are in 8-bit integers.
+    /// Whether products are int8.
     int8: bool,
 }
 
@@ -121,7 +121,7 @@ impl Head<'_> {
         lse: &mut Tensor,
         mut direction: Option<&mut Tensor>,
     ) {
-        if let Some(on) = device.begin(Cost::memory("zero", log_probs.num_bytes())) {
+        if let Some(on) = device.begin(Cost::memory_bound("zero", log_probs.num_bytes())) {
             on.zero(log_probs.view_mut());
         }
         let with_direction = direction.is_some();
@@ -130,11 +130,11 @@ impl Head<'_> {
         let len = kernel::workspace_len(device.target(), self.sizes(device), with_direction);
         let mut workspace = device.alloc(Category::Head, DType::F32, &[len]);
         let weight_bytes = self.weight.num_bytes() * (1 + usize::from(with_direction));
-        let mut cost = Cost::memory("log_probs", self.bytes(c, weight_bytes))
+        let mut cost = Cost::memory_bound("log_probs", self.bytes(c, weight_bytes))
             .with_scratch(self.panel_bytes(device))
             .with(product_work(self.int8), self.product_flops());
         if with_direction {
-            // The mean under the softmax is in floats always.
+            // The mean under the softmax is never quantised.
             cost = cost.with(Work::Product, self.product_flops());
         }
         let Some(on) = device.begin(cost) else { return };
@@ -151,7 +151,7 @@ impl Head<'_> {
         }
     }
 
-    /// `d_W += d_logitsᵀ x`, the logits computed again.
+    /// `d_W += d_logitsᵀ x`, recomputing the logits.
     fn weight_gradient(
         &self,
         device: &Device,
@@ -164,7 +164,7 @@ impl Head<'_> {
         let len = kernel::weight_workspace_len(device.target(), self.sizes(device));
         let mut workspace = device.alloc(Category::Head, DType::F32, &[len]);
         let bytes = self.bytes(c, self.weight.num_bytes() + 2 * d_w.num_bytes());
-        let cost = Cost::memory("d_log_probs_weight", bytes)
+        let cost = Cost::memory_bound("d_log_probs_weight", bytes)
             .with_scratch(self.panel_bytes(device))
             .with(Work::Product, self.product_flops())
             .with(Work::OverTokens, self.product_flops());
@@ -179,7 +179,7 @@ impl Head<'_> {
         }
     }
 
-    /// The rows `range` of those with a target, brought together in `x`.
+    /// Rows `range` of those with a target, gathered in `x`.
     fn inputs<'a>(
         &'a self,
         on: &Processor,
@@ -188,7 +188,7 @@ impl Head<'_> {
     ) -> kernel::Inputs<'a> {
         let (_, hidden_size) = rows_cols(self.x.shape());
         let rows = &self.rows[range.clone()];
-        // What the chunk of rows before left inside this operation is no longer needed.
+        // The scratch memory of the previous chunk is no longer needed.
         on.begin();
         on.gather_rows(self.x.view(), hidden_size, rows, x.view_mut());
         let (weight, targets) = (self.weight.view(), &self.targets[range]);
@@ -202,15 +202,15 @@ impl Head<'_> {
         kernel::Sizes { rows, hidden_size, vocab_size, dtype: self.x.dtype() }
     }
 
-    /// Bytes inside the operation for what is converted of the weight at a time.
+    /// Scratch bytes for converting a part of the weight at a time.
     fn panel_bytes(&self, device: &Device) -> usize {
         kernel::panel_bytes(device.target(), self.weight.storage(), self.sizes(device))
     }
 
-    /// Bytes of an operation that reads and writes so many of the weight and its gradient for each
-    /// chunk of rows.
-    fn bytes(&self, chunk_rows: usize, of_weight: usize) -> usize {
-        self.rows.len().div_ceil(chunk_rows) * of_weight + 2 * self.x.num_bytes()
+    /// Bytes that an operation reads and writes, with `weight_bytes` per chunk of rows for the
+    /// weight and its gradient.
+    fn bytes(&self, chunk_rows: usize, weight_bytes: usize) -> usize {
+        self.rows.len().div_ceil(chunk_rows) * weight_bytes + 2 * self.x.num_bytes()
     }
 
     /// Floating-point operations of one product of hidden states and the weight.
@@ -219,7 +219,7 @@ impl Head<'_> {
     }
 }
 
-/// Kind of a product of activations and a weight.
+/// Kind of work of a product with the weight.
 fn product_work(int8: bool) -> Work {
     if int8 { Work::Int8 } else { Work::Product }
 }

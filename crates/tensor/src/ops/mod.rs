@@ -1,16 +1,16 @@
-//! The coarse operations of a decoder: forward, backward, what they allocate and what they cost.
+//! The coarse operations of a decoder: forward, backward, allocations and costs.
 //!
 //! One operation, one file. Each has a backward pass, except [`attend_paged`], which serves
 //! generation only. The arithmetic is in `hone-kernels`; shapes, memory and costs are here.
 
 mod adapters;
 mod attention;
-mod eight_bits;
 mod embedding;
 mod glu;
 mod head;
 mod linear;
 mod offloaded;
+mod quantisation;
 mod rms_norm;
 mod rope;
 
@@ -40,8 +40,8 @@ pub fn scratch_bytes_per_thread(heads: &crate::Heads, hidden_size: usize) -> usi
     gemm::SCRATCH_BYTES.max(attention).max(head::scratch_bytes(hidden_size))
 }
 
-/// Bytes inside an operation for `weights` in another type than `compute`: a GPU converts them for
-/// each product, the CPU while it packs them.
+/// Scratch bytes for converting `weights` to `compute`: a GPU converts them for each product, the
+/// CPU while it packs them.
 fn converted_bytes<'a>(
     device: &Device,
     compute: DType,
@@ -53,7 +53,7 @@ fn converted_bytes<'a>(
 }
 
 fn copy(device: &Device, x: &Tensor, y: &mut Tensor) {
-    if let Some(on) = device.begin(Cost::memory("copy", 2 * x.num_bytes())) {
+    if let Some(on) = device.begin(Cost::memory_bound("copy", 2 * x.num_bytes())) {
         on.convert(x.view(), y.view_mut());
     }
 }
@@ -66,7 +66,8 @@ fn rows_cols(shape: &[usize]) -> (usize, usize) {
     }
 }
 
-/// Columns `col..col + n` of `x`, times the scales of the rows of `weight`, in bytes: `[t, n]`.
+/// Columns `col..col + n` of `x`, multiplied by the scales of the rows of `weight` and quantised to
+/// int8: `[t, n]`.
 fn quantised(
     device: &Device,
     x: &Tensor,
@@ -76,7 +77,7 @@ fn quantised(
     let (t, width) = rows_cols(x.shape());
     let mut y = device.alloc(Category::Workspace, Storage::INT8, &[t, n]);
     let bytes = t * n * x.dtype().size() + y.num_bytes();
-    if let Some(on) = device.begin(Cost::memory("quantise", bytes)) {
+    if let Some(on) = device.begin(Cost::memory_bound("quantise", bytes)) {
         let factors = weight.map(|weight| weight.view().packed().int8().scales);
         on.quantise_rows(Columns { x: x.view(), width, col }, factors, y.int8_mut());
     }

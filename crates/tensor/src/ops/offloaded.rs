@@ -1,9 +1,9 @@
-//! Operations on weights that have to be fetched first.
+//! Operations on offloaded weights.
 
 use crate::{Offloaded, Tape, Var};
 
-/// `body` of `x`, with the weights of `block` in place, if they are kept elsewhere: while `body`
-/// runs, and again while its backward pass does.
+/// Applies `body` to `x` after fetching the weights of `block`, if they are offloaded; fetches them
+/// again for its backward pass.
 pub fn with_offloaded<'a>(
     tape: &mut Tape<'a>,
     block: Option<&'a Offloaded>,
@@ -14,7 +14,7 @@ pub fn with_offloaded<'a>(
     block.fetch();
     let y = body(tape, x);
     let (id, requires_grad) = (y.id(), y.requires_grad());
-    // The last to be recorded is the first of the backward pass.
+    // The last recorded operation is the first of the backward pass.
     tape.push(y.into_value(), requires_grad, move |sweep, d_y| {
         block.fetch();
         sweep.add(id, d_y);

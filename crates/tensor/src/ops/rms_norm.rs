@@ -136,7 +136,7 @@ fn forward(
 ) {
     let Forward { norm, rows, weight, x } = of;
     let bytes = x.num_bytes() + y.num_bytes() + residual.map_or(0, Tensor::num_bytes);
-    if let Some(on) = tape.device().begin(Cost::memory("rms_norm", bytes)) {
+    if let Some(on) = tape.device().begin(Cost::memory_bound("rms_norm", bytes)) {
         let (x, weight) = (x.view(), tape.params().resolve(weight).view());
         let inputs = Inputs { x, weight, residual: residual.map(Tensor::view), rows };
         on.rms_norm(norm, inputs, y.view_mut(), rstd.view_mut());
@@ -154,7 +154,7 @@ impl Backward<'_> {
     fn add_weight_gradient(&self, sweep: &mut Sweep<'_, '_>, d_y: &Tensor) {
         let Some(param) = self.of.weight.param() else { return };
         let bytes = 2 * self.of.x.num_bytes() + d_y.num_bytes();
-        if let Some(on) = sweep.device.begin(Cost::memory("d_rms_norm_weight", bytes)) {
+        if let Some(on) = sweep.device.begin(Cost::memory_bound("d_rms_norm_weight", bytes)) {
             let saved = self.saved(sweep.params);
             let d_w = sweep.gradients.get_mut(param).view_mut();
             on.rms_norm_backward_weight(saved, d_y.view(), d_w);
@@ -164,7 +164,7 @@ impl Backward<'_> {
     fn input_gradient(&self, sweep: &Sweep<'_, '_>, d_y: &Tensor, adds: bool, d_x: &mut Tensor) {
         let bytes = 2 * self.of.x.num_bytes() + d_y.num_bytes();
         let bytes = bytes + if adds { d_x.num_bytes() } else { 0 };
-        if let Some(on) = sweep.device.begin(Cost::memory("d_rms_norm", bytes)) {
+        if let Some(on) = sweep.device.begin(Cost::memory_bound("d_rms_norm", bytes)) {
             let saved = self.saved(sweep.params);
             on.rms_norm_backward(self.of.norm, saved, d_y.view(), adds, d_x.view_mut());
         }

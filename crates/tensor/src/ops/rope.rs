@@ -39,7 +39,7 @@ impl Angles {
         }
         let both = [&self.cos[..], &self.sin].concat();
         let both = Tensor::try_from_bytes(bytes_of(View::F32(&both)), DType::F32, &[both.len()])
-            .and_then(|both| device.hold(Category::Activations, &both));
+            .and_then(|both| device.upload(Category::Activations, &both));
         let both = both.map_err(|error| device.fail(error)).ok()?;
         *on_gpu = Some((num_failures, both.clone()));
         Some(both)
@@ -66,7 +66,7 @@ pub fn rope<'a>(tape: &mut Tape<'a>, qkv: Var, heads: &Heads, angles: &'a Angles
 fn rotate(device: &Device, x: &mut Tensor, heads: &Heads, angles: &Angles, direction: Direction) {
     let (_, width) = rows_cols(x.shape());
     let on_gpu = angles.on_gpu(device);
-    if let Some(on) = device.begin(Cost::memory("rope", 2 * x.num_bytes())) {
+    if let Some(on) = device.begin(Cost::memory_bound("rope", 2 * x.num_bytes())) {
         let len = angles.cos.len();
         let (cos, sin) = match &on_gpu {
             None => (View::F32(&angles.cos), View::F32(&angles.sin)),

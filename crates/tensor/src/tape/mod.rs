@@ -1,8 +1,9 @@
-//! The coarse tape: what the forward pass leaves for the backward pass.
+//! The coarse tape: what the forward pass records for the backward pass.
 //!
-//! Every operation has one output. It pushes a closure that turns the output's gradient into
-//! gradients of its inputs and of trained parameters. The closure owns what it needs, so memory is
-//! released as the backward pass goes. Nothing is recorded for an output that needs no gradient.
+//! Every operation has one output. It pushes a closure that computes the gradients of its inputs
+//! and of trained parameters from that of the output. The closure owns what it needs, so memory is
+//! released as the backward pass proceeds. Nothing is recorded for an output that needs no
+//! gradient.
 
 use crate::ops::RoundedAdapters;
 use crate::{AdapterRows, Category, Cost, DType, Device, Gradients, Params, Tensor};
@@ -10,25 +11,25 @@ use hone_kernels::gemm::quantises_operands;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// What products are computed in.
+/// Precision of matmuls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compute {
     /// `f32`.
     F32,
-    /// bf16 operands, sums in `f32`.
+    /// bf16 operands, accumulation in `f32`.
     Bf16,
-    /// f16 operands, sums in `f32`; on a GPU.
+    /// f16 operands, accumulation in `f32`; only on a GPU.
     F16,
-    /// As [`Compute::Bf16`], but projections whose frozen weights are held as int8 in FP8, on a
-    /// GPU: activations and weights as E4M3, gradients as E5M2, with a factor for each operand.
+    /// As [`Compute::Bf16`], but FP8 for projections whose frozen weights are stored as int8, on a
+    /// GPU: activations and weights in E4M3, gradients in E5M2, with a scale per operand.
     Fp8,
-    /// As [`Compute::Bf16`], but with frozen weights that are held as int8 in 8-bit integers: the
-    /// other operand is quantised row by row.
+    /// As [`Compute::Bf16`], but int8 for frozen weights that are stored as int8: the other operand
+    /// is quantised row by row.
     Int8,
 }
 
 impl Compute {
-    /// Its name in run files and messages.
+    /// Name in run files and messages.
     pub fn name(self) -> &'static str {
         match self {
             Compute::F32 => "f32",
@@ -48,8 +49,8 @@ impl Compute {
         }
     }
 
-    /// Whether products with `weight` along dimensions of these lengths are in integers, which the
-    /// CPU multiplies in fours. A GPU decides inside the operation, where operands are quantised.
+    /// Whether products with `weight` that contract over these lengths are in integers, on the CPU,
+    /// which multiplies them in groups of four. A GPU decides inside the product.
     pub(crate) fn is_integer_for(
         self,
         device: &Device,
@@ -63,7 +64,7 @@ impl Compute {
     }
 }
 
-/// Names the random numbers of a micro-batch.
+/// Key of a micro-batch's random numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepKey {
     /// The run's seed.
@@ -114,7 +115,7 @@ pub struct Tape<'a> {
     device: &'a Device,
     params: &'a Params,
     compute: Compute,
-    /// Which rows belong to which adapter.
+    /// Rows of each adapter.
     adapter_rows: Arc<[AdapterRows]>,
     recording: bool,
     nodes: Vec<Node<'a>>,
@@ -123,7 +124,7 @@ pub struct Tape<'a> {
 }
 
 impl<'a> Tape<'a> {
-    /// A tape that records, with dropout if `step` is given. All rows are the only adapter's.
+    /// A tape that records, with dropout if `step` is given. All rows belong to the only adapter.
     pub fn training(
         device: &'a Device,
         params: &'a Params,
@@ -135,15 +136,14 @@ impl<'a> Tape<'a> {
         Self { device, params, compute, adapter_rows, recording: true, nodes, num_vars, adapters }
     }
 
-    /// Gives an adapter to each of some ranges of rows, instead of the only one to all. Rows in
-    /// none of them go without.
+    /// Assigns adapters to ranges of rows, instead of the only one to all. Other rows have none.
     ///
     /// # Panics
-    /// If ranges overlap or do not ascend.
+    /// If ranges overlap or are not sorted.
     pub fn set_adapter_rows(&mut self, adapter_rows: &[AdapterRows]) {
         let bounds =
             adapter_rows.iter().flat_map(|AdapterRows { rows, .. }| [rows.start, rows.end]);
-        assert!(bounds.is_sorted(), "rows of adapters overlap or do not ascend");
+        assert!(bounds.is_sorted(), "rows of adapters overlap or are not sorted");
         self.adapter_rows = adapter_rows.into();
     }
 
@@ -162,17 +162,17 @@ impl<'a> Tape<'a> {
         self.params
     }
 
-    /// Element type of activations, and of products unless they are in integers.
+    /// Element type of activations, and of operands of matmuls unless they are quantised.
     pub fn dtype(&self) -> DType {
         self.compute.dtype()
     }
 
-    /// What products are computed in.
+    /// Precision of matmuls.
     pub(crate) fn compute(&self) -> Compute {
         self.compute
     }
 
-    /// Which rows belong to which adapter.
+    /// Rows of each adapter.
     pub(crate) fn adapter_rows(&self) -> &Arc<[AdapterRows]> {
         &self.adapter_rows
     }
@@ -182,17 +182,17 @@ impl<'a> Tape<'a> {
         &self.adapters
     }
 
-    /// Those of this pass from now on.
+    /// Sets the rounded adapters of this pass.
     pub(crate) fn set_adapters(&mut self, adapters: RoundedAdapters) {
         self.adapters = adapters;
     }
 
-    /// A value that comes from outside.
+    /// An input of the tape.
     pub fn leaf(&mut self, value: Tensor, requires_grad: bool) -> Var {
         self.var(value, requires_grad)
     }
 
-    /// Memory for an output or for what is kept for backward.
+    /// Allocates an output, or a value saved for the backward pass.
     pub(crate) fn activation(&self, dtype: DType, shape: &[usize]) -> Tensor {
         self.device.alloc(Category::Activations, dtype, shape)
     }
@@ -202,7 +202,7 @@ impl<'a> Tape<'a> {
         self.recording
     }
 
-    /// Makes `value` the output of an operation. `backward` is kept only if it will be needed.
+    /// Makes `value` the output of an operation. `backward` is kept only if it is needed.
     pub(crate) fn push(
         &mut self,
         value: Tensor,
@@ -221,7 +221,7 @@ impl<'a> Tape<'a> {
         Var { id: self.num_vars - 1, value, requires_grad }
     }
 
-    /// Runs `block` on `x` keeping only `x`; the backward pass runs it again (Chen et al.,
+    /// Runs `block` on `x`, saving only `x`; the backward pass runs it again (Chen et al.,
     /// "Training Deep Nets with Sublinear Memory Cost", 2016).
     pub fn recompute(&mut self, x: Var, block: impl Fn(&mut Tape<'a>, Var) -> Var + 'a) -> Var {
         if !self.recording {
@@ -239,21 +239,22 @@ impl<'a> Tape<'a> {
             let input = tape.leaf(x.value, x.requires_grad);
             let (input_id, input_grad) = (input.id, x.requires_grad);
             let output = block(&mut tape, input);
-            let mut inner = tape.sweep_back(output, d_output, sweep.gradients);
+            let mut inner = tape.backward(output, d_output, sweep.gradients);
             if let Some(d_input) = inner.take(input_id).filter(|_| input_grad) {
                 sweep.add(x.id, d_input);
             }
         })
     }
 
-    /// Sends `d_root` back from `root`; adds to `gradients`. Returns the gradients of leaves.
-    pub fn sweep_back(self, root: Var, d_root: Tensor, gradients: &mut Gradients) -> LeafGradients {
-        self.sweep_back_from([(root, d_root)], gradients)
+    /// Backpropagates `d_root` from `root`, accumulating into `gradients`. Returns the gradients of
+    /// leaves.
+    pub fn backward(self, root: Var, d_root: Tensor, gradients: &mut Gradients) -> LeafGradients {
+        self.backward_from([(root, d_root)], gradients)
     }
 
-    /// Sends a gradient back from each of several roots in one pass: the objective's
-    /// log-probabilities, an auxiliary loss, a value head. A root may be an input of another.
-    pub fn sweep_back_from(
+    /// Backpropagates from several roots in one pass, such as the objective's log-probabilities, an
+    /// auxiliary loss, a value head. A root may be an input of another.
+    pub fn backward_from(
         self,
         roots: impl IntoIterator<Item = (Var, Tensor)>,
         gradients: &mut Gradients,
@@ -282,7 +283,7 @@ impl<'a> Tape<'a> {
 pub struct LeafGradients(HashMap<usize, Tensor>);
 
 impl LeafGradients {
-    /// The gradient of `leaf`, if any flowed to it.
+    /// The gradient of `leaf`, if it has one.
     pub fn get(&self, leaf: &Var) -> Option<&Tensor> {
         self.0.get(&leaf.id)
     }
@@ -292,7 +293,7 @@ impl LeafGradients {
     }
 }
 
-/// A backward pass under way.
+/// A backward pass in progress.
 pub(crate) struct Sweep<'s, 'a> {
     pub(crate) device: &'a Device,
     pub(crate) params: &'a Params,
@@ -303,7 +304,7 @@ pub(crate) struct Sweep<'s, 'a> {
 }
 
 impl Sweep<'_, '_> {
-    /// The gradient of a variable as far as it is known, to add to it.
+    /// Takes the gradient of a variable accumulated so far, to accumulate into it in place.
     pub(crate) fn take(&mut self, var: usize) -> Option<Tensor> {
         self.of_vars.remove(&var)
     }
@@ -315,23 +316,23 @@ impl Sweep<'_, '_> {
             return;
         };
         let bytes = sum.num_bytes() * 2 + gradient.num_bytes();
-        if let Some(on) = self.device.begin(Cost::memory("add", bytes)) {
+        if let Some(on) = self.device.begin(Cost::memory_bound("add", bytes)) {
             on.add_assign(gradient.view(), sum.view_mut());
         }
         self.of_vars.insert(var, sum);
     }
 
-    /// Element type of activations, and of products unless they are in integers.
+    /// Element type of activations, and of operands of matmuls unless they are quantised.
     pub(crate) fn dtype(&self) -> DType {
         self.compute.dtype()
     }
 
-    /// Memory for a gradient that flows on.
+    /// Allocates the gradient of an input.
     pub(crate) fn activation(&self, dtype: DType, shape: &[usize]) -> Tensor {
         self.device.alloc(Category::Activations, dtype, shape)
     }
 
-    /// Memory for use inside one operation.
+    /// Allocates workspace of an operation.
     pub(crate) fn workspace(&self, dtype: DType, shape: &[usize]) -> Tensor {
         self.device.alloc(Category::Workspace, dtype, shape)
     }

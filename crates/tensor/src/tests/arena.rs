@@ -178,7 +178,7 @@ fn memory_that_is_not_there_fails_the_pass_once() {
         let mut after = device.alloc(Category::Activations, DType::F32, &[5]);
         after.copy_from_f32(&[1.0; 5]);
         assert_eq!(after.to_vec_f32(), [0.0; 5], "what follows is not done");
-        assert!(device.begin(Cost::memory("none", 0)).is_none());
+        assert!(device.begin(Cost::memory_bound("none", 0)).is_none());
         assert!(device.settle().is_err_and(is_refused));
         assert_eq!(device.settle(), Ok(()), "told once");
 

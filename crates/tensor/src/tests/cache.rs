@@ -32,7 +32,7 @@ fn whole(device: &Device, heads: &Heads, dtype: DType, i: usize) -> Vec<f32> {
 fn qkv_of(device: &Device, heads: &Heads, dtype: DType, values: Vec<f32>) -> Tensor {
     let width = heads.qkv_width();
     let values = tensor_of(&values, dtype, &[values.len() / width, width]);
-    device.hold(Category::Activations, &values).unwrap()
+    device.upload(Category::Activations, &values).unwrap()
 }
 
 /// One pass over the next `pieces[i]` rows of each sequence, of which `done` say how many went

@@ -5,7 +5,7 @@
 //! a run inside the arena that the dry device planned with a run on the heap.
 
 use crate::device::Category;
-use crate::safetensors::held_as;
+use crate::safetensors::load_as;
 use crate::{
     Arena, Compute, DType, Device, Gradients, Isa, Layout, ParamId, Params, Philox, StepKey,
     Storage, Tape, Target, Tensor, Var, Weight, Work,
@@ -146,7 +146,7 @@ pub fn tensor_of(values: &[f32], storage: impl Into<Storage>, shape: &[usize]) -
     let storage = storage.into();
     let Some(dtype) = storage.float() else {
         let values = Tensor::from_f32(values, shape);
-        return held_as(&Device::cpu(1), Category::Weights, &values, storage).unwrap();
+        return load_as(&Device::cpu(1), Category::Weights, &values, storage).unwrap();
     };
     let bytes: Vec<u8> = match dtype {
         DType::F32 => memory::bytes_of(crate::View::F32(values)).to_vec(),
@@ -160,7 +160,7 @@ pub fn tensor_of(values: &[f32], storage: impl Into<Storage>, shape: &[usize]) -
 fn on(device: &Device, values: &[f32], dtype: DType, shape: &[usize]) -> Tensor {
     match device.is_dry() {
         true => device.persistent(Category::Activations, dtype, shape).unwrap(),
-        false => device.hold(Category::Activations, &tensor_of(values, dtype, shape)).unwrap(),
+        false => device.upload(Category::Activations, &tensor_of(values, dtype, shape)).unwrap(),
     }
 }
 
@@ -242,7 +242,7 @@ pub fn check_op_in(computes: &[Compute], name: &str, op: &dyn Operation) {
 fn check_on_gpu(compute: Compute, name: &str, op: &mut dyn Operation, gpu: &Device) {
     let name = format!("{name}, {compute:?} on a GPU");
     let held = |weight: &Weight| match weight {
-        Weight::Frozen(tensor) => Weight::Frozen(gpu.hold(Category::Weights, tensor).unwrap()),
+        Weight::Frozen(tensor) => Weight::Frozen(gpu.upload(Category::Weights, tensor).unwrap()),
         trained => trained.clone(),
     };
     let on_host: Vec<Weight> = op.weights_mut().into_iter().map(|weight| weight.clone()).collect();
@@ -285,7 +285,7 @@ fn step(
     let y = op.run(&mut tape, leaves);
     let output = Found::new(device, y.value());
     let d_y = on(device, &normals(0, y.value().len()), output.dtype, &output.shape);
-    let mut of_leaves = tape.sweep_back(y, d_y, gradients);
+    let mut of_leaves = tape.backward(y, d_y, gradients);
     let gradient = |(i, id): (usize, Option<usize>)| match (given.0[i].kind, id) {
         (Kind::Trained, _) => Some(Found::new(device, gradients.get(given.param(i)))),
         (_, Some(id)) => of_leaves.take(id).map(|d| Found::new(device, &d)),
@@ -320,7 +320,7 @@ fn check_plan(name: &str, op: &dyn Operation, compute: Compute, first: &Outcome,
         assert!(same, "{name}: the dry device has another shape for result {i}: {pair:?}");
     }
     let costs = dry.take_costs();
-    let in_integers = costs.iter().any(|cost| cost.done_of(Work::Int8) > 0);
+    let in_integers = costs.iter().any(|cost| cost.executed_flops(Work::Int8) > 0);
     assert_eq!(
         in_integers,
         op.is_integer_in(compute, device.target()),

@@ -469,7 +469,7 @@ impl Linear {
         let output = y.value().to_vec_f32();
         let d_y = leaf(3, n, y.value().dtype());
         let mut gradients = Gradients::zeros(device, &params).unwrap();
-        let leaves = tape.sweep_back(y, d_y, &mut gradients);
+        let leaves = tape.backward(y, d_y, &mut gradients);
         let d_x = leaves.get(&x).expect("the input has a gradient").to_vec_f32();
         let of = |AdapterRows { adapter, .. }: &AdapterRows| {
             let parts = self.projections.iter().filter_map(|p| p.adapter(*adapter));

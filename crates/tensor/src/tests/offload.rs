@@ -23,13 +23,13 @@ impl Stack {
     /// Weights of `num_blocks` on `device`, or beside it.
     fn new(device: &Device, num_blocks: usize, offloaded: bool) -> Self {
         let vector = Tensor::from_f32(&normals(9, HIDDEN), &[HIDDEN]);
-        let norm = Weight::Frozen(device.hold(Category::Weights, &vector).unwrap());
+        let norm = Weight::Frozen(device.upload(Category::Weights, &vector).unwrap());
         let block = |i: usize| {
             let shape = [HIDDEN, HIDDEN];
             let weight = Tensor::from_f32(&normals(20 + i as u64, HIDDEN * HIDDEN), &shape);
             let weight = match offloaded {
                 true => weight,
-                false => device.hold(Category::Weights, &weight).unwrap(),
+                false => device.upload(Category::Weights, &weight).unwrap(),
             };
             let weight = Weight::Frozen(weight);
             ([Projection { weight, bias: None, adapters: Vec::new() }], None)
@@ -65,7 +65,7 @@ impl Stack {
         let y = self.apply(&mut tape, x, recompute);
         let output = read(device, y.value());
         let mut gradients = Gradients::zeros(device, &params).unwrap();
-        let leaves = tape.sweep_back(y, filled(device, 2), &mut gradients);
+        let leaves = tape.backward(y, filled(device, 2), &mut gradients);
         [output, read(device, leaves.get(&leaf).expect("a gradient flows to the input"))]
     }
 

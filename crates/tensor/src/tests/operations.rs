@@ -182,7 +182,7 @@ fn angles_of_a_pass_that_panics_are_brought_again() {
     let rope = Rope::new(5, heads(3, 1, 6), false);
     let values = normals(1, 5 * rope.heads.qkv_width());
     let qkv = Tensor::from_f32(&values, &[5, rope.heads.qkv_width()]);
-    let qkv = device.hold(Category::Activations, &qkv).unwrap();
+    let qkv = device.upload(Category::Activations, &qkv).unwrap();
     let rotated = || {
         let mut tape = Tape::inference(&device, &params, Compute::F32);
         let qkv = tape.leaf(qkv.clone(), false);
@@ -398,7 +398,7 @@ fn what_nearly_certain_targets_lack_is_exact() {
         let expected = [-(others / own).ln_1p(), others / (own + others)];
         for device in &devices {
             let hold = |x: &[f32], shape: &[usize]| {
-                device.hold(Category::Activations, &Tensor::from_f32(x, shape)).unwrap()
+                device.upload(Category::Activations, &Tensor::from_f32(x, shape)).unwrap()
             };
             let mut params = Params::default();
             let param = params.add("weight".into(), hold(&w, &[v, 2]));
@@ -409,7 +409,7 @@ fn what_nearly_certain_targets_lack_is_exact() {
             let x = tape.leaf(hold(&[1.0, 0.0], &[1, 2]), true);
             let y = ops::log_probs(&mut tape, x.clone(), &weight, &[0], &targets);
             let log_prob = y.value().to_vec_f32()[0];
-            let leaves = tape.sweep_back(y, hold(&[1.0], &[1]), &mut gradients);
+            let leaves = tape.backward(y, hold(&[1.0], &[1]), &mut gradients);
             let d_x = leaves.get(&x).expect("x requires a gradient").to_vec_f32();
             let d_w = gradients.get(param).to_vec_f32();
             let found = [log_prob, d_x[1], d_w[2 * target]];
@@ -432,7 +432,7 @@ fn logits_are_the_same_on_a_gpu() {
         let on = |device: &Device| {
             let params = Params::default();
             let mut tape = Tape::inference(device, &params, Compute::F32);
-            let held = |x: &Tensor| device.hold(Category::Activations, x).unwrap();
+            let held = |x: &Tensor| device.upload(Category::Activations, x).unwrap();
             let (x, weight) = (held(&Tensor::from_f32(&x, &[t, h])), held(&weight));
             ops::logits(&mut tape, &x, &Weight::Frozen(weight)).to_vec_f32()
         };

@@ -119,7 +119,7 @@ impl Stack {
         let id = x.id();
         let y = self.apply(&mut tape, x);
         let output = Found::new(device, y.value());
-        let mut of_leaves = tape.sweep_back(y, activation(device, 2), &mut gradients);
+        let mut of_leaves = tape.backward(y, activation(device, 2), &mut gradients);
         let d_x = of_leaves.take(id).map(|d| Found::new(device, &d));
         assert_eq!(d_x.is_some(), input_grad);
         let of_params = gradients.iter().map(|g| Found::new(device, g));
@@ -208,7 +208,7 @@ fn nothing_is_recorded_where_nothing_requires_a_gradient() {
     let mut gradients = Gradients::zeros(&dry, &stack.params).unwrap();
     dry.take_costs();
     let root = tape.leaf(activation(&dry, 1), false);
-    tape.sweep_back(root, activation(&dry, 2), &mut gradients);
+    tape.backward(root, activation(&dry, 2), &mut gradients);
     assert!(dry.take_costs().is_empty());
 }
 
@@ -243,7 +243,7 @@ fn an_inference_tape_gives_the_same_values_and_no_gradients() {
     assert!(first.is_identical(&Found::new(&device, y.value())));
     let mut gradients = Gradients::zeros(&device, &stack.params).unwrap();
     let swept = catch_unwind(AssertUnwindSafe(|| {
-        inference.sweep_back(y, activation(&device, 2), &mut gradients);
+        inference.backward(y, activation(&device, 2), &mut gradients);
     }));
     assert!(swept.is_err());
 }
@@ -261,7 +261,7 @@ fn gradients_of_a_variable_used_twice_add_up() {
         let normed = ops::rms_norm(&mut tape, &x, &norm, NORM);
         let residual = with_residual.then(|| x.clone());
         let y = ops::linear(&mut tape, normed, &projection, residual);
-        let leaves = tape.sweep_back(y, activation(&device, 2), &mut gradients);
+        let leaves = tape.backward(y, activation(&device, 2), &mut gradients);
         leaves.get(&x).expect("x requires a gradient").f32().to_vec()
     };
     let (through_norm, both) = (gradient(false), gradient(true));
@@ -285,7 +285,7 @@ fn gradients_of_several_roots_add_up() {
             of_lower.then(|| (lower, activation(&device, 2))),
             of_upper.then(|| (upper, activation(&device, 3))),
         ];
-        let leaves = tape.sweep_back_from(roots.into_iter().flatten(), &mut gradients);
+        let leaves = tape.backward_from(roots.into_iter().flatten(), &mut gradients);
         let d_x = leaves.get(&x).expect("x requires a gradient").f32().to_vec();
         [d_x, gradients.iter().flat_map(|g| g.to_vec_f32()).collect()].concat()
     };
@@ -308,7 +308,7 @@ fn a_second_micro_batch_adds_to_the_gradients() {
         let mut tape = Tape::training(&device, &stack.params, Compute::F32, Some(STEP));
         let x = tape.leaf(activation(&device, 1), false);
         let y = stack.apply(&mut tape, x);
-        tape.sweep_back(y, activation(&device, 2), &mut gradients);
+        tape.backward(y, activation(&device, 2), &mut gradients);
     }
     for (once, twice) in once[1..].iter().zip(gradients.iter()) {
         let doubled: Vec<f32> = once.values.iter().map(|g| g + g).collect();

@@ -5,7 +5,7 @@ use crate::backend::Backend;
 use crate::run_file::Precision;
 use hone_tensor::cuda::{Gpu, HostBlock, Region};
 use hone_tensor::ops;
-use hone_tensor::safetensors::held_as;
+use hone_tensor::safetensors::load_as;
 use hone_tensor::{
     AdapterId, Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Lora,
     Params, Projection, Sequence, Span, Storage, Tape, Target, Tensor, Var, Weight, Work, ceiling,
@@ -78,9 +78,9 @@ pub(super) fn gpu(gpu: &Gpu, sizes: &Sizes, published: DeviceProfile) -> Option<
     let computed = |asked| backend.compute_for(asked, DType::Bf16).ok();
     let narrow = computed(Precision::Auto).expect("every GPU computes in 16 bits");
     let on = On { device: &device, sizes, narrow };
-    let eight_bits: Vec<Compute> =
+    let quantised: Vec<Compute> =
         [Precision::Int8, Precision::Fp8].into_iter().filter_map(computed).collect();
-    let rates = rates(&on, &eight_bits);
+    let rates = rates(&on, &quantised);
     let figures = |figures: GpuFigures| GpuFigures {
         link: link(gpu, 4 * sizes.memory).unwrap_or(figures.link),
         product_fp8: rates.of(Measure::Product(Compute::Fp8)).or(figures.product_fp8),
@@ -115,7 +115,7 @@ impl Measure {
             }
             Self::Product(compute) => (Rate::Flops(Work::Product), Box::new(product(on, compute))),
             Self::OverTokens => (Rate::Flops(Work::OverTokens), Box::new(trained(on))),
-            Self::Thin => (Rate::Flops(Work::Thin), Box::new(adapted(on))),
+            Self::Thin => (Rate::Flops(Work::LowRank), Box::new(adapted(on))),
             Self::Attention => (Rate::Flops(Work::Attention), Box::new(attention(on))),
             Self::Elementwise => (Rate::Flops(Work::Elementwise), Box::new(elementwise(on))),
             Self::Memory => (Rate::Bytes, Box::new(memory(on))),
@@ -153,9 +153,9 @@ impl Rates {
     }
 }
 
-fn rates(on: &On<'_>, eight_bits: &[Compute]) -> Rates {
+fn rates(on: &On<'_>, quantised: &[Compute]) -> Rates {
     let floats = [Compute::F32, on.narrow];
-    let products = floats.iter().chain(eight_bits).map(|&compute| Measure::Product(compute));
+    let products = floats.iter().chain(quantised).map(|&compute| Measure::Product(compute));
     let others = [
         Measure::OverTokens,
         Measure::Thin,
@@ -188,7 +188,7 @@ enum Rate {
 impl Rate {
     fn count(self, span: &Span) -> u64 {
         match self {
-            Self::Flops(work) => span.cost.done_of(work),
+            Self::Flops(work) => span.cost.executed_flops(work),
             Self::Bytes => span.cost.bytes,
         }
     }
@@ -268,7 +268,7 @@ impl Trained {
         let y = operation(&mut tape, x);
         let dtype = self.compute.dtype();
         let d_y = self.device.alloc(Category::Workspace, dtype, y.value().shape());
-        drop(tape.sweep_back(y, d_y, &mut self.gradients.borrow_mut()));
+        drop(tape.backward(y, d_y, &mut self.gradients.borrow_mut()));
     }
 }
 
@@ -280,7 +280,7 @@ fn product(on: &On<'_>, compute: Compute) -> impl Fn() + 'static {
             // The CPU has its threads already.
             let host = if device.target() == Target::Cpu { device } else { Device::host() };
             let zeros = touched(host, DType::F32, &[n, k]);
-            held_as(device, Category::Workspace, &zeros, Storage::INT8).unwrap_or_else(|error| {
+            load_as(device, Category::Workspace, &zeros, Storage::INT8).unwrap_or_else(|error| {
                 device.fail(error);
                 touched(device, DType::F32, &[n, k])
             })
@@ -348,7 +348,7 @@ fn memory(on: &On<'_>) -> impl Fn() + 'static {
     let x = touched(device, DType::F32, &[n]);
     let (y, device) = (RefCell::new(touched(device, DType::F32, &[n])), device.clone());
     move || {
-        if let Some(on) = device.begin(Cost::memory("add", 3 * x.num_bytes())) {
+        if let Some(on) = device.begin(Cost::memory_bound("add", 3 * x.num_bytes())) {
             on.add_assign(x.view(), y.borrow_mut().view_mut());
         }
     }
@@ -357,7 +357,7 @@ fn memory(on: &On<'_>) -> impl Fn() + 'static {
 /// Memory that was written: reading fresh memory would read one page of zeros again and again.
 fn touched(device: &Device, dtype: DType, shape: &[usize]) -> Tensor {
     let mut tensor = device.alloc(Category::Workspace, dtype, shape);
-    if let Some(on) = device.begin(Cost::memory("zero", tensor.num_bytes())) {
+    if let Some(on) = device.begin(Cost::memory_bound("zero", tensor.num_bytes())) {
         on.zero(tensor.view_mut());
     }
     tensor
@@ -371,7 +371,7 @@ fn ceiling_rate(device: &Device, compute: DType) -> f64 {
 fn overhead(device: &Device) -> f64 {
     let n = 20_000;
     let (x, mut y) = (touched(device, DType::F32, &[n]), touched(device, DType::F32, &[n]));
-    let Some(on) = device.begin(Cost::memory("add", 0)) else { return 0.0 };
+    let Some(on) = device.begin(Cost::memory_bound("add", 0)) else { return 0.0 };
     let begun = Instant::now();
     let mut least = f64::INFINITY;
     while begun.elapsed() < WINDOW {

@@ -48,11 +48,11 @@ fn work_takes_the_time_of_its_kind() {
         (Work::Product, 2e11, 1e11),
         (Work::Int8, 4e11, 4e11),
         (Work::OverTokens, 1.5e11, 0.75e11),
-        (Work::Thin, 1e11, 0.5e11),
+        (Work::LowRank, 1e11, 0.5e11),
         (Work::Attention, 5e10, 2.5e10),
         (Work::Elementwise, 2.5e10, 2.5e10),
     ] {
-        let cost = Cost::memory("some", 20_000).with(work, flops);
+        let cost = Cost::memory_bound("some", 20_000).with(work, flops);
         for (compute, rate) in [(Compute::Bf16, bf16), (Compute::Int8, bf16), (Compute::F32, f32)] {
             let expected = 1e-6 + flops as f64 / rate + 20_000.0 / 1e10;
             let seconds = profile().seconds_of(&cost, compute);
@@ -60,10 +60,10 @@ fn work_takes_the_time_of_its_kind() {
         }
     }
     // Padding takes time and is not among the FLOPs; kinds and operations add up.
-    let padded = Cost::memory("padded", 0).with_padding(Work::Thin, 1_000);
+    let padded = Cost::memory_bound("padded", 0).with_padding(Work::LowRank, 1_000);
     assert!((profile().seconds_of(&padded, Compute::Bf16) - 1e-6 - 1e-8).abs() < 1e-15);
     assert_eq!(padded.flops(), 0);
-    let both = Cost::memory("both", 0).with(Work::Product, 2_000).with(Work::Int8, 4_000);
+    let both = Cost::memory_bound("both", 0).with(Work::Product, 2_000).with(Work::Int8, 4_000);
     let seconds = profile().seconds(&[both, both], Compute::Int8);
     assert!((seconds - 2.0 * (1e-6 + 1e-8 + 1e-8)).abs() < 1e-15);
 }
@@ -206,7 +206,8 @@ fn copies_to_a_gpu_cost_what_nothing_hides() {
     let gpu = GpuFigures { memory_bytes: 1 << 30, free_bytes: None, link: 1e9, product_fp8: None };
     let profile = DeviceProfile { gpu: Some(gpu), overhead: 0.0, ..profile() };
     let start = |bytes| Cost::transfer("prefetch", Transfer::Start(bytes));
-    let (wait, work) = (Cost::transfer("await", Transfer::Await), Cost::memory("work", 10_000_000));
+    let (wait, work) =
+        (Cost::transfer("await", Transfer::Await), Cost::memory_bound("work", 10_000_000));
     for (costs, seconds) in [
         (vec![start(5_000_000), work, wait], 0.005),
         (vec![work, start(5_000_000), wait], 0.006),

@@ -95,11 +95,11 @@ fn damaged_files() {
             },
             &["model/model.safetensors: not a whole safetensors file", "offset of tensor `"],
         ),
-        train("empty", |s| write_weights(s, b""), &["it has 0 bytes, and 8 are the least"]),
+        train("empty", |s| write_weights(s, b""), &["it has 0 bytes, at least 8 are needed"]),
         train(
             "a header longer than the file",
             |s| write_weights(s, &[255; 64]),
-            &["model/model.safetensors: not a whole safetensors file", "its header should have"],
+            &["model/model.safetensors: not a whole safetensors file", "its header claims"],
         ),
         train(
             "no weights",

@@ -2,14 +2,14 @@
 
 use super::low_rank::{self, Adapter};
 use super::{Adapted, Context, Input};
-use crate::ops::eight_bits::{Direction, InEightBits, quantised_gradients};
+use crate::ops::quantisation::{Direction, GpuQuantisation, quantised_gradients};
 use crate::ops::{converted_bytes, rows_cols};
 use crate::tape::Sweep;
 use crate::{AdapterRows, Cost, DType, Projection, Tensor, View, Weight, Work};
 use hone_kernels::gemm::{self, Epilogue, Matrix, OutputRegion, Product, Term, WeightGradient};
 use std::sync::Arc;
 
-/// What the forward pass leaves, but for its input.
+/// Values saved by the forward pass, apart from its input.
 pub(super) struct Backward<'a> {
     pub(super) projections: &'a [Projection],
     pub(super) adapter_rows: Arc<[AdapterRows]>,
@@ -18,7 +18,7 @@ pub(super) struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    /// Adds to the gradients of what is trained, and returns the input's, if it has one.
+    /// Accumulates the gradients of trained parameters, and returns the input's, if it has one.
     pub(super) fn run(self, sweep: &mut Sweep<'_, '_>, x: Input, d_y: &Tensor) -> Option<Tensor> {
         let Self { projections, adapter_rows, down } = self;
         bias_gradients(sweep, projections, d_y);
@@ -31,7 +31,7 @@ impl Backward<'_> {
             return None;
         }
         let (shape, dtype) = (x.shape, x.dtype);
-        // The input may be released before its gradient takes its place.
+        // Releases the input before its gradient is allocated.
         drop(x);
         let mut d_x = sweep.activation(dtype, &shape);
         input_gradient(
@@ -48,28 +48,28 @@ impl Backward<'_> {
     }
 }
 
-/// The residual stream's gradient is f32; products want the compute type, and read it several
-/// times. `None` where `d_y` is in that type.
+/// `d_y` in the compute type, since the residual stream's gradient is f32 and several products read
+/// it. `None` if it has that type already.
 fn in_compute_type(sweep: &Sweep<'_, '_>, d_y: &Tensor) -> Option<Tensor> {
     if d_y.dtype() == sweep.dtype() {
         return None;
     }
     let mut rounded = sweep.workspace(sweep.dtype(), d_y.shape());
-    let cost = Cost::memory("convert", d_y.num_bytes() + rounded.num_bytes());
+    let cost = Cost::memory_bound("convert", d_y.num_bytes() + rounded.num_bytes());
     if let Some(on) = sweep.device.begin(cost) {
         on.convert(d_y.view(), rounded.view_mut());
     }
     Some(rounded)
 }
 
-/// `d_bias += Σ_t d_y`, where biases are trained.
+/// `d_bias += Σ_t d_y` for trained biases.
 fn bias_gradients(sweep: &mut Sweep<'_, '_>, projections: &[Projection], d_y: &Tensor) {
     let (t, width) = rows_cols(d_y.shape());
     let mut col = 0;
     for projection in projections {
         let bytes = t * projection.out_features() * d_y.dtype().size();
         if let Some(param) = projection.bias.as_ref().and_then(Weight::param)
-            && let Some(on) = sweep.device.begin(Cost::memory("d_bias", bytes))
+            && let Some(on) = sweep.device.begin(Cost::memory_bound("d_bias", bytes))
         {
             let d_bias = sweep.gradients.get_mut(param).view_mut();
             on.add_column_sums(d_y.view(), width, col, d_bias);
@@ -78,7 +78,7 @@ fn bias_gradients(sweep: &mut Sweep<'_, '_>, projections: &[Projection], d_y: &T
     }
 }
 
-/// `d_W += d_yᵀ x`, where weights are trained.
+/// `d_W += d_yᵀ x` for trained weights.
 fn weight_gradients(
     sweep: &mut Sweep<'_, '_>,
     projections: &[Projection],
@@ -95,7 +95,7 @@ fn weight_gradients(
             let mut workspace = sweep.workspace(DType::F32, &[len]);
             let passes = t.div_ceil(gemm::MAX_TOKENS);
             let bytes = x.num_bytes() + t * n * d_y.dtype().size() + passes * 8 * n * k;
-            let cost = Cost::memory("d_weight", bytes).with(Work::OverTokens, 2 * n * k * t);
+            let cost = Cost::memory_bound("d_weight", bytes).with(Work::OverTokens, 2 * n * k * t);
             if let Some(on) = sweep.device.begin(cost) {
                 let d_y = Matrix::rows(d_y.view(), width).from_col(col);
                 let x = Matrix::rows(x.view(), k);
@@ -108,7 +108,7 @@ fn weight_gradients(
     }
 }
 
-/// `d_x = Σ_i d_y_i W_i (+ d_u A)`, the latter of adapters' parts whose input was not dropped.
+/// `d_x = Σ_i d_y_i W_i (+ d_u A)`, the latter for parts of adapters without dropout.
 fn input_gradient(
     sweep: &Sweep<'_, '_>,
     projections: &[Projection],
@@ -118,26 +118,26 @@ fn input_gradient(
 ) {
     let ((t, k), (_, width)) = (rows_cols(d_x.shape()), rows_cols(d_y.shape()));
     let (device, params, dtype) = (sweep.device, sweep.params, sweep.dtype());
-    let undropped: Vec<_> = d_down.adapters.iter().filter(|a| a.kept_rank() > 0).collect();
+    let undropped: Vec<_> = d_down.adapters.iter().filter(|a| a.undropped_rank() > 0).collect();
     let stacked_a = |adapter: &&Adapter<'_>| adapter.stacked_a(Context::of_sweep(sweep), k);
     let a: Vec<Tensor> = undropped.iter().map(stacked_a).collect();
-    let adapter_flops: usize = undropped.iter().map(|adapter| adapter.kept_flops(k)).sum();
+    let adapter_flops: usize = undropped.iter().map(|adapter| adapter.undropped_flops(k)).sum();
     let weights = projections.iter().map(|p| params.resolve(&p.weight).num_bytes());
     let bytes = d_x.num_bytes() + d_y.num_bytes() + weights.sum::<usize>();
     let quantised = quantised_gradients(sweep, projections, d_y);
     let int8_width: usize = quantised.iter().flatten().map(|d_y| d_y.shape()[1]).sum();
     let direction = Direction::Backward;
-    let in_eight_bits = InEightBits::of(device, sweep.compute, direction, params, projections);
-    let eight_bits = int8_width + in_eight_bits.width(projections);
-    let held = in_eight_bits.which(false, projections).map(|p| params.resolve(&p.weight));
-    let scratch = converted_bytes(device, dtype, held)
-        + in_eight_bits.bytes(projections, |p| [t, k, p.out_features()]);
-    let cost = Cost::memory("d_linear", bytes)
+    let quantisation = GpuQuantisation::of(device, sweep.compute, direction, params, projections);
+    let quantised_width = int8_width + quantisation.width(projections);
+    let converted = quantisation.unquantised(projections).map(|p| params.resolve(&p.weight));
+    let scratch = converted_bytes(device, dtype, converted)
+        + quantisation.scratch_bytes(projections, |p| [t, k, p.out_features()]);
+    let cost = Cost::memory_bound("d_linear", bytes)
         .with_scratch(scratch)
-        .with(Work::Int8, 2 * t * k * eight_bits)
-        .with(Work::Product, 2 * t * k * (width - eight_bits) + adapter_flops);
+        .with(Work::Int8, 2 * t * k * quantised_width)
+        .with(Work::Product, 2 * t * k * (width - quantised_width) + adapter_flops);
     let Some(on) = device.begin(cost) else { return };
-    let (mut terms, mut of_floats) = (Vec::new(), Vec::new());
+    let (mut terms, mut float_terms) = (Vec::new(), Vec::new());
     let mut col = 0;
     for (projection, quantised) in projections.iter().zip(&quantised) {
         let (n, w) = (projection.out_features(), params.resolve(&projection.weight));
@@ -146,16 +146,16 @@ fn input_gradient(
             terms.push(Term::new(Matrix::rows(d_y.view(), n), b, n));
         } else {
             let a = Matrix::rows(d_y.view(), width).from_col(col);
-            of_floats.push(Term::new(a, Matrix::rows(w.view(), k), n));
+            float_terms.push(Term::new(a, Matrix::rows(w.view(), k), n));
         }
         col += n;
     }
-    terms.append(&mut of_floats);
+    terms.append(&mut float_terms);
     if let Some(d_u) = d_down.down {
-        let of_adapters = undropped.iter().zip(&a);
-        terms.extend(of_adapters.flat_map(|(adapter, a)| adapter.input_gradients(d_u, a)));
+        let with_a = undropped.iter().zip(&a);
+        terms.extend(with_a.flat_map(|(adapter, a)| adapter.input_gradients(d_u, a)));
     }
     let output = OutputRegion::whole(t, k);
     let product = Product { terms: &terms, epilogue: Epilogue::default(), output };
-    in_eight_bits.gemm(on, dtype, &[product], d_x.view_mut());
+    quantisation.gemm(on, dtype, &[product], d_x.view_mut());
 }

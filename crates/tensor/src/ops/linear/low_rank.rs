@@ -11,11 +11,11 @@ use hone_kernels::dropout::Mask;
 use hone_kernels::gemm::{Epilogue, Matrix, OutputRegion, Product, Rows, Term};
 use std::ops::Range;
 
-/// What an adapter has in one of several projections that stand side by side.
+/// An adapter's part in one of several projections of one input.
 #[derive(Clone, Copy)]
 struct LowRank<'p> {
     lora: &'p Lora,
-    /// Which of the projections is adapted.
+    /// Index of the adapted projection.
     projection: usize,
     /// First column of the projection in the output.
     out_col: usize,
@@ -25,17 +25,17 @@ struct LowRank<'p> {
     down_col: usize,
 }
 
-/// An adapter of projections that stand side by side, and the rows that it applies to.
+/// An adapter of projections of one input, and the rows that it applies to.
 pub(super) struct Adapter<'p> {
     parts: Vec<LowRank<'p>>,
     /// Sum of their ranks.
     rank: usize,
     rows: Range<usize>,
-    /// Names the random numbers of its dropout.
+    /// Key of its dropout's random numbers.
     dropout: Option<StepKey>,
 }
 
-/// The rows of a matrix from one on.
+/// The rows of a matrix beginning with `first`.
 #[derive(Clone, Copy)]
 struct RowsFrom<'x> {
     x: &'x Tensor,
@@ -49,7 +49,7 @@ impl<'x> RowsFrom<'x> {
     }
 }
 
-/// The adapters that have something to do: rows among `t`, and parts in `projections`.
+/// The adapters with rows among `t` and parts in `projections`.
 pub(super) fn adapters<'p>(
     projections: &'p [Projection],
     adapter_rows: &[AdapterRows],
@@ -59,7 +59,7 @@ pub(super) fn adapters<'p>(
     all.filter(|adapter| !adapter.parts.is_empty() && !adapter.rows.is_empty()).collect()
 }
 
-/// Columns of down-projections: those of the widest adapter.
+/// Columns of down-projections: the largest rank.
 fn down_width(adapters: &[Adapter<'_>]) -> usize {
     adapters.iter().map(|adapter| adapter.rank).max().unwrap_or(0)
 }
@@ -67,9 +67,9 @@ fn down_width(adapters: &[Adapter<'_>]) -> usize {
 impl<'p> Adapter<'p> {
     fn new(projections: &'p [Projection], adapter_rows: &AdapterRows, t: usize) -> Self {
         let (mut parts, mut out_col, mut rank) = (Vec::new(), 0, 0);
-        for (projection, described) in projections.iter().enumerate() {
-            let out_features = described.out_features();
-            if let Some(lora) = described.adapter(adapter_rows.adapter) {
+        for (projection, p) in projections.iter().enumerate() {
+            let out_features = p.out_features();
+            if let Some(lora) = p.adapter(adapter_rows.adapter) {
                 parts.push(LowRank { lora, projection, out_col, out_features, down_col: rank });
                 rank += lora.rank;
             }
@@ -79,21 +79,21 @@ impl<'p> Adapter<'p> {
         Self { parts, rank, rows, dropout: adapter_rows.dropout }
     }
 
-    /// Whether no part drops elements of its input in this step.
-    fn keeps_all(&self) -> bool {
-        self.kept_rank() == self.rank
+    /// Whether no part has dropout in this step.
+    fn has_no_dropout(&self) -> bool {
+        self.undropped_rank() == self.rank
     }
 
-    /// Sum of the ranks of parts that drop no elements of their input in this step.
-    pub(super) fn kept_rank(&self) -> usize {
-        self.kept().map(|part| part.lora.rank).sum()
+    /// Sum of the ranks of parts without dropout in this step.
+    pub(super) fn undropped_rank(&self) -> usize {
+        self.undropped().map(|part| part.lora.rank).sum()
     }
 
-    fn kept(&self) -> impl Iterator<Item = &LowRank<'p>> {
+    fn undropped(&self) -> impl Iterator<Item = &LowRank<'p>> {
         self.parts.iter().filter(|part| self.mask(part).is_none())
     }
 
-    /// Which elements of a part's input are dropped; `None`: none are.
+    /// Dropout mask of a part's input; `None` without dropout.
     fn mask(&self, part: &LowRank<'_>) -> Option<Mask> {
         let Lora { dropout, stream, .. } = *part.lora;
         let step = self.dropout.filter(|_| dropout > 0.0)?;
@@ -101,11 +101,11 @@ impl<'p> Adapter<'p> {
         Some(Mask { random, probability: dropout })
     }
 
-    /// The adapter's rows of `x [t, k]` after a part's dropout; `None` where they are as they were.
+    /// The adapter's rows of `x [t, k]` after a part's dropout; `None` without dropout.
     fn dropped(&self, device: &Device, x: &Tensor, part: &LowRank<'_>) -> Option<Tensor> {
         let (mask, k) = (self.mask(part)?, x.shape()[1]);
         let mut y = device.alloc(Category::Workspace, x.dtype(), &[self.rows.len(), k]);
-        let cost = Cost::memory("dropout", 2 * y.num_bytes());
+        let cost = Cost::memory_bound("dropout", 2 * y.num_bytes());
         if let Some(on) = device.begin(cost.with(Work::Elementwise, DROPOUT_FLOPS * y.len())) {
             on.dropout(mask, x.view().part(self.rows.start * k, y.len()), y.view_mut());
         }
@@ -117,13 +117,12 @@ impl<'p> Adapter<'p> {
         RowsFrom { x, first: self.rows.start }.matrix()
     }
 
-    /// The adapter's rows of the input, as parts read them for which `dropped` is what dropout left
-    /// of them, if there is any.
+    /// The adapter's rows of the input; `dropped` are these rows after dropout, if there is any.
     fn input<'x>(&self, x: &'x Tensor, dropped: Option<&'x Tensor>) -> RowsFrom<'x> {
         dropped.map_or(RowsFrom { x, first: self.rows.start }, |x| RowsFrom { x, first: 0 })
     }
 
-    /// Columns of the adapter's rows of a matrix of `width`.
+    /// `cols` columns, beginning at `col`, of the adapter's rows of a matrix with `width` columns.
     fn region(&self, cols: usize, width: usize, col: usize) -> OutputRegion {
         let region = OutputRegion::columns(self.rows.len(), cols, width, col);
         OutputRegion { offset: self.rows.start * width + col, ..region }
@@ -134,12 +133,12 @@ impl<'p> Adapter<'p> {
         self.parts.iter().map(|part| 2 * self.rows.len() * part.out_features * part.lora.rank).sum()
     }
 
-    /// Those of the products of [`Adapter::input_gradients`] with `k` columns.
-    pub(super) fn kept_flops(&self, k: usize) -> usize {
-        2 * self.rows.len() * k * self.kept_rank()
+    /// Floating-point operations of [`Adapter::input_gradients`] with `k` columns.
+    pub(super) fn undropped_flops(&self, k: usize) -> usize {
+        2 * self.rows.len() * k * self.undropped_rank()
     }
 
-    /// `scale · A` of all parts, one below the other: `[Σ rank, k]` in the compute type.
+    /// `scale · A` of all parts, stacked: `[Σ rank, k]` in the compute type.
     pub(super) fn stacked_a(&self, context: Context<'_>, k: usize) -> Tensor {
         let Context { device, params, dtype, rounded } = context;
         if let Some(rounded) = rounded.of(self.parts[0].lora.a) {
@@ -147,7 +146,7 @@ impl<'p> Adapter<'p> {
         }
         let mut a = device.alloc(Category::Workspace, dtype, &[self.rank, k]);
         let bytes = a.num_bytes() + 4 * a.len();
-        if let Some(on) = device.begin(Cost::memory("lora_a", bytes)) {
+        if let Some(on) = device.begin(Cost::memory_bound("lora_a", bytes)) {
             for LowRank { lora, down_col, .. } in &self.parts {
                 let rows = a.view_mut().part(down_col * k, lora.rank * k);
                 on.scale(params.value(lora.a).view(), lora.scale, rows);
@@ -156,7 +155,7 @@ impl<'p> Adapter<'p> {
         a
     }
 
-    /// Those of the parts' `B` that a GPU converts for each product.
+    /// The `B` of parts that a GPU converts for each product.
     pub(super) fn unrounded_b<'s>(&self, context: Context<'s>) -> Vec<&'s Tensor> {
         match context.rounded.of(self.parts[0].lora.a) {
             Some(_) => Vec::new(),
@@ -179,8 +178,8 @@ impl<'p> Adapter<'p> {
         })
     }
 
-    /// What the adapter adds to the product of each projection, with the number of the projection,
-    /// from the down-projections of all rows.
+    /// Terms that the adapter adds to projections, with the index of the projection, given the
+    /// down-projections of all rows.
     pub(super) fn up_projections<'s>(
         &self,
         context: Context<'s>,
@@ -194,9 +193,9 @@ impl<'p> Adapter<'p> {
         })
     }
 
-    /// What the adapter's parts that drop nothing add to the input's gradient, for the gradient of
-    /// all rows' down-projections and the adapter's own `scale · A`: one term, or one for each
-    /// such part where others drop something.
+    /// Terms that parts without dropout add to the input's gradient, given the gradient of all
+    /// rows' down-projections and the adapter's own `scale · A`: one term if no part has dropout,
+    /// otherwise one per part.
     pub(super) fn input_gradients<'s>(&self, d_down: &'s Tensor, a: &'s Tensor) -> Vec<Term<'s>> {
         let d_down = Matrix::rows(d_down.view(), d_down.shape()[1]);
         let (a, k) = (Matrix::rows(a.view(), a.shape()[1]), a.shape()[1]);
@@ -204,10 +203,10 @@ impl<'p> Adapter<'p> {
             let a = Matrix { offset: first * k, ..a };
             Term { rows: self.term_rows(), ..Term::new(d_down.from_col(first), a, rank) }
         };
-        if self.keeps_all() {
+        if self.has_no_dropout() {
             return vec![term((0, self.rank))];
         }
-        self.kept().map(|part| term((part.down_col, part.lora.rank))).collect()
+        self.undropped().map(|part| term((part.down_col, part.lora.rank))).collect()
     }
 
     fn term_rows(&self) -> Rows {
@@ -215,11 +214,11 @@ impl<'p> Adapter<'p> {
     }
 }
 
-/// Operations for an element, nearly all of them the random number's.
+/// Floating-point operations per element, nearly all of them for the random number.
 const DROPOUT_FLOPS: usize = 60;
 
-/// `scale · dropout(x) Aᵀ` of each adapter's rows, its parts side by side: `[t, widest rank]` in
-/// the compute type. `None` without adapters.
+/// `scale · dropout(x) Aᵀ` of each adapter's rows, with its parts concatenated: `[t, largest rank]`
+/// in the compute type. `None` without adapters.
 pub(super) fn down_projections(
     tape: &Tape<'_>,
     x: &Tensor,
@@ -236,7 +235,8 @@ pub(super) fn down_projections(
         let mut project = |x: RowsFrom<'_>, first_col: usize, rank: usize| {
             let rows = adapter.rows.len();
             let bytes = rows * k * x.x.dtype().size() + rows * width * compute.size();
-            let cost = Cost::memory("lora_down", bytes).with(Work::Thin, 2 * rows * rank * k);
+            let cost =
+                Cost::memory_bound("lora_down", bytes).with(Work::LowRank, 2 * rows * rank * k);
             if let Some(on) = device.begin(cost) {
                 let b = Matrix { offset: first_col * k, ..Matrix::rows(a.view(), k) }.transposed();
                 let (terms, epilogue) = ([Term::new(x.matrix(), b, k)], Epilogue::default());
@@ -244,8 +244,8 @@ pub(super) fn down_projections(
                 on.gemm(compute, &[Product { terms: &terms, epilogue, output }], u.view_mut());
             }
         };
-        // Parts share a product, unless each drops other elements of the input.
-        if adapter.keeps_all() {
+        // Parts share a product, unless each has its own dropout.
+        if adapter.has_no_dropout() {
             project(adapter.input(x, None), 0, adapter.rank);
             continue;
         }
@@ -258,7 +258,7 @@ pub(super) fn down_projections(
 }
 
 /// `d_B += d_yᵀ u`, `d_A += scale · d_uᵀ dropout(x)` over each adapter's rows; returns
-/// `d_u = d_y B [t, widest rank]`, the gradient of the scaled down-projections `u`.
+/// `d_u = d_y B [t, largest rank]`, the gradient of the scaled down-projections `u`.
 pub(super) fn gradients(
     sweep: &mut Sweep<'_, '_>,
     adapters: &[Adapter<'_>],
@@ -272,8 +272,8 @@ pub(super) fn gradients(
     }
     drop(u);
     for adapter in adapters {
-        // Parts share a product, unless each dropped other elements of the input.
-        if adapter.keeps_all() {
+        // Parts share a product, unless each has its own dropout.
+        if adapter.has_no_dropout() {
             down_gradients(sweep, adapter, &adapter.parts, adapter.input(x, None), &d_u);
             continue;
         }
@@ -286,13 +286,12 @@ pub(super) fn gradients(
     d_u
 }
 
-/// Cost of a product of `d_y` or down-projections, with these two and each adapter's `B` or its
-/// gradient.
+/// Cost of products of `d_y`, down-projections `u`, and each adapter's `B` or its gradient.
 fn up_cost(name: &'static str, adapters: &[Adapter<'_>], d_y: &Tensor, u: &Tensor) -> Cost {
-    let of_row = d_y.shape()[1] * d_y.dtype().size() + u.shape()[1] * u.dtype().size();
+    let row_bytes = d_y.shape()[1] * d_y.dtype().size() + u.shape()[1] * u.dtype().size();
     let rows: usize = adapters.iter().map(|adapter| adapter.rows.len()).sum();
     let flops = adapters.iter().map(Adapter::up_flops).sum();
-    Cost::memory(name, rows * of_row).with(Work::Thin, flops)
+    Cost::memory_bound(name, rows * row_bytes).with(Work::LowRank, flops)
 }
 
 /// `d_u = d_y B`, as wide as `u`.
@@ -306,9 +305,9 @@ fn down_projection_gradients(
     let cost = up_cost("d_lora_u", adapters, d_y, u);
     let Some(on) = sweep.device.begin(cost) else { return d_u };
     let context = Context::of_sweep(sweep);
-    let mut described = Vec::new();
+    let mut terms_and_outputs = Vec::new();
     for adapter in adapters {
-        described.extend(adapter.with_b(context).map(|(part, b)| {
+        terms_and_outputs.extend(adapter.with_b(context).map(|(part, b)| {
             let d_y = adapter.rows_of(d_y).from_col(part.out_col);
             let b = Matrix::rows(b, part.lora.rank);
             let output = adapter.region(part.lora.rank, u.shape()[1], part.down_col);
@@ -317,7 +316,7 @@ fn down_projection_gradients(
     }
     let product = |(terms, output)| Product { terms, epilogue: Epilogue::default(), output };
     let products: Vec<Product<'_>> =
-        described.iter().map(|(terms, output)| product((&terms[..], *output))).collect();
+        terms_and_outputs.iter().map(|(terms, output)| product((&terms[..], *output))).collect();
     on.gemm(sweep.dtype(), &products, d_u.view_mut());
     d_u
 }
@@ -327,7 +326,8 @@ fn up_gradients(sweep: &mut Sweep<'_, '_>, adapter: &Adapter<'_>, u: &Tensor, d_
     let cost = up_cost("d_lora_b", std::slice::from_ref(adapter), d_y, u);
     let Some(on) = sweep.device.begin(cost) else { return };
     for &LowRank { lora, out_col, out_features, down_col, .. } in &adapter.parts {
-        // As `d_Bᵀ = uᵀ d_y`: `d_y` is read along its rows, `u` is the one to transpose.
+        // As `d_Bᵀ = uᵀ d_y`, so that `d_y` is read along its rows and the smaller `u` is
+        // transposed.
         let a = adapter.rows_of(u).from_col(down_col).transposed();
         let terms = [Term::new(a, adapter.rows_of(d_y).from_col(out_col), adapter.rows.len())];
         let epilogue = Epilogue { accumulate: true, ..Epilogue::default() };
@@ -337,8 +337,7 @@ fn up_gradients(sweep: &mut Sweep<'_, '_>, adapter: &Adapter<'_>, u: &Tensor, d_
     }
 }
 
-/// `d_A += scale · d_uᵀ x` over an adapter's rows, `x` being no more than these, for parts that
-/// stand side by side in `d_u`.
+/// `d_A += scale · d_uᵀ x` over an adapter's rows, `x`, for consecutive parts in `d_u`.
 fn down_gradients(
     sweep: &mut Sweep<'_, '_>,
     adapter: &Adapter<'_>,
@@ -350,7 +349,7 @@ fn down_gradients(
     let (first_col, rank) = (parts[0].down_col, parts.iter().map(|part| part.lora.rank).sum());
     let mut d_a = sweep.workspace(DType::F32, &[rank, k]);
     let bytes = t * k * x.x.dtype().size() + t * rank * d_u.dtype().size() + d_a.num_bytes();
-    let cost = Cost::memory("d_lora_a", bytes).with(Work::Thin, 2 * rank * k * t);
+    let cost = Cost::memory_bound("d_lora_a", bytes).with(Work::LowRank, 2 * rank * k * t);
     if let Some(on) = sweep.device.begin(cost) {
         let a = adapter.rows_of(d_u).from_col(first_col).transposed();
         let (terms, epilogue) = ([Term::new(a, x.matrix(), t)], Epilogue::default());
@@ -363,7 +362,7 @@ fn down_gradients(
     }
 }
 
-/// `d_x += mask · scale · (d_u A)` for each part whose input was dropped.
+/// `d_x += mask · scale · (d_u A)` for each part with dropout.
 pub(super) fn add_dropped_gradients(
     sweep: &Sweep<'_, '_>,
     adapters: &[Adapter<'_>],
@@ -390,14 +389,14 @@ fn add_dropped_gradient(
     let (t, k) = (adapter.rows.len(), d_x.shape()[1]);
     let mut d_dropped = sweep.workspace(DType::F32, &[t, k]);
     let bytes = d_dropped.num_bytes() + t * k * d_x.dtype().size();
-    // Rounded, with its scale, or as it is.
+    // Rounded and scaled already, or as trained.
     let LowRank { lora, down_col, .. } = *part;
     let rounded = sweep.adapters.of(adapter.parts[0].lora.a);
     let rounded = rounded.map(|rounded| (&rounded.a, down_col * k, 1.0));
     let (a, offset, scale) = rounded.unwrap_or((sweep.params.value(lora.a), 0, lora.scale));
-    let cost = Cost::memory("d_dropout", bytes)
+    let cost = Cost::memory_bound("d_dropout", bytes)
         .with_scratch(converted_bytes(sweep.device, sweep.dtype(), [a]))
-        .with(Work::Thin, 2 * t * k * lora.rank)
+        .with(Work::LowRank, 2 * t * k * lora.rank)
         .with(Work::Elementwise, DROPOUT_FLOPS * t * k);
     if let Some(on) = sweep.device.begin(cost) {
         let b = Matrix { offset, ..Matrix::rows(a.view(), k) };

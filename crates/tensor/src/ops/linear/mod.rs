@@ -1,17 +1,18 @@
 //! Linear layers that read the same input, with their adapters.
 //!
-//! `y = x Wᵀ + bias + scale · (dropout(x) Aᵀ) Bᵀ (+ residual)`, several projections side by side in
-//! one output row. The adapter's up-projection is `rank` more columns of the same contraction, so
-//! it costs no pass over the output; down-projections of one input are one product.
+//! `y = x Wᵀ + bias + scale · (dropout(x) Aᵀ) Bᵀ (+ residual)`, with the outputs of several
+//! projections concatenated in each row. The adapter's up-projection extends the contraction by
+//! `rank`, so it needs no pass of its own over the output; down-projections of one input are one
+//! product.
 //!
 //! Different rows may have different adapters ([`crate::AdapterRows`]), or none: the product with
-//! the weight is of all rows, an adapter's terms are of its own. On the CPU outputs and gradients
-//! have the bits of separate passes over the rows of each.
+//! the weight covers all rows, the terms of an adapter its own. On the CPU, outputs and gradients
+//! have the same bits as separate passes over each adapter's rows.
 
 mod gradients;
 mod low_rank;
 
-use super::eight_bits::{Direction, InEightBits, is_integer_for};
+use super::quantisation::{Direction, GpuQuantisation, is_integer_for};
 use super::{RoundedAdapters, converted_bytes, quantised, rows_cols};
 use crate::tape::Sweep;
 use crate::{Cost, DType, Device, Params, Projection, Tape, Tensor, Var, Work};
@@ -20,8 +21,8 @@ use hone_kernels::gemm::{Epilogue, Matrix, OutputRegion, Product, Term};
 use low_rank::Adapter;
 use std::sync::Arc;
 
-/// `x [t, k]`, projections `[n_i, k]` → `[t, Σ n_i]` in the compute type, or, with a `residual`
-/// `[t, Σ n_i]` f32 to add to, in f32.
+/// `x [t, k]`, projections `[n_i, k]` → `[t, Σ n_i]` in the compute type, or in f32 if a `residual`
+/// `[t, Σ n_i]` f32 is added.
 pub fn linear<'a>(
     tape: &mut Tape<'a>,
     x: Var,
@@ -43,7 +44,7 @@ pub fn linear<'a>(
     if !(tape.is_recording() && (inner_grad || residual_grad)) {
         return tape.push(y, inner_grad || residual_grad, |_, _| {});
     }
-    let input = Input::kept_for(projections, &adapters, x);
+    let input = Input::saved_for(projections, &adapters, x);
     let layer = Backward { projections, adapter_rows: Arc::clone(tape.adapter_rows()), down };
     tape.push(y, true, move |sweep, d_y| {
         if inner_grad {
@@ -58,19 +59,19 @@ pub fn linear<'a>(
     })
 }
 
-/// What the backward pass needs of the input.
+/// The input as the backward pass needs it.
 struct Input {
     id: usize,
     requires_grad: bool,
     dtype: DType,
     shape: [usize; 2],
-    /// `None` where neither a weight nor an adapter is trained: the input's gradient does not
+    /// `None` if neither a weight nor an adapter is trained, since the input's gradient does not
     /// depend on the input.
     value: Option<Tensor>,
 }
 
 impl Input {
-    fn kept_for(projections: &[Projection], adapters: &[Adapter<'_>], x: Var) -> Self {
+    fn saved_for(projections: &[Projection], adapters: &[Adapter<'_>], x: Var) -> Self {
         let is_trained = |p: &Projection| p.weight.param().is_some();
         let is_needed = !adapters.is_empty() || projections.iter().any(is_trained);
         let (t, k) = rows_cols(x.value().shape());
@@ -84,11 +85,11 @@ impl Input {
     }
 
     fn value(&self) -> &Tensor {
-        self.value.as_ref().expect("kept where a weight or an adapter is trained")
+        self.value.as_ref().expect("saved if a weight or an adapter is trained")
     }
 }
 
-/// What the passes of a tape and of a sweep have in common.
+/// Context shared by forward and backward passes.
 #[derive(Clone, Copy)]
 struct Context<'s> {
     device: &'s Device,
@@ -109,7 +110,7 @@ impl<'s> Context<'s> {
     }
 }
 
-/// Adapters, and the down-projections of all rows, or their gradient; `None` without adapters.
+/// Adapters, and the down-projections of all rows or their gradient.
 #[derive(Clone, Copy)]
 struct Adapted<'s, 'p> {
     adapters: &'s [Adapter<'p>],
@@ -117,14 +118,14 @@ struct Adapted<'s, 'p> {
 }
 
 impl<'s> Adapted<'s, '_> {
-    /// What is added to the product of each projection, with the number of the projection.
+    /// Terms that are added to projections, with the index of the projection.
     fn up_projections(self, context: Context<'s>) -> Vec<(usize, Term<'s>)> {
         let Some(down) = self.down else { return Vec::new() };
         self.adapters.iter().flat_map(|adapter| adapter.up_projections(context, down)).collect()
     }
 }
 
-/// `y`: projections of `x`, with their adapters.
+/// Computes the projections `y` of `x`, with their adapters.
 fn project(
     tape: &Tape<'_>,
     x: &Tensor,
@@ -141,26 +142,28 @@ fn project(
         projections.iter().filter(|p| in_integers(p)).map(Projection::out_features).sum();
     let quantised = (int8_width > 0).then(|| quantised(tape.device(), x, (0, k), None));
     let (device, direction) = (tape.device(), Direction::Forward);
-    let in_eight_bits = InEightBits::of(device, tape.compute(), direction, params, projections);
-    let held = in_eight_bits.which(false, projections).map(|p| params.resolve(&p.weight));
+    let quantisation = GpuQuantisation::of(device, tape.compute(), direction, params, projections);
+    let converted = quantisation.unquantised(projections).map(|p| params.resolve(&p.weight));
     let context = Context::of_tape(tape);
-    let held = held.chain(adapted.adapters.iter().flat_map(|adapter| adapter.unrounded_b(context)));
-    let scratch = converted_bytes(device, tape.dtype(), held)
-        + in_eight_bits.bytes(projections, |p| [t, p.out_features(), k]);
-    let eight_bits = int8_width + in_eight_bits.width(projections);
+    let converted =
+        converted.chain(adapted.adapters.iter().flat_map(|adapter| adapter.unrounded_b(context)));
+    let scratch = converted_bytes(device, tape.dtype(), converted)
+        + quantisation.scratch_bytes(projections, |p| [t, p.out_features(), k]);
+    let quantised_width = int8_width + quantisation.width(projections);
     let up_flops: usize = adapted.adapters.iter().map(Adapter::up_flops).sum();
-    let cost = Cost::memory("linear", x.num_bytes() + weights + y.num_bytes())
+    let cost = Cost::memory_bound("linear", x.num_bytes() + weights + y.num_bytes())
         .with_scratch(scratch)
-        .with(Work::Int8, 2 * t * eight_bits * k)
-        .with(Work::Product, 2 * t * (width - eight_bits) * k + up_flops);
+        .with(Work::Int8, 2 * t * quantised_width * k)
+        .with(Work::Product, 2 * t * (width - quantised_width) * k + up_flops);
     let Some(on) = device.begin(cost) else { return };
-    let of_adapters = adapted.up_projections(context);
+    let adapter_terms = adapted.up_projections(context);
     let mut terms = Vec::new();
     for (i, projection) in projections.iter().enumerate() {
         let w = Matrix::rows(params.resolve(&projection.weight).view(), k).transposed();
         let x = quantised.as_ref().filter(|_| in_integers(projection)).unwrap_or(x);
         let own = Term::new(Matrix::rows(x.view(), k), w, k);
-        let added = of_adapters.iter().filter(|(of, _)| *of == i).map(|(_, term)| *term);
+        let added =
+            adapter_terms.iter().filter(|(projection, _)| *projection == i).map(|(_, term)| *term);
         terms.push(std::iter::once(own).chain(added).collect::<Vec<_>>());
     }
     let add = residual.map(|residual| residual.value().view());
@@ -172,5 +175,5 @@ fn project(
         Product { terms, epilogue: Epilogue { bias, add, ..Epilogue::default() }, output }
     });
     let products: Vec<_> = products.collect();
-    in_eight_bits.gemm(on, tape.dtype(), &products, y.view_mut());
+    quantisation.gemm(on, tape.dtype(), &products, y.view_mut());
 }
