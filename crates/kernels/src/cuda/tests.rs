@@ -1,5 +1,5 @@
-//! What can be known of kernels without a GPU: that they compile for every generation, and that the
-//! emulation finds mistakes that a GPU would not report.
+//! What can be tested without a GPU: that kernels compile for every generation, and which calls
+//! operations make.
 
 use super::driver::{Operand, Operands};
 use super::nvidia::compiled;
@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 /// Turing, Ampere in data centres and elsewhere, Hopper, Blackwell in data centres and elsewhere.
 const CAPABILITIES: [(u32, u32); 6] = [(7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0)];
 
-/// Every kernel in every type, as NVRTC compiles it. What was compiled before, from the same text
-/// by the same version, is in the user's cache.
+/// Compiles every kernel for every type with NVRTC. Those compiled before, from the same text by
+/// the same version, are in the user's cache.
 #[test]
 fn kernels_compile_for_every_generation() {
     if let Err(error) = nvidia::find_compiler(nvrtc_folder()) {
@@ -25,7 +25,7 @@ fn kernels_compile_for_every_generation() {
     let jobs: Vec<_> = cases(&CAPABILITIES, &[(7, 5), (9, 0)])
         .iter()
         .flat_map(|&capability| sources().map(move |source| (source, capability)))
-        // Turing's tensor cores know other shapes; attention there is the general one.
+        // Turing's tensor cores support other shapes; it uses the general attention kernels.
         .filter(|(source, capability)| {
             *capability >= (8, 0) || !source.name.starts_with(crate::attention::cuda::MMA.name)
         })
@@ -49,7 +49,7 @@ fn nvrtc_folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/nvrtc/nvidia/cu13")
 }
 
-/// A driver that does nothing and writes down what it was asked.
+/// A driver that only records calls.
 struct Recorder {
     info: Info,
     next: AtomicU64,
@@ -141,13 +141,13 @@ fn recorded() -> (Processor, Arc<Mutex<Vec<Call>>>) {
     (Processor::Cuda(Gpu::of(Box::new(recorder))), calls)
 }
 
-/// `len` elements at a place of their own.
+/// `len` elements at an address of their own.
 fn array(place: u64, dtype: DType, len: usize) -> Slice<'static> {
     Slice::new(place << 32, dtype, len, len)
 }
 
-/// A weight in another type is converted, the adapter's product goes first, both write to one
-/// place, rows next to each other: what cuBLASLt is asked for.
+/// A weight in another type is converted, the adapter's product goes first, and both write to the
+/// same row-major output.
 #[test]
 fn a_projection_with_its_adapter_is_two_products() {
     let (on, calls) = recorded();
@@ -159,7 +159,7 @@ fn a_projection_with_its_adapter_is_two_products() {
         Term::new(Matrix::rows(View::Cuda(x), k), Matrix::rows(View::Cuda(w), k).transposed(), k),
         Term::new(Matrix::rows(View::Cuda(u), r), Matrix::rows(View::Cuda(b), r).transposed(), r),
     ];
-    // The second of two projections side by side.
+    // The second of two projections of one input.
     let output = OutputRegion::columns(t, n, 2 * n, n);
     let product = Product { terms: &terms, epilogue: Epilogue::default(), output };
     let project = || {
@@ -178,13 +178,13 @@ fn a_projection_with_its_adapter_is_two_products() {
     assert_eq!((adapter.d, adapter.c, adapter.k), (d, None, r));
     assert_eq!((weight.d, weight.c, weight.k), (d, Some(d.address), k));
     assert_eq!((weight.b.row_stride, weight.b.col_stride), (1, k));
-    // Once there is room, no operation asks for memory again.
+    // Once memory is reserved, no operation allocates again.
     assert_eq!(again, project());
 }
 
-/// A gradient that is wanted as its transpose is asked for the other way around.
+/// A column-major result is computed as its transpose.
 #[test]
-fn results_have_their_rows_next_to_each_other() {
+fn results_are_row_major() {
     let matmul = Matmul {
         m: 3,
         n: 5,
@@ -197,13 +197,13 @@ fn results_have_their_rows_next_to_each_other() {
         d_dtype: DType::F32,
         alpha: 1.0,
     };
-    let turned = matmul.row_major();
-    assert_eq!((turned.m, turned.n, turned.d.row_stride, turned.d.col_stride), (5, 3, 3, 1));
-    assert_eq!((turned.a, turned.b), (matmul.b.transposed(), matmul.a.transposed()));
-    assert_eq!(turned.row_major(), turned);
+    let swapped = matmul.row_major();
+    assert_eq!((swapped.m, swapped.n, swapped.d.row_stride, swapped.d.col_stride), (5, 3, 3, 1));
+    assert_eq!((swapped.a, swapped.b), (matmul.b.transposed(), matmul.a.transposed()));
+    assert_eq!(swapped.row_major(), swapped);
 }
 
-/// Tensor cores serve the heads that they can, other kernels the rest; heaviest blocks first.
+/// Tensor-core kernels where possible, general kernels otherwise; longest blocks first.
 #[test]
 fn attention_is_launched_by_shape() {
     use crate::attention::{Heads, Inputs, Sequence};
@@ -227,9 +227,9 @@ fn attention_is_launched_by_shape() {
     }
 }
 
-/// What several operations of a pass read is brought once, and again in the next pass.
+/// Inputs that several operations of a pass read are uploaded once per pass.
 #[test]
-fn lists_are_brought_once_a_pass() {
+fn inputs_are_uploaded_once_a_pass() {
     let (on, calls) = recorded();
     let Processor::Cuda(gpu) = &on else { panic!() };
     let (x, y) = (array(1, DType::F32, 64), array(2, DType::F32, 64));

@@ -120,7 +120,7 @@ tagged! {
 section! {
     /// Kahneman–Tversky optimisation.
     ["objective" if kind = "kto"] KtoSection {
-        /// how strongly the model that training begins with holds
+        /// how strongly the model is kept close to the one that training starts from
         beta: f64 = Float(Positive), Value("0.1"), "0.3";
         /// weight of good answers
         desirable_weight: f64 = Float(Positive), Value("1.0"), "1.33";
@@ -132,7 +132,7 @@ section! {
 section! {
     /// Direct preference optimisation, with the sigmoid loss.
     ["objective" if kind = "dpo"] DpoSection {
-        /// how strongly the model that training begins with holds
+        /// how strongly the model is kept close to the one that training starts from
         beta: f64 = Float(Positive), Value("0.1"), "0.3";
     }
 }

@@ -1,4 +1,4 @@
-//! Matrix products by cuBLASLt. The algorithm of each shape is asked for once.
+//! Matmuls with cuBLASLt. The algorithm for each shape is chosen once.
 
 use super::super::driver::{Fp8, Matmul, Operand, Operands};
 use super::CudaError;
@@ -12,11 +12,11 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 
-/// What NVIDIA recommends for Hopper; smaller GPUs use less of it.
+/// NVIDIA's recommendation for Hopper; smaller GPUs use less of it.
 pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// Plans that are kept: more than a step has products, where rows differ from step to step.
-const MOST_PLANS: usize = 4096;
+/// Maximum plans that are cached: more than a step has products, since numbers of rows vary.
+const MAX_PLANS: usize = 4096;
 
 pub(super) struct Blas {
     plans: HashMap<Key, Plan>,
@@ -26,7 +26,7 @@ pub(super) struct Blas {
 
 impl Drop for Blas {
     fn drop(&mut self) {
-        // SAFETY: taken in `new`; freeing waits for products that use it.
+        // SAFETY: allocated in `new`; freeing waits for products that use it.
         let _ = unsafe { driver::free_sync(self.workspace) };
     }
 }
@@ -38,12 +38,12 @@ struct Key {
     kinds: Kinds,
     d_dtype: DType,
     strides: [(usize, usize); 3],
-    /// Of A, B, C and D, in bytes.
+    /// Alignments of A, B, C and D in bytes.
     alignments: [u32; 4],
     adds: bool,
 }
 
-/// What operands are, wherever their factors may be.
+/// Types of the operands, without the addresses of their scales.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Kinds {
     Floats(DType),
@@ -60,7 +60,7 @@ impl Kinds {
         }
     }
 
-    /// Of both operands, in cuBLASLt's words.
+    /// cuBLASLt's types of both operands.
     fn types(self) -> [sys::cudaDataType; 2] {
         let of_fp8 = |kind| match kind {
             Fp8::E4m3 => sys::cudaDataType_t::CUDA_R_8F_E4M3,
@@ -73,7 +73,7 @@ impl Kinds {
         }
     }
 
-    /// What sums are in, what factors are, and the type of a result that is `d_dtype` of floats.
+    /// Compute type, type of alpha and beta, and type of the result if it is `d_dtype` for floats.
     /// f32 operands are not rounded to TF32.
     fn sums(self, d_dtype: DType) -> (sys::cublasComputeType_t, [sys::cudaDataType; 2]) {
         use sys::cublasComputeType_t::{CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32I};
@@ -83,19 +83,19 @@ impl Kinds {
         }
     }
 
-    /// Whether sums may be kept in fewer bits than f32 has, as is usual for FP8 in the forward
-    /// pass, which has no gradients as operands.
+    /// Whether to accumulate with fewer bits than f32, as is usual for FP8 in the forward pass,
+    /// which has no gradients as operands.
     fn sums_fast(self) -> bool {
         self == Self::Fp8(Fp8::E4m3, Fp8::E4m3)
     }
 }
 
-/// Something of cuBLASLt's, and how it is destroyed.
+/// A cuBLASLt handle, and how to destroy it.
 struct Owned<T: Copy>(T, unsafe fn(T) -> Result<(), CublasError>);
 
 impl<T: Copy> Drop for Owned<T> {
     fn drop(&mut self) {
-        // SAFETY: made by the library, destroyed once; it keeps what it still needs.
+        // SAFETY: created by the library, destroyed once; the library keeps what it still needs.
         let _ = unsafe { (self.1)(self.0) };
     }
 }
@@ -123,7 +123,7 @@ impl Blas {
         Ok(Self { handle, workspace, plans: HashMap::new() })
     }
 
-    /// Asks for a product whose result has its columns next to each other.
+    /// Launches a product with a row-major result.
     ///
     /// # Errors
     /// If it refused, or the GPU is lost.
@@ -137,7 +137,7 @@ impl Blas {
     ) -> Result<(), DeviceError> {
         let key = Key::of(matmul);
         let handle = self.handle.0;
-        if self.plans.len() >= MOST_PLANS && !self.plans.contains_key(&key) {
+        if self.plans.len() >= MAX_PLANS && !self.plans.contains_key(&key) {
             self.plans.clear();
         }
         let plan = match self.plans.entry(key) {
@@ -150,18 +150,17 @@ impl Blas {
             }
         };
         plan.set_scales(matmul.operands)
-            .map_err(|error| refused_product("cuBLASLt refused a factor", error))?;
+            .map_err(|error| refused_product("cuBLASLt refused a scale", error))?;
         let (alpha, beta) = (matmul.alpha, if matmul.c.is_some() { 1.0f32 } else { 0.0 });
-        // Factors of sums in integers are such, and always one and zero.
+        // For integers, alpha and beta are integers, too: always one and zero.
         let (alpha, beta) = match matmul.operands {
             Operands::Int8 => (1, 0),
             _ => (alpha.to_bits(), beta.to_bits()),
         };
         let pointer = |address: u64| address as *const c_void;
-        // Columns are next to each other here and rows there: the same memory is the transposed
-        // matrix, and Dᵀ = Bᵀ Aᵀ.
+        // cuBLASLt is column-major: it sees the transposes, and computes Dᵀ = Bᵀ Aᵀ.
         // SAFETY: as promised.
-        let done = unsafe {
+        let result = unsafe {
             result::matmul(
                 handle,
                 plan.product.0,
@@ -181,7 +180,7 @@ impl Blas {
                 stream.cast(),
             )
         };
-        done.map_err(|error| refused_product(&format!("cuBLASLt failed at {matmul:?}"), error))
+        result.map_err(|error| refused_product(&format!("cuBLASLt failed at {matmul:?}"), error))
     }
 }
 
@@ -195,8 +194,8 @@ impl Key {
             kinds: Kinds::of(matmul.operands),
             d_dtype: matmul.d_dtype,
             strides: [matmul.a, matmul.b, matmul.d].map(strides),
-            // 16 bytes are all that kernels tell apart; more would let the same product take
-            // another algorithm wherever it happens to lie.
+            // Kernels only distinguish alignments up to 16 bytes; larger ones would let a product's
+            // algorithm depend on its addresses.
             alignments: addresses.map(|address| 1 << address.trailing_zeros().min(4)),
             adds: matmul.c.is_some(),
         }
@@ -211,17 +210,17 @@ impl Plan {
         let (compute, [type_of_factors, type_d]) = key.kinds.sums(d_dtype);
         let product = result::create_matmul_desc(compute, type_of_factors)?;
         let product = Owned(product, result::destroy_matmul_desc);
-        let (a, a_turned) = layout(matmul.a, type_a, m, k)?;
-        let (b, b_turned) = layout(matmul.b, type_b, k, n)?;
+        let (a, a_transposed) = layout(matmul.a, type_a, m, k)?;
+        let (b, b_transposed) = layout(matmul.b, type_b, k, n)?;
         let (d, _) = layout(matmul.d, type_d, m, n)?;
-        set(&product, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, i32::from(b_turned))?;
-        set(&product, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, i32::from(a_turned))?;
+        set(&product, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, i32::from(b_transposed))?;
+        set(&product, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, i32::from(a_transposed))?;
         set_scales(&product, matmul.operands)?;
         if key.kinds.sums_fast() {
             set(&product, Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, 1i8)?;
         }
         let preference = preference(key)?;
-        // SAFETY: all made above.
+        // SAFETY: all created above.
         let found = unsafe {
             let [of_a, of_b, of_d] = [&a, &b, &d].map(|layout| layout.0);
             let (product, preference) = (product.0, preference.0);
@@ -230,7 +229,7 @@ impl Plan {
         Ok(Self { product, a, b, d, algorithm: found?.algo })
     }
 
-    /// Where factors are, if operands have any.
+    /// Sets the addresses of scales, if operands have any.
     fn set_scales(&self, operands: Operands) -> Result<(), CublasError> {
         set_scales(&self.product, operands)
     }
@@ -257,21 +256,20 @@ fn set<T: Copy>(
     }
 }
 
-/// The layout of a matrix as cuBLASLt sees it, rows next to each other, and whether the product
-/// must turn it.
+/// The layout of a matrix as column-major cuBLASLt sees it, and whether it must be transposed.
 fn layout(
     x: Operand,
     element: sys::cudaDataType,
     rows: usize,
     cols: usize,
 ) -> Result<(Layout, bool), CublasError> {
-    let (turned, height, width, stride) = match x.col_stride {
+    let (is_transposed, height, width, stride) = match x.col_stride {
         1 => (false, cols, rows, x.row_stride),
         _ => (true, rows, cols, x.col_stride),
     };
     let stride = stride.max(height) as i64;
     let layout = result::create_matrix_layout(element, height as u64, width as u64, stride)?;
-    Ok((Owned(layout, result::destroy_matrix_layout), turned))
+    Ok((Owned(layout, result::destroy_matrix_layout), is_transposed))
 }
 
 fn preference(key: &Key) -> Result<Owned<sys::cublasLtMatmulPreference_t>, CublasError> {
@@ -285,7 +283,7 @@ fn preference(key: &Key) -> Result<Owned<sys::cublasLtMatmulPreference_t>, Cubla
         let workspace = Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         let bytes = (&raw const bytes).cast();
         result::set_matmul_pref_attribute(preference, workspace, bytes, 8)?;
-        // Parts of a sum are added up in f32, not in the result's type.
+        // Split-k partial sums are reduced in f32, not in the result's type.
         let schemes = Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK;
         let in_f32 = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
         let in_f32 = (&raw const in_f32).cast();

@@ -1,4 +1,4 @@
-//! Kernels compiled for the device at hand, by NVRTC, and kept on disk.
+//! Compiles kernels for the current device with NVRTC, and caches them on disk.
 
 use super::super::cache;
 use super::super::source::Source;
@@ -13,7 +13,7 @@ pub(crate) struct Compiled {
     pub(crate) cubin: Vec<u8>,
 }
 
-/// Compiles `source` for a compute capability, or takes what was compiled before.
+/// Compiles `source` for a compute capability, or loads it from the cache.
 pub(crate) fn compiled(source: &Source, capability: (u32, u32)) -> Result<Compiled, String> {
     let (architecture, version) = (architecture(capability), version());
     let program = source.program();
@@ -24,12 +24,12 @@ pub(crate) fn compiled(source: &Source, capability: (u32, u32)) -> Result<Compil
         return Ok(found);
     }
     let compiled = compile(source, &program, &architecture)?;
-    // A cache that cannot be written costs time and nothing else.
+    // Best effort: without a cache, kernels are compiled each time.
     let _ = path.map(|path| cache::store(&path, &compiled.to_bytes()));
     Ok(compiled)
 }
 
-/// `sm_90a` for 9.0: from Hopper on, code for one architecture may use all of it.
+/// `sm_90a` for 9.0: from Hopper on, the architecture-specific target.
 pub(crate) fn architecture((major, minor): (u32, u32)) -> String {
     let suffix = if major >= 9 { "a" } else { "" };
     format!("sm_{major}{minor}{suffix}")
@@ -106,7 +106,7 @@ impl Drop for Program {
 }
 
 impl Compiled {
-    /// The code's length in eight bytes, the names, each in a line, a zero, the code.
+    /// The code's length in eight bytes, the names separated by newlines, a zero, the code.
     fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = (self.cubin.len() as u64).to_le_bytes().to_vec();
         bytes.extend(self.names.join("\n").into_bytes());
@@ -115,7 +115,7 @@ impl Compiled {
         bytes
     }
 
-    /// `None` where the bytes are not whole.
+    /// `None` if the bytes are incomplete.
     fn from_bytes(bytes: &[u8], source: &Source) -> Option<Self> {
         let (len, bytes) = bytes.split_first_chunk::<8>()?;
         let end = bytes.iter().position(|&byte| byte == 0)?;

@@ -1,11 +1,11 @@
-//! Finding NVIDIA's libraries where users have them.
+//! Finds NVIDIA's libraries.
 
 use super::CudaError;
 use libloading::Library;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-/// The driver's library comes with the driver, into the system's own folders.
+/// The driver's library is installed with the driver, in the system's library folders.
 pub(super) fn find_driver() -> Result<(), CudaError> {
     // SAFETY: loads NVIDIA's library, as any use of CUDA does.
     let present = unsafe { cudarc::driver::sys::is_culib_present() };
@@ -23,7 +23,7 @@ pub(super) fn find_compiler_and_blas() -> Result<(), CudaError> {
     Err(CudaError::NoLibrary { library: "libcublasLt", package: "nvidia-cublas" })
 }
 
-/// NVRTC from a toolkit at `root` or where it is else.
+/// NVRTC from a toolkit at `root` or elsewhere.
 #[cfg(test)]
 pub(crate) fn find_compiler_in(root: PathBuf) -> Result<(), CudaError> {
     find_compiler(&folders(Some(root)))
@@ -39,8 +39,8 @@ fn find_compiler(folders: &[PathBuf]) -> Result<(), CudaError> {
     Err(CudaError::NoLibrary { library: "libnvrtc", package: "nvidia-cuda-nvrtc" })
 }
 
-/// Once a library is loaded, whoever asks for its name with the version is given it. A library
-/// without a version in its name, where the system has one, still goes first.
+/// Loads a library, so that later requests for its versioned name find it. A library without a
+/// version in its name still takes precedence, if the system has one.
 fn preload(folders: &[PathBuf], name: &str) {
     static LOADED: Mutex<Vec<Library>> = Mutex::new(Vec::new());
     LOADED
@@ -49,14 +49,14 @@ fn preload(folders: &[PathBuf], name: &str) {
         .extend(load_from(folders, &format!("lib{name}.so")));
 }
 
-/// Where toolkits may be.
+/// Folders where toolkits may be installed.
 fn roots(first: Option<PathBuf>) -> Vec<PathBuf> {
     let given = ["CUDA_PATH", "CUDA_HOME"].into_iter().filter_map(std::env::var_os);
     let usual = given.map(PathBuf::from).chain([PathBuf::from("/usr/local/cuda")]);
     first.into_iter().chain(usual).collect()
 }
 
-/// Where the toolkit's libraries may be, beside where the system looks by itself.
+/// Folders that may contain the toolkit's libraries, in addition to the system's.
 fn folders(first: Option<PathBuf>) -> Vec<PathBuf> {
     let roots = roots(first).into_iter();
     roots.flat_map(|root| [root.join("lib64"), root.join("lib"), root]).collect()

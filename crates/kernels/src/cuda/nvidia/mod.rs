@@ -1,5 +1,5 @@
-//! CUDA devices, through the driver's own library. Libraries are looked for at run time, so that
-//! one binary serves machines with and without a GPU.
+//! CUDA devices, through the driver API. Libraries are loaded at run time, so that one binary works
+//! on machines with and without a GPU.
 
 mod blas;
 mod compiler;
@@ -24,44 +24,44 @@ use copies::Copies;
 use cudarc::driver::result::{self, DriverError, stream::StreamKind};
 use cudarc::driver::sys;
 use graph::Captured;
-use results::{allocated, done, loaded};
+use results::{check, check_alloc, check_load};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_void};
 use std::sync::Mutex;
 
-/// Why there is no CUDA device to use.
+/// Why a CUDA device cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CudaError {
-    /// The driver's library is not there.
+    /// The driver's library is missing.
     #[error("no NVIDIA driver is installed (libcuda was not found)")]
     NoDriver,
-    /// Another library is not there.
+    /// Another library is missing.
     #[error(
         "{library} was not found. It comes with the CUDA toolkit 12 or 13; set CUDA_PATH to where \
          that is, or install it with `pip install {package}` and set CUDA_PATH to the folder that \
          holds its `lib`"
     )]
     NoLibrary {
-        /// Which.
+        /// Name of the library.
         library: &'static str,
-        /// A package on PyPI that has it.
+        /// PyPI package that contains it.
         package: &'static str,
     },
-    /// The driver knows no such device.
+    /// There is no such device.
     #[error("there is no CUDA device {index}; this machine has {found}")]
     NoDevice {
-        /// Asked for.
+        /// Requested index.
         index: u32,
-        /// How many there are.
+        /// Number of devices.
         found: u32,
     },
-    /// The driver refused.
+    /// A driver call failed.
     #[error("{doing}: {message}")]
     Driver {
-        /// What was being done.
+        /// Operation that failed.
         doing: &'static str,
-        /// In the driver's words.
+        /// The driver's message.
         message: String,
     },
     /// Its kernels were not compiled or not loaded.
@@ -69,18 +69,18 @@ pub enum CudaError {
     Kernels(#[from] DeviceError),
 }
 
-/// CUDA devices that the driver sees.
+/// Number of CUDA devices.
 ///
 /// # Errors
 /// If there is no driver, or it cannot start.
 pub fn num_devices() -> Result<u32, CudaError> {
     libraries::find_driver()?;
-    doing("starting the NVIDIA driver", result::init())?;
-    let count = doing("counting CUDA devices", result::device::get_count())?;
+    check_open("starting the NVIDIA driver", result::init())?;
+    let count = check_open("counting CUDA devices", result::device::get_count())?;
     Ok(count as u32)
 }
 
-fn doing<T>(doing: &'static str, result: Result<T, DriverError>) -> Result<T, CudaError> {
+fn check_open<T>(doing: &'static str, result: Result<T, DriverError>) -> Result<T, CudaError> {
     result.map_err(|error| CudaError::Driver { doing, message: error.to_string() })
 }
 
@@ -90,11 +90,11 @@ pub(super) struct Nvidia {
     copies: Copies,
     blas: Mutex<Blas>,
     functions: Mutex<HashMap<&'static str, Vec<Function>>>,
-    // Released after everything in it.
+    // Dropped last.
     context: Context,
 }
 
-/// The device's primary context, which everybody in the process shares.
+/// The device's primary context, which is shared in the process.
 struct Context {
     device: sys::CUdevice,
     handle: sys::CUcontext,
@@ -107,19 +107,19 @@ impl Drop for Context {
     }
 }
 
-/// Graphs are made while one of so many parts of the memory is free.
-const LEAST_FREE_PART: u64 = 16;
+/// Graphs are captured only while this fraction of memory is free: one in 16.
+const MIN_FREE_FRACTION: u64 = 16;
 
-/// A kernel, and the dynamic shared memory that it was allowed so far.
+/// A kernel, and the dynamic shared memory that it may use so far.
 struct Function {
     handle: sys::CUfunction,
     shared_bytes: u32,
 }
 
-// SAFETY: handles of the driver may be used from any thread that has the context current, which
-// every call here sees to.
+// SAFETY: the driver's handles may be used from any thread whose current context is set, as every
+// method does first.
 unsafe impl Send for Nvidia {}
-// SAFETY: as above; what changes is behind mutexes.
+// SAFETY: as above; mutable state is behind mutexes.
 unsafe impl Sync for Nvidia {}
 
 impl Nvidia {
@@ -129,33 +129,35 @@ impl Nvidia {
             return Err(CudaError::NoDevice { index, found });
         }
         libraries::find_compiler_and_blas()?;
-        let device = doing("opening the device", result::device::get(index as i32))?;
+        let device = check_open("opening the device", result::device::get(index as i32))?;
         let info = info(device)?;
         // SAFETY: the device is the driver's own.
-        let handle = doing("opening the device", unsafe { result::primary_ctx::retain(device) })?;
+        let handle =
+            check_open("opening the device", unsafe { result::primary_ctx::retain(device) })?;
         let context = Context { device, handle };
         // SAFETY: retained just now.
-        doing("opening the device", unsafe { result::ctx::set_current(handle) })?;
-        let stream = doing("making a stream", result::stream::create(StreamKind::NonBlocking))?;
+        check_open("opening the device", unsafe { result::ctx::set_current(handle) })?;
+        let stream =
+            check_open("making a stream", result::stream::create(StreamKind::NonBlocking))?;
         let copies = Copies::new(stream)?;
         let blas = Mutex::new(Blas::new()?);
         let functions = Mutex::default();
         let new = Self { info, stream, copies, blas, functions, context };
-        // A compiler that does not know this GPU, or whose code this driver does not load, shows
-        // here and not in the middle of a run.
+        // Compiles and loads one source now, so that an incompatible compiler or driver fails here
+        // and not in the middle of a run.
         let source = &crate::adamw::cuda::SOURCE;
         let functions = new.load(source)?;
         lock(&new.functions).insert(source.name, functions);
         Ok(new)
     }
 
-    /// Contexts belong to threads.
+    /// Makes the context current in this thread.
     fn enter(&self) -> Result<(), DeviceError> {
         // SAFETY: the context is retained as long as `self` lives.
-        done("entering the device", unsafe { result::ctx::set_current(self.context.handle) })
+        check("entering the device", unsafe { result::ctx::set_current(self.context.handle) })
     }
 
-    /// The kernels of a source, compiled when they are first asked for.
+    /// The kernels of a source, compiled on first use.
     fn functions<'a>(
         &self,
         all: &'a mut HashMap<&'static str, Vec<Function>>,
@@ -174,12 +176,12 @@ impl Nvidia {
         // SAFETY: a cubin that NVRTC made for this device.
         let module = unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) };
         let loading = "loading the kernels (is NVRTC newer than the driver?)";
-        let module = loaded(kernels, loading, module)?;
+        let module = check_load(kernels, loading, module)?;
         let function = |name: &String| {
             let name = CString::new(name.as_str()).expect("names hold no zero");
             // SAFETY: the module was loaded just now, and is never unloaded.
             let handle = unsafe { result::module::get_function(module, name) };
-            let handle = loaded(kernels, "loading a kernel", handle)?;
+            let handle = check_load(kernels, "loading a kernel", handle)?;
             Ok(Function { handle, shared_bytes: 48 << 10 })
         };
         compiled.names.iter().map(function).collect()
@@ -191,17 +193,17 @@ fn info(device: sys::CUdevice) -> Result<Info, CudaError> {
     let attribute = |attribute| {
         // SAFETY: the device is the driver's own.
         let value = unsafe { result::device::get_attribute(device, attribute) };
-        doing("asking what the device is", value).map(|value| value as u32)
+        check_open("asking what the device is", value).map(|value| value as u32)
     };
     // SAFETY: as above.
     let memory = unsafe { result::device::total_mem(device) };
     Ok(Info {
-        name: doing("asking what the device is", result::device::get_name(device))?,
+        name: check_open("asking what the device is", result::device::get_name(device))?,
         compute_capability: (
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ),
-        memory_bytes: doing("asking what the device is", memory)? as u64,
+        memory_bytes: check_open("asking what the device is", memory)? as u64,
         num_multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         libraries: library_versions(),
@@ -232,14 +234,14 @@ impl Driver for Nvidia {
         // SAFETY: memory that is only given out as an address.
         let taken = unsafe { result::malloc_sync(bytes.max(1)) };
         let refused = || DeviceError::out_of_gpu_memory(bytes, self.free_bytes());
-        allocated("allocating memory", taken, refused)
+        check_alloc("allocating memory", taken, refused)
     }
 
     unsafe fn free(&self, address: Address) -> Result<(), DeviceError> {
         self.enter()?;
         // The driver waits for kernels that use the memory.
         // SAFETY: as promised.
-        done("freeing memory", unsafe { result::free_sync(address) })
+        check("freeing memory", unsafe { result::free_sync(address) })
     }
 
     unsafe fn write(&self, address: Address, bytes: &[u8]) -> Result<(), DeviceError> {
@@ -252,7 +254,7 @@ impl Driver for Nvidia {
         self.enter()?;
         // SAFETY: as promised; it is waited for here.
         let copied = unsafe { result::memcpy_dtoh_async(bytes, address, self.stream) };
-        done("copying from the device", copied)?;
+        check("copying from the device", copied)?;
         self.synchronize()
     }
 
@@ -263,7 +265,7 @@ impl Driver for Nvidia {
         self.enter()?;
         // SAFETY: as promised.
         let filled = unsafe { result::memset_d8_async(address, byte, bytes, self.stream) };
-        done("filling memory", filled)
+        check("filling memory", filled)
     }
 
     unsafe fn launch(
@@ -278,12 +280,13 @@ impl Driver for Nvidia {
         let mut functions = lock(&self.functions);
         let function = &mut self.functions(&mut functions, source)?[kernel];
         if at.shared_bytes > function.shared_bytes {
-            let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let max_shared = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             let bytes = at.shared_bytes as i32;
             // SAFETY: the function is loaded.
-            let set =
-                unsafe { result::function::set_function_attribute(function.handle, most, bytes) };
-            done("asking for shared memory", set)?;
+            let set = unsafe {
+                result::function::set_function_attribute(function.handle, max_shared, bytes)
+            };
+            check("asking for shared memory", set)?;
             function.shared_bytes = at.shared_bytes;
         }
         let [x, y, z] = at.grid;
@@ -294,7 +297,7 @@ impl Driver for Nvidia {
             let args = &mut Arg::pointers(args);
             result::launch_kernel(function.handle, (x, y, z), block, shared, self.stream, args)
         };
-        launched.or_else(|error| done(&format!("running {}", source.kernels[kernel]), Err(error)))
+        launched.or_else(|error| check(&format!("running {}", source.kernels[kernel]), Err(error)))
     }
 
     unsafe fn matmul(&self, matmul: &Matmul) -> Result<(), DeviceError> {
@@ -305,9 +308,9 @@ impl Driver for Nvidia {
 
     unsafe fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, DeviceError> {
         self.enter()?;
-        let (free, _) = done(CAPTURING_A_GRAPH, result::mem_get_info())?;
-        // A graph takes memory that is in no plan.
-        if (free as u64) < self.info.memory_bytes / LEAST_FREE_PART {
+        let (free, _) = check(CAPTURING_A_GRAPH, result::mem_get_info())?;
+        // Graphs use memory that is not in the plan.
+        if (free as u64) < self.info.memory_bytes / MIN_FREE_FRACTION {
             return Err(DeviceError::out_of_gpu_memory_while(CAPTURING_A_GRAPH.to_owned()));
         }
         // SAFETY: as promised.
@@ -319,14 +322,14 @@ impl Driver for Nvidia {
         // SAFETY: memory that is only given out as an address.
         let taken = unsafe { result::malloc_host(bytes.max(1), 0) };
         let refused = || DeviceError::out_of_page_locked_memory(bytes);
-        allocated("locking memory of the host", taken, refused).map(<*mut c_void>::cast)
+        check_alloc("locking memory of the host", taken, refused).map(<*mut c_void>::cast)
     }
 
     unsafe fn free_host(&self, address: HostAddress) -> Result<(), DeviceError> {
         self.enter()?;
         self.copies.wait();
         // SAFETY: as promised, and no copy reads it any more.
-        done("freeing memory of the host", unsafe { result::free_host(address.cast()) })
+        check("freeing memory of the host", unsafe { result::free_host(address.cast()) })
     }
 
     unsafe fn prefetch(
@@ -342,19 +345,19 @@ impl Driver for Nvidia {
 
     fn await_prefetches(&self) -> Result<(), DeviceError> {
         self.enter()?;
-        self.copies.order_before_next()
+        self.copies.await_prefetches()
     }
 
     fn synchronize(&self) -> Result<(), DeviceError> {
         self.enter()?;
         // SAFETY: the stream lives as long as `self`.
-        done("waiting for the device", unsafe { result::stream::synchronize(self.stream) })
+        check("waiting for the device", unsafe { result::stream::synchronize(self.stream) })
     }
 }
 
 impl Drop for Nvidia {
     fn drop(&mut self) {
-        // Errors here have nobody to be told: the process is about to end, or has failed already.
+        // Errors cannot be reported here; the process is ending or has failed already.
         let _ = self.enter();
         self.copies.close();
         // SAFETY: nothing uses the stream any more.

@@ -1,4 +1,4 @@
-//! What results of the driver and of cuBLASLt mean: the one place where they become errors.
+//! Converts results of the driver and of cuBLASLt to errors.
 
 use crate::DeviceError;
 use cudarc::cublaslt::result::CublasError;
@@ -6,15 +6,15 @@ use cudarc::cublaslt::sys::cublasStatus_t;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::CUresult;
 
-/// What a call that failed leaves behind.
+/// Consequence of a failed call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meaning {
-    /// There was too little memory, which another call may find.
+    /// Memory ran out; later calls may succeed.
     OutOfMemory,
     /// "The process is left in an inconsistent state and any further CUDA work will return the
     /// same error" (CUDA Driver API, on CUresult).
     Lost,
-    /// This call alone was refused.
+    /// Only this call failed.
     Refused,
 }
 
@@ -45,7 +45,8 @@ impl Meaning {
         }
     }
 
-    /// cuBLASLt's results do not say whether the GPU is lost; what the driver says `after` it does.
+    /// cuBLASLt's status does not tell whether the GPU is lost; the driver's result `after` it
+    /// does.
     fn of_product(status: cublasStatus_t, after: CUresult) -> Self {
         match (Self::of(after), status) {
             (Self::Lost, _) => Self::Lost,
@@ -66,25 +67,25 @@ impl Meaning {
     }
 }
 
-/// What became of a call of the driver.
-pub(super) fn done<T>(doing: &str, result: Result<T, DriverError>) -> Result<T, DeviceError> {
+/// Checks the result of a driver call.
+pub(super) fn check<T>(doing: &str, result: Result<T, DriverError>) -> Result<T, DeviceError> {
     result.map_err(|error| Meaning::of(error.0).error(doing, || error.to_string()))
 }
 
-/// What became of asking for `bytes` of memory; `refused` says how much that is, of whose.
-pub(super) fn allocated<T>(
+/// Checks the result of an allocation; `refused` is the error if memory runs out.
+pub(super) fn check_alloc<T>(
     doing: &str,
     result: Result<T, DriverError>,
     refused: impl FnOnce() -> DeviceError,
 ) -> Result<T, DeviceError> {
     match result {
         Err(DriverError(result)) if Meaning::of(result) == Meaning::OutOfMemory => Err(refused()),
-        result => done(doing, result),
+        result => check(doing, result),
     }
 }
 
-/// What became of loading the kernels of a source.
-pub(super) fn loaded<T>(
+/// Checks the result of loading the kernels of a source.
+pub(super) fn check_load<T>(
     kernels: &'static str,
     doing: &str,
     result: Result<T, DriverError>,
@@ -95,9 +96,9 @@ pub(super) fn loaded<T>(
     })
 }
 
-/// A product that cuBLASLt refused, `what` for its message, with the GPU's context current.
+/// The error of a failed product, with `what` in its message. The GPU's context must be current.
 pub(super) fn refused_product(what: &str, error: CublasError) -> DeviceError {
-    // Any call that does nothing would do: after such an error all of them return it.
+    // Any harmless call would do: after such an error all of them return it.
     let after = result::mem_get_info().err().map_or(CUresult::CUDA_SUCCESS, |error| error.0);
     Meaning::of_product(error.0, after).error("multiplying", || format!("{what}: {error}"))
 }
