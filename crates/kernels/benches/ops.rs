@@ -38,6 +38,7 @@ fn main() {
         bench.attention();
         bench.head();
         bench.rows();
+        bench.rope();
         if threads == 1 && bench.cpu.isa().name() == "scalar" {
             return;
         }
@@ -217,7 +218,27 @@ impl Bench<'_> {
         });
     }
 
-    /// Operations that are bound by memory.
+    fn rope(&self) {
+        if !self.wants("rope") {
+            return;
+        }
+        let (t, width, half) = (TOKENS, HEADS.qkv_width(), HEADS.head_dim / 2);
+        let mut qkv = numbers(t * width, DType::Bf16);
+        let (cos, sin) = (vec![0.8; t * half], vec![0.6; t * half]);
+        let rotation = rope::Rotation {
+            num_heads: HEADS.num_heads + HEADS.num_kv_heads,
+            head_dim: HEADS.head_dim,
+            cos: View::F32(&cos),
+            sin: View::F32(&sin),
+            direction: Direction::Forward,
+        };
+        let bytes = 4 * t * rotation.num_heads * rotation.head_dim;
+        self.time("rope", Work::Bytes(bytes as f64), || {
+            rope::rotate(&self.cpu, qkv.view_mut(), width, rotation);
+        });
+    }
+
+    /// Memory-bound operations.
     fn rows(&self) {
         let (t, h, i, cpu) = (TOKENS, HIDDEN, INTERMEDIATE, &self.cpu);
         let bytes = |elements: usize, size: usize| (elements * size) as f64;
@@ -254,22 +275,6 @@ impl Bench<'_> {
                     y.view(),
                     d.view_mut(),
                 );
-            });
-        }
-        if self.wants("rope") {
-            let (width, half) = (HEADS.qkv_width(), HEADS.head_dim / 2);
-            let mut qkv = numbers(t * width, DType::Bf16);
-            let (cos, sin) = (vec![0.8; t * half], vec![0.6; t * half]);
-            let rotation = rope::Rotation {
-                num_heads: HEADS.num_heads + HEADS.num_kv_heads,
-                head_dim: HEADS.head_dim,
-                cos: View::F32(&cos),
-                sin: View::F32(&sin),
-                direction: Direction::Forward,
-            };
-            let elements = t * rotation.num_heads * rotation.head_dim;
-            self.time("rope", Work::Bytes(bytes(elements, 4)), || {
-                rope::rotate(cpu, qkv.view_mut(), width, rotation);
             });
         }
         if self.wants("add") {
