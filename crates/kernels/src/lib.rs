@@ -37,10 +37,12 @@ pub mod rope;
 #[cfg(any(test, feature = "emulator"))]
 pub mod testing;
 pub mod vector;
+pub mod view;
 
 pub use cpu::{Cpu, Isa};
-pub use element::{DType, Element, View, ViewMut, bf16, f16};
+pub use element::{DType, Element, bf16, f16};
 pub use failure::{DeviceError, Failures, PAGE_LOCKED, Wanted, lock};
 pub use format::Storage;
 pub use processor::{Processor, Target};
 pub use room::with_room;
+pub use view::{View, ViewMut};

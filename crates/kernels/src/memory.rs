@@ -1,8 +1,9 @@
 //! Aligned memory and typed views of bytes.
 
 use crate::DeviceError;
-use crate::element::{DType, View, ViewMut, f16};
+use crate::element::{DType, f16};
 use crate::format::{Packed, Storage};
+use crate::view::{View, ViewMut};
 use memmap2::MmapMut;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 
@@ -172,8 +173,7 @@ pub fn bytes_of(view: View<'_>) -> &[u8] {
     if let View::Packed(packed) = view {
         return packed.bytes();
     }
-    let (start, len) =
-        crate::element::with_elements!(view, x => (x.as_ptr().cast(), size_of_val(x)));
+    let (start, len) = crate::view::with_elements!(view, x => (x.as_ptr().cast(), size_of_val(x)));
     // SAFETY: the same memory, for the same lifetime; every byte of a float is initialised.
     unsafe { std::slice::from_raw_parts(start, len) }
 }

@@ -8,8 +8,8 @@ pub mod reference;
 
 pub use cpu::step;
 
-use crate::element::{View, ViewMut};
 use crate::processor::Processor;
+use crate::view::{View, ViewMut};
 
 impl Processor {
     /// Updates parameters and their moments in place.

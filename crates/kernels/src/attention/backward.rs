@@ -11,11 +11,12 @@
 use super::rows::{lines, transposed, used_rows};
 use super::{Heads, Inputs, Rows, Saved, Sequence};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
-use crate::element::{Element, View, ViewMut};
+use crate::element::Element;
 use crate::gemm::MAX_PANEL;
 use crate::gemm::block::{Typed, left, multiply, padded, panel_cols, right};
 use crate::gemm::tile::{Lines, Part, Store, Tile, with_tile};
 use crate::math::{dot, exp};
+use crate::view::{View, ViewMut};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};

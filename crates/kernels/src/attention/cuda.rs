@@ -4,7 +4,8 @@
 use super::rows::check_pages;
 use super::{Heads, Inputs, PAGE_ROWS, Rows, Saved, Sequence};
 use crate::cuda::{Address, Arg, Gpu, Launch, Slice, Source, args};
-use crate::element::{DType, View};
+use crate::element::DType;
+use crate::view::View;
 
 pub(crate) static GENERAL: Source = Source {
     name: "attention",

@@ -4,11 +4,11 @@
 use super::rows::{check_pages, lines, transposed, used_rows};
 use super::{Heads, Inputs, PAGE_ROWS, Sequence};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
-use crate::element::{View, ViewMut};
 use crate::gemm::MAX_PANEL;
 use crate::gemm::block::{Typed, left, multiply, padded, panel_cols, right};
 use crate::gemm::tile::{Lines, Part, Store, Tile, with_tile};
 use crate::math::{LANES, exp, max, sum};
+use crate::view::{View, ViewMut};
 use std::marker::PhantomData;
 use std::ops::Range;
 

@@ -31,8 +31,8 @@ pub fn workspace_len(target: Target, heads: &Heads, t: usize) -> usize {
     }
 }
 
-use crate::element::{View, ViewMut};
 use crate::processor::{Processor, Target};
+use crate::view::{View, ViewMut};
 
 impl Processor {
     /// Attention of queries to keys and values: `out [t, out_width]`, zero for rows of no sequence,

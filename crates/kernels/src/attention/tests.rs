@@ -1,7 +1,7 @@
 use super::*;
 use crate::cpu::{Cpu, Isa};
-use crate::element::ViewMut;
 use crate::random::Philox;
+use crate::view::ViewMut;
 
 const HEADS: Heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6, scale: 0.4, window: None };
 

@@ -31,9 +31,10 @@ pub use source::Source;
 
 pub(crate) use arg::Arg;
 
-pub use crate::element::{Address, Slice, SliceMut};
+pub use crate::element::Address;
 use crate::format::Storage;
 use crate::room::with_room;
+pub use crate::view::{Slice, SliceMut};
 use crate::{DeviceError, Failures, lock};
 use driver::{Driver, HostAddress};
 use graphs::Graphs;

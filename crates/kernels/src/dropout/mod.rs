@@ -3,9 +3,10 @@
 pub(crate) mod cuda;
 
 use crate::cpu::{Cpu, Kernel, Split};
-use crate::element::{Element, View, ViewMut, with_elements};
+use crate::element::Element;
 use crate::processor::Processor;
 use crate::random::{Philox, unit};
+use crate::view::{View, ViewMut, with_elements};
 
 impl Processor {
     /// `y = mask · x`, elementwise.

@@ -2,7 +2,7 @@
 //! element.
 
 use crate::cpu::{Cpu, Split};
-use crate::element::View;
+use crate::view::View;
 
 /// `scale` times rows of `table [v, h]`, `ids [t]` → `y [t, h]`.
 ///

@@ -7,8 +7,8 @@ pub mod reference;
 
 pub use cpu::{backward, forward};
 
-use crate::element::{View, ViewMut};
 use crate::processor::Processor;
+use crate::view::{View, ViewMut};
 
 impl Processor {
     /// `scale` times rows of `table [v, h]`, `ids [t]` → `y [t, h]` f32.

@@ -4,7 +4,7 @@ use super::{Packed, WeightFormat};
 use crate::cpu::Cpu;
 use crate::cuda::arg::Arg;
 use crate::cuda::source::Source;
-use crate::element::{Address, View};
+use crate::element::{Address, Floats};
 use crate::vector::{Columns, quantise_rows};
 
 pub(super) static FORMAT: WeightFormat = WeightFormat {
@@ -58,8 +58,8 @@ fn unpack(weights: &Packed<'_>, first: usize, out: &mut [f32]) {
     }
 }
 
-fn pack(cpu: &Cpu, weights: View<'_>, cols: usize, bytes: &mut [u8]) {
-    let weights = Columns { x: weights, width: cols, col: 0 };
+fn pack(cpu: &Cpu, weights: Floats<'_>, cols: usize, bytes: &mut [u8]) {
+    let weights = Columns { x: weights.into(), width: cols, col: 0 };
     quantise_rows(cpu, weights, None, rows_mut(bytes, cols));
 }
 

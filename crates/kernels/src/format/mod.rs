@@ -14,7 +14,7 @@ pub use packed::Packed;
 use crate::cpu::Cpu;
 use crate::cuda::arg::Arg;
 use crate::cuda::source::Source;
-use crate::element::{Address, DType, View};
+use crate::element::{Address, DType, Floats};
 
 /// A packed storage format of a weight matrix.
 pub struct WeightFormat {
@@ -27,7 +27,7 @@ pub struct WeightFormat {
     /// Unpacks weights `first..first + out.len()` of the row-major matrix, which are in one row.
     pub unpack: fn(&Packed<'_>, first: usize, out: &mut [f32]),
     /// Packs floats in rows of `cols` into the bytes of the matrix.
-    pub pack: fn(&Cpu, View<'_>, cols: usize, bytes: &mut [u8]),
+    pub pack: fn(&Cpu, Floats<'_>, cols: usize, bytes: &mut [u8]),
     /// Name in CUDA sources: a type for which `prelude.cuh` defines `read` and `aligned`.
     pub(crate) in_kernels: &'static str,
     /// Kernels `weights_unpack<Y>` for every float type.

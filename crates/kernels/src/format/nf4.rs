@@ -9,7 +9,8 @@ use super::{Packed, WeightFormat};
 use crate::cpu::Cpu;
 use crate::cuda::arg::Arg;
 use crate::cuda::source::Source;
-use crate::element::{Address, View};
+use crate::element::{Address, Floats};
+use crate::view::View;
 
 pub(super) static FORMAT: WeightFormat = WeightFormat {
     name: "nf4",
@@ -152,7 +153,8 @@ fn normalised(block: &[f32], whole: usize) -> (f32, impl Iterator<Item = f32>) {
     (absmax, block.iter().map(normalise).map(|x| x.clamp(-1.0, 1.0)))
 }
 
-fn pack(_: &Cpu, weights: View<'_>, _: usize, bytes: &mut [u8]) {
+fn pack(_: &Cpu, weights: Floats<'_>, _: usize, bytes: &mut [u8]) {
+    let weights = View::from(weights);
     let sizes = Sizes::of(weights.len());
     let mut magnitudes = Vec::with_capacity(sizes.blocks);
     let mut values = [0.0; BLOCK];
@@ -196,7 +198,7 @@ fn parameter(address: Address, [rows, cols]: [usize; 2]) -> Arg {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::tests::Held;
+    use crate::format::tests::PackedMatrix;
     use crate::random::Philox;
 
     /// Against the bytes that bitsandbytes gives for the same numbers (`nf4.py`).
@@ -210,7 +212,7 @@ mod tests {
             // Blocks of different magnitude, and one block of zeros.
             let size = |i: u64| if i / 64 == 1 { 0.0 } else { 0.02 * (1 + i / 64 % 5) as f32 };
             let x: Vec<f32> = (0..len as u64).map(|i| random.uniform(i) * size(i)).collect();
-            let held = Held::new(&FORMAT, &x, len);
+            let held = PackedMatrix::new(&FORMAT, &x, len);
             let expected = &golden[at..at + held.bytes().len()];
             at += expected.len();
             let found = held.bytes();

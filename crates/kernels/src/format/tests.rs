@@ -1,24 +1,25 @@
 use super::*;
 use crate::cuda::Gpu;
-use crate::element::{ViewMut, bf16};
+use crate::element::bf16;
 use crate::memory::{self, Region};
 use crate::processor::Processor;
 use crate::random::Philox;
+use crate::view::{View, ViewMut};
 
 /// A matrix in a format.
-pub(crate) struct Held {
+pub(crate) struct PackedMatrix {
     region: Region,
     format: &'static WeightFormat,
     len: usize,
     cols: usize,
 }
 
-impl Held {
+impl PackedMatrix {
     pub(crate) fn new(format: &'static WeightFormat, x: &[f32], cols: usize) -> Self {
         let len = Storage::Packed(format).num_bytes(&[x.len() / cols, cols]);
         let region = Region::new(len).unwrap();
         // SAFETY: nothing else has the region.
-        (format.pack)(&Cpu::new(1), View::F32(x), cols, unsafe { region.bytes_mut(0, len) });
+        (format.pack)(&Cpu::new(1), Floats::F32(x), cols, unsafe { region.bytes_mut(0, len) });
         Self { region, format, len: x.len(), cols }
     }
 
@@ -43,7 +44,7 @@ fn random(len: usize, stream: u64) -> Vec<f32> {
 fn parts_of_rows_are_those_of_the_whole() {
     for format in FORMATS {
         for (rows, cols) in [(1, 1), (3, 7), (5, 64), (4, 300), (2, 1025)] {
-            let held = Held::new(format, &random(rows * cols, 1), cols);
+            let held = PackedMatrix::new(format, &random(rows * cols, 1), cols);
             let whole = held.view().to_vec_f32();
             let packed = held.view().packed();
             for (row, first, len) in [(0, 0, cols), (rows - 1, cols / 3, cols - cols / 3)] {
@@ -62,7 +63,7 @@ fn parts_of_rows_are_those_of_the_whole() {
     }
 }
 
-fn check_on_gpu(held: &Held, whole: &[f32]) {
+fn check_on_gpu(held: &PackedMatrix, whole: &[f32]) {
     let Some(gpu) = Gpu::for_tests() else { return };
     let (len, cols) = (held.len, held.cols);
     let source = crate::cuda::Region::new(&gpu, held.bytes().len()).unwrap();
@@ -92,7 +93,7 @@ fn names_lead_back_to_what_they_name() {
 #[test]
 fn bytes_that_do_not_fit_have_no_view() {
     for format in FORMATS {
-        let held = Held::new(format, &random(12 * 64, 2), 64);
+        let held = PackedMatrix::new(format, &random(12 * 64, 2), 64);
         let bytes = held.bytes();
         let view = |bytes, size| memory::view(bytes, Storage::Packed(format), size);
         assert!(view(bytes, (12 * 64, 64)).is_some());

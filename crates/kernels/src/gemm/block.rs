@@ -3,7 +3,8 @@
 use super::MAX_PANEL;
 use super::tile::{Lines, Narrow, Part, Segment, Store, Sums, Tile, int8, pack_panel, pack_rows};
 use crate::cpu::{Apply, Cpu, Plain, Split};
-use crate::element::{DType, View, bf16};
+use crate::element::{DType, bf16};
+use crate::view::View;
 use std::ops::Range;
 
 /// An element type of operations that are built from these products.

@@ -14,7 +14,8 @@ use super::tile::{
 };
 use super::{Epilogue, Matrix, Product, Rows, Term};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, prefetch_for_writing, with_scratch};
-use crate::element::{DType, ViewMut, with_elements};
+use crate::element::DType;
+use crate::view::{ViewMut, with_elements};
 use std::marker::PhantomData;
 
 /// Panels of a task.

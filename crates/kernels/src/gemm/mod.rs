@@ -22,9 +22,10 @@ pub use cpu::gemm;
 pub use cuda::{fits_quantised, quantised_bytes};
 pub use weight::{MAX_TOKENS, add_weight_gradient};
 
-use crate::element::{DType, View, ViewMut};
+use crate::element::DType;
 use crate::format::Storage;
 use crate::processor::{Processor, Target};
+use crate::view::{View, ViewMut};
 
 /// Bytes of scratch memory that each thread keeps after its first product.
 pub const SCRATCH_BYTES: usize = if cpu::SCRATCH_BYTES > weight::SCRATCH_BYTES {

@@ -1,11 +1,12 @@
 use super::*;
 use crate::cpu::{Cpu, Isa};
 use crate::cuda::{Gpu, Region};
-use crate::element::{DType, ViewMut, bf16};
-use crate::format::tests::Held;
+use crate::element::{DType, bf16};
+use crate::format::tests::PackedMatrix;
 use crate::format::{FORMATS, Int8RowsMut, Storage};
 use crate::random::Philox;
 use crate::vector::{Columns, quantise_rows};
+use crate::view::ViewMut;
 
 fn random(len: usize, stream: u64) -> Vec<f32> {
     let random = Philox::new(1, stream);
@@ -114,9 +115,9 @@ fn writes_only_its_columns() {
 }
 
 /// A matrix in bytes.
-fn int8(x: &[f32], cols: usize) -> Held {
+fn int8(x: &[f32], cols: usize) -> PackedMatrix {
     let Storage::Packed(format) = Storage::INT8 else { unreachable!("a format") };
-    Held::new(format, x, cols)
+    PackedMatrix::new(format, x, cols)
 }
 
 /// A product of bytes, with scales of columns or along the contraction, and one of floats after it.
@@ -180,8 +181,8 @@ fn packed_weights_enter_products_of_floats() {
         for (m, n, k) in [(3, 5, 7), (13, 70, 300), (70, 300, 40), (5, 37, 4300)] {
             let x = random(m * k, 1);
             // As `x · Wᵀ`, and as `x · W` where `W` is transposed.
-            let held = Held::new(format, &random(n * k, 2), k);
-            let transposed = Held::new(format, &random(k * n, 3), n);
+            let held = PackedMatrix::new(format, &random(n * k, 2), k);
+            let transposed = PackedMatrix::new(format, &random(k * n, 3), n);
             let (plain, plain_transposed) =
                 (held.view().to_vec_f32(), transposed.view().to_vec_f32());
             let of = |data, cols| Matrix::rows(data, cols);

@@ -2,8 +2,9 @@
 
 use super::Activation;
 use crate::cpu::{Cpu, Kernel};
-use crate::element::{Element, View, ViewMut};
+use crate::element::Element;
 use crate::math::sigmoid;
+use crate::view::{View, ViewMut};
 
 /// An activation `x · sigmoid(z(x))`.
 trait Gate: Sync {

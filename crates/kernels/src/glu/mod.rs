@@ -8,8 +8,8 @@ pub mod reference;
 
 pub use cpu::{backward, forward};
 
-use crate::element::{View, ViewMut};
 use crate::processor::Processor;
+use crate::view::{View, ViewMut};
 
 /// Activation of the gate. Both are `x · sigmoid(z(x))`, which is how kernels compute them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

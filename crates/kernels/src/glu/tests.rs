@@ -1,6 +1,6 @@
 use super::*;
 use crate::cpu::Cpu;
-use crate::element::{View, ViewMut};
+use crate::view::{View, ViewMut};
 
 #[test]
 fn saturated_gates_stay_finite() {

@@ -5,7 +5,7 @@
 
 use super::Sizes;
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
-use crate::element::{Element, View, ViewMut, with_elements};
+use crate::element::Element;
 use crate::gemm::MAX_PANEL;
 use crate::gemm::block::{
     Int8Left, Left, Typed, int8_right, int8_right_len, left, multiply, multiply_int8, padded, right,
@@ -13,6 +13,7 @@ use crate::gemm::block::{
 use crate::gemm::tile::{Lines, Part, Store, Tile, with_tile};
 use crate::math::{BLOCK, LANES, exp, max, sum, weighted_sums};
 use crate::vector::quantise_row;
+use crate::view::{View, ViewMut, with_elements};
 use std::marker::PhantomData;
 use std::ops::Range;
 

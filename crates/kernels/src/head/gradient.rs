@@ -5,7 +5,6 @@
 use super::cpu::ROWS;
 use super::{Inputs, Saved};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, reinterpret, with_scratch};
-use crate::element::View;
 use crate::gemm::MAX_PANEL;
 use crate::gemm::block::{
     Left, Right, Typed, left, multiply, multiply_add, packed_stride, padded, panel_cols, right,
@@ -13,6 +12,7 @@ use crate::gemm::block::{
 };
 use crate::gemm::tile::{Lines, Part, Store, Tile, with_tile};
 use crate::math::exp;
+use crate::view::View;
 use std::ops::Range;
 
 /// Columns of the vocabulary of a task.

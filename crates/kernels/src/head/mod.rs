@@ -83,10 +83,11 @@ pub fn logit_columns(target: Target, storage: Storage, compute: DType, vocab_siz
     if converts { vocab_size.min(cuda::PANEL) } else { vocab_size }
 }
 
-use crate::element::{DType, View, ViewMut};
+use crate::element::DType;
 use crate::format::Storage;
 use crate::gemm;
 use crate::processor::{Processor, Target};
+use crate::view::{View, ViewMut};
 
 impl Processor {
     /// Log-probabilities of targets and, if requested, their gradients. `workspace` is f32:

@@ -1,7 +1,7 @@
 use super::*;
 use crate::cpu::{Cpu, Isa};
-use crate::element::{View, ViewMut};
 use crate::random::Philox;
+use crate::view::{View, ViewMut};
 
 const ROWS: usize = 5;
 

@@ -2,8 +2,9 @@
 
 use super::{Inputs, RmsNorm, Rows, Saved};
 use crate::cpu::{Apply, Cpu, Kernel, Split, rows_per_task};
-use crate::element::{Element, View, ViewMut, with_elements};
+use crate::element::Element;
 use crate::math::{dot, dot3};
+use crate::view::{View, ViewMut, with_elements};
 use std::borrow::Cow;
 
 /// See [`crate::Processor::rms_norm`].

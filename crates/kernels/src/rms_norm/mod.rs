@@ -8,8 +8,8 @@ pub mod reference;
 
 pub use cpu::{backward, backward_weight, forward};
 
-use crate::element::{View, ViewMut};
 use crate::processor::Processor;
+use crate::view::{View, ViewMut};
 
 /// Settings of a normalisation, apart from the weight.
 #[derive(Clone, Copy, Debug, PartialEq)]

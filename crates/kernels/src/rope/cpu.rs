@@ -2,7 +2,8 @@
 
 use super::{Direction, Rotation};
 use crate::cpu::{Cpu, Kernel};
-use crate::element::{Element, ViewMut, with_elements};
+use crate::element::Element;
+use crate::view::{ViewMut, with_elements};
 
 /// Rotates in place the first heads in each row of `width` elements.
 pub fn rotate(cpu: &Cpu, x: ViewMut<'_>, width: usize, rotation: Rotation<'_>) {

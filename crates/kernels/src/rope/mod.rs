@@ -11,8 +11,8 @@ pub mod reference;
 
 pub use cpu::rotate;
 
-use crate::element::{View, ViewMut};
 use crate::processor::{Processor, Target};
+use crate::view::{View, ViewMut};
 
 /// Whether angles are read from host memory.
 pub fn reads_host_angles(target: Target) -> bool {

@@ -3,10 +3,11 @@
 pub(crate) mod cuda;
 
 use crate::cpu::{Apply, Cpu, Kernel, Split};
-use crate::element::{Element, View, ViewMut, f16, with_elements};
+use crate::element::{Element, f16};
 use crate::format::{Int8Rows, Int8RowsMut, WeightFormat};
 use crate::math::dot;
 use crate::processor::Processor;
+use crate::view::{View, ViewMut, with_elements};
 use std::ops::Range;
 
 impl Processor {
@@ -44,7 +45,7 @@ impl Processor {
     /// On a GPU: weights are packed before they are copied there.
     pub fn pack(&self, x: View<'_>, cols: usize, format: &WeightFormat, bytes: &mut [u8]) {
         match self {
-            Self::Cpu(cpu) => (format.pack)(cpu, x, cols, bytes),
+            Self::Cpu(cpu) => (format.pack)(cpu, x.floats(), cols, bytes),
             Self::Cuda(_) => panic!("weights are packed on the CPU"),
         }
     }

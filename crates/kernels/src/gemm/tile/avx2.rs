@@ -2,7 +2,7 @@
 
 use super::plain::direct_f32;
 use super::{Lines, Part, Scalar, Segment, Store, Sums, Tile, for_size, int8};
-use crate::element::View;
+use crate::view::View;
 #[allow(clippy::wildcard_imports, reason = "dozens of intrinsics")]
 use std::arch::x86_64::*;
 

@@ -3,8 +3,9 @@
 use super::avx512_pack::{LANES, first_16, pack_int8, pack_panel, pack_rows, packs};
 use super::plain::direct_f32;
 use super::{Lines, Part, Segment, Store, Sums, Tile, for_size, int8};
-use crate::element::{View, bf16};
+use crate::element::bf16;
 use crate::format::Storage;
+use crate::view::View;
 #[allow(clippy::wildcard_imports, reason = "dozens of intrinsics")]
 use std::arch::x86_64::*;
 use std::mem::transmute;

@@ -4,8 +4,9 @@
 //! so one transposition serves all.
 
 use super::{Lines, Part, int8};
-use crate::element::{View, bf16, f16, not_floats, out_of_reach};
+use crate::element::{bf16, f16};
 use crate::format::{Int8Rows, Storage};
+use crate::view::{View, not_floats, out_of_reach};
 #[allow(clippy::wildcard_imports, reason = "dozens of intrinsics")]
 use std::arch::x86_64::*;
 use std::mem::transmute;

@@ -29,8 +29,9 @@ pub(crate) use neon::Neon;
 pub(crate) use plain::{Emulated, Scalar};
 
 use crate::cpu::Plain;
-use crate::element::{Element, View, bf16};
+use crate::element::{Element, bf16};
 use crate::format::Storage;
+use crate::view::View;
 
 /// An operand as lines along the contraction: rows of the left one, columns of the right one.
 /// Element `k` of line `i` is at `offset + i * line_stride + k * step`.

@@ -1,7 +1,8 @@
 //! Plain Rust, for any machine, and packing for instruction sets without their own.
 
 use super::{Lines, Part, Segment, Store, Sums, Tile, int8};
-use crate::element::{DType, Element, View, bf16, with_elements};
+use crate::element::{DType, Element, bf16};
+use crate::view::{View, with_elements};
 
 /// Plain Rust.
 pub(crate) struct Scalar;

@@ -1,11 +1,8 @@
 //! Slices of GPU memory.
 
-use super::DType;
+use crate::element::{Address, DType};
 use crate::format::Storage;
 use std::marker::PhantomData;
-
-/// An address in GPU memory.
-pub type Address = u64;
 
 /// Elements in GPU memory, exclusively borrowed for writing.
 #[derive(Debug)]
