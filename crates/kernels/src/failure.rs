@@ -1,73 +1,73 @@
 //! Failures of a device as values.
 //!
-//! Operations do not return a `Result`: the first failure is noted, whatever is asked for after it
-//! does nothing, and whoever ends a pass is told once ([`Failures::settle`]).
+//! Operations do not return a `Result`: the first failure is noted, later operations do nothing,
+//! and the failure is reported once, at the end of the pass ([`Failures::settle`]).
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Why a device could not do what it was asked for.
+/// Failure of a device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
-    /// Out of memory. What the pass had allocated is released.
+    /// Out of memory. The pass's allocations are released.
     #[error(
         "{memory} ran out{wanted}{}",
         free.map_or(String::new(), |free| format!(", and {free} are free"))
     )]
     OutOfMemory {
-        /// Whose memory: "the GPU's memory", "host memory".
+        /// Kind of memory: "the GPU's memory", "host memory".
         memory: &'static str,
-        /// What it was wanted for.
+        /// What needed it.
         wanted: Wanted,
-        /// Bytes that were free, where that is known.
+        /// Bytes that were free, if known.
         free: Option<u64>,
     },
-    /// A call of the driver failed.
+    /// A driver call failed.
     #[error(
         "the GPU failed while {doing}: {message}{}",
         if *is_lost { ". This process cannot use the GPU any more" } else { "" }
     )]
     Driver {
-        /// What was being done.
+        /// Operation that failed.
         doing: String,
-        /// In the driver's words.
+        /// The driver's message.
         message: String,
-        /// Whether every later call fails too, as after an access to memory that is not there.
+        /// Whether every later call fails too, as after an invalid memory access.
         is_lost: bool,
     },
-    /// Kernels were not compiled, or not loaded.
+    /// Kernels could not be compiled or loaded.
     #[error("the GPU's kernels `{kernels}` cannot be compiled: {message}")]
     Compile {
-        /// Which.
+        /// Name of the kernels' source.
         kernels: &'static str,
-        /// In the compiler's words.
+        /// The compiler's message.
         message: String,
     },
 }
 
-/// What memory was wanted for.
+/// What memory was needed for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wanted {
-    /// So many bytes were asked for.
+    /// An allocation of this many bytes.
     Bytes(u64),
-    /// A driver took memory of its own, which it does not measure, while it did this.
+    /// The driver's own use during this operation, of unknown size.
     While(String),
 }
 
 impl fmt::Display for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Bytes(bytes) => write!(f, ": {bytes} bytes were asked for"),
+            Self::Bytes(bytes) => write!(f, ": {bytes} bytes were requested"),
             Self::While(doing) => write!(f, " while {doing}"),
         }
     }
 }
 
-/// Host memory that copies to a GPU can be made from beside everything else.
-pub const PAGE_LOCKED: &str = "page-locked memory of the host";
+/// Host memory from which copies to a GPU run concurrently.
+pub const PAGE_LOCKED: &str = "page-locked host memory";
 
-const OF_GPU: &str = "the GPU's memory";
+const GPU_MEMORY: &str = "the GPU's memory";
 
 impl DeviceError {
     /// `asked` bytes of host memory could not be allocated.
@@ -75,31 +75,31 @@ impl DeviceError {
         Self::out_of("host memory", asked, None)
     }
 
-    /// `asked` bytes of the host's memory could not be page-locked.
+    /// `asked` bytes of host memory could not be page-locked.
     pub fn out_of_page_locked_memory(asked: usize) -> Self {
         Self::out_of(PAGE_LOCKED, asked, None)
     }
 
     /// `asked` bytes of a GPU's memory could not be allocated; `free` were free.
     pub(crate) fn out_of_gpu_memory(asked: usize, free: u64) -> Self {
-        Self::out_of(OF_GPU, asked, Some(free))
+        Self::out_of(GPU_MEMORY, asked, Some(free))
     }
 
-    /// A GPU's memory did not suffice for what its driver takes while it is `doing` something.
+    /// A GPU's memory did not suffice for its driver while it was `doing` something.
     pub(crate) fn out_of_gpu_memory_while(doing: String) -> Self {
-        Self::OutOfMemory { memory: OF_GPU, wanted: Wanted::While(doing), free: None }
+        Self::OutOfMemory { memory: GPU_MEMORY, wanted: Wanted::While(doing), free: None }
     }
 
     fn out_of(memory: &'static str, asked: usize, free: Option<u64>) -> Self {
         Self::OutOfMemory { memory, wanted: Wanted::Bytes(asked as u64), free }
     }
 
-    /// Whether the device is of no use from now on.
+    /// Whether the device cannot be used any more.
     pub fn is_lost(&self) -> bool {
         matches!(self, Self::Driver { is_lost: true, .. })
     }
 
-    /// Whether there was too little memory.
+    /// Whether memory ran out.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Self::OutOfMemory { .. })
     }
@@ -108,23 +108,23 @@ impl DeviceError {
 /// The first failure of a device that has not been reported yet. One pass at a time per device.
 #[derive(Debug, Default)]
 pub struct Failures {
-    /// Whether `first` holds one: asked before every operation.
+    /// Whether `first` is set; checked before every operation.
     is_failing: AtomicBool,
     first: Mutex<Option<DeviceError>>,
     count: AtomicU64,
 }
 
 impl Failures {
-    /// Notes a failure, unless there was one before it.
+    /// Notes a failure, unless there is an earlier one.
     pub fn note(&self, error: DeviceError) {
-        // Held to the end: `settle` on another thread must not come between.
+        // Locked to the end, so that `settle` on another thread cannot interleave.
         let mut first = lock(&self.first);
         first.get_or_insert(error);
         self.count.fetch_add(1, Ordering::Relaxed);
         self.is_failing.store(true, Ordering::Release);
     }
 
-    /// Whether what is asked for does nothing at present.
+    /// Whether operations currently do nothing.
     pub fn is_failing(&self) -> bool {
         self.is_failing.load(Ordering::Acquire)
     }
@@ -132,7 +132,7 @@ impl Failures {
     /// Ends a pass.
     ///
     /// # Errors
-    /// The first failure since this was asked last; of a device that is lost, the same each time.
+    /// The first failure since the last call; for a lost device, the same failure each time.
     pub fn settle(&self) -> Result<(), DeviceError> {
         let mut first = lock(&self.first);
         let Some(error) = first.clone() else { return Ok(()) };
@@ -143,8 +143,7 @@ impl Failures {
         Err(error)
     }
 
-    /// Counts calls that were not done and that nobody is told of, as what a pass that panicked had
-    /// asked for.
+    /// Counts calls that were dropped without a report, such as those of a pass that panicked.
     pub(crate) fn count_dropped(&self) {
         self.count.fetch_add(1, Ordering::Relaxed);
     }
@@ -199,9 +198,9 @@ mod tests {
     #[test]
     fn messages_say_how_much_there_is() {
         let error = DeviceError::out_of_gpu_memory(10, 3);
-        let text = "the GPU's memory ran out: 10 bytes were asked for, and 3 are free";
+        let text = "the GPU's memory ran out: 10 bytes were requested, and 3 are free";
         assert_eq!(error.to_string(), text);
-        let text = "host memory ran out: 5 bytes were asked for";
+        let text = "host memory ran out: 5 bytes were requested";
         assert_eq!(DeviceError::out_of_host_memory(5).to_string(), text);
         let error = DeviceError::out_of_gpu_memory_while("launching a graph".to_owned());
         assert_eq!(error.to_string(), "the GPU's memory ran out while launching a graph");

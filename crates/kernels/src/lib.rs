@@ -16,6 +16,7 @@
 
 pub mod adamw;
 pub mod attention;
+mod capacity;
 pub mod ceiling;
 pub mod cpu;
 pub mod cuda;
@@ -32,17 +33,16 @@ pub mod memory;
 mod processor;
 pub mod random;
 pub mod rms_norm;
-mod room;
 pub mod rope;
 #[cfg(any(test, feature = "emulator"))]
 pub mod testing;
 pub mod vector;
 pub mod view;
 
+pub use capacity::try_with_capacity;
 pub use cpu::{Cpu, Isa};
 pub use element::{DType, Element, bf16, f16};
 pub use failure::{DeviceError, Failures, PAGE_LOCKED, Wanted, lock};
 pub use format::Storage;
 pub use processor::{Processor, Target};
-pub use room::with_room;
 pub use view::{View, ViewMut};

@@ -7,7 +7,7 @@ mod header;
 use crate::{DType, Device, DeviceError, Mapped, Storage, Tensor};
 use ::safetensors::tensor::{Dtype, Metadata};
 use ::safetensors::{SafeTensorError, SafeTensors, View, serialize_to_file};
-use hone_kernels::with_room;
+use hone_kernels::try_with_capacity;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -198,7 +198,7 @@ impl Lazy<'_> {
                 tensor.to_host()?
             }
         };
-        let mut bytes = with_room(tensor.num_bytes())?;
+        let mut bytes = try_with_capacity(tensor.num_bytes())?;
         bytes.extend_from_slice(tensor.bytes());
         Ok(Cow::Owned(bytes))
     }

@@ -31,9 +31,9 @@ pub use source::Source;
 
 pub(crate) use arg::Arg;
 
+use crate::capacity::try_with_capacity;
 pub use crate::element::Address;
 use crate::format::Storage;
-use crate::room::with_room;
 pub use crate::view::{Slice, SliceMut};
 use crate::{DeviceError, Failures, lock};
 use driver::{Driver, HostAddress};
@@ -225,7 +225,8 @@ impl Gpu {
     /// Downloads `f32` numbers that an operation has written; none, and a failure, if the host has
     /// no memory for them.
     pub(crate) fn download(&self, address: Address, len: usize) -> Vec<f32> {
-        let buffers = with_room(4 * len).and_then(|bytes| Ok((bytes, with_room(len)?)));
+        let buffers =
+            try_with_capacity(4 * len).and_then(|bytes| Ok((bytes, try_with_capacity(len)?)));
         let (mut bytes, mut numbers) = match buffers {
             Ok(buffers) => buffers,
             Err(error) => {

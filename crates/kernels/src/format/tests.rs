@@ -6,7 +6,7 @@ use crate::processor::Processor;
 use crate::random::Philox;
 use crate::view::{View, ViewMut};
 
-/// A matrix in a format.
+/// A matrix in a weight format.
 pub(crate) struct PackedMatrix {
     region: Region,
     format: &'static WeightFormat,
@@ -18,13 +18,13 @@ impl PackedMatrix {
     pub(crate) fn new(format: &'static WeightFormat, x: &[f32], cols: usize) -> Self {
         let len = Storage::Packed(format).num_bytes(&[x.len() / cols, cols]);
         let region = Region::new(len).unwrap();
-        // SAFETY: nothing else has the region.
+        // SAFETY: nothing else uses the region.
         (format.pack)(&Cpu::new(1), Floats::F32(x), cols, unsafe { region.bytes_mut(0, len) });
         Self { region, format, len: x.len(), cols }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: nothing writes to the region any more.
+        // SAFETY: the region is no longer written to.
         unsafe { self.region.bytes(0, self.region.len()) }
     }
 
@@ -39,7 +39,7 @@ fn random(len: usize, stream: u64) -> Vec<f32> {
     (0..len as u64).map(|i| random.normal(i)).collect()
 }
 
-/// Whatever part of a row is asked for, in whatever memory: the same numbers.
+/// Any part of a row unpacks to the same numbers, in any memory.
 #[test]
 fn parts_of_rows_are_those_of_the_whole() {
     for format in FORMATS {

@@ -17,7 +17,7 @@ fn f64s(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&v| f64::from(v)).collect()
 }
 
-/// Both layouts of both operands, two terms, bias, residual: what the operations ask for.
+/// Both layouts of both operands, two terms, bias, residual: everything that operations use.
 fn run(
     cpu: &Cpu,
     compute: DType,
@@ -114,13 +114,13 @@ fn writes_only_its_columns() {
     }
 }
 
-/// A matrix in bytes.
+/// An int8 matrix.
 fn int8(x: &[f32], cols: usize) -> PackedMatrix {
     let Storage::Packed(format) = Storage::INT8 else { unreachable!("a format") };
     PackedMatrix::new(format, x, cols)
 }
 
-/// A product of bytes, with scales of columns or along the contraction, and one of floats after it.
+/// An int8 term, with scales of columns or along the contraction, followed by a float term.
 fn run_int8(cpu: &Cpu, (m, n, k): (usize, usize, usize), along: bool) -> Vec<f32> {
     let (a, b) = (int8(&random(m * k, 1), k), random(k * n, 2));
     let (b, transposed) = (int8(&b, if along { n } else { k }), !along);
@@ -155,7 +155,7 @@ fn expected_int8((m, n, k): (usize, usize, usize), along: bool) -> Vec<f64> {
 
 #[test]
 fn int8_is_exact_and_the_same_everywhere() {
-    // The last is longer than one link of the chain.
+    // The last is longer than one integer sum.
     for size in [(1, 1, 4), (13, 70, 72), (200, 33, 576), (70, 300, 40), (30, 50, 9000)] {
         for along in [false, true] {
             let first = run_int8(&Cpu::with_isa(1, Isa::Scalar), size, along);
@@ -174,7 +174,7 @@ fn int8_is_exact_and_the_same_everywhere() {
     }
 }
 
-/// Weights in any format enter products of floats as the numbers that they are.
+/// Packed weights of any format give the same bits as their unpacked values.
 #[test]
 fn packed_weights_enter_products_of_floats() {
     for format in FORMATS {
@@ -258,7 +258,7 @@ fn weight_gradients_agree_with_the_reference() {
     }
 }
 
-/// Every number of eight bits, and what lies half way between two, which goes to the even one.
+/// Every FP8 number, and the midpoint of every two, which rounds to even.
 #[test]
 fn a_gpu_rounds_to_fp8() {
     let Some(gpu) = Gpu::for_tests() else { return };
@@ -274,7 +274,7 @@ fn a_gpu_rounds_to_fp8() {
         }
         let negative: Vec<_> = cases.iter().map(|&(x, code)| (-x, code | 0x80)).collect();
         cases.extend(negative);
-        // Two rows, of which the second begins where nothing is aligned.
+        // Two rows, the second of which is misaligned.
         let cols = cases.len();
         let row: Vec<bf16> = cases.iter().map(|&(x, _)| bf16::from_f32(x)).collect();
         assert!(row.iter().zip(&cases).all(|(x, case)| x.to_f32() == case.0));
@@ -288,16 +288,16 @@ fn a_gpu_rounds_to_fp8() {
         let words = gpu.download(found.operand.address, cols / 2);
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         for (i, &(x, code)) in cases.iter().chain(&cases).take(bytes.len()).enumerate() {
-            // The signs of zero are the same number.
+            // Zeros of either sign are equal.
             let same = bytes[i] == code || value(bytes[i]) == value(code);
             assert!(same, "{kind:?} {x}: {:#x}, expected {code:#x}", bytes[i]);
         }
     }
 }
 
-/// Factors bring any magnitude into range, whatever the greatest is; zeros stay zeros.
+/// Scales map any magnitude to the range of FP8; zeros stay zeros.
 #[test]
-fn factors_of_fp8_follow_the_greatest() {
+fn fp8_scales_follow_the_largest_magnitude() {
     let Some(gpu) = Gpu::for_tests() else { return };
     for magnitude in [0.0, 1e-20f32, 3e-3, 1.0, 7e4, 1e30] {
         let (m, k) = (3, 32);
@@ -319,8 +319,8 @@ fn factors_of_fp8_follow_the_greatest() {
     }
 }
 
-/// The bytes and scales of the CPU, with factors and without, also of rows that are zero or not
-/// finite and of those that begin where nothing is aligned.
+/// The same bytes and scales as on the CPU, with and without factors, including rows that are zero,
+/// not finite, or misaligned.
 #[test]
 fn a_gpu_quantises_as_the_cpu_does() {
     let Some(gpu) = Gpu::for_tests() else { return };
@@ -357,7 +357,7 @@ fn a_gpu_quantises_as_the_cpu_does() {
     }
 }
 
-/// Sums of integers that exist a part of the rows at a time, with what is added to them.
+/// Integer sums that are computed a part of the rows at a time, with an addend.
 #[test]
 fn a_gpu_multiplies_bytes_in_parts() {
     let Some(gpu) = Gpu::for_tests() else { return };
@@ -378,7 +378,7 @@ fn a_gpu_multiplies_bytes_in_parts() {
     let b = Matrix::rows(View::Cuda(region.slice(at_w, Storage::INT8, (n * k, k))), k).transposed();
     let (term, y) = (Term::new(a, b, k), on_gpu(at_y, DType::F32, m * n, n));
     let add_on_gpu = on_gpu(at_add, DType::F32, m * n, n).address();
-    // In parts, and all at once as users have it.
+    // In parts, and all at once, as by default.
     let [found, at_once] = [32 << 10, cuda::SUMS_BYTES].map(|sums_bytes| {
         gpu.begin_operation();
         let output = &OutputRegion::whole(m, n);
@@ -404,7 +404,7 @@ fn a_gpu_multiplies_bytes_in_parts() {
     }
 }
 
-/// Rows of a result, some of which have a term of their own: the bits of each part alone.
+/// If some rows have terms of their own, each part has the same bits as alone.
 #[test]
 fn terms_of_some_rows_change_no_bit() {
     let ranges = [(0, 3), (3, 3), (3, 20), (41, 107), (130, usize::MAX)];
@@ -430,8 +430,8 @@ fn terms_of_some_rows_change_no_bit() {
     }
 }
 
-/// Rows `rows` of a product with one term of all rows and one for each of `ranges`, where `a` has
-/// rows that are not numbers outside of them.
+/// Rows `rows` of a product with one term for all rows and one for each of `ranges`, whose `a` is
+/// NaN in other rows.
 fn product_of_ranges(
     cpu: &Cpu,
     compute: DType,

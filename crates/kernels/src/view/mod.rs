@@ -5,9 +5,9 @@ mod slice;
 pub use slice::{Slice, SliceMut};
 
 use crate::DeviceError;
+use crate::capacity::try_with_capacity;
 use crate::element::{DType, Element, Elements, Floats, bf16, f16};
 use crate::format::{Packed, Storage};
-use crate::room::with_room;
 
 /// A shared slice whose element type is known at run time.
 #[derive(Clone, Copy, Debug)]
@@ -211,7 +211,7 @@ impl<'a> View<'a> {
     /// # Errors
     /// If the system has no more memory.
     pub fn try_to_vec_f32(&self) -> Result<Vec<f32>, DeviceError> {
-        let mut values = with_room(self.len())?;
+        let mut values = try_with_capacity(self.len())?;
         with_elements!(any *self, x => values.extend((0..self.len()).map(|i| x.at(i))));
         Ok(values)
     }

@@ -61,9 +61,9 @@ fn pass(
     outputs
 }
 
-/// Bit by bit: a query walks the keys of its sequence in blocks counted from the first key, and
-/// takes from each block only the keys it sees, so that nothing depends on how many follow, on
-/// where they are, nor on who else is in the pass.
+/// Bit by bit: a query loops over its sequence's keys in blocks aligned to the first key, and uses
+/// only the visible keys of each, so that its result depends neither on later keys, nor on their
+/// pages, nor on other sequences of the pass.
 #[test]
 fn pieces_in_pages_give_the_bits_of_the_whole() {
     let grouped = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 10, scale: 0.3, window: None };

@@ -20,14 +20,14 @@ pub const STEP: StepKey = StepKey { seed: 11, step: 3, micro_batch: 2 };
 /// Half the distance between bf16 numbers just above one: the largest relative rounding error.
 const BF16_ROUNDING: f64 = 1.0 / 256.0;
 
-/// The same of f16.
+/// The largest relative rounding error of f16.
 const F16_ROUNDING: f64 = 1.0 / 2048.0;
 
 /// An operation with everything it is applied to.
 pub trait Operation {
     /// Inputs, weights and parameters.
     fn operands(&self) -> &Operands;
-    /// The weights that it has, to be held on the device it is run on.
+    /// Its weights, to be copied to the device that it runs on.
     fn weights_mut(&mut self) -> Vec<&mut Weight> {
         Vec::new()
     }
@@ -43,7 +43,7 @@ pub trait Operation {
     fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>>;
 }
 
-/// Where an operand lives.
+/// Kind of an operand.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Kind {
     /// An input that is always `f32`: the residual stream.
@@ -61,7 +61,7 @@ struct Operand {
     shape: Vec<usize>,
     values: Vec<f32>,
     requires_grad: bool,
-    /// A frozen weight as it is held: packing its values again may give others.
+    /// A frozen weight as it is stored: packing its values again may give different ones.
     held: Option<Tensor>,
 }
 
@@ -131,17 +131,17 @@ impl Operands {
     }
 }
 
-/// `values` as they are after being held so in an array of that shape.
+/// `values` after being packed and unpacked in an array of that shape.
 pub fn stored(values: &[f32], storage: impl Into<Storage>, shape: &[usize]) -> Vec<f32> {
     tensor_of(values, storage, shape).view().to_vec_f32()
 }
 
-/// `values` as they are after being stored as floats of `dtype`.
+/// `values` rounded to `dtype`.
 pub fn rounded(values: &[f32], dtype: DType) -> Vec<f32> {
     stored(values, dtype, &[values.len()])
 }
 
-/// A tensor that holds the nearest values.
+/// A tensor of `values`, rounded to nearest.
 pub fn tensor_of(values: &[f32], storage: impl Into<Storage>, shape: &[usize]) -> Tensor {
     let storage = storage.into();
     let Some(dtype) = storage.float() else {
@@ -156,7 +156,7 @@ pub fn tensor_of(values: &[f32], storage: impl Into<Storage>, shape: &[usize]) -
     Tensor::from_bytes(&bytes, dtype, shape)
 }
 
-/// The same in the device's memory; only the shape where it has none.
+/// A tensor in the device's memory; on the dry device, only a shape.
 fn on(device: &Device, values: &[f32], dtype: DType, shape: &[usize]) -> Tensor {
     match device.is_dry() {
         true => device.persistent(Category::Activations, dtype, shape).unwrap(),
@@ -164,7 +164,7 @@ fn on(device: &Device, values: &[f32], dtype: DType, shape: &[usize]) -> Tensor 
     }
 }
 
-/// Widens.
+/// Converts to f64.
 pub fn f64s(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&v| f64::from(v)).collect()
 }
@@ -201,7 +201,7 @@ impl Found {
     }
 }
 
-/// The output, then the gradient of each operand, if one flowed to it.
+/// The output, then the gradient of each operand, if it has one.
 type Outcome = Vec<Option<Found>>;
 
 /// Checks one case in `f32` and in `bf16` on the CPU, and on a GPU in `f16` as well.
@@ -238,7 +238,7 @@ pub fn check_op_in(computes: &[Compute], name: &str, op: &dyn Operation) {
     }
 }
 
-/// The same on a GPU, except that it need not give the CPU's bits: its own, each time.
+/// Checks one case on a GPU, which gives its own bits each time, not necessarily the CPU's.
 fn check_on_gpu(compute: Compute, name: &str, op: &mut dyn Operation, gpu: &Device) {
     let name = format!("{name}, {compute:?} on a GPU");
     let held = |weight: &Weight| match weight {
@@ -342,7 +342,7 @@ fn check_plan(name: &str, op: &dyn Operation, compute: Compute, first: &Outcome,
     }
 }
 
-/// Bytes inside an operation for numbers from outside, and for rounding up, in the largest case.
+/// Scratch bytes of an operation for uploads and alignment, in the largest case.
 const UPLOADS: usize = 40 << 10;
 
 fn check_against_reference(name: &str, op: &dyn Operation, compute: Compute, found: &Outcome) {
@@ -362,12 +362,12 @@ fn check_against_reference(name: &str, op: &dyn Operation, compute: Compute, fou
     }
 }
 
-/// How far results may be from the reference, relative to the reference's size.
+/// Tolerances, relative to the size of the reference.
 #[derive(Clone, Copy)]
 pub struct Tolerance {
-    /// Of the root of the sum of squares.
+    /// Of the norm.
     norm: f64,
-    /// Of the greatest element.
+    /// Of the worst element, relative to the largest.
     greatest: f64,
 }
 
@@ -400,7 +400,7 @@ impl Tolerance {
     }
 }
 
-/// Errors in norm and of the worst element, relative to norm and greatest element of `exact`.
+/// Errors of the norm and of the worst element, relative to norm and largest element of `exact`.
 fn errors(name: &str, found: &[f32], exact: &[f64]) -> (f64, f64) {
     assert_eq!(found.len(), exact.len(), "{name}: length");
     let (mut error, mut size) = ((0.0, 0.0f64), (0.0, 0.0f64));

@@ -321,11 +321,10 @@ fn linear_passes_in_odd_sizes() {
     }
 }
 
-/// Weights in bytes, products in integers, or on a GPU in FP8 too: with adapters and without, of
-/// one projection and of several; sizes that are no multiple of four, or sixteen, fall back to
-/// floats.
+/// Int8 weights with int8 products, or FP8 on a GPU: with and without adapters, for one projection
+/// and several; sizes that are not multiples of 4, or 16, fall back to floats.
 #[test]
-fn linear_passes_in_eight_bits() {
+fn linear_passes_with_8_bit_operands() {
     for (tokens, inputs, outputs) in [
         (6, 16, vec![8]),
         (97, 64, vec![132]),
@@ -384,7 +383,7 @@ fn linear_passes_with_adapters_of_some_rows() {
     }
 }
 
-/// Adapters side by side give what each gives alone, bit by bit, and so do rows without one.
+/// Adapters in one pass give the same bits as each alone, and so do rows without one.
 #[test]
 fn company_of_other_adapters_changes_no_bit() {
     let (some, long) = (several_adapters(), vec![(0..100, 4), (100..1290, 3)]);

@@ -20,7 +20,7 @@ struct Stack {
 }
 
 impl Stack {
-    /// Weights of `num_blocks` on `device`, or beside it.
+    /// Weights of `num_blocks` on `device`, or offloaded from it.
     fn new(device: &Device, num_blocks: usize, offloaded: bool) -> Self {
         let vector = Tensor::from_f32(&normals(9, HIDDEN), &[HIDDEN]);
         let norm = Weight::Frozen(device.upload(Category::Weights, &vector).unwrap());
@@ -89,7 +89,7 @@ fn read(device: &Device, tensor: &Tensor) -> Vec<f32> {
     if device.is_dry() { Vec::new() } else { tensor.to_vec_f32() }
 }
 
-/// The emulation copies only what is waited for; until then the place holds NaN.
+/// The emulator copies only when awaited; until then the slot holds NaN.
 #[test]
 fn offloaded_weights_give_the_same_bits() {
     let Some(gpu) = Gpu::for_tests() else { return };
@@ -108,7 +108,7 @@ fn offloaded_weights_give_the_same_bits() {
     }
 }
 
-/// Copies of a piece of work, and how many of them nothing computes beside.
+/// Number of copies, and how many of them run without concurrent computation.
 fn copies(device: &Device, body: impl FnOnce()) -> (usize, usize) {
     device.take_costs();
     body();
@@ -127,15 +127,15 @@ fn blocks_are_copied_ahead_and_only_when_they_are_not_there() {
     assert_eq!(device.persistent_bytes(Category::Weights) as usize, slots + 4 * HIDDEN);
     assert_eq!(device.persistent_bytes(Category::Offloaded) as usize, 5 * 4 * HIDDEN * HIDDEN);
     for recompute in [false, true] {
-        // Five on the way up; the last two are there on the way down.
+        // Five in the forward pass; the last two are still there in the backward pass.
         let again = 2 * (5 - 2);
         let stack = Stack::new(&device, 5, true);
         let first = copies(&device, || drop(stack.train(&device, recompute)));
         assert_eq!(first, (again + 2, 1));
-        // The next one finds the first two where the last left them.
+        // The next pass finds the first two where the last one left them.
         assert_eq!(copies(&device, || drop(stack.train(&device, recompute))), (again, 0));
     }
-    // Up only: the first has to be waited for.
+    // Forward only: the first has to be waited for.
     stack.infer(&device);
     assert_eq!(copies(&device, || drop(stack.infer(&device))), (5, 1));
 }

@@ -143,8 +143,7 @@ fn graphs_are_disabled_if_passes_do_not_repeat() {
     assert_eq!(scene.gpu.num_replays(), 0);
 }
 
-/// Whoever asks for memory, of the host's too, is told why there is none; a GPU that is lost says
-/// so from then on.
+/// Failed allocations, of host memory too, report why; a GPU that is lost does so from then on.
 #[test]
 fn memory_that_a_gpu_refuses_is_not_a_gpu_that_is_lost() {
     for fault in [Fault::OutOfMemory, Fault::Driver, Fault::Lost] {
@@ -162,7 +161,7 @@ fn memory_that_a_gpu_refuses_is_not_a_gpu_that_is_lost() {
     }
 }
 
-/// A GPU that is lost while a graph is made is not asked for the calls one by one.
+/// If a GPU is lost while a graph is captured, the calls are not issued one by one.
 #[test]
 fn a_gpu_that_is_lost_refuses_more_than_a_graph() {
     let faults = Faults::default();
