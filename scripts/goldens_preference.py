@@ -1,9 +1,10 @@
 """Writes `crates/train/tests/goldens/preference.json` with TRL's trainers of DPO and KTO.
 
-The model is the golden Llama `tied_gqa` of `crates/model/tests/goldens` with its adapter, the
-reference that model without the adapter, everything in f32. One batch each: loss, the metrics that
-TRL logs, and of every gradient its L2 norm and its product with cos(0), cos(1), …, which together
-hold a gradient fast without storing it. Prompts and completions are words of the tests' tokenizer.
+The model is the golden Llama `tied_gqa` of `crates/model/tests/goldens` with its adapter, both with
+the weights that `random_weights.py` draws; the reference is that model without the adapter.
+Everything is in f32. One batch each: loss, the metrics that TRL logs, and of every gradient its L2
+norm and its product with cos(0), cos(1), …, which together hold a gradient fast without storing it.
+Prompts and completions are words of the tests' tokenizer.
 
     target/bench-venv/bin/python scripts/goldens_preference.py
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the imports below, which read it
 
+import random_weights
 import torch
 from datasets import Dataset
 from peft import PeftModel
@@ -23,7 +25,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "crates" / "model" / "tests" / "goldens" / "tied_gqa"
+GOLDEN = ROOT / "crates" / "model" / "tests" / "goldens" / "tied_gqa"
 OUT = ROOT / "crates" / "train" / "tests" / "goldens" / "preference.json"
 METRICS = ["rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "kl"]
 
@@ -69,9 +71,13 @@ def ratings(offset):
     ]
 
 
-def policy():
-    base = LlamaForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    return PeftModel.from_pretrained(base, MODEL / "adapter", is_trainable=True)
+def policy(folder):
+    model = Path(folder) / "model"
+    if not model.exists():
+        random_weights.write(GOLDEN, model)
+        random_weights.write(GOLDEN / "adapter", model / "adapter")
+    base = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)
+    return PeftModel.from_pretrained(base, model / "adapter", is_trainable=True)
 
 
 def one_batch(trainer, settings, rows):
@@ -119,7 +125,9 @@ def dpo(folder, beta):
     rows = pairs()
     args = DPOConfig(**common(folder, rows), beta=beta, train_sampling_strategy="sequential")
     data = Dataset.from_list(rows)
-    trainer = DPOTrainer(policy(), args=args, train_dataset=data, processing_class=tokenizer())
+    trainer = DPOTrainer(
+        policy(folder), args=args, train_dataset=data, processing_class=tokenizer()
+    )
     return one_batch(trainer, {"beta": beta}, rows)
 
 
@@ -127,7 +135,9 @@ def kto(folder, offset, settings):
     rows = ratings(offset)
     args = KTOConfig(**common(folder, rows), **settings, train_sampling_strategy="sequential")
     data = Dataset.from_list(rows)
-    trainer = KTOTrainer(policy(), args=args, train_dataset=data, processing_class=tokenizer())
+    trainer = KTOTrainer(
+        policy(folder), args=args, train_dataset=data, processing_class=tokenizer()
+    )
     return one_batch(trainer, settings, rows)
 
 

@@ -1,12 +1,20 @@
 //! bf16 base and bf16 matmuls: the error must not exceed PyTorch's own, which is recorded in
 //! `golden.json`. "Exact" means f32 arithmetic on weights rounded to bf16.
+//!
+//! The error on one batch is a matter of luck: it varies threefold between batches, here and in
+//! PyTorch, and more where an intermediate result nearly vanishes before a norm. So both sides take
+//! the geometric mean over the same 24 batches. Ours is about two thirds of PyTorch's, for every
+//! family.
 
 use crate::fixture::{
-    Golden, Sample, export, forward_backward, load, logits, max_error, pack, relative_error,
+    Golden, Sample, export, forward_backward, load, logits, max_error, pack, range, relative_error,
 };
-use hone_model::{Batch, Model, Recompute, Trained, adapter};
+use hone_model::{Model, Recompute, Trained, adapter};
 use hone_tensor::{Compute, DType, Device, Philox};
 use tempfile::TempDir;
+
+/// Of logits in f32, relative to their range.
+const LOGITS: f32 = 1e-4;
 
 /// The base with all weights, including norms and biases, rounded to bf16 like PyTorch's.
 fn rounded(golden: &Golden, device: &Device) -> TempDir {
@@ -15,30 +23,41 @@ fn rounded(golden: &Golden, device: &Device) -> TempDir {
     dir
 }
 
+/// The golden batch and 23 random ones.
+fn batches(golden: &Golden, model: &Model) -> Vec<Vec<Sample>> {
+    let random = (0..23).map(|seed| random_like(&golden.samples(), seed, model));
+    std::iter::once(golden.samples()).chain(random).collect()
+}
+
 #[test]
 fn logits_err_no_more_than_pytorch() {
     let device = Device::cpu(2);
     for golden in Golden::all() {
         let dir = rounded(&golden, &device);
         let model = load(dir.path(), &device, Some(DType::Bf16.into()), Trained::Nothing);
-        let exact = golden.of_sequences("logits_bf16w").concat();
-        let run = |sample: &Sample| {
-            let batch = Batch::from_sequence(&model.decoder.config, &sample.ids);
-            logits(&model, &device, Compute::Bf16, &batch)
+        let run = |samples: &[Sample], compute| {
+            let batch = pack(&model.decoder.config, samples, 0);
+            logits(&model, &device, compute, &batch)
         };
-        let found = golden.samples().iter().map(run).collect::<Vec<_>>().concat();
-        let max = f64::from(max_error(&found, &exact));
-        let errors = found.iter().zip(&exact).map(|(a, b)| f64::from(a - b));
-        let rms = root_mean_square(errors);
-        let theirs = (golden.number("bf16_max_abs_err"), golden.number("bf16_rms_err"));
         let case = golden.dir.display();
-        assert!(max <= theirs.0 && rms <= theirs.1, "{case}: {max} {rms}, PyTorch {theirs:?}");
+        let theirs = golden.of_sequences("logits_bf16w").concat();
+        let error = max_error(&run(&golden.samples(), Compute::F32), &theirs) / range(&theirs);
+        assert!(error <= LOGITS, "{case}, rounded weights: {error:e}");
+        let (mut largest, mut root_mean_squares) = (Vec::new(), Vec::new());
+        for samples in batches(&golden, &model) {
+            let [found, exact] =
+                [Compute::Bf16, Compute::F32].map(|compute| run(&samples, compute));
+            let squares = found.iter().zip(&exact).map(|(a, b)| f64::from(a - b).powi(2));
+            root_mean_squares.push((squares.sum::<f64>() / exact.len() as f64).sqrt());
+            largest.push(f64::from(max_error(&found, &exact)));
+        }
+        for (errors, key) in [(largest, "bf16_max_abs_err"), (root_mean_squares, "bf16_rms_err")] {
+            let (ours, theirs) = (geometric_mean(&errors), golden.number(key));
+            assert!(ours <= theirs, "{case}, {key}: {ours}, PyTorch {theirs}");
+        }
     }
 }
 
-/// The error of one parameter on one batch is noisy: it varies threefold between batches,
-/// here and in PyTorch. So it is averaged over batches and over the parameters of a case. (Averaged
-/// over 24 batches on both sides, ours is two thirds of PyTorch's.)
 #[test]
 fn adapter_gradients_err_no_more_than_pytorch() {
     let device = Device::cpu(2);
@@ -46,21 +65,15 @@ fn adapter_gradients_err_no_more_than_pytorch() {
         let dir = rounded(&golden, &device);
         let mut model = load(dir.path(), &device, Some(DType::Bf16.into()), Trained::Nothing);
         adapter::load(&golden.dir.join("adapter"), &mut model, &device, &mut |_| ()).unwrap();
-        let random = (0..23).map(|seed| random_like(&golden.samples(), seed, &model));
-        let batches: Vec<Vec<Sample>> = std::iter::once(golden.samples()).chain(random).collect();
+        let batches = batches(&golden, &model);
         let errors: Vec<Vec<f64>> =
             batches.iter().map(|samples| gradient_errors(&model, &device, samples)).collect();
-        let of_parameter = |i: usize| root_mean_square(errors.iter().map(|batch| batch[i]));
-        let ours: Vec<f64> = (0..model.params.len()).map(of_parameter).collect();
-        let recorded = &golden.facts["bf16_lora_grad_rel_err"];
-        let theirs: Vec<f64> =
-            model.params.iter().map(|(_, name, _)| recorded[name].as_f64().unwrap()).collect();
-        let summary = |e: &[f64]| {
-            (root_mean_square(e.iter().copied()), e.iter().copied().fold(0.0, f64::max))
-        };
-        let (ours, theirs) = (summary(&ours), summary(&theirs));
-        let case = golden.dir.display();
-        assert!(ours.0 <= theirs.0 && ours.1 <= theirs.1, "{case}: {ours:?}, PyTorch {theirs:?}");
+        for (i, (_, name, _)) in model.params.iter().enumerate() {
+            let ours = geometric_mean(&errors.iter().map(|batch| batch[i]).collect::<Vec<_>>());
+            let theirs = golden.facts["bf16_lora_grad_rel_err"][name].as_f64().unwrap();
+            let case = golden.dir.display();
+            assert!(ours <= theirs, "{case}, {name}: {ours}, PyTorch {theirs}");
+        }
     }
 }
 
@@ -75,7 +88,8 @@ fn gradient_errors(model: &Model, device: &Device, samples: &[Sample]) -> Vec<f6
     pairs.map(|(found, exact)| relative_error(&found, &exact)).collect()
 }
 
-/// Sequences of the same lengths, with random tokens and targets.
+/// Sequences of the same lengths, with random tokens and targets, which `scripts/goldens.py` draws
+/// alike.
 fn random_like(samples: &[Sample], seed: u64, model: &Model) -> Vec<Sample> {
     let random = Philox::new(seed, 0);
     let mut position = 0;
@@ -93,7 +107,6 @@ fn random_like(samples: &[Sample], seed: u64, model: &Model) -> Vec<Sample> {
     samples.iter().map(like).collect()
 }
 
-fn root_mean_square(values: impl ExactSizeIterator<Item = f64>) -> f64 {
-    let count = values.len() as f64;
-    (values.map(|x| x * x).sum::<f64>() / count).sqrt()
+fn geometric_mean(values: &[f64]) -> f64 {
+    (values.iter().map(|x| x.ln()).sum::<f64>() / values.len() as f64).exp()
 }

@@ -1,5 +1,6 @@
 //! Shared by the tests: golden cases, packing of their sequences, one forward and backward pass.
 
+use crate::random_weights::write_checkpoint;
 use hone_model::{
     Batch, Decoder, DecoderConfig, ExportError, ExportOptions, LoadOptions, Model, Recompute,
     Trained, adapter, export_hf,
@@ -52,10 +53,13 @@ pub fn shared() -> Option<PathBuf> {
 
 /// A model, an adapter, and PyTorch's results for them.
 pub struct Golden {
+    /// The model, and in `adapter` the adapter; the folder's name is the case's.
     pub dir: PathBuf,
     /// `golden.json`.
     pub facts: Value,
     bytes: Vec<u8>,
+    /// What `dir` lies in.
+    _scratch: TempDir,
 }
 
 /// One sequence; `mask` is 1 where the token is predicted from those before it.
@@ -66,10 +70,15 @@ pub struct Sample {
 
 impl Golden {
     pub fn load(case: &str) -> Self {
-        let dir = goldens_dir().join(case);
-        let facts = std::fs::read(dir.join("golden.json")).unwrap();
-        let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
-        Self { dir, facts: serde_json::from_slice(&facts).unwrap(), bytes }
+        let committed = goldens_dir().join(case);
+        let facts = std::fs::read(committed.join("golden.json")).unwrap();
+        let bytes = std::fs::read(committed.join("golden.safetensors")).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join(case);
+        write_checkpoint(&committed, &dir);
+        write_checkpoint(&committed.join("adapter"), &dir.join("adapter"));
+        let facts = serde_json::from_slice(&facts).unwrap();
+        Self { dir, facts, bytes, _scratch: scratch }
     }
 
     pub fn all() -> impl Iterator<Item = Self> {
@@ -244,10 +253,10 @@ pub fn relative_error(found: &[f32], exact: &[f32]) -> f64 {
     (error / norm).sqrt()
 }
 
-/// A copy of a golden case, to be modified.
+/// The model of a golden case, to be modified.
 pub fn copy_of(case: &str) -> TempDir {
     let copy = tempfile::tempdir().unwrap();
-    copy_files(&goldens_dir().join(case), copy.path());
+    write_checkpoint(&goldens_dir().join(case), copy.path());
     copy
 }
 

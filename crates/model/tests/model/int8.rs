@@ -14,8 +14,7 @@ fn adapted(golden: &Golden, device: &Device, precision: Option<Storage>) -> Mode
 }
 
 /// The goldens are far more sensitive than trained models: weights are random, rows short. Measured
-/// were up to 4.5 and 7.4 % of the range of the logits, and 8.8 and 11 % of gradients; for Gemma 3,
-/// whose blocks normalise outputs of random weights four times, 2.6 and 8.4 %, and 16 and 23 %.
+/// were up to 3.4 % of the range of the logits, and 6.0 and 9.2 % of gradients.
 #[test]
 fn logits_and_gradients_are_near_those_of_f32() {
     let device = Device::cpu(2);
@@ -28,9 +27,7 @@ fn logits_and_gradients_are_near_those_of_f32() {
             (logits(model, &device, compute, &batch), pass.gradients)
         };
         let (exact, case) = (of(&exact, Compute::F32), golden.dir.display());
-        let gradients =
-            if case.to_string().ends_with("gemma3") { [0.2, 0.28] } else { [0.12, 0.15] };
-        let allowed = [(Compute::Bf16, (0.06, gradients[0])), (Compute::Int8, (0.1, gradients[1]))];
+        let allowed = [(Compute::Bf16, (0.05, 0.08)), (Compute::Int8, (0.05, 0.12))];
         for (compute, allowed) in allowed {
             let (logits, gradients) = of(&model, compute);
             let off = max_error(&logits, &exact.0) / range(&exact.0);

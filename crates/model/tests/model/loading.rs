@@ -1,12 +1,14 @@
 //! Loading: element types, single files and shards, end tokens, and storage of weights.
 
 use crate::fixture::{
-    Entry, Golden, cases, copy_of, export, load, logits, max_error, pack, rewrite, set_key,
+    Entry, Golden, cases, copy_of, export, goldens_dir, load, logits, max_error, pack, rewrite,
+    set_key,
 };
+use crate::random_weights::{FNV_OFFSET, fnv_1a};
 use hone_model::{DecoderConfig, LoadOptions, Model, ModelFiles, Trained};
 use hone_tensor::{Category, Compute, DType, Device, Storage};
 use safetensors::Dtype;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -15,6 +17,25 @@ use tempfile::TempDir;
 fn logits_of(model: &Model, golden: &Golden) -> Vec<f32> {
     let batch = pack(&model.decoder.config, &golden.samples(), 0);
     logits(model, &Device::cpu(2), Compute::F32, &batch)
+}
+
+/// The weights that PyTorch's results are of.
+#[test]
+fn weights_are_drawn_as_for_pytorch() {
+    for case in cases() {
+        let (golden, committed) = (Golden::load(&case), goldens_dir().join(&case));
+        for part in ["", "adapter"] {
+            let description = fs::read(committed.join(part).join("weights.json")).unwrap();
+            let description: Value = serde_json::from_slice(&description).unwrap();
+            let mut digest = FNV_OFFSET;
+            for file in description["files"].as_object().unwrap().keys() {
+                rewrite(&golden.dir.join(part).join(file), |tensors| {
+                    digest = tensors.values().fold(digest, |sum, entry| fnv_1a(&entry.2, sum));
+                });
+            }
+            assert_eq!(format!("{digest:016x}"), description["digest"], "{case} {part}");
+        }
+    }
 }
 
 /// Element types in the files of the goldens, and of the loaded matrices for each option.
@@ -50,9 +71,9 @@ fn element_types() {
 #[test]
 fn memory_of_weights() {
     for case in cases() {
-        let dir = Golden::load(&case).dir;
+        let golden = Golden::load(&case);
         let bytes_held = |device: &Device, precision| {
-            let model = load(&dir, device, precision, Trained::Nothing);
+            let model = load(&golden.dir, device, precision, Trained::Nothing);
             let bytes = device.persistent_bytes(Category::Weights);
             (bytes, model.decoder.config.num_parameters() as u64)
         };

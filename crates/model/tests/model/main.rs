@@ -11,4 +11,5 @@ mod int8;
 mod loading;
 mod packing;
 mod peft;
+mod random_weights;
 mod rope;

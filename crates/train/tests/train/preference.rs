@@ -1,7 +1,7 @@
 //! Objectives over pairs and rated answers, against TRL and against finite differences.
 
 use crate::fixture::{LORA, Scene, devices, flat, relative_error};
-use crate::tiny_model::golden_dir;
+use crate::tiny_model::{golden_dir, write_adapter};
 use hone_data::{Dataset, MicroBatch, RecordKind, RecordSpec, Tokenizer, pack_in_order};
 use hone_model::{LoadOptions, Recompute};
 use hone_tensor::{Compute, Device, StepKey};
@@ -36,8 +36,9 @@ fn goldens() -> Value {
 fn engine(scene: &Scene, device: &Device, objective: Box<dyn Objective>) -> Engine {
     let model = scene.dir.path().join("model");
     let base = Base::load(&model, device, Compute::F32, LoadOptions::INFERENCE).unwrap();
-    let adapters =
-        AdapterSet::load(&base, &golden_dir("tied_gqa").join("adapter"), 0.0, &mut |_| {}).unwrap();
+    let adapter = scene.dir.path().join("adapter");
+    write_adapter("tied_gqa", &adapter);
+    let adapters = AdapterSet::load(&base, &adapter, 0.0, &mut |_| {}).unwrap();
     let (beta1, beta2, epsilon) = (0.9, 0.999, 1e-8);
     let optimizer = AdamWOptions { beta1, beta2, epsilon, weight_decay: 0.0, max_grad_norm: 1.0 };
     let reference = Some(base.frozen_model());

@@ -1,11 +1,15 @@
 //! A complete model directory of a few kilobytes, and data for it; the tests of the binary read
 //! this file as well.
 
+#[path = "../../../model/tests/model/random_weights.rs"]
+mod random_weights;
+
+use random_weights::write_checkpoint;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-/// Where a golden model of `hone-model` is.
+/// Where `hone-model` has a golden model, without its weights.
 pub fn golden_dir(case: &str) -> PathBuf {
     // Of the checkout that the tests run in, which need not be the one they were built in.
     let package = std::env::var_os("CARGO_MANIFEST_DIR");
@@ -13,20 +17,18 @@ pub fn golden_dir(case: &str) -> PathBuf {
     package.map_or_else(built_in, PathBuf::from).join("../model/tests/goldens").join(case)
 }
 
-/// Makes `dir` a copy of the golden model `case`, with a tokenizer of words.
+/// Makes `dir` the golden model `case`, with a tokenizer of words.
 pub fn write_model(case: &str, dir: &Path) {
-    std::fs::create_dir_all(dir).unwrap();
-    for entry in std::fs::read_dir(golden_dir(case)).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap();
-        if path.is_file() && !name.starts_with("golden.") {
-            std::fs::write(dir.join(name), std::fs::read(&path).unwrap()).unwrap();
-        }
-    }
+    write_checkpoint(&golden_dir(case), dir);
     let config = std::fs::read(dir.join("config.json")).unwrap();
     let config: Value = serde_json::from_slice(&config).unwrap();
     let tokenizer = word_tokenizer(config["vocab_size"].as_u64().unwrap());
     std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+}
+
+/// Makes `dir` the adapter of the golden model `case`.
+pub fn write_adapter(case: &str, dir: &Path) {
+    write_checkpoint(&golden_dir(case).join("adapter"), dir);
 }
 
 /// `<unk>`, `<s>`, `</s>`, then the words `w3`, `w4`, … with a space between them.

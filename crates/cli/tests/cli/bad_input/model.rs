@@ -2,6 +2,7 @@
 
 use super::{Case, check, replace, train};
 use crate::sandbox::Scene;
+use crate::sandbox::tiny_model::{word_tokenizer, write_adapter};
 
 fn config(scene: &Scene, from: &str, to: &str) {
     replace(scene, "model/config.json", from, to);
@@ -49,7 +50,7 @@ fn tokenizers() {
         train(
             "tokenizer and model of different vocabulary size",
             |s| {
-                let larger = crate::sandbox::tiny_model::word_tokenizer(60);
+                let larger = word_tokenizer(60);
                 s.write("model/tokenizer.json", &larger.to_string());
                 s.write("train.jsonl", r#"{"prompt": "w4 ", "completion": "w55"}"#);
             },
@@ -76,12 +77,7 @@ fn tokenizers() {
 const EVAL: &[&str] = &["eval", "model", "--adapter", "adapter", "--data", "eval.jsonl"];
 
 fn adapter(scene: &Scene) {
-    let from = crate::sandbox::tiny_model::golden_dir("tied_gqa").join("adapter");
-    std::fs::create_dir(scene.path("adapter")).unwrap();
-    for file in ["adapter_config.json", "adapter_model.safetensors"] {
-        let bytes = std::fs::read(from.join(file)).unwrap();
-        std::fs::write(scene.path("adapter").join(file), bytes).unwrap();
-    }
+    write_adapter("tied_gqa", &scene.path("adapter"));
 }
 
 #[test]
@@ -111,9 +107,10 @@ fn adapters() {
             "an adapter of another model",
             |s| {
                 adapter(s);
-                let other = crate::sandbox::tiny_model::golden_dir("yarn");
-                let file = "adapter/adapter_model.safetensors";
-                std::fs::copy(other.join(file), s.path(file)).unwrap();
+                write_adapter("yarn", &s.path("other"));
+                let [from, to] = ["other", "adapter"]
+                    .map(|folder| s.path(folder).join("adapter_model.safetensors"));
+                std::fs::copy(from, to).unwrap();
             },
             &["adapter_model.safetensors: tensor `base_model", "trained for another model"],
         ),

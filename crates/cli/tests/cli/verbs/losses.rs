@@ -2,7 +2,7 @@
 
 use super::{Scene, json as output_of, succeeds};
 use crate::sandbox::ended;
-use crate::sandbox::tiny_model::{golden_dir, write_model};
+use crate::sandbox::tiny_model::{golden_dir, write_adapter, write_model};
 use hone_tensor::safetensors::SafeTensorsFile;
 use serde_json::{Value, json};
 
@@ -101,13 +101,13 @@ fn answers_are_ranked() {
     let scene = Scene::new();
     let goldens = golden_dir("../../../train/tests/goldens/preference.json");
     let goldens: Value = serde_json::from_slice(&std::fs::read(goldens).unwrap()).unwrap();
-    let adapter = golden_dir("tied_gqa").join("adapter").display().to_string();
+    write_adapter("tied_gqa", &scene.path("adapter"));
     let shared = ["--data", "answers.json", "--max-seq-len", "16", "--compute", "f32"];
     for (name, format) in [("dpo", "pairs"), ("kto", "rated")] {
         for case in goldens[name].as_array().unwrap() {
             scene.write("answers.json", &case["rows"].to_string());
             let beta = case["settings"]["beta"].to_string();
-            let flags = ["--format", format, "--adapter", &adapter, "--beta", &beta];
+            let flags = ["--format", format, "--adapter", "adapter", "--beta", &beta];
             let found = eval(&scene, &[&shared[..], &flags].concat());
             for (metric, expected) in case["metrics"].as_object().unwrap() {
                 let of = |name: &str| found["metrics"][name].as_f64().unwrap();
