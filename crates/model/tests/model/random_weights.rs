@@ -31,7 +31,7 @@ pub fn write_checkpoint(from: &Path, to: &Path) {
             .as_object()
             .unwrap()
             .iter()
-            .map(|(name, entry)| (name.clone(), Lazy::Held(draw(seed, name, entry, dtype))));
+            .map(|(name, entry)| (name.clone(), Lazy::Ready(draw(seed, name, entry, dtype))));
         write(&to.join(file), tensors).unwrap();
     }
 }
