@@ -148,8 +148,8 @@ impl Failures {
         self.count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often something that was asked for was not done. A copy on the device is valid only
-    /// while this is unchanged.
+    /// Number of times that calls failed or were dropped. A copy on the device is valid only while
+    /// this is unchanged.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }

@@ -261,7 +261,7 @@ struct Backward<'a, T, M> {
     delta: &'a [f32],
     /// `[t]`, of this head.
     lse: &'a [f32],
-    /// `d_q`, `d_k` and `d_v` side by side, as in `d_qkv`.
+    /// `d_q`, `d_k` and `d_v` in packed rows, as in `d_qkv`.
     sums: &'a Split<'a, f32>,
     scratch: Scratch<'a>,
     types: PhantomData<(T, M)>,

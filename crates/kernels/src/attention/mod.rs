@@ -151,7 +151,7 @@ pub struct Inputs<'a> {
 pub const PAGE_ROWS: usize = 96;
 
 impl<'a> Inputs<'a> {
-    /// Queries, keys and values side by side in rows of [`Heads::qkv_width`].
+    /// Queries, keys and values in packed rows of [`Heads::qkv_width`].
     pub fn packed(qkv: View<'a>, heads: &Heads) -> Self {
         let stride = heads.qkv_width();
         let k = heads.num_heads * heads.head_dim;

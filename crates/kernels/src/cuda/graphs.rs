@@ -96,7 +96,7 @@ impl Graphs {
         let mut state = self.state();
         state.is_collecting = false;
         if std::thread::panicking() {
-            // With those that were being asked for, if it is the driver that panicked.
+            // If the driver itself panicked, calls that were being issued are lost, too.
             state.calls = Calls::default();
             self.failures.count_dropped();
         }
@@ -248,18 +248,18 @@ impl Graphs {
     /// # Errors
     /// Also after an earlier failure.
     pub(super) fn alloc(&self, bytes: usize) -> Result<Address, DeviceError> {
-        self.taken(|driver| driver.alloc(bytes))
+        self.try_alloc(|driver| driver.alloc(bytes))
     }
 
-    /// Memory, or why there is none: told to who asked, and noted if that is the end of the device.
-    fn taken<T>(
+    /// Allocates memory. The error is returned, and noted only if the device is lost.
+    fn try_alloc<T>(
         &self,
-        take: impl FnOnce(&dyn Driver) -> Result<T, DeviceError>,
+        alloc: impl FnOnce(&dyn Driver) -> Result<T, DeviceError>,
     ) -> Result<T, DeviceError> {
         if let Some(error) = self.failures.first() {
             return Err(error);
         }
-        take(&*self.driver).inspect_err(|error| {
+        alloc(&*self.driver).inspect_err(|error| {
             if error.is_lost() {
                 self.failures.note(error.clone());
             }
@@ -335,7 +335,7 @@ impl Graphs {
     /// # Errors
     /// Also after a call that failed.
     pub(super) fn alloc_host(&self, bytes: usize) -> Result<HostAddress, DeviceError> {
-        self.taken(|driver| driver.alloc_host(bytes))
+        self.try_alloc(|driver| driver.alloc_host(bytes))
     }
 
     /// # Safety

@@ -382,10 +382,10 @@ impl Region {
         assert!(offset <= self.len && len <= self.len - offset, "outside of a region");
     }
 
-    /// Copies to the GPU, in the order of what else it is asked for.
+    /// Copies to the GPU, in order with other calls.
     ///
     /// # Panics
-    /// If the bytes reach beyond the region; so of the others.
+    /// If the bytes are not inside the region, as for the other methods.
     pub fn write(&self, offset: usize, bytes: &[u8]) {
         self.check(offset, bytes.len());
         // SAFETY: inside the region (checked), whose owner keeps blocks disjoint.

@@ -198,10 +198,10 @@ fn memory_that_is_not_there_fails_the_pass_once() {
     }
 }
 
-/// What a GPU keeps for speed is given back, whether a pass is refused memory or who asks for some
-/// that outlives it, and what was asked for before is done.
+/// A failed allocation, in a pass or of memory that outlives it, makes a GPU release its caches;
+/// earlier calls are still executed.
 #[test]
-fn memory_that_is_not_there_frees_what_is_kept() {
+fn a_failed_allocation_releases_caches() {
     let Some(gpu) = Gpu::for_tests() else { return };
     let device = Device::cuda(gpu.clone());
     let too_much = 4 * TOO_MANY;

@@ -174,9 +174,9 @@ fn rope_passes() {
     }
 }
 
-/// What a pass that panicked would have brought to a GPU is not there.
+/// Uploads of a pass that panicked may not have happened.
 #[test]
-fn angles_of_a_pass_that_panics_are_brought_again() {
+fn angles_of_a_pass_that_panics_are_uploaded_again() {
     let Some(gpu) = Gpu::for_tests() else { return };
     let (device, params) = (Device::cuda(gpu.clone()), Params::default());
     let rope = Rope::new(5, heads(3, 1, 6), false);
@@ -304,8 +304,7 @@ impl LogProbs {
         let weight = given.add(kind, &[v, h]);
         let weight = given.weight(weight);
         let rows: Vec<u32> = (0..tokens as u32).filter(|t| (t + 1) % skip != 0).collect();
-        // Both ends of the vocabulary, and both sides of the edge of a tile, where there is one at
-        // `v - 5`.
+        // Both ends of the vocabulary, and both sides of a tile's edge, if there is one at `v - 5`.
         let edges = [0, v - 1, v / 2, v.saturating_sub(6)];
         let target = |t: &u32| (edges[*t as usize % 4] + *t as usize / 4) % v;
         let targets = rows.iter().map(|t| target(t) as u32).collect();

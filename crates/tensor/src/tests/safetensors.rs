@@ -84,7 +84,7 @@ fn what_is_written_comes_back() {
     assert!(file.tensor("absent").unwrap().is_none());
 }
 
-/// A file that is not whole for want of memory is an error, and gone.
+/// If memory runs out while a file is written, that is an error, and the file is removed.
 #[test]
 fn memory_that_runs_out_leaves_no_file() {
     let scratch = Scratch::new("out.safetensors");

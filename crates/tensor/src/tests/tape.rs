@@ -87,7 +87,7 @@ fn adapt(params: &mut Params, projection: &mut Projection) {
     projection.adapters.push(Lora { id, a, b, rank: 2, scale: 0.5, dropout: 0.2, stream });
 }
 
-/// Blocks one after another; the lowest `frozen` ones have no adapter.
+/// A stack of blocks; the lowest `frozen` ones have no adapter.
 struct Stack {
     params: Params,
     blocks: Vec<Block>,
