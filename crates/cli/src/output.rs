@@ -39,8 +39,7 @@ pub fn piece(text: &str) -> ControlFlow<()> {
         Ok(()) => ControlFlow::Continue(()),
         Err(error) if error.kind() == ErrorKind::BrokenPipe => ControlFlow::Break(()),
         Err(error) => {
-            let text = format!("error: cannot write to standard output: {error}");
-            note(&plain_words(&text));
+            note(&format!("error: cannot write to standard output: {error}"));
             std::process::exit(1)
         }
     }
@@ -48,7 +47,7 @@ pub fn piece(text: &str) -> ControlFlow<()> {
 
 /// Prints a line on standard error. A closed pipe there does not stop a run.
 pub fn note(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", plain_words(text));
 }
 
 /// The system's errors as words in a sentence: `no such file or directory` for
