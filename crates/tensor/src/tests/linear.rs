@@ -364,14 +364,14 @@ fn several_adapters() -> Vec<(Range<usize>, usize)> {
 fn linear_passes_with_adapters_of_some_rows() {
     for storage in Storage::NAMES.map(Storage::from_name) {
         // Where projections drop differently, some gradients of the input are masked, others not.
-        for dropout in [&[0.0][..], &[0.3], &[0.3, 0.0]] {
+        for dropout in [&[0.0][..], &[0.3], &[0.3, 0.0], &[0.3, 0.0, 0.0]] {
             if dropout.len() > 1 && storage != Some(DType::Bf16.into()) {
                 continue;
             }
             check_linear(&Options {
                 tokens: 97,
                 inputs: 32,
-                outputs: vec![16, 48],
+                outputs: if dropout.len() > 2 { vec![16, 48, 8] } else { vec![16, 48] },
                 frozen: storage,
                 bias: Some(false),
                 dropout,
@@ -392,6 +392,7 @@ fn company_of_other_adapters_changes_no_bit() {
             (97, &some, &[0.0][..], false),
             (97, &some, &[0.3], true),
             (97, &some, &[0.3, 0.0], false),
+            (97, &some, &[0.3, 0.0, 0.0], true),
             (1300, &long, &[0.3], true),
         ] {
             if tokens > 1000 && frozen != Some(DType::Bf16.into()) {

@@ -67,9 +67,14 @@ pub(super) fn gemm(
             terms.iter().rev().partition(|term| term.rows.within(0..output.m).len() == output.m);
         if !partial.is_empty() {
             init_uncovered_rows(gpu, out, output, &partial, epilogue);
-            let sum = Sum { c, d, d_dtype: out.dtype(), alpha: epilogue.scale };
+            let mut begun = Vec::new();
             for term in partial {
+                // The first term of some rows starts from `c`, the others continue its sum.
+                let rows = term.rows.within(0..output.m);
+                let c = if begun.contains(&rows) { Some(d.address) } else { c };
+                let sum = Sum { c, d, d_dtype: out.dtype(), alpha: epilogue.scale };
                 add_to_rows(gpu, compute, term, output, sum);
+                begun.push(rows);
             }
             c = Some(d.address);
         }
@@ -116,7 +121,8 @@ pub(super) fn gemm(
     }
 }
 
-/// Initialises the rows that no term of `partial` will write: to `add`, or zero.
+/// Initialises the rows that no term of `partial` will write: to `add`, or zero. Terms may have the
+/// same rows, but not overlap otherwise.
 fn init_uncovered_rows(
     gpu: &Gpu,
     out: Slice<'_>,
@@ -128,10 +134,11 @@ fn init_uncovered_rows(
     assert!(is_row_major && !epilogue.accumulate, "terms of some rows need a row-major output");
     let mut covered: Vec<_> = partial.iter().map(|term| term.rows.within(0..output.m)).collect();
     covered.retain(|rows| !rows.is_empty());
-    covered.sort_by_key(|rows| rows.start);
+    covered.sort_by_key(|rows| (rows.start, rows.end));
+    covered.dedup();
     let bounds = covered.iter().flat_map(|rows| [rows.start, rows.end]);
     let bounds: Vec<usize> = std::iter::once(0).chain(bounds).chain([output.m]).collect();
-    assert!(bounds.is_sorted(), "terms of some rows overlap");
+    assert!(bounds.is_sorted(), "terms of some rows overlap in part");
     for gap in bounds.chunks_exact(2).filter(|gap| gap[0] < gap[1]) {
         let offset = output.offset + gap[0] * output.row_stride;
         let rows = Rows { count: gap[1] - gap[0], stride: output.row_stride, offset };
