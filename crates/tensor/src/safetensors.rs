@@ -7,9 +7,9 @@ mod header;
 use crate::{DType, Device, DeviceError, Mapped, Storage, Tensor};
 use ::safetensors::tensor::{Dtype, Metadata};
 use ::safetensors::{SafeTensorError, SafeTensors, View, serialize_to_file};
-use hone_kernels::try_with_capacity;
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -62,7 +62,21 @@ pub enum FileError {
         /// Its type.
         dtype: String,
     },
-    /// There was no memory for a tensor on its way to the file.
+    /// A number that is finite as f64 and infinite as f32.
+    #[error(
+        "{}: tensor `{tensor}` holds {value:e}, which is beyond the range of f32, in which \
+         it would be held. Fetch or export the model again",
+        path.display()
+    )]
+    Range {
+        /// File.
+        path: PathBuf,
+        /// Tensor.
+        tensor: String,
+        /// The number.
+        value: f64,
+    },
+    /// There was no memory for a tensor that was read or written.
     #[error(transparent)]
     Device(#[from] DeviceError),
 }
@@ -119,14 +133,19 @@ impl SafeTensorsFile {
     /// f32. `None` if the file has no tensor of this name.
     ///
     /// # Errors
-    /// If there is no memory for the copy.
+    /// If there is no memory for the copy, or an f64 is beyond the range of f32.
     pub fn tensor(&self, name: &str) -> Result<Option<Tensor>, FileError> {
         let Some(info) = self.metadata.info(name) else { return Ok(None) };
         let Some(dtype) = element_type(info.dtype) else { return Ok(None) };
         let [offset, end] = [info.data_offsets.0, info.data_offsets.1].map(|o| self.data_start + o);
         let bytes = || self.map.bytes().get(offset..end);
         if info.dtype == Dtype::F64 {
-            let rounded = bytes().map(|bytes| rounded(bytes, &info.shape)).transpose()?;
+            let out_of_range = |value| {
+                let (path, tensor) = (self.path().to_owned(), name.to_owned());
+                FileError::Range { path, tensor, value }
+            };
+            let rounded = |bytes| rounded(bytes, &info.shape, out_of_range);
+            let rounded = bytes().map(rounded).transpose()?;
             self.map.release(offset, end - offset);
             return Ok(rounded);
         }
@@ -176,7 +195,11 @@ impl View for Entry<'_, '_> {
         }
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        // The library will complain that data are missing; `write` reports this error instead.
+        // After a failure nothing more is computed. The library writes what it is given, however
+        // little that is, and `write` removes the file.
+        if self.failed.get().is_some() {
+            return Cow::Borrowed(&[]);
+        }
         self.lazy.bytes().unwrap_or_else(|error| {
             let _ = self.failed.set(error);
             Cow::Borrowed(&[])
@@ -189,17 +212,15 @@ impl View for Entry<'_, '_> {
 
 impl Lazy<'_> {
     fn bytes(&self) -> Result<Cow<'_, [u8]>, DeviceError> {
-        let tensor = match self {
+        let bytes = match self {
             Self::Ready(tensor) if tensor.is_on_host() => return Ok(Cow::Borrowed(tensor.bytes())),
-            Self::Ready(tensor) => tensor.to_host()?,
+            Self::Ready(tensor) => tensor.try_to_bytes()?,
             Self::Deferred { dtype, shape, make } => {
                 let tensor = make()?;
                 assert_eq!((tensor.dtype(), tensor.shape()), (*dtype, shape.as_slice()));
-                tensor.to_host()?
+                tensor.try_to_bytes()?
             }
         };
-        let mut bytes = try_with_capacity(tensor.num_bytes())?;
-        bytes.extend_from_slice(tensor.bytes());
         Ok(Cow::Owned(bytes))
     }
 
@@ -211,8 +232,8 @@ impl Lazy<'_> {
     }
 }
 
-/// Writes tensors in the types they have. The file is complete when this returns, but not yet
-/// synced to disk.
+/// Writes tensors in the types they have, aside, and renames the file when it is whole. It is not
+/// synced to disk. After an error, a file that was at `path` before is still there.
 ///
 /// # Errors
 /// [`FileError::Io`], or [`FileError::Device`] if there is no memory for a tensor.
@@ -222,23 +243,29 @@ pub fn write<'a>(
     tensors: impl IntoIterator<Item = (String, Lazy<'a>)>,
 ) -> Result<(), FileError> {
     let io = |source| FileError::Io { path: path.to_owned(), source };
-    // The library writes a private temporary file and renames it; the result must be as readable
-    // as any other new file.
+    let mut aside = OsString::from(".");
+    aside.push(path.file_name().unwrap_or_default());
+    aside.push(".partial");
+    let aside = path.with_file_name(aside);
+    // The library makes a private file and gives it the name; the result must be as readable as
+    // any other new file.
     let permissions =
-        File::create(path).and_then(|file| file.metadata()).map_err(io)?.permissions();
+        File::create(&aside).and_then(|file| file.metadata()).map_err(io)?.permissions();
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let failed = OnceLock::new();
     let entry = |(name, lazy)| (name, Entry { lazy, failed: &failed });
     let tensors = tensors.into_iter().map(entry);
-    let written = serialize_to_file(tensors, Some(metadata), path).map_err(|error| match error {
+    let written = serialize_to_file(tensors, Some(metadata), &aside).map_err(|error| match error {
         SafeTensorError::IoError(source) => io(source),
         other => FileError::damaged(path, other),
     });
     let written = failed.into_inner().map_or(written, |error| Err(error.into()));
-    let written = written.and_then(|()| fs::set_permissions(path, permissions).map_err(io));
+    let finish =
+        || fs::set_permissions(&aside, permissions).and_then(|()| fs::rename(&aside, path));
+    let written = written.and_then(|()| finish().map_err(io));
     if written.is_err() {
         // Best effort: the first error is the one to report.
-        let _ = fs::remove_file(path);
+        let _ = fs::remove_file(&aside);
     }
     written
 }
@@ -292,10 +319,22 @@ fn is_pickle(bytes: &[u8]) -> bool {
 }
 
 /// The nearest f32 of each f64.
-fn rounded(bytes: &[u8], shape: &[usize]) -> Result<Tensor, DeviceError> {
+///
+/// # Errors
+/// `out_of_range` of a number that has none, or if there is no memory.
+fn rounded(
+    bytes: &[u8],
+    shape: &[usize],
+    out_of_range: impl Fn(f64) -> FileError,
+) -> Result<Tensor, FileError> {
     let mut tensor = Tensor::try_zeros(DType::F32, shape)?;
-    let values = bytes.as_chunks().0.iter().map(|&value| f64::from_le_bytes(value) as f32);
-    tensor.f32_mut().iter_mut().zip(values).for_each(|(x, value)| *x = value);
+    for (x, &value) in tensor.f32_mut().iter_mut().zip(bytes.as_chunks().0) {
+        let value = f64::from_le_bytes(value);
+        *x = value as f32;
+        if x.is_infinite() && value.is_finite() {
+            return Err(out_of_range(value));
+        }
+    }
     Ok(tensor)
 }
 

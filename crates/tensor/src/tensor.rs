@@ -2,7 +2,7 @@
 
 use crate::device::arena::Block;
 use crate::mapped::Mapped;
-use hone_kernels::{DType, DeviceError, Storage, View, ViewMut, format, memory};
+use hone_kernels::{DType, DeviceError, Storage, View, ViewMut, format, memory, try_with_capacity};
 use std::sync::Arc;
 
 /// A contiguous, row-major array. Clones share the memory; only a sole handle may write to it.
@@ -146,6 +146,22 @@ impl Tensor {
             }
             _ => Ok(self.clone()),
         }
+    }
+
+    /// A copy of the elements as little-endian bytes, from any memory; zeros after a failure.
+    ///
+    /// # Errors
+    /// If the system has no more memory.
+    pub(crate) fn try_to_bytes(&self) -> Result<Vec<u8>, DeviceError> {
+        let mut bytes = try_with_capacity(self.num_bytes())?;
+        match &self.memory {
+            Memory::Block(block) if !self.is_on_host() => {
+                bytes.resize(self.num_bytes(), 0);
+                block.read(&mut bytes);
+            }
+            _ => bytes.extend_from_slice(self.bytes()),
+        }
+        Ok(bytes)
     }
 
     /// A copy of the elements as `f32`, from any memory; zeros after a failure.

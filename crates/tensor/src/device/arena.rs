@@ -277,12 +277,18 @@ impl Block {
     /// If the system has no more memory.
     pub(crate) fn to_host(&self) -> Result<Self, DeviceError> {
         let mut copy = Self::on_host(self.len)?;
-        match &self.region {
-            Region::Cuda(region) => region.read(self.offset, copy.bytes_mut()),
-            Region::Missing => {}
-            Region::Host(_) | Region::Dry => copy.bytes_mut().copy_from_slice(self.bytes()),
-        }
+        self.read(copy.bytes_mut());
         Ok(copy)
+    }
+
+    /// Copies all bytes to `bytes`; zeros after a failure.
+    pub(crate) fn read(&self, bytes: &mut [u8]) {
+        assert_eq!(bytes.len(), self.len, "a block is read whole");
+        match &self.region {
+            Region::Cuda(region) => region.read(self.offset, bytes),
+            Region::Missing => bytes.fill(0),
+            Region::Host(_) | Region::Dry => bytes.copy_from_slice(self.bytes()),
+        }
     }
 
     /// Whether this is host memory.

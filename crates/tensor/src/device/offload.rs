@@ -9,7 +9,7 @@ use super::arena::{Block, Region};
 use super::{Category, Cost, Device, Transfer};
 use crate::tensor::Tensor;
 use hone_kernels::cuda::{Gpu, HostBlock};
-use hone_kernels::{DeviceError, Processor, lock, memory::ALIGNMENT};
+use hone_kernels::{DeviceError, PAGE_LOCKED, Processor, lock, memory::ALIGNMENT};
 use std::sync::{Arc, Mutex};
 
 /// Number of slots on the GPU.
@@ -69,9 +69,11 @@ pub fn offload(
     device.memory().count_persistent(Category::Weights, num_slots * slot_bytes);
     device.memory().count_persistent(Category::Offloaded, total);
     // Reports the total, which is what the user has to provide.
-    let refused = |error: DeviceError| match error.is_out_of_memory() {
-        true => device.refused(DeviceError::out_of_page_locked_memory(total)),
-        false => error,
+    let refused = |error| match error {
+        DeviceError::OutOfMemory { memory: PAGE_LOCKED, .. } => {
+            device.refused(DeviceError::out_of_page_locked_memory(total))
+        }
+        other => other,
     };
     let store = |(i, block): (usize, &mut Vec<&mut Tensor>)| {
         let bytes = bytes_of(block);

@@ -3,6 +3,7 @@
 use super::check_op::{normals, rounded, tensor_of};
 use crate::safetensors::{FileError, Lazy, SafeTensorsFile, load_as, read_header, write};
 use crate::{Category, DType, Device, DeviceError, Mapped, Philox, Tensor};
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -84,16 +85,27 @@ fn what_is_written_comes_back() {
     assert!(file.tensor("absent").unwrap().is_none());
 }
 
-/// If memory runs out while a file is written, that is an error, and the file is removed.
+/// If memory runs out while a file is written, that is an error, nothing more is computed, and the
+/// folder is as it was before.
 #[test]
 fn memory_that_runs_out_leaves_no_file() {
-    let scratch = Scratch::new("out.safetensors");
-    let make = || Err(DeviceError::out_of_host_memory(7));
-    let made = Lazy::Deferred { dtype: DType::F32, shape: vec![2], make: Box::new(make) };
-    let tensors = [("first".to_owned(), Lazy::Ready(Tensor::from_f32(&[1.0], &[1])))];
-    let written = write(&scratch.path, tensors.into_iter().chain([("second".to_owned(), made)]));
+    let scratch = Scratch::holding(b"an earlier file");
+    let attempts = Cell::new(0);
+    let made = || {
+        let make = || {
+            attempts.set(attempts.get() + 1);
+            Err(DeviceError::out_of_host_memory(7))
+        };
+        Lazy::Deferred { dtype: DType::F32, shape: vec![2], make: Box::new(make) }
+    };
+    let ready = Lazy::Ready(Tensor::from_f32(&[1.0], &[1]));
+    let tensors = [("first", ready), ("second", made()), ("third", made())];
+    let written =
+        write(&scratch.path, tensors.into_iter().map(|(name, lazy)| (name.to_owned(), lazy)));
     assert!(matches!(written, Err(FileError::Device(error)) if error.is_out_of_memory()));
-    assert!(!scratch.path.exists());
+    assert_eq!(attempts.get(), 1);
+    assert_eq!(std::fs::read(&scratch.path).unwrap(), b"an earlier file");
+    assert_eq!(std::fs::read_dir(scratch.path.parent().unwrap()).unwrap().count(), 1);
 }
 
 #[test]
@@ -122,6 +134,27 @@ fn misaligned_data_is_copied() {
         assert_eq!(mapped.is_some(), header.len() % 4 == 0);
         assert!(Tensor::from_file(&map, map.bytes().len() - 4, DType::F32, &[2]).is_none());
         assert!(Tensor::from_file(&map, usize::MAX, DType::F32, &[2]).is_none());
+    }
+}
+
+#[test]
+fn an_f64_is_rounded_if_f32_has_its_range() {
+    let header = r#"{"a":{"dtype":"F64","shape":[2],"data_offsets":[0,16]}}"#;
+    for (values, expected) in [
+        ([0.1, -3e38], Some([0.1, -3e38])),
+        ([f64::INFINITY, 1e-60], Some([f32::INFINITY, 0.0])),
+        ([1.0, -1e39], None),
+    ] {
+        let scratch = Scratch::holding(&file(header, &values.map(f64::to_le_bytes).concat()));
+        let read = scratch.open().expect("whole").tensor("a");
+        match expected {
+            Some(expected) => assert_eq!(read.unwrap().expect("present").f32(), expected),
+            None => {
+                let message = read.expect_err("f32 ends below").to_string();
+                let start = format!("{}: tensor `a` holds -1e39", scratch.path.display());
+                assert!(message.starts_with(&start), "{message}");
+            }
+        }
     }
 }
 
