@@ -37,7 +37,7 @@ pub enum DeviceError {
         is_lost: bool,
     },
     /// Kernels could not be compiled or loaded.
-    #[error("the GPU's kernels `{kernels}` cannot be compiled: {message}")]
+    #[error("the GPU's kernels `{kernels}` cannot be compiled or loaded: {message}")]
     Compile {
         /// Name of the kernels' source.
         kernels: &'static str,

@@ -167,6 +167,17 @@ impl Info {
     }
 }
 
+/// Why calls were not captured as a graph.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoGraph {
+    /// Graphs use memory that is not in the plan, and what is free is left to others.
+    #[error("too little of the GPU's memory is free")]
+    LittleMemory,
+    /// The driver refused.
+    #[error(transparent)]
+    Failed(#[from] DeviceError),
+}
+
 /// What [`Driver::graph`] does, for messages.
 pub(super) const CAPTURING_A_GRAPH: &str = "capturing a graph";
 
@@ -215,10 +226,10 @@ pub(crate) trait Driver: Send + Sync {
     ///
     /// # Safety
     /// Whenever the graph is launched, each of the calls must be sound.
-    unsafe fn graph(&self, _: &Calls) -> Result<Box<dyn Graph>, DeviceError> {
+    unsafe fn graph(&self, _: &Calls) -> Result<Box<dyn Graph>, NoGraph> {
         let doing = CAPTURING_A_GRAPH.to_owned();
         let message = "this device has no graphs".to_owned();
-        Err(DeviceError::Driver { doing, message, is_lost: false })
+        Err(NoGraph::Failed(DeviceError::Driver { doing, message, is_lost: false }))
     }
     /// Allocates page-locked host memory, from which copies run concurrently.
     fn alloc_host(&self, bytes: usize) -> Result<HostAddress, DeviceError>;

@@ -2,7 +2,8 @@
 //! `emulator.h`, its matmuls are plain loops. Everything above the driver runs as on a CUDA device.
 
 use super::driver::{
-    Address, Calls, Driver, Fp8, Graph, HostAddress, Info, Launch, Matmul, Operand, Operands,
+    Address, Calls, Driver, Fp8, Graph, HostAddress, Info, Launch, Matmul, NoGraph, Operand,
+    Operands,
 };
 use super::source::Source;
 use super::{Arg, Faults, Gpu, cache};
@@ -242,7 +243,7 @@ impl Driver for Emulator {
         Ok(())
     }
 
-    unsafe fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, DeviceError> {
+    unsafe fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, NoGraph> {
         Ok(Box::new(Replay(calls.clone())))
     }
 

@@ -2,7 +2,7 @@
 
 use super::Arg;
 use super::driver::{
-    Address, CAPTURING_A_GRAPH, Calls, Driver, Graph, HostAddress, Info, Launch, Matmul,
+    Address, CAPTURING_A_GRAPH, Calls, Driver, Graph, HostAddress, Info, Launch, Matmul, NoGraph,
 };
 use super::source::Source;
 use crate::{DeviceError, lock};
@@ -129,7 +129,7 @@ impl Driver for Faulty {
         at: Launch,
         args: &[Arg],
     ) -> Result<(), DeviceError> {
-        self.faults.check(source.kernels[kernel])?;
+        self.faults.check(&format!("running {}", source.kernels[kernel]))?;
         // SAFETY: as promised.
         unsafe { self.driver.launch(source, kernel, at, args) }
     }
@@ -140,7 +140,7 @@ impl Driver for Faulty {
         unsafe { self.driver.matmul(matmul) }
     }
 
-    unsafe fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, DeviceError> {
+    unsafe fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, NoGraph> {
         self.faults.check(CAPTURING_A_GRAPH)?;
         // SAFETY: as promised.
         unsafe { self.driver.graph(calls) }

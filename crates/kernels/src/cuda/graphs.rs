@@ -1,13 +1,14 @@
-//! Passes as CUDA graphs: the calls of a pass are collected until a result is needed, and if the
-//! same calls were collected before, they are launched as one graph. Launching thousands of kernels
-//! one by one takes the host longer than a small model's kernels run.
+//! Passes as CUDA graphs: the calls of a pass are collected until a result is needed, and when the
+//! same calls occur for the third time, they are captured and from then on launched as one graph.
+//! Launching thousands of kernels one by one takes the host longer than a small model's kernels
+//! run.
 //!
 //! Calls are the same if they differ only in their inputs, the data that the host passes to the
 //! device. So anything that changes from step to step (tokens, starts of sequences, keys of random
 //! numbers) must be an input and not a kernel argument.
 
 use super::Arg;
-use super::driver::{Address, Calls, Driver, Graph, HostAddress, Info, Launch, Matmul};
+use super::driver::{Address, Calls, Driver, Graph, HostAddress, Info, Launch, Matmul, NoGraph};
 use super::source::Source;
 use crate::{DeviceError, Failures, lock};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -15,8 +16,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// Minimum calls of a graph: fewer are not worth one.
 const MIN_CALLS: usize = 8;
 
-/// Number of times that calls are collected before they become a graph.
-const WARMUP: u64 = 3;
+/// The occurrence of the same calls at which they are captured as a graph: earlier ones load
+/// kernels and allocate memory.
+const CAPTURED_AT: u64 = 3;
 
 /// Maximum sequences of calls that are remembered: a forward and a backward pass for each of half
 /// as many micro-batch shapes.
@@ -120,7 +122,8 @@ impl Graphs {
         self.state().replays
     }
 
-    /// Releases all graphs and starts over.
+    /// Forgets all calls and releases their graphs. Graphs stay disabled if they were, and those
+    /// made and replayed so far still count.
     pub(super) fn clear(&self) {
         let mut state = self.state();
         (state.known, state.misses) = Default::default();
@@ -187,11 +190,11 @@ impl State {
         self.misses = 0;
         let known = &mut self.known[i];
         (known.times, known.last) = (known.times + 1, self.time);
-        if known.graph.is_none() && known.times >= WARMUP {
+        if known.graph.is_none() && known.times >= CAPTURED_AT {
             // SAFETY: a graph is launched in place of the very calls that it was captured from.
             match unsafe { driver.graph(&calls) } {
                 Ok(graph) => (known.graph, self.graphs) = (Some(graph), self.graphs + 1),
-                Err(error) if error.is_lost() => return Err(error),
+                Err(NoGraph::Failed(error)) if error.is_lost() => return Err(error),
                 Err(error) => {
                     one_by_one(&calls)?;
                     self.error = Some(error.to_string());

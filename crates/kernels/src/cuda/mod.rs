@@ -92,8 +92,8 @@ impl Gpu {
         Self(Arc::new(Inner { scratch, uploads, pool, driver: Graphs::of(driver) }))
     }
 
-    /// Runs one pass of a model. If an earlier pass made the same calls, apart from the contents of
-    /// their inputs, it is launched as a graph. [`Gpu::settle`] reports failures.
+    /// Runs one pass of a model. From the third time that the same calls are made, apart from the
+    /// contents of their inputs, they are launched as a graph. [`Gpu::settle`] reports failures.
     pub fn pass<R>(&self, body: impl FnOnce() -> R) -> R {
         struct Pass<'a>(&'a Inner);
         impl Drop for Pass<'_> {

@@ -1,8 +1,8 @@
 //! Matmuls with cuBLASLt. The algorithm for each shape is chosen once.
 
 use super::super::driver::{Fp8, Matmul, Operand, Operands};
-use super::CudaError;
-use super::results::refused_product;
+use super::results::{refused_product, refused_start};
+use super::{CudaError, check_open};
 use crate::DeviceError;
 use crate::element::DType;
 use cudarc::cublaslt::result::{self, CublasError};
@@ -114,12 +114,12 @@ struct Plan {
 
 impl Blas {
     pub(super) fn new() -> Result<Self, CudaError> {
-        let failed = |message: String| CudaError::Driver { doing: "starting cuBLASLt", message };
-        let handle = result::create_handle().map_err(|error| failed(error.to_string()))?;
+        let doing = "starting cuBLASLt";
+        let handle = result::create_handle().map_err(|error| refused_start(doing, error))?;
         let handle = Owned(handle, result::destroy_handle);
         // SAFETY: memory that only cuBLASLt uses.
         let workspace = unsafe { driver::malloc_sync(WORKSPACE_BYTES) };
-        let workspace = workspace.map_err(|error| failed(error.to_string()))?;
+        let workspace = check_open(doing, workspace)?;
         Ok(Self { handle, workspace, plans: HashMap::new() })
     }
 

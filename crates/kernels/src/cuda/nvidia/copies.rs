@@ -2,7 +2,7 @@
 //! device; prefetches have a stream of their own.
 
 use super::super::driver::Address;
-use super::results::check;
+use super::results::{check, check_alloc};
 use super::{CudaError, check_open};
 use crate::{DeviceError, lock};
 use cudarc::driver::result::{self, stream::StreamKind};
@@ -42,7 +42,8 @@ impl Copies {
             check_open("making a stream", result::stream::create(StreamKind::NonBlocking))?;
         // SAFETY: memory that nothing else uses.
         let memory = unsafe { result::malloc_host(STAGING_BYTES, 0) };
-        let memory = check_open("locking memory of the host", memory)?.cast();
+        let refused = || DeviceError::out_of_page_locked_memory(STAGING_BYTES);
+        let memory = check_alloc("locking memory of the host", memory, refused)?.cast();
         let staging = Mutex::new(Staging { memory, used: 0 });
         Ok(Self { main, prefetch, started: event()?, fetched: event()?, staging })
     }

@@ -15,7 +15,7 @@ pub(super) use libraries::find_compiler_in as find_compiler;
 
 use super::Arg;
 use super::driver::{
-    Address, CAPTURING_A_GRAPH, Calls, Driver, Graph, HostAddress, Info, Launch, Matmul,
+    Address, CAPTURING_A_GRAPH, Calls, Driver, Graph, HostAddress, Info, Launch, Matmul, NoGraph,
 };
 use super::source::Source;
 use crate::{DeviceError, lock};
@@ -64,9 +64,9 @@ pub enum CudaError {
         /// The driver's message.
         message: String,
     },
-    /// Its kernels were not compiled or not loaded.
+    /// Memory ran out, or the kernels were not compiled or not loaded.
     #[error(transparent)]
-    Kernels(#[from] DeviceError),
+    Device(#[from] DeviceError),
 }
 
 /// Number of CUDA devices.
@@ -81,7 +81,10 @@ pub fn num_devices() -> Result<u32, CudaError> {
 }
 
 fn check_open<T>(doing: &'static str, result: Result<T, DriverError>) -> Result<T, CudaError> {
-    result.map_err(|error| CudaError::Driver { doing, message: error.to_string() })
+    check(doing, result).map_err(|error| match error {
+        DeviceError::Driver { message, .. } => CudaError::Driver { doing, message },
+        other => CudaError::Device(other),
+    })
 }
 
 pub(super) struct Nvidia {
@@ -107,8 +110,8 @@ impl Drop for Context {
     }
 }
 
-/// Graphs are captured only while this fraction of memory is free: one in 16.
-const MIN_FREE_FRACTION: u64 = 16;
+/// Graphs are captured only while at least the device's memory divided by this is free.
+const MIN_FREE_DIVISOR: u64 = 16;
 
 /// A kernel, and the dynamic shared memory that it may use so far.
 struct Function {
@@ -306,12 +309,11 @@ impl Driver for Nvidia {
         unsafe { lock(&self.blas).run(matmul, self.stream) }
     }
 
-    unsafe fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, DeviceError> {
+    unsafe fn graph(&self, calls: &Calls) -> Result<Box<dyn Graph>, NoGraph> {
         self.enter()?;
         let (free, _) = check(CAPTURING_A_GRAPH, result::mem_get_info())?;
-        // Graphs use memory that is not in the plan.
-        if (free as u64) < self.info.memory_bytes / MIN_FREE_FRACTION {
-            return Err(DeviceError::out_of_gpu_memory_while(CAPTURING_A_GRAPH.to_owned()));
+        if (free as u64) < self.info.memory_bytes / MIN_FREE_DIVISOR {
+            return Err(NoGraph::LittleMemory);
         }
         // SAFETY: as promised.
         Ok(Box::new(unsafe { Captured::new(self, calls)? }))

@@ -1,5 +1,6 @@
 //! Converts results of the driver and of cuBLASLt to errors.
 
+use super::libraries::find_driver;
 use crate::DeviceError;
 use cudarc::cublaslt::result::CublasError;
 use cudarc::cublaslt::sys::cublasStatus_t;
@@ -69,7 +70,7 @@ impl Meaning {
 
 /// Checks the result of a driver call.
 pub(super) fn check<T>(doing: &str, result: Result<T, DriverError>) -> Result<T, DeviceError> {
-    result.map_err(|error| Meaning::of(error.0).error(doing, || error.to_string()))
+    result.map_err(|error| Meaning::of(error.0).error(doing, || words(error)))
 }
 
 /// Checks the result of an allocation; `refused` is the error if memory runs out.
@@ -91,9 +92,19 @@ pub(super) fn check_load<T>(
     result: Result<T, DriverError>,
 ) -> Result<T, DeviceError> {
     result.map_err(|error| match Meaning::of(error.0) {
-        Meaning::Refused => DeviceError::Compile { kernels, message: format!("{doing}: {error}") },
-        meaning => meaning.error(&format!("{doing} of `{kernels}`"), || error.to_string()),
+        Meaning::Refused => {
+            DeviceError::Compile { kernels, message: format!("{doing}: {}", words(error)) }
+        }
+        meaning => meaning.error(&format!("{doing} of `{kernels}`"), || words(error)),
     })
+}
+
+/// The driver's words for an error; its name where there is no driver to ask, as in tests.
+fn words(error: DriverError) -> String {
+    match find_driver() {
+        Ok(()) => error.to_string(),
+        Err(_) => format!("{:?}", error.0),
+    }
 }
 
 /// The error of a failed product, with `what` in its message. The GPU's context must be current.
@@ -101,6 +112,12 @@ pub(super) fn refused_product(what: &str, error: CublasError) -> DeviceError {
     // Any harmless call would do: after such an error all of them return it.
     let after = result::mem_get_info().err().map_or(CUresult::CUDA_SUCCESS, |error| error.0);
     Meaning::of_product(error.0, after).error("multiplying", || format!("{what}: {error}"))
+}
+
+/// The error of cuBLASLt while it starts.
+pub(super) fn refused_start(doing: &str, error: CublasError) -> DeviceError {
+    let meaning = Meaning::of_product(error.0, CUresult::CUDA_SUCCESS);
+    meaning.error(doing, || error.to_string())
 }
 
 #[cfg(test)]
@@ -143,5 +160,51 @@ mod tests {
         ] {
             assert_eq!(Meaning::of_product(status, after), expected, "{status:?}, {after:?}");
         }
+    }
+
+    fn failed(result: CUresult) -> Result<(), DriverError> {
+        Err(DriverError(result))
+    }
+
+    #[test]
+    fn only_an_allocation_without_memory_is_refused() {
+        use CUresult::*;
+        let refused = || DeviceError::out_of_page_locked_memory(7);
+        let check = |result| check_alloc("allocating", result, refused);
+        assert_eq!(check(Ok(())), Ok(()));
+        assert_eq!(check(failed(CUDA_ERROR_OUT_OF_MEMORY)), Err(refused()));
+        for (result, is_lost) in
+            [(CUDA_ERROR_ILLEGAL_ADDRESS, true), (CUDA_ERROR_INVALID_VALUE, false)]
+        {
+            let error = check(failed(result)).expect_err("it failed");
+            assert!(!error.is_out_of_memory() && error.is_lost() == is_lost, "{error}");
+        }
+    }
+
+    #[test]
+    fn kernels_that_cannot_be_loaded_are_named() {
+        use CUresult::*;
+        let check = |result| check_load("adamw", "loading the kernels", failed(result));
+        let error = check(CUDA_ERROR_NO_BINARY_FOR_GPU).expect_err("it failed");
+        assert!(matches!(error, DeviceError::Compile { kernels: "adamw", .. }), "{error}");
+        for (result, is_lost) in
+            [(CUDA_ERROR_OUT_OF_MEMORY, false), (CUDA_ERROR_ILLEGAL_ADDRESS, true)]
+        {
+            let error = check(result).expect_err("it failed");
+            assert_eq!((error.is_out_of_memory(), error.is_lost()), (!is_lost, is_lost), "{error}");
+            assert!(error.to_string().contains("while loading the kernels of `adamw`"), "{error}");
+        }
+    }
+
+    #[test]
+    fn memory_that_runs_out_while_a_device_opens_is_told_from_refusals() {
+        use super::super::{CudaError, check_open};
+        use CUresult::*;
+        let error = check_open("opening the device", failed(CUDA_ERROR_OUT_OF_MEMORY));
+        let error = error.expect_err("it failed");
+        assert!(matches!(&error, CudaError::Device(error) if error.is_out_of_memory()), "{error}");
+        let error = check_open("opening the device", failed(CUDA_ERROR_INVALID_DEVICE));
+        let error = error.expect_err("it failed");
+        assert!(matches!(error, CudaError::Driver { doing: "opening the device", .. }), "{error}");
     }
 }
