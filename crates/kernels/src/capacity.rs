@@ -2,7 +2,8 @@
 
 use crate::DeviceError;
 
-/// An empty vector with capacity for `len` elements, if their number comes from a file or a device.
+/// An empty vector with capacity for `len` elements. For lengths that grow with a model or a file:
+/// a machine may have too little memory for them.
 ///
 /// # Errors
 /// If the system has no more memory.

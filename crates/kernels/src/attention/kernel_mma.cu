@@ -2,12 +2,13 @@
 // The source is compiled with `Element` defined as bf16 or f16.
 //
 // A block of threads owns rows of one side (queries, or keys in `attention_backward_kv_mma`), 16 M
-// per warp, and loops over double-buffered shared-memory tiles of the rows on the other side that
-// they attend to. The accumulator layout of one product is the left-operand layout of the next, so
-// scores stay in registers; the gradients of keys and values compute them transposed for that
-// reason. Tiles that are masked entirely are skipped, and only tiles that are masked in part apply
-// the mask. No atomics: the backward pass computes scores twice instead, and the order of sums
-// depends on the sequence alone.
+// per warp, and loops over shared-memory tiles of the rows on the other side that they attend to,
+// loading while it computes: the backward passes the next tile into a second buffer, the forward
+// pass values during the scores and keys after them. The accumulator layout of one product is the
+// left-operand layout of the next, so scores stay in registers; the gradients of keys and values
+// compute them transposed for that reason. Tiles that are masked entirely are skipped, and only
+// tiles that are masked in part apply the mask. No atomics: the backward pass computes scores twice
+// instead, and the order of sums depends on the sequence alone.
 //
 // Threads: 128. Heads and rows must be aligned to 16 bytes.
 

@@ -63,7 +63,7 @@ struct State {
     time: u64,
     graphs: u64,
     replays: u64,
-    /// Why the driver could not capture a graph, until it is reported.
+    /// Why graphs were given up, until it is reported.
     error: Option<String>,
 }
 
@@ -112,7 +112,7 @@ impl Graphs {
         state.disable();
     }
 
-    /// Why the driver could not capture a graph; reported once.
+    /// Why graphs were given up; reported once.
     pub(super) fn take_error(&self) -> Option<String> {
         self.state().error.take()
     }

@@ -136,7 +136,7 @@ impl Gpu {
         self.0.driver.disable();
     }
 
-    /// Why the driver could not capture a graph, if that happened since the last call.
+    /// Why graphs were given up, if that happened since the last call.
     pub fn take_graph_error(&self) -> Option<String> {
         self.0.driver.take_error()
     }

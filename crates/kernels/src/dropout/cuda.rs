@@ -41,7 +41,7 @@ pub(super) fn add_masked(gpu: &Gpu, mask: Mask, d_y: Slice<'_>, d_x: Slice<'_>) 
 /// low bits of the stream, which distinguish the masks of a pass.
 fn random(gpu: &Gpu, mask: Mask) -> (Address, u32) {
     let ([low, high], stream, first) = mask.random.parts();
-    let (stream_bits, low_stream) = (stream as u32 & 0xffff, stream as u32 & !0xffff);
-    let words = [low_stream, (stream >> 32) as u32, first as u32, (first >> 32) as u32];
+    let (stream_bits, pass_bits) = (stream as u32 & 0xffff, stream as u32 & !0xffff);
+    let words = [pass_bits, (stream >> 32) as u32, first as u32, (first >> 32) as u32];
     (gpu.upload(&[[low, high].as_slice(), &words].concat()), stream_bits)
 }

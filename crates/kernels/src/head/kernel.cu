@@ -100,8 +100,8 @@ __global__ void head_direction(
 }
 
 // `d_logits [rows, width] = d_log_prob · (1[token = target] - p)` of a panel, for the gradient of a
-// trained head. Rows along `blockIdx.y`; may be in place. The target's own `1 - p` is from its
-// log-probability: where that is nearly zero, nothing is left of the difference of logit and `lse`.
+// trained head. Rows along `blockIdx.y`; may be in place. The target's own `1 - p` is computed from
+// its log-probability: where that is nearly zero, logit and `lse` cancel.
 template <class T>
 __global__ void head_d_logits(
     const float* logits, size_t width, size_t first, const uint32* targets,

@@ -19,8 +19,8 @@ pub fn d_logits(logits: &[f64], v: usize, targets: &[u32], d_log_probs: &[f64]) 
     d
 }
 
-/// Of one row: from the target's logit and those of all others, so that it is exact where it is
-/// nearly zero.
+/// Log-probability of a row's target, computed from its logit and the log-sum-exp of all others, so
+/// that it is accurate even where it is nearly zero.
 fn log_prob(logits: &[f64], target: usize) -> f64 {
     let (before, after) = (&logits[..target], &logits[target + 1..]);
     let above = log_sum_exp(before.iter().chain(after)) - logits[target];

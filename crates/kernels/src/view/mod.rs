@@ -216,7 +216,7 @@ impl<'a> View<'a> {
         Ok(values)
     }
 
-    /// The same of few elements.
+    /// [`View::try_to_vec_f32`] for few elements, of which a failure is not expected.
     ///
     /// # Panics
     /// If the system has no more memory.

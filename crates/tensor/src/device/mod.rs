@@ -194,7 +194,8 @@ impl Device {
         self.0.failures.is_failing()
     }
 
-    /// Number of failures so far. A copy on the device is valid only while this is unchanged.
+    /// Number of failures and of passes that panicked so far. A copy on the device is valid only
+    /// while this is unchanged.
     pub(crate) fn num_failures(&self) -> u64 {
         self.0.failures.count()
     }
@@ -225,7 +226,7 @@ impl Device {
         }
     }
 
-    /// Why a GPU could not capture a graph, if that happened since the last call.
+    /// Why a GPU gave up graphs, if that happened since the last call.
     pub fn take_graph_error(&self) -> Option<String> {
         match self.processor() {
             Some(Processor::Cuda(gpu)) => gpu.take_graph_error(),
