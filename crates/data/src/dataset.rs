@@ -90,6 +90,12 @@ impl Part {
     }
 }
 
+/// Groups that an epoch takes from all parts.
+pub(crate) fn groups_per_epoch(parts: &[Part]) -> u64 {
+    let of_parts = parts.iter().map(|part| part.groups_per_epoch() as u64);
+    of_parts.fold(0, u64::saturating_add)
+}
+
 impl Dataset {
     /// Number of rows.
     pub fn len(&self) -> usize {
@@ -166,7 +172,30 @@ impl Dataset {
         self.files.push(file.to_owned());
         let weight = self.parts.last().map_or(1.0, |part| part.weight);
         let file = file.to_owned();
-        self.report.files.push(FileReport { file, format, records: 0, rows: 0, weight });
+        let (records, rows, groups, groups_per_epoch) = (0, 0, 0, 0.0);
+        self.report.files.push(FileReport {
+            file,
+            format,
+            records,
+            rows,
+            groups,
+            weight,
+            groups_per_epoch,
+        });
+    }
+
+    /// Reports what an epoch sees, once all files are loaded: a part is rounded as a whole, and
+    /// each of its files has its share of that.
+    pub(crate) fn count_epoch(&mut self) {
+        self.report.groups_per_epoch = groups_per_epoch(&self.parts);
+        let mut start = 0;
+        for file in self.report.files.iter_mut().filter(|file| file.groups > 0) {
+            let part = self.parts.iter().find(|part| part.groups.contains(&start));
+            let part = part.expect("each group belongs to a part");
+            let share = file.groups as f64 / part.groups.len() as f64;
+            file.groups_per_epoch = share * part.groups_per_epoch() as f64;
+            start += file.groups as u32;
+        }
     }
 
     /// Keeps a warning on a record of the present file.
@@ -187,6 +216,9 @@ impl Dataset {
         self.group_ends.push(self.ends.len() as u32);
         if let Some(part) = self.parts.last_mut() {
             part.groups.end += 1;
+        }
+        if let Some(file) = self.report.files.last_mut() {
+            file.groups += 1;
         }
     }
 
@@ -212,6 +244,9 @@ pub struct DataReport {
     pub files: Vec<FileReport>,
     /// Rows to train on.
     pub rows: usize,
+    /// Groups that an epoch sees: pairs, or else single rows.
+    #[serde(default)]
+    pub groups_per_epoch: u64,
     /// Tokens of all rows.
     pub tokens: usize,
     /// Tokens whose prediction counts.
@@ -251,23 +286,19 @@ pub struct FileReport {
     pub records: usize,
     /// Rows made of them.
     pub rows: usize,
+    /// Groups of these rows that are learnt together: pairs, or else single rows.
+    #[serde(default)]
+    pub groups: usize,
     /// How often an epoch sees each of them.
     #[serde(default = "once")]
     pub weight: f64,
+    /// Groups of it that an epoch sees, on average over the epochs.
+    #[serde(default)]
+    pub groups_per_epoch: f64,
 }
 
 fn once() -> f64 {
     1.0
-}
-
-impl FileReport {
-    /// Rows of it that an epoch sees, as [`Part::groups_per_epoch`].
-    pub fn rows_per_epoch(&self) -> usize {
-        match self.rows {
-            0 => 0,
-            rows => (self.weight * rows as f64).round().max(1.0) as usize,
-        }
-    }
 }
 
 /// Rows of more tokens than the bin before and at most `up_to`.

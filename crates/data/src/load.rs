@@ -70,6 +70,7 @@ fn load_weighted(
     loader.warn_of_rows();
     loader.warn_of_completions();
     loader.warn_of_date();
+    loader.dataset.count_epoch();
     Ok(loader.dataset)
 }
 

@@ -3,7 +3,7 @@
 //! only on the data, the seed and the epoch, so a cursor of two numbers resumes it anywhere, and
 //! neither micro-batch size nor number of ranks can change it.
 
-use crate::dataset::{Dataset, Part};
+use crate::dataset::{Dataset, Part, groups_per_epoch};
 use crate::error::{DataError, Fix, Setting};
 use crate::packing::{Group, Unit, groups, pack_decreasing};
 use crate::random::Stream;
@@ -131,8 +131,7 @@ impl Order {
 impl Mixture {
     /// Groups that an epoch takes from all parts.
     fn groups_per_epoch(&self) -> u64 {
-        let of_parts = self.parts.iter().map(|part| part.groups_per_epoch() as u64);
-        of_parts.fold(0, u64::saturating_add)
+        groups_per_epoch(&self.parts)
     }
 
     /// Refuses weights that repeat rows beyond what memory can hold.

@@ -3,7 +3,7 @@
 use crate::args::PlanArgs;
 use crate::failure::Failure;
 use crate::output;
-use hone_data::FileReport;
+use hone_data::{DataReport, FileReport};
 use hone_model::Recompute;
 use hone_train::backend::Backend;
 use hone_train::planner::{self, Plan};
@@ -48,7 +48,7 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
         report.rows, report.tokens, report.target_tokens
     );
     if report.files.iter().any(|file| file.weight != 1.0) {
-        text.push_str(&mixture(&report.files));
+        text.push_str(&mixture(report));
     }
     let held = match setup.lora {
         Some(_) => format!(", frozen weights stored as {}", plan.base_precision),
@@ -94,15 +94,18 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
 }
 
 /// What an epoch sees of each file.
-fn mixture(files: &[FileReport]) -> String {
-    let all: usize = files.iter().map(FileReport::rows_per_epoch).sum();
+fn mixture(data: &DataReport) -> String {
+    let all = data.groups_per_epoch;
+    let are_rows = data.files.iter().all(|file| file.groups == file.rows);
+    let what = if are_rows { "rows" } else { "pairs" };
     let line = |file: &FileReport| {
-        let (seen, FileReport { file: name, rows, weight, .. }) = (file.rows_per_epoch(), file);
-        let share = 100.0 * seen as f64 / all.max(1) as f64;
-        format!("         {name}: {rows} rows × {weight} = {seen} an epoch, {share:.1} %\n")
+        let FileReport { file: name, groups, weight, groups_per_epoch: seen, .. } = file;
+        let (share, seen) = (100.0 * seen / all as f64, format!("{seen:.1}"));
+        let seen = seen.trim_end_matches(".0");
+        format!("         {name}: {groups} {what} × {weight}: {seen} an epoch, {share:.1} %\n")
     };
-    let lines: String = files.iter().map(line).collect();
-    lines + &format!("         an epoch sees {all} rows\n")
+    let lines: String = data.files.iter().map(line).collect();
+    lines + &format!("         an epoch sees {all} {what}\n")
 }
 
 /// The line of the whole time, and what it is made of.

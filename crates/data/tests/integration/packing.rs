@@ -3,8 +3,8 @@
 use crate::fixture::{Fixture, words};
 use hone_data::random::Stream;
 use hone_data::{
-    Cursor, Dataset, IGNORE, MicroBatch, OnError, Order, RecordSpec, Unit, WeightedPath, load,
-    pack_in_order,
+    Cursor, Dataset, IGNORE, MicroBatch, OnError, Order, RecordKind, RecordSpec, Unit,
+    WeightedPath, load, pack_in_order,
 };
 use std::collections::BTreeSet;
 
@@ -98,6 +98,33 @@ fn weights_say_how_often_rows_are_seen() {
     assert_eq!(again[50..80], halves[2], "a function of seed and epoch");
     let other = times_seen(&set, &mut Order::new(&set, UNIT, 2, 43).unwrap(), 2);
     assert_ne!(other[50..80], halves[2]);
+}
+
+/// What the report says of an epoch is what the order takes: neighbours of one weight are rounded
+/// together, and pairs are counted as such.
+#[test]
+fn the_report_says_what_an_epoch_sees() {
+    let of_files =
+        |set: &Dataset| set.report().files.iter().map(|f| f.groups_per_epoch).collect::<Vec<_>>();
+    let seen = |set: &Dataset| -> usize {
+        let mut order = Order::new(set, 2 * UNIT, 1, 0).unwrap();
+        times_seen(set, &mut order, 0).iter().sum()
+    };
+    let set = mixture(&[(3, 0.5), (3, 0.5), (2, 2.0), (3, 0.01), (5, 0.3)]);
+    assert_eq!(of_files(&set), [1.5, 1.5, 4.0, 1.0, 2.0]);
+    assert_eq!((set.report().groups_per_epoch, seen(&set)), (10, 10));
+
+    let fixture = Fixture::plain();
+    let paths = [(3, 0.5), (1, 0.5), (1, 3.0)].map(|(pairs, weight)| {
+        let lines = "{\"prompt\": \"p\", \"chosen\": \" c\", \"rejected\": \" r\"}\n".repeat(pairs);
+        let path = fixture.write(&format!("{pairs}-{weight}.jsonl"), lines).display().to_string();
+        WeightedPath { path, weight }
+    });
+    let spec = RecordSpec { kind: RecordKind::Pairs, max_seq_len: UNIT, ..RecordSpec::default() };
+    let set = load(paths, &spec, &fixture.tokenizer, 1).unwrap();
+    assert_eq!(set.report().files.iter().map(|f| f.groups).collect::<Vec<_>>(), [3, 1, 1]);
+    assert_eq!(of_files(&set), [1.5, 0.5, 3.0]);
+    assert_eq!((set.report().groups_per_epoch, seen(&set)), (5, 10));
 }
 
 /// Two files of rows of different lengths, with their weights.

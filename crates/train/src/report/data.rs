@@ -1,6 +1,6 @@
 //! What was learnt from and evaluated on: sizes, the mixture, and what loading had to say.
 
-use super::format::{count, escape};
+use super::format::{count, escape, tenths};
 use super::sources::{Data, DataFile, DataSet, Sources};
 
 /// The section's body; empty where the manifest says nothing of data.
@@ -43,30 +43,31 @@ fn target_share(set: &DataSet) -> String {
 
 /// The training files with their weights, if they have any.
 fn mixture(data: &Data) -> String {
-    let files = data.train.iter().flat_map(|set| &set.files);
-    let seen = |file: &DataFile| {
-        let rows = file.rows.filter(|rows| *rows > 0.0)?;
-        Some((rows * file.weight.unwrap_or(1.0)).round().max(1.0))
-    };
-    let all: f64 = files.clone().filter_map(seen).sum();
-    if files.clone().all(|file| file.weight.is_none_or(|weight| weight == 1.0)) {
+    let Some(set) = &data.train else { return String::new() };
+    let files = &set.files;
+    if files.iter().all(|file| file.weight.is_none_or(|weight| weight == 1.0)) {
         return String::new();
     }
-    let rows: String = files
-        .map(|file| {
-            let rows = file.rows.map_or_else(|| "–".to_owned(), count);
-            let (name, weight) = (escape(&file.file), file.weight.unwrap_or(1.0));
-            let seen = seen(file).unwrap_or(0.0);
-            let (share, seen) = (100.0 * seen / all.max(1.0), count(seen));
-            format!(
-                "<tr><td>{name}</td><td>{rows}</td><td>{weight}</td><td>{seen}</td>\
-                 <td>{share:.1} %</td></tr>"
-            )
-        })
-        .collect();
+    let are_rows = files.iter().all(|file| file.groups.is_none_or(|all| Some(all) == file.rows));
+    let what = if are_rows { "rows" } else { "pairs" };
+    let unknown = || "–".to_owned();
+    let row = |file: &DataFile| {
+        let (name, weight) = (escape(&file.file), file.weight.unwrap_or(1.0));
+        let groups = file.groups.or(file.rows).map_or_else(unknown, count);
+        let seen = file.groups_per_epoch;
+        let of_all = seen.zip(set.groups_per_epoch).filter(|(_, all)| *all > 0.0);
+        let share =
+            of_all.map_or_else(unknown, |(seen, all)| format!("{:.1} %", 100.0 * seen / all));
+        let seen = seen.map_or_else(unknown, tenths);
+        format!(
+            "<tr><td>{name}</td><td>{groups}</td><td>{weight}</td><td>{seen}</td>\
+             <td>{share}</td></tr>"
+        )
+    };
+    let rows: String = files.iter().map(row).collect();
     format!(
         "<div class=\"card scroll notes\"><h3>Mixture</h3><table><tr>\
-         <th>file</th><th>rows</th><th>weight</th><th>in an epoch</th><th>share</th></tr>\
+         <th>file</th><th>{what}</th><th>weight</th><th>in an epoch</th><th>share</th></tr>\
          {rows}</table></div>"
     )
 }

@@ -40,6 +40,15 @@ pub(super) fn count(x: f64) -> String {
     if x <= -0.5 { format!("-{out}") } else { out }
 }
 
+/// As [`count`], with tenths where it is not whole: 12,345.5.
+pub(super) fn tenths(x: f64) -> String {
+    let tenths = (10.0 * x).round();
+    match tenths % 10.0 {
+        0.0 => count(x),
+        rest => format!("{}.{rest}", count((tenths / 10.0).trunc())),
+    }
+}
+
 /// With a prefix: 1.2 M, 360 M, 1.3 B.
 pub(super) fn short_count(x: f64) -> String {
     match x {

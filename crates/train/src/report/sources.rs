@@ -139,6 +139,10 @@ pub(super) struct DataFile {
     pub rows: Option<f64>,
     /// How often an epoch sees each row.
     pub weight: Option<f64>,
+    /// Pairs, or else rows.
+    pub groups: Option<f64>,
+    /// Those that an epoch sees, on average.
+    pub groups_per_epoch: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -153,6 +157,7 @@ pub(super) struct Data {
 pub(super) struct DataSet {
     pub files: Vec<DataFile>,
     pub rows: Option<f64>,
+    pub groups_per_epoch: Option<f64>,
     pub tokens: Option<f64>,
     pub target_tokens: Option<f64>,
     pub truncated: Option<f64>,

@@ -151,15 +151,18 @@ fn mixtures_and_notes_on_data_are_shown() {
         "train = [\"data/train.jsonl\", \"data/more.jsonl\"]",
         "train = [{path = \"data/train.jsonl\", weight = 0.5}, {path = \"data/more.jsonl\"}]",
     );
-    let manifest = r#"{"data": {"train": {"files": [
-        {"file": "data/train.jsonl", "rows": 7473, "weight": 0.5},
-        {"file": "data/more.jsonl", "rows": 20, "weight": 1.0}], "warnings": ["a <b> note"]},
+    let manifest = r#"{"data": {"train": {"groups_per_epoch": 3757, "files": [
+        {"file": "data/train.jsonl", "rows": 7473, "groups": 7473, "weight": 0.5,
+         "groups_per_epoch": 3736.5},
+        {"file": "data/more.jsonl", "rows": 40, "groups": 20, "weight": 1.0,
+         "groups_per_epoch": 20}], "warnings": ["a <b> note"]},
         "eval": {"files": [], "warnings": ["another"]}}}"#;
     let page = page(&[("run.toml", &run), ("manifest.json", manifest), ("metrics.jsonl", "")]);
     for part in [
         "<h1>stories260k <i>on</i> train.jsonl and 1 more</h1>",
-        "<td>data/train.jsonl</td><td>7,473</td><td>0.5</td><td>3,737</td><td>99.5 %</td>",
-        "<td>data/more.jsonl</td><td>20</td><td>1</td>",
+        "<td>data/train.jsonl</td><td>7,473</td><td>0.5</td><td>3,736.5</td><td>99.5 %</td>",
+        "<td>data/more.jsonl</td><td>20</td><td>1</td><td>20</td><td>0.5 %</td>",
+        "<th>pairs</th>",
         "<h3>Notes on the training data</h3><ul><li>a &lt;b&gt; note</li></ul>",
         "<h3>Notes on the evaluation data</h3><ul><li>another</li></ul>",
     ] {

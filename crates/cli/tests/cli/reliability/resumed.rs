@@ -170,8 +170,8 @@ fn a_mixture_goes_on_with_the_same_rows() {
     assert!(effective.contains("weight = 0.3"), "{effective}");
     let plan = ended(&mut whole.hone(&["plan", "run.toml"]));
     for line in [
-        "train.jsonl: 60 rows × 0.3 = 18 an epoch, 31.0 %",
-        "more.jsonl: 20 rows × 2 = 40 an epoch, 69.0 %",
+        "train.jsonl: 60 rows × 0.3: 18 an epoch, 31.0 %",
+        "more.jsonl: 20 rows × 2: 40 an epoch, 69.0 %",
         "an epoch sees 58 rows",
     ] {
         assert!(plan.stdout.contains(line), "{}", plan.stdout);
