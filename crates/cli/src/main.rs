@@ -45,7 +45,8 @@ fn main() -> ExitCode {
 /// Prints what is wrong with the command line, or help, as the user asked for it.
 fn refuse(error: &clap::Error) -> ExitCode {
     let _ = error.print();
-    let given: Vec<String> = std::env::args().collect();
+    let given: Vec<String> =
+        std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let has = |flag: &str| {
         given.iter().any(|arg| arg == flag || arg.starts_with(&(flag.to_owned() + "=")))
     };

@@ -83,20 +83,20 @@ fn check_flags(args: &EvalArgs) -> Result<(), Failure> {
     let unread = [
         (
             args.prompt_field.is_some() && !takes_fields,
-            "--prompt-field and --completion-field are",
+            ("--prompt-field and --completion-field are", "them"),
             "--format prompt_completion",
         ),
-        (args.append_eos && !takes_documents, "--append-eos is", "--format text"),
+        (args.append_eos && !takes_documents, ("--append-eos is", "it"), "--format text"),
         (
             args.beta.is_some() && records == RecordKind::Plain,
-            "--beta is",
+            ("--beta is", "it"),
             "--format pairs or rated",
         ),
     ];
-    if let Some((_, flags, of)) = unread.into_iter().find(|(is_unread, ..)| *is_unread) {
+    if let Some((_, (flags, them), of)) = unread.into_iter().find(|(is_unread, ..)| *is_unread) {
         let format = format.name();
         return Err(Failure::Usage(format!(
-            "{flags} for {of}, not for {format}; leave one of them out"
+            "{flags} for {of}, not for {format}; remove {them}, or change --format"
         )));
     }
     if args.beta.is_some() && args.model.adapter.is_none() {

@@ -1,7 +1,8 @@
 //! Command lines, and the verbs that need no run file.
 
 use super::{Case, check, command, refused};
-use crate::sandbox::Scene;
+use crate::sandbox::{Scene, ended};
+use serde_json::Value;
 
 #[test]
 fn mistakes_in_the_command_line() {
@@ -36,6 +37,20 @@ fn mistakes_in_the_command_line() {
         ),
         command("one field of two", PROMPT_FIELD, &["--completion-field"]),
     ]);
+}
+
+/// Other arguments are looked through to find out what to print.
+#[cfg(unix)]
+#[test]
+fn arguments_that_are_not_unicode() {
+    use std::os::unix::ffi::OsStrExt;
+    let scene = Scene::new();
+    let mut train = scene.hone(&["train"]);
+    train.arg(std::ffi::OsStr::from_bytes(b"\xff.toml")).args(["--nosuch", "--json"]);
+    let refused = ended(&mut train);
+    refused.says(2, &["'--nosuch'"]);
+    let printed: Value = serde_json::from_str(&refused.stdout).unwrap();
+    assert_eq!(printed["error"]["code"], "command_line.invalid", "{printed}");
 }
 
 const PROMPT_FIELD: &[&str] = &["eval", "model", "--data", "eval.jsonl", "--prompt-field", "q"];
@@ -163,12 +178,15 @@ fn flags_that_an_evaluation_would_not_read() {
                 "--completion-field",
                 "a",
             ],
-            &["--prompt-field and --completion-field are for", "prompt_completion, not for pairs"],
+            &[
+                "--prompt-field and --completion-field are for --format prompt_completion",
+                "not for pairs; remove them, or change --format",
+            ],
         ),
         command(
             "an end of text of answers",
             &["eval", "model", "--data", "eval.jsonl", "--format", "rated", "--append-eos"],
-            &["--append-eos is for --format text, not for rated"],
+            &["--append-eos is for --format text, not for rated", "remove it, or change --format"],
         ),
         command(
             "rewards of texts",
