@@ -136,6 +136,19 @@ impl DataError {
         Self::Setup { what: what.into(), fix: fix.into() }
     }
 
+    /// Without advice on the settings that say how plain records are laid out.
+    pub(crate) fn without_layouts(mut self) -> Self {
+        let fix = match &mut self {
+            Self::Record { fault, .. } => &mut fault.fix,
+            Self::File { fix, .. } | Self::Tokenizer { fix, .. } | Self::Setup { fix, .. } => fix,
+        };
+        let is_layout = |setting: &Setting| {
+            matches!(setting, Setting::Format | Setting::FormatAs(_) | Setting::Fields)
+        };
+        fix.settings.retain(|setting| !is_layout(setting));
+        self
+    }
+
     /// For the user of a front end with these words for settings.
     pub fn message(&self, words: Words) -> String {
         match self {

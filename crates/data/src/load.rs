@@ -23,7 +23,11 @@ pub fn load<P: Into<WeightedPath>>(
     num_threads: usize,
 ) -> Result<Dataset, DataError> {
     let paths = paths.into_iter().map(Into::into).collect::<Vec<_>>();
-    load_weighted(&paths, spec, tok, num_threads)
+    load_weighted(&paths, spec, tok, num_threads).map_err(|error| match spec.kind {
+        RecordKind::Plain => error,
+        // The layout of these records is no setting.
+        RecordKind::Pairs | RecordKind::Rated => error.without_layouts(),
+    })
 }
 
 fn load_weighted(
@@ -225,7 +229,10 @@ impl<'a> Loader<'a> {
             FaultKind::Malformed => &mut report.skipped_malformed,
             FaultKind::Overlong => &mut report.skipped_overlong,
             FaultKind::WithoutTarget => &mut report.skipped_without_target,
-            FaultKind::Model => return Err(DataError::file(file, fault.what, fault.fix)),
+            FaultKind::Model => {
+                let what = format!("{file}: {}", fault.what);
+                return Err(DataError::setup(what, fault.fix));
+            }
         };
         let error = DataError::Record { file: file.to_owned(), line, fault };
         if self.spec.on_error == OnError::Fail {

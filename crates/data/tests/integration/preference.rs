@@ -129,6 +129,24 @@ fn what_the_model_lacks_stops_the_load() {
     }
 }
 
+/// The run file and `hone eval` refuse a format for these records, so none is suggested.
+#[test]
+fn no_format_is_suggested() {
+    let fixture = Fixture::plain();
+    let pair = r#"{"prompt":1,"chosen":"a","rejected":"b"}"#;
+    for kind in [RecordKind::Pairs, RecordKind::Rated] {
+        for (file, text) in [("a.jsonl", pair), ("a.jsonl", r#"{"prompt":"a"}"#), ("a.csv", "a,b")]
+        {
+            let error = fixture.error(file, text, &spec(kind));
+            assert!(!error.contains("<Format") && !error.contains("<Fields"), "{error}");
+        }
+    }
+    let as_text = fixture.error("a.csv", "a,b", &spec(RecordKind::Plain));
+    assert!(as_text.contains("<FormatAs(Text)>"), "{as_text}");
+    let not_text = fixture.error("a.jsonl", pair, &spec(RecordKind::Pairs));
+    assert!(not_text.ends_with("found a number; correct the record"), "{not_text}");
+}
+
 /// What is noted of rows depends on what their text is made of, not on their objective.
 #[test]
 fn notes_on_templates_hold_for_preferences() {

@@ -52,11 +52,10 @@ pub(super) fn check_all(run: &RunFile) -> Check {
 /// Preferences have a layout of their own, which the keys of other records say nothing about.
 fn check_preferences(run: &RunFile) -> Check {
     let (data, kind) = (&run.data, run.objective.kind());
-    let fields = match run.objective {
+    match run.objective {
         ObjectiveSection::Sft | ObjectiveSection::Pretrain => return Ok(()),
-        ObjectiveSection::Dpo(_) => "prompt, chosen, rejected",
-        ObjectiveSection::Kto(_) => "prompt, completion, label",
-    };
+        ObjectiveSection::Dpo(_) | ObjectiveSection::Kto(_) => {}
+    }
     let unread = [
         ("data.format", data.format != Format::Auto),
         ("data.prompt_field", data.prompt_field.is_some()),
@@ -67,8 +66,8 @@ fn check_preferences(run: &RunFile) -> Check {
         None => Ok(()),
         Some((key, _)) => {
             let problem = format!(
-                "is not read with objective.kind = \"{kind}\", whose records have the fields \
-                 {fields}; remove it, or change objective.kind"
+                "is not read with objective.kind = \"{kind}\", whose records have a \
+                 layout of their own; remove it, or change objective.kind"
             );
             Err((key, problem))
         }

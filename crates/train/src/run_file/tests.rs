@@ -201,9 +201,9 @@ fn keys_of_other_records_are_refused() {
             &["data.prompt_field=q", "data.completion_field=a"],
         ] {
             let key = given[0].split('=').next().unwrap();
-            let parts = [&format!("{key}: is not read with objective.kind"), "label", "remove it"];
-            let parts = if kind.ends_with("kto") { &parts[..] } else { &parts[..1] };
-            refused(MINIMAL, &[given, &[kind.as_str()]].concat(), parts);
+            let refusal = format!("{key}: is not read with objective.kind");
+            let parts = [refusal.as_str(), "whose records have a layout of their own; remove it"];
+            refused(MINIMAL, &[given, &[kind.as_str()]].concat(), &parts);
         }
         load(MINIMAL, &[&kind, "data.format=auto", "data.append_eos=true"]).unwrap();
     }
