@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 const ROWS: u16 = 1;
 const UNITS: u16 = 2;
 const FRACTIONS: u16 = 3;
-/// Most rows that are packed to count a run's steps, over all epochs: some ten seconds. Also most
-/// rows of an epoch, where weights make them more than there are in the data.
-const MAX_COUNTED_ROWS: u64 = 100_000_000;
+/// Most groups that are packed to count a run's steps, over all epochs: some ten seconds. Also most
+/// of an epoch, where weights make them more than there are in the data.
+const MAX_COUNTED_GROUPS: u64 = 100_000_000;
 
 /// The next step to take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,11 +88,11 @@ impl Order {
     /// Steps of the first `num_epochs` epochs. Epochs differ a little, as each is packed anew.
     /// Refuses more epochs than can be counted in seconds, since each must be packed for that.
     pub fn total_steps(&self, num_epochs: u64) -> Result<u64, DataError> {
-        let rows = self.mixture.groups_per_epoch();
-        let most = MAX_COUNTED_ROWS / rows.max(1);
+        let records = self.mixture.groups_per_epoch();
+        let most = MAX_COUNTED_GROUPS / records.max(1);
         if num_epochs > most.max(1) {
             return Err(DataError::setup(
-                format!("{num_epochs} epochs of {rows} rows are too many to count"),
+                format!("{num_epochs} epochs of {records} records are too many to count"),
                 Fix::from(Setting::NumEpochs(most.max(1))).or(Setting::MaxSteps),
             ));
         }
@@ -136,14 +136,14 @@ impl Mixture {
 
     /// Refuses weights that repeat rows beyond what memory can hold.
     fn check_size(&self) -> Result<(), DataError> {
-        let (rows, most) =
-            (self.groups_per_epoch(), MAX_COUNTED_ROWS.max(self.groups.len() as u64));
-        if rows <= most {
+        let (all, most) =
+            (self.groups_per_epoch(), MAX_COUNTED_GROUPS.max(self.groups.len() as u64));
+        if all <= most {
             return Ok(());
         }
         Err(DataError::setup(
             format!(
-                "with their weights, the data's {} rows become {rows} in an epoch, and at most \
+                "with their weights, the data's {} records become {all} in an epoch, and at most \
                      {most} can be held",
                 self.groups.len()
             ),

@@ -62,6 +62,8 @@ impl Layout {
         let has = |key: &str| record.get(key).is_some_and(|value| !value.is_null());
         let usual = USUAL_FIELDS.iter().find(|(p, c)| has(p) && has(c));
         if format == Format::PromptCompletion && !is_named && usual.is_none() {
+            let usual = USUAL_FIELDS.iter().flat_map(|(p, c)| [*p, *c]);
+            null_among(record, usual).map_or(Ok(()), Err)?;
             let (prompt, completion) = USUAL_FIELDS[0];
             text_field(record, prompt)?;
             text_field(record, completion)?;
@@ -177,16 +179,22 @@ fn detect(record: &Map<String, Value>) -> Result<Format, RecordFault> {
 fn nothing_detected(record: &Map<String, Value>) -> RecordFault {
     let usual = USUAL_FIELDS.iter().flat_map(|(p, c)| [*p, *c]);
     let known = usual.chain(["messages", "conversations", "instruction", "output", "text"]);
-    match known.into_iter().find(|key| record.get(*key).is_some_and(Value::is_null)) {
-        Some(key) => RecordFault::malformed(
-            format!("{key:?} is null"),
-            Fix::from("correct the record").or(Setting::Skip),
-        ),
-        None => RecordFault::malformed(
+    null_among(record, known).unwrap_or_else(|| {
+        RecordFault::malformed(
             format!("no known format has {}", keys(record)),
             Fix::from(Setting::Format).or(Setting::Fields),
-        ),
-    }
+        )
+    })
+}
+
+/// The fault of the first of these fields that is null, if any is.
+fn null_among<'a>(
+    record: &Map<String, Value>,
+    mut fields: impl Iterator<Item = &'a str>,
+) -> Option<RecordFault> {
+    let key = fields.find(|key| record.get(*key).is_some_and(Value::is_null))?;
+    let fix = Fix::from("correct the record").or(Setting::Skip);
+    Some(RecordFault::malformed(format!("{key:?} is null"), fix))
 }
 
 /// Records of preferences would be learnt as if all their answers were good.

@@ -185,8 +185,13 @@ fn skipping_holds_from_the_first_record_on() {
         let set = load_lines(&fixture, &[bad.clone(), good.clone()], &named).unwrap();
         assert_eq!((set.len(), set.report().skipped), (1, 1), "{bad}");
     }
-    let null = json!({"prompt": "p", "completion": null});
-    assert!(one(&fixture, null).unwrap_err().contains("\"completion\" is null"));
+    for spec in [RecordSpec::default(), RecordSpec { on_error: OnError::Fail, ..named }] {
+        for (prompt, answer) in [("prompt", "completion"), ("question", "answer")] {
+            let error = load_lines(&fixture, &[json!({prompt: "p", answer: null})], &spec);
+            let error = error.unwrap_err();
+            assert!(error.contains(&format!("{answer:?} is null; correct the record")), "{error}");
+        }
+    }
 }
 
 /// An empty list of calls is none: templates that refuse several calls count them.

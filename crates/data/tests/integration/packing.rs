@@ -194,7 +194,7 @@ fn weights_beyond_memory_are_refused() {
     for weight in [1e9, f64::MAX] {
         let set = mixture(&[(3, 1.0), (2, weight), (1, 0.5), (2, weight)]);
         let error = Order::new(&set, UNIT, 1, 0).err().unwrap().message(words);
-        assert!(error.contains("the data's 8 rows become"), "{error}");
+        assert!(error.contains("the data's 8 records become"), "{error}");
         assert!(error.contains("lower the weights"), "{error}");
     }
 }
