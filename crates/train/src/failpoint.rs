@@ -10,6 +10,7 @@ use std::io;
 /// Every point there is.
 pub const ALL: &[&str] = &[
     "run_dir.locked",
+    "run_dir.half_written",
     "checkpoint.begin",
     "checkpoint.filled",
     "checkpoint.file_synced",

@@ -7,6 +7,7 @@ mod manifest;
 use crate::checkpoint::write_file_whole;
 use crate::code::Code;
 use crate::error::TrainError;
+use crate::failpoint;
 use crate::planner::{Plan, Policy};
 use crate::run_file::RunFile;
 use crate::sample::Sample;
@@ -106,6 +107,7 @@ impl RunDir {
         let checkpoints = self.checkpoints();
         std::fs::create_dir_all(&checkpoints).map_err(TrainError::io(&checkpoints))?;
         self.write_json(MANIFEST, &manifest)?;
+        failpoint::hit("run_dir.half_written");
         write_file_whole(&self.join("run.toml"), setup.run.to_toml().as_bytes())?;
         claim.keep();
         Ok(())
@@ -195,11 +197,17 @@ impl RunDir {
     }
 
     /// Records what a resumed run does otherwise than it was begun with: settings that may change,
-    /// and further steps.
+    /// and further steps. `manifest.json` comes last: until it knows of further steps, the same
+    /// command extends the run again.
     ///
     /// # Errors
     /// When the directory cannot be written.
     pub fn update(&self, setup: &Setup, plan: &Plan) -> Result<(), TrainError> {
+        let (path, text) = (self.join("run.toml"), setup.run.to_toml());
+        if std::fs::read_to_string(&path).map_err(TrainError::io(&path))? != text {
+            write_file_whole(&path, text.as_bytes())?;
+        }
+        failpoint::hit("run_dir.half_written");
         let mut manifest = self.read_manifest()?;
         let (schedule, is_longer) =
             (setup.run.schedule.kind(), manifest.plan.num_steps != plan.num_steps);
@@ -213,10 +221,6 @@ impl RunDir {
         }
         if varies_now || is_longer {
             self.write_json(MANIFEST, &manifest)?;
-        }
-        let (path, text) = (self.join("run.toml"), setup.run.to_toml());
-        if std::fs::read_to_string(&path).map_err(TrainError::io(&path))? != text {
-            write_file_whole(&path, text.as_bytes())?;
         }
         Ok(())
     }

@@ -234,7 +234,8 @@ fn another_budget_keeps_the_micro_batches() {
     assert!(rows.iter().all(|line| line["micro_batches"].as_array().unwrap().len() == 1));
 }
 
-/// As if it had been asked for all steps at once, and whatever else may change does.
+/// As if it had been asked for all steps at once, and whatever else may change does; a kill while
+/// that is recorded changes nothing of it.
 #[test]
 fn a_finished_run_is_extended() {
     let constant = ["schedule.kind=constant", "train.warmup_steps=2"];
@@ -250,7 +251,11 @@ fn a_finished_run_is_extended() {
     let text = std::fs::read_to_string(&metrics).unwrap();
     std::fs::write(&metrics, text.replacen('\n', "\nnonsense\n", 1)).unwrap();
     scene.write("run/samples.json", "[{");
-    let extended = run(&scene, &["--resume", "train.eval_every_steps=5"]);
+    let extension = ["--resume", "train.eval_every_steps=5"];
+    let mut command = scene.train(&[constant, extension].concat());
+    let killed = ended(command.env("HONE_FAILPOINT", "run_dir.half_written"));
+    assert_eq!(killed.status, None, "{}", killed.stderr);
+    let extended = run(&scene, &extension);
     extended.says(0, &["continuing after step 7", "metrics.jsonl: 1 line is damaged"]);
     extended.says(0, &["samples.json is damaged", "without the answers from before training"]);
     let kept = std::fs::read_to_string(scene.path("run/samples.damaged.json")).unwrap();
