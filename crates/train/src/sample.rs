@@ -69,8 +69,24 @@ pub fn answer_bytes(
     Ok((2 * cache + 2 * step + logits) as u64)
 }
 
-/// What answering `prompts` once takes of work, with as many tokens as answers may have: a pass
-/// over the prompts, and one for each further token. `pass` is on a dry device.
+/// What answering prompts once takes of work: a pass over them, and one for each further token.
+#[derive(Default)]
+pub struct AnswerCosts {
+    of_prompts: Vec<Cost>,
+    of_token: Vec<Cost>,
+    /// As many as the longest answer may have.
+    num_further_tokens: usize,
+}
+
+impl AnswerCosts {
+    /// Seconds of all passes, given those of one.
+    pub fn seconds(&self, of_pass: impl Fn(&[Cost]) -> f64) -> f64 {
+        of_pass(&self.of_prompts) + self.num_further_tokens as f64 * of_pass(&self.of_token)
+    }
+}
+
+/// What answering `prompts` takes of work, with as many tokens as answers may have, within the
+/// model's context. `pass` is on a dry device.
 ///
 /// # Errors
 /// If the device failed.
@@ -78,18 +94,18 @@ pub fn answer_costs(
     pass: Pass<'_>,
     prompts: &[Prompt],
     max_new_tokens: usize,
-) -> Result<Vec<Cost>, DeviceError> {
-    if prompts.is_empty() {
-        return Ok(Vec::new());
-    }
-    let num_rows = prompts.iter().map(Prompt::num_tokens).sum();
+) -> Result<AnswerCosts, DeviceError> {
+    let lens = prompts.iter().map(Prompt::num_tokens);
+    let Some(shortest) = lens.clone().min() else { return Ok(AnswerCosts::default()) };
+    let room = pass.model.decoder.config.max_position_embeddings.saturating_sub(shortest);
+    let num_rows = lens.sum();
     pass.device.take_costs();
     step_bytes(pass, num_rows, prompts.len())?;
     let of_prompts = pass.device.take_costs();
     step_bytes(pass, prompts.len(), prompts.len())?;
     let of_token = pass.device.take_costs();
-    let further = of_token.repeat(max_new_tokens.saturating_sub(1));
-    Ok([of_prompts, further].concat())
+    let num_further_tokens = max_new_tokens.min(room).saturating_sub(1);
+    Ok(AnswerCosts { of_prompts, of_token, num_further_tokens })
 }
 
 /// Prompts from `num` groups spread evenly over `dataset`: the first row of each up to its first

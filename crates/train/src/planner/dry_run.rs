@@ -11,7 +11,7 @@ use crate::loading::{self, Held};
 use crate::objectives::Metrics;
 use crate::profile::DeviceProfile;
 use crate::run_file;
-use crate::sample;
+use crate::sample::{self, AnswerCosts};
 use crate::scoring::{LabelledBatch, log_probs};
 use crate::setup::Setup;
 use hone_data::{Dataset, MicroBatch, Unit};
@@ -31,7 +31,7 @@ pub(super) struct DryRun<'a> {
     /// Most bytes that answering the samples takes.
     sample_bytes: u64,
     /// What answering them once takes of work.
-    sample_costs: Vec<Cost>,
+    sample_costs: AnswerCosts,
 }
 
 impl<'a> DryRun<'a> {
@@ -79,7 +79,7 @@ impl<'a> DryRun<'a> {
         let micro_batches = self.setup.first_step.len().div_ceil(policy.units);
         let ahead = scoring.ahead_of_step(micro_batches);
         let compute = self.engine.compute;
-        let load_as = self.setup.base_precision.unwrap_or(self.setup.file_dtype.into());
+        let held_as = self.setup.base_precision.unwrap_or(self.setup.file_dtype.into());
         let seconds = |costs: &[Cost]| profile.seconds(costs, compute);
         let (of_batch, of_update) = (seconds(&micro_batch), seconds(&update));
         let seconds_of_step = |units: usize| {
@@ -116,7 +116,7 @@ impl<'a> DryRun<'a> {
             micro_batch_tokens: num_tokens,
             micro_batches_per_step: micro_batches,
             compute: compute.name().to_owned(),
-            base_precision: load_as.name().to_owned(),
+            base_precision: held_as.name().to_owned(),
             recompute: policy.recompute,
             offloaded_blocks: self.offloaded_blocks,
             offloaded_bytes: device.persistent_bytes(Category::Offloaded),
@@ -170,7 +170,7 @@ impl<'a> DryRun<'a> {
             training_seconds,
             num_evaluations,
             evaluation_seconds: num_evaluations as f64 * evaluation,
-            sample_seconds: 2.0 * seconds(&self.sample_costs),
+            sample_seconds: 2.0 * self.sample_costs.seconds(&seconds),
         }
     }
 

@@ -122,6 +122,26 @@ fn samples_take_no_more_than_planned() {
     assert_eq!(sample::answer_bytes(engine.pass(), &prompts[..0], 40), Ok(0));
 }
 
+/// Each further token costs the same, up to the end of the model's context.
+#[test]
+fn samples_take_time_by_their_tokens_within_the_context() {
+    let scene = Scene::new("tied_gqa");
+    let setup = scene.setup(&["report.samples = 3"]);
+    let prompts = sample::prompts_of(&setup).unwrap();
+    let engine = loading::engine(&setup, &Device::dry(), Held::of(&setup, 0)).unwrap();
+    let seconds = |max_new_tokens: usize| {
+        let costs = sample::answer_costs(engine.pass(), &prompts, max_new_tokens).unwrap();
+        costs.seconds(|costs| profile().seconds(costs, setup.compute))
+    };
+    let (one, two, five) = (seconds(1), seconds(2), seconds(5));
+    assert!(0.0 < one && one < two, "{one} {two}");
+    assert!(((five - one) - 4.0 * (two - one)).abs() < 1e-9 * five, "{one} {two} {five}");
+    let shortest = prompts.iter().map(Prompt::num_tokens).min().unwrap();
+    let longest_answer = setup.config.max_position_embeddings - shortest;
+    assert!(seconds(longest_answer - 1) < seconds(longest_answer));
+    assert_eq!(seconds(usize::MAX), seconds(longest_answer));
+}
+
 /// A GPU's memory holds the model and not the program; its own formats need no more than bf16.
 #[test]
 fn a_gpu_is_planned_by_what_is_published_of_it() {
