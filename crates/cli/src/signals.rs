@@ -1,4 +1,5 @@
-//! SIGINT and SIGTERM: the first asks to stop after the current step, the second stops immediately.
+//! SIGINT and SIGTERM: the first asks to stop after the current step, or before training where no
+//! step has begun; the second stops immediately.
 
 use crate::output;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -44,7 +45,9 @@ impl StopFlag {
         while !self.is_raised() {
             std::thread::sleep(Duration::from_millis(100));
         }
-        output::note("stopping after this step; a second signal stops immediately");
+        output::note(
+            "stopping once this step, or getting ready, is done; a second signal stops immediately",
+        );
     }
 
     /// Whether a signal has been received.

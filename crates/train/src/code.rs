@@ -94,7 +94,7 @@ codes! {
     ReportFailed = "report.failed",
     /// Something else failed.
     Failed = "failed",
-    /// A signal stopped the run after a checkpoint.
+    /// A signal stopped the run, after a checkpoint or before training.
     Interrupted = "interrupted",
 }
 

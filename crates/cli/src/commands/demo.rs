@@ -9,7 +9,6 @@ use crate::failure::Failure;
 use crate::output;
 use hone_train::checkpoint::write_file_whole;
 use hone_train::recipe::{Finished, Options};
-use hone_train::run_dir::RunDir;
 use hone_train::run_file::RunFile;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -30,11 +29,9 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
     let (was, n) = (before.num_right, held_out.len());
     output::note(&format!("\nbefore training: {was} of {n} held-out items right\n"));
     let run = RunFile::load(&files.run_file, &[])?;
-    let claim = RunDir::new(&run.output.dir).claim(false)?;
-    let setup = super::prepare(None, run, &mut super::print_note)?;
     let resume_with = format!("hone train {} --resume", files.run_file.display());
     let (options, mut audience) = (Options::default(), Audience::Person(None));
-    let finished = super::train::train(claim, &setup, options, &mut audience, &resume_with)?;
+    let finished = super::train::train(run, options, &mut audience, &resume_with)?;
     let after = score(&files.base, Some(&finished.result), &held_out)?;
     let seconds = begun.elapsed().as_secs_f64();
     if args.json {

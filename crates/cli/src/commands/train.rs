@@ -8,7 +8,8 @@ use crate::progress::{Progress, shown};
 use crate::signals::StopFlag;
 use hone_train::EvalRecord;
 use hone_train::recipe::{self, Event, Finished, Options, Outcome};
-use hone_train::run_dir::{Claim, RunDir};
+use hone_train::run_dir::RunDir;
+use hone_train::run_file::RunFile;
 use hone_train::setup::Setup;
 use hone_train::step_profile::StepProfile;
 use std::path::Path;
@@ -31,10 +32,8 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
 
 fn train_for(args: &TrainArgs, audience: &mut Audience) -> Result<Finished, Failure> {
     let run = super::read_run_file(&args.run)?;
-    let claim = RunDir::new(&run.output.dir).claim(args.resume)?;
-    let setup = super::prepare(None, run, &mut |text| audience.note(text))?;
     let options = Options { resume: args.resume, profile: args.profile };
-    train(claim, &setup, options, audience, "the same command and --resume")
+    train(run, options, audience, "the same command and --resume")
 }
 
 /// Who follows a run.
@@ -69,7 +68,7 @@ impl Audience {
         }
     }
 
-    /// Ends a program's stream of events; an interruption is an event of the run itself.
+    /// Ends a program's stream of events; an interruption has done so already.
     fn failed(&self, failure: &Failure) {
         if let (Self::Program, false) = (self, matches!(failure, Failure::Interrupted(_))) {
             failure.end_events();
@@ -78,16 +77,26 @@ impl Audience {
 }
 
 /// Trains; a signal ends it with a checkpoint, and the user is told to continue with
-/// `resume_with`.
+/// `resume_with`. Before there is anything to keep, it leaves the directory as it was.
 pub fn train(
-    claim: Claim,
-    setup: &Setup,
+    run: RunFile,
     options: Options,
     audience: &mut Audience,
     resume_with: &str,
 ) -> Result<Finished, Failure> {
     let stop = StopFlag::listen()
         .map_err(|error| Failure::Running(format!("cannot listen for signals: {error}")))?;
+    let claim = RunDir::new(&run.output.dir).claim(options.resume)?;
+    let setup = &super::prepare(None, run, &mut |text| audience.note(text))?;
+    if stop.is_raised() {
+        let dir = setup.run.output.dir.display();
+        let failure =
+            Failure::Interrupted(format!("stopped before training: {dir} is as it was before"));
+        if let Audience::Program = audience {
+            failure.end_events();
+        }
+        return Err(failure);
+    }
     let mut hear = |event: Event<'_>| audience.hear(setup, &event);
     let outcome = recipe::train_claimed(claim, setup, options, &mut hear, &|| stop.is_raised());
     if let Audience::Person(Some(progress)) = audience {

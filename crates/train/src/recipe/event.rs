@@ -25,7 +25,7 @@ pub enum Event<'a> {
     /// The plan, before anything is written.
     #[serde(rename = "plan")]
     Planned(&'a Plan),
-    /// Nothing speaks against the run: its directory holds all settings.
+    /// All checks have passed; `run.toml` is written.
     Begun {
         /// The file of the settings.
         settings: &'a Path,
@@ -90,7 +90,7 @@ pub enum Event<'a> {
         /// Steps done.
         step: u64,
     },
-    /// The run could not start or continue.
+    /// The run could not start or continue, or a signal stopped it before training.
     Failed {
         /// The kind of error.
         code: Code,

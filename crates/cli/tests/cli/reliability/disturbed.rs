@@ -1,5 +1,7 @@
 //! Damaged checkpoints, signals, full disks, steps that are not finite.
 
+#[cfg(target_os = "linux")]
+use super::second_start::{continued, stopped_at};
 use super::trace::{Trace, newest_step, resume, signal, went_on_after};
 use crate::sandbox::tiny_model::rows;
 use crate::sandbox::{Ended, Scene, SmallDisk, ended, entries};
@@ -109,6 +111,22 @@ fn a_signal_ends_it_with_a_checkpoint() {
         resumed.says(0, &[]);
         assert_eq!(went_on_after(&resumed), newest);
         expected.assert_same(&scene, name);
+    }
+}
+
+/// A signal while model and data are read: nothing has begun, and nothing is left of it.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_signal_before_training_leaves_nothing() {
+    let scene = Scene::new();
+    for more in [&[][..], &["--events", "json"]] {
+        let child = stopped_at("run_dir.locked", &mut scene.train(more));
+        signal(child.id(), "-INT");
+        let stopped = continued(child);
+        stopped.says(130, &["stopped before training: run is as it was before"]);
+        assert!(!scene.run_dir().exists(), "{:?}", entries(&scene.run_dir()));
+        let last = stopped.stdout.lines().last().unwrap_or_default();
+        assert_eq!(last.contains("\"code\":\"interrupted\""), !more.is_empty(), "{last}");
     }
 }
 

@@ -11,7 +11,7 @@ const REFUSED: [&str; 3] = ["another process (", ") is training in run", "anothe
 
 /// Starts a process that stops itself at `point`, and waits until it has.
 #[cfg(target_os = "linux")]
-fn stopped_at(point: &str, command: &mut Command) -> Child {
+pub fn stopped_at(point: &str, command: &mut Command) -> Child {
     let child = command.env("HONE_FAILPOINT", format!("{point}=stop")).spawn().unwrap();
     let stat = format!("/proc/{}/stat", child.id());
     let begun = Instant::now();
@@ -27,7 +27,8 @@ fn stopped_at(point: &str, command: &mut Command) -> Child {
     }
 }
 
-fn continued(child: Child) -> Ended {
+/// Lets it go on to its end.
+pub fn continued(child: Child) -> Ended {
     signal(child.id(), "-CONT");
     Ended::from(child.wait_with_output().unwrap())
 }
