@@ -53,6 +53,8 @@ impl Encoded {
 
 /// A tokenizer in Hugging Face layout.
 pub struct Tokenizer {
+    /// Where it was read from.
+    dir: PathBuf,
     inner: tokenizers::Tokenizer,
     vocab_size: usize,
     bos_token_id: Option<u32>,
@@ -67,12 +69,12 @@ impl Tokenizer {
     /// `chat_template.jinja` from `dir`.
     pub fn from_dir(dir: &Path) -> Result<Self, DataError> {
         let (mut inner, num_ids) = read_tokenizer(&dir.join("tokenizer.json"))?;
-        prepare(&mut inner)?;
+        prepare(&mut inner, dir)?;
         let config = read_object(&dir.join("tokenizer_config.json"))?;
         let generation = read_object(&dir.join("generation_config.json"))?;
         let model = read_object(&dir.join("config.json"))?;
         let named = named_tokens(&read_object(&dir.join("special_tokens_map.json"))?, &config);
-        add_as_configured(&mut inner, &config, &named)?;
+        add_as_configured(&mut inner, dir, &config, &named)?;
         let id_of = |name: &str| special_id(&inner, dir, name, &named, &[&generation, &model]);
         let (bos_token_id, eos_token_id) = (id_of("bos_token")?, id_of("eos_token")?);
         let mut stop_token_ids = ids_of(generation.get("eos_token_id"));
@@ -92,12 +94,22 @@ impl Tokenizer {
         };
         let added = inner.get_added_tokens_decoder().into_keys().max();
         let vocab_size = num_ids.max(added.map_or(0, |id| id as usize + 1));
-        Ok(Self { inner, vocab_size, bos_token_id, eos_token_id, stop_token_ids, chat_template })
+        let dir = dir.to_owned();
+        Ok(Self {
+            dir,
+            inner,
+            vocab_size,
+            bos_token_id,
+            eos_token_id,
+            stop_token_ids,
+            chat_template,
+        })
     }
 
     /// Token ids of `text`, with the tokenizer's own special tokens (such as BOS) where asked.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, DataError> {
-        let encoding = self.inner.encode_fast(text, add_special_tokens).map_err(failed)?;
+        let encoding =
+            self.inner.encode_fast(text, add_special_tokens).map_err(failed(&self.dir))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -107,7 +119,7 @@ impl Tokenizer {
         text: &str,
         add_special_tokens: bool,
     ) -> Result<Encoded, DataError> {
-        let encoding = self.inner.encode(text, add_special_tokens).map_err(failed)?;
+        let encoding = self.inner.encode(text, add_special_tokens).map_err(failed(&self.dir))?;
         Ok(Encoded {
             ids: encoding.get_ids().to_vec(),
             offsets: encoding.get_offsets().to_vec(),
@@ -117,7 +129,7 @@ impl Tokenizer {
 
     /// Text of `ids`; special tokens are left out where asked.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, DataError> {
-        self.inner.decode(ids, skip_special_tokens).map_err(failed)
+        self.inner.decode(ids, skip_special_tokens).map_err(failed(&self.dir))
     }
 
     /// Decodes token by token what follows `context`, which may be empty.
@@ -198,8 +210,13 @@ impl DecodeStream<'_> {
     }
 }
 
-fn failed(error: tokenizers::Error) -> DataError {
-    DataError::tokenizer("tokenizer.json", format!("fails: {error}"), "check the model's own file")
+/// What the tokenizers library says of the model in `dir`.
+fn failed<E: std::fmt::Display>(dir: &Path) -> impl FnOnce(E) -> DataError {
+    let file = dir.join("tokenizer.json");
+    move |error| {
+        let what = format!("the tokenizer failed: {error}");
+        DataError::tokenizer(file.display(), what, "check the model's own file")
+    }
 }
 
 fn template_error(dir: &Path, what: &str) -> DataError {
@@ -327,21 +344,20 @@ fn read_object(path: &Path) -> Result<Map<String, Value>, DataError> {
 
 /// Switches off what would silently change rows: truncation, padding, and offsets that leave out
 /// the spaces a token holds.
-fn prepare(inner: &mut tokenizers::Tokenizer) -> Result<(), DataError> {
+fn prepare(inner: &mut tokenizers::Tokenizer, dir: &Path) -> Result<(), DataError> {
     inner.with_padding(None);
-    inner.with_truncation(None).map_err(failed)?;
+    inner.with_truncation(None).map_err(failed(dir))?;
     let Some(processor) = inner.get_post_processor() else { return Ok(()) };
-    let mut json = serde_json::to_value(processor).map_err(|e| failed(e.into()))?;
+    let mut json = serde_json::to_value(processor).map_err(failed(dir))?;
     if let Some(mark) = undefined_mark(&json) {
         return Err(DataError::tokenizer(
-            "tokenizer.json",
+            dir.join("tokenizer.json").display(),
             format!("its post_processor adds {mark:?}, which it does not define"),
             "restore the model's own tokenizer.json",
         ));
     }
     keep_spaces(&mut json);
-    let processor =
-        serde_json::from_value::<PostProcessorWrapper>(json).map_err(|e| failed(e.into()))?;
+    let processor = serde_json::from_value::<PostProcessorWrapper>(json).map_err(failed(dir))?;
     inner.with_post_processor(Some(processor));
     Ok(())
 }
@@ -382,6 +398,7 @@ fn keep_spaces(json: &mut Value) {
 /// after a text. A side whose key is absent stays as `tokenizer.json` has it.
 fn add_as_configured(
     inner: &mut tokenizers::Tokenizer,
+    dir: &Path,
     config: &Map<String, Value>,
     named: &Map<String, Value>,
 ) -> Result<(), DataError> {
@@ -390,7 +407,7 @@ fn add_as_configured(
     if bos.is_none() && eos.is_none() {
         return Ok(());
     }
-    let (before, after) = added_around(inner)?;
+    let (before, after) = added_around(inner, dir)?;
     let side = |asked: Option<bool>, name: &str, as_it_is: &[Mark]| match asked {
         None => as_it_is.to_vec(),
         Some(false) => Vec::new(),
@@ -404,7 +421,7 @@ fn add_as_configured(
     if wanted == (before, after) {
         return Ok(());
     }
-    inner.with_post_processor(Some(adding(wanted)?));
+    inner.with_post_processor(Some(adding(wanted, dir)?));
     Ok(())
 }
 
@@ -412,8 +429,11 @@ fn add_as_configured(
 type Mark = (String, u32);
 
 /// What the tokenizer adds before and after a text.
-fn added_around(inner: &tokenizers::Tokenizer) -> Result<(Vec<Mark>, Vec<Mark>), DataError> {
-    let sample = inner.encode("a", true).map_err(failed)?;
+fn added_around(
+    inner: &tokenizers::Tokenizer,
+    dir: &Path,
+) -> Result<(Vec<Mark>, Vec<Mark>), DataError> {
+    let sample = inner.encode("a", true).map_err(failed(dir))?;
     let is_added = sample.get_special_tokens_mask();
     let marks = |range: Range<usize>| {
         let ids = &sample.get_ids()[range];
@@ -426,7 +446,10 @@ fn added_around(inner: &tokenizers::Tokenizer) -> Result<(Vec<Mark>, Vec<Mark>),
 }
 
 /// A post-processor that adds these marks before and after a text.
-fn adding((before, after): (Vec<Mark>, Vec<Mark>)) -> Result<PostProcessorWrapper, DataError> {
+fn adding(
+    (before, after): (Vec<Mark>, Vec<Mark>),
+    dir: &Path,
+) -> Result<PostProcessorWrapper, DataError> {
     let special = |mark: &Mark| json!({"SpecialToken": {"id": mark.0, "type_id": 0}});
     let text = json!({"Sequence": {"id": "A", "type_id": 0}});
     let mut single = before.iter().map(special).collect::<Vec<_>>();
@@ -439,7 +462,7 @@ fn adding((before, after): (Vec<Mark>, Vec<Mark>)) -> Result<PostProcessorWrappe
         {"Sequence": {"id": "B", "type_id": 1}}]);
     let json = json!({"type": "TemplateProcessing", "single": single, "pair": pair,
         "special_tokens": special_tokens});
-    serde_json::from_value(json).map_err(|e| failed(e.into()))
+    serde_json::from_value(json).map_err(failed(dir))
 }
 
 /// The `*_token` entries of both files as strings; `tokenizer_config.json` wins.

@@ -400,6 +400,14 @@ fn model_directories() {
     assert_eq!(error(), format!("tokenizer.json: no such file; {mend}"));
     std::fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
     assert!(error().starts_with("tokenizer.json: not a tokenizer: "));
+    // Words alone, and no token for those that are unknown.
+    let words_only = json!({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "?"}});
+    let file = dir.path().join("tokenizer.json");
+    std::fs::write(&file, words_only.to_string()).unwrap();
+    let unknown = Tokenizer::from_dir(dir.path()).unwrap().encode("b", true).err().unwrap();
+    let expected = format!("{}: the tokenizer failed: ", file.display());
+    let message = unknown.message(words);
+    assert!(message.starts_with(&expected), "{message}");
     let fixture = Fixture::plain();
     let broken = |name: &str, text: &str| {
         fixture.write(name, text);
