@@ -200,6 +200,40 @@ fn a_warm_up_of_few_steps_is_noted() {
     }
 }
 
+/// Settings that change nothing with this data are noted, and only there.
+#[test]
+fn settings_without_effect_are_noted() {
+    let scene = Scene::new();
+    scene.write("book.txt", "w3 w4 w5 w6 w7");
+    let append_eos = "note: data.append_eos = false changes nothing";
+    let documents = "data.train=book.txt";
+    let eval_every = "note: train.eval_every_steps changes nothing";
+    for (settings, note, is_noted) in [
+        (&["data.append_eos=false"][..], append_eos, true),
+        (&["data.append_eos=false", documents], append_eos, false),
+        (&["data.append_eos=false", "data.eval=book.txt"], append_eos, false),
+        (&[documents], append_eos, false),
+        (&["data.eval=[]"], eval_every, true),
+        (&["data.eval=[]", "train.eval_every_steps=0"], eval_every, false),
+        (&[], eval_every, false),
+    ] {
+        let plan = ended(&mut scene.hone(&[&["plan", "run.toml"], settings].concat()));
+        plan.says(0, &[]);
+        assert_eq!(plan.stderr.contains(note), is_noted, "{settings:?}: {}", plan.stderr);
+    }
+    let note = "note: --append-eos changes nothing";
+    for (file, flags, is_noted) in [
+        ("eval.jsonl", &["--append-eos"][..], true),
+        ("book.txt", &["--append-eos"], false),
+        ("eval.jsonl", &[], false),
+    ] {
+        let eval = ["eval", "model", "--data", file];
+        let eval = ended(&mut scene.hone(&[&eval[..], flags].concat()));
+        eval.says(0, &[]);
+        assert_eq!(eval.stderr.contains(note), is_noted, "{file} {flags:?}: {}", eval.stderr);
+    }
+}
+
 /// Gives the model hidden states of 1024; its weights are zeros that take no disk.
 fn widen(model: &Path) {
     let wide = |n: u64| match n {
