@@ -12,11 +12,27 @@ use std::time::{Duration, Instant};
 /// Minimum interval between lines if standard error is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
+/// Since when there was no line of a kind.
+#[derive(Default)]
+struct Clock(Option<Instant>);
+
+impl Clock {
+    fn is_due(&self) -> bool {
+        self.0.is_none_or(|last| last.elapsed() >= LINE_EVERY)
+    }
+
+    fn start(&mut self) {
+        self.0 = Some(Instant::now());
+    }
+}
+
 /// Shows a run's events.
 pub struct Progress {
     num_steps: u64,
     bar: Option<ProgressBar>,
-    last_line: Option<Instant>,
+    /// Of lines on steps, and on what takes a while besides: neither holds the other up.
+    steps: Clock,
+    others: Clock,
     started: Option<(Instant, u64)>,
 }
 
@@ -24,7 +40,7 @@ impl Progress {
     /// Progress of a run of `num_steps`.
     pub fn new(num_steps: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| bar(num_steps as usize, ""));
-        Self { num_steps, bar, last_line: None, started: None }
+        Self { num_steps, bar, steps: Clock::default(), others: Clock::default(), started: None }
     }
 
     /// Shows an event.
@@ -46,8 +62,7 @@ impl Progress {
             }
             Event::Evaluating { rows } => self.doing(&format!("evaluating on {rows} rows"), true),
             Event::EvaluationProgress { rows_done, rows } => {
-                let due = self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY);
-                self.doing(&format!("evaluated {rows_done} of {rows} rows"), due);
+                self.doing(&format!("evaluated {rows_done} of {rows} rows"), self.others.is_due());
             }
             Event::Evaluated(record) => self.line(&evaluation(record)),
             Event::Checkpoint { step } => {
@@ -81,9 +96,8 @@ impl Progress {
             bar.set_position(record.step);
             return;
         }
-        let due = self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY);
-        if due || record.step == self.num_steps {
-            self.last_line = Some(Instant::now());
+        if self.steps.is_due() || record.step == self.num_steps {
+            self.steps.start();
             let left =
                 time_left(begun.elapsed(), record.step - first, self.num_steps - record.step);
             let (step, all) = (record.step, self.num_steps);
@@ -98,7 +112,7 @@ impl Progress {
             bar.set_message(text.to_owned());
             bar.tick();
         } else if due {
-            self.last_line = Some(Instant::now());
+            self.others.start();
             output::note(text);
         }
     }
@@ -144,4 +158,16 @@ fn metrics(metrics: &BTreeMap<String, f64>) -> String {
 /// Formats a value of a record, which is absent if it was not finite.
 pub fn shown(value: Option<f64>) -> String {
     value.map_or("not finite".to_owned(), |x| format!("{x:.4}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn evaluations_hold_no_line_on_steps_up() {
+        let mut progress = Progress { bar: None, ..Progress::new(3) };
+        progress.show(&Event::Evaluating { rows: 9 });
+        assert!(progress.steps.is_due() && !progress.others.is_due());
+    }
 }
