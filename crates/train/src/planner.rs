@@ -205,6 +205,11 @@ pub fn plan_with(
             plan.suggestions
                 .insert(0, "leave budget.offload out, which a resumed run may".to_owned());
         }
+        let of_steps = plan.needed_bytes() - plan.memory.samples;
+        if host.fits(setup, of_steps) {
+            let needed = crate::report::format_bytes(of_steps);
+            plan.suggestions.insert(0, format!("report.samples = 0 (needs {needed})"));
+        }
     } else {
         plan.refuse_without_room(host);
     }

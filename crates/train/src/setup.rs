@@ -6,7 +6,7 @@ use crate::error::TrainError;
 use crate::objectives;
 
 use crate::run_file::{self, AdapterSection, Held, LoraSection, ObjectiveSection, RunFile};
-use hone_data::{Cursor, Dataset, Order, RecordSpec, Tokenizer, Unit, pack_in_order};
+use hone_data::{Cursor, Dataset, Order, RecordKind, RecordSpec, Tokenizer, Unit, pack_in_order};
 use hone_model::adapter::{LoraConfig, TargetModules};
 use hone_model::hub::{self, HubError, HubSettings};
 use hone_model::{DecoderConfig, LoadOptions};
@@ -95,6 +95,7 @@ impl Setup {
         if let Some(lora) = &lora {
             lora.target_modules.resolve(&file.decoder)?;
         }
+        let given_max_seq_len = run.data.max_seq_len;
         let max_seq_len = max_seq_len(&mut run, &config)?;
         let unit_tokens = max_seq_len * rows_per_unit(&run);
         let units_per_step = units_per_step(&run, unit_tokens, note);
@@ -114,7 +115,8 @@ impl Setup {
         if run.train.max_steps.is_none() && num_steps < FEW_STEPS {
             let longest_of_eval = eval.as_ref().map_or(0, |(eval, _)| eval.report().longest_row);
             let longest_row = train.report().longest_row.max(longest_of_eval);
-            note(few_steps(&run, &mut order, longest_row, num_steps));
+            let lens = (given_max_seq_len, longest_row);
+            note(few_steps(&run, &mut order, lens, num_steps));
         }
         warm_up_of_few_steps(&run, num_steps).into_iter().for_each(&mut *note);
         Ok(Self {
@@ -214,42 +216,54 @@ const ENOUGH_STEPS: usize = 50;
 /// What to know of a share of warm-up that is a whole step where there are few.
 fn warm_up_of_few_steps(run: &RunFile, num_steps: u64) -> Option<String> {
     let ratio = run.train.warmup_ratio.filter(|_| num_steps < FEW_STEPS)?;
-    let warm_up = match run.train.num_warmup_steps(num_steps) {
-        0 => return None,
-        1 => "a step".to_owned(),
-        more => format!("{more} steps"),
+    let warm_up = match (run.train.num_warmup_steps(num_steps), num_steps) {
+        (0, _) => return None,
+        (_, 1) => "the only step is warm-up: its".to_owned(),
+        (1, _) => format!("the first of {num_steps} steps is warm-up: its"),
+        (more, _) => format!("the first {more} of {num_steps} steps are warm-up: the first one's"),
     };
     Some(format!(
-        "train.warmup_ratio = {ratio} makes {warm_up} of {num_steps} a warm-up, whose first has a \
-         learning rate of 0 and changes nothing. train.warmup_steps = 0 learns from every step"
+        "with train.warmup_ratio = {ratio} {warm_up} learning rate is 0, so it changes nothing. \
+         Set train.warmup_steps = 0 to learn from every step"
     ))
 }
 
-/// What to know of a run of few steps. The batch that it suggests has room for the longest row, and
-/// the run file allows it.
-fn few_steps(run: &RunFile, order: &mut Order, longest_row: usize, num_steps: u64) -> String {
+/// What to know of a run of few steps. The batch that it suggests makes more of them, has room for
+/// the longest row, and the run file allows it.
+fn few_steps(
+    run: &RunFile,
+    order: &mut Order,
+    (given_max_seq_len, longest_row): (Option<usize>, usize),
+    num_steps: u64,
+) -> String {
     let epoch_tokens = order.tokens_in_epoch(0);
     let (batch, rows) = (run.train.batch_tokens, rows_per_unit(run));
-    let max_seq_len = run.data.max_seq_len.unwrap_or(longest_row);
+    let max_seq_len = run.data.max_seq_len.expect("filled in by now");
+    let longest = match objectives::of(&run.objective).records() {
+        // A prompt also meets the answer of another row.
+        RecordKind::Rated => (2 * longest_row).min(max_seq_len),
+        RecordKind::Plain | RecordKind::Pairs => longest_row,
+    };
     let all = epoch_tokens.saturating_mul(run.train.num_epochs.unwrap_or(1) as usize);
     let at_least = match run.budget.micro_batch_tokens {
-        // A multiple of `max_seq_len`, which must then stay.
+        // It has to be a multiple of `max_seq_len`, which then has to stay.
         Some(micro_batch) => micro_batch.max(max_seq_len * rows),
-        None => longest_row * rows,
+        None => longest * rows,
     };
     let wanted = (all / ENOUGH_STEPS).max(at_least).next_power_of_two();
-    let also = match wanted / rows {
-        shorter if shorter < max_seq_len => format!(" and data.max_seq_len to {shorter}"),
+    let also = match (given_max_seq_len, wanted / rows) {
+        (Some(given), shorter) if shorter < given => format!(" and data.max_seq_len to {shorter}"),
         _ => String::new(),
     };
-    let more = match wanted < batch {
-        true => {
-            format!("Set it to {wanted}{also} for some {} steps, or raise", all.div_ceil(wanted))
+    let more = match all.div_ceil(wanted) {
+        more if wanted < batch && more as u64 > num_steps => {
+            format!("Set it to {wanted}{also} for some {more} steps, or raise")
         }
-        false => "Raise".to_owned(),
+        _ => "Raise".to_owned(),
     };
+    let steps = if num_steps == 1 { "step" } else { "steps" };
     format!(
-        "only {num_steps} steps: an epoch holds {epoch_tokens} tokens and train.batch_tokens is \
+        "only {num_steps} {steps}: an epoch holds {epoch_tokens} tokens and train.batch_tokens is \
          {batch}. {more} train.num_epochs to learn more"
     )
 }

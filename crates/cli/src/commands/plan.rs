@@ -112,9 +112,12 @@ fn mixture(data: &DataReport) -> String {
 fn time(plan: &Plan) -> String {
     let part = |what: String, seconds: f64| format!("{what} {}", format_seconds(seconds));
     let (time, steps, evaluations) = (&plan.time, plan.num_steps, plan.time.num_evaluations);
-    let mut parts = vec![part(format!("{steps} steps"), time.training_seconds)];
+    let count = |number: u64, thing: &str| {
+        format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+    };
+    let mut parts = vec![part(count(steps, "step"), time.training_seconds)];
     if evaluations > 0 {
-        parts.push(part(format!("{evaluations} evaluations"), time.evaluation_seconds));
+        parts.push(part(count(evaluations, "evaluation"), time.evaluation_seconds));
     }
     if time.sample_seconds > 0.0 {
         parts.push(part("samples".to_owned(), time.sample_seconds));

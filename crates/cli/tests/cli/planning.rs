@@ -122,32 +122,52 @@ fn samples_are_planned() {
     refused.says(2, &["report.samples = 0 (needs "]);
     assert_eq!(plan_of_it["suggestions"].as_array().unwrap().len(), 1, "{plan_of_it}");
     plan(&scene, &["report.samples=0", &memory]).0.says(0, &[]);
+    // A resumed run too may leave them out.
+    let begun = ["budget.recompute=block", "report.samples=0"];
+    let killed = ended(scene.train(&begun).env("HONE_FAILPOINT", "file.renamed:2"));
+    assert_eq!(killed.status, None, "{}", killed.stderr);
+    let resumed = ended(&mut scene.train(&[begun[0], "report.samples=9", &memory, "--resume"]));
+    resumed.says(2, &["report.samples = 0 (needs ", "a resumed run keeps its micro-batches"]);
 }
 
 /// What is suggested to a run of few steps can be done, whatever else the run file asks for.
 #[test]
 fn a_suggested_batch_is_accepted() {
     let scene = Scene::new();
-    let settings = ["train.num_epochs=1", "train.batch_tokens=4096", "data.max_seq_len=64"];
-    for (micro_batch, suggestion) in [
-        (Some("budget.micro_batch_tokens=128"), "Set it to 128 for some"),
-        (None, "Set it to 16 and data.max_seq_len to 16 for some"),
+    let text = std::fs::read_to_string(scene.path("run.toml")).unwrap();
+    let text = text.replace("micro_batch_tokens = 32\n", "").replace("max_seq_len = 32\n", "");
+    scene.write("run.toml", &text);
+    let rated = r#"{"prompt": "a b c d e", "completion": "f", "label": true}"#;
+    scene.write("rated.jsonl", &format!("{rated}\n").repeat(60));
+    let settings = ["train.num_epochs=1", "train.batch_tokens=4096"];
+    let rated = ["data.train=rated.jsonl", "data.eval=[]", "data.max_seq_len=64"];
+    for (more, suggestion) in [
+        (&["data.max_seq_len=64", "budget.micro_batch_tokens=128"][..], "Set it to 128 for some"),
+        (&["data.max_seq_len=64"], "Set it to 16 and data.max_seq_len to 16 for some"),
+        (&[], "Set it to 16 for some"),
+        (&rated, "Set it to 8 and data.max_seq_len to 8 for some"),
+        // Where a prompt meets the answer of another row.
+        (
+            &[&rated[..], &["objective.kind=kto"]].concat(),
+            "Set it to 16 and data.max_seq_len to 16",
+        ),
     ] {
-        let text = std::fs::read_to_string(scene.path("run.toml")).unwrap();
-        scene.write("run.toml", &text.replace("micro_batch_tokens = 32\n", ""));
-        let with = |settings: &[&str]| {
-            let micro_batch = micro_batch.into_iter().collect();
-            plan(&scene, &[settings.to_vec(), micro_batch].concat()).0
-        };
-        with(&settings).says(0, &[suggestion]);
+        plan(&scene, &[more, &settings].concat()).0.says(0, &[suggestion]);
         let number = |after: &str| {
             let text = suggestion.split(after).nth(1)?;
             text.split(' ').next().map(str::to_owned)
         };
         let batch = format!("train.batch_tokens={}", number("Set it to ").unwrap());
-        let len = number("max_seq_len to ").unwrap_or("64".to_owned());
-        with(&[settings[0], &batch, &format!("data.max_seq_len={len}")]).says(0, &[]);
+        let len = number("max_seq_len to ").map(|len| format!("data.max_seq_len={len}"));
+        let is_kept = |setting: &&str| len.is_none() || !setting.starts_with("data.max_seq_len");
+        let changed = [settings[0], &batch].into_iter().chain(len.as_deref());
+        let changed: Vec<&str> = more.iter().copied().filter(is_kept).chain(changed).collect();
+        plan(&scene, &changed).0.says(0, &[]);
     }
+    // A smaller batch would make as many steps.
+    scene.write("train.jsonl", &rows(4));
+    let few = plan(&scene, &["train.num_epochs=1", "train.batch_tokens=17"]).0;
+    few.says(0, &["only 3 steps", "is 17. Raise train.num_epochs"]);
 }
 
 /// All that a run does is in its time, and the short step at an epoch's end is no full one.
@@ -187,7 +207,7 @@ fn time_is_of_all_that_a_run_does() {
 #[test]
 fn a_warm_up_of_few_steps_is_noted() {
     let scene = Scene::new();
-    let note = "a step of 3 a warm-up";
+    let note = "the first of 3 steps is warm-up: its learning rate is 0";
     for (settings, is_noted) in [
         (&["train.max_steps=3"][..], true),
         (&["train.max_steps=3", "train.warmup_steps=0"], false),
