@@ -195,7 +195,7 @@ impl Engine {
         let mut d_log_probs = self.device.alloc(Category::Activations, DType::F32, shape);
         let mut loss = 0.0;
         let found = (!self.device.is_dry()).then(|| log_probs.value().to_vec_f32());
-        // Of a pass that failed, reading included, the contents are what was there before.
+        // Where the pass or reading its result failed, the memory holds what was there before.
         if let Some(log_probs) = found.filter(|_| !self.device.is_failing()) {
             let (n, mut d) = (batch.num_targets, vec![0.0; log_probs.len()]);
             let scores = micro_batch.scores(&log_probs[..n]);

@@ -57,7 +57,7 @@ impl RunDir {
         self.holds_run().then(|| Some(self.read_manifest().ok()?.created_unix)).flatten()
     }
 
-    /// Checks that there is nothing but a run, if that.
+    /// Checks that there is nothing here, or a run.
     fn check_is_ours(&self) -> Result<(), TrainError> {
         let what = if self.0.exists() && !self.0.is_dir() {
             "is a file"
@@ -204,17 +204,18 @@ impl RunDir {
     /// When the directory cannot be written.
     pub fn update(&self, setup: &Setup, plan: &Plan) -> Result<(), TrainError> {
         let (path, text) = (self.join("run.toml"), setup.run.to_toml());
+        let begun = RunFile::load(&path, &[])?;
         if std::fs::read_to_string(&path).map_err(TrainError::io(&path))? != text {
             write_file_whole(&path, text.as_bytes())?;
         }
         failpoint::hit("run_dir.half_written");
         let mut manifest = self.read_manifest()?;
-        let (schedule, is_longer) =
-            (setup.run.schedule.kind(), manifest.plan.num_steps != plan.num_steps);
-        let varies_now = manifest.schedule == CONSTANT && schedule != CONSTANT;
-        if varies_now {
-            schedule.clone_into(&mut manifest.schedule);
-        }
+        let is_longer = manifest.plan.num_steps != plan.num_steps;
+        // The first of those that are not constant; a manifest may be older than its field.
+        let kinds = [&*manifest.schedule, begun.schedule.kind(), setup.run.schedule.kind()];
+        let kind = kinds.into_iter().find(|kind| *kind != CONSTANT).unwrap_or(CONSTANT).to_owned();
+        let varies_now = manifest.schedule != kind;
+        manifest.schedule = kind;
         if is_longer {
             // Measured at the end of the first part: of the whole, nothing is known yet.
             (manifest.plan, manifest.actual) = (plan.clone(), None);
@@ -348,8 +349,8 @@ fn extension((begun, manifest): (&RunFile, &Manifest), setup: &Setup) -> Result<
     let kinds = [&*manifest.schedule, begun.schedule.kind(), setup.run.schedule.kind()];
     if let Some(kind) = kinds.into_iter().find(|kind| *kind != CONSTANT) {
         let result = match setup.lora {
-            Some(_) => "adapter.init_from naming this one\'s adapter/",
-            None => "model.path naming this one\'s model/",
+            Some(_) => "adapter.init_from naming this one's adapter/",
+            None => "model.path naming this one's model/",
         };
         return Err(format!(
             "{change}: with schedule.kind = \"{kind}\" the learning rate of every step follows \

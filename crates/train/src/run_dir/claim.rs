@@ -9,7 +9,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-/// Locked by the process that trains, whose id is in it as long. It is made before anything else
+/// Locked by the process that trains, whose id is in it meanwhile. It is made before anything else
 /// and never replaced: a lock on a file that a rename may replace would be a lock on whichever file
 /// had the name before.
 pub(super) const LOCK: &str = ".lock";

@@ -44,7 +44,8 @@ pub struct Manifest {
     pub inputs: Inputs,
     /// What was planned.
     pub plan: Plan,
-    /// `schedule.kind`; once another than `constant`, it stays, since not all steps were constant.
+    /// The first `schedule.kind` other than `constant` that the run had: from then on, not all of
+    /// its steps are constant.
     #[serde(default = "constant")]
     pub schedule: String,
     /// What it took; `None` until the run is finished.
@@ -110,7 +111,8 @@ pub struct Actual {
     pub step_seconds: Option<f64>,
     /// All steps.
     pub total_seconds: f64,
-    /// From the last start that trained to the result.
+    /// Of the last process that trained, from its start to the result; where it was killed after
+    /// its last step, of the one that wrote the result.
     pub session_seconds: f64,
 }
 

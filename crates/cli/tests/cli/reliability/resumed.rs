@@ -282,7 +282,12 @@ fn other_schedules_cannot_be_extended() {
     let scene = Scene::new();
     let says = ["max_steps: 3 → 60", "schedule.kind = \"cosine\"", "adapter.init_from"];
     extend(&scene, &[], &[]).says(2, &says);
-    // Nor by way of another schedule for no steps at all.
+    // Nor by way of another schedule for no steps at all, where the manifest is older than that.
+    let manifest = scene.run_dir().join("manifest.json");
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    let mut older: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(older.as_object_mut().unwrap().remove("schedule"), Some(json!("cosine")));
+    std::fs::write(&manifest, older.to_string()).unwrap();
     let constant = "schedule.kind=constant";
     ended(&mut scene.train(&[constant, "train.max_steps=3", "--resume"])).says(0, &[]);
     ended(&mut scene.train(&[constant, "train.max_steps=60", "--resume"])).says(2, &says);
