@@ -76,7 +76,7 @@ pub(super) fn figures(run: &Sources) -> String {
     let eval_loss = last_eval.and_then(|eval| eval.loss);
     let perplexity = last_eval.and_then(|eval| eval.perplexity);
     [
-        training_loss(&losses),
+        figure_of_steps("Training loss", &losses),
         figure("Evaluation loss", change(before.and_then(|eval| eval.loss), eval_loss)),
         figure("Perplexity", change(before.and_then(|eval| eval.perplexity), perplexity)),
         objective_figures(run),
@@ -87,13 +87,13 @@ pub(super) fn figures(run: &Sources) -> String {
     .concat()
 }
 
-/// Losses of single steps differ by their rows more than by what is learnt meanwhile: where there
-/// are enough of them, this is the mean of the first and of the last tenth.
-fn training_loss(losses: &[f64]) -> String {
-    let (before, after) = ends(losses);
-    let label = match steps_of_an_end(losses) {
-        1 => "Training loss".to_owned(),
-        steps => format!("Training loss, mean of {steps} steps"),
+/// Figures of single steps differ by their rows more than by what is learnt meanwhile: where there
+/// are enough of them, means of the first and the last ones are shown, a tenth or fifty at most.
+fn figure_of_steps(label: &str, values: &[f64]) -> String {
+    let (before, after) = ends(values);
+    let label = match steps_of_an_end(values) {
+        1 => label.to_owned(),
+        steps => format!("{label}, mean of {steps} steps"),
     };
     figure(&label, change(before, after))
 }
@@ -113,20 +113,20 @@ fn ends(values: &[f64]) -> (Option<f64>, Option<f64>) {
 /// The objective's metrics from first to last: of evaluations if there are any, else of steps.
 fn objective_figures(run: &Sources) -> String {
     let value = |amounts: &Amounts, name: &str| amounts.get(name).and_then(|x| x.as_f64());
-    let of = |name: &str| match run.evals.as_slice() {
-        [] => {
-            let of_steps = run.metrics.iter().filter_map(|line| value(&line.metrics, name));
-            ends(&of_steps.collect::<Vec<_>>())
-        }
-        [only] => (None, value(&only.metrics, name)),
-        [first, .., last] => (value(&first.metrics, name), value(&last.metrics, name)),
-    };
     let of_steps = run.metrics.last().map(|line| &line.metrics);
     let last = run.evals.last().map(|eval| &eval.metrics).or(of_steps);
     let names = last.into_iter().flat_map(Amounts::keys);
     let shown = |name: &String| {
-        let (before, after) = of(name);
-        figure(&escape(name), change(before, after))
+        let label = escape(name);
+        let (before, after) = match run.evals.as_slice() {
+            [] => {
+                let of_steps = run.metrics.iter().filter_map(|line| value(&line.metrics, name));
+                return figure_of_steps(&label, &of_steps.collect::<Vec<_>>());
+            }
+            [only] => (None, value(&only.metrics, name)),
+            [first, .., last] => (value(&first.metrics, name), value(&last.metrics, name)),
+        };
+        figure(&label, change(before, after))
     };
     names.map(shown).collect()
 }
@@ -204,13 +204,12 @@ fn plan_table(run: &Sources) -> String {
     let finished = unfinished(run).is_none(); // totals of half a run compare with nothing
     let done = run.metrics.last().map(|line| line.step as f64).filter(|_| finished);
     let total = total_seconds(run).filter(|_| finished);
-    let of_steps = plan.training_seconds.or(plan.total_seconds); // the latter alone until 0.1
     let rows: String = [
         plan_row("Peak memory of the process", plan.peak_bytes, actual_peak(run), bytes),
         plan_row("Arena", plan.arena_bytes, actual.arena_bytes, bytes),
         plan_row("Time per step", plan.step_seconds, mean_step_seconds(run), seconds),
         plan_row("Steps", plan.num_steps, done, count),
-        plan_row("Time of all steps", of_steps, total, seconds),
+        plan_row("Time of all steps", plan.training_seconds, total, seconds),
     ]
     .concat();
     let rates = plan.flops_per_step.zip(mean_step_seconds(run)).map(|(flops, seconds)| {
@@ -298,7 +297,8 @@ fn sample(sample: &Sample) -> String {
         let Some(text) = text else { return String::new() };
         let body = match text.trim().is_empty() {
             true => "<p class=\"text empty\">(empty)</p>".to_owned(),
-            false => format!("<p class=\"text\">{}</p>", escape(text.trim())),
+            // Spaces are part of a text; line ends around it only take room.
+            false => format!("<p class=\"text\">{}</p>", escape(text.trim_matches(['\r', '\n']))),
         };
         format!("<div class=\"{class}\"><h3>{label}</h3>{body}</div>")
     };

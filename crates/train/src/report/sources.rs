@@ -176,7 +176,6 @@ pub(super) struct Plan {
     pub flops_per_step: Option<f64>,
     pub step_seconds: Option<f64>,
     pub num_steps: Option<f64>,
-    pub total_seconds: Option<f64>,
     pub training_seconds: Option<f64>,
     pub gpu: Option<String>,
     pub micro_batch_tokens: Option<f64>,

@@ -36,7 +36,7 @@ const MANIFEST: &str = r#"{
 "plan": {"peak_bytes": 1610612736, "arena_bytes": 943718400, "memory": {"weights": 269000000,
   "adapters": 19537920, "gradients": 19537920, "optimizer": 39075840, "activations": 800000000,
   "head": 120000000, "workspace": 60000000}, "flops_per_step": 3.1e12, "step_seconds": 4.1,
-  "num_steps": 300, "total_seconds": 1230, "micro_batch_tokens": 4096, "recompute": "block"},
+  "num_steps": 300, "training_seconds": 1230, "micro_batch_tokens": 4096, "recompute": "block"},
 "actual": {"peak_bytes": 1590612736, "arena_bytes": 943718400, "step_seconds": 4.4,
   "total_seconds": 1352}}"#;
 
@@ -73,7 +73,8 @@ const SAMPLES: &str = r#"[
  "reference": "12 + 5 = 17, 17 - 3 = 14\n#### 14",
  "before": "The farmer has cows. The farmer has cows. The farmer has cows and he is happy and",
  "after": "He has 12 + 5 = 17 cows.\nThen 17 - 3 = 14 cows.\n#### 14"},
-{"prompt": "Once upon a time", "reference": null, "before": "", "after": "there was a <b>fox</b>"}
+{"prompt": "\n    Once upon a time\n",
+ "reference": null, "before": "", "after": "there was a <b>fox</b>"}
 ]"#;
 
 fn run_dir(files: &[(&str, &str)]) -> TempDir {
@@ -121,6 +122,7 @@ fn a_whole_run_shows_everything() {
         "activations<b>763 MiB</b>",
         "backward<b>13 min 30 s</b>",
         "there was a &lt;b&gt;fox&lt;/b&gt;",
+        "<p class=\"text\">    Once upon a time</p>",
         "<td>rows</td><td>7,473</td><td>1,319</td>",
         "<td>target tokens</td><td>654,321 (53 %)</td><td>90,000 (45 %)</td>",
         "<td>truncated rows</td><td>3</td><td>–</td>",
@@ -133,6 +135,16 @@ fn a_whole_run_shows_everything() {
     let data = embedded(&page);
     assert_eq!(data["step"].as_array().unwrap().len(), 300);
     assert_eq!(data["eval"]["loss"], json!([2.71, 1.32, 1.01, 0.93]));
+}
+
+#[test]
+fn means_of_steps_say_of_how_many() {
+    let line = |step: u32| format!("{{\"step\":{step},\"loss\":2,\"metrics\":{{\"kl\":0.25}}}}\n");
+    let lines: String = (1..=20).map(line).collect();
+    let page = page(&[("run.toml", RUN), ("metrics.jsonl", &lines)]);
+    for label in ["Training loss", "kl"] {
+        assert!(page.contains(&format!("<span>{label}, mean of 2 steps</span>")), "{page}");
+    }
 }
 
 /// One step has come from nowhere.
