@@ -38,7 +38,7 @@ pub struct DeviceProfile {
     /// FLOP/s of products whose contraction goes over tokens, in bf16.
     pub product_over_tokens: f64,
     /// FLOP/s of products with a side as short as an adapter's rank, in bf16.
-    pub product_thin: f64,
+    pub product_low_rank: f64,
     /// FLOP/s of attention, forward and backward in bf16, with what tiles compute beyond it.
     pub attention: f64,
     /// FLOP/s of gated activations, forward and backward in bf16.
@@ -170,7 +170,7 @@ impl DeviceProfile {
                     Work::Product => slower / self.product_bf16,
                     Work::Int8 => 1.0 / product_in_eight_bits,
                     Work::OverTokens => slower / self.product_over_tokens,
-                    Work::LowRank => slower / self.product_thin,
+                    Work::LowRank => slower / self.product_low_rank,
                     Work::Attention => slower / self.attention,
                     Work::Elementwise => 1.0 / self.elementwise,
                 }

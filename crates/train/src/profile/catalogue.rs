@@ -137,7 +137,7 @@ impl Gpu {
             ceiling_int8: self.int8 * tera,
             product_over_tokens: 0.9 * product_bf16,
             // Bound by the memory that the long side takes.
-            product_thin: 0.2 * product_bf16,
+            product_low_rank: 0.2 * product_bf16,
             attention: match self.capability {
                 // Without the tensor cores' newer words: by multiply-adds.
                 (..8, _) => 0.25 * self.f32 * tera,

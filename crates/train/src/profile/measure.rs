@@ -101,7 +101,7 @@ enum Measure {
     /// Products computed so.
     Product(Compute),
     OverTokens,
-    Thin,
+    LowRank,
     Attention,
     Elementwise,
     Memory,
@@ -115,7 +115,7 @@ impl Measure {
             }
             Self::Product(compute) => (Rate::Flops(Work::Product), Box::new(product(on, compute))),
             Self::OverTokens => (Rate::Flops(Work::OverTokens), Box::new(trained(on))),
-            Self::Thin => (Rate::Flops(Work::LowRank), Box::new(adapted(on))),
+            Self::LowRank => (Rate::Flops(Work::LowRank), Box::new(adapted(on))),
             Self::Attention => (Rate::Flops(Work::Attention), Box::new(attention(on))),
             Self::Elementwise => (Rate::Flops(Work::Elementwise), Box::new(elementwise(on))),
             Self::Memory => (Rate::Bytes, Box::new(memory(on))),
@@ -144,7 +144,7 @@ impl Rates {
             product_bf16: product(self.narrow, profile.product_bf16),
             product_int8: product(Compute::Int8, profile.product_int8),
             product_over_tokens: rate(Measure::OverTokens, profile.product_over_tokens),
-            product_thin: rate(Measure::Thin, profile.product_thin),
+            product_low_rank: rate(Measure::LowRank, profile.product_low_rank),
             attention: rate(Measure::Attention, profile.attention),
             elementwise: rate(Measure::Elementwise, profile.elementwise),
             memory: rate(Measure::Memory, profile.memory),
@@ -158,7 +158,7 @@ fn rates(on: &On<'_>, quantised: &[Compute]) -> Rates {
     let products = floats.iter().chain(quantised).map(|&compute| Measure::Product(compute));
     let others = [
         Measure::OverTokens,
-        Measure::Thin,
+        Measure::LowRank,
         Measure::Attention,
         Measure::Elementwise,
         Measure::Memory,
@@ -425,7 +425,7 @@ mod tests {
                 p.product_f32,
                 p.product_bf16,
                 p.product_over_tokens,
-                p.product_thin,
+                p.product_low_rank,
                 p.attention,
                 p.elementwise,
                 p.memory,

@@ -31,7 +31,7 @@ fn profile() -> DeviceProfile {
         ceiling_bf16: 4e11,
         ceiling_int8: 8e11,
         product_over_tokens: 1.5e11,
-        product_thin: 1e11,
+        product_low_rank: 1e11,
         attention: 5e10,
         elementwise: 2.5e10,
         memory: 1e10,
