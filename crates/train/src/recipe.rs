@@ -69,41 +69,27 @@ pub struct Finished {
     pub samples: Vec<Sample>,
 }
 
-/// Trains as `setup` and `options` say. `stop` is asked after each step.
+/// Trains as `setup` and `options` say in the run's directory, which is best claimed before the
+/// setup takes its time: a run that is there goes on. `stop` is asked after each step.
 ///
 /// # Errors
 /// See [`TrainError`]; what is on disk stays whole.
 pub fn train(
+    mut claim: Claim,
     setup: &Setup,
     options: Options,
     event: &mut dyn FnMut(Event<'_>),
     stop: &dyn Fn() -> bool,
 ) -> Result<Outcome, TrainError> {
-    let claim = RunDir::new(&setup.run.output.dir).claim(options.resume)?;
-    train_claimed(claim, setup, options, event, stop)
-}
-
-/// The same in a directory that is claimed already, best before the setup takes its time: the run
-/// that the claim holds goes on.
-///
-/// # Errors
-/// As [`train`].
-pub fn train_claimed(
-    claim: Claim,
-    setup: &Setup,
-    options: Options,
-    event: &mut dyn FnMut(Event<'_>),
-    stop: &dyn Fn() -> bool,
-) -> Result<Outcome, TrainError> {
-    let dir = RunDir::new(&setup.run.output.dir);
-    let checkpoints = dir.checkpoints();
     event(Event::Started {
         hone_version: env!("CARGO_PKG_VERSION"),
         output_dir: &setup.run.output.dir,
         num_steps: setup.num_steps,
     });
-    let outcome = train_in((dir, claim), setup, options, event, stop)
-        .map_err(|error| error.with_last_good(&checkpoints))?;
+    let outcome = train_in(&mut claim, setup, options, event, stop)
+        .map_err(|error| error.with_last_good(&claim.dir().checkpoints()))?;
+    // Who hears that a run has ended may start another in its directory.
+    drop(claim);
     match &outcome {
         Outcome::Finished(finished) => event(Event::Finished(finished)),
         Outcome::Interrupted { step } => event(Event::Interrupted { step: *step }),
@@ -112,7 +98,7 @@ pub fn train_claimed(
 }
 
 fn train_in(
-    (dir, mut claim): (RunDir, Claim),
+    claim: &mut Claim,
     setup: &Setup,
     options: Options,
     event: &mut dyn FnMut(Event<'_>),
@@ -120,15 +106,16 @@ fn train_in(
 ) -> Result<Outcome, TrainError> {
     let begun = Instant::now();
     let resuming = claim.holds_run();
-    let planned = plan(setup, &dir, resuming)?;
+    let planned = plan(setup, claim.dir(), resuming)?;
     event(Event::Planned(&planned.plan));
     let note = sample::turn_end_note(&setup.config, &setup.tokenizer, &setup.train);
     note.into_iter().for_each(|text| event(Event::Note { text }));
     refuse_what_cannot_fit(&planned.plan)?;
     match resuming {
-        true => dir.update(setup, &planned.plan)?,
-        false => dir.begin(&mut claim, setup, &planned.plan)?,
+        true => claim.dir().update(setup, &planned.plan)?,
+        false => claim.begin(setup, &planned.plan)?,
     }
+    let dir = claim.dir();
     event(Event::Begun { settings: &dir.join("run.toml") });
     let device = device(setup, &planned);
     let held = Held::of(setup, planned.plan.offloaded_blocks);
@@ -149,7 +136,7 @@ fn train_in(
     if resuming {
         run.load_newest(event)?;
     }
-    let mut logs = Logs::open(&run.dir, run.step, event)?;
+    let mut logs = Logs::open(dir, run.step, event)?;
     let samples = run.samples_before(event)?;
     device.release_free_memory();
     run.arena = Arena::new(&device, run.planned.plan.arena_bytes as usize)?;
@@ -262,7 +249,7 @@ struct Run<'a> {
     engine: Engine,
     arena: Arena,
     planned: Planned,
-    dir: RunDir,
+    dir: &'a RunDir,
     /// Steps done.
     step: u64,
     cursor: Cursor,

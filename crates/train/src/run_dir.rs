@@ -98,18 +98,14 @@ impl RunDir {
     }
 
     /// Writes `manifest.json` and `run.toml` of a new run; `run.toml` last, since with it the run
-    /// counts as begun. When that fails, `claim` leaves nothing behind.
-    ///
-    /// # Errors
-    /// If the directory cannot be written.
-    pub fn begin(&self, claim: &mut Claim, setup: &Setup, plan: &Plan) -> Result<(), TrainError> {
+    /// counts as begun.
+    fn begin(&self, setup: &Setup, plan: &Plan) -> Result<(), TrainError> {
         let manifest = Manifest::new(setup, plan)?;
         let checkpoints = self.checkpoints();
         std::fs::create_dir_all(&checkpoints).map_err(TrainError::io(&checkpoints))?;
         self.write_json(MANIFEST, &manifest)?;
         failpoint::hit("run_dir.half_written");
         write_file_whole(&self.join("run.toml"), setup.run.to_toml().as_bytes())?;
-        claim.keep();
         Ok(())
     }
 

@@ -98,7 +98,7 @@ pub fn train(
         return Err(failure);
     }
     let mut hear = |event: Event<'_>| audience.hear(setup, &event);
-    let outcome = recipe::train_claimed(claim, setup, options, &mut hear, &|| stop.is_raised());
+    let outcome = recipe::train(claim, setup, options, &mut hear, &|| stop.is_raised());
     if let Audience::Person(Some(progress)) = audience {
         progress.finish();
     }

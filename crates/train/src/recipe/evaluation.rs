@@ -17,7 +17,7 @@ impl Run<'_> {
         event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), TrainError> {
         let Some((dataset, units)) = &self.setup.eval else { return Ok(()) };
-        let done = result::evaluations(&self.dir)?.iter().any(|record| record.step == self.step);
+        let done = result::evaluations(self.dir)?.iter().any(|record| record.step == self.step);
         if done {
             return Ok(());
         }

@@ -93,7 +93,7 @@ impl Run<'_> {
         self.dir.finish(self.actual(begun, arena_bytes)?)?;
         let report = self.dir.join("report.html");
         write_file_whole(&report, report::build(self.dir.path())?.as_bytes())?;
-        let evaluations = evaluations(&self.dir)?;
+        let evaluations = evaluations(self.dir)?;
         Ok(Finished { result, report, evaluations, samples })
     }
 

@@ -5,6 +5,8 @@ use super::RunDir;
 use crate::code::Code;
 use crate::error::TrainError;
 use crate::failpoint;
+use crate::planner::Plan;
+use crate::setup::Setup;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -126,9 +128,20 @@ impl Claim {
         self.holds_run
     }
 
-    /// Lets what is in the directory stay.
-    pub(super) fn keep(&mut self) {
+    /// The directory.
+    pub fn dir(&self) -> &RunDir {
+        &self.dir
+    }
+
+    /// Writes the beginning of a new run. When that fails, nothing is left of it once the claim is
+    /// dropped.
+    ///
+    /// # Errors
+    /// If the directory cannot be written.
+    pub fn begin(&mut self, setup: &Setup, plan: &Plan) -> Result<(), TrainError> {
+        self.dir.begin(setup, plan)?;
         self.holds_run = true;
+        Ok(())
     }
 }
 

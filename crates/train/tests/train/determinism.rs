@@ -1,6 +1,6 @@
 //! The same bits again: with other threads, with recomputation, across an interruption.
 
-use crate::fixture::{LORA, Scene, Trail, train, train_with};
+use crate::fixture::{LORA, Scene, Trail, carry_out, train, train_with};
 use hone_model::{LoadOptions, Recompute};
 use hone_tensor::cuda::Gpu;
 use hone_tensor::{Compute, Device};
@@ -10,7 +10,7 @@ use hone_train::checkpoint::{self, sha256_of_file};
 use hone_train::engine::{AdapterSet, Base, Engine, EngineOptions};
 use hone_train::loading::{self, Held};
 use hone_train::objectives::Likelihood;
-use hone_train::recipe::{self, Event, Options, Outcome};
+use hone_train::recipe::{Event, Options, Outcome};
 use hone_train::run_dir::NUMERICS;
 use std::cell::Cell;
 use std::path::Path;
@@ -124,16 +124,16 @@ fn check_interruptions(backend: &Backend, settings: &[&str]) {
         setup
     };
     let steps = setup(&whole).num_steps;
-    let ended = recipe::train(&setup(&whole), Options::default(), &mut |_| {}, &|| false);
+    let ended = carry_out(&setup(&whole), Options::default(), &mut |_| {}, &|| false);
     assert!(matches!(ended.unwrap(), Outcome::Finished(_)));
     for expected in 1..steps {
-        let ended = recipe::train(&setup(&pieces), RESUME, &mut |_| {}, &|| true);
+        let ended = carry_out(&setup(&pieces), RESUME, &mut |_| {}, &|| true);
         let Outcome::Interrupted { step } = ended.unwrap() else { panic!("not interrupted") };
         assert_eq!(step, expected);
     }
     let asked = Cell::new(0);
     let stop = || asked.replace(asked.get() + 1) > 0;
-    let ended = recipe::train(&setup(&pieces), RESUME, &mut |_| {}, &stop);
+    let ended = carry_out(&setup(&pieces), RESUME, &mut |_| {}, &stop);
     assert!(matches!(ended.unwrap(), Outcome::Finished(_)));
     assert_eq!(digests(&whole, steps), digests(&pieces, steps));
 }
@@ -155,7 +155,7 @@ fn graphs_change_nothing() {
             let settings = [&settings[..], &["train.eval_every_steps = 4", graphs]].concat();
             let mut setup = scene.setup(&settings);
             (setup.compute, setup.backend) = (compute, Backend::Cuda(gpu.clone()));
-            let ended = recipe::train(&setup, Options::default(), &mut |_| {}, &|| false);
+            let ended = carry_out(&setup, Options::default(), &mut |_| {}, &|| false);
             let Outcome::Finished(finished) = ended.unwrap() else { panic!("not finished") };
             let losses: Vec<_> = finished.evaluations.iter().map(|record| record.loss).collect();
             Some(((digests(&scene, setup.num_steps), losses), gpu.num_replays()))
@@ -171,11 +171,11 @@ fn graphs_change_nothing() {
 fn a_run_does_not_go_on_on_another_processor() {
     let Some(gpu) = Gpu::for_tests() else { return };
     let (scene, settings) = (Scene::new("dynamic"), [&LORA[..], &["train.max_steps = 2"]].concat());
-    let begun = recipe::train(&scene.setup(&settings), Options::default(), &mut |_| {}, &|| true);
+    let begun = carry_out(&scene.setup(&settings), Options::default(), &mut |_| {}, &|| true);
     assert!(matches!(begun.unwrap(), Outcome::Interrupted { step: 1 }));
     let mut setup = scene.setup(&settings);
     setup.backend = Backend::Cuda(gpu);
-    let Err(error) = recipe::train(&setup, RESUME, &mut |_| {}, &|| false) else { panic!() };
+    let Err(error) = carry_out(&setup, RESUME, &mut |_| {}, &|| false) else { panic!() };
     let message = error.to_string();
     assert!(
         message.contains("was begun on the CPU") && message.contains("run.device"),
@@ -187,7 +187,7 @@ fn a_run_does_not_go_on_on_another_processor() {
 #[test]
 fn a_checkpoint_of_other_numerics_is_refused() {
     let (scene, settings) = (Scene::new("dynamic"), [&LORA[..], &["train.max_steps = 2"]].concat());
-    let begun = recipe::train(&scene.setup(&settings), Options::default(), &mut |_| {}, &|| true);
+    let begun = carry_out(&scene.setup(&settings), Options::default(), &mut |_| {}, &|| true);
     assert!(matches!(begun.unwrap(), Outcome::Interrupted { step: 1 }));
     let (root, aside) = (scene.run_dir().join("checkpoints"), scene.dir.path().join("aside"));
     std::fs::rename(root.join("step-1"), &aside).unwrap();
@@ -206,7 +206,7 @@ fn a_checkpoint_of_other_numerics_is_refused() {
         )
     };
     checkpoint::write(&root, 1, fill).unwrap();
-    let resumed = recipe::train(&scene.setup(&settings), RESUME, &mut |_| {}, &|| false);
+    let resumed = carry_out(&scene.setup(&settings), RESUME, &mut |_| {}, &|| false);
     let error = resumed.err().unwrap();
     assert_eq!(error.code(), Code::ResumeOtherVersion);
     let message = error.to_string();
@@ -228,7 +228,7 @@ fn checkpoints_are_written_behind_a_gpu() {
     setup.backend = backend.clone();
     let checkpoints = scene.run_dir().join("checkpoints");
     let mut told = Vec::new();
-    let ended = recipe::train(
+    let ended = carry_out(
         &setup,
         Options::default(),
         &mut |event| {
@@ -247,13 +247,13 @@ fn checkpoints_are_written_behind_a_gpu() {
     for step in 1..=4 {
         let mut setup = pieces.setup(&[&LORA[..], &settings].concat());
         setup.backend = backend.clone();
-        recipe::train(&setup, RESUME, &mut |_| {}, &|| true).unwrap();
+        carry_out(&setup, RESUME, &mut |_| {}, &|| true).unwrap();
         assert_eq!(digests(&scene, step), digests(&pieces, step), "step {step}");
     }
     // Where the directory was, there is a file.
     setup.run.output.dir = scene.dir.path().join("disturbed");
     let checkpoints = setup.run.output.dir.join("checkpoints");
-    let ended = recipe::train(
+    let ended = carry_out(
         &setup,
         Options::default(),
         &mut |event| {

@@ -6,9 +6,11 @@ use hone_model::{Batch, Recompute};
 use hone_tensor::cuda::Gpu;
 use hone_tensor::safetensors::write;
 use hone_tensor::{Device, Gradients, StepKey, Tensor};
+use hone_train::TrainError;
 use hone_train::engine::{Engine, StepContext};
 use hone_train::loading::{self, Held};
 use hone_train::objectives::Metrics;
+use hone_train::recipe::{self, Event, Options, Outcome};
 use hone_train::run_dir::RunDir;
 use hone_train::run_file::RunFile;
 use hone_train::schedule::Schedule;
@@ -61,6 +63,17 @@ impl Scene {
         let options = SetupOptions { begun_at, planned_for: None };
         Setup::new(run, options, &mut |_| {}).unwrap()
     }
+}
+
+/// Begins or resumes the run that `setup` describes.
+pub fn carry_out(
+    setup: &Setup,
+    options: Options,
+    event: &mut dyn FnMut(Event<'_>),
+    stop: &dyn Fn() -> bool,
+) -> Result<Outcome, TrainError> {
+    let claim = RunDir::new(&setup.run.output.dir).claim(options.resume)?;
+    recipe::train(claim, setup, options, event, stop)
 }
 
 /// Gives the model in `dir`, whose numbers are f32, so many blocks.

@@ -1,12 +1,12 @@
 //! Products in f16, FP8 and 8-bit integers, on a GPU: the same training but for rounding; in f16
 //! with a loss that is scaled.
 
-use crate::fixture::{LORA, Scene, engine, train, train_with};
+use crate::fixture::{LORA, Scene, carry_out, engine, train, train_with};
 use hone_model::Recompute;
 use hone_tensor::cuda::Gpu;
 use hone_tensor::{Compute, DType, Device, Storage};
 use hone_train::backend::Backend;
-use hone_train::recipe::{self, Options, Outcome};
+use hone_train::recipe::{Options, Outcome};
 use hone_train::run_file::Precision;
 use hone_train::setup::Setup;
 use safetensors::SafeTensors;
@@ -84,7 +84,7 @@ fn overflows_are_repeated_and_remembered() {
     let run = |scene: &Scene, resume, stop: bool| {
         let options = Options { resume, profile: false };
         let setup = in_f16(scene, &settings, &gpu);
-        recipe::train(&setup, options, &mut |_| {}, &|| stop).unwrap()
+        carry_out(&setup, options, &mut |_| {}, &|| stop).unwrap()
     };
     let kept = |scene: &Scene| -> Value {
         let path = scene.run_dir().join("checkpoints/step-3/state.json");

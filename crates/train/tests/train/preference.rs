@@ -1,6 +1,6 @@
 //! Objectives over pairs and rated answers, against TRL and against finite differences.
 
-use crate::fixture::{LORA, Scene, devices, flat, relative_error};
+use crate::fixture::{LORA, Scene, carry_out, devices, flat, relative_error};
 use crate::tiny_model::{golden_dir, write_adapter};
 use hone_data::{Dataset, MicroBatch, RecordKind, RecordSpec, Tokenizer, pack_in_order};
 use hone_model::{LoadOptions, Recompute};
@@ -8,7 +8,7 @@ use hone_tensor::{Compute, Device, StepKey};
 use hone_train::engine::{AdapterSet, Base, Engine, EngineOptions, StepContext};
 use hone_train::objectives::{Dpo, Kto, Metrics, Objective, RowSpan, TokenScores};
 use hone_train::optimizer::AdamWOptions;
-use hone_train::recipe::{self, Options, Outcome};
+use hone_train::recipe::{Options, Outcome};
 use hone_train::scoring::{LabelledBatch, Packing, Scorer};
 use serde_json::{Value, json};
 
@@ -210,11 +210,11 @@ fn runs_go_on_exactly_and_tell_their_metrics() {
                 let course = ["train.max_steps = 3", "train.eval_every_steps = 2"];
                 scene.setup(&settings.chain(course).collect::<Vec<_>>())
             };
-            let ended = recipe::train(&setup(&whole), Options::default(), &mut |_| {}, &|| false);
+            let ended = carry_out(&setup(&whole), Options::default(), &mut |_| {}, &|| false);
             assert!(matches!(ended.unwrap(), Outcome::Finished(_)));
             let resume = Options { resume: true, profile: false };
             for step in 1..=3 {
-                let ended = recipe::train(&setup(&pieces), resume, &mut |_| {}, &|| true).unwrap();
+                let ended = carry_out(&setup(&pieces), resume, &mut |_| {}, &|| true).unwrap();
                 assert_eq!(matches!(ended, Outcome::Finished(_)), step == 3);
             }
             let read =
