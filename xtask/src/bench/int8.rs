@@ -99,7 +99,7 @@ fn try_run(place: &Place) -> Result<bool, String> {
         }
     }
     print!("{page}");
-    place.write_page("int8.md", &format!("{page}\n{}\n", place.machine()?))?;
+    place.write_page("int8.md", &format!("{page}\nMachine: {}.\n", place.machine()?))?;
     Ok(true)
 }
 

@@ -41,13 +41,13 @@ impl Place {
         made.and_then(|()| std::fs::write(&path, text)).map_err(|error| format!("{page}: {error}"))
     }
 
-    /// One line about the machine.
+    /// Processor, threads and instruction set.
     fn machine(&self) -> Result<String, String> {
         let machine = json(Command::new(&self.hone).args(["doctor", "--json"]))?;
         let profile = &machine["profile"];
         let text = |key: &str| profile[key].as_str().unwrap_or("?").to_owned();
         let (cpu, isa) = (text("cpu"), text("isa"));
-        Ok(format!("Machine: {cpu}, {} threads, {isa}.", profile["threads"]))
+        Ok(format!("{cpu}, {} threads, {isa}", profile["threads"]))
     }
 }
 

@@ -38,7 +38,7 @@ fn try_run(root: &Path, names: &[&str]) -> Result<bool, String> {
     }
     if names.is_empty() {
         let place = Place::new(root, "bench-ops", None)?;
-        place.write_page("ops.md", &format!("{HEAD}{rows}\n{}\n", place.machine()?))?;
+        place.write_page("ops.md", &format!("{HEAD}{rows}\nMachine: {}.\n", place.machine()?))?;
     }
     Ok(true)
 }

@@ -119,7 +119,7 @@ fn try_run(place: &Place) -> Result<bool, String> {
         page.push_str(&row);
         all_true &= figures.came_true();
     }
-    let _ = writeln!(page, "\n{}", place.machine()?);
+    let _ = writeln!(page, "\nMachine: {}.", place.machine()?);
     place.write_page("plan.md", &page)?;
     Ok(all_true)
 }

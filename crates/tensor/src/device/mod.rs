@@ -145,14 +145,11 @@ impl Device {
         Region::new(self.processor(), bytes).map_err(|error| self.refused(error))
     }
 
-    /// The error to report for a failed allocation. Unless a pass is failing already, settles the
-    /// device, which makes a GPU release its caches.
+    /// The error to report for a failed allocation: the first since the last [`Device::settle`],
+    /// which this reports, so that the next pass does not. A GPU releases its caches.
     fn refused(&self, error: DeviceError) -> DeviceError {
-        // An enclosing pass continues, if it has not failed.
+        // An enclosing pass may go on: its calls are complete.
         self.synchronize();
-        if self.is_failing() {
-            return error;
-        }
         self.fail(error.clone());
         self.settle().err().unwrap_or(error)
     }

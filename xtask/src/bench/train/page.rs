@@ -5,6 +5,7 @@ use super::cases::{CASES, Case, Peer};
 use super::{Figures, Round, median, ratios};
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
+use std::process::Command;
 
 const HEAD: &str = "# Training steps against PyTorch with PEFT
 
@@ -17,20 +18,23 @@ the median of the rounds' ratios, with the least and the greatest. Tokens are co
 padding; on GSM8K both take the same rows, the peer eight at a time. Peaks are those of the whole
 process. \"Of the peak\" is the share of the machine's own rate of multiply-adds in the compute
 type that the step reaches, all of its time counted. In each round a plan is made with rates
-measured just before the step; \"off by\" is the median of the rounds.
+measured just before the step; \"off by\" is the median of the rounds. Rows of different days may
+come from different machines: their ratios compare, their rates do not. In the picture the peer's
+bars have one length.
 
 ![Tokens per second](train.svg)
 
 | workload | tokens | threads | Hone tok/s | peer tok/s | ratio | asked | Hone peak | peer peak \
-| step planned | actual | off by | of the peak | start |
+| step planned | actual | off by | of the peak | start | measured |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: \
-| ---: | ---: | ---: | ---: | ---: |
+| ---: | ---: | ---: | ---: | ---: | --- |
 ";
 
 fn rate(rounds: &[Round]) -> f64 {
     median(&rounds.iter().map(|round| round.tokens_per_second).collect::<Vec<_>>())
 }
 
+/// A line of the table without its last column, the day.
 pub fn row(case: &Case, figures: &Figures) -> String {
     let peak = |rounds: &[Round]| rounds.iter().map(|round| round.peak_bytes).fold(0.0, f64::max);
     let ratios = ratios(figures);
@@ -46,7 +50,7 @@ pub fn row(case: &Case, figures: &Figures) -> String {
     let of_peak: Vec<f64> = of_peak.collect();
     format!(
         "| {} | {} | {} | {:.0} | {:.0} | {:.2} ({least:.2}–{most:.2}) | {} | {:.0} MB | \
-         {:.0} MB | {:.3} s | {:.3} s | {:+.0} % | {:.0} % | {:.2} s |\n",
+         {:.0} MB | {:.3} s | {:.3} s | {:+.0} % | {:.0} % | {:.2} s |",
         case.name,
         case.data.tokens(),
         case.threads,
@@ -76,6 +80,7 @@ pub fn keep(place: &Place, case: &Case, figures: &Figures) -> Result<(), String>
     let mut all = kept(place);
     let shown = json!({
         "row": row(case, figures),
+        "measured": format!("{}, {}", today()?, place.machine()?),
         "hone": rate(&figures.hone).round(),
         "peer": rate(&figures.peer).round(),
         "ratio": (100.0 * median(&ratios(figures))).round() / 100.0,
@@ -85,6 +90,13 @@ pub fn keep(place: &Place, case: &Case, figures: &Figures) -> Result<(), String>
     place.write_page(KEPT, &format!("{text}\n"))
 }
 
+/// The date as `2026-01-31`.
+fn today() -> Result<String, String> {
+    let output = Command::new("date").arg("+%F").output();
+    let output = output.map_err(|error| format!("date: {error}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
 /// Writes table and picture of all cases that were run.
 pub fn write(place: &Place) -> Result<(), String> {
     let kept = kept(place);
@@ -92,9 +104,9 @@ pub fn write(place: &Place) -> Result<(), String> {
     let shown: Vec<(&Case, Value)> = CASES.iter().filter_map(of).collect();
     let mut page = String::from(HEAD);
     for (_, shown) in &shown {
-        page.push_str(shown["row"].as_str().unwrap_or_default());
+        let text = |key: &str| shown[key].as_str().unwrap_or_default();
+        let _ = writeln!(page, "{} {} |", text("row"), text("measured"));
     }
-    let _ = writeln!(page, "\n{}", place.machine()?);
     place.write_page("train.md", &page)?;
     place.write_page("train.svg", &picture(&shown))
 }
@@ -105,13 +117,13 @@ const STEP: usize = 34;
 const LEFT: usize = 360;
 const LENGTH: f64 = 420.0;
 
-/// Two bars for each case that has PyTorch as its peer: Hone's tokens per second above PyTorch's.
+/// Two bars for each case that has PyTorch as its peer, Hone's above PyTorch's, which all have one
+/// length: cases may come from different machines.
 fn picture(shown: &[(&Case, Value)]) -> String {
     let against_peft = |(case, _): &&(&Case, Value)| matches!(case.peer, Peer::Peft { .. });
     let shown: Vec<_> = shown.iter().filter(against_peft).collect();
     let figure = |shown: &Value, key: &str| shown[key].as_f64().unwrap_or(0.0);
-    let rates = shown.iter().flat_map(|(_, s)| [figure(s, "hone"), figure(s, "peer")]);
-    let greatest = rates.fold(1.0, f64::max);
+    let max_ratio = shown.iter().map(|(_, s)| figure(s, "ratio")).fold(1.0, f64::max);
     let (width, height) = (LEFT + LENGTH as usize + 120, 40 + STEP * shown.len());
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
@@ -130,11 +142,12 @@ fn picture(shown: &[(&Case, Value)]) -> String {
             LEFT - 8,
             y + 17
         );
-        let ratio = format!(", {:.1} ×", figure(of_case, "ratio"));
+        let ratio = figure(of_case, "ratio");
+        let note = format!(", {ratio:.1} ×");
         let (hone, peer) = (figure(of_case, "hone"), figure(of_case, "peer"));
-        let bars = [(hone, "#1f6f8b", &*ratio), (peer, "#b8b8b8", "")];
-        for (bar, (rate, colour, note)) in bars.into_iter().enumerate() {
-            let (y, length) = (y + 13 * bar, LENGTH * rate / greatest);
+        let bars = [(hone, ratio, "#1f6f8b", &*note), (peer, 1.0, "#b8b8b8", "")];
+        for (bar, (rate, relative, colour, note)) in bars.into_iter().enumerate() {
+            let (y, length) = (y + 13 * bar, LENGTH * relative / max_ratio);
             let end = LEFT as f64 + length + 5.0;
             let _ = writeln!(
                 svg,
