@@ -143,6 +143,13 @@ fn a_call_that_fails_ends_its_pass_and_the_next_one_has_the_same_bits() {
         for nth in numbers(num_calls) {
             faults.start(nth, Fault::Driver);
             let failed = work(&mut bench);
+            if failed.is_ok() {
+                // Some calls less than before, since no graph was made.
+                assert!(nth + 8 > num_calls, "call {nth} of {num_calls}");
+                assert!(failed == Ok(work(&mut other).unwrap()), "call {nth} of {num_calls}");
+                faults.stop();
+                continue;
+            }
             assert!(matches!(failed, Err(DeviceError::Driver { .. })), "call {nth}");
             assert_eq!(bench.device.settle(), Ok(()), "call {nth} is told once");
             faults.stop();
