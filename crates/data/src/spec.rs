@@ -74,6 +74,12 @@ impl RecordKind {
         if self == RecordKind::Pairs { 2 } else { 1 }
     }
 
+    /// Tokens of the longest sequence that is scored where the longest row has `longest_row`: rated
+    /// answers are also scored after the prompts of other rows. `max_seq_len` bounds it besides.
+    pub fn longest_scored(self, longest_row: usize) -> usize {
+        if self == RecordKind::Rated { 2 * longest_row } else { longest_row }
+    }
+
     /// For messages.
     pub(crate) fn describe(self) -> &'static str {
         match self {

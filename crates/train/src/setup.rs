@@ -6,7 +6,7 @@ use crate::error::TrainError;
 use crate::objectives;
 
 use crate::run_file::{self, AdapterSection, Held, LoraSection, ObjectiveSection, RunFile};
-use hone_data::{Cursor, Dataset, Order, RecordKind, RecordSpec, Tokenizer, Unit, pack_in_order};
+use hone_data::{Cursor, Dataset, Order, RecordSpec, Tokenizer, Unit, pack_in_order};
 use hone_model::adapter::{LoraConfig, TargetModules};
 use hone_model::hub::{self, HubError, HubSettings};
 use hone_model::{DecoderConfig, LoadOptions};
@@ -239,11 +239,8 @@ fn few_steps(
     let epoch_tokens = order.tokens_in_epoch(0);
     let (batch, rows) = (run.train.batch_tokens, rows_per_unit(run));
     let max_seq_len = run.data.max_seq_len.expect("filled in by now");
-    let longest = match objectives::of(&run.objective).records() {
-        // A prompt also meets the answer of another row.
-        RecordKind::Rated => (2 * longest_row).min(max_seq_len),
-        RecordKind::Plain | RecordKind::Pairs => longest_row,
-    };
+    let kind = objectives::of(&run.objective).records();
+    let longest = kind.longest_scored(longest_row).min(max_seq_len);
     let all = epoch_tokens.saturating_mul(run.train.num_epochs.unwrap_or(1) as usize);
     let at_least = match run.budget.micro_batch_tokens {
         // It has to be a multiple of `max_seq_len`, which then has to stay.

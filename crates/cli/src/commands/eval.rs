@@ -112,8 +112,7 @@ fn check_flags(args: &EvalArgs) -> Result<(), Failure> {
 /// Slots of a unit: shorter than the longest possible rows if there are none, since padding would
 /// be computed for nothing.
 fn unit_tokens(spec: &RecordSpec, longest_row: usize) -> usize {
-    // Rated answers are also scored after the prompts of other rows.
-    let longest = if spec.kind == RecordKind::Rated { 2 * longest_row } else { longest_row };
+    let longest = spec.kind.longest_scored(longest_row);
     spec.max_seq_len.min(longest.max(BATCH_TOKENS)) * spec.kind.rows_per_record()
 }
 
