@@ -5,7 +5,7 @@ use hone_train::recipe::Event;
 use hone_train::report::format_rate;
 use hone_train::{EvalRecord, StepRecord};
 use indicatif::{ProgressBar, ProgressStyle};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,21 @@ impl Clock {
     }
 }
 
+/// Tokens and seconds of the last steps: one alone may be short, as at the end of an epoch.
+#[derive(Default)]
+struct Rate(VecDeque<(u64, f64)>);
+
+impl Rate {
+    /// Tokens per second with one more step.
+    fn with(&mut self, record: &StepRecord) -> f64 {
+        const STEPS: usize = 10;
+        self.0.truncate(STEPS - 1);
+        self.0.push_front((record.tokens, record.step_seconds));
+        let tokens: u64 = self.0.iter().map(|(tokens, _)| tokens).sum();
+        tokens as f64 / self.0.iter().map(|(_, seconds)| seconds).sum::<f64>()
+    }
+}
+
 /// Shows a run's events.
 pub struct Progress {
     num_steps: u64,
@@ -34,13 +49,15 @@ pub struct Progress {
     steps: Clock,
     others: Clock,
     started: Option<(Instant, u64)>,
+    rate: Rate,
 }
 
 impl Progress {
     /// Progress of a run of `num_steps`.
     pub fn new(num_steps: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| bar(num_steps as usize, ""));
-        Self { num_steps, bar, steps: Clock::default(), others: Clock::default(), started: None }
+        let (steps, others) = (Clock::default(), Clock::default());
+        Self { num_steps, bar, steps, others, started: None, rate: Rate::default() }
     }
 
     /// Shows an event.
@@ -90,7 +107,7 @@ impl Progress {
     fn step(&mut self, record: &StepRecord) {
         let (begun, first) = *self.started.get_or_insert((Instant::now(), record.step));
         let loss = shown(record.loss);
-        let speed = format_rate(record.tokens_per_second);
+        let speed = format_rate(self.rate.with(record));
         if let Some(bar) = &self.bar {
             bar.set_message(format!("loss {loss} · {speed} tok/s"));
             bar.set_position(record.step);

@@ -302,11 +302,11 @@ impl<'a> Loader<'a> {
     /// template is not used.
     fn warn_of_completions(&mut self) {
         let (counts, report) = (&self.counts, self.dataset.report_mut());
-        if counts.missing_spaces > 0 {
+        if let Some(first) = &counts.missing_space {
             report.warn(format!(
                 "in {} of {} rows the completion follows the prompt without a space between \
-                 them, as in \"What is two?It is 2\": if that is not meant, begin the completion \
-                 with a space or a new line",
+                 them, as in {first:?}: if that is not meant, begin the completion with a space or \
+                 a new line",
                 counts.missing_spaces, report.rows
             ));
         }

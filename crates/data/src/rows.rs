@@ -45,6 +45,8 @@ pub(crate) struct Counts {
     pub learnt_prompts: usize,
     /// Rows whose completion follows the prompt's last word without a space.
     pub missing_spaces: usize,
+    /// Where prompt and completion meet in the first of them.
+    pub missing_space: Option<String>,
     /// Rows in which a token holds the end of a prompt and the beginning of its answer.
     pub merged_boundaries: usize,
     /// Rows whose end was cut off.
@@ -60,6 +62,9 @@ impl Counts {
         self.duplicate_special_tokens += other.duplicate_special_tokens;
         self.learnt_prompts += other.learnt_prompts;
         self.missing_spaces += other.missing_spaces;
+        if self.missing_space.is_none() {
+            self.missing_space.clone_from(&other.missing_space);
+        }
         self.merged_boundaries += other.merged_boundaries;
         self.truncated += other.truncated;
         self.dropped_windows += other.dropped_windows;
@@ -169,7 +174,10 @@ impl RowMaker<'_> {
         self.check_eos("completions", None)?;
         let text = format!("{prompt}{completion}");
         made.counts.completions += 1;
-        made.counts.missing_spaces += usize::from(lacks_space(prompt, completion));
+        if lacks_space(prompt, completion) {
+            made.counts.missing_spaces += 1;
+            made.counts.missing_space = Some(meeting(prompt, completion));
+        }
         let encoded = self.encode_with_special_tokens(made, &text)?;
         let span = prompt.len()..text.len();
         let spans = std::slice::from_ref(&span);
@@ -291,6 +299,15 @@ fn lacks_space(prompt: &str, completion: &str) -> bool {
     let ends = prompt.chars().next_back();
     let ends = ends.is_some_and(|c| spaced(c) || ".?!:;,".contains(c));
     ends && completion.chars().next().is_some_and(spaced)
+}
+
+/// The words on both sides of where a prompt ends, at most so many characters of each.
+fn meeting(prompt: &str, completion: &str) -> String {
+    const AROUND: usize = 20;
+    let begin = prompt.char_indices().rev().take(AROUND).last().map_or(0, |(at, _)| at);
+    let before = prompt[begin..].trim_start();
+    let after: String = completion.chars().take(AROUND).collect();
+    format!("{before}{}", after.lines().next().unwrap_or_default().trim_end())
 }
 
 fn encode(tok: &Tokenizer, text: &str, add_special: bool) -> Result<Encoded, RecordFault> {

@@ -88,7 +88,7 @@ pub enum ExportError {
         "in {dtype}, only {:.0} % of what training changed is left; at least {:.0} % must be \
          (divergence {:.1e} nats per token; the most likely token is the same for {:.0} %). \
          Nothing was written. {}",
-        100.0 * (1.0 - fidelity.lost.unwrap_or(1.0)).max(0.0),
+        100.0 * fidelity.kept(),
         100.0 * (1.0 - MAX_LOST),
         fidelity.kl,
         100.0 * fidelity.top1_agreement,

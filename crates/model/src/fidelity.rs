@@ -42,6 +42,11 @@ pub const MAX_LOST: f64 = 0.25;
 const MIN_EFFECT: f64 = 1e-5;
 
 impl Fidelity {
+    /// Share of the effect of training that is left, from 0 to 1.
+    pub fn kept(&self) -> f64 {
+        (1.0 - self.lost.unwrap_or(1.0)).max(0.0)
+    }
+
     /// Compares the models on `rows` of tokens, in f32; `None` if any logit is not finite.
     ///
     /// # Errors

@@ -19,6 +19,13 @@ pub fn cpu_name() -> String {
         .unwrap_or_else(|| format!("{} processor", std::env::consts::ARCH))
 }
 
+/// Seconds for which this thread was ready and waited for a processor.
+pub fn waited_seconds() -> Option<f64> {
+    // Linux: Documentation/scheduler/sched-stats.rst; nanoseconds on a processor, and waiting.
+    let text = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    text.split_whitespace().nth(1)?.parse::<u64>().ok().map(|nanoseconds| nanoseconds as f64 * 1e-9)
+}
+
 /// Bytes of memory in the machine, or that the container may use.
 pub fn total_memory() -> Option<u64> {
     let installed = kilobytes("/proc/meminfo", "MemTotal:");

@@ -27,9 +27,11 @@ mod evaluation;
 mod event;
 mod result;
 mod state;
+mod waiting;
 mod writer;
 
 pub use event::Event;
+use waiting::Waiting;
 use writer::Writer;
 
 /// How to carry a run out.
@@ -132,6 +134,7 @@ fn train_in(
         prepared: None,
         writer: Writer::default(),
         kept: begun,
+        waiting: Waiting::start(),
     };
     if resuming {
         run.load_newest(event)?;
@@ -140,7 +143,7 @@ fn train_in(
     let samples = run.samples_before(event)?;
     device.release_free_memory();
     run.arena = Arena::new(&device, run.planned.plan.arena_bytes as usize)?;
-    run.kept = Instant::now();
+    (run.kept, run.waiting) = (Instant::now(), Waiting::start());
     let first_step = run.step;
     while run.step < setup.num_steps {
         // Before the first step and every so many; where that is 0, before the first only. A run
@@ -259,6 +262,7 @@ struct Run<'a> {
     writer: Writer,
     /// When training went on, or the last checkpoint was taken.
     kept: Instant,
+    waiting: Waiting,
 }
 
 /// What an optimizer step learns from.
@@ -337,8 +341,10 @@ impl Run<'_> {
     }
 
     /// Tells of a step, and if a GPU refused to launch passes as a whole.
-    fn step_done(&self, record: &StepRecord, event: &mut dyn FnMut(Event<'_>)) {
+    fn step_done(&mut self, record: &StepRecord, event: &mut dyn FnMut(Event<'_>)) {
         event(Event::Step(record));
+        let note = self.waiting.note(self.setup.threads);
+        note.into_iter().for_each(|text| event(Event::Note { text }));
         if let Some(why) = self.engine.device.take_graph_error() {
             let text = format!("passes are not launched as CUDA graphs: {why}");
             event(Event::Note { text });

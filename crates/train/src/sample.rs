@@ -129,8 +129,12 @@ pub fn prompts(
         let (tokens, rest) = row.tokens.split_at(cut);
         let targets = row.is_target[cut..].iter().take_while(|&&is| is).count();
         // With the marks of a chat template, without which a role is a word in a line of its own.
-        let begins = tokenizer.bos_token_id().filter(|id| tokens.first() == Some(id));
-        let prompt = tokenizer.decode(&tokens[usize::from(begins.is_some())..], false)?;
+        // Of some models the mark of a turn is the BOS token too, and then there are more of it.
+        let is_bos = |(id, rest): (&u32, &[u32])| {
+            tokenizer.bos_token_id() == Some(*id) && !rest.contains(id)
+        };
+        let skipped = usize::from(tokens.split_first().is_some_and(is_bos));
+        let prompt = tokenizer.decode(&tokens[skipped..], false)?;
         let reference = tokenizer.decode(&rest[..targets], true)?;
         let sample = Sample { prompt, reference, before: None, after: None };
         let turn_end = turn_end.filter(|id| rest[..targets].contains(id));

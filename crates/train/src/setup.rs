@@ -96,15 +96,19 @@ impl Setup {
             lora.target_modules.resolve(&file.decoder)?;
         }
         let given_max_seq_len = run.data.max_seq_len;
-        let max_seq_len = max_seq_len(&mut run, &config)?;
+        let max_seq_len = max_seq_len(&mut run, &config, note)?;
         let unit_tokens = max_seq_len * rows_per_unit(&run);
         let units_per_step = units_per_step(&run, unit_tokens, note);
         let spec = record_spec(&run, max_seq_len);
         let train = hone_data::load(&run.data.train.0, &spec, &tokenizer, threads)?;
         let eval = evaluation_data(&run, &spec, &tokenizer, threads)?;
-        for data in std::iter::once(&train).chain(eval.as_ref().map(|(eval, _)| eval)) {
-            check_tokens(data, &config)?;
-            data.report().warnings.iter().for_each(|warning| note(warning.clone()));
+        check_tokens(&train, &config)?;
+        let told = &train.report().warnings;
+        told.iter().for_each(|warning| note(format!("data.train: {warning}")));
+        if let Some((eval, _)) = &eval {
+            check_tokens(eval, &config)?;
+            let more = eval.report().warnings.iter().filter(|warning| !told.contains(warning));
+            more.for_each(|warning| note(format!("data.eval: {warning}")));
         }
         unread_settings(&run, &train, eval.as_ref()).into_iter().for_each(&mut *note);
         let mut order = Order::new(&train, unit_tokens, units_per_step, run.train.seed)?;
@@ -116,7 +120,7 @@ impl Setup {
             let longest_of_eval = eval.as_ref().map_or(0, |(eval, _)| eval.report().longest_row);
             let longest_row = train.report().longest_row.max(longest_of_eval);
             let lens = (given_max_seq_len, longest_row);
-            note(few_steps(&run, &mut order, lens, num_steps));
+            note(few_steps(&run, &train, order.tokens_in_epoch(0), lens, num_steps)?);
         }
         warm_up_of_few_steps(&run, num_steps).into_iter().for_each(&mut *note);
         Ok(Self {
@@ -232,16 +236,17 @@ fn warm_up_of_few_steps(run: &RunFile, num_steps: u64) -> Option<String> {
 /// the longest row, and the run file allows it.
 fn few_steps(
     run: &RunFile,
-    order: &mut Order,
+    train: &Dataset,
+    epoch_tokens: usize,
     (given_max_seq_len, longest_row): (Option<usize>, usize),
     num_steps: u64,
-) -> String {
-    let epoch_tokens = order.tokens_in_epoch(0);
+) -> Result<String, TrainError> {
     let (batch, rows) = (run.train.batch_tokens, rows_per_unit(run));
     let max_seq_len = run.data.max_seq_len.expect("filled in by now");
     let kind = objectives::of(&run.objective).records();
     let longest = kind.longest_scored(longest_row).min(max_seq_len);
-    let all = epoch_tokens.saturating_mul(run.train.num_epochs.unwrap_or(1) as usize);
+    let epochs = run.train.num_epochs.unwrap_or(1);
+    let all = epoch_tokens.saturating_mul(epochs as usize);
     let at_least = match run.budget.micro_batch_tokens {
         // It has to be a multiple of `max_seq_len`, which then has to stay.
         Some(micro_batch) => micro_batch.max(max_seq_len * rows),
@@ -252,17 +257,20 @@ fn few_steps(
         (Some(given), shorter) if shorter < given => format!(" and data.max_seq_len to {shorter}"),
         _ => String::new(),
     };
-    let more = match all.div_ceil(wanted) {
-        more if wanted < batch && more as u64 > num_steps => {
-            format!("Set it to {wanted}{also} for some {more} steps, or raise")
+    // Packed as they would be then: shorter units leave more of their slots empty.
+    let unit_tokens = (max_seq_len * rows).min(wanted);
+    let packed = Order::new(train, unit_tokens, wanted / unit_tokens, run.train.seed)?;
+    let more = match packed.total_steps(epochs)? {
+        more if wanted < batch && more > num_steps => {
+            format!("Set it to {wanted}{also} for {more} steps, or raise")
         }
         _ => "Raise".to_owned(),
     };
     let steps = if num_steps == 1 { "step" } else { "steps" };
-    format!(
+    Ok(format!(
         "only {num_steps} {steps}: an epoch holds {epoch_tokens} tokens and train.batch_tokens is \
          {batch}. {more} train.num_epochs to learn more"
-    )
+    ))
 }
 
 /// The directory of a model, fetched from the hub if need be; `note` is told of each file.
@@ -274,8 +282,8 @@ pub fn resolve(model: &str, note: &mut dyn FnMut(String)) -> Result<PathBuf, Tra
     let fetched = |file: &str| (note.borrow_mut())(format!("fetching {file}"));
     hub::resolve_with(model, &HubSettings::from_env(), &fetched).map_err(|error| match error {
         HubError::Offline { .. } | HubError::Network { .. } | HubError::NotFound { .. } => {
-            let here = "There is no such directory here, so it was taken for a hub name.";
-            let message = format!("{model}: {here} {error}");
+            let here = "there is no such directory here, so it was taken for a hub name";
+            let message = format!("{model}: {here}: {error}");
             TrainError::Usage(TrainError::Hub(error).code(), message)
         }
         other => other.into(),
@@ -348,13 +356,29 @@ fn lora_config(section: &LoraSection) -> LoraConfig {
     }
 }
 
+/// Longest rows unless the run file says so.
+const MAX_SEQ_LEN: usize = 2048;
+/// A bound that many rows exceed.
+const SHORT_ROWS: usize = 256;
+
 /// Fills in `data.max_seq_len` and checks it against the model and the batch.
-fn max_seq_len(run: &mut RunFile, config: &DecoderConfig) -> Result<usize, TrainError> {
+fn max_seq_len(
+    run: &mut RunFile,
+    config: &DecoderConfig,
+    note: &mut dyn FnMut(String),
+) -> Result<usize, TrainError> {
     let longest = config.max_position_embeddings;
-    let max_seq_len = match run.data.max_seq_len {
-        Some(given) => given,
-        None => longest.min(2048).min(run.train.batch_tokens / rows_per_unit(run)),
-    };
+    let max_seq_len = run.data.max_seq_len.unwrap_or_else(|| {
+        let (usual, room) = (longest.min(MAX_SEQ_LEN), run.train.batch_tokens / rows_per_unit(run));
+        if room < usual.min(SHORT_ROWS) {
+            note(format!(
+                "data.max_seq_len is {room}, as train.batch_tokens = {} has no room for longer \
+                 rows; raise train.batch_tokens for those",
+                run.train.batch_tokens
+            ));
+        }
+        usual.min(room)
+    });
     if !config.supports_len(max_seq_len) {
         return Err(TrainError::Usage(
             Code::RunFileInvalidValue,

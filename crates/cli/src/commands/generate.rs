@@ -54,6 +54,12 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     if finish == Finish::Context {
         output::note("note: stopped at the model's maximum sequence length");
     }
+    if tokens.is_empty() && !args.chat && opened.tokenizer.chat_template().is_some() {
+        output::note(
+            "note: the model ended at once. It has a chat template: ask a model that was trained \
+             on conversations with --chat",
+        );
+    }
     Ok(())
 }
 

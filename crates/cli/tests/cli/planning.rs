@@ -142,17 +142,19 @@ fn a_suggested_batch_is_accepted() {
     let settings = ["train.num_epochs=1", "train.batch_tokens=4096"];
     let rated = ["data.train=rated.jsonl", "data.eval=[]", "data.max_seq_len=64"];
     for (more, suggestion) in [
-        (&["data.max_seq_len=64", "budget.micro_batch_tokens=128"][..], "Set it to 128 for some"),
-        (&["data.max_seq_len=64"], "Set it to 16 and data.max_seq_len to 16 for some"),
-        (&[], "Set it to 16 for some"),
-        (&rated, "Set it to 8 and data.max_seq_len to 8 for some"),
+        (&["data.max_seq_len=64", "budget.micro_batch_tokens=128"][..], "Set it to 128 for "),
+        (&["data.max_seq_len=64"], "Set it to 16 and data.max_seq_len to 16 for "),
+        (&[], "Set it to 16 for "),
+        (&rated, "Set it to 8 and data.max_seq_len to 8 for "),
         // Where a prompt meets the answer of another row.
         (
             &[&rated[..], &["objective.kind=kto"]].concat(),
-            "Set it to 16 and data.max_seq_len to 16",
+            "Set it to 16 and data.max_seq_len to 16 for ",
         ),
     ] {
-        plan(&scene, &[more, &settings].concat()).0.says(0, &[suggestion]);
+        let few = plan(&scene, &[more, &settings].concat()).0;
+        few.says(0, &[suggestion]);
+        let promised = few.stderr.split(suggestion).nth(1).unwrap().split(' ').next().unwrap();
         let number = |after: &str| {
             let text = suggestion.split(after).nth(1)?;
             text.split(' ').next().map(str::to_owned)
@@ -162,7 +164,9 @@ fn a_suggested_batch_is_accepted() {
         let is_kept = |setting: &&str| len.is_none() || !setting.starts_with("data.max_seq_len");
         let changed = [settings[0], &batch].into_iter().chain(len.as_deref());
         let changed: Vec<&str> = more.iter().copied().filter(is_kept).chain(changed).collect();
-        plan(&scene, &changed).0.says(0, &[]);
+        let (changed, plan) = plan(&scene, &changed);
+        changed.says(0, &[]);
+        assert_eq!(plan["num_steps"].to_string(), promised, "{suggestion}");
     }
     // A smaller batch would make as many steps.
     scene.write("train.jsonl", &rows(4));

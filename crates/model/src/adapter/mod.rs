@@ -73,6 +73,27 @@ pub enum AdapterError {
         /// A pickled file found instead.
         pickled: Option<String>,
     },
+    /// There is no such directory.
+    #[error(
+        "{}: there is no such directory. An adapter in PEFT layout is a directory with \
+         adapter_config.json and adapter_model.safetensors; a run of `hone train` leaves it as \
+         adapter/ in its output.dir",
+        .0.display()
+    )]
+    NotThere(PathBuf),
+    /// A run directory was given that has no adapter yet.
+    #[error(
+        "{}: this run of `hone train` has not finished, so it has no adapter yet; finish it by \
+         the command that began it and --resume",
+        .0.display()
+    )]
+    Unfinished(PathBuf),
+    /// A checkpoint of a run was given.
+    #[error(
+        "{}: this is a checkpoint of `hone train`, to go on from and not to use: finish its run \
+         with --resume, which leaves adapter/", .0.display()
+    )]
+    Checkpoint(PathBuf),
     /// A run directory was given instead of the adapter inside it.
     #[error("{}: the adapter is in {}", dir.display(), inner.display())]
     Inside {

@@ -74,6 +74,24 @@ pub fn files(dir: &Path) -> [PathBuf; 2] {
     [CONFIG, WEIGHTS].map(|name| dir.join(name))
 }
 
+/// Why `file` is not in `dir`.
+fn missing(dir: &Path, file: &'static str) -> AdapterError {
+    let inner = dir.join("adapter");
+    let has = |name: &str| dir.join(name).exists();
+    let here = dir.to_owned();
+    if !dir.exists() {
+        AdapterError::NotThere(here)
+    } else if inner.join(file).is_file() {
+        AdapterError::Inside { dir: here, inner }
+    } else if has("run.toml") && has("manifest.json") {
+        AdapterError::Unfinished(here)
+    } else if has("manifest.json") {
+        AdapterError::Checkpoint(here)
+    } else {
+        AdapterError::NoAdapter { dir: here, file, pickled: find_pickled(dir) }
+    }
+}
+
 /// Attaches the adapter in `dir` to `model`. The returned targets are the modules that have tensors
 /// in the file; `note` is called if the configuration names further layers.
 ///
@@ -87,12 +105,7 @@ pub fn load(
 ) -> Result<LoraConfig, AdapterError> {
     for file in [CONFIG, WEIGHTS] {
         if !dir.join(file).is_file() {
-            let inner = dir.join("adapter");
-            if inner.join(file).is_file() {
-                return Err(AdapterError::Inside { dir: dir.to_owned(), inner });
-            }
-            let (dir, pickled) = (dir.to_owned(), find_pickled(dir));
-            return Err(AdapterError::NoAdapter { dir, file, pickled });
+            return Err(missing(dir, file));
         }
     }
     let raw = RawConfig::read(&dir.join(CONFIG))?;

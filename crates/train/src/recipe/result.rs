@@ -113,8 +113,12 @@ impl Run<'_> {
                 self.compare(&partial, DType::F32)?;
             }
             None => match self.write_model(&partial, model.file_dtype) {
-                Err(TrainError::Export(error @ ExportError::EffectLost { .. })) => {
-                    let text = format!("model/ is written as f32: {error}");
+                Err(TrainError::Export(ExportError::EffectLost { dtype, fidelity, .. })) => {
+                    let text = format!(
+                        "model/ is written as f32: in {dtype}, only {:.0} % of what training \
+                         changed would be left",
+                        100.0 * fidelity.kept()
+                    );
                     event(Event::Note { text });
                     self.write_model(&partial, DType::F32)?;
                 }

@@ -10,6 +10,7 @@ use crate::setup::Setup;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Locked by the process that trains, whose id is in it meanwhile. It is made before anything else
 /// and never replaced: a lock on a file that a rename may replace would be a lock on whichever file
@@ -91,7 +92,7 @@ impl RunDir {
             }
             opened => opened.map_err(TrainError::io(&path))?,
         };
-        match file.try_lock() {
+        match try_lock(&file) {
             Ok(()) if is_at(&file, &path) => {
                 sign(&file);
                 Ok(Some(file))
@@ -113,6 +114,21 @@ impl RunDir {
                 self.0.display()
             ),
         )
+    }
+}
+
+/// Takes the lock, which a process that was killed holds until the system has taken its memory
+/// back.
+fn try_lock(file: &File) -> Result<(), TryLockError> {
+    const PATIENCE: Duration = Duration::from_millis(500);
+    let begun = Instant::now();
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if begun.elapsed() < PATIENCE => {
+                std::thread::sleep(PATIENCE / 10);
+            }
+            locked => return locked,
+        }
     }
 }
 

@@ -41,6 +41,15 @@ pub enum RunFileError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// Data in place of a run file.
+    #[error(
+        "{}: this is data, and a run file is needed: a TOML file that names the model and, as \
+         data.train, this one", path.display()
+    )]
+    IsData {
+        /// The file.
+        path: PathBuf,
+    },
     /// The text is not TOML, or an override is not `key=value`.
     #[error("{place}: {problem}")]
     Syntax {
@@ -75,7 +84,7 @@ impl RunFileError {
     /// Its name for programs.
     pub fn code(&self) -> Code {
         match self {
-            Self::Read { .. } => Code::RunFileUnreadable,
+            Self::Read { .. } | Self::IsData { .. } => Code::RunFileUnreadable,
             Self::Syntax { .. } => Code::RunFileSyntax,
             Self::UnknownKey { .. } => Code::RunFileUnknownKey,
             Self::Key { .. } => Code::RunFileInvalidValue,

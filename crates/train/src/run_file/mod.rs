@@ -69,6 +69,10 @@ impl RunFile {
     /// # Errors
     /// The first thing wrong, with file, line, key, what was found, what is expected.
     pub fn load(path: &Path, overrides: &[String]) -> Result<RunFile, RunFileError> {
+        let is_data = |extension: &std::ffi::OsStr| extension == "jsonl" || extension == "json";
+        if path.extension().is_some_and(is_data) {
+            return Err(RunFileError::IsData { path: path.to_owned() });
+        }
         let text = std::fs::read_to_string(path)
             .map_err(|source| RunFileError::Read { path: path.to_owned(), source })?;
         Self::build(&path.display().to_string(), &text, overrides)

@@ -102,8 +102,29 @@ fn generate() {
         command(
             "no adapter",
             &["generate", "model", "--prompt", "w5", "--adapter", "nowhere"],
-            &["nowhere: adapter_config.json is missing"],
+            &["nowhere: there is no such directory", "adapter_config.json"],
         ),
+        Case {
+            name: "a run that has not finished",
+            spoil: |s| {
+                s.write("run/run.toml", "");
+                s.write("run/manifest.json", "");
+            },
+            arguments: &["generate", "model", "--adapter", "run", "--prompt", "w5"],
+            says: &["run: this run of `hone train` has not finished", "--resume"],
+        },
+        Case {
+            name: "a checkpoint",
+            spoil: |s| s.write("step-4/manifest.json", ""),
+            arguments: &["generate", "model", "--adapter", "step-4", "--prompt", "w5"],
+            says: &["step-4: this is a checkpoint of `hone train`"],
+        },
+        Case {
+            name: "an empty directory",
+            spoil: |s| s.write("empty/README", ""),
+            arguments: &["generate", "model", "--adapter", "empty", "--prompt", "w5"],
+            says: &["empty: adapter_config.json is missing"],
+        },
     ]);
 }
 

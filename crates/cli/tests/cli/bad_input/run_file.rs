@@ -164,6 +164,12 @@ fn files_that_are_not_there() {
             says: &["cannot read the run file nowhere.toml", "no such file"],
         },
         Case {
+            name: "data for a run file",
+            spoil: |_| {},
+            arguments: &["train", "train.jsonl"],
+            says: &["train.jsonl: this is data, and a run file is needed", "data.train"],
+        },
+        Case {
             name: "the run file is a directory",
             spoil: |s| {
                 std::fs::remove_file(s.path("run.toml")).unwrap();
