@@ -126,8 +126,8 @@ fn progress_goes_to_standard_error() {
     assert!(text.stderr.contains("tokens/s") && !text.stdout.contains("tokens/s"));
 }
 
-/// What a sample's prompt shows of a conversation are its template's marks, not roles as words. The
-/// mark of the beginning is left out.
+/// What a sample's prompt shows of a conversation are its template's marks, not roles as words. A
+/// BOS token is left out, unless it is the mark of every turn.
 #[test]
 fn samples_show_the_marks_of_a_conversation() {
     let scene = Scene::new();
@@ -141,7 +141,7 @@ fn samples_show_the_marks_of_a_conversation() {
     succeeds(&mut scene.train(&["data.train=chat.jsonl", "data.eval=[]", "train.max_steps=1"]));
     let samples = std::fs::read(scene.path("run/samples.json")).unwrap();
     let samples: Value = serde_json::from_slice(&samples).unwrap();
-    assert_eq!(samples[0]["prompt"], "w5 w6 </s> <s>", "{samples}");
+    assert_eq!(samples[0]["prompt"], "<s> w5 w6 </s> <s>", "{samples}");
 }
 
 #[test]

@@ -61,6 +61,11 @@ fn leave_adapter(scene: &Scene) {
     scene.write("run/adapter/adapter_model.safetensors", "");
 }
 
+fn leave(scene: &Scene, dir: &str, empty_files: &[&str]) {
+    std::fs::create_dir(scene.path(dir)).unwrap();
+    empty_files.iter().for_each(|name| scene.write(&format!("{dir}/{name}"), ""));
+}
+
 #[test]
 fn generate() {
     let long: &'static str = Box::leak("w5 ".repeat(70).into_boxed_str());
@@ -106,22 +111,19 @@ fn generate() {
         ),
         Case {
             name: "a run that has not finished",
-            spoil: |s| {
-                s.write("run/run.toml", "");
-                s.write("run/manifest.json", "");
-            },
+            spoil: |s| leave(s, "run", &["run.toml", "manifest.json"]),
             arguments: &["generate", "model", "--adapter", "run", "--prompt", "w5"],
             says: &["run: this run of `hone train` has not finished", "--resume"],
         },
         Case {
             name: "a checkpoint",
-            spoil: |s| s.write("step-4/manifest.json", ""),
+            spoil: |s| leave(s, "step-4", &["manifest.json"]),
             arguments: &["generate", "model", "--adapter", "step-4", "--prompt", "w5"],
             says: &["step-4: this is a checkpoint of `hone train`"],
         },
         Case {
             name: "an empty directory",
-            spoil: |s| s.write("empty/README", ""),
+            spoil: |s| leave(s, "empty", &[]),
             arguments: &["generate", "model", "--adapter", "empty", "--prompt", "w5"],
             says: &["empty: adapter_config.json is missing"],
         },

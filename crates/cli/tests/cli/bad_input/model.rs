@@ -84,7 +84,7 @@ fn adapter(scene: &Scene) {
 fn adapters() {
     let case = |name, spoil, says| Case { name, spoil, arguments: EVAL, says };
     check(&[
-        case("no adapter", |_| {}, &["adapter: adapter_config.json is missing"]),
+        case("no adapter", |_| {}, &["adapter: there is no such directory"]),
         case(
             "an adapter of another kind",
             |s| {

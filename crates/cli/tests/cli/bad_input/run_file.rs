@@ -121,7 +121,7 @@ fn overrides() {
         overridden!(
             "an adapter to start from that is not there",
             "adapter.init_from=nowhere",
-            &["nowhere: adapter_config.json is missing", "PEFT layout"]
+            &["nowhere: there is no such directory", "PEFT layout"]
         ),
     ]);
 }
