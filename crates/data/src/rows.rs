@@ -264,11 +264,17 @@ impl RowMaker<'_> {
         }
         let (len, limit) = (row.ids.len(), self.spec.max_seq_len);
         if len > limit && self.spec.overlong == Overlong::Refuse {
-            return Err(RecordFault {
-                kind: FaultKind::Overlong,
-                what: format!("the row has {len} tokens, and at most {limit} are taken"),
-                fix: Fix::from(Setting::MaxSeqLen).or(Setting::Truncate),
-            });
+            let (takes, fix) = match self.spec.model_max_len.filter(|&max| len > max) {
+                Some(max) => {
+                    (format!("the model takes at most {max}"), Fix::from(Setting::Truncate))
+                }
+                None => {
+                    let fix = Fix::from(Setting::MaxSeqLen).or(Setting::Truncate);
+                    (format!("at most {limit} are taken"), fix)
+                }
+            };
+            let what = format!("the row has {len} tokens, and {takes}");
+            return Err(RecordFault { kind: FaultKind::Overlong, what, fix });
         }
         if !row.is_target.contains(&true) {
             return Err(without_target("the row has no token to learn"));

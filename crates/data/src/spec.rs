@@ -117,6 +117,9 @@ pub struct RecordSpec {
     pub completion_field: Option<String>,
     /// Longest row, in tokens; documents are cut into windows of this length.
     pub max_seq_len: usize,
+    /// Longest row that the model supports, if known: `max_seq_len` can be raised up to there.
+    #[serde(skip)]
+    pub model_max_len: Option<usize>,
     /// Policy for longer rows. Documents of format text are never overlong.
     pub overlong: Overlong,
     /// Policy for bad records.
@@ -137,6 +140,7 @@ impl Default for RecordSpec {
             prompt_field: None,
             completion_field: None,
             max_seq_len: 2048,
+            model_max_len: None,
             overlong: Overlong::Refuse,
             on_error: OnError::Fail,
             append_eos: true,

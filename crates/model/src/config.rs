@@ -80,10 +80,15 @@ impl DecoderConfig {
         self.heads().map(|heads| heads.head_dim).max().unwrap_or(0)
     }
 
+    /// Longest sequence that the model supports; `None` if it supports any.
+    pub fn longest(&self) -> Option<usize> {
+        let is_dynamic = |rope: &RopeConfig| matches!(rope.scaling, RopeScaling::Dynamic { .. });
+        (!self.ropes.iter().any(is_dynamic)).then_some(self.max_position_embeddings)
+    }
+
     /// Whether the model supports sequences of `len` tokens.
     pub fn supports_len(&self, len: usize) -> bool {
-        let is_dynamic = |rope: &RopeConfig| matches!(rope.scaling, RopeScaling::Dynamic { .. });
-        len <= self.max_position_embeddings || self.ropes.iter().any(is_dynamic)
+        self.longest().is_none_or(|longest| len <= longest)
     }
 
     /// Tokens that end a generation: the model's own and those of its tokenizer.

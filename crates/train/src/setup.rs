@@ -99,7 +99,7 @@ impl Setup {
         let max_seq_len = max_seq_len(&mut run, &config, note)?;
         let unit_tokens = max_seq_len * rows_per_unit(&run);
         let units_per_step = units_per_step(&run, unit_tokens, note);
-        let spec = record_spec(&run, max_seq_len);
+        let spec = record_spec(&run, max_seq_len, &config);
         let train = hone_data::load(&run.data.train.0, &spec, &tokenizer, threads)?;
         let eval = evaluation_data(&run, &spec, &tokenizer, threads)?;
         check_tokens(&train, &config)?;
@@ -424,13 +424,14 @@ fn units_per_step(run: &RunFile, unit_tokens: usize, note: &mut dyn FnMut(String
     units
 }
 
-fn record_spec(run: &RunFile, max_seq_len: usize) -> RecordSpec {
+fn record_spec(run: &RunFile, max_seq_len: usize, config: &DecoderConfig) -> RecordSpec {
     let data = &run.data;
     RecordSpec {
         format: data.format,
         prompt_field: data.prompt_field.clone(),
         completion_field: data.completion_field.clone(),
         max_seq_len,
+        model_max_len: config.longest(),
         overlong: data.overlong,
         on_error: data.on_error,
         append_eos: data.append_eos,

@@ -189,6 +189,7 @@ fn record_spec(args: &EvalArgs, opened: &Opened) -> Result<RecordSpec, Failure> 
         prompt_field: args.prompt_field.clone(),
         completion_field: args.completion_field.clone(),
         max_seq_len,
+        model_max_len: config.longest(),
         overlong: if args.truncate { Overlong::Truncate } else { Overlong::Refuse },
         on_error: OnError::Fail,
         append_eos: args.append_eos,

@@ -283,6 +283,11 @@ fn rows() {
         fixture.error("a.jsonl", record, &short),
         "a.jsonl:1: the row has 6 tokens, and at most 3 are taken; <MaxSeqLen>, or <Truncate>"
     );
+    let of_model = RecordSpec { model_max_len: Some(5), ..short.clone() };
+    assert_eq!(
+        fixture.error("a.jsonl", record, &of_model),
+        "a.jsonl:1: the row has 6 tokens, and the model takes at most 5; <Truncate>"
+    );
     let cut = RecordSpec { overlong: Overlong::Truncate, ..short };
     assert_eq!(
         fixture.error("a.jsonl", record, &cut),
