@@ -1,4 +1,4 @@
-//! Tensors, devices, the memory arena, the coarse tape, and safetensors files.
+//! Tensors, devices, the memory arena, the coarse tape, safetensors and GGUF files.
 //!
 //! Model code uses this crate only: it builds a [`Tape`] of coarse operations ([`ops`]) and does
 //! not know which [`Device`] runs them. The same operations on [`Device::dry`] only count memory
@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 mod device;
+pub mod gguf;
 mod mapped;
 mod merge;
 pub mod ops;

@@ -70,18 +70,18 @@ impl Tensor {
         Self::from_bytes(memory::bytes_of(View::F32(values)), DType::F32, shape)
     }
 
-    /// A read-only tensor over bytes of a mapped file; `None` if they are misaligned for `dtype` or
-    /// outside of the file.
+    /// A read-only tensor over bytes of a mapped file; `None` if they are misaligned for `storage`
+    /// or outside of the file.
     pub fn from_file(
         map: &Arc<Mapped>,
         offset: usize,
-        dtype: DType,
+        storage: impl Into<Storage>,
         shape: &[usize],
     ) -> Option<Self> {
         let memory = Memory::File { map: Arc::clone(map), offset };
-        let tensor = Self { memory, storage: dtype.into(), shape: shape.to_vec() };
+        let tensor = Self { memory, storage: storage.into(), shape: shape.to_vec() };
         let bytes = map.bytes().get(offset..)?.get(..tensor.num_bytes())?;
-        memory::view(bytes, dtype, (tensor.len(), tensor.cols()))?;
+        memory::view(bytes, tensor.storage, (tensor.len(), tensor.cols()))?;
         Some(tensor)
     }
 

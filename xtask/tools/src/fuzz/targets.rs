@@ -3,6 +3,7 @@
 use hone_data::{OnError, RecordSpec, Tokenizer};
 use hone_model::{DecoderConfig, LoadOptions};
 use hone_tensor::Device;
+use hone_tensor::gguf::{GgufFile, Value};
 use hone_tensor::safetensors::SafeTensorsFile;
 use hone_train::run_file::RunFile;
 use std::path::{Path, PathBuf};
@@ -16,8 +17,9 @@ pub struct Target {
     pub read: fn(&Path) -> Result<(), String>,
 }
 
-const TARGETS: [Target; 9] = [
+const TARGETS: [Target; 10] = [
     Target { name: "safetensors", file: "model/model.safetensors", read: safetensors },
+    Target { name: "gguf", file: "model.gguf", read: gguf },
     Target { name: "weights", file: "model/model.safetensors", read: model },
     Target { name: "configuration", file: "model/config.json", read: model },
     Target { name: "tokenizer", file: "model/tokenizer.json", read: tokenizer },
@@ -72,6 +74,20 @@ fn safetensors(dir: &Path) -> Result<(), String> {
     let file = SafeTensorsFile::open(&dir.join("model/model.safetensors")).map_err(text)?;
     for name in file.names() {
         let tensor = file.tensor(&name).map_err(text)?;
+        let _ = tensor.map(|tensor| tensor.view().to_vec_f32());
+    }
+    Ok(())
+}
+
+fn gguf(dir: &Path) -> Result<(), String> {
+    let file = GgufFile::open(&dir.join("model.gguf")).map_err(text)?;
+    for key in file.keys() {
+        if let Some(Value::Array(array)) = file.get(key) {
+            array.iter().try_for_each(|element| element.map(drop))?;
+        }
+    }
+    for name in file.names() {
+        let tensor = file.tensor(name).map_err(text)?;
         let _ = tensor.map(|tensor| tensor.view().to_vec_f32());
     }
     Ok(())

@@ -1,0 +1,75 @@
+//! Why a GGUF file cannot be read.
+
+use super::types::{self, Kind};
+use std::path::{Path, PathBuf};
+
+/// Why a GGUF file cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum GgufError {
+    /// The system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// File.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Header or extents are not those of a GGUF file.
+    #[error(
+        "{}: not a whole GGUF file ({reason}). It may have been cut short while it was copied: \
+         fetch it again",
+        path.display()
+    )]
+    Damaged {
+        /// File.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// Another version of the format.
+    #[error("{}: {problem}", path.display())]
+    Version {
+        /// File.
+        path: PathBuf,
+        /// Which, and what to do.
+        problem: &'static str,
+    },
+    /// An element type that cannot be computed with.
+    #[error(
+        "{}: tensor `{tensor}` holds {kind}, which Hone does not read; it reads {}. Fetch the \
+         model in one of these, or quantise it again",
+        path.display(),
+        types::readable()
+    )]
+    ElementType {
+        /// File.
+        path: PathBuf,
+        /// Tensor.
+        tensor: String,
+        /// Name and number of its type.
+        kind: String,
+    },
+    /// Parts that are missing or do not belong together.
+    #[error("{}: {problem}", path.display())]
+    Parts {
+        /// File.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+}
+
+impl GgufError {
+    pub(super) fn damaged(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_owned(), reason: reason.into() }
+    }
+
+    pub(super) fn parts(path: &Path, problem: String) -> Self {
+        Self::Parts { path: path.to_owned(), problem }
+    }
+
+    pub(super) fn element_type(path: &Path, tensor: &str, kind: Kind) -> Self {
+        let (path, tensor) = (path.to_owned(), tensor.to_owned());
+        Self::ElementType { path, tensor, kind: kind.to_string() }
+    }
+}

@@ -1,0 +1,261 @@
+use super::testing::{Meta, Writer};
+use super::{GgufError, GgufFile, Value};
+use crate::Storage;
+use std::path::PathBuf;
+use tempfile::TempDir;
+
+/// Two tensors and a key of each type.
+fn whole() -> Writer {
+    let mut writer = Writer::default();
+    writer
+        .set("general.architecture", "llama")
+        .set("u16", Meta::U16(7))
+        .set("u32", Meta::U32(1 << 31))
+        .set("i32", Meta::I32(-3))
+        .set("f32", Meta::F32(1e-5))
+        .set("bool", Meta::Bool(true))
+        .set("texts", Meta::Texts(vec!["a".into(), "▁b".into(), String::new()]))
+        .set("i32s", Meta::I32s(vec![1, -1]))
+        .set("f32s", Meta::F32s(vec![0.1, -1000.0]))
+        .set("u8", Meta::Raw(0, vec![255]))
+        .set("i8", Meta::Raw(1, vec![255]))
+        .set("i16", Meta::Raw(3, (-300i16).to_le_bytes().to_vec()))
+        .set("u64", Meta::Raw(10, u64::MAX.to_le_bytes().to_vec()))
+        .set("i64", Meta::Raw(11, i64::MIN.to_le_bytes().to_vec()))
+        .set("f64", Meta::Raw(12, 0.25f64.to_le_bytes().to_vec()))
+        .floats("a", &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+        .tensor("b", 1, &[4], [0x3c00u16, 0xc000, 0, 0x3800].map(u16::to_le_bytes).concat());
+    writer
+}
+
+/// A folder with these files.
+fn folder(files: &[(&str, Vec<u8>)]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes) in files {
+        std::fs::write(folder.path().join(name), bytes).unwrap();
+    }
+    folder
+}
+
+fn open(bytes: Vec<u8>) -> (TempDir, Result<GgufFile, GgufError>) {
+    let folder = folder(&[("m.gguf", bytes)]);
+    let file = GgufFile::open(&folder.path().join("m.gguf"));
+    (folder, file)
+}
+
+/// The error, after the name of the file.
+#[track_caller]
+fn refused(bytes: Vec<u8>) -> String {
+    let (folder, file) = open(bytes);
+    let message = file.err().expect("this file must be refused").to_string();
+    let path = format!("{}: ", folder.path().join("m.gguf").display());
+    message.strip_prefix(&path).unwrap_or_else(|| panic!("{message}")).to_owned()
+}
+
+/// The reason for which it is called damaged.
+#[track_caller]
+fn damaged(bytes: Vec<u8>) -> String {
+    let message = refused(bytes);
+    let reason = message.strip_prefix("not a whole GGUF file (").unwrap_or_else(|| {
+        panic!("another error: {message}");
+    });
+    reason.split_once("). It may have been cut short").unwrap().0.to_owned()
+}
+
+#[test]
+fn metadata_and_tensors_are_read() {
+    for (version, alignment) in [(2, 32), (3, 32), (3, 64), (3, 8)] {
+        let mut writer = Writer { version, alignment, ..whole() };
+        writer.set(ALIGNMENT, Meta::U32(alignment as u32));
+        let (_folder, file) = open(writer.bytes());
+        let file = file.unwrap();
+        assert_eq!(file.get("general.architecture"), Some(Value::Text("llama")));
+        for (key, expected) in [
+            ("u8", 255),
+            ("i8", -1),
+            ("u16", 7),
+            ("i16", -300),
+            ("u32", 1 << 31),
+            ("i32", -3),
+            ("u64", u64::MAX.into()),
+            ("i64", i64::MIN.into()),
+        ] {
+            assert_eq!(file.get(key), Some(Value::Integer(expected)), "{key}");
+        }
+        assert_eq!(file.get("f32"), Some(Value::Float(1e-5)));
+        assert_eq!(file.get("f64"), Some(Value::Float(0.25)));
+        assert_eq!(file.get("bool"), Some(Value::Bool(true)));
+        assert_eq!(file.get("none"), None);
+        let elements = |key| match file.get(key) {
+            Some(Value::Array(array)) => array.iter().collect::<Result<Vec<_>, _>>().unwrap(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(elements("texts"), [Value::Text("a"), Value::Text("▁b"), Value::Text("")]);
+        assert_eq!(elements("i32s"), [Value::Integer(1), Value::Integer(-1)]);
+        assert_eq!(elements("f32s"), [Value::Float(0.1), Value::Float(-1000.0)]);
+        assert_eq!(file.names().collect::<Vec<_>>(), ["a", "b"]);
+        let a = file.tensor("a").unwrap().unwrap();
+        assert_eq!((a.shape(), a.f32()), (&[2, 3][..], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0][..]));
+        assert_eq!(file.tensor("b").unwrap().unwrap().to_vec_f32(), [1.0, -2.0, 0.0, 0.5]);
+        assert!(file.tensor("c").unwrap().is_none());
+    }
+}
+
+/// Wherever a file is cut, or one of its bytes changed, it is read or refused.
+#[test]
+fn damaged_files_are_refused() {
+    let bytes = whole().bytes();
+    let folder = folder(&[]);
+    let path = folder.path().join("m.gguf");
+    let open = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        GgufFile::open(&path)
+    };
+    for len in (0..bytes.len() - 32).step_by(3) {
+        assert!(open(&bytes[..len]).is_err(), "{len}");
+    }
+    for at in 0..bytes.len() - 64 {
+        for value in [0, 0xff] {
+            let mut bytes = bytes.clone();
+            bytes[at] = value;
+            let Ok(file) = open(&bytes) else { continue };
+            for name in file.names() {
+                let _ = file.tensor(name);
+            }
+        }
+    }
+}
+
+type Change<'a> = &'a dyn Fn(&mut Writer);
+
+const ALIGNMENT: &str = "general.alignment";
+
+#[test]
+fn errors_name_what_is_wrong() {
+    assert_eq!(damaged(b"PK\x03\x04 and so on".to_vec()), "it does not begin with GGUF");
+    for (version, says) in [
+        (1, "GGUF version 1, which has not been written since 2023; fetch a newer file"),
+        (
+            3u32.swap_bytes(),
+            "a big-endian GGUF file; convert it with gguf-convert-endian of the gguf package",
+        ),
+        (4, "a GGUF version other than 2 and 3, which are read; a newer Hone may read it"),
+    ] {
+        assert_eq!(refused(Writer { version, ..whole() }.bytes()), says);
+    }
+    let with = |change: Change<'_>| {
+        let mut writer = whole();
+        change(&mut writer);
+        writer.bytes()
+    };
+    let huge = u64::MAX.to_le_bytes();
+    let array = |kind: u32| [&kind.to_le_bytes()[..], &huge].concat();
+    let nested =
+        |depth| [9u32.to_le_bytes().to_vec(), 1u64.to_le_bytes().to_vec()].concat().repeat(depth);
+    let cases: [(Change<'_>, &str); 16] = [
+        (&|w| w.keys.push(("u16".into(), Meta::U16(8))), "key `u16` is there twice"),
+        (&|w| w.keys.push(("x".into(), Meta::Raw(13, vec![]))), "key `x`: a value has type 13"),
+        (&|w| w.keys.push(("x".into(), Meta::Raw(7, vec![2]))), "key `x`: a boolean is 2"),
+        (&|w| w.keys.push(("x".into(), Meta::Raw(8, huge.to_vec()))), "bytes are to follow byte"),
+        (&|w| w.keys.push(("x".into(), Meta::Raw(9, array(5)))), "bytes are to follow byte"),
+        (&|w| w.keys.push(("x".into(), Meta::Raw(9, array(8)))), "bytes are to follow byte"),
+        (&|w| w.keys.push(("x".into(), Meta::Raw(9, nested(5)))), "nested more than 4 deep"),
+        (&|w| w.keys.push((ALIGNMENT.into(), Meta::U32(24))), "is not a power of two from 8"),
+        (&|w| w.tensors[0].shape = vec![], "tensor `a` has 0 dimensions, expected 1 to 4"),
+        (&|w| w.tensors[0].shape = vec![3, 0], "tensor `a` has a dimension of length 0"),
+        (&|w| w.tensors[0].shape = vec![u64::MAX / 8; 3], "which is beyond any memory"),
+        (&|w| w.tensors[0].kind = 5, "tensor `a` has type 5, which no version of the format knows"),
+        (
+            &|w| w.tensors[0].kind = 12,
+            "tensor `a` has rows of 3, which the blocks of 256 of Q4_K (type 12) do not divide",
+        ),
+        (&|w| w.tensors[1].offset = Some(12), "tensor `b` begins at an offset that is not a multi"),
+        (&|w| w.tensors[1].offset = Some(1 << 40), "tensor `b` has 8 bytes from 1099511627776 on"),
+        (&|w| w.tensors[1].offset = Some(0), "tensors `b` and `a` overlap"),
+    ];
+    for (change, says) in cases {
+        let reason = damaged(with(change));
+        assert!(reason.contains(says), "{reason:?} is not {says:?}");
+    }
+    let twice = with(&|w| w.tensors[1].name = "a".into());
+    assert_eq!(damaged(twice), "tensor `a` is there twice");
+    let mut writer = whole();
+    writer.tensor("q", 10, &[1, 256], vec![0; 84]);
+    let (_folder, file) = open(writer.bytes());
+    let message = file.unwrap().tensor("q").err().unwrap().to_string();
+    let says = "tensor `q` holds Q2_K (type 10), which Hone does not read; it reads F32, F16, ";
+    assert!(message.contains(says), "{message}");
+}
+
+/// Blocks of every type that Hone holds have the size that it holds them in.
+#[test]
+fn blocks_are_held_as_they_are() {
+    for id in 0..64 {
+        let Some(kind) = super::types::Kind::from_id(id) else { continue };
+        let Some(storage) = kind.storage() else { continue };
+        let shape = [3, 2 * kind.weights];
+        assert_eq!(Some(storage.num_bytes(&shape)), kind.num_bytes(3, shape[1]), "{kind}");
+        let bytes: Vec<u8> = (0..storage.num_bytes(&shape)).map(|i| i as u8 & 0x3f).collect();
+        let mut writer = Writer::default();
+        writer.tensor("w", id, &shape, bytes.clone());
+        let (_folder, file) = open(writer.bytes());
+        let tensor = file.unwrap().tensor("w").unwrap().unwrap();
+        assert_eq!((tensor.storage(), tensor.bytes()), (storage, &bytes[..]));
+        if storage.float().is_some() {
+            assert!(matches!(storage, Storage::Float(_)));
+        }
+    }
+}
+
+/// The second tensor in a part of its own.
+fn split() -> [Writer; 2] {
+    let mut parts = [whole(), Writer::default()];
+    parts[1].tensors = vec![parts[0].tensors.remove(1)];
+    for (i, part) in parts.iter_mut().enumerate() {
+        part.set("split.no", Meta::U16(i as u16))
+            .set("split.count", Meta::U16(2))
+            .set("split.tensors.count", Meta::I32(2));
+    }
+    parts
+}
+
+const NAMES: [&str; 2] = ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"];
+
+#[test]
+fn parts_are_one_file() {
+    let [first, second] = split().map(|part| part.bytes());
+    let folder = folder(&[(NAMES[0], first), (NAMES[1], second)]);
+    for name in NAMES {
+        let file = GgufFile::open(&folder.path().join(name)).unwrap();
+        assert_eq!(file.get("u16"), Some(Value::Integer(7)));
+        assert_eq!(file.names().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(file.tensor("b").unwrap().unwrap().to_vec_f32(), [1.0, -2.0, 0.0, 0.5]);
+        assert!(file.path().ends_with(NAMES[0]));
+        assert_eq!(file.paths().count(), 2);
+    }
+}
+
+#[test]
+fn parts_that_do_not_belong_together_are_refused() {
+    let says = |files: &[(&str, Vec<u8>)], opened: &str, expected: &str| {
+        let folder = folder(files);
+        let path: PathBuf = folder.path().join(opened);
+        let message = GgufFile::open(&path).err().expect("refused").to_string();
+        assert!(message.contains(expected), "{message:?} is not {expected:?}");
+    };
+    let [first, second] = split().map(|part| part.bytes());
+    says(&[(NAMES[0], first.clone())], NAMES[0], "m-00002-of-00002.gguf: one of 2 parts, and this");
+    says(&[("m.gguf", second.clone())], "m.gguf", "part 2 of 2, and its name says 1 of 1. Give");
+    says(
+        &[(NAMES[0], second.clone()), (NAMES[1], first.clone())],
+        NAMES[0],
+        "this is part 2 of 2, and its name says 1 of 2",
+    );
+    says(&[(NAMES[0], whole().bytes()), (NAMES[1], second)], NAMES[1], "this is part 1 of 1");
+    let mut more = split()[1].clone();
+    more.set("split.tensors.count", Meta::I32(3));
+    says(&[(NAMES[0], first.clone()), (NAMES[1], more.bytes())], NAMES[0], "hold 3 tensors and");
+    let mut twice = split()[1].clone();
+    twice.tensors[0].name = "a".to_owned();
+    says(&[(NAMES[0], first), (NAMES[1], twice.bytes())], NAMES[0], "tensor `a` is also in ");
+}
