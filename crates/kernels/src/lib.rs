@@ -34,6 +34,7 @@ mod processor;
 pub mod random;
 pub mod rms_norm;
 pub mod rope;
+pub mod short_conv;
 #[cfg(any(test, feature = "emulator"))]
 pub mod testing;
 pub mod vector;

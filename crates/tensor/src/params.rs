@@ -100,6 +100,20 @@ impl Gradients {
         &mut self.0[id.0]
     }
 
+    /// The gradients of different parameters, for accumulating.
+    pub(crate) fn each_mut<const N: usize>(
+        &mut self,
+        ids: [Option<ParamId>; N],
+    ) -> [Option<&mut Tensor>; N] {
+        let mut found = [const { None }; N];
+        for (i, gradient) in self.0.iter_mut().enumerate() {
+            if let Some(place) = ids.iter().position(|id| *id == Some(ParamId(i))) {
+                found[place] = Some(gradient);
+            }
+        }
+        found
+    }
+
     /// All gradients in the order of the parameters.
     pub fn iter(&self) -> impl Iterator<Item = &Tensor> {
         self.0.iter()

@@ -4,6 +4,7 @@ mod arena;
 mod cache;
 mod check_op;
 mod linear;
+mod linear_attention;
 mod norms;
 mod offload;
 mod operations;

@@ -50,7 +50,7 @@ pub(crate) fn sources() -> impl Iterator<Item = &'static Source> {
 }
 
 #[cfg(test)]
-static OPERATIONS: [&Source; 12] = [
+static OPERATIONS: [&Source; 13] = [
     &crate::adamw::cuda::SOURCE,
     &crate::attention::cuda::GENERAL,
     &crate::attention::cuda::MMA,
@@ -61,6 +61,7 @@ static OPERATIONS: [&Source; 12] = [
     &crate::head::cuda::SOURCE,
     &crate::rms_norm::cuda::SOURCE,
     &crate::rope::cuda::SOURCE,
+    &crate::short_conv::cuda::SOURCE,
     &crate::glu::cuda::SOURCE,
     &crate::vector::cuda::SOURCE,
 ];

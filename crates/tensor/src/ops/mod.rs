@@ -1,7 +1,8 @@
 //! The coarse operations of a decoder: forward, backward, allocations and costs.
 //!
-//! One operation, one file. Each has a backward pass, except [`attend_paged`], which serves
-//! generation only. The arithmetic is in `hone-kernels`; shapes, memory and costs are here.
+//! One operation, one file. Each has a backward pass, except those that go on from a state, such as
+//! [`attend_paged`], which serve generation only. The arithmetic is in `hone-kernels`; shapes,
+//! memory and costs are here.
 
 mod adapters;
 mod attention;
@@ -13,6 +14,7 @@ mod offloaded;
 mod quantisation;
 mod rms_norm;
 mod rope;
+mod short_conv;
 
 pub(crate) use adapters::RoundedAdapters;
 pub use adapters::round_adapters;
@@ -25,11 +27,12 @@ pub use linear::linear;
 pub use offloaded::with_offloaded;
 pub use rms_norm::{HeadNorms, add_rms_norm, norm_heads, rms_norm};
 pub use rope::{Angles, rope};
+pub use short_conv::{ConvState, ShortConv, short_conv, short_conv_step};
 
 pub use hone_kernels::glu::Activation;
 pub use hone_kernels::rms_norm::RmsNorm;
 
-use crate::{Category, Cost, DType, Device, Storage, Tensor};
+use crate::{Category, Cost, DType, Device, Storage, Tensor, Var};
 use hone_kernels::gemm;
 use hone_kernels::vector::Columns;
 
@@ -55,6 +58,35 @@ fn converted_bytes<'a>(
 fn copy(device: &Device, x: &Tensor, y: &mut Tensor) {
     if let Some(on) = device.begin(Cost::memory_bound("copy", 2 * x.num_bytes())) {
         on.convert(x.view(), y.view_mut());
+    }
+}
+
+/// Columns `first..first + count` of a matrix, such as one of several projections of one input. The
+/// backward pass of an operation adds to these columns of the gradient.
+#[derive(Clone)]
+pub struct Part {
+    /// The matrix.
+    pub of: Var,
+    /// First column.
+    pub first: usize,
+    /// Number of columns.
+    pub count: usize,
+}
+
+impl Part {
+    /// All columns.
+    pub fn whole(of: Var) -> Self {
+        let (_, count) = rows_cols(of.value().shape());
+        Self { of, first: 0, count }
+    }
+
+    fn rows(&self) -> usize {
+        rows_cols(self.of.value().shape()).0
+    }
+
+    fn columns(&self) -> Columns<'_> {
+        let (_, width) = rows_cols(self.of.value().shape());
+        Columns { x: self.of.value().view(), width, col: self.first }
     }
 }
 

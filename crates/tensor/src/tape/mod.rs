@@ -309,6 +309,17 @@ impl Sweep<'_, '_> {
         self.of_vars.remove(&var)
     }
 
+    /// Takes the gradient of a variable accumulated so far, or zeros, to add to its columns.
+    pub(crate) fn take_or_zeros(&mut self, var: &Var) -> Tensor {
+        self.take(var.id).unwrap_or_else(|| {
+            let mut zeros = self.activation(var.value.dtype(), var.value.shape());
+            if let Some(on) = self.device.begin(Cost::memory_bound("zero", zeros.num_bytes())) {
+                on.zero(zeros.view_mut());
+            }
+            zeros
+        })
+    }
+
     /// Adds to the gradient of a variable.
     pub(crate) fn add(&mut self, var: usize, gradient: Tensor) {
         let Some(mut sum) = self.of_vars.remove(&var) else {

@@ -362,6 +362,27 @@ fn check_against_reference(name: &str, op: &dyn Operation, compute: Compute, fou
     }
 }
 
+/// The same operation, run again in the backward pass.
+pub struct Recomputed<O>(pub O);
+
+impl<O: Operation> Operation for Recomputed<O> {
+    fn operands(&self) -> &Operands {
+        self.0.operands()
+    }
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        self.0.weights_mut()
+    }
+    fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
+        tape.recompute(leaves.remove(0), |tape, x| self.0.run(tape, vec![x]))
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
+        self.0.forward(x)
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
+        self.0.backward(x, d_y)
+    }
+}
+
 /// Tolerances, relative to the size of the reference.
 #[derive(Clone, Copy)]
 pub struct Tolerance {

@@ -1,8 +1,8 @@
 //! Every coarse operation but `linear` in its reference form, and the cases it is checked in.
 
 use super::check_op::{
-    Kind, Operands, Operation, check_op, check_op_in, check_op_on_gpu, devices, f64s, normals,
-    tensor_of,
+    Kind, Operands, Operation, Recomputed, check_op, check_op_in, check_op_on_gpu, devices, f64s,
+    normals, tensor_of,
 };
 use super::linear::{Linear, Options};
 use crate::ops::{self, Activation, Angles, RmsNorm};
@@ -456,27 +456,6 @@ fn log_probs_passes_in_integers() {
 fn log_probs_passes_with_more_rows_than_one_chunk() {
     for kind in [Kind::Frozen(Storage::Float(DType::Bf16)), Kind::Trained] {
         check_op("log_probs in chunks", &mut LogProbs::new(kind, (4500, 5, 37), 9, true));
-    }
-}
-
-/// The same operation, run again in the backward pass.
-struct Recomputed<O>(O);
-
-impl<O: Operation> Operation for Recomputed<O> {
-    fn operands(&self) -> &Operands {
-        self.0.operands()
-    }
-    fn weights_mut(&mut self) -> Vec<&mut Weight> {
-        self.0.weights_mut()
-    }
-    fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
-        tape.recompute(leaves.remove(0), |tape, x| self.0.run(tape, vec![x]))
-    }
-    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
-        self.0.forward(x)
-    }
-    fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
-        self.0.backward(x, d_y)
     }
 }
 

@@ -1,0 +1,197 @@
+//! Operations of linear attention: the short convolution before it.
+
+use super::check_op::{
+    Found, Kind, Operands, Operation, Recomputed, check_op, devices, normals, rounded, tensor_of,
+};
+use crate::ops::{self, ConvState, Part, ShortConv};
+use crate::{Category, Compute, DType, Device, Params, Sequence, Tape, Tensor, Var, Weight};
+use hone_kernels::cuda::Gpu;
+use hone_kernels::short_conv;
+use std::ops::Range;
+
+const FROZEN: Kind = Kind::Frozen(crate::Storage::Float(DType::F32));
+
+/// All instruction sets, and a GPU.
+fn all_devices() -> Vec<Device> {
+    devices().into_iter().chain(Gpu::for_tests().map(Device::cuda)).collect()
+}
+
+/// Columns `part` of rows of `width`.
+fn columns(x: &[f64], width: usize, part: &Range<usize>) -> Vec<f64> {
+    x.chunks(width).flat_map(|row| &row[part.clone()]).copied().collect()
+}
+
+/// Rows of `width` that are zero but for `part`.
+fn in_columns(x: &[f64], width: usize, part: &Range<usize>) -> Vec<f64> {
+    let row = |x: &[f64]| {
+        let mut row = vec![0.0; width];
+        row[part.clone()].copy_from_slice(x);
+        row
+    };
+    x.chunks(part.len()).flat_map(row).collect()
+}
+
+struct Conv {
+    given: Operands,
+    weight: Weight,
+    bias: Option<Weight>,
+    /// Columns of the input that are convolved.
+    part: Range<usize>,
+    width: usize,
+    sequences: Vec<Sequence>,
+}
+
+impl Conv {
+    /// `[tokens, width]`, of which `part` is convolved with `taps` weights.
+    fn new(
+        kind: Kind,
+        (tokens, width): (usize, usize),
+        part: Range<usize>,
+        taps: usize,
+        cu_seqlens: &[u32],
+    ) -> Self {
+        let mut given = Operands::default();
+        given.add(Kind::Activation, &[tokens, width]);
+        let weight = given.add(kind, &[part.len(), taps]);
+        let weight = given.weight(weight);
+        // Every second width has a bias.
+        let bias = taps.is_multiple_of(2).then(|| given.add(kind, &[part.len()]));
+        let bias = bias.map(|bias| given.weight(bias));
+        Self { given, weight, bias, part, width, sequences: Sequence::packed(cu_seqlens) }
+    }
+
+    fn bias(&self, x: &[Vec<f64>]) -> Vec<f64> {
+        x.get(2).cloned().unwrap_or_else(|| vec![0.0; self.part.len()])
+    }
+}
+
+impl Operation for Conv {
+    fn operands(&self) -> &Operands {
+        &self.given
+    }
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        [&mut self.weight].into_iter().chain(&mut self.bias).collect()
+    }
+    fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
+        let x = Part { of: leaves.remove(0), first: self.part.start, count: self.part.len() };
+        let conv = ShortConv { weight: &self.weight, bias: self.bias.as_ref() };
+        ops::short_conv(tape, x, conv, &self.sequences)
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
+        let part = columns(&x[0], self.width, &self.part);
+        short_conv::reference::forward(&part, &x[1], &self.bias(x), &self.sequences)
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
+        let (part, bias) = (columns(&x[0], self.width, &self.part), self.bias(x));
+        let [d_x, d_weight, d_bias] =
+            short_conv::reference::backward(&part, &x[1], &bias, &self.sequences, d_y);
+        let mut d = vec![in_columns(&d_x, self.width, &self.part), d_weight];
+        d.extend(self.bias.is_some().then_some(d_bias));
+        d
+    }
+}
+
+#[test]
+fn short_conv_passes() {
+    for kind in [FROZEN, Kind::Trained] {
+        for (shape, part, taps, cu_seqlens) in [
+            ((1, 1), 0..1, 2, &[0, 1][..]),
+            ((9, 5), 1..4, 3, &[0, 1, 3, 8]),
+            ((40, 200), 7..190, 4, &[0, 5, 6, 38]),
+            ((30, 70), 0..70, 8, &[0, 7, 7, 30]),
+        ] {
+            let mut conv = Conv::new(kind, shape, part, taps, cu_seqlens);
+            check_op(&format!("convolution of {taps}, {cu_seqlens:?}"), &mut conv);
+        }
+    }
+    let conv = Conv::new(FROZEN, (12, 20), 2..19, 4, &[0, 9, 11]);
+    check_op("recomputed convolution", &mut Recomputed(conv));
+}
+
+/// Standard normal rows of one sequence.
+fn rows_of(sequence: usize, dtype: DType, width: usize, range: Range<usize>) -> Vec<f32> {
+    let values = rounded(&normals(30 + sequence as u64, 300 * width), dtype);
+    values[range.start * width..range.end * width].to_vec()
+}
+
+/// The next rows of some sequences, which `done` says how many of went before; with rows of none.
+struct Pass {
+    sequences: Vec<Sequence>,
+    slots: Vec<u32>,
+    /// The rows of each sequence.
+    ranges: Vec<(usize, Range<usize>)>,
+}
+
+impl Pass {
+    fn new(done: &mut [usize], pieces: &[usize]) -> Self {
+        let mut pass = Self { sequences: vec![], slots: vec![], ranges: vec![] };
+        let mut q_start = 0;
+        for (i, &q_len) in pieces.iter().enumerate().filter(|(_, piece)| **piece > 0) {
+            let (k_start, k_len) = (q_start, done[i] + q_len);
+            pass.sequences.push(Sequence { q_start, q_len, k_start, k_len });
+            // Another order than that of the sequences.
+            pass.slots.push((pieces.len() - 1 - i) as u32);
+            pass.ranges.push((i, done[i]..done[i] + q_len));
+            q_start += q_len;
+            done[i] += q_len;
+        }
+        pass
+    }
+
+    /// The rows in this pass of what has `width` columns, and two more.
+    fn rows(&self, device: &Device, dtype: DType, width: usize) -> Tensor {
+        let rows = |(i, range): &(usize, Range<usize>)| rows_of(*i, dtype, width, range.clone());
+        let mut values: Vec<f32> = self.ranges.iter().flat_map(rows).collect();
+        values.extend(vec![0.5; 2 * width]);
+        let values = tensor_of(&values, dtype, &[values.len() / width, width]);
+        device.upload(Category::Activations, &values).unwrap()
+    }
+
+    /// Hands the rows of `y` to their sequences.
+    fn hand_out(&self, device: &Device, y: &Tensor, found: &mut [Vec<f32>]) {
+        let width = y.shape()[1];
+        let mut y = Found::new(device, y).values;
+        for (i, range) in &self.ranges {
+            found[*i].extend(y.drain(..range.len() * width));
+        }
+        assert!(y.iter().all(|&x| x == 0.0), "padding gives zeros");
+    }
+}
+
+/// In three sequences: one by one, in pieces, and one that begins late; across ends of chunks.
+const STEPS: [[usize; 3]; 8] =
+    [[1, 0, 70], [1, 63, 0], [1, 1, 57], [2, 1, 1], [61, 0, 1], [1, 3, 0], [0, 60, 70], [1, 1, 1]];
+
+#[test]
+fn a_convolution_that_goes_on_gives_the_bits_of_the_whole() {
+    for (device, taps) in all_devices().iter().flat_map(|d| [2, 4].map(|taps| (d, taps))) {
+        for compute in [Compute::F32, Compute::Bf16] {
+            let (channels, params, dtype) = (70, Params::default(), compute.dtype());
+            let hold = |stream, shape: &[usize]| {
+                let values = normals(stream, shape.iter().product());
+                let held = tensor_of(&values, DType::F32, shape);
+                Weight::Frozen(device.upload(Category::Weights, &held).unwrap())
+            };
+            let (weight, bias) = (hold(1, &[channels, taps]), hold(2, &[channels]));
+            let conv = ShortConv { weight: &weight, bias: Some(&bias) };
+            let mut state = ConvState::new(device, dtype, conv, 3).unwrap();
+            let (mut done, mut found) = ([0; 3], vec![vec![]; 3]);
+            for pieces in STEPS {
+                let pass = Pass::new(&mut done, &pieces);
+                let mut tape = Tape::inference(device, &params, compute);
+                let x = tape.leaf(pass.rows(device, dtype, channels), false);
+                let of = (&pass.sequences[..], &pass.slots[..]);
+                let y = ops::short_conv_step(&mut tape, Part::whole(x), conv, of, &mut state);
+                pass.hand_out(device, y.value(), &mut found);
+            }
+            // All at once, packed.
+            let whole = Pass::new(&mut [0; 3], &done);
+            let mut tape = Tape::inference(device, &params, compute);
+            let x = tape.leaf(whole.rows(device, dtype, channels), false);
+            let y = ops::short_conv(&mut tape, Part::whole(x), conv, &whole.sequences);
+            let mut expected = vec![vec![]; 3];
+            whole.hand_out(device, y.value(), &mut expected);
+            assert!(found == expected, "{taps} in {compute:?}");
+        }
+    }
+}
