@@ -50,13 +50,14 @@ pub(crate) fn sources() -> impl Iterator<Item = &'static Source> {
 }
 
 #[cfg(test)]
-static OPERATIONS: [&Source; 13] = [
+static OPERATIONS: [&Source; 14] = [
     &crate::adamw::cuda::SOURCE,
     &crate::attention::cuda::GENERAL,
     &crate::attention::cuda::MMA,
     &crate::attention::cuda::MMA_F16,
     &crate::dropout::cuda::SOURCE,
     &crate::embedding::cuda::SOURCE,
+    &crate::gated_rms_norm::cuda::SOURCE,
     &crate::gemm::cuda::SOURCE,
     &crate::head::cuda::SOURCE,
     &crate::rms_norm::cuda::SOURCE,

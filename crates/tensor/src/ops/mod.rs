@@ -7,6 +7,7 @@
 mod adapters;
 mod attention;
 mod embedding;
+mod gated_rms_norm;
 mod glu;
 mod head;
 mod linear;
@@ -20,6 +21,7 @@ pub(crate) use adapters::RoundedAdapters;
 pub use adapters::round_adapters;
 pub use attention::{KvPages, PagedRows, attend_paged, attention};
 pub use embedding::embedding;
+pub use gated_rms_norm::gated_rms_norm;
 pub use glu::glu;
 pub use head::{log_probs, logits, take_rows};
 pub use hone_kernels::attention::PAGE_ROWS;

@@ -1,4 +1,4 @@
-//! Operations of linear attention: the short convolution before it.
+//! Operations of linear attention: the short convolution before it, the gated norm after it.
 
 use super::check_op::{
     Found, Kind, Operands, Operation, Recomputed, check_op, devices, normals, rounded, tensor_of,
@@ -6,7 +6,7 @@ use super::check_op::{
 use crate::ops::{self, ConvState, Part, ShortConv};
 use crate::{Category, Compute, DType, Device, Params, Sequence, Tape, Tensor, Var, Weight};
 use hone_kernels::cuda::Gpu;
-use hone_kernels::short_conv;
+use hone_kernels::{gated_rms_norm, short_conv};
 use std::ops::Range;
 
 const FROZEN: Kind = Kind::Frozen(crate::Storage::Float(DType::F32));
@@ -106,6 +106,60 @@ fn short_conv_passes() {
     }
     let conv = Conv::new(FROZEN, (12, 20), 2..19, 4, &[0, 9, 11]);
     check_op("recomputed convolution", &mut Recomputed(conv));
+}
+
+struct GatedNorm {
+    given: Operands,
+    weight: Weight,
+    /// Columns of the gates.
+    gates: Range<usize>,
+    width: usize,
+}
+
+const EPS: f32 = 1e-6;
+
+impl Operation for GatedNorm {
+    fn operands(&self) -> &Operands {
+        &self.given
+    }
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        vec![&mut self.weight]
+    }
+    fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
+        let x = leaves.remove(0);
+        let z = Part { of: leaves.remove(0), first: self.gates.start, count: self.gates.len() };
+        ops::gated_rms_norm(tape, x, z, &self.weight, EPS)
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
+        let z = columns(&x[1], self.width, &self.gates);
+        gated_rms_norm::reference::forward(&x[0], &z, &x[2], f64::from(EPS))
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
+        let z = columns(&x[1], self.width, &self.gates);
+        let eps = f64::from(EPS);
+        let [d_x, d_z, d_w] = gated_rms_norm::reference::backward(&x[0], &z, &x[2], eps, d_y);
+        vec![d_x, in_columns(&d_z, self.width, &self.gates), d_w]
+    }
+}
+
+#[test]
+fn gated_rms_norm_passes() {
+    for (t, heads, h, first, width) in
+        [(1, 1, 16, 0, 16), (9, 3, 7, 2, 30), (130, 2, 40, 5, 90), (2, 4, 128, 0, 512)]
+    {
+        for (kind, constant) in [(FROZEN, false), (Kind::Trained, false), (Kind::Trained, true)] {
+            let mut given = Operands::default();
+            let gates = first..first + heads * h;
+            match constant {
+                false => [gates.len(), width].map(|n| given.add(Kind::Activation, &[t, n])),
+                true => [gates.len(), width].map(|n| given.add_constant(Kind::Activation, &[t, n])),
+            };
+            let weight = given.add(kind, &[h]);
+            let weight = given.weight(weight);
+            let case = format!("gated norm of {heads} heads of {h}, {t} tokens");
+            check_op(&case, &mut GatedNorm { given, weight, gates, width });
+        }
+    }
 }
 
 /// Standard normal rows of one sequence.
