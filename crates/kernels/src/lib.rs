@@ -20,6 +20,7 @@ mod capacity;
 pub mod ceiling;
 pub mod cpu;
 pub mod cuda;
+pub mod delta_gates;
 pub mod dropout;
 pub mod element;
 pub mod embedding;

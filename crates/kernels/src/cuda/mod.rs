@@ -50,11 +50,12 @@ pub(crate) fn sources() -> impl Iterator<Item = &'static Source> {
 }
 
 #[cfg(test)]
-static OPERATIONS: [&Source; 14] = [
+static OPERATIONS: [&Source; 15] = [
     &crate::adamw::cuda::SOURCE,
     &crate::attention::cuda::GENERAL,
     &crate::attention::cuda::MMA,
     &crate::attention::cuda::MMA_F16,
+    &crate::delta_gates::cuda::SOURCE,
     &crate::dropout::cuda::SOURCE,
     &crate::embedding::cuda::SOURCE,
     &crate::gated_rms_norm::cuda::SOURCE,

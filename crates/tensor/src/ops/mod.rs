@@ -6,6 +6,7 @@
 
 mod adapters;
 mod attention;
+mod delta_gates;
 mod embedding;
 mod gated_rms_norm;
 mod glu;
@@ -20,6 +21,7 @@ mod short_conv;
 pub(crate) use adapters::RoundedAdapters;
 pub use adapters::round_adapters;
 pub use attention::{KvPages, PagedRows, attend_paged, attention};
+pub use delta_gates::{DeltaGates, delta_gates};
 pub use embedding::embedding;
 pub use gated_rms_norm::gated_rms_norm;
 pub use glu::glu;

@@ -1,12 +1,13 @@
-//! Operations of linear attention: the short convolution before it, the gated norm after it.
+//! Operations of linear attention: the short convolution and the gates before it, the gated norm
+//! after it.
 
 use super::check_op::{
     Found, Kind, Operands, Operation, Recomputed, check_op, devices, normals, rounded, tensor_of,
 };
-use crate::ops::{self, ConvState, Part, ShortConv};
+use crate::ops::{self, ConvState, DeltaGates, Part, ShortConv};
 use crate::{Category, Compute, DType, Device, Params, Sequence, Tape, Tensor, Var, Weight};
 use hone_kernels::cuda::Gpu;
-use hone_kernels::{gated_rms_norm, short_conv};
+use hone_kernels::{delta_gates, gated_rms_norm, short_conv};
 use std::ops::Range;
 
 const FROZEN: Kind = Kind::Frozen(crate::Storage::Float(DType::F32));
@@ -158,6 +159,54 @@ fn gated_rms_norm_passes() {
             let weight = given.weight(weight);
             let case = format!("gated norm of {heads} heads of {h}, {t} tokens");
             check_op(&case, &mut GatedNorm { given, weight, gates, width });
+        }
+    }
+}
+
+struct Gates {
+    given: Operands,
+    a_log: Weight,
+    dt_bias: Weight,
+    part: Range<usize>,
+    width: usize,
+}
+
+impl Operation for Gates {
+    fn operands(&self) -> &Operands {
+        &self.given
+    }
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        vec![&mut self.a_log, &mut self.dt_bias]
+    }
+    fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
+        let b_a = Part { of: leaves.remove(0), first: self.part.start, count: self.part.len() };
+        let of = DeltaGates { a_log: &self.a_log, dt_bias: &self.dt_bias };
+        ops::delta_gates(tape, b_a, of)
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
+        delta_gates::reference::forward(&columns(&x[0], self.width, &self.part), &x[1], &x[2])
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
+        let b_a = columns(&x[0], self.width, &self.part);
+        let [d_b_a, d_a_log, d_dt_bias] = delta_gates::reference::backward(&b_a, &x[1], &x[2], d_y);
+        vec![in_columns(&d_b_a, self.width, &self.part), d_a_log, d_dt_bias]
+    }
+}
+
+#[test]
+fn delta_gates_passes() {
+    for (t, heads, first, width) in [(1, 1, 0, 2), (7, 3, 2, 11), (600, 5, 0, 10)] {
+        for (kind, constant) in [(FROZEN, false), (Kind::Trained, false), (Kind::Trained, true)] {
+            let mut given = Operands::default();
+            match constant {
+                false => given.add(Kind::Activation, &[t, width]),
+                true => given.add_constant(Kind::Activation, &[t, width]),
+            };
+            let [a_log, dt_bias] = [0, 1].map(|_| given.add(kind, &[heads]));
+            let [a_log, dt_bias] = [a_log, dt_bias].map(|weight| given.weight(weight));
+            let part = first..first + 2 * heads;
+            let case = format!("gates of {heads} heads, {t} tokens");
+            check_op(&case, &mut Gates { given, a_log, dt_bias, part, width });
         }
     }
 }
