@@ -3,6 +3,9 @@
 //! `cargo xtask test` runs every kind of check with few cases of the costly ones; with `--full`, it
 //! sets `HONE_TEST_FULL` and all cases run. It counts the lines that [`skip`] writes.
 
+use crate::element::f16;
+use crate::format::WeightFormat;
+use crate::random::Philox;
 use std::fmt::Display;
 use std::io::Write as _;
 
@@ -23,4 +26,37 @@ pub fn skip(reason: impl Display) {
     let test = thread.name().unwrap_or("unknown");
     // Not `eprintln!`, which the harness would capture.
     let _ = writeln!(std::io::stderr(), "skipped test {test}: {reason}");
+}
+
+/// A matrix in a format that is only read: random weights of about 1, as a file might have them.
+///
+/// # Panics
+/// If the format is unknown here.
+pub fn weights_of_file(format: &WeightFormat, shape: [usize; 2], stream: u64) -> Vec<u8> {
+    let random = Philox::new(8, stream);
+    let mut bytes: Vec<u8> =
+        (0..(format.num_bytes)(shape) as u64).map(|i| (256.0 * random.uniform(i)) as u8).collect();
+    let block_bytes = (format.num_bytes)([1, format.block]);
+    // Where a block has its scale, and one that makes the weights about 1.
+    let (at, scale) = match format.name {
+        "q8_0" => (&[0][..], 0.01),
+        "q5_0" => (&[0][..], 0.06),
+        "q4_1" => (&[0, 2][..], 0.1),
+        "q4_0" => (&[0][..], 0.12),
+        "q6_k" => (&[208][..], 0.0003),
+        "q5_k" => (&[0, 2][..], 0.001),
+        "q4_k" => (&[0, 2][..], 0.002),
+        "mxfp4" => (&[][..], 0.0),
+        name => panic!("what a file has of {name} is not known"),
+    };
+    for (i, block) in bytes.chunks_exact_mut(block_bytes).enumerate() {
+        for &at in at {
+            let scale = f16::from_f32(scale * (1.0 + (i % 7) as f32 / 7.0));
+            block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+        }
+        if format.name == "mxfp4" {
+            block[0] = 124 + (i % 3) as u8;
+        }
+    }
+    bytes
 }

@@ -293,6 +293,15 @@ static inline float __uint_as_float(unsigned bits) {
     return x;
 }
 
+// Compiled without contraction, all are rounded apart.
+static inline float __fmul_rn(float x, float y) {
+    return x * y;
+}
+
+static inline float __fsub_rn(float x, float y) {
+    return x - y;
+}
+
 static inline unsigned __float_as_uint(float x) {
     unsigned bits;
     memcpy(&bits, &x, 4);

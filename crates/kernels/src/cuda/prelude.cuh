@@ -109,12 +109,9 @@ struct Int8Rows {
     const float* scales;
 };
 
-// The parameter type of a weight, which may be packed.
+// The parameter type of a weight, which may be packed (`format/unpack.cuh`).
 template <class W> struct WeightOf {
     typedef const W* type;
-};
-template <> struct WeightOf<Int8Rows> {
-    typedef Int8Rows type;
 };
 template <class W> using Weight = typename WeightOf<W>::type;
 

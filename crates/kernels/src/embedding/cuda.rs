@@ -4,12 +4,11 @@ use crate::cuda::{Gpu, Launch, Slice, Source, args};
 
 pub(crate) static SOURCE: Source = Source {
     name: "embedding",
-    texts: &[include_str!("kernel.cu")],
+    texts: &[include_str!("forward.cuh"), include_str!("kernel.cu")],
     kernels: &[
         "embedding_forward<float>",
         "embedding_forward<bf16>",
         "embedding_forward<f16>",
-        "embedding_forward<Int8Rows>",
         "embedding_backward",
     ],
 };
@@ -20,7 +19,8 @@ pub(super) fn forward(gpu: &Gpu, table: Slice<'_>, ids: &[u32], scale: f32, y: S
     assert!(ids.iter().all(|&id| (id as usize) < v));
     let at = Launch::blocks(ids.len(), 128);
     let kernel = format!("embedding_forward<{}>", table.type_name());
-    gpu.launch(&SOURCE, &kernel, at, args![table, h, gpu.upload(ids), scale, y]);
+    let source = table.storage().source().unwrap_or(&SOURCE);
+    gpu.launch(source, &kernel, at, args![table, h, gpu.upload(ids), scale, y]);
 }
 
 pub(super) fn backward(gpu: &Gpu, ids: &[u32], scale: f32, d_y: Slice<'_>, d_table: Slice<'_>) {

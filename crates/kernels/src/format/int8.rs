@@ -9,20 +9,16 @@ use crate::vector::{Columns, quantise_rows};
 
 pub(super) static FORMAT: WeightFormat = WeightFormat {
     name: "int8",
+    block: 1,
     for_tables: true,
     num_bytes: |[rows, cols]| rows * (4 + cols),
     unpack,
-    pack,
-    in_kernels: "Int8Rows",
+    pack: Some(pack),
     source: &SOURCE,
     parameter,
 };
 
-static SOURCE: Source = Source {
-    name: "int8",
-    texts: &["typedef Int8Rows Weights;\n", include_str!("unpack.cuh")],
-    kernels: &["weights_unpack<float>", "weights_unpack<bf16>", "weights_unpack<f16>"],
-};
+static SOURCE: Source = super::source!("int8", "typedef Int8Rows Weights;\n");
 
 /// A row-major matrix of bytes: element `(i, j)` is `scales[i] · (values[i, j] - 128)`.
 ///

@@ -4,12 +4,16 @@
 //! Matmuls request panels of floats ([`crate::gemm`]) and know no formats, except for int8, which
 //! can be multiplied as it is stored ([`Storage::is_int8`]).
 
+mod gguf;
 mod int8;
 mod nf4;
 mod packed;
+mod shape;
 
+pub use gguf::UnreadType;
 pub use int8::{Int8Rows, Int8RowsMut, rows_mut as int8_rows_mut};
 pub use packed::Packed;
+pub use shape::ShapeError;
 
 use crate::cpu::Cpu;
 use crate::cuda::arg::Arg;
@@ -20,24 +24,67 @@ use crate::element::{Address, DType, Floats};
 pub struct WeightFormat {
     /// Name in run files and messages.
     pub name: &'static str,
+    /// Weights of a block along a row, of which rows are made; 1 if a row may have any length.
+    pub block: usize,
     /// Whether it is also used for embedding and head, whose rows are read individually.
     pub for_tables: bool,
     /// Size in bytes of a matrix `[rows, cols]`, stored at [`crate::memory::ALIGNMENT`].
     pub num_bytes: fn([usize; 2]) -> usize,
     /// Unpacks weights `first..first + out.len()` of the row-major matrix, which are in one row.
     pub unpack: fn(&Packed<'_>, first: usize, out: &mut [f32]),
-    /// Packs floats in rows of `cols` into the bytes of the matrix.
-    pub pack: fn(&Cpu, Floats<'_>, cols: usize, bytes: &mut [u8]),
-    /// Name in CUDA sources: a type for which `prelude.cuh` defines `read` and `aligned`.
-    pub(crate) in_kernels: &'static str,
-    /// Kernels `weights_unpack<Y>` for every float type.
+    /// Packs floats in rows of `cols` into the bytes of the matrix; `None` if the format is only
+    /// read from files.
+    pub pack: Option<Pack>,
+    /// [`KERNELS`] for the format, whose type in CUDA sources is `Weights`.
     pub(crate) source: &'static Source,
     /// A matrix `[rows, cols]` as a kernel argument.
     pub(crate) parameter: fn(Address, [usize; 2]) -> Arg,
 }
 
+/// [`WeightFormat::pack`].
+pub type Pack = fn(&Cpu, Floats<'_>, cols: usize, bytes: &mut [u8]);
+
 /// All formats.
-pub static FORMATS: [&WeightFormat; 2] = [&int8::FORMAT, &nf4::FORMAT];
+pub static FORMATS: [&WeightFormat; 10] = [
+    &int8::FORMAT,
+    &nf4::FORMAT,
+    &gguf::Q8_0,
+    &gguf::Q6_K,
+    &gguf::Q5_K,
+    &gguf::Q5_0,
+    &gguf::Q4_K,
+    &gguf::Q4_1,
+    &gguf::Q4_0,
+    &gguf::MXFP4,
+];
+
+/// The kernels that a format has.
+const KERNELS: [&str; 7] = [
+    "weights_unpack<float>",
+    "weights_unpack<bf16>",
+    "weights_unpack<f16>",
+    "embedding_forward<Weights>",
+    "head_direction<float,Weights>",
+    "head_direction<bf16,Weights>",
+    "head_direction<f16,Weights>",
+];
+
+/// The [`Source`] of a format: its texts, which define `Weights`, and [`KERNELS`].
+macro_rules! source {
+    ($name:literal, $($text:expr),+) => {
+        $crate::cuda::source::Source {
+            name: $name,
+            texts: &[
+                $($text,)+
+                include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/format/unpack.cuh")),
+                include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/embedding/forward.cuh")),
+                include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/head/direction.cuh")),
+            ],
+            kernels: &$crate::format::KERNELS,
+        }
+    };
+}
+use source;
 
 /// How the numbers of an array are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,16 +96,17 @@ pub enum Storage {
 }
 
 impl Storage {
-    /// Names of all storages: float types, then [`FORMATS`].
+    /// Names of the storages that floats can be held in: float types, then the [`FORMATS`] that
+    /// pack.
     pub const NAMES: [&str; 5] = ["f32", "bf16", "f16", "int8", "nf4"];
 
     /// Bytes with zero point 128 and one `f32` scale per row: see [`Int8Rows`].
     pub const INT8: Self = Self::Packed(&int8::FORMAT);
 
-    /// The storage with this name: a float type or a format.
+    /// The storage with this name, of those in [`Storage::NAMES`].
     pub fn from_name(name: &str) -> Option<Self> {
         let floats = [DType::F32, DType::Bf16, DType::F16].map(Self::Float);
-        let formats = FORMATS.into_iter().map(Self::Packed);
+        let formats = FORMATS.into_iter().filter(|format| format.pack.is_some()).map(Self::Packed);
         floats.into_iter().chain(formats).find(|storage| storage.name() == name)
     }
 
@@ -106,7 +154,15 @@ impl Storage {
     pub(crate) fn in_kernels(self) -> &'static str {
         match self {
             Self::Float(dtype) => dtype.in_kernels(),
-            Self::Packed(format) => format.in_kernels,
+            Self::Packed(_) => "Weights",
+        }
+    }
+
+    /// The source of a format's kernels; `None` of floats, which an operation's own source reads.
+    pub(crate) fn source(self) -> Option<&'static Source> {
+        match self {
+            Self::Float(_) => None,
+            Self::Packed(format) => Some(format.source),
         }
     }
 }

@@ -14,21 +14,17 @@ use crate::view::View;
 
 pub(super) static FORMAT: WeightFormat = WeightFormat {
     name: "nf4",
+    block: 1,
     // As with bitsandbytes, embedding and head stay as in the file.
     for_tables: false,
     num_bytes: |[rows, cols]| Sizes::of(rows * cols).end(),
     unpack,
-    pack,
-    in_kernels: "Nf4",
+    pack: Some(pack),
     source: &SOURCE,
     parameter,
 };
 
-static SOURCE: Source = Source {
-    name: "nf4",
-    texts: &[include_str!("nf4.cuh"), "typedef Nf4 Weights;\n", include_str!("unpack.cuh")],
-    kernels: &["weights_unpack<float>", "weights_unpack<bf16>", "weights_unpack<f16>"],
-};
+static SOURCE: Source = super::source!("nf4", include_str!("nf4.cuh"), "typedef Nf4 Weights;\n");
 
 /// Weights per block.
 const BLOCK: usize = 64;

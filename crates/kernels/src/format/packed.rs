@@ -14,15 +14,16 @@ pub struct Packed<'a> {
 }
 
 impl<'a> Packed<'a> {
-    /// `len` weights in rows of `cols`; `None` if the number of bytes does not match, or if they
-    /// are not aligned like an `f32`.
+    /// `len` weights in rows of `cols`; `None` if the number of bytes does not match, if they are
+    /// not aligned like an `f32`, or if rows are not whole blocks.
     pub fn new(
         bytes: &'a [u8],
         format: &'static WeightFormat,
         (len, cols): (usize, usize),
     ) -> Option<Self> {
         let rows = len / cols.max(1);
-        let fits = bytes.len() == (format.num_bytes)([rows, cols]);
+        let whole = cols.is_multiple_of(format.block);
+        let fits = whole && bytes.len() == (format.num_bytes)([rows, cols]);
         let aligned = bytes.is_empty() || bytes.as_ptr().cast::<f32>().is_aligned();
         (fits && aligned).then_some(Self { bytes, format, rows, cols, has_scales: true })
     }

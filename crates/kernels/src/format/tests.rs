@@ -15,12 +15,54 @@ pub(crate) struct PackedMatrix {
 }
 
 impl PackedMatrix {
+    /// Packed floats.
+    ///
+    /// # Panics
+    /// If the format is only read.
     pub(crate) fn new(format: &'static WeightFormat, x: &[f32], cols: usize) -> Self {
-        let len = Storage::Packed(format).num_bytes(&[x.len() / cols, cols]);
+        let pack = format.pack.expect("a format that packs");
+        Self::filled(format, [x.len() / cols, cols], |bytes| {
+            pack(&Cpu::new(1), Floats::F32(x), cols, bytes);
+        })
+    }
+
+    /// The bytes of a file.
+    pub(crate) fn of_bytes(format: &'static WeightFormat, bytes: &[u8], cols: usize) -> Self {
+        let rows = bytes.len() / Storage::Packed(format).num_bytes(&[1, cols]);
+        Self::filled(format, [rows, cols], |to| to.copy_from_slice(bytes))
+    }
+
+    /// Weights of about 1, packed or, if the format is only read, made up; of at least `cols`
+    /// columns, in whole blocks.
+    pub(crate) fn random(
+        format: &'static WeightFormat,
+        [rows, cols]: [usize; 2],
+        stream: u64,
+    ) -> Self {
+        let cols = cols.next_multiple_of(format.block);
+        match format.pack {
+            Some(_) => Self::new(format, &random(rows * cols, stream), cols),
+            None => {
+                let bytes = crate::testing::weights_of_file(format, [rows, cols], stream);
+                Self::of_bytes(format, &bytes, cols)
+            }
+        }
+    }
+
+    fn filled(
+        format: &'static WeightFormat,
+        [rows, cols]: [usize; 2],
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Self {
+        let len = Storage::Packed(format).num_bytes(&[rows, cols]);
         let region = Region::new(len).unwrap();
         // SAFETY: nothing else uses the region.
-        (format.pack)(&Cpu::new(1), Floats::F32(x), cols, unsafe { region.bytes_mut(0, len) });
-        Self { region, format, len: x.len(), cols }
+        fill(unsafe { region.bytes_mut(0, len) });
+        Self { region, format, len: rows * cols, cols }
+    }
+
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -44,7 +86,8 @@ fn random(len: usize, stream: u64) -> Vec<f32> {
 fn parts_of_rows_are_those_of_the_whole() {
     for format in FORMATS {
         for (rows, cols) in [(1, 1), (3, 7), (5, 64), (4, 300), (2, 1025)] {
-            let held = PackedMatrix::new(format, &random(rows * cols, 1), cols);
+            let held = PackedMatrix::random(format, [rows, cols], 1);
+            let cols = held.cols();
             let whole = held.view().to_vec_f32();
             let packed = held.view().packed();
             for (row, first, len) in [(0, 0, cols), (rows - 1, cols / 3, cols - cols / 3)] {
@@ -63,7 +106,8 @@ fn parts_of_rows_are_those_of_the_whole() {
     }
 }
 
-fn check_on_gpu(held: &PackedMatrix, whole: &[f32]) {
+/// The GPU unpacks to `whole`.
+pub(crate) fn check_on_gpu(held: &PackedMatrix, whole: &[f32]) {
     let Some(gpu) = Gpu::for_tests() else { return };
     let (len, cols) = (held.len, held.cols);
     let source = crate::cuda::Region::new(&gpu, held.bytes().len()).unwrap();
@@ -82,7 +126,8 @@ fn check_on_gpu(held: &PackedMatrix, whole: &[f32]) {
 
 #[test]
 fn names_lead_back_to_what_they_name() {
-    let names = ["f32", "bf16", "f16"].into_iter().chain(FORMATS.map(|format| format.name));
+    let formats = FORMATS.iter().filter(|format| format.pack.is_some()).map(|format| format.name);
+    let names = ["f32", "bf16", "f16"].into_iter().chain(formats);
     assert!(names.eq(Storage::NAMES));
     for name in Storage::NAMES {
         assert_eq!(Storage::from_name(name).map(Storage::name), Some(name));
@@ -93,11 +138,39 @@ fn names_lead_back_to_what_they_name() {
 #[test]
 fn bytes_that_do_not_fit_have_no_view() {
     for format in FORMATS {
-        let held = PackedMatrix::new(format, &random(12 * 64, 2), 64);
-        let bytes = held.bytes();
+        let held = PackedMatrix::random(format, [12, 64], 2);
+        let (bytes, cols) = (held.bytes(), held.cols());
         let view = |bytes, size| memory::view(bytes, Storage::Packed(format), size);
-        assert!(view(bytes, (12 * 64, 64)).is_some());
-        assert!(view(&bytes[1..], (12 * 64, 64)).is_none());
-        assert!(view(bytes, (13 * 64, 64)).is_none());
+        assert!(view(bytes, (12 * cols, cols)).is_some());
+        assert!(view(&bytes[1..], (12 * cols, cols)).is_none());
+        assert!(view(bytes, (13 * cols, cols)).is_none());
+    }
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_refused() {
+    for format in FORMATS {
+        let size = |shape: &[usize]| Storage::Packed(format).checked_num_bytes(shape);
+        let block = format.block;
+        assert_eq!(size(&[3, 2 * block]), Ok((format.num_bytes)([3, 2 * block])));
+        // A stack of matrices is one matrix.
+        assert_eq!(size(&[5, 3, block]), Ok((format.num_bytes)([15, block])));
+        for cols in [block + 1, 2 * block - 1].into_iter().filter(|cols| cols % block > 0) {
+            let message = size(&[3, cols]).unwrap_err().to_string();
+            let name = format.name;
+            assert_eq!(
+                message,
+                format!(
+                    "rows of {cols} weights are not whole blocks of {block}, as {name} has them"
+                )
+            );
+            let bytes = [0; 4096];
+            assert!(memory::view(&bytes, Storage::Packed(format), (3 * cols, cols)).is_none());
+        }
+        for shape in [&[usize::MAX, 2][..], &[1 << 40, 1 << 40], &[1 << 60, 0, 256], &[1 << 62]] {
+            let message = size(shape).map_err(|error| error.to_string());
+            let is_empty = shape.contains(&0);
+            assert!(is_empty || message.unwrap_err().contains("larger than any memory"));
+        }
     }
 }

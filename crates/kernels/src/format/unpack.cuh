@@ -1,5 +1,10 @@
-// Unpacks rows of a weight format: `y [gridDim.x, cols]` = rows of `x` starting at `first`.
+// Kernels of one weight format, with those of embedding and head that read single rows.
 // `Weights` is the format's type, for which `read` and `aligned` are defined.
+template <> struct WeightOf<Weights> {
+    typedef Weights type;
+};
+
+// `y [gridDim.x, cols]` = rows of `x` starting at `first`.
 template <class Y>
 __global__ void weights_unpack(Weights x, size_t first, size_t cols, Y* y) {
     const int N = VECTOR<Y>;

@@ -11,7 +11,7 @@ use crate::vector;
 
 pub(crate) static SOURCE: Source = Source {
     name: "head",
-    texts: &[include_str!("kernel.cu")],
+    texts: &[include_str!("direction.cuh"), include_str!("kernel.cu")],
     kernels: &[
         "head_update_softmax<float>",
         "head_update_softmax<bf16>",
@@ -21,15 +21,12 @@ pub(crate) static SOURCE: Source = Source {
         "head_direction<float,float>",
         "head_direction<float,bf16>",
         "head_direction<float,f16>",
-        "head_direction<float,Int8Rows>",
         "head_direction<bf16,float>",
         "head_direction<bf16,bf16>",
         "head_direction<bf16,f16>",
-        "head_direction<bf16,Int8Rows>",
         "head_direction<f16,float>",
         "head_direction<f16,bf16>",
         "head_direction<f16,f16>",
-        "head_direction<f16,Int8Rows>",
         "head_d_logits<float>",
         "head_d_logits<bf16>",
         "head_d_logits<f16>",
@@ -176,7 +173,7 @@ pub(super) fn forward(gpu: &Gpu, inputs: Inputs<'_>, workspace: Slice<'_>, outpu
     let kernel = format!("head_direction<{},{}>", x.type_name(), weight.type_name());
     let direction = direction.cuda();
     let args = args![parts.mean, weight, targets, parts.state, log_probs, lse, h, direction];
-    gpu.launch(&SOURCE, &kernel, by_row, args);
+    gpu.launch(weight.storage().source().unwrap_or(&SOURCE), &kernel, by_row, args);
 }
 
 pub(super) fn backward(

@@ -2,17 +2,6 @@
 // vocabulary at a time: `[rows, width]`, with columns starting at token `first`. The target's own
 // share, `1 - p`, is kept apart in f32, since it would cancel if the model is nearly certain.
 
-// The online softmax of each row: the maximum logit and the sum of exp(logit - max) over all tokens
-// but the target, and the target's logit. `rescale` is the factor by which the last panel changed
-// earlier sums.
-struct State {
-    float *max, *sum, *logit, *rescale;
-
-    DEVICE State(float* memory, size_t rows)
-        : max(memory), sum(memory + rows), logit(memory + 2 * rows),
-          rescale(memory + 3 * rows) {}
-};
-
 // Updates the state with a panel, and writes `exp(logit - max)` to `weights [rows, width]`, zero
 // for the target, unless that is null; may be in place. One block per row.
 template <class T>
@@ -77,25 +66,6 @@ __global__ void head_finish(float* state, size_t rows, float* log_probs, float* 
         lse[row] = shift + log_sum;
         // Accurate even if the target is nearly certain, so that `1 - p` can be computed from it.
         log_probs[row] = others < own ? -log1pf(others / own) : logit - shift - log_sum;
-    });
-}
-
-// `direction [rows, h] = (1 - p[target]) W[target] - Σ p W` over all tokens but the target, the
-// gradient of the log-probability with respect to the hidden state; `mean [rows, h]` is the sum of
-// W weighted by `weights`.
-template <class T, class W>
-__global__ void head_direction(
-    const float* mean, Weight<W> weight, const uint32* targets, float* state,
-    const float* log_probs, const float* lse, size_t h, T* direction) {
-    size_t row = blockIdx.x, target = targets[row];
-    float complement = -expm1f(log_probs[row]);
-    float share = expf(State(state, gridDim.x).max[row] - lse[row]);
-    mean += row * h, direction += row * h;
-    bool vectorised = h % 4 == 0 && aligned<4>(mean, weight, direction);
-    over_block<4>(h, vectorised, [&](size_t c, auto count) {
-        auto x = read(weight, target * h + c, target, count), mean_c = read(mean + c, count);
-        for (int k = 0; k < count.value; k++) x.v[k] = complement * x.v[k] - share * mean_c.v[k];
-        write(direction + c, x);
     });
 }
 

@@ -42,10 +42,11 @@ impl Processor {
     /// Packs floats in rows of `cols` into `bytes`.
     ///
     /// # Panics
-    /// On a GPU: weights are packed before they are copied there.
+    /// On a GPU: weights are packed before they are copied there. If the format is only read.
     pub fn pack(&self, x: View<'_>, cols: usize, format: &WeightFormat, bytes: &mut [u8]) {
+        let pack = format.pack.unwrap_or_else(|| panic!("{} is only read from files", format.name));
         match self {
-            Self::Cpu(cpu) => (format.pack)(cpu, x.floats(), cols, bytes),
+            Self::Cpu(cpu) => pack(cpu, x.floats(), cols, bytes),
             Self::Cuda(_) => panic!("weights are packed on the CPU"),
         }
     }

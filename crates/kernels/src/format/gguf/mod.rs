@@ -1,0 +1,187 @@
+//! The types of GGUF files: blocks of 32 or 256 weights along a row, each with its own scales.
+//!
+//! The bytes of a tensor in a file are the bytes of the matrix, so that weights can stay mapped.
+//! Unpacked they have the bits that the `gguf` package gives. They are only read: encoders are not
+//! here.
+
+mod k_quants;
+mod small;
+
+use super::{Packed, Storage, WeightFormat};
+use crate::cpu::{Isa, Kernel};
+use crate::cuda::arg::Arg;
+use crate::cuda::source::Source;
+use crate::element::DType;
+
+pub(super) use k_quants::{Q4_K, Q5_K, Q6_K};
+pub(super) use small::{MXFP4, Q4_0, Q4_1, Q5_0, Q8_0};
+
+/// Types by their number in files, as ggml names them, and how they are held.
+const TYPES: [(u32, &str, Option<Storage>); 34] = [
+    (0, "F32", Some(Storage::Float(DType::F32))),
+    (1, "F16", Some(Storage::Float(DType::F16))),
+    (2, "Q4_0", Some(Storage::Packed(&Q4_0))),
+    (3, "Q4_1", Some(Storage::Packed(&Q4_1))),
+    (6, "Q5_0", Some(Storage::Packed(&Q5_0))),
+    (7, "Q5_1", None),
+    (8, "Q8_0", Some(Storage::Packed(&Q8_0))),
+    (9, "Q8_1", None),
+    (10, "Q2_K", None),
+    (11, "Q3_K", None),
+    (12, "Q4_K", Some(Storage::Packed(&Q4_K))),
+    (13, "Q5_K", Some(Storage::Packed(&Q5_K))),
+    (14, "Q6_K", Some(Storage::Packed(&Q6_K))),
+    (15, "Q8_K", None),
+    (16, "IQ2_XXS", None),
+    (17, "IQ2_XS", None),
+    (18, "IQ3_XXS", None),
+    (19, "IQ1_S", None),
+    (20, "IQ4_NL", None),
+    (21, "IQ3_S", None),
+    (22, "IQ2_S", None),
+    (23, "IQ4_XS", None),
+    (24, "I8", None),
+    (25, "I16", None),
+    (26, "I32", None),
+    (27, "I64", None),
+    (28, "F64", None),
+    (29, "IQ1_M", None),
+    (30, "BF16", Some(Storage::Float(DType::Bf16))),
+    (34, "TQ1_0", None),
+    (35, "TQ2_0", None),
+    (39, "MXFP4", Some(Storage::Packed(&MXFP4))),
+    (40, "NVFP4", None),
+    (41, "Q1_0", None),
+];
+
+/// A type of tensors in GGUF files that is not read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("type {id} ({name}) is not read; those that are: {}", readable())]
+pub struct UnreadType {
+    /// Number in the file.
+    pub id: u32,
+    /// ggml's name, or `unknown`.
+    pub name: &'static str,
+}
+
+/// Names of the types that are read.
+fn readable() -> String {
+    let names = TYPES.iter().filter(|(.., storage)| storage.is_some()).map(|(_, name, _)| *name);
+    names.collect::<Vec<_>>().join(", ")
+}
+
+impl Storage {
+    /// How a tensor of this type in a GGUF file (`ggml_type`) is held: in the file's own bytes.
+    ///
+    /// # Errors
+    /// If the type is not read.
+    pub fn from_ggml(id: u32) -> Result<Self, UnreadType> {
+        let found = TYPES.iter().find(|(number, ..)| *number == id);
+        let name = found.map_or("unknown", |(_, name, _)| name);
+        found.and_then(|(.., storage)| *storage).ok_or(UnreadType { id, name })
+    }
+}
+
+/// Weights that are unpacked together: all types have the scales of this many in one place.
+const GROUP: usize = 32;
+
+/// A block of weights as it lies in a file.
+///
+/// # Safety
+/// The type consists of bytes, so that any bytes are a value of it, at any address.
+unsafe trait Block: Sync + Sized + 'static {
+    /// Weights of a block: a multiple of [`GROUP`].
+    const WEIGHTS: usize;
+
+    /// Unpacks the group with this number.
+    fn unpack(&self, group: usize, out: &mut [f32; GROUP]);
+}
+
+/// The kernels of blocks of this type in `blocks.cuh`.
+macro_rules! source {
+    ($name:literal, $blocks:literal) => {
+        $crate::format::source!(
+            $name,
+            include_str!("blocks.cuh"),
+            concat!("typedef Blocks<", $blocks, "> Weights;\n")
+        )
+    };
+}
+use source;
+
+/// The format whose blocks are `B`.
+const fn format<B: Block>(name: &'static str, source: &'static Source) -> WeightFormat {
+    WeightFormat {
+        name,
+        block: B::WEIGHTS,
+        for_tables: true,
+        num_bytes: |[rows, cols]| rows * cols.div_ceil(B::WEIGHTS) * size_of::<B>(),
+        unpack: unpack::<B>,
+        pack: None,
+        source,
+        parameter: |address, _| Arg::from(address),
+    }
+}
+
+fn unpack<B: Block>(weights: &Packed<'_>, first: usize, out: &mut [f32]) {
+    let bytes = weights.bytes();
+    // SAFETY: a block consists of bytes.
+    let blocks: &[B] =
+        unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<B>()) };
+    Isa::detect().run(Unpack { blocks, first, out });
+}
+
+struct Unpack<'a, B> {
+    blocks: &'a [B],
+    first: usize,
+    out: &'a mut [f32],
+}
+
+impl<B: Block> Kernel for Unpack<'_, B> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { blocks, first, out } = self;
+        let unpack = |group: usize, to: &mut [f32; GROUP]| {
+            let groups = B::WEIGHTS / GROUP;
+            blocks[group / groups].unpack(group % groups, to);
+        };
+        let mut group = first / GROUP;
+        let mut part = [0.0; GROUP];
+        // What the range has of a group that begins before it.
+        let skipped = first % GROUP;
+        let (head, whole) = out.split_at_mut(out.len().min((GROUP - skipped) % GROUP));
+        if !head.is_empty() {
+            unpack(group, &mut part);
+            head.copy_from_slice(&part[skipped..][..head.len()]);
+            group += 1;
+        }
+        let (whole, tail) = whole.as_chunks_mut();
+        for to in whole {
+            unpack(group, to);
+            group += 1;
+        }
+        if !tail.is_empty() {
+            unpack(group, &mut part);
+            tail.copy_from_slice(&part[..tail.len()]);
+        }
+    }
+}
+
+/// An f16 as it lies in a file. A scale is often subnormal: its bits are not multiplied as those of
+/// an `f32`, which some processors do slowly.
+#[inline(always)]
+fn half(bytes: [u8; 2]) -> f32 {
+    let bits = u32::from(u16::from_le_bytes(bytes));
+    let (exponent, mantissa) = (bits >> 10 & 31, bits & 0x3ff);
+    let magnitude = match exponent {
+        0 => (mantissa as f32 * 2f32.powi(-24)).to_bits(),
+        31 => 0x7f80_0000 | mantissa << 13,
+        _ => (exponent + 112) << 23 | mantissa << 13,
+    };
+    f32::from_bits(magnitude | (bits & 0x8000) << 16)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! Blocks of 32 weights. Of halves, the lower ones of all bytes are the first 16 weights.
+
+use super::{Block, GROUP, format, half};
+use crate::cuda::source::Source;
+use crate::format::WeightFormat;
+
+pub(in crate::format) static Q8_0: WeightFormat = format::<Q8_0Block>("q8_0", &Q8_0_SOURCE);
+pub(in crate::format) static Q5_0: WeightFormat = format::<Q5_0Block>("q5_0", &Q5_0_SOURCE);
+pub(in crate::format) static Q4_1: WeightFormat = format::<Q4_1Block>("q4_1", &Q4_1_SOURCE);
+pub(in crate::format) static Q4_0: WeightFormat = format::<Q4_0Block>("q4_0", &Q4_0_SOURCE);
+pub(in crate::format) static MXFP4: WeightFormat = format::<Mxfp4Block>("mxfp4", &MXFP4_SOURCE);
+
+static Q8_0_SOURCE: Source = super::source!("q8_0", "Q8_0");
+static Q5_0_SOURCE: Source = super::source!("q5_0", "Q5_0");
+static Q4_1_SOURCE: Source = super::source!("q4_1", "Q4_1");
+static Q4_0_SOURCE: Source = super::source!("q4_0", "Q4_0");
+static MXFP4_SOURCE: Source = super::source!("mxfp4", "Mxfp4");
+
+/// A scale and signed bytes.
+#[repr(C)]
+struct Q8_0Block {
+    scale: [u8; 2],
+    values: [i8; GROUP],
+}
+
+/// A scale, the fifth bits of all weights, and their halves of bytes; 16 stands for zero.
+#[repr(C)]
+struct Q5_0Block {
+    scale: [u8; 2],
+    fifth_bits: [u8; 4],
+    halves: [u8; GROUP / 2],
+}
+
+/// A scale, the least weight, and halves of bytes.
+#[repr(C)]
+struct Q4_1Block {
+    scale: [u8; 2],
+    least: [u8; 2],
+    halves: [u8; GROUP / 2],
+}
+
+/// A scale and halves of bytes; 8 stands for zero.
+#[repr(C)]
+struct Q4_0Block {
+    scale: [u8; 2],
+    halves: [u8; GROUP / 2],
+}
+
+/// A power of two (e8m0) and halves of bytes, floats of four bits (e2m1): OCP Microscaling, 2023.
+#[repr(C)]
+struct Mxfp4Block {
+    exponent: u8,
+    halves: [u8; GROUP / 2],
+}
+
+/// Calls `weight(half, number)` for all weights of a block.
+#[inline(always)]
+fn from_halves(
+    halves: &[u8; GROUP / 2],
+    out: &mut [f32; GROUP],
+    weight: impl Fn(u8, usize) -> f32,
+) {
+    let (low, high) = out.split_at_mut(GROUP / 2);
+    for (i, (out, byte)) in low.iter_mut().zip(halves).enumerate() {
+        *out = weight(byte & 15, i);
+    }
+    for (i, (out, byte)) in high.iter_mut().zip(halves).enumerate() {
+        *out = weight(byte >> 4, i + GROUP / 2);
+    }
+}
+
+// SAFETY: made of bytes.
+unsafe impl Block for Q8_0Block {
+    const WEIGHTS: usize = GROUP;
+
+    #[inline(always)]
+    fn unpack(&self, _: usize, out: &mut [f32; GROUP]) {
+        let scale = half(self.scale);
+        for (out, &value) in out.iter_mut().zip(&self.values) {
+            *out = scale * f32::from(value);
+        }
+    }
+}
+
+// SAFETY: made of bytes.
+unsafe impl Block for Q5_0Block {
+    const WEIGHTS: usize = GROUP;
+
+    #[inline(always)]
+    fn unpack(&self, _: usize, out: &mut [f32; GROUP]) {
+        let (scale, fifth_bits) = (half(self.scale), u32::from_le_bytes(self.fifth_bits));
+        from_halves(&self.halves, out, |half, i| {
+            scale * ((u32::from(half) | (fifth_bits >> i & 1) << 4) as i32 - 16) as f32
+        });
+    }
+}
+
+// SAFETY: made of bytes.
+unsafe impl Block for Q4_1Block {
+    const WEIGHTS: usize = GROUP;
+
+    #[inline(always)]
+    fn unpack(&self, _: usize, out: &mut [f32; GROUP]) {
+        let (scale, least) = (half(self.scale), half(self.least));
+        from_halves(&self.halves, out, |half, _| scale * f32::from(half) + least);
+    }
+}
+
+// SAFETY: made of bytes.
+unsafe impl Block for Q4_0Block {
+    const WEIGHTS: usize = GROUP;
+
+    #[inline(always)]
+    fn unpack(&self, _: usize, out: &mut [f32; GROUP]) {
+        let scale = half(self.scale);
+        from_halves(&self.halves, out, |half, _| scale * (i32::from(half) - 8) as f32);
+    }
+}
+
+// SAFETY: made of bytes.
+unsafe impl Block for Mxfp4Block {
+    const WEIGHTS: usize = GROUP;
+
+    #[inline(always)]
+    fn unpack(&self, _: usize, out: &mut [f32; GROUP]) {
+        // Half the power of two, since the numbers are twice the floats.
+        let scale = f32::from_bits(match self.exponent {
+            exponent @ (0 | 1) => 0x0020_0000 << exponent,
+            exponent => u32::from(exponent - 1) << 23,
+        });
+        from_halves(&self.halves, out, |half, _| {
+            let (exponent, mantissa) = (i32::from(half >> 1 & 3), i32::from(half & 1));
+            let magnitude = match exponent {
+                0 => mantissa,
+                _ => (2 | mantissa) << (exponent - 1),
+            };
+            scale * (if half & 8 == 0 { magnitude } else { -magnitude }) as f32
+        });
+    }
+}
