@@ -275,6 +275,9 @@ pub fn write<'a>(
 ///
 /// # Errors
 /// If there is no memory for it.
+///
+/// # Panics
+/// If `storage` is a format that is only read from files.
 pub fn load_as(
     device: &Device,
     category: crate::Category,
@@ -284,6 +287,11 @@ pub fn load_as(
     let storage = storage.into();
     if device.target() == crate::Target::Cuda && !device.is_dry() {
         return device.upload(category, &load_as(Device::host(), category, source, storage)?);
+    }
+    let is_packed = |storage: Storage| storage.float().is_none();
+    if is_packed(source.storage()) && is_packed(storage) && !device.is_dry() {
+        let floats = load_as(Device::host(), category, source, DType::F32)?;
+        return load_as(device, category, &floats, storage);
     }
     let mut copy = device.persistent(category, storage, source.shape())?;
     let bytes = source.num_bytes() + copy.num_bytes();

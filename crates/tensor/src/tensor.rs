@@ -71,17 +71,18 @@ impl Tensor {
     }
 
     /// A read-only tensor over bytes of a mapped file; `None` if they are misaligned for `storage`
-    /// or outside of the file.
+    /// or outside of the file, or if `storage` cannot have this shape.
     pub fn from_file(
         map: &Arc<Mapped>,
         offset: usize,
         storage: impl Into<Storage>,
         shape: &[usize],
     ) -> Option<Self> {
-        let memory = Memory::File { map: Arc::clone(map), offset };
-        let tensor = Self { memory, storage: storage.into(), shape: shape.to_vec() };
-        let bytes = map.bytes().get(offset..)?.get(..tensor.num_bytes())?;
-        memory::view(bytes, tensor.storage, (tensor.len(), tensor.cols()))?;
+        let (storage, memory) = (storage.into(), Memory::File { map: Arc::clone(map), offset });
+        let num_bytes = storage.checked_num_bytes(shape).ok()?;
+        let tensor = Self { memory, storage, shape: shape.to_vec() };
+        let bytes = map.bytes().get(offset..)?.get(..num_bytes)?;
+        memory::view(bytes, storage, (tensor.len(), tensor.cols()))?;
         Some(tensor)
     }
 

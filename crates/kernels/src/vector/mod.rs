@@ -4,7 +4,7 @@ pub(crate) mod cuda;
 
 use crate::cpu::{Apply, Cpu, Kernel, Split};
 use crate::element::{Element, f16};
-use crate::format::{Int8Rows, Int8RowsMut, WeightFormat};
+use crate::format::{Int8Rows, Int8RowsMut, Packed, WeightFormat};
 use crate::math::dot;
 use crate::processor::Processor;
 use crate::view::{View, ViewMut, with_elements};
@@ -175,14 +175,7 @@ pub fn add_assign(cpu: &Cpu, x: View<'_>, y: ViewMut<'_>) {
 /// `y = x`, elementwise, rounded to nearest.
 pub fn convert(cpu: &Cpu, x: View<'_>, y: ViewMut<'_>) {
     if let View::Packed(x) = x {
-        return with_elements!(mut y, y => cpu.rows(y, x.cols(), x.cols(), |row, y| {
-            let mut values = [0.0; 256];
-            for (piece, y) in y.chunks_mut(values.len()).enumerate() {
-                let values = &mut values[..y.len()];
-                x.unpack(row * x.cols() + piece * 256, values);
-                y.iter_mut().zip(values).for_each(|(y, x)| *y = Element::from_f32(*x));
-            }
-        }));
+        return with_elements!(mut y, y => unpack(cpu, x, y));
     }
     with_elements!(x, x => with_elements!(mut y, y => chunks(cpu, y, |start, y| {
         for (y, x) in y.iter_mut().zip(&x[start..]) {
@@ -191,8 +184,23 @@ pub fn convert(cpu: &Cpu, x: View<'_>, y: ViewMut<'_>) {
     })));
 }
 
+/// `y = x`, unpacked and rounded to nearest.
+fn unpack<Y: Element>(cpu: &Cpu, x: Packed<'_>, y: &mut [Y]) {
+    cpu.rows(y, x.cols(), x.cols(), |row, y| {
+        let mut values = [0.0; 256];
+        for (piece, y) in y.chunks_mut(values.len()).enumerate() {
+            let values = &mut values[..y.len()];
+            x.unpack(row * x.cols() + piece * 256, values);
+            y.iter_mut().zip(values).for_each(|(y, x)| *y = Element::from_f32(*x));
+        }
+    });
+}
+
 /// `y = x`, elementwise, rounded to nearest.
 pub fn convert_to_f16(cpu: &Cpu, x: View<'_>, y: &mut [f16]) {
+    if let View::Packed(x) = x {
+        return unpack(cpu, x, y);
+    }
     with_elements!(x, x => chunks(cpu, y, |start, y| {
         for (y, x) in y.iter_mut().zip(&x[start..]) {
             *y = Element::from_f32(x.to_f32());

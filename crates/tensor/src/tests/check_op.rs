@@ -11,7 +11,7 @@ use crate::{
     Storage, Tape, Target, Tensor, Var, Weight, Work,
 };
 use hone_kernels::cuda::Gpu;
-use hone_kernels::{Processor, bf16, f16, memory};
+use hone_kernels::{Processor, bf16, f16, memory, testing};
 use std::sync::Arc;
 
 /// Random numbers of the step in every check.
@@ -74,10 +74,18 @@ impl Operands {
     pub fn add(&mut self, kind: Kind, shape: &[usize]) -> usize {
         let random = Philox::new(5, self.0.len() as u64);
         let values = (0..shape.iter().product::<usize>() as u64).map(|i| random.normal(i));
-        let (shape, values) = (shape.to_vec(), values.collect());
-        let mut operand = Operand { kind, shape, values, requires_grad: true, held: None };
+        let values = values.collect();
+        let mut operand =
+            Operand { kind, shape: shape.to_vec(), values, requires_grad: true, held: None };
         if let Kind::Frozen(storage) = kind {
-            let held = tensor_of(&operand.values, storage, &operand.shape);
+            let held = match storage {
+                Storage::Packed(format) if format.pack.is_none() => {
+                    let matrix = [shape[0], shape[1]];
+                    let bytes = testing::weights_of_file(format, matrix, self.0.len() as u64);
+                    Tensor::from_bytes(&bytes, storage, shape)
+                }
+                _ => tensor_of(&operand.values, storage, shape),
+            };
             operand.values = held.view().to_vec_f32();
             operand.requires_grad = false;
             operand.held = Some(held);

@@ -11,6 +11,7 @@ use crate::{
     Tensor, Var, Weight,
 };
 use hone_kernels::cuda::Gpu;
+use hone_kernels::format::FORMATS;
 use hone_kernels::gemm::reference::{gemm, transpose};
 use hone_kernels::rms_norm::{self, Rows};
 use hone_kernels::rope::Direction;
@@ -107,6 +108,35 @@ fn frozen_embedding_passes() {
         let (table, norm) = (given.weight(table), given.weight(norm));
         let mut op = FrozenEmbedding { given, table, norm, ids: vec![8, 0, 2, 2] };
         check_op("frozen embedding", &mut op);
+    }
+}
+
+/// Formats that are only read, as projections, tables and heads.
+#[test]
+fn weights_of_files_pass() {
+    for format in FORMATS.into_iter().filter(|format| format.pack.is_none()) {
+        let (frozen, h) = (Storage::Packed(format), format.block);
+        let name = format.name;
+        let mut given = Operands::default();
+        let (table, norm) =
+            (given.add(Kind::Frozen(frozen), &[9, h]), given.add(Kind::Trained, &[h]));
+        let (table, norm) = (given.weight(table), given.weight(norm));
+        let mut op = FrozenEmbedding { given, table, norm, ids: vec![8, 0, 2, 2] };
+        check_op(&format!("embedding in {name}"), &mut op);
+        let mut op = LogProbs::new(Kind::Frozen(frozen), (5, h, 70), 3, true);
+        check_op(&format!("log_probs in {name}"), &mut op);
+        let options = Options {
+            tokens: 6,
+            inputs: h,
+            outputs: vec![5, 2],
+            frozen: Some(frozen),
+            bias: None,
+            dropout: &[0.0],
+            adapters: vec![(0..6, 3)],
+            residual: false,
+            input_grad: true,
+        };
+        check_op(&format!("linear in {name}"), &mut Linear::new(&options));
     }
 }
 
