@@ -18,6 +18,7 @@ pub mod adamw;
 pub mod attention;
 mod capacity;
 pub mod ceiling;
+pub mod combine;
 pub mod cpu;
 pub mod cuda;
 pub mod delta_gates;
@@ -36,6 +37,7 @@ mod processor;
 pub mod random;
 pub mod rms_norm;
 pub mod rope;
+pub mod router;
 pub mod short_conv;
 #[cfg(any(test, feature = "emulator"))]
 pub mod testing;

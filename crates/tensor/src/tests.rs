@@ -3,6 +3,7 @@
 mod arena;
 mod cache;
 mod check_op;
+mod experts;
 mod linear;
 mod linear_attention;
 mod norms;

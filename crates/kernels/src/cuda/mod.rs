@@ -50,21 +50,23 @@ pub(crate) fn sources() -> impl Iterator<Item = &'static Source> {
 }
 
 #[cfg(test)]
-static OPERATIONS: [&Source; 15] = [
+static OPERATIONS: [&Source; 17] = [
     &crate::adamw::cuda::SOURCE,
     &crate::attention::cuda::GENERAL,
     &crate::attention::cuda::MMA,
     &crate::attention::cuda::MMA_F16,
+    &crate::combine::cuda::SOURCE,
     &crate::delta_gates::cuda::SOURCE,
     &crate::dropout::cuda::SOURCE,
     &crate::embedding::cuda::SOURCE,
     &crate::gated_rms_norm::cuda::SOURCE,
     &crate::gemm::cuda::SOURCE,
+    &crate::glu::cuda::SOURCE,
     &crate::head::cuda::SOURCE,
     &crate::rms_norm::cuda::SOURCE,
     &crate::rope::cuda::SOURCE,
+    &crate::router::cuda::SOURCE,
     &crate::short_conv::cuda::SOURCE,
-    &crate::glu::cuda::SOURCE,
     &crate::vector::cuda::SOURCE,
 ];
 

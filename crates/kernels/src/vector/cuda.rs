@@ -123,7 +123,7 @@ pub(super) fn sum_of_squares(gpu: &Gpu, arrays: &[[Slice<'_>; 1]]) -> f64 {
     gpu.download(partial, arrays.num_chunks()).into_iter().map(f64::from).sum()
 }
 
-pub(super) fn add_column_sums(gpu: &Gpu, x: Slice<'_>, width: usize, col: usize, sums: Slice<'_>) {
+pub(crate) fn add_column_sums(gpu: &Gpu, x: Slice<'_>, width: usize, col: usize, sums: Slice<'_>) {
     let (rows, n) = (x.len() / width, sums.len());
     assert!(col + n <= width);
     let kernel = format!("vector_add_column_sums<{}>", x.type_name());

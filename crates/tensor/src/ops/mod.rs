@@ -6,8 +6,10 @@
 
 mod adapters;
 mod attention;
+mod combine;
 mod delta_gates;
 mod embedding;
+mod experts;
 mod gated_rms_norm;
 mod glu;
 mod head;
@@ -16,13 +18,16 @@ mod offloaded;
 mod quantisation;
 mod rms_norm;
 mod rope;
+mod router;
 mod short_conv;
 
 pub(crate) use adapters::RoundedAdapters;
 pub use adapters::round_adapters;
 pub use attention::{KvPages, PagedRows, attend_paged, attention};
+pub use combine::combine;
 pub use delta_gates::{DeltaGates, delta_gates};
 pub use embedding::embedding;
+pub use experts::{RowOrder, expert_linear};
 pub use gated_rms_norm::gated_rms_norm;
 pub use glu::glu;
 pub use head::{log_probs, logits, take_rows};
@@ -31,10 +36,12 @@ pub use linear::linear;
 pub use offloaded::with_offloaded;
 pub use rms_norm::{HeadNorms, add_rms_norm, norm_heads, rms_norm};
 pub use rope::{Angles, rope};
+pub use router::{RouterLoad, Routers, Routing, route};
 pub use short_conv::{ConvState, ShortConv, short_conv, short_conv_step};
 
 pub use hone_kernels::glu::Activation;
 pub use hone_kernels::rms_norm::RmsNorm;
+pub use hone_kernels::router::{Groups, MAX_EXPERTS, MAX_TOP_K, Router, Scoring};
 
 use crate::{Category, Cost, DType, Device, Storage, Tensor, Var};
 use hone_kernels::gemm;

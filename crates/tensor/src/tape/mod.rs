@@ -5,7 +5,7 @@
 //! released as the backward pass proceeds. Nothing is recorded for an output that needs no
 //! gradient.
 
-use crate::ops::RoundedAdapters;
+use crate::ops::{RoundedAdapters, Routers};
 use crate::{AdapterRows, Category, Cost, DType, Device, Gradients, Params, Tensor};
 use hone_kernels::gemm::quantises_operands;
 use std::collections::HashMap;
@@ -121,6 +121,7 @@ pub struct Tape<'a> {
     nodes: Vec<Node<'a>>,
     num_vars: usize,
     adapters: RoundedAdapters,
+    routers: Routers,
 }
 
 impl<'a> Tape<'a> {
@@ -131,9 +132,19 @@ impl<'a> Tape<'a> {
         compute: Compute,
         step: Option<StepKey>,
     ) -> Self {
-        let (nodes, num_vars, adapters) = Default::default();
-        let adapter_rows = Arc::new([AdapterRows::all(step)]);
-        Self { device, params, compute, adapter_rows, recording: true, nodes, num_vars, adapters }
+        let (nodes, num_vars, adapters, routers) = Default::default();
+        let (adapter_rows, recording) = (Arc::new([AdapterRows::all(step)]), true);
+        Self {
+            device,
+            params,
+            compute,
+            adapter_rows,
+            recording,
+            nodes,
+            num_vars,
+            adapters,
+            routers,
+        }
     }
 
     /// Assigns adapters to ranges of rows, instead of the only one to all. Other rows have none.
@@ -187,6 +198,16 @@ impl<'a> Tape<'a> {
         self.adapters = adapters;
     }
 
+    /// Tells the routers of this pass what they need to know.
+    pub fn set_routers(&mut self, routers: Routers) {
+        self.routers = routers;
+    }
+
+    /// What the routers of this pass are told.
+    pub(crate) fn routers(&self) -> &Routers {
+        &self.routers
+    }
+
     /// An input of the tape.
     pub fn leaf(&mut self, value: Tensor, requires_grad: bool) -> Var {
         self.var(value, requires_grad)
@@ -231,11 +252,14 @@ impl<'a> Tape<'a> {
         let output = block(self, x.clone());
         self.recording = true;
         let (adapter_rows, compute) = (self.adapter_rows.clone(), self.compute);
+        // Routers note what they do once.
+        let routers = Routers { loads: None, ..self.routers.clone() };
         let requires_grad = output.requires_grad;
         self.push(output.into_value(), requires_grad, move |sweep, d_output| {
             let mut tape = Tape::training(sweep.device, sweep.params, compute, None);
             tape.adapter_rows = adapter_rows;
             tape.adapters = sweep.adapters.clone();
+            tape.routers = routers;
             let input = tape.leaf(x.value, x.requires_grad);
             let (input_id, input_grad) = (input.id, x.requires_grad);
             let output = block(&mut tape, input);

@@ -79,7 +79,7 @@ impl Linear {
 }
 
 /// What the adapter's input is multiplied by.
-fn factors(lora: &Lora, step: StepKey, len: usize) -> Vec<f64> {
+pub fn factors(lora: &Lora, step: StepKey, len: usize) -> Vec<f64> {
     // Part of the file format of a run: resuming must draw the same numbers.
     let stream = step.step << 32 | u64::from(step.micro_batch) << 16 | u64::from(lora.stream);
     let mask = Mask { random: Philox::new(step.seed, stream), probability: lora.dropout };
