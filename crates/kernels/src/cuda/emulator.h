@@ -298,6 +298,10 @@ static inline float __fmul_rn(float x, float y) {
     return x * y;
 }
 
+static inline float __fadd_rn(float x, float y) {
+    return x + y;
+}
+
 static inline float __fsub_rn(float x, float y) {
     return x - y;
 }

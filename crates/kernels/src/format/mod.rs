@@ -4,15 +4,18 @@
 //! Matmuls request panels of floats ([`crate::gemm`]) and know no formats, except for int8, which
 //! can be multiplied as it is stored ([`Storage::is_int8`]).
 
+mod fp8;
 mod gguf;
 mod int8;
 mod nf4;
 mod packed;
+mod parts;
 mod shape;
 
 pub use gguf::UnreadType;
 pub use int8::{Int8Rows, Int8RowsMut, rows_mut as int8_rows_mut};
 pub use packed::Packed;
+pub use parts::{Nf4Parts, Parts, PartsError};
 pub use shape::ShapeError;
 
 use crate::cpu::Cpu;
@@ -45,9 +48,11 @@ pub struct WeightFormat {
 pub type Pack = fn(&Cpu, Floats<'_>, cols: usize, bytes: &mut [u8]);
 
 /// All formats.
-pub static FORMATS: [&WeightFormat; 10] = [
+pub static FORMATS: [&WeightFormat; 12] = [
     &int8::FORMAT,
     &nf4::FORMAT,
+    &fp8::FP8,
+    &fp8::FP8_BLOCK,
     &gguf::Q8_0,
     &gguf::Q6_K,
     &gguf::Q5_K,

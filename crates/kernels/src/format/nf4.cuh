@@ -31,7 +31,9 @@ template <int N> DEVICE Vec<float, N> read(Nf4 x, size_t index, size_t, Count<N>
         size_t i = index + k;
         if (i / 64 != block) {
             block = i / 64;
-            magnitude = fmaf(words[magnitudes[block]], scales[block / 256], words[256]);
+            // Rounded apart, as on the CPU.
+            magnitude = __fmul_rn(words[magnitudes[block]], scales[block / 256]);
+            magnitude = __fadd_rn(magnitude, words[256]);
         }
         uint32 pair = weights[i / 2];
         y.v[k] = nf4_level(i % 2 == 0 ? pair >> 4 : pair & 15) * magnitude;

@@ -1,11 +1,11 @@
-"""Blocks as bitsandbytes packs them, in the layout of `format/nf4.rs`: nf4.golden there."""
+"""Blocks as bitsandbytes packs and reads them, in the layout of `nf4.rs`: nf4.golden."""
 
 import struct
 import sys
 
 import numpy as np
 import torch
-from bitsandbytes.functional import quantize_4bit
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
 
 def philox(seed, stream, positions):
@@ -30,13 +30,16 @@ def numbers(stream, n):
     return unit * np.where(block == 1, np.float32(0), size)
 
 
+torch.set_num_threads(1)  # With more, the mean of many blocks depends on their number.
 with open(sys.argv[1], "wb") as out:
-    for stream, n in [(0, 128), (1, 64 * 300), (2, 64 * 3 + 21)]:
+    for stream, n in [(0, 128), (1, 64 * 300), (2, 64 * 9 + 21), (3, 130), (4, 70)]:
+        values = numbers(stream, n) if stream < 4 else np.zeros(n, np.float32)
         packed, state = quantize_4bit(
-            torch.from_numpy(numbers(stream, n)), blocksize=64, compress_statistics=True,
-            quant_type="nf4")
+            torch.from_numpy(values), blocksize=64, compress_statistics=True, quant_type="nf4")
         out.write(state.state2.code.numpy().astype("<f4").tobytes())
         out.write(struct.pack("<f", state.offset.item()))
         out.write(state.state2.absmax.numpy().astype("<f4").tobytes())
         out.write(state.absmax.numpy().tobytes())
         out.write(packed.numpy().tobytes())
+        if n < 1000:
+            out.write(dequantize_4bit(packed, state).numpy().astype("<f4").tobytes())

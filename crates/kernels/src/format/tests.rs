@@ -27,9 +27,8 @@ impl PackedMatrix {
     }
 
     /// The bytes of a file.
-    pub(crate) fn of_bytes(format: &'static WeightFormat, bytes: &[u8], cols: usize) -> Self {
-        let rows = bytes.len() / Storage::Packed(format).num_bytes(&[1, cols]);
-        Self::filled(format, [rows, cols], |to| to.copy_from_slice(bytes))
+    pub(crate) fn of_bytes(format: &'static WeightFormat, bytes: &[u8], shape: [usize; 2]) -> Self {
+        Self::filled(format, shape, |to| to.copy_from_slice(bytes))
     }
 
     /// Weights of about 1, packed or, if the format is only read, made up; of at least `cols`
@@ -44,7 +43,7 @@ impl PackedMatrix {
             Some(_) => Self::new(format, &random(rows * cols, stream), cols),
             None => {
                 let bytes = crate::testing::weights_of_file(format, [rows, cols], stream);
-                Self::of_bytes(format, &bytes, cols)
+                Self::of_bytes(format, &bytes, [rows, cols])
             }
         }
     }
@@ -59,6 +58,10 @@ impl PackedMatrix {
         // SAFETY: nothing else uses the region.
         fill(unsafe { region.bytes_mut(0, len) });
         Self { region, format, len: rows * cols, cols }
+    }
+
+    pub(crate) fn to_vec_f32(&self) -> Vec<f32> {
+        self.view().to_vec_f32()
     }
 
     pub(crate) fn cols(&self) -> usize {
@@ -76,7 +79,7 @@ impl PackedMatrix {
     }
 }
 
-fn random(len: usize, stream: u64) -> Vec<f32> {
+pub(crate) fn random(len: usize, stream: u64) -> Vec<f32> {
     let random = Philox::new(7, stream);
     (0..len as u64).map(|i| random.normal(i)).collect()
 }

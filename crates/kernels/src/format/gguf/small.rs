@@ -53,6 +53,21 @@ struct Mxfp4Block {
     halves: [u8; GROUP / 2],
 }
 
+/// The blocks of a matrix of which `blocks` has two neighbours in each byte, and `scales` the
+/// powers of two.
+pub(in crate::format) fn write_mxfp4(blocks: &[u8], scales: &[u8], bytes: &mut [u8]) {
+    let (to, _) = bytes.as_chunks_mut::<{ size_of::<Mxfp4Block>() }>();
+    let (blocks, _) = blocks.as_chunks::<{ GROUP / 2 }>();
+    assert!(to.len() == scales.len() && to.len() == blocks.len(), "as many as blocks");
+    for ((to, block), &scale) in to.iter_mut().zip(blocks).zip(scales) {
+        let weight = |i: usize| block[i / 2] >> (4 * (i % 2)) & 15;
+        to[0] = scale;
+        for (i, to) in to[1..].iter_mut().enumerate() {
+            *to = weight(i) | weight(i + GROUP / 2) << 4;
+        }
+    }
+}
+
 /// Calls `weight(half, number)` for all weights of a block.
 #[inline(always)]
 fn from_halves(

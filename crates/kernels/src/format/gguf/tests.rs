@@ -10,7 +10,7 @@ fn blocks_unpack_as_the_gguf_package_does() {
         let cols = if format.block == GROUP { 4 * GROUP } else { 2 * format.block };
         let storage = Storage::Packed(format);
         let len = storage.checked_num_bytes(&[2, cols]).unwrap();
-        let held = PackedMatrix::of_bytes(format, &golden[at..at + len], cols);
+        let held = PackedMatrix::of_bytes(format, &golden[at..at + len], [2, cols]);
         let values = &golden[at + len..][..4 * 2 * cols];
         at += len + values.len();
         let expected: Vec<u32> =
