@@ -27,6 +27,7 @@ from statistics import geometric_mean
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the imports below, which read it
 
+import golden_mixtures
 import numpy
 import peft
 import random_weights
@@ -213,6 +214,8 @@ CASES = {
         full_gradients=True,
     ),
 }
+FAMILIES |= golden_mixtures.FAMILIES
+CASES |= {name: Case(**case) for name, case in golden_mixtures.CASES.items()}
 
 
 # -- models and adapters ---------------------------------------------------------------------------
@@ -239,6 +242,8 @@ def distribution(case, name, shape):
         return 0.0, 0.3
     if "embed" in name or "lm_head" in name:
         return 0.0, 0.5
+    if name.endswith("mlp.gate.weight"):
+        return 0.0, 0.5  # so that few choices are close
     return 0.0, rounded(1.2 / math.sqrt(shape[-1]))
 
 
@@ -258,7 +263,10 @@ def one_line_lists(text):
 
 
 def describe_model(case, folder):
-    shapes = {name: list(p.shape) for name, p in empty_model(case).named_parameters()}
+    model = empty_model(case)
+    shapes = {name: list(p.shape) for name, p in model.named_parameters()}
+    if golden_mixtures.has_experts(model):
+        shapes = golden_mixtures.shapes_on_disk(model)
     names = sorted(shapes)
     write_json(folder / "config.json", config_json(case))
     shards = {"model.safetensors": names}
@@ -283,7 +291,11 @@ def describe_model(case, folder):
 def load_base(folder, dtype=torch.float32):
     """Loaded as users load it: RoPE's inverse frequencies stay f32 whatever the dtype."""
     return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="eager", local_files_only=True
+        folder,
+        dtype=dtype,
+        attn_implementation="eager",
+        experts_implementation="eager",
+        local_files_only=True,
     ).eval()
 
 
@@ -308,8 +320,10 @@ def describe_adapter(case, folder):
     config = json.loads(path.read_text())
     config["base_model_name_or_path"] = folder.name  # not a path of this machine
     config["target_modules"] = sorted(config["target_modules"])  # PEFT writes a set's order
+    if golden_mixtures.has_experts(model):
+        config |= golden_mixtures.of_modules(settings["target_modules"])
     write_json(path, dict(sorted(config.items())))
-    state = adapter_state(model)
+    state = golden_mixtures.per_expert(adapter_state(model), model)
     tensors = {name: [list(state[name].shape), 0.0, 0.15] for name in sorted(state)}
     files = {"adapter_model.safetensors": tensors}
     write_description(adapter, case.seed, torch.float32, files)
@@ -379,7 +393,8 @@ def gradients(model, ids, masks):
     model.zero_grad()
     loss = loss_of(model, ids, masks)
     loss.backward()
-    return loss.item(), {name: p.grad.clone() for name, p in trainable(model).items()}
+    found = {name: p.grad.clone() for name, p in trainable(model).items()}
+    return loss.item(), golden_mixtures.per_expert(found, model)
 
 
 def train(model, settings, ids, masks):
@@ -398,6 +413,7 @@ def train(model, settings, ids, masks):
 
 def curves(model, settings, ids, masks):
     """A step's loss and norm are those before its update."""
+    golden_mixtures.keep_apart(model)
     parameters = list(trainable(model).values())
     optimizer = torch.optim.AdamW(parameters, **settings)
     schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP_STEPS, NUM_STEPS)
@@ -419,7 +435,8 @@ def lora_goldens(folder, ids, masks, settings):
     model = with_adapter(load_base(folder), folder)
     tensors = numbered("logits_lora", logits_of(model, ids))
     loss, grads = gradients(model, ids, masks)
-    assert set(map(peft_key, grads)) == set(adapter_state(model))
+    state = golden_mixtures.per_expert(adapter_state(model), model)
+    assert set(map(peft_key, grads)) == set(state)
     tensors |= {f"grad.{peft_key(name)}": grad for name, grad in grads.items()}
     trained = train(with_adapter(load_base(folder), folder), settings, ids, masks)
     tensors |= dict(zip(["loss_curve", "grad_norm_curve", "lr_curve"], trained, strict=True))
@@ -465,8 +482,9 @@ def gradient_errors(folder, batches):
         with torch.autocast("cpu", torch.bfloat16):
             _, found = gradients(bf16_model, ids, masks)
         for name, gradient in exact.items():
-            error = (found[name] - gradient).norm() / gradient.norm()
-            errors[peft_key(name)].append(error.item())
+            if gradient.norm() > 0.0:  # an expert may have no rows
+                error = (found[name] - gradient).norm() / gradient.norm()
+                errors[peft_key(name)].append(error.item())
     return {key: rounded(geometric_mean(of_batches)) for key, of_batches in errors.items()}
 
 
@@ -521,7 +539,10 @@ def results(name, case, folder):
     ids, masks = sequences(case)
     settings = OPTIMIZER | case.optimizer
     tensors = numbered("ids", ids) | numbered("mask", masks)
-    tensors |= numbered("logits", logits_of(load_base(folder), ids))
+    base = load_base(folder)
+    tensors |= numbered("logits", logits_of(base, ids))
+    for model in (base, with_adapter(load_base(folder), folder)):
+        golden_mixtures.check_margins(model, ids)
     parts = [lora_goldens(folder, ids, masks, settings), bf16_goldens(case, folder, ids, masks)]
     if case.full_gradients:
         parts.append(full_goldens(folder, ids, masks, settings))

@@ -2,7 +2,7 @@
 
 use crate::rope::{RopeConfig, RopeScaling};
 use hone_tensor::Heads;
-use hone_tensor::ops::{Activation, Angles, RmsNorm};
+use hone_tensor::ops::{Activation, Angles, RmsNorm, Router};
 
 /// Architecture of a decoder. Names are those of Hugging Face configurations.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,7 +53,7 @@ pub struct AttentionConfig {
     pub o_bias: bool,
 }
 
-/// Gated MLP of one block.
+/// Gated MLP of one block, or of each of its experts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MlpConfig {
     /// Width of the hidden layer.
@@ -62,6 +62,56 @@ pub struct MlpConfig {
     pub activation: Activation,
     /// Whether the projections have biases.
     pub bias: bool,
+    /// `None`: one MLP for every token.
+    pub experts: Option<ExpertsConfig>,
+}
+
+/// A mixture of experts in place of one MLP.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExpertsConfig {
+    /// How experts are chosen and weighted.
+    pub router: Router,
+    /// Whether the router adds a bias to its scores for the choice alone.
+    pub correction_bias: bool,
+    /// An MLP for every token beside the experts.
+    pub shared: Option<SharedExpertConfig>,
+    /// Names of their modules.
+    pub names: &'static ExpertNames,
+}
+
+/// An MLP for every token beside the experts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SharedExpertConfig {
+    /// Width of its hidden layer.
+    pub intermediate_size: usize,
+    /// Whether its output is multiplied by a sigmoid of the input.
+    pub gated: bool,
+}
+
+/// Names of the modules of a mixture, within its block.
+#[derive(Debug, PartialEq)]
+pub struct ExpertNames {
+    /// The router.
+    pub router: &'static str,
+    /// What the numbers of experts follow.
+    pub experts: &'static str,
+    /// Gate, up and down projection of an expert.
+    pub parts: [&'static str; 3],
+    /// The shared expert.
+    pub shared: &'static str,
+    /// The gate of the shared expert.
+    pub shared_gate: &'static str,
+}
+
+impl ExpertNames {
+    /// Those of Qwen, which most families share.
+    pub const QWEN: Self = Self {
+        router: "mlp.gate",
+        experts: "mlp.experts",
+        parts: ["gate_proj", "up_proj", "down_proj"],
+        shared: "mlp.shared_expert",
+        shared_gate: "mlp.shared_expert_gate",
+    };
 }
 
 impl DecoderConfig {

@@ -2,6 +2,7 @@
 
 use crate::batch::Batch;
 use crate::config::{DecoderConfig, LayerConfig};
+use crate::mixture::{Mixture, Mlp};
 use crate::weights::{BlockNorm, Linear, Role};
 use hone_tensor::ops::{self, HeadNorms, KvPages, PagedRows};
 use hone_tensor::{Lora, Offloaded, Projection, Tape, Tensor, Var, Weight};
@@ -37,27 +38,31 @@ pub(crate) struct Layer {
     qkv: Vec<Projection>,
     /// o.
     o: Vec<Projection>,
-    /// gate, up.
+    /// gate, up; none if there are only experts.
     gate_up: Vec<Projection>,
     /// down.
     down: Vec<Projection>,
+    /// The experts, if there are any; gate, up and down are then the shared one's.
+    mixture: Option<Mixture>,
     /// The host copy of the projections' weights, if they are not kept on the device.
     pub(crate) offloaded: Option<Offloaded>,
 }
 
 impl Layer {
     pub(crate) fn projections(&self) -> impl Iterator<Item = &Projection> {
-        self.groups().into_iter().flatten()
+        self.groups().flatten()
     }
 
-    /// Projections grouped by the input they read, in the order of [`Linear::ALL`].
-    fn groups(&self) -> [&[Projection]; 4] {
-        [&self.qkv, &self.o, &self.gate_up, &self.down]
+    /// Projections grouped by the input they read, in model order.
+    fn groups(&self) -> impl Iterator<Item = &[Projection]> {
+        let dense = [&self.qkv[..], &self.o, &self.gate_up, &self.down].into_iter();
+        dense.chain(self.mixture.iter().flat_map(Mixture::groups))
     }
 
     pub(crate) fn projections_mut(&mut self) -> impl Iterator<Item = &mut Projection> {
         let attention = self.qkv.iter_mut().chain(&mut self.o);
-        attention.chain(&mut self.gate_up).chain(&mut self.down)
+        let dense = attention.chain(&mut self.gate_up).chain(&mut self.down);
+        dense.chain(self.mixture.iter_mut().flat_map(Mixture::projections_mut))
     }
 
     fn projection(&self, linear: Linear) -> Option<&Projection> {
@@ -69,6 +74,7 @@ impl Layer {
             Linear::Gate => self.gate_up.first(),
             Linear::Up => self.gate_up.get(1),
             Linear::Down => self.down.first(),
+            of_mixture => self.mixture.as_ref()?.projection(of_mixture),
         }
     }
 
@@ -95,20 +101,27 @@ impl Decoder {
     /// # Panics
     /// If one of them is missing.
     pub(crate) fn new(config: DecoderConfig, mut weights: BTreeMap<Role, Weight>) -> Self {
-        let mut layer = |i| {
-            let mut group = |linears: &[Linear]| {
+        let mut layer = |i: usize| {
+            let linears: Vec<Linear> = config.layers[i].linears().collect();
+            let router_bias = weights.remove(&Role::RouterBias(i));
+            let mut group = |group: &[Linear]| {
                 let projection = |&linear: &Linear| Projection {
                     weight: weights.remove(&Role::Matrix(i, linear)).expect("every matrix"),
                     bias: weights.remove(&Role::Bias(i, linear)),
                     adapters: Vec::new(),
                 };
-                linears.iter().map(projection).collect()
+                group.iter().filter(|linear| linears.contains(linear)).map(projection).collect()
             };
+            let mixture = config.layers[i].mlp.experts.as_ref();
             Layer {
                 qkv: group(&[Linear::Q, Linear::K, Linear::V]),
                 o: group(&[Linear::O]),
                 gate_up: group(&[Linear::Gate, Linear::Up]),
                 down: group(&[Linear::Down]),
+                mixture: mixture.map(|mixture| {
+                    let num_experts = mixture.router.num_experts;
+                    Mixture::new(num_experts, &mut group, router_bias)
+                }),
                 norms: BlockNorm::ALL.map(|norm| weights.remove(&Role::Norm(i, norm))),
                 offloaded: None,
             }
@@ -127,6 +140,7 @@ impl Decoder {
             Role::FinalNorm => Some(Part::Plain(&self.norm)),
             Role::LmHead => self.lm_head.as_ref().map(Part::Plain),
             Role::Norm(i, norm) => self.layers[i].optional_norm(norm).map(Part::Plain),
+            Role::RouterBias(i) => self.layers[i].mixture.as_ref()?.bias.as_ref().map(Part::Plain),
             Role::Matrix(i, linear) => self.layers[i].projection(linear).map(Part::Matrix),
             Role::Bias(i, linear) => {
                 self.layers[i].projection(linear)?.bias.as_ref().map(Part::Plain)
@@ -260,9 +274,21 @@ impl Decoder {
                 layer.optional_norm(BlockNorm::AttentionOutput),
             );
             let h = ops::rms_norm(tape, &x, layer.norm(BlockNorm::MlpInput), norm);
+            let post_norm = layer.optional_norm(BlockNorm::MlpOutput);
+            if let (Some(mixture), Some(config)) = (&layer.mixture, &mlp.experts) {
+                let options = (config, mlp.activation);
+                let shared = Mlp { gate_up: &layer.gate_up, down: &layer.down };
+                return match post_norm {
+                    None => mixture.apply(tape, shared, options, h, Some(x)),
+                    Some(weight) => {
+                        let y = mixture.apply(tape, shared, options, h, None);
+                        ops::add_rms_norm(tape, y, weight, norm, &x)
+                    }
+                };
+            }
             let gate_up = ops::linear(tape, h, &layer.gate_up, None);
             let activated = ops::glu(tape, gate_up, mlp.activation);
-            self.add(tape, x, activated, &layer.down, layer.optional_norm(BlockNorm::MlpOutput))
+            self.add(tape, x, activated, &layer.down, post_norm)
         })
     }
 

@@ -14,13 +14,17 @@ mod fidelity;
 pub mod generate;
 pub mod hub;
 mod load;
+mod mixture;
 mod pass;
 mod raw_config;
 mod rope;
 mod weights;
 
 pub use batch::Batch;
-pub use config::{AttentionConfig, DecoderConfig, LayerConfig, MlpConfig};
+pub use config::{
+    AttentionConfig, DecoderConfig, ExpertNames, ExpertsConfig, LayerConfig, MlpConfig,
+    SharedExpertConfig,
+};
 pub use decoder::{Decoder, Recompute};
 pub use export::{ExportError, ExportOptions, check_written, export_hf};
 pub use fidelity::{Comparison, Fidelity, MAX_LOST};
@@ -28,4 +32,4 @@ pub use load::{LoadError, LoadOptions, Model, ModelFiles, Trained, load, weight_
 pub use pass::Pass;
 pub use raw_config::ConfigError;
 pub use rope::{RopeConfig, RopeScaling};
-pub use weights::{BlockNorm, Linear, Role, WeightSpec};
+pub use weights::{BlockNorm, ExpertPart, Linear, Role, WeightSpec};

@@ -1,7 +1,8 @@
 //! Which weights a decoder has: the single description behind loading, export, adapter targets and
 //! parameter counts. A weight's role says what it does; its name in files follows from that.
 
-use crate::config::{DecoderConfig, LayerConfig};
+use crate::config::{DecoderConfig, ExpertsConfig, LayerConfig};
+use std::borrow::Cow;
 
 /// A weight that a configuration requires.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub enum Role {
     Matrix(usize, Linear),
     /// Bias of a block's linear layer.
     Bias(usize, Linear),
+    /// What a block's router adds to its scores for the choice alone; never trained.
+    RouterBias(usize),
     /// Weight of a block's norm.
     Norm(usize, BlockNorm),
     /// Norm before the head.
@@ -39,27 +42,36 @@ pub enum Linear {
     K,
     V,
     O,
+    /// Of the MLP for every token: the only one, or the shared expert.
+    Gate,
+    Up,
+    Down,
+    /// Gate of the shared expert's output.
+    SharedGate,
+    /// Logits of experts.
+    Router,
+    /// Of an expert.
+    Expert(usize, ExpertPart),
+}
+
+/// Linear layers of an expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs)] // Established names.
+pub enum ExpertPart {
     Gate,
     Up,
     Down,
 }
 
-impl Linear {
+impl ExpertPart {
     /// All, in model order.
-    pub const ALL: [Self; 7] =
-        [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+    pub const ALL: [Self; 3] = [Self::Gate, Self::Up, Self::Down];
+}
 
-    /// Name of the module within its block.
-    pub fn module(self) -> &'static str {
-        match self {
-            Self::Q => "self_attn.q_proj",
-            Self::K => "self_attn.k_proj",
-            Self::V => "self_attn.v_proj",
-            Self::O => "self_attn.o_proj",
-            Self::Gate => "mlp.gate_proj",
-            Self::Up => "mlp.up_proj",
-            Self::Down => "mlp.down_proj",
-        }
+impl Linear {
+    /// Whether it decides which experts compute, or how much of one counts.
+    pub fn is_router(self) -> bool {
+        matches!(self, Self::Router | Self::SharedGate)
     }
 }
 
@@ -111,8 +123,8 @@ impl DecoderConfig {
 
     fn layer_weights(&self, layer: usize) -> impl Iterator<Item = WeightSpec> {
         let (config, h) = (&self.layers[layer], self.hidden_size);
-        let linears = Linear::ALL.into_iter().flat_map(move |linear| {
-            let ([n, k], module) = (config.shape(h, linear), module_name(layer, linear));
+        let linears = config.linears().flat_map(move |linear| {
+            let ([n, k], module) = (config.shape(h, linear), config.module_name(layer, linear));
             let name = format!("{module}.weight");
             let bias = WeightSpec {
                 role: Role::Bias(layer, linear),
@@ -129,32 +141,88 @@ impl DecoderConfig {
             let len = if is_per_head { config.attention.heads.head_dim } else { h };
             Some(WeightSpec { role: Role::Norm(layer, norm), name, shape: vec![len] })
         });
-        linears.chain(norms)
+        linears.chain(config.router_bias(layer)).chain(norms)
     }
 
     /// Full names of the linear layers inside the blocks, in model order.
     pub fn module_names(&self) -> impl Iterator<Item = String> {
-        self.weights().filter_map(|weight| match weight.role {
-            Role::Matrix(layer, linear) => Some(module_name(layer, linear)),
-            _ => None,
+        self.modules().map(|(name, _)| name)
+    }
+
+    /// The linear layers inside the blocks, with their full names, in model order.
+    pub fn modules(&self) -> impl Iterator<Item = (String, Linear)> {
+        self.layers.iter().enumerate().flat_map(|(layer, config)| {
+            config.linears().map(move |linear| (config.module_name(layer, linear), linear))
         })
     }
 }
 
-fn module_name(layer: usize, linear: Linear) -> String {
-    format!("model.layers.{layer}.{}", linear.module())
-}
-
 impl LayerConfig {
+    fn experts(&self) -> Option<&ExpertsConfig> {
+        self.mlp.experts.as_ref()
+    }
+
+    /// The linear layers, in model order.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = Linear> {
+        let mixture = self.experts();
+        let shared = mixture.and_then(|mixture| mixture.shared.as_ref());
+        let is_dense = mixture.is_none() || shared.is_some();
+        let is_gated = shared.is_some_and(|shared| shared.gated);
+        let dense = is_dense.then_some([Linear::Gate, Linear::Up, Linear::Down]);
+        let num_experts = mixture.map_or(0, |mixture| mixture.router.num_experts);
+        let of_expert = |expert| ExpertPart::ALL.map(|part| Linear::Expert(expert, part));
+        [Linear::Q, Linear::K, Linear::V, Linear::O]
+            .into_iter()
+            .chain(dense.into_iter().flatten())
+            .chain(is_gated.then_some(Linear::SharedGate))
+            .chain(mixture.map(|_| Linear::Router))
+            .chain((0..num_experts).flat_map(of_expert))
+    }
+
+    fn module_name(&self, layer: usize, linear: Linear) -> String {
+        format!("model.layers.{layer}.{}", self.module(linear))
+    }
+
+    /// Name of a linear layer's module within the block.
+    fn module(&self, linear: Linear) -> Cow<'static, str> {
+        let names = self.experts().map(|mixture| mixture.names);
+        let of_mixture = || names.expect("only a mixture has it");
+        let dense = |name: &'static str, part: usize| match names {
+            None => Cow::Borrowed(name),
+            Some(names) => format!("{}.{}", names.shared, names.parts[part]).into(),
+        };
+        match linear {
+            Linear::Q => "self_attn.q_proj".into(),
+            Linear::K => "self_attn.k_proj".into(),
+            Linear::V => "self_attn.v_proj".into(),
+            Linear::O => "self_attn.o_proj".into(),
+            Linear::Gate => dense("mlp.gate_proj", 0),
+            Linear::Up => dense("mlp.up_proj", 1),
+            Linear::Down => dense("mlp.down_proj", 2),
+            Linear::SharedGate => of_mixture().shared_gate.into(),
+            Linear::Router => of_mixture().router.into(),
+            Linear::Expert(expert, part) => {
+                let names = of_mixture();
+                format!("{}.{expert}.{}", names.experts, names.parts[part as usize]).into()
+            }
+        }
+    }
+
     /// `[out_features, in_features]`.
     fn shape(&self, hidden_size: usize, linear: Linear) -> [usize; 2] {
         let (h, i, heads) = (hidden_size, self.mlp.intermediate_size, &self.attention.heads);
+        let shared = self.experts().and_then(|mixture| mixture.shared.as_ref());
+        let dense = shared.map_or(i, |shared| shared.intermediate_size);
         match linear {
             Linear::Q => [heads.out_width(), h],
             Linear::K | Linear::V => [heads.num_kv_heads * heads.head_dim, h],
             Linear::O => [h, heads.out_width()],
-            Linear::Gate | Linear::Up => [i, h],
-            Linear::Down => [h, i],
+            Linear::Gate | Linear::Up => [dense, h],
+            Linear::Down => [h, dense],
+            Linear::SharedGate => [1, h],
+            Linear::Router => [self.experts().map_or(0, |mixture| mixture.router.num_experts), h],
+            Linear::Expert(_, ExpertPart::Gate | ExpertPart::Up) => [i, h],
+            Linear::Expert(_, ExpertPart::Down) => [h, i],
         }
     }
 
@@ -162,8 +230,16 @@ impl LayerConfig {
         match linear {
             Linear::Q | Linear::K | Linear::V => self.attention.qkv_bias,
             Linear::O => self.attention.o_bias,
-            Linear::Gate | Linear::Up | Linear::Down => self.mlp.bias,
+            Linear::Gate | Linear::Up | Linear::Down | Linear::Expert(..) => self.mlp.bias,
+            Linear::SharedGate | Linear::Router => false,
         }
+    }
+
+    fn router_bias(&self, layer: usize) -> Option<WeightSpec> {
+        let mixture = self.experts().filter(|mixture| mixture.correction_bias)?;
+        let name = format!("model.layers.{layer}.{}.e_score_correction_bias", mixture.names.router);
+        let (role, shape) = (Role::RouterBias(layer), vec![mixture.router.num_experts]);
+        Some(WeightSpec { role, name, shape })
     }
 
     /// Name of a norm's module within its block; `None` where there is no such norm.

@@ -3,6 +3,7 @@
 use super::{AdapterError, TargetModules};
 use crate::load::Model;
 use hone_tensor::{AdapterId, Category, DType, Device, Lora, Philox, Tensor};
+use std::collections::HashSet;
 
 /// Settings of LoRA adapters.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,6 +88,8 @@ pub(super) fn add(
     let Model { decoder, params, .. } = model;
     let ids = decoder.projections().flat_map(|(_, p)| p.adapters.iter().map(|lora| lora.id.0));
     let id = AdapterId(ids.max().map_or(0, |last| last + 1));
+    // With experts there are tens of thousands.
+    let targets: HashSet<&String> = targets.iter().collect();
     for (index, (name, projection)) in decoder.projections_mut().enumerate() {
         if !targets.contains(&name) {
             continue;

@@ -7,7 +7,7 @@ use crate::raw_config::{ConfigError, RawConfig};
 use hone_tensor::safetensors::{SafeTensorsFile, load_as, write};
 use hone_tensor::{AdapterId, Category, DType, Device, Lora, Tensor};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "adapter_config.json";
@@ -196,6 +196,8 @@ fn missing_targets(raw: &RawConfig, model: &Model, found: &[String]) -> Vec<Stri
         let mut targets = targets.iter().filter_map(Value::as_str);
         targets.any(|target| module == target || module.ends_with(&format!(".{target}")))
     };
+    // With experts there are tens of thousands.
+    let found: HashSet<&String> = found.iter().collect();
     let modules = model.decoder.config.module_names();
     modules.filter(|module| names(module) && !found.contains(module)).collect()
 }

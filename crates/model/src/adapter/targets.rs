@@ -3,17 +3,23 @@
 use super::AdapterError;
 use crate::config::DecoderConfig;
 use crate::decoder::Decoder;
+use crate::weights::Linear;
 use std::collections::BTreeSet;
 
 /// Layers to adapt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetModules {
-    /// Every linear layer inside the blocks; not the head.
+    /// Every linear layer inside the blocks, those of experts included; not routers, nor the head.
     AllLinear,
-    /// Names as in PEFT (`q_proj` matches every layer of that name, longer names suffixes), or
-    /// patterns with `*` over the full name.
+    /// Names as in PEFT (`q_proj` matches every layer of that name, longer names suffixes),
+    /// patterns with `*` over the full name, or what layers do: `experts`, `router`.
     Patterns(Vec<String>),
 }
+
+/// Every linear layer of every expert, but not of a shared one.
+const EXPERTS: &str = "experts";
+/// Routers.
+const ROUTER: &str = "router";
 
 impl TargetModules {
     /// Full names of the matching layers, in model order.
@@ -21,26 +27,40 @@ impl TargetModules {
     /// # Errors
     /// If one of the patterns matches nothing.
     pub fn resolve(&self, decoder: &Decoder) -> Result<Vec<String>, AdapterError> {
-        let names: Vec<String> = decoder.config.module_names().collect();
-        let Self::Patterns(patterns) = self else { return Ok(names) };
+        let modules: Vec<(String, Linear)> = decoder.config.modules().collect();
+        let Self::Patterns(patterns) = self else {
+            let adapted = modules.into_iter().filter(|(_, linear)| !linear.is_router());
+            return Ok(adapted.map(|(name, _)| name).collect());
+        };
         if patterns.is_empty() {
             return Err(AdapterError::NoTargets);
         }
         for pattern in patterns {
-            if !names.iter().any(|name| matches(pattern, name)) {
+            if !modules.iter().any(|module| selects(pattern, module)) {
                 return Err(no_match(pattern, &decoder.config));
             }
         }
-        let is_target = |name: &String| patterns.iter().any(|pattern| matches(pattern, name));
-        Ok(names.into_iter().filter(is_target).collect())
+        let is_target = |module: &(String, Linear)| patterns.iter().any(|p| selects(p, module));
+        Ok(modules.into_iter().filter(is_target).map(|(name, _)| name).collect())
+    }
+}
+
+/// Whether a target means a layer.
+fn selects(target: &str, (name, linear): &(String, Linear)) -> bool {
+    match (target, linear) {
+        (EXPERTS, Linear::Expert(..)) | (ROUTER, Linear::Router) => true,
+        _ => matches(target, name),
     }
 }
 
 fn no_match(target: &str, config: &DecoderConfig) -> AdapterError {
     let mut seen = BTreeSet::new();
     let last = |name: String| name.rsplit('.').next().unwrap_or(&name).to_owned();
-    let available: Vec<String> =
+    let mut available: Vec<String> =
         config.module_names().map(last).filter(|name| seen.insert(name.clone())).collect();
+    if config.layers.iter().any(|layer| layer.mlp.experts.is_some()) {
+        available.extend([EXPERTS, ROUTER].map(|role| format!("`{role}` by what they do")));
+    }
     AdapterError::NoMatch {
         target: target.to_owned(),
         available: available.join(", "),

@@ -33,7 +33,12 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
             qkv_bias: bias,
             o_bias: bias,
         },
-        mlp: MlpConfig { intermediate_size, activation: Activation::GeluTanh, bias: false },
+        mlp: MlpConfig {
+            intermediate_size,
+            activation: Activation::GeluTanh,
+            bias: false,
+            experts: None,
+        },
         post_norms: true,
     };
     Ok(DecoderConfig {

@@ -27,6 +27,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
             intermediate_size: raw.size("intermediate_size")?,
             activation: Activation::Silu,
             bias: raw.flag("mlp_bias", false)?,
+            experts: None,
         },
         post_norms: false,
     };

@@ -5,7 +5,9 @@
 
 mod gemma3;
 mod llama;
+mod mixtures;
 mod qwen3;
+mod qwen3_moe;
 
 use crate::config::DecoderConfig;
 use crate::raw_config::{ConfigError, RawConfig};
@@ -14,7 +16,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// Supported values of `model_type`.
-pub const SUPPORTED: [&str; 3] = ["llama", "qwen3", "gemma3_text"];
+pub const SUPPORTED: [&str; 4] = ["llama", "qwen3", "qwen3_moe", "gemma3_text"];
 
 /// Keys that do not affect what any family computes from tokens: keys that transformers writes into
 /// every configuration, generation defaults, and marks left by other tools.
@@ -101,6 +103,7 @@ pub fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     let config = match raw.text("model_type")? {
         Some("llama") => llama::decoder_config(raw),
         Some("qwen3") => qwen3::decoder_config(raw),
+        Some("qwen3_moe") => qwen3_moe::decoder_config(raw),
         Some("gemma3_text") => gemma3::decoder_config(raw),
         Some(other) => Err(ConfigError::Family {
             path: raw.path().to_owned(),

@@ -32,7 +32,12 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
             qkv_bias: attention_bias,
             o_bias: attention_bias,
         },
-        mlp: MlpConfig { intermediate_size, activation: Activation::Silu, bias: false },
+        mlp: MlpConfig {
+            intermediate_size,
+            activation: Activation::Silu,
+            bias: false,
+            experts: None,
+        },
         post_norms: false,
     };
     Ok(DecoderConfig {

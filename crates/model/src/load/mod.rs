@@ -162,18 +162,24 @@ impl Loader<'_> {
         for spec in config.weights() {
             let tensor = self.files.take(&spec.name, &spec.shape, &mut self.taken)?;
             let weight = match spec.role {
-                Role::Matrix(layer, _) => {
+                Role::Matrix(layer, linear) => {
                     let n = self.options.offloaded_blocks;
                     let is_offloaded = is_offloaded(layer, n, config.num_hidden_layers());
                     let home = match is_offloaded {
                         true => self.device.staging(),
                         false => self.device.clone(),
                     };
-                    self.matrix(&home, &spec.name, tensor, self.options.base_precision)?
+                    // A rounded router would choose other experts.
+                    let storage = self.options.base_precision;
+                    let storage = storage.filter(|s| !linear.is_router() || s.float().is_some());
+                    self.matrix(&home, &spec.name, tensor, storage)?
                 }
                 Role::EmbedTokens | Role::LmHead => {
                     let storage = self.options.base_precision.and_then(Storage::for_tables);
                     self.matrix(self.device, &spec.name, tensor, storage)?
+                }
+                Role::RouterBias(_) => {
+                    Weight::Frozen(load_as(self.device, Category::Weights, &tensor, DType::F32)?)
                 }
                 // Vectors are small, and every kernel reads them as f32.
                 Role::Bias(..) | Role::Norm(..) | Role::FinalNorm => {

@@ -211,3 +211,26 @@ fn targets_that_match_no_layer() {
     // Two matrices each; a layer matched by two targets gets one adapter.
     assert_eq!(attach(&["q_proj", "*.q_proj", "layers.1.mlp.up_proj"]), "6");
 }
+
+/// Routers are adapted only if they are named; of three blocks, the second has no experts.
+#[test]
+fn targets_by_what_layers_do() {
+    let device = Device::cpu(1);
+    let golden = Golden::load("qwen3_moe");
+    let adapted = |target_modules| {
+        let mut model = golden.base(&device);
+        let (rank, alpha, dropout, use_rslora) = (2, 4.0, 0.0, false);
+        let config = LoraConfig { rank, alpha, dropout, target_modules, use_rslora };
+        adapter::attach(&mut model, &device, &config, 1).map(|()| model.params.len() / 2)
+    };
+    let patterns = |of: &str| adapted(TargetModules::Patterns(vec![of.to_owned()]));
+    assert_eq!(adapted(TargetModules::AllLinear).unwrap(), 3 * 4 + 3 + 2 * 6 * 3);
+    assert_eq!(patterns("experts").unwrap(), 2 * 6 * 3);
+    assert_eq!(patterns("router").unwrap(), 2);
+    assert_eq!(patterns("gate_proj").unwrap(), 2 * 6 + 1);
+    assert_eq!(patterns("experts.5.down_proj").unwrap(), 2);
+    let message = patterns("expert").unwrap_err().to_string();
+    let named =
+        "up_proj, down_proj, `experts` by what they do, `router` by what they do (in 3 blocks)";
+    assert!(message.contains(named), "{message}");
+}

@@ -157,6 +157,52 @@ fn unusable_settings() {
 }
 
 #[test]
+fn unusable_experts() {
+    let list = "must be a list of blocks below num_hidden_layers (3), found";
+    for (key, value, problem) in [
+        ("num_experts", json!(1025), "must be at most 1024, found 1025".to_owned()),
+        ("num_experts_per_tok", json!(7), "must be at most 6 with num_experts 6, found 7".into()),
+        (
+            "decoder_sparse_step",
+            json!(0),
+            "must be a whole number from 1 to 2147483647, found 0".into(),
+        ),
+        ("mlp_only_layers", json!([3]), format!("{list} [3]")),
+        ("mlp_only_layers", json!([-1]), format!("{list} [-1]")),
+        ("mlp_only_layers", json!(1), format!("{list} 1")),
+        ("norm_topk_prob", json!(1), "must be true or false, found 1".into()),
+        (
+            "shared_expert_intermediate_size",
+            json!(8),
+            "is 8, but Hone does not know this key, \
+            which may change what the model computes: remove it if transformers does not read it \
+            for this family"
+                .into(),
+        ),
+    ] {
+        let change = |dir: &Path| set_key(&dir.join("config.json"), key, value.clone());
+        check("qwen3_moe", change, &format!("DIR/config.json: `{key}` {problem}"));
+    }
+    check(
+        "qwen3_moe",
+        |dir| set_key(&dir.join("config.json"), "num_experts", json!(7)),
+        &format!(
+            "DIR/model.safetensors: tensor `model.layers.0.mlp.gate.weight` has shape [6, 24], but \
+             config.json requires [7, 24]. {BOTH}"
+        ),
+    );
+    let third = "model.layers.0.mlp.experts.3.up_proj.weight";
+    check(
+        "qwen3_moe",
+        |dir| rewrite(&dir.join("model.safetensors"), |tensors| drop(tensors.remove(third))),
+        &format!(
+            "DIR/model.safetensors: tensor `{third}` is missing, but config.json requires it. \
+             {BOTH}"
+        ),
+    );
+}
+
+#[test]
 fn heads_that_do_not_divide() {
     let undivided = "must divide hidden_size (24) where head_dim is not given, found 10";
     check_key("num_attention_heads", json!(10), undivided);

@@ -92,7 +92,7 @@ section! {
         alpha: f64 = Float(Positive), Chosen("2 × `rank`"), "64.0";
         /// share of the adapter's inputs set to zero in training
         dropout: f64 = Float(UnitOpen), Value("0.0"), "0.05";
-        /// names or glob patterns of linear layers; `all-linear`: all but the head
+        /// names or patterns of linear layers, `experts`, `router`; `all-linear`: no router or head
         target_modules: TargetModules = TextList { may_be_empty: false },
             Value(r#""all-linear""#), r#"["q_proj", "v_proj"]"#;
         /// scale by alpha / √rank instead

@@ -1,0 +1,40 @@
+//! What families with mixtures of experts have in common.
+
+use crate::raw_config::{ConfigError, RawConfig};
+use hone_tensor::ops::{MAX_EXPERTS, MAX_TOP_K};
+
+/// Number of experts, under a family's own key and with its default, and how many a token chooses.
+pub(super) fn mixture_sizes(
+    raw: &RawConfig,
+    (key, default): (&str, usize),
+    default_top_k: usize,
+) -> Result<[usize; 2], ConfigError> {
+    let num_experts = raw.optional_size(key)?.unwrap_or(default);
+    if num_experts > MAX_EXPERTS {
+        let problem = format!("must be at most {MAX_EXPERTS}, found {num_experts}");
+        return Err(raw.error(key, problem));
+    }
+    let top_k = raw.optional_size("num_experts_per_tok")?.unwrap_or(default_top_k);
+    let most = num_experts.min(MAX_TOP_K);
+    if top_k > most {
+        let problem = format!("must be at most {most} with {key} {num_experts}, found {top_k}");
+        return Err(raw.error("num_experts_per_tok", problem));
+    }
+    Ok([num_experts, top_k])
+}
+
+/// Whether each block has experts: every `decoder_sparse_step`-th, but none of `mlp_only_layers`.
+pub(super) fn sparse_layers(raw: &RawConfig, num_layers: usize) -> Result<Vec<bool>, ConfigError> {
+    let step = raw.optional_size("decoder_sparse_step")?.unwrap_or(1);
+    let mut is_sparse: Vec<bool> =
+        (0..num_layers).map(|layer| (layer + 1).is_multiple_of(step)).collect();
+    let Some(dense) = raw.get("mlp_only_layers") else { return Ok(is_sparse) };
+    let expected = format!("a list of blocks below num_hidden_layers ({num_layers})");
+    let unexpected = || raw.unexpected("mlp_only_layers", &expected, dense);
+    for layer in dense.as_array().ok_or_else(unexpected)? {
+        let layer = layer.as_u64().and_then(|layer| usize::try_from(layer).ok());
+        let sparse = layer.and_then(|layer| is_sparse.get_mut(layer));
+        *sparse.ok_or_else(unexpected)? = false;
+    }
+    Ok(is_sparse)
+}

@@ -1,0 +1,142 @@
+"""What the golden files of models with experts need beyond `goldens.py`.
+
+On disk, and in PEFT's layout for modules, an expert has tensors of its own; in memory transformers
+and PEFT keep those of all experts together. `per_expert` takes them apart.
+"""
+
+import re
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+# PEFT's names of experts' adapters in memory and, if asked by `target_parameters`, in files.
+WRAPPED = re.compile(r"(.*\.experts)(\.base_layer)?\.lora_([AB])((?:\.default)?\.weight)")
+
+
+FAMILIES = {
+    "qwen3_moe": {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "hidden_act": "silu",
+    },
+}
+CASES = {
+    "qwen3_moe": {
+        "seed": 38,
+        "family": "qwen3_moe",
+        # The second block has no experts, and PEFT finds nothing to adapt in its MLP.
+        "config": {
+            "vocab_size": 45,
+            "hidden_size": 24,
+            "intermediate_size": 11,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 10,
+            "num_hidden_layers": 3,
+            "mlp_only_layers": [1],
+            "num_experts": 6,
+            "moe_intermediate_size": 10,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+            "rope_theta": 1000000.0,
+            "tie_word_embeddings": False,
+        },
+        "lengths": [4, 7, 12],
+        "rope_spelling": "rope_theta alone",
+        "optimizer": {"lr": 0.005},
+        "full_gradients": True,
+    },
+}
+# The least difference between the logit of the last expert chosen and of the next.
+MARGIN = 0.01
+
+
+def has_experts(model):
+    return any(".experts." in name for name, _ in model.named_parameters())
+
+
+def shapes_on_disk(model):
+    """Name and shape of every tensor that `save_pretrained` writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        with safe_open(Path(folder) / "model.safetensors", "pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}
+
+
+def of_modules(target_modules):
+    """Keys of an adapter's configuration that names modules of experts, which PEFT reads too."""
+    fused = {"target_parameters": None, "rank_pattern": {}, "alpha_pattern": {}}
+    return fused | {"target_modules": sorted(target_modules)}
+
+
+def per_expert(tensors, model):
+    """`tensors` with those of experts under the names that they have on disk."""
+    num_experts, found = getattr(model.config, "num_local_experts", 0), {}
+    for name, tensor in tensors.items():
+        wrapped = WRAPPED.fullmatch(name)
+        if wrapped:
+            found |= adapters(wrapped, tensor, num_experts)
+        elif name.endswith(".experts.gate_up_proj"):
+            found |= weights(name, tensor, ["gate_proj", "up_proj"])
+        elif name.endswith(".experts.down_proj"):
+            found |= weights(name, tensor, ["down_proj"])
+        else:
+            found[name] = tensor
+    return found
+
+
+def weights(name, tensor, parts):
+    """`[E, n, k]` → one matrix for each expert and part."""
+    experts = name.rpartition(".")[0]
+    return {
+        f"{experts}.{expert}.{part}.weight": matrix
+        for expert, fused in enumerate(tensor)
+        for part, matrix in zip(parts, fused.chunk(len(parts)), strict=True)
+    }
+
+
+def adapters(wrapped, tensor, num_experts):
+    """`A [E r, k]`, experts slowest, or `B [n, r E]`, experts fastest → matrices of each expert.
+
+    Gate and up projection have one adapter of twice the rank, whose `B` has two blocks.
+    """
+    experts, inner, which, suffix = wrapped.groups()
+    parts = ["gate_proj", "up_proj"] if inner else ["down_proj"]
+    if which == "A":
+        of_experts = tensor.view(num_experts, -1, tensor.shape[1])
+    else:
+        of_experts = tensor.view(tensor.shape[0], -1, num_experts).permute(2, 0, 1)
+    found = {}
+    for expert, fused in enumerate(of_experts):
+        for i, (part, rows) in enumerate(zip(parts, fused.chunk(len(parts)), strict=True)):
+            matrix = rows if which == "A" else rows.chunk(len(parts), dim=1)[i]
+            found[f"{experts}.{expert}.{part}.lora_{which}{suffix}"] = matrix
+    return found
+
+
+def keep_apart(model):
+    """Lets no gradient reach what lies between the blocks of gate and up projections."""
+    for name, parameter in model.named_parameters():
+        wrapped = WRAPPED.fullmatch(name)
+        if wrapped and wrapped[2] and wrapped[3] == "B":
+            blocks = (parameter != 0).to(parameter.dtype)
+            parameter.register_hook(lambda gradient, blocks=blocks: gradient * blocks)
+
+
+def check_margins(model, ids):
+    """Refuses choices of experts that rounding might change."""
+
+    def check(router, _, output):
+        logits = output[0].float().sort(-1, descending=True).values
+        margin = (logits[:, router.top_k - 1] - logits[:, router.top_k]).min().item()
+        assert margin > MARGIN, f"a choice of experts is close: {margin:.1e}; take another seed"
+
+    routers = [m for m in model.modules() if type(m).__name__.endswith("TopKRouter")]
+    hooks = [router.register_forward_hook(check) for router in routers]
+    with torch.no_grad():
+        for one in ids:
+            model(input_ids=one[None])
+    for hook in hooks:
+        hook.remove()
