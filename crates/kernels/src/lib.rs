@@ -27,6 +27,7 @@ pub mod element;
 pub mod embedding;
 mod failure;
 pub mod format;
+pub mod gated_delta_rule;
 pub mod gated_rms_norm;
 pub mod gemm;
 pub mod glu;

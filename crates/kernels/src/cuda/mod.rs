@@ -50,7 +50,7 @@ pub(crate) fn sources() -> impl Iterator<Item = &'static Source> {
 }
 
 #[cfg(test)]
-static OPERATIONS: [&Source; 17] = [
+static OPERATIONS: [&Source; 18] = [
     &crate::adamw::cuda::SOURCE,
     &crate::attention::cuda::GENERAL,
     &crate::attention::cuda::MMA,
@@ -59,6 +59,7 @@ static OPERATIONS: [&Source; 17] = [
     &crate::delta_gates::cuda::SOURCE,
     &crate::dropout::cuda::SOURCE,
     &crate::embedding::cuda::SOURCE,
+    &crate::gated_delta_rule::cuda::SOURCE,
     &crate::gated_rms_norm::cuda::SOURCE,
     &crate::gemm::cuda::SOURCE,
     &crate::glu::cuda::SOURCE,

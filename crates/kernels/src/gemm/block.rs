@@ -4,13 +4,17 @@ use super::MAX_PANEL;
 use super::tile::{Lines, Narrow, Part, Segment, Store, Sums, Tile, int8, pack_panel, pack_rows};
 use crate::cpu::{Apply, Cpu, Plain, Split};
 use crate::element::{DType, bf16};
-use crate::view::View;
+use crate::view::{View, ViewMut};
 use std::ops::Range;
 
 /// An element type of operations that are built from these products.
 pub(crate) trait Typed: Narrow + Plain {
     const DTYPE: DType;
     fn view(x: &[Self]) -> View<'_>;
+    /// # Panics
+    /// If the elements have another type, as for `slice_mut`.
+    fn slice(x: View<'_>) -> &[Self];
+    fn slice_mut(x: ViewMut<'_>) -> &mut [Self];
 }
 
 impl Typed for f32 {
@@ -18,12 +22,26 @@ impl Typed for f32 {
     fn view(x: &[f32]) -> View<'_> {
         View::F32(x)
     }
+    fn slice(x: View<'_>) -> &[f32] {
+        x.f32()
+    }
+    fn slice_mut(x: ViewMut<'_>) -> &mut [f32] {
+        x.f32()
+    }
 }
 
 impl Typed for bf16 {
     const DTYPE: DType = DType::Bf16;
     fn view(x: &[Self]) -> View<'_> {
         View::Bf16(x)
+    }
+    fn slice(x: View<'_>) -> &[Self] {
+        let View::Bf16(x) = x else { panic!("expected bf16, found {}", x.storage().name()) };
+        x
+    }
+    fn slice_mut(x: ViewMut<'_>) -> &mut [Self] {
+        let ViewMut::Bf16(x) = x else { panic!("expected bf16") };
+        x
     }
 }
 

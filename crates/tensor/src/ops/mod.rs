@@ -10,6 +10,7 @@ mod combine;
 mod delta_gates;
 mod embedding;
 mod experts;
+mod gated_delta_rule;
 mod gated_rms_norm;
 mod glu;
 mod head;
@@ -28,6 +29,9 @@ pub use combine::combine;
 pub use delta_gates::{DeltaGates, delta_gates};
 pub use embedding::embedding;
 pub use experts::{RowOrder, expert_linear};
+pub use gated_delta_rule::{
+    DeltaHeads, DeltaState, delta_scratch_bytes_per_thread, gated_delta_rule, gated_delta_rule_step,
+};
 pub use gated_rms_norm::gated_rms_norm;
 pub use glu::glu;
 pub use head::{log_probs, logits, take_rows};

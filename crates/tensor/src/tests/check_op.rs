@@ -72,9 +72,19 @@ pub struct Operands(Vec<Operand>);
 impl Operands {
     /// Adds an operand and returns its index.
     pub fn add(&mut self, kind: Kind, shape: &[usize]) -> usize {
+        self.add_with(kind, shape, |_, x| x)
+    }
+
+    /// Adds an operand whose values are functions of their index and a standard normal number.
+    pub fn add_with(
+        &mut self,
+        kind: Kind,
+        shape: &[usize],
+        value: impl Fn(usize, f32) -> f32,
+    ) -> usize {
         let random = Philox::new(5, self.0.len() as u64);
-        let values = (0..shape.iter().product::<usize>() as u64).map(|i| random.normal(i));
-        let values = values.collect();
+        let len = shape.iter().product::<usize>();
+        let values = (0..len).map(|i| value(i, random.normal(i as u64))).collect();
         let mut operand =
             Operand { kind, shape: shape.to_vec(), values, requires_grad: true, held: None };
         if let Kind::Frozen(storage) = kind {

@@ -2,19 +2,21 @@
 //! after it.
 
 use super::check_op::{
-    Found, Kind, Operands, Operation, Recomputed, check_op, devices, normals, rounded, tensor_of,
+    Found, Kind, Operands, Operation, Recomputed, check_op, normals, rounded, tensor_of,
 };
-use crate::ops::{self, ConvState, DeltaGates, Part, ShortConv};
-use crate::{Category, Compute, DType, Device, Params, Sequence, Tape, Tensor, Var, Weight};
+use crate::ops::{self, ConvState, DeltaGates, DeltaHeads, DeltaState, Part, ShortConv};
+use crate::{
+    Category, Compute, DType, Device, Gradients, Params, Sequence, Tape, Tensor, Var, Weight,
+};
 use hone_kernels::cuda::Gpu;
-use hone_kernels::{delta_gates, gated_rms_norm, short_conv};
+use hone_kernels::{delta_gates, gated_delta_rule, gated_rms_norm, short_conv};
 use std::ops::Range;
 
 const FROZEN: Kind = Kind::Frozen(crate::Storage::Float(DType::F32));
 
-/// All instruction sets, and a GPU.
-fn all_devices() -> Vec<Device> {
-    devices().into_iter().chain(Gpu::for_tests().map(Device::cuda)).collect()
+/// One and two threads, whose instruction set is like the others by `check_op`, and a GPU.
+fn some_devices() -> Vec<Device> {
+    [1, 2].map(Device::cpu).into_iter().chain(Gpu::for_tests().map(Device::cuda)).collect()
 }
 
 /// Columns `part` of rows of `width`.
@@ -211,9 +213,81 @@ fn delta_gates_passes() {
     }
 }
 
+struct DeltaRule {
+    given: Operands,
+    a_log: Weight,
+    dt_bias: Weight,
+    heads: DeltaHeads,
+    sequences: Vec<Sequence>,
+}
+
+/// Key heads, value heads, and their dimensions.
+fn delta_heads(keys: usize, values: usize, key_dim: usize, value_dim: usize) -> DeltaHeads {
+    DeltaHeads { num_key_heads: keys, num_value_heads: values, key_dim, value_dim }
+}
+
+impl DeltaRule {
+    fn new(heads: DeltaHeads, cu_seqlens: &[u32], padding: usize) -> Self {
+        let sequences = Sequence::packed(cu_seqlens);
+        let tokens = cu_seqlens[cu_seqlens.len() - 1] as usize + padding;
+        let mut given = Operands::default();
+        given.add(Kind::Activation, &[tokens, heads.qkv_width()]);
+        given.add(Kind::Activation, &[tokens, 2 * heads.num_value_heads]);
+        let num = heads.num_value_heads;
+        // Rates from 0.01 to 16, as models begin with.
+        let rate = |h: usize| 0.01 * 1600f32.powf((h + 1) as f32 / (num + 1) as f32);
+        let a_log = given.add_with(FROZEN, &[num], |h, _| rate(h).ln());
+        let dt_bias = given.add_with(FROZEN, &[num], |_, x| x - 3.0);
+        let [a_log, dt_bias] = [a_log, dt_bias].map(|weight| given.weight(weight));
+        Self { given, a_log, dt_bias, heads, sequences }
+    }
+}
+
+/// With gates from their own operation: numbers of a normal distribution are none.
+impl Operation for DeltaRule {
+    fn operands(&self) -> &Operands {
+        &self.given
+    }
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        vec![&mut self.a_log, &mut self.dt_bias]
+    }
+    fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
+        let qkv = leaves.remove(0);
+        let of = DeltaGates { a_log: &self.a_log, dt_bias: &self.dt_bias };
+        let gates = ops::delta_gates(tape, Part::whole(leaves.remove(0)), of);
+        ops::gated_delta_rule(tape, qkv, gates, &self.heads, &self.sequences)
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
+        let gates = delta_gates::reference::forward(&x[1], &x[2], &x[3]);
+        gated_delta_rule::reference::forward(&x[0], &gates, &self.heads, &self.sequences)
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
+        let gates = delta_gates::reference::forward(&x[1], &x[2], &x[3]);
+        let [d_qkv, d_gates] =
+            gated_delta_rule::reference::backward(&x[0], &gates, &self.heads, &self.sequences, d_y);
+        let [d_b_a, ..] = delta_gates::reference::backward(&x[1], &x[2], &x[3], &d_gates);
+        vec![d_qkv, d_b_a, vec![], vec![]]
+    }
+}
+
+#[test]
+fn gated_delta_rule_passes() {
+    for (heads, cu_seqlens, padding) in [
+        (delta_heads(2, 4, 32, 40), &[0, 1][..], 0),
+        (delta_heads(1, 2, 6, 3), &[0, 63], 0),
+        (delta_heads(1, 1, 16, 24), &[0, 64], 2),
+        (delta_heads(2, 2, 5, 7), &[0, 1, 66], 0),
+        (delta_heads(2, 4, 8, 16), &[0, 200, 263, 264], 3),
+        (delta_heads(1, 2, 8, 4), &[0, 577], 0),
+    ] {
+        let case = format!("{heads:?}, {cu_seqlens:?} + {padding}");
+        check_op(&case, &mut DeltaRule::new(heads, cu_seqlens, padding));
+    }
+}
+
 /// Standard normal rows of one sequence.
 fn rows_of(sequence: usize, dtype: DType, width: usize, range: Range<usize>) -> Vec<f32> {
-    let values = rounded(&normals(30 + sequence as u64, 300 * width), dtype);
+    let values = rounded(&normals(30 + sequence as u64, 600 * width), dtype);
     values[range.start * width..range.end * width].to_vec()
 }
 
@@ -267,7 +341,7 @@ const STEPS: [[usize; 3]; 8] =
 
 #[test]
 fn a_convolution_that_goes_on_gives_the_bits_of_the_whole() {
-    for (device, taps) in all_devices().iter().flat_map(|d| [2, 4].map(|taps| (d, taps))) {
+    for (device, taps) in some_devices().iter().flat_map(|d| [2, 4].map(|taps| (d, taps))) {
         for compute in [Compute::F32, Compute::Bf16] {
             let (channels, params, dtype) = (70, Params::default(), compute.dtype());
             let hold = |stream, shape: &[usize]| {
@@ -295,6 +369,96 @@ fn a_convolution_that_goes_on_gives_the_bits_of_the_whole() {
             let mut expected = vec![vec![]; 3];
             whole.hand_out(device, y.value(), &mut expected);
             assert!(found == expected, "{taps} in {compute:?}");
+        }
+    }
+}
+
+#[test]
+fn a_delta_rule_that_goes_on_gives_the_bits_of_the_whole() {
+    let heads = delta_heads(2, 4, 10, 7);
+    let (params, num) = (Params::default(), heads.num_value_heads);
+    let [a, b, c] = std::array::from_fn(|i| STEPS.iter().map(|pieces| pieces[i]).sum::<usize>());
+    // Packed, and alone.
+    let wholes =
+        [[a, b, c], [a, 0, 0], [0, b, 0], [0, 0, c]].map(|pieces| Pass::new(&mut [0; 3], &pieces));
+    for (device, compute) in
+        some_devices().iter().flat_map(|d| [Compute::F32, Compute::Bf16].map(|c| (d, c)))
+    {
+        let dtype = compute.dtype();
+        let hold = |shift: f32| {
+            let values: Vec<f32> = (0..num).map(|h| shift - h as f32).collect();
+            let held = tensor_of(&values, DType::F32, &[num]);
+            Weight::Frozen(device.upload(Category::Weights, &held).unwrap())
+        };
+        let (a_log, dt_bias) = (hold(1.0), hold(-1.0));
+        let of = DeltaGates { a_log: &a_log, dt_bias: &dt_bias };
+        let inputs = |pass: &Pass| {
+            let mut tape = Tape::inference(device, &params, compute);
+            let qkv = tape.leaf(pass.rows(device, dtype, heads.qkv_width()), false);
+            let b_a = tape.leaf(pass.rows(device, dtype, 2 * num), false);
+            let gates = ops::delta_gates(&mut tape, Part::whole(b_a), of);
+            (tape, qkv, gates)
+        };
+        let mut state = DeltaState::new(device, dtype, &heads, 3).unwrap();
+        let (mut done, mut found) = ([0; 3], vec![vec![]; 3]);
+        for pieces in STEPS {
+            let pass = Pass::new(&mut done, &pieces);
+            let (mut tape, qkv, gates) = inputs(&pass);
+            let of = (&pass.sequences[..], &pass.slots[..]);
+            let y = ops::gated_delta_rule_step(&mut tape, qkv, gates, &heads, of, &mut state);
+            pass.hand_out(device, y.value(), &mut found);
+        }
+        for whole in &wholes {
+            let (mut tape, qkv, gates) = inputs(whole);
+            let y = ops::gated_delta_rule(&mut tape, qkv, gates, &heads, &whole.sequences);
+            let mut expected = vec![vec![]; 3];
+            whole.hand_out(device, y.value(), &mut expected);
+            for (found, expected) in found.iter().zip(expected).filter(|(_, x)| !x.is_empty()) {
+                assert!(*found == expected, "{compute:?} in {:?}", whole.sequences);
+            }
+        }
+    }
+}
+
+/// Gradients of the rows of `pass`, through convolution, gates and delta rule.
+fn gradients_of(device: &Device, pass: &Pass, compute: Compute) -> Vec<Vec<f32>> {
+    let (heads, params, dtype) = (delta_heads(2, 4, 10, 7), Params::default(), compute.dtype());
+    let (width, num) = (heads.qkv_width(), heads.num_value_heads);
+    let hold = |stream, shape: &[usize]| {
+        let values = normals(stream, shape.iter().product());
+        let held = tensor_of(&values, DType::F32, shape);
+        Weight::Frozen(device.upload(Category::Weights, &held).unwrap())
+    };
+    let (weight, a_log, dt_bias) = (hold(1, &[width, 4]), hold(2, &[num]), hold(3, &[num]));
+    let mut tape = Tape::training(device, &params, compute, None);
+    // One projection has all of them.
+    let x = tape.leaf(pass.rows(device, dtype, width + 2 * num), true);
+    let qkv = Part { of: x.clone(), first: 0, count: width };
+    let conv = ShortConv { weight: &weight, bias: None };
+    let qkv = ops::short_conv(&mut tape, qkv, conv, &pass.sequences);
+    let b_a = Part { of: x.clone(), first: width, count: 2 * num };
+    let of = DeltaGates { a_log: &a_log, dt_bias: &dt_bias };
+    let gates = ops::delta_gates(&mut tape, b_a, of);
+    let y = ops::gated_delta_rule(&mut tape, qkv, gates, &heads, &pass.sequences);
+    let d_y = pass.rows(device, dtype, heads.out_width());
+    let leaves = tape.backward(y, d_y, &mut Gradients::default());
+    let mut found = vec![vec![]; 3];
+    pass.hand_out(device, leaves.get(&x).expect("x requires a gradient"), &mut found);
+    found
+}
+
+#[test]
+fn rows_have_the_same_gradients_in_any_company() {
+    let lengths = [65, 130, 600];
+    for (device, compute) in
+        some_devices().iter().flat_map(|d| [Compute::F32, Compute::Bf16].map(|c| (d, c)))
+    {
+        let packed = gradients_of(device, &Pass::new(&mut [0; 3], &lengths), compute);
+        for (i, packed) in packed.iter().enumerate() {
+            let mut alone = [0; 3];
+            alone[i] = lengths[i];
+            let found = gradients_of(device, &Pass::new(&mut [0; 3], &alone), compute);
+            assert!(found[i] == *packed, "{compute:?}: a row of {}", lengths[i]);
         }
     }
 }
