@@ -47,7 +47,15 @@ CASES = {
         "rope_spelling": "rope_theta alone",
         "optimizer": {"lr": 0.005},
         "full_gradients": True,
+        "fused": True,
     },
+}
+# An adapter of fused experts, as PEFT writes it.
+FUSED = {
+    "r": 3,
+    "lora_alpha": 6,
+    "target_modules": ["q_proj"],
+    "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
 }
 # The least difference between the logit of the last expert chosen and of the next.
 MARGIN = 0.01

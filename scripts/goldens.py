@@ -42,6 +42,7 @@ GOLDENS = Path(__file__).resolve().parent.parent / "crates" / "model" / "tests" 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 NUM_STEPS, WARMUP_STEPS, MAX_GRAD_NORM = 20, 4, 1.0
 NUM_MORE_BATCHES = 23
+FUSED = "adapter_fused"
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Case:
     num_shards: int = 1
     full_gradients: bool = False
     family: str = "llama"
+    fused: bool = False  # also an adapter of fused experts
 
 
 BASE_CONFIG = {
@@ -308,29 +310,31 @@ def load_rounded(folder):
     return model
 
 
-def describe_adapter(case, folder):
+def describe_adapter(case, adapter, lora):
     """A PEFT adapter with A and B both random, so that no gradient vanishes."""
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": ALL_LINEAR} | case.lora
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ALL_LINEAR} | lora
     model = get_peft_model(empty_model(case), LoraConfig(task_type="CAUSAL_LM", **settings))
-    adapter = folder / "adapter"
     model.save_pretrained(adapter, save_embedding_layers=False)
     (adapter / "README.md").unlink()
     (adapter / "adapter_model.safetensors").unlink()
     path = adapter / "adapter_config.json"
     config = json.loads(path.read_text())
-    config["base_model_name_or_path"] = folder.name  # not a path of this machine
+    config["base_model_name_or_path"] = adapter.parent.name  # not a path of this machine
     config["target_modules"] = sorted(config["target_modules"])  # PEFT writes a set's order
-    if golden_mixtures.has_experts(model):
+    state = adapter_state(model)
+    if "target_parameters" in settings:
+        config["target_parameters"] = sorted(config["target_parameters"])
+    elif golden_mixtures.has_experts(model):
         config |= golden_mixtures.of_modules(settings["target_modules"])
+        state = golden_mixtures.per_expert(state, model)
     write_json(path, dict(sorted(config.items())))
-    state = golden_mixtures.per_expert(adapter_state(model), model)
     tensors = {name: [list(state[name].shape), 0.0, 0.15] for name in sorted(state)}
     files = {"adapter_model.safetensors": tensors}
     write_description(adapter, case.seed, torch.float32, files)
 
 
-def with_adapter(base, folder):
-    return PeftModel.from_pretrained(base, folder / "adapter", is_trainable=True).eval()
+def with_adapter(base, folder, name="adapter"):
+    return PeftModel.from_pretrained(base, folder / name, is_trainable=True).eval()
 
 
 def trainable(model):
@@ -524,11 +528,14 @@ def write_case(name, case):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     describe_model(case, folder)
-    describe_adapter(case, folder)
+    adapters = {"adapter": case.lora} | ({FUSED: golden_mixtures.FUSED} if case.fused else {})
+    for adapter, lora in adapters.items():
+        describe_adapter(case, folder / adapter, lora)
     with tempfile.TemporaryDirectory() as place:
         checkpoint = Path(place) / name
         random_weights.write(folder, checkpoint)
-        random_weights.write(folder / "adapter", checkpoint / "adapter")
+        for adapter in adapters:
+            random_weights.write(folder / adapter, checkpoint / adapter)
         tensors, facts = results(name, case, checkpoint)
     save_file(tensors, folder / "golden.safetensors")
     write_json(folder / "golden.json", facts)
@@ -546,6 +553,9 @@ def results(name, case, folder):
     parts = [lora_goldens(folder, ids, masks, settings), bf16_goldens(case, folder, ids, masks)]
     if case.full_gradients:
         parts.append(full_goldens(folder, ids, masks, settings))
+    if case.fused:
+        fused = with_adapter(base, folder, FUSED)
+        tensors |= numbered("logits_fused", logits_of(fused, ids))
     facts = {
         "case": name,
         "rope_spelling": case.rope_spelling,

@@ -1,5 +1,6 @@
 //! LoRA (Hu et al., 2021), with rank-stabilised scaling (Kalajdzievski, 2023) on request.
 
+use super::patterns::RankAndScale;
 use super::{AdapterError, TargetModules};
 use crate::load::Model;
 use hone_tensor::{AdapterId, Category, DType, Device, Lora, Philox, Tensor};
@@ -41,7 +42,8 @@ pub fn attach(
     seed: u64,
 ) -> Result<(), AdapterError> {
     let targets = config.target_modules.resolve(&model.decoder)?;
-    add(model, &targets, config, |index, which, shape| {
+    let same = |_: &str| (config.rank, config.scale());
+    add(model, &targets, config, same, |index, which, shape| {
         let mut value = device.persistent(Category::Parameters, DType::F32, shape)?;
         if which == Matrix::A && !device.is_dry() {
             fill_uniform(&mut value, Philox::new(seed, INIT_STREAM | index as u64), shape[1]);
@@ -77,12 +79,14 @@ impl Matrix {
     }
 }
 
-/// Adds an adapter to each module in `targets`. `value` creates its matrices, given the index of
-/// the projection in the model, which matrix, and its shape.
+/// Adds an adapter to each module in `targets`, with the rank and scale that `size` gives it.
+/// `value` creates its matrices, given the index of the projection in the model, which matrix, and
+/// its shape.
 pub(super) fn add(
     model: &mut Model,
     targets: &[String],
     config: &LoraConfig,
+    size: impl Fn(&str) -> RankAndScale,
     mut value: impl FnMut(usize, Matrix, &[usize]) -> Result<Tensor, AdapterError>,
 ) -> Result<(), AdapterError> {
     let Model { decoder, params, .. } = model;
@@ -94,10 +98,11 @@ pub(super) fn add(
         if !targets.contains(&name) {
             continue;
         }
-        let (n, k, rank) = (projection.out_features(), projection.in_features(), config.rank);
+        let (n, k) = (projection.out_features(), projection.in_features());
+        let (rank, scale) = size(&name);
         let a = params.add(Matrix::A.param_name(&name, id), value(index, Matrix::A, &[rank, k])?);
         let b = params.add(Matrix::B.param_name(&name, id), value(index, Matrix::B, &[n, rank])?);
-        let (scale, dropout, stream) = (config.scale(), config.dropout, index as u32);
+        let (dropout, stream) = (config.dropout, index as u32);
         projection.adapters.push(Lora { id, a, b, rank, scale, dropout, stream });
     }
     Ok(())

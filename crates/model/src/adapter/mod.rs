@@ -1,6 +1,8 @@
 //! Low-rank adapters: target layers, initialisation, and PEFT files.
 
+mod fused;
 mod lora;
+mod patterns;
 mod peft;
 mod targets;
 

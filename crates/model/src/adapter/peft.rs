@@ -1,13 +1,17 @@
 //! Adapters in the layout of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
 
+use super::fused::Unfused;
 use super::lora::{Matrix, add};
+use super::patterns::{Patterns, to_json};
 use super::{AdapterError, LoraConfig, TargetModules};
+use crate::config::DecoderConfig;
 use crate::load::{LoadError, Model, find_pickled, is_lfs_pointer};
 use crate::raw_config::{ConfigError, RawConfig};
+use crate::weights::Linear;
 use hone_tensor::safetensors::{SafeTensorsFile, load_as, write};
 use hone_tensor::{AdapterId, Category, DType, Device, Lora, Tensor};
 use serde_json::{Value, json};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "adapter_config.json";
@@ -28,8 +32,11 @@ pub fn save(
     let projections = model.decoder.projections();
     let parts: Vec<(String, &Lora)> =
         projections.filter_map(|(name, p)| Some((name, p.adapter(id)?))).collect();
-    let modules: Vec<String> = parts.iter().map(|(name, _)| name.clone()).collect();
-    let text = serde_json::to_string_pretty(&config_json(config, &modules, base_model))
+    let modules: Vec<&str> = parts.iter().map(|(name, _)| name.as_str()).collect();
+    let targets = target_modules(&model.decoder.config, &config.target_modules, &modules);
+    let sizes = parts.iter().map(|(name, lora)| (name.clone(), (lora.rank, lora.scale)));
+    let patterns = to_json(config, sizes);
+    let text = serde_json::to_string_pretty(&config_json(config, &targets, patterns, base_model))
         .expect("a JSON value can be written");
     let path = dir.join(CONFIG);
     std::fs::write(&path, text).map_err(|source| AdapterError::Io { path, source })?;
@@ -42,14 +49,39 @@ pub fn save(
     Ok(device.settle()?)
 }
 
-/// The configuration as PEFT writes it, with short target names where these match the same layers.
-fn config_json(config: &LoraConfig, modules: &[String], base_model: &str) -> Value {
-    let target_modules: BTreeSet<&str> = match config.target_modules {
-        TargetModules::AllLinear => {
-            modules.iter().map(|name| name.rsplit('.').next().unwrap_or(name)).collect()
+/// Names of the adapted `modules` for PEFT: short ones where these match the same layers, of which
+/// experts have thousands.
+fn target_modules(
+    config: &DecoderConfig,
+    targets: &TargetModules,
+    modules: &[&str],
+) -> BTreeSet<String> {
+    let adapted: HashSet<&str> = modules.iter().copied().collect();
+    let all_linear = *targets == TargetModules::AllLinear;
+    let short = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
+    let mut partial = HashSet::new();
+    let all: Vec<(String, Linear)> = config.modules().collect();
+    let is_expert = |linear: &Linear| matches!(linear, Linear::Expert(..));
+    for (name, _) in all.iter().filter(|(_, linear)| is_expert(linear)) {
+        if !adapted.contains(name.as_str()) {
+            partial.insert(short(name));
         }
-        TargetModules::Patterns(_) => modules.iter().map(String::as_str).collect(),
+    }
+    let of_adapted = all.iter().filter(|(name, _)| adapted.contains(name.as_str()));
+    let name = |(name, linear): &(String, Linear)| {
+        let is_short = all_linear || is_expert(linear) && !partial.contains(&short(name));
+        if is_short { short(name) } else { name.clone() }
     };
+    of_adapted.map(name).collect()
+}
+
+/// The configuration as PEFT writes it.
+fn config_json(
+    config: &LoraConfig,
+    target_modules: &BTreeSet<String>,
+    (rank_pattern, alpha_pattern): (BTreeMap<String, usize>, BTreeMap<String, f64>),
+    base_model: &str,
+) -> Value {
     json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -64,8 +96,8 @@ fn config_json(config: &LoraConfig, modules: &[String], base_model: &str) -> Val
         "inference_mode": true,
         "init_lora_weights": true,
         "modules_to_save": null,
-        "rank_pattern": {},
-        "alpha_pattern": {},
+        "rank_pattern": rank_pattern,
+        "alpha_pattern": alpha_pattern,
     })
 }
 
@@ -109,13 +141,15 @@ pub fn load(
         }
     }
     let raw = RawConfig::read(&dir.join(CONFIG))?;
-    let mut lora = read_config(&raw)?;
+    let (mut lora, patterns) = read_config(&raw)?;
     let path = dir.join(WEIGHTS);
     if is_lfs_pointer(&path) {
         return Err(LoadError::LfsPointer { path }.into());
     }
     let file = SafeTensorsFile::open(&path)?;
-    let targets = adapted_modules(&file, model)?;
+    let mut stray: BTreeSet<String> = file.names().into_iter().collect();
+    let unfused = Unfused::take(&file, model, &mut stray)?;
+    let targets = adapted_modules(&file, model, &unfused, stray)?;
     let missing = missing_targets(&raw, model, &targets);
     if let Some(first) = missing.first() {
         let more = match missing.len() {
@@ -129,10 +163,18 @@ pub fn load(
         ));
     }
     let mut next = 0;
-    add(model, &targets, &lora, |_, which, shape| {
+    let size = |module: &str| match unfused.size(module) {
+        None => patterns.of(&lora, module),
+        // The scale is that of the parameter, whose rank may be twice the module's.
+        Some(fused) => (fused.rank, patterns.scale(&lora, &fused.parameter, fused.parameter_rank)),
+    };
+    add(model, &targets, &lora, size, |_, which, shape| {
         let key = which.key(&targets[next]);
         next += usize::from(which == Matrix::B);
-        let tensor = matrix(&file, &key, which, shape)?;
+        let tensor = match unfused.get(&key) {
+            Some(tensor) => tensor.clone(),
+            None => matrix(&file, &key, which, shape)?,
+        };
         Ok(load_as(device, Category::Parameters, &tensor, DType::F32)?)
     })?;
     device.settle()?;
@@ -141,12 +183,17 @@ pub fn load(
 }
 
 /// The modules of the model that have tensors in the file, which must contain no other tensors.
-fn adapted_modules(file: &SafeTensorsFile, model: &Model) -> Result<Vec<String>, AdapterError> {
-    let mut stray: BTreeSet<String> = file.names().into_iter().collect();
+fn adapted_modules(
+    file: &SafeTensorsFile,
+    model: &Model,
+    unfused: &Unfused,
+    mut stray: BTreeSet<String>,
+) -> Result<Vec<String>, AdapterError> {
     let modules = model.decoder.projections().map(|(name, _)| name);
     let found: Vec<String> = modules
         .filter(|module| {
-            stray.remove(&Matrix::A.key(module)) | stray.remove(&Matrix::B.key(module))
+            let own = stray.remove(&Matrix::A.key(module)) | stray.remove(&Matrix::B.key(module));
+            own || unfused.size(module).is_some()
         })
         .collect();
     match stray.first() {
@@ -235,7 +282,7 @@ fn mismatch(file: &SafeTensorsFile, problem: String) -> AdapterError {
     AdapterError::Mismatch { path: file.path().to_owned(), problem }
 }
 
-fn read_config(raw: &RawConfig) -> Result<LoraConfig, ConfigError> {
+fn read_config(raw: &RawConfig) -> Result<(LoraConfig, Patterns), ConfigError> {
     let kind = raw.text("peft_type")?.unwrap_or("missing");
     if kind != "LORA" {
         return Err(raw.error("peft_type", format!("is {kind}; only LORA adapters are supported")));
@@ -255,8 +302,11 @@ fn read_config(raw: &RawConfig) -> Result<LoraConfig, ConfigError> {
         use_rslora: raw.flag("use_rslora", false)?,
     };
     raw.get("target_modules");
+    // Which parameters they are, the names of tensors say.
+    raw.get("target_parameters");
+    let patterns = Patterns::read(raw)?;
     refuse_unread(raw)?;
-    Ok(config)
+    Ok((config, patterns))
 }
 
 /// Settings that do not affect what a trained adapter computes; its layers follow from the names of

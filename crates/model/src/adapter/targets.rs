@@ -76,7 +76,7 @@ fn matches(pattern: &str, name: &str) -> bool {
 }
 
 /// Whether `pattern`, in which `*` matches any text, matches all of `name`.
-fn glob(pattern: &[u8], name: &[u8]) -> bool {
+pub(super) fn glob(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n) = (0, 0);
     // Where to resume after the last `*` if what follows it does not match.
     let mut retry = None;

@@ -55,7 +55,7 @@ fn unusable_configurations() {
     let fix = "merge such an adapter into its base with PEFT (`merge_and_unload`)";
     let unread = |value: &str| format!("is {value}, which is not supported yet: {fix}");
     let missing = "is missing and has no default: take the file from the source of the weights";
-    let cases: [(&str, Value, &str); 18] = [
+    let cases: [(&str, Value, &str); 21] = [
         ("peft_type", json!("IA3"), "is IA3; only LORA adapters are supported"),
         ("peft_type", Value::Null, "is missing; only LORA adapters are supported"),
         ("use_dora", json!(true), &unread("true")),
@@ -64,7 +64,19 @@ fn unusable_configurations() {
         ("kasa_config", json!({"rank": 2}), &unread("{\"rank\":2}")),
         ("bias", json!("all"), &unread("\"all\"")),
         ("modules_to_save", json!(["lm_head"]), &unread("[\"lm_head\"]")),
-        ("rank_pattern", json!({"q_proj": 8}), &unread("{\"q_proj\":8}")),
+        ("rank_pattern", json!([8]), "must be an object, found [8]"),
+        (
+            "rank_pattern",
+            json!({"q_proj": 0}),
+            "maps `q_proj` to 0, expected a whole number of at least 1",
+        ),
+        ("alpha_pattern", json!({"q": "8"}), "maps `q` to \"8\", expected a positive number"),
+        (
+            "alpha_pattern",
+            json!({"(q|v)_proj": 8}),
+            "has `(q|v)_proj`, an expression that is not supported: write names of layers, their \
+             endings, or `.*` for any text",
+        ),
         ("init_lora_weights", json!("pissa"), &unread("\"pissa\"")),
         ("init_lora_weights", json!("pissa_niter_16"), &unread("\"pissa_niter_16\"")),
         ("r", json!(0), "must be a whole number from 1 to 2147483647, found 0"),

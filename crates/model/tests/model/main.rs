@@ -5,6 +5,7 @@ mod bad_models;
 mod bf16;
 mod export;
 mod fixture;
+mod fused_adapters;
 mod generation;
 mod goldens;
 mod int8;

@@ -1,0 +1,193 @@
+//! Adapters of fused experts, as PEFT writes them for `target_parameters`: one pair of matrices for
+//! a parameter `[experts, n, k]`, `A [experts · r, k]` with the experts slowest and
+//! `B [n, r · experts]` with the experts fastest. Taken apart into one pair for each expert.
+//!
+//! Gate and up projection are one parameter, so they share `A`; each expert's are two adapters with
+//! equal `A` here. Where PEFT made one of twice the rank from an adapter of modules, whose `B` has
+//! two blocks, those two come back.
+
+use super::AdapterError;
+use super::lora::Matrix;
+use crate::load::Model;
+use crate::weights::{ExpertPart, Linear};
+use hone_tensor::safetensors::SafeTensorsFile;
+use hone_tensor::{DeviceError, Tensor};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Matrices of experts by the names that they would have for modules.
+#[derive(Default)]
+pub(super) struct Unfused {
+    tensors: BTreeMap<String, Tensor>,
+    /// By module.
+    sizes: BTreeMap<String, FusedSize>,
+}
+
+/// The size of an expert's adapter that was fused.
+#[derive(Clone)]
+pub(super) struct FusedSize {
+    pub(super) rank: usize,
+    /// Name of the parameter of all experts.
+    pub(super) parameter: String,
+    /// The rank of each expert's part of its adapter.
+    pub(super) parameter_rank: usize,
+}
+
+/// A pair of matrices of one parameter of all experts.
+struct Pair {
+    a: Vec<f32>,
+    b: Vec<f32>,
+    num_experts: usize,
+    /// Rank of each expert's part.
+    rank: usize,
+    /// `[n, k]`.
+    shape: [usize; 2],
+}
+
+impl Unfused {
+    /// Takes apart what the file has of fused experts, and removes it from the `stray` names.
+    ///
+    /// # Errors
+    /// If shapes are not those of this model's experts, or there is no memory.
+    pub(super) fn take(
+        file: &SafeTensorsFile,
+        model: &Model,
+        stray: &mut BTreeSet<String>,
+    ) -> Result<Self, AdapterError> {
+        let mut this = Self::default();
+        let modules: Vec<(String, Linear)> = model.decoder.config.modules().collect();
+        let first = |(name, linear): &(String, Linear)| match linear {
+            Linear::Expert(0, ExpertPart::Gate) => {
+                name.rsplit_once(".0.").map(|(experts, _)| experts.to_owned())
+            }
+            _ => None,
+        };
+        for experts in modules.iter().filter_map(first) {
+            let of_experts = |(name, linear): &&(String, Linear)| {
+                matches!(linear, Linear::Expert(..)) && name.starts_with(&format!("{experts}."))
+            };
+            let modules: Vec<_> = modules.iter().filter(of_experts).collect();
+            for outer in [experts.clone(), format!("{experts}.base_layer")] {
+                let keys = [Matrix::A, Matrix::B].map(|which| which.key(&outer));
+                if keys.iter().all(|key| stray.contains(key)) {
+                    stray.retain(|name| !keys.contains(name));
+                    this.add(file, model, (&experts, &keys), &modules)?;
+                }
+            }
+        }
+        Ok(this)
+    }
+
+    /// The size of an expert's adapter, if the file has it fused.
+    pub(super) fn size(&self, module: &str) -> Option<&FusedSize> {
+        self.sizes.get(module)
+    }
+
+    /// A matrix of an expert, if the file has it fused.
+    pub(super) fn get(&self, key: &str) -> Option<&Tensor> {
+        self.tensors.get(key)
+    }
+
+    /// Splits one pair between the experts' `modules`.
+    fn add(
+        &mut self,
+        file: &SafeTensorsFile,
+        model: &Model,
+        (experts, [a, b]): (&str, &[String; 2]),
+        modules: &[&(String, Linear)],
+    ) -> Result<(), AdapterError> {
+        let shape = |wanted: ExpertPart| {
+            let of = |(name, linear): &(String, Linear)| {
+                (*linear == Linear::Expert(0, wanted)).then(|| name.clone())
+            };
+            let name = modules.iter().find_map(|module| of(module));
+            let mut projections = model.decoder.projections();
+            let found = projections.find(|(found, _)| Some(found) == name.as_ref());
+            found.map_or([0; 2], |(_, p)| [p.out_features(), p.in_features()])
+        };
+        let ([i, h], down) = (shape(ExpertPart::Gate), shape(ExpertPart::Down));
+        let num_experts = modules.len() / ExpertPart::ALL.len();
+        let tensor = |key: &String| file.tensor(key).map(|t| t.expect("the file has this name"));
+        let (a_tensor, b_tensor) = (tensor(a)?, tensor(b)?);
+        let fits = |shape: [usize; 2]| match (a_tensor.shape(), b_tensor.shape()) {
+            (&[rows, k], &[n, cols]) => {
+                rows > 0
+                    && rows.is_multiple_of(num_experts)
+                    && (n, k, cols) == (shape[0], shape[1], rows)
+            }
+            _ => false,
+        };
+        let parts: &[ExpertPart] = if fits([2 * i, h]) {
+            &[ExpertPart::Gate, ExpertPart::Up]
+        } else if fits(down) {
+            &[ExpertPart::Down]
+        } else {
+            let problem = format!(
+                "tensors `{a}` and `{b}` have shapes {:?} and {:?}, which are not those of an \
+                 adapter of {num_experts} experts with [{}, {h}] or {down:?} weights each: A has \
+                 rank · experts rows, B as many columns. The adapter was trained for another model",
+                a_tensor.shape(),
+                b_tensor.shape(),
+                2 * i
+            );
+            return Err(AdapterError::Mismatch { path: file.path().to_owned(), problem });
+        };
+        let (rank, shape) =
+            (a_tensor.shape()[0] / num_experts, [b_tensor.shape()[0], a_tensor.shape()[1]]);
+        let (a, b) = (a_tensor.try_to_vec_f32()?, b_tensor.try_to_vec_f32()?);
+        let pair = Pair { a, b, num_experts, rank, shape };
+        let has_blocks = parts.len() == 2 && pair.has_blocks();
+        let fused = if parts.len() == 2 { "gate_up_proj" } else { "down_proj" };
+        let parameter = format!("{experts}.{fused}");
+        for (name, linear) in modules {
+            let Linear::Expert(expert, part) = linear else { continue };
+            if let Some(index) = parts.iter().position(|own| own == part) {
+                let (a, b) = pair.of_expert(*expert, (index, parts.len()), has_blocks)?;
+                let (rank, parameter) = (a.shape()[0], parameter.clone());
+                let size = FusedSize { rank, parameter, parameter_rank: pair.rank };
+                self.sizes.insert(name.clone(), size);
+                self.tensors.insert(Matrix::A.key(name), a);
+                self.tensors.insert(Matrix::B.key(name), b);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Pair {
+    /// `B` of an expert at a row and a rank.
+    fn b(&self, expert: usize, row: usize, rank: usize) -> f32 {
+        self.b[(row * self.rank + rank) * self.num_experts + expert]
+    }
+
+    /// Whether the first half of the rows reads the first half of the ranks alone, and the second
+    /// half the second.
+    fn has_blocks(&self) -> bool {
+        let ([n, _], rank) = (self.shape, self.rank);
+        let is_crossed = |row: usize, of: usize| (row < n / 2) != (of < rank / 2);
+        let crossed = (0..n).flat_map(|row| (0..rank).map(move |of| (row, of)));
+        let mut crossed = crossed.filter(|&(row, of)| is_crossed(row, of));
+        rank.is_multiple_of(2)
+            && crossed.all(|(row, of)| (0..self.num_experts).all(|e| self.b(e, row, of) == 0.0))
+    }
+
+    /// Both matrices of one of an expert's `count` parts.
+    fn of_expert(
+        &self,
+        expert: usize,
+        (index, count): (usize, usize),
+        has_blocks: bool,
+    ) -> Result<(Tensor, Tensor), DeviceError> {
+        let [n, k] = self.shape;
+        let ranks = match has_blocks {
+            true => index * self.rank / count..(index + 1) * self.rank / count,
+            false => 0..self.rank,
+        };
+        let rows = index * n / count..(index + 1) * n / count;
+        let first = expert * self.rank;
+        let a = &self.a[(first + ranks.start) * k..(first + ranks.end) * k];
+        let row = |row: usize| ranks.clone().map(move |of| self.b(expert, row, of));
+        let b: Vec<f32> = rows.clone().flat_map(row).collect();
+        let (rank, n) = (ranks.len(), rows.len());
+        Ok((Tensor::from_f32(a, &[rank, k]), Tensor::from_f32(&b, &[n, rank])))
+    }
+}
