@@ -6,7 +6,7 @@
 //! blocks, one byte per block, the weights, two per byte, the first in the upper half.
 
 use super::{Packed, WeightFormat};
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Isa, Kernel};
 use crate::cuda::arg::Arg;
 use crate::cuda::source::Source;
 use crate::element::{Address, Floats};
@@ -118,19 +118,48 @@ fn magnitude(bytes: &[u8], sizes: &Sizes, block: usize) -> f32 {
     level * word(bytes, SCALES + 4 * (block / BLOCKS)) + word(bytes, MEAN)
 }
 
+/// The levels of both weights in a byte.
+static PAIRS: [[f32; 2]; 256] = {
+    let mut pairs = [[0.0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        pairs[byte] = [LEVELS[byte >> 4], LEVELS[byte & 15]];
+        byte += 1;
+    }
+    pairs
+};
+
 fn unpack(weights: &Packed<'_>, first: usize, out: &mut [f32]) {
     let (bytes, sizes) = (weights.bytes(), Sizes::of(weights.len()));
-    let (mut at, mut left) = (first, out);
-    while !left.is_empty() {
-        let len = (BLOCK - at % BLOCK).min(left.len());
-        let (block, rest) = left.split_at_mut(len);
-        let magnitude = magnitude(bytes, &sizes, at / BLOCK);
-        for (i, out) in (at..).zip(block) {
-            let pair = bytes[sizes.weights + i / 2];
-            let level = if i % 2 == 0 { pair >> 4 } else { pair & 15 };
-            *out = LEVELS[usize::from(level)] * magnitude;
+    Isa::detect().run(Unpack { bytes, sizes, first, out });
+}
+
+struct Unpack<'a> {
+    bytes: &'a [u8],
+    sizes: Sizes,
+    first: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Unpack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { bytes, sizes, first, out } = self;
+        let (mut at, mut left) = (first, out);
+        while !left.is_empty() {
+            let len = (BLOCK - at % BLOCK).min(left.len());
+            let (block, rest) = left.split_at_mut(len);
+            let mut levels = [[0.0; 2]; BLOCK / 2];
+            let pairs = &bytes[sizes.weights + at / 2..sizes.weights + (at + len).div_ceil(2)];
+            levels.iter_mut().zip(pairs).for_each(|(to, &byte)| *to = PAIRS[usize::from(byte)]);
+            let magnitude = magnitude(bytes, &sizes, at / BLOCK);
+            for (out, level) in block.iter_mut().zip(&levels.as_flattened()[at % 2..]) {
+                *out = level * magnitude;
+            }
+            (at, left) = (at + len, rest);
         }
-        (at, left) = (at + len, rest);
     }
 }
 

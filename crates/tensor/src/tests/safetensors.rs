@@ -2,7 +2,9 @@
 
 use super::check_op::{normals, rounded, tensor_of};
 use crate::safetensors::{FileError, Lazy, SafeTensorsFile, load_as, read_header, write};
-use crate::{Category, DType, Device, DeviceError, Mapped, Philox, Tensor};
+use crate::{Category, DType, Device, DeviceError, Mapped, Philox, Storage, Tensor};
+use hone_kernels::format::FORMATS;
+use hone_kernels::testing;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -349,6 +351,18 @@ fn weights_are_held_in_another_type() {
             assert_eq!((held.dtype(), held.shape()), (to, source.shape()));
             let expected = rounded(&rounded(&values, from), to);
             assert_eq!(held.view().to_vec_f32(), expected, "{} to {}", from.name(), to.name());
+        }
+    }
+    // Packed in a file.
+    for format in FORMATS.into_iter().filter(|format| format.pack.is_none()) {
+        let bytes = testing::weights_of_file(format, [3, 256], 7);
+        let source = Tensor::from_bytes(&bytes, Storage::Packed(format), &[3, 256]);
+        let values = source.view().to_vec_f32();
+        for to in Storage::NAMES {
+            let storage = Storage::from_name(to).unwrap();
+            let held = load_as(&device, Category::Weights, &source, storage).unwrap();
+            let expected = tensor_of(&values, storage, &[3, 256]);
+            assert_eq!(held.bytes(), expected.bytes(), "{} to {to}", format.name);
         }
     }
     let dry = Device::dry();

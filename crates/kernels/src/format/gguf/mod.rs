@@ -143,44 +143,36 @@ impl<B: Block> Kernel for Unpack<'_, B> {
     #[inline(always)]
     fn run(self) {
         let Self { blocks, first, out } = self;
-        let unpack = |group: usize, to: &mut [f32; GROUP]| {
-            let groups = B::WEIGHTS / GROUP;
-            blocks[group / groups].unpack(group % groups, to);
-        };
-        let mut group = first / GROUP;
-        let mut part = [0.0; GROUP];
-        // What the range has of a group that begins before it.
-        let skipped = first % GROUP;
-        let (head, whole) = out.split_at_mut(out.len().min((GROUP - skipped) % GROUP));
-        if !head.is_empty() {
-            unpack(group, &mut part);
-            head.copy_from_slice(&part[skipped..][..head.len()]);
-            group += 1;
-        }
-        let (whole, tail) = whole.as_chunks_mut();
-        for to in whole {
-            unpack(group, to);
-            group += 1;
-        }
-        if !tail.is_empty() {
-            unpack(group, &mut part);
-            tail.copy_from_slice(&part[..tail.len()]);
+        let groups = B::WEIGHTS / GROUP;
+        let (mut group, mut skipped, mut left) = (first / GROUP, first % GROUP, out);
+        while !left.is_empty() {
+            // An array of its own: what might lie where the block does would not be vectorised.
+            let mut weights = [0.0; GROUP];
+            blocks[group / groups].unpack(group % groups, &mut weights);
+            let len = left.len().min(GROUP - skipped);
+            let (to, rest) = left.split_at_mut(len);
+            match to.first_chunk_mut() {
+                Some(to) => *to = weights,
+                None => to.copy_from_slice(&weights[skipped..][..len]),
+            }
+            (group, skipped, left) = (group + 1, 0, rest);
         }
     }
 }
 
 /// An f16 as it lies in a file. A scale is often subnormal: its bits are not multiplied as those of
-/// an `f32`, which some processors do slowly.
+/// an `f32`, which some processors do slowly, and nothing branches.
 #[inline(always)]
 fn half(bytes: [u8; 2]) -> f32 {
     let bits = u32::from(u16::from_le_bytes(bytes));
-    let (exponent, mantissa) = (bits >> 10 & 31, bits & 0x3ff);
-    let magnitude = match exponent {
-        0 => (mantissa as f32 * 2f32.powi(-24)).to_bits(),
-        31 => 0x7f80_0000 | mantissa << 13,
-        _ => (exponent + 112) << 23 | mantissa << 13,
-    };
-    f32::from_bits(magnitude | (bits & 0x8000) << 16)
+    let magnitude = bits & 0x7fff;
+    // Below the least normal number, 2^-14, a mantissa is added to that, and that taken off again.
+    let least = 113 << 23;
+    let subnormal = f32::from_bits(least | magnitude << 13) - f32::from_bits(least);
+    let rebias = if magnitude < 0x7c00 { 112 << 23 } else { 224 << 23 };
+    let normal = f32::from_bits((magnitude << 13) + rebias);
+    let value = if magnitude < 0x400 { subnormal } else { normal };
+    f32::from_bits(value.to_bits() | (bits & 0x8000) << 16)
 }
 
 #[cfg(test)]
