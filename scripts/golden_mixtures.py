@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 # PEFT's names of experts' adapters in memory and, if asked by `target_parameters`, in files.
 WRAPPED = re.compile(r"(.*\.experts)(\.base_layer)?\.lora_([AB])((?:\.default)?\.weight)")
@@ -131,6 +132,19 @@ def keep_apart(model):
         if wrapped and wrapped[2] and wrapped[3] == "B":
             blocks = (parameter != 0).to(parameter.dtype)
             parameter.register_hook(lambda gradient, blocks=blocks: gradient * blocks)
+
+
+def balancing_goldens(model, ids):
+    """The auxiliary loss of all sequences together, and its gradient by the routers' weights."""
+    model.zero_grad()
+    outputs = [model(input_ids=one[None], output_router_logits=True) for one in ids]
+    logits = tuple(torch.cat(of_layer) for of_layer in zip(*(o.router_logits for o in outputs)))
+    experts, top_k = model.config.num_local_experts, model.config.num_experts_per_tok
+    loss = load_balancing_loss_func(logits, experts, top_k)
+    loss.backward()
+    routers = {n: p for n, p in model.named_parameters() if n.endswith("mlp.gate.weight")}
+    tensors = {f"aux_grad.{name}": weight.grad.clone() for name, weight in routers.items()}
+    return tensors, {"router_aux_loss": loss.item()}
 
 
 def check_margins(model, ids):

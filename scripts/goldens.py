@@ -553,6 +553,8 @@ def results(name, case, folder):
     parts = [lora_goldens(folder, ids, masks, settings), bf16_goldens(case, folder, ids, masks)]
     if case.full_gradients:
         parts.append(full_goldens(folder, ids, masks, settings))
+    if golden_mixtures.has_experts(base):
+        parts.append(golden_mixtures.balancing_goldens(load_base(folder), ids))
     if case.fused:
         fused = with_adapter(base, folder, FUSED)
         tensors |= numbered("logits_fused", logits_of(fused, ids))

@@ -50,6 +50,11 @@ impl Batch {
         }
     }
 
+    /// Number of tokens before the padding.
+    pub fn num_tokens(&self) -> usize {
+        self.sequences.last().map_or(0, |last| last.q_start + last.q_len)
+    }
+
     /// Pads `rows` with rows that predict nothing, up to a multiple of a sixteenth of the tokens
     /// (itself rounded up to 64): a GPU plans matmuls and captures a graph for every distinct size,
     /// so batches should have few.

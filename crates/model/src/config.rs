@@ -160,6 +160,14 @@ impl DecoderConfig {
         self.ropes.iter().map(|rope| rope.angles(positions, cu_seqlens)).collect()
     }
 
+    /// Size in bytes of the lists that say which of `num_tokens` tokens each expert computes.
+    pub fn routing_bytes(&self, num_tokens: usize) -> usize {
+        let top_k = |layer: &LayerConfig| Some(layer.mlp.experts.as_ref()?.router.top_k);
+        // The experts of each token, the token of each row, the rows of each token.
+        let lists = 3 * size_of::<u32>() * num_tokens;
+        self.layers.iter().filter_map(top_k).map(|top_k| lists * top_k).sum()
+    }
+
     /// Size in bytes of the angles for `num_tokens` tokens.
     pub fn angle_bytes(&self, num_tokens: usize) -> usize {
         self.ropes.iter().map(|rope| size_of::<f32>() * rope.head_dim * num_tokens).sum()

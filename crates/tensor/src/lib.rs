@@ -28,7 +28,7 @@ pub use hone_kernels::random::Philox;
 pub use hone_kernels::testing;
 pub use hone_kernels::{
     DType, DeviceError, Isa, PAGE_LOCKED, Processor, Storage, View, ViewMut, Wanted, adamw,
-    ceiling, cuda,
+    ceiling, cuda, lock,
 };
 pub use mapped::Mapped;
 pub use merge::merge;

@@ -4,6 +4,7 @@
 //! Frozen weights are shared: several adapters can be trained over one [`Base`] in one process.
 
 use crate::loss_scale::LossScale;
+use crate::mixture::Mixture;
 use crate::objectives::{Metrics, Objective, Statistics};
 use crate::optimizer::{self, AdamW, AdamWOptions, Step};
 use crate::scoring::LabelledBatch;
@@ -145,6 +146,8 @@ pub struct Engine {
     pub objective: Box<dyn Objective>,
     /// The model that training began with, if the objective needs it.
     pub reference: Option<Model>,
+    /// What the model's routers do.
+    pub mixture: Mixture,
 }
 
 impl Engine {
@@ -170,6 +173,7 @@ impl Engine {
             loss_scale: LossScale::of(base.compute),
             objective,
             reference,
+            mixture: Mixture::default(),
         })
     }
 
@@ -190,6 +194,8 @@ impl Engine {
     ) -> f64 {
         let batch = &micro_batch.batch;
         let mut tape = Tape::training(&self.device, &self.model.params, self.compute, Some(key));
+        let scale = self.loss_scale.factor() as f32;
+        let loads = self.mixture.attend(&mut tape, batch.num_tokens(), scale);
         let log_probs = self.model.decoder.log_probs(&mut tape, batch, step.recompute);
         let shape = log_probs.value().shape();
         let mut d_log_probs = self.device.alloc(Category::Activations, DType::F32, shape);
@@ -202,11 +208,12 @@ impl Engine {
             let sum = self.objective.loss(&scores, step.statistics, &mut d[..n], metrics);
             let weight = 1.0 / step.num_terms as f64;
             loss = sum * weight;
-            let (weight, scale) = (weight as f32, self.loss_scale.factor() as f32);
+            let weight = weight as f32;
             d.iter_mut().for_each(|d| *d = *d * weight * scale);
             d_log_probs.copy_from_f32(&d);
         }
         tape.backward(log_probs, d_log_probs, &mut self.gradients);
+        self.mixture.add(loads);
         loss
     }
 

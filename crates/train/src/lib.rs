@@ -15,6 +15,7 @@ pub mod loading;
 pub mod loss_scale;
 pub mod machine;
 mod metrics;
+pub mod mixture;
 pub mod objectives;
 pub mod optimizer;
 

@@ -52,7 +52,10 @@ pub fn engine(setup: &Setup, device: &Device, held: Held<'_>) -> Result<Engine, 
         false => None,
     };
     let optimizer = optimizer_options(&setup.run);
-    Ok(Engine::new(&base, adapters, EngineOptions { optimizer, objective, reference })?)
+    let options = EngineOptions { optimizer, objective, reference };
+    let mut engine = Engine::new(&base, adapters, options)?;
+    engine.mixture.coefficient = setup.run.train.router_aux_loss_coef;
+    Ok(engine)
 }
 
 /// The model that training begins with: the base, with the adapter that is trained further if there

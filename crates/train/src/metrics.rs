@@ -1,6 +1,7 @@
 //! Records of a run, one JSON object per line.
 
 use crate::error::TrainError;
+use crate::mixture::ExpertLoad;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -38,6 +39,9 @@ pub struct StepRecord {
     /// The objective's metrics.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metrics: BTreeMap<String, f64>,
+    /// How the step used the experts of each block that has any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expert_load: Vec<ExpertLoad>,
 }
 
 /// Where the seconds of a step went.

@@ -7,6 +7,7 @@ use crate::error::TrainError;
 use crate::failpoint;
 use crate::loading::{self, Held};
 use crate::metrics::{EvalRecord, Lines, Phases, RowsRecord, StepRecord};
+use crate::mixture::Starving;
 use crate::objectives::{Metrics, Statistics};
 use crate::planner::{self, Plan, Planned};
 use crate::report;
@@ -135,6 +136,7 @@ fn train_in(
         writer: Writer::default(),
         kept: begun,
         waiting: Waiting::start(),
+        starving: Starving::default(),
     };
     if resuming {
         run.load_newest(event)?;
@@ -263,6 +265,7 @@ struct Run<'a> {
     /// When training went on, or the last checkpoint was taken.
     kept: Instant,
     waiting: Waiting,
+    starving: Starving,
 }
 
 /// What an optimizer step learns from.
@@ -334,6 +337,7 @@ impl Run<'_> {
             phases: Phases { data, forward_backward, optimizer },
             skipped,
             metrics: metrics.means(),
+            expert_load: self.engine.mixture.expert_loads(&self.setup.config),
         };
         logs.metrics.push(&record)?;
         logs.rows.push(&RowsRecord { step: self.step, micro_batches: step.rows })?;
@@ -343,8 +347,9 @@ impl Run<'_> {
     /// Tells of a step, and if a GPU refused to launch passes as a whole.
     fn step_done(&mut self, record: &StepRecord, event: &mut dyn FnMut(Event<'_>)) {
         event(Event::Step(record));
-        let note = self.waiting.note(self.setup.threads);
-        note.into_iter().for_each(|text| event(Event::Note { text }));
+        let waited = self.waiting.note(self.setup.threads);
+        let notes = [waited, self.starving.note(&record.expert_load)];
+        notes.into_iter().flatten().for_each(|text| event(Event::Note { text }));
         if let Some(why) = self.engine.device.take_graph_error() {
             let text = format!("passes are not launched as CUDA graphs: {why}");
             event(Event::Note { text });
@@ -417,7 +422,13 @@ impl Run<'_> {
         let Self { engine, arena, planned, .. } = self;
         let mut scorer = scorer(engine, arena, planned);
         scorer.add_reference(&mut step.batches)?;
-        scorer.statistics(&*engine.objective, std::mem::take(&mut step.probes))
+        let probes = std::mem::take(&mut step.probes);
+        let statistics = scorer.statistics(&*engine.objective, probes)?;
+        if engine.mixture.coefficient > 0.0 {
+            let loads = scorer.router_loads(&step.batches)?;
+            engine.mixture.balance(&loads);
+        }
+        Ok(statistics)
     }
 
     /// Gradients of the whole step, its loss and metrics.
@@ -432,6 +443,9 @@ impl Run<'_> {
         let recompute = self.planned.policy.recompute;
         let context = StepContext { num_terms: step.num_terms, statistics, recompute };
         let (mut loss, mut metrics) = (0.0, Metrics::default());
+        self.engine.mixture.clear();
+        let balancing_loss = self.engine.mixture.balancing_loss();
+        balancing_loss.into_iter().for_each(|loss| metrics.add("router_aux_loss", loss));
         for (i, batch) in step.batches.iter().enumerate() {
             let seed = self.setup.run.train.seed;
             let key = StepKey { seed, step: self.step, micro_batch: i as u32 };

@@ -1,8 +1,10 @@
 //! Micro-batches as objectives see them, and forward passes without gradients.
 
+use crate::mixture::{self, Loads};
 use crate::objectives::{Objective, RowSpan, Statistics, TokenScores};
 use hone_data::{DataError, Dataset, IGNORE, MicroBatch, pack_in_order};
 use hone_model::{Batch, DecoderConfig, Model, Pass, Recompute};
+use hone_tensor::ops::RouterLoad;
 use hone_tensor::{Arena, DeviceError, Layout, Target};
 use std::sync::Arc;
 
@@ -135,6 +137,24 @@ impl Scorer<'_> {
         Ok(())
     }
 
+    /// What the trained model's routers do with these batches.
+    pub fn router_loads(
+        &mut self,
+        batches: &[LabelledBatch],
+    ) -> Result<Vec<RouterLoad>, DeviceError> {
+        let (pass, mut sums) = (self.pass, Vec::new());
+        for LabelledBatch { batch, .. } in batches {
+            let loads = match &mut self.plan {
+                Some(plan) => {
+                    pass.device.planned(plan.arena, plan.layout, || router_loads(pass, batch))?
+                }
+                None => router_loads(pass, batch),
+            };
+            mixture::add(&mut sums, loads);
+        }
+        pass.device.settle().map(|()| sums)
+    }
+
     /// The statistics that all micro-batches of a step share, computed from its probes.
     pub fn statistics(
         &mut self,
@@ -153,6 +173,15 @@ impl Scorer<'_> {
 fn settled(pass: Pass<'_>, batch: &Batch) -> Result<Vec<f32>, DeviceError> {
     let log_probs = log_probs(pass, batch);
     pass.device.settle().map(|()| log_probs)
+}
+
+/// What the routers do with a batch. The caller ends the pass.
+pub(crate) fn router_loads(pass: Pass<'_>, batch: &Batch) -> Vec<RouterLoad> {
+    let mut tape = pass.inference_tape();
+    let loads = Loads::of_pass(&mut tape, batch.num_tokens());
+    // As in other scoring passes, whose memory is planned.
+    pass.model.decoder.log_probs(&mut tape, batch, Recompute::None);
+    loads.take()
 }
 
 /// Log-probabilities of a batch's targets; none on the dry device. The caller ends the pass, and

@@ -3,6 +3,7 @@
 use crate::backend::{Asked, Backend};
 use crate::code::Code;
 use crate::error::TrainError;
+use crate::mixture;
 use crate::objectives;
 
 use crate::run_file::{self, AdapterSection, Held, LoraSection, ObjectiveSection, RunFile};
@@ -94,6 +95,14 @@ impl Setup {
         let lora = adapter.map(lora_config);
         if let Some(lora) = &lora {
             lora.target_modules.resolve(&file.decoder)?;
+        }
+        if run.train.router_aux_loss_coef > 0.0 && !mixture::has_experts(&config) {
+            return Err(TrainError::Usage(
+                Code::RunFileInvalidValue,
+                "train.router_aux_loss_coef evens out the load of experts, and this model has \
+                 none: remove it"
+                    .to_owned(),
+            ));
         }
         let given_max_seq_len = run.data.max_seq_len;
         let max_seq_len = max_seq_len(&mut run, &config, note)?;

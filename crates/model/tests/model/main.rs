@@ -14,3 +14,4 @@ mod packing;
 mod peft;
 mod random_weights;
 mod rope;
+mod router_loss;

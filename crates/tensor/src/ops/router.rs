@@ -101,6 +101,8 @@ pub struct Routers {
     pub balance: Option<Arc<[f32]>>,
     /// An entry for each router of the pass, in their order.
     pub loads: Option<Arc<Mutex<Vec<RouterLoad>>>>,
+    /// Whether loads have sums of probabilities.
+    pub sums_probabilities: bool,
 }
 
 /// What a router did with the rows that are not padding.
@@ -108,7 +110,7 @@ pub struct Routers {
 pub struct RouterLoad {
     /// Rows of each expert.
     pub counts: Vec<u64>,
-    /// Sum of each expert's softmax probability.
+    /// Sum of each expert's softmax probability, if asked for.
     pub probability_sums: Vec<f64>,
     /// Number of tokens.
     pub num_tokens: u64,
@@ -201,14 +203,19 @@ fn note_load(tape: &Tape<'_>, logits: &Var, router: &Router, chosen: Option<&[u3
     let Some(loads) = &tape.routers().loads else { return };
     let (t, n) = rows_cols(logits.value().shape());
     let num_rows = tape.routers().num_rows.unwrap_or(t).min(t);
-    let cost = Cost::memory_bound("router_load", logits.value().num_bytes())
-        .with_scratch(router::probability_scratch_bytes(router, t))
-        .with(Work::Elementwise, FLOPS * num_rows * n);
-    let sums = tape
-        .device()
-        .begin(cost)
-        .map(|on| on.probability_sums(router, logits.value().view(), num_rows))
-        .unwrap_or_default();
+    if n == 1 {
+        // A gate; there is no choice.
+        return;
+    }
+    let mut sums = Vec::new();
+    if tape.routers().sums_probabilities {
+        let cost = Cost::memory_bound("router_load", logits.value().num_bytes())
+            .with_scratch(router::probability_scratch_bytes(router, t))
+            .with(Work::Elementwise, FLOPS * num_rows * n);
+        if let Some(on) = tape.device().begin(cost) {
+            sums = on.probability_sums(router, logits.value().view(), num_rows);
+        }
+    }
     let mut counts = vec![0; n];
     let chosen = chosen.map_or(&[][..], |chosen| &chosen[..num_rows * router.top_k]);
     chosen.iter().for_each(|&expert| counts[expert as usize] += 1);

@@ -94,6 +94,9 @@ fn loads_are_balanced_by_the_rows_that_are_no_padding() {
     let (tokens, num_rows) = (41, 33);
     for router in routers() {
         let n = router.num_experts;
+        if n == 1 {
+            continue;
+        }
         let logits = normals(4, tokens * n);
         let exact = f64s(&logits);
         let (chosen, _) = router::reference::forward(&router, &exact, None);
@@ -141,6 +144,7 @@ fn loads_are_balanced_by_the_rows_that_are_no_padding() {
                 num_rows: Some(num_rows),
                 balance: Some(balance.clone().into()),
                 loads: Some(Arc::clone(&loads)),
+                sums_probabilities: true,
             });
             let hold = |x: &[f32], shape: &[usize]| {
                 device.upload(Category::Activations, &Tensor::from_f32(x, shape)).unwrap()

@@ -125,7 +125,7 @@ impl<'a> DryRun<'a> {
             host_free_bytes: None,
             suggestions: Vec::new(),
         };
-        let (scratch_bytes, upload_bytes) = (scratch, upload_bytes(num_tokens));
+        let (scratch_bytes, upload_bytes) = (scratch, self.upload_bytes(num_tokens));
         Ok(Planned {
             plan,
             profile: profile.clone(),
@@ -209,8 +209,15 @@ impl<'a> DryRun<'a> {
         let angles = self.setup.config.angle_bytes(num_tokens) as u64;
         match self.host.target {
             Target::Cpu => 0,
-            Target::Cuda => angles + upload_bytes(num_tokens),
+            Target::Cuda => angles + self.upload_bytes(num_tokens),
         }
+    }
+
+    /// Bytes of the lists that a pass reads: of tokens, of sequences, of which few are shorter than
+    /// eight tokens, and of the rows of experts.
+    fn upload_bytes(&self, num_tokens: usize) -> u64 {
+        let routing = self.setup.config.routing_bytes(num_tokens) as u64;
+        (64 << 10) + 32 * num_tokens as u64 + routing
     }
 
     /// Bytes by use; `scratch` is what a GPU takes besides tensors.
@@ -274,12 +281,6 @@ fn flops(costs: &[Cost]) -> u64 {
 /// Most bytes that a GPU takes inside one of these operations.
 fn scratch_bytes(costs: &[Cost]) -> u64 {
     costs.iter().map(|cost| cost.scratch_bytes).max().unwrap_or(0)
-}
-
-/// Bytes of the lists that a pass reads: of tokens, and of sequences, of which few are shorter than
-/// eight tokens.
-fn upload_bytes(num_tokens: usize) -> u64 {
-    (64 << 10) + 32 * num_tokens as u64
 }
 
 /// Bytes of weights that these operations copy to a GPU.

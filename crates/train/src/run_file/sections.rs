@@ -199,6 +199,9 @@ section! {
         weight_decay: f64 = Float(NonNegative), Value("0.0"), "0.01";
         /// the gradient is scaled down to this norm; 0 switches it off
         max_grad_norm: f64 = Float(NonNegative), Value("1.0"), "0.5";
+        /// weight of the loss that evens out the load of experts, of the whole step; a step then
+        /// takes a pass more
+        router_aux_loss_coef: f64 = Float(NonNegative), Value("0.0"), "0.001";
         /// evaluate every so many steps; 0: only before and after training
         eval_every_steps: u64 = Int(0, ANY), Value("0"), "50", changeable;
         /// what to do when loss or gradient is NaN or infinite; the step is never applied

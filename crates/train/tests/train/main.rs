@@ -6,6 +6,7 @@ mod determinism;
 mod failures;
 mod fixture;
 mod gpu_precisions;
+mod mixtures;
 mod planning;
 mod preference;
 mod tiny_model;

@@ -17,14 +17,17 @@ pub(super) struct Scoring {
     reference_costs: Vec<Cost>,
     /// Micro-batches of probes in a step.
     num_probes: usize,
+    /// Passes over each micro-batch that find out what routers do.
+    num_routings: usize,
 }
 
 impl Scoring {
     /// What a step of so many micro-batches does before its first gradient: the reference scores
-    /// all of them, and both models score probes.
+    /// all of them, both models score probes, and routers are asked what they will do.
     pub(super) fn ahead_of_step(&self, micro_batches: usize) -> Vec<Cost> {
         let reference = self.reference_costs.repeat(micro_batches + self.num_probes);
-        [reference, self.costs.repeat(self.num_probes)].concat()
+        let own = self.num_probes + micro_batches * self.num_routings;
+        [reference, self.costs.repeat(own)].concat()
     }
 
     /// Seconds of an evaluation of so many micro-batches, with its share of probes.
@@ -69,6 +72,7 @@ impl DryRun<'_> {
         let rows: Vec<u32> = setup.first_step.iter().flat_map(|unit| unit.rows.clone()).collect();
         let probes = policy.packing(setup).probes(&*self.engine.objective, &setup.train, &rows)?;
         let (reference_costs, num_probes) = (reference_costs.unwrap_or_default(), probes.len());
-        Ok(Scoring { layout, costs, reference, reference_costs, num_probes })
+        let num_routings = usize::from(self.engine.mixture.coefficient > 0.0);
+        Ok(Scoring { layout, costs, reference, reference_costs, num_probes, num_routings })
     }
 }
