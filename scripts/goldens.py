@@ -21,7 +21,6 @@ import shutil
 import sys
 import tempfile
 from collections import defaultdict
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import geometric_mean
 
@@ -33,6 +32,7 @@ import peft
 import random_weights
 import torch
 import transformers
+from golden_cases import BASE_CONFIG, CASES, FAMILIES, OPTIMIZER
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from rope_settings import rope_goldens
 from safetensors.torch import save_file
@@ -43,181 +43,6 @@ ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 NUM_STEPS, WARMUP_STEPS, MAX_GRAD_NORM = 20, 4, 1.0
 NUM_MORE_BATCHES = 23
 FUSED = "adapter_fused"
-
-
-@dataclass
-class Case:
-    """One golden case; `config` overrides `BASE_CONFIG`, `optimizer` overrides `OPTIMIZER`."""
-
-    seed: int
-    config: dict
-    lengths: list
-    rope_spelling: str
-    lora: dict = field(default_factory=dict)
-    optimizer: dict = field(default_factory=dict)
-    saved_as: torch.dtype = torch.float32
-    num_shards: int = 1
-    full_gradients: bool = False
-    family: str = "llama"
-    fused: bool = False  # also an adapter of fused experts
-
-
-BASE_CONFIG = {
-    "num_hidden_layers": 2,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": True,
-    "attention_bias": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-FAMILIES = {
-    "llama": {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "mlp_bias": False,
-    },
-    "qwen3": {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "hidden_act": "silu",
-    },
-    "gemma3": {
-        "architectures": ["Gemma3ForCausalLM"],
-        "model_type": "gemma3_text",
-        "hidden_activation": "gelu_pytorch_tanh",
-    },
-}
-OPTIMIZER = {"lr": 0.02, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
-
-
-def sizes(vocab, hidden, intermediate, heads, kv_heads):
-    return {
-        "vocab_size": vocab,
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-    }
-
-
-CASES = {
-    "tied_gqa": Case(
-        seed=1,
-        config=sizes(53, 24, 11, 4, 2) | {"rope_theta": 10000.0},
-        lengths=[4, 7, 12],
-        rope_spelling="rope_theta alone",
-        optimizer={"lr": 0.01},
-        full_gradients=True,
-    ),
-    "untied_bias_linear": Case(
-        seed=2,
-        config=sizes(51, 24, 7, 3, 1)
-        | {
-            "tie_word_embeddings": False,
-            "attention_bias": True,
-            "mlp_bias": True,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 10000.0,
-            "rope_scaling": {"type": "linear", "factor": 2.5},
-        },
-        lengths=[5, 8, 11],
-        rope_spelling="rope_scaling (kind under `type`) + rope_theta",
-        optimizer={"weight_decay": 0.01},
-        full_gradients=True,
-    ),
-    "headdim_llama3": Case(
-        seed=3,
-        config=sizes(43, 33, 9, 3, 1)
-        | {
-            "head_dim": 10,
-            "max_position_embeddings": 512,
-            "rope_theta": 500.0,
-            "rope_scaling": {
-                "rope_type": "llama3",
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64,
-            },
-        },
-        lengths=[3, 6, 11],
-        rope_spelling="rope_scaling (kind under `rope_type`) + rope_theta",
-    ),
-    "yarn": Case(
-        seed=4,
-        config=sizes(43, 32, 7, 4, 2)
-        | {
-            "rope_theta": 10000.0,
-            "rope_scaling": {
-                "rope_type": "yarn",
-                "factor": 4.0,
-                "original_max_position_embeddings": 16,
-                "attention_factor": 1.3,
-                "beta_fast": 2.0,
-                "beta_slow": 0.25,
-            },
-        },
-        lengths=[3, 13],
-        rope_spelling="rope_scaling (kind under `rope_type`) + rope_theta",
-        lora={"use_rslora": True, "r": 2, "lora_alpha": 3},
-        saved_as=torch.float16,
-    ),
-    "dynamic": Case(
-        seed=5,
-        config=sizes(43, 32, 7, 4, 2)
-        | {
-            "max_position_embeddings": 8,
-            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
-        },
-        lengths=[5, 11, 13],
-        rope_spelling="rope_parameters",
-        lora={"target_modules": ["q_proj", "v_proj"]},
-        saved_as=torch.bfloat16,
-        num_shards=2,
-    ),
-    "qwen3": Case(
-        seed=6,
-        family="qwen3",
-        config=sizes(45, 24, 11, 4, 2)
-        | {
-            "head_dim": 10,
-            "rope_theta": 1000000.0,
-            "tie_word_embeddings": False,
-            "use_sliding_window": True,
-            "sliding_window": 3,
-            "max_window_layers": 1,
-        },
-        lengths=[4, 7, 12],
-        rope_spelling="rope_theta alone",
-        full_gradients=True,
-    ),
-    "gemma3": Case(
-        seed=7,
-        family="gemma3",
-        # Some outputs of a narrower MLP nearly vanish, and the norm after it magnifies their
-        # errors; a smaller `query_pre_attn_scalar` saturates softmaxes. Neither is bf16's doing.
-        config=sizes(47, 12, 32, 2, 1)
-        | {
-            "head_dim": 256,
-            "num_hidden_layers": 3,
-            "pad_token_id": None,  # or this token's embedding has no gradient
-            "query_pre_attn_scalar": 1024,
-            "sliding_window": 4,
-            "sliding_window_pattern": 3,
-            "rope_theta": 1000000.0,
-            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
-            "rope_local_base_freq": 10000.0,
-        },
-        lengths=[4, 9, 14],
-        rope_spelling="rope_theta, rope_scaling and rope_local_base_freq",
-        saved_as=torch.bfloat16,
-        full_gradients=True,
-    ),
-}
-FAMILIES |= golden_mixtures.FAMILIES
-CASES |= {name: Case(**case) for name, case in golden_mixtures.CASES.items()}
 
 
 # -- models and adapters ---------------------------------------------------------------------------
@@ -239,7 +64,7 @@ def distribution(case, name, shape):
     """Mean and scale, which keep every parameter from its neutral value: norm 1, bias 0."""
     if "norm" in name:
         # Gemma's norms multiply by one plus the weight.
-        return (0.0 if case.family == "gemma3" else 1.0), 0.2
+        return (0.0 if case.family in ("gemma2", "gemma3") else 1.0), 0.2
     if name.endswith("bias"):
         return 0.0, 0.3
     if "embed" in name or "lm_head" in name:

@@ -19,8 +19,14 @@ const HIDDEN: usize = 576;
 const INTERMEDIATE: usize = 1536;
 const VOCAB: usize = 49_152;
 const RANK: usize = 16;
-const HEADS: Heads =
-    Heads { num_heads: 9, num_kv_heads: 3, head_dim: 64, scale: 0.125, window: None };
+const HEADS: Heads = Heads {
+    num_heads: 9,
+    num_kv_heads: 3,
+    head_dim: 64,
+    scale: 0.125,
+    window: None,
+    softcap: None,
+};
 
 /// How long one figure is measured.
 const DURATION: Duration = Duration::from_millis(300);
@@ -210,6 +216,7 @@ impl Bench<'_> {
                 targets: &targets,
                 hidden_size: HIDDEN,
                 int8: false,
+                logits: head::Logits::PLAIN,
             };
             let direction = Some(direction.view_mut());
             let (log_probs, lse) = (ViewMut::F32(&mut log_probs), ViewMut::F32(&mut lse));
@@ -226,6 +233,7 @@ impl Bench<'_> {
         let mut qkv = numbers(t * width, DType::Bf16);
         let (cos, sin) = (vec![0.8; t * half], vec![0.6; t * half]);
         let rotation = rope::Rotation {
+            rotated: rope::Rotated { dim: HEADS.head_dim, interleaved: false },
             num_heads: HEADS.num_heads + HEADS.num_kv_heads,
             head_dim: HEADS.head_dim,
             cos: View::F32(&cos),

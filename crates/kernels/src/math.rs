@@ -35,6 +35,32 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+/// Hyperbolic tangent, with an absolute error of about 1e-7.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    let e = exp(-2.0 * x.abs());
+    ((1.0 - e) / (1.0 + e)).copysign(x)
+}
+
+/// A soft bound for scores and logits (Gemma 2): `cap · tanh(x / cap)`, always within `±cap`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Softcap(pub f32);
+
+impl Softcap {
+    /// `cap · tanh(x / cap)`.
+    #[inline(always)]
+    pub fn bounded(self, x: f32) -> f32 {
+        self.0 * tanh(x / self.0)
+    }
+
+    /// The derivative, given the bounded value.
+    #[inline(always)]
+    pub fn slope(self, bounded: f32) -> f32 {
+        let share = bounded / self.0;
+        share.mul_add(-share, 1.0)
+    }
+}
+
 /// Sum of the lanes, as a fixed tree.
 #[inline(always)]
 pub fn sum_lanes(lanes: [f32; LANES]) -> f32 {

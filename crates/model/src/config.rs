@@ -1,8 +1,8 @@
 //! The configuration of a decoder, independent of the model family it was read from.
 
 use crate::rope::{RopeConfig, RopeScaling};
-use hone_tensor::Heads;
-use hone_tensor::ops::{Activation, Angles, RmsNorm, Router};
+use hone_tensor::ops::{Activation, Angles, Logits, RmsNorm, Router};
+use hone_tensor::{DType, Heads};
 
 /// Architecture of a decoder. Names are those of Hugging Face configurations.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,14 +17,35 @@ pub struct DecoderConfig {
     pub ropes: Vec<RopeConfig>,
     /// Settings shared by all norms.
     pub norm: RmsNorm,
-    /// Multiplier of embeddings; rounded to the compute type.
-    pub embedding_scale: f32,
+    /// Multiplier of embeddings.
+    pub embedding_scale: EmbeddingScale,
+    /// How products with the head's weight become logits.
+    pub logits: Logits,
     /// Longest sequence the model was made for.
     pub max_position_embeddings: usize,
     /// Whether the output head shares the embedding's weight.
     pub tie_word_embeddings: bool,
     /// Tokens that end a generation, according to the model's files.
     pub eos_token_ids: Vec<u32>,
+}
+
+/// Multiplier of embeddings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum EmbeddingScale {
+    /// As it is.
+    Exact(f32),
+    /// Rounded to the compute type, as Gemma was trained.
+    Rounded(f32),
+}
+
+impl EmbeddingScale {
+    /// The factor in a pass that computes in `dtype`.
+    pub(crate) fn factor(self, dtype: DType) -> f32 {
+        match self {
+            Self::Exact(scale) => scale,
+            Self::Rounded(scale) => dtype.rounded(scale),
+        }
+    }
 }
 
 /// One block: attention, then a gated MLP.
@@ -34,8 +55,31 @@ pub struct LayerConfig {
     pub attention: AttentionConfig,
     /// The MLP.
     pub mlp: MlpConfig,
-    /// Whether outputs of attention and MLP are normalised before the residual addition.
-    pub post_norms: bool,
+    /// Which norms there are around them.
+    pub norms: NormNames,
+}
+
+/// Names of a block's norms in files; `None` where there is no such norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NormNames {
+    /// Of the input of attention.
+    pub attention_input: Option<&'static str>,
+    /// Of what attention adds to the residual stream.
+    pub attention_output: Option<&'static str>,
+    /// Of the input of the MLP.
+    pub mlp_input: Option<&'static str>,
+    /// Of what the MLP adds to the residual stream.
+    pub mlp_output: Option<&'static str>,
+}
+
+impl NormNames {
+    /// Before attention and MLP: most families.
+    pub const PRE: Self = Self {
+        attention_input: Some("input_layernorm"),
+        attention_output: None,
+        mlp_input: Some("post_attention_layernorm"),
+        mlp_output: None,
+    };
 }
 
 /// Attention of one block.
@@ -43,14 +87,27 @@ pub struct LayerConfig {
 pub struct AttentionConfig {
     /// Heads, their scale and window.
     pub heads: Heads,
-    /// Index into [`DecoderConfig::ropes`].
-    pub rope: usize,
-    /// Whether each query and key head is normalised before its rotary embedding.
-    pub qk_norm: bool,
+    /// Index into [`DecoderConfig::ropes`]; `None`: positions are not embedded.
+    pub rope: Option<usize>,
+    /// What of queries and keys is normalised before their rotary embedding.
+    pub qk_norm: QkNorm,
+    /// Whether queries, keys and values are one matrix in files, and one target of adapters.
+    pub fused_qkv: bool,
     /// Whether the query, key and value projections have biases.
     pub qkv_bias: bool,
     /// Whether the output projection has a bias.
     pub o_bias: bool,
+}
+
+/// Norms of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    /// None.
+    None,
+    /// Each head by itself; weights `[head_dim]`.
+    Heads,
+    /// All heads of a token as one row; weights `[num_heads * head_dim]`.
+    Rows,
 }
 
 /// Gated MLP of one block, or of each of its experts.
@@ -60,6 +117,8 @@ pub struct MlpConfig {
     pub intermediate_size: usize,
     /// Activation applied to the gate.
     pub activation: Activation,
+    /// Whether gate and up are one matrix in files, and one target of adapters.
+    pub fused: bool,
     /// Whether the projections have biases.
     pub bias: bool,
     /// `None`: one MLP for every token.
@@ -168,8 +227,14 @@ impl DecoderConfig {
         self.layers.iter().filter_map(top_k).map(|top_k| lists * top_k).sum()
     }
 
+    /// Whether a sequence that grows from `len` tokens to `new_len` rotates its first ones by other
+    /// angles than before.
+    pub fn changes_angles(&self, len: usize, new_len: usize) -> bool {
+        self.ropes.iter().any(|rope| rope.depends_on(new_len) && !rope.depends_on(len))
+    }
+
     /// Size in bytes of the angles for `num_tokens` tokens.
     pub fn angle_bytes(&self, num_tokens: usize) -> usize {
-        self.ropes.iter().map(|rope| size_of::<f32>() * rope.head_dim * num_tokens).sum()
+        self.ropes.iter().map(|rope| size_of::<f32>() * rope.rotated.dim * num_tokens).sum()
     }
 }

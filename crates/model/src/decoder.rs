@@ -4,7 +4,7 @@ use crate::batch::Batch;
 use crate::config::{DecoderConfig, LayerConfig};
 use crate::mixture::{Mixture, Mlp};
 use crate::weights::{BlockNorm, Linear, Role};
-use hone_tensor::ops::{self, HeadNorms, KvPages, PagedRows};
+use hone_tensor::ops::{self, HeadNorms, KvPages, PagedRows, RmsNorm};
 use hone_tensor::{Lora, Offloaded, Projection, Tape, Tensor, Var, Weight};
 use std::collections::BTreeMap;
 
@@ -34,11 +34,11 @@ pub struct Decoder {
 pub(crate) struct Layer {
     /// Indexed by [`BlockNorm`]; `None` where the configuration has no such norm.
     norms: [Option<Weight>; BlockNorm::ALL.len()],
-    /// q, k, v.
+    /// q, k, v, or all in one.
     qkv: Vec<Projection>,
     /// o.
     o: Vec<Projection>,
-    /// gate, up; none if there are only experts.
+    /// gate, up, or both in one; none if there are only experts.
     gate_up: Vec<Projection>,
     /// down.
     down: Vec<Projection>,
@@ -67,24 +67,19 @@ impl Layer {
 
     fn projection(&self, linear: Linear) -> Option<&Projection> {
         match linear {
-            Linear::Q => self.qkv.first(),
+            Linear::Q | Linear::Qkv => self.qkv.first(),
             Linear::K => self.qkv.get(1),
             Linear::V => self.qkv.get(2),
             Linear::O => self.o.first(),
-            Linear::Gate => self.gate_up.first(),
+            Linear::Gate | Linear::GateUp => self.gate_up.first(),
             Linear::Up => self.gate_up.get(1),
             Linear::Down => self.down.first(),
             of_mixture => self.mixture.as_ref()?.projection(of_mixture),
         }
     }
 
-    /// A norm that every configuration, or this one, has.
-    fn norm(&self, norm: BlockNorm) -> &Weight {
-        self.optional_norm(norm).expect("the configuration has this norm")
-    }
-
-    /// A norm that only some configurations have.
-    fn optional_norm(&self, norm: BlockNorm) -> Option<&Weight> {
+    /// A norm, if the configuration has it.
+    fn norm(&self, norm: BlockNorm) -> Option<&Weight> {
         self.norms[norm as usize].as_ref()
     }
 }
@@ -112,13 +107,12 @@ impl Decoder {
                 };
                 group.iter().filter(|linear| linears.contains(linear)).map(projection).collect()
             };
-            let mixture = config.layers[i].mlp.experts.as_ref();
             Layer {
-                qkv: group(&[Linear::Q, Linear::K, Linear::V]),
+                qkv: group(&[Linear::Q, Linear::K, Linear::V, Linear::Qkv]),
                 o: group(&[Linear::O]),
-                gate_up: group(&[Linear::Gate, Linear::Up]),
+                gate_up: group(&[Linear::Gate, Linear::Up, Linear::GateUp]),
                 down: group(&[Linear::Down]),
-                mixture: mixture.map(|mixture| {
+                mixture: config.layers[i].mlp.experts.as_ref().map(|mixture| {
                     let num_experts = mixture.router.num_experts;
                     Mixture::new(num_experts, &mut group, router_bias)
                 }),
@@ -139,7 +133,7 @@ impl Decoder {
             Role::EmbedTokens => Some(Part::Plain(&self.embed_tokens)),
             Role::FinalNorm => Some(Part::Plain(&self.norm)),
             Role::LmHead => self.lm_head.as_ref().map(Part::Plain),
-            Role::Norm(i, norm) => self.layers[i].optional_norm(norm).map(Part::Plain),
+            Role::Norm(i, norm) => self.layers[i].norm(norm).map(Part::Plain),
             Role::RouterBias(i) => self.layers[i].mixture.as_ref()?.bias.as_ref().map(Part::Plain),
             Role::Matrix(i, linear) => self.layers[i].projection(linear).map(Part::Matrix),
             Role::Bias(i, linear) => {
@@ -191,7 +185,8 @@ impl Decoder {
         recompute: Recompute,
     ) -> Var {
         let hidden = self.hidden(tape, batch, recompute);
-        ops::log_probs(tape, hidden, self.head(), &batch.rows, &batch.targets)
+        let logits = self.config.logits;
+        ops::log_probs(tape, hidden, self.head(), logits, &batch.rows, &batch.targets)
     }
 
     /// Hidden states after the final norm, `[t, hidden_size]`.
@@ -202,8 +197,7 @@ impl Decoder {
         recompute: Recompute,
     ) -> Var {
         ops::round_adapters(tape, self.layers.iter().flat_map(Layer::groups));
-        let mut x =
-            ops::embedding(tape, &self.embed_tokens, &batch.tokens, self.config.embedding_scale);
+        let mut x = self.embedded(tape, &batch.tokens);
         for (i, config) in self.config.layers.iter().enumerate() {
             let heads = &config.attention.heads;
             let block = move |tape: &mut Tape<'a>, x: Var| {
@@ -230,7 +224,7 @@ impl Decoder {
         caches: &mut [KvPages],
     ) -> Var {
         ops::round_adapters(tape, self.layers.iter().flat_map(Layer::groups));
-        let mut x = ops::embedding(tape, &self.embed_tokens, tokens, self.config.embedding_scale);
+        let mut x = self.embedded(tape, tokens);
         for ((i, config), cache) in self.config.layers.iter().enumerate().zip(caches) {
             x = self.block(tape, i, angles, x, &mut |tape, qkv| {
                 ops::attend_paged(tape, qkv, &config.attention.heads, rows, cache)
@@ -242,7 +236,12 @@ impl Decoder {
     /// Logits `[t, vocab_size]` of a whole batch, for comparisons. Inference only.
     pub fn logits<'a>(&'a self, tape: &mut Tape<'a>, batch: &'a Batch) -> Tensor {
         let hidden = self.hidden(tape, batch, Recompute::None);
-        ops::logits(tape, hidden.value(), self.head())
+        self.logits_of(tape, hidden.value())
+    }
+
+    /// Logits `[t, vocab_size]` of hidden states after the final norm. Inference only.
+    pub fn logits_of(&self, tape: &mut Tape<'_>, hidden: &Tensor) -> Tensor {
+        ops::logits(tape, hidden, self.head(), self.config.logits)
     }
 
     /// Block `i`; `attend` is attention over a batch or over a cache.
@@ -254,27 +253,22 @@ impl Decoder {
         x: Var,
         attend: &mut dyn FnMut(&mut Tape<'a>, Var) -> Var,
     ) -> Var {
-        let (layer, norm) = (&self.layers[i], self.config.norm);
+        let layer = &self.layers[i];
         let LayerConfig { attention, mlp, .. } = &self.config.layers[i];
         ops::with_offloaded(tape, layer.offloaded.as_ref(), x, |tape, x| {
-            let h = ops::rms_norm(tape, &x, layer.norm(BlockNorm::AttentionInput), norm);
+            let h = self.normed(tape, &x, layer.norm(BlockNorm::AttentionInput));
             let mut qkv = ops::linear(tape, h, &layer.qkv, None);
-            if attention.qk_norm {
-                let (q, k) = (layer.norm(BlockNorm::Q), layer.norm(BlockNorm::K));
-                let weights = HeadNorms { q, k };
-                qkv = ops::norm_heads(tape, qkv, &attention.heads, weights, norm);
+            let qk_norms = [BlockNorm::Q, BlockNorm::K].map(|norm| layer.norm(norm));
+            if let [Some(q), Some(k)] = qk_norms {
+                qkv = ops::norm_heads(tape, qkv, &attention.heads, HeadNorms { q, k }, self.norm());
             }
-            let qkv = ops::rope(tape, qkv, &attention.heads, &angles[attention.rope]);
+            if let Some(rope) = attention.rope {
+                qkv = ops::rope(tape, qkv, &attention.heads, &angles[rope]);
+            }
             let attended = attend(tape, qkv);
-            let x = self.add(
-                tape,
-                x,
-                attended,
-                &layer.o,
-                layer.optional_norm(BlockNorm::AttentionOutput),
-            );
-            let h = ops::rms_norm(tape, &x, layer.norm(BlockNorm::MlpInput), norm);
-            let post_norm = layer.optional_norm(BlockNorm::MlpOutput);
+            let x = self.add(tape, x, attended, &layer.o, layer.norm(BlockNorm::AttentionOutput));
+            let h = self.normed(tape, &x, layer.norm(BlockNorm::MlpInput));
+            let post_norm = layer.norm(BlockNorm::MlpOutput);
             if let (Some(mixture), Some(config)) = (&layer.mixture, &mlp.experts) {
                 let options = (config, mlp.activation);
                 let shared = Mlp { gate_up: &layer.gate_up, down: &layer.down };
@@ -282,7 +276,7 @@ impl Decoder {
                     None => mixture.apply(tape, shared, options, h, Some(x)),
                     Some(weight) => {
                         let y = mixture.apply(tape, shared, options, h, None);
-                        ops::add_rms_norm(tape, y, weight, norm, &x)
+                        ops::add_rms_norm(tape, y, weight, self.norm(), &x)
                     }
                 };
             }
@@ -290,6 +284,24 @@ impl Decoder {
             let activated = ops::glu(tape, gate_up, mlp.activation);
             self.add(tape, x, activated, &layer.down, post_norm)
         })
+    }
+
+    /// The start of the residual stream.
+    fn embedded<'a>(&'a self, tape: &mut Tape<'a>, tokens: &'a [u32]) -> Var {
+        let scale = self.config.embedding_scale.factor(tape.dtype());
+        ops::embedding(tape, &self.embed_tokens, tokens, scale)
+    }
+
+    fn norm(&self) -> RmsNorm {
+        self.config.norm
+    }
+
+    /// The residual stream in the compute type, normalised if there is a norm.
+    fn normed<'a>(&'a self, tape: &mut Tape<'a>, x: &Var, weight: Option<&'a Weight>) -> Var {
+        match weight {
+            Some(weight) => ops::rms_norm(tape, x, weight, self.norm()),
+            None => ops::in_compute_type(tape, x),
+        }
     }
 
     /// Adds a projection of `h` to the residual stream `x`, normalised first if there is a norm.
@@ -303,6 +315,6 @@ impl Decoder {
     ) -> Var {
         let Some(weight) = post_norm else { return ops::linear(tape, h, projection, Some(x)) };
         let projected = ops::linear(tape, h, projection, None);
-        ops::add_rms_norm(tape, projected, weight, self.config.norm, &x)
+        ops::add_rms_norm(tape, projected, weight, self.norm(), &x)
     }
 }

@@ -133,6 +133,16 @@ impl RawConfig {
         self.object.get(key).filter(|v| !v.is_null())
     }
 
+    /// Whether a key is there, and not `null`.
+    pub fn has(&self, key: &str) -> bool {
+        self.object.get(key).is_some_and(|value| !value.is_null())
+    }
+
+    /// Whether a key is there and says `null`, for keys whose absence means something else.
+    pub fn is_null(&self, key: &str) -> bool {
+        self.object.get(key).is_some_and(Value::is_null)
+    }
+
     /// The first key that was not read, is not among the `neutral` ones, and is set to something:
     /// its meaning is unknown, so it may affect what is computed.
     pub fn first_unread(&self, neutral: &[&str]) -> Option<(&str, &Value)> {
@@ -266,7 +276,8 @@ impl RawConfig {
         ids.ok_or_else(|| self.unexpected(key, "a token id or a list of them", value))
     }
 
-    fn missing(&self, key: &str) -> ConfigError {
+    /// An error about a key that is needed.
+    pub(crate) fn missing(&self, key: &str) -> ConfigError {
         let problem = "is missing and has no default: take the file from the source of the weights";
         self.error(key, problem)
     }

@@ -2,7 +2,7 @@
 //! (`modeling_rope_utils.py`).
 
 use crate::raw_config::{ConfigError, RawConfig};
-use hone_tensor::ops::Angles;
+use hone_tensor::ops::{Angles, Rotated};
 use serde_json::Value;
 use std::f64::consts::PI;
 
@@ -11,8 +11,8 @@ use std::f64::consts::PI;
 pub struct RopeConfig {
     /// Base of the geometric series of wavelengths.
     pub rope_theta: f64,
-    /// Dimensions of a head.
-    pub head_dim: usize,
+    /// The dimensions of a head that are rotated.
+    pub rotated: Rotated,
     /// Longest sequence that `dynamic` leaves unscaled.
     pub max_position_embeddings: usize,
     /// Method for sequences longer than those in pre-training.
@@ -60,6 +60,18 @@ pub enum RopeScaling {
         /// Whether the bounds of the ramp are rounded to whole dimensions.
         truncate: bool,
     },
+    /// LongRoPE (Ding et al., 2024): each frequency has a divisor of its own, and another in
+    /// sequences longer than those in pre-training.
+    LongRope {
+        /// Divisors in sequences up to the original length, one for each frequency.
+        short_factor: Vec<f64>,
+        /// Divisors in longer ones.
+        long_factor: Vec<f64>,
+        /// Multiplier of cosines and sines.
+        attention_factor: f64,
+        /// Context length in pre-training.
+        original_max_position_embeddings: f64,
+    },
 }
 
 impl RopeConfig {
@@ -69,14 +81,7 @@ impl RopeConfig {
         head_dim: usize,
         max_position_embeddings: usize,
     ) -> Result<Self, ConfigError> {
-        let keys = RopeKeys {
-            raw,
-            theta_key: "rope_theta",
-            default_theta: 10_000.0,
-            scaling: raw.object("rope_scaling")?,
-            parameters: raw.object("rope_parameters")?,
-        };
-        Self::from_keys(&keys, head_dim, max_position_embeddings)
+        Self::from_keys(&RopeKeys::of(raw)?, head_dim, max_position_embeddings)
     }
 
     pub(crate) fn from_keys(
@@ -87,20 +92,22 @@ impl RopeConfig {
         let object = keys.chosen(max_position_embeddings)?;
         let scaling = match object {
             None => RopeScaling::Default,
-            Some(object) => RopeScaling::read(object, max_position_embeddings)?,
+            Some(object) => RopeScaling::read(keys, object, max_position_embeddings)?,
         };
         let rope_theta = keys.theta(object)?;
-        Ok(Self { rope_theta, head_dim, max_position_embeddings, scaling })
+        let rotated = keys.rotated(object, head_dim)?;
+        scaling.check_len(object, rotated.dim)?;
+        Ok(Self { rope_theta, rotated, max_position_embeddings, scaling })
     }
 
     /// Angles for tokens at `positions`, in sequences delimited by `cu_seqlens`; tokens after the
     /// last sequence get angle zero. `dynamic` scaling uses each sequence's own length, so packing
     /// does not change a sequence's result.
     pub fn angles(&self, positions: &[u32], cu_seqlens: &[u32]) -> Angles {
-        let (half, factor) = (self.head_dim / 2, self.attention_factor());
+        let (half, factor) = (self.rotated.dim / 2, self.attention_factor());
         let fixed = self.inverse_frequencies(0);
         let len = positions.len() * half;
-        let mut angles = Angles::new(vec![1.0; len], vec![0.0; len]);
+        let mut angles = Angles::new(self.rotated, vec![1.0; len], vec![0.0; len]);
         for bounds in cu_seqlens.windows(2) {
             let tokens = bounds[0] as usize..bounds[1] as usize;
             let len = positions[tokens.clone()].iter().max().map_or(0, |&p| p as usize + 1);
@@ -117,22 +124,30 @@ impl RopeConfig {
         angles
     }
 
-    fn depends_on(&self, len: usize) -> bool {
-        matches!(self.scaling, RopeScaling::Dynamic { .. }) && len > self.max_position_embeddings
+    /// Whether a sequence of `len` tokens has other frequencies than a short one.
+    pub(crate) fn depends_on(&self, len: usize) -> bool {
+        match self.scaling {
+            RopeScaling::Dynamic { .. } => len > self.max_position_embeddings,
+            RopeScaling::LongRope { original_max_position_embeddings, .. } => {
+                len as f64 > original_max_position_embeddings
+            }
+            _ => false,
+        }
     }
 
     fn attention_factor(&self) -> f64 {
         match self.scaling {
-            RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+            RopeScaling::Yarn { attention_factor, .. }
+            | RopeScaling::LongRope { attention_factor, .. } => attention_factor,
             _ => 1.0,
         }
     }
 
-    /// Inverse frequencies, `[head_dim / 2]`, for a sequence of `len` tokens.
+    /// Inverse frequencies, `[rotated.dim / 2]`, for a sequence of `len` tokens.
     pub fn inverse_frequencies(&self, len: usize) -> Vec<f32> {
-        let d = self.head_dim as f64;
+        let d = self.rotated.dim as f64;
         let unscaled =
-            |base: f64| (0..self.head_dim / 2).map(move |i| base.powf(-2.0 * i as f64 / d));
+            |base: f64| (0..self.rotated.dim / 2).map(move |i| base.powf(-2.0 * i as f64 / d));
         let frequencies: Vec<f64> = match &self.scaling {
             RopeScaling::Default => unscaled(self.rope_theta).collect(),
             RopeScaling::Linear { factor } => {
@@ -149,6 +164,10 @@ impl RopeConfig {
             RopeScaling::Yarn { .. } => {
                 let ramp = self.scaling.yarn_ramp(self.rope_theta, d);
                 unscaled(self.rope_theta).zip(ramp).map(|(f, scale)| f * scale).collect()
+            }
+            RopeScaling::LongRope { short_factor, long_factor, .. } => {
+                let factors = if self.depends_on(len) { long_factor } else { short_factor };
+                unscaled(self.rope_theta).zip(factors).map(|(f, factor)| f / factor).collect()
             }
         };
         frequencies.into_iter().map(|f| f as f32).collect()
@@ -167,9 +186,51 @@ pub(crate) struct RopeKeys<'a> {
     pub(crate) scaling: Option<RawConfig>,
     /// `rope_parameters`, the newer object.
     pub(crate) parameters: Option<RawConfig>,
+    /// Fraction of a head's dimensions that is rotated if no key gives it; `None`: always all.
+    pub(crate) fraction: Option<f64>,
+    /// Whether neighbouring dimensions are pairs.
+    pub(crate) interleaved: bool,
+    /// Names of [`RopeScaling::LongRope`].
+    pub(crate) long_rope: &'static [&'static str],
 }
 
-impl RopeKeys<'_> {
+impl<'a> RopeKeys<'a> {
+    /// The usual ones.
+    pub(crate) fn of(raw: &'a RawConfig) -> Result<Self, ConfigError> {
+        Ok(Self {
+            raw,
+            theta_key: "rope_theta",
+            default_theta: 10_000.0,
+            scaling: raw.object("rope_scaling")?,
+            parameters: raw.object("rope_parameters")?,
+            fraction: None,
+            interleaved: false,
+            long_rope: &["longrope"],
+        })
+    }
+
+    /// The dimensions of a head that are rotated: `partial_rotary_factor` of them.
+    fn rotated(&self, object: Option<&RawConfig>, d: usize) -> Result<Rotated, ConfigError> {
+        const KEY: &str = "partial_rotary_factor";
+        let inner = object.map(|o| o.optional_number(KEY)).transpose()?.flatten();
+        let outer = self.raw.optional_number(KEY)?;
+        let Some(fraction) = self.fraction else {
+            object.into_iter().chain([self.raw]).try_for_each(|o| o.expect_neutral(KEY, 1.0))?;
+            return Ok(Rotated { dim: d, interleaved: self.interleaved });
+        };
+        let fraction = inner.or(outer).unwrap_or(fraction);
+        let dim = (d as f64 * fraction) as usize;
+        if dim == 0 || dim > d || !dim.is_multiple_of(2) {
+            let problem = format!(
+                "must leave an even number of the {d} dimensions of a head to rotate, found \
+                 {fraction}, which is {dim}"
+            );
+            let place = object.filter(|_| inner.is_some()).unwrap_or(self.raw);
+            return Err(place.error(KEY, problem));
+        }
+        Ok(Rotated { dim, interleaved: self.interleaved })
+    }
+
     /// The object that takes effect, as in transformers. Both may be present if they agree or if
     /// one of them asks for no scaling.
     fn chosen(&self, max_position_embeddings: usize) -> Result<Option<&RawConfig>, ConfigError> {
@@ -178,7 +239,7 @@ impl RopeKeys<'_> {
         else {
             return Ok(scaling.filter(|o| !o.is_empty()).or(parameters));
         };
-        let read = |object| RopeScaling::read(object, max_position_embeddings);
+        let read = |object| RopeScaling::read(self, object, max_position_embeddings);
         let (winner, loser) = (read(scaling)?, read(parameters)?);
         if loser != RopeScaling::Default && winner != RopeScaling::Default && winner != loser {
             let problem =
@@ -217,38 +278,59 @@ const ROPE_KEYS: &[&str] = &[
     "factor",
     "finetuned",
     "high_freq_factor",
+    "long_factor",
+    "long_mscale",
     "low_freq_factor",
     "mscale",
     "mscale_all_dim",
     "original_max_position_embeddings",
     "rope_theta",
     "rope_type",
+    "short_factor",
+    "short_mscale",
     "truncate",
     "type",
 ];
 
 impl RopeScaling {
-    fn read(raw: &RawConfig, max_position_embeddings: usize) -> Result<Self, ConfigError> {
-        let scaling = Self::read_kind(raw, max_position_embeddings)?;
+    fn read(
+        keys: &RopeKeys<'_>,
+        raw: &RawConfig,
+        max_position_embeddings: usize,
+    ) -> Result<Self, ConfigError> {
+        // Read with the dimensions that are rotated.
+        let _ = raw.get("partial_rotary_factor");
+        let scaling = Self::read_kind(keys, raw, max_position_embeddings)?;
         raw.refuse_unread(ROPE_KEYS)?;
         Ok(scaling)
     }
 
-    fn read_kind(raw: &RawConfig, max_position_embeddings: usize) -> Result<Self, ConfigError> {
-        raw.expect_neutral("partial_rotary_factor", 1.0)?;
+    fn read_kind(
+        keys: &RopeKeys<'_>,
+        raw: &RawConfig,
+        max_position_embeddings: usize,
+    ) -> Result<Self, ConfigError> {
         let original = || -> Result<f64, ConfigError> {
-            let length = raw.optional_size("original_max_position_embeddings")?;
+            const KEY: &str = "original_max_position_embeddings";
+            let length = match raw.optional_size(KEY)? {
+                // Beside the object in Phi's files.
+                None => keys.raw.optional_size(KEY)?,
+                given => given,
+            };
             Ok(length.unwrap_or(max_position_embeddings) as f64)
         };
         let key = if raw.get("rope_type").is_some() { "rope_type" } else { "type" };
         match raw.text(key)?.unwrap_or("default") {
             "default" => Ok(Self::Default),
+            name if keys.long_rope.contains(&name) => {
+                Self::read_long_rope(raw, original()?, max_position_embeddings)
+            }
             "linear" => Ok(Self::Linear { factor: scaling_factor(raw)? }),
             "dynamic" => Ok(Self::Dynamic { factor: scaling_factor(raw)? }),
             "llama3" => Self::read_llama3(raw, original()?),
             "yarn" => Self::read_yarn(raw, original()?, max_position_embeddings),
             other => {
-                let supported = "default, linear, dynamic, llama3, yarn";
+                let supported = "default, linear, dynamic, llama3, yarn, longrope";
                 let problem =
                     format!("is `{other}`, which is not supported; supported: {supported}");
                 Err(raw.error(key, problem))
@@ -297,6 +379,35 @@ impl RopeScaling {
         })
     }
 
+    fn read_long_rope(raw: &RawConfig, original: f64, max: usize) -> Result<Self, ConfigError> {
+        let factor = raw.optional_number("factor")?.unwrap_or(max as f64 / original);
+        let attention_factor = match raw.optional_number("attention_factor")? {
+            Some(given) => given,
+            None if factor <= 1.0 => 1.0,
+            None => (1.0 + factor.ln() / original.ln()).sqrt(),
+        };
+        Ok(Self::LongRope {
+            short_factor: divisors(raw, "short_factor")?,
+            long_factor: divisors(raw, "long_factor")?,
+            attention_factor,
+            original_max_position_embeddings: original,
+        })
+    }
+
+    /// Refuses divisors that are not one for each frequency.
+    fn check_len(&self, raw: Option<&RawConfig>, rotated: usize) -> Result<(), ConfigError> {
+        let (Self::LongRope { short_factor, long_factor, .. }, Some(raw)) = (self, raw) else {
+            return Ok(());
+        };
+        for (key, factors) in [("short_factor", short_factor), ("long_factor", long_factor)] {
+            if factors.len() != rotated / 2 {
+                let (half, found) = (rotated / 2, factors.len());
+                return Err(raw.error(key, format!("must have {half} numbers, found {found}")));
+            }
+        }
+        Ok(())
+    }
+
     fn llama3(&self, frequency: f64) -> f64 {
         let &Self::Llama3 {
             factor,
@@ -341,6 +452,14 @@ impl RopeScaling {
         let scaled = |i: usize| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
         (0..d as usize / 2).map(|i| scaled(i) / factor + (1.0 - scaled(i))).collect()
     }
+}
+
+/// A list of positive numbers.
+fn divisors(raw: &RawConfig, key: &str) -> Result<Vec<f64>, ConfigError> {
+    let value = raw.get(key).ok_or_else(|| raw.missing(key))?;
+    let number = |x: &Value| x.as_f64().filter(|x| x.is_finite() && *x > 0.0);
+    let numbers = value.as_array().and_then(|all| all.iter().map(number).collect());
+    numbers.ok_or_else(|| raw.unexpected(key, "a list of positive numbers", value))
 }
 
 /// The key `factor`, which must not shorten the context.

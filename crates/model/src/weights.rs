@@ -1,7 +1,7 @@
 //! Which weights a decoder has: the single description behind loading, export, adapter targets and
 //! parameter counts. A weight's role says what it does; its name in files follows from that.
 
-use crate::config::{DecoderConfig, ExpertsConfig, LayerConfig};
+use crate::config::{DecoderConfig, ExpertsConfig, LayerConfig, QkNorm};
 use std::borrow::Cow;
 
 /// A weight that a configuration requires.
@@ -41,10 +41,14 @@ pub enum Linear {
     Q,
     K,
     V,
+    /// Queries, keys and values in one matrix.
+    Qkv,
     O,
     /// Of the MLP for every token: the only one, or the shared expert.
     Gate,
     Up,
+    /// Gate and up in one matrix.
+    GateUp,
     Down,
     /// Gate of the shared expert's output.
     SharedGate,
@@ -137,8 +141,7 @@ impl DecoderConfig {
         });
         let norms = BlockNorm::ALL.into_iter().filter_map(move |norm| {
             let name = format!("model.layers.{layer}.{}.weight", config.norm_module(norm)?);
-            let is_per_head = matches!(norm, BlockNorm::Q | BlockNorm::K);
-            let len = if is_per_head { config.attention.heads.head_dim } else { h };
+            let len = config.norm_len(h, norm);
             Some(WeightSpec { role: Role::Norm(layer, norm), name, shape: vec![len] })
         });
         linears.chain(config.router_bias(layer)).chain(norms)
@@ -168,12 +171,21 @@ impl LayerConfig {
         let shared = mixture.and_then(|mixture| mixture.shared.as_ref());
         let is_dense = mixture.is_none() || shared.is_some();
         let is_gated = shared.is_some_and(|shared| shared.gated);
-        let dense = is_dense.then_some([Linear::Gate, Linear::Up, Linear::Down]);
+        let attention: &[Linear] = match self.attention.fused_qkv {
+            false => &[Linear::Q, Linear::K, Linear::V, Linear::O],
+            true => &[Linear::Qkv, Linear::O],
+        };
+        let dense: &[Linear] = match self.mlp.fused {
+            _ if !is_dense => &[],
+            false => &[Linear::Gate, Linear::Up, Linear::Down],
+            true => &[Linear::GateUp, Linear::Down],
+        };
         let num_experts = mixture.map_or(0, |mixture| mixture.router.num_experts);
         let of_expert = |expert| ExpertPart::ALL.map(|part| Linear::Expert(expert, part));
-        [Linear::Q, Linear::K, Linear::V, Linear::O]
-            .into_iter()
-            .chain(dense.into_iter().flatten())
+        attention
+            .iter()
+            .chain(dense)
+            .copied()
             .chain(is_gated.then_some(Linear::SharedGate))
             .chain(mixture.map(|_| Linear::Router))
             .chain((0..num_experts).flat_map(of_expert))
@@ -195,9 +207,11 @@ impl LayerConfig {
             Linear::Q => "self_attn.q_proj".into(),
             Linear::K => "self_attn.k_proj".into(),
             Linear::V => "self_attn.v_proj".into(),
+            Linear::Qkv => "self_attn.qkv_proj".into(),
             Linear::O => "self_attn.o_proj".into(),
             Linear::Gate => dense("mlp.gate_proj", 0),
             Linear::Up => dense("mlp.up_proj", 1),
+            Linear::GateUp => "mlp.gate_up_proj".into(),
             Linear::Down => dense("mlp.down_proj", 2),
             Linear::SharedGate => of_mixture().shared_gate.into(),
             Linear::Router => of_mixture().router.into(),
@@ -216,8 +230,10 @@ impl LayerConfig {
         match linear {
             Linear::Q => [heads.out_width(), h],
             Linear::K | Linear::V => [heads.num_kv_heads * heads.head_dim, h],
+            Linear::Qkv => [heads.qkv_width(), h],
             Linear::O => [h, heads.out_width()],
             Linear::Gate | Linear::Up => [dense, h],
+            Linear::GateUp => [2 * dense, h],
             Linear::Down => [h, dense],
             Linear::SharedGate => [1, h],
             Linear::Router => [self.experts().map_or(0, |mixture| mixture.router.num_experts), h],
@@ -228,9 +244,11 @@ impl LayerConfig {
 
     fn has_bias(&self, linear: Linear) -> bool {
         match linear {
-            Linear::Q | Linear::K | Linear::V => self.attention.qkv_bias,
+            Linear::Q | Linear::K | Linear::V | Linear::Qkv => self.attention.qkv_bias,
             Linear::O => self.attention.o_bias,
-            Linear::Gate | Linear::Up | Linear::Down | Linear::Expert(..) => self.mlp.bias,
+            Linear::Gate | Linear::Up | Linear::GateUp | Linear::Down | Linear::Expert(..) => {
+                self.mlp.bias
+            }
             Linear::SharedGate | Linear::Router => false,
         }
     }
@@ -244,16 +262,25 @@ impl LayerConfig {
 
     /// Name of a norm's module within its block; `None` where there is no such norm.
     fn norm_module(&self, norm: BlockNorm) -> Option<&'static str> {
-        let (post, qk) = (self.post_norms, self.attention.qk_norm);
+        let has_qk = self.attention.qk_norm != QkNorm::None;
         match norm {
-            BlockNorm::AttentionInput => Some("input_layernorm"),
-            BlockNorm::Q => qk.then_some("self_attn.q_norm"),
-            BlockNorm::K => qk.then_some("self_attn.k_norm"),
-            BlockNorm::AttentionOutput => post.then_some("post_attention_layernorm"),
-            // With post-norms, the same name refers to a different norm.
-            BlockNorm::MlpInput if post => Some("pre_feedforward_layernorm"),
-            BlockNorm::MlpInput => Some("post_attention_layernorm"),
-            BlockNorm::MlpOutput => post.then_some("post_feedforward_layernorm"),
+            BlockNorm::AttentionInput => self.norms.attention_input,
+            BlockNorm::Q => has_qk.then_some("self_attn.q_norm"),
+            BlockNorm::K => has_qk.then_some("self_attn.k_norm"),
+            BlockNorm::AttentionOutput => self.norms.attention_output,
+            BlockNorm::MlpInput => self.norms.mlp_input,
+            BlockNorm::MlpOutput => self.norms.mlp_output,
+        }
+    }
+
+    fn norm_len(&self, hidden_size: usize, norm: BlockNorm) -> usize {
+        let heads = &self.attention.heads;
+        let of_rows = self.attention.qk_norm == QkNorm::Rows;
+        match norm {
+            BlockNorm::Q if of_rows => heads.num_heads * heads.head_dim,
+            BlockNorm::K if of_rows => heads.num_kv_heads * heads.head_dim,
+            BlockNorm::Q | BlockNorm::K => heads.head_dim,
+            _ => hidden_size,
         }
     }
 }

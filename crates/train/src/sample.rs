@@ -61,8 +61,12 @@ pub fn answer_bytes(
     let lens = prompts.iter().map(Prompt::num_tokens);
     let longest = lens.clone().max().unwrap_or(0);
     let num_together = prompts.len().min(limits.max_sequences);
+    let shortest = lens.clone().min().unwrap_or(0);
     let rows = lens.sum::<usize>().min(limits.max_prompt_rows.max(longest));
     let len = (longest + max_new_tokens).min(config.max_position_embeddings);
+    // All may reach the length from which they are computed anew in the same pass.
+    let again = if config.changes_angles(shortest, len) { num_together * len } else { 0 };
+    let rows = rows.max(again);
     let logits = num_together * config.vocab_size * size_of::<f32>();
     let cache = cache_bytes(config, pass.compute, num_together, len);
     let step = step_bytes(pass, rows.max(num_together), num_together)?;

@@ -461,6 +461,13 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
                     x[i] = exp(scores[i].mul_add(scale, -lse[i]));
                     d[i] = x[i] * (d_p[i] - delta[i]) * scale;
                 }
+                if let Some(cap) = self.pass.heads.softcap {
+                    for i in 0..QUERIES {
+                        let score = cap.bounded(scores[i] * scale);
+                        x[i] = exp(score - lse[i]);
+                        d[i] = x[i] * (d_p[i] - delta[i]) * scale * cap.slope(score);
+                    }
+                }
                 // SAFETY: the tile was chosen by the instruction set.
                 unsafe {
                     T::narrow::<M>(&x, p);

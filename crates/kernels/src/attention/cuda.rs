@@ -100,6 +100,7 @@ impl Kernels {
             address.is_multiple_of(16) && x.stride.is_multiple_of(8)
         };
         let tensor_cores = matches!(dtype, DType::Bf16 | DType::F16)
+            && heads.softcap.is_none()
             && matches!(d, 64 | 96 | 128)
             && gpu.info().compute_capability >= (8, 0)
             && inputs.iter().all(is_aligned);
@@ -275,5 +276,6 @@ fn rows_of(x: Rows<'_>) -> Arg {
 fn heads_arg(heads: &Heads) -> Arg {
     let window = heads.window.map_or(u32::MAX, |window| window as u32);
     let (group, d, scale) = (heads.group() as u64, heads.head_dim as u64, heads.scale.to_bits());
-    Arg::pair(group | d << 32, u64::from(window) | u64::from(scale) << 32)
+    let softcap = heads.softcap.map_or(0.0, |cap| cap.0).to_bits();
+    Arg::words([group | d << 32, u64::from(window) | u64::from(scale) << 32, softcap.into()])
 }

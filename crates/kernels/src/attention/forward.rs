@@ -7,7 +7,7 @@ use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::gemm::MAX_PANEL;
 use crate::gemm::block::{Typed, left, multiply, padded, panel_cols, right};
 use crate::gemm::tile::{Lines, Part, Store, Tile, with_tile};
-use crate::math::{LANES, exp, max, sum};
+use crate::math::{LANES, Softcap, exp, max, sum};
 use crate::view::{View, ViewMut};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -152,7 +152,14 @@ impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
                 let acc = &mut acc[g * QUERIES * width..][..QUERIES * width];
                 let (maxima, sums) = (&mut maxima[of_head.clone()], &mut sums[of_head]);
                 let softmax = OnlineSoftmax { maxima, sums, acc };
-                softmax.update::<T, M>(scores, p, count, seen, self.heads.scale);
+                let scale = match self.heads.softcap {
+                    None => self.heads.scale,
+                    Some(cap) => {
+                        bound(scores, count, self.heads.scale, cap);
+                        1.0
+                    }
+                };
+                softmax.update::<T, M>(scores, p, count, seen, scale);
                 let of_p = Part { line: 0, lines: count, k0: 0, k: values.depth };
                 let p = Lines { data: T::view(p), offset: 0, line_stride: KEYS, step: 1 };
                 let p = left::<M>(p, of_p, p_rows);
@@ -186,6 +193,12 @@ impl<T: Typed, M: Tile> Forward<'_, T, M> {
             lse[0] = maxima[state] + sums[state].ln();
         }
     }
+}
+
+/// Scales and bounds the first `count` rows of scores, masked ones too.
+#[inline(always)]
+fn bound(scores: &mut [f32], count: usize, scale: f32, cap: Softcap) {
+    scores[..count * KEYS].iter_mut().for_each(|score| *score = cap.bounded(*score * scale));
 }
 
 /// Online softmax of the queries of a block.

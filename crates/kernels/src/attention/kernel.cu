@@ -130,7 +130,7 @@ __global__ void attention_forward_general(
             int key = k0 + lane - own_row - r;
             bool sees = seen.begin <= key && key < seen.end;
             float rescale;
-            weights[r] = softmax[r].update(sees ? weights[r] * heads.scale : -INFINITY, rescale);
+            weights[r] = softmax[r].update(sees ? score_of(heads, weights[r]) : -INFINITY, rescale);
             for (int i = 0; i < DIMS_PER_LANE; i++) sums[r][i] *= rescale;
         }
         load_tile(tile, head_rows(v, heads, k_row, kv_head), v.stride, end - k0, d);
@@ -201,8 +201,9 @@ __global__ void attention_backward_kv_general(
             for (int r = 0; r < PER_WARP; r++) {
                 int query = q0 + lane - own_row - r;
                 bool sees = seeing.begin <= query && query < seeing.end;
-                weights[r] = sees ? expf(weights[r] * heads.scale - own_lse) : 0.0f;
-                d_scores[r] = weights[r] * (d_scores[r] - own_delta) * heads.scale;
+                float score = score_of(heads, weights[r]);
+                weights[r] = sees ? expf(score - own_lse) : 0.0f;
+                d_scores[r] = weights[r] * (d_scores[r] - own_delta) * score_slope(heads, score);
             }
             add_weighted(sums_v, weights, tile, d);
             load_tile(tile, queries, q.stride, end - q0, d);
@@ -247,8 +248,9 @@ __global__ void attention_backward_q_general(
         for (int r = 0; r < PER_WARP; r++) {
             int row = min(own_row + r, count - 1), key = k0 + lane - row;
             bool sees = seen.begin <= key && key < seen.end;
-            float weight = sees ? expf(scores[r] * heads.scale - own_lse[row]) : 0.0f;
-            d_scores[r] = weight * (d_scores[r] - own_delta[row]) * heads.scale;
+            float score = score_of(heads, scores[r]);
+            float weight = sees ? expf(score - own_lse[row]) : 0.0f;
+            d_scores[r] = weight * (d_scores[r] - own_delta[row]) * score_slope(heads, score);
         }
         add_weighted(sums, d_scores, tile, d);
     }

@@ -1,6 +1,7 @@
 //! Causal attention over sequences of different lengths, with grouped queries.
 //!
-//! `out = softmax(q kᵀ · scale) v` for each query head, where query head `i` reads key-value head
+//! `out = softmax(q kᵀ · scale) v`, with scores softly bounded where the heads say so, for each
+//! query head, where query head `i` reads key-value head
 //! `i / (num_heads / num_kv_heads)` and, with a sliding window, only the last `window` keys up to
 //! its own position. The forward pass is blocked with an online softmax (Milakov & Gimelshein,
 //! 2018; Dao et al., 2022), so no score matrix exists; the backward pass recomputes scores from the
@@ -31,6 +32,7 @@ pub fn workspace_len(target: Target, heads: &Heads, t: usize) -> usize {
     }
 }
 
+use crate::math::Softcap;
 use crate::processor::{Processor, Target};
 use crate::view::{View, ViewMut};
 
@@ -100,6 +102,8 @@ pub struct Heads {
     pub scale: f32,
     /// Number of keys that a query sees, including its own; `None`: all up to its own.
     pub window: Option<usize>,
+    /// Bound of scaled scores.
+    pub softcap: Option<Softcap>,
 }
 
 impl Heads {

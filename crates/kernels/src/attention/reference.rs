@@ -6,7 +6,7 @@ use super::{Heads, Sequence};
 pub fn forward(qkv: &[f64], heads: &Heads, sequences: &[Sequence]) -> Vec<f64> {
     let mut out = vec![0.0; qkv.len() / heads.qkv_width() * heads.out_width()];
     each_query(heads, sequences, |h, t, keys| {
-        let p = probabilities(qkv, heads, h, t, keys.clone());
+        let (_, p) = probabilities(qkv, heads, h, t, keys.clone());
         for (p, j) in p.iter().zip(keys) {
             for c in 0..heads.head_dim {
                 let v = qkv[heads.v_at(j, h) + c];
@@ -22,13 +22,14 @@ pub fn backward(qkv: &[f64], heads: &Heads, sequences: &[Sequence], d_out: &[f64
     let (d, scale) = (heads.head_dim, f64::from(heads.scale));
     let mut d_qkv = vec![0.0; qkv.len()];
     each_query(heads, sequences, |h, t, keys| {
-        let p = probabilities(qkv, heads, h, t, keys.clone());
+        let (scores, p) = probabilities(qkv, heads, h, t, keys.clone());
         let d_out = &d_out[t * heads.out_width() + h * d..][..d];
         let dot = |at: usize| (0..d).map(|c| d_out[c] * qkv[at + c]).sum::<f64>();
         let d_p: Vec<f64> = keys.clone().map(|j| dot(heads.v_at(j, h))).collect();
         let mean: f64 = p.iter().zip(&d_p).map(|(p, d_p)| p * d_p).sum();
-        for ((p, d_p), j) in p.iter().zip(&d_p).zip(keys) {
-            let d_score = p * (d_p - mean) * scale;
+        for (((score, p), d_p), j) in scores.iter().zip(&p).zip(&d_p).zip(keys) {
+            let share = heads.softcap.map_or(0.0, |cap| score / f64::from(cap.0));
+            let d_score = p * (d_p - mean) * scale * (1.0 - share * share);
             for c in 0..d {
                 d_qkv[heads.q_at(t, h) + c] += d_score * qkv[heads.k_at(j, h) + c];
                 d_qkv[heads.k_at(j, h) + c] += d_score * qkv[heads.q_at(t, h) + c];
@@ -65,19 +66,25 @@ fn each_query(
     }
 }
 
+/// Scores, and their softmax.
 fn probabilities(
     qkv: &[f64],
     heads: &Heads,
     h: usize,
     t: usize,
     keys: std::ops::RangeInclusive<usize>,
-) -> Vec<f64> {
+) -> (Vec<f64>, Vec<f64>) {
+    let bounded = |score: f64| match heads.softcap {
+        None => score,
+        Some(cap) => f64::from(cap.0) * (score / f64::from(cap.0)).tanh(),
+    };
     let score = |j: usize| {
         let (q, k) = (heads.q_at(t, h), heads.k_at(j, h));
         (0..heads.head_dim).map(|c| qkv[q + c] * qkv[k + c]).sum::<f64>() * f64::from(heads.scale)
     };
-    let scores: Vec<f64> = keys.map(score).collect();
+    let scores: Vec<f64> = keys.map(|key| bounded(score(key))).collect();
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
-    scores.iter().map(|s| (s - max).exp() / sum).collect()
+    let p = scores.iter().map(|s| (s - max).exp() / sum).collect();
+    (scores, p)
 }

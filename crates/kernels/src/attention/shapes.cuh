@@ -14,7 +14,21 @@ struct Heads {
     uint32 window;
     // Factor of scores before the softmax.
     float scale;
+    // Bound of scaled scores; 0: none.
+    float softcap;
 };
+
+// A score before the softmax, given the product of query and key.
+DEVICE float score_of(Heads heads, float dot) {
+    float score = dot * heads.scale;
+    return heads.softcap > 0.0f ? heads.softcap * tanhf(score / heads.softcap) : score;
+}
+
+// The derivative of `score_of` with respect to the product.
+DEVICE float score_slope(Heads heads, float score) {
+    float share = heads.softcap > 0.0f ? score / heads.softcap : 0.0f;
+    return heads.scale * (1.0f - share * share);
+}
 
 // Query i sees keys up to k_len - q_len + i, both counted from the start of the sequence.
 struct Sequence {

@@ -3,7 +3,8 @@ use crate::cpu::{Cpu, Isa};
 use crate::random::Philox;
 use crate::view::ViewMut;
 
-const HEADS: Heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6, scale: 0.4, window: None };
+const HEADS: Heads =
+    Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6, scale: 0.4, window: None, softcap: None };
 
 fn random(len: usize, stream: u64) -> Vec<f32> {
     let random = Philox::new(8, stream);

@@ -213,7 +213,14 @@ fn attention_is_launched_by_shape() {
         (DType::F32, 128, "attention_forward_general<float>", 16, 4 * (16 * 128 + 32 * 129)),
     ] {
         let (on, calls) = recorded();
-        let heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim, scale: 1.0, window: None };
+        let heads = Heads {
+            num_heads: 4,
+            num_kv_heads: 2,
+            head_dim,
+            scale: 1.0,
+            window: None,
+            softcap: None,
+        };
         let sequences = [Sequence::new(0, 300), Sequence::new(300, 1)];
         let qkv = View::Cuda(array(1, dtype, 301 * heads.qkv_width()));
         let out = ViewMut::of_gpu(array(2, dtype, 301 * heads.out_width()));

@@ -33,6 +33,15 @@ impl DType {
         shape.iter().product::<usize>() * self.size()
     }
 
+    /// The nearest number of this type.
+    pub fn rounded(self, x: f32) -> f32 {
+        match self {
+            DType::F32 => x,
+            DType::Bf16 => bf16::from_f32(x).to_f32(),
+            DType::F16 => f16::from_f32(x).to_f32(),
+        }
+    }
+
     /// The name used in files and messages: `f32`, `bf16`, `f16`.
     pub const fn name(self) -> &'static str {
         match self {

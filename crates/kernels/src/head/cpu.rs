@@ -3,7 +3,7 @@
 //! A task handles some rows and a segment of the vocabulary. Segments have a fixed length, so that
 //! results do not depend on the number of threads; they are merged row by row at the end.
 
-use super::Sizes;
+use super::{Logits, Sizes};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::Element;
 use crate::gemm::MAX_PANEL;
@@ -11,7 +11,7 @@ use crate::gemm::block::{
     Int8Left, Left, Typed, int8_right, int8_right_len, left, multiply, multiply_int8, padded, right,
 };
 use crate::gemm::tile::{Lines, Part, Store, Tile, with_tile};
-use crate::math::{BLOCK, LANES, exp, max, sum, weighted_sums};
+use crate::math::{BLOCK, LANES, Softcap, exp, max, sum, weighted_sums};
 use crate::vector::quantise_row;
 use crate::view::{View, ViewMut, with_elements};
 use std::marker::PhantomData;
@@ -39,6 +39,8 @@ pub struct Inputs<'a> {
     /// Probabilities are never quantised: most of them would become zero, though their sum may
     /// exceed that of the few that remain.
     pub int8: bool,
+    /// How products become logits.
+    pub logits: Logits,
 }
 
 /// Results for each row.
@@ -67,6 +69,25 @@ fn padded_row(hidden_size: usize) -> usize {
 pub(super) fn scratch_bytes(hidden_size: usize) -> usize {
     let packed = (COLS + 1) * padded_row(hidden_size) + ROWS * (hidden_size + 1);
     4 * (packed + 3 * ROWS * COLS) + 8 * 64
+}
+
+/// Replaces products in rows of `v` by logits.
+pub(super) fn logits(cpu: &Cpu, logits: Logits, v: usize, products: &mut [f32]) {
+    cpu.rows(products, v, 24 * v, |_, row| cpu.isa.run(Bounded { row, logits }));
+}
+
+struct Bounded<'a> {
+    row: &'a mut [f32],
+    logits: Logits,
+}
+
+impl Kernel for Bounded<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        self.logits.apply(self.row);
+    }
 }
 
 /// Log-probabilities of targets and, if requested, their gradients, without keeping logits: the
@@ -119,6 +140,7 @@ fn typed<T: Typed>(
                 columns: segment * SEGMENT..vocab.min((segment + 1) * SEGMENT),
                 h,
                 int8: inputs.int8,
+                logits: inputs.logits,
                 states,
                 sums,
                 scratch,
@@ -143,10 +165,11 @@ struct SegmentTask<'a, T, M> {
     columns: Range<usize>,
     h: usize,
     int8: bool,
+    logits: Logits,
     /// For each row: maximum and sum over the tokens other than the target; the target's logit.
     states: &'a mut [f32],
-    /// `Σ_v exp(logit - maximum) W[v]` over the tokens other than the target, in rows of
-    /// [`padded_row`]; empty if not requested.
+    /// `Σ_v exp(logit - maximum) s W[v]` over the tokens other than the target, where `s` is the
+    /// slope of a bounded logit, in rows of [`padded_row`]; empty if not requested.
     sums: &'a mut [f32],
     scratch: Scratch<'a>,
     tile: PhantomData<M>,
@@ -224,6 +247,7 @@ impl<T: Typed, M: Tile> SegmentTask<'_, T, M> {
                 multiply_int8::<M>(x, rows, tile, (logits, COLS));
             }
         }
+        self.logits.apply(logits);
     }
 
     /// Updates the online softmax with a tile of logits, and replaces them by weights of the sums.
@@ -241,7 +265,10 @@ impl<T: Typed, M: Tile> SegmentTask<'_, T, M> {
             if target < cols {
                 state[2] = std::mem::replace(&mut logits[target], f32::NEG_INFINITY);
             }
-            let rescale = update_row(logits, state);
+            let rescale = match self.logits.softcap {
+                None => update_row(logits, state),
+                Some(cap) => update_bounded_row(logits, state, cap),
+            };
             if !self.sums.is_empty() && rescale != 1.0 && columns.start > self.columns.start {
                 self.sums[i * width..][..self.h].iter_mut().for_each(|s| *s *= rescale);
             }
@@ -278,6 +305,20 @@ fn update_row(logits: &mut [f32], state: &mut [f32]) -> f32 {
     logits.iter_mut().for_each(|x| *x = exp(*x - new_max));
     state[1] = state[1] * rescale + sum(logits);
     state[0] = new_max;
+    rescale
+}
+
+/// As [`update_row`], but each weight is multiplied by its logit's slope.
+#[inline(always)]
+fn update_bounded_row(logits: &mut [f32], state: &mut [f32], cap: Softcap) -> f32 {
+    let mut bounded = [0.0; COLS];
+    let bounded = &mut bounded[..logits.len()];
+    bounded.copy_from_slice(logits);
+    let rescale = update_row(logits, state);
+    for (weight, bounded) in logits.iter_mut().zip(bounded) {
+        // The target and what pads a tile are -inf, and have no weight.
+        *weight *= cap.slope(bounded.max(-cap.0));
+    }
     rescale
 }
 
@@ -349,9 +390,9 @@ fn merge(
     with_elements!(mut direction, direction => {
         cpu.rows(&mut direction[..n * h], h, (segments + 1) * h, |t, row| {
             let (target, softmax) = (inputs.targets[t] as usize, whole(t));
-            let complement = softmax.complement();
+            let complement = softmax.complement() * inputs.logits.slope(softmax.target);
             let parts = (0..segments).map(|s| {
-                let share = softmax.share(state(s, t)[0]);
+                let share = softmax.share(state(s, t)[0]) * inputs.logits.scale;
                 (share, &sums[(s * n + t) * padded_row(h)..][..h])
             });
             cpu.isa.run(Direction { row, weight: inputs.weight, target, complement, parts });
@@ -363,7 +404,7 @@ struct Direction<'a, T, P> {
     row: &'a mut [T],
     weight: View<'a>,
     target: usize,
-    /// One minus the target's probability.
+    /// One minus the target's probability, times the slope of its logit.
     complement: f32,
     parts: P,
 }

@@ -2,8 +2,8 @@
 //! kernels that use them. As in attention, the mean of the weight's rows is accumulated panel by
 //! panel, so that each panel is read, and converted if necessary, only once.
 
-use super::{Inputs, Outputs, Saved, Sizes};
-use crate::cuda::{Address, Gpu, Launch, Matmul, Operand, Operands, Slice, Source, args};
+use super::{Inputs, Logits, Outputs, Saved, Sizes};
+use crate::cuda::{Address, Arg, Gpu, Launch, Matmul, Operand, Operands, Slice, Source, args};
 use crate::element::DType;
 use crate::format::Storage;
 use crate::gemm;
@@ -30,6 +30,7 @@ pub(crate) static SOURCE: Source = Source {
         "head_d_logits<float>",
         "head_d_logits<bf16>",
         "head_d_logits<f16>",
+        "head_logits",
         "head_backward<float>",
         "head_backward<bf16>",
         "head_backward<f16>",
@@ -144,9 +145,10 @@ pub(super) fn forward(gpu: &Gpu, inputs: Inputs<'_>, workspace: Slice<'_>, outpu
     let targets = gpu.upload(inputs.targets);
     let by_row = Launch::blocks(n, THREADS);
     let weights = if outputs.direction.is_some() { parts.derived } else { 0 };
+    let shape = logits_arg(inputs.logits);
     for Panel { first, width, address } in panels(gpu, dtype, weight, (v, h)) {
         logits(gpu, [rows, width, h], x, address, parts.logits);
-        let args = args![parts.logits, width, first, targets, parts.state, weights];
+        let args = args![parts.logits, shape, width, first, targets, parts.state, weights];
         gpu.launch(&SOURCE, &format!("head_update_softmax<{}>", x.type_name()), by_row, args);
         if weights == 0 {
             continue;
@@ -172,8 +174,20 @@ pub(super) fn forward(gpu: &Gpu, inputs: Inputs<'_>, workspace: Slice<'_>, outpu
     let Some(direction) = outputs.direction else { return };
     let kernel = format!("head_direction<{},{}>", x.type_name(), weight.type_name());
     let direction = direction.cuda();
-    let args = args![parts.mean, weight, targets, parts.state, log_probs, lse, h, direction];
+    let args = args![parts.mean, shape, weight, targets, parts.state, log_probs, lse, h, direction];
     gpu.launch(weight.storage().source().unwrap_or(&SOURCE), &kernel, by_row, args);
+}
+
+/// Replaces products by logits.
+pub(super) fn bound_logits(gpu: &Gpu, logits: Logits, products: Slice<'_>) {
+    let args = args![products, logits_arg(logits), products.len()];
+    gpu.launch(&SOURCE, "head_logits", Launch::elements(products.len().div_ceil(4)), args);
+}
+
+/// `Logits` in CUDA.
+fn logits_arg(Logits { scale, softcap }: Logits) -> Arg {
+    let softcap = softcap.map_or(0.0, |cap| cap.0);
+    Arg::pair(u64::from(scale.to_bits()) | u64::from(softcap.to_bits()) << 32, 0)
 }
 
 pub(super) fn backward(
@@ -206,11 +220,11 @@ pub(super) fn backward_weight(
     let parts = Parts::new(workspace, n, v, dtype);
     let (log_probs, lse) = (saved.log_probs.cuda().f32(), saved.lse.cuda().f32());
     let targets = gpu.upload(inputs.targets);
-    let kernel = format!("head_d_logits<{}>", x.type_name());
+    let (kernel, shape) = (format!("head_d_logits<{}>", x.type_name()), logits_arg(inputs.logits));
     for Panel { first, width, address } in panels(gpu, dtype, weight, (v, h)) {
         logits(gpu, [n, width, h], x, address, parts.logits);
         let (from, to) = (parts.logits, parts.derived);
-        let args = args![from, width, first, targets, log_probs, lse, d_log_probs, to];
+        let args = args![from, shape, width, first, targets, log_probs, lse, d_log_probs, to];
         gpu.launch(&SOURCE, &kernel, over_logits(n, width), args);
         let rows = d_w.part(first * h, 0).address();
         gpu.matmul(Matmul {

@@ -3,7 +3,7 @@
 //! tasks.
 
 use super::cpu::ROWS;
-use super::{Inputs, Saved};
+use super::{Inputs, Logits, Saved};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, reinterpret, with_scratch};
 use crate::gemm::MAX_PANEL;
 use crate::gemm::block::{
@@ -31,8 +31,9 @@ pub(super) fn weight_workspace_len(n: usize, hidden_size: usize) -> usize {
     right_of_all_len(hidden_size, n)
 }
 
-/// `d_w [v, h] += d_logitsᵀ x`, where `d_logits = d_log_prob · (1[column = target] - p)`, from the
-/// values saved by the forward pass. `workspace` holds [`weight_workspace_len`] elements.
+/// `d_w [v, h] += d_logitsᵀ x`, where `d_logits = d_log_prob · (1[column = target] - p)` times the
+/// slope of a bounded logit, from the values saved by the forward pass. `workspace` holds
+/// [`weight_workspace_len`] elements.
 ///
 /// # Panics
 /// If there are more than [`MAX_ROWS`] rows, or a slice is too short.
@@ -129,10 +130,18 @@ impl<T: Typed, M: Tile> Kernel for Columns<'_, T, M> {
             for (i, row) in tile.chunks_exact_mut(COLS).take(rows).enumerate() {
                 let PerRow { log_probs, lse, d_log_probs } = self.per_row;
                 let (lse, d) = (lse[first + i], d_log_probs[first + i]);
-                row.iter_mut().for_each(|x| *x = -d * exp(*x - lse));
-                let target = inputs.targets[first + i] as usize;
-                if columns.contains(&target) {
-                    row[target - columns.start] = d * complement(log_probs[first + i]);
+                let logits = inputs.logits;
+                logits.apply(row);
+                let target = (inputs.targets[first + i] as usize).wrapping_sub(columns.start);
+                let own = row[..cols]
+                    .get(target)
+                    .map(|&logit| d * complement(log_probs[first + i]) * logits.slope(logit));
+                match logits {
+                    Logits::PLAIN => row.iter_mut().for_each(|x| *x = -d * exp(*x - lse)),
+                    _ => row.iter_mut().for_each(|x| *x = -d * exp(*x - lse) * logits.slope(*x)),
+                }
+                if let Some(own) = own {
+                    row[target] = own;
                 }
             }
             let transposed = Lines { data: View::F32(tile), offset: 0, line_stride: 1, step: COLS };

@@ -2,12 +2,13 @@
 // vocabulary at a time: `[rows, width]`, with columns starting at token `first`. The target's own
 // share, `1 - p`, is kept apart in f32, since it would cancel if the model is nearly certain.
 
-// Updates the state with a panel, and writes `exp(logit - max)` to `weights [rows, width]`, zero
-// for the target, unless that is null; may be in place. One block per row.
+// Updates the state with a panel of products, and writes `exp(logit - max)`, times the slope of a
+// bounded logit, to `weights [rows, width]`, zero for the target, unless that is null; may be in
+// place. One block per row.
 template <class T>
 __global__ void head_update_softmax(
-    const float* logits, size_t width, size_t first, const uint32* targets, float* state,
-    T* weights) {
+    const float* logits, Logits shape, size_t width, size_t first, const uint32* targets,
+    float* state, T* weights) {
     State all(state, gridDim.x);
     size_t row = blockIdx.x, target = targets[row] - first;
     bool wanted = weights;
@@ -19,18 +20,20 @@ __global__ void head_update_softmax(
     over_block<4>(width, vectorised, [&](size_t c, auto count) {
         auto x = read(logits + c, count);
         for (int k = 0; k < count.value; k++) {
-            if (c + k != target) new_max = fmaxf(new_max, x.v[k]);
+            if (c + k != target) new_max = fmaxf(new_max, shape.of(x.v[k]));
         }
     });
     new_max = block_max(new_max);
-    float logit = target < width ? logits[target] : 0.0f;
+    float logit = target < width ? shape.of(logits[target]) : 0.0f;
     __syncthreads();  // Weights may overwrite it.
     float sum = 0.0f;
     over_block<4>(width, vectorised, [&](size_t c, auto count) {
         auto x = read(logits + c, count);
         for (int k = 0; k < count.value; k++) {
-            x.v[k] = c + k == target ? 0.0f : expf(x.v[k] - new_max);
-            sum += x.v[k];
+            float own = shape.of(x.v[k]);
+            float weight = c + k == target ? 0.0f : expf(own - new_max);
+            sum += weight;
+            x.v[k] = weight * shape.slope(own);
         }
         if (wanted) write(weights + c, x);
     });
@@ -74,7 +77,7 @@ __global__ void head_finish(float* state, size_t rows, float* log_probs, float* 
 // its log-probability: where that is nearly zero, logit and `lse` cancel.
 template <class T>
 __global__ void head_d_logits(
-    const float* logits, size_t width, size_t first, const uint32* targets,
+    const float* logits, Logits shape, size_t width, size_t first, const uint32* targets,
     const float* log_probs, const float* lse, const float* d_log_probs, T* d_logits) {
     size_t row = blockIdx.y, target = targets[row] - first;
     float complement = -expm1f(log_probs[row]), lse_row = lse[row], d = d_log_probs[row];
@@ -83,9 +86,19 @@ __global__ void head_d_logits(
     over_grid<4>(width, vectorised, [&](size_t c, auto count) {
         auto x = read(logits + c, count);
         for (int k = 0; k < count.value; k++) {
-            x.v[k] = d * (c + k == target ? complement : -expf(x.v[k] - lse_row));
+            float logit = shape.of(x.v[k]), slope = shape.slope(logit) * shape.scale;
+            x.v[k] = d * slope * (c + k == target ? complement : -expf(logit - lse_row));
         }
         write(d_logits + c, x);
+    });
+}
+
+// Replaces products by logits.
+__global__ void head_logits(float* products, Logits shape, size_t len) {
+    over_grid<4>(len, len % 4 == 0 && aligned<4>(products), [&](size_t i, auto count) {
+        auto x = read(products + i, count);
+        for (int k = 0; k < count.value; k++) x.v[k] = shape.of(x.v[k]);
+        write(products + i, x);
     });
 }
 

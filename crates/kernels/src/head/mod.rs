@@ -12,6 +12,37 @@ pub mod reference;
 pub use cpu::{Inputs, Outputs, backward, forward};
 pub use gradient::backward_weight;
 
+/// What happens to products of hidden states and weight before the softmax.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Logits {
+    /// Their factor.
+    pub scale: f32,
+    /// Bound of scaled products.
+    pub softcap: Option<Softcap>,
+}
+
+impl Logits {
+    /// The products themselves.
+    pub const PLAIN: Self = Self { scale: 1.0, softcap: None };
+
+    /// Replaces products by logits.
+    #[inline(always)]
+    fn apply(self, products: &mut [f32]) {
+        if self.scale != 1.0 {
+            products.iter_mut().for_each(|x| *x *= self.scale);
+        }
+        if let Some(cap) = self.softcap {
+            products.iter_mut().for_each(|x| *x = cap.bounded(*x));
+        }
+    }
+
+    /// The derivative of a logit with respect to its product.
+    #[inline(always)]
+    fn slope(self, logit: f32) -> f32 {
+        self.scale * self.softcap.map_or(1.0, |cap| cap.slope(logit))
+    }
+}
+
 /// Values that the gradient of a trained head's weight needs from the forward pass.
 #[derive(Clone, Copy)]
 pub struct Saved<'a> {
@@ -86,6 +117,7 @@ pub fn logit_columns(target: Target, storage: Storage, compute: DType, vocab_siz
 use crate::element::DType;
 use crate::format::Storage;
 use crate::gemm;
+use crate::math::Softcap;
 use crate::processor::{Processor, Target};
 use crate::view::{View, ViewMut};
 
@@ -99,6 +131,15 @@ impl Processor {
         match self {
             Self::Cpu(cpu) => forward(cpu, inputs, workspace.f32(), outputs),
             Self::Cuda(gpu) => cuda::forward(gpu, inputs, workspace.cuda().f32(), outputs),
+        }
+    }
+
+    /// Replaces all products `[t, v]` f32 of hidden states and weight by logits.
+    pub fn logits(&self, logits: Logits, v: usize, products: ViewMut<'_>) {
+        match self {
+            _ if logits == Logits::PLAIN => {}
+            Self::Cpu(cpu) => cpu::logits(cpu, logits, v, products.f32()),
+            Self::Cuda(gpu) => cuda::bound_logits(gpu, logits, products.cuda().f32()),
         }
     }
 

@@ -1,5 +1,25 @@
 //! The definition, with all logits at once.
 
+use super::Logits;
+
+/// Products to logits.
+pub fn logits(logits: Logits, products: &[f64]) -> Vec<f64> {
+    let scaled = products.iter().map(|x| x * f64::from(logits.scale));
+    let bounded = |x: f64| match logits.softcap {
+        None => x,
+        Some(cap) => f64::from(cap.0) * (x / f64::from(cap.0)).tanh(),
+    };
+    scaled.map(bounded).collect()
+}
+
+/// Gradients of logits to gradients of products.
+pub fn d_products(shape: Logits, logits: &[f64], d: &mut [f64]) {
+    for (d, x) in d.iter_mut().zip(logits) {
+        let share = shape.softcap.map_or(0.0, |cap| x / f64::from(cap.0));
+        *d *= f64::from(shape.scale) * (1.0 - share * share);
+    }
+}
+
 /// `logits [t, v]`, `targets [t]` → `log p(target) [t]`.
 pub fn log_probs(logits: &[f64], v: usize, targets: &[u32]) -> Vec<f64> {
     let row = |(logits, &target): (&[f64], &u32)| log_prob(logits, target as usize);

@@ -18,7 +18,8 @@ fn run(cpu: &Cpu, logits: &[f32], v: usize, targets: &[u32]) -> [Vec<f32>; 2] {
     let (mut log_probs, mut lse) = (vec![f32::NAN; ROWS], vec![f32::NAN; ROWS]);
     let mut direction = vec![f32::NAN; ROWS * ROWS];
     let (x, weight) = (View::F32(&x), View::F32(&weight));
-    let inputs = Inputs { x, weight, targets, hidden_size: ROWS, int8: false };
+    let inputs =
+        Inputs { x, weight, targets, hidden_size: ROWS, int8: false, logits: Logits::PLAIN };
     let outputs = Outputs {
         log_probs: ViewMut::F32(&mut log_probs),
         lse: ViewMut::F32(&mut lse),
@@ -105,7 +106,14 @@ fn weight_gradients_agree_with_the_reference() {
         let x: Vec<f32> = (0..ROWS * ROWS).map(|i| f32::from(i % ROWS == i / ROWS)).collect();
         let weight: Vec<f32> = (0..v * ROWS).map(|i| logits[i % ROWS * v + i / ROWS]).collect();
         let (x, weight) = (View::F32(&x), View::F32(&weight));
-        let inputs = Inputs { x, weight, targets: &targets, hidden_size: ROWS, int8: false };
+        let inputs = Inputs {
+            x,
+            weight,
+            targets: &targets,
+            hidden_size: ROWS,
+            int8: false,
+            logits: Logits::PLAIN,
+        };
         for isa in Isa::available() {
             // What was there before is added to.
             let was = |i: usize| if i % ROWS == ROWS - 1 { 0.0 } else { 2.0 };

@@ -1,5 +1,6 @@
-//! Rotary position embedding (Su et al., 2021), in the half-rotation layout of Hugging Face:
-//! dimension `i` of a head is rotated with dimension `i + d / 2`.
+//! Rotary position embedding (Su et al., 2021): of the first `rotary_dim` dimensions of a head,
+//! dimension `i` is rotated with dimension `i + rotary_dim / 2` (the layout of most models of
+//! Hugging Face), or with its neighbour (GPT-J, GLM). The other dimensions stay as they are.
 //!
 //! A row holds query heads, key heads and value heads; only queries and keys are rotated. The
 //! backward pass is the rotation by the opposite angle.
@@ -36,12 +37,30 @@ pub struct Rotation<'a> {
     pub num_heads: usize,
     /// Dimensions of a head.
     pub head_dim: usize,
-    /// Cosines of the angles, `[t, head_dim / 2]` f32.
+    /// Which of them are rotated.
+    pub rotated: Rotated,
+    /// Cosines of the angles, `[t, rotated.dim / 2]` f32.
     pub cos: View<'a>,
-    /// Sines of the angles, `[t, head_dim / 2]` f32.
+    /// Sines of the angles, `[t, rotated.dim / 2]` f32.
     pub sin: View<'a>,
     /// Direction.
     pub direction: Direction,
+}
+
+/// The dimensions of a head that are rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotated {
+    /// How many, from the first on; even.
+    pub dim: usize,
+    /// Whether neighbours are pairs, and not the dimensions of two halves.
+    pub interleaved: bool,
+}
+
+impl Rotated {
+    /// Dimensions of pair `i`.
+    pub fn pair(self, i: usize) -> (usize, usize) {
+        if self.interleaved { (2 * i, 2 * i + 1) } else { (i, i + self.dim / 2) }
+    }
 }
 
 /// Direction of a rotation.

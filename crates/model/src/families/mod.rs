@@ -1,22 +1,57 @@
 //! Model families: each translates its `config.json` into a [`DecoderConfig`].
 //!
-//! A family is a small file over the shared decoder. A new one adds a file here, a line in
-//! [`decoder_config`], and any block that no earlier family needed.
+//! A family is a small file over the shared decoder: it reads what it has in common with others by
+//! [`blocks`], and changes what differs. A new one adds a file here, a line in [`FAMILIES`], and
+//! any block that no earlier family needed.
 
+mod gemma2;
 mod gemma3;
+mod glm4;
+mod granite;
 mod llama;
+mod mistral;
 mod mixtures;
+mod olmo;
+mod phi3;
+mod qwen2;
 mod qwen3;
 mod qwen3_moe;
+mod smollm3;
 
-use crate::config::DecoderConfig;
+use crate::config::{
+    AttentionConfig, DecoderConfig, EmbeddingScale, LayerConfig, MlpConfig, NormNames, QkNorm,
+};
 use crate::raw_config::{ConfigError, RawConfig};
+use crate::rope::RopeConfig;
 use hone_tensor::Heads;
+use hone_tensor::ops::{Activation, Logits, RmsNorm};
 use serde_json::Value;
 use std::path::Path;
 
+/// Reads a family's configuration; absent keys have the defaults of transformers.
+type Read = fn(&RawConfig) -> Result<DecoderConfig, ConfigError>;
+
 /// Supported values of `model_type`.
-pub const SUPPORTED: [&str; 4] = ["llama", "qwen3", "qwen3_moe", "gemma3_text"];
+const FAMILIES: [(&str, Read); 13] = [
+    ("llama", llama::decoder_config),
+    ("qwen2", qwen2::decoder_config),
+    ("qwen3", qwen3::decoder_config),
+    ("qwen3_moe", qwen3_moe::decoder_config),
+    ("gemma2", gemma2::decoder_config),
+    ("gemma3_text", gemma3::decoder_config),
+    ("mistral", mistral::decoder_config),
+    ("phi3", phi3::decoder_config),
+    ("smollm3", smollm3::decoder_config),
+    ("olmo2", olmo::olmo2),
+    ("olmo3", olmo::olmo3),
+    ("granite", granite::decoder_config),
+    ("glm4", glm4::decoder_config),
+];
+
+/// Supported values of `model_type`.
+pub fn supported() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().map(|(name, _)| *name)
+}
 
 /// Keys that do not affect what any family computes from tokens: keys that transformers writes into
 /// every configuration, generation defaults, and marks left by other tools.
@@ -100,20 +135,144 @@ impl DecoderConfig {
 /// # Errors
 /// [`ConfigError`], naming file and key.
 pub fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
-    let config = match raw.text("model_type")? {
-        Some("llama") => llama::decoder_config(raw),
-        Some("qwen3") => qwen3::decoder_config(raw),
-        Some("qwen3_moe") => qwen3_moe::decoder_config(raw),
-        Some("gemma3_text") => gemma3::decoder_config(raw),
-        Some(other) => Err(ConfigError::Family {
+    let Some(name) = raw.text("model_type")? else {
+        return Err(raw.error("model_type", "is missing; expected a family such as \"llama\""));
+    };
+    let Some((_, read)) = FAMILIES.iter().find(|(family, _)| *family == name) else {
+        return Err(ConfigError::Family {
             path: raw.path().to_owned(),
-            model_type: other.to_owned(),
-            supported: SUPPORTED.join(", "),
-        }),
-        None => Err(raw.error("model_type", "is missing; expected a family such as \"llama\"")),
-    }?;
+            model_type: name.to_owned(),
+            supported: supported().collect::<Vec<_>>().join(", "),
+        });
+    };
+    let config = read(raw)?;
     raw.refuse_unread(NEUTRAL)?;
     Ok(config)
+}
+
+/// What differs between families in what they have in common: names and defaults of keys.
+struct Defaults {
+    /// Key of the activation, and the only one that is supported.
+    activation: (&'static str, &'static str, Activation),
+    /// Dimensions of a head; `None`: the width of the residual stream divided among the heads.
+    head_dim: Option<usize>,
+    /// Width of the MLP; `None`: the key must be there.
+    intermediate_size: Option<usize>,
+    max_position_embeddings: usize,
+    norm_eps: f64,
+    tie_word_embeddings: bool,
+    eos_token_ids: &'static [u32],
+    /// The rotary embeddings, given dimensions of a head and the longest sequence.
+    ropes: fn(&RawConfig, usize, usize) -> Result<Vec<RopeConfig>, ConfigError>,
+}
+
+impl Defaults {
+    const LLAMA: Self = Self {
+        activation: ("hidden_act", "silu", Activation::Silu),
+        head_dim: None,
+        intermediate_size: None,
+        max_position_embeddings: 2048,
+        norm_eps: 1e-6,
+        tie_word_embeddings: false,
+        eos_token_ids: &[],
+        ropes: |raw, head_dim, max| Ok(vec![RopeConfig::read(raw, head_dim, max)?]),
+    };
+}
+
+/// Blocks as in Llama, all alike and without biases: a norm before attention with rotary positions,
+/// and one before a gated MLP.
+fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigError> {
+    let (key, name, activation) = defaults.activation;
+    expect_activation(raw, key, name)?;
+    raw.expect_neutral("attention_dropout", 0.0)?;
+    refuse_quantised(raw)?;
+    let head_dim = match defaults.head_dim {
+        Some(default) => raw.optional_size("head_dim")?.unwrap_or(default),
+        None => head_dim(raw)?,
+    };
+    let heads = heads(raw, head_dim)?;
+    let max_position_embeddings =
+        raw.optional_size("max_position_embeddings")?.unwrap_or(defaults.max_position_embeddings);
+    let layer = LayerConfig {
+        attention: AttentionConfig {
+            heads,
+            rope: Some(0),
+            qk_norm: QkNorm::None,
+            fused_qkv: false,
+            qkv_bias: false,
+            o_bias: false,
+        },
+        mlp: MlpConfig {
+            intermediate_size: match defaults.intermediate_size {
+                Some(default) => raw.optional_size("intermediate_size")?.unwrap_or(default),
+                None => raw.size("intermediate_size")?,
+            },
+            activation,
+            fused: false,
+            bias: false,
+            experts: None,
+        },
+        norms: NormNames::PRE,
+    };
+    let eps = raw.optional_number("rms_norm_eps")?.unwrap_or(defaults.norm_eps);
+    Ok(DecoderConfig {
+        vocab_size: raw.size("vocab_size")?,
+        hidden_size: raw.size("hidden_size")?,
+        layers: vec![layer; num_layers(raw)?],
+        ropes: (defaults.ropes)(raw, head_dim, max_position_embeddings)?,
+        norm: RmsNorm { eps: eps as f32, plus_one: false },
+        embedding_scale: EmbeddingScale::Exact(1.0),
+        logits: Logits::PLAIN,
+        max_position_embeddings,
+        tie_word_embeddings: raw.flag("tie_word_embeddings", defaults.tie_word_embeddings)?,
+        eos_token_ids: match raw.get("eos_token_id") {
+            None => defaults.eos_token_ids.to_vec(),
+            Some(_) => raw.token_ids("eos_token_id")?,
+        },
+    })
+}
+
+/// Changes every block.
+fn each(config: &mut DecoderConfig, change: impl FnMut(&mut LayerConfig)) {
+    config.layers.iter_mut().for_each(change);
+}
+
+/// `attention_bias`, for all four projections.
+fn read_attention_bias(raw: &RawConfig, config: &mut DecoderConfig) -> Result<(), ConfigError> {
+    let bias = raw.flag("attention_bias", false)?;
+    each(config, |layer| {
+        (layer.attention.qkv_bias, layer.attention.o_bias) = (bias, bias);
+    });
+    Ok(())
+}
+
+/// `mlp_bias`.
+fn read_mlp_bias(raw: &RawConfig, config: &mut DecoderConfig) -> Result<(), ConfigError> {
+    let bias = raw.flag("mlp_bias", false)?;
+    each(config, |layer| layer.mlp.bias = bias);
+    Ok(())
+}
+
+/// Gives the blocks for which `is_sliding` says so a window.
+fn set_windows(config: &mut DecoderConfig, is_sliding: &[bool], window: Option<usize>) {
+    for (layer, _) in config.layers.iter_mut().zip(is_sliding).filter(|(_, is)| **is) {
+        layer.attention.heads.window = window;
+    }
+}
+
+/// The window of Qwen's blocks from `max_window_layers` on, or of those that `layer_types` names,
+/// if `use_sliding_window` turns it on.
+fn read_qwen_windows(raw: &RawConfig, config: &mut DecoderConfig) -> Result<(), ConfigError> {
+    let window = raw.optional_size("sliding_window")?.unwrap_or(4096);
+    let uses_window = raw.flag("use_sliding_window", false)?;
+    let first_windowed = match raw.get("max_window_layers") {
+        Some(count) if *count == 0 => 0,
+        _ => raw.optional_size("max_window_layers")?.unwrap_or(28),
+    };
+    let by_rule = |layer| uses_window && layer >= first_windowed;
+    let is_sliding = sliding_layers(raw, config.layers.len(), by_rule)?;
+    set_windows(config, &is_sliding, uses_window.then_some(window));
+    Ok(())
 }
 
 /// `head_dim`, which defaults to the width of the residual stream divided among the heads.
@@ -149,7 +308,7 @@ fn heads(raw: &RawConfig, head_dim: usize) -> Result<Heads, ConfigError> {
         return Err(raw.error("head_dim", problem));
     }
     let scale = (head_dim as f32).powf(-0.5);
-    Ok(Heads { num_heads, num_kv_heads, head_dim, scale, window: None })
+    Ok(Heads { num_heads, num_kv_heads, head_dim, scale, window: None, softcap: None })
 }
 
 fn num_layers(raw: &RawConfig) -> Result<usize, ConfigError> {
@@ -182,10 +341,6 @@ fn sliding_layers(
         );
         raw.error("layer_types", problem)
     })
-}
-
-fn norm_eps(raw: &RawConfig) -> Result<f32, ConfigError> {
-    Ok(raw.optional_number("rms_norm_eps")?.unwrap_or(1e-6) as f32)
 }
 
 /// Refuses activations other than the family's own.

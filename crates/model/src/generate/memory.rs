@@ -153,7 +153,7 @@ fn logits(pass: Pass<'_>, rows: &Rows, caches: &mut [KvPages]) -> Vec<f32> {
     let mut tape = pass.inference_tape();
     let hidden = decoder.hidden_paged(&mut tape, &rows.tokens, &angles, &rows.paged, caches);
     let last = ops::take_rows(&mut tape, hidden, &rows.answers);
-    let logits = ops::logits(&mut tape, last.value(), decoder.head());
+    let logits = decoder.logits_of(&mut tape, last.value());
     if pass.device.is_dry() {
         return Vec::new();
     }

@@ -50,16 +50,19 @@ struct Sequence {
     request: Request,
     /// Tokens that may be generated.
     limit: usize,
-    /// Tokens generated.
-    num_new: usize,
-    /// Tokens that are not in the KV cache yet: the prompt, later the last token generated.
-    pending: Vec<u32>,
-    /// Tokens that are in the KV cache.
+    /// The prompt, and what was generated.
+    tokens: Vec<u32>,
+    /// How many of them are in the KV cache.
     num_cached: usize,
     pages: Vec<u32>,
 }
 
 impl Sequence {
+    /// Tokens generated.
+    fn num_new(&self) -> usize {
+        self.tokens.len() - self.request.prompt.len()
+    }
+
     /// Pages for the longest allowed answer, whose last token never enters the cache.
     fn max_pages(&self) -> usize {
         (self.request.prompt.len() + self.limit.saturating_sub(1)).div_ceil(PAGE_ROWS)
@@ -102,9 +105,8 @@ impl<'a> Scheduler<'a> {
         let longest = self.pass.model.decoder.config.max_position_embeddings;
         assert!(!request.prompt.is_empty());
         let room = longest.checked_sub(request.prompt.len()).expect("a prompt that fits");
-        let (limit, pending) = (request.max_new_tokens.min(room), request.prompt.clone());
-        let sequence =
-            Sequence { request, limit, num_new: 0, pending, num_cached: 0, pages: Vec::new() };
+        let (limit, tokens) = (request.max_new_tokens.min(room), request.prompt.clone());
+        let sequence = Sequence { request, limit, tokens, num_cached: 0, pages: Vec::new() };
         let (needed, max_pages) = (sequence.max_pages(), self.limits.max_pages);
         if needed > max_pages {
             let (prompt_len, max_new_tokens) = (sequence.request.prompt.len(), limit);
@@ -144,7 +146,7 @@ impl<'a> Scheduler<'a> {
         let mut ended = Vec::new();
         for (sequence, logits) in self.running.iter_mut().zip(logits.chunks_exact(vocab_size)) {
             let id = sequence.request.id;
-            let draw = Draw { request: id, position: sequence.num_new as u64 };
+            let draw = Draw { request: id, position: sequence.num_new() as u64 };
             let compute = self.pass.compute.name();
             let token = sequence.request.sampling.choose(logits, draw);
             let token = token.map_err(|logit| GenerateError::NotFinite { draw, logit, compute })?;
@@ -153,8 +155,8 @@ impl<'a> Scheduler<'a> {
                 ended.push(id);
                 continue;
             }
-            sequence.num_cached += std::mem::replace(&mut sequence.pending, vec![token]).len();
-            sequence.num_new += 1;
+            sequence.num_cached = sequence.tokens.len();
+            sequence.tokens.push(token);
             progress.push(Progress::Token { id, token });
         }
         self.release(|sequence| ended.contains(&sequence.request.id));
@@ -182,7 +184,7 @@ impl<'a> Scheduler<'a> {
 
     /// Ends the sequences that have reached their limit.
     fn finish_full(&mut self) -> Vec<Progress> {
-        let is_full = |sequence: &Sequence| sequence.num_new == sequence.limit;
+        let is_full = |sequence: &Sequence| sequence.num_new() == sequence.limit;
         let full = self.running.iter().filter(|sequence| is_full(sequence));
         let finished = full.map(|sequence| Progress::Finished {
             id: sequence.request.id,
@@ -195,9 +197,13 @@ impl<'a> Scheduler<'a> {
 
     /// The tokens of the next pass; gives each sequence the pages it needs.
     fn rows(&mut self) -> Result<Rows, DeviceError> {
-        let mut rows = Rows::default();
+        let (mut rows, config) = (Rows::default(), &self.pass.model.decoder.config);
         for sequence in &mut self.running {
-            let len = sequence.num_cached + sequence.pending.len();
+            let len = sequence.tokens.len();
+            if config.changes_angles(sequence.num_cached, len) {
+                // Keys were rotated by the angles of shorter sequences.
+                sequence.num_cached = 0;
+            }
             while sequence.pages.len() < len.div_ceil(PAGE_ROWS) {
                 let page = self.free_pages.pop().unwrap_or_else(|| {
                     self.num_pages += 1;
@@ -205,7 +211,8 @@ impl<'a> Scheduler<'a> {
                 });
                 sequence.pages.push(page);
             }
-            rows.push(&sequence.pending, &sequence.pages, sequence.num_cached);
+            let (cached, pending) = (sequence.num_cached, &sequence.tokens[sequence.num_cached..]);
+            rows.push(pending, &sequence.pages, cached);
         }
         self.memory.reserve(self.num_pages, self.limits.max_pages)?;
         Ok(rows)

@@ -1,7 +1,7 @@
 //! Unusable model directories: the full text of each error message.
 
 use crate::fixture::{copy_of, rewrite, set_key};
-use hone_model::families::SUPPORTED;
+use hone_model::families::supported;
 use hone_model::{LoadOptions, load};
 use hone_tensor::Device;
 use safetensors::Dtype;
@@ -151,7 +151,7 @@ fn unusable_settings() {
         |dir| set_key(&dir.join("config.json"), "model_type", json!("mamba")),
         &format!(
             "DIR/config.json: model_type `mamba` is not supported yet; supported: {}",
-            SUPPORTED.join(", ")
+            supported().collect::<Vec<_>>().join(", ")
         ),
     );
 }
@@ -250,14 +250,14 @@ fn git_lfs_pointers() {
 
 #[test]
 fn unusable_rope() {
-    let kinds = "supported: default, linear, dynamic, llama3, yarn";
+    let kinds = "supported: default, linear, dynamic, llama3, yarn, longrope";
     let cases = [
         ("rope_theta", json!(1), "must be greater than 1 (often 10000), found 1"),
         ("rope_scaling", json!("linear"), "must be an object, found \"linear\""),
         (
             "rope_scaling.rope_type",
-            json!("longrope"),
-            &format!("is `longrope`, which is not supported; {kinds}"),
+            json!("proportional"),
+            &format!("is `proportional`, which is not supported; {kinds}"),
         ),
         ("rope_scaling.rope_type", json!(3), "must be a string, found 3"),
         ("rope_scaling.factor", json!(0.5), "must be at least 1, found 0.5"),

@@ -1,19 +1,13 @@
 //! Token embedding.
 
 use crate::{Cost, DType, Tape, Var, Weight};
-use hone_kernels::{bf16, f16};
 
-/// `scale`, rounded to the compute type, times rows of `table [v, h]`: `ids [t]` → `[t, h]` in f32,
-/// the start of the residual stream.
+/// `scale` times rows of `table [v, h]`: `ids [t]` → `[t, h]` in f32, the start of the residual
+/// stream.
 ///
 /// # Panics
 /// If an id is not below `v`; tokenizers are checked against the model when both are loaded.
 pub fn embedding<'a>(tape: &mut Tape<'a>, table: &'a Weight, ids: &'a [u32], scale: f32) -> Var {
-    let scale = match tape.dtype() {
-        DType::Bf16 => bf16::from_f32(scale).to_f32(),
-        DType::F16 => f16::from_f32(scale).to_f32(),
-        _ => scale,
-    };
     let h = table.shape()[1];
     let mut y = tape.activation(DType::F32, &[ids.len(), h]);
     if let Some(on) = tape.device().begin(Cost::memory_bound("embedding", 2 * y.num_bytes())) {

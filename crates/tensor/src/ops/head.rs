@@ -3,19 +3,21 @@
 use super::{quantised, rows_cols};
 use crate::{Category, Cost, DType, Device, Tape, Tensor, Var, Weight, Work};
 use hone_kernels::gemm::{Epilogue, Matrix, OutputRegion, Product, Term};
+use hone_kernels::head::Logits;
 use hone_kernels::{Processor, head as kernel};
 use std::collections::HashSet;
 use std::ops::Range;
 
 /// `x [t, h]`, `weight [v, h]` → log-probabilities `[t]` f32: entry `i` is
-/// `log softmax(x[rows[i]] Wᵀ)[targets[i]]` for `i < rows.len()`, and zero after that. Rows must be
-/// distinct, and sorted on the CPU.
+/// `log softmax(logits(x[rows[i]] Wᵀ))[targets[i]]` for `i < rows.len()`, and zero after that. Rows
+/// must be distinct, and sorted on the CPU.
 ///
 /// Memory is allocated for `t` rows however many have a target, so that one plan fits every batch.
 pub fn log_probs<'a>(
     tape: &mut Tape<'a>,
     x: Var,
     weight: &'a Weight,
+    logits: Logits,
     rows: &'a [u32],
     targets: &'a [u32],
 ) -> Var {
@@ -27,7 +29,7 @@ pub fn log_probs<'a>(
     let records = tape.is_recording() && requires_grad;
     let weight_value = tape.params().resolve(weight);
     let int8 = tape.compute().is_integer_for(tape.device(), weight_value, &[h]);
-    let head = Head { x: x.value(), weight: weight_value, rows, targets, int8 };
+    let head = Head { x: x.value(), weight: weight_value, rows, targets, int8, logits };
     let mut log_probs = tape.activation(DType::F32, &[t]);
     let mut lse = tape.activation(DType::F32, &[t]);
     // The input's gradient up to a factor per row: it costs one product in the forward pass, but
@@ -42,7 +44,8 @@ pub fn log_probs<'a>(
     let saved = weight.param().map(|_| (x.into_value(), log_probs.clone(), lse));
     tape.push(log_probs, requires_grad, move |sweep, d_log_probs| {
         if let (Some(param), Some((x, log_probs, lse))) = (weight.param(), &saved) {
-            let head = Head { x, weight: sweep.params.resolve(weight), rows, targets, int8 };
+            let weight = sweep.params.resolve(weight);
+            let head = Head { x, weight, rows, targets, int8, logits };
             let d_w = sweep.gradients.get_mut(param);
             head.weight_gradient(sweep.device, [log_probs, lse], &d_log_probs, d_w);
         }
@@ -65,7 +68,7 @@ pub fn log_probs<'a>(
 ///
 /// # Panics
 /// If the tape records.
-pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight) -> Tensor {
+pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight, logits: Logits) -> Tensor {
     assert!(!tape.is_recording(), "logits have no backward pass; see `log_probs`");
     let ((t, h), v) = (rows_cols(x.shape()), weight.shape()[0]);
     let weight = tape.params().resolve(weight);
@@ -86,6 +89,7 @@ pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight) -> Tensor {
         let product = Product { terms: &terms, epilogue: Epilogue::default(), output };
         on.gemm(tape.dtype(), &[product], y.view_mut());
     }
+    on.logits(logits, v, y.view_mut());
     y
 }
 
@@ -111,6 +115,8 @@ struct Head<'a> {
     targets: &'a [u32],
     /// Whether products are int8.
     int8: bool,
+    /// How products become logits.
+    logits: Logits,
 }
 
 impl Head<'_> {
@@ -192,7 +198,8 @@ impl Head<'_> {
         on.begin();
         on.gather_rows(self.x.view(), hidden_size, rows, x.view_mut());
         let (weight, targets) = (self.weight.view(), &self.targets[range]);
-        kernel::Inputs { x: x.view(), weight, targets, hidden_size, int8: self.int8 }
+        let Self { int8, logits, .. } = *self;
+        kernel::Inputs { x: x.view(), weight, targets, hidden_size, int8, logits }
     }
 
     /// Sizes of a chunk of rows.

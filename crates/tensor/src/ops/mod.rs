@@ -39,15 +39,17 @@ pub use hone_kernels::attention::PAGE_ROWS;
 pub use linear::linear;
 pub use offloaded::with_offloaded;
 pub use rms_norm::{HeadNorms, add_rms_norm, norm_heads, rms_norm};
-pub use rope::{Angles, rope};
+pub use rope::{Angles, Rotated, rope};
 pub use router::{RouterLoad, Routers, Routing, route};
 pub use short_conv::{ConvState, ShortConv, short_conv, short_conv_step};
 
 pub use hone_kernels::glu::Activation;
+pub use hone_kernels::head::Logits;
+pub use hone_kernels::math::Softcap;
 pub use hone_kernels::rms_norm::RmsNorm;
 pub use hone_kernels::router::{Groups, MAX_EXPERTS, MAX_TOP_K, Router, Scoring};
 
-use crate::{Category, Cost, DType, Device, Storage, Tensor, Var};
+use crate::{Category, Cost, DType, Device, Storage, Tape, Tensor, Var};
 use hone_kernels::gemm;
 use hone_kernels::vector::Columns;
 
@@ -102,6 +104,30 @@ impl Part {
     fn columns(&self) -> Columns<'_> {
         let (_, width) = rows_cols(self.of.value().shape());
         Columns { x: self.of.value().view(), width, col: self.first }
+    }
+}
+
+/// The residual stream `x [t, h]` f32 in the compute type, for a block that does not normalise its
+/// input.
+pub fn in_compute_type(tape: &mut Tape<'_>, x: &Var) -> Var {
+    let dtype = tape.dtype();
+    if x.value().dtype() == dtype {
+        return x.clone();
+    }
+    let mut y = tape.activation(dtype, x.value().shape());
+    convert(tape.device(), x.value(), &mut y);
+    let (id, requires_grad) = (x.id(), x.requires_grad());
+    tape.push(y, requires_grad, move |sweep, d_y| {
+        let mut d_x = sweep.activation(DType::F32, d_y.shape());
+        convert(sweep.device, &d_y, &mut d_x);
+        drop(d_y);
+        sweep.add(id, d_x);
+    })
+}
+
+fn convert(device: &Device, x: &Tensor, y: &mut Tensor) {
+    if let Some(on) = device.begin(Cost::memory_bound("convert", x.num_bytes() + y.num_bytes())) {
+        on.convert(x.view(), y.view_mut());
     }
 }
 

@@ -66,7 +66,8 @@ pub fn add_rms_norm<'a>(
     })
 }
 
-/// Weights of the norms of queries and keys, `[head_dim]` each.
+/// Weights of the norms of queries and keys: `[head_dim]`, to normalise each head by itself, or of
+/// all heads together.
 #[derive(Clone, Copy)]
 pub struct HeadNorms<'a> {
     /// Weight of the queries' norm.
@@ -75,7 +76,7 @@ pub struct HeadNorms<'a> {
     pub k: &'a Weight,
 }
 
-/// `qkv [t, qkv_width]` with each head of the queries and keys normalised separately.
+/// `qkv [t, qkv_width]` with queries and keys normalised, in rows as long as the weights.
 pub fn norm_heads<'a>(
     tape: &mut Tape<'a>,
     qkv: Var,
@@ -84,11 +85,12 @@ pub fn norm_heads<'a>(
     norm: RmsNorm,
 ) -> Var {
     let (t, width) = rows_cols(qkv.value().shape());
-    let rows = |first: usize, count| Rows { stride: width, offset: first * heads.head_dim, count };
-    let parts = [
-        (weights.q, rows(0, heads.num_heads)),
-        (weights.k, rows(heads.num_heads, heads.num_kv_heads)),
-    ];
+    let part = |weight: &'a Weight, first: usize, num_heads: usize| {
+        let (offset, len) = (first * heads.head_dim, num_heads * heads.head_dim);
+        (weight, Rows { stride: width, offset, count: len / weight.shape()[0] })
+    };
+    let parts =
+        [part(weights.q, 0, heads.num_heads), part(weights.k, heads.num_heads, heads.num_kv_heads)];
     let mut y = tape.activation(qkv.value().dtype(), &[t, width]);
     copy(tape.device(), qkv.value(), &mut y);
     let rstds = parts.map(|(weight, rows)| {

@@ -4,13 +4,16 @@ use super::{copy, rows_cols};
 use crate::{Category, Cost, DType, Device, Heads, Tape, Tensor, Var, View};
 use hone_kernels::lock;
 use hone_kernels::memory::bytes_of;
+pub use hone_kernels::rope::Rotated;
 use hone_kernels::rope::{Direction, Rotation, reads_host_angles};
 use std::sync::{Arc, Mutex};
 
-/// Angles of a batch: `cos` and `sin`, `[t, head_dim / 2]`, including any factor of the scaling
+/// Angles of a batch: `cos` and `sin`, `[t, rotated.dim / 2]`, including any factor of the scaling
 /// method.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Angles {
+    /// The dimensions of a head that they rotate.
+    pub rotated: Rotated,
     /// Cosines.
     pub cos: Vec<f32>,
     /// Sines.
@@ -23,9 +26,9 @@ pub struct Angles {
 
 impl Angles {
     /// Cosines and sines of the same angles.
-    pub fn new(cos: Vec<f32>, sin: Vec<f32>) -> Self {
+    pub fn new(rotated: Rotated, cos: Vec<f32>, sin: Vec<f32>) -> Self {
         assert_eq!(cos.len(), sin.len());
-        Self { cos, sin, on_gpu: Arc::default() }
+        Self { rotated, cos, sin, on_gpu: Arc::default() }
     }
 
     /// The copy on a GPU; `None` where kernels read host memory.
@@ -73,7 +76,8 @@ fn rotate(device: &Device, x: &mut Tensor, heads: &Heads, angles: &Angles, direc
             Some(both) => (both.view().part(0, len), both.view().part(len, len)),
         };
         let (num_heads, head_dim) = (heads.num_heads + heads.num_kv_heads, heads.head_dim);
-        let rotation = Rotation { num_heads, head_dim, cos, sin, direction };
+        let rotated = angles.rotated;
+        let rotation = Rotation { num_heads, head_dim, rotated, cos, sin, direction };
         on.rotate(x.view_mut(), width, rotation);
     }
 }

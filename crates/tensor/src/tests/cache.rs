@@ -66,8 +66,22 @@ fn pass(
 /// pages, nor on other sequences of the pass.
 #[test]
 fn pieces_in_pages_give_the_bits_of_the_whole() {
-    let grouped = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 10, scale: 0.3, window: None };
-    let single = Heads { num_heads: 1, num_kv_heads: 1, head_dim: 7, scale: 1.0, window: None };
+    let grouped = Heads {
+        num_heads: 4,
+        num_kv_heads: 2,
+        head_dim: 10,
+        scale: 0.3,
+        window: None,
+        softcap: None,
+    };
+    let single = Heads {
+        num_heads: 1,
+        num_kv_heads: 1,
+        head_dim: 7,
+        scale: 1.0,
+        window: None,
+        softcap: None,
+    };
     let windowed = Heads { window: Some(37), ..grouped };
     let cases = [
         (grouped, DType::F32),
@@ -105,7 +119,14 @@ fn pieces_in_pages_give_the_bits_of_the_whole() {
 
 #[test]
 fn rows_without_a_page_are_refused() {
-    let heads = Heads { num_heads: 1, num_kv_heads: 1, head_dim: 4, scale: 1.0, window: None };
+    let heads = Heads {
+        num_heads: 1,
+        num_kv_heads: 1,
+        head_dim: 4,
+        scale: 1.0,
+        window: None,
+        softcap: None,
+    };
     let attempt = |table: Vec<u32>, rows: usize| {
         let device = Device::dry();
         let mut cache = KvPages::new(&device, DType::F32, &heads, 1).unwrap();

@@ -146,7 +146,14 @@ fn norm_heads_passes() {
         [(1, 1, 1, 64), (5, 4, 2, 18), (40, 3, 1, 16), (2, 2, 1, 256)]
     {
         for (kind, plus_one) in [(Kind::Frozen(DType::F32.into()), false), (Kind::Trained, true)] {
-            let heads = Heads { num_heads, num_kv_heads, head_dim, scale: 1.0, window: None };
+            let heads = Heads {
+                num_heads,
+                num_kv_heads,
+                head_dim,
+                scale: 1.0,
+                window: None,
+                softcap: None,
+            };
             let mut given = Operands::default();
             given.add(Kind::Activation, &[t, heads.qkv_width()]);
             let (q, k) = (given.add(kind, &[head_dim]), given.add(kind, &[head_dim]));

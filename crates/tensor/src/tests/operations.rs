@@ -5,7 +5,7 @@ use super::check_op::{
     normals, tensor_of,
 };
 use super::linear::{Linear, Options};
-use crate::ops::{self, Activation, Angles, RmsNorm};
+use crate::ops::{self, Activation, Angles, Logits, RmsNorm, Rotated, Softcap};
 use crate::{
     Category, Compute, DType, Device, Gradients, Heads, Params, Sequence, Storage, Tape, Target,
     Tensor, Var, Weight,
@@ -151,14 +151,14 @@ struct Rope {
 }
 
 impl Rope {
-    fn new(tokens: usize, heads: Heads, shared: bool) -> Self {
+    fn new(tokens: usize, heads: Heads, rotated: Rotated, shared: bool) -> Self {
         let mut given = Operands::default();
         given.add(Kind::Activation, &[tokens, heads.qkv_width()]);
-        let angles = normals(9, tokens * heads.head_dim / 2);
+        let angles = normals(9, tokens * rotated.dim / 2);
         // Scaled, as yarn scales them.
         let cos = angles.iter().map(|a| 1.2 * a.cos()).collect();
         let sin = angles.iter().map(|a| 1.2 * a.sin()).collect();
-        Self { given, heads, angles: Angles::new(cos, sin), shared }
+        Self { given, heads, angles: Angles::new(rotated, cos, sin), shared }
     }
 
     fn rotate(&self, x: &[f64], direction: Direction) -> Vec<f64> {
@@ -166,7 +166,7 @@ impl Rope {
         let (cos, sin) = (f64s(&self.angles.cos), f64s(&self.angles.sin));
         let turning = (num_heads + num_kv_heads, head_dim);
         let width = self.heads.qkv_width();
-        rope::reference::rotate(x, width, turning, (&cos, &sin), direction)
+        rope::reference::rotate(x, width, turning, self.angles.rotated, (&cos, &sin), direction)
     }
 }
 
@@ -190,16 +190,30 @@ impl Operation for Rope {
 }
 
 fn heads(num_heads: usize, num_kv_heads: usize, head_dim: usize) -> Heads {
-    Heads { num_heads, num_kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window: None }
+    Heads {
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        scale: 1.0 / (head_dim as f32).sqrt(),
+        window: None,
+        softcap: None,
+    }
 }
 
 #[test]
 fn rope_passes() {
-    for (tokens, heads) in
-        [(1, heads(1, 1, 2)), (5, heads(3, 1, 6)), (150, heads(4, 2, 18)), (2, heads(2, 2, 64))]
-    {
-        for shared in [false, true] {
-            check_op(&format!("rope {heads:?}"), &mut Rope::new(tokens, heads, shared));
+    for (tokens, heads, dim) in [
+        (1, heads(1, 1, 2), 2),
+        (5, heads(3, 1, 6), 6),
+        (150, heads(4, 2, 18), 18),
+        (2, heads(2, 2, 64), 64),
+        (7, heads(2, 1, 32), 16),
+        (3, heads(2, 1, 10), 6),
+    ] {
+        for (shared, interleaved) in [(false, false), (true, false), (false, true)] {
+            let rotated = Rotated { dim, interleaved };
+            let case = format!("rope {heads:?}, {rotated:?}");
+            check_op(&case, &mut Rope::new(tokens, heads, rotated, shared));
         }
     }
 }
@@ -209,7 +223,8 @@ fn rope_passes() {
 fn angles_of_a_pass_that_panics_are_uploaded_again() {
     let Some(gpu) = Gpu::for_tests() else { return };
     let (device, params) = (Device::cuda(gpu.clone()), Params::default());
-    let rope = Rope::new(5, heads(3, 1, 6), false);
+    let rotated = Rotated { dim: 6, interleaved: false };
+    let rope = Rope::new(5, heads(3, 1, 6), rotated, false);
     let values = normals(1, 5 * rope.heads.qkv_width());
     let qkv = Tensor::from_f32(&values, &[5, rope.heads.qkv_width()]);
     let qkv = device.upload(Category::Activations, &qkv).unwrap();
@@ -272,6 +287,8 @@ fn attention_passes() {
         (Heads { window: Some(20), ..heads(2, 2, 8) }, vec![0, 15, 560], 2),
         (Heads { window: Some(150), ..heads(4, 2, 6) }, vec![0, 300, 310], 0),
         (Heads { window: Some(257), ..heads(1, 1, 4) }, vec![0, 580], 0),
+        (Heads { softcap: Some(Softcap(0.7)), ..heads(4, 2, 6) }, vec![0, 5, 300], 1),
+        (Heads { softcap: Some(Softcap(2.0)), ..heads(1, 1, 128) }, vec![0, 70], 0),
     ] {
         let sequences = Sequence::packed(&cu_seqlens);
         let tokens = *cu_seqlens.last().expect("bounds") as usize + padding;
@@ -321,6 +338,7 @@ struct LogProbs {
     tokens: usize,
     rows: Vec<u32>,
     targets: Vec<u32>,
+    logits: Logits,
 }
 
 impl LogProbs {
@@ -338,15 +356,15 @@ impl LogProbs {
         let edges = [0, v - 1, v / 2, v.saturating_sub(6)];
         let target = |t: &u32| (edges[*t as usize % 4] + *t as usize / 4) % v;
         let targets = rows.iter().map(|t| target(t) as u32).collect();
-        Self { given, weight, tokens, rows, targets }
+        Self { given, weight, tokens, rows, targets, logits: Logits::PLAIN }
     }
 
     /// Rows with a target and all their logits.
     fn logits(&self, x: &[Vec<f64>]) -> (Vec<f64>, Vec<f64>) {
         let (v, h) = (self.weight.shape()[0], self.weight.shape()[1]);
         let rows = embedding::reference::forward(&x[0], h, &self.rows, 1.0);
-        let logits = gemm(self.rows.len(), v, h, &rows, &transpose(v, h, &x[1]));
-        (rows, logits)
+        let products = gemm(self.rows.len(), v, h, &rows, &transpose(v, h, &x[1]));
+        (rows, head::reference::logits(self.logits, &products))
     }
 }
 
@@ -362,7 +380,8 @@ impl Operation for LogProbs {
         compute == Compute::Int8 && target == Target::Cpu && is_multiple
     }
     fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
-        ops::log_probs(tape, leaves.remove(0), &self.weight, &self.rows, &self.targets)
+        let x = leaves.remove(0);
+        ops::log_probs(tape, x, &self.weight, self.logits, &self.rows, &self.targets)
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
         let (_, logits) = self.logits(x);
@@ -373,7 +392,8 @@ impl Operation for LogProbs {
     fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
         let (v, h, n) = (self.weight.shape()[0], self.weight.shape()[1], self.rows.len());
         let (rows, logits) = self.logits(x);
-        let d_logits = head::reference::d_logits(&logits, v, &self.targets, &d_y[..n]);
+        let mut d_logits = head::reference::d_logits(&logits, v, &self.targets, &d_y[..n]);
+        head::reference::d_products(self.logits, &logits, &mut d_logits);
         let d_rows = gemm(n, h, v, &d_logits, &x[1]);
         let mut d_x = vec![0.0; x[0].len()];
         for (d_row, &row) in d_rows.chunks(h).zip(&self.rows) {
@@ -396,6 +416,11 @@ fn log_probs_passes() {
         let mut no_targets = LogProbs::new(kind, (4, 3, 5), 1, true);
         assert!(no_targets.rows.is_empty());
         check_op("log_probs of nothing", &mut no_targets);
+    }
+    for (scale, softcap) in [(0.5, None), (1.0, Some(Softcap(2.0))), (3.0, Some(Softcap(5.0)))] {
+        let mut bounded = LogProbs::new(Kind::Trained, (9, 6, 389), 3, true);
+        bounded.logits = Logits { scale, softcap };
+        check_op(&format!("log_probs, {:?}", bounded.logits), &mut bounded);
     }
     check_op("log_probs, weight only", &mut LogProbs::new(Kind::Trained, (9, 5, 13), 3, false));
 }
@@ -436,7 +461,7 @@ fn what_nearly_certain_targets_lack_is_exact() {
             let targets = [target as u32];
             let mut tape = Tape::training(device, &params, Compute::F32, None);
             let x = tape.leaf(hold(&[1.0, 0.0], &[1, 2]), true);
-            let y = ops::log_probs(&mut tape, x.clone(), &weight, &[0], &targets);
+            let y = ops::log_probs(&mut tape, x.clone(), &weight, Logits::PLAIN, &[0], &targets);
             let log_prob = y.value().to_vec_f32()[0];
             let leaves = tape.backward(y, hold(&[1.0], &[1]), &mut gradients);
             let d_x = leaves.get(&x).expect("x requires a gradient").to_vec_f32();
@@ -463,7 +488,7 @@ fn logits_are_the_same_on_a_gpu() {
             let mut tape = Tape::inference(device, &params, Compute::F32);
             let held = |x: &Tensor| device.upload(Category::Activations, x).unwrap();
             let (x, weight) = (held(&Tensor::from_f32(&x, &[t, h])), held(&weight));
-            ops::logits(&mut tape, &x, &Weight::Frozen(weight)).to_vec_f32()
+            ops::logits(&mut tape, &x, &Weight::Frozen(weight), Logits::PLAIN).to_vec_f32()
         };
         let (found, expected) = (on(&gpu), on(&Device::cpu(2)));
         for (found, expected) in found.iter().zip(&expected) {
@@ -505,5 +530,6 @@ fn recomputation_passes() {
     check_op("recomputed linear", &mut Recomputed(Linear::new(&options)));
     let constant = Linear::new(&Options { input_grad: false, ..options });
     check_op("recomputed linear over a constant", &mut Recomputed(constant));
-    check_op("recomputed rope", &mut Recomputed(Rope::new(5, heads(2, 1, 6), false)));
+    let rotated = Rotated { dim: 6, interleaved: false };
+    check_op("recomputed rope", &mut Recomputed(Rope::new(5, heads(2, 1, 6), rotated, false)));
 }

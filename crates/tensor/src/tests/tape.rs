@@ -1,7 +1,7 @@
 //! The tape over whole blocks: sums of gradients, recomputation, and what is not recorded.
 
 use super::check_op::{Found, Kind, Operands, STEP, devices, normals};
-use crate::ops::{self, Activation, Angles, RmsNorm};
+use crate::ops::{self, Activation, Angles, RmsNorm, Rotated};
 use crate::{
     AdapterId, Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Lora,
     ParamId, Params, Projection, Sequence, StepKey, Tape, Tensor, Var, Weight,
@@ -12,7 +12,8 @@ use std::sync::Arc;
 const NORM: RmsNorm = RmsNorm { eps: 1e-5, plus_one: false };
 const HIDDEN: usize = 24;
 const TOKENS: usize = 20;
-const HEADS: Heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6, scale: 0.4, window: None };
+const HEADS: Heads =
+    Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6, scale: 0.4, window: None, softcap: None };
 
 /// A decoder block over frozen weights, with adapters on some projections.
 struct Block {
@@ -38,6 +39,7 @@ impl Block {
             gate_up: [40, 40].map(|n| frozen.projection(n, HIDDEN)).into(),
             down: vec![frozen.projection(HIDDEN, 40)],
             angles: Angles::new(
+                Rotated { dim: HEADS.head_dim, interleaved: false },
                 angles.iter().map(|a| a.cos()).collect(),
                 angles.iter().map(|a| a.sin()).collect(),
             ),

@@ -31,7 +31,14 @@ pub(super) struct Sizes {
 /// For a CPU.
 const SMALL: Sizes = Sizes {
     product: [1024, 576, 960],
-    heads: Heads { num_heads: 8, num_kv_heads: 4, head_dim: 64, scale: 0.125, window: None },
+    heads: Heads {
+        num_heads: 8,
+        num_kv_heads: 4,
+        head_dim: 64,
+        scale: 0.125,
+        window: None,
+        softcap: None,
+    },
     sequence: 256,
     activation: [1024, 1024],
     memory: 16 << 20,
@@ -40,7 +47,14 @@ const SMALL: Sizes = Sizes {
 /// For a GPU.
 pub(super) const LARGE: Sizes = Sizes {
     product: [4096, 4096, 8192],
-    heads: Heads { num_heads: 32, num_kv_heads: 8, head_dim: 128, scale: 0.09, window: None },
+    heads: Heads {
+        num_heads: 32,
+        num_kv_heads: 8,
+        head_dim: 128,
+        scale: 0.09,
+        window: None,
+        softcap: None,
+    },
     sequence: 2048,
     activation: [4096, 14_336],
     memory: 128 << 20,
@@ -408,7 +422,14 @@ mod tests {
 
     const TINY: Sizes = Sizes {
         product: [32, 16, 32],
-        heads: Heads { num_heads: 2, num_kv_heads: 1, head_dim: 16, scale: 0.25, window: None },
+        heads: Heads {
+            num_heads: 2,
+            num_kv_heads: 1,
+            head_dim: 16,
+            scale: 0.25,
+            window: None,
+            softcap: None,
+        },
         sequence: 16,
         activation: [8, 16],
         memory: 1 << 12,

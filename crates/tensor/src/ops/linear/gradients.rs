@@ -3,7 +3,7 @@
 use super::low_rank::{self, Adapter};
 use super::{Adapted, Context, Input};
 use crate::ops::quantisation::{Direction, GpuQuantisation, quantised_gradients};
-use crate::ops::{converted_bytes, rows_cols};
+use crate::ops::{convert, converted_bytes, rows_cols};
 use crate::tape::Sweep;
 use crate::{AdapterRows, Cost, DType, Projection, Tensor, View, Weight, Work};
 use hone_kernels::gemm::{self, Epilogue, Matrix, OutputRegion, Product, Term, WeightGradient};
@@ -55,10 +55,7 @@ fn in_compute_type(sweep: &Sweep<'_, '_>, d_y: &Tensor) -> Option<Tensor> {
         return None;
     }
     let mut rounded = sweep.workspace(sweep.dtype(), d_y.shape());
-    let cost = Cost::memory_bound("convert", d_y.num_bytes() + rounded.num_bytes());
-    if let Some(on) = sweep.device.begin(cost) {
-        on.convert(d_y.view(), rounded.view_mut());
-    }
+    convert(sweep.device, d_y, &mut rounded);
     Some(rounded)
 }
 

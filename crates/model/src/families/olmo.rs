@@ -1,0 +1,65 @@
+//! OLMo 2 and 3: `Olmo2ForCausalLM` and `Olmo3ForCausalLM` of transformers. Attention and MLP read
+//! the residual stream as it is, and what they add is normalised; so are queries and keys, all
+//! heads at once. OLMo 3 has windows in three of four blocks.
+
+use super::{Defaults, blocks, each, read_attention_bias, set_windows, sliding_layers};
+use crate::config::{DecoderConfig, NormNames, QkNorm};
+use crate::raw_config::{ConfigError, RawConfig};
+use crate::rope::{RopeConfig, RopeKeys, RopeScaling};
+
+const NORMS: NormNames = NormNames {
+    attention_input: None,
+    attention_output: Some("post_attention_layernorm"),
+    mlp_input: None,
+    mlp_output: Some("post_feedforward_layernorm"),
+};
+
+const DEFAULTS: Defaults = Defaults { norm_eps: 1e-5, eos_token_ids: &[50_279], ..Defaults::LLAMA };
+
+/// Index of the rotary embedding of blocks with a window in [`DecoderConfig::ropes`] of OLMo 3.
+const SLIDING: usize = 1;
+
+pub(super) fn olmo2(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
+    read(raw, &DEFAULTS)
+}
+
+pub(super) fn olmo3(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
+    let mut config = read(raw, &Defaults { ropes, ..DEFAULTS })?;
+    let window = raw.optional_size("sliding_window")?.unwrap_or(4096);
+    let by_rule = |layer: usize| !(layer + 1).is_multiple_of(4);
+    let is_sliding = sliding_layers(raw, config.layers.len(), by_rule)?;
+    set_windows(&mut config, &is_sliding, Some(window));
+    for (layer, _) in config.layers.iter_mut().zip(is_sliding).filter(|(_, is)| *is) {
+        layer.attention.rope = Some(SLIDING);
+    }
+    Ok(config)
+}
+
+fn read(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigError> {
+    let mut config = blocks(raw, defaults)?;
+    read_attention_bias(raw, &mut config)?;
+    each(&mut config, |layer| {
+        layer.norms = NORMS;
+        layer.attention.qk_norm = QkNorm::Rows;
+    });
+    Ok(config)
+}
+
+/// That of full attention, and that of windows, which is never scaled.
+fn ropes(raw: &RawConfig, head_dim: usize, max: usize) -> Result<Vec<RopeConfig>, ConfigError> {
+    let by_kind = raw.object("rope_parameters")?.filter(|all| all.has("full_attention"));
+    let Some(by_kind) = by_kind else {
+        let keys = RopeKeys { default_theta: 500_000.0, ..RopeKeys::of(raw)? };
+        let full = RopeConfig::from_keys(&keys, head_dim, max)?;
+        let sliding = RopeConfig { scaling: RopeScaling::Default, ..full.clone() };
+        return Ok(vec![full, sliding]);
+    };
+    let rope = |kind| {
+        let parameters = by_kind.object(kind)?;
+        let keys = RopeKeys { default_theta: 500_000.0, parameters, ..RopeKeys::of(raw)? };
+        RopeConfig::from_keys(&keys, head_dim, max)
+    };
+    let ropes = vec![rope("full_attention")?, rope("sliding_attention")?];
+    by_kind.refuse_unread(&[])?;
+    Ok(ropes)
+}

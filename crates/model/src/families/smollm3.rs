@@ -1,0 +1,48 @@
+//! SmolLM3: `SmolLM3ForCausalLM` of transformers. Llama without positions in every fourth block.
+
+use super::{Defaults, blocks, read_attention_bias, read_mlp_bias, set_windows, sliding_layers};
+use crate::config::DecoderConfig;
+use crate::raw_config::{ConfigError, RawConfig};
+use crate::rope::{RopeConfig, RopeKeys};
+use serde_json::Value;
+
+pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
+    let defaults = Defaults {
+        max_position_embeddings: 32_768,
+        tie_word_embeddings: true,
+        eos_token_ids: &[128_001],
+        ropes: |raw, head_dim, max| {
+            let keys = RopeKeys { default_theta: 2_000_000.0, ..RopeKeys::of(raw)? };
+            Ok(vec![RopeConfig::from_keys(&keys, head_dim, max)?])
+        },
+        ..Defaults::LLAMA
+    };
+    let mut config = blocks(raw, &defaults)?;
+    read_attention_bias(raw, &mut config)?;
+    read_mlp_bias(raw, &mut config)?;
+    let embeds_positions = embeds_positions(raw, config.layers.len())?;
+    let (window, uses) =
+        (raw.optional_size("sliding_window")?, raw.flag("use_sliding_window", false)?);
+    let by_rule = |layer: usize| uses && !embeds_positions[layer];
+    let is_sliding = sliding_layers(raw, config.layers.len(), by_rule)?;
+    set_windows(&mut config, &is_sliding, window.filter(|_| uses));
+    for (layer, embeds) in config.layers.iter_mut().zip(embeds_positions) {
+        layer.attention.rope = embeds.then_some(0);
+    }
+    Ok(config)
+}
+
+/// `no_rope_layers`, in which 0 stands for a block without positions, or every so many.
+fn embeds_positions(raw: &RawConfig, num_layers: usize) -> Result<Vec<bool>, ConfigError> {
+    const KEY: &str = "no_rope_layers";
+    let interval = raw.optional_size("no_rope_layer_interval")?.unwrap_or(4);
+    let Some(given) = raw.get(KEY) else {
+        return Ok((1..=num_layers).map(|layer| !layer.is_multiple_of(interval)).collect());
+    };
+    let flag = |x: &Value| x.as_u64().filter(|x| *x <= 1).map(|x| x == 1);
+    let flags: Option<Vec<bool>> =
+        given.as_array().and_then(|flags| flags.iter().map(flag).collect());
+    flags.filter(|flags| flags.len() == num_layers).ok_or_else(|| {
+        raw.error(KEY, format!("must be a list of {num_layers}, each 1, or 0 for no positions"))
+    })
+}
