@@ -96,14 +96,7 @@ impl Setup {
         if let Some(lora) = &lora {
             lora.target_modules.resolve(&file.decoder)?;
         }
-        if run.train.router_aux_loss_coef > 0.0 && !mixture::has_experts(&config) {
-            return Err(TrainError::Usage(
-                Code::RunFileInvalidValue,
-                "train.router_aux_loss_coef evens out the load of experts, and this model has \
-                 none: remove it"
-                    .to_owned(),
-            ));
-        }
+        refuse_balance_of_nothing(&run, &config)?;
         let given_max_seq_len = run.data.max_seq_len;
         let max_seq_len = max_seq_len(&mut run, &config, note)?;
         let unit_tokens = max_seq_len * rows_per_unit(&run);
@@ -413,6 +406,16 @@ fn max_seq_len(
         ));
     }
     Ok(max_seq_len)
+}
+
+/// Refuses the auxiliary loss of a model that has no routers.
+fn refuse_balance_of_nothing(run: &RunFile, config: &DecoderConfig) -> Result<(), TrainError> {
+    if run.train.router_aux_loss_coef == 0.0 || mixture::has_experts(config) {
+        return Ok(());
+    }
+    let problem = "train.router_aux_loss_coef evens out the load of experts, and this model has \
+                   none: remove it";
+    Err(TrainError::Usage(Code::RunFileInvalidValue, problem.to_owned()))
 }
 
 /// Longest rows that a unit must hold together.

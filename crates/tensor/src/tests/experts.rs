@@ -92,11 +92,8 @@ fn route_passes() {
 #[test]
 fn loads_are_balanced_by_the_rows_that_are_no_padding() {
     let (tokens, num_rows) = (41, 33);
-    for router in routers() {
+    for router in routers().into_iter().filter(|router| router.num_experts > 1) {
         let n = router.num_experts;
-        if n == 1 {
-            continue;
-        }
         let logits = normals(4, tokens * n);
         let exact = f64s(&logits);
         let (chosen, _) = router::reference::forward(&router, &exact, None);
