@@ -10,6 +10,9 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     for key in ["resid_pdrop", "embd_pdrop"] {
         raw.expect_neutral(key, 0.0)?;
     }
+    for key in ["full_attn_mod", "interpolate_factor"] {
+        raw.expect_neutral(key, 1.0)?;
+    }
     let defaults = Defaults {
         max_position_embeddings: 4096,
         norm_eps: 1e-5,

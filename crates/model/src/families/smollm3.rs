@@ -20,6 +20,8 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     let mut config = blocks(raw, &defaults)?;
     read_attention_bias(raw, &mut config)?;
     read_mlp_bias(raw, &mut config)?;
+    // Of Qwen's files; transformers does not read it here.
+    raw.get("max_window_layers");
     let embeds_positions = embeds_positions(raw, config.layers.len())?;
     let (window, uses) =
         (raw.optional_size("sliding_window")?, raw.flag("use_sliding_window", false)?);

@@ -12,6 +12,7 @@ mod int8;
 mod loading;
 mod packing;
 mod peft;
+mod published;
 mod random_weights;
 mod rope;
 mod router_loss;
