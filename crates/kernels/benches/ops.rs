@@ -5,12 +5,15 @@
 //! Arguments: names of operations; without any, all are run.
 
 use hone_kernels::attention::{self, Heads, Inputs, Sequence};
+use hone_kernels::element::Floats;
+use hone_kernels::format::{FORMATS, Packed};
 use hone_kernels::gemm::{
     self, Epilogue, Matrix, OutputRegion, Product, Term, WeightGradient, gemm,
 };
 use hone_kernels::rope::Direction;
 use hone_kernels::{
-    Cpu, DType, Target, View, ViewMut, adamw, bf16, ceiling, glu, head, rms_norm, rope, vector,
+    Cpu, DType, Target, View, ViewMut, adamw, bf16, ceiling, glu, head, memory, rms_norm, rope,
+    vector,
 };
 use std::time::{Duration, Instant};
 
@@ -41,6 +44,7 @@ fn main() {
             bench.products(dtype);
             bench.weight_gradient(dtype);
         }
+        bench.formats();
         bench.attention();
         bench.head();
         bench.rows();
@@ -144,6 +148,49 @@ impl Bench<'_> {
             let work = Work::Flops(dtype, (2 * m * n * k) as f64);
             let name = format!("{name}, {}: {m} × {n} × {k}", dtype.name());
             self.time(&name, work, || gemm(&self.cpu, dtype, &[product], out.view_mut()));
+        }
+    }
+
+    /// Products with weights in each format, in turn with those in bf16: a projection of a model
+    /// with 1.1 billion parameters.
+    fn formats(&self) {
+        let (t, n, k) = (2048, 2048, 5632);
+        let x = numbers(t * n.max(k), DType::Bf16);
+        let (weight, mut out) = (numbers(n * k, DType::Bf16), numbers(t * k, DType::Bf16));
+        for format in FORMATS.into_iter().filter(|format| self.wants(format.name)) {
+            let len = (format.num_bytes)([n, k]);
+            let mut words = vec![0f32; len.div_ceil(4)];
+            let bytes = &mut memory::bytes_of_mut(&mut words)[..len];
+            match format.pack {
+                Some(pack) => pack(&self.cpu, Floats::Bf16(weight.bf16()), k, bytes),
+                // Below the bytes of numbers that are not finite.
+                None => bytes.iter_mut().enumerate().for_each(|(i, x)| *x = (i * 37 % 101) as u8),
+            }
+            let packed = View::Packed(Packed::new(bytes, format, (n * k, k)).expect("whole"));
+            for (name, lie) in [("x Wᵀ", Lie::Forward), ("dy W", Lie::Input)] {
+                let mut run = |weight| {
+                    let b = Matrix::rows(weight, k);
+                    let (b, [n, k]) = match lie {
+                        Lie::Forward => (b.transposed(), [n, k]),
+                        _ => (b, [k, n]),
+                    };
+                    let a = Matrix::rows(x.view(), k);
+                    let (terms, output) = ([Term::new(a, b, k)], OutputRegion::whole(t, n));
+                    let product = Product { terms: &terms, epilogue: Epilogue::default(), output };
+                    let start = Instant::now();
+                    gemm(&self.cpu, DType::Bf16, &[product], out.view_mut());
+                    start.elapsed().as_secs_f64()
+                };
+                let mut best = [f64::INFINITY; 2];
+                for _ in 0..3 {
+                    for (best, view) in best.iter_mut().zip([weight.view(), packed]) {
+                        *best = best.min(run(view));
+                    }
+                }
+                let ([bf16, own], name, threads) =
+                    (best, format!("{}, {name}", format.name), self.threads);
+                println!("| {name} | {threads} | {:.3} | {:.2} of bf16 | |", own * 1e3, bf16 / own);
+            }
         }
     }
 
@@ -330,6 +377,13 @@ fn numbers(len: usize, dtype: DType) -> Numbers {
 }
 
 impl Numbers {
+    fn bf16(&self) -> &[bf16] {
+        match self {
+            Numbers::F32(_) => panic!("bf16 was asked for"),
+            Numbers::Bf16(x) => x,
+        }
+    }
+
     fn view(&self) -> View<'_> {
         match self {
             Numbers::F32(x) => View::F32(x),

@@ -26,8 +26,8 @@ const MAX_PANELS: usize = 4;
 const LINE_BYTES: usize = 4096;
 /// Maximum steps of an int8 term that are summed in integers: a line without its header.
 const INT8_STEPS: usize = LINE_BYTES - 64;
-/// Rows of a block if there are several passes.
-const PASS_ROWS: usize = 256;
+/// Rows of a block if there are several passes, which pack their panels once for so many.
+const PASS_ROWS: usize = 1024;
 /// Rows of the left operand packed at a time if they cannot be read in place.
 const PACKED_ROWS: usize = 64;
 /// Minimum rows of a task, to amortise packing its panels.
