@@ -115,7 +115,7 @@ pub enum EventFormat {
 /// A model and how to load it.
 #[derive(Args)]
 pub struct ModelArgs {
-    /// A directory in Hugging Face layout, or a hub name (org/name[@revision])
+    /// A directory in Hugging Face layout, a GGUF file, or a hub name (org/name[@revision])
     #[arg(value_name = "MODEL")]
     pub model: String,
     /// A PEFT adapter to apply

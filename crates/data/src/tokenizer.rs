@@ -1,20 +1,18 @@
 //! A model directory's tokenizer: text to ids with byte offsets, ids to text, special tokens, and
 //! the chat template that comes with it. Training of tokenizers is left out.
 
+mod files;
+
 use crate::chat::{ChatTemplate, TemplateTokens};
 use crate::error::DataError;
-use crate::reader::lfs_pointer;
+use files::Files;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tokenizers::PostProcessorWrapper;
-
-/// Largest `tokenizer.json` accepted; the largest known one has 35 MB.
-const MAX_TOKENIZER_BYTES: u64 = 512 << 20;
-/// Largest side file (configurations, template) accepted.
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// Tokens with where they come from in the text.
 #[derive(Debug, Clone, Default)]
@@ -53,8 +51,8 @@ impl Encoded {
 
 /// A tokenizer in Hugging Face layout.
 pub struct Tokenizer {
-    /// Where it was read from.
-    dir: PathBuf,
+    /// What it was read from.
+    file: PathBuf,
     inner: tokenizers::Tokenizer,
     vocab_size: usize,
     bos_token_id: Option<u32>,
@@ -68,35 +66,48 @@ impl Tokenizer {
     /// `special_tokens_map.json`, `generation_config.json`, `config.json` and
     /// `chat_template.jinja` from `dir`.
     pub fn from_dir(dir: &Path) -> Result<Self, DataError> {
-        let (mut inner, num_ids) = read_tokenizer(&dir.join("tokenizer.json"))?;
-        prepare(&mut inner, dir)?;
-        let config = read_object(&dir.join("tokenizer_config.json"))?;
-        let generation = read_object(&dir.join("generation_config.json"))?;
-        let model = read_object(&dir.join("config.json"))?;
-        let named = named_tokens(&read_object(&dir.join("special_tokens_map.json"))?, &config);
-        add_as_configured(&mut inner, dir, &config, &named)?;
-        let id_of = |name: &str| special_id(&inner, dir, name, &named, &[&generation, &model]);
+        Self::read(Files::of_dir(dir))
+    }
+
+    /// The same from texts that stand for these files, by their names: what another kind of file,
+    /// `path`, says of its tokenizer. Errors name that file.
+    pub fn from_texts(
+        path: &Path,
+        texts: &BTreeMap<&'static str, String>,
+    ) -> Result<Self, DataError> {
+        Self::read(Files::of_texts(path, texts))
+    }
+
+    fn read(files: Files<'_>) -> Result<Self, DataError> {
+        let (mut inner, num_ids) = read_tokenizer(files)?;
+        prepare(&mut inner, files)?;
+        let config = files.object("tokenizer_config.json")?;
+        let generation = files.object("generation_config.json")?;
+        let model = files.object("config.json")?;
+        let named = named_tokens(&files.object("special_tokens_map.json")?, &config);
+        add_as_configured(&mut inner, files, &config, &named)?;
+        let id_of = |name: &str| special_id(&inner, files, name, &named, &[&generation, &model]);
         let (bos_token_id, eos_token_id) = (id_of("bos_token")?, id_of("eos_token")?);
         let mut stop_token_ids = ids_of(generation.get("eos_token_id"));
         stop_token_ids.extend(eos_token_id);
         stop_token_ids.sort_unstable();
         stop_token_ids.dedup();
-        let chat_template = match template_sources(dir, &config)? {
+        let chat_template = match template_sources(files, &config)? {
             Some((default, tool_use)) => {
                 // A token that also begins texts ends no turn.
                 let stop = stop_token_ids.iter().filter(|id| Some(**id) != bos_token_id);
                 let stop = stop.filter_map(|id| inner.id_to_token(*id)).collect();
                 let tokens = TemplateTokens { special: named, added: added_tokens(&inner), stop };
                 let template = ChatTemplate::new(&default, tool_use.as_deref(), tokens);
-                Some(template.map_err(|what| template_error(dir, &what))?)
+                Some(template.map_err(|what| template_error(files, &what))?)
             }
             None => None,
         };
         let added = inner.get_added_tokens_decoder().into_keys().max();
         let vocab_size = num_ids.max(added.map_or(0, |id| id as usize + 1));
-        let dir = dir.to_owned();
+        let file = files.tokenizer();
         Ok(Self {
-            dir,
+            file,
             inner,
             vocab_size,
             bos_token_id,
@@ -109,7 +120,7 @@ impl Tokenizer {
     /// Token ids of `text`, with the tokenizer's own special tokens (such as BOS) where asked.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, DataError> {
         let encoding =
-            self.inner.encode_fast(text, add_special_tokens).map_err(failed(&self.dir))?;
+            self.inner.encode_fast(text, add_special_tokens).map_err(failed(&self.file))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -119,7 +130,7 @@ impl Tokenizer {
         text: &str,
         add_special_tokens: bool,
     ) -> Result<Encoded, DataError> {
-        let encoding = self.inner.encode(text, add_special_tokens).map_err(failed(&self.dir))?;
+        let encoding = self.inner.encode(text, add_special_tokens).map_err(failed(&self.file))?;
         Ok(Encoded {
             ids: encoding.get_ids().to_vec(),
             offsets: encoding.get_offsets().to_vec(),
@@ -129,7 +140,7 @@ impl Tokenizer {
 
     /// Text of `ids`; special tokens are left out where asked.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, DataError> {
-        self.inner.decode(ids, skip_special_tokens).map_err(failed(&self.dir))
+        self.inner.decode(ids, skip_special_tokens).map_err(failed(&self.file))
     }
 
     /// Decodes token by token what follows `context`, which may be empty.
@@ -210,49 +221,26 @@ impl DecodeStream<'_> {
     }
 }
 
-/// What the tokenizers library says of the model in `dir`.
-fn failed<E: std::fmt::Display>(dir: &Path) -> impl FnOnce(E) -> DataError {
-    let file = dir.join("tokenizer.json");
+/// What the tokenizers library says of a file.
+fn failed<E: std::fmt::Display>(file: &Path) -> impl FnOnce(E) -> DataError {
     move |error| {
         let what = format!("the tokenizer failed: {error}");
         DataError::tokenizer(file.display(), what, "check the model's own file")
     }
 }
 
-fn template_error(dir: &Path, what: &str) -> DataError {
+fn template_error(files: Files<'_>, what: &str) -> DataError {
     DataError::tokenizer(
-        dir.display(),
+        files.path().display(),
         format!("the chat template cannot be used: {what}"),
         "correct chat_template.jinja, or chat_template in tokenizer_config.json",
     )
 }
 
-/// Contents of a file of at most `limit` bytes; `None` where it does not exist.
-fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, DataError> {
-    let name = path.display().to_string();
-    let fix = "check the model directory";
-    match std::fs::metadata(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(DataError::tokenizer(name, format!("cannot be read: {e}"), fix)),
-        Ok(meta) if meta.len() > limit => {
-            let what = format!("{} bytes long, at most {limit} are accepted", meta.len());
-            return Err(DataError::tokenizer(name, what, fix));
-        }
-        Ok(_) => {}
-    }
-    let bytes = std::fs::read(path)
-        .map_err(|e| DataError::tokenizer(&name, format!("cannot be read: {e}"), fix))?;
-    match lfs_pointer(&bytes) {
-        Some((what, fix)) => Err(DataError::tokenizer(name, what, fix)),
-        None => Ok(Some(bytes)),
-    }
-}
-
 /// The tokenizer, and the highest id of its model plus one.
-fn read_tokenizer(path: &Path) -> Result<(tokenizers::Tokenizer, usize), DataError> {
-    let name = path.display().to_string();
-    let fix = "give a model directory that holds a tokenizer.json of the tokenizers library";
-    let bytes = read_limited(path, MAX_TOKENIZER_BYTES)?.ok_or_else(|| no_tokenizer(path, fix))?;
+fn read_tokenizer(files: Files<'_>) -> Result<(tokenizers::Tokenizer, usize), DataError> {
+    let (name, bytes) = (files.tokenizer().display().to_string(), files.tokenizer_json()?);
+    let fix = files::NEEDED;
     let refused =
         |what: String| DataError::tokenizer(&name, format!("not a tokenizer: {what}"), fix);
     let parts = serde_json::from_slice::<Parts>(&bytes).map_err(|e| refused(e.to_string()))?;
@@ -313,51 +301,23 @@ impl<'de> Deserialize<'de> for NumIds {
     }
 }
 
-fn no_tokenizer(path: &Path, fix: &str) -> DataError {
-    let name = path.display().to_string();
-    let dir = path.parent().unwrap_or(Path::new("."));
-    if !dir.join("tokenizer.model").is_file() {
-        return DataError::tokenizer(name, "no such file", fix);
-    }
-    let dir = dir.display();
-    DataError::tokenizer(
-        name,
-        "no such file; tokenizer.model, which is there, is not read",
-        format!(
-            "convert it once with transformers: python -c \"from transformers import \
-             AutoTokenizer; AutoTokenizer.from_pretrained('{dir}').save_pretrained('{dir}')\""
-        ),
-    )
-}
-
-fn read_object(path: &Path) -> Result<Map<String, Value>, DataError> {
-    let Some(bytes) = read_limited(path, MAX_CONFIG_BYTES)? else { return Ok(Map::new()) };
-    serde_json::from_slice(&bytes).map_err(|e| {
-        let name = path.display().to_string();
-        DataError::tokenizer(
-            name,
-            format!("not a JSON object: {e}"),
-            "restore the model's own file",
-        )
-    })
-}
-
 /// Switches off what would silently change rows: truncation, padding, and offsets that leave out
 /// the spaces a token holds.
-fn prepare(inner: &mut tokenizers::Tokenizer, dir: &Path) -> Result<(), DataError> {
+fn prepare(inner: &mut tokenizers::Tokenizer, files: Files<'_>) -> Result<(), DataError> {
     inner.with_padding(None);
-    inner.with_truncation(None).map_err(failed(dir))?;
+    inner.with_truncation(None).map_err(failed(&files.tokenizer()))?;
     let Some(processor) = inner.get_post_processor() else { return Ok(()) };
-    let mut json = serde_json::to_value(processor).map_err(failed(dir))?;
+    let mut json = serde_json::to_value(processor).map_err(failed(&files.tokenizer()))?;
     if let Some(mark) = undefined_mark(&json) {
         return Err(DataError::tokenizer(
-            dir.join("tokenizer.json").display(),
+            files.tokenizer().display(),
             format!("its post_processor adds {mark:?}, which it does not define"),
             "restore the model's own tokenizer.json",
         ));
     }
     keep_spaces(&mut json);
-    let processor = serde_json::from_value::<PostProcessorWrapper>(json).map_err(failed(dir))?;
+    let processor =
+        serde_json::from_value::<PostProcessorWrapper>(json).map_err(failed(&files.tokenizer()))?;
     inner.with_post_processor(Some(processor));
     Ok(())
 }
@@ -398,7 +358,7 @@ fn keep_spaces(json: &mut Value) {
 /// after a text. A side whose key is absent stays as `tokenizer.json` has it.
 fn add_as_configured(
     inner: &mut tokenizers::Tokenizer,
-    dir: &Path,
+    files: Files<'_>,
     config: &Map<String, Value>,
     named: &Map<String, Value>,
 ) -> Result<(), DataError> {
@@ -407,7 +367,7 @@ fn add_as_configured(
     if bos.is_none() && eos.is_none() {
         return Ok(());
     }
-    let (before, after) = added_around(inner, dir)?;
+    let (before, after) = added_around(inner, files)?;
     let side = |asked: Option<bool>, name: &str, as_it_is: &[Mark]| match asked {
         None => as_it_is.to_vec(),
         Some(false) => Vec::new(),
@@ -421,7 +381,7 @@ fn add_as_configured(
     if wanted == (before, after) {
         return Ok(());
     }
-    inner.with_post_processor(Some(adding(wanted, dir)?));
+    inner.with_post_processor(Some(adding(wanted, files)?));
     Ok(())
 }
 
@@ -431,9 +391,9 @@ type Mark = (String, u32);
 /// What the tokenizer adds before and after a text.
 fn added_around(
     inner: &tokenizers::Tokenizer,
-    dir: &Path,
+    files: Files<'_>,
 ) -> Result<(Vec<Mark>, Vec<Mark>), DataError> {
-    let sample = inner.encode("a", true).map_err(failed(dir))?;
+    let sample = inner.encode("a", true).map_err(failed(&files.tokenizer()))?;
     let is_added = sample.get_special_tokens_mask();
     let marks = |range: Range<usize>| {
         let ids = &sample.get_ids()[range];
@@ -448,7 +408,7 @@ fn added_around(
 /// A post-processor that adds these marks before and after a text.
 fn adding(
     (before, after): (Vec<Mark>, Vec<Mark>),
-    dir: &Path,
+    files: Files<'_>,
 ) -> Result<PostProcessorWrapper, DataError> {
     let special = |mark: &Mark| json!({"SpecialToken": {"id": mark.0, "type_id": 0}});
     let text = json!({"Sequence": {"id": "A", "type_id": 0}});
@@ -462,7 +422,7 @@ fn adding(
         {"Sequence": {"id": "B", "type_id": 1}}]);
     let json = json!({"type": "TemplateProcessing", "single": single, "pair": pair,
         "special_tokens": special_tokens});
-    serde_json::from_value(json).map_err(failed(dir))
+    serde_json::from_value(json).map_err(failed(&files.tokenizer()))
 }
 
 /// The `*_token` entries of both files as strings; `tokenizer_config.json` wins.
@@ -489,7 +449,7 @@ fn ids_of(value: Option<&Value>) -> Vec<u32> {
 /// Id of a special token: by its text, or where no text is given, from the configurations' ids.
 fn special_id(
     inner: &tokenizers::Tokenizer,
-    dir: &Path,
+    files: Files<'_>,
     name: &str,
     named: &Map<String, Value>,
     configs: &[&Map<String, Value>],
@@ -500,7 +460,7 @@ fn special_id(
     };
     inner.token_to_id(text).map(Some).ok_or_else(|| {
         DataError::tokenizer(
-            dir.display(),
+            files.path().display(),
             format!("the tokenizer has no token {text:?}, which {name} names"),
             "correct tokenizer_config.json or special_tokens_map.json",
         )
@@ -518,35 +478,28 @@ fn added_tokens(inner: &tokenizers::Tokenizer) -> Vec<String> {
 type Sources = (String, Option<String>);
 
 /// Where transformers writes the template for rows with tools.
-fn tool_use_path(dir: &Path) -> PathBuf {
-    dir.join("additional_chat_templates/tool_use.jinja")
-}
-
-fn read_text(path: &Path) -> Result<Option<String>, DataError> {
-    let Some(bytes) = read_limited(path, MAX_CONFIG_BYTES)? else { return Ok(None) };
-    String::from_utf8(bytes).map(Some).map_err(|_| {
-        let name = path.display().to_string();
-        DataError::tokenizer(name, "not valid UTF-8", "restore the model's own file")
-    })
-}
+const TOOL_USE: &str = "additional_chat_templates/tool_use.jinja";
 
 /// The default template and, where there is one, that for rows with tools.
-fn template_sources(dir: &Path, config: &Map<String, Value>) -> Result<Option<Sources>, DataError> {
-    if let Some(source) = read_text(&dir.join("chat_template.jinja"))? {
-        return Ok(Some((source, read_text(&tool_use_path(dir))?)));
+fn template_sources(
+    files: Files<'_>,
+    config: &Map<String, Value>,
+) -> Result<Option<Sources>, DataError> {
+    if let Some(source) = files.text("chat_template.jinja")? {
+        return Ok(Some((source, files.text(TOOL_USE)?)));
     }
     match config.get("chat_template") {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::String(source)) => Ok(Some((source.clone(), read_text(&tool_use_path(dir))?))),
+        Some(Value::String(source)) => Ok(Some((source.clone(), files.text(TOOL_USE)?))),
         Some(Value::Array(entries)) => {
             let find = |name: &str| {
                 let entry = entries.iter().find(|e| e["name"] == name)?;
                 entry["template"].as_str().map(str::to_owned)
             };
             let default = find("default")
-                .ok_or_else(|| template_error(dir, "the list has no entry named \"default\""))?;
+                .ok_or_else(|| template_error(files, "the list has no entry named \"default\""))?;
             Ok(Some((default, find("tool_use"))))
         }
-        Some(_) => Err(template_error(dir, "neither a string nor a list of named templates")),
+        Some(_) => Err(template_error(files, "neither a string nor a list of named templates")),
     }
 }

@@ -3,6 +3,7 @@
 use crate::config::DecoderConfig;
 use crate::decoder::Part;
 use crate::fidelity::{Comparison, Fidelity, MAX_LOST, are_finite};
+use crate::gguf::{is_gguf, texts_of_gguf};
 use crate::load::Model;
 use crate::raw_config::ConfigError;
 use crate::weights::{Role, WeightSpec};
@@ -34,6 +35,7 @@ const COMPANIONS: [&str; 16] = [
 /// A folder of templates in addition to the default one.
 const MORE_TEMPLATES: &str = "additional_chat_templates";
 
+const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
 
 /// Why a model cannot be exported.
@@ -121,8 +123,8 @@ pub enum ExportError {
 /// What to export.
 #[derive(Clone, Copy, Debug)]
 pub struct ExportOptions<'a> {
-    /// Directory of the base, which provides configuration and tokenizer.
-    pub base_dir: &'a Path,
+    /// Directory or GGUF file of the base, which provides configuration and tokenizer.
+    pub base: &'a Path,
     /// Element type of the weights.
     pub dtype: DType,
     /// Token that the model was trained to end its turns with; added to the tokens that end a
@@ -141,15 +143,12 @@ pub fn export_hf(
     options: ExportOptions<'_>,
     out: &Path,
 ) -> Result<(), ExportError> {
-    let ExportOptions { base_dir, dtype, end_of_turn } = options;
-    for name in COMPANIONS {
-        let from = base_dir.join(name);
-        if from.is_file() {
-            copy(&from, &out.join(name))?;
-        }
+    let ExportOptions { base, dtype, end_of_turn } = options;
+    match is_gguf(base) {
+        true => write_texts(base, out)?,
+        false => copy_files(base, out)?,
     }
-    copy_templates(&base_dir.join(MORE_TEMPLATES), &out.join(MORE_TEMPLATES))?;
-    write_config(model, base_dir, dtype, &out.join("config.json"))?;
+    write_config(model, base, dtype, &out.join(CONFIG))?;
     if let Some(end_of_turn) = end_of_turn {
         end_turns_with(model, end_of_turn, &out.join(GENERATION))?;
     }
@@ -159,6 +158,26 @@ pub fn export_hf(
     });
     write(&out.join("model.safetensors"), lazy)?;
     Ok(device.settle()?)
+}
+
+/// Copies what comes along with weights in a directory.
+fn copy_files(dir: &Path, out: &Path) -> Result<(), ExportError> {
+    for name in COMPANIONS {
+        let from = dir.join(name);
+        if from.is_file() {
+            copy(&from, &out.join(name))?;
+        }
+    }
+    copy_templates(&dir.join(MORE_TEMPLATES), &out.join(MORE_TEMPLATES))
+}
+
+/// Writes what a GGUF file says besides its weights.
+fn write_texts(path: &Path, out: &Path) -> Result<(), ExportError> {
+    for (name, text) in texts_of_gguf(path)? {
+        let path = out.join(name);
+        std::fs::write(&path, text).map_err(|source| ExportError::Io { path, source })?;
+    }
+    Ok(())
 }
 
 /// A weight as it is written: in `dtype`, with its adapter merged.
@@ -184,15 +203,11 @@ fn converted(device: &Device, tensor: &Tensor, dtype: DType) -> Result<Tensor, D
     Ok(out)
 }
 
-/// Copies `config.json` with the new element type, and with `tie_word_embeddings` corrected if the
-/// weight files contradict it.
-fn write_config(
-    model: &Model,
-    base_dir: &Path,
-    dtype: DType,
-    to: &Path,
-) -> Result<(), ExportError> {
-    let from = base_dir.join("config.json");
+/// Writes the base's `config.json` with the new element type, and with `tie_word_embeddings`
+/// corrected if the weight files contradict it.
+fn write_config(model: &Model, base: &Path, dtype: DType, to: &Path) -> Result<(), ExportError> {
+    // That of a GGUF file was written already.
+    let from = if is_gguf(base) { to.to_owned() } else { base.join(CONFIG) };
     let mut config = read_json(&from)?;
     let name = match dtype {
         DType::F32 => "float32",
@@ -209,7 +224,7 @@ fn write_config(
         config[key] = name.into();
     }
     let is_tied = model.decoder.config.tie_word_embeddings;
-    if DecoderConfig::load(base_dir)?.tie_word_embeddings != is_tied {
+    if DecoderConfig::load(base)?.tie_word_embeddings != is_tied {
         config["tie_word_embeddings"] = is_tied.into();
     }
     write_json(to, &config)

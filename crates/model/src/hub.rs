@@ -1,7 +1,8 @@
-//! Resolves the model a user names to a local directory.
+//! Resolves the model a user names to a local directory or file.
 //!
-//! A directory is used as it is. A hub name, `org/name[@revision]`, is downloaded once into the
-//! standard Hugging Face cache, which other programs share, and found there afterwards offline.
+//! A directory or a GGUF file is used as it is. A hub name, `org/name[@revision]`, is downloaded
+//! once into the standard Hugging Face cache, which other programs share, and found there
+//! afterwards offline.
 //! Only configuration, tokenizer and safetensors are fetched: never pickled weights, never code.
 //! The rest of this crate reads what was fetched.
 
@@ -14,6 +15,7 @@ mod tests;
 pub use error::HubError;
 pub use settings::HubSettings;
 
+use crate::gguf::is_gguf;
 use std::path::{Path, PathBuf};
 
 /// The directory of `model`, fetched quietly with the environment's settings if need be.
@@ -24,8 +26,9 @@ pub fn resolve(model: &str) -> Result<PathBuf, HubError> {
     resolve_with(model, &HubSettings::from_env(), &|_| {})
 }
 
-/// The directory of `model`: itself if it is a directory, otherwise the snapshot of the hub
-/// repository of that name. `on_file` is called with the name of each file about to be fetched.
+/// The directory of `model`: itself if it is a directory or a GGUF file, otherwise the snapshot of
+/// the hub repository of that name. `on_file` is called with the name of each file about to be
+/// fetched.
 ///
 /// # Errors
 /// If the directory does not exist, the file type is not supported, the name is malformed, the
@@ -40,8 +43,11 @@ pub fn resolve_with(
     if path.is_dir() {
         return Ok(path.to_path_buf());
     }
-    if model.to_ascii_lowercase().ends_with(".gguf") {
-        return Err(HubError::Gguf { path: path.to_path_buf() });
+    if is_gguf(path) {
+        return match path.exists() {
+            true => Ok(path.to_path_buf()),
+            false => Err(HubError::NoSuchGguf { path: path.to_path_buf() }),
+        };
     }
     if path.exists() {
         return Err(HubError::NotADirectory { path: path.to_path_buf() });

@@ -12,6 +12,7 @@ mod export;
 pub mod families;
 mod fidelity;
 pub mod generate;
+mod gguf;
 pub mod hub;
 mod load;
 mod mixture;
@@ -28,6 +29,7 @@ pub use config::{
 pub use decoder::{Decoder, Recompute};
 pub use export::{ExportError, ExportOptions, check_written, export_hf};
 pub use fidelity::{Comparison, Fidelity, MAX_LOST};
+pub use gguf::{is_gguf, texts_of_gguf};
 pub use load::{LoadError, LoadOptions, Model, ModelFiles, Trained, load, weight_files};
 pub use pass::Pass;
 pub use raw_config::ConfigError;

@@ -1,8 +1,9 @@
 //! JSON objects of foreign configuration files, read key by key, and their errors.
 
+use hone_tensor::gguf::GgufError;
 use serde_json::{Map, Value};
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Largest accepted `config.json`; real ones have a few kilobytes.
@@ -53,6 +54,9 @@ pub enum ConfigError {
         /// The supported families.
         supported: String,
     },
+    /// A GGUF file cannot be read.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// A key is missing or has an invalid value.
     #[error("{}: `{key}` {problem}", path.display())]
     Key {
@@ -71,6 +75,8 @@ pub struct RawConfig {
     /// Path of this object inside the file, with a trailing dot; empty at the top level.
     prefix: String,
     object: Map<String, Value>,
+    /// What the file calls keys that were translated.
+    names: BTreeMap<String, String>,
     /// Keys that were read, so that unknown ones can be reported.
     read: RefCell<BTreeSet<String>>,
 }
@@ -108,7 +114,21 @@ impl RawConfig {
     }
 
     fn new(path: PathBuf, prefix: String, object: Map<String, Value>) -> Self {
-        Self { path, prefix, object, read: RefCell::default() }
+        Self { path, prefix, object, names: BTreeMap::new(), read: RefCell::default() }
+    }
+
+    /// A configuration that was translated from a file which calls some keys by other `names`.
+    pub(crate) fn translated(
+        path: PathBuf,
+        object: Map<String, Value>,
+        names: BTreeMap<String, String>,
+    ) -> Self {
+        Self { names, ..Self::new(path, String::new(), object) }
+    }
+
+    /// All of it.
+    pub(crate) fn into_object(self) -> Map<String, Value> {
+        self.object
     }
 
     /// Path of the file.
@@ -118,7 +138,8 @@ impl RawConfig {
 
     /// An error about a key of this object.
     pub fn error(&self, key: &str, problem: impl Into<String>) -> ConfigError {
-        let key = format!("{}{key}", self.prefix);
+        let translated = || format!("{}{key}", self.prefix);
+        let key = self.names.get(key).cloned().unwrap_or_else(translated);
         ConfigError::Key { path: self.path.clone(), key, problem: problem.into() }
     }
 

@@ -21,7 +21,7 @@ pub struct Setup {
     pub run: RunFile,
     /// When the run in `output.dir` was begun, in seconds since 1970; `None`: there is none yet.
     pub begun_at: Option<i64>,
-    /// Where the model is.
+    /// Where the model is: its directory, or a GGUF file.
     pub model_dir: PathBuf,
     /// Its shape.
     pub config: DecoderConfig,
@@ -80,7 +80,7 @@ impl Setup {
         let model_dir = resolve(&run.model.path, note)?;
         let file = hone_model::load(&model_dir, &Device::dry(), LoadOptions::INFERENCE)?;
         let config = file.decoder.config.clone();
-        let mut tokenizer = Tokenizer::from_dir(&model_dir)?;
+        let mut tokenizer = tokenizer_of(&model_dir)?;
         if let Some(begun) = begun_at {
             // Templates may print today's date; a resumed run must see that of its beginning.
             tokenizer.set_now(begun);
@@ -275,7 +275,8 @@ fn few_steps(
     ))
 }
 
-/// The directory of a model, fetched from the hub if need be; `note` is told of each file.
+/// The directory or GGUF file of a model, fetched from the hub if need be; `note` is told of each
+/// file.
 ///
 /// # Errors
 /// If there is no such model, or it cannot be fetched.
@@ -292,14 +293,25 @@ pub fn resolve(model: &str, note: &mut dyn FnMut(String)) -> Result<PathBuf, Tra
     })
 }
 
+/// The tokenizer of a model directory or GGUF file.
+///
+/// # Errors
+/// If it has none, or one that cannot be used.
+pub fn tokenizer_of(model: &Path) -> Result<Tokenizer, TrainError> {
+    Ok(match hone_model::is_gguf(model) {
+        true => Tokenizer::from_texts(model, &hone_model::texts_of_gguf(model)?)?,
+        false => Tokenizer::from_dir(model)?,
+    })
+}
+
 /// What to know where the tokenizer has more tokens than the embedding has rows. It is no fault
 /// as long as no text holds such a token: a padding token is often added so.
 pub fn surplus_tokens(dir: &Path, config: &DecoderConfig, tokenizer: &Tokenizer) -> Option<String> {
     let (has, knows) = (tokenizer.vocab_size(), config.vocab_size);
     (has > knows).then(|| {
         format!(
-            "{}: tokenizer.json has token ids up to {}, but the model knows only {knows} tokens \
-             (vocab_size in config.json): texts with the others are refused",
+            "{}: the tokenizer has token ids up to {}, but the model knows only {knows} tokens \
+             (its vocab_size): texts with the others are refused",
             dir.display(),
             has - 1
         )
@@ -326,9 +338,9 @@ pub fn check_prompt(prompt: &[u32], config: &DecoderConfig) -> Result<(), TrainE
 
 fn unknown_token(whose: &str, id: u32, config: &DecoderConfig) -> TrainError {
     let message = format!(
-        "{whose} has token id {id}, but the model knows only {} tokens (vocab_size in \
-         config.json). The tokenizer belongs to another model, or tokens were added to it without \
-         resizing the model's embedding; leave that token out, or resize the embedding",
+        "{whose} has token id {id}, but the model knows only {} tokens (its vocab_size). The \
+         tokenizer belongs to another model, or tokens were added to it without resizing the \
+         model's embedding; leave that token out, or resize the embedding",
         config.vocab_size
     );
     TrainError::Usage(Code::DataUnknownToken, message)

@@ -113,7 +113,7 @@ fn write_and_compare(opened: &Opened, dtype: DType, out: &Path) -> Result<Fideli
     let is_adapted = model.decoder.projections().any(|(_, p)| !p.adapters.is_empty());
     // A model that was not tuned keeps the stop tokens that it was published with.
     let end_of_turn = opened.tokenizer.turn_end_id().filter(|_| is_adapted);
-    export_hf(model, device, ExportOptions { base_dir: &opened.dir, dtype, end_of_turn }, out)?;
+    export_hf(model, device, ExportOptions { base: &opened.dir, dtype, end_of_turn }, out)?;
     let written = &hone_model::load(out, device, LoadOptions::INFERENCE)?;
     let base = is_adapted.then(|| model.without_adapters());
     let is_known = |id: &u32| (*id as usize) < model.decoder.config.vocab_size;

@@ -18,7 +18,7 @@ use hone_tensor::{Category, Compute, Device, Target};
 use hone_train::backend::{Asked, Backend};
 use hone_train::run_dir::RunDir;
 use hone_train::run_file::{RunFile, check_held_for};
-use hone_train::setup::{Setup, SetupOptions, held_type, resolve, surplus_tokens};
+use hone_train::setup::{Setup, SetupOptions, held_type, resolve, surplus_tokens, tokenizer_of};
 use std::path::{Path, PathBuf};
 
 fn read_run_file(args: &RunFileArgs) -> Result<RunFile, Failure> {
@@ -70,7 +70,7 @@ fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
     // Check headers, configuration and tokenizer first: loading weights may take a minute.
     let files = ModelFiles::open(&dir)?;
     let Model { decoder, file_dtype, .. } = files.load(&Device::dry(), LoadOptions::INFERENCE)?;
-    let tokenizer = Tokenizer::from_dir(&dir)?;
+    let tokenizer = tokenizer_of(&dir)?;
     let threads = num_threads(args.threads);
     let note = &mut print_note;
     let asked_device = Asked { setting: "--device", device: &args.device };

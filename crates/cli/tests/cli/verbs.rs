@@ -4,6 +4,7 @@
 mod demo;
 mod events;
 mod generation;
+mod gguf;
 mod losses;
 mod plans;
 

@@ -8,7 +8,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     let mut config = blocks(raw, &Defaults { eos_token_ids: &[2], ..Defaults::LLAMA })?;
     read_attention_bias(raw, &mut config)?;
     read_mlp_bias(raw, &mut config)?;
-    let number = |key| Ok(raw.optional_number(key)?.unwrap_or(1.0));
+    let number = |key| Ok::<f64, ConfigError>(raw.optional_number(key)?.unwrap_or(1.0));
     let scale = number("attention_multiplier")? as f32;
     each(&mut config, |layer| layer.attention.heads.scale = scale);
     config.logits.scale = number("logits_scaling")?.recip() as f32;

@@ -21,6 +21,7 @@ mod smollm3;
 use crate::config::{
     AttentionConfig, DecoderConfig, EmbeddingScale, LayerConfig, MlpConfig, NormNames, QkNorm,
 };
+use crate::gguf::{GgufModel, is_gguf};
 use crate::raw_config::{ConfigError, RawConfig};
 use crate::rope::RopeConfig;
 use hone_tensor::Heads;
@@ -109,11 +110,15 @@ const NEUTRAL: &[&str] = &[
 const MAX_LAYERS: usize = 4096;
 
 impl DecoderConfig {
-    /// Reads `config.json` (and the end tokens of `generation_config.json`) of a model directory.
+    /// Reads `config.json` (and the end tokens of `generation_config.json`) of a model directory,
+    /// or the metadata of a GGUF file.
     ///
     /// # Errors
     /// [`ConfigError`], naming file and key.
     pub fn load(dir: &Path) -> Result<Self, ConfigError> {
+        if is_gguf(dir) {
+            return decoder_config(&GgufModel::open(dir)?.raw_config()?);
+        }
         let path = dir.join("config.json");
         if !path.exists() && dir.join("adapter_config.json").is_file() {
             return Err(ConfigError::IsAdapter { dir: dir.to_owned() });

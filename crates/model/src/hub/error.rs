@@ -25,12 +25,12 @@ pub enum HubError {
         /// As the user wrote it.
         path: PathBuf,
     },
-    /// A GGUF file.
+    /// A GGUF file that is not there.
     #[error(
-        "model `{}`: GGUF is not read yet: give the model's directory in Hugging Face layout \
-         (config.json and safetensors), or its hub name", path.display()
+        "model file `{}` does not exist: give the path of a GGUF file, or of a directory in \
+         Hugging Face layout (GGUF files are not fetched from the hub)", path.display()
     )]
-    Gguf {
+    NoSuchGguf {
         /// As the user wrote it.
         path: PathBuf,
     },

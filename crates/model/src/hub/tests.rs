@@ -83,8 +83,11 @@ fn what_looks_like_a_path_is_never_asked_for() {
     let error = resolve(file.to_str().unwrap()).unwrap_err();
     assert!(matches!(error, HubError::NotADirectory { .. }), "{error}");
     for model in ["model.gguf", "org/Model.GGUF", "/gone/q4.gguf"] {
-        assert_has(&resolve(model).unwrap_err().to_string(), &["GGUF is not read yet", model]);
+        assert_has(&resolve(model).unwrap_err().to_string(), &["does not exist", model]);
     }
+    let file = dir.path().join("model.GGUF");
+    fs::write(&file, "").unwrap();
+    assert_eq!(resolve(file.to_str().unwrap()).unwrap(), file);
 }
 
 #[test]

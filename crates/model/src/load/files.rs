@@ -1,6 +1,8 @@
 //! The weight files of a model: one safetensors file, or shards with an index.
 
+use crate::gguf::{GgufModel, is_gguf};
 use crate::raw_config::{ConfigError, RawConfig};
+use hone_tensor::gguf::GgufError;
 use hone_tensor::safetensors::{FileError, SafeTensorsFile};
 use hone_tensor::{DType, DeviceError, Tensor};
 use serde_json::Value;
@@ -21,6 +23,9 @@ pub enum LoadError {
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A GGUF file cannot be used.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// A weight file cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
@@ -58,7 +63,7 @@ pub enum LoadError {
     },
     /// A tensor that the configuration requires is in no file.
     #[error(
-        "{}: tensor `{name}` is missing, but config.json requires it. {}",
+        "{}: tensor `{name}` is missing, but the configuration requires it. {}",
         path.display(),
         match name.as_str() {
             HEAD => "If the head is the embedding, set tie_word_embeddings to true in \
@@ -74,8 +79,8 @@ pub enum LoadError {
     },
     /// The shape of a tensor contradicts the configuration.
     #[error(
-        "{}: tensor `{name}` has shape {found:?}, but config.json requires {expected:?}. Either \
-         the weights or the configuration belong to another model",
+        "{}: tensor `{name}` has shape {found:?}, but the configuration requires {expected:?}. \
+         Either the weights or the configuration belong to another model",
         path.display()
     )]
     Shape {
@@ -103,7 +108,7 @@ pub enum LoadError {
     Device(#[from] DeviceError),
     /// Tensors that the model does not use.
     #[error(
-        "{}: tensor `{first}`{} not part of the model that config.json describes. Either the \
+        "{}: tensor `{first}`{} not part of the model that the configuration describes. Either the \
          weights or the configuration belong to another model",
         path.display(),
         if *count == 1 { " is".to_owned() } else { format!(" and {} more are", count - 1) }
@@ -137,6 +142,32 @@ pub(super) struct Taken {
 }
 
 impl Taken {
+    pub(super) fn note(&mut self, name: &str, tensor: &Tensor) {
+        if tensor.shape().len() > 1 {
+            // What blocks hold is rounded far more coarsely.
+            let dtype = tensor.storage().float().unwrap_or(DType::Bf16);
+            self.matrix_dtype.get_or_insert(dtype);
+        }
+        self.names.insert(name.to_owned());
+    }
+
+    /// Refuses names that were not taken.
+    pub(super) fn refuse_others<'n>(
+        &self,
+        path: &Path,
+        names: impl Iterator<Item = &'n str>,
+    ) -> Result<(), LoadError> {
+        let left: Vec<&str> = names.filter(|name| !self.names.contains(*name)).collect();
+        match left.first() {
+            None => Ok(()),
+            Some(first) => Err(LoadError::Surplus {
+                path: path.to_owned(),
+                count: left.len(),
+                first: (*first).to_owned(),
+            }),
+        }
+    }
+
     /// Element type of the first matrix taken.
     pub(super) fn matrix_dtype(&self) -> DType {
         self.matrix_dtype.unwrap_or(DType::F32)
@@ -229,10 +260,7 @@ impl WeightFiles {
                 expected: shape.to_vec(),
             });
         }
-        if shape.len() > 1 {
-            taken.matrix_dtype.get_or_insert(tensor.dtype());
-        }
-        taken.names.insert(name.to_owned());
+        taken.note(name, &tensor);
         Ok(tensor)
     }
 
@@ -243,25 +271,20 @@ impl WeightFiles {
             let is_buffer = name == "rotary_emb.inv_freq" || name.ends_with(".rotary_emb.inv_freq");
             is_buffer || (is_tied && name == HEAD)
         };
-        let left = self.file_of.keys().filter(|n| !taken.names.contains(*n) && !is_ignored(n));
-        let left: Vec<&String> = left.collect();
-        match left.first() {
-            None => Ok(()),
-            Some(first) => Err(LoadError::Surplus {
-                path: self.path.clone(),
-                count: left.len(),
-                first: (*first).clone(),
-            }),
-        }
+        let names = self.file_of.keys().filter(|name| !is_ignored(name));
+        taken.refuse_others(&self.path, names.map(String::as_str))
     }
 }
 
-/// The weight files that [`load`](super::load) reads from `dir`.
+/// The weight files that [`load`](super::load) reads from `dir`, or a GGUF file and its parts.
 ///
 /// # Errors
 /// If there are none, or some are missing.
-pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, LoadError> {
-    Ok(path_and_files(dir)?.1)
+pub fn weight_files(path: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    match is_gguf(path) {
+        true => Ok(GgufModel::open(path)?.file().paths().collect()),
+        false => Ok(path_and_files(path)?.1),
+    }
 }
 
 /// The weight file or index of `dir`, for messages, and all weight files.

@@ -1,13 +1,16 @@
-//! Loads the weights of a model directory into a decoder.
+//! Loads the weights of a model directory or GGUF file into a decoder.
 
 mod files;
+mod gguf;
 
 pub use files::{LoadError, weight_files};
 pub(crate) use files::{find_pickled, is_lfs_pointer};
 
 use crate::config::DecoderConfig;
 use crate::decoder::{Decoder, Layer};
-use crate::weights::Role;
+use crate::families;
+use crate::gguf::{GgufModel, is_gguf};
+use crate::weights::{Role, WeightSpec};
 use files::{Taken, WeightFiles};
 use hone_tensor::safetensors::load_as;
 use hone_tensor::{
@@ -69,11 +72,40 @@ impl Model {
     }
 }
 
-/// A model directory in Hugging Face layout whose configuration and headers of weight files were
-/// read, so that it can be loaded several times, on the dry device first.
+/// A model directory in Hugging Face layout, or a GGUF file, whose configuration and headers of
+/// weight files were read, so that it can be loaded several times, on the dry device first.
 pub struct ModelFiles {
     config: DecoderConfig,
-    files: WeightFiles,
+    files: Source,
+}
+
+/// Where weights come from.
+enum Source {
+    Safetensors(WeightFiles),
+    Gguf(GgufModel),
+}
+
+impl Source {
+    /// The tensor of a weight, as Hugging Face's models have it.
+    fn take(
+        &self,
+        spec: &WeightSpec,
+        config: &DecoderConfig,
+        device: &Device,
+        taken: &mut Taken,
+    ) -> Result<Tensor, LoadError> {
+        match self {
+            Self::Safetensors(files) => files.take(&spec.name, &spec.shape, taken),
+            Self::Gguf(model) => gguf::take(model, spec, config, device, taken),
+        }
+    }
+
+    fn refuse_surplus(&self, taken: &Taken, is_tied: bool) -> Result<(), LoadError> {
+        match self {
+            Self::Safetensors(files) => files.refuse_surplus(taken, is_tied),
+            Self::Gguf(model) => gguf::refuse_surplus(model, taken),
+        }
+    }
 }
 
 impl ModelFiles {
@@ -81,13 +113,18 @@ impl ModelFiles {
     ///
     /// # Errors
     /// [`LoadError`], naming the file.
-    pub fn open(dir: &Path) -> Result<Self, LoadError> {
-        let mut config = DecoderConfig::load(dir)?;
-        let mut files = WeightFiles::open(dir)?;
+    pub fn open(path: &Path) -> Result<Self, LoadError> {
+        if is_gguf(path) {
+            let model = GgufModel::open(path)?;
+            let config = families::decoder_config(&model.raw_config()?)?;
+            return Ok(Self { config, files: Source::Gguf(model) });
+        }
+        let mut config = DecoderConfig::load(path)?;
+        let mut files = WeightFiles::open(path)?;
         if config.tie_word_embeddings {
             config.tie_word_embeddings = files.are_tied()?;
         }
-        Ok(Self { config, files })
+        Ok(Self { config, files: Source::Safetensors(files) })
     }
 
     /// Loads the model.
@@ -116,12 +153,12 @@ impl ModelFiles {
     }
 }
 
-/// Loads a model from a directory in Hugging Face layout.
+/// Loads a model from a directory in Hugging Face layout, or from a GGUF file.
 ///
 /// # Errors
 /// [`LoadError`], naming file and tensor.
-pub fn load(dir: &Path, device: &Device, options: LoadOptions) -> Result<Model, LoadError> {
-    ModelFiles::open(dir)?.load(device, options)
+pub fn load(path: &Path, device: &Device, options: LoadOptions) -> Result<Model, LoadError> {
+    ModelFiles::open(path)?.load(device, options)
 }
 
 /// Whether block `i` of `num_blocks` is among `n` evenly spread ones.
@@ -151,7 +188,7 @@ fn offload_blocks(decoder: &mut Decoder, device: &Device, n: usize) -> Result<()
 struct Loader<'a> {
     device: &'a Device,
     options: LoadOptions,
-    files: &'a WeightFiles,
+    files: &'a Source,
     taken: Taken,
     params: Params,
 }
@@ -160,7 +197,7 @@ impl Loader<'_> {
     fn decoder(&mut self, config: DecoderConfig) -> Result<Decoder, LoadError> {
         let mut weights = BTreeMap::new();
         for spec in config.weights() {
-            let tensor = self.files.take(&spec.name, &spec.shape, &mut self.taken)?;
+            let tensor = self.files.take(&spec, &config, self.device, &mut self.taken)?;
             let weight = match spec.role {
                 Role::Matrix(layer, linear) => {
                     let n = self.options.offloaded_blocks;

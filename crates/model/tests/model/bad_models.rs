@@ -288,13 +288,13 @@ fn check_fit(case: &str, key: &str, value: Value, problem: &str) {
 #[test]
 fn configurations_that_do_not_fit_the_weights() {
     let shape = |name: &str, found: &str, expected: &str| {
-        format!("`{name}` has shape {found}, but config.json requires {expected}")
+        format!("`{name}` has shape {found}, but the configuration requires {expected}")
     };
     let embedding = shape("model.embed_tokens.weight", "[53, 24]", "[2147483647, 24]");
     check_fit(CASE, "vocab_size", json!(2147483647), &embedding);
     let keys = shape("model.layers.0.self_attn.k_proj.weight", "[12, 24]", "[24, 24]");
     check_fit(CASE, "num_key_value_heads", json!(4), &keys);
-    let missing = |name: &str| format!("`{name}` is missing, but config.json requires it");
+    let missing = |name: &str| format!("`{name}` is missing, but the configuration requires it");
     let third = missing("model.layers.2.self_attn.q_proj.weight");
     check_fit(CASE, "num_hidden_layers", json!(4096), &third);
     let untie = |dir: &Path| set_key(&dir.join("config.json"), "tie_word_embeddings", json!(false));
@@ -304,7 +304,7 @@ fn configurations_that_do_not_fit_the_weights() {
         missing("lm_head.weight")
     );
     check(CASE, untie, &head);
-    let surplus = "not part of the model that config.json describes";
+    let surplus = "not part of the model that the configuration describes";
     let layer = format!("`model.layers.1.input_layernorm.weight` and 8 more are {surplus}");
     check_fit(CASE, "num_hidden_layers", json!(1), &layer);
     let biases = format!("`model.layers.0.mlp.down_proj.bias` and 5 more are {surplus}");
@@ -322,7 +322,7 @@ fn surplus_tensors() {
         }
     };
     let name = "model.layers.0.self_attn.q_norm.weight";
-    let surplus = "is not part of the model that config.json describes";
+    let surplus = "is not part of the model that the configuration describes";
     let expected = format!("DIR/model.safetensors: tensor `{name}` {surplus}. {BOTH}");
     check(CASE, add(name), &expected);
 }

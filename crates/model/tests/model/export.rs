@@ -165,7 +165,7 @@ fn configurations_fit_what_was_trained() {
         }
         let out = tempfile::tempdir().unwrap();
         let options = |end_of_turn| ExportOptions {
-            base_dir: base.path(),
+            base: base.path(),
             dtype: DType::Bf16,
             end_of_turn: Some(end_of_turn),
         };

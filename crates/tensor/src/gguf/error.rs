@@ -1,6 +1,6 @@
 //! Why a GGUF file cannot be read.
 
-use super::types::{self, Kind};
+use hone_kernels::format::UnreadType;
 use std::path::{Path, PathBuf};
 
 /// Why a GGUF file cannot be read.
@@ -34,20 +34,18 @@ pub enum GgufError {
         /// Which, and what to do.
         problem: &'static str,
     },
-    /// An element type that cannot be computed with.
+    /// An element type that is not read.
     #[error(
-        "{}: tensor `{tensor}` holds {kind}, which Hone does not read; it reads {}. Fetch the \
-         model in one of these, or quantise it again",
-        path.display(),
-        types::readable()
+        "{}: tensor `{tensor}`: {source}. Fetch the model in one of these, or quantise it again",
+        path.display()
     )]
     ElementType {
         /// File.
         path: PathBuf,
         /// Tensor.
         tensor: String,
-        /// Name and number of its type.
-        kind: String,
+        /// Its type.
+        source: UnreadType,
     },
     /// Parts that are missing or do not belong together.
     #[error("{}: {problem}", path.display())]
@@ -66,10 +64,5 @@ impl GgufError {
 
     pub(super) fn parts(path: &Path, problem: String) -> Self {
         Self::Parts { path: path.to_owned(), problem }
-    }
-
-    pub(super) fn element_type(path: &Path, tensor: &str, kind: Kind) -> Self {
-        let (path, tensor) = (path.to_owned(), tensor.to_owned());
-        Self::ElementType { path, tensor, kind: kind.to_string() }
     }
 }

@@ -3,8 +3,8 @@
 use super::cursor::Cursor;
 use super::error::GgufError;
 use super::metadata::{Metadata, Value};
-use super::types::Kind;
-use crate::Mapped;
+use crate::{Mapped, Storage};
+use hone_kernels::format::UnreadType;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ pub(super) struct Header {
 pub(super) struct Info {
     /// Lengths of the dimensions, slowest first.
     pub(super) shape: Vec<usize>,
-    pub(super) kind: Kind,
+    pub(super) storage: Storage,
     /// From the beginning of the file.
     pub(super) offset: usize,
     len: usize,
@@ -46,7 +46,7 @@ pub(super) fn read(path: &Path) -> Result<Header, GgufError> {
     if let Some(problem) = unread_version(version) {
         return Err(GgufError::Version { path: path.to_owned(), problem });
     }
-    read_checked(&map, &mut cursor).map_err(damaged)
+    read_checked(&map, &mut cursor)
 }
 
 fn unread_version(version: u32) -> Option<&'static str> {
@@ -60,22 +60,46 @@ fn unread_version(version: u32) -> Option<&'static str> {
     }
 }
 
-fn read_checked(map: &Arc<Mapped>, cursor: &mut Cursor<'_>) -> Result<Header, String> {
+fn read_checked(map: &Arc<Mapped>, cursor: &mut Cursor<'_>) -> Result<Header, GgufError> {
+    let path = map.path();
+    let damaged = |reason| GgufError::damaged(path, reason);
+    let (num_tensors, metadata) = read_metadata(map, cursor).map_err(damaged)?;
+    let alignment = alignment(&metadata).map_err(damaged)?;
+    let mut tensors = Vec::new();
+    for _ in 0..num_tensors {
+        let name = cursor.text().map_err(damaged)?;
+        let info = info(cursor, alignment).map_err(|fault| match fault {
+            Fault::Reason(reason) => damaged(format!("tensor `{name}` {reason}")),
+            Fault::Type(source) => {
+                let (path, tensor) = (path.to_owned(), name.to_owned());
+                GgufError::ElementType { path, tensor, source }
+            }
+        })?;
+        tensors.push((name.to_owned(), info));
+    }
+    let start = cursor.at.next_multiple_of(alignment);
+    place(&mut tensors, start, map.bytes().len()).map_err(damaged)?;
+    Ok(Header { metadata, tensors })
+}
+
+fn read_metadata(map: &Arc<Mapped>, cursor: &mut Cursor<'_>) -> Result<(u64, Metadata), String> {
     let (num_tensors, num_keys) = (cursor.u64()?, cursor.u64()?);
     if num_tensors > MAX_TENSORS {
         return Err(format!("it claims {num_tensors} tensors, at most {MAX_TENSORS} are read"));
     }
-    let metadata = Metadata::read(map, cursor, num_keys)?;
-    let alignment = alignment(&metadata)?;
-    let mut tensors = Vec::new();
-    for _ in 0..num_tensors {
-        let name = cursor.text()?;
-        let info = info(cursor, alignment).map_err(|reason| format!("tensor `{name}` {reason}"))?;
-        tensors.push((name.to_owned(), info));
+    Ok((num_tensors, Metadata::read(map, cursor, num_keys)?))
+}
+
+/// Why a tensor's entry cannot be used.
+enum Fault {
+    Type(UnreadType),
+    Reason(String),
+}
+
+impl From<String> for Fault {
+    fn from(reason: String) -> Self {
+        Self::Reason(reason)
     }
-    let start = cursor.at.next_multiple_of(alignment);
-    place(&mut tensors, start, map.bytes().len())?;
-    Ok(Header { metadata, tensors })
 }
 
 fn alignment(metadata: &Metadata) -> Result<usize, String> {
@@ -88,38 +112,28 @@ fn alignment(metadata: &Metadata) -> Result<usize, String> {
 }
 
 /// What is said of one tensor, its offset still counted from where the data begin.
-fn info(cursor: &mut Cursor<'_>, alignment: usize) -> Result<Info, String> {
+fn info(cursor: &mut Cursor<'_>, alignment: usize) -> Result<Info, Fault> {
     let num_dims = cursor.u32()?;
     if !(1..=MAX_DIMS).contains(&num_dims) {
-        return Err(format!("has {num_dims} dimensions, expected 1 to {MAX_DIMS}"));
+        return Err(format!("has {num_dims} dimensions, expected 1 to {MAX_DIMS}").into());
     }
     let mut shape = Vec::new();
     for _ in 0..num_dims {
         let len = usize::try_from(cursor.u64()?).ok().filter(|len| *len > 0);
-        shape.push(len.ok_or("has a dimension of length 0, or of one beyond this system")?);
+        let reason = "has a dimension of length 0, or of one beyond this system";
+        shape.push(len.ok_or_else(|| reason.to_owned())?);
     }
     // The fastest dimension comes first in the file.
     shape.reverse();
     let id = cursor.u32()?;
-    let Some(kind) = Kind::from_id(id) else {
-        return Err(format!("has type {id}, which no version of the format knows"));
-    };
-    let cols = shape[shape.len() - 1];
-    if !cols.is_multiple_of(kind.weights) {
-        let weights = kind.weights;
-        return Err(format!(
-            "has rows of {cols}, which the blocks of {weights} of {kind} do not divide"
-        ));
-    }
-    let rows = shape[..shape.len() - 1].iter().try_fold(1usize, |rows, len| rows.checked_mul(*len));
-    let len = rows.and_then(|rows| kind.num_bytes(rows, cols));
-    let len = len.ok_or_else(|| format!("has shape {shape:?}, which is beyond any memory"))?;
+    let storage = Storage::from_ggml(id).map_err(Fault::Type)?;
+    let len = storage.checked_num_bytes(&shape).map_err(|error| format!("is unusable: {error}"))?;
     let offset = cursor.u64()?;
     let offset = usize::try_from(offset).ok().filter(|at| at.is_multiple_of(alignment));
     let offset = offset.ok_or_else(|| {
         format!("begins at an offset that is not a multiple of the alignment, {alignment}")
     })?;
-    Ok(Info { shape, kind, offset, len })
+    Ok(Info { shape, storage, offset, len })
 }
 
 /// Counts offsets from the beginning of the file, and checks that tensors end in it and do not

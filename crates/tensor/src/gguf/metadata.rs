@@ -112,7 +112,8 @@ fn skip_elements(kind: u32, len: u64, cursor: &mut Cursor<'_>, depth: usize) -> 
     Ok(())
 }
 
-fn shortest(value: f32) -> f64 {
+/// The `f64` of the shortest decimal that is this `f32`.
+pub fn shortest(value: f32) -> f64 {
     value.to_string().parse().unwrap_or(f64::from(value))
 }
 

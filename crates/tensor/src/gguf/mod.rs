@@ -10,12 +10,11 @@ mod metadata;
 mod parts;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
-mod types;
 
 pub use error::GgufError;
-pub use metadata::{Array, Value};
+pub use metadata::{Array, Value, shortest};
 
-use crate::{Mapped, Tensor};
+use crate::{DeviceError, Mapped, Tensor};
 use header::Info;
 use metadata::Metadata;
 use std::collections::BTreeMap;
@@ -88,21 +87,51 @@ impl GgufFile {
     }
 
     /// A tensor over the mapping, in its blocks. `None` if the file has no tensor of this name.
+    pub fn tensor(&self, name: &str) -> Option<Tensor> {
+        let (part, info) = self.tensors.get(name)?;
+        let tensor = Tensor::from_file(&self.parts[*part], info.offset, info.storage, &info.shape);
+        Some(tensor.expect("extents and alignment were checked when the file was opened"))
+    }
+
+    /// The `index`th of the equal parts along a tensor's slowest dimension, over the mapping, or
+    /// copied where the file does not align it. `None` if there is no such tensor or part.
     ///
     /// # Errors
-    /// If Hone does not compute with its type.
-    pub fn tensor(&self, name: &str) -> Result<Option<Tensor>, GgufError> {
+    /// If there is no memory for the copy.
+    pub fn part(&self, name: &str, index: usize) -> Result<Option<Tensor>, DeviceError> {
         let Some((part, info)) = self.tensors.get(name) else { return Ok(None) };
-        let map = &self.parts[*part];
-        let Some(storage) = info.kind.storage() else {
-            return Err(GgufError::element_type(map.path(), name, info.kind));
-        };
-        let tensor = Tensor::from_file(map, info.offset, storage, &info.shape);
-        match tensor {
-            Some(tensor) => Ok(Some(tensor)),
-            // Offsets are multiples of at least eight bytes, and extents were checked.
-            None => Err(GgufError::damaged(map.path(), format!("tensor `{name}` is misaligned"))),
+        let Some((&num_parts, shape)) = info.shape.split_first() else { return Ok(None) };
+        if index >= num_parts || shape.is_empty() {
+            return Ok(None);
         }
+        let (map, len) = (&self.parts[*part], info.storage.num_bytes(shape));
+        let offset = info.offset + index * len;
+        if let Some(tensor) = Tensor::from_file(map, offset, info.storage, shape) {
+            return Ok(Some(tensor));
+        }
+        let bytes = &map.bytes()[offset..offset + len];
+        Tensor::try_from_bytes(bytes, info.storage, shape).map(Some)
+    }
+
+    /// A copy of `tensor`, which is over this file's mapping, with its rows in another order: row
+    /// `i` is its row `from(i)`. Blocks lie along rows, so their bytes are copied as they are. The
+    /// pages that held them are released.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub fn reordered(
+        tensor: &Tensor,
+        from: impl Fn(usize) -> usize,
+    ) -> Result<Tensor, DeviceError> {
+        let mut copy = Tensor::try_zeros(tensor.storage(), tensor.shape())?;
+        let num_rows = tensor.shape().first().copied().unwrap_or(1);
+        let len = tensor.num_bytes() / num_rows.max(1);
+        let bytes = tensor.bytes();
+        for (i, row) in copy.bytes_mut().chunks_exact_mut(len.max(1)).enumerate() {
+            row.copy_from_slice(&bytes[from(i) * len..][..len]);
+        }
+        tensor.release_file();
+        Ok(copy)
     }
 }
 

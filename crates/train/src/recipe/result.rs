@@ -144,11 +144,8 @@ impl Run<'_> {
 
     fn write_model(&self, to: &Path, dtype: DType) -> Result<(), TrainError> {
         let Engine { device, model, .. } = &self.engine;
-        let options = ExportOptions {
-            base_dir: &self.setup.model_dir,
-            dtype,
-            end_of_turn: self.end_of_turn(),
-        };
+        let options =
+            ExportOptions { base: &self.setup.model_dir, dtype, end_of_turn: self.end_of_turn() };
         export_hf(model, device, options, to)?;
         self.compare(to, dtype)
     }

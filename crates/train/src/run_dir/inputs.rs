@@ -137,8 +137,8 @@ impl Identity {
     }
 }
 
-/// The weights that are loaded, and every small file in their directory: which of those matter is
-/// known to configuration, tokenizer and templates alone.
+/// The weights that are loaded, and, unless a GGUF file says all, every small file in their
+/// directory: which of those matter is known to configuration, tokenizer and templates alone.
 fn model_files(dir: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let small = |dir: &Path| -> BTreeSet<PathBuf> {
         let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
@@ -148,6 +148,9 @@ fn model_files(dir: &Path) -> Result<Vec<PathBuf>, TrainError> {
         entries.map(|entry| entry.path()).filter(is_small).collect()
     };
     let weights = hone_model::weight_files(dir)?;
+    if hone_model::is_gguf(dir) {
+        return Ok(weights);
+    }
     let templates = dir.join("additional_chat_templates");
     Ok(small(dir).into_iter().chain(small(&templates)).chain(weights).collect())
 }

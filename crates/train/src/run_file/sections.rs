@@ -19,7 +19,7 @@ const FORMATS: &[&str] = &["auto", "messages", "sharegpt", "alpaca", "prompt_com
 section! {
     /// The model to start from.
     ["model"] ModelSection {
-        /// directory in Hugging Face layout, or a hub name
+        /// directory in Hugging Face layout, a GGUF file, or a hub name
         path: String = Text, Required, r#""Qwen/Qwen3-0.6B""#, changeable;
         /// how frozen weights are held. `auto`: as in the file, but as f16 where `compute` is f16,
         /// and as int8 where it is fp8 or int8. `int8`: bytes with a scale per row. `nf4`: four

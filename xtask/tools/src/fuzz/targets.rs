@@ -17,9 +17,10 @@ pub struct Target {
     pub read: fn(&Path) -> Result<(), String>,
 }
 
-const TARGETS: [Target; 10] = [
+const TARGETS: [Target; 11] = [
     Target { name: "safetensors", file: "model/model.safetensors", read: safetensors },
     Target { name: "gguf", file: "model.gguf", read: gguf },
+    Target { name: "gguf_model", file: "model.gguf", read: gguf_model },
     Target { name: "weights", file: "model/model.safetensors", read: model },
     Target { name: "configuration", file: "model/config.json", read: model },
     Target { name: "tokenizer", file: "model/tokenizer.json", read: tokenizer },
@@ -87,19 +88,29 @@ fn gguf(dir: &Path) -> Result<(), String> {
         }
     }
     for name in file.names() {
-        let tensor = file.tensor(name).map_err(text)?;
-        let _ = tensor.map(|tensor| tensor.view().to_vec_f32());
+        let _ = file.tensor(name).map(|tensor| tensor.view().to_vec_f32());
     }
     Ok(())
 }
 
-/// Configuration and weights, as `hone eval` loads them.
 fn model(dir: &Path) -> Result<(), String> {
-    let dir = dir.join("model");
-    DecoderConfig::load(&dir).map_err(text)?;
+    load_model(&dir.join("model"))
+}
+
+/// All that a GGUF file says.
+fn gguf_model(dir: &Path) -> Result<(), String> {
+    let file = dir.join("model.gguf");
+    load_model(&file)?;
+    let tokenizer = hone_train::setup::tokenizer_of(&file).map_err(text)?;
+    encode_samples(&tokenizer)
+}
+
+/// Configuration and weights, as `hone eval` loads them.
+fn load_model(path: &Path) -> Result<(), String> {
+    DecoderConfig::load(path).map_err(text)?;
     // First where nothing is allocated, as a plan does: sizes may be absurd.
-    hone_model::load(&dir, &Device::dry(), LoadOptions::INFERENCE).map_err(text)?;
-    hone_model::load(&dir, &Device::cpu(1), LoadOptions::INFERENCE).map(drop).map_err(text)
+    hone_model::load(path, &Device::dry(), LoadOptions::INFERENCE).map_err(text)?;
+    hone_model::load(path, &Device::cpu(1), LoadOptions::INFERENCE).map(drop).map_err(text)
 }
 
 fn adapter(dir: &Path) -> Result<(), String> {
@@ -112,7 +123,10 @@ fn adapter(dir: &Path) -> Result<(), String> {
 }
 
 fn tokenizer(dir: &Path) -> Result<(), String> {
-    let tokenizer = Tokenizer::from_dir(&dir.join("model")).map_err(data_text)?;
+    encode_samples(&Tokenizer::from_dir(&dir.join("model")).map_err(data_text)?)
+}
+
+fn encode_samples(tokenizer: &Tokenizer) -> Result<(), String> {
     for sample in ["", "Once upon a time", "w1 w2  w3\n", "é<s> 漢字 \u{1f600}\u{0}"] {
         let ids = tokenizer.encode(sample, true).map_err(data_text)?;
         tokenizer.decode(&ids, false).map_err(data_text)?;

@@ -68,7 +68,7 @@ fn tensors() {
                     header[MISSING]["shape"].as_array_mut().unwrap().reverse();
                 });
             },
-            &[MISSING, "has shape [24, 11], but config.json requires [11, 24]"],
+            &[MISSING, "has shape [24, 11], but the configuration requires [11, 24]"],
         ),
         train(
             "a wrong element type",

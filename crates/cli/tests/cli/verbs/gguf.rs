@@ -1,0 +1,105 @@
+//! Models in GGUF files, trained on where they lie: every verb takes one.
+
+#[path = "../../../../model/tests/model/gguf_files.rs"]
+mod gguf_files;
+
+use super::{Scene, json, succeeds};
+use crate::sandbox::{ended, entries};
+use gguf_files::{from_directory, letters};
+use serde_json::Value;
+
+/// Rows of letters are longer than those of words.
+const LONGER: [&str; 2] = ["data.max_seq_len=64", "budget.micro_batch_tokens=64"];
+
+/// `model.gguf` is the scene's model, with a tokenizer of letters.
+fn scene() -> Scene {
+    let scene = Scene::new();
+    let mut writer = from_directory(&scene.path("model"));
+    letters(&mut writer, 53);
+    std::fs::write(scene.path("model.gguf"), writer.bytes()).unwrap();
+    std::fs::remove_dir_all(scene.path("model")).unwrap();
+    scene
+}
+
+fn loss(scene: &Scene, model: &str, more: &[&str]) -> f64 {
+    let eval = ["eval", model, "--data", "eval.jsonl", "--compute", "f32", "--json"];
+    json(&mut scene.hone(&[&eval[..], more].concat()))["loss"].as_f64().unwrap()
+}
+
+fn losses(scene: &Scene) -> Vec<Value> {
+    scene.lines("metrics.jsonl").iter().map(|line| line["loss"].clone()).collect()
+}
+
+/// A run on the file is the run on the directory that it is exported to, bit for bit. The file
+/// stays as it was, is what the run's inputs name, and what is exported computes what was trained.
+#[test]
+fn a_file_is_trained_on_and_exported() {
+    let scene = scene();
+    let before = std::fs::read(scene.path("model.gguf")).unwrap();
+    let plan =
+        json(&mut scene.hone(
+            &[&["plan", "run.toml", "model.path=model.gguf", "--json"][..], &LONGER].concat(),
+        ));
+    assert_eq!(plan["fits"], true);
+    succeeds(&mut scene.train(&[&["model.path=model.gguf"][..], &LONGER].concat()));
+    assert_eq!(std::fs::read(scene.path("model.gguf")).unwrap(), before);
+    let manifest = std::fs::read(scene.path("run/manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let inputs = manifest["inputs"]["model"].as_array().unwrap();
+    let inputs: Vec<&str> = inputs.iter().map(|file| file["path"].as_str().unwrap()).collect();
+    assert_eq!(inputs, ["model.gguf"]);
+    let losses_on_file = losses(&scene);
+    let of_file = loss(&scene, "model.gguf", &[]);
+    let tuned = loss(&scene, "model.gguf", &["--adapter", "run/adapter"]);
+    assert!(tuned < of_file, "{tuned} {of_file}");
+
+    succeeds(&mut scene.hone(&["export", "model.gguf", "--out", "same"]));
+    let files = [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
+    assert_eq!(entries(&scene.path("same")), files);
+    assert_eq!(loss(&scene, "same", &[]), of_file);
+    let export = ["export", "model.gguf", "--adapter", "run/adapter", "--out", "merged"];
+    succeeds(&mut scene.hone(&export));
+    assert!((loss(&scene, "merged", &[]) - tuned).abs() < 1e-5);
+    let answers = ["model.gguf", "same"].map(|model| {
+        let generate = ["generate", model, "--prompt", "w4 w", "--max-new-tokens", "6", "--json"];
+        json(&mut scene.hone(&generate))["text"].clone()
+    });
+    assert_eq!(answers[0], answers[1]);
+
+    std::fs::remove_dir_all(scene.run_dir()).unwrap();
+    succeeds(&mut scene.train(&[&["model.path=same"][..], &LONGER].concat()));
+    assert_eq!(losses(&scene), losses_on_file);
+}
+
+/// All weights of a file can be trained; what is written is a directory.
+#[test]
+fn all_weights_of_a_file_are_trained() {
+    let scene = scene();
+    let all = Scene::full();
+    for name in ["model.gguf", "train.jsonl", "eval.jsonl"] {
+        std::fs::copy(scene.path(name), all.path(name)).unwrap();
+    }
+    succeeds(
+        &mut all.train(&[&["model.path=model.gguf", "train.max_steps=4"][..], &LONGER].concat()),
+    );
+    assert!(loss(&all, "run/model", &[]) < loss(&all, "model.gguf", &[]));
+}
+
+#[test]
+fn files_that_cannot_be_used_are_refused_by_name() {
+    let scene = scene();
+    let mute = from_directory(Scene::new().path("model").as_path());
+    std::fs::write(scene.path("mute.gguf"), mute.bytes()).unwrap();
+    let train = |model: &str| ended(&mut scene.train(&[&format!("model.path={model}")]));
+    train("mute.gguf").says(2, &["mute.gguf: holds no tokenizer", "converted with its tokenizer"]);
+    train("gone.gguf").says(2, &["model file `gone.gguf` does not exist"]);
+    let bytes = std::fs::read(scene.path("model.gguf")).unwrap();
+    std::fs::write(scene.path("short.gguf"), &bytes[..bytes.len() - 99]).unwrap();
+    train("short.gguf").says(2, &["short.gguf: not a whole GGUF file", "fetch it again"]);
+}

@@ -1,0 +1,174 @@
+//! The architectures that are read, each a row of a table: its family, which keys of the metadata
+//! are which keys of the family's `config.json`, and how its weights were changed for the file.
+
+use super::metadata::Metadata;
+use crate::raw_config::ConfigError;
+
+/// An architecture of GGUF files.
+#[derive(Debug)]
+pub(super) struct Architecture {
+    /// `general.architecture`, and the beginning of its keys.
+    pub(super) name: &'static str,
+    /// The family, and the class in transformers.
+    pub(super) model_type: &'static str,
+    pub(super) class: &'static str,
+    /// Keys besides [`COMMON`], without the architecture's name, and the configuration's. Not all
+    /// have to be there.
+    pub(super) keys: &'static [(&'static str, &'static str)],
+    /// Keys of the configuration that are true.
+    pub(super) flags: &'static [&'static str],
+    /// Whether the configuration says which projections have biases; the file's tensors show it.
+    pub(super) biases: Biases,
+    /// Whether rotary embeddings turn neighbouring rows of query and key instead of the two halves
+    /// of a head: the rows have that order in the file.
+    pub(super) turns_neighbours: bool,
+    /// Whether the file holds the weights of norms plus one.
+    pub(super) norms_plus_one: bool,
+}
+
+/// Keys of a configuration that say which projections have biases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Biases {
+    /// `attention_bias` and `mlp_bias`.
+    Everywhere,
+    /// `attention_bias`.
+    InAttention,
+    /// None: the family knows them.
+    Known,
+}
+
+/// Keys of all architectures; those without a default must be there.
+pub(super) const COMMON: [(&str, &str); 5] = [
+    ("context_length", "max_position_embeddings"),
+    ("embedding_length", "hidden_size"),
+    ("block_count", "num_hidden_layers"),
+    ("feed_forward_length", "intermediate_size"),
+    ("attention.head_count", "num_attention_heads"),
+];
+
+/// Keys of all architectures that may be absent.
+pub(super) const COMMON_OPTIONAL: [(&str, &str); 3] = [
+    ("attention.head_count_kv", "num_key_value_heads"),
+    ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+    ("rope.freq_base", "rope_theta"),
+];
+
+static ARCHITECTURES: [Architecture; 8] = [
+    // Mistral's files are Llama's too.
+    Architecture {
+        name: "llama",
+        model_type: "llama",
+        class: "LlamaForCausalLM",
+        keys: &[],
+        flags: &[],
+        biases: Biases::Everywhere,
+        turns_neighbours: true,
+        norms_plus_one: false,
+    },
+    Architecture {
+        name: "qwen2",
+        model_type: "qwen2",
+        class: "Qwen2ForCausalLM",
+        keys: &[],
+        flags: &[],
+        biases: Biases::Known,
+        turns_neighbours: false,
+        norms_plus_one: false,
+    },
+    Architecture {
+        name: "qwen3",
+        model_type: "qwen3",
+        class: "Qwen3ForCausalLM",
+        keys: &[],
+        flags: &[],
+        biases: Biases::InAttention,
+        turns_neighbours: false,
+        norms_plus_one: false,
+    },
+    Architecture {
+        name: "qwen3moe",
+        model_type: "qwen3_moe",
+        class: "Qwen3MoeForCausalLM",
+        keys: &[
+            ("expert_count", "num_experts"),
+            ("expert_used_count", "num_experts_per_tok"),
+            ("expert_feed_forward_length", "moe_intermediate_size"),
+        ],
+        flags: &["norm_topk_prob"],
+        biases: Biases::InAttention,
+        turns_neighbours: false,
+        norms_plus_one: false,
+    },
+    Architecture {
+        name: "gemma2",
+        model_type: "gemma2",
+        class: "Gemma2ForCausalLM",
+        keys: &[
+            ("attention.sliding_window", "sliding_window"),
+            ("attn_logit_softcapping", "attn_logit_softcapping"),
+            ("final_logit_softcapping", "final_logit_softcapping"),
+        ],
+        flags: &[],
+        biases: Biases::InAttention,
+        turns_neighbours: false,
+        norms_plus_one: true,
+    },
+    Architecture {
+        name: "gemma3",
+        model_type: "gemma3_text",
+        class: "Gemma3ForCausalLM",
+        keys: &[
+            ("attention.sliding_window", "sliding_window"),
+            ("rope.freq_base_swa", "rope_local_base_freq"),
+            ("final_logit_softcapping", "final_logit_softcapping"),
+        ],
+        flags: &[],
+        biases: Biases::InAttention,
+        turns_neighbours: false,
+        norms_plus_one: true,
+    },
+    Architecture {
+        name: "smollm3",
+        model_type: "smollm3",
+        class: "SmolLM3ForCausalLM",
+        keys: &[],
+        flags: &[],
+        biases: Biases::Everywhere,
+        turns_neighbours: true,
+        norms_plus_one: false,
+    },
+    Architecture {
+        name: "granite",
+        model_type: "granite",
+        class: "GraniteForCausalLM",
+        keys: &[
+            ("attention.scale", "attention_multiplier"),
+            ("embedding_scale", "embedding_multiplier"),
+            ("residual_scale", "residual_multiplier"),
+            ("logit_scale", "logits_scaling"),
+        ],
+        flags: &[],
+        biases: Biases::Everywhere,
+        turns_neighbours: true,
+        norms_plus_one: false,
+    },
+];
+
+/// The architecture that a file names.
+pub(super) fn of(metadata: &Metadata<'_>) -> Result<&'static Architecture, ConfigError> {
+    let key = "general.type";
+    if let Some(other) = metadata.text(key)?.filter(|kind| *kind != "model") {
+        let problem = format!("is `{other}`, and only models are read: give the model's own file");
+        return Err(metadata.error(key, problem));
+    }
+    let key = "general.architecture";
+    let Some(name) = metadata.text(key)? else {
+        let problem = "is missing, so nothing says how the tensors are used: fetch the model again";
+        return Err(metadata.error(key, problem));
+    };
+    ARCHITECTURES.iter().find(|architecture| architecture.name == name).ok_or_else(|| {
+        let names: Vec<&str> = ARCHITECTURES.iter().map(|a| a.name).collect();
+        let names = names.join(", ");
+        metadata.error(key, format!("is `{name}`, which is not supported yet; supported: {names}"))
+    })
+}

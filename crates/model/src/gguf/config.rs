@@ -1,0 +1,258 @@
+//! Metadata as the `config.json` of its family.
+
+use super::architectures::{Architecture, Biases, COMMON, COMMON_OPTIONAL};
+use super::metadata::Metadata;
+use super::rope;
+use super::tensors::EMBEDDING;
+use crate::raw_config::{ConfigError, RawConfig};
+use crate::rope::{RopeConfig, RopeScaling};
+use hone_tensor::gguf::{GgufFile, Value};
+use hone_tensor::ops::Rotated;
+use serde_json::{Map, json};
+use std::collections::BTreeMap;
+
+/// A `config.json` that is being made.
+struct Translation<'a> {
+    metadata: Metadata<'a>,
+    architecture: &'static Architecture,
+    object: Map<String, serde_json::Value>,
+    /// The metadata's names of the configuration's keys, for messages.
+    names: BTreeMap<String, String>,
+}
+
+/// The configuration in a file's metadata.
+pub(super) fn raw_config(
+    file: &GgufFile,
+    architecture: &'static Architecture,
+) -> Result<RawConfig, ConfigError> {
+    let metadata = Metadata::new(file);
+    let (object, names) = (Map::new(), BTreeMap::new());
+    let mut config = Translation { metadata, architecture, object, names };
+    config.translate()?;
+    config.metadata.refuse_unread(&config.key(""))?;
+    Ok(RawConfig::translated(file.path().to_owned(), config.object, config.names))
+}
+
+impl Translation<'_> {
+    /// A key of the architecture.
+    fn key(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture.name)
+    }
+
+    fn set(&mut self, key: &str, value: impl Into<serde_json::Value>) {
+        self.object.insert(key.to_owned(), value.into());
+    }
+
+    fn translate(&mut self) -> Result<(), ConfigError> {
+        self.set("model_type", self.architecture.model_type);
+        self.set("architectures", json!([self.architecture.class]));
+        for (from, to) in COMMON {
+            self.number(from, to)?;
+            if !self.object.contains_key(to) {
+                let problem = "is missing and has no default: fetch the model again";
+                return Err(self.metadata.error(&self.key(from), problem));
+            }
+        }
+        for &(from, to) in COMMON_OPTIONAL.iter().chain(self.architecture.keys) {
+            self.number(from, to)?;
+        }
+        let Some(shape) = self.metadata.file.shape(EMBEDDING) else {
+            let problem =
+                "is a tensor that every model has, and it is missing: fetch the model again";
+            return Err(self.metadata.error(EMBEDDING, problem));
+        };
+        self.set("vocab_size", shape[0]);
+        self.architecture.flags.iter().for_each(|key| self.set(key, true));
+        self.heads()?;
+        self.biases();
+        self.experts();
+        self.tokens()?;
+        self.gemma()?;
+        self.rope()?;
+        // The embedding's rows count; the tensors are there or not.
+        self.metadata.get(&self.key("vocab_size"));
+        self.expect("attention.causal", Value::Bool(true))
+    }
+
+    /// Copies a number. Of a list with one for each block, all must be the same.
+    fn number(&mut self, from: &str, to: &str) -> Result<(), ConfigError> {
+        let from = self.key(from);
+        let Some(mut value) = self.metadata.get(&from) else { return Ok(()) };
+        if let Value::Array(array) = value {
+            let mut elements = array.iter().filter_map(Result::ok);
+            let first = elements.next().filter(|first| elements.all(|other| other == *first));
+            value = first.ok_or_else(|| {
+                let problem = "differs from block to block, which is not supported yet";
+                self.metadata.error(&from, problem)
+            })?;
+        }
+        match value {
+            Value::Integer(n) if i64::try_from(n).is_ok() => self.set(to, n as i64),
+            Value::Float(x) if x.is_finite() => self.set(to, x),
+            other => return Err(self.metadata.unexpected(&from, "a number", other)),
+        }
+        self.names.insert(to.to_owned(), from);
+        Ok(())
+    }
+
+    /// `head_dim`, which is the hidden size divided among the heads where nothing says otherwise.
+    fn heads(&mut self) -> Result<(), ConfigError> {
+        self.number("attention.key_length", "head_dim")?;
+        let whole = |object: &Map<_, serde_json::Value>, key| object.get(key)?.as_u64();
+        let (hidden, heads) = (
+            whole(&self.object, "hidden_size").unwrap_or(0),
+            whole(&self.object, "num_attention_heads").unwrap_or(0),
+        );
+        if !self.object.contains_key("head_dim") && heads > 0 && hidden.is_multiple_of(heads) {
+            self.set("head_dim", hidden / heads);
+        }
+        let Some(head_dim) = whole(&self.object, "head_dim") else { return Ok(()) };
+        self.expect("attention.value_length", Value::Integer(head_dim.into()))?;
+        let key = self.key("rope.dimension_count");
+        match self.metadata.size(&key)? {
+            Some(turned) if turned < head_dim => {
+                self.names.insert("partial_rotary_factor".to_owned(), key);
+                self.set("partial_rotary_factor", turned as f64 / head_dim as f64);
+            }
+            Some(turned) if turned > head_dim => {
+                let problem = format!("must be at most a head's {head_dim}, found {turned}");
+                return Err(self.metadata.error(&key, problem));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn rope(&mut self) -> Result<(), ConfigError> {
+        let number = |key: &str| self.object.get(key).and_then(serde_json::Value::as_f64);
+        let unscaled = RopeConfig {
+            rope_theta: number("rope_theta").unwrap_or(10_000.0),
+            rotated: Rotated {
+                dim: number("head_dim").unwrap_or(0.0) as usize,
+                interleaved: false,
+            },
+            max_position_embeddings: number("max_position_embeddings").unwrap_or(0.0) as usize,
+            scaling: RopeScaling::Default,
+        };
+        let scaling = rope::scaling(&self.metadata, self.architecture.name, &unscaled)?;
+        if !scaling.is_empty() {
+            self.set("rope_scaling", scaling);
+        }
+        Ok(())
+    }
+
+    fn has(&self, tensor: &str) -> bool {
+        self.metadata.file.shape(tensor).is_some()
+    }
+
+    fn biases(&mut self) {
+        self.set("tie_word_embeddings", !self.has("output.weight"));
+        if self.architecture.biases != Biases::Known {
+            self.set("attention_bias", self.has("blk.0.attn_q.bias"));
+        }
+        if self.architecture.biases == Biases::Everywhere {
+            self.set("mlp_bias", self.has("blk.0.ffn_gate.bias"));
+        }
+    }
+
+    /// Blocks without a router are dense.
+    fn experts(&mut self) {
+        let whole = |key: &str| self.object.get(key).and_then(serde_json::Value::as_u64);
+        let Some(num_layers) =
+            whole("num_hidden_layers").filter(|_| whole("num_experts").is_some())
+        else {
+            return;
+        };
+        // More blocks than that are refused.
+        let layers =
+            (0..num_layers.min(1 << 16)).map(|i| (i, format!("blk.{i}.ffn_gate_inp.weight")));
+        let dense = layers.filter(|(_, router)| !self.has(router)).map(|(i, _)| i);
+        let dense: Vec<u64> = dense.collect();
+        self.set("mlp_only_layers", dense);
+    }
+
+    fn tokens(&mut self) -> Result<(), ConfigError> {
+        for (from, to) in [("bos", "bos_token_id"), ("padding", "pad_token_id")] {
+            if let Some(id) = self.metadata.token_id(&format!("tokenizer.ggml.{from}_token_id"))? {
+                self.set(to, id);
+            }
+        }
+        let ends = end_ids(&self.metadata)?;
+        if !ends.is_empty() {
+            self.set("eos_token_id", ends);
+        }
+        Ok(())
+    }
+
+    /// What files of Gemma 2 and 3 do not say, as llama.cpp knows it.
+    fn gemma(&mut self) -> Result<(), ConfigError> {
+        let layers_of_27b = match self.architecture.name {
+            "gemma2" => 46,
+            "gemma3" => 62,
+            _ => return Ok(()),
+        };
+        let key = self.key("attention.sliding_window_pattern");
+        match self.metadata.get(&key) {
+            None => {}
+            Some(Value::Integer(_)) => {
+                self.number("attention.sliding_window_pattern", "sliding_window_pattern")?;
+            }
+            Some(Value::Array(array)) => {
+                let kind = |value| match value {
+                    Ok(Value::Bool(true)) => Some("sliding_attention"),
+                    Ok(Value::Bool(false)) => Some("full_attention"),
+                    _ => None,
+                };
+                let kinds: Option<Vec<&str>> = array.iter().map(kind).collect();
+                let expected = "a list of booleans";
+                let kinds = kinds
+                    .ok_or_else(|| self.metadata.unexpected(&key, expected, Value::Array(array)))?;
+                self.names.insert("layer_types".to_owned(), key);
+                self.set("layer_types", kinds);
+            }
+            Some(other) => {
+                return Err(self.metadata.unexpected(&key, "a number or a list", other));
+            }
+        }
+        let whole = |key: &str| self.object.get(key).and_then(serde_json::Value::as_u64);
+        // The models of 27B scale scores by the width of the residual stream per head.
+        let scale = match (whole("num_hidden_layers"), whole("num_attention_heads")) {
+            (Some(layers), Some(heads)) if layers == layers_of_27b && heads > 0 => {
+                whole("hidden_size").map(|hidden| hidden as f64 / heads as f64)
+            }
+            _ => whole("head_dim").map(|dim| dim as f64),
+        };
+        if let Some(scale) = scale {
+            self.set("query_pre_attn_scalar", scale);
+        }
+        Ok(())
+    }
+
+    /// Refuses another value than the only one that is supported.
+    fn expect(&self, key: &str, only: Value<'_>) -> Result<(), ConfigError> {
+        let key = self.key(key);
+        match self.metadata.get(&key) {
+            Some(other) if other != only => {
+                let only = match only {
+                    Value::Integer(n) => n.to_string(),
+                    other => format!("{other:?}"),
+                };
+                Err(self.metadata.unexpected(&key, &format!("{only} to be supported"), other))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Tokens that end a text, a turn or a message.
+pub(super) fn end_ids(metadata: &Metadata<'_>) -> Result<Vec<u32>, ConfigError> {
+    let mut ids = Vec::new();
+    for name in ["eos", "eot", "eom"] {
+        if let Some(id) = metadata.token_id(&format!("tokenizer.ggml.{name}_token_id"))?
+            && !ids.contains(&id)
+        {
+            ids.push(id);
+        }
+    }
+    Ok(ids)
+}

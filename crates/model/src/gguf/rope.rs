@@ -1,0 +1,114 @@
+//! How rotary embeddings are scaled: from the metadata, or from the tensor that Llama 3.1's files
+//! have instead.
+
+use super::metadata::Metadata;
+use crate::raw_config::ConfigError;
+use crate::rope::{RopeConfig, RopeScaling};
+use hone_tensor::gguf::{Value, shortest};
+use serde_json::{Map, json};
+
+/// Divisors of the frequencies, `[head_dim / 2]`.
+pub(super) const FACTORS: &str = "rope_freqs.weight";
+
+/// What `rope_scaling` says in a configuration; empty if frequencies are not scaled. `unscaled` are
+/// theirs without.
+pub(super) fn scaling(
+    metadata: &Metadata<'_>,
+    architecture: &str,
+    unscaled: &RopeConfig,
+) -> Result<Map<String, serde_json::Value>, ConfigError> {
+    let mut scaling = Map::new();
+    let key = format!("{architecture}.rope.scaling.type");
+    match metadata.text(&key)? {
+        None | Some("none") => {}
+        Some(kind @ ("linear" | "yarn")) => drop(scaling.insert("rope_type".into(), kind.into())),
+        Some(other) => {
+            let problem =
+                format!("is `{other}`, which is not supported; supported: none, linear, yarn");
+            return Err(metadata.error(&key, problem));
+        }
+    }
+    let keys = [
+        ("factor", "factor"),
+        ("original_context_length", "original_max_position_embeddings"),
+        ("yarn_beta_fast", "beta_fast"),
+        ("yarn_beta_slow", "beta_slow"),
+        ("finetuned", "finetuned"),
+    ];
+    let is_scaled = !scaling.is_empty();
+    for (from, to) in keys {
+        let from = format!("{architecture}.rope.scaling.{from}");
+        let value = match metadata.get(&from) {
+            None => continue,
+            Some(Value::Integer(n)) => json!(n as i64),
+            Some(Value::Float(x)) if x.is_finite() => json!(x),
+            Some(Value::Bool(flag)) => json!(flag),
+            Some(other) => return Err(metadata.unexpected(&from, "a number", other)),
+        };
+        if is_scaled {
+            scaling.insert(to.to_owned(), value);
+        }
+    }
+    if !is_scaled {
+        return llama3(metadata, unscaled);
+    }
+    if let Some(multiplier) =
+        metadata.number(&format!("{architecture}.rope.scaling.attn_factor"))?
+    {
+        // Here it multiplies what there takes its place. The file has it in 32 bits.
+        let factor = scaling.get("factor").and_then(serde_json::Value::as_f64).unwrap_or(1.0);
+        let product = shortest((multiplier * (0.1 * factor.ln() + 1.0)) as f32);
+        scaling.insert("attention_factor".into(), json!(product));
+    }
+    if metadata.file.shape(FACTORS).is_some() {
+        let problem = format!("contradicts the tensor `{FACTORS}`, which scales frequencies too");
+        return Err(metadata.error(&key, problem));
+    }
+    Ok(scaling)
+}
+
+/// The settings from which Llama 3's divisors follow.
+fn llama3(
+    metadata: &Metadata<'_>,
+    unscaled: &RopeConfig,
+) -> Result<Map<String, serde_json::Value>, ConfigError> {
+    let refused = |problem: &str| Err(metadata.error(FACTORS, problem));
+    let Some(divisors) = metadata.file.tensor(FACTORS) else { return Ok(Map::new()) };
+    if divisors.shape() != [unscaled.rotated.dim / 2] {
+        return refused("is a tensor that does not have half as many elements as a head");
+    }
+    let divisors = divisors.to_vec_f32();
+    if divisors.iter().all(|divisor| *divisor == 1.0) {
+        return Ok(Map::new());
+    }
+    let (factor, low, high) = (divisors.iter().copied().fold(1.0, f32::max), 1.0, 4.0);
+    // What all Llama 3 have but the length in pre-training.
+    let original = (4..24).map(|log| 1u32 << log).find(|original| {
+        let scaled = RopeConfig {
+            scaling: RopeScaling::Llama3 {
+                factor: factor.into(),
+                low_freq_factor: low,
+                high_freq_factor: high,
+                original_max_position_embeddings: f64::from(*original),
+            },
+            ..unscaled.clone()
+        };
+        let (unscaled, scaled) = (unscaled.inverse_frequencies(0), scaled.inverse_frequencies(0));
+        let expected = unscaled.iter().zip(scaled).map(|(unscaled, scaled)| unscaled / scaled);
+        expected.zip(&divisors).all(|(expected, found)| (expected / found - 1.0).abs() < 1e-3)
+    });
+    let Some(original) = original else {
+        return refused(
+            "is a tensor that scales frequencies otherwise than Llama 3 does, which is not \
+             supported: give the model's directory in Hugging Face layout",
+        );
+    };
+    let settings = [
+        ("rope_type", json!("llama3")),
+        ("factor", json!(factor)),
+        ("low_freq_factor", json!(low)),
+        ("high_freq_factor", json!(high)),
+        ("original_max_position_embeddings", json!(original)),
+    ];
+    Ok(settings.map(|(key, value)| (key.to_owned(), value)).into_iter().collect())
+}

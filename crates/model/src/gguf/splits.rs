@@ -1,0 +1,169 @@
+//! How text is cut before its pieces are merged: what `tokenizer.ggml.pre` names.
+
+use serde_json::{Value, json};
+
+/// A way to cut text, under the names that files have for it.
+pub(super) struct Splits {
+    names: &'static [&'static str],
+    /// Regular expressions that cut one after the other.
+    patterns: &'static [&'static str],
+    /// Whether each digit is cut off first.
+    single_digits: bool,
+    /// Whether GPT-2's own expression cuts last.
+    as_gpt2: bool,
+    /// Whether a piece that is a token as a whole is not merged from its parts.
+    pub(super) ignores_merges: bool,
+    /// Whether text is composed (Unicode's NFC) first.
+    composes: bool,
+    /// Whether BOS is added where the file does not say.
+    pub(super) adds_bos: bool,
+}
+
+const PLAIN: Splits = Splits {
+    names: &[],
+    patterns: &[],
+    single_digits: false,
+    as_gpt2: false,
+    ignores_merges: false,
+    composes: false,
+    adds_bos: false,
+};
+
+const LLAMA3: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+",
+    r"|\p{N}{1,3}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*",
+    r"|\s*[\r\n]+",
+    r"|\s+(?!\S)",
+    r"|\s+",
+);
+const QWEN2: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+",
+    r"|\p{N}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*",
+    r"|\s*[\r\n]+",
+    r"|\s+(?!\S)",
+    r"|\s+",
+);
+const QWEN35: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+    r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+",
+    r"|\p{N}",
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
+    r"|\s*[\r\n]+",
+    r"|\s+(?!\S)",
+    r"|\s+",
+);
+const GPT4O: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"|\p{N}{1,3}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*",
+    r"|\s*[\r\n]+",
+    r"|\s+(?!\S)",
+    r"|\s+",
+);
+const TEKKEN: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+    r"|\p{N}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*",
+    r"|\s*[\r\n]+",
+    r"|\s+(?!\S)",
+    r"|\s+",
+);
+const GPT2: &str = concat!(
+    r"'s",
+    r"|'t",
+    r"|'re",
+    r"|'ve",
+    r"|'m",
+    r"|'ll",
+    r"|'d",
+    r"| ?\p{L}+",
+    r"| ?\p{N}+",
+    r"| ?[^\s\p{L}\p{N}]+",
+    r"|\s+(?!\S)",
+);
+
+static ALL: [Splits; 9] = [
+    // What llama.cpp falls back to.
+    Splits {
+        names: &["default"],
+        patterns: &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
+        ..PLAIN
+    },
+    Splits { names: &["gpt-2", "phi-2", "mpt", "olmo", "exaone4"], as_gpt2: true, ..PLAIN },
+    Splits {
+        names: &["smollm", "starcoder", "refact", "command-r", "codeshell"],
+        single_digits: true,
+        as_gpt2: true,
+        ..PLAIN
+    },
+    Splits {
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"],
+        patterns: &[LLAMA3],
+        ignores_merges: true,
+        adds_bos: true,
+        ..PLAIN
+    },
+    Splits { names: &["dbrx", "smaug-bpe", "glm4", "chatglm-bpe"], patterns: &[LLAMA3], ..PLAIN },
+    Splits {
+        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"],
+        patterns: &[QWEN2],
+        composes: true,
+        ..PLAIN
+    },
+    Splits { names: &["qwen35"], patterns: &[QWEN35], composes: true, ..PLAIN },
+    Splits { names: &["gpt-4o", "llama4", "kanana2"], patterns: &[GPT4O], ..PLAIN },
+    Splits {
+        names: &["tekken"],
+        patterns: &[TEKKEN],
+        ignores_merges: true,
+        adds_bos: true,
+        ..PLAIN
+    },
+];
+
+impl Splits {
+    /// What a name stands for.
+    pub(super) fn named(name: &str) -> Option<&'static Self> {
+        ALL.iter().find(|splits| splits.names.contains(&name))
+    }
+
+    /// All names, for messages.
+    pub(super) fn names() -> String {
+        ALL.iter().flat_map(|splits| splits.names).copied().collect::<Vec<_>>().join(", ")
+    }
+
+    pub(super) fn normalizer(&self) -> Value {
+        if self.composes { json!({"type": "NFC"}) } else { Value::Null }
+    }
+
+    /// The `pre_tokenizer` of a tokenizer whose pieces are bytes.
+    pub(super) fn pre_tokenizer(&self) -> Value {
+        let digits = json!({"type": "Digits", "individual_digits": true});
+        let split = |pattern: &&str| {
+            let pattern = json!({"Regex": pattern});
+            json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false})
+        };
+        let mut steps: Vec<Value> = self.single_digits.then_some(digits).into_iter().collect();
+        steps.extend(self.patterns.iter().map(split));
+        steps.push(byte_level(self.as_gpt2));
+        json!({"type": "Sequence", "pretokenizers": steps})
+    }
+}
+
+/// The step, or the decoder, that maps bytes to the characters of tokens.
+pub(super) fn byte_level(use_regex: bool) -> Value {
+    json!({
+        "type": "ByteLevel",
+        "add_prefix_space": false,
+        "trim_offsets": true,
+        "use_regex": use_regex,
+    })
+}

@@ -1,0 +1,117 @@
+//! Weights by their roles: names of tensors, and what is undone of what conversion did to them.
+
+use super::GgufModel;
+use super::rope::FACTORS;
+use crate::config::{DecoderConfig, LayerConfig};
+use crate::weights::{BlockNorm, ExpertPart, Linear, Role};
+use hone_tensor::gguf::GgufFile;
+use hone_tensor::{DeviceError, Tensor};
+
+pub(super) const EMBEDDING: &str = "token_embd.weight";
+
+/// Where a weight is: a tensor, or one of the matrices in a tensor that holds them of all experts.
+pub(crate) struct Place {
+    pub(crate) name: String,
+    pub(crate) expert: Option<usize>,
+}
+
+/// Where a file has a weight.
+pub(crate) fn place_of(role: Role, config: &DecoderConfig) -> Place {
+    let name = match role {
+        Role::EmbedTokens => EMBEDDING.to_owned(),
+        Role::FinalNorm => "output_norm.weight".to_owned(),
+        Role::LmHead => "output.weight".to_owned(),
+        Role::Matrix(layer, linear) => {
+            format!("blk.{layer}.{}.weight", linear_name(linear, &config.layers[layer]))
+        }
+        Role::Bias(layer, linear) => {
+            format!("blk.{layer}.{}.bias", linear_name(linear, &config.layers[layer]))
+        }
+        Role::RouterBias(layer) => format!("blk.{layer}.exp_probs_b.bias"),
+        Role::Norm(layer, norm) => format!("blk.{layer}.{}.weight", norm_name(norm)),
+    };
+    let expert = match role {
+        Role::Matrix(_, Linear::Expert(i, _)) | Role::Bias(_, Linear::Expert(i, _)) => Some(i),
+        _ => None,
+    };
+    Place { name, expert }
+}
+
+fn linear_name(linear: Linear, layer: &LayerConfig) -> &'static str {
+    let is_shared = layer.mlp.experts.is_some();
+    match linear {
+        Linear::Q => "attn_q",
+        Linear::K => "attn_k",
+        Linear::V => "attn_v",
+        Linear::Qkv => "attn_qkv",
+        Linear::O => "attn_output",
+        Linear::Gate if is_shared => "ffn_gate_shexp",
+        Linear::Up if is_shared => "ffn_up_shexp",
+        Linear::Down if is_shared => "ffn_down_shexp",
+        Linear::Gate => "ffn_gate",
+        // Of both, in this order.
+        Linear::GateUp => "ffn_up",
+        Linear::Up => "ffn_up",
+        Linear::Down => "ffn_down",
+        Linear::SharedGate => "ffn_gate_inp_shexp",
+        Linear::Router => "ffn_gate_inp",
+        Linear::Expert(_, ExpertPart::Gate) => "ffn_gate_exps",
+        Linear::Expert(_, ExpertPart::Up) => "ffn_up_exps",
+        Linear::Expert(_, ExpertPart::Down) => "ffn_down_exps",
+    }
+}
+
+fn norm_name(norm: BlockNorm) -> &'static str {
+    match norm {
+        BlockNorm::AttentionInput => "attn_norm",
+        BlockNorm::Q => "attn_q_norm",
+        BlockNorm::K => "attn_k_norm",
+        BlockNorm::AttentionOutput => "post_attention_norm",
+        BlockNorm::MlpInput => "ffn_norm",
+        BlockNorm::MlpOutput => "post_ffw_norm",
+    }
+}
+
+/// Whether a tensor is read though it is no weight.
+pub(crate) fn is_used(name: &str) -> bool {
+    name == FACTORS
+}
+
+impl GgufModel {
+    /// The weight in a tensor of the file: with rows in Hugging Face's order, which takes a copy,
+    /// and norms as they were trained.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub(crate) fn restored(
+        &self,
+        role: Role,
+        config: &DecoderConfig,
+        tensor: Tensor,
+    ) -> Result<Tensor, DeviceError> {
+        if let Some(head_dim) = self.turned(role, config) {
+            return GgufFile::reordered(&tensor, |row| halves_from_pairs(row, head_dim));
+        }
+        let is_norm = matches!(role, Role::Norm(..) | Role::FinalNorm);
+        if is_norm && self.architecture.norms_plus_one {
+            let less: Vec<f32> = tensor.try_to_vec_f32()?.iter().map(|x| x - 1.0).collect();
+            return Ok(Tensor::from_f32(&less, tensor.shape()));
+        }
+        Ok(tensor)
+    }
+
+    /// Length of the heads whose rows the file has in pairs.
+    fn turned(&self, role: Role, config: &DecoderConfig) -> Option<usize> {
+        let (Role::Matrix(layer, linear) | Role::Bias(layer, linear)) = role else { return None };
+        let is_turned = matches!(linear, Linear::Q | Linear::K);
+        let is_turned = is_turned && self.architecture.turns_neighbours;
+        is_turned.then(|| config.layers[layer].attention.heads.head_dim)
+    }
+}
+
+/// The row of the file for a row of a head in Hugging Face's order: there rows `i` and
+/// `i + head_dim / 2` are turned together, in the file rows `2 i` and `2 i + 1`.
+fn halves_from_pairs(row: usize, head_dim: usize) -> usize {
+    let (head, row, half) = (row / head_dim, row % head_dim, head_dim / 2);
+    head * head_dim + 2 * (row % half) + row / half
+}

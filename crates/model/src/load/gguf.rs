@@ -1,0 +1,40 @@
+//! Weights of a GGUF file, by their roles.
+
+use super::files::{LoadError, Taken};
+use crate::config::DecoderConfig;
+use crate::gguf::{GgufModel, Place, is_used, place_of};
+use crate::weights::WeightSpec;
+use hone_tensor::{Device, Tensor};
+
+/// The tensor of a weight, which must have its shape. A dry device reads no elements, so for one
+/// they stay as they are in the file.
+pub(super) fn take(
+    model: &GgufModel,
+    spec: &WeightSpec,
+    config: &DecoderConfig,
+    device: &Device,
+    taken: &mut Taken,
+) -> Result<Tensor, LoadError> {
+    let (Place { name, expert }, file) = (place_of(spec.role, config), model.file());
+    let path = file.path().to_owned();
+    let tensor = match expert {
+        None => file.tensor(&name),
+        Some(expert) => file.part(&name, expert)?,
+    };
+    let Some(tensor) = tensor else { return Err(LoadError::Missing { path, name }) };
+    if tensor.shape() != spec.shape {
+        let (found, expected) = (tensor.shape().to_vec(), spec.shape.clone());
+        return Err(LoadError::Shape { path, name, found, expected });
+    }
+    taken.note(&name, &tensor);
+    match device.is_dry() {
+        true => Ok(tensor),
+        false => Ok(model.restored(spec.role, config, tensor)?),
+    }
+}
+
+/// Refuses tensors that were not taken.
+pub(super) fn refuse_surplus(model: &GgufModel, taken: &Taken) -> Result<(), LoadError> {
+    let names = model.file().names().filter(|name| !is_used(name));
+    taken.refuse_others(model.file().path(), names)
+}

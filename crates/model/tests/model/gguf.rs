@@ -1,0 +1,264 @@
+//! Models in GGUF files: the same as in a directory, and what is refused.
+
+use crate::fixture::{Golden, Sample, copy_of, logits, max_error, pack, range, set_key};
+use crate::gguf_files::{from_directory, letters};
+use hone_model::{DecoderConfig, LoadOptions, Model, load};
+use hone_tensor::gguf::testing::{Meta, Writer};
+use hone_tensor::{Category, Compute, DType, Device, Storage, WeightFormat, testing};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+fn write(writer: &Writer) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    std::fs::write(&path, writer.bytes()).unwrap();
+    (folder, path)
+}
+
+fn loaded(path: &Path) -> Model {
+    load(path, &Device::cpu(2), LoadOptions::INFERENCE).unwrap()
+}
+
+fn logits_of(model: &Model, golden: &Golden) -> Vec<f32> {
+    let batch = pack(&model.decoder.config, &golden.samples(), 0);
+    logits(model, &Device::cpu(2), Compute::F32, &batch)
+}
+
+/// Cases of the goldens, with keys of their configuration that GGUF cannot say.
+const CASES: [(&str, &[(&str, Value)]); 11] = [
+    ("tied_gqa", &[]),
+    ("untied_bias_linear", &[]),
+    ("headdim_llama3", &[]),
+    ("yarn", &[]),
+    ("granite", &[]),
+    (
+        "smollm3",
+        &[
+            ("no_rope_layers", Value::Null),
+            ("no_rope_layer_interval", Value::Null),
+            ("use_sliding_window", Value::Bool(false)),
+            ("sliding_window", Value::Null),
+        ],
+    ),
+    ("qwen2", &[("use_sliding_window", Value::Bool(false)), ("sliding_window", Value::Null)]),
+    ("qwen3", &[("use_sliding_window", Value::Bool(false)), ("sliding_window", Value::Null)]),
+    ("qwen3_moe", &[]),
+    ("gemma2", &[]),
+    ("gemma3", &[("query_pre_attn_scalar", Value::Null)]),
+];
+
+/// Configuration and weights come out as they went in: logits have the same bits.
+#[test]
+fn a_file_is_the_model_that_it_was_made_of() {
+    for (case, unsaid) in CASES {
+        let (golden, dir) = (Golden::load(case), copy_of(case));
+        for (key, value) in unsaid {
+            set_key(&dir.path().join("config.json"), key, value.clone());
+        }
+        if case == "gemma2" {
+            // Nothing in a file says otherwise.
+            set_key(&dir.path().join("config.json"), "query_pre_attn_scalar", 32.into());
+        }
+        let mut writer = from_directory(dir.path());
+        let expected = DecoderConfig::load(dir.path()).unwrap();
+        letters(&mut writer, expected.vocab_size);
+        let (_folder, path) = write(&writer);
+        let found = DecoderConfig::load(&path).unwrap();
+        assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{case}");
+        let (expected, found) = (loaded(dir.path()), loaded(&path));
+        assert_eq!(found.file_dtype, expected.file_dtype, "{case}");
+        assert!(logits_of(&found, &golden) == logits_of(&expected, &golden), "{case}");
+    }
+}
+
+/// A small Llama whose matrices are blocks of one format, and whose queries and keys are in pairs.
+fn packed((kind, format): (u32, &'static WeightFormat)) -> Writer {
+    let h = format.block.max(64);
+    let mut writer = Writer::default();
+    writer.set("general.architecture", "llama");
+    for (key, value) in [
+        ("context_length", 64),
+        ("embedding_length", h as u32),
+        ("block_count", 2),
+        ("feed_forward_length", 2 * h as u32),
+        ("attention.head_count", 4),
+        ("attention.head_count_kv", 2),
+    ] {
+        writer.set(&format!("llama.{key}"), Meta::U32(value));
+    }
+    let mut matrix = |name: &str, rows: usize, cols: usize| {
+        let stream = writer.tensors.len() as u64;
+        let bytes = testing::weights_of_file(format, [rows, cols], stream);
+        writer.tensor(name, kind, &[rows, cols], bytes);
+    };
+    matrix("token_embd.weight", 40, h);
+    for layer in 0..2 {
+        for (name, rows, cols) in [
+            ("attn_q", h, h),
+            ("attn_k", h / 2, h),
+            ("attn_v", h / 2, h),
+            ("attn_output", h, h),
+            ("ffn_gate", 2 * h, h),
+            ("ffn_up", 2 * h, h),
+            ("ffn_down", h, 2 * h),
+        ] {
+            matrix(&format!("blk.{layer}.{name}.weight"), rows, cols);
+        }
+    }
+    for norm in ["blk.0.attn_norm", "blk.0.ffn_norm", "blk.1.attn_norm", "blk.1.ffn_norm"] {
+        writer.floats(&format!("{norm}.weight"), &[h], &vec![0.1; h]);
+    }
+    writer.floats("output_norm.weight", &[h], &vec![0.2; h]);
+    writer
+}
+
+/// Blocks stay as they are in the file and compute what their values do; memory is counted as the
+/// file's bytes.
+#[test]
+fn blocks_stay_in_the_file() {
+    let formats = (0..64).filter_map(|kind| match Storage::from_ggml(kind) {
+        Ok(Storage::Packed(format)) => Some((kind, format)),
+        _ => None,
+    });
+    for (kind, format) in formats {
+        let (_folder, path) = write(&packed((kind, format)));
+        let device = Device::cpu(2);
+        let model = load(&path, &device, LoadOptions::INFERENCE).unwrap();
+        assert_eq!(model.file_dtype, DType::Bf16);
+        let (mut bytes, mut expected) = (0, 0);
+        for (name, projection) in model.decoder.projections() {
+            let weight = model.params.resolve(&projection.weight);
+            assert_eq!(weight.storage(), Storage::Packed(format), "{name}");
+            bytes += weight.num_bytes();
+        }
+        for tensor in packed((kind, format)).tensors {
+            let is_matrix = tensor.shape.len() > 1 && tensor.name != "token_embd.weight";
+            expected += if is_matrix { tensor.bytes.len() } else { 0 };
+        }
+        assert_eq!(bytes, expected);
+        let all: usize =
+            packed((kind, format)).tensors.iter().map(|tensor| tensor.bytes.len()).sum();
+        assert_eq!(device.persistent_bytes(Category::Weights), all as u64);
+        let options =
+            LoadOptions { base_precision: Some(DType::F32.into()), ..LoadOptions::INFERENCE };
+        let floats = load(&path, &device, options).unwrap();
+        let sample = Sample { ids: vec![1, 39, 7, 7, 20, 3], mask: vec![1; 6] };
+        let batch = pack(&model.decoder.config, &[sample], 0);
+        let [found, expected] =
+            [&model, &floats].map(|model| logits(model, &device, Compute::F32, &batch));
+        assert!(max_error(&found, &expected) < 1e-5 * range(&expected), "{}", format.name);
+    }
+}
+
+/// The error of opening a file that was changed, after its path.
+fn refused(change: impl FnOnce(&mut Writer)) -> String {
+    let mut writer = from_directory(copy_of("tied_gqa").path());
+    change(&mut writer);
+    let (_folder, path) = write(&writer);
+    let says = |device| match load(&path, &device, LoadOptions::INFERENCE) {
+        Ok(_) => "it loads".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let found = says(Device::cpu(1));
+    assert_eq!(found, says(Device::dry()));
+    found.strip_prefix(&format!("{}: ", path.display())).unwrap_or(&found).to_owned()
+}
+
+type Change = fn(&mut Writer);
+
+fn check(cases: &[(Change, &str)]) {
+    for (change, says) in cases {
+        let found = refused(change);
+        assert!(found.starts_with(says), "{found:?} is not {says:?}");
+    }
+}
+
+#[test]
+fn unusable_metadata() {
+    check(&[
+        (
+            |w| drop(w.keys.remove(0)),
+            "`general.architecture` is missing, so nothing says how the tensors are used: fetch \
+             the model again",
+        ),
+        (
+            |w| w.keys[0].1 = "mamba".into(),
+            "`general.architecture` is `mamba`, which is not supported yet; supported: llama, ",
+        ),
+        (
+            |w| w.keys.push(("general.type".into(), "adapter".into())),
+            "`general.type` is `adapter`, and only models are read: give the model's own file",
+        ),
+        (
+            |w| w.keys.retain(|(key, _)| key != "llama.block_count"),
+            "`llama.block_count` is missing and has no default: fetch the model again",
+        ),
+        (
+            |w| set(w, "llama.block_count", "2".into()),
+            "`llama.block_count` must be a number, found a string",
+        ),
+        (
+            |w| set(w, "llama.block_count", Meta::U32(5000)),
+            "`llama.block_count` must be at most 4096, found 5000",
+        ),
+        (
+            |w| set(w, "llama.embedding_length", Meta::U32(0)),
+            "`llama.embedding_length` must be a whole number from 1 to 2147483647, found 0",
+        ),
+        (
+            |w| set(w, "llama.attention.head_count_kv", Meta::U32(3)),
+            "`llama.attention.head_count_kv` must divide num_attention_heads (4), found 3",
+        ),
+        (
+            |w| set(w, "llama.attention.head_count_kv", Meta::I32s(vec![2, 4])),
+            "`llama.attention.head_count_kv` differs from block to block, which is not supported",
+        ),
+        (
+            |w| set(w, "llama.rope.dimension_count", Meta::U32(4)),
+            "`llama.rope.dimension_count` is 0.6666666666666666, which is not supported; only 1",
+        ),
+        (
+            |w| set(w, "llama.rope.scaling.type", "longrope".into()),
+            "`llama.rope.scaling.type` is `longrope`, which is not supported; supported: none, ",
+        ),
+    ]);
+}
+
+#[test]
+fn unusable_tensors() {
+    check(&[
+        (
+            |w| add(w, "rope_freqs.weight", &[1.0, 5.0, 8.0]),
+            "`rope_freqs.weight` is a tensor that scales frequencies otherwise than Llama 3 does",
+        ),
+        (
+            |w| set(w, "llama.attention.scale", Meta::F32(0.5)),
+            "`llama.attention.scale` is set, but Hone does not know this key, which may change",
+        ),
+        (
+            |w| drop(w.tensors.remove(0)),
+            "`token_embd.weight` is a tensor that every model has, and it is missing: fetch the",
+        ),
+        (
+            |w| w.tensors.retain(|tensor| tensor.name != "blk.1.ffn_up.weight"),
+            "tensor `blk.1.ffn_up.weight` is missing, but the configuration requires it. Either",
+        ),
+        (
+            |w| set(w, "llama.feed_forward_length", Meta::U32(12)),
+            "tensor `blk.0.ffn_gate.weight` has shape [11, 24], but the configuration requires [12",
+        ),
+        (
+            |w| add(w, "blk.0.ffn_gate_inp.weight", &[0.0]),
+            "tensor `blk.0.ffn_gate_inp.weight` is not part of the model that the configuration",
+        ),
+    ]);
+}
+
+fn set(writer: &mut Writer, key: &str, value: Meta) {
+    writer.set(key, value);
+}
+
+fn add(writer: &mut Writer, name: &str, values: &[f32]) {
+    writer.floats(name, &[values.len()], values);
+}

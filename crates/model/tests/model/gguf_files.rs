@@ -1,0 +1,244 @@
+//! Model directories as GGUF files, written as llama.cpp's conversion writes them. The tests of
+//! other crates read this file as well.
+
+use hone_tensor::gguf::testing::{Meta, Writer};
+use hone_tensor::safetensors::SafeTensorsFile;
+use hone_tensor::{DType, Tensor};
+use serde_json::Value;
+use std::path::Path;
+
+/// A block's modules and their tensors.
+const OF_BLOCK: [(&str, &str); 14] = [
+    ("input_layernorm", "attn_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("pre_feedforward_layernorm", "ffn_norm"),
+    ("post_feedforward_layernorm", "post_ffw_norm"),
+    ("mlp.gate", "ffn_gate_inp"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+];
+
+/// Architectures whose queries and keys conversion permutes.
+const PERMUTED: [&str; 3] = ["llama", "granite", "smollm3"];
+
+/// The model in a directory with one file of weights, without a tokenizer.
+pub fn from_directory(dir: &Path) -> Writer {
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
+    let mut writer = Writer::default();
+    let architecture = match config["model_type"].as_str().unwrap() {
+        "gemma3_text" => "gemma3",
+        "qwen3_moe" => "qwen3moe",
+        other => other,
+    };
+    writer.set("general.architecture", architecture);
+    metadata(&mut writer, architecture, &config);
+    let file = SafeTensorsFile::open(&dir.join("model.safetensors")).unwrap();
+    for name in file.names() {
+        let tensor = file.tensor(&name).unwrap().unwrap();
+        match name.contains(".experts.") {
+            true => add_expert(&mut writer, &name, &tensor),
+            false => add(&mut writer, architecture, &config, &name, &tensor),
+        }
+    }
+    writer
+}
+
+/// Adds a tokenizer whose tokens are a few letters, for texts such as `w12 w3`.
+pub fn letters(writer: &mut Writer, vocab_size: usize) {
+    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>", "Ġ", "w"].map(str::to_owned).into();
+    tokens.extend((0..10).map(|digit| digit.to_string()));
+    tokens.push("Ġw".to_owned());
+    let known = tokens.len();
+    tokens.extend((known..vocab_size).map(|id| format!("<unused{id}>")));
+    let kinds = (0..vocab_size).map(|id| match id {
+        0..3 => 3,
+        id if id < known => 1,
+        _ => 5,
+    });
+    writer
+        .set("tokenizer.ggml.model", "gpt2")
+        .set("tokenizer.ggml.pre", "gpt-2")
+        .set("tokenizer.ggml.tokens", Meta::Texts(tokens))
+        .set("tokenizer.ggml.token_type", Meta::I32s(kinds.collect()))
+        .set("tokenizer.ggml.merges", Meta::Texts(vec!["Ġ w".to_owned()]))
+        .set("tokenizer.ggml.bos_token_id", Meta::U32(1))
+        .set("tokenizer.ggml.eos_token_id", Meta::U32(2));
+}
+
+/// Files have the matrices of all experts in one tensor.
+fn add_expert(writer: &mut Writer, name: &str, tensor: &Tensor) {
+    let parts: Vec<&str> = name.split('.').collect();
+    let [_, _, layer, _, _, expert, module, kind] = parts[..] else { panic!("{name}") };
+    let name = format!("blk.{layer}.ffn_{}_exps.{kind}", module.trim_end_matches("_proj"));
+    let expert: usize = expert.parse().unwrap();
+    if !writer.tensors.iter().any(|other| other.name == name) {
+        let shape: Vec<usize> = [&[0], tensor.shape()].concat();
+        writer.tensor(&name, 0, &shape, Vec::new());
+    }
+    let all = writer.tensors.iter_mut().find(|other| other.name == name).unwrap();
+    let len = tensor.num_bytes();
+    all.bytes.resize(all.bytes.len().max((expert + 1) * len), 0);
+    all.bytes[expert * len..][..len].copy_from_slice(tensor.bytes());
+    all.shape[0] = (all.bytes.len() / len) as u64;
+}
+
+fn size(config: &Value, key: &str) -> usize {
+    config[key].as_u64().unwrap_or_else(|| panic!("{key}")) as usize
+}
+
+fn metadata(writer: &mut Writer, architecture: &str, config: &Value) {
+    let key = |key: &str| format!("{architecture}.{key}");
+    for (from, to) in [
+        ("max_position_embeddings", "context_length"),
+        ("hidden_size", "embedding_length"),
+        ("num_hidden_layers", "block_count"),
+        ("intermediate_size", "feed_forward_length"),
+        ("num_attention_heads", "attention.head_count"),
+        ("num_key_value_heads", "attention.head_count_kv"),
+        ("head_dim", "attention.key_length"),
+        ("head_dim", "attention.value_length"),
+        ("head_dim", "rope.dimension_count"),
+        ("num_experts", "expert_count"),
+        ("num_experts_per_tok", "expert_used_count"),
+        ("moe_intermediate_size", "expert_feed_forward_length"),
+        ("sliding_window", "attention.sliding_window"),
+        ("sliding_window_pattern", "attention.sliding_window_pattern"),
+    ] {
+        if config[from].is_u64() {
+            writer.set(&key(to), Meta::U32(size(config, from) as u32));
+        }
+    }
+    let number = |writer: &mut Writer, to: &str, value: &Value| {
+        if let Some(value) = value.as_f64() {
+            writer.set(&key(to), Meta::F32(value as f32));
+        }
+    };
+    number(writer, "attention.layer_norm_rms_epsilon", &config["rms_norm_eps"]);
+    number(writer, "rope.freq_base", &config["rope_theta"]);
+    for (from, to) in [
+        ("attn_logit_softcapping", "attn_logit_softcapping"),
+        ("final_logit_softcapping", "final_logit_softcapping"),
+        ("attention_multiplier", "attention.scale"),
+        ("embedding_multiplier", "embedding_scale"),
+        ("residual_multiplier", "residual_scale"),
+        ("logits_scaling", "logit_scale"),
+    ] {
+        number(writer, to, &config[from]);
+    }
+    let scaling = &config["rope_scaling"];
+    let kind = scaling["rope_type"].as_str().or(scaling["type"].as_str());
+    match kind {
+        None => {}
+        Some("llama3") => {
+            let factors = llama3_factors(config);
+            writer.floats("rope_freqs.weight", &[factors.len()], &factors);
+        }
+        Some(kind) => {
+            writer.set(&key("rope.scaling.type"), kind);
+            number(writer, "rope.scaling.factor", &scaling["factor"]);
+            number(writer, "rope.scaling.yarn_beta_fast", &scaling["beta_fast"]);
+            number(writer, "rope.scaling.yarn_beta_slow", &scaling["beta_slow"]);
+            if let Some(original) = scaling["original_max_position_embeddings"].as_u64() {
+                let original = Meta::U32(original as u32);
+                writer.set(&key("rope.scaling.original_context_length"), original);
+            }
+            if let Some(factor) = scaling["attention_factor"].as_f64() {
+                let implied = 0.1 * scaling["factor"].as_f64().unwrap().ln() + 1.0;
+                let factor = Meta::F32((factor / implied) as f32);
+                writer.set(&key("rope.scaling.attn_factor"), factor);
+            }
+        }
+    }
+}
+
+/// As `generate_extra_tensors` of the conversion computes them.
+fn llama3_factors(config: &Value) -> Vec<f32> {
+    let scaling = |key: &str| config["rope_scaling"][key].as_f64().unwrap();
+    let dim = size(config, "head_dim");
+    let base = config["rope_theta"].as_f64().unwrap();
+    let original = scaling("original_max_position_embeddings");
+    let (low, high) = (scaling("low_freq_factor"), scaling("high_freq_factor"));
+    let factor = |i: usize| {
+        let frequency = base.powf(-2.0 * i as f64 / dim as f64);
+        let wavelength = 2.0 * std::f64::consts::PI / frequency;
+        if wavelength < original / high {
+            1.0
+        } else if wavelength > original / low {
+            scaling("factor")
+        } else {
+            let smooth = (original / wavelength - low) / (high - low);
+            1.0 / ((1.0 - smooth) / scaling("factor") + smooth)
+        }
+    };
+    (0..dim / 2).map(|i| factor(i) as f32).collect()
+}
+
+fn add(writer: &mut Writer, architecture: &str, config: &Value, name: &str, tensor: &Tensor) {
+    let to = name_in_gguf(name, architecture);
+    let is_norm = to.contains("norm");
+    let heads = match to.split('.').nth(2) {
+        Some("attn_q") => Some(size(config, "num_attention_heads")),
+        Some("attn_k") => Some(size(config, "num_key_value_heads")),
+        _ => None,
+    };
+    if is_norm || tensor.shape().len() == 1 {
+        let plus = if is_norm && architecture.starts_with("gemma") { 1.0 } else { 0.0 };
+        let mut values: Vec<f32> = tensor.to_vec_f32().iter().map(|x| x + plus).collect();
+        if let Some(heads) = heads.filter(|_| PERMUTED.contains(&architecture)) {
+            values = permuted(&values, heads, 1);
+        }
+        writer.floats(&to, tensor.shape(), &values);
+        return;
+    }
+    let kind = match tensor.dtype() {
+        DType::F32 => 0,
+        DType::F16 => 1,
+        DType::Bf16 => 30,
+    };
+    let bytes = match heads.filter(|_| PERMUTED.contains(&architecture)) {
+        Some(heads) => permuted(tensor.bytes(), heads, tensor.shape()[1] * tensor.dtype().size()),
+        None => tensor.bytes().to_vec(),
+    };
+    writer.tensor(&to, kind, tensor.shape(), bytes);
+}
+
+fn name_in_gguf(name: &str, architecture: &str) -> String {
+    match name {
+        "model.embed_tokens.weight" => "token_embd.weight".to_owned(),
+        "model.norm.weight" => "output_norm.weight".to_owned(),
+        "lm_head.weight" => "output.weight".to_owned(),
+        _ => {
+            let rest = name.strip_prefix("model.layers.").unwrap();
+            let (layer, rest) = rest.split_once('.').unwrap();
+            let (module, kind) = rest.rsplit_once('.').unwrap();
+            let tensor = match (module, architecture) {
+                ("post_attention_layernorm", "gemma2" | "gemma3") => "post_attention_norm",
+                _ => OF_BLOCK.iter().find(|(from, _)| *from == module).unwrap().1,
+            };
+            format!("blk.{layer}.{tensor}.{kind}")
+        }
+    }
+}
+
+/// `weights.reshape(heads, 2, head_dim / 2, row).swapaxes(1, 2)`.
+fn permuted<T: Copy>(values: &[T], heads: usize, row: usize) -> Vec<T> {
+    let half = values.len() / row / heads / 2;
+    let mut out = Vec::with_capacity(values.len());
+    for head in 0..heads {
+        for i in 0..half {
+            for part in 0..2 {
+                let from = (head * 2 * half + part * half + i) * row;
+                out.extend_from_slice(&values[from..from + row]);
+            }
+        }
+    }
+    out
+}
