@@ -22,18 +22,38 @@ FAMILIES = {
         "model_type": "qwen3_moe",
         "hidden_act": "silu",
     },
+    "qwen2_moe": {
+        "architectures": ["Qwen2MoeForCausalLM"],
+        "model_type": "qwen2_moe",
+        "hidden_act": "silu",
+    },
+    "mixtral": {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "hidden_act": "silu",
+    },
+    "olmoe": {
+        "architectures": ["OlmoeForCausalLM"],
+        "model_type": "olmoe",
+        "hidden_act": "silu",
+    },
+}
+SIZES = {
+    "vocab_size": 45,
+    "hidden_size": 24,
+    "intermediate_size": 11,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": False,
+    "pad_token_id": None,
 }
 CASES = {
     "qwen3_moe": {
         "seed": 38,
         "family": "qwen3_moe",
         # The second block has no experts, and PEFT finds nothing to adapt in its MLP.
-        "config": {
-            "vocab_size": 45,
-            "hidden_size": 24,
-            "intermediate_size": 11,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
+        "config": SIZES
+        | {
             "head_dim": 10,
             "num_hidden_layers": 3,
             "mlp_only_layers": [1],
@@ -42,13 +62,64 @@ CASES = {
             "num_experts_per_tok": 2,
             "norm_topk_prob": True,
             "rope_theta": 1000000.0,
-            "tie_word_embeddings": False,
         },
         "lengths": [4, 7, 12],
         "rope_spelling": "rope_theta alone",
         "optimizer": {"lr": 0.005},
         "full_gradients": True,
         "fused": True,
+    },
+    "qwen2_moe": {
+        "seed": 39,
+        "family": "qwen2_moe",
+        # A window of 3 in the first of two blocks, and a shared expert beside four.
+        "config": SIZES
+        | {
+            "num_experts": 4,
+            "moe_intermediate_size": 7,
+            "shared_expert_intermediate_size": 9,
+            "num_experts_per_tok": 2,
+            "use_sliding_window": True,
+            "sliding_window": 3,
+            "max_window_layers": 2,
+            "rope_theta": 10000.0,
+        },
+        "lengths": [4, 7, 12],
+        "rope_spelling": "rope_theta alone",
+        "lora": {"target_modules": ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]},
+        "optimizer": {"lr": 0.005},
+        "full_gradients": True,
+    },
+    "mixtral": {
+        "seed": 40,
+        "family": "mixtral",
+        "config": SIZES
+        | {
+            "num_local_experts": 3,
+            "num_experts_per_tok": 2,
+            "sliding_window": 5,
+            "rope_theta": 1000000.0,
+        },
+        "lengths": [4, 7, 12],
+        "rope_spelling": "rope_theta alone",
+        "lora": {"target_modules": ["q_proj", "v_proj", "w1", "w2", "w3"]},
+        "optimizer": {"lr": 0.005},
+        "full_gradients": True,
+        "fused": True,
+    },
+    "olmoe": {
+        "seed": 43,
+        "family": "olmoe",
+        "config": SIZES
+        | {
+            "num_experts": 5,
+            "num_experts_per_tok": 3,
+            "rope_theta": 10000.0,
+        },
+        "lengths": [4, 7, 12],
+        "rope_spelling": "rope_theta alone",
+        "lora": {"target_modules": ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]},
+        "optimizer": {"lr": 0.005},
     },
 }
 # An adapter of fused experts, as PEFT writes it.
@@ -60,6 +131,10 @@ FUSED = {
 }
 # The least difference between the logit of the last expert chosen and of the next.
 MARGIN = 0.01
+
+
+def experts_of(config):
+    return getattr(config, "num_local_experts", getattr(config, "num_experts", 0))
 
 
 def has_experts(model):
@@ -82,7 +157,7 @@ def of_modules(target_modules):
 
 def per_expert(tensors, model):
     """`tensors` with those of experts under the names that they have on disk."""
-    num_experts, found = getattr(model.config, "num_local_experts", 0), {}
+    num_experts, found = experts_of(model.config), {}
     for name, tensor in tensors.items():
         wrapped = WRAPPED.fullmatch(name)
         if wrapped:
@@ -93,7 +168,15 @@ def per_expert(tensors, model):
             found |= weights(name, tensor, ["down_proj"])
         else:
             found[name] = tensor
+    if model.config.model_type == "mixtral":
+        return {on_disk_as_mixtral(name): tensor for name, tensor in found.items()}
     return found
+
+
+def on_disk_as_mixtral(name):
+    parts = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+    name = name.replace(".mlp.", ".block_sparse_moe.")
+    return re.sub(r"(\.experts\.\d+\.)(\w+)", lambda match: match[1] + parts[match[2]], name)
 
 
 def weights(name, tensor, parts):
@@ -139,11 +222,12 @@ def balancing_goldens(model, ids):
     model.zero_grad()
     outputs = [model(input_ids=one[None], output_router_logits=True) for one in ids]
     logits = tuple(torch.cat(of_layer) for of_layer in zip(*(o.router_logits for o in outputs)))
-    experts, top_k = model.config.num_local_experts, model.config.num_experts_per_tok
+    experts, top_k = experts_of(model.config), model.config.num_experts_per_tok
     loss = load_balancing_loss_func(logits, experts, top_k)
     loss.backward()
     routers = {n: p for n, p in model.named_parameters() if n.endswith("mlp.gate.weight")}
-    tensors = {f"aux_grad.{name}": weight.grad.clone() for name, weight in routers.items()}
+    found = {name: weight.grad.clone() for name, weight in routers.items()}
+    tensors = {f"aux_grad.{name}": grad for name, grad in per_expert(found, model).items()}
     return tensors, {"router_aux_loss": loss.item()}
 
 

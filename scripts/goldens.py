@@ -69,7 +69,7 @@ def distribution(case, name, shape):
         return 0.0, 0.3
     if "embed" in name or "lm_head" in name:
         return 0.0, 0.5
-    if name.endswith("mlp.gate.weight"):
+    if name.endswith(("mlp.gate.weight", "block_sparse_moe.gate.weight")):
         return 0.0, 0.5  # so that few choices are close
     return 0.0, rounded(1.2 / math.sqrt(shape[-1]))
 

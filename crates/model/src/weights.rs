@@ -158,6 +158,13 @@ impl DecoderConfig {
             config.linears().map(move |linear| (config.module_name(layer, linear), linear))
         })
     }
+
+    /// The linear layers of a block's experts, with their full names, in model order.
+    pub(crate) fn experts_of(&self, layer: usize) -> impl Iterator<Item = (String, Linear)> {
+        let config = &self.layers[layer];
+        let of_experts = config.linears().filter(|linear| matches!(linear, Linear::Expert(..)));
+        of_experts.map(move |linear| (config.module_name(layer, linear), linear))
+    }
 }
 
 impl LayerConfig {

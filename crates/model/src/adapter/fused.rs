@@ -8,6 +8,7 @@
 
 use super::AdapterError;
 use super::lora::Matrix;
+use crate::config::LayerConfig;
 use crate::load::Model;
 use crate::weights::{ExpertPart, Linear};
 use hone_tensor::safetensors::SafeTensorsFile;
@@ -54,23 +55,19 @@ impl Unfused {
         stray: &mut BTreeSet<String>,
     ) -> Result<Self, AdapterError> {
         let mut this = Self::default();
-        let modules: Vec<(String, Linear)> = model.decoder.config.modules().collect();
-        let first = |(name, linear): &(String, Linear)| match linear {
-            Linear::Expert(0, ExpertPart::Gate) => {
-                name.rsplit_once(".0.").map(|(experts, _)| experts.to_owned())
-            }
-            _ => None,
-        };
-        for experts in modules.iter().filter_map(first) {
-            let of_experts = |(name, linear): &&(String, Linear)| {
-                matches!(linear, Linear::Expert(..)) && name.starts_with(&format!("{experts}."))
-            };
-            let modules: Vec<_> = modules.iter().filter(of_experts).collect();
-            for outer in [experts.clone(), format!("{experts}.base_layer")] {
+        let config = &model.decoder.config;
+        for (layer, LayerConfig { mlp, .. }) in config.layers.iter().enumerate() {
+            let Some(mixture) = &mlp.experts else { continue };
+            // PEFT names them as transformers does in memory, where all families are alike.
+            let names = BTreeSet::from([mixture.names.experts, "mlp.experts"]);
+            let nested = names.iter().flat_map(|name| ["", ".base_layer"].map(|end| (name, end)));
+            for (name, end) in nested {
+                let outer = format!("model.layers.{layer}.{name}{end}");
                 let keys = [Matrix::A, Matrix::B].map(|which| which.key(&outer));
                 if keys.iter().all(|key| stray.contains(key)) {
                     stray.retain(|name| !keys.contains(name));
-                    this.add(file, model, (&experts, &keys), &modules)?;
+                    let sizes = [mlp.intermediate_size, config.hidden_size];
+                    this.add(file, model, (layer, sizes), &keys)?;
                 }
             }
         }
@@ -87,24 +84,16 @@ impl Unfused {
         self.tensors.get(key)
     }
 
-    /// Splits one pair between the experts' `modules`.
+    /// Splits one pair between the experts of a block, whose sizes are `[i, h]`.
     fn add(
         &mut self,
         file: &SafeTensorsFile,
         model: &Model,
-        (experts, [a, b]): (&str, &[String; 2]),
-        modules: &[&(String, Linear)],
+        (layer, [i, h]): (usize, [usize; 2]),
+        [a, b]: &[String; 2],
     ) -> Result<(), AdapterError> {
-        let shape = |wanted: ExpertPart| {
-            let of = |(name, linear): &(String, Linear)| {
-                (*linear == Linear::Expert(0, wanted)).then(|| name.clone())
-            };
-            let name = modules.iter().find_map(|module| of(module));
-            let mut projections = model.decoder.projections();
-            let found = projections.find(|(found, _)| Some(found) == name.as_ref());
-            found.map_or([0; 2], |(_, p)| [p.out_features(), p.in_features()])
-        };
-        let ([i, h], down) = (shape(ExpertPart::Gate), shape(ExpertPart::Down));
+        let modules: Vec<(String, Linear)> = model.decoder.config.experts_of(layer).collect();
+        let down = [h, i];
         let num_experts = modules.len() / ExpertPart::ALL.len();
         let tensor = |key: &String| file.tensor(key).map(|t| t.expect("the file has this name"));
         let (a_tensor, b_tensor) = (tensor(a)?, tensor(b)?);
@@ -137,16 +126,16 @@ impl Unfused {
         let pair = Pair { a, b, num_experts, rank, shape };
         let has_blocks = parts.len() == 2 && pair.has_blocks();
         let fused = if parts.len() == 2 { "gate_up_proj" } else { "down_proj" };
-        let parameter = format!("{experts}.{fused}");
+        let parameter = format!("model.layers.{layer}.mlp.experts.{fused}");
         for (name, linear) in modules {
             let Linear::Expert(expert, part) = linear else { continue };
-            if let Some(index) = parts.iter().position(|own| own == part) {
-                let (a, b) = pair.of_expert(*expert, (index, parts.len()), has_blocks)?;
+            if let Some(index) = parts.iter().position(|own| *own == part) {
+                let (a, b) = pair.of_expert(expert, (index, parts.len()), has_blocks)?;
                 let (rank, parameter) = (a.shape()[0], parameter.clone());
                 let size = FusedSize { rank, parameter, parameter_rank: pair.rank };
                 self.sizes.insert(name.clone(), size);
-                self.tensors.insert(Matrix::A.key(name), a);
-                self.tensors.insert(Matrix::B.key(name), b);
+                self.tensors.insert(Matrix::A.key(&name), a);
+                self.tensors.insert(Matrix::B.key(&name), b);
             }
         }
         Ok(())

@@ -1,7 +1,36 @@
 //! What families with mixtures of experts have in common.
 
+use crate::config::{DecoderConfig, ExpertNames, ExpertsConfig};
 use crate::raw_config::{ConfigError, RawConfig};
-use hone_tensor::ops::{MAX_EXPERTS, MAX_TOP_K};
+use hone_tensor::ops::{MAX_EXPERTS, MAX_TOP_K, Router, Scoring};
+
+/// A mixture whose router is a softmax over all experts, and nothing else.
+pub(super) fn softmax_mixture(
+    raw: &RawConfig,
+    [num_experts, top_k]: [usize; 2],
+    normalise: bool,
+    names: &'static ExpertNames,
+) -> ExpertsConfig {
+    // The auxiliary loss is a matter of training.
+    raw.get("router_aux_loss_coef");
+    raw.get("output_router_logits");
+    let (scoring, scale, groups) = (Scoring::Softmax, 1.0, None);
+    let router = Router { num_experts, top_k, scoring, normalise, scale, groups };
+    ExpertsConfig { router, correction_bias: false, shared: None, names }
+}
+
+/// Gives the blocks for which `is_sparse` says so experts of this width.
+pub(super) fn set_experts(
+    config: &mut DecoderConfig,
+    is_sparse: impl IntoIterator<Item = bool>,
+    width: usize,
+    experts: &ExpertsConfig,
+) {
+    for (layer, _) in config.layers.iter_mut().zip(is_sparse).filter(|(_, is)| *is) {
+        layer.mlp.intermediate_size = width;
+        layer.mlp.experts = Some(experts.clone());
+    }
+}
 
 /// Number of experts, under a family's own key and with its default, and how many a token chooses.
 pub(super) fn mixture_sizes(

@@ -10,10 +10,13 @@ mod glm4;
 mod granite;
 mod llama;
 mod mistral;
+mod mixtral;
 mod mixtures;
 mod olmo;
+mod olmoe;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
 mod smollm3;
@@ -33,18 +36,21 @@ use std::path::Path;
 type Read = fn(&RawConfig) -> Result<DecoderConfig, ConfigError>;
 
 /// Supported values of `model_type`.
-const FAMILIES: [(&str, Read); 13] = [
+const FAMILIES: [(&str, Read); 16] = [
     ("llama", llama::decoder_config),
     ("qwen2", qwen2::decoder_config),
+    ("qwen2_moe", qwen2_moe::decoder_config),
     ("qwen3", qwen3::decoder_config),
     ("qwen3_moe", qwen3_moe::decoder_config),
     ("gemma2", gemma2::decoder_config),
     ("gemma3_text", gemma3::decoder_config),
     ("mistral", mistral::decoder_config),
+    ("mixtral", mixtral::decoder_config),
     ("phi3", phi3::decoder_config),
     ("smollm3", smollm3::decoder_config),
     ("olmo2", olmo::olmo2),
     ("olmo3", olmo::olmo3),
+    ("olmoe", olmoe::decoder_config),
     ("granite", granite::decoder_config),
     ("glm4", glm4::decoder_config),
 ];

@@ -9,7 +9,7 @@ use hone_model::adapter::{self, LoraConfig, TargetModules};
 use hone_tensor::{AdapterId, Compute, Device};
 use safetensors::Dtype;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tempfile::TempDir;
 
@@ -17,9 +17,9 @@ const CASE: &str = "qwen3_moe";
 const NUM_EXPERTS: usize = 6;
 
 /// PEFT's adapter, to be modified.
-fn adapter_of(name: &str) -> TempDir {
+fn adapter_of(case: &str, name: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    write_checkpoint(&goldens_dir().join(CASE).join(name), dir.path());
+    write_checkpoint(&goldens_dir().join(case).join(name), dir.path());
     dir
 }
 
@@ -36,30 +36,36 @@ fn params(model: &Model) -> Vec<(String, Vec<f32>)> {
 
 #[test]
 fn logits_with_an_adapter_of_parameters() {
-    let (golden, dir) = (Golden::load(CASE), adapter_of("adapter_fused"));
-    let (model, config) = loaded(&golden, dir.path()).unwrap();
-    let batch = pack(&model.decoder.config, &golden.samples(), 0);
-    let found = logits(&model, &Device::cpu(2), Compute::F32, &batch);
-    let expected = golden.of_sequences("logits_fused").concat();
-    let error = max_error(&found, &expected) / range(&expected);
-    assert!(error <= 1e-4, "{error:e}");
-    // Written, it is one of modules, for which PEFT needs no names of its own.
-    let (device, again) = (Device::cpu(1), tempfile::tempdir().unwrap());
-    adapter::save(again.path(), &model, &device, AdapterId::default(), &config, "base").unwrap();
-    let written = std::fs::read(again.path().join("adapter_config.json")).unwrap();
-    let written: Value = serde_json::from_slice(&written).unwrap();
-    let layers = (0..3).map(|layer| format!("model.layers.{layer}.self_attn.q_proj"));
-    let names = ["down_proj", "gate_proj"].map(str::to_owned).into_iter();
-    let names: Vec<String> = names.chain(layers).chain(["up_proj".to_owned()]).collect();
-    assert_eq!(written["target_modules"], json!(names));
-    let (reloaded, _) = loaded(&golden, again.path()).unwrap();
-    assert_eq!(params(&reloaded), params(&model));
+    for (case, parts, num_layers) in [
+        (CASE, ["down_proj", "gate_proj", "up_proj"], 3),
+        // Written under the names that Mixtral has on disk, read under those it has in memory.
+        ("mixtral", ["w1", "w2", "w3"], 2),
+    ] {
+        let (golden, dir) = (Golden::load(case), adapter_of(case, "adapter_fused"));
+        let (model, config) = loaded(&golden, dir.path()).unwrap();
+        let batch = pack(&model.decoder.config, &golden.samples(), 0);
+        let found = logits(&model, &Device::cpu(2), Compute::F32, &batch);
+        let expected = golden.of_sequences("logits_fused").concat();
+        let error = max_error(&found, &expected) / range(&expected);
+        assert!(error <= 1e-4, "{case}: {error:e}");
+        // Written, it is one of modules, for which PEFT needs no names of its own.
+        let (device, again) = (Device::cpu(1), tempfile::tempdir().unwrap());
+        let id = AdapterId::default();
+        adapter::save(again.path(), &model, &device, id, &config, "base").unwrap();
+        let written = std::fs::read(again.path().join("adapter_config.json")).unwrap();
+        let written: Value = serde_json::from_slice(&written).unwrap();
+        let queries = (0..num_layers).map(|i| format!("model.layers.{i}.self_attn.q_proj"));
+        let names: BTreeSet<String> = parts.map(str::to_owned).into_iter().chain(queries).collect();
+        assert_eq!(written["target_modules"], json!(names));
+        let (reloaded, _) = loaded(&golden, again.path()).unwrap();
+        assert_eq!(params(&reloaded), params(&model));
+    }
 }
 
 /// As PEFT saves an adapter of modules that it has loaded into fused experts.
 #[test]
 fn an_adapter_of_modules_that_was_fused_comes_back() {
-    let (golden, dir) = (Golden::load(CASE), adapter_of("adapter"));
+    let (golden, dir) = (Golden::load(CASE), adapter_of(CASE, "adapter"));
     let (expected, config) = loaded(&golden, dir.path()).unwrap();
     rewrite(&dir.path().join("adapter_model.safetensors"), fuse);
     let file = dir.path().join("adapter_config.json");

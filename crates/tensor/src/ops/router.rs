@@ -177,7 +177,8 @@ pub fn route<'a>(
     note_load(tape, &logits, router, chosen.as_deref());
     let requires_grad = logits.requires_grad();
     let num_rows = tape.routers().num_rows.unwrap_or(t).min(t);
-    let balance = tape.routers().balance.clone();
+    // A gate has no choice.
+    let balance = tape.routers().balance.clone().filter(|_| n > 1);
     let weights = tape.push(weights, requires_grad, move |sweep, d_weights| {
         let mut d = sweep.activation(logits.value().dtype(), &[t, n]);
         let bytes = 2 * d.num_bytes() + d_weights.num_bytes();
