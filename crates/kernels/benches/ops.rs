@@ -7,13 +7,14 @@
 use hone_kernels::attention::{self, Heads, Inputs, Sequence};
 use hone_kernels::element::Floats;
 use hone_kernels::format::{FORMATS, Packed};
+use hone_kernels::gated_delta_rule::{self as delta, DeltaHeads};
 use hone_kernels::gemm::{
     self, Epilogue, Matrix, OutputRegion, Product, Term, WeightGradient, gemm,
 };
 use hone_kernels::rope::Direction;
 use hone_kernels::{
-    Cpu, DType, Target, View, ViewMut, adamw, bf16, ceiling, glu, head, memory, rms_norm, rope,
-    vector,
+    Cpu, DType, Processor, Target, View, ViewMut, adamw, bf16, ceiling, glu, head, memory,
+    rms_norm, rope, short_conv, vector,
 };
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,10 @@ const HEADS: Heads = Heads {
     softcap: None,
 };
 
+/// Linear attention of a model of that size.
+const DELTA: DeltaHeads =
+    DeltaHeads { num_key_heads: 4, num_value_heads: 8, key_dim: 128, value_dim: 128 };
+
 /// How long one figure is measured.
 const DURATION: Duration = Duration::from_millis(300);
 
@@ -46,6 +51,8 @@ fn main() {
         }
         bench.formats();
         bench.attention();
+        bench.gated_delta_rule();
+        bench.short_conv();
         bench.head();
         bench.rows();
         bench.rope();
@@ -241,6 +248,75 @@ impl Bench<'_> {
                 attention::backward(&self.cpu, saved, &HEADS, &sequences, d_out, d_qkv, workspace);
             });
         }
+    }
+
+    fn gated_delta_rule(&self) {
+        for (dtype, len) in [(DType::Bf16, 128), (DType::Bf16, TOKENS), (DType::F32, TOKENS)] {
+            if !self.wants("delta") {
+                return;
+            }
+            let on = Processor::Cpu(Cpu::new(self.threads));
+            let sequences: Vec<_> =
+                (0..TOKENS / len).map(|i| Sequence::new(i * len, len)).collect();
+            let qkv = numbers(TOKENS * DELTA.qkv_width(), dtype);
+            let d_out = numbers(TOKENS * DELTA.out_width(), dtype);
+            let mut out = numbers(TOKENS * DELTA.out_width(), dtype);
+            let mut written = numbers(TOKENS * DELTA.out_width(), dtype);
+            let mut d_qkv = numbers(TOKENS * DELTA.qkv_width(), dtype);
+            let num = 2 * DELTA.num_value_heads;
+            let gates: Vec<f32> =
+                (0..TOKENS * num).map(|i| if i % num < num / 2 { 0.5 } else { -0.1 }).collect();
+            let mut d_gates = gates.clone();
+            let num_states = delta::num_kept_states(Target::Cpu, TOKENS);
+            let mut states = vec![0.0; num_states * DELTA.state_len()];
+            let inputs = delta::Inputs { qkv: qkv.view(), gates: View::F32(&gates) };
+            // Products with states and half of those with the chunk's tokens.
+            let (dk, dv) = (DELTA.key_dim, DELTA.value_dim);
+            let flops = |with_state: usize, with_tokens: usize| {
+                let of_pairs = with_tokens * DELTA.num_value_heads + 2 * dk * DELTA.num_key_heads;
+                let of_states = with_state * dk * dv * DELTA.num_value_heads;
+                Work::Flops(dtype, (2 * TOKENS * (of_states + delta::CHUNK / 2 * of_pairs)) as f64)
+            };
+            let name = format!("delta rule, {}, sequences of {len}", dtype.name());
+            self.time(&name, flops(3, 2 * dv), || {
+                let (written, states) = (written.view_mut(), ViewMut::F32(&mut states));
+                let kept = Some(delta::Kept { written, states });
+                on.gated_delta_rule(inputs, &DELTA, &sequences, (kept, None), out.view_mut());
+            });
+            self.time(&format!("d_{name}"), flops(7, 4 * dv + 4 * dk), || {
+                let saved = delta::Saved { written: written.view(), states: View::F32(&states) };
+                let d = (d_qkv.view_mut(), ViewMut::F32(&mut d_gates));
+                let (of, d_out) = ((inputs, saved), d_out.view());
+                let workspace = ViewMut::F32(&mut []);
+                on.gated_delta_rule_backward(of, &DELTA, &sequences, d_out, d, workspace);
+            });
+        }
+    }
+
+    fn short_conv(&self) {
+        if !self.wants("short_conv") {
+            return;
+        }
+        let (on, n) = (Processor::Cpu(Cpu::new(self.threads)), DELTA.qkv_width());
+        let [x, d_y] = [0; 2].map(|_| numbers(TOKENS * n, DType::Bf16));
+        let [mut y, mut d_x] = [0; 2].map(|_| numbers(TOKENS * n, DType::Bf16));
+        let weight = vec![0.5; 4 * n];
+        let inputs = short_conv::Inputs {
+            x: vector::Columns { x: x.view(), width: n, col: 0 },
+            weight: View::F32(&weight),
+            bias: None,
+            channels: n,
+        };
+        let sequences = [Sequence::new(0, TOKENS)];
+        let bytes = (2 * TOKENS * n) as f64;
+        self.time("short_conv", Work::Bytes(2.0 * bytes), || {
+            on.short_conv(inputs, &sequences, None, y.view_mut());
+        });
+        self.time("d_short_conv", Work::Bytes(4.0 * bytes), || {
+            let d_x = Some(d_x.view_mut());
+            let gradients = short_conv::Gradients { d_x, d_weight: None, d_bias: None };
+            on.short_conv_backward(inputs, &sequences, d_y.view(), gradients);
+        });
     }
 
     fn head(&self) {

@@ -18,6 +18,7 @@ mod rows;
 pub use backward::backward;
 pub use cuda::max_head_dim;
 pub use forward::forward;
+pub(crate) use rows::used_rows;
 
 /// Bytes of scratch memory that each thread keeps after its first attention.
 pub fn scratch_bytes(heads: &Heads) -> usize {

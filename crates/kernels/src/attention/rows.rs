@@ -14,7 +14,7 @@ pub(super) fn transposed(x: Lines<'_>) -> Lines<'_> {
 }
 
 /// Number of rows that belong to sequences; the rest is padding.
-pub(super) fn used_rows(sequences: &[Sequence]) -> usize {
+pub(crate) fn used_rows(sequences: &[Sequence]) -> usize {
     sequences.iter().fold(0, |end, s| {
         assert_eq!(s.q_start, end, "sequences are contiguous from row 0 on");
         end + s.q_len

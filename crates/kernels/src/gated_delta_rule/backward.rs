@@ -12,13 +12,13 @@ use super::chunk::{
     CHUNK, Decays, Keys, STRIDE, columns, lines, normalise, scale_rows, solve_transposed,
     sum_stride, update_state,
 };
-use super::{DeltaHeads, Inputs, KEPT_CHUNKS, Saved, check_slots, kept_of, used_rows};
-use crate::attention::Sequence;
+use super::{DeltaHeads, Inputs, KEPT_CHUNKS, Saved, check_slots, kept_of};
+use crate::attention::{Sequence, used_rows};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::bf16;
 use crate::gemm::block::{Left, Right, Typed, left, multiply, right};
 use crate::gemm::tile::{Part, Store, Tile, with_tile};
-use crate::math::{dot, sum};
+use crate::math::{LANES, dot, sum};
 use crate::view::{View, ViewMut};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -424,8 +424,16 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
         }
         let dv = self.pass.heads.value_dim;
         let stride = sum_stride::<M>(dv);
-        let rows = state.chunks_exact(stride).zip(d_state.chunks_exact(stride));
-        of.decays.whole * rows.map(|(s, d)| dot(&s[..dv], &d[..dv])).sum::<f32>()
+        // Lanes enough to keep the adders busy, over all rows.
+        let mut sums = [0.0; 4 * LANES];
+        for (state, d) in state.chunks_exact(stride).zip(d_state.chunks_exact(stride)) {
+            let pieces = state[..dv].chunks(sums.len()).zip(d[..dv].chunks(sums.len()));
+            for (state, d) in pieces {
+                let products = state.iter().zip(d);
+                sums.iter_mut().zip(products).for_each(|(sum, (s, d))| *sum += s * d);
+            }
+        }
+        of.decays.whole * sum(&sums)
     }
 
     /// Writes the gradients of the gates, and leaves `D ∘ dO Uᵀ` in the first square and the
@@ -442,7 +450,6 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
         let (dk, dv, num) = (keys.dk, heads.value_dim, heads.num_value_heads);
         let wide = sum_stride::<M>(dk);
         let [p, both] = &mut b.squares;
-        both[..n * CHUNK].fill(T::from_f32(0.0));
         // Of the sums of `g` up to each token, and of `β`.
         let (mut d_sums, mut d_beta) = ([0.0; CHUNK], [0.0; CHUNK]);
         d_sums[n - 1] = d_whole;
@@ -457,31 +464,25 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
             d_beta[i] = dot(&self.pass.qkv[at..at + dv], d_u) - since * k_read;
             d_sums[i] += since * (q_read - beta * k_read) - until_end * d_until[i];
             d_sums[n - 1] += until_end * d_until[i];
-            let (mut d_qk, mut d_kk, mut moved, mut d_l) =
-                ([0.0; CHUNK], [0.0; CHUNK], [0.0; CHUNK], [0.0; CHUNK]);
             let [d_a, d_r] = [0, 1].map(|which| &b.d_squares[which][i * STRIDE..][..CHUNK]);
             let (qk, kk) = (&keys.qk[i * STRIDE..][..CHUNK], &keys.kk[i * STRIDE..][..CHUNK]);
-            let decays = &b.decays[row.clone()];
-            for j in 0..=i {
-                d_qk[j] = decays[j] * d_a[j];
-                moved[j] = d_qk[j] * qk[j];
-            }
-            for j in 0..i {
-                let d = -decays[j] * d_r[j];
-                d_l[j] = d * kk[j];
-                d_kk[j] = beta * d;
-                moved[j] += beta * d_l[j];
+            let decays = &mut b.decays[i * CHUNK..][..CHUNK];
+            let [mut d_qk, mut moved, mut d_l] = [[0.0; CHUNK]; 3];
+            for j in 0..CHUNK {
+                // Beyond the row's own token the products are not defined.
+                d_qk[j] = if j <= i { decays[j] * d_a[j] } else { 0.0 };
+                let d = if j < i { -decays[j] * d_r[j] } else { 0.0 };
+                d_l[j] = if j < i { d * kk[j] } else { 0.0 };
+                moved[j] = if j <= i { d_qk[j] * qk[j] } else { 0.0 } + beta * d_l[j];
+                decays[j] = beta * d;
             }
             d_beta[i] += sum(&d_l);
             d_sums[i] += sum(&moved);
             d_sums.iter_mut().zip(moved).for_each(|(sum, moved)| *sum -= moved);
             // SAFETY: the tile was chosen by the instruction set.
             unsafe { T::narrow::<M>(&d_qk, &mut p[row]) };
-            for (j, d) in d_kk[..i].iter().enumerate() {
-                both[i * CHUNK + j] = T::from_f32(*d);
-                both[j * CHUNK + i] = T::from_f32(*d);
-            }
         }
+        mirror::<T, M>(b.decays, n, both);
         let mut d_g = 0.0;
         for i in (0..n).rev() {
             d_g += f64::from(d_sums[i]);
@@ -561,5 +562,18 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
     #[inline(always)]
     fn beta(&self, of: Of<'_>, i: usize) -> f32 {
         self.pass.gates[2 * (of.chunk.t + i) * self.pass.heads.num_value_heads + of.head]
+    }
+}
+
+/// Rows of a lower triangle, `[CHUNK, CHUNK]` with zeros elsewhere, on both sides of the diagonal.
+#[inline(always)]
+fn mirror<T: Typed, M: Tile>(lower: &mut [f32], n: usize, both: &mut [T]) {
+    for i in 0..n {
+        for j in i + 1..n {
+            lower[i * CHUNK + j] = lower[j * CHUNK + i];
+        }
+        let row = i * CHUNK..(i + 1) * CHUNK;
+        // SAFETY: the tile was chosen by the instruction set.
+        unsafe { T::narrow::<M>(&lower[row.clone()], &mut both[row]) };
     }
 }

@@ -5,7 +5,7 @@ use crate::cpu::Scratch;
 use crate::gemm::MAX_PANEL;
 use crate::gemm::block::{Left, Typed, left, multiply, padded, panel_cols, right};
 use crate::gemm::tile::{Lines, Part, Store, Tile};
-use crate::math::{dot, exp};
+use crate::math::{LANES, dot, exp};
 use std::ops::Range;
 
 /// Tokens of a chunk, counted from the sequence's first one. Shows in the rounding.
@@ -171,7 +171,8 @@ impl Decays {
     #[inline(always)]
     pub fn until(&self, i: usize) -> [f32; CHUNK] {
         let mut decays = [0.0; CHUNK];
-        for (decay, sum) in decays.iter_mut().zip(&self.sums) {
+        let whole = (i + 1).next_multiple_of(LANES);
+        for (decay, sum) in decays[..whole].iter_mut().zip(&self.sums) {
             *decay = exp((self.sums[i] - sum) as f32);
         }
         decays[i + 1..].fill(0.0);

@@ -1,8 +1,8 @@
 //! Launches: blocks of a state's columns walk along a sequence; in the backward pass, chunks are
 //! computed side by side once the states at their borders are known.
 
-use super::{CHUNK, DeltaHeads, Inputs, Kept, Saved, State, check_slots, used_rows};
-use crate::attention::Sequence;
+use super::{CHUNK, DeltaHeads, Inputs, Kept, Saved, State, check_slots};
+use crate::attention::{Sequence, used_rows};
 use crate::cuda::{Arg, Gpu, Launch, Slice, Source, args};
 use crate::element::Address;
 
@@ -10,24 +10,15 @@ pub(crate) static SOURCE: Source = Source {
     name: "gated_delta_rule",
     texts: &[include_str!("kernel.cu")],
     kernels: &[
-        "delta_forward<float,32>",
-        "delta_forward<float,64>",
-        "delta_forward<bf16,32>",
-        "delta_forward<bf16,64>",
-        "delta_forward<f16,32>",
-        "delta_forward<f16,64>",
-        "delta_states<float,32>",
-        "delta_states<float,64>",
-        "delta_states<bf16,32>",
-        "delta_states<bf16,64>",
-        "delta_states<f16,32>",
-        "delta_states<f16,64>",
-        "delta_backward_states<float,32>",
-        "delta_backward_states<float,64>",
-        "delta_backward_states<bf16,32>",
-        "delta_backward_states<bf16,64>",
-        "delta_backward_states<f16,32>",
-        "delta_backward_states<f16,64>",
+        "delta_forward<float>",
+        "delta_forward<bf16>",
+        "delta_forward<f16>",
+        "delta_states<float>",
+        "delta_states<bf16>",
+        "delta_states<f16>",
+        "delta_backward_states<float>",
+        "delta_backward_states<bf16>",
+        "delta_backward_states<f16>",
         "delta_backward_chunk<float>",
         "delta_backward_chunk<bf16>",
         "delta_backward_chunk<f16>",
@@ -46,8 +37,8 @@ const CHUNK_THREADS: u32 = 256;
 const CHUNK_SHARED_BYTES: usize =
     8 * CHUNK + 4 * (10 * CHUNK + 2 * 16 * (CHUNK + 1) + 3 * CHUNK * (CHUNK + 1));
 
-/// Largest dimension of keys.
-pub(super) const MAX_KEY_DIM: usize = 256;
+/// Largest dimension of keys on a GPU.
+pub const MAX_KEY_DIM: usize = 128;
 
 /// States at borders of chunks, however `t` rows are cut into sequences.
 fn num_borders(t: usize) -> usize {
@@ -67,12 +58,6 @@ fn heads_arg(heads: &DeltaHeads) -> Arg {
     let DeltaHeads { num_key_heads, num_value_heads, key_dim, value_dim } = *heads;
     let pair = |low: usize, high: usize| low as u64 | (high as u64) << 32;
     Arg::pair(pair(num_key_heads, num_value_heads), pair(key_dim, value_dim))
-}
-
-/// `name<type,elements per thread>`.
-fn kernel(name: &str, heads: &DeltaHeads, x: Slice<'_>) -> String {
-    let elements = if heads.key_dim <= 128 { 32 } else { 64 };
-    format!("{name}<{},{elements}>", x.type_name())
 }
 
 /// Sequences on the GPU, of a number that many passes share: surplus ones are empty.
@@ -122,8 +107,9 @@ pub(super) fn forward(
     let written = kept.map(|kept| kept.written.cuda());
     assert!(written.is_none_or(|x| x.len() == out.len() && x.dtype() == out.dtype()));
     let written = written.map_or(0, |written| written.address());
+    let of_type = |name: &str| format!("{name}<{}>", qkv.type_name());
     let args = args![qkv, gates, heads_arg(heads), on_gpu.address, states, written, out];
-    gpu.launch(&SOURCE, &kernel("delta_forward", heads, qkv), on_gpu.launch(heads), args);
+    gpu.launch(&SOURCE, &of_type("delta_forward"), on_gpu.launch(heads), args);
 }
 
 pub(super) fn backward(
@@ -159,14 +145,14 @@ pub(super) fn backward(
     let d_q = part(t * heads.num_value_heads * heads.key_dim);
     let d_k = part(d_q.len());
 
+    let of_type = |name: &str| format!("{name}<{}>", qkv.type_name());
     let (first_borders, chunks) = chunks(sequences, t);
     let on_gpu = Sequences::new(gpu, sequences, &first_borders);
     let (list, heads_arg) = (on_gpu.address, heads_arg(heads));
     let args = args![qkv, gates, heads_arg, list, written, borders];
-    gpu.launch(&SOURCE, &kernel("delta_states", heads, qkv), on_gpu.launch(heads), args);
+    gpu.launch(&SOURCE, &of_type("delta_states"), on_gpu.launch(heads), args);
     let args = args![qkv, gates, heads_arg, list, d_out, d_borders, d_r, d_qkv];
-    let name = kernel("delta_backward_states", heads, qkv);
-    gpu.launch(&SOURCE, &name, on_gpu.launch(heads), args);
+    gpu.launch(&SOURCE, &of_type("delta_backward_states"), on_gpu.launch(heads), args);
 
     let grid = [chunks.len() as u32, heads.num_value_heads as u32, 1];
     let shared_bytes = CHUNK_SHARED_BYTES as u32;
@@ -175,13 +161,14 @@ pub(super) fn backward(
     let args = args![
         qkv, gates, heads_arg, list, written, d_out, d_r, borders, d_borders, d_gates, d_q, d_k
     ];
-    let name = format!("delta_backward_chunk<{}>", qkv.type_name());
-    gpu.launch(&SOURCE, &name, at, args);
+    gpu.launch(&SOURCE, &of_type("delta_backward_chunk"), at, args);
     let warps = THREADS as usize / 32;
-    let grid = [used as u32, (2 * heads.num_key_heads).div_ceil(warps) as u32, 1];
+    let grid = [t as u32, (2 * heads.num_key_heads).div_ceil(warps) as u32, 1];
     let at = Launch { grid, threads: THREADS, shared_bytes: 0 };
-    let name = format!("delta_backward_keys<{}>", qkv.type_name());
-    gpu.launch(&SOURCE, &name, at, args![qkv, heads_arg, d_q, d_k, d_qkv]);
+    // Not an argument, so that one graph serves batches with other padding.
+    let used = gpu.upload(&[used as u32]);
+    let args = args![qkv, heads_arg, used, d_q, d_k, d_qkv];
+    gpu.launch(&SOURCE, &of_type("delta_backward_keys"), at, args);
 }
 
 /// The number of the first border of each sequence, and all chunks as `DeltaChunk` in CUDA: as many

@@ -5,8 +5,8 @@ use super::chunk::{
     CHUNK, Decays, KeyOperands, Keys, STRIDE, columns, lines, max_keys_len, max_sum_stride,
     normalise, solve, sum_stride, update_state,
 };
-use super::{DeltaHeads, Inputs, KEPT_CHUNKS, Kept, State, check_slots, kept_of, used_rows};
-use crate::attention::Sequence;
+use super::{DeltaHeads, Inputs, KEPT_CHUNKS, Kept, State, check_slots, kept_of};
+use crate::attention::{Sequence, used_rows};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::bf16;
 use crate::gemm::MAX_PANEL;

@@ -8,6 +8,7 @@
 
 #define CHUNK 64
 #define PARTS 4
+#define N 32
 #define THREADS 128
 #define COLUMNS (THREADS / PARTS)
 // Tokens whose queries and keys are in shared memory at a time.
@@ -59,7 +60,7 @@ template <class T> DEVICE float reciprocal_norm(const T* x, uint32 n) {
 }
 
 // Tokens of a sequence as all columns of a head see them.
-template <int N> struct Tokens {
+struct Tokens {
     float q[TOKENS][PARTS * N], k[TOKENS][PARTS * N], beta[TOKENS], decay[TOKENS];
 
     // Loads `count` tokens from row `t` on.
@@ -92,7 +93,7 @@ DEVICE float sum_of_parts(float x) {
 }
 
 // A thread's part of a column.
-template <int N> struct Column {
+struct Column {
     float x[N];
     uint32 part, index;
 
@@ -122,15 +123,15 @@ template <int N> struct Column {
 
 // `out`, zero where no sequence writes it; `written`, what each token adds, unless null; `states`,
 // carried from pass to pass, unless null.
-template <class T, int N>
+template <class T>
 __global__ void __launch_bounds__(THREADS) delta_forward(
     const T* qkv, const float* gates, Heads heads, const Sequence* sequences, float* states,
     T* written, T* out) {
-    __shared__ Tokens<N> tokens;
+    __shared__ Tokens tokens;
     Sequence s = sequences[blockIdx.z];
     uint32 h = blockIdx.y;
     if (s.len == 0) return;
-    Column<N> column;
+    Column column;
     float* state = states + (size_t(s.slot) * heads.values + h) * heads.state_len();
     if (states != nullptr && s.done > 0) column.load(state, heads);
     for (uint32 first = 0; first < s.len; first += TOKENS) {
@@ -162,14 +163,14 @@ __global__ void __launch_bounds__(THREADS) delta_forward(
 }
 
 // States at the borders of chunks: the last field of a sequence is the number of its first one.
-template <class T, int N>
+template <class T>
 __global__ void __launch_bounds__(THREADS) delta_states(
     const T* qkv, const float* gates, Heads heads, const Sequence* sequences, const T* written,
     float* borders) {
-    __shared__ Tokens<N> tokens;
+    __shared__ Tokens tokens;
     Sequence s = sequences[blockIdx.z];
     uint32 h = blockIdx.y;
-    Column<N> column;
+    Column column;
     for (uint32 first = 0; first < s.len; first += TOKENS) {
         if (first % CHUNK == 0 && first > 0) {
             size_t border = s.slot + first / CHUNK - 1;
@@ -192,14 +193,14 @@ __global__ void __launch_bounds__(THREADS) delta_states(
 
 // Gradients of states at the borders of chunks, `d_r`, those of what tokens add before `β`, and of
 // values.
-template <class T, int N>
+template <class T>
 __global__ void __launch_bounds__(THREADS) delta_backward_states(
     const T* qkv, const float* gates, Heads heads, const Sequence* sequences, const T* d_out,
     float* d_borders, float* d_r, T* d_qkv) {
-    __shared__ Tokens<N> tokens;
+    __shared__ Tokens tokens;
     Sequence s = sequences[blockIdx.z];
     uint32 h = blockIdx.y;
-    Column<N> d;
+    Column d;
     for (uint32 end = s.len; end > 0;) {
         if (end % CHUNK == 0 && end < s.len) {
             size_t border = s.slot + end / CHUNK - 1;
@@ -483,14 +484,14 @@ __global__ void __launch_bounds__(SIDE * SIDE) delta_backward_chunk(
     }
 }
 
-// Gradients of queries and keys through their normalisation, of the first `rows`: those of a key
-// head's value heads, summed in order. A warp per head of queries or keys. Grid: rows, blocks of
-// heads.
+// Gradients of queries and keys through their normalisation, of the first `*used` rows: those of a
+// key head's value heads, summed in order. A warp per head of queries or keys. Grid: rows, blocks
+// of heads.
 template <class T>
 __global__ void __launch_bounds__(THREADS) delta_backward_keys(
-    const T* qkv, Heads heads, const float* d_q, const float* d_k, T* d_qkv) {
+    const T* qkv, Heads heads, const uint32* used, const float* d_q, const float* d_k, T* d_qkv) {
     uint32 head = blockIdx.y * (THREADS / WARP) + threadIdx.x / WARP, dk = heads.key_dim;
-    if (head >= 2 * heads.keys) return;
+    if (head >= 2 * heads.keys || blockIdx.x >= *used) return;
     bool is_key = head >= heads.keys;
     uint32 h = (head - (is_key ? heads.keys : 0)) * heads.group();
     size_t t = blockIdx.x, at = t * heads.width() + size_t(head) * dk;

@@ -26,6 +26,7 @@ mod forward;
 pub mod reference;
 
 pub use chunk::CHUNK;
+pub use cuda::MAX_KEY_DIM;
 
 use crate::attention::Sequence;
 use crate::processor::{Processor, Target};
@@ -147,14 +148,6 @@ fn kept_of(len: usize) -> usize {
 /// Bytes of scratch memory that each thread keeps after its first pass.
 pub fn scratch_bytes(heads: &DeltaHeads) -> usize {
     forward::scratch_bytes(heads).max(buffers::scratch_bytes(heads))
-}
-
-/// Number of rows that belong to sequences; the rest is padding.
-fn used_rows(sequences: &[Sequence]) -> usize {
-    sequences.iter().fold(0, |end, s| {
-        assert_eq!(s.q_start, end, "sequences are contiguous from row 0 on");
-        end + s.q_len
-    })
 }
 
 /// Checks that no two sequences share a slot, and that only those with a state went on before.

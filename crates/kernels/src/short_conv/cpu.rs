@@ -4,8 +4,14 @@ use super::{Gradients, Inputs, MAX_WIDTH, Row, State};
 use crate::attention::Sequence;
 use crate::cpu::{Cpu, Kernel, Split};
 use crate::element::Element;
-use crate::math::{BLOCK, sigmoid};
+use crate::math::sigmoid;
 use crate::view::{View, ViewMut};
+
+/// Channels that are computed at a time, forward.
+const BLOCK: usize = 64;
+
+/// Channels of a task of the backward pass: each row of it is some cache lines.
+const TASK: usize = 256;
 
 /// See [`crate::Processor::short_conv`].
 pub(super) fn forward(
@@ -105,7 +111,7 @@ impl<T: Element> Kernel for Forward<'_, T> {
 }
 
 #[inline(always)]
-fn add_products<T: Element>(sums: &mut [f32; BLOCK], w: &[f32], x: &[T]) {
+fn add_products<T: Element>(sums: &mut [f32], w: &[f32], x: &[T]) {
     sums.iter_mut().zip(w.iter().zip(x)).for_each(|(sum, (w, x))| *sum += w * x.to_f32());
 }
 
@@ -149,21 +155,32 @@ fn backward_typed<T: Element>(
     let (d_x, d_weight) = (d_x.map(Split::new), d_weight.map(Split::new));
     let d_bias = d_bias.map(Split::new);
     let (weight, bias) = (inputs.weight.f32(), inputs.bias.map(View::f32));
-    cpu.pool.run(n.div_ceil(BLOCK), &|task| {
-        let first = task * BLOCK;
-        let count = BLOCK.min(n - first);
-        let [weight_rows, d_weight_rows] = [[[0.0; BLOCK]; MAX_WIDTH]; 2];
+    let trains = d_weight.is_some() || d_bias.is_some();
+    cpu.pool.run(n.div_ceil(TASK), &|task| {
+        let first = task * TASK;
+        let count = TASK.min(n - first);
+        let [weight_rows, d_weight_rows] = [[[0.0; TASK]; MAX_WIDTH]; 2];
         let mut own = Channels {
             weight: weight_rows,
-            bias: [0.0; BLOCK],
+            bias: [0.0; TASK],
             d_weight: d_weight_rows,
-            d_bias: [0.0; BLOCK],
+            d_bias: [0.0; TASK],
         };
         for c in 0..count {
             (0..width).for_each(|j| own.weight[j][c] = weight[(first + c) * width + j]);
             own.bias[c] = bias.map_or(0.0, |bias| bias[first + c]);
         }
-        cpu.isa.run(Backward { inputs, first, count, x, d_y, sequences, d_x: &d_x, own: &mut own });
+        cpu.isa.run(Backward {
+            inputs,
+            first,
+            count,
+            x,
+            d_y,
+            sequences,
+            d_x: &d_x,
+            trains,
+            own: &mut own,
+        });
         if let Some(d_weight) = &d_weight {
             // SAFETY: these channels belong to this task.
             let d_weight = unsafe { d_weight.slice(first * width, count * width) };
@@ -187,7 +204,7 @@ struct Channels {
 }
 
 /// One number for each channel of a block.
-type Lane = [f32; BLOCK];
+type Lane = [f32; TASK];
 
 struct Backward<'a, 's, T> {
     inputs: Inputs<'a>,
@@ -198,6 +215,8 @@ struct Backward<'a, 's, T> {
     d_y: &'a [T],
     sequences: &'a [Sequence],
     d_x: &'a Option<Split<'s, T>>,
+    /// Whether gradients of the weights are wanted.
+    trains: bool,
     own: &'a mut Channels,
 }
 
@@ -206,15 +225,15 @@ impl<T: Element> Kernel for Backward<'_, '_, T> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { inputs, first, count, x, d_y, sequences, d_x, own } = self;
+        let Self { inputs, first, count, x, d_y, sequences, d_x, trains, own } = self;
         let width = inputs.width();
         // The last inputs, and gradients of the last sums before the activation.
-        let [mut inputs_kept, mut d_kept] = [[[0.0; BLOCK]; MAX_WIDTH]; 2];
+        let [mut inputs_kept, mut d_kept] = [[[0.0; TASK]; MAX_WIDTH]; 2];
         let at = |t: usize| t * inputs.x.width + inputs.x.col + first;
         for s in sequences {
             let emit = |index: usize, d_kept: &[Lane; MAX_WIDTH], weight: &[Lane; MAX_WIDTH]| {
                 let Some(d_x) = d_x else { return };
-                let mut sums = [0.0; BLOCK];
+                let mut sums = [0.0; TASK];
                 for lag in 0..width.min(s.q_len - index) {
                     let d = &d_kept[(index + lag) % MAX_WIDTH];
                     add_products(&mut sums, &weight[width - 1 - lag], d);
@@ -239,8 +258,10 @@ impl<T: Element> Kernel for Backward<'_, '_, T> {
                     let s = sigmoid(*sum);
                     *d = d_y.to_f32() * s * (1.0 + sum * (1.0 - s));
                 }
-                own.d_bias.iter_mut().zip(d.iter()).for_each(|(sum, d)| *sum += d);
-                for lag in 0..width.min(index + 1) {
+                if trains {
+                    own.d_bias.iter_mut().zip(d.iter()).for_each(|(sum, d)| *sum += d);
+                }
+                for lag in 0..if trains { width.min(index + 1) } else { 0 } {
                     let x = &inputs_kept[(index - lag) % MAX_WIDTH];
                     add_products(&mut own.d_weight[width - 1 - lag], d, x);
                 }

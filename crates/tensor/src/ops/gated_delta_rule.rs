@@ -6,7 +6,7 @@ use hone_kernels::gated_delta_rule::{
     self as kernel, CHUNK, Inputs, Kept, OpenChunk, Saved, State,
 };
 
-pub use kernel::DeltaHeads;
+pub use kernel::{DeltaHeads, MAX_KEY_DIM};
 
 /// `qkv [t, qkv_width]` in the compute type, as the convolution leaves it: queries and keys are
 /// normalised here; `gates [t, 2 num_value_heads]` f32, see [`super::delta_gates`] →

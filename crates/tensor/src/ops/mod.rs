@@ -30,7 +30,8 @@ pub use delta_gates::{DeltaGates, delta_gates};
 pub use embedding::embedding;
 pub use experts::{RowOrder, expert_linear};
 pub use gated_delta_rule::{
-    DeltaHeads, DeltaState, delta_scratch_bytes_per_thread, gated_delta_rule, gated_delta_rule_step,
+    DeltaHeads, DeltaState, MAX_KEY_DIM, delta_scratch_bytes_per_thread, gated_delta_rule,
+    gated_delta_rule_step,
 };
 pub use gated_rms_norm::gated_rms_norm;
 pub use glu::glu;

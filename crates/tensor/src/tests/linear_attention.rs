@@ -276,6 +276,7 @@ fn gated_delta_rule_passes() {
         (delta_heads(2, 4, 32, 40), &[0, 1][..], 0),
         (delta_heads(1, 2, 6, 3), &[0, 63], 0),
         (delta_heads(1, 1, 16, 24), &[0, 64], 2),
+        (delta_heads(1, 2, 128, 128), &[0, 3], 0),
         (delta_heads(2, 2, 5, 7), &[0, 1, 66], 0),
         (delta_heads(2, 4, 8, 16), &[0, 200, 263, 264], 3),
         (delta_heads(1, 2, 8, 4), &[0, 577], 0),
