@@ -68,7 +68,16 @@ fn expected(compute: DType, (m, n, k): (usize, usize, usize), a_t: bool, b_t: bo
 #[test]
 fn agrees_with_the_reference_on_odd_sizes() {
     let cpu = Cpu::new(2);
-    for size in [(1, 1, 1), (3, 5, 7), (8, 32, 16), (13, 70, 300), (200, 33, 259), (70, 300, 40)] {
+    // The last has more rows than are summed at a time in several passes.
+    for size in [
+        (1, 1, 1),
+        (3, 5, 7),
+        (8, 32, 16),
+        (13, 70, 300),
+        (200, 33, 259),
+        (70, 300, 40),
+        (1030, 2, 2060),
+    ] {
         for compute in [DType::F32, DType::Bf16] {
             for (a_t, b_t) in [(false, false), (false, true), (true, false), (true, true)] {
                 let ours = run(&cpu, compute, size, a_t, b_t);
@@ -86,8 +95,8 @@ fn agrees_with_the_reference_on_odd_sizes() {
 
 #[test]
 fn bits_do_not_depend_on_threads_or_instruction_set() {
-    // The last is longer than one pass.
-    for size in [(150, 130, 271), (300, 50, 4300)] {
+    // Longer than one pass, and with more rows than are summed at a time then.
+    for size in [(150, 130, 271), (150, 50, 4300), (1030, 2, 2060)] {
         for compute in [DType::F32, DType::Bf16] {
             let first = run(&Cpu::with_isa(1, Isa::Scalar), compute, size, false, true);
             for isa in Isa::available() {
