@@ -421,8 +421,9 @@ fn a_delta_rule_that_goes_on_gives_the_bits_of_the_whole() {
     }
 }
 
-/// Gradients of the rows of `pass`, through convolution, gates and delta rule.
-fn gradients_of(device: &Device, pass: &Pass, compute: Compute) -> Vec<Vec<f32>> {
+/// Gradients of the rows of `pass`, through convolution, gates and delta rule, which the backward
+/// pass may run again.
+fn gradients_of(device: &Device, pass: &Pass, compute: Compute, again: bool) -> Vec<Vec<f32>> {
     let (heads, params, dtype) = (delta_heads(2, 4, 10, 7), Params::default(), compute.dtype());
     let (width, num) = (heads.qkv_width(), heads.num_value_heads);
     let hold = |stream, shape: &[usize]| {
@@ -431,16 +432,17 @@ fn gradients_of(device: &Device, pass: &Pass, compute: Compute) -> Vec<Vec<f32>>
         Weight::Frozen(device.upload(Category::Weights, &held).unwrap())
     };
     let (weight, a_log, dt_bias) = (hold(1, &[width, 4]), hold(2, &[num]), hold(3, &[num]));
+    let conv = ShortConv { weight: &weight, bias: None };
+    let of = DeltaGates { a_log: &a_log, dt_bias: &dt_bias };
     let mut tape = Tape::training(device, &params, compute, None);
     // One projection has all of them.
     let x = tape.leaf(pass.rows(device, dtype, width + 2 * num), true);
-    let qkv = Part { of: x.clone(), first: 0, count: width };
-    let conv = ShortConv { weight: &weight, bias: None };
-    let qkv = ops::short_conv(&mut tape, qkv, conv, &pass.sequences);
-    let b_a = Part { of: x.clone(), first: width, count: 2 * num };
-    let of = DeltaGates { a_log: &a_log, dt_bias: &dt_bias };
-    let gates = ops::delta_gates(&mut tape, b_a, of);
-    let y = ops::gated_delta_rule(&mut tape, qkv, gates, &heads, &pass.sequences);
+    let y = match again {
+        true => {
+            tape.recompute(x.clone(), move |tape, x| delta_block(tape, x, conv, of, &heads, pass))
+        }
+        false => delta_block(&mut tape, x.clone(), conv, of, &heads, pass),
+    };
     let d_y = pass.rows(device, dtype, heads.out_width());
     let leaves = tape.backward(y, d_y, &mut Gradients::default());
     let mut found = vec![vec![]; 3];
@@ -448,17 +450,32 @@ fn gradients_of(device: &Device, pass: &Pass, compute: Compute) -> Vec<Vec<f32>>
     found
 }
 
+fn delta_block<'a>(
+    tape: &mut Tape<'a>,
+    x: Var,
+    conv: ShortConv<'a>,
+    of: DeltaGates<'a>,
+    heads: &DeltaHeads,
+    pass: &'a Pass,
+) -> Var {
+    let (width, num) = (heads.qkv_width(), heads.num_value_heads);
+    let qkv = Part { of: x.clone(), first: 0, count: width };
+    let qkv = ops::short_conv(tape, qkv, conv, &pass.sequences);
+    let gates = ops::delta_gates(tape, Part { of: x, first: width, count: 2 * num }, of);
+    ops::gated_delta_rule(tape, qkv, gates, heads, &pass.sequences)
+}
+
 #[test]
-fn rows_have_the_same_gradients_in_any_company() {
+fn rows_have_the_same_gradients_in_any_company_and_if_recomputed() {
     let lengths = [65, 130, 600];
     for (device, compute) in
         some_devices().iter().flat_map(|d| [Compute::F32, Compute::Bf16].map(|c| (d, c)))
     {
-        let packed = gradients_of(device, &Pass::new(&mut [0; 3], &lengths), compute);
+        let packed = gradients_of(device, &Pass::new(&mut [0; 3], &lengths), compute, true);
         for (i, packed) in packed.iter().enumerate() {
             let mut alone = [0; 3];
             alone[i] = lengths[i];
-            let found = gradients_of(device, &Pass::new(&mut [0; 3], &alone), compute);
+            let found = gradients_of(device, &Pass::new(&mut [0; 3], &alone), compute, false);
             assert!(found[i] == *packed, "{compute:?}: a row of {}", lengths[i]);
         }
     }
