@@ -66,7 +66,7 @@ def distribution(case, name, shape):
         # Gemma's norms multiply by one plus the weight.
         return (0.0 if case.family in ("gemma2", "gemma3") else 1.0), 0.2
     if name.endswith("bias"):
-        return 0.0, 0.3
+        return 0.0, 0.05 if "e_score" in name else 0.3  # or some experts are never chosen
     if "embed" in name or "lm_head" in name:
         return 0.0, 0.5
     if name.endswith(("mlp.gate.weight", "block_sparse_moe.gate.weight")):

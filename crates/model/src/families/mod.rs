@@ -7,6 +7,7 @@
 mod gemma2;
 mod gemma3;
 mod glm4;
+mod glm4_moe;
 mod granite;
 mod llama;
 mod mistral;
@@ -36,7 +37,7 @@ use std::path::Path;
 type Read = fn(&RawConfig) -> Result<DecoderConfig, ConfigError>;
 
 /// Supported values of `model_type`.
-const FAMILIES: [(&str, Read); 16] = [
+const FAMILIES: [(&str, Read); 17] = [
     ("llama", llama::decoder_config),
     ("qwen2", qwen2::decoder_config),
     ("qwen2_moe", qwen2_moe::decoder_config),
@@ -53,6 +54,7 @@ const FAMILIES: [(&str, Read); 16] = [
     ("olmoe", olmoe::decoder_config),
     ("granite", granite::decoder_config),
     ("glm4", glm4::decoder_config),
+    ("glm4_moe", glm4_moe::decoder_config),
 ];
 
 /// Supported values of `model_type`.

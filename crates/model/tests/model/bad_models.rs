@@ -191,6 +191,25 @@ fn unusable_experts() {
              config.json requires [7, 24]. {BOTH}"
         ),
     );
+    for (case, key, value, problem) in [
+        ("glm4_moe", "n_group", json!(3), "must divide n_routed_experts (8), found 3"),
+        (
+            "glm4_moe",
+            "topk_group",
+            json!(1),
+            "must be from 2, in which a token finds 3 experts, to n_group (4), found 1",
+        ),
+        (
+            "olmoe",
+            "clip_qkv",
+            json!(8.0),
+            "is 8.0; bounds of queries, keys and values are not supported",
+        ),
+        ("mixtral", "router_jitter_noise", json!(0.1), "is 0.1, which is not supported; only 0 is"),
+    ] {
+        let change = |dir: &Path| set_key(&dir.join("config.json"), key, value);
+        check(case, change, &format!("DIR/config.json: `{key}` {problem}"));
+    }
     let third = "model.layers.0.mlp.experts.3.up_proj.weight";
     check(
         "qwen3_moe",

@@ -243,14 +243,14 @@ pub fn range(values: &[f32]) -> f32 {
     high - low
 }
 
-/// `|found - exact| / |exact|` in L2.
+/// `|found - exact| / |exact|` in L2; zero where both are, as of an expert without rows.
 pub fn relative_error(found: &[f32], exact: &[f32]) -> f64 {
     assert_eq!(found.len(), exact.len());
     let square = |x: f64| x * x;
     let pairs = found.iter().zip(exact);
     let error: f64 = pairs.map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
     let norm: f64 = exact.iter().map(|&b| square(f64::from(b))).sum();
-    (error / norm).sqrt()
+    if error == 0.0 { 0.0 } else { (error / norm).sqrt() }
 }
 
 /// The model of a golden case, to be modified.
