@@ -188,7 +188,7 @@ fn unusable_experts() {
         |dir| set_key(&dir.join("config.json"), "num_experts", json!(7)),
         &format!(
             "DIR/model.safetensors: tensor `model.layers.0.mlp.gate.weight` has shape [6, 24], but \
-             config.json requires [7, 24]. {BOTH}"
+             the configuration requires [7, 24]. {BOTH}"
         ),
     );
     for (case, key, value, problem) in [
@@ -215,8 +215,8 @@ fn unusable_experts() {
         "qwen3_moe",
         |dir| rewrite(&dir.join("model.safetensors"), |tensors| drop(tensors.remove(third))),
         &format!(
-            "DIR/model.safetensors: tensor `{third}` is missing, but config.json requires it. \
-             {BOTH}"
+            "DIR/model.safetensors: tensor `{third}` is missing, but the configuration \
+             requires it. {BOTH}"
         ),
     );
 }

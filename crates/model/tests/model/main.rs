@@ -16,6 +16,7 @@ mod loading;
 mod packing;
 mod peft;
 mod published;
+mod published_mixtures;
 mod random_weights;
 mod rope;
 mod router_loss;

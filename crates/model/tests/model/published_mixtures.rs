@@ -1,0 +1,86 @@
+//! Configurations of mixtures as their makers publish them: each is read, has the number of
+//! parameters that the Hub counts in its weights, and the names that are in them.
+
+use hone_model::DecoderConfig;
+use serde_json::{Value, json};
+
+/// Name, parameters that the Hub shows, one of the last expert's tensors, and `config.json` without
+/// keys that no model reads.
+fn published() -> [(&'static str, usize, &'static str, Value); 4] {
+    [
+        (
+            "Qwen/Qwen3-30B-A3B",
+            30_532_122_624,
+            "model.layers.47.mlp.experts.127.down_proj.weight",
+            json!({
+                "model_type": "qwen3_moe", "vocab_size": 151936, "hidden_size": 2048,
+                "intermediate_size": 6144, "num_hidden_layers": 48, "num_attention_heads": 32,
+                "num_key_value_heads": 4, "head_dim": 128, "hidden_act": "silu",
+                "max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+                "rope_scaling": null, "attention_bias": false, "attention_dropout": 0.0,
+                "decoder_sparse_step": 1, "mlp_only_layers": [], "moe_intermediate_size": 768,
+                "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": true,
+                "router_aux_loss_coef": 0.001, "output_router_logits": false,
+                "max_window_layers": 48, "sliding_window": null, "use_sliding_window": false,
+                "tie_word_embeddings": false, "bos_token_id": 151643, "eos_token_id": 151645
+            }),
+        ),
+        (
+            "Qwen/Qwen1.5-MoE-A2.7B",
+            14_315_784_192,
+            "model.layers.23.mlp.shared_expert_gate.weight",
+            json!({
+                "model_type": "qwen2_moe", "vocab_size": 151936, "hidden_size": 2048,
+                "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16,
+                "num_key_value_heads": 16, "hidden_act": "silu", "max_position_embeddings": 8192,
+                "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "attention_dropout": 0.0,
+                "decoder_sparse_step": 1, "moe_intermediate_size": 1408, "norm_topk_prob": false,
+                "shared_expert_intermediate_size": 5632, "num_experts": 60,
+                "num_experts_per_tok": 4, "router_aux_loss_coef": 0.001,
+                "output_router_logits": false, "max_window_layers": 21, "sliding_window": 32768,
+                "use_sliding_window": false, "tie_word_embeddings": false,
+                "bos_token_id": 151643, "eos_token_id": 151643
+            }),
+        ),
+        (
+            "mistralai/Mixtral-8x7B-v0.1",
+            46_702_792_704,
+            "model.layers.31.block_sparse_moe.experts.7.w2.weight",
+            json!({
+                "model_type": "mixtral", "vocab_size": 32000, "hidden_size": 4096,
+                "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+                "num_key_value_heads": 8, "hidden_act": "silu", "max_position_embeddings": 32768,
+                "rms_norm_eps": 1e-5, "rope_theta": 1000000.0, "sliding_window": null,
+                "num_experts_per_tok": 2, "num_local_experts": 8, "output_router_logits": false,
+                "router_aux_loss_coef": 0.02, "tie_word_embeddings": false, "bos_token_id": 1,
+                "eos_token_id": 2
+            }),
+        ),
+        (
+            "allenai/OLMoE-1B-7B-0924",
+            6_919_161_856,
+            "model.layers.15.mlp.experts.63.up_proj.weight",
+            json!({
+                "model_type": "olmoe", "vocab_size": 50304, "hidden_size": 2048,
+                "intermediate_size": 1024, "num_hidden_layers": 16, "num_attention_heads": 16,
+                "num_key_value_heads": 16, "hidden_act": "silu", "max_position_embeddings": 4096,
+                "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": null,
+                "attention_bias": false, "attention_dropout": 0.0, "clip_qkv": null,
+                "num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": false,
+                "output_router_logits": false, "router_aux_loss_coef": 0.01,
+                "tie_word_embeddings": false, "eos_token_id": 50279, "pad_token_id": 1
+            }),
+        ),
+    ]
+}
+
+#[test]
+fn published_mixtures_are_read() {
+    for (name, expected, tensor, config) in published() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let config = DecoderConfig::load(dir.path()).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(config.num_parameters(), expected, "{name}");
+        assert!(config.weights().any(|weight| weight.name == tensor), "{name}: {tensor}");
+    }
+}
