@@ -50,10 +50,11 @@ pub(crate) struct Layer {
 
 impl Layer {
     pub(crate) fn projections(&self) -> impl Iterator<Item = &Projection> {
-        self.groups().flatten()
+        let experts = self.mixture.iter().flat_map(Mixture::experts);
+        self.groups().flatten().chain(experts)
     }
 
-    /// Projections grouped by the input they read, in model order.
+    /// Projections that all tokens pass, grouped by the input they read, in model order.
     fn groups(&self) -> impl Iterator<Item = &[Projection]> {
         let dense = [&self.qkv[..], &self.o, &self.gate_up, &self.down].into_iter();
         dense.chain(self.mixture.iter().flat_map(Mixture::groups))

@@ -54,11 +54,15 @@ impl Mixture {
         Self { shared_gate, router, bias, gate_up, down }
     }
 
-    /// Projections grouped by the input they read, in model order.
+    /// Projections that all tokens pass, grouped by the input they read, in model order.
     pub(crate) fn groups(&self) -> impl Iterator<Item = &[Projection]> {
+        [&self.shared_gate[..], &self.router].into_iter()
+    }
+
+    /// The projections of experts, which follow in model order.
+    pub(crate) fn experts(&self) -> impl Iterator<Item = &Projection> {
         let experts = self.gate_up.iter().zip(&self.down);
-        let experts = experts.flat_map(|(gate_up, down)| [&gate_up[..], &down[..]]);
-        [&self.shared_gate[..], &self.router].into_iter().chain(experts)
+        experts.flat_map(|(gate_up, down)| gate_up.iter().chain(down))
     }
 
     pub(crate) fn projections_mut(&mut self) -> impl Iterator<Item = &mut Projection> {
