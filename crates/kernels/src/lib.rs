@@ -34,6 +34,7 @@ pub mod glu;
 pub mod head;
 pub mod math;
 pub mod memory;
+pub mod output_gate;
 mod processor;
 pub mod random;
 pub mod rms_norm;

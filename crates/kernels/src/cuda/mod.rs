@@ -64,6 +64,7 @@ static OPERATIONS: [&Source; 18] = [
     &crate::gemm::cuda::SOURCE,
     &crate::glu::cuda::SOURCE,
     &crate::head::cuda::SOURCE,
+    &crate::output_gate::cuda::SOURCE,
     &crate::rms_norm::cuda::SOURCE,
     &crate::rope::cuda::SOURCE,
     &crate::router::cuda::SOURCE,

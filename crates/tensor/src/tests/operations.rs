@@ -13,9 +13,10 @@ use crate::{
 use hone_kernels::cuda::Gpu;
 use hone_kernels::format::FORMATS;
 use hone_kernels::gemm::reference::{gemm, transpose};
+use hone_kernels::output_gate::GatedRows;
 use hone_kernels::rms_norm::{self, Rows};
 use hone_kernels::rope::Direction;
-use hone_kernels::{attention, embedding, glu, head, rope};
+use hone_kernels::{attention, embedding, glu, head, output_gate, rope};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 const WEIGHT_KINDS: [Kind; 5] = [
@@ -297,6 +298,69 @@ fn attention_passes() {
         let name = format!("attention {heads:?}, {cu_seqlens:?} + {padding}");
         check_op(&name, &mut Attention { given, heads, sequences });
     }
+}
+
+/// Attention's output times the gates that came with its queries, and what it attends to.
+struct OutputGate {
+    given: Operands,
+    heads: Heads,
+}
+
+impl OutputGate {
+    fn rows(&self) -> GatedRows {
+        let Heads { num_heads, num_kv_heads, head_dim, .. } = self.heads;
+        GatedRows { num_heads, head_dim, rest: 2 * num_kv_heads * head_dim }
+    }
+
+    /// The queries without gates stand for what attention gives.
+    fn queries(&self, x: &[f64]) -> Vec<f64> {
+        let (rows, qkv) = (self.rows(), output_gate::reference::without_gates(self.rows(), x));
+        let queries = qkv.chunks(rows.ungated_width()).flat_map(|row| &row[..rows.queries()]);
+        queries.copied().collect()
+    }
+}
+
+impl Operation for OutputGate {
+    fn operands(&self) -> &Operands {
+        &self.given
+    }
+    fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
+        let x = leaves.remove(0);
+        let queries = ops::without_gates(tape, &x, &self.heads);
+        ops::gate_output(tape, queries, x, &self.heads)
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
+        output_gate::reference::gate(self.rows(), &self.queries(&x[0]), &x[0])
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
+        let (rows, queries) = (self.rows(), self.queries(&x[0]));
+        let (d_queries, d_gates) =
+            output_gate::reference::gate_backward(rows, &queries, &x[0], d_y);
+        let d_x = output_gate::reference::without_gates_backward(rows, &d_queries);
+        vec![d_x.iter().zip(d_gates).map(|(a, b)| a + b).collect()]
+    }
+}
+
+#[test]
+fn output_gates_pass() {
+    for (t, num_heads, head_dim) in [(1, 1, 2), (5, 3, 6), (40, 2, 32), (150, 4, 20)] {
+        // Without keys and values what attention gives is as wide as what it reads.
+        let heads = Heads { num_kv_heads: 0, ..heads(num_heads, 1, head_dim) };
+        let mut given = Operands::default();
+        given.add(Kind::Activation, &[t, 2 * num_heads * head_dim]);
+        check_op(&format!("output gate {heads:?}"), &mut OutputGate { given, heads });
+    }
+}
+
+#[test]
+fn keys_and_values_follow_queries_without_gates() {
+    let heads = heads(2, 1, 2);
+    let (device, params) = (Device::cpu(1), Params::default());
+    let mut tape = Tape::inference(&device, &params, Compute::F32);
+    let row: Vec<f32> = (0..12).map(|i| i as f32).collect();
+    let x = tape.leaf(Tensor::from_f32(&row, &[1, 12]), false);
+    let y = ops::without_gates(&mut tape, &x, &heads);
+    assert_eq!(y.value().to_vec_f32(), [0.0, 1.0, 4.0, 5.0, 8.0, 9.0, 10.0, 11.0]);
 }
 
 struct Glu {
