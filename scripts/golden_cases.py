@@ -49,6 +49,11 @@ FAMILIES = {
         "model_type": "qwen2",
         "hidden_act": "silu",
     },
+    "qwen3_5": {
+        "architectures": ["Qwen3_5ForCausalLM"],
+        "model_type": "qwen3_5_text",
+        "hidden_act": "silu",
+    },
     "gemma2": {
         "architectures": ["Gemma2ForCausalLM"],
         "model_type": "gemma2",
@@ -236,6 +241,40 @@ CASES = {
         },
         lengths=[4, 7, 12],
         rope_spelling="rope_theta alone",
+        full_gradients=True,
+    ),
+    "qwen3_5": Case(
+        seed=17,
+        family="qwen3_5",
+        # The last row is longer than a chunk of the delta rule.
+        config=sizes(45, 24, 11, 4, 2)
+        | {
+            "head_dim": 16,
+            "num_hidden_layers": 3,
+            "max_position_embeddings": 128,
+            "pad_token_id": None,
+            "tie_word_embeddings": False,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "linear_conv_kernel_dim": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 6,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.25,
+            },
+        },
+        lengths=[5, 9, 70],
+        rope_spelling="rope_parameters",
+        lora={
+            "target_modules": [
+                *["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+                *["in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"],
+            ]
+        },
+        optimizer={"lr": 0.001},
         full_gradients=True,
     ),
     "gemma2": Case(

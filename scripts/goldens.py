@@ -63,8 +63,9 @@ def empty_model(case):
 def distribution(case, name, shape):
     """Mean and scale, which keep every parameter from its neutral value: norm 1, bias 0."""
     if "norm" in name:
-        # Gemma's norms multiply by one plus the weight.
-        return (0.0 if case.family in ("gemma2", "gemma3") else 1.0), 0.2
+        # Norms of Gemma and Qwen3.5 multiply by one plus the weight.
+        adds_one = case.family in ("gemma2", "gemma3", "qwen3_5") and "linear_attn" not in name
+        return (0.0 if adds_one else 1.0), 0.2
     if name.endswith("bias"):
         return 0.0, 0.05 if "e_score" in name else 0.3  # or some experts are never chosen
     if "embed" in name or "lm_head" in name:

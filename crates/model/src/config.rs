@@ -1,7 +1,7 @@
 //! The configuration of a decoder, independent of the model family it was read from.
 
 use crate::rope::{RopeConfig, RopeScaling};
-use hone_tensor::ops::{Activation, Angles, Logits, RmsNorm, Router};
+use hone_tensor::ops::{Activation, Angles, DeltaHeads, Logits, RmsNorm, Router};
 use hone_tensor::{DType, Heads};
 
 /// Architecture of a decoder. Names are those of Hugging Face configurations.
@@ -51,8 +51,10 @@ impl EmbeddingScale {
 /// One block: attention, then a gated MLP.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerConfig {
-    /// Attention.
+    /// Attention, unless `delta` takes its place.
     pub attention: AttentionConfig,
+    /// A gated delta net.
+    pub delta: Option<DeltaConfig>,
     /// The MLP.
     pub mlp: MlpConfig,
     /// Which norms there are around them.
@@ -91,12 +93,23 @@ pub struct AttentionConfig {
     pub rope: Option<usize>,
     /// What of queries and keys is normalised before their rotary embedding.
     pub qk_norm: QkNorm,
+    /// Whether each query head comes with a gate of what it gives.
+    pub output_gate: bool,
     /// Whether queries, keys and values are one matrix in files, and one target of adapters.
     pub fused_qkv: bool,
     /// Whether the query, key and value projections have biases.
     pub qkv_bias: bool,
     /// Whether the output projection has a bias.
     pub o_bias: bool,
+}
+
+/// A gated delta net (Yang et al., 2024), as in Qwen3-Next, in place of attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeltaConfig {
+    /// Its heads.
+    pub heads: DeltaHeads,
+    /// Tokens that the convolution before it sees, the present one included.
+    pub conv_width: usize,
 }
 
 /// Norms of queries and keys.
@@ -179,9 +192,15 @@ impl DecoderConfig {
         self.layers.len()
     }
 
-    /// The heads of each block.
+    /// The heads of each block that attends.
     pub fn heads(&self) -> impl Iterator<Item = &Heads> {
-        self.layers.iter().map(|layer| &layer.attention.heads)
+        let attends = self.layers.iter().filter(|layer| layer.delta.is_none());
+        attends.map(|layer| &layer.attention.heads)
+    }
+
+    /// The gated delta nets of blocks that have one.
+    pub fn deltas(&self) -> impl Iterator<Item = &DeltaConfig> {
+        self.layers.iter().filter_map(|layer| layer.delta.as_ref())
     }
 
     /// Dimensions of the widest head.

@@ -1,11 +1,12 @@
 //! The decoder: embedding, blocks of attention and gated MLP, norm, head.
 
 use crate::batch::Batch;
+use crate::cache::LayerCache;
 use crate::config::{DecoderConfig, LayerConfig};
 use crate::mixture::{Mixture, Mlp};
-use crate::weights::{BlockNorm, Linear, Role};
-use hone_tensor::ops::{self, HeadNorms, KvPages, PagedRows, RmsNorm};
-use hone_tensor::{Lora, Offloaded, Projection, Tape, Tensor, Var, Weight};
+use crate::weights::{BlockNorm, DeltaPart, Linear, Role};
+use hone_tensor::ops::{self, DeltaGates, HeadNorms, PagedRows, RmsNorm, ShortConv};
+use hone_tensor::{Lora, Offloaded, Projection, Sequence, Tape, Tensor, Var, Weight};
 use std::collections::BTreeMap;
 
 /// What the forward pass keeps for the backward pass.
@@ -34,10 +35,12 @@ pub struct Decoder {
 pub(crate) struct Layer {
     /// Indexed by [`BlockNorm`]; `None` where the configuration has no such norm.
     norms: [Option<Weight>; BlockNorm::ALL.len()],
-    /// q, k, v, or all in one.
+    /// q, k, v, or all in one; of a gated delta net what reads its input.
     qkv: Vec<Projection>,
     /// o.
     o: Vec<Projection>,
+    /// What a gated delta net has besides.
+    delta: Option<DeltaWeights>,
     /// gate, up, or both in one; none if there are only experts.
     gate_up: Vec<Projection>,
     /// down.
@@ -46,6 +49,14 @@ pub(crate) struct Layer {
     mixture: Option<Mixture>,
     /// The host copy of the projections' weights, if they are not kept on the device.
     pub(crate) offloaded: Option<Offloaded>,
+}
+
+/// Weights of a gated delta net besides matrices and a norm.
+#[derive(Clone)]
+struct DeltaWeights {
+    conv: Weight,
+    a_log: Weight,
+    dt_bias: Weight,
 }
 
 impl Layer {
@@ -71,7 +82,11 @@ impl Layer {
             Linear::Q | Linear::Qkv => self.qkv.first(),
             Linear::K => self.qkv.get(1),
             Linear::V => self.qkv.get(2),
-            Linear::O => self.o.first(),
+            Linear::DeltaQkv => self.qkv.first(),
+            Linear::DeltaZ => self.qkv.get(1),
+            Linear::DeltaB => self.qkv.get(2),
+            Linear::DeltaA => self.qkv.get(3),
+            Linear::O | Linear::DeltaOut => self.o.first(),
             Linear::Gate | Linear::GateUp => self.gate_up.first(),
             Linear::Up => self.gate_up.get(1),
             Linear::Down => self.down.first(),
@@ -83,6 +98,26 @@ impl Layer {
     fn norm(&self, norm: BlockNorm) -> Option<&Weight> {
         self.norms[norm as usize].as_ref()
     }
+}
+
+/// Projections that read a block's input first; a block has some of them.
+const QKV: [Linear; 8] = [
+    Linear::Q,
+    Linear::K,
+    Linear::V,
+    Linear::Qkv,
+    Linear::DeltaQkv,
+    Linear::DeltaZ,
+    Linear::DeltaB,
+    Linear::DeltaA,
+];
+
+/// What goes before the rows of a pass.
+enum Past<'a, 'c> {
+    /// Nothing: these are whole sequences.
+    None(&'a [Sequence]),
+    /// What is in a cache.
+    Cached { rows: &'c PagedRows, slots: &'c [u32], cache: &'c mut LayerCache },
 }
 
 /// A plain weight, or a projection, into whose matrix an adapter may have to be merged.
@@ -100,6 +135,12 @@ impl Decoder {
         let mut layer = |i: usize| {
             let linears: Vec<Linear> = config.layers[i].linears().collect();
             let router_bias = weights.remove(&Role::RouterBias(i));
+            let mut part = |part| weights.remove(&Role::Delta(i, part)).expect("every part");
+            let delta = config.layers[i].delta.map(|_| DeltaWeights {
+                conv: part(DeltaPart::Conv),
+                a_log: part(DeltaPart::ALog),
+                dt_bias: part(DeltaPart::DtBias),
+            });
             let mut group = |group: &[Linear]| {
                 let projection = |&linear: &Linear| Projection {
                     weight: weights.remove(&Role::Matrix(i, linear)).expect("every matrix"),
@@ -109,8 +150,9 @@ impl Decoder {
                 group.iter().filter(|linear| linears.contains(linear)).map(projection).collect()
             };
             Layer {
-                qkv: group(&[Linear::Q, Linear::K, Linear::V, Linear::Qkv]),
-                o: group(&[Linear::O]),
+                qkv: group(&QKV),
+                o: group(&[Linear::O, Linear::DeltaOut]),
+                delta,
                 gate_up: group(&[Linear::Gate, Linear::Up, Linear::GateUp]),
                 down: group(&[Linear::Down]),
                 mixture: config.layers[i].mlp.experts.as_ref().map(|mixture| {
@@ -135,6 +177,14 @@ impl Decoder {
             Role::FinalNorm => Some(Part::Plain(&self.norm)),
             Role::LmHead => self.lm_head.as_ref().map(Part::Plain),
             Role::Norm(i, norm) => self.layers[i].norm(norm).map(Part::Plain),
+            Role::Delta(i, part) => {
+                let delta = self.layers[i].delta.as_ref()?;
+                Some(Part::Plain(match part {
+                    DeltaPart::Conv => &delta.conv,
+                    DeltaPart::ALog => &delta.a_log,
+                    DeltaPart::DtBias => &delta.dt_bias,
+                }))
+            }
             Role::RouterBias(i) => self.layers[i].mixture.as_ref()?.bias.as_ref().map(Part::Plain),
             Role::Matrix(i, linear) => self.layers[i].projection(linear).map(Part::Matrix),
             Role::Bias(i, linear) => {
@@ -199,12 +249,9 @@ impl Decoder {
     ) -> Var {
         ops::round_adapters(tape, self.layers.iter().flat_map(Layer::groups));
         let mut x = self.embedded(tape, &batch.tokens);
-        for (i, config) in self.config.layers.iter().enumerate() {
-            let heads = &config.attention.heads;
+        for i in 0..self.layers.len() {
             let block = move |tape: &mut Tape<'a>, x: Var| {
-                self.block(tape, i, &batch.angles, x, &mut |tape, qkv| {
-                    ops::attention(tape, qkv, heads, &batch.sequences)
-                })
+                self.block(tape, i, &batch.angles, x, &mut Past::None(&batch.sequences))
             };
             x = match recompute {
                 Recompute::Block => tape.recompute(x, block),
@@ -215,21 +262,20 @@ impl Decoder {
     }
 
     /// Hidden states `[t, hidden_size]` of the next tokens of several sequences. `rows` maps tokens
-    /// to sequences and their pages, `caches` (one per layer) holds what precedes. Inference only.
-    pub fn hidden_paged<'a>(
+    /// to sequences and their pages, `slots` has the states of each sequence, and `caches` (one per
+    /// layer) holds what precedes. Inference only.
+    pub(crate) fn hidden_paged<'a>(
         &'a self,
         tape: &mut Tape<'a>,
         tokens: &'a [u32],
         angles: &'a [ops::Angles],
-        rows: &PagedRows,
-        caches: &mut [KvPages],
+        (rows, slots): (&PagedRows, &[u32]),
+        caches: &mut [LayerCache],
     ) -> Var {
         ops::round_adapters(tape, self.layers.iter().flat_map(Layer::groups));
         let mut x = self.embedded(tape, tokens);
-        for ((i, config), cache) in self.config.layers.iter().enumerate().zip(caches) {
-            x = self.block(tape, i, angles, x, &mut |tape, qkv| {
-                ops::attend_paged(tape, qkv, &config.attention.heads, rows, cache)
-            });
+        for (i, cache) in caches.iter_mut().enumerate() {
+            x = self.block(tape, i, angles, x, &mut Past::Cached { rows, slots, cache });
         }
         ops::rms_norm(tape, &x, &self.norm, self.config.norm)
     }
@@ -245,28 +291,24 @@ impl Decoder {
         ops::logits(tape, hidden, self.head(), self.config.logits)
     }
 
-    /// Block `i`; `attend` is attention over a batch or over a cache.
+    /// Block `i`.
     fn block<'a>(
         &'a self,
         tape: &mut Tape<'a>,
         i: usize,
         angles: &'a [ops::Angles],
         x: Var,
-        attend: &mut dyn FnMut(&mut Tape<'a>, Var) -> Var,
+        past: &mut Past<'a, '_>,
     ) -> Var {
         let layer = &self.layers[i];
-        let LayerConfig { attention, mlp, .. } = &self.config.layers[i];
+        let LayerConfig { mlp, .. } = &self.config.layers[i];
         ops::with_offloaded(tape, layer.offloaded.as_ref(), x, |tape, x| {
             let h = self.normed(tape, &x, layer.norm(BlockNorm::AttentionInput));
-            let mut qkv = ops::linear(tape, h, &layer.qkv, None);
-            let qk_norms = [BlockNorm::Q, BlockNorm::K].map(|norm| layer.norm(norm));
-            if let [Some(q), Some(k)] = qk_norms {
-                qkv = ops::norm_heads(tape, qkv, &attention.heads, HeadNorms { q, k }, self.norm());
-            }
-            if let Some(rope) = attention.rope {
-                qkv = ops::rope(tape, qkv, &attention.heads, &angles[rope]);
-            }
-            let attended = attend(tape, qkv);
+            let projected = ops::linear(tape, h, &layer.qkv, None);
+            let attended = match &layer.delta {
+                None => self.attend(tape, i, angles, projected, past),
+                Some(weights) => self.delta(tape, i, weights, projected, past),
+            };
             let x = self.add(tape, x, attended, &layer.o, layer.norm(BlockNorm::AttentionOutput));
             let h = self.normed(tape, &x, layer.norm(BlockNorm::MlpInput));
             let post_norm = layer.norm(BlockNorm::MlpOutput);
@@ -285,6 +327,82 @@ impl Decoder {
             let activated = ops::glu(tape, gate_up, mlp.activation);
             self.add(tape, x, activated, &layer.down, post_norm)
         })
+    }
+
+    /// The convolution of block `i`, if it has a gated delta net.
+    pub(crate) fn conv(&self, i: usize) -> Option<ShortConv<'_>> {
+        let delta = self.layers[i].delta.as_ref()?;
+        Some(ShortConv { weight: &delta.conv, bias: None })
+    }
+
+    /// Attention of block `i` over its projections.
+    fn attend<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        i: usize,
+        angles: &'a [ops::Angles],
+        projected: Var,
+        past: &mut Past<'a, '_>,
+    ) -> Var {
+        let (layer, config) = (&self.layers[i], &self.config.layers[i].attention);
+        let heads = &config.heads;
+        let mut qkv = match config.output_gate {
+            true => ops::without_gates(tape, &projected, heads),
+            false => projected.clone(),
+        };
+        let gates = config.output_gate.then_some(projected);
+        let qk_norms = [BlockNorm::Q, BlockNorm::K].map(|norm| layer.norm(norm));
+        if let [Some(q), Some(k)] = qk_norms {
+            qkv = ops::norm_heads(tape, qkv, heads, HeadNorms { q, k }, self.norm());
+        }
+        if let Some(rope) = config.rope {
+            qkv = ops::rope(tape, qkv, heads, &angles[rope]);
+        }
+        let attended = match past {
+            Past::None(sequences) => ops::attention(tape, qkv, heads, sequences),
+            Past::Cached { rows, cache, .. } => {
+                ops::attend_paged(tape, qkv, heads, rows, cache.pages())
+            }
+        };
+        match gates {
+            None => attended,
+            Some(gates) => ops::gate_output(tape, attended, gates, heads),
+        }
+    }
+
+    /// The gated delta net of block `i` over its projections.
+    fn delta<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        i: usize,
+        weights: &'a DeltaWeights,
+        projected: Var,
+        past: &mut Past<'a, '_>,
+    ) -> Var {
+        let config = self.config.layers[i].delta.as_ref().expect("a block with a delta net");
+        let heads = &config.heads;
+        let part = |first, count| ops::Part { of: projected.clone(), first, count };
+        let (qkv_width, out_width) = (heads.qkv_width(), heads.out_width());
+        let x = part(0, qkv_width);
+        let b_a = part(qkv_width + out_width, 2 * heads.num_value_heads);
+        let conv = ShortConv { weight: &weights.conv, bias: None };
+        let gates = DeltaGates { a_log: &weights.a_log, dt_bias: &weights.dt_bias };
+        let out = match past {
+            Past::None(sequences) => {
+                let qkv = ops::short_conv(tape, x, conv, sequences);
+                let gates = ops::delta_gates(tape, b_a, gates);
+                ops::gated_delta_rule(tape, qkv, gates, heads, sequences)
+            }
+            Past::Cached { rows, slots, cache } => {
+                let (inputs, states) = cache.states();
+                let going_on = (&rows.sequences[..], &slots[..]);
+                let qkv = ops::short_conv_step(tape, x, conv, going_on, inputs);
+                let gates = ops::delta_gates(tape, b_a, gates);
+                ops::gated_delta_rule_step(tape, qkv, gates, heads, going_on, states)
+            }
+        };
+        let norm = self.layers[i].norm(BlockNorm::Delta).expect("a norm of its heads");
+        ops::gated_rms_norm(tape, out, part(qkv_width, out_width), norm, self.norm().eps)
     }
 
     /// The start of the residual stream.

@@ -6,6 +6,7 @@
 
 pub mod adapter;
 mod batch;
+mod cache;
 mod config;
 mod decoder;
 mod export;

@@ -1,7 +1,8 @@
 //! Which weights a decoder has: the single description behind loading, export, adapter targets and
 //! parameter counts. A weight's role says what it does; its name in files follows from that.
 
-use crate::config::{DecoderConfig, ExpertsConfig, LayerConfig, QkNorm};
+use crate::config::{DecoderConfig, DeltaConfig, ExpertsConfig, LayerConfig, QkNorm};
+use hone_tensor::ops::DeltaHeads;
 use std::borrow::Cow;
 
 /// A weight that a configuration requires.
@@ -28,6 +29,8 @@ pub enum Role {
     RouterBias(usize),
     /// Weight of a block's norm.
     Norm(usize, BlockNorm),
+    /// What a block's gated delta net has besides matrices and a norm.
+    Delta(usize, DeltaPart),
     /// Norm before the head.
     FinalNorm,
     /// Output head, if it is not tied to the embedding.
@@ -44,6 +47,15 @@ pub enum Linear {
     /// Queries, keys and values in one matrix.
     Qkv,
     O,
+    /// Queries, keys and values of a gated delta net, before its convolution.
+    DeltaQkv,
+    /// Gate of its output.
+    DeltaZ,
+    /// How much it writes.
+    DeltaB,
+    /// How much it forgets.
+    DeltaA,
+    DeltaOut,
     /// Of the MLP for every token: the only one, or the shared expert.
     Gate,
     Up,
@@ -57,6 +69,10 @@ pub enum Linear {
     /// Of an expert.
     Expert(usize, ExpertPart),
 }
+
+/// Linear layers of a gated delta net: those that read its input first.
+const DELTA: [Linear; 5] =
+    [Linear::DeltaQkv, Linear::DeltaZ, Linear::DeltaB, Linear::DeltaA, Linear::DeltaOut];
 
 /// Linear layers of an expert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,6 +95,17 @@ impl Linear {
     }
 }
 
+/// What a gated delta net has besides matrices and a norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DeltaPart {
+    /// Weight of the convolution.
+    Conv,
+    /// Logarithms of the rates at which heads forget.
+    ALog,
+    /// Bias of what decides how much is forgotten.
+    DtBias,
+}
+
 /// Norms of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum BlockNorm {
@@ -88,6 +115,8 @@ pub enum BlockNorm {
     Q,
     /// Applied to each key head.
     K,
+    /// Applied to each head that a gated delta net gives.
+    Delta,
     /// Applied to the output of attention.
     AttentionOutput,
     /// Applied to the input of the MLP.
@@ -98,10 +127,11 @@ pub enum BlockNorm {
 
 impl BlockNorm {
     /// All, in model order.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::AttentionInput,
         Self::Q,
         Self::K,
+        Self::Delta,
         Self::AttentionOutput,
         Self::MlpInput,
         Self::MlpOutput,
@@ -144,7 +174,7 @@ impl DecoderConfig {
             let len = config.norm_len(h, norm);
             Some(WeightSpec { role: Role::Norm(layer, norm), name, shape: vec![len] })
         });
-        linears.chain(config.router_bias(layer)).chain(norms)
+        linears.chain(config.router_bias(layer)).chain(config.delta_parts(layer)).chain(norms)
     }
 
     /// Full names of the linear layers inside the blocks, in model order.
@@ -179,6 +209,7 @@ impl LayerConfig {
         let is_dense = mixture.is_none() || shared.is_some();
         let is_gated = shared.is_some_and(|shared| shared.gated);
         let attention: &[Linear] = match self.attention.fused_qkv {
+            _ if self.delta.is_some() => &DELTA,
             false => &[Linear::Q, Linear::K, Linear::V, Linear::O],
             true => &[Linear::Qkv, Linear::O],
         };
@@ -216,6 +247,11 @@ impl LayerConfig {
             Linear::V => "self_attn.v_proj".into(),
             Linear::Qkv => "self_attn.qkv_proj".into(),
             Linear::O => "self_attn.o_proj".into(),
+            Linear::DeltaQkv => "linear_attn.in_proj_qkv".into(),
+            Linear::DeltaZ => "linear_attn.in_proj_z".into(),
+            Linear::DeltaB => "linear_attn.in_proj_b".into(),
+            Linear::DeltaA => "linear_attn.in_proj_a".into(),
+            Linear::DeltaOut => "linear_attn.out_proj".into(),
             Linear::Gate => dense("mlp.gate_proj", 0),
             Linear::Up => dense("mlp.up_proj", 1),
             Linear::GateUp => "mlp.gate_up_proj".into(),
@@ -235,10 +271,15 @@ impl LayerConfig {
         let shared = self.experts().and_then(|mixture| mixture.shared.as_ref());
         let dense = shared.map_or(i, |shared| shared.intermediate_size);
         match linear {
+            Linear::Q if self.attention.output_gate => [2 * heads.out_width(), h],
             Linear::Q => [heads.out_width(), h],
             Linear::K | Linear::V => [heads.num_kv_heads * heads.head_dim, h],
             Linear::Qkv => [heads.qkv_width(), h],
             Linear::O => [h, heads.out_width()],
+            Linear::DeltaQkv => [self.delta_heads().qkv_width(), h],
+            Linear::DeltaZ => [self.delta_heads().out_width(), h],
+            Linear::DeltaB | Linear::DeltaA => [self.delta_heads().num_value_heads, h],
+            Linear::DeltaOut => [h, self.delta_heads().out_width()],
             Linear::Gate | Linear::Up => [dense, h],
             Linear::GateUp => [2 * dense, h],
             Linear::Down => [h, dense],
@@ -257,7 +298,33 @@ impl LayerConfig {
                 self.mlp.bias
             }
             Linear::SharedGate | Linear::Router => false,
+            Linear::DeltaQkv
+            | Linear::DeltaZ
+            | Linear::DeltaB
+            | Linear::DeltaA
+            | Linear::DeltaOut => false,
         }
+    }
+
+    /// Those of a block that has a gated delta net.
+    fn delta_heads(&self) -> DeltaHeads {
+        self.delta.expect("only a gated delta net has it").heads
+    }
+
+    fn delta_parts(&self, layer: usize) -> impl Iterator<Item = WeightSpec> {
+        let parts = self.delta.map(|DeltaConfig { heads, conv_width }| {
+            let spec = |part, name: &str, shape: &[usize]| WeightSpec {
+                role: Role::Delta(layer, part),
+                name: format!("model.layers.{layer}.linear_attn.{name}"),
+                shape: shape.to_vec(),
+            };
+            [
+                spec(DeltaPart::Conv, "conv1d.weight", &[heads.qkv_width(), 1, conv_width]),
+                spec(DeltaPart::DtBias, "dt_bias", &[heads.num_value_heads]),
+                spec(DeltaPart::ALog, "A_log", &[heads.num_value_heads]),
+            ]
+        });
+        parts.into_iter().flatten()
     }
 
     fn router_bias(&self, layer: usize) -> Option<WeightSpec> {
@@ -269,11 +336,12 @@ impl LayerConfig {
 
     /// Name of a norm's module within its block; `None` where there is no such norm.
     fn norm_module(&self, norm: BlockNorm) -> Option<&'static str> {
-        let has_qk = self.attention.qk_norm != QkNorm::None;
+        let has_qk = self.attention.qk_norm != QkNorm::None && self.delta.is_none();
         match norm {
             BlockNorm::AttentionInput => self.norms.attention_input,
             BlockNorm::Q => has_qk.then_some("self_attn.q_norm"),
             BlockNorm::K => has_qk.then_some("self_attn.k_norm"),
+            BlockNorm::Delta => self.delta.map(|_| "linear_attn.norm"),
             BlockNorm::AttentionOutput => self.norms.attention_output,
             BlockNorm::MlpInput => self.norms.mlp_input,
             BlockNorm::MlpOutput => self.norms.mlp_output,
@@ -287,6 +355,7 @@ impl LayerConfig {
             BlockNorm::Q if of_rows => heads.num_heads * heads.head_dim,
             BlockNorm::K if of_rows => heads.num_kv_heads * heads.head_dim,
             BlockNorm::Q | BlockNorm::K => heads.head_dim,
+            BlockNorm::Delta => self.delta_heads().value_dim,
             _ => hidden_size,
         }
     }

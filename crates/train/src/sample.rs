@@ -68,7 +68,7 @@ pub fn answer_bytes(
     let again = if config.changes_angles(shortest, len) { num_together * len } else { 0 };
     let rows = rows.max(again);
     let logits = num_together * config.vocab_size * size_of::<f32>();
-    let cache = cache_bytes(config, pass.compute, num_together, len);
+    let cache = cache_bytes(config, pass.compute, pass.device.target(), num_together, len);
     let step = step_bytes(pass, rows.max(num_together), num_together)?;
     Ok((2 * cache + 2 * step + logits) as u64)
 }

@@ -19,6 +19,7 @@ mod phi3;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
+mod qwen3_5;
 mod qwen3_moe;
 mod smollm3;
 
@@ -42,6 +43,7 @@ const FAMILIES: [(&str, Read); 17] = [
     ("qwen2", qwen2::decoder_config),
     ("qwen2_moe", qwen2_moe::decoder_config),
     ("qwen3", qwen3::decoder_config),
+    ("qwen3_5_text", qwen3_5::decoder_config),
     ("qwen3_moe", qwen3_moe::decoder_config),
     ("gemma2", gemma2::decoder_config),
     ("gemma3_text", gemma3::decoder_config),
@@ -211,10 +213,12 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
             heads,
             rope: Some(0),
             qk_norm: QkNorm::None,
+            output_gate: false,
             fused_qkv: false,
             qkv_bias: false,
             o_bias: false,
         },
+        delta: None,
         mlp: MlpConfig {
             intermediate_size: match defaults.intermediate_size {
                 Some(default) => raw.optional_size("intermediate_size")?.unwrap_or(default),

@@ -1,21 +1,29 @@
 //! The paged KV cache, and the passes that read it.
 
-use crate::config::DecoderConfig;
+use crate::cache::LayerCache;
+use crate::config::{DecoderConfig, DeltaConfig, LayerConfig};
 use crate::pass::Pass;
-use hone_tensor::ops::{self, KvPages, PAGE_ROWS, PagedRows};
-use hone_tensor::{Arena, Compute, DeviceError, Layout};
+use hone_tensor::ops::{self, ConvState, DeltaState, KvPages, PAGE_ROWS, PagedRows};
+use hone_tensor::{Arena, Compute, DeviceError, Layout, Target};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Size in bytes of the KV cache for `num_sequences` sequences of `len` tokens each.
+/// Size in bytes of the cache for `num_sequences` sequences of `len` tokens each.
 pub fn cache_bytes(
     config: &DecoderConfig,
     compute: Compute,
+    target: Target,
     num_sequences: usize,
     len: usize,
 ) -> usize {
     let num_pages = num_sequences * len.div_ceil(PAGE_ROWS);
-    config.heads().map(|heads| KvPages::bytes(compute.dtype(), heads, num_pages)).sum()
+    let dtype = compute.dtype();
+    let pages = config.heads().map(|heads| KvPages::bytes(dtype, heads, num_pages)).sum::<usize>();
+    let states = config.deltas().map(|DeltaConfig { heads, conv_width }| {
+        let inputs = dtype.num_bytes(&[conv_width - 1, heads.qkv_width()]);
+        DeltaState::bytes(target, dtype, heads) + inputs
+    });
+    pages + num_sequences * states.sum::<usize>()
 }
 
 /// Bytes of step memory of a pass over `num_rows` tokens that computes logits for `num_answers` of
@@ -31,10 +39,10 @@ pub fn step_bytes(
     let mut rows = Rows::default();
     for i in 0..num_answers {
         let len = num_rows / num_answers + usize::from(i < num_rows % num_answers);
-        rows.push(&vec![0; len], &vec![0; len.div_ceil(PAGE_ROWS)], 0);
+        rows.push(&vec![0; len], (&vec![0; len.div_ceil(PAGE_ROWS)], i as u32), 0);
     }
     rows.round_up();
-    let mut caches = pages(pass, 1)?;
+    let mut caches = caches(pass, 1, num_answers)?;
     let ((), trace) = pass.device.trace(|| drop(logits(pass, &rows, &mut caches)));
     pass.device.settle()?;
     Ok(Layout::of(trace).bytes())
@@ -48,15 +56,19 @@ pub(super) struct Rows {
     /// Bounds of the sequences.
     cu_seqlens: Vec<u32>,
     paged: PagedRows,
+    /// Where the states of each sequence are.
+    slots: Vec<u32>,
     /// The last row of each sequence, for which logits are computed.
     answers: Vec<u32>,
     num_answers: usize,
 }
 
 impl Rows {
-    /// Adds the tokens that follow the first `old` ones, which are already in `pages`.
-    pub(super) fn push(&mut self, tokens: &[u32], pages: &[u32], old: usize) {
+    /// Adds the tokens that follow the first `old` ones, which are already in `pages` and in the
+    /// states of `slot`.
+    pub(super) fn push(&mut self, tokens: &[u32], (pages, slot): (&[u32], u32), old: usize) {
         self.paged.push(pages, old, tokens.len());
+        self.slots.push(slot);
         self.tokens.extend(tokens);
         self.positions.extend((old..old + tokens.len()).map(|position| position as u32));
         self.answers.push(self.tokens.len() as u32 - 1);
@@ -81,10 +93,10 @@ fn bucket(n: usize) -> usize {
     n.next_multiple_of((n.next_power_of_two() / 8).max(1))
 }
 
-/// The KV cache of all layers, and the memory that passes run in.
+/// The cache of all layers, and the memory that passes run in.
 pub(super) struct Memory<'a> {
     pass: Pass<'a>,
-    caches: Vec<KvPages>,
+    caches: Vec<LayerCache>,
     /// As large as the largest layout so far.
     arena: Option<Arena>,
     /// Layout of step memory by number of rows and answers.
@@ -96,26 +108,21 @@ impl<'a> Memory<'a> {
         Self { pass, caches: Vec::new(), arena: None, layouts: HashMap::new() }
     }
 
-    /// Makes room for `num_pages` pages, doubling the capacity up to `max_pages`.
+    /// Makes room for so many pages, up to `max_pages`, and for `num_slots` sequences.
     ///
     /// # Errors
-    /// If there is no memory for them; the existing pages stay.
+    /// If there is no memory for them; what is there stays.
     pub(super) fn reserve(
         &mut self,
-        num_pages: usize,
-        max_pages: usize,
+        pages: (usize, usize),
+        num_slots: usize,
     ) -> Result<(), DeviceError> {
-        // Where growing failed before, some layers have more than others.
-        let capacity = self.caches.iter().map(KvPages::num_pages).min().unwrap_or(0);
-        if num_pages <= capacity {
-            return Ok(());
-        }
-        let num_pages = num_pages.max((2 * capacity).min(max_pages));
         if self.caches.is_empty() {
-            self.caches = pages(self.pass, num_pages)?;
+            self.caches = caches(self.pass, pages.0, num_slots)?;
             return Ok(());
         }
-        self.caches.iter_mut().try_for_each(|cache| cache.grow(self.pass.device, num_pages))
+        let device = self.pass.device;
+        self.caches.iter_mut().try_for_each(|cache| cache.reserve(device, pages, num_slots))
     }
 
     /// Logits `[num_answers, vocab_size]` after the last token of each sequence of `rows`. The
@@ -140,18 +147,30 @@ impl<'a> Memory<'a> {
     }
 }
 
-/// `num_pages` empty pages for each layer.
-fn pages(pass: Pass<'_>, num_pages: usize) -> Result<Vec<KvPages>, DeviceError> {
-    let new = |heads| KvPages::new(pass.device, pass.compute.dtype(), heads, num_pages);
-    pass.model.decoder.config.heads().map(new).collect()
+/// An empty cache of each layer.
+fn caches(
+    pass: Pass<'_>,
+    num_pages: usize,
+    num_slots: usize,
+) -> Result<Vec<LayerCache>, DeviceError> {
+    let (device, dtype, decoder) = (pass.device, pass.compute.dtype(), &pass.model.decoder);
+    let new = |(i, layer): (usize, &LayerConfig)| match (&layer.delta, decoder.conv(i)) {
+        (Some(delta), Some(conv)) => Ok(LayerCache::States(
+            ConvState::new(device, dtype, conv, num_slots)?,
+            DeltaState::new(device, dtype, &delta.heads, num_slots)?,
+        )),
+        _ => KvPages::new(device, dtype, &layer.attention.heads, num_pages).map(LayerCache::Pages),
+    };
+    decoder.config.layers.iter().enumerate().map(new).collect()
 }
 
 /// Runs one pass and returns its logits; empty on a dry device.
-fn logits(pass: Pass<'_>, rows: &Rows, caches: &mut [KvPages]) -> Vec<f32> {
+fn logits(pass: Pass<'_>, rows: &Rows, caches: &mut [LayerCache]) -> Vec<f32> {
     let decoder = &pass.model.decoder;
     let angles = decoder.config.angles(&rows.positions, &rows.cu_seqlens);
     let mut tape = pass.inference_tape();
-    let hidden = decoder.hidden_paged(&mut tape, &rows.tokens, &angles, &rows.paged, caches);
+    let hidden =
+        decoder.hidden_paged(&mut tape, &rows.tokens, &angles, (&rows.paged, &rows.slots), caches);
     let last = ops::take_rows(&mut tape, hidden, &rows.answers);
     let logits = decoder.logits_of(&mut tape, last.value());
     if pass.device.is_dry() {

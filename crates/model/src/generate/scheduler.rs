@@ -55,6 +55,8 @@ struct Sequence {
     /// How many of them are in the KV cache.
     num_cached: usize,
     pages: Vec<u32>,
+    /// Where its states are, once it runs.
+    slot: u32,
 }
 
 impl Sequence {
@@ -84,13 +86,25 @@ pub struct Scheduler<'a> {
     free_pages: Vec<u32>,
     /// Number of pages in use or free.
     num_pages: usize,
+    /// The same of slots, of which a sequence has one.
+    free_slots: Vec<u32>,
+    num_slots: usize,
 }
 
 impl<'a> Scheduler<'a> {
     /// A scheduler without requests; memory is allocated as they need it.
     pub fn new(pass: Pass<'a>, limits: Limits) -> Self {
-        let (waiting, running, free_pages) = Default::default();
-        Self { pass, limits, memory: Memory::new(pass), waiting, running, free_pages, num_pages: 0 }
+        Self {
+            pass,
+            limits,
+            memory: Memory::new(pass),
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            free_pages: Vec::new(),
+            num_pages: 0,
+            free_slots: Vec::new(),
+            num_slots: 0,
+        }
     }
 
     /// Appends a request to the queue.
@@ -106,7 +120,8 @@ impl<'a> Scheduler<'a> {
         assert!(!request.prompt.is_empty());
         let room = longest.checked_sub(request.prompt.len()).expect("a prompt that fits");
         let (limit, tokens) = (request.max_new_tokens.min(room), request.prompt.clone());
-        let sequence = Sequence { request, limit, tokens, num_cached: 0, pages: Vec::new() };
+        let pages = Vec::new();
+        let sequence = Sequence { request, limit, tokens, num_cached: 0, pages, slot: 0 };
         let (needed, max_pages) = (sequence.max_pages(), self.limits.max_pages);
         if needed > max_pages {
             let (prompt_len, max_new_tokens) = (sequence.request.prompt.len(), limit);
@@ -178,7 +193,12 @@ impl<'a> Scheduler<'a> {
             if !fits {
                 break;
             }
-            self.running.extend(self.waiting.pop_front());
+            let slot = self.free_slots.pop().unwrap_or_else(|| {
+                self.num_slots += 1;
+                self.num_slots as u32 - 1
+            });
+            let next = self.waiting.pop_front();
+            self.running.extend(next.map(|sequence| Sequence { slot, ..sequence }));
         }
     }
 
@@ -212,15 +232,18 @@ impl<'a> Scheduler<'a> {
                 sequence.pages.push(page);
             }
             let (cached, pending) = (sequence.num_cached, &sequence.tokens[sequence.num_cached..]);
-            rows.push(pending, &sequence.pages, cached);
+            rows.push(pending, (&sequence.pages, sequence.slot), cached);
         }
-        self.memory.reserve(self.num_pages, self.limits.max_pages)?;
+        self.memory.reserve((self.num_pages, self.limits.max_pages), self.num_slots)?;
         Ok(rows)
     }
 
     /// Removes the sequences that `is_done` selects and frees their pages.
     fn release(&mut self, is_done: impl Fn(&Sequence) -> bool) {
         let done = self.running.extract_if(.., |sequence| is_done(sequence));
-        self.free_pages.extend(done.flat_map(|sequence| sequence.pages));
+        for Sequence { pages, slot, .. } in done {
+            self.free_pages.extend(pages);
+            self.free_slots.push(slot);
+        }
     }
 }

@@ -3,7 +3,7 @@
 use super::GgufModel;
 use super::rope::FACTORS;
 use crate::config::{DecoderConfig, LayerConfig};
-use crate::weights::{BlockNorm, ExpertPart, Linear, Role};
+use crate::weights::{BlockNorm, DeltaPart, ExpertPart, Linear, Role};
 use hone_tensor::gguf::GgufFile;
 use hone_tensor::{DeviceError, Tensor};
 
@@ -29,6 +29,9 @@ pub(crate) fn place_of(role: Role, config: &DecoderConfig) -> Place {
         }
         Role::RouterBias(layer) => format!("blk.{layer}.exp_probs_b.bias"),
         Role::Norm(layer, norm) => format!("blk.{layer}.{}.weight", norm_name(norm)),
+        Role::Delta(layer, DeltaPart::Conv) => format!("blk.{layer}.ssm_conv1d.weight"),
+        Role::Delta(layer, DeltaPart::ALog) => format!("blk.{layer}.ssm_a"),
+        Role::Delta(layer, DeltaPart::DtBias) => format!("blk.{layer}.ssm_dt.bias"),
     };
     let expert = match role {
         Role::Matrix(_, Linear::Expert(i, _)) | Role::Bias(_, Linear::Expert(i, _)) => Some(i),
@@ -45,6 +48,11 @@ fn linear_name(linear: Linear, layer: &LayerConfig) -> &'static str {
         Linear::V => "attn_v",
         Linear::Qkv => "attn_qkv",
         Linear::O => "attn_output",
+        Linear::DeltaQkv => "attn_qkv",
+        Linear::DeltaZ => "attn_gate",
+        Linear::DeltaB => "ssm_beta",
+        Linear::DeltaA => "ssm_alpha",
+        Linear::DeltaOut => "ssm_out",
         Linear::Gate if is_shared => "ffn_gate_shexp",
         Linear::Up if is_shared => "ffn_up_shexp",
         Linear::Down if is_shared => "ffn_down_shexp",
@@ -66,6 +74,7 @@ fn norm_name(norm: BlockNorm) -> &'static str {
         BlockNorm::AttentionInput => "attn_norm",
         BlockNorm::Q => "attn_q_norm",
         BlockNorm::K => "attn_k_norm",
+        BlockNorm::Delta => "ssm_norm",
         BlockNorm::AttentionOutput => "post_attention_norm",
         BlockNorm::MlpInput => "ffn_norm",
         BlockNorm::MlpOutput => "post_ffw_norm",

@@ -6,7 +6,7 @@ use hone_model::generate::{
     cache_bytes, generate, step_bytes,
 };
 use hone_model::{Batch, LoadOptions, Model, Pass, Trained};
-use hone_tensor::{Category, Compute, Device, Storage};
+use hone_tensor::{Category, Compute, Device, Storage, Target};
 use std::ops::ControlFlow;
 
 fn greedy(prompt: &[u32], max_new_tokens: usize, stop_ids: &[u32]) -> Request {
@@ -188,9 +188,12 @@ fn memory_is_known_beforehand() {
     assert!(step_bytes(dry_pass, 8, 2).unwrap() > 0);
     assert_eq!(step_bytes(dry_pass, 8, 2).unwrap(), step_bytes(pass, 8, 2).unwrap());
     let config = &model.decoder.config;
-    let one = cache_bytes(config, compute, 1, 1);
+    let one = cache_bytes(config, compute, Target::Cpu, 1, 1);
     assert_eq!(
-        (cache_bytes(config, compute, 3, 97), cache_bytes(config, compute, 0, 9)),
+        (
+            cache_bytes(config, compute, Target::Cpu, 3, 97),
+            cache_bytes(config, compute, Target::Cpu, 0, 9)
+        ),
         (6 * one, 0)
     );
     let before = device.persistent_bytes(Category::Cache);

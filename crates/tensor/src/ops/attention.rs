@@ -1,6 +1,6 @@
 //! Attention over packed sequences, and over pages of keys and values.
 
-use super::rows_cols;
+use super::{grow, rows_cols};
 use crate::{Category, Cost, DType, Device, DeviceError, Heads, Sequence, Tape, Tensor, Var, Work};
 use hone_kernels::attention::{self as kernel, Inputs, PAGE_ROWS, Rows};
 
@@ -85,18 +85,9 @@ impl KvPages {
     /// # Errors
     /// If memory runs out; the existing pages are kept.
     pub fn grow(&mut self, device: &Device, num_pages: usize) -> Result<(), DeviceError> {
-        for tensor in [&mut self.k, &mut self.v] {
-            let (rows, width) = rows_cols(tensor.shape());
-            let shape = [num_pages * PAGE_ROWS, width];
-            let mut larger = device.persistent(Category::Cache, tensor.dtype(), &shape)?;
-            if let Some(on) = device.begin(Cost::memory_bound("grow", 2 * tensor.num_bytes())) {
-                let kept = larger.view_mut().part(0, rows * width);
-                on.convert(tensor.view(), kept);
-            }
-            device.settle()?;
-            *tensor = larger;
-        }
-        Ok(())
+        [&mut self.k, &mut self.v]
+            .into_iter()
+            .try_for_each(|tensor| grow(device, tensor, num_pages * PAGE_ROWS))
     }
 }
 

@@ -1,7 +1,9 @@
 //! The gated delta rule over packed sequences, and from where they stopped.
 
-use super::rows_cols;
-use crate::{Category, Cost, DType, Device, DeviceError, Sequence, Tape, Tensor, Var, Work};
+use super::{grow, rows_cols};
+use crate::{
+    Category, Cost, DType, Device, DeviceError, Sequence, Tape, Target, Tensor, Var, Work,
+};
 use hone_kernels::gated_delta_rule::{
     self as kernel, CHUNK, Inputs, Kept, OpenChunk, Saved, State,
 };
@@ -92,14 +94,28 @@ impl DeltaState {
     }
 
     /// Bytes for each sequence.
-    pub fn bytes(device: &Device, dtype: DType, heads: &DeltaHeads) -> usize {
-        let rows = kernel::open_rows(device.target());
+    pub fn bytes(target: Target, dtype: DType, heads: &DeltaHeads) -> usize {
+        let rows = kernel::open_rows(target);
         let row = heads.num_key_heads * heads.key_dim + heads.out_width();
         let floats = heads.state_len() + rows * heads.num_value_heads;
         DType::F32.num_bytes(&[floats]) + dtype.num_bytes(&[rows, row])
     }
 
-    fn num_slots(&self) -> usize {
+    /// Gives more sequences a slot; those that have one keep their state.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn grow(&mut self, device: &Device, num_slots: usize) -> Result<(), DeviceError> {
+        let rows = num_slots * kernel::open_rows(device.target());
+        for tensor in [&mut self.keys, &mut self.written, &mut self.decays] {
+            grow(device, tensor, rows)?;
+        }
+        // Last, since their number says how many slots there are.
+        grow(device, &mut self.states, num_slots)
+    }
+
+    /// Sequences that have a slot.
+    pub fn num_slots(&self) -> usize {
         self.states.shape()[0]
     }
 }

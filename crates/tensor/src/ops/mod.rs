@@ -52,7 +52,7 @@ pub use hone_kernels::math::Softcap;
 pub use hone_kernels::rms_norm::RmsNorm;
 pub use hone_kernels::router::{Groups, MAX_EXPERTS, MAX_TOP_K, Router, Scoring};
 
-use crate::{Category, Cost, DType, Device, Storage, Tape, Tensor, Var};
+use crate::{Category, Cost, DType, Device, DeviceError, Storage, Tape, Tensor, Var};
 use hone_kernels::gemm;
 use hone_kernels::vector::Columns;
 
@@ -126,6 +126,21 @@ pub fn in_compute_type(tape: &mut Tape<'_>, x: &Var) -> Var {
         drop(d_y);
         sweep.add(id, d_x);
     })
+}
+
+/// Gives persistent memory of sequences room for more rows, keeping the existing ones. Old and new
+/// memory exist at the same time.
+fn grow(device: &Device, tensor: &mut Tensor, rows: usize) -> Result<(), DeviceError> {
+    let mut shape = tensor.shape().to_vec();
+    shape[0] = rows;
+    let mut larger = device.persistent(Category::Cache, tensor.dtype(), &shape)?;
+    if let Some(on) = device.begin(Cost::memory_bound("grow", 2 * tensor.num_bytes())) {
+        let kept = larger.view_mut().part(0, tensor.len());
+        on.convert(tensor.view(), kept);
+    }
+    device.settle()?;
+    *tensor = larger;
+    Ok(())
 }
 
 fn convert(device: &Device, x: &Tensor, y: &mut Tensor) {

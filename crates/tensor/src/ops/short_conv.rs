@@ -1,6 +1,6 @@
 //! Short causal convolution with SiLU, over packed sequences and from where they stopped.
 
-use super::{Part, rows_cols};
+use super::{Part, grow};
 use crate::{
     Category, Cost, DType, Device, DeviceError, Sequence, Tape, Tensor, Var, Weight, Work,
 };
@@ -13,10 +13,22 @@ const BACKWARD_FLOPS: usize = 30;
 /// The weights of a convolution, in f32.
 #[derive(Clone, Copy)]
 pub struct ShortConv<'a> {
-    /// `[channels, width]`, the present token's last; a width from 2 to 8.
+    /// `[channels, width]` or, as in files, `[channels, 1, width]`, the present token's last; a
+    /// width from 2 to 8.
     pub weight: &'a Weight,
     /// `[channels]`.
     pub bias: Option<&'a Weight>,
+}
+
+impl ShortConv<'_> {
+    fn width(&self) -> usize {
+        *self.weight.shape().last().expect("a row for each channel")
+    }
+
+    /// Shape of the last inputs of `num_slots` sequences.
+    fn state_shape(&self, num_slots: usize) -> [usize; 3] {
+        [num_slots, self.width() - 1, self.weight.shape()[0]]
+    }
 }
 
 /// The channels `x [t, channels]` → `[t, channels]`. Sequences are rows of their own; rows of none
@@ -33,7 +45,7 @@ pub fn short_conv<'a>(
     let requires_grad = x.of.requires_grad() || weights.iter().any(Option::is_some);
     tape.push(y, requires_grad, move |sweep, d_y| {
         let mut d_x = x.of.requires_grad().then(|| sweep.take_or_zeros(&x.of));
-        let products = conv.weight.shape()[1] * t * channels;
+        let products = conv.width() * t * channels;
         let bytes = (3 + 2 * usize::from(d_x.is_some())) * d_y.num_bytes();
         let cost = Cost::memory_bound("d_short_conv", bytes)
             .with(Work::Elementwise, 6 * products + BACKWARD_FLOPS * t * channels);
@@ -66,14 +78,20 @@ impl ConvState {
         conv: ShortConv<'_>,
         num_slots: usize,
     ) -> Result<Self, DeviceError> {
-        let [channels, width] = conv.weight.shape()[..] else { panic!("a row for each channel") };
-        device.persistent(Category::Cache, dtype, &[num_slots, width - 1, channels]).map(Self)
+        device.persistent(Category::Cache, dtype, &conv.state_shape(num_slots)).map(Self)
+    }
+
+    /// Gives more sequences a slot; those that have one keep their inputs.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn grow(&mut self, device: &Device, num_slots: usize) -> Result<(), DeviceError> {
+        grow(device, &mut self.0, num_slots)
     }
 
     /// Bytes for each sequence.
     pub fn bytes(dtype: DType, conv: ShortConv<'_>) -> usize {
-        let [channels, width] = conv.weight.shape()[..] else { panic!("a row for each channel") };
-        dtype.num_bytes(&[width - 1, channels])
+        dtype.num_bytes(&conv.state_shape(1))
     }
 }
 
@@ -105,7 +123,7 @@ fn forward<'a>(
 ) -> Tensor {
     let (t, channels) = (x.rows(), x.count);
     let mut y = tape.activation(x.of.value().dtype(), &[t, channels]);
-    let (_, width) = rows_cols(conv.weight.shape());
+    let width = conv.width();
     let cost = Cost::memory_bound("short_conv", 2 * y.num_bytes())
         .with(Work::Elementwise, (2 * width + FORWARD_FLOPS) * t * channels);
     if let Some(on) = tape.device().begin(cost) {

@@ -231,7 +231,8 @@ impl<'a> DryRun<'a> {
         let live: u64 = largest.at_peak().values().map(|&bytes| bytes as u64).sum();
         let config = &self.setup.config;
         let of_heads = |heads| ops::scratch_bytes_per_thread(heads, config.hidden_size);
-        let of_thread = config.heads().map(of_heads).max().unwrap_or(0);
+        let deltas = config.deltas().map(|of| ops::delta_scratch_bytes_per_thread(&of.heads));
+        let of_thread = config.heads().map(of_heads).chain(deltas).max().unwrap_or(0);
         let (scratch, program_and_data, driver) = match self.host.target {
             Target::Cpu => ((of_thread * self.setup.threads) as u64, self.host.bytes, 0),
             Target::Cuda => (scratch, 0, self.host.bytes),

@@ -115,7 +115,7 @@ fn samples_take_no_more_than_planned() {
     assert_eq!(dry, real);
     let (config, compute) = (&setup.config, setup.compute);
     let longest = prompts.iter().map(Prompt::num_tokens).max().unwrap();
-    let one = cache_bytes(config, compute, 1, longest + 40) as u64;
+    let one = cache_bytes(config, compute, Target::Cpu, 1, longest + 40) as u64;
     assert!(real > prompts.len() as u64 * one, "{real} for answers of {one}");
     let answers = sample::answers(engine.pass(), &setup.tokenizer, &prompts, 40).unwrap();
     assert!(answers.len() == prompts.len() && answers.len() > 4);
