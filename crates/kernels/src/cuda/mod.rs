@@ -46,11 +46,11 @@ use uploads::Uploads;
 /// All kernel sources.
 #[cfg(test)]
 pub(crate) fn sources() -> impl Iterator<Item = &'static Source> {
-    OPERATIONS.into_iter().chain(crate::format::FORMATS.iter().map(|format| format.source))
+    OPERATIONS.iter().copied().chain(crate::format::FORMATS.iter().map(|format| format.source))
 }
 
 #[cfg(test)]
-static OPERATIONS: [&Source; 18] = [
+static OPERATIONS: &[&Source] = &[
     &crate::adamw::cuda::SOURCE,
     &crate::attention::cuda::GENERAL,
     &crate::attention::cuda::MMA,

@@ -38,7 +38,7 @@ use std::path::Path;
 type Read = fn(&RawConfig) -> Result<DecoderConfig, ConfigError>;
 
 /// Supported values of `model_type`.
-const FAMILIES: [(&str, Read); 17] = [
+const FAMILIES: &[(&str, Read)] = &[
     ("llama", llama::decoder_config),
     ("qwen2", qwen2::decoder_config),
     ("qwen2_moe", qwen2_moe::decoder_config),
