@@ -199,3 +199,47 @@ fn published_configurations_are_read() {
         assert_eq!(config.num_parameters(), expected, "{name}");
     }
 }
+
+/// What a damaged file may have in place of a value.
+fn damaged() -> [Value; 7] {
+    [Value::Null, json!("text"), json!(-1), json!(0), json!(2_147_483_647), json!(1e300), json!([])]
+}
+
+/// A configuration of each family with one key removed or changed is read or refused, and what is
+/// read can be counted.
+#[test]
+fn no_key_of_a_configuration_makes_it_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut num_read, mut num_refused) = (0, 0);
+    for (name, _, mut config) in published() {
+        if config["num_experts"].is_u64() {
+            // Counting those of many blocks takes long.
+            config["num_hidden_layers"] = json!(2);
+        }
+        let keys: Vec<String> = config.as_object().unwrap().keys().cloned().collect();
+        for key in keys.iter().filter(|key| *key != "model_type") {
+            let changes = damaged().map(Some).into_iter().chain([None]);
+            for change in changes {
+                let mut config = config.clone();
+                match &change {
+                    Some(value) => config[key] = value.clone(),
+                    None => drop(config.as_object_mut().unwrap().remove(key)),
+                }
+                std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+                match DecoderConfig::load(dir.path()) {
+                    Ok(config) => {
+                        num_read += 1;
+                        let counted = config.num_parameters();
+                        assert!(counted > 0, "{name}: {key} = {change:?}");
+                    }
+                    Err(error) => {
+                        num_refused += 1;
+                        let text = error.to_string();
+                        assert!(text.contains('`'), "{name}: {key} = {change:?}: {text}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(num_read > 500 && num_refused > 500, "{num_read} read, {num_refused} refused");
+}
