@@ -5,6 +5,7 @@ mod curves;
 mod determinism;
 mod failures;
 mod fixture;
+mod gguf;
 mod gpu_precisions;
 mod mixtures;
 mod planning;
