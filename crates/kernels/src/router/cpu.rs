@@ -1,13 +1,16 @@
 //! CPU kernels: rows are distributed over the threads.
 
 use super::{Balance, Groups, MAX_EXPERTS, MAX_TOP_K, Routed, Router, Scoring, TINY};
-use crate::cpu::{Cpu, Kernel, Split};
+use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::Element;
 use crate::math::{exp, max, sigmoid, sum};
 use crate::view::{View, ViewMut, with_elements};
 
 /// Rows whose probabilities are summed by one task; a constant, since it shows in the bits.
 const SUMMED_ROWS: usize = 64;
+
+/// Bytes of scratch memory of a task: three rows, less than any product takes.
+const SCRATCH_BYTES: usize = 3 * 4 * MAX_EXPERTS;
 
 /// See [`crate::Processor::route`].
 pub fn forward(
@@ -24,7 +27,9 @@ pub fn forward(
         // SAFETY: each row belongs to one task.
         let chosen = unsafe { split.slice(t * k, k) };
         let logits = &logits[t * n..][..n];
-        cpu.isa.run(Forward { router, logits, bias, weights, chosen });
+        with_scratch(SCRATCH_BYTES, |scratch| {
+            cpu.isa.run(Forward { router, logits, bias, weights, chosen, scratch });
+        });
     }));
     chosen
 }
@@ -35,6 +40,7 @@ struct Forward<'a, E> {
     bias: Option<&'a [f32]>,
     weights: &'a mut [f32],
     chosen: &'a mut [u32],
+    scratch: Scratch<'a>,
 }
 
 impl<E: Element> Kernel for Forward<'_, E> {
@@ -42,10 +48,9 @@ impl<E: Element> Kernel for Forward<'_, E> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { router, logits, bias, weights, chosen } = self;
-        let (mut row, mut keys) = ([0.0; MAX_EXPERTS], [0.0; MAX_EXPERTS]);
-        let row = read(logits, &mut row);
-        let keys = &mut keys[..row.len()];
+        let Self { router, logits, bias, weights, chosen, mut scratch } = self;
+        let row = read(logits, &mut scratch);
+        let keys = scratch.take(row.len());
         keys.copy_from_slice(row);
         if router.scoring == Scoring::Sigmoid || bias.is_some() {
             scores(router.scoring, keys);
@@ -65,8 +70,8 @@ impl<E: Element> Kernel for Forward<'_, E> {
 
 /// The row as f32.
 #[inline(always)]
-fn read<'a, E: Element>(x: &[E], row: &'a mut [f32; MAX_EXPERTS]) -> &'a mut [f32] {
-    let row = &mut row[..x.len()];
+fn read<'a, E: Element>(x: &[E], scratch: &mut Scratch<'a>) -> &'a mut [f32] {
+    let row = scratch.take::<f32>(x.len());
     row.iter_mut().zip(x).for_each(|(row, x)| *row = x.to_f32());
     row
 }
@@ -173,13 +178,16 @@ fn backward_typed<E: Element>(
     let (n, k, d_weights) = (router.num_experts, router.top_k, routed.d_weights.f32());
     cpu.rows(d_logits, n, 16 * n, |t, d_logits| {
         let balance = routed.balance.filter(|Balance { num_rows, .. }| t < *num_rows);
-        cpu.isa.run(Backward {
-            router,
-            logits: &logits[t * n..][..n],
-            chosen: &routed.chosen[t * k..][..k],
-            d_weights: &d_weights[t * k..][..k],
-            d_probabilities: balance.map(|balance| balance.d_probabilities),
-            d_logits,
+        with_scratch(SCRATCH_BYTES, |scratch| {
+            cpu.isa.run(Backward {
+                router,
+                logits: &logits[t * n..][..n],
+                chosen: &routed.chosen[t * k..][..k],
+                d_weights: &d_weights[t * k..][..k],
+                d_probabilities: balance.map(|balance| balance.d_probabilities),
+                d_logits,
+                scratch,
+            });
         });
     });
 }
@@ -191,6 +199,7 @@ struct Backward<'a, E> {
     d_weights: &'a [f32],
     d_probabilities: Option<&'a [f32]>,
     d_logits: &'a mut [E],
+    scratch: Scratch<'a>,
 }
 
 impl<E: Element> Kernel for Backward<'_, E> {
@@ -198,13 +207,13 @@ impl<E: Element> Kernel for Backward<'_, E> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { router, logits, chosen, d_weights, d_probabilities, d_logits } = self;
-        let (mut row, mut d) = ([0.0; MAX_EXPERTS], [0.0; MAX_EXPERTS]);
-        let row = read(logits, &mut row);
-        let d = &mut d[..row.len()];
+        let Self { router, logits, chosen, d_weights, d_probabilities, d_logits, mut scratch } =
+            self;
+        let row = read(logits, &mut scratch);
+        let d = scratch.take::<f32>(row.len());
+        d.fill(0.0);
         let needs_all = router.scoring == Scoring::Softmax && !router.normalise;
-        let mut probabilities = [0.0; MAX_EXPERTS];
-        let probabilities = &mut probabilities[..row.len()];
+        let probabilities = scratch.take(row.len());
         if needs_all || d_probabilities.is_some() {
             probabilities.copy_from_slice(row);
             softmax(probabilities);
@@ -251,7 +260,9 @@ pub fn probability_sums(cpu: &Cpu, router: &Router, logits: View<'_>) -> Vec<f32
     with_elements!(logits, logits => cpu.rows(&mut partial, n, SUMMED_ROWS * 8 * n, |i, sums| {
         let first = i * SUMMED_ROWS;
         let rows = first..rows.min(first + SUMMED_ROWS);
-        cpu.isa.run(Sums { logits: &logits[rows.start * n..rows.end * n], sums });
+        with_scratch(SCRATCH_BYTES, |scratch| {
+            cpu.isa.run(Sums { logits: &logits[rows.start * n..rows.end * n], sums, scratch });
+        });
     }));
     let mut sums = vec![0.0; n];
     for partial in partial.chunks(n) {
@@ -263,6 +274,7 @@ pub fn probability_sums(cpu: &Cpu, router: &Router, logits: View<'_>) -> Vec<f32
 struct Sums<'a, E> {
     logits: &'a [E],
     sums: &'a mut [f32],
+    scratch: Scratch<'a>,
 }
 
 impl<E: Element> Kernel for Sums<'_, E> {
@@ -270,11 +282,11 @@ impl<E: Element> Kernel for Sums<'_, E> {
 
     #[inline(always)]
     fn run(self) {
-        let mut row = [0.0; MAX_EXPERTS];
-        for logits in self.logits.chunks(self.sums.len()) {
-            let row = read(logits, &mut row);
+        let Self { logits, sums, mut scratch } = self;
+        for logits in logits.chunks(sums.len()) {
+            let row = read(logits, &mut scratch.reborrow());
             softmax(row);
-            self.sums.iter_mut().zip(&*row).for_each(|(sum, p)| *sum += p);
+            sums.iter_mut().zip(&*row).for_each(|(sum, p)| *sum += p);
         }
     }
 }
