@@ -208,6 +208,11 @@ impl DecoderConfig {
         self.heads().map(|heads| heads.head_dim).max().unwrap_or(0)
     }
 
+    /// Dimensions of the widest key of a gated delta net; 0 without one.
+    pub fn max_delta_key_dim(&self) -> usize {
+        self.deltas().map(|delta| delta.heads.key_dim).max().unwrap_or(0)
+    }
+
     /// Longest sequence that the model supports; `None` if it supports any.
     pub fn longest(&self) -> Option<usize> {
         let is_dynamic = |rope: &RopeConfig| matches!(rope.scaling, RopeScaling::Dynamic { .. });

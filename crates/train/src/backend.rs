@@ -7,6 +7,7 @@ use crate::profile::{DeviceProfile, catalogue};
 use crate::report::format_bytes;
 use crate::run_file::Precision;
 use hone_tensor::cuda::{Gpu, Info, num_devices};
+use hone_tensor::ops::MAX_KEY_DIM;
 use hone_tensor::{Compute, DType, Device, Target, max_head_dim};
 use std::fmt;
 
@@ -78,23 +79,26 @@ impl Backend {
         }
     }
 
-    /// Refuses a model whose attention has heads too wide for a GPU's kernels.
+    /// Refuses a model whose heads, of attention or of gated delta nets, are too wide for a GPU's
+    /// kernels.
     ///
     /// # Errors
     /// With both figures.
-    pub fn check_heads(&self, head_dim: usize) -> Result<(), TrainError> {
+    pub fn check_heads(&self, head_dim: usize, delta_key_dim: usize) -> Result<(), TrainError> {
         let Some((name, capability)) = self.gpu() else { return Ok(()) };
         let most = max_head_dim(Info::shared_bytes_of(capability));
-        if head_dim <= most {
-            return Ok(());
+        let checked = [
+            ("this model's heads", head_dim, most),
+            ("the keys of this model's gated delta nets", delta_key_dim, MAX_KEY_DIM),
+        ];
+        for (what, has, most) in checked.into_iter().filter(|(_, has, most)| has > most) {
+            let text = format!(
+                "{name}: {what} have {has} dimensions, and this GPU's kernels serve up to {most}. \
+                 Compute on the CPU"
+            );
+            return Err(TrainError::Usage(Code::DeviceUnsupported, text));
         }
-        Err(TrainError::Usage(
-            Code::DeviceUnsupported,
-            format!(
-                "{name}: this model's heads have {head_dim} dimensions, and this GPU's kernels \
-             serve up to {most}. Compute on the CPU"
-            ),
-        ))
+        Ok(())
     }
 
     /// What products are computed in for a model whose matrices are `file` in its files: as

@@ -88,7 +88,7 @@ impl Setup {
         surplus_tokens(&model_dir, &config, &tokenizer).into_iter().for_each(&mut *note);
         let threads = run.run.threads.unwrap_or_else(crate::machine::num_threads);
         let (backend, compute) = backend(&run, planned_for, (threads, file.file_dtype), note)?;
-        backend.check_heads(config.max_head_dim())?;
+        backend.check_heads(config.max_head_dim(), config.max_delta_key_dim())?;
         let base_precision = held_type(run.model.base_precision, compute, file.file_dtype);
         let adapter = run.adapter.as_ref().map(|AdapterSection::Lora(lora)| lora);
         let init_adapter = adapter.and_then(|lora| lora.init_from.clone());

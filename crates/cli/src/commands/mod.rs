@@ -87,7 +87,8 @@ fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
         let _counted = files.load(&dry, options)?;
         backend.check_room(dry.persistent_bytes(Category::Weights))?;
     }
-    backend.check_heads(decoder.config.max_head_dim())?;
+    let config = &decoder.config;
+    backend.check_heads(config.max_head_dim(), config.max_delta_key_dim())?;
     let device = backend.device();
     let mut model = files.load(&device, options)?;
     if let Some(adapter_dir) = &args.adapter {
