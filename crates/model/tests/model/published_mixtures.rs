@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 /// Name, parameters that the Hub shows, one of the last expert's tensors, and `config.json` without
 /// keys that no model reads.
-fn published() -> [(&'static str, usize, &'static str, Value); 4] {
+pub fn published() -> [(&'static str, usize, &'static str, Value); 4] {
     [
         (
             "Qwen/Qwen3-30B-A3B",
