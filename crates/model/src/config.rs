@@ -27,6 +27,8 @@ pub struct DecoderConfig {
     pub tie_word_embeddings: bool,
     /// Tokens that end a generation, according to the model's files.
     pub eos_token_ids: Vec<u32>,
+    /// Whether the files hold other parts besides, such as a vision tower, which stay as they are.
+    pub is_part: bool,
 }
 
 /// Multiplier of embeddings.

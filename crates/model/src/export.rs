@@ -4,7 +4,7 @@ use crate::config::DecoderConfig;
 use crate::decoder::Part;
 use crate::fidelity::{Comparison, Fidelity, MAX_LOST, are_finite};
 use crate::gguf::{is_gguf, texts_of_gguf};
-use crate::load::Model;
+use crate::load::{LoadError, Model, others};
 use crate::raw_config::ConfigError;
 use crate::weights::{Role, WeightSpec};
 use hone_tensor::safetensors::{FileError, Lazy, write};
@@ -55,6 +55,9 @@ pub enum ExportError {
     /// The device failed while weights were merged or compared.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// Other parts of the base, which are copied.
+    #[error(transparent)]
+    Others(#[from] Box<LoadError>),
     /// The base's configuration, which is copied.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -152,11 +155,22 @@ pub fn export_hf(
     if let Some(end_of_turn) = end_of_turn {
         end_turns_with(model, end_of_turn, &out.join(GENERATION))?;
     }
-    let lazy = model.decoder.config.weights().map(|WeightSpec { role, name, shape }| {
+    let config = &model.decoder.config;
+    let mut others = match config.is_part {
+        true => {
+            let names: Vec<String> = config.weights().map(|weight| weight.name).collect();
+            Some(others(base, &names).map_err(Box::new)?)
+        }
+        false => None,
+    };
+    let kept = others.as_mut().map(|others| std::mem::take(&mut others.tensors));
+    let kept = kept.into_iter().flatten().map(|(name, tensor)| (name, Lazy::Ready(tensor)));
+    let lazy = config.weights().map(|WeightSpec { role, name, shape }| {
         let make = Box::new(move || written(model, device, role, dtype));
-        (name, Lazy::Deferred { dtype, shape, make })
+        let stored = others.as_ref().and_then(|others| others.names.get(&name)).cloned();
+        (stored.unwrap_or(name), Lazy::Deferred { dtype, shape, make })
     });
-    write(&out.join("model.safetensors"), lazy)?;
+    write(&out.join("model.safetensors"), lazy.chain(kept))?;
     Ok(device.settle()?)
 }
 

@@ -281,9 +281,6 @@ const ROPE_KEYS: &[&str] = &[
     "long_factor",
     "long_mscale",
     "low_freq_factor",
-    // Of positions of pictures; those of texts are all the same.
-    "mrope_interleaved",
-    "mrope_section",
     "mscale",
     "mscale_all_dim",
     "original_max_position_embeddings",

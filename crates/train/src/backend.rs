@@ -91,14 +91,13 @@ impl Backend {
             ("this model's heads", head_dim, most),
             ("the keys of this model's gated delta nets", delta_key_dim, MAX_KEY_DIM),
         ];
-        for (what, has, most) in checked.into_iter().filter(|(_, has, most)| has > most) {
-            let text = format!(
-                "{name}: {what} have {has} dimensions, and this GPU's kernels serve up to {most}. \
-                 Compute on the CPU"
-            );
-            return Err(TrainError::Usage(Code::DeviceUnsupported, text));
-        }
-        Ok(())
+        let too_wide = checked.into_iter().find(|(_, has, most)| has > most);
+        let Some((what, has, most)) = too_wide else { return Ok(()) };
+        let text = format!(
+            "{name}: {what} have {has} dimensions, and this GPU's kernels serve up to {most}. \
+             Compute on the CPU"
+        );
+        Err(TrainError::Usage(Code::DeviceUnsupported, text))
     }
 
     /// What products are computed in for a model whose matrices are `file` in its files: as

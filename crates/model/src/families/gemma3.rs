@@ -18,7 +18,13 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
             return Err(raw.error(key, problem));
         }
     }
-    let defaults = Defaults { max_position_embeddings: 131_072, ropes, ..DEFAULTS };
+    let defaults = Defaults {
+        num_heads: Some([8, 4]),
+        vocab_size: Some(262_208),
+        max_position_embeddings: 131_072,
+        ropes,
+        ..DEFAULTS
+    };
     let mut config = gemma2::read(raw, &defaults)?;
     let window = raw.optional_size("sliding_window")?.unwrap_or(4096);
     let pattern = raw.optional_size("sliding_window_pattern")?.unwrap_or(6);

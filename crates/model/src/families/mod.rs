@@ -59,9 +59,13 @@ const FAMILIES: &[(&str, Read)] = &[
     ("glm4_moe", glm4_moe::decoder_config),
 ];
 
+/// Values of `model_type` of files that hold a text model, which `text_config` describes, and
+/// others.
+const WITH_OTHERS: &[&str] = &["gemma3", "mistral3", "qwen3_5"];
+
 /// Supported values of `model_type`.
 pub fn supported() -> impl Iterator<Item = &'static str> {
-    FAMILIES.iter().map(|(name, _)| *name)
+    FAMILIES.iter().map(|(name, _)| *name).chain(WITH_OTHERS.iter().copied())
 }
 
 /// Keys that do not affect what any family computes from tokens: keys that transformers writes into
@@ -153,6 +157,9 @@ pub fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     let Some(name) = raw.text("model_type")? else {
         return Err(raw.error("model_type", "is missing; expected a family such as \"llama\""));
     };
+    if WITH_OTHERS.contains(&name) {
+        return text_part(raw);
+    }
     let Some((_, read)) = FAMILIES.iter().find(|(family, _)| *family == name) else {
         return Err(ConfigError::Family {
             path: raw.path().to_owned(),
@@ -165,12 +172,29 @@ pub fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     Ok(config)
 }
 
+/// The text model of files that hold others too. What the outer object says of it, it says last.
+fn text_part(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
+    const TEXT: &str = "text_config";
+    let text = raw.object(TEXT)?.ok_or_else(|| raw.missing(TEXT))?;
+    let mut config = decoder_config(&text)?;
+    config.is_part = true;
+    config.tie_word_embeddings = raw.flag("tie_word_embeddings", config.tie_word_embeddings)?;
+    let ids = raw.token_ids("eos_token_id")?;
+    if !ids.is_empty() {
+        config.eos_token_ids = ids;
+    }
+    Ok(config)
+}
+
 /// What differs between families in what they have in common: names and defaults of keys.
 struct Defaults {
     /// Key of the activation, and the only one that is supported.
     activation: (&'static str, &'static str, Activation),
     /// Dimensions of a head; `None`: the width of the residual stream divided among the heads.
     head_dim: Option<usize>,
+    /// Heads of queries and of keys and values; `None`: keys must be there.
+    num_heads: Option<[usize; 2]>,
+    vocab_size: Option<usize>,
     /// Width of the MLP; `None`: the key must be there.
     intermediate_size: Option<usize>,
     max_position_embeddings: usize,
@@ -185,6 +209,8 @@ impl Defaults {
     const LLAMA: Self = Self {
         activation: ("hidden_act", "silu", Activation::Silu),
         head_dim: None,
+        num_heads: None,
+        vocab_size: None,
         intermediate_size: None,
         max_position_embeddings: 2048,
         norm_eps: 1e-6,
@@ -205,7 +231,7 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
         Some(default) => raw.optional_size("head_dim")?.unwrap_or(default),
         None => head_dim(raw)?,
     };
-    let heads = heads(raw, head_dim)?;
+    let heads = heads(raw, head_dim, defaults.num_heads)?;
     let max_position_embeddings =
         raw.optional_size("max_position_embeddings")?.unwrap_or(defaults.max_position_embeddings);
     let layer = LayerConfig {
@@ -220,10 +246,7 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
         },
         delta: None,
         mlp: MlpConfig {
-            intermediate_size: match defaults.intermediate_size {
-                Some(default) => raw.optional_size("intermediate_size")?.unwrap_or(default),
-                None => raw.size("intermediate_size")?,
-            },
+            intermediate_size: size(raw, "intermediate_size", defaults.intermediate_size)?,
             activation,
             fused: false,
             bias: false,
@@ -233,7 +256,7 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
     };
     let eps = raw.optional_number("rms_norm_eps")?.unwrap_or(defaults.norm_eps);
     Ok(DecoderConfig {
-        vocab_size: raw.size("vocab_size")?,
+        vocab_size: size(raw, "vocab_size", defaults.vocab_size)?,
         hidden_size: raw.size("hidden_size")?,
         layers: vec![layer; num_layers(raw)?],
         ropes: (defaults.ropes)(raw, head_dim, max_position_embeddings)?,
@@ -246,7 +269,16 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
             None => defaults.eos_token_ids.to_vec(),
             Some(_) => raw.token_ids("eos_token_id")?,
         },
+        is_part: false,
     })
+}
+
+/// A size, which must be there if it has no default.
+fn size(raw: &RawConfig, key: &str, default: Option<usize>) -> Result<usize, ConfigError> {
+    match default {
+        Some(default) => Ok(raw.optional_size(key)?.unwrap_or(default)),
+        None => raw.size(key),
+    }
 }
 
 /// Changes every block.
@@ -309,9 +341,14 @@ fn head_dim(raw: &RawConfig) -> Result<usize, ConfigError> {
 }
 
 /// Attention heads without a window.
-fn heads(raw: &RawConfig, head_dim: usize) -> Result<Heads, ConfigError> {
-    let num_heads = raw.size("num_attention_heads")?;
-    let num_kv_heads = raw.optional_size("num_key_value_heads")?.unwrap_or(num_heads);
+fn heads(
+    raw: &RawConfig,
+    head_dim: usize,
+    defaults: Option<[usize; 2]>,
+) -> Result<Heads, ConfigError> {
+    let num_heads = size(raw, "num_attention_heads", defaults.map(|[heads, _]| heads))?;
+    let num_kv_heads = raw.optional_size("num_key_value_heads")?;
+    let num_kv_heads = num_kv_heads.unwrap_or(defaults.map_or(num_heads, |[_, heads]| heads));
     if !num_heads.is_multiple_of(num_kv_heads) {
         let problem =
             format!("must divide num_attention_heads ({num_heads}), found {num_kv_heads}");

@@ -19,6 +19,11 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
         max_position_embeddings: 32_768,
         ropes: |raw, head_dim, max| {
             let keys = RopeKeys { fraction: Some(0.25), ..RopeKeys::of(raw)? };
+            // Of positions of pictures; the three of a text's token are the same.
+            for object in keys.parameters.iter().chain(&keys.scaling) {
+                object.get("mrope_section");
+                object.get("mrope_interleaved");
+            }
             Ok(vec![RopeConfig::from_keys(&keys, head_dim, max)?])
         },
         ..Defaults::LLAMA

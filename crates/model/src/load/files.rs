@@ -134,6 +134,22 @@ pub(super) struct WeightFiles {
     embedding_is_head: bool,
 }
 
+/// Files of several parts, beside the text model.
+pub(crate) struct Others {
+    /// Stored names of the text model's weights.
+    pub(crate) names: BTreeMap<String, String>,
+    /// Tensors of the other parts.
+    pub(crate) tensors: Vec<(String, Tensor)>,
+}
+
+/// What the files in `dir` hold besides weights of these names.
+///
+/// # Errors
+/// If they cannot be read.
+pub(crate) fn others(dir: &Path, names: &[String]) -> Result<Others, LoadError> {
+    Ok(WeightFiles::open(dir)?.others(names)?)
+}
+
 /// What was taken of them for a model.
 #[derive(Default)]
 pub(super) struct Taken {
@@ -205,10 +221,34 @@ impl WeightFiles {
     }
 
     /// The name of a tensor in the files: files of the bare decoder, without its head, omit the
-    /// `model.` prefix.
-    fn stored_name<'n>(&self, name: &'n str) -> Option<&'n str> {
+    /// `model.` prefix, and those with other parts have another, now or in older versions.
+    fn stored_name(&self, name: &str) -> Option<&str> {
         let bare = name.strip_prefix("model.");
-        [Some(name), bare].into_iter().flatten().find(|name| self.file_of.contains_key(*name))
+        let of_part = bare.map(|bare| format!("model.language_model.{bare}"));
+        let of_older_part = format!("language_model.{name}");
+        let names = [Some(name), bare, of_part.as_deref(), Some(&of_older_part)];
+        let stored = |name: &str| self.file_of.get_key_value(name);
+        names.into_iter().flatten().find_map(stored).map(|(stored, _)| stored.as_str())
+    }
+
+    /// What files with several parts hold besides the weights of `names`, and the stored names of
+    /// those.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read.
+    fn others(&self, names: &[String]) -> Result<Others, FileError> {
+        let stored = |name: &String| self.stored_name(name).unwrap_or(name).to_owned();
+        let names: BTreeMap<String, String> =
+            names.iter().map(|name| (name.clone(), stored(name))).collect();
+        let ours: BTreeSet<&String> = names.values().collect();
+        // A head that is tied is the embedding, which may have been trained.
+        let head = self.stored_name(HEAD).map(str::to_owned);
+        let is_other = |name: &&String| !ours.contains(name) && head.as_ref() != Some(*name);
+        let mut tensors = Vec::new();
+        for name in self.file_of.keys().filter(is_other) {
+            tensors.extend(self.tensor(name)?.map(|(_, tensor)| (name.clone(), tensor)));
+        }
+        Ok(Others { names, tensors })
     }
 
     fn tensor(&self, stored_name: &str) -> Result<Option<(&SafeTensorsFile, Tensor)>, FileError> {
@@ -224,7 +264,8 @@ impl WeightFiles {
     /// # Errors
     /// If there is no memory to compare them.
     pub(super) fn are_tied(&mut self) -> Result<bool, FileError> {
-        let Some((_, head)) = self.tensor(HEAD)? else { return Ok(true) };
+        let head = self.stored_name(HEAD).map(|name| self.tensor(name)).transpose()?;
+        let Some((_, head)) = head.flatten() else { return Ok(true) };
         let embedding = self.stored_name(EMBEDDING).map(|name| self.tensor(name)).transpose()?;
         let Some((_, embedding)) = embedding.flatten() else {
             self.embedding_is_head = true;
@@ -244,7 +285,7 @@ impl WeightFiles {
         taken: &mut Taken,
     ) -> Result<Tensor, LoadError> {
         let stored = match self.embedding_is_head && name == EMBEDDING {
-            true => Some(HEAD),
+            true => self.stored_name(HEAD),
             false => self.stored_name(name),
         };
         let found = stored.map(|stored| self.tensor(stored)).transpose()?;

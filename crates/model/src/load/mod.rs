@@ -4,7 +4,7 @@ mod files;
 mod gguf;
 
 pub use files::{LoadError, weight_files};
-pub(crate) use files::{find_pickled, is_lfs_pointer};
+pub(crate) use files::{find_pickled, is_lfs_pointer, others};
 
 use crate::config::DecoderConfig;
 use crate::decoder::{Decoder, Layer};
@@ -147,7 +147,9 @@ impl ModelFiles {
             },
         )?;
         device.settle()?;
-        self.files.refuse_surplus(&loader.taken, decoder.config.tie_word_embeddings)?;
+        if !decoder.config.is_part {
+            self.files.refuse_surplus(&loader.taken, decoder.config.tie_word_embeddings)?;
+        }
         let file_dtype = loader.taken.matrix_dtype();
         Ok(Model { decoder, params: loader.params, file_dtype })
     }

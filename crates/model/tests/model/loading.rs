@@ -62,7 +62,12 @@ fn element_types() {
         }
         let trained = load(&golden.dir, &device, Some(DType::Bf16.into()), Trained::All);
         assert_eq!(held(&trained), DType::F32);
-        assert_eq!(trained.params.num_elements(), trained.decoder.config.num_parameters());
+        let config = &trained.decoder.config;
+        // What routers add for the choice alone is never trained.
+        let mixtures = config.layers.iter().filter_map(|layer| layer.mlp.experts.as_ref());
+        let corrected = mixtures.filter(|mixture| mixture.correction_bias);
+        let fixed: usize = corrected.map(|mixture| mixture.router.num_experts).sum();
+        assert_eq!(trained.params.num_elements() + fixed, config.num_parameters());
         assert_eq!(logits_of(&trained, &golden), expected);
     }
 }
@@ -275,3 +280,49 @@ fn a_stored_head_unlike_the_embedding() {
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
+
+/// A text model among other parts, named as transformers does now and did before: the same model,
+/// and an export keeps names and what it does not read.
+#[test]
+fn text_models_among_other_parts() {
+    let (device, golden) = (Device::cpu(2), Golden::load("gemma3"));
+    let expected = logits_of(&golden.base(&device), &golden);
+    let now = |name: &str| name.replacen("model.", "model.language_model.", 1);
+    let before = |name: &str| format!("language_model.{name}");
+    let layouts: [&dyn Fn(&str) -> String; 2] = [&now, &before];
+    for renamed in layouts {
+        let dir = copy_of("gemma3");
+        let tower = (Dtype::F16, vec![2, 3], (0..12).collect::<Vec<u8>>());
+        rewrite(&dir.path().join("model.safetensors"), |all| {
+            *all = std::mem::take(all).into_iter().map(|(name, t)| (renamed(&name), t)).collect();
+            all.insert("vision_tower.patches.weight".to_owned(), tower.clone());
+        });
+        let path = dir.path().join("config.json");
+        let text: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let outer = json!({
+            "model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 3},
+            "image_token_index": 7, "eos_token_id": [1, 44]
+        });
+        fs::write(&path, outer.to_string()).unwrap();
+        let model = load(dir.path(), &device, None, Trained::Nothing);
+        assert_eq!(logits_of(&model, &golden), expected);
+        assert_eq!(model.decoder.config.eos_token_ids, [1, 44]);
+
+        let out = tempfile::tempdir().unwrap();
+        export(&model, &device, dir.path(), DType::Bf16, out.path()).unwrap();
+        let mut names = [Vec::new(), Vec::new()];
+        for (dir, names) in [dir.path(), out.path()].into_iter().zip(&mut names) {
+            rewrite(&dir.join("model.safetensors"), |all| {
+                assert_eq!(all["vision_tower.patches.weight"], tower);
+                *names = all.keys().cloned().collect();
+            });
+        }
+        assert_eq!(names[0], names[1]);
+        let again = load(out.path(), &device, None, Trained::Nothing);
+        assert_eq!(logits_of(&again, &golden), expected);
+    }
+    let dir = copy_of("gemma3");
+    set_key(&dir.path().join("config.json"), "model_type", "gemma3".into());
+    let error = DecoderConfig::load(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("`text_config` is missing"), "{error}");
+}
