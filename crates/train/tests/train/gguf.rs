@@ -16,6 +16,12 @@ fn smollm2() {
     compare("smollm2");
 }
 
+/// The base model of 270M parameters in Q4_K_M: under Gemma's terms, so nothing fetches it.
+#[test]
+fn gemma3() {
+    compare("gemma3");
+}
+
 /// Where a model was put; `None`, with a message, if it was not.
 fn find(file: &str) -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
