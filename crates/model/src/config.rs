@@ -29,6 +29,8 @@ pub struct DecoderConfig {
     pub eos_token_ids: Vec<u32>,
     /// Whether the files hold other parts besides, such as a vision tower, which stay as they are.
     pub is_part: bool,
+    /// Whether the files hold blocks that predict tokens after the next, which are left out.
+    pub has_mtp: bool,
 }
 
 /// Multiplier of embeddings.

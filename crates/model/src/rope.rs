@@ -190,6 +190,8 @@ pub(crate) struct RopeKeys<'a> {
     pub(crate) fraction: Option<f64>,
     /// Whether neighbouring dimensions are pairs.
     pub(crate) interleaved: bool,
+    /// Length in pre-training if no key gives it; `None`: the longest sequence.
+    pub(crate) original_length: Option<usize>,
     /// Names of [`RopeScaling::LongRope`].
     pub(crate) long_rope: &'static [&'static str],
 }
@@ -205,6 +207,7 @@ impl<'a> RopeKeys<'a> {
             parameters: raw.object("rope_parameters")?,
             fraction: None,
             interleaved: false,
+            original_length: None,
             long_rope: &["longrope"],
         })
     }
@@ -312,11 +315,9 @@ impl RopeScaling {
     ) -> Result<Self, ConfigError> {
         let original = || -> Result<f64, ConfigError> {
             const KEY: &str = "original_max_position_embeddings";
-            let length = match raw.optional_size(KEY)? {
-                // Beside the object in Phi's files.
-                None => keys.raw.optional_size(KEY)?,
-                given => given,
-            };
+            // Phi's files have it beside the object, which then counts.
+            let (inner, outer) = (raw.optional_size(KEY)?, keys.raw.optional_size(KEY)?);
+            let length = outer.or(inner).or(keys.original_length);
             Ok(length.unwrap_or(max_position_embeddings) as f64)
         };
         let key = if raw.get("rope_type").is_some() { "rope_type" } else { "type" };
@@ -380,6 +381,10 @@ impl RopeScaling {
     }
 
     fn read_long_rope(raw: &RawConfig, original: f64, max: usize) -> Result<Self, ConfigError> {
+        if original < 2.0 {
+            let problem = format!("must be at least 2, found {original}");
+            return Err(raw.error("original_max_position_embeddings", problem));
+        }
         let factor = raw.optional_number("factor")?.unwrap_or(max as f64 / original);
         let attention_factor = match raw.optional_number("attention_factor")? {
             Some(given) => given,

@@ -1,7 +1,7 @@
 //! Gemma 2: `Gemma2ForCausalLM` of transformers. Norms before and after attention and MLP, bounded
 //! scores and logits, and windows in every other block.
 
-use super::{Defaults, blocks, each, read_attention_bias, set_windows, sliding_layers};
+use super::{Defaults, blocks, each, read_attention_bias, set_windows, sliding_layers, window};
 use crate::config::{DecoderConfig, EmbeddingScale, NormNames};
 use crate::raw_config::{ConfigError, RawConfig};
 use hone_tensor::ops::{Activation, Softcap};
@@ -28,10 +28,10 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     // Written by transformers 4 for programs that know Gemma 1 only.
     super::expect_activation(raw, "hidden_act", "gelu_pytorch_tanh")?;
     let mut config = read(raw, &DEFAULTS)?;
-    let window = raw.optional_size("sliding_window")?.unwrap_or(4096);
+    let window = window(raw)?;
     let by_rule = |layer: usize| layer.is_multiple_of(2);
     let is_sliding = sliding_layers(raw, config.layers.len(), by_rule)?;
-    set_windows(&mut config, &is_sliding, Some(window));
+    set_windows(&mut config, &is_sliding, window);
     config.logits.softcap = softcap(raw, "final_logit_softcapping", 30.0)?;
     let softcap = softcap(raw, "attn_logit_softcapping", 50.0)?;
     each(&mut config, |layer| layer.attention.heads.softcap = softcap);

@@ -2,7 +2,7 @@
 //! heads instead of bounds, and with another RoPE in its windows, which most blocks have.
 
 use super::gemma2::{self, DEFAULTS};
-use super::{Defaults, set_windows, sliding_layers};
+use super::{Defaults, set_windows, sliding_layers, window};
 use crate::config::{DecoderConfig, QkNorm};
 use crate::raw_config::{ConfigError, RawConfig};
 use crate::rope::{RopeConfig, RopeKeys};
@@ -26,11 +26,11 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
         ..DEFAULTS
     };
     let mut config = gemma2::read(raw, &defaults)?;
-    let window = raw.optional_size("sliding_window")?.unwrap_or(4096);
+    let window = window(raw)?;
     let pattern = raw.optional_size("sliding_window_pattern")?.unwrap_or(6);
     let by_rule = |layer: usize| !(layer + 1).is_multiple_of(pattern);
     let is_sliding = sliding_layers(raw, config.layers.len(), by_rule)?;
-    set_windows(&mut config, &is_sliding, Some(window));
+    set_windows(&mut config, &is_sliding, window);
     for (layer, is_sliding) in config.layers.iter_mut().zip(is_sliding) {
         layer.attention.qk_norm = QkNorm::Heads;
         layer.attention.rope = Some(if is_sliding { SLIDING } else { FULL });

@@ -3,7 +3,7 @@
 //! beside it.
 
 use super::mixtures::{mixture_sizes, set_experts, softmax_mixture};
-use super::{Defaults, blocks, each};
+use super::{Defaults, blocks, each, has_mtp};
 use crate::config::{DecoderConfig, ExpertNames, QkNorm, SharedExpertConfig};
 use crate::raw_config::{ConfigError, RawConfig};
 use crate::rope::{RopeConfig, RopeKeys};
@@ -18,13 +18,13 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
         max_position_embeddings: 131_072,
         norm_eps: 1e-5,
         ropes: |raw, head_dim, max| {
-            let keys = RopeKeys::of(raw)?;
-            let keys = RopeKeys { fraction: keys.fraction.or(Some(0.5)), ..keys };
+            let keys = RopeKeys { fraction: Some(0.5), ..RopeKeys::of(raw)? };
             Ok(vec![RopeConfig::from_keys(&keys, head_dim, max)?])
         },
         ..Defaults::LLAMA
     };
     let mut config = blocks(raw, &defaults)?;
+    config.has_mtp = has_mtp(raw, &["num_nextn_predict_layers", "num_mtp_layers"]);
     let bias = raw.flag("attention_bias", false)?;
     let norms_heads = raw.flag("use_qk_norm", false)?;
     each(&mut config, |layer| {

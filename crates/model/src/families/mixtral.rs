@@ -4,6 +4,7 @@ use super::mixtures::{mixture_sizes, softmax_mixture};
 use super::{Defaults, blocks, each};
 use crate::config::{DecoderConfig, ExpertNames};
 use crate::raw_config::{ConfigError, RawConfig};
+use crate::rope::{RopeConfig, RopeKeys};
 
 const NAMES: ExpertNames = ExpertNames {
     router: "block_sparse_moe.gate",
@@ -18,6 +19,10 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
         intermediate_size: Some(14_336),
         norm_eps: 1e-5,
         eos_token_ids: &[2],
+        ropes: |raw, head_dim, max| {
+            let keys = RopeKeys { default_theta: 1_000_000.0, ..RopeKeys::of(raw)? };
+            Ok(vec![RopeConfig::from_keys(&keys, head_dim, max)?])
+        },
         ..Defaults::LLAMA
     };
     let mut config = blocks(raw, &defaults)?;

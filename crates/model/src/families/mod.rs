@@ -34,7 +34,8 @@ use hone_tensor::ops::{Activation, Logits, RmsNorm};
 use serde_json::Value;
 use std::path::Path;
 
-/// Reads a family's configuration; absent keys have the defaults of transformers.
+/// Reads a family's configuration. Absent settings have the defaults of transformers; absent sizes
+/// are refused, except where published files leave them out.
 type Read = fn(&RawConfig) -> Result<DecoderConfig, ConfigError>;
 
 /// Supported values of `model_type`.
@@ -175,6 +176,7 @@ pub fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
 /// The text model of files that hold others too. What the outer object says of it, it says last.
 fn text_part(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     const TEXT: &str = "text_config";
+    refuse_quantised(raw)?;
     let text = raw.object(TEXT)?.ok_or_else(|| raw.missing(TEXT))?;
     let mut config = decoder_config(&text)?;
     config.is_part = true;
@@ -270,6 +272,7 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
             Some(_) => raw.token_ids("eos_token_id")?,
         },
         is_part: false,
+        has_mtp: false,
     })
 }
 
@@ -284,6 +287,13 @@ fn size(raw: &RawConfig, key: &str, default: Option<usize>) -> Result<usize, Con
 /// Changes every block.
 fn each(config: &mut DecoderConfig, change: impl FnMut(&mut LayerConfig)) {
     config.layers.iter_mut().for_each(change);
+}
+
+/// Whether one of these keys says that there are blocks for tokens after the next.
+fn has_mtp(raw: &RawConfig, keys: &[&str]) -> bool {
+    // Each is read, so that none counts as unknown.
+    let counts = keys.iter().filter(|key| raw.get(key).is_some_and(|count| *count != 0));
+    counts.count() > 0
 }
 
 /// `attention_bias`, for all four projections.
@@ -312,7 +322,7 @@ fn set_windows(config: &mut DecoderConfig, is_sliding: &[bool], window: Option<u
 /// The window of Qwen's blocks from `max_window_layers` on, or of those that `layer_types` names,
 /// if `use_sliding_window` turns it on.
 fn read_qwen_windows(raw: &RawConfig, config: &mut DecoderConfig) -> Result<(), ConfigError> {
-    let window = raw.optional_size("sliding_window")?.unwrap_or(4096);
+    let window = window(raw)?;
     let uses_window = raw.flag("use_sliding_window", false)?;
     let first_windowed = match raw.get("max_window_layers") {
         Some(count) if *count == 0 => 0,
@@ -320,8 +330,15 @@ fn read_qwen_windows(raw: &RawConfig, config: &mut DecoderConfig) -> Result<(), 
     };
     let by_rule = |layer| uses_window && layer >= first_windowed;
     let is_sliding = sliding_layers(raw, config.layers.len(), by_rule)?;
-    set_windows(config, &is_sliding, uses_window.then_some(window));
+    set_windows(config, &is_sliding, window.filter(|_| uses_window));
     Ok(())
+}
+
+/// `sliding_window`, which `null` turns off; without the key it is on.
+fn window(raw: &RawConfig) -> Result<Option<usize>, ConfigError> {
+    const KEY: &str = "sliding_window";
+    let given = raw.optional_size(KEY)?;
+    Ok(if raw.is_null(KEY) { None } else { given.or(Some(4096)) })
 }
 
 /// `head_dim`, which defaults to the width of the residual stream divided among the heads.

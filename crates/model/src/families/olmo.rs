@@ -2,7 +2,7 @@
 //! the residual stream as it is, and what they add is normalised; so are queries and keys, all
 //! heads at once. OLMo 3 has windows in three of four blocks.
 
-use super::{Defaults, blocks, each, read_attention_bias, set_windows, sliding_layers};
+use super::{Defaults, blocks, each, read_attention_bias, set_windows, sliding_layers, window};
 use crate::config::{DecoderConfig, NormNames, QkNorm};
 use crate::raw_config::{ConfigError, RawConfig};
 use crate::rope::{RopeConfig, RopeKeys, RopeScaling};
@@ -25,10 +25,10 @@ pub(super) fn olmo2(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
 
 pub(super) fn olmo3(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     let mut config = read(raw, &Defaults { ropes, ..DEFAULTS })?;
-    let window = raw.optional_size("sliding_window")?.unwrap_or(4096);
+    let window = window(raw)?;
     let by_rule = |layer: usize| !(layer + 1).is_multiple_of(4);
     let is_sliding = sliding_layers(raw, config.layers.len(), by_rule)?;
-    set_windows(&mut config, &is_sliding, Some(window));
+    set_windows(&mut config, &is_sliding, window);
     for (layer, _) in config.layers.iter_mut().zip(is_sliding).filter(|(_, is)| *is) {
         layer.attention.rope = Some(SLIDING);
     }
@@ -54,12 +54,13 @@ fn ropes(raw: &RawConfig, head_dim: usize, max: usize) -> Result<Vec<RopeConfig>
         let sliding = RopeConfig { scaling: RopeScaling::Default, ..full.clone() };
         return Ok(vec![full, sliding]);
     };
-    let rope = |kind| {
-        let parameters = by_kind.object(kind)?;
-        let keys = RopeKeys { default_theta: 500_000.0, parameters, ..RopeKeys::of(raw)? };
+    let rope = |kind, scaling| {
+        let (default_theta, parameters) = (500_000.0, by_kind.object(kind)?);
+        let keys = RopeKeys { default_theta, scaling, parameters, ..RopeKeys::of(raw)? };
         RopeConfig::from_keys(&keys, head_dim, max)
     };
-    let ropes = vec![rope("full_attention")?, rope("sliding_attention")?];
+    let scaling = raw.object("rope_scaling")?;
+    let ropes = vec![rope("full_attention", scaling)?, rope("sliding_attention", None)?];
     by_kind.refuse_unread(&[])?;
     Ok(ropes)
 }

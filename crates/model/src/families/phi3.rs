@@ -20,7 +20,8 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
         ropes: |raw, head_dim, max| {
             // Older files call it by these names.
             let (fraction, long_rope) = (Some(1.0), &["longrope", "su", "yarn"]);
-            let keys = RopeKeys { fraction, long_rope, ..RopeKeys::of(raw)? };
+            let original_length = Some(4096);
+            let keys = RopeKeys { fraction, original_length, long_rope, ..RopeKeys::of(raw)? };
             Ok(vec![RopeConfig::from_keys(&keys, head_dim, max)?])
         },
         ..Defaults::LLAMA

@@ -2,7 +2,7 @@
 //! experts in most blocks, and beside it a gated expert for every token.
 
 use super::mixtures::{mixture_sizes, set_experts, softmax_mixture, sparse_layers};
-use super::{Defaults, blocks, each, set_windows, sliding_layers};
+use super::{Defaults, blocks, each, set_windows, sliding_layers, window};
 use crate::config::{DecoderConfig, ExpertNames, SharedExpertConfig};
 use crate::raw_config::{ConfigError, RawConfig};
 
@@ -16,7 +16,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     let (bias, num_layers) = (raw.flag("qkv_bias", true)?, config.layers.len());
     each(&mut config, |layer| layer.attention.qkv_bias = bias);
     // Unlike in Qwen2, every other block below `max_window_layers`.
-    let window = raw.optional_size("sliding_window")?.unwrap_or(4096);
+    let window = window(raw)?;
     let uses_window = raw.flag("use_sliding_window", false)?;
     let num_windowed = match raw.get("max_window_layers") {
         Some(count) if *count == 0 => 0,
@@ -24,7 +24,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     };
     let by_rule = |layer: usize| uses_window && layer.is_multiple_of(2) && layer < num_windowed;
     let is_sliding = sliding_layers(raw, num_layers, by_rule)?;
-    set_windows(&mut config, &is_sliding, uses_window.then_some(window));
+    set_windows(&mut config, &is_sliding, window.filter(|_| uses_window));
     let sizes = mixture_sizes(raw, ("num_experts", 60), 4)?;
     let normalise = raw.flag("norm_topk_prob", false)?;
     let mut experts = softmax_mixture(raw, sizes, normalise, &ExpertNames::QWEN);

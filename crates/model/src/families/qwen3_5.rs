@@ -2,11 +2,11 @@
 //! plus the weight, gated delta nets in three of four blocks, and output gates in the others, which
 //! embed positions in a quarter of each head.
 
-use super::{Defaults, blocks, each, read_attention_bias};
+use super::{Defaults, blocks, each, has_mtp, read_attention_bias};
 use crate::config::{DecoderConfig, DeltaConfig, QkNorm};
 use crate::raw_config::{ConfigError, RawConfig};
 use crate::rope::{RopeConfig, RopeKeys};
-use hone_tensor::ops::DeltaHeads;
+use hone_tensor::ops::{DeltaHeads, MAX_CONV_WIDTH};
 use serde_json::Value;
 
 /// What `layer_types` calls a gated delta net.
@@ -30,6 +30,14 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     };
     let mut config = blocks(raw, &defaults)?;
     read_attention_bias(raw, &mut config)?;
+    if !raw.flag("attn_output_gate", true)? {
+        let problem = "is false, which is not supported: use a checkpoint with output gates";
+        return Err(raw.error("attn_output_gate", problem));
+    }
+    // States are always in f32.
+    raw.get("mamba_ssm_dtype");
+    raw.get("mtp_use_dedicated_embeddings");
+    config.has_mtp = has_mtp(raw, &["mtp_num_hidden_layers"]);
     config.norm.plus_one = true;
     each(&mut config, |layer| {
         layer.attention.qk_norm = QkNorm::Heads;
@@ -62,8 +70,9 @@ fn delta(raw: &RawConfig) -> Result<DeltaConfig, ConfigError> {
     }
     const WIDTH: &str = "linear_conv_kernel_dim";
     let conv_width = size(WIDTH, 4)?;
-    if !(2..=8).contains(&conv_width) {
-        return Err(raw.error(WIDTH, format!("must be from 2 to 8, found {conv_width}")));
+    if !(2..=MAX_CONV_WIDTH).contains(&conv_width) {
+        let problem = format!("must be from 2 to {MAX_CONV_WIDTH}, found {conv_width}");
+        return Err(raw.error(WIDTH, problem));
     }
     Ok(DeltaConfig { heads, conv_width })
 }

@@ -2,7 +2,7 @@
 //! most blocks; its window, if it is used, is that of every block.
 
 use super::mixtures::{mixture_sizes, set_experts, softmax_mixture, sparse_layers};
-use super::{Defaults, blocks, each, read_attention_bias};
+use super::{Defaults, blocks, each, read_attention_bias, window};
 use crate::config::{DecoderConfig, ExpertNames, QkNorm};
 use crate::raw_config::{ConfigError, RawConfig};
 
@@ -14,14 +14,19 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     };
     let mut config = blocks(raw, &defaults)?;
     read_attention_bias(raw, &mut config)?;
-    let window = raw.optional_size("sliding_window")?.unwrap_or(4096);
-    let window = raw.flag("use_sliding_window", false)?.then_some(window);
+    let uses_window = raw.flag("use_sliding_window", false)?;
+    let window = window(raw)?.filter(|_| uses_window);
     each(&mut config, |layer| {
         layer.attention.qk_norm = QkNorm::Heads;
         layer.attention.heads.window = window;
     });
     raw.get("max_window_layers");
-    let sizes = mixture_sizes(raw, ("num_experts", 128), 8)?;
+    // transformers 5 writes it under the other name.
+    let key = match raw.has("num_local_experts") && !raw.has("num_experts") {
+        true => "num_local_experts",
+        false => "num_experts",
+    };
+    let sizes = mixture_sizes(raw, (key, 128), 8)?;
     let normalise = raw.flag("norm_topk_prob", false)?;
     let experts = softmax_mixture(raw, sizes, normalise, &ExpertNames::QWEN);
     let width = raw.optional_size("moe_intermediate_size")?.unwrap_or(768);

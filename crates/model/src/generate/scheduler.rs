@@ -156,7 +156,12 @@ impl<'a> Scheduler<'a> {
             return Ok(progress);
         }
         let rows = self.rows()?;
-        let logits = self.memory.logits(rows)?;
+        let logits = self.memory.logits(rows).inspect_err(|_| {
+            if self.pass.model.decoder.config.deltas().next().is_some() {
+                // Some states have gone on already, and only whole sequences begin anew.
+                self.running.iter_mut().for_each(|sequence| sequence.num_cached = 0);
+            }
+        })?;
         let vocab_size = self.pass.model.decoder.config.vocab_size;
         let mut ended = Vec::new();
         for (sequence, logits) in self.running.iter_mut().zip(logits.chunks_exact(vocab_size)) {

@@ -40,7 +40,7 @@ pub(super) fn scaling(
         let from = format!("{architecture}.rope.scaling.{from}");
         let value = match metadata.get(&from) {
             None => continue,
-            Some(Value::Integer(n)) => json!(n as i64),
+            Some(Value::Integer(n)) if i64::try_from(n).is_ok() => json!(n as i64),
             Some(Value::Float(x)) if x.is_finite() => json!(x),
             Some(Value::Bool(flag)) => json!(flag),
             Some(other) => return Err(metadata.unexpected(&from, "a number", other)),
@@ -55,6 +55,13 @@ pub(super) fn scaling(
     if let Some(multiplier) =
         metadata.number(&format!("{architecture}.rope.scaling.attn_factor"))?
     {
+        let is_yarn = scaling.get("rope_type").is_some_and(|kind| kind == "yarn");
+        if !is_yarn && multiplier != 1.0 {
+            let problem = format!("is {multiplier}, which is not supported without yarn");
+            return Err(
+                metadata.error(&format!("{architecture}.rope.scaling.attn_factor"), problem)
+            );
+        }
         // Here it multiplies what there takes its place. The file has it in 32 bits.
         let factor = scaling.get("factor").and_then(serde_json::Value::as_f64).unwrap_or(1.0);
         let product = shortest((multiplier * (0.1 * factor.ln() + 1.0)) as f32);

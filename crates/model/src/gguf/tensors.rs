@@ -30,6 +30,7 @@ pub(crate) fn place_of(role: Role, config: &DecoderConfig) -> Place {
         Role::RouterBias(layer) => format!("blk.{layer}.exp_probs_b.bias"),
         Role::Norm(layer, norm) => format!("blk.{layer}.{}.weight", norm_name(norm)),
         Role::Delta(layer, DeltaPart::Conv) => format!("blk.{layer}.ssm_conv1d.weight"),
+        // Of architectures that are not read yet, some of whose files hold what follows from it.
         Role::Delta(layer, DeltaPart::ALog) => format!("blk.{layer}.ssm_a"),
         Role::Delta(layer, DeltaPart::DtBias) => format!("blk.{layer}.ssm_dt.bias"),
     };

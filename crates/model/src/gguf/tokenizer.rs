@@ -421,7 +421,8 @@ fn config(
             named.insert(0, json!({"name": "default", "template": default}));
             set("chat_template", named.into());
         }
-        None => {}
+        None if named.is_empty() => {}
+        None => set("chat_template", named.into()),
     }
     Ok(config)
 }

@@ -1,5 +1,6 @@
 //! The weight files of a model: one safetensors file, or shards with an index.
 
+use crate::config::DecoderConfig;
 use crate::gguf::{GgufModel, is_gguf};
 use crate::raw_config::{ConfigError, RawConfig};
 use hone_tensor::gguf::GgufError;
@@ -11,6 +12,8 @@ use std::io::Read as _;
 use std::path::{Component, Path, PathBuf};
 
 const SINGLE: &str = "model.safetensors";
+/// Names of a text model among other parts begin with one of these.
+const TEXT_PREFIXES: [&str; 2] = ["model.language_model.", "language_model."];
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 const INDEX: &str = "model.safetensors.index.json";
@@ -306,11 +309,26 @@ impl WeightFiles {
     }
 
     /// Refuses tensors that were not taken, except those that transformers ignores too: rotary
-    /// embedding buffers in old files, and a copy of the embedding as the tied head.
-    pub(super) fn refuse_surplus(&self, taken: &Taken, is_tied: bool) -> Result<(), LoadError> {
+    /// embedding buffers in old files, a copy of the embedding as the tied head, and blocks for
+    /// tokens after the next; and except other parts.
+    pub(super) fn refuse_surplus(
+        &self,
+        taken: &Taken,
+        config: &DecoderConfig,
+    ) -> Result<(), LoadError> {
+        let head = self.stored_name(HEAD).filter(|_| config.tie_word_embeddings);
+        let further = |name: &str| {
+            let block = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
+            let is_beyond = |block: usize| block >= config.num_hidden_layers();
+            name.starts_with("mtp.") || block.and_then(|n| n.parse().ok()).is_some_and(is_beyond)
+        };
         let is_ignored = |name: &String| {
             let is_buffer = name == "rotary_emb.inv_freq" || name.ends_with(".rotary_emb.inv_freq");
-            is_buffer || (is_tied && name == HEAD)
+            let of_text = TEXT_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+            is_buffer
+                || head == Some(name.as_str())
+                || (config.has_mtp && further(name))
+                || (config.is_part && !of_text)
         };
         let names = self.file_of.keys().filter(|name| !is_ignored(name));
         taken.refuse_others(&self.path, names.map(String::as_str))

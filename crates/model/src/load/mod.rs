@@ -100,9 +100,9 @@ impl Source {
         }
     }
 
-    fn refuse_surplus(&self, taken: &Taken, is_tied: bool) -> Result<(), LoadError> {
+    fn refuse_surplus(&self, taken: &Taken, config: &DecoderConfig) -> Result<(), LoadError> {
         match self {
-            Self::Safetensors(files) => files.refuse_surplus(taken, is_tied),
+            Self::Safetensors(files) => files.refuse_surplus(taken, config),
             Self::Gguf(model) => gguf::refuse_surplus(model, taken),
         }
     }
@@ -147,9 +147,7 @@ impl ModelFiles {
             },
         )?;
         device.settle()?;
-        if !decoder.config.is_part {
-            self.files.refuse_surplus(&loader.taken, decoder.config.tie_word_embeddings)?;
-        }
+        self.files.refuse_surplus(&loader.taken, &decoder.config)?;
         let file_dtype = loader.taken.matrix_dtype();
         Ok(Model { decoder, params: loader.params, file_dtype })
     }

@@ -320,6 +320,14 @@ fn text_models_among_other_parts() {
         assert_eq!(names[0], names[1]);
         let again = load(out.path(), &device, None, Trained::Nothing);
         assert_eq!(logits_of(&again, &golden), expected);
+
+        // What is not read of the text model itself may not be passed over.
+        let name = renamed("model.layers.0.mlp.gate_proj.bias");
+        rewrite(&dir.path().join("model.safetensors"), |all| {
+            all.insert(name.clone(), tower.clone());
+        });
+        let refused = hone_model::load(dir.path(), &device, LoadOptions::INFERENCE).err().unwrap();
+        assert!(refused.to_string().contains(&format!("tensor `{name}` is not part")));
     }
     let dir = copy_of("gemma3");
     set_key(&dir.path().join("config.json"), "model_type", "gemma3".into());

@@ -271,3 +271,40 @@ fn no_key_of_a_configuration_makes_it_panic() {
     }
     assert!(num_read > 500 && num_refused > 500, "{num_read} read, {num_refused} refused");
 }
+
+/// Keys that published files have besides those of transformers' classes.
+#[test]
+fn keys_of_published_files_are_known() {
+    let qwen = json!({
+        "model_type": "qwen3_5", "tie_word_embeddings": true, "vision_config": {},
+        "text_config": {
+            "model_type": "qwen3_5_text", "vocab_size": 248320, "hidden_size": 1024,
+            "intermediate_size": 3584, "num_hidden_layers": 24, "num_attention_heads": 8,
+            "num_key_value_heads": 2, "head_dim": 256, "attn_output_gate": true,
+            "full_attention_interval": 4, "mamba_ssm_dtype": "float32",
+            "linear_num_key_heads": 16, "linear_num_value_heads": 16,
+            "mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": false,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 10000000, "partial_rotary_factor": 0.25,
+                "mrope_interleaved": true, "mrope_section": [11, 11, 10]
+            }
+        }
+    });
+    let mixture = json!({
+        "model_type": "qwen3_moe", "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_local_experts": 6, "num_experts_per_tok": 2,
+        "use_sliding_window": true, "sliding_window": null
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let read = |config: &Value| {
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        DecoderConfig::load(dir.path()).unwrap_or_else(|error| panic!("{error}"))
+    };
+    let config = read(&qwen);
+    assert!(config.is_part && config.has_mtp && config.tie_word_embeddings);
+    assert_eq!((config.deltas().count(), config.heads().count()), (18, 6));
+    let config = read(&mixture);
+    assert!(config.heads().all(|heads| heads.window.is_none()));
+    let experts = config.layers[0].mlp.experts.as_ref().unwrap();
+    assert_eq!(experts.router.num_experts, 6);
+}

@@ -51,6 +51,7 @@ pub use hone_kernels::head::Logits;
 pub use hone_kernels::math::Softcap;
 pub use hone_kernels::rms_norm::RmsNorm;
 pub use hone_kernels::router::{Groups, MAX_EXPERTS, MAX_TOP_K, Router, Scoring};
+pub use hone_kernels::short_conv::MAX_WIDTH as MAX_CONV_WIDTH;
 
 use crate::{Category, Cost, DType, Device, DeviceError, Storage, Tape, Tensor, Var};
 use hone_kernels::gemm;

@@ -88,11 +88,6 @@ impl ConvState {
     pub fn grow(&mut self, device: &Device, num_slots: usize) -> Result<(), DeviceError> {
         grow(device, &mut self.0, num_slots)
     }
-
-    /// Bytes for each sequence.
-    pub fn bytes(dtype: DType, conv: ShortConv<'_>) -> usize {
-        dtype.num_bytes(&conv.state_shape(1))
-    }
 }
 
 /// [`short_conv`] of sequences that go on: the first `k_len - q_len` rows of a sequence went before

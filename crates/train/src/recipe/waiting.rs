@@ -29,13 +29,13 @@ impl Waiting {
         }
         let share = (machine::waited_seconds()? - before) / seconds;
         *self = Self::start();
-        let note = note(share, num_threads)?;
+        let note = note(share, seconds, num_threads)?;
         self.before = None;
         Some(note)
     }
 }
 
-fn note(share: f64, num_threads: usize) -> Option<String> {
+fn note(share: f64, seconds: f64, num_threads: usize) -> Option<String> {
     let fewer = match num_threads {
         1 => String::new(),
         _ => format!(
@@ -46,7 +46,7 @@ fn note(share: f64, num_threads: usize) -> Option<String> {
     (share > SHARE).then(|| {
         format!(
             "other programs use this machine's processors: training waited for one during {:.0} % \
-             of the last {WINDOW} seconds, and takes longer than planned{fewer}",
+             of the last {seconds:.0} seconds, and takes longer than planned{fewer}",
             100.0 * share
         )
     })
@@ -58,9 +58,12 @@ mod tests {
 
     #[test]
     fn waiting_is_told_once_it_matters() {
-        assert_eq!(note(0.1, 2), None);
-        let two = note(0.5, 2).unwrap();
-        assert!(two.contains("50 %") && two.contains("run.threads"), "{two}");
-        assert!(!note(0.5, 1).unwrap().contains("run.threads"));
+        assert_eq!(note(0.1, 10.0, 2), None);
+        let two = note(0.5, 61.0, 2).unwrap();
+        assert!(
+            two.contains("50 % of the last 61 seconds") && two.contains("run.threads"),
+            "{two}"
+        );
+        assert!(!note(0.5, 10.0, 1).unwrap().contains("run.threads"));
     }
 }

@@ -1,5 +1,5 @@
 //! Real GGUF files: token ids, logits and greedy answers are those of transformers on the same
-//! file.
+//! file. With the files in `target/models`, best in release.
 
 use hone_model::generate::{Request, Sampling, generate_all};
 use hone_model::{Batch, LoadOptions, Pass};
