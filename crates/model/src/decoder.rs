@@ -7,7 +7,7 @@ use crate::mixture::{Mixture, Mlp};
 use crate::weights::{BlockNorm, DeltaPart, Linear, Role};
 use hone_tensor::ops::{self, DeltaGates, HeadNorms, PagedRows, RmsNorm, ShortConv};
 use hone_tensor::{Lora, Offloaded, Projection, Sequence, Tape, Tensor, Var, Weight};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What the forward pass keeps for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,7 +133,7 @@ impl Decoder {
     /// If one of them is missing.
     pub(crate) fn new(config: DecoderConfig, mut weights: BTreeMap<Role, Weight>) -> Self {
         let mut layer = |i: usize| {
-            let linears: Vec<Linear> = config.layers[i].linears().collect();
+            let linears: BTreeSet<Linear> = config.layers[i].linears().collect();
             let router_bias = weights.remove(&Role::RouterBias(i));
             let mut part = |part| weights.remove(&Role::Delta(i, part)).expect("every part");
             let delta = config.layers[i].delta.map(|_| DeltaWeights {

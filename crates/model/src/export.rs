@@ -4,7 +4,7 @@ use crate::config::DecoderConfig;
 use crate::decoder::Part;
 use crate::fidelity::{Comparison, Fidelity, MAX_LOST, are_finite};
 use crate::gguf::{is_gguf, texts_of_gguf};
-use crate::load::{LoadError, Model, others};
+use crate::load::{LoadError, Model, Others, others};
 use crate::raw_config::ConfigError;
 use crate::weights::{Role, WeightSpec};
 use hone_tensor::safetensors::{FileError, Lazy, write};
@@ -156,19 +156,18 @@ pub fn export_hf(
         end_turns_with(model, end_of_turn, &out.join(GENERATION))?;
     }
     let config = &model.decoder.config;
-    let mut others = match config.is_part {
+    let Others { names: stored, tensors: kept } = match config.is_part {
         true => {
             let names: Vec<String> = config.weights().map(|weight| weight.name).collect();
-            Some(others(base, &names).map_err(Box::new)?)
+            others(base, &names).map_err(Box::new)?
         }
-        false => None,
+        false => Others::default(),
     };
-    let kept = others.as_mut().map(|others| std::mem::take(&mut others.tensors));
-    let kept = kept.into_iter().flatten().map(|(name, tensor)| (name, Lazy::Ready(tensor)));
+    let kept = kept.into_iter().map(|(name, tensor)| (name, Lazy::Ready(tensor)));
     let lazy = config.weights().map(|WeightSpec { role, name, shape }| {
         let make = Box::new(move || written(model, device, role, dtype));
-        let stored = others.as_ref().and_then(|others| others.names.get(&name)).cloned();
-        (stored.unwrap_or(name), Lazy::Deferred { dtype, shape, make })
+        let stored = stored.get(&name).cloned().unwrap_or(name);
+        (stored, Lazy::Deferred { dtype, shape, make })
     });
     write(&out.join("model.safetensors"), lazy.chain(kept))?;
     Ok(device.settle()?)

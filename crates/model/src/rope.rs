@@ -78,10 +78,11 @@ impl RopeConfig {
     /// Reads `rope_theta` with `rope_scaling`, or `rope_parameters` in newer files.
     pub(crate) fn read(
         raw: &RawConfig,
+        defaults: RopeDefaults,
         head_dim: usize,
         max_position_embeddings: usize,
     ) -> Result<Self, ConfigError> {
-        Self::from_keys(&RopeKeys::of(raw)?, head_dim, max_position_embeddings)
+        Self::from_keys(&RopeKeys::of(raw, defaults)?, head_dim, max_position_embeddings)
     }
 
     pub(crate) fn from_keys(
@@ -180,12 +181,19 @@ pub(crate) struct RopeKeys<'a> {
     pub(crate) raw: &'a RawConfig,
     /// Its key for the base, used if neither inner object has `rope_theta`.
     pub(crate) theta_key: &'static str,
-    /// The base if no key gives it.
-    pub(crate) default_theta: f64,
     /// `rope_scaling`, the older object, which guides to longer contexts say to add; it wins.
     pub(crate) scaling: Option<RawConfig>,
     /// `rope_parameters`, the newer object.
     pub(crate) parameters: Option<RawConfig>,
+    /// The family's.
+    pub(crate) defaults: RopeDefaults,
+}
+
+/// What differs between families in how they rotate: layout, defaults and names.
+#[derive(Clone, Copy)]
+pub(crate) struct RopeDefaults {
+    /// The base if no key gives it.
+    pub(crate) theta: f64,
     /// Fraction of a head's dimensions that is rotated if no key gives it; `None`: always all.
     pub(crate) fraction: Option<f64>,
     /// Whether neighbouring dimensions are pairs.
@@ -194,32 +202,43 @@ pub(crate) struct RopeKeys<'a> {
     pub(crate) original_length: Option<usize>,
     /// Names of [`RopeScaling::LongRope`].
     pub(crate) long_rope: &'static [&'static str],
+    /// Keys that change nothing for texts.
+    pub(crate) neutral: &'static [&'static str],
+}
+
+impl RopeDefaults {
+    /// Llama's.
+    pub(crate) const LLAMA: Self = Self {
+        theta: 10_000.0,
+        fraction: None,
+        interleaved: false,
+        original_length: None,
+        long_rope: &["longrope"],
+        neutral: &[],
+    };
 }
 
 impl<'a> RopeKeys<'a> {
     /// The usual ones.
-    pub(crate) fn of(raw: &'a RawConfig) -> Result<Self, ConfigError> {
+    pub(crate) fn of(raw: &'a RawConfig, defaults: RopeDefaults) -> Result<Self, ConfigError> {
         Ok(Self {
             raw,
             theta_key: "rope_theta",
-            default_theta: 10_000.0,
             scaling: raw.object("rope_scaling")?,
             parameters: raw.object("rope_parameters")?,
-            fraction: None,
-            interleaved: false,
-            original_length: None,
-            long_rope: &["longrope"],
+            defaults,
         })
     }
 
     /// The dimensions of a head that are rotated: `partial_rotary_factor` of them.
     fn rotated(&self, object: Option<&RawConfig>, d: usize) -> Result<Rotated, ConfigError> {
         const KEY: &str = "partial_rotary_factor";
+        let RopeDefaults { fraction, interleaved, .. } = self.defaults;
         let inner = object.map(|o| o.optional_number(KEY)).transpose()?.flatten();
         let outer = self.raw.optional_number(KEY)?;
-        let Some(fraction) = self.fraction else {
+        let Some(fraction) = fraction else {
             object.into_iter().chain([self.raw]).try_for_each(|o| o.expect_neutral(KEY, 1.0))?;
-            return Ok(Rotated { dim: d, interleaved: self.interleaved });
+            return Ok(Rotated { dim: d, interleaved });
         };
         let fraction = inner.or(outer).unwrap_or(fraction);
         let dim = (d as f64 * fraction) as usize;
@@ -231,7 +250,7 @@ impl<'a> RopeKeys<'a> {
             let place = object.filter(|_| inner.is_some()).unwrap_or(self.raw);
             return Err(place.error(KEY, problem));
         }
-        Ok(Rotated { dim, interleaved: self.interleaved })
+        Ok(Rotated { dim, interleaved })
     }
 
     /// The object that takes effect, as in transformers. Both may be present if they agree or if
@@ -261,7 +280,7 @@ impl<'a> RopeKeys<'a> {
     fn theta(&self, object: Option<&RawConfig>) -> Result<f64, ConfigError> {
         let inner = object.map(|o| o.optional_number("rope_theta")).transpose()?.flatten();
         let outer = self.raw.optional_number(self.theta_key)?;
-        let theta = inner.or(outer).unwrap_or(self.default_theta);
+        let theta = inner.or(outer).unwrap_or(self.defaults.theta);
         if theta > 1.0 {
             return Ok(theta);
         }
@@ -304,7 +323,7 @@ impl RopeScaling {
         // Read with the dimensions that are rotated.
         let _ = raw.get("partial_rotary_factor");
         let scaling = Self::read_kind(keys, raw, max_position_embeddings)?;
-        raw.refuse_unread(ROPE_KEYS)?;
+        raw.refuse_unread(&[ROPE_KEYS, keys.defaults.neutral].concat())?;
         Ok(scaling)
     }
 
@@ -317,13 +336,13 @@ impl RopeScaling {
             const KEY: &str = "original_max_position_embeddings";
             // Phi's files have it beside the object, which then counts.
             let (inner, outer) = (raw.optional_size(KEY)?, keys.raw.optional_size(KEY)?);
-            let length = outer.or(inner).or(keys.original_length);
+            let length = outer.or(inner).or(keys.defaults.original_length);
             Ok(length.unwrap_or(max_position_embeddings) as f64)
         };
         let key = if raw.get("rope_type").is_some() { "rope_type" } else { "type" };
         match raw.text(key)?.unwrap_or("default") {
             "default" => Ok(Self::Default),
-            name if keys.long_rope.contains(&name) => {
+            name if keys.defaults.long_rope.contains(&name) => {
                 Self::read_long_rope(raw, original()?, max_position_embeddings)
             }
             "linear" => Ok(Self::Linear { factor: scaling_factor(raw)? }),

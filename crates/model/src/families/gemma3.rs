@@ -5,7 +5,7 @@ use super::gemma2::{self, DEFAULTS};
 use super::{Defaults, set_windows, sliding_layers, window};
 use crate::config::{DecoderConfig, QkNorm};
 use crate::raw_config::{ConfigError, RawConfig};
-use crate::rope::{RopeConfig, RopeKeys};
+use crate::rope::{RopeConfig, RopeDefaults, RopeKeys};
 
 /// Indices of [`DecoderConfig::ropes`].
 const FULL: usize = 0;
@@ -40,22 +40,24 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
 
 /// RoPE of full and of sliding attention: from `rope_parameters`, by kind of attention, or from
 /// `rope_theta`, `rope_scaling` and `rope_local_base_freq`.
-fn ropes(raw: &RawConfig, head_dim: usize, max: usize) -> Result<Vec<RopeConfig>, ConfigError> {
+fn ropes(
+    raw: &RawConfig,
+    sliding: RopeDefaults,
+    head_dim: usize,
+    max: usize,
+) -> Result<Vec<RopeConfig>, ConfigError> {
     let parameters = raw.object("rope_parameters")?;
     let for_kind = |kind| match &parameters {
         Some(parameters) => parameters.object(kind),
         None => Ok(None),
     };
-    let full = RopeKeys {
-        default_theta: 1_000_000.0,
-        parameters: for_kind("full_attention")?,
-        ..RopeKeys::of(raw)?
-    };
+    let full = RopeDefaults { theta: 1_000_000.0, ..sliding };
+    let full = RopeKeys { parameters: for_kind("full_attention")?, ..RopeKeys::of(raw, full)? };
     let sliding = RopeKeys {
         theta_key: "rope_local_base_freq",
         scaling: None,
         parameters: for_kind("sliding_attention")?,
-        ..RopeKeys::of(raw)?
+        ..RopeKeys::of(raw, sliding)?
     };
     if let Some(parameters) = &parameters {
         parameters.refuse_unread(&[])?;

@@ -4,7 +4,7 @@
 use super::{Defaults, blocks, each};
 use crate::config::{DecoderConfig, NormNames};
 use crate::raw_config::{ConfigError, RawConfig};
-use crate::rope::{RopeConfig, RopeKeys};
+use crate::rope::RopeDefaults;
 
 const NORMS: NormNames = NormNames {
     attention_input: Some("input_layernorm"),
@@ -19,10 +19,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
         max_position_embeddings: 131_072,
         norm_eps: 1.5625e-7,
         eos_token_ids: &[151_329, 151_336, 151_338],
-        ropes: |raw, head_dim, max| {
-            let keys = RopeKeys { fraction: Some(0.5), interleaved: true, ..RopeKeys::of(raw)? };
-            Ok(vec![RopeConfig::from_keys(&keys, head_dim, max)?])
-        },
+        rope: RopeDefaults { fraction: Some(0.5), interleaved: true, ..RopeDefaults::LLAMA },
         ..Defaults::LLAMA
     };
     let mut config = blocks(raw, &defaults)?;

@@ -3,10 +3,10 @@
 //! beside it.
 
 use super::mixtures::{mixture_sizes, set_experts, softmax_mixture};
-use super::{Defaults, blocks, each, has_mtp};
+use super::{Defaults, blocks, count, each, has_mtp};
 use crate::config::{DecoderConfig, ExpertNames, QkNorm, SharedExpertConfig};
 use crate::raw_config::{ConfigError, RawConfig};
-use crate::rope::{RopeConfig, RopeKeys};
+use crate::rope::RopeDefaults;
 use hone_tensor::ops::{Groups, Scoring};
 
 const NAMES: ExpertNames =
@@ -17,10 +17,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
         intermediate_size: Some(10_944),
         max_position_embeddings: 131_072,
         norm_eps: 1e-5,
-        ropes: |raw, head_dim, max| {
-            let keys = RopeKeys { fraction: Some(0.5), ..RopeKeys::of(raw)? };
-            Ok(vec![RopeConfig::from_keys(&keys, head_dim, max)?])
-        },
+        rope: RopeDefaults { fraction: Some(0.5), ..RopeDefaults::LLAMA },
         ..Defaults::LLAMA
     };
     let mut config = blocks(raw, &defaults)?;
@@ -41,10 +38,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     let num_shared = raw.optional_size("n_shared_experts")?.unwrap_or(1);
     experts.shared =
         Some(SharedExpertConfig { intermediate_size: width * num_shared, gated: false });
-    let num_dense = match raw.get("first_k_dense_replace") {
-        Some(count) if *count == 0 => 0,
-        _ => raw.optional_size("first_k_dense_replace")?.unwrap_or(1),
-    };
+    let num_dense = count(raw, "first_k_dense_replace", 1)?;
     let is_sparse = (0..config.layers.len()).map(|layer| layer >= num_dense);
     set_experts(&mut config, is_sparse, width, &experts);
     Ok(config)

@@ -4,7 +4,7 @@ use super::mixtures::{mixture_sizes, softmax_mixture};
 use super::{Defaults, blocks, each};
 use crate::config::{DecoderConfig, ExpertNames};
 use crate::raw_config::{ConfigError, RawConfig};
-use crate::rope::{RopeConfig, RopeKeys};
+use crate::rope::RopeDefaults;
 
 const NAMES: ExpertNames = ExpertNames {
     router: "block_sparse_moe.gate",
@@ -19,10 +19,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
         intermediate_size: Some(14_336),
         norm_eps: 1e-5,
         eos_token_ids: &[2],
-        ropes: |raw, head_dim, max| {
-            let keys = RopeKeys { default_theta: 1_000_000.0, ..RopeKeys::of(raw)? };
-            Ok(vec![RopeConfig::from_keys(&keys, head_dim, max)?])
-        },
+        rope: RopeDefaults { theta: 1_000_000.0, ..RopeDefaults::LLAMA },
         ..Defaults::LLAMA
     };
     let mut config = blocks(raw, &defaults)?;

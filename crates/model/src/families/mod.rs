@@ -28,7 +28,7 @@ use crate::config::{
 };
 use crate::gguf::{GgufModel, is_gguf};
 use crate::raw_config::{ConfigError, RawConfig};
-use crate::rope::RopeConfig;
+use crate::rope::{RopeConfig, RopeDefaults};
 use hone_tensor::Heads;
 use hone_tensor::ops::{Activation, Logits, RmsNorm};
 use serde_json::Value;
@@ -188,6 +188,9 @@ fn text_part(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     Ok(config)
 }
 
+/// Reads rotary embeddings, given dimensions of a head and the longest sequence.
+type ReadRopes = fn(&RawConfig, RopeDefaults, usize, usize) -> Result<Vec<RopeConfig>, ConfigError>;
+
 /// What differs between families in what they have in common: names and defaults of keys.
 struct Defaults {
     /// Key of the activation, and the only one that is supported.
@@ -203,8 +206,10 @@ struct Defaults {
     norm_eps: f64,
     tie_word_embeddings: bool,
     eos_token_ids: &'static [u32],
-    /// The rotary embeddings, given dimensions of a head and the longest sequence.
-    ropes: fn(&RawConfig, usize, usize) -> Result<Vec<RopeConfig>, ConfigError>,
+    /// Of the rotary embeddings.
+    rope: RopeDefaults,
+    /// Reads them.
+    ropes: ReadRopes,
 }
 
 impl Defaults {
@@ -218,7 +223,8 @@ impl Defaults {
         norm_eps: 1e-6,
         tie_word_embeddings: false,
         eos_token_ids: &[],
-        ropes: |raw, head_dim, max| Ok(vec![RopeConfig::read(raw, head_dim, max)?]),
+        rope: RopeDefaults::LLAMA,
+        ropes: |raw, rope, head_dim, max| Ok(vec![RopeConfig::read(raw, rope, head_dim, max)?]),
     };
 }
 
@@ -261,7 +267,7 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
         vocab_size: size(raw, "vocab_size", defaults.vocab_size)?,
         hidden_size: raw.size("hidden_size")?,
         layers: vec![layer; num_layers(raw)?],
-        ropes: (defaults.ropes)(raw, head_dim, max_position_embeddings)?,
+        ropes: (defaults.ropes)(raw, defaults.rope, head_dim, max_position_embeddings)?,
         norm: RmsNorm { eps: eps as f32, plus_one: false },
         embedding_scale: EmbeddingScale::Exact(1.0),
         logits: Logits::PLAIN,
@@ -274,6 +280,14 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
         is_part: false,
         has_mtp: false,
     })
+}
+
+/// A number of blocks, which may be 0.
+fn count(raw: &RawConfig, key: &str, default: usize) -> Result<usize, ConfigError> {
+    match raw.get(key) {
+        Some(count) if *count == 0 => Ok(0),
+        _ => size(raw, key, Some(default)),
+    }
 }
 
 /// A size, which must be there if it has no default.
@@ -324,10 +338,7 @@ fn set_windows(config: &mut DecoderConfig, is_sliding: &[bool], window: Option<u
 fn read_qwen_windows(raw: &RawConfig, config: &mut DecoderConfig) -> Result<(), ConfigError> {
     let window = window(raw)?;
     let uses_window = raw.flag("use_sliding_window", false)?;
-    let first_windowed = match raw.get("max_window_layers") {
-        Some(count) if *count == 0 => 0,
-        _ => raw.optional_size("max_window_layers")?.unwrap_or(28),
-    };
+    let first_windowed = count(raw, "max_window_layers", 28)?;
     let by_rule = |layer| uses_window && layer >= first_windowed;
     let is_sliding = sliding_layers(raw, config.layers.len(), by_rule)?;
     set_windows(config, &is_sliding, window.filter(|_| uses_window));
@@ -397,19 +408,29 @@ fn sliding_layers(
     num_layers: usize,
     rule: impl Fn(usize) -> bool,
 ) -> Result<Vec<bool>, ConfigError> {
+    layers_of_kind(raw, "sliding_attention", num_layers, rule)
+}
+
+/// Whether each block is of this kind and not of full attention: from `layer_types`, or by the
+/// family's own rule.
+fn layers_of_kind(
+    raw: &RawConfig,
+    kind: &str,
+    num_layers: usize,
+    rule: impl Fn(usize) -> bool,
+) -> Result<Vec<bool>, ConfigError> {
+    const FULL: &str = "full_attention";
     let Some(types) = raw.get("layer_types") else {
         return Ok((0..num_layers).map(rule).collect());
     };
-    let is_sliding = |kind: &Value| match kind.as_str() {
-        Some("sliding_attention") => Some(true),
-        Some("full_attention") => Some(false),
+    let is_of_kind = |found: &Value| match found.as_str() {
+        Some(found) if found == kind => Some(true),
+        Some(FULL) => Some(false),
         _ => None,
     };
-    let layers = types.as_array().and_then(|types| types.iter().map(is_sliding).collect());
+    let layers = types.as_array().and_then(|types| types.iter().map(is_of_kind).collect());
     layers.filter(|layers: &Vec<bool>| layers.len() == num_layers).ok_or_else(|| {
-        let problem = format!(
-            "must be a list of {num_layers}, each \"full_attention\" or \"sliding_attention\""
-        );
+        let problem = format!("must be a list of {num_layers}, each {FULL:?} or {kind:?}");
         raw.error("layer_types", problem)
     })
 }

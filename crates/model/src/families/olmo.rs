@@ -5,7 +5,7 @@
 use super::{Defaults, blocks, each, read_attention_bias, set_windows, sliding_layers, window};
 use crate::config::{DecoderConfig, NormNames, QkNorm};
 use crate::raw_config::{ConfigError, RawConfig};
-use crate::rope::{RopeConfig, RopeKeys, RopeScaling};
+use crate::rope::{RopeConfig, RopeDefaults, RopeKeys, RopeScaling};
 
 const NORMS: NormNames = NormNames {
     attention_input: None,
@@ -24,7 +24,8 @@ pub(super) fn olmo2(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
 }
 
 pub(super) fn olmo3(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
-    let mut config = read(raw, &Defaults { ropes, ..DEFAULTS })?;
+    let rope = RopeDefaults { theta: 500_000.0, ..RopeDefaults::LLAMA };
+    let mut config = read(raw, &Defaults { rope, ropes, ..DEFAULTS })?;
     let window = window(raw)?;
     let by_rule = |layer: usize| !(layer + 1).is_multiple_of(4);
     let is_sliding = sliding_layers(raw, config.layers.len(), by_rule)?;
@@ -46,17 +47,21 @@ fn read(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigErr
 }
 
 /// That of full attention, and that of windows, which is never scaled.
-fn ropes(raw: &RawConfig, head_dim: usize, max: usize) -> Result<Vec<RopeConfig>, ConfigError> {
+fn ropes(
+    raw: &RawConfig,
+    defaults: RopeDefaults,
+    head_dim: usize,
+    max: usize,
+) -> Result<Vec<RopeConfig>, ConfigError> {
     let by_kind = raw.object("rope_parameters")?.filter(|all| all.has("full_attention"));
     let Some(by_kind) = by_kind else {
-        let keys = RopeKeys { default_theta: 500_000.0, ..RopeKeys::of(raw)? };
-        let full = RopeConfig::from_keys(&keys, head_dim, max)?;
+        let full = RopeConfig::read(raw, defaults, head_dim, max)?;
         let sliding = RopeConfig { scaling: RopeScaling::Default, ..full.clone() };
         return Ok(vec![full, sliding]);
     };
     let rope = |kind, scaling| {
-        let (default_theta, parameters) = (500_000.0, by_kind.object(kind)?);
-        let keys = RopeKeys { default_theta, scaling, parameters, ..RopeKeys::of(raw)? };
+        let parameters = by_kind.object(kind)?;
+        let keys = RopeKeys { scaling, parameters, ..RopeKeys::of(raw, defaults)? };
         RopeConfig::from_keys(&keys, head_dim, max)
     };
     let scaling = raw.object("rope_scaling")?;

@@ -4,7 +4,7 @@
 use super::{Defaults, blocks, each};
 use crate::config::DecoderConfig;
 use crate::raw_config::{ConfigError, RawConfig};
-use crate::rope::{RopeConfig, RopeKeys};
+use crate::rope::RopeDefaults;
 
 pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     for key in ["resid_pdrop", "embd_pdrop"] {
@@ -17,12 +17,12 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
         max_position_embeddings: 4096,
         norm_eps: 1e-5,
         eos_token_ids: &[32_000],
-        ropes: |raw, head_dim, max| {
+        rope: RopeDefaults {
+            fraction: Some(1.0),
+            original_length: Some(4096),
             // Older files call it by these names.
-            let (fraction, long_rope) = (Some(1.0), &["longrope", "su", "yarn"]);
-            let original_length = Some(4096);
-            let keys = RopeKeys { fraction, original_length, long_rope, ..RopeKeys::of(raw)? };
-            Ok(vec![RopeConfig::from_keys(&keys, head_dim, max)?])
+            long_rope: &["longrope", "su", "yarn"],
+            ..RopeDefaults::LLAMA
         },
         ..Defaults::LLAMA
     };

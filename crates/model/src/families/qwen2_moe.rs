@@ -2,7 +2,7 @@
 //! experts in most blocks, and beside it a gated expert for every token.
 
 use super::mixtures::{mixture_sizes, set_experts, softmax_mixture, sparse_layers};
-use super::{Defaults, blocks, each, set_windows, sliding_layers, window};
+use super::{Defaults, blocks, count, each, set_windows, sliding_layers, window};
 use crate::config::{DecoderConfig, ExpertNames, SharedExpertConfig};
 use crate::raw_config::{ConfigError, RawConfig};
 
@@ -18,10 +18,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     // Unlike in Qwen2, every other block below `max_window_layers`.
     let window = window(raw)?;
     let uses_window = raw.flag("use_sliding_window", false)?;
-    let num_windowed = match raw.get("max_window_layers") {
-        Some(count) if *count == 0 => 0,
-        _ => raw.optional_size("max_window_layers")?.unwrap_or(28),
-    };
+    let num_windowed = count(raw, "max_window_layers", 28)?;
     let by_rule = |layer: usize| uses_window && layer.is_multiple_of(2) && layer < num_windowed;
     let is_sliding = sliding_layers(raw, num_layers, by_rule)?;
     set_windows(&mut config, &is_sliding, window.filter(|_| uses_window));

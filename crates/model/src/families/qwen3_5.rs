@@ -2,29 +2,21 @@
 //! plus the weight, gated delta nets in three of four blocks, and output gates in the others, which
 //! embed positions in a quarter of each head.
 
-use super::{Defaults, blocks, each, has_mtp, read_attention_bias};
+use super::{Defaults, blocks, each, has_mtp, layers_of_kind, read_attention_bias, size};
 use crate::config::{DecoderConfig, DeltaConfig, QkNorm};
 use crate::raw_config::{ConfigError, RawConfig};
-use crate::rope::{RopeConfig, RopeKeys};
+use crate::rope::RopeDefaults;
 use hone_tensor::ops::{DeltaHeads, MAX_CONV_WIDTH};
-use serde_json::Value;
-
-/// What `layer_types` calls a gated delta net.
-const DELTA: &str = "linear_attention";
-const FULL: &str = "full_attention";
 
 pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     let defaults = Defaults {
         head_dim: Some(256),
         max_position_embeddings: 32_768,
-        ropes: |raw, head_dim, max| {
-            let keys = RopeKeys { fraction: Some(0.25), ..RopeKeys::of(raw)? };
+        rope: RopeDefaults {
+            fraction: Some(0.25),
             // Of positions of pictures; the three of a text's token are the same.
-            for object in keys.parameters.iter().chain(&keys.scaling) {
-                object.get("mrope_section");
-                object.get("mrope_interleaved");
-            }
-            Ok(vec![RopeConfig::from_keys(&keys, head_dim, max)?])
+            neutral: &["mrope_section", "mrope_interleaved"],
+            ..RopeDefaults::LLAMA
         },
         ..Defaults::LLAMA
     };
@@ -44,7 +36,9 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
         layer.attention.output_gate = true;
     });
     let delta = delta(raw)?;
-    let is_delta = delta_layers(raw, config.layers.len())?;
+    let interval = size(raw, "full_attention_interval", Some(4))?;
+    let by_rule = |layer: usize| !(layer + 1).is_multiple_of(interval);
+    let is_delta = layers_of_kind(raw, "linear_attention", config.layers.len(), by_rule)?;
     for (layer, is_delta) in config.layers.iter_mut().zip(is_delta) {
         layer.delta = is_delta.then_some(delta);
     }
@@ -52,9 +46,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
 }
 
 fn delta(raw: &RawConfig) -> Result<DeltaConfig, ConfigError> {
-    let size = |key, default| -> Result<usize, ConfigError> {
-        Ok(raw.optional_size(key)?.unwrap_or(default))
-    };
+    let size = |key, default| size(raw, key, Some(default));
     let heads = DeltaHeads {
         num_key_heads: size("linear_num_key_heads", 16)?,
         num_value_heads: size("linear_num_value_heads", 32)?,
@@ -75,22 +67,4 @@ fn delta(raw: &RawConfig) -> Result<DeltaConfig, ConfigError> {
         return Err(raw.error(WIDTH, problem));
     }
     Ok(DeltaConfig { heads, conv_width })
-}
-
-/// Whether each block has a gated delta net: from `layer_types`, or all but every so many.
-fn delta_layers(raw: &RawConfig, num_layers: usize) -> Result<Vec<bool>, ConfigError> {
-    let interval = raw.optional_size("full_attention_interval")?.unwrap_or(4);
-    let Some(types) = raw.get("layer_types") else {
-        return Ok((1..=num_layers).map(|layer| !layer.is_multiple_of(interval)).collect());
-    };
-    let is_delta = |kind: &Value| match kind.as_str() {
-        Some(DELTA) => Some(true),
-        Some(FULL) => Some(false),
-        _ => None,
-    };
-    let layers = types.as_array().and_then(|types| types.iter().map(is_delta).collect());
-    layers.filter(|layers: &Vec<bool>| layers.len() == num_layers).ok_or_else(|| {
-        let problem = format!("must be a list of {num_layers}, each {DELTA:?} or {FULL:?}");
-        raw.error("layer_types", problem)
-    })
 }

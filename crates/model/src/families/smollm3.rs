@@ -3,7 +3,7 @@
 use super::{Defaults, blocks, read_attention_bias, read_mlp_bias, set_windows, sliding_layers};
 use crate::config::DecoderConfig;
 use crate::raw_config::{ConfigError, RawConfig};
-use crate::rope::{RopeConfig, RopeKeys};
+use crate::rope::RopeDefaults;
 use serde_json::Value;
 
 pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
@@ -11,10 +11,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
         max_position_embeddings: 32_768,
         tie_word_embeddings: true,
         eos_token_ids: &[128_001],
-        ropes: |raw, head_dim, max| {
-            let keys = RopeKeys { default_theta: 2_000_000.0, ..RopeKeys::of(raw)? };
-            Ok(vec![RopeConfig::from_keys(&keys, head_dim, max)?])
-        },
+        rope: RopeDefaults { theta: 2_000_000.0, ..RopeDefaults::LLAMA },
         ..Defaults::LLAMA
     };
     let mut config = blocks(raw, &defaults)?;

@@ -138,6 +138,7 @@ pub(super) struct WeightFiles {
 }
 
 /// Files of several parts, beside the text model.
+#[derive(Default)]
 pub(crate) struct Others {
     /// Stored names of the text model's weights.
     pub(crate) names: BTreeMap<String, String>,

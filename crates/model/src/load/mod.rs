@@ -4,7 +4,7 @@ mod files;
 mod gguf;
 
 pub use files::{LoadError, weight_files};
-pub(crate) use files::{find_pickled, is_lfs_pointer, others};
+pub(crate) use files::{Others, find_pickled, is_lfs_pointer, others};
 
 use crate::config::DecoderConfig;
 use crate::decoder::{Decoder, Layer};
