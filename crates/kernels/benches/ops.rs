@@ -4,6 +4,7 @@
 //!
 //! Arguments: names of operations; without any, all are run.
 
+use hone_kernels::activation::Activation;
 use hone_kernels::attention::{self, Heads, Inputs, Sequence};
 use hone_kernels::element::Floats;
 use hone_kernels::format::{FORMATS, Packed};
@@ -395,17 +396,10 @@ impl Bench<'_> {
             let gate_up = numbers(2 * t * i, DType::Bf16);
             let (mut y, mut d) = (numbers(t * i, DType::Bf16), numbers(2 * t * i, DType::Bf16));
             self.time("glu", Work::Bytes(bytes(t * i, 6)), || {
-                glu::forward(cpu, glu::Activation::Silu, gate_up.view(), i, y.view_mut());
+                glu::forward(cpu, Activation::Silu, gate_up.view(), i, y.view_mut());
             });
             self.time("d_glu", Work::Bytes(bytes(t * i, 10)), || {
-                glu::backward(
-                    cpu,
-                    glu::Activation::Silu,
-                    gate_up.view(),
-                    i,
-                    y.view(),
-                    d.view_mut(),
-                );
+                glu::backward(cpu, Activation::Silu, gate_up.view(), i, y.view(), d.view_mut());
             });
         }
         if self.wants("add") {

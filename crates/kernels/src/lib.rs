@@ -14,6 +14,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod activation;
 pub mod adamw;
 pub mod attention;
 mod capacity;
@@ -32,6 +33,7 @@ pub mod gated_rms_norm;
 pub mod gemm;
 pub mod glu;
 pub mod head;
+pub mod layer_norm;
 pub mod math;
 pub mod memory;
 pub mod output_gate;

@@ -104,19 +104,42 @@ pub fn dot<X: Element, Y: Element>(x: &[X], y: &[Y]) -> f32 {
     sum_lanes(lanes)
 }
 
+/// `Σ f(x)`, in lanes.
+#[inline(always)]
+pub fn sum_by<X: Element>(x: &[X], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        lanes.iter_mut().zip(x).for_each(|(lane, x)| *lane += f(x.to_f32()));
+    }
+    lanes.iter_mut().zip(rest).for_each(|(lane, x)| *lane += f(x.to_f32()));
+    sum_lanes(lanes)
+}
+
 /// `Σ x · y · z` of slices of one length, in lanes.
 #[inline(always)]
 pub fn dot3<X: Element, Z: Element>(x: &[X], y: &[f32], z: &[Z]) -> f32 {
+    sum_by3(x, y, z, |x, y, z| x * y * z)
+}
+
+/// `Σ f(x, y, z)` over slices of one length, in lanes.
+#[inline(always)]
+pub fn sum_by3<X: Element, Z: Element>(
+    x: &[X],
+    y: &[f32],
+    z: &[Z],
+    f: impl Fn(f32, f32, f32) -> f32,
+) -> f32 {
     let mut lanes = [0.0; LANES];
     let (whole_x, rest_x) = x.as_chunks::<LANES>();
     let ((whole_y, rest_y), (whole_z, rest_z)) = (y.as_chunks::<LANES>(), z.as_chunks::<LANES>());
     for ((x, y), z) in whole_x.iter().zip(whole_y).zip(whole_z) {
         for l in 0..LANES {
-            lanes[l] += x[l].to_f32() * y[l] * z[l].to_f32();
+            lanes[l] += f(x[l].to_f32(), y[l], z[l].to_f32());
         }
     }
     for (lane, ((x, y), z)) in lanes.iter_mut().zip(rest_x.iter().zip(rest_y).zip(rest_z)) {
-        *lane += x.to_f32() * y * z.to_f32();
+        *lane += f(x.to_f32(), *y, z.to_f32());
     }
     sum_lanes(lanes)
 }

@@ -1,8 +1,10 @@
 //! Tests of the engine: every operation through one check, then what lies around the operations.
 
+mod activations;
 mod arena;
 mod cache;
 mod check_op;
+mod embeddings;
 mod experts;
 mod linear;
 mod linear_attention;

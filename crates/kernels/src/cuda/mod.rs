@@ -51,6 +51,7 @@ pub(crate) fn sources() -> impl Iterator<Item = &'static Source> {
 
 #[cfg(test)]
 static OPERATIONS: &[&Source] = &[
+    &crate::activation::cuda::SOURCE,
     &crate::adamw::cuda::SOURCE,
     &crate::attention::cuda::GENERAL,
     &crate::attention::cuda::MMA,
@@ -64,6 +65,7 @@ static OPERATIONS: &[&Source] = &[
     &crate::gemm::cuda::SOURCE,
     &crate::glu::cuda::SOURCE,
     &crate::head::cuda::SOURCE,
+    &crate::layer_norm::cuda::SOURCE,
     &crate::output_gate::cuda::SOURCE,
     &crate::rms_norm::cuda::SOURCE,
     &crate::rope::cuda::SOURCE,

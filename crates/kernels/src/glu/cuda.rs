@@ -1,36 +1,33 @@
 //! Launches with one block per row.
 
-use super::Activation;
+use crate::activation::Activation;
+use crate::activation::cuda::CURVES;
 use crate::cuda::{Gpu, Launch, Slice, Source, args};
 
 pub(crate) static SOURCE: Source = Source {
     name: "glu",
-    texts: &[include_str!("kernel.cu")],
+    texts: &[CURVES, include_str!("kernel.cu")],
     kernels: &[
         "glu_forward<float,Silu>",
+        "glu_forward<float,Gelu>",
         "glu_forward<float,GeluTanh>",
         "glu_forward<bf16,Silu>",
+        "glu_forward<bf16,Gelu>",
         "glu_forward<bf16,GeluTanh>",
         "glu_forward<f16,Silu>",
+        "glu_forward<f16,Gelu>",
         "glu_forward<f16,GeluTanh>",
         "glu_backward<float,Silu>",
+        "glu_backward<float,Gelu>",
         "glu_backward<float,GeluTanh>",
         "glu_backward<bf16,Silu>",
+        "glu_backward<bf16,Gelu>",
         "glu_backward<bf16,GeluTanh>",
         "glu_backward<f16,Silu>",
+        "glu_backward<f16,Gelu>",
         "glu_backward<f16,GeluTanh>",
     ],
 };
-
-impl Activation {
-    /// Name in CUDA sources.
-    fn in_kernels(self) -> &'static str {
-        match self {
-            Self::Silu => "Silu",
-            Self::GeluTanh => "GeluTanh",
-        }
-    }
-}
 
 /// Threads per block.
 const THREADS: u32 = 256;

@@ -8,17 +8,9 @@ pub mod reference;
 
 pub use cpu::{backward, forward};
 
+use crate::activation::Activation;
 use crate::processor::Processor;
 use crate::view::{View, ViewMut};
-
-/// Activation of the gate. Both are `x · sigmoid(z(x))`, which is how kernels compute them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// SiLU, also called swish: `z = x`.
-    Silu,
-    /// GELU in its tanh form, `x · (1 + tanh u) / 2`: `z = 2 u = 2 √(2/π) (x + 0.044715 x³)`.
-    GeluTanh,
-}
 
 impl Processor {
     /// `gate_up [t, 2 i]` → `y [t, i]`, of one element type.

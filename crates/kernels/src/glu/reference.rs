@@ -1,6 +1,7 @@
 //! The definition.
 
-use super::Activation;
+use crate::activation::Activation;
+use crate::activation::reference::{slope, value};
 
 /// `gate_up [t, 2 i]` → `y [t, i]`.
 pub fn forward(activation: Activation, gate_up: &[f64], i: usize) -> Vec<f64> {
@@ -21,32 +22,4 @@ pub fn backward(activation: Activation, gate_up: &[f64], i: usize, d_y: &[f64]) 
         }
     }
     d
-}
-
-fn value(activation: Activation, x: f64) -> f64 {
-    match activation {
-        Activation::Silu => x * sigmoid(x),
-        Activation::GeluTanh => 0.5 * x * (1.0 + gelu_argument(x).tanh()),
-    }
-}
-
-fn slope(activation: Activation, x: f64) -> f64 {
-    match activation {
-        Activation::Silu => sigmoid(x) * (1.0 + x * (1.0 - sigmoid(x))),
-        Activation::GeluTanh => {
-            let tanh = gelu_argument(x).tanh();
-            let inner = (2.0 / std::f64::consts::PI).sqrt() * (1.0 + 3.0 * 0.044_715 * x * x);
-            // Where tanh saturates, `inner` may be infinite and its factor zero.
-            let d_tanh = 1.0 - tanh * tanh;
-            0.5 * (1.0 + tanh) + if d_tanh == 0.0 { 0.0 } else { 0.5 * x * d_tanh * inner }
-        }
-    }
-}
-
-fn gelu_argument(x: f64) -> f64 {
-    (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x)
-}
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
 }

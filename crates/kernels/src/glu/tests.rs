@@ -1,4 +1,5 @@
 use super::*;
+use crate::activation::Activation;
 use crate::cpu::Cpu;
 use crate::view::{View, ViewMut};
 
@@ -8,7 +9,7 @@ fn saturated_gates_stay_finite() {
     let (n, cpu) = (gates.len(), Cpu::new(1));
     let gate_up = [gates, [1.5; 11]].concat();
     let exact: Vec<f64> = gate_up.iter().map(|&x| f64::from(x)).collect();
-    for act in [Activation::Silu, Activation::GeluTanh] {
+    for act in Activation::ALL {
         let (mut y, mut d) = (vec![0.0; n], vec![0.0; 2 * n]);
         forward(&cpu, act, View::F32(&gate_up), n, ViewMut::F32(&mut y));
         let d_y = vec![1.0; n];

@@ -362,7 +362,7 @@ fn gather_typed<T: Element>(cpu: &Cpu, x: &[T], h: usize, rows: &[u32], y: &mut 
     });
 }
 
-fn chunks<T: Element>(cpu: &Cpu, y: &mut [T], body: impl Fn(usize, &mut [T]) + Sync) {
+pub(crate) fn chunks<T: Element>(cpu: &Cpu, y: &mut [T], body: impl Fn(usize, &mut [T]) + Sync) {
     let n = y.len();
     let split = Split::new(y);
     cpu.pool.run(n.div_ceil(CHUNK), &|task| {

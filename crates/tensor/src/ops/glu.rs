@@ -2,7 +2,7 @@
 
 use super::rows_cols;
 use crate::{Cost, Tape, Var, Work};
-use hone_kernels::glu::Activation;
+use hone_kernels::activation::Activation;
 
 /// Floating-point operations per element, most of them for the exponential.
 const FORWARD_FLOPS: usize = 24;

@@ -4,6 +4,7 @@
 //! [`attend_paged`], which serve generation only. The arithmetic is in `hone-kernels`; shapes,
 //! memory and costs are here.
 
+mod activation;
 mod adapters;
 mod attention;
 mod combine;
@@ -14,6 +15,7 @@ mod gated_delta_rule;
 mod gated_rms_norm;
 mod glu;
 mod head;
+mod layer_norm;
 mod linear;
 mod offloaded;
 mod output_gate;
@@ -23,12 +25,13 @@ mod rope;
 mod router;
 mod short_conv;
 
+pub use activation::activation;
 pub(crate) use adapters::RoundedAdapters;
 pub use adapters::round_adapters;
 pub use attention::{KvPages, PagedRows, attend_paged, attention};
 pub use combine::combine;
 pub use delta_gates::{DeltaGates, delta_gates};
-pub use embedding::embedding;
+pub use embedding::{add_embedding, embedding};
 pub use experts::{RowOrder, expert_linear};
 pub use gated_delta_rule::{
     DeltaHeads, DeltaState, MAX_KEY_DIM, delta_scratch_bytes_per_thread, gated_delta_rule,
@@ -38,6 +41,7 @@ pub use gated_rms_norm::gated_rms_norm;
 pub use glu::glu;
 pub use head::{log_probs, logits, take_rows};
 pub use hone_kernels::attention::PAGE_ROWS;
+pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::linear;
 pub use offloaded::with_offloaded;
 pub use output_gate::{gate_output, without_gates};
@@ -46,7 +50,7 @@ pub use rope::{Angles, Rotated, rope};
 pub use router::{RouterLoad, Routers, Routing, route};
 pub use short_conv::{ConvState, ShortConv, short_conv, short_conv_step};
 
-pub use hone_kernels::glu::Activation;
+pub use hone_kernels::activation::Activation;
 pub use hone_kernels::head::Logits;
 pub use hone_kernels::math::Softcap;
 pub use hone_kernels::rms_norm::RmsNorm;

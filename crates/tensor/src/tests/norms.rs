@@ -3,6 +3,7 @@
 use super::check_op::{Kind, Operands, Operation, check_op};
 use crate::ops::{self, HeadNorms, RmsNorm};
 use crate::{DType, Heads, Tape, Var, Weight};
+use hone_kernels::layer_norm::reference as layer_norm;
 use hone_kernels::rms_norm::{Rows, reference};
 
 struct Norm {
@@ -50,6 +51,63 @@ fn rms_norm_passes() {
             // The gradient of a row of one element is nothing but its epsilon.
             let norm = RmsNorm { eps: if h == 1 { 0.5 } else { 1e-5 }, plus_one };
             check_op(&format!("{norm:?} [{t}, {h}]"), &mut Norm { given, weight, norm });
+        }
+    }
+}
+
+struct LayerNorm {
+    given: Operands,
+    weight: Weight,
+    bias: Option<Weight>,
+    eps: f32,
+    /// Whether the result is the residual stream.
+    is_stream: bool,
+}
+
+impl Operation for LayerNorm {
+    fn operands(&self) -> &Operands {
+        &self.given
+    }
+    fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        [&mut self.weight].into_iter().chain(&mut self.bias).collect()
+    }
+    fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
+        let Self { weight, bias, eps, .. } = self;
+        let norm = ops::LayerNorm { weight, bias: bias.as_ref(), eps: *eps };
+        let dtype = if self.is_stream { DType::F32 } else { tape.dtype() };
+        ops::layer_norm(tape, leaves.remove(0), norm, dtype)
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
+        layer_norm::forward(&x[0], &x[1], x.get(2).map(Vec::as_slice), f64::from(self.eps))
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
+        let (d_x, d_w, d_b) = layer_norm::backward(&x[0], &x[1], f64::from(self.eps), d_y);
+        if self.weight.param().is_none() {
+            return vec![d_x, vec![], vec![]];
+        }
+        [d_x, d_w, d_b].into_iter().take(x.len()).collect()
+    }
+}
+
+#[test]
+fn layer_norm_passes() {
+    for (t, h) in [(1, 7), (3, 17), (40, 96)] {
+        for (of, kind, has_bias) in [
+            (Kind::Stream, Kind::Frozen(DType::F32.into()), true),
+            (Kind::Stream, Kind::Trained, true),
+            (Kind::Activation, Kind::Trained, false),
+        ] {
+            for is_stream in [of == Kind::Stream, false] {
+                let mut given = Operands::default();
+                // A mean that a variance taken as a difference of squares would suffer from.
+                given.add_with(of, &[t, h], |_, x| x + 2.0);
+                let weight = given.add(kind, &[h]);
+                let weight = given.weight(weight);
+                let bias = has_bias.then(|| given.add(kind, &[h])).map(|bias| given.weight(bias));
+                let name = format!("layer_norm [{t}, {h}], bias {has_bias}, {is_stream}");
+                let mut op = LayerNorm { given, weight, bias, eps: 1e-5, is_stream };
+                check_op(&name, &mut op);
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use super::check_op::{
     normals, tensor_of,
 };
 use super::linear::{Linear, Options};
-use crate::ops::{self, Activation, Angles, Logits, RmsNorm, Rotated, Softcap};
+use crate::ops::{self, Angles, Logits, RmsNorm, Rotated, Softcap};
 use crate::{
     Category, Compute, DType, Device, Gradients, Heads, Params, Sequence, Storage, Tape, Target,
     Tensor, Var, Weight,
@@ -16,7 +16,7 @@ use hone_kernels::gemm::reference::{gemm, transpose};
 use hone_kernels::output_gate::GatedRows;
 use hone_kernels::rms_norm::{self, Rows};
 use hone_kernels::rope::Direction;
-use hone_kernels::{attention, embedding, glu, head, output_gate, rope};
+use hone_kernels::{attention, embedding, head, output_gate, rope};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 const WEIGHT_KINDS: [Kind; 5] = [
@@ -26,49 +26,6 @@ const WEIGHT_KINDS: [Kind; 5] = [
     Kind::Frozen(Storage::INT8),
     Kind::Trained,
 ];
-
-struct Embedding {
-    given: Operands,
-    table: Weight,
-    ids: Vec<u32>,
-    scale: f32,
-}
-
-impl Operation for Embedding {
-    fn operands(&self) -> &Operands {
-        &self.given
-    }
-    fn weights_mut(&mut self) -> Vec<&mut Weight> {
-        vec![&mut self.table]
-    }
-    fn run<'a>(&'a self, tape: &mut Tape<'a>, _: Vec<Var>) -> Var {
-        ops::embedding(tape, &self.table, &self.ids, self.scale)
-    }
-    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
-        let scale = f64::from(self.scale);
-        embedding::reference::forward(&x[0], self.table.shape()[1], &self.ids, scale)
-    }
-    fn backward(&self, _: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
-        let (v, h) = (self.table.shape()[0], self.table.shape()[1]);
-        vec![embedding::reference::backward(v, h, &self.ids, f64::from(self.scale), d_y)]
-    }
-}
-
-#[test]
-fn embedding_passes() {
-    // Scales that every compute type holds exactly.
-    for (scale, h, ids) in [
-        (1.0, 7, vec![3, 0, 3, 10, 3]),
-        (5.5, 70, vec![10]),
-        (0.25, 100, (0..300).map(|i| i * 7 % 11).collect()),
-    ] {
-        let mut given = Operands::default();
-        let table = given.add(Kind::Trained, &[11, h]);
-        let table = given.weight(table);
-        let case = format!("embedding of {} tokens, width {h}", ids.len());
-        check_op(&case, &mut Embedding { given, table, ids, scale });
-    }
-}
 
 /// A frozen table needs something trained after it before a gradient exists at all.
 struct FrozenEmbedding {
@@ -361,39 +318,6 @@ fn keys_and_values_follow_queries_without_gates() {
     let x = tape.leaf(Tensor::from_f32(&row, &[1, 12]), false);
     let y = ops::without_gates(&mut tape, &x, &heads);
     assert_eq!(y.value().to_vec_f32(), [0.0, 1.0, 4.0, 5.0, 8.0, 9.0, 10.0, 11.0]);
-}
-
-struct Glu {
-    given: Operands,
-    activation: Activation,
-    width: usize,
-}
-
-impl Operation for Glu {
-    fn operands(&self) -> &Operands {
-        &self.given
-    }
-    fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
-        ops::glu(tape, leaves.remove(0), self.activation)
-    }
-    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
-        glu::reference::forward(self.activation, &x[0], self.width)
-    }
-    fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
-        vec![glu::reference::backward(self.activation, &x[0], self.width, d_y)]
-    }
-}
-
-#[test]
-fn glu_passes() {
-    for activation in [Activation::Silu, Activation::GeluTanh] {
-        for (tokens, width) in [(1, 1), (1, 17), (7, 33), (300, 40)] {
-            let mut given = Operands::default();
-            given.add(Kind::Activation, &[tokens, 2 * width]);
-            let case = format!("{activation:?} [{tokens}, {width}]");
-            check_op(&case, &mut Glu { given, activation, width });
-        }
-    }
 }
 
 struct LogProbs {

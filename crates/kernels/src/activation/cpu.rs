@@ -1,0 +1,147 @@
+//! CPU kernels, vectorised along chunks.
+
+use super::Activation;
+use crate::cpu::Cpu;
+use crate::element::Element;
+use crate::math::{exp, sigmoid};
+use crate::vector::chunks;
+use crate::view::{View, ViewMut};
+
+/// An activation `x · share(x)`.
+pub(crate) trait Curve: Sync {
+    /// The share of `x` that passes.
+    fn share(x: f32) -> f32;
+    /// `d` times the derivative at `x`, whose share is given.
+    fn back(d: f32, x: f32, share: f32) -> f32;
+}
+
+pub(crate) struct Silu;
+
+impl Curve for Silu {
+    #[inline(always)]
+    fn share(x: f32) -> f32 {
+        sigmoid(x)
+    }
+
+    #[inline(always)]
+    fn back(d: f32, x: f32, share: f32) -> f32 {
+        d * share * (1.0 + x * (1.0 - share))
+    }
+}
+
+pub(crate) struct Gelu;
+
+impl Gelu {
+    /// `√(1/2)`.
+    const SCALE: f32 = std::f32::consts::FRAC_1_SQRT_2;
+    /// `√(1/(2π))`.
+    const DENSITY: f32 = 0.398_942_28;
+}
+
+impl Curve for Gelu {
+    /// Abramowitz & Stegun, 7.1.26, within 8e-8: what it approximates is the tail, so that nothing
+    /// cancels below zero.
+    #[inline(always)]
+    fn share(x: f32) -> f32 {
+        let t = 1.0 / (1.0 + 0.327_591_1 * Self::SCALE * x.abs());
+        let p = 1.061_405_4_f32.mul_add(t, -1.453_152);
+        let p = p.mul_add(t, 1.421_413_7);
+        let p = p.mul_add(t, -0.284_496_74);
+        let p = p.mul_add(t, 0.254_829_6);
+        let tail = 0.5 * (p * t * exp(-0.5 * x * x));
+        if x < 0.0 { tail } else { 1.0 - tail }
+    }
+
+    #[inline(always)]
+    fn back(d: f32, x: f32, share: f32) -> f32 {
+        d * (share + Self::DENSITY * exp(-0.5 * x * x) * x)
+    }
+}
+
+pub(crate) struct GeluTanh;
+
+impl GeluTanh {
+    /// `2 √(2/π)`: the share is a sigmoid of `2 u`.
+    const LINEAR: f32 = 1.595_769;
+    const CUBIC: f32 = Self::LINEAR * 0.044_715;
+    /// Beyond this the sigmoid is 0 or 1; clamped, since the cube might overflow.
+    const SATURATED: f32 = 16.0;
+}
+
+impl Curve for GeluTanh {
+    #[inline(always)]
+    fn share(x: f32) -> f32 {
+        let x = x.clamp(-Self::SATURATED, Self::SATURATED);
+        sigmoid(x * (Self::LINEAR + Self::CUBIC * x * x))
+    }
+
+    #[inline(always)]
+    fn back(d: f32, x: f32, share: f32) -> f32 {
+        let x = x.clamp(-Self::SATURATED, Self::SATURATED);
+        let slope = x * (Self::LINEAR + 3.0 * Self::CUBIC * x * x);
+        d * share * (1.0 + slope * (1.0 - share))
+    }
+}
+
+/// Evaluates an expression with `$C` bound to the type of an activation.
+macro_rules! with_curve {
+    ($activation:expr, $C:ident => $body:expr) => {
+        match $activation {
+            $crate::activation::Activation::Silu => {
+                type $C = $crate::activation::Silu;
+                $body
+            }
+            $crate::activation::Activation::Gelu => {
+                type $C = $crate::activation::Gelu;
+                $body
+            }
+            $crate::activation::Activation::GeluTanh => {
+                type $C = $crate::activation::GeluTanh;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_curve;
+
+/// See [`crate::Processor::activate`].
+pub fn forward(cpu: &Cpu, activation: Activation, x: View<'_>, y: ViewMut<'_>) {
+    with_curve!(activation, C => match (x, y) {
+        (View::F32(x), ViewMut::F32(y)) => forward_typed::<_, C>(cpu, x, y),
+        (View::Bf16(x), ViewMut::Bf16(y)) => forward_typed::<_, C>(cpu, x, y),
+        _ => panic!("x and y have the same element type"),
+    });
+}
+
+fn forward_typed<T: Element, C: Curve>(cpu: &Cpu, x: &[T], y: &mut [T]) {
+    assert_eq!(x.len(), y.len());
+    chunks(cpu, y, |start, y| {
+        for (y, x) in y.iter_mut().zip(&x[start..]) {
+            let x = x.to_f32();
+            *y = T::from_f32(x * C::share(x));
+        }
+    });
+}
+
+/// See [`crate::Processor::activate_backward`].
+pub fn backward(cpu: &Cpu, activation: Activation, x: View<'_>, d_y: View<'_>, d_x: ViewMut<'_>) {
+    with_curve!(activation, C => match (x, d_y, d_x) {
+        (View::F32(x), View::F32(d_y), ViewMut::F32(d_x)) => {
+            backward_typed::<_, C>(cpu, x, d_y, d_x);
+        }
+        (View::Bf16(x), View::Bf16(d_y), ViewMut::Bf16(d_x)) => {
+            backward_typed::<_, C>(cpu, x, d_y, d_x);
+        }
+        _ => panic!("x, d_y and d_x have the same element type"),
+    });
+}
+
+fn backward_typed<T: Element, C: Curve>(cpu: &Cpu, x: &[T], d_y: &[T], d_x: &mut [T]) {
+    assert!(x.len() == d_x.len() && d_y.len() == d_x.len());
+    chunks(cpu, d_x, |start, d_x| {
+        for ((d_x, x), d_y) in d_x.iter_mut().zip(&x[start..]).zip(&d_y[start..]) {
+            let x = x.to_f32();
+            *d_x = T::from_f32(C::back(d_y.to_f32(), x, C::share(x)));
+        }
+    });
+}

@@ -1,0 +1,37 @@
+// Activations `x · share(x)`; `back` is `d` times the derivative at `x`.
+
+struct Silu {
+    static DEVICE float share(float x) {
+        return sigmoid(x);
+    }
+    static DEVICE float back(float d, float x, float share) {
+        return d * share * (1.0f + x * (1.0f - share));
+    }
+};
+
+struct Gelu {
+    static DEVICE float share(float x) {
+        return 0.5f * erfcf(-0.70710678f * x);
+    }
+    static DEVICE float back(float d, float x, float share) {
+        return d * (share + 0.39894228f * expf(-0.5f * x * x) * x);
+    }
+};
+
+// A sigmoid of `2 √(2/π) (x + 0.044715 x³)`, with `x` clamped so that its cube stays finite; it is
+// already saturated there.
+struct GeluTanh {
+    static constexpr float linear = 1.5957691f, cubic = linear * 0.044715f, saturated = 16.0f;
+    static DEVICE float clamped(float x) {
+        return x > saturated ? saturated : x < -saturated ? -saturated : x;
+    }
+    static DEVICE float share(float x) {
+        x = clamped(x);
+        return sigmoid(x * (linear + cubic * x * x));
+    }
+    static DEVICE float back(float d, float x, float share) {
+        x = clamped(x);
+        float slope = x * (linear + 3.0f * cubic * x * x);
+        return d * share * (1.0f + slope * (1.0f - share));
+    }
+};
