@@ -21,6 +21,7 @@ class Case:
     full_gradients: bool = False
     family: str = "llama"
     fused: bool = False  # also an adapter of fused experts
+    fused_on_disk: bool = False  # experts have one tensor in files too, as in the Hub's
 
 
 BASE_CONFIG = {

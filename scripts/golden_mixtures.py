@@ -38,6 +38,11 @@ FAMILIES = {
         "hidden_act": "silu",
     },
 }
+FAMILIES["qwen3_5_moe"] = {
+    "architectures": ["Qwen3_5MoeForCausalLM"],
+    "model_type": "qwen3_5_moe_text",
+    "hidden_act": "silu",
+}
 FAMILIES["glm4_moe"] = {
     "architectures": ["Glm4MoeForCausalLM"],
     "model_type": "glm4_moe",
@@ -154,6 +159,41 @@ CASES["glm4_moe"] = {
     "lora": {"target_modules": ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]},
     "optimizer": {"lr": 0.005},
     "full_gradients": True,
+}
+CASES["qwen3_5_moe"] = {
+    "seed": 64,
+    "family": "qwen3_5_moe",
+    "config": SIZES
+    | {
+        "head_dim": 16,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 6,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 7,
+        "shared_expert_intermediate_size": 9,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.25,
+        },
+    },
+    "lengths": [4, 7, 12],
+    "rope_spelling": "rope_parameters",
+    "lora": {
+        "target_modules": [
+            *["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+            *["in_proj_qkv", "in_proj_z", "out_proj"],
+        ]
+    },
+    "optimizer": {"lr": 0.001},
+    "full_gradients": True,
+    "fused": True,
+    "fused_on_disk": True,
 }
 # An adapter of fused experts, as PEFT writes it.
 FUSED = {

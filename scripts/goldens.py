@@ -64,7 +64,8 @@ def distribution(case, name, shape):
     """Mean and scale, which keep every parameter from its neutral value: norm 1, bias 0."""
     if "norm" in name:
         # Norms of Gemma and Qwen3.5 multiply by one plus the weight.
-        adds_one = case.family in ("gemma2", "gemma3", "qwen3_5") and "linear_attn" not in name
+        families = ("gemma2", "gemma3", "qwen3_5", "qwen3_5_moe")
+        adds_one = case.family in families and "linear_attn" not in name
         return (0.0 if adds_one else 1.0), 0.2
     if name.endswith("bias"):
         return 0.0, 0.05 if "e_score" in name else 0.3  # or some experts are never chosen
@@ -93,7 +94,7 @@ def one_line_lists(text):
 def describe_model(case, folder):
     model = empty_model(case)
     shapes = {name: list(p.shape) for name, p in model.named_parameters()}
-    if golden_mixtures.has_experts(model):
+    if golden_mixtures.has_experts(model) and not case.fused_on_disk:
         shapes = golden_mixtures.shapes_on_disk(model)
     names = sorted(shapes)
     write_json(folder / "config.json", config_json(case))

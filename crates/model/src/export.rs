@@ -4,12 +4,13 @@ use crate::config::DecoderConfig;
 use crate::decoder::Part;
 use crate::fidelity::{Comparison, Fidelity, MAX_LOST, are_finite};
 use crate::gguf::{is_gguf, texts_of_gguf};
-use crate::load::{LoadError, Model, Others, others};
+use crate::load::{Layout, LoadError, Model, layout};
 use crate::raw_config::ConfigError;
 use crate::weights::{Role, WeightSpec};
 use hone_tensor::safetensors::{FileError, Lazy, write};
 use hone_tensor::{DType, Device, DeviceError, Tensor, merge};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Files copied along with the weights if they exist.
@@ -155,22 +156,43 @@ pub fn export_hf(
     if let Some(end_of_turn) = end_of_turn {
         end_turns_with(model, end_of_turn, &out.join(GENERATION))?;
     }
-    let config = &model.decoder.config;
-    let Others { names: stored, tensors: kept } = match config.is_part {
-        true => {
-            let names: Vec<String> = config.weights().map(|weight| weight.name).collect();
-            others(base, &names).map_err(Box::new)?
-        }
-        false => Others::default(),
-    };
-    let kept = kept.into_iter().map(|(name, tensor)| (name, Lazy::Ready(tensor)));
-    let lazy = config.weights().map(|WeightSpec { role, name, shape }| {
-        let make = Box::new(move || written(model, device, role, dtype));
-        let stored = stored.get(&name).cloned().unwrap_or(name);
-        (stored, Lazy::Deferred { dtype, shape, make })
-    });
-    write(&out.join("model.safetensors"), lazy.chain(kept))?;
+    write(&out.join("model.safetensors"), tensors(model, device, options)?)?;
     Ok(device.settle()?)
+}
+
+/// What the exported weight file holds, under the names that the base's files have: the model's
+/// weights and, of files with further parts, those as they are.
+fn tensors<'a>(
+    model: &'a Model,
+    device: &'a Device,
+    ExportOptions { base, dtype, .. }: ExportOptions<'_>,
+) -> Result<Vec<(String, Lazy<'a>)>, ExportError> {
+    let config = &model.decoder.config;
+    let has_more = config.is_part || config.has_mtp;
+    let has_experts = config.layers.iter().any(|layer| layer.mlp.experts.is_some());
+    let Layout { names, mut fused, others } = match (has_more || has_experts) && !is_gguf(base) {
+        true => layout(base, config).map_err(Box::new)?,
+        false => Layout::default(),
+    };
+    let mut tensors = Vec::new();
+    let mut experts: BTreeMap<String, ([usize; 3], Vec<Role>)> = BTreeMap::new();
+    for WeightSpec { role, name, shape } in config.weights() {
+        if let Some((stored, shape)) = fused.remove(&name) {
+            experts.entry(stored).or_insert((shape, Vec::new())).1.push(role);
+            continue;
+        }
+        let make = Box::new(move || written(model, device, role, dtype));
+        let stored = names.get(&name).cloned().unwrap_or(name);
+        tensors.push((stored, Lazy::Deferred { dtype, shape, make }));
+    }
+    for (name, (shape, roles)) in experts {
+        let part = move |&role: &Role| written(model, device, role, dtype);
+        let make = Box::new(move || Tensor::stacked(dtype, &shape, roles.iter().map(part)));
+        tensors.push((name, Lazy::Deferred { dtype, shape: shape.to_vec(), make }));
+    }
+    let others = others.into_iter().filter(|_| has_more);
+    tensors.extend(others.map(|(name, tensor)| (name, Lazy::Ready(tensor))));
+    Ok(tensors)
 }
 
 /// Copies what comes along with weights in a directory.

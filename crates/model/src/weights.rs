@@ -16,6 +16,16 @@ pub struct WeightSpec {
     pub shape: Vec<usize>,
 }
 
+/// A part of a tensor that holds the matrices of all experts of a block, as newer files have them.
+pub(crate) struct Fused {
+    /// The tensor's name.
+    pub(crate) name: String,
+    /// `[experts, rows, cols]`.
+    pub(crate) shape: [usize; 3],
+    /// Rows before the part, those of experts before it included.
+    pub(crate) first_row: usize,
+}
+
 /// What a weight does in a decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
@@ -187,6 +197,22 @@ impl DecoderConfig {
         self.layers.iter().enumerate().flat_map(|(layer, config)| {
             config.linears().map(move |linear| (config.module_name(layer, linear), linear))
         })
+    }
+
+    /// Where an expert's matrix lies in files that hold those of all experts in one tensor.
+    pub(crate) fn fused(&self, role: Role) -> Option<Fused> {
+        let Role::Matrix(layer, Linear::Expert(expert, part)) = role else { return None };
+        let LayerConfig { mlp, .. } = &self.layers[layer];
+        let mixture = mlp.experts.as_ref()?;
+        let (i, h) = (mlp.intermediate_size, self.hidden_size);
+        let (name, rows, cols, before) = match part {
+            ExpertPart::Gate => ("gate_up_proj", 2 * i, h, 0),
+            ExpertPart::Up => ("gate_up_proj", 2 * i, h, i),
+            ExpertPart::Down => ("down_proj", h, i, 0),
+        };
+        let name = format!("model.layers.{layer}.{}.{name}", mixture.names.experts);
+        let shape = [mixture.router.num_experts, rows, cols];
+        Some(Fused { name, shape, first_row: expert * rows + before })
     }
 
     /// The linear layers of a block's experts, with their full names, in model order.

@@ -3,6 +3,7 @@
 use crate::device::arena::Block;
 use crate::mapped::Mapped;
 use hone_kernels::{DType, DeviceError, Storage, View, ViewMut, format, memory, try_with_capacity};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A contiguous, row-major array. Clones share the memory; only a sole handle may write to it.
@@ -84,6 +85,45 @@ impl Tensor {
         let bytes = map.bytes().get(offset..)?.get(..num_bytes)?;
         memory::view(bytes, storage, (tensor.len(), tensor.cols()))?;
         Some(tensor)
+    }
+
+    /// `rows` of a tensor of floats in a mapped file, counted over all its dimensions but the last,
+    /// which share its memory; `None` if it is another one, or does not have them.
+    pub fn rows_of_file(&self, rows: Range<usize>) -> Option<Self> {
+        let (Memory::File { map, offset }, Some(_)) = (&self.memory, self.storage.float()) else {
+            return None;
+        };
+        let cols = self.cols();
+        if rows.end.checked_mul(cols)? > self.len() {
+            return None;
+        }
+        let offset = offset + self.storage.num_bytes(&[rows.start, cols]);
+        Self::from_file(map, offset, self.storage, &[rows.len(), cols])
+    }
+
+    /// The elements of `parts` one after another, in host memory.
+    ///
+    /// # Errors
+    /// If the system has no more memory, or a part is an error.
+    ///
+    /// # Panics
+    /// If they are not of this type, or more or fewer than the shape needs.
+    pub fn stacked(
+        dtype: DType,
+        shape: &[usize],
+        parts: impl Iterator<Item = Result<Self, DeviceError>>,
+    ) -> Result<Self, DeviceError> {
+        let mut tensor = Self::try_zeros(dtype, shape)?;
+        let mut left = tensor.bytes_mut();
+        for part in parts {
+            let part = part?.to_host()?;
+            assert_eq!(part.dtype(), dtype);
+            let (place, rest) = left.split_at_mut(part.num_bytes());
+            place.copy_from_slice(part.bytes());
+            left = rest;
+        }
+        assert!(left.is_empty(), "parts for all elements");
+        Ok(tensor)
     }
 
     /// Storage format of the elements.

@@ -20,6 +20,7 @@ mod qwen2;
 mod qwen2_moe;
 mod qwen3;
 mod qwen3_5;
+mod qwen3_5_moe;
 mod qwen3_moe;
 mod smollm3;
 
@@ -45,6 +46,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("qwen2_moe", qwen2_moe::decoder_config),
     ("qwen3", qwen3::decoder_config),
     ("qwen3_5_text", qwen3_5::decoder_config),
+    ("qwen3_5_moe_text", qwen3_5_moe::decoder_config),
     ("qwen3_moe", qwen3_moe::decoder_config),
     ("gemma2", gemma2::decoder_config),
     ("gemma3_text", gemma3::decoder_config),
@@ -62,7 +64,7 @@ const FAMILIES: &[(&str, Read)] = &[
 
 /// Values of `model_type` of files that hold a text model, which `text_config` describes, and
 /// others.
-const WITH_OTHERS: &[&str] = &["gemma3", "mistral3", "qwen3_5"];
+const WITH_OTHERS: &[&str] = &["gemma3", "mistral3", "qwen3_5", "qwen3_5_moe"];
 
 /// Supported values of `model_type`.
 pub fn supported() -> impl Iterator<Item = &'static str> {

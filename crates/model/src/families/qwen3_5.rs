@@ -8,19 +8,25 @@ use crate::raw_config::{ConfigError, RawConfig};
 use crate::rope::RopeDefaults;
 use hone_tensor::ops::{DeltaHeads, MAX_CONV_WIDTH};
 
+pub(super) const DEFAULTS: Defaults = Defaults {
+    head_dim: Some(256),
+    max_position_embeddings: 32_768,
+    rope: RopeDefaults {
+        fraction: Some(0.25),
+        // Of positions of pictures; the three of a text's token are the same.
+        neutral: &["mrope_section", "mrope_interleaved"],
+        ..RopeDefaults::LLAMA
+    },
+    ..Defaults::LLAMA
+};
+
 pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
-    let defaults = Defaults {
-        head_dim: Some(256),
-        max_position_embeddings: 32_768,
-        rope: RopeDefaults {
-            fraction: Some(0.25),
-            // Of positions of pictures; the three of a text's token are the same.
-            neutral: &["mrope_section", "mrope_interleaved"],
-            ..RopeDefaults::LLAMA
-        },
-        ..Defaults::LLAMA
-    };
-    let mut config = blocks(raw, &defaults)?;
+    read(raw, &DEFAULTS)
+}
+
+/// Blocks with gated delta nets in three of four, and a dense MLP.
+pub(super) fn read(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigError> {
+    let mut config = blocks(raw, defaults)?;
     read_attention_bias(raw, &mut config)?;
     if !raw.flag("attn_output_gate", true)? {
         let problem = "is false, which is not supported: use a checkpoint with output gates";

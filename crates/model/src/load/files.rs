@@ -3,6 +3,7 @@
 use crate::config::DecoderConfig;
 use crate::gguf::{GgufModel, is_gguf};
 use crate::raw_config::{ConfigError, RawConfig};
+use crate::weights::{Fused, WeightSpec};
 use hone_tensor::gguf::GgufError;
 use hone_tensor::safetensors::{FileError, SafeTensorsFile};
 use hone_tensor::{DType, DeviceError, Tensor};
@@ -137,21 +138,23 @@ pub(super) struct WeightFiles {
     embedding_is_head: bool,
 }
 
-/// Files of several parts, beside the text model.
+/// How the files of a model hold its weights, and what else they hold.
 #[derive(Default)]
-pub(crate) struct Others {
-    /// Stored names of the text model's weights.
+pub(crate) struct Layout {
+    /// Stored names of weights, by their own.
     pub(crate) names: BTreeMap<String, String>,
-    /// Tensors of the other parts.
-    pub(crate) tensors: Vec<(String, Tensor)>,
+    /// Stored names of tensors of all experts, by those of the weights in them.
+    pub(crate) fused: BTreeMap<String, (String, [usize; 3])>,
+    /// Other tensors.
+    pub(crate) others: Vec<(String, Tensor)>,
 }
 
-/// What the files in `dir` hold besides weights of these names.
+/// How the files in `dir` hold the weights that `config` requires.
 ///
 /// # Errors
 /// If they cannot be read.
-pub(crate) fn others(dir: &Path, names: &[String]) -> Result<Others, LoadError> {
-    Ok(WeightFiles::open(dir)?.others(names)?)
+pub(crate) fn layout(dir: &Path, config: &DecoderConfig) -> Result<Layout, LoadError> {
+    Ok(WeightFiles::open(dir)?.layout(config)?)
 }
 
 /// What was taken of them for a model.
@@ -235,24 +238,33 @@ impl WeightFiles {
         names.into_iter().flatten().find_map(stored).map(|(stored, _)| stored.as_str())
     }
 
-    /// What files with several parts hold besides the weights of `names`, and the stored names of
-    /// those.
-    ///
     /// # Errors
     /// If a tensor cannot be read.
-    fn others(&self, names: &[String]) -> Result<Others, FileError> {
-        let stored = |name: &String| self.stored_name(name).unwrap_or(name).to_owned();
-        let names: BTreeMap<String, String> =
-            names.iter().map(|name| (name.clone(), stored(name))).collect();
-        let ours: BTreeSet<&String> = names.values().collect();
+    fn layout(&self, config: &DecoderConfig) -> Result<Layout, FileError> {
+        let mut layout = Layout::default();
         // A head that is tied is the embedding, which may have been trained.
-        let head = self.stored_name(HEAD).map(str::to_owned);
-        let is_other = |name: &&String| !ours.contains(name) && head.as_ref() != Some(*name);
-        let mut tensors = Vec::new();
-        for name in self.file_of.keys().filter(is_other) {
-            tensors.extend(self.tensor(name)?.map(|(_, tensor)| (name.clone(), tensor)));
+        let mut ours: BTreeSet<&str> = self.stored_name(HEAD).into_iter().collect();
+        for WeightSpec { role, name, .. } in config.weights() {
+            let stored = self.stored_name(&name);
+            ours.extend(stored);
+            let fused = config.fused(role).filter(|_| stored.is_none());
+            if let Some((Fused { shape, .. }, stored)) = fused.and_then(|f| self.fused_name(f)) {
+                ours.insert(stored);
+                layout.fused.insert(name, (stored.to_owned(), shape));
+            } else if let Some(stored) = stored {
+                layout.names.insert(name, stored.to_owned());
+            }
         }
-        Ok(Others { names, tensors })
+        for name in self.file_of.keys().filter(|name| !ours.contains(name.as_str())) {
+            layout.others.extend(self.tensor(name)?.map(|(_, tensor)| (name.clone(), tensor)));
+        }
+        Ok(layout)
+    }
+
+    /// The name in the files of a tensor of all experts.
+    fn fused_name(&self, fused: Fused) -> Option<(Fused, &str)> {
+        let stored = self.stored_name(&fused.name)?;
+        Some((fused, stored))
     }
 
     fn tensor(&self, stored_name: &str) -> Result<Option<(&SafeTensorsFile, Tensor)>, FileError> {
@@ -281,31 +293,43 @@ impl WeightFiles {
         Ok(is_same(&embedding, &head))
     }
 
-    /// The tensor `name`, which must have this shape.
+    /// The tensor of a weight, or its part of that of all experts, which must have its shape.
     pub(super) fn take(
         &self,
-        name: &str,
-        shape: &[usize],
+        WeightSpec { role, name, shape }: &WeightSpec,
+        config: &DecoderConfig,
         taken: &mut Taken,
     ) -> Result<Tensor, LoadError> {
         let stored = match self.embedding_is_head && name == EMBEDDING {
             true => self.stored_name(HEAD),
             false => self.stored_name(name),
         };
-        let found = stored.map(|stored| self.tensor(stored)).transpose()?;
-        let Some((file, tensor)) = found.flatten() else {
-            return Err(LoadError::Missing { path: self.path.clone(), name: name.to_owned() });
-        };
-        let name = stored.unwrap_or(name);
-        if tensor.shape() != shape {
-            return Err(LoadError::Shape {
-                path: file.path().to_owned(),
-                name: name.to_owned(),
-                found: tensor.shape().to_vec(),
-                expected: shape.to_vec(),
-            });
+        if let Some(stored) = stored {
+            return self.take_stored(stored, shape, taken);
         }
-        taken.note(name, &tensor);
+        let missing = || LoadError::Missing { path: self.path.clone(), name: name.clone() };
+        let fused = config.fused(*role).and_then(|fused| self.fused_name(fused));
+        let (Fused { shape: all, first_row, .. }, stored) = fused.ok_or_else(missing)?;
+        let tensor = self.take_stored(stored, &all, taken)?;
+        tensor.rows_of_file(first_row..first_row + shape[0]).ok_or_else(missing)
+    }
+
+    /// The tensor of this name in the files, which must have this shape.
+    fn take_stored(
+        &self,
+        name: &str,
+        shape: &[usize],
+        taken: &mut Taken,
+    ) -> Result<Tensor, LoadError> {
+        let name = name.to_owned();
+        let Some((file, tensor)) = self.tensor(&name)? else {
+            return Err(LoadError::Missing { path: self.path.clone(), name });
+        };
+        if tensor.shape() != shape {
+            let (path, found) = (file.path().to_owned(), tensor.shape().to_vec());
+            return Err(LoadError::Shape { path, name, found, expected: shape.to_vec() });
+        }
+        taken.note(&name, &tensor);
         Ok(tensor)
     }
 

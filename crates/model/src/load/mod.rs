@@ -3,8 +3,8 @@
 mod files;
 mod gguf;
 
+pub(crate) use files::{Layout, find_pickled, is_lfs_pointer, layout};
 pub use files::{LoadError, weight_files};
-pub(crate) use files::{Others, find_pickled, is_lfs_pointer, others};
 
 use crate::config::DecoderConfig;
 use crate::decoder::{Decoder, Layer};
@@ -95,7 +95,7 @@ impl Source {
         taken: &mut Taken,
     ) -> Result<Tensor, LoadError> {
         match self {
-            Self::Safetensors(files) => files.take(&spec.name, &spec.shape, taken),
+            Self::Safetensors(files) => files.take(spec, config, taken),
             Self::Gguf(model) => gguf::take(model, spec, config, device, taken),
         }
     }

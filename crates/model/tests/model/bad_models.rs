@@ -222,6 +222,26 @@ fn unusable_experts() {
 }
 
 #[test]
+fn experts_in_one_tensor_that_are_too_few() {
+    let fused = "model.layers.1.mlp.experts.gate_up_proj";
+    let one_less = |dir: &Path| {
+        rewrite(&dir.join("model.safetensors"), |tensors| {
+            let (_, shape, bytes) = tensors.get_mut(fused).unwrap();
+            bytes.truncate(bytes.len() / 5 * 4);
+            shape[0] = 4;
+        });
+    };
+    check(
+        "qwen3_5_moe",
+        one_less,
+        &format!(
+            "DIR/model.safetensors: tensor `{fused}` has shape [4, 14, 24], but the configuration \
+             requires [5, 14, 24]. {BOTH}"
+        ),
+    );
+}
+
+#[test]
 fn heads_that_do_not_divide() {
     let undivided = "must divide hidden_size (24) where head_dim is not given, found 10";
     check_key("num_attention_heads", json!(10), undivided);

@@ -36,10 +36,11 @@ fn params(model: &Model) -> Vec<(String, Vec<f32>)> {
 
 #[test]
 fn logits_with_an_adapter_of_parameters() {
-    for (case, parts, num_layers) in [
-        (CASE, ["down_proj", "gate_proj", "up_proj"], 3),
+    for (case, parts, layers) in [
+        (CASE, ["down_proj", "gate_proj", "up_proj"], 0..3),
         // Written under the names that Mixtral has on disk, read under those it has in memory.
-        ("mixtral", ["w1", "w2", "w3"], 2),
+        ("mixtral", ["w1", "w2", "w3"], 0..2),
+        ("qwen3_5_moe", ["down_proj", "gate_proj", "up_proj"], 1..2),
     ] {
         let (golden, dir) = (Golden::load(case), adapter_of(case, "adapter_fused"));
         let (model, config) = loaded(&golden, dir.path()).unwrap();
@@ -54,7 +55,7 @@ fn logits_with_an_adapter_of_parameters() {
         adapter::save(again.path(), &model, &device, id, &config, "base").unwrap();
         let written = std::fs::read(again.path().join("adapter_config.json")).unwrap();
         let written: Value = serde_json::from_slice(&written).unwrap();
-        let queries = (0..num_layers).map(|i| format!("model.layers.{i}.self_attn.q_proj"));
+        let queries = layers.map(|i| format!("model.layers.{i}.self_attn.q_proj"));
         let names: BTreeSet<String> = parts.map(str::to_owned).into_iter().chain(queries).collect();
         assert_eq!(written["target_modules"], json!(names));
         let (reloaded, _) = loaded(&golden, again.path()).unwrap();

@@ -6,7 +6,13 @@ use serde_json::{Value, json};
 
 /// Name, parameters that the Hub shows, one of the last expert's tensors, and `config.json` without
 /// keys that no model reads.
-pub fn published() -> [(&'static str, usize, &'static str, Value); 4] {
+type Published = (&'static str, usize, &'static str, Value);
+
+pub fn published() -> impl Iterator<Item = Published> {
+    qwen().into_iter().chain(others())
+}
+
+fn qwen() -> [Published; 3] {
     [
         (
             "Qwen/Qwen3-30B-A3B",
@@ -42,6 +48,35 @@ pub fn published() -> [(&'static str, usize, &'static str, Value); 4] {
                 "bos_token_id": 151643, "eos_token_id": 151643
             }),
         ),
+        (
+            // Without its vision tower and the block for tokens after the next.
+            "Qwen/Qwen3.5-35B-A3B",
+            34_660_610_688,
+            "model.layers.39.mlp.experts.255.down_proj.weight",
+            json!({
+                "model_type": "qwen3_5_moe_text", "vocab_size": 248320, "hidden_size": 2048,
+                "num_hidden_layers": 40, "num_attention_heads": 16, "num_key_value_heads": 2,
+                "head_dim": 256, "hidden_act": "silu", "max_position_embeddings": 262144,
+                "rms_norm_eps": 1e-6, "attention_bias": false, "attention_dropout": 0.0,
+                "attn_output_gate": true, "full_attention_interval": 4,
+                "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+                "linear_value_head_dim": 128, "linear_num_key_heads": 16,
+                "linear_num_value_heads": 32, "mamba_ssm_dtype": "float32",
+                "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
+                "num_experts": 256, "num_experts_per_tok": 8, "router_aux_loss_coef": 0.001,
+                "mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": false,
+                "rope_parameters": {
+                    "rope_type": "default", "rope_theta": 10000000, "partial_rotary_factor": 0.25,
+                    "mrope_interleaved": true, "mrope_section": [11, 11, 10]
+                },
+                "tie_word_embeddings": false, "eos_token_id": 248044
+            }),
+        ),
+    ]
+}
+
+fn others() -> [Published; 2] {
+    [
         (
             "mistralai/Mixtral-8x7B-v0.1",
             46_702_792_704,
