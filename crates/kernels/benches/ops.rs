@@ -30,6 +30,7 @@ const HEADS: Heads = Heads {
     head_dim: 64,
     scale: 0.125,
     window: None,
+    ahead: 0,
     softcap: None,
 };
 
@@ -232,7 +233,7 @@ impl Bench<'_> {
             let mut d_qkv = numbers(TOKENS * HEADS.qkv_width(), DType::Bf16);
             let mut lse = vec![0.0; TOKENS * HEADS.num_heads];
             let mut workspace = vec![0.0; attention::workspace_len(Target::Cpu, &HEADS, TOKENS)];
-            let pairs: usize = sequences.iter().map(|s| s.num_pairs(None)).sum();
+            let pairs: usize = sequences.iter().map(|s| s.num_pairs(&HEADS)).sum();
             let flops = |products: usize| {
                 Work::Flops(DType::Bf16, (2 * products * pairs * HEADS.out_width()) as f64)
             };

@@ -202,6 +202,12 @@ impl DecoderConfig {
         attends.map(|layer| &layer.attention.heads)
     }
 
+    /// The first block in which a token attends to later ones, so that no token can be the next.
+    pub fn looks_ahead(&self) -> Option<usize> {
+        let looks_ahead = |layer: &LayerConfig| layer.attention.heads.ahead > 0;
+        self.layers.iter().position(|layer| layer.delta.is_none() && looks_ahead(layer))
+    }
+
     /// The gated delta nets of blocks that have one.
     pub fn deltas(&self) -> impl Iterator<Item = &DeltaConfig> {
         self.layers.iter().filter_map(|layer| layer.delta.as_ref())

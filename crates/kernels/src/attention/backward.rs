@@ -362,8 +362,10 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
         buffers.d_k[..count * width].fill(0.0);
         buffers.d_v[..count * width].fill(0.0);
         // The queries that see any of these keys.
-        let end = heads.window.map_or(self.sequence.q_len, |w| keys.end - 1 + w);
-        for q0 in (keys.start..end.min(self.sequence.q_len)).step_by(QUERIES) {
+        let window = heads.window.unwrap_or(self.sequence.q_len);
+        let begin = keys.start.saturating_sub(heads.ahead) / QUERIES * QUERIES;
+        let end = self.sequence.q_len.min(keys.end - 1 + window);
+        for q0 in (begin..end).step_by(QUERIES) {
             let queries = q0..self.sequence.q_len.min(q0 + QUERIES);
             let n = queries.len();
             let rows = Part { line: self.sequence.q_start + q0, lines: n, k0: 0, k: d };
@@ -378,9 +380,9 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
             let o_cols = right::<M>(transposed(d_o), cols, o_col_panels);
             // The queries of the block that see key `j`.
             let seen = |j: usize| {
-                let end = heads.window.map_or(usize::MAX, |w| keys.start + j + w);
+                let key = keys.start + j;
                 let clip = |i: usize| i.clamp(q0, q0 + n) - q0;
-                clip(keys.start + j)..clip(end)
+                clip(key.saturating_sub(heads.ahead))..clip(key + window)
             };
             // The union of these over the keys of a tile.
             let seen_by = |keys: Range<usize>, _| seen(keys.start).start..seen(keys.end - 1).end;
@@ -389,10 +391,10 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
                 if any.start < cols.end && cols.start < any.end { 0..d } else { 0..0 }
             };
             let sees = |queries: Range<usize>, _| {
-                let end = (q0 + queries.end - keys.start).min(count);
-                let start = q0 + queries.start + 1 - keys.start;
-                let start = heads.window.map_or(0, |w| start.saturating_sub(w));
+                let end = (q0 + queries.end).saturating_add(heads.ahead);
+                let start = (q0 + queries.start + 1).saturating_sub(keys.start + window);
                 // Never empty: tiles that are masked entirely are zero, and must be written.
+                let end = end.saturating_sub(keys.start).clamp(1, count);
                 start.min(end - 1)..end
             };
             multiply::<M>(k_rows, count, q_t, (buffers.scores, QUERIES), Store::Overwrite, tiles);

@@ -101,6 +101,7 @@ impl Kernels {
         };
         let tensor_cores = matches!(dtype, DType::Bf16 | DType::F16)
             && heads.softcap.is_none()
+            && heads.ahead == 0
             && matches!(d, 64 | 96 | 128)
             && gpu.info().compute_capability >= (8, 0)
             && inputs.iter().all(is_aligned);
@@ -274,8 +275,13 @@ fn rows_of(x: Rows<'_>) -> Arg {
 
 /// `Heads` in CUDA.
 fn heads_arg(heads: &Heads) -> Arg {
+    let words = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
     let window = heads.window.map_or(u32::MAX, |window| window as u32);
-    let (group, d, scale) = (heads.group() as u64, heads.head_dim as u64, heads.scale.to_bits());
+    let ahead = u32::try_from(heads.ahead).unwrap_or(u32::MAX);
     let softcap = heads.softcap.map_or(0.0, |cap| cap.0).to_bits();
-    Arg::words([group | d << 32, u64::from(window) | u64::from(scale) << 32, softcap.into()])
+    Arg::words([
+        words(heads.group() as u32, heads.head_dim as u32),
+        words(window, ahead),
+        words(heads.scale.to_bits(), softcap),
+    ])
 }

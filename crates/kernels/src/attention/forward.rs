@@ -67,7 +67,7 @@ fn blocks(sequences: &[Sequence], heads: &Heads) -> Vec<Block> {
     };
     let mut blocks: Vec<_> = sequences.iter().flat_map(sequence_blocks).collect();
     // Longest tasks first, so that no thread is left with one at the end.
-    blocks.sort_by_key(|b| std::cmp::Reverse(b.sequence.visible(b.first, None).end));
+    blocks.sort_by_key(|b| std::cmp::Reverse(b.sequence.visible(b.first, heads).end));
     blocks
 }
 
@@ -110,7 +110,7 @@ impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
     #[inline(always)]
     fn run(mut self) {
         let Block { sequence, first, count, kv_head } = self.block;
-        let (d, group, window) = (self.heads.head_dim, self.heads.group(), self.heads.window);
+        let (d, group) = (self.heads.head_dim, self.heads.group());
         let width = panel_cols::<M>(d);
         let scratch = &mut self.scratch;
         let key_panels = scratch.take(padded::<M>(d) * panel_cols::<M>(KEYS));
@@ -123,7 +123,7 @@ impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
         acc.fill(0.0);
         sums.fill(0.0);
         maxima.fill(f32::NEG_INFINITY);
-        let visible = |i: usize| sequence.visible(first + i, window);
+        let visible = |i: usize| sequence.visible(first + i, self.heads);
         let begin = visible(0).start / KEYS * KEYS;
         let end = visible(count - 1).end;
         for k0 in (begin..end).step_by(KEYS) {

@@ -128,7 +128,7 @@ __global__ void attention_forward_general(
         multiply(weights, own, tile, d);
         for (int r = 0; r < PER_WARP; r++) {
             int key = k0 + lane - own_row - r;
-            bool sees = seen.begin <= key && key < seen.end;
+            bool sees = seen.begin <= key && key < seen.end && k0 + lane < end;
             float rescale;
             weights[r] = softmax[r].update(sees ? score_of(heads, weights[r]) : -INFINITY, rescale);
             for (int i = 0; i < DIMS_PER_LANE; i++) sums[r][i] *= rescale;
@@ -247,7 +247,7 @@ __global__ void attention_backward_q_general(
         multiply(scores, own_q, tile, d);
         for (int r = 0; r < PER_WARP; r++) {
             int row = min(own_row + r, count - 1), key = k0 + lane - row;
-            bool sees = seen.begin <= key && key < seen.end;
+            bool sees = seen.begin <= key && key < seen.end && k0 + lane < end;
             float score = score_of(heads, scores[r]);
             float weight = sees ? expf(score - own_lse[row]) : 0.0f;
             d_scores[r] = weight * (d_scores[r] - own_delta[row]) * score_slope(heads, score);

@@ -1,12 +1,13 @@
-//! Causal attention over sequences of different lengths, with grouped queries.
+//! Attention over sequences of different lengths, with grouped queries.
 //!
 //! `out = softmax(q kᵀ · scale) v`, with scores softly bounded where the heads say so, for each
-//! query head, where query head `i` reads key-value head
-//! `i / (num_heads / num_kv_heads)` and, with a sliding window, only the last `window` keys up to
-//! its own position. The forward pass is blocked with an online softmax (Milakov & Gimelshein,
-//! 2018; Dao et al., 2022), so no score matrix exists; the backward pass recomputes scores from the
-//! saved log-sum-exp. Blocks are aligned to the start of each sequence, so a sequence gives the
-//! same bits at any position in a batch.
+//! query head, where query head `i` reads key-value head `i / (num_heads / num_kv_heads)`. A query
+//! sees the keys of its sequence up to its own, with a sliding window only the last of them, and as
+//! many after its own as the mask says: none in decoders, all in encoders. The forward pass is
+//! blocked with an online softmax (Milakov & Gimelshein, 2018; Dao et al., 2022), so no score
+//! matrix exists; the backward pass recomputes scores from the saved log-sum-exp. Blocks are
+//! aligned to the start of each sequence, so a sequence gives the same bits at any position in a
+//! batch.
 
 mod backward;
 pub(crate) mod cuda;
@@ -101,13 +102,25 @@ pub struct Heads {
     pub head_dim: usize,
     /// Factor of scores before the softmax.
     pub scale: f32,
-    /// Number of keys that a query sees, including its own; `None`: all up to its own.
+    /// Number of keys up to its own that a query sees, including that; `None`: all.
     pub window: Option<usize>,
+    /// Number of keys after its own that a query sees: 0 is causal, [`ALL_AHEAD`] all.
+    pub ahead: usize,
     /// Bound of scaled scores.
     pub softcap: Option<Softcap>,
 }
 
+/// [`Heads::ahead`] of queries that see all later keys of their sequence.
+pub const ALL_AHEAD: usize = usize::MAX;
+
 impl Heads {
+    /// These heads with a mask that is the same on both sides: a query sees the keys at most
+    /// `reach` from its own, or with `None` all of its sequence.
+    pub fn two_sided(self, reach: Option<usize>) -> Self {
+        let window = reach.map(|reach| reach + 1);
+        Self { window, ahead: reach.unwrap_or(ALL_AHEAD), ..self }
+    }
+
     /// Elements of a packed row: queries, keys, values.
     pub fn qkv_width(&self) -> usize {
         (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
@@ -172,7 +185,7 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// One sequence: query row `q_start + i` sees key rows `k_start ..= k_start + k_len - q_len + i`.
+/// One sequence: the key of query row `q_start + i` is key row `k_start + k_len - q_len + i`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sequence {
     /// First query row.
@@ -197,14 +210,15 @@ impl Sequence {
     }
 
     /// The keys that query `i` sees, both counted from the start of the sequence.
-    pub fn visible(&self, i: usize, window: Option<usize>) -> std::ops::Range<usize> {
-        let end = self.k_len - self.q_len + i + 1;
-        end.saturating_sub(window.unwrap_or(end))..end
+    pub fn visible(&self, i: usize, heads: &Heads) -> std::ops::Range<usize> {
+        let own = self.k_len - self.q_len + i;
+        let start = (own + 1).saturating_sub(heads.window.unwrap_or(usize::MAX));
+        start..own.saturating_add(heads.ahead).min(self.k_len - 1) + 1
     }
 
     /// Number of unmasked pairs of query and key.
-    pub fn num_pairs(&self, window: Option<usize>) -> usize {
-        (0..self.q_len).map(|i| self.visible(i, window).len()).sum()
+    pub fn num_pairs(&self, heads: &Heads) -> usize {
+        (0..self.q_len).map(|i| self.visible(i, heads).len()).sum()
     }
 }
 

@@ -61,7 +61,8 @@ fn each_query(
         for t in s.q_start..s.q_start + s.q_len {
             let first =
                 heads.window.map_or(s.k_start, |w| s.k_start.max((t + 1).saturating_sub(w)));
-            (0..heads.num_heads).for_each(|h| body(h, t, first..=t));
+            let last = t.saturating_add(heads.ahead).min(s.k_start + s.k_len - 1);
+            (0..heads.num_heads).for_each(|h| body(h, t, first..=last));
         }
     }
 }

@@ -10,8 +10,10 @@ struct Heads {
     // Query heads per key-value head.
     uint32 group;
     uint32 head_dim;
-    // Number of keys that a query sees, including its own; all bits set: all up to its own.
+    // Number of keys up to its own that a query sees, including that; all bits set: all.
     uint32 window;
+    // Number of keys after its own that a query sees; all bits set: all.
+    uint32 ahead;
     // Factor of scores before the softmax.
     float scale;
     // Bound of scaled scores; 0: none.
@@ -30,7 +32,7 @@ DEVICE float score_slope(Heads heads, float score) {
     return heads.scale * (1.0f - share * share);
 }
 
-// Query i sees keys up to k_len - q_len + i, both counted from the start of the sequence.
+// The key of query i is k_len - q_len + i, both counted from the start of the sequence.
 struct Sequence {
     uint32 q_start, q_len, k_start, k_len;
 };
@@ -45,16 +47,17 @@ struct Range {
     int begin, end;
 };
 
-// The keys visible to query i; may begin before the first key.
+// The keys visible to query i; may begin before the first key and end after the last.
 DEVICE Range keys_of(Sequence s, Heads heads, int i) {
     int end = int(s.k_len - s.q_len) + i + 1;
-    return Range{end - int(min(heads.window, s.k_len)), end};
+    return Range{end - int(min(heads.window, s.k_len)), end + int(min(heads.ahead, s.k_len))};
 }
 
 // The queries that see key j; may begin before the first query and end after the last.
 DEVICE Range queries_of(Sequence s, Heads heads, int j) {
     int begin = j - int(s.k_len - s.q_len);
-    return Range{begin, begin + int(min(heads.window, s.k_len))};
+    int end = begin + int(min(heads.window, s.k_len));
+    return Range{begin - int(min(heads.ahead, s.k_len)), end};
 }
 
 // The union of ranges, from that of the first row to that of the last, clipped to `num` rows.

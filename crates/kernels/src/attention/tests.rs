@@ -3,8 +3,15 @@ use crate::cpu::{Cpu, Isa};
 use crate::random::Philox;
 use crate::view::ViewMut;
 
-const HEADS: Heads =
-    Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6, scale: 0.4, window: None, softcap: None };
+const HEADS: Heads = Heads {
+    num_heads: 4,
+    num_kv_heads: 2,
+    head_dim: 6,
+    scale: 0.4,
+    window: None,
+    ahead: 0,
+    softcap: None,
+};
 
 fn random(len: usize, stream: u64) -> Vec<f32> {
     let random = Philox::new(8, stream);
@@ -14,6 +21,11 @@ fn random(len: usize, stream: u64) -> Vec<f32> {
 /// Output and gradient.
 fn run(cpu: &Cpu, qkv: &[f32], d_out: &[f32], sequences: &[Sequence]) -> [Vec<f32>; 2] {
     run_with(cpu, &HEADS, qkv, d_out, sequences)
+}
+
+/// Causal, within a window on both sides, and everything.
+fn masks() -> [Heads; 3] {
+    [HEADS, HEADS.two_sided(Some(40)), HEADS.two_sided(None)]
 }
 
 fn run_with(
@@ -40,16 +52,17 @@ fn run_with(
 fn a_sequence_gives_the_same_bits_wherever_it_stands() {
     let (cu_seqlens, t) = ([0, 70, 71, 140, 140, 173], 180);
     let (qkv, d_out) = (random(t * HEADS.qkv_width(), 1), random(t * HEADS.out_width(), 2));
-    for isa in Isa::available() {
+    for (isa, heads) in Isa::available().into_iter().flat_map(|isa| masks().map(|m| (isa, m))) {
         let cpu = Cpu::with_isa(2, isa);
-        let packed = run(&cpu, &qkv, &d_out, &Sequence::packed(&cu_seqlens));
+        let packed = run_with(&cpu, &heads, &qkv, &d_out, &Sequence::packed(&cu_seqlens));
         for bounds in cu_seqlens.windows(2) {
             let part = |x: &[f32], width: usize| {
                 x[bounds[0] as usize * width..bounds[1] as usize * width].to_vec()
             };
             let (wide, narrow) = (HEADS.qkv_width(), HEADS.out_width());
             let alone = [Sequence::new(0, (bounds[1] - bounds[0]) as usize)];
-            let [out, d_qkv] = run(&cpu, &part(&qkv, wide), &part(&d_out, narrow), &alone);
+            let (qkv, d_out) = (part(&qkv, wide), part(&d_out, narrow));
+            let [out, d_qkv] = run_with(&cpu, &heads, &qkv, &d_out, &alone);
             assert!(out == part(&packed[0], narrow) && d_qkv == part(&packed[1], wide));
         }
         let padding = |x: &[f32], width: usize| x[173 * width..].iter().all(|&x| x == 0.0);
@@ -82,17 +95,21 @@ fn a_gap_between_sequences_is_refused() {
 
 #[test]
 fn pairs_are_counted() {
-    for (q_len, k_len, window, pairs) in [
-        (0, 0, None, 0),
-        (1, 1, None, 1),
-        (5, 5, None, 15),
-        (3, 9, None, 7 + 8 + 9),
-        (1, 100, None, 100),
-        (5, 5, Some(2), 1 + 2 * 4),
-        (2, 9, Some(100), 8 + 9),
+    for (q_len, k_len, (window, ahead), pairs) in [
+        (0, 0, (None, 0), 0),
+        (1, 1, (None, 0), 1),
+        (5, 5, (None, 0), 15),
+        (3, 9, (None, 0), 7 + 8 + 9),
+        (1, 100, (None, 0), 100),
+        (5, 5, (Some(2), 0), 1 + 2 * 4),
+        (2, 9, (Some(100), 0), 8 + 9),
+        (0, 0, (None, ALL_AHEAD), 0),
+        (5, 5, (None, ALL_AHEAD), 25),
+        (5, 5, (Some(2), 1), 2 + 3 + 3 + 3 + 2),
+        (3, 9, (None, 1), 8 + 9 + 9),
     ] {
         let sequence = Sequence { q_start: 4, q_len, k_start: 0, k_len };
-        assert_eq!(sequence.num_pairs(window), pairs);
+        assert_eq!(sequence.num_pairs(&Heads { window, ahead, ..HEADS }), pairs);
     }
 }
 
@@ -112,13 +129,14 @@ fn heads_that_every_generation_serves() {
 fn long_rows_give_the_same_bits_with_any_number_of_threads() {
     let (t, sequences) = (640, [Sequence::new(0, 600), Sequence::new(600, 33)]);
     let (qkv, d_out) = (random(t * HEADS.qkv_width(), 7), random(t * HEADS.out_width(), 8));
-    for window in [None, Some(40), Some(300)] {
-        let heads = Heads { window, ..HEADS };
+    let windowed = [None, Some(40), Some(300)].map(|window| Heads { window, ..HEADS });
+    let two_sided = [None, Some(270)].map(|reach| HEADS.two_sided(reach));
+    for heads in windowed.into_iter().chain(two_sided) {
         let [_, first] = run_with(&Cpu::with_isa(1, Isa::Scalar), &heads, &qkv, &d_out, &sequences);
         for (isa, threads) in Isa::available().into_iter().flat_map(|i| [(i, 2), (i, 3), (i, 9)]) {
             let cpu = Cpu::with_isa(threads, isa);
             let [_, again] = run_with(&cpu, &heads, &qkv, &d_out, &sequences);
-            assert!(again == first, "{isa:?}, {threads} threads, {window:?}");
+            assert!(again == first, "{isa:?}, {threads} threads, {heads:?}");
         }
         let f64s = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
         let exact = reference::backward(&f64s(&qkv), &heads, &sequences, &f64s(&d_out));

@@ -207,10 +207,11 @@ fn results_are_row_major() {
 #[test]
 fn attention_is_launched_by_shape() {
     use crate::attention::{Heads, Inputs, Sequence};
-    for (dtype, head_dim, kernel, rows, shared_bytes) in [
-        (DType::Bf16, 128, "attention_forward_mma<128>", 128, 512 * 128),
-        (DType::Bf16, 40, "attention_forward_general<bf16>", 16, 4 * (16 * 40 + 32 * 41)),
-        (DType::F32, 128, "attention_forward_general<float>", 16, 4 * (16 * 128 + 32 * 129)),
+    for (dtype, head_dim, ahead, kernel, rows, shared_bytes) in [
+        (DType::Bf16, 128, 0, "attention_forward_mma<128>", 128, 512 * 128),
+        (DType::Bf16, 40, 0, "attention_forward_general<bf16>", 16, 4 * (16 * 40 + 32 * 41)),
+        (DType::Bf16, 64, 1, "attention_forward_general<bf16>", 16, 4 * (16 * 64 + 32 * 65)),
+        (DType::F32, 128, 0, "attention_forward_general<float>", 16, 4 * (16 * 128 + 32 * 129)),
     ] {
         let (on, calls) = recorded();
         let heads = Heads {
@@ -219,6 +220,7 @@ fn attention_is_launched_by_shape() {
             head_dim,
             scale: 1.0,
             window: None,
+            ahead,
             softcap: None,
         };
         let sequences = [Sequence::new(0, 300), Sequence::new(300, 1)];

@@ -392,7 +392,7 @@ fn heads(
         return Err(raw.error("head_dim", problem));
     }
     let scale = (head_dim as f32).powf(-0.5);
-    Ok(Heads { num_heads, num_kv_heads, head_dim, scale, window: None, softcap: None })
+    Ok(Heads { num_heads, num_kv_heads, head_dim, scale, window: None, ahead: 0, softcap: None })
 }
 
 fn num_layers(raw: &RawConfig) -> Result<usize, ConfigError> {

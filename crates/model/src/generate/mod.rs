@@ -78,6 +78,15 @@ pub enum GenerateError {
     /// The device failed. Requests are as they were before the pass, which can be tried again.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The model's tokens attend to later ones.
+    #[error(
+        "the model cannot continue a text: in block {layer} tokens attend to later ones, as in an \
+         encoder; generate with a model whose attention is causal"
+    )]
+    LooksAhead {
+        /// The first such block.
+        layer: usize,
+    },
     /// The request can never fit in the KV cache.
     #[error(
         "a prompt of {prompt_len} tokens with up to {max_new_tokens} new ones needs {needed} pages \

@@ -110,13 +110,17 @@ impl<'a> Scheduler<'a> {
     /// Appends a request to the queue.
     ///
     /// # Errors
-    /// If it needs more pages than the limits allow.
+    /// If it needs more pages than the limits allow, or the model cannot continue a text.
     ///
     /// # Panics
     /// If the prompt is empty or longer than the model's `max_position_embeddings`; callers check
     /// both, since they can give a better message.
     pub fn submit(&mut self, request: Request) -> Result<(), GenerateError> {
-        let longest = self.pass.model.decoder.config.max_position_embeddings;
+        let config = &self.pass.model.decoder.config;
+        if let Some(layer) = config.looks_ahead() {
+            return Err(GenerateError::LooksAhead { layer });
+        }
+        let longest = config.max_position_embeddings;
         assert!(!request.prompt.is_empty());
         let room = longest.checked_sub(request.prompt.len()).expect("a prompt that fits");
         let (limit, tokens) = (request.max_new_tokens.min(room), request.prompt.clone());

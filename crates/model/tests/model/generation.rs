@@ -206,6 +206,19 @@ fn memory_is_known_beforehand() {
 }
 
 #[test]
+fn a_model_that_looks_ahead_continues_no_text() {
+    let golden = Golden::load("tied_gqa");
+    let device = Device::cpu(1);
+    let mut model = golden.base(&device);
+    let attention = &mut model.decoder.config.layers[1].attention;
+    attention.heads = attention.heads.two_sided(Some(3));
+    let pass = Pass { device: &device, model: &model, compute: Compute::F32 };
+    let refused = Scheduler::new(pass, Limits::default()).submit(greedy(&[1, 2], 4, &[]));
+    let message = refused.unwrap_err().to_string();
+    assert!(message.contains("in block 1 tokens attend to later ones"), "{message}");
+}
+
+#[test]
 fn what_can_never_fit_is_refused_and_what_is_cancelled_leaves() {
     let golden = Golden::load("tied_gqa");
     let device = Device::cpu(1);

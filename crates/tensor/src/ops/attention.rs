@@ -133,6 +133,7 @@ pub fn attend_paged(
     cache: &mut KvPages,
 ) -> Var {
     assert!(!tape.is_recording(), "attention over pages has no backward pass");
+    assert!(heads.ahead == 0, "later keys are not in their pages yet");
     let (t, _) = rows_cols(qkv.value().shape());
     assert!(rows.slots.len() <= t, "{} rows in a pass of {t}", rows.slots.len());
     assert!(rows.pages.iter().all(|&page| (page as usize) < cache.num_pages()));
@@ -167,7 +168,7 @@ fn cost(
     products: usize,
     bytes: usize,
 ) -> Cost {
-    let pairs: usize = sequences.iter().map(|s| s.num_pairs(heads.window)).sum();
+    let pairs: usize = sequences.iter().map(|s| s.num_pairs(heads)).sum();
     let rows: usize = sequences.iter().map(|s| s.q_len).sum();
     let flops = |pairs: usize| 2 * products * pairs * heads.out_width();
     Cost::memory_bound(name, bytes)

@@ -72,6 +72,7 @@ fn pieces_in_pages_give_the_bits_of_the_whole() {
         head_dim: 10,
         scale: 0.3,
         window: None,
+        ahead: 0,
         softcap: None,
     };
     let single = Heads {
@@ -80,6 +81,7 @@ fn pieces_in_pages_give_the_bits_of_the_whole() {
         head_dim: 7,
         scale: 1.0,
         window: None,
+        ahead: 0,
         softcap: None,
     };
     let windowed = Heads { window: Some(37), ..grouped };
@@ -125,6 +127,7 @@ fn rows_without_a_page_are_refused() {
         head_dim: 4,
         scale: 1.0,
         window: None,
+        ahead: 0,
         softcap: None,
     };
     let attempt = |table: Vec<u32>, rows: usize| {

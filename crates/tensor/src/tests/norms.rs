@@ -210,6 +210,7 @@ fn norm_heads_passes() {
                 head_dim,
                 scale: 1.0,
                 window: None,
+                ahead: 0,
                 softcap: None,
             };
             let mut given = Operands::default();

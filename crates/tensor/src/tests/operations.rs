@@ -154,6 +154,7 @@ fn heads(num_heads: usize, num_kv_heads: usize, head_dim: usize) -> Heads {
         head_dim,
         scale: 1.0 / (head_dim as f32).sqrt(),
         window: None,
+        ahead: 0,
         softcap: None,
     }
 }
@@ -247,6 +248,9 @@ fn attention_passes() {
         (Heads { window: Some(257), ..heads(1, 1, 4) }, vec![0, 580], 0),
         (Heads { softcap: Some(Softcap(0.7)), ..heads(4, 2, 6) }, vec![0, 5, 300], 1),
         (Heads { softcap: Some(Softcap(2.0)), ..heads(1, 1, 128) }, vec![0, 70], 0),
+        (heads(2, 1, 64).two_sided(None), vec![0, 1, 40], 3),
+        (heads(2, 2, 4).two_sided(Some(0)), vec![0, 20], 0),
+        (heads(2, 1, 6).two_sided(Some(30)), vec![0, 290, 300], 2),
     ] {
         let sequences = Sequence::packed(&cu_seqlens);
         let tokens = *cu_seqlens.last().expect("bounds") as usize + padding;

@@ -12,8 +12,15 @@ use std::sync::Arc;
 const NORM: RmsNorm = RmsNorm { eps: 1e-5, plus_one: false };
 const HIDDEN: usize = 24;
 const TOKENS: usize = 20;
-const HEADS: Heads =
-    Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6, scale: 0.4, window: None, softcap: None };
+const HEADS: Heads = Heads {
+    num_heads: 4,
+    num_kv_heads: 2,
+    head_dim: 6,
+    scale: 0.4,
+    window: None,
+    ahead: 0,
+    softcap: None,
+};
 
 /// A decoder block over frozen weights, with adapters on some projections.
 struct Block {
