@@ -41,6 +41,8 @@ DEFAULTS = {
     # Rows of a forward and backward pass; none: all of the step's.
     "rows_per_pass": None,
     "bf16_adapters": False,
+    # How experts are computed (`experts_implementation`), which then have adapters too.
+    "experts": None,
     "checkpointing": False,
     # Threads of the CPU; none: PyTorch's choice.
     "threads": None,
@@ -60,6 +62,8 @@ def load(settings):
         raise RuntimeError("cuDNN's attention wants a GPU")
     how = {"dtype": DTYPES[settings["dtype"]],
            "attn_implementation": "sdpa" if attention == "cudnn" else attention}
+    if settings["experts"]:
+        how["experts_implementation"] = settings["experts"]
     if settings["random_weights"]:
         shape = AutoConfig.from_pretrained(settings["model"])
         with torch.device(settings["device"]):
@@ -68,6 +72,8 @@ def load(settings):
         model = AutoModelForCausalLM.from_pretrained(settings["model"], **how)
     if settings["method"] == "lora":
         config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        if settings["experts"]:
+            config.target_parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
         in_f32 = not settings["bf16_adapters"]
         model = get_peft_model(model, config, autocast_adapter_dtype=in_f32)
     model.to(settings["device"])

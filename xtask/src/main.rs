@@ -42,6 +42,9 @@ Commands:
   bench train [CASE]...
          training steps against PyTorch with PEFT, in turn; writes docs/benchmarks/train.md. With
          cases (such as bf16 or gsm8k) only these are run, and others shown as they last were
+  bench families [CASE]...
+         the same on other models than Llama and on other weight formats; writes
+         docs/benchmarks/families.md
   bench int8
          what int8 does to the loss after fine-tuning; writes docs/benchmarks/int8.md
   gpu-check pack
@@ -83,7 +86,12 @@ fn main() -> ExitCode {
         ["bench", "plan", hone] => bench::plan::run(&workspace_root(), Some(Path::new(hone))),
         ["bench", "ops", names @ ..] => bench::ops::run(&workspace_root(), names),
         ["bench", "int8"] => bench::int8::run(&workspace_root()),
-        ["bench", "train", cases @ ..] => bench::train::run(&workspace_root(), cases),
+        ["bench", "train", cases @ ..] => {
+            bench::train::run(&workspace_root(), &bench::train::LLAMA, cases)
+        }
+        ["bench", "families", cases @ ..] => {
+            bench::train::run(&workspace_root(), &bench::train::FAMILIES, cases)
+        }
         ["gpu-check", "pack"] => gpu_check::pack(&workspace_root()),
         ["gpu-check", args @ ..] => gpu_check::run(args),
         ["demo-base", args @ ..] => tools::run(&workspace_root(), "demo-base", args),

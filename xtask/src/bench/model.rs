@@ -126,14 +126,16 @@ impl Random {
 pub fn write_model(dir: &Path, shape: &Shape, precision: Precision) -> Result<()> {
     std::fs::create_dir_all(dir)?;
     std::fs::write(dir.join("config.json"), config(shape, precision).to_string())?;
-    write_tokenizer(dir, &words(shape.vocab_size))?;
+    write_tokenizer(dir, &word_tokenizer(shape.vocab_size))?;
     write_weights(&dir.join("model.safetensors"), shape, precision)
 }
 
 /// Puts a tokenizer into a model directory; its end-of-text token is `</s>`.
 pub fn write_tokenizer(dir: &Path, tokenizer: &Value) -> Result<()> {
     std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string())?;
-    std::fs::write(dir.join("tokenizer_config.json"), json!({"eos_token": "</s>"}).to_string())
+    // Without a class transformers takes one by the model's type, and its own way to split text.
+    let config = json!({"eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"});
+    std::fs::write(dir.join("tokenizer_config.json"), config.to_string())
 }
 
 /// GPT-2's tokenizer from its `gpt2_vocab.json` and `gpt2_merges.txt`, cut to `vocab_size` tokens.
@@ -193,7 +195,7 @@ fn config(shape: &Shape, precision: Precision) -> Value {
 }
 
 /// `<unk>`, `<s>`, `</s>`, then the words `w3`, `w4`, ….
-fn words(vocab_size: usize) -> Value {
+pub fn word_tokenizer(vocab_size: usize) -> Value {
     let names = ["<unk>", "<s>", "</s>"];
     let specials = (0..).zip(names).map(|(id, name): (usize, _)| (name.to_owned(), json!(id)));
     let words = (names.len()..vocab_size).map(|id| (format!("w{id}"), json!(id)));

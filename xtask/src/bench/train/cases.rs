@@ -1,8 +1,28 @@
-//! The workloads.
+//! Workloads, and those of `bench train`: one model in many settings.
 
 use super::super::Place;
-use super::super::model::{M135, gpt2_tokenizer, write_documents, write_tokenizer};
+use super::super::model::write_documents;
 use std::path::PathBuf;
+
+/// What stands above the table.
+pub const HEAD: &str = "# Training steps against PyTorch with PEFT
+
+<!-- Written by `cargo xtask bench train`; do not edit. -->
+
+A Llama of 135 million random weights (576/1536, 30 layers, 9 heads, 3 key-value heads, 49,152
+tokens, tied embeddings); LoRA of rank 16 on all linear layers; forward, backward, clipping and
+AdamW. Both train in turn, five rounds (two where a step holds more than 4,096 tokens); the ratio is
+the median of the rounds' ratios, with the least and the greatest. Tokens are counted without
+padding; on GSM8K both take the same rows, the peer eight at a time. Peaks are those of the whole
+process. \"Of the peak\" is the share of the machine's own rate of multiply-adds in the compute
+type that the step reaches, all of its time counted. In each round a plan is made with rates
+measured just before the step; \"off by\" is the median of the rounds. Rows of different days may
+come from different machines: their ratios compare, their rates do not. In the picture the peer's
+bars have one length.
+
+![Tokens per second](train.svg)
+
+";
 
 /// Rows of GSM8K that both train on in a round.
 pub const GSM8K_ROWS: usize = 24;
@@ -14,14 +34,35 @@ pub struct Case {
     /// Names it on the command line.
     pub key: &'static str,
     pub name: &'static str,
+    /// One of `models.rs`.
+    pub model: &'static str,
     pub method: &'static str,
     /// Hone's settings on top of the run file.
     pub settings: &'static [&'static str],
     pub peer: Peer,
     pub threads: usize,
     pub data: Data,
-    /// The least ratio that we ask for.
-    pub target: Option<f64>,
+    /// Rounds, and Hone's steps in each, of which the first only warms up.
+    pub rounds: (usize, u64),
+    pub asked: Asked,
+}
+
+/// What we ask for.
+#[derive(Clone, Copy)]
+pub struct Asked {
+    /// The least ratio to the peer's rate.
+    pub ratio: Option<f64>,
+    /// The same as a multiple of the ratio of the case `llama`.
+    pub of_llama: Option<f64>,
+    /// The greatest ratio to the peer's peak of memory.
+    pub peak: Option<f64>,
+}
+
+pub const NOTHING: Asked = Asked { ratio: None, of_llama: None, peak: None };
+
+/// So many times the peer's rate.
+const fn ratio(least: f64) -> Asked {
+    Asked { ratio: Some(least), ..NOTHING }
 }
 
 /// What Hone is compared with.
@@ -32,9 +73,11 @@ pub enum Peer {
         checkpointing: bool,
         /// Adapters and their moments in bf16 too, which Hone does not do.
         bf16_adapters: bool,
+        /// How transformers computes experts, for models with them.
+        experts: Option<&'static str>,
     },
-    /// Hone itself with other settings and threads.
-    Hone { settings: &'static [&'static str], threads: usize },
+    /// Hone itself with other settings and threads, maybe on another model.
+    Hone { model: Option<&'static str>, settings: &'static [&'static str], threads: usize },
 }
 
 #[derive(Clone, Copy)]
@@ -45,46 +88,60 @@ pub enum Data {
     Gsm8k,
 }
 
-const BF16: Peer = Peer::Peft { dtype: "bf16", checkpointing: false, bf16_adapters: false };
-const CHECKPOINTING: Peer = Peer::Peft { dtype: "bf16", checkpointing: true, bf16_adapters: false };
-const SHORT: Data = Data::Words { len: 256, rows: 4 };
+pub const BF16: Peer =
+    Peer::Peft { dtype: "bf16", checkpointing: false, bf16_adapters: false, experts: None };
+const CHECKPOINTING: Peer =
+    Peer::Peft { dtype: "bf16", checkpointing: true, bf16_adapters: false, experts: None };
+pub const SHORT: Data = Data::Words { len: 256, rows: 4 };
 const INT8: &[&str] = &["model.compute=int8"];
 
-const fn lora(key: &'static str, name: &'static str, data: Data, target: Option<f64>) -> Case {
-    Case { key, name, method: "lora", settings: &[], peer: BF16, threads: 2, data, target }
+/// LoRA against PyTorch in bf16, with two threads.
+pub const fn lora(key: &'static str, name: &'static str, data: Data, asked: Asked) -> Case {
+    let (model, method, peer, rounds) = ("135M", "lora", BF16, data.rounds());
+    Case { key, name, model, method, settings: &[], peer, threads: 2, data, rounds, asked }
 }
 
 const fn of_length(key: &'static str, name: &'static str, len: usize, rows: usize) -> Case {
-    lora(key, name, Data::Words { len, rows }, None)
+    lora(key, name, Data::Words { len, rows }, NOTHING)
 }
 
 pub const CASES: [Case; 19] = [
-    lora("bf16", "LoRA, bf16", SHORT, Some(2.5)),
+    lora("bf16", "LoRA, bf16", SHORT, ratio(2.5)),
     Case {
-        peer: Peer::Peft { dtype: "bf16", checkpointing: false, bf16_adapters: true },
-        ..lora("bf16-adapters", "LoRA, bf16, peer's adapters and moments too", SHORT, None)
+        peer: Peer::Peft {
+            dtype: "bf16",
+            checkpointing: false,
+            bf16_adapters: true,
+            experts: None,
+        },
+        ..lora("bf16-adapters", "LoRA, bf16, peer's adapters and moments too", SHORT, NOTHING)
     },
     Case {
         settings: &["model.base_precision=int8"],
-        ..lora("int8-base", "LoRA, weights int8, products bf16; peer bf16", SHORT, None)
+        ..lora("int8-base", "LoRA, weights int8, products bf16; peer bf16", SHORT, NOTHING)
     },
-    Case { settings: INT8, ..lora("int8", "LoRA, products int8; peer bf16", SHORT, Some(3.5)) },
+    Case { settings: INT8, ..lora("int8", "LoRA, products int8; peer bf16", SHORT, ratio(3.5)) },
     Case {
         settings: &["model.compute=f32", "model.base_precision=f32"],
-        peer: Peer::Peft { dtype: "f32", checkpointing: false, bf16_adapters: false },
-        ..lora("f32", "LoRA, f32", SHORT, None)
+        peer: Peer::Peft {
+            dtype: "f32",
+            checkpointing: false,
+            bf16_adapters: false,
+            experts: None,
+        },
+        ..lora("f32", "LoRA, f32", SHORT, NOTHING)
     },
-    lora("gsm8k", "LoRA, bf16, GSM8K, peer padded", Data::Gsm8k, Some(5.0)),
+    lora("gsm8k", "LoRA, bf16, GSM8K, peer padded", Data::Gsm8k, ratio(5.0)),
     Case {
         settings: INT8,
-        ..lora("gsm8k-int8", "LoRA, products int8, GSM8K, peer bf16, padded", Data::Gsm8k, None)
+        ..lora("gsm8k-int8", "LoRA, products int8, GSM8K, peer bf16, padded", Data::Gsm8k, NOTHING)
     },
-    Case { method: "full", ..lora("full", "full, bf16 products", SHORT, Some(1.5)) },
-    Case { threads: 1, ..lora("1-thread", "LoRA, bf16", SHORT, None) },
+    Case { method: "full", ..lora("full", "full, bf16 products", SHORT, ratio(1.5)) },
+    Case { threads: 1, ..lora("1-thread", "LoRA, bf16", SHORT, NOTHING) },
     Case {
         settings: &["budget.recompute=block"],
         peer: CHECKPOINTING,
-        ..lora("recompute", "LoRA, bf16, blocks recomputed by both", SHORT, None)
+        ..lora("recompute", "LoRA, bf16, blocks recomputed by both", SHORT, NOTHING)
     },
     of_length("len-512", "LoRA, bf16", 512, 2),
     of_length("len-1024", "LoRA, bf16", 1024, 1),
@@ -101,52 +158,27 @@ pub const CASES: [Case; 19] = [
     },
     Case {
         settings: &["model.base_precision=int8"],
-        peer: Peer::Hone { settings: &[], threads: 2 },
-        ..lora("int8-held", "Hone: weights int8 against bf16", SHORT, Some(0.95))
+        peer: Peer::Hone { model: None, settings: &[], threads: 2 },
+        ..lora("int8-held", "Hone: weights int8 against bf16", SHORT, ratio(0.95))
     },
     Case {
-        peer: Peer::Hone { settings: &[], threads: 1 },
-        ..lora("threads", "Hone: two threads against one", SHORT, Some(1.9))
+        peer: Peer::Hone { model: None, settings: &[], threads: 1 },
+        ..lora("threads", "Hone: two threads against one", SHORT, ratio(1.9))
     },
 ];
-
-impl Case {
-    /// Rounds, and Hone's steps in each, of which the first only warms up: fewer where a step takes
-    /// a minute.
-    pub fn rounds(&self) -> (usize, u64) {
-        match self.data {
-            Data::Words { len, rows } if len * rows > 4096 => (2, 2),
-            Data::Words { len, rows } if len * rows > 1024 => (5, 2),
-            Data::Gsm8k => (5, GSM8K_STEPS),
-            Data::Words { .. } => (5, 4),
-        }
-    }
-}
 
 pub fn gsm8k(place: &Place) -> PathBuf {
     place.root.join("../shared/data/sft/gsm8k/train.jsonl")
 }
 
-/// The model again, with a tokenizer for real text.
-pub fn prepare_gsm8k(place: &Place) -> std::io::Result<()> {
-    let gpt2 = place.root.join("../shared/data/tokenizers/gpt2");
-    if !(gsm8k(place).is_file() && gpt2.is_dir()) {
-        return Ok(());
-    }
-    let other = place.dir.join("135M-gpt2");
-    std::fs::create_dir_all(&other)?;
-    for name in ["config.json", "model.safetensors"] {
-        let _ = std::fs::remove_file(other.join(name));
-        std::fs::hard_link(place.dir.join("135M").join(name), other.join(name))?;
-    }
-    write_tokenizer(&other, &gpt2_tokenizer(&gpt2, M135.vocab_size)?)
-}
-
 impl Data {
-    pub fn model(self) -> &'static str {
+    /// Fewer rounds and steps where a step takes a minute.
+    const fn rounds(self) -> (usize, u64) {
         match self {
-            Data::Words { .. } => "135M",
-            Data::Gsm8k => "135M-gpt2",
+            Data::Words { len, rows } if len * rows > 4096 => (2, 2),
+            Data::Words { len, rows } if len * rows > 1024 => (5, 2),
+            Data::Gsm8k => (5, GSM8K_STEPS),
+            Data::Words { .. } => (5, 4),
         }
     }
 

@@ -1,29 +1,14 @@
 //! The table and the picture.
 
 use super::super::Place;
-use super::cases::{CASES, Case, Peer};
-use super::{Figures, Round, median, ratios};
-use serde_json::{Map, Value, json};
+use super::cases::{Case, Peer};
+use super::{Figures, Round, Suite, median, ratios};
+use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::process::Command;
 
-const HEAD: &str = "# Training steps against PyTorch with PEFT
-
-<!-- Written by `cargo xtask bench train`; do not edit. -->
-
-A Llama of 135 million random weights (576/1536, 30 layers, 9 heads, 3 key-value heads, 49,152
-tokens, tied embeddings); LoRA of rank 16 on all linear layers; forward, backward, clipping and
-AdamW. Both train in turn, five rounds (two where a step holds more than 4,096 tokens); the ratio is
-the median of the rounds' ratios, with the least and the greatest. Tokens are counted without
-padding; on GSM8K both take the same rows, the peer eight at a time. Peaks are those of the whole
-process. \"Of the peak\" is the share of the machine's own rate of multiply-adds in the compute
-type that the step reaches, all of its time counted. In each round a plan is made with rates
-measured just before the step; \"off by\" is the median of the rounds. Rows of different days may
-come from different machines: their ratios compare, their rates do not. In the picture the peer's
-bars have one length.
-
-![Tokens per second](train.svg)
-
+/// The columns of the table.
+const COLUMNS: &str = "\
 | workload | tokens | threads | Hone tok/s | peer tok/s | ratio | asked | Hone peak | peer peak \
 | step planned | actual | off by | of the peak | start | measured |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: \
@@ -34,9 +19,33 @@ fn rate(rounds: &[Round]) -> f64 {
     median(&rounds.iter().map(|round| round.tokens_per_second).collect::<Vec<_>>())
 }
 
+fn peak(rounds: &[Round]) -> f64 {
+    rounds.iter().map(|round| round.peak_bytes).fold(0.0, f64::max)
+}
+
+/// What is asked of a case, in words, and whether the figures reach it.
+pub fn asked(place: &Place, suite: &Suite, case: &Case, figures: &Figures) -> (String, bool) {
+    let ratio = median(&ratios(figures));
+    let (mut words, mut reached) = (Vec::new(), true);
+    if let Some(least) = case.asked.ratio {
+        words.push(least.to_string());
+        reached &= ratio >= least;
+    }
+    if let Some(times) = case.asked.of_llama {
+        let llama = kept(place, suite)["llama"]["ratio"].as_f64().unwrap_or(f64::NAN);
+        words.push(format!("{times} L = {:.2}", times * llama));
+        reached &= ratio >= times * llama;
+    }
+    if let Some(most) = case.asked.peak {
+        let found = peak(&figures.hone) / peak(&figures.peer);
+        words.push(format!("peak {found:.2}, at most {most:.2}"));
+        reached &= found <= most;
+    }
+    (words.join("; "), reached)
+}
+
 /// A line of the table without its last column, the day.
-pub fn row(case: &Case, figures: &Figures) -> String {
-    let peak = |rounds: &[Round]| rounds.iter().map(|round| round.peak_bytes).fold(0.0, f64::max);
+pub fn row(case: &Case, figures: &Figures, asked: &str) -> String {
     let ratios = ratios(figures);
     let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
     let most = ratios.iter().copied().fold(0.0, f64::max);
@@ -57,7 +66,7 @@ pub fn row(case: &Case, figures: &Figures) -> String {
         rate(&figures.hone),
         rate(&figures.peer),
         median(&ratios),
-        case.target.map_or_else(String::new, |target| target.to_string()),
+        asked,
         peak(&figures.hone) / 1e6,
         peak(&figures.peer) / 1e6,
         median(&seconds),
@@ -69,25 +78,23 @@ pub fn row(case: &Case, figures: &Figures) -> String {
 }
 
 /// What the page shows of each case, kept beside it until the case is run again.
-const KEPT: &str = "train.json";
-
-fn kept(place: &Place) -> Map<String, Value> {
-    let text = std::fs::read_to_string(place.page(KEPT)).unwrap_or_default();
-    serde_json::from_str(&text).unwrap_or_default()
+fn kept(place: &Place, suite: &Suite) -> Value {
+    let text = std::fs::read_to_string(place.page(&format!("{}.json", suite.name)));
+    serde_json::from_str(&text.unwrap_or_default()).unwrap_or_else(|_| json!({}))
 }
 
-pub fn keep(place: &Place, case: &Case, figures: &Figures) -> Result<(), String> {
-    let mut all = kept(place);
+pub fn keep(place: &Place, suite: &Suite, case: &Case, figures: &Figures) -> Result<(), String> {
+    let mut all = kept(place, suite);
     let shown = json!({
-        "row": row(case, figures),
+        "row": row(case, figures, &asked(place, suite, case, figures).0),
         "measured": format!("{}, {}", today()?, place.machine()?),
         "hone": rate(&figures.hone).round(),
         "peer": rate(&figures.peer).round(),
         "ratio": (100.0 * median(&ratios(figures))).round() / 100.0,
     });
-    all.insert(case.key.to_owned(), shown);
+    all[case.key] = shown;
     let text = serde_json::to_string_pretty(&all).map_err(|error| error.to_string())?;
-    place.write_page(KEPT, &format!("{text}\n"))
+    place.write_page(&format!("{}.json", suite.name), &format!("{text}\n"))
 }
 
 /// The date as `2026-01-31`.
@@ -98,17 +105,20 @@ fn today() -> Result<String, String> {
 }
 
 /// Writes table and picture of all cases that were run.
-pub fn write(place: &Place) -> Result<(), String> {
-    let kept = kept(place);
+pub fn write(place: &Place, suite: &Suite) -> Result<(), String> {
+    let kept = kept(place, suite);
     let of = |case: &'static Case| Some((case, kept.get(case.key)?.clone()));
-    let shown: Vec<(&Case, Value)> = CASES.iter().filter_map(of).collect();
-    let mut page = String::from(HEAD);
+    let shown: Vec<(&Case, Value)> = suite.cases.iter().filter_map(of).collect();
+    let mut page = format!("{}{COLUMNS}", suite.head);
     for (_, shown) in &shown {
         let text = |key: &str| shown[key].as_str().unwrap_or_default();
         let _ = writeln!(page, "{} {} |", text("row"), text("measured"));
     }
-    place.write_page("train.md", &page)?;
-    place.write_page("train.svg", &picture(&shown))
+    place.write_page(&format!("{}.md", suite.name), &page)?;
+    if suite.has_picture {
+        place.write_page(&format!("{}.svg", suite.name), &picture(&shown))?;
+    }
+    Ok(())
 }
 
 /// Height of a case's two bars with the gap after them.

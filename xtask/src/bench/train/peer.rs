@@ -33,18 +33,24 @@ pub fn venv(place: &Place) -> Result<std::path::PathBuf, String> {
 }
 
 /// PyTorch, ready for the case; none where Hone is compared with itself.
-pub fn start(place: &Place, python: &Path, case: &Case) -> Result<Option<PeerProcess>, String> {
-    let Peer::Peft { dtype, checkpointing, bf16_adapters } = case.peer else {
+pub fn start(
+    place: &Place,
+    python: &Path,
+    case: &Case,
+    model: &str,
+) -> Result<Option<PeerProcess>, String> {
+    let Peer::Peft { dtype, checkpointing, bf16_adapters, experts } = case.peer else {
         return Ok(None);
     };
     let settings = json!({
-        "model": place.dir.join(case.data.model()),
+        "model": place.dir.join(model),
         "data": place.dir.join("train.jsonl"),
         "rows_per_step": case.data.rows_per_step(),
         "method": case.method,
         "dtype": dtype,
         "checkpointing": checkpointing,
         "bf16_adapters": bf16_adapters,
+        "experts": experts,
         "threads": case.threads,
     });
     let path = place.dir.join("peer.json");
