@@ -342,6 +342,7 @@ impl Bench<'_> {
                 hidden_size: HIDDEN,
                 int8: false,
                 logits: head::Logits::PLAIN,
+                bias: None,
             };
             let direction = Some(direction.view_mut());
             let (log_probs, lse) = (ViewMut::F32(&mut log_probs), ViewMut::F32(&mut lse));

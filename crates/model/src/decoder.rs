@@ -5,7 +5,7 @@ use crate::cache::LayerCache;
 use crate::config::{DecoderConfig, LayerConfig};
 use crate::mixture::{Mixture, Mlp};
 use crate::weights::{BlockNorm, DeltaPart, Linear, Role};
-use hone_tensor::ops::{self, DeltaGates, HeadNorms, PagedRows, RmsNorm, ShortConv};
+use hone_tensor::ops::{self, DeltaGates, HeadNorms, OutputHead, PagedRows, RmsNorm, ShortConv};
 use hone_tensor::{Lora, Offloaded, Projection, Sequence, Tape, Tensor, Var, Weight};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -236,8 +236,7 @@ impl Decoder {
         recompute: Recompute,
     ) -> Var {
         let hidden = self.hidden(tape, batch, recompute);
-        let logits = self.config.logits;
-        ops::log_probs(tape, hidden, self.head(), logits, &batch.rows, &batch.targets)
+        ops::log_probs(tape, hidden, self.output_head(), &batch.rows, &batch.targets)
     }
 
     /// Hidden states after the final norm, `[t, hidden_size]`.
@@ -288,7 +287,11 @@ impl Decoder {
 
     /// Logits `[t, vocab_size]` of hidden states after the final norm. Inference only.
     pub fn logits_of(&self, tape: &mut Tape<'_>, hidden: &Tensor) -> Tensor {
-        ops::logits(tape, hidden, self.head(), self.config.logits)
+        ops::logits(tape, hidden, self.output_head())
+    }
+
+    fn output_head(&self) -> OutputHead<'_> {
+        OutputHead { weight: self.head(), bias: None, logits: self.config.logits }
     }
 
     /// Block `i`.

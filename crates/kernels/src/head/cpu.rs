@@ -41,6 +41,25 @@ pub struct Inputs<'a> {
     pub int8: bool,
     /// How products become logits.
     pub logits: Logits,
+    /// `[v]` f32, added to logits that are not bounded.
+    pub bias: Option<View<'a>>,
+}
+
+impl Inputs<'_> {
+    /// Asserts that a bias has the length of the vocabulary, and that logits are not bounded.
+    pub(super) fn check_bias(&self, vocab_size: usize) {
+        let Some(bias) = self.bias else { return };
+        assert!(bias.len() == vocab_size && self.logits.softcap.is_none());
+    }
+
+    /// Adds the bias of `columns` to a row of their logits.
+    #[inline(always)]
+    pub(super) fn add_bias(&self, columns: Range<usize>, logits: &mut [f32]) {
+        if let Some(bias) = self.bias {
+            let bias = &bias.f32()[columns];
+            logits.iter_mut().zip(bias).for_each(|(logit, bias)| *logit += bias);
+        }
+    }
 }
 
 /// Results for each row.
@@ -116,6 +135,7 @@ fn typed<T: Typed>(
         return;
     }
     let vocab = inputs.weight.len() / h;
+    inputs.check_bias(vocab);
     assert!(x.len() >= n * h && inputs.targets.iter().all(|&t| (t as usize) < vocab));
     let segments = vocab.div_ceil(SEGMENT);
     let width = if outputs.direction.is_some() { padded_row(h) } else { 0 };
@@ -141,6 +161,7 @@ fn typed<T: Typed>(
                 h,
                 int8: inputs.int8,
                 logits: inputs.logits,
+                inputs,
                 states,
                 sums,
                 scratch,
@@ -166,6 +187,7 @@ struct SegmentTask<'a, T, M> {
     h: usize,
     int8: bool,
     logits: Logits,
+    inputs: Inputs<'a>,
     /// For each row: maximum and sum over the tokens other than the target; the target's logit.
     states: &'a mut [f32],
     /// `Σ_v exp(logit - maximum) s W[v]` over the tokens other than the target, where `s` is the
@@ -248,6 +270,10 @@ impl<T: Typed, M: Tile> SegmentTask<'_, T, M> {
             }
         }
         self.logits.apply(logits);
+        if self.inputs.bias.is_some() {
+            let rows = logits.chunks_exact_mut(COLS);
+            rows.for_each(|row| self.inputs.add_bias(columns.clone(), row));
+        }
     }
 
     /// Updates the online softmax with a tile of logits, and replaces them by weights of the sums.

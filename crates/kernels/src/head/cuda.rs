@@ -30,6 +30,7 @@ pub(crate) static SOURCE: Source = Source {
         "head_d_logits<float>",
         "head_d_logits<bf16>",
         "head_d_logits<f16>",
+        "head_fill",
         "head_logits",
         "head_backward<float>",
         "head_backward<bf16>",
@@ -133,6 +134,7 @@ pub(super) fn forward(gpu: &Gpu, inputs: Inputs<'_>, workspace: Slice<'_>, outpu
     let (n, h) = (inputs.targets.len(), inputs.hidden_size);
     let (x, weight) = (inputs.x.cuda(), inputs.weight.cuda());
     let (v, dtype) = (weight.len() / h, x.dtype());
+    inputs.check_bias(v);
     assert!(inputs.targets.iter().all(|&target| (target as usize) < v));
     let max_rows = x.len() / h;
     let sizes = Sizes { rows: max_rows, hidden_size: h, vocab_size: v, dtype };
@@ -147,7 +149,8 @@ pub(super) fn forward(gpu: &Gpu, inputs: Inputs<'_>, workspace: Slice<'_>, outpu
     let weights = if outputs.direction.is_some() { parts.derived } else { 0 };
     let shape = logits_arg(inputs.logits);
     for Panel { first, width, address } in panels(gpu, dtype, weight, (v, h)) {
-        logits(gpu, [rows, width, h], x, address, parts.logits);
+        let bias = inputs.bias.map(|bias| bias.cuda().f32().part(first, width));
+        logits(gpu, [rows, width, h], x, (address, bias), parts.logits);
         let args = args![parts.logits, shape, width, first, targets, parts.state, weights];
         gpu.launch(&SOURCE, &format!("head_update_softmax<{}>", x.type_name()), by_row, args);
         if weights == 0 {
@@ -210,7 +213,7 @@ pub(super) fn backward_weight(
     saved: Saved<'_>,
     d_log_probs: Slice<'_>,
     workspace: Slice<'_>,
-    d_w: Slice<'_>,
+    (d_w, d_bias): (Slice<'_>, Option<Slice<'_>>),
 ) {
     let (n, h) = (inputs.targets.len(), inputs.hidden_size);
     let (x, weight) = (inputs.x.cuda(), inputs.weight.cuda());
@@ -222,10 +225,16 @@ pub(super) fn backward_weight(
     let targets = gpu.upload(inputs.targets);
     let (kernel, shape) = (format!("head_d_logits<{}>", x.type_name()), logits_arg(inputs.logits));
     for Panel { first, width, address } in panels(gpu, dtype, weight, (v, h)) {
-        logits(gpu, [n, width, h], x, address, parts.logits);
+        let bias = inputs.bias.map(|bias| bias.cuda().f32().part(first, width));
+        logits(gpu, [n, width, h], x, (address, bias), parts.logits);
         let (from, to) = (parts.logits, parts.derived);
         let args = args![from, shape, width, first, targets, log_probs, lse, d_log_probs, to];
         gpu.launch(&SOURCE, &kernel, over_logits(n, width), args);
+        if let Some(d_bias) = d_bias {
+            let d_logits = Slice::new(to, dtype, n * width, width);
+            let sums = d_bias.part(first, width);
+            vector::cuda::add_column_sums(gpu, d_logits, width, 0, sums);
+        }
         let rows = d_w.part(first * h, 0).address();
         gpu.matmul(Matmul {
             m: width,
@@ -242,8 +251,17 @@ pub(super) fn backward_weight(
     }
 }
 
-/// `logits [n, v] = x Wᵀ`, f32.
-fn logits(gpu: &Gpu, [n, v, h]: [usize; 3], x: Slice<'_>, weight: Address, logits: Address) {
+/// `logits [n, v] = x Wᵀ`, plus the bias, f32.
+fn logits(
+    gpu: &Gpu,
+    [n, v, h]: [usize; 3],
+    x: Slice<'_>,
+    (weight, bias): (Address, Option<Slice<'_>>),
+    logits: Address,
+) {
+    if let Some(bias) = bias {
+        gpu.launch(&SOURCE, "head_fill", over_logits(n, v), args![bias, v, logits]);
+    }
     gpu.matmul(Matmul {
         m: n,
         n: v,
@@ -251,7 +269,7 @@ fn logits(gpu: &Gpu, [n, v, h]: [usize; 3], x: Slice<'_>, weight: Address, logit
         operands: Operands::Floats(x.dtype()),
         a: row_major(x.address(), h),
         b: row_major(weight, h).transposed(),
-        c: None,
+        c: bias.map(|_| logits),
         d: row_major(logits, v),
         d_dtype: DType::F32,
         alpha: 1.0,

@@ -33,7 +33,8 @@ pub(super) fn weight_workspace_len(n: usize, hidden_size: usize) -> usize {
 
 /// `d_w [v, h] += d_logitsᵀ x`, where `d_logits = d_log_prob · (1[column = target] - p)` times the
 /// slope of a bounded logit, from the values saved by the forward pass. `workspace` holds
-/// [`weight_workspace_len`] elements.
+/// [`weight_workspace_len`] elements. The bias's gradient, `d_bias [v] += Σ d_logits`, is that of
+/// the same logits.
 ///
 /// # Panics
 /// If there are more than [`MAX_ROWS`] rows, or a slice is too short.
@@ -43,13 +44,13 @@ pub fn backward_weight(
     saved: Saved<'_>,
     d_log_probs: &[f32],
     workspace: &mut [f32],
-    d_w: &mut [f32],
+    (d_w, d_bias): (&mut [f32], Option<&mut [f32]>),
 ) {
     let (log_probs, lse) = (saved.log_probs.f32(), saved.lse.f32());
     let per_row = PerRow { log_probs, lse, d_log_probs };
     match inputs.x {
-        View::F32(x) => typed(cpu, x, inputs, per_row, workspace, d_w),
-        View::Bf16(x) => typed(cpu, x, inputs, per_row, workspace, d_w),
+        View::F32(x) => typed(cpu, x, inputs, per_row, workspace, (d_w, d_bias)),
+        View::Bf16(x) => typed(cpu, x, inputs, per_row, workspace, (d_w, d_bias)),
         _ => panic!("hidden states are f32 or bf16"),
     }
 }
@@ -68,7 +69,7 @@ fn typed<T: Typed>(
     inputs: Inputs<'_>,
     per_row: PerRow<'_>,
     workspace: &mut [f32],
-    d_w: &mut [f32],
+    (d_w, d_bias): (&mut [f32], Option<&mut [f32]>),
 ) {
     let (n, h) = (inputs.targets.len(), inputs.hidden_size);
     let PerRow { log_probs, lse, d_log_probs } = per_row;
@@ -78,6 +79,9 @@ fn typed<T: Typed>(
         return;
     }
     let (vocab, d_w) = (inputs.weight.len() / h, Split::new(d_w));
+    inputs.check_bias(vocab);
+    assert!(d_bias.as_ref().is_none_or(|d_bias| d_bias.len() == vocab));
+    let d_bias = d_bias.map(Split::new);
     assert!(inputs.targets.iter().all(|&target| (target as usize) < vocab));
     with_tile!(cpu.isa, T::DTYPE, M => {
         let columns_of_x = Lines { data: T::view(x), offset: 0, line_stride: 1, step: h };
@@ -88,7 +92,12 @@ fn typed<T: Typed>(
                 let columns = task * COLS..vocab.min((task + 1) * COLS);
                 // SAFETY: these columns belong to this task.
                 let d_w = unsafe { d_w.slice(columns.start * h, columns.len() * h) };
-                let kernel = Columns::<T, M> { inputs, x, panels, per_row, columns, d_w, scratch };
+                // SAFETY: these columns belong to this task.
+                let d_bias = d_bias
+                    .as_ref()
+                    .map(|all| unsafe { all.slice(columns.start, columns.len()) });
+                let kernel =
+                    Columns::<T, M> { inputs, x, panels, per_row, columns, d_w, d_bias, scratch };
                 cpu.isa.run(kernel);
             });
         });
@@ -104,6 +113,8 @@ struct Columns<'a, T, M: Tile> {
     columns: Range<usize>,
     /// `[columns, h]`
     d_w: &'a mut [f32],
+    /// `[columns]`
+    d_bias: Option<&'a mut [f32]>,
     scratch: Scratch<'a>,
 }
 
@@ -112,7 +123,7 @@ impl<T: Typed, M: Tile> Kernel for Columns<'_, T, M> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { inputs, x, panels, columns, d_w, mut scratch, .. } = self;
+        let Self { inputs, x, panels, columns, d_w, mut d_bias, mut scratch, .. } = self;
         let (n, h, cols) = (inputs.targets.len(), inputs.hidden_size, columns.len());
         let stride = packed_stride::<M>(n);
         let d_logits = scratch.take(COLS * stride);
@@ -132,6 +143,7 @@ impl<T: Typed, M: Tile> Kernel for Columns<'_, T, M> {
                 let (lse, d) = (lse[first + i], d_log_probs[first + i]);
                 let logits = inputs.logits;
                 logits.apply(row);
+                inputs.add_bias(columns.clone(), row);
                 let target = (inputs.targets[first + i] as usize).wrapping_sub(columns.start);
                 let own = row[..cols]
                     .get(target)
@@ -142,6 +154,9 @@ impl<T: Typed, M: Tile> Kernel for Columns<'_, T, M> {
                 }
                 if let Some(own) = own {
                     row[target] = own;
+                }
+                if let Some(d_bias) = d_bias.as_deref_mut() {
+                    d_bias.iter_mut().zip(row).for_each(|(sum, d)| *sum += *d);
                 }
             }
             let transposed = Lines { data: View::F32(tile), offset: 0, line_stride: 1, step: COLS };

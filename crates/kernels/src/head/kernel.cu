@@ -93,6 +93,14 @@ __global__ void head_d_logits(
     });
 }
 
+// Copies of `bias [width]` in every row of `logits [rows, width]`. Rows along `blockIdx.y`.
+__global__ void head_fill(const float* bias, size_t width, float* logits) {
+    logits += size_t(blockIdx.y) * width;
+    over_grid<4>(width, width % 4 == 0 && aligned<4>(bias, logits), [&](size_t c, auto count) {
+        write(logits + c, read(bias + c, count));
+    });
+}
+
 // Replaces products by logits.
 __global__ void head_logits(float* products, Logits shape, size_t len) {
     over_grid<4>(len, len % 4 == 0 && aligned<4>(products), [&](size_t i, auto count) {

@@ -161,24 +161,27 @@ impl Processor {
         }
     }
 
-    /// `d_w [v, h] += d_logitsᵀ x` f32, with `d_log_probs` f32. `workspace` is f32:
-    /// [`weight_workspace_len`] elements.
+    /// `d_w [v, h] += d_logitsᵀ x` f32 and `d_bias [v] += Σ d_logits` f32, with `d_log_probs` f32.
+    /// `workspace` is f32: [`weight_workspace_len`] elements.
     pub fn log_probs_backward_weight(
         &self,
         inputs: Inputs<'_>,
         saved: Saved<'_>,
         d_log_probs: View<'_>,
         workspace: ViewMut<'_>,
-        d_w: ViewMut<'_>,
+        (d_w, d_bias): (ViewMut<'_>, Option<ViewMut<'_>>),
     ) {
         match self {
             Self::Cpu(cpu) => {
                 let (d, workspace) = (d_log_probs.f32(), workspace.f32());
-                backward_weight(cpu, inputs, saved, d, workspace, d_w.f32());
+                let gradients = (d_w.f32(), d_bias.map(ViewMut::f32));
+                backward_weight(cpu, inputs, saved, d, workspace, gradients);
             }
             Self::Cuda(gpu) => {
                 let (d, workspace) = (d_log_probs.cuda().f32(), workspace.cuda().f32());
-                cuda::backward_weight(gpu, inputs, saved, d, workspace, d_w.cuda().f32());
+                let d_bias = d_bias.map(|d_bias| d_bias.cuda().f32());
+                let gradients = (d_w.cuda().f32(), d_bias);
+                cuda::backward_weight(gpu, inputs, saved, d, workspace, gradients);
             }
         }
     }

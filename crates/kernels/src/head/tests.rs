@@ -18,8 +18,15 @@ fn run(cpu: &Cpu, logits: &[f32], v: usize, targets: &[u32]) -> [Vec<f32>; 2] {
     let (mut log_probs, mut lse) = (vec![f32::NAN; ROWS], vec![f32::NAN; ROWS]);
     let mut direction = vec![f32::NAN; ROWS * ROWS];
     let (x, weight) = (View::F32(&x), View::F32(&weight));
-    let inputs =
-        Inputs { x, weight, targets, hidden_size: ROWS, int8: false, logits: Logits::PLAIN };
+    let inputs = Inputs {
+        x,
+        weight,
+        targets,
+        hidden_size: ROWS,
+        int8: false,
+        logits: Logits::PLAIN,
+        bias: None,
+    };
     let outputs = Outputs {
         log_probs: ViewMut::F32(&mut log_probs),
         lse: ViewMut::F32(&mut lse),
@@ -113,6 +120,7 @@ fn weight_gradients_agree_with_the_reference() {
             hidden_size: ROWS,
             int8: false,
             logits: Logits::PLAIN,
+            bias: None,
         };
         for isa in Isa::available() {
             // What was there before is added to.
@@ -121,7 +129,8 @@ fn weight_gradients_agree_with_the_reference() {
             let mut workspace = vec![f32::NAN; weight_workspace_len(Target::Cpu, sizes(v))];
             let cpu = Cpu::with_isa(2, isa);
             let saved = Saved { log_probs: View::F32(&log_probs), lse: View::F32(&lse) };
-            backward_weight(&cpu, inputs, saved, &d_log_probs, &mut workspace, &mut d_w);
+            let gradients = (&mut d_w[..], None);
+            backward_weight(&cpu, inputs, saved, &d_log_probs, &mut workspace, gradients);
             for (i, found) in d_w.iter().enumerate() {
                 let gradient = expected[i % ROWS * v + i / ROWS];
                 let exact = f64::from(was(i)) + gradient;

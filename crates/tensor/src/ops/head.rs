@@ -8,19 +8,30 @@ use hone_kernels::{Processor, head as kernel};
 use std::collections::HashSet;
 use std::ops::Range;
 
+/// Weights of an output head, and how products with them become logits.
+#[derive(Clone, Copy, Debug)]
+pub struct OutputHead<'a> {
+    /// `[v, h]`.
+    pub weight: &'a Weight,
+    /// `[v]`; trained if the weight is.
+    pub bias: Option<&'a Weight>,
+    /// What is done to products.
+    pub logits: Logits,
+}
+
 /// `x [t, h]`, `weight [v, h]` → log-probabilities `[t]` f32: entry `i` is
-/// `log softmax(logits(x[rows[i]] Wᵀ))[targets[i]]` for `i < rows.len()`, and zero after that. Rows
-/// must be distinct, and sorted on the CPU.
+/// `log softmax(logits(x[rows[i]] Wᵀ) + bias)[targets[i]]` for `i < rows.len()`, and zero after
+/// that. Rows must be distinct, and sorted on the CPU.
 ///
 /// Memory is allocated for `t` rows however many have a target, so that one plan fits every batch.
 pub fn log_probs<'a>(
     tape: &mut Tape<'a>,
     x: Var,
-    weight: &'a Weight,
-    logits: Logits,
+    of: OutputHead<'a>,
     rows: &'a [u32],
     targets: &'a [u32],
 ) -> Var {
+    let OutputHead { weight, bias, logits } = of;
     let (t, h) = rows_cols(x.value().shape());
     assert!(rows.len() == targets.len() && rows.len() <= t);
     assert!(rows.is_sorted() || !kernel::needs_sorted_rows(tape.device().target()));
@@ -29,7 +40,9 @@ pub fn log_probs<'a>(
     let records = tape.is_recording() && requires_grad;
     let weight_value = tape.params().resolve(weight);
     let int8 = tape.compute().is_integer_for(tape.device(), weight_value, &[h]);
-    let head = Head { x: x.value(), weight: weight_value, rows, targets, int8, logits };
+    let bias_value = bias.map(|bias| tape.params().resolve(bias));
+    let of_head = (weight_value, bias_value, logits);
+    let head = Head::new(x.value(), of_head, (rows, targets), int8);
     let mut log_probs = tape.activation(DType::F32, &[t]);
     let mut lse = tape.activation(DType::F32, &[t]);
     // The input's gradient up to a factor per row: it costs one product in the forward pass, but
@@ -44,10 +57,12 @@ pub fn log_probs<'a>(
     let saved = weight.param().map(|_| (x.into_value(), log_probs.clone(), lse));
     tape.push(log_probs, requires_grad, move |sweep, d_log_probs| {
         if let (Some(param), Some((x, log_probs, lse))) = (weight.param(), &saved) {
-            let weight = sweep.params.resolve(weight);
-            let head = Head { x, weight, rows, targets, int8, logits };
-            let d_w = sweep.gradients.get_mut(param);
-            head.weight_gradient(sweep.device, [log_probs, lse], &d_log_probs, d_w);
+            let bias_value = bias.map(|bias| sweep.params.resolve(bias));
+            let of_head = (sweep.params.resolve(weight), bias_value, logits);
+            let head = Head::new(x, of_head, (rows, targets), int8);
+            let params = [Some(param), bias.and_then(Weight::param)];
+            let gradients = sweep.gradients.each_mut(params);
+            head.weight_gradient(sweep.device, [log_probs, lse], &d_log_probs, gradients);
         }
         drop(saved);
         if let Some(direction) = direction {
@@ -63,15 +78,17 @@ pub fn log_probs<'a>(
     })
 }
 
-/// `x [t, h]`, `weight [v, h]` → all logits `[t, v]` f32. Inference only, for few rows: generation
+/// `x [t, h]` → all logits `[t, v]` f32. Inference only, for few rows: generation
 /// and comparisons.
 ///
 /// # Panics
 /// If the tape records.
-pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight, logits: Logits) -> Tensor {
+pub fn logits(tape: &mut Tape<'_>, x: &Tensor, of: OutputHead<'_>) -> Tensor {
+    let OutputHead { weight, bias, logits } = of;
     assert!(!tape.is_recording(), "logits have no backward pass; see `log_probs`");
     let ((t, h), v) = (rows_cols(x.shape()), weight.shape()[0]);
-    let weight = tape.params().resolve(weight);
+    let (weight, bias) =
+        (tape.params().resolve(weight), bias.map(|bias| tape.params().resolve(bias)));
     let mut y = tape.device().alloc(Category::Head, DType::F32, &[t, v]);
     let int8 = tape.compute().is_integer_for(tape.device(), weight, &[h]);
     let quantised_x = int8.then(|| quantised(tape.device(), x, (0, h), None));
@@ -86,7 +103,9 @@ pub fn logits(tape: &mut Tape<'_>, x: &Tensor, weight: &Weight, logits: Logits) 
         let w = Matrix { offset: first * h, ..Matrix::rows(weight.view(), h) }.transposed();
         let terms = [Term::new(Matrix::rows(x.view(), h), w, h)];
         let output = OutputRegion::columns(t, width.min(v - first), v, first);
-        let product = Product { terms: &terms, epilogue: Epilogue::default(), output };
+        let bias = bias.map(|bias| bias.view().part(first, width.min(v - first)));
+        let product =
+            Product { terms: &terms, epilogue: Epilogue { bias, ..Default::default() }, output };
         on.gemm(tape.dtype(), &[product], y.view_mut());
     }
     on.logits(logits, v, y.view_mut());
@@ -111,6 +130,7 @@ pub fn take_rows(tape: &mut Tape<'_>, x: Var, rows: &[u32]) -> Var {
 struct Head<'a> {
     x: &'a Tensor,
     weight: &'a Tensor,
+    bias: Option<&'a Tensor>,
     rows: &'a [u32],
     targets: &'a [u32],
     /// Whether products are int8.
@@ -119,7 +139,16 @@ struct Head<'a> {
     logits: Logits,
 }
 
-impl Head<'_> {
+impl<'a> Head<'a> {
+    fn new(
+        x: &'a Tensor,
+        (weight, bias, logits): (&'a Tensor, Option<&'a Tensor>, Logits),
+        (rows, targets): (&'a [u32], &'a [u32]),
+        int8: bool,
+    ) -> Self {
+        Self { x, weight, bias, rows, targets, int8, logits }
+    }
+
     fn forward(
         &self,
         device: &Device,
@@ -157,14 +186,15 @@ impl Head<'_> {
         }
     }
 
-    /// `d_W += d_logitsᵀ x`, recomputing the logits.
+    /// `d_W += d_logitsᵀ x` and `d_bias += Σ d_logits`, recomputing the logits.
     fn weight_gradient(
         &self,
         device: &Device,
         [log_probs, lse]: [&Tensor; 2],
         d_log_probs: &Tensor,
-        d_w: &mut Tensor,
+        [d_w, mut d_bias]: [Option<&mut Tensor>; 2],
     ) {
+        let d_w = d_w.expect("a trained weight");
         let kernel::Sizes { rows: c, hidden_size: h, .. } = self.sizes(device);
         let mut x = device.alloc(Category::Head, self.x.dtype(), &[c, h]);
         let len = kernel::weight_workspace_len(device.target(), self.sizes(device));
@@ -181,17 +211,19 @@ impl Head<'_> {
             let [log_probs, lse, d] =
                 [log_probs, lse, d_log_probs].map(|x| x.view().part(start, n));
             let saved = kernel::Saved { log_probs, lse };
-            on.log_probs_backward_weight(inputs, saved, d, workspace.view_mut(), d_w.view_mut());
+            let d_bias = d_bias.as_mut().map(|d_bias| d_bias.view_mut());
+            let gradients = (d_w.view_mut(), d_bias);
+            on.log_probs_backward_weight(inputs, saved, d, workspace.view_mut(), gradients);
         }
     }
 
     /// Rows `range` of those with a target, gathered in `x`.
-    fn inputs<'a>(
-        &'a self,
+    fn inputs<'s>(
+        &'s self,
         on: &Processor,
         range: Range<usize>,
-        x: &'a mut Tensor,
-    ) -> kernel::Inputs<'a> {
+        x: &'s mut Tensor,
+    ) -> kernel::Inputs<'s> {
         let (_, hidden_size) = rows_cols(self.x.shape());
         let rows = &self.rows[range.clone()];
         // The scratch memory of the previous chunk is no longer needed.
@@ -199,7 +231,8 @@ impl Head<'_> {
         on.gather_rows(self.x.view(), hidden_size, rows, x.view_mut());
         let (weight, targets) = (self.weight.view(), &self.targets[range]);
         let Self { int8, logits, .. } = *self;
-        kernel::Inputs { x: x.view(), weight, targets, hidden_size, int8, logits }
+        let bias = self.bias.map(Tensor::view);
+        kernel::Inputs { x: x.view(), weight, targets, hidden_size, int8, logits, bias }
     }
 
     /// Sizes of a chunk of rows.

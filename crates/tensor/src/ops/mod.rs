@@ -39,7 +39,7 @@ pub use gated_delta_rule::{
 };
 pub use gated_rms_norm::gated_rms_norm;
 pub use glu::glu;
-pub use head::{log_probs, logits, take_rows};
+pub use head::{OutputHead, log_probs, logits, take_rows};
 pub use hone_kernels::attention::PAGE_ROWS;
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::linear;

@@ -5,7 +5,7 @@ use super::check_op::{
     normals, tensor_of,
 };
 use super::linear::{Linear, Options};
-use crate::ops::{self, Angles, Logits, RmsNorm, Rotated, Softcap};
+use crate::ops::{self, Angles, Logits, OutputHead, RmsNorm, Rotated, Softcap};
 use crate::{
     Category, Compute, DType, Device, Gradients, Heads, Params, Sequence, Storage, Tape, Target,
     Tensor, Var, Weight,
@@ -327,6 +327,7 @@ fn keys_and_values_follow_queries_without_gates() {
 struct LogProbs {
     given: Operands,
     weight: Weight,
+    bias: Option<Weight>,
     tokens: usize,
     rows: Vec<u32>,
     targets: Vec<u32>,
@@ -348,7 +349,17 @@ impl LogProbs {
         let edges = [0, v - 1, v / 2, v.saturating_sub(6)];
         let target = |t: &u32| (edges[*t as usize % 4] + *t as usize / 4) % v;
         let targets = rows.iter().map(|t| target(t) as u32).collect();
-        Self { given, weight, tokens, rows, targets, logits: Logits::PLAIN }
+        Self { given, weight, bias: None, tokens, rows, targets, logits: Logits::PLAIN }
+    }
+
+    fn with_bias(mut self, kind: Kind) -> Self {
+        let bias = self.given.add(kind, &[self.weight.shape()[0]]);
+        self.bias = Some(self.given.weight(bias));
+        self
+    }
+
+    fn head(&self) -> OutputHead<'_> {
+        OutputHead { weight: &self.weight, bias: self.bias.as_ref(), logits: self.logits }
     }
 
     /// Rows with a target and all their logits.
@@ -356,7 +367,12 @@ impl LogProbs {
         let (v, h) = (self.weight.shape()[0], self.weight.shape()[1]);
         let rows = embedding::reference::forward(&x[0], h, &self.rows, 1.0);
         let products = gemm(self.rows.len(), v, h, &rows, &transpose(v, h, &x[1]));
-        (rows, head::reference::logits(self.logits, &products))
+        let mut logits = head::reference::logits(self.logits, &products);
+        if let Some(bias) = x.get(2) {
+            let rows = logits.chunks_mut(v);
+            rows.for_each(|row| row.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
+        }
+        (rows, logits)
     }
 }
 
@@ -365,7 +381,7 @@ impl Operation for LogProbs {
         &self.given
     }
     fn weights_mut(&mut self) -> Vec<&mut Weight> {
-        vec![&mut self.weight]
+        [&mut self.weight].into_iter().chain(&mut self.bias).collect()
     }
     fn is_integer_in(&self, compute: Compute, target: Target) -> bool {
         let is_multiple = self.weight.shape()[1].is_multiple_of(4);
@@ -373,7 +389,7 @@ impl Operation for LogProbs {
     }
     fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
         let x = leaves.remove(0);
-        ops::log_probs(tape, x, &self.weight, self.logits, &self.rows, &self.targets)
+        ops::log_probs(tape, x, self.head(), &self.rows, &self.targets)
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
         let (_, logits) = self.logits(x);
@@ -385,6 +401,10 @@ impl Operation for LogProbs {
         let (v, h, n) = (self.weight.shape()[0], self.weight.shape()[1], self.rows.len());
         let (rows, logits) = self.logits(x);
         let mut d_logits = head::reference::d_logits(&logits, v, &self.targets, &d_y[..n]);
+        let d_bias = self.bias.as_ref().map(|bias| match bias.param() {
+            Some(_) => (0..v).map(|j| d_logits.iter().skip(j).step_by(v).sum()).collect(),
+            None => vec![],
+        });
         head::reference::d_products(self.logits, &logits, &mut d_logits);
         let d_rows = gemm(n, h, v, &d_logits, &x[1]);
         let mut d_x = vec![0.0; x[0].len()];
@@ -395,8 +415,12 @@ impl Operation for LogProbs {
             Some(_) => gemm(v, h, n, &transpose(n, v, &d_logits), &rows),
             None => vec![],
         };
-        vec![d_x, d_w]
+        [d_x, d_w].into_iter().chain(d_bias).collect()
     }
+}
+
+fn plain(weight: &Weight) -> OutputHead<'_> {
+    OutputHead { weight, bias: None, logits: Logits::PLAIN }
 }
 
 #[test]
@@ -413,6 +437,12 @@ fn log_probs_passes() {
         let mut bounded = LogProbs::new(Kind::Trained, (9, 6, 389), 3, true);
         bounded.logits = Logits { scale, softcap };
         check_op(&format!("log_probs, {:?}", bounded.logits), &mut bounded);
+    }
+    for kind in [Kind::Frozen(DType::F32.into()), Kind::Trained] {
+        for size in [(9, 5, 13), (9, 6, 389)] {
+            let mut biased = LogProbs::new(kind, size, 3, true).with_bias(kind);
+            check_op(&format!("log_probs with a bias {size:?}"), &mut biased);
+        }
     }
     check_op("log_probs, weight only", &mut LogProbs::new(Kind::Trained, (9, 5, 13), 3, false));
 }
@@ -453,7 +483,7 @@ fn what_nearly_certain_targets_lack_is_exact() {
             let targets = [target as u32];
             let mut tape = Tape::training(device, &params, Compute::F32, None);
             let x = tape.leaf(hold(&[1.0, 0.0], &[1, 2]), true);
-            let y = ops::log_probs(&mut tape, x.clone(), &weight, Logits::PLAIN, &[0], &targets);
+            let y = ops::log_probs(&mut tape, x.clone(), plain(&weight), &[0], &targets);
             let log_prob = y.value().to_vec_f32()[0];
             let leaves = tape.backward(y, hold(&[1.0], &[1]), &mut gradients);
             let d_x = leaves.get(&x).expect("x requires a gradient").to_vec_f32();
@@ -480,7 +510,7 @@ fn logits_are_the_same_on_a_gpu() {
             let mut tape = Tape::inference(device, &params, Compute::F32);
             let held = |x: &Tensor| device.upload(Category::Activations, x).unwrap();
             let (x, weight) = (held(&Tensor::from_f32(&x, &[t, h])), held(&weight));
-            ops::logits(&mut tape, &x, &Weight::Frozen(weight), Logits::PLAIN).to_vec_f32()
+            ops::logits(&mut tape, &x, plain(&Weight::Frozen(weight))).to_vec_f32()
         };
         let (found, expected) = (on(&gpu), on(&Device::cpu(2)));
         for (found, expected) in found.iter().zip(&expected) {
