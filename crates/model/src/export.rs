@@ -191,7 +191,14 @@ fn tensors<'a>(
         tensors.push((name, Lazy::Deferred { dtype, shape: shape.to_vec(), make }));
     }
     let others = others.into_iter().filter(|_| has_more);
-    tensors.extend(others.map(|(name, tensor)| (name, Lazy::Ready(tensor))));
+    tensors.extend(others.map(|(name, tensor)| match tensor.storage().float() {
+        Some(_) => (name, Lazy::Ready(tensor)),
+        None => {
+            let shape = tensor.shape().to_vec();
+            let make = Box::new(move || converted(device, &tensor, dtype));
+            (name, Lazy::Deferred { dtype, shape, make })
+        }
+    }));
     Ok(tensors)
 }
 
@@ -257,6 +264,12 @@ fn write_config(model: &Model, base: &Path, dtype: DType, to: &Path) -> Result<(
     }
     for key in keys {
         config[key] = name.into();
+    }
+    // What is written is not quantised.
+    for object in ["", "/text_config"] {
+        if let Some(Value::Object(object)) = config.pointer_mut(object) {
+            object.remove("quantization_config");
+        }
     }
     let is_tied = model.decoder.config.tie_word_embeddings;
     if DecoderConfig::load(base)?.tie_word_embeddings != is_tied {

@@ -3,9 +3,14 @@
 //! Format: <https://github.com/huggingface/safetensors>. Pickled files are refused by content.
 
 mod header;
+mod parts;
+
+pub use ::safetensors::tensor::Dtype;
+pub use hone_kernels::format::{Nf4Parts, Parts, PartsError};
+pub use parts::joined;
 
 use crate::{DType, Device, DeviceError, Mapped, Storage, Tensor};
-use ::safetensors::tensor::{Dtype, Metadata};
+use ::safetensors::tensor::Metadata;
 use ::safetensors::{SafeTensorError, SafeTensors, View, serialize_to_file};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -87,6 +92,17 @@ impl FileError {
     }
 }
 
+/// A tensor as it is in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawTensor<'a> {
+    /// Type of its elements.
+    pub dtype: Dtype,
+    /// Lengths of the dimensions, slowest first.
+    pub shape: &'a [usize],
+    /// The elements, little-endian.
+    pub bytes: &'a [u8],
+}
+
 /// An open safetensors file.
 pub struct SafeTensorsFile {
     map: Arc<Mapped>,
@@ -96,7 +112,7 @@ pub struct SafeTensorsFile {
 }
 
 impl SafeTensorsFile {
-    /// Maps the file and checks its header: lengths, offsets, overlaps, gaps, element types.
+    /// Maps the file and checks its header: lengths, offsets, overlaps, gaps.
     ///
     /// # Errors
     /// [`FileError`], naming the file.
@@ -108,12 +124,6 @@ impl SafeTensorsFile {
             true => FileError::Pickled { path: path.to_owned() },
             false => FileError::damaged(path, reason),
         })?;
-        for (name, info) in metadata.tensors() {
-            if element_type(info.dtype).is_none() {
-                let (path, dtype) = (path.to_owned(), format!("{:?}", info.dtype));
-                return Err(FileError::ElementType { path, tensor: name, dtype });
-            }
-        }
         Ok(Self { map: Arc::new(map), metadata, data_start: header + 8 })
     }
 
@@ -129,14 +139,34 @@ impl SafeTensorsFile {
         self.map.path()
     }
 
+    /// A tensor as it is in the file, whatever it holds; `None` if there is none of this name.
+    pub fn raw(&self, name: &str) -> Option<RawTensor<'_>> {
+        let info = self.metadata.info(name)?;
+        let [offset, end] = [info.data_offsets.0, info.data_offsets.1].map(|o| self.data_start + o);
+        let bytes = self.map.bytes().get(offset..end)?;
+        Some(RawTensor { dtype: info.dtype, shape: &info.shape, bytes })
+    }
+
+    /// Releases the pages of a tensor that was copied.
+    pub fn release(&self, name: &str) {
+        if let Some(info) = self.metadata.info(name) {
+            let (offset, end) = info.data_offsets;
+            self.map.release(self.data_start + offset, end - offset);
+        }
+    }
+
     /// A tensor over the mapping; copied if the file does not align it, or converted from f64 to
     /// f32. `None` if the file has no tensor of this name.
     ///
     /// # Errors
-    /// If there is no memory for the copy, or an f64 is beyond the range of f32.
+    /// If its elements are not floats, there is no memory for the copy, or an f64 is beyond the
+    /// range of f32.
     pub fn tensor(&self, name: &str) -> Result<Option<Tensor>, FileError> {
         let Some(info) = self.metadata.info(name) else { return Ok(None) };
-        let Some(dtype) = element_type(info.dtype) else { return Ok(None) };
+        let Some(dtype) = element_type(info.dtype) else {
+            let (path, dtype) = (self.path().to_owned(), format!("{:?}", info.dtype));
+            return Err(FileError::ElementType { path, tensor: name.to_owned(), dtype });
+        };
         let [offset, end] = [info.data_offsets.0, info.data_offsets.1].map(|o| self.data_start + o);
         let bytes = || self.map.bytes().get(offset..end);
         if info.dtype == Dtype::F64 {

@@ -16,6 +16,7 @@ mod mixtures;
 mod olmo;
 mod olmoe;
 mod phi3;
+mod quantised;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
@@ -178,7 +179,7 @@ pub fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
 /// The text model of files that hold others too. What the outer object says of it, it says last.
 fn text_part(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     const TEXT: &str = "text_config";
-    refuse_quantised(raw)?;
+    quantised::check(raw)?;
     let text = raw.object(TEXT)?.ok_or_else(|| raw.missing(TEXT))?;
     let mut config = decoder_config(&text)?;
     config.is_part = true;
@@ -236,7 +237,7 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
     let (key, name, activation) = defaults.activation;
     expect_activation(raw, key, name)?;
     raw.expect_neutral("attention_dropout", 0.0)?;
-    refuse_quantised(raw)?;
+    quantised::check(raw)?;
     let head_dim = match defaults.head_dim {
         Some(default) => raw.optional_size("head_dim")?.unwrap_or(default),
         None => head_dim(raw)?,
@@ -446,13 +447,4 @@ fn expect_activation(raw: &RawConfig, key: &str, expected: &str) -> Result<(), C
                 .error(key, format!("is `{found}`, which is not supported; only `{expected}` is")))
         }
     }
-}
-
-fn refuse_quantised(raw: &RawConfig) -> Result<(), ConfigError> {
-    if raw.get("quantization_config").is_some() {
-        let problem = "indicates quantised weights, which are not supported yet; use the \
-                       unquantised model";
-        return Err(raw.error("quantization_config", problem));
-    }
-    Ok(())
 }

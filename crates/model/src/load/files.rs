@@ -3,10 +3,10 @@
 use crate::config::DecoderConfig;
 use crate::gguf::{GgufModel, is_gguf};
 use crate::raw_config::{ConfigError, RawConfig};
-use crate::weights::{Fused, WeightSpec};
+use crate::weights::{Fused, Role, WeightSpec};
 use hone_tensor::gguf::GgufError;
-use hone_tensor::safetensors::{FileError, SafeTensorsFile};
-use hone_tensor::{DType, DeviceError, Tensor};
+use hone_tensor::safetensors::{FileError, RawTensor, SafeTensorsFile};
+use hone_tensor::{DType, Device, DeviceError, Tensor};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
@@ -97,6 +97,16 @@ pub enum LoadError {
         /// Shape according to the configuration.
         expected: Vec<usize>,
     },
+    /// The tensors of a matrix that is held in several do not fit together.
+    #[error("{}: tensor `{name}`: {problem}", path.display())]
+    Parts {
+        /// File.
+        path: PathBuf,
+        /// That of the weights themselves.
+        name: String,
+        /// What does not fit, and what to do.
+        problem: String,
+    },
     /// Not enough page-locked host memory for offloaded blocks.
     #[error(
         "cannot allocate {mib} MiB of page-locked host memory for the blocks that do not fit on \
@@ -154,7 +164,7 @@ pub(crate) struct Layout {
 /// # Errors
 /// If they cannot be read.
 pub(crate) fn layout(dir: &Path, config: &DecoderConfig) -> Result<Layout, LoadError> {
-    Ok(WeightFiles::open(dir)?.layout(config)?)
+    WeightFiles::open(dir)?.layout(config)
 }
 
 /// What was taken of them for a model.
@@ -171,6 +181,11 @@ impl Taken {
             let dtype = tensor.storage().float().unwrap_or(DType::Bf16);
             self.matrix_dtype.get_or_insert(dtype);
         }
+        self.note_part(name);
+    }
+
+    /// Notes a tensor that belongs to another.
+    pub(super) fn note_part(&mut self, name: &str) {
         self.names.insert(name.to_owned());
     }
 
@@ -229,7 +244,7 @@ impl WeightFiles {
 
     /// The name of a tensor in the files: files of the bare decoder, without its head, omit the
     /// `model.` prefix, and those with other parts have another, now or in older versions.
-    fn stored_name(&self, name: &str) -> Option<&str> {
+    pub(super) fn stored_name(&self, name: &str) -> Option<&str> {
         let bare = name.strip_prefix("model.");
         let of_part = bare.map(|bare| format!("model.language_model.{bare}"));
         let of_older_part = format!("language_model.{name}");
@@ -240,7 +255,7 @@ impl WeightFiles {
 
     /// # Errors
     /// If a tensor cannot be read.
-    fn layout(&self, config: &DecoderConfig) -> Result<Layout, FileError> {
+    fn layout(&self, config: &DecoderConfig) -> Result<Layout, LoadError> {
         let mut layout = Layout::default();
         // A head that is tied is the embedding, which may have been trained.
         let mut ours: BTreeSet<&str> = self.stored_name(HEAD).into_iter().collect();
@@ -248,6 +263,7 @@ impl WeightFiles {
             let stored = self.stored_name(&name);
             ours.extend(stored);
             let fused = config.fused(role).filter(|_| stored.is_none());
+            ours.extend(fused.iter().flat_map(|fused| self.mxfp4_names(fused)).flatten());
             if let Some((Fused { shape, .. }, stored)) = fused.and_then(|f| self.fused_name(f)) {
                 ours.insert(stored);
                 layout.fused.insert(name, (stored.to_owned(), shape));
@@ -255,8 +271,13 @@ impl WeightFiles {
                 layout.names.insert(name, stored.to_owned());
             }
         }
-        for name in self.file_of.keys().filter(|name| !ours.contains(name.as_str())) {
-            layout.others.extend(self.tensor(name)?.map(|(_, tensor)| (name.clone(), tensor)));
+        let is_other = |name: &&String| !ours.contains(name.as_str()) && !self.is_part(name);
+        for name in self.file_of.keys().filter(is_other) {
+            let tensor = match self.joined_as_stored(name)? {
+                None => self.tensor(name)?.map(|(_, tensor)| tensor),
+                joined => joined,
+            };
+            layout.others.extend(tensor.map(|tensor| (name.clone(), tensor)));
         }
         Ok(layout)
     }
@@ -267,7 +288,22 @@ impl WeightFiles {
         Some((fused, stored))
     }
 
-    fn tensor(&self, stored_name: &str) -> Result<Option<(&SafeTensorsFile, Tensor)>, FileError> {
+    /// The first name that begins with `prefix`.
+    pub(super) fn name_from(&self, prefix: &str) -> Option<&str> {
+        let (name, _) = self.file_of.range(prefix.to_owned()..).next()?;
+        name.starts_with(prefix).then_some(name)
+    }
+
+    /// A tensor as it is in its file.
+    pub(super) fn raw(&self, stored_name: &str) -> Option<(&SafeTensorsFile, RawTensor<'_>)> {
+        let file = &self.files[*self.file_of.get(stored_name)?];
+        Some((file, file.raw(stored_name)?))
+    }
+
+    pub(super) fn tensor(
+        &self,
+        stored_name: &str,
+    ) -> Result<Option<(&SafeTensorsFile, Tensor)>, FileError> {
         let Some(&file) = self.file_of.get(stored_name) else { return Ok(None) };
         let file = &self.files[file];
         Ok(file.tensor(stored_name)?.map(|tensor| (file, tensor)))
@@ -276,36 +312,35 @@ impl WeightFiles {
     /// Whether embedding and head, which the configuration ties, are tied in the files too. As in
     /// transformers 5, either of them may stand for both, and a head whose values differ from the
     /// embedding's was trained separately.
-    ///
-    /// # Errors
-    /// If there is no memory to compare them.
-    pub(super) fn are_tied(&mut self) -> Result<bool, FileError> {
-        let head = self.stored_name(HEAD).map(|name| self.tensor(name)).transpose()?;
-        let Some((_, head)) = head.flatten() else { return Ok(true) };
-        let embedding = self.stored_name(EMBEDDING).map(|name| self.tensor(name)).transpose()?;
-        let Some((_, embedding)) = embedding.flatten() else {
-            self.embedding_is_head = true;
-            return Ok(true);
-        };
-        let is_same = |a: &Tensor, b: &Tensor| {
-            (a.dtype(), a.shape()) == (b.dtype(), b.shape()) && a.bytes() == b.bytes()
-        };
-        Ok(is_same(&embedding, &head))
+    pub(super) fn are_tied(&mut self) -> bool {
+        let raw = |name| self.raw(self.stored_name(name)?).map(|(_, tensor)| tensor);
+        let (embedding, head) = (raw(EMBEDDING), raw(HEAD));
+        let are_tied = embedding.is_none() || head.is_none() || embedding == head;
+        self.embedding_is_head = embedding.is_none() && head.is_some();
+        are_tied
     }
 
     /// The tensor of a weight, or its part of that of all experts, which must have its shape.
     pub(super) fn take(
         &self,
-        WeightSpec { role, name, shape }: &WeightSpec,
+        spec: &WeightSpec,
         config: &DecoderConfig,
+        device: &Device,
         taken: &mut Taken,
     ) -> Result<Tensor, LoadError> {
-        let stored = match self.embedding_is_head && name == EMBEDDING {
+        let WeightSpec { role, name, shape } = spec;
+        let stored = match self.embedding_is_head && *role == Role::EmbedTokens {
             true => self.stored_name(HEAD),
             false => self.stored_name(name),
         };
         if let Some(stored) = stored {
+            if let Some(tensor) = self.joined(stored, shape, device, taken)? {
+                return Ok(tensor);
+            }
             return self.take_stored(stored, shape, taken);
+        }
+        if let Some(tensor) = self.expert_in_mxfp4(spec, config, device, taken)? {
+            return Ok(tensor);
         }
         let missing = || LoadError::Missing { path: self.path.clone(), name: name.clone() };
         let fused = config.fused(*role).and_then(|fused| self.fused_name(fused));

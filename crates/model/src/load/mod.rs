@@ -2,6 +2,7 @@
 
 mod files;
 mod gguf;
+mod parts;
 
 pub(crate) use files::{Layout, find_pickled, is_lfs_pointer, layout};
 pub use files::{LoadError, weight_files};
@@ -95,7 +96,7 @@ impl Source {
         taken: &mut Taken,
     ) -> Result<Tensor, LoadError> {
         match self {
-            Self::Safetensors(files) => files.take(spec, config, taken),
+            Self::Safetensors(files) => files.take(spec, config, device, taken),
             Self::Gguf(model) => gguf::take(model, spec, config, device, taken),
         }
     }
@@ -122,7 +123,7 @@ impl ModelFiles {
         let mut config = DecoderConfig::load(path)?;
         let mut files = WeightFiles::open(path)?;
         if config.tie_word_embeddings {
-            config.tie_word_embeddings = files.are_tied()?;
+            config.tie_word_embeddings = files.are_tied();
         }
         Ok(Self { config, files: Source::Safetensors(files) })
     }

@@ -137,11 +137,6 @@ fn unusable_settings() {
         ("residual_multiplier", json!(0.22), &unknown("0.22")),
         ("use_cross_attention", json!(true), &unknown("true")),
         ("rope_scaling.mrope_section", json!([4, 4]), &unknown("[4,4]")),
-        (
-            "quantization_config",
-            json!({"bits": 4}),
-            "indicates quantised weights, which are not supported yet; use the unquantised model",
-        ),
     ];
     for (key, value, problem) in cases {
         check_key(key, value, problem);

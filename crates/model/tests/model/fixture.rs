@@ -288,6 +288,11 @@ pub fn rewrite(file: &Path, change: impl FnOnce(&mut BTreeMap<String, Entry>)) {
     let mut tensors: BTreeMap<String, Entry> =
         tensors.tensors().into_iter().map(|(name, tensor)| (name, entry(tensor))).collect();
     change(&mut tensors);
+    write_tensors(file, &tensors);
+}
+
+/// Writes a safetensors file.
+pub fn write_tensors(file: &Path, tensors: &BTreeMap<String, Entry>) {
     let views = tensors.iter().map(|(name, (dtype, shape, data))| {
         (name.clone(), TensorView::new(*dtype, shape.clone(), data).unwrap())
     });

@@ -17,6 +17,7 @@ mod packing;
 mod peft;
 mod published;
 mod published_mixtures;
+mod quantised;
 mod random_weights;
 mod rope;
 mod router_loss;

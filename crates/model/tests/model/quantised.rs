@@ -1,0 +1,480 @@
+//! Quantised matrices in safetensors files, each in several tensors: FP8, bitsandbytes' NF4, MXFP4.
+
+use crate::fixture::{
+    Entry, Outcome, Sample, export, forward_backward, load, logits, pack, rewrite, set_key,
+    write_tensors,
+};
+use hone_model::adapter::{LoraConfig, TargetModules, attach};
+use hone_model::{
+    DecoderConfig, ExpertPart, Linear, LoadOptions, Model, Recompute, Role, Trained, WeightSpec,
+};
+use hone_tensor::safetensors::load_as;
+use hone_tensor::{Category, Compute, DType, Device, Philox, Storage, Tensor};
+use safetensors::Dtype;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tempfile::TempDir;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Nf4,
+    /// With one scale.
+    Fp8,
+    Fp8Blocks,
+    Mxfp4,
+}
+
+impl Kind {
+    const ALL: [Self; 4] = [Self::Nf4, Self::Fp8, Self::Fp8Blocks, Self::Mxfp4];
+
+    fn storage(self, shape: &[usize]) -> &'static str {
+        match self {
+            Self::Nf4 => "nf4",
+            Self::Fp8Blocks if shape.iter().any(|&size| size > 128) => "fp8_block",
+            // One block has one scale.
+            Self::Fp8 | Self::Fp8Blocks => "fp8",
+            Self::Mxfp4 => "mxfp4",
+        }
+    }
+
+    fn quantises(self, role: Role) -> bool {
+        match (self, role) {
+            (_, Role::Matrix(_, Linear::Router)) => false,
+            (Self::Mxfp4, Role::Matrix(_, linear)) => matches!(linear, Linear::Expert(..)),
+            (_, Role::Matrix(..)) => true,
+            _ => false,
+        }
+    }
+
+    fn quantization_config(self) -> Value {
+        match self {
+            Self::Nf4 => json!({
+                "quant_method": "bitsandbytes", "_load_in_4bit": true, "_load_in_8bit": false,
+                "load_in_4bit": true, "load_in_8bit": false, "bnb_4bit_quant_type": "nf4",
+                "bnb_4bit_use_double_quant": true, "bnb_4bit_quant_storage": "uint8",
+                "llm_int8_skip_modules": ["lm_head"],
+            }),
+            Self::Fp8 => json!({
+                "quant_method": "fp8", "activation_scheme": "static", "weight_block_size": null,
+                "dequantize": false, "modules_to_not_convert": ["lm_head"],
+            }),
+            Self::Fp8Blocks => json!({
+                "quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3",
+                "weight_block_size": [128, 128],
+            }),
+            Self::Mxfp4 => json!({"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}),
+        }
+    }
+}
+
+fn config(kind: Kind) -> Value {
+    let mut config = json!({
+        "model_type": "llama", "vocab_size": 40, "hidden_size": 32, "intermediate_size": 160,
+        "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 64, "tie_word_embeddings": true,
+    });
+    if kind == Kind::Mxfp4 {
+        config["model_type"] = json!("qwen3_moe");
+        for (key, value) in [
+            ("head_dim", 8),
+            ("num_experts", 3),
+            ("num_experts_per_tok", 2),
+            ("moe_intermediate_size", 64),
+        ] {
+            config[key] = json!(value);
+        }
+    }
+    config
+}
+
+/// The value of a byte in FP8 (e4m3).
+fn e4m3(byte: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7) / 8.0);
+    let magnitude = match exponent {
+        0 => mantissa * 2f32.powi(-6),
+        _ => (1.0 + mantissa) * 2f32.powi(exponent - 7),
+    };
+    if byte < 128 { magnitude } else { -magnitude }
+}
+
+fn le(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+/// Tensors by name.
+type Tensors = BTreeMap<String, Entry>;
+
+/// A matrix as `kind` has it in tensors, and its values.
+fn quantised(
+    kind: Kind,
+    name: &str,
+    [rows, cols]: [usize; 2],
+    random: &Philox,
+) -> (Tensors, Vec<f32>) {
+    let len = rows * cols;
+    let values: Vec<f32> = (0..len as u64).map(|i| 0.4 * random.uniform(i) - 0.2).collect();
+    let byte = |i: usize| (256.0 * random.uniform(i as u64)) as u8;
+    let mut tensors = Tensors::new();
+    let mut add = |part: &str, dtype, shape: &[usize], bytes| {
+        tensors.insert(format!("{name}{part}"), (dtype, shape.to_vec(), bytes));
+    };
+    match kind {
+        Kind::Nf4 => {
+            let nf4 = Storage::from_name("nf4").unwrap();
+            let matrix = Tensor::from_f32(&values, &[rows, cols]);
+            let packed = load_as(&Device::cpu(1), Category::Weights, &matrix, nf4).unwrap();
+            let (blocks, bytes) = (len.div_ceil(64), packed.bytes());
+            let (levels, rest) = bytes.split_at(1024);
+            let (mean, rest) = rest.split_at(4);
+            let (scales, rest) = rest.split_at(4 * blocks.div_ceil(256));
+            let (absmax, weight) = rest.split_at(blocks);
+            let state = json!({
+                "quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [rows, cols],
+                "nested_blocksize": 256, "nested_dtype": "float32",
+                "nested_offset": f32::from_le_bytes(mean.try_into().unwrap()),
+            });
+            let state = state.to_string().into_bytes();
+            add("", Dtype::U8, &[weight.len(), 1], weight.to_vec());
+            add(".absmax", Dtype::U8, &[blocks], absmax.to_vec());
+            add(".quant_map", Dtype::F32, &[16], le(&LEVELS));
+            add(".nested_absmax", Dtype::F32, &[scales.len() / 4], scales.to_vec());
+            add(".nested_quant_map", Dtype::F32, &[256], levels.to_vec());
+            add(".quant_state.bitsandbytes__nf4", Dtype::U8, &[state.len()], state);
+            (tensors, values)
+        }
+        Kind::Fp8 | Kind::Fp8Blocks => {
+            let bytes: Vec<u8> = (0..len).map(|i| byte(i) & 0xbf).collect();
+            let scale_shape = match kind {
+                Kind::Fp8 => vec![],
+                _ => vec![rows.div_ceil(128), cols.div_ceil(128)],
+            };
+            // Exact in bf16.
+            let scale = |i: usize| 0.125 + i as f32 / 64.0;
+            let count = scale_shape.iter().product::<usize>();
+            let halves =
+                (0..count).flat_map(|i| (scale(i).to_bits() >> 16).to_le_bytes()[..2].to_vec());
+            let of = |i: usize| match kind {
+                Kind::Fp8 => scale(0),
+                _ => scale(i / cols / 128 * cols.div_ceil(128) + i % cols / 128),
+            };
+            let values = bytes.iter().enumerate().map(|(i, &byte)| e4m3(byte) * of(i)).collect();
+            add("_scale_inv", Dtype::BF16, &scale_shape, halves.collect());
+            add("", Dtype::F8_E4M3, &[rows, cols], bytes);
+            let activation = name.replace(".weight", ".activation_scale");
+            if kind == Kind::Fp8 {
+                tensors.insert(activation, (Dtype::BF16, vec![], vec![0, 0]));
+            }
+            (tensors, values)
+        }
+        Kind::Mxfp4 => {
+            let blocks: Vec<u8> = (0..len / 2).map(byte).collect();
+            let scales: Vec<u8> = (0..len / 32).map(|i| 122 + byte(i) % 4).collect();
+            let levels = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+            let value = |i: usize| {
+                let half = blocks[i / 2] >> (4 * (i % 2)) & 15;
+                let level: f32 = levels[usize::from(half & 7)];
+                let scale = 2f32.powi(i32::from(scales[i / 32]) - 127);
+                if half < 8 { level * scale } else { -level * scale }
+            };
+            let values = (0..len).map(value).collect();
+            add("_blocks", Dtype::U8, &[rows, cols / 32, 16], blocks);
+            add("_scales", Dtype::U8, &[rows, cols / 32], scales);
+            (tensors, values)
+        }
+    }
+}
+
+/// bitsandbytes' levels.
+const LEVELS: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+fn write(dir: &Path, config: &Value, tensors: &Tensors) {
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    write_tensors(&dir.join("model.safetensors"), tensors);
+}
+
+/// A model as floats, and the same with quantised matrices.
+fn model_in_both(kind: Kind) -> [TempDir; 2] {
+    let [floats, packed] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let mut config = config(kind);
+    write(floats.path(), &config, &Tensors::new());
+    let specs: Vec<WeightSpec> = DecoderConfig::load(floats.path()).unwrap().weights().collect();
+    let (mut as_floats, mut as_packed) = (Tensors::new(), Tensors::new());
+    for (i, WeightSpec { role, name, shape }) in specs.iter().enumerate() {
+        let random = Philox::new(3, i as u64);
+        let (mut tensors, mut values) = match (kind.quantises(*role), &shape[..]) {
+            (true, &[rows, cols]) if kind != Kind::Mxfp4 => {
+                quantised(kind, name, [rows, cols], &random)
+            }
+            _ => {
+                let len = shape.iter().product::<usize>() as u64;
+                (Tensors::new(), (0..len).map(|i| 0.4 * random.uniform(i) - 0.2).collect())
+            }
+        };
+        if let (Kind::Mxfp4, Role::Matrix(_, Linear::Expert(expert, part))) = (kind, *role) {
+            (tensors, values) = of_expert(expert, part);
+        }
+        let entry = (Dtype::F32, shape.clone(), le(&values));
+        if tensors.is_empty() {
+            tensors.insert(name.clone(), entry.clone());
+        }
+        as_floats.insert(name.clone(), entry);
+        as_packed.append(&mut tensors);
+    }
+    write(floats.path(), &config, &as_floats);
+    config["quantization_config"] = kind.quantization_config();
+    write(packed.path(), &config, &as_packed);
+    [floats, packed]
+}
+
+/// The tensors of all experts, in which rows of gate and up alternate, and the values of one
+/// expert's matrix.
+fn of_expert(expert: usize, part: ExpertPart) -> (Tensors, Vec<f32>) {
+    let (h, i) = (32, 64);
+    let (name, rows, cols, first, step) = match part {
+        ExpertPart::Gate => ("gate_up_proj", 2 * i, h, 0, 2),
+        ExpertPart::Up => ("gate_up_proj", 2 * i, h, 1, 2),
+        ExpertPart::Down => ("down_proj", h, i, 0, 1),
+    };
+    let (name, random) = (format!("model.layers.0.mlp.experts.{name}"), Philox::new(4, h as u64));
+    let (mut tensors, values) = quantised(Kind::Mxfp4, &name, [3 * rows, cols], &random);
+    for (_, shape, _) in tensors.values_mut() {
+        shape.splice(..1, [3, rows]);
+    }
+    let of_expert = values.chunks(cols).skip(expert * rows).take(rows).skip(first).step_by(step);
+    (tensors, of_expert.flatten().copied().collect())
+}
+
+/// Log-probabilities, gradients of an adapter and logits in f32.
+fn computed(model: &mut Model) -> (Outcome, Vec<f32>) {
+    let device = Device::cpu(2);
+    let target_modules = TargetModules::AllLinear;
+    let lora = LoraConfig { rank: 2, alpha: 4.0, dropout: 0.0, target_modules, use_rslora: false };
+    attach(model, &device, &lora, 5).unwrap();
+    let sample = Sample { ids: vec![1, 39, 7, 7, 20, 3], mask: vec![1; 6] };
+    let batch = pack(&model.decoder.config, &[sample], 0);
+    let how = (Compute::F32, Recompute::None);
+    let outcome = forward_backward(model, &device, how, &batch, 1.0, None);
+    (outcome, logits(model, &device, Compute::F32, &batch))
+}
+
+/// They stay as they are, compute what their values do, and are exported as floats.
+#[test]
+fn quantised_matrices_compute_what_their_values_do() {
+    for kind in Kind::ALL {
+        let [floats, packed] = model_in_both(kind);
+        let device = Device::cpu(2);
+        // Packing floats gives the very bytes that bitsandbytes' tensors have.
+        let expected = Some(Storage::from_name("nf4").unwrap()).filter(|_| kind == Kind::Nf4);
+        let mut expected = load(floats.path(), &device, expected, Trained::Nothing);
+        let counting = Device::cpu(2);
+        let mut found = load(packed.path(), &counting, None, Trained::Nothing);
+        for (spec, (name, projection)) in linears(&found).zip(found.decoder.projections()) {
+            let storage = found.params.resolve(&projection.weight).storage().name();
+            let expected =
+                if kind.quantises(spec.role) { kind.storage(&spec.shape) } else { "f32" };
+            assert_eq!(storage, expected, "{name}");
+        }
+        let dry = Device::dry();
+        load(packed.path(), &dry, None, Trained::Nothing);
+        let bytes = [&counting, &dry].map(|d| d.persistent_bytes(Category::Weights));
+        assert_eq!(bytes[0], bytes[1], "{kind:?}");
+        assert!(computed(&mut found) == computed(&mut expected), "{kind:?}");
+        let merged = tempfile::tempdir().unwrap();
+        export(&found, &device, packed.path(), DType::F32, merged.path()).unwrap();
+        let written = std::fs::read_to_string(merged.path().join("config.json")).unwrap();
+        assert!(!written.contains("quantization_config"), "{written}");
+        let mut merged = load(merged.path(), &device, None, Trained::Nothing);
+        assert!(computed(&mut merged).1 == computed(&mut expected).1, "{kind:?}");
+    }
+}
+
+/// Descriptions of the model's projections, in their order.
+fn linears(model: &Model) -> impl Iterator<Item = WeightSpec> {
+    model.decoder.config.weights().filter(|spec| matches!(spec.role, Role::Matrix(..)))
+}
+
+/// The error of loading a model after `change`, with `DIR` for its path; the same on a dry device.
+fn message(kind: Kind, change: impl FnOnce(&Path)) -> String {
+    let [_, dir] = model_in_both(kind);
+    change(dir.path());
+    let says = |device| match hone_model::load(dir.path(), &device, LoadOptions::INFERENCE) {
+        Ok(_) => "it loads".to_owned(),
+        Err(error) => error.to_string().replace(&dir.path().display().to_string(), "DIR"),
+    };
+    let found = says(Device::cpu(1));
+    assert_eq!(found, says(Device::dry()));
+    found
+}
+
+const Q: &str = "model.layers.0.self_attn.q_proj.weight";
+const STATE: &str = ".quant_state.bitsandbytes__nf4";
+const AGAIN: &str = "Fetch the whole model, or save it again with `save_pretrained`";
+const BOTH: &str = "Either the weights or the configuration belong to another model";
+
+/// What is done to the tensors of a matrix.
+enum Change {
+    Remove(&'static str),
+    /// Zeros of another shape.
+    Reshape(&'static str, &'static [usize]),
+    /// Another value in what bitsandbytes saves as JSON.
+    State(&'static str, Value),
+    /// The type that bitsandbytes says it is.
+    Type(&'static str),
+}
+
+impl Change {
+    fn make(self, matrix: &str, tensors: &mut Tensors) {
+        let mut entry = |part: &str| tensors.remove(&format!("{matrix}{part}")).unwrap();
+        match self {
+            Self::Remove(part) => drop(entry(part)),
+            Self::Reshape(part, shape) => {
+                let (dtype, old, bytes) = entry(part);
+                let size = bytes.len() / old.iter().product::<usize>();
+                let zeros = vec![0; size * shape.iter().product::<usize>()];
+                tensors.insert(format!("{matrix}{part}"), (dtype, shape.to_vec(), zeros));
+            }
+            Self::State(key, value) => {
+                let (dtype, _, bytes) = entry(STATE);
+                let mut json: Value = serde_json::from_slice(&bytes).unwrap();
+                json[key] = value;
+                let bytes = json.to_string().into_bytes();
+                tensors.insert(format!("{matrix}{STATE}"), (dtype, vec![bytes.len()], bytes));
+            }
+            Self::Type(name) => {
+                let state = entry(STATE);
+                tensors.insert(format!("{matrix}.quant_state.bitsandbytes__{name}"), state);
+            }
+        }
+    }
+}
+
+/// Checks what is said of the tensor `name`, one of `matrix`, after a change of the matrix.
+fn check(kind: Kind, [matrix, name]: [&str; 2], change: Change, says: &str) {
+    let found = message(kind, |dir| {
+        rewrite(&dir.join("model.safetensors"), |tensors| change.make(matrix, tensors));
+    });
+    assert_eq!(found, format!("DIR/model.safetensors: tensor `{name}`{says}"));
+}
+
+#[test]
+fn incomplete_nf4() {
+    let missing = |part: &str| format!(": `{Q}{part}`, which belongs to it, is missing. {AGAIN}");
+    for (change, says) in [
+        (
+            Change::Remove(STATE),
+            format!(
+                ": it holds bytes, and `{Q}{STATE}`, which says how they were quantised, is \
+                 missing. {AGAIN}"
+            ),
+        ),
+        (Change::Remove(".absmax"), missing(".absmax")),
+        (Change::Remove(".nested_quant_map"), missing(".nested_quant_map")),
+        (
+            Change::Type("fp4"),
+            ": it is quantised as fp4, and only nf4 is read. Quantise the model again with \
+             bnb_4bit_quant_type = \"nf4\""
+                .to_owned(),
+        ),
+        (
+            Change::State("nested_offset", Value::Null),
+            ": its scales are not quantised themselves, and only double quantisation is read. \
+             Quantise the model again with bnb_4bit_use_double_quant = True"
+                .to_owned(),
+        ),
+        (
+            Change::State("blocksize", json!(128)),
+            ": 128 weights share a scale and 256 scales another, and only 64 and 256, \
+             bitsandbytes' own, are read. Quantise the model again with these"
+                .to_owned(),
+        ),
+        (
+            Change::State("shape", json!([16, 64])),
+            format!(" has shape [16, 64], but the configuration requires [32, 32]. {BOTH}"),
+        ),
+        (
+            Change::State("blocksize", json!(-1)),
+            format!(
+                ": `{Q}{STATE}` is not what bitsandbytes saves: invalid value: integer `-1`, \
+                 expected usize at line 1 column 34. {AGAIN}"
+            ),
+        ),
+        (
+            Change::Reshape(".absmax", &[15]),
+            format!(": `absmax` has 15 elements, and 16 belong to 32 rows of 32 weights. {AGAIN}"),
+        ),
+        (
+            Change::Reshape(".quant_map", &[16]),
+            format!(": `quant_map` does not have the sixteen levels of nf4. {AGAIN}"),
+        ),
+    ] {
+        check(Kind::Nf4, [Q, Q], change, &says);
+    }
+}
+
+#[test]
+fn incomplete_fp8_and_mxfp4() {
+    let shape = |found, expected| {
+        format!(" has shape {found}, but the configuration requires {expected}. {BOTH}")
+    };
+    let missing = |part: &str| format!(": `{part}`, which belongs to it, is missing. {AGAIN}");
+    let scales = ": `weight_scale_inv` has 2 elements, and 1 belong to 32 rows of 32 weights.";
+    for (kind, change, says) in [
+        (Kind::Fp8, Change::Remove("_scale_inv"), missing(&format!("{Q}_scale_inv"))),
+        (Kind::Fp8Blocks, Change::Reshape("_scale_inv", &[2, 1]), format!("{scales} {AGAIN}")),
+        (Kind::Fp8, Change::Reshape("", &[32, 16]), shape("[32, 16]", "[32, 32]")),
+    ] {
+        check(kind, [Q, Q], change, &says);
+    }
+    let of_all = "model.layers.0.mlp.experts.down_proj";
+    let blocks = format!("{of_all}_blocks");
+    let few = Change::Reshape("_scales", &[3, 32, 1]);
+    for (change, says) in [
+        (few, shape("[3, 32, 1]", "[3, 32, 2]")),
+        (Change::Remove("_scales"), missing(&format!("{of_all}_scales"))),
+    ] {
+        check(Kind::Mxfp4, [of_all, &blocks], change, &says);
+    }
+}
+
+/// Other quantisations are refused by name, before the weights are looked at.
+#[test]
+fn other_quantisations() {
+    let read = "fp8 in blocks of 128 × 128 or with one scale, bitsandbytes' nf4 with double \
+                quantisation, and mxfp4 are read. Use the unquantised model, or one of these";
+    for (key, value, problem) in [
+        ("quant_method", json!("gptq"), "is `gptq`, which is not supported"),
+        ("quant_method", json!("awq"), "is `awq`, which is not supported"),
+        ("quant_method", Value::Null, "is missing"),
+        ("load_in_8bit", json!(true), "is true, which is not supported"),
+        ("bnb_4bit_quant_type", json!("fp4"), "is \"fp4\", which is not supported"),
+        ("bnb_4bit_use_double_quant", json!(false), "is false, which is not supported"),
+    ] {
+        let mut given = Kind::Nf4.quantization_config();
+        given[key] = value;
+        let change = |dir: &Path| set_key(&dir.join("config.json"), "quantization_config", given);
+        let expected = format!("DIR/config.json: `quantization_config.{key}` {problem}: {read}");
+        assert_eq!(message(Kind::Nf4, change), expected);
+    }
+    let mut given = Kind::Fp8Blocks.quantization_config();
+    given["weight_block_size"] = json!([64, 64]);
+    let change = |dir: &Path| set_key(&dir.join("config.json"), "quantization_config", given);
+    assert!(message(Kind::Fp8Blocks, change).contains("is [64,64], which is not supported"));
+}
