@@ -24,6 +24,7 @@ use crate::run_file;
 use crate::setup::Setup;
 use dry_run::DryRun;
 use hone_model::Recompute;
+use hone_model::adapter::Coverage;
 use hone_tensor::{Layout, Storage, Target};
 use host::Host;
 use policy::{RecomputeName, candidates};
@@ -63,6 +64,9 @@ pub struct Plan {
     pub time: TimeUse,
     /// Numbers that are trained.
     pub trainable_parameters: u64,
+    /// The same, kind of layer by kind of layer; 0.1.0 wrote none.
+    #[serde(default)]
+    pub coverage: Vec<Coverage>,
     /// Slots of a micro-batch.
     pub micro_batch_tokens: usize,
     /// Micro-batches of a full optimizer step.
@@ -236,7 +240,9 @@ fn plan_among(
             best = Some(planned);
         }
     }
-    Ok(best.expect("there is at least one policy"))
+    let mut best = best.expect("there is at least one policy");
+    best.plan.coverage = dry.coverage();
+    Ok(best)
 }
 
 /// Fitting beats not fitting; then copying the fewest weights, since links are slow; then computing

@@ -5,6 +5,7 @@ use crate::failure::Failure;
 use crate::output;
 use hone_data::{DataReport, FileReport};
 use hone_model::Recompute;
+use hone_model::adapter::Coverage;
 use hone_train::backend::Backend;
 use hone_train::planner::{self, Plan};
 use hone_train::report::{format_bytes, format_seconds};
@@ -42,6 +43,9 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
         count(setup.config.num_parameters() as u64),
         count(plan.trainable_parameters)
     );
+    if setup.lora.is_some() {
+        text.push_str(&targets(&plan.coverage));
+    }
     let _ = writeln!(
         text,
         "data     {} rows, {} tokens, {} of them targets",
@@ -90,6 +94,24 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
             write!(text, "         on {gpu}, based on {speed}{measure}; unproven on hardware")
         }
     };
+    text
+}
+
+/// What adapters reach, kind of layer by kind of layer.
+fn targets(coverage: &[Coverage]) -> String {
+    let kind = |line: &Coverage| match line.num_blocks {
+        0 => line.kind.clone(),
+        1 => format!("{} (1 block)", line.kind),
+        blocks => format!("{} ({blocks} blocks)", line.kind),
+    };
+    let width = coverage.iter().map(|line| kind(line).chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    for (i, line) in coverage.iter().enumerate() {
+        let name = if i == 0 { "targets" } else { "" };
+        let trained = if line.trained == 0 { "–".to_owned() } else { count(line.trained) };
+        let shown = format!("{name:<9}{:<width$}  {trained:>9}  {}", kind(line), line.reach());
+        let _ = writeln!(text, "{}", shown.trim_end());
+    }
     text
 }
 

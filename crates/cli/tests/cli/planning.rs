@@ -206,6 +206,18 @@ fn time_is_of_all_that_a_run_does() {
     for part in [": 12 steps ", ", 4 evaluations ", ", samples "] {
         assert!(line.contains(part), "{line}");
     }
+    let reaches_all = |line: &str| {
+        line.starts_with("targets  attention (2 blocks) ")
+            && line.ends_with("  q_proj, k_proj, v_proj, o_proj")
+    };
+    assert!(shown.lines().any(reaches_all), "{shown}");
+    let some = ["plan", "run.toml", "adapter.target_modules=['v_proj', '*.0.mlp.up_proj']"];
+    let shown = ended(&mut scene.hone(&some)).stdout;
+    for reach in
+        ["v_proj; not q_proj, k_proj, o_proj\n", "up_proj (1 of 2); not gate_proj, down_proj\n"]
+    {
+        assert!(shown.contains(reach), "{shown}");
+    }
 }
 
 #[test]

@@ -1,14 +1,16 @@
 //! Low-rank adapters: target layers, initialisation, and PEFT files.
 
+mod coverage;
 mod fused;
 mod lora;
 mod patterns;
 mod peft;
 mod targets;
 
+pub use coverage::{Coverage, CoveredModules, coverage};
 pub use lora::{LoraConfig, attach};
 pub use peft::{files, load, save};
-pub use targets::TargetModules;
+pub use targets::{ROLES, TargetModules};
 
 use crate::load::LoadError;
 use crate::raw_config::ConfigError;
@@ -33,6 +35,21 @@ pub enum AdapterError {
         available: String,
         /// Number of blocks.
         num_layers: usize,
+    },
+    /// A target names layers of several kinds and reaches only some of them.
+    #[error(
+        "adapter.target_modules: `{target}` covers only {covered}, and not {left_out}, which it \
+         also names. Write `{all}` for all of them, or `*.{target}` for these alone"
+    )]
+    Partial {
+        /// The target as given.
+        target: String,
+        /// What it covers.
+        covered: String,
+        /// What it names besides.
+        left_out: String,
+        /// A target that covers both.
+        all: String,
     },
     /// The list of targets is empty.
     #[error(

@@ -3,6 +3,7 @@
 mod bad_adapters;
 mod bad_models;
 mod bf16;
+mod coverage;
 mod export;
 mod fixture;
 mod fused_adapters;

@@ -15,6 +15,7 @@ use crate::sample::{self, AnswerCosts};
 use crate::scoring::{LabelledBatch, log_probs};
 use crate::setup::Setup;
 use hone_data::{Dataset, MicroBatch, Unit};
+use hone_model::adapter::{Coverage, coverage};
 use hone_model::{Batch, Recompute};
 use hone_tensor::{
     Category, Cost, Device, DeviceError, Layout, OFFLOAD_SLOTS, StepKey, Target, Transfer, ops,
@@ -113,6 +114,7 @@ impl<'a> DryRun<'a> {
             total_seconds: time.total_seconds(),
             time,
             trainable_parameters: self.engine.model.params.num_elements() as u64,
+            coverage: Vec::new(),
             micro_batch_tokens: num_tokens,
             micro_batches_per_step: micro_batches,
             compute: compute.name().to_owned(),
@@ -136,6 +138,11 @@ impl<'a> DryRun<'a> {
             scratch_bytes,
             upload_bytes,
         })
+    }
+
+    /// What is trained of each kind of layer.
+    pub(super) fn coverage(&self) -> Vec<Coverage> {
+        coverage(&self.engine.model)
     }
 
     /// Memory and work of a micro-batch of training.

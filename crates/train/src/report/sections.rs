@@ -3,6 +3,8 @@
 
 use std::fmt::Write as _;
 
+use hone_model::adapter::Coverage;
+
 use super::data;
 use super::format::{bytes, count, escape, number, seconds, short_count, three_digits};
 use super::sources::{Amounts, InputFile, Sample, Sources};
@@ -184,6 +186,7 @@ pub(super) fn below_curves(run: &Sources) -> String {
     if !samples.is_empty() {
         let _ = write!(out, "<h2>Samples before and after</h2>{samples}");
     }
+    out.push_str(&section("What is trained", &coverage_table(run)));
     out.push_str(&section("Data", &data::section(run)));
     let _ = write!(
         out,
@@ -227,6 +230,30 @@ fn plan_table(run: &Sources) -> String {
         false => format!(
             "<div class=\"card scroll\"><table><tr><th></th><th>plan</th><th>actual</th>\
              <th>deviation</th></tr>{rows}</table><p class=\"facts\">{notes}</p></div>"
+        ),
+    }
+}
+
+/// What adapters reach, kind of layer by kind of layer; nothing where all weights are trained.
+fn coverage_table(run: &Sources) -> String {
+    if run.run_value("adapter", "kind").is_none() {
+        return String::new();
+    }
+    let row = |line: &Coverage| {
+        let blocks = if line.num_blocks == 0 { String::new() } else { line.num_blocks.to_string() };
+        let (kind, reach) = (escape(&line.kind), escape(&line.reach()));
+        let (trained, all) = (count(line.trained as f64), count(line.parameters as f64));
+        format!(
+            "<tr><td>{kind}</td><td>{blocks}</td><td>{reach}</td><td>{trained}</td><td>{all}</td>\
+             </tr>"
+        )
+    };
+    let rows: String = run.manifest.plan.coverage.iter().map(row).collect();
+    match rows.is_empty() {
+        true => rows,
+        false => format!(
+            "<div class=\"card scroll\"><table><tr><th></th><th>blocks</th><th>with an adapter</th>\
+             <th>trained</th><th>parameters</th></tr>{rows}</table></div>"
         ),
     }
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::metrics::{self, Records};
+use hone_model::adapter::Coverage;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -180,6 +181,8 @@ pub(super) struct Plan {
     pub gpu: Option<String>,
     pub micro_batch_tokens: Option<f64>,
     pub recompute: Option<serde_json::Value>,
+    /// What is trained of each kind of layer.
+    pub coverage: Vec<Coverage>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -36,7 +36,10 @@ const MANIFEST: &str = r#"{
 "plan": {"peak_bytes": 1610612736, "arena_bytes": 943718400, "memory": {"weights": 269000000,
   "adapters": 19537920, "gradients": 19537920, "optimizer": 39075840, "activations": 800000000,
   "head": 120000000, "workspace": 60000000}, "flops_per_step": 3.1e12, "step_seconds": 4.1,
-  "num_steps": 300, "training_seconds": 1230, "micro_batch_tokens": 4096, "recompute": "block"},
+  "num_steps": 300, "training_seconds": 1230, "micro_batch_tokens": 4096, "recompute": "block",
+  "coverage": [{"kind": "attention", "num_blocks": 30, "modules": [
+    {"name": "q_proj", "count": 30, "trained": 30}, {"name": "k_proj", "count": 30, "trained": 1},
+    {"name": "o_proj", "count": 30, "trained": 0}], "parameters": 26542080, "trained": 552960}]},
 "actual": {"peak_bytes": 1590612736, "arena_bytes": 943718400, "step_seconds": 4.4,
   "total_seconds": 1352}}"#;
 
@@ -126,6 +129,7 @@ fn a_whole_run_shows_everything() {
         "<td>rows</td><td>7,473</td><td>1,319</td>",
         "<td>target tokens</td><td>654,321 (53 %)</td><td>90,000 (45 %)</td>",
         "<td>truncated rows</td><td>3</td><td>–</td>",
+        "<td>30</td><td>q_proj, k_proj (1 of 30); not o_proj</td><td>552,960</td>",
         "path = &quot;models/stories260k&quot;",
         "0123abcd  model.safetensors",
     ] {

@@ -92,7 +92,8 @@ section! {
         alpha: f64 = Float(Positive), Chosen("2 × `rank`"), "64.0";
         /// share of the adapter's inputs set to zero in training
         dropout: f64 = Float(UnitOpen), Value("0.0"), "0.05";
-        /// names or patterns of linear layers, `experts`, `router`; `all-linear`: no router or head
+        /// names or patterns of linear layers, or what they do: `experts`, `router`,
+        /// `linear-attention`; `all-linear`: all but routers and the head
         target_modules: TargetModules = TextList { may_be_empty: false },
             Value(r#""all-linear""#), r#"["q_proj", "v_proj"]"#;
         /// scale by alpha / √rank instead

@@ -1,0 +1,139 @@
+//! Kinds of layers. Tables of what adapters reach have a line for each, and the tests of packing
+//! demand a model of each.
+//!
+//! A kind is read off a block's configuration. Whoever gives a block a new field is asked by the
+//! compiler, in [`LayerConfig::kind_of`], whether it makes another kind.
+
+use crate::config::{AttentionConfig, LayerConfig, MlpConfig};
+use crate::weights::Linear;
+use hone_tensor::Heads;
+use std::fmt;
+
+/// Declares an enumeration with its names, and the list of all of them.
+macro_rules! named {
+    ($(#[$doc:meta])* $name:ident { $($(#[$of:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name {
+            $($(#[$of])* $variant,)+
+        }
+
+        impl $name {
+            /// All, in the order of tables.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// Its name in tables.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)+
+                }
+            }
+        }
+    };
+}
+
+named! {
+    /// Parts of a block.
+    Part {
+        /// Softmax attention.
+        Attention = "attention",
+        /// A gated delta net with its convolution.
+        LinearAttention = "linear attention",
+        /// One MLP for every token.
+        Mlp = "MLP",
+        /// The MLPs of a mixture.
+        Experts = "experts",
+        /// A mixture's MLP for every token.
+        SharedExpert = "shared expert",
+        /// What chooses experts, or says how much of one counts.
+        Router = "router",
+    }
+}
+
+named! {
+    /// What sets layers of the same part apart, where it decides what a token sees or is given.
+    Trait {
+        /// Only the last keys are seen.
+        Windowed = "windowed",
+        /// Positions are not embedded.
+        WithoutPositions = "without positions",
+        /// Heads come with a gate of what they give.
+        Gated = "gated",
+    }
+}
+
+/// A kind of layer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerKind {
+    /// The part of the block.
+    pub part: Part,
+    /// What sets it apart, in the order of [`Trait::ALL`].
+    pub traits: Vec<Trait>,
+}
+
+impl fmt::Display for LayerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.part.name())?;
+        self.traits.iter().try_for_each(|of| write!(f, ", {}", of.name()))
+    }
+}
+
+impl LayerConfig {
+    /// The kinds that a block has, in model order.
+    pub fn kinds(&self) -> Vec<LayerKind> {
+        let mut kinds: Vec<LayerKind> = Vec::new();
+        for kind in self.linears().map(|linear| self.kind_of(linear)) {
+            if !kinds.contains(&kind) {
+                kinds.push(kind);
+            }
+        }
+        kinds
+    }
+
+    /// The kind that one of a block's linear layers belongs to.
+    pub fn kind_of(&self, linear: Linear) -> LayerKind {
+        // What is read into one matrix, biases and norms leave tokens to themselves.
+        let Self { attention, delta: _, mlp, norms: _ } = self;
+        let MlpConfig { intermediate_size: _, activation: _, fused: _, bias: _, experts } = mlp;
+        let part = match linear {
+            Linear::Q | Linear::K | Linear::V | Linear::Qkv | Linear::O => {
+                let traits = attention.traits();
+                return LayerKind { part: Part::Attention, traits };
+            }
+            Linear::DeltaQkv
+            | Linear::DeltaZ
+            | Linear::DeltaB
+            | Linear::DeltaA
+            | Linear::DeltaOut => Part::LinearAttention,
+            Linear::Gate | Linear::Up | Linear::GateUp | Linear::Down if experts.is_some() => {
+                Part::SharedExpert
+            }
+            Linear::Gate | Linear::Up | Linear::GateUp | Linear::Down => Part::Mlp,
+            Linear::SharedGate | Linear::Router => Part::Router,
+            Linear::Expert(..) => Part::Experts,
+        };
+        LayerKind { part, traits: Vec::new() }
+    }
+}
+
+impl AttentionConfig {
+    fn traits(&self) -> Vec<Trait> {
+        let Self { heads, rope, qk_norm: _, output_gate, fused_qkv: _, qkv_bias: _, o_bias: _ } =
+            self;
+        let Heads {
+            num_heads: _,
+            num_kv_heads: _,
+            head_dim: _,
+            scale: _,
+            window,
+            ahead: _,
+            softcap: _,
+        } = heads;
+        let has = |of: &Trait| match of {
+            Trait::Windowed => window.is_some(),
+            Trait::WithoutPositions => rope.is_none(),
+            Trait::Gated => *output_gate,
+        };
+        Trait::ALL.iter().copied().filter(has).collect()
+    }
+}
