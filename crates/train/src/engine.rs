@@ -6,7 +6,7 @@
 use crate::loss_scale::LossScale;
 use crate::mixture::Mixture;
 use crate::objectives::{Metrics, Objective, Statistics};
-use crate::optimizer::{self, AdamW, AdamWOptions, Step};
+use crate::optimizer::{self, AdamW, AdamWOptions, GradNorm, Step};
 use crate::scoring::LabelledBatch;
 use hone_model::adapter::{self, AdapterError, LoraConfig};
 use hone_model::{LoadError, LoadOptions, Model, Pass, Recompute};
@@ -217,11 +217,11 @@ impl Engine {
         loss
     }
 
-    /// The global norm of all gradients, before clipping; a GPU is waited for.
+    /// The norms of all gradients, before clipping; a GPU is waited for.
     ///
     /// # Errors
     /// If the device failed.
-    pub fn grad_norm(&self) -> Result<f64, DeviceError> {
+    pub fn grad_norm(&self) -> Result<GradNorm, DeviceError> {
         optimizer::grad_norm(&self.device, &self.gradients, self.loss_scale)
     }
 

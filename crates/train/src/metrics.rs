@@ -42,6 +42,9 @@ pub struct StepRecord {
     /// How the step used the experts of each block that has any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expert_load: Vec<ExpertLoad>,
+    /// Modules whose gradient has been zero in all of the last twenty steps, each named once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub no_gradient: Vec<String>,
 }
 
 /// Where the seconds of a step went.

@@ -108,8 +108,16 @@ fn clip_scale(grad_norm: f64, max_grad_norm: f64) -> f64 {
     if max_grad_norm == 0.0 { 1.0 } else { (max_grad_norm / (grad_norm + 1e-6)).min(1.0) }
 }
 
-/// The global norm of all gradients, before the loss was multiplied by `loss_scale`; 0 on the dry
-/// device.
+/// How large gradients are.
+#[derive(Clone, Debug)]
+pub struct GradNorm {
+    /// Global norm of all gradients, before the loss was multiplied; 0 on the dry device.
+    pub global: f64,
+    /// Whether each parameter's gradient is zero.
+    pub is_zero: Vec<bool>,
+}
+
+/// The norms of gradients of a loss that was multiplied by `loss_scale`.
 ///
 /// # Errors
 /// If the device failed.
@@ -117,11 +125,14 @@ pub fn grad_norm(
     device: &Device,
     gradients: &Gradients,
     loss_scale: LossScale,
-) -> Result<f64, DeviceError> {
+) -> Result<GradNorm, DeviceError> {
     let bytes = gradients.iter().map(Tensor::num_bytes).sum();
-    let squares = device.begin(Cost::memory_bound("grad_norm", bytes)).map_or(0.0, |on| {
-        on.sum_of_squares(&gradients.iter().map(Tensor::view).collect::<Vec<_>>())
-    });
+    let squares = device
+        .begin(Cost::memory_bound("grad_norm", bytes))
+        .map(|on| on.sum_of_squares(&gradients.iter().map(Tensor::view).collect::<Vec<_>>()));
     device.settle()?;
-    Ok(squares.sqrt() / loss_scale.factor())
+    let total = squares.as_ref().map_or(0.0, |squares| squares.total);
+    let of_each = squares.into_iter().flat_map(|squares| squares.of_arrays);
+    let is_zero = of_each.map(|squares| squares == 0.0).collect();
+    Ok(GradNorm { global: total.sqrt() / loss_scale.factor(), is_zero })
 }

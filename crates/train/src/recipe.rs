@@ -9,6 +9,7 @@ use crate::loading::{self, Held};
 use crate::metrics::{EvalRecord, Lines, Phases, RowsRecord, StepRecord};
 use crate::mixture::Starving;
 use crate::objectives::{Metrics, Statistics};
+use crate::optimizer::GradNorm;
 use crate::planner::{self, Plan, Planned};
 use crate::report;
 use crate::run_dir::{Claim, RunDir};
@@ -27,11 +28,13 @@ use std::time::Instant;
 mod evaluation;
 mod event;
 mod result;
+mod silence;
 mod state;
 mod waiting;
 mod writer;
 
 pub use event::Event;
+use silence::Silence;
 use waiting::Waiting;
 use writer::Writer;
 
@@ -122,9 +125,11 @@ fn train_in(
     event(Event::Begun { settings: &dir.join("run.toml") });
     let device = device(setup, &planned);
     let held = Held::of(setup, planned.plan.offloaded_blocks);
+    let engine = loading::engine(setup, &device, held)?;
     let mut run = Run {
         setup,
-        engine: loading::engine(setup, &device, held)?,
+        silence: Silence::of(&engine.model.params),
+        engine,
         // Texts are generated before there is one, since what they take is in no plan.
         arena: Arena::new(&device, 0)?,
         planned,
@@ -266,6 +271,7 @@ struct Run<'a> {
     kept: Instant,
     waiting: Waiting,
     starving: Starving,
+    silence: Silence,
 }
 
 /// What an optimizer step learns from.
@@ -301,7 +307,8 @@ impl Run<'_> {
             loss = f64::NAN;
         }
         self.prepare_next()?;
-        let norm = self.retry_overflow(&step, &statistics, (&mut loss, &mut metrics))?;
+        let gradients = self.retry_overflow(&step, &statistics, (&mut loss, &mut metrics))?;
+        let norm = gradients.global;
         let forward_backward = passes.elapsed().as_secs_f64();
 
         let updating = Instant::now();
@@ -338,6 +345,7 @@ impl Run<'_> {
             skipped,
             metrics: metrics.means(),
             expert_load: self.engine.mixture.expert_loads(&self.setup.config),
+            no_gradient: self.silence.note(&gradients.is_zero),
         };
         logs.metrics.push(&record)?;
         logs.rows.push(&RowsRecord { step: self.step, micro_batches: step.rows })?;
@@ -348,7 +356,8 @@ impl Run<'_> {
     fn step_done(&mut self, record: &StepRecord, event: &mut dyn FnMut(Event<'_>)) {
         event(Event::Step(record));
         let waited = self.waiting.note(self.setup.threads);
-        let notes = [waited, self.starving.note(&record.expert_load)];
+        let starved = self.starving.note(&record.expert_load);
+        let notes = [waited, starved, silence::note(&record.no_gradient)];
         notes.into_iter().flatten().for_each(|text| event(Event::Note { text }));
         if let Some(why) = self.engine.device.take_graph_error() {
             let text = format!("passes are not launched as CUDA graphs: {why}");
@@ -460,7 +469,7 @@ impl Run<'_> {
         Ok((loss, metrics))
     }
 
-    /// The norm of the step's gradients. In f16, where they overflowed, it is taken again, as if
+    /// The norms of the step's gradients. In f16, where they overflowed, it is taken again, as if
     /// it had begun with a smaller factor, until they do not; if none helps, the factor was not at
     /// fault and stays.
     fn retry_overflow(
@@ -468,13 +477,13 @@ impl Run<'_> {
         step: &StepData,
         statistics: &Statistics,
         (loss, metrics): (&mut f64, &mut Metrics),
-    ) -> Result<f64, DeviceError> {
+    ) -> Result<GradNorm, DeviceError> {
         let (before, mut norm) = (self.engine.loss_scale, self.engine.grad_norm()?);
-        while loss.is_finite() && !norm.is_finite() && self.engine.loss_scale.halve() {
+        while loss.is_finite() && !norm.global.is_finite() && self.engine.loss_scale.halve() {
             (*loss, *metrics) = self.accumulate(step, statistics)?;
             norm = self.engine.grad_norm()?;
         }
-        match loss.is_finite() && norm.is_finite() {
+        match loss.is_finite() && norm.global.is_finite() {
             true => self.engine.loss_scale.update(self.engine.compute),
             false => self.engine.loss_scale = before,
         }

@@ -35,11 +35,16 @@ impl MultiTensor {
             table.extend([chunks as u64, len as u64]);
             table.extend(arrays.iter().map(Slice::address));
             table.extend(words);
-            chunks += len.div_ceil(CHUNK);
+            chunks += Self::chunks_of(len);
         }
         let words: Vec<u32> =
             table.iter().flat_map(|&word| [word as u32, (word >> 32) as u32]).collect();
         Self { table: gpu.upload(&words), rows: num_rows as u32, chunks }
+    }
+
+    /// Number of chunks of an array of `len` elements.
+    pub(crate) fn chunks_of(len: usize) -> usize {
+        len.div_ceil(CHUNK)
     }
 
     /// Total number of chunks.

@@ -1,6 +1,6 @@
 //! Launches of elementwise kernels, and of kernels with one block per row.
 
-use super::Scaled;
+use super::{Scaled, SumOfSquares};
 use crate::cuda::{Gpu, Launch, MultiTensor, Slice, Source, args};
 use crate::format::Storage;
 use std::ops::Range;
@@ -116,11 +116,19 @@ pub(super) fn zero(gpu: &Gpu, arrays: Vec<[Slice<'_>; 1]>) {
     MultiTensor::new(gpu, &arrays).launch(gpu, &SOURCE, "vector_zero", &[]);
 }
 
-pub(super) fn sum_of_squares(gpu: &Gpu, arrays: &[[Slice<'_>; 1]]) -> f64 {
-    let arrays = MultiTensor::new(gpu, arrays);
-    let partial = gpu.scratch(4 * arrays.num_chunks());
-    arrays.launch(gpu, &SOURCE, "vector_sum_of_squares", &[partial.into()]);
-    gpu.download(partial, arrays.num_chunks()).into_iter().map(f64::from).sum()
+pub(super) fn sum_of_squares(gpu: &Gpu, arrays: &[[Slice<'_>; 1]]) -> SumOfSquares {
+    let table = MultiTensor::new(gpu, arrays);
+    let partial = gpu.scratch(4 * table.num_chunks());
+    table.launch(gpu, &SOURCE, "vector_sum_of_squares", &[partial.into()]);
+    let partial: Vec<f32> = gpu.download(partial, table.num_chunks());
+    let sum = |sums: &[f32]| sums.iter().map(|&sum| f64::from(sum)).sum();
+    let mut rest = &partial[..];
+    let of_array = |[array]: &[Slice<'_>; 1]| {
+        let (own, others) = rest.split_at(MultiTensor::chunks_of(array.len()));
+        rest = others;
+        sum(own)
+    };
+    SumOfSquares { of_arrays: arrays.iter().map(of_array).collect(), total: sum(&partial) }
 }
 
 pub(crate) fn add_column_sums(gpu: &Gpu, x: Slice<'_>, width: usize, col: usize, sums: Slice<'_>) {

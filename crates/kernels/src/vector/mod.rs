@@ -107,9 +107,13 @@ impl Processor {
 
     /// `Σ x²` over all elements of all arrays, which are f32: partial sums in f32, added in order
     /// in `f64`. Synchronises with a GPU once.
-    pub fn sum_of_squares(&self, arrays: &[View<'_>]) -> f64 {
+    pub fn sum_of_squares(&self, arrays: &[View<'_>]) -> SumOfSquares {
         match self {
-            Self::Cpu(cpu) => arrays.iter().map(|x| sum_of_squares(cpu, x.f32())).sum(),
+            Self::Cpu(cpu) => {
+                let of_arrays: Vec<f64> =
+                    arrays.iter().map(|x| sum_of_squares(cpu, x.f32())).collect();
+                SumOfSquares { total: of_arrays.iter().sum(), of_arrays }
+            }
             Self::Cuda(gpu) => {
                 let arrays: Vec<_> = arrays.iter().map(|x| [x.cuda()]).collect();
                 cuda::sum_of_squares(gpu, &arrays)
@@ -302,6 +306,15 @@ pub fn add_scaled(cpu: &Cpu, x: &[f32], scale: f32, y: &mut [f32]) {
 /// `y = 0`.
 pub fn zero(cpu: &Cpu, y: ViewMut<'_>) {
     with_elements!(mut y, y => chunks(cpu, y, |_, y| y.fill(Element::from_f32(0.0))));
+}
+
+/// `Σ x²` of several arrays.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SumOfSquares {
+    /// Over all elements.
+    pub total: f64,
+    /// Over those of each array.
+    pub of_arrays: Vec<f64>,
 }
 
 /// `Σ x²`: partial sums of `CHUNK` elements in `f32`, added in order in `f64`.

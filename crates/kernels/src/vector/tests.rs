@@ -64,11 +64,18 @@ fn a_gpu_sums_and_clears_many_arrays_at_once() {
     let slices = || regions.iter().map(|r| r.slice(0, DType::F32, (r.len() / 4, 1)));
     on.begin();
     let found = on.sum_of_squares(&slices().map(View::Cuda).collect::<Vec<_>>());
-    let exact: f64 = arrays.iter().flatten().map(|&x| f64::from(x) * f64::from(x)).sum();
-    assert!((found - exact).abs() <= 1e-6 * exact, "{found} against {exact}");
+    let of = |x: &[f32]| x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+    let each: Vec<f64> = arrays.iter().map(|x| of(x)).collect();
+    let total: f64 = each.iter().sum();
+    let pairs = found.of_arrays.iter().zip(&each).chain([(&found.total, &total)]);
+    for (found, exact) in pairs {
+        assert!((found - exact).abs() <= 1e-6 * exact, "{found} against {exact}");
+    }
+    assert_eq!(found.of_arrays.len(), arrays.len());
     on.begin();
     on.zero_all(slices().map(ViewMut::of_gpu).collect());
-    assert_eq!(on.sum_of_squares(&slices().map(View::Cuda).collect::<Vec<_>>()), 0.0);
+    let found = on.sum_of_squares(&slices().map(View::Cuda).collect::<Vec<_>>());
+    assert_eq!((found.total, found.of_arrays), (0.0, vec![0.0; arrays.len()]));
 }
 
 #[test]

@@ -197,7 +197,7 @@ impl<'a> DryRun<'a> {
         let device = self.engine.device.clone();
         device.take_costs();
         self.engine.gradients.clear(&device);
-        let norm = self.engine.grad_norm()?;
+        let norm = self.engine.grad_norm()?.global;
         self.engine.update(0.0, norm)?;
         Ok(device.take_costs())
     }

@@ -71,7 +71,7 @@ impl Bench {
         let loss = self.device.planned(&mut self.arena, &self.layouts[0], || {
             forward_backward(&mut self.engine, &self.batch)
         })?;
-        let norm = self.engine.grad_norm()?;
+        let norm = self.engine.grad_norm()?.global;
         self.is_half_updated = true;
         self.engine.update(0.01, norm)?;
         let params = self.engine.model.params.iter().flat_map(|(_, _, x)| Tensor::to_vec_f32(x));

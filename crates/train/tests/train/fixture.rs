@@ -129,7 +129,7 @@ pub fn schedule(setup: &Setup) -> Schedule {
 
 /// Clips, updates, and gives the gradient's norm and the learning rate; `step` counts from 0.
 pub fn update(engine: &mut Engine, schedule: &Schedule, step: u64) -> (f64, f64) {
-    let (norm, learning_rate) = (engine.grad_norm().unwrap(), schedule.learning_rate(step));
+    let (norm, learning_rate) = (engine.grad_norm().unwrap().global, schedule.learning_rate(step));
     engine.update(learning_rate, norm).unwrap();
     (norm, learning_rate)
 }

@@ -10,4 +10,5 @@ mod gpu_precisions;
 mod mixtures;
 mod planning;
 mod preference;
+mod silence;
 mod tiny_model;
