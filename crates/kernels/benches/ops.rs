@@ -245,9 +245,9 @@ impl Bench<'_> {
             self.time(&format!("d_attention, sequences of {len}"), flops(5), || {
                 let (qkv, out, lse) = (qkv.view(), out.view(), View::F32(&lse));
                 let saved = attention::Saved { qkv, out, lse };
-                let (d_out, d_qkv) = (d_out.view(), d_qkv.view_mut());
-                let workspace = &mut workspace;
-                attention::backward(&self.cpu, saved, &HEADS, &sequences, d_out, d_qkv, workspace);
+                let gradients = attention::Gradients { d_qkv: d_qkv.view_mut(), sinks: None };
+                let (cpu, d_out, workspace) = (&self.cpu, d_out.view(), &mut workspace);
+                attention::backward(cpu, saved, &HEADS, &sequences, d_out, gradients, workspace);
             });
         }
     }

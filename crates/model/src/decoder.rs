@@ -364,7 +364,7 @@ impl Decoder {
         let attended = match past {
             Past::None(sequences) => ops::attention(tape, qkv, heads, sequences),
             Past::Cached { rows, cache, .. } => {
-                ops::attend_paged(tape, qkv, heads, rows, cache.pages())
+                ops::attend_paged(tape, qkv, heads, None, rows, cache.pages())
             }
         };
         match gates {

@@ -9,7 +9,7 @@
 //! threads busy, and the order of every sum is fixed.
 
 use super::rows::{lines, transposed, used_rows};
-use super::{Heads, Inputs, Rows, Saved, Sequence};
+use super::{Gradients, Heads, Inputs, Rows, Saved, Sequence};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::Element;
 use crate::gemm::MAX_PANEL;
@@ -30,8 +30,8 @@ pub(super) fn workspace_len(heads: &Heads, t: usize) -> usize {
     t * heads.qkv_width() + t * heads.num_heads
 }
 
-/// Gradients of packed rows: `d_qkv [t, qkv_width]`, overwritten, for `d_out [t, out_width]`.
-/// `workspace` holds [`workspace_len`] elements.
+/// Gradients of packed rows for `d_out [t, out_width]`. `workspace` holds [`workspace_len`]
+/// elements.
 ///
 /// # Panics
 /// If the sequences are not contiguous from row 0 on, or their keys are not the rows of their
@@ -42,12 +42,12 @@ pub fn backward(
     heads: &Heads,
     sequences: &[Sequence],
     d_out: View<'_>,
-    d_qkv: ViewMut<'_>,
+    gradients: Gradients<'_>,
     workspace: &mut [f32],
 ) {
     let (inputs, lse) = (Inputs::packed(saved.qkv, heads), saved.lse.f32());
     let pass = Pass { cpu, heads, inputs, sequences, lse };
-    match (saved.out, d_out, d_qkv) {
+    match (saved.out, d_out, gradients.d_qkv) {
         (View::F32(out), View::F32(d_out), ViewMut::F32(d_qkv)) => {
             pass.typed(out, d_out, d_qkv, workspace)
         }
@@ -55,6 +55,10 @@ pub fn backward(
             pass.typed(out, d_out, d_qkv, workspace)
         }
         _ => panic!("outputs and gradients have the same element type"),
+    }
+    if let Some((sinks, d_sinks)) = gradients.sinks {
+        let delta = &workspace[lse.len() / heads.num_heads * heads.qkv_width()..];
+        pass.add_sink_gradients(sinks.f32(), delta, d_sinks.f32());
     }
 }
 
@@ -113,6 +117,19 @@ impl Pass<'_> {
         self.cpu.rows(delta, self.heads.num_heads, 2 * width, |t, delta| {
             let row = t * width..(t + 1) * width;
             self.cpu.isa.run(Deltas { out: &out[row.clone()], d_out: &d_out[row], d, delta });
+        });
+    }
+
+    /// Adds to the gradient of sinks, which take their share from all of a row's probabilities:
+    /// each is `-Σ share · delta` over rows, in f64.
+    fn add_sink_gradients(&self, sinks: &[f32], delta: &[f32], d_sinks: &mut [f32]) {
+        let (n, used) = (self.heads.num_heads, used_rows(self.sequences));
+        let num_tokens = self.lse.len() / n;
+        self.cpu.rows(d_sinks, 1, 32 * used, |h, d_sink| {
+            let lse = &self.lse[h * num_tokens..][..used];
+            let of_row = |(t, lse): (usize, &f32)| exp(sinks[h] - lse) * delta[t * n + h];
+            let sum: f64 = lse.iter().enumerate().map(of_row).map(f64::from).sum();
+            d_sink[0] -= sum as f32;
         });
     }
 

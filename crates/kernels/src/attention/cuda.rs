@@ -2,7 +2,7 @@
 //! possible, otherwise with general kernels.
 
 use super::rows::check_pages;
-use super::{Heads, Inputs, PAGE_ROWS, Rows, Saved, Sequence};
+use super::{Gradients, Heads, Inputs, PAGE_ROWS, Rows, Saved, Sequence};
 use crate::cuda::{Address, Arg, Gpu, Launch, Slice, Source, args};
 use crate::element::DType;
 use crate::view::View;
@@ -23,6 +23,7 @@ pub(crate) static GENERAL: Source = Source {
         "attention_backward_q_general<float>",
         "attention_backward_q_general<bf16>",
         "attention_backward_q_general<f16>",
+        "attention_backward_sinks",
     ],
 };
 
@@ -206,8 +207,9 @@ pub(super) fn forward(
     let out = rows(out, heads.out_width(), 0);
     let (q, k, v) = (rows_of(inputs.q), rows_of(inputs.k), rows_of(inputs.v));
     let (heads_arg, tokens) = (heads_arg(heads), num_tokens as u32);
-    let mut args =
-        args![q, k, v, heads_arg, blocks.sequences, blocks.blocks, out, lse, tokens].to_vec();
+    let sinks = inputs.sinks.map_or(0, |sinks| sinks.cuda().f32().address());
+    let Blocks { sequences, blocks: list, .. } = blocks;
+    let mut args = args![q, k, v, heads_arg, sequences, list, out, lse, tokens, sinks].to_vec();
     if std::ptr::eq(kernels.source, &GENERAL) {
         args.push(inputs.pages.map_or(0, |pages| gpu.upload(pages)).into());
         args.push((PAGE_ROWS as u32).into());
@@ -221,9 +223,10 @@ pub(super) fn backward(
     heads: &Heads,
     sequences: &[Sequence],
     d_out: Slice<'_>,
-    d_qkv: Slice<'_>,
+    Gradients { d_qkv, sinks }: Gradients<'_>,
     delta: Slice<'_>,
 ) {
+    let d_qkv = d_qkv.cuda();
     let (qkv, out, lse) = (saved.qkv.cuda(), saved.out.cuda(), saved.lse.cuda().f32());
     let num_tokens = qkv.len() / heads.qkv_width();
     check(sequences, num_tokens);
@@ -251,6 +254,11 @@ pub(super) fn backward(
     kernels.launch(gpu, Pass::BackwardKv, &blocks, heads.num_kv_heads, args);
     let args = args![q, k, v, d_out, lse, delta, heads_arg, sequences, list, d_q, tokens];
     kernels.launch(gpu, Pass::BackwardQ, &blocks, heads.num_heads, args);
+    if let Some((sinks, d_sinks)) = sinks {
+        let args = args![sinks.cuda().f32(), lse, delta, tokens, d_sinks.cuda().f32()];
+        let at = Launch { grid: [heads.num_heads as u32, 1, 1], threads: 256, shared_bytes: 0 };
+        gpu.launch(&GENERAL, "attention_backward_sinks", at, args);
+    }
 }
 
 fn check(sequences: &[Sequence], num_tokens: usize) {

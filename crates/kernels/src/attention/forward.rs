@@ -121,8 +121,11 @@ impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
         let acc = scratch.take(group * QUERIES * width);
         let (maxima, sums) = (scratch.take(group * QUERIES), scratch.take(group * QUERIES));
         acc.fill(0.0);
-        sums.fill(0.0);
-        maxima.fill(f32::NEG_INFINITY);
+        for g in 0..group {
+            let sink = self.inputs.sinks.map(|sinks| sinks.f32()[kv_head * group + g]);
+            maxima[g * QUERIES..][..QUERIES].fill(sink.unwrap_or(f32::NEG_INFINITY));
+            sums[g * QUERIES..][..QUERIES].fill(if sink.is_some() { 1.0 } else { 0.0 });
+        }
         let visible = |i: usize| sequence.visible(first + i, self.heads);
         let begin = visible(0).start / KEYS * KEYS;
         let end = visible(count - 1).end;

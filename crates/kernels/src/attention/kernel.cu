@@ -95,13 +95,14 @@ struct Softmax {
 };
 
 // out = softmax(q kᵀ scale) v and lse [num_heads, num_tokens], the logarithm of the softmax's
-// denominator. With `pages`, row r of keys and values is row r % page_rows of page
-// pages[r / page_rows]; a page holds whole tiles. Grid: blocks of `OWN` queries, query heads.
+// denominator; with `sinks` [num_heads], each in the denominator of its head. With `pages`, row r
+// of keys and values is row r % page_rows of page pages[r / page_rows]; a page holds whole tiles.
+// Grid: blocks of `OWN` queries, query heads.
 template <class T>
 __global__ void attention_forward_general(
     Rows<const T> q, Rows<const T> k, Rows<const T> v, Heads heads, const Sequence* sequences,
-    const Block* blocks, Rows<T> out, float* lse, uint32 num_tokens, const uint32* pages,
-    uint32 page_rows) {
+    const Block* blocks, Rows<T> out, float* lse, uint32 num_tokens, const float* sinks,
+    const uint32* pages, uint32 page_rows) {
     DYNAMIC_SHARED(shared);
     Block block = blocks[blockIdx.x];
     Sequence s = sequences[block.sequence];
@@ -114,7 +115,9 @@ __global__ void attention_forward_general(
 
     Sums sums = {};
     Softmax softmax[PER_WARP];
-    for (int r = 0; r < PER_WARP; r++) softmax[r] = Softmax{-INFINITY, 0.0f};
+    for (int r = 0; r < PER_WARP; r++) {
+        softmax[r] = sinks ? Softmax{sinks[head], 1.0f} : Softmax{-INFINITY, 0.0f};
+    }
     // The keys visible to row 0; those of row i are shifted by i.
     Range seen = keys_of(s, heads, first), last = keys_of(s, heads, first + count - 1);
     auto [begin, end] = all_of(seen, last, s.k_len);
@@ -162,6 +165,20 @@ __global__ void attention_delta(
     }
     sum = warp_sum(sum);
     if (threadIdx.x % WARP == 0) delta[size_t(head) * num_tokens + row] = sum;
+}
+
+// Adds -Σ share · delta over rows to the gradient of each sink. Rows of no sequence have a delta
+// of zero and any lse. One block per query head.
+__global__ void attention_backward_sinks(
+    const float* sinks, const float* lse, const float* delta, uint32 num_tokens, float* d_sinks) {
+    size_t head = blockIdx.x;
+    lse += head * num_tokens, delta += head * num_tokens;
+    float sum = 0.0f;
+    for (uint32 row = threadIdx.x; row < num_tokens; row += blockDim.x) {
+        if (delta[row] != 0.0f) sum += expf(sinks[head] - lse[row]) * delta[row];
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) d_sinks[head] -= sum;
 }
 
 // d_k and d_v from the saved lse and delta. Grid: blocks of `OWN` keys, key-value heads.

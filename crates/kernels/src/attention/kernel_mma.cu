@@ -200,9 +200,11 @@ DEVICE float sum_of_four_lanes(float x) {
 template <int M> struct Softmax {
     float max[M][2], sum[M][2];
 
-    DEVICE Softmax() {
+    // With a score, not yet multiplied by the scale, that is in the sum from the start.
+    DEVICE explicit Softmax(float sink) {
+        float own = sink == -INFINITY || threadIdx.x % 4 != 0 ? 0.0f : 1.0f;
         for (int m = 0; m < M; m++) {
-            for (int i = 0; i < 2; i++) max[m][i] = -INFINITY, sum[m][i] = 0.0f;
+            for (int i = 0; i < 2; i++) max[m][i] = sink, sum[m][i] = own;
         }
     }
 
@@ -263,12 +265,13 @@ DEVICE void store_rows(Element* x, size_t stride, int count, const float (&sums)
 }
 
 // out = softmax(q kᵀ scale) v and lse [num_heads, num_tokens], the logarithm of the softmax's
-// denominator. Grid: blocks of 128 queries, query heads. Dynamic shared memory: 512 D bytes.
+// denominator; with `sinks` [num_heads], each in the denominator of its head. Grid: blocks of 128
+// queries, query heads. Dynamic shared memory: 512 D bytes.
 template <int D>
 __global__ void __launch_bounds__(THREADS, 2) attention_forward_mma(
     Rows<const Element> q, Rows<const Element> k, Rows<const Element> v, Heads heads,
     const Sequence* sequences, const Block* blocks, Rows<Element> out, float* lse,
-    uint32 num_tokens) {
+    uint32 num_tokens, const float* sinks) {
     constexpr int M = 2, NUM = WARPS * 16 * M;
     DYNAMIC_SHARED(shared);
     uint32 q_tile = shared_address(shared), k_tile = q_tile + NUM * D * 2;
@@ -290,7 +293,7 @@ __global__ void __launch_bounds__(THREADS, 2) attention_forward_mma(
 
     Left<D, M, (D <= 64)> own_q(q_tile, own_row);
     float sums[M][D / 8][4] = {};
-    Softmax<M> softmax;
+    Softmax<M> softmax(sinks ? sinks[head] / heads.scale : -INFINITY);
     Range seen = keys_of(s, heads, first + own_row);
     for (int k0 = all.begin; k0 < all.end; k0 += ROWS) {
         // The keys have arrived and the previous values are no longer needed: load the next values

@@ -8,6 +8,10 @@
 //! matrix exists; the backward pass recomputes scores from the saved log-sum-exp. Blocks are
 //! aligned to the start of each sequence, so a sequence gives the same bits at any position in a
 //! batch.
+//!
+//! Heads may have a sink (Xiao et al., 2023, with a learned logit as in gpt-oss): one more logit of
+//! the softmax, whose share is dropped. It is in the denominator from the start, and so in the
+//! log-sum-exp, from which the backward pass has it.
 
 mod backward;
 pub(crate) mod cuda;
@@ -57,27 +61,35 @@ impl Processor {
         }
     }
 
-    /// `d_qkv [t, qkv_width]`, overwritten, for `d_out [t, out_width]`. `workspace` is f32:
-    /// [`workspace_len`] elements.
+    /// `d_qkv [t, qkv_width]`, overwritten, for `d_out [t, out_width]`, and what is added to the
+    /// gradient of sinks. `workspace` is f32: [`workspace_len`] elements.
     pub fn attention_backward(
         &self,
         saved: Saved<'_>,
         heads: &Heads,
         sequences: &[Sequence],
         d_out: View<'_>,
-        d_qkv: ViewMut<'_>,
+        gradients: Gradients<'_>,
         workspace: ViewMut<'_>,
     ) {
         match self {
             Self::Cpu(cpu) => {
-                backward(cpu, saved, heads, sequences, d_out, d_qkv, workspace.f32());
+                backward(cpu, saved, heads, sequences, d_out, gradients, workspace.f32());
             }
             Self::Cuda(gpu) => {
-                let (d_qkv, delta) = (d_qkv.cuda(), workspace.cuda().f32());
-                cuda::backward(gpu, saved, heads, sequences, d_out.cuda(), d_qkv, delta);
+                let delta = workspace.cuda().f32();
+                cuda::backward(gpu, saved, heads, sequences, d_out.cuda(), gradients, delta);
             }
         }
     }
+}
+
+/// What the backward pass writes.
+pub struct Gradients<'a> {
+    /// `[t, qkv_width]`, overwritten.
+    pub d_qkv: ViewMut<'a>,
+    /// Sinks, and their gradient, to which it is added; both `[num_heads]` f32.
+    pub sinks: Option<(View<'a>, ViewMut<'a>)>,
 }
 
 /// Values that the backward pass needs from the forward pass.
@@ -158,6 +170,8 @@ pub struct Inputs<'a> {
     pub k: Rows<'a>,
     /// Values.
     pub v: Rows<'a>,
+    /// Logits of sinks, `[num_heads]` f32.
+    pub sinks: Option<View<'a>>,
     /// Page table, if keys and values are stored in pages of [`PAGE_ROWS`] rows: row `r` is row
     /// `r % PAGE_ROWS` of page `pages[r / PAGE_ROWS]`, and sequences begin at multiples of
     /// `PAGE_ROWS`. `None`: keys and values are contiguous. Forward pass only.
@@ -175,7 +189,7 @@ impl<'a> Inputs<'a> {
         let k = heads.num_heads * heads.head_dim;
         let v = k + heads.num_kv_heads * heads.head_dim;
         let rows = |offset| Rows { data: qkv, stride, offset };
-        Self { q: rows(0), k: rows(k), v: rows(v), pages: None }
+        Self { q: rows(0), k: rows(k), v: rows(v), sinks: None, pages: None }
     }
 
     /// Physical index of key row `row`.

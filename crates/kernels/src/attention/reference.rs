@@ -2,11 +2,12 @@
 
 use super::{Heads, Sequence};
 
-/// `qkv [t, qkv_width]` → `out [t, out_width]`; rows of no sequence are zero.
-pub fn forward(qkv: &[f64], heads: &Heads, sequences: &[Sequence]) -> Vec<f64> {
+/// `qkv [t, qkv_width]` → `out [t, out_width]`; rows of no sequence are zero. `sinks` are empty or
+/// `[num_heads]`.
+pub fn forward(qkv: &[f64], heads: &Heads, sinks: &[f64], sequences: &[Sequence]) -> Vec<f64> {
     let mut out = vec![0.0; qkv.len() / heads.qkv_width() * heads.out_width()];
     each_query(heads, sequences, |h, t, keys| {
-        let (_, p) = probabilities(qkv, heads, h, t, keys.clone());
+        let Softmax { p, .. } = probabilities((qkv, sinks), heads, h, t, keys.clone());
         for (p, j) in p.iter().zip(keys) {
             for c in 0..heads.head_dim {
                 let v = qkv[heads.v_at(j, h) + c];
@@ -17,16 +18,26 @@ pub fn forward(qkv: &[f64], heads: &Heads, sequences: &[Sequence]) -> Vec<f64> {
     out
 }
 
-/// `d_qkv` for `d_out`.
-pub fn backward(qkv: &[f64], heads: &Heads, sequences: &[Sequence], d_out: &[f64]) -> Vec<f64> {
+/// `d_qkv` and the gradient of sinks for `d_out`.
+pub fn backward(
+    qkv: &[f64],
+    heads: &Heads,
+    sinks: &[f64],
+    sequences: &[Sequence],
+    d_out: &[f64],
+) -> (Vec<f64>, Vec<f64>) {
     let (d, scale) = (heads.head_dim, f64::from(heads.scale));
-    let mut d_qkv = vec![0.0; qkv.len()];
+    let (mut d_qkv, mut d_sinks) = (vec![0.0; qkv.len()], vec![0.0; sinks.len()]);
     each_query(heads, sequences, |h, t, keys| {
-        let (scores, p) = probabilities(qkv, heads, h, t, keys.clone());
+        let softmax = probabilities((qkv, sinks), heads, h, t, keys.clone());
+        let Softmax { scores, p, sink } = softmax;
         let d_out = &d_out[t * heads.out_width() + h * d..][..d];
         let dot = |at: usize| (0..d).map(|c| d_out[c] * qkv[at + c]).sum::<f64>();
         let d_p: Vec<f64> = keys.clone().map(|j| dot(heads.v_at(j, h))).collect();
         let mean: f64 = p.iter().zip(&d_p).map(|(p, d_p)| p * d_p).sum();
+        if let Some(d_sink) = d_sinks.get_mut(h) {
+            *d_sink -= sink * mean;
+        }
         for (((score, p), d_p), j) in scores.iter().zip(&p).zip(&d_p).zip(keys) {
             let share = heads.softcap.map_or(0.0, |cap| score / f64::from(cap.0));
             let d_score = p * (d_p - mean) * scale * (1.0 - share * share);
@@ -37,7 +48,7 @@ pub fn backward(qkv: &[f64], heads: &Heads, sequences: &[Sequence], d_out: &[f64
             }
         }
     });
-    d_qkv
+    (d_qkv, d_sinks)
 }
 
 impl Heads {
@@ -67,14 +78,20 @@ fn each_query(
     }
 }
 
-/// Scores, and their softmax.
+/// Scores, their softmax, and the sink's share of it.
+struct Softmax {
+    scores: Vec<f64>,
+    p: Vec<f64>,
+    sink: f64,
+}
+
 fn probabilities(
-    qkv: &[f64],
+    (qkv, sinks): (&[f64], &[f64]),
     heads: &Heads,
     h: usize,
     t: usize,
     keys: std::ops::RangeInclusive<usize>,
-) -> (Vec<f64>, Vec<f64>) {
+) -> Softmax {
     let bounded = |score: f64| match heads.softcap {
         None => score,
         Some(cap) => f64::from(cap.0) * (score / f64::from(cap.0)).tanh(),
@@ -84,8 +101,9 @@ fn probabilities(
         (0..heads.head_dim).map(|c| qkv[q + c] * qkv[k + c]).sum::<f64>() * f64::from(heads.scale)
     };
     let scores: Vec<f64> = keys.map(|key| bounded(score(key))).collect();
-    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+    let logit = sinks.get(h).copied().unwrap_or(f64::NEG_INFINITY);
+    let max = scores.iter().copied().fold(logit, f64::max);
+    let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum::<f64>() + (logit - max).exp();
     let p = scores.iter().map(|s| (s - max).exp() / sum).collect();
-    (scores, p)
+    Softmax { scores, p, sink: (logit - max).exp() / sum }
 }

@@ -44,7 +44,8 @@ fn run_with(
     forward(cpu, inputs, heads, sequences, ViewMut::F32(&mut out), &mut lse);
     let saved = Saved { qkv: View::F32(qkv), out: View::F32(&out), lse: View::F32(&lse) };
     let (d_out, d) = (View::F32(d_out), ViewMut::F32(&mut d_qkv));
-    backward(cpu, saved, heads, sequences, d_out, d, &mut workspace);
+    let gradients = Gradients { d_qkv: d, sinks: None };
+    backward(cpu, saved, heads, sequences, d_out, gradients, &mut workspace);
     [out, d_qkv]
 }
 
@@ -78,8 +79,8 @@ fn large_scores_stay_finite() {
     let (d_out, sequences) = (random(t * HEADS.out_width(), 4), [Sequence::new(0, t)]);
     let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
     let [out, d_qkv] = run(&Cpu::new(2), &qkv, &d_out, &sequences);
-    let exact = reference::forward(&wide(&qkv), &HEADS, &sequences);
-    let d_exact = reference::backward(&wide(&qkv), &HEADS, &sequences, &wide(&d_out));
+    let exact = reference::forward(&wide(&qkv), &HEADS, &[], &sequences);
+    let (d_exact, _) = reference::backward(&wide(&qkv), &HEADS, &[], &sequences, &wide(&d_out));
     for (found, exact) in out.iter().zip(&exact).chain(d_qkv.iter().zip(&d_exact)) {
         assert!((f64::from(*found) - exact).abs() < 2e-2, "{found} against {exact}");
     }
@@ -139,7 +140,7 @@ fn long_rows_give_the_same_bits_with_any_number_of_threads() {
             assert!(again == first, "{isa:?}, {threads} threads, {heads:?}");
         }
         let f64s = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
-        let exact = reference::backward(&f64s(&qkv), &heads, &sequences, &f64s(&d_out));
+        let (exact, _) = reference::backward(&f64s(&qkv), &heads, &[], &sequences, &f64s(&d_out));
         let greatest = exact.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
         for (found, exact) in first.iter().zip(&exact) {
             assert!((f64::from(*found) - exact).abs() < 1e-5 * greatest, "{found}, {exact}");

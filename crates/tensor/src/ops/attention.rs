@@ -1,7 +1,9 @@
 //! Attention over packed sequences, and over pages of keys and values.
 
 use super::{grow, rows_cols};
-use crate::{Category, Cost, DType, Device, DeviceError, Heads, Sequence, Tape, Tensor, Var, Work};
+use crate::{
+    Category, Cost, DType, Device, DeviceError, Heads, Sequence, Tape, Tensor, Var, Weight, Work,
+};
 use hone_kernels::attention::{self as kernel, Inputs, PAGE_ROWS, Rows};
 
 /// `qkv [t, qkv_width]` → `[t, out_width]`. Sequences are contiguous; rows after the last give
@@ -12,6 +14,18 @@ pub fn attention<'a>(
     heads: &Heads,
     sequences: &'a [Sequence],
 ) -> Var {
+    attention_with_sinks(tape, qkv, heads, None, sequences)
+}
+
+/// [`attention`] with a logit for each query head, `sinks [num_heads]`, that takes a share of its
+/// softmax.
+pub fn attention_with_sinks<'a>(
+    tape: &mut Tape<'a>,
+    qkv: Var,
+    heads: &Heads,
+    sinks: Option<&'a Weight>,
+    sequences: &'a [Sequence],
+) -> Var {
     let (t, width) = rows_cols(qkv.value().shape());
     assert_eq!(width, heads.qkv_width());
     let (heads, dtype) = (*heads, qkv.value().dtype());
@@ -20,10 +34,13 @@ pub fn attention<'a>(
     let bytes = qkv.value().num_bytes() + out.num_bytes();
     let forward = cost("attention", &heads, sequences, 2, bytes);
     if let Some(on) = tape.device().begin(forward) {
-        let inputs = Inputs::packed(qkv.value().view(), &heads);
+        let packed = Inputs::packed(qkv.value().view(), &heads);
+        let sinks = sinks.map(|sinks| tape.params().resolve(sinks).view());
+        let inputs = Inputs { sinks, ..packed };
         on.attention(inputs, &heads, sequences, out.view_mut(), lse.view_mut());
     }
-    let (requires_grad, input) = (qkv.requires_grad(), qkv.id());
+    let trained_sinks = sinks.and_then(Weight::param);
+    let (requires_grad, input) = (qkv.requires_grad() || trained_sinks.is_some(), qkv.id());
     if !(tape.is_recording() && requires_grad) {
         return tape.push(out, requires_grad, |_, _| {});
     }
@@ -37,8 +54,12 @@ pub fn attention<'a>(
         if let Some(on) = sweep.device.begin(backward) {
             let (qkv, out, lse) = (qkv.view(), saved_out.view(), lse.view());
             let saved = kernel::Saved { qkv, out, lse };
-            let (d_qkv, workspace) = (d_qkv.view_mut(), workspace.view_mut());
-            on.attention_backward(saved, &heads, sequences, d_out.view(), d_qkv, workspace);
+            let [d_sinks] = sweep.gradients.each_mut([trained_sinks]);
+            let sinks = sinks.map(|sinks| sweep.params.resolve(sinks).view());
+            let sinks = sinks.zip(d_sinks.map(Tensor::view_mut));
+            let gradients = kernel::Gradients { d_qkv: d_qkv.view_mut(), sinks };
+            let workspace = workspace.view_mut();
+            on.attention_backward(saved, &heads, sequences, d_out.view(), gradients, workspace);
         }
         drop((qkv, saved_out, lse, workspace, d_out));
         sweep.add(input, d_qkv);
@@ -129,6 +150,7 @@ pub fn attend_paged(
     tape: &mut Tape<'_>,
     qkv: Var,
     heads: &Heads,
+    sinks: Option<&Weight>,
     rows: &PagedRows,
     cache: &mut KvPages,
 ) -> Var {
@@ -151,7 +173,8 @@ pub fn attend_paged(
         }
         let kept = |tensor| Rows { data: Tensor::view(tensor), stride: width, offset: 0 };
         let (k, v) = (kept(&cache.k), kept(&cache.v));
-        let inputs = Inputs { q: packed.q, k, v, pages: Some(&rows.pages) };
+        let sinks = sinks.map(|sinks| tape.params().resolve(sinks).view());
+        let inputs = Inputs { q: packed.q, k, v, sinks, pages: Some(&rows.pages) };
         on.attention(inputs, heads, &rows.sequences, out.view_mut(), lse.view_mut());
     }
     tape.push(out, false, |_, _| {})

@@ -28,7 +28,7 @@ mod short_conv;
 pub use activation::activation;
 pub(crate) use adapters::RoundedAdapters;
 pub use adapters::round_adapters;
-pub use attention::{KvPages, PagedRows, attend_paged, attention};
+pub use attention::{KvPages, PagedRows, attend_paged, attention, attention_with_sinks};
 pub use combine::combine;
 pub use delta_gates::{DeltaGates, delta_gates};
 pub use embedding::{add_embedding, embedding};

@@ -1,8 +1,8 @@
 //! Attention over pages of keys and values against attention over whole sequences.
 
 use super::check_op::{Found, devices, normals, rounded, tensor_of};
-use crate::ops::{KvPages, PAGE_ROWS, PagedRows, attend_paged, attention};
-use crate::{Category, Compute, DType, Device, Heads, Params, Sequence, Tape, Tensor};
+use crate::ops::{KvPages, PAGE_ROWS, PagedRows, attend_paged, attention_with_sinks};
+use crate::{Category, Compute, DType, Device, Heads, Params, Sequence, Tape, Tensor, Weight};
 use hone_kernels::cuda::Gpu;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -23,10 +23,19 @@ fn compute_in(dtype: DType) -> Compute {
 
 fn whole(device: &Device, heads: &Heads, dtype: DType, i: usize) -> Vec<f32> {
     let (params, sequences) = (Params::default(), [Sequence::new(0, LENGTHS[i])]);
+    let sinks = sinks(device, heads);
     let mut tape = Tape::inference(device, &params, compute_in(dtype));
     let qkv = qkv_of(device, heads, dtype, rows(heads, dtype, i, 0..LENGTHS[i]));
     let qkv = tape.leaf(qkv, false);
-    attention(&mut tape, qkv, heads, &sequences).value().to_vec_f32()
+    let out = attention_with_sinks(&mut tape, qkv, heads, sinks.as_ref(), &sequences);
+    out.value().to_vec_f32()
+}
+
+/// Heads with a window have sinks, too.
+fn sinks(device: &Device, heads: &Heads) -> Option<Weight> {
+    heads.window?;
+    let values = tensor_of(&normals(3, heads.num_heads), DType::F32, &[heads.num_heads]);
+    Some(Weight::Frozen(device.upload(Category::Weights, &values).unwrap()))
 }
 
 fn qkv_of(device: &Device, heads: &Heads, dtype: DType, values: Vec<f32>) -> Tensor {
@@ -53,7 +62,8 @@ fn pass(
     let params = Params::default();
     let mut tape = Tape::inference(device, &params, compute_in(dtype));
     let qkv = tape.leaf(qkv_of(device, heads, dtype, values), false);
-    let y = attend_paged(&mut tape, qkv, heads, &paged, cache);
+    let sinks = sinks(device, heads);
+    let y = attend_paged(&mut tape, qkv, heads, sinks.as_ref(), &paged, cache);
     let mut found = Found::new(device, y.value()).values;
     let outputs = pieces.iter().map(|piece| found.drain(..piece * heads.out_width()).collect());
     let outputs = outputs.collect();
@@ -140,7 +150,7 @@ fn rows_without_a_page_are_refused() {
             let mut tape = Tape::inference(&device, &params, Compute::F32);
             let qkv = device.alloc(Category::Activations, DType::F32, &[rows, 12]);
             let qkv = tape.leaf(qkv, false);
-            attend_paged(&mut tape, qkv, &heads, &paged, &mut cache);
+            attend_paged(&mut tape, qkv, &heads, None, &paged, &mut cache);
         });
         catch_unwind(attempt).is_ok()
     };

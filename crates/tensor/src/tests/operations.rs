@@ -208,6 +208,7 @@ fn angles_of_a_pass_that_panics_are_uploaded_again() {
 struct Attention {
     given: Operands,
     heads: Heads,
+    sinks: Option<Weight>,
     sequences: Vec<Sequence>,
 }
 
@@ -216,13 +217,18 @@ impl Operation for Attention {
         &self.given
     }
     fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
-        ops::attention(tape, leaves.remove(0), &self.heads, &self.sequences)
+        let (heads, sinks) = (&self.heads, self.sinks.as_ref());
+        ops::attention_with_sinks(tape, leaves.remove(0), heads, sinks, &self.sequences)
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
-        attention::reference::forward(&x[0], &self.heads, &self.sequences)
+        let sinks = x.get(1).map_or(&[][..], |sinks| sinks);
+        attention::reference::forward(&x[0], &self.heads, sinks, &self.sequences)
     }
     fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
-        vec![attention::reference::backward(&x[0], &self.heads, &self.sequences, d_y)]
+        let sinks = x.get(1).map_or(&[][..], |sinks| sinks);
+        let (heads, sequences) = (&self.heads, &self.sequences);
+        let (d, d_sinks) = attention::reference::backward(&x[0], heads, sinks, sequences, d_y);
+        [d, d_sinks].into_iter().take(x.len()).collect()
     }
 }
 
@@ -257,7 +263,26 @@ fn attention_passes() {
         let mut given = Operands::default();
         given.add(Kind::Activation, &[tokens, heads.qkv_width()]);
         let name = format!("attention {heads:?}, {cu_seqlens:?} + {padding}");
-        check_op(&name, &mut Attention { given, heads, sequences });
+        check_op(&name, &mut Attention { given, heads, sinks: None, sequences });
+    }
+}
+
+#[test]
+fn attention_with_sinks_passes() {
+    let windowed = Heads { window: Some(20), ..heads(2, 2, 8) };
+    for (heads, cu_seqlens) in [
+        (heads(4, 2, 6), vec![0, 1, 40, 41]),
+        (windowed, vec![0, 15, 290]),
+        (heads(2, 1, 64), vec![0, 7, 80]),
+        (heads(2, 1, 6).two_sided(Some(5)), vec![0, 30]),
+    ] {
+        let mut given = Operands::default();
+        given.add(Kind::Activation, &[cu_seqlens[cu_seqlens.len() - 1] + 2, heads.qkv_width()]);
+        let sinks = given.add(Kind::Trained, &[heads.num_heads]);
+        let (sinks, bounds) = (Some(given.weight(sinks)), cu_seqlens.iter().map(|&at| at as u32));
+        let sequences = Sequence::packed(&bounds.collect::<Vec<_>>());
+        let name = format!("attention with sinks {heads:?}, {cu_seqlens:?}");
+        check_op(&name, &mut Attention { given, heads, sinks, sequences });
     }
 }
 
