@@ -10,7 +10,7 @@ use crate::run_file::{self, AdapterSection, Held, LoraSection, ObjectiveSection,
 use hone_data::{Cursor, Dataset, Order, RecordSpec, Tokenizer, Unit, pack_in_order};
 use hone_model::adapter::{LoraConfig, TargetModules};
 use hone_model::hub::{self, HubError, HubSettings};
-use hone_model::{DecoderConfig, LoadOptions};
+use hone_model::{DecoderConfig, LoadOptions, Model};
 use hone_tensor::{Compute, DType, Device, Storage};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -89,7 +89,7 @@ impl Setup {
         let threads = run.run.threads.unwrap_or_else(crate::machine::num_threads);
         let (backend, compute) = backend(&run, planned_for, (threads, file.file_dtype), note)?;
         backend.check_heads(config.max_head_dim(), config.max_delta_key_dim())?;
-        let base_precision = held_type(run.model.base_precision, compute, file.file_dtype);
+        let base_precision = held_type(run.model.base_precision, compute, &file);
         let adapter = run.adapter.as_ref().map(|AdapterSection::Lora(lora)| lora);
         let init_adapter = adapter.and_then(|lora| lora.init_from.clone());
         let lora = adapter.map(lora_config);
@@ -346,13 +346,17 @@ fn unknown_token(whose: &str, id: u32, config: &DecoderConfig) -> TrainError {
     TrainError::Usage(Code::DataUnknownToken, message)
 }
 
-/// How frozen matrices of `file` are held; `None`: as in the file. Products in eight bits need
-/// integers; for those in f16 they are converted once and not each time.
-pub fn held_type(asked: Held, compute: Compute, file: DType) -> Option<Storage> {
+/// How frozen matrices are held of a model that was opened as `file` has it; `None`: as there.
+/// Products in eight bits need integers; for those in f16 floats are converted once and not each
+/// time, but blocks stay: they would take several times the memory.
+pub fn held_type(asked: Held, compute: Compute, file: &Model) -> Option<Storage> {
+    let has_floats = || file.storages().iter().all(|storage| storage.float().is_some());
     match (asked, compute) {
         (Held::As(storage), _) => Some(storage),
         (Held::Auto, Compute::Fp8 | Compute::Int8) => Some(Storage::INT8),
-        (Held::Auto, Compute::F16) => Some(DType::F16.into()).filter(|_| file != DType::F16),
+        (Held::Auto, Compute::F16) => {
+            Some(DType::F16.into()).filter(|_| file.file_dtype != DType::F16 && has_floats())
+        }
         (Held::Auto, _) => None,
     }
 }

@@ -69,16 +69,16 @@ fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
     let dir = resolve(&args.model, &mut print_note)?;
     // Check headers, configuration and tokenizer first: loading weights may take a minute.
     let files = ModelFiles::open(&dir)?;
-    let Model { decoder, file_dtype, .. } = files.load(&Device::dry(), LoadOptions::INFERENCE)?;
+    let file = files.load(&Device::dry(), LoadOptions::INFERENCE)?;
     let tokenizer = tokenizer_of(&dir)?;
     let threads = num_threads(args.threads);
     let note = &mut print_note;
     let asked_device = Asked { setting: "--device", device: &args.device };
-    let (backend, compute) = Backend::open(asked_device, (asked, file_dtype), threads, note)?;
+    let (backend, compute) = Backend::open(asked_device, (asked, file.file_dtype), threads, note)?;
     let base_precision = match purpose {
-        Purpose::Compute => held_type(held, compute, file_dtype),
+        Purpose::Compute => held_type(held, compute, &file),
         // An export must not change the values in the file, unless asked to.
-        Purpose::Export => held_type(held, Compute::F32, file_dtype),
+        Purpose::Export => held_type(held, Compute::F32, &file),
     };
     let options = LoadOptions { base_precision, ..LoadOptions::INFERENCE };
     if backend.gpu_name().is_some() {
@@ -87,7 +87,7 @@ fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
         let _counted = files.load(&dry, options)?;
         backend.check_room(dry.persistent_bytes(Category::Weights))?;
     }
-    let config = &decoder.config;
+    let config = &file.decoder.config;
     backend.check_heads(config.max_head_dim(), config.max_delta_key_dim())?;
     let device = backend.device();
     let mut model = files.load(&device, options)?;

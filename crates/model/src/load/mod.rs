@@ -18,6 +18,7 @@ use hone_tensor::{
     Category, DType, Device, DeviceError, PAGE_LOCKED, ParamId, Params, Storage, Tensor, Wanted,
     Weight,
 };
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -59,6 +60,20 @@ pub struct Model {
 }
 
 impl Model {
+    /// How frozen projections are held, the most bytes first.
+    pub fn storages(&self) -> Vec<Storage> {
+        let mut found: Vec<(Storage, usize)> = Vec::new();
+        for (_, projection) in self.decoder.projections() {
+            let Weight::Frozen(weight) = &projection.weight else { continue };
+            match found.iter_mut().find(|(storage, _)| *storage == weight.storage()) {
+                Some((_, bytes)) => *bytes += weight.num_bytes(),
+                None => found.push((weight.storage(), weight.num_bytes())),
+            }
+        }
+        found.sort_by_key(|&(_, bytes)| Reverse(bytes));
+        found.into_iter().map(|(storage, _)| storage).collect()
+    }
+
     /// The base model without its adapters. Frozen weights are shared, not copied.
     ///
     /// # Panics

@@ -81,6 +81,10 @@ impl<'a> DryRun<'a> {
         let ahead = scoring.ahead_of_step(micro_batches);
         let compute = self.engine.compute;
         let held_as = self.setup.base_precision.unwrap_or(self.setup.file_dtype.into());
+        let held_as = match &self.engine.model.storages()[..] {
+            [] => held_as.name().to_owned(),
+            found => found.iter().map(|held| held.name()).collect::<Vec<_>>().join(", "),
+        };
         let seconds = |costs: &[Cost]| profile.seconds(costs, compute);
         let (of_batch, of_update) = (seconds(&micro_batch), seconds(&update));
         let seconds_of_step = |units: usize| {
@@ -118,7 +122,7 @@ impl<'a> DryRun<'a> {
             micro_batch_tokens: num_tokens,
             micro_batches_per_step: micro_batches,
             compute: compute.name().to_owned(),
-            base_precision: held_as.name().to_owned(),
+            base_precision: held_as,
             recompute: policy.recompute,
             offloaded_blocks: self.offloaded_blocks,
             offloaded_bytes: device.persistent_bytes(Category::Offloaded),

@@ -2,15 +2,16 @@
 //! with a loss that is scaled.
 
 use crate::fixture::{LORA, Scene, carry_out, engine, train, train_with};
-use hone_model::Recompute;
+use hone_model::{LoadOptions, Recompute, load};
 use hone_tensor::cuda::Gpu;
 use hone_tensor::{Compute, DType, Device, Storage};
 use hone_train::backend::Backend;
 use hone_train::recipe::{Options, Outcome};
-use hone_train::run_file::Precision;
-use hone_train::setup::Setup;
+use hone_train::run_file::{Held, Precision};
+use hone_train::setup::{Setup, held_type};
 use safetensors::SafeTensors;
 use serde_json::Value;
+use std::path::Path;
 
 fn in_f16(scene: &Scene, settings: &[&str], gpu: &Gpu) -> Setup {
     let mut setup = scene.setup(settings);
@@ -150,5 +151,29 @@ fn f16_is_for_gpus_without_bf16() {
     ] {
         let chosen = on.compute_for(asked, file);
         assert_eq!(chosen.as_ref().ok(), expected.as_ref(), "{asked:?}, {file:?}: {chosen:?}");
+    }
+}
+
+/// Where bf16 is missing floats are converted once; blocks stay as they are.
+#[test]
+fn blocks_stay_where_floats_become_f16() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/tools/corpus");
+    let dir = tempfile::tempdir().unwrap();
+    let copy = |from: &str, to: &str| {
+        std::fs::copy(corpus.join(from), dir.path().join(to)).unwrap();
+    };
+    copy("base/model/config.json", "config.json");
+    for (weights, held, expected) in [
+        ("base/model/model.safetensors", "f32", Some(DType::F16.into())),
+        ("weights/bf16.safetensors", "bf16", Some(DType::F16.into())),
+        ("weights/fp8.safetensors", "fp8", None),
+        ("weights/nf4.safetensors", "nf4", None),
+    ] {
+        copy(weights, "model.safetensors");
+        let file = load(dir.path(), &Device::dry(), LoadOptions::INFERENCE).unwrap();
+        let found: Vec<&str> = file.storages().iter().map(|storage| storage.name()).collect();
+        assert_eq!(found, [held]);
+        assert_eq!(held_type(Held::Auto, Compute::F16, &file), expected, "{weights}");
+        assert_eq!(held_type(Held::Auto, Compute::Bf16, &file), None, "{weights}");
     }
 }
