@@ -235,7 +235,19 @@ impl Decoder {
         batch: &'a Batch,
         recompute: Recompute,
     ) -> Var {
-        let hidden = self.hidden(tape, batch, recompute);
+        let x = self.embedded(tape, &batch.tokens);
+        self.log_probs_from(tape, x, batch, recompute)
+    }
+
+    /// The same where the residual stream begins with `x [t, hidden_size]`.
+    pub fn log_probs_from<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        x: Var,
+        batch: &'a Batch,
+        recompute: Recompute,
+    ) -> Var {
+        let hidden = self.hidden_from(tape, x, batch, recompute);
         ops::log_probs(tape, hidden, self.output_head(), &batch.rows, &batch.targets)
     }
 
@@ -246,8 +258,19 @@ impl Decoder {
         batch: &'a Batch,
         recompute: Recompute,
     ) -> Var {
+        let x = self.embedded(tape, &batch.tokens);
+        self.hidden_from(tape, x, batch, recompute)
+    }
+
+    /// The same where the residual stream begins with `x`.
+    fn hidden_from<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        mut x: Var,
+        batch: &'a Batch,
+        recompute: Recompute,
+    ) -> Var {
         ops::round_adapters(tape, self.layers.iter().flat_map(Layer::groups));
-        let mut x = self.embedded(tape, &batch.tokens);
         for i in 0..self.layers.len() {
             let block = move |tape: &mut Tape<'a>, x: Var| {
                 self.block(tape, i, &batch.angles, x, &mut Past::None(&batch.sequences))
@@ -408,8 +431,8 @@ impl Decoder {
         ops::gated_rms_norm(tape, out, part(qkv_width, out_width), norm, self.norm().eps)
     }
 
-    /// The start of the residual stream.
-    fn embedded<'a>(&'a self, tape: &mut Tape<'a>, tokens: &'a [u32]) -> Var {
+    /// The start of the residual stream, `[t, hidden_size]`.
+    pub fn embedded<'a>(&'a self, tape: &mut Tape<'a>, tokens: &'a [u32]) -> Var {
         let scale = self.config.embedding_scale.factor(tape.dtype());
         ops::embedding(tape, &self.embed_tokens, tokens, scale)
     }

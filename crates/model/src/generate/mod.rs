@@ -11,6 +11,8 @@
 mod memory;
 mod sampling;
 mod scheduler;
+#[cfg(test)]
+mod tests;
 
 pub use memory::{cache_bytes, step_bytes};
 pub use sampling::{Draw, NotFinite, Sampling};

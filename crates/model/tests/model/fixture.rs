@@ -156,7 +156,11 @@ pub fn export(
 }
 
 /// The samples packed one after another, followed by `padding` tokens.
-pub fn pack(config: &DecoderConfig, samples: &[Sample], padding: usize) -> Batch {
+pub fn pack<'a>(
+    config: &DecoderConfig,
+    samples: impl IntoIterator<Item = &'a Sample>,
+    padding: usize,
+) -> Batch {
     let (mut tokens, mut positions, mut targets, mut bounds) = (vec![], vec![], vec![], vec![0]);
     for Sample { ids, mask } in samples {
         tokens.extend(ids);
