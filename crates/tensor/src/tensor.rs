@@ -126,6 +126,16 @@ impl Tensor {
         Ok(tensor)
     }
 
+    /// The same elements in another shape with rows of the same length.
+    ///
+    /// # Panics
+    /// If that has other rows.
+    #[must_use]
+    pub fn with_shape(self, shape: &[usize]) -> Self {
+        assert_eq!((self.len(), self.cols()), (shape.iter().product(), shape[shape.len() - 1]));
+        Self { shape: shape.to_vec(), ..self }
+    }
+
     /// Storage format of the elements.
     pub fn storage(&self) -> Storage {
         self.storage

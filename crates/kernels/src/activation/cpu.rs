@@ -35,7 +35,7 @@ impl Gelu {
     /// `√(1/2)`.
     const SCALE: f32 = std::f32::consts::FRAC_1_SQRT_2;
     /// `√(1/(2π))`.
-    const DENSITY: f32 = 0.398_942_28;
+    const DENSITY: f32 = 0.398_942_3;
 }
 
 impl Curve for Gelu {

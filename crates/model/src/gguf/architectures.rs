@@ -53,7 +53,7 @@ pub(super) const COMMON_OPTIONAL: [(&str, &str); 3] = [
     ("rope.freq_base", "rope_theta"),
 ];
 
-static ARCHITECTURES: [Architecture; 8] = [
+static ARCHITECTURES: [Architecture; 13] = [
     // Mistral's files are Llama's too.
     Architecture {
         name: "llama",
@@ -135,6 +135,63 @@ static ARCHITECTURES: [Architecture; 8] = [
         flags: &[],
         biases: Biases::Everywhere,
         turns_neighbours: true,
+        norms_plus_one: false,
+    },
+    Architecture {
+        name: "qwen2moe",
+        model_type: "qwen2_moe",
+        class: "Qwen2MoeForCausalLM",
+        keys: &[
+            ("expert_count", "num_experts"),
+            ("expert_used_count", "num_experts_per_tok"),
+            ("expert_feed_forward_length", "moe_intermediate_size"),
+            ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
+        ],
+        flags: &[],
+        biases: Biases::Known,
+        turns_neighbours: false,
+        norms_plus_one: false,
+    },
+    Architecture {
+        name: "phi3",
+        model_type: "phi3",
+        class: "Phi3ForCausalLM",
+        keys: &[("attention.sliding_window", "sliding_window")],
+        flags: &[],
+        biases: Biases::Known,
+        turns_neighbours: false,
+        norms_plus_one: false,
+    },
+    // OLMo 3's files too, which have windows.
+    Architecture {
+        name: "olmo2",
+        model_type: "olmo2",
+        class: "Olmo2ForCausalLM",
+        keys: &[("attention.sliding_window", "sliding_window")],
+        flags: &[],
+        biases: Biases::InAttention,
+        turns_neighbours: false,
+        norms_plus_one: false,
+    },
+    Architecture {
+        name: "olmoe",
+        model_type: "olmoe",
+        class: "OlmoeForCausalLM",
+        keys: &[("expert_count", "num_experts"), ("expert_used_count", "num_experts_per_tok")],
+        flags: &[],
+        biases: Biases::InAttention,
+        turns_neighbours: false,
+        norms_plus_one: false,
+    },
+    // Turns neighbouring rows, as its family does: the rows are as there.
+    Architecture {
+        name: "glm4",
+        model_type: "glm4",
+        class: "Glm4ForCausalLM",
+        keys: &[],
+        flags: &[],
+        biases: Biases::InAttention,
+        turns_neighbours: false,
         norms_plus_one: false,
     },
     Architecture {

@@ -67,7 +67,8 @@ impl Translation<'_> {
         self.biases();
         self.experts();
         self.tokens()?;
-        self.gemma()?;
+        self.windows()?;
+        self.gemma();
         self.rope()?;
         // The embedding's rows count; the tensors are there or not.
         self.metadata.get(&self.key("vocab_size"));
@@ -103,13 +104,15 @@ impl Translation<'_> {
             whole(&self.object, "hidden_size").unwrap_or(0),
             whole(&self.object, "num_attention_heads").unwrap_or(0),
         );
-        if !self.object.contains_key("head_dim") && heads > 0 && hidden.is_multiple_of(heads) {
+        let divides = heads > 0 && hidden > 0 && hidden.is_multiple_of(heads);
+        if !self.object.contains_key("head_dim") && divides {
             self.set("head_dim", hidden / heads);
         }
+        let key = self.key("rope.dimension_count");
+        let turned = self.metadata.size(&key)?;
         let Some(head_dim) = whole(&self.object, "head_dim") else { return Ok(()) };
         self.expect("attention.value_length", Value::Integer(head_dim.into()))?;
-        let key = self.key("rope.dimension_count");
-        match self.metadata.size(&key)? {
+        match turned {
             Some(turned) if turned < head_dim => {
                 self.names.insert("partial_rotary_factor".to_owned(), key);
                 self.set("partial_rotary_factor", turned as f64 / head_dim as f64);
@@ -128,7 +131,8 @@ impl Translation<'_> {
         let unscaled = RopeConfig {
             rope_theta: number("rope_theta").unwrap_or(10_000.0),
             rotated: Rotated {
-                dim: number("head_dim").unwrap_or(0.0) as usize,
+                dim: (number("head_dim").unwrap_or(0.0)
+                    * number("partial_rotary_factor").unwrap_or(1.0)) as usize,
                 interleaved: false,
             },
             max_position_embeddings: number("max_position_embeddings").unwrap_or(0.0) as usize,
@@ -184,13 +188,18 @@ impl Translation<'_> {
         Ok(())
     }
 
-    /// What files of Gemma 2 and 3 do not say, as llama.cpp knows it.
-    fn gemma(&mut self) -> Result<(), ConfigError> {
-        let layers_of_27b = match self.architecture.name {
-            "gemma2" => 46,
-            "gemma3" => 62,
-            _ => return Ok(()),
-        };
+    /// Which blocks have a window.
+    fn windows(&mut self) -> Result<(), ConfigError> {
+        const WINDOW: &str = "sliding_window";
+        if self.object.get(WINDOW).is_some_and(|window| *window == 0) {
+            // Of Phi's models that have none.
+            self.set(WINDOW, serde_json::Value::Null);
+        }
+        let has_window = self.object.get(WINDOW).is_some_and(|window| !window.is_null());
+        if self.architecture.name == "olmo2" && has_window {
+            self.set("model_type", "olmo3");
+            self.set("architectures", json!(["Olmo3ForCausalLM"]));
+        }
         let key = self.key("attention.sliding_window_pattern");
         match self.metadata.get(&key) {
             None => {}
@@ -214,6 +223,16 @@ impl Translation<'_> {
                 return Err(self.metadata.unexpected(&key, "a number or a list", other));
             }
         }
+        Ok(())
+    }
+
+    /// What files of Gemma 2 and 3 do not say, as llama.cpp knows it.
+    fn gemma(&mut self) {
+        let layers_of_27b = match self.architecture.name {
+            "gemma2" => 46,
+            "gemma3" => 62,
+            _ => return,
+        };
         let whole = |key: &str| self.object.get(key).and_then(serde_json::Value::as_u64);
         // The models of 27B scale scores by the width of the residual stream per head.
         let scale = match (whole("num_hidden_layers"), whole("num_attention_heads")) {
@@ -225,7 +244,6 @@ impl Translation<'_> {
         if let Some(scale) = scale {
             self.set("query_pre_attn_scalar", scale);
         }
-        Ok(())
     }
 
     /// Refuses another value than the only one that is supported.

@@ -9,6 +9,9 @@ use serde_json::{Map, json};
 
 /// Divisors of the frequencies, `[head_dim / 2]`.
 pub(super) const FACTORS: &str = "rope_freqs.weight";
+/// The same of sequences that are no longer than in pre-training, and of longer ones.
+pub(super) const SHORT_AND_LONG: [&str; 2] =
+    ["rope_factors_short.weight", "rope_factors_long.weight"];
 
 /// What `rope_scaling` says in a configuration; empty if frequencies are not scaled. `unscaled` are
 /// theirs without.
@@ -22,6 +25,7 @@ pub(super) fn scaling(
     match metadata.text(&key)? {
         None | Some("none") => {}
         Some(kind @ ("linear" | "yarn")) => drop(scaling.insert("rope_type".into(), kind.into())),
+        Some("longrope") if metadata.file.shape(SHORT_AND_LONG[0]).is_some() => {}
         Some(other) => {
             let problem =
                 format!("is `{other}`, which is not supported; supported: none, linear, yarn");
@@ -36,6 +40,7 @@ pub(super) fn scaling(
         ("finetuned", "finetuned"),
     ];
     let is_scaled = !scaling.is_empty();
+    let has_long = SHORT_AND_LONG.iter().any(|name| metadata.file.shape(name).is_some());
     for (from, to) in keys {
         let from = format!("{architecture}.rope.scaling.{from}");
         let value = match metadata.get(&from) {
@@ -45,9 +50,12 @@ pub(super) fn scaling(
             Some(Value::Bool(flag)) => json!(flag),
             Some(other) => return Err(metadata.unexpected(&from, "a number", other)),
         };
-        if is_scaled {
+        if is_scaled || has_long {
             scaling.insert(to.to_owned(), value);
         }
+    }
+    if has_long {
+        return long_rope(metadata, scaling, &key, unscaled);
     }
     if !is_scaled {
         return llama3(metadata, unscaled);
@@ -71,6 +79,43 @@ pub(super) fn scaling(
         let problem = format!("contradicts the tensor `{FACTORS}`, which scales frequencies too");
         return Err(metadata.error(&key, problem));
     }
+    Ok(scaling)
+}
+
+/// Settings of Phi's models for long texts.
+fn long_rope(
+    metadata: &Metadata<'_>,
+    mut scaling: Map<String, serde_json::Value>,
+    key: &str,
+    unscaled: &RopeConfig,
+) -> Result<Map<String, serde_json::Value>, ConfigError> {
+    if scaling.contains_key("rope_type") {
+        let problem =
+            format!("contradicts the tensors `{}` and `{}`", SHORT_AND_LONG[0], SHORT_AND_LONG[1]);
+        return Err(metadata.error(key, problem));
+    }
+    for (name, to) in SHORT_AND_LONG.into_iter().zip(["short_factor", "long_factor"]) {
+        let factors = metadata.file.tensor(name).filter(|factors| {
+            factors.shape() == [unscaled.rotated.dim / 2] && factors.storage().float().is_some()
+        });
+        let Some(factors) = factors else {
+            let problem = "must be a tensor of as many floats as half a head's rotated part has";
+            return Err(metadata.error(name, problem));
+        };
+        let factors: Vec<f64> = factors.to_vec_f32().into_iter().map(shortest).collect();
+        scaling.insert(to.to_owned(), json!(factors));
+    }
+    let key = key.replace("scaling.type", "scaling.attn_factor");
+    let original = scaling.get("original_max_position_embeddings");
+    let original = original.and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN);
+    // What follows from the lengths; the file has it in 32 bits.
+    let factor = unscaled.max_position_embeddings as f64 / original;
+    let implied = (1.0 + factor.ln() / original.ln()).sqrt() as f32;
+    let given = metadata.number(&key)?.map(|multiplier| multiplier as f32);
+    if let Some(given) = given.filter(|given| *given != implied) {
+        scaling.insert("attention_factor".to_owned(), json!(shortest(given)));
+    }
+    scaling.insert("rope_type".to_owned(), json!("longrope"));
     Ok(scaling)
 }
 

@@ -1,7 +1,7 @@
 //! Weights by their roles: names of tensors, and what is undone of what conversion did to them.
 
 use super::GgufModel;
-use super::rope::FACTORS;
+use super::rope::{FACTORS, SHORT_AND_LONG};
 use crate::config::{DecoderConfig, LayerConfig};
 use crate::weights::{BlockNorm, DeltaPart, ExpertPart, Linear, Role};
 use hone_tensor::gguf::GgufFile;
@@ -84,7 +84,7 @@ fn norm_name(norm: BlockNorm) -> &'static str {
 
 /// Whether a tensor is read though it is no weight.
 pub(crate) fn is_used(name: &str) -> bool {
-    name == FACTORS
+    name == FACTORS || SHORT_AND_LONG.contains(&name)
 }
 
 impl GgufModel {

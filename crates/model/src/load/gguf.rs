@@ -22,6 +22,11 @@ pub(super) fn take(
         Some(expert) => file.part(&name, expert)?,
     };
     let Some(tensor) = tensor else { return Err(LoadError::Missing { path, name }) };
+    // A matrix of one row may be a vector there.
+    let tensor = match spec.shape[..] {
+        [1, cols] if tensor.shape() == [cols] => tensor.with_shape(&spec.shape),
+        _ => tensor,
+    };
     if tensor.shape() != spec.shape {
         let (found, expected) = (tensor.shape().to_vec(), spec.shape.clone());
         return Err(LoadError::Shape { path, name, found, expected });

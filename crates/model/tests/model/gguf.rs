@@ -5,7 +5,7 @@ use crate::gguf_files::{from_directory, letters};
 use hone_model::{DecoderConfig, LoadOptions, Model, load};
 use hone_tensor::gguf::testing::{Meta, Writer};
 use hone_tensor::{Category, Compute, DType, Device, Storage, WeightFormat, testing};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -26,7 +26,7 @@ fn logits_of(model: &Model, golden: &Golden) -> Vec<f32> {
 }
 
 /// Cases of the goldens, with keys of their configuration that GGUF cannot say.
-const CASES: [(&str, &[(&str, Value)]); 11] = [
+const CASES: [(&str, &[(&str, Value)]); 18] = [
     ("tied_gqa", &[]),
     ("untied_bias_linear", &[]),
     ("headdim_llama3", &[]),
@@ -44,6 +44,13 @@ const CASES: [(&str, &[(&str, Value)]); 11] = [
     ("qwen2", &[("use_sliding_window", Value::Bool(false)), ("sliding_window", Value::Null)]),
     ("qwen3", &[("use_sliding_window", Value::Bool(false)), ("sliding_window", Value::Null)]),
     ("qwen3_moe", &[]),
+    ("qwen2_moe", &[("use_sliding_window", Value::Bool(false)), ("sliding_window", Value::Null)]),
+    ("phi3", &[]),
+    ("phi3", &[("sliding_window", Value::Null), ("rope_scaling", Value::Null)]),
+    ("olmo2", &[]),
+    ("olmo3", &[]),
+    ("olmoe", &[]),
+    ("glm4", &[]),
     ("gemma2", &[]),
     ("gemma3", &[("query_pre_attn_scalar", Value::Null)]),
 ];
@@ -59,6 +66,14 @@ fn a_file_is_the_model_that_it_was_made_of() {
         if case == "gemma2" {
             // Nothing in a file says otherwise.
             set_key(&dir.path().join("config.json"), "query_pre_attn_scalar", 32.into());
+        }
+        if case == "olmo3" {
+            // Factors are in 32 bits in a file.
+            let scaling = json!({
+                "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16,
+                "attention_factor": 1.1999999, "beta_fast": 2.0, "beta_slow": 0.25,
+            });
+            set_key(&dir.path().join("config.json"), "rope_scaling", scaling);
         }
         let mut writer = from_directory(dir.path());
         let expected = DecoderConfig::load(dir.path()).unwrap();

@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// A block's modules and their tensors.
-const OF_BLOCK: [(&str, &str); 14] = [
+const OF_BLOCK: [(&str, &str); 22] = [
     ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
@@ -19,6 +19,14 @@ const OF_BLOCK: [(&str, &str); 14] = [
     ("post_attention_layernorm", "ffn_norm"),
     ("pre_feedforward_layernorm", "ffn_norm"),
     ("post_feedforward_layernorm", "post_ffw_norm"),
+    ("post_self_attn_layernorm", "post_attention_norm"),
+    ("post_mlp_layernorm", "post_ffw_norm"),
+    ("self_attn.qkv_proj", "attn_qkv"),
+    ("mlp.gate_up_proj", "ffn_up"),
+    ("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
+    ("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
+    ("mlp.shared_expert.up_proj", "ffn_up_shexp"),
+    ("mlp.shared_expert.down_proj", "ffn_down_shexp"),
     ("mlp.gate", "ffn_gate_inp"),
     ("mlp.gate_proj", "ffn_gate"),
     ("mlp.up_proj", "ffn_up"),
@@ -35,7 +43,9 @@ pub fn from_directory(dir: &Path) -> Writer {
     let mut writer = Writer::default();
     let architecture = match config["model_type"].as_str().unwrap() {
         "gemma3_text" => "gemma3",
+        "qwen2_moe" => "qwen2moe",
         "qwen3_moe" => "qwen3moe",
+        "olmo3" => "olmo2",
         other => other,
     };
     writer.set("general.architecture", architecture);
@@ -105,10 +115,10 @@ fn metadata(writer: &mut Writer, architecture: &str, config: &Value) {
         ("num_key_value_heads", "attention.head_count_kv"),
         ("head_dim", "attention.key_length"),
         ("head_dim", "attention.value_length"),
-        ("head_dim", "rope.dimension_count"),
         ("num_experts", "expert_count"),
         ("num_experts_per_tok", "expert_used_count"),
         ("moe_intermediate_size", "expert_feed_forward_length"),
+        ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
         ("sliding_window", "attention.sliding_window"),
         ("sliding_window_pattern", "attention.sliding_window_pattern"),
     ] {
@@ -133,10 +143,30 @@ fn metadata(writer: &mut Writer, architecture: &str, config: &Value) {
     ] {
         number(writer, to, &config[from]);
     }
+    let head_dim = config["head_dim"].as_f64().unwrap_or_else(|| {
+        (size(config, "hidden_size") / size(config, "num_attention_heads")) as f64
+    });
+    let rotated = head_dim * config["partial_rotary_factor"].as_f64().unwrap_or(1.0);
+    writer.set(&key("rope.dimension_count"), Meta::U32(rotated as u32));
+    if architecture == "phi3" && config["sliding_window"].is_null() {
+        writer.set(&key("attention.sliding_window"), Meta::U32(0));
+    }
     let scaling = &config["rope_scaling"];
     let kind = scaling["rope_type"].as_str().or(scaling["type"].as_str());
     match kind {
         None => {}
+        Some("longrope") => {
+            let original = size(config, "original_max_position_embeddings");
+            let factor = size(config, "max_position_embeddings") as f64 / original as f64;
+            let multiplier = (1.0 + factor.ln() / (original as f64).ln()).sqrt();
+            writer.set(&key("rope.scaling.original_context_length"), Meta::U32(original as u32));
+            writer.set(&key("rope.scaling.attn_factor"), Meta::F32(multiplier as f32));
+            for part in ["short", "long"] {
+                let factors = scaling[format!("{part}_factor")].as_array().unwrap().iter();
+                let factors: Vec<f32> = factors.map(|x| x.as_f64().unwrap() as f32).collect();
+                writer.floats(&format!("rope_factors_{part}.weight"), &[factors.len()], &factors);
+            }
+        }
         Some("llama3") => {
             let factors = llama3_factors(config);
             writer.floats("rope_freqs.weight", &[factors.len()], &factors);
@@ -189,6 +219,11 @@ fn add(writer: &mut Writer, architecture: &str, config: &Value, name: &str, tens
         Some("attn_k") => Some(size(config, "num_key_value_heads")),
         _ => None,
     };
+    if to.contains("_shexp") && tensor.shape()[0] == 1 {
+        // As files have it that were written before llama.cpp kept such dimensions.
+        writer.floats(&to, &tensor.shape()[1..], &tensor.to_vec_f32());
+        return;
+    }
     if is_norm || tensor.shape().len() == 1 {
         let plus = if is_norm && architecture.starts_with("gemma") { 1.0 } else { 0.0 };
         let mut values: Vec<f32> = tensor.to_vec_f32().iter().map(|x| x + plus).collect();
@@ -220,7 +255,9 @@ fn name_in_gguf(name: &str, architecture: &str) -> String {
             let (layer, rest) = rest.split_once('.').unwrap();
             let (module, kind) = rest.rsplit_once('.').unwrap();
             let tensor = match (module, architecture) {
-                ("post_attention_layernorm", "gemma2" | "gemma3") => "post_attention_norm",
+                ("post_attention_layernorm", "gemma2" | "gemma3" | "olmo2") => {
+                    "post_attention_norm"
+                }
                 _ => OF_BLOCK.iter().find(|(from, _)| *from == module).unwrap().1,
             };
             format!("blk.{layer}.{tensor}.{kind}")
