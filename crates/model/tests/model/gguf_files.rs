@@ -126,11 +126,7 @@ fn metadata(writer: &mut Writer, architecture: &str, config: &Value) {
             writer.set(&key(to), Meta::U32(size(config, from) as u32));
         }
     }
-    let number = |writer: &mut Writer, to: &str, value: &Value| {
-        if let Some(value) = value.as_f64() {
-            writer.set(&key(to), Meta::F32(value as f32));
-        }
-    };
+    let number = |writer: &mut Writer, to: &str, value: &Value| set_number(writer, &key(to), value);
     number(writer, "attention.layer_norm_rms_epsilon", &config["rms_norm_eps"]);
     number(writer, "rope.freq_base", &config["rope_theta"]);
     for (from, to) in [
@@ -151,6 +147,18 @@ fn metadata(writer: &mut Writer, architecture: &str, config: &Value) {
     if architecture == "phi3" && config["sliding_window"].is_null() {
         writer.set(&key("attention.sliding_window"), Meta::U32(0));
     }
+    rope_scaling(writer, architecture, config);
+}
+
+fn set_number(writer: &mut Writer, key: &str, value: &Value) {
+    if let Some(value) = value.as_f64() {
+        writer.set(key, Meta::F32(value as f32));
+    }
+}
+
+fn rope_scaling(writer: &mut Writer, architecture: &str, config: &Value) {
+    let key = |key: &str| format!("{architecture}.{key}");
+    let number = |writer: &mut Writer, to: &str, value: &Value| set_number(writer, &key(to), value);
     let scaling = &config["rope_scaling"];
     let kind = scaling["rope_type"].as_str().or(scaling["type"].as_str());
     match kind {
