@@ -241,9 +241,12 @@ def sum_of_loss(model, rows):
     length = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in rows])
     targets = torch.tensor([mask + [0] * (length - len(mask)) for _, mask in rows]).bool()
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     chosen = targets[:, 1:]
-    return torch.nn.functional.cross_entropy(logits[chosen], ids[:, 1:][chosen], reduction="sum")
+    # Logits where a row has a target: a vocabulary may be large.
+    keep = chosen.any(0).nonzero()[:, 0]
+    logits = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
+    chosen, expected = chosen[:, keep], ids[:, 1:][:, keep]
+    return torch.nn.functional.cross_entropy(logits[chosen], expected[chosen], reduction="sum")
 
 
 def num_targets(rows):
@@ -254,7 +257,7 @@ def train(model, run, rows, steps):
     """Trains in place on the given row ids; returns every step's loss and learning rate."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=run.learning_rate, weight_decay=0.0)
-    schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP_STEPS, MAX_STEPS)
+    schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP_STEPS, len(steps))
     losses, rates = [], []
     for micro_batches in steps:
         batches = [[rows[row] for row in micro_batch] for micro_batch in micro_batches]

