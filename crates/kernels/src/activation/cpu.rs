@@ -13,6 +13,18 @@ pub(crate) trait Curve: Sync {
     fn share(x: f32) -> f32;
     /// `d` times the derivative at `x`, whose share is given.
     fn back(d: f32, x: f32, share: f32) -> f32;
+
+    /// The other factor of a gated product.
+    #[inline(always)]
+    fn factor(x: f32) -> f32 {
+        x
+    }
+
+    /// `d` times the derivative of the factor at `x`.
+    #[inline(always)]
+    fn factor_back(d: f32, _: f32) -> f32 {
+        d
+    }
 }
 
 pub(crate) struct Silu;
@@ -83,6 +95,38 @@ impl Curve for GeluTanh {
     }
 }
 
+pub(crate) struct ClampedSilu;
+
+impl ClampedSilu {
+    const SLOPE: f32 = 1.702;
+    const LIMIT: f32 = 7.0;
+}
+
+impl Curve for ClampedSilu {
+    #[inline(always)]
+    fn share(x: f32) -> f32 {
+        let clamped = x.min(Self::LIMIT);
+        let share = sigmoid(Self::SLOPE * clamped);
+        if x > Self::LIMIT { clamped * share / x } else { share }
+    }
+
+    #[inline(always)]
+    fn back(d: f32, x: f32, share: f32) -> f32 {
+        let slope = share * (1.0 + Self::SLOPE * x * (1.0 - share));
+        if x > Self::LIMIT { 0.0 } else { d * slope }
+    }
+
+    #[inline(always)]
+    fn factor(x: f32) -> f32 {
+        x.clamp(-Self::LIMIT, Self::LIMIT) + 1.0
+    }
+
+    #[inline(always)]
+    fn factor_back(d: f32, x: f32) -> f32 {
+        if x.abs() > Self::LIMIT { 0.0 } else { d }
+    }
+}
+
 /// Evaluates an expression with `$C` bound to the type of an activation.
 macro_rules! with_curve {
     ($activation:expr, $C:ident => $body:expr) => {
@@ -97,6 +141,10 @@ macro_rules! with_curve {
             }
             $crate::activation::Activation::GeluTanh => {
                 type $C = $crate::activation::GeluTanh;
+                $body
+            }
+            $crate::activation::Activation::ClampedSilu => {
+                type $C = $crate::activation::ClampedSilu;
                 $body
             }
         }

@@ -10,21 +10,27 @@ pub(crate) static SOURCE: Source = Source {
         "activate<float,Silu>",
         "activate<float,Gelu>",
         "activate<float,GeluTanh>",
+        "activate<float,ClampedSilu>",
         "activate<bf16,Silu>",
         "activate<bf16,Gelu>",
         "activate<bf16,GeluTanh>",
+        "activate<bf16,ClampedSilu>",
         "activate<f16,Silu>",
         "activate<f16,Gelu>",
         "activate<f16,GeluTanh>",
+        "activate<f16,ClampedSilu>",
         "activate_backward<float,Silu>",
         "activate_backward<float,Gelu>",
         "activate_backward<float,GeluTanh>",
+        "activate_backward<float,ClampedSilu>",
         "activate_backward<bf16,Silu>",
         "activate_backward<bf16,Gelu>",
         "activate_backward<bf16,GeluTanh>",
+        "activate_backward<bf16,ClampedSilu>",
         "activate_backward<f16,Silu>",
         "activate_backward<f16,Gelu>",
         "activate_backward<f16,GeluTanh>",
+        "activate_backward<f16,ClampedSilu>",
     ],
 };
 
@@ -38,6 +44,7 @@ impl Activation {
             Self::Silu => "Silu",
             Self::Gelu => "Gelu",
             Self::GeluTanh => "GeluTanh",
+            Self::ClampedSilu => "ClampedSilu",
         }
     }
 }

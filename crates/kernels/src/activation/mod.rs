@@ -6,7 +6,7 @@ pub(crate) mod cuda;
 #[cfg(any(test, feature = "reference"))]
 pub mod reference;
 
-pub(crate) use cpu::{Curve, Gelu, GeluTanh, Silu, with_curve};
+pub(crate) use cpu::{ClampedSilu, Curve, Gelu, GeluTanh, Silu, with_curve};
 
 use crate::processor::Processor;
 use crate::view::{View, ViewMut};
@@ -20,11 +20,14 @@ pub enum Activation {
     Gelu,
     /// GELU in its tanh form, `(1 + tanh u) / 2` with `u = √(2/π) (x + 0.044715 x³)`.
     GeluTanh,
+    /// That of gpt-oss's experts: `sigmoid(1.702 x)` of an `x` of at most 7. In a gated product the
+    /// other factor is clamped to ±7 and then one greater.
+    ClampedSilu,
 }
 
 impl Activation {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Silu, Self::Gelu, Self::GeluTanh];
+    pub const ALL: [Self; 4] = [Self::Silu, Self::Gelu, Self::GeluTanh, Self::ClampedSilu];
 }
 
 impl Processor {

@@ -8,6 +8,7 @@ pub fn value(activation: Activation, x: f64) -> f64 {
         Activation::Silu => x * sigmoid(x),
         Activation::Gelu => x * normal_distribution(x),
         Activation::GeluTanh => 0.5 * x * (1.0 + gelu_argument(x).tanh()),
+        Activation::ClampedSilu => x.min(7.0) * sigmoid(1.702 * x.min(7.0)),
     }
 }
 
@@ -26,6 +27,20 @@ pub fn slope(activation: Activation, x: f64) -> f64 {
             let d_tanh = 1.0 - tanh * tanh;
             0.5 * (1.0 + tanh) + if d_tanh == 0.0 { 0.0 } else { 0.5 * x * d_tanh * inner }
         }
+        Activation::ClampedSilu if x > 7.0 => 0.0,
+        Activation::ClampedSilu => {
+            let s = sigmoid(1.702 * x);
+            s * (1.0 + 1.702 * x * (1.0 - s))
+        }
+    }
+}
+
+/// The other factor of a gated product, and its derivative.
+pub fn factor(activation: Activation, x: f64) -> (f64, f64) {
+    match activation {
+        Activation::ClampedSilu if x.abs() > 7.0 => (x.clamp(-7.0, 7.0) + 1.0, 0.0),
+        Activation::ClampedSilu => (x + 1.0, 1.0),
+        Activation::Silu | Activation::Gelu | Activation::GeluTanh => (x, 1.0),
     }
 }
 

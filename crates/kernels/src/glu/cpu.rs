@@ -17,25 +17,26 @@ pub fn forward(cpu: &Cpu, activation: Activation, gate_up: View<'_>, i: usize, y
 fn forward_typed<T: Element, C: Curve>(cpu: &Cpu, gate_up: &[T], i: usize, y: &mut [T]) {
     cpu.rows(y, i, 8 * i, |t, y| {
         let (gate, up) = gate_up[2 * i * t..2 * i * (t + 1)].split_at(i);
-        cpu.isa.run(Forward { gate, up, y, share: C::share });
+        cpu.isa.run(Forward { gate, up, y, through: (C::share, C::factor) });
     });
 }
 
-struct Forward<'a, T, S> {
+struct Forward<'a, T, F> {
     gate: &'a [T],
     up: &'a [T],
     y: &'a mut [T],
-    share: S,
+    through: F,
 }
 
-impl<T: Element, S: Fn(f32) -> f32> Kernel for Forward<'_, T, S> {
+impl<T: Element, S: Fn(f32) -> f32, U: Fn(f32) -> f32> Kernel for Forward<'_, T, (S, U)> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        for ((y, gate), up) in self.y.iter_mut().zip(self.gate).zip(self.up) {
+        let Self { gate, up, y, through: (share, factor) } = self;
+        for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
             let gate = gate.to_f32();
-            *y = T::from_f32(gate * (self.share)(gate) * up.to_f32());
+            *y = T::from_f32(gate * share(gate) * factor(up.to_f32()));
         }
     }
 }
@@ -71,7 +72,8 @@ fn backward_typed<T: Element, C: Curve>(
         let (d_gate, d_up) = d.split_at_mut(i);
         let (gate, up) = gate_up[2 * i * t..2 * i * (t + 1)].split_at(i);
         let d_y = &d_y[i * t..i * (t + 1)];
-        cpu.isa.run(Backward { gate, up, d_y, d_gate, d_up, through: (C::share, C::back) });
+        let through = ((C::share, C::back), (C::factor, C::factor_back));
+        cpu.isa.run(Backward { gate, up, d_y, d_gate, d_up, through });
     });
 }
 
@@ -84,24 +86,27 @@ struct Backward<'a, T, F> {
     through: F,
 }
 
-impl<T, S, B> Kernel for Backward<'_, T, (S, B)>
+impl<T, S, B, U, V> Kernel for Backward<'_, T, ((S, B), (U, V))>
 where
     T: Element,
     S: Fn(f32) -> f32,
     B: Fn(f32, f32, f32) -> f32,
+    U: Fn(f32) -> f32,
+    V: Fn(f32, f32) -> f32,
 {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let Self { gate, up, d_y, d_gate, d_up, through: (share, back) } = self;
+        let Self { gate, up, d_y, d_gate, d_up, through } = self;
+        let ((share, back), (factor, factor_back)) = through;
         let n = gate.len();
         let (up, d_y, d_gate, d_up) = (&up[..n], &d_y[..n], &mut d_gate[..n], &mut d_up[..n]);
         for c in 0..n {
-            let (gate, d_y) = (gate[c].to_f32(), d_y[c].to_f32());
+            let (gate, up, d_y) = (gate[c].to_f32(), up[c].to_f32(), d_y[c].to_f32());
             let s = share(gate);
-            d_gate[c] = T::from_f32(back(d_y * up[c].to_f32(), gate, s));
-            d_up[c] = T::from_f32(d_y * gate * s);
+            d_gate[c] = T::from_f32(back(d_y * factor(up), gate, s));
+            d_up[c] = T::from_f32(factor_back(d_y * gate * s, up));
         }
     }
 }

@@ -11,7 +11,7 @@ __global__ void glu_forward(const T* gate_up, size_t i, T* y) {
         auto gate_c = read(gate + c, count), up_c = read(up + c, count);
         for (int k = 0; k < count.value; k++) {
             float g = gate_c.v[k];
-            up_c.v[k] = g * Curve::share(g) * up_c.v[k];
+            up_c.v[k] = g * Curve::share(g) * Curve::factor(up_c.v[k]);
         }
         write(y + c, up_c);
     });
@@ -30,8 +30,8 @@ __global__ void glu_backward(const T* gate_up, size_t i, const T* d_y, T* d_gate
         auto gate_c = read(gate + c, count), up_c = read(up + c, count), d_c = read(d_y + c, count);
         for (int k = 0; k < count.value; k++) {
             float g = gate_c.v[k], d = d_c.v[k], s = Curve::share(g);
-            gate_c.v[k] = Curve::back(d * up_c.v[k], g, s);
-            up_c.v[k] = d * g * s;
+            gate_c.v[k] = Curve::back(d * Curve::factor(up_c.v[k]), g, s);
+            up_c.v[k] = Curve::factor_back(d * g * s, up_c.v[k]);
         }
         write(d_gate + c, gate_c);
         write(d_up + c, up_c);

@@ -32,7 +32,9 @@ fn glu_passes() {
     for activation in Activation::ALL {
         for (tokens, width) in [(1, 1), (1, 17), (7, 33), (300, 40)] {
             let mut given = Operands::default();
-            given.add(Kind::Activation, &[tokens, 2 * width]);
+            // So that some are beyond the clamp, if there is one.
+            let spread = if activation == Activation::ClampedSilu { 4.0 } else { 1.0 };
+            given.add_with(Kind::Activation, &[tokens, 2 * width], |_, x| spread * x);
             let case = format!("{activation:?} [{tokens}, {width}]");
             check_op(&case, &mut Glu { given, activation, width });
         }
