@@ -48,6 +48,11 @@ FAMILIES["glm4_moe"] = {
     "model_type": "glm4_moe",
     "hidden_act": "silu",
 }
+FAMILIES["gpt_oss"] = {
+    "architectures": ["GptOssForCausalLM"],
+    "model_type": "gpt_oss",
+    "hidden_act": "silu",
+}
 SIZES = {
     "vocab_size": 45,
     "hidden_size": 24,
@@ -195,6 +200,41 @@ CASES["qwen3_5_moe"] = {
     "fused": True,
     "fused_on_disk": True,
 }
+CASES["gpt_oss"] = {
+    "seed": 71,
+    "family": "gpt_oss",
+    # A window of 3 in the first of two blocks; positions beyond those of pre-training.
+    "config": SIZES
+    | {
+        "head_dim": 10,
+        "attention_bias": True,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "sliding_window": 3,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "swiglu_limit": 7.0,
+        "rope_theta": 150000.0,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 8,
+        },
+    },
+    "lengths": [4, 7, 12],
+    "rope_spelling": "rope_theta and rope_scaling",
+    # Gate and up projection are one parameter, whose adapter would share a matrix.
+    "lora": {
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+        "target_parameters": ["mlp.experts.down_proj", "mlp.router.weight"],
+    },
+    "optimizer": {"lr": 0.005},
+    "full_gradients": True,
+    "fused": True,
+    "fused_on_disk": True,
+}
 # An adapter of fused experts, as PEFT writes it.
 FUSED = {
     "r": 3,
@@ -235,6 +275,8 @@ def per_expert(tensors, model):
         wrapped = WRAPPED.fullmatch(name)
         if wrapped:
             found |= adapters(wrapped, tensor, num_experts)
+        elif ".experts." in name and model.config.model_type == "gpt_oss":
+            found |= alternating(name, tensor)
         elif name.endswith(".experts.gate_up_proj"):
             found |= weights(name, tensor, ["gate_proj", "up_proj"])
         elif name.endswith(".experts.down_proj"):
@@ -259,6 +301,18 @@ def weights(name, tensor, parts):
         f"{experts}.{expert}.{part}.weight": matrix
         for expert, fused in enumerate(tensor)
         for part, matrix in zip(parts, fused.chunk(len(parts)), strict=True)
+    }
+
+
+def alternating(name, tensor):
+    """`[E, k, n]`, or biases `[E, n]`, whose gate and up parts alternate."""
+    experts, _, of_all = name.rpartition(".")
+    parts = ["gate_proj", "up_proj"] if of_all.startswith("gate_up") else ["down_proj"]
+    kind = "bias" if of_all.endswith("bias") else "weight"
+    return {
+        f"{experts}.{expert}.{part}.{kind}": fused.transpose(0, -1)[i :: len(parts)].clone()
+        for expert, fused in enumerate(tensor)
+        for i, part in enumerate(parts)
     }
 
 
@@ -300,7 +354,8 @@ def balancing_goldens(model, ids):
     experts, top_k = experts_of(model.config), model.config.num_experts_per_tok
     loss = load_balancing_loss_func(logits, experts, top_k)
     loss.backward()
-    routers = {n: p for n, p in model.named_parameters() if n.endswith("mlp.gate.weight")}
+    ends = ("mlp.gate.weight", "mlp.router.weight")
+    routers = {name: p for name, p in model.named_parameters() if name.endswith(ends)}
     found = {name: weight.grad.clone() for name, weight in routers.items()}
     tensors = {f"aux_grad.{name}": grad for name, grad in per_expert(found, model).items()}
     return tensors, {"router_aux_loss": loss.item()}

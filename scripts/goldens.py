@@ -71,7 +71,7 @@ def distribution(case, name, shape):
         return 0.0, 0.05 if "e_score" in name else 0.3  # or some experts are never chosen
     if "embed" in name or "lm_head" in name:
         return 0.0, 0.5
-    if name.endswith(("mlp.gate.weight", "block_sparse_moe.gate.weight")):
+    if name.endswith(("mlp.gate.weight", "block_sparse_moe.gate.weight", "mlp.router.weight")):
         return 0.0, 0.5  # so that few choices are close
     return 0.0, rounded(1.2 / math.sqrt(shape[-1]))
 

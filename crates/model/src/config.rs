@@ -105,6 +105,8 @@ pub struct AttentionConfig {
     pub qkv_bias: bool,
     /// Whether the output projection has a bias.
     pub o_bias: bool,
+    /// Whether each query head has a logit that takes a share of its softmax.
+    pub sinks: bool,
 }
 
 /// A gated delta net (Yang et al., 2024), as in Qwen3-Next, in place of attention.
@@ -147,6 +149,8 @@ pub struct MlpConfig {
 pub struct ExpertsConfig {
     /// How experts are chosen and weighted.
     pub router: Router,
+    /// Whether the router's logits have a bias.
+    pub router_bias: bool,
     /// Whether the router adds a bias to its scores for the choice alone.
     pub correction_bias: bool,
     /// An MLP for every token beside the experts.
@@ -177,6 +181,17 @@ pub struct ExpertNames {
     pub shared: &'static str,
     /// The gate of the shared expert.
     pub shared_gate: &'static str,
+    /// How files have the weights.
+    pub layout: ExpertLayout,
+}
+
+/// How files have the weights of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertLayout {
+    /// `[out, in]` each, or all in one tensor, an expert's gate before its up projection.
+    Rows,
+    /// All in one tensor `[experts, in, out]`, columns of gate and up projection by turns.
+    Columns,
 }
 
 impl ExpertNames {
@@ -187,6 +202,7 @@ impl ExpertNames {
         parts: ["gate_proj", "up_proj", "down_proj"],
         shared: "mlp.shared_expert",
         shared_gate: "mlp.shared_expert_gate",
+        layout: ExpertLayout::Rows,
     };
 }
 

@@ -39,6 +39,8 @@ pub(crate) struct Layer {
     qkv: Vec<Projection>,
     /// o.
     o: Vec<Projection>,
+    /// Logits that take a share of attention.
+    sinks: Option<Weight>,
     /// What a gated delta net has besides.
     delta: Option<DeltaWeights>,
     /// gate, up, or both in one; none if there are only experts.
@@ -135,6 +137,7 @@ impl Decoder {
         let mut layer = |i: usize| {
             let linears: BTreeSet<Linear> = config.layers[i].linears().collect();
             let router_bias = weights.remove(&Role::RouterBias(i));
+            let sinks = weights.remove(&Role::Sinks(i));
             let mut part = |part| weights.remove(&Role::Delta(i, part)).expect("every part");
             let delta = config.layers[i].delta.map(|_| DeltaWeights {
                 conv: part(DeltaPart::Conv),
@@ -152,6 +155,7 @@ impl Decoder {
             Layer {
                 qkv: group(&QKV),
                 o: group(&[Linear::O, Linear::DeltaOut]),
+                sinks,
                 delta,
                 gate_up: group(&[Linear::Gate, Linear::Up, Linear::GateUp]),
                 down: group(&[Linear::Down]),
@@ -185,6 +189,7 @@ impl Decoder {
                     DeltaPart::DtBias => &delta.dt_bias,
                 }))
             }
+            Role::Sinks(i) => self.layers[i].sinks.as_ref().map(Part::Plain),
             Role::RouterBias(i) => self.layers[i].mixture.as_ref()?.bias.as_ref().map(Part::Plain),
             Role::Matrix(i, linear) => self.layers[i].projection(linear).map(Part::Matrix),
             Role::Bias(i, linear) => {
@@ -385,9 +390,12 @@ impl Decoder {
             qkv = ops::rope(tape, qkv, heads, &angles[rope]);
         }
         let attended = match past {
-            Past::None(sequences) => ops::attention(tape, qkv, heads, sequences),
+            Past::None(sequences) => {
+                ops::attention_with_sinks(tape, qkv, heads, layer.sinks.as_ref(), sequences)
+            }
             Past::Cached { rows, cache, .. } => {
-                ops::attend_paged(tape, qkv, heads, None, rows, cache.pages())
+                let sinks = layer.sinks.as_ref();
+                ops::attend_paged(tape, qkv, heads, sinks, rows, cache.pages())
             }
         };
         match gates {

@@ -1,14 +1,14 @@
 //! Exports a model in Hugging Face layout, with adapters merged.
 
-use crate::config::DecoderConfig;
+use crate::config::{DecoderConfig, ExpertLayout};
 use crate::decoder::Part;
 use crate::fidelity::{Comparison, Fidelity, MAX_LOST, are_finite};
 use crate::gguf::{is_gguf, texts_of_gguf};
 use crate::load::{Layout, LoadError, Model, layout};
 use crate::raw_config::ConfigError;
-use crate::weights::{Role, WeightSpec};
+use crate::weights::{Fused, Role, WeightSpec};
 use hone_tensor::safetensors::{FileError, Lazy, write};
-use hone_tensor::{DType, Device, DeviceError, Tensor, merge};
+use hone_tensor::{DType, Device, DeviceError, Place, Tensor, merge};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -175,20 +175,25 @@ fn tensors<'a>(
         false => Layout::default(),
     };
     let mut tensors = Vec::new();
-    let mut experts: BTreeMap<String, ([usize; 3], Vec<Role>)> = BTreeMap::new();
+    let mut experts: BTreeMap<String, (Vec<usize>, Vec<(Place, Role)>)> = BTreeMap::new();
     for WeightSpec { role, name, shape } in config.weights() {
-        if let Some((stored, shape)) = fused.remove(&name) {
-            experts.entry(stored).or_insert((shape, Vec::new())).1.push(role);
+        // Some families have them together whatever the base's files have.
+        let together = |fused: &Fused| fused.layout == ExpertLayout::Columns;
+        let fused = fused.remove(&name).or_else(|| config.fused(role).filter(together));
+        if let Some(Fused { name, shape, place, .. }) = fused {
+            experts.entry(name).or_insert((shape, Vec::new())).1.push((place, role));
             continue;
         }
         let make = Box::new(move || written(model, device, role, dtype));
         let stored = names.get(&name).cloned().unwrap_or(name);
         tensors.push((stored, Lazy::Deferred { dtype, shape, make }));
     }
-    for (name, (shape, roles)) in experts {
-        let part = move |&role: &Role| written(model, device, role, dtype);
-        let make = Box::new(move || Tensor::stacked(dtype, &shape, roles.iter().map(part)));
-        tensors.push((name, Lazy::Deferred { dtype, shape: shape.to_vec(), make }));
+    for (name, (shape, parts)) in experts {
+        let part =
+            move |&(place, role): &(Place, Role)| (place, written(model, device, role, dtype));
+        let of_all = shape.clone();
+        let make = Box::new(move || Tensor::assembled(dtype, &of_all, parts.iter().map(part)));
+        tensors.push((name, Lazy::Deferred { dtype, shape, make }));
     }
     let others = others.into_iter().filter(|_| has_more);
     tensors.extend(others.map(|(name, tensor)| match tensor.storage().float() {

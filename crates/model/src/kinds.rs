@@ -59,6 +59,8 @@ named! {
         WithoutPositions = "without positions",
         /// Heads come with a gate of what they give.
         Gated = "gated",
+        /// Heads have a logit that takes a share of their softmax.
+        Sinks = "with sinks",
     }
 }
 
@@ -118,8 +120,16 @@ impl LayerConfig {
 
 impl AttentionConfig {
     fn traits(&self) -> Vec<Trait> {
-        let Self { heads, rope, qk_norm: _, output_gate, fused_qkv: _, qkv_bias: _, o_bias: _ } =
-            self;
+        let Self {
+            heads,
+            rope,
+            qk_norm: _,
+            output_gate,
+            fused_qkv: _,
+            qkv_bias: _,
+            o_bias: _,
+            sinks,
+        } = self;
         let Heads {
             num_heads: _,
             num_kv_heads: _,
@@ -133,6 +143,7 @@ impl AttentionConfig {
             Trait::Windowed => window.is_some(),
             Trait::WithoutPositions => rope.is_none(),
             Trait::Gated => *output_gate,
+            Trait::Sinks => *sinks,
         };
         Trait::ALL.iter().copied().filter(has).collect()
     }

@@ -1,7 +1,8 @@
 //! Which weights a decoder has: the single description behind loading, export, adapter targets and
 //! parameter counts. A weight's role says what it does; its name in files follows from that.
 
-use crate::config::{DecoderConfig, DeltaConfig, ExpertsConfig, LayerConfig, QkNorm};
+use crate::config::{DecoderConfig, DeltaConfig, ExpertLayout, ExpertsConfig, LayerConfig, QkNorm};
+use hone_tensor::Place;
 use hone_tensor::ops::DeltaHeads;
 use std::borrow::Cow;
 
@@ -16,14 +17,16 @@ pub struct WeightSpec {
     pub shape: Vec<usize>,
 }
 
-/// A part of a tensor that holds the matrices of all experts of a block, as newer files have them.
+/// A part of a tensor that holds the matrices or biases of all experts of a block.
 pub(crate) struct Fused {
     /// The tensor's name.
     pub(crate) name: String,
-    /// `[experts, rows, cols]`.
-    pub(crate) shape: [usize; 3],
-    /// Rows before the part, those of experts before it included.
-    pub(crate) first_row: usize,
+    /// Its shape, experts first.
+    pub(crate) shape: Vec<usize>,
+    /// Which of its elements the part has.
+    pub(crate) place: Place,
+    /// The layout of the family's files.
+    pub(crate) layout: ExpertLayout,
 }
 
 /// What a weight does in a decoder.
@@ -35,6 +38,8 @@ pub enum Role {
     Matrix(usize, Linear),
     /// Bias of a block's linear layer.
     Bias(usize, Linear),
+    /// Logits that take a share of the softmax of a block's query heads.
+    Sinks(usize),
     /// What a block's router adds to its scores for the choice alone; never trained.
     RouterBias(usize),
     /// Weight of a block's norm.
@@ -184,7 +189,13 @@ impl DecoderConfig {
             let len = config.norm_len(h, norm);
             Some(WeightSpec { role: Role::Norm(layer, norm), name, shape: vec![len] })
         });
-        linears.chain(config.router_bias(layer)).chain(config.delta_parts(layer)).chain(norms)
+        let sinks = (config.attention.sinks && config.delta.is_none()).then(|| WeightSpec {
+            role: Role::Sinks(layer),
+            name: format!("model.layers.{layer}.self_attn.sinks"),
+            shape: vec![config.attention.heads.num_heads],
+        });
+        let others = config.router_bias(layer).into_iter().chain(config.delta_parts(layer));
+        linears.chain(sinks).chain(others).chain(norms)
     }
 
     /// Full names of the linear layers inside the blocks, in model order.
@@ -199,20 +210,41 @@ impl DecoderConfig {
         })
     }
 
-    /// Where an expert's matrix lies in files that hold those of all experts in one tensor.
+    /// Where an expert's matrix or bias lies in files that hold those of all experts in one tensor.
     pub(crate) fn fused(&self, role: Role) -> Option<Fused> {
-        let Role::Matrix(layer, Linear::Expert(expert, part)) = role else { return None };
+        let (layer, expert, part, is_bias) = match role {
+            Role::Matrix(layer, Linear::Expert(expert, part)) => (layer, expert, part, false),
+            Role::Bias(layer, Linear::Expert(expert, part)) => (layer, expert, part, true),
+            _ => return None,
+        };
         let LayerConfig { mlp, .. } = &self.layers[layer];
         let mixture = mlp.experts.as_ref()?;
-        let (i, h) = (mlp.intermediate_size, self.hidden_size);
-        let (name, rows, cols, before) = match part {
-            ExpertPart::Gate => ("gate_up_proj", 2 * i, h, 0),
-            ExpertPart::Up => ("gate_up_proj", 2 * i, h, i),
-            ExpertPart::Down => ("down_proj", h, i, 0),
+        let (i, h, layout) = (mlp.intermediate_size, self.hidden_size, mixture.names.layout);
+        let (name, rows, cols) = match part {
+            ExpertPart::Gate | ExpertPart::Up => ("gate_up_proj", 2 * i, h),
+            ExpertPart::Down => ("down_proj", h, i),
         };
-        let name = format!("model.layers.{layer}.{}.{name}", mixture.names.experts);
-        let shape = [mixture.router.num_experts, rows, cols];
-        Some(Fused { name, shape, first_row: expert * rows + before })
+        // The first of the part's rows, and how far the next is.
+        let (first, step) = match (part, layout) {
+            (ExpertPart::Down, _) | (ExpertPart::Gate, ExpertLayout::Rows) => (0, 1),
+            (ExpertPart::Up, ExpertLayout::Rows) => (i, 1),
+            (ExpertPart::Gate, ExpertLayout::Columns) => (0, 2),
+            (ExpertPart::Up, ExpertLayout::Columns) => (1, 2),
+        };
+        let (num_experts, end) = (mixture.router.num_experts, if is_bias { "_bias" } else { "" });
+        let (shape, row_step, col_step) = match (is_bias, layout) {
+            (true, _) => (vec![num_experts, rows], 1, 1),
+            (false, ExpertLayout::Rows) => (vec![num_experts, rows, cols], cols, 1),
+            (false, ExpertLayout::Columns) => (vec![num_experts, cols, rows], 1, rows),
+        };
+        let of_expert: usize = shape[1..].iter().product();
+        let first = expert * of_expert + first * row_step;
+        Some(Fused {
+            name: format!("model.layers.{layer}.{}.{name}{end}", mixture.names.experts),
+            shape,
+            place: Place { first, row_step: step * row_step, col_step },
+            layout,
+        })
     }
 
     /// The linear layers of a block's experts, with their full names, in model order.
@@ -323,7 +355,8 @@ impl LayerConfig {
             Linear::Gate | Linear::Up | Linear::GateUp | Linear::Down | Linear::Expert(..) => {
                 self.mlp.bias
             }
-            Linear::SharedGate | Linear::Router => false,
+            Linear::Router => self.experts().is_some_and(|mixture| mixture.router_bias),
+            Linear::SharedGate => false,
             Linear::DeltaQkv
             | Linear::DeltaZ
             | Linear::DeltaB

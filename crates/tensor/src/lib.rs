@@ -34,7 +34,7 @@ pub use mapped::Mapped;
 pub use merge::merge;
 pub use params::{Gradients, ParamId, Params};
 pub use tape::{Compute, StepKey, Tape, Var};
-pub use tensor::Tensor;
+pub use tensor::{Place, Tensor};
 pub use weight::{AdapterId, AdapterRows, Lora, Projection, Weight};
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 
 use crate::device::arena::Block;
 use crate::mapped::Mapped;
+use crate::{Category, Device};
 use hone_kernels::{DType, DeviceError, Storage, View, ViewMut, format, memory, try_with_capacity};
-use std::ops::Range;
 use std::sync::Arc;
 
 /// A contiguous, row-major array. Clones share the memory; only a sole handle may write to it.
@@ -20,6 +20,44 @@ pub struct Tensor {
 enum Memory {
     Block(Arc<Block>),
     File { map: Arc<Mapped>, offset: usize },
+}
+
+/// Where the elements of a matrix, or of a vector, whose columns are one, lie in a greater tensor:
+/// `(row, col)` is its element `first + row · row_step + col · col_step`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The first element.
+    pub first: usize,
+    /// Elements between rows.
+    pub row_step: usize,
+    /// Elements between columns.
+    pub col_step: usize,
+}
+
+impl Place {
+    /// Rows and columns.
+    fn sizes(shape: &[usize]) -> (usize, usize) {
+        (shape[0], shape[1..].iter().product())
+    }
+
+    fn is_contiguous(self, shape: &[usize]) -> bool {
+        let (_, cols) = Self::sizes(shape);
+        self.row_step == cols && (cols == 1 || self.col_step == 1)
+    }
+
+    /// Calls `f` with each element's number in the part and in the whole.
+    fn each(self, shape: &[usize], mut f: impl FnMut(usize, usize)) {
+        // Blocks of columns, so that neither side is read or written all over at once.
+        const COLS: usize = 32;
+        let (rows, cols) = Self::sizes(shape);
+        for start in (0..cols).step_by(COLS) {
+            for row in 0..rows {
+                for col in start..cols.min(start + COLS) {
+                    f(row * cols + col, self.first + row * self.row_step + col * self.col_step);
+                }
+            }
+        }
+    }
 }
 
 impl Tensor {
@@ -87,42 +125,61 @@ impl Tensor {
         Some(tensor)
     }
 
-    /// `rows` of a tensor of floats in a mapped file, counted over all its dimensions but the last,
-    /// which share its memory; `None` if it is another one, or does not have them.
-    pub fn rows_of_file(&self, rows: Range<usize>) -> Option<Self> {
-        let (Memory::File { map, offset }, Some(_)) = (&self.memory, self.storage.float()) else {
-            return None;
-        };
-        let cols = self.cols();
-        if rows.end.checked_mul(cols)? > self.len() {
-            return None;
+    /// The matrix or vector of `shape` that is part of a tensor of floats in a mapped file: in its
+    /// memory if the part is contiguous, otherwise a copy, and on a dry `device` without memory.
+    ///
+    /// # Errors
+    /// If the system has no more memory.
+    ///
+    /// # Panics
+    /// If the part has elements that the tensor has not.
+    pub fn part_of_file(
+        &self,
+        device: &Device,
+        place: Place,
+        shape: &[usize],
+    ) -> Result<Self, DeviceError> {
+        let size = self.dtype().size();
+        if let (Memory::File { map, offset }, true) = (&self.memory, place.is_contiguous(shape)) {
+            let part = Self::from_file(map, offset + place.first * size, self.storage, shape);
+            return Ok(part.expect("a part of the tensor"));
         }
-        let offset = offset + self.storage.num_bytes(&[rows.start, cols]);
-        Self::from_file(map, offset, self.storage, &[rows.len(), cols])
+        if device.is_dry() {
+            return Device::dry().persistent(Category::Weights, self.storage, shape);
+        }
+        let mut part = Self::try_zeros(self.storage, shape)?;
+        let (from, to) = (self.bytes(), part.bytes_mut());
+        place.each(shape, |element, at| {
+            to[element * size..][..size].copy_from_slice(&from[at * size..][..size]);
+        });
+        Ok(part)
     }
 
-    /// The elements of `parts` one after another, in host memory.
+    /// A tensor in host memory made of `parts`, each with its place.
     ///
     /// # Errors
     /// If the system has no more memory, or a part is an error.
     ///
     /// # Panics
-    /// If they are not of this type, or more or fewer than the shape needs.
-    pub fn stacked(
+    /// If a part is not of this type, or has elements that the tensor has not.
+    pub fn assembled(
         dtype: DType,
         shape: &[usize],
-        parts: impl Iterator<Item = Result<Self, DeviceError>>,
+        parts: impl Iterator<Item = (Place, Result<Self, DeviceError>)>,
     ) -> Result<Self, DeviceError> {
-        let mut tensor = Self::try_zeros(dtype, shape)?;
-        let mut left = tensor.bytes_mut();
-        for part in parts {
+        let (mut tensor, size) = (Self::try_zeros(dtype, shape)?, dtype.size());
+        let to = tensor.bytes_mut();
+        for (place, part) in parts {
             let part = part?.to_host()?;
             assert_eq!(part.dtype(), dtype);
-            let (place, rest) = left.split_at_mut(part.num_bytes());
-            place.copy_from_slice(part.bytes());
-            left = rest;
+            let from = part.bytes();
+            match place.is_contiguous(part.shape()) {
+                true => to[place.first * size..][..from.len()].copy_from_slice(from),
+                false => place.each(part.shape(), |element, at| {
+                    to[at * size..][..size].copy_from_slice(&from[element * size..][..size]);
+                }),
+            }
         }
-        assert!(left.is_empty(), "parts for all elements");
         Ok(tensor)
     }
 

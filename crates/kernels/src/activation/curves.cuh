@@ -1,5 +1,5 @@
-// Activations `x · share(x)`; `back` is `d` times the derivative at `x`. `factor` is the other factor
-// of a gated product, `factor_back` is `d` times its derivative.
+// Activations `x · share(x)`; `back` is `d` times the derivative at `x`. `factor` is the other
+// factor of a gated product, `factor_back` is `d` times its derivative.
 
 // A factor as it is.
 struct Plain {

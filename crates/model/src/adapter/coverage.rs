@@ -4,7 +4,7 @@ use crate::config::DecoderConfig;
 use crate::decoder::Part as Weights;
 use crate::kinds::{LayerKind, Part};
 use crate::load::Model;
-use crate::weights::{Role, WeightSpec};
+use crate::weights::{Linear, Role, WeightSpec};
 use hone_tensor::{Params, Projection, Weight};
 use serde::{Deserialize, Serialize};
 
@@ -117,6 +117,7 @@ fn kind_of(config: &DecoderConfig, role: Role) -> Option<LayerKind> {
         Role::Matrix(layer, linear) | Role::Bias(layer, linear) => {
             Some(config.layers[layer].kind_of(linear))
         }
+        Role::Sinks(layer) => Some(config.layers[layer].kind_of(Linear::Q)),
         Role::RouterBias(_) => of_part(Part::Router),
         Role::Delta(..) => of_part(Part::LinearAttention),
         Role::EmbedTokens | Role::Norm(..) | Role::FinalNorm | Role::LmHead => None,

@@ -3,12 +3,12 @@
 //! `B [n, r · experts]` with the experts fastest. Taken apart into one pair for each expert.
 //!
 //! Gate and up projection are one parameter, so they share `A`; each expert's are two adapters with
-//! equal `A` here. Where PEFT made one of twice the rank from an adapter of modules, whose `B` has
-//! two blocks, those two come back.
+//! equal `A` here. Their rows follow each other or, in some families, alternate. Where PEFT made
+//! one of twice the rank from an adapter of modules, whose `B` has two blocks, those two come back.
 
 use super::AdapterError;
 use super::lora::Matrix;
-use crate::config::LayerConfig;
+use crate::config::{ExpertLayout, LayerConfig};
 use crate::load::Model;
 use crate::weights::{ExpertPart, Linear};
 use hone_tensor::safetensors::SafeTensorsFile;
@@ -42,6 +42,9 @@ struct Pair {
     rank: usize,
     /// `[n, k]`.
     shape: [usize; 2],
+    /// How many projections share the rows.
+    num_parts: usize,
+    layout: ExpertLayout,
 }
 
 impl Unfused {
@@ -123,14 +126,16 @@ impl Unfused {
         let (rank, shape) =
             (a_tensor.shape()[0] / num_experts, [b_tensor.shape()[0], a_tensor.shape()[1]]);
         let (a, b) = (a_tensor.try_to_vec_f32()?, b_tensor.try_to_vec_f32()?);
-        let pair = Pair { a, b, num_experts, rank, shape };
+        let mixture = model.decoder.config.layers[layer].mlp.experts.as_ref();
+        let layout = mixture.expect("a block with experts").names.layout;
+        let pair = Pair { a, b, num_experts, rank, shape, num_parts: parts.len(), layout };
         let has_blocks = parts.len() == 2 && pair.has_blocks();
         let fused = if parts.len() == 2 { "gate_up_proj" } else { "down_proj" };
         let parameter = format!("model.layers.{layer}.mlp.experts.{fused}");
         for (name, linear) in modules {
             let Linear::Expert(expert, part) = linear else { continue };
             if let Some(index) = parts.iter().position(|own| *own == part) {
-                let (a, b) = pair.of_expert(expert, (index, parts.len()), has_blocks)?;
+                let (a, b) = pair.of_expert(expert, index, has_blocks)?;
                 let (rank, parameter) = (a.shape()[0], parameter.clone());
                 let size = FusedSize { rank, parameter, parameter_rank: pair.rank };
                 self.sizes.insert(name.clone(), size);
@@ -148,35 +153,46 @@ impl Pair {
         self.b[(row * self.rank + rank) * self.num_experts + expert]
     }
 
-    /// Whether the first half of the rows reads the first half of the ranks alone, and the second
-    /// half the second.
-    fn has_blocks(&self) -> bool {
-        let ([n, _], rank) = (self.shape, self.rank);
-        let is_crossed = |row: usize, of: usize| (row < n / 2) != (of < rank / 2);
-        let crossed = (0..n).flat_map(|row| (0..rank).map(move |of| (row, of)));
-        let mut crossed = crossed.filter(|&(row, of)| is_crossed(row, of));
-        rank.is_multiple_of(2)
-            && crossed.all(|(row, of)| (0..self.num_experts).all(|e| self.b(e, row, of) == 0.0))
+    /// The rows of one of the parts.
+    fn rows_of(&self, part: usize) -> impl Iterator<Item = usize> + Clone {
+        let (n, parts) = (self.shape[0], self.num_parts);
+        let (range, step) = match self.layout {
+            ExpertLayout::Rows => (part * n / parts..(part + 1) * n / parts, 1),
+            ExpertLayout::Columns => (part..n, parts),
+        };
+        range.step_by(step)
     }
 
-    /// Both matrices of one of an expert's `count` parts.
+    /// Whether the rows of the first part read the first half of the ranks alone, and those of the
+    /// second the second.
+    fn has_blocks(&self) -> bool {
+        let (rank, of_part) = (self.rank, |part| self.rows_of(part).map(move |row| (part, row)));
+        let rows = of_part(0).chain(of_part(1));
+        let crossed = rows.flat_map(|(part, row)| (0..rank).map(move |of| (part, row, of)));
+        let is_crossed = |part: usize, of: usize| (part == 0) != (of < rank / 2);
+        let mut crossed = crossed.filter(|&(part, _, of)| is_crossed(part, of));
+        rank.is_multiple_of(2)
+            && crossed.all(|(_, row, of)| (0..self.num_experts).all(|e| self.b(e, row, of) == 0.0))
+    }
+
+    /// Both matrices of one of an expert's parts.
     fn of_expert(
         &self,
         expert: usize,
-        (index, count): (usize, usize),
+        index: usize,
         has_blocks: bool,
     ) -> Result<(Tensor, Tensor), DeviceError> {
-        let [n, k] = self.shape;
+        let (k, count) = (self.shape[1], self.num_parts);
         let ranks = match has_blocks {
             true => index * self.rank / count..(index + 1) * self.rank / count,
             false => 0..self.rank,
         };
-        let rows = index * n / count..(index + 1) * n / count;
+        let rows = self.rows_of(index);
         let first = expert * self.rank;
         let a = &self.a[(first + ranks.start) * k..(first + ranks.end) * k];
         let row = |row: usize| ranks.clone().map(move |of| self.b(expert, row, of));
         let b: Vec<f32> = rows.clone().flat_map(row).collect();
-        let (rank, n) = (ranks.len(), rows.len());
+        let (rank, n) = (ranks.len(), rows.count());
         Ok((Tensor::from_f32(a, &[rank, k]), Tensor::from_f32(&b, &[n, rank])))
     }
 }

@@ -16,7 +16,7 @@ pub(super) fn softmax_mixture(
     raw.get("output_router_logits");
     let (scoring, scale, groups) = (Scoring::Softmax, 1.0, None);
     let router = Router { num_experts, top_k, scoring, normalise, scale, groups };
-    ExpertsConfig { router, correction_bias: false, shared: None, names }
+    ExpertsConfig { router, router_bias: false, correction_bias: false, shared: None, names }
 }
 
 /// Gives the blocks for which `is_sparse` says so experts of this width.

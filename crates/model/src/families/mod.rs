@@ -8,6 +8,7 @@ mod gemma2;
 mod gemma3;
 mod glm4;
 mod glm4_moe;
+mod gpt_oss;
 mod granite;
 mod llama;
 mod mistral;
@@ -58,6 +59,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("olmo2", olmo::olmo2),
     ("olmo3", olmo::olmo3),
     ("olmoe", olmoe::decoder_config),
+    ("gpt_oss", gpt_oss::decoder_config),
     ("granite", granite::decoder_config),
     ("glm4", glm4::decoder_config),
     ("glm4_moe", glm4_moe::decoder_config),
@@ -254,6 +256,7 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
             fused_qkv: false,
             qkv_bias: false,
             o_bias: false,
+            sinks: false,
         },
         delta: None,
         mlp: MlpConfig {

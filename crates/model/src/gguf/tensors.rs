@@ -27,6 +27,7 @@ pub(crate) fn place_of(role: Role, config: &DecoderConfig) -> Place {
         Role::Bias(layer, linear) => {
             format!("blk.{layer}.{}.bias", linear_name(linear, &config.layers[layer]))
         }
+        Role::Sinks(layer) => format!("blk.{layer}.attn_sinks.weight"),
         Role::RouterBias(layer) => format!("blk.{layer}.exp_probs_b.bias"),
         Role::Norm(layer, norm) => format!("blk.{layer}.{}.weight", norm_name(norm)),
         Role::Delta(layer, DeltaPart::Conv) => format!("blk.{layer}.ssm_conv1d.weight"),

@@ -1,6 +1,6 @@
 //! The weight files of a model: one safetensors file, or shards with an index.
 
-use crate::config::DecoderConfig;
+use crate::config::{DecoderConfig, ExpertLayout};
 use crate::gguf::{GgufModel, is_gguf};
 use crate::raw_config::{ConfigError, RawConfig};
 use crate::weights::{Fused, Role, WeightSpec};
@@ -153,8 +153,8 @@ pub(super) struct WeightFiles {
 pub(crate) struct Layout {
     /// Stored names of weights, by their own.
     pub(crate) names: BTreeMap<String, String>,
-    /// Stored names of tensors of all experts, by those of the weights in them.
-    pub(crate) fused: BTreeMap<String, (String, [usize; 3])>,
+    /// Tensors of all experts under their stored names, by those of the weights in them.
+    pub(crate) fused: BTreeMap<String, Fused>,
     /// Other tensors.
     pub(crate) others: Vec<(String, Tensor)>,
 }
@@ -264,9 +264,10 @@ impl WeightFiles {
             ours.extend(stored);
             let fused = config.fused(role).filter(|_| stored.is_none());
             ours.extend(fused.iter().flat_map(|fused| self.mxfp4_names(fused)).flatten());
-            if let Some((Fused { shape, .. }, stored)) = fused.and_then(|f| self.fused_name(f)) {
+            let stored_fused = fused.as_ref().and_then(|fused| self.stored_name(&fused.name));
+            if let (Some(fused), Some(stored)) = (fused, stored_fused) {
                 ours.insert(stored);
-                layout.fused.insert(name, (stored.to_owned(), shape));
+                layout.fused.insert(name, Fused { name: stored.to_owned(), ..fused });
             } else if let Some(stored) = stored {
                 layout.names.insert(name, stored.to_owned());
             }
@@ -280,12 +281,6 @@ impl WeightFiles {
             layout.others.extend(tensor.map(|tensor| (name.clone(), tensor)));
         }
         Ok(layout)
-    }
-
-    /// The name in the files of a tensor of all experts.
-    fn fused_name(&self, fused: Fused) -> Option<(Fused, &str)> {
-        let stored = self.stored_name(&fused.name)?;
-        Some((fused, stored))
     }
 
     /// The first name that begins with `prefix`.
@@ -343,10 +338,17 @@ impl WeightFiles {
             return Ok(tensor);
         }
         let missing = || LoadError::Missing { path: self.path.clone(), name: name.clone() };
-        let fused = config.fused(*role).and_then(|fused| self.fused_name(fused));
-        let (Fused { shape: all, first_row, .. }, stored) = fused.ok_or_else(missing)?;
-        let tensor = self.take_stored(stored, &all, taken)?;
-        tensor.rows_of_file(first_row..first_row + shape[0]).ok_or_else(missing)
+        let Some(fused) = config.fused(*role) else { return Err(missing()) };
+        let Some(stored) = self.stored_name(&fused.name) else {
+            return Err(match fused.layout {
+                ExpertLayout::Rows => missing(),
+                ExpertLayout::Columns => {
+                    LoadError::Missing { path: self.path.clone(), name: fused.name }
+                }
+            });
+        };
+        let tensor = self.take_stored(stored, &fused.shape, taken)?;
+        Ok(tensor.part_of_file(device, fused.place, shape)?)
     }
 
     /// The tensor of this name in the files, which must have this shape.

@@ -235,7 +235,11 @@ impl Loader<'_> {
                     Weight::Frozen(load_as(self.device, Category::Weights, &tensor, DType::F32)?)
                 }
                 // Vectors are small, and every kernel reads them as f32.
-                Role::Bias(..) | Role::Norm(..) | Role::Delta(..) | Role::FinalNorm => {
+                Role::Bias(..)
+                | Role::Sinks(_)
+                | Role::Norm(..)
+                | Role::Delta(..)
+                | Role::FinalNorm => {
                     self.weight(self.device, &spec.name, tensor, DType::F32.into())?
                 }
             };

@@ -110,7 +110,7 @@ impl WeightFiles {
         device: &Device,
         taken: &mut Taken,
     ) -> Result<Option<Tensor>, LoadError> {
-        let Role::Matrix(_, Linear::Expert(_, part)) = spec.role else { return Ok(None) };
+        let Role::Matrix(_, Linear::Expert(expert, part)) = spec.role else { return Ok(None) };
         let Some(fused) = config.fused(spec.role) else { return Ok(None) };
         let [Some(blocks_name), scales] = self.mxfp4_names(&fused) else { return Ok(None) };
         let Some((file, weight)) = self.raw(blocks_name) else { return Ok(None) };
@@ -120,7 +120,8 @@ impl WeightFiles {
             Some(scales) => matrix.part(scales, taken)?,
             None => matrix.part(&format!("{}_scales", fused.name), taken)?,
         };
-        let [num_experts, rows_of_all, _] = fused.shape;
+        let num_experts = fused.shape[0];
+        let rows_of_all = fused.shape.iter().product::<usize>() / (num_experts * cols);
         let of_all = [num_experts, rows_of_all, cols.div_ceil(32)];
         for (tensor, expected) in [(weight, [&of_all[..], &[16]].concat()), (scales, of_all.into())]
         {
@@ -128,7 +129,6 @@ impl WeightFiles {
                 return Err(matrix.other_shape(tensor.shape, expected));
             }
         }
-        let expert = fused.first_row / rows_of_all;
         // Rows of gate and up alternate.
         let (first, step) = match part {
             ExpertPart::Gate => (0, 2),

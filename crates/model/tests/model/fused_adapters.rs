@@ -41,6 +41,7 @@ fn logits_with_an_adapter_of_parameters() {
         // Written under the names that Mixtral has on disk, read under those it has in memory.
         ("mixtral", ["w1", "w2", "w3"], 0..2),
         ("qwen3_5_moe", ["down_proj", "gate_proj", "up_proj"], 1..2),
+        ("gpt_oss", ["down_proj", "gate_proj", "up_proj"], 0..2),
     ] {
         let (golden, dir) = (Golden::load(case), adapter_of(case, "adapter_fused"));
         let (model, config) = loaded(&golden, dir.path()).unwrap();

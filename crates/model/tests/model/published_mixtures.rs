@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 type Published = (&'static str, usize, &'static str, Value);
 
 pub fn published() -> impl Iterator<Item = Published> {
-    qwen().into_iter().chain(others())
+    qwen().into_iter().chain(others()).chain(gpt_oss())
 }
 
 fn qwen() -> [Published; 3] {
@@ -72,6 +72,43 @@ fn qwen() -> [Published; 3] {
                 "tie_word_embeddings": false, "eos_token_id": 248044
             }),
         ),
+    ]
+}
+
+fn gpt_oss() -> [Published; 2] {
+    let config = |num_layers: usize, num_experts: usize| {
+        let kind = |layer: usize| match layer.is_multiple_of(2) {
+            true => "sliding_attention",
+            false => "full_attention",
+        };
+        json!({
+            "model_type": "gpt_oss", "vocab_size": 201088, "hidden_size": 2880,
+            "intermediate_size": 2880, "num_hidden_layers": num_layers,
+            "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64,
+            "hidden_act": "silu", "max_position_embeddings": 131072,
+            "initial_context_length": 4096, "rms_norm_eps": 1e-5, "rope_theta": 150000,
+            "rope_scaling": {
+                "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "rope_type": "yarn",
+                "original_max_position_embeddings": 4096, "truncate": false
+            },
+            "attention_bias": true, "attention_dropout": 0.0, "sliding_window": 128,
+            "layer_types": (0..num_layers).map(kind).collect::<Vec<_>>(),
+            "num_local_experts": num_experts, "num_experts_per_tok": 4, "experts_per_token": 4,
+            "output_router_logits": false, "router_aux_loss_coef": 0.9, "swiglu_limit": 7.0,
+            "quantization_config": {
+                "modules_to_not_convert": [
+                    "model.layers.*.self_attn", "model.layers.*.mlp.router",
+                    "model.embed_tokens", "lm_head"
+                ],
+                "quant_method": "mxfp4"
+            },
+            "tie_word_embeddings": false, "eos_token_id": 200002, "pad_token_id": 199999
+        })
+    };
+    let name = "model.layers.23.mlp.experts.31.down_proj.bias";
+    [
+        ("openai/gpt-oss-20b", 20_914_757_184, name, config(24, 32)),
+        ("openai/gpt-oss-120b", 116_829_156_672, name, config(36, 128)),
     ]
 }
 
