@@ -262,10 +262,10 @@ def shapes_on_disk(model):
             return {name: file.get_slice(name).get_shape() for name in file.keys()}
 
 
-def of_modules(target_modules):
+def of_modules(lora):
     """Keys of an adapter's configuration that names modules of experts, which PEFT reads too."""
-    fused = {"target_parameters": None, "rank_pattern": {}, "alpha_pattern": {}}
-    return fused | {"target_modules": sorted(target_modules)}
+    patterns = {key: lora.get(key, {}) for key in ("rank_pattern", "alpha_pattern")}
+    return patterns | {"target_parameters": None, "target_modules": sorted(lora["target_modules"])}
 
 
 def per_expert(tensors, model):

@@ -152,7 +152,7 @@ def describe_adapter(case, adapter, lora):
     if "target_parameters" in settings:
         config["target_parameters"] = sorted(config["target_parameters"])
     elif golden_mixtures.has_experts(model):
-        config |= golden_mixtures.of_modules(settings["target_modules"])
+        config |= golden_mixtures.of_modules(settings)
         state = golden_mixtures.per_expert(state, model)
     write_json(path, dict(sorted(config.items())))
     tensors = {name: [list(state[name].shape), 0.0, 0.15] for name in sorted(state)}
@@ -263,23 +263,32 @@ def curves(model, settings, ids, masks):
 
 
 def lora_goldens(folder, ids, masks, settings):
+    tensors, facts = lora_gradients(folder, ids, masks)
+    trained = train(with_adapter(load_base(folder), folder), settings, ids, masks)
+    tensors |= dict(zip(["loss_curve", "grad_norm_curve", "lr_curve"], trained, strict=True))
+    return tensors, facts
+
+
+def lora_gradients(folder, ids, masks):
     model = with_adapter(load_base(folder), folder)
     tensors = numbered("logits_lora", logits_of(model, ids))
     loss, grads = gradients(model, ids, masks)
     state = golden_mixtures.per_expert(adapter_state(model), model)
     assert set(map(peft_key, grads)) == set(state)
     tensors |= {f"grad.{peft_key(name)}": grad for name, grad in grads.items()}
-    trained = train(with_adapter(load_base(folder), folder), settings, ids, masks)
-    tensors |= dict(zip(["loss_curve", "grad_norm_curve", "lr_curve"], trained, strict=True))
     return tensors, {"loss": loss}
 
 
 def full_goldens(folder, ids, masks, settings):
-    loss, grads = gradients(load_base(folder), ids, masks)
-    tensors = {f"full_grad.{name}": grad for name, grad in grads.items()}
+    tensors, facts = full_gradients(folder, ids, masks)
     losses, norms, _ = train(load_base(folder), settings, ids, masks)
     tensors |= {"full_loss_curve": losses, "full_grad_norm_curve": norms}
-    return tensors, {"full_loss": loss}
+    return tensors, facts
+
+
+def full_gradients(folder, ids, masks):
+    loss, grads = gradients(load_base(folder), ids, masks)
+    return {f"full_grad.{name}": grad for name, grad in grads.items()}, {"full_loss": loss}
 
 
 def bf16_goldens(case, folder, ids, masks):

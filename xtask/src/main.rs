@@ -48,6 +48,10 @@ Commands:
          docs/benchmarks/families.md
   bench int8
          what int8 does to the loss after fine-tuning; writes docs/benchmarks/int8.md
+  live families [CASE]... [--count N] [--seed N]
+         draws N (20) configurations of every family, or of these cases of golden_cases.py, and
+         compares logits, losses and gradients with transformers and PEFT, which then read what Hone
+         writes of them: adapters, merged and full models
   live files [CASE]...
          trains and generates on real files in target/models beside PyTorch with PEFT and
          bitsandbytes, from a release build: an hour in all. scripts/live_files.py names the cases

@@ -7,6 +7,24 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
+/// The Python of the peers' own environment, which is made when it is missing (about 5 GB).
+pub fn venv(root: &Path) -> Result<PathBuf, String> {
+    let dir = root.join("target/bench-venv");
+    let python = dir.join("bin/python");
+    if !python.exists() {
+        let packages = ["torch", "transformers", "peft", "gguf", "bitsandbytes"];
+        eprintln!("installing {} into {}", packages.join(", "), dir.display());
+        let ok = |command: &mut Command| command.status().is_ok_and(|status| status.success());
+        let pip = ["-m", "pip", "install", "--quiet"];
+        let made = ok(Command::new("python3").args(["-m", "venv"]).arg(&dir))
+            && ok(Command::new(&python).args(pip).args(packages));
+        if !made {
+            return Err("the peers could not be installed".to_owned());
+        }
+    }
+    Ok(python)
+}
+
 /// PyTorch, waiting for its turn.
 pub struct PeerProcess {
     child: Child,

@@ -11,6 +11,7 @@ mod models;
 mod page;
 mod peer;
 
+use super::peer::venv;
 use super::{Place, json, median, report};
 use cases::{Case, Data, Peer, gsm8k};
 use serde_json::Value;
@@ -82,7 +83,7 @@ fn try_run(place: &Place, suite: &Suite, keys: &[&str]) -> Result<bool, String> 
         let known: Vec<_> = suite.cases.iter().map(|case| case.key).collect();
         return Err(format!("there is no case `{unknown}`; there are {}", known.join(", ")));
     }
-    let python = peer::venv(place)?;
+    let python = venv(&place.root)?;
     let run_file = std::fs::write(place.dir.join("run.toml"), RUN_FILE);
     run_file.map_err(|error| format!("{}: {error}", place.dir.display()))?;
     let mut all_reached = true;

@@ -1,15 +1,40 @@
-//! `cargo xtask live`: what needs PyTorch, real files or time, and is measured rather than tested.
-//! One file a subcommand.
+//! `cargo xtask live`: comparisons with other programs that run now, where tests compare with what
+//! such a program once said. They want PyTorch, which is installed when it is missing.
 
+mod families;
 mod files;
 
+use crate::bench::peer::venv;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 /// Runs what the arguments name; `None` if they name nothing.
 pub fn run(root: &Path, args: &[&str]) -> Option<ExitCode> {
-    match args {
-        ["files", cases @ ..] => Some(files::run(root, cases)),
-        _ => None,
+    let (name, result) = match args {
+        ["families", args @ ..] => ("families", families::run(root, args)),
+        ["files", cases @ ..] => ("files", files::run(root, cases)),
+        _ => return None,
+    };
+    Some(match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("live {name}: {error}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// Runs a script of `scripts/` with the peers' Python.
+fn script(root: &Path, name: &str, args: &[&str]) -> Result<(), String> {
+    let mut command = Command::new(venv(root)?);
+    command.arg(root.join("scripts").join(name)).args(args).current_dir(root);
+    succeed(&mut command)
+}
+
+fn succeed(command: &mut Command) -> Result<(), String> {
+    let status = command.status().map_err(|error| format!("{command:?}: {error}"))?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(format!("{command:?} failed")),
     }
 }

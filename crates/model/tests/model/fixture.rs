@@ -70,13 +70,17 @@ pub struct Sample {
 
 impl Golden {
     pub fn load(case: &str) -> Self {
-        let committed = goldens_dir().join(case);
-        let facts = std::fs::read(committed.join("golden.json")).unwrap();
-        let bytes = std::fs::read(committed.join("golden.safetensors")).unwrap();
+        Self::read(&goldens_dir().join(case))
+    }
+
+    /// From a folder that `scripts/goldens.py` or `live_families.py` wrote.
+    pub fn read(folder: &Path) -> Self {
+        let facts = std::fs::read(folder.join("golden.json")).unwrap();
+        let bytes = std::fs::read(folder.join("golden.safetensors")).unwrap();
         let scratch = tempfile::tempdir().unwrap();
-        let dir = scratch.path().join(case);
-        write_checkpoint(&committed, &dir);
-        write_checkpoint(&committed.join("adapter"), &dir.join("adapter"));
+        let dir = scratch.path().join(folder.file_name().unwrap());
+        write_checkpoint(folder, &dir);
+        write_checkpoint(&folder.join("adapter"), &dir.join("adapter"));
         let facts = serde_json::from_slice(&facts).unwrap();
         Self { dir, facts, bytes, _scratch: scratch }
     }

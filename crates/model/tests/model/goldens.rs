@@ -24,7 +24,7 @@ fn logits_of_the_base_and_with_the_adapter() {
 }
 
 /// Each sequence alone, and all in one batch with trailing padding.
-fn check_logits(golden: &Golden, model: &Model, device: &Device, name: &str) {
+pub fn check_logits(golden: &Golden, model: &Model, device: &Device, name: &str) {
     let (config, samples) = (&model.decoder.config, golden.samples());
     let expected = golden.of_sequences(name);
     let check = |batch: &Batch, expected: &[f32], what: &str| {
@@ -60,7 +60,7 @@ fn loss_and_gradients_of_all_weights() {
 }
 
 /// Kept and recomputed activations must give the same bits.
-fn check_gradients(golden: &Golden, model: &Model, device: &Device, loss: &str, prefix: &str) {
+pub fn check_gradients(golden: &Golden, model: &Model, device: &Device, loss: &str, prefix: &str) {
     let batch = pack(&model.decoder.config, &golden.samples(), 3);
     let num_targets = golden.number("num_target_tokens");
     assert_eq!(batch.rows.len() as f64, num_targets);

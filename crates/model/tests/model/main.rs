@@ -13,6 +13,7 @@ mod gguf_files;
 mod gguf_tokenizers;
 mod goldens;
 mod int8;
+mod live;
 mod loading;
 mod packing;
 mod peft;

@@ -12,26 +12,6 @@ use std::time::Duration;
 /// None of its steps takes so long.
 const LIMIT: Duration = Duration::from_secs(3600);
 
-/// The peers' own environment, made when it is missing (about 5 GB).
-pub fn venv(place: &Place) -> Result<std::path::PathBuf, String> {
-    let dir = place.root.join("target/bench-venv");
-    let python = dir.join("bin/python");
-    if !python.exists() {
-        eprintln!("installing PyTorch, transformers and PEFT into {}", dir.display());
-        let ok = |command: &mut Command| command.status().is_ok_and(|status| status.success());
-        let made = ok(Command::new("python3").args(["-m", "venv"]).arg(&dir))
-            && ok(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args([
-                "torch",
-                "transformers",
-                "peft",
-            ]));
-        if !made {
-            return Err("the peers could not be installed".to_owned());
-        }
-    }
-    Ok(python)
-}
-
 /// PyTorch, ready for the case; none where Hone is compared with itself.
 pub fn start(
     place: &Place,
