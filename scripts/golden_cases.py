@@ -65,6 +65,11 @@ FAMILIES = {
         "model_type": "mistral",
         "hidden_act": "silu",
     },
+    "ministral3": {
+        "architectures": ["Ministral3ForCausalLM"],
+        "model_type": "ministral3",
+        "hidden_act": "silu",
+    },
     "phi3": {
         "architectures": ["Phi3ForCausalLM"],
         "model_type": "phi3",
@@ -309,6 +314,31 @@ CASES = {
         },
         lengths=[4, 7, 12],
         rope_spelling="rope_theta alone",
+        full_gradients=True,
+    ),
+    "ministral3": Case(
+        seed=18,
+        family="ministral3",
+        # Two rows are longer than the original length, from which on queries grow.
+        config=sizes(43, 24, 11, 4, 2)
+        | {
+            "head_dim": 10,
+            "pad_token_id": None,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 4,
+                "beta_fast": 2.0,
+                "beta_slow": 0.25,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.4,
+                "max_position_embeddings": 64,
+            },
+        },
+        lengths=[4, 7, 14],
+        rope_spelling="rope_parameters",
         full_gradients=True,
     ),
     "phi3": Case(

@@ -43,6 +43,11 @@ FAMILIES["qwen3_5_moe"] = {
     "model_type": "qwen3_5_moe_text",
     "hidden_act": "silu",
 }
+FAMILIES["qwen3_next"] = {
+    "architectures": ["Qwen3NextForCausalLM"],
+    "model_type": "qwen3_next",
+    "hidden_act": "silu",
+}
 FAMILIES["glm4_moe"] = {
     "architectures": ["Glm4MoeForCausalLM"],
     "model_type": "glm4_moe",
@@ -234,6 +239,38 @@ CASES["gpt_oss"] = {
     "full_gradients": True,
     "fused": True,
     "fused_on_disk": True,
+}
+CASES["qwen3_next"] = {
+    "seed": 47,
+    "family": "qwen3_next",
+    # The second block has no experts.
+    "config": SIZES
+    | {
+        "head_dim": 16,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_conv_kernel_dim": 3,
+        "linear_key_head_dim": 4,
+        "linear_value_head_dim": 6,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "num_experts": 4,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 7,
+        "shared_expert_intermediate_size": 9,
+        "mlp_only_layers": [1],
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 10000.0,
+    },
+    "lengths": [4, 7, 12],
+    "rope_spelling": "rope_theta alone",
+    "lora": {
+        "target_modules": [
+            *["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+            *["in_proj_qkvz", "in_proj_ba", "out_proj"],
+        ]
+    },
+    "optimizer": {"lr": 0.001},
+    "full_gradients": True,
 }
 # An adapter of fused experts, as PEFT writes it.
 FUSED = {

@@ -64,7 +64,7 @@ def distribution(case, name, shape):
     """Mean and scale, which keep every parameter from its neutral value: norm 1, bias 0."""
     if "norm" in name:
         # Norms of Gemma and Qwen3.5 multiply by one plus the weight.
-        families = ("gemma2", "gemma3", "qwen3_5", "qwen3_5_moe")
+        families = ("gemma2", "gemma3", "qwen3_5", "qwen3_5_moe", "qwen3_next")
         adds_one = case.family in families and "linear_attn" not in name
         return (0.0 if adds_one else 1.0), 0.2
     if name.endswith("bias"):

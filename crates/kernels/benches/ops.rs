@@ -360,6 +360,7 @@ impl Bench<'_> {
         let (cos, sin) = (vec![0.8; t * half], vec![0.6; t * half]);
         let rotation = rope::Rotation {
             rotated: rope::Rotated { dim: HEADS.head_dim, interleaved: false },
+            first_head: 0,
             num_heads: HEADS.num_heads + HEADS.num_kv_heads,
             head_dim: HEADS.head_dim,
             cos: View::F32(&cos),

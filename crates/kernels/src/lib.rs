@@ -22,6 +22,7 @@ pub mod ceiling;
 pub mod combine;
 pub mod cpu;
 pub mod cuda;
+pub mod delta_columns;
 pub mod delta_gates;
 pub mod dropout;
 pub mod element;

@@ -116,6 +116,9 @@ pub struct DeltaConfig {
     pub heads: DeltaHeads,
     /// Tokens that the convolution before it sees, the present one included.
     pub conv_width: usize,
+    /// Whether its projections are two matrices in files, whose rows go key head by key head, and
+    /// two targets of adapters.
+    pub fused: bool,
 }
 
 /// Norms of queries and keys.
@@ -285,6 +288,6 @@ impl DecoderConfig {
 
     /// Size in bytes of the angles for `num_tokens` tokens.
     pub fn angle_bytes(&self, num_tokens: usize) -> usize {
-        self.ropes.iter().map(|rope| size_of::<f32>() * rope.rotated.dim * num_tokens).sum()
+        self.ropes.iter().map(|rope| rope.angle_bytes(num_tokens)).sum()
     }
 }

@@ -84,8 +84,8 @@ impl Layer {
             Linear::Q | Linear::Qkv => self.qkv.first(),
             Linear::K => self.qkv.get(1),
             Linear::V => self.qkv.get(2),
-            Linear::DeltaQkv => self.qkv.first(),
-            Linear::DeltaZ => self.qkv.get(1),
+            Linear::DeltaQkv | Linear::DeltaQkvz => self.qkv.first(),
+            Linear::DeltaZ | Linear::DeltaBa => self.qkv.get(1),
             Linear::DeltaB => self.qkv.get(2),
             Linear::DeltaA => self.qkv.get(3),
             Linear::O | Linear::DeltaOut => self.o.first(),
@@ -103,7 +103,7 @@ impl Layer {
 }
 
 /// Projections that read a block's input first; a block has some of them.
-const QKV: [Linear; 8] = [
+const QKV: [Linear; 10] = [
     Linear::Q,
     Linear::K,
     Linear::V,
@@ -112,6 +112,8 @@ const QKV: [Linear; 8] = [
     Linear::DeltaZ,
     Linear::DeltaB,
     Linear::DeltaA,
+    Linear::DeltaQkvz,
+    Linear::DeltaBa,
 ];
 
 /// What goes before the rows of a pass.
@@ -415,6 +417,10 @@ impl Decoder {
     ) -> Var {
         let config = self.config.layers[i].delta.as_ref().expect("a block with a delta net");
         let heads = &config.heads;
+        let projected = match config.fused {
+            true => ops::delta_columns(tape, projected, heads),
+            false => projected,
+        };
         let part = |first, count| ops::Part { of: projected.clone(), first, count };
         let (qkv_width, out_width) = (heads.qkv_width(), heads.out_width());
         let x = part(0, qkv_width);

@@ -106,6 +106,8 @@ impl LayerConfig {
             | Linear::DeltaZ
             | Linear::DeltaB
             | Linear::DeltaA
+            | Linear::DeltaQkvz
+            | Linear::DeltaBa
             | Linear::DeltaOut => Part::LinearAttention,
             Linear::Gate | Linear::Up | Linear::GateUp | Linear::Down if experts.is_some() => {
                 Part::SharedExpert

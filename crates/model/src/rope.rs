@@ -17,6 +17,24 @@ pub struct RopeConfig {
     pub max_position_embeddings: usize,
     /// Method for sequences longer than those in pre-training.
     pub scaling: RopeScaling,
+    /// Factor of queries that grows with their position.
+    pub query_scale: Option<QueryScale>,
+}
+
+/// Queries at position `p` times `1 + beta · ln(1 + ⌊p / original_length⌋)`, as in Llama 4.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryScale {
+    /// How much.
+    pub beta: f64,
+    /// Positions below have factor 1.
+    pub original_length: f64,
+}
+
+impl QueryScale {
+    fn factor(self, position: u32) -> f32 {
+        let times = (f64::from(position) / self.original_length).floor();
+        (1.0 + self.beta * times.ln_1p()) as f32
+    }
 }
 
 /// Methods that extend rotary embeddings to longer contexts.
@@ -98,7 +116,8 @@ impl RopeConfig {
         let rope_theta = keys.theta(object)?;
         let rotated = keys.rotated(object, head_dim)?;
         scaling.check_len(object, rotated.dim)?;
-        Ok(Self { rope_theta, rotated, max_position_embeddings, scaling })
+        let query_scale = None;
+        Ok(Self { rope_theta, rotated, max_position_embeddings, scaling, query_scale })
     }
 
     /// Angles for tokens at `positions`, in sequences delimited by `cu_seqlens`; tokens after the
@@ -122,7 +141,19 @@ impl RopeConfig {
                 }
             }
         }
-        angles
+        match self.query_scale {
+            None => angles,
+            Some(scale) => {
+                let factors: Vec<f32> = positions.iter().map(|&p| scale.factor(p)).collect();
+                angles.with_query_factors(&factors)
+            }
+        }
+    }
+
+    /// Size in bytes of the angles for `num_tokens` tokens.
+    pub(crate) fn angle_bytes(&self, num_tokens: usize) -> usize {
+        let sets = 1 + usize::from(self.query_scale.is_some());
+        sets * size_of::<f32>() * self.rotated.dim * num_tokens
     }
 
     /// Whether a sequence of `len` tokens has other frequencies than a short one.

@@ -70,6 +70,10 @@ pub enum Linear {
     DeltaB,
     /// How much it forgets.
     DeltaA,
+    /// Queries, keys, values and output gates in one matrix, key head by key head.
+    DeltaQkvz,
+    /// How much it writes and forgets in one matrix, key head by key head.
+    DeltaBa,
     DeltaOut,
     /// Of the MLP for every token: the only one, or the shared expert.
     Gate,
@@ -88,6 +92,8 @@ pub enum Linear {
 /// Linear layers of a gated delta net: those that read its input first.
 const DELTA: [Linear; 5] =
     [Linear::DeltaQkv, Linear::DeltaZ, Linear::DeltaB, Linear::DeltaA, Linear::DeltaOut];
+/// The same where several are one matrix.
+const FUSED_DELTA: [Linear; 3] = [Linear::DeltaQkvz, Linear::DeltaBa, Linear::DeltaOut];
 
 /// Linear layers of an expert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -266,10 +272,11 @@ impl LayerConfig {
         let shared = mixture.and_then(|mixture| mixture.shared.as_ref());
         let is_dense = mixture.is_none() || shared.is_some();
         let is_gated = shared.is_some_and(|shared| shared.gated);
-        let attention: &[Linear] = match self.attention.fused_qkv {
-            _ if self.delta.is_some() => &DELTA,
-            false => &[Linear::Q, Linear::K, Linear::V, Linear::O],
-            true => &[Linear::Qkv, Linear::O],
+        let attention: &[Linear] = match (&self.delta, self.attention.fused_qkv) {
+            (Some(DeltaConfig { fused: false, .. }), _) => &DELTA,
+            (Some(DeltaConfig { fused: true, .. }), _) => &FUSED_DELTA,
+            (None, false) => &[Linear::Q, Linear::K, Linear::V, Linear::O],
+            (None, true) => &[Linear::Qkv, Linear::O],
         };
         let dense: &[Linear] = match self.mlp.fused {
             _ if !is_dense => &[],
@@ -309,6 +316,8 @@ impl LayerConfig {
             Linear::DeltaZ => "linear_attn.in_proj_z".into(),
             Linear::DeltaB => "linear_attn.in_proj_b".into(),
             Linear::DeltaA => "linear_attn.in_proj_a".into(),
+            Linear::DeltaQkvz => "linear_attn.in_proj_qkvz".into(),
+            Linear::DeltaBa => "linear_attn.in_proj_ba".into(),
             Linear::DeltaOut => "linear_attn.out_proj".into(),
             Linear::Gate => dense("mlp.gate_proj", 0),
             Linear::Up => dense("mlp.up_proj", 1),
@@ -337,6 +346,11 @@ impl LayerConfig {
             Linear::DeltaQkv => [self.delta_heads().qkv_width(), h],
             Linear::DeltaZ => [self.delta_heads().out_width(), h],
             Linear::DeltaB | Linear::DeltaA => [self.delta_heads().num_value_heads, h],
+            Linear::DeltaQkvz => {
+                let heads = self.delta_heads();
+                [heads.qkv_width() + heads.out_width(), h]
+            }
+            Linear::DeltaBa => [2 * self.delta_heads().num_value_heads, h],
             Linear::DeltaOut => [h, self.delta_heads().out_width()],
             Linear::Gate | Linear::Up => [dense, h],
             Linear::GateUp => [2 * dense, h],
@@ -361,6 +375,8 @@ impl LayerConfig {
             | Linear::DeltaZ
             | Linear::DeltaB
             | Linear::DeltaA
+            | Linear::DeltaQkvz
+            | Linear::DeltaBa
             | Linear::DeltaOut => false,
         }
     }
@@ -371,7 +387,7 @@ impl LayerConfig {
     }
 
     fn delta_parts(&self, layer: usize) -> impl Iterator<Item = WeightSpec> {
-        let parts = self.delta.map(|DeltaConfig { heads, conv_width }| {
+        let parts = self.delta.map(|DeltaConfig { heads, conv_width, .. }| {
             let spec = |part, name: &str, shape: &[usize]| WeightSpec {
                 role: Role::Delta(layer, part),
                 name: format!("model.layers.{layer}.linear_attn.{name}"),

@@ -57,6 +57,7 @@ static OPERATIONS: &[&Source] = &[
     &crate::attention::cuda::MMA,
     &crate::attention::cuda::MMA_F16,
     &crate::combine::cuda::SOURCE,
+    &crate::delta_columns::cuda::SOURCE,
     &crate::delta_gates::cuda::SOURCE,
     &crate::dropout::cuda::SOURCE,
     &crate::embedding::cuda::SOURCE,

@@ -5,14 +5,16 @@ use crate::cpu::{Cpu, Kernel};
 use crate::element::Element;
 use crate::view::{ViewMut, with_elements};
 
-/// Rotates in place the first heads in each row of `width` elements.
+/// Rotates in place adjacent heads in each row of `width` elements.
 pub fn rotate(cpu: &Cpu, x: ViewMut<'_>, width: usize, rotation: Rotation<'_>) {
-    let Rotation { num_heads: heads, head_dim: d, rotated, cos, sin, direction } = rotation;
+    let Rotation { first_head, num_heads: heads, head_dim: d, rotated, cos, sin, direction } =
+        rotation;
     let (cos, sin, half) = (cos.f32(), sin.f32(), rotated.dim / 2);
+    let heads_at = first_head * d..(first_head + heads) * d;
     with_elements!(mut x, x => cpu.rows(x, width, 2 * heads * d, |t, row| {
         let angle = t * half..(t + 1) * half;
         let (cos, sin) = (&cos[angle.clone()], &sin[angle]);
-        cpu.isa.run(Rotate { row: &mut row[..heads * d], d, rotated, cos, sin, direction });
+        cpu.isa.run(Rotate { row: &mut row[heads_at.clone()], d, rotated, cos, sin, direction });
     }));
 }
 

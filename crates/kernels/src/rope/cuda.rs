@@ -10,18 +10,20 @@ pub(crate) static SOURCE: Source = Source {
 };
 
 pub(super) fn rotate(gpu: &Gpu, x: Slice<'_>, width: usize, rotation: Rotation<'_>) {
-    let Rotation { num_heads: heads, head_dim: d, rotated, cos, sin, direction } = rotation;
+    let Rotation { first_head, num_heads: heads, head_dim: d, rotated, cos, sin, direction } =
+        rotation;
     let (cos, sin) = (cos.cuda().f32(), sin.cuda().f32());
     let rows = x.len() / width;
     assert!(
         cos.len() == rows * rotated.dim / 2
             && rotated.dim <= d
             && sin.len() == cos.len()
-            && heads * d <= width
+            && (first_head + heads) * d <= width
     );
     let sign = if direction == Direction::Backward { -1.0f32 } else { 1.0 };
     let kernel = format!("rope_rotate<{}>", x.type_name());
     let (half, interleaved) = (rotated.dim as u32 / 2, u32::from(rotated.interleaved));
+    let x = x.part(first_head * d, x.len() - first_head * d);
     let args = args![x, width, heads as u32, d as u32, half, interleaved, cos, sin, sign];
     gpu.launch(&SOURCE, &kernel, Launch::blocks(rows, 128), args);
 }

@@ -21,7 +21,7 @@ pub fn reads_host_angles(target: Target) -> bool {
 }
 
 impl Processor {
-    /// Rotates in place the first heads in each row of `width` elements.
+    /// Rotates in place adjacent heads in each row of `width` elements.
     pub fn rotate(&self, x: ViewMut<'_>, width: usize, rotation: Rotation<'_>) {
         match self {
             Self::Cpu(cpu) => rotate(cpu, x, width, rotation),
@@ -30,9 +30,11 @@ impl Processor {
     }
 }
 
-/// A rotation of the first heads of rows.
+/// A rotation of adjacent heads of rows.
 #[derive(Clone, Copy)]
 pub struct Rotation<'a> {
+    /// The first head that is rotated.
+    pub first_head: usize,
     /// Number of heads that are rotated.
     pub num_heads: usize,
     /// Dimensions of a head.

@@ -1,13 +1,14 @@
 //! The definition.
 
 use super::{Direction, Rotated};
+use std::ops::Range;
 
-/// Rotates the first `heads` heads of `d` dimensions in rows of `width`; `cos`, `sin` are
+/// Rotates these heads of `d` dimensions in rows of `width`; `cos`, `sin` are
 /// `[t, rotated.dim / 2]`.
 pub fn rotate(
     x: &[f64],
     width: usize,
-    (heads, d): (usize, usize),
+    (heads, d): (Range<usize>, usize),
     rotated: Rotated,
     (cos, sin): (&[f64], &[f64]),
     direction: Direction,
@@ -15,7 +16,7 @@ pub fn rotate(
     let mut y = x.to_vec();
     let half = rotated.dim / 2;
     for t in 0..x.len() / width {
-        for head in 0..heads {
+        for head in heads.clone() {
             for i in 0..half {
                 let (low, high) = rotated.pair(i);
                 let (low, high) = (t * width + head * d + low, t * width + head * d + high);

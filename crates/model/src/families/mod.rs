@@ -11,6 +11,7 @@ mod glm4_moe;
 mod gpt_oss;
 mod granite;
 mod llama;
+mod ministral3;
 mod mistral;
 mod mixtral;
 mod mixtures;
@@ -24,6 +25,7 @@ mod qwen3;
 mod qwen3_5;
 mod qwen3_5_moe;
 mod qwen3_moe;
+mod qwen3_next;
 mod smollm3;
 
 use crate::config::{
@@ -50,9 +52,11 @@ const FAMILIES: &[(&str, Read)] = &[
     ("qwen3_5_text", qwen3_5::decoder_config),
     ("qwen3_5_moe_text", qwen3_5_moe::decoder_config),
     ("qwen3_moe", qwen3_moe::decoder_config),
+    ("qwen3_next", qwen3_next::decoder_config),
     ("gemma2", gemma2::decoder_config),
     ("gemma3_text", gemma3::decoder_config),
     ("mistral", mistral::decoder_config),
+    ("ministral3", ministral3::decoder_config),
     ("mixtral", mixtral::decoder_config),
     ("phi3", phi3::decoder_config),
     ("smollm3", smollm3::decoder_config),

@@ -72,5 +72,5 @@ fn delta(raw: &RawConfig) -> Result<DeltaConfig, ConfigError> {
         let problem = format!("must be from 2 to {MAX_CONV_WIDTH}, found {conv_width}");
         return Err(raw.error(WIDTH, problem));
     }
-    Ok(DeltaConfig { heads, conv_width })
+    Ok(DeltaConfig { heads, conv_width, fused: false })
 }

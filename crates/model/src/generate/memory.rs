@@ -19,7 +19,7 @@ pub fn cache_bytes(
     let num_pages = num_sequences * len.div_ceil(PAGE_ROWS);
     let dtype = compute.dtype();
     let pages = config.heads().map(|heads| KvPages::bytes(dtype, heads, num_pages)).sum::<usize>();
-    let states = config.deltas().map(|DeltaConfig { heads, conv_width }| {
+    let states = config.deltas().map(|DeltaConfig { heads, conv_width, .. }| {
         let inputs = dtype.num_bytes(&[conv_width - 1, heads.qkv_width()]);
         DeltaState::bytes(target, dtype, heads) + inputs
     });

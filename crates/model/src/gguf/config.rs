@@ -136,6 +136,7 @@ impl Translation<'_> {
                 interleaved: false,
             },
             max_position_embeddings: number("max_position_embeddings").unwrap_or(0.0) as usize,
+            query_scale: None,
             scaling: RopeScaling::Default,
         };
         let scaling = rope::scaling(&self.metadata, self.architecture.name, &unscaled)?;

@@ -54,6 +54,8 @@ fn linear_name(linear: Linear, layer: &LayerConfig) -> &'static str {
         Linear::DeltaZ => "attn_gate",
         Linear::DeltaB => "ssm_beta",
         Linear::DeltaA => "ssm_alpha",
+        Linear::DeltaQkvz => "ssm_in",
+        Linear::DeltaBa => "ssm_ba",
         Linear::DeltaOut => "ssm_out",
         Linear::Gate if is_shared => "ffn_gate_shexp",
         Linear::Up if is_shared => "ffn_up_shexp",

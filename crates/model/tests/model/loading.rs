@@ -334,3 +334,30 @@ fn text_models_among_other_parts() {
     let error = DecoderConfig::load(dir.path()).unwrap_err().to_string();
     assert!(error.contains("`text_config` is missing"), "{error}");
 }
+
+/// Blocks for tokens after the next are not read, and an export keeps them; so it does the names of
+/// experts that are one tensor.
+#[test]
+fn what_predicts_further_tokens_stays() {
+    let device = Device::cpu(1);
+    for (case, has_key) in [("qwen3_next", false), ("qwen3_5_moe", true)] {
+        let dir = copy_of(case);
+        if has_key {
+            set_key(&dir.path().join("config.json"), "mtp_num_hidden_layers", json!(1));
+        }
+        let further = (Dtype::F32, vec![2, 3], (0..24).collect::<Vec<u8>>());
+        let mut names = [Vec::new(), Vec::new()];
+        rewrite(&dir.path().join("model.safetensors"), |all| {
+            all.insert("mtp.fc.weight".to_owned(), further.clone());
+            names[0] = all.keys().cloned().collect();
+        });
+        let model = load(dir.path(), &device, None, Trained::Nothing);
+        let out = tempfile::tempdir().unwrap();
+        export(&model, &device, dir.path(), DType::F32, out.path()).unwrap();
+        rewrite(&out.path().join("model.safetensors"), |all| {
+            assert_eq!(all["mtp.fc.weight"], further);
+            names[1] = all.keys().cloned().collect();
+        });
+        assert_eq!(names[0], names[1]);
+    }
+}

@@ -192,8 +192,25 @@ fn from_smollm3_to_granite() -> Vec<Published> {
     ]
 }
 
-fn glm4() -> Vec<Published> {
-    vec![(
+fn glm4_and_ministral3() -> Vec<Published> {
+    let ministral = (
+        // The text part.
+        "mistralai/Ministral-3-8B-Base-2512",
+        8_489_553_920,
+        json!({
+            "model_type": "ministral3", "vocab_size": 131072, "hidden_size": 4096,
+            "intermediate_size": 14336, "num_hidden_layers": 34, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "head_dim": 128, "hidden_act": "silu",
+            "max_position_embeddings": 262144, "sliding_window": null, "rms_norm_eps": 1e-5,
+            "rope_parameters": {
+                "beta_fast": 32.0, "beta_slow": 1.0, "factor": 16.0, "llama_4_scaling_beta": 0.1,
+                "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 16384,
+                "rope_theta": 1000000.0, "rope_type": "yarn", "type": "yarn"
+            },
+            "attention_dropout": 0.0, "tie_word_embeddings": false, "use_cache": true
+        }),
+    );
+    let glm4 = (
         "THUDM/GLM-4-9B-0414",
         9_400_279_040,
         json!({
@@ -205,17 +222,23 @@ fn glm4() -> Vec<Published> {
             "attention_dropout": 0.0, "tie_word_embeddings": false,
             "eos_token_id": [151329, 151336, 151338], "pad_token_id": 151329
         }),
-    )]
+    );
+    vec![ministral, glm4]
 }
 
 fn published() -> Vec<Published> {
     let mixtures =
         published_mixtures::published().map(|(name, size, _, config)| (name, size, config));
-    [from_llama_to_qwen3_moe(), from_gemma2_to_phi3(), from_smollm3_to_granite(), glm4()]
-        .into_iter()
-        .flatten()
-        .chain(mixtures)
-        .collect()
+    [
+        from_llama_to_qwen3_moe(),
+        from_gemma2_to_phi3(),
+        from_smollm3_to_granite(),
+        glm4_and_ministral3(),
+    ]
+    .into_iter()
+    .flatten()
+    .chain(mixtures)
+    .collect()
 }
 
 #[test]

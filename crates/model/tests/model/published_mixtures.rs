@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 type Published = (&'static str, usize, &'static str, Value);
 
 pub fn published() -> impl Iterator<Item = Published> {
-    qwen().into_iter().chain(others()).chain(gpt_oss())
+    qwen().into_iter().chain(qwen_with_delta_nets()).chain(others()).chain(gpt_oss())
 }
 
-fn qwen() -> [Published; 3] {
+fn qwen() -> [Published; 2] {
     [
         (
             "Qwen/Qwen3-30B-A3B",
@@ -46,6 +46,32 @@ fn qwen() -> [Published; 3] {
                 "output_router_logits": false, "max_window_layers": 21, "sliding_window": 32768,
                 "use_sliding_window": false, "tie_word_embeddings": false,
                 "bos_token_id": 151643, "eos_token_id": 151643
+            }),
+        ),
+    ]
+}
+
+fn qwen_with_delta_nets() -> [Published; 2] {
+    [
+        (
+            // Without the block for tokens after the next.
+            "Qwen/Qwen3-Next-80B-A3B-Instruct",
+            79_674_391_296,
+            "model.layers.46.linear_attn.in_proj_qkvz.weight",
+            json!({
+                "model_type": "qwen3_next", "vocab_size": 151936, "hidden_size": 2048,
+                "intermediate_size": 5120, "num_hidden_layers": 48, "num_attention_heads": 16,
+                "num_key_value_heads": 2, "head_dim": 256, "hidden_act": "silu",
+                "max_position_embeddings": 262144, "rms_norm_eps": 1e-6,
+                "attention_bias": false, "attention_dropout": 0.0, "full_attention_interval": 4,
+                "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+                "linear_value_head_dim": 128, "linear_num_key_heads": 16,
+                "linear_num_value_heads": 32, "decoder_sparse_step": 1, "mlp_only_layers": [],
+                "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
+                "norm_topk_prob": true, "num_experts": 512, "num_experts_per_tok": 10,
+                "output_router_logits": false, "router_aux_loss_coef": 0.001,
+                "partial_rotary_factor": 0.25, "rope_scaling": null, "rope_theta": 10000000,
+                "tie_word_embeddings": false, "bos_token_id": 151643, "eos_token_id": 151645
             }),
         ),
         (

@@ -6,6 +6,7 @@ use hone_kernels::lock;
 use hone_kernels::memory::bytes_of;
 pub use hone_kernels::rope::Rotated;
 use hone_kernels::rope::{Direction, Rotation, reads_host_angles};
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 /// Angles of a batch: `cos` and `sin`, `[t, rotated.dim / 2]`, including any factor of the scaling
@@ -18,6 +19,8 @@ pub struct Angles {
     pub cos: Vec<f32>,
     /// Sines.
     pub sin: Vec<f32>,
+    /// Those of queries, where they are others than those of keys: a factor of their own.
+    queries: Option<Box<Angles>>,
     /// Copy of both on a GPU, made once for all layers, with the GPU's number of failures when it
     /// was made: a copy that failed is not used again. One block, which usually reuses the memory
     /// of the previous batch's.
@@ -28,7 +31,22 @@ impl Angles {
     /// Cosines and sines of the same angles.
     pub fn new(rotated: Rotated, cos: Vec<f32>, sin: Vec<f32>) -> Self {
         assert_eq!(cos.len(), sin.len());
-        Self { rotated, cos, sin, on_gpu: Arc::default() }
+        Self { rotated, cos, sin, queries: None, on_gpu: Arc::default() }
+    }
+
+    /// These for keys, and for queries those times the `factor` of each token, by which all of a
+    /// query is multiplied: all dimensions are rotated.
+    #[must_use]
+    pub fn with_query_factors(mut self, factors: &[f32]) -> Self {
+        let half = self.rotated.dim / 2;
+        let times = |of: &[f32]| -> Vec<f32> {
+            of.chunks_exact(half)
+                .zip(factors)
+                .flat_map(|(of, f)| of.iter().map(move |x| x * f))
+                .collect()
+        };
+        self.queries = Some(Box::new(Self::new(self.rotated, times(&self.cos), times(&self.sin))));
+        self
     }
 
     /// The copy on a GPU; `None` where kernels read host memory.
@@ -67,17 +85,35 @@ pub fn rope<'a>(tape: &mut Tape<'a>, qkv: Var, heads: &Heads, angles: &'a Angles
 }
 
 fn rotate(device: &Device, x: &mut Tensor, heads: &Heads, angles: &Angles, direction: Direction) {
-    let (_, width) = rows_cols(x.shape());
+    let Heads { num_heads, num_kv_heads, head_dim, .. } = *heads;
+    let all = num_heads + num_kv_heads;
+    match &angles.queries {
+        None => rotate_heads(device, x, (0..all, head_dim), angles, direction),
+        Some(queries) => {
+            rotate_heads(device, x, (0..num_heads, head_dim), queries, direction);
+            rotate_heads(device, x, (num_heads..all, head_dim), angles, direction);
+        }
+    }
+}
+
+fn rotate_heads(
+    device: &Device,
+    x: &mut Tensor,
+    (of, head_dim): (Range<usize>, usize),
+    angles: &Angles,
+    direction: Direction,
+) {
+    let (t, width) = rows_cols(x.shape());
     let on_gpu = angles.on_gpu(device);
-    if let Some(on) = device.begin(Cost::memory_bound("rope", 2 * x.num_bytes())) {
+    let bytes = 2 * t * of.len() * head_dim * x.dtype().size();
+    if let Some(on) = device.begin(Cost::memory_bound("rope", bytes)) {
         let len = angles.cos.len();
         let (cos, sin) = match &on_gpu {
             None => (View::F32(&angles.cos), View::F32(&angles.sin)),
             Some(both) => (both.view().part(0, len), both.view().part(len, len)),
         };
-        let (num_heads, head_dim) = (heads.num_heads + heads.num_kv_heads, heads.head_dim);
-        let rotated = angles.rotated;
-        let rotation = Rotation { num_heads, head_dim, rotated, cos, sin, direction };
+        let (first_head, num_heads, rotated) = (of.start, of.len(), angles.rotated);
+        let rotation = Rotation { first_head, num_heads, head_dim, rotated, cos, sin, direction };
         on.rotate(x.view_mut(), width, rotation);
     }
 }

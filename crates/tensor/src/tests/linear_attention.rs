@@ -9,7 +9,7 @@ use crate::{
     Category, Compute, DType, Device, Gradients, Params, Sequence, Tape, Tensor, Var, Weight,
 };
 use hone_kernels::cuda::Gpu;
-use hone_kernels::{delta_gates, gated_delta_rule, gated_rms_norm, short_conv};
+use hone_kernels::{delta_columns, delta_gates, gated_delta_rule, gated_rms_norm, short_conv};
 use std::ops::Range;
 
 const FROZEN: Kind = Kind::Frozen(crate::Storage::Float(DType::F32));
@@ -211,6 +211,40 @@ fn delta_gates_passes() {
             check_op(&case, &mut Gates { given, a_log, dt_bias, part, width });
         }
     }
+}
+
+struct Columns {
+    given: Operands,
+    heads: DeltaHeads,
+}
+
+impl Operation for Columns {
+    fn operands(&self) -> &Operands {
+        &self.given
+    }
+    fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
+        ops::delta_columns(tape, leaves.remove(0), &self.heads)
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
+        delta_columns::reference::forward(&self.heads, &x[0])
+    }
+    fn backward(&self, _: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
+        vec![delta_columns::reference::backward(&self.heads, d_y)]
+    }
+}
+
+#[test]
+fn delta_columns_pass() {
+    for (t, heads) in [(1, delta_heads(1, 1, 1, 1)), (9, delta_heads(3, 6, 4, 5))] {
+        let mut given = Operands::default();
+        given.add(Kind::Activation, &[t, delta_columns::width(&heads)]);
+        check_op(&format!("columns of {heads:?}, {t} tokens"), &mut Columns { given, heads });
+    }
+    // Two key heads, of one dimension, with two value heads of one dimension each.
+    let heads = delta_heads(2, 4, 1, 1);
+    let row: Vec<f64> = (0..20).map(f64::from).collect();
+    let expected = [0, 6, 1, 7, 2, 3, 8, 9, 4, 5, 10, 11, 12, 13, 16, 17, 14, 15, 18, 19];
+    assert_eq!(delta_columns::reference::forward(&heads, &row), expected.map(f64::from));
 }
 
 struct DeltaRule {

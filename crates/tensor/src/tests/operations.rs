@@ -104,6 +104,8 @@ struct Rope {
     given: Operands,
     heads: Heads,
     angles: Angles,
+    /// Factors of queries.
+    factors: Vec<f32>,
     /// Whether something else holds the input, so that it must be copied.
     shared: bool,
 }
@@ -116,15 +118,29 @@ impl Rope {
         // Scaled, as yarn scales them.
         let cos = angles.iter().map(|a| 1.2 * a.cos()).collect();
         let sin = angles.iter().map(|a| 1.2 * a.sin()).collect();
-        Self { given, heads, angles: Angles::new(rotated, cos, sin), shared }
+        let angles = Angles::new(rotated, cos, sin);
+        // Some queries have factors of their own, which needs all of a head to be rotated.
+        let grow = rotated.dim == heads.head_dim && heads.num_kv_heads == 1;
+        let by = if grow { 0.1 } else { 0.0 };
+        let factors: Vec<f32> = (0..tokens).map(|t| 1.0 + by * t as f32).collect();
+        let angles = if grow { angles.with_query_factors(&factors) } else { angles };
+        Self { given, heads, angles, factors, shared }
     }
 
     fn rotate(&self, x: &[f64], direction: Direction) -> Vec<f64> {
         let Heads { num_heads, num_kv_heads, head_dim, .. } = self.heads;
         let (cos, sin) = (f64s(&self.angles.cos), f64s(&self.angles.sin));
-        let turning = (num_heads + num_kv_heads, head_dim);
-        let width = self.heads.qkv_width();
-        rope::reference::rotate(x, width, turning, self.angles.rotated, (&cos, &sin), direction)
+        let (rotated, width) = (self.angles.rotated, self.heads.qkv_width());
+        let times = |of: &[f64]| -> Vec<f64> {
+            let half = rotated.dim / 2;
+            of.iter().enumerate().map(|(i, x)| x * f64::from(self.factors[i / half])).collect()
+        };
+        let queries = (&times(&cos)[..], &times(&sin)[..]);
+        let (of_queries, of_keys) = (0..num_heads, num_heads..num_heads + num_kv_heads);
+        let rotate = |x: &[f64], heads, angles| {
+            rope::reference::rotate(x, width, (heads, head_dim), rotated, angles, direction)
+        };
+        rotate(&rotate(x, of_queries, queries), of_keys, (&cos, &sin))
     }
 }
 
