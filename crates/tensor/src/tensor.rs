@@ -92,7 +92,7 @@ impl Tensor {
     ///
     /// # Errors
     /// If the system has no more memory.
-    pub(crate) fn try_zeros(
+    pub fn try_zeros(
         storage: impl Into<Storage>,
         shape: &[usize],
     ) -> Result<Self, DeviceError> {

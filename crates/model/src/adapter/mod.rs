@@ -3,6 +3,7 @@
 mod coverage;
 mod fused;
 mod lora;
+mod parameters;
 mod patterns;
 mod peft;
 mod targets;

@@ -2,6 +2,7 @@
 
 use super::fused::Unfused;
 use super::lora::{Matrix, add};
+use super::parameters::split;
 use super::patterns::{Patterns, to_json};
 use super::{AdapterError, LoraConfig, TargetModules};
 use crate::config::DecoderConfig;
@@ -32,19 +33,25 @@ pub fn save(
     let projections = model.decoder.projections();
     let parts: Vec<(String, &Lora)> =
         projections.filter_map(|(name, p)| Some((name, p.adapter(id)?))).collect();
+    let (parts, parameters) = split(model, parts);
     let modules: Vec<&str> = parts.iter().map(|(name, _)| name.as_str()).collect();
     let targets = target_modules(&model.decoder.config, &config.target_modules, &modules);
     let sizes = parts.iter().map(|(name, lora)| (name.clone(), (lora.rank, lora.scale)));
-    let patterns = to_json(config, sizes);
-    let text = serde_json::to_string_pretty(&config_json(config, &targets, patterns, base_model))
-        .expect("a JSON value can be written");
+    let of_parameters = parameters.iter().map(|p| (p.name.clone(), p.size()));
+    let patterns = to_json(config, sizes.chain(of_parameters));
+    let mut json = config_json(config, &targets, patterns, base_model);
+    if !parameters.is_empty() {
+        json["target_parameters"] = parameters.iter().map(|p| p.name.as_str()).collect();
+    }
+    let text = serde_json::to_string_pretty(&json).expect("a JSON value can be written");
     let path = dir.join(CONFIG);
     std::fs::write(&path, text).map_err(|source| AdapterError::Io { path, source })?;
     let tensors = parts.iter().flat_map(|(module, lora)| {
         let tensor = |matrix: Matrix, param| (matrix.key(module), model.params.value(param).into());
         [tensor(Matrix::A, lora.a), tensor(Matrix::B, lora.b)]
     });
-    write(&dir.join(WEIGHTS), tensors)?;
+    let fused = parameters.iter().flat_map(|parameter| parameter.tensors(&model.params));
+    write(&dir.join(WEIGHTS), tensors.chain(fused))?;
     // Of a device that failed, zeros were written.
     Ok(device.settle()?)
 }

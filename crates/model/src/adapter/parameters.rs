@@ -1,0 +1,157 @@
+//! Adapters of parameters, as PEFT writes them for what is no linear layer in its memory: the
+//! experts of a block together, in families whose files have them so, and their router. The
+//! counterpart of [`super::fused`].
+//!
+//! Gate and up projection are one parameter, so its adapter has the ranks of both, one after the
+//! other, and a `B` of two blocks.
+
+use super::lora::Matrix;
+use super::patterns::RankAndScale;
+use crate::config::{DecoderConfig, ExpertLayout};
+use crate::load::Model;
+use crate::weights::{ExpertPart, Linear};
+use hone_tensor::safetensors::Lazy;
+use hone_tensor::{DType, DeviceError, Lora, Params, Tensor};
+use std::collections::BTreeMap;
+
+/// The adapter of a parameter.
+pub(super) struct Parameter<'m> {
+    /// Its name, by which PEFT is told of it.
+    pub(super) name: String,
+    /// The module under whose name PEFT keeps the matrices.
+    module: String,
+    /// Of each part, such as gate and up, the adapters of all experts.
+    parts: Vec<Vec<Option<&'m Lora>>>,
+    /// `[out_features, in_features]` of a part.
+    shape: [usize; 2],
+}
+
+/// A family's adapters by module and by parameter.
+pub(super) type Split<'m> = (Vec<(String, &'m Lora)>, Vec<Parameter<'m>>);
+
+/// Tells adapters of modules from those of parameters.
+pub(super) fn split<'m>(model: &'m Model, adapted: Vec<(String, &'m Lora)>) -> Split<'m> {
+    let config = &model.decoder.config;
+    let is_whole = |layer: usize| {
+        let mixture = config.layers[layer].mlp.experts.as_ref();
+        mixture.is_none_or(|mixture| mixture.names.layout == ExpertLayout::Rows)
+    };
+    let whole: Vec<bool> = (0..config.layers.len()).map(is_whole).collect();
+    if whole.iter().all(|whole| *whole) {
+        return (adapted, Vec::new());
+    }
+    let mut loras: BTreeMap<String, &Lora> = adapted.iter().map(|(n, l)| (n.clone(), *l)).collect();
+    let mut parameters = Vec::new();
+    for layer in (0..whole.len()).filter(|&layer| !whole[layer]) {
+        parameters.extend(of_layer(config, layer, &mut loras));
+    }
+    let is_left = |(name, _): &(String, &Lora)| loras.contains_key(name);
+    (adapted.into_iter().filter(is_left).collect(), parameters)
+}
+
+/// Takes what a block's parameters have of the adapters.
+fn of_layer<'m>(
+    config: &DecoderConfig,
+    layer: usize,
+    loras: &mut BTreeMap<String, &'m Lora>,
+) -> Vec<Parameter<'m>> {
+    let (mlp, h) = (&config.layers[layer].mlp, config.hidden_size);
+    let mixture = mlp.experts.as_ref().expect("a block with experts");
+    let (i, num_experts) = (mlp.intermediate_size, mixture.router.num_experts);
+    let router = format!("model.layers.{layer}.{}", mixture.names.router);
+    let experts = format!("model.layers.{layer}.{}", mixture.names.experts);
+    let mut of_part: BTreeMap<ExpertPart, Vec<Option<&Lora>>> = BTreeMap::new();
+    for (name, linear) in config.experts_of(layer) {
+        let Linear::Expert(_, part) = linear else { continue };
+        of_part.entry(part).or_default().push(loras.remove(&name));
+    }
+    let mut take = |parts: &[ExpertPart]| {
+        let parts: Vec<_> = parts.iter().filter_map(|part| of_part.remove(part)).collect();
+        let is_adapted = parts.iter().flatten().any(Option::is_some);
+        is_adapted.then_some(parts)
+    };
+    let (gate_up, down) = (take(&[ExpertPart::Gate, ExpertPart::Up]), take(&[ExpertPart::Down]));
+    // PEFT wraps the module once for each of its parameters, the first one inside.
+    let inner = if down.is_some() { ".base_layer" } else { "" };
+    let mut parameters = Vec::new();
+    if let Some(lora) = loras.remove(&router) {
+        parameters.push(Parameter {
+            name: format!("{router}.weight"),
+            module: router,
+            parts: vec![vec![Some(lora)]],
+            shape: [num_experts, h],
+        });
+    }
+    for (parts, name, inner, shape) in
+        [(gate_up, "gate_up_proj", inner, [i, h]), (down, "down_proj", "", [h, i])]
+    {
+        let (name, module) = (format!("{experts}.{name}"), format!("{experts}{inner}"));
+        parameters.extend(parts.map(|parts| Parameter { name, module, parts, shape }));
+    }
+    parameters
+}
+
+impl Parameter<'_> {
+    fn loras(&self) -> impl Iterator<Item = &Lora> {
+        self.parts.iter().flatten().flatten().copied()
+    }
+
+    /// The rank of each part, that of the expert with the greatest.
+    fn ranks(&self) -> Vec<usize> {
+        let rank = |part: &Vec<Option<&Lora>>| part.iter().flatten().map(|lora| lora.rank).max();
+        self.parts.iter().map(|part| rank(part).unwrap_or(0)).collect()
+    }
+
+    /// Its rank, and the scale of the first adapter in it, to which the others are brought.
+    pub(super) fn size(&self) -> RankAndScale {
+        let scale = self.loras().next().map_or(1.0, |lora| lora.scale);
+        (self.ranks().iter().sum(), scale)
+    }
+
+    /// Both matrices, made when they are written.
+    pub(super) fn tensors<'a>(&'a self, params: &'a Params) -> [(String, Lazy<'a>); 2] {
+        [Matrix::A, Matrix::B].map(|which| {
+            let make = Box::new(move || self.matrix(params, which));
+            let shape = self.matrix_shape(which).to_vec();
+            (which.key(&self.module), Lazy::Deferred { dtype: DType::F32, shape, make })
+        })
+    }
+
+    fn matrix_shape(&self, which: Matrix) -> [usize; 2] {
+        let ([n, k], (rank, _)) = (self.shape, self.size());
+        let num_experts = self.parts[0].len();
+        match which {
+            Matrix::A => [num_experts * rank, k],
+            Matrix::B => [self.parts.len() * n, rank * num_experts],
+        }
+    }
+
+    /// `A` has experts slowest, `B` fastest, and rows of parts by turns.
+    fn matrix(&self, params: &Params, which: Matrix) -> Result<Tensor, DeviceError> {
+        let shape @ [_, cols] = self.matrix_shape(which);
+        let (num_parts, num_experts) = (self.parts.len(), self.parts[0].len());
+        let (rank, scale) = self.size();
+        let mut all = Tensor::try_zeros(DType::F32, &shape)?;
+        let to = all.f32_mut();
+        let mut first = 0;
+        for (part, (experts, of_part)) in self.parts.iter().zip(self.ranks()).enumerate() {
+            for (expert, lora) in experts.iter().enumerate() {
+                let Some(lora) = lora else { continue };
+                let param = if which == Matrix::A { lora.a } else { lora.b };
+                let values = params.value(param).try_to_vec_f32()?;
+                if which == Matrix::A {
+                    to[(expert * rank + first) * cols..][..values.len()].copy_from_slice(&values);
+                    continue;
+                }
+                let factor = lora.scale / scale;
+                for (i, value) in values.iter().enumerate() {
+                    let (row, of) = (i / lora.rank, first + i % lora.rank);
+                    to[(row * num_parts + part) * cols + of * num_experts + expert] =
+                        factor * value;
+                }
+            }
+            first += of_part;
+        }
+        Ok(all)
+    }
+}
