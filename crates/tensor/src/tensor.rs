@@ -92,10 +92,7 @@ impl Tensor {
     ///
     /// # Errors
     /// If the system has no more memory.
-    pub fn try_zeros(
-        storage: impl Into<Storage>,
-        shape: &[usize],
-    ) -> Result<Self, DeviceError> {
+    pub fn try_zeros(storage: impl Into<Storage>, shape: &[usize]) -> Result<Self, DeviceError> {
         let storage = storage.into();
         let block = Block::on_host(storage.num_bytes(shape))?;
         Ok(Self::from_block(block, storage, shape))

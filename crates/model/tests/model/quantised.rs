@@ -75,12 +75,12 @@ fn config(kind: Kind) -> Value {
         "max_position_embeddings": 64, "tie_word_embeddings": true,
     });
     if kind == Kind::Mxfp4 {
-        config["model_type"] = json!("qwen3_moe");
+        config["model_type"] = json!("gpt_oss");
         for (key, value) in [
             ("head_dim", 8),
-            ("num_experts", 3),
+            ("num_local_experts", 3),
             ("num_experts_per_tok", 2),
-            ("moe_intermediate_size", 64),
+            ("intermediate_size", 64),
         ] {
             config[key] = json!(value);
         }
@@ -231,6 +231,9 @@ fn model_in_both(kind: Kind) -> [TempDir; 2] {
         if let (Kind::Mxfp4, Role::Matrix(_, Linear::Expert(expert, part))) = (kind, *role) {
             (tensors, values) = of_expert(expert, part);
         }
+        if let (Kind::Mxfp4, Role::Bias(_, Linear::Expert(expert, part))) = (kind, *role) {
+            (tensors, values) = bias_of_expert(expert, part);
+        }
         let entry = (Dtype::F32, shape.clone(), le(&values));
         if tensors.is_empty() {
             tensors.insert(name.clone(), entry.clone());
@@ -247,19 +250,36 @@ fn model_in_both(kind: Kind) -> [TempDir; 2] {
 /// The tensors of all experts, in which rows of gate and up alternate, and the values of one
 /// expert's matrix.
 fn of_expert(expert: usize, part: ExpertPart) -> (Tensors, Vec<f32>) {
-    let (h, i) = (32, 64);
-    let (name, rows, cols, first, step) = match part {
-        ExpertPart::Gate => ("gate_up_proj", 2 * i, h, 0, 2),
-        ExpertPart::Up => ("gate_up_proj", 2 * i, h, 1, 2),
-        ExpertPart::Down => ("down_proj", h, i, 0, 1),
-    };
-    let (name, random) = (format!("model.layers.0.mlp.experts.{name}"), Philox::new(4, h as u64));
-    let (mut tensors, values) = quantised(Kind::Mxfp4, &name, [3 * rows, cols], &random);
+    let (name, [rows, cols], first, step) = in_all(part);
+    let (mut tensors, values) =
+        quantised(Kind::Mxfp4, &name, [3 * rows, cols], &Philox::new(4, 32));
     for (_, shape, _) in tensors.values_mut() {
         shape.splice(..1, [3, rows]);
     }
     let of_expert = values.chunks(cols).skip(expert * rows).take(rows).skip(first).step_by(step);
     (tensors, of_expert.flatten().copied().collect())
+}
+
+/// The biases of all experts, likewise, and those of one expert's matrix.
+fn bias_of_expert(expert: usize, part: ExpertPart) -> (Tensors, Vec<f32>) {
+    let (name, [rows, _], first, step) = in_all(part);
+    let random = Philox::new(6, 32);
+    let values: Vec<f32> = (0..3 * rows as u64).map(|i| 0.4 * random.uniform(i) - 0.2).collect();
+    let entry = (Dtype::F32, vec![3, rows], le(&values));
+    let of_expert = values.into_iter().skip(expert * rows).take(rows).skip(first).step_by(step);
+    (Tensors::from([(format!("{name}_bias"), entry)]), of_expert.collect())
+}
+
+/// The tensor of all experts that has a part: its name, an expert's shape in it, and the part's
+/// first row and the distance to the next.
+fn in_all(part: ExpertPart) -> (String, [usize; 2], usize, usize) {
+    let (h, i) = (32, 64);
+    let (name, shape, first, step) = match part {
+        ExpertPart::Gate => ("gate_up_proj", [2 * i, h], 0, 2),
+        ExpertPart::Up => ("gate_up_proj", [2 * i, h], 1, 2),
+        ExpertPart::Down => ("down_proj", [h, i], 0, 1),
+    };
+    (format!("model.layers.0.mlp.experts.{name}"), shape, first, step)
 }
 
 /// Log-probabilities, gradients of an adapter and logits in f32.
