@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import golden_encoders
 import golden_mixtures
 import torch
 
@@ -446,5 +447,8 @@ CASES = {
         full_gradients=True,
     ),
 }
-FAMILIES |= golden_mixtures.FAMILIES
-CASES |= {name: Case(**case) for name, case in golden_mixtures.CASES.items()}
+FAMILIES |= golden_mixtures.FAMILIES | golden_encoders.FAMILIES
+CASES |= {
+    name: Case(**case)
+    for name, case in (golden_mixtures.CASES | golden_encoders.CASES).items()
+}

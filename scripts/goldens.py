@@ -26,6 +26,7 @@ from statistics import geometric_mean
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the imports below, which read it
 
+import golden_encoders
 import golden_mixtures
 import numpy
 import peft
@@ -36,7 +37,12 @@ from golden_cases import BASE_CONFIG, CASES, FAMILIES, OPTIMIZER
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from rope_settings import rope_goldens
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, get_cosine_schedule_with_warmup
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    get_cosine_schedule_with_warmup,
+)
 
 GOLDENS = Path(__file__).resolve().parent.parent / "crates" / "model" / "tests" / "goldens"
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -52,17 +58,23 @@ def config_json(case):
     """The `config.json` written by hand, so that its spelling is the one chosen for the case."""
     name = str(case.saved_as).removeprefix("torch.")
     dtype_key = "dtype" if "rope_parameters" in case.config else "torch_dtype"
-    return FAMILIES[case.family] | BASE_CONFIG | case.config | {dtype_key: name}
+    base = {} if is_encoder(case) else BASE_CONFIG
+    return FAMILIES[case.family] | base | case.config | {dtype_key: name}
+
+
+def is_encoder(case):
+    return case.family in golden_encoders.FAMILIES
 
 
 def empty_model(case):
     config = copy.deepcopy(config_json(case))  # nested tables are completed in place
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    kind = AutoModelForMaskedLM if is_encoder(case) else AutoModelForCausalLM
+    return kind.from_config(AutoConfig.for_model(**config))
 
 
 def distribution(case, name, shape):
     """Mean and scale, which keep every parameter from its neutral value: norm 1, bias 0."""
-    if "norm" in name:
+    if "norm" in name.lower() and not name.endswith("bias"):
         # Norms of Gemma and Qwen3.5 multiply by one plus the weight.
         families = ("gemma2", "gemma3", "qwen3_5", "qwen3_5_moe", "qwen3_next")
         adds_one = case.family in families and "linear_attn" not in name
@@ -119,7 +131,10 @@ def describe_model(case, folder):
 
 def load_base(folder, dtype=torch.float32):
     """Loaded as users load it: RoPE's inverse frequencies stay f32 whatever the dtype."""
-    return AutoModelForCausalLM.from_pretrained(
+    family = json.loads((folder / "config.json").read_text())["model_type"]
+    is_masked = family in golden_encoders.FAMILIES
+    kind = AutoModelForMaskedLM if is_masked else AutoModelForCausalLM
+    return kind.from_pretrained(
         folder,
         dtype=dtype,
         attn_implementation="eager",
@@ -140,7 +155,8 @@ def load_rounded(folder):
 def describe_adapter(case, adapter, lora):
     """A PEFT adapter with A and B both random, so that no gradient vanishes."""
     settings = {"r": 4, "lora_alpha": 8, "target_modules": ALL_LINEAR} | lora
-    model = get_peft_model(empty_model(case), LoraConfig(task_type="CAUSAL_LM", **settings))
+    task = None if is_encoder(case) else "CAUSAL_LM"
+    model = get_peft_model(empty_model(case), LoraConfig(task_type=task, **settings))
     model.save_pretrained(adapter, save_embedding_layers=False)
     (adapter / "README.md").unlink()
     (adapter / "adapter_model.safetensors").unlink()

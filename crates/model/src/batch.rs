@@ -1,4 +1,4 @@
-//! A packed micro-batch as a decoder reads it.
+//! A packed micro-batch as a model reads it.
 
 use crate::config::DecoderConfig;
 use hone_tensor::Sequence;
@@ -10,11 +10,15 @@ use std::ops::Range;
 pub struct Batch {
     /// `[t]` token ids; padding is token 0.
     pub tokens: Vec<u32>,
+    /// `[t]` types of tokens, all 0; empty if the model has no table of them.
+    pub token_types: Vec<u32>,
+    /// `[t]` rows of the table of learned positions; empty if the model has none.
+    pub positions: Vec<u32>,
     /// Angles of each of the model's rotary embeddings.
     pub angles: Vec<Angles>,
     /// Where the sequences are.
     pub sequences: Vec<Sequence>,
-    /// Rows whose next token is predicted, in ascending order, followed by rows that only pad.
+    /// Rows at which a token is predicted, in ascending order, followed by rows that only pad.
     pub rows: Vec<u32>,
     /// The token to predict at each of `rows`.
     pub targets: Vec<u32>,
@@ -43,6 +47,11 @@ impl Batch {
             num_targets: rows.len(),
             target_ranges: bounds.windows(2).map(|bound| bound[0]..bound[1]).collect(),
             tokens: tokens.to_vec(),
+            token_types: match &config.encoder {
+                Some(encoder) if encoder.num_token_types > 0 => vec![0; tokens.len()],
+                _ => Vec::new(),
+            },
+            positions: config.learned_positions(positions),
             angles: config.angles(positions, cu_seqlens),
             sequences: Sequence::packed(cu_seqlens),
             rows,

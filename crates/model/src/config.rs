@@ -1,10 +1,10 @@
-//! The configuration of a decoder, independent of the model family it was read from.
+//! The configuration of a decoder or encoder, independent of the model family it was read from.
 
 use crate::rope::{RopeConfig, RopeScaling};
 use hone_tensor::ops::{Activation, Angles, DeltaHeads, Logits, RmsNorm, Router};
 use hone_tensor::{DType, Heads};
 
-/// Architecture of a decoder. Names are those of Hugging Face configurations.
+/// Architecture of a decoder, or of an encoder. Names are those of Hugging Face configurations.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecoderConfig {
     /// Size of the vocabulary, and rows of the embedding.
@@ -15,7 +15,7 @@ pub struct DecoderConfig {
     pub layers: Vec<LayerConfig>,
     /// Rotary position embeddings; each block's attention uses one of them.
     pub ropes: Vec<RopeConfig>,
-    /// Settings shared by all norms.
+    /// Settings shared by all norms; of an encoder's, only the number under the root.
     pub norm: RmsNorm,
     /// Multiplier of embeddings.
     pub embedding_scale: EmbeddingScale,
@@ -31,6 +31,8 @@ pub struct DecoderConfig {
     pub is_part: bool,
     /// Whether the files hold blocks that predict tokens after the next, which are left out.
     pub has_mtp: bool,
+    /// What makes the model an encoder; `None`: a decoder.
+    pub encoder: Option<EncoderConfig>,
 }
 
 /// Multiplier of embeddings.
@@ -132,13 +134,15 @@ pub enum QkNorm {
     Rows,
 }
 
-/// Gated MLP of one block, or of each of its experts.
+/// MLP of one block, or of each of its experts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MlpConfig {
     /// Width of the hidden layer.
     pub intermediate_size: usize,
-    /// Activation applied to the gate.
+    /// Activation applied to the gate, or to the hidden layer of an MLP without one.
     pub activation: Activation,
+    /// Whether the hidden layer is a product of two projections, gate and up.
+    pub gated: bool,
     /// Whether gate and up are one matrix in files, and one target of adapters.
     pub fused: bool,
     /// Whether the projections have biases.
@@ -209,6 +213,72 @@ impl ExpertNames {
     };
 }
 
+/// An encoder's part of a configuration. Its norms are layer norms.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EncoderConfig {
+    /// Learned positions; `None`: rotary ones.
+    pub positions: Option<LearnedPositions>,
+    /// Rows of the table of token types, of which every token has the first; 0 without a table.
+    pub num_token_types: usize,
+    /// Whether norms have biases.
+    pub norm_bias: bool,
+    /// Whether a block normalises the residual stream after what it adds (Vaswani et al., 2017),
+    /// rather than its own input.
+    pub norms_sums: bool,
+    /// The head that predicts masked tokens; `None`: the embedding's products alone.
+    pub head: Option<MaskedHead>,
+    /// Names of weights in files.
+    pub names: &'static EncoderNames,
+}
+
+/// Learned positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LearnedPositions {
+    /// Rows of their table.
+    pub count: usize,
+    /// The row of a sequence's first token.
+    pub first: usize,
+}
+
+/// A head that transforms hidden states before their products with the embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaskedHead {
+    /// Activation after its matrix.
+    pub activation: Activation,
+    /// Whether the matrix has a bias.
+    pub dense_bias: bool,
+    /// Whether logits have a bias.
+    pub logit_bias: bool,
+}
+
+/// Names of an encoder's weights in files, without `.weight` and `.bias`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct EncoderNames {
+    /// What the names of everything but heads begin with, with its dot; files of bare encoders
+    /// omit it.
+    pub prefix: &'static str,
+    /// Token embedding.
+    pub embedding: &'static str,
+    /// Norm of the embeddings' sum.
+    pub embedding_norm: &'static str,
+    /// Blocks, before their number.
+    pub blocks: &'static str,
+    /// Linear layers of a block: a decoder's name, and the encoder's.
+    pub modules: &'static [(&'static str, &'static str)],
+    /// Norm after the last block.
+    pub final_norm: Option<&'static str>,
+    /// Matrix of the head for masked tokens.
+    pub head_dense: &'static str,
+    /// Norm after it.
+    pub head_norm: &'static str,
+    /// Bias of the logits, a whole name.
+    pub logit_bias: &'static str,
+    /// Products that give the logits, where they are not tied to the embedding.
+    pub decoder: &'static str,
+    /// What names of further tensors begin with: heads for other tasks, which stay as they are.
+    pub kept: &'static [&'static str],
+}
+
 impl DecoderConfig {
     /// Number of blocks.
     pub fn num_hidden_layers(&self) -> usize {
@@ -240,6 +310,15 @@ impl DecoderConfig {
     /// Dimensions of the widest key of a gated delta net; 0 without one.
     pub fn max_delta_key_dim(&self) -> usize {
         self.deltas().map(|delta| delta.heads.key_dim).max().unwrap_or(0)
+    }
+
+    /// Rows of a table of learned positions for tokens at `positions`; empty without a table.
+    pub(crate) fn learned_positions(&self, positions: &[u32]) -> Vec<u32> {
+        let learned = self.encoder.as_ref().and_then(|encoder| encoder.positions);
+        let rows = |LearnedPositions { first, .. }| {
+            positions.iter().map(|position| position + first as u32).collect()
+        };
+        learned.map_or_else(Vec::new, rows)
     }
 
     /// Longest sequence that the model supports; `None` if it supports any.

@@ -1,12 +1,15 @@
-//! The decoder: embedding, blocks of attention and gated MLP, norm, head.
+//! The model, decoder or encoder: embedding, blocks of attention and MLP, norm, head.
 
 use crate::batch::Batch;
 use crate::cache::LayerCache;
 use crate::config::{DecoderConfig, LayerConfig};
+use crate::encoder::EncoderWeights;
 use crate::mixture::{Mixture, Mlp};
-use crate::weights::{BlockNorm, DeltaPart, Linear, Role};
-use hone_tensor::ops::{self, DeltaGates, HeadNorms, OutputHead, PagedRows, RmsNorm, ShortConv};
-use hone_tensor::{Lora, Offloaded, Projection, Sequence, Tape, Tensor, Var, Weight};
+use crate::weights::{BlockNorm, DeltaPart, EncoderPart, Linear, Role};
+use hone_tensor::ops::{
+    self, DeltaGates, HeadNorms, LayerNorm, OutputHead, PagedRows, RmsNorm, ShortConv,
+};
+use hone_tensor::{DType, Lora, Offloaded, Projection, Sequence, Tape, Tensor, Var, Weight};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the forward pass keeps for the backward pass.
@@ -25,9 +28,12 @@ pub struct Decoder {
     pub config: DecoderConfig,
     embed_tokens: Weight,
     pub(crate) layers: Vec<Layer>,
-    norm: Weight,
+    /// `None`: the last block's output is normalised already.
+    norm: Option<Weight>,
     /// `None`: tied to the embedding.
     lm_head: Option<Weight>,
+    /// What an encoder has besides.
+    encoder: Option<EncoderWeights>,
 }
 
 /// One block.
@@ -35,6 +41,8 @@ pub struct Decoder {
 pub(crate) struct Layer {
     /// Indexed by [`BlockNorm`]; `None` where the configuration has no such norm.
     norms: [Option<Weight>; BlockNorm::ALL.len()],
+    /// Biases of the same norms.
+    norm_biases: [Option<Weight>; BlockNorm::ALL.len()],
     /// q, k, v, or all in one; of a gated delta net what reads its input.
     qkv: Vec<Projection>,
     /// o.
@@ -43,7 +51,7 @@ pub(crate) struct Layer {
     sinks: Option<Weight>,
     /// What a gated delta net has besides.
     delta: Option<DeltaWeights>,
-    /// gate, up, or both in one; none if there are only experts.
+    /// gate, up, or both in one, or up alone; none if there are only experts.
     gate_up: Vec<Projection>,
     /// down.
     down: Vec<Projection>,
@@ -90,16 +98,25 @@ impl Layer {
             Linear::DeltaA => self.qkv.get(3),
             Linear::O | Linear::DeltaOut => self.o.first(),
             Linear::Gate | Linear::GateUp => self.gate_up.first(),
-            Linear::Up => self.gate_up.get(1),
+            Linear::Up => self.gate_up.last(),
             Linear::Down => self.down.first(),
             of_mixture => self.mixture.as_ref()?.projection(of_mixture),
         }
     }
 
     /// A norm, if the configuration has it.
-    fn norm(&self, norm: BlockNorm) -> Option<&Weight> {
-        self.norms[norm as usize].as_ref()
+    fn norm(&self, norm: BlockNorm) -> Option<Norm<'_>> {
+        let bias = self.norm_biases[norm as usize].as_ref();
+        Some(Norm { weight: self.norms[norm as usize].as_ref()?, bias })
     }
+}
+
+/// Weights of a norm.
+#[derive(Clone, Copy)]
+struct Norm<'a> {
+    weight: &'a Weight,
+    /// Of a layer norm.
+    bias: Option<&'a Weight>,
 }
 
 /// Projections that read a block's input first; a block has some of them.
@@ -166,23 +183,27 @@ impl Decoder {
                     Mixture::new(num_experts, &mut group, router_bias)
                 }),
                 norms: BlockNorm::ALL.map(|norm| weights.remove(&Role::Norm(i, norm))),
+                norm_biases: BlockNorm::ALL.map(|norm| weights.remove(&Role::NormBias(i, norm))),
                 offloaded: None,
             }
         };
         let layers = (0..config.layers.len()).map(&mut layer).collect();
         let embed_tokens = weights.remove(&Role::EmbedTokens).expect("an embedding");
-        let norm = weights.remove(&Role::FinalNorm).expect("a final norm");
+        let norm = weights.remove(&Role::FinalNorm);
         let lm_head = weights.remove(&Role::LmHead);
-        Self { config, embed_tokens, layers, norm, lm_head }
+        let encoder = config.encoder.as_ref().map(|_| EncoderWeights::new(&mut weights));
+        Self { config, embed_tokens, layers, norm, lm_head, encoder }
     }
 
     /// The weight with this role; `None` if the configuration has none.
     pub(crate) fn part(&self, role: Role) -> Option<Part<'_>> {
         match role {
             Role::EmbedTokens => Some(Part::Plain(&self.embed_tokens)),
-            Role::FinalNorm => Some(Part::Plain(&self.norm)),
+            Role::FinalNorm => self.norm.as_ref().map(Part::Plain),
             Role::LmHead => self.lm_head.as_ref().map(Part::Plain),
-            Role::Norm(i, norm) => self.layers[i].norm(norm).map(Part::Plain),
+            Role::Norm(i, norm) => Some(Part::Plain(self.layers[i].norm(norm)?.weight)),
+            Role::NormBias(i, norm) => self.layers[i].norm(norm)?.bias.map(Part::Plain),
+            Role::Encoder(part) => self.encoder.as_ref()?.part(part).map(Part::Plain),
             Role::Delta(i, part) => {
                 let delta = self.layers[i].delta.as_ref()?;
                 Some(Part::Plain(match part {
@@ -242,7 +263,7 @@ impl Decoder {
         batch: &'a Batch,
         recompute: Recompute,
     ) -> Var {
-        let x = self.embedded(tape, &batch.tokens);
+        let x = self.embedded(tape, batch);
         self.log_probs_from(tape, x, batch, recompute)
     }
 
@@ -255,6 +276,7 @@ impl Decoder {
         recompute: Recompute,
     ) -> Var {
         let hidden = self.hidden_from(tape, x, batch, recompute);
+        let hidden = self.head_input(tape, hidden);
         ops::log_probs(tape, hidden, self.output_head(), &batch.rows, &batch.targets)
     }
 
@@ -265,7 +287,7 @@ impl Decoder {
         batch: &'a Batch,
         recompute: Recompute,
     ) -> Var {
-        let x = self.embedded(tape, &batch.tokens);
+        let x = self.embedded(tape, batch);
         self.hidden_from(tape, x, batch, recompute)
     }
 
@@ -287,7 +309,7 @@ impl Decoder {
                 Recompute::None => block(tape, x),
             };
         }
-        ops::rms_norm(tape, &x, &self.norm, self.config.norm)
+        self.normed(tape, &x, self.final_norm())
     }
 
     /// Hidden states `[t, hidden_size]` of the next tokens of several sequences. `rows` maps tokens
@@ -302,26 +324,44 @@ impl Decoder {
         caches: &mut [LayerCache],
     ) -> Var {
         ops::round_adapters(tape, self.layers.iter().flat_map(Layer::groups));
-        let mut x = self.embedded(tape, tokens);
+        let mut x = self.token_embeddings(tape, tokens);
         for (i, cache) in caches.iter_mut().enumerate() {
             x = self.block(tape, i, angles, x, &mut Past::Cached { rows, slots, cache });
         }
-        ops::rms_norm(tape, &x, &self.norm, self.config.norm)
+        self.normed(tape, &x, self.final_norm())
     }
 
     /// Logits `[t, vocab_size]` of a whole batch, for comparisons. Inference only.
     pub fn logits<'a>(&'a self, tape: &mut Tape<'a>, batch: &'a Batch) -> Tensor {
         let hidden = self.hidden(tape, batch, Recompute::None);
+        let hidden = self.head_input(tape, hidden);
         self.logits_of(tape, hidden.value())
     }
 
-    /// Logits `[t, vocab_size]` of hidden states after the final norm. Inference only.
+    /// Logits `[t, vocab_size]` of what the head's products take: of a decoder, the hidden states
+    /// after the final norm. Inference only.
     pub fn logits_of(&self, tape: &mut Tape<'_>, hidden: &Tensor) -> Tensor {
         ops::logits(tape, hidden, self.output_head())
     }
 
     fn output_head(&self) -> OutputHead<'_> {
-        OutputHead { weight: self.head(), bias: None, logits: self.config.logits }
+        let bias = self.encoder.as_ref().and_then(|encoder| encoder.part(EncoderPart::LogitBias));
+        OutputHead { weight: self.head(), bias, logits: self.config.logits }
+    }
+
+    /// What the products of the head take, given the hidden states.
+    fn head_input<'a>(&'a self, tape: &mut Tape<'a>, hidden: Var) -> Var {
+        match (&self.encoder, &self.config.encoder) {
+            (Some(weights), Some(config)) => {
+                weights.head_input(tape, hidden, config.head, self.config.norm.eps)
+            }
+            _ => hidden,
+        }
+    }
+
+    fn final_norm(&self) -> Option<Norm<'_>> {
+        let bias = self.encoder.as_ref().and_then(|e| e.part(EncoderPart::FinalNormBias));
+        Some(Norm { weight: self.norm.as_ref()?, bias })
     }
 
     /// Block `i`.
@@ -350,14 +390,17 @@ impl Decoder {
                 let shared = Mlp { gate_up: &layer.gate_up, down: &layer.down };
                 return match post_norm {
                     None => mixture.apply(tape, shared, options, h, Some(x)),
-                    Some(weight) => {
+                    Some(Norm { weight, .. }) => {
                         let y = mixture.apply(tape, shared, options, h, None);
                         ops::add_rms_norm(tape, y, weight, self.norm(), &x)
                     }
                 };
             }
             let gate_up = ops::linear(tape, h, &layer.gate_up, None);
-            let activated = ops::glu(tape, gate_up, mlp.activation);
+            let activated = match mlp.gated {
+                true => ops::glu(tape, gate_up, mlp.activation),
+                false => ops::activation(tape, gate_up, mlp.activation),
+            };
             self.add(tape, x, activated, &layer.down, post_norm)
         })
     }
@@ -386,7 +429,8 @@ impl Decoder {
         let gates = config.output_gate.then_some(projected);
         let qk_norms = [BlockNorm::Q, BlockNorm::K].map(|norm| layer.norm(norm));
         if let [Some(q), Some(k)] = qk_norms {
-            qkv = ops::norm_heads(tape, qkv, heads, HeadNorms { q, k }, self.norm());
+            let weights = HeadNorms { q: q.weight, k: k.weight };
+            qkv = ops::norm_heads(tape, qkv, heads, weights, self.norm());
         }
         if let Some(rope) = config.rope {
             qkv = ops::rope(tape, qkv, heads, &angles[rope]);
@@ -442,11 +486,20 @@ impl Decoder {
             }
         };
         let norm = self.layers[i].norm(BlockNorm::Delta).expect("a norm of its heads");
-        ops::gated_rms_norm(tape, out, part(qkv_width, out_width), norm, self.norm().eps)
+        let gates = part(qkv_width, out_width);
+        ops::gated_rms_norm(tape, out, gates, norm.weight, self.norm().eps)
     }
 
     /// The start of the residual stream, `[t, hidden_size]`.
-    pub fn embedded<'a>(&'a self, tape: &mut Tape<'a>, tokens: &'a [u32]) -> Var {
+    pub fn embedded<'a>(&'a self, tape: &mut Tape<'a>, batch: &'a Batch) -> Var {
+        let x = self.token_embeddings(tape, &batch.tokens);
+        match &self.encoder {
+            Some(encoder) => encoder.embedded(tape, x, batch, self.config.norm.eps),
+            None => x,
+        }
+    }
+
+    fn token_embeddings<'a>(&'a self, tape: &mut Tape<'a>, tokens: &'a [u32]) -> Var {
         let scale = self.config.embedding_scale.factor(tape.dtype());
         ops::embedding(tape, &self.embed_tokens, tokens, scale)
     }
@@ -456,24 +509,37 @@ impl Decoder {
     }
 
     /// The residual stream in the compute type, normalised if there is a norm.
-    fn normed<'a>(&'a self, tape: &mut Tape<'a>, x: &Var, weight: Option<&'a Weight>) -> Var {
-        match weight {
-            Some(weight) => ops::rms_norm(tape, x, weight, self.norm()),
-            None => ops::in_compute_type(tape, x),
+    fn normed<'a>(&'a self, tape: &mut Tape<'a>, x: &Var, norm: Option<Norm<'a>>) -> Var {
+        match (norm, &self.encoder) {
+            (Some(norm), None) => ops::rms_norm(tape, x, norm.weight, self.norm()),
+            (Some(norm), Some(_)) => {
+                let dtype = tape.dtype();
+                ops::layer_norm(tape, x.clone(), self.layer_norm(norm), dtype)
+            }
+            (None, _) => ops::in_compute_type(tape, x),
         }
     }
 
-    /// Adds a projection of `h` to the residual stream `x`, normalised first if there is a norm.
+    fn layer_norm<'a>(&self, Norm { weight, bias }: Norm<'a>) -> LayerNorm<'a> {
+        LayerNorm { weight, bias, eps: self.norm().eps }
+    }
+
+    /// Adds a projection of `h` to the residual stream `x`. If there is a norm, that is of what is
+    /// added, or of the sum.
     fn add<'a>(
         &'a self,
         tape: &mut Tape<'a>,
         x: Var,
         h: Var,
         projection: &'a [Projection],
-        post_norm: Option<&'a Weight>,
+        post_norm: Option<Norm<'a>>,
     ) -> Var {
-        let Some(weight) = post_norm else { return ops::linear(tape, h, projection, Some(x)) };
+        let Some(norm) = post_norm else { return ops::linear(tape, h, projection, Some(x)) };
+        if self.config.encoder.as_ref().is_some_and(|encoder| encoder.norms_sums) {
+            let sum = ops::linear(tape, h, projection, Some(x));
+            return ops::layer_norm(tape, sum, self.layer_norm(norm), DType::F32);
+        }
         let projected = ops::linear(tape, h, projection, None);
-        ops::add_rms_norm(tape, projected, weight, self.norm(), &x)
+        ops::add_rms_norm(tape, projected, norm.weight, self.norm(), &x)
     }
 }

@@ -168,7 +168,7 @@ fn tensors<'a>(
     ExportOptions { base, dtype, .. }: ExportOptions<'_>,
 ) -> Result<Vec<(String, Lazy<'a>)>, ExportError> {
     let config = &model.decoder.config;
-    let has_more = config.is_part || config.has_mtp;
+    let has_more = config.is_part || config.has_mtp || config.encoder.is_some();
     let has_experts = config.layers.iter().any(|layer| layer.mlp.experts.is_some());
     let Layout { names, mut fused, others } = match (has_more || has_experts) && !is_gguf(base) {
         true => layout(base, config).map_err(Box::new)?,

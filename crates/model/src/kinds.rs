@@ -55,6 +55,8 @@ named! {
     Trait {
         /// Only the last keys are seen.
         Windowed = "windowed",
+        /// Later keys are seen too.
+        TwoSided = "two-sided",
         /// Positions are not embedded.
         WithoutPositions = "without positions",
         /// Heads come with a gate of what they give.
@@ -96,7 +98,6 @@ impl LayerConfig {
     pub fn kind_of(&self, linear: Linear) -> LayerKind {
         // What is read into one matrix, biases and norms leave tokens to themselves.
         let Self { attention, delta: _, mlp, norms: _ } = self;
-        let MlpConfig { intermediate_size: _, activation: _, fused: _, bias: _, experts } = mlp;
         let part = match linear {
             Linear::Q | Linear::K | Linear::V | Linear::Qkv | Linear::O => {
                 let traits = attention.traits();
@@ -109,7 +110,7 @@ impl LayerConfig {
             | Linear::DeltaQkvz
             | Linear::DeltaBa
             | Linear::DeltaOut => Part::LinearAttention,
-            Linear::Gate | Linear::Up | Linear::GateUp | Linear::Down if experts.is_some() => {
+            Linear::Gate | Linear::Up | Linear::GateUp | Linear::Down if has_experts(mlp) => {
                 Part::SharedExpert
             }
             Linear::Gate | Linear::Up | Linear::GateUp | Linear::Down => Part::Mlp,
@@ -138,15 +139,23 @@ impl AttentionConfig {
             head_dim: _,
             scale: _,
             window,
-            ahead: _,
+            ahead,
             softcap: _,
         } = heads;
         let has = |of: &Trait| match of {
             Trait::Windowed => window.is_some(),
+            Trait::TwoSided => *ahead > 0,
             Trait::WithoutPositions => rope.is_none(),
             Trait::Gated => *output_gate,
             Trait::Sinks => *sinks,
         };
         Trait::ALL.iter().copied().filter(has).collect()
     }
+}
+
+/// Whether an MLP is a mixture, which sets it apart.
+fn has_experts(mlp: &MlpConfig) -> bool {
+    let MlpConfig { intermediate_size: _, activation: _, gated: _, fused: _, bias: _, experts } =
+        mlp;
+    experts.is_some()
 }

@@ -1,4 +1,4 @@
-//! Decoder-only language models: configuration, weights, adapters, generation, export.
+//! Language models, decoders and encoders: configuration, weights, adapters, generation, export.
 //!
 //! Model code is forward-only code over the coarse operations of `hone-tensor`. It knows neither
 //! the device nor the objective. A family ([`families`]) translates its `config.json` into one
@@ -9,6 +9,7 @@ mod batch;
 mod cache;
 mod config;
 mod decoder;
+mod encoder;
 mod export;
 pub mod families;
 mod fidelity;
@@ -25,8 +26,8 @@ mod weights;
 
 pub use batch::Batch;
 pub use config::{
-    AttentionConfig, DecoderConfig, ExpertNames, ExpertsConfig, LayerConfig, MlpConfig,
-    SharedExpertConfig,
+    AttentionConfig, DecoderConfig, EncoderConfig, ExpertNames, ExpertsConfig, LayerConfig,
+    LearnedPositions, MaskedHead, MlpConfig, SharedExpertConfig,
 };
 pub use decoder::{Decoder, Recompute};
 pub use export::{ExportError, ExportOptions, check_written, export_hf};
@@ -37,4 +38,4 @@ pub use load::{LoadError, LoadOptions, Model, ModelFiles, Trained, load, weight_
 pub use pass::Pass;
 pub use raw_config::ConfigError;
 pub use rope::{RopeConfig, RopeScaling};
-pub use weights::{BlockNorm, ExpertPart, Linear, Role, WeightSpec};
+pub use weights::{BlockNorm, EncoderPart, ExpertPart, Linear, Role, WeightSpec};

@@ -44,12 +44,39 @@ pub enum Role {
     RouterBias(usize),
     /// Weight of a block's norm.
     Norm(usize, BlockNorm),
+    /// Bias of a block's norm, in encoders.
+    NormBias(usize, BlockNorm),
     /// What a block's gated delta net has besides matrices and a norm.
     Delta(usize, DeltaPart),
     /// Norm before the head.
     FinalNorm,
     /// Output head, if it is not tied to the embedding.
     LmHead,
+    /// What an encoder has besides, outside its blocks.
+    Encoder(EncoderPart),
+}
+
+/// Weights of an encoder outside its blocks, besides those of a decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs)] // As in the configuration.
+pub enum EncoderPart {
+    Positions,
+    TokenTypes,
+    EmbeddingNorm,
+    EmbeddingNormBias,
+    FinalNormBias,
+    HeadDense,
+    HeadDenseBias,
+    HeadNorm,
+    HeadNormBias,
+    LogitBias,
+}
+
+impl EncoderPart {
+    /// Whether it is a matrix or table, which may be held in 16 bits.
+    pub(crate) fn is_matrix(self) -> bool {
+        matches!(self, Self::Positions | Self::TokenTypes | Self::HeadDense)
+    }
 }
 
 /// Linear layers of a block.
@@ -168,18 +195,58 @@ impl DecoderConfig {
             name: name.to_owned(),
             shape: shape.to_vec(),
         };
-        let head = spec(Role::LmHead, "lm_head.weight", &[v, h]);
-        [spec(Role::EmbedTokens, "model.embed_tokens.weight", &[v, h])]
+        let (after_embedding, last) = match &self.encoder {
+            Some(encoder) => (encoder.embedding_weights(h), encoder.head_weights(self)),
+            None => {
+                let norm = spec(Role::FinalNorm, "model.norm.weight", &[h]);
+                let head = spec(Role::LmHead, &self.head_name(), &[v, h]);
+                let head = (!self.tie_word_embeddings).then_some(head);
+                (Vec::new(), [norm].into_iter().chain(head).collect())
+            }
+        };
+        [spec(Role::EmbedTokens, &self.embedding_name(), &[v, h])]
             .into_iter()
+            .chain(after_embedding)
             .chain((0..self.layers.len()).flat_map(|layer| self.layer_weights(layer)))
-            .chain([spec(Role::FinalNorm, "model.norm.weight", &[h])])
-            .chain((!self.tie_word_embeddings).then_some(head))
+            .chain(last)
+    }
+
+    /// Name of the token embedding.
+    pub(crate) fn embedding_name(&self) -> String {
+        match &self.encoder {
+            Some(encoder) => encoder.own(encoder.names.embedding, "weight"),
+            None => "model.embed_tokens.weight".to_owned(),
+        }
+    }
+
+    /// Name of the output head, which files may have although it is tied to the embedding.
+    pub(crate) fn head_name(&self) -> String {
+        match &self.encoder {
+            Some(encoder) => format!("{}.weight", encoder.names.decoder),
+            None => "lm_head.weight".to_owned(),
+        }
+    }
+
+    /// What names within a block begin with.
+    fn block_prefix(&self, layer: usize) -> String {
+        match &self.encoder {
+            Some(encoder) => format!("{}.{layer}", encoder.own_blocks()),
+            None => format!("model.layers.{layer}"),
+        }
+    }
+
+    fn module_name(&self, layer: usize, linear: Linear) -> String {
+        let module = match &self.encoder {
+            Some(encoder) => encoder.module(&self.layers[layer].module(linear)).into(),
+            None => self.layers[layer].module(linear),
+        };
+        format!("{}.{module}", self.block_prefix(layer))
     }
 
     fn layer_weights(&self, layer: usize) -> impl Iterator<Item = WeightSpec> {
         let (config, h) = (&self.layers[layer], self.hidden_size);
         let linears = config.linears().flat_map(move |linear| {
-            let ([n, k], module) = (config.shape(h, linear), config.module_name(layer, linear));
+            let ([n, k], module) = (config.shape(h, linear), self.module_name(layer, linear));
             let name = format!("{module}.weight");
             let bias = WeightSpec {
                 role: Role::Bias(layer, linear),
@@ -190,10 +257,15 @@ impl DecoderConfig {
                 .into_iter()
                 .chain(config.has_bias(linear).then_some(bias))
         });
-        let norms = BlockNorm::ALL.into_iter().filter_map(move |norm| {
-            let name = format!("model.layers.{layer}.{}.weight", config.norm_module(norm)?);
-            let len = config.norm_len(h, norm);
-            Some(WeightSpec { role: Role::Norm(layer, norm), name, shape: vec![len] })
+        let has_bias = self.encoder.as_ref().is_some_and(|encoder| encoder.norm_bias);
+        let norms = BlockNorm::ALL.into_iter().flat_map(move |norm| {
+            let spec = move |(role, end): (Role, &str)| {
+                let module = config.norm_module(norm)?;
+                let name = format!("{}.{module}.{end}", self.block_prefix(layer));
+                Some(WeightSpec { role, name, shape: vec![config.norm_len(h, norm)] })
+            };
+            let bias = has_bias.then_some((Role::NormBias(layer, norm), "bias"));
+            [(Role::Norm(layer, norm), "weight")].into_iter().chain(bias).filter_map(spec)
         });
         let sinks = (config.attention.sinks && config.delta.is_none()).then(|| WeightSpec {
             role: Role::Sinks(layer),
@@ -211,8 +283,8 @@ impl DecoderConfig {
 
     /// The linear layers inside the blocks, with their full names, in model order.
     pub fn modules(&self) -> impl Iterator<Item = (String, Linear)> {
-        self.layers.iter().enumerate().flat_map(|(layer, config)| {
-            config.linears().map(move |linear| (config.module_name(layer, linear), linear))
+        self.layers.iter().enumerate().flat_map(move |(layer, config)| {
+            config.linears().map(move |linear| (self.module_name(layer, linear), linear))
         })
     }
 
@@ -257,7 +329,7 @@ impl DecoderConfig {
     pub(crate) fn experts_of(&self, layer: usize) -> impl Iterator<Item = (String, Linear)> {
         let config = &self.layers[layer];
         let of_experts = config.linears().filter(|linear| matches!(linear, Linear::Expert(..)));
-        of_experts.map(move |linear| (config.module_name(layer, linear), linear))
+        of_experts.map(move |linear| (self.module_name(layer, linear), linear))
     }
 }
 
@@ -280,6 +352,7 @@ impl LayerConfig {
         };
         let dense: &[Linear] = match self.mlp.fused {
             _ if !is_dense => &[],
+            _ if !self.mlp.gated => &[Linear::Up, Linear::Down],
             false => &[Linear::Gate, Linear::Up, Linear::Down],
             true => &[Linear::GateUp, Linear::Down],
         };
@@ -292,10 +365,6 @@ impl LayerConfig {
             .chain(is_gated.then_some(Linear::SharedGate))
             .chain(mixture.map(|_| Linear::Router))
             .chain((0..num_experts).flat_map(of_expert))
-    }
-
-    fn module_name(&self, layer: usize, linear: Linear) -> String {
-        format!("model.layers.{layer}.{}", self.module(linear))
     }
 
     /// Name of a linear layer's module within the block.

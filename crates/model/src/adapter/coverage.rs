@@ -120,7 +120,12 @@ fn kind_of(config: &DecoderConfig, role: Role) -> Option<LayerKind> {
         Role::Sinks(layer) => Some(config.layers[layer].kind_of(Linear::Q)),
         Role::RouterBias(_) => of_part(Part::Router),
         Role::Delta(..) => of_part(Part::LinearAttention),
-        Role::EmbedTokens | Role::Norm(..) | Role::FinalNorm | Role::LmHead => None,
+        Role::EmbedTokens
+        | Role::Norm(..)
+        | Role::NormBias(..)
+        | Role::FinalNorm
+        | Role::LmHead
+        | Role::Encoder(_) => None,
     }
 }
 

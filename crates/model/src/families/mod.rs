@@ -4,6 +4,7 @@
 //! [`blocks`], and changes what differs. A new one adds a file here, a line in [`FAMILIES`], and
 //! any block that no earlier family needed.
 
+mod bert;
 mod gemma2;
 mod gemma3;
 mod glm4;
@@ -15,6 +16,7 @@ mod ministral3;
 mod mistral;
 mod mixtral;
 mod mixtures;
+mod modernbert;
 mod olmo;
 mod olmoe;
 mod phi3;
@@ -67,6 +69,10 @@ const FAMILIES: &[(&str, Read)] = &[
     ("granite", granite::decoder_config),
     ("glm4", glm4::decoder_config),
     ("glm4_moe", glm4_moe::decoder_config),
+    ("bert", bert::bert),
+    ("roberta", bert::roberta),
+    ("xlm-roberta", bert::roberta),
+    ("modernbert", modernbert::decoder_config),
 ];
 
 /// Values of `model_type` of files that hold a text model, which `text_config` describes, and
@@ -266,6 +272,7 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
         mlp: MlpConfig {
             intermediate_size: size(raw, "intermediate_size", defaults.intermediate_size)?,
             activation,
+            gated: true,
             fused: false,
             bias: false,
             experts: None,
@@ -289,6 +296,7 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
         },
         is_part: false,
         has_mtp: false,
+        encoder: None,
     })
 }
 

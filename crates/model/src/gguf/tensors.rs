@@ -3,7 +3,7 @@
 use super::GgufModel;
 use super::rope::{FACTORS, SHORT_AND_LONG};
 use crate::config::{DecoderConfig, LayerConfig};
-use crate::weights::{BlockNorm, DeltaPart, ExpertPart, Linear, Role};
+use crate::weights::{BlockNorm, DeltaPart, EncoderPart, ExpertPart, Linear, Role};
 use hone_tensor::gguf::GgufFile;
 use hone_tensor::{DeviceError, Tensor};
 
@@ -30,6 +30,9 @@ pub(crate) fn place_of(role: Role, config: &DecoderConfig) -> Place {
         Role::Sinks(layer) => format!("blk.{layer}.attn_sinks.weight"),
         Role::RouterBias(layer) => format!("blk.{layer}.exp_probs_b.bias"),
         Role::Norm(layer, norm) => format!("blk.{layer}.{}.weight", norm_name(norm)),
+        // Encoders are not read yet.
+        Role::NormBias(layer, norm) => format!("blk.{layer}.{}.bias", norm_name(norm)),
+        Role::Encoder(part) => encoder_name(part).to_owned(),
         Role::Delta(layer, DeltaPart::Conv) => format!("blk.{layer}.ssm_conv1d.weight"),
         // Of architectures that are not read yet, some of whose files hold what follows from it.
         Role::Delta(layer, DeltaPart::ALog) => format!("blk.{layer}.ssm_a"),
@@ -40,6 +43,21 @@ pub(crate) fn place_of(role: Role, config: &DecoderConfig) -> Place {
         _ => None,
     };
     Place { name, expert }
+}
+
+fn encoder_name(part: EncoderPart) -> &'static str {
+    match part {
+        EncoderPart::Positions => "position_embd.weight",
+        EncoderPart::TokenTypes => "token_types.weight",
+        EncoderPart::EmbeddingNorm => "token_embd_norm.weight",
+        EncoderPart::EmbeddingNormBias => "token_embd_norm.bias",
+        EncoderPart::FinalNormBias => "output_norm.bias",
+        EncoderPart::HeadDense => "cls.weight",
+        EncoderPart::HeadDenseBias => "cls.bias",
+        EncoderPart::HeadNorm => "cls.norm.weight",
+        EncoderPart::HeadNormBias => "cls.norm.bias",
+        EncoderPart::LogitBias => "output.bias",
+    }
 }
 
 fn linear_name(linear: Linear, layer: &LayerConfig) -> &'static str {

@@ -1,6 +1,7 @@
 //! The weight files of a model: one safetensors file, or shards with an index.
 
 use crate::config::{DecoderConfig, ExpertLayout};
+use crate::encoder::is_buffer;
 use crate::gguf::{GgufModel, is_gguf};
 use crate::raw_config::{ConfigError, RawConfig};
 use crate::weights::{Fused, Role, WeightSpec};
@@ -13,9 +14,10 @@ use std::io::Read as _;
 use std::path::{Component, Path, PathBuf};
 
 const SINGLE: &str = "model.safetensors";
+/// What names of everything but heads begin with.
+const PREFIXES: [&str; 3] = ["model.", "bert.", "roberta."];
 /// Names of a text model among other parts begin with one of these.
 const TEXT_PREFIXES: [&str; 2] = ["model.language_model.", "language_model."];
-const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 const INDEX: &str = "model.safetensors.index.json";
 /// An index has about 100 bytes per tensor.
@@ -212,6 +214,18 @@ impl Taken {
     }
 }
 
+/// What older files of encoders call a weight, or ones with a second name for it.
+fn older_name(name: &str) -> Option<String> {
+    const ENDS: [(&str, &str); 4] = [
+        ("LayerNorm.weight", "LayerNorm.gamma"),
+        ("LayerNorm.bias", "LayerNorm.beta"),
+        ("cls.predictions.bias", "cls.predictions.decoder.bias"),
+        ("lm_head.bias", "lm_head.decoder.bias"),
+    ];
+    let older = |(end, older): &(&str, &str)| Some(format!("{}{older}", name.strip_suffix(end)?));
+    ENDS.iter().find_map(older)
+}
+
 impl WeightFiles {
     pub(super) fn open(dir: &Path) -> Result<Self, LoadError> {
         let (path, paths) = path_and_files(dir)?;
@@ -242,15 +256,31 @@ impl WeightFiles {
         Ok(())
     }
 
-    /// The name of a tensor in the files: files of the bare decoder, without its head, omit the
-    /// `model.` prefix, and those with other parts have another, now or in older versions.
+    /// The name of a tensor in the files: files of the bare model, without its head, omit the
+    /// prefix, and those with other parts have another, now or in older versions.
     pub(super) fn stored_name(&self, name: &str) -> Option<&str> {
-        let bare = name.strip_prefix("model.");
+        let bare = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix));
         let of_part = bare.map(|bare| format!("model.language_model.{bare}"));
         let of_older_part = format!("language_model.{name}");
         let names = [Some(name), bare, of_part.as_deref(), Some(&of_older_part)];
         let stored = |name: &str| self.file_of.get_key_value(name);
-        names.into_iter().flatten().find_map(stored).map(|(stored, _)| stored.as_str())
+        let found = names.into_iter().flatten().find_map(stored).map(|(stored, _)| stored.as_str());
+        found.or_else(|| self.stored_name(&older_name(name)?))
+    }
+
+    /// Leaves out an encoder's head for masked tokens if the files have none, as those of encoders
+    /// that were trained to embed.
+    pub(super) fn find_head(&self, config: &mut DecoderConfig) {
+        let Some(encoder) = &mut config.encoder else { return };
+        let names = encoder.names;
+        let has_dense = self.stored_name(&format!("{}.weight", names.head_dense)).is_some();
+        let has_bias = self.stored_name(names.logit_bias).is_some();
+        // A classifier has the dense layer too, but no bias for each token.
+        let has_head = encoder.head.is_some_and(|head| has_dense && (has_bias || !head.logit_bias));
+        if !has_head {
+            encoder.head = None;
+            config.tie_word_embeddings = true;
+        }
     }
 
     /// # Errors
@@ -258,7 +288,7 @@ impl WeightFiles {
     fn layout(&self, config: &DecoderConfig) -> Result<Layout, LoadError> {
         let mut layout = Layout::default();
         // A head that is tied is the embedding, which may have been trained.
-        let mut ours: BTreeSet<&str> = self.stored_name(HEAD).into_iter().collect();
+        let mut ours: BTreeSet<&str> = self.copies(config).collect();
         for WeightSpec { role, name, .. } in config.weights() {
             let stored = self.stored_name(&name);
             ours.extend(stored);
@@ -272,7 +302,9 @@ impl WeightFiles {
                 layout.names.insert(name, stored.to_owned());
             }
         }
-        let is_other = |name: &&String| !ours.contains(name.as_str()) && !self.is_part(name);
+        let is_other = |name: &&String| {
+            !ours.contains(name.as_str()) && !self.is_part(name) && !is_buffer(name)
+        };
         for name in self.file_of.keys().filter(is_other) {
             let tensor = match self.joined_as_stored(name)? {
                 None => self.tensor(name)?.map(|(_, tensor)| tensor),
@@ -307,9 +339,9 @@ impl WeightFiles {
     /// Whether embedding and head, which the configuration ties, are tied in the files too. As in
     /// transformers 5, either of them may stand for both, and a head whose values differ from the
     /// embedding's was trained separately.
-    pub(super) fn are_tied(&mut self) -> bool {
-        let raw = |name| self.raw(self.stored_name(name)?).map(|(_, tensor)| tensor);
-        let (embedding, head) = (raw(EMBEDDING), raw(HEAD));
+    pub(super) fn are_tied(&mut self, config: &DecoderConfig) -> bool {
+        let raw = |name: String| self.raw(self.stored_name(&name)?).map(|(_, tensor)| tensor);
+        let (embedding, head) = (raw(config.embedding_name()), raw(config.head_name()));
         let are_tied = embedding.is_none() || head.is_none() || embedding == head;
         self.embedding_is_head = embedding.is_none() && head.is_some();
         are_tied
@@ -325,7 +357,7 @@ impl WeightFiles {
     ) -> Result<Tensor, LoadError> {
         let WeightSpec { role, name, shape } = spec;
         let stored = match self.embedding_is_head && *role == Role::EmbedTokens {
-            true => self.stored_name(HEAD),
+            true => self.stored_name(&config.head_name()),
             false => self.stored_name(name),
         };
         if let Some(stored) = stored {
@@ -370,6 +402,15 @@ impl WeightFiles {
         Ok(tensor)
     }
 
+    /// Copies of weights under other names, which files may have: a head that is tied to the
+    /// embedding, which may have been trained, and a second name of its bias.
+    fn copies(&self, config: &DecoderConfig) -> impl Iterator<Item = &str> {
+        let head = config.tie_word_embeddings.then(|| config.head_name());
+        let bias = config.encoder.as_ref().and_then(|e| older_name(e.names.logit_bias));
+        let names = head.into_iter().chain(bias);
+        names.filter_map(|name| self.stored_name(&name)).collect::<Vec<_>>().into_iter()
+    }
+
     /// Refuses tensors that were not taken, except those that transformers ignores too: rotary
     /// embedding buffers in old files, a copy of the embedding as the tied head, and blocks for
     /// tokens after the next; and except other parts.
@@ -378,7 +419,8 @@ impl WeightFiles {
         taken: &Taken,
         config: &DecoderConfig,
     ) -> Result<(), LoadError> {
-        let head = self.stored_name(HEAD).filter(|_| config.tie_word_embeddings);
+        let copies: Vec<&str> = self.copies(config).collect();
+        let is_kept = |name: &str| config.encoder.as_ref().is_some_and(|e| e.is_kept(name));
         let further = |name: &str| {
             let block = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
             let is_beyond = |block: usize| block >= config.num_hidden_layers();
@@ -388,7 +430,8 @@ impl WeightFiles {
             let is_buffer = name == "rotary_emb.inv_freq" || name.ends_with(".rotary_emb.inv_freq");
             let of_text = TEXT_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
             is_buffer
-                || head == Some(name.as_str())
+                || copies.contains(&name.as_str())
+                || is_kept(name)
                 || (config.has_mtp && further(name))
                 || (config.is_part && !of_text)
         };

@@ -137,8 +137,9 @@ impl ModelFiles {
         }
         let mut config = DecoderConfig::load(path)?;
         let mut files = WeightFiles::open(path)?;
+        files.find_head(&mut config);
         if config.tie_word_embeddings {
-            config.tie_word_embeddings = files.are_tied();
+            config.tie_word_embeddings = files.are_tied(&config);
         }
         Ok(Self { config, files: Source::Safetensors(files) })
     }
@@ -234,12 +235,18 @@ impl Loader<'_> {
                 Role::RouterBias(_) => {
                     Weight::Frozen(load_as(self.device, Category::Weights, &tensor, DType::F32)?)
                 }
+                Role::Encoder(part) if part.is_matrix() => {
+                    let storage = self.options.base_precision.and_then(Storage::for_tables);
+                    self.matrix(self.device, &spec.name, tensor, storage)?
+                }
                 // Vectors are small, and every kernel reads them as f32.
                 Role::Bias(..)
                 | Role::Sinks(_)
                 | Role::Norm(..)
+                | Role::NormBias(..)
                 | Role::Delta(..)
-                | Role::FinalNorm => {
+                | Role::FinalNorm
+                | Role::Encoder(_) => {
                     self.weight(self.device, &spec.name, tensor, DType::F32.into())?
                 }
             };

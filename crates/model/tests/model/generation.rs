@@ -46,6 +46,9 @@ fn cached_equals_recomputed() {
     let device = Device::cpu(2);
     for golden in Golden::all() {
         let model = golden.adapted(&device);
+        if model.decoder.config.looks_ahead().is_some() {
+            continue;
+        }
         let prompt = golden.samples().remove(0).ids;
         let room = model.decoder.config.max_position_embeddings - prompt.len();
         for compute in [Compute::F32, Compute::Bf16] {

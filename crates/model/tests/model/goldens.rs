@@ -12,6 +12,8 @@ const LOGITS: f32 = 1e-4;
 /// Relative L2.
 const GRADIENTS: f64 = 1e-3;
 const LOSS: f64 = 1e-5;
+/// What rounding leaves of a gradient that is zero.
+const NO_GRADIENT: f32 = 1e-6;
 
 #[test]
 fn logits_of_the_base_and_with_the_adapter() {
@@ -72,7 +74,13 @@ pub fn check_gradients(golden: &Golden, model: &Model, device: &Device, loss: &s
     let (found, expected) = (outcome.loss_sum() / num_targets, golden.number(loss));
     assert!((found / expected - 1.0).abs() <= LOSS, "{loss}: {found}, expected {expected}");
     for ((_, name, _), gradient) in model.params.iter().zip(&outcome.gradients) {
-        let error = relative_error(gradient, &golden.f32s(&format!("{prefix}{name}")));
+        let exact = golden.f32s(&format!("{prefix}{name}"));
+        // Softmaxes do not feel it where keys are not rotated: nothing but rounding is left.
+        if name.ends_with("self.key.bias") {
+            assert!(gradient.iter().chain(&exact).all(|d| d.abs() <= NO_GRADIENT), "{name}");
+            continue;
+        }
+        let error = relative_error(gradient, &exact);
         assert!(error <= GRADIENTS, "{} {name}: {error:e}", golden.dir.display());
     }
 }

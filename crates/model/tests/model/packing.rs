@@ -99,7 +99,7 @@ fn rows_of(
     let (config, h) = (&decoder.config, decoder.config.hidden_size);
     let batch = pack(config, samples.iter().copied(), 3);
     let mut tape = Tape::training(device, params, compute, None);
-    let x = decoder.embedded(&mut tape, &batch.tokens).value().clone();
+    let x = decoder.embedded(&mut tape, &batch).value().clone();
     let x = tape.leaf(x, true);
     let log_probs = decoder.log_probs_from(&mut tape, x.clone(), &batch, recompute);
     let found = log_probs.value().to_vec_f32();

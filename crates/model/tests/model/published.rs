@@ -1,7 +1,7 @@
 //! Configurations as their makers publish them: each is read, and has the number of parameters that
 //! the Hub counts in its weights.
 
-use crate::published_mixtures;
+use crate::{published_encoders, published_mixtures};
 use hone_model::DecoderConfig;
 use serde_json::{Value, json};
 
@@ -229,6 +229,8 @@ fn glm4_and_ministral3() -> Vec<Published> {
 fn published() -> Vec<Published> {
     let mixtures =
         published_mixtures::published().map(|(name, size, _, config)| (name, size, config));
+    let encoders = published_encoders::published().into_iter();
+    let encoders = encoders.map(|(name, size, .., config)| (name, size, config));
     [
         from_llama_to_qwen3_moe(),
         from_gemma2_to_phi3(),
@@ -238,6 +240,7 @@ fn published() -> Vec<Published> {
     .into_iter()
     .flatten()
     .chain(mixtures)
+    .chain(encoders)
     .collect()
 }
 

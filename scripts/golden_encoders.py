@@ -1,0 +1,83 @@
+"""Golden cases of encoders. Their token i is predicted at place i - 1, as those of decoders: the
+weights' gradients do not ask what a place's target is, and so every test serves both.
+"""
+
+FAMILIES = {
+    "bert": {
+        "architectures": ["BertForMaskedLM"],
+        "model_type": "bert",
+        "hidden_act": "gelu",
+    },
+    "roberta": {
+        "architectures": ["RobertaForMaskedLM"],
+        "model_type": "roberta",
+        "hidden_act": "gelu",
+    },
+    "modernbert": {
+        "architectures": ["ModernBertForMaskedLM"],
+        "model_type": "modernbert",
+        "hidden_activation": "gelu",
+    },
+}
+POST_NORM = {
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+}
+
+
+def sizes(vocab, hidden, intermediate, heads, layers, positions):
+    return {
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "max_position_embeddings": positions,
+    }
+
+
+CASES = {
+    "bert": {
+        "seed": 40,
+        "family": "bert",
+        "config": sizes(47, 24, 11, 3, 2, 20) | POST_NORM | {"pad_token_id": None},
+        "lengths": [4, 7, 12],
+        "rope_spelling": "none",
+        "lora": {
+            "target_modules": [
+                *["query", "key", "value", "attention.output.dense"],
+                *["intermediate.dense", "output.dense"],
+            ]
+        },
+        "full_gradients": True,
+    },
+    "roberta": {
+        "seed": 41,
+        "family": "roberta",
+        # Positions begin after the padding token, which no text has.
+        "config": sizes(45, 24, 11, 2, 2, 18) | POST_NORM | {"pad_token_id": 2},
+        "lengths": [5, 9, 13],
+        "rope_spelling": "none",
+        "lora": {"target_modules": ["query", "value", "intermediate.dense"]},
+    },
+    "modernbert": {
+        "seed": 42,
+        "family": "modernbert",
+        "config": sizes(43, 24, 11, 3, 4, 32)
+        | {
+            "pad_token_id": None,
+            "global_attn_every_n_layers": 3,
+            "local_attention": 6,
+            "global_rope_theta": 5000.0,
+            "local_rope_theta": 500.0,
+            "norm_eps": 1e-5,
+        },
+        "lengths": [4, 9, 15],
+        "rope_spelling": "global_rope_theta and local_rope_theta",
+        "lora": {"target_modules": ["Wqkv", "Wo", "Wi"]},
+        "optimizer": {"lr": 0.002},
+        "full_gradients": True,
+    },
+}
