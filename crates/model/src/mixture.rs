@@ -92,7 +92,11 @@ impl Mixture {
         h: Var,
         residual: Option<Var>,
     ) -> Var {
-        let logits = ops::linear(tape, h.clone(), &self.router, None);
+        // Rounded, what sigmoids tell apart would be ties. transformers rounds softmaxes' alone.
+        let logits = match config.router.scoring {
+            Scoring::Sigmoid => ops::linear_in_f32(tape, h.clone(), &self.router),
+            _ => ops::linear(tape, h.clone(), &self.router, None),
+        };
         let (weights, routing) = ops::route(tape, logits, &config.router, self.bias.as_ref());
         let for_shared = (!shared.down.is_empty()).then(|| h.clone());
         let gate_up = ops::expert_linear(tape, h, RowOrder::Tokens, &self.gate_up, &routing);

@@ -232,7 +232,13 @@ impl RawConfig {
     pub fn expect_neutral(&self, key: &str, neutral: f64) -> Result<(), ConfigError> {
         match self.get(key) {
             Some(value) if value.as_f64() != Some(neutral) => {
-                let problem = format!("is {value}, which is not supported; only {neutral} is");
+                let remedy = match neutral == 0.0 {
+                    // Dropout and noise.
+                    true => "set it to 0, which changes training alone",
+                    false => "use a checkpoint that was trained with it",
+                };
+                let problem =
+                    format!("is {value}, which is not supported; only {neutral} is: {remedy}");
                 Err(self.error(key, problem))
             }
             _ => Ok(()),

@@ -381,9 +381,12 @@ impl RopeScaling {
             "llama3" => Self::read_llama3(raw, original()?),
             "yarn" => Self::read_yarn(raw, original()?, max_position_embeddings),
             other => {
-                let supported = "default, linear, dynamic, llama3, yarn, longrope";
-                let problem =
-                    format!("is `{other}`, which is not supported; supported: {supported}");
+                let supported = ["default", "linear", "dynamic", "llama3", "yarn"];
+                let supported = [&supported, keys.defaults.long_rope].concat().join(", ");
+                let problem = format!(
+                    "is `{other}`, which is not supported; supported: {supported}. Use a \
+                     checkpoint with one of these"
+                );
                 Err(raw.error(key, problem))
             }
         }

@@ -43,7 +43,7 @@ pub(super) fn read(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig
     let mut config = blocks(raw, defaults)?;
     read_attention_bias(raw, &mut config)?;
     if raw.flag("use_bidirectional_attention", false)? {
-        let problem = "is true, which is not supported; only causal attention is";
+        let problem = "is true, which is not supported: use a checkpoint with causal attention";
         return Err(raw.error("use_bidirectional_attention", problem));
     }
     let scale = raw.optional_number("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5) as f32;

@@ -14,7 +14,7 @@ const SLIDING: usize = 1;
 pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
         if let Some(cap) = raw.get(key) {
-            let problem = format!("is {cap}, which is not supported; only null is");
+            let problem = format!("is {cap}, which is not supported: use a checkpoint without it");
             return Err(raw.error(key, problem));
         }
     }

@@ -176,6 +176,7 @@ pub fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     if WITH_OTHERS.contains(&name) {
         return text_part(raw);
     }
+    refuse_parts(raw)?;
     let Some((_, read)) = FAMILIES.iter().find(|(family, _)| *family == name) else {
         return Err(ConfigError::Family {
             path: raw.path().to_owned(),
@@ -186,6 +187,30 @@ pub fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     let config = read(raw)?;
     raw.refuse_unread(NEUTRAL)?;
     Ok(config)
+}
+
+/// Parts that no family here has, by keys that only models with them have.
+const PARTS: &[(&str, &str)] = &[
+    ("kv_lora_rank", "multi-head latent attention (MLA)"),
+    ("index_topk", "a sparse indexer"),
+    ("index_n_heads", "a sparse indexer"),
+    ("hc_mult", "hyper-connections"),
+    ("mamba_d_state", "Mamba's state spaces"),
+    ("ssm_state_size", "Mamba's state spaces"),
+    ("rwkv_heads", "RWKV's recurrence"),
+    ("cross_attention_layers", "cross-attention"),
+];
+
+/// Refuses parts that are not supported by their names.
+fn refuse_parts(raw: &RawConfig) -> Result<(), ConfigError> {
+    let Some((key, part)) = PARTS.iter().find(|(key, _)| raw.has(key)) else { return Ok(()) };
+    let value = raw.get(key).map(ToString::to_string).unwrap_or_default();
+    let families = supported().collect::<Vec<_>>().join(", ");
+    let problem = format!(
+        "is {value}: {part} is not supported yet; use a model without it, of one of these \
+         families: {families}"
+    );
+    Err(raw.error(key, problem))
 }
 
 /// The text model of files that hold others too. What the outer object says of it, it says last.
@@ -458,8 +483,11 @@ fn expect_activation(raw: &RawConfig, key: &str, expected: &str) -> Result<(), C
     match raw.text(key)?.filter(|found| *found != expected) {
         None => Ok(()),
         Some(found) => {
-            Err(raw
-                .error(key, format!("is `{found}`, which is not supported; only `{expected}` is")))
+            let problem = format!(
+                "is `{found}`, which is not supported; only `{expected}` is: use a checkpoint \
+                 that was trained with it"
+            );
+            Err(raw.error(key, problem))
         }
     }
 }

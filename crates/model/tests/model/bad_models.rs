@@ -126,20 +126,49 @@ fn unusable_settings() {
     };
     let cases = [
         ("model_type", json!(1), "must be a string, found 1"),
-        ("hidden_act", json!("gelu"), "is `gelu`, which is not supported; only `silu` is"),
+        (
+            "hidden_act",
+            json!("gelu"),
+            "is `gelu`, which is not supported; only `silu` is: use a checkpoint that was trained \
+             with it",
+        ),
         ("num_hidden_layers", json!(4097), "must be at most 4096, found 4097"),
         ("tie_word_embeddings", json!("true"), "must be true or false, found \"true\""),
         ("attention_bias", json!(1), "must be true or false, found 1"),
         ("eos_token_id", json!(-1), "must be a token id or a list of them, found -1"),
         ("eos_token_id", json!([2, "x"]), "must be a token id or a list of them, found [2,\"x\"]"),
-        ("attention_dropout", json!(0.1), "is 0.1, which is not supported; only 0 is"),
-        ("partial_rotary_factor", json!(0.5), "is 0.5, which is not supported; only 1 is"),
+        (
+            "attention_dropout",
+            json!(0.1),
+            "is 0.1, which is not supported; only 0 is: set it to 0, which changes training alone",
+        ),
+        (
+            "partial_rotary_factor",
+            json!(0.5),
+            "is 0.5, which is not supported; only 1 is: use a checkpoint that was trained with it",
+        ),
         ("residual_multiplier", json!(0.22), &unknown("0.22")),
         ("use_cross_attention", json!(true), &unknown("true")),
         ("rope_scaling.mrope_section", json!([4, 4]), &unknown("[4,4]")),
     ];
     for (key, value, problem) in cases {
         check_key(key, value, problem);
+    }
+    let names = supported().collect::<Vec<_>>().join(", ");
+    for (model_type, key, value, part) in [
+        ("deepseek_v3", "kv_lora_rank", 512, "multi-head latent attention (MLA)"),
+        ("deepseek_v4", "hc_mult", 4, "hyper-connections"),
+        ("llama", "index_topk", 2048, "a sparse indexer"),
+    ] {
+        let change = |dir: &Path| {
+            set_key(&dir.join("config.json"), "model_type", json!(model_type));
+            set_key(&dir.join("config.json"), key, json!(value));
+        };
+        let problem = format!(
+            "`{key}` is {value}: {part} is not supported yet; use a model without it, of one of \
+             these families: {names}"
+        );
+        check(CASE, change, &format!("DIR/config.json: {problem}"));
     }
     check(
         CASE,
@@ -198,9 +227,15 @@ fn unusable_experts() {
             "olmoe",
             "clip_qkv",
             json!(8.0),
-            "is 8.0; bounds of queries, keys and values are not supported",
+            "is 8.0; bounds of queries, keys and values are not supported: use a checkpoint \
+             without them",
         ),
-        ("mixtral", "router_jitter_noise", json!(0.1), "is 0.1, which is not supported; only 0 is"),
+        (
+            "mixtral",
+            "router_jitter_noise",
+            json!(0.1),
+            "is 0.1, which is not supported; only 0 is: set it to 0, which changes training alone",
+        ),
     ] {
         let change = |dir: &Path| set_key(&dir.join("config.json"), key, value);
         check(case, change, &format!("DIR/config.json: `{key}` {problem}"));
@@ -291,7 +326,10 @@ fn unusable_rope() {
         (
             "rope_scaling.rope_type",
             json!("proportional"),
-            &format!("is `proportional`, which is not supported; {kinds}"),
+            &format!(
+                "is `proportional`, which is not supported; {kinds}. Use a checkpoint with one of \
+                 these"
+            ),
         ),
         ("rope_scaling.rope_type", json!(3), "must be a string, found 3"),
         ("rope_scaling.factor", json!(0.5), "must be at least 1, found 0.5"),

@@ -44,7 +44,7 @@ pub use glu::glu;
 pub use head::{OutputHead, log_probs, logits, take_rows};
 pub use hone_kernels::attention::PAGE_ROWS;
 pub use layer_norm::{LayerNorm, layer_norm};
-pub use linear::linear;
+pub use linear::{linear, linear_in_f32};
 pub use offloaded::with_offloaded;
 pub use output_gate::{gate_output, without_gates};
 pub use rms_norm::{HeadNorms, add_rms_norm, norm_heads, rms_norm};

@@ -5,9 +5,10 @@ use super::check_op::{
     tensor_of,
 };
 use crate::{
-    AdapterId, AdapterRows, Compute, DType, Device, Gradients, Lora, Philox, Projection, StepKey,
-    Storage, Tape, Target, Var, Weight, ops,
+    AdapterId, AdapterRows, Category, Compute, DType, Device, Gradients, Lora, Philox, Projection,
+    StepKey, Storage, Tape, Target, Var, Weight, ops,
 };
+use hone_kernels::cuda::Gpu;
 use hone_kernels::dropout::Mask;
 use hone_kernels::gemm::reference::{gemm, transpose};
 use std::ops::Range;
@@ -502,5 +503,38 @@ impl Outcome {
             assert!(is_same, "{name}: gradients of {id:?}");
             assert!(found.iter().any(|x| x.values.iter().any(|&x| x != 0.0)), "{name}: zero");
         }
+    }
+}
+
+/// Products of numbers in bf16 whose sums are not rounded to it, nor are their gradients.
+#[test]
+fn sums_in_f32_are_not_rounded() {
+    let (t, k, n) = (5, 40, 3);
+    let tensor = |seed, shape: &[usize], dtype: DType| {
+        tensor_of(&normals(seed, shape.iter().product()), dtype, shape)
+    };
+    let weight = tensor(1, &[n, k], DType::Bf16);
+    let (x, d_y) = (tensor(2, &[t, k], DType::Bf16), tensor(3, &[t, n], DType::F32));
+    let [w_f64, x_f64] = [&weight, &x]
+        .map(|of| -> Vec<f64> { of.to_vec_f32().into_iter().map(f64::from).collect() });
+    let on_gpu = Gpu::for_tests().map(Device::cuda);
+    for device in [Device::cpu(2)].into_iter().chain(on_gpu) {
+        let upload = |tensor| device.upload(Category::Weights, tensor).unwrap();
+        let weight = Weight::Frozen(upload(&weight));
+        let projection = [Projection { weight, bias: None, adapters: Vec::new() }];
+        let params = crate::Params::default();
+        let mut tape = Tape::training(&device, &params, Compute::Bf16, None);
+        let leaf = tape.leaf(upload(&x), true);
+        let y = ops::linear_in_f32(&mut tape, leaf.clone(), &projection);
+        for (i, found) in y.value().to_vec_f32().into_iter().enumerate() {
+            let (row, of) = (&x_f64[i / n * k..][..k], &w_f64[i % n * k..][..k]);
+            let exact: f64 = row.iter().zip(of).map(|(a, b)| a * b).sum();
+            assert!((f64::from(found) - exact).abs() < 1e-5, "{found}, exactly {exact}");
+        }
+        let mut gradients = Gradients::zeros(&device, &params).unwrap();
+        let leaves = tape.backward(y, upload(&d_y), &mut gradients);
+        let d_x = leaves.get(&leaf).expect("the input has a gradient").to_vec_f32();
+        let exact: f64 = (0..n).map(|i| f64::from(d_y.f32()[i]) * w_f64[i * k]).sum();
+        assert!((f64::from(d_x[0]) - exact).abs() < 0.02 * exact.abs().max(1.0));
     }
 }

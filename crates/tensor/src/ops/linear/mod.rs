@@ -29,10 +29,25 @@ pub fn linear<'a>(
     projections: &'a [Projection],
     residual: Option<Var>,
 ) -> Var {
+    let dtype = if residual.is_some() { DType::F32 } else { tape.dtype() };
+    linear_into(tape, x, projections, residual, dtype)
+}
+
+/// The same without a residual, in f32, for sums that are not to be rounded.
+pub fn linear_in_f32<'a>(tape: &mut Tape<'a>, x: Var, projections: &'a [Projection]) -> Var {
+    linear_into(tape, x, projections, None, DType::F32)
+}
+
+fn linear_into<'a>(
+    tape: &mut Tape<'a>,
+    x: Var,
+    projections: &'a [Projection],
+    residual: Option<Var>,
+    dtype: DType,
+) -> Var {
     let (t, k) = rows_cols(x.value().shape());
     assert!(projections.iter().all(|p| p.in_features() == k));
     let width: usize = projections.iter().map(Projection::out_features).sum();
-    let dtype = if residual.is_some() { DType::F32 } else { tape.dtype() };
     let mut y = tape.activation(dtype, &[t, width]);
     let adapters = low_rank::adapters(projections, tape.adapter_rows(), t);
     let down = low_rank::down_projections(tape, x.value(), &adapters);
