@@ -33,6 +33,10 @@ fn sizes_at_the_limit_pass_and_above_it_fail() {
         found_in("a.py", &"x\n".repeat(601)),
         ["a.py:1: the file has 601 lines, at most 600: split it"]
     );
+    let family = "crates/model/src/families/a.rs";
+    assert_eq!(found_in(family, &"x\n".repeat(249)), [""; 0]);
+    let message = ":1: the file has 251 lines, at most 250: split it";
+    assert_eq!(found_in(family, &"x\n".repeat(250)), [format!("{family}{message}")]);
     assert_eq!(found_in("a.rs", &"é".repeat(100)), [""; 0]);
     assert_eq!(
         found_in("a.rs", &"é".repeat(101)),
