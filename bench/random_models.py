@@ -126,9 +126,11 @@ def random_blocks(kind, shape, generator):
     """Bytes `[rows, row]` of a matrix."""
     per_block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     blocks = generator.integers(0, 256, (shape[0], shape[1] // per_block, size), numpy.uint8)
-    scale = numpy.frombuffer(numpy.float16(SCALE[kind]).tobytes(), numpy.uint8)
-    for at in SCALES[kind]:
-        blocks[:, :, at : at + 2] = scale
+    if kind == "MXFP4":
+        blocks[:, :, 0] = 119  # the exponent of a power of two, from -127 on
+    for at in SCALES.get(kind, []):
+        scale = numpy.float16(SCALE[kind]).tobytes()
+        blocks[:, :, at : at + 2] = numpy.frombuffer(scale, numpy.uint8)
     return blocks.reshape(shape[0], -1)
 
 

@@ -19,6 +19,11 @@ pub fn cases<'a, T>(all: &'a [T], few: &'a [T]) -> &'a [T] {
     if is_full() { all } else { few }
 }
 
+/// Whether the case with this number runs: all in the full tier, every `step`-th otherwise.
+pub fn is_sampled(number: usize, step: usize) -> bool {
+    is_full() || number.is_multiple_of(step)
+}
+
 /// Reports that the current test, or a part of it, is skipped on this machine, and why.
 pub fn skip(reason: impl Display) {
     let thread = std::thread::current();

@@ -5,6 +5,7 @@ use crate::ops::{self, HeadNorms, RmsNorm};
 use crate::{DType, Heads, Tape, Var, Weight};
 use hone_kernels::layer_norm::reference as layer_norm;
 use hone_kernels::rms_norm::{Rows, reference};
+use hone_kernels::testing;
 
 struct Norm {
     given: Operands,
@@ -34,13 +35,17 @@ impl Operation for Norm {
 
 #[test]
 fn rms_norm_passes() {
-    for (t, h) in [(1, 1), (1, 64), (3, 17), (130, 96), (2, 1000)] {
-        for (kind, constant, plus_one) in [
-            (Kind::Frozen(DType::F32.into()), false, false),
-            (Kind::Trained, false, false),
-            (Kind::Trained, false, true),
-            (Kind::Trained, true, false),
-        ] {
+    let kinds = [
+        (Kind::Frozen(DType::F32.into()), false, false),
+        (Kind::Trained, false, false),
+        (Kind::Trained, false, true),
+        (Kind::Trained, true, false),
+    ];
+    for (i, (t, h)) in [(1, 1), (1, 64), (3, 17), (130, 96), (2, 1000)].into_iter().enumerate() {
+        for (j, (kind, constant, plus_one)) in kinds.into_iter().enumerate() {
+            if !testing::is_sampled(i + j, 2) {
+                continue;
+            }
             let mut given = Operands::default();
             match constant {
                 false => given.add(Kind::Stream, &[t, h]),

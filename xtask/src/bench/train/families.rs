@@ -43,7 +43,7 @@ const fn held_as(key: &'static str, name: &'static str, file: &'static str) -> C
     Case { rounds: (3, 3), ..case }
 }
 
-pub const CASES: [Case; 18] = [
+pub const CASES: [Case; 19] = [
     lora("llama", "Llama, 135M", SHORT, NOTHING),
     Case {
         model: "qwen3-0.6B",
@@ -113,4 +113,5 @@ pub const CASES: [Case; 18] = [
     held_as("Q5_0", "Llama, 1.1B: Q5_0 against bf16", "1B-Q5_0.gguf"),
     held_as("Q6_K", "Llama, 1.1B: Q6_K against bf16", "1B-Q6_K.gguf"),
     held_as("Q8_0", "Llama, 1.1B: Q8_0 against bf16", "1B-Q8_0.gguf"),
+    held_as("MXFP4", "Llama, 1.1B: MXFP4 against bf16", "1B-MXFP4.gguf"),
 ];
