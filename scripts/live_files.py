@@ -12,6 +12,8 @@ SmolLM2-135M-Instruct (Q4_1) and Gemma 3 270M (Q4_K_M) from target/models, each 
   every step; the file is as before.
 - `NAME-nf4`: the same on the weights as NF4; every step's loss is within 0.5 % of that of PEFT with
   bitsandbytes. 100 steps.
+- `quantised`: a small model that transformers saves in NF4 with bitsandbytes, and one in FP8 with
+  scales of blocks: logits within 1e-4 of their range of those of the dequantised weights.
 - `nf4`: 100 random matrices, and those of SmolLM2, as NF4: every byte is bitsandbytes'.
 
 What is in common with other such proofs is in `parity.py`. Figures are printed as they come.
@@ -19,6 +21,7 @@ What is in common with other such proofs is in `parity.py`. Figures are printed 
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -33,7 +36,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 ROOT = parity.ROOT
 MODELS = ROOT / "target" / "models"
@@ -59,6 +62,15 @@ def say(text):
 
 def file_of(name):
     return MODELS / FILES[name]
+
+
+def nf4_config():
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
 
 
 def digest(path):
@@ -191,6 +203,85 @@ def compare_nf4():
     return wrong == 0
 
 
+# -- quantised repositories ------------------------------------------------------------------------
+
+
+def save_floats(folder):
+    torch.manual_seed(1)
+    shape = {"hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=49_152, initializer_range=0.2, **shape, **heads)
+    LlamaForCausalLM(config).float().save_pretrained(folder)
+
+
+def save_nf4(floats, folder):
+    """Returns what bitsandbytes' weights are as floats, by name."""
+    options = {"quantization_config": nf4_config(), "dtype": torch.float32, "device_map": "cpu"}
+    AutoModelForCausalLM.from_pretrained(floats, **options).save_pretrained(folder)
+    tensors, values = load_file(folder / "model.safetensors"), {}
+    for name in tensors:
+        prefix = f"{name}."
+        parts = {key: part for key, part in tensors.items() if key.startswith(prefix)}
+        if parts:
+            parts = {key.removeprefix(prefix): part for key, part in parts.items()}
+            state = bitsandbytes.functional.QuantState.from_dict(parts, device="cpu")
+            values[name] = bitsandbytes.functional.dequantize_4bit(tensors[name], state).float()
+    return values
+
+
+def save_fp8(floats, folder):
+    """As repositories have it: a scale for each 128 x 128 weights. Returns the values, by name."""
+    tensors, values = {}, {}
+    for name, weight in load_file(floats / "model.safetensors").items():
+        if "_proj" not in name:
+            tensors[name] = weight
+            continue
+        scales = torch.zeros([-(-size // 128) for size in weight.shape])
+        scaled = torch.zeros_like(weight)
+        for i, j in itertools.product(*map(range, scales.shape)):
+            block = (slice(128 * i, 128 * (i + 1)), slice(128 * j, 128 * (j + 1)))
+            scales[i, j] = weight[block].abs().max() / 448
+            scaled[block] = weight[block] / scales[i, j]
+        tensors[name] = scaled.to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = scales
+        values[name] = tensors[name].float() * spread(scales, weight.shape)
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((floats / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return values
+
+
+def spread(scales, shape):
+    scales = scales.repeat_interleave(128, 0).repeat_interleave(128, 1)
+    return scales[: shape[0], : shape[1]]
+
+
+def compare_quantised():
+    folder = WORK / "quantised"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    text = folder / "text.txt"
+    text.write_text("Once upon a time there was a little girl who liked to read. " * 3)
+    floats = folder / "floats"
+    save_floats(floats)
+    passed = True
+    for name, save in (("nf4", save_nf4), ("fp8", save_fp8)):
+        values = save(floats, folder / name)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(as_directory("smollm2") / file, folder / name)
+        logits, tokens = parity.hone_logits(text, folder, folder / name)
+        model = parity.load_base(floats)
+        model.load_state_dict({**model.state_dict(), **values})
+        with torch.no_grad():
+            found = model(input_ids=tokens[None]).logits[0]
+        worst = ((found - logits).abs().max() / (logits.max() - logits.min())).item()
+        say(f"quantised: {name}: {len(values)} matrices, logits off by {worst:.1e} of their range")
+        passed &= worst <= parity.MAX_LOGIT_DEVIATION
+    return passed
+
+
 # -- training --------------------------------------------------------------------------------------
 
 
@@ -247,13 +338,7 @@ def write_run_file(folder, model, files, num_steps):
 def peft_base(name, kind):
     if kind == "lora":
         return dequantised(name)
-    quantised = transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
-    options = {"quantization_config": quantised, "dtype": torch.float32, "device_map": "cpu"}
+    options = {"quantization_config": nf4_config(), "dtype": torch.float32, "device_map": "cpu"}
     return AutoModelForCausalLM.from_pretrained(as_directory(name), **options).eval()
 
 
@@ -312,7 +397,7 @@ def compare_training(name, kind):
 
 
 def main():
-    cases = {"nf4": compare_nf4}
+    cases = {"nf4": compare_nf4, "quantised": compare_quantised}
     for name in FILES:
         cases[f"{name}-greedy"] = lambda name=name: compare_greedy(name)
         cases[f"{name}-lora"] = lambda name=name: compare_training(name, "lora")
@@ -327,7 +412,8 @@ def main():
     parity.expect(parity.HONE.is_file(), "no target/release/hone: `cargo build --release` first")
     passed = True
     for case in arguments.cases or cases:
-        name = case.partition("-")[0].replace("nf4", "smollm2")
+        name = case.partition("-")[0]
+        name = name if name in FILES else "smollm2"
         if not file_of(name).is_file():
             say(f"{case}: skipped: no {file_of(name)}; `cargo xtask models [gemma3]` fetches it")
             continue
