@@ -53,7 +53,7 @@ pub(super) const COMMON_OPTIONAL: [(&str, &str); 3] = [
     ("rope.freq_base", "rope_theta"),
 ];
 
-static ARCHITECTURES: [Architecture; 13] = [
+static ARCHITECTURES: [Architecture; 14] = [
     // Mistral's files are Llama's too.
     Architecture {
         name: "llama",
@@ -209,7 +209,25 @@ static ARCHITECTURES: [Architecture; 13] = [
         turns_neighbours: true,
         norms_plus_one: false,
     },
+    Architecture {
+        name: GPT_OSS,
+        model_type: "gpt_oss",
+        class: "GptOssForCausalLM",
+        keys: &[
+            ("expert_count", "num_local_experts"),
+            ("expert_used_count", "num_experts_per_tok"),
+            ("expert_feed_forward_length", "intermediate_size"),
+            ("attention.sliding_window", "sliding_window"),
+        ],
+        flags: &[],
+        biases: Biases::InAttention,
+        turns_neighbours: false,
+        norms_plus_one: false,
+    },
 ];
+
+/// The architecture of gpt-oss, whose files have some things their own way.
+pub(super) const GPT_OSS: &str = "gpt-oss";
 
 /// The architecture that a file names.
 pub(super) fn of(metadata: &Metadata<'_>) -> Result<&'static Architecture, ConfigError> {

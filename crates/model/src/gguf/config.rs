@@ -1,6 +1,6 @@
 //! Metadata as the `config.json` of its family.
 
-use super::architectures::{Architecture, Biases, COMMON, COMMON_OPTIONAL};
+use super::architectures::{Architecture, Biases, COMMON, COMMON_OPTIONAL, GPT_OSS};
 use super::metadata::Metadata;
 use super::rope;
 use super::tensors::EMBEDDING;
@@ -139,8 +139,12 @@ impl Translation<'_> {
             query_scale: None,
             scaling: RopeScaling::Default,
         };
-        let scaling = rope::scaling(&self.metadata, self.architecture.name, &unscaled)?;
+        let mut scaling = rope::scaling(&self.metadata, self.architecture.name, &unscaled)?;
         if !scaling.is_empty() {
+            if self.architecture.name == GPT_OSS {
+                // As it was trained, which files do not say.
+                scaling.insert("truncate".to_owned(), false.into());
+            }
             self.set("rope_scaling", scaling);
         }
         Ok(())

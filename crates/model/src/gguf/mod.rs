@@ -11,7 +11,7 @@ mod splits;
 mod tensors;
 mod tokenizer;
 
-pub(crate) use tensors::{Place, is_used, place_of};
+pub(crate) use tensors::{Place, is_used};
 
 use crate::raw_config::{ConfigError, RawConfig};
 use architectures::Architecture;

@@ -1,6 +1,7 @@
 //! Weights by their roles: names of tensors, and what is undone of what conversion did to them.
 
 use super::GgufModel;
+use super::architectures::GPT_OSS;
 use super::rope::{FACTORS, SHORT_AND_LONG};
 use crate::config::{DecoderConfig, LayerConfig};
 use crate::weights::{BlockNorm, DeltaPart, EncoderPart, ExpertPart, Linear, Role};
@@ -13,36 +14,6 @@ pub(super) const EMBEDDING: &str = "token_embd.weight";
 pub(crate) struct Place {
     pub(crate) name: String,
     pub(crate) expert: Option<usize>,
-}
-
-/// Where a file has a weight.
-pub(crate) fn place_of(role: Role, config: &DecoderConfig) -> Place {
-    let name = match role {
-        Role::EmbedTokens => EMBEDDING.to_owned(),
-        Role::FinalNorm => "output_norm.weight".to_owned(),
-        Role::LmHead => "output.weight".to_owned(),
-        Role::Matrix(layer, linear) => {
-            format!("blk.{layer}.{}.weight", linear_name(linear, &config.layers[layer]))
-        }
-        Role::Bias(layer, linear) => {
-            format!("blk.{layer}.{}.bias", linear_name(linear, &config.layers[layer]))
-        }
-        Role::Sinks(layer) => format!("blk.{layer}.attn_sinks.weight"),
-        Role::RouterBias(layer) => format!("blk.{layer}.exp_probs_b.bias"),
-        Role::Norm(layer, norm) => format!("blk.{layer}.{}.weight", norm_name(norm)),
-        // Encoders are not read yet.
-        Role::NormBias(layer, norm) => format!("blk.{layer}.{}.bias", norm_name(norm)),
-        Role::Encoder(part) => encoder_name(part).to_owned(),
-        Role::Delta(layer, DeltaPart::Conv) => format!("blk.{layer}.ssm_conv1d.weight"),
-        // Of architectures that are not read yet, some of whose files hold what follows from it.
-        Role::Delta(layer, DeltaPart::ALog) => format!("blk.{layer}.ssm_a"),
-        Role::Delta(layer, DeltaPart::DtBias) => format!("blk.{layer}.ssm_dt.bias"),
-    };
-    let expert = match role {
-        Role::Matrix(_, Linear::Expert(i, _)) | Role::Bias(_, Linear::Expert(i, _)) => Some(i),
-        _ => None,
-    };
-    Place { name, expert }
 }
 
 fn encoder_name(part: EncoderPart) -> &'static str {
@@ -109,6 +80,41 @@ pub(crate) fn is_used(name: &str) -> bool {
 }
 
 impl GgufModel {
+    /// Where a file has a weight.
+    pub(crate) fn place_of(&self, role: Role, config: &DecoderConfig) -> Place {
+        let name = match role {
+            Role::EmbedTokens => EMBEDDING.to_owned(),
+            Role::FinalNorm => "output_norm.weight".to_owned(),
+            Role::LmHead => "output.weight".to_owned(),
+            Role::Matrix(layer, linear) => {
+                format!("blk.{layer}.{}.weight", linear_name(linear, &config.layers[layer]))
+            }
+            Role::Bias(layer, linear) => {
+                format!("blk.{layer}.{}.bias", linear_name(linear, &config.layers[layer]))
+            }
+            Role::Sinks(layer) => format!("blk.{layer}.attn_sinks.weight"),
+            Role::RouterBias(layer) => format!("blk.{layer}.exp_probs_b.bias"),
+            // Named by where it stands, and elsewhere by what it is of.
+            Role::Norm(layer, BlockNorm::MlpInput) if self.architecture.name == GPT_OSS => {
+                format!("blk.{layer}.post_attention_norm.weight")
+            }
+            Role::Norm(layer, norm) => format!("blk.{layer}.{}.weight", norm_name(norm)),
+            // Encoders are not read yet.
+            Role::NormBias(layer, norm) => format!("blk.{layer}.{}.bias", norm_name(norm)),
+            Role::Encoder(part) => encoder_name(part).to_owned(),
+            Role::Delta(layer, DeltaPart::Conv) => format!("blk.{layer}.ssm_conv1d.weight"),
+            // Of architectures that are not read yet, some of whose files hold what follows from
+            // it.
+            Role::Delta(layer, DeltaPart::ALog) => format!("blk.{layer}.ssm_a"),
+            Role::Delta(layer, DeltaPart::DtBias) => format!("blk.{layer}.ssm_dt.bias"),
+        };
+        let expert = match role {
+            Role::Matrix(_, Linear::Expert(i, _)) | Role::Bias(_, Linear::Expert(i, _)) => Some(i),
+            _ => None,
+        };
+        Place { name, expert }
+    }
+
     /// The weight in a tensor of the file: with rows in Hugging Face's order, which takes a copy,
     /// and norms as they were trained.
     ///

@@ -2,7 +2,7 @@
 
 use super::files::{LoadError, Taken};
 use crate::config::DecoderConfig;
-use crate::gguf::{GgufModel, Place, is_used, place_of};
+use crate::gguf::{GgufModel, Place, is_used};
 use crate::weights::WeightSpec;
 use hone_tensor::{Device, Tensor};
 
@@ -15,7 +15,7 @@ pub(super) fn take(
     device: &Device,
     taken: &mut Taken,
 ) -> Result<Tensor, LoadError> {
-    let (Place { name, expert }, file) = (place_of(spec.role, config), model.file());
+    let (Place { name, expert }, file) = (model.place_of(spec.role, config), model.file());
     let path = file.path().to_owned();
     let tensor = match expert {
         None => file.tensor(&name),

@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// A block's modules and their tensors.
-const OF_BLOCK: [(&str, &str); 22] = [
+const OF_BLOCK: [(&str, &str); 23] = [
     ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
@@ -28,6 +28,7 @@ const OF_BLOCK: [(&str, &str); 22] = [
     ("mlp.shared_expert.up_proj", "ffn_up_shexp"),
     ("mlp.shared_expert.down_proj", "ffn_down_shexp"),
     ("mlp.gate", "ffn_gate_inp"),
+    ("mlp.router", "ffn_gate_inp"),
     ("mlp.gate_proj", "ffn_gate"),
     ("mlp.up_proj", "ffn_up"),
     ("mlp.down_proj", "ffn_down"),
@@ -43,6 +44,7 @@ pub fn from_directory(dir: &Path) -> Writer {
     let mut writer = Writer::default();
     let architecture = match config["model_type"].as_str().unwrap() {
         "gemma3_text" => "gemma3",
+        "gpt_oss" => "gpt-oss",
         "qwen2_moe" => "qwen2moe",
         "qwen3_moe" => "qwen3moe",
         "olmo3" => "olmo2",
@@ -54,6 +56,7 @@ pub fn from_directory(dir: &Path) -> Writer {
     for name in file.names() {
         let tensor = file.tensor(&name).unwrap().unwrap();
         match name.contains(".experts.") {
+            true if architecture == "gpt-oss" => add_columns(&mut writer, &name, &tensor),
             true => add_expert(&mut writer, &name, &tensor),
             false => add(&mut writer, architecture, &config, &name, &tensor),
         }
@@ -100,6 +103,28 @@ fn add_expert(writer: &mut Writer, name: &str, tensor: &Tensor) {
     all.shape[0] = (all.bytes.len() / len) as u64;
 }
 
+/// `[experts, in, out]`, or biases `[experts, out]`, whose columns of gate and up alternate: one
+/// tensor `[experts, out, in]` of each.
+fn add_columns(writer: &mut Writer, name: &str, tensor: &Tensor) {
+    let (layer, of_all) = (name.split('.').nth(2).unwrap(), name.rsplit('.').next().unwrap());
+    let (parts, rest) = match of_all.strip_prefix("gate_up_proj") {
+        Some(rest) => (&["gate", "up"][..], rest),
+        None => (&["down"][..], of_all.strip_prefix("down_proj").unwrap()),
+    };
+    let kind = if rest.is_empty() { "weight" } else { "bias" };
+    let (&out, before) = tensor.shape().split_last().unwrap();
+    let (num_experts, k) = (before[0], before[1..].iter().product::<usize>());
+    let (values, n) = (tensor.to_vec_f32(), out / parts.len());
+    for (i, part) in parts.iter().enumerate() {
+        let at = |e: usize, row: usize, col: usize| (e * k + col) * out + row * parts.len() + i;
+        let rows = (0..num_experts).flat_map(|e| (0..n).map(move |row| (e, row)));
+        let elements = rows.flat_map(|(e, row)| (0..k).map(move |col| at(e, row, col)));
+        let values: Vec<f32> = elements.map(|at| values[at]).collect();
+        let shape = if kind == "bias" { vec![num_experts, n] } else { vec![num_experts, n, k] };
+        writer.floats(&format!("blk.{layer}.ffn_{part}_exps.{kind}"), &shape, &values);
+    }
+}
+
 fn size(config: &Value, key: &str) -> usize {
     config[key].as_u64().unwrap_or_else(|| panic!("{key}")) as usize
 }
@@ -116,6 +141,7 @@ fn metadata(writer: &mut Writer, architecture: &str, config: &Value) {
         ("head_dim", "attention.key_length"),
         ("head_dim", "attention.value_length"),
         ("num_experts", "expert_count"),
+        ("num_local_experts", "expert_count"),
         ("num_experts_per_tok", "expert_used_count"),
         ("moe_intermediate_size", "expert_feed_forward_length"),
         ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
@@ -258,12 +284,16 @@ fn name_in_gguf(name: &str, architecture: &str) -> String {
         "model.embed_tokens.weight" => "token_embd.weight".to_owned(),
         "model.norm.weight" => "output_norm.weight".to_owned(),
         "lm_head.weight" => "output.weight".to_owned(),
+        _ if name.ends_with("self_attn.sinks") => {
+            let layer = name.split('.').nth(2).unwrap();
+            format!("blk.{layer}.attn_sinks.weight")
+        }
         _ => {
             let rest = name.strip_prefix("model.layers.").unwrap();
             let (layer, rest) = rest.split_once('.').unwrap();
             let (module, kind) = rest.rsplit_once('.').unwrap();
             let tensor = match (module, architecture) {
-                ("post_attention_layernorm", "gemma2" | "gemma3" | "olmo2") => {
+                ("post_attention_layernorm", "gemma2" | "gemma3" | "gpt-oss" | "olmo2") => {
                     "post_attention_norm"
                 }
                 _ => OF_BLOCK.iter().find(|(from, _)| *from == module).unwrap().1,
