@@ -99,7 +99,8 @@ impl<'a> DryRun<'a> {
         let num_tokens = policy.packing(self.setup).batch_tokens();
         let scratch = scratch_bytes(&micro_batch).max(scratch_bytes(&ahead));
         let largest = scoring.largest(&train_layout);
-        let mut memory = self.memory(&largest, scratch + self.of_batch(num_tokens));
+        let lists = self.list_bytes(num_tokens, micro_batches);
+        let mut memory = self.memory(&largest, scratch, lists);
         let needed_bytes = memory.total();
         let preparation = self.host.peak_bytes.saturating_sub(needed_bytes);
         memory.preparation = preparation;
@@ -215,11 +216,13 @@ impl<'a> DryRun<'a> {
         }
     }
 
-    /// Bytes of what a GPU is given with a micro-batch: lists, and angles of the rotary embedding.
-    fn of_batch(&self, num_tokens: usize) -> u64 {
-        let angles = self.setup.config.angle_bytes(num_tokens) as u64;
+    /// Bytes of lists and of angles of the rotary embedding: a GPU is given those of a micro-batch,
+    /// the CPU has the angles of a step's micro-batches, and sorts rows of experts for one of them.
+    fn list_bytes(&self, num_tokens: usize, micro_batches: usize) -> u64 {
+        let config = &self.setup.config;
+        let angles = config.angle_bytes(num_tokens) as u64;
         match self.host.target {
-            Target::Cpu => 0,
+            Target::Cpu => angles * micro_batches as u64 + config.routing_bytes(num_tokens) as u64,
             Target::Cuda => angles + self.upload_bytes(num_tokens),
         }
     }
@@ -231,8 +234,8 @@ impl<'a> DryRun<'a> {
         (64 << 10) + 32 * num_tokens as u64 + routing
     }
 
-    /// Bytes by use; `scratch` is what a GPU takes besides tensors.
-    fn memory(&self, largest: &Layout, scratch: u64) -> MemoryUse {
+    /// Bytes by use; `scratch` is what a GPU takes within operations.
+    fn memory(&self, largest: &Layout, scratch: u64, lists: u64) -> MemoryUse {
         let of_step = |category| largest.at_peak().get(&category).copied().unwrap_or(0) as u64;
         let kept = |category| self.engine.device.persistent_bytes(category);
         let (adapters, parameters) = match self.engine.lora {
@@ -256,7 +259,7 @@ impl<'a> DryRun<'a> {
             optimizer: kept(Category::Optimizer),
             activations: of_step(Category::Activations),
             head: of_step(Category::Head),
-            workspace: of_step(Category::Workspace) + scratch,
+            workspace: of_step(Category::Workspace) + scratch + lists,
             gaps: largest.bytes() as u64 - live,
             samples: self.sample_bytes.saturating_sub(largest.bytes() as u64),
             program_and_data,
@@ -278,10 +281,10 @@ impl<'a> DryRun<'a> {
         let key = StepKey::default();
         let (_, trace) = device.trace(|| self.forward_backward(&batch, key, Recompute::Block));
         let (_, eval) = device.trace(|| log_probs(self.engine.pass(), &batch.batch));
-        let scratch = scratch_bytes(&device.take_costs()) + self.of_batch(num_tokens);
+        let scratch = scratch_bytes(&device.take_costs());
         let (train, eval) = (Layout::of(trace), Layout::of(eval));
         let largest = if train.bytes() >= eval.bytes() { train } else { eval };
-        self.memory(&largest, scratch)
+        self.memory(&largest, scratch, self.list_bytes(num_tokens, 1))
     }
 }
 

@@ -2,6 +2,7 @@
 //! on what the process occupies.
 
 use crate::fixture::{LORA, Scene, devices, engine};
+use crate::tiny_model::golden_dir;
 use hone_data::{Cursor, MicroBatch};
 use hone_model::Recompute;
 use hone_model::generate::cache_bytes;
@@ -13,7 +14,7 @@ use hone_train::objectives::Metrics;
 use hone_train::planner::{self, Plan, Policy};
 use hone_train::profile::{DeviceProfile, GpuFigures, catalogue};
 use hone_train::sample::{self, Prompt};
-use hone_train::scoring::{LabelledBatch, log_probs};
+use hone_train::scoring::{LabelledBatch, Scorer, log_probs};
 use hone_train::setup::Setup;
 
 /// A machine with round figures, so that no test depends on this one's speed.
@@ -83,6 +84,39 @@ fn the_arena_is_what_a_step_uses() {
             }
         }
     }
+}
+
+/// Of every family, whatever its layers: with adapters, and with all weights trained.
+#[test]
+fn the_arena_is_what_a_step_uses_of_every_family() {
+    let device = Device::cpu(1);
+    let cases = std::fs::read_dir(golden_dir("")).unwrap().map(|entry| entry.unwrap());
+    for case in cases.filter(|case| case.path().is_dir()) {
+        let scene = Scene::new(case.file_name().to_str().unwrap());
+        for (settings, recompute) in [(&LORA[..], Recompute::None), (&[], Recompute::Block)] {
+            check_arena(&device, &scene.setup(settings), Policy { units: 2, recompute });
+        }
+    }
+}
+
+/// A GPU takes no more within the operations that ask routers what they will do than is planned.
+#[test]
+fn asking_routers_is_planned() {
+    let Some(gpu) = Gpu::for_tests() else { return };
+    let device = Device::cuda(gpu.clone());
+    let scene = Scene::new("qwen3_moe");
+    let setup = scene.setup(&["train.router_aux_loss_coef = 0.01"]);
+    let policy = Policy { units: 2, recompute: Recompute::None };
+    let profile = catalogue::named("h100-80g").unwrap().1;
+    let planned = planner::plan_with(&setup, &profile, policy).unwrap();
+    let engine = engine(&setup, &device);
+    let mut scorer = Scorer { pass: engine.pass(), reference: None, plan: None };
+    let packed = MicroBatch::assemble(&setup.train, &setup.first_step[..2], 64);
+    let batch = LabelledBatch::new(&setup.config, &packed, Target::Cuda);
+    let loads = scorer.router_loads(&[batch]).unwrap();
+    assert_eq!(loads.len(), 2);
+    let (taken, planned) = (gpu.max_scratch_bytes() as u64, planned.scratch_bytes);
+    assert!(taken > 0 && taken <= planned, "{taken} of {planned}");
 }
 
 fn check_arena(device: &Device, setup: &Setup, policy: Policy) {

@@ -2,7 +2,7 @@
 
 use super::{DryRun, Policy};
 use crate::error::TrainError;
-use crate::scoring::log_probs;
+use crate::scoring::{log_probs, router_loads};
 use hone_model::Pass;
 use hone_tensor::{Cost, Layout};
 use std::sync::Arc;
@@ -17,8 +17,8 @@ pub(super) struct Scoring {
     reference_costs: Vec<Cost>,
     /// Micro-batches of probes in a step.
     num_probes: usize,
-    /// Passes over each micro-batch that find out what routers do.
-    num_routings: usize,
+    /// Of a pass over a micro-batch that finds out what routers do; none without one.
+    routing_costs: Vec<Cost>,
 }
 
 impl Scoring {
@@ -26,8 +26,8 @@ impl Scoring {
     /// all of them, both models score probes, and routers are asked what they will do.
     pub(super) fn ahead_of_step(&self, micro_batches: usize) -> Vec<Cost> {
         let reference = self.reference_costs.repeat(micro_batches + self.num_probes);
-        let own = self.num_probes + micro_batches * self.num_routings;
-        [reference, self.costs.repeat(own)].concat()
+        let routings = self.routing_costs.repeat(micro_batches);
+        [reference, self.costs.repeat(self.num_probes), routings].concat()
     }
 
     /// Seconds of an evaluation of so many micro-batches, with its share of probes.
@@ -72,7 +72,11 @@ impl DryRun<'_> {
         let rows: Vec<u32> = setup.first_step.iter().flat_map(|unit| unit.rows.clone()).collect();
         let probes = policy.packing(setup).probes(&*self.engine.objective, &setup.train, &rows)?;
         let (reference_costs, num_probes) = (reference_costs.unwrap_or_default(), probes.len());
-        let num_routings = usize::from(self.engine.mixture.coefficient > 0.0);
-        Ok(Scoring { layout, costs, reference, reference_costs, num_probes, num_routings })
+        let mut routing_costs = Vec::new();
+        if self.engine.mixture.coefficient > 0.0 {
+            router_loads(pass, &batch);
+            routing_costs = pass.device.take_costs();
+        }
+        Ok(Scoring { layout, costs, reference, reference_costs, num_probes, routing_costs })
     }
 }
