@@ -10,7 +10,7 @@ use crate::run_file::{self, AdapterSection, Held, LoraSection, ObjectiveSection,
 use hone_data::{Cursor, Dataset, Order, RecordSpec, Tokenizer, Unit, pack_in_order};
 use hone_model::adapter::{LoraConfig, TargetModules};
 use hone_model::hub::{self, HubError, HubSettings};
-use hone_model::{DecoderConfig, LoadOptions, Model};
+use hone_model::{DecoderConfig, LoadError, LoadOptions, Model};
 use hone_tensor::{Compute, DType, Device, Storage};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -77,8 +77,15 @@ impl Setup {
         note: &mut dyn FnMut(String),
     ) -> Result<Self, TrainError> {
         let SetupOptions { begun_at, planned_for } = options;
-        let model_dir = resolve(&run.model.path, note)?;
+        let model_dir = match planned_for {
+            None => resolve(&run.model.path, note)?,
+            Some(_) => resolve_for_plan(&run.model.path, note)?,
+        };
         let file = hone_model::load(&model_dir, &Device::dry(), LoadOptions::INFERENCE)?;
+        if planned_for.is_none() {
+            // A dry device does without.
+            hone_model::weight_files(&model_dir)?;
+        }
         let config = file.decoder.config.clone();
         let mut tokenizer = tokenizer_of(&model_dir)?;
         if let Some(begun) = begun_at {
@@ -281,9 +288,27 @@ fn few_steps(
 /// # Errors
 /// If there is no such model, or it cannot be fetched.
 pub fn resolve(model: &str, note: &mut dyn FnMut(String)) -> Result<PathBuf, TrainError> {
+    resolve_with(model, &HubSettings::from_env(), note)
+}
+
+/// The same without weights, which a plan can do without; `note` is told where they are not here.
+fn resolve_for_plan(model: &str, note: &mut dyn FnMut(String)) -> Result<PathBuf, TrainError> {
+    let settings = HubSettings { without_weights: true, ..HubSettings::from_env() };
+    let path = resolve_with(model, &settings, note)?;
+    if let Err(LoadError::NoWeights { pickled: None, .. }) = hone_model::weight_files(&path) {
+        note(format!("{model}: its weights are not here, and planned by what config.json says"));
+    }
+    Ok(path)
+}
+
+fn resolve_with(
+    model: &str,
+    settings: &HubSettings,
+    note: &mut dyn FnMut(String),
+) -> Result<PathBuf, TrainError> {
     let note = RefCell::new(note);
     let fetched = |file: &str| (note.borrow_mut())(format!("fetching {file}"));
-    hub::resolve_with(model, &HubSettings::from_env(), &fetched).map_err(|error| match error {
+    hub::resolve_with(model, settings, &fetched).map_err(|error| match error {
         HubError::Offline { .. } | HubError::Network { .. } | HubError::NotFound { .. } => {
             let here = "there is no such directory here, so it was taken for a hub name";
             let message = format!("{model}: {here}: {error}");

@@ -44,7 +44,7 @@ pub fn fetch(
     let folder = settings.cache_dir.join(repo_at(name, &name.revision).folder_name());
     let missing = match cached_commit(&folder, &name.revision) {
         None => "any snapshot".to_owned(),
-        Some(commit) => match first_missing(&folder, &commit, !settings.offline)? {
+        Some(commit) => match first_missing(&folder, &commit, settings)? {
             None => return Ok(folder.join("snapshots").join(commit)),
             Some(file) => file,
         },
@@ -78,7 +78,7 @@ fn cached_commit(folder: &Path, revision: &str) -> Option<String> {
 fn first_missing(
     folder: &Path,
     commit: &str,
-    optional_too: bool,
+    settings: &HubSettings,
 ) -> Result<Option<String>, HubError> {
     let dir = folder.join("snapshots").join(commit);
     let absent = |file: &&&str| !dir.join(file).exists();
@@ -86,10 +86,10 @@ fn first_missing(
         return Ok(Some((*file).to_owned()));
     }
     let unknown = |file: &&&str| absent(file) && !no_exist(folder, commit, file).exists();
-    if let Some(file) = OPTIONAL.iter().find(unknown).filter(|_| optional_too) {
+    if let Some(file) = OPTIONAL.iter().find(unknown).filter(|_| !settings.offline) {
         return Ok(Some((*file).to_owned()));
     }
-    if dir.join(SINGLE).exists() {
+    if settings.without_weights || dir.join(SINGLE).exists() {
         return Ok(None);
     }
     if !dir.join(INDEX).exists() {
@@ -190,7 +190,7 @@ impl<'a> Download<'a> {
                 self.mark_absent(file)?;
             }
         }
-        if !self.get(SINGLE)? {
+        if !self.settings.without_weights && !self.get(SINGLE)? {
             if !self.get(INDEX)? {
                 return Err(self.no_weights());
             }

@@ -17,6 +17,8 @@ pub struct HubSettings {
     pub token: Option<String>,
     /// Use only the cache.
     pub offline: bool,
+    /// Fetch configuration and tokenizer only.
+    pub without_weights: bool,
 }
 
 impl std::fmt::Debug for HubSettings {
@@ -53,6 +55,7 @@ impl HubSettings {
                 .map_or(DEFAULT_ENDPOINT.to_owned(), |e| e.trim().trim_end_matches('/').to_owned()),
             token: get("HF_TOKEN").or_else(|| read_token(&token_path)).map(|t| t.trim().to_owned()),
             offline: get("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
+            without_weights: false,
         }
     }
 }

@@ -39,6 +39,7 @@ fn settings(cache: &Path, server: &Server) -> HubSettings {
         endpoint: server.endpoint.clone(),
         token: None,
         offline: false,
+        without_weights: false,
     }
 }
 
@@ -127,6 +128,22 @@ fn a_repository_is_fetched_once_and_then_found_without_a_request() {
     let offline = HubSettings { offline: true, ..settings.clone() };
     assert_eq!(resolve_with(REPO, &offline, &|_| {}).unwrap(), dir);
     assert_eq!(server.requests().len(), num_requests);
+}
+
+/// A plan does without weights; whoever computes fetches them later, and nothing else.
+#[test]
+fn weights_can_be_left_out() {
+    let cache = TempDir::new().unwrap();
+    let server = Server::start(Site::with(&whole()));
+    let settings = settings(cache.path(), &server);
+    let without = HubSettings { without_weights: true, ..settings.clone() };
+    let dir = resolve_with(REPO, &without, &|_| {}).unwrap();
+    assert!(dir.join("tokenizer.json").exists() && !dir.join("model.safetensors").exists());
+    let offline = HubSettings { offline: true, ..without };
+    assert_eq!(resolve_with(REPO, &offline, &|_| {}).unwrap(), dir);
+    let told = RefCell::new(Vec::new());
+    resolve_with(REPO, &settings, &|file| told.borrow_mut().push(file.to_owned())).unwrap();
+    assert_eq!(*told.borrow(), ["model.safetensors"]);
 }
 
 #[test]
@@ -226,6 +243,7 @@ fn offline_and_unreachable_are_told_apart() {
         endpoint: "http://127.0.0.1:9".to_owned(),
         token: None,
         offline: false,
+        without_weights: false,
     };
     let message = resolve_with(REPO, &settings, &|_| {}).unwrap_err().to_string();
     assert_has(&message, &["http://127.0.0.1:9", "check the network"]);
@@ -247,6 +265,7 @@ fn https_is_spoken() {
         endpoint: format!("https://{}", listener.local_addr().unwrap()),
         token: None,
         offline: false,
+        without_weights: false,
     };
     let client = std::thread::spawn(move || resolve_with(REPO, &settings, &|_| {}));
     let mut first = [0];

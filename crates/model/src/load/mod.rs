@@ -1,5 +1,6 @@
 //! Loads the weights of a model directory or GGUF file into a decoder.
 
+mod described;
 mod files;
 mod gguf;
 mod parts;
@@ -12,6 +13,7 @@ use crate::decoder::{Decoder, Layer};
 use crate::families;
 use crate::gguf::{GgufModel, is_gguf};
 use crate::weights::{Role, WeightSpec};
+use described::Described;
 use files::{Taken, WeightFiles};
 use hone_tensor::safetensors::load_as;
 use hone_tensor::{
@@ -99,6 +101,8 @@ pub struct ModelFiles {
 enum Source {
     Safetensors(WeightFiles),
     Gguf(GgufModel),
+    /// Nowhere: only a dry device can do with it.
+    Described(Described),
 }
 
 impl Source {
@@ -113,6 +117,7 @@ impl Source {
         match self {
             Self::Safetensors(files) => files.take(spec, config, device, taken),
             Self::Gguf(model) => gguf::take(model, spec, config, device, taken),
+            Self::Described(described) => described.take(spec, taken),
         }
     }
 
@@ -120,12 +125,14 @@ impl Source {
         match self {
             Self::Safetensors(files) => files.refuse_surplus(taken, config),
             Self::Gguf(model) => gguf::refuse_surplus(model, taken),
+            Self::Described(_) => Ok(()),
         }
     }
 }
 
 impl ModelFiles {
-    /// Reads configuration and headers.
+    /// Reads configuration and headers. Without weights, the configuration says how large they are,
+    /// which is all that a dry device asks.
     ///
     /// # Errors
     /// [`LoadError`], naming the file.
@@ -136,7 +143,12 @@ impl ModelFiles {
             return Ok(Self { config, files: Source::Gguf(model) });
         }
         let mut config = DecoderConfig::load(path)?;
-        let mut files = WeightFiles::open(path)?;
+        let mut files = match WeightFiles::open(path) {
+            Err(LoadError::NoWeights { pickled: None, .. }) => {
+                return Ok(Self { config, files: Source::Described(Described::read(path)?) });
+            }
+            files => files?,
+        };
         files.find_head(&mut config);
         if config.tie_word_embeddings {
             config.tie_word_embeddings = files.are_tied(&config);
@@ -150,6 +162,9 @@ impl ModelFiles {
     /// [`LoadError`], naming file and tensor.
     pub fn load(&self, device: &Device, options: LoadOptions) -> Result<Model, LoadError> {
         assert!(options.offloaded_blocks == 0 || options.trained == Trained::Nothing);
+        if let (Source::Described(described), false) = (&self.files, device.is_dry()) {
+            return Err(described.missing());
+        }
         let (params, taken) = (Params::default(), Taken::default());
         let mut loader = Loader { device, options, files: &self.files, taken, params };
         let mut decoder = loader.decoder(self.config.clone())?;

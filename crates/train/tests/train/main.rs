@@ -4,6 +4,7 @@ mod accumulation;
 mod curves;
 mod determinism;
 mod failures;
+mod families;
 mod fixture;
 mod gguf;
 mod gpu_precisions;
