@@ -160,6 +160,9 @@ pub fn export_hf(
     Ok(device.settle()?)
 }
 
+/// A weight that is part of a tensor, and where it lies there.
+type PlacedRole = (Place, Role);
+
 /// What the exported weight file holds, under the names that the base's files have: the model's
 /// weights and, of files with further parts, those as they are.
 fn tensors<'a>(
@@ -175,7 +178,7 @@ fn tensors<'a>(
         false => Layout::default(),
     };
     let mut tensors = Vec::new();
-    let mut experts: BTreeMap<String, (Vec<usize>, Vec<(Place, Role)>)> = BTreeMap::new();
+    let mut experts: BTreeMap<String, (Vec<usize>, Vec<PlacedRole>)> = BTreeMap::new();
     for WeightSpec { role, name, shape } in config.weights() {
         // Some families have them together whatever the base's files have.
         let together = |fused: &Fused| fused.layout == ExpertLayout::Columns;
@@ -189,8 +192,7 @@ fn tensors<'a>(
         tensors.push((stored, Lazy::Deferred { dtype, shape, make }));
     }
     for (name, (shape, parts)) in experts {
-        let part =
-            move |&(place, role): &(Place, Role)| (place, written(model, device, role, dtype));
+        let part = move |&(place, role): &PlacedRole| (place, written(model, device, role, dtype));
         let of_all = shape.clone();
         let make = Box::new(move || Tensor::assembled(dtype, &of_all, parts.iter().map(part)));
         tensors.push((name, Lazy::Deferred { dtype, shape, make }));
