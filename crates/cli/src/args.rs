@@ -24,6 +24,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Compute loss and perplexity of a model on a file, or how it ranks answers
     Eval(EvalArgs),
+    /// Turn texts into vectors
+    Embed(EmbedArgs),
     /// Continue a prompt
     Generate(GenerateArgs),
     /// Write a model, with its adapter merged, for other programs
@@ -42,6 +44,7 @@ impl Command {
             Self::Plan(args) => args.run.json,
             Self::Train(args) => args.run.json,
             Self::Eval(args) => args.json,
+            Self::Embed(args) => args.json,
             Self::Generate(args) => args.json,
             Self::Export(args) => args.json,
             Self::Report(args) => args.json,
@@ -212,6 +215,62 @@ pub struct EvalArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  hone embed path/to/all-MiniLM-L6-v2 texts.txt --out embeddings.npy
+  hone embed path/to/model records.jsonl --field question --pooling last --normalize \\
+      --out embeddings.jsonl")]
+pub struct EmbedArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The texts: a .txt file with one a line, or a .jsonl file of strings or records
+    #[arg(value_name = "INPUT")]
+    pub input: PathBuf,
+    /// The file to write: .jsonl ({"embedding": [...]} a line), .npy or .safetensors
+    #[arg(long, short, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Of records: the field with the text
+    #[arg(long, default_value = "text")]
+    pub field: String,
+    /// How the states of a text's tokens become one vector (default: as modules.json says;
+    /// without it the mean for encoders, the last token for decoders)
+    #[arg(long)]
+    pub pooling: Option<PoolingArg>,
+    /// Make vectors of length 1, as modules.json may say too
+    #[arg(long)]
+    pub normalize: bool,
+    /// Maximum length of a text in tokens (default: as sentence_bert_config.json says, or the
+    /// model's positions)
+    #[arg(long, value_parser = sequence_length)]
+    pub max_seq_len: Option<usize>,
+    /// Embed the beginnings of longer texts instead of refusing them; they are counted
+    #[arg(long)]
+    pub truncate: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum PoolingArg {
+    /// The first token
+    Cls,
+    /// The mean of all tokens
+    Mean,
+    /// The last token
+    Last,
+}
+
+impl From<PoolingArg> for hone_model::embed::Pooling {
+    fn from(arg: PoolingArg) -> Self {
+        match arg {
+            PoolingArg::Cls => Self::Cls,
+            PoolingArg::Mean => Self::Mean,
+            PoolingArg::Last => Self::Last,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -9,6 +9,7 @@ mod batch;
 mod cache;
 mod config;
 mod decoder;
+pub mod embed;
 mod encoder;
 mod export;
 pub mod families;

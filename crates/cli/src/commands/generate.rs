@@ -5,7 +5,7 @@ use crate::args::GenerateArgs;
 use crate::failure::Failure;
 use crate::output;
 use hone_data::chat::Conversation;
-use hone_model::generate::{Answer, Finish, Request, Sampling, generate};
+use hone_model::generate::{Answer, Finish, GenerateError, Request, Sampling, generate};
 use hone_train::report::format_rate;
 use hone_train::setup::check_prompt;
 use serde_json::json;
@@ -16,6 +16,9 @@ use std::time::Instant;
 pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let text = prompt_text(args)?;
     let opened = super::open(&args.model, super::Purpose::Compute)?;
+    if let Some(layer) = opened.model.decoder.config.looks_ahead() {
+        return Err(Failure::Usage(GenerateError::LooksAhead { layer }.to_string()));
+    }
     let request = request(args, &opened, &text)?;
     let mut stream = opened.tokenizer.decode_stream(&request.prompt, true);
     let mut text = String::new();

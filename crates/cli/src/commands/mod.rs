@@ -2,6 +2,7 @@
 
 pub mod demo;
 pub mod doctor;
+pub mod embed;
 pub mod eval;
 pub mod export;
 pub mod generate;

@@ -2,6 +2,7 @@
 //! output, and the right numbers.
 
 mod demo;
+mod embedding;
 mod events;
 mod generation;
 mod gguf;
@@ -13,8 +14,8 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 
-const VERBS: [&str; 8] =
-    ["demo", "plan", "train", "eval", "generate", "export", "report", "doctor"];
+const VERBS: [&str; 9] =
+    ["demo", "plan", "train", "eval", "embed", "generate", "export", "report", "doctor"];
 
 /// Runs a command that must succeed and print one JSON object.
 fn json(command: &mut Command) -> Value {

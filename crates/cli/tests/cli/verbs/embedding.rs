@@ -1,0 +1,117 @@
+//! `hone embed`: files of sentence-transformers, kinds of files, and what is refused.
+
+use super::{json, succeeds};
+use crate::sandbox::tiny_model::write_model;
+use crate::sandbox::{Scene, ended};
+use serde_json::Value;
+
+/// A scene with an encoder, and texts of unequal lengths.
+fn scene() -> Scene {
+    let scene = Scene::new();
+    write_model("bert", &scene.path("encoder"));
+    scene.write("texts.txt", "w3 w4\nw9\nw5 w6 w7 w8 w20\n");
+    scene
+}
+
+/// Embeddings of a file, one a line.
+fn lines(scene: &Scene, name: &str) -> Vec<Vec<f64>> {
+    let text = std::fs::read_to_string(scene.path(name)).unwrap();
+    let embedding = |line: &str| {
+        let record: Value = serde_json::from_str(line).unwrap();
+        let numbers = record["embedding"].as_array().unwrap().iter();
+        numbers.map(|x| x.as_f64().unwrap()).collect()
+    };
+    text.lines().map(embedding).collect()
+}
+
+fn embed(scene: &Scene, more: &[&str]) -> Value {
+    json(&mut scene.hone(&[&["embed", "encoder", "--json"], more].concat()))
+}
+
+#[test]
+fn texts_become_vectors() {
+    let scene = scene();
+    let said = embed(&scene, &["texts.txt", "--out", "a.jsonl"]);
+    let expected = serde_json::json!({
+        "out": "a.jsonl", "texts": 3, "dimensions": 24, "truncated": 0, "pooling": "mean",
+        "normalized": false
+    });
+    assert_eq!(said, expected);
+    let mean = lines(&scene, "a.jsonl");
+    // Packed with others or alone, a text has the same bits.
+    scene.write("one.jsonl", "{\"q\": \"w5 w6 w7 w8 w20\"}\n\n");
+    embed(&scene, &["one.jsonl", "--field", "q", "-o", "b.jsonl"]);
+    assert_eq!(lines(&scene, "b.jsonl")[0], mean[2]);
+    // Of one token all poolings are the same; of more they are not.
+    for pooling in ["cls", "last"] {
+        embed(&scene, &["texts.txt", "--pooling", pooling, "-o", "c.jsonl"]);
+        let found = lines(&scene, "c.jsonl");
+        assert!(found[1] == mean[1] && found[2] != mean[2], "{pooling}");
+    }
+    // What the files of sentence-transformers say, and other kinds of files.
+    let module = |kind, path| {
+        let kind = format!("sentence_transformers.models.{kind}");
+        serde_json::json!({"idx": 0, "name": "", "path": path, "type": kind})
+    };
+    let modules =
+        [module("Transformer", ""), module("Pooling", "1_Pooling"), module("Normalize", "2")];
+    scene.write("encoder/modules.json", &Value::from(modules.to_vec()).to_string());
+    std::fs::create_dir(scene.path("encoder/1_Pooling")).unwrap();
+    scene.write("encoder/1_Pooling/config.json", "{\"pooling_mode_cls_token\": true}");
+    scene.write("encoder/sentence_bert_config.json", "{\"max_seq_length\": 4}");
+    let said = embed(&scene, &["texts.txt", "--truncate", "-o", "d.npy"]);
+    assert!(said["pooling"] == "cls" && said["normalized"] == true && said["truncated"] == 1);
+    embed(&scene, &["texts.txt", "--truncate", "-o", "d.safetensors"]);
+    embed(&scene, &["texts.txt", "--truncate", "-o", "d.jsonl"]);
+    let read = |name| std::fs::read(scene.path(name)).unwrap();
+    let (npy, safetensors) = (read("d.npy"), read("d.safetensors"));
+    let header = String::from_utf8_lossy(&npy[..128]).into_owned();
+    assert!(header.contains("'<f4', 'fortran_order': False, 'shape': (3, 24)"), "{header}");
+    let numbers = &npy[npy.len() - 3 * 24 * 4..];
+    let floats: Vec<f32> =
+        numbers.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    let length: f32 = floats[..24].iter().map(|x| x * x).sum();
+    assert!((length - 1.0).abs() < 1e-5 && npy.len().is_multiple_of(16), "{length}");
+    assert_eq!(&safetensors[safetensors.len() - numbers.len()..], numbers);
+    let written = lines(&scene, "d.jsonl").concat();
+    assert!(written.iter().zip(&floats).all(|(a, b)| (*a as f32).to_bits() == b.to_bits()));
+    // A decoder embeds too.
+    let said = json(&mut scene.hone(&["embed", "model", "texts.txt", "-o", "e.npy", "--json"]));
+    assert_eq!(said["pooling"], "last");
+    succeeds(&mut scene.hone(&["embed", "model", "texts.txt", "-o", "e.npy"]));
+}
+
+#[test]
+fn what_cannot_be_embedded_is_named() {
+    let scene = scene();
+    let long = vec!["w3"; 21].join(" ");
+    scene.write("long.txt", &format!("w3\n{long}\n"));
+    scene.write("records.jsonl", "\"w3\"\n{\"query\": \"w3\"}\n");
+    scene.write("empty.txt", "w3\n\n");
+    scene.write("none.txt", "");
+    let refused = |arguments: &[&str], parts: &[&str]| {
+        let ended = ended(&mut scene.hone(&[&["embed", "encoder"], arguments].concat()));
+        ended.says(2, parts);
+    };
+    let positions = ["long.txt:2", "21 tokens", "positions are 20", "--truncate"];
+    refused(&["long.txt", "-o", "a.npy"], &positions);
+    let asked = ["--max-seq-len 21", "positions are 20"];
+    refused(&["long.txt", "-o", "a.npy", "--max-seq-len", "21"], &asked);
+    refused(&["records.jsonl", "-o", "a.npy"], &["records.jsonl:2", "`text`", "--field"]);
+    refused(&["empty.txt", "-o", "a.npy"], &["empty.txt:2", "no tokens"]);
+    refused(&["none.txt", "-o", "a.npy"], &["none.txt", "has no texts"]);
+    refused(&["texts.csv", "-o", "a.npy"], &["texts.csv"]);
+    refused(&["texts.txt", "-o", "a.bin"], &["--out a.bin", ".safetensors"]);
+    refused(&["texts.txt", "-o", "no/a.npy"], &["there is no directory no"]);
+    scene.write("encoder/modules.json", "[{\"type\": \"x.Dense\", \"path\": \"2_Dense\"}]");
+    let modules = ["modules.json", "`[0].type`", "`Dense`", "not supported"];
+    refused(&["texts.txt", "-o", "a.npy"], &modules);
+    scene.write("encoder/modules.json", "[{\"type\": \"x.Pooling\", \"path\": \"../1\"}]");
+    refused(&["texts.txt", "-o", "a.npy"], &["modules.json", "`[0].path`"]);
+    scene.write("encoder/modules.json", "[{\"type\": \"x.Pooling\", \"path\": \"\"}]");
+    refused(&["texts.txt", "-o", "a.npy"], &["`pooling_mode` is missing", "--pooling"]);
+    assert!(!scene.path("a.npy").exists());
+    // An encoder does not answer.
+    let generate = ended(&mut scene.hone(&["generate", "encoder", "--prompt", "w3"]));
+    generate.says(2, &["cannot continue a text", "attention is causal"]);
+}
