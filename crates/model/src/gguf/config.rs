@@ -239,12 +239,13 @@ impl Translation<'_> {
             _ => return,
         };
         let whole = |key: &str| self.object.get(key).and_then(serde_json::Value::as_u64);
-        // The models of 27B scale scores by the width of the residual stream per head.
+        // The models of 27B scale scores by the width of the residual stream per head: a whole
+        // number, or transformers refuses it.
         let scale = match (whole("num_hidden_layers"), whole("num_attention_heads")) {
             (Some(layers), Some(heads)) if layers == layers_of_27b && heads > 0 => {
-                whole("hidden_size").map(|hidden| hidden as f64 / heads as f64)
+                whole("hidden_size").map(|hidden| hidden / heads)
             }
-            _ => whole("head_dim").map(|dim| dim as f64),
+            _ => whole("head_dim"),
         };
         if let Some(scale) = scale {
             self.set("query_pre_attn_scalar", scale);

@@ -2,7 +2,7 @@
 
 use crate::fixture::{Golden, Sample, copy_of, logits, max_error, pack, range, set_key};
 use crate::gguf_files::{from_directory, letters};
-use hone_model::{DecoderConfig, LoadOptions, Model, load};
+use hone_model::{DecoderConfig, LoadOptions, Model, load, texts_of_gguf};
 use hone_tensor::gguf::testing::{Meta, Writer};
 use hone_tensor::{Category, Compute, DType, Device, Storage, WeightFormat, testing};
 use serde_json::{Value, json};
@@ -82,9 +82,24 @@ fn a_file_is_the_model_that_it_was_made_of() {
         let (_folder, path) = write(&writer);
         let found = DecoderConfig::load(&path).unwrap();
         assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{case}");
+        check_kinds(dir.path(), &path);
         let (expected, found) = (loaded(dir.path()), loaded(&path));
         assert_eq!(found.file_dtype, expected.file_dtype, "{case}");
         assert!(logits_of(&found, &golden) == logits_of(&expected, &golden), "{case}");
+    }
+}
+
+/// What is a whole number in the family's `config.json` is one in that of a file, and what is not
+/// is none: transformers refuses others.
+fn check_kinds(dir: &Path, file: &Path) {
+    let original = std::fs::read(dir.join("config.json")).unwrap();
+    let original: Value = serde_json::from_slice(&original).unwrap();
+    let found: Value = serde_json::from_str(&texts_of_gguf(file).unwrap()["config.json"]).unwrap();
+    for (key, found) in found.as_object().unwrap() {
+        let original = &original[key];
+        if original.is_number() && found.is_number() {
+            assert_eq!(found.is_f64(), original.is_f64(), "{key}: {found} {original}");
+        }
     }
 }
 
