@@ -236,6 +236,18 @@ fn unusable_experts() {
             json!(0.1),
             "is 0.1, which is not supported; only 0 is: set it to 0, which changes training alone",
         ),
+        (
+            "gpt_oss",
+            "swiglu_limit",
+            json!(5.0),
+            "is 5.0, which is not supported; only 7 is: use a checkpoint that was trained with it",
+        ),
+        (
+            "gpt_oss",
+            "layer_types",
+            json!(["sliding_attention", "chunked_attention"]),
+            "must be a list of 2, each \"full_attention\" or \"sliding_attention\"",
+        ),
     ] {
         let change = |dir: &Path| set_key(&dir.join("config.json"), key, value);
         check(case, change, &format!("DIR/config.json: `{key}` {problem}"));
@@ -267,6 +279,34 @@ fn experts_in_one_tensor_that_are_too_few() {
         &format!(
             "DIR/model.safetensors: tensor `{fused}` has shape [4, 14, 24], but the configuration \
              requires [5, 14, 24]. {BOTH}"
+        ),
+    );
+}
+
+/// Of a family whose files always have them so.
+#[test]
+fn experts_in_one_tensor_by_columns() {
+    let fused = "model.layers.1.mlp.experts.gate_up_proj";
+    let bias = format!("{fused}_bias");
+    check(
+        "gpt_oss",
+        |dir| rewrite(&dir.join("model.safetensors"), |tensors| drop(tensors.remove(&bias))),
+        &format!(
+            "DIR/model.safetensors: tensor `{bias}` is missing, but the configuration \
+             requires it. {BOTH}"
+        ),
+    );
+    let by_rows = |dir: &Path| {
+        rewrite(&dir.join("model.safetensors"), |tensors| {
+            tensors.get_mut(fused).unwrap().1 = vec![5, 22, 24];
+        });
+    };
+    check(
+        "gpt_oss",
+        by_rows,
+        &format!(
+            "DIR/model.safetensors: tensor `{fused}` has shape [5, 22, 24], but the configuration \
+             requires [5, 24, 22]. {BOTH}"
         ),
     );
 }
