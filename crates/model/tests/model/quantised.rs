@@ -326,6 +326,44 @@ fn quantised_matrices_compute_what_their_values_do() {
     }
 }
 
+/// Of files with several parts the others' matrices are exported as floats too, without what
+/// belongs to them.
+#[test]
+fn other_parts_are_exported_as_floats() {
+    for kind in [Kind::Fp8, Kind::Nf4] {
+        let [_, dir] = model_in_both(kind);
+        let device = Device::cpu(2);
+        let (random, vision) = (Philox::new(9, 9), "vision_tower.a_proj.weight");
+        let (matrix, values) = quantised(kind, vision, [48, 24], &random);
+        rewrite(&dir.path().join("model.safetensors"), |tensors| {
+            let of_text = std::mem::take(tensors).into_iter();
+            tensors.extend(of_text.map(|(name, entry)| (format!("language_model.{name}"), entry)));
+            tensors.extend(matrix);
+        });
+        let mut text = config(kind);
+        text["model_type"] = json!("mistral");
+        text["sliding_window"] = Value::Null;
+        let config = json!({
+            "model_type": "mistral3", "tie_word_embeddings": true, "text_config": text,
+            "quantization_config": kind.quantization_config(),
+        });
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let mut model = load(dir.path(), &device, None, Trained::Nothing);
+        let merged = tempfile::tempdir().unwrap();
+        export(&model, &device, dir.path(), DType::F32, merged.path()).unwrap();
+        rewrite(&merged.path().join("model.safetensors"), |tensors| {
+            let (dtype, shape, bytes) = &tensors[vision];
+            assert_eq!((*dtype, &shape[..], bytes.len()), (Dtype::F32, &[48, 24][..], 4 * 48 * 24));
+            assert!(kind == Kind::Nf4 || *bytes == le(&values));
+            assert!(
+                tensors.keys().all(|name| !name.contains("_scale") && !name.contains("absmax"))
+            );
+        });
+        let mut found = load(merged.path(), &device, None, Trained::Nothing);
+        assert!(computed(&mut found).1 == computed(&mut model).1, "{kind:?}");
+    }
+}
+
 /// Descriptions of the model's projections, in their order.
 fn linears(model: &Model) -> impl Iterator<Item = WeightSpec> {
     model.decoder.config.weights().filter(|spec| matches!(spec.role, Role::Matrix(..)))
