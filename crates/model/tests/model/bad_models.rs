@@ -3,7 +3,7 @@
 use crate::fixture::{copy_of, rewrite, set_key};
 use hone_model::families::supported;
 use hone_model::{LoadOptions, load};
-use hone_tensor::Device;
+use hone_tensor::{Category, Device};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use std::fs;
@@ -523,8 +523,19 @@ fn element_types_without_meaning() {
 #[test]
 fn weights_that_are_not_there() {
     let neither = "DIR: neither model.safetensors nor model.safetensors.index.json was found.";
-    let remove = |dir: &Path| fs::remove_file(dir.join("model.safetensors")).unwrap();
-    check(CASE, remove, &format!("{neither} Fetch the weights as well"));
+    // A plan needs no more than their sizes, which the configuration has.
+    let dir = copy_of(CASE);
+    let planned = || {
+        let device = Device::dry();
+        let model = load(dir.path(), &device, LoadOptions::INFERENCE).unwrap();
+        (model.file_dtype, device.persistent_bytes(Category::Weights))
+    };
+    let with_weights = planned();
+    fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    assert_eq!(planned(), with_weights);
+    let found = load(dir.path(), &Device::cpu(1), LoadOptions::INFERENCE).err().unwrap();
+    let found = found.to_string().replace(&dir.path().display().to_string(), "DIR");
+    assert_eq!(found, format!("{neither} Fetch the weights as well"));
     for name in ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "last.ckpt"] {
         let rename =
             |dir: &Path| fs::rename(dir.join("model.safetensors"), dir.join(name)).unwrap();
