@@ -79,9 +79,14 @@ const FAMILIES: &[(&str, Read)] = &[
 /// others.
 const WITH_OTHERS: &[&str] = &["gemma3", "mistral3", "qwen3_5", "qwen3_5_moe"];
 
+/// Supported values of `model_type` of files that hold one model.
+pub fn single() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().map(|(name, _)| *name)
+}
+
 /// Supported values of `model_type`.
 pub fn supported() -> impl Iterator<Item = &'static str> {
-    FAMILIES.iter().map(|(name, _)| *name).chain(WITH_OTHERS.iter().copied())
+    single().chain(WITH_OTHERS.iter().copied())
 }
 
 /// Keys that do not affect what any family computes from tokens: keys that transformers writes into

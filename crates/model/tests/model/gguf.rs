@@ -26,7 +26,7 @@ fn logits_of(model: &Model, golden: &Golden) -> Vec<f32> {
 }
 
 /// Cases of the goldens, with keys of their configuration that GGUF cannot say.
-const CASES: [(&str, &[(&str, Value)]); 19] = [
+pub const CASES: [(&str, &[(&str, Value)]); 19] = [
     ("tied_gqa", &[]),
     ("untied_bias_linear", &[]),
     ("headdim_llama3", &[]),

@@ -25,3 +25,4 @@ mod quantised;
 mod random_weights;
 mod rope;
 mod router_loss;
+mod support;
