@@ -45,15 +45,25 @@ impl Place {
         self.row_step == cols && (cols == 1 || self.col_step == 1)
     }
 
-    /// Calls `f` with each element's number in the part and in the whole.
-    fn each(self, shape: &[usize], mut f: impl FnMut(usize, usize)) {
+    /// Copies elements of `N` bytes. Of each, `pair` makes its number in the part and in the whole
+    /// that in `from` and that in `to`.
+    fn copy<const N: usize>(
+        self,
+        shape: &[usize],
+        from: &[u8],
+        to: &mut [u8],
+        pair: impl Fn(usize, usize) -> (usize, usize),
+    ) {
         // Blocks of columns, so that neither side is read or written all over at once.
         const COLS: usize = 32;
+        let ((from, _), (to, _)) = (from.as_chunks::<N>(), to.as_chunks_mut::<N>());
         let (rows, cols) = Self::sizes(shape);
         for start in (0..cols).step_by(COLS) {
             for row in 0..rows {
                 for col in start..cols.min(start + COLS) {
-                    f(row * cols + col, self.first + row * self.row_step + col * self.col_step);
+                    let at = self.first + row * self.row_step + col * self.col_step;
+                    let (source, target) = pair(row * cols + col, at);
+                    to[target] = from[source];
                 }
             }
         }
@@ -146,9 +156,10 @@ impl Tensor {
         }
         let mut part = Self::try_zeros(self.storage, shape)?;
         let (from, to) = (self.bytes(), part.bytes_mut());
-        place.each(shape, |element, at| {
-            to[element * size..][..size].copy_from_slice(&from[at * size..][..size]);
-        });
+        match size {
+            2 => place.copy::<2>(shape, from, to, |element, at| (at, element)),
+            _ => place.copy::<4>(shape, from, to, |element, at| (at, element)),
+        }
         Ok(part)
     }
 
@@ -172,9 +183,8 @@ impl Tensor {
             let from = part.bytes();
             match place.is_contiguous(part.shape()) {
                 true => to[place.first * size..][..from.len()].copy_from_slice(from),
-                false => place.each(part.shape(), |element, at| {
-                    to[at * size..][..size].copy_from_slice(&from[element * size..][..size]);
-                }),
+                false if size == 2 => place.copy::<2>(part.shape(), from, to, |i, at| (i, at)),
+                false => place.copy::<4>(part.shape(), from, to, |i, at| (i, at)),
             }
         }
         Ok(tensor)

@@ -288,7 +288,7 @@ fn attention_with_sinks_passes() {
     let windowed = Heads { window: Some(20), ..heads(2, 2, 8) };
     for (heads, cu_seqlens) in [
         (heads(4, 2, 6), vec![0, 1, 40, 41]),
-        (windowed, vec![0, 15, 290]),
+        (windowed, vec![0, 15, 120]),
         (heads(2, 1, 64), vec![0, 7, 80]),
         (heads(2, 1, 6).two_sided(Some(5)), vec![0, 30]),
     ] {

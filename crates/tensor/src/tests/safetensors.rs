@@ -2,7 +2,7 @@
 
 use super::check_op::{normals, rounded, tensor_of};
 use crate::safetensors::{FileError, Lazy, SafeTensorsFile, load_as, read_header, write};
-use crate::{Category, DType, Device, DeviceError, Mapped, Philox, Storage, Tensor};
+use crate::{Category, DType, Device, DeviceError, Mapped, Philox, Place, Storage, Tensor};
 use hone_kernels::format::FORMATS;
 use hone_kernels::testing;
 use std::cell::Cell;
@@ -372,4 +372,36 @@ fn weights_are_held_in_another_type() {
         load_as(&dry, Category::Weights, &tensor_of(&values, DType::F32, &[20_001]), DType::Bf16)
             .unwrap();
     assert_eq!((held.num_bytes(), dry.persistent_bytes(Category::Weights)), (40_002, 40_002));
+}
+
+/// Parts of `[2, 3, 80]`, of whose columns even ones are one matrix and odd ones another.
+#[test]
+fn parts_come_out_and_go_back() {
+    for dtype in [DType::F32, DType::Bf16, DType::F16] {
+        let values = rounded(&normals(4, 2 * 3 * 80), dtype);
+        let whole = tensor_of(&values, dtype, &[2, 3, 80]);
+        let scratch = Scratch::new("model.safetensors");
+        write(&scratch.path, [("x".to_owned(), (&whole).into())].into_iter()).unwrap();
+        let stored = scratch.open().unwrap().tensor("x").unwrap().unwrap();
+        let mut parts = Vec::new();
+        for (expert, parity) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let place = Place { first: expert * 240 + parity, row_step: 2, col_step: 80 };
+            let part = stored.part_of_file(&Device::cpu(1), place, &[40, 3]).unwrap();
+            let expected: Vec<f32> = (0..40)
+                .flat_map(|row| (0..3).map(move |col| (expert * 3 + col) * 80 + 2 * row + parity))
+                .map(|at| values[at])
+                .collect();
+            assert_eq!(part.to_vec_f32(), expected, "{dtype:?}");
+            let dry = stored.part_of_file(&Device::dry(), place, &[40, 3]).unwrap();
+            assert_eq!((dry.dtype(), dry.shape()), (dtype, &[40, 3][..]));
+            parts.push((place, Ok(part)));
+        }
+        // What lies in one piece is not copied.
+        let place = Place { first: 240, row_step: 80, col_step: 1 };
+        let second = stored.part_of_file(&Device::cpu(1), place, &[3, 80]).unwrap();
+        assert_eq!(second.to_vec_f32(), values[240..]);
+        assert!(stored.bytes().as_ptr_range().contains(&second.bytes().as_ptr()));
+        let again = Tensor::assembled(dtype, &[2, 3, 80], parts.into_iter()).unwrap();
+        assert_eq!(again.to_vec_f32(), values);
+    }
 }
