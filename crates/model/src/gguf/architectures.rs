@@ -53,7 +53,7 @@ pub(super) const COMMON_OPTIONAL: [(&str, &str); 3] = [
     ("rope.freq_base", "rope_theta"),
 ];
 
-static ARCHITECTURES: [Architecture; 14] = [
+static ARCHITECTURES: [Architecture; 16] = [
     // Mistral's files are Llama's too.
     Architecture {
         name: "llama",
@@ -195,6 +195,44 @@ static ARCHITECTURES: [Architecture; 14] = [
         norms_plus_one: false,
     },
     Architecture {
+        name: "qwen35",
+        model_type: "qwen3_5_text",
+        class: "Qwen3_5ForCausalLM",
+        keys: &[
+            ("ssm.conv_kernel", "linear_conv_kernel_dim"),
+            ("ssm.state_size", "linear_key_head_dim"),
+            ("ssm.group_count", "linear_num_key_heads"),
+            ("ssm.time_step_rank", "linear_num_value_heads"),
+            ("ssm.inner_size", DELTA_WIDTH),
+            ("full_attention_interval", "full_attention_interval"),
+        ],
+        flags: &[],
+        biases: Biases::Known,
+        turns_neighbours: false,
+        norms_plus_one: true,
+    },
+    Architecture {
+        name: "qwen35moe",
+        model_type: "qwen3_5_moe_text",
+        class: "Qwen3_5MoeForCausalLM",
+        keys: &[
+            ("ssm.conv_kernel", "linear_conv_kernel_dim"),
+            ("ssm.state_size", "linear_key_head_dim"),
+            ("ssm.group_count", "linear_num_key_heads"),
+            ("ssm.time_step_rank", "linear_num_value_heads"),
+            ("ssm.inner_size", DELTA_WIDTH),
+            ("full_attention_interval", "full_attention_interval"),
+            ("expert_count", "num_experts"),
+            ("expert_used_count", "num_experts_per_tok"),
+            ("expert_feed_forward_length", "moe_intermediate_size"),
+            ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
+        ],
+        flags: &[],
+        biases: Biases::Known,
+        turns_neighbours: false,
+        norms_plus_one: true,
+    },
+    Architecture {
         name: "granite",
         model_type: "granite",
         class: "GraniteForCausalLM",
@@ -228,6 +266,12 @@ static ARCHITECTURES: [Architecture; 14] = [
 
 /// The architecture of gpt-oss, whose files have some things their own way.
 pub(super) const GPT_OSS: &str = "gpt-oss";
+
+/// Architectures that name the norm before the MLP by where it stands, and not by what it is of.
+pub(super) const MLP_NORM_BY_PLACE: [&str; 3] = [GPT_OSS, "qwen35", "qwen35moe"];
+
+/// What is divided among the value heads of gated delta nets.
+pub(super) const DELTA_WIDTH: &str = "linear_value_width";
 
 /// The architecture that a file names.
 pub(super) fn of(metadata: &Metadata<'_>) -> Result<&'static Architecture, ConfigError> {

@@ -1,6 +1,6 @@
 //! Metadata as the `config.json` of its family.
 
-use super::architectures::{Architecture, Biases, COMMON, COMMON_OPTIONAL, GPT_OSS};
+use super::architectures::{Architecture, Biases, COMMON, COMMON_OPTIONAL, DELTA_WIDTH, GPT_OSS};
 use super::metadata::Metadata;
 use super::rope;
 use super::tensors::EMBEDDING;
@@ -10,6 +10,9 @@ use hone_tensor::gguf::{GgufFile, Value};
 use hone_tensor::ops::Rotated;
 use serde_json::{Map, json};
 use std::collections::BTreeMap;
+
+/// Blocks at the end that predict tokens after the next, which are left out.
+pub(super) const FURTHER: &str = "nextn_predict_layers";
 
 /// A `config.json` that is being made.
 struct Translation<'a> {
@@ -64,6 +67,7 @@ impl Translation<'_> {
         self.set("vocab_size", shape[0]);
         self.architecture.flags.iter().for_each(|key| self.set(key, true));
         self.heads()?;
+        self.delta()?;
         self.biases();
         self.experts();
         self.tokens()?;
@@ -148,6 +152,33 @@ impl Translation<'_> {
             self.set("rope_scaling", scaling);
         }
         Ok(())
+    }
+
+    /// What gated delta nets say otherwise, and blocks that predict tokens after the next.
+    fn delta(&mut self) -> Result<(), ConfigError> {
+        let further = self.metadata.size(&self.key(FURTHER))?.unwrap_or(0);
+        let whole = |key: &str| self.object.get(key).and_then(serde_json::Value::as_u64);
+        let blocks = whole("num_hidden_layers").filter(|_| further > 0);
+        let (width, heads) = (whole(DELTA_WIDTH), whole("linear_num_value_heads"));
+        if let Some(blocks) = blocks {
+            self.set("num_hidden_layers", blocks.saturating_sub(further));
+        }
+        // Of positions of pictures; the three of a text's token are the same.
+        self.metadata.get(&self.key("rope.dimension_sections"));
+        self.object.remove(DELTA_WIDTH);
+        match (width, heads) {
+            (Some(width), Some(heads)) if heads > 0 && width.is_multiple_of(heads) => {
+                self.set("linear_value_head_dim", width / heads);
+                Ok(())
+            }
+            (None, _) => Ok(()),
+            (Some(width), heads) => {
+                let heads = heads.unwrap_or(0);
+                let problem =
+                    format!("must be a multiple of ssm.time_step_rank ({heads}), found {width}");
+                Err(self.metadata.error(&self.key("ssm.inner_size"), problem))
+            }
+        }
     }
 
     fn has(&self, tensor: &str) -> bool {

@@ -4,6 +4,7 @@
 
 mod architectures;
 mod config;
+mod delta;
 mod merges;
 mod metadata;
 mod rope;
@@ -79,6 +80,13 @@ impl GgufModel {
         texts.insert("generation_config.json", pretty(&generation));
         texts.insert("config.json", pretty(&config));
         Ok(texts)
+    }
+
+    /// Blocks that the file has after those of the model.
+    pub(crate) fn num_further_blocks(&self) -> usize {
+        let key = format!("{}.{}", self.architecture.name, config::FURTHER);
+        let count = Metadata::new(&self.file).size(&key).ok().flatten();
+        count.and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
     }
 
     pub(crate) fn file(&self) -> &GgufFile {

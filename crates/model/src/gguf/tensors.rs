@@ -1,7 +1,8 @@
 //! Weights by their roles: names of tensors, and what is undone of what conversion did to them.
 
 use super::GgufModel;
-use super::architectures::GPT_OSS;
+use super::architectures::MLP_NORM_BY_PLACE;
+use super::delta::Tiles;
 use super::rope::{FACTORS, SHORT_AND_LONG};
 use crate::config::{DecoderConfig, LayerConfig};
 use crate::weights::{BlockNorm, DeltaPart, EncoderPart, ExpertPart, Linear, Role};
@@ -95,7 +96,9 @@ impl GgufModel {
             Role::Sinks(layer) => format!("blk.{layer}.attn_sinks.weight"),
             Role::RouterBias(layer) => format!("blk.{layer}.exp_probs_b.bias"),
             // Named by where it stands, and elsewhere by what it is of.
-            Role::Norm(layer, BlockNorm::MlpInput) if self.architecture.name == GPT_OSS => {
+            Role::Norm(layer, BlockNorm::MlpInput)
+                if MLP_NORM_BY_PLACE.contains(&self.architecture.name) =>
+            {
                 format!("blk.{layer}.post_attention_norm.weight")
             }
             Role::Norm(layer, norm) => format!("blk.{layer}.{}.weight", norm_name(norm)),
@@ -103,8 +106,6 @@ impl GgufModel {
             Role::NormBias(layer, norm) => format!("blk.{layer}.{}.bias", norm_name(norm)),
             Role::Encoder(part) => encoder_name(part).to_owned(),
             Role::Delta(layer, DeltaPart::Conv) => format!("blk.{layer}.ssm_conv1d.weight"),
-            // Of architectures that are not read yet, some of whose files hold what follows from
-            // it.
             Role::Delta(layer, DeltaPart::ALog) => format!("blk.{layer}.ssm_a"),
             Role::Delta(layer, DeltaPart::DtBias) => format!("blk.{layer}.ssm_dt.bias"),
         };
@@ -115,8 +116,25 @@ impl GgufModel {
         Place { name, expert }
     }
 
-    /// The weight in a tensor of the file: with rows in Hugging Face's order, which takes a copy,
-    /// and norms as they were trained.
+    /// Why the weight in a tensor of the file cannot be [`Self::restored`].
+    pub(crate) fn obstacle(
+        &self,
+        role: Role,
+        config: &DecoderConfig,
+        tensor: &Tensor,
+    ) -> Option<String> {
+        let tiles = Tiles::of(role, config)?;
+        (!tiles.are_blocks(tensor.storage())).then(|| {
+            format!(
+                "its heads are not whole blocks of {}, so that they cannot be put into another \
+                 order. Give the model's directory in Hugging Face layout, or a file in Q8_0",
+                tensor.storage().name()
+            )
+        })
+    }
+
+    /// The weight in a tensor of the file: with rows and heads in Hugging Face's order, which takes
+    /// a copy, and norms and rates as they were trained.
     ///
     /// # Errors
     /// If there is no memory for it.
@@ -127,9 +145,20 @@ impl GgufModel {
         tensor: Tensor,
     ) -> Result<Tensor, DeviceError> {
         if let Some(head_dim) = self.turned(role, config) {
-            return GgufFile::reordered(&tensor, |row| halves_from_pairs(row, head_dim));
+            let num_rows = tensor.shape()[0];
+            return GgufFile::reordered(&tensor, num_rows, |row| halves_from_pairs(row, head_dim));
         }
-        let is_norm = matches!(role, Role::Norm(..) | Role::FinalNorm);
+        let tensor = match Tiles::of(role, config) {
+            Some(tiles) => tiles.undone(&tensor)?,
+            None => tensor,
+        };
+        if matches!(role, Role::Delta(_, DeltaPart::ALog)) {
+            let logs: Vec<f32> = tensor.try_to_vec_f32()?.iter().map(|x| (-x).ln()).collect();
+            return Ok(Tensor::from_f32(&logs, tensor.shape()));
+        }
+        // That of a gated delta net's heads is as it was trained.
+        let is_norm = matches!(role, Role::Norm(..) | Role::FinalNorm)
+            && !matches!(role, Role::Norm(_, BlockNorm::Delta));
         if is_norm && self.architecture.norms_plus_one {
             let less: Vec<f32> = tensor.try_to_vec_f32()?.iter().map(|x| x - 1.0).collect();
             return Ok(Tensor::from_f32(&less, tensor.shape()));

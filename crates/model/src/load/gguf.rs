@@ -25,11 +25,16 @@ pub(super) fn take(
     // A matrix of one row may be a vector there.
     let tensor = match spec.shape[..] {
         [1, cols] if tensor.shape() == [cols] => tensor.with_shape(&spec.shape),
+        // The weight of a convolution has one channel, which files leave out.
+        [rows, 1, cols] if tensor.shape() == [rows, cols] => tensor.with_shape(&spec.shape),
         _ => tensor,
     };
     if tensor.shape() != spec.shape {
         let (found, expected) = (tensor.shape().to_vec(), spec.shape.clone());
         return Err(LoadError::Shape { path, name, found, expected });
+    }
+    if let Some(problem) = model.obstacle(spec.role, config, &tensor) {
+        return Err(LoadError::Parts { path, name, problem });
     }
     taken.note(&name, &tensor);
     match device.is_dry() {
@@ -38,8 +43,18 @@ pub(super) fn take(
     }
 }
 
-/// Refuses tensors that were not taken.
-pub(super) fn refuse_surplus(model: &GgufModel, taken: &Taken) -> Result<(), LoadError> {
-    let names = model.file().names().filter(|name| !is_used(name));
+/// Refuses tensors that were not taken, but for blocks that predict tokens after the next.
+pub(super) fn refuse_surplus(
+    model: &GgufModel,
+    taken: &Taken,
+    config: &DecoderConfig,
+) -> Result<(), LoadError> {
+    let further = model.num_further_blocks();
+    let is_further = |name: &str| {
+        let block = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
+        let first = config.num_hidden_layers();
+        block.is_some_and(|block: usize| (first..first.saturating_add(further)).contains(&block))
+    };
+    let names = model.file().names().filter(|name| !is_used(name) && !is_further(name));
     taken.refuse_others(model.file().path(), names)
 }

@@ -124,7 +124,7 @@ impl Source {
     fn refuse_surplus(&self, taken: &Taken, config: &DecoderConfig) -> Result<(), LoadError> {
         match self {
             Self::Safetensors(files) => files.refuse_surplus(taken, config),
-            Self::Gguf(model) => gguf::refuse_surplus(model, taken),
+            Self::Gguf(model) => gguf::refuse_surplus(model, taken, config),
             Self::Described(_) => Ok(()),
         }
     }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// A block's modules and their tensors.
-const OF_BLOCK: [(&str, &str); 23] = [
+const OF_BLOCK: [(&str, &str); 30] = [
     ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
@@ -27,6 +27,13 @@ const OF_BLOCK: [(&str, &str); 23] = [
     ("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
     ("mlp.shared_expert.up_proj", "ffn_up_shexp"),
     ("mlp.shared_expert.down_proj", "ffn_down_shexp"),
+    ("linear_attn.in_proj_qkv", "attn_qkv"),
+    ("linear_attn.in_proj_z", "attn_gate"),
+    ("linear_attn.in_proj_b", "ssm_beta"),
+    ("linear_attn.in_proj_a", "ssm_alpha"),
+    ("linear_attn.out_proj", "ssm_out"),
+    ("linear_attn.conv1d", "ssm_conv1d"),
+    ("linear_attn.norm", "ssm_norm"),
     ("mlp.gate", "ffn_gate_inp"),
     ("mlp.router", "ffn_gate_inp"),
     ("mlp.gate_proj", "ffn_gate"),
@@ -47,6 +54,8 @@ pub fn from_directory(dir: &Path) -> Writer {
         "gpt_oss" => "gpt-oss",
         "qwen2_moe" => "qwen2moe",
         "qwen3_moe" => "qwen3moe",
+        "qwen3_5_text" => "qwen35",
+        "qwen3_5_moe_text" => "qwen35moe",
         "olmo3" => "olmo2",
         other => other,
     };
@@ -56,7 +65,11 @@ pub fn from_directory(dir: &Path) -> Writer {
     for name in file.names() {
         let tensor = file.tensor(&name).unwrap().unwrap();
         match name.contains(".experts.") {
+            false if name.contains(".linear_attn.") => {
+                add_delta(&mut writer, &config, &name, &tensor);
+            }
             true if architecture == "gpt-oss" => add_columns(&mut writer, &name, &tensor),
+            true if tensor.shape().len() == 3 => add_rows(&mut writer, &name, &tensor),
             true => add_expert(&mut writer, &name, &tensor),
             false => add(&mut writer, architecture, &config, &name, &tensor),
         }
@@ -125,6 +138,55 @@ fn add_columns(writer: &mut Writer, name: &str, tensor: &Tensor) {
     }
 }
 
+/// All experts' in one tensor, gate before up, which files have apart.
+fn add_rows(writer: &mut Writer, name: &str, tensor: &Tensor) {
+    let (layer, shape, values) = (name.split('.').nth(2).unwrap(), tensor.shape(), tensor.f32());
+    let names: &[&str] = if name.ends_with("down_proj") { &["down"] } else { &["gate", "up"] };
+    let len = values.len() / shape[0] / names.len();
+    for (part, to) in names.iter().enumerate() {
+        let of_expert = values.chunks(len).skip(part).step_by(names.len());
+        let values: Vec<f32> = of_expert.flatten().copied().collect();
+        let shape = [shape[0], shape[1] / names.len(), shape[2]];
+        writer.floats(&format!("blk.{layer}.ffn_{to}_exps.weight"), &shape, &values);
+    }
+}
+
+/// A weight of a gated delta net, as `_LinearAttentionVReorderBase` of the conversion writes it.
+fn add_delta(writer: &mut Writer, config: &Value, name: &str, tensor: &Tensor) {
+    let size = |key: &str| size(config, &format!("linear_{key}"));
+    let (keys, values) = (size("num_key_heads"), size("num_value_heads"));
+    let (layer, module) = name.split_once(".linear_attn.").unwrap();
+    let block = format!("blk.{}", layer.rsplit('.').next().unwrap());
+    let (mut data, mut shape) = (tensor.f32().to_vec(), tensor.shape().to_vec());
+    // `reshape(keys, values / keys, len).swapaxes(0, 1)`.
+    let tiled = |data: &[f32], len: usize| -> Vec<f32> {
+        let of = |head: usize| &data[head * len..][..len];
+        let heads = (0..values).map(|tile| tile % keys * (values / keys) + tile / keys);
+        heads.flat_map(of).copied().collect()
+    };
+    let row = *shape.last().unwrap();
+    match module {
+        "in_proj_qkv.weight" | "conv1d.weight" => {
+            let of_values = data.split_off(2 * keys * size("key_head_dim") * row);
+            data.extend(tiled(&of_values, size("value_head_dim") * row));
+        }
+        "out_proj.weight" => {
+            let of_row = |row: &[f32]| tiled(row, size("value_head_dim"));
+            data = data.chunks(row).flat_map(of_row).collect();
+        }
+        "norm.weight" => {}
+        "A_log" => data = tiled(&data, 1).into_iter().map(|x| -x.exp()).collect(),
+        _ => data = tiled(&data, data.len() / values),
+    }
+    shape.retain(|&size| size > 1);
+    let to = match module {
+        "A_log" => format!("{block}.ssm_a"),
+        "dt_bias" => format!("{block}.ssm_dt.bias"),
+        _ => name_in_gguf(name, "qwen35"),
+    };
+    writer.floats(&to, &shape, &data);
+}
+
 fn size(config: &Value, key: &str) -> usize {
     config[key].as_u64().unwrap_or_else(|| panic!("{key}")) as usize
 }
@@ -145,6 +207,11 @@ fn metadata(writer: &mut Writer, architecture: &str, config: &Value) {
         ("num_experts_per_tok", "expert_used_count"),
         ("moe_intermediate_size", "expert_feed_forward_length"),
         ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
+        ("linear_conv_kernel_dim", "ssm.conv_kernel"),
+        ("linear_key_head_dim", "ssm.state_size"),
+        ("linear_num_key_heads", "ssm.group_count"),
+        ("linear_num_value_heads", "ssm.time_step_rank"),
+        ("full_attention_interval", "full_attention_interval"),
         ("sliding_window", "attention.sliding_window"),
         ("sliding_window_pattern", "attention.sliding_window_pattern"),
     ] {
@@ -170,6 +237,11 @@ fn metadata(writer: &mut Writer, architecture: &str, config: &Value) {
     });
     let rotated = head_dim * config["partial_rotary_factor"].as_f64().unwrap_or(1.0);
     writer.set(&key("rope.dimension_count"), Meta::U32(rotated as u32));
+    if config["linear_num_value_heads"].is_u64() {
+        let width = size(config, "linear_num_value_heads") * size(config, "linear_value_head_dim");
+        writer.set(&key("ssm.inner_size"), Meta::U32(width as u32));
+        writer.set(&key("rope.dimension_sections"), Meta::I32s(vec![11, 11, 10, 0]));
+    }
     if architecture == "phi3" && config["sliding_window"].is_null() {
         writer.set(&key("attention.sliding_window"), Meta::U32(0));
     }
@@ -259,7 +331,8 @@ fn add(writer: &mut Writer, architecture: &str, config: &Value, name: &str, tens
         return;
     }
     if is_norm || tensor.shape().len() == 1 {
-        let plus = if is_norm && architecture.starts_with("gemma") { 1.0 } else { 0.0 };
+        let plus_one = architecture.starts_with("gemma") || architecture.starts_with("qwen35");
+        let plus = if is_norm && plus_one { 1.0 } else { 0.0 };
         let mut values: Vec<f32> = tensor.to_vec_f32().iter().map(|x| x + plus).collect();
         if let Some(heads) = heads.filter(|_| PERMUTED.contains(&architecture)) {
             values = permuted(&values, heads, 1);
@@ -293,9 +366,10 @@ fn name_in_gguf(name: &str, architecture: &str) -> String {
             let (layer, rest) = rest.split_once('.').unwrap();
             let (module, kind) = rest.rsplit_once('.').unwrap();
             let tensor = match (module, architecture) {
-                ("post_attention_layernorm", "gemma2" | "gemma3" | "gpt-oss" | "olmo2") => {
-                    "post_attention_norm"
-                }
+                (
+                    "post_attention_layernorm",
+                    "gemma2" | "gemma3" | "gpt-oss" | "olmo2" | "qwen35" | "qwen35moe",
+                ) => "post_attention_norm",
                 _ => OF_BLOCK.iter().find(|(from, _)| *from == module).unwrap().1,
             };
             format!("blk.{layer}.{tensor}.{kind}")

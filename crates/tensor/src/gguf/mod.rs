@@ -113,22 +113,22 @@ impl GgufFile {
         Tensor::try_from_bytes(bytes, info.storage, shape).map(Some)
     }
 
-    /// A copy of `tensor`, which is over this file's mapping, with its rows in another order: row
-    /// `i` is its row `from(i)`. Blocks lie along rows, so their bytes are copied as they are. The
-    /// pages that held them are released.
+    /// A copy of `tensor`, which is over this file's mapping, with its rows in another order, or
+    /// other equal parts of whole blocks: the `i`th is its `from(i)`th. Bytes are copied as they
+    /// are. The pages that held them are released.
     ///
     /// # Errors
     /// If there is no memory for it.
     pub fn reordered(
         tensor: &Tensor,
+        num_parts: usize,
         from: impl Fn(usize) -> usize,
     ) -> Result<Tensor, DeviceError> {
         let mut copy = Tensor::try_zeros(tensor.storage(), tensor.shape())?;
-        let num_rows = tensor.shape().first().copied().unwrap_or(1);
-        let len = tensor.num_bytes() / num_rows.max(1);
+        let len = tensor.num_bytes() / num_parts.max(1);
         let bytes = tensor.bytes();
-        for (i, row) in copy.bytes_mut().chunks_exact_mut(len.max(1)).enumerate() {
-            row.copy_from_slice(&bytes[from(i) * len..][..len]);
+        for (i, part) in copy.bytes_mut().chunks_exact_mut(len.max(1)).enumerate() {
+            part.copy_from_slice(&bytes[from(i) * len..][..len]);
         }
         tensor.release_file();
         Ok(copy)

@@ -196,7 +196,7 @@ fn blocks_are_held_as_they_are() {
         let (_folder, file) = open(writer.bytes());
         let tensor = file.unwrap().tensor("w").unwrap();
         assert_eq!((tensor.storage(), tensor.bytes()), (storage, &bytes[..]));
-        let turned = GgufFile::reordered(&tensor, |row| 2 - row).unwrap();
+        let turned = GgufFile::reordered(&tensor, 3, |row| 2 - row).unwrap();
         let rows: Vec<Vec<f32>> =
             tensor.to_vec_f32().chunks(512).rev().map(<[f32]>::to_vec).collect();
         let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
