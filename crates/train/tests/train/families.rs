@@ -25,6 +25,8 @@ struct Family {
     name: String,
     /// Values of `model_type` of repositories that hold other parts, too.
     also: Vec<String>,
+    /// A published chat template, by its path among the goldens of `hone-data`, if it is there.
+    template: Option<String>,
     /// What the page says of it besides.
     limits: Vec<String>,
     /// From the smallest to the largest.
@@ -140,6 +142,7 @@ fn the_page_of_families_is_fresh() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/families.md");
     let all = families_of_file();
     check_complete(&all);
+    check_templates(&all);
     let writes = std::env::var_os("HONE_WRITE_DOCS").is_some();
     if writes {
         std::fs::write(&path, page(&all)).unwrap();
@@ -171,6 +174,16 @@ fn check_complete(all: &[Family]) {
     assert!(missing.is_empty(), "crates/train/tests/published.json and families: {missing:?}");
 }
 
+/// The templates that the page names are among those whose renderings are compared.
+fn check_templates(all: &[Family]) {
+    let goldens = include_str!("../../../data/tests/goldens/chat.json");
+    let goldens: Value = serde_json::from_str(goldens).unwrap();
+    for template in all.iter().filter_map(|family| family.template.as_ref()) {
+        let cases = goldens["templates"][template].as_object();
+        assert!(cases.is_some_and(|cases| cases.len() > 10), "{template}");
+    }
+}
+
 fn page(all: &[Family]) -> String {
     let mut page = format!(
         "# Families\n\n<!-- Generated from the code and crates/train/tests/published.json; do not \
@@ -188,7 +201,7 @@ fn page(all: &[Family]) -> String {
         let model_type = family.models[0].config["model_type"].as_str().unwrap();
         let types = [model_type].into_iter().chain(family.also.iter().map(String::as_str));
         let types: Vec<String> = types.map(|of| format!("`{of}`")).collect();
-        let _ = writeln!(page, "`model_type`: {}.\n", types.join(", "));
+        let _ = writeln!(page, "`model_type`: {}. {}\n", types.join(", "), template(family));
         let smallest = Described::new(&family.models[0]).plan(LORA);
         page.push_str(&targets(&family.models[0].name, &smallest.coverage));
         page.push_str(
@@ -204,6 +217,17 @@ fn page(all: &[Family]) -> String {
         }
     }
     page
+}
+
+/// Whose renderings are compared with those of transformers.
+fn template(family: &Family) -> String {
+    match &family.template {
+        Some(path) => {
+            let name = path.rsplit('/').next().unwrap_or(path);
+            format!("Its chat template renders as in transformers (`{name}`).")
+        }
+        None => "No chat template of it is compared with transformers.".to_owned(),
+    }
 }
 
 /// What adapters reach of a model.
