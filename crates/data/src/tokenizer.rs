@@ -57,6 +57,7 @@ pub struct Tokenizer {
     vocab_size: usize,
     bos_token_id: Option<u32>,
     eos_token_id: Option<u32>,
+    mask_token_id: Option<u32>,
     stop_token_ids: Vec<u32>,
     chat_template: Option<ChatTemplate>,
 }
@@ -88,6 +89,7 @@ impl Tokenizer {
         add_as_configured(&mut inner, files, &config, &named)?;
         let id_of = |name: &str| special_id(&inner, files, name, &named, &[&generation, &model]);
         let (bos_token_id, eos_token_id) = (id_of("bos_token")?, id_of("eos_token")?);
+        let mask_token_id = id_of("mask_token")?;
         let mut stop_token_ids = ids_of(generation.get("eos_token_id"));
         stop_token_ids.extend(eos_token_id);
         stop_token_ids.sort_unstable();
@@ -112,6 +114,7 @@ impl Tokenizer {
             vocab_size,
             bos_token_id,
             eos_token_id,
+            mask_token_id,
             stop_token_ids,
             chat_template,
         })
@@ -162,6 +165,17 @@ impl Tokenizer {
     /// The end-of-text token.
     pub fn eos_token_id(&self) -> Option<u32> {
         self.eos_token_id
+    }
+
+    /// The token that hides another from an encoder, which is to predict it.
+    pub fn mask_token_id(&self) -> Option<u32> {
+        self.mask_token_id
+    }
+
+    /// Tokens that stand for no text.
+    pub fn special_token_ids(&self) -> Vec<u32> {
+        let added = self.inner.get_added_tokens_decoder().into_iter();
+        added.filter(|(_, token)| token.special).map(|(id, _)| id).collect()
     }
 
     /// Every token that ends generation: `generation_config.json`'s and the end-of-text token,

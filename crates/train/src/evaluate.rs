@@ -1,6 +1,7 @@
 //! An objective's mean loss and metrics on prepared data.
 
 use crate::error::TrainError;
+use crate::masking::{self, EVALUATION, Masking};
 use crate::objectives::{Metrics, Objective};
 use crate::scoring::{LabelledBatch, Packing, Scorer};
 use hone_data::{Dataset, MicroBatch, Unit};
@@ -28,6 +29,8 @@ pub struct EvalSet<'a> {
     pub units: &'a [Unit],
     /// How units are.
     pub packing: Packing,
+    /// How tokens are masked; `None`: they are not.
+    pub masking: Option<&'a Masking>,
 }
 
 /// Evaluates on all of `set`, as if it were one step. `done` is told of the rows of each batch.
@@ -40,7 +43,7 @@ pub fn evaluate(
     set: EvalSet<'_>,
     done: &mut dyn FnMut(usize),
 ) -> Result<Evaluation, TrainError> {
-    let EvalSet { dataset, units, packing } = set;
+    let EvalSet { dataset, units, packing, masking } = set;
     let (config, target) = (&scorer.pass.model.decoder.config, scorer.pass.device.target());
     let labelled = |packed: &MicroBatch| LabelledBatch::new(config, packed, target);
     let rows: Vec<u32> = units.iter().flat_map(|unit| unit.rows.iter().copied()).collect();
@@ -50,6 +53,7 @@ pub fn evaluate(
     let mut metrics = Metrics::default();
     for units in units.chunks(packing.units_per_batch) {
         let packed = MicroBatch::assemble(dataset, units, packing.batch_tokens());
+        let packed = masking::masked(masking, EVALUATION, packed);
         let mut batch = labelled(&packed);
         scorer.add_reference(std::slice::from_mut(&mut batch))?;
         let log_probs = scorer.log_probs(&batch.batch)?;

@@ -14,6 +14,7 @@ pub mod failpoint;
 pub mod loading;
 pub mod loss_scale;
 pub mod machine;
+pub mod masking;
 mod metrics;
 pub mod mixture;
 pub mod objectives;

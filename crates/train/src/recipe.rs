@@ -6,6 +6,7 @@ use crate::engine::{Engine, StepContext};
 use crate::error::TrainError;
 use crate::failpoint;
 use crate::loading::{self, Held};
+use crate::masking;
 use crate::metrics::{EvalRecord, Lines, Phases, RowsRecord, StepRecord};
 use crate::mixture::Starving;
 use crate::objectives::{Metrics, Statistics};
@@ -296,7 +297,7 @@ impl Run<'_> {
         let prepared = self.prepared.take().map(|(_, data)| data);
         let mut step = match prepared {
             Some(prepared) => prepared,
-            None => self.step_data(self.cursor)?,
+            None => self.step_data(self.cursor, self.step)?,
         };
         let data = begun.elapsed().as_secs_f64();
 
@@ -390,12 +391,13 @@ impl Run<'_> {
         self.planned.policy.packing(self.setup)
     }
 
-    /// The micro-batches of the step at `cursor`.
-    fn step_data(&mut self, cursor: Cursor) -> Result<StepData, TrainError> {
+    /// The micro-batches of `step`, which begins at `cursor`.
+    fn step_data(&mut self, cursor: Cursor, step: u64) -> Result<StepData, TrainError> {
         let (packing, dataset) = (self.packing(), &self.setup.train);
         let units = self.order.step(&cursor).chunks(packing.units_per_batch);
         let packed: Vec<MicroBatch> = units
             .map(|units| MicroBatch::assemble(dataset, units, packing.batch_tokens()))
+            .map(|packed| masking::masked(self.setup.masking.as_ref(), step, packed))
             .collect();
         let rows: Vec<Vec<u32>> = packed.iter().map(|packed| packed.rows.clone()).collect();
         let objective = &*self.engine.objective;
@@ -420,7 +422,7 @@ impl Run<'_> {
         if busy && self.step + 1 < self.setup.num_steps {
             let mut next = self.cursor;
             self.order.advance(&mut next);
-            self.prepared = Some((next, self.step_data(next)?));
+            self.prepared = Some((next, self.step_data(next, self.step + 1)?));
         }
         Ok(())
     }

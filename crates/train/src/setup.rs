@@ -3,6 +3,7 @@
 use crate::backend::{Asked, Backend};
 use crate::code::Code;
 use crate::error::TrainError;
+use crate::masking::Masking;
 use crate::mixture;
 use crate::objectives;
 
@@ -37,6 +38,8 @@ pub struct Setup {
     pub lora: Option<LoraConfig>,
     /// A PEFT adapter to start from.
     pub init_adapter: Option<PathBuf>,
+    /// How tokens are masked; `None`: they are not.
+    pub masking: Option<Masking>,
     /// Longest row, and slots of a packed unit.
     pub max_seq_len: usize,
     /// Rows to learn from.
@@ -104,6 +107,11 @@ impl Setup {
             lora.target_modules.resolve(&file.decoder)?;
         }
         refuse_balance_of_nothing(&run, &config)?;
+        let masking = Masking::of(&run, &config, &tokenizer)?;
+        if masking.is_some() {
+            // An encoder writes no texts.
+            run.report.samples = 0;
+        }
         let given_max_seq_len = run.data.max_seq_len;
         let max_seq_len = max_seq_len(&mut run, &config, note)?;
         let unit_tokens = max_seq_len * rows_per_unit(&run);
@@ -142,6 +150,7 @@ impl Setup {
             file_dtype: file.file_dtype,
             lora,
             init_adapter,
+            masking,
             max_seq_len,
             train,
             eval,
@@ -479,6 +488,7 @@ fn units_per_step(run: &RunFile, unit_tokens: usize, note: &mut dyn FnMut(String
 
 fn record_spec(run: &RunFile, max_seq_len: usize, config: &DecoderConfig) -> RecordSpec {
     let data = &run.data;
+    let is_masked = matches!(run.objective, ObjectiveSection::Masked(_));
     RecordSpec {
         format: data.format,
         prompt_field: data.prompt_field.clone(),
@@ -487,8 +497,9 @@ fn record_spec(run: &RunFile, max_seq_len: usize, config: &DecoderConfig) -> Rec
         model_max_len: config.longest(),
         overlong: data.overlong,
         on_error: data.on_error,
-        append_eos: data.append_eos,
+        // What an encoder's texts end with, its tokenizer adds.
+        append_eos: data.append_eos && !is_masked,
         kind: objectives::of(&run.objective).records(),
-        all_tokens_are_targets: run.objective == ObjectiveSection::Pretrain,
+        all_tokens_are_targets: is_masked || run.objective == ObjectiveSection::Pretrain,
     }
 }

@@ -32,6 +32,13 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
         check_parent("--logits", path)?;
     }
     let opened = super::open(&args.model, super::Purpose::Compute)?;
+    if opened.model.decoder.config.looks_ahead().is_some() {
+        return Err(Failure::Usage(format!(
+            "{}: is an encoder, whose tokens see later ones too: the likelihood of a text means \
+             nothing. `hone train` evaluates it with objective.kind = \"masked\" and data.eval",
+            args.model.model
+        )));
+    }
     let spec = record_spec(args, &opened)?;
     let dataset =
         hone_data::load(&args.data, &spec, &opened.tokenizer, num_threads(args.model.threads))
@@ -52,7 +59,7 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     let objective = objective(args);
     let reference = objective.needs_reference().then(|| opened.model.without_adapters());
     let scorer = Scorer { pass: opened.pass(), reference: reference.as_ref(), plan: None };
-    let set = EvalSet { dataset: &dataset, units: &units, packing };
+    let set = EvalSet { dataset: &dataset, units: &units, packing, masking: None };
     let bar = progress::bar(dataset.len(), "rows");
     let evaluation = evaluate(scorer, &*objective, set, &mut |rows| bar.inc(rows as u64));
     bar.finish_and_clear();

@@ -7,6 +7,7 @@ mod events;
 mod generation;
 mod gguf;
 mod losses;
+mod masked;
 mod plans;
 
 use crate::sandbox::{Ended, Scene, ended};

@@ -40,6 +40,10 @@ pub fn save(
     let of_parameters = parameters.iter().map(|p| (p.name.clone(), p.size()));
     let patterns = to_json(config, sizes.chain(of_parameters));
     let mut json = config_json(config, &targets, patterns, base_model);
+    if model.decoder.config.encoder.is_some() {
+        // PEFT then asks the model for nothing that only decoders have.
+        json["task_type"] = Value::Null;
+    }
     if !parameters.is_empty() {
         json["target_parameters"] = parameters.iter().map(|p| p.name.as_str()).collect();
     }

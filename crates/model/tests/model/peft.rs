@@ -100,6 +100,24 @@ fn settings_of_peft_files() {
     }
 }
 
+/// For PEFT, an encoder is no language model that generates.
+#[test]
+fn configuration_of_an_encoders_adapter() {
+    let device = Device::cpu(1);
+    let (golden, dir) = (Golden::load("roberta"), tempfile::tempdir().unwrap());
+    let mut model = golden.base(&device);
+    let config = config(patterns(&["query", "intermediate.dense"]));
+    adapter::attach(&mut model, &device, &config, 1).unwrap();
+    adapter::save(dir.path(), &model, &device, AdapterId::default(), &config, "org/name").unwrap();
+    let text = std::fs::read(dir.path().join("adapter_config.json")).unwrap();
+    let written: Value = serde_json::from_slice(&text).unwrap();
+    assert!(written["task_type"].is_null());
+    let block = |i: usize, name: &str| format!("roberta.encoder.layer.{i}.{name}");
+    let expected =
+        [0, 1].map(|i| [block(i, "attention.self.query"), block(i, "intermediate.dense")]);
+    assert_eq!(written["target_modules"], json!(expected.concat()));
+}
+
 /// For PEFT, `target_modules` must match exactly the layers that have tensors.
 #[test]
 fn configuration_for_peft() {

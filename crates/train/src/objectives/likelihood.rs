@@ -1,5 +1,5 @@
-//! Mean negative log-likelihood of target tokens: SFT and pre-training, which differ only in which
-//! tokens are targets, the data's business.
+//! Mean negative log-likelihood of target tokens: SFT, pre-training and masked tokens, which differ
+//! only in which tokens are targets, the data's business.
 
 use super::{Metrics, Objective, RowSpan, Statistics, TokenScores};
 

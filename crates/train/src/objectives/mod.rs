@@ -64,7 +64,9 @@ pub trait Objective: Send + Sync {
 /// The objective that a run file asks for.
 pub fn of(section: &ObjectiveSection) -> Box<dyn Objective> {
     match section {
-        ObjectiveSection::Sft | ObjectiveSection::Pretrain => Box::new(Likelihood),
+        ObjectiveSection::Sft | ObjectiveSection::Pretrain | ObjectiveSection::Masked(_) => {
+            Box::new(Likelihood)
+        }
         ObjectiveSection::Dpo(dpo) => Box::new(Dpo { beta: dpo.beta }),
         ObjectiveSection::Kto(kto) => Box::new(Kto {
             beta: kto.beta,

@@ -8,6 +8,7 @@ use super::{Plan, Planned, Policy, TimeUse, time};
 use crate::engine::{Engine, StepContext};
 use crate::error::TrainError;
 use crate::loading::{self, Held};
+use crate::masking;
 use crate::objectives::Metrics;
 use crate::profile::DeviceProfile;
 use crate::run_file;
@@ -190,6 +191,7 @@ impl<'a> DryRun<'a> {
         let units = &units[..policy.units.min(units.len())];
         let packed =
             MicroBatch::assemble(dataset, units, policy.packing(self.setup).batch_tokens());
+        let packed = masking::masked(self.setup.masking.as_ref(), 0, packed);
         LabelledBatch::new(&self.setup.config, &packed, self.engine.device.target())
     }
 

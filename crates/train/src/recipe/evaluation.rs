@@ -31,7 +31,8 @@ impl Run<'_> {
                 event(Event::EvaluationProgress { rows_done, rows });
             }
         };
-        let set = EvalSet { dataset, units, packing: self.packing() };
+        let masking = self.setup.masking.as_ref();
+        let set = EvalSet { dataset, units, packing: self.packing(), masking };
         let Self { engine, arena, planned, .. } = self;
         let scorer = scorer(engine, arena, planned);
         let Evaluation { loss, perplexity, num_target_tokens, metrics } =

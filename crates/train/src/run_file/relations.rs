@@ -53,7 +53,9 @@ pub(super) fn check_all(run: &RunFile) -> Check {
 fn check_preferences(run: &RunFile) -> Check {
     let (data, kind) = (&run.data, run.objective.kind());
     match run.objective {
-        ObjectiveSection::Sft | ObjectiveSection::Pretrain => return Ok(()),
+        ObjectiveSection::Sft | ObjectiveSection::Pretrain | ObjectiveSection::Masked(_) => {
+            return Ok(());
+        }
         ObjectiveSection::Dpo(_) | ObjectiveSection::Kto(_) => {}
     }
     let unread = [

@@ -111,10 +111,21 @@ tagged! {
         Sft = "sft";
         /// every token
         Pretrain = "pretrain";
+        /// hidden tokens, where they are, by an encoder
+        Masked(MaskedSection) = "masked";
         /// the better of two answers, by direct preference optimisation
         Dpo(DpoSection) = "dpo";
         /// good and bad answers, by Kahneman–Tversky optimisation
         Kto(KtoSection) = "kto";
+    }
+}
+
+section! {
+    /// Prediction of masked tokens, for encoders. Of the chosen tokens 80 % are replaced by the
+    /// mask token, 10 % by any; special tokens are never chosen.
+    ["objective" if kind = "masked"] MaskedSection {
+        /// share of tokens that are chosen
+        ratio: f64 = Float(UnitOpen), Value("0.15"), "0.3";
     }
 }
 

@@ -1,0 +1,93 @@
+//! Masked tokens: `hone train` of encoders.
+
+use super::{json, succeeds};
+use crate::sandbox::tiny_model::write_model;
+use crate::sandbox::{Scene, ended};
+use serde_json::Value;
+use std::fmt::Write as _;
+
+/// An encoder with a mask token, texts in which each word follows from the one before, and a run.
+fn scene(settings: &str) -> Scene {
+    let scene = Scene::new();
+    write_model("bert", &scene.path("encoder"));
+    scene.write("encoder/tokenizer_config.json", "{\"mask_token\": \"<unk>\"}");
+    let texts = |rows: std::ops::Range<u64>| {
+        let mut text = String::new();
+        for row in rows {
+            let word = |i: u64| format!("w{}", 3 + (row * 5 + i) % 40);
+            let words: Vec<String> = (0..8 + row % 9).map(word).collect();
+            let record = serde_json::json!({ "text": words.join(" ") });
+            writeln!(text, "{record}").unwrap();
+        }
+        text
+    };
+    scene.write("texts.jsonl", &texts(0..24));
+    scene.write("more.jsonl", &texts(24..30));
+    scene.write(
+        "masked.toml",
+        &format!(
+            "{settings}[objective]\nkind = \"masked\"\nratio = 0.3\n[model]\npath = \"encoder\"\n\
+             [data]\ntrain = \"texts.jsonl\"\neval = \"more.jsonl\"\nmax_seq_len = 20\n\
+             [run]\nthreads = 2\n[budget]\nmicro_batch_tokens = 20\n[output]\ndir = \"run\"\n"
+        ),
+    );
+    scene
+}
+
+const LORA: &str = "[adapter]\nkind = \"lora\"\nrank = 4\n\
+    [train]\nlearning_rate = 0.05\nmax_steps = 6\nbatch_tokens = 80\n";
+const FULL: &str = "[train]\nlearning_rate = 0.005\nmax_steps = 6\nbatch_tokens = 80\n";
+
+fn losses(scene: &Scene) -> Vec<f64> {
+    let lines = scene.lines("eval.jsonl");
+    lines.iter().map(|line| line["loss"].as_f64().unwrap()).collect()
+}
+
+fn targets(scene: &Scene) -> Vec<Value> {
+    scene.lines("metrics.jsonl").iter().map(|line| line["target_tokens"].clone()).collect()
+}
+
+#[test]
+fn adapters_and_whole_encoders_learn() {
+    for settings in [LORA, FULL] {
+        let scene = scene(settings);
+        let plan = json(&mut scene.hone(&["plan", "masked.toml", "--json"]));
+        assert!(plan["peak_bytes"].as_u64().unwrap() > 0);
+        succeeds(&mut scene.hone(&["train", "masked.toml"]));
+        let found = losses(&scene);
+        assert!(found.len() == 2 && found[1] < found[0] - 0.05, "{found:?}");
+        let of_small = targets(&scene);
+        if settings == FULL {
+            continue;
+        }
+        // Other micro-batches mask the same tokens.
+        let other = ["budget.micro_batch_tokens=80", "output.dir=other"];
+        succeeds(&mut scene.hone(&[&["train", "masked.toml"], &other[..]].concat()));
+        std::fs::rename(scene.run_dir(), scene.path("first")).unwrap();
+        std::fs::rename(scene.path("other"), scene.run_dir()).unwrap();
+        assert_eq!(targets(&scene), of_small);
+        let again = losses(&scene);
+        assert!((again[0] - found[0]).abs() < 1e-5, "{again:?}, {found:?}");
+    }
+}
+
+#[test]
+fn objectives_and_models_that_do_not_fit_are_named() {
+    let scene = scene(LORA);
+    let refused = |settings: &[&str], parts: &[&str]| {
+        ended(&mut scene.hone(&[&["train", "masked.toml"], settings].concat())).says(2, parts);
+    };
+    let sft = ["objective.kind = \"sft\"", "an encoder", "objective.kind = \"masked\""];
+    scene.write(
+        "sft.toml",
+        "[adapter]\nkind = \"lora\"\n[model]\npath = \"encoder\"\n[data]\ntrain = \"texts.jsonl\"\n\
+         max_seq_len = 20\n[output]\ndir = \"run\"\n",
+    );
+    ended(&mut scene.hone(&["train", "sft.toml"])).says(2, &sft);
+    refused(&["model.path=model"], &["is for encoders", "objective.kind = \"pretrain\""]);
+    refused(&["objective.ratio=1.5"], &["objective.ratio"]);
+    scene.write("encoder/tokenizer_config.json", "{}");
+    refused(&[], &["needs a mask token", "tokenizer_config.json"]);
+    let eval = ended(&mut scene.hone(&["eval", "encoder", "--data", "texts.jsonl"]));
+    eval.says(2, &["is an encoder", "objective.kind = \"masked\""]);
+}
