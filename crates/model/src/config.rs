@@ -190,6 +190,18 @@ pub struct ExpertNames {
     pub shared_gate: &'static str,
     /// How files have the weights.
     pub layout: ExpertLayout,
+    /// Whether PEFT's adapters have modules of experts and router, or parameters of all experts.
+    pub in_adapters: ExpertsInAdapters,
+}
+
+/// What PEFT takes experts and router for in an adapter's files. In memory they are always
+/// parameters; for some families it takes apart what files have as modules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertsInAdapters {
+    /// A module for each of an expert's matrices.
+    Modules,
+    /// A parameter for those of all experts.
+    Parameters,
 }
 
 /// How files have the weights of experts.
@@ -210,6 +222,7 @@ impl ExpertNames {
         shared: "mlp.shared_expert",
         shared_gate: "mlp.shared_expert_gate",
         layout: ExpertLayout::Rows,
+        in_adapters: ExpertsInAdapters::Modules,
     };
 }
 

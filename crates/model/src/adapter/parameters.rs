@@ -1,13 +1,13 @@
 //! Adapters of parameters, as PEFT writes them for what is no linear layer in its memory: the
-//! experts of a block together, in families whose files have them so, and their router. The
-//! counterpart of [`super::fused`].
+//! experts of a block together, and their router. For families for which it does not take such
+//! modules in files for parameters, it would pass over them. The counterpart of [`super::fused`].
 //!
 //! Gate and up projection are one parameter, so its adapter has the ranks of both, one after the
 //! other, and a `B` of two blocks.
 
 use super::lora::Matrix;
 use super::patterns::RankAndScale;
-use crate::config::{DecoderConfig, ExpertLayout};
+use crate::config::{DecoderConfig, ExpertLayout, ExpertsInAdapters};
 use crate::load::Model;
 use crate::weights::{ExpertPart, Linear};
 use hone_tensor::safetensors::Lazy;
@@ -24,6 +24,7 @@ pub(super) struct Parameter<'m> {
     parts: Vec<Vec<Option<&'m Lora>>>,
     /// `[out_features, in_features]` of a part.
     shape: [usize; 2],
+    layout: ExpertLayout,
 }
 
 /// A family's adapters by module and by parameter.
@@ -32,17 +33,17 @@ pub(super) type Split<'m> = (Vec<(String, &'m Lora)>, Vec<Parameter<'m>>);
 /// Tells adapters of modules from those of parameters.
 pub(super) fn split<'m>(model: &'m Model, adapted: Vec<(String, &'m Lora)>) -> Split<'m> {
     let config = &model.decoder.config;
-    let is_whole = |layer: usize| {
-        let mixture = config.layers[layer].mlp.experts.as_ref();
-        mixture.is_none_or(|mixture| mixture.names.layout == ExpertLayout::Rows)
+    let has_parameters = |layer: &usize| {
+        let mixture = config.layers[*layer].mlp.experts.as_ref();
+        mixture.is_some_and(|of| of.names.in_adapters == ExpertsInAdapters::Parameters)
     };
-    let whole: Vec<bool> = (0..config.layers.len()).map(is_whole).collect();
-    if whole.iter().all(|whole| *whole) {
+    let layers: Vec<usize> = (0..config.layers.len()).filter(has_parameters).collect();
+    if layers.is_empty() {
         return (adapted, Vec::new());
     }
     let mut loras: BTreeMap<String, &Lora> = adapted.iter().map(|(n, l)| (n.clone(), *l)).collect();
     let mut parameters = Vec::new();
-    for layer in (0..whole.len()).filter(|&layer| !whole[layer]) {
+    for layer in layers {
         parameters.extend(of_layer(config, layer, &mut loras));
     }
     let is_left = |(name, _): &(String, &Lora)| loras.contains_key(name);
@@ -58,6 +59,7 @@ fn of_layer<'m>(
     let (mlp, h) = (&config.layers[layer].mlp, config.hidden_size);
     let mixture = mlp.experts.as_ref().expect("a block with experts");
     let (i, num_experts) = (mlp.intermediate_size, mixture.router.num_experts);
+    let layout = mixture.names.layout;
     let router = format!("model.layers.{layer}.{}", mixture.names.router);
     let experts = format!("model.layers.{layer}.{}", mixture.names.experts);
     let mut of_part: BTreeMap<ExpertPart, Vec<Option<&Lora>>> = BTreeMap::new();
@@ -80,13 +82,14 @@ fn of_layer<'m>(
             module: router,
             parts: vec![vec![Some(lora)]],
             shape: [num_experts, h],
+            layout,
         });
     }
     for (parts, name, inner, shape) in
         [(gate_up, "gate_up_proj", inner, [i, h]), (down, "down_proj", "", [h, i])]
     {
         let (name, module) = (format!("{experts}.{name}"), format!("{experts}{inner}"));
-        parameters.extend(parts.map(|parts| Parameter { name, module, parts, shape }));
+        parameters.extend(parts.map(|parts| Parameter { name, module, parts, shape, layout }));
     }
     parameters
 }
@@ -126,11 +129,11 @@ impl Parameter<'_> {
         }
     }
 
-    /// `A` has experts slowest, `B` fastest, and rows of parts by turns.
+    /// `A` has experts slowest, `B` fastest, and rows of parts one after the other or by turns.
     fn matrix(&self, params: &Params, which: Matrix) -> Result<Tensor, DeviceError> {
         let shape @ [_, cols] = self.matrix_shape(which);
         let (num_parts, num_experts) = (self.parts.len(), self.parts[0].len());
-        let (rank, scale) = self.size();
+        let ((rank, scale), [n, _]) = (self.size(), self.shape);
         let mut all = Tensor::try_zeros(DType::F32, &shape)?;
         let to = all.f32_mut();
         let mut first = 0;
@@ -146,8 +149,11 @@ impl Parameter<'_> {
                 let factor = lora.scale / scale;
                 for (i, value) in values.iter().enumerate() {
                     let (row, of) = (i / lora.rank, first + i % lora.rank);
-                    to[(row * num_parts + part) * cols + of * num_experts + expert] =
-                        factor * value;
+                    let row = match self.layout {
+                        ExpertLayout::Rows => part * n + row,
+                        ExpertLayout::Columns => row * num_parts + part,
+                    };
+                    to[row * cols + of * num_experts + expert] = factor * value;
                 }
             }
             first += of_part;

@@ -41,7 +41,7 @@ fn logits_with_an_adapter_of_parameters() {
         (CASE, usual, 0..3),
         // Written under the names that Mixtral has on disk, read under those it has in memory.
         ("mixtral", &["w1", "w2", "w3"], 0..2),
-        ("qwen3_5_moe", usual, 1..2),
+        ("qwen3_5_moe", &[], 1..2),
         ("gpt_oss", &[], 0..2),
     ] {
         let (golden, dir) = (Golden::load(case), adapter_of(case, "adapter_fused"));
@@ -52,13 +52,13 @@ fn logits_with_an_adapter_of_parameters() {
         let error = max_error(&found, &expected) / range(&expected);
         assert!(error <= 1e-4, "{case}: {error:e}");
         // Written, it is one of modules, for which PEFT needs no names of its own, or of
-        // parameters, where files of the family have no such modules.
+        // parameters, where PEFT knows no such modules of the family.
         let (device, again) = (Device::cpu(1), tempfile::tempdir().unwrap());
         let id = AdapterId::default();
         adapter::save(again.path(), &model, &device, id, &config, "base").unwrap();
         let written = std::fs::read(again.path().join("adapter_config.json")).unwrap();
         let written: Value = serde_json::from_slice(&written).unwrap();
-        let queries = layers.clone().map(|i| format!("model.layers.{i}.self_attn.q_proj"));
+        let queries = layers.map(|i| format!("model.layers.{i}.self_attn.q_proj"));
         let modules = parts.iter().copied().map(str::to_owned);
         let names: BTreeSet<String> = modules.chain(queries).collect();
         assert_eq!(written["target_modules"], json!(names));
@@ -66,7 +66,7 @@ fn logits_with_an_adapter_of_parameters() {
             let name = move |of| format!("model.layers.{i}.mlp.experts.{of}");
             ["gate_up_proj", "down_proj"].map(name)
         };
-        let parameters: Vec<String> = layers.flat_map(of_layer).collect();
+        let parameters: Vec<String> = (0..2).flat_map(of_layer).collect();
         let expected = parts.is_empty().then_some(parameters);
         assert_eq!(written["target_parameters"], json!(expected));
         let (reloaded, _) = loaded(&golden, again.path()).unwrap();
