@@ -1,6 +1,7 @@
 //! Tests of the public API, one file per part.
 
 mod bad_adapters;
+mod bad_mixtures;
 mod bad_models;
 mod bf16;
 mod coverage;

@@ -1,0 +1,141 @@
+//! Unusable models with experts: the full text of each error message.
+
+use crate::bad_models::{BOTH, check};
+use crate::fixture::{rewrite, set_key};
+use serde_json::json;
+use std::path::Path;
+
+#[test]
+fn unusable_experts() {
+    let list = "must be a list of blocks below num_hidden_layers (3), found";
+    for (key, value, problem) in [
+        ("num_experts", json!(1025), "must be at most 1024, found 1025".to_owned()),
+        ("num_experts_per_tok", json!(7), "must be at most 6 with num_experts 6, found 7".into()),
+        (
+            "decoder_sparse_step",
+            json!(0),
+            "must be a whole number from 1 to 2147483647, found 0".into(),
+        ),
+        ("mlp_only_layers", json!([3]), format!("{list} [3]")),
+        ("mlp_only_layers", json!([-1]), format!("{list} [-1]")),
+        ("mlp_only_layers", json!(1), format!("{list} 1")),
+        ("norm_topk_prob", json!(1), "must be true or false, found 1".into()),
+        (
+            "shared_expert_intermediate_size",
+            json!(8),
+            "is 8, but Hone does not know this key, \
+            which may change what the model computes: remove it if transformers does not read it \
+            for this family"
+                .into(),
+        ),
+    ] {
+        let change = |dir: &Path| set_key(&dir.join("config.json"), key, value.clone());
+        check("qwen3_moe", change, &format!("DIR/config.json: `{key}` {problem}"));
+    }
+    check(
+        "qwen3_moe",
+        |dir| set_key(&dir.join("config.json"), "num_experts", json!(7)),
+        &format!(
+            "DIR/model.safetensors: tensor `model.layers.0.mlp.gate.weight` has shape [6, 24], but \
+             the configuration requires [7, 24]. {BOTH}"
+        ),
+    );
+    let third = "model.layers.0.mlp.experts.3.up_proj.weight";
+    check(
+        "qwen3_moe",
+        |dir| rewrite(&dir.join("model.safetensors"), |tensors| drop(tensors.remove(third))),
+        &format!(
+            "DIR/model.safetensors: tensor `{third}` is missing, but the configuration \
+             requires it. {BOTH}"
+        ),
+    );
+}
+
+#[test]
+fn settings_of_single_families() {
+    for (case, key, value, problem) in [
+        ("glm4_moe", "n_group", json!(3), "must divide n_routed_experts (8), found 3"),
+        (
+            "glm4_moe",
+            "topk_group",
+            json!(1),
+            "must be from 2, in which a token finds 3 experts, to n_group (4), found 1",
+        ),
+        (
+            "olmoe",
+            "clip_qkv",
+            json!(8.0),
+            "is 8.0; bounds of queries, keys and values are not supported: use a checkpoint \
+             without them",
+        ),
+        (
+            "mixtral",
+            "router_jitter_noise",
+            json!(0.1),
+            "is 0.1, which is not supported; only 0 is: set it to 0, which changes training alone",
+        ),
+        (
+            "gpt_oss",
+            "swiglu_limit",
+            json!(5.0),
+            "is 5.0, which is not supported; only 7 is: use a checkpoint that was trained with it",
+        ),
+        (
+            "gpt_oss",
+            "layer_types",
+            json!(["sliding_attention", "chunked_attention"]),
+            "must be a list of 2, each \"full_attention\" or \"sliding_attention\"",
+        ),
+    ] {
+        let change = |dir: &Path| set_key(&dir.join("config.json"), key, value);
+        check(case, change, &format!("DIR/config.json: `{key}` {problem}"));
+    }
+}
+
+#[test]
+fn experts_in_one_tensor_that_are_too_few() {
+    let fused = "model.layers.1.mlp.experts.gate_up_proj";
+    let one_less = |dir: &Path| {
+        rewrite(&dir.join("model.safetensors"), |tensors| {
+            let (_, shape, bytes) = tensors.get_mut(fused).unwrap();
+            bytes.truncate(bytes.len() / 5 * 4);
+            shape[0] = 4;
+        });
+    };
+    check(
+        "qwen3_5_moe",
+        one_less,
+        &format!(
+            "DIR/model.safetensors: tensor `{fused}` has shape [4, 14, 24], but the configuration \
+             requires [5, 14, 24]. {BOTH}"
+        ),
+    );
+}
+
+/// Of a family whose files always have them so.
+#[test]
+fn experts_in_one_tensor_by_columns() {
+    let fused = "model.layers.1.mlp.experts.gate_up_proj";
+    let bias = format!("{fused}_bias");
+    check(
+        "gpt_oss",
+        |dir| rewrite(&dir.join("model.safetensors"), |tensors| drop(tensors.remove(&bias))),
+        &format!(
+            "DIR/model.safetensors: tensor `{bias}` is missing, but the configuration \
+             requires it. {BOTH}"
+        ),
+    );
+    let by_rows = |dir: &Path| {
+        rewrite(&dir.join("model.safetensors"), |tensors| {
+            tensors.get_mut(fused).unwrap().1 = vec![5, 22, 24];
+        });
+    };
+    check(
+        "gpt_oss",
+        by_rows,
+        &format!(
+            "DIR/model.safetensors: tensor `{fused}` has shape [5, 22, 24], but the configuration \
+             requires [5, 24, 22]. {BOTH}"
+        ),
+    );
+}
