@@ -157,7 +157,7 @@ fn table() -> String {
             let model = load(&golden.dir, &device, None, Trained::Nothing);
             model.decoder.config.looks_ahead().is_none()
         };
-        let generates = own.iter().all(|golden| is_decoder(golden));
+        let generates = own.iter().all(is_decoder);
         let has_full = own.iter().any(|golden| golden.has("full_loss_curve"));
         let case_of = |golden: &&Golden| golden.dir.file_name().unwrap().to_owned();
         let has_gguf = own.iter().any(|golden| {
