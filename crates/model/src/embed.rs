@@ -131,6 +131,17 @@ impl EmbedSettings {
     }
 }
 
+/// Folders of what comes after the model itself, as sentence-transformers have it: pooling and the
+/// like.
+///
+/// # Errors
+/// If `modules.json` is there and cannot be read.
+pub(crate) fn module_folders(dir: &Path) -> Result<Vec<String>, ConfigError> {
+    let path = dir.join(MODULES);
+    let modules = if path.is_file() { read_modules(&path)? } else { Vec::new() };
+    Ok(modules.into_iter().map(|(_, place)| place).filter(|place| !place.is_empty()).collect())
+}
+
 fn key_error(path: &Path, key: &str, problem: String) -> ConfigError {
     ConfigError::Key { path: path.to_owned(), key: key.to_owned(), problem }
 }

@@ -2,6 +2,7 @@
 
 use crate::config::{DecoderConfig, ExpertLayout};
 use crate::decoder::Part;
+use crate::embed::module_folders;
 use crate::fidelity::{Comparison, Fidelity, MAX_LOST, are_finite};
 use crate::gguf::{is_gguf, texts_of_gguf};
 use crate::load::{Layout, LoadError, Model, layout};
@@ -14,10 +15,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Files copied along with the weights if they exist.
-const COMPANIONS: [&str; 16] = [
+const COMPANIONS: [&str; 21] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
     "vocab.json",
     "merges.txt",
     "tokenizer_config.json",
@@ -25,6 +28,9 @@ const COMPANIONS: [&str; 16] = [
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
     "LICENSE",
     "LICENSE.md",
     "LICENSE.txt",
@@ -217,7 +223,9 @@ fn copy_files(dir: &Path, out: &Path) -> Result<(), ExportError> {
             copy(&from, &out.join(name))?;
         }
     }
-    copy_templates(&dir.join(MORE_TEMPLATES), &out.join(MORE_TEMPLATES))
+    let modules = module_folders(dir)?;
+    let folders = modules.iter().map(String::as_str).chain([MORE_TEMPLATES]);
+    folders.into_iter().try_for_each(|name| copy_folder(&dir.join(name), &out.join(name)))
 }
 
 /// Writes what a GGUF file says besides its weights.
@@ -345,7 +353,8 @@ pub fn check_written(
     })
 }
 
-fn copy_templates(from: &Path, to: &Path) -> Result<(), ExportError> {
+/// Copies the files of a folder, if there is one.
+fn copy_folder(from: &Path, to: &Path) -> Result<(), ExportError> {
     if !from.is_dir() {
         return Ok(());
     }

@@ -117,17 +117,7 @@ impl Setup {
         let unit_tokens = max_seq_len * rows_per_unit(&run);
         let units_per_step = units_per_step(&run, unit_tokens, note);
         let spec = record_spec(&run, max_seq_len, &config);
-        let train = hone_data::load(&run.data.train.0, &spec, &tokenizer, threads)?;
-        let eval = evaluation_data(&run, &spec, &tokenizer, threads)?;
-        check_tokens(&train, &config)?;
-        let told = &train.report().warnings;
-        told.iter().for_each(|warning| note(format!("data.train: {warning}")));
-        if let Some((eval, _)) = &eval {
-            check_tokens(eval, &config)?;
-            let more = eval.report().warnings.iter().filter(|warning| !told.contains(warning));
-            more.for_each(|warning| note(format!("data.eval: {warning}")));
-        }
-        unread_settings(&run, &train, eval.as_ref()).into_iter().for_each(&mut *note);
+        let (train, eval) = data(&run, (&spec, &config), &tokenizer, threads, note)?;
         let mut order = Order::new(&train, unit_tokens, units_per_step, run.train.seed)?;
         let num_steps = match (run.train.max_steps, run.train.num_epochs) {
             (Some(steps), _) => steps,
@@ -176,6 +166,31 @@ impl Setup {
     pub fn order(&self) -> Result<Order, TrainError> {
         Ok(Order::new(&self.train, self.unit_tokens(), self.units_per_step, self.run.train.seed)?)
     }
+}
+
+/// Rows to evaluate on, and their units.
+type EvalRows = (Dataset, Vec<Unit>);
+
+/// Rows to learn from, and to evaluate on.
+fn data(
+    run: &RunFile,
+    (spec, config): (&RecordSpec, &DecoderConfig),
+    tokenizer: &Tokenizer,
+    threads: usize,
+    note: &mut dyn FnMut(String),
+) -> Result<(Dataset, Option<EvalRows>), TrainError> {
+    let train = hone_data::load(&run.data.train.0, spec, tokenizer, threads)?;
+    let eval = evaluation_data(run, spec, tokenizer, threads)?;
+    check_tokens(&train, config)?;
+    let told = &train.report().warnings;
+    told.iter().for_each(|warning| note(format!("data.train: {warning}")));
+    if let Some((eval, _)) = &eval {
+        check_tokens(eval, config)?;
+        let more = eval.report().warnings.iter().filter(|warning| !told.contains(warning));
+        more.for_each(|warning| note(format!("data.eval: {warning}")));
+    }
+    unread_settings(run, &train, eval.as_ref()).into_iter().for_each(note);
+    Ok((train, eval))
 }
 
 /// Rows to evaluate on, if any are named, and their units.

@@ -116,10 +116,13 @@ fn write_and_compare(opened: &Opened, dtype: DType, out: &Path) -> Result<Fideli
     export_hf(model, device, ExportOptions { base: &opened.dir, dtype, end_of_turn }, out)?;
     let written = &hone_model::load(out, device, LoadOptions::INFERENCE)?;
     let base = is_adapted.then(|| model.without_adapters());
-    let is_known = |id: &u32| (*id as usize) < model.decoder.config.vocab_size;
+    let config = &model.decoder.config;
+    let is_known = |id: &u32| (*id as usize) < config.vocab_size;
+    // Learned positions end.
+    let max_tokens = config.longest().map_or(MAX_TOKENS, |longest| longest.min(MAX_TOKENS));
     let row = |text: &str| -> Result<Vec<u32>, Failure> {
         let tokens = opened.tokenizer.encode(text, true)?;
-        Ok(tokens.into_iter().filter(is_known).take(MAX_TOKENS).collect())
+        Ok(tokens.into_iter().filter(is_known).take(max_tokens).collect())
     };
     let rows = TEXTS.into_iter().map(row).collect::<Result<Vec<_>, _>>()?;
     let models = Comparison { device, base: base.as_ref(), intended: model, written };

@@ -198,11 +198,19 @@ fn tokenizer_files_go_along() {
         "NOTICE",
         "USE_POLICY.md",
         "additional_chat_templates/tool_use.jinja",
+        "modules.json",
+        "sentence_bert_config.json",
+        "1_Pooling/config.json",
     ];
-    fs::create_dir(base.path().join("additional_chat_templates")).unwrap();
+    for name in ["additional_chat_templates", "1_Pooling", "2_Other"] {
+        fs::create_dir(base.path().join(name)).unwrap();
+    }
     for name in companions {
         fs::write(base.path().join(name), "{}").unwrap();
     }
+    let modules =
+        r#"[{"type": "a.Transformer", "path": ""}, {"type": "Pooling", "path": "1_Pooling"}]"#;
+    fs::write(base.path().join("modules.json"), modules).unwrap();
     fs::write(base.path().join("training_args.bin"), "not for others").unwrap();
     let (model, out) = (Golden::load("tied_gqa").base(&device), tempfile::tempdir().unwrap());
     export(&model, &device, base.path(), DType::F32, out.path()).unwrap();

@@ -381,7 +381,7 @@ fn parts_come_out_and_go_back() {
         let values = rounded(&normals(4, 2 * 3 * 80), dtype);
         let whole = tensor_of(&values, dtype, &[2, 3, 80]);
         let scratch = Scratch::new("model.safetensors");
-        write(&scratch.path, [("x".to_owned(), (&whole).into())].into_iter()).unwrap();
+        write(&scratch.path, [("x".to_owned(), (&whole).into())]).unwrap();
         let stored = scratch.open().unwrap().tensor("x").unwrap().unwrap();
         let mut parts = Vec::new();
         for (expert, parity) in [(0, 0), (0, 1), (1, 0), (1, 1)] {

@@ -60,6 +60,9 @@ fn adapters_and_whole_encoders_learn() {
         if settings == FULL {
             continue;
         }
+        let merge = ["export", "encoder", "--adapter", "run/adapter", "--out", "merged"];
+        succeeds(&mut scene.hone(&merge));
+        succeeds(&mut scene.hone(&["export", "merged", "--out", "again"]));
         // Other micro-batches mask the same tokens.
         let other = ["budget.micro_batch_tokens=80", "output.dir=other"];
         succeeds(&mut scene.hone(&[&["train", "masked.toml"], &other[..]].concat()));
