@@ -134,7 +134,7 @@ def adapter(case, draw):
     chosen = set(draw.sample(targets, draw.randint(1, len(targets))))
     if any(key in case.config for key in ("num_experts", "num_local_experts", "n_routed_experts")):
         # `per_expert` takes apart adapters of all parts of experts, and those that PEFT fused have
-        # another scale under rank stabilisation than their parts had.
+        # another scale under rank stabilisation than their parts had; see `fused_adapter`.
         settings["use_rslora"] = False
         for parts in ({"gate_proj", "up_proj", "down_proj"}, {"w1", "w2", "w3"}):
             chosen |= parts if chosen & parts else set()
@@ -148,25 +148,41 @@ def adapter(case, draw):
     return case.lora | settings | {"target_modules": chosen}
 
 
+def fused_adapter(draw):
+    """An adapter of parameters of experts, one or both."""
+    parameters = golden_mixtures.FUSED["target_parameters"]
+    return golden_mixtures.FUSED | {
+        "r": draw.randint(1, 4),
+        "lora_alpha": draw.randint(1, 12),
+        "use_rslora": draw.random() < 0.5,
+        "target_parameters": draw.sample(parameters, draw.randint(1, len(parameters))),
+    }
+
+
 # -- goldens ---------------------------------------------------------------------------------------
 
 
 def write_variant(case, number, seed, folder):
     for attempt in range(ATTEMPTS):
         try:
-            return write_golden(variant(case, number, f"{seed} {attempt}"), folder)
+            drawn = f"{seed} {attempt}"
+            fused = fused_adapter(random.Random(f"{case.seed} {number} {drawn} fused"))
+            return write_golden(variant(case, number, drawn), fused, folder)
         except AssertionError as error:
             if "a choice is close" not in str(error):
                 raise
     sys.exit(f"{folder}: choices are close in all of {ATTEMPTS} draws")
 
 
-def write_golden(case, folder):
+def write_golden(case, fused, folder):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     goldens.describe_model(case, folder)
-    goldens.describe_adapter(case, folder / "adapter", case.lora)
-    checkpoint = checkpoint_of(folder)
+    has_experts = golden_mixtures.has_experts(goldens.empty_model(case))
+    adapters = {"adapter": case.lora} | ({goldens.FUSED: fused} if has_experts else {})
+    for name, lora in adapters.items():
+        goldens.describe_adapter(case, folder / name, lora)
+    checkpoint = checkpoint_of(folder, adapters)
     ids, masks = goldens.sequences(case)
     base = goldens.load_base(checkpoint)
     for model in (base, goldens.with_adapter(copy.deepcopy(base), checkpoint)):
@@ -179,18 +195,22 @@ def write_golden(case, folder):
         more_tensors, more_facts = results(checkpoint, ids, masks)
         tensors |= more_tensors
         facts |= more_facts
+    if has_experts:
+        fused = goldens.with_adapter(goldens.load_base(checkpoint), checkpoint, goldens.FUSED)
+        tensors |= goldens.numbered("logits_fused", goldens.logits_of(fused, ids))
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
     save_file(tensors, folder / "golden.safetensors")
     goldens.write_json(folder / "golden.json", facts)
     shutil.rmtree(checkpoint)
 
 
-def checkpoint_of(folder):
+def checkpoint_of(folder, adapters):
     """The weights that the folder describes, in a folder in it."""
     checkpoint = folder / "checkpoint"
     shutil.rmtree(checkpoint, ignore_errors=True)
     random_weights.write(folder, checkpoint)
-    random_weights.write(folder / "adapter", checkpoint / "adapter")
+    for name in adapters:
+        random_weights.write(folder / name, checkpoint / name)
     return checkpoint
 
 
@@ -217,14 +237,15 @@ def check(arguments):
         count = json.loads((folder / "golden.json").read_text())["num_sequences"]
         ids = [tensors[f"ids_{i}"] for i in range(count)]
         written = folder / "written"
-        adapted = PeftModel.from_pretrained(
-            goldens.load_base(written / "full"), written / "adapter"
-        ).eval()
-        for what, model, golden in [
-            ("full", goldens.load_base(written / "full"), "logits"),
-            ("merged", goldens.load_base(written / "merged"), "logits_lora"),
-            ("adapter", adapted, "logits_lora"),
-        ]:
+        read = {
+            "full": (goldens.load_base(written / "full"), "logits"),
+            "merged": (goldens.load_base(written / "merged"), "logits_lora"),
+        }
+        for name, golden in {"adapter": "logits_lora", goldens.FUSED: "logits_fused"}.items():
+            if (written / name).is_dir():
+                base = goldens.load_base(written / "full")
+                read[name] = PeftModel.from_pretrained(base, written / name).eval(), golden
+        for what, (model, golden) in read.items():
             expected = torch.cat([tensors[f"{golden}_{i}"] for i in range(count)])
             found = torch.cat(goldens.logits_of(model, ids))
             error = ((found - expected).abs().max() / (expected.max() - expected.min())).item()

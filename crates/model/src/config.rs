@@ -29,6 +29,9 @@ pub struct DecoderConfig {
     pub eos_token_ids: Vec<u32>,
     /// Whether the files hold other parts besides, such as a vision tower, which stay as they are.
     pub is_part: bool,
+    /// The module of `model` in which transformers has the text part, where it loads the others
+    /// with it even for text alone.
+    pub text_module: Option<&'static str>,
     /// Whether the files hold blocks that predict tokens after the next, which are left out.
     pub has_mtp: bool,
     /// What makes the model an encoder; `None`: a decoder.
@@ -190,18 +193,6 @@ pub struct ExpertNames {
     pub shared_gate: &'static str,
     /// How files have the weights.
     pub layout: ExpertLayout,
-    /// Whether PEFT's adapters have modules of experts and router, or parameters of all experts.
-    pub in_adapters: ExpertsInAdapters,
-}
-
-/// What PEFT takes experts and router for in an adapter's files. In memory they are always
-/// parameters; for some families it takes apart what files have as modules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExpertsInAdapters {
-    /// A module for each of an expert's matrices.
-    Modules,
-    /// A parameter for those of all experts.
-    Parameters,
 }
 
 /// How files have the weights of experts.
@@ -222,7 +213,6 @@ impl ExpertNames {
         shared: "mlp.shared_expert",
         shared_gate: "mlp.shared_expert_gate",
         layout: ExpertLayout::Rows,
-        in_adapters: ExpertsInAdapters::Modules,
     };
 }
 

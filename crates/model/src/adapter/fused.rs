@@ -8,10 +8,10 @@
 
 use super::AdapterError;
 use super::lora::Matrix;
+use super::names::AdapterFile;
 use crate::config::{ExpertLayout, LayerConfig};
 use crate::load::Model;
 use crate::weights::{ExpertPart, Linear};
-use hone_tensor::safetensors::SafeTensorsFile;
 use hone_tensor::{DeviceError, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -53,7 +53,7 @@ impl Unfused {
     /// # Errors
     /// If shapes are not those of this model's experts, or there is no memory.
     pub(super) fn take(
-        file: &SafeTensorsFile,
+        file: &AdapterFile,
         model: &Model,
         stray: &mut BTreeSet<String>,
     ) -> Result<Self, AdapterError> {
@@ -61,11 +61,8 @@ impl Unfused {
         let config = &model.decoder.config;
         for (layer, LayerConfig { mlp, .. }) in config.layers.iter().enumerate() {
             let Some(mixture) = &mlp.experts else { continue };
-            // PEFT names them as transformers does in memory, where all families are alike.
-            let names = BTreeSet::from([mixture.names.experts, "mlp.experts"]);
-            let nested = names.iter().flat_map(|name| ["", ".base_layer"].map(|end| (name, end)));
-            for (name, end) in nested {
-                let outer = format!("model.layers.{layer}.{name}{end}");
+            for end in ["", ".base_layer"] {
+                let outer = format!("model.layers.{layer}.{}{end}", mixture.names.experts);
                 let keys = [Matrix::A, Matrix::B].map(|which| which.key(&outer));
                 if keys.iter().all(|key| stray.contains(key)) {
                     stray.retain(|name| !keys.contains(name));
@@ -90,7 +87,7 @@ impl Unfused {
     /// Splits one pair between the experts of a block, whose sizes are `[i, h]`.
     fn add(
         &mut self,
-        file: &SafeTensorsFile,
+        file: &AdapterFile,
         model: &Model,
         (layer, [i, h]): (usize, [usize; 2]),
         [a, b]: &[String; 2],

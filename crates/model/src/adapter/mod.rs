@@ -3,6 +3,7 @@
 mod coverage;
 mod fused;
 mod lora;
+mod names;
 mod parameters;
 mod patterns;
 mod peft;

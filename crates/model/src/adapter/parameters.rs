@@ -1,13 +1,15 @@
-//! Adapters of parameters, as PEFT writes them for what is no linear layer in its memory: the
-//! experts of a block together, and their router. For families for which it does not take such
-//! modules in files for parameters, it would pass over them. The counterpart of [`super::fused`].
+//! Adapters of parameters, as PEFT writes them for what is no linear layer in transformers' memory:
+//! the experts of a block together, and their router. The counterpart of [`super::fused`]. PEFT
+//! also reads adapters of each expert's layers, but not for all families, nor of some layers alone,
+//! nor with a rank-stabilised scale.
 //!
 //! Gate and up projection are one parameter, so its adapter has the ranks of both, one after the
 //! other, and a `B` of two blocks.
 
 use super::lora::Matrix;
+use super::names::in_memory;
 use super::patterns::RankAndScale;
-use crate::config::{DecoderConfig, ExpertLayout, ExpertsInAdapters};
+use crate::config::{DecoderConfig, ExpertLayout, ExpertsConfig, LayerConfig};
 use crate::load::Model;
 use crate::weights::{ExpertPart, Linear};
 use hone_tensor::safetensors::Lazy;
@@ -24,6 +26,7 @@ pub(super) struct Parameter<'m> {
     parts: Vec<Vec<Option<&'m Lora>>>,
     /// `[out_features, in_features]` of a part.
     shape: [usize; 2],
+    /// How rows of parts follow each other.
     layout: ExpertLayout,
 }
 
@@ -33,18 +36,12 @@ pub(super) type Split<'m> = (Vec<(String, &'m Lora)>, Vec<Parameter<'m>>);
 /// Tells adapters of modules from those of parameters.
 pub(super) fn split<'m>(model: &'m Model, adapted: Vec<(String, &'m Lora)>) -> Split<'m> {
     let config = &model.decoder.config;
-    let has_parameters = |layer: &usize| {
-        let mixture = config.layers[*layer].mlp.experts.as_ref();
-        mixture.is_some_and(|of| of.names.in_adapters == ExpertsInAdapters::Parameters)
-    };
-    let layers: Vec<usize> = (0..config.layers.len()).filter(has_parameters).collect();
-    if layers.is_empty() {
-        return (adapted, Vec::new());
-    }
     let mut loras: BTreeMap<String, &Lora> = adapted.iter().map(|(n, l)| (n.clone(), *l)).collect();
     let mut parameters = Vec::new();
-    for layer in layers {
-        parameters.extend(of_layer(config, layer, &mut loras));
+    for (layer, LayerConfig { mlp, .. }) in config.layers.iter().enumerate() {
+        if let Some(mixture) = &mlp.experts {
+            parameters.extend(of_layer(config, layer, mixture, &mut loras));
+        }
     }
     let is_left = |(name, _): &(String, &Lora)| loras.contains_key(name);
     (adapted.into_iter().filter(is_left).collect(), parameters)
@@ -54,14 +51,13 @@ pub(super) fn split<'m>(model: &'m Model, adapted: Vec<(String, &'m Lora)>) -> S
 fn of_layer<'m>(
     config: &DecoderConfig,
     layer: usize,
+    mixture: &ExpertsConfig,
     loras: &mut BTreeMap<String, &'m Lora>,
 ) -> Vec<Parameter<'m>> {
-    let (mlp, h) = (&config.layers[layer].mlp, config.hidden_size);
-    let mixture = mlp.experts.as_ref().expect("a block with experts");
-    let (i, num_experts) = (mlp.intermediate_size, mixture.router.num_experts);
-    let layout = mixture.names.layout;
+    let (i, h) = (config.layers[layer].mlp.intermediate_size, config.hidden_size);
+    let (num_experts, layout) = (mixture.router.num_experts, mixture.names.layout);
     let router = format!("model.layers.{layer}.{}", mixture.names.router);
-    let experts = format!("model.layers.{layer}.{}", mixture.names.experts);
+    let experts = in_memory(config, &format!("model.layers.{layer}.{}", mixture.names.experts));
     let mut of_part: BTreeMap<ExpertPart, Vec<Option<&Lora>>> = BTreeMap::new();
     for (name, linear) in config.experts_of(layer) {
         let Linear::Expert(_, part) = linear else { continue };
@@ -77,9 +73,10 @@ fn of_layer<'m>(
     let inner = if down.is_some() { ".base_layer" } else { "" };
     let mut parameters = Vec::new();
     if let Some(lora) = loras.remove(&router) {
+        let module = in_memory(config, &router);
         parameters.push(Parameter {
-            name: format!("{router}.weight"),
-            module: router,
+            name: format!("{module}.weight"),
+            module,
             parts: vec![vec![Some(lora)]],
             shape: [num_experts, h],
             layout,
@@ -129,11 +126,11 @@ impl Parameter<'_> {
         }
     }
 
-    /// `A` has experts slowest, `B` fastest, and rows of parts one after the other or by turns.
+    /// `A` has experts slowest, `B` fastest.
     fn matrix(&self, params: &Params, which: Matrix) -> Result<Tensor, DeviceError> {
         let shape @ [_, cols] = self.matrix_shape(which);
         let (num_parts, num_experts) = (self.parts.len(), self.parts[0].len());
-        let ((rank, scale), [n, _]) = (self.size(), self.shape);
+        let (rank, scale) = self.size();
         let mut all = Tensor::try_zeros(DType::F32, &shape)?;
         let to = all.f32_mut();
         let mut first = 0;
@@ -150,7 +147,7 @@ impl Parameter<'_> {
                 for (i, value) in values.iter().enumerate() {
                     let (row, of) = (i / lora.rank, first + i % lora.rank);
                     let row = match self.layout {
-                        ExpertLayout::Rows => part * n + row,
+                        ExpertLayout::Rows => part * self.shape[0] + row,
                         ExpertLayout::Columns => row * num_parts + part,
                     };
                     to[row * cols + of * num_experts + expert] = factor * value;

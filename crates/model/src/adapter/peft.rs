@@ -2,14 +2,14 @@
 
 use super::fused::Unfused;
 use super::lora::{Matrix, add};
+use super::names::{AdapterFile, in_memory};
 use super::parameters::split;
 use super::patterns::{Patterns, to_json};
 use super::{AdapterError, LoraConfig, TargetModules};
 use crate::config::DecoderConfig;
 use crate::load::{LoadError, Model, find_pickled, is_lfs_pointer};
 use crate::raw_config::{ConfigError, RawConfig};
-use crate::weights::Linear;
-use hone_tensor::safetensors::{SafeTensorsFile, load_as, write};
+use hone_tensor::safetensors::{load_as, write};
 use hone_tensor::{AdapterId, Category, DType, Device, Lora, Tensor};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -34,24 +34,29 @@ pub fn save(
     let parts: Vec<(String, &Lora)> =
         projections.filter_map(|(name, p)| Some((name, p.adapter(id)?))).collect();
     let (parts, parameters) = split(model, parts);
-    let modules: Vec<&str> = parts.iter().map(|(name, _)| name.as_str()).collect();
-    let targets = target_modules(&model.decoder.config, &config.target_modules, &modules);
-    let sizes = parts.iter().map(|(name, lora)| (name.clone(), (lora.rank, lora.scale)));
+    let decoder = &model.decoder.config;
+    let name = |module: &str| in_memory(decoder, module);
+    let targets = target_modules(decoder, &config.target_modules, &parts);
+    let sizes = parts.iter().map(|(module, lora)| (name(module), (lora.rank, lora.scale)));
     let of_parameters = parameters.iter().map(|p| (p.name.clone(), p.size()));
     let patterns = to_json(config, sizes.chain(of_parameters));
     let mut json = config_json(config, &targets, patterns, base_model);
-    if model.decoder.config.encoder.is_some() {
-        // PEFT then asks the model for nothing that only decoders have.
+    if decoder.encoder.is_some() {
+        // PEFT would wrap the model in one that generates.
         json["task_type"] = Value::Null;
     }
     if !parameters.is_empty() {
+        // PEFT refuses to read such an adapter otherwise, and it matters to training alone.
+        json["lora_dropout"] = 0.0.into();
         json["target_parameters"] = parameters.iter().map(|p| p.name.as_str()).collect();
     }
     let text = serde_json::to_string_pretty(&json).expect("a JSON value can be written");
     let path = dir.join(CONFIG);
     std::fs::write(&path, text).map_err(|source| AdapterError::Io { path, source })?;
     let tensors = parts.iter().flat_map(|(module, lora)| {
-        let tensor = |matrix: Matrix, param| (matrix.key(module), model.params.value(param).into());
+        let module = name(module);
+        let tensor =
+            |matrix: Matrix, param| (matrix.key(&module), model.params.value(param).into());
         [tensor(Matrix::A, lora.a), tensor(Matrix::B, lora.b)]
     });
     let fused = parameters.iter().flat_map(|parameter| parameter.tensors(&model.params));
@@ -60,30 +65,24 @@ pub fn save(
     Ok(device.settle()?)
 }
 
-/// Names of the adapted `modules` for PEFT: short ones where these match the same layers, of which
-/// experts have thousands.
+/// Names of the adapted modules for PEFT: short ones where these match the same layers.
 fn target_modules(
     config: &DecoderConfig,
     targets: &TargetModules,
-    modules: &[&str],
+    adapted: &[(String, &Lora)],
 ) -> BTreeSet<String> {
-    let adapted: HashSet<&str> = modules.iter().copied().collect();
     let all_linear = *targets == TargetModules::AllLinear;
-    let short = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
-    let mut partial = HashSet::new();
-    let all: Vec<(String, Linear)> = config.modules().collect();
-    let is_expert = |linear: &Linear| matches!(linear, Linear::Expert(..));
-    for (name, _) in all.iter().filter(|(_, linear)| is_expert(linear)) {
-        if !adapted.contains(name.as_str()) {
-            partial.insert(short(name));
-        }
-    }
-    let of_adapted = all.iter().filter(|(name, _)| adapted.contains(name.as_str()));
-    let name = |(name, linear): &(String, Linear)| {
-        let is_short = all_linear || is_expert(linear) && !partial.contains(&short(name));
-        if is_short { short(name) } else { name.clone() }
+    let has_experts = config.layers.iter().any(|layer| layer.mlp.experts.is_some());
+    // Other parts, such as a vision tower, have layers of the same short names, and by those of an
+    // MLP PEFT takes experts to be meant.
+    let is_short = |module: &str| {
+        all_linear && config.text_module.is_none() && !(has_experts && module.contains(".mlp."))
     };
-    of_adapted.map(name).collect()
+    let name = |(module, _): &(String, &Lora)| match module.rsplit_once('.') {
+        Some((_, short)) if is_short(module) => short.to_owned(),
+        _ => in_memory(config, module),
+    };
+    adapted.iter().map(name).collect()
 }
 
 /// The configuration as PEFT writes it.
@@ -157,8 +156,8 @@ pub fn load(
     if is_lfs_pointer(&path) {
         return Err(LoadError::LfsPointer { path }.into());
     }
-    let file = SafeTensorsFile::open(&path)?;
-    let mut stray: BTreeSet<String> = file.names().into_iter().collect();
+    let file = AdapterFile::open(&path, &model.decoder.config)?;
+    let mut stray = file.names();
     let unfused = Unfused::take(&file, model, &mut stray)?;
     let targets = adapted_modules(&file, model, &unfused, stray)?;
     let missing = missing_targets(&raw, model, &targets);
@@ -195,7 +194,7 @@ pub fn load(
 
 /// The modules of the model that have tensors in the file, which must contain no other tensors.
 fn adapted_modules(
-    file: &SafeTensorsFile,
+    file: &AdapterFile,
     model: &Model,
     unfused: &Unfused,
     mut stray: BTreeSet<String>,
@@ -262,7 +261,7 @@ fn missing_targets(raw: &RawConfig, model: &Model, found: &[String]) -> Vec<Stri
 
 /// One matrix of an adapter, which must have `shape`.
 fn matrix(
-    file: &SafeTensorsFile,
+    file: &AdapterFile,
     key: &str,
     which: Matrix,
     shape: &[usize],
@@ -289,7 +288,7 @@ fn matrix(
     Err(mismatch(file, problem))
 }
 
-fn mismatch(file: &SafeTensorsFile, problem: String) -> AdapterError {
+fn mismatch(file: &AdapterFile, problem: String) -> AdapterError {
     AdapterError::Mismatch { path: file.path().to_owned(), problem }
 }
 

@@ -4,17 +4,13 @@
 
 use super::mixtures::{mixture_sizes, softmax_mixture};
 use super::{Defaults, blocks, each, set_windows, sliding_layers};
-use crate::config::{DecoderConfig, ExpertLayout, ExpertNames, ExpertsInAdapters};
+use crate::config::{DecoderConfig, ExpertLayout, ExpertNames};
 use crate::raw_config::{ConfigError, RawConfig};
 use crate::rope::{RopeConfig, RopeDefaults, RopeScaling};
 use hone_tensor::ops::Activation;
 
-const NAMES: ExpertNames = ExpertNames {
-    router: "mlp.router",
-    layout: ExpertLayout::Columns,
-    in_adapters: ExpertsInAdapters::Parameters,
-    ..ExpertNames::QWEN
-};
+const NAMES: ExpertNames =
+    ExpertNames { router: "mlp.router", layout: ExpertLayout::Columns, ..ExpertNames::QWEN };
 
 pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     let defaults = Defaults {

@@ -76,8 +76,13 @@ const FAMILIES: &[(&str, Read)] = &[
 ];
 
 /// Values of `model_type` of files that hold a text model, which `text_config` describes, and
-/// others.
-const WITH_OTHERS: &[&str] = &["gemma3", "mistral3", "qwen3_5", "qwen3_5_moe"];
+/// others; and [`DecoderConfig::text_module`].
+const WITH_OTHERS: &[(&str, Option<&str>)] = &[
+    ("gemma3", Some("language_model")),
+    ("mistral3", Some("language_model")),
+    ("qwen3_5", None),
+    ("qwen3_5_moe", None),
+];
 
 /// Supported values of `model_type` of files that hold one model.
 pub fn single() -> impl Iterator<Item = &'static str> {
@@ -86,7 +91,7 @@ pub fn single() -> impl Iterator<Item = &'static str> {
 
 /// Supported values of `model_type`.
 pub fn supported() -> impl Iterator<Item = &'static str> {
-    single().chain(WITH_OTHERS.iter().copied())
+    single().chain(WITH_OTHERS.iter().map(|(name, _)| *name))
 }
 
 /// Keys that do not affect what any family computes from tokens: keys that transformers writes into
@@ -178,8 +183,8 @@ pub fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     let Some(name) = raw.text("model_type")? else {
         return Err(raw.error("model_type", "is missing; expected a family such as \"llama\""));
     };
-    if WITH_OTHERS.contains(&name) {
-        return text_part(raw);
+    if let Some((_, text_module)) = WITH_OTHERS.iter().find(|(outer, _)| *outer == name) {
+        return Ok(DecoderConfig { text_module: *text_module, ..text_part(raw)? });
     }
     refuse_parts(raw)?;
     let Some((_, read)) = FAMILIES.iter().find(|(family, _)| *family == name) else {
@@ -325,6 +330,7 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
             Some(_) => raw.token_ids("eos_token_id")?,
         },
         is_part: false,
+        text_module: None,
         has_mtp: false,
         encoder: None,
     })

@@ -4,13 +4,8 @@
 
 use super::mixtures::{mixture_sizes, set_experts, softmax_mixture};
 use super::{Defaults, qwen3_5, size};
-use crate::config::{
-    DecoderConfig, ExpertNames, ExpertsConfig, ExpertsInAdapters, SharedExpertConfig,
-};
+use crate::config::{DecoderConfig, ExpertNames, SharedExpertConfig};
 use crate::raw_config::{ConfigError, RawConfig};
-
-const NAMES: ExpertNames =
-    ExpertNames { in_adapters: ExpertsInAdapters::Parameters, ..ExpertNames::QWEN };
 
 pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     // No block has a dense MLP.
@@ -18,19 +13,19 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     let mut config = qwen3_5::read(raw, &defaults)?;
     let sizes = mixture_sizes(raw, ("num_experts", 256), 8)?;
     let every = vec![true; config.layers.len()];
-    let experts = softmax_mixture(raw, sizes, true, &NAMES);
-    set_shared_experts(raw, &mut config, every, experts)?;
+    read_experts(raw, &mut config, every, (sizes, true))?;
     Ok(config)
 }
 
 /// Gives the blocks for which `is_sparse` says so experts, and beside them a gated one for every
 /// token.
-pub(super) fn set_shared_experts(
+pub(super) fn read_experts(
     raw: &RawConfig,
     config: &mut DecoderConfig,
     is_sparse: Vec<bool>,
-    mut experts: ExpertsConfig,
+    (sizes, normalise): ([usize; 2], bool),
 ) -> Result<(), ConfigError> {
+    let mut experts = softmax_mixture(raw, sizes, normalise, &ExpertNames::QWEN);
     let shared = size(raw, "shared_expert_intermediate_size", Some(512))?;
     experts.shared = Some(SharedExpertConfig { intermediate_size: shared, gated: true });
     let width = size(raw, "moe_intermediate_size", Some(512))?;

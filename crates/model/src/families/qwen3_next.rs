@@ -1,9 +1,9 @@
 //! Qwen3-Next: `Qwen3NextForCausalLM` of transformers. Qwen3.5 with experts in most blocks, whose
 //! gated delta nets have two matrices before them, key head by key head.
 
-use super::mixtures::{mixture_sizes, softmax_mixture, sparse_layers};
+use super::mixtures::{mixture_sizes, sparse_layers};
 use super::{Defaults, each, qwen3_5, qwen3_5_moe};
-use crate::config::{DecoderConfig, ExpertNames};
+use crate::config::DecoderConfig;
 use crate::raw_config::{ConfigError, RawConfig};
 
 pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
@@ -19,7 +19,6 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     let sizes = mixture_sizes(raw, ("num_experts", 512), 10)?;
     let normalise = raw.flag("norm_topk_prob", true)?;
     let is_sparse = sparse_layers(raw, config.layers.len())?;
-    let experts = softmax_mixture(raw, sizes, normalise, &ExpertNames::QWEN);
-    qwen3_5_moe::set_shared_experts(raw, &mut config, is_sparse, experts)?;
+    qwen3_5_moe::read_experts(raw, &mut config, is_sparse, (sizes, normalise))?;
     Ok(config)
 }

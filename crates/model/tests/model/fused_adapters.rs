@@ -36,13 +36,12 @@ fn params(model: &Model) -> Vec<(String, Vec<f32>)> {
 
 #[test]
 fn logits_with_an_adapter_of_parameters() {
-    let usual = &["down_proj", "gate_proj", "up_proj"][..];
-    for (case, parts, layers) in [
-        (CASE, usual, 0..3),
-        // Written under the names that Mixtral has on disk, read under those it has in memory.
-        ("mixtral", &["w1", "w2", "w3"], 0..2),
-        ("qwen3_5_moe", &[], 1..2),
-        ("gpt_oss", &[], 0..2),
+    // Which blocks have queries, and which of those experts.
+    for (case, queries, experts) in [
+        (CASE, &[0, 1, 2][..], &[0, 2][..]),
+        ("mixtral", &[0, 1], &[0, 1]),
+        ("qwen3_5_moe", &[1], &[0, 1]),
+        ("gpt_oss", &[0, 1], &[0, 1]),
     ] {
         let (golden, dir) = (Golden::load(case), adapter_of(case, "adapter_fused"));
         let (model, config) = loaded(&golden, dir.path()).unwrap();
@@ -51,24 +50,25 @@ fn logits_with_an_adapter_of_parameters() {
         let expected = golden.of_sequences("logits_fused").concat();
         let error = max_error(&found, &expected) / range(&expected);
         assert!(error <= 1e-4, "{case}: {error:e}");
-        // Written, it is one of modules, for which PEFT needs no names of its own, or of
-        // parameters, where PEFT knows no such modules of the family.
         let (device, again) = (Device::cpu(1), tempfile::tempdir().unwrap());
         let id = AdapterId::default();
         adapter::save(again.path(), &model, &device, id, &config, "base").unwrap();
         let written = std::fs::read(again.path().join("adapter_config.json")).unwrap();
         let written: Value = serde_json::from_slice(&written).unwrap();
-        let queries = layers.map(|i| format!("model.layers.{i}.self_attn.q_proj"));
-        let modules = parts.iter().copied().map(str::to_owned);
-        let names: BTreeSet<String> = modules.chain(queries).collect();
-        assert_eq!(written["target_modules"], json!(names));
-        let of_layer = |i| {
-            let name = move |of| format!("model.layers.{i}.mlp.experts.{of}");
-            ["gate_up_proj", "down_proj"].map(name)
+        let names = |layers: &[usize], module: &str| -> Vec<String> {
+            layers.iter().map(|i| format!("model.layers.{i}.{module}")).collect()
         };
-        let parameters: Vec<String> = (0..2).flat_map(of_layer).collect();
-        let expected = parts.is_empty().then_some(parameters);
-        assert_eq!(written["target_parameters"], json!(expected));
+        assert_eq!(written["target_modules"], json!(names(queries, "self_attn.q_proj")));
+        // PEFT's names are those in memory, as of Mixtral, whose experts are elsewhere on disk.
+        let parameters: BTreeSet<String> = ["gate_up_proj", "down_proj"]
+            .iter()
+            .flat_map(|name| names(experts, &format!("mlp.experts.{name}")))
+            .collect();
+        let found = written["target_parameters"].as_array().unwrap().iter();
+        assert_eq!(
+            found.map(|name| name.as_str().unwrap().to_owned()).collect::<BTreeSet<_>>(),
+            parameters
+        );
         let (reloaded, _) = loaded(&golden, again.path()).unwrap();
         assert_eq!(params(&reloaded), params(&model));
     }
@@ -160,4 +160,31 @@ impl Matrix {
         let bytes = self.values.iter().flat_map(|x| x.to_le_bytes()).collect();
         (Dtype::F32, vec![self.rows, self.cols], bytes)
     }
+}
+
+/// Of a text model that transformers loads among other parts, modules are within one more.
+#[test]
+fn adapters_of_a_text_part_have_the_names_of_the_whole() {
+    let (device, golden) = (Device::cpu(1), Golden::load("gemma3"));
+    let path = golden.dir.join("config.json");
+    let text: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let outer = json!({"model_type": "gemma3", "text_config": text, "vision_config": {}});
+    std::fs::write(&path, outer.to_string()).unwrap();
+    // Written by PEFT for the text model alone.
+    let (model, mut config) = loaded(&golden, &golden.dir.join("adapter")).unwrap();
+    config.target_modules = TargetModules::AllLinear;
+    let dir = tempfile::tempdir().unwrap();
+    adapter::save(dir.path(), &model, &device, AdapterId::default(), &config, "base").unwrap();
+    let written = std::fs::read(dir.path().join("adapter_config.json")).unwrap();
+    let written: Value = serde_json::from_slice(&written).unwrap();
+    // Short names would be those of a vision tower too.
+    let targets = written["target_modules"].as_array().unwrap();
+    let is_whole = |name: &str| name.starts_with("model.language_model.layers.");
+    assert!(targets.len() == 21 && targets.iter().all(|name| is_whole(name.as_str().unwrap())));
+    rewrite(&dir.path().join("adapter_model.safetensors"), |tensors| {
+        assert_eq!(tensors.len(), 42);
+        assert!(tensors.keys().all(|key| is_whole(key.strip_prefix("base_model.model.").unwrap())));
+    });
+    let (reloaded, _) = loaded(&golden, dir.path()).unwrap();
+    assert_eq!(params(&reloaded), params(&model));
 }

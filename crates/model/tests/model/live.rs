@@ -3,6 +3,7 @@
 
 use crate::fixture::{Golden, export, load};
 use crate::goldens::{check_gradients, check_logits};
+use crate::random_weights::write_checkpoint;
 use hone_model::{Trained, adapter};
 use hone_tensor::{AdapterId, DType, Device};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -35,12 +36,20 @@ fn check(folder: &Path) {
     check_logits(&golden, &whole, &device, "logits");
     check_gradients(&golden, &whole, &device, "full_loss", "full_grad.");
     export(&whole, &device, &golden.dir, DType::F32, &written("full")).unwrap();
-    let mut adapted = golden.base(&device);
-    let path = golden.dir.join("adapter");
-    let config = adapter::load(&path, &mut adapted, &device, &mut |_| ()).unwrap();
-    check_logits(&golden, &adapted, &device, "logits_lora");
-    check_gradients(&golden, &adapted, &device, "loss", "grad.");
-    export(&adapted, &device, &golden.dir, DType::F32, &written("merged")).unwrap();
-    let id = AdapterId::default();
-    adapter::save(&written("adapter"), &adapted, &device, id, &config, "base").unwrap();
+    for (name, logits) in [("adapter", "logits_lora"), ("adapter_fused", "logits_fused")] {
+        if !folder.join(name).is_dir() {
+            continue;
+        }
+        let dir = golden.dir.join(name);
+        write_checkpoint(&folder.join(name), &dir);
+        let mut adapted = golden.base(&device);
+        let config = adapter::load(&dir, &mut adapted, &device, &mut |_| ()).unwrap();
+        check_logits(&golden, &adapted, &device, logits);
+        let id = AdapterId::default();
+        adapter::save(&written(name), &adapted, &device, id, &config, "base").unwrap();
+        if name == "adapter" {
+            check_gradients(&golden, &adapted, &device, "loss", "grad.");
+            export(&adapted, &device, &golden.dir, DType::F32, &written("merged")).unwrap();
+        }
+    }
 }
