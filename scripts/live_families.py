@@ -48,16 +48,19 @@ def variant(case, number, seed):
         "rope_theta": [1000.0, 10000.0, 500000.0, 1000000.0],
         "rms_norm_eps": [1e-6, 1e-5],
     }.items():
-        if config.get(key) or key == "rms_norm_eps":
+        if config.get(key) or (key == "rms_norm_eps" and not goldens.is_encoder(case)):
             config[key] = draw.choice(choices)
     if case.family == "olmo3":
         # transformers gives a base that stands beside the table to full attention alone.
         config["rope_theta"] = 500000.0
-    if not case.family.startswith("gemma"):
+    if not case.family.startswith("gemma") and not goldens.is_encoder(case):
         config["tie_word_embeddings"] = draw.random() < 0.5
     longest = max(case.lengths)
     lengths = sorted(draw.randint(3, max(15, 2 * longest)) for _ in range(3))
-    lengths = [min(length, (BASE_CONFIG | config)["max_position_embeddings"]) for length in lengths]
+    room = (BASE_CONFIG | config)["max_position_embeddings"]
+    if case.family == "roberta":
+        room -= config["pad_token_id"] + 1
+    lengths = [min(length, room) for length in lengths]
     return replace(
         case,
         seed=draw.randrange(1, 10**6),
@@ -75,6 +78,8 @@ def sizes(case, draw):
     kv_heads, group = draw.randint(1, 3), draw.randint(1, 3)
     heads = kv_heads * group
     found = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    if goldens.is_encoder(case):
+        del found["num_key_value_heads"]
     if "head_dim" in config:
         found["hidden_size"] = config["hidden_size"] + 2 * draw.randint(-2, 6)
         if case.family in ("llama", "gemma2", "gemma3"):  # as transformers insists

@@ -14,12 +14,15 @@ SmolLM2-135M-Instruct (Q4_1) and Gemma 3 270M (Q4_K_M) from target/models, each 
   bitsandbytes. 100 steps.
 - `quantised`: a small model that transformers saves in NF4 with bitsandbytes, and one in FP8 with
   scales of blocks: logits within 1e-4 of their range of those of the dequantised weights.
+- `minilm`: 1,000 texts of banking77 by `hone embed` and all-MiniLM-L6-v2, against
+  sentence-transformers, which it needs: no number is more than 1e-5 off.
 - `nf4`: 100 random matrices, and those of SmolLM2, as NF4: every byte is bitsandbytes'.
 
 What is in common with other such proofs is in `parity.py`. Figures are printed as they come.
 """
 
 import argparse
+import csv
 import hashlib
 import itertools
 import json
@@ -31,6 +34,7 @@ import time
 from pathlib import Path
 
 import bitsandbytes
+import numpy
 import parity
 import torch
 import transformers
@@ -44,6 +48,7 @@ WORK = ROOT / "target" / "live-files"
 FILES = {"smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf", "gemma3": "gemma3-270m.gguf"}
 NUM_PROMPTS, NUM_TOKENS, MIN_MARGIN = 50, 24, 1e-3
 NUM_MATRICES = 100
+MINILM, NUM_TEXTS, MAX_EMBEDDING_DEVIATION = "all-MiniLM-L6-v2", 1000, 1e-5
 MAX_SEQ_LEN, EVAL_ROWS = 256, 40
 STEPS = {"lora": 200, "nf4": 100}
 MAX_DEVIATION = {"lora": 0.01, "nf4": 0.005}
@@ -282,6 +287,27 @@ def compare_quantised():
     return passed
 
 
+# -- embeddings -----------------------------------------------------------------------------------
+
+
+def compare_embeddings():
+    from sentence_transformers import SentenceTransformer
+
+    folder = WORK / "minilm"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(parity.SHARED / "data" / "classify" / "banking77" / "test.csv", newline="") as file:
+        rows = list(csv.DictReader(file))[:NUM_TEXTS]
+    texts = [" ".join(row["text"].split()) for row in rows]
+    (folder / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    out = folder / "embeddings.npy"
+    command = [parity.HONE, "embed", MODELS / MINILM, folder / "texts.txt", "--out", out]
+    subprocess.run(command, check=True)
+    expected = SentenceTransformer(str(MODELS / MINILM), device="cpu").encode(texts)
+    worst = float(abs(numpy.load(out) - expected).max())
+    say(f"minilm: {len(texts)} texts, at most {worst:.1e} off")
+    return worst <= MAX_EMBEDDING_DEVIATION
+
+
 # -- training --------------------------------------------------------------------------------------
 
 
@@ -397,7 +423,7 @@ def compare_training(name, kind):
 
 
 def main():
-    cases = {"nf4": compare_nf4, "quantised": compare_quantised}
+    cases = {"nf4": compare_nf4, "quantised": compare_quantised, "minilm": compare_embeddings}
     for name in FILES:
         cases[f"{name}-greedy"] = lambda name=name: compare_greedy(name)
         cases[f"{name}-lora"] = lambda name=name: compare_training(name, "lora")
@@ -414,8 +440,9 @@ def main():
     for case in arguments.cases or cases:
         name = case.partition("-")[0]
         name = name if name in FILES else "smollm2"
-        if not file_of(name).is_file():
-            say(f"{case}: skipped: no {file_of(name)}; `cargo xtask models [gemma3]` fetches it")
+        file = MODELS / MINILM if case == "minilm" else file_of(name)
+        if not file.exists():
+            say(f"{case}: skipped: no {file}; `cargo xtask models [gemma3|minilm]` fetches it")
             continue
         good = cases[case]()
         say(f"{case}: {'passes' if good else 'FAILS'}")
