@@ -78,6 +78,11 @@ impl Masking {
         }))
     }
 
+    /// Share of tokens that are predicted.
+    pub fn ratio(&self) -> f64 {
+        self.ratio
+    }
+
     /// The micro-batch with tokens masked, for a step. A row in which chance chooses no token has
     /// one all the same, so that each is learnt from.
     pub fn apply(&self, step: u64, mut batch: MicroBatch) -> MicroBatch {

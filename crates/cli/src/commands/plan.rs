@@ -46,11 +46,11 @@ pub fn text(setup: &Setup, plan: &Plan) -> String {
     if setup.lora.is_some() {
         text.push_str(&targets(&plan.coverage));
     }
-    let _ = writeln!(
-        text,
-        "data     {} rows, {} tokens, {} of them targets",
-        report.rows, report.tokens, report.target_tokens
-    );
+    let targets = match &setup.masking {
+        None => format!("{} of them targets", report.target_tokens),
+        Some(masking) => format!("a share of {} masked in each step", masking.ratio()),
+    };
+    let _ = writeln!(text, "data     {} rows, {} tokens, {targets}", report.rows, report.tokens);
     if report.files.iter().any(|file| file.weight != 1.0) {
         text.push_str(&mixture(report));
     }

@@ -53,6 +53,8 @@ fn adapters_and_whole_encoders_learn() {
         let scene = scene(settings);
         let plan = json(&mut scene.hone(&["plan", "masked.toml", "--json"]));
         assert!(plan["peak_bytes"].as_u64().unwrap() > 0);
+        let shown = succeeds(&mut scene.hone(&["plan", "masked.toml"])).stdout;
+        assert!(shown.contains("a share of 0.3 masked in each step"), "{shown}");
         succeeds(&mut scene.hone(&["train", "masked.toml"]));
         let found = losses(&scene);
         assert!(found.len() == 2 && found[1] < found[0] - 0.05, "{found:?}");
