@@ -56,8 +56,9 @@ struct ClampedSilu {
     static DEVICE float back(float d, float x, float share) {
         return x > limit ? 0.0f : d * share * (1.0f + slope * x * (1.0f - share));
     }
+    // Not by `fminf` and `fmaxf`, for which what is no number is the limit.
     static DEVICE float factor(float x) {
-        return fminf(fmaxf(x, -limit), limit) + 1.0f;
+        return (x > limit ? limit : x < -limit ? -limit : x) + 1.0f;
     }
     static DEVICE float factor_back(float d, float x) {
         return fabsf(x) > limit ? 0.0f : d;

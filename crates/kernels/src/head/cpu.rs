@@ -41,15 +41,16 @@ pub struct Inputs<'a> {
     pub int8: bool,
     /// How products become logits.
     pub logits: Logits,
-    /// `[v]` f32, added to logits that are not bounded.
+    /// `[v]` f32, added to logits that are neither scaled nor bounded.
     pub bias: Option<View<'a>>,
 }
 
 impl Inputs<'_> {
-    /// Asserts that a bias has the length of the vocabulary, and that logits are not bounded.
+    /// Asserts that a bias has the length of the vocabulary, and that products are logits as they
+    /// are.
     pub(super) fn check_bias(&self, vocab_size: usize) {
         let Some(bias) = self.bias else { return };
-        assert!(bias.len() == vocab_size && self.logits.softcap.is_none());
+        assert!(bias.len() == vocab_size && self.logits == Logits::PLAIN);
     }
 
     /// Adds the bias of `columns` to a row of their logits.

@@ -2,8 +2,9 @@
 
 use super::check_op::{Kind, Operands, Operation, check_op};
 use crate::ops::{self, Activation};
-use crate::{Tape, Var};
+use crate::{Category, Compute, Device, Params, Tape, Tensor, Var};
 use hone_kernels::activation::reference;
+use hone_kernels::cuda::Gpu;
 use hone_kernels::glu;
 
 struct Glu {
@@ -70,6 +71,26 @@ fn activations_pass() {
             given.add_with(Kind::Activation, &[tokens, width], |_, x| 3.0 * x);
             let case = format!("plain {activation:?} [{tokens}, {width}]");
             check_op(&case, &mut Activated { given, activation });
+        }
+    }
+}
+
+/// A loss that is no number is noticed, wherever it arose.
+#[test]
+fn what_is_no_number_stays_so() {
+    let gpu = Gpu::for_tests().map(Device::cuda);
+    for device in [Device::cpu(1)].into_iter().chain(gpu) {
+        for activation in Activation::ALL {
+            for at in 0..2 {
+                let mut x = [1.0; 2];
+                x[at] = f32::NAN;
+                let params = Params::default();
+                let mut tape = Tape::inference(&device, &params, Compute::F32);
+                let x = device.upload(Category::Activations, &Tensor::from_f32(&x, &[1, 2]));
+                let x = tape.leaf(x.unwrap(), false);
+                let y = ops::glu(&mut tape, x, activation);
+                assert!(y.value().to_vec_f32()[0].is_nan(), "{activation:?}, {at}");
+            }
         }
     }
 }
