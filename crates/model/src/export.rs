@@ -179,10 +179,11 @@ fn tensors<'a>(
     let config = &model.decoder.config;
     let has_more = config.is_part || config.has_mtp || config.encoder.is_some();
     let has_experts = config.layers.iter().any(|layer| layer.mlp.experts.is_some());
-    let Layout { names, mut fused, others } = match (has_more || has_experts) && !is_gguf(base) {
-        true => layout(base, config).map_err(Box::new)?,
-        false => Layout::default(),
-    };
+    let Layout { names, mut fused, packed, others } =
+        match (has_more || has_experts) && !is_gguf(base) {
+            true => layout(base, config).map_err(Box::new)?,
+            false => Layout::default(),
+        };
     let mut tensors = Vec::new();
     let mut experts: BTreeMap<String, (Vec<usize>, Vec<PlacedRole>)> = BTreeMap::new();
     for WeightSpec { role, name, shape } in config.weights() {
@@ -203,15 +204,14 @@ fn tensors<'a>(
         let make = Box::new(move || Tensor::assembled(dtype, &of_all, parts.iter().map(part)));
         tensors.push((name, Lazy::Deferred { dtype, shape, make }));
     }
-    let others = others.into_iter().filter(|_| has_more);
-    tensors.extend(others.map(|(name, tensor)| match tensor.storage().float() {
-        Some(_) => (name, Lazy::Ready(tensor)),
-        None => {
+    if has_more {
+        tensors.extend(packed.into_iter().map(|(name, tensor)| {
             let shape = tensor.shape().to_vec();
             let make = Box::new(move || converted(device, &tensor, dtype));
             (name, Lazy::Deferred { dtype, shape, make })
-        }
-    }));
+        }));
+        tensors.extend(others);
+    }
     Ok(tensors)
 }
 

@@ -16,6 +16,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -147,6 +148,15 @@ impl SafeTensorsFile {
         Some(RawTensor { dtype: info.dtype, shape: &info.shape, bytes })
     }
 
+    /// The same, to be written into another file.
+    pub fn copied(&self, name: &str) -> Option<Lazy<'static>> {
+        let info = self.metadata.info(name)?;
+        let range = self.data_start + info.data_offsets.0..self.data_start + info.data_offsets.1;
+        let (map, dtype, shape) = (Arc::clone(&self.map), info.dtype, info.shape.clone());
+        map.bytes().get(range.clone())?;
+        Some(Lazy::Copied(Copied { map, range, dtype, shape }))
+    }
+
     /// Releases the pages of a tensor that was copied.
     pub fn release(&self, name: &str) {
         if let Some(info) = self.metadata.info(name) {
@@ -200,6 +210,17 @@ pub enum Lazy<'a> {
         /// Computes it, with the type and shape above.
         make: Box<dyn Fn() -> Result<Tensor, DeviceError> + 'a>,
     },
+    /// It is another file's, of any type.
+    Copied(Copied),
+}
+
+/// A tensor of a file as it is there.
+pub struct Copied {
+    map: Arc<Mapped>,
+    /// Its bytes in the file.
+    range: Range<usize>,
+    dtype: Dtype,
+    shape: Vec<usize>,
 }
 
 impl<'a> From<&'a Tensor> for Lazy<'a> {
@@ -216,12 +237,16 @@ struct Entry<'e, 'a> {
 
 impl View for Entry<'_, '_> {
     fn dtype(&self) -> Dtype {
-        file_type(self.lazy.element_type())
+        match &self.lazy {
+            Lazy::Ready(tensor) => file_type(tensor.dtype()),
+            Lazy::Deferred { dtype, .. } => file_type(*dtype),
+            Lazy::Copied(copied) => copied.dtype,
+        }
     }
     fn shape(&self) -> &[usize] {
         match &self.lazy {
             Lazy::Ready(tensor) => tensor.shape(),
-            Lazy::Deferred { shape, .. } => shape,
+            Lazy::Deferred { shape, .. } | Lazy::Copied(Copied { shape, .. }) => shape,
         }
     }
     fn data(&self) -> Cow<'_, [u8]> {
@@ -236,7 +261,11 @@ impl View for Entry<'_, '_> {
         })
     }
     fn data_len(&self) -> usize {
-        View::shape(self).iter().product::<usize>() * self.lazy.element_type().size()
+        match &self.lazy {
+            Lazy::Ready(tensor) => tensor.num_bytes(),
+            Lazy::Deferred { dtype, shape, .. } => shape.iter().product::<usize>() * dtype.size(),
+            Lazy::Copied(copied) => copied.range.len(),
+        }
     }
 }
 
@@ -245,6 +274,9 @@ impl Lazy<'_> {
         let bytes = match self {
             Self::Ready(tensor) if tensor.is_on_host() => return Ok(Cow::Borrowed(tensor.bytes())),
             Self::Ready(tensor) => tensor.try_to_bytes()?,
+            Self::Copied(Copied { map, range, .. }) => {
+                return Ok(Cow::Borrowed(&map.bytes()[range.clone()]));
+            }
             Self::Deferred { dtype, shape, make } => {
                 let tensor = make()?;
                 assert_eq!((tensor.dtype(), tensor.shape()), (*dtype, shape.as_slice()));
@@ -252,13 +284,6 @@ impl Lazy<'_> {
             }
         };
         Ok(Cow::Owned(bytes))
-    }
-
-    fn element_type(&self) -> DType {
-        match self {
-            Self::Ready(tensor) => tensor.dtype(),
-            Self::Deferred { dtype, .. } => *dtype,
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::gguf::{GgufModel, is_gguf};
 use crate::raw_config::{ConfigError, RawConfig};
 use crate::weights::{Fused, Role, WeightSpec};
 use hone_tensor::gguf::GgufError;
-use hone_tensor::safetensors::{FileError, RawTensor, SafeTensorsFile};
+use hone_tensor::safetensors::{FileError, Lazy, RawTensor, SafeTensorsFile};
 use hone_tensor::{DType, Device, DeviceError, Tensor};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -157,8 +157,10 @@ pub(crate) struct Layout {
     pub(crate) names: BTreeMap<String, String>,
     /// Tensors of all experts under their stored names, by those of the weights in them.
     pub(crate) fused: BTreeMap<String, Fused>,
-    /// Other tensors.
-    pub(crate) others: Vec<(String, Tensor)>,
+    /// Other tensors that are packed, in parts that are tensors of their own.
+    pub(crate) packed: Vec<(String, Tensor)>,
+    /// Other tensors as they are, of whatever type.
+    pub(crate) others: Vec<(String, Lazy<'static>)>,
 }
 
 /// How the files in `dir` hold the weights that `config` requires.
@@ -306,11 +308,13 @@ impl WeightFiles {
             !ours.contains(name.as_str()) && !self.is_part(name) && !is_buffer(name)
         };
         for name in self.file_of.keys().filter(is_other) {
-            let tensor = match self.joined_as_stored(name)? {
-                None => self.tensor(name)?.map(|(_, tensor)| tensor),
-                joined => joined,
-            };
-            layout.others.extend(tensor.map(|tensor| (name.clone(), tensor)));
+            match self.joined_as_stored(name)? {
+                Some(tensor) => layout.packed.push((name.clone(), tensor)),
+                None => {
+                    let copied = self.files[self.file_of[name]].copied(name);
+                    layout.others.extend(copied.map(|copied| (name.clone(), copied)));
+                }
+            }
         }
         Ok(layout)
     }
