@@ -4,8 +4,8 @@
 use crate::fixture::{LORA, Scene, devices, engine};
 use crate::tiny_model::golden_dir;
 use hone_data::{Cursor, MicroBatch};
-use hone_model::Recompute;
 use hone_model::generate::cache_bytes;
+use hone_model::{DecoderConfig, Recompute};
 use hone_tensor::cuda::Gpu;
 use hone_tensor::{Category, Compute, Cost, Device, Layout, StepKey, Target, Transfer, Work};
 use hone_train::engine::StepContext;
@@ -93,8 +93,23 @@ fn the_arena_is_what_a_step_uses_of_every_family() {
     let cases = std::fs::read_dir(golden_dir("")).unwrap().map(|entry| entry.unwrap());
     for case in cases.filter(|case| case.path().is_dir()) {
         let scene = Scene::new(case.file_name().to_str().unwrap());
+        let model = scene.dir.path().join("model");
+        let is_encoder = DecoderConfig::load(&model).unwrap().looks_ahead().is_some();
+        std::fs::write(
+            model.join("tokenizer_config.json"),
+            r#"{"eos_token": "</s>", "mask_token": "w5"}"#,
+        )
+        .unwrap();
+        let objective: &[&str] = match is_encoder {
+            // One of them has few positions.
+            true => {
+                &["objective.kind = masked", "data.max_seq_len = 12", "data.overlong = truncate"]
+            }
+            false => &[],
+        };
         for (settings, recompute) in [(&LORA[..], Recompute::None), (&[], Recompute::Block)] {
-            check_arena(&device, &scene.setup(settings), Policy { units: 2, recompute });
+            let setup = scene.setup(&[settings, objective].concat());
+            check_arena(&device, &setup, Policy { units: 2, recompute });
         }
     }
 }
