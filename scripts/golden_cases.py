@@ -61,6 +61,11 @@ FAMILIES = {
         "model_type": "gemma2",
         "hidden_activation": "gelu_pytorch_tanh",
     },
+    "gemma4": {
+        "architectures": ["Gemma4ForCausalLM"],
+        "model_type": "gemma4_text",
+        "hidden_activation": "gelu_pytorch_tanh",
+    },
     "mistral": {
         "architectures": ["MistralForCausalLM"],
         "model_type": "mistral",
@@ -301,6 +306,37 @@ CASES = {
         },
         lengths=[4, 9, 14],
         rope_spelling="rope_theta alone",
+        full_gradients=True,
+    ),
+    "gemma4": Case(
+        seed=19,
+        family="gemma4",
+        # Blocks without a window have wider heads, of which a quarter is rotated, and their keys
+        # are the values.
+        config=sizes(47, 24, 32, 4, 2)
+        | {
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "num_hidden_layers": 3,
+            "pad_token_id": None,
+            "hidden_size_per_layer_input": 0,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "sliding_window": 4,
+            "final_logit_softcapping": 6.0,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "proportional",
+                    "partial_rotary_factor": 0.25,
+                    "rope_theta": 1000000.0,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+        lengths=[4, 9, 14],
+        rope_spelling="rope_parameters by kind of attention",
+        optimizer={"lr": 0.005},
         full_gradients=True,
     ),
     "mistral": Case(

@@ -34,6 +34,7 @@ pub mod gated_rms_norm;
 pub mod gemm;
 pub mod glu;
 pub mod head;
+pub mod keys_as_values;
 pub mod layer_norm;
 pub mod math;
 pub mod memory;

@@ -68,6 +68,8 @@ pub struct LayerConfig {
     pub mlp: MlpConfig,
     /// Which norms there are around them.
     pub norms: NormNames,
+    /// Whether the block's output is multiplied by a number in the files, which is not trained.
+    pub scaled: bool,
 }
 
 /// Names of a block's norms in files; `None` where there is no such norm.
@@ -112,6 +114,10 @@ pub struct AttentionConfig {
     pub o_bias: bool,
     /// Whether each query head has a logit that takes a share of its softmax.
     pub sinks: bool,
+    /// Whether values are the keys, before their norm and rotary embedding.
+    pub keys_as_values: bool,
+    /// Whether each value head is normalised by itself, without a weight.
+    pub norms_values: bool,
 }
 
 /// A gated delta net (Yang et al., 2024), as in Qwen3-Next, in place of attention.

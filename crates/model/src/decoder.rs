@@ -49,6 +49,8 @@ pub(crate) struct Layer {
     o: Vec<Projection>,
     /// Logits that take a share of attention.
     sinks: Option<Weight>,
+    /// Factor of the output, in the host's memory.
+    scalar: Option<Weight>,
     /// What a gated delta net has besides.
     delta: Option<DeltaWeights>,
     /// gate, up, or both in one, or up alone; none if there are only experts.
@@ -157,6 +159,7 @@ impl Decoder {
             let linears: BTreeSet<Linear> = config.layers[i].linears().collect();
             let router_bias = weights.remove(&Role::RouterBias(i));
             let sinks = weights.remove(&Role::Sinks(i));
+            let scalar = weights.remove(&Role::Scalar(i));
             let mut part = |part| weights.remove(&Role::Delta(i, part)).expect("every part");
             let delta = config.layers[i].delta.map(|_| DeltaWeights {
                 conv: part(DeltaPart::Conv),
@@ -175,6 +178,7 @@ impl Decoder {
                 qkv: group(&QKV),
                 o: group(&[Linear::O, Linear::DeltaOut]),
                 sinks,
+                scalar,
                 delta,
                 gate_up: group(&[Linear::Gate, Linear::Up, Linear::GateUp]),
                 down: group(&[Linear::Down]),
@@ -213,6 +217,7 @@ impl Decoder {
                 }))
             }
             Role::Sinks(i) => self.layers[i].sinks.as_ref().map(Part::Plain),
+            Role::Scalar(i) => self.layers[i].scalar.as_ref().map(Part::Plain),
             Role::RouterBias(i) => self.layers[i].mixture.as_ref()?.bias.as_ref().map(Part::Plain),
             Role::Matrix(i, linear) => self.layers[i].projection(linear).map(Part::Matrix),
             Role::Bias(i, linear) => {
@@ -375,7 +380,7 @@ impl Decoder {
     ) -> Var {
         let layer = &self.layers[i];
         let LayerConfig { mlp, .. } = &self.config.layers[i];
-        ops::with_offloaded(tape, layer.offloaded.as_ref(), x, |tape, x| {
+        let y = ops::with_offloaded(tape, layer.offloaded.as_ref(), x, |tape, x| {
             let h = self.normed(tape, &x, layer.norm(BlockNorm::AttentionInput));
             let projected = ops::linear(tape, h, &layer.qkv, None);
             let attended = match &layer.delta {
@@ -402,7 +407,15 @@ impl Decoder {
                 false => ops::activation(tape, gate_up, mlp.activation),
             };
             self.add(tape, x, activated, &layer.down, post_norm)
-        })
+        });
+        match &layer.scalar {
+            None => y,
+            Some(scalar) => {
+                let is_dry = tape.device().is_dry();
+                let by = if is_dry { 1.0 } else { tape.params().resolve(scalar).f32()[0] };
+                ops::scaled(tape, y, by)
+            }
+        }
     }
 
     /// The convolution of block `i`, if it has a gated delta net.
@@ -424,12 +437,14 @@ impl Decoder {
         let heads = &config.heads;
         let mut qkv = match config.output_gate {
             true => ops::without_gates(tape, &projected, heads),
+            false if config.keys_as_values => ops::keys_as_values(tape, projected.clone(), heads),
             false => projected.clone(),
         };
         let gates = config.output_gate.then_some(projected);
         let qk_norms = [BlockNorm::Q, BlockNorm::K].map(|norm| layer.norm(norm));
         if let [Some(q), Some(k)] = qk_norms {
-            let weights = HeadNorms { q: q.weight, k: k.weight };
+            let v = layer.norm(BlockNorm::V).map(|norm| norm.weight);
+            let weights = HeadNorms { q: q.weight, k: k.weight, v };
             qkv = ops::norm_heads(tape, qkv, heads, weights, self.norm());
         }
         if let Some(rope) = config.rope {

@@ -97,7 +97,7 @@ impl LayerConfig {
     /// The kind that one of a block's linear layers belongs to.
     pub fn kind_of(&self, linear: Linear) -> LayerKind {
         // What is read into one matrix, biases and norms leave tokens to themselves.
-        let Self { attention, delta: _, mlp, norms: _ } = self;
+        let Self { attention, delta: _, mlp, norms: _, scaled: _ } = self;
         let part = match linear {
             Linear::Q | Linear::K | Linear::V | Linear::Qkv | Linear::O => {
                 let traits = attention.traits();
@@ -132,6 +132,8 @@ impl AttentionConfig {
             qkv_bias: _,
             o_bias: _,
             sinks,
+            keys_as_values: _,
+            norms_values: _,
         } = self;
         let Heads {
             num_heads: _,

@@ -78,6 +78,14 @@ pub enum RopeScaling {
         /// Whether the bounds of the ramp are rounded to whole dimensions.
         truncate: bool,
     },
+    /// The first frequencies of a head are those of all its dimensions, and the others are zero
+    /// (Gemma 4).
+    Proportional {
+        /// The share of frequencies that are not zero.
+        fraction: f64,
+        /// Divides them.
+        factor: f64,
+    },
     /// LongRoPE (Ding et al., 2024): each frequency has a divisor of its own, and another in
     /// sequences longer than those in pre-training.
     LongRope {
@@ -114,7 +122,10 @@ impl RopeConfig {
             Some(object) => RopeScaling::read(keys, object, max_position_embeddings)?,
         };
         let rope_theta = keys.theta(object)?;
-        let rotated = keys.rotated(object, head_dim)?;
+        let rotated = match scaling {
+            RopeScaling::Proportional { .. } => Rotated { dim: head_dim, interleaved: false },
+            _ => keys.rotated(object, head_dim)?,
+        };
         scaling.check_len(object, rotated.dim)?;
         let query_scale = None;
         Ok(Self { rope_theta, rotated, max_position_embeddings, scaling, query_scale })
@@ -190,6 +201,11 @@ impl RopeConfig {
                 let scale = factor * max.max(len as f64) / max - (factor - 1.0);
                 unscaled(self.rope_theta * scale.powf(d / (d - 2.0))).collect()
             }
+            RopeScaling::Proportional { fraction, factor } => {
+                let kept = (fraction * d / 2.0) as usize;
+                let factor = |i| if i < kept { 1.0 / factor } else { 0.0 };
+                unscaled(self.rope_theta).enumerate().map(|(i, f)| f * factor(i)).collect()
+            }
             RopeScaling::Llama3 { .. } => {
                 unscaled(self.rope_theta).map(|f| self.scaling.llama3(f)).collect()
             }
@@ -233,6 +249,8 @@ pub(crate) struct RopeDefaults {
     pub(crate) original_length: Option<usize>,
     /// Names of [`RopeScaling::LongRope`].
     pub(crate) long_rope: &'static [&'static str],
+    /// Whether [`RopeScaling::Proportional`] is known.
+    pub(crate) proportional: bool,
     /// Keys that change nothing for texts.
     pub(crate) neutral: &'static [&'static str],
 }
@@ -245,6 +263,7 @@ impl RopeDefaults {
         interleaved: false,
         original_length: None,
         long_rope: &["longrope"],
+        proportional: false,
         neutral: &[],
     };
 }
@@ -376,13 +395,17 @@ impl RopeScaling {
             name if keys.defaults.long_rope.contains(&name) => {
                 Self::read_long_rope(raw, original()?, max_position_embeddings)
             }
+            "proportional" if keys.defaults.proportional => Self::read_proportional(raw),
             "linear" => Ok(Self::Linear { factor: scaling_factor(raw)? }),
             "dynamic" => Ok(Self::Dynamic { factor: scaling_factor(raw)? }),
             "llama3" => Self::read_llama3(raw, original()?),
             "yarn" => Self::read_yarn(raw, original()?, max_position_embeddings),
             other => {
                 let supported = ["default", "linear", "dynamic", "llama3", "yarn"];
-                let supported = [&supported, keys.defaults.long_rope].concat().join(", ");
+                let proportional: &[&str] =
+                    if keys.defaults.proportional { &["proportional"] } else { &[] };
+                let supported = [&supported, keys.defaults.long_rope, proportional].concat();
+                let supported = supported.join(", ");
                 let problem = format!(
                     "is `{other}`, which is not supported; supported: {supported}. Use a \
                      checkpoint with one of these"
@@ -404,6 +427,16 @@ impl RopeScaling {
             high_freq_factor: high,
             original_max_position_embeddings: original,
         })
+    }
+
+    fn read_proportional(raw: &RawConfig) -> Result<Self, ConfigError> {
+        const KEY: &str = "partial_rotary_factor";
+        let fraction = raw.optional_number(KEY)?.unwrap_or(1.0);
+        if fraction > 1.0 {
+            return Err(raw.error(KEY, format!("must be at most 1, found {fraction}")));
+        }
+        let factor = raw.optional_number("factor")?.unwrap_or(1.0);
+        Ok(Self::Proportional { fraction, factor })
     }
 
     fn read_yarn(raw: &RawConfig, original: f64, max: usize) -> Result<Self, ConfigError> {

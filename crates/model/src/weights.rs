@@ -40,6 +40,8 @@ pub enum Role {
     Bias(usize, Linear),
     /// Logits that take a share of the softmax of a block's query heads.
     Sinks(usize),
+    /// Factor of a block's output; never trained.
+    Scalar(usize),
     /// What a block's router adds to its scores for the choice alone; never trained.
     RouterBias(usize),
     /// Weight of a block's norm.
@@ -163,6 +165,8 @@ pub enum BlockNorm {
     Q,
     /// Applied to each key head.
     K,
+    /// Applied to each value head; all ones, and in no file.
+    V,
     /// Applied to each head that a gated delta net gives.
     Delta,
     /// Applied to the output of attention.
@@ -175,10 +179,11 @@ pub enum BlockNorm {
 
 impl BlockNorm {
     /// All, in model order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::AttentionInput,
         Self::Q,
         Self::K,
+        Self::V,
         Self::Delta,
         Self::AttentionOutput,
         Self::MlpInput,
@@ -272,7 +277,13 @@ impl DecoderConfig {
             name: format!("model.layers.{layer}.self_attn.sinks"),
             shape: vec![config.attention.heads.num_heads],
         });
+        let scalar = config.scaled.then(|| WeightSpec {
+            role: Role::Scalar(layer),
+            name: format!("model.layers.{layer}.layer_scalar"),
+            shape: vec![1],
+        });
         let others = config.router_bias(layer).into_iter().chain(config.delta_parts(layer));
+        let others = others.chain(scalar);
         linears.chain(sinks).chain(others).chain(norms)
     }
 
@@ -347,6 +358,7 @@ impl LayerConfig {
         let attention: &[Linear] = match (&self.delta, self.attention.fused_qkv) {
             (Some(DeltaConfig { fused: false, .. }), _) => &DELTA,
             (Some(DeltaConfig { fused: true, .. }), _) => &FUSED_DELTA,
+            (None, false) if self.attention.keys_as_values => &[Linear::Q, Linear::K, Linear::O],
             (None, false) => &[Linear::Q, Linear::K, Linear::V, Linear::O],
             (None, true) => &[Linear::Qkv, Linear::O],
         };
@@ -485,6 +497,7 @@ impl LayerConfig {
             BlockNorm::AttentionInput => self.norms.attention_input,
             BlockNorm::Q => has_qk.then_some("self_attn.q_norm"),
             BlockNorm::K => has_qk.then_some("self_attn.k_norm"),
+            BlockNorm::V => None,
             BlockNorm::Delta => self.delta.map(|_| "linear_attn.norm"),
             BlockNorm::AttentionOutput => self.norms.attention_output,
             BlockNorm::MlpInput => self.norms.mlp_input,

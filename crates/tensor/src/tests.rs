@@ -11,5 +11,6 @@ mod linear_attention;
 mod norms;
 mod offload;
 mod operations;
+mod rows;
 mod safetensors;
 mod tape;

@@ -9,23 +9,33 @@ use crate::view::View;
 
 pub(crate) static GENERAL: Source = Source {
     name: "attention",
-    texts: &[SHAPES, include_str!("kernel.cu")],
-    kernels: &[
-        "attention_forward_general<float>",
-        "attention_forward_general<bf16>",
-        "attention_forward_general<f16>",
-        "attention_delta<float>",
-        "attention_delta<bf16>",
-        "attention_delta<f16>",
-        "attention_backward_kv_general<float>",
-        "attention_backward_kv_general<bf16>",
-        "attention_backward_kv_general<f16>",
-        "attention_backward_q_general<float>",
-        "attention_backward_q_general<bf16>",
-        "attention_backward_q_general<f16>",
-        "attention_backward_sinks",
-    ],
+    texts: &["#define MAX_HEAD_DIM 256\n", SHAPES, GENERAL_KERNELS],
+    kernels: &GENERAL_NAMES,
 };
+
+/// The same for wider heads, whose sums take twice the registers.
+pub(crate) static WIDE: Source = Source {
+    name: "attention_wide",
+    texts: &["#define MAX_HEAD_DIM 512\n", SHAPES, GENERAL_KERNELS],
+    kernels: &GENERAL_NAMES,
+};
+
+const GENERAL_KERNELS: &str = include_str!("kernel.cu");
+const GENERAL_NAMES: [&str; 13] = [
+    "attention_forward_general<float>",
+    "attention_forward_general<bf16>",
+    "attention_forward_general<f16>",
+    "attention_delta<float>",
+    "attention_delta<bf16>",
+    "attention_delta<f16>",
+    "attention_backward_kv_general<float>",
+    "attention_backward_kv_general<bf16>",
+    "attention_backward_kv_general<f16>",
+    "attention_backward_q_general<float>",
+    "attention_backward_q_general<bf16>",
+    "attention_backward_q_general<f16>",
+    "attention_backward_sinks",
+];
 
 /// Tensor-core kernels for bf16; need compute capability 8.0.
 pub(crate) static MMA: Source = Source {
@@ -64,8 +74,9 @@ pub(super) fn workspace_len(heads: &Heads, t: usize) -> usize {
     heads.num_heads * t
 }
 
-/// Largest head dimension that the general kernels support.
-const MAX_HEAD_DIM: usize = 256;
+/// Largest head dimension that the general kernels support, and the narrower ones of them.
+const MAX_HEAD_DIM: usize = 512;
+const NARROW: usize = 256;
 
 /// Bytes of shared memory of the general kernels, for each [`Pass`].
 fn general_shared_bytes(head_dim: usize) -> [usize; 3] {
@@ -125,7 +136,7 @@ impl Kernels {
         assert!(d <= MAX_HEAD_DIM, "head dimension {d} is not supported");
         let name = dtype.in_kernels();
         Self {
-            source: &GENERAL,
+            source: if d <= NARROW { &GENERAL } else { &WIDE },
             suffix: format!("general<{name}>"),
             forward_rows: 16,
             backward_rows: 16,
@@ -210,7 +221,7 @@ pub(super) fn forward(
     let sinks = inputs.sinks.map_or(0, |sinks| sinks.cuda().f32().address());
     let Blocks { sequences, blocks: list, .. } = blocks;
     let mut args = args![q, k, v, heads_arg, sequences, list, out, lse, tokens, sinks].to_vec();
-    if std::ptr::eq(kernels.source, &GENERAL) {
+    if *kernels.source == GENERAL || *kernels.source == WIDE {
         args.push(inputs.pages.map_or(0, |pages| gpu.upload(pages)).into());
         args.push((PAGE_ROWS as u32).into());
     }

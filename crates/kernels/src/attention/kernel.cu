@@ -1,4 +1,4 @@
-// Attention for heads up to 256 wide on any GPU: no tensor cores, accumulation in f32.
+// Attention for heads up to `MAX_HEAD_DIM` wide on any GPU: no tensor cores, accumulation in f32.
 //
 // A block of threads owns rows of one side (queries, or keys in `attention_backward_kv_general`)
 // and loops over tiles of the rows on the other side that they attend to. A warp owns `PER_WARP`
@@ -13,7 +13,7 @@
 // Rows of a block of threads, and of a tile.
 #define OWN (WARPS * PER_WARP)
 #define TILE WARP
-#define DIMS_PER_LANE (256 / WARP)
+#define DIMS_PER_LANE (MAX_HEAD_DIM / WARP)
 
 // A lane's dimensions of the rows of its warp.
 typedef float Sums[PER_WARP][DIMS_PER_LANE];

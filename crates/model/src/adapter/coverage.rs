@@ -124,6 +124,7 @@ fn kind_of(config: &DecoderConfig, role: Role) -> Option<LayerKind> {
         | Role::Norm(..)
         | Role::NormBias(..)
         | Role::FinalNorm
+        | Role::Scalar(_)
         | Role::LmHead
         | Role::Encoder(_) => None,
     }

@@ -7,6 +7,7 @@
 mod bert;
 mod gemma2;
 mod gemma3;
+mod gemma4;
 mod glm4;
 mod glm4_moe;
 mod gpt_oss;
@@ -57,6 +58,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("qwen3_next", qwen3_next::decoder_config),
     ("gemma2", gemma2::decoder_config),
     ("gemma3_text", gemma3::decoder_config),
+    ("gemma4_text", gemma4::decoder_config),
     ("mistral", mistral::decoder_config),
     ("ministral3", ministral3::decoder_config),
     ("mixtral", mixtral::decoder_config),
@@ -79,6 +81,7 @@ const FAMILIES: &[(&str, Read)] = &[
 /// others; and [`DecoderConfig::text_module`].
 const WITH_OTHERS: &[(&str, Option<&str>)] = &[
     ("gemma3", Some("language_model")),
+    ("gemma4", Some("language_model")),
     ("mistral3", Some("language_model")),
     ("qwen3_5", None),
     ("qwen3_5_moe", None),
@@ -302,6 +305,8 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
             qkv_bias: false,
             o_bias: false,
             sinks: false,
+            keys_as_values: false,
+            norms_values: false,
         },
         delta: None,
         mlp: MlpConfig {
@@ -313,6 +318,7 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
             experts: None,
         },
         norms: NormNames::PRE,
+        scaled: false,
     };
     let eps = raw.optional_number("rms_norm_eps")?.unwrap_or(defaults.norm_eps);
     Ok(DecoderConfig {

@@ -68,6 +68,7 @@ fn norm_name(norm: BlockNorm) -> &'static str {
         BlockNorm::AttentionInput => "attn_norm",
         BlockNorm::Q => "attn_q_norm",
         BlockNorm::K => "attn_k_norm",
+        BlockNorm::V => "attn_v_norm",
         BlockNorm::Delta => "ssm_norm",
         BlockNorm::AttentionOutput => "post_attention_norm",
         BlockNorm::MlpInput => "ffn_norm",
@@ -93,6 +94,7 @@ impl GgufModel {
             Role::Bias(layer, linear) => {
                 format!("blk.{layer}.{}.bias", linear_name(linear, &config.layers[layer]))
             }
+            Role::Scalar(layer) => format!("blk.{layer}.layer_output_scale.weight"),
             Role::Sinks(layer) => format!("blk.{layer}.attn_sinks.weight"),
             Role::RouterBias(layer) => format!("blk.{layer}.exp_probs_b.bias"),
             // Named by where it stands, and elsewhere by what it is of.

@@ -12,7 +12,7 @@ use crate::config::DecoderConfig;
 use crate::decoder::{Decoder, Layer};
 use crate::families;
 use crate::gguf::{GgufModel, is_gguf};
-use crate::weights::{Role, WeightSpec};
+use crate::weights::{BlockNorm, Role, WeightSpec};
 use described::Described;
 use files::{Taken, WeightFiles};
 use hone_tensor::safetensors::load_as;
@@ -250,6 +250,12 @@ impl Loader<'_> {
                 Role::RouterBias(_) => {
                     Weight::Frozen(load_as(self.device, Category::Weights, &tensor, DType::F32)?)
                 }
+                // The host multiplies by it.
+                Role::Scalar(_) if self.device.is_dry() => Weight::Frozen(tensor),
+                Role::Scalar(_) => {
+                    let host = Device::host();
+                    Weight::Frozen(load_as(host, Category::Weights, &tensor, DType::F32)?)
+                }
                 Role::Encoder(part) if part.is_matrix() => {
                     let storage = self.options.base_precision.and_then(Storage::for_tables);
                     self.matrix(self.device, &spec.name, tensor, storage)?
@@ -266,6 +272,14 @@ impl Loader<'_> {
                 }
             };
             weights.insert(spec.role, weight);
+        }
+        for (i, layer) in config.layers.iter().enumerate() {
+            if layer.attention.norms_values {
+                let len = layer.attention.heads.head_dim;
+                let ones = Tensor::from_f32(&vec![1.0; len], &[len]);
+                let ones = self.device.upload(Category::Weights, &ones)?;
+                weights.insert(Role::Norm(i, BlockNorm::V), Weight::Frozen(ones));
+            }
         }
         Ok(Decoder::new(config, weights))
     }

@@ -5,7 +5,7 @@ use crate::fixture::{
     set_key,
 };
 use crate::random_weights::{FNV_OFFSET, fnv_1a};
-use hone_model::{DecoderConfig, LoadOptions, Model, ModelFiles, Trained};
+use hone_model::{DecoderConfig, LayerConfig, LoadOptions, Model, ModelFiles, Trained};
 use hone_tensor::{Category, Compute, DType, Device, Storage};
 use safetensors::Dtype;
 use serde_json::{Value, json};
@@ -63,10 +63,11 @@ fn element_types() {
         let trained = load(&golden.dir, &device, Some(DType::Bf16.into()), Trained::All);
         assert_eq!(held(&trained), DType::F32);
         let config = &trained.decoder.config;
-        // What routers add for the choice alone is never trained.
+        // What routers add for the choice alone is never trained, nor are factors of blocks.
         let mixtures = config.layers.iter().filter_map(|layer| layer.mlp.experts.as_ref());
         let corrected = mixtures.filter(|mixture| mixture.correction_bias);
         let fixed: usize = corrected.map(|mixture| mixture.router.num_experts).sum();
+        let fixed = fixed + config.layers.iter().filter(|layer| layer.scaled).count();
         assert_eq!(trained.params.num_elements() + fixed, config.num_parameters());
         assert_eq!(logits_of(&trained, &golden), expected);
     }
@@ -80,7 +81,15 @@ fn memory_of_weights() {
         let bytes_held = |device: &Device, precision| {
             let model = load(&golden.dir, device, precision, Trained::Nothing);
             let bytes = device.persistent_bytes(Category::Weights);
-            (bytes, model.decoder.config.num_parameters() as u64)
+            let config = &model.decoder.config;
+            // Norms of values are ones, in no file; factors of blocks are the host's.
+            let ones = |layer: &LayerConfig| match layer.attention.norms_values {
+                true => layer.attention.heads.head_dim,
+                false => 0,
+            };
+            let ones: usize = config.layers.iter().map(ones).sum();
+            let scaled = config.layers.iter().filter(|layer| layer.scaled).count();
+            (bytes, (config.num_parameters() + ones - scaled) as u64)
         };
         let (bytes, count) = bytes_held(&Device::cpu(1), Some(DType::F32.into()));
         assert_eq!(bytes, 4 * count, "{case}");

@@ -3,6 +3,7 @@
 mod bad_adapters;
 mod bad_mixtures;
 mod bad_models;
+mod bad_parts;
 mod bf16;
 mod coverage;
 mod encoders;

@@ -192,6 +192,35 @@ fn from_smollm3_to_granite() -> Vec<Published> {
     ]
 }
 
+fn gemma4() -> Vec<Published> {
+    vec![(
+        // The text part, with a number for each block.
+        "google/gemma-4-31B",
+        30_697_345_340,
+        json!({
+            "model_type": "gemma4_text", "vocab_size": 262144, "hidden_size": 5376,
+            "intermediate_size": 21504, "num_hidden_layers": 60, "num_attention_heads": 32,
+            "num_key_value_heads": 16, "head_dim": 256, "global_head_dim": 512,
+            "num_global_key_value_heads": 4, "attention_k_eq_v": true,
+            "hidden_activation": "gelu_pytorch_tanh", "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": 262144, "num_kv_shared_layers": 0,
+            "enable_moe_block": false, "use_double_wide_mlp": false, "num_experts": null,
+            "top_k_experts": null, "moe_intermediate_size": null, "layer_types": kinds(60, 6),
+            "max_position_embeddings": 262144, "sliding_window": 1024, "rms_norm_eps": 1e-6,
+            "final_logit_softcapping": 30.0, "use_bidirectional_attention": "vision",
+            "rope_parameters": {
+                "full_attention": {
+                    "partial_rotary_factor": 0.25, "rope_theta": 1000000.0,
+                    "rope_type": "proportional"
+                },
+                "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"}
+            },
+            "attention_bias": false, "attention_dropout": 0.0, "tie_word_embeddings": true,
+            "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0
+        }),
+    )]
+}
+
 fn glm4_and_ministral3() -> Vec<Published> {
     let ministral = (
         // The text part.
@@ -236,6 +265,7 @@ fn published() -> Vec<Published> {
         from_gemma2_to_phi3(),
         from_smollm3_to_granite(),
         glm4_and_ministral3(),
+        gemma4(),
     ]
     .into_iter()
     .flatten()

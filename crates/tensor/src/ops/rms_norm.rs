@@ -74,9 +74,12 @@ pub struct HeadNorms<'a> {
     pub q: &'a Weight,
     /// Weight of the keys' norm.
     pub k: &'a Weight,
+    /// Weight of the values' norm, if they have one.
+    pub v: Option<&'a Weight>,
 }
 
-/// `qkv [t, qkv_width]` with queries and keys normalised, in rows as long as the weights.
+/// `qkv [t, qkv_width]` with queries, keys and perhaps values normalised, in rows as long as the
+/// weights.
 pub fn norm_heads<'a>(
     tape: &mut Tape<'a>,
     qkv: Var,
@@ -89,15 +92,19 @@ pub fn norm_heads<'a>(
         let (offset, len) = (first * heads.head_dim, num_heads * heads.head_dim);
         (weight, Rows { stride: width, offset, count: len / weight.shape()[0] })
     };
-    let parts =
-        [part(weights.q, 0, heads.num_heads), part(weights.k, heads.num_heads, heads.num_kv_heads)];
+    let (num_heads, num_kv_heads) = (heads.num_heads, heads.num_kv_heads);
+    let of_values = weights.v.map(|v| part(v, num_heads + num_kv_heads, num_kv_heads));
+    let of_keys = part(weights.k, num_heads, num_kv_heads);
+    let parts: Vec<(&'a Weight, Rows)> =
+        [part(weights.q, 0, num_heads), of_keys].into_iter().chain(of_values).collect();
     let mut y = tape.activation(qkv.value().dtype(), &[t, width]);
     copy(tape.device(), qkv.value(), &mut y);
-    let rstds = parts.map(|(weight, rows)| {
+    let rstd = |&(weight, rows): &(&'a Weight, Rows)| {
         let mut rstd = tape.activation(DType::F32, &[t, rows.count]);
         forward(tape, Forward { norm, rows, weight, x: qkv.value() }, None, &mut y, &mut rstd);
         rstd
-    });
+    };
+    let rstds: Vec<Tensor> = parts.iter().map(rstd).collect();
     let is_trained = parts.iter().any(|(weight, _)| weight.param().is_some());
     let requires_grad = qkv.requires_grad() || is_trained;
     if !(tape.is_recording() && requires_grad) {

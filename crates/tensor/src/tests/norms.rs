@@ -166,16 +166,20 @@ struct NormHeads {
     heads: Heads,
     q: Weight,
     k: Weight,
+    v: Option<Weight>,
     norm: RmsNorm,
 }
 
 impl NormHeads {
-    /// Rows of queries and of keys.
-    fn rows(&self) -> [Rows; 2] {
+    /// Rows of queries, of keys and of values that are normalised.
+    fn rows(&self) -> Vec<Rows> {
         let Heads { num_heads, num_kv_heads, head_dim, .. } = self.heads;
         let stride = self.heads.qkv_width();
         let q = Rows { stride, offset: 0, count: num_heads };
-        [q, Rows { stride, offset: num_heads * head_dim, count: num_kv_heads }]
+        let others = [num_heads, num_heads + num_kv_heads].map(|first| first * head_dim);
+        let others = others.map(|offset| Rows { stride, offset, count: num_kv_heads });
+        let count = if self.v.is_some() { 2 } else { 1 };
+        [q].into_iter().chain(others.into_iter().take(count)).collect()
     }
 }
 
@@ -184,22 +188,24 @@ impl Operation for NormHeads {
         &self.given
     }
     fn weights_mut(&mut self) -> Vec<&mut Weight> {
-        vec![&mut self.q, &mut self.k]
+        [&mut self.q, &mut self.k].into_iter().chain(&mut self.v).collect()
     }
     fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
-        let weights = HeadNorms { q: &self.q, k: &self.k };
+        let weights = HeadNorms { q: &self.q, k: &self.k, v: self.v.as_ref() };
         ops::norm_heads(tape, leaves.remove(0), &self.heads, weights, self.norm)
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
-        let [q, k] = self.rows();
-        let with_q = reference::forward(self.norm, q, &x[0], &x[1]);
-        reference::forward(self.norm, k, &with_q, &x[2])
+        let parts = self.rows().into_iter().zip(&x[1..]);
+        parts.fold(x[0].clone(), |y, (rows, w)| reference::forward(self.norm, rows, &y, w))
     }
     fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
-        let [q, k] = self.rows();
-        let (d_x, d_q) = reference::backward(self.norm, q, &x[0], &x[1], d_y);
-        let (d_x, d_k) = reference::backward(self.norm, k, &x[0], &x[2], &d_x);
-        vec![d_x, d_q, d_k]
+        let mut gradients = vec![d_y.to_vec()];
+        for (rows, w) in self.rows().into_iter().zip(&x[1..]) {
+            let (d_x, d_w) = reference::backward(self.norm, rows, &x[0], w, &gradients[0]);
+            gradients[0] = d_x;
+            gradients.push(d_w);
+        }
+        gradients
     }
 }
 
@@ -222,9 +228,11 @@ fn norm_heads_passes() {
             given.add(Kind::Activation, &[t, heads.qkv_width()]);
             let (q, k) = (given.add(kind, &[head_dim]), given.add(kind, &[head_dim]));
             let (q, k) = (given.weight(q), given.weight(k));
+            let v = (num_kv_heads > 1).then(|| given.add(kind, &[head_dim]));
+            let v = v.map(|v| given.weight(v));
             let norm = RmsNorm { eps: 1e-5, plus_one };
             let case = format!("{norm:?} of {heads:?}, {t} tokens");
-            check_op(&case, &mut NormHeads { given, heads, q, k, norm });
+            check_op(&case, &mut NormHeads { given, heads, q, k, v, norm });
         }
     }
 }

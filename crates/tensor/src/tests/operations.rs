@@ -262,6 +262,7 @@ fn attention_passes() {
         (heads(3, 1, 64), vec![0, 1, 290], 1),
         (heads(2, 1, 96), vec![0, 7, 80], 3),
         (heads(2, 2, 128), vec![0, 70], 0),
+        (heads(2, 1, 320), vec![0, 3, 20], 1),
         (Heads { window: Some(9), ..heads(2, 1, 128) }, vec![0, 1, 40], 1),
         (heads(2, 1, 4), vec![0, 600], 0),
         (Heads { window: Some(1), ..heads(2, 1, 4) }, vec![0, 70], 0),

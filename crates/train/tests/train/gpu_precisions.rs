@@ -120,9 +120,9 @@ const CPU: Backend = Backend::Cpu { threads: 1 };
 #[test]
 fn heads_may_be_too_wide_for_a_gpu() {
     let h100 = Backend::catalogued("h100-80g").unwrap();
-    assert!(h100.check_heads(256, 128).is_ok() && CPU.check_heads(512, 256).is_ok());
-    let refused = h100.check_heads(512, 0).unwrap_err().to_string();
-    assert!(refused.contains("512") && refused.contains("256") && refused.contains("CPU"));
+    assert!(h100.check_heads(512, 128).is_ok() && CPU.check_heads(1024, 256).is_ok());
+    let refused = h100.check_heads(1024, 0).unwrap_err().to_string();
+    assert!(refused.contains("1024") && refused.contains("512") && refused.contains("CPU"));
     let refused = h100.check_heads(128, 192).unwrap_err().to_string();
     assert!(refused.contains("delta nets have 192") && refused.contains("up to 128"), "{refused}");
 }
