@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Files copied along with the weights if they exist.
-const COMPANIONS: [&str; 21] = [
+const COMPANIONS: [&str; 24] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
@@ -28,6 +28,9 @@ const COMPANIONS: [&str; 21] = [
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",

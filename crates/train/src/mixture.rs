@@ -165,6 +165,7 @@ impl Starving {
         let (layer, expert) = *found.first()?;
         let more = match found.len() {
             1 => String::new(),
+            2 => " and 1 other".to_owned(),
             n => format!(" and {} others", n - 1),
         };
         Some(format!(

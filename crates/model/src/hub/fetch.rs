@@ -7,6 +7,7 @@
 //! sizes are untrusted.
 
 use super::{HubError, HubSettings, RepoName, is_safe_name};
+use crate::embed::module_folders;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo, Metadata};
 use hf_hub::{Cache, Repo, RepoType};
 use std::collections::BTreeSet;
@@ -17,11 +18,17 @@ use std::time::Duration;
 
 const CONFIG: &str = "config.json";
 const REQUIRED: [&str; 2] = [CONFIG, "tokenizer.json"];
-const OPTIONAL: [&str; 4] = [
+const OPTIONAL: [&str; 10] = [
     "tokenizer_config.json",
     "generation_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
 ];
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -85,9 +92,11 @@ fn first_missing(
     if let Some(file) = REQUIRED.iter().find(absent) {
         return Ok(Some((*file).to_owned()));
     }
-    let unknown = |file: &&&str| absent(file) && !no_exist(folder, commit, file).exists();
-    if let Some(file) = OPTIONAL.iter().find(unknown).filter(|_| !settings.offline) {
-        return Ok(Some((*file).to_owned()));
+    let unknown =
+        |file: &String| !dir.join(file).exists() && !no_exist(folder, commit, file).exists();
+    let mut optional = OPTIONAL.map(str::to_owned).into_iter().chain(of_modules(&dir));
+    if let Some(file) = optional.find(unknown).filter(|_| !settings.offline) {
+        return Ok(Some(file));
     }
     if settings.without_weights || dir.join(SINGLE).exists() {
         return Ok(None);
@@ -96,6 +105,13 @@ fn first_missing(
         return Ok(Some(SINGLE.to_owned()));
     }
     Ok(shards(&dir.join(INDEX))?.into_iter().find(|shard| !dir.join(shard).exists()))
+}
+
+/// What `modules.json` refers to, such as how an encoder's hidden states are pooled. A damaged file
+/// is the concern of whoever reads it.
+fn of_modules(snapshot: &Path) -> Vec<String> {
+    let folders = module_folders(snapshot).unwrap_or_default().into_iter();
+    folders.filter(|name| is_safe_name(name)).map(|name| format!("{name}/{CONFIG}")).collect()
 }
 
 fn no_exist(folder: &Path, commit: &str, file: &str) -> PathBuf {
@@ -188,6 +204,11 @@ impl<'a> Download<'a> {
         for file in OPTIONAL {
             if !self.get(file)? {
                 self.mark_absent(file)?;
+            }
+        }
+        for file in of_modules(&self.snapshot()) {
+            if !self.get(&file)? {
+                self.mark_absent(&file)?;
             }
         }
         if !self.settings.without_weights && !self.get(SINGLE)? {

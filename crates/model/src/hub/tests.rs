@@ -43,6 +43,22 @@ fn settings(cache: &Path, server: &Server) -> HubSettings {
     }
 }
 
+/// How texts are embedded is in a folder that `modules.json` names; some modules have no file.
+#[test]
+fn what_an_embedder_says_of_itself_is_fetched() {
+    let modules = r#"[{"path": "", "type": "a.Transformer"}, {"path": "1_Pooling", "type":
+        "a.Pooling"}, {"path": "2_Normalize", "type": "a.Normalize"}]"#;
+    let mut files = whole();
+    files.extend([("modules.json", modules), ("1_Pooling/config.json", "{\"a\": 1}")]);
+    let (cache, server) = (TempDir::new().unwrap(), Server::start(Site::with(&files)));
+    let settings = settings(cache.path(), &server);
+    let dir = resolve_with(REPO, &settings, &|_| {}).unwrap();
+    assert_eq!(fs::read_to_string(dir.join("1_Pooling/config.json")).unwrap(), "{\"a\": 1}");
+    let asked = server.requests().len();
+    assert_eq!(resolve_with(REPO, &settings, &|_| {}).unwrap(), dir);
+    assert_eq!(server.requests().len(), asked);
+}
+
 /// The error message of a failed fetch from a site.
 fn message_from(site: Site, token: Option<&str>) -> String {
     let (cache, server) = (TempDir::new().unwrap(), Server::start(site));

@@ -64,6 +64,7 @@ fn module_of(param: &str) -> &str {
 pub(super) fn note(modules: &[String]) -> Option<String> {
     let more = match modules.len() {
         0 | 1 => String::new(),
+        2 => " and 1 other".to_owned(),
         n => format!(" and {} others", n - 1),
     };
     Some(format!(
@@ -97,7 +98,7 @@ mod tests {
         assert_eq!(at(25), ["model.norm"]);
         assert_eq!(named.iter().flatten().count(), 2);
         let text = note(&[at(20), at(25)].concat()).unwrap();
-        assert!(text.starts_with("model.layers.3.b and 1 others: the gradient"), "{text}");
+        assert!(text.starts_with("model.layers.3.b and 1 other: the gradient"), "{text}");
         assert_eq!(note(&[]), None);
     }
 }
