@@ -404,7 +404,9 @@ impl RopeScaling {
                 let supported = ["default", "linear", "dynamic", "llama3", "yarn"];
                 let proportional: &[&str] =
                     if keys.defaults.proportional { &["proportional"] } else { &[] };
-                let supported = [&supported, keys.defaults.long_rope, proportional].concat();
+                let own = keys.defaults.long_rope.iter().filter(|name| !supported.contains(name));
+                let own: Vec<&str> = own.copied().collect();
+                let supported = [&supported, &own[..], proportional].concat();
                 let supported = supported.join(", ");
                 let problem = format!(
                     "is `{other}`, which is not supported; supported: {supported}. Use a \

@@ -483,16 +483,22 @@ fn layers_of_kind(
     let Some(types) = raw.get("layer_types") else {
         return Ok((0..num_layers).map(rule).collect());
     };
-    let is_of_kind = |found: &Value| match found.as_str() {
-        Some(found) if found == kind => Some(true),
-        Some(FULL) => Some(false),
-        _ => None,
-    };
-    let layers = types.as_array().and_then(|types| types.iter().map(is_of_kind).collect());
-    layers.filter(|layers: &Vec<bool>| layers.len() == num_layers).ok_or_else(|| {
+    let list = types.as_array().filter(|types| types.len() == num_layers).ok_or_else(|| {
         let problem = format!("must be a list of {num_layers}, each {FULL:?} or {kind:?}");
         raw.error("layer_types", problem)
-    })
+    })?;
+    let is_of_kind = |(layer, found): (usize, &Value)| match found.as_str() {
+        Some(found) if found == kind => Ok(true),
+        Some(FULL) => Ok(false),
+        _ => {
+            let problem = format!(
+                "has {found} for block {layer}, which is not supported; only {FULL:?} and \
+                 {kind:?} are: use a model without such blocks"
+            );
+            Err(raw.error("layer_types", problem))
+        }
+    };
+    list.iter().enumerate().map(is_of_kind).collect()
 }
 
 /// Refuses activations other than the family's own.

@@ -84,7 +84,8 @@ fn settings_of_single_families() {
             "gpt_oss",
             "layer_types",
             json!(["sliding_attention", "chunked_attention"]),
-            "must be a list of 2, each \"full_attention\" or \"sliding_attention\"",
+            "has \"chunked_attention\" for block 1, which is not supported; only \
+             \"full_attention\" and \"sliding_attention\" are: use a model without such blocks",
         ),
     ] {
         let change = |dir: &Path| set_key(&dir.join("config.json"), key, value);
