@@ -10,8 +10,9 @@ use hone_data::DataReport;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// Version of the arithmetic. It is raised by every change after which some run computes other
-/// bits: a run is continued, and a checkpoint loaded, only by the version that began it.
+/// Version of the arithmetic. It is raised by every change after which some run that a release
+/// could do computes other bits: a run is continued, and a checkpoint loaded, only by the version
+/// that began it.
 pub const NUMERICS: u32 = 2;
 
 /// `schedule.kind` under which the learning rate of a step depends on no number of steps.
