@@ -510,11 +510,11 @@ fn rows_have_the_same_gradients_in_any_company_and_if_recomputed() {
         some_devices().iter().flat_map(|d| [Compute::F32, Compute::Bf16].map(|c| (d, c)))
     {
         let packed = gradients_of(device, &Pass::new(&mut none(), lengths), compute, true);
-        for (i, packed) in packed.iter().enumerate() {
+        for (i, &length) in lengths.iter().enumerate() {
             let mut alone = none();
-            alone[i] = lengths[i];
+            alone[i] = length;
             let found = gradients_of(device, &Pass::new(&mut none(), &alone), compute, false);
-            assert!(found[i] == *packed, "{compute:?}: a row of {}", lengths[i]);
+            assert!(found[i] == packed[i], "{compute:?}: a row of {length}");
         }
     }
 }
