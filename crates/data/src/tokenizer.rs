@@ -89,7 +89,8 @@ impl Tokenizer {
         add_as_configured(&mut inner, files, &config, &named)?;
         let id_of = |name: &str| special_id(&inner, files, name, &named, &[&generation, &model]);
         let (bos_token_id, eos_token_id) = (id_of("bos_token")?, id_of("eos_token")?);
-        let mask_token_id = id_of("mask_token")?;
+        // Decoders have one that nobody asks for, maybe of another tokenizer.
+        let mask_token_id = id_of("mask_token").unwrap_or_default();
         let mut stop_token_ids = ids_of(generation.get("eos_token_id"));
         stop_token_ids.extend(eos_token_id);
         stop_token_ids.sort_unstable();

@@ -8,7 +8,7 @@ use hone_data::DataError;
 use hone_model::adapter::AdapterError;
 use hone_model::generate::GenerateError;
 use hone_model::hub::HubError;
-use hone_model::{ConfigError, ExportError, LoadError};
+use hone_model::{ConfigError, DecoderConfig, ExportError, LoadError};
 use hone_tensor::DeviceError;
 use hone_tensor::safetensors::FileError;
 use std::path::{Path, PathBuf};
@@ -131,6 +131,17 @@ impl From<DataError> for TrainError {
 }
 
 impl TrainError {
+    /// A token of `whose` for which the model's embedding has no row.
+    pub(crate) fn unknown_token(whose: &str, id: u32, config: &DecoderConfig) -> Self {
+        let message = format!(
+            "{whose} has token id {id}, but the model knows only {} tokens (its vocab_size). The \
+             tokenizer belongs to another model, or tokens were added to it without resizing the \
+             model's embedding; leave that token out, or resize the embedding",
+            config.vocab_size
+        );
+        Self::Usage(Code::DataUnknownToken, message)
+    }
+
     /// An error of the system about `path`.
     pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + use<> {
         let path = path.to_owned();

@@ -65,16 +65,20 @@ impl Masking {
         let Some(mask_token) = tokenizer.mask_token_id() else {
             return invalid(
                 "objective.kind = \"masked\" needs a mask token, and the model's tokenizer has \
-                 none: name mask_token in its tokenizer_config.json"
+                 none: name one of its tokens as mask_token in its tokenizer_config.json"
                     .to_owned(),
             );
         };
+        if mask_token as usize >= config.vocab_size {
+            return Err(TrainError::unknown_token("the mask token", mask_token, config));
+        }
+        let special = tokenizer.special_token_ids().into_iter().chain([mask_token]);
         Ok(Some(Self {
             seed: run.train.seed,
             ratio: section.ratio,
             mask_token,
             vocab_size: tokenizer.vocab_size().min(config.vocab_size) as u32,
-            special: tokenizer.special_token_ids().into_iter().collect(),
+            special: special.collect(),
         }))
     }
 

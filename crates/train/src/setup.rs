@@ -373,7 +373,7 @@ pub fn surplus_tokens(dir: &Path, config: &DecoderConfig, tokenizer: &Tokenizer)
 /// Naming the first such row.
 pub fn check_tokens(dataset: &Dataset, config: &DecoderConfig) -> Result<(), TrainError> {
     let Some((source, id)) = dataset.first_beyond(config.vocab_size) else { return Ok(()) };
-    Err(unknown_token(&format!("{}:{}: the row", source.file, source.line), id, config))
+    Err(TrainError::unknown_token(&format!("{}:{}: the row", source.file, source.line), id, config))
 }
 
 /// Refuses a prompt with a token for which the embedding has no row.
@@ -382,17 +382,7 @@ pub fn check_tokens(dataset: &Dataset, config: &DecoderConfig) -> Result<(), Tra
 /// Naming the token.
 pub fn check_prompt(prompt: &[u32], config: &DecoderConfig) -> Result<(), TrainError> {
     let unknown = prompt.iter().find(|&&id| id as usize >= config.vocab_size);
-    unknown.map_or(Ok(()), |&id| Err(unknown_token("the prompt", id, config)))
-}
-
-fn unknown_token(whose: &str, id: u32, config: &DecoderConfig) -> TrainError {
-    let message = format!(
-        "{whose} has token id {id}, but the model knows only {} tokens (its vocab_size). The \
-         tokenizer belongs to another model, or tokens were added to it without resizing the \
-         model's embedding; leave that token out, or resize the embedding",
-        config.vocab_size
-    );
-    TrainError::Usage(Code::DataUnknownToken, message)
+    unknown.map_or(Ok(()), |&id| Err(TrainError::unknown_token("the prompt", id, config)))
 }
 
 /// How frozen matrices are held of a model that was opened as `file` has it; `None`: as there.

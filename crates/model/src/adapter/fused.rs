@@ -168,7 +168,9 @@ impl Pair {
         let crossed = rows.flat_map(|(part, row)| (0..rank).map(move |of| (part, row, of)));
         let is_crossed = |part: usize, of: usize| (part == 0) != (of < rank / 2);
         let mut crossed = crossed.filter(|&(part, _, of)| is_crossed(part, of));
+        // Of an adapter that was never trained nothing can be told.
         rank.is_multiple_of(2)
+            && self.b.iter().any(|&b| b != 0.0)
             && crossed.all(|(_, row, of)| (0..self.num_experts).all(|e| self.b(e, row, of) == 0.0))
     }
 

@@ -19,6 +19,13 @@ pub(super) fn in_memory(config: &DecoderConfig, name: &str) -> String {
     }
 }
 
+/// What PEFT's patterns may call a module: its name on disk or in memory, or its weight.
+pub(super) fn names(config: &DecoderConfig, module: &str) -> [String; 3] {
+    let in_memory = in_memory(config, module);
+    let weight = format!("{in_memory}.weight");
+    [module.to_owned(), in_memory, weight]
+}
+
 /// An adapter's tensors, under the names that modules have on disk.
 pub(super) struct AdapterFile {
     file: SafeTensorsFile,

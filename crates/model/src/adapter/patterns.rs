@@ -42,16 +42,16 @@ impl Patterns {
         })
     }
 
-    /// Rank and scale of a layer.
-    pub(super) fn of(&self, config: &LoraConfig, module: &str) -> RankAndScale {
-        let rank = self.ranks.iter().find(|(pattern, _)| pattern.matches(module));
+    /// Rank and scale of a layer that has these names.
+    pub(super) fn of(&self, config: &LoraConfig, names: &[String]) -> RankAndScale {
+        let rank = self.ranks.iter().find(|(pattern, _)| pattern.matches_any(names));
         let rank = rank.map_or(config.rank, |(_, rank)| *rank);
-        (rank, self.scale(config, module, rank))
+        (rank, self.scale(config, names, rank))
     }
 
     /// The scale of a layer whose rank is known otherwise.
-    pub(super) fn scale(&self, config: &LoraConfig, module: &str, rank: usize) -> f32 {
-        let alpha = self.alphas.iter().find(|(pattern, _)| pattern.matches(module));
+    pub(super) fn scale(&self, config: &LoraConfig, names: &[String], rank: usize) -> f32 {
+        let alpha = self.alphas.iter().find(|(pattern, _)| pattern.matches_any(names));
         let alpha = alpha.map_or(config.alpha, |(_, alpha)| *alpha);
         LoraConfig { rank, alpha, ..config.clone() }.scale()
     }
@@ -98,6 +98,10 @@ impl Pattern {
             }
         }
         Some(Self { text, is_whole: anchored.is_some() })
+    }
+
+    fn matches_any(&self, names: &[String]) -> bool {
+        names.iter().any(|name| self.matches(name))
     }
 
     fn matches(&self, module: &str) -> bool {

@@ -2,7 +2,7 @@
 
 use super::fused::Unfused;
 use super::lora::{Matrix, add};
-use super::names::{AdapterFile, in_memory};
+use super::names::{AdapterFile, in_memory, names};
 use super::parameters::split;
 use super::patterns::{Patterns, to_json};
 use super::{AdapterError, LoraConfig, TargetModules};
@@ -73,11 +73,11 @@ fn target_modules(
 ) -> BTreeSet<String> {
     let all_linear = *targets == TargetModules::AllLinear;
     let has_experts = config.layers.iter().any(|layer| layer.mlp.experts.is_some());
-    // Other parts, such as a vision tower, have layers of the same short names, and by those of an
-    // MLP PEFT takes experts to be meant.
-    let is_short = |module: &str| {
-        all_linear && config.text_module.is_none() && !(has_experts && module.contains(".mlp."))
-    };
+    // Other parts have layers of the same short names, such as a vision tower or an encoder's head,
+    // and by those of an MLP PEFT takes experts to be meant.
+    let has_others = config.text_module.is_some() || config.encoder.is_some();
+    let is_short =
+        |module: &str| all_linear && !has_others && !(has_experts && module.contains(".mlp."));
     let name = |(module, _): &(String, &Lora)| match module.rsplit_once('.') {
         Some((_, short)) if is_short(module) => short.to_owned(),
         _ => in_memory(config, module),
@@ -173,10 +173,17 @@ pub fn load(
         ));
     }
     let mut next = 0;
+    let names = {
+        let config = model.decoder.config.clone();
+        move |module: &str| names(&config, module)
+    };
     let size = |module: &str| match unfused.size(module) {
-        None => patterns.of(&lora, module),
+        None => patterns.of(&lora, &names(module)),
         // The scale is that of the parameter, whose rank may be twice the module's.
-        Some(fused) => (fused.rank, patterns.scale(&lora, &fused.parameter, fused.parameter_rank)),
+        Some(fused) => {
+            let scale = patterns.scale(&lora, &names(&fused.parameter), fused.parameter_rank);
+            (fused.rank, scale)
+        }
     };
     add(model, &targets, &lora, size, |_, which, shape| {
         let key = which.key(&targets[next]);
@@ -249,14 +256,17 @@ fn missing_targets(raw: &RawConfig, model: &Model, found: &[String]) -> Vec<Stri
     if all_layers.iter().any(|key| raw.get(key).is_some()) {
         return Vec::new();
     }
-    let names = |module: &str| {
+    let config = &model.decoder.config;
+    let is_named = |module: &str| {
         let mut targets = targets.iter().filter_map(Value::as_str);
-        targets.any(|target| module == target || module.ends_with(&format!(".{target}")))
+        let names = names(config, module);
+        let is = |name: &String, target| name == target || name.ends_with(&format!(".{target}"));
+        targets.any(|target| names.iter().any(|name| is(name, target)))
     };
     // With experts there are tens of thousands.
     let found: HashSet<&String> = found.iter().collect();
-    let modules = model.decoder.config.module_names();
-    modules.filter(|module| names(module) && !found.contains(module)).collect()
+    let modules = config.module_names();
+    modules.filter(|module| is_named(module) && !found.contains(module)).collect()
 }
 
 /// One matrix of an adapter, which must have `shape`.

@@ -63,12 +63,17 @@ impl WeightFiles {
         Ok(Some(tensor))
     }
 
-    /// [`Self::joined`] with the shape that the files say.
+    /// [`Self::joined`] with the shape that the files say; `None` also of what has no other parts,
+    /// whatever it holds.
     ///
     /// # Errors
     /// As there.
     pub(super) fn joined_as_stored(&self, stored: &str) -> Result<Option<Tensor>, LoadError> {
-        let state = self.state_of(stored).and_then(|state| self.raw(state));
+        let (state, scales) = (self.state_of(stored), format!("{stored}_scale_inv"));
+        if state.is_none() && self.raw(&scales).is_none() {
+            return Ok(None);
+        }
+        let state = state.and_then(|state| self.raw(state));
         let state = state.and_then(|(_, state)| serde_json::from_slice(state.bytes).ok());
         let shape = match state {
             Some(QuantState { shape, .. }) => shape,

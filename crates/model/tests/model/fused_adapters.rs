@@ -171,8 +171,15 @@ fn adapters_of_a_text_part_have_the_names_of_the_whole() {
     let outer = json!({"model_type": "gemma3", "text_config": text, "vision_config": {}});
     std::fs::write(&path, outer.to_string()).unwrap();
     // Written by PEFT for the text model alone.
+    let file = golden.dir.join("adapter/adapter_config.json");
+    set_key(&file, "alpha_pattern", json!({"layers.1.self_attn.q_proj": 3.0}));
     let (model, mut config) = loaded(&golden, &golden.dir.join("adapter")).unwrap();
     config.target_modules = TargetModules::AllLinear;
+    let scales = |model: &Model| -> Vec<f32> {
+        let projections = model.decoder.projections();
+        projections.flat_map(|(_, p)| p.adapters.clone()).map(|lora| lora.scale).collect()
+    };
+    assert!(scales(&model).iter().any(|scale| *scale != scales(&model)[0]));
     let dir = tempfile::tempdir().unwrap();
     adapter::save(dir.path(), &model, &device, AdapterId::default(), &config, "base").unwrap();
     let written = std::fs::read(dir.path().join("adapter_config.json")).unwrap();
@@ -186,5 +193,5 @@ fn adapters_of_a_text_part_have_the_names_of_the_whole() {
         assert!(tensors.keys().all(|key| is_whole(key.strip_prefix("base_model.model.").unwrap())));
     });
     let (reloaded, _) = loaded(&golden, dir.path()).unwrap();
-    assert_eq!(params(&reloaded), params(&model));
+    assert_eq!((params(&reloaded), scales(&reloaded)), (params(&model), scales(&model)));
 }

@@ -302,12 +302,14 @@ fn text_models_among_other_parts() {
     for renamed in layouts {
         let dir = copy_of("gemma3");
         let tower = (Dtype::F16, vec![2, 3], (0..12).collect::<Vec<u8>>());
-        // Of a type that no weight has.
+        // Of types that no weight has, or none that stands alone.
         let positions = (Dtype::I64, vec![1, 2], (0..16).collect::<Vec<u8>>());
+        let pixels = (Dtype::U8, vec![2, 2], vec![1, 2, 3, 4]);
         rewrite(&dir.path().join("model.safetensors"), |all| {
             *all = std::mem::take(all).into_iter().map(|(name, t)| (renamed(&name), t)).collect();
             all.insert("vision_tower.patches.weight".to_owned(), tower.clone());
             all.insert("vision_tower.positions".to_owned(), positions.clone());
+            all.insert("vision_tower.pixels".to_owned(), pixels.clone());
         });
         let path = dir.path().join("config.json");
         let text: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -327,6 +329,7 @@ fn text_models_among_other_parts() {
             rewrite(&dir.join("model.safetensors"), |all| {
                 assert_eq!(all["vision_tower.patches.weight"], tower);
                 assert_eq!(all["vision_tower.positions"], positions);
+                assert_eq!(all["vision_tower.pixels"], pixels);
                 *names = all.keys().cloned().collect();
             });
         }

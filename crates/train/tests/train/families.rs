@@ -194,7 +194,8 @@ fn page(all: &[Family]) -> String {
          models fit. Speeds are planned from published figures and unproven on hardware.\n\
          `hone plan run.toml --device {GPU}` plans your own run, and needs no weights for it.\n\n\
          `all-linear`, the default of `adapter.target_modules`, reaches what the tables say.\n\
-         Without `[adapter]` all weights are trained, but for biases of a router's choice.\n"
+         Without `[adapter]` all weights are trained, but for biases of a router's choice and\n\
+         Gemma 4's factors of blocks.\n"
     );
     for family in all {
         let _ = write!(page, "\n## {}\n\n", family.name);

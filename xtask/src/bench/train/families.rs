@@ -85,7 +85,7 @@ pub const CASES: [Case; 19] = [
     },
     against_hone(
         "mixture-dense",
-        "the same against a dense model of as many FLOPs",
+        "Qwen3-MoE against a dense model of as many FLOPs",
         "mixture",
         "mixture-dense",
         SHORT,
