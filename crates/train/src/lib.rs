@@ -31,6 +31,7 @@ pub mod schedule;
 pub mod scoring;
 pub mod setup;
 pub mod step_profile;
+mod wording;
 
 pub use code::Code;
 pub use error::TrainError;

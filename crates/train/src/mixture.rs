@@ -1,6 +1,7 @@
 //! Mixtures of experts in training: how evenly experts are used, what says so, and the auxiliary
 //! loss that evens it out.
 
+use crate::wording::and_others;
 use hone_model::DecoderConfig;
 use hone_tensor::ops::{RouterLoad, Routers};
 use hone_tensor::{Tape, lock};
@@ -163,11 +164,7 @@ impl Starving {
             }
         }
         let (layer, expert) = *found.first()?;
-        let more = match found.len() {
-            1 => String::new(),
-            2 => " and 1 other".to_owned(),
-            n => format!(" and {} others", n - 1),
-        };
+        let more = and_others(found.len());
         Some(format!(
             "expert {expert} of block {layer}{more} starved: no token has chosen it where an even \
              load would have given it {STARVED_OF:.0}, so it is not trained. If it did better \

@@ -1,7 +1,7 @@
 //! Names of modules in PEFT's files: those in transformers' memory, which for some families are not
 //! those on disk.
 
-use crate::config::DecoderConfig;
+use crate::config::{DecoderConfig, LayerConfig};
 use hone_tensor::Tensor;
 use hone_tensor::safetensors::{FileError, SafeTensorsFile};
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,7 +36,10 @@ pub(super) struct AdapterFile {
 impl AdapterFile {
     pub(super) fn open(path: &Path, config: &DecoderConfig) -> Result<Self, FileError> {
         let file = SafeTensorsFile::open(path)?;
-        let ours = |name: String| (on_disk(config, &name), name);
+        let of_experts = |layer: &LayerConfig| Some(layer.mlp.experts.as_ref()?.names.router);
+        let mut routers = config.layers.iter().filter_map(of_experts);
+        let is_mixtral = routers.any(|router| router.starts_with(MIXTRAL[0].trim_matches('.')));
+        let ours = |name: String| (on_disk(config.text_module, is_mixtral, &name), name);
         let names = file.names().into_iter().map(ours).collect();
         Ok(Self { file, names })
     }
@@ -56,19 +59,10 @@ impl AdapterFile {
 }
 
 /// The reverse of [`in_memory`], which leaves what has its name on disk already.
-fn on_disk(config: &DecoderConfig, name: &str) -> String {
-    let name = match config.text_module {
+fn on_disk(text_module: Option<&str>, is_mixtral: bool, name: &str) -> String {
+    let name = match text_module {
         Some(module) => name.replacen(&format!("model.{module}.layers."), "model.layers.", 1),
         None => name.to_owned(),
     };
-    let is_mixtral =
-        |layer: &crate::config::LayerConfig| {
-            layer.mlp.experts.as_ref().is_some_and(|mixture| {
-                mixture.names.router.starts_with(MIXTRAL[0].trim_matches('.'))
-            })
-        };
-    match config.layers.iter().any(is_mixtral) {
-        true => name.replacen(MIXTRAL[1], MIXTRAL[0], 1),
-        false => name,
-    }
+    if is_mixtral { name.replacen(MIXTRAL[1], MIXTRAL[0], 1) } else { name }
 }

@@ -28,8 +28,9 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     read_attention_bias(raw, &mut config)?;
     let by_rule = |layer: usize| !(layer + 1).is_multiple_of(6);
     let mut is_sliding = sliding_layers(raw, config.layers.len(), by_rule)?;
-    // As in transformers.
-    is_sliding.iter_mut().next_back().iter_mut().for_each(|last| **last = false);
+    if let Some(last) = is_sliding.last_mut() {
+        *last = false; // as in transformers
+    }
     let window = Some(raw.optional_size("sliding_window")?.unwrap_or(512));
     let keys_as_values = raw.flag("attention_k_eq_v", false)?;
     let full = full_heads(raw, keys_as_values)?;

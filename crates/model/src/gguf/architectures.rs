@@ -53,6 +53,18 @@ pub(super) const COMMON_OPTIONAL: [(&str, &str); 3] = [
     ("rope.freq_base", "rope_theta"),
 ];
 
+/// What most architectures have in common; the rest is of none.
+const PLAIN: Architecture = Architecture {
+    name: "",
+    model_type: "",
+    class: "",
+    keys: &[],
+    flags: &[],
+    biases: Biases::Known,
+    turns_neighbours: false,
+    norms_plus_one: false,
+};
+
 static ARCHITECTURES: [Architecture; 16] = [
     // Mistral's files are Llama's too.
     Architecture {
@@ -60,30 +72,25 @@ static ARCHITECTURES: [Architecture; 16] = [
         model_type: "llama",
         class: "LlamaForCausalLM",
         keys: &[],
-        flags: &[],
         biases: Biases::Everywhere,
         turns_neighbours: true,
-        norms_plus_one: false,
+        ..PLAIN
     },
     Architecture {
         name: "qwen2",
         model_type: "qwen2",
         class: "Qwen2ForCausalLM",
         keys: &[],
-        flags: &[],
         biases: Biases::Known,
-        turns_neighbours: false,
-        norms_plus_one: false,
+        ..PLAIN
     },
     Architecture {
         name: "qwen3",
         model_type: "qwen3",
         class: "Qwen3ForCausalLM",
         keys: &[],
-        flags: &[],
         biases: Biases::InAttention,
-        turns_neighbours: false,
-        norms_plus_one: false,
+        ..PLAIN
     },
     Architecture {
         name: "qwen3moe",
@@ -96,8 +103,7 @@ static ARCHITECTURES: [Architecture; 16] = [
         ],
         flags: &["norm_topk_prob"],
         biases: Biases::InAttention,
-        turns_neighbours: false,
-        norms_plus_one: false,
+        ..PLAIN
     },
     Architecture {
         name: "gemma2",
@@ -108,10 +114,9 @@ static ARCHITECTURES: [Architecture; 16] = [
             ("attn_logit_softcapping", "attn_logit_softcapping"),
             ("final_logit_softcapping", "final_logit_softcapping"),
         ],
-        flags: &[],
         biases: Biases::InAttention,
-        turns_neighbours: false,
         norms_plus_one: true,
+        ..PLAIN
     },
     Architecture {
         name: "gemma3",
@@ -122,20 +127,18 @@ static ARCHITECTURES: [Architecture; 16] = [
             ("rope.freq_base_swa", "rope_local_base_freq"),
             ("final_logit_softcapping", "final_logit_softcapping"),
         ],
-        flags: &[],
         biases: Biases::InAttention,
-        turns_neighbours: false,
         norms_plus_one: true,
+        ..PLAIN
     },
     Architecture {
         name: "smollm3",
         model_type: "smollm3",
         class: "SmolLM3ForCausalLM",
         keys: &[],
-        flags: &[],
         biases: Biases::Everywhere,
         turns_neighbours: true,
-        norms_plus_one: false,
+        ..PLAIN
     },
     Architecture {
         name: "qwen2moe",
@@ -147,20 +150,16 @@ static ARCHITECTURES: [Architecture; 16] = [
             ("expert_feed_forward_length", "moe_intermediate_size"),
             ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
         ],
-        flags: &[],
         biases: Biases::Known,
-        turns_neighbours: false,
-        norms_plus_one: false,
+        ..PLAIN
     },
     Architecture {
         name: "phi3",
         model_type: "phi3",
         class: "Phi3ForCausalLM",
         keys: &[("attention.sliding_window", "sliding_window")],
-        flags: &[],
         biases: Biases::Known,
-        turns_neighbours: false,
-        norms_plus_one: false,
+        ..PLAIN
     },
     // OLMo 3's files too, which have windows.
     Architecture {
@@ -168,20 +167,16 @@ static ARCHITECTURES: [Architecture; 16] = [
         model_type: "olmo2",
         class: "Olmo2ForCausalLM",
         keys: &[("attention.sliding_window", "sliding_window")],
-        flags: &[],
         biases: Biases::InAttention,
-        turns_neighbours: false,
-        norms_plus_one: false,
+        ..PLAIN
     },
     Architecture {
         name: "olmoe",
         model_type: "olmoe",
         class: "OlmoeForCausalLM",
         keys: &[("expert_count", "num_experts"), ("expert_used_count", "num_experts_per_tok")],
-        flags: &[],
         biases: Biases::InAttention,
-        turns_neighbours: false,
-        norms_plus_one: false,
+        ..PLAIN
     },
     // Turns neighbouring rows, as its family does: the rows are as there.
     Architecture {
@@ -189,10 +184,8 @@ static ARCHITECTURES: [Architecture; 16] = [
         model_type: "glm4",
         class: "Glm4ForCausalLM",
         keys: &[],
-        flags: &[],
         biases: Biases::InAttention,
-        turns_neighbours: false,
-        norms_plus_one: false,
+        ..PLAIN
     },
     Architecture {
         name: "qwen35",
@@ -206,10 +199,9 @@ static ARCHITECTURES: [Architecture; 16] = [
             ("ssm.inner_size", DELTA_WIDTH),
             ("full_attention_interval", "full_attention_interval"),
         ],
-        flags: &[],
         biases: Biases::Known,
-        turns_neighbours: false,
         norms_plus_one: true,
+        ..PLAIN
     },
     Architecture {
         name: "qwen35moe",
@@ -227,10 +219,9 @@ static ARCHITECTURES: [Architecture; 16] = [
             ("expert_feed_forward_length", "moe_intermediate_size"),
             ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
         ],
-        flags: &[],
         biases: Biases::Known,
-        turns_neighbours: false,
         norms_plus_one: true,
+        ..PLAIN
     },
     Architecture {
         name: "granite",
@@ -242,10 +233,9 @@ static ARCHITECTURES: [Architecture; 16] = [
             ("residual_scale", "residual_multiplier"),
             ("logit_scale", "logits_scaling"),
         ],
-        flags: &[],
         biases: Biases::Everywhere,
         turns_neighbours: true,
-        norms_plus_one: false,
+        ..PLAIN
     },
     Architecture {
         name: GPT_OSS,
@@ -257,10 +247,8 @@ static ARCHITECTURES: [Architecture; 16] = [
             ("expert_feed_forward_length", "intermediate_size"),
             ("attention.sliding_window", "sliding_window"),
         ],
-        flags: &[],
         biases: Biases::InAttention,
-        turns_neighbours: false,
-        norms_plus_one: false,
+        ..PLAIN
     },
 ];
 

@@ -1,5 +1,6 @@
 //! Modules that no gradient reaches.
 
+use crate::wording::and_others;
 use hone_tensor::Params;
 
 /// Steps without a gradient after which a module is named. A new adapter's first steps may have
@@ -62,16 +63,11 @@ fn module_of(param: &str) -> &str {
 
 /// What to tell the user of these modules.
 pub(super) fn note(modules: &[String]) -> Option<String> {
-    let more = match modules.len() {
-        0 | 1 => String::new(),
-        2 => " and 1 other".to_owned(),
-        n => format!(" and {} others", n - 1),
-    };
+    let (first, more) = (modules.first()?, and_others(modules.len()));
     Some(format!(
-        "{}{more}: the gradient has been zero for {STEPS} steps, so nothing is learnt there. \
+        "{first}{more}: the gradient has been zero for {STEPS} steps, so nothing is learnt there. \
          Experts that no token chooses are such; elsewhere the model's weights after it may be \
-         zero, as of a damaged file. metrics.jsonl names all of them under no_gradient",
-        modules.first()?
+         zero, as of a damaged file. metrics.jsonl names all of them under no_gradient"
     ))
 }
 
