@@ -29,9 +29,9 @@ pub struct DecoderConfig {
     pub eos_token_ids: Vec<u32>,
     /// Whether the files hold other parts besides, such as a vision tower, which stay as they are.
     pub is_part: bool,
-    /// The module of `model` in which transformers has the text part, where it loads the others
-    /// with it even for text alone.
-    pub text_module: Option<&'static str>,
+    /// What names of blocks begin with in the class of transformers that `architectures` names, and
+    /// so in PEFT's adapters.
+    pub class_prefix: &'static str,
     /// Whether the files hold blocks that predict tokens after the next, which are left out.
     pub has_mtp: bool,
     /// What makes the model an encoder; `None`: a decoder.

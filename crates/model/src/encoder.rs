@@ -23,11 +23,6 @@ impl EncoderConfig {
         is_buffer(name) || self.names.kept.iter().any(|kept| name.starts_with(kept))
     }
 
-    /// What names of blocks begin with, before their number.
-    pub(crate) fn own_blocks(&self) -> String {
-        format!("{}{}", self.names.prefix, self.names.blocks)
-    }
-
     /// The name of a part of the encoder itself.
     pub(crate) fn own(&self, name: &str, end: &str) -> String {
         format!("{}{name}.{end}", self.names.prefix)

@@ -232,12 +232,19 @@ impl DecoderConfig {
         }
     }
 
+    /// What names of everything but heads begin with, with its dot.
+    pub(crate) fn own_prefix(&self) -> &'static str {
+        self.encoder.as_ref().map_or("model.", |encoder| encoder.names.prefix)
+    }
+
+    /// The module that holds the blocks, after [`Self::own_prefix`].
+    pub(crate) fn blocks(&self) -> &'static str {
+        self.encoder.as_ref().map_or("layers", |encoder| encoder.names.blocks)
+    }
+
     /// What names within a block begin with.
     fn block_prefix(&self, layer: usize) -> String {
-        match &self.encoder {
-            Some(encoder) => format!("{}.{layer}", encoder.own_blocks()),
-            None => format!("model.layers.{layer}"),
-        }
+        format!("{}{}.{layer}", self.own_prefix(), self.blocks())
     }
 
     fn module_name(&self, layer: usize, linear: Linear) -> String {

@@ -2,7 +2,7 @@
 
 use super::fused::Unfused;
 use super::lora::{Matrix, add};
-use super::names::{AdapterFile, in_memory, names};
+use super::names::{AdapterFile, in_memory};
 use super::parameters::split;
 use super::patterns::{Patterns, to_json};
 use super::{AdapterError, LoraConfig, TargetModules};
@@ -41,7 +41,7 @@ pub fn save(
     let of_parameters = parameters.iter().map(|p| (p.name.clone(), p.size()));
     let patterns = to_json(config, sizes.chain(of_parameters));
     let mut json = config_json(config, &targets, patterns, base_model);
-    if decoder.encoder.is_some() {
+    if decoder.encoder.is_some() || decoder.class_prefix.is_empty() {
         // PEFT would wrap the model in one that generates.
         json["task_type"] = Value::Null;
     }
@@ -75,7 +75,7 @@ fn target_modules(
     let has_experts = config.layers.iter().any(|layer| layer.mlp.experts.is_some());
     // Other parts have layers of the same short names, such as a vision tower or an encoder's head,
     // and by those of an MLP PEFT takes experts to be meant.
-    let has_others = config.text_module.is_some() || config.encoder.is_some();
+    let has_others = config.class_prefix.contains("language_model") || config.encoder.is_some();
     let is_short =
         |module: &str| all_linear && !has_others && !(has_experts && module.contains(".mlp."));
     let name = |(module, _): &(String, &Lora)| match module.rsplit_once('.') {
@@ -160,7 +160,7 @@ pub fn load(
     let mut stray = file.names();
     let unfused = Unfused::take(&file, model, &mut stray)?;
     let targets = adapted_modules(&file, model, &unfused, stray)?;
-    let missing = missing_targets(&raw, model, &targets);
+    let missing = missing_targets(&raw, &file, model, &targets);
     if let Some(first) = missing.first() {
         let more = match missing.len() {
             1 => String::new(),
@@ -173,10 +173,8 @@ pub fn load(
         ));
     }
     let mut next = 0;
-    let names = {
-        let config = model.decoder.config.clone();
-        move |module: &str| names(&config, module)
-    };
+    let config = model.decoder.config.clone();
+    let names = |module: &str| file.names_of(&config, module);
     let size = |module: &str| match unfused.size(module) {
         None => patterns.of(&lora, &names(module)),
         // The scale is that of the parameter, whose rank may be twice the module's.
@@ -247,7 +245,12 @@ fn why_stray(name: &str, model: &Model) -> String {
 }
 
 /// Layers of the model that the configuration names but that are not among `found`.
-fn missing_targets(raw: &RawConfig, model: &Model, found: &[String]) -> Vec<String> {
+fn missing_targets(
+    raw: &RawConfig,
+    file: &AdapterFile,
+    model: &Model,
+    found: &[String],
+) -> Vec<String> {
     let Some(targets) = raw.get("target_modules").and_then(Value::as_array) else {
         // A pattern, or all linear layers: the tensors say which layers match.
         return Vec::new();
@@ -259,7 +262,7 @@ fn missing_targets(raw: &RawConfig, model: &Model, found: &[String]) -> Vec<Stri
     let config = &model.decoder.config;
     let is_named = |module: &str| {
         let mut targets = targets.iter().filter_map(Value::as_str);
-        let names = names(config, module);
+        let names = file.names_of(config, module);
         // Nothing is allocated for a target: there are hundreds, and tens of thousands of modules.
         let is_end = |name: &String, target| {
             let before = name.strip_suffix(target);

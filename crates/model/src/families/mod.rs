@@ -5,6 +5,7 @@
 //! any block that no earlier family needed.
 
 mod bert;
+mod classes;
 mod gemma2;
 mod gemma3;
 mod gemma4;
@@ -37,6 +38,7 @@ use crate::config::{
 use crate::gguf::{GgufModel, is_gguf};
 use crate::raw_config::{ConfigError, RawConfig};
 use crate::rope::{RopeConfig, RopeDefaults};
+use classes::prefix_of_class;
 use hone_tensor::Heads;
 use hone_tensor::ops::{Activation, Logits, RmsNorm};
 use serde_json::Value;
@@ -78,13 +80,13 @@ const FAMILIES: &[(&str, Read)] = &[
 ];
 
 /// Values of `model_type` of files that hold a text model, which `text_config` describes, and
-/// others; and [`DecoderConfig::text_module`].
-const WITH_OTHERS: &[(&str, Option<&str>)] = &[
-    ("gemma3", Some("language_model")),
-    ("gemma4", Some("language_model")),
-    ("mistral3", Some("language_model")),
-    ("qwen3_5", None),
-    ("qwen3_5_moe", None),
+/// others; and what names of blocks begin with in transformers' default class for generation.
+const WITH_OTHERS: &[(&str, &str)] = &[
+    ("gemma3", "model.language_model."),
+    ("gemma4", "model.language_model."),
+    ("mistral3", "model.language_model."),
+    ("qwen3_5", "model."),
+    ("qwen3_5_moe", "model."),
 ];
 
 /// Supported values of `model_type` of files that hold one model.
@@ -186,8 +188,11 @@ pub fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     let Some(name) = raw.text("model_type")? else {
         return Err(raw.error("model_type", "is missing; expected a family such as \"llama\""));
     };
-    if let Some((_, text_module)) = WITH_OTHERS.iter().find(|(outer, _)| *outer == name) {
-        return Ok(DecoderConfig { text_module: *text_module, ..text_part(raw)? });
+    let architecture = raw.get("architectures").and_then(|classes| classes.get(0)?.as_str());
+    if let Some((_, of_text)) = WITH_OTHERS.iter().find(|(outer, _)| *outer == name) {
+        let mut config = text_part(raw)?;
+        config.class_prefix = prefix_of_class(architecture, &config, Some(of_text));
+        return Ok(config);
     }
     refuse_parts(raw)?;
     let Some((_, read)) = FAMILIES.iter().find(|(family, _)| *family == name) else {
@@ -197,7 +202,8 @@ pub fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
             supported: supported().collect::<Vec<_>>().join(", "),
         });
     };
-    let config = read(raw)?;
+    let mut config = read(raw)?;
+    config.class_prefix = prefix_of_class(architecture, &config, None);
     raw.refuse_unread(NEUTRAL)?;
     Ok(config)
 }
@@ -336,7 +342,7 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
             Some(_) => raw.token_ids("eos_token_id")?,
         },
         is_part: false,
-        text_module: None,
+        class_prefix: "model.",
         has_mtp: false,
         encoder: None,
     })

@@ -1,5 +1,6 @@
 //! Tests of the public API, one file per part.
 
+mod adapter_names;
 mod bad_adapters;
 mod bad_mixtures;
 mod bad_models;
