@@ -446,6 +446,7 @@ CASES = {
         },
         lengths=[4, 7, 12],
         rope_spelling="rope_scaling (kind under `rope_type`) + rope_theta",
+        full_gradients=True,
     ),
     "granite": Case(
         seed=15,

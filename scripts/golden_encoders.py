@@ -61,6 +61,7 @@ CASES = {
         "lengths": [5, 9, 13],
         "rope_spelling": "none",
         "lora": {"target_modules": ["query", "value", "intermediate.dense"]},
+        "full_gradients": True,
     },
     "modernbert": {
         "seed": 42,

@@ -140,6 +140,7 @@ CASES = {
         "rope_spelling": "rope_theta alone",
         "lora": {"target_modules": ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]},
         "optimizer": {"lr": 0.005},
+        "full_gradients": True,
     },
 }
 CASES["glm4_moe"] = {

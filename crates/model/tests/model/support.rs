@@ -1,12 +1,10 @@
 //! What works with which family: the README's table, each of whose cells names the test that shows
 //! it, and the tests of what no other shows for all families.
 
-use crate::fixture::{
-    Golden, Outcome, cases, export, forward_backward, goldens_dir, load, logits, pack,
-};
+use crate::fixture::{Golden, cases, export, forward_backward, goldens_dir, load, logits, pack};
 use crate::gguf;
 use hone_model::generate::{Request, Sampling, generate_all};
-use hone_model::{Batch, Model, Pass, Recompute, Trained, adapter, families};
+use hone_model::{Model, Pass, Recompute, Trained, adapter, families};
 use hone_tensor::{Compute, DType, Device, Storage};
 use serde_json::Value;
 use std::fmt::Write as _;
@@ -52,45 +50,11 @@ fn text(model: &Model, device: &Device, golden: &Golden) -> Vec<u32> {
     generate_all(pass, [request]).unwrap().remove(0).tokens
 }
 
-/// Of families without PyTorch's gradients of all weights: along the gradient the loss rises as
-/// much as it says.
-#[test]
-fn gradients_of_all_weights_are_the_slope_of_the_loss() {
-    const STEP: f32 = 2e-3;
-    let device = Device::cpu(2);
-    for golden in Golden::all().filter(|golden| !golden.has("full_loss_curve")) {
-        let mut model = load(&golden.dir, &device, None, Trained::All);
-        let batch = pack(&model.decoder.config, &golden.samples(), 0);
-        let Outcome { gradients, .. } = run(&model, &device, &batch);
-        let squares = |g: &Vec<f32>| g.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
-        let norm = gradients.iter().map(squares).sum::<f64>().sqrt();
-        let mut loss_at = |by: f32| {
-            for (value, gradient) in model.params.values_mut().zip(&gradients) {
-                let moved = value.to_vec_f32().into_iter().zip(gradient);
-                value.copy_from_f32(
-                    &moved.map(|(x, g)| x + by * g / norm as f32).collect::<Vec<_>>(),
-                );
-            }
-            run(&model, &device, &batch).loss_sum()
-        };
-        let (above, below) = (loss_at(STEP), loss_at(-2.0 * STEP));
-        let slope = (above - below) / (2.0 * f64::from(STEP));
-        let case = golden.dir.display();
-        assert!((slope / norm - 1.0).abs() < 1e-2, "{case}: {slope}, the gradient says {norm}");
-    }
-}
-
-fn run(model: &Model, device: &Device, batch: &Batch) -> Outcome {
-    forward_backward(model, device, (Compute::F32, Recompute::None), batch, 1.0, None)
-}
-
 /// A test: the label of its link, its file in this crate, its name.
 struct Shown(&'static str, &'static str, &'static str);
 
 const LORA: Shown = Shown("lora", "tests/model/goldens.rs", "loss_and_adapter_gradients");
 const FULL: Shown = Shown("full", "tests/model/goldens.rs", "loss_and_gradients_of_all_weights");
-const SLOPE: Shown =
-    Shown("slope", "tests/model/support.rs", "gradients_of_all_weights_are_the_slope_of_the_loss");
 const GENERATE: Shown =
     Shown("generate", "src/generate/tests.rs", "a_cached_step_has_the_bits_of_the_whole_pass");
 const EXPORT: Shown =
@@ -159,6 +123,7 @@ fn table() -> String {
         };
         let generates = own.iter().all(is_decoder);
         let has_full = own.iter().any(|golden| golden.has("full_loss_curve"));
+        assert!(has_full, "no golden model of {family} has gradients of all weights");
         let case_of = |golden: &&Golden| golden.dir.file_name().unwrap().to_owned();
         let has_gguf = own.iter().any(|golden| {
             gguf::CASES.iter().any(|(case, _)| *case == case_of(golden).to_str().unwrap())
@@ -166,7 +131,7 @@ fn table() -> String {
         let none = || "–".to_owned();
         let cells = [
             LORA.cell("✓"),
-            if has_full { FULL } else { SLOPE }.cell("✓"),
+            FULL.cell("✓"),
             if generates { GENERATE.cell("✓") } else { none() },
             EXPORT.cell("✓"),
             HELD.cell(if generates { "LoRA, generate, export" } else { "LoRA, export" }),
@@ -174,6 +139,6 @@ fn table() -> String {
         ];
         let _ = writeln!(table, "| `{family}` | {} |", cells.join(" | "));
     }
-    let links = [LORA, FULL, SLOPE, GENERATE, EXPORT, HELD, GGUF].map(|shown| shown.link());
+    let links = [LORA, FULL, GENERATE, EXPORT, HELD, GGUF].map(|shown| shown.link());
     table + "\n" + &links.concat()
 }
