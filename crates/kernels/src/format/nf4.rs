@@ -6,11 +6,11 @@
 //! blocks, one byte per block, the weights, two per byte, the first in the upper half.
 
 use super::{Packed, WeightFormat};
-use crate::cpu::{Cpu, Isa, Kernel};
+use crate::cpu::{Cpu, Isa, Kernel, Split};
 use crate::cuda::arg::Arg;
 use crate::cuda::source::Source;
-use crate::element::{Address, Floats};
-use crate::view::View;
+use crate::element::{Address, Element, Floats};
+use crate::view::{View, with_elements};
 use std::sync::OnceLock;
 
 pub(super) static FORMAT: WeightFormat = WeightFormat {
@@ -174,16 +174,57 @@ fn nearest(levels: &[f32], x: f32) -> u8 {
     low as u8
 }
 
-/// The absmax of a block, and its elements relative to it. To match bitsandbytes bit for bit, whole
-/// blocks are multiplied by the inverse, and partial ones divided by an absmax that is not zero.
-fn normalised(block: &[f32]) -> (f32, impl Iterator<Item = f32>) {
-    let absmax = block.iter().fold(0.0, |absmax: f32, x| absmax.max(x.abs()));
-    let divisor = absmax.max(1e-38);
-    let inverse = 1.0 / divisor;
-    let is_whole = block.len() == BLOCK;
-    let normalise = move |x: &f32| if is_whole { x * inverse } else { x / divisor };
-    let absmax = if is_whole { absmax } else { divisor };
-    (absmax, block.iter().map(normalise).map(|x| x.clamp(-1.0, 1.0)))
+/// Between levels; what is on a bound belongs to the lower one.
+const BOUNDS: [f32; LEVELS.len() - 1] = {
+    let mut bounds = [0.0; LEVELS.len() - 1];
+    let mut i = 0;
+    while i < bounds.len() {
+        bounds[i] = (LEVELS[i] + LEVELS[i + 1]) / 2.0;
+        i += 1;
+    }
+    bounds
+};
+
+/// Packs a block in two weights per byte, and returns its absmax. To match bitsandbytes bit for
+/// bit, whole blocks are multiplied by the inverse, and partial ones divided by an absmax that is
+/// not zero.
+struct PackBlock<'a, E> {
+    x: &'a [E],
+    to: &'a mut [u8],
+}
+
+impl<E: Element> Kernel for PackBlock<'_, E> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run(self) -> f32 {
+        const INFINITY: u32 = f32::INFINITY.to_bits();
+        // What is missing of a block is zero, as in bitsandbytes' last byte.
+        let mut values = [0.0; BLOCK];
+        values.iter_mut().zip(self.x).for_each(|(value, x)| *value = x.to_f32());
+        // Non-negative floats sort like their bits; NaN does not count.
+        let magnitudes = values.iter().map(|x| x.to_bits() & 0x7fff_ffff);
+        let magnitudes = magnitudes.map(|bits| if bits > INFINITY { 0 } else { bits });
+        let absmax = f32::from_bits(magnitudes.fold(0, |a, b| if b > a { b } else { a }));
+        let divisor = absmax.max(1e-38);
+        let is_whole = self.x.len() == BLOCK;
+        if is_whole {
+            let inverse = 1.0 / divisor;
+            values.iter_mut().for_each(|x| *x *= inverse);
+        } else {
+            values.iter_mut().for_each(|x| *x /= divisor);
+        }
+        // A search would mispredict each of its branches; NaN has the last level.
+        let mut codes = [BOUNDS.len() as u32; BLOCK];
+        for bound in BOUNDS {
+            let counted = codes.iter_mut().zip(&values);
+            counted.for_each(|(code, &x)| *code -= u32::from(x <= bound));
+        }
+        for (to, [upper, lower]) in self.to.iter_mut().zip(codes.as_chunks().0) {
+            *to = (upper << 4 | lower) as u8;
+        }
+        if is_whole { absmax } else { divisor }
+    }
 }
 
 /// Steps from -1 to 1 in which bitsandbytes looks up the nearest level on the CPU.
@@ -198,24 +239,18 @@ fn nearest_of_steps() -> &'static [u8] {
     })
 }
 
-fn pack(_: &Cpu, weights: Floats<'_>, _: usize, bytes: &mut [u8]) {
+fn pack(cpu: &Cpu, weights: Floats<'_>, _: usize, bytes: &mut [u8]) {
     let weights = View::from(weights);
     let sizes = Sizes::of(weights.len());
-    let mut magnitudes = Vec::with_capacity(sizes.blocks);
-    let mut values = [0.0; BLOCK];
-    for first in (0..sizes.num_weights).step_by(BLOCK) {
-        let values = &mut values[..BLOCK.min(sizes.num_weights - first)];
-        weights.read(first, values);
-        let (absmax, normalised) = normalised(values);
-        magnitudes.push(absmax);
-        let to = &mut bytes[sizes.weights + first / 2..][..values.len().div_ceil(2)];
-        // An incomplete pair is padded with zero.
-        to.fill(nearest(&LEVELS, 0.0));
-        for (i, level) in normalised.map(|x| nearest(&LEVELS, x)).enumerate() {
-            let pair = to[i / 2];
-            to[i / 2] = if i % 2 == 0 { level << 4 | pair & 15 } else { pair & 0xf0 | level };
-        }
-    }
+    let mut magnitudes = vec![0.0; sizes.blocks];
+    let pairs = Split::new(&mut bytes[sizes.weights..]);
+    with_elements!(weights, weights => cpu.rows(&mut magnitudes, 1, BLOCK, |block, magnitude| {
+        let first = block * BLOCK;
+        let x = &weights[first..][..BLOCK.min(sizes.num_weights - first)];
+        // SAFETY: each block belongs to one task, and its bytes to no other block.
+        let to = unsafe { pairs.slice(first / 2, x.len().div_ceil(2)) };
+        magnitude[0] = cpu.isa.run(PackBlock { x, to });
+    }));
     pack_magnitudes(&magnitudes, &sizes, bytes);
 }
 
@@ -326,5 +361,26 @@ mod tests {
             assert!(bits.eq(values.as_chunks().0.iter().copied()), "{len} weights");
         }
         assert_eq!(at, golden.len());
+    }
+    /// What lies on a bound between levels, just below and just above it, and what is no number: in
+    /// whole blocks and a partial one, of several tasks.
+    #[test]
+    fn codes_are_those_of_nearest_levels() {
+        let around = |bound: f32| [bound.next_down(), bound, bound.next_up()];
+        let others = [1.0, -1.0, 0.0, -0.0, f32::NAN];
+        let some: Vec<f32> = BOUNDS.into_iter().flat_map(around).chain(others).collect();
+        // Each block has a 1, so that nothing is scaled.
+        let x: Vec<f32> = some.iter().copied().cycle().take(64 * 700 + some.len()).collect();
+        let expected: Vec<u8> = x
+            .as_chunks()
+            .0
+            .iter()
+            .map(|[a, b]| nearest(&LEVELS, *a) << 4 | nearest(&LEVELS, *b))
+            .collect();
+        for isa in Isa::available() {
+            let mut bytes = vec![0xff; Sizes::of(x.len()).end()];
+            pack(&Cpu::with_isa(3, isa), Floats::F32(&x), x.len(), &mut bytes);
+            assert!(bytes[Sizes::of(x.len()).weights..] == expected, "{isa:?}");
+        }
     }
 }
