@@ -12,8 +12,8 @@ SmolLM2-135M-Instruct (Q4_1) and Gemma 3 270M (Q4_K_M) from target/models, each 
   every step; the file is as before.
 - `NAME-nf4`: the same on the weights as NF4; every step's loss is within 0.5 % of that of PEFT with
   bitsandbytes. 100 steps.
-- `quantised`: a small model that transformers saves in NF4 with bitsandbytes, and one in FP8 with
-  scales of blocks: logits within 1e-4 of their range of those of the dequantised weights.
+- `quantised`: a small model that transformers saves in NF4 with bitsandbytes, with and without
+  double quantisation, and one in FP8 with scales of blocks: logits within 1e-4 of their range of those of the dequantised weights.
 - `minilm`: 1,000 texts of banking77 by `hone embed` and all-MiniLM-L6-v2, against
   sentence-transformers, which it needs: no number is more than 1e-5 off.
 - `nf4`: 100 random matrices, and those of SmolLM2, as NF4: every byte is bitsandbytes'.
@@ -23,6 +23,7 @@ What is in common with other such proofs is in `parity.py`. Figures are printed 
 
 import argparse
 import csv
+import functools
 import hashlib
 import itertools
 import json
@@ -69,11 +70,11 @@ def file_of(name):
     return MODELS / FILES[name]
 
 
-def nf4_config():
+def nf4_config(double=True):
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_use_double_quant=double,
         bnb_4bit_compute_dtype=torch.float32,
     )
 
@@ -219,9 +220,9 @@ def save_floats(folder):
     LlamaForCausalLM(config).float().save_pretrained(folder)
 
 
-def save_nf4(floats, folder):
+def save_nf4(floats, folder, double=True):
     """Returns what bitsandbytes' weights are as floats, by name."""
-    options = {"quantization_config": nf4_config(), "dtype": torch.float32, "device_map": "cpu"}
+    options = {"quantization_config": nf4_config(double), "dtype": torch.float32, "device_map": "cpu"}
     AutoModelForCausalLM.from_pretrained(floats, **options).save_pretrained(folder)
     tensors, values = load_file(folder / "model.safetensors"), {}
     for name in tensors:
@@ -272,7 +273,8 @@ def compare_quantised():
     floats = folder / "floats"
     save_floats(floats)
     passed = True
-    for name, save in (("nf4", save_nf4), ("fp8", save_fp8)):
+    plain = functools.partial(save_nf4, double=False)
+    for name, save in (("nf4", save_nf4), ("nf4-plain", plain), ("fp8", save_fp8)):
         values = save(floats, folder / name)
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(as_directory("smollm2") / file, folder / name)

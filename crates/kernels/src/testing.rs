@@ -41,14 +41,23 @@ pub fn weights_of_file(format: &WeightFormat, shape: [usize; 2], stream: u64) ->
     let random = Philox::new(8, stream);
     let mut bytes: Vec<u8> =
         (0..(format.num_bytes)(shape) as u64).map(|i| (256.0 * random.uniform(i)) as u8).collect();
-    if format.name.starts_with("fp8") {
-        let start = bytes.len() - shape[0] * shape[1];
+    let num_weights = shape[0] * shape[1];
+    // Of formats whose scales are before the weights: bytes of these, and a scale.
+    let scaled = match format.name {
+        "nf4_f32" => Some((num_weights.div_ceil(2), 0.25)),
+        name if name.starts_with("fp8") => Some((num_weights, 1.0)),
+        _ => None,
+    };
+    if let Some((len, least)) = scaled {
+        let start = bytes.len() - len;
         let (scales, values) = bytes.split_at_mut(start);
         for (i, scale) in scales.chunks_exact_mut(4).enumerate() {
-            scale.copy_from_slice(&(1.0 + 0.1 * i as f32).to_le_bytes());
+            scale.copy_from_slice(&(least * (1.0 + 0.1 * (i % 16) as f32)).to_le_bytes());
         }
-        // Below 2, and no NaN.
-        values.iter_mut().for_each(|value| *value &= 0xbf);
+        if len == num_weights {
+            // Below 2, and no NaN.
+            values.iter_mut().for_each(|value| *value &= 0xbf);
+        }
         return bytes;
     }
     let block_bytes = (format.num_bytes)([1, format.block]);

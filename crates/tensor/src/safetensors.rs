@@ -6,7 +6,7 @@ mod header;
 mod parts;
 
 pub use ::safetensors::tensor::Dtype;
-pub use hone_kernels::format::{Nf4Parts, Parts, PartsError};
+pub use hone_kernels::format::{Nf4Parts, Nf4Scales, Parts, PartsError};
 pub use parts::joined;
 
 use crate::{DType, Device, DeviceError, Mapped, Storage, Tensor};

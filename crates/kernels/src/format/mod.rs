@@ -15,7 +15,7 @@ mod shape;
 pub use gguf::UnreadType;
 pub use int8::{Int8Rows, Int8RowsMut, rows_mut as int8_rows_mut};
 pub use packed::Packed;
-pub use parts::{Nf4Parts, Parts, PartsError};
+pub use parts::{Nf4Parts, Nf4Scales, Parts, PartsError};
 pub use shape::ShapeError;
 
 use crate::cpu::Cpu;
@@ -48,9 +48,10 @@ pub struct WeightFormat {
 pub type Pack = fn(&Cpu, Floats<'_>, cols: usize, bytes: &mut [u8]);
 
 /// All formats.
-pub static FORMATS: [&WeightFormat; 12] = [
+pub static FORMATS: [&WeightFormat; 13] = [
     &int8::FORMAT,
     &nf4::FORMAT,
+    &nf4::F32,
     &fp8::FP8,
     &fp8::FP8_BLOCK,
     &gguf::Q8_0,

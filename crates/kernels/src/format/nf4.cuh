@@ -5,6 +5,12 @@ struct Nf4 {
     size_t len;
 };
 
+// The absmax of each block as it is, and the weights.
+struct Nf4F32 {
+    const uint8* bytes;
+    size_t len;
+};
+
 DEVICE float nf4_level(uint32 i) {
     const float levels[16] = {
         -1.0f, -0.6961928f, -0.52507305f, -0.3949175f, -0.28444138f, -0.18477343f, -0.091050036f,
@@ -14,7 +20,28 @@ DEVICE float nf4_level(uint32 i) {
     return levels[i];
 }
 
+// A vector of weights at `index`, with the magnitudes that blocks have.
+template <int N, class M> DEVICE Vec<float, N> read_nf4(const uint8* pairs, size_t index, M of) {
+    size_t block = ~size_t(0);
+    float magnitude = 0.0f;
+    Vec<float, N> y;
+    for (int k = 0; k < N; k++) {
+        size_t i = index + k;
+        if (i / 64 != block) {
+            block = i / 64;
+            magnitude = of(block);
+        }
+        uint32 pair = pairs[i / 2];
+        y.v[k] = nf4_level(i % 2 == 0 ? pair >> 4 : pair & 15) * magnitude;
+    }
+    return y;
+}
+
 template <int N> DEVICE bool aligned(Nf4) {
+    return true;
+}
+
+template <int N> DEVICE bool aligned(Nf4F32) {
     return true;
 }
 
@@ -23,20 +50,15 @@ template <int N> DEVICE Vec<float, N> read(Nf4 x, size_t index, size_t, Count<N>
     const float* words = reinterpret_cast<const float*>(x.bytes);
     const float* scales = words + 257;
     const uint8* magnitudes = x.bytes + 4 * (257 + groups);
-    const uint8* weights = magnitudes + blocks;
-    size_t block = ~size_t(0);
-    float magnitude = 0.0f;
-    Vec<float, N> y;
-    for (int k = 0; k < N; k++) {
-        size_t i = index + k;
-        if (i / 64 != block) {
-            block = i / 64;
-            // Rounded apart, as on the CPU.
-            magnitude = __fmul_rn(words[magnitudes[block]], scales[block / 256]);
-            magnitude = __fadd_rn(magnitude, words[256]);
-        }
-        uint32 pair = weights[i / 2];
-        y.v[k] = nf4_level(i % 2 == 0 ? pair >> 4 : pair & 15) * magnitude;
-    }
-    return y;
+    return read_nf4<N>(magnitudes + blocks, index, [&](size_t block) {
+        // Rounded apart, as on the CPU.
+        float magnitude = __fmul_rn(words[magnitudes[block]], scales[block / 256]);
+        return __fadd_rn(magnitude, words[256]);
+    });
+}
+
+template <int N> DEVICE Vec<float, N> read(Nf4F32 x, size_t index, size_t, Count<N>) {
+    const float* magnitudes = reinterpret_cast<const float*>(x.bytes);
+    const uint8* pairs = x.bytes + 4 * ((x.len + 63) / 64);
+    return read_nf4<N>(pairs, index, [&](size_t block) { return magnitudes[block]; });
 }

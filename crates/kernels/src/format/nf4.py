@@ -43,3 +43,10 @@ with open(sys.argv[1], "wb") as out:
         out.write(packed.numpy().tobytes())
         if n < 1000:
             out.write(dequantize_4bit(packed, state).numpy().astype("<f4").tobytes())
+    # The same with an absmax that is not quantised itself.
+    values = torch.from_numpy(numbers(2, 64 * 9 + 21))
+    packed, state = quantize_4bit(
+        values, blocksize=64, compress_statistics=False, quant_type="nf4")
+    out.write(state.absmax.numpy().astype("<f4").tobytes())
+    out.write(packed.numpy().tobytes())
+    out.write(dequantize_4bit(packed, state).numpy().astype("<f4").tobytes())

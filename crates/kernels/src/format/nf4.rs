@@ -4,6 +4,9 @@
 //! The blocks are those of bitsandbytes' `quantize_nf4(…, compress_statistics=True)`, along the
 //! whole matrix and not along rows. Layout: the 256 levels of an absmax, the mean, an `f32` per 256
 //! blocks, one byte per block, the weights, two per byte, the first in the upper half.
+//!
+//! Files may have an `f32` absmax per block instead (`compress_statistics=False`), which is only
+//! read: these, then the weights.
 
 use super::{Packed, WeightFormat};
 use crate::cpu::{Cpu, Isa, Kernel, Split};
@@ -24,6 +27,19 @@ pub(super) static FORMAT: WeightFormat = WeightFormat {
     source: &SOURCE,
     parameter,
 };
+
+/// With a magnitude of each block as it is.
+pub(super) static F32: WeightFormat = WeightFormat {
+    name: "nf4_f32",
+    num_bytes: |[rows, cols]| 4 * num_blocks(rows * cols) + (rows * cols).div_ceil(2),
+    unpack: unpack_f32,
+    pack: None,
+    source: &SOURCE_F32,
+    ..FORMAT
+};
+
+static SOURCE_F32: Source =
+    super::source!("nf4_f32", include_str!("nf4.cuh"), "typedef Nf4F32 Weights;\n");
 
 static SOURCE: Source = super::source!("nf4", include_str!("nf4.cuh"), "typedef Nf4 Weights;\n");
 
@@ -92,7 +108,7 @@ struct Sizes {
 
 impl Sizes {
     fn of(num_weights: usize) -> Self {
-        let blocks = num_weights.div_ceil(BLOCK);
+        let blocks = num_blocks(num_weights);
         let magnitudes = SCALES + 4 * blocks.div_ceil(BLOCKS);
         Self { blocks, magnitudes, weights: magnitudes + blocks, num_weights }
     }
@@ -100,6 +116,11 @@ impl Sizes {
     fn end(&self) -> usize {
         self.weights + self.num_weights.div_ceil(2)
     }
+}
+
+/// How many blocks there are, which have an absmax each.
+pub(super) fn num_blocks(num_weights: usize) -> usize {
+    num_weights.div_ceil(BLOCK)
 }
 
 /// How many bytes of absmax there are, and how many scales of these.
@@ -131,30 +152,39 @@ static PAIRS: [[f32; 2]; 256] = {
 
 fn unpack(weights: &Packed<'_>, first: usize, out: &mut [f32]) {
     let (bytes, sizes) = (weights.bytes(), Sizes::of(weights.len()));
-    Isa::detect().run(Unpack { bytes, sizes, first, out });
+    let magnitude = |block| magnitude(bytes, &sizes, block);
+    Isa::detect().run(Unpack { pairs: &bytes[sizes.weights..], magnitude, first, out });
 }
 
-struct Unpack<'a> {
-    bytes: &'a [u8],
-    sizes: Sizes,
+fn unpack_f32(weights: &Packed<'_>, first: usize, out: &mut [f32]) {
+    let (magnitudes, pairs) = weights.bytes().split_at(4 * num_blocks(weights.len()));
+    let magnitude = |block| word(magnitudes, 4 * block);
+    Isa::detect().run(Unpack { pairs, magnitude, first, out });
+}
+
+struct Unpack<'a, M> {
+    /// Of the whole matrix.
+    pairs: &'a [u8],
+    /// The absmax of a block.
+    magnitude: M,
     first: usize,
     out: &'a mut [f32],
 }
 
-impl Kernel for Unpack<'_> {
+impl<M: Fn(usize) -> f32> Kernel for Unpack<'_, M> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let Self { bytes, sizes, first, out } = self;
+        let Self { pairs, magnitude, first, out } = self;
         let (mut at, mut left) = (first, out);
         while !left.is_empty() {
             let len = (BLOCK - at % BLOCK).min(left.len());
             let (block, rest) = left.split_at_mut(len);
             let mut levels = [[0.0; 2]; BLOCK / 2];
-            let pairs = &bytes[sizes.weights + at / 2..sizes.weights + (at + len).div_ceil(2)];
+            let pairs = &pairs[at / 2..(at + len).div_ceil(2)];
             levels.iter_mut().zip(pairs).for_each(|(to, &byte)| *to = PAIRS[usize::from(byte)]);
-            let magnitude = magnitude(bytes, &sizes, at / BLOCK);
+            let magnitude = magnitude(at / BLOCK);
             for (out, level) in block.iter_mut().zip(&levels.as_flattened()[at % 2..]) {
                 *out = level * magnitude;
             }
@@ -322,7 +352,7 @@ fn pack_magnitudes(magnitudes: &[f32], sizes: &Sizes, bytes: &mut [u8]) {
     }
 }
 
-/// `Nf4` in CUDA: address of the bytes and number of weights.
+/// `Nf4` and `Nf4F32` in CUDA: address of the bytes and number of weights.
 fn parameter(address: Address, [rows, cols]: [usize; 2]) -> Arg {
     Arg::pair(address, (rows * cols) as u64)
 }
@@ -356,11 +386,16 @@ mod tests {
             }
             let values = &golden[at..at + 4 * len];
             at += values.len();
-            let found = held.view().to_vec_f32();
-            let bits = found.iter().map(|x| x.to_le_bytes());
-            assert!(bits.eq(values.as_chunks().0.iter().copied()), "{len} weights");
+            assert!(le(&held) == values, "{len} weights");
         }
-        assert_eq!(at, golden.len());
+        let shape = [1, 64 * 9 + 21];
+        let (bytes, values) = golden[at..].split_at((F32.num_bytes)(shape));
+        assert!(le(&PackedMatrix::of_bytes(&F32, bytes, shape)) == values);
+    }
+
+    /// Unpacked weights in bytes.
+    fn le(held: &PackedMatrix) -> Vec<u8> {
+        held.to_vec_f32().iter().flat_map(|x| x.to_le_bytes()).collect()
     }
     /// What lies on a bound between levels, just below and just above it, and what is no number: in
     /// whole blocks and a partial one, of several tasks.

@@ -6,7 +6,7 @@ use super::{Storage, fp8, gguf, nf4};
 /// The tensors of one matrix.
 #[derive(Clone, Copy, Debug)]
 pub enum Parts<'a> {
-    /// NF4 with double quantisation, as bitsandbytes writes it, in blocks of 64 and 256.
+    /// NF4 as bitsandbytes writes it, in blocks of 64 and, with double quantisation, 256.
     Nf4(Nf4Parts<'a>),
     /// MXFP4 as gpt-oss ships it.
     Mxfp4 {
@@ -29,16 +29,31 @@ pub enum Parts<'a> {
 pub struct Nf4Parts<'a> {
     /// Two weights in each byte.
     pub weight: &'a [u8],
-    /// A byte for each 64 weights.
-    pub absmax: &'a [u8],
     /// The levels of weights.
     pub quant_map: &'a [f32],
-    /// A scale for each 256 bytes of `absmax`.
-    pub nested_absmax: &'a [f32],
-    /// The levels of `absmax`.
-    pub nested_quant_map: &'a [f32],
-    /// What is added to each absmax.
-    pub nested_offset: f32,
+    /// What levels are multiplied by.
+    pub scales: Nf4Scales<'a>,
+}
+
+/// The scales of NF4, under their names in bitsandbytes.
+#[derive(Clone, Copy, Debug)]
+pub enum Nf4Scales<'a> {
+    /// One for each 64 weights.
+    Plain {
+        /// The scales.
+        absmax: &'a [f32],
+    },
+    /// Quantised themselves.
+    Double {
+        /// A byte for each 64 weights.
+        absmax: &'a [u8],
+        /// A scale for each 256 bytes of `absmax`.
+        nested_absmax: &'a [f32],
+        /// The levels of `absmax`.
+        nested_quant_map: &'a [f32],
+        /// What is added to each absmax.
+        nested_offset: f32,
+    },
 }
 
 /// Why tensors are not a matrix.
@@ -86,9 +101,14 @@ impl Parts<'_> {
             Self::Nf4(parts) => {
                 let [magnitudes, scales] = nf4::num_magnitudes_and_scales(len);
                 size("weight", parts.weight.len(), len.div_ceil(2))?;
-                size("absmax", parts.absmax.len(), magnitudes)?;
-                size("nested_absmax", parts.nested_absmax.len(), scales)?;
-                size("nested_quant_map", parts.nested_quant_map.len(), 256)?;
+                match parts.scales {
+                    Nf4Scales::Plain { absmax } => size("absmax", absmax.len(), magnitudes)?,
+                    Nf4Scales::Double { absmax, nested_absmax, nested_quant_map, .. } => {
+                        size("absmax", absmax.len(), magnitudes)?;
+                        size("nested_absmax", nested_absmax.len(), scales)?;
+                        size("nested_quant_map", nested_quant_map.len(), 256)?;
+                    }
+                }
                 if parts.quant_map != nf4::LEVELS {
                     return Err(PartsError::Levels);
                 }
@@ -109,7 +129,8 @@ impl Parts<'_> {
 
     fn format(&self) -> &'static super::WeightFormat {
         match self {
-            Self::Nf4(_) => &nf4::FORMAT,
+            Self::Nf4(Nf4Parts { scales: Nf4Scales::Double { .. }, .. }) => &nf4::FORMAT,
+            Self::Nf4(Nf4Parts { scales: Nf4Scales::Plain { .. }, .. }) => &nf4::F32,
             Self::Mxfp4 { .. } => &gguf::MXFP4,
             Self::Fp8 { scales, .. } if scales.len() == 1 => &fp8::FP8,
             Self::Fp8 { .. } => &fp8::FP8_BLOCK,
@@ -123,12 +144,12 @@ impl Parts<'_> {
     pub fn write(&self, bytes: &mut [u8]) {
         let words = |words: &[f32]| words.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>();
         match *self {
+            Self::Nf4(Nf4Parts { weight, scales: Nf4Scales::Plain { absmax }, .. }) => {
+                write_all(bytes, &[&words(absmax), weight]);
+            }
             Self::Nf4(Nf4Parts {
                 weight,
-                absmax,
-                nested_absmax,
-                nested_quant_map,
-                nested_offset,
+                scales: Nf4Scales::Double { absmax, nested_absmax, nested_quant_map, nested_offset },
                 ..
             }) => {
                 let (levels, scales) = (words(nested_quant_map), words(nested_absmax));
@@ -201,20 +222,34 @@ mod tests {
         let [magnitudes, scales] = nf4::num_magnitudes_and_scales(70 * 301);
         let (levels, mean, nested) = (words(0, 256), words(1024, 1), words(1028, scales));
         let (absmax, weight) = bytes[1028 + 4 * scales..].split_at(magnitudes);
-        let parts = Nf4Parts {
+        let of = |absmax| Nf4Parts {
             weight,
-            absmax,
             quant_map: &nf4::LEVELS,
-            nested_absmax: &nested,
-            nested_quant_map: &levels,
-            nested_offset: mean[0],
+            scales: Nf4Scales::Double {
+                absmax,
+                nested_absmax: &nested,
+                nested_quant_map: &levels,
+                nested_offset: mean[0],
+            },
         };
+        let parts = of(absmax);
         assert!(matrix(Parts::Nf4(parts), shape).bytes() == bytes);
         let fp4 = Parts::Nf4(Nf4Parts { quant_map: &levels[..16], ..parts });
         assert_eq!(refusal(fp4, shape), "`quant_map` does not have the sixteen levels of nf4");
-        let few = Parts::Nf4(Nf4Parts { absmax: &absmax[1..], ..parts });
         let says = "`absmax` has 329 elements, and 330 belong to 70 rows of 301 weights";
-        assert_eq!(refusal(few, shape), says);
+        assert_eq!(refusal(Parts::Nf4(of(&absmax[1..])), shape), says);
+
+        // The same magnitudes as they are have the same weights.
+        let read: Vec<f32> = absmax
+            .iter()
+            .zip((0..magnitudes).map(|block| nested[block / 256]))
+            .map(|(&level, scale)| levels[usize::from(level)] * scale + mean[0])
+            .collect();
+        let plain = |absmax| Parts::Nf4(Nf4Parts { scales: Nf4Scales::Plain { absmax }, ..parts });
+        let found = matrix(plain(&read), shape);
+        assert_eq!(found.bytes().len(), 4 * magnitudes + weight.len());
+        assert!(found.to_vec_f32() == packed.to_vec_f32());
+        assert_eq!(refusal(plain(&read[1..]), shape), says);
     }
 
     #[test]

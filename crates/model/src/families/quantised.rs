@@ -4,8 +4,8 @@
 use crate::raw_config::{ConfigError, RawConfig};
 use serde_json::{Value, json};
 
-const READ: &str = "fp8 in blocks of 128 × 128 or with one scale, bitsandbytes' nf4 with double \
-                    quantisation, and mxfp4 are read. Use the unquantised model, or one of these";
+const READ: &str = "fp8 in blocks of 128 × 128 or with one scale, bitsandbytes' nf4 and \
+                    mxfp4 are read. Use the unquantised model, or one of these";
 
 /// Refuses weights that are quantised in a way that is not read.
 ///
@@ -23,7 +23,6 @@ pub(super) fn check(raw: &RawConfig) -> Result<(), ConfigError> {
             ("load_in_8bit", json!(false)),
             ("_load_in_8bit", json!(false)),
             ("bnb_4bit_quant_type", json!("nf4")),
-            ("bnb_4bit_use_double_quant", json!(true)),
         ],
         Some("mxfp4") => vec![],
         Some(other) => {

@@ -36,8 +36,11 @@ impl Described {
         let quantised = quantised.into_iter().flatten().next();
         let method = quantised.as_ref().map(|of| of.text("quant_method")).transpose()?.flatten();
         let has_blocks = quantised.as_ref().is_some_and(|of| of.has("weight_block_size"));
+        let double = quantised.as_ref().map(|of| of.flag("bnb_4bit_use_double_quant", false));
+        let is_double = double.transpose()?.unwrap_or(false);
         let (matrices, experts) = match method {
-            Some("bitsandbytes") => (Some("nf4"), Some("nf4")),
+            Some("bitsandbytes") if is_double => (Some("nf4"), Some("nf4")),
+            Some("bitsandbytes") => (Some("nf4_f32"), Some("nf4_f32")),
             Some("fp8") if has_blocks => (Some("fp8_block"), Some("fp8_block")),
             Some("fp8") => (Some("fp8"), Some("fp8")),
             Some("mxfp4") => (None, Some("mxfp4")),

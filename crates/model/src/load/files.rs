@@ -373,6 +373,9 @@ impl WeightFiles {
         if let Some(tensor) = self.expert_in_mxfp4(spec, config, device, taken)? {
             return Ok(tensor);
         }
+        if let Some(tensor) = self.expert_in_fp8(spec, config, device, taken)? {
+            return Ok(tensor);
+        }
         let missing = || LoadError::Missing { path: self.path.clone(), name: name.clone() };
         let Some(fused) = config.fused(*role) else { return Err(missing()) };
         let Some(stored) = self.stored_name(&fused.name) else {

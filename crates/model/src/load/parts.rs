@@ -1,13 +1,12 @@
 //! Matrices that safetensors files have in several tensors: FP8 and its scales, four bits as
-//! bitsandbytes saves them, experts in MXFP4. They are laid together without loss.
+//! bitsandbytes saves them. They are laid together without loss.
 
 use super::files::{LoadError, Taken, WeightFiles};
-use crate::config::DecoderConfig;
-use crate::weights::{ExpertPart, Fused, Linear, Role, WeightSpec};
-use hone_tensor::safetensors::{Dtype, Nf4Parts, Parts, RawTensor, SafeTensorsFile, joined};
+use hone_tensor::safetensors::{
+    Dtype, Nf4Parts, Nf4Scales, Parts, RawTensor, SafeTensorsFile, joined,
+};
 use hone_tensor::{Device, Tensor};
 use serde::Deserialize;
-use std::borrow::Cow;
 
 const AGAIN: &str = "Fetch the whole model, or save it again with `save_pretrained`";
 
@@ -21,14 +20,14 @@ struct QuantState {
 }
 
 /// A matrix in several tensors.
-struct Matrix<'a> {
-    files: &'a WeightFiles,
+pub(super) struct Matrix<'a> {
+    pub(super) files: &'a WeightFiles,
     /// The file of its weights.
-    file: &'a SafeTensorsFile,
+    pub(super) file: &'a SafeTensorsFile,
     /// The name of that tensor.
-    name: &'a str,
-    weight: RawTensor<'a>,
-    shape: [usize; 2],
+    pub(super) name: &'a str,
+    pub(super) weight: RawTensor<'a>,
+    pub(super) shape: [usize; 2],
 }
 
 impl WeightFiles {
@@ -73,6 +72,9 @@ impl WeightFiles {
         if state.is_none() && self.raw(&scales).is_none() {
             return Ok(None);
         }
+        if let Some(tensor) = self.all_experts_in_fp8(stored)? {
+            return Ok(Some(tensor));
+        }
         let state = state.and_then(|state| self.raw(state));
         let state = state.and_then(|(_, state)| serde_json::from_slice(state.bytes).ok());
         let shape = match state {
@@ -100,81 +102,23 @@ impl WeightFiles {
         };
         is_scale("_scale_inv", "")
             || is_scale(".activation_scale", ".weight")
+            || is_scale("_activation_scale", "")
             || of_four_bits().is_some()
-    }
-
-    /// The matrix of an expert in the tensors of all experts, as gpt-oss has them; `None` if there
-    /// are none such.
-    ///
-    /// # Errors
-    /// If they do not fit together.
-    pub(super) fn expert_in_mxfp4<'a>(
-        &'a self,
-        spec: &WeightSpec,
-        config: &DecoderConfig,
-        device: &Device,
-        taken: &mut Taken,
-    ) -> Result<Option<Tensor>, LoadError> {
-        let Role::Matrix(_, Linear::Expert(expert, part)) = spec.role else { return Ok(None) };
-        let Some(fused) = config.fused(spec.role) else { return Ok(None) };
-        let [Some(blocks_name), scales] = self.mxfp4_names(&fused) else { return Ok(None) };
-        let Some((file, weight)) = self.raw(blocks_name) else { return Ok(None) };
-        let (rows, cols) = (spec.shape[0], spec.shape[1]);
-        let matrix = Matrix { files: self, file, name: blocks_name, weight, shape: [rows, cols] };
-        let scales = match scales {
-            Some(scales) => matrix.part(scales, taken)?,
-            None => matrix.part(&format!("{}_scales", fused.name), taken)?,
-        };
-        let num_experts = fused.shape[0];
-        let rows_of_all = fused.shape.iter().product::<usize>() / (num_experts * cols);
-        let of_all = [num_experts, rows_of_all, cols.div_ceil(32)];
-        for (tensor, expected) in [(weight, [&of_all[..], &[16]].concat()), (scales, of_all.into())]
-        {
-            if tensor.dtype != Dtype::U8 || tensor.shape != expected {
-                return Err(matrix.other_shape(tensor.shape, expected));
-            }
-        }
-        // Rows of gate and up alternate.
-        let (first, step) = match part {
-            ExpertPart::Gate => (0, 2),
-            ExpertPart::Up => (1, 2),
-            ExpertPart::Down => (0, 1),
-        };
-        let rows_of = |tensor: RawTensor<'a>| {
-            let len = tensor.bytes.len() / (of_all[0] * of_all[1]);
-            let of_expert = &tensor.bytes[expert * of_all[1] * len..][..of_all[1] * len];
-            match step == 1 || device.is_dry() {
-                true => Cow::Borrowed(&of_expert[..rows * len]),
-                false => {
-                    let rows = of_expert.chunks(len).skip(first).step_by(step);
-                    rows.flatten().copied().collect()
-                }
-            }
-        };
-        let (blocks, scales) = (rows_of(weight), rows_of(scales));
-        let tensor = matrix.join(&Parts::Mxfp4 { blocks: &blocks, scales: &scales }, device)?;
-        taken.note(blocks_name, &tensor);
-        Ok(Some(tensor))
-    }
-
-    /// Names in the files of the blocks and scales of what gpt-oss has for all experts.
-    pub(super) fn mxfp4_names(&self, fused: &Fused) -> [Option<&str>; 2] {
-        ["blocks", "scales"].map(|part| self.stored_name(&format!("{}_{part}", fused.name)))
     }
 }
 
 impl<'a> Matrix<'a> {
-    fn error(&self, problem: impl Into<String>) -> LoadError {
+    pub(super) fn error(&self, problem: impl Into<String>) -> LoadError {
         let (path, name) = (self.file.path().to_owned(), self.name.to_owned());
         LoadError::Parts { path, name, problem: problem.into() }
     }
 
-    fn other_shape(&self, found: &[usize], expected: Vec<usize>) -> LoadError {
+    pub(super) fn other_shape(&self, found: &[usize], expected: Vec<usize>) -> LoadError {
         let (path, name) = (self.file.path().to_owned(), self.name.to_owned());
         LoadError::Shape { path, name, found: found.to_vec(), expected }
     }
 
-    fn join(&self, parts: &Parts<'_>, device: &Device) -> Result<Tensor, LoadError> {
+    pub(super) fn join(&self, parts: &Parts<'_>, device: &Device) -> Result<Tensor, LoadError> {
         let storage = parts.storage(self.shape);
         let storage = storage.map_err(|error| self.error(format!("{error}. {AGAIN}")))?;
         let tensor = joined(device, parts, storage, self.shape)?;
@@ -185,7 +129,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// Another tensor of the matrix.
-    fn part(&self, name: &str, taken: &mut Taken) -> Result<RawTensor<'a>, LoadError> {
+    pub(super) fn part(&self, name: &str, taken: &mut Taken) -> Result<RawTensor<'a>, LoadError> {
         let Some((_, part)) = self.files.raw(name) else {
             let problem = format!("`{name}`, which belongs to it, is missing. {AGAIN}");
             return Err(self.error(problem));
@@ -194,7 +138,7 @@ impl<'a> Matrix<'a> {
         Ok(part)
     }
 
-    fn floats(&self, name: &str, taken: &mut Taken) -> Result<Vec<f32>, LoadError> {
+    pub(super) fn floats(&self, name: &str, taken: &mut Taken) -> Result<Vec<f32>, LoadError> {
         self.part(name, taken)?;
         let tensor = self.files.tensor(name)?;
         let floats = tensor.map(|(_, tensor)| tensor.try_to_vec_f32()).transpose()?;
@@ -214,7 +158,8 @@ impl<'a> Matrix<'a> {
         self.join(&Parts::Fp8 { values: self.weight.bytes, scales: &scales }, device)
     }
 
-    /// Four bits with double quantisation, in the tensors of bitsandbytes' `QuantState.as_dict`.
+    /// Four bits in the tensors of bitsandbytes' `QuantState.as_dict`, whose scales are quantised
+    /// themselves or not.
     fn nf4(&self, state: &str, device: &Device, taken: &mut Taken) -> Result<Tensor, LoadError> {
         let kind = state.rsplit("__").next().unwrap_or_default();
         if kind != "nf4" {
@@ -228,34 +173,43 @@ impl<'a> Matrix<'a> {
             serde_json::from_slice(json).map_err(|error| {
                 self.error(format!("`{state}` is not what bitsandbytes saves: {error}. {AGAIN}"))
             })?;
-        let (Some(nested_blocksize), Some(nested_offset)) = (nested_blocksize, nested_offset)
-        else {
-            return Err(self.error(
-                "its scales are not quantised themselves, and only double quantisation is read. \
-                 Quantise the model again with bnb_4bit_use_double_quant = True",
-            ));
+        let only = |what: &str, found: usize, read: usize| match found == read {
+            true => Ok(()),
+            false => Err(self.error(format!(
+                "{found} {what}, and only {read}, bitsandbytes' own, are read. Quantise the model \
+                 again with these"
+            ))),
         };
-        if (blocksize, nested_blocksize) != (64, 256) {
-            return Err(self.error(format!(
-                "{blocksize} weights share a scale and {nested_blocksize} scales another, and \
-                 only 64 and 256, bitsandbytes' own, are read. Quantise the model again with these"
-            )));
-        }
+        only("weights share a scale", blocksize, 64)?;
         if shape != self.shape {
             return Err(self.other_shape(&shape, self.shape.into()));
         }
         let mut floats = |part: &str| self.floats(&format!("{}.{part}", self.name), taken);
-        let (quant_map, nested_absmax) = (floats("quant_map")?, floats("nested_absmax")?);
-        let nested_quant_map = floats("nested_quant_map")?;
+        let quant_map = floats("quant_map")?;
+        let (weight, quant_map) = (self.weight.bytes, &quant_map[..]);
+        let (nested_blocksize, nested_offset) = match (nested_blocksize, nested_offset) {
+            (Some(size), Some(offset)) => (size, offset),
+            (None, None) => {
+                let absmax = floats("absmax")?;
+                let scales = Nf4Scales::Plain { absmax: &absmax };
+                return self.join(&Parts::Nf4(Nf4Parts { weight, quant_map, scales }), device);
+            }
+            _ => {
+                return Err(self.error(format!(
+                    "`{state}` has only one of `nested_blocksize` and `nested_offset`. {AGAIN}"
+                )));
+            }
+        };
+        only("scales share another", nested_blocksize, 256)?;
+        let (nested_absmax, nested_quant_map) =
+            (floats("nested_absmax")?, floats("nested_quant_map")?);
         let absmax = self.part(&format!("{}.absmax", self.name), taken)?;
-        let parts = Nf4Parts {
-            weight: self.weight.bytes,
+        let scales = Nf4Scales::Double {
             absmax: absmax.bytes,
-            quant_map: &quant_map,
             nested_absmax: &nested_absmax,
             nested_quant_map: &nested_quant_map,
             nested_offset,
         };
-        self.join(&Parts::Nf4(parts), device)
+        self.join(&Parts::Nf4(Nf4Parts { weight, quant_map, scales }), device)
     }
 }

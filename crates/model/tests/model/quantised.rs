@@ -19,21 +19,29 @@ use tempfile::TempDir;
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     Nf4,
+    /// Without double quantisation.
+    Nf4Plain,
     /// With one scale.
     Fp8,
     Fp8Blocks,
+    /// Experts in one tensor.
+    Fp8Experts,
     Mxfp4,
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [Self::Nf4, Self::Fp8, Self::Fp8Blocks, Self::Mxfp4];
+    const ALL: [Self; 6] =
+        [Self::Nf4, Self::Nf4Plain, Self::Fp8, Self::Fp8Blocks, Self::Fp8Experts, Self::Mxfp4];
 
     fn storage(self, shape: &[usize]) -> &'static str {
         match self {
             Self::Nf4 => "nf4",
-            Self::Fp8Blocks if shape.iter().any(|&size| size > 128) => "fp8_block",
+            Self::Nf4Plain => "nf4_f32",
+            Self::Fp8Blocks | Self::Fp8Experts if shape.iter().any(|&size| size > 128) => {
+                "fp8_block"
+            }
             // One block has one scale.
-            Self::Fp8 | Self::Fp8Blocks => "fp8",
+            Self::Fp8 | Self::Fp8Blocks | Self::Fp8Experts => "fp8",
             Self::Mxfp4 => "mxfp4",
         }
     }
@@ -49,17 +57,17 @@ impl Kind {
 
     fn quantization_config(self) -> Value {
         match self {
-            Self::Nf4 => json!({
+            Self::Nf4 | Self::Nf4Plain => json!({
                 "quant_method": "bitsandbytes", "_load_in_4bit": true, "_load_in_8bit": false,
                 "load_in_4bit": true, "load_in_8bit": false, "bnb_4bit_quant_type": "nf4",
-                "bnb_4bit_use_double_quant": true, "bnb_4bit_quant_storage": "uint8",
+                "bnb_4bit_use_double_quant": self == Self::Nf4, "bnb_4bit_quant_storage": "uint8",
                 "llm_int8_skip_modules": ["lm_head"],
             }),
             Self::Fp8 => json!({
                 "quant_method": "fp8", "activation_scheme": "static", "weight_block_size": null,
                 "dequantize": false, "modules_to_not_convert": ["lm_head"],
             }),
-            Self::Fp8Blocks => json!({
+            Self::Fp8Blocks | Self::Fp8Experts => json!({
                 "quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3",
                 "weight_block_size": [128, 128],
             }),
@@ -74,6 +82,17 @@ fn config(kind: Kind) -> Value {
         "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
         "max_position_embeddings": 64, "tie_word_embeddings": true,
     });
+    if kind == Kind::Fp8Experts {
+        config["model_type"] = json!("qwen3_moe");
+        for (key, value) in [
+            ("head_dim", 8),
+            ("num_experts", 3),
+            ("num_experts_per_tok", 2),
+            ("moe_intermediate_size", 256),
+        ] {
+            config[key] = json!(value);
+        }
+    }
     if kind == Kind::Mxfp4 {
         config["model_type"] = json!("gpt_oss");
         for (key, value) in [
@@ -120,6 +139,21 @@ fn quantised(
         tensors.insert(format!("{name}{part}"), (dtype, shape.to_vec(), bytes));
     };
     match kind {
+        Kind::Nf4Plain => {
+            let weight: Vec<u8> = (0..len.div_ceil(2)).map(byte).collect();
+            let absmax: Vec<f32> = (0..len.div_ceil(64)).map(|i| 0.1 + 0.01 * i as f32).collect();
+            let level = |i: usize| LEVELS[usize::from(weight[i / 2] >> (4 * (1 - i % 2)) & 15)];
+            let values = (0..len).map(|i| level(i) * absmax[i / 64]).collect();
+            let state = json!({
+                "quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [rows, cols],
+            });
+            let state = state.to_string().into_bytes();
+            add(".absmax", Dtype::F32, &[absmax.len()], le(&absmax));
+            add(".quant_map", Dtype::F32, &[16], le(&LEVELS));
+            add(".quant_state.bitsandbytes__nf4", Dtype::U8, &[state.len()], state);
+            add("", Dtype::U8, &[weight.len(), 1], weight);
+            (tensors, values)
+        }
         Kind::Nf4 => {
             let nf4 = Storage::from_name("nf4").unwrap();
             let matrix = Tensor::from_f32(&values, &[rows, cols]);
@@ -143,30 +177,7 @@ fn quantised(
             add(".quant_state.bitsandbytes__nf4", Dtype::U8, &[state.len()], state);
             (tensors, values)
         }
-        Kind::Fp8 | Kind::Fp8Blocks => {
-            let bytes: Vec<u8> = (0..len).map(|i| byte(i) & 0xbf).collect();
-            let scale_shape = match kind {
-                Kind::Fp8 => vec![],
-                _ => vec![rows.div_ceil(128), cols.div_ceil(128)],
-            };
-            // Exact in bf16.
-            let scale = |i: usize| 0.125 + i as f32 / 64.0;
-            let count = scale_shape.iter().product::<usize>();
-            let halves =
-                (0..count).flat_map(|i| (scale(i).to_bits() >> 16).to_le_bytes()[..2].to_vec());
-            let of = |i: usize| match kind {
-                Kind::Fp8 => scale(0),
-                _ => scale(i / cols / 128 * cols.div_ceil(128) + i % cols / 128),
-            };
-            let values = bytes.iter().enumerate().map(|(i, &byte)| e4m3(byte) * of(i)).collect();
-            add("_scale_inv", Dtype::BF16, &scale_shape, halves.collect());
-            add("", Dtype::F8_E4M3, &[rows, cols], bytes);
-            let activation = name.replace(".weight", ".activation_scale");
-            if kind == Kind::Fp8 {
-                tensors.insert(activation, (Dtype::BF16, vec![], vec![0, 0]));
-            }
-            (tensors, values)
-        }
+        Kind::Fp8 | Kind::Fp8Blocks | Kind::Fp8Experts => in_fp8(kind, name, [rows, cols], random),
         Kind::Mxfp4 => {
             let blocks: Vec<u8> = (0..len / 2).map(byte).collect();
             let scales: Vec<u8> = (0..len / 32).map(|i| 122 + byte(i) % 4).collect();
@@ -183,6 +194,40 @@ fn quantised(
             (tensors, values)
         }
     }
+}
+
+/// [`quantised`] of the kinds of FP8.
+fn in_fp8(
+    kind: Kind,
+    name: &str,
+    [rows, cols]: [usize; 2],
+    random: &Philox,
+) -> (Tensors, Vec<f32>) {
+    let len = rows * cols;
+    let byte = |i: usize| (256.0 * random.uniform(i as u64)) as u8;
+    let bytes: Vec<u8> = (0..len).map(|i| byte(i) & 0xbf).collect();
+    let scale_shape = match kind {
+        Kind::Fp8 => vec![],
+        _ => vec![rows.div_ceil(128), cols.div_ceil(128)],
+    };
+    // Exact in bf16.
+    let scale = |i: usize| 0.125 + i as f32 / 64.0;
+    let count = scale_shape.iter().product::<usize>();
+    let halves = (0..count).flat_map(|i| (scale(i).to_bits() >> 16).to_le_bytes()[..2].to_vec());
+    let of = |i: usize| match kind {
+        Kind::Fp8 => scale(0),
+        _ => scale(i / cols / 128 * cols.div_ceil(128) + i % cols / 128),
+    };
+    let values = bytes.iter().enumerate().map(|(i, &byte)| e4m3(byte) * of(i)).collect();
+    let mut tensors = Tensors::from([
+        (format!("{name}_scale_inv"), (Dtype::BF16, scale_shape, halves.collect())),
+        (name.to_owned(), (Dtype::F8_E4M3, vec![rows, cols], bytes)),
+    ]);
+    let activation = name.replace(".weight", ".activation_scale");
+    if kind == Kind::Fp8 {
+        tensors.insert(activation, (Dtype::BF16, vec![], vec![0, 0]));
+    }
+    (tensors, values)
 }
 
 /// bitsandbytes' levels.
@@ -231,6 +276,9 @@ fn model_in_both(kind: Kind) -> [TempDir; 2] {
         if let (Kind::Mxfp4, Role::Matrix(_, Linear::Expert(expert, part))) = (kind, *role) {
             (tensors, values) = of_expert(expert, part);
         }
+        if let (Kind::Fp8Experts, Role::Matrix(_, Linear::Expert(expert, part))) = (kind, *role) {
+            (tensors, values) = of_expert_in_fp8(expert, part);
+        }
         if let (Kind::Mxfp4, Role::Bias(_, Linear::Expert(expert, part))) = (kind, *role) {
             (tensors, values) = bias_of_expert(expert, part);
         }
@@ -258,6 +306,37 @@ fn of_expert(expert: usize, part: ExpertPart) -> (Tensors, Vec<f32>) {
     }
     let of_expert = values.chunks(cols).skip(expert * rows).take(rows).skip(first).step_by(step);
     (tensors, of_expert.flatten().copied().collect())
+}
+
+/// The tensors of all experts, gate above up, and the values of one expert's matrix.
+fn of_expert_in_fp8(expert: usize, part: ExpertPart) -> (Tensors, Vec<f32>) {
+    let (name, [rows, cols], first, len) = match part {
+        ExpertPart::Gate => ("gate_up_proj", [512, 32], 0, 256),
+        ExpertPart::Up => ("gate_up_proj", [512, 32], 256, 256),
+        ExpertPart::Down => ("down_proj", [32, 256], 0, 32),
+    };
+    let name = format!("model.layers.0.mlp.experts.{name}");
+    let (mut of_all, mut values) = (Tensors::new(), Vec::new());
+    for i in 0..3 {
+        let (tensors, of_one) =
+            quantised(Kind::Fp8Experts, &name, [rows, cols], &Philox::new(8, 32 + i));
+        for (name, (dtype, shape, mut bytes)) in tensors {
+            // Scales of experts differ.
+            let halves = bytes.as_chunks_mut::<2>().0.iter_mut();
+            if dtype == Dtype::BF16 {
+                halves.for_each(|half| *half = doubled(*half, i));
+            }
+            let all = of_all.entry(name).or_insert((dtype, [&[3], &shape[..]].concat(), vec![]));
+            all.2.append(&mut bytes);
+        }
+        values.push(of_one.into_iter().map(|x| x * 2f32.powi(i as i32)).collect::<Vec<_>>());
+    }
+    (of_all, values[expert][first * cols..][..len * cols].to_vec())
+}
+
+/// A number in bf16 times two, so many times.
+fn doubled(half: [u8; 2], times: u64) -> [u8; 2] {
+    (u16::from_le_bytes(half) + 128 * times as u16).to_le_bytes()
 }
 
 /// The biases of all experts, likewise, and those of one expert's matrix.
@@ -330,15 +409,21 @@ fn quantised_matrices_compute_what_their_values_do() {
 /// belongs to them.
 #[test]
 fn other_parts_are_exported_as_floats() {
-    for kind in [Kind::Fp8, Kind::Nf4] {
+    for kind in [Kind::Fp8, Kind::Nf4, Kind::Nf4Plain] {
         let [_, dir] = model_in_both(kind);
         let device = Device::cpu(2);
         let (random, vision) = (Philox::new(9, 9), "vision_tower.a_proj.weight");
+        let of_experts = "vision_tower.experts.down_proj";
         let (matrix, values) = quantised(kind, vision, [48, 24], &random);
         rewrite(&dir.path().join("model.safetensors"), |tensors| {
             let of_text = std::mem::take(tensors).into_iter();
             tensors.extend(of_text.map(|(name, entry)| (format!("language_model.{name}"), entry)));
             tensors.extend(matrix);
+            // Of all experts in one tensor, the second's scale twice the first's.
+            let (scales, bytes) = (vec![0x80, 0x3f, 0x00, 0x40], vec![0x38; 2 * 128 * 24]);
+            let scales_name = format!("{of_experts}_scale_inv");
+            tensors.insert(scales_name, (Dtype::BF16, vec![2, 1, 1], scales));
+            tensors.insert(of_experts.into(), (Dtype::F8_E4M3, vec![2, 128, 24], bytes));
         });
         let mut text = config(kind);
         text["model_type"] = json!("mistral");
@@ -355,6 +440,9 @@ fn other_parts_are_exported_as_floats() {
             let (dtype, shape, bytes) = &tensors[vision];
             assert_eq!((*dtype, &shape[..], bytes.len()), (Dtype::F32, &[48, 24][..], 4 * 48 * 24));
             assert!(kind == Kind::Nf4 || *bytes == le(&values));
+            let (dtype, shape, bytes) = &tensors[of_experts];
+            assert_eq!((*dtype, &shape[..]), (Dtype::F32, &[2, 128, 24][..]));
+            assert!(*bytes == le(&[[1.0; 128 * 24], [2.0; 128 * 24]].concat()));
             assert!(
                 tensors.keys().all(|name| !name.contains("_scale") && !name.contains("absmax"))
             );
@@ -453,14 +541,20 @@ fn incomplete_nf4() {
         ),
         (
             Change::State("nested_offset", Value::Null),
-            ": its scales are not quantised themselves, and only double quantisation is read. \
-             Quantise the model again with bnb_4bit_use_double_quant = True"
+            format!(
+                ": `{Q}{STATE}` has only one of `nested_blocksize` and `nested_offset`. {AGAIN}"
+            ),
+        ),
+        (
+            Change::State("nested_blocksize", json!(128)),
+            ": 128 scales share another, and only 256, bitsandbytes' own, are read. Quantise the \
+             model again with these"
                 .to_owned(),
         ),
         (
             Change::State("blocksize", json!(128)),
-            ": 128 weights share a scale and 256 scales another, and only 64 and 256, \
-             bitsandbytes' own, are read. Quantise the model again with these"
+            ": 128 weights share a scale, and only 64, bitsandbytes' own, are read. Quantise the \
+             model again with these"
                 .to_owned(),
         ),
         (
@@ -485,6 +579,9 @@ fn incomplete_nf4() {
     ] {
         check(Kind::Nf4, [Q, Q], change, &says);
     }
+    let says =
+        format!(": `absmax` has 15 elements, and 16 belong to 32 rows of 32 weights. {AGAIN}");
+    check(Kind::Nf4Plain, [Q, Q], Change::Reshape(".absmax", &[15]), &says);
 }
 
 #[test]
@@ -502,6 +599,15 @@ fn incomplete_fp8_and_mxfp4() {
         check(kind, [Q, Q], change, &says);
     }
     let of_all = "model.layers.0.mlp.experts.down_proj";
+    let scales = format!("{of_all}_scale_inv");
+    let few = Change::Reshape("_scale_inv", &[3, 2, 2]);
+    for (name, change, says) in [
+        (&scales[..], few, shape("[3, 2, 2]", "[3, 1, 2]")),
+        (of_all, Change::Remove("_scale_inv"), missing(&scales)),
+        (of_all, Change::Reshape("", &[3, 32, 128]), shape("[3, 32, 128]", "[3, 32, 256]")),
+    ] {
+        check(Kind::Fp8Experts, [of_all, name], change, &says);
+    }
     let blocks = format!("{of_all}_blocks");
     let few = Change::Reshape("_scales", &[3, 32, 1]);
     for (change, says) in [
@@ -515,15 +621,14 @@ fn incomplete_fp8_and_mxfp4() {
 /// Other quantisations are refused by name, before the weights are looked at.
 #[test]
 fn other_quantisations() {
-    let read = "fp8 in blocks of 128 × 128 or with one scale, bitsandbytes' nf4 with double \
-                quantisation, and mxfp4 are read. Use the unquantised model, or one of these";
+    let read = "fp8 in blocks of 128 × 128 or with one scale, bitsandbytes' nf4 and mxfp4 are \
+                read. Use the unquantised model, or one of these";
     for (key, value, problem) in [
         ("quant_method", json!("gptq"), "is `gptq`, which is not supported"),
         ("quant_method", json!("awq"), "is `awq`, which is not supported"),
         ("quant_method", Value::Null, "is missing"),
         ("load_in_8bit", json!(true), "is true, which is not supported"),
         ("bnb_4bit_quant_type", json!("fp4"), "is \"fp4\", which is not supported"),
-        ("bnb_4bit_use_double_quant", json!(false), "is false, which is not supported"),
     ] {
         let mut given = Kind::Nf4.quantization_config();
         given[key] = value;
