@@ -13,7 +13,8 @@ SmolLM2-135M-Instruct (Q4_1) and Gemma 3 270M (Q4_K_M) from target/models, each 
 - `NAME-nf4`: the same on the weights as NF4; every step's loss is within 0.5 % of that of PEFT with
   bitsandbytes. 100 steps.
 - `quantised`: a small model that transformers saves in NF4 with bitsandbytes, with and without
-  double quantisation, and one in FP8 with scales of blocks: logits within 1e-4 of their range of those of the dequantised weights.
+  double quantisation, and one in FP8 with scales of blocks: logits within 1e-4 of their range of
+  those of the dequantised weights.
 - `minilm`: 1,000 texts of banking77 by `hone embed` and all-MiniLM-L6-v2, against
   sentence-transformers, which it needs: no number is more than 1e-5 off.
 - `nf4`: 100 random matrices, and those of SmolLM2, as NF4: every byte is bitsandbytes'.
@@ -222,7 +223,8 @@ def save_floats(folder):
 
 def save_nf4(floats, folder, double=True):
     """Returns what bitsandbytes' weights are as floats, by name."""
-    options = {"quantization_config": nf4_config(double), "dtype": torch.float32, "device_map": "cpu"}
+    settings = {"quantization_config": nf4_config(double)}
+    options = {**settings, "dtype": torch.float32, "device_map": "cpu"}
     AutoModelForCausalLM.from_pretrained(floats, **options).save_pretrained(folder)
     tensors, values = load_file(folder / "model.safetensors"), {}
     for name in tensors:

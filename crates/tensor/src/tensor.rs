@@ -3,7 +3,8 @@
 use crate::device::arena::Block;
 use crate::mapped::Mapped;
 use crate::{Category, Device};
-use hone_kernels::{DType, DeviceError, Storage, View, ViewMut, format, memory, try_with_capacity};
+use hone_kernels::format::{self, Tiles};
+use hone_kernels::{DType, DeviceError, Storage, View, ViewMut, memory, try_with_capacity};
 use std::sync::Arc;
 
 /// A contiguous, row-major array. Clones share the memory; only a sole handle may write to it.
@@ -188,6 +189,17 @@ impl Tensor {
             }
         }
         Ok(tensor)
+    }
+
+    /// The matrix whose columns these bytes have in tiles.
+    ///
+    /// # Panics
+    /// If it is not packed, or its rows are not as many columns.
+    #[must_use]
+    pub fn with_tiles(self, tiles: Tiles) -> Self {
+        let Storage::Packed(format) = self.storage else { panic!("columns of floats are moved") };
+        assert_eq!(self.cols(), tiles.groups * tiles.per_group * tiles.len);
+        Self { storage: Storage::Packed(format.tiled(tiles)), ..self }
     }
 
     /// The same elements in another shape with rows of the same length.

@@ -14,6 +14,7 @@ pub(super) static FP8: WeightFormat = WeightFormat {
     num_bytes: |[rows, cols]| 4 + rows * cols,
     unpack: |weights, first, out| unpack(weights, usize::MAX, first, out),
     pack: None,
+    tiles: None,
     source: &SOURCE,
     parameter: |address, [_, cols]| Arg::pair(address, cols as u64),
 };
@@ -25,6 +26,7 @@ pub(super) static FP8_BLOCK: WeightFormat = WeightFormat {
     num_bytes: |shape| 4 * num_scales(shape) + shape[0] * shape[1],
     unpack: |weights, first, out| unpack(weights, BLOCK, first, out),
     pack: None,
+    tiles: None,
     source: &BLOCK_SOURCE,
     parameter: |address, [rows, cols]| Arg::pair(address, (rows as u64) << 32 | cols as u64),
 };

@@ -11,12 +11,14 @@ mod nf4;
 mod packed;
 mod parts;
 mod shape;
+mod tiles;
 
 pub use gguf::UnreadType;
 pub use int8::{Int8Rows, Int8RowsMut, rows_mut as int8_rows_mut};
 pub use packed::Packed;
 pub use parts::{Nf4Parts, Nf4Scales, Parts, PartsError};
 pub use shape::ShapeError;
+pub use tiles::Tiles;
 
 use crate::cpu::Cpu;
 use crate::cuda::arg::Arg;
@@ -38,6 +40,8 @@ pub struct WeightFormat {
     /// Packs floats in rows of `cols` into the bytes of the matrix; `None` if the format is only
     /// read from files.
     pub pack: Option<Pack>,
+    /// The order of columns in the bytes, if it is not that of the matrix: [`Self::tiled`].
+    pub tiles: Option<Tiles>,
     /// [`KERNELS`] for the format, whose type in CUDA sources is `Weights`.
     pub(crate) source: &'static Source,
     /// A matrix `[rows, cols]` as a kernel argument.
@@ -185,6 +189,7 @@ impl PartialEq<DType> for Storage {
     }
 }
 
+/// Whatever the order of columns.
 impl PartialEq for WeightFormat {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name

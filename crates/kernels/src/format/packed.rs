@@ -85,7 +85,18 @@ impl<'a> Packed<'a> {
 
     /// Unpacks weights `first..first + out.len()`, which must be in one row.
     pub fn unpack(&self, first: usize, out: &mut [f32]) {
-        (self.format.unpack)(self, first, out);
+        let Some(tiles) = self.format.tiles else {
+            return (self.format.unpack)(self, first, out);
+        };
+        let (mut col, mut left) = (first % self.cols, out);
+        let row = first - col;
+        // A head at a time.
+        while !left.is_empty() {
+            let len = left.len().min(tiles.len - col % tiles.len);
+            let (head, rest) = left.split_at_mut(len);
+            (self.format.unpack)(self, row + tiles.at(col), head);
+            (col, left) = (col + len, rest);
+        }
     }
 }
 

@@ -144,18 +144,14 @@ impl Parts<'_> {
     pub fn write(&self, bytes: &mut [u8]) {
         let words = |words: &[f32]| words.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>();
         match *self {
-            Self::Nf4(Nf4Parts { weight, scales: Nf4Scales::Plain { absmax }, .. }) => {
-                write_all(bytes, &[&words(absmax), weight]);
-            }
-            Self::Nf4(Nf4Parts {
-                weight,
-                scales: Nf4Scales::Double { absmax, nested_absmax, nested_quant_map, nested_offset },
-                ..
-            }) => {
-                let (levels, scales) = (words(nested_quant_map), words(nested_absmax));
-                let parts = [&levels, &nested_offset.to_le_bytes()[..], &scales, absmax, weight];
-                write_all(bytes, &parts);
-            }
+            Self::Nf4(Nf4Parts { weight, scales, .. }) => match scales {
+                Nf4Scales::Plain { absmax } => write_all(bytes, &[&words(absmax), weight]),
+                Nf4Scales::Double { absmax, nested_absmax, nested_quant_map, nested_offset } => {
+                    let (levels, scales) = (words(nested_quant_map), words(nested_absmax));
+                    let offset = nested_offset.to_le_bytes();
+                    write_all(bytes, &[&levels, &offset, &scales, absmax, weight]);
+                }
+            },
             Self::Mxfp4 { blocks, scales } => gguf::write_mxfp4(blocks, scales, bytes),
             Self::Fp8 { values, scales } => write_all(bytes, &[&words(scales), values]),
         }

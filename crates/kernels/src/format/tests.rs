@@ -109,6 +109,31 @@ fn parts_of_rows_are_those_of_the_whole() {
     }
 }
 
+/// Columns in tiles of half a block or of a few weights are unpacked in the matrix's order.
+#[test]
+fn tiles_come_out_in_order() {
+    for (format, len) in FORMATS.into_iter().flat_map(|format| [(format, 128), (format, 12)]) {
+        let tiles = Tiles { groups: 2, per_group: 3, len };
+        if !(6 * len).is_multiple_of(format.block) {
+            continue;
+        }
+        let held = PackedMatrix::random(format, [3, 6 * len], 3);
+        let stored = held.to_vec_f32();
+        let held = PackedMatrix { format: format.tiled(tiles), ..held };
+        // Heads 0, 1 and 2 are of the first group, and in the file the first, third and fifth.
+        let heads = [0, 2, 4, 1, 3, 5];
+        let place = |i: usize| heads[i % (6 * len) / len] * len + i % len;
+        let expected: Vec<f32> =
+            (0..stored.len()).map(|i| stored[i / (6 * len) * 6 * len + place(i)]).collect();
+        assert_eq!(held.to_vec_f32(), expected, "{format:?}");
+        let mut part = vec![f32::NAN; 5 * len];
+        held.view().packed().unpack(2 * 6 * len + len / 2, &mut part);
+        assert_eq!(part, expected[12 * len + len / 2..][..5 * len], "{format:?}");
+        check_on_gpu(&held, &expected);
+        assert!(std::ptr::eq(format.tiled(tiles), format.tiled(tiles)));
+    }
+}
+
 /// The GPU unpacks to `whole`.
 pub(crate) fn check_on_gpu(held: &PackedMatrix, whole: &[f32]) {
     let Some(gpu) = Gpu::for_tests() else { return };

@@ -1,8 +1,9 @@
 //! Launches of elementwise kernels, and of kernels with one block per row.
 
 use super::{Scaled, SumOfSquares};
+use crate::cuda::arg::Arg;
 use crate::cuda::{Gpu, Launch, MultiTensor, Slice, Source, args};
-use crate::format::Storage;
+use crate::format::{Storage, Tiles};
 use std::ops::Range;
 
 pub(crate) static SOURCE: Source = Source {
@@ -82,7 +83,16 @@ pub(crate) fn convert_rows(gpu: &Gpu, x: Slice<'_>, (first, h): (usize, usize), 
     assert!(x.cols() == h && first * h + y.len() <= x.len());
     let kernel = format!("weights_unpack<{}>", y.type_name());
     let at = Launch::blocks(y.len() / h.max(1), THREADS);
-    gpu.launch(format.source, &kernel, at, args![x, first, h, y]);
+    let tiles = format.tiles.unwrap_or(Tiles { groups: 1, per_group: 1, len: h });
+    gpu.launch(format.source, &kernel, at, args![x, first, h, tiles, y]);
+}
+
+impl From<Tiles> for Arg {
+    /// `Tiles` in CUDA.
+    fn from(tiles: Tiles) -> Self {
+        let Tiles { groups, per_group, len } = tiles;
+        Self::pair(groups as u64 | (per_group as u64) << 32, len as u64)
+    }
 }
 
 pub(super) fn scale(gpu: &Gpu, x: Slice<'_>, scale: f32, y: Slice<'_>) {

@@ -12,7 +12,7 @@ mod splits;
 mod tensors;
 mod tokenizer;
 
-pub(crate) use tensors::{Place, is_used};
+pub(crate) use tensors::{Part, Place, is_used};
 
 use crate::raw_config::{ConfigError, RawConfig};
 use architectures::Architecture;

@@ -2,7 +2,7 @@
 
 use super::GgufModel;
 use super::architectures::MLP_NORM_BY_PLACE;
-use super::delta::Tiles;
+use super::delta::Tiled;
 use super::rope::{FACTORS, SHORT_AND_LONG};
 use crate::config::{DecoderConfig, LayerConfig};
 use crate::weights::{BlockNorm, DeltaPart, EncoderPart, ExpertPart, Linear, Role};
@@ -11,10 +11,17 @@ use hone_tensor::{DeviceError, Tensor};
 
 pub(super) const EMBEDDING: &str = "token_embd.weight";
 
-/// Where a weight is: a tensor, or one of the matrices in a tensor that holds them of all experts.
+/// Where a weight is: a tensor, or part of a tensor that holds those of all experts.
 pub(crate) struct Place {
     pub(crate) name: String,
-    pub(crate) expert: Option<usize>,
+    pub(crate) part: Option<Part>,
+}
+
+/// The `index`th matrix or bias in a tensor that has `of` of each expert.
+#[derive(Clone, Copy)]
+pub(crate) struct Part {
+    pub(crate) index: usize,
+    pub(crate) of: usize,
 }
 
 fn encoder_name(part: EncoderPart) -> &'static str {
@@ -111,32 +118,51 @@ impl GgufModel {
             Role::Delta(layer, DeltaPart::ALog) => format!("blk.{layer}.ssm_a"),
             Role::Delta(layer, DeltaPart::DtBias) => format!("blk.{layer}.ssm_dt.bias"),
         };
-        let expert = match role {
-            Role::Matrix(_, Linear::Expert(i, _)) | Role::Bias(_, Linear::Expert(i, _)) => Some(i),
-            _ => None,
+        let (Role::Matrix(layer, Linear::Expert(expert, part))
+        | Role::Bias(layer, Linear::Expert(expert, part))) = role
+        else {
+            return Place { name, part: None };
         };
-        Place { name, expert }
+        // Gate above up in one tensor, as newer files have them.
+        let which = match part {
+            ExpertPart::Gate => Some(0),
+            ExpertPart::Up => Some(1),
+            ExpertPart::Down => None,
+        };
+        let kind = if matches!(role, Role::Bias(..)) { "bias" } else { "weight" };
+        let of_both = format!("blk.{layer}.ffn_gate_up_exps.{kind}");
+        match which.filter(|_| self.file().shape(&of_both).is_some()) {
+            Some(which) => {
+                Place { name: of_both, part: Some(Part { index: 2 * expert + which, of: 2 }) }
+            }
+            None => Place { name, part: Some(Part { index: expert, of: 1 }) },
+        }
     }
 
     /// Why the weight in a tensor of the file cannot be [`Self::restored`].
+    ///
+    /// # Errors
+    /// If there is no memory to read it.
     pub(crate) fn obstacle(
         &self,
         role: Role,
-        config: &DecoderConfig,
         tensor: &Tensor,
-    ) -> Option<String> {
-        let tiles = Tiles::of(role, config)?;
-        (!tiles.are_blocks(tensor.storage())).then(|| {
+    ) -> Result<Option<String>, DeviceError> {
+        if !matches!(role, Role::Delta(_, DeltaPart::ALog)) {
+            return Ok(None);
+        }
+        let rates = tensor.try_to_vec_f32()?;
+        let wrong = rates.iter().find(|x| !x.is_finite() || **x >= 0.0);
+        Ok(wrong.map(|x| {
             format!(
-                "its heads are not whole blocks of {}, so that they cannot be put into another \
-                 order. Give the model's directory in Hugging Face layout, or a file in Q8_0",
-                tensor.storage().name()
+                "it has {x}, and what heads forget at is negative and finite. Fetch the file \
+                 again, or another of this model"
             )
-        })
+        }))
     }
 
     /// The weight in a tensor of the file: with rows and heads in Hugging Face's order, which takes
-    /// a copy, and norms and rates as they were trained.
+    /// a copy unless columns are packed, and norms and rates as they were trained.
     ///
     /// # Errors
     /// If there is no memory for it.
@@ -150,8 +176,8 @@ impl GgufModel {
             let num_rows = tensor.shape()[0];
             return GgufFile::reordered(&tensor, num_rows, |row| halves_from_pairs(row, head_dim));
         }
-        let tensor = match Tiles::of(role, config) {
-            Some(tiles) => tiles.undone(&tensor)?,
+        let tensor = match Tiled::of(role, config) {
+            Some(tiled) => tiled.undone(tensor)?,
             None => tensor,
         };
         if matches!(role, Role::Delta(_, DeltaPart::ALog)) {

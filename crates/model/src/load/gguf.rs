@@ -2,7 +2,7 @@
 
 use super::files::{LoadError, Taken};
 use crate::config::DecoderConfig;
-use crate::gguf::{GgufModel, Place, is_used};
+use crate::gguf::{GgufModel, Part, Place, is_used};
 use crate::weights::WeightSpec;
 use hone_tensor::{Device, Tensor};
 
@@ -15,11 +15,11 @@ pub(super) fn take(
     device: &Device,
     taken: &mut Taken,
 ) -> Result<Tensor, LoadError> {
-    let (Place { name, expert }, file) = (model.place_of(spec.role, config), model.file());
+    let (Place { name, part }, file) = (model.place_of(spec.role, config), model.file());
     let path = file.path().to_owned();
-    let tensor = match expert {
+    let tensor = match part {
         None => file.tensor(&name),
-        Some(expert) => file.part(&name, expert)?,
+        Some(Part { index, of }) => file.part(&name, index, of)?,
     };
     let Some(tensor) = tensor else { return Err(LoadError::Missing { path, name }) };
     // A matrix of one row may be a vector there.
@@ -33,7 +33,7 @@ pub(super) fn take(
         let (found, expected) = (tensor.shape().to_vec(), spec.shape.clone());
         return Err(LoadError::Shape { path, name, found, expected });
     }
-    if let Some(problem) = model.obstacle(spec.role, config, &tensor) {
+    if let Some(problem) = model.obstacle(spec.role, &tensor)? {
         return Err(LoadError::Parts { path, name, problem });
     }
     taken.note(&name, &tensor);

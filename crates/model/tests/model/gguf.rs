@@ -1,12 +1,14 @@
 //! Models in GGUF files: the same as in a directory, and what is refused.
 
 use crate::fixture::{
-    Golden, Sample, copy_of, logits, max_error, pack, range, set_key, write_tensors,
+    Golden, Sample, copy_of, export, logits, max_error, pack, range, set_key, write_tensors,
 };
 use crate::gguf_files::{from_directory, letters};
 use hone_model::{DecoderConfig, LoadOptions, Model, WeightSpec, load, texts_of_gguf};
 use hone_tensor::gguf::testing::{Entry, Meta, Writer};
-use hone_tensor::{Category, Compute, DType, Device, Storage, WeightFormat, testing};
+use hone_tensor::{
+    Category, Compute, DType, Device, Philox, Storage, Tensor, WeightFormat, testing,
+};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -118,31 +120,128 @@ fn set_as_qwen35_says(dir: &Path) {
     }
 }
 
-/// Heads of values that share a block cannot be put into another order.
+/// Of Qwen3.5 from 4B on, where value heads are in tiles in files: blocks that two of them share
+/// stay as they are, and the model is that of their values in Hugging Face's order.
 #[test]
-fn heads_that_are_no_blocks() {
+fn tiles_stay_in_their_blocks() {
+    for (kind, head_dim) in [(12, 128), (14, 128), (8, 8)] {
+        let Ok(Storage::Packed(format)) = Storage::from_ggml(kind) else { panic!("{kind}") };
+        let dir = copy_of("qwen3_5");
+        set_as_qwen35_says(dir.path());
+        set_key(&dir.path().join("config.json"), "linear_value_head_dim", json!(head_dim));
+        let (rows, cols) = (24, 4 * head_dim);
+        let stored = |layer| testing::weights_of_file(format, [rows, cols], layer);
+        let name_of = |layer| format!("model.layers.{layer}.linear_attn.out_proj.weight");
+        // Two value heads for each of two key heads.
+        let ordered = |layer| -> Vec<f32> {
+            let packed = Tensor::from_bytes(&stored(layer), Storage::Packed(format), &[rows, cols]);
+            let values = packed.to_vec_f32();
+            let row = |row: &[f32]| [0, 2, 1, 3].map(|i| row[i * head_dim..][..head_dim].to_vec());
+            values.chunks(cols).flat_map(|of| row(of).concat()).collect()
+        };
+        let config = DecoderConfig::load(dir.path()).unwrap();
+        let entry = |(i, spec): (usize, WeightSpec)| {
+            let random = Philox::new(12, i as u64);
+            let len = spec.shape.iter().product::<usize>() as u64;
+            let layer = [0, 2].into_iter().find(|layer| spec.name == name_of(*layer));
+            let values = match layer {
+                Some(layer) => ordered(layer),
+                None => (0..len).map(|i| 0.4 * random.uniform(i) - 0.2).collect(),
+            };
+            let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            (spec.name, (safetensors::Dtype::F32, spec.shape, bytes))
+        };
+        let tensors = config.weights().enumerate().map(entry).collect();
+        write_tensors(&dir.path().join("model.safetensors"), &tensors);
+        let mut writer = from_directory(dir.path());
+        letters(&mut writer, config.vocab_size);
+        for layer in [0, 2] {
+            let name = format!("blk.{layer}.ssm_out.weight");
+            let output = writer.tensors.iter_mut().find(|tensor| tensor.name == name).unwrap();
+            (output.kind, output.bytes) = (kind, stored(layer));
+        }
+        let (_folder, path) = write(&writer);
+        let (expected, found) = (loaded(dir.path()), loaded(&path));
+        let storages: Vec<Storage> = found.storages();
+        assert!(storages.contains(&Storage::Packed(format)), "{storages:?}");
+        let [expected, logits] = [&expected, &found].map(logits_of_letters);
+        let off = max_error(&logits, &expected) / range(&expected);
+        assert!(off < 1e-6, "{} {off}", format.name);
+        // Written as floats it is that model too.
+        let merged = tempfile::tempdir().unwrap();
+        export(&found, &Device::cpu(2), &path, DType::F32, merged.path()).unwrap();
+        assert!(logits_of_letters(&loaded(merged.path())) == logits, "{}", format.name);
+        let dry = Device::dry();
+        load(&path, &dry, LoadOptions::INFERENCE).unwrap();
+        let device = Device::cpu(1);
+        load(&path, &device, LoadOptions::INFERENCE).unwrap();
+        let bytes = [&dry, &device].map(|device| device.persistent_bytes(Category::Weights));
+        assert_eq!(bytes[0], bytes[1]);
+    }
+}
+
+fn logits_of_letters(model: &Model) -> Vec<f32> {
+    let sample = Sample { ids: vec![1, 39, 7, 7, 20, 3], mask: vec![1; 6] };
+    let batch = pack(&model.decoder.config, &[sample], 0);
+    logits(model, &Device::cpu(2), Compute::F32, &batch)
+}
+
+/// What heads forget at has a logarithm.
+#[test]
+fn rates_without_logarithms() {
     let dir = copy_of("qwen3_5");
     set_as_qwen35_says(dir.path());
-    set_key(&dir.path().join("config.json"), "linear_value_head_dim", json!(8));
-    let config = DecoderConfig::load(dir.path()).unwrap();
-    let zeros = |spec: WeightSpec| {
-        let bytes = vec![0; 4 * spec.shape.iter().product::<usize>()];
-        (spec.name, (safetensors::Dtype::F32, spec.shape, bytes))
-    };
-    write_tensors(&dir.path().join("model.safetensors"), &config.weights().map(zeros).collect());
-    let mut writer = from_directory(dir.path());
-    let of_output = |tensor: &&mut Entry| tensor.name == "blk.0.ssm_out.weight";
-    let output = writer.tensors.iter_mut().find(of_output).unwrap();
-    // Q8_0, of which a block of 32 has a scale in 16 bits.
-    (output.kind, output.bytes) = (8, vec![0; 24 * 34]);
-    let (_folder, path) = write(&writer);
-    for device in [Device::cpu(1), Device::dry()] {
-        let error = load(&path, &device, LoadOptions::INFERENCE).err().unwrap().to_string();
-        let says = "tensor `blk.0.ssm_out.weight`: its heads are not whole blocks of q8_0, so that \
-                    they cannot be put into another order. Give the model's directory in Hugging \
-                    Face layout, or a file in Q8_0";
-        assert!(error.ends_with(says), "{error}");
+    for wrong in [0.0, 0.5, f32::NAN] {
+        let mut writer = from_directory(dir.path());
+        let rates = writer.tensors.iter_mut().find(|tensor| tensor.name == "blk.2.ssm_a").unwrap();
+        rates.bytes[4..8].copy_from_slice(&wrong.to_le_bytes());
+        let (_folder, path) = write(&writer);
+        for device in [Device::cpu(1), Device::dry()] {
+            let error = load(&path, &device, LoadOptions::INFERENCE).err().unwrap().to_string();
+            let says = format!(
+                "tensor `blk.2.ssm_a`: it has {wrong}, and what heads forget at is negative and \
+                 finite. Fetch the file again, or another of this model"
+            );
+            assert!(error.ends_with(&says), "{error}");
+        }
     }
+}
+
+/// Newer files have gate and up of all experts in one tensor.
+#[test]
+fn gate_and_up_in_one_tensor() {
+    for (case, kind) in [("qwen3_moe", "weight"), ("gpt_oss", "bias")] {
+        let golden = Golden::load(case);
+        let mut writer = from_directory(copy_of(case).path());
+        let (_folder, path) = write(&writer);
+        for layer in 0..DecoderConfig::load(&path).unwrap().num_hidden_layers() {
+            for kind in ["weight", kind] {
+                join_gate_and_up(&mut writer, layer, kind);
+            }
+        }
+        let of_both = |tensor: &&Entry| tensor.name.contains("gate_up_exps.bias");
+        assert_eq!(writer.tensors.iter().any(|tensor| of_both(&tensor)), kind == "bias");
+        let (_folder, joined) = write(&writer);
+        let [expected, found] = [&path, &joined].map(|path| logits_of(&loaded(path), &golden));
+        assert!(expected == found, "{case}");
+    }
+}
+
+fn join_gate_and_up(writer: &mut Writer, layer: usize, kind: &str) {
+    let mut taken = |part: &str| {
+        let name = format!("blk.{layer}.ffn_{part}_exps.{kind}");
+        let at = writer.tensors.iter().position(|tensor| tensor.name == name)?;
+        Some(writer.tensors.remove(at))
+    };
+    // Blocks without experts, and what was joined before.
+    let (Some(gate), Some(up)) = (taken("gate"), taken("up")) else { return };
+    let num_experts = gate.shape[0] as usize;
+    let len = gate.bytes.len() / num_experts;
+    let experts = gate.bytes.chunks(len).zip(up.bytes.chunks(len));
+    let bytes = experts.flat_map(|(gate, up)| [gate, up].concat()).collect();
+    let mut shape: Vec<usize> = gate.shape.iter().map(|&size| size as usize).collect();
+    shape[1] *= 2;
+    writer.tensor(&format!("blk.{layer}.ffn_gate_up_exps.{kind}"), gate.kind, &shape, bytes);
 }
 
 /// What is a whole number in the family's `config.json` is one in that of a file, and what is not

@@ -5,6 +5,7 @@ mod bad_adapters;
 mod bad_mixtures;
 mod bad_models;
 mod bad_parts;
+mod bad_quantised;
 mod bf16;
 mod coverage;
 mod encoders;

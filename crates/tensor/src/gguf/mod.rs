@@ -93,17 +93,20 @@ impl GgufFile {
         Some(tensor.expect("extents and alignment were checked when the file was opened"))
     }
 
-    /// The `index`th of the equal parts along a tensor's slowest dimension, over the mapping, or
-    /// copied where the file does not align it. `None` if there is no such tensor or part.
+    /// A tensor has along its slowest dimension as many parts, each of `of` equal parts along the
+    /// next dimension: the `index`th of all of these, over the mapping, or copied where the file
+    /// does not align it. `None` if there is no such tensor or part.
     ///
     /// # Errors
     /// If there is no memory for the copy.
-    pub fn part(&self, name: &str, index: usize) -> Result<Option<Tensor>, DeviceError> {
+    pub fn part(&self, name: &str, index: usize, of: usize) -> Result<Option<Tensor>, DeviceError> {
         let Some((part, info)) = self.tensors.get(name) else { return Ok(None) };
-        let Some((&num_parts, shape)) = info.shape.split_first() else { return Ok(None) };
-        if index >= num_parts || shape.is_empty() {
+        let Some((&num_parts, rest)) = info.shape.split_first() else { return Ok(None) };
+        let Some((&rows, rest)) = rest.split_first() else { return Ok(None) };
+        if index / of >= num_parts || !rows.is_multiple_of(of) {
             return Ok(None);
         }
+        let shape = &[&[rows / of], rest].concat()[..];
         let (map, len) = (&self.parts[*part], info.storage.num_bytes(shape));
         let offset = info.offset + index * len;
         if let Some(tensor) = Tensor::from_file(map, offset, info.storage, shape) {

@@ -118,6 +118,7 @@ const fn format<B: Block>(name: &'static str, source: &'static Source) -> Weight
         num_bytes: |[rows, cols]| rows * cols.div_ceil(B::WEIGHTS) * size_of::<B>(),
         unpack: unpack::<B>,
         pack: None,
+        tiles: None,
         source,
         parameter: |address, _| Arg::from(address),
     }
