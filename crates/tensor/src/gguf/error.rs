@@ -1,6 +1,6 @@
 //! Why a GGUF file cannot be read.
 
-use hone_kernels::format::UnreadType;
+use hone_kernels::format::{ShapeError, UnreadType};
 use std::path::{Path, PathBuf};
 
 /// Why a GGUF file cannot be read.
@@ -46,6 +46,19 @@ pub enum GgufError {
         tensor: String,
         /// Its type.
         source: UnreadType,
+    },
+    /// A tensor whose rows are not whole blocks of its type.
+    #[error(
+        "{}: tensor `{tensor}`: {source}. Quantise it in a type whose blocks divide its rows",
+        path.display()
+    )]
+    Ragged {
+        /// File.
+        path: PathBuf,
+        /// Tensor.
+        tensor: String,
+        /// Its rows and blocks.
+        source: ShapeError,
     },
     /// Parts that are missing or do not belong together.
     #[error("{}: {problem}", path.display())]

@@ -4,7 +4,7 @@ use super::cursor::Cursor;
 use super::error::GgufError;
 use super::metadata::{Metadata, Value};
 use crate::{Mapped, Storage};
-use hone_kernels::format::UnreadType;
+use hone_kernels::format::{ShapeError, UnreadType};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -74,6 +74,11 @@ fn read_checked(map: &Arc<Mapped>, cursor: &mut Cursor<'_>) -> Result<Header, Gg
                 let (path, tensor) = (path.to_owned(), name.to_owned());
                 GgufError::ElementType { path, tensor, source }
             }
+            Fault::Shape(source @ ShapeError::Ragged { .. }) => {
+                let (path, tensor) = (path.to_owned(), name.to_owned());
+                GgufError::Ragged { path, tensor, source }
+            }
+            Fault::Shape(error) => damaged(format!("tensor `{name}` is unusable: {error}")),
         })?;
         tensors.push((name.to_owned(), info));
     }
@@ -93,6 +98,7 @@ fn read_metadata(map: &Arc<Mapped>, cursor: &mut Cursor<'_>) -> Result<(u64, Met
 /// Why a tensor's entry cannot be used.
 enum Fault {
     Type(UnreadType),
+    Shape(ShapeError),
     Reason(String),
 }
 
@@ -127,7 +133,7 @@ fn info(cursor: &mut Cursor<'_>, alignment: usize) -> Result<Info, Fault> {
     shape.reverse();
     let id = cursor.u32()?;
     let storage = Storage::from_ggml(id).map_err(Fault::Type)?;
-    let len = storage.checked_num_bytes(&shape).map_err(|error| format!("is unusable: {error}"))?;
+    let len = storage.checked_num_bytes(&shape).map_err(Fault::Shape)?;
     let offset = cursor.u64()?;
     let offset = usize::try_from(offset).ok().filter(|at| at.is_multiple_of(alignment));
     let offset = offset.ok_or_else(|| {
