@@ -66,7 +66,7 @@ const PLAIN: Architecture = Architecture {
 };
 
 static ARCHITECTURES: [Architecture; 16] = [
-    // Mistral's files are Llama's too.
+    // Mistral's files are Llama's too, and Mixtral's: see [`MIXTRAL`].
     Architecture {
         name: "llama",
         model_type: "llama",
@@ -252,6 +252,16 @@ static ARCHITECTURES: [Architecture; 16] = [
     },
 ];
 
+/// Files of Llama's architecture that have experts.
+static MIXTRAL: Architecture = Architecture {
+    name: "llama",
+    model_type: "mixtral",
+    class: "MixtralForCausalLM",
+    keys: &[("expert_count", "num_local_experts"), ("expert_used_count", "num_experts_per_tok")],
+    turns_neighbours: true,
+    ..PLAIN
+};
+
 /// The architecture of gpt-oss, whose files have some things their own way.
 pub(super) const GPT_OSS: &str = "gpt-oss";
 
@@ -273,6 +283,9 @@ pub(super) fn of(metadata: &Metadata<'_>) -> Result<&'static Architecture, Confi
         let problem = "is missing, so nothing says how the tensors are used: fetch the model again";
         return Err(metadata.error(key, problem));
     };
+    if name == MIXTRAL.name && metadata.size("llama.expert_count")?.is_some_and(|n| n > 0) {
+        return Ok(&MIXTRAL);
+    }
     ARCHITECTURES.iter().find(|architecture| architecture.name == name).ok_or_else(|| {
         let names: Vec<&str> = ARCHITECTURES.iter().map(|a| a.name).collect();
         let names = names.join(", ");

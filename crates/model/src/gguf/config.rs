@@ -69,7 +69,7 @@ impl Translation<'_> {
         self.heads()?;
         self.delta()?;
         self.biases();
-        self.experts();
+        self.experts()?;
         self.tokens()?;
         self.windows()?;
         self.gemma();
@@ -196,12 +196,19 @@ impl Translation<'_> {
     }
 
     /// Blocks without a router are dense.
-    fn experts(&mut self) {
+    fn experts(&mut self) -> Result<(), ConfigError> {
+        let one_expert = "blk.0.ffn_gate.0.weight";
+        if self.has(one_expert) {
+            let problem = "is a tensor of one expert, as llama.cpp wrote them until April 2024; \
+                           only those of all experts are read: fetch a newer file, or convert \
+                           the model again";
+            return Err(self.metadata.error(one_expert, problem));
+        }
         let whole = |key: &str| self.object.get(key).and_then(serde_json::Value::as_u64);
         let Some(num_layers) =
             whole("num_hidden_layers").filter(|_| whole("num_experts").is_some())
         else {
-            return;
+            return Ok(());
         };
         // More blocks than that are refused.
         let layers =
@@ -209,6 +216,7 @@ impl Translation<'_> {
         let dense = layers.filter(|(_, router)| !self.has(router)).map(|(i, _)| i);
         let dense: Vec<u64> = dense.collect();
         self.set("mlp_only_layers", dense);
+        Ok(())
     }
 
     fn tokens(&mut self) -> Result<(), ConfigError> {

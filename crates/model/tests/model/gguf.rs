@@ -30,12 +30,14 @@ fn logits_of(model: &Model, golden: &Golden) -> Vec<f32> {
 }
 
 /// Cases of the goldens, with keys of their configuration that GGUF cannot say.
-pub const CASES: [(&str, &[(&str, Value)]); 21] = [
+pub const CASES: [(&str, &[(&str, Value)]); 23] = [
     ("tied_gqa", &[]),
     ("untied_bias_linear", &[]),
     ("headdim_llama3", &[]),
     ("yarn", &[]),
     ("granite", &[]),
+    ("mistral", &[("sliding_window", Value::Null)]),
+    ("mixtral", &[("sliding_window", Value::Null)]),
     (
         "smollm3",
         &[
@@ -437,6 +439,15 @@ fn unusable_tensors() {
         (
             |w| add(w, "blk.0.ffn_gate_inp.weight", &[0.0]),
             "tensor `blk.0.ffn_gate_inp.weight` is not part of the model that the configuration",
+        ),
+        (
+            |w| {
+                set(w, "llama.expert_count", Meta::U32(8));
+                add(w, "blk.0.ffn_gate.0.weight", &[0.0]);
+            },
+            "`blk.0.ffn_gate.0.weight` is a tensor of one expert, as llama.cpp wrote them until \
+             April 2024; only those of all experts are read: fetch a newer file, or convert the \
+             model again",
         ),
     ]);
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// A block's modules and their tensors.
-const OF_BLOCK: [(&str, &str); 30] = [
+const OF_BLOCK: [(&str, &str); 31] = [
     ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
@@ -36,6 +36,7 @@ const OF_BLOCK: [(&str, &str); 30] = [
     ("linear_attn.norm", "ssm_norm"),
     ("mlp.gate", "ffn_gate_inp"),
     ("mlp.router", "ffn_gate_inp"),
+    ("block_sparse_moe.gate", "ffn_gate_inp"),
     ("mlp.gate_proj", "ffn_gate"),
     ("mlp.up_proj", "ffn_up"),
     ("mlp.down_proj", "ffn_down"),
@@ -57,6 +58,7 @@ pub fn from_directory(dir: &Path) -> Writer {
         "qwen3_5_text" => "qwen35",
         "qwen3_5_moe_text" => "qwen35moe",
         "olmo3" => "olmo2",
+        "mistral" | "mixtral" => "llama",
         other => other,
     };
     writer.set("general.architecture", architecture);
@@ -103,7 +105,13 @@ pub fn letters(writer: &mut Writer, vocab_size: usize) {
 fn add_expert(writer: &mut Writer, name: &str, tensor: &Tensor) {
     let parts: Vec<&str> = name.split('.').collect();
     let [_, _, layer, _, _, expert, module, kind] = parts[..] else { panic!("{name}") };
-    let name = format!("blk.{layer}.ffn_{}_exps.{kind}", module.trim_end_matches("_proj"));
+    let part = match module {
+        "w1" => "gate",
+        "w2" => "down",
+        "w3" => "up",
+        other => other.trim_end_matches("_proj"),
+    };
+    let name = format!("blk.{layer}.ffn_{part}_exps.{kind}");
     let expert: usize = expert.parse().unwrap();
     if !writer.tensors.iter().any(|other| other.name == name) {
         let shape: Vec<usize> = [&[0], tensor.shape()].concat();
