@@ -2,10 +2,11 @@
 
 Usage: python scripts/goldens_chat.py SHARED_DIR
 
-Renders every conversation below with every *.jinja file of SHARED_DIR/data by the function behind
+Renders every conversation below with every *.jinja file of SHARED_DIR/data, and with those named
+in FETCHED, which `cargo xtask models templates` fetches, by the function behind
 apply_chat_template, at a fixed date, and keeps the SHA-256 and the length of each rendering (the
 templates keep their own licences, so their text is not copied), or the fact that it raises. The
-test in crates/data/tests/integration/chat_goldens.rs compares. Also, for templates of our own and
+tests in crates/data/tests/integration/chat_goldens.rs compare. Also, for templates of our own and
 the small stories260k model: rendered text, token ids and assistant masks.
 """
 
@@ -21,6 +22,14 @@ import transformers
 from transformers.utils import chat_template_utils
 
 NOW = 1_750_000_000  # 2025-06-15 15:06:40 UTC
+ROOT = pathlib.Path(__file__).parent.parent
+# As TRL ships them, unchanged, for Gemma 3, the small models of Qwen3.5, Qwen3.6 and Qwen3-2507.
+FETCHED = [
+    "gemma3.jinja",
+    "qwen3_5_nothink.jinja",
+    "qwen3_6.jinja",
+    "qwen3_instruct_2507.jinja",
+]
 SPECIAL_TOKENS = {
     "bos_token": "<s>",
     "eos_token": "</s>",
@@ -274,7 +283,10 @@ def main():
     chat_template_utils.datetime = FixedDate
     templates = {}
     shared = pathlib.Path(sys.argv[1])
-    for path in sorted((shared / "data").rglob("*.jinja")):
+    data = shared / "data"
+    paths = {str(path.relative_to(data)): path for path in sorted(data.rglob("*.jinja"))}
+    paths |= {f"fetched/{name}": ROOT / "target/models/chat-templates" / name for name in FETCHED}
+    for name_of_template, path in paths.items():
         source = path.read_text(encoding="utf-8")
         as_text = wants_text(source)
         results = {}
@@ -287,7 +299,7 @@ def main():
                 else:
                     data = rendered.encode("utf-8")
                     results[name + suffix] = [len(data), hashlib.sha256(data).hexdigest()[:16]]
-        templates[str(path.relative_to(shared / "data"))] = results
+        templates[name_of_template] = results
     golden = {
         "made_with": f"transformers {transformers.__version__}",
         "now": NOW,
@@ -297,7 +309,7 @@ def main():
         "generation": generation_goldens(),
         "stories260k": token_goldens(shared / "models/stories260k"),
     }
-    out = pathlib.Path(__file__).parent.parent / "crates/data/tests/goldens/chat.json"
+    out = ROOT / "crates/data/tests/goldens/chat.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", encoding="utf-8") as file:
         text = json.dumps(golden, ensure_ascii=False, indent=1)

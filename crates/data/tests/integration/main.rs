@@ -21,9 +21,14 @@ fn shared() -> Option<PathBuf> {
     if path.is_dir() {
         return Some(path);
     }
+    skip("../shared is absent");
+    None
+}
+
+/// Says that a test is left out.
+fn skip(reason: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("unknown");
     // Not by a macro: the test harness would swallow it. `cargo xtask test` counts such lines.
-    let _ = writeln!(std::io::stderr(), "skipped test {test}: ../shared is absent");
-    None
+    let _ = writeln!(std::io::stderr(), "skipped test {test}: {reason}");
 }
