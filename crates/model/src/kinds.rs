@@ -57,8 +57,8 @@ named! {
         Windowed = "windowed",
         /// Later keys are seen too.
         TwoSided = "two-sided",
-        /// Positions are not embedded.
-        WithoutPositions = "without positions",
+        /// Queries and keys are not rotated by their positions.
+        WithoutPositions = "without rotary positions",
         /// Heads come with a gate of what they give.
         Gated = "gated",
         /// Heads have a logit that takes a share of their softmax.

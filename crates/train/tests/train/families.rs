@@ -29,6 +29,8 @@ struct Family {
     template: Option<String>,
     /// What the page says of it besides.
     limits: Vec<String>,
+    /// Why there are fewer than three models.
+    sizes: Option<String>,
     /// From the smallest to the largest.
     models: Vec<Published>,
 }
@@ -48,12 +50,9 @@ fn families_of_file() -> Vec<Family> {
 
 /// The GPU that pages are about.
 const GPU: &str = "h100-80g";
-/// Tokens of the longest row, and of a micro-batch; a step has four.
+/// Tokens of a row and of a micro-batch, if the model reads as many; a step has four.
 const ROW: usize = 2048;
 const LORA: &[&str] = &["adapter.kind=lora", "adapter.rank=16"];
-
-/// No decoders, of which the page is.
-const ENCODERS: [&str; 4] = ["bert", "roberta", "xlm-roberta", "modernbert"];
 
 /// A directory with configuration and tokenizer but no weights, and data.
 struct Described {
@@ -67,27 +66,38 @@ impl Described {
         let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
         write("config.json", model.config.to_string());
         write("tokenizer.json", word_tokenizer(64).to_string());
-        let words: Vec<String> = (0..ROW).map(|i| format!("w{}", 3 + i % 61)).collect();
-        let row = format!("{}\n", serde_json::json!({ "text": words.join(" ") }));
-        write("train.jsonl", row.repeat(4));
+        write("tokenizer_config.json", r#"{"mask_token": "w5"}"#.to_owned());
         let config = DecoderConfig::load(dir.path()).unwrap_or_else(|error| panic!("{error}"));
         let counted = config.num_parameters();
         assert_eq!(counted, model.parameters.unwrap_or(counted), "{}", model.name);
-        Self { dir, config }
+        let described = Self { dir, config };
+        let words = (0..described.row()).map(|i| format!("w{}", 6 + i % 58));
+        let text = words.collect::<Vec<String>>().join(" ");
+        let row = format!("{}\n", serde_json::json!({ "text": text }));
+        std::fs::write(described.dir.path().join("train.jsonl"), row.repeat(4)).unwrap();
+        described
+    }
+
+    /// Tokens of a row.
+    fn row(&self) -> usize {
+        self.config.longest().map_or(ROW, |longest| longest.min(ROW))
     }
 
     fn setup(&self, gpu: &str, settings: &[&str]) -> Setup {
         let path = |name: &str| self.dir.path().join(name);
+        let row = self.row();
         let text = format!(
             "model.path = {:?}\ndata.train = {:?}\ndata.append_eos = false\noutput.dir = {:?}\n\
-             data.max_seq_len = {ROW}\ntrain.batch_tokens = {}\ntrain.max_steps = 100\n\
+             data.max_seq_len = {row}\ntrain.batch_tokens = {}\ntrain.max_steps = 100\n\
              report.samples = 0\n",
             self.dir.path(),
             path("train.jsonl"),
             path("run"),
-            4 * ROW,
+            4 * row,
         );
-        let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
+        let masked = is_encoder(&self.config).then_some("objective.kind=masked");
+        let settings = settings.iter().copied().chain(masked);
+        let settings: Vec<String> = settings.map(str::to_owned).collect();
         let run = RunFile::from_str(&text, &settings).unwrap();
         let planned_for = Some(Backend::catalogued(gpu).unwrap());
         let options = SetupOptions { begun_at: None, planned_for };
@@ -100,6 +110,10 @@ impl Described {
         let policy = Policy { units: 1, recompute: Recompute::Block };
         planner::plan_with(&setup, &setup.backend.profile(), policy).unwrap().plan
     }
+}
+
+fn is_encoder(config: &DecoderConfig) -> bool {
+    config.encoder.is_some()
 }
 
 /// As `hone plan --device h200` does it, all policies tried; three of ten in the quick tier.
@@ -168,10 +182,12 @@ fn check_complete(all: &[Family]) {
     let types = all.iter().flat_map(|family| family.models.iter().map(type_of));
     let also = all.iter().flat_map(|family| family.also.clone());
     let found: BTreeSet<String> = types.chain(also).collect();
-    let decoders = families::supported().filter(|family| !ENCODERS.contains(family));
-    let supported: BTreeSet<String> = decoders.map(str::to_owned).collect();
+    let supported: BTreeSet<String> = families::supported().map(str::to_owned).collect();
     let missing: Vec<&String> = supported.symmetric_difference(&found).collect();
     assert!(missing.is_empty(), "crates/train/tests/published.json and families: {missing:?}");
+    for family in all {
+        assert_eq!(family.models.len() < 3, family.sizes.is_some(), "{}", family.name);
+    }
 }
 
 /// The templates that the page names are among those whose renderings are compared.
@@ -189,9 +205,10 @@ fn page(all: &[Family]) -> String {
         "# Families\n\n<!-- Generated from the code and crates/train/tests/published.json; do not \
          edit. -->\n\n\
          What is trained of each family, and what it takes by the planner: on one {GPU}, rows\n\
-         of {ROW} tokens, four of them in a step and one in a micro-batch, rank 16, with\n\
-         recomputation. Larger micro-batches are often faster, and with `budget.offload` larger\n\
-         models fit. Speeds are planned from published figures and unproven on hardware.\n\
+         of {ROW} tokens, or the longest that the model reads, four of them in a step and one\n\
+         in a micro-batch, rank 16, with recomputation. Larger micro-batches are often faster,\n\
+         and with `budget.offload` larger models fit. Speeds are planned from published figures\n\
+         and unproven on hardware.\n\
          `hone plan run.toml --device {GPU}` plans your own run, and needs no weights for it.\n\n\
          `all-linear`, the default of `adapter.target_modules`, reaches what the tables say.\n\
          Without `[adapter]` all weights are trained, but for biases of a router's choice and\n\
@@ -202,14 +219,18 @@ fn page(all: &[Family]) -> String {
         let model_type = family.models[0].config["model_type"].as_str().unwrap();
         let types = [model_type].into_iter().chain(family.also.iter().map(String::as_str));
         let types: Vec<String> = types.map(|of| format!("`{of}`")).collect();
-        let _ = writeln!(page, "`model_type`: {}. {}\n", types.join(", "), template(family));
-        let smallest = Described::new(&family.models[0]).plan(LORA);
-        page.push_str(&targets(&family.models[0].name, &smallest.coverage));
+        let smallest = Described::new(&family.models[0]);
+        let chat = about_template(family, is_encoder(&smallest.config));
+        let _ = writeln!(page, "`model_type`: {}. {chat}\n", types.join(", "));
+        page.push_str(&targets(&family.models[0].name, &smallest.plan(LORA).coverage));
         page.push_str(
             "\n| model | parameters | longest row | LoRA over the files | LoRA over NF4 | all \
              weights |\n| --- | --- | --- | --- | --- | --- |\n",
         );
         family.models.iter().for_each(|model| page.push_str(&line(model)));
+        if let Some(sizes) = &family.sizes {
+            let _ = write!(page, "\n{sizes}\n");
+        }
         if !family.limits.is_empty() {
             let _ = write!(page, "\nLimits:\n\n");
             for limit in &family.limits {
@@ -220,12 +241,15 @@ fn page(all: &[Family]) -> String {
     page
 }
 
-/// Whose renderings are compared with those of transformers.
-fn template(family: &Family) -> String {
+/// Which template's renderings are compared with those of transformers.
+fn about_template(family: &Family, is_encoder: bool) -> String {
     match &family.template {
         Some(path) => {
             let name = path.rsplit('/').next().unwrap_or(path);
             format!("Its chat template renders as in transformers (`{name}`).")
+        }
+        None if is_encoder => {
+            "An encoder, which learns masked tokens (`objective.kind = \"masked\"`).".to_owned()
         }
         None => "No chat template of it is compared with transformers.".to_owned(),
     }
@@ -253,7 +277,8 @@ fn targets(name: &str, coverage: &[Coverage]) -> String {
 fn line(model: &Published) -> String {
     let described = Described::new(model);
     let nf4 = [LORA, &["model.base_precision=nf4"]].concat();
-    let cells = [LORA, &nf4, &[]].map(|settings| cell(&described.plan(settings)));
+    let cells = [LORA, &nf4, &[]];
+    let cells = cells.map(|settings| cell(&described.plan(settings), described.row()));
     let (name, config) = (&model.name, &described.config);
     let longest = config.longest().map_or("any".to_owned(), |longest| longest.to_string());
     let billions = config.num_parameters() as f64 / 1e9;
@@ -261,10 +286,10 @@ fn line(model: &Published) -> String {
 }
 
 /// Memory, and the speed if it is enough.
-fn cell(plan: &Plan) -> String {
+fn cell(plan: &Plan, row: usize) -> String {
     let memory = format_bytes(plan.peak_bytes);
     // Two digits: how fast it really is nobody has measured.
-    let speed = (4 * ROW) as f64 / plan.step_seconds;
+    let speed = (4 * row) as f64 / plan.step_seconds;
     let speed = match speed {
         speed if speed >= 1e4 => format!("{:.0} k", speed / 1e3),
         speed if speed >= 1e3 => format!("{:.1} k", speed / 1e3),
