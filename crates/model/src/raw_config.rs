@@ -4,6 +4,7 @@ use hone_tensor::gguf::GgufError;
 use serde_json::{Map, Value};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 /// Largest accepted `config.json`; real ones have a few kilobytes.
@@ -305,8 +306,12 @@ impl RawConfig {
 
     /// An error about a key that is needed.
     pub(crate) fn missing(&self, key: &str) -> ConfigError {
-        let problem = "is missing and has no default: take the file from the source of the weights";
-        self.error(key, problem)
+        self.ruled_out(key, "is missing and has no default")
+    }
+
+    /// An error about a value that others of the file rule out, or that no model has.
+    pub(crate) fn ruled_out(&self, key: &str, problem: impl Display) -> ConfigError {
+        self.error(key, format!("{problem}: take the file from the source of the weights"))
     }
 
     /// An error about a key whose value is not of the `expected` kind.

@@ -287,6 +287,12 @@ impl<'a> RopeKeys<'a> {
         let inner = object.map(|o| o.optional_number(KEY)).transpose()?.flatten();
         let outer = self.raw.optional_number(KEY)?;
         let Some(fraction) = fraction else {
+            if let Some((object, fraction)) = object.zip(inner.filter(|x| *x != 1.0))
+                && self.defaults.proportional
+            {
+                let problem = format!("must be `proportional` where {KEY} is {fraction}");
+                return Err(object.ruled_out("rope_type", problem));
+            }
             object.into_iter().chain([self.raw]).try_for_each(|o| o.expect_neutral(KEY, 1.0))?;
             return Ok(Rotated { dim: d, interleaved });
         };
@@ -294,11 +300,11 @@ impl<'a> RopeKeys<'a> {
         let dim = (d as f64 * fraction) as usize;
         if dim == 0 || dim > d || !dim.is_multiple_of(2) {
             let problem = format!(
-                "must leave an even number of the {d} dimensions of a head to rotate, found \
-                 {fraction}, which is {dim}"
+                "must leave an even number of a head's dimensions (head_dim, {d}) to rotate, \
+                 found {fraction}, which is {dim}"
             );
             let place = object.filter(|_| inner.is_some()).unwrap_or(self.raw);
-            return Err(place.error(KEY, problem));
+            return Err(place.ruled_out(KEY, problem));
         }
         Ok(Rotated { dim, interleaved })
     }
@@ -336,8 +342,8 @@ impl<'a> RopeKeys<'a> {
         }
         let problem = format!("must be greater than 1 (often 10000), found {theta}");
         Err(match object.filter(|_| inner.is_some()) {
-            Some(object) => object.error("rope_theta", problem),
-            None => self.raw.error(self.theta_key, problem),
+            Some(object) => object.ruled_out("rope_theta", problem),
+            None => self.raw.ruled_out(self.theta_key, problem),
         })
     }
 }
@@ -421,7 +427,7 @@ impl RopeScaling {
         let (low, high) = (raw.number("low_freq_factor")?, raw.number("high_freq_factor")?);
         if low >= high {
             let problem = format!("must be greater than low_freq_factor ({low}), found {high}");
-            return Err(raw.error("high_freq_factor", problem));
+            return Err(raw.ruled_out("high_freq_factor", problem));
         }
         Ok(Self::Llama3 {
             factor: scaling_factor(raw)?,
@@ -435,7 +441,7 @@ impl RopeScaling {
         const KEY: &str = "partial_rotary_factor";
         let fraction = raw.optional_number(KEY)?.unwrap_or(1.0);
         if fraction > 1.0 {
-            return Err(raw.error(KEY, format!("must be at most 1, found {fraction}")));
+            return Err(raw.ruled_out(KEY, format!("must be at most 1, found {fraction}")));
         }
         let factor = raw.optional_number("factor")?.unwrap_or(1.0);
         Ok(Self::Proportional { fraction, factor })
@@ -471,7 +477,7 @@ impl RopeScaling {
     fn read_long_rope(raw: &RawConfig, original: f64, max: usize) -> Result<Self, ConfigError> {
         if original < 2.0 {
             let problem = format!("must be at least 2, found {original}");
-            return Err(raw.error("original_max_position_embeddings", problem));
+            return Err(raw.ruled_out("original_max_position_embeddings", problem));
         }
         let factor = raw.optional_number("factor")?.unwrap_or(max as f64 / original);
         let attention_factor = match raw.optional_number("attention_factor")? {
@@ -495,7 +501,11 @@ impl RopeScaling {
         for (key, factors) in [("short_factor", short_factor), ("long_factor", long_factor)] {
             if factors.len() != rotated / 2 {
                 let (half, found) = (rotated / 2, factors.len());
-                return Err(raw.error(key, format!("must have {half} numbers, found {found}")));
+                let problem = format!(
+                    "must have {half} numbers, half of the {rotated} dimensions of a head that \
+                     are rotated (by partial_rotary_factor), found {found}"
+                );
+                return Err(raw.ruled_out(key, problem));
             }
         }
         Ok(())
@@ -559,7 +569,7 @@ fn divisors(raw: &RawConfig, key: &str) -> Result<Vec<f64>, ConfigError> {
 fn scaling_factor(raw: &RawConfig) -> Result<f64, ConfigError> {
     let factor = raw.number("factor")?;
     if factor < 1.0 {
-        return Err(raw.error("factor", format!("must be at least 1, found {factor}")));
+        return Err(raw.ruled_out("factor", format!("must be at least 1, found {factor}")));
     }
     Ok(factor)
 }

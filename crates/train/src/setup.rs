@@ -440,8 +440,8 @@ fn max_seq_len(
         return Err(TrainError::Usage(
             Code::RunFileInvalidValue,
             format!(
-                "data.max_seq_len = {max_seq_len} is longer than the model was made for \
-             (max_position_embeddings = {longest}); set it to at most {longest}"
+                "data.max_seq_len = {max_seq_len} is longer than the model was made for: the \
+                 model's positions are {longest}; set it to at most {longest}"
             ),
         ));
     }

@@ -187,8 +187,8 @@ fn record_spec(args: &EvalArgs, opened: &Opened) -> Result<RecordSpec, Failure> 
     let max_seq_len = args.max_seq_len.unwrap_or(longest.min(2048));
     if !config.supports_len(max_seq_len) {
         return Err(Failure::Usage(format!(
-            "--max-seq-len {max_seq_len} is longer than the model supports \
-             (max_position_embeddings = {longest})"
+            "--max-seq-len {max_seq_len} is longer than the model supports: the model's \
+             positions are {longest}"
         )));
     }
     Ok(RecordSpec {

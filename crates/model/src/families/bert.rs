@@ -4,7 +4,7 @@
 //!
 //! Dropout of the files' own (`hidden_dropout_prob`) is not applied in training.
 
-use super::{Defaults, blocks, each, size};
+use super::{Defaults, blocks, each, expect_kind, size};
 use crate::config::{
     DecoderConfig, EncoderConfig, EncoderNames, LearnedPositions, MaskedHead, NormNames,
 };
@@ -68,7 +68,7 @@ pub(super) fn roberta(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
                 "is {padding}, but positions begin after it and there are {count} \
                  (`max_position_embeddings`)"
             );
-            return Err(raw.error("pad_token_id", problem));
+            return Err(raw.ruled_out("pad_token_id", problem));
         }
         Ok(padding + 1)
     })
@@ -84,15 +84,12 @@ fn read(
 ) -> Result<DecoderConfig, ConfigError> {
     for key in ["is_decoder", "add_cross_attention"] {
         if raw.flag(key, false)? {
-            let problem = "is true, which is not supported; only encoders are";
+            let problem =
+                "is true, which is not supported; only encoders are: use a checkpoint of one";
             return Err(raw.error(key, problem));
         }
     }
-    const KIND: &str = "position_embedding_type";
-    if let Some(kind) = raw.text(KIND)?.filter(|kind| *kind != "absolute") {
-        let problem = format!("is `{kind}`, which is not supported; only `absolute` is");
-        return Err(raw.error(KIND, problem));
-    }
+    expect_kind(raw, "position_embedding_type", "the kind", "absolute")?;
     // Of training with transformers, and of heads for other tasks.
     for key in [
         "attention_probs_dropout_prob",
@@ -161,7 +158,11 @@ pub(super) fn activation(
     let found = raw.text(key)?.unwrap_or("gelu");
     let known = KNOWN.iter().find(|(name, _)| *name == found).ok_or_else(|| {
         let names = KNOWN.map(|(name, _)| format!("`{name}`")).join(", ");
-        raw.error(key, format!("is `{found}`, which is not supported; these are: {names}"))
+        let problem = format!(
+            "is the activation `{found}`, which is not supported; supported: {names}. Use a \
+             checkpoint with one of these"
+        );
+        raw.error(key, problem)
     })?;
     Ok((key, known.0, known.1))
 }

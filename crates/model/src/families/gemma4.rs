@@ -92,15 +92,16 @@ fn refuse_parts(raw: &RawConfig) -> Result<(), ConfigError> {
 
 /// Heads of blocks without a window.
 fn full_heads(raw: &RawConfig, keys_as_values: bool) -> Result<hone_tensor::Heads, ConfigError> {
-    let head_dim = raw.optional_size("global_head_dim")?.unwrap_or(512);
-    let mut full = heads(raw, head_dim, Some([8, 4]))?;
+    const OF_DIM: &str = "global_head_dim";
+    let head_dim = raw.optional_size(OF_DIM)?.unwrap_or(512);
+    let mut full = heads(raw, (OF_DIM, head_dim), Some([8, 4]))?;
     const KEY: &str = "num_global_key_value_heads";
     let keys = raw.optional_size(KEY)?.filter(|_| keys_as_values);
     full.num_kv_heads = keys.unwrap_or(full.num_kv_heads);
     if !full.num_heads.is_multiple_of(full.num_kv_heads) {
         let (heads, found) = (full.num_heads, full.num_kv_heads);
         let problem = format!("must divide num_attention_heads ({heads}), found {found}");
-        return Err(raw.error(KEY, problem));
+        return Err(raw.ruled_out(KEY, problem));
     }
     Ok(full)
 }

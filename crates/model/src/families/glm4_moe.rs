@@ -2,7 +2,7 @@
 //! and, after the first blocks, a mixture that is routed as DeepSeek-V3's, with shared experts
 //! beside it.
 
-use super::mixtures::{mixture_sizes, set_experts, softmax_mixture};
+use super::mixtures::{mixture, mixture_sizes, set_experts};
 use super::{Defaults, blocks, count, each, has_mtp};
 use crate::config::{DecoderConfig, ExpertNames, QkNorm, SharedExpertConfig};
 use crate::raw_config::{ConfigError, RawConfig};
@@ -29,8 +29,8 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
         layer.attention.qk_norm = if norms_heads { QkNorm::Heads } else { QkNorm::None };
     });
     let sizes = mixture_sizes(raw, ("n_routed_experts", 128), 8)?;
-    let mut experts = softmax_mixture(raw, sizes, raw.flag("norm_topk_prob", true)?, &NAMES);
-    experts.router.scoring = Scoring::Sigmoid;
+    let normalise = raw.flag("norm_topk_prob", true)?;
+    let mut experts = mixture(raw, Scoring::Sigmoid, sizes, normalise, &NAMES)?;
     experts.router.scale = raw.optional_number("routed_scaling_factor")?.unwrap_or(1.0) as f32;
     experts.router.groups = groups(raw, sizes)?;
     experts.correction_bias = true;
@@ -52,16 +52,16 @@ fn groups(
     let count = raw.optional_size("n_group")?.unwrap_or(1);
     if !num_experts.is_multiple_of(count) {
         let problem = format!("must divide n_routed_experts ({num_experts}), found {count}");
-        return Err(raw.error("n_group", problem));
+        return Err(raw.ruled_out("n_group", problem));
     }
     let (kept, least) =
         (raw.optional_size("topk_group")?.unwrap_or(1), top_k.div_ceil(num_experts / count));
     if !(least..=count).contains(&kept) {
         let problem = format!(
-            "must be from {least}, in which a token finds {top_k} experts, to n_group ({count}), \
-             found {kept}"
+            "must be from {least}, in which a token finds num_experts_per_tok ({top_k}) experts, \
+             to n_group ({count}), found {kept}"
         );
-        return Err(raw.error("topk_group", problem));
+        return Err(raw.ruled_out("topk_group", problem));
     }
     Ok((kept < count).then_some(Groups { count, kept }))
 }

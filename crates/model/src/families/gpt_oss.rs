@@ -33,7 +33,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     raw.get("experts_per_token");
     raw.get("initial_context_length");
     let sizes = mixture_sizes(raw, ("num_local_experts", 128), 4)?;
-    let mut experts = softmax_mixture(raw, sizes, true, &NAMES);
+    let mut experts = softmax_mixture(raw, sizes, true, &NAMES)?;
     experts.router_bias = true;
     each(&mut config, |layer| {
         layer.attention.qkv_bias = bias;

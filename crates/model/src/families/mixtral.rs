@@ -27,7 +27,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     each(&mut config, |layer| layer.attention.heads.window = window);
     raw.expect_neutral("router_jitter_noise", 0.0)?;
     let sizes = mixture_sizes(raw, ("num_local_experts", 8), 2)?;
-    let experts = softmax_mixture(raw, sizes, true, &NAMES);
+    let experts = softmax_mixture(raw, sizes, true, &NAMES)?;
     each(&mut config, |layer| layer.mlp.experts = Some(experts.clone()));
     Ok(config)
 }

@@ -1,8 +1,13 @@
 //! What families with mixtures of experts have in common.
 
+use super::{expect_kind, num_layers};
 use crate::config::{DecoderConfig, ExpertNames, ExpertsConfig};
 use crate::raw_config::{ConfigError, RawConfig};
 use hone_tensor::ops::{MAX_EXPERTS, MAX_TOP_K, Router, Scoring};
+
+/// Twice as many as the largest published models have in all blocks together; bounds what a small
+/// file can make us allocate.
+const MAX_EXPERTS_OF_ALL: usize = 1 << 16;
 
 /// A mixture whose router is a softmax over all experts, and nothing else.
 pub(super) fn softmax_mixture(
@@ -10,13 +15,30 @@ pub(super) fn softmax_mixture(
     [num_experts, top_k]: [usize; 2],
     normalise: bool,
     names: &'static ExpertNames,
-) -> ExpertsConfig {
+) -> Result<ExpertsConfig, ConfigError> {
+    mixture(raw, Scoring::Softmax, [num_experts, top_k], normalise, names)
+}
+
+/// A mixture whose router has this scoring; files may name it, and no other.
+pub(super) fn mixture(
+    raw: &RawConfig,
+    scoring: Scoring,
+    [num_experts, top_k]: [usize; 2],
+    normalise: bool,
+    names: &'static ExpertNames,
+) -> Result<ExpertsConfig, ConfigError> {
+    let (function, method) = match scoring {
+        Scoring::Softmax => ("softmax", "greedy"),
+        Scoring::Sigmoid => ("sigmoid", "noaux_tc"),
+    };
+    expect_kind(raw, "scoring_func", "the routing function", function)?;
+    expect_kind(raw, "topk_method", "the routing method", method)?;
     // The auxiliary loss is a matter of training.
     raw.get("router_aux_loss_coef");
     raw.get("output_router_logits");
-    let (scoring, scale, groups) = (Scoring::Softmax, 1.0, None);
+    let (scale, groups) = (1.0, None);
     let router = Router { num_experts, top_k, scoring, normalise, scale, groups };
-    ExpertsConfig { router, router_bias: false, correction_bias: false, shared: None, names }
+    Ok(ExpertsConfig { router, router_bias: false, correction_bias: false, shared: None, names })
 }
 
 /// Gives the blocks for which `is_sparse` says so experts of this width.
@@ -41,13 +63,21 @@ pub(super) fn mixture_sizes(
     let num_experts = raw.optional_size(key)?.unwrap_or(default);
     if num_experts > MAX_EXPERTS {
         let problem = format!("must be at most {MAX_EXPERTS}, found {num_experts}");
-        return Err(raw.error(key, problem));
+        return Err(raw.ruled_out(key, problem));
+    }
+    let (layers, most) = (num_layers(raw)?, MAX_EXPERTS_OF_ALL);
+    if num_experts * layers > most {
+        let problem = format!(
+            "is {num_experts} in each of num_hidden_layers ({layers}): more than {most} in all \
+             are not supported"
+        );
+        return Err(raw.ruled_out(key, problem));
     }
     let top_k = raw.optional_size("num_experts_per_tok")?.unwrap_or(default_top_k);
     let most = num_experts.min(MAX_TOP_K);
     if top_k > most {
         let problem = format!("must be at most {most} with {key} {num_experts}, found {top_k}");
-        return Err(raw.error("num_experts_per_tok", problem));
+        return Err(raw.ruled_out("num_experts_per_tok", problem));
     }
     Ok([num_experts, top_k])
 }
@@ -59,7 +89,8 @@ pub(super) fn sparse_layers(raw: &RawConfig, num_layers: usize) -> Result<Vec<bo
         (0..num_layers).map(|layer| (layer + 1).is_multiple_of(step)).collect();
     let Some(dense) = raw.get("mlp_only_layers") else { return Ok(is_sparse) };
     let expected = format!("a list of blocks below num_hidden_layers ({num_layers})");
-    let unexpected = || raw.unexpected("mlp_only_layers", &expected, dense);
+    let unexpected =
+        || raw.ruled_out("mlp_only_layers", format!("must be {expected}, found {dense}"));
     for layer in dense.as_array().ok_or_else(unexpected)? {
         let layer = layer.as_u64().and_then(|layer| usize::try_from(layer).ok());
         let sparse = layer.and_then(|layer| is_sparse.get_mut(layer));

@@ -291,14 +291,14 @@ impl Defaults {
 /// and one before a gated MLP.
 fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigError> {
     let (key, name, activation) = defaults.activation;
-    expect_activation(raw, key, name)?;
+    expect_kind(raw, key, "the activation", name)?;
     raw.expect_neutral("attention_dropout", 0.0)?;
     quantised::check(raw)?;
     let head_dim = match defaults.head_dim {
         Some(default) => raw.optional_size("head_dim")?.unwrap_or(default),
         None => head_dim(raw)?,
     };
-    let heads = heads(raw, head_dim, defaults.num_heads)?;
+    let heads = heads(raw, ("head_dim", head_dim), defaults.num_heads)?;
     let max_position_embeddings =
         raw.optional_size("max_position_embeddings")?.unwrap_or(defaults.max_position_embeddings);
     let layer = LayerConfig {
@@ -429,15 +429,15 @@ fn head_dim(raw: &RawConfig) -> Result<usize, ConfigError> {
                 "must divide hidden_size ({hidden_size}) where head_dim is not given, found \
                  {num_heads}"
             );
-            Err(raw.error("num_attention_heads", problem))
+            Err(raw.ruled_out("num_attention_heads", problem))
         }
     }
 }
 
-/// Attention heads without a window.
+/// Attention heads without a window, of `head_dim` dimensions by the key `of_dim`.
 fn heads(
     raw: &RawConfig,
-    head_dim: usize,
+    (of_dim, head_dim): (&str, usize),
     defaults: Option<[usize; 2]>,
 ) -> Result<Heads, ConfigError> {
     let num_heads = size(raw, "num_attention_heads", defaults.map(|[heads, _]| heads))?;
@@ -446,14 +446,15 @@ fn heads(
     if !num_heads.is_multiple_of(num_kv_heads) {
         let problem =
             format!("must divide num_attention_heads ({num_heads}), found {num_kv_heads}");
-        return Err(raw.error("num_key_value_heads", problem));
+        return Err(raw.ruled_out("num_key_value_heads", problem));
     }
     if !head_dim.is_multiple_of(2) {
-        let problem = format!(
-            "must be even for rotary embeddings, found {head_dim} (it defaults to hidden_size / \
-             num_attention_heads)"
-        );
-        return Err(raw.error("head_dim", problem));
+        let default = match of_dim {
+            "head_dim" => " (it defaults to hidden_size / num_attention_heads)",
+            _ => "",
+        };
+        let problem = format!("must be even for rotary embeddings, found {head_dim}{default}");
+        return Err(raw.ruled_out(of_dim, problem));
     }
     let scale = (head_dim as f32).powf(-0.5);
     Ok(Heads { num_heads, num_kv_heads, head_dim, scale, window: None, ahead: 0, softcap: None })
@@ -463,7 +464,8 @@ fn num_layers(raw: &RawConfig) -> Result<usize, ConfigError> {
     let key = "num_hidden_layers";
     let num_layers = raw.size(key)?;
     if num_layers > MAX_LAYERS {
-        return Err(raw.error(key, format!("must be at most {MAX_LAYERS}, found {num_layers}")));
+        let problem = format!("must be at most {MAX_LAYERS}, found {num_layers}");
+        return Err(raw.ruled_out(key, problem));
     }
     Ok(num_layers)
 }
@@ -489,10 +491,7 @@ fn layers_of_kind(
     let Some(types) = raw.get("layer_types") else {
         return Ok((0..num_layers).map(rule).collect());
     };
-    let list = types.as_array().filter(|types| types.len() == num_layers).ok_or_else(|| {
-        let problem = format!("must be a list of {num_layers}, each {FULL:?} or {kind:?}");
-        raw.error("layer_types", problem)
-    })?;
+    let list = list_of_layers(raw, "layer_types", types, num_layers)?;
     let is_of_kind = |(layer, found): (usize, &Value)| match found.as_str() {
         Some(found) if found == kind => Ok(true),
         Some(FULL) => Ok(false),
@@ -507,14 +506,31 @@ fn layers_of_kind(
     list.iter().enumerate().map(is_of_kind).collect()
 }
 
-/// Refuses activations other than the family's own.
-fn expect_activation(raw: &RawConfig, key: &str, expected: &str) -> Result<(), ConfigError> {
+/// The elements of a list with one for each block.
+fn list_of_layers<'a>(
+    raw: &RawConfig,
+    key: &str,
+    list: &'a Value,
+    num_layers: usize,
+) -> Result<&'a [Value], ConfigError> {
+    let Some(list) = list.as_array() else {
+        return Err(raw.ruled_out(key, format!("must be a list, found {list}")));
+    };
+    if list.len() != num_layers {
+        let problem = format!("has {} entries, but num_hidden_layers is {num_layers}", list.len());
+        return Err(raw.ruled_out(key, problem));
+    }
+    Ok(list)
+}
+
+/// Refuses kinds of something, `of` for short, other than the family's own.
+fn expect_kind(raw: &RawConfig, key: &str, of: &str, expected: &str) -> Result<(), ConfigError> {
     match raw.text(key)?.filter(|found| *found != expected) {
         None => Ok(()),
         Some(found) => {
             let problem = format!(
-                "is `{found}`, which is not supported; only `{expected}` is: use a checkpoint \
-                 that was trained with it"
+                "is {of} `{found}`, which is not supported; only `{expected}` is: use a \
+                 checkpoint that was trained with it"
             );
             Err(raw.error(key, problem))
         }

@@ -56,7 +56,6 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
         "position_embedding_type",
         "reference_compile",
         "repad_logits_with_grad",
-        "sliding_window",
         "sparse_pred_ignore_index",
         "sparse_prediction",
     ] {
@@ -75,6 +74,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     read_attention_bias(raw, &mut config)?;
     read_mlp_bias(raw, &mut config)?;
     let reach = size(raw, "local_attention", Some(128))? / 2;
+    expect_window(raw, reach)?;
     let every = size(raw, "global_attn_every_n_layers", Some(3))?;
     let by_rule = |layer: usize| !layer.is_multiple_of(every);
     let is_local = sliding_layers(raw, config.layers.len(), by_rule)?;
@@ -103,6 +103,19 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
         names: &NAMES,
     });
     Ok(config)
+}
+
+/// Refuses `sliding_window` where it says something else than `local_attention`: which of them
+/// takes effect depends on the version of transformers.
+fn expect_window(raw: &RawConfig, reach: usize) -> Result<(), ConfigError> {
+    const KEY: &str = "sliding_window";
+    match raw.optional_size(KEY)?.filter(|window| *window != reach) {
+        None => Ok(()),
+        Some(window) => {
+            let problem = format!("is {window}, but half of local_attention is {reach}");
+            Err(raw.ruled_out(KEY, problem))
+        }
+    }
 }
 
 /// That of full attention and that of windows: by kind of attention, or from two bases.

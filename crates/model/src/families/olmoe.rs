@@ -25,7 +25,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     }
     let sizes = mixture_sizes(raw, ("num_experts", 64), 8)?;
     let normalise = raw.flag("norm_topk_prob", false)?;
-    let experts = softmax_mixture(raw, sizes, normalise, &ExpertNames::QWEN);
+    let experts = softmax_mixture(raw, sizes, normalise, &ExpertNames::QWEN)?;
     each(&mut config, |layer| {
         layer.attention.qk_norm = QkNorm::Rows;
         layer.mlp.experts = Some(experts.clone());

@@ -24,7 +24,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     set_windows(&mut config, &is_sliding, window.filter(|_| uses_window));
     let sizes = mixture_sizes(raw, ("num_experts", 60), 4)?;
     let normalise = raw.flag("norm_topk_prob", false)?;
-    let mut experts = softmax_mixture(raw, sizes, normalise, &ExpertNames::QWEN);
+    let mut experts = softmax_mixture(raw, sizes, normalise, &ExpertNames::QWEN)?;
     let shared = raw.optional_size("shared_expert_intermediate_size")?.unwrap_or(5632);
     experts.shared = Some(SharedExpertConfig { intermediate_size: shared, gated: true });
     let width = raw.optional_size("moe_intermediate_size")?.unwrap_or(1408);

@@ -64,13 +64,13 @@ fn delta(raw: &RawConfig) -> Result<DeltaConfig, ConfigError> {
             "must divide linear_num_value_heads ({}), found {}",
             heads.num_value_heads, heads.num_key_heads
         );
-        return Err(raw.error("linear_num_key_heads", problem));
+        return Err(raw.ruled_out("linear_num_key_heads", problem));
     }
     const WIDTH: &str = "linear_conv_kernel_dim";
     let conv_width = size(WIDTH, 4)?;
     if !(2..=MAX_CONV_WIDTH).contains(&conv_width) {
         let problem = format!("must be from 2 to {MAX_CONV_WIDTH}, found {conv_width}");
-        return Err(raw.error(WIDTH, problem));
+        return Err(raw.ruled_out(WIDTH, problem));
     }
     Ok(DeltaConfig { heads, conv_width, fused: false })
 }

@@ -25,7 +25,7 @@ pub(super) fn read_experts(
     is_sparse: Vec<bool>,
     (sizes, normalise): ([usize; 2], bool),
 ) -> Result<(), ConfigError> {
-    let mut experts = softmax_mixture(raw, sizes, normalise, &ExpertNames::QWEN);
+    let mut experts = softmax_mixture(raw, sizes, normalise, &ExpertNames::QWEN)?;
     let shared = size(raw, "shared_expert_intermediate_size", Some(512))?;
     experts.shared = Some(SharedExpertConfig { intermediate_size: shared, gated: true });
     let width = size(raw, "moe_intermediate_size", Some(512))?;

@@ -28,7 +28,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     };
     let sizes = mixture_sizes(raw, (key, 128), 8)?;
     let normalise = raw.flag("norm_topk_prob", false)?;
-    let experts = softmax_mixture(raw, sizes, normalise, &ExpertNames::QWEN);
+    let experts = softmax_mixture(raw, sizes, normalise, &ExpertNames::QWEN)?;
     let width = raw.optional_size("moe_intermediate_size")?.unwrap_or(768);
     let is_sparse = sparse_layers(raw, config.layers.len())?;
     set_experts(&mut config, is_sparse, width, &experts);

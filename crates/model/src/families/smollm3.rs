@@ -1,6 +1,9 @@
 //! SmolLM3: `SmolLM3ForCausalLM` of transformers. Llama without positions in every fourth block.
 
-use super::{Defaults, blocks, read_attention_bias, read_mlp_bias, set_windows, sliding_layers};
+use super::{
+    Defaults, blocks, list_of_layers, read_attention_bias, read_mlp_bias, set_windows,
+    sliding_layers,
+};
 use crate::config::DecoderConfig;
 use crate::raw_config::{ConfigError, RawConfig};
 use crate::rope::RopeDefaults;
@@ -38,10 +41,13 @@ fn embeds_positions(raw: &RawConfig, num_layers: usize) -> Result<Vec<bool>, Con
     let Some(given) = raw.get(KEY) else {
         return Ok((1..=num_layers).map(|layer| !layer.is_multiple_of(interval)).collect());
     };
-    let flag = |x: &Value| x.as_u64().filter(|x| *x <= 1).map(|x| x == 1);
-    let flags: Option<Vec<bool>> =
-        given.as_array().and_then(|flags| flags.iter().map(flag).collect());
-    flags.filter(|flags| flags.len() == num_layers).ok_or_else(|| {
-        raw.error(KEY, format!("must be a list of {num_layers}, each 1, or 0 for no positions"))
-    })
+    let flag = |flag: &Value| match flag.as_u64() {
+        Some(0) => Ok(false),
+        Some(1) => Ok(true),
+        _ => {
+            let problem = format!("must be a list of 1, or 0 for no positions, but has {flag}");
+            Err(raw.ruled_out(KEY, problem))
+        }
+    };
+    list_of_layers(raw, KEY, given, num_layers)?.iter().map(flag).collect()
 }

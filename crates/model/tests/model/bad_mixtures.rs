@@ -1,6 +1,6 @@
 //! Unusable models with experts: the full text of each error message.
 
-use crate::bad_models::{BOTH, check};
+use crate::bad_models::{BOTH, SOURCE, check};
 use crate::fixture::{rewrite, set_key};
 use serde_json::json;
 use std::path::Path;
@@ -8,17 +8,22 @@ use std::path::Path;
 #[test]
 fn unusable_experts() {
     let list = "must be a list of blocks below num_hidden_layers (3), found";
+    let ruled_out = |problem: &str| format!("{problem}: {SOURCE}");
     for (key, value, problem) in [
-        ("num_experts", json!(1025), "must be at most 1024, found 1025".to_owned()),
-        ("num_experts_per_tok", json!(7), "must be at most 6 with num_experts 6, found 7".into()),
+        ("num_experts", json!(1025), ruled_out("must be at most 1024, found 1025")),
+        (
+            "num_experts_per_tok",
+            json!(7),
+            ruled_out("must be at most 6 with num_experts 6, found 7"),
+        ),
         (
             "decoder_sparse_step",
             json!(0),
             "must be a whole number from 1 to 2147483647, found 0".into(),
         ),
-        ("mlp_only_layers", json!([3]), format!("{list} [3]")),
-        ("mlp_only_layers", json!([-1]), format!("{list} [-1]")),
-        ("mlp_only_layers", json!(1), format!("{list} 1")),
+        ("mlp_only_layers", json!([3]), ruled_out(&format!("{list} [3]"))),
+        ("mlp_only_layers", json!([-1]), ruled_out(&format!("{list} [-1]"))),
+        ("mlp_only_layers", json!(1), ruled_out(&format!("{list} 1"))),
         ("norm_topk_prob", json!(1), "must be true or false, found 1".into()),
         (
             "shared_expert_intermediate_size",
@@ -41,6 +46,21 @@ fn unusable_experts() {
         ),
     );
     let third = "model.layers.0.mlp.experts.3.up_proj.weight";
+    let narrow = |dir: &Path| {
+        rewrite(&dir.join("model.safetensors"), |tensors| {
+            let (_, shape, bytes) = tensors.get_mut(third).unwrap();
+            bytes.truncate(bytes.len() / shape[0] * (shape[0] - 1));
+            shape[0] -= 1;
+        });
+    };
+    check(
+        "qwen3_moe",
+        narrow,
+        &format!(
+            "DIR/model.safetensors: tensor `{third}` has shape [9, 24], but the configuration \
+             requires [10, 24]. {BOTH}"
+        ),
+    );
     check(
         "qwen3_moe",
         |dir| rewrite(&dir.join("model.safetensors"), |tensors| drop(tensors.remove(third))),
@@ -54,12 +74,53 @@ fn unusable_experts() {
 #[test]
 fn settings_of_single_families() {
     for (case, key, value, problem) in [
-        ("glm4_moe", "n_group", json!(3), "must divide n_routed_experts (8), found 3"),
+        (
+            "glm4_moe",
+            "n_group",
+            json!(3),
+            "must divide n_routed_experts (8), found 3: take the file from the source of the \
+             weights",
+        ),
         (
             "glm4_moe",
             "topk_group",
             json!(1),
-            "must be from 2, in which a token finds 3 experts, to n_group (4), found 1",
+            "must be from 2, in which a token finds num_experts_per_tok (3) experts, to n_group \
+             (4), found 1: take the file from the source of the weights",
+        ),
+        (
+            "glm4_moe",
+            "scoring_func",
+            json!("softmax"),
+            "is the routing function `softmax`, which is not supported; only `sigmoid` is: use a \
+             checkpoint that was trained with it",
+        ),
+        (
+            "glm4_moe",
+            "topk_method",
+            json!("group_limited_greedy"),
+            "is the routing method `group_limited_greedy`, which is not supported; only \
+             `noaux_tc` is: use a checkpoint that was trained with it",
+        ),
+        (
+            "qwen3_moe",
+            "scoring_func",
+            json!("sqrtsoftplus"),
+            "is the routing function `sqrtsoftplus`, which is not supported; only `softmax` is: \
+             use a checkpoint that was trained with it",
+        ),
+        (
+            "qwen3_5",
+            "linear_num_key_heads",
+            json!(5),
+            "must divide linear_num_value_heads (4), found 5: take the file from the source of \
+             the weights",
+        ),
+        (
+            "qwen3_5",
+            "linear_conv_kernel_dim",
+            json!(1),
+            "must be from 2 to 8, found 1: take the file from the source of the weights",
         ),
         (
             "olmoe",
@@ -91,6 +152,30 @@ fn settings_of_single_families() {
         let change = |dir: &Path| set_key(&dir.join("config.json"), key, value);
         check(case, change, &format!("DIR/config.json: `{key}` {problem}"));
     }
+}
+
+/// Few bytes of a configuration could otherwise describe millions of weights.
+#[test]
+fn more_experts_than_any_model_has() {
+    let many = |num_layers: usize, num_experts: usize| {
+        move |dir: &Path| {
+            let config = dir.join("config.json");
+            set_key(&config, "num_hidden_layers", json!(num_layers));
+            set_key(&config, "num_experts", json!(num_experts));
+        }
+    };
+    let problem = "is 1024 in each of num_hidden_layers (65): more than 65536 in all are not \
+                   supported";
+    let expected = format!("DIR/config.json: `num_experts` {problem}: {SOURCE}");
+    check("qwen3_moe", many(65, 1024), &expected);
+    check(
+        "qwen3_moe",
+        many(64, 1024),
+        &format!(
+            "DIR/model.safetensors: tensor `model.layers.0.mlp.gate.weight` has shape [6, 24], but \
+             the configuration requires [1024, 24]. {BOTH}"
+        ),
+    );
 }
 
 #[test]

@@ -94,6 +94,8 @@ fn unusable_config_files() {
 }
 
 const MISSING: &str = "is missing and has no default: take the file from the source of the weights";
+/// The end of messages about values that others of the file rule out, or that no model has.
+pub const SOURCE: &str = "take the file from the source of the weights";
 
 #[test]
 fn numbers_out_of_range() {
@@ -130,10 +132,10 @@ fn unusable_settings() {
         (
             "hidden_act",
             json!("gelu"),
-            "is `gelu`, which is not supported; only `silu` is: use a checkpoint that was trained \
-             with it",
+            "is the activation `gelu`, which is not supported; only `silu` is: use a checkpoint \
+             that was trained with it",
         ),
-        ("num_hidden_layers", json!(4097), "must be at most 4096, found 4097"),
+        ("num_hidden_layers", json!(4097), &format!("must be at most 4096, found 4097: {SOURCE}")),
         ("tie_word_embeddings", json!("true"), "must be true or false, found \"true\""),
         ("attention_bias", json!(1), "must be true or false, found 1"),
         ("eos_token_id", json!(-1), "must be a token id or a list of them, found -1"),
@@ -167,9 +169,11 @@ fn unusable_settings() {
 
 #[test]
 fn heads_that_do_not_divide() {
-    let undivided = "must divide hidden_size (24) where head_dim is not given, found 10";
-    check_key("num_attention_heads", json!(10), undivided);
-    check_key("num_key_value_heads", json!(3), "must divide num_attention_heads (4), found 3");
+    let undivided =
+        format!("must divide hidden_size (24) where head_dim is not given, found 10: {SOURCE}");
+    check_key("num_attention_heads", json!(10), &undivided);
+    let undivided = format!("must divide num_attention_heads (4), found 3: {SOURCE}");
+    check_key("num_key_value_heads", json!(3), &undivided);
     // Eight heads leave three dimensions each: `head_dim` is named though it is not in the file.
     for (key, value, head_dim) in [("num_attention_heads", 8, 3), ("head_dim", 5, 5)] {
         check(
@@ -177,9 +181,46 @@ fn heads_that_do_not_divide() {
             |dir| set_key(&dir.join("config.json"), key, json!(value)),
             &format!(
                 "DIR/config.json: `head_dim` must be even for rotary embeddings, found {head_dim} \
-                 (it defaults to hidden_size / num_attention_heads)"
+                 (it defaults to hidden_size / num_attention_heads): {SOURCE}"
             ),
         );
+    }
+}
+
+/// Lists with one entry for each block, or for each frequency of a head.
+#[test]
+fn lists_of_another_length() {
+    for (case, key, value, problem) in [
+        (
+            "qwen3",
+            "layer_types",
+            json!(["full_attention"]),
+            "has 1 entries, but num_hidden_layers is 2",
+        ),
+        ("qwen3", "layer_types", json!("full"), "must be a list, found \"full\""),
+        (
+            "smollm3",
+            "no_rope_layers",
+            json!([1, 1, 1, 0, 1]),
+            "has 5 entries, but num_hidden_layers is 4",
+        ),
+        (
+            "smollm3",
+            "no_rope_layers",
+            json!([1, 2, 1, 0]),
+            "must be a list of 1, or 0 for no positions, but has 2",
+        ),
+        (
+            "phi3",
+            "rope_scaling",
+            json!({"type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [1.0, 1.0]}),
+            "must have 3 numbers, half of the 6 dimensions of a head that are rotated (by \
+             partial_rotary_factor), found 2",
+        ),
+    ] {
+        let full = if key == "rope_scaling" { "rope_scaling.short_factor" } else { key };
+        let change = |dir: &Path| set_key(&dir.join("config.json"), key, value);
+        check(case, change, &format!("DIR/config.json: `{full}` {problem}: {SOURCE}"));
     }
 }
 
@@ -214,8 +255,12 @@ fn git_lfs_pointers() {
 #[test]
 fn unusable_rope() {
     let kinds = "supported: default, linear, dynamic, llama3, yarn, longrope";
-    let cases = [
-        ("rope_theta", json!(1), "must be greater than 1 (often 10000), found 1"),
+    let cases: [(&str, Value, &str); 9] = [
+        (
+            "rope_theta",
+            json!(1),
+            &format!("must be greater than 1 (often 10000), found 1: {SOURCE}"),
+        ),
         ("rope_scaling", json!("linear"), "must be an object, found \"linear\""),
         (
             "rope_scaling.rope_type",
@@ -226,13 +271,13 @@ fn unusable_rope() {
             ),
         ),
         ("rope_scaling.rope_type", json!(3), "must be a string, found 3"),
-        ("rope_scaling.factor", json!(0.5), "must be at least 1, found 0.5"),
+        ("rope_scaling.factor", json!(0.5), &format!("must be at least 1, found 0.5: {SOURCE}")),
         ("rope_scaling.factor", Value::Null, MISSING),
         ("rope_parameters.low_freq_factor", Value::Null, MISSING),
         (
             "rope_scaling.high_freq_factor",
             json!(1),
-            "must be greater than low_freq_factor (1), found 1",
+            &format!("must be greater than low_freq_factor (1), found 1: {SOURCE}"),
         ),
         (
             "rope_scaling.original_max_position_embeddings",

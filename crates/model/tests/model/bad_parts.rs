@@ -27,6 +27,11 @@ fn parts_are_refused_by_their_names() {
         ("deepseek_v3", "kv_lora_rank", 512, "multi-head latent attention (MLA)"),
         ("deepseek_v4", "hc_mult", 4, "hyper-connections"),
         ("llama", "index_topk", 2048, "a sparse indexer"),
+        ("glm_moe_dsa", "index_n_heads", 32, "a sparse indexer"),
+        ("bamba", "mamba_d_state", 128, "Mamba's state spaces"),
+        ("nemotron_h", "ssm_state_size", 128, "Mamba's state spaces"),
+        ("rwkv7", "rwkv_heads", 32, "RWKV's recurrence"),
+        ("mllama_text_model", "cross_attention_layers", 8, "cross-attention"),
     ] {
         let change = |dir: &Path| {
             set_key(&dir.join("config.json"), "model_type", json!(model_type));

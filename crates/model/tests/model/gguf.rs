@@ -388,7 +388,8 @@ fn unusable_metadata() {
         ),
         (
             |w| set(w, "llama.block_count", Meta::U32(5000)),
-            "`llama.block_count` must be at most 4096, found 5000",
+            "`llama.block_count` must be at most 4096, found 5000: take the file \
+             from the source of the weights",
         ),
         (
             |w| set(w, "llama.embedding_length", Meta::U32(0)),
@@ -396,7 +397,8 @@ fn unusable_metadata() {
         ),
         (
             |w| set(w, "llama.attention.head_count_kv", Meta::U32(3)),
-            "`llama.attention.head_count_kv` must divide num_attention_heads (4), found 3",
+            "`llama.attention.head_count_kv` must divide num_attention_heads (4), found 3: take the file \
+             from the source of the weights",
         ),
         (
             |w| set(w, "llama.attention.head_count_kv", Meta::I32s(vec![2, 4])),

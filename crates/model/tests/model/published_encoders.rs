@@ -125,6 +125,27 @@ fn newer_and_older_files_say_the_same() {
     assert!(read(&older) == expected);
 }
 
+/// Versions of transformers differ in which of the two keys takes effect.
+#[test]
+fn two_keys_of_a_window_have_to_agree() {
+    let (.., config) = published().pop().unwrap();
+    let of = |window: Value| {
+        let mut config = config.clone();
+        config["sliding_window"] = window;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        DecoderConfig::load(dir.path())
+    };
+    let expected = read(&config);
+    for same in [Value::Null, json!(64)] {
+        assert!(of(same).unwrap() == expected);
+    }
+    let text = of(json!(128)).unwrap_err().to_string();
+    let said = "`sliding_window` is 128, but half of local_attention is 64: take the file from the \
+                source of the weights";
+    assert!(text.ends_with(said), "{text}");
+}
+
 /// What an encoder could have, and these have not.
 #[test]
 fn what_is_not_supported_is_named() {
@@ -136,10 +157,20 @@ fn what_is_not_supported_is_named() {
         DecoderConfig::load(dir.path()).unwrap_err().to_string()
     };
     for (key, value, said) in [
-        ("is_decoder", json!(true), "only encoders are"),
-        ("position_embedding_type", json!("relative_key"), "`relative_key`"),
-        ("hidden_act", json!("relu"), "these are: `gelu`"),
-        ("pad_token_id", json!(19), "positions begin after it and there are 20"),
+        ("is_decoder", json!(true), "only encoders are: use a checkpoint of one"),
+        (
+            "position_embedding_type",
+            json!("relative_key"),
+            "is the kind `relative_key`, which is not supported; only `absolute` is: use a \
+             checkpoint that was trained with it",
+        ),
+        ("hidden_act", json!("relu"), "Use a checkpoint with one of these"),
+        (
+            "pad_token_id",
+            json!(19),
+            "positions begin after it and there are 20 (`max_position_embeddings`): take the file \
+             from the source of the weights",
+        ),
     ] {
         let text = of(key, value);
         assert!(text.contains(&format!("`{key}`")) && text.contains(said), "{text}");

@@ -174,7 +174,7 @@ fn eval() {
         command(
             "longer than the model supports",
             &["eval", "model", "--data", "eval.jsonl", "--max-seq-len", "65"],
-            &["--max-seq-len 65", "max_position_embeddings = 64"],
+            &["--max-seq-len 65", "the model's positions are 64"],
         ),
         command(
             "logits to nowhere",

@@ -101,7 +101,7 @@ fn overrides() {
                 "train.batch_tokens=128",
                 "budget.micro_batch_tokens=128",
             ],
-            &["data.max_seq_len = 128", "max_position_embeddings = 64", "at most 64"],
+            &["data.max_seq_len = 128", "the model's positions are 64", "at most 64"],
         ),
         overridden!(
             "a target that matches no layer",
