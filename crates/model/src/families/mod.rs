@@ -41,6 +41,7 @@ use crate::rope::{RopeConfig, RopeDefaults};
 use classes::prefix_of_class;
 use hone_tensor::Heads;
 use hone_tensor::ops::{Activation, Logits, RmsNorm};
+pub(crate) use quantised::Quantised;
 use serde_json::Value;
 use std::path::Path;
 
@@ -235,7 +236,7 @@ fn refuse_parts(raw: &RawConfig) -> Result<(), ConfigError> {
 /// The text model of files that hold others too. What the outer object says of it, it says last.
 fn text_part(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     const TEXT: &str = "text_config";
-    quantised::check(raw)?;
+    Quantised::read(raw)?;
     let text = raw.object(TEXT)?.ok_or_else(|| raw.missing(TEXT))?;
     let mut config = decoder_config(&text)?;
     config.is_part = true;
@@ -293,7 +294,7 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
     let (key, name, activation) = defaults.activation;
     expect_kind(raw, key, "the activation", name)?;
     raw.expect_neutral("attention_dropout", 0.0)?;
-    quantised::check(raw)?;
+    Quantised::read(raw)?;
     let head_dim = match defaults.head_dim {
         Some(default) => raw.optional_size("head_dim")?.unwrap_or(default),
         None => head_dim(raw)?,

@@ -1,6 +1,7 @@
 //! Weights of which only the configuration is at hand: sizes for a plan, without elements.
 
 use super::files::{LoadError, Taken, find_pickled};
+use crate::families::Quantised;
 use crate::raw_config::{ConfigError, RawConfig};
 use crate::weights::{Linear, Role, WeightSpec};
 use hone_tensor::{Category, DType, Device, FORMATS, Storage, Tensor};
@@ -31,23 +32,11 @@ impl Described {
             Some("float16") => DType::F16,
             _ => DType::Bf16,
         };
-        let quantised = [inner, &raw].map(|of| of.object("quantization_config"));
-        let quantised = quantised.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let quantised = [Quantised::read(inner)?, Quantised::read(&raw)?];
         let quantised = quantised.into_iter().flatten().next();
-        let method = quantised.as_ref().map(|of| of.text("quant_method")).transpose()?.flatten();
-        let has_blocks = quantised.as_ref().is_some_and(|of| of.has("weight_block_size"));
-        let double = quantised.as_ref().map(|of| of.flag("bnb_4bit_use_double_quant", false));
-        let is_double = double.transpose()?.unwrap_or(false);
-        let (matrices, experts) = match method {
-            Some("bitsandbytes") if is_double => (Some("nf4"), Some("nf4")),
-            Some("bitsandbytes") => (Some("nf4_f32"), Some("nf4_f32")),
-            Some("fp8") if has_blocks => (Some("fp8_block"), Some("fp8_block")),
-            Some("fp8") => (Some("fp8"), Some("fp8")),
-            Some("mxfp4") => (None, Some("mxfp4")),
-            _ => (None, None),
-        };
         let named = |name: &str| FORMATS.into_iter().find(|format| format.name == name);
-        let [matrices, experts] = [matrices, experts].map(|name| named(name?).map(Storage::Packed));
+        let names = [quantised.and_then(|kind| kind.matrices), quantised.map(|kind| kind.experts)];
+        let [matrices, experts] = names.map(|name| named(name?).map(Storage::Packed));
         Ok(Self { dir: dir.to_owned(), dtype, matrices, experts })
     }
 
