@@ -24,7 +24,6 @@ mod packing;
 mod peft;
 mod published;
 mod published_encoders;
-mod published_mixtures;
 mod quantised;
 mod random_weights;
 mod rope;

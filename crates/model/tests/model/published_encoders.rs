@@ -1,12 +1,10 @@
-//! Configurations of encoders as their makers publish them. The Hub also counts the parameters of
-//! heads for other tasks, which stay as they are.
+//! Configurations of encoders, as their makers publish them and otherwise.
 
+use crate::published::config_of;
 use hone_model::DecoderConfig;
 use serde_json::{Value, json};
 
-/// Name, parameters of the model with its head for masked tokens, the longest text, a weight's name
-/// in the files, and `config.json`.
-type Published = (&'static str, usize, usize, &'static str, Value);
+const MODERN_BERT: &str = "answerdotai/ModernBERT-base";
 
 fn of_bert(model_type: &str, vocab: usize, positions: usize, types: usize, eps: f64) -> Value {
     json!({
@@ -21,97 +19,16 @@ fn of_bert(model_type: &str, vocab: usize, positions: usize, types: usize, eps: 
     })
 }
 
-pub fn published() -> Vec<Published> {
-    vec![
-        (
-            "google-bert/bert-base-uncased",
-            // With a pooler of 590,592 and the next sentence's 1,538: the Hub's 110,106,428.
-            109_514_298,
-            512,
-            "bert.encoder.layer.11.attention.self.query.weight",
-            of_bert("bert", 30_522, 512, 2, 1e-12),
-        ),
-        (
-            "FacebookAI/roberta-base",
-            124_697_433,
-            512,
-            "roberta.encoder.layer.11.output.LayerNorm.bias",
-            of_bert("roberta", 50_265, 514, 1, 1e-5),
-        ),
-        (
-            "FacebookAI/xlm-roberta-base",
-            278_295_186,
-            512,
-            "lm_head.layer_norm.weight",
-            of_bert("xlm-roberta", 250_002, 514, 1, 1e-5),
-        ),
-        (
-            "sentence-transformers/all-MiniLM-L6-v2",
-            // The files have no head of 179,130, but a pooler of 147,840: the Hub's 22,713,216.
-            22_744_506,
-            512,
-            "bert.embeddings.token_type_embeddings.weight",
-            json!({
-                "_name_or_path": "nreimers/MiniLM-L6-H384-uncased", "model_type": "bert",
-                "architectures": ["BertModel"], "attention_probs_dropout_prob": 0.1,
-                "gradient_checkpointing": false, "hidden_act": "gelu",
-                "hidden_dropout_prob": 0.1, "hidden_size": 384, "initializer_range": 0.02,
-                "intermediate_size": 1536, "layer_norm_eps": 1e-12,
-                "max_position_embeddings": 512, "num_attention_heads": 12,
-                "num_hidden_layers": 6, "pad_token_id": 0,
-                "position_embedding_type": "absolute", "transformers_version": "4.8.2",
-                "type_vocab_size": 2, "use_cache": true, "vocab_size": 30522
-            }),
-        ),
-        (
-            "answerdotai/ModernBERT-base",
-            149_655_232,
-            8192,
-            "model.layers.21.attn.Wqkv.weight",
-            json!({
-                "model_type": "modernbert", "architectures": ["ModernBertForMaskedLM"],
-                "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 50281,
-                "classifier_activation": "gelu", "classifier_bias": false,
-                "classifier_dropout": 0.0, "classifier_pooling": "mean", "cls_token_id": 50281,
-                "decoder_bias": true, "deterministic_flash_attn": false,
-                "embedding_dropout": 0.0, "eos_token_id": 50282, "global_attn_every_n_layers": 3,
-                "global_rope_theta": 160000.0, "gradient_checkpointing": false,
-                "hidden_activation": "gelu", "hidden_size": 768,
-                "initializer_cutoff_factor": 2.0, "initializer_range": 0.02,
-                "intermediate_size": 1152, "layer_norm_eps": 1e-5, "local_attention": 128,
-                "local_rope_theta": 10000.0, "max_position_embeddings": 8192,
-                "mlp_bias": false, "mlp_dropout": 0.0, "norm_bias": false, "norm_eps": 1e-5,
-                "num_attention_heads": 12, "num_hidden_layers": 22, "pad_token_id": 50283,
-                "position_embedding_type": "absolute", "reference_compile": true,
-                "sep_token_id": 50282, "sparse_pred_ignore_index": -100,
-                "sparse_prediction": false, "torch_dtype": "float32",
-                "transformers_version": "4.47.0.dev0", "vocab_size": 50368
-            }),
-        ),
-    ]
-}
-
 fn read(config: &Value) -> DecoderConfig {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
     DecoderConfig::load(dir.path()).unwrap_or_else(|error| panic!("{error}"))
 }
 
-#[test]
-fn published_encoders_are_read() {
-    for (name, expected, longest, tensor, config) in published() {
-        let config = read(&config);
-        assert_eq!(config.num_parameters(), expected, "{name}");
-        assert_eq!(config.longest(), Some(longest), "{name}");
-        assert!(config.weights().any(|weight| weight.name == tensor), "{name}: {tensor}");
-        assert_eq!(config.looks_ahead(), Some(0), "{name}");
-    }
-}
-
 /// Newer files of ModernBERT say which blocks have windows, and their bases, otherwise.
 #[test]
 fn newer_and_older_files_say_the_same() {
-    let (.., mut older) = published().pop().unwrap();
+    let mut older = config_of(MODERN_BERT);
     let expected = read(&older);
     let object = older.as_object_mut().unwrap();
     for key in ["global_attn_every_n_layers", "global_rope_theta", "local_rope_theta"] {
@@ -128,7 +45,7 @@ fn newer_and_older_files_say_the_same() {
 /// Versions of transformers differ in which of the two keys takes effect.
 #[test]
 fn two_keys_of_a_window_have_to_agree() {
-    let (.., config) = published().pop().unwrap();
+    let config = config_of(MODERN_BERT);
     let of = |window: Value| {
         let mut config = config.clone();
         config["sliding_window"] = window;
