@@ -8,6 +8,7 @@ mod bad_parts;
 mod bad_quantised;
 mod bf16;
 mod coverage;
+mod damaged;
 mod encoders;
 mod export;
 mod fixture;
