@@ -1,5 +1,6 @@
 //! Exports a model in Hugging Face layout, with adapters merged.
 
+use crate::companions::COMPANIONS;
 use crate::config::{DecoderConfig, ExpertLayout};
 use crate::decoder::Part;
 use crate::embed::module_folders;
@@ -13,34 +14,6 @@ use hone_tensor::{DType, Device, DeviceError, Place, Tensor, merge};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-/// Files copied along with the weights if they exist.
-const COMPANIONS: [&str; 24] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "LICENSE",
-    "LICENSE.md",
-    "LICENSE.txt",
-    "NOTICE",
-    "NOTICE.txt",
-    "USE_POLICY.md",
-];
 
 /// A folder of templates in addition to the default one.
 const MORE_TEMPLATES: &str = "additional_chat_templates";

@@ -7,6 +7,7 @@
 pub mod adapter;
 mod batch;
 mod cache;
+mod companions;
 mod config;
 mod decoder;
 pub mod embed;

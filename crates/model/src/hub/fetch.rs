@@ -7,6 +7,7 @@
 //! sizes are untrusted.
 
 use super::{HubError, HubSettings, RepoName, is_safe_name};
+use crate::companions::COMPANIONS;
 use crate::embed::module_folders;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo, Metadata};
 use hf_hub::{Cache, Repo, RepoType};
@@ -18,18 +19,6 @@ use std::time::Duration;
 
 const CONFIG: &str = "config.json";
 const REQUIRED: [&str; 2] = [CONFIG, "tokenizer.json"];
-const OPTIONAL: [&str; 10] = [
-    "tokenizer_config.json",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-];
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const PICKLED_ENDINGS: [&str; 4] = [".bin", ".pt", ".pth", ".ckpt"];
@@ -67,6 +56,11 @@ pub fn fetch(
     Download::start(name, settings, folder, on_file)?.run()
 }
 
+/// What a repository may lack.
+fn optional() -> impl Iterator<Item = &'static str> {
+    COMPANIONS.into_iter().filter(|name| !REQUIRED.contains(name))
+}
+
 fn repo_at(name: &RepoName, revision: &str) -> Repo {
     Repo::with_revision(name.repo.clone(), RepoType::Model, revision.to_owned())
 }
@@ -94,7 +88,7 @@ fn first_missing(
     }
     let unknown =
         |file: &String| !dir.join(file).exists() && !no_exist(folder, commit, file).exists();
-    let mut optional = OPTIONAL.map(str::to_owned).into_iter().chain(of_modules(&dir));
+    let mut optional = optional().map(str::to_owned).chain(of_modules(&dir));
     if let Some(file) = optional.find(unknown).filter(|_| !settings.offline) {
         return Ok(Some(file));
     }
@@ -201,7 +195,7 @@ impl<'a> Download<'a> {
         for file in REQUIRED {
             self.require(file, "choose a repository or revision that has it")?;
         }
-        for file in OPTIONAL {
+        for file in optional() {
             if !self.get(file)? {
                 self.mark_absent(file)?;
             }

@@ -3,6 +3,7 @@
 mod server;
 
 use super::*;
+use crate::companions::COMPANIONS;
 use server::{COMMIT, REPO, Server, Site};
 use std::cell::RefCell;
 use std::fs;
@@ -57,6 +58,23 @@ fn what_an_embedder_says_of_itself_is_fetched() {
     let asked = server.requests().len();
     assert_eq!(resolve_with(REPO, &settings, &|_| {}).unwrap(), dir);
     assert_eq!(server.requests().len(), asked);
+}
+
+/// Nothing that an export hands on is left behind.
+#[test]
+fn all_that_goes_along_is_fetched() {
+    let mut files = whole();
+    files.retain(|(name, _)| !COMPANIONS.contains(name));
+    let modules = r#"[{"path": "", "type": "a.Transformer"}]"#;
+    // Each of another length, as the server's tags tell files apart by it.
+    let lengths = COMPANIONS.iter().enumerate();
+    files.extend(lengths.map(|(i, name)| (*name, &"a text that is long enough for all"[..=i])));
+    files.iter_mut().filter(|(name, _)| *name == "modules.json").for_each(|of| of.1 = modules);
+    let (cache, server) = (TempDir::new().unwrap(), Server::start(Site::with(&files)));
+    let dir = resolve_with(REPO, &settings(cache.path(), &server), &|_| {}).unwrap();
+    for (name, text) in files.iter().filter(|(name, _)| COMPANIONS.contains(name)) {
+        assert_eq!(fs::read_to_string(dir.join(name)).unwrap(), *text, "{name}");
+    }
 }
 
 /// The error message of a failed fetch from a site.

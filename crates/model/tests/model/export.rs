@@ -186,40 +186,52 @@ fn configurations_fit_what_was_trained() {
     }
 }
 
+/// Each with its own bytes, lines that end in a carriage return, and no end of the last.
 #[test]
-fn tokenizer_files_go_along() {
+fn files_besides_the_weights_go_along_byte_for_byte() {
     let (device, base) = (Device::cpu(1), copy_of("tied_gqa"));
     let companions = [
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "generation_config.json",
         "LICENSE",
         "LICENSE.txt",
         "NOTICE",
         "USE_POLICY.md",
         "additional_chat_templates/tool_use.jinja",
+        "chat_template.jinja",
+        "generation_config.json",
+        "merges.txt",
         "modules.json",
         "sentence_bert_config.json",
+        "tekken.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.txt",
         "1_Pooling/config.json",
     ];
     for name in ["additional_chat_templates", "1_Pooling", "2_Other"] {
         fs::create_dir(base.path().join(name)).unwrap();
     }
+    let modules = "[{\"type\": \"a.Transformer\", \"path\": \"\"},\r\n {\"type\": \"Pooling\", \
+                   \"path\": \"1_Pooling\"}]";
+    let content = |name: &str| match name {
+        "modules.json" => modules.as_bytes().to_vec(),
+        name if name.ends_with(".json") => format!("{{\r\n  \"of\": \"{name}\"}}").into_bytes(),
+        name => [name.as_bytes(), b"\r\n\xff\0 \r\nend".as_slice()].concat(),
+    };
     for name in companions {
-        fs::write(base.path().join(name), "{}").unwrap();
+        fs::write(base.path().join(name), content(name)).unwrap();
     }
-    let modules =
-        r#"[{"type": "a.Transformer", "path": ""}, {"type": "Pooling", "path": "1_Pooling"}]"#;
-    fs::write(base.path().join("modules.json"), modules).unwrap();
     fs::write(base.path().join("training_args.bin"), "not for others").unwrap();
     let (model, out) = (Golden::load("tied_gqa").base(&device), tempfile::tempdir().unwrap());
     export(&model, &device, base.path(), DType::F32, out.path()).unwrap();
+    for name in companions {
+        assert_eq!(fs::read(out.path().join(name)).unwrap(), content(name), "{name}");
+    }
     let mut found: Vec<String> = fs::read_dir(out.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     found.sort();
-    assert!(companions.iter().all(|name| out.path().join(name).is_file()));
     let mut expected: Vec<&str> = [&companions[..], &["config.json", "model.safetensors"]]
         .concat()
         .into_iter()

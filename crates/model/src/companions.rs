@@ -1,0 +1,31 @@
+//! What a model's directory has besides configuration and weights.
+
+/// Files that are fetched with a model, and go along with a model that is written: tokenizer,
+/// templates, settings of what is built on the model, and terms of use.
+pub(crate) const COMPANIONS: [&str; 25] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tekken.json",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+    "NOTICE",
+    "NOTICE.txt",
+    "USE_POLICY.md",
+];
