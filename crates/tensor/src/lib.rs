@@ -6,6 +6,8 @@
 
 #![allow(unsafe_code)]
 
+#[cfg(feature = "testing")]
+pub mod allocation;
 mod device;
 pub mod gguf;
 mod mapped;

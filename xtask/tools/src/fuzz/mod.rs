@@ -10,6 +10,7 @@ mod targets;
 mod watch;
 mod worker;
 
+use hone_tensor::allocation::{CountingAllocator, peak_of};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -18,6 +19,10 @@ const USAGE: &str = "\
 usage: cargo xtask fuzz TARGET [--seconds N] [--seed N]
        cargo xtask fuzz TARGET --read FILE
 TARGET: all, or one of ";
+
+/// Counts what each input takes.
+#[global_allocator]
+static MEMORY: CountingAllocator = CountingAllocator;
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -77,7 +82,10 @@ fn run(options: &Options, targets: &[&targets::Target]) -> std::io::Result<usize
     }
     if let Some(file) = &options.read {
         let dir = watch::folder("read");
-        println!("{}", worker::read_once(targets[0], &dir, &std::fs::read(file)?)?);
+        let input = std::fs::read(file)?;
+        let (said, peak) = peak_of(|| worker::read_once(targets[0], &dir, &input));
+        println!("{}, with {peak} bytes of memory", said?);
+        worker::check_peak(peak, input.len());
         return Ok(0);
     }
     let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);

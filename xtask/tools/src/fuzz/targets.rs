@@ -17,12 +17,13 @@ pub struct Target {
     pub read: fn(&Path) -> Result<(), String>,
 }
 
-const TARGETS: [Target; 11] = [
+const TARGETS: [Target; 12] = [
     Target { name: "safetensors", file: "model/model.safetensors", read: safetensors },
     Target { name: "gguf", file: "model.gguf", read: gguf },
     Target { name: "gguf_model", file: "model.gguf", read: gguf_model },
     Target { name: "weights", file: "model/model.safetensors", read: model },
     Target { name: "configuration", file: "model/config.json", read: model },
+    Target { name: "description", file: "described/config.json", read: description },
     Target { name: "tokenizer", file: "model/tokenizer.json", read: tokenizer },
     Target { name: "template", file: "model/chat_template.jinja", read: chat },
     Target { name: "records", file: "records.jsonl", read: records },
@@ -95,6 +96,14 @@ fn gguf(dir: &Path) -> Result<(), String> {
 
 fn model(dir: &Path) -> Result<(), String> {
     load_model(&dir.join("model"))
+}
+
+/// A configuration of any family, without weights: what it describes.
+fn description(dir: &Path) -> Result<(), String> {
+    let dir = dir.join("described");
+    let config = DecoderConfig::load(&dir).map_err(text)?;
+    let _ = config.num_parameters();
+    hone_model::load(&dir, &Device::dry(), LoadOptions::INFERENCE).map(drop).map_err(text)
 }
 
 /// All that a GGUF file says.

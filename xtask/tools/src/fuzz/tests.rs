@@ -1,5 +1,6 @@
 use super::mutation::{Random, mutate};
 use super::{Options, targets, watch, worker};
+use hone_tensor::allocation::peak_of;
 
 /// Unchanged, every seed is read without an error: mutations then reach what is behind.
 #[test]
@@ -24,6 +25,20 @@ fn mutated_files_are_read_or_refused() {
             worker::read_once(target, &dir, &input).unwrap();
         }
     }
+}
+
+#[test]
+fn memory_without_bound_is_found() {
+    const BYTES: usize = 80 << 20;
+    for grows in [false, true] {
+        let (length, peak) = peak_of(|| match grows {
+            false => vec![0u8; BYTES].len(),
+            true => (0..BYTES).map(|i| i as u8).filter(|_| true).collect::<Vec<_>>().len(),
+        });
+        assert!(length == BYTES && peak >= BYTES, "{peak}");
+        assert!(std::panic::catch_unwind(|| worker::check_peak(peak, 1000)).is_err());
+    }
+    worker::check_peak(BYTES, BYTES);
 }
 
 #[test]

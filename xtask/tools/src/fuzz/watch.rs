@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 /// Longest time for one input. Far above what any takes, so that a busy machine is no hang.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// A worker's address space, in KiB, where the shell can limit it.
+/// A worker's address space, in KiB, where the shell can limit it: what one allocation may ask for
+/// that is never counted, as it fails. What inputs may take is far less.
 const MEMORY_KIB: u64 = 3 << 20;
 /// Failures of a target after which it is left alone.
 const MAX_FAILURES: usize = 5;

@@ -2,6 +2,7 @@
 
 use super::mutation::{Random, mutate};
 use super::targets::{Target, corpus};
+use hone_tensor::allocation::peak_of;
 use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,15 +18,29 @@ pub fn run(target: &Target, dir: &Path, seed: u64, time: Duration) -> std::io::R
         if start.elapsed() >= time {
             break;
         }
-        std::fs::write(&file, mutate(&seeds, &mut Random::new(seed, index)))?;
-        num_accepted += u64::from((target.read)(dir).is_ok());
+        let input = mutate(&seeds, &mut Random::new(seed, index));
+        std::fs::write(&file, &input)?;
+        let (said, peak) = peak_of(|| (target.read)(dir));
+        check_peak(peak, input.len());
+        num_accepted += u64::from(said.is_ok());
         writeln!(out, "{} {num_accepted}", index + 1)?;
         out.flush()?;
     }
     Ok(())
 }
 
-/// Reads one file instead of mutated ones; what the reader says.
+/// The most memory that reading a file may take besides as much as the file has.
+const MAX_MORE: usize = 64 << 20;
+
+/// # Panics
+/// If reading an input of this length took too much memory.
+pub fn check_peak(peak: usize, length: usize) {
+    let most = length + MAX_MORE;
+    assert!(peak <= most, "{length} bytes took {peak} bytes of memory to read, at most {most} may");
+}
+
+/// Reads one file instead of mutated ones; what the reader says. Memory is not bounded: tests run
+/// at the same time.
 pub fn read_once(target: &Target, dir: &Path, bytes: &[u8]) -> std::io::Result<String> {
     prepare(dir)?;
     std::fs::write(dir.join(target.file), bytes)?;
