@@ -1,5 +1,5 @@
-"""Counts the parameters of published models with transformers: each is built without memory from its
-configuration, and its weights are added up, tied ones once, with the buffers that its files hold.
+"""Counts the parameters of published models with transformers: each is built without memory from
+its configuration, and its weights are added up, tied ones once, with the buffers in its files.
 
     target/bench-venv/bin/python scripts/count_published.py
 

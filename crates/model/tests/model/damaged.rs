@@ -23,8 +23,8 @@ fn model_type(config: &Value) -> &str {
     config["model_type"].as_str().unwrap()
 }
 
-/// The goldens' configurations, one published of each family (of some in the quick tier), one of each kind that holds other
-/// models too, and quantised ones.
+/// The goldens' configurations, one published of each family (of some in the quick tier), one of
+/// each kind that holds other models too, and quantised ones.
 fn configurations() -> Vec<Value> {
     let golden = |case: String| -> Value {
         let text = fs::read(goldens_dir().join(case).join("config.json")).unwrap();

@@ -397,8 +397,8 @@ fn unusable_metadata() {
         ),
         (
             |w| set(w, "llama.attention.head_count_kv", Meta::U32(3)),
-            "`llama.attention.head_count_kv` must divide num_attention_heads (4), found 3: take the file \
-             from the source of the weights",
+            "`llama.attention.head_count_kv` must divide num_attention_heads (4), found 3: take \
+             the file from the source of the weights",
         ),
         (
             |w| set(w, "llama.attention.head_count_kv", Meta::I32s(vec![2, 4])),

@@ -1,5 +1,5 @@
-//! Configurations as their makers publish them: each is read, has as many parameters as the model in
-//! transformers, and the names that are in the Hub's files.
+//! Configurations as their makers publish them: each is read, has as many parameters as the model
+//! in transformers, and the names that are in the Hub's files.
 
 use hone_model::DecoderConfig;
 use serde::Deserialize;
