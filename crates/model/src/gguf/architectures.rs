@@ -65,7 +65,7 @@ const PLAIN: Architecture = Architecture {
     norms_plus_one: false,
 };
 
-static ARCHITECTURES: [Architecture; 16] = [
+static ARCHITECTURES: [Architecture; 17] = [
     // Mistral's files are Llama's too, and Mixtral's: see [`MIXTRAL`].
     Architecture {
         name: "llama",
@@ -188,6 +188,23 @@ static ARCHITECTURES: [Architecture; 16] = [
         ..PLAIN
     },
     Architecture {
+        name: GLM4_MOE,
+        model_type: "glm4_moe",
+        class: "Glm4MoeForCausalLM",
+        keys: &[
+            ("expert_count", "n_routed_experts"),
+            ("expert_used_count", "num_experts_per_tok"),
+            ("expert_feed_forward_length", "moe_intermediate_size"),
+            ("expert_shared_count", "n_shared_experts"),
+            ("leading_dense_block_count", "first_k_dense_replace"),
+            ("expert_group_count", "n_group"),
+            ("expert_group_used_count", "topk_group"),
+            ("expert_weights_scale", "routed_scaling_factor"),
+        ],
+        biases: Biases::InAttention,
+        ..PLAIN
+    },
+    Architecture {
         name: "qwen35",
         model_type: "qwen3_5_text",
         class: "Qwen3_5ForCausalLM",
@@ -265,8 +282,11 @@ static MIXTRAL: Architecture = Architecture {
 /// The architecture of gpt-oss, whose files have some things their own way.
 pub(super) const GPT_OSS: &str = "gpt-oss";
 
+/// The architecture of GLM-4 with experts, whose files say more of its router than others.
+pub(super) const GLM4_MOE: &str = "glm4moe";
+
 /// Architectures that name the norm before the MLP by where it stands, and not by what it is of.
-pub(super) const MLP_NORM_BY_PLACE: [&str; 3] = [GPT_OSS, "qwen35", "qwen35moe"];
+pub(super) const MLP_NORM_BY_PLACE: [&str; 4] = [GPT_OSS, GLM4_MOE, "qwen35", "qwen35moe"];
 
 /// What is divided among the value heads of gated delta nets.
 pub(super) const DELTA_WIDTH: &str = "linear_value_width";

@@ -1,6 +1,8 @@
 //! Metadata as the `config.json` of its family.
 
-use super::architectures::{Architecture, Biases, COMMON, COMMON_OPTIONAL, DELTA_WIDTH, GPT_OSS};
+use super::architectures::{
+    Architecture, Biases, COMMON, COMMON_OPTIONAL, DELTA_WIDTH, GLM4_MOE, GPT_OSS,
+};
 use super::metadata::Metadata;
 use super::rope;
 use super::tensors::EMBEDDING;
@@ -68,8 +70,9 @@ impl Translation<'_> {
         self.architecture.flags.iter().for_each(|key| self.set(key, true));
         self.heads()?;
         self.delta()?;
-        self.biases();
+        self.present();
         self.experts()?;
+        self.routers()?;
         self.tokens()?;
         self.windows()?;
         self.gemma();
@@ -185,13 +188,17 @@ impl Translation<'_> {
         self.metadata.file.shape(tensor).is_some()
     }
 
-    fn biases(&mut self) {
+    /// What tensors show by being there.
+    fn present(&mut self) {
         self.set("tie_word_embeddings", !self.has("output.weight"));
         if self.architecture.biases != Biases::Known {
             self.set("attention_bias", self.has("blk.0.attn_q.bias"));
         }
         if self.architecture.biases == Biases::Everywhere {
             self.set("mlp_bias", self.has("blk.0.ffn_gate.bias"));
+        }
+        if self.architecture.name == GLM4_MOE {
+            self.set("use_qk_norm", self.has("blk.0.attn_q_norm.weight"));
         }
     }
 
@@ -217,6 +224,26 @@ impl Translation<'_> {
         let dense: Vec<u64> = dense.collect();
         self.set("mlp_only_layers", dense);
         Ok(())
+    }
+
+    /// How routers score.
+    fn routers(&mut self) -> Result<(), ConfigError> {
+        let key = self.key("expert_weights_norm");
+        match self.metadata.get(&key) {
+            None => {}
+            Some(Value::Bool(normed)) => {
+                self.names.insert("norm_topk_prob".to_owned(), key);
+                self.set("norm_topk_prob", normed);
+            }
+            Some(other) => return Err(self.metadata.unexpected(&key, "a boolean", other)),
+        }
+        // llama.cpp's numbers: a softmax over all experts, a sigmoid, a softmax over the chosen.
+        let scoring = match self.architecture.name {
+            GLM4_MOE => 2,
+            GPT_OSS => 3,
+            _ => 1,
+        };
+        self.expect("expert_gating_func", Value::Integer(scoring))
     }
 
     fn tokens(&mut self) -> Result<(), ConfigError> {

@@ -30,7 +30,7 @@ fn logits_of(model: &Model, golden: &Golden) -> Vec<f32> {
 }
 
 /// Cases of the goldens, with keys of their configuration that GGUF cannot say.
-pub const CASES: [(&str, &[(&str, Value)]); 23] = [
+pub const CASES: [(&str, &[(&str, Value)]); 24] = [
     ("tied_gqa", &[]),
     ("untied_bias_linear", &[]),
     ("headdim_llama3", &[]),
@@ -57,6 +57,7 @@ pub const CASES: [(&str, &[(&str, Value)]); 23] = [
     ("olmo3", &[]),
     ("olmoe", &[]),
     ("glm4", &[]),
+    ("glm4_moe", &[]),
     ("gpt_oss", &[("layer_types", Value::Null)]),
     ("qwen3_5", &[]),
     ("qwen3_5_moe", &[]),
@@ -90,10 +91,11 @@ fn a_file_is_the_model_that_it_was_made_of() {
         let mut writer = from_directory(dir.path());
         let expected = DecoderConfig::load(dir.path()).unwrap();
         letters(&mut writer, expected.vocab_size);
-        if case == "qwen3_5" {
+        let further = [("qwen3_5", "qwen35"), ("glm4_moe", "glm4moe")];
+        if let Some((_, name)) = further.iter().find(|(further, _)| *further == case) {
             // A block that predicts tokens after the next.
-            set(&mut writer, "qwen35.block_count", Meta::U32(4));
-            set(&mut writer, "qwen35.nextn_predict_layers", Meta::U32(1));
+            set(&mut writer, &format!("{name}.block_count"), Meta::U32(4));
+            set(&mut writer, &format!("{name}.nextn_predict_layers"), Meta::U32(1));
             add(&mut writer, "blk.3.nextn.eh_proj.weight", &[0.5]);
         }
         let (_folder, path) = write(&writer);
@@ -403,6 +405,10 @@ fn unusable_metadata() {
         (
             |w| set(w, "llama.attention.head_count_kv", Meta::I32s(vec![2, 4])),
             "`llama.attention.head_count_kv` differs from block to block, which is not supported",
+        ),
+        (
+            |w| set(w, "llama.expert_gating_func", Meta::U32(2)),
+            "`llama.expert_gating_func` must be 1 to be supported, found 2",
         ),
         (
             |w| set(w, "llama.rope.dimension_count", Meta::U32(4)),

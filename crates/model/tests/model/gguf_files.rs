@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// A block's modules and their tensors.
-const OF_BLOCK: [(&str, &str); 31] = [
+const OF_BLOCK: [(&str, &str); 34] = [
     ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
@@ -27,6 +27,9 @@ const OF_BLOCK: [(&str, &str); 31] = [
     ("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
     ("mlp.shared_expert.up_proj", "ffn_up_shexp"),
     ("mlp.shared_expert.down_proj", "ffn_down_shexp"),
+    ("mlp.shared_experts.gate_proj", "ffn_gate_shexp"),
+    ("mlp.shared_experts.up_proj", "ffn_up_shexp"),
+    ("mlp.shared_experts.down_proj", "ffn_down_shexp"),
     ("linear_attn.in_proj_qkv", "attn_qkv"),
     ("linear_attn.in_proj_z", "attn_gate"),
     ("linear_attn.in_proj_b", "ssm_beta"),
@@ -52,6 +55,7 @@ pub fn from_directory(dir: &Path) -> Writer {
     let mut writer = Writer::default();
     let architecture = match config["model_type"].as_str().unwrap() {
         "gemma3_text" => "gemma3",
+        "glm4_moe" => "glm4moe",
         "gpt_oss" => "gpt-oss",
         "qwen2_moe" => "qwen2moe",
         "qwen3_moe" => "qwen3moe",
@@ -212,6 +216,11 @@ fn metadata(writer: &mut Writer, architecture: &str, config: &Value) {
         ("head_dim", "attention.value_length"),
         ("num_experts", "expert_count"),
         ("num_local_experts", "expert_count"),
+        ("n_routed_experts", "expert_count"),
+        ("n_shared_experts", "expert_shared_count"),
+        ("first_k_dense_replace", "leading_dense_block_count"),
+        ("n_group", "expert_group_count"),
+        ("topk_group", "expert_group_used_count"),
         ("num_experts_per_tok", "expert_used_count"),
         ("moe_intermediate_size", "expert_feed_forward_length"),
         ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
@@ -237,6 +246,7 @@ fn metadata(writer: &mut Writer, architecture: &str, config: &Value) {
         ("embedding_multiplier", "embedding_scale"),
         ("residual_multiplier", "residual_scale"),
         ("logits_scaling", "logit_scale"),
+        ("routed_scaling_factor", "expert_weights_scale"),
     ] {
         number(writer, to, &config[from]);
     }
@@ -249,6 +259,10 @@ fn metadata(writer: &mut Writer, architecture: &str, config: &Value) {
         let width = size(config, "linear_num_value_heads") * size(config, "linear_value_head_dim");
         writer.set(&key("ssm.inner_size"), Meta::U32(width as u32));
         writer.set(&key("rope.dimension_sections"), Meta::I32s(vec![11, 11, 10, 0]));
+    }
+    if architecture == "glm4moe" {
+        writer.set(&key("expert_weights_norm"), Meta::Bool(config["norm_topk_prob"] == true));
+        writer.set(&key("expert_gating_func"), Meta::U32(2));
     }
     if architecture == "phi3" && config["sliding_window"].is_null() {
         writer.set(&key("attention.sliding_window"), Meta::U32(0));
@@ -369,6 +383,10 @@ fn name_in_gguf(name: &str, architecture: &str) -> String {
             let layer = name.split('.').nth(2).unwrap();
             format!("blk.{layer}.attn_sinks.weight")
         }
+        _ if name.ends_with("e_score_correction_bias") => {
+            let layer = name.split('.').nth(2).unwrap();
+            format!("blk.{layer}.exp_probs_b.bias")
+        }
         _ => {
             let rest = name.strip_prefix("model.layers.").unwrap();
             let (layer, rest) = rest.split_once('.').unwrap();
@@ -376,7 +394,7 @@ fn name_in_gguf(name: &str, architecture: &str) -> String {
             let tensor = match (module, architecture) {
                 (
                     "post_attention_layernorm",
-                    "gemma2" | "gemma3" | "gpt-oss" | "olmo2" | "qwen35" | "qwen35moe",
+                    "gemma2" | "gemma3" | "glm4moe" | "gpt-oss" | "olmo2" | "qwen35" | "qwen35moe",
                 ) => "post_attention_norm",
                 _ => OF_BLOCK.iter().find(|(from, _)| *from == module).unwrap().1,
             };
