@@ -410,6 +410,7 @@ fn lora_config(section: &LoraSection) -> LoraConfig {
             run_file::TargetModules::Patterns(p) => TargetModules::Patterns(p.clone()),
         },
         use_rslora: section.use_rslora,
+        share_experts: section.share_experts,
     }
 }
 

@@ -45,9 +45,11 @@ impl Place {
     fn machine(&self) -> Result<String, String> {
         let machine = json(Command::new(&self.hone).args(["doctor", "--json"]))?;
         let profile = &machine["profile"];
-        let text = |key: &str| profile[key].as_str().unwrap_or("?").to_owned();
-        let (cpu, isa) = (text("cpu"), text("isa"));
-        Ok(format!("{cpu}, {} threads, {isa}", profile["threads"]))
+        let text = |key: &str| {
+            profile[key].as_str().ok_or_else(|| format!("hone doctor does not tell its {key}"))
+        };
+        let (processor, isa) = (text("processor")?, text("isa")?);
+        Ok(format!("{processor}, {} threads, {isa}", profile["threads"]))
     }
 }
 

@@ -1,6 +1,6 @@
 //! `hone embed`
 
-use super::{Opened, check_parent};
+use super::{Described, check_parent};
 use crate::args::EmbedArgs;
 use crate::failure::Failure;
 use crate::output;
@@ -18,10 +18,11 @@ pub fn run(args: &EmbedArgs) -> Result<(), Failure> {
     check_parent("--out", &args.out)?;
     let format = Format::of(&args.out)?;
     let texts = read_texts(args)?;
-    let opened = super::open(&args.model, super::Purpose::Compute)?;
-    let settings = settings(args, &opened)?;
-    let limit = limit(args, &opened, &settings)?;
-    let Tokenised { rows, num_truncated } = tokenise(args, &opened, &settings, (&texts, limit))?;
+    let described = super::describe(&args.model, super::Purpose::Compute)?;
+    let settings = settings(args, &described)?;
+    let limit = limit(args, &described, &settings)?;
+    let Tokenised { rows, num_truncated } = tokenise(args, &described, &settings, (&texts, limit))?;
+    let opened = described.load()?;
     let bar = progress::bar(rows.len(), "texts");
     let how = (settings.pooling, settings.normalize);
     let embeddings = embed(opened.pass(), &rows, how, &mut |n| bar.inc(n as u64));
@@ -65,9 +66,9 @@ fn report(args: &EmbedArgs, settings: &EmbedSettings, counts: (usize, usize, usi
 }
 
 /// What the model's files say, unless flags say otherwise.
-fn settings(args: &EmbedArgs, opened: &Opened) -> Result<EmbedSettings, Failure> {
-    let (config, asked) = (&opened.model.decoder.config, args.pooling.map(Pooling::from));
-    let mut settings = EmbedSettings::read(&opened.dir, config, asked)
+fn settings(args: &EmbedArgs, described: &Described) -> Result<EmbedSettings, Failure> {
+    let (config, asked) = (described.config(), args.pooling.map(Pooling::from));
+    let mut settings = EmbedSettings::read(&described.dir, config, asked)
         .map_err(|error| TrainError::from(LoadError::from(error)))?;
     settings.normalize |= args.normalize;
     Ok(settings)
@@ -76,10 +77,10 @@ fn settings(args: &EmbedArgs, opened: &Opened) -> Result<EmbedSettings, Failure>
 /// Longest text in tokens, and what sets it.
 fn limit(
     args: &EmbedArgs,
-    opened: &Opened,
+    described: &Described,
     settings: &EmbedSettings,
 ) -> Result<(usize, String), Failure> {
-    let config = &opened.model.decoder.config;
+    let config = described.config();
     let longest = config.longest().unwrap_or(usize::MAX);
     let of_model = format!("the model's positions are {longest}");
     match args.max_seq_len {
@@ -156,16 +157,16 @@ struct Tokenised {
 
 fn tokenise(
     args: &EmbedArgs,
-    opened: &Opened,
+    described: &Described,
     settings: &EmbedSettings,
     (texts, (limit, set_by)): (&[Text], (usize, String)),
 ) -> Result<Tokenised, Failure> {
-    let vocab_size = opened.model.decoder.config.vocab_size;
+    let vocab_size = described.config().vocab_size;
     let (mut rows, mut num_truncated) = (Vec::new(), 0);
     for Text { place, text } in texts {
         let text = format!("{}{text}", settings.prompt);
         let text = if settings.lowercase { text.to_lowercase() } else { text };
-        let encoded = opened.tokenizer.encode_with_offsets(&text, true)?;
+        let encoded = described.tokenizer.encode_with_offsets(&text, true)?;
         let mut ids = encoded.ids;
         if ids.is_empty() {
             return Err(Failure::Usage(format!("{place}: the text has no tokens; remove it")));

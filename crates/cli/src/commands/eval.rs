@@ -1,6 +1,6 @@
 //! `hone eval`
 
-use super::{Opened, check_parent, num_threads};
+use super::{Described, Opened, check_parent, num_threads};
 use crate::args::{EvalArgs, FormatArg};
 use crate::failure::Failure;
 use crate::output;
@@ -31,19 +31,19 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     if let Some(path) = &args.logits {
         check_parent("--logits", path)?;
     }
-    let opened = super::open(&args.model, super::Purpose::Compute)?;
-    if opened.model.decoder.config.looks_ahead().is_some() {
+    let described = super::describe(&args.model, super::Purpose::Compute)?;
+    if described.config().looks_ahead().is_some() {
         return Err(Failure::Usage(format!(
             "{}: is an encoder, whose tokens see later ones too: the likelihood of a text means \
              nothing. `hone train` evaluates it with objective.kind = \"masked\" and data.eval",
             args.model.model
         )));
     }
-    let spec = record_spec(args, &opened)?;
+    let spec = record_spec(args, &described)?;
     let dataset =
-        hone_data::load(&args.data, &spec, &opened.tokenizer, num_threads(args.model.threads))
+        hone_data::load(&args.data, &spec, &described.tokenizer, num_threads(args.model.threads))
             .map_err(named_by_flags)?;
-    check_tokens(&dataset, &opened.model.decoder.config)?;
+    check_tokens(&dataset, described.config())?;
     for warning in &dataset.report().warnings {
         output::note(&format!("note: {warning}"));
     }
@@ -57,6 +57,7 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     let units_per_batch = (BATCH_TOKENS / unit_tokens).clamp(1, units.len());
     let packing = Packing { max_seq_len: spec.max_seq_len, unit_tokens, units_per_batch };
     let objective = objective(args);
+    let opened = described.load()?;
     let reference = objective.needs_reference().then(|| opened.model.without_adapters());
     let scorer = Scorer { pass: opened.pass(), reference: reference.as_ref(), plan: None };
     let set = EvalSet { dataset: &dataset, units: &units, packing, masking: None };
@@ -181,8 +182,8 @@ fn words(setting: Setting) -> Option<String> {
     })
 }
 
-fn record_spec(args: &EvalArgs, opened: &Opened) -> Result<RecordSpec, Failure> {
-    let config = &opened.model.decoder.config;
+fn record_spec(args: &EvalArgs, described: &Described) -> Result<RecordSpec, Failure> {
+    let config = described.config();
     let longest = config.max_position_embeddings;
     let max_seq_len = args.max_seq_len.unwrap_or(longest.min(2048));
     if !config.supports_len(max_seq_len) {

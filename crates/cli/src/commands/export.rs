@@ -34,7 +34,7 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
              with their rounding errors; omit it"
         )));
     }
-    let opened = super::open(&args.model, super::Purpose::Export)?;
+    let opened = super::describe(&args.model, super::Purpose::Export)?.load()?;
     let dtype = args.dtype.map_or(opened.model.file_dtype, DType::from);
     let name = args.out.file_name().unwrap_or_default().to_string_lossy();
     let partial = args.out.with_file_name(format!(".{name}.partial"));

@@ -1,6 +1,6 @@
 //! `hone generate`
 
-use super::Opened;
+use super::Described;
 use crate::args::GenerateArgs;
 use crate::failure::Failure;
 use crate::output;
@@ -15,11 +15,12 @@ use std::time::Instant;
 /// Continues the prompt, streaming the text.
 pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let text = prompt_text(args)?;
-    let opened = super::open(&args.model, super::Purpose::Compute)?;
-    if let Some(layer) = opened.model.decoder.config.looks_ahead() {
+    let described = super::describe(&args.model, super::Purpose::Compute)?;
+    if let Some(layer) = described.config().looks_ahead() {
         return Err(Failure::Usage(GenerateError::LooksAhead { layer }.to_string()));
     }
-    let request = request(args, &opened, &text)?;
+    let request = request(args, &described, &text)?;
+    let opened = described.load()?;
     let mut stream = opened.tokenizer.decode_stream(&request.prompt, true);
     let mut text = String::new();
     let mut failure = None;
@@ -66,14 +67,14 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn request(args: &GenerateArgs, opened: &Opened, text: &str) -> Result<Request, Failure> {
-    let mut stop_ids = opened.model.decoder.config.stop_ids(opened.tokenizer.stop_token_ids());
+fn request(args: &GenerateArgs, described: &Described, text: &str) -> Result<Request, Failure> {
+    let mut stop_ids = described.config().stop_ids(described.tokenizer.stop_token_ids());
     if args.chat {
-        stop_ids.extend(opened.tokenizer.turn_end_id());
+        stop_ids.extend(described.tokenizer.turn_end_id());
     }
     Ok(Request {
         id: 0,
-        prompt: prompt_tokens(args, opened, text)?,
+        prompt: prompt_tokens(args, described, text)?,
         max_new_tokens: args.max_new_tokens,
         sampling: Sampling {
             temperature: args.temperature,
@@ -112,11 +113,15 @@ fn show(args: &GenerateArgs, text: &mut String, piece: &str) -> ControlFlow<()> 
     }
 }
 
-fn prompt_tokens(args: &GenerateArgs, opened: &Opened, text: &str) -> Result<Vec<u32>, Failure> {
+fn prompt_tokens(
+    args: &GenerateArgs,
+    described: &Described,
+    text: &str,
+) -> Result<Vec<u32>, Failure> {
     let mut tokens = match args.chat {
-        false => opened.tokenizer.encode(text, true)?,
+        false => described.tokenizer.encode(text, true)?,
         true => {
-            let template = opened.tokenizer.chat_template().ok_or_else(|| {
+            let template = described.tokenizer.chat_template().ok_or_else(|| {
                 Failure::Usage("--chat: this model has no chat template; omit --chat".into())
             })?;
             let system = args.system.iter().map(|text| ("system", text.as_str()));
@@ -127,16 +132,16 @@ fn prompt_tokens(args: &GenerateArgs, opened: &Opened, text: &str) -> Result<Vec
             let text = template
                 .render(&conversation, true)
                 .map_err(|fault| Failure::Usage(format!("--chat: {}", fault.message(|_| None))))?;
-            opened.tokenizer.encode(&text, false)?
+            described.tokenizer.encode(&text, false)?
         }
     };
     // Some tokenizers append EOS, after which the answer would be a new text.
     let is_text = !args.chat && tokens.len() > 1;
-    if is_text && tokens.last().copied() == opened.tokenizer.eos_token_id() {
+    if is_text && tokens.last().copied() == described.tokenizer.eos_token_id() {
         tokens.pop();
     }
-    check_prompt(&tokens, &opened.model.decoder.config)?;
-    let longest = opened.model.decoder.config.max_position_embeddings;
+    check_prompt(&tokens, described.config())?;
+    let longest = described.config().max_position_embeddings;
     if tokens.is_empty() {
         return Err(Failure::Usage(
             "--prompt is empty and this tokenizer adds no BOS token; give some text".into(),

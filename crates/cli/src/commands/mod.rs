@@ -14,7 +14,7 @@ use crate::args::{ModelArgs, RunFileArgs};
 use crate::failure::Failure;
 use crate::output;
 use hone_data::Tokenizer;
-use hone_model::{LoadOptions, Model, ModelFiles, Pass, adapter};
+use hone_model::{DecoderConfig, LoadOptions, Model, ModelFiles, Pass, adapter};
 use hone_tensor::{Category, Compute, Device, Target};
 use hone_train::backend::{Asked, Backend};
 use hone_train::run_dir::RunDir;
@@ -42,6 +42,37 @@ fn print_note(note: String) {
     output::note(&format!("note: {note}"));
 }
 
+/// A model whose files were read, its weights apart: all that can be wrong with a request is said
+/// before those are loaded, which may take a minute.
+struct Described {
+    dir: PathBuf,
+    files: ModelFiles,
+    /// On a dry device, with the adapter.
+    model: Model,
+    tokenizer: Tokenizer,
+    backend: Backend,
+    compute: Compute,
+    options: LoadOptions,
+    adapter: Option<PathBuf>,
+}
+
+impl Described {
+    fn config(&self) -> &DecoderConfig {
+        &self.model.decoder.config
+    }
+
+    fn load(self) -> Result<Opened, Failure> {
+        let Self { dir, files, tokenizer, backend, compute, options, adapter, .. } = self;
+        let device = backend.device();
+        let mut model = files.load(&device, options)?;
+        if let Some(adapter) = &adapter {
+            // What there is to note was noted.
+            adapter::load(adapter, &mut model, &device, &mut |_| ())?;
+        }
+        Ok(Opened { dir, device, model, tokenizer, compute })
+    }
+}
+
 /// A model opened for inference.
 struct Opened {
     dir: PathBuf,
@@ -63,23 +94,23 @@ enum Purpose {
     Export,
 }
 
-fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
+fn describe(args: &ModelArgs, purpose: Purpose) -> Result<Described, Failure> {
     let (held, asked) = (args.base_precision, args.compute.into());
     check_held_for(held, asked, "--base-precision")
         .map_err(|problem| Failure::Usage(format!("--compute {problem}")))?;
     let dir = resolve(&args.model, &mut print_note)?;
-    // Check headers, configuration and tokenizer first: loading weights may take a minute.
     let files = ModelFiles::open(&dir)?;
-    let file = files.load(&Device::dry(), LoadOptions::INFERENCE)?;
+    let dry = Device::dry();
+    let mut model = files.load(&dry, LoadOptions::INFERENCE)?;
     let tokenizer = tokenizer_of(&dir)?;
     let threads = num_threads(args.threads);
     let note = &mut print_note;
     let asked_device = Asked { setting: "--device", device: &args.device };
-    let (backend, compute) = Backend::open(asked_device, (asked, file.file_dtype), threads, note)?;
+    let (backend, compute) = Backend::open(asked_device, (asked, model.file_dtype), threads, note)?;
     let base_precision = match purpose {
-        Purpose::Compute => held_type(held, compute, &file),
+        Purpose::Compute => held_type(held, compute, &model),
         // An export must not change the values in the file, unless asked to.
-        Purpose::Export => held_type(held, Compute::F32, &file),
+        Purpose::Export => held_type(held, Compute::F32, &model),
     };
     let options = LoadOptions { base_precision, ..LoadOptions::INFERENCE };
     if backend.gpu_name().is_some() {
@@ -88,15 +119,14 @@ fn open(args: &ModelArgs, purpose: Purpose) -> Result<Opened, Failure> {
         let _counted = files.load(&dry, options)?;
         backend.check_room(dry.persistent_bytes(Category::Weights))?;
     }
-    let config = &file.decoder.config;
+    let config = &model.decoder.config;
     backend.check_heads(config.max_head_dim(), config.max_delta_key_dim())?;
-    let device = backend.device();
-    let mut model = files.load(&device, options)?;
-    if let Some(adapter_dir) = &args.adapter {
-        adapter::load(adapter_dir, &mut model, &device, note)?;
+    surplus_tokens(&dir, config, &tokenizer).into_iter().for_each(&mut *note);
+    if let Some(adapter) = &args.adapter {
+        adapter::load(adapter, &mut model, &dry, note)?;
     }
-    surplus_tokens(&dir, &model.decoder.config, &tokenizer).into_iter().for_each(note);
-    Ok(Opened { dir, device, model, tokenizer, compute })
+    let adapter = args.adapter.clone();
+    Ok(Described { dir, files, model, tokenizer, backend, compute, options, adapter })
 }
 
 /// Checks that the directory that an output is written into exists.

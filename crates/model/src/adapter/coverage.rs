@@ -5,8 +5,9 @@ use crate::decoder::Part as Weights;
 use crate::kinds::{LayerKind, Part};
 use crate::load::Model;
 use crate::weights::{Linear, Role, WeightSpec};
-use hone_tensor::{Params, Projection, Weight};
+use hone_tensor::{ParamId, Params, Projection, Weight};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 
 /// What of the layers of one kind is trained.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +94,7 @@ pub fn coverage(model: &Model) -> Vec<Coverage> {
         }
     }
     lines.push(Coverage::new(Coverage::REST.to_owned(), 0));
+    let mut counted = HashSet::new();
     for weight in config.weights() {
         let of_kind = kind_of(config, weight.role);
         let line = kinds.iter().position(|kind| of_kind.as_ref() == Some(kind));
@@ -101,8 +103,8 @@ pub fn coverage(model: &Model) -> Vec<Coverage> {
         match model.decoder.part(weight.role).expect("every weight") {
             Weights::Plain(plain) => line.trained += own_numbers(plain, &model.params),
             Weights::Matrix(projection) => {
-                let trained = trained_numbers(projection, &model.params);
-                line.add_module(&weight, trained > 0);
+                let trained = trained_numbers(projection, &model.params, &mut counted);
+                line.add_module(&weight, projection.is_trained());
                 line.trained += trained;
             }
         }
@@ -135,9 +137,15 @@ fn own_numbers(weight: &Weight, params: &Params) -> u64 {
     weight.param().map_or(0, |param| params.value(param).len() as u64)
 }
 
-/// Numbers that are trained for a matrix: its own, or its adapters'.
-fn trained_numbers(projection: &Projection, params: &Params) -> u64 {
+/// Numbers that are trained for a matrix: its own, or its adapters' but for those `counted`, which
+/// it shares.
+fn trained_numbers(
+    projection: &Projection,
+    params: &Params,
+    counted: &mut HashSet<ParamId>,
+) -> u64 {
     let of_adapters = projection.adapters.iter().flat_map(|lora| [lora.a, lora.b]);
+    let of_adapters = of_adapters.filter(|&param| counted.insert(param));
     let of_adapters: usize = of_adapters.map(|param| params.value(param).len()).sum();
     own_numbers(&projection.weight, params) + of_adapters as u64
 }

@@ -2,9 +2,10 @@
 
 use super::patterns::RankAndScale;
 use super::{AdapterError, TargetModules};
+use crate::config::DecoderConfig;
 use crate::load::Model;
-use hone_tensor::{AdapterId, Category, DType, Device, Lora, Philox, Tensor};
-use std::collections::HashSet;
+use hone_tensor::{AdapterId, Category, DType, Device, Lora, ParamId, Philox, Tensor};
+use std::collections::{HashMap, HashSet};
 
 /// Settings of LoRA adapters.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +20,9 @@ pub struct LoraConfig {
     pub target_modules: TargetModules,
     /// Multiply by `alpha / sqrt(rank)` instead.
     pub use_rslora: bool,
+    /// All experts of a block have the same two matrices, for each of their projections. PEFT's
+    /// files cannot say so: each expert has a copy there, and one that is read its own.
+    pub share_experts: bool,
 }
 
 impl LoraConfig {
@@ -34,7 +38,8 @@ impl LoraConfig {
 /// which they are added; a pass maps rows to adapters ([`hone_tensor::AdapterRows`]).
 ///
 /// # Errors
-/// If a target matches no layer, or there is no memory for the adapters.
+/// If a target matches no layer, if no expert that could share is among the targets, or if there
+/// is no memory for the adapters.
 pub fn attach(
     model: &mut Model,
     device: &Device,
@@ -42,6 +47,9 @@ pub fn attach(
     seed: u64,
 ) -> Result<(), AdapterError> {
     let targets = config.target_modules.resolve(&model.decoder)?;
+    if config.share_experts && shared_modules(&model.decoder.config, &targets).is_empty() {
+        return Err(AdapterError::NothingToShare);
+    }
     let same = |_: &str| (config.rank, config.scale());
     add(model, &targets, config, same, |index, which, shape| {
         let mut value = device.persistent(Category::Parameters, DType::F32, shape)?;
@@ -92,6 +100,11 @@ pub(super) fn add(
     let Model { decoder, params, .. } = model;
     let ids = decoder.projections().flat_map(|(_, p)| p.adapters.iter().map(|lora| lora.id.0));
     let id = AdapterId(ids.max().map_or(0, |last| last + 1));
+    let shared_modules = match config.share_experts {
+        true => shared_modules(&decoder.config, targets),
+        false => HashMap::new(),
+    };
+    let mut shared: HashMap<&str, [ParamId; 2]> = HashMap::new();
     // With experts there are tens of thousands.
     let targets: HashSet<&String> = targets.iter().collect();
     for (index, (name, projection)) in decoder.projections_mut().enumerate() {
@@ -100,12 +113,41 @@ pub(super) fn add(
         }
         let (n, k) = (projection.out_features(), projection.in_features());
         let (rank, scale) = size(&name);
-        let a = params.add(Matrix::A.param_name(&name, id), value(index, Matrix::A, &[rank, k])?);
-        let b = params.add(Matrix::B.param_name(&name, id), value(index, Matrix::B, &[n, rank])?);
+        let of_all = shared_modules.get(&name);
+        let [a, b] = match of_all.and_then(|of_all| shared.get(of_all.as_str())) {
+            Some(&matrices) => matrices,
+            None => {
+                let of = of_all.unwrap_or(&name);
+                let a = value(index, Matrix::A, &[rank, k])?;
+                let a = params.add(Matrix::A.param_name(of, id), a);
+                let b = value(index, Matrix::B, &[n, rank])?;
+                [a, params.add(Matrix::B.param_name(of, id), b)]
+            }
+        };
+        if let Some(of_all) = of_all {
+            shared.insert(of_all, [a, b]);
+        }
         let (dropout, stream) = (config.dropout, index as u32);
         projection.adapters.push(Lora { id, a, b, rank, scale, dropout, stream });
     }
     Ok(())
+}
+
+/// Of each expert's module among `targets` the name under which all experts of its block share:
+/// `model.layers.0.mlp.experts.up_proj` of `model.layers.0.mlp.experts.7.up_proj`.
+fn shared_modules(config: &DecoderConfig, targets: &[String]) -> HashMap<String, String> {
+    let targets: HashSet<&String> = targets.iter().collect();
+    let of_layer = |layer: usize| {
+        let mixture = config.layers[layer].mlp.experts.as_ref();
+        let experts = mixture.map_or("", |mixture| mixture.names.experts);
+        config.experts_of(layer).map(move |(module, _)| {
+            let part = module.rsplit('.').next().unwrap_or(&module);
+            let of_all = format!("model.layers.{layer}.{experts}.{part}");
+            (module, of_all)
+        })
+    };
+    let modules = (0..config.layers.len()).flat_map(of_layer);
+    modules.filter(|(module, _)| targets.contains(module)).collect()
 }
 
 fn fill_uniform(value: &mut Tensor, random: Philox, in_features: usize) {

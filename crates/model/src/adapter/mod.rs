@@ -53,6 +53,13 @@ pub enum AdapterError {
         /// A target that covers both.
         all: String,
     },
+    /// Experts are to share, and none is adapted.
+    #[error(
+        "adapter.share_experts: no expert of this model gets an adapter, so there is nothing to \
+         share. Leave the key out, or add \"experts\" to adapter.target_modules if the model has \
+         some"
+    )]
+    NothingToShare,
     /// The list of targets is empty.
     #[error(
         "adapter.target_modules is empty: name the layers to adapt, such as [\"q_proj\", \

@@ -327,6 +327,7 @@ fn read_config(raw: &RawConfig) -> Result<(LoraConfig, Patterns), ConfigError> {
         dropout: dropout as f32,
         target_modules: TargetModules::AllLinear,
         use_rslora: raw.flag("use_rslora", false)?,
+        share_experts: false,
     };
     raw.get("target_modules");
     // Which parameters they are, the names of tensors say.

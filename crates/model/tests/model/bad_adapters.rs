@@ -189,6 +189,32 @@ fn targets_without_tensors() {
 }
 
 #[test]
+fn nothing_is_shared_where_no_expert_is_adapted() {
+    let device = Device::cpu(1);
+    let attach = |case: &str, target: &str| {
+        let config = LoraConfig {
+            rank: 2,
+            alpha: 4.0,
+            dropout: 0.0,
+            target_modules: TargetModules::Patterns(vec![target.to_owned()]),
+            use_rslora: false,
+            share_experts: true,
+        };
+        let mut model = Golden::load(case).base(&device);
+        let result = adapter::attach(&mut model, &device, &config, 1);
+        result.map_or_else(|error| error.to_string(), |()| model.params.len().to_string())
+    };
+    for case in ["qwen3_moe", "tied_gqa"] {
+        let message = attach(case, "q_proj");
+        assert!(message.starts_with("adapter.share_experts: no expert of this model"), "{message}");
+    }
+    // Of two blocks with experts, three projections of two matrices.
+    assert_eq!(attach("qwen3_moe", "experts"), "12");
+    // The experts that have an adapter share it.
+    assert_eq!(attach("qwen3_moe", "*.experts.1.up_proj"), "4");
+}
+
+#[test]
 fn targets_that_match_no_layer() {
     let attach = |targets: &[&str]| {
         let device = Device::cpu(1);
@@ -199,6 +225,7 @@ fn targets_that_match_no_layer() {
             dropout: 0.0,
             target_modules: TargetModules::Patterns(targets),
             use_rslora: false,
+            share_experts: false,
         };
         let mut model = Golden::load(CASE).base(&device);
         let result = adapter::attach(&mut model, &device, &config, 1);
@@ -232,7 +259,8 @@ fn targets_by_what_layers_do() {
     let adapted = |target_modules| {
         let mut model = golden.base(&device);
         let (rank, alpha, dropout, use_rslora) = (2, 4.0, 0.0, false);
-        let config = LoraConfig { rank, alpha, dropout, target_modules, use_rslora };
+        let share_experts = false;
+        let config = LoraConfig { rank, alpha, dropout, target_modules, use_rslora, share_experts };
         adapter::attach(&mut model, &device, &config, 1).map(|()| model.params.len() / 2)
     };
     let patterns = |of: &str| adapted(TargetModules::Patterns(vec![of.to_owned()]));

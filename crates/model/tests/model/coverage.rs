@@ -6,14 +6,22 @@ use hone_model::{LayerKind, Part, Trained, Trait};
 use hone_tensor::{DType, Device};
 
 fn adapted(golden: &Golden, targets: &[&str]) -> Result<Vec<Coverage>, String> {
+    adapted_by(golden, targets, false)
+}
+
+fn adapted_by(
+    golden: &Golden,
+    targets: &[&str],
+    share_experts: bool,
+) -> Result<Vec<Coverage>, String> {
     let device = Device::dry();
     let mut model = load(&golden.dir, &device, Some(DType::F32.into()), Trained::Nothing);
     let target_modules = match targets {
         ["all-linear"] => TargetModules::AllLinear,
         names => TargetModules::Patterns(names.iter().map(|&name| name.to_owned()).collect()),
     };
-    let config =
-        LoraConfig { rank: 2, alpha: 4.0, dropout: 0.0, target_modules, use_rslora: false };
+    let (rank, alpha, dropout, use_rslora) = (2, 4.0, 0.0, false);
+    let config = LoraConfig { rank, alpha, dropout, target_modules, use_rslora, share_experts };
     attach(&mut model, &device, &config, 1).map_err(|error| error.to_string())?;
     let found = coverage(&model);
     let trained: u64 = found.iter().map(|line| line.trained).sum();
@@ -64,6 +72,20 @@ fn every_kind_of_layer_can_be_a_target() {
             }
         }
     }
+}
+
+/// What experts share is counted once, and reaches them all.
+#[test]
+fn shared_matrices_are_counted_once() {
+    let golden = Golden::load("qwen3_moe");
+    let trained = |lines: &[Coverage]| {
+        let experts = lines.iter().find(|line| line.kind == Part::Experts.name()).unwrap();
+        assert!(is_covered(experts));
+        experts.trained
+    };
+    let [each, shared] =
+        [false, true].map(|share| trained(&adapted_by(&golden, &["all-linear"], share).unwrap()));
+    assert_eq!(each, 6 * shared, "of six experts");
 }
 
 /// A full fine-tune trains all weights.

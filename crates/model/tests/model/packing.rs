@@ -199,7 +199,14 @@ fn adapters_side_by_side_have_the_bits_of_each_alone() {
 fn with_two_adapters(golden: &Golden, device: &Device) -> Model {
     let mut model = golden.adapted(device);
     let (rank, target_modules) = (5, TargetModules::AllLinear);
-    let config = LoraConfig { rank, alpha: 8.0, dropout: 0.5, target_modules, use_rslora: false };
+    let config = LoraConfig {
+        rank,
+        alpha: 8.0,
+        dropout: 0.5,
+        target_modules,
+        use_rslora: false,
+        share_experts: false,
+    };
     attach(&mut model, device, &config, 3).unwrap();
     let mut b_of_second = Vec::new();
     for (_, lora) in model.decoder.adapters_mut() {

@@ -14,7 +14,14 @@ fn params(model: &Model) -> Vec<(String, Vec<usize>, Vec<f32>)> {
 }
 
 fn config(target_modules: TargetModules) -> LoraConfig {
-    LoraConfig { rank: 3, alpha: 5.0, dropout: 0.25, target_modules, use_rslora: true }
+    LoraConfig {
+        rank: 3,
+        alpha: 5.0,
+        dropout: 0.25,
+        target_modules,
+        use_rslora: true,
+        share_experts: false,
+    }
 }
 
 fn patterns(targets: &[&str]) -> TargetModules {

@@ -362,7 +362,14 @@ fn in_all(part: ExpertPart) -> (String, [usize; 2], usize, usize) {
 fn computed(model: &mut Model) -> (Outcome, Vec<f32>) {
     let device = Device::cpu(2);
     let target_modules = TargetModules::AllLinear;
-    let lora = LoraConfig { rank: 2, alpha: 4.0, dropout: 0.0, target_modules, use_rslora: false };
+    let lora = LoraConfig {
+        rank: 2,
+        alpha: 4.0,
+        dropout: 0.0,
+        target_modules,
+        use_rslora: false,
+        share_experts: false,
+    };
     attach(model, &device, &lora, 5).unwrap();
     let sample = Sample { ids: vec![1, 39, 7, 7, 20, 3], mask: vec![1; 6] };
     let batch = pack(&model.decoder.config, &[sample], 0);

@@ -45,6 +45,7 @@ pub(super) fn suggestions(
             dropout: 0.0,
             target_modules: TargetModules::AllLinear,
             use_rslora: false,
+            share_experts: false,
         });
         let change = "train an adapter instead of all weights: add [adapter] with kind = \"lora\"";
         if variant.fits(change)? {

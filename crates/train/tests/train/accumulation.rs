@@ -55,6 +55,28 @@ fn four_micro_batches_equal_one_large_batch() {
     }
 }
 
+/// The auxiliary loss of routers is that of the step's tokens together, which is no mean of those
+/// of micro-batches.
+#[test]
+fn the_load_is_balanced_over_the_whole_step() {
+    let scene = Scene::new("qwen3_moe");
+    let with = |coefficient| {
+        let coefficient = format!("train.router_aux_loss_coef = {coefficient}");
+        let targets = "adapter.target_modules = [\"router\", \"experts\"]";
+        scene.setup(&[LORA[0], LORA[1], LORA[3], targets, &coefficient])
+    };
+    let setup = with("1.0");
+    let units = setup.order().unwrap().step(&Cursor::default()).to_vec();
+    let (_, at_once) = gradient(&setup, &units, 4);
+    let (_, without) = gradient(&with("0.0"), &units, 4);
+    assert!(relative_error(&without, &at_once) > 0.01, "the auxiliary loss must show");
+    for units_per_batch in [1, 2] {
+        let (_, cut) = gradient(&setup, &units, units_per_batch);
+        let error = relative_error(&cut, &at_once);
+        assert!(error <= TOLERANCE, "{units_per_batch} units at a time: {error:e}");
+    }
+}
+
 #[test]
 fn packed_rows_equal_rows_alone() {
     let scene = Scene::new("yarn");

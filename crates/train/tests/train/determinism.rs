@@ -68,21 +68,25 @@ fn recomputation_changes_nothing() {
     }
 }
 
-/// Blocks that visit a GPU: all of seven, and some among others.
+/// Blocks that visit a GPU, all or some among others; those with experts too.
 #[test]
 fn offloading_changes_nothing() {
     let Some(gpu) = Gpu::for_tests() else { return };
-    let scene = Scene::with_blocks("tied_gqa", 7);
-    let (setup, device) = (scene.setup(&LORA), Device::cuda(gpu));
-    let trail = |blocks, recompute| {
-        let engine = loading::engine(&setup, &device, Held::of(&setup, blocks)).unwrap();
-        train_with(&setup, engine, recompute, 2)
-    };
-    let kept = trail(0, Recompute::None);
-    assert!(kept.losses.iter().all(|loss| loss.is_finite()));
-    for blocks in [3, 7] {
-        for recompute in [Recompute::None, Recompute::Block] {
-            assert!(trail(blocks, recompute) == kept, "{blocks} of 7 blocks, {recompute:?}");
+    let both: &[Recompute] = &[Recompute::None, Recompute::Block];
+    for (case, num_blocks, recompute) in [("tied_gqa", 7, both), ("mixtral", 4, &both[1..])] {
+        let scene = Scene::with_blocks(case, num_blocks);
+        let (setup, device) = (scene.setup(&LORA), Device::cuda(gpu.clone()));
+        let trail = |blocks, recompute| {
+            let engine = loading::engine(&setup, &device, Held::of(&setup, blocks)).unwrap();
+            train_with(&setup, engine, recompute, 2)
+        };
+        let kept = trail(0, Recompute::None);
+        assert!(kept.losses.iter().all(|loss| loss.is_finite()));
+        for blocks in [3, num_blocks] {
+            for &recompute in recompute {
+                let same = trail(blocks, recompute) == kept;
+                assert!(same, "{case}: {blocks} of {num_blocks} blocks, {recompute:?}");
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use hone_train::recipe::{self, Event, Options, Outcome};
 use hone_train::run_dir::RunDir;
 use hone_train::run_file::RunFile;
 use hone_train::schedule::Schedule;
-use hone_train::scoring::LabelledBatch;
+use hone_train::scoring::{LabelledBatch, Scorer};
 use hone_train::setup::{Setup, SetupOptions};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
@@ -63,6 +63,17 @@ impl Scene {
         let options = SetupOptions { begun_at, planned_for: None };
         Setup::new(run, options, &mut |_| {}).unwrap()
     }
+}
+
+/// Sets a tensor of a file to zero.
+pub fn clear(file: &Path, tensor: &str) {
+    let mut bytes = std::fs::read(file).unwrap();
+    let data =
+        SafeTensors::deserialize(&bytes).unwrap().tensor(tensor).unwrap().data().as_ptr_range();
+    let at = |end: *const u8| end as usize - bytes.as_ptr() as usize;
+    let range = at(data.start)..at(data.end);
+    bytes[range].fill(0);
+    std::fs::write(file, bytes).unwrap();
 }
 
 /// Begins or resumes the run that `setup` describes.
@@ -147,12 +158,21 @@ pub fn accumulate(
     };
     let micro_batches: Vec<MicroBatch> = units.chunks(units_per_batch).map(assemble).collect();
     let num_terms = micro_batches.iter().map(|b| b.num_target_tokens).sum();
+    let labelled = |micro_batch, engine: &Engine| {
+        LabelledBatch::new(&setup.config, micro_batch, engine.device.target())
+    };
+    if engine.mixture.coefficient > 0.0 {
+        let batches: Vec<_> = micro_batches.iter().map(|of| labelled(of, engine)).collect();
+        let mut scorer = Scorer { pass: engine.pass(), reference: None, plan: None };
+        let loads = scorer.router_loads(&batches).unwrap();
+        engine.mixture.balance(&loads);
+    }
     let step_context = StepContext { num_terms, statistics: &Vec::new(), recompute };
     engine.gradients.clear(&engine.device.clone());
     let mut loss = 0.0;
     for (i, micro_batch) in micro_batches.iter().enumerate() {
         let key = StepKey { seed: 42, step, micro_batch: i as u32 };
-        let batch = LabelledBatch::new(&setup.config, micro_batch, engine.device.target());
+        let batch = labelled(micro_batch, engine);
         loss += engine.forward_backward(&batch, step_context, key, &mut Metrics::default());
     }
     loss

@@ -1,9 +1,15 @@
 //! Runs of a model with experts.
 
-use crate::fixture::{LORA, Scene, carry_out};
+use crate::fixture::{LORA, Scene, accumulate, carry_out, clear, engine, relative_error};
+use hone_data::Cursor;
+use hone_model::{Recompute, adapter};
+use hone_tensor::{AdapterId, Device};
 use hone_train::StepRecord;
+use hone_train::engine::Engine;
+use hone_train::loading::{self, Held};
 use hone_train::recipe::{Event, Options};
 use hone_train::setup::Setup;
+use std::collections::BTreeMap;
 
 const CASE: &str = "qwen3_moe";
 const NUM_STEPS: usize = 24;
@@ -77,6 +83,74 @@ fn routers_and_experts_are_adapted() {
         .collect();
     names.sort_unstable();
     assert_eq!(names, [of_block(0), of_block(2)].concat());
+}
+
+/// Without weights a router's scores are all alike, and the first experts take everything.
+#[test]
+fn a_run_names_the_expert_that_starves() {
+    let scene = Scene::new(CASE);
+    clear(&scene.dir.path().join("model/model.safetensors"), "model.layers.2.mlp.gate.weight");
+    let settings = [&LORA[..], &["train.max_steps = 24", "report.samples = 0"]].concat();
+    let mut notes = Vec::new();
+    let mut event = |event: Event<'_>| match event {
+        Event::Note { text } if text.contains("starved") => notes.push(text),
+        _ => {}
+    };
+    carry_out(&scene.setup(&settings), Options::default(), &mut event, &|| false).unwrap();
+    let all = notes.join("\n");
+    assert!(all.contains("expert 2 of block 2") && all.contains("starved"), "{all}");
+}
+
+/// Gradients by name, of the first step's rows.
+fn gradients(setup: &Setup, engine: &mut Engine) -> BTreeMap<String, Vec<f32>> {
+    let units = setup.order().unwrap().step(&Cursor::default()).to_vec();
+    accumulate((setup, engine), &units, 2, (1, Recompute::None));
+    let names = engine.model.params.iter().map(|(_, name, _)| name.to_owned());
+    names.zip(engine.gradients.iter().map(|gradient| gradient.to_vec_f32())).collect()
+}
+
+/// The gradient of what experts share is the sum of those that they would have each; a run's
+/// adapter has a copy for each expert.
+#[test]
+fn experts_share_their_matrices() {
+    let scene = Scene::new(CASE);
+    let no_dropout = [LORA[0], LORA[1], LORA[3], "adapter.target_modules = experts"];
+    let setup = scene.setup(&[&no_dropout[..], &["adapter.share_experts = true"]].concat());
+    let device = Device::cpu(2);
+    let mut shared = engine(&setup, &device);
+    // Both matrices of a block's gate, up and down projection, of two blocks.
+    assert_eq!(shared.model.params.len(), 2 * 3 * 2);
+    gradients(&setup, &mut shared);
+    shared.update(0.01, 1.0).unwrap();
+    let of_shared = gradients(&setup, &mut shared);
+
+    let copies = scene.dir.path().join("copies");
+    std::fs::create_dir(&copies).unwrap();
+    let lora = shared.lora.as_ref().unwrap();
+    adapter::save(&copies, &shared.model, &device, AdapterId::default(), lora, "base").unwrap();
+    let init_from = format!("adapter.init_from = {}", copies.display());
+    let from_copies = scene.setup(&[&no_dropout[..], &[&init_from]].concat());
+    let mut each = engine(&from_copies, &device);
+    let mut sums: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+    for (name, gradient) in gradients(&from_copies, &mut each) {
+        let is_index = |part: &&str| part.parse::<usize>().is_err();
+        let (before, after) = name.split_once(".experts.").unwrap();
+        let after: Vec<&str> = after.split('.').filter(is_index).collect();
+        let sum = sums.entry(format!("{before}.experts.{}", after.join("."))).or_default();
+        sum.resize(gradient.len(), 0.0);
+        sum.iter_mut().zip(gradient).for_each(|(sum, x)| *sum += x);
+    }
+    assert!(sums.keys().eq(of_shared.keys()), "{:?}", sums.keys());
+    for (name, sum) in &sums {
+        let error = relative_error(sum, &of_shared[name]);
+        assert!(error <= 1e-5, "{name}: {error:e}");
+    }
+
+    let run = [&no_dropout[..], &["adapter.share_experts = true", "train.max_steps = 3"]].concat();
+    steps(&scene.setup(&run));
+    let refused = scene.setup(&[&run[..], &[&init_from]].concat());
+    let error = loading::engine(&refused, &device, Held::of(&refused, 0)).err().unwrap();
+    assert!(error.to_string().contains("Leave one of the two keys out"), "{error}");
 }
 
 #[test]

@@ -1,20 +1,7 @@
 //! Modules that no gradient reaches are named.
 
-use crate::fixture::{LORA, Scene, carry_out};
+use crate::fixture::{LORA, Scene, carry_out, clear};
 use hone_train::recipe::{Event, Options};
-use safetensors::SafeTensors;
-use std::path::Path;
-
-/// Sets a tensor of a file to zero.
-fn clear(file: &Path, tensor: &str) {
-    let mut bytes = std::fs::read(file).unwrap();
-    let data =
-        SafeTensors::deserialize(&bytes).unwrap().tensor(tensor).unwrap().data().as_ptr_range();
-    let at = |end: *const u8| end as usize - bytes.as_ptr() as usize;
-    let range = at(data.start)..at(data.end);
-    bytes[range].fill(0);
-    std::fs::write(file, bytes).unwrap();
-}
 
 /// Of two blocks with an adapter on the values, the first one's output counts for nothing.
 #[test]
