@@ -241,8 +241,12 @@ pub struct EmbedArgs {
     /// Make vectors of length 1, as modules.json may say too
     #[arg(long)]
     pub normalize: bool,
-    /// Maximum length of a text in tokens (default: as sentence_bert_config.json says, or the
-    /// model's positions)
+    /// What is put before each text: a prompt of config_sentence_transformers.json (default: the
+    /// one that default_prompt_name there names, if any)
+    #[arg(long, value_name = "NAME")]
+    pub prompt_name: Option<String>,
+    /// Maximum length of a text in tokens (default: as sentence_bert_config.json says, or
+    /// tokenizer_config.json, or the model's positions)
     #[arg(long, value_parser = sequence_length)]
     pub max_seq_len: Option<usize>,
     /// Embed the beginnings of longer texts instead of refusing them; they are counted

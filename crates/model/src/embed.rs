@@ -32,6 +32,15 @@ impl Pooling {
     }
 }
 
+/// The longest text that a model's files want.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MaxSeqLength {
+    /// In tokens, special ones included.
+    pub len: usize,
+    /// File and key that say so.
+    pub set_by: String,
+}
+
 /// What a model's files say of embeddings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EmbedSettings {
@@ -39,8 +48,8 @@ pub struct EmbedSettings {
     pub pooling: Pooling,
     /// Whether embeddings have length 1.
     pub normalize: bool,
-    /// Longest text in tokens, special ones included, if the files say it.
-    pub max_seq_length: Option<usize>,
+    /// Longest text, if the files say it.
+    pub max_seq_length: Option<MaxSeqLength>,
     /// Whether texts are lowercased.
     pub lowercase: bool,
     /// What is put before each text.
@@ -48,10 +57,26 @@ pub struct EmbedSettings {
 }
 
 const MODULES: &str = "modules.json";
+const PROMPTS: &str = "config_sentence_transformers.json";
+const TOKENIZER: &str = "tokenizer_config.json";
+/// Those with many added tokens have megabytes.
+const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
+const MODEL_MAX_LENGTH: &str = "model_max_length";
+/// What sentence-transformers call the file of the model itself, now and for single families once.
+const TRANSFORMERS: [&str; 7] = [
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+];
 
 impl EmbedSettings {
-    /// Reads `modules.json` and the files it names. Without them, encoders pool by the mean and
-    /// decoders by the last token; and if a pooling is `asked` for, it is that.
+    /// Reads `modules.json` and the files it names, as version 6 of sentence-transformers does, with
+    /// the prompt called `prompt_name`, or the files' usual one. Without them, encoders pool by the
+    /// mean and decoders by the last token; and if a pooling is `asked` for, it is that.
     ///
     /// # Errors
     /// [`ConfigError`], naming file and key.
@@ -59,6 +84,7 @@ impl EmbedSettings {
         dir: &Path,
         config: &DecoderConfig,
         asked: Option<Pooling>,
+        prompt_name: Option<&str>,
     ) -> Result<Self, ConfigError> {
         let usual = if config.looks_ahead().is_some() { Pooling::Mean } else { Pooling::Last };
         let pooling = asked.unwrap_or(usual);
@@ -70,61 +96,110 @@ impl EmbedSettings {
             prompt: String::new(),
         };
         let path = dir.join(MODULES);
-        if !path.is_file() {
-            return Ok(settings);
-        }
-        let modules = read_modules(&path)?;
         let mut include_prompt = true;
-        for (i, (kind, place)) in modules.iter().enumerate() {
-            match kind.as_str() {
-                "Transformer" => settings.read_transformer(&dir.join(place))?,
-                "Pooling" => {
-                    let raw = RawConfig::read(&dir.join(place).join("config.json"))?;
-                    settings.pooling = asked.map_or_else(|| pooling_of(&raw), Ok)?;
-                    include_prompt = raw.flag("include_prompt", true)?;
-                }
-                "Normalize" => settings.normalize = true,
-                other => {
-                    let problem = format!(
-                        "is `{other}`, which is not supported; Transformer, Pooling and Normalize \
-                         are: embed with a model that has no other modules"
-                    );
-                    return Err(key_error(&path, &format!("[{i}].type"), problem));
+        if path.is_file() {
+            for (i, (kind, place)) in read_modules(&path)?.iter().enumerate() {
+                match kind.as_str() {
+                    "Transformer" => settings.read_transformer(&dir.join(place))?,
+                    "Pooling" => {
+                        let raw = RawConfig::read(&dir.join(place).join("config.json"))?;
+                        settings.pooling = asked.map_or_else(|| pooling_of(&raw), Ok)?;
+                        include_prompt = raw.flag("include_prompt", true)?;
+                    }
+                    "Normalize" => settings.normalize = true,
+                    other => {
+                        let problem = format!(
+                            "is `{other}`, which is not supported; Transformer, Pooling and \
+                             Normalize are: embed with a model that has no other modules"
+                        );
+                        return Err(key_error(&path, &format!("[{i}].type"), problem));
+                    }
                 }
             }
         }
-        settings.read_prompt(dir, include_prompt)?;
+        settings.read_tokenizer(dir)?;
+        if path.is_file() || prompt_name.is_some() {
+            settings.read_prompt(&dir.join(PROMPTS), prompt_name, include_prompt)?;
+        }
         Ok(settings)
     }
 
     fn read_transformer(&mut self, dir: &Path) -> Result<(), ConfigError> {
-        let path = dir.join("sentence_bert_config.json");
-        if path.is_file() {
-            let raw = RawConfig::read(&path)?;
-            self.max_seq_length = raw.optional_size("max_seq_length")?;
-            self.lowercase = raw.flag("do_lower_case", false)?;
+        let files = TRANSFORMERS.iter().map(|name| (name, dir.join(name)));
+        let Some((name, path)) = files.into_iter().find(|(_, path)| path.is_file()) else {
+            return Ok(());
+        };
+        let raw = RawConfig::read(&path)?;
+        const TASK: &str = "transformer_task";
+        if let Some(task) = raw.text(TASK)?.filter(|task| *task != "feature-extraction") {
+            let problem = format!(
+                "is `{task}`, which does not embed: embed with a model of `feature-extraction`"
+            );
+            return Err(raw.error(TASK, problem));
+        }
+        self.lowercase = raw.flag("do_lower_case", false)?;
+        let longest = |len: usize, key| MaxSeqLength { len, set_by: format!("{name} sets {key}") };
+        self.max_seq_length =
+            raw.optional_size("max_seq_length")?.map(|len| longest(len, "max_seq_length"));
+        for key in ["tokenizer_args", "processor_kwargs"] {
+            let Some(arguments) = raw.object(key)? else { continue };
+            let len = arguments.optional_size(MODEL_MAX_LENGTH)?;
+            self.max_seq_length =
+                len.map(|len| longest(len, MODEL_MAX_LENGTH)).or(self.max_seq_length.take());
         }
         Ok(())
     }
 
-    /// The prompt that is used where none is asked for.
-    fn read_prompt(&mut self, dir: &Path, include_prompt: bool) -> Result<(), ConfigError> {
-        let path = dir.join("config_sentence_transformers.json");
-        if !path.is_file() {
-            return Ok(());
+    /// The tokenizer says it where newer files, and models without modules, do not.
+    fn read_tokenizer(&mut self, dir: &Path) -> Result<(), ConfigError> {
+        let path = dir.join(TOKENIZER);
+        if self.max_seq_length.is_none() && path.is_file() {
+            let raw = RawConfig::read_up_to(&path, MAX_TOKENIZER_BYTES)?;
+            // Files without a limit have 1e30.
+            let len = raw.get(MODEL_MAX_LENGTH).and_then(Value::as_u64);
+            let len = len.and_then(|len| usize::try_from(len).ok()).filter(|len| *len > 0);
+            let set_by = format!("{TOKENIZER} sets {MODEL_MAX_LENGTH}");
+            self.max_seq_length = len.map(|len| MaxSeqLength { len, set_by });
         }
+        Ok(())
+    }
+
+    /// The prompt that is asked for, or the usual one.
+    fn read_prompt(
+        &mut self,
+        path: &Path,
+        asked: Option<&str>,
+        include_prompt: bool,
+    ) -> Result<(), ConfigError> {
         const KEY: &str = "default_prompt_name";
-        let raw = RawConfig::read(&path)?;
-        let Some(name) = raw.text(KEY)? else { return Ok(()) };
+        let none = |name: &str, names: String| {
+            let problem = format!("has no prompt `{name}`; it has {names}");
+            key_error(path, "prompts", problem)
+        };
+        if !path.is_file() {
+            return asked.map_or(Ok(()), |name| Err(none(name, "none, or is not there".to_owned())));
+        }
+        let raw = RawConfig::read(path)?;
+        let usual = raw.text(KEY)?;
+        let Some(name) = asked.or(usual) else { return Ok(()) };
         let prompts = raw.object("prompts")?;
         let prompt = prompts.as_ref().map(|all| all.text(name)).transpose()?.flatten();
         let Some(prompt) = prompt else {
-            return Err(raw.error(KEY, format!("is `{name}`, which `prompts` does not have")));
+            let all = raw.get("prompts").and_then(Value::as_object);
+            let names = all.into_iter().flatten().map(|(name, _)| format!("`{name}`"));
+            let names: Vec<String> = names.collect();
+            return Err(match asked {
+                Some(asked) if names.is_empty() => none(asked, "none".to_owned()),
+                Some(asked) => none(asked, names.join(", ")),
+                None => raw.error(KEY, format!("is `{name}`, which `prompts` does not have")),
+            });
         };
         if !include_prompt && !prompt.is_empty() {
-            let problem = "is set, but the prompt's tokens are not to be pooled, which is not \
-                           supported";
-            return Err(raw.error(KEY, problem));
+            let problem = format!(
+                "has `{name}`, but the prompt's tokens are not to be pooled (`include_prompt` of \
+                 the pooling), which is not supported"
+            );
+            return Err(raw.error("prompts", problem));
         }
         prompt.clone_into(&mut self.prompt);
         Ok(())
@@ -175,7 +250,7 @@ fn read_modules(path: &Path) -> Result<Vec<(String, String)>, ConfigError> {
     modules.iter().enumerate().map(module).collect()
 }
 
-/// `pooling_mode`, or the one of older keys that is true.
+/// `pooling_mode`, or the one of older keys that is true; the mean if none is.
 fn pooling_of(raw: &RawConfig) -> Result<Pooling, ConfigError> {
     const KEY: &str = "pooling_mode";
     const OLDER: [(&str, &str); 6] = [
@@ -186,7 +261,11 @@ fn pooling_of(raw: &RawConfig) -> Result<Pooling, ConfigError> {
         ("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len_tokens"),
         ("pooling_mode_weightedmean_tokens", "weightedmean"),
     ];
-    let mut modes: Vec<(&str, &str)> = raw.text(KEY)?.map(|mode| (KEY, mode)).into_iter().collect();
+    let newer = match raw.get(KEY) {
+        Some(Value::Array(modes)) if modes.len() == 1 => modes[0].as_str(),
+        _ => raw.text(KEY)?,
+    };
+    let mut modes: Vec<(&str, &str)> = newer.map(|mode| (KEY, mode)).into_iter().collect();
     for (key, mode) in OLDER {
         if modes.first().is_none_or(|(key, _)| *key != KEY) && raw.flag(key, false)? {
             modes.push((key, mode));
@@ -194,9 +273,8 @@ fn pooling_of(raw: &RawConfig) -> Result<Pooling, ConfigError> {
     }
     match modes[..] {
         [(_, "cls")] => Ok(Pooling::Cls),
-        [(_, "mean")] => Ok(Pooling::Mean),
+        [(_, "mean")] | [] => Ok(Pooling::Mean),
         [(_, "lasttoken")] => Ok(Pooling::Last),
-        [] => Err(raw.error(KEY, "is missing; choose one with --pooling")),
         [(key, mode)] => {
             let problem = format!(
                 "asks for `{mode}`, which is not supported; choose cls, mean or last with --pooling"

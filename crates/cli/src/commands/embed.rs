@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use crate::output;
 use crate::progress;
 use hone_model::LoadError;
-use hone_model::embed::{EmbedSettings, Pooling, embed};
+use hone_model::embed::{EmbedSettings, MaxSeqLength, Pooling, embed};
 use hone_train::TrainError;
 use hone_train::checkpoint::write_file_whole;
 use serde_json::{Value, json};
@@ -68,7 +68,8 @@ fn report(args: &EmbedArgs, settings: &EmbedSettings, counts: (usize, usize, usi
 /// What the model's files say, unless flags say otherwise.
 fn settings(args: &EmbedArgs, described: &Described) -> Result<EmbedSettings, Failure> {
     let (config, asked) = (described.config(), args.pooling.map(Pooling::from));
-    let mut settings = EmbedSettings::read(&described.dir, config, asked)
+    let prompt = args.prompt_name.as_deref();
+    let mut settings = EmbedSettings::read(&described.dir, config, asked, prompt)
         .map_err(|error| TrainError::from(LoadError::from(error)))?;
     settings.normalize |= args.normalize;
     Ok(settings)
@@ -88,11 +89,11 @@ fn limit(
             "--max-seq-len {asked} is longer than the model supports: {of_model}"
         ))),
         Some(asked) => Ok((asked, format!("--max-seq-len is {asked}"))),
-        None => Ok(match settings.max_seq_length.filter(|asked| *asked <= longest) {
-            Some(asked) => {
-                (asked, format!("sentence_bert_config.json sets max_seq_length to {asked}"))
+        None => Ok(match &settings.max_seq_length {
+            Some(MaxSeqLength { len, set_by }) if *len <= longest => {
+                (*len, format!("{set_by} to {len}"))
             }
-            None => (longest, of_model),
+            _ => (longest, of_model),
         }),
     }
 }

@@ -81,6 +81,70 @@ fn texts_become_vectors() {
     succeeds(&mut scene.hone(&["embed", "model", "texts.txt", "-o", "e.npy"]));
 }
 
+/// What newer and older versions of sentence-transformers leave to other files, or to the reader.
+#[test]
+fn files_of_several_versions() {
+    let scene = scene();
+    let settings = |name: &str, value: Value| scene.write(name, &value.to_string());
+    std::fs::create_dir(scene.path("encoder/1_Pooling")).unwrap();
+    settings(
+        "encoder/modules.json",
+        serde_json::json!([
+            {"path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
+            {"path": "1_Pooling",
+             "type": "sentence_transformers.sentence_transformer.modules.pooling.Pooling"},
+        ]),
+    );
+    let of = |more: &[&str]| {
+        embed(&scene, &[&["texts.txt", "--truncate", "-o", "a.jsonl"], more].concat());
+        lines(&scene, "a.jsonl")
+    };
+    // No pooling is on: it is the mean. A list of one is that one.
+    for (pooling, name) in [
+        (serde_json::json!({"word_embedding_dimension": 24}), "mean"),
+        (serde_json::json!({"pooling_mode_cls_token": false}), "mean"),
+        (serde_json::json!({"pooling_mode": ["cls"]}), "cls"),
+    ] {
+        settings("encoder/1_Pooling/config.json", pooling);
+        assert_eq!(of(&[]), of(&["--pooling", name]));
+    }
+    // The longest text: of the tokenizer, and before it of a file under an older name.
+    let cut = |len: &str| of(&["--max-seq-len", len]);
+    let whole = cut("20");
+    let tokenizer = |len: Value| {
+        let path = scene.path("encoder/tokenizer_config.json");
+        let text = std::fs::read(path).unwrap_or_else(|_| b"{}".to_vec());
+        let mut config: Value = serde_json::from_slice(&text).unwrap();
+        config["model_max_length"] = len;
+        settings("encoder/tokenizer_config.json", config);
+    };
+    tokenizer(serde_json::json!(1e30));
+    assert_eq!(of(&[]), whole);
+    tokenizer(serde_json::json!(4));
+    assert!(of(&[]) == cut("4") && of(&[]) != whole);
+    settings("encoder/sentence_roberta_config.json", serde_json::json!({"max_seq_length": 3}));
+    assert!(of(&[]) == cut("3") && of(&[]) != cut("4"));
+    let newer = serde_json::json!({"processor_kwargs": {"model_max_length": 2}});
+    settings("encoder/sentence_bert_config.json", newer);
+    assert!(of(&[]) == cut("2") && of(&[]) != cut("3"));
+    let long = ended(&mut scene.hone(&["embed", "encoder", "texts.txt", "-o", "a.npy"]));
+    long.says(2, &["sentence_bert_config.json sets model_max_length to 2"]);
+    // Prompts: the usual one, and one by its name.
+    std::fs::remove_file(scene.path("encoder/sentence_bert_config.json")).unwrap();
+    std::fs::remove_file(scene.path("encoder/sentence_roberta_config.json")).unwrap();
+    tokenizer(serde_json::json!(20));
+    let prompts = serde_json::json!({"query": "w9 w8 ", "document": ""});
+    let file = "encoder/config_sentence_transformers.json";
+    settings(file, serde_json::json!({"prompts": prompts, "default_prompt_name": null}));
+    assert_eq!(of(&[]), whole);
+    let of_query = of(&["--prompt-name", "query"]);
+    assert!(of_query != whole && of(&["--prompt-name", "document"]) == whole);
+    settings(file, serde_json::json!({"prompts": prompts, "default_prompt_name": "query"}));
+    assert!(of(&[]) == of_query && of(&["--prompt-name", "document"]) == whole);
+    scene.write("texts.txt", "w9 w8 w3 w4\nw9 w8 w9\nw9 w8 w5 w6 w7 w8 w20\n");
+    assert_eq!(of(&["--prompt-name", "document"]), of_query);
+}
+
 #[test]
 fn what_cannot_be_embedded_is_named() {
     let scene = scene();
@@ -108,8 +172,19 @@ fn what_cannot_be_embedded_is_named() {
     refused(&["texts.txt", "-o", "a.npy"], &modules);
     scene.write("encoder/modules.json", "[{\"type\": \"x.Pooling\", \"path\": \"../1\"}]");
     refused(&["texts.txt", "-o", "a.npy"], &["modules.json", "`[0].path`"]);
-    scene.write("encoder/modules.json", "[{\"type\": \"x.Pooling\", \"path\": \"\"}]");
-    refused(&["texts.txt", "-o", "a.npy"], &["`pooling_mode` is missing", "--pooling"]);
+    scene.write("encoder/modules.json", "[{\"type\": \"x.Pooling\", \"path\": \"1\"}]");
+    std::fs::create_dir(scene.path("encoder/1")).unwrap();
+    scene.write("encoder/1/config.json", "{\"pooling_mode\": \"max\"}");
+    refused(&["texts.txt", "-o", "a.npy"], &["`pooling_mode` asks for `max`", "--pooling"]);
+    let settings = "sentence_bert_config.json";
+    scene.write("encoder/modules.json", "[{\"type\": \"x.Transformer\", \"path\": \"\"}]");
+    scene.write(&format!("encoder/{settings}"), "{\"transformer_task\": \"fill-mask\"}");
+    refused(&["texts.txt", "-o", "a.npy"], &[settings, "`transformer_task` is `fill-mask`"]);
+    std::fs::remove_file(scene.path(&format!("encoder/{settings}"))).unwrap();
+    let prompts = "config_sentence_transformers.json";
+    scene.write(&format!("encoder/{prompts}"), "{\"prompts\": {\"query\": \"w9 \"}}");
+    let asked = ["texts.txt", "-o", "a.npy", "--prompt-name", "other"];
+    refused(&asked, &[prompts, "`prompts` has no prompt `other`; it has `query`"]);
     assert!(!scene.path("a.npy").exists());
     // An encoder does not answer.
     let generate = ended(&mut scene.hone(&["generate", "encoder", "--prompt", "w3"]));
