@@ -13,11 +13,25 @@ FAMILIES = {
         "model_type": "roberta",
         "hidden_act": "gelu",
     },
+    "distilbert": {
+        "architectures": ["DistilBertForMaskedLM"],
+        "model_type": "distilbert",
+        "activation": "gelu",
+    },
     "modernbert": {
         "architectures": ["ModernBertForMaskedLM"],
         "model_type": "modernbert",
         "hidden_activation": "gelu",
     },
+}
+# What other families call keys, and what these do.
+KEYS = {
+    "distilbert": {
+        "hidden_size": "dim",
+        "intermediate_size": "hidden_dim",
+        "num_attention_heads": "n_heads",
+        "num_hidden_layers": "n_layers",
+    }
 }
 POST_NORM = {
     "type_vocab_size": 2,
@@ -61,6 +75,25 @@ CASES = {
         "lengths": [5, 9, 13],
         "rope_spelling": "none",
         "lora": {"target_modules": ["query", "value", "intermediate.dense"]},
+        "full_gradients": True,
+    },
+    "distilbert": {
+        "seed": 43,
+        "family": "distilbert",
+        "config": {
+            "vocab_size": 46,
+            "dim": 24,
+            "hidden_dim": 11,
+            "n_heads": 3,
+            "n_layers": 2,
+            "max_position_embeddings": 19,
+            "dropout": 0.1,
+            "attention_dropout": 0.1,
+            "pad_token_id": None,
+        },
+        "lengths": [4, 8, 13],
+        "rope_spelling": "none",
+        "lora": {"target_modules": ["q_lin", "v_lin", "out_lin", "ffn.lin1", "ffn.lin2"]},
         "full_gradients": True,
     },
     "modernbert": {

@@ -19,6 +19,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import golden_encoders
 import golden_mixtures
 import goldens
 import random_weights
@@ -39,6 +40,8 @@ ATTEMPTS = 20
 def variant(case, number, seed):
     """The case with other sizes, as a function of its name, the number and the seed."""
     draw = random.Random(f"{case.seed} {number} {seed}")
+    own = golden_encoders.KEYS.get(case.family, {})
+    case = replace(case, config=renamed(case.config, {name: key for key, name in own.items()}))
     config = case.config | sizes(case, draw)
     config |= layers(case.config, config, draw)
     config |= experts(case.config, draw)
@@ -64,12 +67,16 @@ def variant(case, number, seed):
     return replace(
         case,
         seed=draw.randrange(1, 10**6),
-        config=config,
+        config=renamed(config, own),
         lengths=lengths,
         lora=adapter(case, draw),
         saved_as=torch.float32,
         full_gradients=True,
     )
+
+
+def renamed(config, names):
+    return {names.get(key, key): value for key, value in config.items()}
 
 
 def sizes(case, draw):

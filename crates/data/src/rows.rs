@@ -75,6 +75,8 @@ impl Counts {
 struct Tokenised {
     ids: Vec<u32>,
     is_target: Vec<bool>,
+    /// Tokens at the end that are no text.
+    end: usize,
 }
 
 impl RowMaker<'_> {
@@ -162,7 +164,7 @@ impl RowMaker<'_> {
         let encoded = encode(self.tok, &rendering.text, false)?;
         let is_target = targets(&encoded, &rendering.spans);
         made.counts.merged_boundaries += usize::from(is_merged(&encoded, &rendering.spans));
-        Ok(Tokenised { ids: encoded.ids, is_target })
+        Ok(Tokenised { ids: encoded.ids, is_target, end: 0 })
     }
 
     fn completion(
@@ -183,13 +185,16 @@ impl RowMaker<'_> {
         let spans = std::slice::from_ref(&span);
         let mut is_target = targets(&encoded, spans);
         made.counts.merged_boundaries += usize::from(is_merged(&encoded, spans));
+        let (_, end) = ends(&encoded.is_added);
         let mut ids = encoded.ids;
+        let len = ids.len();
         self.append_eos(&mut ids);
+        let end = end + ids.len() - len;
         is_target.resize(ids.len(), false);
         if let Some(last) = is_target.last_mut() {
             *last = true;
         }
-        Ok(Tokenised { ids, is_target })
+        Ok(Tokenised { ids, is_target, end })
     }
 
     /// Tokens of a text with the special tokens that the tokenizer adds, except for those that the
@@ -225,7 +230,8 @@ impl RowMaker<'_> {
         }
     }
 
-    /// Disjoint windows of `max_seq_len`; within each, all tokens but the first are targets.
+    /// Disjoint windows of `max_seq_len`, those of encoders with what the tokenizer adds at both
+    /// ends; within each, all tokens but the first are targets.
     fn text(self, made: &mut Made, text: &str) -> Result<(), RecordFault> {
         if self.spec.append_eos {
             self.check_eos("documents", Some(Setting::NoEos))?;
@@ -240,14 +246,27 @@ impl RowMaker<'_> {
         if ids.len() < 2 {
             return Err(without_target("the document is a single token"));
         }
-        for window in ids.chunks(self.spec.max_seq_len) {
+        let (first, last) = match self.spec.keeps_ends {
+            true => ends(&is_added),
+            false => (0, 0),
+        };
+        let body = &ids[first..ids.len() - last];
+        let Some(room @ 1..) = self.spec.max_seq_len.checked_sub(first + last) else {
+            let what = format!(
+                "{} tokens are taken, which the tokenizer adds to every text already",
+                self.spec.max_seq_len
+            );
+            return Err(RecordFault::malformed(&what, Fix::from(Setting::MaxSeqLen)));
+        };
+        for window in body.chunks(room) {
+            let window = [&ids[..first], window, &ids[ids.len() - last..]].concat();
             if window.len() < 2 {
                 made.counts.dropped_windows += 1;
                 continue;
             }
             let mut is_target = vec![true; window.len()];
             is_target[0] = false;
-            made.rows.push(MadeRow { label: Label::Plain, ids: window.to_vec(), is_target });
+            made.rows.push(MadeRow { label: Label::Plain, ids: window, is_target });
         }
         Ok(())
     }
@@ -279,8 +298,11 @@ impl RowMaker<'_> {
         if !row.is_target.contains(&true) {
             return Err(without_target("the row has no token to learn"));
         }
-        row.ids.truncate(limit);
-        row.is_target.truncate(limit);
+        if len > limit {
+            let end = if self.spec.keeps_ends { row.end.min(limit) } else { 0 };
+            row.ids.drain(limit - end..len - end);
+            row.is_target.drain(limit - end..len - end);
+        }
         if !row.is_target.contains(&true) {
             let what = format!("nothing to learn is left of the row's {len} tokens after {limit}");
             return Err(without_target(&what));
@@ -289,6 +311,14 @@ impl RowMaker<'_> {
         made.rows.push(MadeRow { label, ids: row.ids, is_target: row.is_target });
         Ok(())
     }
+}
+
+/// How many tokens the tokenizer added before a text and after it.
+fn ends(is_added: &[bool]) -> (usize, usize) {
+    let of_text = |is_added: &bool| !is_added;
+    let first = is_added.iter().position(of_text).unwrap_or(0);
+    let last = is_added.iter().rposition(of_text).map_or(0, |last| is_added.len() - 1 - last);
+    (first, last)
 }
 
 /// Whether a token begins before a span and ends in it.

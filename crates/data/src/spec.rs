@@ -131,6 +131,10 @@ pub struct RecordSpec {
     pub kind: RecordKind,
     /// Continued pre-training: every token but a row's first is a target.
     pub all_tokens_are_targets: bool,
+    /// Whether windows and truncated rows begin and end with what the tokenizer adds to a text, as
+    /// encoders saw all texts.
+    #[serde(default)]
+    pub keeps_ends: bool,
 }
 
 impl Default for RecordSpec {
@@ -146,6 +150,7 @@ impl Default for RecordSpec {
             append_eos: true,
             kind: RecordKind::Plain,
             all_tokens_are_targets: false,
+            keeps_ends: false,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The configuration of a decoder or encoder, independent of the model family it was read from.
 
+use crate::heads::{HeadNames, TaskHead};
 use crate::rope::{RopeConfig, RopeScaling};
 use hone_tensor::ops::{Activation, Angles, DeltaHeads, Logits, RmsNorm, Router};
 use hone_tensor::{DType, Heads};
@@ -36,6 +37,13 @@ pub struct DecoderConfig {
     pub has_mtp: bool,
     /// What makes the model an encoder; `None`: a decoder.
     pub encoder: Option<EncoderConfig>,
+    /// Labels that a classifier is to tell apart, if the configuration says so.
+    pub num_labels: Option<usize>,
+    /// Heads for other tasks that the files hold, which stay as they are.
+    pub heads: Vec<TaskHead>,
+    /// Whether nothing predicts tokens: the files hold no head for it, as those of classifiers and
+    /// bare decoders, and it is not tied to the embedding.
+    pub lacks_lm_head: bool,
 }
 
 /// Multiplier of embeddings.
@@ -284,8 +292,8 @@ pub struct EncoderNames {
     pub logit_bias: &'static str,
     /// Products that give the logits, where they are not tied to the embedding.
     pub decoder: &'static str,
-    /// What names of further tensors begin with: heads for other tasks, which stay as they are.
-    pub kept: &'static [&'static str],
+    /// Heads for other tasks.
+    pub heads: &'static [HeadNames],
 }
 
 impl DecoderConfig {

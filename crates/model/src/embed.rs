@@ -62,7 +62,7 @@ const TOKENIZER: &str = "tokenizer_config.json";
 /// Those with many added tokens have megabytes.
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 const MODEL_MAX_LENGTH: &str = "model_max_length";
-/// What sentence-transformers call the file of the model itself, now and for single families once.
+/// What sentence-transformers call the file of the model itself, now and once for single families.
 const TRANSFORMERS: [&str; 7] = [
     "sentence_bert_config.json",
     "sentence_roberta_config.json",
@@ -74,9 +74,9 @@ const TRANSFORMERS: [&str; 7] = [
 ];
 
 impl EmbedSettings {
-    /// Reads `modules.json` and the files it names, as version 6 of sentence-transformers does, with
-    /// the prompt called `prompt_name`, or the files' usual one. Without them, encoders pool by the
-    /// mean and decoders by the last token; and if a pooling is `asked` for, it is that.
+    /// Reads `modules.json` and the files it names, as version 6 of sentence-transformers does,
+    /// with the prompt called `prompt_name`, or the files' usual one. Without them, encoders pool
+    /// by the mean and decoders by the last token; and if a pooling is `asked` for, it is that.
     ///
     /// # Errors
     /// [`ConfigError`], naming file and key.
@@ -177,7 +177,8 @@ impl EmbedSettings {
             key_error(path, "prompts", problem)
         };
         if !path.is_file() {
-            return asked.map_or(Ok(()), |name| Err(none(name, "none, or is not there".to_owned())));
+            return asked
+                .map_or(Ok(()), |name| Err(none(name, "none, or is not there".to_owned())));
         }
         let raw = RawConfig::read(path)?;
         let usual = raw.text(KEY)?;

@@ -17,12 +17,6 @@ impl EncoderConfig {
         found.expect("a name of every layer that the family has").1
     }
 
-    /// Whether a tensor of this name is no part of the model, but may be in its files: heads for
-    /// other tasks, and tables of numbers in older ones.
-    pub(crate) fn is_kept(&self, name: &str) -> bool {
-        is_buffer(name) || self.names.kept.iter().any(|kept| name.starts_with(kept))
-    }
-
     /// The name of a part of the encoder itself.
     pub(crate) fn own(&self, name: &str, end: &str) -> String {
         format!("{}{name}.{end}", self.names.prefix)

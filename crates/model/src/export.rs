@@ -153,7 +153,8 @@ fn tensors<'a>(
     ExportOptions { base, dtype, .. }: ExportOptions<'_>,
 ) -> Result<Vec<(String, Lazy<'a>)>, ExportError> {
     let config = &model.decoder.config;
-    let has_more = config.is_part || config.has_mtp || config.encoder.is_some();
+    let has_heads = config.encoder.is_some() || !config.heads.is_empty();
+    let has_more = config.is_part || config.has_mtp || has_heads;
     let has_experts = config.layers.iter().any(|layer| layer.mlp.experts.is_some());
     let Layout { names, mut fused, packed, others } =
         match (has_more || has_experts) && !is_gguf(base) {
@@ -262,8 +263,8 @@ fn write_config(model: &Model, base: &Path, dtype: DType, to: &Path) -> Result<(
             object.remove("quantization_config");
         }
     }
-    let is_tied = model.decoder.config.tie_word_embeddings;
-    if DecoderConfig::load(base)?.tie_word_embeddings != is_tied {
+    let DecoderConfig { tie_word_embeddings: is_tied, lacks_lm_head, .. } = model.decoder.config;
+    if !lacks_lm_head && DecoderConfig::load(base)?.tie_word_embeddings != is_tied {
         config["tie_word_embeddings"] = is_tied.into();
     }
     write_json(to, &config)

@@ -17,6 +17,7 @@ pub mod families;
 mod fidelity;
 pub mod generate;
 mod gguf;
+pub mod heads;
 pub mod hub;
 mod kinds;
 mod load;

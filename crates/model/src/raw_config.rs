@@ -127,6 +127,23 @@ impl RawConfig {
         Self { names, ..Self::new(path, String::new(), object) }
     }
 
+    /// The same object with `names` of keys, each with what the file calls it, and without those
+    /// that do not matter. Whoever asks for it looks for unknown keys there.
+    pub(crate) fn renamed(&self, names: &[(&str, &str)], without: &[&str]) -> Self {
+        let read = self.read.clone();
+        self.read.borrow_mut().extend(self.object.keys().cloned());
+        let ours = |key: &String| names.iter().find(|(_, theirs)| theirs == key);
+        let kept = self.object.iter().filter(|(key, _)| !without.contains(&key.as_str()));
+        let entry = |(key, value): (&String, &Value)| {
+            let key = ours(key).map_or(key.as_str(), |(ours, _)| ours);
+            (key.to_owned(), value.clone())
+        };
+        let object = kept.map(entry).collect();
+        let names = names.iter().map(|(ours, theirs)| ((*ours).to_owned(), (*theirs).to_owned()));
+        let new = Self::new(self.path.clone(), self.prefix.clone(), object);
+        Self { names: names.collect(), read, ..new }
+    }
+
     /// All of it.
     pub(crate) fn into_object(self) -> Map<String, Value> {
         self.object

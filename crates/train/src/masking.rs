@@ -8,7 +8,8 @@ use crate::code::Code;
 use crate::error::TrainError;
 use crate::run_file::{ObjectiveSection, RunFile};
 use hone_data::{IGNORE, MicroBatch, Tokenizer};
-use hone_model::DecoderConfig;
+use hone_model::heads::{NO_LM_HEAD, TaskHead};
+use hone_model::{DecoderConfig, EncoderConfig};
 use hone_tensor::Philox;
 use std::collections::HashSet;
 
@@ -45,6 +46,9 @@ impl Masking {
         tokenizer: &Tokenizer,
     ) -> Result<Option<Self>, TrainError> {
         let invalid = |text: String| Err(TrainError::Usage(Code::RunFileInvalidValue, text));
+        if config.lacks_lm_head {
+            return invalid(format!("model.path: {NO_LM_HEAD}"));
+        }
         let ObjectiveSection::Masked(section) = &run.objective else {
             return match config.looks_ahead() {
                 None => Ok(None),
@@ -122,6 +126,26 @@ impl Masking {
             }
         }
     }
+}
+
+/// What to know of a model's heads before they are trained, or not.
+pub fn notes_of_heads(config: &DecoderConfig, masking: Option<&Masking>) -> Vec<String> {
+    let is_untrained = |encoder: &EncoderConfig| encoder.head.is_none();
+    let lacks_head = masking.is_some() && config.encoder.as_ref().is_some_and(is_untrained);
+    let untrained = lacks_head.then(|| {
+        "the model's files hold no head for masked tokens: products with the embedding predict \
+         them, which nothing was trained for, so the loss begins high"
+            .to_owned()
+    });
+    let kept: Vec<String> =
+        config.heads.iter().flat_map(TaskHead::modules).map(|name| format!("`{name}`")).collect();
+    let kept = (!kept.is_empty()).then(|| {
+        format!(
+            "{} of the model's files stay as they are: no objective trains heads for other tasks",
+            kept.join(", ")
+        )
+    });
+    untrained.into_iter().chain(kept).collect()
 }
 
 /// A micro-batch of a step, masked where a run masks.

@@ -3,7 +3,7 @@
 use crate::backend::{Asked, Backend};
 use crate::code::Code;
 use crate::error::TrainError;
-use crate::masking::Masking;
+use crate::masking::{self, Masking};
 use crate::mixture;
 use crate::objectives;
 
@@ -112,6 +112,7 @@ impl Setup {
             // An encoder writes no texts.
             run.report.samples = 0;
         }
+        masking::notes_of_heads(&config, masking.as_ref()).into_iter().for_each(&mut *note);
         let given_max_seq_len = run.data.max_seq_len;
         let max_seq_len = max_seq_len(&mut run, &config, note)?;
         let unit_tokens = max_seq_len * rows_per_unit(&run);
@@ -506,6 +507,7 @@ fn record_spec(run: &RunFile, max_seq_len: usize, config: &DecoderConfig) -> Rec
         // What an encoder's texts end with, its tokenizer adds.
         append_eos: data.append_eos && !is_masked,
         kind: objectives::of(&run.objective).records(),
+        keeps_ends: is_masked,
         all_tokens_are_targets: is_masked || run.objective == ObjectiveSection::Pretrain,
     }
 }

@@ -39,6 +39,7 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
             args.model.model
         )));
     }
+    described.predicts_tokens(&args.model)?;
     let spec = record_spec(args, &described)?;
     let dataset =
         hone_data::load(&args.data, &spec, &described.tokenizer, num_threads(args.model.threads))
@@ -203,6 +204,7 @@ fn record_spec(args: &EvalArgs, described: &Described) -> Result<RecordSpec, Fai
         append_eos: args.append_eos,
         kind: args.format.records(),
         all_tokens_are_targets: false,
+        keeps_ends: false,
     })
 }
 

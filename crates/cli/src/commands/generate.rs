@@ -19,6 +19,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), Failure> {
     if let Some(layer) = described.config().looks_ahead() {
         return Err(Failure::Usage(GenerateError::LooksAhead { layer }.to_string()));
     }
+    described.predicts_tokens(&args.model)?;
     let request = request(args, &described, &text)?;
     let opened = described.load()?;
     let mut stream = opened.tokenizer.decode_stream(&request.prompt, true);

@@ -14,6 +14,7 @@ use crate::args::{ModelArgs, RunFileArgs};
 use crate::failure::Failure;
 use crate::output;
 use hone_data::Tokenizer;
+use hone_model::heads::NO_LM_HEAD;
 use hone_model::{DecoderConfig, LoadOptions, Model, ModelFiles, Pass, adapter};
 use hone_tensor::{Category, Compute, Device, Target};
 use hone_train::backend::{Asked, Backend};
@@ -59,6 +60,14 @@ struct Described {
 impl Described {
     fn config(&self) -> &DecoderConfig {
         &self.model.decoder.config
+    }
+
+    /// Refuses a model without a head that predicts tokens.
+    fn predicts_tokens(&self, args: &ModelArgs) -> Result<(), Failure> {
+        match self.config().lacks_lm_head {
+            true => Err(Failure::Usage(format!("{}: {NO_LM_HEAD}", args.model))),
+            false => Ok(()),
+        }
     }
 
     fn load(self) -> Result<Opened, Failure> {

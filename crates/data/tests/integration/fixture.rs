@@ -27,8 +27,12 @@ pub struct Fixture {
 
 impl Fixture {
     pub fn new(config: Value) -> Self {
+        Self::of(&tokenizer_json(), &config)
+    }
+
+    fn of(tokenizer: &Value, config: &Value) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("tokenizer.json"), tokenizer_json().to_string()).unwrap();
+        std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
         std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
         let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
         Self { dir, tokenizer }
@@ -37,6 +41,17 @@ impl Fixture {
     /// BOS and EOS, no chat template.
     pub fn plain() -> Self {
         Self::new(json!({"bos_token": "<s>", "eos_token": {"content": "</s>"}}))
+    }
+
+    /// The same, with both around every text, as encoders have it.
+    pub fn framed() -> Self {
+        let mut tokenizer = tokenizer_json();
+        let template = &mut tokenizer["post_processor"]["processors"][1];
+        let end = json!({"SpecialToken": {"id": "</s>", "type_id": 0}});
+        template["single"].as_array_mut().unwrap().push(end);
+        template["special_tokens"]["</s>"] =
+            json!({"id": "</s>", "ids": [257], "tokens": ["</s>"]});
+        Self::of(&tokenizer, &json!({"bos_token": "<s>", "eos_token": "</s>"}))
     }
 
     pub fn chat(template: &str) -> Self {

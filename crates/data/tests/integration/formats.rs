@@ -32,6 +32,34 @@ fn text_is_cut_into_windows() {
     assert_eq!((set.report().tokens, set.report().target_tokens), (7, 5));
 }
 
+/// Windows and truncated rows of encoders are whole texts to them: what the tokenizer adds at both
+/// ends is there, as in transformers with `truncation=True`.
+#[test]
+fn special_tokens_of_encoders_stay_at_both_ends() {
+    let fixture = Fixture::framed();
+    let spec = RecordSpec {
+        max_seq_len: 5,
+        append_eos: false,
+        keeps_ends: true,
+        overlong: Overlong::Truncate,
+        ..spec()
+    };
+    let texts = |name, text: &str| -> Vec<String> {
+        let set = fixture.load(name, text, &spec).unwrap();
+        (0..set.len()).map(|row| fixture.row_text(&set, row)).collect()
+    };
+    assert_eq!(texts("a.txt", "abcdefg"), ["<s>abc</s>", "<s>def</s>", "<s>g</s>"]);
+    assert_eq!(texts("a.txt", "abc"), ["<s>abc</s>"]);
+    let record = r#"{"prompt": "abcd", "completion": "efg"}"#;
+    let all = RecordSpec { all_tokens_are_targets: true, ..spec.clone() };
+    let set = fixture.load("a.jsonl", record, &all).unwrap();
+    assert_eq!(fixture.row_text(&set, 0), "<s>abc</s>");
+    assert_eq!(set.report().truncated, 1);
+    let short = RecordSpec { max_seq_len: 2, ..spec };
+    let error = fixture.error("a.txt", "abc", &short);
+    assert!(error.contains("2 tokens are taken") && error.contains("MaxSeqLen"), "{error}");
+}
+
 #[test]
 fn text_records_in_json_lines() {
     let fixture = Fixture::plain();

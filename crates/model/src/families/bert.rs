@@ -8,6 +8,7 @@ use super::{Defaults, blocks, each, expect_kind, size};
 use crate::config::{
     DecoderConfig, EncoderConfig, EncoderNames, LearnedPositions, MaskedHead, NormNames,
 };
+use crate::heads::{OF_BERT, OF_ROBERTA};
 use crate::raw_config::{ConfigError, RawConfig};
 use hone_tensor::ops::Activation;
 
@@ -39,7 +40,7 @@ static BERT: EncoderNames = EncoderNames {
     head_norm: "cls.predictions.transform.LayerNorm",
     logit_bias: "cls.predictions.bias",
     decoder: "cls.predictions.decoder",
-    kept: &["bert.pooler.", "pooler.", "cls.seq_relationship.", "classifier.", "qa_outputs."],
+    heads: OF_BERT,
 };
 
 static ROBERTA: EncoderNames = EncoderNames {
@@ -53,7 +54,7 @@ static ROBERTA: EncoderNames = EncoderNames {
     head_norm: "lm_head.layer_norm",
     logit_bias: "lm_head.bias",
     decoder: "lm_head.decoder",
-    kept: &["roberta.pooler.", "pooler.", "classifier.", "qa_outputs."],
+    heads: OF_ROBERTA,
 };
 
 pub(super) fn bert(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
@@ -115,31 +116,44 @@ fn read(
         ..Defaults::LLAMA
     };
     let mut config = blocks(raw, &defaults)?;
+    config.norm.eps = raw.optional_number("layer_norm_eps")?.unwrap_or(1e-12) as f32;
+    let first = first_position(raw, config.max_position_embeddings)?;
+    let num_token_types = size(raw, "type_vocab_size", Some(2))?;
+    // RoBERTa's head has its own, whatever the blocks have.
+    let of_head = if names == &ROBERTA { Activation::Gelu } else { activation.2 };
+    Ok(encoder(config, (names, NORMS), (first, num_token_types), of_head))
+}
+
+/// An encoder as BERT is one, of these sizes: biases everywhere, norms of sums, no gates, and
+/// learned positions, of which a sequence's first token has the row `first`.
+pub(super) fn encoder(
+    mut config: DecoderConfig,
+    (names, norms): (&'static EncoderNames, NormNames),
+    (first, num_token_types): (usize, usize),
+    activation_of_head: Activation,
+) -> DecoderConfig {
     each(&mut config, |layer| {
         let attention = &mut layer.attention;
         attention.heads = attention.heads.two_sided(None);
         (attention.rope, attention.qkv_bias, attention.o_bias) = (None, true, true);
         (layer.mlp.gated, layer.mlp.bias) = (false, true);
-        layer.norms = NORMS;
+        layer.norms = norms;
     });
-    config.norm.eps = raw.optional_number("layer_norm_eps")?.unwrap_or(1e-12) as f32;
     let count = config.max_position_embeddings;
-    let first = first_position(raw, count)?;
     config.max_position_embeddings = count - first;
     config.encoder = Some(EncoderConfig {
         positions: Some(LearnedPositions { count, first }),
-        num_token_types: size(raw, "type_vocab_size", Some(2))?,
+        num_token_types,
         norm_bias: true,
         norms_sums: true,
         head: Some(MaskedHead {
-            // RoBERTa's head has its own, whatever the blocks have.
-            activation: if names == &ROBERTA { Activation::Gelu } else { activation.2 },
+            activation: activation_of_head,
             dense_bias: true,
             logit_bias: true,
         }),
         names,
     });
-    Ok(config)
+    config
 }
 
 /// An activation that encoders have, with key and name.

@@ -1,6 +1,18 @@
-//! Classes of transformers, as far as names of modules depend on them.
+//! Classes of transformers, as far as names of modules and labels depend on them.
 
 use crate::config::DecoderConfig;
+use crate::raw_config::RawConfig;
+use serde_json::Value;
+
+/// Labels that the class `architecture` tells apart, if `raw` lists them.
+pub(super) fn num_labels(raw: &RawConfig, architecture: Option<&str>) -> Option<usize> {
+    const CLASSIFIERS: [&str; 2] = ["ForSequenceClassification", "ForTokenClassification"];
+    let number = raw.get("num_labels").and_then(Value::as_u64).map(|labels| labels as usize);
+    let listed = raw.get("id2label").and_then(Value::as_object).map(serde_json::Map::len);
+    let is_classifier =
+        architecture.is_some_and(|class| CLASSIFIERS.iter().any(|end| class.ends_with(end)));
+    listed.or(number).filter(|_| is_classifier)
+}
 
 /// What the class `architecture` puts before the names of `config`'s blocks. Where files hold other
 /// parts too, `of_text` is what their text model has without a class.

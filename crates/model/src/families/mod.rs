@@ -6,6 +6,7 @@
 
 mod bert;
 mod classes;
+mod distilbert;
 mod gemma2;
 mod gemma3;
 mod gemma4;
@@ -38,7 +39,7 @@ use crate::config::{
 use crate::gguf::{GgufModel, is_gguf};
 use crate::raw_config::{ConfigError, RawConfig};
 use crate::rope::{RopeConfig, RopeDefaults};
-use classes::prefix_of_class;
+use classes::{num_labels, prefix_of_class};
 use hone_tensor::Heads;
 use hone_tensor::ops::{Activation, Logits, RmsNorm};
 pub(crate) use quantised::Quantised;
@@ -77,6 +78,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("bert", bert::bert),
     ("roberta", bert::roberta),
     ("xlm-roberta", bert::roberta),
+    ("distilbert", distilbert::decoder_config),
     ("modernbert", modernbert::decoder_config),
 ];
 
@@ -193,6 +195,7 @@ pub fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     if let Some((_, of_text)) = WITH_OTHERS.iter().find(|(outer, _)| *outer == name) {
         let mut config = text_part(raw)?;
         config.class_prefix = prefix_of_class(architecture, &config, Some(of_text));
+        config.num_labels = num_labels(raw, architecture);
         return Ok(config);
     }
     refuse_parts(raw)?;
@@ -205,6 +208,7 @@ pub fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     };
     let mut config = read(raw)?;
     config.class_prefix = prefix_of_class(architecture, &config, None);
+    config.num_labels = num_labels(raw, architecture);
     raw.refuse_unread(NEUTRAL)?;
     Ok(config)
 }
@@ -346,6 +350,9 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
         class_prefix: "model.",
         has_mtp: false,
         encoder: None,
+        num_labels: None,
+        heads: Vec::new(),
+        lacks_lm_head: false,
     })
 }
 

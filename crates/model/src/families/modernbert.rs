@@ -5,6 +5,7 @@
 use super::bert::activation;
 use super::{Defaults, blocks, each, read_attention_bias, read_mlp_bias, size, sliding_layers};
 use crate::config::{DecoderConfig, EncoderConfig, EncoderNames, MaskedHead, NormNames};
+use crate::heads::OF_MODERNBERT;
 use crate::raw_config::{ConfigError, RawConfig};
 use crate::rope::{RopeConfig, RopeDefaults, RopeKeys};
 
@@ -34,7 +35,7 @@ static NAMES: EncoderNames = EncoderNames {
     head_norm: "head.norm",
     logit_bias: "decoder.bias",
     decoder: "decoder",
-    kept: &["head.", "classifier."],
+    heads: OF_MODERNBERT,
 };
 
 /// Index of the rotary embedding of blocks with a window in [`DecoderConfig::ropes`].

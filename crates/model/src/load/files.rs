@@ -15,7 +15,7 @@ use std::path::{Component, Path, PathBuf};
 
 const SINGLE: &str = "model.safetensors";
 /// What names of everything but heads begin with.
-const PREFIXES: [&str; 3] = ["model.", "bert.", "roberta."];
+const PREFIXES: [&str; 4] = ["model.", "bert.", "roberta.", "distilbert."];
 /// Names of a text model among other parts begin with one of these.
 const TEXT_PREFIXES: [&str; 2] = ["model.language_model.", "language_model."];
 const HEAD: &str = "lm_head.weight";
@@ -270,21 +270,6 @@ impl WeightFiles {
         found.or_else(|| self.stored_name(&older_name(name)?))
     }
 
-    /// Leaves out an encoder's head for masked tokens if the files have none, as those of encoders
-    /// that were trained to embed.
-    pub(super) fn find_head(&self, config: &mut DecoderConfig) {
-        let Some(encoder) = &mut config.encoder else { return };
-        let names = encoder.names;
-        let has_dense = self.stored_name(&format!("{}.weight", names.head_dense)).is_some();
-        let has_bias = self.stored_name(names.logit_bias).is_some();
-        // A classifier has the dense layer too, but no bias for each token.
-        let has_head = encoder.head.is_some_and(|head| has_dense && (has_bias || !head.logit_bias));
-        if !has_head {
-            encoder.head = None;
-            config.tie_word_embeddings = true;
-        }
-    }
-
     /// # Errors
     /// If a tensor cannot be read.
     fn layout(&self, config: &DecoderConfig) -> Result<Layout, LoadError> {
@@ -427,7 +412,6 @@ impl WeightFiles {
         config: &DecoderConfig,
     ) -> Result<(), LoadError> {
         let copies: Vec<&str> = self.copies(config).collect();
-        let is_kept = |name: &str| config.encoder.as_ref().is_some_and(|e| e.is_kept(name));
         let further = |name: &str| {
             let block = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
             let is_beyond = |block: usize| block >= config.num_hidden_layers();
@@ -438,7 +422,7 @@ impl WeightFiles {
             let of_text = TEXT_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
             is_buffer
                 || copies.contains(&name.as_str())
-                || is_kept(name)
+                || config.is_kept(name)
                 || (config.has_mtp && further(name))
                 || (config.is_part && !of_text)
         };

@@ -4,6 +4,7 @@ mod described;
 mod experts;
 mod files;
 mod gguf;
+mod heads;
 mod parts;
 
 pub(crate) use files::{Layout, find_pickled, is_lfs_pointer, layout};
@@ -150,6 +151,7 @@ impl ModelFiles {
             }
             files => files?,
         };
+        config.heads = files.task_heads(&config)?;
         files.find_head(&mut config);
         if config.tie_word_embeddings {
             config.tie_word_embeddings = files.are_tied(&config);

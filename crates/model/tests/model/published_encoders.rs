@@ -93,3 +93,25 @@ fn what_is_not_supported_is_named() {
         assert!(text.contains(&format!("`{key}`")) && text.contains(said), "{text}");
     }
 }
+
+/// Keys that a family calls otherwise are named as its files have them, and unknown ones too.
+#[test]
+fn keys_of_distilbert_are_named_as_it_has_them() {
+    let whole = config_of("distilbert/distilbert-base-uncased");
+    for (key, value, said) in [
+        ("dim", json!("wide"), "`dim` must be a whole number"),
+        ("n_heads", json!(7), "`n_heads` must divide"),
+        ("n_layers", Value::Null, "`n_layers` is missing"),
+        ("hidden_dim", json!(-1), "`hidden_dim` must be"),
+        ("activation", json!("relu"), "`activation` is the activation `relu`"),
+        ("hidden_act", json!("gelu"), "`hidden_act` is \"gelu\", but Hone does not know"),
+        ("of_tomorrow", json!(1), "`of_tomorrow` is 1, but Hone does not know"),
+    ] {
+        let mut config = whole.clone();
+        config[key] = value;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let error = DecoderConfig::load(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+}

@@ -185,6 +185,10 @@ pub(super) fn below_curves(run: &Sources) -> String {
     let samples: String = run.samples.iter().map(sample).collect();
     if !samples.is_empty() {
         let _ = write!(out, "<h2>Samples before and after</h2>{samples}");
+    } else if run.run_value("objective", "kind").is_some_and(|kind| kind.as_str() == Some("masked"))
+    {
+        let none = "<p>None: an encoder generates no texts.</p>";
+        out.push_str(&section("Samples before and after", none));
     }
     out.push_str(&section("What is trained", &coverage_table(run)));
     out.push_str(&section("Data", &data::section(run)));

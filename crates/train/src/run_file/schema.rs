@@ -59,6 +59,8 @@ pub(super) enum Interval {
     UnitClosed,
     /// From 0, below 1.
     UnitOpen,
+    /// Above 0, below 1.
+    UnitInside,
 }
 
 /// What holds when the key is absent.
@@ -115,6 +117,7 @@ impl Interval {
                 Interval::NonNegative => x >= 0.0,
                 Interval::UnitClosed => (0.0..=1.0).contains(&x),
                 Interval::UnitOpen => (0.0..1.0).contains(&x),
+                Interval::UnitInside => x > 0.0 && x < 1.0,
             }
     }
 
@@ -125,6 +128,7 @@ impl Interval {
             Interval::NonNegative => "a number, 0 or above",
             Interval::UnitClosed => "a number from 0 to 1",
             Interval::UnitOpen => "a number from 0 up to, but not including, 1",
+            Interval::UnitInside => "a number above 0 and below 1",
         }
     }
 }

@@ -7,7 +7,7 @@ use super::held::Held;
 use super::macros::{choice, section, tagged};
 use super::schema::Check::{Bool, Bytes, Choice, Float, Int, Paths, Text, TextList};
 use super::schema::Default::{Chosen, Required, Value};
-use super::schema::Interval::{NonNegative, Positive, UnitClosed, UnitOpen, Weight};
+use super::schema::Interval::{NonNegative, Positive, UnitClosed, UnitInside, UnitOpen, Weight};
 use super::schema::{Check, Key, Section};
 use hone_data::{Format, OnError, Overlong, WeightedPath};
 use serde::{Deserialize, Serialize};
@@ -127,7 +127,7 @@ section! {
     /// mask token, 10 % by any; special tokens are never chosen.
     ["objective" if kind = "masked"] MaskedSection {
         /// share of tokens that are chosen
-        ratio: f64 = Float(UnitOpen), Value("0.15"), "0.3";
+        ratio: f64 = Float(UnitInside), Value("0.15"), "0.3";
     }
 }
 
@@ -276,7 +276,7 @@ section! {
 section! {
     /// What `report.html` shows.
     ["report"] ReportSection {
-        /// texts generated before and after training
+        /// texts generated before and after training; encoders generate none
         samples: usize = Int(0, 16), Value("2"), "4", changeable;
         /// most tokens in each of them
         max_new_tokens: usize = Int(1, ANY), Value("64"), "128", changeable;

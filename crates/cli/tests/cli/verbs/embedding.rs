@@ -3,6 +3,8 @@
 use super::{json, succeeds};
 use crate::sandbox::tiny_model::write_model;
 use crate::sandbox::{Scene, ended};
+use hone_tensor::Tensor;
+use hone_tensor::safetensors::{SafeTensorsFile, write};
 use serde_json::Value;
 
 /// A scene with an encoder, and texts of unequal lengths.
@@ -79,6 +81,59 @@ fn texts_become_vectors() {
     let said = json(&mut scene.hone(&["embed", "model", "texts.txt", "-o", "e.npy", "--json"]));
     assert_eq!(said["pooling"], "last");
     succeeds(&mut scene.hone(&["embed", "model", "texts.txt", "-o", "e.npy"]));
+}
+
+/// A classifier of a decoder, untied and without a head for tokens, embeds and does no more.
+#[test]
+fn classifiers_and_bare_decoders_embed() {
+    let scene = scene();
+    write_model("untied_bias_linear", &scene.path("whole"));
+    let whole = SafeTensorsFile::open(&scene.path("whole/model.safetensors")).unwrap();
+    let own = |name: &String| name != "lm_head.weight";
+    let names: Vec<String> = whole.names().into_iter().filter(own).collect();
+    let tensor = |name: &str| whole.tensor(name).unwrap().unwrap();
+    let h = tensor("model.norm.weight").len();
+    let score = Tensor::from_f32(&vec![0.5; 2 * h], &[2, h]);
+    let of = |prefix: &str, to: &str| -> Vec<(String, Tensor)> {
+        names.iter().map(|name| (name.replacen(prefix, to, 1), tensor(name))).collect()
+    };
+    let mut headed = of("model.", "model.");
+    headed.push(("score.weight".to_owned(), score));
+    let expected = {
+        json(&mut scene.hone(&["embed", "whole", "texts.txt", "-o", "a.jsonl", "--json"]));
+        lines(&scene, "a.jsonl")
+    };
+    for (class, tensors) in
+        [("LlamaForSequenceClassification", headed), ("LlamaModel", of("model.", ""))]
+    {
+        std::fs::create_dir_all(scene.path(class)).unwrap();
+        for name in ["config.json", "tokenizer.json"] {
+            std::fs::copy(scene.path("whole").join(name), scene.path(class).join(name)).unwrap();
+        }
+        let config = std::fs::read(scene.path("whole/config.json")).unwrap();
+        let mut config: Value = serde_json::from_slice(&config).unwrap();
+        config["architectures"] = serde_json::json!([class]);
+        scene.write(&format!("{class}/config.json"), &config.to_string());
+        let to = scene.path(&format!("{class}/model.safetensors"));
+        write(&to, tensors.iter().map(|(name, tensor)| (name.clone(), tensor.into()))).unwrap();
+        succeeds(&mut scene.hone(&["embed", class, "texts.txt", "-o", "b.jsonl"]));
+        assert_eq!(lines(&scene, "b.jsonl"), expected, "{class}");
+        succeeds(&mut scene.hone(&["export", class, "--out", &format!("{class}-out")]));
+        succeeds(&mut scene.hone(&[
+            "embed",
+            &format!("{class}-out"),
+            "texts.txt",
+            "-o",
+            "c.jsonl",
+        ]));
+        assert_eq!(lines(&scene, "c.jsonl"), expected, "{class}");
+        let no_head = [class, "no head that predicts tokens (`lm_head.weight`)"];
+        ended(&mut scene.hone(&["generate", class, "--prompt", "w3"])).says(2, &no_head);
+        let eval = ["eval", class, "--data", "eval.jsonl"];
+        ended(&mut scene.hone(&eval)).says(2, &no_head);
+        let path = format!("model.path={class}");
+        ended(&mut scene.hone(&["train", "run.toml", &path])).says(2, &["model.path", no_head[1]]);
+    }
 }
 
 /// What newer and older versions of sentence-transformers leave to other files, or to the reader.

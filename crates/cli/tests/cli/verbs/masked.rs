@@ -3,6 +3,8 @@
 use super::{json, succeeds};
 use crate::sandbox::tiny_model::write_model;
 use crate::sandbox::{Scene, ended};
+use hone_tensor::Tensor;
+use hone_tensor::safetensors::{SafeTensorsFile, write};
 use serde_json::Value;
 use std::fmt::Write as _;
 
@@ -76,6 +78,37 @@ fn adapters_and_whole_encoders_learn() {
     }
 }
 
+/// What the files lack is said, what they hold besides stays, and the report says why there are no
+/// samples.
+#[test]
+fn bare_encoders_and_classifiers_learn() {
+    let scene = scene(LORA);
+    let weights = scene.path("encoder/model.safetensors");
+    let head = ["classifier.weight", "classifier.bias"];
+    let shapes = [vec![2, 24], vec![2]];
+    let values = shapes.map(|shape| Tensor::from_f32(&vec![0.5; shape.iter().product()], &shape));
+    let file = SafeTensorsFile::open(&weights).unwrap();
+    let names = file.names().into_iter().filter(|name| !name.starts_with("cls."));
+    let own: Vec<(String, Tensor)> =
+        names.map(|name| (name.clone(), file.tensor(&name).unwrap().unwrap())).collect();
+    let added = head.map(str::to_owned).into_iter().zip(values);
+    let tensors: Vec<(String, Tensor)> = own.into_iter().chain(added).collect();
+    let changed = scene.path("changed.safetensors");
+    write(&changed, tensors.iter().map(|(name, tensor)| (name.clone(), tensor.into()))).unwrap();
+    std::fs::rename(&changed, &weights).unwrap();
+    let told = succeeds(&mut scene.hone(&["train", "masked.toml"])).stderr;
+    for part in ["hold no head for masked tokens", "`classifier` of the model's files stay as"] {
+        assert!(told.contains(part), "{told}");
+    }
+    let report = std::fs::read_to_string(scene.run_dir().join("report.html")).unwrap();
+    assert!(report.contains("an encoder generates no texts"));
+    succeeds(&mut scene.hone(&["export", "encoder", "--adapter", "run/adapter", "--out", "out"]));
+    let kept = SafeTensorsFile::open(&scene.path("out/model.safetensors")).unwrap();
+    let of = |file: &SafeTensorsFile, name: &str| file.raw(name).unwrap().bytes.to_vec();
+    let before = SafeTensorsFile::open(&weights).unwrap();
+    assert!(head.iter().all(|name| of(&kept, name) == of(&before, name)));
+}
+
 #[test]
 fn objectives_and_models_that_do_not_fit_are_named() {
     let scene = scene(LORA);
@@ -90,7 +123,9 @@ fn objectives_and_models_that_do_not_fit_are_named() {
     );
     ended(&mut scene.hone(&["train", "sft.toml"])).says(2, &sft);
     refused(&["model.path=model"], &["is for encoders", "objective.kind = \"pretrain\""]);
-    refused(&["objective.ratio=1.5"], &["objective.ratio"]);
+    for ratio in ["objective.ratio=1.5", "objective.ratio=0"] {
+        refused(&[ratio], &["objective.ratio", "a number above 0 and below 1"]);
+    }
     scene.write("encoder/tokenizer_config.json", "{}");
     refused(&[], &["needs a mask token", "tokenizer_config.json"]);
     let eval = ended(&mut scene.hone(&["eval", "encoder", "--data", "texts.jsonl"]));
