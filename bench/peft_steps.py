@@ -22,10 +22,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+)
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 IGNORED = -100
+# Linear layers of BERT's blocks.
+LINEAR = r"\.(query|key|value|dense)"
 
 DEFAULTS = {
     # `cpu`, or `cuda:0`.
@@ -44,6 +52,8 @@ DEFAULTS = {
     # How experts are computed (`experts_implementation`), which then have adapters too.
     "experts": None,
     "checkpointing": False,
+    # Masked tokens by an encoder, as BERT learnt them, instead of each next token.
+    "masked": False,
     # Threads of the CPU; none: PyTorch's choice.
     "threads": None,
     # Steps before any is reported.
@@ -69,9 +79,13 @@ def load(settings):
         with torch.device(settings["device"]):
             model = AutoModelForCausalLM.from_config(shape, **how)
     else:
-        model = AutoModelForCausalLM.from_pretrained(settings["model"], **how)
+        kind = AutoModelForMaskedLM if settings["masked"] else AutoModelForCausalLM
+        model = kind.from_pretrained(settings["model"], **how)
     if settings["method"] == "lora":
-        config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        # Of an encoder not the head, which Hone leaves out too.
+        targets = r".*\.layer\..*" + LINEAR if settings["masked"] else "all-linear"
+        task = None if settings["masked"] else "CAUSAL_LM"
+        config = LoraConfig(r=16, lora_alpha=32, target_modules=targets, task_type=task)
         if settings["experts"]:
             config.target_parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
         in_f32 = not settings["bf16_adapters"]
@@ -100,7 +114,7 @@ def compile_parts(settings, model):
 
 def read_rows(settings):
     """Rows of `(ids, first target)`, as Hone makes them: `text`, or `question` with `answer`; or
-    the ids themselves."""
+    the ids themselves. Of masked ones, `(ids, labels)`."""
     rows, tokenizer = [], None
     with open(settings["data"], encoding="utf-8") as file:
         for record in map(json.loads, file):
@@ -108,6 +122,9 @@ def read_rows(settings):
                 rows.append((record["ids"], record["first_target"]))
                 continue
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(settings["model"])
+            if settings["masked"]:
+                rows.append(masked(tokenizer, record["text"]))
+                continue
             prompt = record.get("question", "")
             encoded = tokenizer(prompt + record.get("answer", record.get("text", "")),
                                 return_offsets_mapping=True)
@@ -115,6 +132,13 @@ def read_rows(settings):
             ends = [end for _, end in encoded["offset_mapping"]] + [len(prompt) + 1]
             rows.append((ids, next(i for i, end in enumerate(ends) if end > len(prompt))))
     return rows
+
+
+def masked(tokenizer, text):
+    """A row with tokens masked, and its labels, as `DataCollatorForLanguageModeling` draws them."""
+    collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
+    batch = collate([tokenizer(text, return_special_tokens_mask=True)])
+    return batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
 
 
 def padded(rows):
@@ -127,7 +151,10 @@ def padded(rows):
     for i, (row, first_target) in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
         mask[i, : len(row)] = 1
-        labels[i, first_target : len(row)] = ids[i, first_target : len(row)]
+        if isinstance(first_target, list):
+            labels[i, : len(row)] = torch.tensor(first_target)
+        else:
+            labels[i, first_target : len(row)] = ids[i, first_target : len(row)]
     # Without padding there is no mask to apply, which is faster.
     mask = {"attention_mask": mask} if mask.min() == 0 else {}
     return {"input_ids": ids, "labels": labels, **mask}

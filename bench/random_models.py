@@ -2,10 +2,12 @@
 
     target/bench-venv/bin/python bench/random_models.py NAME
     target/bench-venv/bin/python bench/random_models.py NAME-TYPE.gguf FOLDER
+    target/bench-venv/bin/python bench/random_models.py masked FOLDER
 
 The first form writes a folder NAME, of a shape in `SHAPES`, in bf16 and without a tokenizer. The
 second writes a GGUF file of the Llama in FOLDER: its shape and its tokenizer, and random blocks of
-TYPE (such as Q4_K) in place of its weights, since the `gguf` package packs few types.
+TYPE (such as Q4_K) in place of its weights, since the `gguf` package packs few types. The third
+writes the encoder in FOLDER, its tokenizer and a random head for masked tokens as `masked`, in bf16.
 """
 
 import json
@@ -18,7 +20,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import gguf
 import numpy
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
 # SmolLM-135M's.
@@ -117,6 +119,12 @@ def write_folder(name):
     model.save_pretrained(name, max_shard_size="100GB")
 
 
+def write_masked(name, folder):
+    torch.manual_seed(1)
+    AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(name)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(name)
+
+
 # Where a block's scales lie, as f16; what they are is small, so that weights are too.
 SCALES = {"Q4_0": [0], "Q5_0": [0], "Q8_0": [0], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
 SCALE = {"Q4_0": 0.005, "Q5_0": 0.0025, "Q8_0": 0.0003, "Q4_K": 1e-4, "Q5_K": 5e-5, "Q6_K": 3e-5}
@@ -203,5 +211,7 @@ def tensors(config):
 if __name__ == "__main__":
     if len(sys.argv) == 2:
         write_folder(sys.argv[1])
+    elif sys.argv[1] == "masked":
+        write_masked(*sys.argv[1:])
     else:
         write_gguf(sys.argv[1], Path(sys.argv[2]))

@@ -5,6 +5,7 @@ mod files;
 
 use crate::chat::{ChatTemplate, TemplateTokens};
 use crate::error::DataError;
+use crate::parallel;
 use files::Files;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -140,6 +141,17 @@ impl Tokenizer {
             offsets: encoding.get_offsets().to_vec(),
             is_added: encoding.get_special_tokens_mask().iter().map(|m| *m == 1).collect(),
         })
+    }
+
+    /// `encode_with_offsets` of many texts on several threads, in their order.
+    pub fn encode_all(
+        &self,
+        texts: &[String],
+        add_special_tokens: bool,
+        num_threads: usize,
+    ) -> Vec<Result<Encoded, DataError>> {
+        let encode = |text: &String| self.encode_with_offsets(text, add_special_tokens);
+        parallel::map(num_threads, texts, encode)
     }
 
     /// Text of `ids`; special tokens are left out where asked.

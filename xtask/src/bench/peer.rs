@@ -12,7 +12,8 @@ pub fn venv(root: &Path) -> Result<PathBuf, String> {
     let dir = root.join("target/bench-venv");
     let python = dir.join("bin/python");
     if !python.exists() {
-        let packages = ["torch", "transformers", "peft", "gguf", "bitsandbytes"];
+        let packages =
+            ["torch", "transformers", "peft", "gguf", "bitsandbytes", "sentence-transformers"];
         eprintln!("installing {} into {}", packages.join(", "), dir.display());
         let ok = |command: &mut Command| command.status().is_ok_and(|status| status.success());
         let pip = ["-m", "pip", "install", "--quiet"];

@@ -13,7 +13,7 @@ mod peer;
 
 use super::peer::venv;
 use super::{Place, json, median, report};
-use cases::{Case, Data, Peer, gsm8k};
+use cases::{Case, EMBED, Peer};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -88,8 +88,8 @@ fn try_run(place: &Place, suite: &Suite, keys: &[&str]) -> Result<bool, String> 
     run_file.map_err(|error| format!("{}: {error}", place.dir.display()))?;
     let mut all_reached = true;
     for case in suite.cases.iter().filter(|case| keys.is_empty() || keys.contains(&case.key)) {
-        if matches!(case.data, Data::Gsm8k) && !gsm8k(place).is_file() {
-            println!("skipped: ../shared is absent ({})", case.name);
+        if let Some(missing) = case.data.missing(place) {
+            println!("skipped: {missing} ({})", case.name);
             continue;
         }
         let figures = measure(place, &python, case)?;
@@ -132,8 +132,12 @@ fn measure(place: &Place, python: &Path, case: &Case) -> Result<Figures, String>
                 let mut train = command("train", &others, settings, *threads);
                 hone_round(place, &mut train, num_steps)?.0
             }
-            (None, Peer::Peft { .. }) => unreachable!("PyTorch has a process"),
+            (None, _) => unreachable!("PyTorch has a process"),
         });
+        if case.method == EMBED {
+            hone.push(embed_round(place, &model, case)?);
+            continue;
+        }
         json(Command::new(&place.hone).args(["doctor", "--json", "--threads", &threads]))?;
         plans.push(json(command("plan", &model, case.settings, case.threads).arg("--json"))?);
         let mut train = command("train", &model, case.settings, case.threads);
@@ -143,6 +147,16 @@ fn measure(place: &Place, python: &Path, case: &Case) -> Result<Figures, String>
         starts.push(start);
     }
     Ok(Figures { hone, peer: peers, plans, step_seconds, start_seconds: median(&starts) })
+}
+
+/// Embeds the texts in the compute type of the peer.
+fn embed_round(place: &Place, model: &str, case: &Case) -> Result<Round, String> {
+    let mut command = Command::new(&place.hone);
+    command.args(["embed", model, "train.jsonl", "--out", "embeddings.npy", "--json"]);
+    command.args(["--compute", "bf16", "--threads", &case.threads.to_string()]);
+    let said = json(command.current_dir(&place.dir))?;
+    let of = |key: &str| said[key].as_f64().unwrap_or(f64::NAN);
+    Ok(Round { tokens_per_second: of("tokens") / of("seconds"), peak_bytes: of("peak_bytes") })
 }
 
 /// Trains; returns what the steps after the first gave, the median of their seconds, and the time

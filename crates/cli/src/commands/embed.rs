@@ -9,9 +9,11 @@ use hone_model::LoadError;
 use hone_model::embed::{EmbedSettings, MaxSeqLength, Pooling, embed};
 use hone_train::TrainError;
 use hone_train::checkpoint::write_file_whole;
+use hone_train::machine;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::path::Path;
+use std::time::Instant;
 
 /// Embeds the texts and writes the embeddings.
 pub fn run(args: &EmbedArgs) -> Result<(), Failure> {
@@ -21,13 +23,17 @@ pub fn run(args: &EmbedArgs) -> Result<(), Failure> {
     let described = super::describe(&args.model, super::Purpose::Compute)?;
     let settings = settings(args, &described)?;
     let limit = limit(args, &described, &settings)?;
+    let begun = Instant::now();
     let Tokenised { rows, num_truncated } = tokenise(args, &described, &settings, (&texts, limit))?;
+    let tokenised = begun.elapsed();
     let opened = described.load()?;
+    let begun = Instant::now();
     let bar = progress::bar(rows.len(), "texts");
     let how = (settings.pooling, settings.normalize);
     let embeddings = embed(opened.pass(), &rows, how, &mut |n| bar.inc(n as u64));
     bar.finish_and_clear();
     let embeddings = embeddings?;
+    let seconds = (tokenised + begun.elapsed()).as_secs_f64();
     let width = opened.model.decoder.config.hidden_size;
     if let Some(i) = embeddings.chunks(width).position(|row| row.iter().any(|x| !x.is_finite())) {
         return Err(Failure::Running(format!(
@@ -38,30 +44,45 @@ pub fn run(args: &EmbedArgs) -> Result<(), Failure> {
         )));
     }
     write_embeddings(format, &args.out, &embeddings, width)?;
-    report(args, &settings, (rows.len(), width, num_truncated));
+    let num_tokens = rows.iter().map(Vec::len).sum();
+    let counts = Counts { texts: rows.len(), tokens: num_tokens, width, truncated: num_truncated };
+    report(args, &settings, counts, seconds);
     Ok(())
 }
 
-fn report(args: &EmbedArgs, settings: &EmbedSettings, counts: (usize, usize, usize)) {
-    let (num_texts, width, num_truncated) = counts;
+/// What was embedded.
+struct Counts {
+    texts: usize,
+    tokens: usize,
+    width: usize,
+    truncated: usize,
+}
+
+/// Says what was written; tokenising and embedding took so many `seconds`.
+fn report(args: &EmbedArgs, settings: &EmbedSettings, counts: Counts, seconds: f64) {
+    let Counts { texts, tokens, width, truncated } = counts;
     let EmbedSettings { pooling, normalize, .. } = settings;
     if args.json {
         output::json(&json!({
             "out": args.out,
-            "texts": num_texts,
+            "texts": texts,
+            "tokens": tokens,
             "dimensions": width,
-            "truncated": num_truncated,
+            "truncated": truncated,
             "pooling": pooling.name(),
             "normalized": normalize,
+            "seconds": seconds,
+            "peak_bytes": machine::peak_resident_bytes(),
         }));
         return;
     }
     let length = if *normalize { ", of length 1" } else { "" };
+    let rate = texts as f64 / seconds.max(1e-9);
     output::table(&[
         ("written", args.out.display().to_string()),
-        ("embeddings", format!("{num_texts} of {width} numbers{length}")),
+        ("embeddings", format!("{texts} of {width} numbers{length}, {rate:.0} texts/s")),
         ("pooling", pooling.name().to_owned()),
-        ("truncated", format!("{num_truncated} texts")),
+        ("truncated", format!("{truncated} texts")),
     ]);
 }
 
@@ -164,10 +185,15 @@ fn tokenise(
 ) -> Result<Tokenised, Failure> {
     let vocab_size = described.config().vocab_size;
     let (mut rows, mut num_truncated) = (Vec::new(), 0);
-    for Text { place, text } in texts {
+    let whole = |Text { text, .. }: &Text| {
         let text = format!("{}{text}", settings.prompt);
-        let text = if settings.lowercase { text.to_lowercase() } else { text };
-        let encoded = described.tokenizer.encode_with_offsets(&text, true)?;
+        if settings.lowercase { text.to_lowercase() } else { text }
+    };
+    let whole: Vec<String> = texts.iter().map(whole).collect();
+    let threads = super::num_threads(args.model.threads);
+    let encoded = described.tokenizer.encode_all(&whole, true, threads);
+    for (Text { place, .. }, encoded) in texts.iter().zip(encoded) {
+        let encoded = encoded?;
         let mut ids = encoded.ids;
         if ids.is_empty() {
             return Err(Failure::Usage(format!("{place}: the text has no tokens; remove it")));

@@ -29,6 +29,12 @@ pub const GSM8K_ROWS: usize = 24;
 /// Hone's steps for as many, and one to warm up.
 const GSM8K_STEPS: u64 = 5;
 
+/// The method that is no training.
+pub const EMBED: &str = "embed";
+
+/// Hone's steps of masked tokens: two epochs of as many texts as the peer's steps have.
+const MASKED_STEPS: u64 = 20;
+
 /// One workload.
 pub struct Case {
     /// Names it on the command line.
@@ -76,6 +82,8 @@ pub enum Peer {
         /// How transformers computes experts, for models with them.
         experts: Option<&'static str>,
     },
+    /// sentence-transformers.
+    SentenceTransformers,
     /// Hone itself with other settings and threads, maybe on another model.
     Hone { model: Option<&'static str>, settings: &'static [&'static str], threads: usize },
 }
@@ -86,6 +94,8 @@ pub enum Data {
     Words { len: usize, rows: usize },
     /// Question and answer, only answers are targets.
     Gsm8k,
+    /// So many short texts of unequal length, for encoders.
+    Banking77 { texts: usize },
 }
 
 pub const BF16: Peer =
@@ -167,17 +177,33 @@ pub const CASES: [Case; 19] = [
     },
 ];
 
-pub fn gsm8k(place: &Place) -> PathBuf {
+fn gsm8k(place: &Place) -> PathBuf {
     place.root.join("../shared/data/sft/gsm8k/train.jsonl")
 }
 
+fn banking77(place: &Place) -> PathBuf {
+    place.root.join("../shared/data/classify/banking77/train.csv")
+}
+
 impl Data {
+    /// What it needs that this checkout has not; none: nothing.
+    pub fn missing(self, place: &Place) -> Option<&'static str> {
+        let minilm = || super::models::minilm(place).is_dir();
+        match self {
+            Data::Gsm8k if !gsm8k(place).is_file() => Some("../shared is absent"),
+            Data::Banking77 { .. } if !banking77(place).is_file() => Some("../shared is absent"),
+            Data::Banking77 { .. } if !minilm() => Some("`cargo xtask models minilm` fetches it"),
+            _ => None,
+        }
+    }
+
     /// Fewer rounds and steps where a step takes a minute.
     const fn rounds(self) -> (usize, u64) {
         match self {
             Data::Words { len, rows } if len * rows > 4096 => (2, 2),
             Data::Words { len, rows } if len * rows > 1024 => (5, 2),
             Data::Gsm8k => (5, GSM8K_STEPS),
+            Data::Banking77 { .. } => (5, MASKED_STEPS),
             Data::Words { .. } => (5, 4),
         }
     }
@@ -192,6 +218,14 @@ impl Data {
                 let some: Vec<&str> = all.lines().take(GSM8K_ROWS).collect();
                 std::fs::write(&path, some.join("\n") + "\n")
             }
+            Data::Banking77 { texts } => {
+                let all = std::fs::read_to_string(banking77(place))?;
+                // Rows of one line and without quotes are enough, and are read without a parser.
+                let plain = all.lines().skip(1).filter(|line| !line.contains('"'));
+                let text = plain.filter_map(|line| Some(line.rsplit_once(',')?.0));
+                let record = |text: &str| serde_json::json!({ "text": text }).to_string() + "\n";
+                std::fs::write(&path, text.take(texts).map(record).collect::<String>())
+            }
         }
     }
 
@@ -199,6 +233,7 @@ impl Data {
         match self {
             Data::Words { rows, .. } => rows,
             Data::Gsm8k => 8,
+            Data::Banking77 { .. } => 32,
         }
     }
 
@@ -217,6 +252,11 @@ impl Data {
             ]
             .map(str::to_owned)
             .to_vec(),
+            Data::Banking77 { .. } => {
+                ["data.max_seq_len=128", "train.batch_tokens=512", "objective.kind=masked"]
+                    .map(str::to_owned)
+                    .to_vec()
+            }
         }
     }
 
@@ -225,6 +265,7 @@ impl Data {
         match self {
             Data::Words { len, rows } => format!("{rows} × {len}"),
             Data::Gsm8k => "1024 packed".to_owned(),
+            Data::Banking77 { texts } => format!("of {texts} texts"),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `bench families`: other models than Llama, and other ways to hold weights.
 
-use super::cases::{Asked, Case, Data, NOTHING, Peer, SHORT, lora};
+use super::cases::{Asked, Case, Data, EMBED, NOTHING, Peer, SHORT, lora};
 
 /// What stands above the table.
 pub const HEAD: &str = "# Families and weight formats
@@ -11,8 +11,10 @@ LoRA of rank 16 on all linear layers, experts' included, in bf16: forward, backw
 AdamW, on random weights. Where the peer is PyTorch (transformers, PEFT, sdpa attention and, for
 experts, the fastest `experts_implementation`), both train in turn; L is Hone's ratio for the Llama
 of 135 million in the same table. Where it is Hone, the rates are those of two models or two formats
-of one. Shapes of 135 million have Llama's sizes (576/1536, 30 layers, 9 heads, 3 key-value heads,
-49,152 tokens), so that equal rates are equal FLOP/s. Otherwise as in [train.md](train.md).
+of one. MiniLM's weights are its own; its peer pads 32 texts of banking77 to the longest, and embeds
+by sentence-transformers in the fastest size of batches. Shapes of 135 million have Llama's sizes
+(576/1536, 30 layers, 9 heads, 3 key-value heads, 49,152 tokens), so that equal rates are equal
+FLOP/s. Otherwise as in [train.md](train.md).
 
 ";
 
@@ -43,7 +45,13 @@ const fn held_as(key: &'static str, name: &'static str, file: &'static str) -> C
     Case { rounds: (3, 3), ..case }
 }
 
-pub const CASES: [Case; 19] = [
+/// all-MiniLM-L6-v2 with texts of unequal length, which the peer pads to the longest of a batch.
+const fn minilm(key: &'static str, name: &'static str, texts: usize) -> Case {
+    let asked = Asked { ratio: Some(3.0), ..NOTHING };
+    Case { model: "masked", ..lora(key, name, Data::Banking77 { texts }, asked) }
+}
+
+pub const CASES: [Case; 21] = [
     lora("llama", "Llama, 135M", SHORT, NOTHING),
     Case {
         model: "qwen3-0.6B",
@@ -105,6 +113,12 @@ pub const CASES: [Case; 19] = [
         Data::Words { len: 8192, rows: 1 },
         0.75,
     ),
+    minilm("minilm-masked", "MiniLM, 23M, masked tokens, peer padded", 320),
+    Case {
+        method: EMBED,
+        peer: Peer::SentenceTransformers,
+        ..minilm("minilm-embed", "MiniLM, 23M, embeddings, peer padded", 1000)
+    },
     Case {
         settings: &["model.base_precision=nf4"],
         ..held_as("nf4", "Llama, 1.1B: NF4 against bf16", "1B")

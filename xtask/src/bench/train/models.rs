@@ -6,12 +6,12 @@ use super::super::model::{
 };
 use super::cases::Data;
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Makes model `key` with a tokenizer for the data, unless it is there; its path within the
 /// benchmark's folder. `135M` is a Llama, `NAME-TYPE.gguf` a GGUF file with blocks of that type and
-/// the shape of `NAME`, and any other a shape of `bench/random_models.py`.
+/// the shape of `NAME`, `masked` MiniLM, and any other a shape of `bench/random_models.py`.
 pub fn prepare(place: &Place, python: &Path, key: &str, data: Data) -> Result<String, String> {
     let path = place.dir.join(key);
     if let Some((base, _)) = key.strip_suffix(".gguf").and_then(|name| name.rsplit_once('-')) {
@@ -23,12 +23,18 @@ pub fn prepare(place: &Place, python: &Path, key: &str, data: Data) -> Result<St
     }
     if !path.join("model.safetensors").is_file() {
         match key {
+            MASKED => {
+                let encoder = minilm(place).display().to_string();
+                write_random(place, python, &[MASKED, &encoder])?;
+            }
             "135M" => write_model(&path, &M135, Precision::Bf16).map_err(in_dir(&path))?,
             _ => write_random(place, python, &[key])?,
         }
     }
     let vocab_size = vocab_size(&path)?;
     match data {
+        // Its tokenizer came with it.
+        Data::Banking77 { .. } => Ok(key.to_owned()),
         Data::Words { .. } => {
             write_tokenizer(&path, &word_tokenizer(vocab_size)).map_err(in_dir(&path))?;
             Ok(key.to_owned())
@@ -40,6 +46,14 @@ pub fn prepare(place: &Place, python: &Path, key: &str, data: Data) -> Result<St
             Ok(name)
         }
     }
+}
+
+/// all-MiniLM-L6-v2 with a head for masked tokens.
+const MASKED: &str = "masked";
+
+/// Where `cargo xtask models` puts all-MiniLM-L6-v2.
+pub fn minilm(place: &Place) -> PathBuf {
+    place.root.join("target/models/all-MiniLM-L6-v2")
 }
 
 fn in_dir(dir: &Path) -> impl Fn(std::io::Error) -> String {

@@ -59,7 +59,7 @@ pub fn row(case: &Case, figures: &Figures, asked: &str) -> String {
     let of_peak: Vec<f64> = of_peak.collect();
     format!(
         "| {} | {} | {} | {:.0} | {:.0} | {:.2} ({least:.2}–{most:.2}) | {} | {:.0} MB | \
-         {:.0} MB | {:.3} s | {:.3} s | {:+.0} % | {:.0} % | {:.2} s |",
+         {:.0} MB | {} | {} | {} | {} | {} |",
         case.name,
         case.data.tokens(),
         case.threads,
@@ -69,12 +69,17 @@ pub fn row(case: &Case, figures: &Figures, asked: &str) -> String {
         asked,
         peak(&figures.hone) / 1e6,
         peak(&figures.peer) / 1e6,
-        median(&seconds),
-        median(actual),
-        100.0 * median(&deviations),
-        100.0 * median(&of_peak),
-        figures.start_seconds,
+        or_none(median(&seconds), |s| format!("{s:.3} s")),
+        or_none(median(actual), |s| format!("{s:.3} s")),
+        or_none(100.0 * median(&deviations), |percent| format!("{percent:+.0} %")),
+        or_none(100.0 * median(&of_peak), |percent| format!("{percent:.0} %")),
+        or_none(figures.start_seconds, |s| format!("{s:.2} s")),
     )
+}
+
+/// A figure, which workloads without a plan lack.
+fn or_none(figure: f64, shown: impl Fn(f64) -> String) -> String {
+    if figure.is_nan() { "–".to_owned() } else { shown(figure) }
 }
 
 /// What the page shows of each case, kept beside it until the case is run again.

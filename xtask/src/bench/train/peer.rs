@@ -19,25 +19,36 @@ pub fn start(
     case: &Case,
     model: &str,
 ) -> Result<Option<PeerProcess>, String> {
-    let Peer::Peft { dtype, checkpointing, bf16_adapters, experts } = case.peer else {
-        return Ok(None);
+    let (model, data) = (place.dir.join(model), place.dir.join("train.jsonl"));
+    let (script, settings) = match case.peer {
+        Peer::Peft { dtype, checkpointing, bf16_adapters, experts } => {
+            let settings = json!({
+                "model": model,
+                "data": data,
+                "rows_per_step": case.data.rows_per_step(),
+                "method": case.method,
+                "masked": matches!(case.data, Data::Banking77 { .. }),
+                "dtype": dtype,
+                "checkpointing": checkpointing,
+                "bf16_adapters": bf16_adapters,
+                "experts": experts,
+                "threads": case.threads,
+            });
+            ("bench/peft_steps.py", settings)
+        }
+        Peer::SentenceTransformers => {
+            let threads = case.threads;
+            let settings =
+                json!({ "model": model, "data": data, "dtype": "bf16", "threads": threads });
+            ("bench/embed_texts.py", settings)
+        }
+        Peer::Hone { .. } => return Ok(None),
     };
-    let settings = json!({
-        "model": place.dir.join(model),
-        "data": place.dir.join("train.jsonl"),
-        "rows_per_step": case.data.rows_per_step(),
-        "method": case.method,
-        "dtype": dtype,
-        "checkpointing": checkpointing,
-        "bf16_adapters": bf16_adapters,
-        "experts": experts,
-        "threads": case.threads,
-    });
     let path = place.dir.join("peer.json");
     std::fs::write(&path, settings.to_string()).map_err(|error| error.to_string())?;
     let mut command = Command::new(python);
     command
-        .arg(place.root.join("bench/peft_steps.py"))
+        .arg(place.root.join(script))
         .arg(&path)
         .env("OMP_NUM_THREADS", case.threads.to_string());
     PeerProcess::start(&mut command, &place.dir.join("peer.log"), LIMIT).map(Some)
@@ -45,8 +56,12 @@ pub fn start(
 
 /// The peer's part of a round.
 pub fn round(peer: &mut PeerProcess, case: &Case) -> Result<Round, String> {
-    // All rows of GSM8K, since their lengths differ.
-    let steps = if matches!(case.data, Data::Gsm8k) { GSM8K_ROWS / 8 } else { 1 };
+    // All rows where their lengths differ.
+    let steps = match case.data {
+        Data::Gsm8k => GSM8K_ROWS / 8,
+        Data::Banking77 { texts } => texts / case.data.rows_per_step(),
+        Data::Words { .. } => 1,
+    };
     let answer = peer.ask(&steps.to_string(), LIMIT)?;
     let of = |key: &str| answer[key].as_f64().unwrap_or(f64::NAN);
     let tokens_per_second = of("tokens") / of("seconds");

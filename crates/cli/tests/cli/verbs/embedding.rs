@@ -33,10 +33,13 @@ fn embed(scene: &Scene, more: &[&str]) -> Value {
 #[test]
 fn texts_become_vectors() {
     let scene = scene();
-    let said = embed(&scene, &["texts.txt", "--out", "a.jsonl"]);
+    let mut said = embed(&scene, &["texts.txt", "--out", "a.jsonl"]);
+    for measured in ["seconds", "peak_bytes"] {
+        assert!(said[measured].take().as_f64().unwrap() > 0.0);
+    }
     let expected = serde_json::json!({
-        "out": "a.jsonl", "texts": 3, "dimensions": 24, "truncated": 0, "pooling": "mean",
-        "normalized": false
+        "out": "a.jsonl", "texts": 3, "tokens": 8, "dimensions": 24, "truncated": 0,
+        "pooling": "mean", "normalized": false, "seconds": null, "peak_bytes": null
     });
     assert_eq!(said, expected);
     let mean = lines(&scene, "a.jsonl");
