@@ -72,6 +72,55 @@ struct DeltaWeights {
 }
 
 impl Layer {
+    /// Assembles block `i` from the weights that `config` requires, which it takes.
+    ///
+    /// # Panics
+    /// If one of them is missing.
+    pub(crate) fn new(
+        i: usize,
+        config: &LayerConfig,
+        weights: &mut BTreeMap<Role, Weight>,
+    ) -> Self {
+        let linears: BTreeSet<Linear> = config.linears().collect();
+        let router_bias = weights.remove(&Role::RouterBias(i));
+        let sinks = weights.remove(&Role::Sinks(i));
+        let scalar = weights.remove(&Role::Scalar(i));
+        let mut part = |part| weights.remove(&Role::Delta(i, part)).expect("every part");
+        let delta = config.delta.map(|_| DeltaWeights {
+            conv: part(DeltaPart::Conv),
+            a_log: part(DeltaPart::ALog),
+            dt_bias: part(DeltaPart::DtBias),
+        });
+        let mut group = |group: &[Linear]| {
+            let projection = |&linear: &Linear| Projection {
+                weight: weights.remove(&Role::Matrix(i, linear)).expect("every matrix"),
+                bias: weights.remove(&Role::Bias(i, linear)),
+                adapters: Vec::new(),
+            };
+            let there = group.iter().filter(|linear| linears.contains(linear));
+            let mut projections: Vec<_> = there.map(projection).collect();
+            // A mixture has thousands of lists, each of one or two.
+            projections.shrink_to_fit();
+            projections
+        };
+        Self {
+            qkv: group(&QKV),
+            o: group(&[Linear::O, Linear::DeltaOut]),
+            sinks,
+            scalar,
+            delta,
+            gate_up: group(&[Linear::Gate, Linear::Up, Linear::GateUp]),
+            down: group(&[Linear::Down]),
+            mixture: config.mlp.experts.as_ref().map(|mixture| {
+                let num_experts = mixture.router.num_experts;
+                Mixture::new(num_experts, &mut group, router_bias)
+            }),
+            norms: BlockNorm::ALL.map(|norm| weights.remove(&Role::Norm(i, norm))),
+            norm_biases: BlockNorm::ALL.map(|norm| weights.remove(&Role::NormBias(i, norm))),
+            offloaded: None,
+        }
+    }
+
     pub(crate) fn projections(&self) -> impl Iterator<Item = &Projection> {
         let experts = self.mixture.iter().flat_map(Mixture::experts);
         self.groups().flatten().chain(experts)
@@ -150,48 +199,15 @@ pub(crate) enum Part<'a> {
 }
 
 impl Decoder {
-    /// Assembles a decoder from the weights that `config` requires.
+    /// Assembles a decoder from its blocks and the other weights that `config` requires.
     ///
     /// # Panics
     /// If one of them is missing.
-    pub(crate) fn new(config: DecoderConfig, mut weights: BTreeMap<Role, Weight>) -> Self {
-        let mut layer = |i: usize| {
-            let linears: BTreeSet<Linear> = config.layers[i].linears().collect();
-            let router_bias = weights.remove(&Role::RouterBias(i));
-            let sinks = weights.remove(&Role::Sinks(i));
-            let scalar = weights.remove(&Role::Scalar(i));
-            let mut part = |part| weights.remove(&Role::Delta(i, part)).expect("every part");
-            let delta = config.layers[i].delta.map(|_| DeltaWeights {
-                conv: part(DeltaPart::Conv),
-                a_log: part(DeltaPart::ALog),
-                dt_bias: part(DeltaPart::DtBias),
-            });
-            let mut group = |group: &[Linear]| {
-                let projection = |&linear: &Linear| Projection {
-                    weight: weights.remove(&Role::Matrix(i, linear)).expect("every matrix"),
-                    bias: weights.remove(&Role::Bias(i, linear)),
-                    adapters: Vec::new(),
-                };
-                group.iter().filter(|linear| linears.contains(linear)).map(projection).collect()
-            };
-            Layer {
-                qkv: group(&QKV),
-                o: group(&[Linear::O, Linear::DeltaOut]),
-                sinks,
-                scalar,
-                delta,
-                gate_up: group(&[Linear::Gate, Linear::Up, Linear::GateUp]),
-                down: group(&[Linear::Down]),
-                mixture: config.layers[i].mlp.experts.as_ref().map(|mixture| {
-                    let num_experts = mixture.router.num_experts;
-                    Mixture::new(num_experts, &mut group, router_bias)
-                }),
-                norms: BlockNorm::ALL.map(|norm| weights.remove(&Role::Norm(i, norm))),
-                norm_biases: BlockNorm::ALL.map(|norm| weights.remove(&Role::NormBias(i, norm))),
-                offloaded: None,
-            }
-        };
-        let layers = (0..config.layers.len()).map(&mut layer).collect();
+    pub(crate) fn new(
+        config: DecoderConfig,
+        layers: Vec<Layer>,
+        mut weights: BTreeMap<Role, Weight>,
+    ) -> Self {
         let embed_tokens = weights.remove(&Role::EmbedTokens).expect("an embedding");
         let norm = weights.remove(&Role::FinalNorm);
         let lm_head = weights.remove(&Role::LmHead);

@@ -58,6 +58,23 @@ pub enum Role {
     Encoder(EncoderPart),
 }
 
+impl Role {
+    /// The block that it is in.
+    pub(crate) fn layer(self) -> Option<usize> {
+        match self {
+            Self::Matrix(layer, _)
+            | Self::Bias(layer, _)
+            | Self::Sinks(layer)
+            | Self::Scalar(layer)
+            | Self::RouterBias(layer)
+            | Self::Norm(layer, _)
+            | Self::NormBias(layer, _)
+            | Self::Delta(layer, _) => Some(layer),
+            Self::EmbedTokens | Self::FinalNorm | Self::LmHead | Self::Encoder(_) => None,
+        }
+    }
+}
+
 /// Weights of an encoder outside its blocks, besides those of a decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs)] // As in the configuration.

@@ -2,7 +2,7 @@
 //! window in every other block, positions by YaRN, and a mixture of experts in every block, whose
 //! weights are a softmax over the chosen.
 
-use super::mixtures::{mixture_sizes, softmax_mixture};
+use super::mixtures::{sizes_of_experts, softmax_mixture};
 use super::{Defaults, blocks, each, set_windows, sliding_layers};
 use crate::config::{DecoderConfig, ExpertLayout, ExpertNames};
 use crate::raw_config::{ConfigError, RawConfig};
@@ -32,7 +32,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     // The same under the name that OpenAI's own loader reads.
     raw.get("experts_per_token");
     raw.get("initial_context_length");
-    let sizes = mixture_sizes(raw, ("num_local_experts", 128), 4)?;
+    let sizes = sizes_of_experts(raw, ("num_local_experts", 128), 4, 6)?;
     let mut experts = softmax_mixture(raw, sizes, true, &NAMES)?;
     experts.router_bias = true;
     each(&mut config, |layer| {

@@ -5,9 +5,12 @@ use crate::config::{DecoderConfig, ExpertNames, ExpertsConfig};
 use crate::raw_config::{ConfigError, RawConfig};
 use hone_tensor::ops::{MAX_EXPERTS, MAX_TOP_K, Router, Scoring};
 
-/// Twice as many as the largest published models have in all blocks together; bounds what a small
+/// A third more weights in all blocks than the largest published models have; bounds what a small
 /// file can make us allocate.
-const MAX_EXPERTS_OF_ALL: usize = 1 << 16;
+const MAX_WEIGHTS: usize = 1 << 17;
+
+/// At least as many weights as a block has besides its experts'.
+const OTHER_WEIGHTS: usize = 16;
 
 /// A mixture whose router is a softmax over all experts, and nothing else.
 pub(super) fn softmax_mixture(
@@ -57,20 +60,29 @@ pub(super) fn set_experts(
 /// Number of experts, under a family's own key and with its default, and how many a token chooses.
 pub(super) fn mixture_sizes(
     raw: &RawConfig,
+    of_experts: (&str, usize),
+    default_top_k: usize,
+) -> Result<[usize; 2], ConfigError> {
+    sizes_of_experts(raw, of_experts, default_top_k, 3)
+}
+
+/// [`mixture_sizes`] of experts that have so many weights each.
+pub(super) fn sizes_of_experts(
+    raw: &RawConfig,
     (key, default): (&str, usize),
     default_top_k: usize,
+    weights_of_each: usize,
 ) -> Result<[usize; 2], ConfigError> {
     let num_experts = raw.optional_size(key)?.unwrap_or(default);
     if num_experts > MAX_EXPERTS {
         let problem = format!("must be at most {MAX_EXPERTS}, found {num_experts}");
         return Err(raw.ruled_out(key, problem));
     }
-    let (layers, most) = (num_layers(raw)?, MAX_EXPERTS_OF_ALL);
-    if num_experts * layers > most {
-        let problem = format!(
-            "is {num_experts} in each of num_hidden_layers ({layers}): more than {most} in all \
-             are not supported"
-        );
+    let layers = num_layers(raw)?;
+    let most = (MAX_WEIGHTS / layers).saturating_sub(OTHER_WEIGHTS) / weights_of_each;
+    if num_experts > most {
+        let problem =
+            format!("must be at most {most} with num_hidden_layers {layers}, found {num_experts}");
         return Err(raw.ruled_out(key, problem));
     }
     let top_k = raw.optional_size("num_experts_per_tok")?.unwrap_or(default_top_k);

@@ -55,7 +55,7 @@ impl Described {
         let storage = packed.unwrap_or(self.dtype.into());
         // Counted where it is uploaded to, and not here.
         let tensor = Device::dry().persistent(Category::Weights, storage, &spec.shape)?;
-        taken.note(&spec.name, &tensor);
+        taken.note_dtype(&tensor);
         Ok(tensor)
     }
 }

@@ -180,12 +180,17 @@ pub(super) struct Taken {
 
 impl Taken {
     pub(super) fn note(&mut self, name: &str, tensor: &Tensor) {
+        self.note_dtype(tensor);
+        self.note_part(name);
+    }
+
+    /// Notes the element type of a matrix.
+    pub(super) fn note_dtype(&mut self, tensor: &Tensor) {
         if tensor.shape().len() > 1 {
             // What blocks hold is rounded far more coarsely.
             let dtype = tensor.storage().float().unwrap_or(DType::Bf16);
             self.matrix_dtype.get_or_insert(dtype);
         }
-        self.note_part(name);
     }
 
     /// Notes a tensor that belongs to another.

@@ -230,8 +230,13 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn decoder(&mut self, config: DecoderConfig) -> Result<Decoder, LoadError> {
-        let mut weights = BTreeMap::new();
+        let (mut weights, mut layers) = (BTreeMap::new(), Vec::new());
         for spec in config.weights() {
+            // Blocks follow each other. One is put together as soon as it has all its weights: of
+            // a mixture's many only those of one block are held twice.
+            if spec.role.layer().is_some_and(|layer| layer > layers.len()) {
+                layers.push(self.layer(&config, layers.len(), &mut weights)?);
+            }
             let tensor = self.files.take(&spec, &config, self.device, &mut self.taken)?;
             let weight = match spec.role {
                 Role::Matrix(layer, linear) => {
@@ -276,15 +281,25 @@ impl Loader<'_> {
             };
             weights.insert(spec.role, weight);
         }
-        for (i, layer) in config.layers.iter().enumerate() {
-            if layer.attention.norms_values {
-                let len = layer.attention.heads.head_dim;
-                let ones = Tensor::from_f32(&vec![1.0; len], &[len]);
-                let ones = self.device.upload(Category::Weights, &ones)?;
-                weights.insert(Role::Norm(i, BlockNorm::V), Weight::Frozen(ones));
-            }
+        layers.push(self.layer(&config, layers.len(), &mut weights)?);
+        Ok(Decoder::new(config, layers, weights))
+    }
+
+    /// Block `i`, all weights of which are there.
+    fn layer(
+        &self,
+        config: &DecoderConfig,
+        i: usize,
+        weights: &mut BTreeMap<Role, Weight>,
+    ) -> Result<Layer, DeviceError> {
+        let layer = &config.layers[i];
+        if layer.attention.norms_values {
+            let len = layer.attention.heads.head_dim;
+            let ones = Tensor::from_f32(&vec![1.0; len], &[len]);
+            let ones = self.device.upload(Category::Weights, &ones)?;
+            weights.insert(Role::Norm(i, BlockNorm::V), Weight::Frozen(ones));
         }
-        Ok(Decoder::new(config, weights))
+        Ok(Layer::new(i, layer, weights))
     }
 
     fn matrix(
