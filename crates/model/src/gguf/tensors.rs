@@ -5,7 +5,7 @@ use super::architectures::MLP_NORM_BY_PLACE;
 use super::delta::Tiled;
 use super::rope::{FACTORS, SHORT_AND_LONG};
 use crate::config::{DecoderConfig, LayerConfig};
-use crate::weights::{BlockNorm, DeltaPart, EncoderPart, ExpertPart, Linear, Role};
+use crate::weights::{BlockNorm, DeltaPart, ExpertPart, Linear, Role};
 use hone_tensor::gguf::GgufFile;
 use hone_tensor::{DeviceError, Tensor};
 
@@ -24,24 +24,10 @@ pub(crate) struct Part {
     pub(crate) of: usize,
 }
 
-fn encoder_name(part: EncoderPart) -> &'static str {
-    match part {
-        EncoderPart::Positions => "position_embd.weight",
-        EncoderPart::TokenTypes => "token_types.weight",
-        EncoderPart::EmbeddingNorm => "token_embd_norm.weight",
-        EncoderPart::EmbeddingNormBias => "token_embd_norm.bias",
-        EncoderPart::FinalNormBias => "output_norm.bias",
-        EncoderPart::HeadDense => "cls.weight",
-        EncoderPart::HeadDenseBias => "cls.bias",
-        EncoderPart::HeadNorm => "cls.norm.weight",
-        EncoderPart::HeadNormBias => "cls.norm.bias",
-        EncoderPart::LogitBias => "output.bias",
-    }
-}
-
-fn linear_name(linear: Linear, layer: &LayerConfig) -> &'static str {
+/// `None`: no architecture that is read has it.
+fn linear_name(linear: Linear, layer: &LayerConfig) -> Option<&'static str> {
     let is_shared = layer.mlp.experts.is_some();
-    match linear {
+    Some(match linear {
         Linear::Q => "attn_q",
         Linear::K => "attn_k",
         Linear::V => "attn_v",
@@ -51,8 +37,7 @@ fn linear_name(linear: Linear, layer: &LayerConfig) -> &'static str {
         Linear::DeltaZ => "attn_gate",
         Linear::DeltaB => "ssm_beta",
         Linear::DeltaA => "ssm_alpha",
-        Linear::DeltaQkvz => "ssm_in",
-        Linear::DeltaBa => "ssm_ba",
+        Linear::DeltaQkvz | Linear::DeltaBa => return None,
         Linear::DeltaOut => "ssm_out",
         Linear::Gate if is_shared => "ffn_gate_shexp",
         Linear::Up if is_shared => "ffn_up_shexp",
@@ -67,20 +52,21 @@ fn linear_name(linear: Linear, layer: &LayerConfig) -> &'static str {
         Linear::Expert(_, ExpertPart::Gate) => "ffn_gate_exps",
         Linear::Expert(_, ExpertPart::Up) => "ffn_up_exps",
         Linear::Expert(_, ExpertPart::Down) => "ffn_down_exps",
-    }
+    })
 }
 
-fn norm_name(norm: BlockNorm) -> &'static str {
-    match norm {
+/// `None`: no architecture that is read has it.
+fn norm_name(norm: BlockNorm) -> Option<&'static str> {
+    Some(match norm {
         BlockNorm::AttentionInput => "attn_norm",
         BlockNorm::Q => "attn_q_norm",
         BlockNorm::K => "attn_k_norm",
-        BlockNorm::V => "attn_v_norm",
+        BlockNorm::V => return None,
         BlockNorm::Delta => "ssm_norm",
         BlockNorm::AttentionOutput => "post_attention_norm",
         BlockNorm::MlpInput => "ffn_norm",
         BlockNorm::MlpOutput => "post_ffw_norm",
-    }
+    })
 }
 
 /// Whether a tensor is read though it is no weight.
@@ -89,19 +75,18 @@ pub(crate) fn is_used(name: &str) -> bool {
 }
 
 impl GgufModel {
-    /// Where a file has a weight.
-    pub(crate) fn place_of(&self, role: Role, config: &DecoderConfig) -> Place {
+    /// Where a file has a weight; `None`: no architecture that is read has such a weight.
+    pub(crate) fn place_of(&self, role: Role, config: &DecoderConfig) -> Option<Place> {
         let name = match role {
             Role::EmbedTokens => EMBEDDING.to_owned(),
             Role::FinalNorm => "output_norm.weight".to_owned(),
             Role::LmHead => "output.weight".to_owned(),
             Role::Matrix(layer, linear) => {
-                format!("blk.{layer}.{}.weight", linear_name(linear, &config.layers[layer]))
+                format!("blk.{layer}.{}.weight", linear_name(linear, &config.layers[layer])?)
             }
             Role::Bias(layer, linear) => {
-                format!("blk.{layer}.{}.bias", linear_name(linear, &config.layers[layer]))
+                format!("blk.{layer}.{}.bias", linear_name(linear, &config.layers[layer])?)
             }
-            Role::Scalar(layer) => format!("blk.{layer}.layer_output_scale.weight"),
             Role::Sinks(layer) => format!("blk.{layer}.attn_sinks.weight"),
             Role::RouterBias(layer) => format!("blk.{layer}.exp_probs_b.bias"),
             // Named by where it stands, and elsewhere by what it is of.
@@ -110,18 +95,16 @@ impl GgufModel {
             {
                 format!("blk.{layer}.post_attention_norm.weight")
             }
-            Role::Norm(layer, norm) => format!("blk.{layer}.{}.weight", norm_name(norm)),
-            // Encoders are not read yet.
-            Role::NormBias(layer, norm) => format!("blk.{layer}.{}.bias", norm_name(norm)),
-            Role::Encoder(part) => encoder_name(part).to_owned(),
+            Role::Norm(layer, norm) => format!("blk.{layer}.{}.weight", norm_name(norm)?),
             Role::Delta(layer, DeltaPart::Conv) => format!("blk.{layer}.ssm_conv1d.weight"),
             Role::Delta(layer, DeltaPart::ALog) => format!("blk.{layer}.ssm_a"),
             Role::Delta(layer, DeltaPart::DtBias) => format!("blk.{layer}.ssm_dt.bias"),
+            Role::Scalar(_) | Role::NormBias(..) | Role::Encoder(_) => return None,
         };
         let (Role::Matrix(layer, Linear::Expert(expert, part))
         | Role::Bias(layer, Linear::Expert(expert, part))) = role
         else {
-            return Place { name, part: None };
+            return Some(Place { name, part: None });
         };
         // Gate above up in one tensor, as newer files have them.
         let which = match part {
@@ -131,12 +114,12 @@ impl GgufModel {
         };
         let kind = if matches!(role, Role::Bias(..)) { "bias" } else { "weight" };
         let of_both = format!("blk.{layer}.ffn_gate_up_exps.{kind}");
-        match which.filter(|_| self.file().shape(&of_both).is_some()) {
+        Some(match which.filter(|_| self.file().shape(&of_both).is_some()) {
             Some(which) => {
                 Place { name: of_both, part: Some(Part { index: 2 * expert + which, of: 2 }) }
             }
             None => Place { name, part: Some(Part { index: expert, of: 1 }) },
-        }
+        })
     }
 
     /// Why the weight in a tensor of the file cannot be [`Self::restored`].

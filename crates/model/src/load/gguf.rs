@@ -15,8 +15,11 @@ pub(super) fn take(
     device: &Device,
     taken: &mut Taken,
 ) -> Result<Tensor, LoadError> {
-    let (Place { name, part }, file) = (model.place_of(spec.role, config), model.file());
+    let file = model.file();
     let path = file.path().to_owned();
+    let Some(Place { name, part }) = model.place_of(spec.role, config) else {
+        return Err(LoadError::Missing { path, name: spec.name.clone() });
+    };
     let tensor = match part {
         None => file.tensor(&name),
         Some(Part { index, of }) => file.part(&name, index, of)?,
