@@ -423,7 +423,9 @@ impl Bench<'_> {
                 gradient_scale: 1.0,
             };
             self.time("adamw, 4 million parameters", Work::Bytes(bytes(n, 28)), || {
-                adamw::step(cpu, &update, &mut p, &g, &mut m, &mut v);
+                let [value, m, v] = [&mut p, &mut m, &mut v].map(|x| ViewMut::F32(x));
+                let gradient = View::F32(&g);
+                adamw::step(cpu, &update, vec![adamw::Parameter { value, gradient, m, v }]);
             });
         }
     }

@@ -114,6 +114,24 @@ impl Gradients {
         found
     }
 
+    /// The gradients of these parameters in this order, for accumulating.
+    ///
+    /// # Panics
+    /// If a parameter occurs twice.
+    pub(crate) fn list_mut(&mut self, ids: &[ParamId]) -> Vec<&mut Tensor> {
+        let mut order: Vec<usize> = (0..ids.len()).collect();
+        order.sort_unstable_by_key(|&at| ids[at]);
+        let mut found: Vec<Option<&mut Tensor>> = ids.iter().map(|_| None).collect();
+        let (mut rest, mut next) = (&mut self.0[..], 0);
+        for at in order {
+            let skipped = ids[at].0.checked_sub(next).expect("each parameter once");
+            let (own, after) =
+                rest[skipped..].split_first_mut().expect("parameters have gradients");
+            (found[at], rest, next) = (Some(own), after, ids[at].0 + 1);
+        }
+        found.into_iter().flatten().collect()
+    }
+
     /// All gradients in the order of the parameters.
     pub fn iter(&self) -> impl Iterator<Item = &Tensor> {
         self.0.iter()

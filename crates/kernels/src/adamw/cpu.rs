@@ -1,18 +1,31 @@
-//! One pass over parameter, gradient and moments.
+//! One pass over parameters, gradients and moments.
 
-use super::{Factors, Update};
-use crate::cpu::{Cpu, Kernel, Split, rows_per_task};
+use super::{Factors, Parameter, Update};
+use crate::cpu::{Cpu, Kernel, Piece, Split, pieces, rows_per_task};
 
-/// Updates `p` and its moments `m`, `v` in place; all of one length.
-pub fn step(cpu: &Cpu, update: &Update, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
-    let (n, width) = (p.len(), rows_per_task(4));
-    let (p, m, v) = (Split::new(p), Split::new(m), Split::new(v));
-    cpu.pool.run(n.div_ceil(width), &|task| {
-        let start = task * width;
-        let len = width.min(n - start);
-        // SAFETY: ranges of different tasks do not overlap.
+/// Updates parameters and their moments in place, pieces of all of them in one list of tasks: an
+/// adapter of an expert is too small to be shared between threads.
+///
+/// # Panics
+/// If an array is not f32, or not as long as its parameter.
+pub fn step(cpu: &Cpu, update: &Update, parameters: Vec<Parameter<'_>>) {
+    let arrays: Vec<_> = parameters
+        .into_iter()
+        .map(|Parameter { value, gradient, m, v }| {
+            let (value, gradient, m, v) = (value.f32(), gradient.f32(), m.f32(), v.f32());
+            let len = value.len();
+            assert!([gradient.len(), m.len(), v.len()] == [len; 3]);
+            (len, gradient, [value, m, v].map(Split::new))
+        })
+        .collect();
+    let pieces = pieces(arrays.iter().map(|(len, ..)| *len), rows_per_task(4));
+    cpu.pool.run(pieces.len(), &|task| {
+        let Piece { array, range } = pieces[task].clone();
+        let (_, gradient, [p, m, v]) = &arrays[array];
+        let (start, len) = (range.start, range.len());
+        // SAFETY: pieces do not overlap.
         let (p, m, v) = unsafe { (p.slice(start, len), m.slice(start, len), v.slice(start, len)) };
-        cpu.isa.run(Step { update, p, g: &g[start..start + len], m, v });
+        cpu.isa.run(Step { update, p, g: &gradient[range.clone()], m, v });
     });
 }
 

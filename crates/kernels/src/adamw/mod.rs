@@ -15,11 +15,7 @@ impl Processor {
     /// Updates parameters and their moments in place.
     pub fn adamw(&self, update: &Update, parameters: Vec<Parameter<'_>>) {
         match self {
-            Self::Cpu(cpu) => {
-                for Parameter { value, gradient, m, v } in parameters {
-                    step(cpu, update, value.f32(), gradient.f32(), m.f32(), v.f32());
-                }
-            }
+            Self::Cpu(cpu) => step(cpu, update, parameters),
             Self::Cuda(gpu) => cuda::step(gpu, update, parameters),
         }
     }

@@ -15,6 +15,16 @@ const UPDATE: Update = Update {
     gradient_scale: 0.5,
 };
 
+fn parameter<'a>(
+    p: &'a mut [f32],
+    g: &'a [f32],
+    m: &'a mut [f32],
+    v: &'a mut [f32],
+) -> Parameter<'a> {
+    let [value, m, v] = [p, m, v].map(ViewMut::F32);
+    Parameter { value, gradient: View::F32(g), m, v }
+}
+
 #[test]
 fn ten_steps_agree_with_the_reference() {
     let cpu = Cpu::new(2);
@@ -26,7 +36,7 @@ fn ten_steps_agree_with_the_reference() {
     for step in 1..=10 {
         let g: Vec<f32> = (0..n).map(|i| random.normal(n * step + i)).collect();
         let update = Update { step, ..UPDATE };
-        super::step(&cpu, &update, &mut p, &g, &mut m, &mut v);
+        super::step(&cpu, &update, vec![parameter(&mut p, &g, &mut m, &mut v)]);
         for (e, &g) in exact.iter_mut().zip(&g) {
             let [p, m, v] = e;
             reference::step(&update, p, f64::from(g), m, v);
@@ -35,6 +45,27 @@ fn ten_steps_agree_with_the_reference() {
     for (p, e) in p.iter().zip(&exact) {
         assert!((f64::from(*p) - e[0]).abs() < 2e-6, "{p} against {}", e[0]);
     }
+}
+
+/// Arrays with lengths around the size of a piece, in one list of tasks, against each alone.
+#[test]
+fn many_parameters_are_updated_at_once() {
+    let lens = [3, 0, 4096, 4097, 1, 10_000];
+    let numbers = |i: usize, which: u64| -> Vec<f32> {
+        let random = Philox::new(4, 4 * i as u64 + which);
+        (0..lens[i] as u64).map(|at| random.normal(at).abs()).collect()
+    };
+    let arrays = || -> Vec<[Vec<f32>; 4]> {
+        (0..lens.len()).map(|i| [0, 1, 2, 3].map(|which| numbers(i, which))).collect()
+    };
+    let (mut together, mut alone) = (arrays(), arrays());
+    let all = |arrays: &mut [[Vec<f32>; 4]], threads| {
+        let parameters = arrays.iter_mut().map(|[p, g, m, v]| parameter(p, g, m, v));
+        step(&Cpu::new(threads), &UPDATE, parameters.collect());
+    };
+    all(&mut together, 3);
+    alone.iter_mut().for_each(|arrays| all(std::slice::from_mut(arrays), 1));
+    assert_eq!(together, alone);
 }
 
 /// Arrays with lengths around the size of a chunk, in one launch, against the CPU.
@@ -68,7 +99,7 @@ fn a_gpu_updates_many_parameters_at_once() {
     on.adamw(&UPDATE, parameters.collect());
     for (i, regions) in regions.iter().enumerate() {
         let [mut p, g, mut m, mut v] = arrays(i);
-        super::step(&cpu, &UPDATE, &mut p, &g, &mut m, &mut v);
+        step(&cpu, &UPDATE, vec![parameter(&mut p, &g, &mut m, &mut v)]);
         for (region, expected) in regions.iter().zip([&p, &g, &m, &v]) {
             let mut bytes = vec![0; region.len()];
             region.read(0, &mut bytes);

@@ -10,6 +10,7 @@ pub(crate) use isa::{Apply, Kernel};
 pub use pool::Pool;
 pub(crate) use scratch::{Plain, Scratch, reinterpret, with_scratch};
 pub use split::Split;
+pub(crate) use split::{Piece, pieces};
 
 /// Prefetches the cache lines of `slice` for writing, on architectures that support it.
 #[inline(always)]

@@ -1,6 +1,7 @@
 //! A slice whose disjoint parts are written by several tasks.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Shares a mutable slice between tasks that write disjoint parts of it.
 pub struct Split<'a, T> {
@@ -34,4 +35,26 @@ impl<'a, T> Split<'a, T> {
         // SAFETY: inside the slice (checked), and not overlapping another part in use (promised).
         unsafe { std::slice::from_raw_parts_mut(self.start.add(offset), len) }
     }
+}
+
+/// A part of one of several arrays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// Index of the array.
+    pub array: usize,
+    /// Its elements.
+    pub range: Range<usize>,
+}
+
+/// Arrays of these lengths in pieces of `len` elements, the last of each array as long as it is.
+/// Handed out together, so that arrays too small to be shared between threads do not wait for one
+/// another.
+pub(crate) fn pieces(lens: impl IntoIterator<Item = usize>, len: usize) -> Vec<Piece> {
+    let of_array = |(array, total): (usize, usize)| {
+        (0..total).step_by(len).map(move |start| {
+            let range = start..total.min(start + len);
+            Piece { array, range }
+        })
+    };
+    lens.into_iter().enumerate().flat_map(of_array).collect()
 }

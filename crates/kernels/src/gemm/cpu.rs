@@ -50,27 +50,50 @@ pub(super) const SCRATCH_BYTES: usize = B_BYTES + A_BYTES + SUM_BYTES;
 /// If a slice is too short for its matrix, neither stride of a matrix is 1, or an int8 term breaks
 /// the rules of [`Term`].
 pub fn gemm(cpu: &Cpu, compute: DType, products: &[Product<'_>], out: ViewMut<'_>) {
-    for product in products {
-        product.output.check(out.len());
-        for term in product.terms {
-            assert!(term.a.is_contiguous() && term.b.is_contiguous(), "one stride must be 1");
-            let whole_rows = term.a.has_whole_rows() && term.b.has_whole_rows();
-            assert!(whole_rows, "packed operands consist of whole rows of their array");
-            let in_place = term.a.col_stride == 1 && term.k.is_multiple_of(int8::STEP);
-            let in_place = in_place && term.rows == Rows::ALL;
-            assert!(in_place || !term.is_int8(), "int8 rows are read in place, in fours, all rows");
-        }
-        assert!(product.terms.is_sorted_by_key(|term| !term.is_int8()), "int8 terms come first");
-    }
+    products.iter().for_each(|product| check(product, out.len()));
     with_elements!(mut out, out => {
-        let job = Job { products, out: Split::new(out) };
-        with_tile!(cpu.isa, compute, M => job.run::<M>(cpu))
+        let outputs = Outputs::Shared(Split::new(out));
+        with_tile!(cpu.isa, compute, M => Job { products, outputs }.run::<M>(cpu))
     })
+}
+
+/// [`gemm`] of products that each have an output array of their own, of f32; scheduled together.
+///
+/// # Panics
+/// As [`gemm`], and if there are not as many arrays.
+pub fn gemm_each(cpu: &Cpu, compute: DType, products: &[Product<'_>], outputs: Vec<ViewMut<'_>>) {
+    assert_eq!(products.len(), outputs.len());
+    products.iter().zip(&outputs).for_each(|(product, out)| check(product, out.len()));
+    let outputs = outputs.into_iter().map(|out| Split::new(out.f32())).collect();
+    let outputs = Outputs::Own(outputs);
+    with_tile!(cpu.isa, compute, M => Job { products, outputs }.run::<M>(cpu))
+}
+
+/// Panics unless the product's operands and output can be read and written.
+fn check(product: &Product<'_>, len: usize) {
+    product.output.check(len);
+    for term in product.terms {
+        assert!(term.a.is_contiguous() && term.b.is_contiguous(), "one stride must be 1");
+        let whole_rows = term.a.has_whole_rows() && term.b.has_whole_rows();
+        assert!(whole_rows, "packed operands consist of whole rows of their array");
+        let in_place = term.a.col_stride == 1 && term.k.is_multiple_of(int8::STEP);
+        let in_place = in_place && term.rows == Rows::ALL;
+        assert!(in_place || !term.is_int8(), "int8 rows are read in place, in fours, all rows");
+    }
+    assert!(product.terms.is_sorted_by_key(|term| !term.is_int8()), "int8 terms come first");
 }
 
 struct Job<'a, T> {
     products: &'a [Product<'a>],
-    out: Split<'a, T>,
+    outputs: Outputs<'a, T>,
+}
+
+/// Where products are written.
+enum Outputs<'a, T> {
+    /// To regions of one array.
+    Shared(Split<'a, T>),
+    /// Each to its own array.
+    Own(Vec<Split<'a, T>>),
 }
 
 /// The output of one task.
@@ -298,6 +321,15 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
         }
     }
 
+    /// The array that the product is written to.
+    #[inline(always)]
+    fn out(&self) -> &Split<'_, T> {
+        match &self.job.outputs {
+            Outputs::Shared(out) => out,
+            Outputs::Own(outputs) => &outputs[self.block.product],
+        }
+    }
+
     /// The rows that a range is added to.
     #[inline(always)]
     fn rows_of(&self, range: &KRange) -> Rows {
@@ -453,11 +485,11 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
     /// memory.
     #[inline(always)]
     fn prefetch(&self, row: usize, col: usize, rows: usize, cols: usize) {
-        let output = &self.product.output;
+        let (output, out) = (&self.product.output, self.out());
         if output.col_stride == 1 {
             for i in row..row + rows {
                 // SAFETY: tiles of different tasks do not overlap, nor do products' outputs.
-                prefetch_for_writing(unsafe { self.job.out.slice(output.index(i, col), cols) });
+                prefetch_for_writing(unsafe { out.slice(output.index(i, col), cols) });
             }
         }
     }
@@ -473,11 +505,12 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
         stride: usize,
     ) {
         let (output, epilogue) = (&self.product.output, &self.product.epilogue);
+        let all = self.out();
         if output.col_stride == 1 {
             for i in 0..rows {
                 let start = output.index(row + i, col);
                 // SAFETY: tiles of different tasks do not overlap, nor do products' outputs.
-                let out = unsafe { self.job.out.slice(start, cols) };
+                let out = unsafe { all.slice(start, cols) };
                 let bias = epilogue.bias.map(|bias| &bias.f32()[col..col + cols]);
                 finish::<T, M>(epilogue, &mut sums[i * stride..][..cols], bias, start, out);
             }
@@ -486,7 +519,7 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
             for j in 0..cols {
                 let start = output.index(row, col + j);
                 // SAFETY: as above.
-                let out = unsafe { self.job.out.slice(start, rows) };
+                let out = unsafe { all.slice(start, rows) };
                 for (i, x) in line.iter_mut().enumerate().take(rows) {
                     *x = sums[i * stride + j];
                 }

@@ -18,7 +18,7 @@ mod weight;
 
 pub use crate::cuda::Fp8;
 pub(crate) use cpu::MAX_PANEL;
-pub use cpu::gemm;
+pub use cpu::{gemm, gemm_each};
 pub use cuda::{fits_quantised, quantised_bytes};
 pub use weight::{MAX_TOKENS, add_weight_gradient};
 
@@ -276,6 +276,19 @@ impl Processor {
         match self {
             Self::Cpu(cpu) => gemm(cpu, compute, products, out),
             Self::Cuda(gpu) => cuda::gemm(gpu, compute, None, products, out.cuda()),
+        }
+    }
+
+    /// Sums of products, each into its own array of f32; see [`gemm_each`].
+    pub fn gemm_each(&self, compute: DType, products: &[Product<'_>], outputs: Vec<ViewMut<'_>>) {
+        match self {
+            Self::Cpu(cpu) => gemm_each(cpu, compute, products, outputs),
+            Self::Cuda(gpu) => {
+                assert_eq!(products.len(), outputs.len());
+                for (product, out) in products.iter().zip(outputs) {
+                    cuda::gemm(gpu, compute, None, std::slice::from_ref(product), out.cuda());
+                }
+            }
         }
     }
 

@@ -123,6 +123,42 @@ fn writes_only_its_columns() {
     }
 }
 
+/// Products of several sizes that add to arrays of their own have the bits of each alone; transposed,
+/// they have the same, as gradients of an adapter's matrices rely on.
+#[test]
+fn products_into_arrays_of_their_own() {
+    let sizes = [(16, 200, 17), (5, 130, 0), (1, 1, 3), (192, 16, 9)];
+    let operands = |(m, n, k), i| (random(m * k, 10 + i), random(k * n, 20 + i), random(m * n, i));
+    let arrays: Vec<_> = sizes.iter().zip(0..).map(|(&size, i)| operands(size, i)).collect();
+    let epilogue = Epilogue { accumulate: true, ..Epilogue::default() };
+    for (isa, compute) in isas_and_computes() {
+        let cpu = Cpu::with_isa(2, isa);
+        let terms = sizes.iter().zip(&arrays).map(|(&(m, n, k), (a, b, _))| {
+            let a = Matrix::rows(View::F32(a), m).transposed();
+            let b = Matrix::rows(View::F32(b), n);
+            ([Term::new(a, b, k)], [Term::new(b.transposed(), a.transposed(), k)])
+        });
+        let terms: Vec<_> = terms.collect();
+        let product = |(i, &(m, n, _)): (usize, &(usize, usize, usize))| {
+            let ((one, other), output) = (&terms[i], OutputRegion::whole(m, n));
+            let as_is = Product { terms: one, epilogue, output };
+            (as_is, Product { terms: other, epilogue, output: output.transposed() })
+        };
+        let products: Vec<_> = sizes.iter().enumerate().map(product).collect();
+        let mut together: Vec<_> = arrays.iter().map(|(_, _, out)| out.clone()).collect();
+        let as_is: Vec<_> = products.iter().map(|(as_is, _)| *as_is).collect();
+        let outputs = together.iter_mut().map(|out| ViewMut::F32(out)).collect();
+        gemm_each(&cpu, compute, &as_is, outputs);
+        for (i, (as_is, transposed)) in products.iter().enumerate() {
+            for product in [as_is, transposed] {
+                let mut alone = arrays[i].2.clone();
+                gemm(&cpu, compute, &[*product], ViewMut::F32(&mut alone));
+                assert!(together[i] == alone, "{isa:?}, {compute:?}, product {i}");
+            }
+        }
+    }
+}
+
 /// An int8 matrix.
 fn int8(x: &[f32], cols: usize) -> PackedMatrix {
     let Storage::Packed(format) = Storage::INT8 else { unreachable!("a format") };

@@ -2,7 +2,7 @@
 
 pub(crate) mod cuda;
 
-use crate::cpu::{Apply, Cpu, Kernel, Split};
+use crate::cpu::{Apply, Cpu, Kernel, Piece, Split, pieces};
 use crate::element::{Element, f16};
 use crate::format::{Int8Rows, Int8RowsMut, Packed, WeightFormat};
 use crate::math::dot;
@@ -100,7 +100,7 @@ impl Processor {
     /// `y = 0` for all arrays, which are f32.
     pub fn zero_all(&self, arrays: Vec<ViewMut<'_>>) {
         match self {
-            Self::Cpu(cpu) => arrays.into_iter().for_each(|y| zero(cpu, y)),
+            Self::Cpu(cpu) => zero_all(cpu, arrays.into_iter().map(ViewMut::f32).collect()),
             Self::Cuda(gpu) => cuda::zero(gpu, arrays.into_iter().map(|y| [y.cuda()]).collect()),
         }
     }
@@ -110,9 +110,7 @@ impl Processor {
     pub fn sum_of_squares(&self, arrays: &[View<'_>]) -> SumOfSquares {
         match self {
             Self::Cpu(cpu) => {
-                let of_arrays: Vec<f64> =
-                    arrays.iter().map(|x| sum_of_squares(cpu, x.f32())).collect();
-                SumOfSquares { total: of_arrays.iter().sum(), of_arrays }
+                sum_of_squares(cpu, &arrays.iter().map(|x| x.f32()).collect::<Vec<_>>())
             }
             Self::Cuda(gpu) => {
                 let arrays: Vec<_> = arrays.iter().map(|x| [x.cuda()]).collect();
@@ -308,6 +306,17 @@ pub fn zero(cpu: &Cpu, y: ViewMut<'_>) {
     with_elements!(mut y, y => chunks(cpu, y, |_, y| y.fill(Element::from_f32(0.0))));
 }
 
+/// `y = 0` for all arrays, whose pieces are handed out to the threads together.
+pub fn zero_all(cpu: &Cpu, arrays: Vec<&mut [f32]>) {
+    let arrays: Vec<_> = arrays.into_iter().map(|y| (y.len(), Split::new(y))).collect();
+    let pieces = pieces(arrays.iter().map(|(len, _)| *len), CHUNK);
+    cpu.pool.run(pieces.len(), &|task| {
+        let Piece { array, range } = &pieces[task];
+        // SAFETY: pieces do not overlap.
+        unsafe { arrays[*array].1.slice(range.start, range.len()) }.fill(0.0);
+    });
+}
+
 /// `Σ x²` of several arrays.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SumOfSquares {
@@ -317,13 +326,20 @@ pub struct SumOfSquares {
     pub of_arrays: Vec<f64>,
 }
 
-/// `Σ x²`: partial sums of `CHUNK` elements in `f32`, added in order in `f64`.
-pub fn sum_of_squares(cpu: &Cpu, x: &[f32]) -> f64 {
-    let mut partial = vec![0.0f32; x.len().div_ceil(CHUNK)];
+/// `Σ x²` of each array: partial sums of `CHUNK` elements in `f32`, added in order in `f64`; then
+/// of all, in their order. Pieces of all arrays are handed out to the threads together.
+pub fn sum_of_squares(cpu: &Cpu, arrays: &[&[f32]]) -> SumOfSquares {
+    let pieces = pieces(arrays.iter().map(|x| x.len()), CHUNK);
+    let mut partial = vec![0.0f32; pieces.len()];
     cpu.rows(&mut partial, 1, CHUNK, |i, sum| {
-        sum[0] = cpu.isa.run(Squares(&x[i * CHUNK..((i + 1) * CHUNK).min(x.len())]));
+        let Piece { array, range } = &pieces[i];
+        sum[0] = cpu.isa.run(Squares(&arrays[*array][range.clone()]));
     });
-    partial.iter().map(|&s| f64::from(s)).sum()
+    let mut of_arrays = vec![0.0; arrays.len()];
+    for (Piece { array, .. }, sum) in pieces.iter().zip(partial) {
+        of_arrays[*array] += f64::from(sum);
+    }
+    SumOfSquares { total: of_arrays.iter().sum(), of_arrays }
 }
 
 struct Squares<'a>(&'a [f32]);

@@ -40,14 +40,31 @@ fn elementwise_operations_at_any_length() {
 fn sums_of_squares_have_the_same_bits_everywhere() {
     for len in LENGTHS {
         let x = random(len, 3);
-        let first = sum_of_squares(&Cpu::with_isa(1, Isa::Scalar), &x);
+        let first = sum_of(&Cpu::with_isa(1, Isa::Scalar), &x);
         let exact: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
         assert!((first - exact).abs() <= 1e-6 * exact, "{first} against {exact}");
-        assert!(cpus().iter().all(|cpu| sum_of_squares(cpu, &x).to_bits() == first.to_bits()));
+        assert!(cpus().iter().all(|cpu| sum_of(cpu, &x).to_bits() == first.to_bits()));
     }
     let mut x = random(CHUNK + 3, 4);
     x[CHUNK] = f32::NAN;
-    assert!(sum_of_squares(&Cpu::new(2), &x).is_nan(), "a bad gradient must show");
+    assert!(sum_of(&Cpu::new(2), &x).is_nan(), "a bad gradient must show");
+}
+
+/// Of one array.
+fn sum_of(cpu: &Cpu, x: &[f32]) -> f64 {
+    sum_of_squares(cpu, &[x]).total
+}
+
+/// Arrays of all lengths, in one list of tasks per operation, against each alone.
+#[test]
+fn many_arrays_are_summed_and_cleared_at_once() {
+    let cpu = Cpu::new(3);
+    let mut arrays: Vec<Vec<f32>> = (30..).zip(LENGTHS).map(|(i, len)| random(len, i)).collect();
+    let found = sum_of_squares(&cpu, &arrays.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    let each: Vec<f64> = arrays.iter().map(|x| sum_of(&cpu, x)).collect();
+    assert_eq!((found.total, found.of_arrays), (each.iter().sum(), each));
+    zero_all(&cpu, arrays.iter_mut().map(Vec::as_mut_slice).collect());
+    assert!(arrays.iter().flatten().all(|x| x.to_bits() == 0));
 }
 
 /// Arrays of all lengths, processed in one launch per operation.

@@ -80,6 +80,12 @@ impl Cost {
         self
     }
 
+    /// Adds bytes that are read or written.
+    pub fn with_bytes(mut self, bytes: usize) -> Self {
+        self.bytes += bytes as u64;
+        self
+    }
+
     /// Adds floating-point operations; a multiply-add counts as two.
     pub fn with(mut self, work: Work, flops: usize) -> Self {
         self.flops[work as usize] += flops as u64;

@@ -160,8 +160,8 @@ impl Layer<'_> {
             let cost = self
                 .cost("d_experts_x", (batch.clone(), rows), row_bytes, params, &integers)
                 .with_scratch(self.scratch_bytes((device, dtype), params, batch.clone()))
-                .with_scratch(adapters.scratch_bytes(device, dtype, params, batch.clone()))
-                .with(Work::Product, adapters.undropped_flops(batch.clone()));
+                .with_scratch(adapters.scratch_bytes(device, dtype, params, batch.clone()));
+            let cost = adapters.with_input_gradients(cost, batch.clone());
             let Some(on) = device.begin(cost) else { continue };
             let terms = |expert: usize| {
                 let (first, mut col) = (self.routing.rows_of(expert).start, 0);

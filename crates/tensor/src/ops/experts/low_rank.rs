@@ -4,10 +4,12 @@ use super::{Layer, region, rows_from};
 use crate::ops::{converted_bytes, rows_cols};
 use crate::tape::Sweep;
 use crate::{
-    AdapterRows, Category, Cost, DType, Device, Lora, Params, Philox, StepKey, Tape, Tensor, Work,
+    AdapterRows, Category, Cost, DType, Device, Gradients, Lora, ParamId, Params, Philox,
+    Processor, StepKey, Tape, Tensor, Work,
 };
 use hone_kernels::dropout::Mask;
 use hone_kernels::gemm::{Epilogue, Matrix, OutputRegion, Product, Rows, Term};
+use std::collections::HashMap;
 use std::ops::Range;
 
 /// Floating-point operations per element of dropout, nearly all of them for the random number.
@@ -60,6 +62,16 @@ impl<'p> Part<'p> {
 
     fn down_flops(&self) -> usize {
         2 * self.num_rows * self.lora.rank * self.in_features
+    }
+
+    /// Bytes of `A`, and of `B`, in f32. Experts have so few rows that their adapters are much of
+    /// what is read.
+    fn a_bytes(&self) -> usize {
+        4 * self.lora.rank * self.in_features
+    }
+
+    fn b_bytes(&self) -> usize {
+        4 * self.lora.rank * self.out_features
     }
 
     /// Its columns of the down-projections, or of their gradient.
@@ -122,18 +134,23 @@ impl<'p> Adapters<'p> {
     }
 
     fn of_experts(&self, experts: Range<usize>) -> impl Iterator<Item = &Part<'p>> {
-        self.parts.iter().filter(move |part| experts.contains(&part.expert))
+        let before = |expert: usize| self.parts.partition_point(|part| part.expert < expert);
+        self.parts[before(experts.start)..before(experts.end)].iter()
     }
 
-    /// Floating-point operations of the up-projections of some experts.
-    pub(super) fn up_flops(&self, experts: Range<usize>) -> usize {
-        self.of_experts(experts).map(Part::flops).sum()
+    /// `cost` with the up-projections of some experts.
+    pub(super) fn with_up_projections(&self, cost: Cost, experts: Range<usize>) -> Cost {
+        self.of_experts(experts).fold(cost, |cost, part| {
+            cost.with(Work::Product, part.flops()).with_bytes(part.b_bytes())
+        })
     }
 
-    /// Floating-point operations that parts without dropout add to the input's gradient.
-    pub(super) fn undropped_flops(&self, experts: Range<usize>) -> usize {
+    /// `cost` with what parts without dropout add to the input's gradient.
+    pub(super) fn with_input_gradients(&self, cost: Cost, experts: Range<usize>) -> Cost {
         let parts = self.of_experts(experts).filter(|part| part.mask().is_none());
-        parts.map(Part::down_flops).sum()
+        parts.fold(cost, |cost, part| {
+            cost.with(Work::Product, part.down_flops()).with_bytes(part.a_bytes())
+        })
     }
 
     /// Scratch bytes for converting both matrices of some experts.
@@ -207,7 +224,9 @@ impl<'p> Adapters<'p> {
         let mut u = tape.activation(dtype, &[rows, width]);
         self.by_input(device, x, |parts, x| {
             let flops = parts.iter().map(|part| part.down_flops()).sum();
-            let cost = Cost::memory_bound("lora_down", x.num_bytes() + u.num_bytes())
+            let adapters: usize = parts.iter().map(|part| part.a_bytes()).sum();
+            let bytes = x.num_bytes() + u.num_bytes() + adapters;
+            let cost = Cost::memory_bound("lora_down", bytes)
                 .with_scratch(self.all_scratch_bytes(device, dtype, params))
                 .with(Work::LowRank, flops);
             let Some(on) = device.begin(cost) else { return };
@@ -262,9 +281,7 @@ impl<'p> Adapters<'p> {
 
     /// The parts of an expert that have rows.
     fn of_expert(&self, expert: usize) -> impl Iterator<Item = &Part<'p>> {
-        let start = self.parts.partition_point(|part| part.expert < expert);
-        let parts = self.parts[start..].iter().take_while(move |part| part.expert == expert);
-        parts.filter(|part| part.num_rows > 0)
+        self.of_experts(expert..expert + 1).filter(|part| part.num_rows > 0)
     }
 
     /// `d_B += d_yᵀ u` and `d_A += d_uᵀ dropout(x)`; returns `d_u = scale · d_y B`, as wide as `u`.
@@ -277,34 +294,36 @@ impl<'p> Adapters<'p> {
     ) -> Tensor {
         let d_u = self.down_gradients(sweep, d_y, &u);
         let flops = self.parts.iter().map(Part::flops).sum();
-        let bytes = d_y.num_bytes() + u.num_bytes();
+        let gradients: usize = self.parts.iter().map(Part::b_bytes).sum();
+        let bytes = d_y.num_bytes() + u.num_bytes() + 2 * gradients;
         let cost = Cost::memory_bound("d_lora_b", bytes).with(Work::LowRank, flops);
         if let Some(on) = sweep.device.begin(cost) {
-            for part in self.with_rows() {
-                // As `d_Bᵀ = uᵀ d_y`, so that `d_y` is read along its rows and the smaller `u` is
-                // transposed.
-                let a = rows_from(&u, part.first).from_col(part.down_col).transposed();
-                let b = rows_from(d_y, part.first).from_col(part.out_col);
-                let output = OutputRegion::whole(part.out_features, part.lora.rank).transposed();
-                let d_b = sweep.gradients.get_mut(part.lora.b).view_mut();
-                let terms = [Term::new(a, b, part.num_rows)];
-                on.gemm(sweep.compute.dtype(), &[accumulated(&terms, output)], d_b);
-            }
+            // As `d_yᵀ u` and not transposed: an expert has so few rows that writing `d_B` takes
+            // longer than anything else, and it is written along its rows.
+            let product = |part: &Part<'_>| {
+                let a = rows_from(d_y, part.first).from_col(part.out_col).transposed();
+                let b = rows_from(&u, part.first).from_col(part.down_col);
+                let output = OutputRegion::whole(part.out_features, part.lora.rank);
+                (part.lora.b, Term::new(a, b, part.num_rows), output)
+            };
+            let products = self.with_rows().map(product);
+            add_to_gradients(on, sweep.compute.dtype(), products, sweep.gradients);
         }
         drop(u);
         let device = sweep.device;
         self.by_input(device, x, |parts, x| {
             let flops = parts.iter().map(|part| part.down_flops()).sum();
-            let bytes = x.num_bytes() + d_u.num_bytes();
+            let gradients: usize = parts.iter().map(|part| part.a_bytes()).sum();
+            let bytes = x.num_bytes() + d_u.num_bytes() + 2 * gradients;
             let cost = Cost::memory_bound("d_lora_a", bytes).with(Work::LowRank, flops);
             let Some(on) = device.begin(cost) else { return };
-            for part in parts {
+            let product = |part: &&Part<'_>| {
                 let a = rows_from(&d_u, part.first).from_col(part.down_col).transposed();
-                let terms = [Term::new(a, rows_from(x, part.first), part.num_rows)];
                 let output = OutputRegion::whole(part.lora.rank, part.in_features);
-                let d_a = sweep.gradients.get_mut(part.lora.a).view_mut();
-                on.gemm(sweep.compute.dtype(), &[accumulated(&terms, output)], d_a);
-            }
+                (part.lora.a, Term::new(a, rows_from(x, part.first), part.num_rows), output)
+            };
+            let products = parts.iter().map(product);
+            add_to_gradients(on, sweep.compute.dtype(), products, sweep.gradients);
         });
         d_u
     }
@@ -313,7 +332,8 @@ impl<'p> Adapters<'p> {
     fn down_gradients(&self, sweep: &Sweep<'_, '_>, d_y: &Tensor, u: &Tensor) -> Tensor {
         let (dtype, params) = (sweep.dtype(), sweep.params);
         let mut d_u = sweep.workspace(dtype, u.shape());
-        let cost = Cost::memory_bound("d_lora_u", d_y.num_bytes() + u.num_bytes())
+        let adapters: usize = self.parts.iter().map(Part::b_bytes).sum();
+        let cost = Cost::memory_bound("d_lora_u", d_y.num_bytes() + u.num_bytes() + adapters)
             .with_scratch(self.all_scratch_bytes(sweep.device, dtype, params))
             .with(Work::LowRank, self.parts.iter().map(Part::flops).sum());
         let Some(on) = sweep.device.begin(cost) else { return d_u };
@@ -375,8 +395,32 @@ impl Part<'_> {
     }
 }
 
-/// A product that is added to a gradient.
-fn accumulated<'t>(terms: &'t [Term<'t>], output: OutputRegion) -> Product<'t> {
+/// Adds products to gradients, all at once. A parameter that occurs again, as one does of which
+/// several ranges of rows are trained, waits for its product before.
+fn add_to_gradients<'t>(
+    on: &Processor,
+    compute: DType,
+    products: impl Iterator<Item = (ParamId, Term<'t>, OutputRegion)>,
+    gradients: &mut Gradients,
+) {
+    let (mut rounds, mut times) = (Vec::new(), HashMap::new());
+    for product in products {
+        let round = times.entry(product.0).or_insert(0);
+        if *round == rounds.len() {
+            rounds.push(Vec::new());
+        }
+        rounds[*round].push(product);
+        *round += 1;
+    }
     let epilogue = Epilogue { accumulate: true, ..Epilogue::default() };
-    Product { terms, epilogue, output }
+    for round in rounds {
+        let ids: Vec<ParamId> = round.iter().map(|(id, ..)| *id).collect();
+        let products = round.iter().map(|(_, term, output)| {
+            let (terms, output) = (std::slice::from_ref(term), *output);
+            Product { terms, epilogue, output }
+        });
+        let products: Vec<_> = products.collect();
+        let outputs = gradients.list_mut(&ids).into_iter().map(Tensor::view_mut).collect();
+        on.gemm_each(compute, &products, outputs);
+    }
 }

@@ -216,8 +216,8 @@ impl<'a> Layer<'a> {
             let cost = self
                 .cost("experts", (batch.clone(), rows), row_bytes, params, &integers)
                 .with_scratch(self.scratch_bytes((device, dtype), params, batch.clone()))
-                .with_scratch(adapters.scratch_bytes(device, dtype, params, batch.clone()))
-                .with(Work::Product, adapters.up_flops(batch.clone()));
+                .with_scratch(adapters.scratch_bytes(device, dtype, params, batch.clone()));
+            let cost = adapters.with_up_projections(cost, batch.clone());
             let Some(on) = device.begin(cost) else { continue };
             let mut terms = Vec::new();
             for expert in batch.clone() {
