@@ -451,27 +451,41 @@ impl Decoder {
     ) -> Var {
         let (layer, config) = (&self.layers[i], &self.config.layers[i].attention);
         let heads = &config.heads;
-        let mut qkv = match config.output_gate {
+        let x = match config.output_gate {
             true => ops::without_gates(tape, &projected, heads),
             false if config.keys_as_values => ops::keys_as_values(tape, projected.clone(), heads),
             false => projected.clone(),
         };
         let gates = config.output_gate.then_some(projected);
         let qk_norms = [BlockNorm::Q, BlockNorm::K].map(|norm| layer.norm(norm));
-        if let [Some(q), Some(k)] = qk_norms {
-            let v = layer.norm(BlockNorm::V).map(|norm| norm.weight);
-            let weights = HeadNorms { q: q.weight, k: k.weight, v };
-            qkv = ops::norm_heads(tape, qkv, heads, weights, self.norm());
-        }
-        if let Some(rope) = config.rope {
-            qkv = ops::rope(tape, qkv, heads, &angles[rope]);
-        }
+        let norms = match qk_norms {
+            [Some(q), Some(k)] => {
+                let v = layer.norm(BlockNorm::V).map(|norm| norm.weight);
+                Some(HeadNorms { q: q.weight, k: k.weight, v })
+            }
+            _ => None,
+        };
+        let (norm, sinks) = (self.norm(), layer.sinks.as_ref());
+        let prepare = move |tape: &mut Tape<'a>, mut qkv: Var| {
+            if let Some(norms) = norms {
+                qkv = ops::norm_heads(tape, qkv, heads, norms, norm);
+            }
+            match config.rope {
+                Some(rope) => ops::rope(tape, qkv, heads, &angles[rope]),
+                None => qkv,
+            }
+        };
         let attended = match past {
+            // Heads are not normalised in place, as they are rotated.
+            Past::None(sequences) if norms.is_some() => {
+                ops::attention_over(tape, x, prepare, heads, sinks, sequences)
+            }
             Past::None(sequences) => {
-                ops::attention_with_sinks(tape, qkv, heads, layer.sinks.as_ref(), sequences)
+                let qkv = prepare(tape, x);
+                ops::attention_with_sinks(tape, qkv, heads, sinks, sequences)
             }
             Past::Cached { rows, cache, .. } => {
-                let sinks = layer.sinks.as_ref();
+                let qkv = prepare(tape, x);
                 ops::attend_paged(tape, qkv, heads, sinks, rows, cache.pages())
             }
         };

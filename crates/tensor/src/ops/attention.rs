@@ -1,8 +1,10 @@
 //! Attention over packed sequences, and over pages of keys and values.
 
 use super::{grow, rows_cols};
+use crate::tape::Sweep;
 use crate::{
-    Category, Cost, DType, Device, DeviceError, Heads, Sequence, Tape, Tensor, Var, Weight, Work,
+    Category, Cost, DType, Device, DeviceError, Heads, ParamId, Sequence, Tape, Tensor,
+    Var, Weight, Work,
 };
 use hone_kernels::attention::{self as kernel, Inputs, PAGE_ROWS, Rows};
 
@@ -26,44 +28,107 @@ pub fn attention_with_sinks<'a>(
     sinks: Option<&'a Weight>,
     sequences: &'a [Sequence],
 ) -> Var {
-    let (t, width) = rows_cols(qkv.value().shape());
-    assert_eq!(width, heads.qkv_width());
-    let (heads, dtype) = (*heads, qkv.value().dtype());
-    let mut out = tape.activation(dtype, &[t, heads.out_width()]);
-    let mut lse = tape.activation(DType::F32, &[heads.num_heads, t]);
-    let bytes = qkv.value().num_bytes() + out.num_bytes();
-    let forward = cost("attention", &heads, sequences, 2, bytes);
-    if let Some(on) = tape.device().begin(forward) {
-        let packed = Inputs::packed(qkv.value().view(), &heads);
-        let sinks = sinks.map(|sinks| tape.params().resolve(sinks).view());
-        let inputs = Inputs { sinks, ..packed };
-        on.attention(inputs, &heads, sequences, out.view_mut(), lse.view_mut());
-    }
-    let trained_sinks = sinks.and_then(Weight::param);
-    let (requires_grad, input) = (qkv.requires_grad() || trained_sinks.is_some(), qkv.id());
+    let attention = Attention { heads: *heads, sinks, sequences };
+    let (out, lse) = attention.forward(tape, qkv.value());
+    let requires_grad = qkv.requires_grad() || attention.trained_sinks().is_some();
     if !(tape.is_recording() && requires_grad) {
         return tape.push(out, requires_grad, |_, _| {});
     }
-    let (qkv, saved_out) = (qkv.into_value(), out.clone());
+    let (input, qkv, saved_out) = (qkv.id(), qkv.into_value(), out.clone());
     tape.push(out, requires_grad, move |sweep, d_out| {
-        let mut d_qkv = sweep.activation(dtype, &[t, width]);
-        let len = kernel::workspace_len(sweep.device.target(), &heads, t);
+        let d_qkv = attention.backward(sweep, (&qkv, saved_out, lse), d_out);
+        drop(qkv);
+        sweep.add(input, d_qkv);
+    })
+}
+
+/// [`attention_with_sinks`] over what `prepare` makes of `x`, such as its normalised heads: the
+/// backward pass prepares it again, so that only `x` is kept; not on a GPU, and not in a block that
+/// is run again as a whole. Worth it where `prepare` costs little and does not work in place.
+pub fn attention_over<'a>(
+    tape: &mut Tape<'a>,
+    x: Var,
+    prepare: impl Fn(&mut Tape<'a>, Var) -> Var + 'a,
+    heads: &Heads,
+    sinks: Option<&'a Weight>,
+    sequences: &'a [Sequence],
+) -> Var {
+    if tape.keeps_what_is_cheap() {
+        let qkv = prepare(tape, x);
+        return attention_with_sinks(tape, qkv, heads, sinks, sequences);
+    }
+    let attention = Attention { heads: *heads, sinks, sequences };
+    let qkv = tape.unrecorded(|tape| prepare(tape, x.clone()));
+    let (out, lse) = attention.forward(tape, qkv.value());
+    let requires_grad = qkv.requires_grad() || attention.trained_sinks().is_some();
+    drop(qkv);
+    let saved_out = out.clone();
+    tape.push(out, requires_grad, move |sweep, d_out| {
+        let (input, input_grad) = (x.id(), x.requires_grad());
+        let mut tape = Tape::training(sweep.device, sweep.params, sweep.compute, None);
+        let leaf = tape.leaf(x.into_value(), input_grad);
+        let leaf_id = leaf.id();
+        let qkv = prepare(&mut tape, leaf);
+        let d_qkv = attention.backward(sweep, (qkv.value(), saved_out, lse), d_out);
+        let mut inner = tape.backward(qkv, d_qkv, sweep.gradients);
+        if let Some(d_x) = inner.take(leaf_id).filter(|_| input_grad) {
+            sweep.add(input, d_x);
+        }
+    })
+}
+
+/// Attention of a pass.
+#[derive(Clone, Copy)]
+struct Attention<'a> {
+    heads: Heads,
+    sinks: Option<&'a Weight>,
+    sequences: &'a [Sequence],
+}
+
+impl Attention<'_> {
+    fn trained_sinks(&self) -> Option<ParamId> {
+        self.sinks.and_then(Weight::param)
+    }
+
+    /// The output, and the logarithms of the softmaxes' denominators.
+    fn forward(&self, tape: &Tape<'_>, qkv: &Tensor) -> (Tensor, Tensor) {
+        let (Self { heads, sequences, .. }, (t, width)) = (self, rows_cols(qkv.shape()));
+        assert_eq!(width, heads.qkv_width());
+        let mut out = tape.activation(qkv.dtype(), &[t, heads.out_width()]);
+        let mut lse = tape.activation(DType::F32, &[heads.num_heads, t]);
+        let (device, bytes) = (tape.device(), qkv.num_bytes() + out.num_bytes());
+        if let Some(on) = device.begin(cost("attention", heads, sequences, 2, bytes)) {
+            let sinks = self.sinks.map(|sinks| tape.params().resolve(sinks).view());
+            let inputs = Inputs { sinks, ..Inputs::packed(qkv.view(), heads) };
+            on.attention(inputs, heads, sequences, out.view_mut(), lse.view_mut());
+        }
+        (out, lse)
+    }
+
+    /// The gradient of `qkv`, given what the forward pass found.
+    fn backward(
+        &self,
+        sweep: &mut Sweep<'_, '_>,
+        (qkv, out, lse): (&Tensor, Tensor, Tensor),
+        d_out: Tensor,
+    ) -> Tensor {
+        let (Self { heads, sequences, .. }, (t, width)) = (self, rows_cols(qkv.shape()));
+        let mut d_qkv = sweep.activation(qkv.dtype(), &[t, width]);
+        let len = kernel::workspace_len(sweep.device.target(), heads, t);
         let mut workspace = sweep.workspace(DType::F32, &[len]);
         let bytes = 2 * qkv.num_bytes() + 2 * d_out.num_bytes();
-        let backward = cost("d_attention", &heads, sequences, 5, bytes);
-        if let Some(on) = sweep.device.begin(backward) {
-            let (qkv, out, lse) = (qkv.view(), saved_out.view(), lse.view());
-            let saved = kernel::Saved { qkv, out, lse };
-            let [d_sinks] = sweep.gradients.each_mut([trained_sinks]);
-            let sinks = sinks.map(|sinks| sweep.params.resolve(sinks).view());
+        if let Some(on) = sweep.device.begin(cost("d_attention", heads, sequences, 5, bytes))
+        {
+            let saved = kernel::Saved { qkv: qkv.view(), out: out.view(), lse: lse.view() };
+            let [d_sinks] = sweep.gradients.each_mut([self.trained_sinks()]);
+            let sinks = self.sinks.map(|sinks| sweep.params.resolve(sinks).view());
             let sinks = sinks.zip(d_sinks.map(Tensor::view_mut));
             let gradients = kernel::Gradients { d_qkv: d_qkv.view_mut(), sinks };
             let workspace = workspace.view_mut();
-            on.attention_backward(saved, &heads, sequences, d_out.view(), gradients, workspace);
+            on.attention_backward(saved, heads, sequences, d_out.view(), gradients, workspace);
         }
-        drop((qkv, saved_out, lse, workspace, d_out));
-        sweep.add(input, d_qkv);
-    })
+        d_qkv
+    }
 }
 
 /// Keys and values of one layer in pages of [`PAGE_ROWS`] rows, `num_kv_heads * head_dim` wide.

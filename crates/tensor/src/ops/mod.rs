@@ -31,7 +31,9 @@ mod short_conv;
 pub use activation::activation;
 pub(crate) use adapters::RoundedAdapters;
 pub use adapters::round_adapters;
-pub use attention::{KvPages, PagedRows, attend_paged, attention, attention_with_sinks};
+pub use attention::{
+    KvPages, PagedRows, attend_paged, attention, attention_over, attention_with_sinks,
+};
 pub use combine::combine;
 pub use delta_columns::delta_columns;
 pub use delta_gates::{DeltaGates, delta_gates};

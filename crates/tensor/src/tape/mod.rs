@@ -6,7 +6,7 @@
 //! gradient.
 
 use crate::ops::{RoundedAdapters, Routers};
-use crate::{AdapterRows, Category, Cost, DType, Device, Gradients, Params, Tensor};
+use crate::{AdapterRows, Category, Cost, DType, Device, Gradients, Params, Target, Tensor};
 use hone_kernels::gemm::quantises_operands;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -118,6 +118,8 @@ pub struct Tape<'a> {
     /// Rows of each adapter.
     adapter_rows: Arc<[AdapterRows]>,
     recording: bool,
+    /// Whether this is the second run of a block.
+    is_second_run: bool,
     nodes: Vec<Node<'a>>,
     num_vars: usize,
     adapters: RoundedAdapters,
@@ -140,6 +142,7 @@ impl<'a> Tape<'a> {
             compute,
             adapter_rows,
             recording,
+            is_second_run: false,
             nodes,
             num_vars,
             adapters,
@@ -223,6 +226,13 @@ impl<'a> Tape<'a> {
         self.recording
     }
 
+    /// Whether what an operation could compute again is to be kept: nothing is kept anyway, the
+    /// block is run again already, or it would cost too much, as on a GPU, where small models are
+    /// bound by their memory.
+    pub(crate) fn keeps_what_is_cheap(&self) -> bool {
+        !self.recording || self.is_second_run || self.device.target() == Target::Cuda
+    }
+
     /// Makes `value` the output of an operation. `backward` is kept only if it is needed.
     pub(crate) fn push(
         &mut self,
@@ -248,9 +258,7 @@ impl<'a> Tape<'a> {
         if !self.recording {
             return block(self, x);
         }
-        self.recording = false;
-        let output = block(self, x.clone());
-        self.recording = true;
+        let output = self.unrecorded(|tape| block(tape, x.clone()));
         let (adapter_rows, compute) = (self.adapter_rows.clone(), self.compute);
         // Routers note what they do once.
         let routers = Routers { loads: None, ..self.routers.clone() };
@@ -260,6 +268,7 @@ impl<'a> Tape<'a> {
             tape.adapter_rows = adapter_rows;
             tape.adapters = sweep.adapters.clone();
             tape.routers = routers;
+            tape.is_second_run = true;
             let input = tape.leaf(x.value, x.requires_grad);
             let (input_id, input_grad) = (input.id, x.requires_grad);
             let output = block(&mut tape, input);
@@ -268,6 +277,14 @@ impl<'a> Tape<'a> {
                 sweep.add(x.id, d_input);
             }
         })
+    }
+
+    /// Runs `body` without recording what it does.
+    pub(crate) fn unrecorded<R>(&mut self, body: impl FnOnce(&mut Self) -> R) -> R {
+        let recording = std::mem::replace(&mut self.recording, false);
+        let result = body(self);
+        self.recording = recording;
+        result
     }
 
     /// Backpropagates `d_root` from `root`, accumulating into `gradients`. Returns the gradients of

@@ -1,7 +1,7 @@
 //! The tape over whole blocks: sums of gradients, recomputation, and what is not recorded.
 
 use super::check_op::{Found, Kind, Operands, STEP, devices, normals};
-use crate::ops::{self, Activation, Angles, RmsNorm, Rotated};
+use crate::ops::{self, Activation, Angles, HeadNorms, RmsNorm, Rotated};
 use crate::{
     AdapterId, Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Lora,
     ParamId, Params, Projection, Sequence, StepKey, Tape, Tensor, Var, Weight,
@@ -31,6 +31,9 @@ struct Block {
     down: Vec<Projection>,
     angles: Angles,
     sequences: Vec<Sequence>,
+    /// Norms of queries and keys, if they have any, and whether the backward pass prepares heads
+    /// again.
+    head_norms: Option<([Weight; 2], bool)>,
 }
 
 impl Block {
@@ -51,6 +54,7 @@ impl Block {
                 angles.iter().map(|a| a.sin()).collect(),
             ),
             sequences: vec![Sequence::new(0, 12), Sequence::new(12, 7)],
+            head_norms: None,
         };
         if adapted {
             adapt(params, &mut block.qkv[0]);
@@ -62,8 +66,21 @@ impl Block {
     fn apply<'a>(&'a self, tape: &mut Tape<'a>, x: Var) -> Var {
         let normed = ops::rms_norm(tape, &x, &self.norms[0], NORM);
         let qkv = ops::linear(tape, normed, &self.qkv, None);
-        let qkv = ops::rope(tape, qkv, &HEADS, &self.angles);
-        let attended = ops::attention(tape, qkv, &HEADS, &self.sequences);
+        let prepare = |tape: &mut Tape<'a>, mut qkv: Var| {
+            if let Some(([q, k], _)) = &self.head_norms {
+                qkv = ops::norm_heads(tape, qkv, &HEADS, HeadNorms { q, k, v: None }, NORM);
+            }
+            ops::rope(tape, qkv, &HEADS, &self.angles)
+        };
+        let attended = match &self.head_norms {
+            Some((_, true)) => {
+                ops::attention_over(tape, qkv, prepare, &HEADS, None, &self.sequences)
+            }
+            _ => {
+                let qkv = prepare(tape, qkv);
+                ops::attention(tape, qkv, &HEADS, &self.sequences)
+            }
+        };
         let x = ops::linear(tape, attended, &self.output, Some(x));
         let normed = ops::rms_norm(tape, &x, &self.norms[1], NORM);
         let gate_up = ops::linear(tape, normed, &self.gate_up, None);
@@ -108,6 +125,20 @@ impl Stack {
         let mut params = Params::default();
         let blocks = (0..num_blocks).map(|i| Block::new(&mut params, i >= frozen)).collect();
         Self { params, blocks, recompute }
+    }
+
+    /// The same with norms of queries and keys, which are trained.
+    fn with_head_norms(mut self, prepares_again: bool) -> Self {
+        for block in &mut self.blocks {
+            let norms = [(); 2].map(|()| {
+                let values = normals(200 + self.params.len() as u64, HEADS.head_dim);
+                let value = Tensor::from_f32(&values, &[HEADS.head_dim]);
+                let param = self.params.add(format!("{}", self.params.len()), value);
+                Weight::Trained { param, shape: vec![HEADS.head_dim] }
+            });
+            block.head_norms = Some((norms, prepares_again));
+        }
+        self
     }
 
     fn apply<'a>(&'a self, tape: &mut Tape<'a>, mut x: Var) -> Var {
@@ -171,6 +202,21 @@ fn recomputation_changes_memory_and_nothing_else() {
     let peak = |stack: &Stack| stack.plan(true).0.at_peak().values().sum::<usize>();
     let (kept, again) = (peak(&kept), peak(&again));
     assert!(again * 2 < kept, "{again} bytes with recomputation, {kept} without");
+}
+
+#[test]
+fn heads_that_are_prepared_again_take_no_memory_meanwhile() {
+    let stack = |again| Stack::new(4, 0, false).with_head_norms(again);
+    let (kept, again) = (stack(false), stack(true));
+    for device in devices() {
+        let first = kept.train(&device, Compute::Bf16, true);
+        assert_identical(&first, &again.train(&device, Compute::Bf16, true));
+    }
+    let activations = |stack: &Stack| stack.plan(true).0.at_peak()[&Category::Activations];
+    let of_heads = TOKENS * HEADS.qkv_width() * DType::Bf16.size();
+    // All but those of the block whose backward pass is under way.
+    let (kept, again) = (activations(&kept), activations(&again));
+    assert!(again + 3 * of_heads <= kept, "{again} bytes, {kept} where they are kept");
 }
 
 #[test]
