@@ -13,8 +13,10 @@ mod parts;
 mod shape;
 mod tiles;
 
+pub(crate) use gguf::Q8_0Blocks;
 pub use gguf::UnreadType;
 pub use int8::{Int8Rows, Int8RowsMut, rows_mut as int8_rows_mut};
+pub(crate) use nf4::Nf4Blocks;
 pub use packed::Packed;
 pub use parts::{Nf4Parts, Nf4Scales, Parts, PartsError};
 pub use shape::ShapeError;

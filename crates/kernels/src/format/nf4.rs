@@ -100,6 +100,7 @@ fn linspace(num: usize, i: usize) -> f32 {
 }
 
 /// Offsets of the parts.
+#[derive(Clone, Copy)]
 struct Sizes {
     blocks: usize,
     magnitudes: usize,
@@ -135,9 +136,44 @@ fn word(bytes: &[u8], at: usize) -> f32 {
 }
 
 /// The dequantised absmax of a block: product and sum are rounded apart.
+#[inline(always)]
 fn magnitude(bytes: &[u8], sizes: &Sizes, block: usize) -> f32 {
     let level = word(bytes, 4 * usize::from(bytes[sizes.magnitudes + block]));
     level * word(bytes, SCALES + 4 * (block / BLOCKS)) + word(bytes, MEAN)
+}
+
+/// Blocks of NF4, for packing panels straight from them.
+#[derive(Clone, Copy)]
+pub(crate) struct Nf4Blocks<'a> {
+    bytes: &'a [u8],
+    sizes: Sizes,
+}
+
+impl<'a> Nf4Blocks<'a> {
+    /// What the half of a byte stands for.
+    pub const LEVELS: [f32; 16] = LEVELS;
+
+    /// The blocks of a matrix; `None` if it has another format.
+    pub fn of(packed: Packed<'a>) -> Option<Self> {
+        let blocks = || Self { bytes: packed.bytes(), sizes: Sizes::of(packed.len()) };
+        std::ptr::eq(packed.format(), &FORMAT).then(blocks)
+    }
+
+    /// Number of weights.
+    pub fn len(&self) -> usize {
+        self.sizes.num_weights
+    }
+
+    /// Two weights in each byte.
+    pub fn pairs(&self) -> &'a [u8] {
+        &self.bytes[self.sizes.weights..]
+    }
+
+    /// The absmax that a weight is multiplied with.
+    #[inline(always)]
+    pub fn magnitude(&self, index: usize) -> f32 {
+        magnitude(self.bytes, &self.sizes, index / BLOCK)
+    }
 }
 
 /// The levels of both weights in a byte.

@@ -14,6 +14,7 @@ use crate::cuda::source::Source;
 use crate::element::DType;
 
 pub(super) use k_quants::{Q4_K, Q5_K, Q6_K};
+pub(crate) use small::Q8_0Blocks;
 pub(super) use small::{MXFP4, Q4_0, Q4_1, Q5_0, Q8_0, write_mxfp4};
 
 /// Types by their number in files, as ggml names them, and how they are held.

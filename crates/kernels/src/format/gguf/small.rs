@@ -2,7 +2,7 @@
 
 use super::{Block, GROUP, format, half};
 use crate::cuda::source::Source;
-use crate::format::WeightFormat;
+use crate::format::{Packed, WeightFormat};
 
 pub(in crate::format) static Q8_0: WeightFormat = format::<Q8_0Block>("q8_0", &Q8_0_SOURCE);
 pub(in crate::format) static Q5_0: WeightFormat = format::<Q5_0Block>("q5_0", &Q5_0_SOURCE);
@@ -21,6 +21,41 @@ static MXFP4_SOURCE: Source = super::source!("mxfp4", "Mxfp4");
 struct Q8_0Block {
     scale: [u8; 2],
     values: [i8; GROUP],
+}
+
+/// Blocks of [`Q8_0`], for packing panels straight from them.
+#[derive(Clone, Copy)]
+pub(crate) struct Q8_0Blocks<'a>(&'a [u8]);
+
+impl<'a> Q8_0Blocks<'a> {
+    const BYTES: usize = size_of::<Q8_0Block>();
+
+    /// The blocks of a matrix; `None` if it has another format.
+    pub fn of(packed: Packed<'a>) -> Option<Self> {
+        std::ptr::eq(packed.format(), &Q8_0).then_some(Self(packed.bytes()))
+    }
+
+    /// Number of weights.
+    pub fn len(self) -> usize {
+        self.0.len() / Self::BYTES * GROUP
+    }
+
+    pub fn bytes(self) -> &'a [u8] {
+        self.0
+    }
+
+    /// Where the byte of a weight is.
+    #[inline(always)]
+    pub fn offset(index: usize) -> usize {
+        index / GROUP * Self::BYTES + std::mem::offset_of!(Q8_0Block, values) + index % GROUP
+    }
+
+    /// The bits of the f16 that a weight's byte is multiplied with.
+    #[inline(always)]
+    pub fn scale_bits(self, index: usize) -> u16 {
+        let at = index / GROUP * Self::BYTES;
+        u16::from_le_bytes([self.0[at], self.0[at + 1]])
+    }
 }
 
 /// A scale, the fifth bits of all weights, and their halves of bytes; 16 stands for zero.

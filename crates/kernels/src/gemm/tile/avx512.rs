@@ -1,10 +1,10 @@
 //! AVX-512: `f32` tiles, and bf16 tiles with `vdpbf16ps`, of 8 × 48.
 
-use super::avx512_pack::{LANES, first_16, pack_int8, pack_panel, pack_rows, packs};
+use super::avx512_pack::{pack_int8, pack_panel, pack_rows, packs};
+use super::avx512_source::{LANES, first_16};
 use super::plain::direct_f32;
 use super::{Lines, Part, Segment, Store, Sums, Tile, for_size, int8};
 use crate::element::bf16;
-use crate::format::Storage;
 use crate::view::View;
 #[allow(clippy::wildcard_imports, reason = "dozens of intrinsics")]
 use std::arch::x86_64::*;
@@ -33,8 +33,8 @@ macro_rules! tile {
             }
 
             #[inline(always)]
-            fn packs(storage: Storage) -> bool {
-                packs(storage)
+            fn packs(x: Lines<'_>, part: Part) -> bool {
+                packs(x, part)
             }
 
             unsafe fn pack_panel(x: Lines<'_>, part: Part, vectors: usize, panel: &mut [$elem]) {

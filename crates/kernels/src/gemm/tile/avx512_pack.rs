@@ -3,19 +3,18 @@
 //! Sixteen 32-bit lanes hold sixteen `f32`, sixteen pairs of bf16, or sixteen groups of four bytes,
 //! so one transposition serves all.
 
+use super::avx512_source::{
+    Array, LANES, Nf4Pair, RowPtr, SignedByte, Source, first_16, load_centred,
+};
 use super::{Lines, Part, int8};
 use crate::element::{bf16, f16};
-use crate::format::{Int8Rows, Storage};
+use crate::format::{Int8Rows, Nf4Blocks, Q8_0Blocks, Storage};
 use crate::view::{View, not_floats, out_of_reach};
 #[allow(clippy::wildcard_imports, reason = "dozens of intrinsics")]
 use std::arch::x86_64::*;
-use std::mem::transmute;
-
-/// 32-bit lanes of a vector.
-pub(super) const LANES: usize = 16;
 
 /// Packed elements whose 32-bit lanes are filled from elements `S`.
-pub(super) trait Lane<S> {
+pub(super) trait Lane<S: Source> {
     /// Steps of the contraction in a lane.
     const STEP: usize;
 
@@ -73,7 +72,9 @@ impl<S: Source> Lane<S> for bf16 {
 }
 
 /// Packed elements of floating-point products, filled from any element type.
-pub(super) trait Lanes: Lane<f32> + Lane<bf16> + Lane<f16> + Lane<u8> {
+pub(super) trait Lanes:
+    Lane<f32> + Lane<bf16> + Lane<f16> + Lane<u8> + Lane<SignedByte> + Lane<Nf4Pair>
+{
     /// Steps of the contraction in a lane, whatever it is filled from.
     const GROUP: usize = <Self as Lane<f32>>::STEP;
 }
@@ -125,160 +126,6 @@ const ZIP: [u16; 32] = {
     order
 };
 
-/// A pointer into a row, with the row's scale.
-#[derive(Clone, Copy)]
-pub(super) struct RowPtr<S> {
-    start: *const S,
-    scale: f32,
-}
-
-impl<S> RowPtr<S> {
-    /// The pointer `n` elements further along the row.
-    #[inline(always)]
-    fn add(self, n: usize) -> Self {
-        Self { start: self.start.wrapping_add(n), ..self }
-    }
-}
-
-/// An array that packing reads.
-trait Array: Copy {
-    type Elem: Source;
-    fn elements(&self) -> &[Self::Elem];
-    /// The scale of a row.
-    fn scale(&self, row: usize) -> f32;
-}
-
-impl<S: Source> Array for &[S] {
-    type Elem = S;
-
-    #[inline(always)]
-    fn elements(&self) -> &[S] {
-        self
-    }
-
-    #[inline(always)]
-    fn scale(&self, _: usize) -> f32 {
-        1.0
-    }
-}
-
-impl Array for Int8Rows<'_> {
-    type Elem = u8;
-
-    #[inline(always)]
-    fn elements(&self) -> &[u8] {
-        self.values
-    }
-
-    #[inline(always)]
-    fn scale(&self, row: usize) -> f32 {
-        self.scales[row]
-    }
-}
-
-/// An element type that packing reads. Floats have no scale.
-trait Source: Copy {
-    /// 16 values under a mask, as `f32`.
-    ///
-    /// # Safety
-    /// The elements under the mask must exist; the machine must have the instruction set.
-    unsafe fn load(from: RowPtr<Self>, mask: u16) -> __m512;
-
-    /// 16 values under a mask, as bf16.
-    ///
-    /// # Safety
-    /// As [`Source::load`].
-    #[inline(always)]
-    unsafe fn load_half_bf16(from: RowPtr<Self>, mask: u16) -> __m256i {
-        // SAFETY: as the caller promises; vectors of the same size.
-        unsafe { transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(Self::load(from, mask))) }
-    }
-
-    /// The bits of 32 values as bf16, of which `count` exist.
-    ///
-    /// # Safety
-    /// As [`Source::load`].
-    #[inline(always)]
-    unsafe fn load_bf16(from: RowPtr<Self>, count: usize) -> __m512i {
-        // SAFETY: as the caller promises; an address under an empty mask is not read.
-        unsafe {
-            let low = Self::load(from, first_16(count));
-            let high = Self::load(from.add(LANES), first_16(count.saturating_sub(LANES)));
-            transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
-        }
-    }
-}
-
-impl Source for f32 {
-    #[inline(always)]
-    unsafe fn load(from: RowPtr<f32>, mask: u16) -> __m512 {
-        // SAFETY: as the caller promises.
-        unsafe { _mm512_maskz_loadu_ps(mask, from.start) }
-    }
-}
-
-impl Source for bf16 {
-    #[inline(always)]
-    unsafe fn load(from: RowPtr<bf16>, mask: u16) -> __m512 {
-        // SAFETY: as the caller promises.
-        unsafe {
-            let bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from.start.cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn load_half_bf16(from: RowPtr<bf16>, mask: u16) -> __m256i {
-        // SAFETY: as the caller promises.
-        unsafe { _mm256_maskz_loadu_epi16(mask, from.start.cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_bf16(from: RowPtr<bf16>, count: usize) -> __m512i {
-        let mask = if count >= 32 { u32::MAX } else { (1 << count) - 1 };
-        // SAFETY: as the caller promises.
-        unsafe { _mm512_maskz_loadu_epi16(mask, from.start.cast()) }
-    }
-}
-
-impl Source for f16 {
-    #[inline(always)]
-    unsafe fn load(from: RowPtr<f16>, mask: u16) -> __m512 {
-        // SAFETY: as the caller promises.
-        unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from.start.cast())) }
-    }
-}
-
-impl Source for u8 {
-    #[inline(always)]
-    unsafe fn load(from: RowPtr<u8>, mask: u16) -> __m512 {
-        // SAFETY: as the caller promises.
-        unsafe {
-            let values = _mm512_cvtepi8_epi32(load_centred(from.start, mask));
-            _mm512_mul_ps(_mm512_cvtepi32_ps(values), _mm512_set1_ps(from.scale))
-        }
-    }
-}
-
-/// 16 bytes under a mask without their zero point, zero elsewhere.
-///
-/// # Safety
-/// The bytes under the mask must exist; the machine must have the instruction set.
-#[inline(always)]
-unsafe fn load_centred(from: *const u8, mask: u16) -> __m128i {
-    // SAFETY: as the caller promises.
-    unsafe {
-        let zero = _mm_set1_epi8(Int8Rows::ZERO_POINT as i8);
-        _mm_xor_si128(_mm_mask_loadu_epi8(zero, mask, from.cast()), zero)
-    }
-}
-
-/// A mask of the first `count` of 16 lanes.
-#[inline(always)]
-pub(super) fn first_16(count: usize) -> u16 {
-    if count >= LANES { u16::MAX } else { (1 << count) - 1 }
-}
-
 /// Runs `$body` with `$name` bound to an [`Array`]: floats, or bytes with scales.
 macro_rules! with_array {
     ($view:expr, $name:ident => $body:expr) => {
@@ -286,19 +133,32 @@ macro_rules! with_array {
             View::F32($name) => $body,
             View::Bf16($name) => $body,
             View::F16($name) => $body,
-            View::Packed(packed) if packs(Storage::Packed(packed.format())) => {
+            View::Packed(packed) if Storage::Packed(packed.format()).is_int8() => {
                 let $name = packed.int8();
                 $body
             }
-            View::Packed(packed) => not_floats(packed.format().name),
+            View::Packed(packed) => match (Q8_0Blocks::of(packed), Nf4Blocks::of(packed)) {
+                (Some($name), _) => $body,
+                (_, Some($name)) => $body,
+                _ => not_floats(packed.format().name),
+            },
             View::Cuda(_) => out_of_reach(),
         }
     };
 }
 
-/// [`Tile::packs`].
-pub(super) fn packs(storage: Storage) -> bool {
-    storage.is_int8()
+/// [`Tile::packs`]: bytes with a scale for each row in any place, and blocks where what one
+/// instruction reads lies within a block.
+pub(super) fn packs(x: Lines<'_>, part: Part) -> bool {
+    let View::Packed(packed) = x.data else { return false };
+    if Storage::Packed(packed.format()).is_int8() {
+        return true;
+    }
+    // Pairs of vectors along a line, or one across lines.
+    let aligned = if x.step == 1 { 2 * LANES } else { LANES };
+    let is_aligned = x.index(part.line, part.k0).is_multiple_of(aligned)
+        && x.line_stride.max(x.step).is_multiple_of(aligned);
+    is_aligned && (Q8_0Blocks::of(packed).is_some() || Nf4Blocks::of(packed).is_some())
 }
 
 /// [`Tile::pack_panel`].
@@ -332,7 +192,7 @@ unsafe fn pack_lanes<T: Lane<A::Elem>, A: Array>(
     vectors: usize,
     panel: *mut i32,
 ) {
-    assert!(part.end(&x) <= data.elements().len());
+    assert!(part.end(&x) <= data.len());
     for v in 0..vectors {
         let lines = part.lines.saturating_sub(v * LANES).min(LANES);
         let part = Part { line: part.line + v * LANES, lines, ..part };
@@ -389,17 +249,18 @@ pub(super) unsafe fn pack_rows<T: Lanes>(x: Lines<'_>, part: Part, stride: usize
     assert!(rows.len() >= (part.lines - 1) * stride + groups * step);
     let (stride, to) = (stride / step, rows.as_mut_ptr().cast::<i32>());
     with_array!(x.data, data => {
-        assert!(part.end(&x) <= Array::elements(&data).len());
+        assert!(part.end(&x) <= Array::len(&data));
         let rows = x.rows();
         // SAFETY: the part is inside the slice and the rows have room, as asserted.
         unsafe {
             if x.step == 1 {
                 for line in 0..part.lines {
-                    let scale = data.scale(rows.of(part.line + line, part.k0));
+                    let row = rows.of(part.line + line, part.k0);
                     for group in (0..groups).step_by(LANES) {
                         let k = group * step;
                         let index = x.index(part.line + line, part.k0 + k);
-                        let from = RowPtr { start: &raw const data.elements()[index], scale };
+                        let scale = data.scale(index, row);
+                        let from = RowPtr { start: data.start(index), scale };
                         let mask = first_16(groups - group);
                         let row = T::along(from, part.k - k);
                         _mm512_mask_storeu_epi32(to.add(line * stride + group), mask, row);
@@ -445,10 +306,11 @@ unsafe fn blocks<T: Lane<A::Elem>, A: Array>(
     mut body: impl FnMut(usize, usize, &mut [__m512i; LANES]),
 ) {
     let groups = part.k.div_ceil(T::STEP);
-    let (start, rows) = (data.elements().as_ptr(), x.rows());
-    let at = |line: usize, k: usize| RowPtr {
-        start: start.wrapping_add(x.index(part.line + line, part.k0 + k)),
-        scale: data.scale(rows.of(part.line + line, part.k0 + k)),
+    let rows = x.rows();
+    let index = |line: usize, k: usize| x.index(part.line + line, part.k0 + k);
+    let at = |line: usize, k: usize| {
+        let (index, row) = (index(line, k), rows.of(part.line + line, part.k0 + k));
+        RowPtr { start: data.start(index), scale: data.scale(index, row) }
     };
     // SAFETY: the caller promises the instruction set.
     let zero = unsafe { [_mm512_setzero_si512(); LANES] };
@@ -460,10 +322,9 @@ unsafe fn blocks<T: Lane<A::Elem>, A: Array>(
         unsafe {
             if transposes {
                 for (i, line) in block.iter_mut().enumerate().take(part.lines) {
-                    let from = at(i, k);
                     // The same steps of the lines that are packed next.
-                    prefetch(from.start.wrapping_add(LANES * x.line_stride));
-                    *line = T::along(from, part.k - k);
+                    prefetch(data.start(index(i + LANES, k)));
+                    *line = T::along(at(i, k), part.k - k);
                 }
                 transpose(&mut block);
             } else {
@@ -471,8 +332,7 @@ unsafe fn blocks<T: Lane<A::Elem>, A: Array>(
                     let k = k + g * T::STEP;
                     let steps = (part.k - k).min(T::STEP);
                     for step in 0..steps {
-                        let ahead = (LANES * T::STEP + step) * x.step;
-                        prefetch(at(0, k).start.wrapping_add(ahead));
+                        prefetch(data.start(index(0, k + LANES * T::STEP + step)));
                     }
                     *row = T::across(|step| at(0, k + step), steps, first_16(part.lines));
                 }

@@ -15,6 +15,8 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_pack;
+#[cfg(target_arch = "x86_64")]
+mod avx512_source;
 pub(crate) mod int8;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -142,8 +144,8 @@ pub(crate) trait Tile {
     /// As [`Tile::run`].
     unsafe fn run_int8(rows: usize, vectors: usize, segment: int8::Segment, sums: Sums);
 
-    /// Whether this packs weights in `storage` directly, without unpacking them first.
-    fn packs(_: Storage) -> bool {
+    /// Whether this packs these packed weights directly, without unpacking them first.
+    fn packs(_: Lines<'_>, _: Part) -> bool {
         false
     }
 
@@ -173,7 +175,7 @@ pub(crate) unsafe fn pack_panel<M: Tile>(
     vectors: usize,
     panel: &mut [M::Elem],
 ) {
-    if !is_unpacked_for::<M>(x) {
+    if !is_unpacked_for::<M>(x, part) {
         // SAFETY: as the caller promises.
         return unsafe { M::pack_panel(x, part, vectors, panel) };
     }
@@ -196,7 +198,7 @@ pub(crate) unsafe fn pack_rows<M: Tile>(
     stride: usize,
     rows: &mut [M::Elem],
 ) {
-    if !is_unpacked_for::<M>(x) {
+    if !is_unpacked_for::<M>(x, part) {
         // SAFETY: as the caller promises.
         return unsafe { M::pack_rows(x, part, stride, rows) };
     }
@@ -209,10 +211,10 @@ pub(crate) unsafe fn pack_rows<M: Tile>(
 
 /// Whether the tile needs these weights unpacked before it packs them.
 #[inline(always)]
-fn is_unpacked_for<M: Tile>(x: Lines<'_>) -> bool {
+fn is_unpacked_for<M: Tile>(x: Lines<'_>, part: Part) -> bool {
     match x.data.storage() {
         Storage::Float(_) => false,
-        packed => !M::packs(packed),
+        Storage::Packed(_) => !M::packs(x, part),
     }
 }
 
