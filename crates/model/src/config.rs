@@ -368,6 +368,15 @@ impl DecoderConfig {
         self.ropes.iter().map(|rope| rope.angles(positions, cu_seqlens)).collect()
     }
 
+    /// Size in bytes of what `num_tokens` tokens look up besides their embedding: types and learned
+    /// positions.
+    pub fn lookup_bytes(&self, num_tokens: usize) -> usize {
+        let Some(encoder) = &self.encoder else { return 0 };
+        let has_types = encoder.num_token_types > 0;
+        let num_lists = usize::from(has_types) + usize::from(encoder.positions.is_some());
+        num_lists * size_of::<u32>() * num_tokens
+    }
+
     /// Size in bytes of the lists that say which of `num_tokens` tokens each expert computes.
     pub fn routing_bytes(&self, num_tokens: usize) -> usize {
         let top_k = |layer: &LayerConfig| Some(layer.mlp.experts.as_ref()?.router.top_k);

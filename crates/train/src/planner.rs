@@ -230,7 +230,12 @@ fn plan_among(
     let with = |offloaded_blocks| DryRun::new(setup, host, Held::of(setup, offloaded_blocks));
     let mut dry = with(0)?;
     let mut best: Option<Planned> = None;
-    for &policy in candidates {
+    // The least work first.
+    let mut candidates = candidates.to_vec();
+    candidates.sort_by_key(|policy| {
+        (policy.recompute == Recompute::Block, setup.first_step.len().div_ceil(policy.units))
+    });
+    for policy in candidates {
         let mut planned = dry.plan(profile, policy)?;
         while let Some(blocks) = dry.blocks_to_offload(&planned.plan) {
             planned = with(blocks)?.plan(profile, policy)?;
@@ -238,6 +243,11 @@ fn plan_among(
         let better = best.as_ref().is_none_or(|best| is_better(&planned, best));
         if better {
             best = Some(planned);
+        }
+        // None of the others can be better.
+        if best.as_ref().is_some_and(|best| best.plan.fits && best.plan.copied_bytes_per_step == 0)
+        {
+            break;
         }
     }
     let mut best = best.expect("there is at least one policy");

@@ -62,6 +62,9 @@ pub struct GpuFigures {
     pub free_bytes: Option<u64>,
     /// Bytes per second from the CPU's memory.
     pub link: f64,
+    /// FLOP/s of attention by the kernels for heads, masks and types that have none on tensor
+    /// cores.
+    pub general_attention: f64,
     /// FLOP/s of products in FP8, where it has them.
     #[serde(default)]
     pub product_fp8: Option<f64>,
@@ -115,8 +118,10 @@ impl DeviceProfile {
         };
         let Some(kept) = kept.filter(is_of_it) else { return published };
         let figures = |kept: GpuFigures| {
-            let GpuFigures { link, product_fp8, .. } = kept;
-            published.gpu.map(|gpu| GpuFigures { link, product_fp8, ..gpu })
+            published.gpu.map(|gpu| {
+                let GpuFigures { memory_bytes, free_bytes, .. } = gpu;
+                GpuFigures { memory_bytes, free_bytes, ..kept }
+            })
         };
         Self { gpu: kept.gpu.and_then(figures), ..kept }
     }
@@ -162,6 +167,7 @@ impl DeviceProfile {
             _ => 1.0,
         };
         let of_fp8 = self.gpu.filter(|_| compute == Compute::Fp8).and_then(|gpu| gpu.product_fp8);
+        let general_attention = self.gpu.map(|gpu| 1.0 / gpu.general_attention);
         let product_in_eight_bits = of_fp8.unwrap_or(self.product_int8);
         let seconds = |work| {
             let flops = cost.executed_flops(work) as f64;
@@ -172,6 +178,8 @@ impl DeviceProfile {
                     Work::OverTokens => slower / self.product_over_tokens,
                     Work::LowRank => slower / self.product_low_rank,
                     Work::Attention => slower / self.attention,
+                    // In f32 inside, whatever it reads.
+                    Work::GeneralAttention => general_attention.unwrap_or(slower / self.attention),
                     Work::Elementwise => 1.0 / self.elementwise,
                 }
         };

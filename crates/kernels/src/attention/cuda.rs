@@ -91,6 +91,15 @@ pub fn max_head_dim(shared_bytes: u32) -> usize {
     (1..=MAX_HEAD_DIM).rev().find(fits).unwrap_or(0)
 }
 
+/// Whether there are kernels for these heads that use tensor cores, on a GPU that has what they
+/// need.
+pub(super) fn suits_tensor_cores(heads: &Heads, dtype: DType) -> bool {
+    matches!(dtype, DType::Bf16 | DType::F16)
+        && heads.softcap.is_none()
+        && heads.ahead == 0
+        && matches!(heads.head_dim, 64 | 96 | 128)
+}
+
 /// The kernels for a shape.
 struct Kernels {
     source: &'static Source,
@@ -111,10 +120,7 @@ impl Kernels {
             let address = x.data.cuda().address() + 2 * x.offset as u64;
             address.is_multiple_of(16) && x.stride.is_multiple_of(8)
         };
-        let tensor_cores = matches!(dtype, DType::Bf16 | DType::F16)
-            && heads.softcap.is_none()
-            && heads.ahead == 0
-            && matches!(d, 64 | 96 | 128)
+        let tensor_cores = suits_tensor_cores(heads, dtype)
             && gpu.info().compute_capability >= (8, 0)
             && inputs.iter().all(is_aligned);
         if tensor_cores {

@@ -38,6 +38,13 @@ pub fn workspace_len(target: Target, heads: &Heads, t: usize) -> usize {
     }
 }
 
+/// Whether passes over whole sequences run a GPU's general kernels, which are slower than those on
+/// its tensor cores; the CPU has one kernel for all. Over pages a GPU's are always general.
+pub fn is_general(target: Target, heads: &Heads, dtype: DType) -> bool {
+    target == Target::Cuda && !cuda::suits_tensor_cores(heads, dtype)
+}
+
+use crate::element::DType;
 use crate::math::Softcap;
 use crate::processor::{Processor, Target};
 use crate::view::{View, ViewMut};

@@ -16,18 +16,21 @@ pub enum Work {
     LowRank,
     /// Attention.
     Attention,
+    /// Attention by a GPU's kernels for any heads and mask, without tensor cores.
+    GeneralAttention,
     /// Elementwise operations with exponentials.
     Elementwise,
 }
 
 impl Work {
     /// All kinds.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Product,
         Self::Int8,
         Self::OverTokens,
         Self::LowRank,
         Self::Attention,
+        Self::GeneralAttention,
         Self::Elementwise,
     ];
 }

@@ -3,7 +3,7 @@
 use super::{grow, rows_cols};
 use crate::tape::Sweep;
 use crate::{
-    Category, Cost, DType, Device, DeviceError, Heads, ParamId, Sequence, Tape, Tensor,
+    Category, Cost, DType, Device, DeviceError, Heads, ParamId, Sequence, Tape, Target, Tensor,
     Var, Weight, Work,
 };
 use hone_kernels::attention::{self as kernel, Inputs, PAGE_ROWS, Rows};
@@ -90,6 +90,14 @@ impl Attention<'_> {
         self.sinks.and_then(Weight::param)
     }
 
+    /// Where a GPU has a faster kernel for some heads and masks than for others.
+    fn work(&self, device: &Device, dtype: DType) -> Work {
+        match kernel::is_general(device.target(), &self.heads, dtype) {
+            true => Work::GeneralAttention,
+            false => Work::Attention,
+        }
+    }
+
     /// The output, and the logarithms of the softmaxes' denominators.
     fn forward(&self, tape: &Tape<'_>, qkv: &Tensor) -> (Tensor, Tensor) {
         let (Self { heads, sequences, .. }, (t, width)) = (self, rows_cols(qkv.shape()));
@@ -97,7 +105,8 @@ impl Attention<'_> {
         let mut out = tape.activation(qkv.dtype(), &[t, heads.out_width()]);
         let mut lse = tape.activation(DType::F32, &[heads.num_heads, t]);
         let (device, bytes) = (tape.device(), qkv.num_bytes() + out.num_bytes());
-        if let Some(on) = device.begin(cost("attention", heads, sequences, 2, bytes)) {
+        let work = self.work(device, qkv.dtype());
+        if let Some(on) = device.begin(cost("attention", work, heads, sequences, 2, bytes)) {
             let sinks = self.sinks.map(|sinks| tape.params().resolve(sinks).view());
             let inputs = Inputs { sinks, ..Inputs::packed(qkv.view(), heads) };
             on.attention(inputs, heads, sequences, out.view_mut(), lse.view_mut());
@@ -117,7 +126,8 @@ impl Attention<'_> {
         let len = kernel::workspace_len(sweep.device.target(), heads, t);
         let mut workspace = sweep.workspace(DType::F32, &[len]);
         let bytes = 2 * qkv.num_bytes() + 2 * d_out.num_bytes();
-        if let Some(on) = sweep.device.begin(cost("d_attention", heads, sequences, 5, bytes))
+        let work = self.work(sweep.device, qkv.dtype());
+        if let Some(on) = sweep.device.begin(cost("d_attention", work, heads, sequences, 5, bytes))
         {
             let saved = kernel::Saved { qkv: qkv.view(), out: out.view(), lse: lse.view() };
             let [d_sinks] = sweep.gradients.each_mut([self.trained_sinks()]);
@@ -229,7 +239,11 @@ pub fn attend_paged(
     let num_keys: usize = rows.sequences.iter().map(|s| s.k_len).sum();
     let width = heads.num_kv_heads * heads.head_dim;
     let bytes = qkv.value().num_bytes() + 2 * cache.k.dtype().num_bytes(&[num_keys, width]);
-    let cost = cost("attend_paged", heads, &rows.sequences, 2, bytes);
+    let work = match tape.device().target() {
+        Target::Cpu => Work::Attention,
+        Target::Cuda => Work::GeneralAttention,
+    };
+    let cost = cost("attend_paged", work, heads, &rows.sequences, 2, bytes);
     if let Some(on) = tape.device().begin(cost) {
         let packed = Inputs::packed(qkv.value().view(), heads);
         for (from, to) in [(packed.k, &mut cache.k), (packed.v, &mut cache.v)] {
@@ -251,6 +265,7 @@ const OVERHEAD_KEYS: usize = 48;
 
 fn cost(
     name: &'static str,
+    work: Work,
     heads: &Heads,
     sequences: &[Sequence],
     products: usize,
@@ -260,6 +275,6 @@ fn cost(
     let rows: usize = sequences.iter().map(|s| s.q_len).sum();
     let flops = |pairs: usize| 2 * products * pairs * heads.out_width();
     Cost::memory_bound(name, bytes)
-        .with(Work::Attention, flops(pairs))
-        .with_padding(Work::Attention, flops(rows * OVERHEAD_KEYS))
+        .with(work, flops(pairs))
+        .with_padding(work, flops(rows * OVERHEAD_KEYS))
 }

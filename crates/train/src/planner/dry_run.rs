@@ -219,12 +219,16 @@ impl<'a> DryRun<'a> {
     }
 
     /// Bytes of lists and of angles of the rotary embedding: a GPU is given those of a micro-batch,
-    /// the CPU has the angles of a step's micro-batches, and sorts rows of experts for one of them.
+    /// the CPU has the angles, and what encoders look up, of a step's micro-batches, and sorts rows
+    /// of experts for one of them.
     fn list_bytes(&self, num_tokens: usize, micro_batches: usize) -> u64 {
         let config = &self.setup.config;
         let angles = config.angle_bytes(num_tokens) as u64;
         match self.host.target {
-            Target::Cpu => angles * micro_batches as u64 + config.routing_bytes(num_tokens) as u64,
+            Target::Cpu => {
+                let of_batch = angles + config.lookup_bytes(num_tokens) as u64;
+                of_batch * micro_batches as u64 + config.routing_bytes(num_tokens) as u64
+            }
             Target::Cuda => angles + self.upload_bytes(num_tokens),
         }
     }

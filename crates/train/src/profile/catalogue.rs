@@ -122,6 +122,8 @@ impl Gpu {
     fn profile(&self, name: &str, source: &str, memory_bytes: u64) -> DeviceProfile {
         let (tera, giga) = (1e12, 1e9);
         let product_bf16 = self.bf16 * self.reached * tera;
+        // By multiply-adds on operands in shared memory.
+        let general_attention = 0.25 * self.f32 * tera;
         DeviceProfile {
             processor: name.to_owned(),
             threads: 0,
@@ -139,8 +141,8 @@ impl Gpu {
             // Bound by the memory that the long side takes.
             product_low_rank: 0.2 * product_bf16,
             attention: match self.capability {
-                // Without the tensor cores' newer words: by multiply-adds.
-                (..8, _) => 0.25 * self.f32 * tera,
+                // Without the tensor cores' newer words.
+                (..8, _) => general_attention,
                 // FlashAttention-2 reaches a third to a half of what products do, on all of these.
                 _ => 0.4 * product_bf16,
             },
@@ -152,6 +154,7 @@ impl Gpu {
                 memory_bytes,
                 free_bytes: None,
                 link: self.link * giga,
+                general_attention,
                 // As fast as int8 where there is any; operands are converted.
                 product_fp8: (self.capability >= (8, 9))
                     .then_some(0.9 * self.int8 * self.reached * tera),

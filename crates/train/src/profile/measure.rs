@@ -97,9 +97,11 @@ pub(super) fn gpu(gpu: &Gpu, sizes: &Sizes, published: DeviceProfile) -> Option<
     let quantised: Vec<Compute> =
         [Precision::Int8, Precision::Fp8].into_iter().filter_map(computed).collect();
     let rates = rates(&on, &quantised);
+    let general = rates.of(Measure::GeneralAttention);
     let figures = |figures: GpuFigures| GpuFigures {
         link: link(gpu, 4 * sizes.memory).unwrap_or(figures.link),
         product_fp8: rates.of(Measure::Product(Compute::Fp8)).or(figures.product_fp8),
+        general_attention: general.unwrap_or(figures.general_attention),
         ..figures
     };
     let measured = DeviceProfile {
@@ -119,6 +121,8 @@ enum Measure {
     OverTokens,
     LowRank,
     Attention,
+    /// On a GPU only.
+    GeneralAttention,
     Elementwise,
     Memory,
 }
@@ -132,7 +136,13 @@ impl Measure {
             Self::Product(compute) => (Rate::Flops(Work::Product), Box::new(product(on, compute))),
             Self::OverTokens => (Rate::Flops(Work::OverTokens), Box::new(trained(on))),
             Self::LowRank => (Rate::Flops(Work::LowRank), Box::new(adapted(on))),
-            Self::Attention => (Rate::Flops(Work::Attention), Box::new(attention(on))),
+            Self::Attention => {
+                (Rate::Flops(Work::Attention), Box::new(attention(on, on.sizes.heads)))
+            }
+            Self::GeneralAttention => {
+                let heads = on.sizes.heads.two_sided(None);
+                (Rate::Flops(Work::GeneralAttention), Box::new(attention(on, heads)))
+            }
             Self::Elementwise => (Rate::Flops(Work::Elementwise), Box::new(elementwise(on))),
             Self::Memory => (Rate::Bytes, Box::new(memory(on))),
         };
@@ -172,6 +182,8 @@ impl Rates {
 fn rates(on: &On<'_>, quantised: &[Compute]) -> Rates {
     let floats = [Compute::F32, on.narrow];
     let products = floats.iter().chain(quantised).map(|&compute| Measure::Product(compute));
+    let is_gpu = on.device.target() == Target::Cuda;
+    let general = is_gpu.then_some(Measure::GeneralAttention);
     let others = [
         Measure::OverTokens,
         Measure::LowRank,
@@ -179,7 +191,7 @@ fn rates(on: &On<'_>, quantised: &[Compute]) -> Rates {
         Measure::Elementwise,
         Measure::Memory,
     ];
-    let measures: Vec<Measure> = products.chain(others).collect();
+    let measures: Vec<Measure> = products.chain(others).chain(general).collect();
     let mut probes: Vec<Probe> = measures.iter().map(|measure| measure.probe(on)).collect();
     for _ in 0..WINDOWS {
         probes.iter_mut().for_each(|probe| probe.window(on.device));
@@ -345,8 +357,8 @@ fn adapted(on: &On<'_>) -> impl Fn() + 'static {
     }
 }
 
-fn attention(on: &On<'_>) -> impl Fn() + 'static {
-    let (heads, len) = (on.sizes.heads, on.sizes.sequence);
+fn attention(on: &On<'_>, heads: Heads) -> impl Fn() + 'static {
+    let len = on.sizes.sequence;
     let sequences = [Sequence::new(0, len), Sequence::new(len, len)];
     let trained = Trained::new(on, Params::default(), &[2 * len, heads.qkv_width()]);
     move || trained.run(|tape, qkv| ops::attention(tape, qkv, &heads, &sequences))
@@ -427,8 +439,9 @@ mod tests {
         heads: Heads {
             num_heads: 2,
             num_kv_heads: 1,
-            head_dim: 16,
-            scale: 0.25,
+            // Of which there is a kernel on tensor cores.
+            head_dim: 64,
+            scale: 0.125,
             window: None,
             ahead: 0,
             softcap: None,
@@ -455,6 +468,7 @@ mod tests {
                 p.memory,
                 p.overhead,
                 p.gpu.unwrap().link,
+                p.gpu.unwrap().general_attention,
             ]
         };
         for (i, (found, old)) in rates(&measured).iter().zip(rates(&published)).enumerate() {

@@ -5,7 +5,7 @@ use crate::fixture::{LORA, Scene, devices, engine};
 use crate::tiny_model::golden_dir;
 use hone_data::{Cursor, MicroBatch};
 use hone_model::generate::cache_bytes;
-use hone_model::{DecoderConfig, Recompute};
+use hone_model::{Batch, DecoderConfig, Recompute};
 use hone_tensor::cuda::Gpu;
 use hone_tensor::{Category, Compute, Cost, Device, Layout, StepKey, Target, Transfer, Work};
 use hone_train::engine::StepContext;
@@ -51,6 +51,8 @@ fn work_takes_the_time_of_its_kind() {
         (Work::OverTokens, 1.5e11, 0.75e11),
         (Work::LowRank, 1e11, 0.5e11),
         (Work::Attention, 5e10, 2.5e10),
+        // Where there is one kernel for all.
+        (Work::GeneralAttention, 5e10, 2.5e10),
         (Work::Elementwise, 2.5e10, 2.5e10),
     ] {
         let cost = Cost::memory_bound("some", 20_000).with(work, flops);
@@ -59,6 +61,15 @@ fn work_takes_the_time_of_its_kind() {
             let seconds = profile().seconds_of(&cost, compute);
             assert!((seconds / expected - 1.0).abs() < 1e-9, "{work:?} in {compute:?}: {seconds}");
         }
+    }
+    // A GPU has slower kernels, which compute in f32, for heads that its tensor cores do not suit.
+    let gpu =
+        GpuFigures { general_attention: 1e10, ..catalogue::named("t4").unwrap().1.gpu.unwrap() };
+    let profile_of_gpu = DeviceProfile { gpu: Some(gpu), ..profile() };
+    let cost = Cost::memory_bound("some", 0).with(Work::GeneralAttention, flops);
+    for compute in [Compute::Bf16, Compute::F32] {
+        let seconds = profile_of_gpu.seconds_of(&cost, compute);
+        assert!((seconds - 1e-6 - flops as f64 / 1e10).abs() < 1e-12, "{compute:?}: {seconds}");
     }
     // Padding takes time and is not among the FLOPs; kinds and operations add up.
     let padded = Cost::memory_bound("padded", 0).with_padding(Work::LowRank, 1_000);
@@ -94,7 +105,10 @@ fn the_arena_is_what_a_step_uses_of_every_family() {
     for case in cases.filter(|case| case.path().is_dir()) {
         let scene = Scene::new(case.file_name().to_str().unwrap());
         let model = scene.dir.path().join("model");
-        let is_encoder = DecoderConfig::load(&model).unwrap().looks_ahead().is_some();
+        let config = DecoderConfig::load(&model).unwrap();
+        let is_encoder = config.looks_ahead().is_some();
+        let Batch { token_types, positions, .. } = Batch::from_sequence(&config, &[0; 7]);
+        assert_eq!(config.lookup_bytes(7), 4 * (token_types.len() + positions.len()));
         std::fs::write(
             model.join("tokenizer_config.json"),
             r#"{"eos_token": "</s>", "mask_token": "w5"}"#,
@@ -272,7 +286,13 @@ fn check_weights(setup: &Setup, plan: &Plan) {
 /// Copies go on beside operations, one after the other; what waits for them waits to the end.
 #[test]
 fn copies_to_a_gpu_cost_what_nothing_hides() {
-    let gpu = GpuFigures { memory_bytes: 1 << 30, free_bytes: None, link: 1e9, product_fp8: None };
+    let gpu = GpuFigures {
+        memory_bytes: 1 << 30,
+        free_bytes: None,
+        link: 1e9,
+        general_attention: 1e10,
+        product_fp8: None,
+    };
     let profile = DeviceProfile { gpu: Some(gpu), overhead: 0.0, ..profile() };
     let start = |bytes| Cost::transfer("prefetch", Transfer::Start(bytes));
     let (wait, work) =
