@@ -3,7 +3,7 @@
 use crate::backend::{Asked, Backend};
 use crate::code::Code;
 use crate::error::TrainError;
-use crate::masking::{self, Masking};
+use crate::masking::{Masking, notes_of_heads};
 use crate::mixture;
 use crate::objectives;
 
@@ -107,12 +107,7 @@ impl Setup {
             lora.target_modules.resolve(&file.decoder)?;
         }
         refuse_balance_of_nothing(&run, &config)?;
-        let masking = Masking::of(&run, &config, &tokenizer)?;
-        if masking.is_some() {
-            // An encoder writes no texts.
-            run.report.samples = 0;
-        }
-        masking::notes_of_heads(&config, masking.as_ref()).into_iter().for_each(&mut *note);
+        let masking = masking(&mut run, &config, &tokenizer, note)?;
         let given_max_seq_len = run.data.max_seq_len;
         let max_seq_len = max_seq_len(&mut run, &config, note)?;
         let unit_tokens = max_seq_len * rows_per_unit(&run);
@@ -167,6 +162,22 @@ impl Setup {
     pub fn order(&self) -> Result<Order, TrainError> {
         Ok(Order::new(&self.train, self.unit_tokens(), self.units_per_step, self.run.train.seed)?)
     }
+}
+
+/// How tokens are masked, and what to know of the model's heads.
+fn masking(
+    run: &mut RunFile,
+    config: &DecoderConfig,
+    tokenizer: &Tokenizer,
+    note: &mut dyn FnMut(String),
+) -> Result<Option<Masking>, TrainError> {
+    let masking = Masking::of(run, config, tokenizer)?;
+    if masking.is_some() {
+        // An encoder writes no texts.
+        run.report.samples = 0;
+    }
+    notes_of_heads(config, masking.as_ref()).into_iter().for_each(note);
+    Ok(masking)
 }
 
 /// Rows to evaluate on, and their units.

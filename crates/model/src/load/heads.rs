@@ -27,7 +27,7 @@ impl WeightFiles {
             if !lasts.insert(last.clone()) {
                 continue;
             }
-            let rows = last.and_then(|last| Some(self.raw(&last)?.1.shape.first().copied()?));
+            let rows = last.and_then(|last| self.raw(&last)?.1.shape.first().copied());
             let labels = match kind {
                 HeadKind::Classifier => config.num_labels.or(rows),
                 _ => rows,
