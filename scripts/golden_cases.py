@@ -339,6 +339,91 @@ CASES = {
         optimizer={"lr": 0.005},
         full_gradients=True,
     ),
+    "gemma4_small": Case(
+        seed=21,
+        family="gemma4",
+        # Embeddings of each block; the last two blocks, whose MLPs are twice as wide, read keys and
+        # values of the last block before them that has a window and of the one that has none.
+        config=sizes(43, 24, 20, 4, 2)
+        | {
+            "head_dim": 8,
+            "global_head_dim": 16,
+            "num_hidden_layers": 5,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            "pad_token_id": None,
+            "vocab_size_per_layer_input": 45,
+            "hidden_size_per_layer_input": 12,
+            "layer_types": [
+                *["sliding_attention", "full_attention", "sliding_attention"],
+                *["sliding_attention", "full_attention"],
+            ],
+            "sliding_window": 4,
+            "final_logit_softcapping": 6.0,
+            "use_bidirectional_attention": "vision",
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "proportional",
+                    "partial_rotary_factor": 0.25,
+                    "rope_theta": 1000000.0,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+        lengths=[4, 9, 14],
+        rope_spelling="rope_parameters by kind of attention",
+        lora={
+            "target_modules": [
+                *["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+                *["per_layer_input_gate", "per_layer_projection", "per_layer_model_projection"],
+            ]
+        },
+        optimizer={"lr": 0.002},
+        full_gradients=True,
+    ),
+    "gemma4_moe": Case(
+        seed=23,
+        family="gemma4",
+        # Five experts besides the MLP of each block, of which two are chosen.
+        config=sizes(43, 24, 20, 4, 2)
+        | {
+            "head_dim": 8,
+            "global_head_dim": 16,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "num_hidden_layers": 2,
+            "pad_token_id": None,
+            "hidden_size_per_layer_input": 0,
+            "enable_moe_block": True,
+            "num_experts": 5,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 14,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": 4,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "proportional",
+                    "partial_rotary_factor": 0.25,
+                    "rope_theta": 1000000.0,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+        lengths=[4, 9, 14],
+        rope_spelling="rope_parameters by kind of attention",
+        # Gate and up projection are one parameter, whose adapter would share a matrix.
+        lora={
+            "target_modules": [
+                *["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+                "router.proj",
+            ],
+            "target_parameters": ["experts.down_proj"],
+        },
+        optimizer={"lr": 0.002},
+        full_gradients=True,
+        fused=True,
+        fused_on_disk=True,
+    ),
     "mistral": Case(
         seed=10,
         family="mistral",

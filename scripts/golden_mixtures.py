@@ -280,6 +280,15 @@ FUSED = {
     "target_modules": ["q_proj"],
     "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
 }
+
+
+def fused(case):
+    """`FUSED` for a case's family."""
+    within = "" if case.family == "gemma4" else "mlp."
+    parameters = [f"{within}experts.{name}" for name in ("gate_up_proj", "down_proj")]
+    return FUSED | {"target_parameters": parameters}
+
+
 # The least difference between the logit of the last expert chosen and of the next.
 MARGIN = 0.001
 
@@ -412,7 +421,8 @@ def check_margins(model, ids):
             left_out = scores.argsort(-1, descending=True)[:, router.topk_group :]
             outside = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, left_out, True)
             keys = groups.masked_fill(outside[..., None], -10.0).flatten(1)
-        wide_enough(keys, router.top_k)
+        config = getattr(router, "config", None)
+        wide_enough(keys, router.top_k if config is None else config.top_k_experts)
 
     def wide_enough(keys, chosen):
         keys = keys.sort(-1, descending=True).values
@@ -420,7 +430,8 @@ def check_margins(model, ids):
             margin = (keys[:, chosen - 1] - keys[:, chosen]).min().item()
             assert margin > MARGIN, f"a choice is close: {margin:.1e}; take another seed"
 
-    routers = [m for m in model.modules() if type(m).__name__.lower().endswith("topkrouter")]
+    kinds = ("topkrouter", "textrouter")
+    routers = [m for m in model.modules() if type(m).__name__.lower().endswith(kinds)]
     hooks = [router.register_forward_hook(check) for router in routers]
     with torch.no_grad():
         for one in ids:

@@ -74,8 +74,10 @@ def empty_model(case):
 
 def distribution(case, name, shape):
     """Mean and scale, which keep every parameter from its neutral value: norm 1, bias 0."""
+    if "router." in name and case.family == "gemma4":
+        return (0.0, 1.5) if name.endswith("proj.weight") else (1.0, 0.2)
     if name.endswith("layer_scalar"):
-        return 0.75, 0.0  # in bf16 too: it is no parameter, which the runs would round
+        return 0.75, 0.1
     if case.family == "gemma4" and name.endswith(("q_norm.weight", "k_norm.weight")):
         return 0.5, 0.1  # or scores, which are not divided, saturate softmaxes
     if "norm" in name.lower() and not name.endswith("bias"):
@@ -153,7 +155,8 @@ def load_rounded(folder):
     """The base with its weights rounded to bf16 and run in f32: compute error set apart."""
     model = load_base(folder)
     with torch.no_grad():
-        for parameter in model.parameters():
+        numbers = [buffer for name, buffer in model.named_buffers() if "layer_scalar" in name]
+        for parameter in [*model.parameters(), *numbers]:
             parameter.copy_(parameter.bfloat16())
     return model
 
@@ -386,7 +389,7 @@ def write_case(name, case):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     describe_model(case, folder)
-    adapters = {"adapter": case.lora} | ({FUSED: golden_mixtures.FUSED} if case.fused else {})
+    adapters = {"adapter": case.lora} | ({FUSED: golden_mixtures.fused(case)} if case.fused else {})
     for adapter, lora in adapters.items():
         describe_adapter(case, folder / adapter, lora)
     with tempfile.TemporaryDirectory() as place:
@@ -411,7 +414,7 @@ def results(name, case, folder):
     parts = [lora_goldens(folder, ids, masks, settings), bf16_goldens(case, folder, ids, masks)]
     if case.full_gradients:
         parts.append(full_goldens(folder, ids, masks, settings))
-    if golden_mixtures.has_experts(base):
+    if golden_mixtures.has_experts(base) and case.family != "gemma4":  # which has no such loss
         parts.append(golden_mixtures.balancing_goldens(load_base(folder), ids))
     if case.fused:
         fused = with_adapter(base, folder, FUSED)

@@ -53,6 +53,9 @@ def variant(case, number, seed):
     }.items():
         if config.get(key) or (key == "rms_norm_eps" and not goldens.is_encoder(case)):
             config[key] = draw.choice(choices)
+    if "vocab_size_per_layer_input" in config:
+        config["vocab_size_per_layer_input"] = config["vocab_size"] + draw.randint(0, 3)
+        config["hidden_size_per_layer_input"] = 2 * draw.randint(4, 9)
     if case.family == "olmo3":
         # transformers gives a base that stands beside the table to full attention alone.
         config["rope_theta"] = 500000.0
@@ -160,9 +163,9 @@ def adapter(case, draw):
     return case.lora | settings | {"target_modules": chosen}
 
 
-def fused_adapter(draw):
+def fused_adapter(case, draw):
     """An adapter of parameters of experts, one or both."""
-    parameters = golden_mixtures.FUSED["target_parameters"]
+    parameters = golden_mixtures.fused(case)["target_parameters"]
     return golden_mixtures.FUSED | {
         "r": draw.randint(1, 4),
         "lora_alpha": draw.randint(1, 12),
@@ -178,7 +181,7 @@ def write_variant(case, number, seed, folder):
     for attempt in range(ATTEMPTS):
         try:
             drawn = f"{seed} {attempt}"
-            fused = fused_adapter(random.Random(f"{case.seed} {number} {drawn} fused"))
+            fused = fused_adapter(case, random.Random(f"{case.seed} {number} {drawn} fused"))
             return write_golden(variant(case, number, drawn), fused, folder)
         except AssertionError as error:
             if "a choice is close" not in str(error):

@@ -7,6 +7,8 @@ use hone_tensor::{Device, DeviceError};
 pub(crate) enum LayerCache {
     /// Keys and values.
     Pages(KvPages),
+    /// Nothing: another layer's keys and values are read.
+    Nothing,
     /// Of a gated delta net the last inputs of its convolution, and its states.
     States(ConvState, DeltaState),
 }
@@ -16,7 +18,7 @@ impl LayerCache {
     pub(crate) fn pages(&mut self) -> &mut KvPages {
         match self {
             Self::Pages(pages) => pages,
-            Self::States(..) => unreachable!("a layer that attends"),
+            _ => unreachable!("a layer that attends to its own keys"),
         }
     }
 
@@ -24,7 +26,7 @@ impl LayerCache {
     pub(crate) fn states(&mut self) -> (&mut ConvState, &mut DeltaState) {
         match self {
             Self::States(inputs, states) => (inputs, states),
-            Self::Pages(_) => unreachable!("a layer with a gated delta net"),
+            _ => unreachable!("a layer with a gated delta net"),
         }
     }
 
@@ -36,6 +38,7 @@ impl LayerCache {
         num_slots: usize,
     ) -> Result<(), DeviceError> {
         match self {
+            Self::Nothing => Ok(()),
             Self::Pages(pages) => match pages.num_pages() {
                 enough if num_pages <= enough => Ok(()),
                 few => pages.grow(device, num_pages.max((2 * few).min(max_pages))),

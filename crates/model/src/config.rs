@@ -35,6 +35,8 @@ pub struct DecoderConfig {
     pub class_prefix: &'static str,
     /// Whether the files hold blocks that predict tokens after the next, which are left out.
     pub has_mtp: bool,
+    /// Embeddings of the blocks; `None`: tokens are embedded once.
+    pub block_embeddings: Option<BlockEmbeddings>,
     /// What makes the model an encoder; `None`: a decoder.
     pub encoder: Option<EncoderConfig>,
     /// Labels that a classifier is to tell apart, if the configuration says so.
@@ -44,6 +46,16 @@ pub struct DecoderConfig {
     /// Whether nothing predicts tokens: the files hold no head for it, as those of classifiers and
     /// bare decoders, and it is not tied to the embedding.
     pub lacks_lm_head: bool,
+}
+
+/// Embeddings of tokens that each block is given besides the residual stream, as in Gemma 4: a row
+/// of a table, and a projection of the first embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockEmbeddings {
+    /// Tokens in the table.
+    pub vocab_size: usize,
+    /// Width of a block's embedding.
+    pub width: usize,
 }
 
 /// Multiplier of embeddings.
@@ -76,8 +88,19 @@ pub struct LayerConfig {
     pub mlp: MlpConfig,
     /// Which norms there are around them.
     pub norms: NormNames,
+    /// Its embedding of tokens besides the residual stream.
+    pub embedding: Option<BlockEmbedding>,
     /// Whether the block's output is multiplied by a number in the files, which is not trained.
     pub scaled: bool,
+}
+
+/// What a block makes of its own embedding of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockEmbedding {
+    /// Its width.
+    pub width: usize,
+    /// Width of the projection that embeds for all blocks, which is the first one's; 0 in others.
+    pub projected: usize,
 }
 
 /// Names of a block's norms in files; `None` where there is no such norm.
@@ -126,6 +149,9 @@ pub struct AttentionConfig {
     pub keys_as_values: bool,
     /// Whether each value head is normalised by itself, without a weight.
     pub norms_values: bool,
+    /// The earlier block whose keys and values, with norms and positions, take the place of its
+    /// own; it has the same heads.
+    pub keys_of: Option<usize>,
 }
 
 /// A gated delta net (Yang et al., 2024), as in Qwen3-Next, in place of attention.
@@ -179,6 +205,10 @@ pub struct ExpertsConfig {
     pub correction_bias: bool,
     /// An MLP for every token beside the experts.
     pub shared: Option<SharedExpertConfig>,
+    /// Whether router and experts read the residual stream through norms of their own, what they
+    /// and the shared MLP give is normalised before it is added up, and each expert has a factor
+    /// of its weights, as in Gemma 4.
+    pub is_parallel: bool,
     /// Names of their modules.
     pub names: &'static ExpertNames,
 }
@@ -300,6 +330,17 @@ impl DecoderConfig {
     /// Number of blocks.
     pub fn num_hidden_layers(&self) -> usize {
         self.layers.len()
+    }
+
+    /// The heads of each block that makes keys and values.
+    pub fn kept_heads(&self) -> impl Iterator<Item = &Heads> {
+        let keeps = |layer: &&LayerConfig| layer.delta.is_none() && !layer.shares_keys();
+        self.layers.iter().filter(keeps).map(|layer| &layer.attention.heads)
+    }
+
+    /// Whether later blocks read the keys and values of block `i`.
+    pub(crate) fn lends_keys(&self, i: usize) -> bool {
+        self.layers.iter().any(|layer| layer.attention.keys_of == Some(i))
     }
 
     /// The heads of each block that attends.

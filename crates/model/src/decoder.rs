@@ -1,14 +1,15 @@
 //! The model, decoder or encoder: embedding, blocks of attention and MLP, norm, head.
 
+mod attend;
+
 use crate::batch::Batch;
+use crate::block_embeddings::BlockEmbedder;
 use crate::cache::LayerCache;
-use crate::config::{DecoderConfig, LayerConfig};
+use crate::config::{DecoderConfig, ExpertsConfig, LayerConfig};
 use crate::encoder::EncoderWeights;
 use crate::mixture::{Mixture, Mlp};
 use crate::weights::{BlockNorm, DeltaPart, EncoderPart, Linear, Role};
-use hone_tensor::ops::{
-    self, DeltaGates, HeadNorms, LayerNorm, OutputHead, PagedRows, RmsNorm, ShortConv,
-};
+use hone_tensor::ops::{self, Activation, LayerNorm, OutputHead, PagedRows, RmsNorm};
 use hone_tensor::{DType, Lora, Offloaded, Projection, Sequence, Tape, Tensor, Var, Weight};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +28,8 @@ pub struct Decoder {
     /// The configuration.
     pub config: DecoderConfig,
     embed_tokens: Weight,
+    /// What embeds for the blocks, if they are given embeddings.
+    block_embedder: Option<BlockEmbedder>,
     pub(crate) layers: Vec<Layer>,
     /// `None`: the last block's output is normalised already.
     norm: Option<Weight>,
@@ -57,6 +60,11 @@ pub(crate) struct Layer {
     gate_up: Vec<Projection>,
     /// down.
     down: Vec<Projection>,
+    /// Gate of the block's embedding, what is made of it, and in the first block the projection
+    /// that embeds for all; none where blocks have no embeddings.
+    block_gate: Vec<Projection>,
+    block_out: Vec<Projection>,
+    block_projection: Vec<Projection>,
     /// The experts, if there are any; gate, up and down are then the shared one's.
     mixture: Option<Mixture>,
     /// The host copy of the projections' weights, if they are not kept on the device.
@@ -82,7 +90,8 @@ impl Layer {
         weights: &mut BTreeMap<Role, Weight>,
     ) -> Self {
         let linears: BTreeSet<Linear> = config.linears().collect();
-        let router_bias = weights.remove(&Role::RouterBias(i));
+        let of_router = [Role::RouterBias(i), Role::ExpertScales(i)];
+        let of_router = of_router.map(|role| weights.remove(&role));
         let sinks = weights.remove(&Role::Sinks(i));
         let scalar = weights.remove(&Role::Scalar(i));
         let mut part = |part| weights.remove(&Role::Delta(i, part)).expect("every part");
@@ -111,9 +120,12 @@ impl Layer {
             delta,
             gate_up: group(&[Linear::Gate, Linear::Up, Linear::GateUp]),
             down: group(&[Linear::Down]),
+            block_gate: group(&[Linear::BlockGate]),
+            block_out: group(&[Linear::BlockOut]),
+            block_projection: group(&[Linear::BlockProjection]),
             mixture: config.mlp.experts.as_ref().map(|mixture| {
                 let num_experts = mixture.router.num_experts;
-                Mixture::new(num_experts, &mut group, router_bias)
+                Mixture::new(num_experts, &mut group, of_router)
             }),
             norms: BlockNorm::ALL.map(|norm| weights.remove(&Role::Norm(i, norm))),
             norm_biases: BlockNorm::ALL.map(|norm| weights.remove(&Role::NormBias(i, norm))),
@@ -129,13 +141,16 @@ impl Layer {
     /// Projections that all tokens pass, grouped by the input they read, in model order.
     fn groups(&self) -> impl Iterator<Item = &[Projection]> {
         let dense = [&self.qkv[..], &self.o, &self.gate_up, &self.down].into_iter();
-        dense.chain(self.mixture.iter().flat_map(Mixture::groups))
+        let embedding = [&self.block_gate[..], &self.block_out, &self.block_projection];
+        dense.chain(embedding).chain(self.mixture.iter().flat_map(Mixture::groups))
     }
 
     pub(crate) fn projections_mut(&mut self) -> impl Iterator<Item = &mut Projection> {
         let attention = self.qkv.iter_mut().chain(&mut self.o);
         let dense = attention.chain(&mut self.gate_up).chain(&mut self.down);
-        dense.chain(self.mixture.iter_mut().flat_map(Mixture::projections_mut))
+        let embedding = self.block_gate.iter_mut().chain(&mut self.block_out);
+        let embedding = embedding.chain(&mut self.block_projection);
+        dense.chain(embedding).chain(self.mixture.iter_mut().flat_map(Mixture::projections_mut))
     }
 
     fn projection(&self, linear: Linear) -> Option<&Projection> {
@@ -151,6 +166,9 @@ impl Layer {
             Linear::Gate | Linear::GateUp => self.gate_up.first(),
             Linear::Up => self.gate_up.last(),
             Linear::Down => self.down.first(),
+            Linear::BlockGate => self.block_gate.first(),
+            Linear::BlockOut => self.block_out.first(),
+            Linear::BlockProjection => self.block_projection.first(),
             of_mixture => self.mixture.as_ref()?.projection(of_mixture),
         }
     }
@@ -209,16 +227,19 @@ impl Decoder {
         mut weights: BTreeMap<Role, Weight>,
     ) -> Self {
         let embed_tokens = weights.remove(&Role::EmbedTokens).expect("an embedding");
+        let block_embedder = BlockEmbedder::new(&mut weights);
         let norm = weights.remove(&Role::FinalNorm);
         let lm_head = weights.remove(&Role::LmHead);
         let encoder = config.encoder.as_ref().map(|_| EncoderWeights::new(&mut weights));
-        Self { config, embed_tokens, layers, norm, lm_head, encoder }
+        Self { config, embed_tokens, block_embedder, layers, norm, lm_head, encoder }
     }
 
     /// The weight with this role; `None` if the configuration has none.
     pub(crate) fn part(&self, role: Role) -> Option<Part<'_>> {
         match role {
             Role::EmbedTokens => Some(Part::Plain(&self.embed_tokens)),
+            Role::BlockTable => self.block_embedder.as_ref().map(|of| Part::Plain(&of.table)),
+            Role::BlockTableNorm => self.block_embedder.as_ref().map(|of| Part::Plain(&of.norm)),
             Role::FinalNorm => self.norm.as_ref().map(Part::Plain),
             Role::LmHead => self.lm_head.as_ref().map(Part::Plain),
             Role::Norm(i, norm) => Some(Part::Plain(self.layers[i].norm(norm)?.weight)),
@@ -235,6 +256,9 @@ impl Decoder {
             Role::Sinks(i) => self.layers[i].sinks.as_ref().map(Part::Plain),
             Role::Scalar(i) => self.layers[i].scalar.as_ref().map(Part::Plain),
             Role::RouterBias(i) => self.layers[i].mixture.as_ref()?.bias.as_ref().map(Part::Plain),
+            Role::ExpertScales(i) => {
+                self.layers[i].mixture.as_ref()?.scales.as_ref().map(Part::Plain)
+            }
             Role::Matrix(i, linear) => self.layers[i].projection(linear).map(Part::Matrix),
             Role::Bias(i, linear) => {
                 self.layers[i].projection(linear)?.bias.as_ref().map(Part::Plain)
@@ -321,14 +345,21 @@ impl Decoder {
         recompute: Recompute,
     ) -> Var {
         ops::round_adapters(tape, self.layers.iter().flat_map(Layer::groups));
-        for i in 0..self.layers.len() {
-            let block = move |tape: &mut Tape<'a>, x: Var| {
-                self.block(tape, i, &batch.angles, x, &mut Past::None(&batch.sequences))
+        let embeddings = self.block_embeddings(tape, &x, &batch.tokens);
+        let mut lent: BTreeMap<usize, Var> = BTreeMap::new();
+        for (i, config) in self.config.layers.iter().enumerate() {
+            let keys = config.attention.keys_of.map(|of| lent[&of].clone());
+            let others = [keys, embeddings.clone()];
+            let block = move |tape: &mut Tape<'a>, x: Var, others: [Option<Var>; 2]| {
+                let mut past = Past::None(&batch.sequences);
+                self.block(tape, i, &batch.angles, (x, others), &mut past)
             };
-            x = match recompute {
-                Recompute::Block => tape.recompute(x, block),
-                Recompute::None => block(tape, x),
+            let (y, keys) = match recompute {
+                Recompute::Block => tape.recompute_with(x, others, block),
+                Recompute::None => block(tape, x, others),
             };
+            x = y;
+            lent.extend(keys.map(|keys| (i, keys)));
         }
         self.normed(tape, &x, self.final_norm())
     }
@@ -346,8 +377,11 @@ impl Decoder {
     ) -> Var {
         ops::round_adapters(tape, self.layers.iter().flat_map(Layer::groups));
         let mut x = self.token_embeddings(tape, tokens);
-        for (i, cache) in caches.iter_mut().enumerate() {
-            x = self.block(tape, i, angles, x, &mut Past::Cached { rows, slots, cache });
+        let embeddings = self.block_embeddings(tape, &x, tokens);
+        for (i, config) in self.config.layers.iter().enumerate() {
+            let cache = &mut caches[config.attention.keys_of.unwrap_or(i)];
+            let mut past = Past::Cached { rows, slots, cache };
+            (x, _) = self.block(tape, i, angles, (x, [None, embeddings.clone()]), &mut past);
         }
         self.normed(tape, &x, self.final_norm())
     }
@@ -385,154 +419,119 @@ impl Decoder {
         Some(Norm { weight: self.norm.as_ref()?, bias })
     }
 
-    /// Block `i`.
+    /// Embeddings of the blocks, if they are given any, from the start of the residual stream.
+    fn block_embeddings<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        x: &Var,
+        tokens: &'a [u32],
+    ) -> Option<Var> {
+        let (embedder, first) = (self.block_embedder.as_ref()?, self.layers.first()?);
+        Some(ops::with_offloaded(tape, first.offloaded.as_ref(), x.clone(), |tape, x| {
+            embedder.embedded(tape, &x, tokens, &first.block_projection, self.norm())
+        }))
+    }
+
+    /// Block `i`, given the residual stream, another block's queries, keys and values if it reads
+    /// those, and the embeddings of all blocks. Gives its own queries, keys and values, too, if
+    /// others read them.
     fn block<'a>(
         &'a self,
         tape: &mut Tape<'a>,
         i: usize,
         angles: &'a [ops::Angles],
-        x: Var,
+        (x, [keys, embeddings]): (Var, [Option<Var>; 2]),
         past: &mut Past<'a, '_>,
-    ) -> Var {
+    ) -> (Var, Option<Var>) {
         let layer = &self.layers[i];
-        let LayerConfig { mlp, .. } = &self.config.layers[i];
+        let mut lent = None;
         let y = ops::with_offloaded(tape, layer.offloaded.as_ref(), x, |tape, x| {
             let h = self.normed(tape, &x, layer.norm(BlockNorm::AttentionInput));
             let projected = ops::linear(tape, h, &layer.qkv, None);
             let attended = match &layer.delta {
-                None => self.attend(tape, i, angles, projected, past),
+                None => {
+                    let (attended, own) = self.attend(tape, i, angles, (projected, keys), past);
+                    lent = own;
+                    attended
+                }
                 Some(weights) => self.delta(tape, i, weights, projected, past),
             };
             let x = self.add(tape, x, attended, &layer.o, layer.norm(BlockNorm::AttentionOutput));
-            let h = self.normed(tape, &x, layer.norm(BlockNorm::MlpInput));
-            let post_norm = layer.norm(BlockNorm::MlpOutput);
-            if let (Some(mixture), Some(config)) = (&layer.mixture, &mlp.experts) {
-                let options = (config, mlp.activation);
-                let shared = Mlp { gate_up: &layer.gate_up, down: &layer.down };
-                return match post_norm {
-                    None => mixture.apply(tape, shared, options, h, Some(x)),
-                    Some(Norm { weight, .. }) => {
-                        let y = mixture.apply(tape, shared, options, h, None);
-                        ops::add_rms_norm(tape, y, weight, self.norm(), &x)
-                    }
-                };
+            let x = self.mlp(tape, i, x);
+            match embeddings {
+                None => x,
+                Some(embeddings) => self.add_embedding(tape, i, x, embeddings),
             }
-            let gate_up = ops::linear(tape, h, &layer.gate_up, None);
-            let activated = match mlp.gated {
-                true => ops::glu(tape, gate_up, mlp.activation),
-                false => ops::activation(tape, gate_up, mlp.activation),
-            };
-            self.add(tape, x, activated, &layer.down, post_norm)
         });
-        match &layer.scalar {
+        let y = match &layer.scalar {
             None => y,
             Some(scalar) => {
                 let is_dry = tape.device().is_dry();
                 let by = if is_dry { 1.0 } else { tape.params().resolve(scalar).f32()[0] };
                 ops::scaled(tape, y, by)
             }
+        };
+        (y, lent)
+    }
+
+    /// Adds what the MLP of block `i` makes of the residual stream `x`.
+    fn mlp<'a>(&'a self, tape: &mut Tape<'a>, i: usize, x: Var) -> Var {
+        let (layer, LayerConfig { mlp, .. }) = (&self.layers[i], &self.config.layers[i]);
+        let h = self.normed(tape, &x, layer.norm(BlockNorm::MlpInput));
+        let post_norm = layer.norm(BlockNorm::MlpOutput);
+        if let (Some(mixture), Some(config)) = (&layer.mixture, &mlp.experts) {
+            let options = (config, mlp.activation);
+            let shared = Mlp { gate_up: &layer.gate_up, down: &layer.down };
+            return match post_norm {
+                None => mixture.apply(tape, shared, options, h, Some(x)),
+                Some(Norm { weight, .. }) => {
+                    let y = match config.is_parallel {
+                        true => self.side_by_side(tape, layer, (mixture, options), (&x, h)),
+                        false => mixture.apply(tape, shared, options, h, None),
+                    };
+                    ops::add_rms_norm(tape, y, weight, self.norm(), &x)
+                }
+            };
         }
+        let gate_up = ops::linear(tape, h, &layer.gate_up, None);
+        let activated = match mlp.gated {
+            true => ops::glu(tape, gate_up, mlp.activation),
+            false => ops::activation(tape, gate_up, mlp.activation),
+        };
+        self.add(tape, x, activated, &layer.down, post_norm)
     }
 
-    /// The convolution of block `i`, if it has a gated delta net.
-    pub(crate) fn conv(&self, i: usize) -> Option<ShortConv<'_>> {
-        let delta = self.layers[i].delta.as_ref()?;
-        Some(ShortConv { weight: &delta.conv, bias: None })
-    }
-
-    /// Attention of block `i` over its projections.
-    fn attend<'a>(
+    /// What the MLP for every token makes of `h`, and what experts with norms of their own make of
+    /// the residual stream `x`: the sum of both, normalised, in f32.
+    fn side_by_side<'a>(
         &'a self,
         tape: &mut Tape<'a>,
-        i: usize,
-        angles: &'a [ops::Angles],
-        projected: Var,
-        past: &mut Past<'a, '_>,
+        layer: &'a Layer,
+        (mixture, options): (&'a Mixture, (&'a ExpertsConfig, Activation)),
+        (x, h): (&Var, Var),
     ) -> Var {
-        let (layer, config) = (&self.layers[i], &self.config.layers[i].attention);
-        let heads = &config.heads;
-        let x = match config.output_gate {
-            true => ops::without_gates(tape, &projected, heads),
-            false if config.keys_as_values => ops::keys_as_values(tape, projected.clone(), heads),
-            false => projected.clone(),
-        };
-        let gates = config.output_gate.then_some(projected);
-        let qk_norms = [BlockNorm::Q, BlockNorm::K].map(|norm| layer.norm(norm));
-        let norms = match qk_norms {
-            [Some(q), Some(k)] => {
-                let v = layer.norm(BlockNorm::V).map(|norm| norm.weight);
-                Some(HeadNorms { q: q.weight, k: k.weight, v })
-            }
-            _ => None,
-        };
-        let (norm, sinks) = (self.norm(), layer.sinks.as_ref());
-        let prepare = move |tape: &mut Tape<'a>, mut qkv: Var| {
-            if let Some(norms) = norms {
-                qkv = ops::norm_heads(tape, qkv, heads, norms, norm);
-            }
-            match config.rope {
-                Some(rope) => ops::rope(tape, qkv, heads, &angles[rope]),
-                None => qkv,
-            }
-        };
-        let attended = match past {
-            // Heads are not normalised in place, as they are rotated.
-            Past::None(sequences) if norms.is_some() => {
-                ops::attention_over(tape, x, prepare, heads, sinks, sequences)
-            }
-            Past::None(sequences) => {
-                let qkv = prepare(tape, x);
-                ops::attention_with_sinks(tape, qkv, heads, sinks, sequences)
-            }
-            Past::Cached { rows, cache, .. } => {
-                let qkv = prepare(tape, x);
-                ops::attend_paged(tape, qkv, heads, sinks, rows, cache.pages())
-            }
-        };
-        match gates {
-            None => attended,
-            Some(gates) => ops::gate_output(tape, attended, gates, heads),
-        }
+        let weight = |norm| layer.norm(norm).expect("norms of both").weight;
+        let gate_up = ops::linear(tape, h, &layer.gate_up, None);
+        let activated = ops::glu(tape, gate_up, options.1);
+        let shared = ops::linear_in_f32(tape, activated, &layer.down);
+        let norm = weight(BlockNorm::SharedOutput);
+        let shared = ops::rms_norm_in_f32(tape, &shared, norm, self.norm());
+        let inputs = [BlockNorm::RouterInput, BlockNorm::ExpertsInput];
+        let inputs = inputs.map(|norm| self.normed(tape, x, layer.norm(norm)));
+        let y = mixture.apply_apart(tape, options, inputs);
+        ops::add_rms_norm(tape, y, weight(BlockNorm::ExpertsOutput), self.norm(), &shared)
     }
 
-    /// The gated delta net of block `i` over its projections.
-    fn delta<'a>(
-        &'a self,
-        tape: &mut Tape<'a>,
-        i: usize,
-        weights: &'a DeltaWeights,
-        projected: Var,
-        past: &mut Past<'a, '_>,
-    ) -> Var {
-        let config = self.config.layers[i].delta.as_ref().expect("a block with a delta net");
-        let heads = &config.heads;
-        let projected = match config.fused {
-            true => ops::delta_columns(tape, projected, heads),
-            false => projected,
-        };
-        let part = |first, count| ops::Part { of: projected.clone(), first, count };
-        let (qkv_width, out_width) = (heads.qkv_width(), heads.out_width());
-        let x = part(0, qkv_width);
-        let b_a = part(qkv_width + out_width, 2 * heads.num_value_heads);
-        let conv = ShortConv { weight: &weights.conv, bias: None };
-        let gates = DeltaGates { a_log: &weights.a_log, dt_bias: &weights.dt_bias };
-        let out = match past {
-            Past::None(sequences) => {
-                let qkv = ops::short_conv(tape, x, conv, sequences);
-                let gates = ops::delta_gates(tape, b_a, gates);
-                ops::gated_delta_rule(tape, qkv, gates, heads, sequences)
-            }
-            Past::Cached { rows, slots, cache } => {
-                let (inputs, states) = cache.states();
-                let going_on = (&rows.sequences[..], &slots[..]);
-                let qkv = ops::short_conv_step(tape, x, conv, going_on, inputs);
-                let gates = ops::delta_gates(tape, b_a, gates);
-                ops::gated_delta_rule_step(tape, qkv, gates, heads, going_on, states)
-            }
-        };
-        let norm = self.layers[i].norm(BlockNorm::Delta).expect("a norm of its heads");
-        let gates = part(qkv_width, out_width);
-        ops::gated_rms_norm(tape, out, gates, norm.weight, self.norm().eps)
+    /// Adds what block `i` makes of its embedding.
+    fn add_embedding<'a>(&'a self, tape: &mut Tape<'a>, i: usize, x: Var, embeddings: Var) -> Var {
+        let (layer, config) = (&self.layers[i], &self.config.layers[i]);
+        let count = config.embedding.map_or(0, |embedding| embedding.width);
+        let h = ops::in_compute_type(tape, &x);
+        let gate = ops::linear(tape, h, &layer.block_gate, None);
+        let own = ops::Part { of: embeddings, first: i * count, count };
+        let gated = ops::joined(tape, vec![ops::Part::whole(gate), own]);
+        let gated = ops::glu(tape, gated, config.mlp.activation);
+        self.add(tape, x, gated, &layer.block_out, layer.norm(BlockNorm::BlockOut))
     }
 
     /// The start of the residual stream, `[t, hidden_size]`.

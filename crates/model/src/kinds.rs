@@ -41,6 +41,8 @@ named! {
         LinearAttention = "linear attention",
         /// One MLP for every token.
         Mlp = "MLP",
+        /// The block's own embedding of tokens.
+        BlockEmbedding = "embedding of the block",
         /// The MLPs of a mixture.
         Experts = "experts",
         /// A mixture's MLP for every token.
@@ -63,6 +65,8 @@ named! {
         Gated = "gated",
         /// Heads have a logit that takes a share of their softmax.
         Sinks = "with sinks",
+        /// Keys and values are another block's.
+        OthersKeys = "with another block's keys",
     }
 }
 
@@ -97,7 +101,7 @@ impl LayerConfig {
     /// The kind that one of a block's linear layers belongs to.
     pub fn kind_of(&self, linear: Linear) -> LayerKind {
         // What is read into one matrix, biases and norms leave tokens to themselves.
-        let Self { attention, delta: _, mlp, norms: _, scaled: _ } = self;
+        let Self { attention, delta: _, mlp, norms: _, embedding: _, scaled: _ } = self;
         let part = match linear {
             Linear::Q | Linear::K | Linear::V | Linear::Qkv | Linear::O => {
                 let traits = attention.traits();
@@ -114,6 +118,7 @@ impl LayerConfig {
                 Part::SharedExpert
             }
             Linear::Gate | Linear::Up | Linear::GateUp | Linear::Down => Part::Mlp,
+            Linear::BlockGate | Linear::BlockOut | Linear::BlockProjection => Part::BlockEmbedding,
             Linear::SharedGate | Linear::Router => Part::Router,
             Linear::Expert(..) => Part::Experts,
         };
@@ -134,6 +139,7 @@ impl AttentionConfig {
             sinks,
             keys_as_values: _,
             norms_values: _,
+            keys_of,
         } = self;
         let Heads {
             num_heads: _,
@@ -150,6 +156,7 @@ impl AttentionConfig {
             Trait::WithoutPositions => rope.is_none(),
             Trait::Gated => *output_gate,
             Trait::Sinks => *sinks,
+            Trait::OthersKeys => keys_of.is_some(),
         };
         Trait::ALL.iter().copied().filter(has).collect()
     }

@@ -6,6 +6,7 @@
 
 pub mod adapter;
 mod batch;
+mod block_embeddings;
 mod cache;
 mod companions;
 mod config;

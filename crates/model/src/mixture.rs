@@ -13,6 +13,8 @@ pub(crate) struct Mixture {
     router: Vec<Projection>,
     /// Added to the router's scores for the choice alone.
     pub(crate) bias: Option<Weight>,
+    /// Factors of the experts' weights.
+    pub(crate) scales: Option<Weight>,
     /// gate, up of each expert.
     gate_up: Vec<Vec<Projection>>,
     /// down of each expert.
@@ -43,7 +45,7 @@ impl Mixture {
     pub(crate) fn new(
         num_experts: usize,
         group: &mut dyn FnMut(&[Linear]) -> Vec<Projection>,
-        bias: Option<Weight>,
+        [bias, scales]: [Option<Weight>; 2],
     ) -> Self {
         let expert = |expert| ExpertPart::ALL.map(|part| Linear::Expert(expert, part));
         let (router, shared_gate) = (group(&[Linear::Router]), group(&[Linear::SharedGate]));
@@ -51,7 +53,7 @@ impl Mixture {
             (0..num_experts).map(|i| group(&expert(i)[parts.clone()])).collect()
         };
         let (gate_up, down) = (of_experts(0..2), of_experts(2..3));
-        Self { shared_gate, router, bias, gate_up, down }
+        Self { shared_gate, router, bias, scales, gate_up, down }
     }
 
     /// Projections that all tokens pass, grouped by the input they read, in model order.
@@ -97,16 +99,45 @@ impl Mixture {
             Scoring::Sigmoid => ops::linear_in_f32(tape, h.clone(), &self.router),
             _ => ops::linear(tape, h.clone(), &self.router, None),
         };
-        let (weights, routing) = ops::route(tape, logits, &config.router, self.bias.as_ref());
         let for_shared = (!shared.down.is_empty()).then(|| h.clone());
-        let gate_up = ops::expert_linear(tape, h, RowOrder::Tokens, &self.gate_up, &routing);
-        let activated = ops::glu(tape, gate_up, activation);
-        let down = ops::expert_linear(tape, activated, RowOrder::Experts, &self.down, &routing);
-        let y = ops::combine(tape, down, weights, &routing, residual);
+        let y = self.experts_of(tape, logits, (config, activation), h, residual);
         match for_shared {
             None => y,
             Some(h) => self.add_shared(tape, shared, activation, h, y),
         }
+    }
+
+    /// What the experts alone make of `experts [t, hidden_size]` where they and the router, which
+    /// reads `router [t, hidden_size]`, have norms of their own; in the compute type.
+    pub(crate) fn apply_apart<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        options: (&'a ExpertsConfig, Activation),
+        [router, experts]: [Var; 2],
+    ) -> Var {
+        let hidden_size = router.value().shape()[1] as f32;
+        let logits = ops::linear_in_f32(tape, router, &self.router);
+        let logits = ops::scaled(tape, logits, hidden_size.powf(-0.5));
+        self.experts_of(tape, logits, options, experts, None)
+    }
+
+    /// What the experts that `logits` choose make of `h`.
+    fn experts_of<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        logits: Var,
+        (config, activation): (&'a ExpertsConfig, Activation),
+        h: Var,
+        residual: Option<Var>,
+    ) -> Var {
+        let (mut weights, routing) = ops::route(tape, logits, &config.router, self.bias.as_ref());
+        if let Some(scales) = &self.scales {
+            weights = ops::scaled_by_expert(tape, weights, &routing, scales);
+        }
+        let gate_up = ops::expert_linear(tape, h, RowOrder::Tokens, &self.gate_up, &routing);
+        let activated = ops::glu(tape, gate_up, activation);
+        let down = ops::expert_linear(tape, activated, RowOrder::Experts, &self.down, &routing);
+        ops::combine(tape, down, weights, &routing, residual)
     }
 
     /// Adds the shared expert to `y`, which is f32: no family with one has a norm after it.

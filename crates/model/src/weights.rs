@@ -1,7 +1,11 @@
 //! Which weights a decoder has: the single description behind loading, export, adapter targets and
 //! parameter counts. A weight's role says what it does; its name in files follows from that.
 
-use crate::config::{DecoderConfig, DeltaConfig, ExpertLayout, ExpertsConfig, LayerConfig, QkNorm};
+mod vectors;
+
+use crate::config::{
+    BlockEmbedding, DecoderConfig, DeltaConfig, ExpertLayout, ExpertsConfig, LayerConfig, QkNorm,
+};
 use hone_tensor::Place;
 use hone_tensor::ops::DeltaHeads;
 use std::borrow::Cow;
@@ -44,6 +48,8 @@ pub enum Role {
     Scalar(usize),
     /// What a block's router adds to its scores for the choice alone; never trained.
     RouterBias(usize),
+    /// Factors of the weights of a block's experts.
+    ExpertScales(usize),
     /// Weight of a block's norm.
     Norm(usize, BlockNorm),
     /// Bias of a block's norm, in encoders.
@@ -52,6 +58,10 @@ pub enum Role {
     Delta(usize, DeltaPart),
     /// Norm before the head.
     FinalNorm,
+    /// Table of the blocks' embeddings.
+    BlockTable,
+    /// Norm of the projection in the blocks' embeddings.
+    BlockTableNorm,
     /// Output head, if it is not tied to the embedding.
     LmHead,
     /// What an encoder has besides, outside its blocks.
@@ -67,10 +77,16 @@ impl Role {
             | Self::Sinks(layer)
             | Self::Scalar(layer)
             | Self::RouterBias(layer)
+            | Self::ExpertScales(layer)
             | Self::Norm(layer, _)
             | Self::NormBias(layer, _)
             | Self::Delta(layer, _) => Some(layer),
-            Self::EmbedTokens | Self::FinalNorm | Self::LmHead | Self::Encoder(_) => None,
+            Self::EmbedTokens
+            | Self::BlockTable
+            | Self::BlockTableNorm
+            | Self::FinalNorm
+            | Self::LmHead
+            | Self::Encoder(_) => None,
         }
     }
 }
@@ -127,6 +143,12 @@ pub enum Linear {
     /// Gate and up in one matrix.
     GateUp,
     Down,
+    /// Gate of the block's embedding.
+    BlockGate,
+    /// What the block makes of its gated embedding.
+    BlockOut,
+    /// The first embedding, projected for all blocks; in the first one.
+    BlockProjection,
     /// Gate of the shared expert's output.
     SharedGate,
     /// Logits of experts.
@@ -190,13 +212,23 @@ pub enum BlockNorm {
     AttentionOutput,
     /// Applied to the input of the MLP.
     MlpInput,
+    /// Applied to what the shared MLP gives, where experts have norms of their own.
+    SharedOutput,
+    /// Applied to the input of the router.
+    RouterInput,
+    /// Applied to the input of the experts.
+    ExpertsInput,
+    /// Applied to what the experts give.
+    ExpertsOutput,
     /// Applied to the output of the MLP.
     MlpOutput,
+    /// Applied to what the block makes of its embedding.
+    BlockOut,
 }
 
 impl BlockNorm {
     /// All, in model order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 13] = [
         Self::AttentionInput,
         Self::Q,
         Self::K,
@@ -204,7 +236,12 @@ impl BlockNorm {
         Self::Delta,
         Self::AttentionOutput,
         Self::MlpInput,
+        Self::SharedOutput,
+        Self::RouterInput,
+        Self::ExpertsInput,
+        Self::ExpertsOutput,
         Self::MlpOutput,
+        Self::BlockOut,
     ];
 }
 
@@ -223,7 +260,9 @@ impl DecoderConfig {
                 let norm = spec(Role::FinalNorm, "model.norm.weight", &[h]);
                 let head = spec(Role::LmHead, &self.head_name(), &[v, h]);
                 let head = (!self.tie_word_embeddings).then_some(head);
-                (Vec::new(), [norm].into_iter().chain(head).collect())
+                let of_blocks = self.block_embeddings.map(|of| of.weights(self.layers.len()));
+                let of_blocks = of_blocks.into_iter().flatten().collect();
+                (of_blocks, [norm].into_iter().chain(head).collect())
             }
         };
         [spec(Role::EmbedTokens, &self.embedding_name(), &[v, h])]
@@ -265,6 +304,9 @@ impl DecoderConfig {
     }
 
     fn module_name(&self, layer: usize, linear: Linear) -> String {
+        if linear == Linear::BlockProjection {
+            return format!("model.{}", self.layers[layer].module(linear));
+        }
         let module = match &self.encoder {
             Some(encoder) => encoder.module(&self.layers[layer].module(linear)).into(),
             None => self.layers[layer].module(linear),
@@ -290,7 +332,12 @@ impl DecoderConfig {
         let norms = BlockNorm::ALL.into_iter().flat_map(move |norm| {
             let spec = move |(role, end): (Role, &str)| {
                 let module = config.norm_module(norm)?;
-                let name = format!("{}.{module}.{end}", self.block_prefix(layer));
+                let prefix = self.block_prefix(layer);
+                let name = match norm {
+                    // No module of its own.
+                    BlockNorm::RouterInput => format!("{prefix}.{module}"),
+                    _ => format!("{prefix}.{module}.{end}"),
+                };
                 Some(WeightSpec { role, name, shape: vec![config.norm_len(h, norm)] })
             };
             let bias = has_bias.then_some((Role::NormBias(layer, norm), "bias"));
@@ -307,7 +354,7 @@ impl DecoderConfig {
             shape: vec![1],
         });
         let others = config.router_bias(layer).into_iter().chain(config.delta_parts(layer));
-        let others = others.chain(scalar);
+        let others = others.chain(scalar).chain(config.expert_scales(layer));
         linears.chain(sinks).chain(others).chain(norms)
     }
 
@@ -369,6 +416,11 @@ impl DecoderConfig {
 }
 
 impl LayerConfig {
+    /// Whether it attends to another block's keys and values.
+    pub(crate) fn shares_keys(&self) -> bool {
+        self.attention.keys_of.is_some()
+    }
+
     fn experts(&self) -> Option<&ExpertsConfig> {
         self.mlp.experts.as_ref()
     }
@@ -382,6 +434,7 @@ impl LayerConfig {
         let attention: &[Linear] = match (&self.delta, self.attention.fused_qkv) {
             (Some(DeltaConfig { fused: false, .. }), _) => &DELTA,
             (Some(DeltaConfig { fused: true, .. }), _) => &FUSED_DELTA,
+            (None, false) if self.shares_keys() => &[Linear::Q, Linear::O],
             (None, false) if self.attention.keys_as_values => &[Linear::Q, Linear::K, Linear::O],
             (None, false) => &[Linear::Q, Linear::K, Linear::V, Linear::O],
             (None, true) => &[Linear::Qkv, Linear::O],
@@ -392,11 +445,19 @@ impl LayerConfig {
             false => &[Linear::Gate, Linear::Up, Linear::Down],
             true => &[Linear::GateUp, Linear::Down],
         };
+        const EMBEDDING: [Linear; 3] =
+            [Linear::BlockGate, Linear::BlockOut, Linear::BlockProjection];
+        let embedding: &[Linear] = match &self.embedding {
+            None => &[],
+            Some(BlockEmbedding { projected: 0, .. }) => &EMBEDDING[..2],
+            Some(_) => &EMBEDDING,
+        };
         let num_experts = mixture.map_or(0, |mixture| mixture.router.num_experts);
         let of_expert = |expert| ExpertPart::ALL.map(|part| Linear::Expert(expert, part));
         attention
             .iter()
             .chain(dense)
+            .chain(embedding)
             .copied()
             .chain(is_gated.then_some(Linear::SharedGate))
             .chain(mixture.map(|_| Linear::Router))
@@ -428,6 +489,9 @@ impl LayerConfig {
             Linear::Up => dense("mlp.up_proj", 1),
             Linear::GateUp => "mlp.gate_up_proj".into(),
             Linear::Down => dense("mlp.down_proj", 2),
+            Linear::BlockGate => "per_layer_input_gate".into(),
+            Linear::BlockOut => "per_layer_projection".into(),
+            Linear::BlockProjection => "per_layer_model_projection".into(),
             Linear::SharedGate => of_mixture().shared_gate.into(),
             Linear::Router => of_mixture().router.into(),
             Linear::Expert(expert, part) => {
@@ -460,6 +524,9 @@ impl LayerConfig {
             Linear::Gate | Linear::Up => [dense, h],
             Linear::GateUp => [2 * dense, h],
             Linear::Down => [h, dense],
+            Linear::BlockGate => [self.embedding_width(), h],
+            Linear::BlockOut => [h, self.embedding_width()],
+            Linear::BlockProjection => [self.embedding.map_or(0, |of| of.projected), h],
             Linear::SharedGate => [1, h],
             Linear::Router => [self.experts().map_or(0, |mixture| mixture.router.num_experts), h],
             Linear::Expert(_, ExpertPart::Gate | ExpertPart::Up) => [i, h],
@@ -475,7 +542,9 @@ impl LayerConfig {
                 self.mlp.bias
             }
             Linear::Router => self.experts().is_some_and(|mixture| mixture.router_bias),
-            Linear::SharedGate => false,
+            Linear::SharedGate | Linear::BlockGate | Linear::BlockOut | Linear::BlockProjection => {
+                false
+            }
             Linear::DeltaQkv
             | Linear::DeltaZ
             | Linear::DeltaB
@@ -486,46 +555,34 @@ impl LayerConfig {
         }
     }
 
+    /// Width of the block's embedding; 0 without one.
+    fn embedding_width(&self) -> usize {
+        self.embedding.map_or(0, |embedding| embedding.width)
+    }
+
     /// Those of a block that has a gated delta net.
     fn delta_heads(&self) -> DeltaHeads {
         self.delta.expect("only a gated delta net has it").heads
     }
 
-    fn delta_parts(&self, layer: usize) -> impl Iterator<Item = WeightSpec> {
-        let parts = self.delta.map(|DeltaConfig { heads, conv_width, .. }| {
-            let spec = |part, name: &str, shape: &[usize]| WeightSpec {
-                role: Role::Delta(layer, part),
-                name: format!("model.layers.{layer}.linear_attn.{name}"),
-                shape: shape.to_vec(),
-            };
-            [
-                spec(DeltaPart::Conv, "conv1d.weight", &[heads.qkv_width(), 1, conv_width]),
-                spec(DeltaPart::DtBias, "dt_bias", &[heads.num_value_heads]),
-                spec(DeltaPart::ALog, "A_log", &[heads.num_value_heads]),
-            ]
-        });
-        parts.into_iter().flatten()
-    }
-
-    fn router_bias(&self, layer: usize) -> Option<WeightSpec> {
-        let mixture = self.experts().filter(|mixture| mixture.correction_bias)?;
-        let name = format!("model.layers.{layer}.{}.e_score_correction_bias", mixture.names.router);
-        let (role, shape) = (Role::RouterBias(layer), vec![mixture.router.num_experts]);
-        Some(WeightSpec { role, name, shape })
-    }
-
     /// Name of a norm's module within its block; `None` where there is no such norm.
     fn norm_module(&self, norm: BlockNorm) -> Option<&'static str> {
+        let is_parallel = self.experts().is_some_and(|mixture| mixture.is_parallel);
         let has_qk = self.attention.qk_norm != QkNorm::None && self.delta.is_none();
         match norm {
             BlockNorm::AttentionInput => self.norms.attention_input,
             BlockNorm::Q => has_qk.then_some("self_attn.q_norm"),
-            BlockNorm::K => has_qk.then_some("self_attn.k_norm"),
+            BlockNorm::K => (has_qk && !self.shares_keys()).then_some("self_attn.k_norm"),
             BlockNorm::V => None,
             BlockNorm::Delta => self.delta.map(|_| "linear_attn.norm"),
             BlockNorm::AttentionOutput => self.norms.attention_output,
             BlockNorm::MlpInput => self.norms.mlp_input,
+            BlockNorm::SharedOutput => is_parallel.then_some("post_feedforward_layernorm_1"),
+            BlockNorm::RouterInput => is_parallel.then_some("router.scale"),
+            BlockNorm::ExpertsInput => is_parallel.then_some("pre_feedforward_layernorm_2"),
+            BlockNorm::ExpertsOutput => is_parallel.then_some("post_feedforward_layernorm_2"),
             BlockNorm::MlpOutput => self.norms.mlp_output,
+            BlockNorm::BlockOut => self.embedding.map(|_| "post_per_layer_input_norm"),
         }
     }
 

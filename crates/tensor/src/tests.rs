@@ -5,6 +5,7 @@ mod arena;
 mod cache;
 mod check_op;
 mod embeddings;
+mod expert_scales;
 mod experts;
 mod linear;
 mod linear_attention;

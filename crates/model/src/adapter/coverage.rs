@@ -120,12 +120,14 @@ fn kind_of(config: &DecoderConfig, role: Role) -> Option<LayerKind> {
             Some(config.layers[layer].kind_of(linear))
         }
         Role::Sinks(layer) => Some(config.layers[layer].kind_of(Linear::Q)),
-        Role::RouterBias(_) => of_part(Part::Router),
+        Role::RouterBias(_) | Role::ExpertScales(_) => of_part(Part::Router),
         Role::Delta(..) => of_part(Part::LinearAttention),
         Role::EmbedTokens
         | Role::Norm(..)
         | Role::NormBias(..)
         | Role::FinalNorm
+        | Role::BlockTable
+        | Role::BlockTableNorm
         | Role::Scalar(_)
         | Role::LmHead
         | Role::Encoder(_) => None,

@@ -8,6 +8,9 @@ use hone_tensor::safetensors::{FileError, SafeTensorsFile};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+/// A module outside the blocks, after what is before the blocks.
+const OUTSIDE: &str = "per_layer_model_projection";
+
 /// Mixtral's MLP on disk, and that of every family in memory.
 const MIXTRAL: [&str; 2] = [".block_sparse_moe.", ".mlp."];
 
@@ -42,6 +45,7 @@ pub(super) fn in_memory(config: &DecoderConfig, name: &str) -> String {
 fn with_prefix(config: &DecoderConfig, prefix: &str, name: &str) -> String {
     let (own, blocks) = (config.own_prefix(), config.blocks());
     let name = name.replacen(MIXTRAL[0], MIXTRAL[1], 1);
+    let name = name.replacen(&format!("{own}{OUTSIDE}"), &format!("{prefix}{OUTSIDE}"), 1);
     name.replacen(&format!("{own}{blocks}."), &format!("{prefix}{blocks}."), 1)
 }
 
@@ -105,16 +109,17 @@ impl AdapterFile {
 }
 
 /// The reverse of [`in_memory`] for any class, with what the class puts before names of blocks;
-/// what is not in a block keeps its name.
+/// what is no module keeps its name.
 fn on_disk(config: &DecoderConfig, name: &str) -> (Option<&'static str>, String) {
     let blocks = config.blocks();
-    let is_block = |rest: &str| {
+    let is_module = |rest: &str| {
         let number = rest.strip_prefix(blocks).and_then(|rest| rest.strip_prefix('.'));
         number.is_some_and(|number| number.starts_with(|c: char| c.is_ascii_digit()))
+            || rest.starts_with(OUTSIDE)
     };
     let inner = name.strip_prefix(OF_PEFT);
     let found = PREFIXES.into_iter().find_map(|prefix| {
-        let rest = inner?.strip_prefix(prefix).filter(|rest| is_block(rest))?;
+        let rest = inner?.strip_prefix(prefix).filter(|rest| is_module(rest))?;
         Some((Some(prefix), format!("{OF_PEFT}{}{rest}", config.own_prefix())))
     });
     found.unwrap_or_else(|| (None, name.to_owned()))

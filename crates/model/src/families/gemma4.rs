@@ -1,12 +1,17 @@
-//! Gemma 4, the text part of dense models: `Gemma4ForCausalLM` of transformers. Norms before and
-//! after attention and MLP, values that are normalised, and blocks whose output is multiplied by a
-//! number. Most blocks have windows; the others have wider heads, fewer keys, whose values they may
-//! be, and rotate the quarter of each head that turns fastest.
-//!
-//! Left out, and refused: embeddings of each block, keys and values of other blocks, experts.
+//! Gemma 4, the text part: `Gemma4ForCausalLM` of transformers. Norms before and after attention
+//! and MLP, values that are normalised, and blocks whose output is multiplied by a number. Most
+//! blocks have windows; the others have wider heads, fewer keys, whose values they may be, and
+//! rotate the quarter of each head that turns fastest. Small models embed tokens for each block,
+//! and their last blocks read keys and values of earlier ones. Others have experts besides the MLP.
 
-use super::{Defaults, blocks, count, each, gemma2, heads, read_attention_bias, sliding_layers};
-use crate::config::{DecoderConfig, EmbeddingScale, QkNorm};
+mod full;
+
+use super::mixtures::{sizes_under, softmax_mixture};
+use super::{Defaults, blocks, count, each, gemma2, read_attention_bias, sliding_layers};
+use crate::config::{
+    BlockEmbedding, BlockEmbeddings, DecoderConfig, EmbeddingScale, ExpertNames, QkNorm,
+    SharedExpertConfig,
+};
 use crate::raw_config::{ConfigError, RawConfig};
 use crate::rope::{RopeConfig, RopeDefaults, RopeKeys};
 use hone_tensor::ops::Softcap;
@@ -14,14 +19,20 @@ use hone_tensor::ops::Softcap;
 /// Indices of [`DecoderConfig::ropes`].
 const FULL: usize = 0;
 const SLIDING: usize = 1;
+/// Entries in the tables of Gemma's embeddings.
+const VOCABULARY: usize = 262_144;
+
+const NAMES: ExpertNames =
+    ExpertNames { router: "router.proj", experts: "experts", shared: "mlp", ..ExpertNames::QWEN };
 
 pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
-    refuse_parts(raw)?;
+    refuse_looking_ahead(raw)?;
     let defaults = Defaults {
         num_heads: Some([8, 4]),
-        vocab_size: Some(262_144),
+        vocab_size: Some(VOCABULARY),
         max_position_embeddings: 131_072,
-        ropes,
+        // Read once the heads of both kinds are known.
+        ropes: |_, _, _, _| Ok(Vec::new()),
         ..gemma2::DEFAULTS
     };
     let mut config = blocks(raw, &defaults)?;
@@ -33,8 +44,8 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     }
     let window = Some(raw.optional_size("sliding_window")?.unwrap_or(512));
     let keys_as_values = raw.flag("attention_k_eq_v", false)?;
-    let full = full_heads(raw, keys_as_values)?;
-    for (layer, is_sliding) in config.layers.iter_mut().zip(is_sliding) {
+    let full = full::heads(raw, keys_as_values, &is_sliding)?;
+    for (layer, &is_sliding) in config.layers.iter_mut().zip(&is_sliding) {
         let attention = &mut layer.attention;
         if is_sliding {
             attention.heads.window = window;
@@ -50,80 +61,121 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
         layer.norms = gemma2::NORMS;
         layer.scaled = true;
     });
+    let head_dims = [full.head_dim, raw.optional_size("head_dim")?.unwrap_or(256)];
+    config.ropes = ropes(raw, defaults.rope, head_dims, config.max_position_embeddings)?;
+    share_keys(raw, &mut config, &is_sliding)?;
+    read_block_embeddings(raw, &mut config)?;
+    read_experts(raw, &mut config)?;
     let cap = raw.optional_number("final_logit_softcapping")?;
     config.logits.softcap = cap.map(|cap| Softcap(cap as f32));
     config.embedding_scale = EmbeddingScale::Rounded((config.hidden_size as f64).sqrt() as f32);
     Ok(config)
 }
 
-/// Parts that models of this family have and Hone does not.
-fn refuse_parts(raw: &RawConfig) -> Result<(), ConfigError> {
-    let refuse = |key: &str, value: String, part: &str| {
-        let problem = format!(
-            "is {value}: {part} not supported yet; use a model without, such as google/gemma-4-31B"
-        );
-        Err(raw.error(key, problem))
-    };
-    let width = count(raw, "hidden_size_per_layer_input", 256)?;
-    if width > 0 {
-        let part = "embeddings of each block are";
-        return refuse("hidden_size_per_layer_input", width.to_string(), part);
-    }
-    let shared = count(raw, "num_kv_shared_layers", 0)?;
-    if shared > 0 {
-        let part = "keys and values of other blocks are";
-        return refuse("num_kv_shared_layers", shared.to_string(), part);
-    }
-    if raw.flag("enable_moe_block", false)? {
-        return refuse("enable_moe_block", "true".to_owned(), "experts beside a dense MLP are");
-    }
-    // Of what was refused, and of pictures, which attend to later ones.
-    raw.get("vocab_size_per_layer_input");
-    raw.get("use_double_wide_mlp");
-    match raw.get("use_bidirectional_attention").and_then(|value| value.as_str()) {
-        Some("all") => {
-            let problem =
-                "is \"all\", which is not supported: use a checkpoint with causal attention";
-            Err(raw.error("use_bidirectional_attention", problem))
+fn refuse_looking_ahead(raw: &RawConfig) -> Result<(), ConfigError> {
+    const LATER: &str = "use_bidirectional_attention";
+    match raw.text(LATER)? {
+        // Of pictures, which are not read.
+        None | Some("vision") => Ok(()),
+        Some(other) => {
+            let problem = format!(
+                "is {other:?}, which is not supported; only \"vision\" and null are: use a \
+                 checkpoint with causal attention, such as google/gemma-4-31B"
+            );
+            Err(raw.error(LATER, problem))
         }
-        _ => Ok(()),
     }
 }
 
-/// Heads of blocks without a window.
-fn full_heads(raw: &RawConfig, keys_as_values: bool) -> Result<hone_tensor::Heads, ConfigError> {
-    const OF_DIM: &str = "global_head_dim";
-    let head_dim = raw.optional_size(OF_DIM)?.unwrap_or(512);
-    let mut full = heads(raw, (OF_DIM, head_dim), Some([8, 4]))?;
-    const KEY: &str = "num_global_key_value_heads";
-    let keys = raw.optional_size(KEY)?.filter(|_| keys_as_values);
-    full.num_kv_heads = keys.unwrap_or(full.num_kv_heads);
-    if !full.num_heads.is_multiple_of(full.num_kv_heads) {
-        let (heads, found) = (full.num_heads, full.num_kv_heads);
-        let problem = format!("must divide num_attention_heads ({heads}), found {found}");
-        return Err(raw.ruled_out(KEY, problem));
+/// Lets the last blocks read the keys and values of the last block before them that has the same
+/// kind of attention, and widens their MLPs.
+fn share_keys(
+    raw: &RawConfig,
+    config: &mut DecoderConfig,
+    is_sliding: &[bool],
+) -> Result<(), ConfigError> {
+    const KEY: &str = "num_kv_shared_layers";
+    let (num_layers, shared) = (config.layers.len(), count(raw, KEY, 0)?);
+    let is_wide = raw.flag("use_double_wide_mlp", false)?;
+    let makers = &is_sliding[..num_layers.saturating_sub(shared)];
+    let readers = config.layers.iter_mut().zip(is_sliding).enumerate().skip(makers.len());
+    for (block, (layer, kind)) in readers {
+        let Some(maker) = makers.iter().rposition(|maker| maker == kind) else {
+            let kind = if *kind { "sliding_attention" } else { "full_attention" };
+            let problem = format!(
+                "is {shared} of num_hidden_layers {num_layers}, so that block {block} would read \
+                 the keys and values of an earlier block of {kind}, and none makes any"
+            );
+            return Err(raw.ruled_out(KEY, problem));
+        };
+        layer.attention.keys_of = Some(maker);
+        if is_wide {
+            layer.mlp.intermediate_size *= 2;
+        }
     }
-    Ok(full)
+    Ok(())
+}
+
+/// Embeddings of the blocks.
+fn read_block_embeddings(raw: &RawConfig, config: &mut DecoderConfig) -> Result<(), ConfigError> {
+    let width = count(raw, "hidden_size_per_layer_input", 256)?;
+    const TABLE: &str = "vocab_size_per_layer_input";
+    let vocab_size = raw.optional_size(TABLE)?.unwrap_or(VOCABULARY);
+    if width == 0 {
+        return Ok(());
+    }
+    if vocab_size < config.vocab_size {
+        let least = config.vocab_size;
+        let problem = format!("must be at least vocab_size ({least}), found {vocab_size}");
+        return Err(raw.ruled_out(TABLE, problem));
+    }
+    let num_layers = config.layers.len();
+    config.block_embeddings = Some(BlockEmbeddings { vocab_size, width });
+    for (block, layer) in config.layers.iter_mut().enumerate() {
+        let projected = if block == 0 { num_layers * width } else { 0 };
+        layer.embedding = Some(BlockEmbedding { width, projected });
+    }
+    Ok(())
+}
+
+/// Experts in every block, besides its MLP.
+fn read_experts(raw: &RawConfig, config: &mut DecoderConfig) -> Result<(), ConfigError> {
+    if !raw.flag("enable_moe_block", false)? {
+        for key in ["num_experts", "top_k_experts", "moe_intermediate_size"] {
+            raw.get(key); // which may be there all the same
+        }
+        return Ok(());
+    }
+    let sizes = sizes_under(raw, [("num_experts", None), ("top_k_experts", None)], 3)?;
+    let width = raw.size("moe_intermediate_size")?;
+    let mut experts = softmax_mixture(raw, sizes, true, &NAMES)?;
+    experts.is_parallel = true;
+    for layer in &mut config.layers {
+        let intermediate_size = layer.mlp.intermediate_size;
+        experts.shared = Some(SharedExpertConfig { intermediate_size, gated: false });
+        layer.mlp.intermediate_size = width;
+        layer.mlp.experts = Some(experts.clone());
+    }
+    Ok(())
 }
 
 /// RoPE of full and of sliding attention, from `rope_parameters`, by kind of attention.
 fn ropes(
     raw: &RawConfig,
     sliding: RopeDefaults,
-    head_dim: usize,
+    head_dims: [usize; 2],
     max: usize,
 ) -> Result<Vec<RopeConfig>, ConfigError> {
     const KEY: &str = "rope_parameters";
     let parameters = raw.object(KEY)?.ok_or_else(|| raw.missing(KEY))?;
     let full = RopeDefaults { theta: 1_000_000.0, proportional: true, ..sliding };
-    let full_head_dim = raw.optional_size("global_head_dim")?.unwrap_or(512);
-    let kinds = [("full_attention", full, full_head_dim), ("sliding_attention", sliding, head_dim)];
-    let ropes = kinds.map(|(kind, defaults, head_dim)| {
+    let kinds = ["full_attention", "sliding_attention"].into_iter().zip([full, sliding]);
+    let ropes = kinds.zip(head_dims).map(|((kind, defaults), head_dim)| {
         let of_kind = Some(parameters.object(kind)?.ok_or_else(|| parameters.missing(kind))?);
         let keys = RopeKeys { parameters: of_kind, ..RopeKeys::of(raw, defaults)? };
         RopeConfig::from_keys(&keys, head_dim, max)
     });
-    let ropes = ropes.into_iter().collect::<Result<_, _>>()?;
+    let ropes = ropes.collect::<Result<_, _>>()?;
     parameters.refuse_unread(&[])?;
     Ok(ropes)
 }

@@ -1,6 +1,6 @@
 //! What families with mixtures of experts have in common.
 
-use super::{expect_kind, num_layers};
+use super::{expect_kind, num_layers, size};
 use crate::config::{DecoderConfig, ExpertNames, ExpertsConfig};
 use crate::raw_config::{ConfigError, RawConfig};
 use hone_tensor::ops::{MAX_EXPERTS, MAX_TOP_K, Router, Scoring};
@@ -41,7 +41,14 @@ pub(super) fn mixture(
     raw.get("output_router_logits");
     let (scale, groups) = (1.0, None);
     let router = Router { num_experts, top_k, scoring, normalise, scale, groups };
-    Ok(ExpertsConfig { router, router_bias: false, correction_bias: false, shared: None, names })
+    Ok(ExpertsConfig {
+        router,
+        router_bias: false,
+        correction_bias: false,
+        shared: None,
+        is_parallel: false,
+        names,
+    })
 }
 
 /// Gives the blocks for which `is_sparse` says so experts of this width.
@@ -73,7 +80,17 @@ pub(super) fn sizes_of_experts(
     default_top_k: usize,
     weights_of_each: usize,
 ) -> Result<[usize; 2], ConfigError> {
-    let num_experts = raw.optional_size(key)?.unwrap_or(default);
+    let keys = [(key, Some(default)), ("num_experts_per_tok", Some(default_top_k))];
+    sizes_under(raw, keys, weights_of_each)
+}
+
+/// The same under two keys, which must be there if they have no default.
+pub(super) fn sizes_under(
+    raw: &RawConfig,
+    [(key, default), (top_k_key, default_top_k)]: [(&str, Option<usize>); 2],
+    weights_of_each: usize,
+) -> Result<[usize; 2], ConfigError> {
+    let num_experts = size(raw, key, default)?;
     if num_experts > MAX_EXPERTS {
         let problem = format!("must be at most {MAX_EXPERTS}, found {num_experts}");
         return Err(raw.ruled_out(key, problem));
@@ -85,11 +102,11 @@ pub(super) fn sizes_of_experts(
             format!("must be at most {most} with num_hidden_layers {layers}, found {num_experts}");
         return Err(raw.ruled_out(key, problem));
     }
-    let top_k = raw.optional_size("num_experts_per_tok")?.unwrap_or(default_top_k);
+    let top_k = size(raw, top_k_key, default_top_k)?;
     let most = num_experts.min(MAX_TOP_K);
     if top_k > most {
         let problem = format!("must be at most {most} with {key} {num_experts}, found {top_k}");
-        return Err(raw.ruled_out("num_experts_per_tok", problem));
+        return Err(raw.ruled_out(top_k_key, problem));
     }
     Ok([num_experts, top_k])
 }

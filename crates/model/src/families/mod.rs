@@ -318,6 +318,7 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
             sinks: false,
             keys_as_values: false,
             norms_values: false,
+            keys_of: None,
         },
         delta: None,
         mlp: MlpConfig {
@@ -329,6 +330,7 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
             experts: None,
         },
         norms: NormNames::PRE,
+        embedding: None,
         scaled: false,
     };
     let eps = raw.optional_number("rms_norm_eps")?.unwrap_or(defaults.norm_eps);
@@ -349,6 +351,7 @@ fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigE
         is_part: false,
         class_prefix: "model.",
         has_mtp: false,
+        block_embeddings: None,
         encoder: None,
         num_labels: None,
         heads: Vec::new(),

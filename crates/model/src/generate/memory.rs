@@ -18,7 +18,8 @@ pub fn cache_bytes(
 ) -> usize {
     let num_pages = num_sequences * len.div_ceil(PAGE_ROWS);
     let dtype = compute.dtype();
-    let pages = config.heads().map(|heads| KvPages::bytes(dtype, heads, num_pages)).sum::<usize>();
+    let pages = config.kept_heads().map(|heads| KvPages::bytes(dtype, heads, num_pages));
+    let pages = pages.sum::<usize>();
     let states = config.deltas().map(|DeltaConfig { heads, conv_width, .. }| {
         let inputs = dtype.num_bytes(&[conv_width - 1, heads.qkv_width()]);
         DeltaState::bytes(target, dtype, heads) + inputs
@@ -159,6 +160,7 @@ fn caches(
             ConvState::new(device, dtype, conv, num_slots)?,
             DeltaState::new(device, dtype, &delta.heads, num_slots)?,
         )),
+        _ if layer.shares_keys() => Ok(LayerCache::Nothing),
         _ => KvPages::new(device, dtype, &layer.attention.heads, num_pages).map(LayerCache::Pages),
     };
     decoder.config.layers.iter().enumerate().map(new).collect()

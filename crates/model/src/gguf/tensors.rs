@@ -37,7 +37,11 @@ fn linear_name(linear: Linear, layer: &LayerConfig) -> Option<&'static str> {
         Linear::DeltaZ => "attn_gate",
         Linear::DeltaB => "ssm_beta",
         Linear::DeltaA => "ssm_alpha",
-        Linear::DeltaQkvz | Linear::DeltaBa => return None,
+        Linear::DeltaQkvz
+        | Linear::DeltaBa
+        | Linear::BlockGate
+        | Linear::BlockOut
+        | Linear::BlockProjection => return None,
         Linear::DeltaOut => "ssm_out",
         Linear::Gate if is_shared => "ffn_gate_shexp",
         Linear::Up if is_shared => "ffn_up_shexp",
@@ -61,7 +65,12 @@ fn norm_name(norm: BlockNorm) -> Option<&'static str> {
         BlockNorm::AttentionInput => "attn_norm",
         BlockNorm::Q => "attn_q_norm",
         BlockNorm::K => "attn_k_norm",
-        BlockNorm::V => return None,
+        BlockNorm::V
+        | BlockNorm::SharedOutput
+        | BlockNorm::RouterInput
+        | BlockNorm::ExpertsInput
+        | BlockNorm::ExpertsOutput
+        | BlockNorm::BlockOut => return None,
         BlockNorm::Delta => "ssm_norm",
         BlockNorm::AttentionOutput => "post_attention_norm",
         BlockNorm::MlpInput => "ffn_norm",
@@ -99,7 +108,12 @@ impl GgufModel {
             Role::Delta(layer, DeltaPart::Conv) => format!("blk.{layer}.ssm_conv1d.weight"),
             Role::Delta(layer, DeltaPart::ALog) => format!("blk.{layer}.ssm_a"),
             Role::Delta(layer, DeltaPart::DtBias) => format!("blk.{layer}.ssm_dt.bias"),
-            Role::Scalar(_) | Role::NormBias(..) | Role::Encoder(_) => return None,
+            Role::Scalar(_)
+            | Role::ExpertScales(_)
+            | Role::BlockTable
+            | Role::BlockTableNorm
+            | Role::NormBias(..)
+            | Role::Encoder(_) => return None,
         };
         let (Role::Matrix(layer, Linear::Expert(expert, part))
         | Role::Bias(layer, Linear::Expert(expert, part))) = role

@@ -294,8 +294,11 @@ impl WeightFiles {
                 layout.names.insert(name, stored.to_owned());
             }
         }
+        let unused = self.unused(config);
         let is_other = |name: &&String| {
-            !ours.contains(name.as_str()) && !self.is_part(name) && !is_buffer(name)
+            let name = name.as_str();
+            let is_ours = ours.contains(name) || self.is_part(name);
+            !is_ours && !is_buffer(name) && !unused.contains(name)
         };
         for name in self.file_of.keys().filter(is_other) {
             match self.joined_as_stored(name)? {
@@ -408,15 +411,29 @@ impl WeightFiles {
         names.filter_map(|name| self.stored_name(&name)).collect::<Vec<_>>().into_iter()
     }
 
+    /// Projections and norms of keys and values of blocks that read another's, which files may have
+    /// all the same.
+    fn unused(&self, config: &DecoderConfig) -> BTreeSet<&str> {
+        let shares = |&layer: &usize| config.layers[layer].attention.keys_of.is_some();
+        let names = |layer: usize| {
+            let modules = ["k_proj", "v_proj", "k_norm", "v_norm"];
+            modules.map(|module| format!("model.layers.{layer}.self_attn.{module}.weight"))
+        };
+        let names = (0..config.num_hidden_layers()).filter(shares).flat_map(names);
+        names.filter_map(|name| self.stored_name(&name)).collect()
+    }
+
     /// Refuses tensors that were not taken, except those that transformers ignores too: rotary
-    /// embedding buffers in old files, a copy of the embedding as the tied head, and blocks for
-    /// tokens after the next; and except other parts.
+    /// embedding buffers in old files, a copy of the embedding as the tied head, blocks for tokens
+    /// after the next, and what blocks with another's keys and values do not use; and except other
+    /// parts.
     pub(super) fn refuse_surplus(
         &self,
         taken: &Taken,
         config: &DecoderConfig,
     ) -> Result<(), LoadError> {
         let copies: Vec<&str> = self.copies(config).collect();
+        let unused = self.unused(config);
         let further = |name: &str| {
             let block = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
             let is_beyond = |block: usize| block >= config.num_hidden_layers();
@@ -427,6 +444,7 @@ impl WeightFiles {
             let of_text = TEXT_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
             is_buffer
                 || copies.contains(&name.as_str())
+                || unused.contains(name.as_str())
                 || config.is_kept(name)
                 || (config.has_mtp && further(name))
                 || (config.is_part && !of_text)

@@ -251,7 +251,7 @@ impl Loader<'_> {
                     let storage = storage.filter(|s| !linear.is_router() || s.float().is_some());
                     self.matrix(&home, &spec.name, tensor, storage)?
                 }
-                Role::EmbedTokens | Role::LmHead => {
+                Role::EmbedTokens | Role::BlockTable | Role::LmHead => {
                     let storage = self.options.base_precision.and_then(Storage::for_tables);
                     self.matrix(self.device, &spec.name, tensor, storage)?
                 }
@@ -271,10 +271,12 @@ impl Loader<'_> {
                 // Vectors are small, and every kernel reads them as f32.
                 Role::Bias(..)
                 | Role::Sinks(_)
+                | Role::ExpertScales(_)
                 | Role::Norm(..)
                 | Role::NormBias(..)
                 | Role::Delta(..)
                 | Role::FinalNorm
+                | Role::BlockTableNorm
                 | Role::Encoder(_) => {
                     self.weight(self.device, &spec.name, tensor, DType::F32.into())?
                 }
@@ -293,7 +295,7 @@ impl Loader<'_> {
         weights: &mut BTreeMap<Role, Weight>,
     ) -> Result<Layer, DeviceError> {
         let layer = &config.layers[i];
-        if layer.attention.norms_values {
+        if layer.attention.norms_values && !layer.shares_keys() {
             let len = layer.attention.heads.head_dim;
             let ones = Tensor::from_f32(&vec![1.0; len], &[len]);
             let ones = self.device.upload(Category::Weights, &ones)?;

@@ -165,10 +165,15 @@ impl Matrix {
 /// Of a text model that transformers loads among other parts, modules are within one more.
 #[test]
 fn adapters_of_a_text_part_have_the_names_of_the_whole() {
-    let (device, golden) = (Device::cpu(1), Golden::load("gemma3"));
+    check_names_of_the_whole("gemma3", "gemma3", 21);
+    check_names_of_the_whole("gemma4_small", "gemma4", 42);
+}
+
+fn check_names_of_the_whole(case: &str, outer_type: &str, num_modules: usize) {
+    let (device, golden) = (Device::cpu(1), Golden::load(case));
     let path = golden.dir.join("config.json");
     let text: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    let outer = json!({"model_type": "gemma3", "text_config": text, "vision_config": {}});
+    let outer = json!({"model_type": outer_type, "text_config": text, "vision_config": {}});
     std::fs::write(&path, outer.to_string()).unwrap();
     // Written by PEFT for the text model alone.
     let file = golden.dir.join("adapter/adapter_config.json");
@@ -186,10 +191,12 @@ fn adapters_of_a_text_part_have_the_names_of_the_whole() {
     let written: Value = serde_json::from_slice(&written).unwrap();
     // Short names would be those of a vision tower too.
     let targets = written["target_modules"].as_array().unwrap();
-    let is_whole = |name: &str| name.starts_with("model.language_model.layers.");
-    assert!(targets.len() == 21 && targets.iter().all(|name| is_whole(name.as_str().unwrap())));
+    let is_whole = |name: &str| name.starts_with("model.language_model.");
+    assert!(
+        targets.len() == num_modules && targets.iter().all(|name| is_whole(name.as_str().unwrap()))
+    );
     rewrite(&dir.path().join("adapter_model.safetensors"), |tensors| {
-        assert_eq!(tensors.len(), 42);
+        assert_eq!(tensors.len(), 2 * num_modules);
         assert!(tensors.keys().all(|key| is_whole(key.strip_prefix("base_model.model.").unwrap())));
     });
     let (reloaded, _) = loaded(&golden, dir.path()).unwrap();

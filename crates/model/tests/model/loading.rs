@@ -83,9 +83,9 @@ fn memory_of_weights() {
             let bytes = device.persistent_bytes(Category::Weights);
             let config = &model.decoder.config;
             // Norms of values are ones, in no file; factors of blocks are the host's.
-            let ones = |layer: &LayerConfig| match layer.attention.norms_values {
-                true => layer.attention.heads.head_dim,
-                false => 0,
+            let ones = |layer: &LayerConfig| match &layer.attention {
+                of if of.norms_values && of.keys_of.is_none() => of.heads.head_dim,
+                _ => 0,
             };
             let ones: usize = config.layers.iter().map(ones).sum();
             let scaled = config.layers.iter().filter(|layer| layer.scaled).count();
@@ -294,13 +294,18 @@ const HEAD: &str = "lm_head.weight";
 /// and an export keeps names and what it does not read.
 #[test]
 fn text_models_among_other_parts() {
-    let (device, golden) = (Device::cpu(2), Golden::load("gemma3"));
+    check_among_other_parts("gemma3", "gemma3", DType::Bf16);
+    check_among_other_parts("gemma4_small", "gemma4", DType::F32);
+}
+
+fn check_among_other_parts(case: &str, outer_type: &str, dtype: DType) {
+    let (device, golden) = (Device::cpu(2), Golden::load(case));
     let expected = logits_of(&golden.base(&device), &golden);
     let now = |name: &str| name.replacen("model.", "model.language_model.", 1);
     let before = |name: &str| format!("language_model.{name}");
     let layouts: [&dyn Fn(&str) -> String; 2] = [&now, &before];
     for renamed in layouts {
-        let dir = copy_of("gemma3");
+        let dir = copy_of(case);
         let tower = (Dtype::F16, vec![2, 3], (0..12).collect::<Vec<u8>>());
         // Of types that no weight has, or none that stands alone.
         let positions = (Dtype::I64, vec![1, 2], (0..16).collect::<Vec<u8>>());
@@ -314,7 +319,7 @@ fn text_models_among_other_parts() {
         let path = dir.path().join("config.json");
         let text: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         let outer = json!({
-            "model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 3},
+            "model_type": outer_type, "text_config": text, "vision_config": {"hidden_size": 3},
             "image_token_index": 7, "eos_token_id": [1, 44]
         });
         fs::write(&path, outer.to_string()).unwrap();
@@ -323,7 +328,7 @@ fn text_models_among_other_parts() {
         assert_eq!(model.decoder.config.eos_token_ids, [1, 44]);
 
         let out = tempfile::tempdir().unwrap();
-        export(&model, &device, dir.path(), DType::Bf16, out.path()).unwrap();
+        export(&model, &device, dir.path(), dtype, out.path()).unwrap();
         let mut names = [Vec::new(), Vec::new()];
         for (dir, names) in [dir.path(), out.path()].into_iter().zip(&mut names) {
             rewrite(&dir.join("model.safetensors"), |all| {
@@ -376,4 +381,30 @@ fn what_predicts_further_tokens_stays() {
         });
         assert_eq!(names[0], names[1]);
     }
+}
+
+/// Files may have keys and values of blocks that read another's, as transformers does not use them
+/// nor write them.
+#[test]
+fn keys_that_no_block_reads_are_left_out() {
+    let (device, golden) = (Device::cpu(1), Golden::load("gemma4_small"));
+    let expected = logits_of(&golden.base(&device), &golden);
+    let dir = copy_of("gemma4_small");
+    let file = |dir: &Path| dir.join("model.safetensors");
+    let mut before = Vec::new();
+    rewrite(&file(dir.path()), |all| {
+        before = all.keys().cloned().collect();
+        for module in ["k_proj", "v_proj", "k_norm", "v_norm"] {
+            let unused = (Dtype::F16, vec![2, 3], vec![0; 12]);
+            all.insert(format!("model.layers.4.self_attn.{module}.weight"), unused);
+        }
+    });
+    let model = load(dir.path(), &device, None, Trained::Nothing);
+    assert_eq!(logits_of(&model, &golden), expected);
+    let out = tempfile::tempdir().unwrap();
+    export(&model, &device, dir.path(), DType::F32, out.path()).unwrap();
+    rewrite(&file(out.path()), |all| assert!(all.keys().eq(&before)));
+    // Those of a block that makes its own are read.
+    rewrite(&file(dir.path()), |all| drop(all.remove("model.layers.2.self_attn.k_proj.weight")));
+    assert!(hone_model::load(dir.path(), &device, LoadOptions::INFERENCE).is_err());
 }

@@ -229,34 +229,61 @@ pub fn attend_paged(
     rows: &PagedRows,
     cache: &mut KvPages,
 ) -> Var {
-    assert!(!tape.is_recording(), "attention over pages has no backward pass");
+    check_pages(tape, &qkv, rows, cache);
+    let width = heads.num_kv_heads * heads.head_dim;
+    let bytes = 4 * cache.k.dtype().num_bytes(&[rows.slots.len(), width]);
+    if let Some(on) = tape.device().begin(Cost::memory_bound("keep_keys", bytes)) {
+        let packed = Inputs::packed(qkv.value().view(), heads);
+        for (from, to) in [(packed.k, &mut cache.k), (packed.v, &mut cache.v)] {
+            let cols = from.offset..from.offset + width;
+            on.scatter_rows(from.data, from.stride, cols, &rows.slots, to.view_mut());
+        }
+    }
+    attend_kept(tape, qkv, heads, sinks, rows, cache)
+}
+
+/// Attends to keys and values that are in their pages, with queries that are the first columns of
+/// `q [t, _]`. Rows beyond those of `rows` give zeros. Inference only.
+///
+/// # Panics
+/// If there are more rows than `t`, a page does not exist, or the tape records.
+pub fn attend_kept(
+    tape: &mut Tape<'_>,
+    q: Var,
+    heads: &Heads,
+    sinks: Option<&Weight>,
+    rows: &PagedRows,
+    cache: &KvPages,
+) -> Var {
+    check_pages(tape, &q, rows, cache);
     assert!(heads.ahead == 0, "later keys are not in their pages yet");
-    let (t, _) = rows_cols(qkv.value().shape());
-    assert!(rows.slots.len() <= t, "{} rows in a pass of {t}", rows.slots.len());
-    assert!(rows.pages.iter().all(|&page| (page as usize) < cache.num_pages()));
-    let mut out = tape.activation(qkv.value().dtype(), &[t, heads.out_width()]);
+    let (t, stride) = rows_cols(q.value().shape());
+    let mut out = tape.activation(q.value().dtype(), &[t, heads.out_width()]);
     let mut lse = tape.device().alloc(Category::Workspace, DType::F32, &[heads.num_heads, t]);
     let num_keys: usize = rows.sequences.iter().map(|s| s.k_len).sum();
     let width = heads.num_kv_heads * heads.head_dim;
-    let bytes = qkv.value().num_bytes() + 2 * cache.k.dtype().num_bytes(&[num_keys, width]);
+    let bytes = 2 * out.num_bytes() + 2 * cache.k.dtype().num_bytes(&[num_keys, width]);
     let work = match tape.device().target() {
         Target::Cpu => Work::Attention,
         Target::Cuda => Work::GeneralAttention,
     };
     let cost = cost("attend_paged", work, heads, &rows.sequences, 2, bytes);
     if let Some(on) = tape.device().begin(cost) {
-        let packed = Inputs::packed(qkv.value().view(), heads);
-        for (from, to) in [(packed.k, &mut cache.k), (packed.v, &mut cache.v)] {
-            let cols = from.offset..from.offset + width;
-            on.scatter_rows(from.data, from.stride, cols, &rows.slots, to.view_mut());
-        }
+        let q = Rows { data: q.value().view(), stride, offset: 0 };
         let kept = |tensor| Rows { data: Tensor::view(tensor), stride: width, offset: 0 };
         let (k, v) = (kept(&cache.k), kept(&cache.v));
         let sinks = sinks.map(|sinks| tape.params().resolve(sinks).view());
-        let inputs = Inputs { q: packed.q, k, v, sinks, pages: Some(&rows.pages) };
+        let inputs = Inputs { q, k, v, sinks, pages: Some(&rows.pages) };
         on.attention(inputs, heads, &rows.sequences, out.view_mut(), lse.view_mut());
     }
     tape.push(out, false, |_, _| {})
+}
+
+fn check_pages(tape: &Tape<'_>, x: &Var, rows: &PagedRows, cache: &KvPages) {
+    assert!(!tape.is_recording(), "attention over pages has no backward pass");
+    let (t, _) = rows_cols(x.value().shape());
+    assert!(rows.slots.len() <= t, "{} rows in a pass of {t}", rows.slots.len());
+    assert!(rows.pages.iter().all(|&page| (page as usize) < cache.num_pages()));
 }
 
 /// Overhead per query, in keys: masked keys in its tiles, packing, and other work per row; measured

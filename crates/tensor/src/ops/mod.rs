@@ -11,12 +11,13 @@ mod combine;
 mod delta_columns;
 mod delta_gates;
 mod embedding;
+mod expert_scales;
 mod experts;
 mod gated_delta_rule;
 mod gated_rms_norm;
 mod glu;
 mod head;
-mod keys_as_values;
+mod joined;
 mod layer_norm;
 mod linear;
 mod offloaded;
@@ -32,12 +33,13 @@ pub use activation::activation;
 pub(crate) use adapters::RoundedAdapters;
 pub use adapters::round_adapters;
 pub use attention::{
-    KvPages, PagedRows, attend_paged, attention, attention_over, attention_with_sinks,
+    KvPages, PagedRows, attend_kept, attend_paged, attention, attention_over, attention_with_sinks,
 };
 pub use combine::combine;
 pub use delta_columns::delta_columns;
 pub use delta_gates::{DeltaGates, delta_gates};
 pub use embedding::{add_embedding, embedding};
+pub use expert_scales::scaled_by_expert;
 pub use experts::{RowOrder, expert_linear};
 pub use gated_delta_rule::{
     DeltaHeads, DeltaState, MAX_KEY_DIM, delta_scratch_bytes_per_thread, gated_delta_rule,
@@ -47,12 +49,12 @@ pub use gated_rms_norm::gated_rms_norm;
 pub use glu::glu;
 pub use head::{OutputHead, log_probs, logits, take_rows};
 pub use hone_kernels::attention::PAGE_ROWS;
-pub use keys_as_values::keys_as_values;
+pub use joined::joined;
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{linear, linear_in_f32};
 pub use offloaded::with_offloaded;
 pub use output_gate::{gate_output, without_gates};
-pub use rms_norm::{HeadNorms, add_rms_norm, norm_heads, rms_norm};
+pub use rms_norm::{HeadNorms, add_rms_norm, norm_heads, rms_norm, rms_norm_in_f32};
 pub use rope::{Angles, Rotated, rope};
 pub use router::{RouterLoad, Routers, Routing, route};
 pub use scaled::scaled;

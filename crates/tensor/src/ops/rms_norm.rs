@@ -7,8 +7,24 @@ use hone_kernels::rms_norm::{Inputs, RmsNorm, Rows, Saved};
 
 /// `x [t, h]` f32, `weight [h]` → `[t, h]` in the tape's compute type.
 pub fn rms_norm<'a>(tape: &mut Tape<'a>, x: &Var, weight: &'a Weight, norm: RmsNorm) -> Var {
+    let dtype = tape.dtype();
+    rms_norm_into(tape, x, weight, norm, dtype)
+}
+
+/// The same in f32, for sums of what is normalised.
+pub fn rms_norm_in_f32<'a>(tape: &mut Tape<'a>, x: &Var, weight: &'a Weight, norm: RmsNorm) -> Var {
+    rms_norm_into(tape, x, weight, norm, DType::F32)
+}
+
+fn rms_norm_into<'a>(
+    tape: &mut Tape<'a>,
+    x: &Var,
+    weight: &'a Weight,
+    norm: RmsNorm,
+    dtype: DType,
+) -> Var {
     let (t, h) = rows_cols(x.value().shape());
-    let mut y = tape.activation(tape.dtype(), &[t, h]);
+    let mut y = tape.activation(dtype, &[t, h]);
     let mut rstd = tape.activation(DType::F32, &[t]);
     let rows = Rows::whole(h);
     forward(tape, Forward { norm, rows, weight, x: x.value() }, None, &mut y, &mut rstd);
@@ -32,7 +48,8 @@ pub fn rms_norm<'a>(tape: &mut Tape<'a>, x: &Var, weight: &'a Weight, norm: RmsN
     })
 }
 
-/// `x [t, h]` in the compute type, normalised, added to `residual [t, h]` f32 → `[t, h]` f32.
+/// `x [t, h]` in the compute type or in f32, normalised in rows as long as the weight, added to
+/// `residual [t, h]` f32 → `[t, h]` f32.
 pub fn add_rms_norm<'a>(
     tape: &mut Tape<'a>,
     x: Var,
@@ -41,9 +58,9 @@ pub fn add_rms_norm<'a>(
     residual: &Var,
 ) -> Var {
     let (t, h) = rows_cols(x.value().shape());
+    let rows = Rows { stride: h, offset: 0, count: h / weight.shape()[0] };
     let mut y = tape.activation(DType::F32, &[t, h]);
-    let mut rstd = tape.activation(DType::F32, &[t]);
-    let rows = Rows::whole(h);
+    let mut rstd = tape.activation(DType::F32, &[t, rows.count]);
     let of = Forward { norm, rows, weight, x: x.value() };
     forward(tape, of, Some(residual.value()), &mut y, &mut rstd);
     let inner_grad = x.requires_grad() || weight.param().is_some();
@@ -66,19 +83,19 @@ pub fn add_rms_norm<'a>(
     })
 }
 
-/// Weights of the norms of queries and keys: `[head_dim]`, to normalise each head by itself, or of
-/// all heads together.
+/// Weights of the norms of queries, keys and values: `[head_dim]`, to normalise each head by
+/// itself, or of all heads together.
 #[derive(Clone, Copy)]
 pub struct HeadNorms<'a> {
     /// Weight of the queries' norm.
     pub q: &'a Weight,
-    /// Weight of the keys' norm.
-    pub k: &'a Weight,
+    /// Weight of the keys' norm, if there are keys.
+    pub k: Option<&'a Weight>,
     /// Weight of the values' norm, if they have one.
     pub v: Option<&'a Weight>,
 }
 
-/// `qkv [t, qkv_width]` with queries, keys and perhaps values normalised, in rows as long as the
+/// `qkv [t, qkv_width]` with queries and perhaps keys and values normalised, in rows as long as the
 /// weights.
 pub fn norm_heads<'a>(
     tape: &mut Tape<'a>,
@@ -94,9 +111,9 @@ pub fn norm_heads<'a>(
     };
     let (num_heads, num_kv_heads) = (heads.num_heads, heads.num_kv_heads);
     let of_values = weights.v.map(|v| part(v, num_heads + num_kv_heads, num_kv_heads));
-    let of_keys = part(weights.k, num_heads, num_kv_heads);
-    let parts: Vec<(&'a Weight, Rows)> =
-        [part(weights.q, 0, num_heads), of_keys].into_iter().chain(of_values).collect();
+    let of_keys = weights.k.map(|k| part(k, num_heads, num_kv_heads));
+    let of_queries = [part(weights.q, 0, num_heads)].into_iter();
+    let parts: Vec<(&'a Weight, Rows)> = of_queries.chain(of_keys).chain(of_values).collect();
     let mut y = tape.activation(qkv.value().dtype(), &[t, width]);
     copy(tape.device(), qkv.value(), &mut y);
     let rstd = |&(weight, rows): &(&'a Weight, Rows)| {

@@ -80,6 +80,12 @@ impl Routing {
         self.0.bounds[expert]..self.0.bounds[expert + 1]
     }
 
+    /// The expert of each row.
+    pub(crate) fn experts(&self) -> Vec<u32> {
+        let of = |expert| std::iter::repeat_n(expert as u32, self.rows_of(expert).len());
+        (0..self.num_experts()).flat_map(of).collect()
+    }
+
     /// The token of each row.
     pub(crate) fn tokens(&self) -> &[u32] {
         &self.0.tokens

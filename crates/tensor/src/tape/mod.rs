@@ -255,28 +255,66 @@ impl<'a> Tape<'a> {
     /// Runs `block` on `x`, saving only `x`; the backward pass runs it again (Chen et al.,
     /// "Training Deep Nets with Sublinear Memory Cost", 2016).
     pub fn recompute(&mut self, x: Var, block: impl Fn(&mut Tape<'a>, Var) -> Var + 'a) -> Var {
+        let (output, _) = self.recompute_with(x, [], move |tape, x, []| (block(tape, x), None));
+        output
+    }
+
+    /// [`Tape::recompute`] of a block that reads `others` too, which are saved as well, and may
+    /// give a second output on which the first depends, such as keys that later blocks read.
+    ///
+    /// Gradients are added up in the same order as without: the block goes on from what is known so
+    /// far of those of `others` and of its second output.
+    pub fn recompute_with<const N: usize>(
+        &mut self,
+        x: Var,
+        others: [Option<Var>; N],
+        block: impl Fn(&mut Tape<'a>, Var, [Option<Var>; N]) -> (Var, Option<Var>) + 'a,
+    ) -> (Var, Option<Var>) {
         if !self.recording {
-            return block(self, x);
+            return block(self, x, others);
         }
-        let output = self.unrecorded(|tape| block(tape, x.clone()));
+        let (output, second) = self.unrecorded(|tape| block(tape, x.clone(), others.clone()));
         let (adapter_rows, compute) = (self.adapter_rows.clone(), self.compute);
         // Routers note what they do once.
         let routers = Routers { loads: None, ..self.routers.clone() };
         let requires_grad = output.requires_grad;
-        self.push(output.into_value(), requires_grad, move |sweep, d_output| {
+        let second_id = second.as_ref().map(Var::id);
+        let output = self.push(output.into_value(), requires_grad, move |sweep, d_output| {
             let mut tape = Tape::training(sweep.device, sweep.params, compute, None);
             tape.adapter_rows = adapter_rows;
             tape.adapters = sweep.adapters.clone();
             tape.routers = routers;
             tape.is_second_run = true;
-            let input = tape.leaf(x.value, x.requires_grad);
-            let (input_id, input_grad) = (input.id, x.requires_grad);
-            let output = block(&mut tape, input);
-            let mut inner = tape.backward(output, d_output, sweep.gradients);
-            if let Some(d_input) = inner.take(input_id).filter(|_| input_grad) {
-                sweep.add(x.id, d_input);
+            let mut known = Vec::new();
+            let mut leaves = Vec::new();
+            let mut leaf_of = |tape: &mut Tape<'a>, var: Var| {
+                let leaf = tape.leaf(var.value, var.requires_grad);
+                if leaf.requires_grad {
+                    leaves.push((leaf.id, var.id));
+                }
+                leaf
+            };
+            let input = leaf_of(&mut tape, x);
+            let others = others.map(|other| {
+                let leaf = leaf_of(&mut tape, other?);
+                Some(leaf)
+            });
+            for leaf in others.iter().flatten() {
+                let outer = leaves.iter().find(|(id, _)| *id == leaf.id).map(|(_, outer)| *outer);
+                let gradient = outer.and_then(|outer| sweep.take(outer));
+                known.extend(gradient.map(|gradient| (leaf.clone(), gradient)));
             }
-        })
+            let (output, second) = block(&mut tape, input, others);
+            let d_second = second_id.and_then(|id| sweep.take(id));
+            let roots = [(output, d_output)].into_iter().chain(second.zip(d_second)).chain(known);
+            let mut inner = tape.backward_from(roots, sweep.gradients);
+            for (leaf, outer) in leaves {
+                if let Some(gradient) = inner.take(leaf) {
+                    sweep.add(outer, gradient);
+                }
+            }
+        });
+        (output, second)
     }
 
     /// Runs `body` without recording what it does.
@@ -352,13 +390,17 @@ impl Sweep<'_, '_> {
 
     /// Takes the gradient of a variable accumulated so far, or zeros, to add to its columns.
     pub(crate) fn take_or_zeros(&mut self, var: &Var) -> Tensor {
-        self.take(var.id).unwrap_or_else(|| {
-            let mut zeros = self.activation(var.value.dtype(), var.value.shape());
-            if let Some(on) = self.device.begin(Cost::memory_bound("zero", zeros.num_bytes())) {
-                on.zero(zeros.view_mut());
-            }
-            zeros
-        })
+        let (dtype, shape) = (var.value.dtype(), var.value.shape());
+        self.take(var.id).unwrap_or_else(|| self.zeros(dtype, shape))
+    }
+
+    /// A gradient to add to the columns of.
+    pub(crate) fn zeros(&self, dtype: DType, shape: &[usize]) -> Tensor {
+        let mut zeros = self.activation(dtype, shape);
+        if let Some(on) = self.device.begin(Cost::memory_bound("zero", zeros.num_bytes())) {
+            on.zero(zeros.view_mut());
+        }
+        zeros
     }
 
     /// Adds to the gradient of a variable.

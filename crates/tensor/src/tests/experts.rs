@@ -214,7 +214,7 @@ impl Operation for Combine {
 }
 
 /// Some experts have no rows, one has a row of every token.
-fn uneven(num_experts: usize, top_k: usize, tokens: usize) -> Vec<u32> {
+pub(super) fn uneven(num_experts: usize, top_k: usize, tokens: usize) -> Vec<u32> {
     let choice = |i: usize| {
         let (token, j) = (i / top_k, i % top_k);
         if j == 0 { 1 } else { (2 + (token * token + 2 * j) % (num_experts - 3)) as u32 }

@@ -122,6 +122,7 @@ struct AddNorm {
     given: Operands,
     weight: Weight,
     norm: RmsNorm,
+    rows: Rows,
 }
 
 impl Operation for AddNorm {
@@ -136,27 +137,29 @@ impl Operation for AddNorm {
         ops::add_rms_norm(tape, x, &self.weight, self.norm, &leaves[0])
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {
-        let normed = reference::forward(self.norm, Rows::whole(x[2].len()), &x[0], &x[2]);
+        let normed = reference::forward(self.norm, self.rows, &x[0], &x[2]);
         normed.iter().zip(&x[1]).map(|(normed, residual)| normed + residual).collect()
     }
     fn backward(&self, x: &[Vec<f64>], d_y: &[f64]) -> Vec<Vec<f64>> {
-        let rows = Rows::whole(x[2].len());
-        let (d_x, d_w) = reference::backward(self.norm, rows, &x[0], &x[2], d_y);
+        let (d_x, d_w) = reference::backward(self.norm, self.rows, &x[0], &x[2], d_y);
         vec![d_x, d_y.to_vec(), d_w]
     }
 }
 
 #[test]
 fn add_rms_norm_passes() {
-    for (t, h) in [(1, 64), (3, 17), (130, 96)] {
+    // The last ones are three rows of 24 elements each.
+    for (t, h, len) in [(1, 64, 64), (3, 17, 17), (130, 96, 96), (9, 72, 24)] {
         for (kind, plus_one) in [(Kind::Frozen(DType::F32.into()), true), (Kind::Trained, false)] {
             let mut given = Operands::default();
             given.add(Kind::Activation, &[t, h]);
             given.add(Kind::Stream, &[t, h]);
-            let weight = given.add(kind, &[h]);
+            let weight = given.add(kind, &[len]);
             let weight = given.weight(weight);
             let norm = RmsNorm { eps: 1e-5, plus_one };
-            check_op(&format!("add {norm:?} [{t}, {h}]"), &mut AddNorm { given, weight, norm });
+            let rows = Rows { stride: h, offset: 0, count: h / len };
+            let case = format!("add {norm:?} [{t}, {h}] of {len}");
+            check_op(&case, &mut AddNorm { given, weight, norm, rows });
         }
     }
 }
@@ -191,7 +194,7 @@ impl Operation for NormHeads {
         [&mut self.q, &mut self.k].into_iter().chain(&mut self.v).collect()
     }
     fn run<'a>(&'a self, tape: &mut Tape<'a>, mut leaves: Vec<Var>) -> Var {
-        let weights = HeadNorms { q: &self.q, k: &self.k, v: self.v.as_ref() };
+        let weights = HeadNorms { q: &self.q, k: Some(&self.k), v: self.v.as_ref() };
         ops::norm_heads(tape, leaves.remove(0), &self.heads, weights, self.norm)
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<f64> {

@@ -1,7 +1,7 @@
 //! The tape over whole blocks: sums of gradients, recomputation, and what is not recorded.
 
 use super::check_op::{Found, Kind, Operands, STEP, devices, normals};
-use crate::ops::{self, Activation, Angles, HeadNorms, RmsNorm, Rotated};
+use crate::ops::{self, Activation, Angles, HeadNorms, Part, RmsNorm, Rotated};
 use crate::{
     AdapterId, Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Lora,
     ParamId, Params, Projection, Sequence, StepKey, Tape, Tensor, Var, Weight,
@@ -64,20 +64,42 @@ impl Block {
     }
 
     fn apply<'a>(&'a self, tape: &mut Tape<'a>, x: Var) -> Var {
+        self.apply_with(tape, x, [None]).0
+    }
+
+    /// With the keys and values of another block, if they are given; otherwise its own are the
+    /// second output.
+    fn apply_with<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        x: Var,
+        [others]: [Option<Var>; 1],
+    ) -> (Var, Option<Var>) {
         let normed = ops::rms_norm(tape, &x, &self.norms[0], NORM);
         let qkv = ops::linear(tape, normed, &self.qkv, None);
         let prepare = |tape: &mut Tape<'a>, mut qkv: Var| {
             if let Some(([q, k], _)) = &self.head_norms {
-                qkv = ops::norm_heads(tape, qkv, &HEADS, HeadNorms { q, k, v: None }, NORM);
+                let norms = HeadNorms { q, k: Some(k), v: None };
+                qkv = ops::norm_heads(tape, qkv, &HEADS, norms, NORM);
             }
             ops::rope(tape, qkv, &HEADS, &self.angles)
         };
+        let mut own = None;
         let attended = match &self.head_norms {
             Some((_, true)) => {
                 ops::attention_over(tape, qkv, prepare, &HEADS, None, &self.sequences)
             }
             _ => {
-                let qkv = prepare(tape, qkv);
+                let mut qkv = prepare(tape, qkv);
+                match others {
+                    None => own = Some(qkv.clone()),
+                    Some(of) => {
+                        let kv = HEADS.num_kv_heads * HEADS.head_dim;
+                        let (first, count) = (HEADS.out_width(), 2 * kv);
+                        let queries = Part { of: qkv, first: 0, count: first };
+                        qkv = ops::joined(tape, vec![queries, Part { of, first, count }]);
+                    }
+                }
                 ops::attention(tape, qkv, &HEADS, &self.sequences)
             }
         };
@@ -85,7 +107,7 @@ impl Block {
         let normed = ops::rms_norm(tape, &x, &self.norms[1], NORM);
         let gate_up = ops::linear(tape, normed, &self.gate_up, None);
         let active = ops::glu(tape, gate_up, Activation::Silu);
-        ops::linear(tape, active, &self.down, Some(x))
+        (ops::linear(tape, active, &self.down, Some(x)), own)
     }
 }
 
@@ -118,13 +140,19 @@ struct Stack {
     params: Params,
     blocks: Vec<Block>,
     recompute: bool,
+    /// Whether all but the first two blocks read the second one's keys and values.
+    shares: bool,
 }
 
 impl Stack {
     fn new(num_blocks: usize, frozen: usize, recompute: bool) -> Self {
         let mut params = Params::default();
         let blocks = (0..num_blocks).map(|i| Block::new(&mut params, i >= frozen)).collect();
-        Self { params, blocks, recompute }
+        Self { params, blocks, recompute, shares: false }
+    }
+
+    fn sharing(self) -> Self {
+        Self { shares: true, ..self }
     }
 
     /// The same with norms of queries and keys, which are trained.
@@ -142,11 +170,15 @@ impl Stack {
     }
 
     fn apply<'a>(&'a self, tape: &mut Tape<'a>, mut x: Var) -> Var {
-        for block in &self.blocks {
-            x = match self.recompute {
-                true => tape.recompute(x, |tape, x| block.apply(tape, x)),
-                false => block.apply(tape, x),
+        let mut kept = None;
+        for (i, block) in self.blocks.iter().enumerate() {
+            let others = [kept.clone().filter(|_| i > 1)];
+            let (y, own) = match self.recompute {
+                true => tape.recompute_with(x, others, |tape, x, o| block.apply_with(tape, x, o)),
+                false => block.apply_with(tape, x, others),
             };
+            x = y;
+            kept = own.filter(|_| self.shares).or(kept);
         }
         x
     }
@@ -193,10 +225,13 @@ fn assert_identical(first: &[Found], again: &[Found]) {
 #[test]
 fn recomputation_changes_memory_and_nothing_else() {
     let (kept, again) = (Stack::new(4, 0, false), Stack::new(4, 0, true));
+    let sharing = [false, true].map(|recompute| Stack::new(4, 0, recompute).sharing());
     for compute in [Compute::F32, Compute::Bf16] {
-        let first = kept.train(&Device::cpu(2), compute, true);
-        for device in devices() {
-            assert_identical(&first, &again.train(&device, compute, true));
+        for [kept, again] in [[&kept, &again], [&sharing[0], &sharing[1]]] {
+            let first = kept.train(&Device::cpu(2), compute, true);
+            for device in devices() {
+                assert_identical(&first, &again.train(&device, compute, true));
+            }
         }
     }
     let peak = |stack: &Stack| stack.plan(true).0.at_peak().values().sum::<usize>();
@@ -221,8 +256,8 @@ fn heads_that_are_prepared_again_take_no_memory_meanwhile() {
 
 #[test]
 fn a_whole_stack_runs_in_its_planned_arena() {
-    for recompute in [false, true] {
-        let stack = Stack::new(3, 1, recompute);
+    for (recompute, shares) in [(false, false), (true, false), (true, true)] {
+        let stack = Stack { shares, ..Stack::new(3, 1, recompute) };
         let layout = Arc::new(stack.plan(false).0);
         let device = Device::cpu(2);
         let mut arena = Arena::new(&device, layout.bytes()).unwrap();
