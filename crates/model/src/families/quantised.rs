@@ -69,8 +69,9 @@ impl Quantised {
             return Err(given.error(METHOD, problem));
         };
         for (key, read) in kind.key.iter().chain(kind.settings) {
-            if let Some(value) = given.get(key).filter(|value| value.to_string() != *read) {
-                let problem = format!("is {value}, which is not supported: {READ}");
+            let Some(found) = given.get(key).map(ToString::to_string) else { continue };
+            if found != *read {
+                let problem = format!("is {found}, which is not supported: {READ}");
                 return Err(given.error(key, problem));
             }
         }

@@ -89,6 +89,41 @@ fn settings_of_single_families() {
              (4), found 1: take the file from the source of the weights",
         ),
         (
+            "olmoe",
+            "clip_qkv",
+            json!(8.0),
+            "is 8.0; bounds of queries, keys and values are not supported: use a checkpoint \
+             without them",
+        ),
+        (
+            "mixtral",
+            "router_jitter_noise",
+            json!(0.1),
+            "is 0.1, which is not supported; only 0 is: set it to 0, which changes training alone",
+        ),
+        (
+            "gpt_oss",
+            "swiglu_limit",
+            json!(5.0),
+            "is 5.0, which is not supported; only 7 is: use a checkpoint that was trained with it",
+        ),
+        (
+            "gpt_oss",
+            "layer_types",
+            json!(["sliding_attention", "chunked_attention"]),
+            "has \"chunked_attention\" for block 1, which is not supported; only \
+             \"full_attention\" and \"sliding_attention\" are: use a model without such blocks",
+        ),
+    ] {
+        let change = |dir: &Path| set_key(&dir.join("config.json"), key, value);
+        check(case, change, &format!("DIR/config.json: `{key}` {problem}"));
+    }
+}
+
+#[test]
+fn routing_functions_and_heads_of_delta_nets() {
+    for (case, key, value, problem) in [
+        (
             "glm4_moe",
             "scoring_func",
             json!("softmax"),
@@ -121,32 +156,6 @@ fn settings_of_single_families() {
             "linear_conv_kernel_dim",
             json!(1),
             "must be from 2 to 8, found 1: take the file from the source of the weights",
-        ),
-        (
-            "olmoe",
-            "clip_qkv",
-            json!(8.0),
-            "is 8.0; bounds of queries, keys and values are not supported: use a checkpoint \
-             without them",
-        ),
-        (
-            "mixtral",
-            "router_jitter_noise",
-            json!(0.1),
-            "is 0.1, which is not supported; only 0 is: set it to 0, which changes training alone",
-        ),
-        (
-            "gpt_oss",
-            "swiglu_limit",
-            json!(5.0),
-            "is 5.0, which is not supported; only 7 is: use a checkpoint that was trained with it",
-        ),
-        (
-            "gpt_oss",
-            "layer_types",
-            json!(["sliding_attention", "chunked_attention"]),
-            "has \"chunked_attention\" for block 1, which is not supported; only \
-             \"full_attention\" and \"sliding_attention\" are: use a model without such blocks",
         ),
     ] {
         let change = |dir: &Path| set_key(&dir.join("config.json"), key, value);
