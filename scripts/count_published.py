@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 FILE = pathlib.Path(__file__).parent.parent / "crates/model/tests/published.json"
-ENCODERS = ("bert", "modernbert", "roberta", "xlm-roberta")
+ENCODERS = ("bert", "distilbert", "modernbert", "roberta", "xlm-roberta")
 # What these say changes no shape.
 LEFT_OUT = ("auto_map", "dtype", "quantization_config", "torch_dtype")
 

@@ -253,7 +253,7 @@ impl RowMaker<'_> {
         let body = &ids[first..ids.len() - last];
         let Some(room @ 1..) = self.spec.max_seq_len.checked_sub(first + last) else {
             let what = format!(
-                "{} tokens are taken, which the tokenizer adds to every text already",
+                "the tokenizer's special tokens alone fill {} tokens",
                 self.spec.max_seq_len
             );
             return Err(RecordFault::malformed(&what, Fix::from(Setting::MaxSeqLen)));

@@ -420,10 +420,15 @@ impl DecoderConfig {
 
     /// Size in bytes of the lists that say which of `num_tokens` tokens each expert computes.
     pub fn routing_bytes(&self, num_tokens: usize) -> usize {
-        let top_k = |layer: &LayerConfig| Some(layer.mlp.experts.as_ref()?.router.top_k);
-        // The experts of each token, the token of each row, the rows of each token.
-        let lists = 3 * size_of::<u32>() * num_tokens;
-        self.layers.iter().filter_map(top_k).map(|top_k| lists * top_k).sum()
+        let lists = |layer: &LayerConfig| {
+            let mixture = layer.mlp.experts.as_ref()?;
+            // The experts of each token, the token of each row, the rows of each token; and the
+            // experts again where their outputs are scaled.
+            let num_lists = 3 + usize::from(mixture.is_parallel);
+            Some(num_lists * mixture.router.top_k)
+        };
+        let of_token: usize = self.layers.iter().filter_map(lists).sum();
+        of_token * size_of::<u32>() * num_tokens
     }
 
     /// Whether a sequence that grows from `len` tokens to `new_len` rotates its first ones by other

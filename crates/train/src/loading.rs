@@ -108,16 +108,6 @@ fn continued(base: &Base, wanted: &LoraConfig, dir: &Path) -> Result<AdapterSet,
             ),
         ));
     }
-    if wanted.share_experts {
-        return Err(TrainError::Usage(
-            Code::AdapterInvalid,
-            format!(
-                "adapter.share_experts: in {} each expert has matrices of its own, which \
-                 adapter.init_from goes on with. Leave one of the two keys out",
-                dir.display()
-            ),
-        ));
-    }
     let TargetModules::Patterns(adapted) = &found.target_modules else { return Ok(set) };
     if *adapted != wanted.target_modules.resolve(&set.model.decoder)? {
         return Err(TrainError::Usage(

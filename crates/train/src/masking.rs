@@ -133,8 +133,8 @@ pub fn notes_of_heads(config: &DecoderConfig, masking: Option<&Masking>) -> Vec<
     let is_untrained = |encoder: &EncoderConfig| encoder.head.is_none();
     let lacks_head = masking.is_some() && config.encoder.as_ref().is_some_and(is_untrained);
     let untrained = lacks_head.then(|| {
-        "the model's files hold no head for masked tokens: products with the embedding predict \
-         them, which nothing was trained for, so the loss begins high"
+        "the model's files hold no head for masked tokens: the embedding is used in its place, \
+         untrained for this, so the loss starts high"
             .to_owned()
     });
     let kept: Vec<String> =

@@ -15,7 +15,8 @@ pub(super) fn num_labels(raw: &RawConfig, architecture: Option<&str>) -> Option<
 }
 
 /// What the class `architecture` puts before the names of `config`'s blocks. Where files hold other
-/// parts too, `of_text` is what their text model has without a class.
+/// parts too, `of_text` is what `AutoModelForCausalLM` has, through which PEFT loads an adapter's
+/// base: for some families a class of the text alone, whatever `architecture` says.
 pub(super) fn prefix_of_class(
     architecture: Option<&str>,
     config: &DecoderConfig,
@@ -29,7 +30,6 @@ pub(super) fn prefix_of_class(
         None => own,
         Some(_) if is_bare => "language_model.",
         Some(_) if ends_in("ForCausalLM") => own,
-        Some(of_text) if architecture.is_none() => of_text,
-        Some(_) => "model.language_model.",
+        Some(of_text) => of_text,
     }
 }

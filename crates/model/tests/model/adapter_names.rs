@@ -79,7 +79,8 @@ const CLASSES: [Class; 18] = [
         "model.",
         Some("qwen3_5"),
         Some("Qwen3_5ForConditionalGeneration"),
-        "model.language_model.",
+        // `AutoModelForCausalLM` takes the text alone.
+        "model.",
     ),
     (
         "ministral3",

@@ -45,6 +45,7 @@ pub(super) fn check_all(run: &RunFile) -> Check {
     check_precisions(run)?;
     check_offload(run)?;
     check_targets(run)?;
+    check_shared_experts(run)?;
     check_warmup(run)?;
     check_token_counts(run, run.data.max_seq_len)
 }
@@ -88,6 +89,18 @@ fn check_end_of_text(run: &RunFile) -> Check {
         data.format.name()
     );
     Err(("data.append_eos", problem))
+}
+
+/// In PEFT's files each expert has matrices of its own.
+fn check_shared_experts(run: &RunFile) -> Check {
+    match &run.adapter {
+        Some(AdapterSection::Lora(lora)) if lora.share_experts && lora.init_from.is_some() => {
+            let problem = "is for a new adapter: in that of adapter.init_from each expert has \
+                           matrices of its own; remove one of the two keys";
+            Err(("adapter.share_experts", problem.to_owned()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_fields(run: &RunFile) -> Check {

@@ -462,5 +462,8 @@ fn integers_are_for_frozen_weights() {
 fn what_is_trained_stays_on_the_gpu() {
     refused(MINIMAL, &["budget.offload=all"], &["budget.offload", "[adapter]", "frozen"]);
     load(&with_adapter(), &["budget.offload=all"]).unwrap();
+    let continued = ["adapter.share_experts=true", "adapter.init_from=a"];
+    refused(&with_adapter(), &continued, &["adapter.share_experts", "adapter.init_from"]);
+    load(&with_adapter(), &continued[1..]).unwrap();
     load(MINIMAL, &["budget.offload=auto"]).unwrap();
 }
