@@ -57,7 +57,10 @@ fn special_tokens_of_encoders_stay_at_both_ends() {
     assert_eq!(set.report().truncated, 1);
     let short = RecordSpec { max_seq_len: 2, ..spec };
     let error = fixture.error("a.txt", "abc", &short);
-    assert!(error.contains("special tokens alone fill 2 tokens") && error.contains("MaxSeqLen"), "{error}");
+    assert!(
+        error.contains("special tokens alone fill 2 tokens") && error.contains("MaxSeqLen"),
+        "{error}"
+    );
 }
 
 #[test]

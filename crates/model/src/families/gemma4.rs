@@ -104,7 +104,7 @@ fn share_keys(
             let kind = if *kind { "sliding_attention" } else { "full_attention" };
             let problem = format!(
                 "is {shared} of num_hidden_layers {num_layers}, so that block {block} would read \
-                 the keys and values of an earlier block of {kind}, and none makes any"
+                 the keys and values of an earlier block of {kind}, of which `layer_types` has none"
             );
             return Err(raw.ruled_out(KEY, problem));
         };

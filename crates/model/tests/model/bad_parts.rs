@@ -97,8 +97,8 @@ fn impossible_blocks_of_gemma_4() {
             json!(4),
             format!(
                 "`num_kv_shared_layers` is 4 of num_hidden_layers 5, so that block 1 would read \
-                 the keys and values of an earlier block of full_attention, and none makes any: \
-                 {SOURCE}"
+                 the keys and values of an earlier block of full_attention, of which `layer_types` \
+                 has none: {SOURCE}"
             ),
         ),
         (

@@ -98,7 +98,8 @@ section! {
             Value(r#""all-linear""#), r#"["q_proj", "v_proj"]"#;
         /// scale by alpha / √rank instead
         use_rslora: bool = Bool, Value("false"), "true";
-        /// all experts of a block learn the same two matrices for each projection, instead of two each
+        /// all experts of a block learn one pair of matrices for each projection, instead of one
+        /// each
         share_experts: bool = Bool, Value("false"), "true";
         /// directory of a PEFT adapter to start from
         init_from: Option<PathBuf> = Text, Chosen("a new adapter"), r#""runs/first/adapter""#,
