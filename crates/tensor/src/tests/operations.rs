@@ -16,7 +16,7 @@ use hone_kernels::gemm::reference::{gemm, transpose};
 use hone_kernels::output_gate::GatedRows;
 use hone_kernels::rms_norm::{self, Rows};
 use hone_kernels::rope::Direction;
-use hone_kernels::{attention, embedding, head, output_gate, rope};
+use hone_kernels::{attention, embedding, head, output_gate, rope, testing};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 const WEIGHT_KINDS: [Kind; 5] = [
@@ -251,7 +251,7 @@ impl Operation for Attention {
 #[test]
 fn attention_passes() {
     // Bounds of the sequences, and rows after the last that belong to none.
-    for (heads, cu_seqlens, padding) in [
+    let cases = [
         (heads(1, 1, 1), vec![0, 1], 0),
         (heads(1, 1, 8), vec![0, 1, 2, 3], 2),
         (heads(4, 2, 6), vec![0, 5, 6, 40], 3),
@@ -274,7 +274,12 @@ fn attention_passes() {
         (heads(2, 1, 64).two_sided(None), vec![0, 1, 40], 3),
         (heads(2, 2, 4).two_sided(Some(0)), vec![0, 20], 0),
         (heads(2, 1, 6).two_sided(Some(30)), vec![0, 290, 300], 2),
-    ] {
+    ];
+    for (i, (heads, cu_seqlens, padding)) in cases.into_iter().enumerate() {
+        // The longest are among the others.
+        if !testing::is_sampled(i + 1, 2) {
+            continue;
+        }
         let sequences = Sequence::packed(&cu_seqlens);
         let tokens = *cu_seqlens.last().expect("bounds") as usize + padding;
         let mut given = Operands::default();
