@@ -7,6 +7,7 @@ mod check_op;
 mod embeddings;
 mod expert_scales;
 mod experts;
+mod head;
 mod linear;
 mod linear_attention;
 mod norms;
