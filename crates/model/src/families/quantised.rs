@@ -75,6 +75,11 @@ impl Quantised {
                 return Err(given.error(key, problem));
             }
         }
+        const LEVELS: &str = "bnb_4bit_quant_type";
+        if method == "bitsandbytes" && !given.has(LEVELS) {
+            let problem = format!("is missing, which means fp4, and is not supported: {READ}");
+            return Err(given.error(LEVELS, problem));
+        }
         Ok(Some(kind))
     }
 }

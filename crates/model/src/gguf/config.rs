@@ -146,6 +146,8 @@ impl Translation<'_> {
             query_scale: None,
             scaling: RopeScaling::Default,
         };
+        // The format's default, which a family's may differ from.
+        self.object.entry("rope_theta").or_insert(unscaled.rope_theta.into());
         let mut scaling = rope::scaling(&self.metadata, self.architecture.name, &unscaled)?;
         if !scaling.is_empty() {
             if self.architecture.name == GPT_OSS {
@@ -230,6 +232,8 @@ impl Translation<'_> {
     fn routers(&mut self) -> Result<(), ConfigError> {
         let key = self.key("expert_weights_norm");
         match self.metadata.get(&key) {
+            // llama.cpp asks the file only of these, and others' families know it.
+            None if self.architecture.name == GLM4_MOE => self.set("norm_topk_prob", false),
             None => {}
             Some(Value::Bool(normed)) => {
                 self.names.insert("norm_topk_prob".to_owned(), key);

@@ -37,7 +37,7 @@ impl Tiled {
 
     /// A tensor of the file in Hugging Face's order: a copy, unless columns are packed, whose
     /// blocks may belong to two heads.
-    pub(super) fn undone(&self, tensor: Tensor) -> Result<Tensor, DeviceError> {
+    pub(super) fn in_hub_order(&self, tensor: Tensor) -> Result<Tensor, DeviceError> {
         let num_rows = tensor.shape().first().copied().unwrap_or(1);
         match *self {
             Self::Rows { tiles, after_keys } => {

@@ -174,7 +174,7 @@ impl GgufModel {
             return GgufFile::reordered(&tensor, num_rows, |row| halves_from_pairs(row, head_dim));
         }
         let tensor = match Tiled::of(role, config) {
-            Some(tiled) => tiled.undone(tensor)?,
+            Some(tiled) => tiled.in_hub_order(tensor)?,
             None => tensor,
         };
         if matches!(role, Role::Delta(_, DeltaPart::ALog)) {

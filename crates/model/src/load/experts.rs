@@ -105,25 +105,34 @@ impl WeightFiles {
         let scales = matrix.part(&scales_name, taken)?;
         taken.note_part(&format!("{name}_activation_scale"));
         let [down, across] = [rows, cols].map(|size| size.div_ceil(BLOCK));
-        let of_blocks = [num_experts, num_parts * down, across];
+        let is_uneven = num_parts > 1 && !rows.is_multiple_of(BLOCK);
+        let [apart, together] = [num_parts * down, (num_parts * rows).div_ceil(BLOCK)]
+            .map(|rows| [num_experts, rows, across]);
+        let uneven = |problem: &str| {
+            matrix.error(format!(
+                "gate and up have {rows} rows each, which is no multiple of {BLOCK}, {problem}. \
+                 Use a model that has each expert in tensors of its own, or one that is not \
+                 quantised"
+            ))
+        };
         // Where the part's scales begin among an expert's, and how many rows and columns they have.
         let (first, [down, across]) = match *scales.shape {
             [n] | [n, 1, 1] if n == num_experts => (0, [1, 1]),
             [n, parts, 1] if (n, parts) == (num_experts, num_parts) => (which, [1, 1]),
-            _ if scales.shape == of_blocks => (which * down * across, [down, across]),
+            _ if is_uneven && scales.shape == together => {
+                return Err(uneven("so that a scale belongs to both"));
+            }
+            // transformers has such scales of one block each only.
+            _ if is_uneven && down > 1 && scales.shape == apart => {
+                return Err(uneven("and scales of their own, as transformers never has them"));
+            }
+            _ if scales.shape == apart => (which * down * across, [down, across]),
             _ => {
                 let scales = Matrix { name: &scales_name, weight: scales, ..matrix };
-                return Err(scales.other_shape(scales.weight.shape, of_blocks.into()));
+                let expected = [num_experts, together[1].max(num_parts), across];
+                return Err(scales.other_shape(scales.weight.shape, expected.into()));
             }
         };
-        // Then transformers and other programs differ on which rows share a scale.
-        if down > 1 && num_parts > 1 && !rows.is_multiple_of(BLOCK) {
-            return Err(matrix.error(format!(
-                "gate and up have {rows} rows each, which is no multiple of {BLOCK}, so that a \
-                 scale would belong to both. Use a model that has each expert in tensors of its \
-                 own, or one that is not quantised"
-            )));
-        }
         let first = expert * (scales.shape.iter().product::<usize>() / num_experts) + first;
         let place = Place { first, row_step: across, col_step: 1 };
         let scales = match self.tensor(&scales_name)? {
@@ -138,7 +147,7 @@ impl WeightFiles {
     }
 
     /// The matrices of all experts in FP8 in the tensor `stored`, one below the other; `None` if it
-    /// has no others' scales.
+    /// has no scales.
     ///
     /// # Errors
     /// If scales would belong to two experts.

@@ -233,6 +233,16 @@ fn older_name(name: &str) -> Option<String> {
     ENDS.iter().find_map(older)
 }
 
+/// The names that a tensor may have in the files, or what they begin with: files of the bare model,
+/// without its head, omit the prefix, and those with other parts have another, now or in older
+/// versions.
+fn stored_forms(name: &str) -> impl Iterator<Item = String> + use<> {
+    let bare = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix));
+    let of_part = bare.map(|bare| format!("model.language_model.{bare}"));
+    let of_older_part = Some(format!("language_model.{name}"));
+    [Some(name.to_owned()), bare.map(str::to_owned), of_part, of_older_part].into_iter().flatten()
+}
+
 impl WeightFiles {
     pub(super) fn open(dir: &Path) -> Result<Self, LoadError> {
         let (path, paths) = path_and_files(dir)?;
@@ -263,15 +273,10 @@ impl WeightFiles {
         Ok(())
     }
 
-    /// The name of a tensor in the files: files of the bare model, without its head, omit the
-    /// prefix, and those with other parts have another, now or in older versions.
+    /// The name of a tensor in the files.
     pub(super) fn stored_name(&self, name: &str) -> Option<&str> {
-        let bare = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix));
-        let of_part = bare.map(|bare| format!("model.language_model.{bare}"));
-        let of_older_part = format!("language_model.{name}");
-        let names = [Some(name), bare, of_part.as_deref(), Some(&of_older_part)];
-        let stored = |name: &str| self.file_of.get_key_value(name);
-        let found = names.into_iter().flatten().find_map(stored).map(|(stored, _)| stored.as_str());
+        let stored = |name: String| self.file_of.get_key_value(&name);
+        let found = stored_forms(name).find_map(stored).map(|(stored, _)| stored.as_str());
         found.or_else(|| self.stored_name(&older_name(name)?))
     }
 
@@ -314,8 +319,13 @@ impl WeightFiles {
 
     /// The first name that begins with `prefix`.
     pub(super) fn name_from(&self, prefix: &str) -> Option<&str> {
-        let (name, _) = self.file_of.range(prefix.to_owned()..).next()?;
-        name.starts_with(prefix).then_some(name)
+        self.names_from(prefix).next()
+    }
+
+    /// All names that begin with `prefix`.
+    fn names_from(&self, prefix: &str) -> impl Iterator<Item = &str> {
+        let names = self.file_of.range(prefix.to_owned()..).map(|(name, _)| name.as_str());
+        names.take_while(move |name| name.starts_with(prefix))
     }
 
     /// A tensor as it is in its file.
@@ -411,16 +421,17 @@ impl WeightFiles {
         names.filter_map(|name| self.stored_name(&name)).collect::<Vec<_>>().into_iter()
     }
 
-    /// Projections and norms of keys and values of blocks that read another's, which files may have
-    /// all the same.
+    /// All tensors of projections and norms of keys and values of blocks that read another's, which
+    /// files may have all the same.
     fn unused(&self, config: &DecoderConfig) -> BTreeSet<&str> {
         let shares = |&layer: &usize| config.layers[layer].attention.keys_of.is_some();
-        let names = |layer: usize| {
+        let modules = |layer: usize| {
             let modules = ["k_proj", "v_proj", "k_norm", "v_norm"];
-            modules.map(|module| format!("model.layers.{layer}.self_attn.{module}.weight"))
+            modules.map(|module| format!("model.layers.{layer}.self_attn.{module}."))
         };
-        let names = (0..config.num_hidden_layers()).filter(shares).flat_map(names);
-        names.filter_map(|name| self.stored_name(&name)).collect()
+        let modules = (0..config.num_hidden_layers()).filter(shares).flat_map(modules);
+        let stored = modules.flat_map(|module| stored_forms(&module));
+        stored.flat_map(|module| self.names_from(&module).collect::<Vec<_>>()).collect()
     }
 
     /// Refuses tensors that were not taken, except those that transformers ignores too: rotary

@@ -24,7 +24,14 @@ pub(super) fn take(
         None => file.tensor(&name),
         Some(Part { index, of }) => file.part(&name, index, of)?,
     };
-    let Some(tensor) = tensor else { return Err(LoadError::Missing { path, name }) };
+    let Some(tensor) = tensor else {
+        let Some(shape) = file.shape(&name) else { return Err(LoadError::Missing { path, name }) };
+        let problem = format!(
+            "it has shape {shape:?}, in which not every expert has whole blocks of its own. Fetch \
+             the file again, or another of this model"
+        );
+        return Err(LoadError::Parts { path, name, problem });
+    };
     // A matrix of one row may be a vector there.
     let tensor = match spec.shape[..] {
         [1, cols] if tensor.shape() == [cols] => tensor.with_shape(&spec.shape),

@@ -1,5 +1,5 @@
 //! Matrices that safetensors files have in several tensors: FP8 and its scales, four bits as
-//! bitsandbytes saves them. They are laid together without loss.
+//! bitsandbytes saves them. They are joined without loss.
 
 use super::files::{LoadError, Taken, WeightFiles};
 use hone_tensor::safetensors::{

@@ -168,6 +168,41 @@ fn incomplete_fp8_and_mxfp4() {
     }
 }
 
+/// Gate and up, one above the other, whose border is inside a block of FP8.
+#[test]
+fn uneven_gate_and_up() {
+    let name = "model.layers.0.mlp.experts.gate_up_proj";
+    let uneven = |problem: &str| {
+        format!(
+            ": gate and up have 192 rows each, which is no multiple of 128, {problem}. Use a model \
+             that has each expert in tensors of its own, or one that is not quantised"
+        )
+    };
+    for (num_rows, end, says) in [
+        (3, "", uneven("so that a scale belongs to both")),
+        (4, "", uneven("and scales of their own, as transformers never has them")),
+        (
+            5,
+            "_scale_inv",
+            format!(" has shape [3, 5, 1], but the configuration requires [3, 3, 1]. {BOTH}"),
+        ),
+    ] {
+        let scales: &[usize] = &[3, num_rows, 1];
+        let found = message(Kind::Fp8Experts, |dir| {
+            set_key(&dir.join("config.json"), "moe_intermediate_size", json!(192));
+            rewrite(&dir.join("model.safetensors"), |tensors| {
+                for (part, shape) in [("", &[3, 384, 32][..]), ("_scale_inv", scales)] {
+                    let (dtype, old, bytes) = tensors.remove(&format!("{name}{part}")).unwrap();
+                    let size = bytes.len() / old.iter().product::<usize>();
+                    let zeros = vec![0; size * shape.iter().product::<usize>()];
+                    tensors.insert(format!("{name}{part}"), (dtype, shape.to_vec(), zeros));
+                }
+            });
+        });
+        assert_eq!(found, format!("DIR/model.safetensors: tensor `{name}{end}`{says}"));
+    }
+}
+
 /// Other quantisations are refused by name, before the weights are looked at.
 #[test]
 fn other_quantisations() {
@@ -179,6 +214,8 @@ fn other_quantisations() {
         ("quant_method", Value::Null, "is missing"),
         ("load_in_8bit", json!(true), "is true, which is not supported"),
         ("bnb_4bit_quant_type", json!("fp4"), "is \"fp4\", which is not supported"),
+        // transformers' default.
+        ("bnb_4bit_quant_type", Value::Null, "is missing, which means fp4, and is not supported"),
     ] {
         let mut given = Kind::Nf4.quantization_config();
         given[key] = value;

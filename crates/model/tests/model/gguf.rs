@@ -231,6 +231,44 @@ fn gate_and_up_in_one_tensor() {
     }
 }
 
+/// A block that gate and up share belongs to neither.
+#[test]
+fn gate_and_up_in_one_block() {
+    let mut writer = from_directory(copy_of("gpt_oss").path());
+    writer
+        .tensors
+        .retain(|t| !["blk.0.ffn_gate_exps.bias", "blk.0.ffn_up_exps.bias"].contains(&&t.name[..]));
+    writer.tensor("blk.0.ffn_gate_up_exps.bias", 8, &[5, 32], vec![0; 5 * 34]);
+    let (_folder, path) = write(&writer);
+    let error = load(&path, &Device::cpu(1), LoadOptions::INFERENCE).err().unwrap().to_string();
+    let says = "tensor `blk.0.ffn_gate_up_exps.bias`: it has shape [5, 32], in which not every \
+                expert has whole blocks of its own. Fetch the file again, or another of this model";
+    assert!(error.ends_with(says), "{error}");
+}
+
+/// What files leave out has the value that llama.cpp takes then, and not the family's.
+#[test]
+fn defaults_are_those_of_the_format() {
+    let dir = copy_of("glm4_moe");
+    let mut writer = from_directory(dir.path());
+    let config = |writer: &Writer| -> Value {
+        let (_folder, path) = write(writer);
+        serde_json::from_str(&texts_of_gguf(&path).unwrap()["config.json"]).unwrap()
+    };
+    for (key, to, default) in [
+        ("expert_weights_norm", "norm_topk_prob", json!(false)),
+        ("rope.freq_base", "rope_theta", json!(10_000.0)),
+    ] {
+        writer.set(
+            &format!("glm4moe.{key}"),
+            if key == "rope.freq_base" { Meta::F32(5e5) } else { Meta::Bool(true) },
+        );
+        assert_ne!(config(&writer)[to], default);
+        writer.keys.retain(|(other, _)| !other.ends_with(key));
+        assert_eq!(config(&writer)[to], default);
+    }
+}
+
 fn join_gate_and_up(writer: &mut Writer, layer: usize, kind: &str) {
     let mut taken = |part: &str| {
         let name = format!("blk.{layer}.ffn_{part}_exps.{kind}");
@@ -399,8 +437,8 @@ fn unusable_metadata() {
         ),
         (
             |w| set(w, "llama.attention.head_count_kv", Meta::U32(3)),
-            "`llama.attention.head_count_kv` must divide num_attention_heads (4), found 3: take \
-             the file from the source of the weights",
+            "`llama.attention.head_count_kv` must divide llama.attention.head_count (4), found 3: \
+             take the file from the source of the weights",
         ),
         (
             |w| set(w, "llama.attention.head_count_kv", Meta::I32s(vec![2, 4])),

@@ -95,7 +95,8 @@ impl GgufFile {
 
     /// A tensor has along its slowest dimension as many parts, each of `of` equal parts along the
     /// next dimension: the `index`th of all of these, over the mapping, or copied where the file
-    /// does not align it. `None` if there is no such tensor or part.
+    /// does not align it. `None` if there is no such tensor or part, or if its rows are not whole
+    /// blocks.
     ///
     /// # Errors
     /// If there is no memory for the copy.
@@ -107,7 +108,8 @@ impl GgufFile {
             return Ok(None);
         }
         let shape = &[&[rows / of], rest].concat()[..];
-        let (map, len) = (&self.parts[*part], info.storage.num_bytes(shape));
+        let Ok(len) = info.storage.checked_num_bytes(shape) else { return Ok(None) };
+        let map = &self.parts[*part];
         let offset = info.offset + index * len;
         if let Some(tensor) = Tensor::from_file(map, offset, info.storage, shape) {
             return Ok(Some(tensor));

@@ -203,6 +203,27 @@ fn blocks_are_held_as_they_are() {
     }
 }
 
+/// Two halves of a row of one block share its scale: there are no such parts. The last one would
+/// reach beyond the file.
+#[test]
+fn parts_are_whole_blocks() {
+    for (len, is_whole) in [(32, false), (64, true)] {
+        let bytes: Vec<u8> = (0..3 * len / 32 * 34).map(|i| i as u8 & 0x3f).collect();
+        let mut writer = Writer::default();
+        writer.tensor("w", 8, &[3, len], bytes);
+        let (_folder, file) = open(writer.bytes());
+        let file = file.unwrap();
+        let values = file.tensor("w").unwrap().to_vec_f32();
+        for (index, expected) in values.chunks(len / 2).enumerate() {
+            let half = file.part("w", index, 2).unwrap();
+            let expected = is_whole.then(|| expected.to_vec());
+            assert_eq!(half.map(|half| half.to_vec_f32()), expected, "{len} {index}");
+        }
+        assert_eq!(file.part("w", 2, 1).unwrap().unwrap().to_vec_f32(), values[2 * len..]);
+        assert!(file.part("w", 6, 2).unwrap().is_none() && file.part("w", 3, 1).unwrap().is_none());
+    }
+}
+
 /// The second tensor in a part of its own.
 fn split() -> [Writer; 2] {
     let mut parts = [whole(), Writer::default()];
