@@ -4,8 +4,8 @@
 
 /// Why a model cannot do what predicts tokens.
 pub const NO_LM_HEAD: &str = "the model's files hold no head that predicts tokens \
-                              (`lm_head.weight`), as those of classifiers and bare models: `hone \
-                              embed` and `hone export` can use it, and nothing else";
+                              (`lm_head.weight`), as those of classifiers and bare models: only \
+                              `hone embed` and `hone export` work with it";
 
 /// What a head is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

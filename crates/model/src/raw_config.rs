@@ -129,7 +129,22 @@ impl RawConfig {
 
     /// The same object with `names` of keys, each with what the file calls it, and without those
     /// that do not matter. Whoever asks for it looks for unknown keys there.
-    pub(crate) fn renamed(&self, names: &[(&str, &str)], without: &[&str]) -> Self {
+    ///
+    /// # Errors
+    /// If a key is there under both names, with values that differ.
+    pub(crate) fn renamed(
+        &self,
+        names: &[(&str, &str)],
+        without: &[&str],
+    ) -> Result<Self, ConfigError> {
+        for (ours, theirs) in names {
+            if let (Some(here), Some(there)) = (self.get(theirs), self.get(ours))
+                && here != there
+            {
+                let problem = format!("is {here}, but `{ours}`, which means the same, is {there}");
+                return Err(self.ruled_out(theirs, problem));
+            }
+        }
         let read = self.read.clone();
         self.read.borrow_mut().extend(self.object.keys().cloned());
         let ours = |key: &String| names.iter().find(|(_, theirs)| theirs == key);
@@ -141,7 +156,7 @@ impl RawConfig {
         let object = kept.map(entry).collect();
         let names = names.iter().map(|(ours, theirs)| ((*ours).to_owned(), (*theirs).to_owned()));
         let new = Self::new(self.path.clone(), self.prefix.clone(), object);
-        Self { names: names.collect(), read, ..new }
+        Ok(Self { names: names.collect(), read, ..new })
     }
 
     /// All of it.
@@ -159,6 +174,11 @@ impl RawConfig {
         let translated = || format!("{}{key}", self.prefix);
         let key = self.names.get(key).cloned().unwrap_or_else(translated);
         ConfigError::Key { path: self.path.clone(), key, problem: problem.into() }
+    }
+
+    /// What the file calls a key, for messages about another.
+    pub(crate) fn name<'a>(&'a self, key: &'a str) -> &'a str {
+        self.names.get(key).map_or(key, String::as_str)
     }
 
     /// Whether the object has no keys.

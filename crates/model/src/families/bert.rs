@@ -85,12 +85,10 @@ fn read(
 ) -> Result<DecoderConfig, ConfigError> {
     for key in ["is_decoder", "add_cross_attention"] {
         if raw.flag(key, false)? {
-            let problem =
-                "is true, which is not supported; only encoders are: use a checkpoint of one";
-            return Err(raw.error(key, problem));
+            return Err(raw.error(key, "is true: only encoders are supported"));
         }
     }
-    expect_kind(raw, "position_embedding_type", "the kind", "absolute")?;
+    expect_kind(raw, "position_embedding_type", "absolute")?;
     // Of training with transformers, and of heads for other tasks.
     for key in [
         "attention_probs_dropout_prob",
@@ -173,7 +171,7 @@ pub(super) fn activation(
     let known = KNOWN.iter().find(|(name, _)| *name == found).ok_or_else(|| {
         let names = KNOWN.map(|(name, _)| format!("`{name}`")).join(", ");
         let problem = format!(
-            "is the activation `{found}`, which is not supported; supported: {names}. Use a \
+            "is `{found}`, which is not supported; supported: {names}. Use a \
              checkpoint with one of these"
         );
         raw.error(key, problem)

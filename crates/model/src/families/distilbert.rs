@@ -56,7 +56,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
         "sinusoidal_pos_embds",
         "tie_weights_",
     ];
-    let raw = raw.renamed(&KEYS, &OTHERS);
+    let raw = raw.renamed(&KEYS, &OTHERS)?;
     let activation = activation(&raw, "activation")?;
     let defaults = Defaults {
         activation,

@@ -26,7 +26,7 @@ pub(super) const DEFAULTS: Defaults = Defaults {
 
 pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigError> {
     // Written by transformers 4 for programs that know Gemma 1 only.
-    super::expect_kind(raw, "hidden_act", "the activation", "gelu_pytorch_tanh")?;
+    super::expect_kind(raw, "hidden_act", "gelu_pytorch_tanh")?;
     let mut config = read(raw, &DEFAULTS)?;
     let window = window(raw)?;
     let by_rule = |layer: usize| layer.is_multiple_of(2);

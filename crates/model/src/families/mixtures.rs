@@ -34,8 +34,8 @@ pub(super) fn mixture(
         Scoring::Softmax => ("softmax", "greedy"),
         Scoring::Sigmoid => ("sigmoid", "noaux_tc"),
     };
-    expect_kind(raw, "scoring_func", "the routing function", function)?;
-    expect_kind(raw, "topk_method", "the routing method", method)?;
+    expect_kind(raw, "scoring_func", function)?;
+    expect_kind(raw, "topk_method", method)?;
     // The auxiliary loss is a matter of training.
     raw.get("router_aux_loss_coef");
     raw.get("output_router_logits");

@@ -296,7 +296,7 @@ impl Defaults {
 /// and one before a gated MLP.
 fn blocks(raw: &RawConfig, defaults: &Defaults) -> Result<DecoderConfig, ConfigError> {
     let (key, name, activation) = defaults.activation;
-    expect_kind(raw, key, "the activation", name)?;
+    expect_kind(raw, key, name)?;
     raw.expect_neutral("attention_dropout", 0.0)?;
     Quantised::read(raw)?;
     let head_dim = match defaults.head_dim {
@@ -437,8 +437,8 @@ fn head_dim(raw: &RawConfig) -> Result<usize, ConfigError> {
         None if hidden_size.is_multiple_of(num_heads) => Ok(hidden_size / num_heads),
         None => {
             let problem = format!(
-                "must divide hidden_size ({hidden_size}) where head_dim is not given, found \
-                 {num_heads}"
+                "must divide {} ({hidden_size}) where head_dim is not given, found {num_heads}",
+                raw.name("hidden_size")
             );
             Err(raw.ruled_out("num_attention_heads", problem))
         }
@@ -455,8 +455,8 @@ fn heads(
     let num_kv_heads = raw.optional_size("num_key_value_heads")?;
     let num_kv_heads = num_kv_heads.unwrap_or(defaults.map_or(num_heads, |[_, heads]| heads));
     if !num_heads.is_multiple_of(num_kv_heads) {
-        let problem =
-            format!("must divide num_attention_heads ({num_heads}), found {num_kv_heads}");
+        let heads = raw.name("num_attention_heads");
+        let problem = format!("must divide {heads} ({num_heads}), found {num_kv_heads}");
         return Err(raw.ruled_out("num_key_value_heads", problem));
     }
     if !head_dim.is_multiple_of(2) {
@@ -528,19 +528,20 @@ fn list_of_layers<'a>(
         return Err(raw.ruled_out(key, format!("must be a list, found {list}")));
     };
     if list.len() != num_layers {
-        let problem = format!("has {} entries, but num_hidden_layers is {num_layers}", list.len());
+        let (found, entries) = (list.len(), if list.len() == 1 { "entry" } else { "entries" });
+        let problem = format!("has {found} {entries}, but num_hidden_layers is {num_layers}");
         return Err(raw.ruled_out(key, problem));
     }
     Ok(list)
 }
 
-/// Refuses kinds of something, `of` for short, other than the family's own.
-fn expect_kind(raw: &RawConfig, key: &str, of: &str, expected: &str) -> Result<(), ConfigError> {
+/// Refuses kinds of something other than the family's own.
+fn expect_kind(raw: &RawConfig, key: &str, expected: &str) -> Result<(), ConfigError> {
     match raw.text(key)?.filter(|found| *found != expected) {
         None => Ok(()),
         Some(found) => {
             let problem = format!(
-                "is {of} `{found}`, which is not supported; only `{expected}` is: use a \
+                "is `{found}`, which is not supported; only `{expected}` is: use a \
                  checkpoint that was trained with it"
             );
             Err(raw.error(key, problem))

@@ -17,10 +17,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     let mut config = blocks(raw, &defaults)?;
     read_attention_bias(raw, &mut config)?;
     if let Some(bound) = raw.get("clip_qkv") {
-        let problem = format!(
-            "is {bound}; bounds of queries, keys and values are not supported: use a checkpoint \
-             without them"
-        );
+        let problem = format!("is {bound}: clipping of queries, keys and values is not supported");
         return Err(raw.error("clip_qkv", problem));
     }
     let sizes = mixture_sizes(raw, ("num_experts", 64), 8)?;

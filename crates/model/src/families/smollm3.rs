@@ -45,7 +45,7 @@ fn embeds_positions(raw: &RawConfig, num_layers: usize) -> Result<Vec<bool>, Con
         Some(0) => Ok(false),
         Some(1) => Ok(true),
         _ => {
-            let problem = format!("must be a list of 1, or 0 for no positions, but has {flag}");
+            let problem = format!("must hold 1, or 0 for a block without positions; found {flag}");
             Err(raw.ruled_out(KEY, problem))
         }
     };

@@ -92,8 +92,7 @@ fn settings_of_single_families() {
             "olmoe",
             "clip_qkv",
             json!(8.0),
-            "is 8.0; bounds of queries, keys and values are not supported: use a checkpoint \
-             without them",
+            "is 8.0: clipping of queries, keys and values is not supported",
         ),
         (
             "mixtral",
@@ -127,21 +126,21 @@ fn routing_functions_and_heads_of_delta_nets() {
             "glm4_moe",
             "scoring_func",
             json!("softmax"),
-            "is the routing function `softmax`, which is not supported; only `sigmoid` is: use a \
+            "is `softmax`, which is not supported; only `sigmoid` is: use a \
              checkpoint that was trained with it",
         ),
         (
             "glm4_moe",
             "topk_method",
             json!("group_limited_greedy"),
-            "is the routing method `group_limited_greedy`, which is not supported; only \
+            "is `group_limited_greedy`, which is not supported; only \
              `noaux_tc` is: use a checkpoint that was trained with it",
         ),
         (
             "qwen3_moe",
             "scoring_func",
             json!("sqrtsoftplus"),
-            "is the routing function `sqrtsoftplus`, which is not supported; only `softmax` is: \
+            "is `sqrtsoftplus`, which is not supported; only `softmax` is: \
              use a checkpoint that was trained with it",
         ),
         (

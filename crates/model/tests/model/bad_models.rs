@@ -132,7 +132,7 @@ fn unusable_settings() {
         (
             "hidden_act",
             json!("gelu"),
-            "is the activation `gelu`, which is not supported; only `silu` is: use a checkpoint \
+            "is `gelu`, which is not supported; only `silu` is: use a checkpoint \
              that was trained with it",
         ),
         ("num_hidden_layers", json!(4097), &format!("must be at most 4096, found 4097: {SOURCE}")),
@@ -195,7 +195,7 @@ fn lists_of_another_length() {
             "qwen3",
             "layer_types",
             json!(["full_attention"]),
-            "has 1 entries, but num_hidden_layers is 2",
+            "has 1 entry, but num_hidden_layers is 2",
         ),
         ("qwen3", "layer_types", json!("full"), "must be a list, found \"full\""),
         (
@@ -208,7 +208,7 @@ fn lists_of_another_length() {
             "smollm3",
             "no_rope_layers",
             json!([1, 2, 1, 0]),
-            "must be a list of 1, or 0 for no positions, but has 2",
+            "must hold 1, or 0 for a block without positions; found 2",
         ),
         (
             "phi3",

@@ -74,11 +74,11 @@ fn what_is_not_supported_is_named() {
         DecoderConfig::load(dir.path()).unwrap_err().to_string()
     };
     for (key, value, said) in [
-        ("is_decoder", json!(true), "only encoders are: use a checkpoint of one"),
+        ("is_decoder", json!(true), "is true: only encoders are supported"),
         (
             "position_embedding_type",
             json!("relative_key"),
-            "is the kind `relative_key`, which is not supported; only `absolute` is: use a \
+            "is `relative_key`, which is not supported; only `absolute` is: use a \
              checkpoint that was trained with it",
         ),
         ("hidden_act", json!("relu"), "Use a checkpoint with one of these"),
@@ -103,8 +103,13 @@ fn keys_of_distilbert_are_named_as_it_has_them() {
         ("n_heads", json!(7), "`n_heads` must divide"),
         ("n_layers", Value::Null, "`n_layers` is missing"),
         ("hidden_dim", json!(-1), "`hidden_dim` must be"),
-        ("activation", json!("relu"), "`activation` is the activation `relu`"),
+        ("activation", json!("relu"), "`activation` is `relu`"),
         ("hidden_act", json!("gelu"), "`hidden_act` is \"gelu\", but Hone does not know"),
+        (
+            "hidden_size",
+            json!(512),
+            "`dim` is 768, but `hidden_size`, which means the same, is 512",
+        ),
         ("of_tomorrow", json!(1), "`of_tomorrow` is 1, but Hone does not know"),
     ] {
         let mut config = whole.clone();
