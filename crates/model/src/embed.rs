@@ -288,8 +288,8 @@ fn pooling_of(raw: &RawConfig) -> Result<Pooling, ConfigError> {
     }
 }
 
-/// Tokens of a pass: enough for efficient matmuls, few enough to fit anywhere.
-const BATCH_TOKENS: usize = 4096;
+/// Tokens of a pass: enough for efficient matmuls, few enough for caches.
+const BATCH_TOKENS: usize = 1024;
 
 /// Embeddings `[rows, hidden_size]` of rows of tokens, none of which is empty. Rows are packed one
 /// after another, without padding between them; `advance` hears how many a pass embedded.

@@ -58,7 +58,7 @@ fn renders_fetched_templates_as_transformers_does() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let folder = root.join("target/models/chat-templates");
     if !folder.is_dir() {
-        return crate::skip("target/models/chat-templates is absent");
+        return crate::skip("no chat-templates in target/models");
     }
     let at = |file: &str| Some(folder.join(file.strip_prefix(FETCHED)?));
     assert_eq!(compare(at), (120, 0));

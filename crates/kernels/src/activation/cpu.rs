@@ -1,10 +1,10 @@
 //! CPU kernels, vectorised along chunks.
 
 use super::Activation;
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Kernel};
 use crate::element::Element;
 use crate::math::{exp, sigmoid};
-use crate::vector::chunks;
+use crate::vector::by_chunk;
 use crate::view::{View, ViewMut};
 
 /// An activation `x · share(x)`.
@@ -163,12 +163,25 @@ pub fn forward(cpu: &Cpu, activation: Activation, x: View<'_>, y: ViewMut<'_>) {
 
 fn forward_typed<T: Element, C: Curve>(cpu: &Cpu, x: &[T], y: &mut [T]) {
     assert_eq!(x.len(), y.len());
-    chunks(cpu, y, |start, y| {
-        for (y, x) in y.iter_mut().zip(&x[start..]) {
+    by_chunk(cpu, y, |start, y| cpu.isa.run(Forward { x: &x[start..], y, share: C::share }));
+}
+
+struct Forward<'a, T, S> {
+    x: &'a [T],
+    y: &'a mut [T],
+    share: S,
+}
+
+impl<T: Element, S: Fn(f32) -> f32> Kernel for Forward<'_, T, S> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (y, x) in self.y.iter_mut().zip(self.x) {
             let x = x.to_f32();
-            *y = T::from_f32(x * C::share(x));
+            *y = T::from_f32(x * (self.share)(x));
         }
-    });
+    }
 }
 
 /// See [`crate::Processor::activate_backward`].
@@ -186,10 +199,33 @@ pub fn backward(cpu: &Cpu, activation: Activation, x: View<'_>, d_y: View<'_>, d
 
 fn backward_typed<T: Element, C: Curve>(cpu: &Cpu, x: &[T], d_y: &[T], d_x: &mut [T]) {
     assert!(x.len() == d_x.len() && d_y.len() == d_x.len());
-    chunks(cpu, d_x, |start, d_x| {
-        for ((d_x, x), d_y) in d_x.iter_mut().zip(&x[start..]).zip(&d_y[start..]) {
-            let x = x.to_f32();
-            *d_x = T::from_f32(C::back(d_y.to_f32(), x, C::share(x)));
-        }
+    by_chunk(cpu, d_x, |start, d_x| {
+        let (x, d_y) = (&x[start..], &d_y[start..]);
+        cpu.isa.run(Backward { x, d_y, d_x, through: (C::share, C::back) });
     });
+}
+
+struct Backward<'a, T, F> {
+    x: &'a [T],
+    d_y: &'a [T],
+    d_x: &'a mut [T],
+    through: F,
+}
+
+impl<T, S, B> Kernel for Backward<'_, T, (S, B)>
+where
+    T: Element,
+    S: Fn(f32) -> f32,
+    B: Fn(f32, f32, f32) -> f32,
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { x, d_y, d_x, through: (share, back) } = self;
+        for ((d_x, x), d_y) in d_x.iter_mut().zip(x).zip(d_y) {
+            let x = x.to_f32();
+            *d_x = T::from_f32(back(d_y.to_f32(), x, share(x)));
+        }
+    }
 }

@@ -391,14 +391,21 @@ fn gather_typed<T: Element>(cpu: &Cpu, x: &[T], h: usize, rows: &[u32], y: &mut 
     });
 }
 
+/// Runs `body` for each chunk of `y`, given where it starts, with the instruction set of the CPU. A
+/// body of more than a few instructions may be left out of line, where it has none: that belongs in
+/// a [`Kernel`](crate::cpu::Kernel), and to [`by_chunk`].
 pub(crate) fn chunks<T: Element>(cpu: &Cpu, y: &mut [T], body: impl Fn(usize, &mut [T]) + Sync) {
+    by_chunk(cpu, y, |start, y| cpu.isa.run(Apply(|| body(start, y))));
+}
+
+/// Runs `body` for each chunk of `y`, given where it starts.
+pub(crate) fn by_chunk<T: Element>(cpu: &Cpu, y: &mut [T], body: impl Fn(usize, &mut [T]) + Sync) {
     let n = y.len();
     let split = Split::new(y);
     cpu.pool.run(n.div_ceil(CHUNK), &|task| {
         let start = task * CHUNK;
         // SAFETY: ranges of different tasks do not overlap.
-        let y = unsafe { split.slice(start, CHUNK.min(n - start)) };
-        cpu.isa.run(Apply(|| body(start, y)));
+        body(start, unsafe { split.slice(start, CHUNK.min(n - start)) });
     });
 }
 
