@@ -327,7 +327,8 @@ unsafe fn blocks<T: Lane<A::Elem>, A: Array>(
                     *line = T::along(at(i, k), part.k - k);
                 }
                 transpose(&mut block);
-            } else {
+            } else if part.lines > 0 {
+                // Beyond the last line of the last step there is no scale to read.
                 for (g, row) in block.iter_mut().enumerate().take(count) {
                     let k = k + g * T::STEP;
                     let steps = (part.k - k).min(T::STEP);
