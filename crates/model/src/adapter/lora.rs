@@ -47,9 +47,6 @@ pub fn attach(
     seed: u64,
 ) -> Result<(), AdapterError> {
     let targets = config.target_modules.resolve(&model.decoder)?;
-    if config.share_experts && shared_modules(&model.decoder.config, &targets).is_empty() {
-        return Err(AdapterError::NothingToShare);
-    }
     let same = |_: &str| (config.rank, config.scale());
     add(model, &targets, config, same, |index, which, shape| {
         let mut value = device.persistent(Category::Parameters, DType::F32, shape)?;
@@ -104,6 +101,9 @@ pub(super) fn add(
         true => shared_modules(&decoder.config, targets),
         false => HashMap::new(),
     };
+    if config.share_experts && shared_modules.is_empty() {
+        return Err(AdapterError::NothingToShare);
+    }
     let mut shared: HashMap<&str, [ParamId; 2]> = HashMap::new();
     // With experts there are tens of thousands.
     let targets: HashSet<&String> = targets.iter().collect();

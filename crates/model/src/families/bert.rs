@@ -106,20 +106,24 @@ fn read(
         raw.get(key);
     }
     let activation = activation(raw, "hidden_act")?;
-    let defaults = Defaults {
-        activation,
-        max_position_embeddings: 512,
-        tie_word_embeddings: true,
-        ropes: |_, _, _, _| Ok(Vec::new()),
-        ..Defaults::LLAMA
-    };
-    let mut config = blocks(raw, &defaults)?;
+    let mut config = blocks(raw, &defaults(activation))?;
     config.norm.eps = raw.optional_number("layer_norm_eps")?.unwrap_or(1e-12) as f32;
     let first = first_position(raw, config.max_position_embeddings)?;
     let num_token_types = size(raw, "type_vocab_size", Some(2))?;
     // RoBERTa's head has its own, whatever the blocks have.
     let of_head = if names == &ROBERTA { Activation::Gelu } else { activation.2 };
     Ok(encoder(config, (names, NORMS), (first, num_token_types), of_head))
+}
+
+/// What files of encoders like BERT leave out: learned positions, no rotary ones.
+pub(super) fn defaults(activation: (&'static str, &'static str, Activation)) -> Defaults {
+    Defaults {
+        activation,
+        max_position_embeddings: 512,
+        tie_word_embeddings: true,
+        ropes: |_, _, _, _| Ok(Vec::new()),
+        ..Defaults::LLAMA
+    }
 }
 
 /// An encoder as BERT is one, of these sizes: biases everywhere, norms of sums, no gates, and

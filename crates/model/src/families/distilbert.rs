@@ -3,8 +3,8 @@
 //!
 //! Dropout of the files' own (`dropout`, `attention_dropout`) is not applied in training.
 
-use super::bert::{activation, encoder};
-use super::{Defaults, NEUTRAL, blocks};
+use super::bert::{activation, defaults, encoder};
+use super::{NEUTRAL, blocks};
 use crate::config::{DecoderConfig, EncoderNames, NormNames};
 use crate::heads::OF_DISTILBERT;
 use crate::raw_config::{ConfigError, RawConfig};
@@ -58,14 +58,7 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     ];
     let raw = raw.renamed(&KEYS, &OTHERS)?;
     let activation = activation(&raw, "activation")?;
-    let defaults = Defaults {
-        activation,
-        max_position_embeddings: 512,
-        tie_word_embeddings: true,
-        ropes: |_, _, _, _| Ok(Vec::new()),
-        ..Defaults::LLAMA
-    };
-    let mut config = blocks(&raw, &defaults)?;
+    let mut config = blocks(&raw, &defaults(activation))?;
     config.norm.eps = 1e-12;
     raw.refuse_unread(NEUTRAL)?;
     Ok(encoder(config, (&NAMES, NORMS), (0, 0), activation.2))

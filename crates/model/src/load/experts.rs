@@ -12,6 +12,13 @@ use std::borrow::Cow;
 /// Rows and columns that share a scale in FP8.
 const BLOCK: usize = 128;
 
+/// Which part of which expert a weight is, and the tensor of all experts that has it; `None` of
+/// other weights.
+fn among_all(spec: &WeightSpec, config: &DecoderConfig) -> Option<(usize, ExpertPart, Fused)> {
+    let Role::Matrix(_, Linear::Expert(expert, part)) = spec.role else { return None };
+    Some((expert, part, config.fused(spec.role)?))
+}
+
 impl WeightFiles {
     /// The matrix of an expert in the tensors of all experts, as gpt-oss has them; `None` if there
     /// are none such.
@@ -25,8 +32,7 @@ impl WeightFiles {
         device: &Device,
         taken: &mut Taken,
     ) -> Result<Option<Tensor>, LoadError> {
-        let Role::Matrix(_, Linear::Expert(expert, part)) = spec.role else { return Ok(None) };
-        let Some(fused) = config.fused(spec.role) else { return Ok(None) };
+        let Some((expert, part, fused)) = among_all(spec, config) else { return Ok(None) };
         let [Some(blocks_name), scales] = self.mxfp4_names(&fused) else { return Ok(None) };
         let Some((file, weight)) = self.raw(blocks_name) else { return Ok(None) };
         let (rows, cols) = (spec.shape[0], spec.shape[1]);
@@ -84,8 +90,7 @@ impl WeightFiles {
         device: &Device,
         taken: &mut Taken,
     ) -> Result<Option<Tensor>, LoadError> {
-        let Role::Matrix(_, Linear::Expert(expert, part)) = spec.role else { return Ok(None) };
-        let Some(fused) = config.fused(spec.role) else { return Ok(None) };
+        let Some((expert, part, fused)) = among_all(spec, config) else { return Ok(None) };
         let Some(name) = self.stored_name(&fused.name) else { return Ok(None) };
         let Some((file, weight)) = self.raw(name) else { return Ok(None) };
         if weight.dtype != Dtype::F8_E4M3 || fused.layout != ExpertLayout::Rows {
