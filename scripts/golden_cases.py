@@ -125,6 +125,15 @@ def sizes(vocab, hidden, intermediate, heads, kv_heads):
     }
 
 
+ROPES_OF_GEMMA4 = {
+    "full_attention": {
+        "rope_type": "proportional",
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 1000000.0,
+    },
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
+
 CASES = {
     "tied_gqa": Case(
         seed=1,
@@ -325,14 +334,7 @@ CASES = {
             "layer_types": ["full_attention", "sliding_attention", "full_attention"],
             "sliding_window": 4,
             "final_logit_softcapping": 6.0,
-            "rope_parameters": {
-                "full_attention": {
-                    "rope_type": "proportional",
-                    "partial_rotary_factor": 0.25,
-                    "rope_theta": 1000000.0,
-                },
-                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-            },
+            "rope_parameters": ROPES_OF_GEMMA4,
         },
         lengths=[4, 9, 14],
         rope_spelling="rope_parameters by kind of attention",
@@ -361,14 +363,7 @@ CASES = {
             "sliding_window": 4,
             "final_logit_softcapping": 6.0,
             "use_bidirectional_attention": "vision",
-            "rope_parameters": {
-                "full_attention": {
-                    "rope_type": "proportional",
-                    "partial_rotary_factor": 0.25,
-                    "rope_theta": 1000000.0,
-                },
-                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-            },
+            "rope_parameters": ROPES_OF_GEMMA4,
         },
         lengths=[4, 9, 14],
         rope_spelling="rope_parameters by kind of attention",
@@ -400,14 +395,7 @@ CASES = {
             "moe_intermediate_size": 14,
             "layer_types": ["sliding_attention", "full_attention"],
             "sliding_window": 4,
-            "rope_parameters": {
-                "full_attention": {
-                    "rope_type": "proportional",
-                    "partial_rotary_factor": 0.25,
-                    "rope_theta": 1000000.0,
-                },
-                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-            },
+            "rope_parameters": ROPES_OF_GEMMA4,
         },
         lengths=[4, 9, 14],
         rope_spelling="rope_parameters by kind of attention",
