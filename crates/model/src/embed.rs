@@ -304,19 +304,21 @@ pub fn embed(
 ) -> Result<Vec<f32>, DeviceError> {
     let mut embeddings = Vec::with_capacity(rows.len() * pass.model.decoder.config.hidden_size);
     let mut left = rows;
-    while !left.is_empty() {
-        let mut tokens = 0;
-        let fits = |row: &&Vec<u32>| {
-            tokens += row.len();
-            tokens <= BATCH_TOKENS
-        };
-        let count = left.iter().take_while(fits).count().max(1);
-        let (now, later) = left.split_at(count);
-        embed_packed(pass, now, (pooling, normalize), &mut embeddings)?;
-        advance(count);
-        left = later;
-    }
-    Ok(embeddings)
+    pass.device.reusing_memory(|| {
+        while !left.is_empty() {
+            let mut tokens = 0;
+            let fits = |row: &&Vec<u32>| {
+                tokens += row.len();
+                tokens <= BATCH_TOKENS
+            };
+            let count = left.iter().take_while(fits).count().max(1);
+            let (now, later) = left.split_at(count);
+            embed_packed(pass, now, (pooling, normalize), &mut embeddings)?;
+            advance(count);
+            left = later;
+        }
+        Ok(embeddings)
+    })
 }
 
 fn embed_packed(

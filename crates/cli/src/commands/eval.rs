@@ -63,7 +63,10 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     let scorer = Scorer { pass: opened.pass(), reference: reference.as_ref(), plan: None };
     let set = EvalSet { dataset: &dataset, units: &units, packing, masking: None };
     let bar = progress::bar(dataset.len(), "rows");
-    let evaluation = evaluate(scorer, &*objective, set, &mut |rows| bar.inc(rows as u64));
+    let evaluation = opened
+        .pass()
+        .device
+        .reusing_memory(|| evaluate(scorer, &*objective, set, &mut |rows| bar.inc(rows as u64)));
     bar.finish_and_clear();
     let evaluation = evaluation?;
     if !evaluation.loss.is_finite() {

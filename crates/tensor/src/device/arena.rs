@@ -219,8 +219,11 @@ impl Block {
         len: usize,
         device: &Device,
     ) -> Self {
-        let (id, planned) = lock(memory).alloc(category, len);
-        let (region, offset) = planned.unwrap_or_else(|| (device.region(len), 0));
+        let (id, place) = lock(memory).alloc(category, len);
+        let (region, offset) = match place {
+            Place::At(region, offset) => (region, offset),
+            Place::New(bytes) => (device.region(bytes), 0),
+        };
         let account = Some((Arc::clone(memory), Account::Step(id)));
         let mut block = Self { region, offset, len, account };
         if cfg!(debug_assertions) {
@@ -348,12 +351,20 @@ impl Drop for Block {
         let mut memory = lock(memory);
         match account {
             Account::Persistent(category, bytes) => memory.release_persistent(*category, *bytes),
-            Account::Step(id) if !std::thread::panicking() => memory.free(*id),
+            Account::Step(id) if !std::thread::panicking() => memory.free(*id, &self.region),
             // Unwinding drops blocks in another order than the plan's, which `free` would panic
             // about, and a second panic would abort.
             Account::Step(_) => {}
         }
     }
+}
+
+/// Where an allocation goes.
+enum Place {
+    /// The region and the offset in it.
+    At(Region, usize),
+    /// A new region of so many bytes.
+    New(usize),
 }
 
 /// How step memory is currently allocated.
@@ -362,12 +373,36 @@ enum Mode {
     /// From the system, without accounting.
     #[default]
     Heap,
+    /// As `Heap`, but host memory that was released is allocated again.
+    Reusing(Pool),
     Tracing(Trace),
     Planned {
         region: Region,
         layout: Arc<Layout>,
         next_event: usize,
     },
+}
+
+/// Released regions of host memory by size.
+#[derive(Debug, Default)]
+struct Pool(BTreeMap<usize, Vec<Region>>);
+
+impl Pool {
+    /// Sizes are multiples of an eighth of the next power of two, so that passes of about as many
+    /// tokens find each other's memory.
+    fn size(bytes: usize) -> usize {
+        bytes.next_multiple_of((bytes.next_power_of_two() / 8).max(ALIGNMENT))
+    }
+
+    fn take(&mut self, bytes: usize) -> Option<Region> {
+        self.0.get_mut(&Self::size(bytes))?.pop()
+    }
+
+    fn give(&mut self, region: &Region) {
+        if let Region::Host(memory) = region {
+            self.0.entry(memory.len()).or_default().push(region.clone());
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -384,30 +419,35 @@ pub struct Memory {
 const GENERATION: u32 = 32;
 
 impl Memory {
-    fn alloc(&mut self, category: Category, bytes: usize) -> (usize, Option<(Region, usize)>) {
+    fn alloc(&mut self, category: Category, bytes: usize) -> (usize, Place) {
         let (id, event) = (self.allocated, Event::Alloc { bytes, category });
         self.allocated += 1;
-        let planned = match &mut self.mode {
-            Mode::Heap => None,
+        let place = match &mut self.mode {
+            Mode::Heap => Place::New(bytes),
+            Mode::Reusing(pool) => match pool.take(bytes) {
+                Some(region) => Place::At(region, 0),
+                None => Place::New(Pool::size(bytes)),
+            },
             Mode::Tracing(trace) => {
                 trace.events.push(event);
-                None
+                Place::New(bytes)
             }
             Mode::Planned { region, layout, next_event } => {
                 expect_event(layout, next_event, event);
-                Some((region.clone(), layout.offsets[id]))
+                Place::At(region.clone(), layout.offsets[id])
             }
         };
-        (id | self.generation << GENERATION, planned)
+        (id | self.generation << GENERATION, place)
     }
 
-    fn free(&mut self, id: usize) {
+    fn free(&mut self, id: usize, region: &Region) {
         let (generation, id) = (id >> GENERATION, id & ((1 << GENERATION) - 1));
         if generation != self.generation {
             return;
         }
         match &mut self.mode {
             Mode::Heap => {}
+            Mode::Reusing(pool) => pool.give(region),
             Mode::Tracing(trace) => trace.events.push(Event::Free { id }),
             Mode::Planned { layout, next_event, .. } => {
                 expect_event(layout, next_event, Event::Free { id });
@@ -447,6 +487,16 @@ impl Memory {
             panic!("no plan was started")
         };
         assert_eq!(next_event, layout.trace.events.len(), "the step ended before its plan");
+    }
+
+    pub(super) fn start_reusing(&mut self) {
+        let before = self.switch(Mode::Reusing(Pool::default()));
+        assert!(matches!(before, Mode::Heap), "memory is reused outside of traces and plans");
+    }
+
+    pub(super) fn end_reusing(&mut self) {
+        let before = self.switch(Mode::Heap);
+        assert!(matches!(before, Mode::Reusing(_)), "memory was not being reused");
     }
 
     /// Returns to allocating from the system, after a step panicked.

@@ -322,6 +322,19 @@ impl Device {
         self.settle().map(|()| result)
     }
 
+    /// Keeps host memory that passes in `body` release for those that follow, so that the system
+    /// need not clear pages for each. For passes of unequal sizes, which share no plan.
+    ///
+    /// # Panics
+    /// Within a trace or a plan.
+    pub fn reusing_memory<R>(&self, body: impl FnOnce() -> R) -> R {
+        self.memory().start_reusing();
+        let _guard = Abandon(self);
+        let result = body();
+        self.memory().end_reusing();
+        result
+    }
+
     /// The CPU, if this device is one.
     pub fn as_cpu(&self) -> Option<&Cpu> {
         match self.processor() {

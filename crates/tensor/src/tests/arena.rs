@@ -109,6 +109,30 @@ fn every_layout_is_valid() {
     assert!(bytes as f64 <= 1.1 * peaks as f64, "{bytes} bytes laid out, {peaks} needed");
 }
 
+/// Blocks of unplanned passes do not overlap either, and passes of about the same size get the
+/// memory of those before them.
+#[test]
+fn released_memory_is_reused() {
+    let device = Device::cpu(1);
+    device.reusing_memory(|| (0..100).for_each(|seed| carry_out(&device, &random_work(seed))));
+
+    let pass = |lens: [usize; 2]| {
+        let alloc = |len| device.alloc(Category::Activations, DType::F32, &[len]);
+        let tensors = lens.map(alloc);
+        tensors.each_ref().map(|tensor| tensor.bytes().as_ptr() as usize)
+    };
+    let (first, second, kept) = device.reusing_memory(|| {
+        let (first, second) = (pass([300_000, 40_000]), pass([299_000, 39_900]));
+        (first, second, device.alloc(Category::Activations, DType::F32, &[40_000]))
+    });
+    assert_eq!(first, second);
+    assert_eq!(kept.bytes().as_ptr() as usize, first[1]);
+    drop(kept);
+    let body = AssertUnwindSafe(|| device.reusing_memory(|| panic!("deliberate")));
+    assert!(catch_unwind(body).is_err());
+    device.reusing_memory(|| pass([10, 20]));
+}
+
 #[test]
 fn a_step_that_deviates_from_its_plan_panics() {
     use Action::{Alloc, Free};
