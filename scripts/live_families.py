@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 
 MAX_LOGIT_DEVIATION = 1e-4
 # Choices of experts that are close are drawn again so many times.
-ATTEMPTS = 20
+ATTEMPTS = 200
 
 
 # -- draws -----------------------------------------------------------------------------------------
