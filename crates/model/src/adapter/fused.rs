@@ -124,11 +124,12 @@ impl Unfused {
             (a_tensor.shape()[0] / num_experts, [b_tensor.shape()[0], a_tensor.shape()[1]]);
         let (a, b) = (a_tensor.try_to_vec_f32()?, b_tensor.try_to_vec_f32()?);
         let mixture = model.decoder.config.layers[layer].mlp.experts.as_ref();
-        let layout = mixture.expect("a block with experts").names.layout;
+        let names = mixture.expect("a block with experts").names;
+        let layout = names.layout;
         let pair = Pair { a, b, num_experts, rank, shape, num_parts: parts.len(), layout };
         let has_blocks = parts.len() == 2 && pair.has_blocks();
         let fused = if parts.len() == 2 { "gate_up_proj" } else { "down_proj" };
-        let parameter = format!("model.layers.{layer}.mlp.experts.{fused}");
+        let parameter = format!("model.layers.{layer}.{}.{fused}", names.experts);
         for (name, linear) in modules {
             let Linear::Expert(expert, part) = linear else { continue };
             if let Some(index) = parts.iter().position(|own| *own == part) {

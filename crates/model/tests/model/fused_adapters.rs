@@ -6,7 +6,7 @@ use crate::fixture::{
 use crate::random_weights::write_checkpoint;
 use hone_model::Model;
 use hone_model::adapter::{self, LoraConfig, TargetModules};
-use hone_tensor::{AdapterId, Compute, Device};
+use hone_tensor::{AdapterId, Compute, Device, Philox, Projection};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,6 +72,54 @@ fn logits_with_an_adapter_of_parameters() {
         let (reloaded, _) = loaded(&golden, again.path()).unwrap();
         assert_eq!(params(&reloaded), params(&model));
     }
+}
+
+/// Those of every family with experts come back as they were written: ranks and scales, which the
+/// settings give by the names of parameters, and logits.
+#[test]
+fn adapters_of_all_layers_come_back() {
+    let (device, everything) = (Device::cpu(2), vec!["*".to_owned()]);
+    let mut with_experts = BTreeSet::new();
+    for golden in Golden::all() {
+        let base = golden.base(&device);
+        if base.decoder.config.layers.iter().all(|layer| layer.mlp.experts.is_none()) {
+            continue;
+        }
+        let case = golden.dir.file_name().unwrap().display().to_string();
+        let targets = [TargetModules::AllLinear, TargetModules::Patterns(everything.clone())];
+        for (target_modules, use_rslora) in targets.into_iter().zip([false, true]) {
+            let (rank, alpha, dropout, share_experts) = (3, 5.0, 0.0, false);
+            let config =
+                LoraConfig { rank, alpha, dropout, target_modules, use_rslora, share_experts };
+            let mut model = golden.base(&device);
+            adapter::attach(&mut model, &device, &config, 1).unwrap();
+            for (i, value) in model.params.values_mut().enumerate() {
+                let random = Philox::new(7, i as u64);
+                let values = (0..value.len() as u64).map(|at| 0.2 * random.uniform(at) - 0.1);
+                value.copy_from_f32(&values.collect::<Vec<_>>());
+            }
+            let dir = tempfile::tempdir().unwrap();
+            let id = AdapterId::default();
+            adapter::save(dir.path(), &model, &device, id, &config, "base").unwrap();
+            let (again, _) = loaded(&golden, dir.path()).unwrap();
+            assert_eq!(sizes(&again), sizes(&model), "{case}");
+            assert!(params(&again) == params(&model), "{case}");
+            let batch = pack(&model.decoder.config, &golden.samples(), 0);
+            let logits = |model: &Model| logits(model, &device, Compute::F32, &batch);
+            assert!(logits(&again) == logits(&model), "{case}");
+            assert!(logits(&model) != logits(&base), "{case}");
+        }
+        with_experts.insert(case);
+    }
+    assert!(with_experts.contains("gemma4_moe") && with_experts.contains(CASE));
+}
+
+/// Rank and scale of each module's adapter.
+fn sizes(model: &Model) -> Vec<(String, usize, f32)> {
+    let adapted = |(name, projection): (String, &Projection)| {
+        projection.adapters.first().map(|lora| (name, lora.rank, lora.scale))
+    };
+    model.decoder.projections().filter_map(adapted).collect()
 }
 
 /// As PEFT saves an adapter of modules that it has loaded into fused experts.
