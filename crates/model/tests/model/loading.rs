@@ -294,11 +294,15 @@ const HEAD: &str = "lm_head.weight";
 /// and an export keeps names and what it does not read.
 #[test]
 fn text_models_among_other_parts() {
-    check_among_other_parts("gemma3", "gemma3", DType::Bf16);
-    check_among_other_parts("gemma4_small", "gemma4", DType::F32);
+    check_among_other_parts("gemma3", "gemma3", DType::Bf16, "vision_tower");
+    check_among_other_parts("gemma4_small", "gemma4", DType::F32, "model.vision_tower");
+    check_among_other_parts("ministral3", "mistral3", DType::F32, "vision_tower");
+    check_among_other_parts("qwen3_5", "qwen3_5", DType::F32, "model.visual");
+    check_among_other_parts("qwen3_5_moe", "qwen3_5_moe", DType::F32, "model.visual");
 }
 
-fn check_among_other_parts(case: &str, outer_type: &str, dtype: DType) {
+/// `vision` is what the names of another part begin with.
+fn check_among_other_parts(case: &str, outer_type: &str, dtype: DType, vision: &str) {
     let (device, golden) = (Device::cpu(2), Golden::load(case));
     let expected = logits_of(&golden.base(&device), &golden);
     let now = |name: &str| name.replacen("model.", "model.language_model.", 1);
@@ -310,17 +314,27 @@ fn check_among_other_parts(case: &str, outer_type: &str, dtype: DType) {
         // Of types that no weight has, or none that stands alone.
         let positions = (Dtype::I64, vec![1, 2], (0..16).collect::<Vec<u8>>());
         let pixels = (Dtype::U8, vec![2, 2], vec![1, 2, 3, 4]);
+        let mut others = vec![
+            (format!("{vision}.patches.weight"), tower.clone()),
+            (format!("{vision}.positions"), positions),
+            (format!("{vision}.pixels"), pixels),
+        ];
+        let path = dir.path().join("config.json");
+        let mut text: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        if outer_type.starts_with("qwen") {
+            // Of tokens after the next, beside the text model.
+            text["mtp_num_hidden_layers"] = json!(1);
+            others.push(("mtp.fc.weight".to_owned(), tower.clone()));
+            others.push(("mtp.layers.0.mlp.experts.gate_up_proj".to_owned(), tower.clone()));
+        }
         rewrite(&dir.path().join("model.safetensors"), |all| {
             *all = std::mem::take(all).into_iter().map(|(name, t)| (renamed(&name), t)).collect();
-            all.insert("vision_tower.patches.weight".to_owned(), tower.clone());
-            all.insert("vision_tower.positions".to_owned(), positions.clone());
-            all.insert("vision_tower.pixels".to_owned(), pixels.clone());
+            all.extend(others.clone());
         });
-        let path = dir.path().join("config.json");
-        let text: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         let outer = json!({
-            "model_type": outer_type, "text_config": text, "vision_config": {"hidden_size": 3},
-            "image_token_index": 7, "eos_token_id": [1, 44]
+            "model_type": outer_type, "vision_config": {"hidden_size": 3}, "image_token_index": 7,
+            "eos_token_id": [1, 44], "tie_word_embeddings": text["tie_word_embeddings"],
+            "text_config": text,
         });
         fs::write(&path, outer.to_string()).unwrap();
         let model = load(dir.path(), &device, None, Trained::Nothing);
@@ -332,9 +346,7 @@ fn check_among_other_parts(case: &str, outer_type: &str, dtype: DType) {
         let mut names = [Vec::new(), Vec::new()];
         for (dir, names) in [dir.path(), out.path()].into_iter().zip(&mut names) {
             rewrite(&dir.join("model.safetensors"), |all| {
-                assert_eq!(all["vision_tower.patches.weight"], tower);
-                assert_eq!(all["vision_tower.positions"], positions);
-                assert_eq!(all["vision_tower.pixels"], pixels);
+                assert!(others.iter().all(|(name, tensor)| all[name] == *tensor));
                 *names = all.keys().cloned().collect();
             });
         }
