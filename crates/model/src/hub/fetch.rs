@@ -9,6 +9,7 @@
 use super::{HubError, HubSettings, RepoName, is_safe_name};
 use crate::companions::COMPANIONS;
 use crate::embed::module_folders;
+use hf_hub::api::RepoInfo;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo, Metadata};
 use hf_hub::{Cache, Repo, RepoType};
 use std::collections::BTreeSet;
@@ -22,7 +23,7 @@ const REQUIRED: [&str; 2] = [CONFIG, "tokenizer.json"];
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const PICKLED_ENDINGS: [&str; 4] = [".bin", ".pt", ".pth", ".ckpt"];
-/// Tried by name if the hub does not list its files.
+/// Tried by name if the hub does not list the repository's files.
 const PICKLED_USUAL: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
 
 /// Indices of the largest public models are a few megabytes.
@@ -150,12 +151,14 @@ struct Download<'a> {
     commit: String,
     /// Pinned to the commit, so that all files are from the same state of the repository.
     repo: ApiRepo,
+    /// The names of its files, so that no other is asked for; none if the hub does not tell them.
+    listing: Option<BTreeSet<String>>,
     api: Api,
     on_file: &'a dyn Fn(&str),
 }
 
 impl<'a> Download<'a> {
-    /// Asks the hub which commit the revision points to.
+    /// Asks the hub which commit the revision points to, and which files it has.
     fn start(
         name: &'a RepoName,
         settings: &'a HubSettings,
@@ -187,7 +190,10 @@ impl<'a> Download<'a> {
             return Err(HubError::Protocol { url, reason });
         }
         let repo = api.repo(repo_at(name, &commit));
-        Ok(Download { name, settings, folder, commit, repo, api, on_file })
+        // A mirror may list nothing, or another commit's files: then each file is asked for.
+        let is_whole = |info: &RepoInfo| info.sha == commit && names(info).contains(CONFIG);
+        let listing = repo.info().ok().filter(is_whole).as_ref().map(names);
+        Ok(Download { name, settings, folder, commit, repo, listing, api, on_file })
     }
 
     /// Fetches what is missing, then points the revision at the commit.
@@ -237,6 +243,9 @@ impl<'a> Download<'a> {
         let pointer = self.snapshot().join(file);
         if pointer.exists() {
             return Ok(true);
+        }
+        if self.listing.as_ref().is_some_and(|names| !names.contains(file)) {
+            return Ok(false);
         }
         let url = self.repo.url(file);
         let metadata = match self.api.metadata(&url) {
@@ -307,12 +316,13 @@ impl<'a> Download<'a> {
     /// The error for a repository with neither a safetensors file nor an index.
     fn no_weights(&self) -> HubError {
         let repo = self.name.repo.clone();
-        let mut pickled = files_ending_in(&self.repo, &PICKLED_ENDINGS);
-        if pickled.is_empty() {
-            let usual = PICKLED_USUAL.into_iter();
-            let is_there = |file: &&str| self.api.metadata(&self.repo.url(file)).is_ok();
-            pickled = usual.filter(is_there).map(str::to_owned).collect();
-        }
+        let pickled: Vec<String> = match &self.listing {
+            Some(names) => ending_in(names, &PICKLED_ENDINGS).cloned().collect(),
+            None => {
+                let is_there = |file: &&str| self.api.metadata(&self.repo.url(file)).is_ok();
+                PICKLED_USUAL.into_iter().filter(is_there).map(str::to_owned).collect()
+            }
+        };
         if pickled.is_empty() {
             let fix = "choose a repository or revision with model.safetensors";
             return HubError::MissingFile { repo, file: format!("{SINGLE} or {INDEX}"), fix };
@@ -329,24 +339,31 @@ impl<'a> Download<'a> {
     }
 }
 
-/// The repository's files with one of the endings; empty if the hub does not list files.
-fn files_ending_in(repo: &ApiRepo, endings: &[&str]) -> Vec<String> {
-    let files = repo.info().map(|info| info.siblings).unwrap_or_default();
-    let names = files.into_iter().map(|file| file.rfilename);
-    names.filter(|name| endings.iter().any(|ending| name.ends_with(ending))).collect()
+/// The names of the repository's files.
+fn names(info: &RepoInfo) -> BTreeSet<String> {
+    info.siblings.iter().map(|file| file.rfilename.clone()).collect()
+}
+
+/// Those with one of the endings.
+fn ending_in<'a>(
+    names: &'a BTreeSet<String>,
+    endings: &'a [&str],
+) -> impl Iterator<Item = &'a String> {
+    names.iter().filter(|name| endings.iter().any(|ending| name.ends_with(ending)))
 }
 
 /// The error for a missing config.json: either the repository is missing, or only the file.
 fn no_config(name: &RepoName, settings: &HubSettings, unpinned: &ApiRepo) -> HubError {
     let repo = name.repo.clone();
-    if unpinned.info().is_err() {
+    let Ok(info) = unpinned.info() else {
         let (revision, endpoint) = (name.revision.clone(), settings.endpoint.clone());
         return HubError::NotFound { repo, revision, endpoint };
-    }
-    let fix = if files_ending_in(unpinned, &[".gguf"]).is_empty() {
-        "choose a repository in Hugging Face layout"
-    } else {
-        "it holds GGUF files, which are not read yet; choose the repository they were made from"
+    };
+    let fix = match ending_in(&names(&info), &[".gguf"]).next() {
+        None => "choose a repository in Hugging Face layout",
+        Some(_) => {
+            "it holds GGUF files, which are not fetched; choose the repository they were made from"
+        }
     };
     HubError::MissingFile { repo, file: CONFIG.to_owned(), fix }
 }

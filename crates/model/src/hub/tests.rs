@@ -164,6 +164,33 @@ fn a_repository_is_fetched_once_and_then_found_without_a_request() {
     assert_eq!(server.requests().len(), num_requests);
 }
 
+/// One request tells which files there are; a server that does not list them, or lists those of
+/// another commit, is asked for each companion.
+#[test]
+fn only_files_that_exist_are_asked_for() {
+    let expected = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"];
+    let of = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+    let fetched_from = |site: Site| {
+        let (cache, server) = (TempDir::new().unwrap(), Server::start(site));
+        let dir = resolve_with(REPO, &settings(cache.path(), &server), &|_| {}).unwrap();
+        assert_eq!(names_in(&dir), expected);
+        server.requests().into_iter().map(|request| request.path).collect::<Vec<String>>()
+    };
+    let listed = fetched_from(Site::with(&whole()));
+    let (listings, files): (Vec<&String>, _) =
+        listed.iter().partition(|path| path.starts_with("/api/"));
+    assert_eq!(listings, [&format!("/api/models/{REPO}/revision/{COMMIT}")]);
+    assert!(files.iter().all(|path| expected.contains(&of(path).as_str())), "{files:?}");
+
+    let num_absent = COMPANIONS.iter().filter(|file| !expected.contains(file)).count();
+    for site in [
+        Site { no_listing: true, ..Site::with(&whole()) },
+        Site { lists_another: true, ..Site::with(&whole()) },
+    ] {
+        assert_eq!(fetched_from(site).len(), listed.len() + num_absent);
+    }
+}
+
 /// A plan does without weights; whoever computes fetches them later, and nothing else.
 #[test]
 fn weights_can_be_left_out() {
@@ -247,6 +274,8 @@ fn what_the_hub_refuses_is_told_apart() {
         let message = message_from(site, None);
         assert_has(&message, &["refused access", &status.to_string(), "gated", "set HF_TOKEN"]);
     }
+    let site = Site { gated: true, ..Site::with(&whole()) };
+    assert_has(&message_from(site, Some("hf_x")), &["accept its terms", "the current one may not"]);
     let site = Site { token: Some("right".into()), ..Site::default() };
     assert_has(&message_from(site, Some("wrong")), &["the current one may not"]);
     let site = Site { status: Some(500), ..Site::default() };

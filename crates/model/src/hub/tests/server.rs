@@ -19,6 +19,10 @@ pub struct Site {
     pub token: Option<String>,
     /// Does not list its files.
     pub no_listing: bool,
+    /// Lists its files, but refuses each of them.
+    pub gated: bool,
+    /// Lists another state of the repository than the files are of.
+    pub lists_another: bool,
     /// Sent instead of the true ETag.
     pub etag: Option<String>,
     /// The first transfer of this file breaks off after this many bytes.
@@ -129,8 +133,11 @@ fn respond(request: &Request, endpoint: &str, site: &mut Site) -> Answer {
     if let Some(file) = request.path.strip_prefix("/storage/") {
         return ranged(request, file, String::new(), site);
     }
-    if !site.no_listing && request.path.starts_with(&format!("/api/models/{REPO}/revision/")) {
-        return Answer::new(200, String::new(), info(site).into_bytes());
+    let known = |revision| ["main", "refs%2Fpr%2F1", COMMIT].contains(&revision);
+    let listed = request.path.strip_prefix(&format!("/api/models/{REPO}/revision/"));
+    if !site.no_listing && listed.is_some_and(known) {
+        let headers = "Content-Type: application/json; charset=utf-8\r\n".to_owned();
+        return Answer::new(200, headers, info(site).into_bytes());
     }
     let Some((revision, file)) = request
         .path
@@ -139,8 +146,10 @@ fn respond(request: &Request, endpoint: &str, site: &mut Site) -> Answer {
     else {
         return Answer::new(404, String::new(), Vec::new());
     };
-    let known = ["main", "refs%2Fpr%2F1", COMMIT].contains(&revision);
-    let Some(body) = site.files.get(file).filter(|_| known) else {
+    if site.gated {
+        return Answer::new(403, "X-Error-Code: GatedRepo\r\n".to_owned(), Vec::new());
+    }
+    let Some(body) = site.files.get(file).filter(|_| known(revision)) else {
         return Answer::new(404, format!("X-Repo-Commit: {COMMIT}\r\n"), Vec::new());
     };
     let etag = site.etag.clone().unwrap_or_else(|| format!("tag-{}-{}", body.len(), file.len()));
@@ -156,10 +165,19 @@ fn respond(request: &Request, endpoint: &str, site: &mut Site) -> Answer {
     ranged(request, file, headers, site)
 }
 
+/// What the hub says of a repository.
 fn info(site: &Site) -> String {
     let files = site.files.keys().map(|name| format!("{{\"rfilename\": \"{name}\"}}"));
     let files: Vec<String> = files.collect();
-    format!("{{\"sha\": \"{COMMIT}\", \"siblings\": [{}]}}", files.join(", "))
+    let (sha, files) = match site.lists_another {
+        true => (COMMIT.replace('0', "f"), r#"{"rfilename": "config.json"}"#.to_owned()),
+        false => (COMMIT.to_owned(), files.join(", ")),
+    };
+    let gated = if site.gated { "\"manual\"" } else { "false" };
+    format!(
+        "{{\"id\": \"{REPO}\", \"private\": false, \"gated\": {gated}, \"sha\": \"{sha}\", \
+         \"siblings\": [{files}]}}"
+    )
 }
 
 /// The part of a file requested by `Range: bytes=a-[b]`.
