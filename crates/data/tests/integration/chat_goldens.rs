@@ -61,7 +61,7 @@ fn renders_fetched_templates_as_transformers_does() {
         return crate::skip("no chat-templates in target/models");
     }
     let at = |file: &str| Some(folder.join(file.strip_prefix(FETCHED)?));
-    assert_eq!(compare(at), (120, 0));
+    assert_eq!(compare(at), (240, 0));
 }
 
 /// What names of fetched templates begin with.

@@ -27,6 +27,8 @@ struct Family {
     also: Vec<String>,
     /// A published chat template, by its path among the goldens of `hone-data`, if it is there.
     template: Option<String>,
+    /// Whose it is, where it is not known to be the model's own.
+    source: Option<String>,
     /// What the page says of it besides.
     limits: Vec<String>,
     /// Why there are fewer than three models.
@@ -250,7 +252,8 @@ fn about_template(family: &Family, is_encoder: bool) -> String {
     match &family.template {
         Some(path) => {
             let name = path.rsplit('/').next().unwrap_or(path);
-            format!("Its chat template renders as in transformers (`{name}`).")
+            let source = family.source.as_ref().map(|of| format!(" {of}")).unwrap_or_default();
+            format!("Its chat template renders as in transformers (`{name}`).{source}")
         }
         None if is_encoder => {
             "An encoder, which learns masked tokens (`objective.kind = \"masked\"`).".to_owned()
