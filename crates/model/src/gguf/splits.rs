@@ -90,7 +90,7 @@ const GPT2: &str = concat!(
     r"|\s+(?!\S)",
 );
 
-static ALL: [Splits; 9] = [
+static ALL: [Splits; 10] = [
     // What llama.cpp falls back to.
     Splits {
         names: &["default"],
@@ -111,7 +111,8 @@ static ALL: [Splits; 9] = [
         adds_bos: true,
         ..PLAIN
     },
-    Splits { names: &["dbrx", "smaug-bpe", "glm4", "chatglm-bpe"], patterns: &[LLAMA3], ..PLAIN },
+    Splits { names: &["dbrx", "smaug-bpe", "chatglm-bpe"], patterns: &[LLAMA3], ..PLAIN },
+    Splits { names: &["glm4"], patterns: &[LLAMA3], ignores_merges: true, ..PLAIN },
     Splits {
         names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"],
         patterns: &[QWEN2],

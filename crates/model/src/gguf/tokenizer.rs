@@ -155,6 +155,11 @@ impl<'a> Vocabulary<'a> {
         Ok(Self { tokens, types })
     }
 
+    /// Whether a control token is spelled like this.
+    fn has_mark(&self, mark: &str) -> bool {
+        self.tokens.iter().zip(&self.types).any(|(token, kind)| token == mark && *kind == CONTROL)
+    }
+
     /// Tokens that text is searched for, those of `special` among them.
     fn added(&self, special: &Special) -> Vec<Added<'_>> {
         let marks: Vec<u32> = special.ids.values().copied().collect();
@@ -286,24 +291,35 @@ fn sentence_piece<'v>(
     };
     let mut decoders =
         vec![replace("\u{2581}", " "), json!({"type": "ByteFallback"}), json!({"type": "Fuse"})];
-    let (mut normalizer, mut pre_tokenizer) = (serde_json::Value::Null, serde_json::Value::Null);
     if adds_space {
         decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+    }
+    let (mut normalizer, mut pre_tokenizer) = (replace(" ", "\u{2581}"), serde_json::Value::Null);
+    if adds_space && vocabulary.has_mark("[INST]") {
+        // Of Mistral's later tokenizers, whose templates put a space after their marks.
+        normalizer = serde_json::Value::Null;
         pre_tokenizer = json!({
             "type": "Metaspace",
             "replacement": "\u{2581}",
             "prepend_scheme": "first",
             "split": false,
         });
-    } else {
-        normalizer = replace(" ", "\u{2581}");
+    } else if adds_space {
+        let prepend = json!({"type": "Prepend", "prepend": "\u{2581}"});
+        normalizer = json!({"type": "Sequence", "normalizers": [prepend, normalizer]});
+    }
+    let mut added_tokens = vocabulary.added(special);
+    if architecture == "phi3" {
+        // llama.cpp does so if the model's name says Phi-3; these are all that are SentencePiece.
+        let keeps = ["<unk>", "<s>", "<|endoftext|>"];
+        added_tokens.iter_mut().for_each(|token| token.rstrip = !keeps.contains(&token.content));
     }
     let unknown = special.ids.get("unk_token");
     Ok(TokenizerJson {
         version: "1.0",
         truncation: (),
         padding: (),
-        added_tokens: vocabulary.added(special),
+        added_tokens,
         normalizer,
         pre_tokenizer,
         post_processor: post_processor(vocabulary, special),

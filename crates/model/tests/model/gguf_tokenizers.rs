@@ -34,18 +34,24 @@ fn bytes() -> Writer {
 
 /// A file with a tokenizer of SentencePiece.
 fn pieces() -> Writer {
-    let mut writer = from_directory(copy_of("tied_gqa").path());
+    pieces_with("tied_gqa", &[])
+}
+
+/// The same of a golden model, with marks of turns.
+fn pieces_with(case: &str, marks: &[&str]) -> Writer {
+    let mut writer = from_directory(copy_of(case).path());
     let tokens =
         ["<unk>", "<s>", "</s>", "<0xC3>", "<0xA4>", "▁", "a", "b", "c", "ab", "▁a", "bc", "▁ab"];
-    let scores = [0.0, 0.0, 0.0, 0.0, 0.0, -9.0, -9.0, -9.0, -9.0, -1.0, -2.0, -0.5, -3.0];
+    let tokens = [&tokens[..], marks].concat();
+    let mut scores = vec![0.0, 0.0, 0.0, 0.0, 0.0, -9.0, -9.0, -9.0, -9.0, -1.0, -2.0, -0.5, -3.0];
+    scores.resize(tokens.len(), 0.0);
+    let mut kinds: Vec<i32> = [2, 3, 3, 6, 6].into_iter().chain([1; 8]).collect();
+    kinds.resize(tokens.len(), 3);
     writer
         .set("tokenizer.ggml.model", "llama")
         .set("tokenizer.ggml.tokens", texts(&tokens))
-        .set("tokenizer.ggml.scores", Meta::F32s(scores.to_vec()))
-        .set(
-            "tokenizer.ggml.token_type",
-            Meta::I32s([2, 3, 3, 6, 6].into_iter().chain([1; 8]).collect()),
-        );
+        .set("tokenizer.ggml.scores", Meta::F32s(scores))
+        .set("tokenizer.ggml.token_type", Meta::I32s(kinds));
     writer
 }
 
@@ -132,6 +138,65 @@ fn pieces_are_merged_by_their_scores() {
     assert_eq!(ids(&writer, "ab ab"), [9, 12]);
     writer.set("tokenizer.ggml.merges", texts(&["▁ a", "▁a b"]));
     assert_eq!(ids(&writer, "ab ab"), [6, 7, 12]);
+}
+
+/// As by llama.cpp and the Hub's tokenizers of Llama 2, Mistral 7B and Mixtral: every text between
+/// marks has a space before it, and so has one that begins with a space.
+#[test]
+fn each_text_begins_with_a_space() {
+    let writer = pieces();
+    let cases: [(&str, &[u32]); 6] = [
+        ("", &[1]),
+        ("ab", &[1, 12]),
+        (" ab", &[1, 5, 12]),
+        ("<s>ab", &[1, 1, 12]),
+        ("<s> ab", &[1, 1, 5, 12]),
+        ("a</s>ab ab", &[1, 10, 2, 12, 12]),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(ids(&writer, text), expected, "{text:?}");
+    }
+}
+
+/// Mistral's templates put the space after `[INST]` themselves where it is a token of its own.
+#[test]
+fn marks_of_mistral_have_no_space_after_them() {
+    let writer = pieces_with("tied_gqa", &["[INST]", "[/INST]"]);
+    assert_eq!(ids(&writer, "ab"), [1, 12]);
+    assert_eq!(ids(&writer, "[INST] ab[/INST] a</s>ab"), [1, 13, 12, 14, 10, 2, 9]);
+}
+
+/// By llama.cpp and the Hub's tokenizer of Phi-3.
+#[test]
+fn marks_of_phi_take_the_whitespace_after_them() {
+    let marks = ["<|user|>", "<|end|>", "<|endoftext|>"];
+    let text = "<s> ab<|user|>\n ab<|end|>\n<|endoftext|> ab</s> ab";
+    let writer = pieces_with("phi3", &marks);
+    assert_eq!(ids(&writer, text), [1, 1, 5, 12, 13, 12, 14, 15, 5, 12, 2, 12]);
+    // Those of Phi-3 alone.
+    let writer = pieces_with("tied_gqa", &marks);
+    assert_eq!(ids(&writer, "<|user|> ab"), [1, 13, 5, 12]);
+}
+
+/// Where no merges lead to a token that a piece is as a whole, as to some Chinese words of GLM-4.
+#[test]
+fn pieces_that_are_tokens() {
+    let mut writer = bytes();
+    let tokens = ["a", "b", "ab", "aba"];
+    writer
+        .set("tokenizer.ggml.tokens", texts(&tokens))
+        .set("tokenizer.ggml.token_type", Meta::I32s(vec![1; tokens.len()]))
+        .set("tokenizer.ggml.merges", texts(&["a b"]))
+        .set("tokenizer.ggml.add_bos_token", Meta::Bool(false));
+    writer.keys.retain(|(key, _)| !key.ends_with("_token_id"));
+    let taken_whole = ["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken", "glm4"];
+    let merged = ["chatglm-bpe", "dbrx", "default", "gpt-2", "gpt-4o", "qwen2", "qwen35", "smollm"];
+    for (names, expected) in [(&taken_whole[..], &[3][..]), (&merged[..], &[2, 0][..])] {
+        for name in names {
+            writer.set("tokenizer.ggml.pre", *name);
+            assert_eq!(ids(&writer, "aba"), expected, "{name}");
+        }
+    }
 }
 
 #[test]
