@@ -5,6 +5,7 @@ use super::{Defaults, blocks, each};
 use crate::config::DecoderConfig;
 use crate::raw_config::{ConfigError, RawConfig};
 use crate::rope::{QueryScale, RopeDefaults};
+use serde_json::Value;
 
 const ROPE: &str = "rope_parameters";
 const BETA: &str = "llama_4_scaling_beta";
@@ -26,7 +27,10 @@ pub(super) fn decoder_config(raw: &RawConfig) -> Result<DecoderConfig, ConfigErr
     let window = raw.optional_size("sliding_window")?;
     each(&mut config, |layer| layer.attention.heads.window = window);
     let rope = raw.object(ROPE)?.ok_or_else(|| raw.missing(ROPE))?;
-    let (beta, original_length) = (rope.number(BETA)?, rope.size(LENGTH)? as f64);
-    config.ropes[0].query_scale = Some(QueryScale { beta, original_length });
+    let original_length = rope.size(LENGTH)? as f64;
+    if rope.get(BETA).and_then(Value::as_f64) != Some(0.0) {
+        let beta = rope.number(BETA)?;
+        config.ropes[0].query_scale = Some(QueryScale { beta, original_length });
+    }
     Ok(config)
 }

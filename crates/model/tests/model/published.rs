@@ -91,6 +91,16 @@ fn keys_of_published_files_are_known() {
         "num_attention_heads": 4, "num_local_experts": 6, "num_experts_per_tok": 2,
         "use_sliding_window": true, "sliding_window": null
     });
+    // Devstral 2: queries do not grow.
+    let devstral = json!({
+        "model_type": "ministral3", "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 24,
+        "rope_parameters": {
+            "type": "yarn", "rope_type": "yarn", "rope_theta": 1000000.0, "factor": 64.0,
+            "beta_fast": 4.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 0.0,
+            "original_max_position_embeddings": 4096, "llama_4_scaling_beta": 0.0
+        }
+    });
     let dir = tempfile::tempdir().unwrap();
     let read = |config: &Value| {
         std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
@@ -103,4 +113,5 @@ fn keys_of_published_files_are_known() {
     assert!(config.heads().all(|heads| heads.window.is_none()));
     let experts = config.layers[0].mlp.experts.as_ref().unwrap();
     assert_eq!(experts.router.num_experts, 6);
+    assert_eq!(read(&devstral).ropes[0].query_scale, None);
 }
