@@ -13,6 +13,9 @@ use hone_tensor::ops::Rotated;
 use serde_json::{Map, json};
 use std::collections::BTreeMap;
 
+/// The family of OLMo 2's files that have windows.
+const OLMO3: &str = "olmo3";
+
 /// Blocks at the end that predict tokens after the next, which are left out.
 pub(super) const FURTHER: &str = "nextn_predict_layers";
 
@@ -149,11 +152,22 @@ impl Translation<'_> {
         // The format's default, which a family's may differ from.
         self.object.entry("rope_theta").or_insert(unscaled.rope_theta.into());
         let mut scaling = rope::scaling(&self.metadata, self.architecture.name, &unscaled)?;
-        if !scaling.is_empty() {
-            if self.architecture.name == GPT_OSS {
-                // As it was trained, which files do not say.
-                scaling.insert("truncate".to_owned(), false.into());
-            }
+        if self.architecture.name == GPT_OSS && !scaling.is_empty() {
+            // As it was trained, which files do not say.
+            scaling.insert("truncate".to_owned(), false.into());
+        }
+        let of_windows = match self.object.get("model_type").is_some_and(|kind| kind == OLMO3) {
+            true => self.metadata.number(&self.key("rope.freq_base_swa"))?,
+            false => None,
+        };
+        if let Some(of_windows) = of_windows.filter(|base| *base != unscaled.rope_theta) {
+            self.object.remove("rope_theta");
+            scaling.insert("rope_theta".to_owned(), unscaled.rope_theta.into());
+            scaling.entry("rope_type").or_insert("default".into());
+            let sliding = json!({"rope_type": "default", "rope_theta": of_windows});
+            let by_kind = json!({"full_attention": scaling, "sliding_attention": sliding});
+            self.set("rope_parameters", by_kind);
+        } else if !scaling.is_empty() {
             self.set("rope_scaling", scaling);
         }
         Ok(())
@@ -167,6 +181,14 @@ impl Translation<'_> {
         let (width, heads) = (whole(DELTA_WIDTH), whole("linear_num_value_heads"));
         if let Some(blocks) = blocks {
             self.set("num_hidden_layers", blocks.saturating_sub(further));
+        }
+        if heads.is_some() {
+            let key = self.key("attention.recurrent_layers");
+            match self.metadata.get(&key) {
+                // Every block but one in `full_attention_interval`.
+                None => {}
+                Some(list) => self.layer_types(key, list, "linear_attention")?,
+            }
         }
         // Of positions of pictures; the three of a text's token are the same.
         self.metadata.get(&self.key("rope.dimension_sections"));
@@ -272,7 +294,7 @@ impl Translation<'_> {
         }
         let has_window = self.object.get(WINDOW).is_some_and(|window| !window.is_null());
         if self.architecture.name == "olmo2" && has_window {
-            self.set("model_type", "olmo3");
+            self.set("model_type", OLMO3);
             self.set("architectures", json!(["Olmo3ForCausalLM"]));
         }
         let key = self.key("attention.sliding_window_pattern");
@@ -281,23 +303,33 @@ impl Translation<'_> {
             Some(Value::Integer(_)) => {
                 self.number("attention.sliding_window_pattern", "sliding_window_pattern")?;
             }
-            Some(Value::Array(array)) => {
-                let kind = |value| match value {
-                    Ok(Value::Bool(true)) => Some("sliding_attention"),
-                    Ok(Value::Bool(false)) => Some("full_attention"),
-                    _ => None,
-                };
-                let kinds: Option<Vec<&str>> = array.iter().map(kind).collect();
-                let expected = "a list of booleans";
-                let kinds = kinds
-                    .ok_or_else(|| self.metadata.unexpected(&key, expected, Value::Array(array)))?;
-                self.names.insert("layer_types".to_owned(), key);
-                self.set("layer_types", kinds);
-            }
-            Some(other) => {
-                return Err(self.metadata.unexpected(&key, "a number or a list", other));
-            }
+            Some(list) => self.layer_types(key, list, "sliding_attention")?,
         }
+        Ok(())
+    }
+
+    /// Kinds of blocks: a boolean for each, those included that predict tokens after the next.
+    fn layer_types(
+        &mut self,
+        key: String,
+        list: Value<'_>,
+        of_true: &str,
+    ) -> Result<(), ConfigError> {
+        let Value::Array(array) = list else {
+            return Err(self.metadata.unexpected(&key, "a list", list));
+        };
+        let kind = |value| match value {
+            Ok(Value::Bool(true)) => Some(of_true),
+            Ok(Value::Bool(false)) => Some("full_attention"),
+            _ => None,
+        };
+        let kinds: Option<Vec<&str>> = array.iter().map(kind).collect();
+        let mut kinds =
+            kinds.ok_or_else(|| self.metadata.unexpected(&key, "a list of booleans", list))?;
+        let further = self.metadata.size(&self.key(FURTHER))?.unwrap_or(0) as usize;
+        kinds.truncate(kinds.len().saturating_sub(further));
+        self.names.insert("layer_types".to_owned(), key);
+        self.set("layer_types", kinds);
         Ok(())
     }
 

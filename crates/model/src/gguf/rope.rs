@@ -60,26 +60,58 @@ pub(super) fn scaling(
     if !is_scaled {
         return llama3(metadata, unscaled);
     }
-    if let Some(multiplier) =
-        metadata.number(&format!("{architecture}.rope.scaling.attn_factor"))?
-    {
-        let is_yarn = scaling.get("rope_type").is_some_and(|kind| kind == "yarn");
-        if !is_yarn && multiplier != 1.0 {
-            let problem = format!("is {multiplier}, which is not supported without yarn");
-            return Err(
-                metadata.error(&format!("{architecture}.rope.scaling.attn_factor"), problem)
-            );
-        }
-        // Here it multiplies what there takes its place. The file has it in 32 bits.
-        let factor = scaling.get("factor").and_then(serde_json::Value::as_f64).unwrap_or(1.0);
-        let product = shortest((multiplier * (0.1 * factor.ln() + 1.0)) as f32);
-        scaling.insert("attention_factor".into(), json!(product));
+    if let Some(factor) = attention_factor(metadata, architecture, &scaling)? {
+        scaling.insert("attention_factor".into(), json!(factor));
     }
     if metadata.file.shape(FACTORS).is_some() {
         let problem = format!("contradicts the tensor `{FACTORS}`, which scales frequencies too");
         return Err(metadata.error(&key, problem));
     }
     Ok(scaling)
+}
+
+/// What YaRN multiplies cosines and sines by, where that does not follow from the factor alone.
+fn attention_factor(
+    metadata: &Metadata<'_>,
+    architecture: &str,
+    scaling: &Map<String, serde_json::Value>,
+) -> Result<Option<f64>, ConfigError> {
+    let key = |key: &str| format!("{architecture}.rope.scaling.{key}");
+    let refused = |name: &str, problem: &str| {
+        let instead = "give the model's directory in Hugging Face layout instead";
+        Err(metadata.error(&key(name), format!("{problem}: {instead}")))
+    };
+    let given = |name: &str, neutral: f64| -> Result<Option<f64>, ConfigError> {
+        Ok(metadata.number(&key(name))?.filter(|value| *value != neutral))
+    };
+    if let Some(ramp) = given("yarn_ext_factor", 1.0)? {
+        return refused("yarn_ext_factor", &format!("is {ramp}, and only 1 is supported"));
+    }
+    let multiplier = given("attn_factor", 1.0)?;
+    let own = metadata.number(&key("yarn_attn_factor"))?;
+    if (own.is_some() || multiplier.is_some()) && scaling["rope_type"] != "yarn" {
+        let name = if own.is_some() { "yarn_attn_factor" } else { "attn_factor" };
+        return refused(name, "is not supported without yarn");
+    }
+    let Some(multiplier) = multiplier else { return Ok(own) };
+    if own.is_some() {
+        return refused("attn_factor", "contradicts `yarn_attn_factor`");
+    }
+    let factor = scaling.get("factor").and_then(serde_json::Value::as_f64).unwrap_or(1.0);
+    let implied = 0.1 * factor.ln() + 1.0;
+    if architecture != "olmo2" {
+        // Of what follows from the factor. The file has it in 32 bits.
+        return Ok(Some(shortest((multiplier * implied) as f32)));
+    }
+    // OLMo 3's files of 2025 have here what the configuration says, and all that were published say
+    // what follows from the factor.
+    if (multiplier - implied).abs() < 1e-6 {
+        return Ok(None);
+    }
+    let problem = format!(
+        "is {multiplier}, which older files mean as it is and llama.cpp takes times {implied}"
+    );
+    refused("attn_factor", &problem)
 }
 
 /// Settings of Phi's models for long texts.

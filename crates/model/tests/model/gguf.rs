@@ -13,18 +13,18 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-fn write(writer: &Writer) -> (TempDir, PathBuf) {
+pub fn write(writer: &Writer) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     std::fs::write(&path, writer.bytes()).unwrap();
     (folder, path)
 }
 
-fn loaded(path: &Path) -> Model {
+pub fn loaded(path: &Path) -> Model {
     load(path, &Device::cpu(2), LoadOptions::INFERENCE).unwrap()
 }
 
-fn logits_of(model: &Model, golden: &Golden) -> Vec<f32> {
+pub fn logits_of(model: &Model, golden: &Golden) -> Vec<f32> {
     let batch = pack(&model.decoder.config, &golden.samples(), 0);
     logits(model, &Device::cpu(2), Compute::F32, &batch)
 }
@@ -77,17 +77,6 @@ fn a_file_is_the_model_that_it_was_made_of() {
             // Nothing in a file says otherwise.
             set_key(&dir.path().join("config.json"), "query_pre_attn_scalar", 32.into());
         }
-        if case.starts_with("qwen3_5") {
-            set_as_qwen35_says(dir.path());
-        }
-        if case == "olmo3" {
-            // Factors are in 32 bits in a file.
-            let scaling = json!({
-                "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16,
-                "attention_factor": 1.1999999, "beta_fast": 2.0, "beta_slow": 0.25,
-            });
-            set_key(&dir.path().join("config.json"), "rope_scaling", scaling);
-        }
         let mut writer = from_directory(dir.path());
         let expected = DecoderConfig::load(dir.path()).unwrap();
         letters(&mut writer, expected.vocab_size);
@@ -96,6 +85,10 @@ fn a_file_is_the_model_that_it_was_made_of() {
             // A block that predicts tokens after the next.
             set(&mut writer, &format!("{name}.block_count"), Meta::U32(4));
             set(&mut writer, &format!("{name}.nextn_predict_layers"), Meta::U32(1));
+            if case == "qwen3_5" {
+                let recurrent = Meta::Bools(vec![true, false, true, false]);
+                set(&mut writer, "qwen35.attention.recurrent_layers", recurrent);
+            }
             add(&mut writer, "blk.3.nextn.eh_proj.weight", &[0.5]);
         }
         let (_folder, path) = write(&writer);
@@ -111,19 +104,6 @@ fn a_file_is_the_model_that_it_was_made_of() {
     }
 }
 
-/// The configuration as files of Qwen3.5 can say it.
-fn set_as_qwen35_says(dir: &Path) {
-    for (key, value) in [
-        ("rope_parameters", Value::Null),
-        ("partial_rotary_factor", json!(0.25)),
-        ("rope_theta", json!(10000.0)),
-        ("layer_types", Value::Null),
-        ("full_attention_interval", json!(2)),
-    ] {
-        set_key(&dir.join("config.json"), key, value);
-    }
-}
-
 /// Of Qwen3.5 from 4B on, where value heads are in tiles in files: blocks that two of them share
 /// stay as they are, and the model is that of their values in Hugging Face's order.
 #[test]
@@ -131,7 +111,6 @@ fn tiles_stay_in_their_blocks() {
     for (kind, head_dim) in [(12, 128), (14, 128), (8, 8)] {
         let Ok(Storage::Packed(format)) = Storage::from_ggml(kind) else { panic!("{kind}") };
         let dir = copy_of("qwen3_5");
-        set_as_qwen35_says(dir.path());
         set_key(&dir.path().join("config.json"), "linear_value_head_dim", json!(head_dim));
         let (rows, cols) = (24, 4 * head_dim);
         let stored = |layer| testing::weights_of_file(format, [rows, cols], layer);
@@ -194,7 +173,6 @@ fn logits_of_letters(model: &Model) -> Vec<f32> {
 #[test]
 fn rates_without_logarithms() {
     let dir = copy_of("qwen3_5");
-    set_as_qwen35_says(dir.path());
     for wrong in [0.0, 0.5, f32::NAN] {
         let mut writer = from_directory(dir.path());
         let rates = writer.tensors.iter_mut().find(|tensor| tensor.name == "blk.2.ssm_a").unwrap();

@@ -228,7 +228,6 @@ fn metadata(writer: &mut Writer, architecture: &str, config: &Value) {
         ("linear_key_head_dim", "ssm.state_size"),
         ("linear_num_key_heads", "ssm.group_count"),
         ("linear_num_value_heads", "ssm.time_step_rank"),
-        ("full_attention_interval", "full_attention_interval"),
         ("sliding_window", "attention.sliding_window"),
         ("sliding_window_pattern", "attention.sliding_window_pattern"),
     ] {
@@ -238,7 +237,6 @@ fn metadata(writer: &mut Writer, architecture: &str, config: &Value) {
     }
     let number = |writer: &mut Writer, to: &str, value: &Value| set_number(writer, &key(to), value);
     number(writer, "attention.layer_norm_rms_epsilon", &config["rms_norm_eps"]);
-    number(writer, "rope.freq_base", &config["rope_theta"]);
     for (from, to) in [
         ("attn_logit_softcapping", "attn_logit_softcapping"),
         ("final_logit_softcapping", "final_logit_softcapping"),
@@ -253,13 +251,19 @@ fn metadata(writer: &mut Writer, architecture: &str, config: &Value) {
     let head_dim = config["head_dim"].as_f64().unwrap_or_else(|| {
         (size(config, "hidden_size") / size(config, "num_attention_heads")) as f64
     });
-    let rotated = head_dim * config["partial_rotary_factor"].as_f64().unwrap_or(1.0);
+    let share = first(&[
+        &rope_parameters(config)["partial_rotary_factor"],
+        &config["partial_rotary_factor"],
+    ]);
+    let rotated = head_dim * share.as_f64().unwrap_or(1.0);
     writer.set(&key("rope.dimension_count"), Meta::U32(rotated as u32));
     if config["linear_num_value_heads"].is_u64() {
         let width = size(config, "linear_num_value_heads") * size(config, "linear_value_head_dim");
         writer.set(&key("ssm.inner_size"), Meta::U32(width as u32));
         writer.set(&key("rope.dimension_sections"), Meta::I32s(vec![11, 11, 10, 0]));
+        writer.set(&key("full_attention_interval"), Meta::U32(4));
     }
+    kinds_of_blocks(writer, architecture, config);
     if architecture == "glm4moe" {
         writer.set(&key("expert_weights_norm"), Meta::Bool(config["norm_topk_prob"] == true));
         writer.set(&key("expert_gating_func"), Meta::U32(2));
@@ -270,19 +274,50 @@ fn metadata(writer: &mut Writer, architecture: &str, config: &Value) {
     rope_scaling(writer, architecture, config);
 }
 
+/// Lists with a boolean for each block.
+fn kinds_of_blocks(writer: &mut Writer, architecture: &str, config: &Value) {
+    let of_kind = |kind: &str| -> Option<Meta> {
+        let kinds = config["layer_types"].as_array()?.iter();
+        Some(Meta::Bools(kinds.map(|found| found == kind).collect()))
+    };
+    let key = |key: &str| format!("{architecture}.attention.{key}");
+    if let Some(list) = of_kind("linear_attention").filter(|_| architecture.starts_with("qwen35")) {
+        writer.set(&key("recurrent_layers"), list);
+    }
+    if architecture == "olmo2" && config["sliding_window"].is_u64() {
+        let by_rule = (1..=size(config, "num_hidden_layers")).map(|i| i % 4 != 0);
+        let list = of_kind("sliding_attention").unwrap_or(Meta::Bools(by_rule.collect()));
+        writer.set(&key("sliding_window_pattern"), list);
+    }
+}
+
 fn set_number(writer: &mut Writer, key: &str, value: &Value) {
     if let Some(value) = value.as_f64() {
         writer.set(key, Meta::F32(value as f32));
     }
 }
 
+/// The object that says how positions are embedded, that of full attention.
+fn rope_parameters(config: &Value) -> &Value {
+    let all = first(&[&config["rope_parameters"], &config["rope_scaling"]]);
+    first(&[&all["full_attention"], all])
+}
+
+/// The first that is not null, if there is one.
+fn first<'a>(values: &[&'a Value]) -> &'a Value {
+    values.iter().find(|value| !value.is_null()).copied().unwrap_or(&Value::Null)
+}
+
 fn rope_scaling(writer: &mut Writer, architecture: &str, config: &Value) {
     let key = |key: &str| format!("{architecture}.{key}");
     let number = |writer: &mut Writer, to: &str, value: &Value| set_number(writer, &key(to), value);
-    let scaling = &config["rope_scaling"];
+    let scaling = rope_parameters(config);
+    number(writer, "rope.freq_base", first(&[&scaling["rope_theta"], &config["rope_theta"]]));
+    let of_windows = &config["rope_parameters"]["sliding_attention"]["rope_theta"];
+    number(writer, "rope.freq_base_swa", first(&[of_windows, &config["rope_local_base_freq"]]));
     let kind = scaling["rope_type"].as_str().or(scaling["type"].as_str());
     match kind {
-        None => {}
+        None | Some("default") => {}
         Some("longrope") => {
             let original = size(config, "original_max_position_embeddings");
             let factor = size(config, "max_position_embeddings") as f64 / original as f64;
@@ -308,18 +343,14 @@ fn rope_scaling(writer: &mut Writer, architecture: &str, config: &Value) {
                 let original = Meta::U32(original as u32);
                 writer.set(&key("rope.scaling.original_context_length"), original);
             }
-            if let Some(factor) = scaling["attention_factor"].as_f64() {
-                let implied = 0.1 * scaling["factor"].as_f64().unwrap().ln() + 1.0;
-                let factor = Meta::F32((factor / implied) as f32);
-                writer.set(&key("rope.scaling.attn_factor"), factor);
-            }
+            number(writer, "rope.scaling.yarn_attn_factor", &scaling["attention_factor"]);
         }
     }
 }
 
 /// As `generate_extra_tensors` of the conversion computes them.
 fn llama3_factors(config: &Value) -> Vec<f32> {
-    let scaling = |key: &str| config["rope_scaling"][key].as_f64().unwrap();
+    let scaling = |key: &str| rope_parameters(config)[key].as_f64().unwrap();
     let dim = size(config, "head_dim");
     let base = config["rope_theta"].as_f64().unwrap();
     let original = scaling("original_max_position_embeddings");

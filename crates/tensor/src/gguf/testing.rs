@@ -21,6 +21,8 @@ pub enum Meta {
     I32s(Vec<i32>),
     /// An array of numbers of 32 bits.
     F32s(Vec<f32>),
+    /// An array of bytes, 0 or 1.
+    Bools(Vec<bool>),
     /// Any type, and its bytes.
     Raw(u32, Vec<u8>),
 }
@@ -143,6 +145,10 @@ fn write_value(out: &mut Vec<u8>, value: &Meta) {
         Meta::F32s(numbers) => {
             array(out, 6, numbers.len());
             numbers.iter().for_each(|x| out.extend(x.to_le_bytes()));
+        }
+        Meta::Bools(flags) => {
+            array(out, 7, flags.len());
+            out.extend(flags.iter().map(|&flag| u8::from(flag)));
         }
     }
 }
