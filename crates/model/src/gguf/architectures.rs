@@ -65,7 +65,7 @@ const PLAIN: Architecture = Architecture {
     norms_plus_one: false,
 };
 
-static ARCHITECTURES: [Architecture; 17] = [
+static ARCHITECTURES: [Architecture; 18] = [
     // Mistral's files are Llama's too, and Mixtral's: see [`MIXTRAL`].
     Architecture {
         name: "llama",
@@ -73,6 +73,14 @@ static ARCHITECTURES: [Architecture; 17] = [
         class: "LlamaForCausalLM",
         keys: &[],
         biases: Biases::Everywhere,
+        turns_neighbours: true,
+        ..PLAIN
+    },
+    // For Mistral Small see [`MISTRAL_SMALL`].
+    Architecture {
+        name: "mistral3",
+        model_type: MINISTRAL3,
+        class: "Ministral3ForCausalLM",
         turns_neighbours: true,
         ..PLAIN
     },
@@ -279,6 +287,22 @@ static MIXTRAL: Architecture = Architecture {
     ..PLAIN
 };
 
+/// Files of Mistral Small from 3.1 on, which have no YaRN: Llama's but for the name.
+static MISTRAL_SMALL: Architecture = Architecture {
+    name: "mistral3",
+    model_type: "llama",
+    class: "LlamaForCausalLM",
+    biases: Biases::Everywhere,
+    turns_neighbours: true,
+    ..PLAIN
+};
+
+/// The family of Ministral 3.
+pub(super) const MINISTRAL3: &str = "ministral3";
+
+/// The key of what Ministral 3's queries grow by.
+pub(super) const QUERY_GROWTH: &str = "attention.temperature_scale";
+
 /// The architecture of gpt-oss, whose files have some things their own way.
 pub(super) const GPT_OSS: &str = "gpt-oss";
 
@@ -305,6 +329,10 @@ pub(super) fn of(metadata: &Metadata<'_>) -> Result<&'static Architecture, Confi
     };
     if name == MIXTRAL.name && metadata.size("llama.expert_count")?.is_some_and(|n| n > 0) {
         return Ok(&MIXTRAL);
+    }
+    let is_set = |key| metadata.get(&format!("{name}.{key}")).is_some();
+    if name == MISTRAL_SMALL.name && !is_set("rope.scaling.type") && !is_set(QUERY_GROWTH) {
+        return Ok(&MISTRAL_SMALL);
     }
     ARCHITECTURES.iter().find(|architecture| architecture.name == name).ok_or_else(|| {
         let names: Vec<&str> = ARCHITECTURES.iter().map(|a| a.name).collect();

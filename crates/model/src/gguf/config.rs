@@ -1,7 +1,8 @@
 //! Metadata as the `config.json` of its family.
 
 use super::architectures::{
-    Architecture, Biases, COMMON, COMMON_OPTIONAL, DELTA_WIDTH, GLM4_MOE, GPT_OSS,
+    Architecture, Biases, COMMON, COMMON_OPTIONAL, DELTA_WIDTH, GLM4_MOE, GPT_OSS, MINISTRAL3,
+    QUERY_GROWTH,
 };
 use super::metadata::Metadata;
 use super::rope;
@@ -156,6 +157,9 @@ impl Translation<'_> {
             // As it was trained, which files do not say.
             scaling.insert("truncate".to_owned(), false.into());
         }
+        if self.architecture.model_type == MINISTRAL3 {
+            return self.ministral(scaling);
+        }
         let of_windows = match self.object.get("model_type").is_some_and(|kind| kind == OLMO3) {
             true => self.metadata.number(&self.key("rope.freq_base_swa"))?,
             false => None,
@@ -170,6 +174,29 @@ impl Translation<'_> {
         } else if !scaling.is_empty() {
             self.set("rope_scaling", scaling);
         }
+        Ok(())
+    }
+
+    /// Ministral 3's settings of rotary embeddings, in one object with what its queries grow by.
+    fn ministral(
+        &mut self,
+        mut scaling: Map<String, serde_json::Value>,
+    ) -> Result<(), ConfigError> {
+        let number = |key: &str| self.metadata.number(&self.key(key));
+        let all_dim = number("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0);
+        let beta = number(QUERY_GROWTH)?.unwrap_or(0.0);
+        let value = |key: &str| self.object.get(key).cloned().unwrap_or_default();
+        // As llama.cpp takes it where the file does not say.
+        scaling
+            .entry("original_max_position_embeddings")
+            .or_insert(value("max_position_embeddings"));
+        scaling.entry("rope_type").or_insert("default".into());
+        scaling.insert("rope_theta".to_owned(), value("rope_theta"));
+        scaling.insert("mscale".to_owned(), 1.0.into());
+        scaling.insert("mscale_all_dim".to_owned(), all_dim.into());
+        scaling.insert("llama_4_scaling_beta".to_owned(), beta.into());
+        self.object.remove("rope_theta");
+        self.set("rope_parameters", scaling);
         Ok(())
     }
 

@@ -30,12 +30,13 @@ pub fn logits_of(model: &Model, golden: &Golden) -> Vec<f32> {
 }
 
 /// Cases of the goldens, with keys of their configuration that GGUF cannot say.
-pub const CASES: [(&str, &[(&str, Value)]); 24] = [
+pub const CASES: [(&str, &[(&str, Value)]); 25] = [
     ("tied_gqa", &[]),
     ("untied_bias_linear", &[]),
     ("headdim_llama3", &[]),
     ("yarn", &[]),
     ("granite", &[]),
+    ("ministral3", &[]),
     ("mistral", &[("sliding_window", Value::Null)]),
     ("mixtral", &[("sliding_window", Value::Null)]),
     (

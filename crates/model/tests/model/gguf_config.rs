@@ -1,10 +1,11 @@
 //! Keys of GGUF files' metadata whose meaning changed over time, or depends on others.
 
-use crate::fixture::copy_of;
-use crate::gguf::write;
+use crate::fixture::{Golden, copy_of, set_key};
+use crate::gguf::{loaded, logits_of, write};
 use crate::gguf_files::from_directory;
 use hone_model::{DecoderConfig, RopeScaling};
 use hone_tensor::gguf::testing::Meta;
+use serde_json::Value;
 
 /// The configuration that a file with some keys, or without those that are `None`, is read as.
 fn config_with(case: &str, changes: &[(&str, Option<Meta>)]) -> Result<DecoderConfig, String> {
@@ -108,4 +109,22 @@ fn bases_by_kind_of_block() {
     let found = config_with("olmo2", &[("olmo2.rope.freq_base_swa", Some(Meta::F32(1e4)))]);
     let says = "`olmo2.rope.freq_base_swa` is set, but Hone does not know this key";
     assert!(found.unwrap_err().starts_with(says));
+}
+
+/// Mistral Small from 3.1 on, whose files have Ministral 3's architecture.
+#[test]
+fn mistral_small() {
+    let dir = copy_of("mistral");
+    set_key(&dir.path().join("config.json"), "sliding_window", Value::Null);
+    let mut writer = from_directory(dir.path());
+    for (key, value) in &mut writer.keys {
+        *key = key.replace("llama.", "mistral3.");
+        if key == "general.architecture" {
+            *value = "mistral3".into();
+        }
+    }
+    let (_folder, path) = write(&writer);
+    let logits =
+        [dir.path(), path.as_path()].map(|path| logits_of(&loaded(path), &Golden::load("mistral")));
+    assert!(logits[0] == logits[1]);
 }

@@ -46,7 +46,7 @@ const OF_BLOCK: [(&str, &str); 34] = [
 ];
 
 /// Architectures whose queries and keys conversion permutes.
-const PERMUTED: [&str; 3] = ["llama", "granite", "smollm3"];
+const PERMUTED: [&str; 4] = ["llama", "granite", "mistral3", "smollm3"];
 
 /// The model in a directory with one file of weights, without a tokenizer.
 pub fn from_directory(dir: &Path) -> Writer {
@@ -62,6 +62,7 @@ pub fn from_directory(dir: &Path) -> Writer {
         "qwen3_5_text" => "qwen35",
         "qwen3_5_moe_text" => "qwen35moe",
         "olmo3" => "olmo2",
+        "ministral3" => "mistral3",
         "mistral" | "mixtral" => "llama",
         other => other,
     };
@@ -344,6 +345,10 @@ fn rope_scaling(writer: &mut Writer, architecture: &str, config: &Value) {
                 writer.set(&key("rope.scaling.original_context_length"), original);
             }
             number(writer, "rope.scaling.yarn_attn_factor", &scaling["attention_factor"]);
+            if architecture == "mistral3" {
+                number(writer, "rope.scaling.yarn_log_multiplier", &scaling["mscale_all_dim"]);
+                number(writer, "attention.temperature_scale", &scaling["llama_4_scaling_beta"]);
+            }
         }
     }
 }
