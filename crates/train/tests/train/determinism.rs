@@ -68,12 +68,15 @@ fn recomputation_changes_nothing() {
     }
 }
 
-/// Blocks that visit a GPU, all or some among others; those with experts too.
+/// Blocks that visit a GPU, all or some among others; those with experts too, and one whose
+/// projection embeds for all of them, which is needed before the block itself.
 #[test]
 fn offloading_changes_nothing() {
     let Some(gpu) = Gpu::for_tests() else { return };
     let both: &[Recompute] = &[Recompute::None, Recompute::Block];
-    for (case, num_blocks, recompute) in [("tied_gqa", 7, both), ("mixtral", 4, &both[1..])] {
+    for (case, num_blocks, recompute) in
+        [("tied_gqa", 7, both), ("mixtral", 4, &both[1..]), ("gemma4_small", 5, both)]
+    {
         let scene = Scene::with_blocks(case, num_blocks);
         let (setup, device) = (scene.setup(&LORA), Device::cuda(gpu.clone()));
         let trail = |blocks, recompute| {

@@ -1,6 +1,8 @@
 //! The run file and its overrides.
 
-use super::{Case, TRAIN, check, command, replace, train};
+use super::{Case, TRAIN, check, command, refused, replace, train};
+use crate::sandbox::Scene;
+use crate::sandbox::tiny_model::write_model;
 
 #[test]
 fn keys() {
@@ -126,6 +128,27 @@ fn overrides() {
     ]);
 }
 
+/// An encoder's positions are rows of a table, of which RoBERTa leaves some out. Where the run file
+/// allows longer rows, no data is looked for.
+#[test]
+fn rows_longer_than_learned_positions() {
+    let scene = Scene::new();
+    write_model("roberta", &scene.path("model"));
+    let tokens = "{\"mask_token\": \"<unk>\", \"eos_token\": \"</s>\"}";
+    scene.write("model/tokenizer_config.json", tokens);
+    let (generation, masked) = ("[report]\nsamples = 1\nmax_new_tokens = 4", "kind = \"masked\"");
+    replace(&scene, "run.toml", generation, &format!("[objective]\n{masked}"));
+    let row = format!("{{\"prompt\": \"w5{}\", \"completion\": \" w6\"}}\n", " w5".repeat(16));
+    scene.write("train.jsonl", &row);
+    let short = ["data.max_seq_len=15", "train.batch_tokens=120", "budget.micro_batch_tokens=15"];
+    let says =
+        ["train.jsonl:1: the row has 19 tokens", "at most 15", "data.overlong = \"truncate\""];
+    refused("a long row", &scene, &mut scene.train(&short), &says);
+    std::fs::remove_file(scene.path("train.jsonl")).unwrap();
+    let says = ["data.max_seq_len = 32", "the model's positions are 15", "at most 15"];
+    refused("long rows allowed", &scene, &mut scene.train(&[]), &says);
+}
+
 #[test]
 fn memory_that_cannot_fit() {
     check(&[overridden!(
@@ -134,7 +157,7 @@ fn memory_that_cannot_fit() {
         &["needs", "977 KiB may be taken", "What would make it fit", "budget.memory = \""]
     )]);
     // `plan` prints the plan all the same, and ends with status 2.
-    let scene = crate::sandbox::Scene::new();
+    let scene = Scene::new();
     let plan = &["plan", "run.toml", "budget.memory=1MB", "--json"];
     let ended = crate::sandbox::ended(&mut scene.hone(plan));
     ended.says(2, &["What would make it fit", "budget.memory = \""]);
@@ -145,12 +168,12 @@ fn memory_that_cannot_fit() {
 /// An adapter to start from keeps its layers, which the run file must not contradict.
 #[test]
 fn layers_of_another_adapter() {
-    let scene = crate::sandbox::Scene::new();
+    let scene = Scene::new();
     let short = ["train.max_steps=1", "report.samples=0", "output.dir=first"];
     crate::sandbox::ended(&mut scene.train(&short)).says(0, &[]);
     let init = ["adapter.init_from=first/adapter", "adapter.target_modules=q_proj"];
     let says = ["adapter.init_from: first/adapter adapts", "adapter.target_modules asks for other"];
-    super::refused("other layers", &scene, &mut scene.train(&init), &says);
+    refused("other layers", &scene, &mut scene.train(&init), &says);
 }
 
 #[test]
