@@ -13,6 +13,11 @@ FAMILIES = {
         "model_type": "roberta",
         "hidden_act": "gelu",
     },
+    "xlm-roberta": {
+        "architectures": ["XLMRobertaForMaskedLM"],
+        "model_type": "xlm-roberta",
+        "hidden_act": "gelu",
+    },
     "distilbert": {
         "architectures": ["DistilBertForMaskedLM"],
         "model_type": "distilbert",
@@ -75,6 +80,18 @@ CASES = {
         "lengths": [5, 9, 13],
         "rope_spelling": "none",
         "lora": {"target_modules": ["query", "value", "intermediate.dense"]},
+        "full_gradients": True,
+    },
+    "xlm_roberta": {
+        "seed": 44,
+        "family": "xlm-roberta",
+        "config": sizes(44, 24, 11, 3, 2, 16)
+        | POST_NORM
+        | {"type_vocab_size": 1, "layer_norm_eps": 1e-5},
+        "lengths": [4, 7, 11],
+        "rope_spelling": "none",
+        "lora": {"target_modules": ["key", "attention.output.dense", "output.dense"]},
+        "optimizer": {"lr": 0.005},
         "full_gradients": True,
     },
     "distilbert": {

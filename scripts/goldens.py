@@ -111,7 +111,7 @@ def one_line_lists(text):
 
 def describe_model(case, folder):
     model = empty_model(case)
-    shapes = {name: list(p.shape) for name, p in model.named_parameters()}
+    shapes = {stored_name(model, name): list(p.shape) for name, p in model.named_parameters()}
     if golden_mixtures.has_experts(model) and not case.fused_on_disk:
         shapes = golden_mixtures.shapes_on_disk(model)
     if case.family == "gemma4":  # with its numbers that are no parameters
@@ -135,6 +135,12 @@ def describe_model(case, folder):
         for file, part in shards.items()
     }
     write_description(folder, case.seed, case.saved_as, files)
+
+
+def stored_name(model, name):
+    """Of two names of one weight that which files have."""
+    tied = model._tied_weights_keys if model.config.tie_word_embeddings else {}
+    return (tied or {}).get(name, name)
 
 
 def load_base(folder, dtype=torch.float32):
@@ -249,7 +255,7 @@ def gradients(model, ids, masks):
     model.zero_grad()
     loss = loss_of(model, ids, masks)
     loss.backward()
-    found = {name: p.grad.clone() for name, p in trainable(model).items()}
+    found = {stored_name(model, name): p.grad.clone() for name, p in trainable(model).items()}
     return loss.item(), golden_mixtures.per_expert(found, model)
 
 

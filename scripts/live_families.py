@@ -64,8 +64,8 @@ def variant(case, number, seed):
     longest = max(case.lengths)
     lengths = sorted(draw.randint(3, max(15, 2 * longest)) for _ in range(3))
     room = (BASE_CONFIG | config)["max_position_embeddings"]
-    if case.family == "roberta":
-        room -= config["pad_token_id"] + 1
+    if case.family in ("roberta", "xlm-roberta"):
+        room -= config.get("pad_token_id", 1) + 1
     lengths = [min(length, room) for length in lengths]
     return replace(
         case,
