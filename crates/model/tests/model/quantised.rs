@@ -1,10 +1,14 @@
 //! Quantised matrices in safetensors files, each in several tensors: FP8, bitsandbytes' NF4, MXFP4.
 
 use crate::fixture::{
-    Entry, Outcome, Sample, export, forward_backward, load, logits, pack, rewrite, write_tensors,
+    Entry, Outcome, Sample, cases, export, forward_backward, goldens_dir, load, logits, pack,
+    rewrite, write_tensors,
 };
+use crate::support::text;
 use hone_model::adapter::{LoraConfig, TargetModules, attach};
-use hone_model::{DecoderConfig, ExpertPart, Linear, Model, Recompute, Role, Trained, WeightSpec};
+use hone_model::{
+    Batch, DecoderConfig, ExpertPart, Linear, Model, Recompute, Role, Trained, WeightSpec,
+};
 use hone_tensor::safetensors::load_as;
 use hone_tensor::{Category, Compute, DType, Device, Philox, Storage, Tensor};
 use safetensors::Dtype;
@@ -45,7 +49,7 @@ impl Kind {
 
     fn quantises(self, role: Role) -> bool {
         match (self, role) {
-            (_, Role::Matrix(_, Linear::Router)) => false,
+            (_, Role::Matrix(_, Linear::Router | Linear::SharedGate)) => false,
             (Self::Mxfp4, Role::Matrix(_, linear)) => matches!(linear, Linear::Expert(..)),
             (_, Role::Matrix(..)) => true,
             _ => false,
@@ -254,8 +258,12 @@ fn write(dir: &Path, config: &Value, tensors: &Tensors) {
 
 /// A model as floats, and the same with quantised matrices.
 pub fn model_in_both(kind: Kind) -> [TempDir; 2] {
+    in_both(kind, config(kind))
+}
+
+/// The same of a configuration.
+fn in_both(kind: Kind, mut config: Value) -> [TempDir; 2] {
     let [floats, packed] = [(); 2].map(|()| tempfile::tempdir().unwrap());
-    let mut config = config(kind);
     write(floats.path(), &config, &Tensors::new());
     let specs: Vec<WeightSpec> = DecoderConfig::load(floats.path()).unwrap().weights().collect();
     let (mut as_floats, mut as_packed) = (Tensors::new(), Tensors::new());
@@ -358,8 +366,17 @@ fn in_all(part: ExpertPart) -> (String, [usize; 2], usize, usize) {
     (format!("model.layers.0.mlp.experts.{name}"), shape, first, step)
 }
 
-/// Log-probabilities, gradients of an adapter and logits in f32.
-fn computed(model: &mut Model) -> (Outcome, Vec<f32>) {
+const IDS: [u32; 6] = [1, 39, 7, 7, 20, 3];
+
+/// Log-probabilities and gradients in f32.
+fn outcome(model: &Model, device: &Device) -> Outcome {
+    let sample = Sample { ids: IDS.to_vec(), mask: vec![1; IDS.len()] };
+    let batch = pack(&model.decoder.config, &[sample], 0);
+    forward_backward(model, device, (Compute::F32, Recompute::None), &batch, 1.0, None)
+}
+
+/// Those of an adapter, and logits and a text in f32.
+fn computed(model: &mut Model) -> (Outcome, (Vec<f32>, Vec<u32>)) {
     let device = Device::cpu(2);
     let target_modules = TargetModules::AllLinear;
     let lora = LoraConfig {
@@ -371,42 +388,58 @@ fn computed(model: &mut Model) -> (Outcome, Vec<f32>) {
         share_experts: false,
     };
     attach(model, &device, &lora, 5).unwrap();
-    let sample = Sample { ids: vec![1, 39, 7, 7, 20, 3], mask: vec![1; 6] };
-    let batch = pack(&model.decoder.config, &[sample], 0);
-    let how = (Compute::F32, Recompute::None);
-    let outcome = forward_backward(model, &device, how, &batch, 1.0, None);
-    (outcome, logits(model, &device, Compute::F32, &batch))
+    let batch = Batch::from_sequence(&model.decoder.config, &IDS);
+    let logits = logits(model, &device, Compute::F32, &batch);
+    (outcome(model, &device), (logits, text(model, &device, &IDS[..3])))
 }
 
-/// They stay as they are, compute what their values do, and are exported as floats.
 #[test]
 fn quantised_matrices_compute_what_their_values_do() {
     for kind in Kind::ALL {
-        let [floats, packed] = model_in_both(kind);
-        let device = Device::cpu(2);
-        // Packing floats gives the very bytes that bitsandbytes' tensors have.
-        let expected = Some(Storage::from_name("nf4").unwrap()).filter(|_| kind == Kind::Nf4);
-        let mut expected = load(floats.path(), &device, expected, Trained::Nothing);
-        let counting = Device::cpu(2);
-        let mut found = load(packed.path(), &counting, None, Trained::Nothing);
-        for (spec, (name, projection)) in linears(&found).zip(found.decoder.projections()) {
-            let storage = found.params.resolve(&projection.weight).storage().name();
-            let expected =
-                if kind.quantises(spec.role) { kind.storage(&spec.shape) } else { "f32" };
-            assert_eq!(storage, expected, "{name}");
-        }
-        let dry = Device::dry();
-        load(packed.path(), &dry, None, Trained::Nothing);
-        let bytes = [&counting, &dry].map(|d| d.persistent_bytes(Category::Weights));
-        assert_eq!(bytes[0], bytes[1], "{kind:?}");
-        assert!(computed(&mut found) == computed(&mut expected), "{kind:?}");
-        let merged = tempfile::tempdir().unwrap();
-        export(&found, &device, packed.path(), DType::F32, merged.path()).unwrap();
-        let written = std::fs::read_to_string(merged.path().join("config.json")).unwrap();
-        assert!(!written.contains("quantization_config"), "{written}");
-        let mut merged = load(merged.path(), &device, None, Trained::Nothing);
-        assert!(computed(&mut merged).1 == computed(&mut expected).1, "{kind:?}");
+        check_computes_its_values(kind, model_in_both(kind), "");
     }
+}
+
+/// With matrices of experts each in tensors of its own.
+#[test]
+fn models_of_every_family_may_be_quantised() {
+    for case in cases() {
+        let config = std::fs::read(goldens_dir().join(&case).join("config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&config).unwrap();
+        for kind in [Kind::Nf4, Kind::Fp8Blocks] {
+            check_computes_its_values(kind, in_both(kind, config.clone()), &case);
+        }
+    }
+}
+
+/// Quantised matrices stay as they are, compute what their values do, and are exported as floats;
+/// trained themselves, they start from their values.
+fn check_computes_its_values(kind: Kind, [floats, packed]: [TempDir; 2], case: &str) {
+    let device = Device::cpu(2);
+    // Packing floats gives the very bytes that bitsandbytes' tensors have.
+    let expected = Some(Storage::from_name("nf4").unwrap()).filter(|_| kind == Kind::Nf4);
+    let mut expected = load(floats.path(), &device, expected, Trained::Nothing);
+    let counting = Device::cpu(2);
+    let mut found = load(packed.path(), &counting, None, Trained::Nothing);
+    for (spec, (name, projection)) in linears(&found).zip(found.decoder.projections()) {
+        let storage = found.params.resolve(&projection.weight).storage().name();
+        let expected = if kind.quantises(spec.role) { kind.storage(&spec.shape) } else { "f32" };
+        assert_eq!(storage, expected, "{case} {name}");
+    }
+    let dry = Device::dry();
+    let _planned = load(packed.path(), &dry, None, Trained::Nothing);
+    let bytes = [&counting, &dry].map(|d| d.persistent_bytes(Category::Weights));
+    assert_eq!(bytes[0], bytes[1], "{case} {kind:?}");
+    let expected = computed(&mut expected);
+    assert!(computed(&mut found) == expected, "{case} {kind:?}");
+    let dir = tempfile::tempdir().unwrap();
+    export(&found, &device, packed.path(), DType::F32, dir.path()).unwrap();
+    let written = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
+    assert!(!written.contains("quantization_config"), "{written}");
+    let mut merged = load(dir.path(), &device, None, Trained::Nothing);
+    assert!(computed(&mut merged).1 == expected.1, "{case} {kind:?}");
+    let trained = |dir: &Path| outcome(&load(dir, &device, None, Trained::All), &device);
+    assert!(trained(packed.path()) == trained(dir.path()), "{case} {kind:?}");
 }
 
 /// Of files with several parts the others' matrices are exported as floats too, without what

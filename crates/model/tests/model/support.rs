@@ -31,7 +31,7 @@ fn weights_in_few_bits_compute_what_their_values_do() {
                 let how = (Compute::F32, Recompute::None);
                 let outcome = forward_backward(&model, &device, how, &batch, 1.0, None);
                 let logits = logits(&model, &device, Compute::F32, &batch);
-                (outcome, logits, text(&model, &device, &golden))
+                (outcome, logits, text(&model, &device, &golden.samples()[0].ids[..3]))
             };
             assert!(of(packed) == of(floats), "{case}");
         }
@@ -39,11 +39,11 @@ fn weights_in_few_bits_compute_what_their_values_do() {
 }
 
 /// Some tokens that follow a prompt; none of an encoder.
-fn text(model: &Model, device: &Device, golden: &Golden) -> Vec<u32> {
+pub fn text(model: &Model, device: &Device, prompt: &[u32]) -> Vec<u32> {
     if model.decoder.config.looks_ahead().is_some() {
         return Vec::new();
     }
-    let prompt = golden.samples().remove(0).ids[..3].to_vec();
+    let prompt = prompt.to_vec();
     let (sampling, stop_ids) = (Sampling::GREEDY, Vec::new());
     let request = Request { id: 0, prompt, max_new_tokens: 4, sampling, stop_ids };
     let pass = Pass { device, model, compute: Compute::F32 };
@@ -61,6 +61,10 @@ const EXPORT: Shown =
     Shown("export", "tests/model/export.rs", "merged_logits_are_those_of_the_adapter");
 const HELD: Shown =
     Shown("held", "tests/model/support.rs", "weights_in_few_bits_compute_what_their_values_do");
+const FILES: Shown =
+    Shown("files", "tests/model/quantised.rs", "models_of_every_family_may_be_quantised");
+const MXFP4: Shown =
+    Shown("mxfp4", "tests/model/quantised.rs", "quantised_matrices_compute_what_their_values_do");
 const GGUF: Shown = Shown("gguf", "tests/model/gguf.rs", "a_file_is_the_model_that_it_was_made_of");
 
 impl Shown {
@@ -97,10 +101,11 @@ fn the_table_in_the_readme_is_fresh() {
 
 /// A line for each family, from the golden models that the tests go through.
 fn table() -> String {
-    let mut table =
-        "| `model_type` | LoRA | all weights | generate | export | over int8 and NF4 | \
-                     from GGUF |\n| --- | --- | --- | --- | --- | --- | --- |\n"
-            .to_owned();
+    let mut table = "| `model_type` | LoRA | all weights | generate | export | over int8, NF4 | \
+                     FP8 files | NF4 files | MXFP4 files | GGUF files |\n"
+        .to_owned()
+        + &"| --- ".repeat(10)
+        + "|\n";
     let goldens: Vec<(String, Golden)> = cases()
         .into_iter()
         .map(|case| {
@@ -112,10 +117,8 @@ fn table() -> String {
         .collect();
     let device = Device::dry();
     for family in families::single() {
-        // Which is read by the same function.
-        let tested = if family == "xlm-roberta" { "roberta" } else { family };
         let own: Vec<&Golden> =
-            goldens.iter().filter(|(of, _)| of == tested).map(|(_, golden)| golden).collect();
+            goldens.iter().filter(|(of, _)| of == family).map(|(_, golden)| golden).collect();
         assert!(!own.is_empty(), "no golden model of {family}");
         let is_decoder = |golden: &&Golden| {
             let model = load(&golden.dir, &device, None, Trained::Nothing);
@@ -134,11 +137,15 @@ fn table() -> String {
             FULL.cell("✓"),
             if generates { GENERATE.cell("✓") } else { none() },
             EXPORT.cell("✓"),
-            HELD.cell(if generates { "LoRA, generate, export" } else { "LoRA, export" }),
+            HELD.cell("✓"),
+            FILES.cell("✓"),
+            FILES.cell("✓"),
+            // Whose files have it.
+            if family == "gpt_oss" { MXFP4.cell("✓") } else { none() },
             if has_gguf { GGUF.cell("✓") } else { none() },
         ];
         let _ = writeln!(table, "| `{family}` | {} |", cells.join(" | "));
     }
-    let links = [LORA, FULL, GENERATE, EXPORT, HELD, GGUF].map(|shown| shown.link());
+    let links = [LORA, FULL, GENERATE, EXPORT, HELD, FILES, MXFP4, GGUF].map(|shown| shown.link());
     table + "\n" + &links.concat()
 }
