@@ -55,6 +55,9 @@ Commands:
   live files [CASE]...
          trains and generates on real files in target/models beside PyTorch with PEFT and
          bitsandbytes, from a release build: an hour in all. scripts/live_files.py names the cases
+  live gguf DIR
+         has golden models converted by the llama.cpp in DIR, a checkout or vendor/llama.cpp of the
+         sdist of llama-cpp-python; compares logits, and texts as its vocabularies cut them
   gpu-check pack
          builds what wants a GPU into target/gpu-check, for a machine that has one
   gpu-check [DEVICE] [--only PART,...] [--peer-seconds N] [--variant-seconds N] [--out DIR] [--tiny]

@@ -3,6 +3,7 @@
 
 mod families;
 mod files;
+mod gguf;
 
 use crate::bench::peer::venv;
 use std::path::Path;
@@ -13,6 +14,7 @@ pub fn run(root: &Path, args: &[&str]) -> Option<ExitCode> {
     let (name, result) = match args {
         ["families", args @ ..] => ("families", families::run(root, args)),
         ["files", cases @ ..] => ("files", files::run(root, cases)),
+        ["gguf", args @ ..] => ("gguf", gguf::run(root, args)),
         _ => return None,
     };
     Some(match result {

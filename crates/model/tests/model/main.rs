@@ -21,6 +21,7 @@ mod gguf_tokenizers;
 mod goldens;
 mod int8;
 mod live;
+mod live_gguf;
 mod loading;
 mod packing;
 mod peft;
