@@ -296,6 +296,9 @@ const BATCH_TOKENS: usize = 1024;
 ///
 /// # Errors
 /// If the device failed.
+///
+/// # Panics
+/// Within a trace or a plan of the device.
 pub fn embed(
     pass: Pass<'_>,
     rows: &[Vec<u32>],

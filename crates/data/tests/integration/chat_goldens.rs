@@ -75,7 +75,10 @@ fn compare(at: impl Fn(&str) -> Option<PathBuf>) -> (usize, usize) {
     let (mut compared, mut num_known) = (0, 0);
     for (file, expected) in goldens["templates"].as_object().unwrap() {
         let Some(path) = at(file) else { continue };
-        let source = std::fs::read_to_string(path).unwrap();
+        let source = std::fs::read_to_string(&path).unwrap_or_else(|error| {
+            let fix = "remove target/models/chat-templates and fetch it with cargo xtask models";
+            panic!("{}: {error}; {fix} templates", path.display())
+        });
         let mut template = match ChatTemplate::new(&source, None, tokens(&goldens, Vec::new())) {
             Ok(template) => template,
             Err(e) => {

@@ -362,7 +362,8 @@ fn no_config(name: &RepoName, settings: &HubSettings, unpinned: &ApiRepo) -> Hub
     let fix = match ending_in(&names(&info), &[".gguf"]).next() {
         None => "choose a repository in Hugging Face layout",
         Some(_) => {
-            "it holds GGUF files, which are not fetched; choose the repository they were made from"
+            "it holds GGUF files, which are not fetched: download one and give its path, or choose \
+             the repository they were made from"
         }
     };
     HubError::MissingFile { repo, file: CONFIG.to_owned(), fix }

@@ -325,7 +325,8 @@ impl Block {
 
     pub(crate) fn bytes(&self) -> &[u8] {
         // SAFETY: live blocks of a region do not overlap (the layout makes them disjoint, and
-        // `Memory` checks every event against it), and this one is not being written, since that
+        // `Memory` checks every event against it; a region that is reused has one block at a time,
+        // and is handed on when that is dropped), and this one is not being written, since that
         // takes `&mut self`.
         unsafe { self.host().bytes(self.offset, self.len) }
     }
@@ -395,7 +396,12 @@ impl Pool {
     }
 
     fn take(&mut self, bytes: usize) -> Option<Region> {
-        self.0.get_mut(&Self::size(bytes))?.pop()
+        let size = Self::size(bytes);
+        if self.0.last_key_value().is_some_and(|(largest, _)| *largest < size) {
+            // A longer pass has begun, which has little use for these.
+            self.0.clear();
+        }
+        self.0.get_mut(&size)?.pop()
     }
 
     fn give(&mut self, region: &Region) {

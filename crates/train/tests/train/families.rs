@@ -252,8 +252,12 @@ fn about_template(family: &Family, is_encoder: bool) -> String {
     match &family.template {
         Some(path) => {
             let name = path.rsplit('/').next().unwrap_or(path);
-            let source = family.source.as_ref().map(|of| format!(" {of}")).unwrap_or_default();
-            format!("Its chat template renders as in transformers (`{name}`).{source}")
+            match &family.source {
+                None => format!("Its chat template renders as in transformers (`{name}`)."),
+                Some(source) => {
+                    format!("A chat template, `{name}`, renders as in transformers. {source}")
+                }
+            }
         }
         None if is_encoder => {
             "An encoder, which learns masked tokens (`objective.kind = \"masked\"`).".to_owned()
