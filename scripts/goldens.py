@@ -215,7 +215,12 @@ def sequences(case):
     generator = torch.Generator().manual_seed(2000 + case.seed)
     ids, masks = [], []
     for length in case.lengths:
-        ids.append(torch.randint(0, case.config["vocab_size"], (length,), generator=generator))
+        tokens = torch.randint(0, case.config["vocab_size"], (length,), generator=generator)
+        if case.family in ("roberta", "xlm-roberta"):
+            # No text has padding, to which transformers gives no position of its own.
+            padding = case.config.get("pad_token_id", 1)
+            tokens[tokens == padding] = padding + 1
+        ids.append(tokens)
         mask = (torch.rand(length, generator=generator) < 0.6).to(torch.uint8)
         mask[0], mask[-1] = 0, 1
         masks.append(mask)
