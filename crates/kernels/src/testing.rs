@@ -33,7 +33,12 @@ pub fn skip(reason: impl Display) {
     let _ = writeln!(std::io::stderr(), "skipped test {test}: {reason}");
 }
 
-/// A matrix in a format that is only read: random weights of about 1, as a file might have them.
+/// Whether files have a format, whose bytes tests make up, rather than pack.
+pub fn is_of_files(format: &WeightFormat) -> bool {
+    format.pack.is_none() || format.block > 1
+}
+
+/// A matrix in a format of files: random weights of about 1, as a file might have them.
 ///
 /// # Panics
 /// If the format is unknown here.
@@ -64,12 +69,17 @@ pub fn weights_of_file(format: &WeightFormat, shape: [usize; 2], stream: u64) ->
     // Where a block has its scale, and one that makes the weights about 1.
     let (at, scale) = match format.name {
         "q8_0" => (&[0][..], 0.01),
+        "q5_1" => (&[0, 2][..], 0.05),
         "q5_0" => (&[0][..], 0.06),
         "q4_1" => (&[0, 2][..], 0.1),
         "q4_0" => (&[0][..], 0.12),
         "q6_k" => (&[208][..], 0.0003),
         "q5_k" => (&[0, 2][..], 0.001),
         "q4_k" => (&[0, 2][..], 0.002),
+        "q3_k" => (&[108][..], 0.02),
+        "q2_k" => (&[80, 82][..], 0.06),
+        "iq4_xs" => (&[0][..], 0.0008),
+        "iq4_nl" => (&[0][..], 0.01),
         "mxfp4" => (&[][..], 0.0),
         name => panic!("what a file has of {name} is not known"),
     };

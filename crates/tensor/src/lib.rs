@@ -24,7 +24,7 @@ pub use device::{
     Category, Cost, Device, OFFLOAD_SLOTS, Offloaded, Span, Target, Transfer, Work, offload,
 };
 pub use hone_kernels::attention::{Heads, Sequence, max_head_dim};
-pub use hone_kernels::format::{FORMATS, Tiles};
+pub use hone_kernels::format::{FORMATS, ShapeError, Tiles};
 pub use hone_kernels::memory::release_free_memory;
 pub use hone_kernels::random::Philox;
 pub use hone_kernels::{

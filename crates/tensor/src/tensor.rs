@@ -394,8 +394,8 @@ impl Tensor {
         self.view_mut().f32()
     }
 
-    /// Whether the elements are in host memory.
-    pub(crate) fn is_on_host(&self) -> bool {
+    /// Whether its bytes are in host memory, or in a mapped file.
+    pub fn is_on_host(&self) -> bool {
         match &self.memory {
             Memory::Block(block) => block.is_on_host(),
             Memory::File { .. } => true,

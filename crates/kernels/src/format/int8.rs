@@ -14,6 +14,7 @@ pub(super) static FORMAT: WeightFormat = WeightFormat {
     num_bytes: |[rows, cols]| rows * (4 + cols),
     unpack,
     pack: Some(pack),
+    search: None,
     tiles: None,
     source: &SOURCE,
     parameter,

@@ -42,6 +42,9 @@ pub struct WeightFormat {
     /// Packs floats in rows of `cols` into the bytes of the matrix; `None` if the format is only
     /// read from files.
     pub pack: Option<Pack>,
+    /// Packs floats so that an error of one column counts more than that of another; `None` if the
+    /// format has nothing to search for.
+    pub search: Option<Search>,
     /// The order of columns in the bytes, if it is not that of the matrix: [`Self::tiled`].
     pub tiles: Option<Tiles>,
     /// [`KERNELS`] for the format, whose type in CUDA sources is `Weights`.
@@ -53,8 +56,12 @@ pub struct WeightFormat {
 /// [`WeightFormat::pack`].
 pub type Pack = fn(&Cpu, Floats<'_>, cols: usize, bytes: &mut [u8]);
 
+/// [`WeightFormat::search`]: with the importance of each column, or none if all are alike, packs so
+/// that the sum of `importance[column] · (weight − unpacked)²` is small.
+pub type Search = fn(&Cpu, Floats<'_>, cols: usize, importance: &[f32], bytes: &mut [u8]);
+
 /// All formats.
-pub static FORMATS: [&WeightFormat; 13] = [
+pub static FORMATS: [&WeightFormat; 18] = [
     &int8::FORMAT,
     &nf4::FORMAT,
     &nf4::F32,
@@ -63,10 +70,15 @@ pub static FORMATS: [&WeightFormat; 13] = [
     &gguf::Q8_0,
     &gguf::Q6_K,
     &gguf::Q5_K,
+    &gguf::Q5_1,
     &gguf::Q5_0,
     &gguf::Q4_K,
     &gguf::Q4_1,
     &gguf::Q4_0,
+    &gguf::Q3_K,
+    &gguf::Q2_K,
+    &gguf::IQ4_XS,
+    &gguf::IQ4_NL,
     &gguf::MXFP4,
 ];
 
@@ -110,7 +122,11 @@ pub enum Storage {
 impl Storage {
     /// Names of the storages that floats can be held in: float types, then the [`FORMATS`] that
     /// pack.
-    pub const NAMES: [&str; 5] = ["f32", "bf16", "f16", "int8", "nf4"];
+    #[rustfmt::skip]
+    pub const NAMES: [&str; 18] = [
+        "f32", "bf16", "f16", "int8", "nf4", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1",
+        "q4_0", "q3_k", "q2_k", "iq4_xs", "iq4_nl", "mxfp4",
+    ];
 
     /// Bytes with zero point 128 and one `f32` scale per row: see [`Int8Rows`].
     pub const INT8: Self = Self::Packed(&int8::FORMAT);

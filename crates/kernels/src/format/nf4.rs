@@ -24,6 +24,7 @@ pub(super) static FORMAT: WeightFormat = WeightFormat {
     num_bytes: |[rows, cols]| Sizes::of(rows * cols).end(),
     unpack,
     pack: Some(pack),
+    search: None,
     tiles: None,
     source: &SOURCE,
     parameter,

@@ -31,7 +31,7 @@ impl PackedMatrix {
         Self::filled(format, shape, |to| to.copy_from_slice(bytes))
     }
 
-    /// Weights of about 1, packed or, if the format is only read, made up; of at least `cols`
+    /// Weights of about 1, packed or, if files have the format, made up; of at least `cols`
     /// columns, in whole blocks.
     pub(crate) fn random(
         format: &'static WeightFormat,
@@ -39,9 +39,9 @@ impl PackedMatrix {
         stream: u64,
     ) -> Self {
         let cols = cols.next_multiple_of(format.block);
-        match format.pack {
-            Some(_) => Self::new(format, &random(rows * cols, stream), cols),
-            None => {
+        match crate::testing::is_of_files(format) {
+            false => Self::new(format, &random(rows * cols, stream), cols),
+            true => {
                 let bytes = crate::testing::weights_of_file(format, [rows, cols], stream);
                 Self::of_bytes(format, &bytes, [rows, cols])
             }

@@ -7,7 +7,7 @@ use crate::raw_config::{ConfigError, RawConfig};
 use crate::weights::{Fused, Role, WeightSpec};
 use hone_tensor::gguf::GgufError;
 use hone_tensor::safetensors::{FileError, Lazy, RawTensor, SafeTensorsFile};
-use hone_tensor::{DType, Device, DeviceError, Tensor};
+use hone_tensor::{DType, Device, DeviceError, ShapeError, Tensor};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
@@ -98,6 +98,21 @@ pub enum LoadError {
         found: Vec<usize>,
         /// Shape according to the configuration.
         expected: Vec<usize>,
+    },
+    /// The weights cannot be held in the storage that was asked for.
+    #[error(
+        "base precision {storage}: tensor `{tensor}`: {source}. What its rows can be held in: {}",
+        .possible.join(", ")
+    )]
+    Ragged {
+        /// What was asked for.
+        storage: &'static str,
+        /// Tensor.
+        tensor: String,
+        /// Its rows and the storage's blocks.
+        source: ShapeError,
+        /// Names of storages without such blocks, or with blocks that its rows are made of.
+        possible: Vec<&'static str>,
     },
     /// The tensors of a matrix that is held in several do not fit together.
     #[error("{}: tensor `{name}`: {problem}", path.display())]

@@ -310,9 +310,18 @@ impl Loader<'_> {
         name: &str,
         tensor: Tensor,
         storage: Option<Storage>,
-    ) -> Result<Weight, DeviceError> {
+    ) -> Result<Weight, LoadError> {
         let storage = storage.unwrap_or(tensor.storage());
-        self.weight(home, name, tensor, storage)
+        if let Err(source) = storage.checked_num_bytes(tensor.shape()) {
+            let fits = |name: &&str| {
+                let storage = Storage::from_name(name);
+                storage.is_some_and(|storage| storage.checked_num_bytes(tensor.shape()).is_ok())
+            };
+            let possible = Storage::NAMES.into_iter().filter(fits).collect();
+            let (storage, tensor) = (storage.name(), name.to_owned());
+            return Err(LoadError::Ragged { storage, tensor, source, possible });
+        }
+        Ok(self.weight(home, name, tensor, storage)?)
     }
 
     fn weight(

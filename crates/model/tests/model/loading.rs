@@ -5,7 +5,7 @@ use crate::fixture::{
     set_key,
 };
 use crate::random_weights::{FNV_OFFSET, fnv_1a};
-use hone_model::{DecoderConfig, LayerConfig, LoadOptions, Model, ModelFiles, Trained};
+use hone_model::{DecoderConfig, LayerConfig, LoadError, LoadOptions, Model, ModelFiles, Trained};
 use hone_tensor::{Category, Compute, DType, Device, Storage};
 use safetensors::Dtype;
 use serde_json::{Value, json};
@@ -94,11 +94,28 @@ fn memory_of_weights() {
         let (bytes, count) = bytes_held(&Device::cpu(1), Some(DType::F32.into()));
         assert_eq!(bytes, 4 * count, "{case}");
         let storages = Storage::NAMES.map(Storage::from_name);
-        for precision in storages.into_iter().chain([None]) {
+        let is_ragged = |precision: &Option<Storage>| {
+            let options = LoadOptions { base_precision: *precision, ..LoadOptions::INFERENCE };
+            let loaded = hone_model::load(&golden.dir, &Device::dry(), options);
+            matches!(loaded, Err(LoadError::Ragged { .. }))
+        };
+        for precision in storages.into_iter().chain([None]).filter(|of| !is_ragged(of)) {
             let real = bytes_held(&Device::cpu(1), precision);
             assert_eq!(real, bytes_held(&Device::dry(), precision), "{case} {precision:?}");
         }
     }
+}
+
+/// Rows that are not whole blocks are refused on the dry device already, with what they can be.
+#[test]
+fn blocks_that_rows_are_not_made_of_are_refused() {
+    let golden = Golden::load("dynamic");
+    let options =
+        LoadOptions { base_precision: Storage::from_name("q4_0"), ..LoadOptions::INFERENCE };
+    let error = hone_model::load(&golden.dir, &Device::dry(), options).err().unwrap().to_string();
+    assert!(error.starts_with("base precision q4_0: tensor `model.embed_tokens.weight`: rows of"));
+    assert!(error.contains("are not whole blocks of 32, as q4_0 has them"), "{error}");
+    assert!(error.ends_with("can be held in: f32, bf16, f16, int8, nf4"), "{error}");
 }
 
 #[test]

@@ -1,7 +1,8 @@
-//! GGUF files, read through a memory mapping: metadata and tensors of one file or of its parts.
+//! GGUF files, read through a memory mapping and written: metadata and tensors of one file or, to
+//! be read, of its parts.
 //!
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>, versions 2 and 3, little
-//! endian. What metadata and tensors mean is not known here. Such files are only read.
+//! endian. What metadata and tensors mean is not known here.
 
 mod cursor;
 mod error;
@@ -10,9 +11,11 @@ mod metadata;
 mod parts;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod write;
 
 pub use error::GgufError;
 pub use metadata::{Array, Value, shortest};
+pub use write::{GgufPlan, GgufTensor, GgufUnwritable, GgufWriter, Meta};
 
 use crate::{DeviceError, Mapped, Tensor};
 use header::Info;

@@ -1,6 +1,6 @@
-use super::testing::{Meta, Writer};
-use super::{GgufError, GgufFile, Value};
-use crate::Storage;
+use super::testing::{Field, Meta, Writer};
+use super::{GgufError, GgufFile, GgufPlan, GgufTensor, GgufWriter, Value};
+use crate::{DType, Storage};
 use std::path::PathBuf;
 use tempfile::TempDir;
 
@@ -17,12 +17,12 @@ fn whole() -> Writer {
         .set("texts", Meta::Texts(vec!["a".into(), "▁b".into(), String::new()]))
         .set("i32s", Meta::I32s(vec![1, -1]))
         .set("f32s", Meta::F32s(vec![0.1, -1000.0]))
-        .set("u8", Meta::Raw(0, vec![255]))
-        .set("i8", Meta::Raw(1, vec![255]))
-        .set("i16", Meta::Raw(3, (-300i16).to_le_bytes().to_vec()))
-        .set("u64", Meta::Raw(10, u64::MAX.to_le_bytes().to_vec()))
-        .set("i64", Meta::Raw(11, i64::MIN.to_le_bytes().to_vec()))
-        .set("f64", Meta::Raw(12, 0.25f64.to_le_bytes().to_vec()))
+        .set("u8", Field::Raw(0, vec![255]))
+        .set("i8", Field::Raw(1, vec![255]))
+        .set("i16", Field::Raw(3, (-300i16).to_le_bytes().to_vec()))
+        .set("u64", Field::Raw(10, u64::MAX.to_le_bytes().to_vec()))
+        .set("i64", Field::Raw(11, i64::MIN.to_le_bytes().to_vec()))
+        .set("f64", Field::Raw(12, 0.25f64.to_le_bytes().to_vec()))
         .floats("a", &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
         .tensor("b", 1, &[4], [0x3c00u16, 0xc000, 0, 0x3800].map(u16::to_le_bytes).concat());
     writer
@@ -153,14 +153,17 @@ fn errors_name_what_is_wrong() {
     let nested =
         |depth| [9u32.to_le_bytes().to_vec(), 1u64.to_le_bytes().to_vec()].concat().repeat(depth);
     let cases: [(Change<'_>, &str); 14] = [
-        (&|w| w.keys.push(("u16".into(), Meta::U16(8))), "key `u16` is there twice"),
-        (&|w| w.keys.push(("x".into(), Meta::Raw(13, vec![]))), "key `x`: a value has type 13"),
-        (&|w| w.keys.push(("x".into(), Meta::Raw(7, vec![2]))), "key `x`: a boolean is 2"),
-        (&|w| w.keys.push(("x".into(), Meta::Raw(8, huge.to_vec()))), "bytes are to follow byte"),
-        (&|w| w.keys.push(("x".into(), Meta::Raw(9, array(5)))), "bytes are to follow byte"),
-        (&|w| w.keys.push(("x".into(), Meta::Raw(9, array(8)))), "bytes are to follow byte"),
-        (&|w| w.keys.push(("x".into(), Meta::Raw(9, nested(5)))), "nested more than 4 deep"),
-        (&|w| w.keys.push((ALIGNMENT.into(), Meta::U32(24))), "is not a power of two from 8"),
+        (&|w| w.keys.push(("u16".into(), Meta::U16(8).into())), "key `u16` is there twice"),
+        (&|w| w.keys.push(("x".into(), Field::Raw(13, vec![]))), "key `x`: a value has type 13"),
+        (&|w| w.keys.push(("x".into(), Field::Raw(7, vec![2]))), "key `x`: a boolean is 2"),
+        (&|w| w.keys.push(("x".into(), Field::Raw(8, huge.to_vec()))), "bytes are to follow byte"),
+        (&|w| w.keys.push(("x".into(), Field::Raw(9, array(5)))), "bytes are to follow byte"),
+        (&|w| w.keys.push(("x".into(), Field::Raw(9, array(8)))), "bytes are to follow byte"),
+        (&|w| w.keys.push(("x".into(), Field::Raw(9, nested(5)))), "nested more than 4 deep"),
+        (
+            &|w| w.keys.push((ALIGNMENT.into(), Meta::U32(24).into())),
+            "is not a power of two from 8",
+        ),
         (&|w| w.tensors[0].shape = vec![], "tensor `a` has 0 dimensions, expected 1 to 4"),
         (&|w| w.tensors[0].shape = vec![3, 0], "tensor `a` has a dimension of length 0"),
         (&|w| w.tensors[0].shape = vec![u64::MAX / 8; 3], "is larger than any memory"),
@@ -177,7 +180,8 @@ fn errors_name_what_is_wrong() {
     let ragged = "tensor `a`: rows of 3 weights are not whole blocks of 256, as q4_k has them. \
                   Quantise it in a type whose blocks divide its rows";
     assert_eq!(refused(with(&|w| w.tensors[0].kind = 12)), ragged);
-    for (kind, says) in [(10, "type 10 (Q2_K) is not read"), (5, "type 5 (unknown) is not read")] {
+    for (kind, says) in [(16, "type 16 (IQ2_XXS) is not read"), (5, "type 5 (unknown) is not read")]
+    {
         let message = refused(with(&|w| w.tensors[0].kind = kind));
         assert!(message.starts_with(&format!("tensor `a`: {says}; those that are: F32, ")));
         assert!(message.ends_with(". Fetch the model in one of these, or quantise it again"));
@@ -275,4 +279,86 @@ fn parts_that_do_not_belong_together_are_refused() {
     let mut twice = split()[1].clone();
     twice.tensors[0].name = "a".to_owned();
     says(&[(NAMES[0], first), (NAMES[1], twice.bytes())], NAMES[0], "tensor `a` is also in ");
+}
+
+/// What is written in any order, and in pieces, is read as it was meant.
+#[test]
+fn files_are_written_as_planned() {
+    let q8_0 = Storage::from_ggml(8).unwrap();
+    let tensor = |name: &str, shape: &[usize], storage: Storage| GgufTensor {
+        name: name.to_owned(),
+        shape: shape.to_owned(),
+        storage,
+    };
+    let tensors = vec![
+        tensor("a", &[3], DType::F32.into()),
+        tensor("b", &[2, 64], q8_0),
+        tensor("c", &[5], DType::Bf16.into()),
+    ];
+    let metadata: Vec<(String, Meta)> = [
+        ("general.architecture", Meta::from("llama")),
+        ("flags", Meta::Bools(vec![true, false])),
+        ("texts", Meta::Texts(vec!["a".into(), "▁b".into()])),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into();
+    let plan = GgufPlan::new(&metadata, tensors).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let mut writer = GgufWriter::create(&path, plan.clone()).unwrap();
+    let bytes: Vec<Vec<u8>> =
+        plan.lens().map(|len| (0..len).map(|i| i as u8 & 0x3f).collect()).collect();
+    for index in [2, 0, 1] {
+        let (first, second) = bytes[index].split_at(bytes[index].len() / 2);
+        writer.write(index, first.len() as u64, second).unwrap();
+        writer.write(index, 0, first).unwrap();
+    }
+    writer.sync().unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), plan.num_bytes());
+
+    let file = GgufFile::open(&path).unwrap();
+    let Some(Value::Array(flags)) = file.get("flags") else { panic!("an array") };
+    assert!(flags.iter().eq([true, false].map(|flag| Ok(Value::Bool(flag)))));
+    for (tensor, bytes) in plan.tensors().iter().zip(&bytes) {
+        let found = file.tensor(&tensor.name).unwrap();
+        assert_eq!((found.shape(), found.storage()), (&tensor.shape[..], tensor.storage));
+        assert_eq!(found.bytes(), bytes);
+    }
+}
+
+#[test]
+fn what_has_no_form_in_a_file_is_refused() {
+    let nf4 = Storage::from_name("nf4").unwrap();
+    let q8_0 = Storage::from_ggml(8).unwrap();
+    let refused = |metadata: &[&str], tensors: &[(&str, &[usize], Storage)]| {
+        let metadata: Vec<(String, Meta)> =
+            metadata.iter().map(|key| ((*key).to_owned(), Meta::U32(1))).collect();
+        let tensor = |(name, shape, storage): &(&str, &[usize], Storage)| GgufTensor {
+            name: (*name).to_owned(),
+            shape: (*shape).to_owned(),
+            storage: *storage,
+        };
+        let tensors = tensors.iter().map(tensor).collect();
+        GgufPlan::new(&metadata, tensors).unwrap_err().to_string()
+    };
+    let f32 = Storage::from(DType::F32);
+    let name = "n".repeat(64);
+    assert_eq!(refused(&["a", "b", "a"], &[]), "the key `a` is there twice");
+    assert_eq!(refused(&[], &[("w", &[1], f32), ("w", &[2], f32)]), "tensor `w` is there twice");
+    assert_eq!(
+        refused(&[], &[(&name, &[1], f32)]),
+        format!("tensor `{name}` has a name of more than 63 bytes")
+    );
+    assert_eq!(
+        refused(&[], &[("w", &[2, 64], nf4)]),
+        "tensor `w` is in nf4, for which GGUF has no type"
+    );
+    assert_eq!(
+        refused(&[], &[("w", &[2, 40], q8_0)]),
+        "tensor `w`: rows of 40 weights are not whole blocks of 32, as q8_0 has them"
+    );
+    for shape in [&[][..], &[2, 0], &[1; 5]] {
+        let message = refused(&[], &[("w", shape, f32)]);
+        assert!(message.ends_with("expected 1 to 4 dimensions above 0"), "{message}");
+    }
 }

@@ -89,7 +89,7 @@ impl Operands {
             Operand { kind, shape: shape.to_vec(), values, requires_grad: true, held: None };
         if let Kind::Frozen(storage) = kind {
             let held = match storage {
-                Storage::Packed(format) if format.pack.is_none() => {
+                Storage::Packed(format) if testing::is_of_files(format) => {
                     let matrix = [shape[0], shape[1]];
                     let bytes = testing::weights_of_file(format, matrix, self.0.len() as u64);
                     Tensor::from_bytes(&bytes, storage, shape)

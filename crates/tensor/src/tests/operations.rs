@@ -65,10 +65,10 @@ fn frozen_embedding_passes() {
     }
 }
 
-/// Formats that are only read, as projections, tables and heads.
+/// Formats of files, as projections, tables and heads.
 #[test]
 fn weights_of_files_pass() {
-    for format in FORMATS.into_iter().filter(|format| format.pack.is_none()) {
+    for format in FORMATS.into_iter().filter(|format| testing::is_of_files(format)) {
         let (frozen, h) = (Storage::Packed(format), 33usize.next_multiple_of(format.block));
         let name = format.name;
         let mut given = Operands::default();

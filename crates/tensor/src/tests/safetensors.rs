@@ -356,7 +356,7 @@ fn weights_are_held_in_another_type() {
         }
     }
     // Packed in a file.
-    for format in FORMATS.into_iter().filter(|format| format.pack.is_none()) {
+    for format in FORMATS.into_iter().filter(|format| testing::is_of_files(format)) {
         let bytes = testing::weights_of_file(format, [3, 256], 7);
         let source = Tensor::from_bytes(&bytes, Storage::Packed(format), &[3, 256]);
         let values = source.view().to_vec_f32();

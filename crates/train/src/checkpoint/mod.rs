@@ -151,6 +151,16 @@ pub fn publish(partial: &Path, dir: &Path) -> Result<(), CheckpointError> {
     sync(parent)
 }
 
+/// Gives the finished file `partial` the name `file`, in place of what may be there.
+///
+/// # Errors
+/// System errors; `file` is then as it was.
+pub fn publish_file(partial: &Path, file: &Path) -> Result<(), CheckpointError> {
+    sync(partial)?;
+    fs::rename(partial, file).map_err(io_error("rename to", file))?;
+    sync(parent_of(file))
+}
+
 fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

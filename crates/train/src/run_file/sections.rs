@@ -23,7 +23,8 @@ section! {
         path: String = Text, Required, r#""Qwen/Qwen3-0.6B""#, changeable;
         /// how frozen weights are held. `auto`: as in the file, but floats as f16 where `compute`
         /// is f16, and all as int8 where it is fp8 or int8. `int8`: bytes with a scale per row.
-        /// `nf4`: four bits, as QLoRA has them, embedding and head as in the file
+        /// `nf4`: four bits, as QLoRA has them, embedding and head as in the file. `q8_0` and those
+        /// after it: GGUF's blocks of 32 or 256 weights, of which rows must be made
         base_precision: Held = Choice(Held::VALUES), Value(r#""auto""#), r#""bf16""#;
         /// what matrices are multiplied in. `auto`: f32 for f32 files, otherwise bf16, or f16 on a
         /// GPU without bf16. `f16`: GPUs only, the loss is scaled. `fp8` (GPUs from compute

@@ -34,6 +34,17 @@ struct Q5_0 {
     DEVICE static float offset(const uint8*, uint32) { return 0.0f; }
 };
 
+struct Q5_1 {
+    static constexpr int WEIGHTS = 32, BYTES = 24;
+    static constexpr bool HAS_OFFSET = true;
+    DEVICE static float scale(const uint8* block, uint32) { return half(block); }
+    DEVICE static int value(const uint8* block, uint32 i) {
+        uint32 fifth = block[4 + i / 8] >> i % 8 & 1;
+        return int(nibble(block[8 + i % 16], i / 16) | fifth << 4);
+    }
+    DEVICE static float offset(const uint8* block, uint32) { return -half(block + 2); }
+};
+
 struct Q4_1 {
     static constexpr int WEIGHTS = 32, BYTES = 20;
     static constexpr bool HAS_OFFSET = true;
@@ -81,6 +92,69 @@ struct Q6_K {
         uint32 four = nibble(block[64 * part + 32 * (group % 2) + lane], group / 2);
         uint32 two = block[128 + 32 * part + lane] >> 2 * group & 3;
         return int(four | two << 4) - 32;
+    }
+    DEVICE static float offset(const uint8*, uint32) { return 0.0f; }
+};
+
+struct Q3_K {
+    static constexpr int WEIGHTS = 256, BYTES = 110;
+    static constexpr bool HAS_OFFSET = false;
+    DEVICE static float scale(const uint8* block, uint32 i) {
+        uint32 part = i / 16;
+        uint32 lower = nibble(block[96 + part % 8], part / 8);
+        uint32 upper = block[104 + part % 4] >> 2 * (part / 4) & 3;
+        return __fmul_rn(half(block + 108), float(int(lower | upper << 4) - 32));
+    }
+    DEVICE static int value(const uint8* block, uint32 i) {
+        uint32 third = block[i % 32] >> i / 32 & 1;
+        uint32 two = block[32 + i / 128 * 32 + i % 32] >> 2 * (i / 32 % 4) & 3;
+        return int(two | third << 2) - 4;
+    }
+    DEVICE static float offset(const uint8*, uint32) { return 0.0f; }
+};
+
+struct Q2_K {
+    static constexpr int WEIGHTS = 256, BYTES = 84;
+    static constexpr bool HAS_OFFSET = true;
+    DEVICE static float scale(const uint8* block, uint32 i) {
+        return __fmul_rn(half(block + 80), float(block[i / 16] & 15));
+    }
+    DEVICE static int value(const uint8* block, uint32 i) {
+        return int(block[16 + i / 128 * 32 + i % 32] >> 2 * (i / 32 % 4) & 3);
+    }
+    DEVICE static float offset(const uint8* block, uint32 i) {
+        return __fmul_rn(half(block + 82), float(block[i / 16] >> 4));
+    }
+};
+
+// A number of the table of "I-quants".
+DEVICE int level(uint32 bits) {
+    constexpr signed char LEVELS[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                        1,    13,   25,  38,  53,  69,  89,  113};
+    return LEVELS[bits];
+}
+
+struct IQ4_NL {
+    static constexpr int WEIGHTS = 32, BYTES = 18;
+    static constexpr bool HAS_OFFSET = false;
+    DEVICE static float scale(const uint8* block, uint32) { return half(block); }
+    DEVICE static int value(const uint8* block, uint32 i) {
+        return level(nibble(block[2 + i % 16], i / 16));
+    }
+    DEVICE static float offset(const uint8*, uint32) { return 0.0f; }
+};
+
+struct IQ4_XS {
+    static constexpr int WEIGHTS = 256, BYTES = 136;
+    static constexpr bool HAS_OFFSET = false;
+    DEVICE static float scale(const uint8* block, uint32 i) {
+        uint32 group = i / 32;
+        uint32 lower = nibble(block[4 + group / 2], group % 2);
+        uint32 upper = block[2 + group / 4] >> 2 * (group % 4) & 3;
+        return __fmul_rn(half(block), float(int(lower | upper << 4) - 32));
+    }
+    DEVICE static int value(const uint8* block, uint32 i) {
+        return level(nibble(block[8 + i / 32 * 16 + i % 16], i / 16 % 2));
     }
     DEVICE static float offset(const uint8*, uint32) { return 0.0f; }
 };

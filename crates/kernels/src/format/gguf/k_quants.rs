@@ -1,16 +1,22 @@
 //! "K-quants": blocks of 256 weights, whose scales of 32 or 16 weights are integers themselves.
 
-use super::{Block, GROUP, format, half};
+use super::encode::{Parts, Searched};
+use super::fit::{Grid, Offsets};
+use super::{Block, GROUP, half, searched, to_half};
 use crate::cuda::source::Source;
 use crate::format::WeightFormat;
 
-pub(in crate::format) static Q6_K: WeightFormat = format::<Q6KBlock>("q6_k", &Q6_K_SOURCE);
-pub(in crate::format) static Q5_K: WeightFormat = format::<Q5KBlock>("q5_k", &Q5_K_SOURCE);
-pub(in crate::format) static Q4_K: WeightFormat = format::<Q4KBlock>("q4_k", &Q4_K_SOURCE);
+pub(in crate::format) static Q6_K: WeightFormat = searched::<Q6KBlock>("q6_k", &Q6_K_SOURCE);
+pub(in crate::format) static Q5_K: WeightFormat = searched::<Q5KBlock>("q5_k", &Q5_K_SOURCE);
+pub(in crate::format) static Q4_K: WeightFormat = searched::<Q4KBlock>("q4_k", &Q4_K_SOURCE);
+pub(in crate::format) static Q3_K: WeightFormat = searched::<Q3KBlock>("q3_k", &Q3_K_SOURCE);
+pub(in crate::format) static Q2_K: WeightFormat = searched::<Q2KBlock>("q2_k", &Q2_K_SOURCE);
 
 static Q6_K_SOURCE: Source = super::source!("q6_k", "Q6_K");
 static Q5_K_SOURCE: Source = super::source!("q5_k", "Q5_K");
 static Q4_K_SOURCE: Source = super::source!("q4_k", "Q4_K");
+static Q3_K_SOURCE: Source = super::source!("q3_k", "Q3_K");
+static Q2_K_SOURCE: Source = super::source!("q2_k", "Q2_K");
 
 /// Weights of a block.
 const WEIGHTS: usize = 256;
@@ -44,6 +50,30 @@ struct Q4KBlock {
     halves: [u8; WEIGHTS / 2],
 }
 
+/// Weights of two bits, four groups of which share their bytes, and a third bit of each, without
+/// which four are taken off: bit `i` of all bytes is group `i`'s. Each 16 weights have a scale of
+/// six bits, of which 32 stands for zero: four of the first eight scales' in the lower halves of
+/// bytes, and of the last eight's in the upper, then two of each four apart, in the last four
+/// bytes.
+#[repr(C)]
+struct Q3KBlock {
+    third_bits: [u8; GROUP],
+    two_bits: [u8; WEIGHTS / 4],
+    scales: [u8; 8],
+    upper_scales: [u8; 4],
+    scale: [u8; 2],
+}
+
+/// Weights of two bits, four groups of which share their bytes. Each 16 have a scale and an offset
+/// of four bits in a byte.
+#[repr(C)]
+struct Q2KBlock {
+    scales: [u8; WEIGHTS / 16],
+    two_bits: [u8; WEIGHTS / 4],
+    scale: [u8; 2],
+    offset: [u8; 2],
+}
+
 /// A scale and an offset of six bits for each group. Those of the last four groups have their upper
 /// two bits where the first four leave theirs unused.
 #[repr(C)]
@@ -71,6 +101,12 @@ impl SixBits {
 #[inline(always)]
 fn halves(bytes: &[u8; WEIGHTS / 2], group: usize) -> (&[u8; GROUP], u32) {
     (&bytes.as_chunks().0[group / 2], 4 * (group % 2) as u32)
+}
+
+/// Bits `shift..` of the bytes that four groups share.
+#[inline(always)]
+fn quarters(bytes: &[u8; WEIGHTS / 4], group: usize) -> (&[u8; GROUP], u32) {
+    (&bytes.as_chunks().0[group / 4], 2 * (group % 4) as u32)
 }
 
 // SAFETY: made of bytes.
@@ -126,5 +162,163 @@ unsafe impl Block for Q4KBlock {
         for (out, &byte) in out.iter_mut().zip(bytes) {
             *out = scale * (u32::from(byte) >> shift & 15) as i32 as f32 - offset;
         }
+    }
+}
+
+// SAFETY: made of bytes.
+unsafe impl Block for Q3KBlock {
+    const WEIGHTS: usize = WEIGHTS;
+
+    #[inline(always)]
+    fn unpack(&self, group: usize, out: &mut [f32; GROUP]) {
+        let (bytes, shift) = quarters(&self.two_bits, group);
+        for (part, out) in out.as_chunks_mut::<{ GROUP / 2 }>().0.iter_mut().enumerate() {
+            let i = 2 * group + part;
+            let lower = self.scales[i % 8] >> (4 * (i / 8)) & 15;
+            let upper = self.upper_scales[i % 4] >> (2 * (i / 4)) & 3;
+            let scale = half(self.scale) * (i32::from(lower | upper << 4) - 32) as f32;
+            let at = GROUP / 2 * part..;
+            for ((out, &byte), &third) in
+                out.iter_mut().zip(&bytes[at.clone()]).zip(&self.third_bits[at])
+            {
+                let value = u32::from(byte) >> shift & 3 | (u32::from(third) >> group & 1) << 2;
+                *out = scale * (value as i32 - 4) as f32;
+            }
+        }
+    }
+}
+
+// SAFETY: made of bytes.
+unsafe impl Block for Q2KBlock {
+    const WEIGHTS: usize = WEIGHTS;
+
+    #[inline(always)]
+    fn unpack(&self, group: usize, out: &mut [f32; GROUP]) {
+        let (bytes, shift) = quarters(&self.two_bits, group);
+        for (part, out) in out.as_chunks_mut::<{ GROUP / 2 }>().0.iter_mut().enumerate() {
+            let both = self.scales[2 * group + part];
+            let scale = half(self.scale) * f32::from(both & 15);
+            let offset = half(self.offset) * f32::from(both >> 4);
+            for (out, &byte) in out.iter_mut().zip(&bytes[GROUP / 2 * part..]) {
+                *out = scale * (u32::from(byte) >> shift & 3) as i32 as f32 - offset;
+            }
+        }
+    }
+}
+
+impl Searched for Q6KBlock {
+    const GRID: Grid = Grid {
+        levels: [-32.0, 31.0],
+        table: None,
+        scales: Some([-128.0, 127.0]),
+        offsets: Offsets::None,
+    };
+    const GROUP_LEN: usize = 16;
+
+    fn assembled(parts: &Parts) -> Self {
+        let (mut four_bits, mut two_bits) = ([0; WEIGHTS / 2], [0; WEIGHTS / 4]);
+        for (i, &code) in parts.codes.iter().enumerate() {
+            let (half, group, lane) = (i / 128, i / GROUP % 4, i % GROUP);
+            four_bits[64 * half + 32 * (group % 2) + lane] |= (code & 15) << (4 * (group / 2));
+            two_bits[32 * half + lane] |= (code >> 4) << (2 * group);
+        }
+        let scales = parts.scales.map(|scale| scale as i8);
+        Self { four_bits, two_bits, scales, scale: to_half(parts.scale) }
+    }
+}
+
+impl Searched for Q5KBlock {
+    const GRID: Grid = with_offsets(31.0);
+    const GROUP_LEN: usize = GROUP;
+
+    fn assembled(parts: &Parts) -> Self {
+        let (mut fifth_bits, mut halves) = ([0; GROUP], [0; WEIGHTS / 2]);
+        for (i, &code) in parts.codes.iter().enumerate() {
+            halves[i / 64 * GROUP + i % GROUP] |= (code & 15) << (4 * (i / GROUP % 2));
+            fifth_bits[i % GROUP] |= (code >> 4) << (i / GROUP);
+        }
+        let (scale, offset) = (to_half(parts.scale), to_half(parts.offset));
+        Self { scale, offset, scales: SixBits::of_groups(parts), fifth_bits, halves }
+    }
+}
+
+impl Searched for Q4KBlock {
+    const GRID: Grid = with_offsets(15.0);
+    const GROUP_LEN: usize = GROUP;
+
+    fn assembled(parts: &Parts) -> Self {
+        let mut halves = [0; WEIGHTS / 2];
+        for (i, &code) in parts.codes.iter().enumerate() {
+            halves[i / 64 * GROUP + i % GROUP] |= code << (4 * (i / GROUP % 2));
+        }
+        let (scale, offset) = (to_half(parts.scale), to_half(parts.offset));
+        Self { scale, offset, scales: SixBits::of_groups(parts), halves }
+    }
+}
+
+/// Levels from 0 on, with scales and offsets of six bits.
+const fn with_offsets(highest: f32) -> Grid {
+    Grid {
+        levels: [0.0, highest],
+        table: None,
+        scales: Some([0.0, 63.0]),
+        offsets: Offsets::Integers(63.0),
+    }
+}
+
+impl SixBits {
+    fn of_groups(parts: &Parts) -> Self {
+        let [scales, offsets] = [parts.scales, parts.offsets].map(|all| all.map(|x| x as u8));
+        let first = |all: [u8; 16], i: usize| all[i] | (all[i + 4] >> 4) << 6;
+        Self {
+            scales: std::array::from_fn(|i| first(scales, i)),
+            offsets: std::array::from_fn(|i| first(offsets, i)),
+            last: std::array::from_fn(|i| scales[i + 4] & 15 | (offsets[i + 4] & 15) << 4),
+        }
+    }
+}
+
+impl Searched for Q3KBlock {
+    const GRID: Grid = Grid {
+        levels: [-4.0, 3.0],
+        table: None,
+        scales: Some([-32.0, 31.0]),
+        offsets: Offsets::None,
+    };
+    const GROUP_LEN: usize = 16;
+
+    fn assembled(parts: &Parts) -> Self {
+        let (mut third_bits, mut two_bits) = ([0; GROUP], [0; WEIGHTS / 4]);
+        for (i, &code) in parts.codes.iter().enumerate() {
+            two_bits[i / 128 * GROUP + i % GROUP] |= (code & 3) << (2 * (i / GROUP % 4));
+            third_bits[i % GROUP] |= (code >> 2) << (i / GROUP);
+        }
+        let (mut scales, mut upper_scales) = ([0; 8], [0; 4]);
+        for (i, scale) in parts.scales.iter().enumerate() {
+            let scale = (scale + 32) as u8;
+            scales[i % 8] |= (scale & 15) << (4 * (i / 8));
+            upper_scales[i % 4] |= (scale >> 4) << (2 * (i / 4));
+        }
+        Self { third_bits, two_bits, scales, upper_scales, scale: to_half(parts.scale) }
+    }
+}
+
+impl Searched for Q2KBlock {
+    const GRID: Grid = Grid {
+        levels: [0.0, 3.0],
+        table: None,
+        scales: Some([0.0, 15.0]),
+        offsets: Offsets::Integers(15.0),
+    };
+    const GROUP_LEN: usize = 16;
+
+    fn assembled(parts: &Parts) -> Self {
+        let mut two_bits = [0; WEIGHTS / 4];
+        for (i, &code) in parts.codes.iter().enumerate() {
+            two_bits[i / 128 * GROUP + i % GROUP] |= code << (2 * (i / GROUP % 4));
+        }
+        let both = |i: usize| parts.scales[i] as u8 | (parts.offsets[i] as u8) << 4;
+        let (scale, offset) = (to_half(parts.scale), to_half(parts.offset));
+        Self { scales: std::array::from_fn(both), two_bits, scale, offset }
     }
 }

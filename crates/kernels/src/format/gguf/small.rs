@@ -1,16 +1,25 @@
 //! Blocks of 32 weights. Of halves, the lower ones of all bytes are the first 16 weights.
 
-use super::{Block, GROUP, format, half};
+mod pack;
+mod search;
+
+use super::{Block, GROUP, half, packing, packing_or_searched};
 use crate::cuda::source::Source;
 use crate::format::{Packed, WeightFormat};
 
-pub(in crate::format) static Q8_0: WeightFormat = format::<Q8_0Block>("q8_0", &Q8_0_SOURCE);
-pub(in crate::format) static Q5_0: WeightFormat = format::<Q5_0Block>("q5_0", &Q5_0_SOURCE);
-pub(in crate::format) static Q4_1: WeightFormat = format::<Q4_1Block>("q4_1", &Q4_1_SOURCE);
-pub(in crate::format) static Q4_0: WeightFormat = format::<Q4_0Block>("q4_0", &Q4_0_SOURCE);
-pub(in crate::format) static MXFP4: WeightFormat = format::<Mxfp4Block>("mxfp4", &MXFP4_SOURCE);
+pub(in crate::format) static Q8_0: WeightFormat = packing::<Q8_0Block>("q8_0", &Q8_0_SOURCE);
+pub(in crate::format) static Q5_1: WeightFormat =
+    packing_or_searched::<Q5_1Block>("q5_1", &Q5_1_SOURCE);
+pub(in crate::format) static Q5_0: WeightFormat =
+    packing_or_searched::<Q5_0Block>("q5_0", &Q5_0_SOURCE);
+pub(in crate::format) static Q4_1: WeightFormat =
+    packing_or_searched::<Q4_1Block>("q4_1", &Q4_1_SOURCE);
+pub(in crate::format) static Q4_0: WeightFormat =
+    packing_or_searched::<Q4_0Block>("q4_0", &Q4_0_SOURCE);
+pub(in crate::format) static MXFP4: WeightFormat = packing::<Mxfp4Block>("mxfp4", &MXFP4_SOURCE);
 
 static Q8_0_SOURCE: Source = super::source!("q8_0", "Q8_0");
+static Q5_1_SOURCE: Source = super::source!("q5_1", "Q5_1");
 static Q5_0_SOURCE: Source = super::source!("q5_0", "Q5_0");
 static Q4_1_SOURCE: Source = super::source!("q4_1", "Q4_1");
 static Q4_0_SOURCE: Source = super::source!("q4_0", "Q4_0");
@@ -56,6 +65,15 @@ impl<'a> Q8_0Blocks<'a> {
         let at = index / GROUP * Self::BYTES;
         u16::from_le_bytes([self.0[at], self.0[at + 1]])
     }
+}
+
+/// A scale, the least weight, the fifth bits of all weights, and their halves of bytes.
+#[repr(C)]
+struct Q5_1Block {
+    scale: [u8; 2],
+    least: [u8; 2],
+    fifth_bits: [u8; 4],
+    halves: [u8; GROUP / 2],
 }
 
 /// A scale, the fifth bits of all weights, and their halves of bytes; 16 stands for zero.
@@ -105,7 +123,7 @@ pub(in crate::format) fn write_mxfp4(blocks: &[u8], scales: &[u8], bytes: &mut [
 
 /// Calls `weight(half, number)` for all weights of a block.
 #[inline(always)]
-fn from_halves(
+pub(super) fn from_halves(
     halves: &[u8; GROUP / 2],
     out: &mut [f32; GROUP],
     weight: impl Fn(u8, usize) -> f32,
@@ -132,6 +150,46 @@ unsafe impl Block for Q8_0Block {
     }
 }
 
+/// Half of a block's power of two, since [`e2m1`] is twice the floats.
+#[inline(always)]
+fn power_of_two(exponent: u8) -> f32 {
+    f32::from_bits(match exponent {
+        0 | 1 => 0x0020_0000 << exponent,
+        _ => u32::from(exponent - 1) << 23,
+    })
+}
+
+/// Twice a float of four bits.
+#[inline(always)]
+fn e2m1(bits: u8) -> i32 {
+    let (exponent, mantissa) = (i32::from(bits >> 1 & 3), i32::from(bits & 1));
+    let magnitude = match exponent {
+        0 => mantissa,
+        _ => (2 | mantissa) << (exponent - 1),
+    };
+    if bits & 8 == 0 { magnitude } else { -magnitude }
+}
+
+/// With the fifth bit of weight `i`.
+#[inline(always)]
+fn five_bits(half: u8, fifth_bits: u32, i: usize) -> i32 {
+    (u32::from(half) | (fifth_bits >> i & 1) << 4) as i32
+}
+
+// SAFETY: made of bytes.
+unsafe impl Block for Q5_1Block {
+    const WEIGHTS: usize = GROUP;
+
+    #[inline(always)]
+    fn unpack(&self, _: usize, out: &mut [f32; GROUP]) {
+        let (scale, least) = (half(self.scale), half(self.least));
+        let fifth_bits = u32::from_le_bytes(self.fifth_bits);
+        from_halves(&self.halves, out, |half, i| {
+            scale * five_bits(half, fifth_bits, i) as f32 + least
+        });
+    }
+}
+
 // SAFETY: made of bytes.
 unsafe impl Block for Q5_0Block {
     const WEIGHTS: usize = GROUP;
@@ -140,7 +198,7 @@ unsafe impl Block for Q5_0Block {
     fn unpack(&self, _: usize, out: &mut [f32; GROUP]) {
         let (scale, fifth_bits) = (half(self.scale), u32::from_le_bytes(self.fifth_bits));
         from_halves(&self.halves, out, |half, i| {
-            scale * ((u32::from(half) | (fifth_bits >> i & 1) << 4) as i32 - 16) as f32
+            scale * (five_bits(half, fifth_bits, i) - 16) as f32
         });
     }
 }
@@ -173,18 +231,7 @@ unsafe impl Block for Mxfp4Block {
 
     #[inline(always)]
     fn unpack(&self, _: usize, out: &mut [f32; GROUP]) {
-        // Half the power of two, since the numbers are twice the floats.
-        let scale = f32::from_bits(match self.exponent {
-            exponent @ (0 | 1) => 0x0020_0000 << exponent,
-            exponent => u32::from(exponent - 1) << 23,
-        });
-        from_halves(&self.halves, out, |half, _| {
-            let (exponent, mantissa) = (i32::from(half >> 1 & 3), i32::from(half & 1));
-            let magnitude = match exponent {
-                0 => mantissa,
-                _ => (2 | mantissa) << (exponent - 1),
-            };
-            scale * (if half & 8 == 0 { magnitude } else { -magnitude }) as f32
-        });
+        let scale = power_of_two(self.exponent);
+        from_halves(&self.halves, out, |half, _| scale * e2m1(half) as f32);
     }
 }

@@ -6,7 +6,11 @@ use crate::format::tests::{PackedMatrix, check_on_gpu};
 fn blocks_unpack_as_the_gguf_package_does() {
     let golden = include_bytes!("blocks.golden");
     let mut at = 0;
-    for format in [&Q8_0, &Q6_K, &Q5_K, &Q5_0, &Q4_K, &Q4_1, &Q4_0, &MXFP4] {
+    let formats = [
+        &Q8_0, &Q6_K, &Q5_K, &Q5_0, &Q4_K, &Q4_1, &Q4_0, &MXFP4, &Q5_1, &Q3_K, &Q2_K, &IQ4_XS,
+        &IQ4_NL,
+    ];
+    for format in formats {
         let cols = if format.block == GROUP { 4 * GROUP } else { 2 * format.block };
         let storage = Storage::Packed(format);
         let len = storage.checked_num_bytes(&[2, cols]).unwrap();
@@ -31,6 +35,30 @@ fn blocks_unpack_as_the_gguf_package_does() {
     assert_eq!(at, golden.len());
 }
 
+/// Every byte of whatever floats, on any number of threads.
+#[test]
+fn blocks_are_packed_as_the_gguf_package_does() {
+    let golden = include_bytes!("packed.golden");
+    let (cols, len) = (8 * GROUP, 2 * 8 * GROUP);
+    let (weights, mut packed) = golden.split_at(4 * len);
+    let weights: Vec<f32> =
+        weights.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    for format in [&Q8_0, &Q5_1, &Q5_0, &Q4_1, &Q4_0, &MXFP4] {
+        let (expected, rest) = packed.split_at((format.num_bytes)([2, cols]));
+        packed = rest;
+        for isa in Isa::available() {
+            let mut found = vec![0; expected.len()];
+            let pack = format.pack.expect("a format that packs");
+            pack(&Cpu::with_isa(2, isa), Floats::F32(&weights), cols, &mut found);
+            let block = expected.len() / 16;
+            let differs =
+                (0..16).find(|i| found[i * block..][..block] != expected[i * block..][..block]);
+            assert_eq!(differs, None, "{format:?}, block, {isa:?}");
+        }
+    }
+    assert!(packed.is_empty());
+}
+
 #[test]
 fn types_of_files_are_known_by_number_and_name() {
     for (id, name) in [(0, "f32"), (1, "f16"), (30, "bf16"), (8, "q8_0"), (12, "q4_k")] {
@@ -41,7 +69,85 @@ fn types_of_files_are_known_by_number_and_name() {
         assert_eq!(storage.name(), name.to_lowercase());
     }
     let message = |id| Storage::from_ggml(id).unwrap_err().to_string();
-    let readable = "F32, F16, Q4_0, Q4_1, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K, BF16, MXFP4";
+    let readable = "F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, \
+                    IQ4_NL, IQ4_XS, BF16, MXFP4";
     assert_eq!(message(16), format!("type 16 (IQ2_XXS) is not read; those that are: {readable}"));
     assert!(message(4).starts_with("type 4 (unknown) is not read"));
+}
+
+/// What is packed by a search has less error than by plain rounding, whatever counts, and the same
+/// bytes on every instruction set.
+#[test]
+fn searches_find_less_error() {
+    let (rows, cols) = (3, 512);
+    let weights = crate::format::tests::random(rows * cols, 5);
+    let uneven: Vec<f32> = (0..cols).map(|i| 0.01 + (i * i % 97) as f32 / 20.0).collect();
+    for format in crate::format::FORMATS.into_iter().filter(|format| format.search.is_some()) {
+        let search = format.search.unwrap();
+        let packed = |isa, importance: &[f32]| {
+            let mut bytes = vec![0; (format.num_bytes)([rows, cols])];
+            let cpu = Cpu::with_isa(2, isa);
+            search(&cpu, Floats::F32(&weights), cols, importance, &mut bytes);
+            bytes
+        };
+        let error = |bytes: &[u8], importance: &[f32]| {
+            let held = PackedMatrix::of_bytes(format, bytes, [rows, cols]).to_vec_f32();
+            let off = weights.iter().zip(&held).map(|(x, y)| f64::from((x - y) * (x - y)));
+            off.enumerate().map(|(i, e)| e * f64::from(importance[i % cols])).sum::<f64>()
+        };
+        let ones = vec![1.0; cols];
+        let even = packed(Isa::detect(), &[]);
+        let minded = packed(Isa::detect(), &uneven);
+        for isa in Isa::available() {
+            assert!(packed(isa, &uneven) == minded, "{format:?} {isa:?}");
+        }
+        assert!(packed(Isa::detect(), &ones) == even, "{format:?}");
+        assert!(error(&minded, &uneven) < error(&even, &uneven), "{format:?}");
+        assert!(error(&even, &ones) < error(&minded, &ones), "{format:?}");
+        if let Some(pack) = format.pack {
+            let mut plain = vec![0; even.len()];
+            pack(&Cpu::new(1), Floats::F32(&weights), cols, &mut plain);
+            assert!(error(&even, &ones) <= error(&plain, &ones), "{format:?}");
+        }
+        // No worse than one in so many of the weights' squares.
+        let squares: f64 = weights.iter().map(|x| f64::from(x * x)).sum();
+        let bound = match format.name {
+            "q6_k" => 0.0006,
+            "q5_k" | "q5_1" | "q5_0" => 0.003,
+            "q4_k" | "q4_1" | "q4_0" | "iq4_xs" | "iq4_nl" => 0.009,
+            "q3_k" => 0.04,
+            "q2_k" => 0.12,
+            name => panic!("{name}"),
+        };
+        let relative = error(&even, &ones) / squares;
+        assert!(relative < bound, "{format:?}: {relative}");
+    }
+}
+
+/// Nothing, one number, a single large one, and numbers of one sign.
+#[test]
+fn searches_take_any_weights() {
+    let cols = 256;
+    for format in crate::format::FORMATS.into_iter().filter(|format| format.search.is_some()) {
+        let search = format.search.unwrap();
+        let alone: Vec<f32> = (0..cols).map(|i| if i == 77 { 3.0 } else { 0.0 }).collect();
+        let above: Vec<f32> = (0..cols).map(|i| 1.0 + i as f32 / 256.0).collect();
+        let below: Vec<f32> = above.iter().map(|x| -x).collect();
+        let tiny = vec![1e-30; cols];
+        for (weights, most) in [
+            (vec![0.0; cols], 0.0),
+            (vec![0.5; cols], 0.02),
+            (alone, 0.2),
+            (above, 0.3),
+            (below, 0.3),
+            (tiny, 1e-20),
+        ] {
+            let mut bytes = vec![0; (format.num_bytes)([1, cols])];
+            search(&Cpu::new(1), Floats::F32(&weights), cols, &[], &mut bytes);
+            let held = PackedMatrix::of_bytes(format, &bytes, [1, cols]).to_vec_f32();
+            for (x, y) in weights.iter().zip(&held) {
+                assert!((x - y).abs() <= most, "{format:?}: {x} {y}");
+            }
+        }
+    }
 }

@@ -1,0 +1,56 @@
+//! Blocks whose scale, and least weight, are searched for.
+
+use super::pack::{fifth_bits, halves};
+use super::{Q4_0Block, Q4_1Block, Q5_0Block, Q5_1Block};
+use crate::format::gguf::encode::{Parts, Searched};
+use crate::format::gguf::fit::{Grid, Offsets};
+use crate::format::gguf::{GROUP, to_half};
+
+const fn grid(levels: [f32; 2], offsets: Offsets) -> Grid {
+    Grid { levels, table: None, scales: None, offsets }
+}
+
+fn codes(parts: &Parts) -> &[u8; GROUP] {
+    &parts.codes.as_chunks().0[0]
+}
+
+impl Searched for Q5_1Block {
+    const GRID: Grid = grid([0.0, 31.0], Offsets::Own);
+    const GROUP_LEN: usize = GROUP;
+
+    fn assembled(parts: &Parts) -> Self {
+        let (scale, least) = (to_half(parts.scale), to_half(-parts.offset));
+        let codes = codes(parts);
+        Self { scale, least, fifth_bits: fifth_bits(codes), halves: halves(codes) }
+    }
+}
+
+impl Searched for Q5_0Block {
+    const GRID: Grid = grid([-16.0, 15.0], Offsets::None);
+    const GROUP_LEN: usize = GROUP;
+
+    fn assembled(parts: &Parts) -> Self {
+        let codes = codes(parts);
+        let scale = to_half(parts.scale);
+        Self { scale, fifth_bits: fifth_bits(codes), halves: halves(codes) }
+    }
+}
+
+impl Searched for Q4_1Block {
+    const GRID: Grid = grid([0.0, 15.0], Offsets::Own);
+    const GROUP_LEN: usize = GROUP;
+
+    fn assembled(parts: &Parts) -> Self {
+        let (scale, least) = (to_half(parts.scale), to_half(-parts.offset));
+        Self { scale, least, halves: halves(codes(parts)) }
+    }
+}
+
+impl Searched for Q4_0Block {
+    const GRID: Grid = grid([-8.0, 7.0], Offsets::None);
+    const GROUP_LEN: usize = GROUP;
+
+    fn assembled(parts: &Parts) -> Self {
+        Self { scale: to_half(parts.scale), halves: halves(codes(parts)) }
+    }
+}
