@@ -30,6 +30,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Write a model, with its adapter merged, for other programs
     Export(ExportArgs),
+    /// Write a smaller model, and say what was lost
+    Compress(CompressArgs),
     /// Write the report of a run as one HTML page
     Report(ReportArgs),
     /// Show what hardware this machine has and how fast it is
@@ -47,6 +49,7 @@ impl Command {
             Self::Embed(args) => args.json,
             Self::Generate(args) => args.json,
             Self::Export(args) => args.json,
+            Self::Compress(args) => args.json,
             Self::Report(args) => args.json,
             Self::Doctor(args) => args.json,
         }
@@ -374,7 +377,7 @@ pub struct ExportArgs {
     /// Layout to write
     #[arg(long, default_value = "hf")]
     pub format: ExportFormat,
-    /// Output directory; must not exist yet
+    /// Output directory, or file of a GGUF; must not exist yet
     #[arg(long)]
     pub out: PathBuf,
     /// Element type of the written weights (default: that of the model's files)
@@ -385,10 +388,52 @@ pub struct ExportArgs {
     pub json: bool,
 }
 
+#[derive(Args)]
+#[command(
+    allow_negative_numbers = true,
+    after_help = "Example: \
+    hone compress path/to/model --adapter runs/gsm8k/adapter --type q4_k_m --out small.gguf"
+)]
+pub struct CompressArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The GGUF file to write; must not exist yet
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Mix of types that tensors are stored in, as llama.cpp has it: q8_0, q6_k, q5_k_m, q4_k_m,
+    /// iq4_xs, q3_k_m, q2_k and so on
+    #[arg(long = "type", default_value = "q4_k_m")]
+    pub mix: String,
+    /// What becomes of a matrix whose rows are not whole blocks of its type
+    #[arg(long, default_value = "refuse")]
+    pub fallback: FallbackArg,
+    /// Quantise a model that is quantised already; the errors of both add up
+    #[arg(long)]
+    pub requantise: bool,
+    /// Write nothing if the mean KL divergence from the model, in nats per token of four short
+    /// built-in texts, is larger
+    #[arg(long)]
+    pub max_kl: Option<f64>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum FallbackArg {
+    /// Nothing is written
+    Refuse,
+    /// It is stored in the larger type that llama.cpp takes then
+    #[value(name = "llama.cpp")]
+    LlamaCpp,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 pub enum ExportFormat {
     /// A directory in Hugging Face layout
     Hf,
+    /// One GGUF file, as llama.cpp and programs around it read it
+    Gguf,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -5,7 +5,7 @@ use crate::config::{DecoderConfig, ExpertLayout};
 use crate::decoder::Part;
 use crate::embed::module_folders;
 use crate::fidelity::{Comparison, Fidelity, MAX_LOST, are_finite};
-use crate::gguf::{is_gguf, texts_of_gguf};
+use crate::gguf::{GgufExportError, is_gguf, texts_of_gguf};
 use crate::load::{Layout, LoadError, Model, layout};
 use crate::raw_config::ConfigError;
 use crate::weights::{Fused, Role, WeightSpec};
@@ -44,6 +44,9 @@ pub enum ExportError {
     /// The base's configuration, which is copied.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The model, or its tokenizer, cannot be written as a GGUF file.
+    #[error(transparent)]
+    Gguf(#[from] GgufExportError),
     /// A weight of the model is not finite.
     #[error(
         "tensor `{tensor}` contains a value that is not finite (NaN or infinite), so the model \
@@ -215,7 +218,7 @@ fn write_texts(path: &Path, out: &Path) -> Result<(), ExportError> {
 }
 
 /// A weight as it is written: in `dtype`, with its adapter merged.
-fn written(
+pub(crate) fn written(
     model: &Model,
     device: &Device,
     role: Role,

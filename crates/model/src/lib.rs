@@ -36,7 +36,7 @@ pub use config::{
 pub use decoder::{Decoder, Recompute};
 pub use export::{ExportError, ExportOptions, check_written, export_hf};
 pub use fidelity::{Comparison, Fidelity, MAX_LOST};
-pub use gguf::{is_gguf, texts_of_gguf};
+pub use gguf::{FormTensor, GgufExportError, GgufForm, ModelTexts, is_gguf, texts_of_gguf};
 pub use kinds::{LayerKind, Part, Trait};
 pub use load::{LoadError, LoadOptions, Model, ModelFiles, Trained, load, weight_files};
 pub use pass::Pass;

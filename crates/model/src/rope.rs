@@ -178,7 +178,8 @@ impl RopeConfig {
         }
     }
 
-    fn attention_factor(&self) -> f64 {
+    /// Multiplier of cosines and sines.
+    pub(crate) fn attention_factor(&self) -> f64 {
         match self.scaling {
             RopeScaling::Yarn { attention_factor, .. }
             | RopeScaling::LongRope { attention_factor, .. } => attention_factor,

@@ -1,14 +1,16 @@
 //! `hone export`
 
+pub(super) mod gguf;
+
 use super::{Opened, check_parent};
-use crate::args::{ExportArgs, ExportFormat, PrecisionArg};
+use crate::args::{ExportArgs, ExportFormat, ModelArgs, PrecisionArg};
 use crate::failure::Failure;
 use crate::output;
 use hone_model::{
-    Comparison, ExportError, ExportOptions, Fidelity, LoadOptions, check_written, export_hf,
+    Comparison, ExportError, ExportOptions, Fidelity, LoadOptions, Model, check_written, export_hf,
 };
 use hone_tensor::DType;
-use hone_train::checkpoint::publish;
+use hone_train::checkpoint::{publish, publish_file};
 use hone_train::{Code, TrainError};
 use serde_json::json;
 use std::path::Path;
@@ -22,44 +24,91 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
         )));
     }
     check_parent("--out", &args.out)?;
-    let held = args.model.base_precision;
-    let packed = match args.model.compute {
+    if matches!(args.format, ExportFormat::Gguf) != hone_model::is_gguf(&args.out) {
+        let out = args.out.display();
+        return Err(Failure::Usage(match args.format {
+            ExportFormat::Gguf => format!("--out {out}: end the name of a GGUF file in .gguf"),
+            ExportFormat::Hf => format!("--out {out}: add --format gguf, or name a directory"),
+        }));
+    }
+    refuse_packed(&args.model)?;
+    let opened = super::describe(&args.model, super::Purpose::Export)?.load()?;
+    let dtype = args.dtype.map_or(opened.model.file_dtype, DType::from);
+    let name = args.out.file_name().unwrap_or_default().to_string_lossy();
+    // The extension says how it is read back.
+    let partial = args.out.with_file_name(match args.format {
+        ExportFormat::Hf => format!(".{name}.partial"),
+        ExportFormat::Gguf => format!(".partial.{name}"),
+    });
+    // Left by an export that was killed.
+    remove(&partial).map_err(TrainError::io(&partial))?;
+    let fidelity = write(&opened, args.format, dtype, &partial)
+        .and_then(|()| compare(&opened, dtype, &partial))
+        .inspect_err(|_| {
+            // Leave nothing half-written; the first error is the one worth reporting.
+            let _ = remove(&partial);
+        })?;
+    match args.format {
+        ExportFormat::Hf => publish(&partial, &args.out)?,
+        ExportFormat::Gguf => publish_file(&partial, &args.out)?,
+    }
+    report(args, dtype, &fidelity);
+    Ok(())
+}
+
+/// Refuses to hold weights with rounding errors that would be written.
+pub(super) fn refuse_packed(args: &ModelArgs) -> Result<(), Failure> {
+    let held = args.base_precision;
+    let packed = match args.compute {
         PrecisionArg::Int8 => Some("--compute int8".to_owned()),
         PrecisionArg::Fp8 => Some("--compute fp8".to_owned()),
         _ => held.is_packed().then(|| format!("--base-precision {}", <&str>::from(held))),
     };
-    if let Some(flag) = packed {
-        return Err(Failure::Usage(format!(
+    match packed {
+        None => Ok(()),
+        Some(flag) => Err(Failure::Usage(format!(
             "{flag}: an export needs no compute precision, and packed weights would be written \
              with their rounding errors; omit it"
-        )));
+        ))),
     }
-    let opened = super::describe(&args.model, super::Purpose::Export)?.load()?;
-    let dtype = args.dtype.map_or(opened.model.file_dtype, DType::from);
-    let name = args.out.file_name().unwrap_or_default().to_string_lossy();
-    let partial = args.out.with_file_name(format!(".{name}.partial"));
-    if partial.exists() {
-        // Left by an export that was killed.
-        std::fs::remove_dir_all(&partial).map_err(TrainError::io(&partial))?;
+}
+
+/// Removes a file or a directory, if there is one.
+pub(super) fn remove(path: &Path) -> std::io::Result<()> {
+    match path.is_dir() {
+        true => std::fs::remove_dir_all(path),
+        false if path.exists() => std::fs::remove_file(path),
+        false => Ok(()),
     }
-    std::fs::create_dir(&partial).map_err(|error| {
-        let out = args.out.display();
-        Failure::Usage(format!("--out {out} cannot be created ({error}); choose another"))
-    })?;
-    let fidelity = match args.format {
-        ExportFormat::Hf => write_and_compare(&opened, dtype, &partial),
-    };
-    let fidelity = match fidelity {
-        Ok(fidelity) => fidelity,
-        Err(failure) => {
-            // Leave nothing half-written; the first error is the one worth reporting.
-            let _ = std::fs::remove_dir_all(&partial);
-            return Err(failure);
+}
+
+fn write(opened: &Opened, format: ExportFormat, dtype: DType, out: &Path) -> Result<(), Failure> {
+    let Opened { device, model, .. } = opened;
+    match format {
+        ExportFormat::Gguf => {
+            let mut form = gguf::form(opened)?;
+            form.set_file_type(match dtype {
+                DType::F32 => 0,
+                DType::F16 => 1,
+                DType::Bf16 => 32,
+            });
+            gguf::write(opened, &form, &vec![dtype.into(); form.tensors().len()], out)
         }
-    };
-    publish(&partial, &args.out)?;
-    report(args, dtype, &fidelity);
-    Ok(())
+        ExportFormat::Hf => {
+            std::fs::create_dir(out).map_err(|error| {
+                let out = out.display();
+                Failure::Usage(format!("--out: {out} cannot be created ({error}); choose another"))
+            })?;
+            // A model that was not tuned keeps the stop tokens that it was published with.
+            let end_of_turn = opened.tokenizer.turn_end_id().filter(|_| is_adapted(model));
+            export_hf(model, device, ExportOptions { base: &opened.dir, dtype, end_of_turn }, out)?;
+            Ok(())
+        }
+    }
+}
+
+fn is_adapted(model: &Model) -> bool {
+    model.decoder.projections().any(|(_, p)| !p.adapters.is_empty())
 }
 
 fn report(args: &ExportArgs, dtype: DType, fidelity: &Fidelity) {
@@ -108,15 +157,9 @@ const TEXTS: [&str; 4] = [
 /// Number of tokens of each text that are compared.
 const MAX_TOKENS: usize = 64;
 
-fn write_and_compare(opened: &Opened, dtype: DType, out: &Path) -> Result<Fidelity, Failure> {
-    let Opened { device, model, .. } = opened;
-    let is_adapted = model.decoder.projections().any(|(_, p)| !p.adapters.is_empty());
-    // A model that was not tuned keeps the stop tokens that it was published with.
-    let end_of_turn = opened.tokenizer.turn_end_id().filter(|_| is_adapted);
-    export_hf(model, device, ExportOptions { base: &opened.dir, dtype, end_of_turn }, out)?;
-    let written = &hone_model::load(out, device, LoadOptions::INFERENCE)?;
-    let base = is_adapted.then(|| model.without_adapters());
-    let config = &model.decoder.config;
+/// Rows of tokens on which a model is compared with what was written of it.
+pub(super) fn rows(opened: &Opened) -> Result<Vec<Vec<u32>>, Failure> {
+    let config = &opened.model.decoder.config;
     let is_known = |id: &u32| (*id as usize) < config.vocab_size;
     // Learned positions end.
     let max_tokens = config.longest().map_or(MAX_TOKENS, |longest| longest.min(MAX_TOKENS));
@@ -124,9 +167,16 @@ fn write_and_compare(opened: &Opened, dtype: DType, out: &Path) -> Result<Fideli
         let tokens = opened.tokenizer.encode(text, true)?;
         Ok(tokens.into_iter().filter(is_known).take(max_tokens).collect())
     };
-    let rows = TEXTS.into_iter().map(row).collect::<Result<Vec<_>, _>>()?;
+    TEXTS.into_iter().map(row).collect()
+}
+
+/// Reads the export back and compares it with the model in memory.
+fn compare(opened: &Opened, dtype: DType, out: &Path) -> Result<Fidelity, Failure> {
+    let Opened { device, model, .. } = opened;
+    let written = &hone_model::load(out, device, LoadOptions::INFERENCE)?;
+    let base = is_adapted(model).then(|| model.without_adapters());
     let models = Comparison { device, base: base.as_ref(), intended: model, written };
-    check_written(models, dtype, &rows).map_err(|error| match error {
+    check_written(models, dtype, &rows(opened)?).map_err(|error| match error {
         // Errors that the user can fix by choosing another type or other weights.
         ExportError::EffectLost { .. }
         | ExportError::Overflow { .. }

@@ -1,5 +1,6 @@
 //! One module per verb.
 
+pub mod compress;
 pub mod demo;
 pub mod doctor;
 pub mod embed;
@@ -122,11 +123,13 @@ fn describe(args: &ModelArgs, purpose: Purpose) -> Result<Described, Failure> {
         Purpose::Export => held_type(held, Compute::F32, &model),
     };
     let options = LoadOptions { base_precision, ..LoadOptions::INFERENCE };
-    if backend.gpu_name().is_some() {
-        // Counted as stored on the GPU, to refuse a model that is too large before loading it.
-        let dry = Device::dry_as(Target::Cuda);
-        let _counted = files.load(&dry, options)?;
-        backend.check_room(dry.persistent_bytes(Category::Weights))?;
+    // Counted as they will be held, to refuse what cannot be before weights are loaded, and a model
+    // that is too large for a GPU.
+    let target = if backend.gpu_name().is_some() { Target::Cuda } else { Target::Cpu };
+    let counted = Device::dry_as(target);
+    files.load(&counted, options)?;
+    if target == Target::Cuda {
+        backend.check_room(counted.persistent_bytes(Category::Weights))?;
     }
     let config = &model.decoder.config;
     backend.check_heads(config.max_head_dim(), config.max_delta_key_dim())?;

@@ -1,6 +1,7 @@
 //! What every verb gives: its fields as JSON, its exit status, nothing but results on standard
 //! output, and the right numbers.
 
+mod compress;
 mod demo;
 mod embedding;
 mod events;
@@ -15,8 +16,9 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 
-const VERBS: [&str; 9] =
-    ["demo", "plan", "train", "eval", "embed", "generate", "export", "report", "doctor"];
+const VERBS: [&str; 10] = [
+    "demo", "plan", "train", "eval", "embed", "generate", "export", "compress", "report", "doctor",
+];
 
 /// Runs a command that must succeed and print one JSON object.
 fn json(command: &mut Command) -> Value {

@@ -315,6 +315,21 @@ pub(super) const MLP_NORM_BY_PLACE: [&str; 4] = [GPT_OSS, GLM4_MOE, "qwen35", "q
 /// What is divided among the value heads of gated delta nets.
 pub(super) const DELTA_WIDTH: &str = "linear_value_width";
 
+/// The architecture of files that hold models of this `model_type`; `None`: there is none that is
+/// read.
+pub(super) fn of_model_type(model_type: &str) -> Option<&'static Architecture> {
+    let model_type = match model_type {
+        "mistral" => "llama",
+        "olmo3" => "olmo2",
+        "qwen3_5" => "qwen3_5_text",
+        "qwen3_5_moe" => "qwen3_5_moe_text",
+        "gemma3" => "gemma3_text",
+        other => other,
+    };
+    let mut all = ARCHITECTURES.iter().chain([&MIXTRAL]);
+    all.find(|architecture| architecture.model_type == model_type)
+}
+
 /// The architecture that a file names.
 pub(super) fn of(metadata: &Metadata<'_>) -> Result<&'static Architecture, ConfigError> {
     let key = "general.type";

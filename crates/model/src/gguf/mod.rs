@@ -11,8 +11,10 @@ mod rope;
 mod splits;
 mod tensors;
 mod tokenizer;
+mod write;
 
 pub(crate) use tensors::{Part, Place, is_used};
+pub use write::{FormTensor, GgufExportError, GgufForm, ModelTexts};
 
 use crate::raw_config::{ConfigError, RawConfig};
 use architectures::Architecture;

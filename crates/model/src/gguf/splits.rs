@@ -136,6 +136,15 @@ impl Splits {
         ALL.iter().find(|splits| splits.names.contains(&name))
     }
 
+    pub(super) fn all() -> impl Iterator<Item = &'static Self> {
+        ALL.iter()
+    }
+
+    /// The name that new files have for it.
+    pub(super) fn name(&self) -> &'static str {
+        self.names[0]
+    }
+
     /// All names, for messages.
     pub(super) fn names() -> String {
         ALL.iter().flat_map(|splits| splits.names).copied().collect::<Vec<_>>().join(", ")

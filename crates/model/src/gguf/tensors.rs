@@ -1,7 +1,7 @@
 //! Weights by their roles: names of tensors, and what is undone of what conversion did to them.
 
 use super::GgufModel;
-use super::architectures::MLP_NORM_BY_PLACE;
+use super::architectures::{Architecture, MLP_NORM_BY_PLACE};
 use super::delta::Tiled;
 use super::rope::{FACTORS, SHORT_AND_LONG};
 use crate::config::{DecoderConfig, LayerConfig};
@@ -83,10 +83,11 @@ pub(crate) fn is_used(name: &str) -> bool {
     name == FACTORS || SHORT_AND_LONG.contains(&name)
 }
 
-impl GgufModel {
-    /// Where a file has a weight; `None`: no architecture that is read has such a weight.
-    pub(crate) fn place_of(&self, role: Role, config: &DecoderConfig) -> Option<Place> {
-        let name = match role {
+impl Architecture {
+    /// The tensor that holds a weight, alone or with those of all experts; `None`: no architecture
+    /// that is read has such a weight.
+    pub(super) fn tensor_of(&self, role: Role, config: &DecoderConfig) -> Option<String> {
+        Some(match role {
             Role::EmbedTokens => EMBEDDING.to_owned(),
             Role::FinalNorm => "output_norm.weight".to_owned(),
             Role::LmHead => "output.weight".to_owned(),
@@ -99,9 +100,7 @@ impl GgufModel {
             Role::Sinks(layer) => format!("blk.{layer}.attn_sinks.weight"),
             Role::RouterBias(layer) => format!("blk.{layer}.exp_probs_b.bias"),
             // Named by where it stands, and elsewhere by what it is of.
-            Role::Norm(layer, BlockNorm::MlpInput)
-                if MLP_NORM_BY_PLACE.contains(&self.architecture.name) =>
-            {
+            Role::Norm(layer, BlockNorm::MlpInput) if MLP_NORM_BY_PLACE.contains(&self.name) => {
                 format!("blk.{layer}.post_attention_norm.weight")
             }
             Role::Norm(layer, norm) => format!("blk.{layer}.{}.weight", norm_name(norm)?),
@@ -114,7 +113,27 @@ impl GgufModel {
             | Role::BlockTableNorm
             | Role::NormBias(..)
             | Role::Encoder(_) => return None,
-        };
+        })
+    }
+
+    /// Length of the heads whose rows files have in pairs.
+    pub(super) fn turned(&self, role: Role, config: &DecoderConfig) -> Option<usize> {
+        let (Role::Matrix(layer, linear) | Role::Bias(layer, linear)) = role else { return None };
+        let is_turned = matches!(linear, Linear::Q | Linear::K) && self.turns_neighbours;
+        is_turned.then(|| config.layers[layer].attention.heads.head_dim)
+    }
+
+    /// Whether files hold a weight plus one: norms, but for that of a gated delta net's heads.
+    pub(super) fn has_plus_one(&self, role: Role) -> bool {
+        let is_norm = matches!(role, Role::Norm(..) | Role::FinalNorm);
+        self.norms_plus_one && is_norm && !matches!(role, Role::Norm(_, BlockNorm::Delta))
+    }
+}
+
+impl GgufModel {
+    /// Where a file has a weight; `None`: no architecture that is read has such a weight.
+    pub(crate) fn place_of(&self, role: Role, config: &DecoderConfig) -> Option<Place> {
+        let name = self.architecture.tensor_of(role, config)?;
         let (Role::Matrix(layer, Linear::Expert(expert, part))
         | Role::Bias(layer, Linear::Expert(expert, part))) = role
         else {
@@ -169,7 +188,7 @@ impl GgufModel {
         config: &DecoderConfig,
         tensor: Tensor,
     ) -> Result<Tensor, DeviceError> {
-        if let Some(head_dim) = self.turned(role, config) {
+        if let Some(head_dim) = self.architecture.turned(role, config) {
             let num_rows = tensor.shape()[0];
             return GgufFile::reordered(&tensor, num_rows, |row| halves_from_pairs(row, head_dim));
         }
@@ -181,22 +200,11 @@ impl GgufModel {
             let logs: Vec<f32> = tensor.try_to_vec_f32()?.iter().map(|x| (-x).ln()).collect();
             return Ok(Tensor::from_f32(&logs, tensor.shape()));
         }
-        // That of a gated delta net's heads is as it was trained.
-        let is_norm = matches!(role, Role::Norm(..) | Role::FinalNorm)
-            && !matches!(role, Role::Norm(_, BlockNorm::Delta));
-        if is_norm && self.architecture.norms_plus_one {
+        if self.architecture.has_plus_one(role) {
             let less: Vec<f32> = tensor.try_to_vec_f32()?.iter().map(|x| x - 1.0).collect();
             return Ok(Tensor::from_f32(&less, tensor.shape()));
         }
         Ok(tensor)
-    }
-
-    /// Length of the heads whose rows the file has in pairs.
-    fn turned(&self, role: Role, config: &DecoderConfig) -> Option<usize> {
-        let (Role::Matrix(layer, linear) | Role::Bias(layer, linear)) = role else { return None };
-        let is_turned = matches!(linear, Linear::Q | Linear::K);
-        let is_turned = is_turned && self.architecture.turns_neighbours;
-        is_turned.then(|| config.layers[layer].attention.heads.head_dim)
     }
 }
 
@@ -205,4 +213,10 @@ impl GgufModel {
 fn halves_from_pairs(row: usize, head_dim: usize) -> usize {
     let (head, row, half) = (row / head_dim, row % head_dim, head_dim / 2);
     head * head_dim + 2 * (row % half) + row / half
+}
+
+/// [`halves_from_pairs`] the other way: the row in Hugging Face's order for a row of the file.
+pub(super) fn pairs_from_halves(row: usize, head_dim: usize) -> usize {
+    let (head, row) = (row / head_dim, row % head_dim);
+    head * head_dim + row % 2 * (head_dim / 2) + row / 2
 }

@@ -311,7 +311,9 @@ impl Loader<'_> {
         tensor: Tensor,
         storage: Option<Storage>,
     ) -> Result<Weight, LoadError> {
-        let storage = storage.unwrap_or(tensor.storage());
+        let Some(storage) = storage else {
+            return Ok(self.weight(home, name, tensor.clone(), tensor.storage())?);
+        };
         if let Err(source) = storage.checked_num_bytes(tensor.shape()) {
             let fits = |name: &&str| {
                 let storage = Storage::from_name(name);

@@ -18,6 +18,7 @@ mod gguf;
 mod gguf_config;
 mod gguf_files;
 mod gguf_tokenizers;
+mod gguf_writing;
 mod goldens;
 mod int8;
 mod live;

@@ -35,7 +35,8 @@ fn memory_without_bound_is_found() {
             false => vec![0u8; BYTES].len(),
             true => (0..BYTES).map(|i| i as u8).filter(|_| true).collect::<Vec<_>>().len(),
         });
-        assert!(length == BYTES && peak >= BYTES, "{peak}");
+        // Other tests may free some memory meanwhile.
+        assert!(length == BYTES && peak >= BYTES / 16 * 15, "{peak}");
         assert!(std::panic::catch_unwind(|| worker::check_peak(peak, 1000)).is_err());
     }
     worker::check_peak(BYTES, BYTES);

@@ -79,6 +79,16 @@ fn exports() {
             &["--out nowhere/merged: there is no directory nowhere", "create it"],
         ),
         command(
+            "a file without its extension",
+            &["export", "model", "--format", "gguf", "--out", "merged"],
+            &["--out merged: end the name of a GGUF file in .gguf"],
+        ),
+        command(
+            "a directory with it",
+            &["export", "model", "--out", "merged.gguf"],
+            &["--out merged.gguf: add --format gguf"],
+        ),
+        command(
             "quantised by the way",
             &["export", "model", "--compute", "int8", "--out", "merged"],
             &["--compute int8: an export needs no compute precision", "omit it"],

@@ -77,6 +77,28 @@ fn a_file_is_trained_on_and_exported() {
     assert_eq!(losses(&scene), losses_on_file);
 }
 
+/// What is written as a GGUF file answers as the model does, from wherever it came, and is trained
+/// on like any other; an adapter is merged.
+#[test]
+fn models_are_written_as_files() {
+    let scene = scene();
+    let before = loss(&scene, "model.gguf", &[]);
+    succeeds(&mut scene.hone(&["export", "model.gguf", "--out", "model"]));
+    for (from, to) in [("model.gguf", "a.gguf"), ("model", "b.gguf")] {
+        succeeds(&mut scene.hone(&["export", from, "--format", "gguf", "--out", to]));
+        assert_eq!(loss(&scene, to, &[]), before);
+    }
+    let [a, b] = ["a.gguf", "b.gguf"].map(|name| std::fs::read(scene.path(name)).unwrap());
+    assert!(a == b, "the same file from the file and from the directory");
+
+    succeeds(&mut scene.train(&[&["model.path=a.gguf"][..], &LONGER].concat()));
+    let tuned = loss(&scene, "a.gguf", &["--adapter", "run/adapter"]);
+    let export = ["export", "a.gguf", "--adapter", "run/adapter", "--format=gguf", "--out=c.gguf"];
+    succeeds(&mut scene.hone(&export));
+    assert!((loss(&scene, "c.gguf", &[]) - tuned).abs() < 1e-5);
+    assert!(entries(&scene.path(".")).iter().all(|name| !name.contains("partial")));
+}
+
 /// All weights of a file can be trained; what is written is a directory.
 #[test]
 fn all_weights_of_a_file_are_trained() {

@@ -1,0 +1,284 @@
+//! GGUF files of models: what [`super`] reads, the other way around.
+//!
+//! A file is first laid out and its header read back: the configuration that Hone finds there must
+//! be the model's, or nothing is written. So a setting that the format has no key for is found
+//! whatever it is.
+
+mod keys;
+mod tokenizer;
+mod weights;
+
+use super::architectures::{self, Architecture};
+use super::{is_gguf, texts_of_gguf};
+use crate::config::DecoderConfig;
+use crate::load::Model;
+use crate::raw_config::ConfigError;
+use crate::weights::{Linear, Role};
+use hone_tensor::gguf::{GgufPlan, GgufTensor, GgufUnwritable, GgufWriter, Meta};
+use hone_tensor::{DType, Device, DeviceError, Storage};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a model cannot be written as a GGUF file.
+#[derive(Debug, thiserror::Error)]
+pub enum GgufExportError {
+    /// No architecture.
+    #[error(
+        "models of type `{0}` are not written as GGUF files; write this one in Hugging Face layout \
+         (--format hf)"
+    )]
+    ModelType(String),
+    /// A part or setting that files have no place for.
+    #[error("{0} has no form in GGUF files; write the model in Hugging Face layout (--format hf)")]
+    Setting(String),
+    /// A tokenizer that files have no form for.
+    #[error(
+        "the tokenizer has no form in GGUF files: {0}; write the model in Hugging Face layout \
+         (--format hf)"
+    )]
+    Tokenizer(String),
+    /// The base's files cannot be read.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A tensor or key has no form.
+    #[error(transparent)]
+    Unwritable(#[from] GgufUnwritable),
+    /// The system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// File.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// The small files of a model, parsed.
+#[derive(Clone, Debug, Default)]
+pub struct ModelTexts {
+    /// `config.json`.
+    pub config: Value,
+    /// `generation_config.json`; null if there is none.
+    pub generation: Value,
+    /// `tokenizer.json`; null if there is none.
+    pub tokenizer: Value,
+    /// `tokenizer_config.json`; null if there is none.
+    pub tokenizer_config: Value,
+    /// The chat template that is a file of its own.
+    pub chat_template: Option<String>,
+}
+
+impl ModelTexts {
+    /// Those of a directory in Hugging Face layout, or of a GGUF file.
+    ///
+    /// # Errors
+    /// If one cannot be read.
+    pub fn read(model: &Path) -> Result<Self, GgufExportError> {
+        if is_gguf(model) {
+            let texts = texts_of_gguf(model)?;
+            let parsed = |name: &str| {
+                let text = texts.get(name);
+                text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+            };
+            return Ok(Self::of(parsed, None));
+        }
+        let read = |name: &str| -> Result<Option<String>, GgufExportError> {
+            let path = model.join(name);
+            match std::fs::read_to_string(&path) {
+                Ok(text) => Ok(Some(text)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(source) => Err(GgufExportError::Io { path, source }),
+            }
+        };
+        let mut parsed = BTreeMap::new();
+        for name in FILES {
+            let Some(text) = read(name)? else { continue };
+            let value = serde_json::from_str(&text).map_err(|error| GgufExportError::Io {
+                path: model.join(name),
+                source: io::Error::other(error),
+            })?;
+            parsed.insert(name, value);
+        }
+        let template = read("chat_template.jinja")?;
+        Ok(Self::of(|name| parsed.remove(name).unwrap_or_default(), template))
+    }
+
+    fn of(mut parsed: impl FnMut(&str) -> Value, chat_template: Option<String>) -> Self {
+        let [config, generation, tokenizer, tokenizer_config] = FILES.map(&mut parsed);
+        Self { config, generation, tokenizer, tokenizer_config, chat_template }
+    }
+}
+
+/// The files of [`ModelTexts`], in its order.
+const FILES: [&str; 4] =
+    ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"];
+
+/// A model as a GGUF file holds it: metadata, and which weights are in which tensor.
+pub struct GgufForm<'a> {
+    model: &'a Model,
+    architecture: &'static Architecture,
+    metadata: Vec<(String, Meta)>,
+    tensors: Vec<FormTensor>,
+}
+
+/// A tensor of the file.
+#[derive(Clone, Debug)]
+pub struct FormTensor {
+    /// Its name.
+    pub name: String,
+    /// Lengths of its dimensions, slowest first.
+    pub shape: Vec<usize>,
+    content: Content,
+}
+
+#[derive(Clone, Debug)]
+enum Content {
+    /// Weights, one after another: those of all experts, or only one.
+    Weights(Vec<Role>),
+    /// Divisors of frequencies.
+    Factors(Vec<f32>),
+}
+
+impl FormTensor {
+    /// Whether it is a matrix, or those of all experts, which may be stored in any type; everything
+    /// else is in f32.
+    pub fn is_matrix(&self) -> bool {
+        let Content::Weights(roles) = &self.content else { return false };
+        match roles[0] {
+            Role::EmbedTokens | Role::LmHead => true,
+            // A rounded router would choose other experts.
+            Role::Matrix(_, linear) => !linear.is_router() && !matches!(linear, Linear::SharedGate),
+            _ => false,
+        }
+    }
+}
+
+impl<'a> GgufForm<'a> {
+    /// The form of a model whose small files are these.
+    ///
+    /// # Errors
+    /// If its architecture, a part of it, a setting or the tokenizer has none.
+    pub fn of(model: &'a Model, texts: &ModelTexts) -> Result<Self, GgufExportError> {
+        let config = &model.decoder.config;
+        let model_type = texts.config.get("model_type").and_then(Value::as_str).unwrap_or("");
+        let architecture = architectures::of_model_type(model_type)
+            .ok_or_else(|| GgufExportError::ModelType(model_type.to_owned()))?;
+        if let Some(what) = keys::unknown_to_llama_cpp(config, architecture) {
+            return Err(GgufExportError::Setting(format!(
+                "{what} in a model of type `{model_type}`"
+            )));
+        }
+        let mut metadata = keys::metadata(config, text_part(&texts.config), architecture)?;
+        metadata.extend(tokenizer::metadata(texts, config)?);
+        let mut tensors = weights::tensors(config, architecture)?;
+        let factors = keys::factors(config).into_iter().map(|(name, factors)| FormTensor {
+            name: name.to_owned(),
+            shape: vec![factors.len()],
+            content: Content::Factors(factors),
+        });
+        tensors.extend(factors);
+        Ok(Self { model, architecture, metadata, tensors })
+    }
+
+    /// Name of the architecture (`general.architecture`).
+    pub fn architecture(&self) -> &'static str {
+        self.architecture.name
+    }
+
+    /// The tensors, in the order of the file.
+    pub fn tensors(&self) -> &[FormTensor] {
+        &self.tensors
+    }
+
+    /// Says in which mix of types the file is, by ggml's number for it. Programs guess it if the
+    /// file does not say.
+    pub fn set_file_type(&mut self, number: u32) {
+        self.metadata.push(("general.file_type".to_owned(), Meta::U32(number)));
+        self.metadata.push(("general.quantization_version".to_owned(), Meta::U32(2)));
+    }
+
+    /// Gives the model a name, from which llama.cpp also takes how Phi-3 splits text.
+    pub fn set_name(&mut self, name: &str) {
+        let name = match self.architecture.name {
+            "phi3" if !name.to_lowercase().contains("phi-3") => format!("Phi-3 {name}"),
+            _ => name.to_owned(),
+        };
+        self.metadata.push(("general.name".to_owned(), Meta::Text(name)));
+    }
+
+    /// Adds a token to those that end a generation.
+    pub fn end_turns_with(&mut self, token: u32) {
+        let key = |name: &str| format!("tokenizer.ggml.{name}_token_id");
+        let of = |name: &str| self.metadata.iter().find(|(other, _)| *other == key(name));
+        let names = ["eos", "eot", "eom"];
+        if names.iter().any(|name| of(name).is_some_and(|(_, id)| *id == Meta::U32(token))) {
+            return;
+        }
+        let free = names.into_iter().find(|name| of(name).is_none()).unwrap_or("eom");
+        self.metadata.retain(|(other, _)| *other != key(free));
+        self.metadata.push((key(free), Meta::U32(token)));
+    }
+
+    /// Writes the file with matrices in these storages, one for each of [`Self::tensors`]; those of
+    /// others are not read.
+    ///
+    /// # Errors
+    /// If a storage has no form or does not fit the rows, if a setting has no form, or if the
+    /// device or the system fails.
+    pub fn write(
+        &self,
+        device: &Device,
+        storages: &[Storage],
+        path: &Path,
+    ) -> Result<(), GgufExportError> {
+        let io = |source| GgufExportError::Io { path: path.to_owned(), source };
+        let storage = |tensor: &FormTensor, storage: Storage| match tensor.is_matrix() {
+            true => storage,
+            false => DType::F32.into(),
+        };
+        let tensors = self.tensors.iter().zip(storages).map(|(tensor, &of)| GgufTensor {
+            name: tensor.name.clone(),
+            shape: tensor.shape.clone(),
+            storage: storage(tensor, of),
+        });
+        let plan = GgufPlan::new(&self.metadata, tensors.collect())?;
+        let mut writer = GgufWriter::create(path, plan).map_err(io)?;
+        for (i, tensor) in self.tensors.iter().enumerate() {
+            if let Content::Factors(factors) = &tensor.content {
+                let bytes: Vec<u8> = factors.iter().flat_map(|x| x.to_le_bytes()).collect();
+                writer.write(i, 0, &bytes).map_err(io)?;
+            }
+        }
+        self.check_header(path)?;
+        for (i, tensor) in self.tensors.iter().enumerate() {
+            let Content::Weights(roles) = &tensor.content else { continue };
+            let (storage, mut at) = (writer.plan().tensors()[i].storage, 0);
+            for &role in roles {
+                let weight =
+                    weights::stored(self.model, device, (role, self.architecture), storage)?;
+                writer.write(i, at, weight.bytes()).map_err(io)?;
+                at += weight.num_bytes() as u64;
+            }
+        }
+        writer.sync().map_err(io)
+    }
+
+    /// Checks that the file says of the model what its own configuration does.
+    fn check_header(&self, path: &Path) -> Result<(), GgufExportError> {
+        let written = DecoderConfig::load(path)?;
+        match keys::difference(&self.model.decoder.config, &written) {
+            None => Ok(()),
+            Some(what) => Err(GgufExportError::Setting(what)),
+        }
+    }
+}
+
+/// The language model's part of a configuration.
+fn text_part(config: &Value) -> &Value {
+    config.get("text_config").unwrap_or(config)
+}

@@ -1,0 +1,133 @@
+//! Which weights are in which tensor, and their bytes there.
+
+use super::{Content, FormTensor, GgufExportError};
+use crate::config::DecoderConfig;
+use crate::decoder::Part;
+use crate::export::written;
+use crate::gguf::architectures::Architecture;
+use crate::gguf::delta::Tiled;
+use crate::gguf::tensors::pairs_from_halves;
+use crate::load::Model;
+use crate::weights::{DeltaPart, Linear, Role, WeightSpec};
+use hone_tensor::gguf::GgufFile;
+use hone_tensor::safetensors::load_as;
+use hone_tensor::{Category, DType, Device, DeviceError, Storage, Tensor, Tiles};
+use std::collections::HashMap;
+
+/// The tensors of a file, in the order of the model.
+pub(super) fn tensors(
+    config: &DecoderConfig,
+    architecture: &Architecture,
+) -> Result<Vec<FormTensor>, GgufExportError> {
+    let (mut tensors, mut of_experts) = (Vec::new(), HashMap::new());
+    for WeightSpec { role, name, mut shape } in config.weights() {
+        let Some(tensor) = architecture.tensor_of(role, config) else {
+            return Err(GgufExportError::Setting(format!("the weight `{name}`")));
+        };
+        let is_expert =
+            matches!(role, Role::Matrix(_, Linear::Expert(..)) | Role::Bias(_, Linear::Expert(..)));
+        if !is_expert {
+            // `[channels, 1, width]`
+            if matches!(role, Role::Delta(_, DeltaPart::Conv)) {
+                shape.retain(|&len| len > 1);
+            }
+            tensors.push(FormTensor { name: tensor, shape, content: Content::Weights(vec![role]) });
+            continue;
+        }
+        let at = *of_experts.entry(tensor.clone()).or_insert_with(|| {
+            let shape = [&[0], &shape[..]].concat();
+            tensors.push(FormTensor { name: tensor, shape, content: Content::Weights(Vec::new()) });
+            tensors.len() - 1
+        });
+        let all: &mut FormTensor = &mut tensors[at];
+        all.shape[0] += 1;
+        if let Content::Weights(roles) = &mut all.content {
+            roles.push(role);
+        }
+    }
+    Ok(tensors)
+}
+
+/// A weight with its adapter merged, as a file has it: with rows and heads in its order, in
+/// `storage`. Blocks that need not change are those that are held.
+pub(super) fn stored(
+    model: &Model,
+    device: &Device,
+    (role, architecture): (Role, &Architecture),
+    storage: Storage,
+) -> Result<Tensor, DeviceError> {
+    let config = &model.decoder.config;
+    let tiled = Tiled::of(role, config);
+    let mut tensor = match held(model, role, storage) {
+        Some(tensor) => tensor.clone(),
+        None => written(model, device, role, DType::F32)?.to_host()?,
+    };
+    if let Some(head_dim) = architecture.turned(role, config) {
+        let num_rows = tensor.shape()[0];
+        tensor = GgufFile::reordered(&tensor, num_rows, |row| pairs_from_halves(row, head_dim))?;
+    }
+    if let Some(tiled) = tiled {
+        tensor = in_file_order(&tiled, tensor)?;
+    }
+    if matches!(role, Role::Delta(_, DeltaPart::ALog)) {
+        let rates: Vec<f32> = tensor.try_to_vec_f32()?.iter().map(|x| -x.exp()).collect();
+        tensor = Tensor::from_f32(&rates, tensor.shape());
+    }
+    if architecture.has_plus_one(role) {
+        let more: Vec<f32> = tensor.try_to_vec_f32()?.iter().map(|x| x + 1.0).collect();
+        tensor = Tensor::from_f32(&more, tensor.shape());
+    }
+    if tensor.storage() == storage {
+        return Ok(tensor);
+    }
+    load_as(Device::host(), Category::Workspace, &tensor, storage)
+}
+
+/// The tensor that is held of a weight, if its bytes can be those of the file: nothing is merged,
+/// and columns have the file's order.
+fn held(model: &Model, role: Role, storage: Storage) -> Option<&Tensor> {
+    let weight = match model.decoder.part(role)? {
+        Part::Plain(weight) => weight,
+        Part::Matrix(projection) if projection.adapters.is_empty() => &projection.weight,
+        Part::Matrix(_) => return None,
+    };
+    let tensor = model.params.resolve(weight);
+    let has_tiled_columns =
+        matches!(Tiled::of(role, &model.decoder.config), Some(Tiled::Columns(_)));
+    let is_in_order = match tensor.storage() {
+        Storage::Packed(format) => has_tiled_columns == format.tiles.is_some(),
+        Storage::Float(_) => true,
+    };
+    (tensor.storage() == storage && tensor.is_on_host() && is_in_order).then_some(tensor)
+}
+
+/// Heads in tiles, as [`Tiled::in_hub_order`] finds them.
+fn in_file_order(tiled: &Tiled, tensor: Tensor) -> Result<Tensor, DeviceError> {
+    let num_rows = tensor.shape().first().copied().unwrap_or(1);
+    match *tiled {
+        Tiled::Rows { tiles, after_keys } => {
+            let inverse = inverse(tiles);
+            let first = if after_keys { num_rows - inverse.len() } else { 0 };
+            GgufFile::reordered(&tensor, num_rows, |row| match row.checked_sub(first) {
+                None => row,
+                Some(row) => first + inverse[row],
+            })
+        }
+        Tiled::Columns(_) if tensor.storage().float().is_none() => Ok(tensor),
+        Tiled::Columns(tiles) => {
+            let inverse = inverse(Tiles { len: 1, ..tiles });
+            GgufFile::reordered(&tensor, num_rows * inverse.len(), |part| {
+                part / inverse.len() * inverse.len() + inverse[part % inverse.len()]
+            })
+        }
+    }
+}
+
+/// Where each of the file's elements is in Hugging Face's order.
+fn inverse(tiles: Tiles) -> Vec<usize> {
+    let mut inverse = vec![0; tiles.groups * tiles.per_group * tiles.len];
+    for i in 0..inverse.len() {
+        inverse[tiles.at(i)] = i;
+    }
+    inverse
+}
