@@ -1,6 +1,6 @@
 //! `hone compress`
 
-use super::export::{gguf, refuse_packed, remove, rows};
+use super::export::{gguf, refuse_packed, rows, whole};
 use super::{Opened, check_parent};
 use crate::args::{CompressArgs, FallbackArg};
 use crate::failure::Failure;
@@ -8,7 +8,6 @@ use crate::output;
 use hone_compress::{Choice, Facts, Fallback, Mix, Stored, choose};
 use hone_model::{Comparison, Fidelity, FormTensor, LoadOptions, is_gguf};
 use hone_tensor::{DType, Storage};
-use hone_train::checkpoint::publish_file;
 use hone_train::{Code, TrainError};
 use serde_json::json;
 use std::path::Path;
@@ -38,19 +37,12 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
     if choices.iter().all(|choice| choice.instead_of.is_none()) {
         form.set_file_type(mix.file_type);
     }
-    let name = args.out.file_name().unwrap_or_default().to_string_lossy();
-    let partial = args.out.with_file_name(format!(".partial.{name}"));
-    // Left by a run that was killed.
-    remove(&partial).map_err(TrainError::io(&partial))?;
     let storages: Vec<Storage> = choices.iter().map(|choice| choice.storage).collect();
-    let fidelity = gguf::write(&opened, &form, &storages, &partial)
-        .and_then(|()| compare(&opened, args.max_kl, &partial))
-        .inspect_err(|_| {
-            // Leave nothing half-written; the first error is the one worth reporting.
-            let _ = remove(&partial);
-        })?;
-    let bytes = partial.metadata().map_err(TrainError::io(&partial))?.len();
-    publish_file(&partial, &args.out)?;
+    let fidelity = whole(&args.out, |partial| {
+        gguf::write(&opened, &form, &storages, partial)?;
+        compare(&opened, args.max_kl, partial)
+    })?;
+    let bytes = args.out.metadata().map_err(TrainError::io(&args.out))?.len();
     let num_parameters = opened.model.decoder.config.num_parameters();
     report(args, form.tensors(), &choices, &fidelity, (bytes, num_parameters));
     Ok(())

@@ -6,8 +6,10 @@ use super::{Opened, check_parent};
 use crate::args::{ExportArgs, ExportFormat, ModelArgs, PrecisionArg};
 use crate::failure::Failure;
 use crate::output;
+use hone_compress::Mix;
 use hone_model::{
     Comparison, ExportError, ExportOptions, Fidelity, LoadOptions, Model, check_written, export_hf,
+    is_gguf,
 };
 use hone_tensor::DType;
 use hone_train::checkpoint::{publish, publish_file};
@@ -24,7 +26,7 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
         )));
     }
     check_parent("--out", &args.out)?;
-    if matches!(args.format, ExportFormat::Gguf) != hone_model::is_gguf(&args.out) {
+    if matches!(args.format, ExportFormat::Gguf) != is_gguf(&args.out) {
         let out = args.out.display();
         return Err(Failure::Usage(match args.format {
             ExportFormat::Gguf => format!("--out {out}: end the name of a GGUF file in .gguf"),
@@ -34,24 +36,10 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
     refuse_packed(&args.model)?;
     let opened = super::describe(&args.model, super::Purpose::Export)?.load()?;
     let dtype = args.dtype.map_or(opened.model.file_dtype, DType::from);
-    let name = args.out.file_name().unwrap_or_default().to_string_lossy();
-    // The extension says how it is read back.
-    let partial = args.out.with_file_name(match args.format {
-        ExportFormat::Hf => format!(".{name}.partial"),
-        ExportFormat::Gguf => format!(".partial.{name}"),
-    });
-    // Left by an export that was killed.
-    remove(&partial).map_err(TrainError::io(&partial))?;
-    let fidelity = write(&opened, args.format, dtype, &partial)
-        .and_then(|()| compare(&opened, dtype, &partial))
-        .inspect_err(|_| {
-            // Leave nothing half-written; the first error is the one worth reporting.
-            let _ = remove(&partial);
-        })?;
-    match args.format {
-        ExportFormat::Hf => publish(&partial, &args.out)?,
-        ExportFormat::Gguf => publish_file(&partial, &args.out)?,
-    }
+    let fidelity = whole(&args.out, |partial| {
+        write(&opened, args, dtype, partial)?;
+        compare(&opened, dtype, partial)
+    })?;
     report(args, dtype, &fidelity);
     Ok(())
 }
@@ -73,8 +61,34 @@ pub(super) fn refuse_packed(args: &ModelArgs) -> Result<(), Failure> {
     }
 }
 
+/// Lets `fill` write and check what is to become the file or directory `out`, under another name,
+/// and only then gives it its own. Nothing half-written is left.
+pub(super) fn whole<T>(
+    out: &Path,
+    fill: impl FnOnce(&Path) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    // The extension says how it is read back.
+    let is_file = is_gguf(out);
+    let partial = out.with_file_name(match is_file {
+        true => format!(".partial.{name}"),
+        false => format!(".{name}.partial"),
+    });
+    // Left by a command that was killed.
+    remove(&partial).map_err(TrainError::io(&partial))?;
+    let result = fill(&partial).inspect_err(|_| {
+        // The first error is the one worth reporting.
+        let _ = remove(&partial);
+    })?;
+    match is_file {
+        true => publish_file(&partial, out)?,
+        false => publish(&partial, out)?,
+    }
+    Ok(result)
+}
+
 /// Removes a file or a directory, if there is one.
-pub(super) fn remove(path: &Path) -> std::io::Result<()> {
+fn remove(path: &Path) -> std::io::Result<()> {
     match path.is_dir() {
         true => std::fs::remove_dir_all(path),
         false if path.exists() => std::fs::remove_file(path),
@@ -82,26 +96,23 @@ pub(super) fn remove(path: &Path) -> std::io::Result<()> {
     }
 }
 
-fn write(opened: &Opened, format: ExportFormat, dtype: DType, out: &Path) -> Result<(), Failure> {
+fn write(opened: &Opened, args: &ExportArgs, dtype: DType, to: &Path) -> Result<(), Failure> {
     let Opened { device, model, .. } = opened;
-    match format {
+    match args.format {
         ExportFormat::Gguf => {
             let mut form = gguf::form(opened)?;
-            form.set_file_type(match dtype {
-                DType::F32 => 0,
-                DType::F16 => 1,
-                DType::Bf16 => 32,
-            });
-            gguf::write(opened, &form, &vec![dtype.into(); form.tensors().len()], out)
+            let mix = Mix::named(dtype.name()).expect("a mix of each float type");
+            form.set_file_type(mix.file_type);
+            gguf::write(opened, &form, &vec![dtype.into(); form.tensors().len()], to)
         }
         ExportFormat::Hf => {
-            std::fs::create_dir(out).map_err(|error| {
-                let out = out.display();
-                Failure::Usage(format!("--out: {out} cannot be created ({error}); choose another"))
+            std::fs::create_dir(to).map_err(|error| {
+                let out = args.out.display();
+                Failure::Usage(format!("--out {out} cannot be created ({error}); choose another"))
             })?;
             // A model that was not tuned keeps the stop tokens that it was published with.
             let end_of_turn = opened.tokenizer.turn_end_id().filter(|_| is_adapted(model));
-            export_hf(model, device, ExportOptions { base: &opened.dir, dtype, end_of_turn }, out)?;
+            export_hf(model, device, ExportOptions { base: &opened.dir, dtype, end_of_turn }, to)?;
             Ok(())
         }
     }

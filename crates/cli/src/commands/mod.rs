@@ -123,13 +123,15 @@ fn describe(args: &ModelArgs, purpose: Purpose) -> Result<Described, Failure> {
         Purpose::Export => held_type(held, Compute::F32, &model),
     };
     let options = LoadOptions { base_precision, ..LoadOptions::INFERENCE };
-    // Counted as they will be held, to refuse what cannot be before weights are loaded, and a model
+    // Counted as they will be held, to refuse before weights are loaded what cannot be, and a model
     // that is too large for a GPU.
-    let target = if backend.gpu_name().is_some() { Target::Cuda } else { Target::Cpu };
-    let counted = Device::dry_as(target);
-    files.load(&counted, options)?;
-    if target == Target::Cuda {
-        backend.check_room(counted.persistent_bytes(Category::Weights))?;
+    let is_on_gpu = backend.gpu_name().is_some();
+    if is_on_gpu || base_precision.is_some() {
+        let counted = Device::dry_as(if is_on_gpu { Target::Cuda } else { Target::Cpu });
+        files.load(&counted, options)?;
+        if is_on_gpu {
+            backend.check_room(counted.persistent_bytes(Category::Weights))?;
+        }
     }
     let config = &model.decoder.config;
     backend.check_heads(config.max_head_dim(), config.max_delta_key_dim())?;

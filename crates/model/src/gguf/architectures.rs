@@ -78,7 +78,7 @@ static ARCHITECTURES: [Architecture; 18] = [
     },
     // For Mistral Small see [`MISTRAL_SMALL`].
     Architecture {
-        name: "mistral3",
+        name: MISTRAL3,
         model_type: MINISTRAL3,
         class: "Ministral3ForCausalLM",
         turns_neighbours: true,
@@ -289,13 +289,16 @@ static MIXTRAL: Architecture = Architecture {
 
 /// Files of Mistral Small from 3.1 on, which have no YaRN: Llama's but for the name.
 static MISTRAL_SMALL: Architecture = Architecture {
-    name: "mistral3",
+    name: MISTRAL3,
     model_type: "llama",
     class: "LlamaForCausalLM",
     biases: Biases::Everywhere,
     turns_neighbours: true,
     ..PLAIN
 };
+
+/// The architecture of Ministral 3 and of newer Mistral Small.
+pub(super) const MISTRAL3: &str = "mistral3";
 
 /// The family of Ministral 3.
 pub(super) const MINISTRAL3: &str = "ministral3";

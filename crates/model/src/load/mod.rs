@@ -312,7 +312,8 @@ impl Loader<'_> {
         storage: Option<Storage>,
     ) -> Result<Weight, LoadError> {
         let Some(storage) = storage else {
-            return Ok(self.weight(home, name, tensor.clone(), tensor.storage())?);
+            let storage = tensor.storage();
+            return Ok(self.weight(home, name, tensor, storage)?);
         };
         if let Err(source) = storage.checked_num_bytes(tensor.shape()) {
             let fits = |name: &&str| {

@@ -5,7 +5,7 @@ use hone_kernels::format::ShapeError;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Bytes that the data of tensors are aligned to, as files have it that do not say otherwise.
 const ALIGNMENT: u64 = 32;
@@ -245,7 +245,6 @@ fn checked(tensor: &GgufTensor) -> Result<(u32, u64), GgufUnwritable> {
 /// A file that is being written.
 pub struct GgufWriter {
     file: File,
-    path: PathBuf,
     plan: GgufPlan,
 }
 
@@ -258,17 +257,12 @@ impl GgufWriter {
         let mut file = File::create(path)?;
         file.write_all(&plan.header)?;
         file.set_len(plan.num_bytes)?;
-        Ok(Self { file, path: path.to_owned(), plan })
+        Ok(Self { file, plan })
     }
 
     /// The file's plan.
     pub fn plan(&self) -> &GgufPlan {
         &self.plan
-    }
-
-    /// Path of the file.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Writes bytes of the tensor with this number, from `start` within it on.

@@ -2,14 +2,13 @@
 
 use super::GgufExportError;
 use crate::config::{DecoderConfig, LayerConfig};
-use crate::gguf::architectures::{Architecture, DELTA_WIDTH, GLM4_MOE, GPT_OSS, QUERY_GROWTH};
+use crate::gguf::architectures::{
+    Architecture, DELTA_WIDTH, GLM4_MOE, GPT_OSS, MISTRAL3, QUERY_GROWTH,
+};
 use crate::gguf::rope::{FACTORS, SHORT_AND_LONG};
 use crate::rope::{RopeConfig, RopeScaling};
 use hone_tensor::gguf::Meta;
 use serde_json::Value;
-
-/// The architecture of Ministral 3.
-const MISTRAL3: &str = "mistral3";
 
 /// Ends of keys whose numbers are floats though they may be whole.
 const FLOATS: [&str; 3] = ["softcapping", "scale", "freq_base_swa"];
@@ -252,18 +251,14 @@ pub(super) fn unknown_to_llama_cpp(
     let name = architecture.name;
     let is_llama = matches!(name, "llama" | "granite" | MISTRAL3);
     let attending = || config.layers.iter().filter(|layer| layer.delta.is_none());
-    let any = |has: fn(&LayerConfig) -> bool| attending().any(has);
     let scaling = rope_of(config).map(|rope| &rope.scaling);
-    let has_experts = |layer: &LayerConfig| layer.mlp.experts.is_some();
-    let num_sparse = config.layers.iter().filter(|layer| has_experts(layer)).count();
-    let is_mixed = num_sparse > 0 && num_sparse < config.layers.len();
-    let normalises = config.layers.iter().filter_map(|layer| layer.mlp.experts.as_ref());
-    let normalises = normalises.clone().any(|experts| experts.router.normalise);
+    let experts = || config.layers.iter().filter_map(|layer| layer.mlp.experts.as_ref());
+    let is_mixed = experts().next().is_some() && experts().count() < config.layers.len();
+    let normalises = experts().any(|experts| experts.router.normalise);
     let is_narrow = |layer: &LayerConfig| {
         let heads = layer.attention.heads;
         heads.num_heads * heads.head_dim != config.hidden_size
     };
-    let is_square = !attending().any(is_narrow);
     let is_tied = config.tie_word_embeddings;
     [
         (
@@ -275,11 +270,11 @@ pub(super) fn unknown_to_llama_cpp(
             "LongRoPE",
         ),
         (
-            any(|layer| layer.attention.o_bias) && !is_llama && name != GPT_OSS,
+            attending().any(|layer| layer.attention.o_bias) && !is_llama && name != GPT_OSS,
             "a bias of attention's output",
         ),
         (
-            any(|layer| layer.mlp.bias && layer.mlp.experts.is_none()) && !is_llama,
+            attending().any(|layer| layer.mlp.bias && layer.mlp.experts.is_none()) && !is_llama,
             "biases of the MLP",
         ),
         (
@@ -289,7 +284,8 @@ pub(super) fn unknown_to_llama_cpp(
         (!is_tied && name == "gemma2", "a head that is not tied to the embedding"),
         (is_mixed && name != GLM4_MOE, "a block without experts among blocks with them"),
         (
-            !is_square && matches!(name, "qwen2" | "qwen2moe" | "phi3" | "olmo2" | "olmoe"),
+            attending().any(is_narrow)
+                && matches!(name, "qwen2" | "qwen2moe" | "phi3" | "olmo2" | "olmoe"),
             "heads that are not as wide as the hidden size in all",
         ),
         (
