@@ -180,7 +180,9 @@ impl From<PrecisionArg> for Precision {
   hone eval path/to/model --data book.txt --format text
   hone eval path/to/model --adapter runs/gsm8k/adapter --data test.jsonl \\
       --prompt-field question --completion-field answer
-  hone eval path/to/model --adapter runs/dpo/adapter --data pairs.jsonl --format pairs"
+  hone eval path/to/model --adapter runs/dpo/adapter --data pairs.jsonl --format pairs
+  hone eval small.gguf --against path/to/model --data book.txt --max-seq-len 512 \
+      --context-tokens 257"
 )]
 pub struct EvalArgs {
     #[command(flatten)]
@@ -212,6 +214,12 @@ pub struct EvalArgs {
     /// Also score the end-of-text token after a text document
     #[arg(long)]
     pub append_eos: bool,
+    /// Of each window of text, only read the first N tokens and score those that follow
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub context_tokens: usize,
+    /// Compare with the model that this one was made of: KL divergence, tokens predicted
+    #[arg(long, value_name = "MODEL", conflicts_with = "logits")]
+    pub against: Option<String>,
     /// Write the logits of the first row to this safetensors file
     #[arg(long, value_name = "FILE")]
     pub logits: Option<PathBuf>,

@@ -260,12 +260,13 @@ impl RowMaker<'_> {
         };
         for window in body.chunks(room) {
             let window = [&ids[..first], window, &ids[ids.len() - last..]].concat();
-            if window.len() < 2 {
+            let unscored = self.spec.context_tokens.max(1);
+            if window.len() <= unscored {
                 made.counts.dropped_windows += 1;
                 continue;
             }
             let mut is_target = vec![true; window.len()];
-            is_target[0] = false;
+            is_target[..unscored].fill(false);
             made.rows.push(MadeRow { label: Label::Plain, ids: window, is_target });
         }
         Ok(())

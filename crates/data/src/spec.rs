@@ -135,6 +135,10 @@ pub struct RecordSpec {
     /// encoders saw all texts.
     #[serde(default)]
     pub keeps_ends: bool,
+    /// Tokens at the beginning of each window of a document that are read and are no targets, for
+    /// evaluations that score what has some context. A run has none.
+    #[serde(skip)]
+    pub context_tokens: usize,
 }
 
 impl Default for RecordSpec {
@@ -151,6 +155,7 @@ impl Default for RecordSpec {
             kind: RecordKind::Plain,
             all_tokens_are_targets: false,
             keeps_ends: false,
+            context_tokens: 0,
         }
     }
 }

@@ -388,9 +388,20 @@ impl Decoder {
 
     /// Logits `[t, vocab_size]` of a whole batch, for comparisons. Inference only.
     pub fn logits<'a>(&'a self, tape: &mut Tape<'a>, batch: &'a Batch) -> Tensor {
-        let hidden = self.hidden(tape, batch, Recompute::None);
-        let hidden = self.head_input(tape, hidden);
+        let hidden = self.head_inputs(tape, batch, Recompute::None);
         self.logits_of(tape, hidden.value())
+    }
+
+    /// What the head's products take of every token, `[t, hidden_size]`: see
+    /// [`logits_of`](Self::logits_of).
+    pub(crate) fn head_inputs<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        batch: &'a Batch,
+        recompute: Recompute,
+    ) -> Var {
+        let hidden = self.hidden(tape, batch, recompute);
+        self.head_input(tape, hidden)
     }
 
     /// Logits `[t, vocab_size]` of what the head's products take: of a decoder, the hidden states

@@ -5,6 +5,7 @@
 //! place. So the loss is measured relative to what training changed.
 
 use crate::batch::Batch;
+use crate::divergence::Divergence;
 use crate::load::Model;
 use hone_tensor::{Compute, DType, Device, DeviceError, Tape};
 
@@ -124,8 +125,9 @@ impl Sums {
         self.lowest = intended.iter().copied().fold(self.lowest, f32::min);
         self.highest = intended.iter().copied().fold(self.highest, f32::max);
         for (p, q) in intended.chunks(vocab_size).zip(written.chunks(vocab_size)) {
-            self.kl += divergence(p, q);
-            self.agreeing += usize::from(argmax(p) == argmax(q));
+            let Divergence { kl, top, .. } = Divergence::of([p, q], 0);
+            self.kl += kl;
+            self.agreeing += usize::from(top[0] == top[1]);
             self.tokens += 1;
         }
     }
@@ -141,24 +143,4 @@ impl Sums {
             top1_agreement: self.agreeing as f64 / tokens,
         }
     }
-}
-
-/// `Σ p ln(p / q)` of the softmax distributions of two rows of logits.
-fn divergence(p: &[f32], q: &[f32]) -> f64 {
-    let (norm_p, norm_q) = (log_sum_exp(p), log_sum_exp(q));
-    let term = |(p, q): (&f32, &f32)| {
-        let (log_p, log_q) = (f64::from(*p) - norm_p, f64::from(*q) - norm_q);
-        log_p.exp() * (log_p - log_q)
-    };
-    p.iter().zip(q).map(term).sum::<f64>().max(0.0)
-}
-
-fn log_sum_exp(x: &[f32]) -> f64 {
-    let max = f64::from(x.iter().copied().fold(f32::MIN, f32::max));
-    max + x.iter().map(|x| (f64::from(*x) - max).exp()).sum::<f64>().ln()
-}
-
-fn argmax(logits: &[f32]) -> usize {
-    let greater = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
-    (0..logits.len()).fold(0, greater)
 }

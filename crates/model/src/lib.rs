@@ -11,6 +11,7 @@ mod cache;
 mod companions;
 mod config;
 mod decoder;
+mod divergence;
 pub mod embed;
 mod encoder;
 mod export;
@@ -34,6 +35,7 @@ pub use config::{
     LearnedPositions, MaskedHead, MlpConfig, SharedExpertConfig,
 };
 pub use decoder::{Decoder, Recompute};
+pub use divergence::{Divergence, divergences};
 pub use export::{ExportError, ExportOptions, check_written, export_hf};
 pub use fidelity::{Comparison, Fidelity, MAX_LOST};
 pub use gguf::{FormTensor, GgufExportError, GgufForm, ModelTexts, is_gguf, texts_of_gguf};

@@ -519,6 +519,7 @@ fn record_spec(run: &RunFile, max_seq_len: usize, config: &DecoderConfig) -> Rec
         append_eos: data.append_eos && !is_masked,
         kind: objectives::of(&run.objective).records(),
         keeps_ends: is_masked,
+        context_tokens: 0,
         all_tokens_are_targets: is_masked || run.objective == ObjectiveSection::Pretrain,
     }
 }

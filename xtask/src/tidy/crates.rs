@@ -8,13 +8,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// Who may depend on whom, by folder. The binary may use everything.
-const MAY_DEPEND_ON: [(&str, &[&str]); 7] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 8] = [
     ("kernels", &[]),
     ("tensor", &["kernels"]),
     ("model", &["tensor"]),
     ("data", &[]),
     ("train", &["model", "data", "tensor"]),
     ("compress", &["model", "tensor"]),
+    ("eval", &["model", "data", "tensor"]),
     ("cli", &[]),
 ];
 const BINARY: &str = "cli";

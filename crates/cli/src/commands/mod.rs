@@ -72,8 +72,13 @@ impl Described {
     }
 
     fn load(self) -> Result<Opened, Failure> {
-        let Self { dir, files, tokenizer, backend, compute, options, adapter, .. } = self;
-        let device = backend.device();
+        let device = self.backend.device();
+        self.load_on(device)
+    }
+
+    /// Loads it beside another model, on that one's device.
+    fn load_on(self, device: Device) -> Result<Opened, Failure> {
+        let Self { dir, files, tokenizer, compute, options, adapter, .. } = self;
         let mut model = files.load(&device, options)?;
         if let Some(adapter) = &adapter {
             // What there is to note was noted.

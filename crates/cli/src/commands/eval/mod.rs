@@ -1,5 +1,7 @@
 //! `hone eval`
 
+mod against;
+
 use super::{Described, Opened, check_parent, num_threads};
 use crate::args::{EvalArgs, FormatArg};
 use crate::failure::Failure;
@@ -8,6 +10,7 @@ use crate::progress;
 use hone_data::{
     DataError, Dataset, OnError, Overlong, RecordKind, RecordSpec, Setting, pack_in_order,
 };
+use hone_eval::against::Rows;
 use hone_model::Batch;
 use hone_tensor::safetensors::write;
 use hone_tensor::{Tape, Tensor};
@@ -48,17 +51,27 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     for warning in &dataset.report().warnings {
         output::note(&format!("note: {warning}"));
     }
-    if args.append_eos && !dataset.report().holds_documents() {
-        super::print_note(
-            "--append-eos changes nothing: it is for text documents, and there are none".to_owned(),
-        );
+    let of_documents =
+        [("--append-eos", args.append_eos), ("--context-tokens", args.context_tokens > 0)];
+    for (flag, _) in of_documents.into_iter().filter(|(_, is_given)| *is_given) {
+        if !dataset.report().holds_documents() {
+            super::print_note(format!(
+                "{flag} changes nothing: it is for text documents, and there are none"
+            ));
+        }
     }
     let unit_tokens = unit_tokens(&spec, dataset.report().longest_row);
     let units = pack_in_order(&dataset, unit_tokens)?;
     let units_per_batch = (BATCH_TOKENS / unit_tokens).clamp(1, units.len());
     let packing = Packing { max_seq_len: spec.max_seq_len, unit_tokens, units_per_batch };
+    let reference = against::describe_reference(args, &described, (&spec, &dataset))?;
     let objective = objective(args);
     let opened = described.load()?;
+    if let Some(reference) = reference {
+        let batch_tokens = packing.batch_tokens();
+        let rows = Rows { dataset: &dataset, units: &units, batch_tokens, units_per_batch };
+        return against::run(args, reference, &opened, rows);
+    }
     let reference = objective.needs_reference().then(|| opened.model.without_adapters());
     let scorer = Scorer { pass: opened.pass(), reference: reference.as_ref(), plan: None };
     let set = EvalSet { dataset: &dataset, units: &units, packing, masking: None };
@@ -99,6 +112,11 @@ fn check_flags(args: &EvalArgs) -> Result<(), Failure> {
             "--format prompt_completion",
         ),
         (args.append_eos && !takes_documents, ("--append-eos is", "it"), "--format text"),
+        (
+            args.context_tokens > 0 && !takes_documents,
+            ("--context-tokens is", "it"),
+            "--format text",
+        ),
         (
             args.beta.is_some() && records == RecordKind::Plain,
             ("--beta is", "it"),
@@ -196,6 +214,13 @@ fn record_spec(args: &EvalArgs, described: &Described) -> Result<RecordSpec, Fai
              positions are {longest}"
         )));
     }
+    if args.context_tokens >= max_seq_len {
+        return Err(Failure::Usage(format!(
+            "--context-tokens {} leaves nothing to score of windows of {max_seq_len} tokens; \
+             lower it, or raise --max-seq-len",
+            args.context_tokens
+        )));
+    }
     Ok(RecordSpec {
         format: args.format.into(),
         prompt_field: args.prompt_field.clone(),
@@ -208,6 +233,7 @@ fn record_spec(args: &EvalArgs, described: &Described) -> Result<RecordSpec, Fai
         kind: args.format.records(),
         all_tokens_are_targets: false,
         keeps_ends: false,
+        context_tokens: args.context_tokens,
     })
 }
 

@@ -1,0 +1,168 @@
+//! A model against another that it was made of: what was lost on the way, token by token.
+
+use crate::statistics::{Estimate, Group, mcnemar, mean, quantile};
+use hone_data::{Dataset, IGNORE, MicroBatch, Unit};
+use hone_model::{Batch, Divergence, Pass, divergences};
+use hone_tensor::DeviceError;
+use serde::Serialize;
+
+/// Packed rows to compare on.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    /// The rows.
+    pub dataset: &'a Dataset,
+    /// How they are packed.
+    pub units: &'a [Unit],
+    /// Slots of a batch, at least those of a unit.
+    pub batch_tokens: usize,
+    /// Units of a batch.
+    pub units_per_batch: usize,
+}
+
+/// How far a model's predictions are from a reference's. Intervals and standard errors take the
+/// tokens of a row as one observation.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Against {
+    /// KL divergence of the model from the reference, in nats per target.
+    pub kl: Spread,
+    /// Share of targets at which both hold the same token for the most likely.
+    pub same_top: Estimate,
+    /// Mean nats per target: of the reference, of the model, and how much more the model has.
+    pub loss: Losses,
+    /// Targets that one holds for the most likely token and the other does not.
+    pub flips: Flips,
+    /// Targets compared.
+    pub num_target_tokens: usize,
+}
+
+/// A distribution over targets.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Spread {
+    /// Its mean.
+    pub mean: f64,
+    /// The mean's standard error.
+    pub stderr: Option<f64>,
+    /// The mean's 95 % interval.
+    pub interval: Option<[f64; 2]>,
+    /// Median.
+    pub median: f64,
+    /// What 99 % are not above.
+    pub p99: f64,
+    /// What 99.9 % are not above.
+    pub p999: f64,
+    /// Its largest value.
+    pub max: f64,
+}
+
+/// Mean negative log-likelihoods per target, in nats.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Losses {
+    /// Of the reference.
+    pub reference: f64,
+    /// Of the model.
+    pub model: f64,
+    /// The model's less the reference's, of the same tokens: surer than either.
+    pub difference: Estimate,
+}
+
+/// Paired answers that are right with one model alone.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Flips {
+    /// Right with the reference alone.
+    pub lost: usize,
+    /// Right with the model alone.
+    pub gained: usize,
+    /// McNemar's exact test: how likely so uneven a split is if neither is better.
+    pub p_value: f64,
+}
+
+impl Flips {
+    /// Of pairs, the reference's first, that are right or wrong.
+    pub fn of(hits: impl IntoIterator<Item = [bool; 2]>) -> Self {
+        let (mut lost, mut gained) = (0, 0);
+        for hit in hits {
+            lost += usize::from(hit == [true, false]);
+            gained += usize::from(hit == [false, true]);
+        }
+        Self { lost, gained, p_value: mcnemar(gained, lost) }
+    }
+}
+
+/// Compares `model` with `reference` on all targets of `rows`; `None` if a logit of either is not
+/// finite. `done` is told of the rows of each batch.
+///
+/// # Errors
+/// If a device failed.
+pub fn against(
+    [reference, model]: [Pass<'_>; 2],
+    rows: Rows<'_>,
+    num_threads: usize,
+    done: &mut dyn FnMut(usize),
+) -> Result<Option<Against>, DeviceError> {
+    let config = &model.model.decoder.config;
+    let mut found: Vec<Vec<Divergence>> = Vec::with_capacity(rows.dataset.len());
+    for units in rows.units.chunks(rows.units_per_batch) {
+        let packed = MicroBatch::assemble(rows.dataset, units, rows.batch_tokens);
+        let MicroBatch { tokens, positions, cu_seqlens, targets, .. } = &packed;
+        let batch = Batch::new(config, tokens, positions, cu_seqlens, targets, IGNORE);
+        let of_batch = divergences([reference, model], &batch, num_threads)?;
+        if of_batch.iter().any(|of| !of.kl.is_finite()) {
+            return Ok(None);
+        }
+        found.extend(batch.target_ranges.iter().map(|range| of_batch[range.clone()].to_vec()));
+        done(packed.rows.len());
+    }
+    Ok(Some(summary(&found)))
+}
+
+/// Of the targets of each row.
+fn summary(rows: &[Vec<Divergence>]) -> Against {
+    let each = || rows.iter().flatten();
+    let grouped = |value: fn(&Divergence) -> f64| {
+        let group = |row: &Vec<Divergence>| {
+            let mut group = Group::default();
+            row.iter().for_each(|of| group.add(value(of)));
+            group
+        };
+        mean(&rows.iter().map(group).collect::<Vec<_>>())
+    };
+    let mut ascending: Vec<f64> = each().map(|of| of.kl).collect();
+    ascending.sort_unstable_by(f64::total_cmp);
+    let Estimate { value, stderr, interval } = grouped(|of| of.kl);
+    let [median, p99, p999, max] = [0.5, 0.99, 0.999, 1.0].map(|q| quantile(&ascending, q));
+    Against {
+        kl: Spread { mean: value, stderr, interval, median, p99, p999, max },
+        same_top: grouped(|of| f64::from(u8::from(of.top[0] == of.top[1]))),
+        loss: Losses {
+            reference: grouped(|of| -of.log_probs[0]).value,
+            model: grouped(|of| -of.log_probs[1]).value,
+            difference: grouped(|of| of.log_probs[0] - of.log_probs[1]),
+        },
+        flips: Flips::of(each().map(Divergence::hits)),
+        num_target_tokens: ascending.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two rows of unlike lengths, by hand.
+    #[test]
+    fn figures_are_per_target_and_their_errors_per_row() {
+        let of =
+            |kl, top: [u32; 2]| Divergence { kl, top, target: 1, log_probs: [-1.0, -1.0 - kl] };
+        let rows = [vec![of(0.0, [1, 1]), of(0.1, [1, 2]), of(0.2, [2, 1])], vec![of(0.5, [3, 3])]];
+        let found = summary(&rows);
+        assert!((found.kl.mean - 0.2).abs() < 1e-12 && found.kl.max == 0.5);
+        assert!((found.kl.median - 0.15).abs() < 1e-12);
+        assert_eq!(found.same_top.value, 0.5);
+        assert!((found.loss.reference - 1.0).abs() < 1e-12);
+        assert!((found.loss.difference.value - 0.2).abs() < 1e-12);
+        assert_eq!((found.flips.lost, found.flips.gained), (1, 1));
+        assert_eq!(found.num_target_tokens, 4);
+        // Row sums 0.3 of 3 and 0.5 of 1: residuals -0.3 and 0.3 about the mean.
+        let expected = (2.0 * 0.09 * 2.0_f64).sqrt() / 4.0;
+        assert!((found.kl.stderr.unwrap() - expected).abs() < 1e-12);
+    }
+}
