@@ -13,7 +13,7 @@ pub fn run(root: &Path, args: &[&str]) -> Result<(), String> {
     let folder = dir.to_string_lossy();
     script(root, SCRIPT, &[&["draw", &folder], args].concat())?;
     let mut test = cargo(root);
-    test.args(["test", "--quiet", "--package", "hone-model", "--test", "model", "--"])
+    test.args(["test", "--quiet", "--workspace", "--test", "model", "--"])
         .args(["--ignored", "--exact", "live::drawn_configurations", "--nocapture"])
         .env("HONE_LIVE_FAMILIES", &dir);
     succeed(&mut test)?;

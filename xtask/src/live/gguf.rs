@@ -19,7 +19,7 @@ pub fn run(root: &Path, args: &[&str]) -> Result<(), String> {
     }
     let test = |name: &str| {
         let mut test = cargo(root);
-        test.args(["test", "--quiet", "--package", "hone-model", "--test", "model", "--"])
+        test.args(["test", "--quiet", "--workspace", "--test", "model", "--"])
             .args(["--ignored", "--exact", name, "--nocapture"])
             .env("HONE_LIVE_GGUF", &dir)
             .env("HONE_LLAMA_CPP", &llama_cpp);

@@ -49,6 +49,8 @@ impl Kind {
 
     fn quantises(self, role: Role) -> bool {
         match (self, role) {
+            // To bitsandbytes it is a matrix like any other, of one row.
+            (Self::Nf4Plain, Role::Matrix(_, Linear::SharedGate)) => true,
             (_, Role::Matrix(_, Linear::Router | Linear::SharedGate)) => false,
             (Self::Mxfp4, Role::Matrix(_, linear)) => matches!(linear, Linear::Expert(..)),
             (_, Role::Matrix(..)) => true,
@@ -408,6 +410,10 @@ fn models_of_every_family_may_be_quantised() {
         let config: Value = serde_json::from_slice(&config).unwrap();
         for kind in [Kind::Nf4, Kind::Fp8Blocks] {
             check_computes_its_values(kind, in_both(kind, config.clone()), &case);
+        }
+        if config.to_string().contains("shared_expert_intermediate_size") {
+            let both = in_both(Kind::Nf4Plain, config);
+            check_computes_its_values(Kind::Nf4Plain, both, &case);
         }
     }
 }
