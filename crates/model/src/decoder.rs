@@ -410,7 +410,7 @@ impl Decoder {
         ops::logits(tape, hidden, self.output_head())
     }
 
-    fn output_head(&self) -> OutputHead<'_> {
+    pub(crate) fn output_head(&self) -> OutputHead<'_> {
         let bias = self.encoder.as_ref().and_then(|encoder| encoder.part(EncoderPart::LogitBias));
         OutputHead { weight: self.head(), bias, logits: self.config.logits }
     }

@@ -27,6 +27,7 @@ mod mixture;
 mod pass;
 mod raw_config;
 mod rope;
+pub mod score;
 mod weights;
 
 pub use batch::Batch;

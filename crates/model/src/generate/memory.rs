@@ -149,7 +149,7 @@ impl<'a> Memory<'a> {
 }
 
 /// An empty cache of each layer.
-fn caches(
+pub(crate) fn caches(
     pass: Pass<'_>,
     num_pages: usize,
     num_slots: usize,

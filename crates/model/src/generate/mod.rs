@@ -14,6 +14,7 @@ mod scheduler;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use memory::caches;
 pub use memory::{cache_bytes, step_bytes};
 pub use sampling::{Draw, NotFinite, Sampling};
 pub use scheduler::{Limits, Progress, Scheduler};

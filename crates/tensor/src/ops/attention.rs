@@ -185,6 +185,25 @@ impl KvPages {
             .into_iter()
             .try_for_each(|tensor| grow(device, tensor, num_pages * PAGE_ROWS))
     }
+
+    /// Copies rows `from` of the pages to rows `to`, none of which is among `from`.
+    ///
+    /// # Panics
+    /// If a row does not exist.
+    pub fn copy_rows(&mut self, device: &Device, from: &[u32], to: &[u32]) {
+        if from.is_empty() {
+            return;
+        }
+        for tensor in [&mut self.k, &mut self.v] {
+            let (_, width) = rows_cols(tensor.shape());
+            let mut rows = device.alloc(Category::Workspace, tensor.dtype(), &[from.len(), width]);
+            let cost = Cost::memory_bound("copy_keys", 4 * rows.num_bytes());
+            if let Some(on) = device.begin(cost) {
+                on.gather_rows(tensor.view(), width, from, rows.view_mut());
+                on.scatter_rows(rows.view(), width, 0..width, to, tensor.view_mut());
+            }
+        }
+    }
 }
 
 /// Maps the rows of a pass to pages of keys and values.
