@@ -48,6 +48,9 @@ Commands:
          docs/benchmarks/families.md
   bench int8
          what int8 does to the loss after fine-tuning; writes docs/benchmarks/int8.md
+  live eval [--limit N] [--tasks NAME,...] [--speed-limit N]
+         tasks on SmolLM2 by Hone and by lm-evaluation-harness, from a release build: the same
+         log-likelihoods, predictions and values, and items per second in bf16
   live families [CASE]... [--count N] [--seed N]
          draws N (20) configurations of every family, or of these cases of golden_cases.py, and
          compares logits, losses and gradients with transformers and PEFT, which then read what Hone

@@ -22,7 +22,8 @@ pub enum Command {
     Plan(PlanArgs),
     /// Fine-tune a model
     Train(TrainArgs),
-    /// Compute loss and perplexity of a model on a file, or how it ranks answers
+    /// Compute loss and perplexity of a model on a file, how it ranks answers, or what it makes of
+    /// tasks
     Eval(EvalArgs),
     /// Turn texts into vectors
     Embed(EmbedArgs),
@@ -182,14 +183,43 @@ impl From<PrecisionArg> for Precision {
       --prompt-field question --completion-field answer
   hone eval path/to/model --adapter runs/dpo/adapter --data pairs.jsonl --format pairs
   hone eval small.gguf --against path/to/model --data book.txt --max-seq-len 512 \
-      --context-tokens 257"
+      --context-tokens 257
+  hone eval path/to/model --task arc_easy --task lambada_openai --data path/to/files
+  hone eval path/to/model --task my_task.yaml --limit 100 --output results.json"
 )]
 pub struct EvalArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Files or glob patterns to evaluate on
-    #[arg(long, required = true, value_name = "FILE")]
+    /// Files or glob patterns to evaluate on; with --task the folder that the data files of tasks
+    /// are relative to (default: that of the task file, or the present one)
+    #[arg(long, required_unless_present = "task", value_name = "FILE")]
     pub data: Vec<String>,
+    /// A task or group of tasks: a file as lm-evaluation-harness has them, or the name of one that
+    /// comes with Hone (see docs/tasks.md)
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = [
+            "format", "beta", "prompt_field", "completion_field", "truncate", "append_eos",
+            "context_tokens", "against", "logits",
+        ]
+    )]
+    pub task: Vec<PathBuf>,
+    /// Of each task, evaluate only so many first documents; a number below 1 is a share
+    #[arg(long, value_name = "N", requires = "task", value_parser = limit)]
+    pub limit: Option<f64>,
+    /// Examples before each document, instead of the task's own number
+    #[arg(long, value_name = "N", requires = "task", value_parser = whole_number::<usize>)]
+    pub num_fewshot: Option<usize>,
+    /// Write prompts of tasks as messages, by the model's chat template
+    #[arg(long, requires = "task")]
+    pub apply_chat_template: bool,
+    /// Write what --json prints of tasks to this file
+    #[arg(long, value_name = "FILE", requires = "task")]
+    pub output: Option<PathBuf>,
+    /// Write each document's requests, scores and prediction to this file, one JSON object a line
+    #[arg(long, value_name = "FILE", requires = "task")]
+    pub items: Option<PathBuf>,
     /// Format of the records. pairs (prompt, chosen, rejected) and rated (prompt, completion,
     /// label): how likely the model makes good and bad answers, with --adapter also compared with
     /// the base
@@ -498,6 +528,13 @@ fn sequence_length(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n @ 2..) => Ok(n),
         _ => Err("expected a whole number of at least 2".to_owned()),
+    }
+}
+
+fn limit(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(n) if n > 0.0 && (n < 1.0 || n.fract() == 0.0) && n <= 1e15 => Ok(n),
+        _ => Err("expected a whole number of at least 1, or a share between 0 and 1".to_owned()),
     }
 }
 

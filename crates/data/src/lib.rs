@@ -22,7 +22,7 @@ mod source;
 mod spec;
 mod tokenizer;
 
-pub use chat::ChatTemplate;
+pub use chat::{ChatTemplate, TextTemplate};
 pub use dataset::{DataReport, Dataset, FileReport, Label, LengthBin, Row, Source};
 pub use error::{DataError, FaultKind, Fix, RecordFault, Setting, Words};
 pub use load::load;

@@ -19,7 +19,7 @@ pub struct Estimate {
     pub value: f64,
     /// Its standard error; `None` of a single observation.
     pub stderr: Option<f64>,
-    /// Its 95 % interval by the percentiles of a bootstrap; `None` of a single observation.
+    /// Its 95 % interval; `None` where there is none, as of a single observation's mean.
     pub interval: Option<[f64; 2]>,
 }
 

@@ -13,9 +13,9 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 8] = [
     ("tensor", &["kernels"]),
     ("model", &["tensor"]),
     ("data", &[]),
+    ("eval", &["model", "data", "tensor"]),
     ("train", &["model", "data", "tensor"]),
     ("compress", &["model", "tensor"]),
-    ("eval", &["model", "data", "tensor"]),
     ("cli", &[]),
 ];
 const BINARY: &str = "cli";

@@ -1,11 +1,11 @@
 //! What templates may call: the environment of `transformers`' `apply_chat_template` in minijinja.
 
 use super::generation::{FILTER, Marks};
-use super::limits::{self, string_method};
+use super::limits::{self, list_method, string_method};
 use super::{MAX_OUTPUT_BYTES, json};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, filters};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, filters};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 /// Instructions a rendering may take; the longest of usual conversations takes about a hundredth.
@@ -20,15 +20,37 @@ pub(super) struct Raised(String);
 
 /// An environment; with `marks`, generation blocks come out between them.
 pub(super) fn new(marks: Option<Marks>) -> Environment<'static> {
-    let mut env = Environment::new();
+    let mut env = common();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     env.set_syntax(syntax.expect("the options are sound"));
+    env.add_filter(FILTER, move |body: &str| match &marks {
+        Some(marks) => marks.wrap(body),
+        None => body.to_owned(),
+    });
+    env
+}
+
+/// An environment for texts over fields, all of which must be there.
+pub(super) fn for_texts() -> Environment<'static> {
+    let mut env = common();
+    let syntax = SyntaxConfig::builder().keep_trailing_newline(true).build();
+    env.set_syntax(syntax.expect("the options are sound"));
+    env.set_undefined_behavior(UndefinedBehavior::Strict);
+    env
+}
+
+/// What both may call, within limits.
+fn common() -> Environment<'static> {
+    let mut env = Environment::new();
     env.set_auto_escape_callback(|_| AutoEscape::None);
     env.set_fuel(Some(FUEL));
     env.set_recursion_limit(RECURSION_LIMIT);
     limits::add_to(&mut env);
     env.set_unknown_method_callback(|state, value, method, args| {
-        let own = value.as_str().and_then(|text| string_method(text, method, args));
+        let own = match value.as_str() {
+            Some(text) => string_method(text, method, args),
+            None => list_method(value, method, args),
+        };
         own.unwrap_or_else(|| unknown_method_callback(state, value, method, args))
     });
     env.add_filter("tojson", tojson);
@@ -45,10 +67,6 @@ pub(super) fn new(marks: Option<Marks>) -> Environment<'static> {
         Err(Error::new(ErrorKind::InvalidOperation, "raised").with_source(Raised(message)))
     });
     env.remove_global("debug");
-    env.add_filter(FILTER, move |body: &str| match &marks {
-        Some(marks) => marks.wrap(body),
-        None => body.to_owned(),
-    });
     env
 }
 

@@ -315,6 +315,24 @@ pub(super) fn string_method(
     })
 }
 
+/// A method of Python's lists that minijinja lacks; `None` for others.
+pub(super) fn list_method(
+    list: &Value,
+    method: &str,
+    args: &[Value],
+) -> Option<Result<Value, Error>> {
+    match (list.kind(), method, args) {
+        (ValueKind::Seq, "index", [wanted]) => {
+            let at = list.try_iter().map(|mut items| items.position(|item| item == *wanted));
+            Some(at.and_then(|at| match at {
+                Some(at) => Ok(Value::from(at)),
+                None => Err(invalid(format!("{wanted:?} is not in the list"))),
+            }))
+        }
+        _ => None,
+    }
+}
+
 fn swapped(c: char) -> String {
     if c.is_lowercase() { c.to_uppercase().collect() } else { c.to_lowercase().collect() }
 }

@@ -13,7 +13,11 @@ mod json;
 mod limits;
 mod message;
 mod spans;
+mod text;
 mod turn_end;
+
+pub use fancy_regex::Regex;
+pub use text::{TextTemplate, python_regex, python_sub};
 
 use crate::error::RecordFault;
 use generation::Marks;
@@ -295,11 +299,15 @@ fn describe(error: &minijinja::Error) -> String {
         }
         cause = e.source();
     }
-    let mut text = format!("the chat template fails: {error}");
-    if let Some(source) = std::error::Error::source(error) {
-        text = format!("{text}: {source}");
+    format!("the chat template fails: {}", describe_plainly(error))
+}
+
+/// An error, and what it came of.
+fn describe_plainly(error: &minijinja::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
     }
-    text
 }
 
 /// Output that refuses to grow without bound.

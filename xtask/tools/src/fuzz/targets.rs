@@ -17,7 +17,7 @@ pub struct Target {
     pub read: fn(&Path) -> Result<(), String>,
 }
 
-const TARGETS: [Target; 12] = [
+const TARGETS: [Target; 14] = [
     Target { name: "safetensors", file: "model/model.safetensors", read: safetensors },
     Target { name: "gguf", file: "model.gguf", read: gguf },
     Target { name: "gguf_model", file: "model.gguf", read: gguf_model },
@@ -27,6 +27,8 @@ const TARGETS: [Target; 12] = [
     Target { name: "tokenizer", file: "model/tokenizer.json", read: tokenizer },
     Target { name: "template", file: "model/chat_template.jinja", read: chat },
     Target { name: "records", file: "records.jsonl", read: records },
+    Target { name: "task", file: "tasks/task.yaml", read: task },
+    Target { name: "task_csv", file: "tasks/records.csv", read: task_csv },
     Target { name: "run_file", file: "run.toml", read: run_file },
     Target { name: "adapter", file: "adapter/adapter_config.json", read: adapter },
     Target { name: "adapter_weights", file: "adapter/adapter_model.safetensors", read: adapter },
@@ -156,6 +158,24 @@ fn load_rows(dir: &Path, file: &str) -> Result<(), String> {
     let spec = RecordSpec { max_seq_len: 512, on_error: OnError::Skip, ..RecordSpec::default() };
     let path = dir.join(file).display().to_string();
     hone_data::load(&[path], &spec, &tokenizer, 2).map(drop).map_err(data_text)
+}
+
+fn task(dir: &Path) -> Result<(), String> {
+    load_task(dir, "task.yaml")
+}
+
+fn task_csv(dir: &Path) -> Result<(), String> {
+    load_task(dir, "csv.yaml")
+}
+
+/// A task or group, with its prompts.
+fn load_task(dir: &Path, file: &str) -> Result<(), String> {
+    let options = hone_eval::task::Options { folder: None, num_fewshot: None };
+    let (_, tasks) =
+        hone_eval::task::group::load(&[dir.join("tasks").join(file)], &options).map_err(text)?;
+    tasks.iter().try_for_each(|task| {
+        hone_eval::task::prompt::items(task, usize::MAX, None).map(drop).map_err(text)
+    })
 }
 
 fn run_file(dir: &Path) -> Result<(), String> {

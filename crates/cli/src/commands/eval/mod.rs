@@ -1,6 +1,7 @@
 //! `hone eval`
 
 mod against;
+mod task;
 
 use super::{Described, Opened, check_parent, num_threads};
 use crate::args::{EvalArgs, FormatArg};
@@ -11,7 +12,7 @@ use hone_data::{
     DataError, Dataset, OnError, Overlong, RecordKind, RecordSpec, Setting, pack_in_order,
 };
 use hone_eval::against::Rows;
-use hone_model::Batch;
+use hone_model::{Batch, DecoderConfig};
 use hone_tensor::safetensors::write;
 use hone_tensor::{Tape, Tensor};
 use hone_train::TrainError;
@@ -30,19 +31,15 @@ const BETA: f64 = 0.1;
 
 /// Evaluates and prints loss and perplexity, or how answers are ranked.
 pub fn run(args: &EvalArgs) -> Result<(), Failure> {
+    if !args.task.is_empty() {
+        return task::run(args);
+    }
     check_flags(args)?;
     if let Some(path) = &args.logits {
         check_parent("--logits", path)?;
     }
     let described = super::describe(&args.model, super::Purpose::Compute)?;
-    if described.config().looks_ahead().is_some() {
-        return Err(Failure::Usage(format!(
-            "{}: is an encoder, whose tokens see later ones too: the likelihood of a text means \
-             nothing. `hone train` evaluates it with objective.kind = \"masked\" and data.eval",
-            args.model.model
-        )));
-    }
-    described.predicts_tokens(&args.model)?;
+    check_predicts(args, &described)?;
     let spec = record_spec(args, &described)?;
     let dataset =
         hone_data::load(&args.data, &spec, &described.tokenizer, num_threads(args.model.threads))
@@ -98,6 +95,18 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
         false => print(&evaluation, dataset.len()),
     }
     Ok(())
+}
+
+/// Refuses models that do not predict the next token.
+fn check_predicts(args: &EvalArgs, described: &Described) -> Result<(), Failure> {
+    if described.config().looks_ahead().is_some() {
+        return Err(Failure::Usage(format!(
+            "{}: is an encoder, whose tokens see later ones too: the likelihood of a text means \
+             nothing. `hone train` evaluates it with objective.kind = \"masked\" and data.eval",
+            args.model.model
+        )));
+    }
+    described.predicts_tokens(&args.model)
 }
 
 /// Refuses flags that the evaluation would not read.
@@ -204,16 +213,22 @@ fn words(setting: Setting) -> Option<String> {
     })
 }
 
-fn record_spec(args: &EvalArgs, described: &Described) -> Result<RecordSpec, Failure> {
-    let config = described.config();
+/// The length that rows may have.
+fn max_seq_len(args: &EvalArgs, config: &DecoderConfig) -> Result<usize, Failure> {
     let longest = config.max_position_embeddings;
     let max_seq_len = args.max_seq_len.unwrap_or(longest.min(2048));
-    if !config.supports_len(max_seq_len) {
-        return Err(Failure::Usage(format!(
+    match config.supports_len(max_seq_len) {
+        true => Ok(max_seq_len),
+        false => Err(Failure::Usage(format!(
             "--max-seq-len {max_seq_len} is longer than the model supports: the model's \
              positions are {longest}"
-        )));
+        ))),
     }
+}
+
+fn record_spec(args: &EvalArgs, described: &Described) -> Result<RecordSpec, Failure> {
+    let config = described.config();
+    let max_seq_len = max_seq_len(args, config)?;
     if args.context_tokens >= max_seq_len {
         return Err(Failure::Usage(format!(
             "--context-tokens {} leaves nothing to score of windows of {max_seq_len} tokens; \

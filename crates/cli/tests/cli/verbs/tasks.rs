@@ -1,0 +1,86 @@
+//! `hone eval --task`
+
+use crate::sandbox::{Ended, Scene, ended};
+use serde_json::Value;
+
+const TASK: &str = "\
+task: choice
+dataset_path: json
+dataset_kwargs:
+  data_files: {test: t.jsonl}
+test_split: test
+output_type: multiple_choice
+doc_to_text: \"{{q}}\"
+doc_to_choice: c
+doc_to_target: g
+";
+const DATA: &str = "{\"q\": \"w3 w4\", \"c\": [\"w5\", \"w6 w7\"], \"g\": 1}\n\
+    {\"q\": \"w8\", \"c\": [\"w5 w9\", \"w6\", \"w4\"], \"g\": 0}\n";
+
+fn eval(scene: &Scene, more: &[&str]) -> Ended {
+    ended(&mut scene.hone(&[&["eval", "model", "--threads", "2"], more].concat()))
+}
+
+#[test]
+fn a_task_has_a_table_json_and_items() {
+    let scene = Scene::new();
+    scene.write("task.yaml", TASK);
+    scene.write("t.jsonl", DATA);
+    let table = eval(&scene, &["--task", "task.yaml"]);
+    table.says(0, &[]);
+    let rows: Vec<&str> = table.stdout.lines().collect();
+    assert!(rows[0].trim_start().starts_with("task    metric"), "{}", table.stdout);
+    assert!(rows[1].trim_start().starts_with("choice  acc ↑"), "{}", table.stdout);
+    assert!(rows[2].trim_start().starts_with("acc_norm ↑"), "{}", table.stdout);
+    let files = ["--json", "--output", "out.json", "--items", "items.jsonl", "--limit", "0.5"];
+    let found = eval(&scene, &[&["--task", "task.yaml"], &files[..]].concat());
+    found.says(0, &[]);
+    let object: Value = serde_json::from_str(&found.stdout).unwrap();
+    let written = std::fs::read_to_string(scene.path("out.json")).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&written).unwrap(), object);
+    let acc = &object["tasks"][0];
+    assert_eq!((&acc["task"], &acc["metric"]), (&"choice".into(), &"acc".into()));
+    assert_eq!((&acc["num_items"], &acc["stderr"]), (&1.into(), &Value::Null));
+    assert_eq!(acc["interval"].as_array().unwrap().len(), 2);
+    assert!(acc["value"].is_number() && object["items_per_second"].as_f64().unwrap() > 0.0);
+    let items = std::fs::read_to_string(scene.path("items.jsonl")).unwrap();
+    let item: Value = serde_json::from_str(items.trim_end()).unwrap();
+    assert_eq!(item["requests"][1]["continuation"], " w6 w7");
+    assert_eq!(item["log_likelihoods"].as_array().unwrap().len(), 2);
+    assert_eq!(item["target"], 1);
+    assert_eq!(item["metrics"]["acc"], acc["value"]);
+}
+
+/// Documents are found below the folder of `--data`.
+#[test]
+fn data_may_be_elsewhere() {
+    let scene = Scene::new();
+    scene.write("task.yaml", TASK);
+    std::fs::create_dir(scene.path("sets")).unwrap();
+    scene.write("sets/t.jsonl", DATA);
+    eval(&scene, &["--task", "task.yaml"]).says(2, &["task.yaml:4: ", "t.jsonl", "--data names"]);
+    eval(&scene, &["--task", "task.yaml", "--data", "sets"]).says(0, &[]);
+    eval(&scene, &["--task", "task.yaml", "--data", "task.yaml"]).says(2, &["is no folder"]);
+    eval(&scene, &["--task", "arc_hard"]).says(2, &["tasks that come with Hone are arc_challenge"]);
+}
+
+#[test]
+fn what_a_task_cannot_have_is_refused() {
+    let scene = Scene::new();
+    scene.write("task.yaml", &format!("{TASK}process_docs: !function utils.clean\n"));
+    scene.write("t.jsonl", DATA);
+    let refused = eval(&scene, &["--task", "task.yaml", "--json"]);
+    refused.says(2, &["task.yaml:10: process_docs: the Python function `utils.clean`"]);
+    let object: Value = serde_json::from_str(&refused.stdout).unwrap();
+    assert_eq!(object["error"]["code"], "command_line.invalid");
+    scene.write("task.yaml", TASK);
+    let task = ["--task", "task.yaml"];
+    let with = |more: &[&'static str]| eval(&scene, &[&task[..], more].concat());
+    with(&["--apply-chat-template"]).says(2, &["this model has no chat template"]);
+    with(&["--num-fewshot", "3"]).says(2, &["3 examples are asked for, and there are 2"]);
+    with(&["--max-seq-len", "99"]).says(2, &["--max-seq-len 99 is longer than the model supports"]);
+    with(&["--truncate"]).says(2, &["--truncate"]);
+    with(&["--limit", "0"]).says(2, &["--limit"]);
+    with(&["--output", "nowhere/out.json"]).says(2, &["there is no directory nowhere"]);
+    eval(&scene, &["--data", "t.jsonl", "--limit", "3"]).says(2, &["--task"]);
+}

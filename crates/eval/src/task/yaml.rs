@@ -1,0 +1,475 @@
+//! YAML as PyYAML reads it: scalars by the rules of YAML 1.1, anchors, merge keys, and the tag
+//! `!function`, which names a Python function. Every value knows its line.
+//!
+//! Nesting, size and what anchors repeat have limits; keys must be strings and come once.
+
+use super::error::TaskError;
+use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
+use serde_json::{Map, Number, Value};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Deepest nesting.
+const MAX_DEPTH: usize = 64;
+/// Most values of a file, those that aliases repeat included.
+const MAX_VALUES: usize = 1 << 17;
+
+/// A value, and the line where it begins, from 1.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// What it is.
+    pub kind: Kind,
+    /// Where it is.
+    pub line: usize,
+}
+
+/// What a value is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Kind {
+    /// Null, boolean, number or string.
+    Scalar(Value),
+    /// A list.
+    List(Vec<Node>),
+    /// Keys and values, in their order.
+    Map(Vec<(String, Node)>),
+    /// `!function module.name`.
+    Function(String),
+}
+
+impl Node {
+    /// What it is called in messages.
+    pub fn what(&self) -> &'static str {
+        match &self.kind {
+            Kind::Scalar(Value::Null) => "nothing",
+            Kind::Scalar(Value::Bool(_)) => "true or false",
+            Kind::Scalar(Value::Number(_)) => "a number",
+            Kind::Scalar(_) => "a string",
+            Kind::List(_) => "a list",
+            Kind::Map(_) => "a mapping",
+            Kind::Function(_) => "a Python function",
+        }
+    }
+
+    /// As JSON; a function's name is a string there.
+    pub fn to_json(&self) -> Value {
+        match &self.kind {
+            Kind::Scalar(value) => value.clone(),
+            Kind::List(items) => items.iter().map(Self::to_json).collect(),
+            Kind::Map(entries) => {
+                let pairs = entries.iter().map(|(key, node)| (key.clone(), node.to_json()));
+                Value::Object(pairs.collect::<Map<_, _>>())
+            }
+            Kind::Function(name) => Value::String(name.clone()),
+        }
+    }
+
+    /// The first function in it, if there is one.
+    pub fn function(&self) -> Option<(&str, usize)> {
+        match &self.kind {
+            Kind::Scalar(_) => None,
+            Kind::List(items) => items.iter().find_map(Self::function),
+            Kind::Map(entries) => entries.iter().find_map(|(_, node)| node.function()),
+            Kind::Function(name) => Some((name, self.line)),
+        }
+    }
+
+    /// Number of values in it, itself included.
+    fn size(&self) -> usize {
+        match &self.kind {
+            Kind::Scalar(_) | Kind::Function(_) => 1,
+            Kind::List(items) => 1 + items.iter().map(Self::size).sum::<usize>(),
+            Kind::Map(entries) => {
+                1 + entries.iter().map(|(_, node)| 1 + node.size()).sum::<usize>()
+            }
+        }
+    }
+}
+
+/// A file's only document.
+///
+/// # Errors
+/// If it is not such YAML: names `file` and the line.
+pub fn parse(file: &Path, text: &str) -> Result<Node, TaskError> {
+    let mut reader = Reader { file, anchors: BTreeMap::new(), num_values: 0 };
+    let mut open: Vec<Open> = Vec::new();
+    let mut root = None;
+    for event in Parser::new_from_str(text) {
+        let (event, span) = event.map_err(|error| {
+            let what = format!("not YAML: {}", error.info());
+            TaskError::line(file, error.marker().line(), what)
+        })?;
+        let line = span.start.line();
+        let done = match event {
+            Event::DocumentStart(_) if root.is_some() => {
+                return Err(TaskError::line(
+                    file,
+                    line,
+                    "a second document; leave one in the file",
+                ));
+            }
+            Event::SequenceStart(anchor, tag) => {
+                reader.open(&mut open, tag, "seq", (anchor, line), Part::List(Vec::new()))?;
+                None
+            }
+            Event::MappingStart(anchor, tag) => {
+                let part = Part::Map { entries: Vec::new(), merged: Vec::new(), key: None };
+                reader.open(&mut open, tag, "map", (anchor, line), part)?;
+                None
+            }
+            Event::SequenceEnd | Event::MappingEnd => {
+                open.pop().map(|done| reader.close(done)).transpose()?
+            }
+            Event::Scalar(text, style, anchor, tag) => {
+                let kind = reader.scalar(&text, style, tag, line)?;
+                Some(reader.made(Node { kind, line }, anchor)?)
+            }
+            Event::Alias(anchor) => Some(reader.repeated(anchor, line)?),
+            _ => None,
+        };
+        match (done, open.last_mut()) {
+            (None, _) => {}
+            (Some(node), None) => root = Some(node),
+            (Some(node), Some(parent)) => reader.put(parent, node)?,
+        }
+    }
+    root.ok_or_else(|| TaskError::file(file, "is empty; it must hold a task"))
+}
+
+/// A list or mapping that has not ended.
+struct Open {
+    line: usize,
+    anchor: usize,
+    part: Part,
+}
+
+enum Part {
+    List(Vec<Node>),
+    Map {
+        entries: Vec<(String, Node)>,
+        /// What `<<` adds.
+        merged: Vec<(String, Node)>,
+        /// The key whose value comes next, and its line.
+        key: Option<(String, usize)>,
+    },
+}
+
+struct Reader<'a> {
+    file: &'a Path,
+    /// Values that have an anchor, with their sizes.
+    anchors: BTreeMap<usize, (Node, usize)>,
+    num_values: usize,
+}
+
+impl Reader<'_> {
+    fn refuse<T>(&self, line: usize, what: impl std::fmt::Display) -> Result<T, TaskError> {
+        Err(TaskError::line(self.file, line, what))
+    }
+
+    fn count(&mut self, num: usize, line: usize) -> Result<(), TaskError> {
+        self.num_values = self.num_values.saturating_add(num);
+        match self.num_values > MAX_VALUES {
+            true => self.refuse(line, format!("more than {MAX_VALUES} values")),
+            false => Ok(()),
+        }
+    }
+
+    fn open(
+        &mut self,
+        open: &mut Vec<Open>,
+        tag: Option<Cow<'_, Tag>>,
+        allowed: &str,
+        (anchor, line): (usize, usize),
+        part: Part,
+    ) -> Result<(), TaskError> {
+        if let Some(tag) = tag.filter(|tag| !is_core(tag, allowed)) {
+            return self.refuse(line, unknown_tag(&tag));
+        }
+        if open.len() >= MAX_DEPTH {
+            return self.refuse(line, format!("nested more than {MAX_DEPTH} deep"));
+        }
+        open.push(Open { line, anchor, part });
+        Ok(())
+    }
+
+    fn close(&mut self, Open { line, anchor, part }: Open) -> Result<Node, TaskError> {
+        let kind = match part {
+            Part::List(items) => Kind::List(items),
+            Part::Map { mut entries, merged, .. } => {
+                for (key, node) in merged {
+                    if entries.iter().all(|(own, _)| *own != key) {
+                        entries.push((key, node));
+                    }
+                }
+                Kind::Map(entries)
+            }
+        };
+        self.made(Node { kind, line }, anchor)
+    }
+
+    /// A value that is whole; its parts were counted.
+    fn made(&mut self, node: Node, anchor: usize) -> Result<Node, TaskError> {
+        self.count(1, node.line)?;
+        if anchor > 0 {
+            let size = node.size();
+            self.count(size, node.line)?;
+            self.anchors.insert(anchor, (node.clone(), size));
+        }
+        Ok(node)
+    }
+
+    fn repeated(&mut self, anchor: usize, line: usize) -> Result<Node, TaskError> {
+        let Some((node, size)) = self.anchors.get(&anchor) else {
+            return self.refuse(line, "an alias of a value that has not ended");
+        };
+        let (node, size) = (node.clone(), *size);
+        self.count(size, line)?;
+        Ok(node)
+    }
+
+    fn put(&self, parent: &mut Open, node: Node) -> Result<(), TaskError> {
+        match &mut parent.part {
+            Part::List(items) => items.push(node),
+            Part::Map { entries, merged, key } => match key.take() {
+                Some((name, line)) if name == "<<" => self.merge(merged, node, line)?,
+                Some((name, _)) => entries.push((name, node)),
+                None => {
+                    let line = node.line;
+                    let name = match node.kind {
+                        Kind::Scalar(Value::String(name)) => name,
+                        Kind::Scalar(value @ (Value::Bool(_) | Value::Number(_))) => {
+                            value.to_string()
+                        }
+                        _ => return self.refuse(line, "a key that is no string"),
+                    };
+                    if name != "<<" && entries.iter().any(|(other, _)| *other == name) {
+                        return self.refuse(line, format!("a second key `{name}`; leave one"));
+                    }
+                    *key = Some((name, line));
+                }
+            },
+        }
+        Ok(())
+    }
+
+    fn merge(
+        &self,
+        merged: &mut Vec<(String, Node)>,
+        node: Node,
+        line: usize,
+    ) -> Result<(), TaskError> {
+        match node.kind {
+            Kind::Map(entries) => {
+                for (key, node) in entries {
+                    if merged.iter().all(|(other, _)| *other != key) {
+                        merged.push((key, node));
+                    }
+                }
+                Ok(())
+            }
+            Kind::List(items) => items.into_iter().try_for_each(|item| match item.kind {
+                Kind::Map(_) => self.merge(merged, item, line),
+                _ => self.refuse(line, "`<<` merges mappings only"),
+            }),
+            _ => self.refuse(line, "`<<` merges mappings only"),
+        }
+    }
+
+    fn scalar(
+        &self,
+        text: &str,
+        style: ScalarStyle,
+        tag: Option<Cow<'_, Tag>>,
+        line: usize,
+    ) -> Result<Kind, TaskError> {
+        let string = || Kind::Scalar(Value::String(text.to_owned()));
+        let Some(tag) = tag else {
+            return Ok(match style {
+                ScalarStyle::Plain => Kind::Scalar(resolved(text)),
+                _ => string(),
+            });
+        };
+        if tag.handle == "!" && tag.suffix == "function" {
+            return Ok(Kind::Function(text.to_owned()));
+        }
+        let value = resolved(text);
+        let fits = match tag.suffix.as_str() {
+            _ if !is_core(&tag, &tag.suffix) => return self.refuse(line, unknown_tag(&tag)),
+            "str" => return Ok(string()),
+            "null" => value.is_null(),
+            "bool" => value.is_boolean(),
+            "int" => value.is_i64(),
+            "float" => value.is_number(),
+            _ => return self.refuse(line, unknown_tag(&tag)),
+        };
+        match fits {
+            true => Ok(Kind::Scalar(value)),
+            false => {
+                self.refuse(line, format!("`{text}` is not what its tag !!{} says", tag.suffix))
+            }
+        }
+    }
+}
+
+fn is_core(tag: &Tag, suffix: &str) -> bool {
+    tag.is_yaml_core_schema() && tag.suffix == suffix
+}
+
+fn unknown_tag(tag: &Tag) -> String {
+    format!("the tag `{tag}` is not known; tasks have `!function` and YAML's own")
+}
+
+/// A plain scalar by the rules of YAML 1.1, as PyYAML has them.
+fn resolved(text: &str) -> Value {
+    match text {
+        "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
+        "yes" | "Yes" | "YES" | "true" | "True" | "TRUE" | "on" | "On" | "ON" => {
+            return Value::Bool(true);
+        }
+        "no" | "No" | "NO" | "false" | "False" | "FALSE" | "off" | "Off" | "OFF" => {
+            return Value::Bool(false);
+        }
+        _ => {}
+    }
+    let number = integer(text).map(Number::from).or_else(|| float(text));
+    number.map_or_else(|| Value::String(text.to_owned()), Value::Number)
+}
+
+/// Binary, octal (`017`), decimal, hexadecimal or base 60 (`1:30`), with `_` between digits.
+fn integer(text: &str) -> Option<i64> {
+    let (sign, digits) = match text.strip_prefix('-') {
+        Some(digits) => (-1, digits),
+        None => (1, text.strip_prefix('+').unwrap_or(text)),
+    };
+    if !digits.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    let plain = digits.replace('_', "");
+    let radix = |digits: &str, radix: u32| {
+        let is_digit = |c: char| c.is_digit(radix);
+        let ok = !digits.is_empty() && digits.chars().all(is_digit);
+        ok.then(|| i64::from_str_radix(digits, radix).ok()).flatten()
+    };
+    let value = if let Some(binary) = plain.strip_prefix("0b") {
+        radix(binary, 2)
+    } else if let Some(hexadecimal) = plain.strip_prefix("0x") {
+        radix(hexadecimal, 16)
+    } else if plain.contains(':') {
+        sexagesimal(&plain)
+    } else if plain.len() > 1 && plain.starts_with('0') {
+        radix(&plain[1..], 8)
+    } else {
+        radix(&plain, 10)
+    };
+    value.map(|value| sign * value)
+}
+
+fn sexagesimal(digits: &str) -> Option<i64> {
+    let mut parts = digits.split(':');
+    let first = parts.next().filter(|first| !first.starts_with('0'))?;
+    let mut value: i64 = first.parse().ok()?;
+    for part in parts {
+        let digit: i64 = part.parse().ok().filter(|_| part.len() <= 2)?;
+        value = value.checked_mul(60)?.checked_add(digit).filter(|_| digit < 60)?;
+    }
+    Some(value)
+}
+
+/// A number with a dot; an exponent needs its sign. Infinities and NaN stay strings, since no key
+/// takes them.
+fn float(text: &str) -> Option<Number> {
+    let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
+    let (mantissa, exponent) = match unsigned.find(['e', 'E']) {
+        Some(at) => (&unsigned[..at], Some(&unsigned[at + 1..])),
+        None => (unsigned, None),
+    };
+    let (whole, fraction) = mantissa.split_once('.')?;
+    let are_digits = |part: &str| part.chars().all(|c| c.is_ascii_digit() || c == '_');
+    let begins = |part: &str| part.starts_with(|c: char| c.is_ascii_digit());
+    let has_digits = begins(whole) || (whole.is_empty() && begins(fraction));
+    let signed = exponent.is_none_or(|exponent| {
+        let digits = exponent.strip_prefix(['-', '+']);
+        digits.is_some_and(|digits| begins(digits) && are_digits(digits))
+    });
+    if !(has_digits && are_digits(whole) && are_digits(fraction) && signed) {
+        return None;
+    }
+    text.replace('_', "").parse().ok().and_then(Number::from_f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(text: &str) -> Result<Value, String> {
+        let node = parse(Path::new("t.yaml"), text).map_err(|error| error.to_string())?;
+        Ok(node.to_json())
+    }
+
+    /// What PyYAML 6 makes of each.
+    #[test]
+    fn scalars_of_yaml_1_1() {
+        for (text, want) in [
+            ("yes", json!(true)),
+            ("Off", json!(false)),
+            ("y", json!("y")),
+            ("~", json!(null)),
+            ("017", json!(15)),
+            ("08", json!("08")),
+            ("0o17", json!("0o17")),
+            ("0x1F", json!(31)),
+            ("0b101", json!(5)),
+            ("1_000", json!(1000)),
+            ("-7", json!(-7)),
+            ("1:30", json!(90)),
+            ("1.5", json!(1.5)),
+            (".5", json!(0.5)),
+            ("1.", json!(1.0)),
+            ("1e3", json!("1e3")),
+            ("1.0e+3", json!(1000.0)),
+            ("1.0e3", json!("1.0e3")),
+            ("'yes'", json!("yes")),
+            ("\"a\\n\\u00e9\"", json!("a\né")),
+            ("!!str 12", json!("12")),
+            ("!function utils.f", json!("utils.f")),
+        ] {
+            assert_eq!(read(&format!("k: {text}")), Ok(json!({ "k": want })), "{text}");
+        }
+    }
+
+    #[test]
+    fn anchors_merges_and_blocks() {
+        let text =
+            "a: &x {p: 1, q: [2, 3]}\nb:\n  <<: *x\n  p: 5\nc: |\n  one\n   two\nd: >-\n  x\n  y\n";
+        let want = json!({
+            "a": { "p": 1, "q": [2, 3] }, "b": { "p": 5, "q": [2, 3] },
+            "c": "one\n two\n", "d": "x y",
+        });
+        assert_eq!(read(text), Ok(want));
+    }
+
+    #[test]
+    fn what_is_refused_has_its_line() {
+        let deep = "[".repeat(100) + &"]".repeat(100);
+        let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for i in 1..9 {
+            let previous = format!("*a{}, ", i - 1).repeat(10);
+            bomb += &format!("a{i}: &a{i} [{}]\n", previous.trim_end_matches(", "));
+        }
+        for (text, line, what) in [
+            ("a: 1\nb: [1, 2\n", 3, "not YAML"),
+            ("a: 1\na: 2\n", 2, "a second key `a`"),
+            ("a: 1\n---\nb: 2\n", 2, "a second document"),
+            ("a:\n  b: !python/object x\n", 2, "the tag"),
+            (&deep, 1, "nested more than"),
+            (&bomb, 5, "more than"),
+            ("? [1]\n: 2\n", 1, "a key that is no string"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(what), "{text}: {error}");
+            assert!(error.starts_with(&format!("t.yaml:{line}: ")), "{text}: {error}");
+        }
+        assert!(read("").unwrap_err().contains("is empty"));
+    }
+}

@@ -1,0 +1,6 @@
+//! Tasks from file to result.
+
+mod bad_tasks;
+mod goldens;
+mod own_tasks;
+mod scene;
