@@ -84,6 +84,7 @@ fn read_checked(map: &Arc<Mapped>, cursor: &mut Cursor<'_>) -> Result<Header, Gg
     }
     let start = cursor.at.next_multiple_of(alignment);
     place(&mut tensors, start, map.bytes().len()).map_err(damaged)?;
+    follow(&tensors, start, alignment).map_err(damaged)?;
     Ok(Header { metadata, tensors })
 }
 
@@ -165,4 +166,22 @@ fn place(tensors: &mut [(String, Info)], start: usize, end: usize) -> Result<(),
         None => Ok(()),
         Some(pair) => Err(format!("tensors `{}` and `{}` overlap", pair[0].2, pair[1].2)),
     }
+}
+
+/// Checks that tensors follow each other with nothing but padding between them, as other programs
+/// require: what lies in a gap is of no tensor, and a tensor that was left out leaves one.
+fn follow(tensors: &[(String, Info)], start: usize, alignment: usize) -> Result<(), String> {
+    let mut expected = start;
+    for (name, info) in tensors {
+        if info.offset != expected {
+            return Err(format!(
+                "tensor `{name}` begins {} bytes after where the data begin, and the one before it \
+                 ends at {}: there is a gap, or tensors are in another order than in the header",
+                info.offset - start,
+                expected - start
+            ));
+        }
+        expected = (info.offset + info.len).next_multiple_of(alignment);
+    }
+    Ok(())
 }

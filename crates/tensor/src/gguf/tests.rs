@@ -152,7 +152,7 @@ fn errors_name_what_is_wrong() {
     let array = |kind: u32| [&kind.to_le_bytes()[..], &huge].concat();
     let nested =
         |depth| [9u32.to_le_bytes().to_vec(), 1u64.to_le_bytes().to_vec()].concat().repeat(depth);
-    let cases: [(Change<'_>, &str); 14] = [
+    let cases: [(Change<'_>, &str); 17] = [
         (&|w| w.keys.push(("u16".into(), Meta::U16(8).into())), "key `u16` is there twice"),
         (&|w| w.keys.push(("x".into(), Field::Raw(13, vec![]))), "key `x`: a value has type 13"),
         (&|w| w.keys.push(("x".into(), Field::Raw(7, vec![2]))), "key `x`: a boolean is 2"),
@@ -170,6 +170,17 @@ fn errors_name_what_is_wrong() {
         (&|w| w.tensors[1].offset = Some(12), "tensor `b` begins at an offset that is not a multi"),
         (&|w| w.tensors[1].offset = Some(1 << 40), "tensor `b` has 8 bytes from 1099511627776 on"),
         (&|w| w.tensors[1].offset = Some(0), "tensors `b` and `a` overlap"),
+        (&|w| gap(w, 0), "tensor `a` begins 32 bytes after where the data begin, and the one"),
+        (&|w| gap(w, 1), "tensor `b` begins 64 bytes after where the data begin, and the one"),
+        (
+            // Nothing lies where it should not, but not in the header's order.
+            &|w| {
+                w.tensors[1].bytes.resize(24, 0);
+                w.tensors[0].offset = Some(32);
+                w.tensors[1].offset = Some(0);
+            },
+            "bytes after where the data begin, and the one before it ends at 0: there is a gap",
+        ),
     ];
     for (change, says) in cases {
         let reason = damaged(with(change));
@@ -186,6 +197,17 @@ fn errors_name_what_is_wrong() {
         assert!(message.starts_with(&format!("tensor `a`: {says}; those that are: F32, ")));
         assert!(message.ends_with(". Fetch the model in one of these, or quantise it again"));
     }
+}
+
+/// Leaves 32 bytes free before a tensor.
+fn gap(writer: &mut Writer, before: usize) {
+    let mut at = 0;
+    for (i, tensor) in writer.tensors.iter_mut().enumerate() {
+        at += if i == before { 32 } else { 0 };
+        tensor.offset = Some(at);
+        at += (tensor.bytes.len() as u64).next_multiple_of(32);
+    }
+    writer.tensors.last_mut().unwrap().bytes.resize(64, 0);
 }
 
 /// Blocks of every type are held as they are, and rows of them can change places.
