@@ -61,6 +61,10 @@ Commands:
   live gguf DIR
          has golden models converted by the llama.cpp in DIR, a checkout or vendor/llama.cpp of the
          sdist of llama-cpp-python; compares logits, and texts as its vocabularies cut them
+  live llama DIR [CASE]...
+         lets llama.cpp's programs in DIR (llama-server, llama-perplexity, llama-quantize) read what
+         Hone writes: tokens, chats, answers, adapters, errors of types. scripts/live_llama.py names
+         the cases
   gpu-check pack
          builds what wants a GPU into target/gpu-check, for a machine that has one
   gpu-check [DEVICE] [--only PART,...] [--peer-seconds N] [--variant-seconds N] [--out DIR] [--tiny]

@@ -5,6 +5,7 @@ mod eval;
 mod families;
 mod files;
 mod gguf;
+mod llama;
 
 use crate::bench::peer::venv;
 use std::path::Path;
@@ -17,6 +18,7 @@ pub fn run(root: &Path, args: &[&str]) -> Option<ExitCode> {
         ["families", args @ ..] => ("families", families::run(root, args)),
         ["files", cases @ ..] => ("files", files::run(root, cases)),
         ["gguf", args @ ..] => ("gguf", gguf::run(root, args)),
+        ["llama", args @ ..] => ("llama", llama::run(root, args)),
         _ => return None,
     };
     Some(match result {

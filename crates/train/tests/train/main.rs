@@ -8,6 +8,7 @@ mod families;
 mod fixture;
 mod gguf;
 mod gpu_precisions;
+mod live_llama;
 mod mixtures;
 mod planning;
 mod preference;
