@@ -125,8 +125,8 @@ pub struct ModelArgs {
     /// A directory in Hugging Face layout, a GGUF file, or a hub name (org/name[@revision])
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// A PEFT adapter to apply
-    #[arg(long, value_name = "DIR")]
+    /// An adapter to apply: a directory in PEFT's layout, or a GGUF file
+    #[arg(long, value_name = "ADAPTER")]
     pub adapter: Option<PathBuf>,
     /// Storage format of weights (auto: as in the file, or f16 with compute f16, or int8 with
     /// compute int8 or fp8)
@@ -408,7 +408,9 @@ pub struct GenerateArgs {
 
 #[derive(Args)]
 #[command(after_help = "Example: \
-    hone export path/to/model --adapter runs/gsm8k/adapter --out merged")]
+    hone export path/to/model --adapter runs/gsm8k/adapter --out merged
+  hone export path/to/model --adapter runs/gsm8k/adapter --adapter-only --format gguf \\
+    --out adapter.gguf")]
 pub struct ExportArgs {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -418,6 +420,10 @@ pub struct ExportArgs {
     /// Output directory, or file of a GGUF; must not exist yet
     #[arg(long)]
     pub out: PathBuf,
+    /// Write the adapter by itself instead of merging it: a GGUF file that llama.cpp applies to
+    /// that of the model, or a directory in PEFT's layout
+    #[arg(long)]
+    pub adapter_only: bool,
     /// Element type of the written weights (default: that of the model's files)
     #[arg(long)]
     pub dtype: Option<DTypeArg>,

@@ -39,7 +39,10 @@ pub use decoder::{Decoder, Recompute};
 pub use divergence::{Divergence, divergences};
 pub use export::{ExportError, ExportOptions, check_written, export_hf};
 pub use fidelity::{Comparison, Fidelity, MAX_LOST};
-pub use gguf::{FormTensor, GgufExportError, GgufForm, ModelTexts, is_gguf, texts_of_gguf};
+pub use gguf::{
+    FINGERPRINT_TEXT, FormTensor, GgufAdapter, GgufExportError, GgufForm, LlamaCppPieces,
+    ModelTexts, is_gguf, texts_of_gguf, tokenizer_name,
+};
 pub use kinds::{LayerKind, Part, Trait};
 pub use load::{LoadError, LoadOptions, Model, ModelFiles, Trained, load, weight_files};
 pub use pass::Pass;

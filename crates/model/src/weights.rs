@@ -303,7 +303,7 @@ impl DecoderConfig {
         format!("{}{}.{layer}", self.own_prefix(), self.blocks())
     }
 
-    fn module_name(&self, layer: usize, linear: Linear) -> String {
+    pub(crate) fn module_name(&self, layer: usize, linear: Linear) -> String {
         if linear == Linear::BlockProjection {
             return format!("model.{}", self.layers[layer].module(linear));
         }

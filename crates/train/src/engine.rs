@@ -94,9 +94,8 @@ impl AdapterSet {
     /// # Errors
     /// If there is no memory for gradients.
     pub fn all_weights(base: &mut Base) -> Result<Self, DeviceError> {
-        let params = std::mem::take(&mut base.model.params);
-        let (decoder, file_dtype) = (base.model.decoder.clone(), base.model.file_dtype);
-        Self::of(base, Model { decoder, params, file_dtype }, None)
+        let model = base.model.take();
+        Self::of(base, model, None)
     }
 
     fn of(base: &Base, model: Model, lora: Option<LoraConfig>) -> Result<Self, DeviceError> {

@@ -322,7 +322,11 @@ impl RunDir {
         Ok(())
     }
 
-    fn read_manifest(&self) -> Result<Manifest, TrainError> {
+    /// What was recorded of the run.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn read_manifest(&self) -> Result<Manifest, TrainError> {
         Manifest::read(&self.join(MANIFEST))
     }
 }

@@ -1,5 +1,6 @@
 //! `hone compress`
 
+use super::export::card::{self, Card};
 use super::export::{gguf, refuse_packed, rows, whole};
 use super::{Opened, check_parent};
 use crate::args::{CompressArgs, FallbackArg};
@@ -24,7 +25,8 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
         )));
     }
     let opened = opened.load()?;
-    let mut form = gguf::form(&opened)?;
+    let card = Card::of(&args.model, &opened, (&args.out, false));
+    let mut form = gguf::form(&opened, &card)?;
     let fallback = match args.fallback {
         FallbackArg::Refuse => Fallback::Refuse,
         FallbackArg::LlamaCpp => Fallback::LlamaCpp,
@@ -42,6 +44,7 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
         gguf::write(&opened, &form, &storages, partial)?;
         compare(&opened, args.max_kl, partial)
     })?;
+    card.write(&args.out, &card::figures(&fidelity))?;
     let bytes = args.out.metadata().map_err(TrainError::io(&args.out))?.len();
     let num_parameters = opened.model.decoder.config.num_parameters();
     report(args, form.tensors(), &choices, &fidelity, (bytes, num_parameters));
@@ -55,6 +58,7 @@ fn check(args: &CompressArgs) -> Result<Mix, Failure> {
         return Err(Failure::Usage(format!("--out {out} already exists; choose another file")));
     }
     check_parent("--out", &args.out)?;
+    card::check_place(&args.out)?;
     refuse_packed(&args.model)?;
     if !is_gguf(&args.out) {
         return Err(Failure::Usage(format!("--out {out}: end the name of a GGUF file in .gguf")));

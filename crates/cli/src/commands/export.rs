@@ -1,11 +1,14 @@
 //! `hone export`
 
+mod adapter;
+pub(super) mod card;
 pub(super) mod gguf;
 
 use super::{Opened, check_parent};
 use crate::args::{ExportArgs, ExportFormat, ModelArgs, PrecisionArg};
 use crate::failure::Failure;
 use crate::output;
+use card::Card;
 use hone_compress::Mix;
 use hone_model::{
     Comparison, ExportError, ExportOptions, Fidelity, LoadOptions, Model, check_written, export_hf,
@@ -26,6 +29,7 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
         )));
     }
     check_parent("--out", &args.out)?;
+    card::check_place(&args.out)?;
     if matches!(args.format, ExportFormat::Gguf) != is_gguf(&args.out) {
         let out = args.out.display();
         return Err(Failure::Usage(match args.format {
@@ -33,13 +37,35 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
             ExportFormat::Hf => format!("--out {out}: add --format gguf, or name a directory"),
         }));
     }
+    if args.adapter_only {
+        adapter::check(args)?;
+    }
     refuse_packed(&args.model)?;
     let opened = super::describe(&args.model, super::Purpose::Export)?.load()?;
-    let dtype = args.dtype.map_or(opened.model.file_dtype, DType::from);
+    let dtype = match args.adapter_only {
+        true => DType::F32,
+        false => args.dtype.map_or(opened.model.file_dtype, DType::from),
+    };
+    let card = Card::of(&args.model, &opened, (&args.out, args.adapter_only));
     let fidelity = whole(&args.out, |partial| {
-        write(&opened, args, dtype, partial)?;
-        compare(&opened, dtype, partial)
+        let fidelity = match args.adapter_only {
+            true => {
+                adapter::write(&opened, args.format, &card, partial)?;
+                adapter::compare(&opened, partial)?
+            }
+            false => {
+                write(&opened, args, &card, dtype, partial)?;
+                compare(&opened, dtype, partial)?
+            }
+        };
+        if !is_gguf(partial) {
+            card.write(partial, &card::figures(&fidelity))?;
+        }
+        Ok(fidelity)
     })?;
+    if is_gguf(&args.out) {
+        card.write(&args.out, &card::figures(&fidelity))?;
+    }
     report(args, dtype, &fidelity);
     Ok(())
 }
@@ -96,11 +122,17 @@ fn remove(path: &Path) -> std::io::Result<()> {
     }
 }
 
-fn write(opened: &Opened, args: &ExportArgs, dtype: DType, to: &Path) -> Result<(), Failure> {
+fn write(
+    opened: &Opened,
+    args: &ExportArgs,
+    card: &Card,
+    dtype: DType,
+    to: &Path,
+) -> Result<(), Failure> {
     let Opened { device, model, .. } = opened;
     match args.format {
         ExportFormat::Gguf => {
-            let mut form = gguf::form(opened)?;
+            let mut form = gguf::form(opened, card)?;
             let mix = Mix::named(dtype.name()).expect("a mix of each float type");
             form.set_file_type(mix.file_type);
             gguf::write(opened, &form, &vec![dtype.into(); form.tensors().len()], to)
@@ -139,7 +171,7 @@ fn report(args: &ExportArgs, dtype: DType, fidelity: &Fidelity) {
         ("weights", dtype.name().to_owned()),
         ("logits", format!("within {:.1e} of their range when read back", fidelity.max_error)),
     ];
-    if let Some(lost) = fidelity.lost {
+    if let Some(lost) = fidelity.lost.filter(|_| !args.adapter_only) {
         let agreement = 100.0 * fidelity.top1_agreement;
         rows.push((
             "adapter",
@@ -187,6 +219,10 @@ fn compare(opened: &Opened, dtype: DType, out: &Path) -> Result<Fidelity, Failur
     let written = &hone_model::load(out, device, LoadOptions::INFERENCE)?;
     let base = is_adapted(model).then(|| model.without_adapters());
     let models = Comparison { device, base: base.as_ref(), intended: model, written };
+    checked(models, dtype, opened)
+}
+
+fn checked(models: Comparison<'_>, dtype: DType, opened: &Opened) -> Result<Fidelity, Failure> {
     check_written(models, dtype, &rows(opened)?).map_err(|error| match error {
         // Errors that the user can fix by choosing another type or other weights.
         ExportError::EffectLost { .. }

@@ -15,6 +15,7 @@ use crate::args::{ModelArgs, RunFileArgs};
 use crate::failure::Failure;
 use crate::output;
 use hone_data::Tokenizer;
+use hone_model::adapter::LoraConfig;
 use hone_model::heads::NO_LM_HEAD;
 use hone_model::{DecoderConfig, LoadOptions, Model, ModelFiles, Pass, adapter};
 use hone_tensor::{Category, Compute, Device, Target};
@@ -80,11 +81,12 @@ impl Described {
     fn load_on(self, device: Device) -> Result<Opened, Failure> {
         let Self { dir, files, tokenizer, compute, options, adapter, .. } = self;
         let mut model = files.load(&device, options)?;
+        let mut lora = None;
         if let Some(adapter) = &adapter {
             // What there is to note was noted.
-            adapter::load(adapter, &mut model, &device, &mut |_| ())?;
+            lora = Some(adapter::load(adapter, &mut model, &device, &mut |_| ())?);
         }
-        Ok(Opened { dir, device, model, tokenizer, compute })
+        Ok(Opened { dir, device, model, lora, tokenizer, compute })
     }
 }
 
@@ -93,6 +95,8 @@ struct Opened {
     dir: PathBuf,
     device: Device,
     model: Model,
+    /// Settings of its adapter.
+    lora: Option<LoraConfig>,
     tokenizer: Tokenizer,
     compute: Compute,
 }

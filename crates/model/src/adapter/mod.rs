@@ -2,6 +2,7 @@
 
 mod coverage;
 mod fused;
+mod gguf;
 mod lora;
 mod names;
 mod parameters;

@@ -7,6 +7,7 @@ use super::parameters::split;
 use super::patterns::{Patterns, to_json};
 use super::{AdapterError, LoraConfig, TargetModules};
 use crate::config::DecoderConfig;
+use crate::gguf::is_gguf;
 use crate::load::{LoadError, Model, find_pickled, is_lfs_pointer};
 use crate::raw_config::{ConfigError, RawConfig};
 use hone_tensor::safetensors::{load_as, write};
@@ -111,9 +112,12 @@ fn config_json(
     })
 }
 
-/// The files of the adapter in `dir`.
-pub fn files(dir: &Path) -> [PathBuf; 2] {
-    [CONFIG, WEIGHTS].map(|name| dir.join(name))
+/// The files of the adapter in `dir`, or the GGUF file that it is.
+pub fn files(dir: &Path) -> Vec<PathBuf> {
+    match is_gguf(dir) {
+        true => vec![dir.to_owned()],
+        false => [CONFIG, WEIGHTS].map(|name| dir.join(name)).into(),
+    }
 }
 
 /// Why `file` is not in `dir`.
@@ -134,8 +138,9 @@ fn missing(dir: &Path, file: &'static str) -> AdapterError {
     }
 }
 
-/// Attaches the adapter in `dir` to `model`. The returned targets are the modules that have tensors
-/// in the file; `note` is called if the configuration names further layers.
+/// Attaches the adapter in `dir`, or in a GGUF file, to `model`. The returned targets are the
+/// modules that have tensors in the file; `note` is called if the configuration names further
+/// layers.
 ///
 /// # Errors
 /// If it is not a supported LoRA adapter, or was trained for another model.
@@ -145,6 +150,9 @@ pub fn load(
     device: &Device,
     note: &mut dyn FnMut(String),
 ) -> Result<LoraConfig, AdapterError> {
+    if is_gguf(dir) {
+        return super::gguf::load(dir, model, device);
+    }
     for file in [CONFIG, WEIGHTS] {
         if !dir.join(file).is_file() {
             return Err(missing(dir, file));

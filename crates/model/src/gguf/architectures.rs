@@ -6,7 +6,7 @@ use crate::raw_config::ConfigError;
 
 /// An architecture of GGUF files.
 #[derive(Debug)]
-pub(super) struct Architecture {
+pub(crate) struct Architecture {
     /// `general.architecture`, and the beginning of its keys.
     pub(super) name: &'static str,
     /// The family, and the class in transformers.
@@ -297,6 +297,9 @@ static MISTRAL_SMALL: Architecture = Architecture {
     ..PLAIN
 };
 
+/// What the type of files that hold an adapter is.
+pub(super) const ADAPTER: &str = "adapter";
+
 /// The architecture of Ministral 3 and of newer Mistral Small.
 pub(super) const MISTRAL3: &str = "mistral3";
 
@@ -320,7 +323,7 @@ pub(super) const DELTA_WIDTH: &str = "linear_value_width";
 
 /// The architecture of files that hold models of this `model_type`; `None`: there is none that is
 /// read.
-pub(super) fn of_model_type(model_type: &str) -> Option<&'static Architecture> {
+pub(crate) fn of_model_type(model_type: &str) -> Option<&'static Architecture> {
     let model_type = match model_type {
         "mistral" => "llama",
         "olmo3" => "olmo2",
@@ -336,9 +339,18 @@ pub(super) fn of_model_type(model_type: &str) -> Option<&'static Architecture> {
 /// The architecture that a file names.
 pub(super) fn of(metadata: &Metadata<'_>) -> Result<&'static Architecture, ConfigError> {
     let key = "general.type";
-    if let Some(other) = metadata.text(key)?.filter(|kind| *kind != "model") {
-        let problem = format!("is `{other}`, and only models are read: give the model's own file");
-        return Err(metadata.error(key, problem));
+    match metadata.text(key)? {
+        None | Some("model") => {}
+        Some(ADAPTER) => {
+            let problem = "is `adapter`, and this is the model's place: give the model that it was \
+                           trained for, and this file with --adapter";
+            return Err(metadata.error(key, problem));
+        }
+        Some(other) => {
+            let problem =
+                format!("is `{other}`, and only models are read: give the model's own file");
+            return Err(metadata.error(key, problem));
+        }
     }
     let key = "general.architecture";
     let Some(name) = metadata.text(key)? else {

@@ -35,6 +35,11 @@ impl Tiled {
         }
     }
 
+    /// Whether they are rows.
+    pub(super) fn is_of_rows(&self) -> bool {
+        matches!(self, Self::Rows { .. })
+    }
+
     /// A tensor of the file in Hugging Face's order: a copy, unless columns are packed, whose
     /// blocks may belong to two heads.
     pub(super) fn in_hub_order(&self, tensor: Tensor) -> Result<Tensor, DeviceError> {

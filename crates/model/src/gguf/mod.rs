@@ -2,22 +2,29 @@
 //! directory in Hugging Face layout, so that nothing else reads such a model differently, and
 //! tensors are found by their weights' roles. They stay in the file, in their blocks.
 
+mod adapter;
 mod architectures;
 mod config;
 mod delta;
 mod merges;
 mod metadata;
+mod pieces;
 mod rope;
 mod splits;
 mod tensors;
 mod tokenizer;
 mod write;
 
+pub(crate) use adapter::AdapterFile;
+pub(crate) use architectures::{Architecture, of_model_type};
+pub use pieces::LlamaCppPieces;
 pub(crate) use tensors::{Part, Place, is_used};
-pub use write::{FormTensor, GgufExportError, GgufForm, ModelTexts};
+pub use write::{
+    FINGERPRINT_TEXT, FormTensor, GgufAdapter, GgufExportError, GgufForm, ModelTexts,
+    tokenizer_name,
+};
 
 use crate::raw_config::{ConfigError, RawConfig};
-use architectures::Architecture;
 use hone_tensor::gguf::GgufFile;
 use metadata::Metadata;
 use serde::Serialize;
@@ -93,5 +100,9 @@ impl GgufModel {
 
     pub(crate) fn file(&self) -> &GgufFile {
         &self.file
+    }
+
+    pub(crate) fn architecture(&self) -> &'static Architecture {
+        self.architecture
     }
 }

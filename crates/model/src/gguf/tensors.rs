@@ -116,6 +116,36 @@ impl Architecture {
         })
     }
 
+    /// Where a file has a weight that `has` such tensors; `None`: no architecture that is read has
+    /// such a weight.
+    pub(super) fn place_of(
+        &self,
+        role: Role,
+        config: &DecoderConfig,
+        has: impl Fn(&str) -> bool,
+    ) -> Option<Place> {
+        let name = self.tensor_of(role, config)?;
+        let (Role::Matrix(layer, Linear::Expert(expert, part))
+        | Role::Bias(layer, Linear::Expert(expert, part))) = role
+        else {
+            return Some(Place { name, part: None });
+        };
+        // Gate above up in one tensor, as newer files have them.
+        let which = match part {
+            ExpertPart::Gate => Some(0),
+            ExpertPart::Up => Some(1),
+            ExpertPart::Down => None,
+        };
+        let kind = if matches!(role, Role::Bias(..)) { "bias" } else { "weight" };
+        let of_both = format!("blk.{layer}.ffn_gate_up_exps.{kind}");
+        Some(match which.filter(|_| has(&of_both)) {
+            Some(which) => {
+                Place { name: of_both, part: Some(Part { index: 2 * expert + which, of: 2 }) }
+            }
+            None => Place { name, part: Some(Part { index: expert, of: 1 }) },
+        })
+    }
+
     /// Length of the heads whose rows files have in pairs.
     pub(super) fn turned(&self, role: Role, config: &DecoderConfig) -> Option<usize> {
         let (Role::Matrix(layer, linear) | Role::Bias(layer, linear)) = role else { return None };
@@ -133,26 +163,7 @@ impl Architecture {
 impl GgufModel {
     /// Where a file has a weight; `None`: no architecture that is read has such a weight.
     pub(crate) fn place_of(&self, role: Role, config: &DecoderConfig) -> Option<Place> {
-        let name = self.architecture.tensor_of(role, config)?;
-        let (Role::Matrix(layer, Linear::Expert(expert, part))
-        | Role::Bias(layer, Linear::Expert(expert, part))) = role
-        else {
-            return Some(Place { name, part: None });
-        };
-        // Gate above up in one tensor, as newer files have them.
-        let which = match part {
-            ExpertPart::Gate => Some(0),
-            ExpertPart::Up => Some(1),
-            ExpertPart::Down => None,
-        };
-        let kind = if matches!(role, Role::Bias(..)) { "bias" } else { "weight" };
-        let of_both = format!("blk.{layer}.ffn_gate_up_exps.{kind}");
-        Some(match which.filter(|_| self.file().shape(&of_both).is_some()) {
-            Some(which) => {
-                Place { name: of_both, part: Some(Part { index: 2 * expert + which, of: 2 }) }
-            }
-            None => Place { name, part: Some(Part { index: expert, of: 1 }) },
-        })
+        self.architecture.place_of(role, config, |name| self.file().shape(name).is_some())
     }
 
     /// Why the weight in a tensor of the file cannot be [`Self::restored`].
@@ -210,7 +221,7 @@ impl GgufModel {
 
 /// The row of the file for a row of a head in Hugging Face's order: there rows `i` and
 /// `i + head_dim / 2` are turned together, in the file rows `2 i` and `2 i + 1`.
-fn halves_from_pairs(row: usize, head_dim: usize) -> usize {
+pub(super) fn halves_from_pairs(row: usize, head_dim: usize) -> usize {
     let (head, row, half) = (row / head_dim, row % head_dim, head_dim / 2);
     head * head_dim + 2 * (row % half) + row / half
 }

@@ -2,7 +2,7 @@
 
 use super::merges::{self, Merges};
 use super::metadata::Metadata;
-use super::splits::{Splits, byte_level};
+use super::splits::{PLAIN_TEXT, Splits, byte_level};
 use crate::raw_config::ConfigError;
 use hone_tensor::gguf::{Array, Value};
 use serde::{Serialize, Serializer};
@@ -11,6 +11,8 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 const MODEL: &str = "tokenizer.ggml.model";
+/// Gemma 4's, which is SentencePiece's with the merges written out.
+const GEMMA4: &str = "gemma4";
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
 const INSTEAD: &str = "give the model's directory in Hugging Face layout instead";
@@ -80,18 +82,24 @@ pub(super) fn texts(
 ) -> Result<BTreeMap<&'static str, String>, ConfigError> {
     let kind = match metadata.text(MODEL)? {
         None | Some("no_vocab" | "none") => return Ok(BTreeMap::new()),
-        Some(kind @ ("gpt2" | "llama")) => kind,
+        Some(kind @ ("gpt2" | "llama" | GEMMA4)) => kind,
         Some(other) => {
-            let problem = format!("is `{other}`, and only `gpt2` and `llama` are read: {INSTEAD}");
+            let problem = format!(
+                "is `{other}`, and only `gpt2`, `llama` and `{GEMMA4}` are read: {INSTEAD}"
+            );
             return Err(metadata.error(MODEL, problem));
         }
     };
     let vocabulary = Vocabulary::read(metadata, kind, architecture)?;
-    let splits = splits(metadata)?;
+    let splits = match kind {
+        // Its name says how text is cut, whatever the file says besides.
+        GEMMA4 => &PLAIN_TEXT,
+        _ => splits(metadata)?,
+    };
     let special = special(metadata, kind, &vocabulary, splits)?;
     let tokenizer = match kind {
         "gpt2" => byte_level_bpe(metadata, &vocabulary, &special, splits)?,
-        _ => sentence_piece(metadata, &vocabulary, &special, architecture)?,
+        _ => sentence_piece(metadata, &vocabulary, &special, (kind, architecture))?,
     };
     let config = config(metadata, &vocabulary, &special, architecture)?;
     let text = serde_json::to_string(&tokenizer).expect("plain data can be written");
@@ -132,7 +140,7 @@ impl<'a> Vocabulary<'a> {
             }
             None => vec![1; array.len()],
         };
-        let spaces = architecture.starts_with("gemma");
+        let spaces = kind == GEMMA4 || architecture.starts_with("gemma");
         let mut tokens = Vec::new();
         for (i, (value, &of)) in array.iter().zip(&types).enumerate() {
             let token = match value {
@@ -233,6 +241,8 @@ fn special(
     }
     let asked = |name: &str| metadata.flag(&format!("tokenizer.ggml.add_{name}_token"));
     let adds_bos = asked("bos")?.unwrap_or(kind == "llama" || splits.adds_bos);
+    // As llama.cpp has it, since some files say otherwise.
+    let adds_bos = adds_bos || kind == GEMMA4;
     let adds_eos = asked("eos")?.unwrap_or(false);
     Ok(Special { ids, adds_bos, adds_eos })
 }
@@ -243,9 +253,7 @@ fn byte_level_bpe<'v>(
     special: &Special,
     splits: &Splits,
 ) -> Result<TokenizerJson<'v>, ConfigError> {
-    let Some(merges) = merges::read(metadata)? else {
-        return Err(metadata.error(merges::MERGES, "is missing: fetch the model again"));
-    };
+    let Some(merges) = merges::read(metadata)? else { return Err(without_merges(metadata)) };
     Ok(TokenizerJson {
         version: "1.0",
         truncation: (),
@@ -270,16 +278,22 @@ fn byte_level_bpe<'v>(
     })
 }
 
+fn without_merges(metadata: &Metadata<'_>) -> ConfigError {
+    metadata.error(merges::MERGES, "is missing: fetch the model again")
+}
+
 /// SentencePiece's pairs, with bytes for what has no token.
 fn sentence_piece<'v>(
     metadata: &Metadata<'v>,
     vocabulary: &'v Vocabulary<'v>,
     special: &Special,
-    architecture: &str,
+    (kind, architecture): (&str, &str),
 ) -> Result<TokenizerJson<'v>, ConfigError> {
-    let adds_space = metadata.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let adds_space = metadata.flag("tokenizer.ggml.add_space_prefix")?;
+    let adds_space = adds_space.unwrap_or(kind != GEMMA4);
     let merges = match merges::read(metadata)? {
         Some(merges) => merges,
+        None if kind == GEMMA4 => return Err(without_merges(metadata)),
         None => {
             let scores = scores(metadata, vocabulary, architecture)?;
             merges::from_scores(&vocabulary.tokens, &scores)

@@ -13,7 +13,8 @@ pub use files::{LoadError, weight_files};
 use crate::config::DecoderConfig;
 use crate::decoder::{Decoder, Layer};
 use crate::families;
-use crate::gguf::{GgufModel, is_gguf};
+use crate::gguf::{Architecture, GgufModel, is_gguf, of_model_type};
+use crate::raw_config::RawConfig;
 use crate::weights::{BlockNorm, Role, WeightSpec};
 use described::Described;
 use files::{Taken, WeightFiles};
@@ -61,9 +62,17 @@ pub struct Model {
     pub params: Params,
     /// Element type of the matrices in the file.
     pub file_dtype: DType,
+    /// The architecture of GGUF files of the model; `None`: there is none that is known.
+    pub(crate) architecture: Option<&'static Architecture>,
 }
 
 impl Model {
+    /// The model with the parameters that are trained; what stays has its shape only.
+    pub fn take(&mut self) -> Self {
+        let (decoder, params) = (self.decoder.clone(), std::mem::take(&mut self.params));
+        Self { decoder, params, file_dtype: self.file_dtype, architecture: self.architecture }
+    }
+
     /// How frozen projections are held, the most bytes first.
     pub fn storages(&self) -> Vec<Storage> {
         let mut found: Vec<(Storage, usize)> = Vec::new();
@@ -88,7 +97,8 @@ impl Model {
             projection.adapters.clear();
             assert!(!projection.is_trained(), "the base of an adapter is frozen");
         }
-        Self { decoder, params: Params::default(), file_dtype: self.file_dtype }
+        let (file_dtype, architecture) = (self.file_dtype, self.architecture);
+        Self { decoder, params: Params::default(), file_dtype, architecture }
     }
 }
 
@@ -97,6 +107,7 @@ impl Model {
 pub struct ModelFiles {
     config: DecoderConfig,
     files: Source,
+    architecture: Option<&'static Architecture>,
 }
 
 /// Where weights come from.
@@ -142,12 +153,16 @@ impl ModelFiles {
         if is_gguf(path) {
             let model = GgufModel::open(path)?;
             let config = families::decoder_config(&model.raw_config()?)?;
-            return Ok(Self { config, files: Source::Gguf(model) });
+            let architecture = Some(model.architecture());
+            return Ok(Self { config, files: Source::Gguf(model), architecture });
         }
         let mut config = DecoderConfig::load(path)?;
+        let raw = RawConfig::read(&path.join("config.json"))?;
+        let architecture = raw.text("model_type")?.and_then(of_model_type);
         let mut files = match WeightFiles::open(path) {
             Err(LoadError::NoWeights { pickled: None, .. }) => {
-                return Ok(Self { config, files: Source::Described(Described::read(path)?) });
+                let files = Source::Described(Described::read(path)?);
+                return Ok(Self { config, files, architecture });
             }
             files => files?,
         };
@@ -156,7 +171,7 @@ impl ModelFiles {
         if config.tie_word_embeddings {
             config.tie_word_embeddings = files.are_tied(&config);
         }
-        Ok(Self { config, files: Source::Safetensors(files) })
+        Ok(Self { config, files: Source::Safetensors(files), architecture })
     }
 
     /// Loads the model.
@@ -184,7 +199,7 @@ impl ModelFiles {
         device.settle()?;
         self.files.refuse_surplus(&loader.taken, &decoder.config)?;
         let file_dtype = loader.taken.matrix_dtype();
-        Ok(Model { decoder, params: loader.params, file_dtype })
+        Ok(Model { decoder, params: loader.params, file_dtype, architecture: self.architecture })
     }
 }
 

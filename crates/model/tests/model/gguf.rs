@@ -399,7 +399,11 @@ fn unusable_metadata() {
         ),
         (
             |w| w.keys.push(("general.type".into(), "adapter".into())),
-            "`general.type` is `adapter`, and only models are read: give the model's own file",
+            "`general.type` is `adapter`, and this is the model's place: give the model that it",
+        ),
+        (
+            |w| w.keys.push(("general.type".into(), "mmproj".into())),
+            "`general.type` is `mmproj`, and only models are read: give the model's own file",
         ),
         (
             |w| w.keys.retain(|(key, _)| key != "llama.block_count"),

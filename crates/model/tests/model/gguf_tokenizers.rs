@@ -2,7 +2,7 @@
 
 use crate::fixture::copy_of;
 use crate::gguf_files::from_directory;
-use hone_model::texts_of_gguf;
+use hone_model::{LlamaCppPieces, texts_of_gguf};
 use hone_tensor::gguf::testing::{Meta, Writer};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
@@ -119,6 +119,10 @@ fn text_is_cut_as_the_file_names_it() {
         ("qwen35", qwen2),
         ("gpt-4o", gpt4o),
         ("tekken", tekken),
+        ("falcon", "I|'|LL|Ġdon|'|t|ĠĠ|Ġ|123|45|Ġx|?!|Ċ|Ċ|ÃĦa"),
+        ("deepseek-llm", "I|'|LL|Ġdon|'|t|ĠĠĠ|1|2|3|4|5|Ġx|?!|Ċ|Ċ|ÃĦa"),
+        ("deepseek-coder", "I|'|LL|Ġdon|'|t|ĠĠĠ|1|2|3|4|5|Ġx|?!|Ċ|Ċ|ÃĦa"),
+        ("deepseek-v3", "I|'LL|Ġdon|'t|ĠĠĠ|123|45|Ġx|?!ĊĊ|ÃĦa"),
     ] {
         assert_eq!(cut(pre), pieces, "{pre}");
     }
@@ -138,6 +142,55 @@ fn pieces_are_merged_by_their_scores() {
     assert_eq!(ids(&writer, "ab ab"), [9, 12]);
     writer.set("tokenizer.ggml.merges", texts(&["▁ a", "▁a b"]));
     assert_eq!(ids(&writer, "ab ab"), [6, 7, 12]);
+}
+
+/// Gemma 4's, of merges that the file gives: BOS is added whatever it says, and no space.
+#[test]
+fn pieces_are_merged_by_the_merges_of_gemma() {
+    let mut writer = pieces();
+    writer.set("tokenizer.ggml.model", "gemma4").set("tokenizer.ggml.bos_token_id", Meta::U32(1));
+    writer.set("tokenizer.ggml.add_bos_token", Meta::Bool(false));
+    writer.set("tokenizer.ggml.merges", texts(&["▁ a", "▁a b"]));
+    assert_eq!(ids(&writer, "ab abc"), [1, 6, 7, 12, 8]);
+    assert_eq!(ids(&writer, "ä"), [1, 3, 4]);
+    writer.keys.retain(|(key, _)| key != "tokenizer.ggml.merges");
+    let found = all_texts(&writer).unwrap_err();
+    assert_eq!(found, "`tokenizer.ggml.merges` is missing: fetch the model again");
+}
+
+/// llama.cpp's own search comes to the same, unless all scores are alike: then the left-most pair
+/// is joined first.
+#[test]
+fn pieces_are_joined_as_by_llama_cpp() {
+    let read = |writer: &Writer, text: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.gguf");
+        std::fs::write(&path, writer.bytes()).unwrap();
+        LlamaCppPieces::read(&path).unwrap().map(|pieces| pieces.encode(text))
+    };
+    let mut writer = pieces();
+    for text in ["ab", "abc ab", " ab", "", "ä", "a</s>ab ab", "<s>ab", "abcabcab  bcbc\n", "caabé"]
+    {
+        if text.contains(['\n', 'é']) {
+            // Bytes that this vocabulary has no token for.
+            assert!(read(&writer, text).unwrap().contains(&0), "{text:?}");
+            continue;
+        }
+        assert_eq!(read(&writer, text), Some(ids(&writer, text)), "{text:?}");
+    }
+    assert_eq!(read(&writer, "abc"), Some(vec![1, 10, 11]));
+    writer.set("tokenizer.ggml.scores", Meta::F32s(vec![0.0; 13]));
+    assert_eq!(read(&writer, "abc"), Some(vec![1, 12, 8]));
+    writer.set("tokenizer.ggml.add_space_prefix", Meta::Bool(false));
+    writer.set("tokenizer.ggml.add_bos_token", Meta::Bool(false));
+    writer.set("tokenizer.ggml.add_eos_token", Meta::Bool(true));
+    assert_eq!(read(&writer, "abc"), Some(vec![9, 8, 2]));
+    assert_eq!(read(&bytes(), "ab"), None);
+    // As models that call themselves Phi-3 have it.
+    let mut writer = pieces_with("phi3", &["<|user|>"]);
+    assert_eq!(read(&writer, "<|user|>\n ab"), Some(vec![1, 13, 5, 0, 12]));
+    writer.set("general.name", "Phi-3 mini");
+    assert_eq!(read(&writer, "<|user|>\n ab"), Some(vec![1, 13, 12]));
 }
 
 /// As by llama.cpp and the Hub's tokenizers of Llama 2, Mistral 7B and Mixtral: every text between
@@ -219,6 +272,7 @@ fn settings_go_along() {
     assert_eq!(json("generation_config.json"), json!({"bos_token_id": 0, "eos_token_id": [1, 2]}));
     assert_eq!(json("config.json")["eos_token_id"], json!([1, 2]));
     writer.set("tokenizer.chat_template.tool_use", "{{ tools }}");
+    writer.set("tokenizer.chat_templates", self::texts(&["tool_use"]));
     let config = all_texts(&writer).unwrap().remove("tokenizer_config.json").unwrap();
     let config: Value = serde_json::from_str(&config).unwrap();
     let named = |name, template| json!({"name": name, "template": template});
@@ -237,7 +291,7 @@ fn unusable_tokenizers() {
     let cases: [(Change, &str); 9] = [
         (
             |w| set(w, "tokenizer.ggml.model", "bert".into()),
-            "`tokenizer.ggml.model` is `bert`, and only `gpt2` and `llama` are read: give the",
+            "`tokenizer.ggml.model` is `bert`, and only `gpt2`, `llama` and `gemma4` are read:",
         ),
         (
             |w| set(w, "tokenizer.ggml.pre", "spiral".into()),

@@ -13,7 +13,7 @@ fn texts(dir: &Path) -> ModelTexts {
     ModelTexts { config: serde_json::from_slice(&config).unwrap(), ..ModelTexts::default() }
 }
 
-fn written(model: &Model, dir: &Path, storage: Storage, path: &Path) -> Result<(), String> {
+pub fn written(model: &Model, dir: &Path, storage: Storage, path: &Path) -> Result<(), String> {
     let form = GgufForm::of(model, &texts(dir)).map_err(|error| error.to_string())?;
     let storages = vec![storage; form.tensors().len()];
     form.write(&Device::cpu(2), &storages, path).map_err(|error| error.to_string())

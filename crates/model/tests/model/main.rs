@@ -15,6 +15,7 @@ mod fixture;
 mod fused_adapters;
 mod generation;
 mod gguf;
+mod gguf_adapters;
 mod gguf_config;
 mod gguf_files;
 mod gguf_tokenizers;

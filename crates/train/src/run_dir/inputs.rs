@@ -64,7 +64,7 @@ impl Inputs {
             digests(dataset.report().files.iter().map(|file| PathBuf::from(&file.file)).collect())
         };
         let adapter = match &setup.init_adapter {
-            Some(dir) => digests(hone_model::adapter::files(dir).to_vec())?,
+            Some(dir) => digests(hone_model::adapter::files(dir))?,
             None => Vec::new(),
         };
         let eval = setup.eval.as_ref().map(|(eval, _)| data(eval)).transpose()?;

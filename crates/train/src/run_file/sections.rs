@@ -102,7 +102,7 @@ section! {
         /// all experts of a block learn one pair of matrices for each projection, instead of one
         /// each
         share_experts: bool = Bool, Value("false"), "true";
-        /// directory of a PEFT adapter to start from
+        /// directory of a PEFT adapter to start from, or a GGUF file of one
         init_from: Option<PathBuf> = Text, Chosen("a new adapter"), r#""runs/first/adapter""#,
             changeable;
     }

@@ -2,7 +2,7 @@
 //! file. With the files in `target/models`, best in release.
 
 use hone_model::generate::{Request, Sampling, generate_all};
-use hone_model::{Batch, LoadOptions, Pass};
+use hone_model::{Batch, FINGERPRINT_TEXT, LoadOptions, Pass, tokenizer_name};
 use hone_tensor::{Compute, Device, Tape, testing};
 use hone_train::setup::tokenizer_of;
 use serde_json::Value;
@@ -46,6 +46,9 @@ fn compare(name: &str) {
     let golden: Value = serde_json::from_slice(&golden).unwrap();
     let Some(path) = find(golden["file"].as_str().unwrap()) else { return };
     let tokenizer = tokenizer_of(&path).unwrap();
+    let fingerprint = tokenizer.encode(FINGERPRINT_TEXT, true).unwrap();
+    let pre = tokenizer_name(&fingerprint);
+    assert_eq!(pre, (name == "smollm2").then_some("smollm"), "{name}");
     let tokens = tokenizer.encode(golden["text"].as_str().unwrap(), true).unwrap();
     assert_eq!(tokens, ids(&golden["ids"]), "{name}");
 

@@ -1,10 +1,13 @@
 //! Writes GGUF files, and checks that texts become the same tokens with them.
 
 use super::super::Opened;
+use super::card::Card;
 use crate::failure::Failure;
 use hone_data::Tokenizer;
 use hone_data::chat::Conversation;
-use hone_model::{ExportError, GgufExportError, GgufForm, ModelTexts};
+use hone_model::{
+    ExportError, FINGERPRINT_TEXT, GgufExportError, GgufForm, LlamaCppPieces, ModelTexts,
+};
 use hone_tensor::Storage;
 use hone_train::setup::tokenizer_of;
 use hone_train::{Code, TrainError};
@@ -29,12 +32,15 @@ const TEXTS: [&str; 12] = [
 ];
 
 /// The form of a model with its adapter merged.
-pub(in super::super) fn form(opened: &Opened) -> Result<GgufForm<'_>, Failure> {
+pub(in super::super) fn form<'a>(opened: &'a Opened, card: &Card) -> Result<GgufForm<'a>, Failure> {
     let Opened { model, tokenizer, dir, .. } = opened;
+    let fingerprint = tokenizer.encode(FINGERPRINT_TEXT, true)?;
     let form = || {
-        let mut form = GgufForm::of(model, &ModelTexts::read(dir)?)?;
+        let texts = ModelTexts { fingerprint: fingerprint.clone(), ..ModelTexts::read(dir)? };
+        let mut form = GgufForm::of(model, &texts)?;
         let name = dir.file_stem().unwrap_or_default().to_string_lossy();
         form.set_name(&name);
+        card.metadata().into_iter().for_each(|(key, value)| form.set(&key, value));
         // A model that was not tuned keeps the stop tokens that it was published with.
         if let Some(id) = tokenizer.turn_end_id().filter(|_| super::is_adapted(model)) {
             form.end_turns_with(id);
@@ -52,14 +58,18 @@ pub(in super::super) fn write(
     out: &Path,
 ) -> Result<(), Failure> {
     form.write(&opened.device, storages, out).map_err(failure)?;
-    same_tokens(&opened.tokenizer, &tokenizer_of(out)?)
+    let texts = ModelTexts::read(&opened.dir).map_err(failure)?;
+    same_tokens(&opened.tokenizer, &texts, out)
 }
 
-fn failure(error: GgufExportError) -> Failure {
+pub(super) fn failure(error: GgufExportError) -> Failure {
     match error {
         GgufExportError::ModelType(_)
         | GgufExportError::Setting(_)
         | GgufExportError::Tokenizer(_)
+        | GgufExportError::NoArchitecture
+        | GgufExportError::Part(_)
+        | GgufExportError::NotFinite(_)
         | GgufExportError::Unwritable(_) => {
             TrainError::Usage(Code::ExportFailed, error.to_string()).into()
         }
@@ -67,8 +77,8 @@ fn failure(error: GgufExportError) -> Failure {
     }
 }
 
-/// Refuses a file whose tokenizer or template does not do what the model's own does.
-fn same_tokens(own: &Tokenizer, written: &Tokenizer) -> Result<(), Failure> {
+/// Refuses a file whose tokenizer or templates do not do what the model's own do.
+fn same_tokens(own: &Tokenizer, texts: &ModelTexts, out: &Path) -> Result<(), Failure> {
     let refused = |what: String| {
         let message = format!(
             "{what}, so nothing was written: other programs would give the model other tokens. \
@@ -76,38 +86,106 @@ fn same_tokens(own: &Tokenizer, written: &Tokenizer) -> Result<(), Failure> {
         );
         Failure::from(TrainError::Usage(Code::ExportFailed, message))
     };
+    let written = &tokenizer_of(out)?;
+    let pieces = LlamaCppPieces::read(out).map_err(|error| failure(error.into()))?;
     let marked: Vec<String> = own
         .special_token_ids()
         .into_iter()
         .filter_map(|id| own.decode(&[id], false).ok())
         .map(|token| format!("a{token} b {token}{token}c"))
         .collect();
-    for text in TEXTS.into_iter().chain(marked.iter().map(String::as_str)) {
-        if own.encode(text, true)? != written.encode(text, true)? {
+    let built_in = TEXTS.into_iter().chain([FINGERPRINT_TEXT]);
+    let is_other =
+        |text: &str, ids: &[u32]| pieces.as_ref().is_some_and(|pieces| pieces.encode(text) != ids);
+    let mut other_marks = 0;
+    for (text, has_mark) in
+        built_in.map(|text| (text, false)).chain(marked.iter().map(|text| (text.as_str(), true)))
+    {
+        let ids = own.encode(text, true)?;
+        if ids != written.encode(text, true)? {
             return Err(refused(format!(
                 "with the tokenizer as a GGUF file has it, {text:?} becomes other tokens"
             )));
         }
+        match is_other(text, &ids) {
+            true if has_mark => other_marks += 1,
+            true => {
+                return Err(refused(format!(
+                    "with the scores that a GGUF file has of tokens, llama.cpp makes other ones \
+                     of {text:?}"
+                )));
+            }
+            false => {}
+        }
+    }
+    if other_marks > 0 {
+        super::super::print_note(format!(
+            "next to {other_marks} of {} special tokens llama.cpp keeps or adds blanks that the \
+             model's tokenizer does not, which no setting of the format changes; a conversation \
+             may begin its turns with another token there",
+            marked.len()
+        ));
+    }
+    let templates = ModelTexts::read(out).map_err(failure)?.templates();
+    if templates != texts.templates() {
+        return Err(refused("the chat templates are read otherwise from the file".to_owned()));
     }
     let (own, written) = (own.chat_template(), written.chat_template());
-    let conversations = [
-        json!([{"role": "user", "content": "Hi"}]),
-        json!([
-            {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": " 2 + 2?\n"},
-            {"role": "assistant", "content": "4"},
-            {"role": "user", "content": "And 👍?"},
-        ]),
-    ];
-    for messages in conversations {
-        let messages = messages.as_array().cloned().unwrap_or_default();
-        let conversation = Conversation { messages, tools: None };
-        let rendered = [own, written].map(|template| {
-            template.and_then(|template| template.render(&conversation, true).ok())
-        });
-        if rendered[0] != rendered[1] {
-            return Err(refused("the chat template renders otherwise from the file".to_owned()));
+    for conversation in conversations() {
+        for prompts in [true, false] {
+            let [own, written] = [own, written]
+                .map(|of| of.and_then(|template| template.render(&conversation, prompts).ok()));
+            if own != written {
+                return Err(refused(
+                    "the chat template renders otherwise from the file".to_owned(),
+                ));
+            }
         }
     }
     Ok(())
+}
+
+/// What templates are compared on: turns, a system's word, tools and calls of them.
+fn conversations() -> Vec<Conversation> {
+    let tools = json!([{"type": "function", "function": {
+        "name": "weather",
+        "description": "Says what the weather is like.",
+        "parameters": {
+            "type": "object",
+            "properties": {"place": {"type": "string", "description": "A town."}},
+            "required": ["place"],
+        },
+    }}]);
+    let call = json!({"type": "function", "id": "call00001", "function": {
+        "name": "weather",
+        "arguments": {"place": "Zürich"},
+    }});
+    let asked = json!({"role": "user", "content": "Is it raining?"});
+    [
+        (json!([{"role": "user", "content": "Hi"}]), None),
+        (
+            json!([
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": " 2 + 2?\n"},
+                {"role": "assistant", "content": "4"},
+                {"role": "user", "content": "And 👍?"},
+            ]),
+            None,
+        ),
+        (json!([asked.clone()]), Some(tools.clone())),
+        (
+            json!([
+                asked,
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+                {"role": "tool", "name": "weather", "tool_call_id": "call00001", "content": "Yes."},
+            ]),
+            Some(tools),
+        ),
+    ]
+    .into_iter()
+    .map(|(messages, tools)| {
+        let messages = messages.as_array().cloned().unwrap_or_default();
+        Conversation { messages, tools }
+    })
+    .collect()
 }

@@ -6,6 +6,7 @@ mod gguf_files;
 use super::{Scene, json, succeeds};
 use crate::sandbox::{ended, entries};
 use gguf_files::{from_directory, letters};
+use hone_tensor::gguf::{self, GgufFile};
 use serde_json::Value;
 
 /// Rows of letters are longer than those of words.
@@ -55,6 +56,7 @@ fn a_file_is_trained_on_and_exported() {
 
     succeeds(&mut scene.hone(&["export", "model.gguf", "--out", "same"]));
     let files = [
+        "README.md",
         "config.json",
         "generation_config.json",
         "model.safetensors",
@@ -97,6 +99,100 @@ fn models_are_written_as_files() {
     succeeds(&mut scene.hone(&export));
     assert!((loss(&scene, "c.gguf", &[]) - tuned).abs() < 1e-5);
     assert!(entries(&scene.path(".")).iter().all(|name| !name.contains("partial")));
+}
+
+/// Further templates go along by their names, and files of their own count.
+#[test]
+fn all_templates_are_written() {
+    let scene = scene();
+    succeeds(&mut scene.hone(&["export", "model.gguf", "--out", "model"]));
+    scene.write("model/chat_template.jinja", "{{ messages[0]['content'] }}");
+    std::fs::create_dir(scene.path("model/additional_chat_templates")).unwrap();
+    let tool_use = "{{ tools | length }} {{ messages[0]['content'] }}";
+    scene.write("model/additional_chat_templates/tool_use.jinja", tool_use);
+    scene.write(
+        "model/README.md",
+        "---\nlicense: apache-2.0\nbase_model: org/name\n---\n`a`, written by Hone 1.\n",
+    );
+    succeeds(&mut scene.hone(&["export", "model", "--format", "gguf", "--out", "a.gguf"]));
+    let file = GgufFile::open(&scene.path("a.gguf")).unwrap();
+    let text = |key: &str| match file.get(key) {
+        Some(gguf::Value::Text(text)) => text.to_owned(),
+        other => panic!("{key}: {other:?}"),
+    };
+    assert_eq!(text("tokenizer.chat_template"), "{{ messages[0]['content'] }}");
+    assert_eq!(text("tokenizer.chat_template.tool_use"), tool_use);
+    let Some(gguf::Value::Array(names)) = file.get("tokenizer.chat_templates") else { panic!() };
+    assert!(names.iter().eq([Ok(gguf::Value::Text("tool_use"))]));
+    assert_eq!(text("general.license"), "apache-2.0");
+    assert_eq!(text("general.base_model.0.organization"), "org");
+    let card = std::fs::read_to_string(scene.path("a.md")).unwrap();
+    let says = "---\nbase_model: org/name\nbase_model_relation: quantized\nlicense: apache-2.0\n";
+    assert!(card.starts_with(says), "{card}");
+    succeeds(&mut scene.hone(&["export", "a.gguf", "--out", "again"]));
+    let card = std::fs::read_to_string(scene.path("again/README.md")).unwrap();
+    assert!(card.starts_with("---\nbase_model: org/name\nlicense: apache-2.0\n"), "{card}");
+}
+
+/// An adapter by itself, as a file and as PEFT has it, is taken wherever one is named; it computes
+/// what it did. A model card says where it comes from.
+#[test]
+fn adapters_are_written_by_themselves() {
+    let scene = scene();
+    succeeds(&mut scene.train(&[&["model.path=model.gguf"][..], &LONGER].concat()));
+    let tuned = loss(&scene, "model.gguf", &["--adapter", "run/adapter"]);
+    let export = |more: &[&str]| -> Vec<String> {
+        let all = ["export", "model.gguf", "--adapter-only"];
+        all.iter().chain(more).map(|&argument| argument.to_owned()).collect()
+    };
+    let hone = |arguments: Vec<String>| {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        scene.hone(&arguments)
+    };
+    let of_run = ["--adapter", "run/adapter"];
+    let to_file = ["--format", "gguf", "--out", "adapter.gguf"];
+    let written = json(&mut hone(export(&[&of_run[..], &to_file, &["--json"]].concat())));
+    assert_eq!((&written["logits_error"], &written["dtype"]), (&0.0.into(), &"f32".into()));
+    let of_file = ["--adapter", "adapter.gguf"];
+    assert_eq!(loss(&scene, "model.gguf", &of_file), tuned);
+    succeeds(&mut hone(export(&[&of_file[..], &["--out", "adapter"]].concat())));
+    assert_eq!(
+        entries(&scene.path("adapter")),
+        ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    );
+    assert_eq!(loss(&scene, "model.gguf", &["--adapter", "adapter"]), tuned);
+    let card = std::fs::read_to_string(scene.path("adapter.md")).unwrap();
+    for says in ["library_name: gguf", "# adapter\n", "| Trained on | train.jsonl, SHA-256 `", "KL"]
+    {
+        assert!(card.contains(says), "{says:?} is not in:\n{card}");
+    }
+    let again = ["model.path=model.gguf", "output.dir=run2", "adapter.init_from=adapter.gguf"];
+    succeeds(&mut scene.train(&[&again[..], &LONGER].concat()));
+    let untuned = loss(&scene, "model.gguf", &[]);
+    assert!(loss(&scene, "model.gguf", &["--adapter", "run2/adapter"]) < untuned);
+
+    ended(&mut hone(export(&["--out", "a.gguf", "--format", "gguf"])))
+        .says(2, &["--adapter-only: there is no adapter; name one with --adapter"]);
+    ended(&mut hone(export(&[&of_run[..], &["--dtype", "bf16", "--out", "x"]].concat())))
+        .says(2, &["--dtype bf16: adapters are written in f32"]);
+    ended(&mut hone(export(&[&of_run[..], &to_file].concat())))
+        .says(2, &["--out adapter.gguf already exists"]);
+    std::fs::remove_file(scene.path("adapter.gguf")).unwrap();
+    ended(&mut hone(export(&[&of_run[..], &to_file].concat())))
+        .says(2, &["--out adapter.gguf: its model card would be adapter.md, which already exists"]);
+    std::fs::rename(scene.path("adapter.md"), scene.path("other.md")).unwrap();
+    succeeds(&mut hone(export(&[&of_run[..], &to_file].concat())));
+    ended(&mut scene.hone(&["eval", "adapter.gguf", "--data", "eval.jsonl"]))
+        .says(2, &["adapter.gguf", "`general.type` is `adapter`", "with --adapter"]);
+    ended(&mut scene.hone(&[
+        "eval",
+        "model.gguf",
+        "--data",
+        "eval.jsonl",
+        "--adapter",
+        "model.gguf",
+    ]))
+    .says(2, &["model.gguf", "`general.type` is not `adapter`"]);
 }
 
 /// All weights of a file can be trained; what is written is a directory.

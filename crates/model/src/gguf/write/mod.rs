@@ -4,12 +4,18 @@
 //! be the model's, or nothing is written. So a setting that the format has no key for is found
 //! whatever it is.
 
+mod adapter;
+mod fingerprint;
 mod keys;
 mod tokenizer;
 mod weights;
 
+pub use adapter::GgufAdapter;
+pub use fingerprint::{FINGERPRINT_TEXT, tokenizer_name};
+
 use super::architectures::{self, Architecture};
 use super::{is_gguf, texts_of_gguf};
+use crate::adapter::AdapterError;
 use crate::config::DecoderConfig;
 use crate::load::Model;
 use crate::raw_config::ConfigError;
@@ -30,6 +36,34 @@ pub enum GgufExportError {
          (--format hf)"
     )]
     ModelType(String),
+    /// No architecture, and so none of an adapter.
+    #[error(
+        "GGUF files have no architecture of this model that Hone writes, so its adapter has no \
+         form there; the adapter's directory is in PEFT's layout, and other programs load it \
+         beside its base"
+    )]
+    NoArchitecture,
+    /// A part of an adapter that files have no place for.
+    #[error(
+        "the adapter of `{0}` has no form in GGUF files; merge it into the model (without \
+         --adapter-only), or use its directory, which is in PEFT's layout"
+    )]
+    Part(String),
+    /// A number of an adapter that is none, or becomes none.
+    #[error(
+        "the adapter of `{0}` contains a value that is not finite (NaN or infinite), or would be \
+         in f32 with its scale; nothing was written. Go back to an earlier checkpoint"
+    )]
+    NotFinite(String),
+    /// What was written is read otherwise.
+    #[error(
+        "the adapter of `{0}` is not read back as it was written; please report this as a bug in \
+         Hone"
+    )]
+    Differs(String),
+    /// An adapter cannot be read back.
+    #[error(transparent)]
+    Adapter(#[from] Box<AdapterError>),
     /// A part or setting that files have no place for.
     #[error("{0} has no form in GGUF files; write the model in Hugging Face layout (--format hf)")]
     Setting(String),
@@ -71,6 +105,10 @@ pub struct ModelTexts {
     pub tokenizer_config: Value,
     /// The chat template that is a file of its own.
     pub chat_template: Option<String>,
+    /// Further templates that are files of their own, by their names.
+    pub more_templates: BTreeMap<String, String>,
+    /// What the tokenizer makes of [`FINGERPRINT_TEXT`]; empty: it was not asked.
+    pub fingerprint: Vec<u32>,
 }
 
 impl ModelTexts {
@@ -105,14 +143,51 @@ impl ModelTexts {
             parsed.insert(name, value);
         }
         let template = read("chat_template.jinja")?;
-        Ok(Self::of(|name| parsed.remove(name).unwrap_or_default(), template))
+        let mut more_templates = BTreeMap::new();
+        for entry in std::fs::read_dir(model.join(MORE_TEMPLATES)).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let Some(name) = name.to_str().and_then(|name| name.strip_suffix(".jinja")) else {
+                continue;
+            };
+            let text = read(&format!("{MORE_TEMPLATES}/{name}.jinja"))?.unwrap_or_default();
+            more_templates.insert(name.to_owned(), text);
+        }
+        let texts = Self::of(|name| parsed.remove(name).unwrap_or_default(), template);
+        Ok(Self { more_templates, ..texts })
     }
 
     fn of(mut parsed: impl FnMut(&str) -> Value, chat_template: Option<String>) -> Self {
         let [config, generation, tokenizer, tokenizer_config] = FILES.map(&mut parsed);
-        Self { config, generation, tokenizer, tokenizer_config, chat_template }
+        let rest = Self::default();
+        Self { config, generation, tokenizer, tokenizer_config, chat_template, ..rest }
+    }
+
+    /// The chat templates by their names; that of no name is the one for every conversation.
+    pub fn templates(&self) -> BTreeMap<Option<String>, String> {
+        let named = |name: &str| (name != "default").then(|| name.to_owned());
+        let mut templates = BTreeMap::new();
+        match &self.tokenizer_config["chat_template"] {
+            Value::String(template) => {
+                templates.insert(None, template.clone());
+            }
+            Value::Array(entries) => templates.extend(entries.iter().filter_map(|entry| {
+                let (name, template) = (entry["name"].as_str()?, entry["template"].as_str()?);
+                Some((named(name), template.to_owned()))
+            })),
+            _ => {}
+        }
+        if let Some(template) = &self.chat_template {
+            // It takes the place of all that the configuration has.
+            templates = BTreeMap::from([(None, template.clone())]);
+        }
+        let more = self.more_templates.iter();
+        templates.extend(more.map(|(name, template)| (named(name), template.clone())));
+        templates
     }
 }
+
+/// A folder of templates in addition to the default one.
+const MORE_TEMPLATES: &str = "additional_chat_templates";
 
 /// The files of [`ModelTexts`], in its order.
 const FILES: [&str; 4] =
@@ -209,6 +284,11 @@ impl<'a> GgufForm<'a> {
             _ => name.to_owned(),
         };
         self.metadata.push(("general.name".to_owned(), Meta::Text(name)));
+    }
+
+    /// Adds a key.
+    pub fn set(&mut self, key: &str, value: Meta) {
+        self.metadata.push((key.to_owned(), value));
     }
 
     /// Adds a token to those that end a generation.

@@ -1,6 +1,6 @@
 //! Metadata of a tokenizer and of chat templates.
 
-use super::{GgufExportError, ModelTexts};
+use super::{GgufExportError, ModelTexts, tokenizer_name};
 use crate::config::DecoderConfig;
 use crate::gguf::splits::Splits;
 use hone_tensor::gguf::Meta;
@@ -48,7 +48,7 @@ pub(super) fn metadata(
         set("ggml.add_space_prefix", Meta::Bool(adds_space));
     } else {
         set("ggml.model", "gpt2".into());
-        set("ggml.pre", splits(tokenizer)?.into());
+        set("ggml.pre", splits(tokenizer, &texts.fingerprint)?.into());
         let pair = |(left, right): &(&str, &str)| format!("{left} {right}");
         set("ggml.merges", Meta::Texts(merges.iter().map(pair).collect()));
     }
@@ -60,11 +60,16 @@ pub(super) fn metadata(
     }
     set("ggml.add_bos_token", Meta::Bool(marks.adds_bos));
     set("ggml.add_eos_token", Meta::Bool(marks.adds_eos));
-    for (name, template) in templates(texts) {
+    let templates = texts.templates();
+    let names: Vec<String> = templates.keys().flatten().cloned().collect();
+    for (name, template) in templates {
         match name {
             None => set("chat_template", Meta::Text(template)),
             Some(name) => set(&format!("chat_template.{name}"), Meta::Text(template)),
         }
+    }
+    if !names.is_empty() {
+        set("chat_templates", Meta::Texts(names));
     }
     Ok(keys)
 }
@@ -234,17 +239,26 @@ fn space_prefix(tokenizer: &Value) -> Result<bool, GgufExportError> {
     }
 }
 
-/// The name of how text is cut before pairs are merged.
-fn splits(tokenizer: &Value) -> Result<&'static str, GgufExportError> {
+/// The name of how text is cut before pairs are merged: that which other programs give the
+/// tokenizer by its fingerprint, unless its own expression says otherwise. Where the expression is
+/// written in a way that is not known, the fingerprint's name stands, and whoever writes the file
+/// compares what becomes of texts.
+fn splits(tokenizer: &Value, fingerprint: &[u32]) -> Result<&'static str, GgufExportError> {
     let ignores = tokenizer["model"]["ignore_merges"] == true;
-    let found = Splits::all().find(|splits| {
+    let said = Splits::all().find(|splits| {
         plain(&splits.pre_tokenizer()) == plain(&tokenizer["pre_tokenizer"])
             && plain(&splits.normalizer()) == plain(&tokenizer["normalizer"])
             && splits.ignores_merges == ignores
     });
-    found.map(Splits::name).ok_or_else(|| {
-        unsupported("its text is cut in a way that files have no name for (`pre_tokenizer`)")
-    })
+    let found = tokenizer_name(fingerprint);
+    match (said, found) {
+        (None, Some(found)) => Ok(found),
+        (Some(said), Some(found)) if said.has_name(found) => Ok(found),
+        (Some(said), _) => Ok(said.name()),
+        (None, None) => Err(unsupported(
+            "its text is cut in a way that files have no name for (`pre_tokenizer`)",
+        )),
+    }
 }
 
 /// A step without what changes nothing: sequences of one, and defaults that are written out.
@@ -335,23 +349,4 @@ fn added(step: &Value, ids: &BTreeMap<&str, u32>, vocabulary: &Vocabulary) -> (b
         id.is_some() && id == ids.get(name).copied()
     };
     (is(parts.first(), "bos"), parts.len() > 1 && is(parts.last(), "eos"))
-}
-
-/// Chat templates, by their names.
-fn templates(texts: &ModelTexts) -> Vec<(Option<String>, String)> {
-    if let Some(template) = &texts.chat_template {
-        return vec![(None, template.clone())];
-    }
-    match &texts.tokenizer_config["chat_template"] {
-        Value::String(template) => vec![(None, template.clone())],
-        Value::Array(named) => {
-            let one = |of: &Value| {
-                let (name, template) = (of["name"].as_str()?, of["template"].as_str()?);
-                let name = (name != "default").then(|| name.to_owned());
-                Some((name, template.to_owned()))
-            };
-            named.iter().filter_map(one).collect()
-        }
-        _ => Vec::new(),
-    }
 }

@@ -102,7 +102,7 @@ fn held(model: &Model, role: Role, storage: Storage) -> Option<&Tensor> {
 }
 
 /// Heads in tiles, as [`Tiled::in_hub_order`] finds them.
-fn in_file_order(tiled: &Tiled, tensor: Tensor) -> Result<Tensor, DeviceError> {
+pub(super) fn in_file_order(tiled: &Tiled, tensor: Tensor) -> Result<Tensor, DeviceError> {
     let num_rows = tensor.shape().first().copied().unwrap_or(1);
     match *tiled {
         Tiled::Rows { tiles, after_keys } => {
