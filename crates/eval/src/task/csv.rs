@@ -6,6 +6,9 @@ use super::file::Setting;
 use serde_json::{Map, Number, Value};
 use std::path::Path;
 
+/// Records, each with the line where it begins.
+pub type Records = Vec<(usize, Map<String, Value>)>;
+
 /// How a file is laid out.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -45,11 +48,7 @@ const MISSING: [&str; 19] = [
 ///
 /// # Errors
 /// If the file is not UTF-8, a quote is not closed, or a row has more columns than there are names.
-pub fn records(
-    path: &Path,
-    bytes: &[u8],
-    options: &Options,
-) -> Result<Vec<(usize, Map<String, Value>)>, TaskError> {
+pub fn records(path: &Path, bytes: &[u8], options: &Options) -> Result<Records, TaskError> {
     let text = std::str::from_utf8(bytes).map_err(|_| TaskError::file(path, "is not UTF-8"))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut rows = rows(path, text, options.separator.unwrap_or(','))?;

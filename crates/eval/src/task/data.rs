@@ -1,6 +1,6 @@
 //! Documents of a task: JSON lines, a JSON array, or CSV, from local files.
 
-use super::csv;
+use super::csv::{self, Records};
 use super::error::TaskError;
 use super::file::{Setting, Settings};
 use serde_json::{Map, Value};
@@ -167,8 +167,6 @@ fn files(setting: &Setting) -> Result<Vec<(String, Vec<Setting>)>, TaskError> {
         Err(_) => Ok(vec![("train".to_owned(), setting.items()?)]),
     }
 }
-
-type Records = Vec<(usize, Map<String, Value>)>;
 
 /// Records of JSON lines, of one array, or of an array in a field of one object.
 fn json(path: &Path, bytes: &[u8], field: Option<&str>) -> Result<Records, TaskError> {

@@ -20,7 +20,7 @@ enum Form {
     /// The name of a field, or a template: which, documents say.
     Text {
         source: String,
-        template: TextTemplate,
+        template: Box<TextTemplate>,
         variables: BTreeSet<String>,
     },
     Integer(i64),
@@ -171,5 +171,5 @@ fn text(setting: &Setting, source: String) -> Result<Form, TaskError> {
     let template = TextTemplate::new(&source)
         .map_err(|what| setting.error(format!("not a template: {what}")))?;
     let variables = template.variables();
-    Ok(Form::Text { source, template, variables })
+    Ok(Form::Text { source, template: Box::new(template), variables })
 }

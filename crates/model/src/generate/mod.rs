@@ -12,7 +12,7 @@ mod memory;
 mod sampling;
 mod scheduler;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use memory::caches;
 pub use memory::{cache_bytes, step_bytes};

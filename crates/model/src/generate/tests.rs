@@ -10,7 +10,7 @@ use hone_tensor::{Compute, DType, Device, Tape};
 use std::path::Path;
 
 #[path = "../../tests/model/random_weights.rs"]
-mod random_weights;
+pub(crate) mod random_weights;
 
 /// Tokens of the text, some more than a chunk of linear attention; and those after its prompt.
 const TEXT: usize = 70;

@@ -3,13 +3,11 @@
 use super::{MIN_SHARED, PAGE_ROWS, Text, Tree, score};
 use crate::batch::Batch;
 use crate::decoder::Recompute;
+use crate::generate::tests::random_weights;
 use crate::load::{LoadOptions, Model, load};
 use crate::pass::Pass;
 use hone_tensor::{Compute, DType, Device, Tape};
 use std::path::Path;
-
-#[path = "../../tests/model/random_weights.rs"]
-mod random_weights;
 
 /// Every golden decoder: what is computed once for several texts has the bits of each text alone.
 #[test]
