@@ -217,6 +217,10 @@ pub struct EvalArgs {
     /// Write what --json prints of tasks to this file
     #[arg(long, value_name = "FILE", requires = "task")]
     pub output: Option<PathBuf>,
+    /// Fail, with status 1, if a task is worse than in FILE, an earlier --output, beyond the 95 %
+    /// interval of the difference on the same documents
+    #[arg(long, value_name = "FILE", requires = "task")]
+    pub gate: Option<PathBuf>,
     /// Write each document's requests, scores and prediction to this file, one JSON object a line
     #[arg(long, value_name = "FILE", requires = "task")]
     pub items: Option<PathBuf>,

@@ -9,6 +9,9 @@ const SAMPLES: usize = 2000;
 /// The seed of every bootstrap: an evaluation said twice gives the same interval.
 const SEED: u64 = 0x1234;
 
+/// Quantile of the normal distribution for 95 %.
+pub(crate) const Z: f64 = 1.959_963_984_540_054;
+
 /// The domain of the bootstrap's random numbers.
 const DOMAIN: u16 = 0x4254;
 
@@ -43,7 +46,7 @@ impl Group {
 
 /// The mean over all observations of `groups`. Its standard error is that of a ratio of sums
 /// (Cochran, "Sampling Techniques", 1977, 6.4), which for groups of one is the sample's standard
-/// deviation over `√n`; its interval comes from 2,000 bootstrap samples of groups (Efron, 1979).
+/// deviation over `√n`; its interval comes from a bootstrap of groups.
 pub fn mean(groups: &[Group]) -> Estimate {
     let n = groups.len();
     let ratio = |of: &mut dyn Iterator<Item = Group>| {
@@ -58,12 +61,8 @@ pub fn mean(groups: &[Group]) -> Estimate {
     let residual = |group: &Group| (group.sum - value * group.count as f64).powi(2);
     let squares: f64 = groups.iter().map(residual).sum();
     let stderr = (squares * n as f64 / (n - 1) as f64).sqrt() / count.max(1) as f64;
-    let mut draws = Stream::new(SEED, 0, DOMAIN);
-    let mut samples: Vec<f64> =
-        (0..SAMPLES).map(|_| ratio(&mut (0..n).map(|_| groups[draws.below(n)]))).collect();
-    samples.sort_unstable_by(f64::total_cmp);
-    let interval = [quantile(&samples, 0.025), quantile(&samples, 0.975)];
-    Estimate { value, stderr: Some(stderr), interval: Some(interval) }
+    let of_drawn = |drawn: &[usize]| ratio(&mut drawn.iter().map(|&i| groups[i]));
+    Estimate { stderr: Some(stderr), ..bootstrap(n, of_drawn) }
 }
 
 /// The quantile `q` in [0, 1] of ascending values, between two of them in proportion; not a number
@@ -75,6 +74,47 @@ pub fn quantile(ascending: &[f64], q: f64) -> f64 {
     let above = (below + 1).min(last);
     let share = at - below as f64;
     ascending[below] * (1.0 - share) + ascending[above] * share
+}
+
+/// A statistic of `n` observations, which is given their numbers, with standard error and interval
+/// of 2,000 bootstrap samples (Efron, 1979). What it compares of one observation stays together.
+pub fn bootstrap(n: usize, statistic: impl Fn(&[usize]) -> f64) -> Estimate {
+    let value = statistic(&(0..n).collect::<Vec<_>>());
+    if n < 2 {
+        return Estimate { value, stderr: None, interval: None };
+    }
+    let mut draws = Stream::new(SEED, 0, DOMAIN);
+    let mut drawn = vec![0; n];
+    let mut sample = || {
+        drawn.iter_mut().for_each(|i| *i = draws.below(n));
+        statistic(&drawn)
+    };
+    let mut samples: Vec<f64> = (0..SAMPLES).map(|_| sample()).collect();
+    samples.sort_unstable_by(f64::total_cmp);
+    let mean = samples.iter().sum::<f64>() / SAMPLES as f64;
+    let squares: f64 = samples.iter().map(|sample| (sample - mean).powi(2)).sum();
+    let stderr = (squares / (SAMPLES - 1) as f64).sqrt();
+    let interval = [quantile(&samples, 0.025), quantile(&samples, 0.975)];
+    Estimate { value, stderr: Some(stderr), interval: Some(interval) }
+}
+
+/// The difference of the shares of right answers to the same questions, the second of each pair
+/// less the first. Standard error and interval are adjusted for few changes (Bonett and Price,
+/// "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
+/// data", 2012).
+pub fn paired_shares(pairs: impl Iterator<Item = [bool; 2]>) -> Estimate {
+    let (mut n, mut lost, mut gained) = (0.0, 0.0, 0.0);
+    for pair in pairs {
+        n += 1.0;
+        lost += f64::from(u8::from(pair == [true, false]));
+        gained += f64::from(u8::from(pair == [false, true]));
+    }
+    let value = (gained - lost) / n;
+    let [lost, gained] = [lost, gained].map(|changes| (changes + 1.0) / (n + 2.0));
+    let middle = gained - lost;
+    let stderr = ((lost + gained - middle * middle) / (n + 2.0)).sqrt();
+    let interval = [middle - Z * stderr, middle + Z * stderr].map(|bound| bound.clamp(-1.0, 1.0));
+    Estimate { value, stderr: Some(stderr), interval: Some(interval) }
 }
 
 /// The two-sided probability of a split of `gained + lost` changes at least as uneven, if either
@@ -133,6 +173,18 @@ mod tests {
         let expected = 1.96 * stderr.unwrap();
         assert!(((value - low) / expected - 1.0).abs() < 0.1, "{low} {value} {high}");
         assert!(((high - value) / expected - 1.0).abs() < 0.1, "{low} {value} {high}");
+    }
+
+    /// Six of a hundred that are lost are more than chance, as McNemar's test has it; four are not.
+    #[test]
+    fn paired_shares_need_some_changes() {
+        let of = |lost: usize| paired_shares((0..100).map(|i| [true, i >= lost]));
+        for lost in [0, 4, 6, 50] {
+            let Estimate { value, interval, .. } = of(lost);
+            let [low, high] = interval.unwrap();
+            assert!((value + lost as f64 / 100.0).abs() < 1e-12 && low <= value && value <= high);
+            assert_eq!(high < 0.0, mcnemar(0, lost) < 0.05, "{lost}: {low} {high}");
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What an evaluation found, as JSON and for tables.
 
+use super::gate::Score;
 use super::group::{Entry, Group};
-use super::metrics::Term;
+use super::metrics::{Aggregation, Term};
 use super::prompt::{Item, Request};
 use super::statistics::combined;
 use crate::statistics::Estimate;
@@ -31,6 +32,9 @@ pub struct Value {
     /// The value.
     #[serde(flatten)]
     pub estimate: Estimate,
+    /// How documents' numbers became it; of a group its members'.
+    #[serde(skip)]
+    pub aggregation: Aggregation,
     /// Whether more is better.
     pub higher_is_better: bool,
 }
@@ -57,6 +61,14 @@ pub struct TaskResult {
     pub items: Vec<Item>,
     /// What came of it.
     pub judged: Vec<Judged>,
+}
+
+impl TaskResult {
+    /// What each document adds to the value number `at` of `values`.
+    pub fn terms(&self, at: usize) -> Vec<Term> {
+        let (pipeline, metric) = (at / self.metrics.len(), at % self.metrics.len());
+        self.judged.iter().map(|judged| judged.terms[pipeline][metric]).collect()
+    }
 }
 
 /// A group's values.
@@ -118,16 +130,19 @@ impl Results {
             object
         };
         let of_task = |task: &TaskResult| {
-            let more = |value: &Value| {
-                with(
+            let more = |(at, value): (usize, &Value)| {
+                let mut object = with(
                     value,
                     json!({
                         "task": task.name, "version": task.version, "num_fewshot": task.num_fewshot,
                         "num_items": task.items.len(), "items_sha256": task.digest,
                     }),
-                )
+                );
+                let scores: Vec<Score> = task.terms(at).into_iter().map(Score::from).collect();
+                object["scores"] = json!(scores);
+                object
             };
-            task.values.iter().map(more).collect::<Vec<_>>()
+            task.values.iter().enumerate().map(more).collect::<Vec<_>>()
         };
         let of_group = |group: &GroupResult| {
             let more = |value: &Value| {
@@ -258,6 +273,7 @@ fn group_result(group: &Group, tasks: &[TaskResult]) -> GroupResult {
                 metric: aggregate.metric.clone(),
                 filter: filter.to_owned(),
                 estimate: combined(&estimates, aggregate.weight_by_size),
+                aggregation: parts[0].0.aggregation,
                 higher_is_better: parts[0].0.higher_is_better,
             });
         }

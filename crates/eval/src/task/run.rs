@@ -45,6 +45,11 @@ impl Prepared<'_> {
         self.items.len()
     }
 
+    /// The task's name, and the digest of its requests and targets.
+    pub fn identity(&self) -> (&str, String) {
+        (&self.task.name, digest(&self.items))
+    }
+
     /// Texts to score and prompts to continue.
     pub fn num_requests(&self) -> usize {
         self.texts.len() + self.prompts.len()
@@ -325,6 +330,7 @@ fn summed_up(task: &Task, items: &[Item], judged: Vec<Judged>, num_threads: usiz
                 metric: metric.name().to_owned(),
                 filter: pipeline.name.clone(),
                 estimate: estimate(metric.aggregation, &terms, num_threads),
+                aggregation: metric.aggregation,
                 higher_is_better: metric.higher_is_better,
             });
         }

@@ -2,7 +2,7 @@
 
 use super::metrics::{Aggregation, Term};
 use super::random::Random;
-use crate::statistics::{Estimate, quantile};
+use crate::statistics::{Estimate, Z, quantile};
 use std::thread;
 
 /// Replicates of a standard error by bootstrap, and how many one generator draws, as in the
@@ -11,8 +11,6 @@ const STDERR_REPLICATES: usize = 100_000;
 const CHUNK: usize = 1000;
 /// Replicates of an interval where no standard error is drawn.
 const INTERVAL_REPLICATES: usize = 10_000;
-/// Quantile of the normal distribution for 95 %.
-const Z: f64 = 1.959_963_984_540_054;
 
 /// The estimate of at least one document's terms, the same for any number of threads. Its standard
 /// error is `None` where the harness gives none; its interval is Wilson's for shares of right

@@ -7,7 +7,9 @@ use crate::output;
 use crate::progress;
 use hone_data::ChatTemplate;
 use hone_eval::task::result::Value;
-use hone_eval::task::{Options, Results, RunOptions, TaskError, group, prepare, run as ask};
+use hone_eval::task::{
+    Gate, Options, Results, RunOptions, TaskError, Verdict, group, prepare, run as ask,
+};
 use hone_train::TrainError;
 use hone_train::checkpoint::write_file_whole;
 use serde_json::json;
@@ -20,6 +22,7 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     for (flag, path) in [("--output", &args.output), ("--items", &args.items)] {
         path.as_deref().map_or(Ok(()), |path| check_parent(flag, path))?;
     }
+    let gate = args.gate.as_deref().map(Gate::read).transpose().map_err(failure)?;
     let folder = folder(args)?;
     let options = Options { folder, num_fewshot: args.num_fewshot };
     let (entries, tasks) = group::load(&args.task, &options).map_err(failure)?;
@@ -35,6 +38,10 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
         .map(|task| prepare(task, &described.tokenizer, described.config(), options))
         .collect::<Result<Vec<_>, _>>()
         .map_err(failure)?;
+    if let Some(gate) = &gate {
+        let asked: Vec<_> = prepared.iter().map(|prepared| prepared.identity()).collect();
+        gate.check(&asked).map_err(failure)?;
+    }
     let num_items: usize = prepared.iter().map(|prepared| prepared.num_items()).sum();
     let num_requests = prepared.iter().map(|prepared| prepared.num_requests()).sum();
     let opened = described.load()?;
@@ -50,7 +57,16 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     let seconds = begun.elapsed().as_secs_f64();
     let results = Results::new(entries, results);
     refuse_not_finite(&results, opened.compute.name())?;
-    report(args, &results, num_items as f64 / seconds)
+    let verdicts = gate.map(|gate| gate.verdicts(&results)).transpose().map_err(failure)?;
+    report(args, &results, verdicts.as_deref(), num_items as f64 / seconds)?;
+    match verdicts.iter().flatten().find(|verdict| verdict.is_worse) {
+        Some(worse) => Err(Failure::Running(format!(
+            "--gate: {} is worse than before: {}",
+            worse.task,
+            change(worse)
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// The folder with data files, if one is given.
@@ -99,9 +115,17 @@ fn refuse_not_finite(results: &Results, compute: &str) -> Result<(), Failure> {
     }
 }
 
-fn report(args: &EvalArgs, results: &Results, items_per_second: f64) -> Result<(), Failure> {
+fn report(
+    args: &EvalArgs,
+    results: &Results,
+    verdicts: Option<&[Verdict]>,
+    items_per_second: f64,
+) -> Result<(), Failure> {
     let mut object = results.to_json();
     object["items_per_second"] = json!(items_per_second);
+    if let Some(verdicts) = verdicts {
+        object["gate"] = json!(verdicts);
+    }
     if let Some(path) = &args.items {
         let mut lines = String::new();
         for item in results.items() {
@@ -115,9 +139,29 @@ fn report(args: &EvalArgs, results: &Results, items_per_second: f64) -> Result<(
     }
     match args.json {
         true => output::json(&object),
-        false => print(results, items_per_second),
+        false => {
+            print(results, items_per_second);
+            for verdict in verdicts.into_iter().flatten() {
+                let state = if verdict.is_worse { "worse" } else { "passes" };
+                output::line(&format!("  gate: {} {state}: {}", verdict.task, change(verdict)));
+            }
+        }
     }
     Ok(())
+}
+
+/// A metric before and after, with the interval of the difference.
+fn change(verdict: &Verdict) -> String {
+    let Verdict { metric, filter, before, after, difference, .. } = verdict;
+    let interval = difference.interval.map_or(String::new(), |[low, high]| {
+        format!(" (difference {low:+.4} to {high:+.4}, 95 %)")
+    });
+    format!("{} {before:.4} → {after:.4}{interval}", named(metric, filter))
+}
+
+/// A metric with the pipeline of filters before it, if it has any.
+fn named(metric: &str, filter: &str) -> String {
+    if filter == "none" { metric.to_owned() } else { format!("{metric},{filter}") }
 }
 
 /// A table: a row for each metric of each task or group.
@@ -161,10 +205,7 @@ fn print(results: &Results, items_per_second: f64) {
 /// Metric, value, standard error and interval.
 fn cells(value: &Value) -> [String; 4] {
     let estimate = &value.estimate;
-    let metric = match value.filter.as_str() {
-        "none" => value.metric.clone(),
-        filter => format!("{},{filter}", value.metric),
-    };
+    let metric = named(&value.metric, &value.filter);
     let better = if value.higher_is_better { "↑" } else { "↓" };
     [
         format!("{metric} {better}"),

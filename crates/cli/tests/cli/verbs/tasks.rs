@@ -84,3 +84,42 @@ fn what_a_task_cannot_have_is_refused() {
     with(&["--output", "nowhere/out.json"]).says(2, &["there is no directory nowhere"]);
     eval(&scene, &["--data", "t.jsonl", "--limit", "3"]).says(2, &["--task"]);
 }
+
+/// A file of the same model passes; one that says that all was right fails, and says why.
+#[test]
+fn a_gate_refuses_what_is_worse() {
+    let scene = Scene::new();
+    scene.write("task.yaml", TASK);
+    // Right, for the model, is the first of two answers in half of the documents.
+    let line = |i: usize| {
+        format!("{{\"q\": \"w{} w4\", \"c\": [\"w5\", \"w6\"], \"g\": 1}}\n", i % 30 + 3)
+    };
+    scene.write("t.jsonl", &(0..60).map(line).collect::<String>());
+    let task = ["--task", "task.yaml"];
+    let with = |more: &[&str]| eval(&scene, &[&task[..], more].concat());
+    with(&["--output", "before.json"]).says(0, &[]);
+    let same = with(&["--gate", "before.json", "--json"]);
+    same.says(0, &[]);
+    let object: Value = serde_json::from_str(&same.stdout).unwrap();
+    let gate = object["gate"].as_array().unwrap();
+    assert_eq!((gate.len(), &gate[0]["is_worse"]), (2, &Value::Bool(false)));
+    assert_eq!(gate[0]["before"], gate[0]["after"]);
+
+    let written = std::fs::read_to_string(scene.path("before.json")).unwrap();
+    let mut before: Value = serde_json::from_str(&written).unwrap();
+    let wrong = before["tasks"][0]["scores"].as_array().unwrap().iter();
+    assert!(wrong.filter(|score| **score == 0.0).count() > 5, "{before}");
+    before["tasks"][0]["scores"] = vec![1.0; 60].into();
+    scene.write("better.json", &before.to_string());
+    let worse = with(&["--gate", "better.json"]);
+    worse.says(1, &["--gate: choice is worse than before: acc 1.0000 → "]);
+    assert!(worse.stdout.contains("gate: choice worse: acc 1.0000"), "{}", worse.stdout);
+    assert!(worse.stdout.contains("gate: choice passes: acc_norm"), "{}", worse.stdout);
+
+    with(&["--gate", "before.json", "--limit", "9"]).says(2, &["before.json", "other items"]);
+    scene.write("named.yaml", &TASK.replace("task: choice", "task: other"));
+    eval(&scene, &["--task", "named.yaml", "--gate", "before.json"])
+        .says(2, &["has the task `choice`, which is not evaluated; add --task choice"]);
+    scene.write("none.json", "{\"loss\": 1.0}");
+    with(&["--gate", "none.json"]).says(2, &["none.json: is not what `hone eval --task"]);
+}
