@@ -1,37 +1,11 @@
 //! Whether a model does worse on tasks than an earlier evaluation of the same documents.
 
 use super::error::TaskError;
-use super::metrics::{Aggregation, Term};
+use super::metrics::{Aggregation, Score, Term};
 use super::result::{Results, TaskResult, Value};
 use crate::statistics::{Estimate, bootstrap, paired_shares};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-
-/// What a document adds to a metric, as files have it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Score {
-    /// A number.
-    One(f64),
-    /// A number, and the length that it is of.
-    Of(f64, f64),
-}
-
-impl From<Term> for Score {
-    fn from(Term { value, weight }: Term) -> Self {
-        if weight == 1.0 { Self::One(value) } else { Self::Of(value, weight) }
-    }
-}
-
-impl From<Score> for Term {
-    fn from(score: Score) -> Self {
-        let (value, weight) = match score {
-            Score::One(value) => (value, 1.0),
-            Score::Of(value, weight) => (value, weight),
-        };
-        Self { value, weight }
-    }
-}
 
 /// A metric of an earlier evaluation.
 #[derive(Debug, Deserialize)]
@@ -217,14 +191,5 @@ mod tests {
         let risen = of(0.0, 0.1);
         assert!(risen.is_worse && risen.after > risen.before, "{risen:?}");
         assert!(!of(0.1, 0.0).is_worse && !of(0.0, 0.0).is_worse);
-    }
-
-    #[test]
-    fn scores_keep_their_lengths() {
-        let scores = [Score::One(1.0), Score::Of(-3.5, 12.0)];
-        let text = serde_json::to_string(&scores).unwrap();
-        assert_eq!(text, "[1.0,[-3.5,12.0]]");
-        assert_eq!(serde_json::from_str::<[Score; 2]>(&text).unwrap(), scores);
-        assert_eq!(scores.map(|score| Score::from(Term::from(score))), scores);
     }
 }

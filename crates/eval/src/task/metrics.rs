@@ -4,6 +4,7 @@ use super::error::TaskError;
 use super::file::Setting;
 use super::output_type::OutputType;
 use hone_data::chat::{python_regex, python_sub};
+use serde::{Deserialize, Serialize};
 
 /// What is counted of each document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +73,32 @@ pub struct Term {
     pub value: f64,
     /// What it is of.
     pub weight: f64,
+}
+
+/// What a document adds to a metric, as files have it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Score {
+    /// A number.
+    One(f64),
+    /// A number, and the length that it is of.
+    Of(f64, f64),
+}
+
+impl From<Term> for Score {
+    fn from(Term { value, weight }: Term) -> Self {
+        if weight == 1.0 { Self::One(value) } else { Self::Of(value, weight) }
+    }
+}
+
+impl From<Score> for Term {
+    fn from(score: Score) -> Self {
+        let (value, weight) = match score {
+            Score::One(value) => (value, 1.0),
+            Score::Of(value, weight) => (value, weight),
+        };
+        Self { value, weight }
+    }
 }
 
 impl Aggregation {
@@ -263,6 +290,15 @@ pub fn argmax(values: &[f64]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scores_keep_their_lengths() {
+        let scores = [Score::One(1.0), Score::Of(-3.5, 12.0)];
+        let text = serde_json::to_string(&scores).unwrap();
+        assert_eq!(text, "[1.0,[-3.5,12.0]]");
+        assert_eq!(serde_json::from_str::<[Score; 2]>(&text).unwrap(), scores);
+        assert_eq!(scores.map(|score| Score::from(Term::from(score))), scores);
+    }
 
     #[test]
     fn the_first_greatest_is_chosen() {

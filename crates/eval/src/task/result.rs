@@ -1,8 +1,7 @@
 //! What an evaluation found, as JSON and for tables.
 
-use super::gate::Score;
 use super::group::{Entry, Group};
-use super::metrics::{Aggregation, Term};
+use super::metrics::{Aggregation, Score, Term};
 use super::prompt::{Item, Request};
 use super::statistics::combined;
 use crate::statistics::Estimate;
