@@ -2,6 +2,7 @@
 
 use super::lora::{Matrix, add};
 use super::{AdapterError, LoraConfig, TargetModules};
+use crate::config::DecoderConfig;
 use crate::gguf::{AdapterFile, Place};
 use crate::load::Model;
 use crate::weights::{Role, WeightSpec};
@@ -29,25 +30,7 @@ pub(super) fn load(
     let file = AdapterFile::open(path, model.architecture)?;
     let config = model.decoder.config.clone();
     let mismatch = |problem| AdapterError::Mismatch { path: file.path().to_owned(), problem };
-    let mut stray: BTreeSet<&str> = file.names().collect();
-    let mut adapted: BTreeMap<String, Adapted> = BTreeMap::new();
-    for WeightSpec { role, .. } in config.weights() {
-        let Role::Matrix(layer, linear) = role else { continue };
-        let Some(places) = file.places(role, &config) else { continue };
-        for place in &places {
-            stray.remove(place.name.as_str());
-        }
-        let a = file.tensor(&places[0])?;
-        let rank = a.map_or(0, |a| a.shape().first().copied().unwrap_or(0));
-        let mixture = config.layers[layer].mlp.experts.as_ref();
-        let is_expert = places[0].part.is_some();
-        let num_experts = mixture.filter(|_| is_expert).map(|of| of.router.num_experts);
-        let of_module = Adapted { role, places, rank, num_experts };
-        adapted.insert(config.module_name(layer, linear), of_module);
-    }
-    if let Some(stray) = stray.first() {
-        return Err(mismatch(why_stray(stray)));
-    }
+    let adapted = adapted(&file, &config)?;
     let Some(first) = adapted.values().next() else {
         return Err(mismatch("it contains no adapter".to_owned()));
     };
@@ -99,6 +82,36 @@ pub(super) fn load(
     device.settle()?;
     lora.target_modules = TargetModules::Patterns(targets);
     Ok(lora)
+}
+
+/// The modules that the file adapts, by name.
+fn adapted(
+    file: &AdapterFile,
+    config: &DecoderConfig,
+) -> Result<BTreeMap<String, Adapted>, AdapterError> {
+    let mut stray: BTreeSet<&str> = file.names().collect();
+    let mut adapted = BTreeMap::new();
+    for WeightSpec { role, .. } in config.weights() {
+        let Role::Matrix(layer, linear) = role else { continue };
+        let Some(places) = file.places(role, config) else { continue };
+        for place in &places {
+            stray.remove(place.name.as_str());
+        }
+        let a = file.tensor(&places[0])?;
+        let rank = a.map_or(0, |a| a.shape().first().copied().unwrap_or(0));
+        let mixture = config.layers[layer].mlp.experts.as_ref();
+        let is_expert = places[0].part.is_some();
+        let num_experts = mixture.filter(|_| is_expert).map(|of| of.router.num_experts);
+        let of_module = Adapted { role, places, rank, num_experts };
+        adapted.insert(config.module_name(layer, linear), of_module);
+    }
+    match stray.first() {
+        Some(stray) => {
+            let (path, problem) = (file.path().to_owned(), why_stray(stray));
+            Err(AdapterError::Mismatch { path, problem })
+        }
+        None => Ok(adapted),
+    }
 }
 
 /// Why a tensor does not belong to an adapter of a linear layer.

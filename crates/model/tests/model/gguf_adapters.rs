@@ -284,8 +284,7 @@ fn adapters_of_gate_and_up_together() {
         assert_eq!((b[0], b.len()), (first as f32, 2 * i), "{name}");
     }
     // More experts than the model has.
-    let mut more = Writer::default();
-    more.keys = writer.keys.clone();
+    let mut more = Writer { keys: writer.keys.clone(), ..Writer::default() };
     let of = num_experts + 1;
     more.floats(&format!("{name}.lora_a"), &[of, 2, h], &counted(of * 2 * h));
     more.floats(&format!("{name}.lora_b"), &[of, 2 * i, 2], &counted(of * 2 * i * 2));
