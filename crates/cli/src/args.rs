@@ -439,8 +439,10 @@ pub struct ExportArgs {
 #[derive(Args)]
 #[command(
     allow_negative_numbers = true,
-    after_help = "Example: \
-    hone compress path/to/model --adapter runs/gsm8k/adapter --type q4_k_m --out small.gguf"
+    after_help = "Examples:
+  hone compress path/to/model --adapter runs/gsm8k/adapter --type q4_k_m --out small.gguf
+  hone compress path/to/model --calibration train.jsonl --target-bpw 5 --out small.gguf
+  hone compress path/to/model --calibration train.jsonl --max-kl 0.02 --out small.gguf"
 )]
 pub struct CompressArgs {
     #[command(flatten)]
@@ -449,17 +451,42 @@ pub struct CompressArgs {
     #[arg(long)]
     pub out: PathBuf,
     /// Mix of types that tensors are stored in, as llama.cpp has it: q8_0, q6_k, q5_k_m, q4_k_m,
-    /// iq4_xs, q3_k_m, q2_k and so on
-    #[arg(long = "type", default_value = "q4_k_m")]
-    pub mix: String,
+    /// iq4_xs, q3_k_m, q2_k and so on (default: q4_k_m, unless types are chosen for each tensor)
+    #[arg(long = "type", value_name = "MIX")]
+    pub mix: Option<String>,
+    /// Choose the type of each tensor so that least is lost with a file of at most so many bits per
+    /// weight of the model, all of the file counted
+    #[arg(long, value_name = "BITS", value_parser = positive, requires = "calibration")]
+    #[arg(conflicts_with_all = ["mix", "fallback"])]
+    pub target_bpw: Option<f64>,
+    /// The same for a file of at most this size, such as 80MB or 1.5GiB
+    #[arg(long, value_name = "SIZE", requires = "calibration")]
+    #[arg(conflicts_with_all = ["mix", "fallback", "target_bpw"])]
+    pub target_size: Option<String>,
     /// What becomes of a matrix whose rows are not whole blocks of its type
     #[arg(long, default_value = "refuse")]
     pub fallback: FallbackArg,
     /// Quantise a model that is quantised already; the errors of both add up
     #[arg(long)]
     pub requantise: bool,
-    /// Write nothing if the mean KL divergence from the model, in nats per token of four short
-    /// built-in texts, is larger
+    /// Text like that which the model is for, in any format of training data, such as the data
+    /// that it was trained on: errors of the columns of a matrix then count by how large their
+    /// inputs are
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub calibration: Vec<String>,
+    /// Tokens of the calibration text that are used; an eighth as many are held out, to measure on
+    #[arg(long, default_value_t = 32_768, value_parser = sequence_length)]
+    pub calibration_tokens: usize,
+    /// Importance of columns that was computed before, by this command or by llama-imatrix
+    #[arg(long, value_name = "FILE", conflicts_with = "calibration")]
+    pub imatrix: Option<PathBuf>,
+    /// Where to write the importance of columns, as llama-quantize reads it; must not exist yet
+    #[arg(long, value_name = "FILE", requires = "calibration")]
+    pub save_imatrix: Option<PathBuf>,
+    /// Write nothing if the mean KL divergence from the model, in nats per token of the held-out
+    /// part of the calibration text, or else of four short built-in texts, is larger. With
+    /// --calibration, and neither --type nor a target: choose the type of each tensor so that the
+    /// file is as small as this allows
     #[arg(long)]
     pub max_kl: Option<f64>,
     /// Print one JSON object

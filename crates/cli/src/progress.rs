@@ -150,6 +150,12 @@ pub fn bar(len: usize, things: &'static str) -> ProgressBar {
     ProgressBar::new(len as u64).with_style(style).with_message(things)
 }
 
+/// What counts without an end that is known.
+pub fn spinner(things: &'static str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{pos} {msg}  {elapsed} elapsed");
+    ProgressBar::no_length().with_style(style.expect("a valid template")).with_message(things)
+}
+
 fn time_left(elapsed: Duration, done: u64, left: u64) -> String {
     if done == 0 || left == 0 {
         return String::new();

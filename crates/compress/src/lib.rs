@@ -3,9 +3,27 @@
 //! A [`Mix`] gives each tensor the type that llama.cpp's mix of that name gives it. A type whose
 //! blocks do not divide a tensor's rows is never replaced in silence: it is an error that says
 //! which tensors there are, unless [`Fallback::LlamaCpp`] is asked for.
+//!
+//! With text of calibration, errors of columns count by their [`importance`], and a [`Planner`]
+//! finds types for a given size or divergence: what errors of a tensor cost is predicted from
+//! gradients ([`Sensitivity`]), types are chosen by dynamic programming, and the choice is then
+//! searched by what a [`Meter`] says.
 
+mod allocate;
+mod calibrate;
 mod choice;
+mod imatrix;
+mod meter;
 mod mix;
+mod plan;
+mod sensitivity;
+mod window;
 
+pub use calibrate::importance;
 pub use choice::{Choice, CompressError, Fallback, choose};
+pub use imatrix::{Columns, Imatrix, ImatrixError, Sums};
+pub use meter::{Measured, Meter};
 pub use mix::{Facts, Mix, Stored};
+pub use plan::{Allocation, Candidate, Goal, PlanError, Planner};
+pub use sensitivity::Sensitivity;
+pub use window::{Corpus, Window};

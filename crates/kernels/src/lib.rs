@@ -25,6 +25,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod delta_columns;
 pub mod delta_gates;
+pub mod distribution;
 pub mod dropout;
 pub mod element;
 pub mod embedding;

@@ -69,7 +69,7 @@ pub enum EmbeddingScale {
 
 impl EmbeddingScale {
     /// The factor in a pass that computes in `dtype`.
-    pub(crate) fn factor(self, dtype: DType) -> f32 {
+    pub fn factor(self, dtype: DType) -> f32 {
         match self {
             Self::Exact(scale) => scale,
             Self::Rounded(scale) => dtype.rounded(scale),

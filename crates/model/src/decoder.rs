@@ -1,6 +1,9 @@
 //! The model, decoder or encoder: embedding, blocks of attention and MLP, norm, head.
 
 mod attend;
+mod replace;
+
+pub(crate) use replace::Part;
 
 use crate::batch::Batch;
 use crate::block_embeddings::BlockEmbedder;
@@ -208,12 +211,6 @@ enum Past<'a, 'c> {
     None(&'a [Sequence]),
     /// What is in a cache.
     Cached { rows: &'c PagedRows, slots: &'c [u32], cache: &'c mut LayerCache },
-}
-
-/// A plain weight, or a projection, into whose matrix an adapter may have to be merged.
-pub(crate) enum Part<'a> {
-    Plain(&'a Weight),
-    Matrix(&'a Projection),
 }
 
 impl Decoder {

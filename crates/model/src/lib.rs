@@ -40,8 +40,8 @@ pub use divergence::{Divergence, divergences};
 pub use export::{ExportError, ExportOptions, check_written, export_hf};
 pub use fidelity::{Comparison, Fidelity, MAX_LOST};
 pub use gguf::{
-    FINGERPRINT_TEXT, FormTensor, GgufAdapter, GgufExportError, GgufForm, LlamaCppPieces,
-    ModelTexts, is_gguf, texts_of_gguf, tokenizer_name,
+    FINGERPRINT_TEXT, FormTensor, GgufAdapter, GgufExportError, GgufForm, Importance,
+    LlamaCppPieces, ModelTexts, is_gguf, texts_of_gguf, tokenizer_name,
 };
 pub use kinds::{LayerKind, Part, Trait};
 pub use load::{LoadError, LoadOptions, Model, ModelFiles, Trained, load, weight_files};

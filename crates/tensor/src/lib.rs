@@ -28,15 +28,15 @@ pub use hone_kernels::format::{FORMATS, ShapeError, Tiles};
 pub use hone_kernels::memory::release_free_memory;
 pub use hone_kernels::random::Philox;
 pub use hone_kernels::{
-    DType, DeviceError, Isa, PAGE_LOCKED, Processor, Storage, View, ViewMut, Wanted, adamw,
-    ceiling, cuda, lock,
+    Cpu, DType, DeviceError, Isa, PAGE_LOCKED, Processor, Storage, View, ViewMut, Wanted, adamw,
+    ceiling, cuda, distribution, lock,
 };
 #[cfg(feature = "testing")]
 pub use hone_kernels::{format::WeightFormat, testing};
 pub use mapped::Mapped;
 pub use merge::merge;
 pub use params::{Gradients, ParamId, Params};
-pub use tape::{Compute, StepKey, Tape, Var};
+pub use tape::{Compute, Observer, Reader, StepKey, Tape, Var};
 pub use tensor::{Place, Tensor};
 pub use weight::{AdapterId, AdapterRows, Lora, Projection, Weight};
 

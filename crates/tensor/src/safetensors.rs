@@ -12,6 +12,7 @@ pub use parts::joined;
 use crate::{DType, Device, DeviceError, Mapped, Storage, Tensor};
 use ::safetensors::tensor::{Metadata, TensorInfo};
 use ::safetensors::{SafeTensorError, SafeTensors, View, serialize_to_file};
+use hone_kernels::format::WeightFormat;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -365,6 +366,31 @@ pub fn load_as(
         source.release_file();
     }
     Ok(copy)
+}
+
+/// Packs a matrix of floats in the host's memory, so that an error of one column counts by its
+/// importance. As [`load_as`] where nothing is known of columns or there is nothing to search for.
+///
+/// # Errors
+/// If there is no memory for it.
+pub fn pack_as(
+    source: &Tensor,
+    storage: Storage,
+    importance: &[f32],
+) -> Result<Tensor, DeviceError> {
+    let (device, category) = (Device::host(), crate::Category::Workspace);
+    let is_searched = |format: &&WeightFormat| format.search.is_some() && !importance.is_empty();
+    let format = match storage {
+        Storage::Packed(format) => Some(format).filter(is_searched),
+        Storage::Float(_) => None,
+    };
+    let Some(format) = format else { return load_as(device, category, source, storage) };
+    let mut packed = Tensor::try_zeros(storage, source.shape())?;
+    let bytes = source.num_bytes() + packed.num_bytes();
+    if let Some(on) = device.begin(crate::Cost::memory_bound("pack", bytes)) {
+        on.pack_by_importance(source.view(), importance, format, packed.bytes_mut());
+    }
+    Ok(packed)
 }
 
 /// Length and content of the header. The library compares offsets with each other and with the

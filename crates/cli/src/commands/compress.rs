@@ -1,21 +1,25 @@
 //! `hone compress`
 
+mod calibration;
+mod report;
+mod types;
+
 use super::export::card::{self, Card};
 use super::export::{gguf, refuse_packed, rows, whole};
 use super::{Opened, check_parent};
-use crate::args::{CompressArgs, FallbackArg};
+use crate::args::CompressArgs;
 use crate::failure::Failure;
-use crate::output;
-use hone_compress::{Choice, Facts, Fallback, Mix, Stored, choose};
-use hone_model::{Comparison, Fidelity, FormTensor, LoadOptions, is_gguf};
-use hone_tensor::{DType, Storage};
+use hone_compress::{Corpus, Measured, Meter, Window};
+use hone_model::{LoadOptions, is_gguf};
+use hone_tensor::Storage;
 use hone_train::{Code, TrainError};
-use serde_json::json;
+use report::Report;
 use std::path::Path;
+use types::Wanted;
 
 /// Writes the smaller model, reads it back, compares, and only then gives it its name.
 pub fn run(args: &CompressArgs) -> Result<(), Failure> {
-    let mix = check(args)?;
+    let wanted = check(args)?;
     let opened = super::describe(&args.model, super::Purpose::Export)?;
     if let (Some(held), false) = (packed_in(&opened.model), args.requantise) {
         return Err(Failure::Usage(format!(
@@ -24,41 +28,47 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
             opened.dir.display()
         )));
     }
+    let corpus = calibration::corpus(args, &opened)?;
+    wanted.check(args, &corpus)?;
     let opened = opened.load()?;
     let card = Card::of(&args.model, &opened, (&args.out, false));
     let mut form = gguf::form(&opened, &card)?;
-    let fallback = match args.fallback {
-        FallbackArg::Refuse => Fallback::Refuse,
-        FallbackArg::LlamaCpp => Fallback::LlamaCpp,
-    };
-    let config = &opened.model.decoder.config;
-    let facts = Facts::of(config, form.architecture(), false);
-    let stored: Vec<Stored<'_>> = form.tensors().iter().map(Stored::from).collect();
-    let choices = choose(mix, &facts, &stored, fallback)
-        .map_err(|error| Failure::Usage(error.to_string()))?;
-    if choices.iter().all(|choice| choice.instead_of.is_none()) {
-        form.set_file_type(mix.file_type);
+    let columns = calibration::columns(args, &opened, (&form, &corpus))?;
+    let types = wanted.types(args, &opened, (&form, &corpus, &columns))?;
+    if let Some(number) = types.file_type {
+        form.set_file_type(number);
     }
-    let storages: Vec<Storage> = choices.iter().map(|choice| choice.storage).collect();
-    let fidelity = whole(&args.out, |partial| {
-        gguf::write(&opened, &form, &storages, partial)?;
-        compare(&opened, args.max_kl, partial)
+    let storages: Vec<Storage> = types.choices.iter().map(|choice| choice.storage).collect();
+    let measured = whole(&args.out, |partial| {
+        let importance = |tensor, part| columns.of(tensor, part);
+        gguf::write(&opened, &form, (&storages, &importance), partial)?;
+        compare(&opened, (&corpus, args.max_kl), partial)
     })?;
-    card.write(&args.out, &card::figures(&fidelity))?;
+    card.write(&args.out, &report::figures(&measured))?;
     let bytes = args.out.metadata().map_err(TrainError::io(&args.out))?.len();
     let num_parameters = opened.model.decoder.config.num_parameters();
-    report(args, form.tensors(), &choices, &fidelity, (bytes, num_parameters));
+    Report {
+        out: &args.out,
+        bytes,
+        bits: 8.0 * bytes as f64 / num_parameters as f64,
+        tensors: form.tensors(),
+        types: &types,
+        measured,
+        is_held_out: !corpus.held_out.is_empty(),
+    }
+    .print(args.json);
     Ok(())
 }
 
 /// Refuses what can be seen to be wrong before anything is read.
-fn check(args: &CompressArgs) -> Result<Mix, Failure> {
+fn check(args: &CompressArgs) -> Result<Wanted, Failure> {
     let out = args.out.display();
     if args.out.exists() {
         return Err(Failure::Usage(format!("--out {out} already exists; choose another file")));
     }
     check_parent("--out", &args.out)?;
     card::check_place(&args.out)?;
+    calibration::check(args)?;
     refuse_packed(&args.model)?;
     if !is_gguf(&args.out) {
         return Err(Failure::Usage(format!("--out {out}: end the name of a GGUF file in .gguf")));
@@ -66,11 +76,7 @@ fn check(args: &CompressArgs) -> Result<Mix, Failure> {
     if let Some(max_kl) = args.max_kl.filter(|kl| !(kl.is_finite() && *kl > 0.0)) {
         return Err(Failure::Usage(format!("--max-kl {max_kl}: must be a number above 0")));
     }
-    Mix::named(&args.mix).ok_or_else(|| {
-        let names: Vec<&str> = Mix::names().collect();
-        let (mix, names) = (&args.mix, names.join(", "));
-        Failure::Usage(format!("--type {mix}: is not known; known: {names}"))
-    })
+    Wanted::of(args)
 }
 
 /// The packed format that most weights are held in.
@@ -79,92 +85,33 @@ fn packed_in(model: &hone_model::Model) -> Option<&'static str> {
     packed.map(Storage::name)
 }
 
-/// Reads the file back, and compares it with the model in memory.
-fn compare(opened: &Opened, max_kl: Option<f64>, path: &Path) -> Result<Fidelity, Failure> {
-    let Opened { device, model, .. } = opened;
-    let written = &hone_model::load(path, device, LoadOptions::INFERENCE)?;
-    let models = Comparison { device, base: None, intended: model, written };
+/// Reads the file back, and compares it with the model in memory: on held-out text, or on built-in
+/// texts if there is none.
+fn compare(
+    opened: &Opened,
+    (corpus, max_kl): (&Corpus, Option<f64>),
+    path: &Path,
+) -> Result<Measured, Failure> {
+    let written = &hone_model::load(path, &opened.device, LoadOptions::INFERENCE)?;
+    let windows = match corpus.held_out.is_empty() {
+        true => rows(opened)?.into_iter().map(|row| Window { rows: vec![row] }).collect(),
+        false => corpus.held_out.clone(),
+    };
+    let measured = Meter::new(opened.pass(), &windows)?.measure(written)?;
     let failed = |message: String| Failure::from(TrainError::Usage(Code::ExportFailed, message));
-    let Some(fidelity) = Fidelity::measure(models, &rows(opened)?)? else {
+    if !measured.kl.is_finite() {
         return Err(failed(
             "the model, or the file written of it, computes values that are not finite; nothing \
              was written. A weight must be far too large, or not a number"
                 .to_owned(),
         ));
-    };
-    match max_kl.filter(|max_kl| fidelity.kl > *max_kl) {
+    }
+    match max_kl.filter(|max_kl| measured.kl > *max_kl) {
         Some(max_kl) => Err(failed(format!(
             "the mean KL divergence from the model is {:.4} nats per token, above --max-kl \
              {max_kl}; nothing was written. Choose a larger type",
-            fidelity.kl
+            measured.kl
         ))),
-        None => Ok(fidelity),
+        None => Ok(measured),
     }
-}
-
-fn report(
-    args: &CompressArgs,
-    tensors: &[FormTensor],
-    choices: &[Choice],
-    fidelity: &Fidelity,
-    (bytes, num_parameters): (u64, usize),
-) {
-    let stored = |(tensor, choice): (&FormTensor, &Choice)| {
-        let storage = if tensor.is_matrix() { choice.storage } else { DType::F32.into() };
-        (storage.name(), storage.num_bytes(&tensor.shape))
-    };
-    let bits = 8.0 * bytes as f64 / num_parameters as f64;
-    let all = || tensors.iter().zip(choices);
-    if args.json {
-        let tensor = |(tensor, choice): (&FormTensor, &Choice)| {
-            let (kind, bytes) = stored((tensor, choice));
-            json!({ "name": tensor.name, "type": kind, "bytes": bytes })
-        };
-        output::json(&json!({
-            "out": args.out,
-            "bytes": bytes,
-            "bits_per_weight": bits,
-            "kl": fidelity.kl,
-            "same_top": fidelity.top1_agreement,
-            "tensors": all().map(tensor).collect::<Vec<_>>(),
-        }));
-        return;
-    }
-    let mut kinds: Vec<(&str, usize, usize)> = Vec::new();
-    for (kind, bytes) in all().map(stored) {
-        match kinds.iter_mut().find(|(other, ..)| *other == kind) {
-            Some((_, count, sum)) => (*count, *sum) = (*count + 1, *sum + bytes),
-            None => kinds.push((kind, 1, bytes)),
-        }
-    }
-    kinds.sort_by_key(|(.., bytes)| std::cmp::Reverse(*bytes));
-    let megabytes = |bytes: f64| format!("{:.1} MB", bytes / 1e6);
-    let kinds = kinds
-        .into_iter()
-        .map(|(kind, count, bytes)| format!("{count} in {kind} ({})", megabytes(bytes as f64)));
-    let mut lines = vec![
-        ("written", args.out.display().to_string()),
-        ("size", format!("{}, {bits:.2} bits per weight", megabytes(bytes as f64))),
-        ("tensors", kinds.collect::<Vec<_>>().join(", ")),
-        (
-            "compared",
-            format!(
-                "{:.4} nats of KL divergence per token on four short texts; the most likely token \
-                 is the same for {:.1} %",
-                fidelity.kl,
-                100.0 * fidelity.top1_agreement
-            ),
-        ),
-    ];
-    let replaced: Vec<String> = all()
-        .filter_map(|(tensor, choice)| {
-            let wanted = choice.instead_of?.name();
-            Some(format!("{} ({} for {wanted})", tensor.name, choice.storage.name()))
-        })
-        .collect();
-    if let Some(first) = replaced.first() {
-        let count = replaced.len();
-        lines.push(("replaced", format!("in {count} of {}: {first}, …", tensors.len())));
-    }
-    output::table(&lines);
 }

@@ -135,7 +135,8 @@ fn write(
             let mut form = gguf::form(opened, card)?;
             let mix = Mix::named(dtype.name()).expect("a mix of each float type");
             form.set_file_type(mix.file_type);
-            gguf::write(opened, &form, &vec![dtype.into(); form.tensors().len()], to)
+            let storages = vec![dtype.into(); form.tensors().len()];
+            gguf::write(opened, &form, (&storages, &|_, _| &[]), to)
         }
         ExportFormat::Hf => {
             std::fs::create_dir(to).map_err(|error| {

@@ -51,6 +51,24 @@ impl Processor {
         }
     }
 
+    /// Packs floats in rows of `cols` into `bytes` so that columns count by their importance.
+    ///
+    /// # Panics
+    /// On a GPU, as above. If the format has nothing to search for.
+    pub fn pack_by_importance(
+        &self,
+        x: View<'_>,
+        importance: &[f32],
+        format: &WeightFormat,
+        bytes: &mut [u8],
+    ) {
+        let search = format.search.unwrap_or_else(|| panic!("{} has no search", format.name));
+        match self {
+            Self::Cpu(cpu) => search(cpu, x.floats(), importance.len(), importance, bytes),
+            Self::Cuda(_) => panic!("weights are packed on the CPU"),
+        }
+    }
+
     /// See [`quantise_rows`].
     ///
     /// # Panics

@@ -20,7 +20,7 @@ pub(crate) use architectures::{Architecture, of_model_type};
 pub use pieces::LlamaCppPieces;
 pub(crate) use tensors::{Part, Place, is_used};
 pub use write::{
-    FINGERPRINT_TEXT, FormTensor, GgufAdapter, GgufExportError, GgufForm, ModelTexts,
+    FINGERPRINT_TEXT, FormTensor, GgufAdapter, GgufExportError, GgufForm, Importance, ModelTexts,
     tokenizer_name,
 };
 

@@ -16,7 +16,7 @@ fn texts(dir: &Path) -> ModelTexts {
 pub fn written(model: &Model, dir: &Path, storage: Storage, path: &Path) -> Result<(), String> {
     let form = GgufForm::of(model, &texts(dir)).map_err(|error| error.to_string())?;
     let storages = vec![storage; form.tensors().len()];
-    form.write(&Device::cpu(2), &storages, path).map_err(|error| error.to_string())
+    form.write(&Device::cpu(2), (&storages, &|_, _| &[]), path).map_err(|error| error.to_string())
 }
 
 fn logits_of(model: &Model, golden: &Golden) -> Vec<f32> {

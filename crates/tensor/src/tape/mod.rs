@@ -5,6 +5,10 @@
 //! released as the backward pass proceeds. Nothing is recorded for an output that needs no
 //! gradient.
 
+mod observer;
+
+pub use observer::{Observer, Reader};
+
 use crate::ops::{RoundedAdapters, Routers};
 use crate::{AdapterRows, Category, Cost, DType, Device, Gradients, Params, Target, Tensor};
 use hone_kernels::gemm::quantises_operands;
@@ -124,6 +128,7 @@ pub struct Tape<'a> {
     num_vars: usize,
     adapters: RoundedAdapters,
     routers: Routers,
+    observer: Option<&'a dyn Observer>,
 }
 
 impl<'a> Tape<'a> {
@@ -147,6 +152,7 @@ impl<'a> Tape<'a> {
             num_vars,
             adapters,
             routers,
+            observer: None,
         }
     }
 
@@ -209,6 +215,23 @@ impl<'a> Tape<'a> {
     /// What the routers of this pass are told.
     pub(crate) fn routers(&self) -> &Routers {
         &self.routers
+    }
+
+    /// Lets `observer` look at the linear layers of this pass.
+    pub fn set_observer(&mut self, observer: &'a dyn Observer) {
+        self.observer = Some(observer);
+    }
+
+    /// Who looks on, unless there is nothing to see.
+    pub(crate) fn observer(&self) -> Option<&'a dyn Observer> {
+        self.observer.filter(|_| !self.device.is_dry())
+    }
+
+    /// Tells the observer of a layer, the first time that it is run.
+    pub(crate) fn observe(&self, x: &Tensor, readers: impl FnOnce() -> Vec<Reader<'a>>) {
+        if let Some(observer) = self.observer().filter(|_| !self.is_second_run) {
+            observer.input(x, &readers());
+        }
     }
 
     /// An input of the tape.
@@ -275,6 +298,7 @@ impl<'a> Tape<'a> {
         }
         let (output, second) = self.unrecorded(|tape| block(tape, x.clone(), others.clone()));
         let (adapter_rows, compute) = (self.adapter_rows.clone(), self.compute);
+        let observer = self.observer;
         // Routers note what they do once.
         let routers = Routers { loads: None, ..self.routers.clone() };
         let requires_grad = output.requires_grad;
@@ -284,6 +308,7 @@ impl<'a> Tape<'a> {
             tape.adapter_rows = adapter_rows;
             tape.adapters = sweep.adapters.clone();
             tape.routers = routers;
+            tape.observer = observer;
             tape.is_second_run = true;
             let mut known = Vec::new();
             let mut leaves = Vec::new();

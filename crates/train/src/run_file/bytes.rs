@@ -7,6 +7,13 @@ use serde::{Deserialize, Serialize, Serializer};
 #[serde(transparent)]
 pub struct ByteSize(pub u64);
 
+impl ByteSize {
+    /// The size that a text such as "16GiB", "1.5 GB" or "800MB" is; `None` if it is none.
+    pub fn parse(text: &str) -> Option<Self> {
+        parse(text).and_then(|bytes| u64::try_from(bytes).ok()).map(Self)
+    }
+}
+
 const UNITS: [(&str, u64); 9] = [
     ("tib", 1 << 40),
     ("gib", 1 << 30),

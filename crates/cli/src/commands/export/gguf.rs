@@ -6,7 +6,8 @@ use crate::failure::Failure;
 use hone_data::Tokenizer;
 use hone_data::chat::Conversation;
 use hone_model::{
-    ExportError, FINGERPRINT_TEXT, GgufExportError, GgufForm, LlamaCppPieces, ModelTexts,
+    ExportError, FINGERPRINT_TEXT, GgufExportError, GgufForm, Importance, LlamaCppPieces,
+    ModelTexts,
 };
 use hone_tensor::Storage;
 use hone_train::setup::tokenizer_of;
@@ -54,15 +55,15 @@ pub(in super::super) fn form<'a>(opened: &'a Opened, card: &Card) -> Result<Gguf
 pub(in super::super) fn write(
     opened: &Opened,
     form: &GgufForm<'_>,
-    storages: &[Storage],
+    types: (&[Storage], Importance<'_>),
     out: &Path,
 ) -> Result<(), Failure> {
-    form.write(&opened.device, storages, out).map_err(failure)?;
+    form.write(&opened.device, types, out).map_err(failure)?;
     let texts = ModelTexts::read(&opened.dir).map_err(failure)?;
     same_tokens(&opened.tokenizer, &texts, out)
 }
 
-pub(super) fn failure(error: GgufExportError) -> Failure {
+pub(in super::super) fn failure(error: GgufExportError) -> Failure {
     match error {
         GgufExportError::ModelType(_)
         | GgufExportError::Setting(_)

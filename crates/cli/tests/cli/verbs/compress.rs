@@ -77,3 +77,94 @@ fn what_is_not_compressed_is_said() {
     let folder = ["compress", &model, "--out", "small"];
     ended(&mut scene.hone(&folder)).says(2, &["--out small: end the name of a GGUF file in .gguf"]);
 }
+
+/// Stories like those that the model was trained on, as a file of the scene.
+fn write_text(scene: &Scene, chars: usize) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../../shared/data/text/tinystories_1000.json");
+    let text: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let lines = text.as_array().unwrap().iter().map(|story| {
+        let story = story.as_str().unwrap_or_else(|| story["text"].as_str().unwrap());
+        serde_json::json!({ "text": story }).to_string() + "\n"
+    });
+    let mut all = String::new();
+    for line in lines {
+        if all.len() < chars {
+            all.push_str(&line);
+        }
+    }
+    scene.write("text.jsonl", &all);
+}
+
+/// With text, errors count by importance and less is lost at the same bytes; what was computed can
+/// be saved and given again.
+#[test]
+fn text_makes_smaller_files_better() {
+    let Some(model) = stories() else { return };
+    let (scene, model) = (Scene::new(), model.to_string_lossy().into_owned());
+    write_text(&scene, 60_000);
+    let text = ["--calibration", "text.jsonl", "--calibration-tokens", "8192"];
+    let compress = |out: &str, more: &[&str]| {
+        json(&mut scene.hone(&[&["compress", &model, "--out", out, "--json"], more].concat()))
+    };
+    let number = |found: &serde_json::Value, key: &str| found[key].as_f64().unwrap();
+    let small = ["--type", "q4_0", "--fallback", "llama.cpp"];
+    let saved = ["--save-imatrix", "importance.gguf"];
+    let known = compress("known.gguf", &[&small[..], &text, &saved].concat());
+    assert_fields(&known, &["num_tokens", "is_held_out"]);
+    assert_eq!(known["is_held_out"], true);
+    let again = compress("again.gguf", &[&small[..], &["--imatrix", "importance.gguf"]].concat());
+    assert_eq!(again["is_held_out"], false);
+    let [first, second] = ["known.gguf", "again.gguf"].map(|at| std::fs::read(scene.path(at)));
+    assert_eq!(first.unwrap(), second.unwrap());
+    // Chosen types reach the same size with less loss.
+    let size = format!("{}B", number(&known, "bytes"));
+    let chosen = compress("chosen.gguf", &[&["--target-size", &size][..], &text].concat());
+    assert!(number(&chosen, "bytes") <= number(&known, "bytes"));
+    assert!(number(&chosen, "kl") < number(&known, "kl"), "{chosen} {known}");
+    let tensors = chosen["tensors"].as_array().unwrap();
+    let shares = tensors.iter().map(|tensor| tensor["kl_share"].as_f64().unwrap());
+    assert!((shares.sum::<f64>() - 1.0).abs() < 1e-6);
+    let bits = compress("bits.gguf", &[&["--target-bpw", "9.5"][..], &text].concat());
+    assert!((9.0..=9.5).contains(&number(&bits, "bits_per_weight")), "{bits}");
+    let kl = compress("kl.gguf", &[&["--max-kl", "0.01"][..], &text].concat());
+    assert!(number(&kl, "kl") <= 0.01 && number(&kl, "kl") > 0.002, "{kl}");
+    let tell = ["generate", "kl.gguf", "--prompt", "Once upon a time", "--max-new-tokens", "8"];
+    assert!(!succeeds(&mut scene.hone(&tell)).stdout.trim().is_empty());
+}
+
+#[test]
+fn what_is_no_calibration_is_said() {
+    let Some(model) = stories() else { return };
+    let (scene, model) = (Scene::new(), model.to_string_lossy().into_owned());
+    write_text(&scene, 30_000);
+    scene.write("short.jsonl", "{\"text\": \"Once upon a time.\"}\n");
+    scene.write("empty.jsonl", "");
+    scene.write("other.gguf", "GGUF");
+    scene.write("no.dat", "nothing");
+    let compress = |more: &[&str]| {
+        ended(&mut scene.hone(&[&["compress", &model, "--out", "a.gguf"][..], more].concat()))
+    };
+    let short = ["--calibration", "short.jsonl", "--type", "f16"];
+    compress(&short).says(2, &["--calibration short.jsonl: has ", "fewer than a window of 512"]);
+    let empty = ["--calibration", "empty.jsonl", "--type", "f16"];
+    compress(&empty).says(2, &["empty.jsonl"]);
+    let missing = ["--calibration", "missing.jsonl", "--type", "f16"];
+    compress(&missing).says(2, &["missing.jsonl", "--calibration"]);
+    compress(&["--target-bpw", "5"]).says(2, &["--calibration"]);
+    let both = ["--target-bpw", "5", "--calibration", "text.jsonl", "--type", "q4_0"];
+    compress(&both).says(2, &["--target-bpw", "--type"]);
+    let text = ["--calibration", "text.jsonl"];
+    compress(&[&["--target-size", "much"][..], &text].concat())
+        .says(2, &["--target-size much: is no size", "80MB"]);
+    compress(&[&["--target-bpw", "3"][..], &text].concat())
+        .says(2, &["--target-bpw 3:", "the least possible is", "bits per weight"]);
+    compress(&[&["--target-size", "10kB"][..], &text].concat())
+        .says(2, &["--target-size 10kB: 10000 bytes are fewer than", "the least possible is"]);
+    compress(&["--imatrix", "no.dat", "--type", "f16"])
+        .says(2, &["no.dat: is no importance matrix", "llama-imatrix"]);
+    compress(&["--imatrix", "other.gguf", "--type", "f16"]).says(2, &["other.gguf"]);
+    let saved = ["--save-imatrix", "text.jsonl", "--type", "f16"];
+    compress(&[&saved[..], &text].concat()).says(2, &["--save-imatrix text.jsonl already exists"]);
+    assert!(!scene.path("a.gguf").exists() && !scene.path(".partial.a.gguf").exists());
+}

@@ -21,7 +21,7 @@ use crate::load::Model;
 use crate::raw_config::ConfigError;
 use crate::weights::{Linear, Role};
 use hone_tensor::gguf::{GgufPlan, GgufTensor, GgufUnwritable, GgufWriter, Meta};
-use hone_tensor::{DType, Device, DeviceError, Storage};
+use hone_tensor::{DType, Device, DeviceError, Storage, Tensor};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io;
@@ -220,6 +220,14 @@ enum Content {
 }
 
 impl FormTensor {
+    /// The weights in it, one after another: those of all experts, or one; none if it is computed.
+    pub fn roles(&self) -> &[Role] {
+        match &self.content {
+            Content::Weights(roles) => roles,
+            Content::Factors(_) => &[],
+        }
+    }
+
     /// Whether it is a matrix, or those of all experts, which may be stored in any type; everything
     /// else is in f32.
     pub fn is_matrix(&self) -> bool {
@@ -304,8 +312,31 @@ impl<'a> GgufForm<'a> {
         self.metadata.push((key(free), Meta::U32(token)));
     }
 
+    /// Columns of a matrix, or what is known of them, in the file's order.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn columns(&self, role: Role, columns: Vec<f32>) -> Result<Vec<f32>, DeviceError> {
+        weights::columns(&self.model.decoder.config, role, columns)
+    }
+
+    /// A matrix with its adapter merged, with rows in the model's order, in f32 or with the values
+    /// that the file will have if columns, in its order, count so much.
+    ///
+    /// # Errors
+    /// If the device failed or there is no memory.
+    pub fn matrix(
+        &self,
+        device: &Device,
+        role: Role,
+        (storage, importance): (Storage, &[f32]),
+    ) -> Result<Tensor, DeviceError> {
+        weights::in_model(self.model, device, role, (storage, importance))
+    }
+
     /// Writes the file with matrices in these storages, one for each of [`Self::tensors`]; those of
-    /// others are not read.
+    /// others are not read. `importance` is that of the columns of a tensor's part, in the file's
+    /// order; empty if it is unknown.
     ///
     /// # Errors
     /// If a storage has no form or does not fit the rows, if a setting has no form, or if the
@@ -313,21 +344,11 @@ impl<'a> GgufForm<'a> {
     pub fn write(
         &self,
         device: &Device,
-        storages: &[Storage],
+        (storages, importance): (&[Storage], Importance<'_>),
         path: &Path,
     ) -> Result<(), GgufExportError> {
         let io = |source| GgufExportError::Io { path: path.to_owned(), source };
-        let storage = |tensor: &FormTensor, storage: Storage| match tensor.is_matrix() {
-            true => storage,
-            false => DType::F32.into(),
-        };
-        let tensors = self.tensors.iter().zip(storages).map(|(tensor, &of)| GgufTensor {
-            name: tensor.name.clone(),
-            shape: tensor.shape.clone(),
-            storage: storage(tensor, of),
-        });
-        let plan = GgufPlan::new(&self.metadata, tensors.collect())?;
-        let mut writer = GgufWriter::create(path, plan).map_err(io)?;
+        let mut writer = GgufWriter::create(path, self.plan(storages)?).map_err(io)?;
         for (i, tensor) in self.tensors.iter().enumerate() {
             if let Content::Factors(factors) = &tensor.content {
                 let bytes: Vec<u8> = factors.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -338,14 +359,36 @@ impl<'a> GgufForm<'a> {
         for (i, tensor) in self.tensors.iter().enumerate() {
             let Content::Weights(roles) = &tensor.content else { continue };
             let (storage, mut at) = (writer.plan().tensors()[i].storage, 0);
-            for &role in roles {
-                let weight =
-                    weights::stored(self.model, device, (role, self.architecture), storage)?;
+            for (part, &role) in roles.iter().enumerate() {
+                let known = if tensor.is_matrix() { importance(i, part) } else { &[] };
+                let role = (role, self.architecture);
+                let weight = weights::stored(self.model, device, role, (storage, known))?;
                 writer.write(i, at, weight.bytes()).map_err(io)?;
                 at += weight.num_bytes() as u64;
             }
         }
         writer.sync().map_err(io)
+    }
+
+    /// Size in bytes of the file with matrices in these storages.
+    ///
+    /// # Errors
+    /// If a storage has no form or does not fit the rows.
+    pub fn num_bytes(&self, storages: &[Storage]) -> Result<u64, GgufExportError> {
+        Ok(self.plan(storages)?.num_bytes())
+    }
+
+    fn plan(&self, storages: &[Storage]) -> Result<GgufPlan, GgufUnwritable> {
+        let storage = |tensor: &FormTensor, storage: Storage| match tensor.is_matrix() {
+            true => storage,
+            false => DType::F32.into(),
+        };
+        let tensors = self.tensors.iter().zip(storages).map(|(tensor, &of)| GgufTensor {
+            name: tensor.name.clone(),
+            shape: tensor.shape.clone(),
+            storage: storage(tensor, of),
+        });
+        GgufPlan::new(&self.metadata, tensors.collect())
     }
 
     /// Checks that the file says of the model what its own configuration does.
@@ -357,6 +400,9 @@ impl<'a> GgufForm<'a> {
         }
     }
 }
+
+/// The importance of the columns of a tensor's part, by their numbers.
+pub type Importance<'i> = &'i dyn Fn(usize, usize) -> &'i [f32];
 
 /// The language model's part of a configuration.
 fn text_part(config: &Value) -> &Value {

@@ -10,8 +10,8 @@ use crate::gguf::tensors::pairs_from_halves;
 use crate::load::Model;
 use crate::weights::{DeltaPart, Linear, Role, WeightSpec};
 use hone_tensor::gguf::GgufFile;
-use hone_tensor::safetensors::load_as;
-use hone_tensor::{Category, DType, Device, DeviceError, Storage, Tensor, Tiles};
+use hone_tensor::safetensors::pack_as;
+use hone_tensor::{DType, Device, DeviceError, Storage, Tensor, Tiles};
 use std::collections::HashMap;
 
 /// The tensors of a file, in the order of the model.
@@ -54,7 +54,7 @@ pub(super) fn stored(
     model: &Model,
     device: &Device,
     (role, architecture): (Role, &Architecture),
-    storage: Storage,
+    (storage, importance): (Storage, &[f32]),
 ) -> Result<Tensor, DeviceError> {
     let config = &model.decoder.config;
     let tiled = Tiled::of(role, config);
@@ -80,7 +80,45 @@ pub(super) fn stored(
     if tensor.storage() == storage {
         return Ok(tensor);
     }
-    load_as(Device::host(), Category::Workspace, &tensor, storage)
+    pack_as(&tensor, storage, importance)
+}
+
+/// A matrix with its adapter merged, in the model's order of rows, in f32 or as a file has it.
+pub(super) fn in_model(
+    model: &Model,
+    device: &Device,
+    role: Role,
+    (storage, importance): (Storage, &[f32]),
+) -> Result<Tensor, DeviceError> {
+    if let Some(tensor) = held(model, role, storage) {
+        return Ok(tensor.clone());
+    }
+    let tensor = written(model, device, role, DType::F32)?.to_host()?;
+    if tensor.storage() == storage {
+        return Ok(tensor);
+    }
+    match Tiled::of(role, &model.decoder.config) {
+        Some(Tiled::Columns(tiles)) if storage.float().is_none() => {
+            let tensor = in_file_order(&Tiled::Columns(tiles), tensor)?;
+            Ok(pack_as(&tensor, storage, importance)?.with_tiles(tiles))
+        }
+        _ => pack_as(&tensor, storage, importance),
+    }
+}
+
+/// What is known of a matrix's columns, in the file's order.
+pub(super) fn columns(
+    config: &DecoderConfig,
+    role: Role,
+    columns: Vec<f32>,
+) -> Result<Vec<f32>, DeviceError> {
+    match Tiled::of(role, config) {
+        Some(tiled @ Tiled::Columns(_)) => {
+            let row = Tensor::from_f32(&columns, &[1, columns.len()]);
+            in_file_order(&tiled, row)?.try_to_vec_f32()
+        }
+        _ => Ok(columns),
+    }
 }
 
 /// The tensor that is held of a weight, if its bytes can be those of the file: nothing is merged,

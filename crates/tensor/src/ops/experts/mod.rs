@@ -15,7 +15,9 @@ mod low_rank;
 
 use super::quantisation::is_integer_for;
 use super::{Routing, converted_bytes, rows_cols};
-use crate::{Category, Cost, Device, Params, Projection, Storage, Tape, Target, Tensor, Var, Work};
+use crate::{
+    Category, Cost, Device, Params, Projection, Reader, Storage, Tape, Target, Tensor, Var, Work,
+};
 use gradients::{Backward, Input};
 use hone_kernels::gemm::{Epilogue, Matrix, OutputRegion, Product, Term};
 use hone_kernels::vector::Columns;
@@ -52,6 +54,8 @@ pub fn expert_linear<'a>(
     let adapters = Adapters::new(&layer, tape.adapter_rows());
     let down = adapters.down_projections(tape, rows);
     layer.project(tape, rows, (&adapters, down.as_ref()), &mut y);
+    tape.observe(rows, || layer.readers());
+    let observed = tape.observer().map(|observer| (observer, rows.clone()));
     drop(sorted);
     let is_trained = experts.iter().flatten().any(Projection::is_trained);
     let requires_grad = x.requires_grad() || is_trained;
@@ -61,6 +65,9 @@ pub fn expert_linear<'a>(
     let input = Input::saved_for(experts, &adapters, x);
     let backward = Backward { layer, adapters, down };
     tape.push(y, true, move |sweep, d_y| {
+        if let Some((observer, rows)) = observed {
+            observer.gradient(&rows, &backward.layer.readers(), &d_y);
+        }
         let id = input.id();
         if let Some(d_x) = backward.run(sweep, input, &d_y) {
             sweep.add(id, d_x);
@@ -106,6 +113,11 @@ impl<'a> Layer<'a> {
     ) -> impl Iterator<Item = (&'a [Projection], Range<usize>)> {
         let of = |expert: usize| (&self.experts[expert][..], self.routing.rows_of(expert));
         experts.map(of).filter(|(_, rows)| !rows.is_empty())
+    }
+
+    /// All experts with rows, for who looks on.
+    fn readers(&self) -> Vec<Reader<'a>> {
+        self.with_rows(0..self.experts.len()).collect()
     }
 
     /// The experts that an operation multiplies at once.

@@ -53,15 +53,20 @@ fn linear_into<'a>(
     let down = low_rank::down_projections(tape, x.value(), &adapters);
     let adapted = Adapted { adapters: &adapters, down: down.as_ref() };
     project(tape, x.value(), projections, adapted, residual.as_ref(), &mut y);
+    tape.observe(x.value(), || vec![(projections, 0..t)]);
     let residual_grad = residual.as_ref().is_some_and(Var::requires_grad);
     let inner_grad = x.requires_grad() || projections.iter().any(Projection::is_trained);
     let residual = residual.map(|r| r.id());
     if !(tape.is_recording() && (inner_grad || residual_grad)) {
         return tape.push(y, inner_grad || residual_grad, |_, _| {});
     }
+    let observed = tape.observer().map(|observer| (observer, x.value().clone()));
     let input = Input::saved_for(projections, &adapters, x);
     let layer = Backward { projections, adapter_rows: Arc::clone(tape.adapter_rows()), down };
     tape.push(y, true, move |sweep, d_y| {
+        if let Some((observer, x)) = observed {
+            observer.gradient(&x, &[(projections, 0..t)], &d_y);
+        }
         if inner_grad {
             let id = input.id;
             if let Some(d_x) = layer.run(sweep, input, &d_y) {

@@ -1,0 +1,106 @@
+//! Text for calibration, and what is known of columns from it or from a file.
+
+use super::super::{Described, Opened, check_parent, num_threads};
+use crate::args::CompressArgs;
+use crate::failure::Failure;
+use crate::{output, progress};
+use hone_compress::{Columns, Corpus, Imatrix, ImatrixError, Window, importance};
+use hone_data::{
+    DataError, Format, OnError, Overlong, RecordKind, RecordSpec, Setting, pack_in_order,
+};
+use hone_model::GgufForm;
+use hone_train::TrainError;
+use hone_train::setup::check_tokens;
+use std::path::Path;
+
+/// Tokens of a window, as llama.cpp's programs have it.
+const WINDOW: usize = 512;
+
+/// Refuses what can be seen to be wrong before anything is read.
+pub(super) fn check(args: &CompressArgs) -> Result<(), Failure> {
+    let Some(path) = &args.save_imatrix else { return Ok(()) };
+    if path.exists() {
+        let path = path.display();
+        return Err(Failure::Usage(format!(
+            "--save-imatrix {path} already exists; choose another file"
+        )));
+    }
+    check_parent("--save-imatrix", path)
+}
+
+/// The calibration text in windows; none if none was given.
+pub(super) fn corpus(args: &CompressArgs, described: &Described) -> Result<Corpus, Failure> {
+    if args.calibration.is_empty() {
+        return Ok(Corpus::default());
+    }
+    described.predicts_tokens(&args.model)?;
+    let config = described.config();
+    let window = config.max_position_embeddings.min(WINDOW);
+    let spec = RecordSpec {
+        format: Format::Auto,
+        max_seq_len: window,
+        model_max_len: config.longest(),
+        overlong: Overlong::Truncate,
+        on_error: OnError::Fail,
+        append_eos: false,
+        kind: RecordKind::Plain,
+        ..RecordSpec::default()
+    };
+    let threads = num_threads(args.model.threads);
+    let dataset = hone_data::load(&args.calibration, &spec, &described.tokenizer, threads)
+        .map_err(named_by_flags)?;
+    check_tokens(&dataset, config)?;
+    let units = pack_in_order(&dataset, window)?;
+    let all: usize = units.iter().map(|unit| unit.num_tokens).sum();
+    if all < window {
+        return Err(Failure::Usage(format!(
+            "--calibration {}: has {all} tokens, fewer than a window of {window}; give more text",
+            args.calibration.join(" ")
+        )));
+    }
+    let row = |&id: &u32| dataset.row(id as usize).tokens.to_vec();
+    let windows = units.iter().map(|unit| Window { rows: unit.rows.iter().map(row).collect() });
+    Ok(Corpus::of(windows.collect(), args.calibration_tokens))
+}
+
+/// What is known of columns: nothing, what a file says, or what text shows.
+pub(super) fn columns(
+    args: &CompressArgs,
+    opened: &Opened,
+    (form, corpus): (&GgufForm<'_>, &Corpus),
+) -> Result<Columns, Failure> {
+    if let Some(path) = &args.imatrix {
+        let imatrix = Imatrix::read(path).map_err(failure)?;
+        return imatrix.columns(form.tensors(), path).map_err(failure);
+    }
+    if corpus.calibration.is_empty() {
+        return Ok(Columns::default());
+    }
+    let bar = progress::bar(corpus.calibration.len(), "windows calibrated");
+    let text = (&corpus.calibration[..], args.calibration.clone());
+    let found = importance(opened.pass(), form, text, &mut || bar.inc(1));
+    bar.finish_and_clear();
+    let imatrix = found?;
+    if let Some(path) = &args.save_imatrix {
+        imatrix.write(path).map_err(failure)?;
+        output::note(&format!("note: the importance of columns is in {}", path.display()));
+    }
+    imatrix.columns(form.tensors(), Path::new("--calibration")).map_err(failure)
+}
+
+fn failure(error: ImatrixError) -> Failure {
+    match error {
+        ImatrixError::Io { path, source } => TrainError::io(&path)(source).into(),
+        ImatrixError::Device(error) => error.into(),
+        error => Failure::Usage(error.to_string()),
+    }
+}
+
+/// An error in data, in the words of this command's flags.
+fn named_by_flags(error: DataError) -> TrainError {
+    let message = error.message(|setting| match setting {
+        Setting::Paths => Some("check --calibration".to_owned()),
+        _ => None,
+    });
+    TrainError::Usage(TrainError::Data(error).code(), message)
+}

@@ -1,0 +1,159 @@
+//! The type of each tensor: as a mix has it, or chosen for a size or a divergence.
+
+use super::super::Opened;
+use crate::args::{CompressArgs, FallbackArg};
+use crate::failure::Failure;
+use crate::progress;
+use hone_compress::{
+    Choice, Columns, Corpus, Facts, Fallback, Goal, Meter, Mix, PlanError, Planner, Sensitivity,
+    Stored, Window, choose,
+};
+use hone_model::GgufForm;
+use hone_train::run_file::ByteSize;
+use hone_train::{Code, TrainError};
+
+/// The mix that is taken where nothing is asked for.
+const DEFAULT: &str = "q4_k_m";
+
+/// Windows from which gradients are taken, and as many others on which choices are measured.
+const WINDOWS: usize = 4;
+
+/// What is asked for.
+#[derive(Clone, Copy)]
+pub(super) enum Wanted {
+    Mix(Mix),
+    /// Bits per weight of the whole file.
+    Bits(f64),
+    /// Bytes of the whole file.
+    Bytes(u64),
+    /// The largest divergence.
+    Kl(f64),
+}
+
+/// The types of all tensors.
+pub(super) struct Types {
+    pub(super) choices: Vec<Choice>,
+    /// Each tensor's share of the divergence, where it was predicted.
+    pub(super) shares: Option<Vec<f64>>,
+    /// The number of a mix that the file is in.
+    pub(super) file_type: Option<u32>,
+}
+
+impl Wanted {
+    /// What the flags ask for.
+    pub(super) fn of(args: &CompressArgs) -> Result<Self, Failure> {
+        if let Some(bits) = args.target_bpw {
+            return Ok(Self::Bits(bits));
+        }
+        if let Some(size) = &args.target_size {
+            let size = ByteSize::parse(size).ok_or_else(|| {
+                let what = "is no size; give a number and a unit, such as 80MB or 1.5GiB";
+                Failure::Usage(format!("--target-size {size}: {what}"))
+            })?;
+            return Ok(Self::Bytes(size.0));
+        }
+        if let (None, Some(kl), false) = (&args.mix, args.max_kl, args.calibration.is_empty()) {
+            return Ok(Self::Kl(kl));
+        }
+        let mix = args.mix.as_deref().unwrap_or(DEFAULT);
+        Mix::named(mix).map(Self::Mix).ok_or_else(|| {
+            let names: Vec<&str> = Mix::names().collect();
+            let names = names.join(", ");
+            Failure::Usage(format!("--type {mix}: is not known; known: {names}"))
+        })
+    }
+
+    /// Refuses calibration text with which types cannot be chosen.
+    pub(super) fn check(self, args: &CompressArgs, corpus: &Corpus) -> Result<(), Failure> {
+        if matches!(self, Self::Mix(_)) || !corpus.held_out.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::Usage(format!(
+            "--calibration {}: has only one window of text that differs from the rest, and to \
+             choose types takes two, one to measure on; give more text",
+            args.calibration.join(" ")
+        )))
+    }
+
+    /// The types with which a model is as it is asked for.
+    pub(super) fn types(
+        self,
+        args: &CompressArgs,
+        opened: &Opened,
+        (form, corpus, columns): (&GgufForm<'_>, &Corpus, &Columns),
+    ) -> Result<Types, Failure> {
+        let num_weights = opened.model.decoder.config.num_parameters() as f64;
+        let goal = match self {
+            Self::Mix(mix) => return of_mix(args, opened, (mix, form), columns),
+            Self::Bits(bits) => Goal::Bytes((bits * num_weights / 8.0) as u64),
+            Self::Bytes(bytes) => Goal::Bytes(bytes),
+            Self::Kl(kl) => Goal::Kl(kl),
+        };
+        let calibration = &corpus.calibration[..];
+        let first = &calibration[..WINDOWS.min(calibration.len())];
+        let other = match goal {
+            Goal::Kl(_) => &corpus.held_out[..],
+            Goal::Bytes(_) => &calibration[calibration.len().saturating_sub(WINDOWS)..],
+        };
+        chosen(opened, (form, columns), goal, [first, other]).map_err(|error| match error {
+            PlanError::TooSmall { .. } => {
+                let flag = match (args.target_bpw, &args.target_size) {
+                    (Some(bits), _) => format!("--target-bpw {bits}"),
+                    (_, Some(size)) => format!("--target-size {size}"),
+                    _ => unreachable!("a size was asked for"),
+                };
+                Failure::Usage(format!("{flag}: {error}"))
+            }
+            PlanError::TooExact { .. } => Failure::Usage(format!("--max-kl: {error}")),
+            PlanError::NotFinite => TrainError::Usage(Code::ExportFailed, error.to_string()).into(),
+            PlanError::Device(error) => error.into(),
+            PlanError::Form(error) => super::gguf::failure(error),
+        })
+    }
+}
+
+/// As a mix has it.
+fn of_mix(
+    args: &CompressArgs,
+    opened: &Opened,
+    (mix, form): (Mix, &GgufForm<'_>),
+    columns: &Columns,
+) -> Result<Types, Failure> {
+    let fallback = match args.fallback {
+        FallbackArg::Refuse => Fallback::Refuse,
+        FallbackArg::LlamaCpp => Fallback::LlamaCpp,
+    };
+    let config = &opened.model.decoder.config;
+    let facts = Facts::of(config, form.architecture(), !columns.is_empty());
+    let stored: Vec<Stored<'_>> = form.tensors().iter().map(Stored::from).collect();
+    let choices = choose(mix, &facts, &stored, fallback)
+        .map_err(|error| Failure::Usage(error.to_string()))?;
+    let is_mix = choices.iter().all(|choice| choice.instead_of.is_none());
+    Ok(Types { choices, shares: None, file_type: is_mix.then_some(mix.file_type) })
+}
+
+/// As gradients on some windows and measurements on others say.
+fn chosen(
+    opened: &Opened,
+    (form, columns): (&GgufForm<'_>, &Columns),
+    goal: Goal,
+    [first, other]: [&[Window]; 2],
+) -> Result<Types, PlanError> {
+    let bar = progress::bar(first.len(), "windows with gradients");
+    let sensitivity = Sensitivity::measure(opened.pass(), form, first, &mut || bar.inc(1))?;
+    bar.finish_and_clear();
+    let bar = progress::bar(form.tensors().len(), "tensors packed in all types");
+    let mut planner = Planner::new(&sensitivity, form, columns, &mut || bar.inc(1))?;
+    bar.finish_and_clear();
+    drop(sensitivity);
+    let meter = Meter::new(opened.pass(), other)?;
+    let bar = progress::spinner("choices measured");
+    let allocation = planner.reach(goal, &meter, &mut || bar.inc(1))?;
+    bar.finish_and_clear();
+    let choice = |storage| Choice { storage, instead_of: None };
+    Ok(Types {
+        choices: allocation.storages.into_iter().map(choice).collect(),
+        shares: Some(allocation.shares),
+        file_type: None,
+    })
+}

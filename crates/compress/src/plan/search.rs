@@ -1,0 +1,198 @@
+//! From predicted divergences to measured ones: factors of groups, and bounds.
+
+use super::{Allocation, PlanError, Planner};
+use crate::meter::{Measured, Meter};
+use hone_model::GgufExportError;
+use hone_tensor::{DType, Storage};
+
+/// What is wanted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Goal {
+    /// The least divergence of a file of at most so many bytes.
+    Bytes(u64),
+    /// The smallest file that is at most so far, in nats per token.
+    Kl(f64),
+}
+
+/// How much a measured group may differ from what is predicted for it.
+const MOST: f64 = 8.0;
+/// What a factor is moved by.
+const MOVES: [f64; 4] = [2.0, 0.5, 1.4, 0.7];
+/// Measurements of the whole model at most.
+const MEASUREMENTS: usize = 60;
+/// Halvings of the range of sizes.
+const HALVINGS: usize = 12;
+
+/// What a file with tensors in given types has besides them.
+fn overhead(planner: &Planner<'_>, chosen: &[Option<usize>]) -> Result<u64, GgufExportError> {
+    let storages = planner.allocation(chosen).storages;
+    Ok(planner.form.num_bytes(&storages)? - planner.bytes(chosen))
+}
+
+impl Planner<'_> {
+    /// Types that reach the goal, and what `meter` then says of them. `done` is told of each
+    /// measurement.
+    ///
+    /// # Errors
+    /// If no types reach it, or the device failed.
+    pub fn reach(
+        &mut self,
+        goal: Goal,
+        meter: &Meter<'_>,
+        done: &mut dyn FnMut(),
+    ) -> Result<Allocation, PlanError> {
+        let least = self.least();
+        let smallest = self.choose(least).expect("the smallest of each");
+        let overhead = overhead(self, &smallest)?;
+        let num_weights = self.pass.model.decoder.config.num_parameters();
+        match goal {
+            Goal::Bytes(asked) if asked < least + overhead => {
+                let least = least + overhead;
+                let bits = 8.0 * least as f64 / num_weights as f64;
+                Err(PlanError::TooSmall { asked, least, bits })
+            }
+            Goal::Bytes(asked) => {
+                self.correct(asked - overhead, meter, done)?;
+                let best = self.search(asked - overhead, meter, done)?;
+                Ok(self.allocation(&best))
+            }
+            Goal::Kl(asked) => {
+                // Where most is asked of the choice.
+                self.correct((least + self.most()) / 2, meter, done)?;
+                let best = self.smallest(asked, meter, done)?;
+                Ok(self.allocation(&best))
+            }
+        }
+    }
+
+    fn measure(
+        &self,
+        chosen: &[Option<usize>],
+        meter: &Meter<'_>,
+        done: &mut dyn FnMut(),
+    ) -> Result<Measured, PlanError> {
+        let measured = meter.measure(&self.model(chosen)?)?;
+        done();
+        match measured.kl.is_finite() {
+            true => Ok(measured),
+            false => Err(PlanError::NotFinite),
+        }
+    }
+
+    /// Sets the factors of kinds to how far measured divergences are above predicted ones, with
+    /// types of about this size; those of blocks to how far theirs are above the mean of all.
+    fn correct(
+        &mut self,
+        budget: u64,
+        meter: &Meter<'_>,
+        done: &mut dyn FnMut(),
+    ) -> Result<(), PlanError> {
+        let Some(chosen) = self.choose(budget) else { return Ok(()) };
+        let mut ratios = vec![None; self.factors.len()];
+        let (mut of_blocks, mut sums) = (vec![false; self.factors.len()], [0.0; 2]);
+        for (group, ratio) in ratios.iter_mut().enumerate() {
+            let is_in = |i: usize| self.groups[i].contains(&group);
+            let alone = |(i, choice): (usize, &Option<usize>)| choice.filter(|_| is_in(i));
+            let alone: Vec<Option<usize>> = chosen.iter().enumerate().map(alone).collect();
+            let of = |(i, choice): (usize, &Option<usize>)| {
+                choice.map_or(0.0, |choice| self.candidates[i][choice].kl)
+            };
+            let predicted: f64 = alone.iter().enumerate().map(of).sum();
+            of_blocks[group] = self.groups.iter().any(|groups| groups[1] == group);
+            if predicted <= 0.0 || self.is_no_block(group) {
+                continue;
+            }
+            let measured = self.measure(&alone, meter, done)?.kl;
+            *ratio = Some((measured / predicted).clamp(1.0 / MOST, MOST));
+            if of_blocks[group] {
+                sums = [sums[0] + measured, sums[1] + predicted];
+            }
+        }
+        let mean = if sums[0] > 0.0 && sums[1] > 0.0 { sums[0] / sums[1] } else { 1.0 };
+        for (group, ratio) in ratios.iter().enumerate() {
+            let Some(ratio) = ratio else { continue };
+            self.factors[group] = if of_blocks[group] { ratio / mean } else { *ratio };
+        }
+        Ok(())
+    }
+
+    /// Whether this is the group of tensors outside of blocks.
+    fn is_no_block(&self, group: usize) -> bool {
+        self.no_block == Some(group)
+    }
+
+    /// Moves factors as long as the measured divergence falls, at most `budget` bytes.
+    fn search(
+        &mut self,
+        budget: u64,
+        meter: &Meter<'_>,
+        done: &mut dyn FnMut(),
+    ) -> Result<Vec<Option<usize>>, PlanError> {
+        let mut best = self.choose(budget).expect("the budget is at least the least");
+        let mut tried = vec![best.clone()];
+        let mut least = self.measure(&best, meter, done)?.kl;
+        for by in MOVES {
+            for group in 0..self.factors.len() {
+                if tried.len() >= MEASUREMENTS || self.is_no_block(group) {
+                    continue;
+                }
+                let before = self.factors[group];
+                self.factors[group] *= by;
+                let chosen = self.choose(budget).expect("as before");
+                if tried.contains(&chosen) {
+                    self.factors[group] = before;
+                    continue;
+                }
+                tried.push(chosen.clone());
+                let found = self.measure(&chosen, meter, done)?.kl;
+                match found < least {
+                    true => (best, least) = (chosen, found),
+                    false => self.factors[group] = before,
+                }
+            }
+        }
+        Ok(best)
+    }
+
+    /// The smallest choice that is measured to be at most `asked` from the model.
+    fn smallest(
+        &self,
+        asked: f64,
+        meter: &Meter<'_>,
+        done: &mut dyn FnMut(),
+    ) -> Result<Vec<Option<usize>>, PlanError> {
+        let (mut low, mut high) = (self.least(), self.most());
+        let mut best = self.choose(high).expect("all bytes that there can be");
+        let least = self.measure(&best, meter, done)?.kl;
+        if least > asked {
+            return Err(PlanError::TooExact { asked, least });
+        }
+        for _ in 0..HALVINGS {
+            let middle = low + (high - low) / 2;
+            let chosen = self.choose(middle).expect("more than the least");
+            match self.measure(&chosen, meter, done)?.kl <= asked {
+                true => (best, high) = (chosen, middle),
+                false => low = middle,
+            }
+        }
+        Ok(best)
+    }
+
+    /// Bytes of a choice.
+    fn bytes(&self, chosen: &[Option<usize>]) -> u64 {
+        let of = |(candidates, choice): (&Vec<super::Candidate>, &Option<usize>)| match choice {
+            Some(choice) => candidates[*choice].bytes,
+            None => 0,
+        };
+        self.candidates.iter().zip(chosen).map(of).sum()
+    }
+
+    /// Bytes of the largest choice.
+    fn most(&self) -> u64 {
+        let most = |of: &Vec<super::Candidate>| of.iter().map(|of| of.bytes).max().unwrap_or(0);
+        self.candidates.iter().map(most).sum()
+    }
+}
+
+/// The type of tensors without a choice.
+pub(super) const WITHOUT_CHOICE: Storage = Storage::Float(DType::F32);

@@ -1,0 +1,326 @@
+//! What an error of a matrix does to the model's distribution of next tokens.
+//!
+//! To second order the KL divergence that small errors of weights cause is `½ E[(∂ log p(y))²]`,
+//! with `y` drawn from the model's own distribution: the Fisher information. A token at which a
+//! matrix reads `x` and gives what `log p` has the gradient `g` with respect to contributes
+//! `½ (gᵀ ΔW x)²`. So one backward pass over drawn labels says what any error of any matrix costs,
+//! without a second-moment matrix: pairs of `x` and `g` are kept for some thousand tokens. Tokens
+//! are taken to contribute independently of each other; [`crate::Plan`] corrects by what is
+//! measured for how far they are not.
+//!
+//! The head's part is measured: the divergence of its logits on the same hidden states.
+
+use crate::calibrate::{Places, head_of};
+use crate::window::Window;
+use hone_model::{GgufForm, Model, Pass, Recompute, Role};
+use hone_tensor::distribution::{divergences, draws};
+use hone_tensor::ops;
+use hone_tensor::safetensors::load_as;
+use hone_tensor::{
+    Category, Compute, Cpu, DType, Device, DeviceError, Gradients, Observer, Params, Philox,
+    Projection, Reader, Tape, Tensor, Weight,
+};
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+/// The seed of the labels that are drawn.
+const SEED: u64 = 17;
+/// Bytes that pairs of inputs and gradients may take.
+const MAX_BYTES: usize = 1 << 30;
+/// Rows of hidden states that the head's errors are measured on.
+const HEAD_ROWS: usize = 512;
+/// Rows whose logits are held at once.
+const ROWS: usize = 128;
+
+/// A matrix of a reader: tensor, part of it, first column of the gradient, and how many.
+type Member = ((usize, usize), usize, usize);
+
+/// Matrices that read the same input, with pairs of inputs and gradients.
+#[derive(Default)]
+struct Pairs {
+    members: Vec<Member>,
+    /// `[kept, cols]`
+    x: Vec<f32>,
+    cols: usize,
+    /// `[kept, width]`
+    d_y: Vec<f32>,
+    width: usize,
+    kept: usize,
+    /// Rows that there were.
+    seen: usize,
+}
+
+/// Pairs of all matrices, hidden states, and the gradients of embedded tokens.
+pub struct Sensitivity<'a> {
+    pass: Pass<'a>,
+    pairs: Vec<Pairs>,
+    /// Where the pairs of a tensor's part are, and which member it is.
+    of_part: HashMap<(usize, usize), (usize, usize)>,
+    head: Option<usize>,
+    embedding: Option<usize>,
+    /// `[_, hidden_size]`, what the head's products take.
+    hidden: Vec<f32>,
+    tokens: Vec<u32>,
+    /// `[tokens, hidden_size]`
+    d_embedded: Vec<f32>,
+}
+
+struct Watch<'a> {
+    places: &'a Places,
+    every: usize,
+    found: RefCell<(Vec<Pairs>, HashMap<*const Projection, usize>)>,
+    failure: RefCell<Option<DeviceError>>,
+}
+
+impl Observer for Watch<'_> {
+    fn gradient(&self, x: &Tensor, readers: &[Reader<'_>], d_y: &Tensor) {
+        let [x_values, d_values] = [x, d_y].map(Tensor::try_to_vec_f32);
+        let (x_values, d_values) = match (x_values, d_values) {
+            (Ok(x), Ok(d_y)) => (x, d_y),
+            (Err(error), _) | (_, Err(error)) => {
+                *self.failure.borrow_mut() = Some(error);
+                return;
+            }
+        };
+        let (cols, width) = (x.shape()[1], d_y.shape()[1]);
+        let (pairs, known) = &mut *self.found.borrow_mut();
+        for (projections, rows) in readers {
+            let Some(first) = projections.first() else { continue };
+            let at = *known.entry(std::ptr::from_ref(first)).or_insert_with(|| {
+                let mut col = 0;
+                let mut members = Vec::new();
+                for projection in *projections {
+                    let n = projection.out_features();
+                    members.extend(self.places.get(projection).map(|place| (place, col, n)));
+                    col += n;
+                }
+                pairs.push(Pairs { members, cols, width, ..Pairs::default() });
+                pairs.len() - 1
+            });
+            let pairs = &mut pairs[at];
+            if pairs.members.is_empty() {
+                continue;
+            }
+            for row in rows.clone() {
+                if pairs.seen % self.every == 0 {
+                    pairs.x.extend(&x_values[row * cols..][..cols]);
+                    pairs.d_y.extend(&d_values[row * width..][..width]);
+                    pairs.kept += 1;
+                }
+                pairs.seen += 1;
+            }
+        }
+    }
+}
+
+impl<'a> Sensitivity<'a> {
+    /// Runs the model forward and back on windows. `done` is told of each.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn measure(
+        pass: Pass<'a>,
+        form: &GgufForm<'_>,
+        windows: &[Window],
+        done: &mut dyn FnMut(),
+    ) -> Result<Self, DeviceError> {
+        let places = Places::of(pass, form);
+        let num_tokens: usize = windows.iter().map(Window::num_tokens).sum();
+        let projections = pass.model.decoder.projections();
+        let of_token: usize = projections
+            .filter(|(_, p)| places.get(p).is_some())
+            .map(|(_, p)| 4 * (p.in_features() + p.out_features()))
+            .sum();
+        let every = (num_tokens * of_token).div_ceil(MAX_BYTES).max(1);
+        let (found, failure) = Default::default();
+        let watch = Watch { places: &places, every, found, failure };
+        let is = |wanted| form.tensors().iter().position(|of| of.roles() == [wanted]);
+        let mut sensitivity = Self {
+            pass,
+            pairs: Vec::new(),
+            of_part: HashMap::new(),
+            head: head_of(form),
+            embedding: is(Role::EmbedTokens),
+            hidden: Vec::new(),
+            tokens: Vec::new(),
+            d_embedded: Vec::new(),
+        };
+        for (i, window) in windows.iter().enumerate() {
+            pass.device.reusing_memory(|| sensitivity.add(i as u64, window, &watch))?;
+            done();
+        }
+        if let Some(error) = watch.failure.into_inner() {
+            return Err(error);
+        }
+        sensitivity.pairs = watch.found.into_inner().0;
+        for (at, pairs) in sensitivity.pairs.iter().enumerate() {
+            let places = pairs.members.iter().enumerate();
+            sensitivity.of_part.extend(places.map(|(member, (place, ..))| (*place, (at, member))));
+        }
+        Ok(sensitivity)
+    }
+
+    /// The model, and how it was run.
+    pub(crate) fn pass(&self) -> Pass<'a> {
+        self.pass
+    }
+
+    /// Draws labels for a window, and runs the model back from their log-probabilities.
+    fn add(&mut self, stream: u64, window: &Window, watch: &Watch<'_>) -> Result<(), DeviceError> {
+        let Pass { device, model, compute } = self.pass;
+        let (config, width) = (&model.decoder.config, model.decoder.config.hidden_size);
+        let batch = window.batch(config);
+        let hidden = {
+            let mut tape = self.pass.inference_tape();
+            model.decoder.hidden(&mut tape, &batch, Recompute::None).value().try_to_vec_f32()?
+        };
+        device.settle()?;
+        let labels = self.drawn(model, &hidden, stream)?;
+        // A pass over hidden states from all windows alike.
+        let wanted = HEAD_ROWS.saturating_sub(self.hidden.len() / width);
+        let every = (window.num_tokens() / wanted.max(1)).max(8);
+        let rows = hidden.chunks(width).step_by(every).take(wanted);
+        self.hidden.extend(rows.flatten());
+        let batch = window.labelled(config, &labels);
+        let mut tape = Tape::training(device, &model.params, compute, None);
+        tape.set_observer(watch);
+        let embedded = model.decoder.embedded(&mut tape, &batch);
+        let embedded = tape.leaf(embedded.value().clone(), true);
+        let log_probs =
+            model.decoder.log_probs_from(&mut tape, embedded.clone(), &batch, Recompute::Block);
+        let mut d_log_probs =
+            device.alloc(Category::Activations, DType::F32, log_probs.value().shape());
+        d_log_probs.copy_from_f32(&vec![1.0; log_probs.value().len()]);
+        let mut gradients = Gradients::zeros(device, &model.params)?;
+        let of_leaves = tape.backward(log_probs, d_log_probs, &mut gradients);
+        if let Some(gradient) = of_leaves.get(&embedded) {
+            self.d_embedded.extend(gradient.try_to_vec_f32()?);
+            self.tokens.extend(&batch.tokens);
+        }
+        device.settle()
+    }
+
+    /// A next token for each row of hidden states, from the model's own distribution.
+    fn drawn(&self, model: &Model, hidden: &[f32], stream: u64) -> Result<Vec<u32>, DeviceError> {
+        let (host, random) = (host(), Philox::new(SEED, stream));
+        let width = model.decoder.config.hidden_size;
+        let mut labels = Vec::new();
+        for (i, rows) in hidden.chunks(ROWS * width).enumerate() {
+            let logits = logits(self.pass.device, model, rows)?;
+            let count = rows.len() / width;
+            let at = |row: usize| random.uniform((i * ROWS + row) as u64);
+            let uniform: Vec<f32> = (0..count).map(at).collect();
+            labels.extend(draws(host, &logits, logits.len() / count, &uniform));
+        }
+        Ok(labels)
+    }
+
+    /// What `packed`, with the shape and the order of rows of the model's own matrix, costs in
+    /// nats per token if it takes the place of that, which is part `part` of a tensor.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn cost(
+        &self,
+        (tensor, part): (usize, usize),
+        [own, packed]: [&Tensor; 2],
+    ) -> Result<f64, DeviceError> {
+        let mut cost = 0.0;
+        if self.head == Some(tensor) {
+            cost += self.head_cost(packed)?;
+        }
+        if self.embedding == Some(tensor) {
+            cost += self.embedding_cost(own, packed)?;
+        }
+        if let Some((at, member)) = self.of_part.get(&(tensor, part)) {
+            cost += self.matrix_cost(&self.pairs[*at], *member, error(own, packed)?)?;
+        }
+        Ok(cost)
+    }
+
+    /// `½ Σ (gᵀ ΔW x)²` over rows, per token.
+    fn matrix_cost(&self, pairs: &Pairs, member: usize, error: Tensor) -> Result<f64, DeviceError> {
+        let (_, col, n) = pairs.members[member];
+        if pairs.kept == 0 {
+            return Ok(0.0);
+        }
+        let device = self.pass.device;
+        let moved = device.reusing_memory(|| -> Result<_, DeviceError> {
+            let x = Tensor::from_f32(&pairs.x, &[pairs.kept, pairs.cols]);
+            let x = device.upload(Category::Workspace, &x)?;
+            let weight = Weight::Frozen(device.upload(Category::Workspace, &error)?);
+            let layer = [Projection { weight, bias: None, adapters: Vec::new() }];
+            let params = Params::default();
+            let mut tape = Tape::inference(device, &params, Compute::F32);
+            let x = tape.leaf(x, false);
+            let moved = ops::linear(&mut tape, x, &layer, None).value().try_to_vec_f32()?;
+            device.settle().map(|()| moved)
+        })?;
+        let rows = moved.chunks_exact(n).zip(pairs.d_y.chunks_exact(pairs.width));
+        let of_row = |(moved, d_y): (&[f32], &[f32])| {
+            let change = moved.iter().zip(&d_y[col..col + n]);
+            let change: f64 = change.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            change * change
+        };
+        let sum: f64 = rows.map(of_row).sum();
+        let share = pairs.seen as f64 / pairs.kept as f64;
+        Ok(0.5 * sum * share / self.tokens.len().max(1) as f64)
+    }
+
+    /// The divergence of logits on the hidden states.
+    fn head_cost(&self, packed: &Tensor) -> Result<f64, DeviceError> {
+        let Pass { device, model, .. } = self.pass;
+        let role = match model.decoder.config.tie_word_embeddings {
+            true => Role::EmbedTokens,
+            false => Role::LmHead,
+        };
+        let other = model.with_matrices([(role, device.upload(Category::Weights, packed)?)]);
+        let width = model.decoder.config.hidden_size;
+        let mut sum = 0.0;
+        for rows in self.hidden.chunks(ROWS * width) {
+            let [p, q] = [model, &other].map(|model| logits(device, model, rows));
+            let (p, q) = (p?, q?);
+            let found = divergences(host(), &p, &q, p.len() * width / rows.len());
+            sum += found.iter().map(|row| f64::from(row.kl)).sum::<f64>();
+        }
+        Ok(sum / (self.hidden.len() / width).max(1) as f64)
+    }
+
+    /// `½ Σ (gᵀ Δe)²` over the embeddings of tokens, per token.
+    fn embedding_cost(&self, own: &Tensor, packed: &Tensor) -> Result<f64, DeviceError> {
+        let config = &self.pass.model.decoder.config;
+        let scale = config.embedding_scale.factor(DType::F32);
+        let error = error(own, packed)?;
+        let (error, width) = (error.f32(), config.hidden_size);
+        let gradients = self.d_embedded.chunks_exact(width);
+        let of_token = |(token, gradient): (&u32, &[f32])| {
+            let error = &error[*token as usize * width..][..width];
+            let change = gradient.iter().zip(error);
+            let change: f64 = change.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            (change * f64::from(scale)).powi(2)
+        };
+        let sum: f64 = self.tokens.iter().zip(gradients).map(of_token).sum();
+        Ok(0.5 * sum / self.tokens.len().max(1) as f64)
+    }
+}
+
+fn host() -> &'static Cpu {
+    Device::host().as_cpu().expect("the host is a CPU")
+}
+
+/// Logits of rows of hidden states, in f32.
+fn logits(device: &Device, model: &Model, rows: &[f32]) -> Result<Vec<f32>, DeviceError> {
+    let width = model.decoder.config.hidden_size;
+    let rows = Tensor::from_f32(rows, &[rows.len() / width, width]);
+    let rows = device.upload(Category::Workspace, &rows)?;
+    let mut tape = Tape::inference(device, &model.params, Compute::F32);
+    let logits = model.decoder.logits_of(&mut tape, &rows).try_to_vec_f32()?;
+    device.settle().map(|()| logits)
+}
+
+/// The values of `packed` less those of `own`, both in the host's memory.
+fn error(own: &Tensor, packed: &Tensor) -> Result<Tensor, DeviceError> {
+    let mut error = load_as(Device::host(), Category::Workspace, packed, DType::F32)?;
+    error.f32_mut().iter_mut().zip(own.f32()).for_each(|(to, own)| *to -= own);
+    Ok(error)
+}

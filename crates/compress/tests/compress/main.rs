@@ -1,0 +1,4 @@
+//! Calibration on a small trained model, against PyTorch and against what is measured.
+
+mod calibration;
+mod plan;
