@@ -53,9 +53,12 @@ pub struct Planner<'a> {
     /// The group of tensors outside of blocks, which is none to measure.
     no_block: Option<usize>,
     factors: Vec<f64>,
-    /// Matrices with which a model is put together, by tensor and name of the type.
-    cache: RefCell<(usize, HashMap<(usize, &'static str), Vec<Tensor>>)>,
+    /// Bytes that are kept, and what they hold.
+    cache: RefCell<(usize, Kept)>,
 }
+
+/// Matrices with which a model is put together, by tensor and name of the type.
+type Kept = HashMap<(usize, &'static str), Vec<Tensor>>;
 
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
