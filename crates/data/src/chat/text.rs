@@ -83,29 +83,52 @@ fn expression(text: &str) -> Option<&str> {
 
 /// A pattern as Python's `re` has it, with a bound on backtracking. The error says what is wrong.
 pub fn python_regex(pattern: &str) -> Result<Regex, String> {
-    let mut builder = RegexBuilder::new(&python_ends(pattern));
+    let mut builder = RegexBuilder::new(&as_rust_has_it(pattern));
     let regex = builder.backtrack_limit(MAX_BACKTRACKING).delegate_size_limit(8 << 20).build();
     regex.map_err(|error| format!("`{pattern}` is not a regular expression: {error}"))
 }
 
-/// In Python `\Z` is the very end, and `$` may be before a last newline.
-fn python_ends(pattern: &str) -> String {
-    let has_lines = pattern.contains("(?m") || pattern.contains("(?sm");
-    let (mut out, mut in_class, mut chars) = (String::new(), false, pattern.chars());
+/// In Python `\Z` is the very end, `$` may be before a last newline, `\<` and `\>` are characters,
+/// a class may begin with `]`, and has no sets in it.
+fn as_rust_has_it(pattern: &str) -> String {
+    let has_lines = has_lines(pattern);
+    let (mut out, mut in_class) = (String::new(), false);
+    let mut chars = pattern.chars().peekable();
     while let Some(c) = chars.next() {
         match c {
             '\\' => match chars.next() {
-                Some('Z') => out.push_str("\\z"),
+                Some('Z') if !in_class => out.push_str("\\z"),
+                Some(plain @ ('<' | '>')) => out.push(plain),
                 escaped => out.extend(std::iter::once(c).chain(escaped)),
             },
             '$' if !in_class && !has_lines => out.push_str("(?=\\n?\\z)"),
+            '[' if !in_class => {
+                in_class = true;
+                out.push(c);
+                out.extend(chars.next_if_eq(&'^'));
+                if chars.next_if_eq(&']').is_some() {
+                    out.push_str("\\]");
+                }
+            }
+            '[' => out.push_str("\\["),
+            // Two of them would be an operator of sets.
+            '&' | '~' if in_class => out.extend(['\\', c]),
+            '-' if in_class && chars.peek() == Some(&'-') => out.push_str("\\-"),
             c => {
-                in_class = if in_class { c != ']' } else { c == '[' };
+                in_class &= c != ']';
                 out.push(c);
             }
         }
     }
     out
+}
+
+/// Whether flags at the beginning of a group, such as `(?im)`, have `m`.
+fn has_lines(pattern: &str) -> bool {
+    pattern.split("(?").skip(1).any(|flags| {
+        let end = flags.find(|c: char| !c.is_ascii_lowercase()).unwrap_or(flags.len());
+        flags[..end].contains('m') && flags[end..].starts_with([')', ':', '-'])
+    })
 }
 
 /// Python's `re.sub`; `count` 0 replaces all. The error says what is wrong with the replacement,
@@ -259,6 +282,16 @@ mod tests {
         assert_eq!(sub(r"\.\Z|[$]", "", "$1.\n", 0).as_deref(), Ok("1.\n"));
         assert_eq!(sub("a", "b", "aaa", 2).as_deref(), Ok("bba"));
         assert_eq!(sub(r"(?P<x>a)(b)", r"\2\g<x>\n", "ab", 0).as_deref(), Ok("ba\n"));
+        let tagged = "<answer>5</answer>";
+        assert_eq!(sub(r"\<answer\>(.*?)\</answer\>", r"\1", tagged, 0).as_deref(), Ok("5"));
+        assert_eq!(
+            sub("(?im)^answer: (.*)$", r"\1", "so\nAnswer: 5\n!", 0).as_deref(),
+            Ok("so\n5\n!")
+        );
+        assert_eq!(sub(r"[]$]|[\<>]", "", "a]b$c<d>", 0).as_deref(), Ok("abcd"));
+        assert_eq!(sub("[^]]", "", "a]b", 0).as_deref(), Ok("]"));
+        assert_eq!(sub("[[a]", "", "x[a", 0).as_deref(), Ok("x"));
+        assert_eq!(sub("[a&&b]", "", "a&b&c", 0).as_deref(), Ok("c"));
         assert!(sub("(", "", "", 0).is_err() && sub("a", r"\q", "a", 0).is_err());
         assert!(sub("(x+x+)+(?=y)y", "", &"x".repeat(5000), 0).is_err());
     }

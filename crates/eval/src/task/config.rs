@@ -345,7 +345,6 @@ impl Shots {
                 "gen_prefix" => shots.gen_prefix = field()?,
                 "target_delimiter" => shots.target_delimiter = Some(entry.string()?),
                 "fewshot_delimiter" => shots.fewshot_delimiter = entry.string()?,
-                "process_docs" => _ = entry.string()?,
                 _ => return Err(entry.error("an unknown key")),
             }
         }
@@ -363,6 +362,9 @@ impl Generation {
                 "until" => generation.until = entry.strings()?,
                 "max_gen_toks" | "max_new_tokens" | "max_tokens" => {
                     generation.max_new_tokens = entry.count()?;
+                    if generation.max_new_tokens == 0 {
+                        return Err(entry.error("no new token; give at least one"));
+                    }
                 }
                 "do_sample" if !entry.boolean()? => {}
                 "temperature" if entry.number()? == 0.0 => {}
@@ -375,9 +377,6 @@ impl Generation {
                 _ => return Err(entry.error("an unknown key")),
             }
         }
-        match generation.max_new_tokens {
-            0 => Err(entries[0].error("no new token; give at least one")),
-            _ => Ok(generation),
-        }
+        Ok(generation)
     }
 }

@@ -59,6 +59,27 @@ impl Field {
     /// # Errors
     /// If the document lacks a field.
     pub fn value(&self, document: &Document, has_choices: bool) -> Result<Value, TaskError> {
+        let value = self.unlisted(document, has_choices)?;
+        let Form::Text { template, source, .. } = &self.form else { return Ok(value) };
+        let Some(rendered) = value.as_str() else { return Ok(value) };
+        let is_bracketed =
+            rendered.len() >= 2 && rendered.starts_with('[') && rendered.ends_with(']');
+        if is_bracketed && !document.fields.contains_key(source) {
+            if let Some(Ok(value @ Value::Array(_))) = template.value(&document.fields) {
+                return Ok(value);
+            }
+            if let Some(value @ Value::Array(_)) = literal::parse(rendered) {
+                return Ok(value);
+            }
+        }
+        Ok(value)
+    }
+
+    /// The same, where texts in brackets stay texts, as questions do.
+    ///
+    /// # Errors
+    /// As [`Self::value`].
+    pub fn unlisted(&self, document: &Document, has_choices: bool) -> Result<Value, TaskError> {
         let (source, template) = match &self.form {
             Form::Integer(value) => return Ok(Value::from(*value)),
             Form::List(items) => return Ok(Value::Array(items.clone())),
@@ -74,14 +95,6 @@ impl Field {
                 self.error(document, format!("`{rendered}` is too large for a choice's number"))
             });
         }
-        if rendered.starts_with('[') && rendered.ends_with(']') && rendered.len() >= 2 {
-            if let Some(Ok(value @ Value::Array(_))) = template.value(&document.fields) {
-                return Ok(value);
-            }
-            if let Some(value @ Value::Array(_)) = literal::parse(&rendered) {
-                return Ok(value);
-            }
-        }
         Ok(Value::String(rendered))
     }
 
@@ -90,7 +103,7 @@ impl Field {
     /// # Errors
     /// As [`Self::value`].
     pub fn text(&self, document: &Document) -> Result<String, TaskError> {
-        match self.value(document, false)? {
+        match self.unlisted(document, false)? {
             Value::String(text) => Ok(text),
             other => Err(self.error(document, format!("expected a text, found {other}"))),
         }

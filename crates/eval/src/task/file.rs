@@ -10,6 +10,8 @@ use std::rc::Rc;
 
 /// Deepest chain of includes.
 const MAX_INCLUDES: usize = 32;
+/// Most files that one includes, however often each.
+const MAX_FILES: usize = 1000;
 /// Largest task file, in bytes.
 const MAX_BYTES: u64 = 4 << 20;
 
@@ -163,6 +165,16 @@ impl Settings {
         self.all.iter().find(|setting| setting.key == key && !setting.is_null())
     }
 
+    /// What is written under these keys, without places.
+    pub fn written(&self, keys: &[&str]) -> String {
+        let mut out = String::new();
+        for setting in self.all.iter().filter(|setting| keys.contains(&setting.key.as_str())) {
+            out += &setting.key;
+            setting.node.write(&mut out);
+        }
+        out
+    }
+
     /// Takes a key out.
     pub fn take(&mut self, key: &str) -> Option<Setting> {
         let at = self.all.iter().position(|setting| setting.key == key)?;
@@ -186,10 +198,14 @@ impl Settings {
 /// # Errors
 /// If a file is missing, no YAML, or includes itself.
 pub fn load(path: &Path) -> Result<Settings, TaskError> {
-    load_in(path, &mut Vec::new())
+    load_in(path, &mut Vec::new(), &mut 0)
 }
 
-fn load_in(path: &Path, open: &mut Vec<PathBuf>) -> Result<Settings, TaskError> {
+fn load_in(
+    path: &Path,
+    open: &mut Vec<PathBuf>,
+    num_files: &mut usize,
+) -> Result<Settings, TaskError> {
     let name = normal(path);
     if open.contains(&name) {
         let chain = open.iter().chain([&name]).map(|file| file.display().to_string());
@@ -199,6 +215,13 @@ fn load_in(path: &Path, open: &mut Vec<PathBuf>) -> Result<Settings, TaskError> 
     if open.len() >= MAX_INCLUDES {
         return Err(TaskError::file(path, format!("included more than {MAX_INCLUDES} deep")));
     }
+    *num_files += 1;
+    if *num_files > MAX_FILES {
+        return Err(TaskError::file(
+            path,
+            format!("the task includes more than {MAX_FILES} files"),
+        ));
+    }
     open.push(name);
     let text = read(path)?;
     let file: Rc<Path> = Rc::from(path);
@@ -207,7 +230,7 @@ fn load_in(path: &Path, open: &mut Vec<PathBuf>) -> Result<Settings, TaskError> 
     if let Some(include) = own.take("include") {
         for included in include.strings()? {
             let folder = path.parent().unwrap_or(Path::new(""));
-            let included = load_in(&folder.join(included), open)?;
+            let included = load_in(&folder.join(included), open, num_files)?;
             settings.update(included);
         }
     }
@@ -235,7 +258,7 @@ fn normal(path: &Path) -> PathBuf {
 }
 
 /// The text of a task file; one of Hone's own if there is no such file.
-fn read(path: &Path) -> Result<String, TaskError> {
+pub fn read(path: &Path) -> Result<String, TaskError> {
     if let Some(text) = builtin::task_file(path) {
         return Ok(text.to_owned());
     }

@@ -1,8 +1,9 @@
 //! Whether a model does worse on tasks than an earlier evaluation of the same documents.
 
 use super::error::TaskError;
+use super::group::Entry;
 use super::metrics::{Aggregation, Score, Term};
-use super::result::{Results, TaskResult, Value};
+use super::result::{Results, Value};
 use crate::statistics::{Estimate, bootstrap, paired_shares};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -32,8 +33,8 @@ pub struct Gate {
 /// What became of a metric.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verdict {
-    /// The task.
-    pub task: String,
+    /// The task or group.
+    pub name: String,
     /// The metric.
     pub metric: String,
     /// The pipeline of filters before it.
@@ -44,8 +45,16 @@ pub struct Verdict {
     pub after: f64,
     /// `after` less `before`, of the same documents.
     pub difference: Estimate,
-    /// Whether the whole interval of the difference is on the worse side.
-    pub is_worse: bool,
+    /// Whether the whole interval of the difference is on the worse side; `None` where there is no
+    /// interval, as of a single text.
+    pub is_worse: Option<bool>,
+}
+
+/// Terms before and now, of the same documents.
+#[derive(Default)]
+struct Pairs {
+    before: Vec<Term>,
+    after: Vec<Term>,
 }
 
 impl Gate {
@@ -87,44 +96,95 @@ impl Gate {
         Ok(())
     }
 
-    /// Compares what was found, for which [`check`](Self::check) passed.
+    /// Compares what was found, for which [`check`](Self::check) passed: groups by all documents of
+    /// their tasks together, since of many tasks some are worse by chance, and other tasks each.
     ///
     /// # Errors
-    /// If the file has metrics that the task has no more, or scores of other documents.
+    /// If the file has metrics that a task has no more, or scores of other documents.
     pub fn verdicts(&self, found: &Results) -> Result<Vec<Verdict>, TaskError> {
-        self.earlier.iter().map(|earlier| self.verdict(earlier, found)).collect()
+        let mut verdicts = Vec::new();
+        for entry in &found.entries {
+            self.add(entry, found, &mut verdicts)?;
+        }
+        Ok(verdicts)
     }
 
-    fn verdict(&self, earlier: &Earlier, found: &Results) -> Result<Verdict, TaskError> {
-        let Earlier { task: name, metric, filter, scores, .. } = earlier;
-        let values = |task: &'_ TaskResult| {
-            let is_it = |value: &Value| value.metric == *metric && value.filter == *filter;
-            task.values.iter().position(is_it)
+    fn add(
+        &self,
+        entry: &Entry,
+        found: &Results,
+        verdicts: &mut Vec<Verdict>,
+    ) -> Result<(), TaskError> {
+        let group = match entry {
+            Entry::Task(i) => {
+                let name = &found.tasks[*i].name;
+                for earlier in self.earlier.iter().filter(|earlier| earlier.task == *name) {
+                    let (value, pairs) = self.pairs(earlier, found)?;
+                    verdicts.push(compared(value, name, &pairs));
+                }
+                return Ok(());
+            }
+            Entry::Group(group) => group,
         };
+        let summed_up = found.groups.iter().find(|known| known.name == group.name);
+        let values = summed_up.map_or(&[][..], |known| &known.values);
+        if values.is_empty() {
+            return group.members.iter().try_for_each(|member| self.add(member, found, verdicts));
+        }
+        let names: Vec<&str> =
+            group.tasks().into_iter().map(|i| found.tasks[i].name.as_str()).collect();
+        for value in values {
+            let mut all = Pairs::default();
+            let is_of = |earlier: &&Earlier| {
+                names.contains(&earlier.task.as_str())
+                    && (&earlier.metric, &earlier.filter) == (&value.metric, &value.filter)
+            };
+            for earlier in self.earlier.iter().filter(is_of) {
+                let (_, Pairs { before, after }) = self.pairs(earlier, found)?;
+                all.before.extend(before);
+                all.after.extend(after);
+            }
+            if !all.before.is_empty() {
+                verdicts.push(compared(value, &group.name, &all));
+            }
+        }
+        Ok(())
+    }
+
+    /// A metric's value now, and its terms.
+    fn pairs<'r>(
+        &self,
+        earlier: &Earlier,
+        found: &'r Results,
+    ) -> Result<(&'r Value, Pairs), TaskError> {
+        let Earlier { task: name, metric, filter, scores, .. } = earlier;
+        let is_it = |value: &Value| value.metric == *metric && value.filter == *filter;
         let task = found.tasks.iter().find(|task| task.name == *name);
-        let Some((task, at)) = task.and_then(|task| Some((task, values(task)?))) else {
+        let at = task.and_then(|task| Some((task, task.values.iter().position(is_it)?)));
+        let Some((task, at)) = at else {
             let what = format!(
                 "has `{metric}` (filter `{filter}`) of `{name}`, which is not measured any more; \
                  write the file anew"
             );
             return Err(TaskError::file(&self.file, what));
         };
-        let (value, after) = (&task.values[at], task.terms(at));
-        let before: Vec<Term> = scores.iter().copied().map(Term::from).collect();
-        if before.len() != after.len() {
+        let pairs = Pairs {
+            before: scores.iter().copied().map(Term::from).collect(),
+            after: task.terms(at),
+        };
+        let [before, after] = [pairs.before.len(), pairs.after.len()];
+        if before != after {
             let what = format!(
-                "has {} scores of `{name}`, which has {} items; write the file anew",
-                before.len(),
-                after.len()
+                "has {before} scores of `{name}`, which has {after} items; write the file anew"
             );
             return Err(TaskError::file(&self.file, what));
         }
-        Ok(compared(value, name, &before, &after))
+        Ok((&task.values[at], pairs))
     }
 }
 
-/// Of terms of the same documents, at least one.
-fn compared(value: &Value, task: &str, before: &[Term], after: &[Term]) -> Verdict {
+/// Of at least one document.
+fn compared(value: &Value, name: &str, Pairs { before, after }: &Pairs) -> Verdict {
     let of = |terms: &[Term]| value.aggregation.of(terms.iter().copied());
     let is_share = value.aggregation == Aggregation::Mean
         && before.iter().chain(after).all(|t| t.weight == 1.0 && [0.0, 1.0].contains(&t.value));
@@ -136,12 +196,13 @@ fn compared(value: &Value, task: &str, before: &[Term], after: &[Term]) -> Verdi
             of_drawn(after) - of_drawn(before)
         })
     };
-    let is_worse = difference.interval.is_some_and(|[low, high]| match value.higher_is_better {
+    let interval = difference.interval.filter(|bounds| bounds.iter().all(|x| x.is_finite()));
+    let is_worse = interval.map(|[low, high]| match value.higher_is_better {
         true => high < 0.0,
         false => low > 0.0,
     });
     Verdict {
-        task: task.to_owned(),
+        name: name.to_owned(),
         metric: value.metric.clone(),
         filter: value.filter.clone(),
         before: of(before),
@@ -173,12 +234,16 @@ mod tests {
     #[test]
     fn shares_are_worse_beyond_chance_only() {
         let right = |n: usize| terms((0..100).map(|i| f64::from(u8::from(i < n))));
-        let of =
-            |before, after| compared(&value(Aggregation::Mean), "t", &right(before), &right(after));
+        let of = |before, after| {
+            let pairs = Pairs { before: right(before), after: right(after) };
+            compared(&value(Aggregation::Mean), "t", &pairs)
+        };
         let fallen = of(60, 52);
-        assert!(fallen.is_worse && (fallen.difference.value + 0.08).abs() < 1e-12, "{fallen:?}");
-        assert!((fallen.before, fallen.after) == (0.6, 0.52));
-        assert!(!of(60, 57).is_worse && !of(60, 60).is_worse && !of(52, 60).is_worse);
+        assert_eq!((fallen.before, fallen.after, fallen.is_worse), (0.6, 0.52, Some(true)));
+        assert!((fallen.difference.value + 0.08).abs() < 1e-12, "{fallen:?}");
+        for (before, after) in [(60, 57), (60, 60), (52, 60)] {
+            assert_eq!(of(before, after).is_worse, Some(false), "{before} {after}");
+        }
     }
 
     /// Of perplexities less is better, and documents' shares of it count, not their order.
@@ -186,10 +251,12 @@ mod tests {
     fn perplexities_are_worse_where_they_rise() {
         let log_probs = |more: f64| terms((0..50).map(|i| -2.0 - f64::from(i % 7) - more));
         let of = |before, after| {
-            compared(&value(Aggregation::Perplexity), "t", &log_probs(before), &log_probs(after))
+            let pairs = Pairs { before: log_probs(before), after: log_probs(after) };
+            compared(&value(Aggregation::Perplexity), "t", &pairs).is_worse
         };
-        let risen = of(0.0, 0.1);
-        assert!(risen.is_worse && risen.after > risen.before, "{risen:?}");
-        assert!(!of(0.1, 0.0).is_worse && !of(0.0, 0.0).is_worse);
+        let found = [of(0.0, 0.1), of(0.1, 0.0), of(0.0, 0.0)];
+        assert_eq!(found, [Some(true), Some(false), Some(false)]);
+        let one = Pairs { before: terms([-1.0]), after: terms([-2.0]) };
+        assert_eq!(compared(&value(Aggregation::Perplexity), "t", &one).is_worse, None);
     }
 }

@@ -11,9 +11,9 @@ use std::rc::Rc;
 
 /// Deepest nesting of groups.
 const MAX_DEPTH: usize = 16;
-/// Most files of a folder that are looked through, and most tasks.
+/// Most files of a folder that are looked through, and most members of all groups.
 const MAX_FILES: usize = 10_000;
-const MAX_TASKS: usize = 10_000;
+const MAX_MEMBERS: usize = 10_000;
 
 /// A task, by its index, or a group.
 pub enum Entry {
@@ -69,8 +69,13 @@ pub fn load(
     names: &[PathBuf],
     options: &Options<'_>,
 ) -> Result<(Vec<Entry>, Vec<Task>), TaskError> {
-    let mut loader =
-        Loader { options, tasks: Vec::new(), open: Vec::new(), folders: BTreeMap::new() };
+    let mut loader = Loader {
+        options,
+        tasks: Vec::new(),
+        num_members: 0,
+        open: Vec::new(),
+        folders: BTreeMap::new(),
+    };
     let mut entries = Vec::new();
     for name in names {
         entries.extend(loader.entries(file::load(name)?)?);
@@ -84,6 +89,8 @@ type Folder = BTreeMap<String, Vec<PathBuf>>;
 struct Loader<'a> {
     options: &'a Options<'a>,
     tasks: Vec<Task>,
+    /// Of all groups, however often they are named.
+    num_members: usize,
     /// Names of the groups that are being read.
     open: Vec<String>,
     folders: BTreeMap<PathBuf, Rc<Folder>>,
@@ -121,9 +128,6 @@ impl Loader<'_> {
                 ))),
             };
         }
-        if self.tasks.len() >= MAX_TASKS {
-            return Err(task.error(format!("more than {MAX_TASKS} tasks")));
-        }
         self.tasks.push(task);
         Ok(Entry::Task(self.tasks.len() - 1))
     }
@@ -157,6 +161,10 @@ impl Loader<'_> {
         self.open.push(name.clone());
         let mut found = Vec::new();
         for member in members.items()? {
+            self.num_members += 1;
+            if self.num_members > MAX_MEMBERS {
+                return Err(member.error(format!("more than {MAX_MEMBERS} members of groups")));
+            }
             found.extend(self.member(&name, &member, &settings)?);
         }
         self.open.pop();
@@ -263,7 +271,7 @@ fn names_in(folder: &Path) -> Result<Folder, TaskError> {
     files.sort();
     let mut folder = Folder::new();
     for path in files {
-        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        let Ok(text) = file::read(&path) else { continue };
         let Ok(node) = yaml::parse(&path, &text) else { continue };
         let Ok(settings) = Settings::of_map(&Rc::from(path.as_path()), &node) else { continue };
         let is_list = settings.get("task").is_some_and(|t| matches!(t.node.kind, Kind::List(_)));

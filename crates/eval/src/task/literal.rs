@@ -106,7 +106,13 @@ impl Reader<'_> {
             'n' => text.push('\n'),
             't' => text.push('\t'),
             'r' => text.push('\r'),
-            '0' => text.push('\0'),
+            '0'..='7' => {
+                let more =
+                    self.rest.bytes().take(2).take_while(|c| (b'0'..b'8').contains(c)).count();
+                let digits: String = std::iter::once(c).chain(self.rest[..more].chars()).collect();
+                self.rest = &self.rest[more..];
+                text.push(char::from_u32(u32::from_str_radix(&digits, 8).ok()?)?);
+            }
             'x' => text.push(hex(2, self)?),
             'u' => text.push(hex(4, self)?),
             'U' => text.push(hex(8, self)?),
@@ -152,6 +158,7 @@ mod tests {
             ("('a')", json!("a")),
             ("('a',)", json!(["a"])),
             (r"['\x41' 'é\u00e9']", json!(["Aéé"])),
+            (r"['\0', '\012', '\1018']", json!(["\0", "\n", "A8"])),
         ] {
             assert_eq!(parse(text), Some(want), "{text}");
         }

@@ -211,7 +211,7 @@ impl Writer<'_> {
             };
             return choices.iter().map(context).collect();
         }
-        let question = match prompt.text.value(document, prompt.choice.is_some())? {
+        let question = match prompt.text.unlisted(document, prompt.choice.is_some())? {
             Value::String(text) => text,
             other => {
                 return Err(prompt.text.error(document, format!("expected a text, found {other}")));
@@ -274,7 +274,7 @@ impl Writer<'_> {
             }
             _ => Err(field.error(example, format!("expected a text, found {value}"))),
         };
-        let question = chosen(text, text.value(example, has_choices)?)?;
+        let question = chosen(text, text.unlisted(example, has_choices)?)?;
         let answer = match target.value(example, has_choices)? {
             Value::Array(targets) => targets.into_iter().next().unwrap_or(Value::Null),
             one => one,

@@ -32,6 +32,8 @@ pub struct RunOptions<'a> {
 pub struct Prepared<'t> {
     task: &'t Task,
     items: Vec<Item>,
+    /// Of all that values depend on but the model.
+    digest: String,
     /// Texts to score, and whose they are.
     texts: Vec<Text>,
     /// Of each item, how many texts each of its requests has.
@@ -45,9 +47,9 @@ impl Prepared<'_> {
         self.items.len()
     }
 
-    /// The task's name, and the digest of its requests and targets.
+    /// The task's name, and the digest of its requests, targets and settings.
     pub fn identity(&self) -> (&str, String) {
-        (&self.task.name, digest(&self.items))
+        (&self.task.name, self.digest.clone())
     }
 
     /// Texts to score and prompts to continue.
@@ -101,7 +103,8 @@ pub fn prepare<'t>(
             config.vocab_size
         )));
     }
-    Ok(Prepared { task, items, texts, num_texts, prompts })
+    let digest = digest(task, &items, options.max_len);
+    Ok(Prepared { task, items, digest, texts, num_texts, prompts })
 }
 
 enum Encoded {
@@ -130,7 +133,7 @@ pub fn run(
     num_threads: usize,
     done: &mut dyn FnMut(usize),
 ) -> Result<TaskResult, TaskError> {
-    let Prepared { task, items, texts, num_texts, prompts } = prepared;
+    let Prepared { task, items, digest, texts, num_texts, prompts } = prepared;
     let judged = match task.output {
         OutputType::Generate => {
             let answers = answers(pass, tokenizer, task, &prompts, done)?;
@@ -147,13 +150,14 @@ pub fn run(
             items.iter().zip(&num_texts).map(judge).collect()
         }
     };
-    Ok(summed_up(task, &items, judged, num_threads))
+    Ok(summed_up(task, (&items, digest), judged, num_threads))
 }
 
 /// Whether anything that is measured asks for the likeliest tokens.
 fn needs_greedy(task: &Task) -> bool {
     let is_greedy = |kind| match task.output {
-        OutputType::Loglikelihood => kind == Kind::Acc,
+        // A prediction even if nothing is measured of it.
+        OutputType::Loglikelihood => true,
         OutputType::MultipleChoice => kind == Kind::ExactMatch,
         _ => false,
     };
@@ -321,7 +325,12 @@ fn answers(
     Ok(texts)
 }
 
-fn summed_up(task: &Task, items: &[Item], judged: Vec<Judged>, num_threads: usize) -> TaskResult {
+fn summed_up(
+    task: &Task,
+    (items, digest): (&[Item], String),
+    judged: Vec<Judged>,
+    num_threads: usize,
+) -> TaskResult {
     let mut values = Vec::new();
     for (p, pipeline) in task.pipelines.iter().enumerate() {
         for (m, metric) in task.metrics.iter().enumerate() {
@@ -340,7 +349,7 @@ fn summed_up(task: &Task, items: &[Item], judged: Vec<Judged>, num_threads: usiz
         alias: task.alias.clone(),
         version: task.version.clone(),
         num_fewshot: task.num_fewshot,
-        digest: digest(items),
+        digest,
         values,
         metrics: task.metrics.iter().map(|metric| metric.name().to_owned()).collect(),
         filters: task.pipelines.iter().map(|pipeline| pipeline.name.clone()).collect(),
@@ -349,8 +358,9 @@ fn summed_up(task: &Task, items: &[Item], judged: Vec<Judged>, num_threads: usiz
     }
 }
 
-/// Of all requests and targets: results of other items are not comparable.
-fn digest(items: &[Item]) -> String {
+/// Of all requests and targets, and of what else decides what answers are worth: results of other
+/// items are not comparable.
+fn digest(task: &Task, items: &[Item], max_len: Option<usize>) -> String {
     let mut digest = Sha256::new();
     let mut add = |text: &str| {
         digest.update((text.len() as u64).to_le_bytes());
@@ -367,6 +377,15 @@ fn digest(items: &[Item]) -> String {
             }
         }
         add(&item.target.to_string());
+    }
+    if task.output == OutputType::Generate {
+        let generation = &task.generation;
+        generation.until.iter().for_each(|text| add(text));
+        add(&generation.max_new_tokens.to_string());
+        add(&task.settings.written(&["filter_list", "metric_list"]));
+    }
+    if let Some(max_len) = max_len {
+        add(&max_len.to_string());
     }
     digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -38,6 +38,31 @@ pub enum Kind {
 }
 
 impl Node {
+    /// Writes it without places, so that equal values have equal texts.
+    pub fn write(&self, out: &mut String) {
+        match &self.kind {
+            Kind::Scalar(value) => *out += &value.to_string(),
+            Kind::Function(name) => out.extend(["!function ", name]),
+            Kind::List(items) => {
+                out.push('[');
+                for item in items {
+                    item.write(out);
+                    out.push(',');
+                }
+                out.push(']');
+            }
+            Kind::Map(entries) => {
+                out.push('{');
+                for (key, value) in entries {
+                    out.extend([key, ":"]);
+                    value.write(out);
+                    out.push(',');
+                }
+                out.push('}');
+            }
+        }
+    }
+
     /// What it is called in messages.
     pub fn what(&self) -> &'static str {
         match &self.kind {
@@ -369,7 +394,8 @@ fn sexagesimal(digits: &str) -> Option<i64> {
     let first = parts.next().filter(|first| !first.starts_with('0'))?;
     let mut value: i64 = first.parse().ok()?;
     for part in parts {
-        let digit: i64 = part.parse().ok().filter(|_| part.len() <= 2)?;
+        let is_digits = part.len() <= 2 && part.bytes().all(|c| c.is_ascii_digit());
+        let digit: i64 = part.parse().ok().filter(|_| is_digits)?;
         value = value.checked_mul(60)?.checked_add(digit).filter(|_| digit < 60)?;
     }
     Some(value)

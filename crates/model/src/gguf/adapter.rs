@@ -61,7 +61,8 @@ impl AdapterFile {
             return Err(metadata.error(TYPE, problem));
         }
         let alpha = metadata.number(ALPHA)?.unwrap_or(0.0);
-        let known = [TYPE, ALPHA];
+        // The name of a task is for people.
+        let known = [TYPE, ALPHA, "adapter.lora.task_name"];
         let is_unknown = |key: &&str| key.starts_with("adapter.") && !known.contains(key);
         let unknown = file.keys().find(is_unknown);
         if let Some(unknown) = unknown {

@@ -22,6 +22,13 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     for (flag, path) in [("--output", &args.output), ("--items", &args.items)] {
         path.as_deref().map_or(Ok(()), |path| check_parent(flag, path))?;
     }
+    if args.gate.is_some() && args.gate == args.output {
+        return Err(Failure::Usage(
+            "--output names the file of --gate, which would be gone if a task is worse; choose \
+             another"
+                .to_owned(),
+        ));
+    }
     let gate = args.gate.as_deref().map(Gate::read).transpose().map_err(failure)?;
     let folder = folder(args)?;
     let options = Options { folder, num_fewshot: args.num_fewshot };
@@ -59,11 +66,16 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     refuse_not_finite(&results, opened.compute.name())?;
     let verdicts = gate.map(|gate| gate.verdicts(&results)).transpose().map_err(failure)?;
     report(args, &results, verdicts.as_deref(), num_items as f64 / seconds)?;
-    match verdicts.iter().flatten().find(|verdict| verdict.is_worse) {
-        Some(worse) => Err(Failure::Running(format!(
-            "--gate: {} is worse than before: {}",
-            worse.task,
-            change(worse)
+    let mut failed = verdicts.iter().flatten().filter(|verdict| verdict.is_worse != Some(false));
+    match failed.next() {
+        Some(verdict) => Err(Failure::Running(format!(
+            "--gate: {} {}: {}",
+            verdict.name,
+            match verdict.is_worse {
+                Some(_) => "is worse than before",
+                None => "has too few items for an interval, so that nothing is known",
+            },
+            change(verdict)
         ))),
         None => Ok(()),
     }
@@ -142,8 +154,12 @@ fn report(
         false => {
             print(results, items_per_second);
             for verdict in verdicts.into_iter().flatten() {
-                let state = if verdict.is_worse { "worse" } else { "passes" };
-                output::line(&format!("  gate: {} {state}: {}", verdict.task, change(verdict)));
+                let state = match verdict.is_worse {
+                    Some(true) => "worse",
+                    Some(false) => "passes",
+                    None => "not tested",
+                };
+                output::line(&format!("  gate: {} {state}: {}", verdict.name, change(verdict)));
             }
         }
     }

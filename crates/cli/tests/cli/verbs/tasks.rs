@@ -116,6 +116,8 @@ fn a_gate_refuses_what_is_worse() {
     assert!(worse.stdout.contains("gate: choice worse: acc 1.0000"), "{}", worse.stdout);
     assert!(worse.stdout.contains("gate: choice passes: acc_norm"), "{}", worse.stdout);
 
+    with(&["--gate", "before.json", "--output", "before.json"])
+        .says(2, &["--output names the file of --gate"]);
     with(&["--gate", "before.json", "--limit", "9"]).says(2, &["before.json", "other items"]);
     scene.write("named.yaml", &TASK.replace("task: choice", "task: other"));
     eval(&scene, &["--task", "named.yaml", "--gate", "before.json"])
