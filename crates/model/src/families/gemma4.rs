@@ -146,6 +146,9 @@ fn read_experts(raw: &RawConfig, config: &mut DecoderConfig) -> Result<(), Confi
         }
         return Ok(());
     }
+    if !raw.has("num_experts") {
+        return Err(raw.ruled_out("enable_moe_block", "is true, but `num_experts` is missing"));
+    }
     let sizes = sizes_under(raw, [("num_experts", None), ("top_k_experts", None)], 3)?;
     let width = raw.size("moe_intermediate_size")?;
     let mut experts = softmax_mixture(raw, sizes, true, &NAMES)?;

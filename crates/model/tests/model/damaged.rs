@@ -59,7 +59,13 @@ fn configurations() -> Vec<Value> {
 
 /// With four blocks, so that counting those of a mixture does not take long.
 fn shrunk(mut config: Value) -> Value {
-    config["num_hidden_layers"] = json!(4);
+    let counts = if config["n_layers"].is_null() { "num_hidden_layers" } else { "n_layers" };
+    config[counts] = json!(4);
+    if config["num_kv_shared_layers"].as_u64() > Some(2) {
+        config["num_kv_shared_layers"] = json!(2);
+        let kinds = ["sliding_attention", "full_attention"];
+        config["layer_types"] = json!([kinds, kinds].concat());
+    }
     for key in ["layer_types", "no_rope_layers"] {
         if let Some(list) = config[key].as_array_mut() {
             list.truncate(4);
