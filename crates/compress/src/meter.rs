@@ -3,10 +3,10 @@
 use crate::window::Window;
 use hone_model::{Batch, Model, Pass, Recompute};
 use hone_tensor::distribution::{Divergence, divergences};
-use hone_tensor::{Category, Compute, Device, DeviceError, Tape, Tensor};
+use hone_tensor::{Category, Compute, Cpu, Device, DeviceError, Tape, Tensor};
 
-/// Rows whose logits are compared at once.
-const ROWS: usize = 128;
+/// Rows whose logits are held at once.
+pub(crate) const ROWS: usize = 128;
 
 /// How far a model is from the one that is intended.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -24,7 +24,7 @@ pub struct Measured {
 pub struct Meter<'a> {
     device: &'a Device,
     intended: &'a Model,
-    windows: Vec<(Batch, Tensor)>,
+    windows: Vec<(Batch, Vec<f32>)>,
 }
 
 impl<'a> Meter<'a> {
@@ -43,30 +43,13 @@ impl<'a> Meter<'a> {
         Ok(meter)
     }
 
-    fn hidden(&self, model: &Model, batch: &Batch) -> Result<Tensor, DeviceError> {
+    fn hidden(&self, model: &Model, batch: &Batch) -> Result<Vec<f32>, DeviceError> {
         self.device.reusing_memory(|| {
             let mut tape = Tape::inference(self.device, &model.params, Compute::F32);
             let hidden = model.decoder.hidden(&mut tape, batch, Recompute::None);
-            // Apart from memory that later passes use again.
             let hidden = hidden.value().try_to_vec_f32()?;
-            self.device.settle()?;
-            let shape = [batch.tokens.len(), model.decoder.config.hidden_size];
-            Ok(Tensor::from_f32(&hidden, &shape))
+            self.device.settle().map(|()| hidden)
         })
-    }
-
-    /// Logits of rows `first..first + rows` of hidden states.
-    fn logits(
-        &self,
-        model: &Model,
-        hidden: &Tensor,
-        (first, rows): (usize, usize),
-    ) -> Result<Vec<f32>, DeviceError> {
-        let width = hidden.shape()[1];
-        let part = Tensor::from_f32(&hidden.f32()[first * width..][..rows * width], &[rows, width]);
-        let part = self.device.upload(Category::Workspace, &part)?;
-        let mut tape = Tape::inference(self.device, &model.params, Compute::F32);
-        model.decoder.logits_of(&mut tape, &part).try_to_vec_f32()
     }
 
     /// Measures a model on the same device, of which only weights differ.
@@ -74,26 +57,51 @@ impl<'a> Meter<'a> {
     /// # Errors
     /// If the device failed.
     pub fn measure(&self, model: &Model) -> Result<Measured, DeviceError> {
-        let host = Device::host().as_cpu().expect("the host is a CPU");
         let (mut kl, mut same, mut num_tokens) = (0.0, 0, 0);
         for (batch, intended) in &self.windows {
             let hidden = self.hidden(model, batch)?;
-            let all = batch.tokens.len();
-            for first in (0..all).step_by(ROWS) {
-                let rows = (first, ROWS.min(all - first));
-                let found = self.device.reusing_memory(|| -> Result<_, DeviceError> {
-                    let p = self.logits(self.intended, intended, rows)?;
-                    let q = self.logits(model, &hidden, rows)?;
-                    self.device.settle()?;
-                    Ok(divergences(host, &p, &q, p.len() / rows.1))
+            let width = ROWS * model.decoder.config.hidden_size;
+            for rows in intended.chunks(width).zip(hidden.chunks(width)) {
+                let found = self.device.reusing_memory(|| {
+                    compared(self.device, [(self.intended, rows.0), (model, rows.1)])
                 })?;
                 let add = |sum: f64, row: &Divergence| sum + f64::from(row.kl);
                 kl = found.iter().fold(kl, add);
                 same += found.iter().filter(|row| row.same_top).count();
             }
-            num_tokens += all;
+            num_tokens += batch.tokens.len();
         }
         let tokens = num_tokens.max(1) as f64;
         Ok(Measured { kl: kl / tokens, same_top: same as f64 / tokens, num_tokens })
     }
+}
+
+/// How far the second model's predictions from its rows of hidden states, in f32, are from those of
+/// the first from as many. No more than [`ROWS`] should be given at once.
+pub(crate) fn compared(
+    device: &Device,
+    [(intended, rows), (model, others)]: [(&Model, &[f32]); 2],
+) -> Result<Vec<Divergence>, DeviceError> {
+    let p = logits(device, intended, rows)?;
+    let q = logits(device, model, others)?;
+    let width = p.len() * intended.decoder.config.hidden_size / rows.len();
+    Ok(divergences(host(), &p, &q, width))
+}
+
+/// Logits of rows of hidden states, in f32.
+pub(crate) fn logits(
+    device: &Device,
+    model: &Model,
+    rows: &[f32],
+) -> Result<Vec<f32>, DeviceError> {
+    let width = model.decoder.config.hidden_size;
+    let rows = Tensor::from_f32(rows, &[rows.len() / width, width]);
+    let rows = device.upload(Category::Workspace, &rows)?;
+    let mut tape = Tape::inference(device, &model.params, Compute::F32);
+    let logits = model.decoder.logits_of(&mut tape, &rows).try_to_vec_f32()?;
+    device.settle().map(|()| logits)
+}
+
+pub(crate) fn host() -> &'static Cpu {
+    Device::host().as_cpu().expect("the host is a CPU")
 }

@@ -5,20 +5,21 @@
 //! matrix reads `x` and gives what `log p` has the gradient `g` with respect to contributes
 //! `½ (gᵀ ΔW x)²`. So one backward pass over drawn labels says what any error of any matrix costs,
 //! without a second-moment matrix: pairs of `x` and `g` are kept for some thousand tokens. Tokens
-//! are taken to contribute independently of each other; [`crate::Plan`] corrects by what is
+//! are taken to contribute independently of each other; [`crate::Planner`] corrects by what is
 //! measured for how far they are not.
 //!
 //! The head's part is measured: the divergence of its logits on the same hidden states.
 
 use crate::calibrate::{Places, head_of};
+use crate::meter::{ROWS, compared, host, logits};
 use crate::window::Window;
 use hone_model::{GgufForm, Model, Pass, Recompute, Role};
-use hone_tensor::distribution::{divergences, draws};
+use hone_tensor::distribution::draws;
 use hone_tensor::ops;
 use hone_tensor::safetensors::load_as;
 use hone_tensor::{
-    Category, Compute, Cpu, DType, Device, DeviceError, Gradients, Observer, Params, Philox,
-    Projection, Reader, Tape, Tensor, Weight,
+    Category, Compute, DType, Device, DeviceError, Gradients, Observer, Params, Philox, Projection,
+    Reader, Tape, Tensor, Weight,
 };
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -29,8 +30,6 @@ const SEED: u64 = 17;
 const MAX_BYTES: usize = 1 << 30;
 /// Rows of hidden states that the head's errors are measured on.
 const HEAD_ROWS: usize = 512;
-/// Rows whose logits are held at once.
-const ROWS: usize = 128;
 
 /// A matrix of a reader: tensor, part of it, first column of the gradient, and how many.
 type Member = ((usize, usize), usize, usize);
@@ -278,9 +277,7 @@ impl<'a> Sensitivity<'a> {
         let width = model.decoder.config.hidden_size;
         let mut sum = 0.0;
         for rows in self.hidden.chunks(ROWS * width) {
-            let [p, q] = [model, &other].map(|model| logits(device, model, rows));
-            let (p, q) = (p?, q?);
-            let found = divergences(host(), &p, &q, p.len() * width / rows.len());
+            let found = compared(device, [(model, rows), (&other, rows)])?;
             sum += found.iter().map(|row| f64::from(row.kl)).sum::<f64>();
         }
         Ok(sum / (self.hidden.len() / width).max(1) as f64)
@@ -302,20 +299,6 @@ impl<'a> Sensitivity<'a> {
         let sum: f64 = self.tokens.iter().zip(gradients).map(of_token).sum();
         Ok(0.5 * sum / self.tokens.len().max(1) as f64)
     }
-}
-
-fn host() -> &'static Cpu {
-    Device::host().as_cpu().expect("the host is a CPU")
-}
-
-/// Logits of rows of hidden states, in f32.
-fn logits(device: &Device, model: &Model, rows: &[f32]) -> Result<Vec<f32>, DeviceError> {
-    let width = model.decoder.config.hidden_size;
-    let rows = Tensor::from_f32(rows, &[rows.len() / width, width]);
-    let rows = device.upload(Category::Workspace, &rows)?;
-    let mut tape = Tape::inference(device, &model.params, Compute::F32);
-    let logits = model.decoder.logits_of(&mut tape, &rows).try_to_vec_f32()?;
-    device.settle().map(|()| logits)
 }
 
 /// The values of `packed` less those of `own`, both in the host's memory.
