@@ -96,7 +96,6 @@ impl Flips {
 pub fn against(
     [reference, model]: [Pass<'_>; 2],
     rows: Rows<'_>,
-    num_threads: usize,
     done: &mut dyn FnMut(usize),
 ) -> Result<Option<Against>, DeviceError> {
     let config = &model.model.decoder.config;
@@ -105,7 +104,7 @@ pub fn against(
         let packed = MicroBatch::assemble(rows.dataset, units, rows.batch_tokens);
         let MicroBatch { tokens, positions, cu_seqlens, targets, .. } = &packed;
         let batch = Batch::new(config, tokens, positions, cu_seqlens, targets, IGNORE);
-        let of_batch = divergences([reference, model], &batch, num_threads)?;
+        let of_batch = divergences([reference, model], &batch)?;
         if of_batch.iter().any(|of| !of.kl.is_finite()) {
             return Ok(None);
         }

@@ -3,13 +3,13 @@
 use crate::batch::Batch;
 use crate::decoder::Recompute;
 use crate::pass::Pass;
-use hone_tensor::{DeviceError, ops};
+use hone_tensor::{Device, DeviceError, ops};
 
 /// Positions whose logits of both models are held at once.
 const POSITIONS: usize = 128;
 
 /// What two models predict in one place.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Divergence {
     /// `Σ p ln(p / q)` over the vocabulary, in nats, where `p` is of the reference and `q` of the
     /// model; not a number if a logit is not finite.
@@ -49,15 +49,14 @@ impl Divergence {
     }
 }
 
-/// Compares two models of one vocabulary at the targets of a batch, in the order of `batch.rows`,
-/// on as many threads as `num_threads`. The models may compute in different types.
+/// Compares two models of one vocabulary at the targets of a batch, in the order of `batch.rows`.
+/// The models may compute in different types.
 ///
 /// # Errors
 /// If a device failed.
 pub fn divergences(
     [reference, model]: [Pass<'_>; 2],
     batch: &Batch,
-    num_threads: usize,
 ) -> Result<Vec<Divergence>, DeviceError> {
     let mut tapes = [reference, model].map(Pass::inference_tape);
     let hidden = [reference, model].map(|pass| pass.model);
@@ -74,35 +73,21 @@ pub fn divergences(
             logits[i] = of_rows.try_to_vec_f32()?;
             pass.device.settle()?;
         }
-        found.extend(compared([&logits[0], &logits[1]], targets, num_threads));
+        found.extend(compared(model.device, [&logits[0], &logits[1]], targets));
     }
     Ok(found)
 }
 
 /// Of logits `[targets, vocab_size]` each.
-fn compared(logits: [&[f32]; 2], targets: &[u32], num_threads: usize) -> Vec<Divergence> {
-    let vocab_size = logits[0].len() / targets.len().max(1);
-    let share = targets.len().div_ceil(num_threads.max(1)).max(1);
-    let of_share = |(i, targets): (usize, &[u32])| -> Vec<Divergence> {
-        let row = |of: &'_ [f32], j: usize| {
-            let start = (i * share + j) * vocab_size;
-            start..(start + vocab_size).min(of.len())
-        };
-        let [p, q] = logits;
-        let one = |(j, &target)| Divergence::of([&p[row(p, j)], &q[row(q, j)]], target);
-        targets.iter().enumerate().map(one).collect()
-    };
-    std::thread::scope(|scope| {
-        let shares: Vec<_> = targets
-            .chunks(share)
-            .enumerate()
-            .map(|share| scope.spawn(move || of_share(share)))
-            .collect();
-        let join = |share: std::thread::ScopedJoinHandle<'_, Vec<Divergence>>| {
-            share.join().expect("comparing logits of one length does not panic")
-        };
-        shares.into_iter().flat_map(join).collect()
-    })
+fn compared(device: &Device, [p, q]: [&[f32]; 2], targets: &[u32]) -> Vec<Divergence> {
+    let vocab_size = p.len() / targets.len();
+    let cpu = device.as_cpu().or_else(|| Device::host().as_cpu()).expect("the host is a CPU");
+    let mut found = vec![Divergence::default(); targets.len()];
+    cpu.rows(&mut found, 1, 16 * vocab_size, |row, to| {
+        let logits = [p, q].map(|of| &of[row * vocab_size..][..vocab_size]);
+        to[0] = Divergence::of(logits, targets[row]);
+    });
+    found
 }
 
 fn log_sum_exp(x: &[f32]) -> f64 {
@@ -110,7 +95,8 @@ fn log_sum_exp(x: &[f32]) -> f64 {
     max + x.iter().map(|x| (f64::from(*x) - max).exp()).sum::<f64>().ln()
 }
 
-fn argmax(logits: &[f32]) -> u32 {
+/// The first of the largest.
+pub(crate) fn argmax(logits: &[f32]) -> u32 {
     let greater = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
     (0..logits.len()).fold(0, greater) as u32
 }

@@ -8,6 +8,7 @@
 use crate::batch::Batch;
 use crate::cache::LayerCache;
 use crate::decoder::Recompute;
+use crate::divergence::argmax;
 use crate::generate;
 use crate::pass::Pass;
 use hone_tensor::ops::{self, PAGE_ROWS, PagedRows};
@@ -361,11 +362,7 @@ fn most_likely(
 ) -> Result<Vec<u32>, DeviceError> {
     let x = ops::take_rows(tape, hidden.clone(), rows);
     let logits = pass.model.decoder.logits_of(tape, x.value()).try_to_vec_f32()?;
-    let best = |logits: &[f32]| {
-        let better = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
-        (0..logits.len()).fold(0, better) as u32
-    };
-    Ok(logits.chunks_exact(pass.model.decoder.config.vocab_size).map(best).collect())
+    Ok(logits.chunks_exact(pass.model.decoder.config.vocab_size).map(argmax).collect())
 }
 
 #[cfg(test)]

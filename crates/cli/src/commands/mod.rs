@@ -14,11 +14,12 @@ pub mod train;
 use crate::args::{ModelArgs, RunFileArgs};
 use crate::failure::Failure;
 use crate::output;
-use hone_data::Tokenizer;
+use hone_data::{DataError, Tokenizer, Words};
 use hone_model::adapter::LoraConfig;
 use hone_model::heads::NO_LM_HEAD;
 use hone_model::{DecoderConfig, LoadOptions, Model, ModelFiles, Pass, adapter};
 use hone_tensor::{Category, Compute, Device, Target};
+use hone_train::TrainError;
 use hone_train::backend::{Asked, Backend};
 use hone_train::run_dir::RunDir;
 use hone_train::run_file::{RunFile, check_held_for};
@@ -150,6 +151,12 @@ fn describe(args: &ModelArgs, purpose: Purpose) -> Result<Described, Failure> {
     }
     let adapter = args.adapter.clone();
     Ok(Described { dir, files, model, tokenizer, backend, compute, options, adapter })
+}
+
+/// An error in data, with settings in the words of a command's flags.
+fn named_by_flags(error: DataError, words: Words) -> TrainError {
+    let message = error.message(words);
+    TrainError::Usage(TrainError::Data(error).code(), message)
 }
 
 /// Checks that the directory that an output is written into exists.

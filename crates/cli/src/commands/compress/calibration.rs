@@ -1,13 +1,11 @@
 //! Text for calibration, and what is known of columns from it or from a file.
 
-use super::super::{Described, Opened, check_parent, num_threads};
+use super::super::{Described, Opened, check_parent, named_by_flags, num_threads};
 use crate::args::CompressArgs;
 use crate::failure::Failure;
 use crate::{output, progress};
 use hone_compress::{Columns, Corpus, Imatrix, ImatrixError, Window, importance};
-use hone_data::{
-    DataError, Format, OnError, Overlong, RecordKind, RecordSpec, Setting, pack_in_order,
-};
+use hone_data::{Format, OnError, Overlong, RecordKind, RecordSpec, Setting, pack_in_order};
 use hone_model::GgufForm;
 use hone_train::TrainError;
 use hone_train::setup::check_tokens;
@@ -48,7 +46,7 @@ pub(super) fn corpus(args: &CompressArgs, described: &Described) -> Result<Corpu
     };
     let threads = num_threads(args.model.threads);
     let dataset = hone_data::load(&args.calibration, &spec, &described.tokenizer, threads)
-        .map_err(named_by_flags)?;
+        .map_err(|error| named_by_flags(error, words))?;
     check_tokens(&dataset, config)?;
     let units = pack_in_order(&dataset, window)?;
     let all: usize = units.iter().map(|unit| unit.num_tokens).sum();
@@ -96,11 +94,7 @@ fn failure(error: ImatrixError) -> Failure {
     }
 }
 
-/// An error in data, in the words of this command's flags.
-fn named_by_flags(error: DataError) -> TrainError {
-    let message = error.message(|setting| match setting {
-        Setting::Paths => Some("check --calibration".to_owned()),
-        _ => None,
-    });
-    TrainError::Usage(TrainError::Data(error).code(), message)
+/// The flag for a setting that an error in data suggests to change.
+fn words(setting: Setting) -> Option<String> {
+    (setting == Setting::Paths).then(|| "check --calibration".to_owned())
 }

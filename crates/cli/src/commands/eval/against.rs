@@ -1,7 +1,7 @@
 //! `hone eval --against`: how far a model is from the one that it was made of.
 
-use super::super::{Described, Opened, Purpose, describe};
-use super::named_by_flags;
+use super::super::{Described, Opened, Purpose, describe, named_by_flags};
+use super::words;
 use crate::args::{EvalArgs, ModelArgs};
 use crate::failure::Failure;
 use crate::output;
@@ -50,8 +50,8 @@ pub(super) fn describe_reference(
         )));
     }
     let threads = super::num_threads(args.model.threads);
-    let of_reference =
-        hone_data::load(&args.data, spec, &reference.tokenizer, threads).map_err(named_by_flags)?;
+    let of_reference = hone_data::load(&args.data, spec, &reference.tokenizer, threads)
+        .map_err(|error| named_by_flags(error, words))?;
     let rows = dataset.len().max(of_reference.len());
     let row = |set: &Dataset, i| (i < set.len()).then(|| set.row(i).tokens.to_vec());
     if let Some(i) = (0..rows).find(|&i| row(dataset, i) != row(&of_reference, i)) {
@@ -77,11 +77,10 @@ pub(super) fn run(
     let device = &model.device;
     let reference = Opened { compute: model.compute, ..reference.load_on(device.clone())? };
     let passes = [reference.pass(), model.pass()];
-    let threads = super::num_threads(args.model.threads);
     let num_rows = rows.dataset.len();
     let bar = progress::bar(num_rows, "rows");
     let done = &mut |rows| bar.inc(rows as u64);
-    let found = device.reusing_memory(|| against(passes, rows, threads, done));
+    let found = device.reusing_memory(|| against(passes, rows, done));
     bar.finish_and_clear();
     let found = found.map_err(TrainError::from)?.ok_or_else(|| {
         Failure::Running(format!(

@@ -3,19 +3,16 @@
 mod against;
 mod task;
 
-use super::{Described, Opened, check_parent, num_threads};
+use super::{Described, Opened, check_parent, named_by_flags, num_threads};
 use crate::args::{EvalArgs, FormatArg};
 use crate::failure::Failure;
 use crate::output;
 use crate::progress;
-use hone_data::{
-    DataError, Dataset, OnError, Overlong, RecordKind, RecordSpec, Setting, pack_in_order,
-};
+use hone_data::{Dataset, OnError, Overlong, RecordKind, RecordSpec, Setting, pack_in_order};
 use hone_eval::against::Rows;
 use hone_model::{Batch, DecoderConfig};
 use hone_tensor::safetensors::write;
 use hone_tensor::{Tape, Tensor};
-use hone_train::TrainError;
 use hone_train::evaluate::{EvalSet, Evaluation, evaluate};
 use hone_train::objectives::{Comparison, Dpo, Kto, Likelihood, Objective};
 use hone_train::scoring::{Packing, Scorer};
@@ -43,7 +40,7 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     let spec = record_spec(args, &described)?;
     let dataset =
         hone_data::load(&args.data, &spec, &described.tokenizer, num_threads(args.model.threads))
-            .map_err(named_by_flags)?;
+            .map_err(|error| named_by_flags(error, words))?;
     check_tokens(&dataset, described.config())?;
     for warning in &dataset.report().warnings {
         output::note(&format!("note: {warning}"));
@@ -187,12 +184,6 @@ fn print(evaluation: &Evaluation, rows: usize) {
     table.extend(metrics.iter().map(|(name, value)| (name.as_str(), format!("{value:.6}"))));
     table.push(("target tokens", format!("{num_target_tokens} in {rows} rows")));
     output::table(&table);
-}
-
-/// An error in data, in the words of this command's flags.
-fn named_by_flags(error: DataError) -> TrainError {
-    let message = error.message(words);
-    TrainError::Usage(TrainError::Data(error).code(), message)
 }
 
 /// The flag for a setting that an error in data suggests to change.

@@ -84,8 +84,7 @@ pub fn tokenizer_name(ids: &[u32]) -> Option<&'static str> {
 /// SHA-256 of the ids as Python writes a list of them.
 fn digest(ids: &[u32]) -> String {
     let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
-    let digest = Sha256::digest(format!("[{}]", ids.join(", ")));
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", Sha256::digest(format!("[{}]", ids.join(", "))))
 }
 
 #[cfg(test)]
