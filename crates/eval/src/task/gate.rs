@@ -2,7 +2,7 @@
 
 use super::error::TaskError;
 use super::group::Entry;
-use super::metrics::{Aggregation, Score, Term};
+use super::metrics::{Score, Term};
 use super::result::{Results, Value};
 use crate::statistics::{Estimate, bootstrap, paired_shares};
 use serde::{Deserialize, Serialize};
@@ -186,9 +186,7 @@ impl Gate {
 /// Of at least one document.
 fn compared(value: &Value, name: &str, Pairs { before, after }: &Pairs) -> Verdict {
     let of = |terms: &[Term]| value.aggregation.of(terms.iter().copied());
-    let is_share = value.aggregation == Aggregation::Mean
-        && before.iter().chain(after).all(|t| t.weight == 1.0 && [0.0, 1.0].contains(&t.value));
-    let difference = if is_share {
+    let difference = if value.aggregation.is_share(before.iter().chain(after)) {
         paired_shares(before.iter().zip(after).map(|(b, a)| [b.value > 0.5, a.value > 0.5]))
     } else {
         bootstrap(before.len(), |drawn| {
@@ -214,6 +212,7 @@ fn compared(value: &Value, name: &str, Pairs { before, after }: &Pairs) -> Verdi
 
 #[cfg(test)]
 mod tests {
+    use super::super::metrics::Aggregation;
     use super::*;
 
     fn value(aggregation: Aggregation) -> Value {

@@ -102,6 +102,11 @@ impl From<Score> for Term {
 }
 
 impl Aggregation {
+    /// Whether terms are right or wrong, and their mean a share of right ones.
+    pub fn is_share<'t>(self, mut terms: impl Iterator<Item = &'t Term>) -> bool {
+        self == Self::Mean && terms.all(|t| t.weight == 1.0 && [0.0, 1.0].contains(&t.value))
+    }
+
     /// The task's value of at least one document.
     pub fn of(self, terms: impl Iterator<Item = Term> + Clone) -> f64 {
         let (sum, weight) = terms

@@ -7,7 +7,7 @@ use super::output_type::OutputType;
 use super::prompt::{self, Item, Request};
 use super::result::{Judged, TaskResult, Value as Measured};
 use super::statistics::estimate;
-use super::tokens::Encoder;
+use super::tokens::{Encoder, is_space};
 use hone_data::{ChatTemplate, Tokenizer};
 use hone_model::generate::{self, Limits, Progress, Sampling, Scheduler};
 use hone_model::score::{Scored, Text, score};
@@ -226,9 +226,8 @@ fn num_words(text: &str) -> usize {
     let mut num = 1;
     let mut was_space = false;
     for c in text.chars() {
-        let is_space = c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
-        num += usize::from(is_space && !was_space);
-        was_space = is_space;
+        num += usize::from(is_space(c) && !was_space);
+        was_space = is_space(c);
     }
     num
 }
@@ -387,5 +386,5 @@ fn digest(task: &Task, items: &[Item], max_len: Option<usize>) -> String {
     if let Some(max_len) = max_len {
         add(&max_len.to_string());
     }
-    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", digest.finalize())
 }

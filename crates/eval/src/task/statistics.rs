@@ -17,9 +17,7 @@ const INTERVAL_REPLICATES: usize = 10_000;
 /// answers, and percentiles of a bootstrap for others.
 pub fn estimate(aggregation: Aggregation, terms: &[Term], num_threads: usize) -> Estimate {
     let value = aggregation.of(terms.iter().copied());
-    let is_share = aggregation == Aggregation::Mean
-        && terms.iter().all(|term| term.weight == 1.0 && [0.0, 1.0].contains(&term.value));
-    if is_share {
+    if aggregation.is_share(terms.iter()) {
         let right = terms.iter().map(|term| term.value).sum();
         let interval = Some(wilson(right, terms.len() as f64));
         return Estimate { value, stderr: mean_stderr(terms), interval };

@@ -130,7 +130,7 @@ impl<'a> Encoder<'a> {
     }
 }
 
-/// White space as Python's `str.rstrip` takes it.
-fn is_space(c: char) -> bool {
+/// White space as Python has it, in `str.rstrip` and in `\s`.
+pub fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
