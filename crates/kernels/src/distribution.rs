@@ -31,6 +31,25 @@ pub fn divergences(cpu: &Cpu, p: &[f32], q: &[f32], width: usize) -> Vec<Diverge
     found
 }
 
+/// The same divergences; `q` becomes their gradient with respect to its logits, `softmax(q) −
+/// softmax(p)`, times `scale`.
+///
+/// # Panics
+/// If lengths do not match.
+pub fn divergence_gradients(
+    cpu: &Cpu,
+    p: &[f32],
+    q: &mut [f32],
+    width: usize,
+    scale: f32,
+) -> Vec<Divergence> {
+    let found = divergences(cpu, p, q, width);
+    cpu.rows(q, width, 16 * width, |row, q| {
+        cpu.isa.run(Gradient { p: &p[row * width..][..width], q, scale });
+    });
+    found
+}
+
 /// A token of each row's distribution: row `i` with the number `uniform[i]` in `[0, 1)`.
 ///
 /// # Panics
@@ -74,6 +93,30 @@ impl Kernel for Compare<'_> {
         // What is not finite stays so.
         let kl = if kl < 0.0 { 0.0 } else { kl as f32 };
         Divergence { kl, same_top }
+    }
+}
+
+struct Gradient<'a> {
+    p: &'a [f32],
+    q: &'a mut [f32],
+    scale: f32,
+}
+
+impl Kernel for Gradient<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { p, q, scale } = self;
+        let (max_p, max_q) = (max(p), max(q));
+        let inverse = |x: &[f32], max: f32| {
+            let sums = x.chunks(PIECE).map(|x| f64::from(sum_by(x, |x| exp(x - max))));
+            (1.0 / sums.sum::<f64>()) as f32
+        };
+        let (of_p, of_q) = (inverse(p, max_p), inverse(q, max_q));
+        for (p, q) in p.iter().zip(q.iter_mut()) {
+            *q = scale * (of_q * exp(*q - max_q) - of_p * exp(p - max_p));
+        }
     }
 }
 
@@ -178,5 +221,31 @@ mod tests {
         }
         let ends = draws(&Cpu::new(1), &[0.0, 9.0, f32::NEG_INFINITY], 3, &[0.999_999_94]);
         assert_eq!(ends, [1]);
+    }
+
+    /// Against differences of divergences in f64.
+    #[test]
+    fn gradients_are_those_of_divergences() {
+        let (p, noise) = (logits(2, 0, 2.0), logits(2, 1, 0.5));
+        let q: Vec<f32> = p.iter().zip(&noise).map(|(p, noise)| p + noise).collect();
+        let mut d_q = q.clone();
+        let found = divergence_gradients(&Cpu::new(2), &p, &mut d_q, WIDTH, 3.0);
+        assert_eq!(found, divergences(&Cpu::new(1), &p, &q, WIDTH));
+        for isa in Isa::available() {
+            let mut again = q.clone();
+            divergence_gradients(&Cpu::with_isa(2, isa), &p, &mut again, WIDTH, 3.0);
+            assert!(again == d_q, "{isa:?}");
+        }
+        let most = (0..WIDTH).max_by(|a, b| d_q[*a].abs().total_cmp(&d_q[*b].abs())).unwrap();
+        for at in [0, 1, 999, most, WIDTH - 1] {
+            let moved = |by: f32| {
+                let mut q = q[..WIDTH].to_vec();
+                q[at] += by;
+                reference(&p[..WIDTH], &q)
+            };
+            let expected = 3.0 * (moved(1e-2) - moved(-1e-2)) / 2e-2;
+            let error = (f64::from(d_q[at]) - expected).abs();
+            assert!(error < 1e-5 * (1.0 + expected.abs()), "{at}: {} {expected}", d_q[at]);
+        }
     }
 }

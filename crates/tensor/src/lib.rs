@@ -24,15 +24,15 @@ pub use device::{
     Category, Cost, Device, OFFLOAD_SLOTS, Offloaded, Span, Target, Transfer, Work, offload,
 };
 pub use hone_kernels::attention::{Heads, Sequence, max_head_dim};
-pub use hone_kernels::format::{FORMATS, ShapeError, Tiles};
+pub use hone_kernels::format::{Coded, Coding, FORMATS, ShapeError, Tiles, WeightFormat};
 pub use hone_kernels::memory::release_free_memory;
 pub use hone_kernels::random::Philox;
+#[cfg(feature = "testing")]
+pub use hone_kernels::testing;
 pub use hone_kernels::{
     Cpu, DType, DeviceError, Isa, PAGE_LOCKED, Processor, Storage, View, ViewMut, Wanted, adamw,
-    ceiling, cuda, distribution, lock,
+    ceiling, cuda, distribution, gemm, lock,
 };
-#[cfg(feature = "testing")]
-pub use hone_kernels::{format::WeightFormat, testing};
 pub use mapped::Mapped;
 pub use merge::merge;
 pub use params::{Gradients, ParamId, Params};

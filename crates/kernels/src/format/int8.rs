@@ -15,6 +15,7 @@ pub(super) static FORMAT: WeightFormat = WeightFormat {
     unpack,
     pack: Some(pack),
     search: None,
+    coding: None,
     tiles: None,
     source: &SOURCE,
     parameter,

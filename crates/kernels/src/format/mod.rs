@@ -4,6 +4,7 @@
 //! Matmuls request panels of floats ([`crate::gemm`]) and know no formats, except for int8, which
 //! can be multiplied as it is stored ([`Storage::is_int8`]).
 
+mod coding;
 mod fp8;
 mod gguf;
 mod int8;
@@ -13,6 +14,7 @@ mod parts;
 mod shape;
 mod tiles;
 
+pub use coding::{Coded, Coding};
 pub(crate) use gguf::Q8_0Blocks;
 pub use gguf::UnreadType;
 pub use int8::{Int8Rows, Int8RowsMut, rows_mut as int8_rows_mut};
@@ -45,6 +47,9 @@ pub struct WeightFormat {
     /// Packs floats so that an error of one column counts more than that of another; `None` if the
     /// format has nothing to search for.
     pub search: Option<Search>,
+    /// The numbers that its blocks consist of, for rounding that looks at more than one weight;
+    /// `None` of formats without integers of blocks.
+    pub coding: Option<Coding>,
     /// The order of columns in the bytes, if it is not that of the matrix: [`Self::tiled`].
     pub tiles: Option<Tiles>,
     /// [`KERNELS`] for the format, whose type in CUDA sources is `Weights`.

@@ -1,13 +1,14 @@
 //! Packs rows into blocks whose scales are searched for ([`super::fit`]).
 
-use super::fit::{Fitted, Grid, Lanes, fit};
+use super::fit::{Fitted, Grid, Lanes, Offsets, fit};
 use super::{Block, GROUP};
 use crate::cpu::{Cpu, Kernel};
 use crate::element::{Element, Floats};
+use crate::format::coding::{Coded, Coding};
 use crate::view::{View, with_elements};
 
 /// Most weights of a block, and most groups.
-const MAX_WEIGHTS: usize = 256;
+pub(super) const MAX_WEIGHTS: usize = 256;
 const MAX_GROUPS: usize = 16;
 
 /// The numbers of a block.
@@ -24,7 +25,7 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    const ZERO: Self = Self {
+    pub(super) const ZERO: Self = Self {
         scale: 0.0,
         offset: 0.0,
         scales: [0; MAX_GROUPS],
@@ -42,6 +43,64 @@ pub(super) trait Searched: Block {
 
     /// The block with these numbers.
     fn assembled(parts: &Parts) -> Self;
+
+    /// The numbers of the block.
+    fn parts(&self) -> Parts;
+}
+
+/// What the blocks of a format consist of.
+pub(super) const fn coding<B: Searched>() -> Coding {
+    let [lowest, highest] = B::GRID.levels;
+    Coding {
+        group: B::GROUP_LEN,
+        range: [lowest as i8, highest as i8],
+        table: B::GRID.table,
+        has_offsets: !matches!(B::GRID.offsets, Offsets::None),
+        read: read::<B>,
+        write: write::<B>,
+    }
+}
+
+fn read<B: Searched>(bytes: &[u8]) -> Coded {
+    let (mut coded, is_shared) = (Coded::default(), B::GRID.scales.is_some());
+    for block in bytes.chunks_exact(size_of::<B>()) {
+        // SAFETY: any bytes are a block, and here are as many.
+        let parts = unsafe { block.as_ptr().cast::<B>().read_unaligned() }.parts();
+        coded.shared.push([parts.scale, parts.offset]);
+        for group in 0..B::WEIGHTS / B::GROUP_LEN {
+            coded.groups.push(match is_shared {
+                true => [parts.scales[group] as f32, parts.offsets[group] as f32],
+                false => [1.0, 1.0],
+            });
+        }
+        let level = |&code: &u8| match B::GRID.table {
+            Some(table) => table[usize::from(code)],
+            None => code as i8 + B::GRID.levels[0] as i8,
+        };
+        coded.levels.extend(parts.codes[..B::WEIGHTS].iter().map(level));
+    }
+    coded
+}
+
+fn write<B: Searched>(coded: &Coded, bytes: &mut [u8]) {
+    let per_block = B::WEIGHTS / B::GROUP_LEN;
+    let blocks = bytes.chunks_exact_mut(size_of::<B>()).zip(&coded.shared);
+    let numbers = coded.groups.chunks_exact(per_block).zip(coded.levels.chunks_exact(B::WEIGHTS));
+    for ((to, shared), (groups, levels)) in blocks.zip(numbers) {
+        let mut parts = Parts::ZERO;
+        [parts.scale, parts.offset] = *shared;
+        for (i, [scale, offset]) in groups.iter().enumerate() {
+            (parts.scales[i], parts.offsets[i]) = (*scale as i32, *offset as i32);
+        }
+        for (code, &level) in parts.codes.iter_mut().zip(levels) {
+            *code = match B::GRID.table {
+                Some(table) => table.iter().position(|of| *of == level).unwrap_or(0) as u8,
+                None => (level - B::GRID.levels[0] as i8) as u8,
+            };
+        }
+        // SAFETY: a block consists of bytes, as many as there are here.
+        unsafe { to.as_mut_ptr().cast::<B>().write_unaligned(B::assembled(&parts)) };
+    }
 }
 
 /// Packs whole rows so that the sum of `importance[column] · (weight − unpacked)²` is small; all

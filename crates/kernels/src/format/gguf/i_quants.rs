@@ -55,17 +55,24 @@ unsafe impl Block for Iq4NlBlock {
     }
 }
 
+impl Iq4XsBlock {
+    /// The scale of a group.
+    #[inline(always)]
+    fn scale_of(&self, group: usize) -> i32 {
+        let upper = u16::from_le_bytes(self.upper) >> (2 * group) & 3;
+        let lower = u16::from(self.lower[group / 2] >> (4 * (group % 2)) & 15);
+        i32::from(lower | upper << 4) - 32
+    }
+}
+
 // SAFETY: made of bytes.
 unsafe impl Block for Iq4XsBlock {
     const WEIGHTS: usize = WEIGHTS;
 
     #[inline(always)]
     fn unpack(&self, group: usize, out: &mut [f32; GROUP]) {
-        let upper = u16::from_le_bytes(self.upper) >> (2 * group) & 3;
-        let lower = u16::from(self.lower[group / 2] >> (4 * (group % 2)) & 15);
-        let scale = i32::from(lower | upper << 4) - 32;
         let halves: &[u8; GROUP / 2] = &self.halves.as_chunks().0[group];
-        levels(halves, half(self.scale) * scale as f32, out);
+        levels(halves, half(self.scale) * self.scale_of(group) as f32, out);
     }
 }
 
@@ -85,6 +92,11 @@ impl Searched for Iq4NlBlock {
         }
         Self { scale: to_half(parts.scale), halves }
     }
+
+    fn parts(&self) -> Parts {
+        let scale = half(self.scale);
+        Parts { scale, codes: super::small::codes_of(&self.halves, |_| 0), ..Parts::ZERO }
+    }
 }
 
 impl Searched for Iq4XsBlock {
@@ -102,5 +114,15 @@ impl Searched for Iq4XsBlock {
             halves[i / GROUP * 16 + i % 16] |= code << (4 * (i / 16 % 2));
         }
         Self { scale: to_half(parts.scale), upper: upper.to_le_bytes(), lower, halves }
+    }
+
+    fn parts(&self) -> Parts {
+        let code = |i: usize| self.halves[i / GROUP * 16 + i % 16] >> (4 * (i / 16 % 2)) & 15;
+        let mut parts =
+            Parts { scale: half(self.scale), codes: std::array::from_fn(code), ..Parts::ZERO };
+        for (group, scale) in parts.scales[..WEIGHTS / GROUP].iter_mut().enumerate() {
+            *scale = self.scale_of(group);
+        }
+        parts
     }
 }

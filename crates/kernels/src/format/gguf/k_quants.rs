@@ -109,6 +109,16 @@ fn quarters(bytes: &[u8; WEIGHTS / 4], group: usize) -> (&[u8; GROUP], u32) {
     (&bytes.as_chunks().0[group / 4], 2 * (group % 4) as u32)
 }
 
+/// The four bits of a weight whose byte two groups share.
+fn of_halves(bytes: &[u8; WEIGHTS / 2], i: usize) -> u8 {
+    bytes[i / 64 * GROUP + i % GROUP] >> (4 * (i / GROUP % 2)) & 15
+}
+
+/// The two bits of a weight whose byte four groups share.
+fn of_quarters(bytes: &[u8; WEIGHTS / 4], i: usize) -> u8 {
+    bytes[i / 128 * GROUP + i % GROUP] >> (2 * (i / GROUP % 4)) & 3
+}
+
 // SAFETY: made of bytes.
 unsafe impl Block for Q6KBlock {
     const WEIGHTS: usize = WEIGHTS;
@@ -165,6 +175,16 @@ unsafe impl Block for Q4KBlock {
     }
 }
 
+impl Q3KBlock {
+    /// The scale of 16 weights.
+    #[inline(always)]
+    fn scale_of(&self, i: usize) -> i32 {
+        let lower = self.scales[i % 8] >> (4 * (i / 8)) & 15;
+        let upper = self.upper_scales[i % 4] >> (2 * (i / 4)) & 3;
+        i32::from(lower | upper << 4) - 32
+    }
+}
+
 // SAFETY: made of bytes.
 unsafe impl Block for Q3KBlock {
     const WEIGHTS: usize = WEIGHTS;
@@ -173,10 +193,7 @@ unsafe impl Block for Q3KBlock {
     fn unpack(&self, group: usize, out: &mut [f32; GROUP]) {
         let (bytes, shift) = quarters(&self.two_bits, group);
         for (part, out) in out.as_chunks_mut::<{ GROUP / 2 }>().0.iter_mut().enumerate() {
-            let i = 2 * group + part;
-            let lower = self.scales[i % 8] >> (4 * (i / 8)) & 15;
-            let upper = self.upper_scales[i % 4] >> (2 * (i / 4)) & 3;
-            let scale = half(self.scale) * (i32::from(lower | upper << 4) - 32) as f32;
+            let scale = half(self.scale) * self.scale_of(2 * group + part) as f32;
             let at = GROUP / 2 * part..;
             for ((out, &byte), &third) in
                 out.iter_mut().zip(&bytes[at.clone()]).zip(&self.third_bits[at])
@@ -225,6 +242,20 @@ impl Searched for Q6KBlock {
         let scales = parts.scales.map(|scale| scale as i8);
         Self { four_bits, two_bits, scales, scale: to_half(parts.scale) }
     }
+
+    fn parts(&self) -> Parts {
+        let code = |i: usize| {
+            let (half, group, lane) = (i / 128, i / GROUP % 4, i % GROUP);
+            let four = self.four_bits[64 * half + 32 * (group % 2) + lane] >> (4 * (group / 2));
+            four & 15 | (self.two_bits[32 * half + lane] >> (2 * group) & 3) << 4
+        };
+        Parts {
+            scale: half(self.scale),
+            scales: self.scales.map(i32::from),
+            codes: std::array::from_fn(code),
+            ..Parts::ZERO
+        }
+    }
 }
 
 impl Searched for Q5KBlock {
@@ -240,6 +271,13 @@ impl Searched for Q5KBlock {
         let (scale, offset) = (to_half(parts.scale), to_half(parts.offset));
         Self { scale, offset, scales: SixBits::of_groups(parts), fifth_bits, halves }
     }
+
+    fn parts(&self) -> Parts {
+        let fifth = |i: usize| self.fifth_bits[i % GROUP] >> (i / GROUP) & 1;
+        let codes = std::array::from_fn(|i| of_halves(&self.halves, i) | fifth(i) << 4);
+        let [scale, offset] = [self.scale, self.offset].map(half);
+        Parts { scale, offset, codes, ..self.scales.parts() }
+    }
 }
 
 impl Searched for Q4KBlock {
@@ -254,6 +292,12 @@ impl Searched for Q4KBlock {
         let (scale, offset) = (to_half(parts.scale), to_half(parts.offset));
         Self { scale, offset, scales: SixBits::of_groups(parts), halves }
     }
+
+    fn parts(&self) -> Parts {
+        let codes = std::array::from_fn(|i| of_halves(&self.halves, i));
+        let [scale, offset] = [self.scale, self.offset].map(half);
+        Parts { scale, offset, codes, ..self.scales.parts() }
+    }
 }
 
 /// Levels from 0 on, with scales and offsets of six bits.
@@ -267,6 +311,16 @@ const fn with_offsets(highest: f32) -> Grid {
 }
 
 impl SixBits {
+    /// The integers of groups.
+    fn parts(&self) -> Parts {
+        let mut parts = Parts::ZERO;
+        for group in 0..WEIGHTS / GROUP {
+            let [scale, offset] = self.of(group);
+            (parts.scales[group], parts.offsets[group]) = (scale as i32, offset as i32);
+        }
+        parts
+    }
+
     fn of_groups(parts: &Parts) -> Self {
         let [scales, offsets] = [parts.scales, parts.offsets].map(|all| all.map(|x| x as u8));
         let first = |all: [u8; 16], i: usize| all[i] | (all[i + 4] >> 4) << 6;
@@ -301,6 +355,16 @@ impl Searched for Q3KBlock {
         }
         Self { third_bits, two_bits, scales, upper_scales, scale: to_half(parts.scale) }
     }
+
+    fn parts(&self) -> Parts {
+        let third = |i: usize| self.third_bits[i % GROUP] >> (i / GROUP) & 1;
+        Parts {
+            scale: half(self.scale),
+            scales: std::array::from_fn(|i| self.scale_of(i)),
+            codes: std::array::from_fn(|i| of_quarters(&self.two_bits, i) | third(i) << 2),
+            ..Parts::ZERO
+        }
+    }
 }
 
 impl Searched for Q2KBlock {
@@ -320,5 +384,15 @@ impl Searched for Q2KBlock {
         let both = |i: usize| parts.scales[i] as u8 | (parts.offsets[i] as u8) << 4;
         let (scale, offset) = (to_half(parts.scale), to_half(parts.offset));
         Self { scales: std::array::from_fn(both), two_bits, scale, offset }
+    }
+
+    fn parts(&self) -> Parts {
+        Parts {
+            scale: half(self.scale),
+            offset: half(self.offset),
+            scales: self.scales.map(|both| i32::from(both & 15)),
+            offsets: self.scales.map(|both| i32::from(both >> 4)),
+            codes: std::array::from_fn(|i| of_quarters(&self.two_bits, i)),
+        }
     }
 }

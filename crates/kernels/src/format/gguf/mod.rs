@@ -139,6 +139,7 @@ const fn format<B: Block>(name: &'static str, source: &'static Source) -> Weight
         unpack: unpack::<B>,
         pack: None,
         search: None,
+        coding: None,
         tiles: None,
         source,
         parameter: |address, _| Arg::from(address),
@@ -155,7 +156,11 @@ const fn packing_or_searched<B: Pack + Searched>(
     name: &'static str,
     source: &'static Source,
 ) -> WeightFormat {
-    WeightFormat { search: Some(encode::pack::<B>), ..packing::<B>(name, source) }
+    WeightFormat {
+        search: Some(encode::pack::<B>),
+        coding: Some(encode::coding::<B>()),
+        ..packing::<B>(name, source)
+    }
 }
 
 /// The format whose blocks are `B`, the scales of which are searched for.
@@ -163,6 +168,7 @@ const fn searched<B: Searched>(name: &'static str, source: &'static Source) -> W
     WeightFormat {
         pack: Some(|cpu, weights, cols, bytes| encode::pack::<B>(cpu, weights, cols, &[], bytes)),
         search: Some(encode::pack::<B>),
+        coding: Some(encode::coding::<B>()),
         ..format::<B>(name, source)
     }
 }

@@ -25,6 +25,8 @@ static Q4_1_SOURCE: Source = super::source!("q4_1", "Q4_1");
 static Q4_0_SOURCE: Source = super::source!("q4_0", "Q4_0");
 static MXFP4_SOURCE: Source = super::source!("mxfp4", "Mxfp4");
 
+pub(super) use search::codes_of;
+
 /// A scale and signed bytes.
 #[repr(C)]
 struct Q8_0Block {

@@ -151,3 +151,75 @@ fn searches_take_any_weights() {
         }
     }
 }
+
+/// What is less than half of what levels are apart.
+fn off(i: usize) -> f32 {
+    (i % 9) as f32 / 10.0 - 0.4
+}
+
+/// Gradients against those of `Σ d · weight`, term by term in f64.
+fn check_gradients(coding: &crate::format::Coding, coded: &crate::format::Coded, latents: &[f32]) {
+    let cpu = Cpu::new(2);
+    let d = crate::format::tests::random(latents.len(), 9);
+    let mut d_shared = vec![0.0; 2 * coded.shared.len()];
+    coding.shared_gradients(&cpu, coded, (latents, &d), &mut d_shared);
+    let mut d_latents = d.clone();
+    coding.latent_gradients(&cpu, coded, &mut d_latents);
+    let (block, per_block) =
+        (latents.len() / coded.shared.len(), coded.groups.len() / coded.shared.len());
+    for (i, found) in d_shared.as_chunks::<2>().0.iter().enumerate() {
+        let mut expected = [0.0f64; 2];
+        for at in i * block..(i + 1) * block {
+            let [scale, offset] = coded.groups[at / coding.group].map(f64::from);
+            expected[0] += f64::from(d[at]) * scale * f64::from(coded.levels[at]);
+            expected[1] -= f64::from(d[at]) * offset;
+        }
+        if !coding.has_offsets {
+            expected[1] = 0.0;
+        }
+        for (found, expected) in found.iter().zip(expected) {
+            let bound = 1e-4 * (1.0 + expected.abs()) + 1e-6 * 127.0 * 63.0 * block as f64;
+            assert!((f64::from(*found) - expected).abs() < bound, "{found} {expected}");
+        }
+        assert!(per_block * coding.group == block);
+    }
+    for (at, (found, d)) in d_latents.iter().zip(&d).enumerate() {
+        assert_eq!(*found, d * coded.affine(at / coding.group)[0]);
+    }
+}
+
+/// Taken apart, blocks have the weights that they unpack to, and put together again the same bytes.
+#[test]
+fn codings_take_blocks_apart() {
+    let cols = 512;
+    let weights = crate::format::tests::random(3 * cols, 7);
+    for format in crate::format::FORMATS {
+        let (Some(search), Some(coding)) = (format.search, format.coding) else {
+            assert!(format.search.is_none() && format.coding.is_none(), "{format:?}");
+            continue;
+        };
+        let mut bytes = vec![0; (format.num_bytes)([3, cols])];
+        search(&Cpu::new(1), Floats::F32(&weights), cols, &[], &mut bytes);
+        let coded = (coding.read)(&bytes);
+        let held = PackedMatrix::of_bytes(format, &bytes, [3, cols]).to_vec_f32();
+        for (i, (level, held)) in coded.levels.iter().zip(&held).enumerate() {
+            let [scale, offset] = coded.affine(i / coding.group);
+            assert_eq!(scale * f32::from(*level) - offset, *held, "{format:?} {i}");
+            // A level is nearest to itself, and to what is a little off.
+            for off in [0.0, 0.4, -0.4] {
+                let nearest = coding.nearest(f32::from(*level) + off);
+                assert_eq!(nearest, f32::from(*level), "{format:?}");
+            }
+        }
+        let latents: Vec<f32> =
+            coded.levels.iter().enumerate().map(|(i, of)| f32::from(*of) + off(i)).collect();
+        let mut values = vec![0.0; latents.len()];
+        coding.values(&Cpu::new(2), &coded, &latents, &mut values);
+        assert_eq!(values, held, "{format:?}");
+        check_gradients(&coding, &coded, &latents);
+        assert!(coding.has_offsets || coded.shared.iter().all(|shared| shared[1] == 0.0));
+        let mut again = vec![0; bytes.len()];
+        (coding.write)(&coded, &mut again);
+        assert!(again == bytes, "{format:?}");
+    }
+}
