@@ -202,7 +202,7 @@ impl<'a> Planner<'a> {
                 matrices.push((*role, self.pass.device.upload(category, &packed)?));
             }
         }
-        Ok(self.pass.model.with_matrices(matrices))
+        Ok(self.pass.model.with_weights(matrices))
     }
 
     /// The model with tensors in these types.

@@ -114,7 +114,7 @@ fn costs_are_divergences_that_are_measured() {
         };
         let other = Tensor::from_f32(&other, own.shape());
         predicted.push(sensitivity.cost((i, 0), [&own, &other]).unwrap());
-        let with = model.with_matrices([(role, other)]);
+        let with = model.with_weights([(role, other)]);
         measured.push(meter.measure(&with).unwrap().kl);
     }
     assert_eq!(predicted.len(), 36);

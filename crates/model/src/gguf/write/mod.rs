@@ -320,6 +320,13 @@ impl<'a> GgufForm<'a> {
         weights::columns(&self.model.decoder.config, role, columns)
     }
 
+    /// The same form of another model of this configuration.
+    pub fn with_model<'b>(&self, model: &'b Model) -> GgufForm<'b> {
+        let Self { architecture, metadata, tensors, .. } = self;
+        let (metadata, tensors) = (metadata.clone(), tensors.clone());
+        GgufForm { model, architecture, metadata, tensors }
+    }
+
     /// A matrix with its adapter merged, with rows in the model's order, in f32 or with the values
     /// that the file will have if columns, in its order, count so much.
     ///
