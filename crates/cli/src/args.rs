@@ -475,8 +475,14 @@ pub struct CompressArgs {
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub calibration: Vec<String>,
     /// Tokens of the calibration text that are used; an eighth as many are held out, to measure on
-    #[arg(long, default_value_t = 32_768, value_parser = sequence_length)]
+    #[arg(long, default_value_t = 131_072, value_parser = sequence_length)]
     pub calibration_tokens: usize,
+    /// How far to go to lose less at the same size
+    #[arg(long, default_value = "default")]
+    pub effort: EffortArg,
+    /// Leave out a technique that this effort would use, to see what it gains
+    #[arg(long, value_name = "TECHNIQUE", num_args = 1..)]
+    pub without: Vec<TechniqueArg>,
     /// Importance of columns that was computed before, by this command or by llama-imatrix
     #[arg(long, value_name = "FILE", conflicts_with = "calibration")]
     pub imatrix: Option<PathBuf>,
@@ -492,6 +498,25 @@ pub struct CompressArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum EffortArg {
+    /// Scales are searched for, and each weight takes the nearest value
+    Plain,
+    /// With calibration text, weights also make up for each other's errors, and roundings are
+    /// learned from what the model predicts
+    Default,
+    /// Roundings are learned for eight times as long
+    Best,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum TechniqueArg {
+    /// Weights make up for the errors of those that were rounded before
+    Feedback,
+    /// Roundings are learned from what the model predicts
+    Learning,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -12,11 +12,16 @@
 mod allocate;
 mod calibrate;
 mod choice;
+mod curvature;
+mod factor;
+mod feedback;
 mod imatrix;
 mod meter;
 mod mix;
+mod packed;
 mod plan;
 mod sensitivity;
+mod tune;
 mod window;
 
 pub use calibrate::importance;
@@ -24,6 +29,8 @@ pub use choice::{Choice, CompressError, Fallback, choose};
 pub use imatrix::{Columns, Imatrix, ImatrixError, Sums};
 pub use meter::{Measured, Meter};
 pub use mix::{Facts, Mix, Stored};
+pub use packed::{fed_back, packed};
 pub use plan::{Allocation, Candidate, Goal, PlanError, Planner};
 pub use sensitivity::Sensitivity;
+pub use tune::{Schedule, learning_bytes, tune};
 pub use window::{Corpus, Window};

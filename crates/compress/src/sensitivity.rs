@@ -164,54 +164,18 @@ impl<'a> Sensitivity<'a> {
         self.pass
     }
 
-    /// Draws labels for a window, and runs the model back from their log-probabilities.
+    /// Runs the model back from a window, and keeps what it shows.
     fn add(&mut self, stream: u64, window: &Window, watch: &Watch<'_>) -> Result<(), DeviceError> {
-        let Pass { device, model, compute } = self.pass;
-        let (config, width) = (&model.decoder.config, model.decoder.config.hidden_size);
-        let batch = window.batch(config);
-        let hidden = {
-            let mut tape = self.pass.inference_tape();
-            model.decoder.hidden(&mut tape, &batch, Recompute::None).value().try_to_vec_f32()?
-        };
-        device.settle()?;
-        let labels = self.drawn(model, &hidden, stream)?;
+        let back = run_back(self.pass, stream, window, watch)?;
+        let width = self.pass.model.decoder.config.hidden_size;
         // A pass over hidden states from all windows alike.
         let wanted = HEAD_ROWS.saturating_sub(self.hidden.len() / width);
         let every = (window.num_tokens() / wanted.max(1)).max(8);
-        let rows = hidden.chunks(width).step_by(every).take(wanted);
+        let rows = back.hidden.chunks(width).step_by(every).take(wanted);
         self.hidden.extend(rows.flatten());
-        let batch = window.labelled(config, &labels);
-        let mut tape = Tape::training(device, &model.params, compute, None);
-        tape.set_observer(watch);
-        let embedded = model.decoder.embedded(&mut tape, &batch);
-        let embedded = tape.leaf(embedded.value().clone(), true);
-        let log_probs =
-            model.decoder.log_probs_from(&mut tape, embedded.clone(), &batch, Recompute::Block);
-        let mut d_log_probs =
-            device.alloc(Category::Activations, DType::F32, log_probs.value().shape());
-        d_log_probs.copy_from_f32(&vec![1.0; log_probs.value().len()]);
-        let mut gradients = Gradients::zeros(device, &model.params)?;
-        let of_leaves = tape.backward(log_probs, d_log_probs, &mut gradients);
-        if let Some(gradient) = of_leaves.get(&embedded) {
-            self.d_embedded.extend(gradient.try_to_vec_f32()?);
-            self.tokens.extend(&batch.tokens);
-        }
-        device.settle()
-    }
-
-    /// A next token for each row of hidden states, from the model's own distribution.
-    fn drawn(&self, model: &Model, hidden: &[f32], stream: u64) -> Result<Vec<u32>, DeviceError> {
-        let (host, random) = (host(), Philox::new(SEED, stream));
-        let width = model.decoder.config.hidden_size;
-        let mut labels = Vec::new();
-        for (i, rows) in hidden.chunks(ROWS * width).enumerate() {
-            let logits = logits(self.pass.device, model, rows)?;
-            let count = rows.len() / width;
-            let at = |row: usize| random.uniform((i * ROWS + row) as u64);
-            let uniform: Vec<f32> = (0..count).map(at).collect();
-            labels.extend(draws(host, &logits, logits.len() / count, &uniform));
-        }
-        Ok(labels)
+        self.d_embedded.extend(back.d_embedded);
+        self.tokens.extend(window.rows.iter().flatten());
+        Ok(())
     }
 
     /// What `packed`, with the shape and the order of rows of the model's own matrix, costs in
@@ -273,7 +237,7 @@ impl<'a> Sensitivity<'a> {
             true => Role::EmbedTokens,
             false => Role::LmHead,
         };
-        let other = model.with_matrices([(role, device.upload(Category::Weights, packed)?)]);
+        let other = model.with_weights([(role, device.upload(Category::Weights, packed)?)]);
         let width = model.decoder.config.hidden_size;
         let mut sum = 0.0;
         for rows in self.hidden.chunks(ROWS * width) {
@@ -299,6 +263,70 @@ impl<'a> Sensitivity<'a> {
         let sum: f64 = self.tokens.iter().zip(gradients).map(of_token).sum();
         Ok(0.5 * sum / self.tokens.len().max(1) as f64)
     }
+}
+
+/// What a pass forward and back over a window shows besides what its observer sees.
+pub(crate) struct Back {
+    /// `[tokens, hidden_size]`, what the head's products take.
+    pub(crate) hidden: Vec<f32>,
+    /// `[tokens, hidden_size]`, gradients of embedded tokens.
+    d_embedded: Vec<f32>,
+}
+
+/// Draws labels for a window, and runs the model back from their log-probabilities.
+///
+/// # Errors
+/// If the device failed.
+pub(crate) fn run_back(
+    pass: Pass<'_>,
+    stream: u64,
+    window: &Window,
+    observer: &dyn Observer,
+) -> Result<Back, DeviceError> {
+    let Pass { device, model, compute } = pass;
+    let config = &model.decoder.config;
+    let batch = window.batch(config);
+    let hidden = {
+        let mut tape = pass.inference_tape();
+        model.decoder.hidden(&mut tape, &batch, Recompute::None).value().try_to_vec_f32()?
+    };
+    device.settle()?;
+    let labels = drawn(device, model, &hidden, stream)?;
+    let batch = window.labelled(config, &labels);
+    let mut tape = Tape::training(device, &model.params, compute, None);
+    tape.set_observer(observer);
+    let embedded = model.decoder.embedded(&mut tape, &batch);
+    let embedded = tape.leaf(embedded.value().clone(), true);
+    let log_probs =
+        model.decoder.log_probs_from(&mut tape, embedded.clone(), &batch, Recompute::Block);
+    let mut d_log_probs =
+        device.alloc(Category::Activations, DType::F32, log_probs.value().shape());
+    d_log_probs.copy_from_f32(&vec![1.0; log_probs.value().len()]);
+    let mut gradients = Gradients::zeros(device, &model.params)?;
+    let of_leaves = tape.backward(log_probs, d_log_probs, &mut gradients);
+    let gradient = of_leaves.get(&embedded).map(Tensor::try_to_vec_f32).transpose()?;
+    device.settle()?;
+    Ok(Back { hidden, d_embedded: gradient.unwrap_or_default() })
+}
+
+/// A next token for each row of hidden states, from the model's own distribution.
+fn drawn(
+    device: &Device,
+    model: &Model,
+    hidden: &[f32],
+    stream: u64,
+) -> Result<Vec<u32>, DeviceError> {
+    let (host, random) = (host(), Philox::new(SEED, stream));
+    let width = model.decoder.config.hidden_size;
+    let mut labels = Vec::new();
+    for (i, rows) in hidden.chunks(ROWS * width).enumerate() {
+        let logits = logits(device, model, rows)?;
+        let count = rows.len() / width;
+        let at = |row: usize| random.uniform((i * ROWS + row) as u64);
+        let uniform: Vec<f32> = (0..count).map(at).collect();
+        labels.extend(draws(host, &logits, logits.len() / count, &uniform));
+    }
+    Ok(labels)
 }
 
 /// The values of `packed` less those of `own`, both in the host's memory.

@@ -80,6 +80,15 @@ impl Corpus {
     }
 }
 
+impl Corpus {
+    /// At most `count` windows of the calibration, from all over it.
+    pub fn some(&self, count: usize) -> Vec<Window> {
+        let all = self.calibration.len();
+        let taken = count.min(all);
+        (0..taken).map(|i| self.calibration[i * all / taken].clone()).collect()
+    }
+}
+
 /// One window of so many is held out.
 const EIGHTH: usize = 8;
 

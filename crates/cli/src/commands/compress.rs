@@ -2,6 +2,7 @@
 
 mod calibration;
 mod report;
+mod rounding;
 mod types;
 
 use super::export::card::{self, Card};
@@ -33,15 +34,19 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
     let opened = opened.load()?;
     let card = Card::of(&args.model, &opened, (&args.out, false));
     let mut form = gguf::form(&opened, &card)?;
+    wanted.check_rows(args, &opened, (&form, &corpus))?;
     let columns = calibration::columns(args, &opened, (&form, &corpus))?;
     let types = wanted.types(args, &opened, (&form, &corpus, &columns))?;
     if let Some(number) = types.file_type {
         form.set_file_type(number);
     }
     let storages: Vec<Storage> = types.choices.iter().map(|choice| choice.storage).collect();
+    let of = (&form, &corpus);
+    let rounded = rounding::rounded(args, &opened, of, (&storages, &columns))?;
+    let written = form.with_model(rounded.as_ref().unwrap_or(&opened.model));
     let measured = whole(&args.out, |partial| {
         let importance = |tensor, part| columns.of(tensor, part);
-        gguf::write(&opened, &form, (&storages, &importance), partial)?;
+        gguf::write(&opened, &written, (&storages, &importance), partial)?;
         compare(&opened, (&corpus, args.max_kl), partial)
     })?;
     card.write(&args.out, &report::figures(&measured))?;
@@ -69,6 +74,7 @@ fn check(args: &CompressArgs) -> Result<Wanted, Failure> {
     check_parent("--out", &args.out)?;
     card::check_place(&args.out)?;
     calibration::check(args)?;
+    rounding::check(args)?;
     refuse_packed(&args.model)?;
     if !is_gguf(&args.out) {
         return Err(Failure::Usage(format!("--out {out}: end the name of a GGUF file in .gguf")));

@@ -14,6 +14,9 @@ use std::path::Path;
 /// Tokens of a window, as llama.cpp's programs have it.
 const WINDOW: usize = 512;
 
+/// Windows that importance is taken from: with more it hardly changes.
+const IMPORTANCE_WINDOWS: usize = 64;
+
 /// Refuses what can be seen to be wrong before anything is read.
 pub(super) fn check(args: &CompressArgs) -> Result<(), Failure> {
     let Some(path) = &args.save_imatrix else { return Ok(()) };
@@ -74,8 +77,9 @@ pub(super) fn columns(
     if corpus.calibration.is_empty() {
         return Ok(Columns::default());
     }
-    let bar = progress::bar(corpus.calibration.len(), "windows calibrated");
-    let text = (&corpus.calibration[..], args.calibration.clone());
+    let windows = corpus.some(IMPORTANCE_WINDOWS);
+    let bar = progress::bar(windows.len(), "windows calibrated");
+    let text = (&windows[..], args.calibration.clone());
     let found = importance(opened.pass(), form, text, &mut || bar.inc(1));
     bar.finish_and_clear();
     let imatrix = found?;

@@ -75,6 +75,18 @@ impl Wanted {
         )))
     }
 
+    /// Refuses a mix that rows cannot take, before anything takes long.
+    pub(super) fn check_rows(
+        self,
+        args: &CompressArgs,
+        opened: &Opened,
+        (form, corpus): (&GgufForm<'_>, &Corpus),
+    ) -> Result<(), Failure> {
+        let Self::Mix(mix) = self else { return Ok(()) };
+        let has_importance = args.imatrix.is_some() || !corpus.calibration.is_empty();
+        of_mix(args, opened, (mix, form), has_importance).map(|_| ())
+    }
+
     /// The types with which a model is as it is asked for.
     pub(super) fn types(
         self,
@@ -84,7 +96,9 @@ impl Wanted {
     ) -> Result<Types, Failure> {
         let num_weights = opened.model.decoder.config.num_parameters() as f64;
         let goal = match self {
-            Self::Mix(mix) => return of_mix(args, opened, (mix, form), columns),
+            Self::Mix(mix) => {
+                return of_mix(args, opened, (mix, form), !columns.is_empty());
+            }
             Self::Bits(bits) => Goal::Bytes((bits * num_weights / 8.0) as u64),
             Self::Bytes(bytes) => Goal::Bytes(bytes),
             Self::Kl(kl) => Goal::Kl(kl),
@@ -117,14 +131,14 @@ fn of_mix(
     args: &CompressArgs,
     opened: &Opened,
     (mix, form): (Mix, &GgufForm<'_>),
-    columns: &Columns,
+    has_importance: bool,
 ) -> Result<Types, Failure> {
     let fallback = match args.fallback {
         FallbackArg::Refuse => Fallback::Refuse,
         FallbackArg::LlamaCpp => Fallback::LlamaCpp,
     };
     let config = &opened.model.decoder.config;
-    let facts = Facts::of(config, form.architecture(), !columns.is_empty());
+    let facts = Facts::of(config, form.architecture(), has_importance);
     let stored: Vec<Stored<'_>> = form.tensors().iter().map(Stored::from).collect();
     let choices = choose(mix, &facts, &stored, fallback)
         .map_err(|error| Failure::Usage(error.to_string()))?;

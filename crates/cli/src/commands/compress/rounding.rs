@@ -1,0 +1,84 @@
+//! Roundings beyond the nearest value.
+
+use super::super::Opened;
+use crate::args::{CompressArgs, EffortArg, TechniqueArg};
+use crate::failure::Failure;
+use crate::{output, progress};
+use hone_compress::{Columns, Corpus, Schedule, fed_back, learning_bytes, packed, tune};
+use hone_model::{GgufForm, Model};
+use hone_tensor::{DeviceError, Storage};
+use hone_train::machine::available_memory;
+
+/// Tokens of an update.
+const TOKENS_PER_STEP: usize = 1024;
+/// Updates with the default effort, and with the best.
+const STEPS: [usize; 2] = [96, 768];
+/// Windows that the curvature is taken from.
+const FEEDBACK_WINDOWS: usize = 32;
+
+/// Refuses what can be seen to be wrong before anything is read.
+pub(super) fn check(args: &CompressArgs) -> Result<(), Failure> {
+    if args.effort == EffortArg::Best && args.calibration.is_empty() {
+        return Err(Failure::Usage(
+            "--effort best: roundings are learned from text; give some with --calibration"
+                .to_owned(),
+        ));
+    }
+    if args.effort == EffortArg::Plain && !args.without.is_empty() {
+        return Err(Failure::Usage(
+            "--without: --effort plain uses no technique that could be left out".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// The model in these types, with roundings as good as the effort makes them; `None` if each weight
+/// takes the nearest value.
+pub(super) fn rounded(
+    args: &CompressArgs,
+    opened: &Opened,
+    (form, corpus): (&GgufForm<'_>, &Corpus),
+    types: (&[Storage], &Columns),
+) -> Result<Option<Model>, DeviceError> {
+    if args.effort == EffortArg::Plain || corpus.calibration.is_empty() {
+        return Ok(None);
+    }
+    let (pass, is_used) = (opened.pass(), |technique| !args.without.contains(&technique));
+    let mut model = packed(pass, form, types)?;
+    if is_used(TechniqueArg::Feedback) {
+        let windows = corpus.some(FEEDBACK_WINDOWS);
+        let matrices = form.tensors().iter().filter(|of| of.is_matrix());
+        let steps = windows.len() + matrices.map(|of| of.roles().len()).sum::<usize>();
+        let bar = progress::bar(steps, "windows with gradients, and matrices rounded");
+        model = fed_back(pass, form, &model, &windows, &mut || bar.inc(1))?;
+        bar.finish_and_clear();
+    }
+    if is_used(TechniqueArg::Learning) && has_memory(opened) {
+        let steps = STEPS[usize::from(args.effort == EffortArg::Best)];
+        let schedule = Schedule { steps, tokens_per_step: TOKENS_PER_STEP };
+        let bar = progress::bar(steps, "updates of roundings");
+        let mut done = |kl: f64| {
+            bar.inc(1);
+            bar.set_message(format!("updates of roundings, KL {kl:.4}"));
+        };
+        model = tune(pass, form, &model, &corpus.calibration, schedule, &mut done)?;
+        bar.finish_and_clear();
+    }
+    Ok(Some(model))
+}
+
+/// Whether there is memory to learn roundings; says so if there is not.
+fn has_memory(opened: &Opened) -> bool {
+    let needed = learning_bytes(&opened.model);
+    let Some(free) = available_memory() else { return true };
+    if needed > free {
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        output::note(&format!(
+            "note: to learn roundings takes about {:.1} GiB of memory, and {:.1} GiB are free; \
+             they are left as they are",
+            gib(needed),
+            gib(free)
+        ));
+    }
+    needed <= free
+}
