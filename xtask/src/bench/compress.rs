@@ -1,0 +1,135 @@
+//! `cargo xtask bench compress`: what compression loses, beside llama.cpp's programs, on SmolLM2
+//! and on a small Llama that Hone pre-trains.
+//!
+//! Models, texts, runs and figures live in `target/compress`; each figure is kept there with a
+//! digest of what it was made from, so that a run that was ended goes on where it was.
+
+mod kept;
+mod llama;
+mod models;
+mod ours;
+mod page;
+mod picture;
+mod tasks;
+#[cfg(test)]
+mod tests;
+
+use super::peer::venv;
+use super::{Place, report};
+use kept::Kept;
+use llama::Programs;
+use models::Ready;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+/// `args` are the folder of llama.cpp's programs, `--hone BINARY` if it is not to be built, and
+/// names of models, all without any.
+pub fn run(root: &Path, args: &[&str]) -> ExitCode {
+    report("compress", try_run(root, args))
+}
+
+fn try_run(root: &Path, args: &[&str]) -> Result<bool, String> {
+    let [programs, rest @ ..] = args else {
+        return Err("give the folder of llama.cpp's programs, such as build/bin".to_owned());
+    };
+    let (hone, names) = match rest {
+        ["--hone", hone, names @ ..] => (Some(Path::new(hone)), names),
+        names => (None, names),
+    };
+    let known = models::ALL.map(|model| model.name);
+    if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
+        return Err(format!("there is no model `{unknown}`; there are {}", known.join(", ")));
+    }
+    let programs = Programs::new(Path::new(programs))?;
+    let bench = Bench::new(Place::new(root, "compress", hone)?)?;
+    for model in models::ALL.iter().filter(|m| names.is_empty() || names.contains(&m.name)) {
+        let ready = models::prepare(&bench, model)?;
+        let measured = measure(&bench, &programs, &ready)?;
+        page::keep(&bench.place, model, &measured)?;
+        // Model by model, as a run takes hours.
+        page::write(&bench.place)?;
+    }
+    Ok(page::verdicts(&page::kept(&bench.place)).iter().all(|verdict| verdict.reached()))
+}
+
+/// What all steps share.
+struct Bench {
+    place: Place,
+    python: PathBuf,
+    kept: Kept,
+}
+
+impl Bench {
+    fn new(place: Place) -> Result<Self, String> {
+        let python = venv(&place.root)?;
+        let kept = Kept::new(&place.dir);
+        Ok(Self { place, python, kept })
+    }
+
+    /// The file of a step that makes files.
+    fn path(&self, name: &str) -> PathBuf {
+        self.place.dir.join(name)
+    }
+
+    /// Runs a script of `bench/` where models and texts live.
+    fn script(&self, name: &str, args: &[&str]) -> Result<(), String> {
+        let mut command = Command::new(&self.python);
+        command.arg(self.place.root.join("bench").join(name)).args(args);
+        said(command.current_dir(&self.place.dir)).map(drop)
+    }
+
+    /// Hone, where models and texts live.
+    fn hone(&self, verb: &str) -> Command {
+        let mut command = Command::new(&self.place.hone);
+        command.arg(verb).current_dir(&self.place.dir);
+        command
+    }
+}
+
+/// All figures of a model.
+fn measure(bench: &Bench, programs: &Programs, ready: &Ready) -> Result<Value, String> {
+    let base = programs.base(bench, ready)?;
+    let mut rows = programs.rows(bench, ready, &base)?;
+    rows.extend(llama::autoround(bench, programs, ready, &base)?);
+    let ours = ours::rows(bench, programs, ready, &base, &rows)?;
+    rows.extend(ours);
+    let techniques = ours::techniques(bench, programs, ready, &base, &rows)?;
+    let tasks = tasks::measure(bench, ready)?;
+    Ok(json!({
+        "parameters": ready.parameters,
+        "bf16_bytes": 2 * ready.parameters,
+        "llama_cpp": programs.version()?,
+        "loss": models::losses(bench, ready)?,
+        "rows": rows,
+        "techniques": techniques,
+        "tasks": tasks,
+    }))
+}
+
+/// What a command says, both of its outputs after one another; an error if it fails.
+fn said(command: &mut Command) -> Result<String, String> {
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    match output.status.success() {
+        true => Ok(text),
+        false => {
+            let lines: Vec<&str> = text.lines().collect();
+            let last = lines[lines.len().saturating_sub(20)..].join("\n");
+            Err(format!("{command:?}:\n{last}"))
+        }
+    }
+}
+
+/// Removes a file, and the model card beside it, that an ended run may have left.
+fn remove(file: &Path) {
+    let _ = fs::remove_file(file);
+    let _ = fs::remove_file(file.with_extension("md"));
+}
+
+fn size(file: &Path) -> Result<u64, String> {
+    let about = fs::metadata(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    Ok(about.len())
+}

@@ -1,0 +1,67 @@
+//! Figures of steps, kept with a digest of what they were made from.
+
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub struct Kept {
+    dir: PathBuf,
+    /// Of files, which do not change while the benchmark runs.
+    digests: RefCell<HashMap<PathBuf, String>>,
+}
+
+impl Kept {
+    pub fn new(dir: &Path) -> Self {
+        Self { dir: dir.join("kept"), digests: RefCell::default() }
+    }
+
+    /// What step `key` gave, if it had the same files and the same words as inputs; otherwise what
+    /// it gives now.
+    pub fn step(
+        &self,
+        key: &str,
+        (files, words): (&[&Path], &str),
+        make: impl FnOnce() -> Result<Value, String>,
+    ) -> Result<Value, String> {
+        let mut inputs = Sha256::new_with_prefix(words);
+        for file in files {
+            inputs.update(self.digest(file)?);
+        }
+        let inputs = hexadecimal(inputs);
+        let path = self.dir.join(format!("{key}.json"));
+        let failed = |error: io::Error| format!("{}: {error}", path.display());
+        let before = fs::read(&path).unwrap_or_default();
+        let before: Value = serde_json::from_slice(&before).unwrap_or_default();
+        if before["inputs"] == inputs {
+            return Ok(before["value"].clone());
+        }
+        eprintln!("{key}");
+        let value = make()?;
+        let text = json!({ "inputs": inputs, "value": value }).to_string();
+        fs::create_dir_all(path.parent().unwrap_or(&self.dir)).map_err(failed)?;
+        // Aside, since a run may be ended here too.
+        let aside = path.with_extension("part");
+        fs::write(&aside, text).and_then(|()| fs::rename(&aside, &path)).map_err(failed)?;
+        Ok(value)
+    }
+
+    fn digest(&self, file: &Path) -> Result<String, String> {
+        if let Some(known) = self.digests.borrow().get(file) {
+            return Ok(known.clone());
+        }
+        let mut sha = Sha256::new();
+        let copied = File::open(file).and_then(|mut open| io::copy(&mut open, &mut sha));
+        copied.map_err(|error| format!("{}: {error}", file.display()))?;
+        let digest = hexadecimal(sha);
+        self.digests.borrow_mut().insert(file.to_owned(), digest.clone());
+        Ok(digest)
+    }
+}
+
+fn hexadecimal(sha: Sha256) -> String {
+    sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}

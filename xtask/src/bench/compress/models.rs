@@ -1,0 +1,193 @@
+//! The two models and their texts, made when they are first needed.
+
+use super::super::json;
+use super::llama::{FEW_MIXES, MIXES, Mix};
+use super::{Bench, remove, said};
+use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+/// One model of the benchmark.
+pub struct Model {
+    /// Names it on the command line, and its folder.
+    pub name: &'static str,
+    pub title: &'static str,
+    /// Windows of 512 tokens of each text that is evaluated on.
+    eval_windows: usize,
+    /// Windows that Hone calibrates on; an eighth as many more are held out by it, and given to
+    /// llama-imatrix too.
+    calibration_windows: usize,
+    /// llama.cpp's mixes that are measured.
+    pub mixes: &'static [Mix],
+    /// Bits per weight at which Hone is compared with llama.cpp, and the most that its KL may be as
+    /// a share of llama.cpp's; of the others only the table tells.
+    pub limits: &'static [(f64, Option<f64>)],
+    /// Bits per weight at which techniques are compared.
+    pub techniques_at: f64,
+    /// Documents of LAMBADA.
+    pub lambada: usize,
+}
+
+pub const ALL: [Model; 2] = [
+    Model {
+        name: "second",
+        title: "Llama of 10.5 million, pre-trained by Hone",
+        eval_windows: 40,
+        calibration_windows: 256,
+        mixes: &MIXES,
+        limits: &[(5.0, Some(0.7)), (3.6, Some(0.6)), (3.0, Some(0.5))],
+        techniques_at: 3.6,
+        lambada: 500,
+    },
+    Model {
+        name: "smollm2",
+        title: "SmolLM2-135M, off its grid and fine-tuned",
+        eval_windows: 24,
+        calibration_windows: 64,
+        mixes: &FEW_MIXES,
+        limits: &[(5.0, Some(0.7)), (4.6, None)],
+        techniques_at: 5.0,
+        lambada: 200,
+    },
+];
+
+/// A model with all that is measured on it.
+pub struct Ready {
+    pub model: &'static Model,
+    /// Folder in Hugging Face layout, f32.
+    pub folder: PathBuf,
+    /// The same as a GGUF file.
+    pub gguf: PathBuf,
+    /// Text of the kind that was learnt, text of another, and what all calibrate on.
+    pub own: PathBuf,
+    pub other: PathBuf,
+    pub calibration: PathBuf,
+    pub parameters: u64,
+}
+
+impl Ready {
+    /// Tokens for `--calibration-tokens`, which Hone's held-out part is not of.
+    pub fn calibration_tokens(&self) -> usize {
+        512 * self.model.calibration_windows
+    }
+}
+
+/// Makes what is missing.
+pub fn prepare(bench: &Bench, model: &'static Model) -> Result<Ready, String> {
+    texts(bench)?;
+    let folder = match model.name {
+        "second" => second(bench)?,
+        _ => smollm2(bench)?,
+    };
+    let dir = bench.path(model.name);
+    fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    let gguf = dir.join("f32.gguf");
+    if !gguf.is_file() {
+        let aside = dir.join("f32-part.gguf");
+        remove(&aside);
+        let mut export = bench.hone("export");
+        export.arg(&folder).args(["--format", "gguf", "--dtype", "f32", "--out"]).arg(&aside);
+        said(&mut export)?;
+        fs::rename(&aside, &gguf).map_err(|error| error.to_string())?;
+    }
+    let held_out = model.calibration_windows / 8;
+    let cut = |text: &str, windows: usize| {
+        let to = dir.join(text);
+        if !to.is_file() {
+            let (from, windows) = (folder.to_string_lossy(), windows.to_string());
+            bench.script(TEXTS, &["cut", &from, text, &windows, &to.to_string_lossy()])?;
+        }
+        Ok::<_, String>(to)
+    };
+    Ok(Ready {
+        model,
+        own: cut("own.txt", model.eval_windows)?,
+        other: cut("other.txt", model.eval_windows)?,
+        calibration: cut("calibration.txt", model.calibration_windows + held_out)?,
+        parameters: parameters(&folder.join("model.safetensors"))?,
+        folder,
+        gguf,
+    })
+}
+
+/// The script of texts and of the second model's beginning.
+const TEXTS: &str = "compress_texts.py";
+
+fn texts(bench: &Bench) -> Result<(), String> {
+    let data = bench.place.root.join("../shared/data");
+    if bench.path("other.txt").is_file() {
+        return Ok(());
+    }
+    if !data.is_dir() {
+        return Err("../shared/data is absent, which holds the texts".to_owned());
+    }
+    bench.script(TEXTS, &["texts", &data.to_string_lossy(), "."])
+}
+
+fn second(bench: &Bench) -> Result<PathBuf, String> {
+    if !bench.path("second-init/model.safetensors").is_file() {
+        bench.script(TEXTS, &["second", "."])?;
+    }
+    train(bench, "second")
+}
+
+fn smollm2(bench: &Bench) -> Result<PathBuf, String> {
+    let folded = bench.path("smollm2-folded");
+    if !folded.join("model.safetensors").is_file() {
+        let source = crate::models::SMOLLM2.path(&bench.place.root);
+        if !source.is_file() {
+            return Err("SmolLM2 is absent; `cargo xtask models` fetches it".to_owned());
+        }
+        let plain = bench.path("smollm2-hf");
+        let _ = fs::remove_dir_all(&plain);
+        let mut export = bench.hone("export");
+        export.arg(source).args(["--dtype", "f32", "--out"]).arg(&plain);
+        said(&mut export)?;
+        bench.script("off_grid.py", &["smollm2-hf", "smollm2-folded"])?;
+    }
+    train(bench, "smollm2")
+}
+
+/// Runs `bench/compress_NAME.toml`, or goes on with it.
+fn train(bench: &Bench, name: &str) -> Result<PathBuf, String> {
+    let model = bench.path(&format!("runs/{name}/model"));
+    if !model.join("model.safetensors").is_file() {
+        eprintln!("training {name}");
+        let recipe = bench.place.root.join(format!("bench/compress_{name}.toml"));
+        said(bench.hone("train").arg(recipe).arg("--resume"))?;
+    }
+    Ok(model)
+}
+
+/// Weights in a safetensors file.
+fn parameters(file: &Path) -> Result<u64, String> {
+    let failed = |error: String| format!("{}: {error}", file.display());
+    let mut open = File::open(file).map_err(|error| failed(error.to_string()))?;
+    let mut length = [0; 8];
+    open.read_exact(&mut length).map_err(|error| failed(error.to_string()))?;
+    let mut header = Vec::new();
+    let mut part = open.take(u64::from_le_bytes(length));
+    part.read_to_end(&mut header).map_err(|error| failed(error.to_string()))?;
+    let header: Value = serde_json::from_slice(&header).map_err(|e| failed(e.to_string()))?;
+    let of_tensor = |tensor: &Value| -> u64 {
+        let shape = tensor["shape"].as_array();
+        shape.map_or(0, |shape| shape.iter().filter_map(Value::as_u64).product())
+    };
+    let tensors = header.as_object().ok_or_else(|| failed("no header".to_owned()))?;
+    Ok(tensors.values().map(of_tensor).sum())
+}
+
+/// How good the model is: its loss on both texts, in nats per token.
+pub fn losses(bench: &Bench, ready: &Ready) -> Result<Value, String> {
+    let of = |text: &Path| -> Result<Value, String> {
+        let mut eval = bench.hone("eval");
+        eval.arg(&ready.folder).arg("--data").arg(text).args(["--format", "text", "--json"]);
+        Ok(json(eval.args(["--max-seq-len", "512"]))?["loss"].clone())
+    };
+    let weights = ready.folder.join("model.safetensors");
+    let inputs: [&Path; 3] = [&weights, &ready.own, &ready.other];
+    bench.kept.step(&format!("{}/losses", ready.model.name), (&inputs, ""), || {
+        Ok(json!({ "own": of(&ready.own)?, "other": of(&ready.other)? }))
+    })
+}

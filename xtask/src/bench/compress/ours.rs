@@ -1,0 +1,166 @@
+//! Files that Hone makes.
+
+use super::super::json;
+use super::llama::{Base, Programs};
+use super::models::Ready;
+use super::{Bench, remove};
+use serde_json::Value;
+use std::path::Path;
+use std::time::Instant;
+
+/// Mixes with the types of llama.cpp's, with the effort `plain`: columns weighed by importance.
+const MIXES: [&str; 14] = [
+    "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_0", "q4_k_m", "q4_k_s", "q4_0", "iq4_nl", "iq4_xs",
+    "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
+];
+const EFFORTS: [&str; 3] = ["plain", "default", "best"];
+/// Whole-file ratios to bf16 at which tasks are asked.
+pub const RATIOS: [u64; 2] = [4, 5];
+
+/// The best file with an importance matrix among those of at most so many bits per weight: that of
+/// the least divergence on text of the learnt kind.
+pub fn best<'a>(rows: &'a [Value], parameters: u64, bits: f64) -> Option<&'a Value> {
+    let fits = |row: &&'a Value| {
+        row["maker"] == "llama.cpp"
+            && row["imatrix"] == true
+            && bits_per_weight(row, parameters) <= bits
+    };
+    rows.iter().filter(fits).min_by(|a, b| kl(a, "own").total_cmp(&kl(b, "own")))
+}
+
+/// Of the whole file.
+pub fn bits_per_weight(row: &Value, parameters: u64) -> f64 {
+    8.0 * row["bytes"].as_f64().unwrap_or(f64::NAN) / parameters as f64
+}
+
+/// Mean KL divergence on text of the learnt kind, `own`, or of another, `other`.
+pub fn kl(row: &Value, text: &str) -> f64 {
+    row[text]["kl"].as_f64().unwrap_or(f64::NAN)
+}
+
+/// What makes a file: options of `hone compress`, and whether those of calibration are among them.
+type Recipe<'a> = (&'a [&'a str], bool);
+
+/// Rows of mixes, and of the sizes of llama.cpp's best files and of AutoRound's.
+pub fn rows(
+    bench: &Bench,
+    programs: &Programs,
+    ready: &Ready,
+    base: &Base,
+    theirs: &[Value],
+) -> Result<Vec<Value>, String> {
+    let mut rows = Vec::new();
+    for mix in MIXES {
+        let options = [&of_mix(mix)[..], &["--effort", "plain"]].concat();
+        rows.push(row(bench, programs, ready, base, (mix, (&options, true)))?);
+    }
+    for &(bits, _) in ready.model.limits {
+        let Some(theirs) = best(theirs, ready.parameters, bits) else { continue };
+        let bytes = theirs["bytes"].to_string();
+        for effort in EFFORTS {
+            let options = ["--target-size", &bytes, "--effort", effort];
+            let name = format!("chosen types, {effort}");
+            let mut row = row(bench, programs, ready, base, (&name, (&options, true)))?;
+            row["limit"] = bits.into();
+            row["effort"] = effort.into();
+            rows.push(row);
+        }
+    }
+    for theirs in theirs.iter().filter(|row| row["maker"] == "AutoRound") {
+        let bytes = theirs["bytes"].to_string();
+        let options = ["--target-size", &bytes, "--effort", "best"];
+        let recipe = ("chosen types, best", (&options[..], true));
+        let mut row = row(bench, programs, ready, base, recipe)?;
+        row["effort"] = "best".into();
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+/// What each technique gives, at no more bytes than llama.cpp's file at the limit of the model.
+pub fn techniques(
+    bench: &Bench,
+    programs: &Programs,
+    ready: &Ready,
+    base: &Base,
+    rows: &[Value],
+) -> Result<Vec<Value>, String> {
+    let Some(theirs) = best(rows, ready.parameters, ready.model.techniques_at) else {
+        return Ok(Vec::new());
+    };
+    let (most, bytes) = (theirs["bytes"].as_u64(), theirs["bytes"].to_string());
+    let fits = |row: &&Value| row["maker"] == "Hone" && row["bytes"].as_u64() <= most;
+    let mixes = rows.iter().filter(|row| row["effort"].is_null()).filter(fits);
+    let mix = mixes.min_by(|a, b| kl(a, "own").total_cmp(&kl(b, "own")));
+    let mut found = Vec::new();
+    let mut step = |name: &str, options: &[&str], is_calibrated| {
+        found.push(row(bench, programs, ready, base, (name, (options, is_calibrated)))?);
+        Ok::<_, String>(())
+    };
+    if let Some(mix) = mix.and_then(|mix| mix["name"].as_str()) {
+        let with = |options: &[&'static str]| [&of_mix(mix)[..], options].concat();
+        step(&format!("`{mix}`"), &with(&["--effort", "plain"]), false)?;
+        step(&format!("`{mix}`, importance"), &with(&["--effort", "plain"]), true)?;
+        let all = format!("`{mix}`, importance, feedback, learning");
+        step(&all, &with(&["--effort", "best"]), true)?;
+    }
+    let with = |options: &[&'static str]| [&["--target-size", &bytes], options].concat();
+    step("chosen, importance", &with(&["--effort", "plain"]), true)?;
+    let feedback = ["--effort", "best", "--without", "learning"];
+    step("chosen, importance, feedback", &with(&feedback), true)?;
+    let learning = ["--effort", "best", "--without", "feedback"];
+    step("chosen, importance, learning", &with(&learning), true)?;
+    step("chosen, importance, feedback, learning", &with(&["--effort", "best"]), true)?;
+    Ok(found)
+}
+
+fn of_mix(mix: &str) -> [&str; 4] {
+    ["--type", mix, "--fallback", "llama.cpp"]
+}
+
+/// Compresses by the recipe and measures the file, once for rows of the same recipe.
+fn row(
+    bench: &Bench,
+    programs: &Programs,
+    ready: &Ready,
+    base: &Base,
+    (name, (options, is_calibrated)): (&str, Recipe<'_>),
+) -> Result<Value, String> {
+    let end = if is_calibrated { "" } else { "-uncalibrated" };
+    let of_options = options.join("-").replace("--", "");
+    let key = format!("{}/hone-{of_options}{end}", ready.model.name);
+    let inputs: [&Path; 4] = [&ready.gguf, &ready.calibration, &ready.own, &bench.place.hone];
+    let mut row = bench.kept.step(&key, (&inputs, ""), || {
+        let file = ready.gguf.with_file_name("hone.gguf");
+        let (seconds, said) = compress(bench, ready, (options, is_calibrated), &file)?;
+        let mut row = programs.of_file(bench, ready, base, (&file, true))?;
+        row["maker"] = "Hone".into();
+        row["imatrix"] = is_calibrated.into();
+        row["seconds"] = seconds.into();
+        row["held_out"] = said["kl"].clone();
+        remove(&file);
+        Ok(row)
+    })?;
+    row["name"] = name.into();
+    Ok(row)
+}
+
+/// Writes the file; how long it took, and what Hone says of it.
+pub fn compress(
+    bench: &Bench,
+    ready: &Ready,
+    (options, is_calibrated): Recipe<'_>,
+    file: &Path,
+) -> Result<(f64, Value), String> {
+    remove(file);
+    let mut compress = bench.hone("compress");
+    compress.arg(&ready.folder).args(options).arg("--json").arg("--out").arg(file);
+    if is_calibrated {
+        let tokens = ready.calibration_tokens().to_string();
+        compress.arg("--calibration").arg(&ready.calibration);
+        compress.args(["--calibration-tokens", &tokens]);
+    }
+    let begun = Instant::now();
+    let said = json(&mut compress)?;
+    Ok((begun.elapsed().as_secs_f64(), said))
+}

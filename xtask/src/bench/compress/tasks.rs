@@ -1,0 +1,108 @@
+//! What a smaller file keeps of the full model's quality, task by task.
+
+use super::super::json;
+use super::models::Ready;
+use super::ours::{RATIOS, compress};
+use super::{Bench, remove, size};
+use serde_json::{Value, json};
+use std::fs;
+use std::io::BufRead as _;
+use std::path::{Path, PathBuf};
+
+/// Word problems that no one has seen, of which the answers' loss is taken.
+const PROBLEMS: usize = 200;
+
+/// Tasks of the full model, and of Hone's files at whole-file ratios to bf16.
+pub fn measure(bench: &Bench, ready: &Ready) -> Result<Value, String> {
+    let full = of_model(bench, ready, &ready.gguf)?;
+    let mut files = Vec::new();
+    for ratio in RATIOS {
+        let key = format!("{}/tasks-{ratio}", ready.model.name);
+        let inputs: [&Path; 3] = [&ready.gguf, &ready.calibration, &bench.place.hone];
+        let most = (2 * ready.parameters / ratio).to_string();
+        files.push(bench.kept.step(&key, (&inputs, &most), || {
+            let file = ready.gguf.with_file_name("smaller.gguf");
+            let options = ["--target-size", &most, "--effort", "best"];
+            match compress(bench, ready, (&options, true), &file) {
+                Ok(_) => (),
+                // Rows that no small type takes.
+                Err(error) if error.contains(LEAST) => {
+                    return Ok(json!({ "ratio": ratio, "refused": last_line(&error) }));
+                }
+                Err(error) => return Err(error),
+            }
+            let mut tasks = asked(bench, ready, &file)?;
+            tasks["ratio"] = ratio.into();
+            tasks["bytes"] = size(&file)?.into();
+            remove(&file);
+            Ok(tasks)
+        })?);
+    }
+    Ok(json!({ "full": full, "files": files }))
+}
+
+/// How Hone refuses a target that its types cannot reach.
+const LEAST: &str = "least possible";
+
+fn last_line(text: &str) -> String {
+    text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned()
+}
+
+fn of_model(bench: &Bench, ready: &Ready, file: &Path) -> Result<Value, String> {
+    let key = format!("{}/tasks-full", ready.model.name);
+    bench.kept.step(&key, (&[file], ""), || asked(bench, ready, file))
+}
+
+/// Same top token as the full model, LAMBADA's words, and the loss of answers to word problems.
+fn asked(bench: &Bench, ready: &Ready, file: &Path) -> Result<Value, String> {
+    let of_text = |text: &Path| -> Result<Value, String> {
+        let mut eval = bench.hone("eval");
+        eval.arg(file).arg("--against").arg(&ready.gguf).arg("--data").arg(text);
+        eval.args(["--format", "text", "--compute", "f32", "--json"]);
+        eval.args(["--max-seq-len", "512", "--context-tokens", "257"]);
+        Ok(json(&mut eval)?["same_top"]["value"].clone())
+    };
+    let sets = bench.place.root.join("../shared/data/eval");
+    let mut eval = bench.hone("eval");
+    eval.arg(file).args(["--task", "lambada_openai", "--compute", "f32", "--json"]);
+    eval.args(["--limit", &ready.model.lambada.to_string()]).arg("--data").arg(sets);
+    let lambada = json(&mut eval)?;
+    let tasks = lambada["tasks"].as_array().cloned().unwrap_or_default();
+    let words =
+        tasks.iter().find(|task| task["metric"] == "acc").ok_or("no accuracy of LAMBADA")?;
+    let problems = problems(bench)?;
+    let mut eval = bench.hone("eval");
+    eval.arg(file).arg("--data").arg(problems).args(["--compute", "f32", "--json"]);
+    eval.args(["--prompt-field", "prompt", "--completion-field", "completion"]);
+    Ok(json!({
+        "same_top_own": of_text(&ready.own)?,
+        "same_top_other": of_text(&ready.other)?,
+        "lambada": words["value"],
+        "lambada_stderr": words["stderr"],
+        "gsm8k_loss": json(&mut eval)?["loss"],
+    }))
+}
+
+/// Problems of GSM8K's test part, as they were asked in training.
+fn problems(bench: &Bench) -> Result<PathBuf, String> {
+    let path = bench.path("gsm8k-test.jsonl");
+    if path.is_file() {
+        return Ok(path);
+    }
+    let test = bench.place.root.join("../shared/data/sft/gsm8k/test.jsonl");
+    let failed = |error: std::io::Error| format!("{}: {error}", test.display());
+    let file = fs::File::open(&test).map_err(failed)?;
+    let mut lines = String::new();
+    for line in std::io::BufReader::new(file).lines().take(PROBLEMS) {
+        let row: Value = serde_json::from_str(&line.map_err(failed)?).map_err(|e| e.to_string())?;
+        let (Some(question), Some(answer)) = (row["question"].as_str(), row["answer"].as_str())
+        else {
+            return Err(format!("{}: a row without question or answer", test.display()));
+        };
+        let prompt = format!("Question: {question}\nAnswer:");
+        let asked = json!({ "prompt": prompt, "completion": format!(" {answer}") });
+        lines.push_str(&format!("{asked}\n"));
+    }
+    fs::write(&path, lines).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(path)
+}
