@@ -7,8 +7,8 @@
 //! are searched for when its turn comes, for what its weights should be then.
 
 use crate::factor::Factor;
-use crate::meter::host;
-use hone_tensor::gemm::{Epilogue, Matrix, OutputRegion, Product, Term};
+use crate::meter::host as cpu;
+use hone_tensor::gemm::{Epilogue, Matrix, OutputRegion, Product, Term, gemm};
 use hone_tensor::{Coding, DType, Device, Storage, Tensor, View, ViewMut, WeightFormat};
 
 /// Rows that are rounded together, without feedback between them: they make up for errors before
@@ -25,98 +25,120 @@ pub(crate) fn rounded(
 ) -> Tensor {
     let [n, k] = [weights.shape()[0], weights.shape()[1]];
     let storage = Storage::Packed(format);
-    let (block, host) = (format.block, Device::host().processor().expect("the host computes"));
-    let block_bytes = storage.num_bytes(&[1, block]);
-    let (values, mut bytes) = (weights.f32(), vec![0; storage.num_bytes(weights.shape())]);
-    let cpu = crate::meter::host();
+    let row_bytes = storage.num_bytes(&[1, k]);
+    let (values, mut bytes) = (weights.f32(), vec![0; n * row_bytes]);
+    let columns = Columns { format, coding, inputs, k };
     // `W − Q` of all rows so far.
     let mut errors = vec![0.0; n * k];
-    let rows = if outputs.is_some() { ROWS } else { 256 };
+    let rows = if outputs.is_some() { ROWS } else { INDEPENDENT_ROWS };
     for first in (0..n).step_by(rows) {
         let count = rows.min(n - first);
-        let mut targets = values[first * k..(first + count) * k].to_vec();
+        let (own, bytes) = (&values[first * k..][..count * k], &mut bytes[first * row_bytes..]);
+        let mut targets = own.to_vec();
         if let Some(outputs) = outputs.filter(|_| first > 0) {
             let shares = outputs.of_rows(first, count);
-            add_product(
-                (&shares, count, true),
-                (&errors, k),
-                [count, first, k],
-                (&mut targets, k, 0),
-            );
+            let shares = Matrix::rows(View::F32(&shares), count).transposed();
+            add_product(shares, (&errors, k), [count, first, k], &mut targets);
         }
-        let mut fed = vec![0.0; count * k];
-        for col in (0..k).step_by(block) {
-            let mut wanted = vec![0.0; count * block];
-            for (to, from) in wanted.chunks_exact_mut(block).zip(targets.chunks_exact(k)) {
-                to.copy_from_slice(&from[col..col + block]);
-            }
-            if col > 0 {
-                let upper = (&inputs.upper[col..], k);
-                add_product((&fed, k, false), upper, [count, col, block], (&mut wanted, block, 0));
-            }
-            let importance = &inputs.diagonal[col..col + block];
-            let mut packed = vec![0; count * block_bytes];
-            host.pack_by_importance(View::F32(&wanted), importance, format, &mut packed);
-            let mut blocks = (coding.read)(&packed);
-            let groups = block / coding.group;
-            // Levels of a row, and what its weights are short of their targets then.
-            let mut levels = vec![(0i8, 0.0f32); count * block];
-            cpu.rows(&mut levels, block, block * block / 2, |row, levels| {
-                let mut wanted = wanted[row * block..][..block].to_vec();
-                for j in 0..block {
-                    let [scale, offset] = blocks.affine(row * groups + j / coding.group);
-                    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-                    let level = coding.nearest((wanted[j] + offset) * inverse);
-                    let short = targets[row * k + col + j] - (scale * level - offset);
-                    levels[j] = (level as i8, short);
-                    let upper = &inputs.upper[(col + j) * k + col..][..block];
-                    for (to, by) in wanted[j + 1..].iter_mut().zip(&upper[j + 1..]) {
-                        *to += short * by;
-                    }
-                }
-            });
-            for (row, levels) in levels.chunks_exact(block).enumerate() {
-                for (j, (level, short)) in levels.iter().enumerate() {
-                    blocks.levels[row * block + j] = *level;
-                    fed[row * k + col + j] = *short;
-                }
-            }
-            (coding.write)(&blocks, &mut packed);
-            for (row, packed) in packed.chunks_exact(block_bytes).enumerate() {
-                let at = ((first + row) * (k / block) + col / block) * block_bytes;
-                bytes[at..at + block_bytes].copy_from_slice(packed);
-            }
-        }
-        // What is short of the targets, less what they are above the weights.
-        let of = values[first * k..].iter().zip(&targets).zip(&fed);
-        let errors = &mut errors[first * k..(first + count) * k];
-        for (error, ((value, target), fed)) in errors.iter_mut().zip(of) {
-            *error = fed - (target - value);
+        let short = columns.round(&targets, &mut bytes[..count * row_bytes]);
+        // What rows are short of their targets, less what these are above the weights.
+        let errors = &mut errors[first * k..][..count * k];
+        for (error, ((short, target), own)) in
+            errors.iter_mut().zip(short.iter().zip(&targets).zip(own))
+        {
+            *error = short - (target - own);
         }
     }
     Tensor::from_bytes(&bytes, storage, weights.shape())
 }
 
-/// `out [m, n] += a [m, k] b [k, n]`, where `a` may lie transposed; rows are so long.
-fn add_product(
-    (a, a_len, is_transposed): (&[f32], usize, bool),
-    (b, b_len): (&[f32], usize),
-    [m, k, n]: [usize; 3],
-    (out, out_len, col): (&mut [f32], usize, usize),
-) {
-    let a = Matrix::rows(View::F32(a), a_len);
-    let a = if is_transposed { a.transposed() } else { a };
+/// Rows that are rounded together where nothing goes from one to another.
+const INDEPENDENT_ROWS: usize = 256;
+
+/// Feedback along the columns of rows.
+struct Columns<'a> {
+    format: &'static WeightFormat,
+    coding: Coding,
+    inputs: &'a Factor,
+    /// Columns.
+    k: usize,
+}
+
+impl Columns<'_> {
+    /// Rounds whole rows into `bytes`; what they are short of `targets [_, k]`.
+    fn round(&self, targets: &[f32], bytes: &mut [u8]) -> Vec<f32> {
+        let (k, block) = (self.k, self.format.block);
+        let count = targets.len() / k;
+        let block_bytes = bytes.len() / (count * k / block);
+        let mut short = vec![0.0; count * k];
+        for col in (0..k).step_by(block) {
+            let of_block = targets.chunks_exact(k).flat_map(|row| &row[col..col + block]);
+            let mut wanted: Vec<f32> = of_block.copied().collect();
+            if col > 0 {
+                let upper = (&self.inputs.upper[col..], k);
+                let before = Matrix::rows(View::F32(&short), k);
+                add_product(before, upper, [count, col, block], &mut wanted);
+            }
+            let packed = self.round_blocks((targets, &wanted), col, &mut short);
+            for (row, packed) in packed.chunks_exact(block_bytes).enumerate() {
+                bytes[(row * k + col) / block * block_bytes..][..block_bytes]
+                    .copy_from_slice(packed);
+            }
+        }
+        short
+    }
+
+    /// Rounds the block of each row at column `col`, for which `wanted [_, block]` has the targets
+    /// and what is fed back from before; writes what is short of the targets.
+    fn round_blocks(
+        &self,
+        (targets, wanted): (&[f32], &[f32]),
+        col: usize,
+        short: &mut [f32],
+    ) -> Vec<u8> {
+        let Self { format, coding, inputs, k } = *self;
+        let (block, count) = (format.block, targets.len() / k);
+        let mut packed = vec![0; Storage::Packed(format).num_bytes(&[count, block])];
+        let importance = &inputs.diagonal[col..col + block];
+        let host = Device::host().processor().expect("the host computes");
+        host.pack_by_importance(View::F32(wanted), importance, format, &mut packed);
+        let mut blocks = (coding.read)(&packed);
+        let groups = block / coding.group;
+        // The level of each weight, and what it is short of then.
+        let mut rounded = vec![(0i8, 0.0f32); count * block];
+        cpu().rows(&mut rounded, block, block * block / 2, |row, rounded| {
+            let mut wanted = wanted[row * block..][..block].to_vec();
+            for (j, to) in rounded.iter_mut().enumerate() {
+                let [scale, offset] = blocks.affine(row * groups + j / coding.group);
+                let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+                let level = coding.nearest((wanted[j] + offset) * inverse);
+                let short = targets[row * k + col + j] - (scale * level - offset);
+                *to = (level as i8, short);
+                let upper = &inputs.upper[(col + j) * k + col..][..block];
+                let rest = wanted[j + 1..].iter_mut().zip(&upper[j + 1..]);
+                rest.for_each(|(wanted, by)| *wanted += short * by);
+            }
+        });
+        for (i, (level, of)) in rounded.into_iter().enumerate() {
+            blocks.levels[i] = level;
+            short[i / block * k + col + i % block] = of;
+        }
+        (coding.write)(&blocks, &mut packed);
+        packed
+    }
+}
+
+/// `out [m, n] += a [m, k] b [k, n]`; rows of `b` are so long.
+fn add_product(a: Matrix<'_>, (b, b_len): (&[f32], usize), [m, k, n]: [usize; 3], out: &mut [f32]) {
     let terms = [Term::new(a, Matrix::rows(View::F32(b), b_len), k)];
     let epilogue = Epilogue { accumulate: true, ..Default::default() };
-    let output = OutputRegion::columns(m, n, out_len, col);
-    let product = Product { terms: &terms, epilogue, output };
-    hone_tensor::gemm::gemm(host(), DType::F32, &[product], ViewMut::F32(out));
+    let product = Product { terms: &terms, epilogue, output: OutputRegion::whole(m, n) };
+    gemm(cpu(), DType::F32, &[product], ViewMut::F32(out));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::meter::host;
     use hone_tensor::safetensors::{load_as, pack_as};
     use hone_tensor::{Category, FORMATS, Philox};
 
@@ -174,7 +196,7 @@ mod tests {
         let values: Vec<f32> = (0..n * k).map(|i| random.normal(i as u64)).collect();
         let weights = Tensor::from_f32(&values, &[n, k]);
         let (inputs, outputs) = (neighbours(k, 1), directions(n, 2));
-        let factors = [Factor::of(host(), &inputs, k), Factor::of(host(), &outputs, n)];
+        let factors = [Factor::of(cpu(), &inputs, k), Factor::of(cpu(), &outputs, n)];
         let importance: Vec<f32> = (0..k).map(|i| inputs[i * k + i]).collect();
         for format in FORMATS {
             let Some(coding) = format.coding else { continue };
