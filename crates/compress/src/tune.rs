@@ -29,7 +29,7 @@ pub struct Schedule {
 
 /// How far latents move in an update, in distances of levels, at the start; it falls to nothing
 /// along half a cosine.
-const LEARNING_RATE: f64 = 0.005;
+const LEARNING_RATE: f64 = 0.001;
 /// How much less factors of blocks' floats and gains of norms move, which are about 1.
 const FACTORS: f64 = 0.2;
 /// Decays of moments, of Adam. Runs are short, and gradients change when levels do.
@@ -69,8 +69,8 @@ impl Learned {
     }
 }
 
-/// How far a latent stays from where the level changes, in distances of levels, at the start.
-const MARGIN: f32 = 0.02;
+/// How far from its level a latent begins at most that is nearer to another, in distances of levels.
+const INSIDE: f32 = 0.25;
 
 impl Rounded {
     /// The matrix `packed` of the format, which stands for `intended`.
@@ -87,7 +87,7 @@ impl Rounded {
             let [scale, offset] = blocks.affine(group);
             let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
             for (latent, level) in latents.iter_mut().zip(&blocks.levels[group * len..]) {
-                *latent = within(&coding, (*latent + offset) * inverse, f32::from(*level));
+                *latent = latent_of(&coding, (*latent + offset) * inverse, f32::from(*level));
             }
         });
         let shared = blocks.shared.clone();
@@ -148,20 +148,14 @@ fn spacing(coding: &Coding) -> f32 {
     }
 }
 
-/// The number nearest to `x` of those that `level` is nearest to.
-fn within(coding: &Coding, x: f32, level: f32) -> f32 {
-    let [lowest, highest] = coding.range.map(f32::from);
-    let (mut below, mut above) = (level - 1.0, level + 1.0);
-    if let Some(table) = coding.table {
-        let at = table.iter().position(|of| f32::from(*of) == level).unwrap_or(0);
-        below = f32::from(table[at.saturating_sub(1)]);
-        above = f32::from(table[(at + 1).min(15)]);
+/// The latent of a weight `x` that has this level: itself if that is the nearest one; else what
+/// made it another has to hold against a while of training.
+fn latent_of(coding: &Coding, x: f32, level: f32) -> f32 {
+    if coding.nearest(x) == level {
+        return x;
     }
-    let margin = MARGIN * spacing(coding);
-    let low = if level > lowest { (below + level) / 2.0 + margin } else { level - spacing(coding) };
-    let high =
-        if level < highest { (above + level) / 2.0 - margin } else { level + spacing(coding) };
-    x.clamp(low, high)
+    let inside = INSIDE * spacing(coding);
+    level + (x - level).clamp(-inside, inside)
 }
 
 /// A packed model in training.

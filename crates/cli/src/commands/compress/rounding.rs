@@ -4,7 +4,7 @@ use super::super::Opened;
 use crate::args::{CompressArgs, EffortArg, TechniqueArg};
 use crate::failure::Failure;
 use crate::{output, progress};
-use hone_compress::{Columns, Corpus, Schedule, fed_back, learning_bytes, packed, tune};
+use hone_compress::{Columns, Corpus, Meter, Schedule, fed_back, learning_bytes, packed, tune};
 use hone_model::{GgufForm, Model};
 use hone_tensor::{DeviceError, Storage};
 use hone_train::machine::available_memory;
@@ -13,6 +13,8 @@ use hone_train::machine::available_memory;
 const TOKENS_PER_STEP: usize = 1024;
 /// Updates with the default effort, and with the best.
 const STEPS: [usize; 2] = [96, 768];
+/// Windows of held-out text that decide whether learning gained anything.
+const HELD_OUT_WINDOWS: usize = 16;
 /// Windows that the curvature is taken from.
 const FEEDBACK_WINDOWS: usize = 32;
 
@@ -61,10 +63,31 @@ pub(super) fn rounded(
             bar.inc(1);
             bar.set_message(format!("updates of roundings, KL {kl:.4}"));
         };
-        model = tune(pass, form, &model, &corpus.calibration, schedule, &mut done)?;
+        let learned = tune(pass, form, &model, &corpus.calibration, schedule, &mut done)?;
         bar.finish_and_clear();
+        model = better(opened, corpus, [model, learned])?;
     }
     Ok(Some(model))
+}
+
+/// The one that is closer to the model on text that neither was made with; the second if there is
+/// none.
+fn better(
+    opened: &Opened,
+    corpus: &Corpus,
+    [first, second]: [Model; 2],
+) -> Result<Model, DeviceError> {
+    let held_out = &corpus.held_out[..corpus.held_out.len().min(HELD_OUT_WINDOWS)];
+    let meter = Meter::new(opened.pass(), held_out)?;
+    let (before, after) = (meter.measure(&first)?.kl, meter.measure(&second)?.kl);
+    if before < after {
+        output::note(&format!(
+            "note: learned roundings were no better ({after:.4} nats per token against {before:.4} \
+             on held-out text), and are not used"
+        ));
+        return Ok(first);
+    }
+    Ok(second)
 }
 
 /// Whether there is memory to learn roundings; says so if there is not.
