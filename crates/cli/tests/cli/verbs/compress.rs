@@ -103,7 +103,8 @@ fn text_makes_smaller_files_better() {
     let Some(model) = stories() else { return };
     let (scene, model) = (Scene::new(), model.to_string_lossy().into_owned());
     write_text(&scene, 60_000);
-    let text = ["--calibration", "text.jsonl", "--calibration-tokens", "8192"];
+    let text = ["--calibration", "text.jsonl", "--calibration-tokens", "8192", "--effort"];
+    let (default, text) = ([&text[..], &["default"]].concat(), [&text[..], &["plain"]].concat());
     let compress = |out: &str, more: &[&str]| {
         json(&mut scene.hone(&[&["compress", &model, "--out", out, "--json"], more].concat()))
     };
@@ -117,6 +118,12 @@ fn text_makes_smaller_files_better() {
     assert_eq!(again["is_held_out"], false);
     let [first, second] = ["known.gguf", "again.gguf"].map(|at| std::fs::read(scene.path(at)));
     assert_eq!(first.unwrap(), second.unwrap());
+    // So do roundings.
+    let fed = compress("fed.gguf", &[&small[..], &default, &["--without", "learning"]].concat());
+    let learned = compress("learned.gguf", &[&small[..], &default].concat());
+    assert_eq!([&fed["bytes"], &learned["bytes"]], [&known["bytes"]; 2]);
+    let kls = [&known, &fed, &learned].map(|found| number(found, "kl"));
+    assert!(kls.is_sorted_by(|a, b| a > b), "{kls:?}");
     // Chosen types reach the same size with less loss.
     let size = format!("{}B", number(&known, "bytes"));
     let chosen = compress("chosen.gguf", &[&["--target-size", &size][..], &text].concat());
@@ -152,6 +159,9 @@ fn what_is_no_calibration_is_said() {
     let missing = ["--calibration", "missing.jsonl", "--type", "f16"];
     compress(&missing).says(2, &["missing.jsonl", "--calibration"]);
     compress(&["--target-bpw", "5"]).says(2, &["--calibration"]);
+    compress(&["--effort", "best"]).says(2, &["--effort best", "give some with --calibration"]);
+    compress(&["--effort", "plain", "--without", "learning"])
+        .says(2, &["--without: --effort plain uses no technique"]);
     let both = ["--target-bpw", "5", "--calibration", "text.jsonl", "--type", "q4_0"];
     compress(&both).says(2, &["--target-bpw", "--type"]);
     let text = ["--calibration", "text.jsonl"];
