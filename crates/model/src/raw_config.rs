@@ -186,6 +186,11 @@ impl RawConfig {
         self.object.is_empty()
     }
 
+    /// The keys, in the file's order.
+    pub(crate) fn keys(&self) -> Vec<String> {
+        self.object.keys().cloned().collect()
+    }
+
     /// The value of a key; `null` counts as absent.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.read.borrow_mut().insert(key.to_owned());

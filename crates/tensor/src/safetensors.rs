@@ -6,7 +6,10 @@ mod header;
 mod parts;
 
 pub use ::safetensors::tensor::Dtype;
-pub use hone_kernels::format::{Nf4Parts, Nf4Scales, Parts, PartsError};
+pub use hone_kernels::format::{
+    Nf4Parts, Nf4Scales, Nf4Tensors, PackedInts, Parts, PartsError, pack_ints, packed_row_bytes,
+    to_e4m3,
+};
 pub use parts::joined;
 
 use crate::{DType, Device, DeviceError, Mapped, Storage, Tensor};
@@ -218,6 +221,8 @@ pub enum Lazy<'a> {
     },
     /// It is another file's, of any type.
     Copied(Copied),
+    /// Its bytes, of any type.
+    Raw(RawTensor<'a>),
 }
 
 /// A tensor of a file as it is there.
@@ -247,13 +252,11 @@ impl View for Entry<'_, '_> {
             Lazy::Ready(tensor) => file_type(tensor.dtype()),
             Lazy::Deferred { dtype, .. } => file_type(*dtype),
             Lazy::Copied(copied) => copied.dtype,
+            Lazy::Raw(raw) => raw.dtype,
         }
     }
     fn shape(&self) -> &[usize] {
-        match &self.lazy {
-            Lazy::Ready(tensor) => tensor.shape(),
-            Lazy::Deferred { shape, .. } | Lazy::Copied(Copied { shape, .. }) => shape,
-        }
+        self.lazy.shape()
     }
     fn data(&self) -> Cow<'_, [u8]> {
         // After a failure nothing more is computed. The library writes what it is given, however
@@ -271,11 +274,21 @@ impl View for Entry<'_, '_> {
             Lazy::Ready(tensor) => tensor.num_bytes(),
             Lazy::Deferred { dtype, shape, .. } => shape.iter().product::<usize>() * dtype.size(),
             Lazy::Copied(copied) => copied.range.len(),
+            Lazy::Raw(raw) => raw.bytes.len(),
         }
     }
 }
 
 impl Lazy<'_> {
+    /// Lengths of its dimensions.
+    pub fn shape(&self) -> &[usize] {
+        match self {
+            Self::Ready(tensor) => tensor.shape(),
+            Self::Deferred { shape, .. } | Self::Copied(Copied { shape, .. }) => shape,
+            Self::Raw(raw) => raw.shape,
+        }
+    }
+
     fn bytes(&self) -> Result<Cow<'_, [u8]>, DeviceError> {
         let bytes = match self {
             Self::Ready(tensor) if tensor.is_on_host() => return Ok(Cow::Borrowed(tensor.bytes())),
@@ -283,6 +296,7 @@ impl Lazy<'_> {
             Self::Copied(Copied { map, range, .. }) => {
                 return Ok(Cow::Borrowed(&map.bytes()[range.clone()]));
             }
+            Self::Raw(raw) => return Ok(Cow::Borrowed(raw.bytes)),
             Self::Deferred { dtype, shape, make } => {
                 let tensor = make()?;
                 assert_eq!((tensor.dtype(), tensor.shape()), (*dtype, shape.as_slice()));

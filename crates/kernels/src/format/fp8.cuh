@@ -1,7 +1,12 @@
-// FP8 (e4m3) with one scale, or one for each 128 × 128 weights: the scales, then the bytes.
+// FP8 (e4m3) with one scale, one for each row, or one for each 128 × 128 weights: the scales, then
+// the bytes.
 struct Fp8 {
     const uint8* bytes;
     size_t cols;
+};
+struct Fp8Rows {
+    const uint8* bytes;
+    size_t rows;
 };
 struct Fp8Blocks {
     const uint8* bytes;
@@ -20,6 +25,10 @@ template <int N> DEVICE bool aligned(Fp8) {
     return true;
 }
 
+template <int N> DEVICE bool aligned(Fp8Rows) {
+    return true;
+}
+
 template <int N> DEVICE bool aligned(Fp8Blocks) {
     return true;
 }
@@ -33,6 +42,11 @@ template <int N> DEVICE Vec<float, N> read_fp8(const uint8* values, float scale,
 
 template <int N> DEVICE Vec<float, N> read(Fp8 x, size_t index, size_t, Count<N> count) {
     return read_fp8(x.bytes + 4 + index, *reinterpret_cast<const float*>(x.bytes), count);
+}
+
+template <int N> DEVICE Vec<float, N> read(Fp8Rows x, size_t index, size_t row, Count<N> count) {
+    float scale = reinterpret_cast<const float*>(x.bytes)[row];
+    return read_fp8(x.bytes + 4 * x.rows + index, scale, count);
 }
 
 template <int N> DEVICE Vec<float, N> read(Fp8Blocks x, size_t index, size_t row, Count<N> count) {

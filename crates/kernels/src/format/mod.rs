@@ -13,16 +13,19 @@ mod packed;
 mod parts;
 mod shape;
 mod tiles;
+mod words;
 
 pub use coding::{Coded, Coding};
+pub use fp8::to_e4m3;
 pub(crate) use gguf::Q8_0Blocks;
 pub use gguf::UnreadType;
 pub use int8::{Int8Rows, Int8RowsMut, rows_mut as int8_rows_mut};
 pub(crate) use nf4::Nf4Blocks;
 pub use packed::Packed;
-pub use parts::{Nf4Parts, Nf4Scales, Parts, PartsError};
+pub use parts::{Nf4Parts, Nf4Scales, Nf4Tensors, Parts, PartsError};
 pub use shape::ShapeError;
 pub use tiles::Tiles;
+pub use words::{PackedInts, pack_ints, packed_row_bytes};
 
 use crate::cpu::Cpu;
 use crate::cuda::arg::Arg;
@@ -66,11 +69,12 @@ pub type Pack = fn(&Cpu, Floats<'_>, cols: usize, bytes: &mut [u8]);
 pub type Search = fn(&Cpu, Floats<'_>, cols: usize, importance: &[f32], bytes: &mut [u8]);
 
 /// All formats.
-pub static FORMATS: [&WeightFormat; 18] = [
+pub static FORMATS: [&WeightFormat; 19] = [
     &int8::FORMAT,
     &nf4::FORMAT,
     &nf4::F32,
     &fp8::FP8,
+    &fp8::FP8_ROWS,
     &fp8::FP8_BLOCK,
     &gguf::Q8_0,
     &gguf::Q6_K,

@@ -1,6 +1,7 @@
 //! Matrices that safetensors files have in several tensors, as one matrix in a format. Nothing is
 //! lost: the same bytes lie in another order.
 
+use super::words::PackedInts;
 use super::{Storage, fp8, gguf, nf4};
 
 /// The tensors of one matrix.
@@ -22,6 +23,15 @@ pub enum Parts<'a> {
         /// `weight_scale_inv`, which weights are multiplied by.
         scales: &'a [f32],
     },
+    /// The same with a scale for each row.
+    Fp8Rows {
+        /// A byte for each weight.
+        values: &'a [u8],
+        /// `weight_scale`.
+        scales: &'a [f32],
+    },
+    /// Integers as compressed-tensors packs them.
+    Ints(PackedInts<'a>),
 }
 
 /// The tensors of `bitsandbytes.functional.QuantState.as_dict`, under their names there.
@@ -93,7 +103,15 @@ impl Parts<'_> {
             true => Ok(()),
             false => Err(PartsError::Size { part, found, expected, rows, cols }),
         };
-        let format = self.format();
+        let format = match self {
+            Self::Ints(ints) => return ints.storage([rows, cols]),
+            Self::Nf4(Nf4Parts { scales: Nf4Scales::Double { .. }, .. }) => &nf4::FORMAT,
+            Self::Nf4(Nf4Parts { scales: Nf4Scales::Plain { .. }, .. }) => &nf4::F32,
+            Self::Mxfp4 { .. } => &gguf::MXFP4,
+            Self::Fp8 { scales, .. } if scales.len() == 1 => &fp8::FP8,
+            Self::Fp8 { .. } => &fp8::FP8_BLOCK,
+            Self::Fp8Rows { .. } => &fp8::FP8_ROWS,
+        };
         let storage = Storage::Packed(format);
         storage.checked_num_bytes(&[rows, cols])?;
         let len = rows * cols;
@@ -123,25 +141,21 @@ impl Parts<'_> {
                     size("weight_scale_inv", scales.len(), fp8::num_scales([rows, cols]))?;
                 }
             }
+            Self::Fp8Rows { values, scales } => {
+                size("weight", values.len(), len)?;
+                size("weight_scale", scales.len(), rows)?;
+            }
+            Self::Ints(_) => unreachable!("returned above"),
         }
         Ok(storage)
     }
 
-    fn format(&self) -> &'static super::WeightFormat {
-        match self {
-            Self::Nf4(Nf4Parts { scales: Nf4Scales::Double { .. }, .. }) => &nf4::FORMAT,
-            Self::Nf4(Nf4Parts { scales: Nf4Scales::Plain { .. }, .. }) => &nf4::F32,
-            Self::Mxfp4 { .. } => &gguf::MXFP4,
-            Self::Fp8 { scales, .. } if scales.len() == 1 => &fp8::FP8,
-            Self::Fp8 { .. } => &fp8::FP8_BLOCK,
-        }
-    }
-
-    /// Writes the bytes of the matrix, of which [`Parts::storage`] says how many there are.
+    /// Writes the bytes of the matrix of this shape in `storage`, which is what
+    /// [`Parts::storage`] says.
     ///
     /// # Panics
     /// If there is another number of bytes.
-    pub fn write(&self, bytes: &mut [u8]) {
+    pub fn write(&self, storage: Storage, shape: [usize; 2], bytes: &mut [u8]) {
         let words = |words: &[f32]| words.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>();
         match *self {
             Self::Nf4(Nf4Parts { weight, scales, .. }) => match scales {
@@ -153,7 +167,52 @@ impl Parts<'_> {
                 }
             },
             Self::Mxfp4 { blocks, scales } => gguf::write_mxfp4(blocks, scales, bytes),
-            Self::Fp8 { values, scales } => write_all(bytes, &[&words(scales), values]),
+            Self::Fp8 { values, scales } | Self::Fp8Rows { values, scales } => {
+                write_all(bytes, &[&words(scales), values]);
+            }
+            Self::Ints(ints) => ints.write(storage, shape, bytes),
+        }
+    }
+}
+
+/// A matrix in nf4, taken apart.
+#[derive(Clone, Debug)]
+pub struct Nf4Tensors<'a> {
+    /// Two weights in each byte.
+    pub weight: &'a [u8],
+    /// A byte for each 64 weights.
+    pub absmax: &'a [u8],
+    /// A scale for each 256 bytes of `absmax`.
+    pub nested_absmax: Vec<f32>,
+    /// The levels of `absmax`.
+    pub nested_quant_map: Vec<f32>,
+    /// What is added to each absmax.
+    pub nested_offset: f32,
+}
+
+impl<'a> Nf4Tensors<'a> {
+    /// The levels of weights, which is `quant_map`.
+    pub const QUANT_MAP: [f32; 16] = nf4::LEVELS;
+
+    /// The tensors of so many weights, of which these are the bytes.
+    ///
+    /// # Panics
+    /// If there are fewer bytes.
+    pub fn of(bytes: &'a [u8], num_weights: usize) -> Self {
+        let [magnitudes, scales] = nf4::num_magnitudes_and_scales(num_weights);
+        let floats = |bytes: &[u8]| -> Vec<f32> {
+            bytes.as_chunks().0.iter().map(|word| f32::from_le_bytes(*word)).collect()
+        };
+        let (levels, rest) = bytes.split_at(4 * 256);
+        let (offset, rest) = rest.split_at(4);
+        let (scales, rest) = rest.split_at(4 * scales);
+        let (absmax, weight) = rest.split_at(magnitudes);
+        Self {
+            weight,
+            absmax,
+            nested_absmax: floats(scales),
+            nested_quant_map: floats(levels),
+            nested_offset: floats(offset)[0],
         }
     }
 }
@@ -176,7 +235,7 @@ mod tests {
     fn matrix(parts: Parts<'_>, shape: [usize; 2]) -> PackedMatrix {
         let Ok(Storage::Packed(format)) = parts.storage(shape) else { panic!("whole") };
         let mut bytes = vec![0xff; (format.num_bytes)(shape)];
-        parts.write(&mut bytes);
+        parts.write(Storage::Packed(format), shape, &mut bytes);
         PackedMatrix::of_bytes(format, &bytes, shape)
     }
 
@@ -211,21 +270,22 @@ mod tests {
         let shape = [70, 301];
         let packed = PackedMatrix::new(&nf4::FORMAT, &random(70 * 301, 5), 301);
         let bytes = packed.bytes();
-        let words = |at: usize, len: usize| -> Vec<f32> {
-            let words = bytes[at..at + 4 * len].as_chunks().0;
-            words.iter().map(|word| f32::from_le_bytes(*word)).collect()
-        };
-        let [magnitudes, scales] = nf4::num_magnitudes_and_scales(70 * 301);
-        let (levels, mean, nested) = (words(0, 256), words(1024, 1), words(1028, scales));
-        let (absmax, weight) = bytes[1028 + 4 * scales..].split_at(magnitudes);
+        let [magnitudes, _] = nf4::num_magnitudes_and_scales(70 * 301);
+        let Nf4Tensors {
+            weight,
+            absmax,
+            nested_absmax: nested,
+            nested_quant_map: levels,
+            nested_offset,
+        } = Nf4Tensors::of(bytes, 70 * 301);
         let of = |absmax| Nf4Parts {
             weight,
-            quant_map: &nf4::LEVELS,
+            quant_map: &Nf4Tensors::QUANT_MAP,
             scales: Nf4Scales::Double {
                 absmax,
                 nested_absmax: &nested,
                 nested_quant_map: &levels,
-                nested_offset: mean[0],
+                nested_offset,
             },
         };
         let parts = of(absmax);
@@ -239,7 +299,7 @@ mod tests {
         let read: Vec<f32> = absmax
             .iter()
             .zip((0..magnitudes).map(|block| nested[block / 256]))
-            .map(|(&level, scale)| levels[usize::from(level)] * scale + mean[0])
+            .map(|(&level, scale)| levels[usize::from(level)] * scale + nested_offset)
             .collect();
         let plain = |absmax| Parts::Nf4(Nf4Parts { scales: Nf4Scales::Plain { absmax }, ..parts });
         let found = matrix(plain(&read), shape);
@@ -257,5 +317,15 @@ mod tests {
         assert_eq!((found[383], found[384]), (0.5, 3.0));
         let says = "`weight_scale_inv` has 3 elements, and 2 belong to 130 rows of 3 weights";
         assert_eq!(refusal(of(&[0.5, 3.0, 1.0]), shape), says);
+    }
+
+    #[test]
+    fn fp8_has_one_scale_for_each_row() {
+        let (shape, values) = ([3, 50], vec![0x38; 150]);
+        let of = |scales| Parts::Fp8Rows { values: &values, scales };
+        let found = matrix(of(&[0.5, 3.0, 0.3]), shape).to_vec_f32();
+        assert_eq!((found[49], found[50], found[149]), (0.5, 3.0, 0.3));
+        let says = "`weight_scale` has 2 elements, and 3 belong to 3 rows of 50 weights";
+        assert_eq!(refusal(of(&[0.5, 3.0]), shape), says);
     }
 }

@@ -48,7 +48,8 @@ impl PackedMatrix {
         }
     }
 
-    fn filled(
+    /// What `fill` writes, in aligned memory.
+    pub(crate) fn filled(
         format: &'static WeightFormat,
         [rows, cols]: [usize; 2],
         fill: impl FnOnce(&mut [u8]),

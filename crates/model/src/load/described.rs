@@ -32,9 +32,9 @@ impl Described {
             Some("float16") => DType::F16,
             _ => DType::Bf16,
         };
-        let quantised = [Quantised::read(inner)?, Quantised::read(&raw)?];
-        let quantised = quantised.into_iter().flatten().next();
+        let quantised = Quantised::of_files(&raw)?;
         let named = |name: &str| FORMATS.into_iter().find(|format| format.name == name);
+        let quantised = quantised.as_ref();
         let names = [quantised.and_then(|kind| kind.matrices), quantised.map(|kind| kind.experts)];
         let [matrices, experts] = names.map(|name| named(name?).map(Storage::Packed));
         Ok(Self { dir: dir.to_owned(), dtype, matrices, experts })

@@ -2,6 +2,7 @@
 
 use crate::config::{DecoderConfig, ExpertLayout};
 use crate::encoder::is_buffer;
+use crate::families::Quantised;
 use crate::gguf::{GgufModel, is_gguf};
 use crate::raw_config::{ConfigError, RawConfig};
 use crate::weights::{Fused, Role, WeightSpec};
@@ -163,6 +164,8 @@ pub(super) struct WeightFiles {
     file_of: BTreeMap<String, usize>,
     /// Whether the files contain only the head of the tied pair.
     embedding_is_head: bool,
+    /// Bits of the integers that the configuration says are packed into words.
+    pub(super) int_bits: Vec<u32>,
 }
 
 /// How the files of a model hold its weights, and what else they hold.
@@ -248,6 +251,14 @@ fn older_name(name: &str) -> Option<String> {
     ENDS.iter().find_map(older)
 }
 
+/// What the name of a matrix of packed integers ends in, after the name of the whole matrix.
+pub(super) const PACKED: &str = "_packed";
+
+/// The name of the whole matrix whose weights are in the tensor `stored`.
+pub(super) fn whole_name(stored: &str) -> &str {
+    stored.strip_suffix(PACKED).unwrap_or(stored)
+}
+
 /// The names that a tensor may have in the files, or what they begin with: files of the bare model,
 /// without its head, omit the prefix, and those with other parts have another, now or in older
 /// versions.
@@ -261,8 +272,10 @@ fn stored_forms(name: &str) -> impl Iterator<Item = String> + use<> {
 impl WeightFiles {
     pub(super) fn open(dir: &Path) -> Result<Self, LoadError> {
         let (path, paths) = path_and_files(dir)?;
-        let mut this =
-            Self { path, files: Vec::new(), file_of: BTreeMap::new(), embedding_is_head: false };
+        let raw = RawConfig::read(&dir.join("config.json"))?;
+        let int_bits = Quantised::of_files(&raw)?.map_or_else(Vec::new, |of| of.int_bits);
+        let (files, file_of) = (Vec::new(), BTreeMap::new());
+        let mut this = Self { path, files, file_of, embedding_is_head: false, int_bits };
         for path in paths {
             this.add(&path)?;
         }
@@ -302,7 +315,7 @@ impl WeightFiles {
         // A head that is tied is the embedding, which may have been trained.
         let mut ours: BTreeSet<&str> = self.copies(config).collect();
         for WeightSpec { role, name, .. } in config.weights() {
-            let stored = self.stored_name(&name);
+            let stored = self.stored_name(&name).or_else(|| self.stored_ints(&name));
             ours.extend(stored);
             let fused = config.fused(role).filter(|_| stored.is_none());
             ours.extend(fused.iter().flat_map(|fused| self.mxfp4_names(fused)).flatten());
@@ -311,7 +324,7 @@ impl WeightFiles {
                 ours.insert(stored);
                 layout.fused.insert(name, Fused { name: stored.to_owned(), ..fused });
             } else if let Some(stored) = stored {
-                layout.names.insert(name, stored.to_owned());
+                layout.names.insert(name, whole_name(stored).to_owned());
             }
         }
         let unused = self.unused(config);
@@ -322,7 +335,7 @@ impl WeightFiles {
         };
         for name in self.file_of.keys().filter(is_other) {
             match self.joined_as_stored(name)? {
-                Some(tensor) => layout.packed.push((name.clone(), tensor)),
+                Some(tensor) => layout.packed.push((whole_name(name).to_owned(), tensor)),
                 None => {
                     let copied = self.files[self.file_of[name]].copied(name);
                     layout.others.extend(copied.map(|copied| (name.clone(), copied)));
@@ -330,6 +343,11 @@ impl WeightFiles {
             }
         }
         Ok(layout)
+    }
+
+    /// A name as the files have it, if it is there.
+    pub(super) fn name_of(&self, name: &str) -> Option<&str> {
+        self.file_of.get_key_value(name).map(|(name, _)| name.as_str())
     }
 
     /// The first name that begins with `prefix`.
@@ -387,6 +405,9 @@ impl WeightFiles {
                 return Ok(tensor);
             }
             return self.take_stored(stored, shape, taken);
+        }
+        if let Some(stored) = self.stored_ints(name) {
+            return self.packed_ints(stored, shape, device, taken);
         }
         if let Some(tensor) = self.expert_in_mxfp4(spec, config, device, taken)? {
             return Ok(tensor);

@@ -63,6 +63,7 @@ impl WeightFiles {
             if !config.tie_word_embeddings
                 && is_left_out
                 && self.stored_name(&config.head_name()).is_none()
+                && self.stored_ints(&config.head_name()).is_none()
             {
                 (config.tie_word_embeddings, config.lacks_lm_head) = (true, true);
             }

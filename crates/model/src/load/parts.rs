@@ -1,9 +1,11 @@
-//! Matrices that safetensors files have in several tensors: FP8 and its scales, four bits as
-//! bitsandbytes saves them. They are joined without loss.
+//! Matrices that safetensors files have in several tensors: FP8 and its scales, integers as
+//! compressed-tensors packs them, four bits as bitsandbytes saves them. They are joined without
+//! loss.
 
-use super::files::{LoadError, Taken, WeightFiles};
+use super::files::{LoadError, PACKED, Taken, WeightFiles, whole_name};
 use hone_tensor::safetensors::{
-    Dtype, Nf4Parts, Nf4Scales, Parts, RawTensor, SafeTensorsFile, joined,
+    Dtype, Nf4Parts, Nf4Scales, PackedInts, Parts, RawTensor, SafeTensorsFile, joined,
+    packed_row_bytes,
 };
 use hone_tensor::{Device, Tensor};
 use serde::Deserialize;
@@ -68,8 +70,14 @@ impl WeightFiles {
     /// # Errors
     /// As there.
     pub(super) fn joined_as_stored(&self, stored: &str) -> Result<Option<Tensor>, LoadError> {
-        let (state, scales) = (self.state_of(stored), format!("{stored}_scale_inv"));
-        if state.is_none() && self.raw(&scales).is_none() {
+        if stored.ends_with(PACKED) {
+            let shape = self.raw(&format!("{}_shape", whole_name(stored)));
+            let shape = shape.map(|(_, shape)| integers(shape)).unwrap_or_default();
+            let taken = &mut Taken::default();
+            return self.packed_ints(stored, &shape, Device::host(), taken).map(Some);
+        }
+        let (state, scales) = (self.state_of(stored), self.scales_of(stored));
+        if state.is_none() && scales.is_none() {
             return Ok(None);
         }
         if let Some(tensor) = self.all_experts_in_fp8(stored)? {
@@ -82,6 +90,57 @@ impl WeightFiles {
             None => self.raw(stored).map_or(Vec::new(), |(_, tensor)| tensor.shape.to_vec()),
         };
         self.joined(stored, &shape, Device::host(), &mut Taken::default())
+    }
+
+    /// The tensor in the files that has a weight's packed integers.
+    pub(super) fn stored_ints(&self, name: &str) -> Option<&str> {
+        self.stored_name(&format!("{name}{PACKED}"))
+    }
+
+    /// The matrix whose integers are packed in the tensor `stored`.
+    ///
+    /// # Errors
+    /// If one of the others is missing, or they do not fit together.
+    pub(super) fn packed_ints(
+        &self,
+        stored: &str,
+        shape: &[usize],
+        device: &Device,
+        taken: &mut Taken,
+    ) -> Result<Tensor, LoadError> {
+        let (Some((file, weight)), whole) = (self.raw(stored), whole_name(stored)) else {
+            unreachable!("`{stored}` is in the files");
+        };
+        let size = |i: usize| shape.get(i).copied().unwrap_or(0);
+        let matrix = Matrix { files: self, file, name: stored, weight, shape: [size(0), size(1)] };
+        let given = integers(matrix.part(&format!("{whole}_shape"), taken)?);
+        if given != shape || shape.len() != 2 {
+            return Err(matrix.other_shape(&given, shape.into()));
+        }
+        let [rows, cols] = matrix.shape;
+        let is_of = |bits: &&u32| {
+            weight.shape == [rows, packed_row_bytes(cols, **bits) / 4] && weight.dtype == Dtype::I32
+        };
+        let mut fitting = self.int_bits.iter().filter(is_of);
+        let (Some(&bits), None) = (fitting.next(), fitting.next()) else {
+            return Err(matrix.error(format!(
+                "{:?} of shape {:?} are not {rows} rows of {cols} weights of {:?} bits, as \
+                 `num_bits` in config.json says. {AGAIN}",
+                weight.dtype, weight.shape, self.int_bits
+            )));
+        };
+        let scales = matrix.floats(&format!("{whole}_scale"), taken)?;
+        let ints = PackedInts { words: weight.bytes, bits, scales: &scales };
+        let tensor = matrix.join(&Parts::Ints(ints), device)?;
+        taken.note_part(stored);
+        Ok(tensor)
+    }
+
+    /// The tensor with the scales of a matrix in FP8: as DeepSeek names it, which transformers'
+    /// `fp8` does too, or as compressed-tensors does.
+    fn scales_of(&self, stored: &str) -> Option<&str> {
+        self.name_of(&format!("{stored}_scale_inv"))
+            .or_else(|| self.name_of(&format!("{stored}_scale")))
     }
 
     /// What bitsandbytes saved of a tensor's quantisation.
@@ -100,11 +159,35 @@ impl WeightFiles {
             let (name, _) = stored.rsplit_once(".weight.")?;
             self.state_of(&format!("{name}.weight"))
         };
+        let is_of_ints = |end| {
+            let whole = stored.strip_suffix(end);
+            whole.is_some_and(|whole| self.raw(&format!("{whole}{PACKED}")).is_some())
+        };
         is_scale("_scale_inv", "")
+            || is_scale("_scale", "")
             || is_scale(".activation_scale", ".weight")
+            || is_scale(".input_scale", ".weight")
             || is_scale("_activation_scale", "")
+            || is_of_ints("_scale")
+            || is_of_ints("_shape")
             || of_four_bits().is_some()
     }
+}
+
+/// The elements of a tensor of integers; none of other types, or if one is negative.
+fn integers(tensor: RawTensor<'_>) -> Vec<usize> {
+    let all: Option<Vec<usize>> = match tensor.dtype {
+        Dtype::I64 => {
+            let words = tensor.bytes.as_chunks().0.iter();
+            words.map(|word| usize::try_from(i64::from_le_bytes(*word)).ok()).collect()
+        }
+        Dtype::I32 => {
+            let words = tensor.bytes.as_chunks().0.iter();
+            words.map(|word| usize::try_from(i32::from_le_bytes(*word)).ok()).collect()
+        }
+        _ => None,
+    };
+    all.unwrap_or_default()
 }
 
 impl<'a> Matrix<'a> {
@@ -151,11 +234,20 @@ impl<'a> Matrix<'a> {
         if self.weight.shape != self.shape {
             return Err(self.other_shape(self.weight.shape, self.shape.into()));
         }
-        let scales = self.floats(&format!("{}_scale_inv", self.name), taken)?;
+        let missing = format!("{}_scale_inv", self.name);
+        let name = self.files.scales_of(self.name).unwrap_or(&missing);
+        let (rows, shape) = (self.shape[0], self.part(name, taken)?.shape);
+        let of_rows = rows > 1 && (shape == [rows, 1] || shape == [rows]);
+        let (values, scales) = (self.weight.bytes, &self.floats(name, taken)?[..]);
         if let Some(module) = self.name.strip_suffix(".weight") {
             taken.note_part(&format!("{module}.activation_scale"));
+            taken.note_part(&format!("{module}.input_scale"));
         }
-        self.join(&Parts::Fp8 { values: self.weight.bytes, scales: &scales }, device)
+        let parts = match of_rows {
+            true => Parts::Fp8Rows { values, scales },
+            false => Parts::Fp8 { values, scales },
+        };
+        self.join(&parts, device)
     }
 
     /// Four bits in the tensors of bitsandbytes' `QuantState.as_dict`, whose scales are quantised

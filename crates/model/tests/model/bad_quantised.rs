@@ -206,8 +206,9 @@ fn uneven_gate_and_up() {
 /// Other quantisations are refused by name, before the weights are looked at.
 #[test]
 fn other_quantisations() {
-    let read = "fp8 in blocks of 128 × 128 or with one scale, bitsandbytes' nf4 and mxfp4 are \
-                read. Use the unquantised model, or one of these";
+    let read = "fp8 (with a scale for each 128 × 128 weights, each row or the matrix), \
+                compressed-tensors' pack-quantized weights without zero points, bitsandbytes' nf4 \
+                and mxfp4 are read. Use the unquantised model, or one of these";
     for (key, value, problem) in [
         ("quant_method", json!("gptq"), "is `gptq`, which is not supported"),
         ("quant_method", json!("awq"), "is `awq`, which is not supported"),

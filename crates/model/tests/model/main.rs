@@ -25,6 +25,7 @@ mod int8;
 mod live;
 mod live_gguf;
 mod loading;
+mod packed_ints;
 mod packing;
 mod peft;
 mod published;

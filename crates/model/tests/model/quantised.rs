@@ -1,4 +1,5 @@
-//! Quantised matrices in safetensors files, each in several tensors: FP8, bitsandbytes' NF4, MXFP4.
+//! Quantised matrices in safetensors files, each in several tensors: FP8, integers as
+//! compressed-tensors packs them, bitsandbytes' NF4, MXFP4.
 
 use crate::fixture::{
     Entry, Outcome, Sample, cases, export, forward_backward, goldens_dir, load, logits, pack,
@@ -27,12 +28,24 @@ pub enum Kind {
     Fp8Blocks,
     /// Experts in one tensor.
     Fp8Experts,
+    /// Four bits, in groups of 32 where rows have such, and else with a scale for each row.
+    Ints,
+    /// With a scale for each row, as compressed-tensors has it.
+    Fp8Rows,
     Mxfp4,
 }
 
 impl Kind {
-    const ALL: [Self; 6] =
-        [Self::Nf4, Self::Nf4Plain, Self::Fp8, Self::Fp8Blocks, Self::Fp8Experts, Self::Mxfp4];
+    const ALL: [Self; 8] = [
+        Self::Nf4,
+        Self::Nf4Plain,
+        Self::Fp8,
+        Self::Fp8Blocks,
+        Self::Fp8Experts,
+        Self::Ints,
+        Self::Fp8Rows,
+        Self::Mxfp4,
+    ];
 
     fn storage(self, shape: &[usize]) -> &'static str {
         match self {
@@ -43,6 +56,9 @@ impl Kind {
             }
             // One block has one scale.
             Self::Fp8 | Self::Fp8Blocks | Self::Fp8Experts => "fp8",
+            Self::Ints if shape[1].is_multiple_of(32) => "q4_0",
+            Self::Ints => "int8",
+            Self::Fp8Rows => "fp8_rows",
             Self::Mxfp4 => "mxfp4",
         }
     }
@@ -73,6 +89,20 @@ impl Kind {
             Self::Fp8Blocks | Self::Fp8Experts => json!({
                 "quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3",
                 "weight_block_size": [128, 128],
+            }),
+            Self::Ints => json!({
+                "quant_method": "compressed-tensors", "format": "pack-quantized",
+                "ignore": ["lm_head"], "config_groups": {"group_0": {
+                    "targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 32},
+                }},
+            }),
+            Self::Fp8Rows => json!({
+                "quant_method": "compressed-tensors", "format": "float-quantized",
+                "ignore": ["lm_head"], "config_groups": {"group_0": {
+                    "targets": ["Linear"],
+                    "weights": {"num_bits": 8, "type": "float", "strategy": "channel"},
+                    "input_activations": {"num_bits": 8, "type": "float", "dynamic": true},
+                }},
             }),
             Self::Mxfp4 => json!({"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}),
         }
@@ -180,7 +210,10 @@ fn quantised(
             add(".quant_state.bitsandbytes__nf4", Dtype::U8, &[state.len()], state);
             (tensors, values)
         }
-        Kind::Fp8 | Kind::Fp8Blocks | Kind::Fp8Experts => in_fp8(kind, name, [rows, cols], random),
+        Kind::Fp8 | Kind::Fp8Blocks | Kind::Fp8Experts | Kind::Fp8Rows => {
+            in_fp8(kind, name, [rows, cols], random)
+        }
+        Kind::Ints => in_ints(name, [rows, cols], random),
         Kind::Mxfp4 => {
             let blocks: Vec<u8> = (0..len / 2).map(byte).collect();
             let scales: Vec<u8> = (0..len / 32).map(|i| 122 + byte(i) % 4).collect();
@@ -199,6 +232,33 @@ fn quantised(
     }
 }
 
+/// [`quantised`] of integers.
+fn in_ints(name: &str, [rows, cols]: [usize; 2], random: &Philox) -> (Tensors, Vec<f32>) {
+    let len = rows * cols;
+    let byte = |i: usize| (256.0 * random.uniform(i as u64)) as u8;
+    let mut tensors = Tensors::new();
+    let mut add = |part: &str, dtype, shape: &[usize], bytes| {
+        tensors.insert(format!("{name}{part}"), (dtype, shape.to_vec(), bytes));
+    };
+    let group = if cols.is_multiple_of(32) { 32 } else { cols };
+    let codes: Vec<u8> = (0..len).map(|i| byte(i) & 15).collect();
+    // Exact in bf16 and f16.
+    let scale = |i: usize| (1 + i % 100) as f32 / 512.0;
+    let value = |i: usize| (f32::from(codes[i]) - 8.0) * scale(i / group);
+    let values = (0..len).map(value).collect();
+    let words = codes.chunks(cols).flat_map(|row| {
+        let bytes = row.chunks(2).map(|pair| pair[0] | pair.get(1).unwrap_or(&0) << 4);
+        bytes.chain([0; 3]).take(4 * cols.div_ceil(8))
+    });
+    add("_packed", Dtype::I32, &[rows, cols.div_ceil(8)], words.collect());
+    let halves =
+        (0..len / group).flat_map(|i| (scale(i).to_bits() >> 16).to_le_bytes()[..2].to_vec());
+    add("_scale", Dtype::BF16, &[rows, cols / group], halves.collect());
+    let sizes = [rows, cols].map(|size| (size as i64).to_le_bytes()).concat();
+    add("_shape", Dtype::I64, &[2], sizes);
+    (tensors, values)
+}
+
 /// [`quantised`] of the kinds of FP8.
 fn in_fp8(
     kind: Kind,
@@ -211,6 +271,7 @@ fn in_fp8(
     let bytes: Vec<u8> = (0..len).map(|i| byte(i) & 0xbf).collect();
     let scale_shape = match kind {
         Kind::Fp8 => vec![],
+        Kind::Fp8Rows => vec![rows, 1],
         _ => vec![rows.div_ceil(128), cols.div_ceil(128)],
     };
     // Exact in bf16.
@@ -219,11 +280,13 @@ fn in_fp8(
     let halves = (0..count).flat_map(|i| (scale(i).to_bits() >> 16).to_le_bytes()[..2].to_vec());
     let of = |i: usize| match kind {
         Kind::Fp8 => scale(0),
+        Kind::Fp8Rows => scale(i / cols),
         _ => scale(i / cols / 128 * cols.div_ceil(128) + i % cols / 128),
     };
     let values = bytes.iter().enumerate().map(|(i, &byte)| e4m3(byte) * of(i)).collect();
+    let end = if kind == Kind::Fp8Rows { "_scale" } else { "_scale_inv" };
     let mut tensors = Tensors::from([
-        (format!("{name}_scale_inv"), (Dtype::BF16, scale_shape, halves.collect())),
+        (format!("{name}{end}"), (Dtype::BF16, scale_shape, halves.collect())),
         (name.to_owned(), (Dtype::F8_E4M3, vec![rows, cols], bytes)),
     ]);
     let activation = name.replace(".weight", ".activation_scale");
@@ -408,7 +471,7 @@ fn models_of_every_family_may_be_quantised() {
     for case in cases() {
         let config = std::fs::read(goldens_dir().join(&case).join("config.json")).unwrap();
         let config: Value = serde_json::from_slice(&config).unwrap();
-        for kind in [Kind::Nf4, Kind::Fp8Blocks] {
+        for kind in [Kind::Nf4, Kind::Fp8Blocks, Kind::Ints] {
             check_computes_its_values(kind, in_both(kind, config.clone()), &case);
         }
         if config.to_string().contains("shared_expert_intermediate_size") {
@@ -452,7 +515,7 @@ fn check_computes_its_values(kind: Kind, [floats, packed]: [TempDir; 2], case: &
 /// belongs to them.
 #[test]
 fn other_parts_are_exported_as_floats() {
-    for kind in [Kind::Fp8, Kind::Nf4, Kind::Nf4Plain] {
+    for kind in [Kind::Fp8, Kind::Fp8Rows, Kind::Ints, Kind::Nf4, Kind::Nf4Plain] {
         let [_, dir] = model_in_both(kind);
         let device = Device::cpu(2);
         let (random, vision) = (Philox::new(9, 9), "vision_tower.a_proj.weight");

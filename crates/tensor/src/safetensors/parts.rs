@@ -19,6 +19,6 @@ pub fn joined(
         return Device::dry().persistent(Category::Weights, storage, &shape);
     }
     let mut tensor = Tensor::try_zeros(storage, &shape)?;
-    parts.write(tensor.bytes_mut());
+    parts.write(storage, shape, tensor.bytes_mut());
     Ok(tensor)
 }
