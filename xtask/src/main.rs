@@ -70,6 +70,9 @@ Commands:
          lets llama.cpp's programs in DIR (llama-server, llama-perplexity, llama-quantize) read what
          Hone writes: tokens, chats, answers, adapters, errors of types. scripts/live_llama.py names
          the cases
+  live packed [TYPE]...
+         lets transformers read what `hone compress` writes for other engines, with
+         compressed-tensors and bitsandbytes, and compares logits
   gpu-check pack
          builds what wants a GPU into target/gpu-check, for a machine that has one
   gpu-check [DEVICE] [--only PART,...] [--peer-seconds N] [--variant-seconds N] [--out DIR] [--tiny]

@@ -1,7 +1,12 @@
 //! Command-line arguments.
 
+mod embed;
+
+pub use embed::EmbedArgs;
+
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hone_compress::Group;
 use hone_train::run_file::{Held, Precision};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -262,66 +267,6 @@ pub struct EvalArgs {
     pub json: bool,
 }
 
-#[derive(Args)]
-#[command(after_help = "Examples:
-  hone embed path/to/all-MiniLM-L6-v2 texts.txt --out embeddings.npy
-  hone embed path/to/model records.jsonl --field question --pooling last --normalize \\
-      --out embeddings.jsonl")]
-pub struct EmbedArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// The texts: a .txt file with one a line, or a .jsonl file of strings or records
-    #[arg(value_name = "INPUT")]
-    pub input: PathBuf,
-    /// The file to write: .jsonl ({"embedding": [...]} a line), .npy or .safetensors
-    #[arg(long, short, value_name = "FILE")]
-    pub out: PathBuf,
-    /// Of records: the field with the text
-    #[arg(long, default_value = "text")]
-    pub field: String,
-    /// How the states of a text's tokens become one vector (default: as modules.json says;
-    /// without it the mean for encoders, the last token for decoders)
-    #[arg(long)]
-    pub pooling: Option<PoolingArg>,
-    /// Make vectors of length 1, as modules.json may say too
-    #[arg(long)]
-    pub normalize: bool,
-    /// What is put before each text: a prompt of config_sentence_transformers.json (default: the
-    /// one that default_prompt_name there names, if any)
-    #[arg(long, value_name = "NAME")]
-    pub prompt_name: Option<String>,
-    /// Maximum length of a text in tokens (default: as sentence_bert_config.json says, or
-    /// tokenizer_config.json, or the model's positions)
-    #[arg(long, value_parser = sequence_length)]
-    pub max_seq_len: Option<usize>,
-    /// Embed the beginnings of longer texts instead of refusing them; they are counted
-    #[arg(long)]
-    pub truncate: bool,
-    /// Print one JSON object
-    #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub enum PoolingArg {
-    /// The first token
-    Cls,
-    /// The mean of all tokens
-    Mean,
-    /// The last token
-    Last,
-}
-
-impl From<PoolingArg> for hone_model::embed::Pooling {
-    fn from(arg: PoolingArg) -> Self {
-        match arg {
-            PoolingArg::Cls => Self::Cls,
-            PoolingArg::Mean => Self::Mean,
-            PoolingArg::Last => Self::Last,
-        }
-    }
-}
-
 #[derive(Clone, Copy, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum FormatArg {
@@ -442,18 +387,27 @@ pub struct ExportArgs {
     after_help = "Examples:
   hone compress path/to/model --adapter runs/gsm8k/adapter --type q4_k_m --out small.gguf
   hone compress path/to/model --calibration train.jsonl --target-bpw 5 --out small.gguf
-  hone compress path/to/model --calibration train.jsonl --max-kl 0.02 --out small.gguf"
+  hone compress path/to/model --calibration train.jsonl --max-kl 0.02 --out small.gguf
+  hone compress path/to/model --calibration train.jsonl --type w4a16 --out small"
 )]
 pub struct CompressArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// The GGUF file to write; must not exist yet
+    /// The GGUF file to write, or for the types of other engines the directory; must not exist yet
     #[arg(long)]
     pub out: PathBuf,
-    /// Mix of types that tensors are stored in, as llama.cpp has it: q8_0, q6_k, q5_k_m, q4_k_m,
-    /// iq4_xs, q3_k_m, q2_k and so on (default: q4_k_m, unless types are chosen for each tensor)
-    #[arg(long = "type", value_name = "MIX")]
+    /// Mix of types that tensors of a GGUF file are stored in, as llama.cpp has it: q8_0, q6_k,
+    /// q5_k_m, q4_k_m, iq4_xs, q3_k_m, q2_k and so on (default: q4_k_m, unless types are chosen for
+    /// each tensor). Or what matrices of blocks are in a directory in Hugging Face layout, for
+    /// transformers and other engines: w4a16 and w8a16 (integers) and fp8_dynamic, as
+    /// llm-compressor calls them, in compressed-tensors' form, or bitsandbytes' nf4
+    #[arg(long = "type", value_name = "TYPE")]
     pub mix: Option<String>,
+    /// Weights along a row that share a scale: 32, 64 or 128, or channel, the whole row (default:
+    /// 128 for w4a16, channel for w8a16)
+    #[arg(long, value_name = "N", value_parser = group)]
+    #[arg(conflicts_with_all = ["target_bpw", "target_size"])]
+    pub group_size: Option<Group>,
     /// Choose the type of each tensor so that least is lost with a file of at most so many bits per
     /// weight of the model, all of the file counted
     #[arg(long, value_name = "BITS", value_parser = positive, requires = "calibration")]
@@ -477,7 +431,7 @@ pub struct CompressArgs {
     /// Tokens of the calibration text that are used; an eighth as many are held out, to measure on
     #[arg(long, default_value_t = 131_072, value_parser = sequence_length)]
     pub calibration_tokens: usize,
-    /// How far to go to lose less at the same size
+    /// How far to go to lose less at the same size, in a GGUF file
     #[arg(long, default_value = "default")]
     pub effort: EffortArg,
     /// Leave out a technique that this effort would use, to see what it gains
@@ -573,6 +527,14 @@ pub struct DoctorArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+fn group(text: &str) -> Result<Group, String> {
+    match text.parse() {
+        _ if text == "channel" => Ok(Group::Channel),
+        Ok(n @ (32 | 64 | 128)) => Ok(Group::Of(n)),
+        _ => Err("expected 32, 64, 128 or channel".to_owned()),
+    }
 }
 
 fn whole_number<T: FromStr>(text: &str) -> Result<T, String> {

@@ -89,22 +89,17 @@ impl Observer for Inputs<'_> {
     }
 }
 
-/// The importance of columns on these windows, which `datasets` were made of. `done` is told of
-/// each.
-///
-/// # Errors
-/// If the device failed.
-pub fn importance(
+/// What the matrices at these places are multiplied with on the windows, where `found` has as many
+/// sums as there are matrices. `head` is the tensor that the head's products take.
+fn watched(
     pass: Pass<'_>,
-    form: &GgufForm<'_>,
-    (windows, datasets): (&[Window], Vec<String>),
+    places: &Places,
+    (found, head): (Vec<Vec<Squares>>, Option<usize>),
+    windows: &[Window],
     done: &mut dyn FnMut(),
-) -> Result<Imatrix, DeviceError> {
-    let places = Places::of(pass, form);
-    let parts = |of: &hone_model::FormTensor| vec![Squares::default(); of.roles().len()];
-    let found = RefCell::new(form.tensors().iter().map(parts).collect());
-    let inputs = Inputs { places: &places, found, failure: RefCell::new(None) };
-    let (config, head) = (&pass.model.decoder.config, head_of(form));
+) -> Result<Vec<Vec<Squares>>, DeviceError> {
+    let inputs = Inputs { places, found: RefCell::new(found), failure: RefCell::new(None) };
+    let config = &pass.model.decoder.config;
     pass.device.reusing_memory(|| -> Result<(), DeviceError> {
         for window in windows {
             let batch = window.batch(config);
@@ -120,10 +115,53 @@ pub fn importance(
         }
         Ok(())
     })?;
-    if let Some(error) = inputs.failure.into_inner() {
-        return Err(error);
+    match inputs.failure.into_inner() {
+        Some(error) => Err(error),
+        None => Ok(inputs.found.into_inner()),
     }
-    let tensors = form.tensors().iter().zip(inputs.found.into_inner());
+}
+
+/// The importance of the columns of these matrices on the windows: mean squares of what they are
+/// multiplied with, none of a matrix that no token reached. `done` is told of each window.
+///
+/// # Errors
+/// If the device failed.
+pub fn importance_of_roles(
+    pass: Pass<'_>,
+    roles: &[Role],
+    windows: &[Window],
+    done: &mut dyn FnMut(),
+) -> Result<Vec<Vec<f32>>, DeviceError> {
+    let mut places = HashMap::new();
+    for (i, role) in roles.iter().enumerate() {
+        if let Some(projection) = pass.model.decoder.projection(*role) {
+            places.insert(std::ptr::from_ref(projection), (i, 0));
+        }
+    }
+    let found = vec![vec![Squares::default()]; roles.len()];
+    let found = watched(pass, &Places(places), (found, None), windows, done)?;
+    let mean = |squares: &Squares| {
+        squares.sums.iter().map(|sum| (sum / squares.count as f64) as f32).collect()
+    };
+    Ok(found.iter().map(|of| mean(&of[0])).collect())
+}
+
+/// The importance of columns on these windows, which `datasets` were made of. `done` is told of
+/// each.
+///
+/// # Errors
+/// If the device failed.
+pub fn importance(
+    pass: Pass<'_>,
+    form: &GgufForm<'_>,
+    (windows, datasets): (&[Window], Vec<String>),
+    done: &mut dyn FnMut(),
+) -> Result<Imatrix, DeviceError> {
+    let places = Places::of(pass, form);
+    let parts = |of: &hone_model::FormTensor| vec![Squares::default(); of.roles().len()];
+    let found = form.tensors().iter().map(parts).collect();
+    let found = watched(pass, &places, (found, head_of(form)), windows, done)?;
+    let tensors = form.tensors().iter().zip(found);
     let seen = tensors.filter(|(_, parts)| parts.iter().any(|squares| squares.count > 0));
     let of_tensor = |(tensor, parts): (&hone_model::FormTensor, Vec<Squares>)| {
         let cols = tensor.shape.last().copied().unwrap_or(0);

@@ -1,5 +1,9 @@
 //! Exports a model in Hugging Face layout, with adapters merged.
 
+mod quantised;
+
+pub use quantised::{LinearLayer, Quantised, StoredTensor, linear_layers};
+
 use crate::companions::COMPANIONS;
 use crate::config::{DecoderConfig, ExpertLayout};
 use crate::decoder::Part;
@@ -119,6 +123,8 @@ pub struct ExportOptions<'a> {
     /// Token that the model was trained to end its turns with; added to the tokens that end a
     /// generation.
     pub end_of_turn: Option<u32>,
+    /// Matrices that are written otherwise than as floats.
+    pub quantised: Option<&'a Quantised<'a>>,
 }
 
 /// Writes `model` into `out`, which must exist: weights with adapters merged (`W + scale · B A`,
@@ -132,12 +138,12 @@ pub fn export_hf(
     options: ExportOptions<'_>,
     out: &Path,
 ) -> Result<(), ExportError> {
-    let ExportOptions { base, dtype, end_of_turn } = options;
+    let ExportOptions { base, dtype, end_of_turn, quantised } = options;
     match is_gguf(base) {
         true => write_texts(base, out)?,
         false => copy_files(base, out)?,
     }
-    write_config(model, base, dtype, &out.join(CONFIG))?;
+    write_config(model, base, (dtype, quantised), &out.join(CONFIG))?;
     if let Some(end_of_turn) = end_of_turn {
         end_turns_with(model, end_of_turn, &out.join(GENERATION))?;
     }
@@ -153,29 +159,23 @@ type PlacedRole = (Place, Role);
 fn tensors<'a>(
     model: &'a Model,
     device: &'a Device,
-    ExportOptions { base, dtype, .. }: ExportOptions<'_>,
+    ExportOptions { base, dtype, quantised, .. }: ExportOptions<'a>,
 ) -> Result<Vec<(String, Lazy<'a>)>, ExportError> {
     let config = &model.decoder.config;
-    let has_heads = config.encoder.is_some() || !config.heads.is_empty();
-    let has_more = config.is_part || config.has_mtp || has_heads;
-    let has_experts = config.layers.iter().any(|layer| layer.mlp.experts.is_some());
-    let Layout { names, mut fused, packed, others } =
-        match (has_more || has_experts) && !is_gguf(base) {
-            true => layout(base, config).map_err(Box::new)?,
-            false => Layout::default(),
-        };
+    let Layout { names, mut fused, packed, others } = layout_of(config, base)?;
     let mut tensors = Vec::new();
     let mut experts: BTreeMap<String, (Vec<usize>, Vec<PlacedRole>)> = BTreeMap::new();
     for WeightSpec { role, name, shape } in config.weights() {
-        // Some families have them together whatever the base's files have.
-        let together = |fused: &Fused| fused.layout == ExpertLayout::Columns;
-        let fused = fused.remove(&name).or_else(|| config.fused(role).filter(together));
-        if let Some(Fused { name, shape, place, .. }) = fused {
+        if let Some(Fused { name, shape, place, .. }) = together(config, role, &name, &mut fused) {
             experts.entry(name).or_insert((shape, Vec::new())).1.push((place, role));
             continue;
         }
-        let make = Box::new(move || written(model, device, role, dtype));
         let stored = names.get(&name).cloned().unwrap_or(name);
+        if let Some(parts) = quantised.and_then(|all| all.matrices.get(&role)) {
+            tensors.extend(parts.iter().map(|part| part.in_place_of(&stored)));
+            continue;
+        }
+        let make = Box::new(move || written(model, device, role, dtype));
         tensors.push((stored, Lazy::Deferred { dtype, shape, make }));
     }
     for (name, (shape, parts)) in experts {
@@ -184,7 +184,7 @@ fn tensors<'a>(
         let make = Box::new(move || Tensor::assembled(dtype, &of_all, parts.iter().map(part)));
         tensors.push((name, Lazy::Deferred { dtype, shape, make }));
     }
-    if has_more {
+    if has_more(config) {
         tensors.extend(packed.into_iter().map(|(name, tensor)| {
             let shape = tensor.shape().to_vec();
             let make = Box::new(move || converted(device, &tensor, dtype));
@@ -193,6 +193,33 @@ fn tensors<'a>(
         tensors.extend(others);
     }
     Ok(tensors)
+}
+
+/// Whether files of the model have further parts.
+fn has_more(config: &DecoderConfig) -> bool {
+    let has_heads = config.encoder.is_some() || !config.heads.is_empty();
+    config.is_part || config.has_mtp || has_heads
+}
+
+/// How the base's files hold weights, as far as that is not as their names say.
+fn layout_of(config: &DecoderConfig, base: &Path) -> Result<Layout, ExportError> {
+    let has_experts = config.layers.iter().any(|layer| layer.mlp.experts.is_some());
+    match (has_more(config) || has_experts) && !is_gguf(base) {
+        true => Ok(layout(base, config).map_err(Box::new)?),
+        false => Ok(Layout::default()),
+    }
+}
+
+/// The tensor of all experts that a weight is written in, if it is: some families have them
+/// together whatever the base's files have.
+fn together(
+    config: &DecoderConfig,
+    role: Role,
+    name: &str,
+    of_files: &mut BTreeMap<String, Fused>,
+) -> Option<Fused> {
+    let always = |fused: &Fused| fused.layout == ExpertLayout::Columns;
+    of_files.remove(name).or_else(|| config.fused(role).filter(always))
 }
 
 /// Copies what comes along with weights in a directory.
@@ -218,7 +245,13 @@ fn write_texts(path: &Path, out: &Path) -> Result<(), ExportError> {
 }
 
 /// A weight as it is written: in `dtype`, with its adapter merged.
-pub(crate) fn written(
+///
+/// # Errors
+/// If there is no memory for it.
+///
+/// # Panics
+/// If the model has no such weight.
+pub fn written(
     model: &Model,
     device: &Device,
     role: Role,
@@ -242,15 +275,16 @@ fn converted(device: &Device, tensor: &Tensor, dtype: DType) -> Result<Tensor, D
 
 /// Writes the base's `config.json` with the new element type, and with `tie_word_embeddings`
 /// corrected if the weight files contradict it.
-fn write_config(model: &Model, base: &Path, dtype: DType, to: &Path) -> Result<(), ExportError> {
+fn write_config(
+    model: &Model,
+    base: &Path,
+    (dtype, quantised): (DType, Option<&Quantised<'_>>),
+    to: &Path,
+) -> Result<(), ExportError> {
     // That of a GGUF file was written already.
     let from = if is_gguf(base) { to.to_owned() } else { base.join(CONFIG) };
     let mut config = read_json(&from)?;
-    let name = match dtype {
-        DType::F32 => "float32",
-        DType::Bf16 => "bfloat16",
-        DType::F16 => "float16",
-    };
+    let name = torch_name(dtype);
     // Both may be present: transformers 5 reads `dtype`, other tools `torch_dtype`.
     let keys = ["dtype", "torch_dtype"].into_iter().filter(|key| config.get(key).is_some());
     let mut keys: Vec<&str> = keys.collect();
@@ -260,17 +294,29 @@ fn write_config(model: &Model, base: &Path, dtype: DType, to: &Path) -> Result<(
     for key in keys {
         config[key] = name.into();
     }
-    // What is written is not quantised.
+    // What is written is not quantised as the base may be.
     for object in ["", "/text_config"] {
         if let Some(Value::Object(object)) = config.pointer_mut(object) {
             object.remove("quantization_config");
         }
+    }
+    if let Some(quantised) = quantised {
+        config["quantization_config"] = quantised.config.clone();
     }
     let DecoderConfig { tie_word_embeddings: is_tied, lacks_lm_head, .. } = model.decoder.config;
     if !lacks_lm_head && DecoderConfig::load(base)?.tie_word_embeddings != is_tied {
         config["tie_word_embeddings"] = is_tied.into();
     }
     write_json(to, &config)
+}
+
+/// PyTorch's name of an element type.
+pub fn torch_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "float32",
+        DType::Bf16 => "bfloat16",
+        DType::F16 => "float16",
+    }
 }
 
 /// Adds a token to the tokens that end a generation.

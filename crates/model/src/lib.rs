@@ -37,7 +37,10 @@ pub use config::{
 };
 pub use decoder::{Decoder, Recompute};
 pub use divergence::{Divergence, divergences};
-pub use export::{ExportError, ExportOptions, check_written, export_hf};
+pub use export::{
+    ExportError, ExportOptions, LinearLayer, Quantised, StoredTensor, check_written, export_hf,
+    linear_layers, torch_name, written,
+};
 pub use fidelity::{Comparison, Fidelity, MAX_LOST};
 pub use gguf::{
     FINGERPRINT_TEXT, FormTensor, GgufAdapter, GgufExportError, GgufForm, Importance,

@@ -6,6 +6,7 @@ mod families;
 mod files;
 mod gguf;
 mod llama;
+mod packed;
 
 use crate::bench::peer::venv;
 use std::path::Path;
@@ -19,6 +20,7 @@ pub fn run(root: &Path, args: &[&str]) -> Option<ExitCode> {
         ["files", cases @ ..] => ("files", files::run(root, cases)),
         ["gguf", args @ ..] => ("gguf", gguf::run(root, args)),
         ["llama", args @ ..] => ("llama", llama::run(root, args)),
+        ["packed", kinds @ ..] => ("packed", packed::run(root, kinds)),
         _ => return None,
     };
     Some(match result {

@@ -1,34 +1,31 @@
 //! `hone compress`
 
 mod calibration;
+mod directory;
 mod report;
 mod rounding;
 mod types;
 
 use super::export::card::{self, Card};
 use super::export::{gguf, refuse_packed, rows, whole};
-use super::{Opened, check_parent};
+use super::{Described, Opened, check_parent};
 use crate::args::CompressArgs;
 use crate::failure::Failure;
-use hone_compress::{Corpus, Measured, Meter, Window};
-use hone_model::{LoadOptions, is_gguf};
+use hone_compress::{Corpus, Measured, Meter, Scheme, Window};
+use hone_model::{LoadOptions, Model, is_gguf};
 use hone_tensor::Storage;
 use hone_train::{Code, TrainError};
 use report::Report;
-use std::path::Path;
 use types::Wanted;
 
 /// Writes the smaller model, reads it back, compares, and only then gives it its name.
 pub fn run(args: &CompressArgs) -> Result<(), Failure> {
+    if let Some(scheme) = directory::scheme(args)? {
+        return directory::run(args, scheme);
+    }
     let wanted = check(args)?;
     let opened = super::describe(&args.model, super::Purpose::Export)?;
-    if let (Some(held), false) = (packed_in(&opened.model), args.requantise) {
-        return Err(Failure::Usage(format!(
-            "{}: the model is quantised already (weights in {held}), and quantising it again adds \
-             to its errors; give the model that it was made of, or --requantise",
-            opened.dir.display()
-        )));
-    }
+    refuse_quantised(&opened, args)?;
     let corpus = calibration::corpus(args, &opened)?;
     wanted.check(args, &corpus)?;
     let opened = opened.load()?;
@@ -47,9 +44,11 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
     let measured = whole(&args.out, |partial| {
         let importance = |tensor, part| columns.of(tensor, part);
         gguf::write(&opened, &written, (&storages, &importance), partial)?;
-        compare(&opened, (&corpus, args.max_kl), partial)
+        let found = &hone_model::load(partial, &opened.device, LoadOptions::INFERENCE)?;
+        compare(&opened, (&corpus, args.max_kl), found, "Choose a larger type")
     })?;
-    card.write(&args.out, &report::figures(&measured))?;
+    let is_held_out = !corpus.held_out.is_empty();
+    card.write(&args.out, &report::figures(&measured, is_held_out))?;
     let bytes = args.out.metadata().map_err(TrainError::io(&args.out))?.len();
     let num_parameters = opened.model.decoder.config.num_parameters();
     Report {
@@ -59,7 +58,7 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
         tensors: form.tensors(),
         types: &types,
         measured,
-        is_held_out: !corpus.held_out.is_empty(),
+        is_held_out,
     }
     .print(args.json);
     Ok(())
@@ -77,28 +76,49 @@ fn check(args: &CompressArgs) -> Result<Wanted, Failure> {
     rounding::check(args)?;
     refuse_packed(&args.model)?;
     if !is_gguf(&args.out) {
-        return Err(Failure::Usage(format!("--out {out}: end the name of a GGUF file in .gguf")));
+        return Err(Failure::Usage(format!(
+            "--out {out}: end the name of a GGUF file in .gguf; a directory is written for the \
+             types {}",
+            Scheme::NAMES.join(", ")
+        )));
     }
-    if let Some(max_kl) = args.max_kl.filter(|kl| !(kl.is_finite() && *kl > 0.0)) {
-        return Err(Failure::Usage(format!("--max-kl {max_kl}: must be a number above 0")));
-    }
+    check_max_kl(args)?;
     Wanted::of(args)
 }
 
+fn check_max_kl(args: &CompressArgs) -> Result<(), Failure> {
+    match args.max_kl.filter(|kl| !(kl.is_finite() && *kl > 0.0)) {
+        Some(max_kl) => Err(Failure::Usage(format!("--max-kl {max_kl}: must be a number above 0"))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses to quantise a model again, unless that is asked for.
+fn refuse_quantised(described: &Described, args: &CompressArgs) -> Result<(), Failure> {
+    match packed_in(&described.model).filter(|_| !args.requantise) {
+        Some(held) => Err(Failure::Usage(format!(
+            "{}: the model is quantised already (weights in {held}), and quantising it again adds \
+             to its errors; give the model that it was made of, or --requantise",
+            described.dir.display()
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// The packed format that most weights are held in.
-fn packed_in(model: &hone_model::Model) -> Option<&'static str> {
+fn packed_in(model: &Model) -> Option<&'static str> {
     let packed = model.storages().into_iter().find(|storage| storage.float().is_none());
     packed.map(Storage::name)
 }
 
-/// Reads the file back, and compares it with the model in memory: on held-out text, or on built-in
-/// texts if there is none.
+/// Compares what was written and read back with the model in memory: on held-out text, or on
+/// built-in texts if there is none. `advice` is for a divergence that is too large.
 fn compare(
     opened: &Opened,
     (corpus, max_kl): (&Corpus, Option<f64>),
-    path: &Path,
+    written: &Model,
+    advice: &str,
 ) -> Result<Measured, Failure> {
-    let written = &hone_model::load(path, &opened.device, LoadOptions::INFERENCE)?;
     let windows = match corpus.held_out.is_empty() {
         true => rows(opened)?.into_iter().map(|row| Window { rows: vec![row] }).collect(),
         false => corpus.held_out.clone(),
@@ -115,7 +135,7 @@ fn compare(
     match max_kl.filter(|max_kl| measured.kl > *max_kl) {
         Some(max_kl) => Err(failed(format!(
             "the mean KL divergence from the model is {:.4} nats per token, above --max-kl \
-             {max_kl}; nothing was written. Choose a larger type",
+             {max_kl}; nothing was written. {advice}",
             measured.kl
         ))),
         None => Ok(measured),

@@ -145,13 +145,15 @@ fn write(
             })?;
             // A model that was not tuned keeps the stop tokens that it was published with.
             let end_of_turn = opened.tokenizer.turn_end_id().filter(|_| is_adapted(model));
-            export_hf(model, device, ExportOptions { base: &opened.dir, dtype, end_of_turn }, to)?;
+            let (base, quantised) = (&*opened.dir, None);
+            let options = ExportOptions { base, dtype, end_of_turn, quantised };
+            export_hf(model, device, options, to)?;
             Ok(())
         }
     }
 }
 
-fn is_adapted(model: &Model) -> bool {
+pub(super) fn is_adapted(model: &Model) -> bool {
     model.decoder.projections().any(|(_, p)| !p.adapters.is_empty())
 }
 

@@ -168,6 +168,7 @@ fn configurations_fit_what_was_trained() {
             base: base.path(),
             dtype: DType::Bf16,
             end_of_turn: Some(end_of_turn),
+            quantised: None,
         };
         export_hf(&model, &device, options(7), out.path()).unwrap();
         let config = json(&out.path().join("config.json"));

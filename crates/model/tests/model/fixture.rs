@@ -155,7 +155,7 @@ pub fn export(
     dtype: DType,
     out: &Path,
 ) -> Result<(), ExportError> {
-    let options = ExportOptions { base: base_dir, dtype, end_of_turn: None };
+    let options = ExportOptions { base: base_dir, dtype, end_of_turn: None, quantised: None };
     export_hf(model, device, options, out)
 }
 

@@ -144,8 +144,8 @@ impl Run<'_> {
 
     fn write_model(&self, to: &Path, dtype: DType) -> Result<(), TrainError> {
         let Engine { device, model, .. } = &self.engine;
-        let options =
-            ExportOptions { base: &self.setup.model_dir, dtype, end_of_turn: self.end_of_turn() };
+        let (base, end_of_turn) = (&*self.setup.model_dir, self.end_of_turn());
+        let options = ExportOptions { base, dtype, end_of_turn, quantised: None };
         export_hf(model, device, options, to)?;
         self.compare(to, dtype)
     }

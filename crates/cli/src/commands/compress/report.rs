@@ -1,5 +1,6 @@
 //! What a smaller file is and what it lost, as JSON and as a table.
 
+use super::super::export::card::FOUR_TEXTS;
 use super::types::Types;
 use crate::output;
 use hone_compress::Measured;
@@ -68,7 +69,7 @@ impl Report<'_> {
     }
 
     fn table(&self) {
-        let size = format!("{}, {:.2} bits per weight", megabytes(self.bytes as f64), self.bits);
+        let size = size(self.bytes, self.bits);
         let mut lines = vec![
             ("written", self.out.display().to_string()),
             ("size", size),
@@ -76,19 +77,7 @@ impl Report<'_> {
         ];
         let kinds = self.kinds();
         lines.extend(kinds.iter().map(|kind| (kind.name.as_str(), kind.words())));
-        let text = match self.is_held_out {
-            true => format!("{} held-out tokens", self.measured.num_tokens),
-            false => "four short texts".to_owned(),
-        };
-        lines.push((
-            "compared",
-            format!(
-                "{:.4} nats of KL divergence per token on {text}; the most likely token is the \
-                 same for {:.1} %",
-                self.measured.kl,
-                100.0 * self.measured.same_top
-            ),
-        ));
+        lines.push(("compared", compared(&self.measured, self.is_held_out)));
         lines.extend(self.replaced().map(|replaced| ("replaced", replaced)));
         output::table(&lines);
     }
@@ -159,13 +148,38 @@ impl Kind<'_> {
 }
 
 /// The figures of a comparison, for the model card.
-pub(super) fn figures(measured: &Measured) -> Vec<(&'static str, String)> {
+pub(super) fn figures(measured: &Measured, is_held_out: bool) -> Vec<(&'static str, String)> {
     vec![
+        ("text", text(measured, is_held_out)),
         ("KL divergence, nats per token", format!("{:.3e}", measured.kl)),
         ("most likely token the same", format!("{:.1} %", 100.0 * measured.same_top)),
     ]
 }
 
-fn megabytes(bytes: f64) -> String {
+/// What was compared, in words.
+pub(super) fn compared(measured: &Measured, is_held_out: bool) -> String {
+    format!(
+        "{:.4} nats of KL divergence per token on {}; the most likely token is the same for \
+         {:.1} %",
+        measured.kl,
+        text(measured, is_held_out),
+        100.0 * measured.same_top
+    )
+}
+
+/// The text that was measured on.
+fn text(measured: &Measured, is_held_out: bool) -> String {
+    match is_held_out {
+        true => format!("{} held-out tokens", measured.num_tokens),
+        false => FOUR_TEXTS.to_owned(),
+    }
+}
+
+/// How large it is, in words.
+pub(super) fn size(bytes: u64, bits: f64) -> String {
+    format!("{}, {bits:.2} bits per weight", megabytes(bytes as f64))
+}
+
+pub(super) fn megabytes(bytes: f64) -> String {
     format!("{:.1} MB", bytes / 1e6)
 }

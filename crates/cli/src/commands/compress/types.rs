@@ -5,8 +5,8 @@ use crate::args::{CompressArgs, FallbackArg};
 use crate::failure::Failure;
 use crate::progress;
 use hone_compress::{
-    Choice, Columns, Corpus, Facts, Fallback, Goal, Meter, Mix, PlanError, Planner, Sensitivity,
-    Stored, Window, choose,
+    Choice, Columns, Corpus, Facts, Fallback, Goal, Meter, Mix, PlanError, Planner, Scheme,
+    Sensitivity, Stored, Window, choose,
 };
 use hone_model::GgufForm;
 use hone_train::run_file::ByteSize;
@@ -58,8 +58,11 @@ impl Wanted {
         let mix = args.mix.as_deref().unwrap_or(DEFAULT);
         Mix::named(mix).map(Self::Mix).ok_or_else(|| {
             let names: Vec<&str> = Mix::names().collect();
-            let names = names.join(", ");
-            Failure::Usage(format!("--type {mix}: is not known; known: {names}"))
+            Failure::Usage(format!(
+                "--type {mix}: is not known; known: {}; and in directories for other engines: {}",
+                names.join(", "),
+                Scheme::NAMES.join(", ")
+            ))
         })
     }
 

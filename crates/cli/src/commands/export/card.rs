@@ -102,6 +102,14 @@ impl Card {
         Self { name, model, adapter, relation, base, license, generates, run }
     }
 
+    /// Of what holds the model's matrices in fewer bits, in a directory.
+    pub(in super::super) fn quantised(mut self) -> Self {
+        if self.relation == Relation::Copied {
+            self.relation = Relation::Quantized;
+        }
+        self
+    }
+
     /// What is written is called.
     pub(super) fn name(&self) -> &str {
         &self.name
@@ -198,10 +206,13 @@ impl Card {
         let figures = table(figures);
         format!(
             "{front}\n# {name}\n\n{of}{BY_HONE}{version}.\n\n{rows}\nCompared with the \
-             model in memory when it was read back, on four short texts:\n\n{figures}"
+             model in memory when it was read back:\n\n{figures}"
         )
     }
 }
+
+/// What is compared on where there is no other text.
+pub(in super::super) const FOUR_TEXTS: &str = "four short texts";
 
 /// Where the Hub's names are to be found.
 const HUB: &str = "https://huggingface.co/";
@@ -221,6 +232,7 @@ fn table(rows: &[(&str, String)]) -> String {
 /// The figures of a comparison.
 pub(in super::super) fn figures(fidelity: &Fidelity) -> Vec<(&'static str, String)> {
     let mut figures = vec![
+        ("text", FOUR_TEXTS.to_owned()),
         ("KL divergence, nats per token", format!("{:.3e}", fidelity.kl)),
         ("most likely token the same", format!("{:.1} %", 100.0 * fidelity.top1_agreement)),
         ("largest error of a logit, of their range", format!("{:.1e}", fidelity.max_error)),

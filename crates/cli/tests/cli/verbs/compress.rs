@@ -2,6 +2,7 @@
 
 use super::{Scene, assert_fields, json, succeeds};
 use crate::sandbox::ended;
+use crate::sandbox::tiny_model::write_model;
 use std::path::{Path, PathBuf};
 
 /// A Llama of 260,000 parameters whose rows have 64 weights, and 172 in one matrix of each block.
@@ -177,4 +178,125 @@ fn what_is_no_calibration_is_said() {
     let saved = ["--save-imatrix", "text.jsonl", "--type", "f16"];
     compress(&[&saved[..], &text].concat()).says(2, &["--save-imatrix text.jsonl already exists"]);
     assert!(!scene.path("a.gguf").exists() && !scene.path(".partial.a.gguf").exists());
+}
+
+/// Directories for other engines: what is read back is what was written, and the more bits the
+/// closer it is.
+#[test]
+fn directories_for_other_engines() {
+    let Some(model) = stories() else { return };
+    let (scene, model) = (Scene::new(), model.to_string_lossy().into_owned());
+    let mut last_kl = 0.0;
+    for (kind, held, method, more) in [
+        ("w8a16", "int8", "compressed-tensors", &[][..]),
+        ("fp8_dynamic", "fp8_rows", "compressed-tensors", &[]),
+        ("nf4", "nf4", "bitsandbytes", &[]),
+        ("w4a16", "q4_0", "compressed-tensors", &["--group-size", "channel"]),
+    ] {
+        let compress = ["compress", &model, "--type", kind, "--out", kind, "--json"];
+        let found = json(&mut scene.hone(&[&compress[..], more].concat()));
+        assert_fields(&found, &["out", "bytes", "bits_per_weight", "kl", "same_top", "tensors"]);
+        let kl = found["kl"].as_f64().unwrap();
+        assert!(kl > last_kl && kl < 0.5, "{kind}: {kl} after {last_kl}");
+        last_kl = kl;
+        // Five blocks of seven matrices.
+        assert_eq!(found["tensors"].as_array().unwrap().len(), 35);
+        let text = |name: &str| std::fs::read_to_string(scene.path(kind).join(name)).unwrap();
+        let config: serde_json::Value = serde_json::from_str(&text("config.json")).unwrap();
+        assert_eq!(config["quantization_config"]["quant_method"], method);
+        assert!(text("README.md").contains(&format!("35 matrices as {kind}")));
+        assert!(scene.path(kind).join("tokenizer.json").is_file());
+        let tell = ["generate", kind, "--prompt", "Once upon a time", "--max-new-tokens", "8"];
+        assert!(!succeeds(&mut scene.hone(&tell)).stdout.trim().is_empty());
+        let again = ["compress", kind, "--type", "w8a16", "--out", "again"];
+        let refused = format!("quantised already (weights in {held})");
+        ended(&mut scene.hone(&again)).says(2, &[&refused, "--requantise"]);
+    }
+    succeeds(&mut scene.hone(&["export", "w4a16", "--dtype", "f32", "--out", "floats"]));
+    let floats = std::fs::read_to_string(scene.path("floats").join("config.json")).unwrap();
+    assert!(!floats.contains("quantization_config"), "{floats}");
+    let small = ["compress", "w8a16", "--type", "nf4", "--out", "small", "--requantise"];
+    succeeds(&mut scene.hone(&small));
+}
+
+/// Scales are searched for by what text shows, and what is lost is measured on text held out.
+#[test]
+fn text_chooses_the_scales_of_integers() {
+    let Some(model) = stories() else { return };
+    let (scene, model) = (Scene::new(), model.to_string_lossy().into_owned());
+    write_text(&scene, 60_000);
+    let text = ["--calibration", "text.jsonl", "--calibration-tokens", "8192"];
+    let known = ["compress", &model, "--type", "w4a16", "--group-size", "channel", "--json"];
+    let with = json(&mut scene.hone(&[&known[..], &["--out", "with"], &text].concat()));
+    json(&mut scene.hone(&[&known[..], &["--out", "without"]].concat()));
+    assert_eq!(with["is_held_out"], true);
+    let data = ["--data", "text.jsonl", "--max-seq-len", "256", "--json"];
+    let [with, without] = ["with", "without"].map(|at| {
+        let against = [&["eval", at, "--against", &model][..], &data].concat();
+        json(&mut scene.hone(&against))["kl"]["mean"].as_f64().unwrap()
+    });
+    assert!(with < without, "{with} with text, {without} without");
+}
+
+#[test]
+fn what_has_no_place_in_a_directory_is_said() {
+    let Some(model) = stories() else { return };
+    let (scene, model) = (Scene::new(), model.to_string_lossy().into_owned());
+    let compress =
+        |from: &str, more: &[&str]| ended(&mut scene.hone(&[&["compress", from], more].concat()));
+    let w4 = ["--type", "w4a16", "--out", "small"];
+    let w4 = |more: &[&'static str]| [&w4[..], more].concat();
+    compress(&model, &w4(&[])).says(
+        2,
+        &[
+            "--type w4a16: `model.layers.0.self_attn.q_proj` has rows of 64 weights",
+            "no whole groups of 128; what all matrices take: channel",
+            "--group-size",
+        ],
+    );
+    compress(&model, &w4(&["--group-size", "48"])).says(2, &["expected 32, 64, 128 or channel"]);
+    compress(&model, &["--type", "w4a17", "--out", "a.gguf"])
+        .says(2, &["--type w4a17: is not known", "w4a16, w8a16, fp8_dynamic, nf4"]);
+    compress(&model, &["--type", "fp8_dynamic", "--group-size", "32", "--out", "small"])
+        .says(2, &["--group-size: only w4a16 and w8a16 have groups"]);
+    compress(&model, &["--type", "q8_0", "--group-size", "32", "--out", "a.gguf"])
+        .says(2, &["--group-size: only w4a16 and w8a16 have groups"]);
+    compress(&model, &["--type", "nf4", "--out", "a.gguf"])
+        .says(2, &["--out a.gguf: --type nf4 is written as a directory"]);
+    compress(&model, &w4(&["--imatrix", "a.gguf"])).says(2, &["--imatrix is for GGUF files"]);
+    compress(&model, &w4(&["--fallback", "llama.cpp"])).says(2, &["--fallback llama.cpp is for"]);
+    let channel = ["--group-size", "channel"];
+    compress(&model, &w4(&[&channel[..], &["--max-kl", "1e-6"]].concat()))
+        .says(2, &["above --max-kl 0.000001", "Most is lost of `model.layers.", "--group-size 32"]);
+    assert!(!scene.path("small").exists() && !scene.path(".small.partial").exists());
+    scene.write("taken", "");
+    compress(&model, &["--type", "nf4", "--out", "taken"]).says(2, &["--out taken already exists"]);
+    for (case, kind, says) in [
+        ("bert", "nf4", "is an encoder, and what is lost is measured on predictions"),
+        ("qwen3_moe", "nf4", "bitsandbytes does not quantise experts"),
+        ("gpt_oss", "w8a16", "is written in one tensor with those of other experts"),
+    ] {
+        write_model(case, &scene.path(case));
+        compress(case, &["--type", kind, "--out", "small"]).says(2, &[says]);
+    }
+}
+
+/// Experts with tensors of their own, routers in floats.
+#[test]
+fn experts_are_quantised_each() {
+    let scene = Scene::new();
+    write_model("qwen3_moe", &scene.path("mixture"));
+    let compress = ["compress", "mixture", "--type", "w8a16", "--out", "small", "--json"];
+    let found = json(&mut scene.hone(&compress));
+    let names: Vec<&str> = found["tensors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|of| of["name"].as_str().unwrap())
+        .collect();
+    assert!(names.iter().any(|name| name.ends_with("mlp.experts.1.down_proj")), "{names:?}");
+    let config = std::fs::read_to_string(scene.path("small").join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let ignored = config["quantization_config"]["ignore"].to_string();
+    assert!(ignored.contains("mlp.gate\"") && ignored.contains("lm_head"), "{ignored}");
 }
