@@ -54,11 +54,13 @@ struct Group {
     outputs: Vec<Moment>,
 }
 
+/// The group that a tensor's part is in, and which member of it that is.
+type Members = HashMap<(usize, usize), (usize, usize)>;
+
 /// The curvature of all matrices.
 pub(crate) struct Curvature {
     groups: Vec<Group>,
-    /// Where a tensor's part is, and which member of the group it is.
-    of_part: HashMap<(usize, usize), (usize, usize)>,
+    of_part: Members,
     /// Of the head's inputs.
     head: (Option<usize>, Moment),
 }
@@ -66,7 +68,7 @@ pub(crate) struct Curvature {
 struct Watch<'a> {
     places: &'a Places,
     known: RefCell<HashMap<*const Projection, usize>>,
-    found: RefCell<(Vec<Group>, HashMap<(usize, usize), (usize, usize)>)>,
+    found: RefCell<(Vec<Group>, Members)>,
     failure: RefCell<Option<DeviceError>>,
 }
 

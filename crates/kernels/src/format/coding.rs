@@ -23,8 +23,8 @@ pub struct Coding {
     pub write: fn(&Coded, bytes: &mut [u8]),
 }
 
-/// Blocks taken apart. A weight is `shared[0] · scale · level − shared[1] · offset`, with the floats
-/// of its block and the integers of its group.
+/// Blocks taken apart. A weight is `shared[0] · scale · level − shared[1] · offset`, with the
+/// floats of its block and the integers of its group.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Coded {
     /// Scale and offset of each block; the second is 0 of formats without offsets.
@@ -51,14 +51,6 @@ impl Coding {
             level = if x > (lower + upper) / 2.0 { upper } else { level };
         }
         level
-    }
-
-    /// How far levels are apart: 1, or the mean of a table's distances.
-    pub fn spacing(&self) -> f32 {
-        match self.table {
-            None => 1.0,
-            Some(table) => f32::from(table[15] - table[0]) / 15.0,
-        }
     }
 
     /// The weights that blocks with these latents have; those of `blocks` do not count.

@@ -169,10 +169,11 @@ fn check_gradients(coding: &crate::format::Coding, coded: &crate::format::Coded,
         (latents.len() / coded.shared.len(), coded.groups.len() / coded.shared.len());
     for (i, found) in d_shared.as_chunks::<2>().0.iter().enumerate() {
         let mut expected = [0.0f64; 2];
-        for at in i * block..(i + 1) * block {
+        for (j, d) in d[i * block..][..block].iter().enumerate() {
+            let at = i * block + j;
             let [scale, offset] = coded.groups[at / coding.group].map(f64::from);
-            expected[0] += f64::from(d[at]) * scale * f64::from(coded.levels[at]);
-            expected[1] -= f64::from(d[at]) * offset;
+            expected[0] += f64::from(*d) * scale * f64::from(coded.levels[at]);
+            expected[1] -= f64::from(*d) * offset;
         }
         if !coding.has_offsets {
             expected[1] = 0.0;
