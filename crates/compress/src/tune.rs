@@ -69,7 +69,8 @@ impl Learned {
     }
 }
 
-/// How far from its level a latent begins at most that is nearer to another, in distances of levels.
+/// How far from its level a latent begins at most that is nearer to another, in distances of
+/// levels.
 const INSIDE: f32 = 0.25;
 
 impl Rounded {
