@@ -4,6 +4,7 @@ use super::builtin;
 use super::error::TaskError;
 use super::yaml::{self, Kind, Node};
 use serde_json::Value;
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -183,10 +184,15 @@ impl Settings {
 
     /// Puts all of `other`'s keys in, over those that are there.
     pub fn update(&mut self, other: Self) {
+        let key = |(at, setting): (usize, &Setting)| (setting.key.clone(), at);
+        let mut own: HashMap<String, usize> = self.all.iter().enumerate().map(key).collect();
         for setting in other.all {
-            match self.all.iter_mut().find(|own| own.key == setting.key) {
-                Some(own) => *own = setting,
-                None => self.all.push(setting),
+            match own.get(&setting.key) {
+                Some(at) => self.all[*at] = setting,
+                None => {
+                    own.insert(setting.key.clone(), self.all.len());
+                    self.all.push(setting);
+                }
             }
         }
     }
