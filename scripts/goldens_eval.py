@@ -55,12 +55,13 @@ def doc_to_choice(doc):
 """,
 }
 ALL = ["choice", "drawn", "numbers", "blank", "copa", "words", "empty", "pages", "sums", "several"]
+ALL += ["prefixed"]
 RUNS = {
     "plain": {"tasks": ALL},
     "group": {"tasks": ["both"]},
     "limited": {"tasks": ["choice", "drawn"], "limit": 5, "num_fewshot": 3},
     "chat": {
-        "tasks": ["choice", "drawn", "sums"],
+        "tasks": ["choice", "drawn", "sums", "prefixed"],
         "apply_chat_template": True,
         "fewshot_as_multiturn": True,
     },

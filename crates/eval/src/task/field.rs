@@ -53,6 +53,14 @@ impl Field {
         Ok(Self { setting: setting.clone(), form })
     }
 
+    /// The template or the name of a field, as it is written; empty of a number or a list.
+    pub fn source(&self) -> &str {
+        match &self.form {
+            Form::Text { source, .. } => source,
+            Form::Integer(_) | Form::List(_) => "",
+        }
+    }
+
     /// The value of a document. A template's digits are a number where the task has choices, and a
     /// list of Python's in brackets is a list.
     ///

@@ -155,7 +155,7 @@ impl Writer<'_> {
             OutputType::Rolling => vec![Request::Rolling(text()?)],
             OutputType::Generate => vec![Request::Generate(first())],
             OutputType::MultipleChoice => {
-                let delimiter = self.choice_delimiter(document)?;
+                let delimiter = self.choice_delimiter();
                 match self.multiple_input {
                     true => {
                         let continuation = format!("{delimiter}{}", text()?);
@@ -172,17 +172,13 @@ impl Writer<'_> {
     }
 
     /// What stands before a choice: in a chat, whose template ends the question, nothing but after
-    /// a prefix of the answer.
-    fn choice_delimiter(&self, document: &Document) -> Result<String, TaskError> {
+    /// a prefix of the answer. Whether that ends in a space is asked of `gen_prefix` as the task
+    /// has it, a template or a field's name, not of what a document makes of it.
+    fn choice_delimiter(&self) -> &str {
         let prompt = &self.task.prompt;
-        let prefix = written(prompt.gen_prefix.as_ref(), document)?;
-        Ok(match (self.chat, prefix) {
-            (Some(_), Some(prefix)) if !prefix.ends_with(char::is_whitespace) => {
-                prompt.target_delimiter.clone()
-            }
-            (Some(_), _) => String::new(),
-            (None, _) => prompt.target_delimiter.clone(),
-        })
+        let prefix = prompt.gen_prefix.as_ref().map_or("", Field::source);
+        let is_begun = !prefix.is_empty() && !prefix.ends_with(char::is_whitespace);
+        if self.chat.is_none() || is_begun { &prompt.target_delimiter } else { "" }
     }
 
     /// Everything before what is scored or generated; with multiple inputs one for each choice.
@@ -300,19 +296,28 @@ impl Writer<'_> {
         };
         let prefix = asked.last().filter(|last| last.role == "assistant");
         let message = |m: &Message| json!({ "role": m.role, "content": m.content });
-        let messages = messages().map(message).collect();
+        let mut messages: Vec<Value> = messages().map(message).collect();
+        if let (Some(prefix), Some(last)) = (prefix, messages.last_mut()) {
+            last["content"] = format!("{}{PREFIX_END}", prefix.content).into();
+        }
         let conversation = Conversation { messages, tools: None };
         let text = template.render(&conversation, prefix.is_none()).map_err(|fault| {
             TaskError::Input(format!("{}: {}", document.place(), fault.message(|_| None)))
         })?;
         let Some(prefix) = prefix else { return Ok(text) };
-        // The answer goes on where its prefix ends.
-        match text.rfind(prefix.content.trim()) {
-            Some(at) => Ok(text[..at + prefix.content.trim().len()].to_owned()),
+        // The answer goes on where its prefix ends; a template that trims messages trims that too.
+        let end = text.rfind(PREFIX_END.trim_end());
+        match end.filter(|_| text.contains(prefix.content.trim())) {
+            Some(at) if text[at..].starts_with(PREFIX_END) => Ok(text[..at].to_owned()),
+            Some(at) => Ok(text[..at].trim_end().to_owned()),
             None => Err(self.task.error("the chat template leaves out gen_prefix")),
         }
     }
 }
+
+/// What is put after the prefix of an answer while a template writes it. The space is gone where
+/// the template trims messages.
+const PREFIX_END: &str = "END_OF_PREFIX ";
 
 fn written(field: Option<&Field>, document: &Document) -> Result<Option<String>, TaskError> {
     field.map(|field| field.text(document)).transpose()

@@ -16,14 +16,14 @@ fn everything_is_as_the_harness_has_it() {
     let scene = Scene::new();
     let all =
         ["choice", "drawn", "numbers", "winogrande", "copa", "words", "empty", "pages", "sums"];
-    let all = [&all[..], &["several"]].concat();
+    let all = [&all[..], &["several", "prefixed"]].concat();
     let chat = scene.tokenizer.chat_template();
     let plain = RunOptions { num_threads: 2, ..RunOptions::default() };
     let runs: [(&str, &[&str], Option<usize>, RunOptions<'_>); 4] = [
         ("plain", &all, None, plain),
         ("group", &["both"], None, plain),
         ("limited", &["choice", "drawn"], Some(3), RunOptions { limit: Some(5.0), ..plain }),
-        ("chat", &["choice", "drawn", "sums"], None, RunOptions { chat, ..plain }),
+        ("chat", &["choice", "drawn", "sums", "prefixed"], None, RunOptions { chat, ..plain }),
     ];
     for (name, tasks, num_fewshot, run_options) in runs {
         let file = |task: &&str| goldens().join("tasks").join(format!("{task}.yaml"));
