@@ -58,6 +58,15 @@ pub fn resolve_with(
     fetch::fetch(&RepoName::parse(model)?, settings, on_file)
 }
 
+/// The hub's name, without its revision, of `model` if `found`, a directory that it was resolved to
+/// or a file in it, is of a repository of that name; `None` of a directory or file that was named
+/// itself, though its path may look like a hub's name.
+pub fn name_of<'m>(model: &'m str, found: &Path) -> Option<&'m str> {
+    let name = model.split_once('@').map_or(model, |(name, _)| name);
+    let folder = fetch::folder_name(&RepoName::parse(name).ok()?);
+    found.components().any(|part| part.as_os_str() == folder.as_str()).then_some(name)
+}
+
 /// Anything but `org/name[@revision]`; a revision may hold slashes (`refs/pr/1`).
 fn looks_like_path(model: &str) -> bool {
     let name = model.split('@').next().unwrap_or(model);

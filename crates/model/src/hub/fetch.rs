@@ -38,7 +38,7 @@ pub fn fetch(
     settings: &HubSettings,
     on_file: &dyn Fn(&str),
 ) -> Result<PathBuf, HubError> {
-    let folder = settings.cache_dir.join(repo_at(name, &name.revision).folder_name());
+    let folder = settings.cache_dir.join(folder_name(name));
     let missing = match cached_commit(&folder, &name.revision) {
         None => "any snapshot".to_owned(),
         Some(commit) => match first_missing(&folder, &commit, settings)? {
@@ -64,6 +64,11 @@ fn optional() -> impl Iterator<Item = &'static str> {
 
 fn repo_at(name: &RepoName, revision: &str) -> Repo {
     Repo::with_revision(name.repo.clone(), RepoType::Model, revision.to_owned())
+}
+
+/// The folder of a repository in the cache: `models--org--name`.
+pub(super) fn folder_name(name: &RepoName) -> String {
+    repo_at(name, &name.revision).folder_name()
 }
 
 /// The commit that the cache has for a revision.

@@ -154,6 +154,12 @@ fn a_repository_is_fetched_once_and_then_found_without_a_request() {
         fs::read_to_string(dir.join("model.safetensors")).unwrap(),
         "weights, weights, weights"
     );
+    for (model, name) in [(REPO, Some(REPO)), ("acme/other", None), ("./acme/tiny", None)] {
+        assert_eq!(name_of(model, &dir), name, "{model}");
+    }
+    assert_eq!(name_of(&format!("{REPO}@main"), &dir.join("model.safetensors")), Some(REPO));
+    // A directory here, though called as a repository might be.
+    assert_eq!(name_of(REPO, Path::new(REPO)), None);
 
     let num_requests = server.requests().len();
     assert_eq!(resolve_with(REPO, &settings, &|_| panic!("nothing to fetch")).unwrap(), dir);

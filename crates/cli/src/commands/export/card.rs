@@ -5,6 +5,7 @@
 use super::super::Opened;
 use crate::args::ModelArgs;
 use crate::failure::Failure;
+use hone_model::hub::name_of;
 use hone_model::{Fidelity, is_gguf};
 use hone_tensor::gguf::{GgufFile, Meta, Value};
 use hone_train::TrainError;
@@ -77,15 +78,12 @@ impl Card {
             Some((digest, run.read_manifest().ok()?))
         });
         let said = Said::of(dir);
-        // A path here names nothing elsewhere.
-        let hub_name = |name: &str| -> Option<String> {
-            let name = name.split_once('@').map_or(name, |(name, _)| name);
-            let is_name = name.split('/').count() == 2 && !Path::new(name).exists();
-            (is_name && !is_gguf(Path::new(name)) && !name.starts_with(['.', '/', '~']))
-                .then(|| name.to_owned())
-        };
-        let trained = run.as_ref().map(|(_, manifest)| manifest.model.path.as_str());
-        let base = hub_name(model).or_else(|| hub_name(trained?)).or(said.base);
+        // What was trained, if the hub has it: a path names nothing elsewhere.
+        let trained = run.as_ref().and_then(|(_, manifest)| {
+            let file = manifest.inputs.model.first()?;
+            name_of(&manifest.model.path, &file.path)
+        });
+        let base = name_of(model, dir).or(trained).map(str::to_owned).or(said.base);
         let is_trained = run.is_some() || args.adapter.is_some();
         let relation = match (is_adapter, is_trained) {
             (true, _) => Relation::Adapter,

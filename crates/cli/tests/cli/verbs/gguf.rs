@@ -221,3 +221,17 @@ fn files_that_cannot_be_used_are_refused_by_name() {
     std::fs::write(scene.path("short.gguf"), &bytes[..bytes.len() - 99]).unwrap();
     train("short.gguf").says(2, &["short.gguf: not a whole GGUF file", "fetch it again"]);
 }
+
+/// A path that looks like a hub's name, and is gone since, is not said to be there.
+#[test]
+fn a_path_is_no_name_of_the_hub() {
+    let scene = Scene::new();
+    std::fs::create_dir(scene.path("models")).unwrap();
+    std::fs::rename(scene.path("model"), scene.path("models/mine")).unwrap();
+    succeeds(&mut scene.train(&["model.path=models/mine", "train.max_steps=1"]));
+    std::fs::rename(scene.path("models"), scene.path("moved")).unwrap();
+    let export = ["export", "moved/mine", "--adapter", "run/adapter", "--out", "merged"];
+    succeeds(&mut scene.hone(&export));
+    let card = std::fs::read_to_string(scene.path("merged/README.md")).unwrap();
+    assert!(card.contains("| Base | moved/mine |") && !card.contains("base_model"), "{card}");
+}
