@@ -1,8 +1,10 @@
 //! Command-line arguments.
 
 mod embed;
+mod report;
 
 pub use embed::EmbedArgs;
+pub use report::ReportArgs;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -38,7 +40,7 @@ pub enum Command {
     Export(ExportArgs),
     /// Write a smaller model, and say what was lost
     Compress(CompressArgs),
-    /// Write the report of a run as one HTML page
+    /// Write the report of a run, or of models beside each other, as one HTML page
     Report(ReportArgs),
     /// Show what hardware this machine has and how fast it is
     Doctor(DoctorArgs),
@@ -505,17 +507,6 @@ impl From<DTypeArg> for hone_tensor::DType {
             DTypeArg::F16 => Self::F16,
         }
     }
-}
-
-#[derive(Args)]
-#[command(after_help = "Example: hone report runs/gsm8k")]
-pub struct ReportArgs {
-    /// Directory of a run, finished or not
-    #[arg(value_name = "RUN_DIR")]
-    pub run_dir: PathBuf,
-    /// Print one JSON object
-    #[arg(long)]
-    pub json: bool,
 }
 
 #[derive(Args)]

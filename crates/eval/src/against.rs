@@ -5,6 +5,7 @@ use hone_data::{Dataset, IGNORE, MicroBatch, Unit};
 use hone_model::{Batch, Divergence, Pass, divergences};
 use hone_tensor::DeviceError;
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 /// Packed rows to compare on.
 #[derive(Clone, Copy)]
@@ -112,6 +113,18 @@ pub fn against(
         done(packed.rows.len());
     }
     Ok(Some(summary(&found)))
+}
+
+/// Digest of the tokens of all rows and of which are targets: figures of other ones are not to be
+/// compared.
+pub fn digest(dataset: &Dataset) -> String {
+    let mut digest = Sha256::new();
+    for row in (0..dataset.len()).map(|i| dataset.row(i)) {
+        digest.update((row.tokens.len() as u64).to_le_bytes());
+        row.tokens.iter().for_each(|id| digest.update(id.to_le_bytes()));
+        row.is_target.iter().for_each(|is| digest.update([u8::from(*is)]));
+    }
+    format!("{:x}", digest.finalize())
 }
 
 /// Of the targets of each row.

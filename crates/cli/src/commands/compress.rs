@@ -6,6 +6,8 @@ mod report;
 mod rounding;
 mod types;
 
+pub(super) use report::{Part, kinds};
+
 use super::export::card::{self, Card};
 use super::export::{gguf, refuse_packed, rows, whole};
 use super::{Described, Opened, check_parent};
@@ -53,6 +55,8 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
     let num_parameters = opened.model.decoder.config.num_parameters();
     Report {
         out: &args.out,
+        base: opened.weighed(&args.model)?,
+        calibration: &args.calibration,
         bytes,
         bits: 8.0 * bytes as f64 / num_parameters as f64,
         tensors: form.tensors(),

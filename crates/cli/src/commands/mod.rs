@@ -24,6 +24,7 @@ use hone_train::backend::{Asked, Backend};
 use hone_train::run_dir::RunDir;
 use hone_train::run_file::{RunFile, check_held_for};
 use hone_train::setup::{Setup, SetupOptions, held_type, resolve, surplus_tokens, tokenizer_of};
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 fn read_run_file(args: &RunFileArgs) -> Result<RunFile, Failure> {
@@ -103,8 +104,42 @@ struct Opened {
 }
 
 impl Opened {
+    /// As `args`, with which it was opened, name it.
+    fn weighed(&self, args: &ModelArgs) -> Result<Weighed, Failure> {
+        let named = (args.model.as_str(), args.adapter.as_deref());
+        Weighed::of(named, &self.dir, &self.model.decoder.config)
+    }
+
     fn pass(&self) -> Pass<'_> {
         Pass { device: &self.device, model: &self.model, compute: self.compute }
+    }
+}
+
+/// A model as reports name it, and how large it is.
+#[derive(Serialize)]
+struct Weighed {
+    /// As the command line names it.
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adapter: Option<PathBuf>,
+    /// Of its weight files, without the adapter.
+    bytes: u64,
+    bits_per_weight: f64,
+}
+
+impl Weighed {
+    /// The model that was called `name` and is in `dir`.
+    fn of(
+        (name, adapter): (&str, Option<&Path>),
+        dir: &Path,
+        config: &DecoderConfig,
+    ) -> Result<Self, Failure> {
+        let bytes = |file: PathBuf| Ok(file.metadata().map_err(TrainError::io(&file))?.len());
+        let files = hone_model::weight_files(dir)?.into_iter();
+        let bytes = files.map(bytes).sum::<Result<u64, TrainError>>()?;
+        let bits_per_weight = 8.0 * bytes as f64 / config.num_parameters() as f64;
+        let (name, adapter) = (name.to_owned(), adapter.map(Path::to_owned));
+        Ok(Self { name, adapter, bytes, bits_per_weight })
     }
 }
 

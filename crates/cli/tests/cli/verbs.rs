@@ -11,6 +11,7 @@ mod gguf;
 mod losses;
 mod masked;
 mod plans;
+mod report;
 mod tasks;
 
 use crate::sandbox::{Ended, Scene, ended};

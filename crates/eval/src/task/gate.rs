@@ -2,32 +2,19 @@
 
 use super::error::TaskError;
 use super::group::Entry;
-use super::metrics::{Score, Term};
+use super::metrics::Term;
+use super::recorded::{Recorded, RecordedMetric, RecordedTask};
 use super::result::{Results, Value};
-use crate::statistics::{Estimate, bootstrap, paired_shares};
-use serde::{Deserialize, Serialize};
+use super::statistics::difference;
+use crate::statistics::Estimate;
+use serde::Serialize;
 use std::path::{Path, PathBuf};
-
-/// A metric of an earlier evaluation.
-#[derive(Debug, Deserialize)]
-struct Earlier {
-    task: String,
-    metric: String,
-    filter: String,
-    items_sha256: String,
-    scores: Vec<Score>,
-}
-
-#[derive(Deserialize)]
-struct File {
-    tasks: Vec<Earlier>,
-}
 
 /// An earlier evaluation, as `--output` writes it.
 #[derive(Debug)]
 pub struct Gate {
     file: PathBuf,
-    earlier: Vec<Earlier>,
+    earlier: Vec<RecordedTask>,
 }
 
 /// What became of a metric.
@@ -64,7 +51,7 @@ impl Gate {
     /// If it is not what `--output` writes.
     pub fn read(file: &Path) -> Result<Self, TaskError> {
         let text = std::fs::read_to_string(file).map_err(|error| TaskError::file(file, error))?;
-        let read: File = serde_json::from_str(&text).map_err(|error| {
+        let read: Recorded = serde_json::from_str(&text).map_err(|error| {
             let what = format!("is not what `hone eval --task … --output` writes: {error}");
             TaskError::file(file, what)
         })?;
@@ -135,9 +122,10 @@ impl Gate {
             group.tasks().into_iter().map(|i| found.tasks[i].name.as_str()).collect();
         for value in values {
             let mut all = Pairs::default();
-            let is_of = |earlier: &&Earlier| {
+            let is_of = |earlier: &&RecordedTask| {
                 names.contains(&earlier.task.as_str())
-                    && (&earlier.metric, &earlier.filter) == (&value.metric, &value.filter)
+                    && (&earlier.metric.metric, &earlier.metric.filter)
+                        == (&value.metric, &value.filter)
             };
             for earlier in self.earlier.iter().filter(is_of) {
                 let (_, Pairs { before, after }) = self.pairs(earlier, found)?;
@@ -154,10 +142,11 @@ impl Gate {
     /// A metric's value now, and its terms.
     fn pairs<'r>(
         &self,
-        earlier: &Earlier,
+        earlier: &RecordedTask,
         found: &'r Results,
     ) -> Result<(&'r Value, Pairs), TaskError> {
-        let Earlier { task: name, metric, filter, scores, .. } = earlier;
+        let RecordedTask { task: name, metric, scores, .. } = earlier;
+        let RecordedMetric { metric, filter, .. } = metric;
         let is_it = |value: &Value| value.metric == *metric && value.filter == *filter;
         let task = found.tasks.iter().find(|task| task.name == *name);
         let at = task.and_then(|task| Some((task, task.values.iter().position(is_it)?)));
@@ -186,16 +175,8 @@ impl Gate {
 /// Of at least one document.
 fn compared(value: &Value, name: &str, Pairs { before, after }: &Pairs) -> Verdict {
     let of = |terms: &[Term]| value.aggregation.of(terms.iter().copied());
-    let difference = if value.aggregation.is_share(before.iter().chain(after)) {
-        paired_shares(before.iter().zip(after).map(|(b, a)| [b.value > 0.5, a.value > 0.5]))
-    } else {
-        bootstrap(before.len(), |drawn| {
-            let of_drawn = |terms: &[Term]| value.aggregation.of(drawn.iter().map(|&i| terms[i]));
-            of_drawn(after) - of_drawn(before)
-        })
-    };
-    let interval = difference.interval.filter(|bounds| bounds.iter().all(|x| x.is_finite()));
-    let is_worse = interval.map(|[low, high]| match value.higher_is_better {
+    let difference = difference(value.aggregation, before, after);
+    let is_worse = difference.interval.map(|[low, high]| match value.higher_is_better {
         true => high < 0.0,
         false => low > 0.0,
     });

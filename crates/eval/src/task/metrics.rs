@@ -44,7 +44,8 @@ const METRICS: [(&str, Kind, Aggregation); 8] = [
 ];
 
 /// How documents' numbers become a task's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Aggregation {
     /// Their mean.
     Mean,

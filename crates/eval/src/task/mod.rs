@@ -2,8 +2,8 @@
 //!
 //! [`group::load`] reads files (`yaml`, `file`, `config`) and their data (`data`, `csv`, `field`),
 //! [`run::prepare`] writes prompts and cuts them into tokens (`prompt`, `tokens`), [`run::run`]
-//! asks the model and sums up (`metrics`, `filters`, `statistics`), [`result`] says it, and
-//! [`gate`] compares it with an earlier evaluation.
+//! asks the model and sums up (`metrics`, `filters`, `statistics`), [`result`] says it,
+//! [`recorded`] reads it again, and [`gate`] compares it with an earlier evaluation.
 //!
 //! Formats and rules are those of lm-evaluation-harness 0.4.13, so that numbers are comparable.
 //! Left out: Python functions, data that are not in local files, images and sound, sampling.
@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod output_type;
 pub mod prompt;
 mod random;
+pub mod recorded;
 pub mod result;
 pub mod run;
 mod statistics;

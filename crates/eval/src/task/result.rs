@@ -32,7 +32,6 @@ pub struct Value {
     #[serde(flatten)]
     pub estimate: Estimate,
     /// How documents' numbers became it; of a group its members'.
-    #[serde(skip)]
     pub aggregation: Aggregation,
     /// Whether more is better.
     pub higher_is_better: bool,
@@ -76,6 +75,8 @@ pub struct GroupResult {
     pub name: String,
     /// What tables call it.
     pub alias: String,
+    /// Its tasks, also those of groups in it.
+    pub tasks: Vec<String>,
     /// Documents of all its tasks.
     pub num_items: usize,
     /// The values; none if the group names no metric.
@@ -145,7 +146,8 @@ impl Results {
         };
         let of_group = |group: &GroupResult| {
             let more = |value: &Value| {
-                with(value, json!({ "group": group.name, "num_items": group.num_items }))
+                let GroupResult { name, tasks, num_items, .. } = group;
+                with(value, json!({ "group": name, "num_items": num_items, "tasks": tasks }))
             };
             group.values.iter().map(more).collect::<Vec<_>>()
         };
@@ -278,5 +280,6 @@ fn group_result(group: &Group, tasks: &[TaskResult]) -> GroupResult {
         }
     }
     let num_items = members.iter().map(|task| task.items.len()).sum();
-    GroupResult { name: group.name.clone(), alias: group.alias.clone(), num_items, values }
+    let tasks = members.iter().map(|task| task.name.clone()).collect();
+    GroupResult { name: group.name.clone(), alias: group.alias.clone(), tasks, num_items, values }
 }

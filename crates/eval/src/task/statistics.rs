@@ -2,7 +2,7 @@
 
 use super::metrics::{Aggregation, Term};
 use super::random::Random;
-use crate::statistics::{Estimate, Z, quantile};
+use crate::statistics::{Estimate, Z, bootstrap, paired_shares, quantile};
 use std::thread;
 
 /// Replicates of a standard error by bootstrap, and how many one generator draws, as in the
@@ -36,6 +36,23 @@ pub fn estimate(aggregation: Aggregation, terms: &[Term], num_threads: usize) ->
     drawn.sort_by(f64::total_cmp);
     let interval = [quantile(&drawn, 0.025), quantile(&drawn, 0.975)];
     Estimate { value, stderr, interval: Some(interval) }
+}
+
+/// The difference of two models' values, `after` less `before`, of the same documents, at least
+/// one: its interval is Bonett and Price's for shares of right answers, and from a bootstrap of
+/// documents for others; none where it would not be finite.
+pub fn difference(aggregation: Aggregation, before: &[Term], after: &[Term]) -> Estimate {
+    let found = match aggregation.is_share(before.iter().chain(after)) {
+        true => {
+            paired_shares(before.iter().zip(after).map(|(b, a)| [b.value > 0.5, a.value > 0.5]))
+        }
+        false => bootstrap(before.len(), |drawn| {
+            let of_drawn = |terms: &[Term]| aggregation.of(drawn.iter().map(|&i| terms[i]));
+            of_drawn(after) - of_drawn(before)
+        }),
+    };
+    let interval = found.interval.filter(|bounds| bounds.iter().all(|x| x.is_finite()));
+    Estimate { interval, ..found }
 }
 
 /// Values of resampled documents: generator `i`, seeded with `i`, draws the `i`-th thousand.

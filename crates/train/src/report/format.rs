@@ -68,6 +68,16 @@ pub(super) fn bytes(x: f64) -> String {
     }
 }
 
+/// Bytes with a decimal unit, as sizes of files are asked for and said.
+pub(super) fn bytes_decimal(x: f64) -> String {
+    match x {
+        x if x >= 1e9 => format!("{:.2} GB", x / 1e9),
+        x if x >= 1e6 => format!("{:.1} MB", x / 1e6),
+        x if x >= 1e3 => format!("{:.1} kB", x / 1e3),
+        x => format!("{x:.0} B"),
+    }
+}
+
 /// Seconds in the two largest units.
 pub(super) fn seconds(x: f64) -> String {
     let whole = x.round() as u64;
@@ -77,6 +87,20 @@ pub(super) fn seconds(x: f64) -> String {
         60..3600 => format!("{} min {} s", whole / 60, whole % 60),
         3600..86400 => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
         _ => format!("{} d {} h", whole / 86400, whole % 86400 / 3600),
+    }
+}
+
+/// So many significant digits of what may be small: 0.0123, 1.23e-5. From 1 on as
+/// [`three_digits`].
+pub(super) fn significant(x: f64, digits: usize) -> String {
+    match x.abs() {
+        0.0 => "0".to_owned(),
+        a if (1e-4..1.0).contains(&a) => {
+            let zeros = (-a.log10().floor()) as usize;
+            format!("{x:.0$}", zeros + digits - 1)
+        }
+        a if a < 1e-4 => format!("{x:.0$e}", digits - 1),
+        _ => three_digits(x),
     }
 }
 

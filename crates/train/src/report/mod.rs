@@ -1,9 +1,12 @@
-//! The run as one HTML page: curves, plan against reality, samples, data, the run file. The page
-//! is self-contained and fetches nothing. It is made from the files of the run directory alone,
-//! so it can be made at any time, also of a run that was killed.
+//! Reports as one HTML page, which is self-contained and fetches nothing. Of a run: curves, plan
+//! against reality, samples, data, the run file; it is made from the files of the run directory
+//! alone, so it can be made at any time, also of a run that was killed. Of models that were made
+//! smaller: see [`comparison`].
 
+pub mod comparison;
 mod data;
 mod format;
+mod plot;
 mod sections;
 mod sources;
 #[cfg(test)]
@@ -20,6 +23,8 @@ use sources::{Amounts, Metrics, Sources};
 pub use sources::ReportError;
 
 const TEMPLATE: &str = include_str!("template.html");
+/// Of all pages.
+const STYLE: &str = include_str!("style.css");
 
 /// A number of bytes as people read it: `1.5 GiB`.
 pub fn format_bytes(bytes: u64) -> String {
@@ -48,6 +53,7 @@ pub fn build(run_dir: &Path) -> Result<String, ReportError> {
     let run = Sources::read(run_dir)?;
     let (model, data) = sections::names(&run);
     Ok(fill(TEMPLATE, |name| match name {
+        "style" => STYLE.to_owned(),
         "title" => escape(&format!("{model} on {data} – Hone")),
         "heading" => format!("{} <i>on</i> {}", escape(&model), escape(&data)),
         "facts" => sections::facts(&run),

@@ -293,6 +293,10 @@ fn an_objectives_metrics_have_curves() {
 fn numbers_read_well() {
     let shown = [0.0, 0.5, 2.34567, 15.0, 123.456, 12345.6, 1e-5].map(format::number);
     assert_eq!(shown, ["0.000", "0.500", "2.346", "15.00", "123.5", "12,346", "1.00e-5"]);
+    let shown = [0.0, 0.01234, 0.0001, 1.234e-5, 12.34].map(|x| format::significant(x, 3));
+    assert_eq!(shown, ["0", "0.0123", "0.000100", "1.23e-5", "12.3"]);
+    let shown = [999.0, 12_345.0, 80.44e6, 1.346e9].map(format::bytes_decimal);
+    assert_eq!(shown, ["999 B", "12.3 kB", "80.4 MB", "1.35 GB"]);
     let shown = [0.25, 59.9, 61.0, 3700.0, 90000.0].map(format::seconds);
     assert_eq!(shown, ["250 ms", "1 min 0 s", "1 min 1 s", "1 h 1 min", "1 d 1 h"]);
     let shown = [0.416, 3.0, 17.34, 12_345.6].map(super::format_rate);

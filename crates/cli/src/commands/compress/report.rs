@@ -1,11 +1,13 @@
 //! What a smaller file is and what it lost, as JSON and as a table.
 
+use super::super::Weighed;
 use super::super::export::card::FOUR_TEXTS;
 use super::types::Types;
 use crate::output;
 use hone_compress::Measured;
 use hone_model::FormTensor;
 use hone_tensor::{DType, Storage};
+use hone_train::report::comparison::Kind;
 use serde_json::json;
 use std::cmp::Reverse;
 use std::path::Path;
@@ -13,6 +15,10 @@ use std::path::Path;
 /// A file that was written.
 pub(super) struct Report<'a> {
     pub(super) out: &'a Path,
+    /// What it was made of.
+    pub(super) base: Weighed,
+    /// Files of the calibration text.
+    pub(super) calibration: &'a [String],
     pub(super) bytes: u64,
     /// Bits of the whole file per weight of the model.
     pub(super) bits: f64,
@@ -23,13 +29,50 @@ pub(super) struct Report<'a> {
     pub(super) is_held_out: bool,
 }
 
-/// Tensors of one kind, such as `ffn_down`, in all blocks.
-struct Kind<'a> {
-    name: String,
-    /// Types, and how many tensors have each.
-    types: Vec<(&'a str, usize)>,
-    bytes: usize,
-    share: f64,
+/// A tensor of a file, as a table by kinds counts it.
+pub(in super::super) struct Part<'a> {
+    pub(in super::super) name: &'a str,
+    pub(in super::super) kind: &'a str,
+    pub(in super::super) bytes: f64,
+    /// Predicted share of the divergence.
+    pub(in super::super) share: Option<f64>,
+}
+
+/// Tensors by kinds, such as `ffn_down` of all blocks, in the order of their first ones.
+pub(in super::super) fn kinds<'a>(tensors: impl Iterator<Item = Part<'a>>) -> Vec<Kind> {
+    let mut kinds: Vec<Kind> = Vec::new();
+    for Part { name, kind: stored, bytes, share } in tensors {
+        let name = kind_of(name);
+        let at = kinds.iter().position(|kind| kind.name == name).unwrap_or_else(|| {
+            let name = name.to_owned();
+            kinds.push(Kind { name, types: Vec::new(), bytes: 0.0, kl_share: None });
+            kinds.len() - 1
+        });
+        let kind = &mut kinds[at];
+        kind.bytes += bytes;
+        if let Some(share) = share {
+            kind.kl_share = Some(kind.kl_share.unwrap_or(0.0) + share);
+        }
+        match kind.types.iter_mut().find(|(other, _)| other == stored) {
+            Some((_, count)) => *count += 1,
+            None => kind.types.push((stored.to_owned(), 1)),
+        }
+    }
+    kinds
+}
+
+/// The name of a tensor without its block: `attn_q` of `blk.3.attn_q.weight`.
+fn kind_of(name: &str) -> &str {
+    let name = name.trim_end_matches(".weight");
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|c| c.is_ascii_digit());
+    let mut end = name.len();
+    for part in name.rsplit('.') {
+        if is_number(part) {
+            return name.get(end + 1..).filter(|kind| !kind.is_empty()).unwrap_or(name);
+        }
+        end = end.saturating_sub(part.len() + 1);
+    }
+    name
 }
 
 impl Report<'_> {
@@ -58,6 +101,8 @@ impl Report<'_> {
         };
         output::json(&json!({
             "out": self.out,
+            "base": self.base,
+            "calibration": self.calibration,
             "bytes": self.bytes,
             "bits_per_weight": self.bits,
             "kl": self.measured.kl,
@@ -76,7 +121,7 @@ impl Report<'_> {
             ("tensors", self.of_types()),
         ];
         let kinds = self.kinds();
-        lines.extend(kinds.iter().map(|kind| (kind.name.as_str(), kind.words())));
+        lines.extend(kinds.iter().map(|kind| (kind.name.as_str(), words(kind))));
         lines.push(("compared", compared(&self.measured, self.is_held_out)));
         lines.extend(self.replaced().map(|replaced| ("replaced", replaced)));
         output::table(&lines);
@@ -98,27 +143,13 @@ impl Report<'_> {
         types.into_iter().map(words).collect::<Vec<_>>().join(", ")
     }
 
-    /// Kinds of tensors with a share of the divergence, where that was predicted.
-    fn kinds(&self) -> Vec<Kind<'_>> {
-        let mut kinds: Vec<Kind<'_>> = Vec::new();
+    /// Kinds of matrices with their share of the divergence, where that was predicted.
+    fn kinds(&self) -> Vec<Kind> {
         let shares = self.types.shares.iter().flatten().enumerate();
-        for (i, share) in shares.filter(|(i, _)| self.tensors[*i].is_matrix()) {
-            let name = self.tensors[i].name.trim_end_matches(".weight");
-            let name = name.rsplit('.').next().unwrap_or(name);
-            let (stored, bytes) = self.stored(i);
-            let at = kinds.iter().position(|kind| kind.name == name).unwrap_or_else(|| {
-                let (types, name) = (Vec::new(), name.to_owned());
-                kinds.push(Kind { name, types, bytes: 0, share: 0.0 });
-                kinds.len() - 1
-            });
-            let kind = &mut kinds[at];
-            (kind.bytes, kind.share) = (kind.bytes + bytes, kind.share + share);
-            match kind.types.iter_mut().find(|(other, _)| *other == stored) {
-                Some((_, count)) => *count += 1,
-                None => kind.types.push((stored, 1)),
-            }
-        }
-        kinds
+        kinds(shares.filter(|(i, _)| self.tensors[*i].is_matrix()).map(|(i, share)| {
+            let (kind, bytes) = self.stored(i);
+            Part { name: &self.tensors[i].name, kind, bytes: bytes as f64, share: Some(*share) }
+        }))
     }
 
     /// Tensors that are not in the type that a mix gives them.
@@ -134,17 +165,15 @@ impl Report<'_> {
     }
 }
 
-impl Kind<'_> {
-    fn words(&self) -> String {
-        let types: Vec<String> =
-            self.types.iter().map(|(name, count)| format!("{count} in {name}")).collect();
-        format!(
-            "{}, {:.1} % of the divergence: {}",
-            megabytes(self.bytes as f64),
-            100.0 * self.share,
-            types.join(", ")
-        )
-    }
+fn words(kind: &Kind) -> String {
+    let types: Vec<String> =
+        kind.types.iter().map(|(name, count)| format!("{count} in {name}")).collect();
+    format!(
+        "{}, {:.1} % of the divergence: {}",
+        megabytes(kind.bytes),
+        100.0 * kind.kl_share.unwrap_or(0.0),
+        types.join(", ")
+    )
 }
 
 /// The figures of a comparison, for the model card.
@@ -182,4 +211,24 @@ pub(super) fn size(bytes: u64, bits: f64) -> String {
 
 pub(super) fn megabytes(bytes: f64) -> String {
     format!("{:.1} MB", bytes / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::kind_of;
+
+    #[test]
+    fn a_kind_is_a_name_without_its_block() {
+        for (name, kind) in [
+            ("blk.3.attn_q.weight", "attn_q"),
+            ("blk.13.attn_q.bias", "attn_q.bias"),
+            ("token_embd.weight", "token_embd"),
+            ("model.layers.0.self_attn.q_proj.weight", "self_attn.q_proj"),
+            ("model.layers.0.mlp.experts.7.down_proj", "down_proj"),
+            ("7", "7"),
+            ("", ""),
+        ] {
+            assert_eq!(kind_of(name), kind, "{name}");
+        }
+    }
 }

@@ -1,13 +1,13 @@
 //! `hone eval --against`: how far a model is from the one that it was made of.
 
-use super::super::{Described, Opened, Purpose, describe, named_by_flags};
+use super::super::{Described, Opened, Purpose, Weighed, describe, named_by_flags};
 use super::words;
 use crate::args::{EvalArgs, ModelArgs};
 use crate::failure::Failure;
 use crate::output;
 use crate::progress;
 use hone_data::{Dataset, RecordKind, RecordSpec};
-use hone_eval::against::{Against, Rows, against};
+use hone_eval::against::{Against, Rows, against, digest};
 use hone_eval::statistics::Estimate;
 use hone_train::TrainError;
 use serde_json::{Value, json};
@@ -70,14 +70,18 @@ pub(super) fn describe_reference(
 /// found.
 pub(super) fn run(
     args: &EvalArgs,
-    reference: Described,
+    (name, reference): (&str, Described),
     model: &Opened,
     rows: Rows<'_>,
 ) -> Result<(), Failure> {
     let device = &model.device;
+    let models = [
+        Weighed::of((name, None), &reference.dir, reference.config())?,
+        model.weighed(&args.model)?,
+    ];
     let reference = Opened { compute: model.compute, ..reference.load_on(device.clone())? };
     let passes = [reference.pass(), model.pass()];
-    let num_rows = rows.dataset.len();
+    let (num_rows, digest) = (rows.dataset.len(), digest(rows.dataset));
     let bar = progress::bar(num_rows, "rows");
     let done = &mut |rows| bar.inc(rows as u64);
     let found = device.reusing_memory(|| against(passes, rows, done));
@@ -90,13 +94,21 @@ pub(super) fn run(
         ))
     })?;
     match args.json {
-        true => output::json(&summary(&found, num_rows)),
+        true => {
+            let mut object = summary(&found, num_rows);
+            let [against, model] = models;
+            object["model"] = json!(model);
+            object["against"] = json!(against);
+            object["data"] = json!(args.data);
+            object["tokens_sha256"] = digest.into();
+            output::json(&object);
+        }
         false => output::table(&table(&found, num_rows)),
     }
     Ok(())
 }
 
-/// What `--json` prints.
+/// What `--json` prints of the figures.
 fn summary(found: &Against, rows: usize) -> Value {
     json!({
         "kl": found.kl,

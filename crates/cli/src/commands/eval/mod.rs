@@ -3,6 +3,8 @@
 mod against;
 mod task;
 
+pub(super) use task::named;
+
 use super::{Described, Opened, check_parent, named_by_flags, num_threads};
 use crate::args::{EvalArgs, FormatArg};
 use crate::failure::Failure;
@@ -61,10 +63,10 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     let reference = against::describe_reference(args, &described, (&spec, &dataset))?;
     let objective = objective(args);
     let opened = described.load()?;
-    if let Some(reference) = reference {
+    if let (Some(name), Some(reference)) = (&args.against, reference) {
         let batch_tokens = packing.batch_tokens();
         let rows = Rows { dataset: &dataset, units: &units, batch_tokens, units_per_batch };
-        return against::run(args, reference, &opened, rows);
+        return against::run(args, (name, reference), &opened, rows);
     }
     let reference = objective.needs_reference().then(|| opened.model.without_adapters());
     let scorer = Scorer { pass: opened.pass(), reference: reference.as_ref(), plan: None };

@@ -12,7 +12,7 @@ use hone_eval::task::{
 };
 use hone_train::TrainError;
 use hone_train::checkpoint::write_file_whole;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Instant;
@@ -65,7 +65,10 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     let results = Results::new(entries, results);
     refuse_not_finite(&results, opened.compute.name())?;
     let verdicts = gate.map(|gate| gate.verdicts(&results)).transpose().map_err(failure)?;
-    report(args, &results, verdicts.as_deref(), num_items as f64 / seconds)?;
+    let mut object = results.to_json();
+    object["model"] = json!(opened.weighed(&args.model)?);
+    object["items_per_second"] = json!(num_items as f64 / seconds);
+    report(args, (&results, object), verdicts.as_deref())?;
     let mut failed = verdicts.iter().flatten().filter(|verdict| verdict.is_worse != Some(false));
     match failed.next() {
         Some(verdict) => Err(Failure::Running(format!(
@@ -129,12 +132,10 @@ fn refuse_not_finite(results: &Results, compute: &str) -> Result<(), Failure> {
 
 fn report(
     args: &EvalArgs,
-    results: &Results,
+    (results, mut object): (&Results, Json),
     verdicts: Option<&[Verdict]>,
-    items_per_second: f64,
 ) -> Result<(), Failure> {
-    let mut object = results.to_json();
-    object["items_per_second"] = json!(items_per_second);
+    let items_per_second = object["items_per_second"].as_f64().unwrap_or_default();
     if let Some(verdicts) = verdicts {
         object["gate"] = json!(verdicts);
     }
@@ -176,7 +177,7 @@ fn change(verdict: &Verdict) -> String {
 }
 
 /// A metric with the pipeline of filters before it, if it has any.
-fn named(metric: &str, filter: &str) -> String {
+pub(in super::super) fn named(metric: &str, filter: &str) -> String {
     if filter == "none" { metric.to_owned() } else { format!("{metric},{filter}") }
 }
 

@@ -259,5 +259,51 @@ fn report() {
             arguments: &["report", "run"],
             says: &["run/samples.json, line 2", "the file is damaged"],
         },
+        command(
+            "a file, and no page to write",
+            &["report", "eval.jsonl"],
+            &["--out is missing", "such as --out models.html"],
+        ),
+        command(
+            "the page in place of a file",
+            &["report", "eval.jsonl", "--out", "eval.jsonl"],
+            &["--out eval.jsonl is one of the files to read", "choose another"],
+        ),
+        command(
+            "a directory among files",
+            &["report", "eval.jsonl", "model", "--out", "page.html"],
+            &["model: is a directory", "one run alone"],
+        ),
+        command(
+            "a file that is not there",
+            &["report", "eval.jsonl", "gone.json", "--out", "page.html"],
+            &["eval.jsonl: is no file of one JSON object", "--json"],
+        ),
+        command(
+            "a place that is not there",
+            &["report", "eval.jsonl", "--out", "nowhere/page.html"],
+            &["there is no directory nowhere"],
+        ),
     ]);
+}
+
+/// Files that are not what commands write.
+#[test]
+fn figures_that_are_none() {
+    let deep = "[".repeat(1000);
+    let failed = "{\"error\": {\"code\": \"failed\", \"message\": \"no room\"}}";
+    let cases: [(&str, &str, &[&str]); 6] = [
+        ("another object", "{\"loss\": 1.5}", &["a.json: is not what `hone compress", "--task"]),
+        ("a failure", failed, &["a.json: holds the error of a command that failed: no room"]),
+        ("no figures", "{\"kl\": 0.5, \"tensors\": []}", &["a.json: is not", "`out`", "anew"]),
+        ("no model", "{\"tasks\": []}", &["a.json: is not", "`model`", "hone eval --task"]),
+        ("no object", "[1, 2]", &["a.json: is not what"]),
+        ("nesting", &deep, &["a.json: is no file of one JSON object"]),
+    ];
+    for (name, text, says) in cases {
+        let scene = Scene::new();
+        scene.write("a.json", text);
+        let report = ["report", "a.json", "--out", "page.html"];
+        refused(name, &scene, &mut scene.hone(&report), says);
+    }
 }

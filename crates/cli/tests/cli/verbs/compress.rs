@@ -117,6 +117,11 @@ fn text_makes_smaller_files_better() {
     assert_eq!(known["is_held_out"], true);
     let again = compress("again.gguf", &[&small[..], &["--imatrix", "importance.gguf"]].concat());
     assert_eq!(again["is_held_out"], false);
+    // Cards say which text was measured on.
+    let card = |name: &str| std::fs::read_to_string(scene.path(name)).unwrap();
+    let held_out = format!("| text | {} held-out tokens |", known["num_tokens"]);
+    assert!(card("known.md").contains(&held_out), "{}", card("known.md"));
+    assert!(card("again.md").contains("| text | four short texts |"), "{}", card("again.md"));
     let [first, second] = ["known.gguf", "again.gguf"].map(|at| std::fs::read(scene.path(at)));
     assert_eq!(first.unwrap(), second.unwrap());
     // So do roundings.
