@@ -96,7 +96,7 @@ fn sizes_losses_and_tasks_are_shown() {
         // Where less is better, less is good; what may be chance is neither.
         "<span class=\"good\">-0.0300</span>",
         "<span class=\"\">-0.0041</span>",
-        "<td>attn_q</td><td><span class=\"types\">20\u{a0}×\u{a0}q5_0, 10\u{a0}×\u{a0}q4_0</span></td>",
+        "<td>attn_q</td><td><span class=\"types\">20\u{a0}×\u{a0}q5_0, 10\u{a0}×\u{a0}q4_0</span>",
         "<td>41.00 %</td>",
         "<p class=\"note\">When it was written: 1.2e-2 nats on 4096 tokens.</p>",
         ">SmolLM2-…ibrated-at-5bpw</text>",
