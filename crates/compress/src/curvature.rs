@@ -59,10 +59,11 @@ type Members = HashMap<(usize, usize), (usize, usize)>;
 
 /// The curvature of all matrices.
 pub(crate) struct Curvature {
-    groups: Vec<Group>,
+    /// The factor of a group's inputs, which all its matrices share, and their outputs.
+    groups: Vec<(Factor, Vec<Moment>)>,
     of_part: Members,
     /// Of the head's inputs.
-    head: (Option<usize>, Moment),
+    head: (Option<usize>, Factor),
 }
 
 struct Watch<'a> {
@@ -142,17 +143,19 @@ impl Curvature {
             return Err(error);
         }
         let (groups, of_part) = watch.found.into_inner();
-        Ok(Self { groups, of_part, head: (head_of(form), moment) })
+        let factored = |Group { inputs, outputs }: Group| (inputs.factor(), outputs);
+        let groups = groups.into_iter().map(factored).collect();
+        Ok(Self { groups, of_part, head: (head_of(form), moment.factor()) })
     }
 
     /// Factors of inputs, for the matrices that read them: those of which part of which tensor, and
     /// with which factor of outputs.
-    pub(crate) fn of(&self, tensor: usize, part: usize) -> Option<(Factor, Option<Factor>)> {
+    pub(crate) fn of(&self, tensor: usize, part: usize) -> Option<(&Factor, Option<Factor>)> {
         if self.head.0 == Some(tensor) {
-            return Some((self.head.1.factor(), None));
+            return Some((&self.head.1, None));
         }
         let (group, member) = *self.of_part.get(&(tensor, part))?;
-        let group = &self.groups[group];
-        Some((group.inputs.factor(), Some(group.outputs[member].factor())))
+        let (inputs, outputs) = &self.groups[group];
+        Some((inputs, Some(outputs[member].factor())))
     }
 }

@@ -44,12 +44,8 @@ impl<'a> Meter<'a> {
     }
 
     fn hidden(&self, model: &Model, batch: &Batch) -> Result<Vec<f32>, DeviceError> {
-        self.device.reusing_memory(|| {
-            let mut tape = Tape::inference(self.device, &model.params, Compute::F32);
-            let hidden = model.decoder.hidden(&mut tape, batch, Recompute::None);
-            let hidden = hidden.value().try_to_vec_f32()?;
-            self.device.settle().map(|()| hidden)
-        })
+        let pass = Pass { device: self.device, model, compute: Compute::F32 };
+        self.device.reusing_memory(|| hidden_states(pass, batch))
     }
 
     /// Measures a model on the same device, of which only weights differ.
@@ -74,6 +70,14 @@ impl<'a> Meter<'a> {
         let tokens = num_tokens.max(1) as f64;
         Ok(Measured { kl: kl / tokens, same_top: same as f64 / tokens, num_tokens })
     }
+}
+
+/// The hidden states after a model's last norm, `[tokens, hidden_size]`.
+pub(crate) fn hidden_states(pass: Pass<'_>, batch: &Batch) -> Result<Vec<f32>, DeviceError> {
+    let mut tape = pass.inference_tape();
+    let hidden = pass.model.decoder.hidden(&mut tape, batch, Recompute::None);
+    let hidden = hidden.value().try_to_vec_f32()?;
+    pass.device.settle().map(|()| hidden)
 }
 
 /// How far the second model's predictions from its rows of hidden states, in f32, are from those of

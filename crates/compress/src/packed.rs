@@ -52,7 +52,7 @@ pub fn fed_back(
             };
             let Some((inputs, outputs)) = curvature.of(i, part) else { continue };
             let weights = form.matrix(pass.device, role, (DType::F32.into(), &[]))?;
-            let matrix = rounded(&weights, format, coding, (&inputs, outputs.as_ref()));
+            let matrix = rounded(&weights, format, coding, (inputs, outputs.as_ref()));
             matrices.push((role, pass.device.upload(Category::Weights, &matrix)?));
         }
     }

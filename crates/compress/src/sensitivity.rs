@@ -11,7 +11,7 @@
 //! The head's part is measured: the divergence of its logits on the same hidden states.
 
 use crate::calibrate::{Places, head_of};
-use crate::meter::{ROWS, compared, host, logits};
+use crate::meter::{ROWS, compared, hidden_states, host, logits};
 use crate::window::Window;
 use hone_model::{GgufForm, Model, Pass, Recompute, Role};
 use hone_tensor::distribution::draws;
@@ -286,11 +286,7 @@ pub(crate) fn run_back(
     let Pass { device, model, compute } = pass;
     let config = &model.decoder.config;
     let batch = window.batch(config);
-    let hidden = {
-        let mut tape = pass.inference_tape();
-        model.decoder.hidden(&mut tape, &batch, Recompute::None).value().try_to_vec_f32()?
-    };
-    device.settle()?;
+    let hidden = hidden_states(pass, &batch)?;
     let labels = drawn(device, model, &hidden, stream)?;
     let batch = window.labelled(config, &labels);
     let mut tape = Tape::training(device, &model.params, compute, None);

@@ -8,7 +8,7 @@
 //! It is quantisation-aware training (Jacob et al., 2018, arXiv 1712.05877) with the model itself
 //! as the teacher (Liu et al., 2023, arXiv 2305.17888).
 
-use crate::meter::{host, logits};
+use crate::meter::{hidden_states, host, logits};
 use crate::window::Window;
 use hone_model::{Batch, GgufForm, Model, Pass, Recompute, Role};
 use hone_tensor::adamw::{Parameter, Update};
@@ -329,12 +329,7 @@ pub fn tune(
 fn intended(pass: Pass<'_>, windows: &[Window]) -> Result<Vec<Vec<f32>>, DeviceError> {
     let of_window = |window: &Window| {
         let batch = window.batch(&pass.model.decoder.config);
-        pass.device.reusing_memory(|| {
-            let mut tape = pass.inference_tape();
-            let hidden = pass.model.decoder.hidden(&mut tape, &batch, Recompute::None);
-            let hidden = hidden.value().try_to_vec_f32()?;
-            pass.device.settle().map(|()| hidden)
-        })
+        pass.device.reusing_memory(|| hidden_states(pass, &batch))
     };
     windows.iter().map(of_window).collect()
 }
