@@ -7,13 +7,18 @@ use hone_tensor::Device;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// The error of loading a model after `change`, with `DIR` for its path; the same on a dry device.
+/// The error of loading a model after `change`.
 fn message(kind: Kind, change: impl FnOnce(&Path)) -> String {
     let [_, dir] = model_in_both(kind);
     change(dir.path());
-    let says = |device| match hone_model::load(dir.path(), &device, LoadOptions::INFERENCE) {
+    load_error(dir.path())
+}
+
+/// The error of loading a directory, with `DIR` for its path; the same on a dry device.
+pub fn load_error(dir: &Path) -> String {
+    let says = |device| match hone_model::load(dir, &device, LoadOptions::INFERENCE) {
         Ok(_) => "it loads".to_owned(),
-        Err(error) => error.to_string().replace(&dir.path().display().to_string(), "DIR"),
+        Err(error) => error.to_string().replace(&dir.display().to_string(), "DIR"),
     };
     let found = says(Device::cpu(1));
     assert_eq!(found, says(Device::dry()));
