@@ -15,7 +15,7 @@ use std::path::Path;
 const WINDOW: usize = 512;
 
 /// Windows that importance is taken from: with more it hardly changes.
-const IMPORTANCE_WINDOWS: usize = 64;
+pub(super) const IMPORTANCE_WINDOWS: usize = 64;
 
 /// Refuses what can be seen to be wrong before anything is read.
 pub(super) fn check(args: &CompressArgs) -> Result<(), Failure> {

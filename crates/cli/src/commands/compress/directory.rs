@@ -72,7 +72,7 @@ pub(super) fn run(args: &CompressArgs, scheme: Scheme) -> Result<(), Failure> {
         card.write(partial, &figures)?;
         Ok(measured)
     })?;
-    print(args, scheme, (&opened.model, matrices), (&measured, &corpus))
+    print(args, scheme, (&opened, matrices), (&measured, &corpus))
 }
 
 /// Refuses what can be seen to be wrong before anything is read.
@@ -169,9 +169,9 @@ fn matrices(
     let roles: Vec<Role> = named.iter().map(|(_, role)| *role).collect();
     let mut importance = vec![Vec::new(); roles.len()];
     if scheme.is_searched() && !corpus.calibration.is_empty() {
-        let bar = progress::bar(corpus.calibration.len(), "windows calibrated");
-        let (pass, windows) = (opened.pass(), &corpus.calibration[..]);
-        importance = importance_of_roles(pass, &roles, windows, &mut || bar.inc(1))?;
+        let windows = corpus.some(calibration::IMPORTANCE_WINDOWS);
+        let bar = progress::bar(windows.len(), "windows calibrated");
+        importance = importance_of_roles(opened.pass(), &roles, &windows, &mut || bar.inc(1))?;
         bar.finish_and_clear();
     }
     let bar = progress::bar(roles.len(), "matrices quantised");
@@ -262,14 +262,14 @@ fn words(scheme: Scheme, matrices: &[Matrix]) -> String {
 fn print(
     args: &CompressArgs,
     scheme: Scheme,
-    (model, matrices): (&Model, &[Matrix]),
+    (opened, matrices): (&Opened, &[Matrix]),
     (measured, corpus): (&Measured, &Corpus),
 ) -> Result<(), Failure> {
     let files = weight_files(&args.out)?;
     let size = |path: &std::path::PathBuf| path.metadata().map(|about| about.len());
     let bytes: u64 =
         files.iter().map(size).sum::<Result<_, _>>().map_err(TrainError::io(&args.out))?;
-    let bits = 8.0 * bytes as f64 / model.decoder.config.num_parameters() as f64;
+    let bits = 8.0 * bytes as f64 / opened.model.decoder.config.num_parameters() as f64;
     if args.json {
         let tensor = |matrix: &Matrix| {
             json!({
@@ -279,6 +279,8 @@ fn print(
         };
         output::json(&json!({
             "out": args.out,
+            "base": opened.weighed(&args.model)?,
+            "calibration": args.calibration,
             "bytes": bytes,
             "bits_per_weight": bits,
             "kl": measured.kl,

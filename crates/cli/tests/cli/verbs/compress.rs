@@ -235,6 +235,9 @@ fn text_chooses_the_scales_of_integers() {
     let with = json(&mut scene.hone(&[&known[..], &["--out", "with"], &text].concat()));
     json(&mut scene.hone(&[&known[..], &["--out", "without"]].concat()));
     assert_eq!(with["is_held_out"], true);
+    // What a page of several files needs.
+    assert_eq!(with["calibration"], serde_json::json!(["text.jsonl"]));
+    assert!(with["base"]["bytes"].as_u64() > with["bytes"].as_u64(), "{}", with["base"]);
     let data = ["--data", "text.jsonl", "--max-seq-len", "256", "--json"];
     let [with, without] = ["with", "without"].map(|at| {
         let against = [&["eval", at, "--against", &model][..], &data].concat();
