@@ -149,53 +149,71 @@ impl Programs {
     ) -> Result<Value, String> {
         let end = if imatrix.is_some() { "-imatrix" } else { "" };
         let key = format!("{}/llama-{mix}{end}", ready.model.name);
-        let inputs: [&Path; 3] = [&ready.gguf, &ready.calibration, &ready.own];
-        bench.kept.step(&key, (&inputs, ""), || {
-            let file = ready.gguf.with_file_name("llama.gguf");
-            remove(&file);
-            let mut quantize = self.command("llama-quantize");
-            if let Some(imatrix) = imatrix {
-                quantize.arg("--imatrix").arg(imatrix);
+        let file = ready.gguf.with_file_name("llama.gguf");
+        let [gguf, calibration, own, other] = ready.files();
+        let inputs = [gguf, calibration, own, other];
+        let mut row = bench.kept.step(&key, (&inputs, &self.version()?), || {
+            if !self.quantize(ready, (mix, imatrix), &file)? {
+                return Ok(Value::Null);
             }
-            quantize.arg(&ready.gguf).arg(&file).args([mix, "2"]);
-            match said(&mut quantize) {
-                Err(error) if imatrix.is_none() && error.contains(NEEDS_IMATRIX) => {
-                    remove(&file);
-                    return Ok(Value::Null);
-                }
-                done => done?,
-            };
-            let mut row = self.of_file(bench, ready, base, (&file, is_ours))?;
+            let mut row = self.of_file(base, &file)?;
             row["maker"] = "llama.cpp".into();
             row["name"] = mix.into();
             row["imatrix"] = imatrix.is_some().into();
-            remove(&file);
             Ok(row)
-        })
+        })?;
+        if is_ours && !row.is_null() {
+            let inputs = [gguf, calibration, own, &bench.place.hone];
+            row["by_hone"] = bench.kept.step(&format!("{key}-by-hone"), (&inputs, ""), || {
+                if !file.is_file() {
+                    self.quantize(ready, (mix, imatrix), &file)?;
+                }
+                by_hone(bench, ready, &file)
+            })?;
+        }
+        remove(&file);
+        Ok(row)
     }
 
-    /// Size and divergence of a file; where Hone reads its types, its own figures too.
-    pub fn of_file(
+    /// Writes a file in the mix; false if that takes an importance matrix, and there is none.
+    fn quantize(
         &self,
-        bench: &Bench,
         ready: &Ready,
-        base: &Base,
-        (file, is_ours): (&Path, bool),
-    ) -> Result<Value, String> {
+        (mix, imatrix): (&str, Option<&Path>),
+        file: &Path,
+    ) -> Result<bool, String> {
+        remove(file);
+        let mut quantize = self.command("llama-quantize");
+        if let Some(imatrix) = imatrix {
+            quantize.arg("--imatrix").arg(imatrix);
+        }
+        quantize.arg(&ready.gguf).arg(file).args([mix, "2"]);
+        match said(&mut quantize) {
+            Ok(_) => Ok(true),
+            Err(error) if imatrix.is_none() && error.contains(NEEDS_IMATRIX) => {
+                remove(file);
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Size and divergence of a file.
+    pub fn of_file(&self, base: &Base, file: &Path) -> Result<Value, String> {
         let of = |logits: &Path| {
             let mut perplexity = self.perplexity(file);
             perplexity.args(["--kl-divergence", "--kl-divergence-base"]).arg(logits);
-            divergence(&said(&mut perplexity)?)
+            // It now and then ends before its last lines are out, which a thread of its own writes.
+            (0..2).fold(divergence(&said(&mut perplexity)?), |found, _| match found {
+                Ok(found) => Ok(found),
+                Err(_) => divergence(&said(&mut perplexity)?),
+            })
         };
-        let mut row = json!({
+        Ok(json!({
             "bytes": size(file)?,
             "own": of(&base.own)?,
             "other": of(&base.other)?,
-        });
-        if is_ours {
-            row["by_hone"] = by_hone(bench, ready, file)?;
-        }
-        Ok(row)
+        }))
     }
 }
 
@@ -204,7 +222,7 @@ fn name(file: &Path) -> String {
 }
 
 /// What `hone eval` says of the file on the text of the learnt kind.
-fn by_hone(bench: &Bench, ready: &Ready, file: &Path) -> Result<Value, String> {
+pub fn by_hone(bench: &Bench, ready: &Ready, file: &Path) -> Result<Value, String> {
     let mut eval = bench.hone("eval");
     eval.arg(file).arg("--against").arg(&ready.gguf).arg("--data").arg(&ready.own);
     eval.args(["--format", "text", "--compute", "f32", "--json"]);
@@ -244,15 +262,17 @@ pub fn autoround(
     for (scheme, iterations) in AUTOROUND {
         let name = format!("{scheme}, {iterations} iterations");
         let key = format!("{}/autoround-{scheme}-{iterations}", ready.model.name);
-        let inputs: [&Path; 3] = [&ready.gguf, &ready.calibration, &ready.own];
-        rows.push(bench.kept.step(&key, (&inputs, ""), || {
+        let [gguf, calibration, own, other] = ready.files();
+        let inputs = [gguf, calibration, own, other, &bench.place.hone];
+        rows.push(bench.kept.step(&key, (&inputs, &programs.version()?), || {
             let file = ready.gguf.with_file_name("autoround.gguf");
             remove(&file);
             let mut script = Command::new(&python);
             script.arg(bench.place.root.join("bench/compress_autoround.py"));
             script.arg(&ready.folder).arg(&ready.calibration).args([scheme, iterations]);
             said(script.arg(&file).current_dir(&bench.place.dir))?;
-            let mut row = programs.of_file(bench, ready, base, (&file, true))?;
+            let mut row = programs.of_file(base, &file)?;
+            row["by_hone"] = by_hone(bench, ready, &file)?;
             row["maker"] = "AutoRound".into();
             row["name"] = name.as_str().into();
             row["imatrix"] = true.into();

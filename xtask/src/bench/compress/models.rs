@@ -2,6 +2,7 @@
 
 use super::super::json;
 use super::llama::{FEW_MIXES, MIXES, Mix};
+use super::ours::{OUR_FEW_MIXES, OUR_MIXES};
 use super::{Bench, remove, said};
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -20,11 +21,17 @@ pub struct Model {
     calibration_windows: usize,
     /// llama.cpp's mixes that are measured.
     pub mixes: &'static [Mix],
+    /// Hone's mixes that are measured, weighed by importance.
+    pub our_mixes: &'static [&'static str],
     /// Bits per weight at which Hone is compared with llama.cpp, and the most that its KL may be as
     /// a share of llama.cpp's; of the others only the table tells.
     pub limits: &'static [(f64, Option<f64>)],
     /// Bits per weight at which techniques are compared.
     pub techniques_at: f64,
+    /// Effort of the files of techniques and tasks.
+    pub effort: &'static str,
+    /// Precision of Hone's passes.
+    pub compute: &'static str,
     /// Documents of LAMBADA.
     pub lambada: usize,
 }
@@ -36,18 +43,25 @@ pub const ALL: [Model; 2] = [
         eval_windows: 40,
         calibration_windows: 256,
         mixes: &MIXES,
+        our_mixes: &OUR_MIXES,
         limits: &[(5.0, Some(0.7)), (3.6, Some(0.6)), (3.0, Some(0.5))],
         techniques_at: 3.6,
+        effort: "best",
+        compute: "f32",
         lambada: 500,
     },
     Model {
         name: "smollm2",
         title: "SmolLM2-135M, off its grid and fine-tuned",
-        eval_windows: 24,
+        eval_windows: 16,
         calibration_windows: 64,
         mixes: &FEW_MIXES,
+        our_mixes: &OUR_FEW_MIXES,
         limits: &[(5.0, Some(0.7)), (4.6, None)],
         techniques_at: 5.0,
+        // The best effort takes most of an hour for each file.
+        effort: "default",
+        compute: "bf16",
         lambada: 200,
     },
 ];
@@ -67,6 +81,11 @@ pub struct Ready {
 }
 
 impl Ready {
+    /// What all files' figures depend on: the model, what is calibrated on, and both texts.
+    pub fn files(&self) -> [&Path; 4] {
+        [&self.gguf, &self.calibration, &self.own, &self.other]
+    }
+
     /// Tokens for `--calibration-tokens`, which Hone's held-out part is not of.
     pub fn calibration_tokens(&self) -> usize {
         512 * self.model.calibration_windows
@@ -186,7 +205,7 @@ pub fn losses(bench: &Bench, ready: &Ready) -> Result<Value, String> {
         Ok(json(eval.args(["--max-seq-len", "512"]))?["loss"].clone())
     };
     let weights = ready.folder.join("model.safetensors");
-    let inputs: [&Path; 3] = [&weights, &ready.own, &ready.other];
+    let inputs: [&Path; 4] = [&weights, &ready.own, &ready.other, &bench.place.hone];
     bench.kept.step(&format!("{}/losses", ready.model.name), (&inputs, ""), || {
         Ok(json!({ "own": of(&ready.own)?, "other": of(&ready.other)? }))
     })

@@ -1,7 +1,7 @@
 //! Files that Hone makes.
 
 use super::super::json;
-use super::llama::{Base, Programs};
+use super::llama::{Base, Programs, by_hone};
 use super::models::Ready;
 use super::{Bench, remove};
 use serde_json::Value;
@@ -9,10 +9,12 @@ use std::path::Path;
 use std::time::Instant;
 
 /// Mixes with the types of llama.cpp's, with the effort `plain`: columns weighed by importance.
-const MIXES: [&str; 14] = [
+pub const OUR_MIXES: [&str; 14] = [
     "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_0", "q4_k_m", "q4_k_s", "q4_0", "iq4_nl", "iq4_xs",
     "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
 ];
+/// Those that differ where rows are no multiples of 256.
+pub const OUR_FEW_MIXES: [&str; 4] = ["q5_0", "q4_k_m", "q4_0", "iq4_nl"];
 const EFFORTS: [&str; 3] = ["plain", "default", "best"];
 /// Whole-file ratios to bf16 at which tasks are asked.
 pub const RATIOS: [u64; 2] = [4, 5];
@@ -50,14 +52,16 @@ pub fn rows(
     theirs: &[Value],
 ) -> Result<Vec<Value>, String> {
     let mut rows = Vec::new();
-    for mix in MIXES {
+    for &mix in ready.model.our_mixes {
         let options = [&of_mix(mix)[..], &["--effort", "plain"]].concat();
         rows.push(row(bench, programs, ready, base, (mix, (&options, true)))?);
     }
-    for &(bits, _) in ready.model.limits {
+    for &(bits, asked) in ready.model.limits {
         let Some(theirs) = best(theirs, ready.parameters, bits) else { continue };
         let bytes = theirs["bytes"].to_string();
-        for effort in EFFORTS {
+        // The best effort takes longest: where something is asked.
+        let efforts = EFFORTS.iter().filter(|effort| asked.is_some() || **effort != "best");
+        for &effort in efforts {
             let options = ["--target-size", &bytes, "--effort", effort];
             let name = format!("chosen types, {effort}");
             let mut row = row(bench, programs, ready, base, (&name, (&options, true)))?;
@@ -68,10 +72,11 @@ pub fn rows(
     }
     for theirs in theirs.iter().filter(|row| row["maker"] == "AutoRound") {
         let bytes = theirs["bytes"].to_string();
-        let options = ["--target-size", &bytes, "--effort", "best"];
-        let recipe = ("chosen types, best", (&options[..], true));
+        let options = ["--target-size", &bytes, "--effort", ready.model.effort];
+        let name = format!("chosen types, {}", ready.model.effort);
+        let recipe = (&*name, (&options[..], true));
         let mut row = row(bench, programs, ready, base, recipe)?;
-        row["effort"] = "best".into();
+        row["effort"] = ready.model.effort.into();
         rows.push(row);
     }
     Ok(rows)
@@ -88,6 +93,7 @@ pub fn techniques(
     let Some(theirs) = best(rows, ready.parameters, ready.model.techniques_at) else {
         return Ok(Vec::new());
     };
+    let effort = ready.model.effort;
     let (most, bytes) = (theirs["bytes"].as_u64(), theirs["bytes"].to_string());
     let fits = |row: &&Value| row["maker"] == "Hone" && row["bytes"].as_u64() <= most;
     let mixes = rows.iter().filter(|row| row["effort"].is_null()).filter(fits);
@@ -102,15 +108,15 @@ pub fn techniques(
         step(&format!("`{mix}`"), &with(&["--effort", "plain"]), false)?;
         step(&format!("`{mix}`, importance"), &with(&["--effort", "plain"]), true)?;
         let all = format!("`{mix}`, importance, feedback, learning");
-        step(&all, &with(&["--effort", "best"]), true)?;
+        step(&all, &with(&["--effort", effort]), true)?;
     }
     let with = |options: &[&'static str]| [&["--target-size", &bytes], options].concat();
     step("chosen, importance", &with(&["--effort", "plain"]), true)?;
-    let feedback = ["--effort", "best", "--without", "learning"];
+    let feedback = ["--effort", effort, "--without", "learning"];
     step("chosen, importance, feedback", &with(&feedback), true)?;
-    let learning = ["--effort", "best", "--without", "feedback"];
+    let learning = ["--effort", effort, "--without", "feedback"];
     step("chosen, importance, learning", &with(&learning), true)?;
-    step("chosen, importance, feedback, learning", &with(&["--effort", "best"]), true)?;
+    step("chosen, importance, feedback, learning", &with(&["--effort", effort]), true)?;
     Ok(found)
 }
 
@@ -129,11 +135,13 @@ fn row(
     let end = if is_calibrated { "" } else { "-uncalibrated" };
     let of_options = options.join("-").replace("--", "");
     let key = format!("{}/hone-{of_options}{end}", ready.model.name);
-    let inputs: [&Path; 4] = [&ready.gguf, &ready.calibration, &ready.own, &bench.place.hone];
-    let mut row = bench.kept.step(&key, (&inputs, ""), || {
+    let [gguf, calibration, own, other] = ready.files();
+    let inputs = [gguf, calibration, own, other, &bench.place.hone];
+    let mut row = bench.kept.step(&key, (&inputs, &programs.version()?), || {
         let file = ready.gguf.with_file_name("hone.gguf");
         let (seconds, said) = compress(bench, ready, (options, is_calibrated), &file)?;
-        let mut row = programs.of_file(bench, ready, base, (&file, true))?;
+        let mut row = programs.of_file(base, &file)?;
+        row["by_hone"] = by_hone(bench, ready, &file)?;
         row["maker"] = "Hone".into();
         row["imatrix"] = is_calibrated.into();
         row["seconds"] = seconds.into();
@@ -154,7 +162,8 @@ pub fn compress(
 ) -> Result<(f64, Value), String> {
     remove(file);
     let mut compress = bench.hone("compress");
-    compress.arg(&ready.folder).args(options).arg("--json").arg("--out").arg(file);
+    compress.arg(&ready.folder).args(options).args(["--compute", ready.model.compute]);
+    compress.arg("--json").arg("--out").arg(file);
     if is_calibrated {
         let tokens = ready.calibration_tokens().to_string();
         compress.arg("--calibration").arg(&ready.calibration);

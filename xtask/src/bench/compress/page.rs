@@ -284,10 +284,11 @@ fn tasks(model: &Model, tasks: &Value) -> String {
     }
     let of = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
     let mut text = format!(
-        "\nQuality kept by Hone's files (effort `best`). The full model finds {:.1} % (± {:.1}) of \
+        "\nQuality kept by Hone's files (effort `{}`). The full model finds {:.1} % (± {:.1}) of \
          {} words of LAMBADA; its loss on 200 answers of GSM8K's test part is {:.4} nats per \
          token.\n\n\
          | ratio to bf16 | bytes | task | kept |\n| ---: | ---: | --- | ---: |\n",
+        model.effort,
         100.0 * of(&full["lambada"]),
         100.0 * of(&full["lambada_stderr"]),
         model.lambada,

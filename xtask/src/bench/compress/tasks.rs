@@ -18,11 +18,13 @@ pub fn measure(bench: &Bench, ready: &Ready) -> Result<Value, String> {
     let mut files = Vec::new();
     for ratio in RATIOS {
         let key = format!("{}/tasks-{ratio}", ready.model.name);
-        let inputs: [&Path; 3] = [&ready.gguf, &ready.calibration, &bench.place.hone];
+        let [gguf, calibration, own, other] = ready.files();
+        let inputs = [gguf, calibration, own, other, &bench.place.hone];
         let most = (2 * ready.parameters / ratio).to_string();
-        files.push(bench.kept.step(&key, (&inputs, &most), || {
+        let words = format!("{most} {} {}", ready.model.effort, ready.model.lambada);
+        files.push(bench.kept.step(&key, (&inputs, &words), || {
             let file = ready.gguf.with_file_name("smaller.gguf");
-            let options = ["--target-size", &most, "--effort", "best"];
+            let options = ["--target-size", &most, "--effort", ready.model.effort];
             match compress(bench, ready, (&options, true), &file) {
                 Ok(_) => (),
                 // Rows that no small type takes.
@@ -50,7 +52,9 @@ fn last_line(text: &str) -> String {
 
 fn of_model(bench: &Bench, ready: &Ready, file: &Path) -> Result<Value, String> {
     let key = format!("{}/tasks-full", ready.model.name);
-    bench.kept.step(&key, (&[file], ""), || asked(bench, ready, file))
+    let inputs: [&Path; 4] = [file, &ready.own, &ready.other, &bench.place.hone];
+    let words = ready.model.lambada.to_string();
+    bench.kept.step(&key, (&inputs, &words), || asked(bench, ready, file))
 }
 
 /// Same top token as the full model, LAMBADA's words, and the loss of answers to word problems.
