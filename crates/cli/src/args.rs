@@ -135,6 +135,10 @@ pub struct ModelArgs {
     /// An adapter to apply: a directory in PEFT's layout, or a GGUF file
     #[arg(long, value_name = "ADAPTER")]
     pub adapter: Option<PathBuf>,
+    /// Apply the adapter although it was trained on other weights, such as to the same model in
+    /// fewer bits
+    #[arg(long, requires = "adapter")]
+    pub other_base: bool,
     /// Storage format of weights (auto: as in the file, or f16 with compute f16, or int8 with
     /// compute int8 or fp8)
     #[arg(long, default_value = "auto", value_parser = held())]

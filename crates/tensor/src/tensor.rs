@@ -410,8 +410,8 @@ impl Tensor {
         }
     }
 
-    /// Releases the pages of a mapped tensor.
-    pub(crate) fn release_file(&self) {
+    /// Releases the pages of a mapped tensor, which are read again when they are needed.
+    pub fn release_file(&self) {
         if let Memory::File { map, offset } = &self.memory {
             map.release(*offset, self.num_bytes());
         }

@@ -9,9 +9,9 @@ use crate::objectives;
 
 use crate::run_file::{self, AdapterSection, Held, LoraSection, ObjectiveSection, RunFile};
 use hone_data::{Cursor, Dataset, Order, RecordSpec, Tokenizer, Unit, pack_in_order};
-use hone_model::adapter::{LoraConfig, TargetModules};
+use hone_model::adapter::{AdapterError, LoraConfig, TargetModules, TrainedOn};
 use hone_model::hub::{self, HubError, HubSettings};
-use hone_model::{DecoderConfig, LoadError, LoadOptions, Model};
+use hone_model::{DecoderConfig, LoadError, LoadOptions, Model, ModelFiles};
 use hone_tensor::{Compute, DType, Device, Storage};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -88,6 +88,7 @@ impl Setup {
         if planned_for.is_none() {
             // A dry device does without.
             hone_model::weight_files(&model_dir)?;
+            check_base(&run, &model_dir)?;
         }
         let config = file.decoder.config.clone();
         let mut tokenizer = tokenizer_of(&model_dir)?;
@@ -162,6 +163,23 @@ impl Setup {
     pub fn order(&self) -> Result<Order, TrainError> {
         Ok(Order::new(&self.train, self.unit_tokens(), self.units_per_step, self.run.train.seed)?)
     }
+}
+
+/// Refuses an adapter to start from that was trained on another model.
+fn check_base(run: &RunFile, model_dir: &Path) -> Result<(), TrainError> {
+    let adapter = run.adapter.as_ref().map(|AdapterSection::Lora(lora)| lora);
+    let Some(dir) = adapter.and_then(|lora| lora.init_from.as_deref()) else { return Ok(()) };
+    let model = (&*run.model.path, &ModelFiles::open(model_dir)?);
+    TrainedOn::check(dir, model).map_err(|error| match error {
+        AdapterError::OtherBase { .. } => TrainError::Usage(
+            Code::AdapterInvalid,
+            format!(
+                "adapter.init_from: {error} as model.path; or merge it into that (hone export \
+                 --adapter), and train a new adapter on the result"
+            ),
+        ),
+        error => error.into(),
+    })
 }
 
 /// How tokens are masked, and what to know of the model's heads.

@@ -15,15 +15,15 @@ use crate::args::{ModelArgs, RunFileArgs};
 use crate::failure::Failure;
 use crate::output;
 use hone_data::{DataError, Tokenizer, Words};
-use hone_model::adapter::LoraConfig;
+use hone_model::adapter::{AdapterError, LoraConfig, TrainedOn};
 use hone_model::heads::NO_LM_HEAD;
 use hone_model::{DecoderConfig, LoadOptions, Model, ModelFiles, Pass, adapter};
 use hone_tensor::{Category, Compute, Device, Target};
-use hone_train::TrainError;
 use hone_train::backend::{Asked, Backend};
 use hone_train::run_dir::RunDir;
 use hone_train::run_file::{RunFile, check_held_for};
 use hone_train::setup::{Setup, SetupOptions, held_type, resolve, surplus_tokens, tokenizer_of};
+use hone_train::{Code, TrainError};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -122,7 +122,7 @@ struct Weighed {
     name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     adapter: Option<PathBuf>,
-    /// Of its weight files, without the adapter.
+    /// Of its weight files, and of those of the adapter.
     bytes: u64,
     bits_per_weight: f64,
 }
@@ -136,6 +136,7 @@ impl Weighed {
     ) -> Result<Self, Failure> {
         let bytes = |file: PathBuf| Ok(file.metadata().map_err(TrainError::io(&file))?.len());
         let files = hone_model::weight_files(dir)?.into_iter();
+        let files = files.chain(adapter.into_iter().flat_map(adapter::files));
         let bytes = files.map(bytes).sum::<Result<u64, TrainError>>()?;
         let bits_per_weight = 8.0 * bytes as f64 / config.num_parameters() as f64;
         let (name, adapter) = (name.to_owned(), adapter.map(Path::to_owned));
@@ -183,9 +184,26 @@ fn describe(args: &ModelArgs, purpose: Purpose) -> Result<Described, Failure> {
     surplus_tokens(&dir, config, &tokenizer).into_iter().for_each(&mut *note);
     if let Some(adapter) = &args.adapter {
         adapter::load(adapter, &mut model, &dry, note)?;
+        if !args.other_base {
+            check_base(adapter, (&args.model, &files))?;
+        }
     }
     let adapter = args.adapter.clone();
     Ok(Described { dir, files, model, tokenizer, backend, compute, options, adapter })
+}
+
+/// Refuses an adapter of another model.
+fn check_base(adapter: &Path, (name, files): (&str, &ModelFiles)) -> Result<(), Failure> {
+    TrainedOn::check(adapter, (name, files)).map_err(|error| match error {
+        AdapterError::OtherBase { .. } => {
+            let message = format!(
+                "{error}; or give --other-base, if these weights stand for those, such as the same \
+                 model in fewer bits"
+            );
+            TrainError::Usage(Code::AdapterInvalid, message).into()
+        }
+        error => error.into(),
+    })
 }
 
 /// An error in data, with settings in the words of a command's flags.

@@ -1,6 +1,7 @@
 //! What every verb gives: its fields as JSON, its exit status, nothing but results on standard
 //! output, and the right numbers.
 
+mod adapters;
 mod against;
 mod compress;
 mod demo;

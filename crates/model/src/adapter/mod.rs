@@ -9,11 +9,13 @@ mod parameters;
 mod patterns;
 mod peft;
 mod targets;
+mod trained_on;
 
 pub use coverage::{Coverage, CoveredModules, coverage};
 pub use lora::{LoraConfig, attach};
 pub use peft::{files, load, save};
 pub use targets::{ROLES, TargetModules};
+pub use trained_on::TrainedOn;
 
 use crate::load::LoadError;
 use crate::raw_config::ConfigError;
@@ -61,6 +63,25 @@ pub enum AdapterError {
          some"
     )]
     NothingToShare,
+    /// The adapter was trained on other weights.
+    #[error(
+        "{}: was trained on {}, whose weights have SHA-256 {:.12}…; those of {model} have \
+         {found:.12}…, and an adapter is of use with its own alone. Give the model that it was \
+         trained on",
+        adapter.display(),
+        .trained_on.name,
+        .trained_on.weights_sha256
+    )]
+    OtherBase {
+        /// The adapter.
+        adapter: PathBuf,
+        /// What it was trained on.
+        trained_on: Box<TrainedOn>,
+        /// The other model.
+        model: String,
+        /// The digest of its weights.
+        found: String,
+    },
     /// The list of targets is empty.
     #[error(
         "adapter.target_modules is empty: name the layers to adapt, such as [\"q_proj\", \

@@ -1,6 +1,7 @@
 //! Loads the weights of a model directory or GGUF file into a decoder.
 
 mod described;
+mod digest;
 mod experts;
 mod files;
 mod gguf;

@@ -110,6 +110,7 @@ impl Run<'_> {
             Some(lora) => {
                 let (id, base_model) = (AdapterId::default(), &self.setup.run.model.path);
                 adapter::save(&partial, model, device, id, lora, base_model)?;
+                self.dir.read_manifest()?.trained_on(self.setup)?.write(&partial)?;
                 self.compare(&partial, DType::F32)?;
             }
             None => match self.write_model(&partial, model.file_dtype) {

@@ -1,12 +1,14 @@
 //! `manifest.json` of a run: what was trained, with what, on what, and how it went.
 
-use super::inputs::Inputs;
+use super::inputs::{InputFile, Inputs};
 use crate::code::Code;
 use crate::error::TrainError;
 use crate::machine;
 use crate::planner::Plan;
 use crate::setup::Setup;
 use hone_data::DataReport;
+use hone_model::ModelFiles;
+use hone_model::adapter::TrainedOn;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -90,6 +92,9 @@ pub struct ModelFacts {
     pub parameters: usize,
     /// Numbers that are trained.
     pub trainable_parameters: u64,
+    /// Digest of its weights, if adapters are trained on them: see [`TrainedOn`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights_sha256: Option<String>,
 }
 
 /// What was loaded.
@@ -145,6 +150,7 @@ impl Manifest {
                 path: setup.run.model.path.clone(),
                 parameters: setup.config.num_parameters(),
                 trainable_parameters: plan.trainable_parameters,
+                weights_sha256: setup.lora.as_ref().map(|_| weights_sha256(setup)).transpose()?,
             },
             data: DataFacts {
                 train: setup.train.report().clone(),
@@ -155,6 +161,28 @@ impl Manifest {
             schedule: setup.run.schedule.kind().to_owned(),
             actual: None,
         })
+    }
+
+    /// What an adapter of this run was trained on.
+    ///
+    /// # Errors
+    /// If the model cannot be read.
+    pub(crate) fn trained_on(&self, setup: &Setup) -> Result<TrainedOn, TrainError> {
+        let name =
+            |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let weights = hone_model::weight_files(&setup.model_dir)?;
+        let weights: Vec<String> = weights.iter().map(|path| name(path)).collect();
+        let line = |file: &InputFile| {
+            let name = name(&file.path);
+            weights.contains(&name).then(|| format!("{}  {name}", file.sha256))
+        };
+        let weights_sha256 = match &self.model.weights_sha256 {
+            Some(digest) => digest.clone(),
+            // The run was begun by an earlier version.
+            None => weights_sha256(setup)?,
+        };
+        let (name, files) = (self.model.path.clone(), &self.inputs.model);
+        Ok(TrainedOn { name, weights_sha256, files: files.iter().filter_map(line).collect() })
     }
 
     /// Reads the manifest of a run that this version may continue.
@@ -183,6 +211,10 @@ impl Manifest {
         }
         serde_json::from_str(&text).map_err(damaged)
     }
+}
+
+fn weights_sha256(setup: &Setup) -> Result<String, TrainError> {
+    Ok(ModelFiles::open(&setup.model_dir)?.weights_sha256()?)
 }
 
 impl Writer {

@@ -4,6 +4,7 @@ use super::super::Opened;
 use super::card::Card;
 use crate::args::{ExportArgs, ExportFormat};
 use crate::failure::Failure;
+use hone_model::adapter::TrainedOn;
 use hone_model::{Comparison, Fidelity, GgufAdapter, adapter};
 use hone_tensor::gguf::Meta;
 use hone_tensor::{AdapterId, DType};
@@ -39,12 +40,15 @@ pub(super) fn write(
     match (format, lora) {
         (ExportFormat::Hf, Some(lora)) => {
             std::fs::create_dir(to).map_err(TrainError::io(to))?;
-            adapter::save(to, model, device, id, lora, card.base()).map_err(failed)
+            adapter::save(to, model, device, id, lora, card.base()).map_err(failed)?;
+            card.trained_on().map_or(Ok(()), |trained_on| trained_on.write(to)).map_err(failed)
         }
         _ => {
             let mut form = GgufAdapter::of(model, id).map_err(super::gguf::failure)?;
             form.set("general.name", Meta::Text(card.name().to_owned()));
             card.metadata().into_iter().for_each(|(key, value)| form.set(&key, value));
+            let trained_on = card.trained_on().map(TrainedOn::metadata).into_iter().flatten();
+            trained_on.for_each(|(key, value)| form.set(key, value));
             form.write(device, to).map_err(super::gguf::failure)
         }
     }

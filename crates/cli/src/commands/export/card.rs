@@ -5,6 +5,7 @@
 use super::super::Opened;
 use crate::args::ModelArgs;
 use crate::failure::Failure;
+use hone_model::adapter::TrainedOn;
 use hone_model::hub::name_of;
 use hone_model::{Fidelity, is_gguf};
 use hone_tensor::gguf::{GgufFile, Meta, Value};
@@ -41,6 +42,8 @@ pub(in super::super) struct Card {
     generates: bool,
     /// The run that trained it: its run file's digest and its manifest.
     run: Option<(String, Manifest)>,
+    /// What the adapter says that it was trained on.
+    trained_on: Option<TrainedOn>,
 }
 
 /// Where the card of a file or directory is.
@@ -97,7 +100,8 @@ impl Card {
         let config = &opened.model.decoder.config;
         let generates = config.encoder.is_none() && !config.lacks_lm_head;
         let license = said.license;
-        Self { name, model, adapter, relation, base, license, generates, run }
+        let trained_on = adapter.as_deref().and_then(|dir| TrainedOn::read(dir).ok().flatten());
+        Self { name, model, adapter, relation, base, license, generates, run, trained_on }
     }
 
     /// Of what holds the model's matrices in fewer bits, in a directory.
@@ -111,6 +115,11 @@ impl Card {
     /// What is written is called.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The model that its adapter was trained on, if that is known.
+    pub(super) fn trained_on(&self) -> Option<&TrainedOn> {
+        self.trained_on.as_ref()
     }
 
     /// The model that it came of, by its hub name if that is known.
@@ -189,6 +198,13 @@ impl Card {
         };
         let license = self.license.as_deref().unwrap_or("not stated by the model's files");
         let mut rows = vec![("Base", self.base().to_owned()), ("Licence", license.to_owned())];
+        if let (Some(of), Relation::Adapter) = (&self.trained_on, self.relation) {
+            rows.push(("Base's weights", format!("SHA-256 `{}`", of.weights_sha256)));
+            rows.extend(of.files.iter().filter_map(|line| {
+                let (digest, name) = line.split_once("  ")?;
+                Some(("Base's files", format!("{name}, SHA-256 `{digest}`")))
+            }));
+        }
         if let Some((digest, manifest)) = &self.run {
             let inputs = &manifest.inputs;
             for (kind, files) in [("Trained on", &inputs.train), ("Evaluated on", &inputs.eval)] {

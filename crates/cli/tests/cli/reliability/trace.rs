@@ -37,6 +37,7 @@ impl Trace {
             format!("{checkpoint}/state.json"),
             "adapter/adapter_model.safetensors".to_owned(),
             "adapter/adapter_config.json".to_owned(),
+            "adapter/base.json".to_owned(),
             "model/model.safetensors".to_owned(),
         ];
         let files = files.into_iter().filter(|file| dir.join(file).exists());

@@ -158,9 +158,19 @@ fn adapters_are_written_by_themselves() {
     succeeds(&mut hone(export(&[&of_file[..], &["--out", "adapter"]].concat())));
     assert_eq!(
         entries(&scene.path("adapter")),
-        ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+        ["README.md", "adapter_config.json", "adapter_model.safetensors", "base.json"]
     );
     assert_eq!(loss(&scene, "model.gguf", &["--adapter", "adapter"]), tuned);
+    // The digest went through the file, and is of the weights and not of the layout.
+    let [own, through] =
+        ["run/adapter", "adapter"].map(|dir| std::fs::read(scene.path(dir).join("base.json")));
+    assert!(own.unwrap() == through.unwrap());
+    succeeds(&mut scene.hone(&["export", "model.gguf", "--out", "same"]));
+    assert_eq!(loss(&scene, "same", &of_file), tuned);
+    let merge = ["export", "same", "--adapter", "adapter.gguf", "--out", "merged"];
+    succeeds(&mut scene.hone(&merge));
+    let other = ["eval", "merged", "--adapter", "adapter.gguf", "--data", "eval.jsonl"];
+    ended(&mut scene.hone(&other)).says(2, &["adapter.gguf: was trained on model.gguf, "]);
     let card = std::fs::read_to_string(scene.path("adapter.md")).unwrap();
     for says in ["library_name: gguf", "# adapter\n", "| Trained on | train.jsonl, SHA-256 `", "KL"]
     {
