@@ -14,8 +14,8 @@ use std::path::PathBuf;
   hone report base.json made.json lost.json tasks.json --out small.html")]
 pub struct ReportArgs {
     /// Directory of a run, finished or not; or files of JSON that `hone compress --json`,
-    /// `hone eval --against --json` and `hone eval --task --output` wrote, of any number of models:
-    /// their page shows size against quality, and what each lost
+    /// `hone eval --json`, with or without --against, and `hone eval --task --output` wrote, of any
+    /// number of models: their page shows size against quality, and what each lost
     #[arg(value_name = "RUN_DIR|FILE", required = true)]
     pub input: Vec<PathBuf>,
     /// The page to write (default: report.html in the run's directory)

@@ -5,8 +5,10 @@ mod directory;
 mod report;
 mod rounding;
 mod types;
+mod ways;
 
 pub(super) use report::{Part, kinds};
+pub(super) use ways::Ways;
 
 use super::export::card::{self, Card};
 use super::export::{gguf, refuse_packed, rows, whole};
@@ -43,11 +45,12 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
     let of = (&form, &corpus);
     let rounded = rounding::rounded(args, &opened, of, (&storages, &columns))?;
     let written = form.with_model(rounded.as_ref().unwrap_or(&opened.model));
-    let measured = whole(&args.out, |partial| {
+    let (measured, ways) = whole(&args.out, |partial| {
         let importance = |tensor, part| columns.of(tensor, part);
         gguf::write(&opened, &written, (&storages, &importance), partial)?;
         let found = &hone_model::load(partial, &opened.device, LoadOptions::INFERENCE)?;
-        compare(&opened, (&corpus, args.max_kl), found, "Choose a larger type")
+        let measured = compare(&opened, (&corpus, args.max_kl), found, "Choose a larger type")?;
+        Ok((measured, Ways::measure(&opened, &corpus.held_out, found)?))
     })?;
     let is_held_out = !corpus.held_out.is_empty();
     card.write(&args.out, &report::figures(&measured, is_held_out))?;
@@ -62,6 +65,7 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
         tensors: form.tensors(),
         types: &types,
         measured,
+        ways,
         is_held_out,
     }
     .print(args.json);
@@ -99,10 +103,18 @@ fn check_max_kl(args: &CompressArgs) -> Result<(), Failure> {
 
 /// Refuses to quantise a model again, unless that is asked for.
 fn refuse_quantised(described: &Described, args: &CompressArgs) -> Result<(), Failure> {
+    let remedy = match &args.model.adapter {
+        None => "give the model that it was made of, or --requantise".to_owned(),
+        Some(adapter) => format!(
+            "ship it as it is with the adapter beside it (hone export --adapter-only), or merge \
+             {} with --requantise: with --calibration that says which is better",
+            adapter.display()
+        ),
+    };
     match packed_in(&described.model).filter(|_| !args.requantise) {
         Some(held) => Err(Failure::Usage(format!(
             "{}: the model is quantised already (weights in {held}), and quantising it again adds \
-             to its errors; give the model that it was made of, or --requantise",
+             to its errors; {remedy}",
             described.dir.display()
         ))),
         None => Ok(()),

@@ -68,13 +68,15 @@ pub struct Figure {
     pub interval: Option<[f64; 2]>,
 }
 
-/// A text that models were compared with their bases on.
-#[derive(Debug)]
+/// A text that models were evaluated on.
+#[derive(Debug, Default)]
 pub struct Text {
     /// What it is.
     pub name: String,
-    /// Of each model compared on it.
+    /// Of each model compared with its base on it.
     pub rows: Vec<Measured>,
+    /// Models with their mean nats per token.
+    pub losses: Vec<(usize, f64)>,
 }
 
 /// What a model lost on a text.
@@ -228,12 +230,12 @@ impl Comparison {
         ]
     }
 
-    /// Models that were compared on a text, and their bases, from the largest to the smallest.
+    /// Models that were evaluated on a text, and their bases, from the largest to the smallest.
     fn models_of(&self, text: &Text) -> Vec<usize> {
         let is_there = |model: &usize| {
             let is_of =
                 |row: &Measured| row.model == *model || self.models[row.model].base == Some(*model);
-            text.rows.iter().any(is_of)
+            text.rows.iter().any(is_of) || text.losses.iter().any(|(of, _)| of == model)
         };
         self.by_size().filter(is_there).collect()
     }
@@ -243,11 +245,19 @@ impl Comparison {
         let measured = |model: usize| text.rows.iter().find(|row| row.model == model);
         let cells = |&model: &usize| {
             let mut cells = self.size_cells(model);
-            cells.extend(lost(measured(model)));
+            if !text.losses.is_empty() {
+                let found = text.losses.iter().find(|(of, _)| *of == model);
+                cells.push(shown(found.map(|(_, loss)| four_digits(*loss))));
+            }
+            if !text.rows.is_empty() {
+                cells.extend(lost(measured(model)));
+            }
             row(&cells)
         };
         let rows: String = self.models_of(text).iter().map(cells).collect();
-        let head = [&SIZE[..], &LOST].concat();
+        let loss = if text.losses.is_empty() { &[][..] } else { &["loss"] };
+        let lost = if text.rows.is_empty() { &[][..] } else { &LOST };
+        let head = [&SIZE[..], loss, lost].concat();
         format!("<h2>On {}</h2>{}{}", escape(&text.name), self.pictures(text), table(&head, &rows))
     }
 

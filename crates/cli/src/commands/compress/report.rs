@@ -3,6 +3,7 @@
 use super::super::Weighed;
 use super::super::export::card::FOUR_TEXTS;
 use super::types::Types;
+use super::ways::Ways;
 use crate::output;
 use hone_compress::Measured;
 use hone_model::FormTensor;
@@ -25,6 +26,8 @@ pub(super) struct Report<'a> {
     pub(super) tensors: &'a [FormTensor],
     pub(super) types: &'a Types,
     pub(super) measured: Measured,
+    /// What the two ways to ship an adapter gave.
+    pub(super) ways: Option<Ways>,
     /// Whether it was measured on text that was held out.
     pub(super) is_held_out: bool,
 }
@@ -99,7 +102,7 @@ impl Report<'_> {
             }
             found
         };
-        output::json(&json!({
+        let mut object = json!({
             "out": self.out,
             "base": self.base,
             "calibration": self.calibration,
@@ -110,7 +113,12 @@ impl Report<'_> {
             "num_tokens": self.measured.num_tokens,
             "is_held_out": self.is_held_out,
             "tensors": (0..self.tensors.len()).map(tensor).collect::<Vec<_>>(),
-        }));
+        });
+        if let Some(ways) = &self.ways {
+            object["adapter"] = json!(ways);
+            object["adapter"]["better"] = ways.better().into();
+        }
+        output::json(&object);
     }
 
     fn table(&self) {
@@ -123,8 +131,28 @@ impl Report<'_> {
         let kinds = self.kinds();
         lines.extend(kinds.iter().map(|kind| (kind.name.as_str(), words(kind))));
         lines.push(("compared", compared(&self.measured, self.is_held_out)));
+        lines.extend(self.ways.as_ref().map(|ways| ("adapter", self.shipped(ways))));
         lines.extend(self.replaced().map(|replaced| ("replaced", replaced)));
         output::table(&lines);
+    }
+
+    /// Both ways to ship the adapter, in words.
+    fn shipped(&self, ways: &Ways) -> String {
+        let Ways { loss, loss_merged, difference, interval } = ways;
+        let advice = match (ways.better(), interval) {
+            (Some("adapter"), _) => "the adapter beside the model is better",
+            (Some(_), _) => "merged is better",
+            (None, Some(_)) => "neither is surely better",
+            (None, None) => "too little text to say which is better",
+        };
+        let interval = interval
+            .map_or(String::new(), |[low, high]| format!(" (95 %: {low:+.4} to {high:+.4})"));
+        format!(
+            "{loss:.4} nats per token beside the model ({}), {loss_merged:.4} merged ({}): \
+             {difference:+.4}{interval}; {advice}",
+            megabytes(self.base.bytes as f64),
+            megabytes(self.bytes as f64)
+        )
     }
 
     /// How many tensors and bytes are in each type.

@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::output;
 use crate::progress;
 use hone_data::{Dataset, OnError, Overlong, RecordKind, RecordSpec, Setting, pack_in_order};
-use hone_eval::against::Rows;
+use hone_eval::against::{Rows, digest};
 use hone_model::{Batch, DecoderConfig};
 use hone_tensor::safetensors::write;
 use hone_tensor::{Tape, Tensor};
@@ -90,7 +90,13 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
         write_logits(&opened, &dataset, path)?;
     }
     match args.json {
-        true => output::json(&summary(&evaluation, dataset.len())),
+        true => {
+            let mut object = summary(&evaluation, dataset.len());
+            object["model"] = json!(opened.weighed(&args.model)?);
+            object["data"] = json!(args.data);
+            object["tokens_sha256"] = digest(&dataset).into();
+            output::json(&object);
+        }
         false => print(&evaluation, dataset.len()),
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! What `compress` and `eval` wrote of several models, brought together: a model is known by the
 //! name that the commands were given, and texts and tasks by the digests of what was asked.
 
-use super::super::compress::{Part, kinds};
+use super::super::compress::{Part, Ways, kinds};
 use super::super::eval::named;
 use crate::failure::Failure;
 use hone_eval::task::recorded::{Recorded, RecordedMetric, RecordedTask, compared};
@@ -38,6 +38,8 @@ struct Compressed {
     num_tokens: usize,
     is_held_out: bool,
     tensors: Vec<Tensor>,
+    /// Of an adapter on a quantised model.
+    adapter: Option<Ways>,
 }
 
 #[derive(Deserialize)]
@@ -59,6 +61,8 @@ struct Against {
     num_target_tokens: usize,
     kl: Spread,
     same_top: Estimate,
+    loss: f64,
+    loss_against: f64,
     flips: Flips,
 }
 
@@ -83,6 +87,16 @@ struct Flips {
     lost: u64,
     gained: u64,
     p_value: f64,
+}
+
+/// What `eval --json` prints of texts and answers.
+#[derive(Deserialize)]
+struct Evaluated {
+    model: Named,
+    data: Vec<String>,
+    tokens_sha256: String,
+    num_target_tokens: usize,
+    loss: f64,
 }
 
 /// What `eval --task --output` writes.
@@ -147,11 +161,13 @@ impl Found {
             self.add_compressed(typed(file, value, "hone compress --json")?);
         } else if value.get("kl").is_some() {
             self.add_against(typed(file, value, "hone eval --against … --json")?);
+        } else if value.get("perplexity").is_some() {
+            self.add_evaluated(typed(file, value, "hone eval --json")?);
         } else if value.get("tasks").is_some() {
             self.add_tasks(typed(file, value, "hone eval --task … --output")?);
         } else {
-            let what = "is not what `hone compress --json`, `hone eval --against … --json` or \
-                        `hone eval --task … --output` writes";
+            let what = "is not what `hone compress --json`, `hone eval --json` or `hone eval \
+                        --task … --output` writes";
             return Err(refused(file, what));
         }
         Ok(())
@@ -193,6 +209,10 @@ impl Found {
             ),
             false => "four short texts, when it was written".to_owned(),
         };
+        if let Some((base, Ways { loss, loss_merged, .. })) = base.zip(read.adapter) {
+            let losses = [(base, loss), (at, loss_merged)];
+            self.add_losses(&text, text.replace("when it was", "when they were"), losses);
+        }
         let known = &mut self.models[at];
         known.bases.extend(base.filter(|base| *base != at));
         let figure = |value| Figure { value, ..Figure::default() };
@@ -230,16 +250,36 @@ impl Found {
             flips: Some((read.flips.lost, read.flips.gained, read.flips.p_value)),
         };
         let name = format!("{}, {} tokens", names(&read.data), read.num_target_tokens);
+        let losses = [(base, read.loss_against), (model, read.loss)];
+        self.add_losses(&read.tokens_sha256, name.clone(), losses);
         self.add_measured(&read.tokens_sha256, name, measured);
+    }
+
+    fn add_evaluated(&mut self, read: Evaluated) {
+        let model = self.place(&read.model);
+        let name = format!("{}, {} tokens", names(&read.data), read.num_target_tokens);
+        self.add_losses(&read.tokens_sha256, name, [(model, read.loss)]);
+    }
+
+    /// The text with this digest, which is added if it is not known.
+    fn text(&mut self, text: &str, name: String) -> &mut Text {
+        let at = self.texts.iter().position(|(known, _)| known == text).unwrap_or_else(|| {
+            self.texts.push((text.to_owned(), Text { name, ..Text::default() }));
+            self.texts.len() - 1
+        });
+        &mut self.texts[at].1
+    }
+
+    /// Of two of one model, the later one counts.
+    fn add_losses<const N: usize>(&mut self, text: &str, name: String, found: [(usize, f64); N]) {
+        let losses = &mut self.text(text, name).losses;
+        losses.retain(|(model, _)| found.iter().all(|(other, _)| other != model));
+        losses.extend(found);
     }
 
     /// Of two of one model, the later one counts.
     fn add_measured(&mut self, text: &str, name: String, measured: Measured) {
-        let at = self.texts.iter().position(|(known, _)| known == text).unwrap_or_else(|| {
-            self.texts.push((text.to_owned(), Text { name, rows: Vec::new() }));
-            self.texts.len() - 1
-        });
-        let rows = &mut self.texts[at].1.rows;
+        let rows = &mut self.text(text, name).rows;
         rows.retain(|row| row.model != measured.model);
         rows.push(measured);
     }

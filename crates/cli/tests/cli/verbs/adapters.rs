@@ -1,6 +1,8 @@
-//! Adapters and the models that they were trained on: which is which is known by a digest.
+//! Adapters and the models that they were trained on: which is which is known by a digest, and what
+//! is shipped of both is measured.
 
-use super::{Scene, succeeds};
+use super::compress::{stories, write_text};
+use super::{Scene, assert_fields, json, succeeds};
 use crate::sandbox::{ended, entries};
 use hone_train::checkpoint::sha256_of_file;
 use serde_json::Value;
@@ -102,4 +104,79 @@ fn an_adapter_says_what_it_was_trained_on() {
     let again = ["export", "merged", "--adapter", "peft", "--adapter-only", "--out", "again"];
     succeeds(&mut scene.hone(&again));
     assert!(!entries(&scene.path("again")).contains(&"base.json".to_owned()));
+}
+
+/// An adapter of a quantised file is shipped beside it or merged and quantised again: what is lost
+/// either way is measured, and one page shows both.
+#[test]
+fn both_ways_to_ship_are_measured() {
+    let Some(model) = stories() else { return };
+    let (scene, model) = (Scene::new(), model.to_string_lossy().into_owned());
+    write_text(&scene, 60_000);
+    let four_bits = ["--type", "q4_0", "--fallback", "llama.cpp"];
+    let base = ["compress", &model, "--out", "base.gguf"];
+    succeeds(&mut scene.hone(&[&base[..], &four_bits].concat()));
+    let before = std::fs::read(scene.path("base.gguf")).unwrap();
+    let learns = ["model.path=base.gguf", "data.train=text.jsonl", "objective.kind=pretrain"];
+    let short = ["data.eval=[]", "train.eval_every_steps=0", "train.max_steps=6"];
+    succeeds(&mut scene.train(&[&learns[..], &short, &["report.samples=0"]].concat()));
+    assert!(std::fs::read(scene.path("base.gguf")).unwrap() == before);
+
+    let merge = ["compress", "base.gguf", "--adapter", "run/adapter", "--out", "merged.gguf"];
+    let merge = [&merge[..], &four_bits].concat();
+    ended(&mut scene.hone(&merge)).says(
+        2,
+        &[
+            "base.gguf: the model is quantised already (weights in q4_0)",
+            "with the adapter beside it (hone export --adapter-only), or merge run/adapter with \
+             --requantise",
+        ],
+    );
+    let text = ["--calibration", "text.jsonl", "--effort", "plain"];
+    let again = [&merge[..], &["--requantise"], &text].concat();
+    let made = json(&mut scene.hone(&[&again[..], &["--json"]].concat()));
+    let ways = &made["adapter"];
+    assert_fields(ways, &["loss", "loss_merged", "difference", "interval"]);
+    let number = |value: &Value| value.as_f64().unwrap();
+    let [beside, merged] = ["loss", "loss_merged"].map(|key| number(&ways[key]));
+    assert!((1.0..5.0).contains(&beside) && (merged - beside).abs() < 0.5, "{ways}");
+    assert!((number(&ways["difference"]) - (merged - beside)).abs() < 1e-9, "{ways}");
+    let [low, high] = [0, 1].map(|i| number(&ways["interval"][i]));
+    let better = match (low > 0.0, high < 0.0) {
+        (true, _) => "adapter".into(),
+        (_, true) => "merged".into(),
+        _ => Value::Null,
+    };
+    assert_eq!(ways["better"], better);
+    // The file and the adapter, or one file.
+    let bytes = |name: &str| std::fs::metadata(scene.path(name)).unwrap().len();
+    let adapter = ["adapter_config.json", "adapter_model.safetensors"];
+    let adapter: u64 = adapter.iter().map(|name| bytes(&format!("run/adapter/{name}"))).sum();
+    assert_eq!(made["base"]["bytes"], bytes("base.gguf") + adapter);
+    std::fs::remove_file(scene.path("merged.gguf")).unwrap();
+    std::fs::remove_file(scene.path("merged.md")).unwrap();
+    let told = succeeds(&mut scene.hone(&again)).stdout;
+    assert!(told.contains(&format!("{beside:.4} nats per token beside the model (")), "{told}");
+
+    scene.write("made.json", &made.to_string());
+    let mut losses = vec![beside, merged];
+    let data = ["--data", "text.jsonl", "--max-seq-len", "64", "--json"];
+    for (name, of) in [
+        ("beside.json", &["base.gguf", "--adapter", "run/adapter"][..]),
+        ("merged.json", &["merged.gguf"]),
+    ] {
+        let found = json(&mut scene.hone(&[&["eval"][..], of, &data].concat()));
+        assert_fields(&found, &["model", "data", "tokens_sha256"]);
+        losses.push(number(&found["loss"]));
+        scene.write(name, &found.to_string());
+    }
+    let report = ["report", "made.json", "beside.json", "merged.json", "--out", "both.html"];
+    succeeds(&mut scene.hone(&report));
+    let page = std::fs::read_to_string(scene.path("both.html")).unwrap();
+    for part in ["<td>base + run/adapter", "<td>merged</td>", "<th>loss</th>", "On text.jsonl, "] {
+        assert!(page.contains(part), "{part}\n{page}");
+    }
+    for loss in losses {
+        assert!(page.contains(&format!("<td>{loss:.4}</td>")), "{loss}\n{page}");
+    }
 }

@@ -6,7 +6,7 @@ use crate::sandbox::tiny_model::write_model;
 use std::path::{Path, PathBuf};
 
 /// A Llama of 260,000 parameters whose rows have 64 weights, and 172 in one matrix of each block.
-fn stories() -> Option<PathBuf> {
+pub(super) fn stories() -> Option<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/models/stories260k");
     if !dir.is_dir() {
         hone_tensor::testing::skip("../shared is absent");
@@ -80,7 +80,7 @@ fn what_is_not_compressed_is_said() {
 }
 
 /// Stories like those that the model was trained on, as a file of the scene.
-fn write_text(scene: &Scene, chars: usize) {
+pub(super) fn write_text(scene: &Scene, chars: usize) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../../shared/data/text/tinystories_1000.json");
     let text: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();

@@ -50,7 +50,8 @@ fn example() -> Comparison {
             lost(4, 0.094 * scale, 0.874),
         ]
     };
-    let text = |name: &str, scale| Text { name: name.to_owned(), rows: rows(scale) };
+    let text =
+        |name: &str, scale| Text { name: name.to_owned(), rows: rows(scale), ..Text::default() };
     let scored =
         |model, value: f64, difference| Scored { model, value: figure(value, 0.01), difference };
     let task = |name: &str, higher_is_better, change: f64| Task {
@@ -146,4 +147,27 @@ fn hostile_names_stay_text() {
     let page = build(&comparison);
     assert!(!page.contains("<script") && !page.contains("'{{"), "{page}");
     assert!(page.contains("&lt;script&gt;"));
+}
+
+/// Losses are shown without a divergence too, and need no base.
+#[test]
+fn losses_are_shown_by_themselves() {
+    let model =
+        |name: &str, bytes| Model { name: name.to_owned(), bytes: Some(bytes), ..Model::default() };
+    let page = build(&Comparison {
+        models: vec![model("base + adapter", 2e6), model("merged", 1e6), model("other", 5e5)],
+        texts: vec![Text {
+            name: "rows".to_owned(),
+            losses: vec![(1, 1.25), (0, 1.0)],
+            ..Text::default()
+        }],
+        ..Comparison::default()
+    });
+    assert!(page.contains("<th>smaller</th><th>loss</th></tr>"), "{page}");
+    let rows = [
+        "<td>base + adapter</td><td>2.0 MB</td><td>–</td><td>–</td><td>1.0000</td>",
+        "<td>merged</td><td>1.0 MB</td><td>–</td><td>–</td><td>1.2500</td>",
+    ];
+    assert!(rows.iter().all(|row| page.contains(row)), "{page}");
+    assert!(page.contains("<h2>Others</h2>") && !page.contains("<svg"), "{page}");
 }
