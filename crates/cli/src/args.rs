@@ -415,7 +415,8 @@ pub struct CompressArgs {
     #[arg(conflicts_with_all = ["target_bpw", "target_size"])]
     pub group_size: Option<Group>,
     /// Choose the type of each tensor so that least is lost with a file of at most so many bits per
-    /// weight of the model, all of the file counted
+    /// weight of the model, all of the file counted. Takes memory for the file, for the largest
+    /// matrix in 32 bits three times, and up to half of what is free, 5 GiB at most
     #[arg(long, value_name = "BITS", value_parser = positive, requires = "calibration")]
     #[arg(conflicts_with_all = ["mix", "fallback"])]
     pub target_bpw: Option<f64>,
@@ -437,7 +438,10 @@ pub struct CompressArgs {
     /// Tokens of the calibration text that are used; an eighth as many are held out, to measure on
     #[arg(long, default_value_t = 131_072, value_parser = sequence_length)]
     pub calibration_tokens: usize,
-    /// How far to go to lose less at the same size, in a GGUF file
+    /// How far to go to lose less at the same size, in a GGUF file. With plain, memory is needed
+    /// for one block of the model, or the embedding, and for hidden states of the text; feedback
+    /// also needs it for the file and for squares of a block's widths, learning for 22 bytes per
+    /// weight. What there is no memory for is left out with a note
     #[arg(long, default_value = "default")]
     pub effort: EffortArg,
     /// Leave out a technique that this effort would use, to see what it gains

@@ -6,7 +6,7 @@
 
 use crate::imatrix::{Imatrix, Sums};
 use crate::window::Window;
-use hone_model::{GgufForm, Pass, Recompute, Role};
+use hone_model::{Batch, DecoderConfig, GgufForm, Pass, Role};
 use hone_tensor::{DeviceError, Observer, Projection, Reader, Tensor};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -100,29 +100,37 @@ fn watched(
 ) -> Result<Vec<Vec<Squares>>, DeviceError> {
     let inputs = Inputs { places, found: RefCell::new(found), failure: RefCell::new(None) };
     let config = &pass.model.decoder.config;
-    pass.device.reusing_memory(|| -> Result<(), DeviceError> {
-        for window in windows {
-            let batch = window.batch(config);
-            let mut tape = pass.inference_tape();
-            tape.set_observer(&inputs);
-            let hidden = pass.model.decoder.hidden(&mut tape, &batch, Recompute::None);
-            if let Some(head) = head {
-                let sums = squares(&hidden.value().try_to_vec_f32()?, config.hidden_size);
-                inputs.found.borrow_mut()[head][0].add(&sums, window.num_tokens());
-            }
-            pass.device.settle()?;
-            done();
+    for windows in windows.chunks(windows_at_once(config, windows)) {
+        let batches: Vec<Batch> = windows.iter().map(|window| window.batch(config)).collect();
+        let hidden = pass.hidden_by_blocks(&batches, Some(&inputs), done)?;
+        let Some(head) = head else { continue };
+        for (hidden, window) in hidden.into_iter().zip(windows) {
+            let sums = squares(&hidden.try_to_vec_f32()?, config.hidden_size);
+            inputs.found.borrow_mut()[head][0].add(&sums, window.num_tokens());
         }
-        Ok(())
-    })?;
+    }
     match inputs.failure.into_inner() {
         Some(error) => Err(error),
         None => Ok(inputs.found.into_inner()),
     }
 }
 
+/// How many of the windows go through a block before the next one is read: as many as have this
+/// many bytes of hidden states.
+fn windows_at_once(config: &DecoderConfig, windows: &[Window]) -> usize {
+    const MAX_BYTES: usize = 512 << 20;
+    let longest = windows.iter().map(Window::num_tokens).max().unwrap_or(0);
+    (MAX_BYTES / (4 * longest * config.hidden_size).max(1)).max(1)
+}
+
+/// How often [`importance`] says that a block is done.
+pub fn importance_steps(config: &DecoderConfig, windows: &[Window]) -> usize {
+    windows.len().div_ceil(windows_at_once(config, windows)) * config.num_hidden_layers()
+}
+
 /// The importance of the columns of these matrices on the windows: mean squares of what they are
-/// multiplied with, none of a matrix that no token reached. `done` is told of each window.
+/// multiplied with, none of a matrix that no token reached. `done` is told of each
+/// block that some windows have gone through, [`importance_steps`] times.
 ///
 /// # Errors
 /// If the device failed.

@@ -6,12 +6,10 @@
 //! `E[‖x‖² g gᵀ] ⊗ E[‖g‖² x xᵀ]`, up to a factor: tokens that matter to the prediction count more,
 //! and so do directions of outputs (Tseng et al., 2025, arXiv 2505.22988).
 
-use crate::calibrate::{Places, head_of};
+use crate::calibrate::Places;
 use crate::factor::Factor;
 use crate::meter::host;
-use crate::sensitivity::run_back;
-use crate::window::Window;
-use hone_model::{GgufForm, Pass};
+use hone_model::Decoder;
 use hone_tensor::gemm::{Matrix, WeightGradient, add_weight_gradient, weight_workspace_len};
 use hone_tensor::{DType, DeviceError, Observer, Projection, Reader, Target, Tensor, View};
 use std::cell::RefCell;
@@ -19,7 +17,7 @@ use std::collections::HashMap;
 
 /// Sums of products `[n, n]`.
 #[derive(Default)]
-struct Moment {
+pub(crate) struct Moment {
     n: usize,
     sums: Vec<f32>,
 }
@@ -42,38 +40,70 @@ impl Moment {
         add_weight_gradient(host(), DType::F32, gradient, &mut workspace, &mut self.sums);
     }
 
-    fn factor(&self) -> Factor {
+    /// The curvature of the head's inputs, from what its products take of each window.
+    pub(crate) fn of_head(hidden: &[Vec<f32>], width: usize) -> Self {
+        let mut moment = Self::default();
+        for hidden in hidden {
+            let ones = vec![1.0; hidden.len() / width];
+            moment.add(hidden, width, (0, width), &ones);
+        }
+        moment
+    }
+
+    pub(crate) fn factor(self) -> Factor {
         Factor::of(host(), &self.sums, self.n)
     }
 }
 
-/// Matrices that read the same input.
+/// The curvature of matrices that read the same input.
 #[derive(Default)]
-struct Group {
-    inputs: Moment,
-    outputs: Vec<Moment>,
+pub(crate) struct Group {
+    pub(crate) inputs: Moment,
+    /// Of each matrix: part of a tensor.
+    pub(crate) outputs: Vec<((usize, usize), Moment)>,
 }
 
-/// The group that a tensor's part is in, and which member of it that is.
-type Members = HashMap<(usize, usize), (usize, usize)>;
-
-/// The curvature of all matrices.
-pub(crate) struct Curvature {
-    /// The factor of a group's inputs, which all its matrices share, and their outputs.
-    groups: Vec<(Factor, Vec<Moment>)>,
-    of_part: Members,
-    /// Of the head's inputs.
-    head: (Option<usize>, Factor),
-}
-
-struct Watch<'a> {
+/// The curvature of matrices of which gradients were seen.
+pub(crate) struct Curvature<'a> {
     places: &'a Places,
     known: RefCell<HashMap<*const Projection, usize>>,
-    found: RefCell<(Vec<Group>, Members)>,
+    found: RefCell<Vec<Group>>,
     failure: RefCell<Option<DeviceError>>,
 }
 
-impl Observer for Watch<'_> {
+impl<'a> Curvature<'a> {
+    pub(crate) fn new(places: &'a Places) -> Self {
+        let (known, found, failure) = Default::default();
+        Self { places, known, found, failure }
+    }
+
+    /// What was seen since the last time.
+    ///
+    /// # Errors
+    /// If the device failed meanwhile.
+    pub(crate) fn take(&self) -> Result<Vec<Group>, DeviceError> {
+        self.known.take();
+        let found = self.found.take();
+        self.failure.take().map_or(Ok(found), Err)
+    }
+}
+
+/// About the most bytes that the curvature of a block's matrices and its factors take.
+pub(crate) fn curvature_bytes(decoder: &Decoder) -> u64 {
+    let mut of_blocks: HashMap<String, (u64, u64)> = HashMap::new();
+    for (name, projection) in decoder.projections() {
+        let block = name.split('.').find(|part| part.parse::<usize>().is_ok()).unwrap_or("");
+        let sizes = [projection.in_features(), projection.out_features()];
+        let squares = sizes.map(|n| (n * n) as u64);
+        let (sum, largest) = of_blocks.entry(block.to_owned()).or_default();
+        *sum += squares.iter().sum::<u64>();
+        *largest = squares.into_iter().fold(*largest, u64::max);
+    }
+    // Of the largest there are a copy in f64 and two factors at a time.
+    of_blocks.values().map(|(sum, largest)| 4 * sum + 16 * largest).max().unwrap_or(0)
+}
+
+impl Observer for Curvature<'_> {
     fn gradient(&self, x: &Tensor, readers: &[Reader<'_>], d_y: &Tensor) {
         let (x_values, d_values) = match (x.try_to_vec_f32(), d_y.try_to_vec_f32()) {
             (Ok(x), Ok(d_y)) => (x, d_y),
@@ -83,7 +113,7 @@ impl Observer for Watch<'_> {
             }
         };
         let (cols, width) = (x.shape()[1], d_y.shape()[1]);
-        let (groups, of_part) = &mut *self.found.borrow_mut();
+        let groups = &mut *self.found.borrow_mut();
         for (projections, rows) in readers.iter().filter(|(_, rows)| !rows.is_empty()) {
             let Some(first) = projections.first() else { continue };
             let at =
@@ -96,14 +126,14 @@ impl Observer for Watch<'_> {
             let squares = |of: &[f32]| of.iter().map(|x| x * x).sum::<f32>();
             let of_inputs: Vec<f32> = x.chunks_exact(cols).map(squares).collect();
             let mut of_outputs = vec![0.0; of_inputs.len()];
-            let (mut col, mut member) = (0, 0);
+            let (mut col, mut member, group) = (0, 0, &mut groups[at]);
             for projection in *projections {
                 let n = projection.out_features();
                 if let Some(place) = self.places.get(projection) {
-                    of_part.insert(place, (at, member));
-                    let group = &mut groups[at];
-                    group.outputs.resize_with(group.outputs.len().max(member + 1), Moment::default);
-                    group.outputs[member].add(d_y, width, (col, n), &of_inputs);
+                    if group.outputs.len() == member {
+                        group.outputs.push((place, Moment::default()));
+                    }
+                    group.outputs[member].1.add(d_y, width, (col, n), &of_inputs);
                     let of_rows = d_y.chunks_exact(width).map(|row| squares(&row[col..col + n]));
                     of_outputs.iter_mut().zip(of_rows).for_each(|(sum, of)| *sum += of);
                     member += 1;
@@ -111,51 +141,8 @@ impl Observer for Watch<'_> {
                 col += n;
             }
             if member > 0 {
-                groups[at].inputs.add(x, cols, (0, cols), &of_outputs);
+                group.inputs.add(x, cols, (0, cols), &of_outputs);
             }
         }
-    }
-}
-
-impl Curvature {
-    /// Runs the model forward and back on windows. `done` is told of each.
-    ///
-    /// # Errors
-    /// If the device failed.
-    pub(crate) fn measure(
-        pass: Pass<'_>,
-        form: &GgufForm<'_>,
-        windows: &[Window],
-        done: &mut dyn FnMut(),
-    ) -> Result<Self, DeviceError> {
-        let places = Places::of(pass, form);
-        let (known, found, failure) = Default::default();
-        let watch = Watch { places: &places, known, found, failure };
-        let (mut moment, width) = (Moment::default(), pass.model.decoder.config.hidden_size);
-        for (i, window) in windows.iter().enumerate() {
-            let run = || run_back(pass, i as u64, window, &watch);
-            let back = pass.device.reusing_memory(run)?;
-            let ones = vec![1.0; back.hidden.len() / width];
-            moment.add(&back.hidden, width, (0, width), &ones);
-            done();
-        }
-        if let Some(error) = watch.failure.into_inner() {
-            return Err(error);
-        }
-        let (groups, of_part) = watch.found.into_inner();
-        let factored = |Group { inputs, outputs }: Group| (inputs.factor(), outputs);
-        let groups = groups.into_iter().map(factored).collect();
-        Ok(Self { groups, of_part, head: (head_of(form), moment.factor()) })
-    }
-
-    /// Factors of inputs, for the matrices that read them: those of which part of which tensor, and
-    /// with which factor of outputs.
-    pub(crate) fn of(&self, tensor: usize, part: usize) -> Option<(&Factor, Option<Factor>)> {
-        if self.head.0 == Some(tensor) {
-            return Some((&self.head.1, None));
-        }
-        let (group, member) = *self.of_part.get(&(tensor, part))?;
-        let (inputs, outputs) = &self.groups[group];
-        Some((inputs, Some(outputs[member].factor())))
     }
 }

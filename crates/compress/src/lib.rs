@@ -10,6 +10,7 @@
 //! searched by what a [`Meter`] says.
 
 mod allocate;
+mod back;
 mod calibrate;
 mod choice;
 mod curvature;
@@ -23,15 +24,17 @@ mod packed;
 mod plan;
 mod scheme;
 mod sensitivity;
+mod spill;
 mod tune;
 mod window;
 
-pub use calibrate::{importance, importance_of_roles};
+pub use back::{BackError, Room};
+pub use calibrate::{importance, importance_of_roles, importance_steps};
 pub use choice::{Choice, CompressError, Fallback, choose};
 pub use imatrix::{Columns, Imatrix, ImatrixError, Sums};
 pub use meter::{Measured, Meter};
 pub use mix::{Facts, Mix, Stored};
-pub use packed::{fed_back, packed};
+pub use packed::{fed_back, feedback_bytes, packed};
 pub use plan::{Allocation, Candidate, Goal, PlanError, Planner};
 pub use scheme::{Group, QuantisedMatrix, Scheme, SchemeError};
 pub use sensitivity::Sensitivity;

@@ -1,7 +1,7 @@
 //! How far models are from one that they should be like, on windows of text.
 
 use crate::window::Window;
-use hone_model::{Batch, Model, Pass, Recompute};
+use hone_model::{Batch, Model, Pass};
 use hone_tensor::distribution::{Divergence, divergences};
 use hone_tensor::{Category, Compute, Cpu, Device, DeviceError, Tape, Tensor};
 
@@ -24,7 +24,9 @@ pub struct Measured {
 pub struct Meter<'a> {
     device: &'a Device,
     intended: &'a Model,
-    windows: Vec<(Batch, Vec<f32>)>,
+    batches: Vec<Batch>,
+    /// `[tokens, hidden_size]` of each.
+    hidden: Vec<Vec<f32>>,
 }
 
 impl<'a> Meter<'a> {
@@ -34,18 +36,16 @@ impl<'a> Meter<'a> {
     /// If the device failed.
     pub fn new(pass: Pass<'a>, windows: &[Window]) -> Result<Self, DeviceError> {
         let Pass { device, model: intended, .. } = pass;
-        let mut meter = Self { device, intended, windows: Vec::new() };
-        for window in windows {
-            let batch = window.batch(&intended.decoder.config);
-            let hidden = meter.hidden(intended, &batch)?;
-            meter.windows.push((batch, hidden));
-        }
+        let config = &intended.decoder.config;
+        let batches = windows.iter().map(|window| window.batch(config)).collect();
+        let mut meter = Self { device, intended, batches, hidden: Vec::new() };
+        meter.hidden = meter.hidden(intended)?;
         Ok(meter)
     }
 
-    fn hidden(&self, model: &Model, batch: &Batch) -> Result<Vec<f32>, DeviceError> {
+    fn hidden(&self, model: &Model) -> Result<Vec<Vec<f32>>, DeviceError> {
         let pass = Pass { device: self.device, model, compute: Compute::F32 };
-        self.device.reusing_memory(|| hidden_states(pass, batch))
+        hidden_states(pass, &self.batches)
     }
 
     /// Measures a model on the same device, of which only weights differ.
@@ -54,8 +54,8 @@ impl<'a> Meter<'a> {
     /// If the device failed.
     pub fn measure(&self, model: &Model) -> Result<Measured, DeviceError> {
         let (mut kl, mut same, mut num_tokens) = (0.0, 0, 0);
-        for (batch, intended) in &self.windows {
-            let hidden = self.hidden(model, batch)?;
+        let all = self.hidden(model)?;
+        for ((batch, intended), hidden) in self.batches.iter().zip(&self.hidden).zip(all) {
             let width = ROWS * model.decoder.config.hidden_size;
             for rows in intended.chunks(width).zip(hidden.chunks(width)) {
                 let found = self.device.reusing_memory(|| {
@@ -67,17 +67,19 @@ impl<'a> Meter<'a> {
             }
             num_tokens += batch.tokens.len();
         }
+        [self.intended, model].into_iter().for_each(Model::release_tables);
         let tokens = num_tokens.max(1) as f64;
         Ok(Measured { kl: kl / tokens, same_top: same as f64 / tokens, num_tokens })
     }
 }
 
-/// The hidden states after a model's last norm, `[tokens, hidden_size]`.
-pub(crate) fn hidden_states(pass: Pass<'_>, batch: &Batch) -> Result<Vec<f32>, DeviceError> {
-    let mut tape = pass.inference_tape();
-    let hidden = pass.model.decoder.hidden(&mut tape, batch, Recompute::None);
-    let hidden = hidden.value().try_to_vec_f32()?;
-    pass.device.settle().map(|()| hidden)
+/// The hidden states after a model's last norm, `[tokens, hidden_size]` of each batch.
+pub(crate) fn hidden_states(
+    pass: Pass<'_>,
+    batches: &[Batch],
+) -> Result<Vec<Vec<f32>>, DeviceError> {
+    let hidden = pass.hidden_by_blocks(batches, None, &mut || ())?;
+    hidden.into_iter().map(|hidden| hidden.try_to_vec_f32()).collect()
 }
 
 /// How far the second model's predictions from its rows of hidden states, in f32, are from those of

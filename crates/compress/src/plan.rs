@@ -11,6 +11,7 @@ mod search;
 pub use search::Goal;
 
 use crate::allocate::{Price, allocate};
+use crate::back::{BackError, Room};
 use crate::imatrix::Columns;
 use crate::sensitivity::Sensitivity;
 use hone_model::{GgufExportError, GgufForm, Model, Pass, Role};
@@ -18,7 +19,8 @@ use hone_tensor::{DType, DeviceError, FORMATS, Storage, Tensor};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 
-/// Bytes of packed matrices that are kept; others are packed again when they are wanted.
+/// Bytes of packed matrices that are kept, if they are a quarter of what is free; others are packed
+/// again when they are wanted.
 const MAX_CACHED: usize = 4 << 30;
 
 /// A type that a tensor may have.
@@ -53,6 +55,7 @@ pub struct Planner<'a> {
     /// The group of tensors outside of blocks, which is none to measure.
     no_block: Option<usize>,
     factors: Vec<f64>,
+    max_cached: usize,
     /// Bytes that are kept, and what they hold.
     cache: RefCell<(usize, Kept)>,
 }
@@ -66,6 +69,9 @@ pub enum PlanError {
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// What blocks read cannot be kept.
+    #[error(transparent)]
+    Back(#[from] BackError),
     /// The file has no form.
     #[error(transparent)]
     Form(#[from] GgufExportError),
@@ -106,7 +112,7 @@ impl<'a> Planner<'a> {
     pub fn new(
         sensitivity: &Sensitivity<'a>,
         form: &'a GgufForm<'a>,
-        columns: &'a Columns,
+        (columns, room): (&'a Columns, Room<'_>),
         done: &mut dyn FnMut(),
     ) -> Result<Self, PlanError> {
         let pass = sensitivity.pass();
@@ -119,6 +125,7 @@ impl<'a> Planner<'a> {
             groups,
             no_block: names.get(NO_BLOCK).copied(),
             factors: vec![1.0; names.len()],
+            max_cached: room.quarter(MAX_CACHED),
             cache: RefCell::default(),
         };
         for (i, tensor) in form.tensors().iter().enumerate() {
@@ -175,7 +182,7 @@ impl<'a> Planner<'a> {
         let packed: Vec<Tensor> = roles.map(pack).collect::<Result<_, _>>()?;
         let (used, cache) = &mut *self.cache.borrow_mut();
         let bytes: usize = packed.iter().map(Tensor::num_bytes).sum();
-        if *used + bytes <= MAX_CACHED && storage.float().is_none() {
+        if *used + bytes <= self.max_cached && storage.float().is_none() {
             *used += bytes;
             cache.insert(key, packed.clone());
         }

@@ -10,23 +10,21 @@
 //!
 //! The head's part is measured: the divergence of its logits on the same hidden states.
 
+use crate::back::{BackError, Lookers, Room, run_back};
 use crate::calibrate::{Places, head_of};
-use crate::meter::{ROWS, compared, hidden_states, host, logits};
+use crate::meter::{ROWS, compared};
 use crate::window::Window;
-use hone_model::{GgufForm, Model, Pass, Recompute, Role};
-use hone_tensor::distribution::draws;
+use hone_model::{GgufForm, Pass, Role};
 use hone_tensor::ops;
 use hone_tensor::safetensors::load_as;
 use hone_tensor::{
-    Category, Compute, DType, Device, DeviceError, Gradients, Observer, Params, Philox, Projection,
-    Reader, Tape, Tensor, Weight,
+    Category, Compute, DType, Device, DeviceError, Observer, Params, Projection, Reader, Tape,
+    Tensor, Weight,
 };
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-/// The seed of the labels that are drawn.
-const SEED: u64 = 17;
-/// Bytes that pairs of inputs and gradients may take.
+/// Bytes that pairs of inputs and gradients may take, if they are a quarter of what is free.
 const MAX_BYTES: usize = 1 << 30;
 /// Rows of hidden states that the head's errors are measured on.
 const HEAD_ROWS: usize = 512;
@@ -113,16 +111,16 @@ impl Observer for Watch<'_> {
 }
 
 impl<'a> Sensitivity<'a> {
-    /// Runs the model forward and back on windows. `done` is told of each.
+    /// Runs the model forward and back on windows. `done` is told of each block, forward and back.
     ///
     /// # Errors
-    /// If the device failed.
+    /// If the device failed, or there is no place for what blocks read.
     pub fn measure(
         pass: Pass<'a>,
         form: &GgufForm<'_>,
-        windows: &[Window],
+        (windows, room): (&[Window], Room<'_>),
         done: &mut dyn FnMut(),
-    ) -> Result<Self, DeviceError> {
+    ) -> Result<Self, BackError> {
         let places = Places::of(pass, form);
         let num_tokens: usize = windows.iter().map(Window::num_tokens).sum();
         let projections = pass.model.decoder.projections();
@@ -130,7 +128,7 @@ impl<'a> Sensitivity<'a> {
             .filter(|(_, p)| places.get(p).is_some())
             .map(|(_, p)| 4 * (p.in_features() + p.out_features()))
             .sum();
-        let every = (num_tokens * of_token).div_ceil(MAX_BYTES).max(1);
+        let every = (num_tokens * of_token).div_ceil(room.quarter(MAX_BYTES).max(1)).max(1);
         let (found, failure) = Default::default();
         let watch = Watch { places: &places, every, found, failure };
         let is = |wanted| form.tensors().iter().position(|of| of.roles() == [wanted]);
@@ -144,13 +142,13 @@ impl<'a> Sensitivity<'a> {
             tokens: Vec::new(),
             d_embedded: Vec::new(),
         };
-        for (i, window) in windows.iter().enumerate() {
-            pass.device.reusing_memory(|| sensitivity.add(i as u64, window, &watch))?;
-            done();
+        let after_block = &mut || watch.failure.take().map_or(Ok(()), Err);
+        let lookers = Lookers { observer: &watch, after_block, done };
+        let back = run_back(pass, windows, lookers, room.folder)?;
+        for (window, hidden) in windows.iter().zip(&back.hidden) {
+            sensitivity.keep(window, hidden);
         }
-        if let Some(error) = watch.failure.into_inner() {
-            return Err(error);
-        }
+        sensitivity.d_embedded = back.d_embedded.concat();
         sensitivity.pairs = watch.found.into_inner().0;
         for (at, pairs) in sensitivity.pairs.iter().enumerate() {
             let places = pairs.members.iter().enumerate();
@@ -164,18 +162,15 @@ impl<'a> Sensitivity<'a> {
         self.pass
     }
 
-    /// Runs the model back from a window, and keeps what it shows.
-    fn add(&mut self, stream: u64, window: &Window, watch: &Watch<'_>) -> Result<(), DeviceError> {
-        let back = run_back(self.pass, stream, window, watch)?;
+    /// Keeps some of what the head's products take of a window.
+    fn keep(&mut self, window: &Window, hidden: &[f32]) {
         let width = self.pass.model.decoder.config.hidden_size;
         // A pass over hidden states from all windows alike.
         let wanted = HEAD_ROWS.saturating_sub(self.hidden.len() / width);
         let every = (window.num_tokens() / wanted.max(1)).max(8);
-        let rows = back.hidden.chunks(width).step_by(every).take(wanted);
+        let rows = hidden.chunks(width).step_by(every).take(wanted);
         self.hidden.extend(rows.flatten());
-        self.d_embedded.extend(back.d_embedded);
         self.tokens.extend(window.rows.iter().flatten());
-        Ok(())
     }
 
     /// What `packed`, with the shape and the order of rows of the model's own matrix, costs in
@@ -263,66 +258,6 @@ impl<'a> Sensitivity<'a> {
         let sum: f64 = self.tokens.iter().zip(gradients).map(of_token).sum();
         Ok(0.5 * sum / self.tokens.len().max(1) as f64)
     }
-}
-
-/// What a pass forward and back over a window shows besides what its observer sees.
-pub(crate) struct Back {
-    /// `[tokens, hidden_size]`, what the head's products take.
-    pub(crate) hidden: Vec<f32>,
-    /// `[tokens, hidden_size]`, gradients of embedded tokens.
-    d_embedded: Vec<f32>,
-}
-
-/// Draws labels for a window, and runs the model back from their log-probabilities.
-///
-/// # Errors
-/// If the device failed.
-pub(crate) fn run_back(
-    pass: Pass<'_>,
-    stream: u64,
-    window: &Window,
-    observer: &dyn Observer,
-) -> Result<Back, DeviceError> {
-    let Pass { device, model, compute } = pass;
-    let config = &model.decoder.config;
-    let batch = window.batch(config);
-    let hidden = hidden_states(pass, &batch)?;
-    let labels = drawn(device, model, &hidden, stream)?;
-    let batch = window.labelled(config, &labels);
-    let mut tape = Tape::training(device, &model.params, compute, None);
-    tape.set_observer(observer);
-    let embedded = model.decoder.embedded(&mut tape, &batch);
-    let embedded = tape.leaf(embedded.value().clone(), true);
-    let log_probs =
-        model.decoder.log_probs_from(&mut tape, embedded.clone(), &batch, Recompute::Block);
-    let mut d_log_probs =
-        device.alloc(Category::Activations, DType::F32, log_probs.value().shape());
-    d_log_probs.copy_from_f32(&vec![1.0; log_probs.value().len()]);
-    let mut gradients = Gradients::zeros(device, &model.params)?;
-    let of_leaves = tape.backward(log_probs, d_log_probs, &mut gradients);
-    let gradient = of_leaves.get(&embedded).map(Tensor::try_to_vec_f32).transpose()?;
-    device.settle()?;
-    Ok(Back { hidden, d_embedded: gradient.unwrap_or_default() })
-}
-
-/// A next token for each row of hidden states, from the model's own distribution.
-fn drawn(
-    device: &Device,
-    model: &Model,
-    hidden: &[f32],
-    stream: u64,
-) -> Result<Vec<u32>, DeviceError> {
-    let (host, random) = (host(), Philox::new(SEED, stream));
-    let width = model.decoder.config.hidden_size;
-    let mut labels = Vec::new();
-    for (i, rows) in hidden.chunks(ROWS * width).enumerate() {
-        let logits = logits(device, model, rows)?;
-        let count = rows.len() / width;
-        let at = |row: usize| random.uniform((i * ROWS + row) as u64);
-        let uniform: Vec<f32> = (0..count).map(at).collect();
-        labels.extend(draws(host, &logits, logits.len() / count, &uniform));
-    }
-    Ok(labels)
 }
 
 /// The values of `packed` less those of `own`, both in the host's memory.

@@ -327,9 +327,7 @@ pub fn tune(
 
 /// The intended model's hidden states of each window.
 fn intended(pass: Pass<'_>, windows: &[Window]) -> Result<Vec<Vec<f32>>, DeviceError> {
-    let of_window = |window: &Window| {
-        let batch = window.batch(&pass.model.decoder.config);
-        pass.device.reusing_memory(|| hidden_states(pass, &batch))
-    };
-    windows.iter().map(of_window).collect()
+    let config = &pass.model.decoder.config;
+    let batches: Vec<Batch> = windows.iter().map(|window| window.batch(config)).collect();
+    hidden_states(pass, &batches)
 }

@@ -13,7 +13,7 @@ use crate::gguf::{GgufExportError, is_gguf, texts_of_gguf};
 use crate::load::{Layout, LoadError, Model, layout};
 use crate::raw_config::ConfigError;
 use crate::weights::{Fused, Role, WeightSpec};
-use hone_tensor::safetensors::{FileError, Lazy, write};
+use hone_tensor::safetensors::{FileError, Lazy, load_as, write};
 use hone_tensor::{DType, Device, DeviceError, Place, Tensor, merge};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -264,12 +264,17 @@ pub fn written(
     }
 }
 
+/// In `dtype`; if that is another one, the pages of a mapped file are let go of.
 fn converted(device: &Device, tensor: &Tensor, dtype: DType) -> Result<Tensor, DeviceError> {
     if tensor.storage() == dtype {
         return Ok(tensor.clone());
     }
+    if dtype == DType::F32 && tensor.is_on_host() {
+        return load_as(Device::host(), hone_tensor::Category::Workspace, tensor, dtype);
+    }
     let mut out = device.alloc(hone_tensor::Category::Workspace, dtype, tensor.shape());
     out.copy_from_f32(&tensor.try_to_vec_f32()?);
+    tensor.release_file();
     Ok(out)
 }
 

@@ -7,7 +7,8 @@
 use crate::batch::Batch;
 use crate::divergence::Divergence;
 use crate::load::Model;
-use hone_tensor::{Compute, DType, Device, DeviceError, Tape};
+use crate::pass::Pass;
+use hone_tensor::{Compute, DType, Device, DeviceError, Tape, Tensor};
 
 /// The models to compare, all on one device.
 #[derive(Clone, Copy)]
@@ -53,18 +54,33 @@ impl Fidelity {
     /// # Errors
     /// If the device failed.
     pub fn measure(models: Comparison<'_>, rows: &[Vec<u32>]) -> Result<Option<Self>, DeviceError> {
+        let config = &models.intended.decoder.config;
+        let rows = rows.iter().filter(|row| !row.is_empty());
+        let batches: Vec<Batch> = rows.map(|row| Batch::from_sequence(config, row)).collect();
+        let hidden = |model| {
+            let pass = Pass { device: models.device, model, compute: Compute::F32 };
+            pass.hidden_by_blocks(&batches, None, &mut || ())
+        };
+        let mut hidden = [
+            Some(hidden(models.intended)?),
+            Some(hidden(models.written)?),
+            models.base.map(hidden).transpose()?,
+        ];
         let mut sums = Sums::default();
-        for row in rows.iter().filter(|row| !row.is_empty()) {
-            let logits = |model| logits(model, models.device, row);
-            let (intended, written) = (logits(models.intended)?, logits(models.written)?);
-            let base = models.base.map(logits).transpose()?;
+        for i in 0..batches.len() {
+            let of = [Some(models.intended), Some(models.written), models.base];
+            let mut logits = of.map(|_| None);
+            for ((logits, hidden), model) in logits.iter_mut().zip(&mut hidden).zip(of) {
+                let Some((hidden, model)) = hidden.as_mut().zip(model) else { continue };
+                *logits = Some(logits_of(model, models.device, hidden[i].clone())?);
+            }
             models.device.settle()?;
-            let compared = [Some(&intended), Some(&written), base.as_ref()];
-            if !compared.into_iter().flatten().all(|logits| are_finite(logits)) {
+            if !logits.iter().flatten().all(|logits| are_finite(logits)) {
                 return Ok(None);
             }
-            let vocab_size = intended.len() / row.len();
-            sums.add(&intended, &written, base.as_deref(), vocab_size);
+            let [Some(intended), Some(written), base] = &logits else { unreachable!("both") };
+            let vocab_size = intended.len() / batches[i].tokens.len();
+            sums.add(intended, written, base.as_deref(), vocab_size);
         }
         Ok(Some(sums.fidelity()))
     }
@@ -84,11 +100,14 @@ pub(crate) fn are_finite(values: &[f32]) -> bool {
     values.iter().all(|x| x.is_finite())
 }
 
-/// `[t * vocab_size]`.
-fn logits(model: &Model, device: &Device, tokens: &[u32]) -> Result<Vec<f32>, DeviceError> {
-    let batch = Batch::from_sequence(&model.decoder.config, tokens);
+/// `[t * vocab_size]`, of hidden states after the last norm.
+fn logits_of(model: &Model, device: &Device, hidden: Tensor) -> Result<Vec<f32>, DeviceError> {
     let mut tape = Tape::inference(device, &model.params, Compute::F32);
-    model.decoder.logits(&mut tape, &batch).try_to_vec_f32()
+    let hidden = tape.leaf(hidden, false);
+    let hidden = model.decoder.head_input(&mut tape, hidden);
+    let logits = model.decoder.logits_of(&mut tape, hidden.value()).try_to_vec_f32()?;
+    model.release_tables();
+    Ok(logits)
 }
 
 /// Sums over the compared rows.

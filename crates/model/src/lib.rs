@@ -35,7 +35,7 @@ pub use config::{
     AttentionConfig, DecoderConfig, EncoderConfig, ExpertNames, ExpertsConfig, LayerConfig,
     LearnedPositions, MaskedHead, MlpConfig, SharedExpertConfig,
 };
-pub use decoder::{Decoder, Recompute};
+pub use decoder::{Decoder, Recompute, Stream};
 pub use divergence::{Divergence, divergences};
 pub use export::{
     ExportError, ExportOptions, LinearLayer, Quantised, StoredTensor, check_written, export_hf,

@@ -300,7 +300,9 @@ impl Lazy<'_> {
             Self::Deferred { dtype, shape, make } => {
                 let tensor = make()?;
                 assert_eq!((tensor.dtype(), tensor.shape()), (*dtype, shape.as_slice()));
-                tensor.try_to_bytes()?
+                let bytes = tensor.try_to_bytes()?;
+                tensor.release_file();
+                bytes
             }
         };
         Ok(Cow::Owned(bytes))

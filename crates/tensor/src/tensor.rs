@@ -5,6 +5,7 @@ use crate::mapped::Mapped;
 use crate::{Category, Device};
 use hone_kernels::format::{self, Tiles};
 use hone_kernels::{DType, DeviceError, Storage, View, ViewMut, memory, try_with_capacity};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A contiguous, row-major array. Clones share the memory; only a sole handle may write to it.
@@ -188,6 +189,57 @@ impl Tensor {
                 false => place.copy::<4>(part.shape(), from, to, |i, at| (i, at)),
             }
         }
+        Ok(tensor)
+    }
+
+    /// Some rows of a matrix in host memory: in its memory if that is a mapped file's, otherwise a
+    /// copy. `None` if its rows are not one after another, as they are in floats and in the types
+    /// of GGUF files.
+    ///
+    /// # Errors
+    /// If the system has no more memory.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    pub fn rows(&self, rows: Range<usize>) -> Result<Option<Self>, DeviceError> {
+        let (cols, storage) = (self.cols(), self.storage);
+        let row_bytes = match self.shape.len() == 2 && storage.to_ggml().is_some() {
+            true => storage.num_bytes(&[1, cols]),
+            false => return Ok(None),
+        };
+        assert!(rows.start <= rows.end && rows.end <= self.shape[0]);
+        let (first, shape) = (rows.start * row_bytes, [rows.len(), cols]);
+        if let Memory::File { map, offset } = &self.memory
+            && let Some(rows) = Self::from_file(map, offset + first, storage, &shape)
+        {
+            return Ok(Some(rows));
+        }
+        let bytes = &self.bytes()[first..][..rows.len() * row_bytes];
+        Self::try_from_bytes(bytes, storage, &shape).map(Some)
+    }
+
+    /// A matrix in host memory made of `pieces`, each some rows, one after another.
+    ///
+    /// # Errors
+    /// If the system has no more memory, or a piece is an error.
+    ///
+    /// # Panics
+    /// If the pieces are not of this type, or have more or fewer bytes.
+    pub fn of_rows(
+        storage: impl Into<Storage>,
+        shape: &[usize],
+        pieces: impl Iterator<Item = Result<Self, DeviceError>>,
+    ) -> Result<Self, DeviceError> {
+        let mut tensor = Self::try_zeros(storage, shape)?;
+        let (storage, mut to) = (tensor.storage, tensor.bytes_mut());
+        for piece in pieces {
+            let piece = piece?;
+            assert_eq!(piece.storage, storage);
+            let (own, rest) = to.split_at_mut(piece.num_bytes());
+            own.copy_from_slice(piece.bytes());
+            to = rest;
+        }
+        assert!(to.is_empty(), "rows are missing");
         Ok(tensor)
     }
 
@@ -410,7 +462,8 @@ impl Tensor {
         }
     }
 
-    /// Releases the pages of a mapped tensor, which are read again when they are needed.
+    /// Gives the memory of a mapped file's pages back to the system, which reads them again when
+    /// they are next wanted; a tensor with memory of its own keeps it.
     pub fn release_file(&self) {
         if let Memory::File { map, offset } = &self.memory {
             map.release(*offset, self.num_bytes());

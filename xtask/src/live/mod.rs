@@ -1,6 +1,7 @@
 //! `cargo xtask live`: comparisons with other programs that run now, where tests compare with what
 //! such a program once said. They want PyTorch, which is installed when it is missing.
 
+mod big;
 mod eval;
 mod families;
 mod files;
@@ -15,6 +16,7 @@ use std::process::{Command, ExitCode};
 /// Runs what the arguments name; `None` if they name nothing.
 pub fn run(root: &Path, args: &[&str]) -> Option<ExitCode> {
     let (name, result) = match args {
+        ["big", args @ ..] => ("big", big::run(root, args)),
         ["eval", args @ ..] => ("eval", eval::run(root, args)),
         ["families", args @ ..] => ("families", families::run(root, args)),
         ["files", cases @ ..] => ("files", files::run(root, cases)),

@@ -15,11 +15,13 @@ use super::export::{gguf, refuse_packed, rows, whole};
 use super::{Described, Opened, check_parent};
 use crate::args::CompressArgs;
 use crate::failure::Failure;
-use hone_compress::{Corpus, Measured, Meter, Scheme, Window};
+use hone_compress::{BackError, Corpus, Measured, Meter, Room, Scheme, Window};
 use hone_model::{LoadOptions, Model, is_gguf};
 use hone_tensor::Storage;
+use hone_train::machine::available_memory;
 use hone_train::{Code, TrainError};
 use report::Report;
+use std::path::Path;
 use types::Wanted;
 
 /// Writes the smaller model, reads it back, compares, and only then gives it its name.
@@ -118,6 +120,19 @@ fn refuse_quantised(described: &Described, args: &CompressArgs) -> Result<(), Fa
             described.dir.display()
         ))),
         None => Ok(()),
+    }
+}
+
+/// What passes over text may take: memory, and a place beside what is written.
+fn room(args: &CompressArgs) -> Room<'_> {
+    let parent = args.out.parent().filter(|parent| !parent.as_os_str().is_empty());
+    Room { folder: parent.unwrap_or(Path::new(".")), memory: available_memory() }
+}
+
+fn back(error: BackError) -> Failure {
+    match error {
+        BackError::Device(error) => error.into(),
+        BackError::Io { folder, source } => TrainError::io(&folder)(source).into(),
     }
 }
 

@@ -11,6 +11,7 @@ mod generation;
 mod gguf;
 mod losses;
 mod masked;
+mod memory;
 mod plans;
 mod report;
 mod tasks;

@@ -1,6 +1,6 @@
 //! What matrices read, and what their errors cost.
 
-use hone_compress::{Imatrix, Meter, Sensitivity, Window, importance};
+use hone_compress::{Imatrix, Meter, Room, Sensitivity, Window, importance};
 use hone_model::{GgufForm, LoadOptions, Model, ModelTexts, Pass};
 use hone_tensor::{Compute, DType, Device, Philox, Storage, Tensor};
 use serde_json::Value;
@@ -15,6 +15,11 @@ pub fn stories(device: &Device) -> Option<(Model, ModelTexts)> {
     }
     let model = hone_model::load(&dir, device, LoadOptions::INFERENCE).unwrap();
     Some((model, ModelTexts::read(&dir).unwrap()))
+}
+
+/// As much memory as is wanted.
+pub fn room() -> Room<'static> {
+    Room { folder: Path::new("."), memory: None }
 }
 
 /// Text that the model writes itself, greedily but for what a row begins with: each row continues
@@ -94,7 +99,7 @@ fn costs_are_divergences_that_are_measured() {
     let form = GgufForm::of(&model, &texts).unwrap();
     let pass = Pass { device: &device, model: &model, compute: Compute::F32 };
     let windows = windows(pass, 16, 0);
-    let sensitivity = Sensitivity::measure(pass, &form, &windows, &mut || ()).unwrap();
+    let sensitivity = Sensitivity::measure(pass, &form, (&windows, room()), &mut || ()).unwrap();
     let meter = Meter::new(pass, &windows).unwrap();
     let (mut predicted, mut measured) = (Vec::new(), Vec::new());
     for (i, tensor) in form.tensors().iter().enumerate().filter(|(_, of)| of.is_matrix()) {

@@ -1,6 +1,6 @@
 //! Types that are chosen for a size or a divergence.
 
-use crate::calibration::{stories, windows};
+use crate::calibration::{room, stories, windows};
 use hone_compress::{Columns, Goal, Meter, PlanError, Planner, Sensitivity};
 use hone_model::{GgufForm, Pass};
 use hone_tensor::{Compute, Device};
@@ -16,8 +16,9 @@ fn goals_are_reached() {
     let columns = Columns::default();
     let reached = |device: &Device, goal: Goal| {
         let pass = Pass { device, ..pass };
-        let sensitivity = Sensitivity::measure(pass, &form, &text, &mut || ()).unwrap();
-        let mut planner = Planner::new(&sensitivity, &form, &columns, &mut || ()).unwrap();
+        let sensitivity = Sensitivity::measure(pass, &form, (&text, room()), &mut || ()).unwrap();
+        let mut planner =
+            Planner::new(&sensitivity, &form, (&columns, room()), &mut || ()).unwrap();
         let meter = Meter::new(pass, &other).unwrap();
         let found = planner.reach(goal, &meter, &mut || ())?;
         let kl = meter.measure(&planner.as_allocated(&found).unwrap()).unwrap().kl;

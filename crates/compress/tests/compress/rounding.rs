@@ -1,6 +1,6 @@
 //! Roundings that look at more than one weight.
 
-use crate::calibration::{stories, windows};
+use crate::calibration::{room, stories, windows};
 use hone_compress::{Columns, Meter, Schedule, fed_back, packed, tune};
 use hone_model::{GgufForm, Model, Pass};
 use hone_tensor::{Compute, DType, Device, Storage, Tensor};
@@ -37,7 +37,7 @@ fn feedback_and_learning_lose_less() {
     let storages = storages(&form, ["q4_0", "iq4_nl"]);
     let of = (&storages[..], &Columns::default());
     let nearest = packed(pass, &form, of).unwrap();
-    let fed = fed_back(pass, &form, &nearest, &seen, &mut || ()).unwrap();
+    let fed = fed_back(pass, &form, &nearest, (&seen, room()), &mut || ()).unwrap();
     let mut losses = Vec::new();
     let tuned = tune(pass, &form, &fed, &seen, schedule, &mut |kl| losses.push(kl)).unwrap();
     let found = [&nearest, &fed, &tuned].map(kl);
@@ -54,7 +54,7 @@ fn feedback_and_learning_lose_less() {
     let both = [1, 2].map(|threads| {
         let device = Device::cpu(threads);
         let pass = Pass { device: &device, ..pass };
-        let fed = fed_back(pass, &form, &nearest, seen, &mut || ()).unwrap();
+        let fed = fed_back(pass, &form, &nearest, (seen, room()), &mut || ()).unwrap();
         let tuned = tune(pass, &form, &fed, seen, schedule, &mut |_| ()).unwrap();
         (bytes(&fed, &form), bytes(&tuned, &form))
     });

@@ -380,10 +380,16 @@ impl WeightFiles {
     /// transformers 5, either of them may stand for both, and a head whose values differ from the
     /// embedding's was trained separately.
     pub(super) fn are_tied(&mut self, config: &DecoderConfig) -> bool {
-        let raw = |name: String| self.raw(self.stored_name(&name)?).map(|(_, tensor)| tensor);
-        let (embedding, head) = (raw(config.embedding_name()), raw(config.head_name()));
+        let raw = |name: String| {
+            let stored = self.stored_name(&name)?;
+            self.raw(stored).map(|(file, tensor)| (tensor, file, stored))
+        };
+        let tables = [config.embedding_name(), config.head_name()].map(raw);
+        let [embedding, head] = tables.map(|table| table.map(|(tensor, ..)| tensor));
         let are_tied = embedding.is_none() || head.is_none() || embedding == head;
-        self.embedding_is_head = embedding.is_none() && head.is_some();
+        let is_head = embedding.is_none() && head.is_some();
+        tables.into_iter().flatten().for_each(|(_, file, stored)| file.release(stored));
+        self.embedding_is_head = is_head;
         are_tied
     }
 

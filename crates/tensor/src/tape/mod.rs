@@ -172,6 +172,11 @@ impl<'a> Tape<'a> {
         Self { recording: false, ..Self::training(device, params, compute, None) }
     }
 
+    /// A training tape for another run of what was run before, of which only the inputs are kept.
+    pub fn second_run(device: &'a Device, params: &'a Params, compute: Compute) -> Self {
+        Self { is_second_run: true, ..Self::training(device, params, compute, None) }
+    }
+
     /// The device that operations run on.
     pub fn device(&self) -> &'a Device {
         self.device
@@ -304,12 +309,11 @@ impl<'a> Tape<'a> {
         let requires_grad = output.requires_grad;
         let second_id = second.as_ref().map(Var::id);
         let output = self.push(output.into_value(), requires_grad, move |sweep, d_output| {
-            let mut tape = Tape::training(sweep.device, sweep.params, compute, None);
+            let mut tape = Tape::second_run(sweep.device, sweep.params, compute);
             tape.adapter_rows = adapter_rows;
             tape.adapters = sweep.adapters.clone();
             tape.routers = routers;
             tape.observer = observer;
-            tape.is_second_run = true;
             let mut known = Vec::new();
             let mut leaves = Vec::new();
             let mut leaf_of = |tape: &mut Tape<'a>, var: Var| {

@@ -4,7 +4,7 @@ use super::super::{Described, Opened, check_parent, named_by_flags, num_threads}
 use crate::args::CompressArgs;
 use crate::failure::Failure;
 use crate::{output, progress};
-use hone_compress::{Columns, Corpus, Imatrix, ImatrixError, Window, importance};
+use hone_compress::{Columns, Corpus, Imatrix, ImatrixError, Window, importance, importance_steps};
 use hone_data::{Format, OnError, Overlong, RecordKind, RecordSpec, Setting, pack_in_order};
 use hone_model::GgufForm;
 use hone_train::TrainError;
@@ -78,7 +78,8 @@ pub(super) fn columns(
         return Ok(Columns::default());
     }
     let windows = corpus.some(IMPORTANCE_WINDOWS);
-    let bar = progress::bar(windows.len(), "windows calibrated");
+    let steps = importance_steps(&opened.model.decoder.config, &windows);
+    let bar = progress::bar(steps, "blocks calibrated");
     let text = (&windows[..], args.calibration.clone());
     let found = importance(opened.pass(), form, text, &mut || bar.inc(1));
     bar.finish_and_clear();

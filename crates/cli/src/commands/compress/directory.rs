@@ -7,7 +7,9 @@ use super::{calibration, refuse_quantised, report};
 use crate::args::{CompressArgs, EffortArg, FallbackArg};
 use crate::failure::Failure;
 use crate::{output, progress};
-use hone_compress::{Corpus, Measured, QuantisedMatrix, Scheme, SchemeError, importance_of_roles};
+use hone_compress::{
+    Corpus, Measured, QuantisedMatrix, Scheme, SchemeError, importance_of_roles, importance_steps,
+};
 use hone_model::{
     ExportOptions, LinearLayer, LoadOptions, Model, Quantised, Role, export_hf, is_gguf,
     linear_layers, weight_files, written,
@@ -170,7 +172,8 @@ fn matrices(
     let mut importance = vec![Vec::new(); roles.len()];
     if scheme.is_searched() && !corpus.calibration.is_empty() {
         let windows = corpus.some(calibration::IMPORTANCE_WINDOWS);
-        let bar = progress::bar(windows.len(), "windows calibrated");
+        let steps = importance_steps(&opened.model.decoder.config, &windows);
+        let bar = progress::bar(steps, "blocks calibrated");
         importance = importance_of_roles(opened.pass(), &roles, &windows, &mut || bar.inc(1))?;
         bar.finish_and_clear();
     }
@@ -179,6 +182,7 @@ fn matrices(
     let mut matrices = Vec::new();
     for ((module, role), importance) in named.into_iter().zip(importance) {
         let weight = written(&opened.model, &opened.device, role, DType::F32)?.to_host()?;
+        release(&opened.model, role);
         let of = (&*format!("{module}.weight"), &weight);
         let stored = scheme.quantised(cpu, of, &importance, dtype).map_err(failure)?;
         matrices.push(Matrix { module, role, stored });
@@ -227,6 +231,7 @@ fn compare(
         if !held.is_some_and(|held| is_same(&held, &expected)) {
             return Err(failure(SchemeError::Differs { tensor: spec.name }));
         }
+        [model, &found].into_iter().for_each(|model| release(model, spec.role));
     }
     device.settle()?;
     let worst = matrices.iter().max_by(|a, b| a.stored.error.total_cmp(&b.stored.error));
@@ -239,6 +244,13 @@ fn compare(
         )
     });
     super::compare(opened, (corpus, max_kl), &found, &advice)
+}
+
+/// Lets go of the pages of a mapped file that have a weight.
+fn release(model: &Model, role: Role) {
+    if let Some(weight) = model.weight(role) {
+        weight.release_file();
+    }
 }
 
 /// Whether weights are held alike, or, where norms are held in f32, have the same values.

@@ -1,10 +1,13 @@
 //! Roundings beyond the nearest value.
 
 use super::super::Opened;
+use super::{back, room};
 use crate::args::{CompressArgs, EffortArg, TechniqueArg};
 use crate::failure::Failure;
 use crate::{output, progress};
-use hone_compress::{Columns, Corpus, Meter, Schedule, fed_back, learning_bytes, packed, tune};
+use hone_compress::{
+    Columns, Corpus, Meter, Schedule, fed_back, feedback_bytes, learning_bytes, packed, tune,
+};
 use hone_model::{GgufForm, Model};
 use hone_tensor::{DeviceError, Storage};
 use hone_train::machine::available_memory;
@@ -17,6 +20,8 @@ const STEPS: [usize; 2] = [96, 768];
 const HELD_OUT_WINDOWS: usize = 16;
 /// Windows that the curvature is taken from.
 const FEEDBACK_WINDOWS: usize = 32;
+
+const ROUNDED: &str = "blocks, forward and back, and rounded";
 
 /// Refuses what can be seen to be wrong before anything is read.
 pub(super) fn check(args: &CompressArgs) -> Result<(), Failure> {
@@ -41,21 +46,22 @@ pub(super) fn rounded(
     opened: &Opened,
     (form, corpus): (&GgufForm<'_>, &Corpus),
     types: (&[Storage], &Columns),
-) -> Result<Option<Model>, DeviceError> {
+) -> Result<Option<Model>, Failure> {
     if args.effort == EffortArg::Plain || corpus.calibration.is_empty() {
         return Ok(None);
     }
     let (pass, is_used) = (opened.pass(), |technique| !args.without.contains(&technique));
     let mut model = packed(pass, form, types)?;
-    if is_used(TechniqueArg::Feedback) {
-        let windows = corpus.some(FEEDBACK_WINDOWS);
-        let matrices = form.tensors().iter().filter(|of| of.is_matrix());
-        let steps = windows.len() + matrices.map(|of| of.roles().len()).sum::<usize>();
-        let bar = progress::bar(steps, "windows with gradients, and matrices rounded");
-        model = fed_back(pass, form, &model, &windows, &mut || bar.inc(1))?;
+    let windows = corpus.some(FEEDBACK_WINDOWS);
+    let needed = feedback_bytes(&opened.model, &windows);
+    if is_used(TechniqueArg::Feedback) && has_memory(needed, "feed errors back") {
+        let bar = progress::bar(2 * opened.model.decoder.config.num_hidden_layers(), ROUNDED);
+        let text = (&windows[..], room(args));
+        model = fed_back(pass, form, &model, text, &mut || bar.inc(1)).map_err(back)?;
         bar.finish_and_clear();
     }
-    if is_used(TechniqueArg::Learning) && has_memory(opened) {
+    let needed = learning_bytes(&opened.model);
+    if is_used(TechniqueArg::Learning) && has_memory(needed, "learn roundings") {
         let steps = STEPS[usize::from(args.effort == EffortArg::Best)];
         let schedule = Schedule { steps, tokens_per_step: TOKENS_PER_STEP };
         let bar = progress::bar(steps, "updates of roundings");
@@ -90,15 +96,14 @@ fn better(
     Ok(second)
 }
 
-/// Whether there is memory to learn roundings; says so if there is not.
-fn has_memory(opened: &Opened) -> bool {
-    let needed = learning_bytes(&opened.model);
+/// Whether there is so much memory for what is to be done; says so if there is not.
+fn has_memory(needed: u64, what: &str) -> bool {
     let Some(free) = available_memory() else { return true };
     if needed > free {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
         output::note(&format!(
-            "note: to learn roundings takes about {:.1} GiB of memory, and {:.1} GiB are free; \
-             they are left as they are",
+            "note: to {what} takes about {:.1} GiB of memory, and {:.1} GiB are free; it is left \
+             out",
             gib(needed),
             gib(free)
         ));

@@ -1,11 +1,12 @@
 //! The type of each tensor: as a mix has it, or chosen for a size or a divergence.
 
 use super::super::Opened;
+use super::{back, room};
 use crate::args::{CompressArgs, FallbackArg};
 use crate::failure::Failure;
 use crate::progress;
 use hone_compress::{
-    Choice, Columns, Corpus, Facts, Fallback, Goal, Meter, Mix, PlanError, Planner, Scheme,
+    Choice, Columns, Corpus, Facts, Fallback, Goal, Meter, Mix, PlanError, Planner, Room, Scheme,
     Sensitivity, Stored, Window, choose,
 };
 use hone_model::GgufForm;
@@ -112,7 +113,8 @@ impl Wanted {
             Goal::Kl(_) => &corpus.held_out[..],
             Goal::Bytes(_) => &calibration[calibration.len().saturating_sub(WINDOWS)..],
         };
-        chosen(opened, (form, columns), goal, [first, other]).map_err(|error| match error {
+        let all = (form, columns, room(args));
+        chosen(opened, all, goal, [first, other]).map_err(|error| match error {
             PlanError::TooSmall { .. } => {
                 let flag = match (args.target_bpw, &args.target_size) {
                     (Some(bits), _) => format!("--target-bpw {bits}"),
@@ -124,6 +126,7 @@ impl Wanted {
             PlanError::TooExact { .. } => Failure::Usage(format!("--max-kl: {error}")),
             PlanError::NotFinite => TrainError::Usage(Code::ExportFailed, error.to_string()).into(),
             PlanError::Device(error) => error.into(),
+            PlanError::Back(error) => back(error),
             PlanError::Form(error) => super::gguf::failure(error),
         })
     }
@@ -152,15 +155,17 @@ fn of_mix(
 /// As gradients on some windows and measurements on others say.
 fn chosen(
     opened: &Opened,
-    (form, columns): (&GgufForm<'_>, &Columns),
+    (form, columns, room): (&GgufForm<'_>, &Columns, Room<'_>),
     goal: Goal,
     [first, other]: [&[Window]; 2],
 ) -> Result<Types, PlanError> {
-    let bar = progress::bar(first.len(), "windows with gradients");
-    let sensitivity = Sensitivity::measure(opened.pass(), form, first, &mut || bar.inc(1))?;
+    let steps = 2 * opened.model.decoder.config.num_hidden_layers();
+    let bar = progress::bar(steps, "blocks, forward and back");
+    let text = (first, room);
+    let sensitivity = Sensitivity::measure(opened.pass(), form, text, &mut || bar.inc(1))?;
     bar.finish_and_clear();
     let bar = progress::bar(form.tensors().len(), "tensors packed in all types");
-    let mut planner = Planner::new(&sensitivity, form, columns, &mut || bar.inc(1))?;
+    let mut planner = Planner::new(&sensitivity, form, (columns, room), &mut || bar.inc(1))?;
     bar.finish_and_clear();
     drop(sensitivity);
     let meter = Meter::new(opened.pass(), other)?;

@@ -25,6 +25,7 @@ use hone_tensor::{DType, Device, DeviceError, Storage, Tensor};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Why a model cannot be written as a GGUF file.
@@ -341,6 +342,20 @@ impl<'a> GgufForm<'a> {
         weights::in_model(self.model, device, role, (storage, importance))
     }
 
+    /// Some rows, in the model's order, of what [`Self::matrix`] gives in f32. Those of an embedding
+    /// or a head are read alone.
+    ///
+    /// # Errors
+    /// If the device failed or there is no memory.
+    pub fn rows(
+        &self,
+        device: &Device,
+        role: Role,
+        rows: Range<usize>,
+    ) -> Result<Tensor, DeviceError> {
+        weights::rows_in_model(self.model, device, role, rows)
+    }
+
     /// Writes the file with matrices in these storages, one for each of [`Self::tensors`]; those of
     /// others are not read. `importance` is that of the columns of a tensor's part, in the file's
     /// order; empty if it is unknown.
@@ -369,9 +384,12 @@ impl<'a> GgufForm<'a> {
             for (part, &role) in roles.iter().enumerate() {
                 let known = if tensor.is_matrix() { importance(i, part) } else { &[] };
                 let role = (role, self.architecture);
-                let weight = weights::stored(self.model, device, role, (storage, known))?;
-                writer.write(i, at, weight.bytes()).map_err(io)?;
-                at += weight.num_bytes() as u64;
+                weights::stored(self.model, device, role, (storage, known), &mut |rows| {
+                    writer.write(i, at, rows.bytes()).map_err(io)?;
+                    rows.release_file();
+                    at += rows.num_bytes() as u64;
+                    Ok(())
+                })?;
             }
         }
         writer.sync().map_err(io)

@@ -10,9 +10,10 @@ use crate::gguf::tensors::pairs_from_halves;
 use crate::load::Model;
 use crate::weights::{DeltaPart, Linear, Role, WeightSpec};
 use hone_tensor::gguf::GgufFile;
-use hone_tensor::safetensors::pack_as;
-use hone_tensor::{DType, Device, DeviceError, Storage, Tensor, Tiles};
+use hone_tensor::safetensors::{load_as, pack_as};
+use hone_tensor::{Category, DType, Device, DeviceError, Storage, Tensor, Tiles};
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// The tensors of a file, in the order of the model.
 pub(super) fn tensors(
@@ -48,9 +49,58 @@ pub(super) fn tensors(
     Ok(tensors)
 }
 
-/// A weight with its adapter merged, as a file has it: with rows and heads in its order, in
-/// `storage`. Blocks that need not change are those that are held.
+/// Gives `write` a weight with its adapter merged, as a file has it: with rows and heads in its
+/// order, in `storage`. Blocks that need not change are those that are held. A table is given some
+/// rows at a time, and the pages of a mapped file are let go of.
 pub(super) fn stored(
+    model: &Model,
+    device: &Device,
+    (role, architecture): (Role, &Architecture),
+    as_stored: (Storage, &[f32]),
+    write: &mut dyn FnMut(&Tensor) -> Result<(), GgufExportError>,
+) -> Result<(), GgufExportError> {
+    match table(model, role) {
+        Some(table) => pieces(table, as_stored).try_for_each(|piece| write(&piece?))?,
+        None => write(&whole(model, device, (role, architecture), as_stored)?)?,
+    }
+    if let Some(weight) = model.weight(role) {
+        weight.release_file();
+    }
+    Ok(())
+}
+
+/// Bytes of a table's rows in f32 that are packed at a time.
+const PIECE: usize = 32 << 20;
+
+/// The tensor of an embedding or a head whose rows can be packed in pieces.
+fn table(model: &Model, role: Role) -> Option<&Tensor> {
+    let is_table = matches!(role, Role::EmbedTokens | Role::LmHead);
+    let table = model.weight(role).filter(|_| is_table)?;
+    (table.is_on_host() && table.storage().to_ggml().is_some()).then_some(table)
+}
+
+/// The rows of a table in `storage`, some at a time.
+fn pieces<'a>(
+    table: &'a Tensor,
+    (storage, importance): (Storage, &'a [f32]),
+) -> impl Iterator<Item = Result<Tensor, DeviceError>> + 'a {
+    let [num_rows, cols] = [table.shape()[0], table.shape()[1]];
+    let step = (PIECE / (4 * cols)).max(1);
+    (0..num_rows).step_by(step).map(move |first| {
+        let rows = table.rows(first..num_rows.min(first + step))?.expect("rows of a table");
+        if rows.storage() == storage {
+            return Ok(rows);
+        }
+        let floats = load_as(Device::host(), Category::Workspace, &rows, DType::F32)?;
+        match storage == DType::F32 {
+            true => Ok(floats),
+            false => pack_as(&floats, storage, importance),
+        }
+    })
+}
+
+/// A weight as a file has it.
+fn whole(
     model: &Model,
     device: &Device,
     (role, architecture): (Role, &Architecture),
@@ -83,7 +133,8 @@ pub(super) fn stored(
     pack_as(&tensor, storage, importance)
 }
 
-/// A matrix with its adapter merged, in the model's order of rows, in f32 or as a file has it.
+/// A matrix with its adapter merged, in the model's order of rows, in f32 or as a file has it. The
+/// pages of a mapped file are let go of if another matrix was made of it.
 pub(super) fn in_model(
     model: &Model,
     device: &Device,
@@ -93,7 +144,15 @@ pub(super) fn in_model(
     if let Some(tensor) = held(model, role, storage) {
         return Ok(tensor.clone());
     }
+    if let Some(table) = table(model, role) {
+        let packed = Tensor::of_rows(storage, table.shape(), pieces(table, (storage, importance)));
+        table.release_file();
+        return packed;
+    }
     let tensor = written(model, device, role, DType::F32)?.to_host()?;
+    if let Some(weight) = model.weight(role) {
+        weight.release_file();
+    }
     if tensor.storage() == storage {
         return Ok(tensor);
     }
@@ -104,6 +163,21 @@ pub(super) fn in_model(
         }
         _ => pack_as(&tensor, storage, importance),
     }
+}
+
+/// Some rows of what [`in_model`] gives in f32.
+pub(super) fn rows_in_model(
+    model: &Model,
+    device: &Device,
+    role: Role,
+    rows: Range<usize>,
+) -> Result<Tensor, DeviceError> {
+    if let Some(table) = table(model, role) {
+        let rows = table.rows(rows)?.expect("rows of a table");
+        return load_as(Device::host(), Category::Workspace, &rows, DType::F32);
+    }
+    let whole = in_model(model, device, role, (DType::F32.into(), &[]))?;
+    Ok(whole.rows(rows)?.expect("rows of floats"))
 }
 
 /// What is known of a matrix's columns, in the file's order.
