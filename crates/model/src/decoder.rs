@@ -307,7 +307,19 @@ impl Decoder {
         batch: &'a Batch,
         recompute: Recompute,
     ) -> Var {
-        let hidden = self.hidden(tape, batch, recompute);
+        let x = self.embedded(tape, batch);
+        self.log_probs_from(tape, x, batch, recompute)
+    }
+
+    /// The same where the residual stream begins with `x [t, hidden_size]`.
+    pub fn log_probs_from<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        x: Var,
+        batch: &'a Batch,
+        recompute: Recompute,
+    ) -> Var {
+        let hidden = self.hidden_from(tape, x, batch, recompute);
         let hidden = self.head_input(tape, hidden);
         ops::log_probs(tape, hidden, self.output_head(), &batch.rows, &batch.targets)
     }
@@ -319,7 +331,18 @@ impl Decoder {
         batch: &'a Batch,
         recompute: Recompute,
     ) -> Var {
-        let mut x = self.embedded(tape, batch);
+        let x = self.embedded(tape, batch);
+        self.hidden_from(tape, x, batch, recompute)
+    }
+
+    /// The same where the residual stream begins with `x`.
+    fn hidden_from<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        mut x: Var,
+        batch: &'a Batch,
+        recompute: Recompute,
+    ) -> Var {
         ops::round_adapters(tape, self.layers.iter().flat_map(Layer::groups));
         let embeddings = self.block_embeddings(tape, &x, &batch.tokens);
         let mut lent: BTreeMap<usize, Var> = BTreeMap::new();
@@ -392,7 +415,7 @@ impl Decoder {
     }
 
     /// What the products of the head take, given the hidden states.
-    pub fn head_input<'a>(&'a self, tape: &mut Tape<'a>, hidden: Var) -> Var {
+    pub(crate) fn head_input<'a>(&'a self, tape: &mut Tape<'a>, hidden: Var) -> Var {
         match (&self.encoder, &self.config.encoder) {
             (Some(weights), Some(config)) => {
                 weights.head_input(tape, hidden, config.head, self.config.norm.eps)

@@ -5,7 +5,7 @@ use crate::fixture::{
     shared,
 };
 use hone_model::adapter::{LoraConfig, TargetModules, attach};
-use hone_model::{Batch, LayerConfig, Model, Recompute, Trained};
+use hone_model::{Batch, LayerConfig, Model, Pass, Recompute, Stream, Trained};
 use hone_tensor::{
     AdapterId, AdapterRows, Compute, Device, Gradients, Isa, Philox, Sequence, StepKey, Tape,
     Tensor, testing,
@@ -125,6 +125,55 @@ fn rows_of(
     };
     let rows = batch.sequences.iter().zip(&batch.target_ranges).map(row).collect();
     (rows, gradients.iter().map(Tensor::to_vec_f32).collect())
+}
+
+/// A pass that goes block by block, forward and back, each with a tape of its own, has the bits of
+/// one over the whole model: in what it predicts, in gradients, and in what flows beside the
+/// residual stream.
+#[test]
+fn going_block_by_block_changes_no_bit() {
+    let device = Device::cpu(2);
+    for (golden, model) in models_of_all_kinds(&device) {
+        for compute in COMPUTE {
+            let (samples, name) = (golden.samples(), golden.dir.display());
+            let samples: Vec<&Sample> = samples.iter().collect();
+            let (whole, gradients) =
+                rows_of(&model, &device, (compute, Recompute::Block), &samples);
+            let Model { decoder, params, .. } = &model;
+            let batch = pack(&decoder.config, samples.iter().copied(), 3);
+            let pass = Pass { device: &device, model: &model, compute };
+            let mut streams = pass.begin_all(std::slice::from_ref(&batch)).unwrap();
+            let (embedded, mut before) = (streams[0].x.clone(), Vec::new());
+            let num_blocks = decoder.config.num_hidden_layers();
+            for i in 0..num_blocks {
+                before.push(streams[0].clone());
+                pass.run_all(i, std::slice::from_ref(&batch), &mut streams, None).unwrap();
+            }
+            let mut tape = Tape::training(&device, params, compute, None);
+            let x = tape.leaf(streams[0].x.clone(), true);
+            let log_probs = decoder.log_probs_of(&mut tape, &x, &batch);
+            let found = log_probs.value().to_vec_f32();
+            let d_root = Tensor::from_f32(&vec![-1.0; found.len()], log_probs.value().shape());
+            let mut of_blocks = Gradients::zeros(&device, params).unwrap();
+            let leaves = tape.backward(log_probs, d_root, &mut of_blocks);
+            let mut gradient = Stream::gradient(leaves.get(&x).unwrap().clone());
+            drop(leaves);
+            for i in (0..num_blocks).rev() {
+                let tape = Tape::second_run(&device, params, compute);
+                let of = (&batch, &before[i]);
+                gradient = decoder.run_block_back(tape, i, of, gradient, &mut of_blocks);
+            }
+            let tape = Tape::second_run(&device, params, compute);
+            let of = (&batch, embedded);
+            let d_x = decoder.begin_back(tape, of, gradient, &mut of_blocks).to_vec_f32();
+            let rows: Vec<f32> = whole.iter().flat_map(|row| row.log_probs.clone()).collect();
+            assert_eq!(found[..rows.len()], rows, "{name} {compute:?}");
+            let rows: Vec<f32> = whole.iter().flat_map(|row| row.d_x.clone()).collect();
+            assert_eq!(d_x[..rows.len()], rows, "{name} {compute:?}");
+            let of_blocks: Vec<Vec<f32>> = of_blocks.iter().map(Tensor::to_vec_f32).collect();
+            assert!(of_blocks == gradients, "{name} {compute:?}");
+        }
+    }
 }
 
 #[test]
