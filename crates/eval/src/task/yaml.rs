@@ -12,8 +12,9 @@ use std::path::Path;
 
 /// Deepest nesting.
 const MAX_DEPTH: usize = 64;
-/// Most values of a file, those that aliases repeat included.
+/// Most values of a file, and bytes of their texts, those that aliases repeat included.
 const MAX_VALUES: usize = 1 << 17;
+const MAX_BYTES: usize = 16 << 20;
 
 /// A value, and the line where it begins, from 1.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,14 +100,33 @@ impl Node {
         }
     }
 
-    /// Number of values in it, itself included.
-    fn size(&self) -> usize {
+    /// Of it and all in it.
+    fn size(&self) -> Size {
+        let own = |num_bytes: usize| Size { num_values: 1, num_bytes };
         match &self.kind {
-            Kind::Scalar(_) | Kind::Function(_) => 1,
-            Kind::List(items) => 1 + items.iter().map(Self::size).sum::<usize>(),
-            Kind::Map(entries) => {
-                1 + entries.iter().map(|(_, node)| 1 + node.size()).sum::<usize>()
-            }
+            Kind::Scalar(Value::String(text)) | Kind::Function(text) => own(text.len()),
+            Kind::Scalar(_) => own(0),
+            Kind::List(items) => items.iter().fold(own(0), |sum, item| sum.with(item.size())),
+            Kind::Map(entries) => entries
+                .iter()
+                .fold(own(0), |sum, (key, node)| sum.with(own(key.len())).with(node.size())),
+        }
+    }
+}
+
+/// How much a value takes.
+#[derive(Clone, Copy, Default)]
+struct Size {
+    num_values: usize,
+    /// Of texts.
+    num_bytes: usize,
+}
+
+impl Size {
+    fn with(self, other: Self) -> Self {
+        Self {
+            num_values: self.num_values.saturating_add(other.num_values),
+            num_bytes: self.num_bytes.saturating_add(other.num_bytes),
         }
     }
 }
@@ -116,7 +136,7 @@ impl Node {
 /// # Errors
 /// If it is not such YAML: names `file` and the line.
 pub fn parse(file: &Path, text: &str) -> Result<Node, TaskError> {
-    let mut reader = Reader { file, anchors: BTreeMap::new(), num_values: 0 };
+    let mut reader = Reader { file, anchors: BTreeMap::new(), size: Size::default() };
     let mut open: Vec<Open> = Vec::new();
     let mut root = None;
     for event in Parser::new_from_str(text) {
@@ -201,8 +221,9 @@ impl Entries {
 struct Reader<'a> {
     file: &'a Path,
     /// Values that have an anchor, with their sizes.
-    anchors: BTreeMap<usize, (Node, usize)>,
-    num_values: usize,
+    anchors: BTreeMap<usize, (Node, Size)>,
+    /// Of all that was read.
+    size: Size,
 }
 
 impl Reader<'_> {
@@ -210,10 +231,13 @@ impl Reader<'_> {
         Err(TaskError::line(self.file, line, what))
     }
 
-    fn count(&mut self, num: usize, line: usize) -> Result<(), TaskError> {
-        self.num_values = self.num_values.saturating_add(num);
-        match self.num_values > MAX_VALUES {
-            true => self.refuse(line, format!("more than {MAX_VALUES} values")),
+    fn count(&mut self, size: Size, line: usize) -> Result<(), TaskError> {
+        self.size = self.size.with(size);
+        if self.size.num_values > MAX_VALUES {
+            return self.refuse(line, format!("more than {MAX_VALUES} values"));
+        }
+        match self.size.num_bytes > MAX_BYTES {
+            true => self.refuse(line, format!("more than {} MiB of text", MAX_BYTES >> 20)),
             false => Ok(()),
         }
     }
@@ -249,7 +273,11 @@ impl Reader<'_> {
 
     /// A value that is whole; its parts were counted.
     fn made(&mut self, node: Node, anchor: usize) -> Result<Node, TaskError> {
-        self.count(1, node.line)?;
+        let num_bytes = match &node.kind {
+            Kind::Scalar(Value::String(text)) | Kind::Function(text) => text.len(),
+            _ => 0,
+        };
+        self.count(Size { num_values: 1, num_bytes }, node.line)?;
         if anchor > 0 {
             let size = node.size();
             self.count(size, node.line)?;
@@ -259,12 +287,12 @@ impl Reader<'_> {
     }
 
     fn repeated(&mut self, anchor: usize, line: usize) -> Result<Node, TaskError> {
-        let Some((node, size)) = self.anchors.get(&anchor) else {
+        let Some(&(_, size)) = self.anchors.get(&anchor) else {
             return self.refuse(line, "an alias of a value that has not ended");
         };
-        let (node, size) = (node.clone(), *size);
+        // Before it is copied.
         self.count(size, line)?;
-        Ok(node)
+        Ok(self.anchors[&anchor].0.clone())
     }
 
     fn put(&self, parent: &mut Open, node: Node) -> Result<(), TaskError> {
@@ -505,6 +533,26 @@ mod tests {
         let text = "a: &a {p: 1, q: 2}\nb: &b {q: 3, r: 4}\nc:\n  <<: [*a, *b, *a]\n  p: 5\n";
         let found = read(text).unwrap();
         assert_eq!(found["c"].to_string(), r#"{"p":5,"q":2,"r":4}"#);
+    }
+
+    /// A long text counts each time that it is repeated, in a list, as a key, or in what is merged;
+    /// a few times are nothing.
+    #[test]
+    fn repeated_texts_are_counted_by_their_bytes() {
+        let long = "x".repeat(1 << 20);
+        let times = |alias: &str, n: usize| vec![alias; n].join(", ");
+        for (begin, alias) in [
+            (format!("a: &a {long}\n"), "*a"),
+            (format!("a: &a [[{long}], 1]\n"), "*a"),
+            (format!("a: &a {{? {long} : 1}}\n"), "*a"),
+            (format!("a: &a {{k: {long}}}\n"), "{<<: *a}"),
+            (format!("a: &a !function {long}\n"), "*a"),
+        ] {
+            let text = |n: usize| format!("{begin}b: [{}]\n", times(alias, n));
+            let error = read(&text(20)).unwrap_err();
+            assert!(error.starts_with("t.yaml:2: more than 16 MiB of text"), "{alias}: {error}");
+            assert!(read(&text(5)).is_ok(), "{alias}");
+        }
     }
 
     #[test]
