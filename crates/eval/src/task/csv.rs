@@ -6,8 +6,17 @@ use super::file::Setting;
 use serde_json::{Map, Number, Value};
 use std::path::Path;
 
-/// Records, each with the line where it begins.
-pub type Records = Vec<(usize, Map<String, Value>)>;
+/// Records, each with its place in the file.
+pub type Records = Vec<(Place, Map<String, Value>)>;
+
+/// Where a record is.
+#[derive(Clone, Copy, Debug)]
+pub enum Place {
+    /// It begins in this line.
+    Line(usize),
+    /// It has this number, from 1, in a list.
+    Record(usize),
+}
 
 /// How a file is laid out.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +53,7 @@ const MISSING: [&str; 19] = [
     "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
 ];
 
-/// The records, with the line where each begins.
+/// The records, each with its line.
 ///
 /// # Errors
 /// If the file is not UTF-8, a quote is not closed, or a row has more columns than there are names.
@@ -68,7 +77,7 @@ pub fn records(path: &Path, bytes: &[u8], options: &Options) -> Result<Records, 
     let columns: Vec<Column> = (0..names.len()).map(|i| Column::of(&rows, i)).collect();
     let record = |(line, row): (usize, Vec<String>)| {
         let values = columns.iter().zip(row).map(|(column, text)| column.value(text));
-        (line, names.iter().cloned().zip(values).collect())
+        (Place::Line(line), names.iter().cloned().zip(values).collect())
     };
     Ok(rows.into_iter().map(record).collect())
 }
@@ -168,7 +177,11 @@ mod tests {
     fn read(text: &str, options: &Options) -> Result<Vec<Value>, String> {
         let found = records(Path::new("t.csv"), text.as_bytes(), options);
         let found = found.map_err(|error| error.to_string())?;
-        Ok(found.into_iter().map(|(line, fields)| json!([line, fields])).collect())
+        let value = |(place, fields)| match place {
+            Place::Line(line) => json!([line, fields]),
+            Place::Record(_) => unreachable!("rows have lines"),
+        };
+        Ok(found.into_iter().map(value).collect())
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Documents of a task: JSON lines, a JSON array, or CSV, from local files.
 
-use super::csv::{self, Records};
+use super::csv::{self, Place, Records};
 use super::error::TaskError;
 use super::file::{Setting, Settings};
 use serde_json::{Map, Value};
@@ -17,13 +17,16 @@ pub struct Document {
     pub columns: Rc<BTreeSet<String>>,
     /// Where it is.
     file: Rc<Path>,
-    line: usize,
+    place: Place,
 }
 
 impl Document {
-    /// File and line, for messages.
+    /// File and line, or number of the record in its list, for messages.
     pub fn place(&self) -> String {
-        format!("{}:{}", self.file.display(), self.line)
+        match self.place {
+            Place::Line(line) => format!("{}:{line}", self.file.display()),
+            Place::Record(number) => format!("{}: record {number}", self.file.display()),
+        }
     }
 }
 
@@ -116,12 +119,13 @@ impl Source {
             if found.is_empty() {
                 return Err(TaskError::file(&path, "has no records: there is nothing to evaluate"));
             }
-            records.extend(found.into_iter().map(|(line, fields)| (file.clone(), line, fields)));
+            let with_file = |(place, fields)| (file.clone(), place, fields);
+            records.extend(found.into_iter().map(with_file));
         }
         let columns = records.iter().flat_map(|(.., fields)| fields.keys().cloned());
         let columns: Rc<BTreeSet<String>> = Rc::new(columns.collect());
         let document =
-            |(file, line, fields)| Document { fields, columns: columns.clone(), file, line };
+            |(file, place, fields)| Document { fields, columns: columns.clone(), file, place };
         Ok(records.into_iter().map(document).collect())
     }
 
@@ -139,8 +143,8 @@ impl Source {
                 Value::Object(fields) => fields,
                 _ => Map::new(),
             };
-            let (file, line) = (item.file.clone(), item.node.line);
-            Ok(Document { fields, columns: columns.clone(), file, line })
+            let (file, place) = (item.file.clone(), Place::Line(item.node.line));
+            Ok(Document { fields, columns: columns.clone(), file, place })
         };
         items.iter().map(document).collect()
     }
@@ -193,7 +197,7 @@ fn json(path: &Path, bytes: &[u8], field: Option<&str>) -> Result<Records, TaskE
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let record: Value = serde_json::from_str(line).map_err(|error| malformed(index, &error))?;
         match record {
-            Value::Object(fields) => records.push((index + 1, fields)),
+            Value::Object(fields) => records.push((Place::Line(index + 1), fields)),
             _ => return Err(TaskError::line(path, index + 1, "expected an object in each line")),
         }
     }
@@ -203,7 +207,7 @@ fn json(path: &Path, bytes: &[u8], field: Option<&str>) -> Result<Records, TaskE
 /// Records of a list, which have numbers rather than lines.
 fn in_array(path: &Path, items: Vec<Value>) -> Result<Records, TaskError> {
     let record = |(index, item)| match item {
-        Value::Object(fields) => Ok((index + 1, fields)),
+        Value::Object(fields) => Ok((Place::Record(index + 1), fields)),
         _ => Err(TaskError::file(path, format!("record {} is no object", index + 1))),
     };
     items.into_iter().enumerate().map(record).collect()

@@ -62,7 +62,8 @@ fn check(scene: &Scene, task: &str, data: &str, expected: &str) {
 #[test]
 fn messages_name_the_document() {
     let scene = Scene::new();
-    let cases: [(String, &str, &str); 8] = [
+    let in_array = format!("[\n{DATA},\n{}]", DATA.replace("\"g\": 1", "\"g\": 2"));
+    let cases: [(String, &str, &str); 10] = [
         (TASK.replace("{{q}}", "{{q"), DATA, "t.yaml:7: doc_to_text: not a template"),
         (TASK.replace("{{q}}", "{{r}}"), DATA, "t.jsonl:1: lacks the field `r`"),
         (TASK.to_owned(), "", "t.jsonl: has no records"),
@@ -78,6 +79,12 @@ fn messages_name_the_document() {
             TASK.to_owned(),
             &format!("{DATA}{}", DATA.replace("\"c\": [\"a\", \"in\"], ", "")),
             "t.jsonl:2: lacks the field `c`",
+        ),
+        (TASK.to_owned(), &in_array, "t.jsonl: record 2: 2 is none of the 2 choices"),
+        (
+            TASK.replace("kwargs:\n", "kwargs:\n  field: rows\n"),
+            &format!("{{\n\"rows\": {in_array}}}"),
+            "t.jsonl: record 2: 2 is none of the 2 choices",
         ),
     ];
     for (task, data, expected) in &cases {
