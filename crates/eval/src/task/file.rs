@@ -265,7 +265,8 @@ fn normal(path: &Path) -> PathBuf {
 
 /// The text of a task file; one of Hone's own if there is no such file.
 pub fn read(path: &Path) -> Result<String, TaskError> {
-    if let Some(text) = builtin::task_file(path) {
+    // Folders of data have the names of tasks.
+    if let Some(text) = builtin::task_file(path).filter(|_| !path.is_file()) {
         return Ok(text.to_owned());
     }
     let failed = |error: std::io::Error| {

@@ -61,6 +61,13 @@ fn data_may_be_elsewhere() {
     eval(&scene, &["--task", "task.yaml"]).says(2, &["task.yaml:4: ", "t.jsonl", "--data names"]);
     eval(&scene, &["--task", "task.yaml", "--data", "sets"]).says(0, &[]);
     eval(&scene, &["--task", "task.yaml", "--data", "task.yaml"]).says(2, &["is no folder"]);
+    // A file has its name from whoever wrote it, and a folder of data from the task.
+    std::fs::create_dir(scene.path("gsm8k")).unwrap();
+    eval(&scene, &["--task", "gsm8k"]).says(2, &["gsm8k/", "--data names"]);
+    scene.write("arc_easy", &TASK.replace("task: choice", "task: own"));
+    let own = eval(&scene, &["--task", "arc_easy", "--data", "sets"]);
+    own.says(0, &[]);
+    assert!(own.stdout.contains("own"), "{}", own.stdout);
     eval(&scene, &["--task", "arc_hard"]).says(2, &["tasks that come with Hone are arc_challenge"]);
 }
 
