@@ -224,6 +224,18 @@ fn check_parent(flag: &str, path: &Path) -> Result<(), Failure> {
     }
 }
 
+/// Whether two paths, in directories that exist, lead to one file, which need not.
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    let whole = |path: &Path| {
+        path.canonicalize().ok().or_else(|| {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let parent = parent.unwrap_or(Path::new(".")).canonicalize().ok()?;
+            Some(parent.join(path.file_name()?))
+        })
+    };
+    whole(a).is_some_and(|a| whole(b) == Some(a))
+}
+
 fn num_threads(asked: Option<usize>) -> usize {
     asked.unwrap_or_else(hone_train::machine::num_threads)
 }

@@ -2,7 +2,7 @@
 
 mod files;
 
-use super::check_parent;
+use super::{check_parent, is_same_file};
 use crate::args::ReportArgs;
 use crate::failure::Failure;
 use crate::output;
@@ -54,7 +54,7 @@ fn of_files(files: &[PathBuf], args: &ReportArgs) -> Result<(String, PathBuf), F
                 .to_owned(),
         ));
     };
-    if files.contains(out) {
+    if files.iter().any(|file| is_same_file(file, out)) {
         return Err(Failure::Usage(format!(
             "--out {} is one of the files to read; choose another",
             out.display()

@@ -1,7 +1,7 @@
 //! `hone eval --task`
 
 use crate::args::EvalArgs;
-use crate::commands::{self, Described, check_parent, num_threads};
+use crate::commands::{self, Described, check_parent, is_same_file, num_threads};
 use crate::failure::Failure;
 use crate::output;
 use crate::progress;
@@ -22,13 +22,7 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
     for (flag, path) in [("--output", &args.output), ("--items", &args.items)] {
         path.as_deref().map_or(Ok(()), |path| check_parent(flag, path))?;
     }
-    if args.gate.is_some() && args.gate == args.output {
-        return Err(Failure::Usage(
-            "--output names the file of --gate, which would be gone if a task is worse; choose \
-             another"
-                .to_owned(),
-        ));
-    }
+    check_places(args)?;
     let gate = args.gate.as_deref().map(Gate::read).transpose().map_err(failure)?;
     let folder = folder(args)?;
     let options = Options { folder, num_fewshot: args.num_fewshot };
@@ -82,6 +76,27 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
         ))),
         None => Ok(()),
     }
+}
+
+/// Refuses to write one file over another of the same command.
+fn check_places(args: &EvalArgs) -> Result<(), Failure> {
+    let [gate, output, items] =
+        [("--gate", &args.gate), ("--output", &args.output), ("--items", &args.items)]
+            .map(|(flag, path)| path.as_deref().map(|path| (flag, path)));
+    for pair in [(output, gate), (items, gate), (items, output)] {
+        let (Some((written, path)), Some((flag, other))) = pair else { continue };
+        if is_same_file(path, other) {
+            let gone = match flag {
+                "--gate" => ", which would be gone if a task is worse",
+                _ => "",
+            };
+            return Err(Failure::Usage(format!(
+                "{written} {}: names the file of {flag}{gone}; choose another",
+                path.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The folder with data files, if one is given.

@@ -266,8 +266,8 @@ fn report() {
         ),
         command(
             "the page in place of a file",
-            &["report", "eval.jsonl", "--out", "eval.jsonl"],
-            &["--out eval.jsonl is one of the files to read", "choose another"],
+            &["report", "eval.jsonl", "--out", "./eval.jsonl"],
+            &["--out ./eval.jsonl is one of the files to read", "choose another"],
         ),
         command(
             "a directory among files",

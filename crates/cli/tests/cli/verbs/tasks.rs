@@ -123,8 +123,19 @@ fn a_gate_refuses_what_is_worse() {
     assert!(worse.stdout.contains("gate: choice worse: acc 1.0000"), "{}", worse.stdout);
     assert!(worse.stdout.contains("gate: choice passes: acc_norm"), "{}", worse.stdout);
 
-    with(&["--gate", "before.json", "--output", "before.json"])
-        .says(2, &["--output names the file of --gate"]);
+    for (flag, path) in [
+        ("--output", "before.json"),
+        ("--output", "./before.json"),
+        ("--output", "model/../before.json"),
+        ("--items", "./before.json"),
+    ] {
+        let what = format!("{flag} {path}: names the file of --gate");
+        with(&["--gate", "before.json", flag, path]).says(2, &[&what, "choose another"]);
+    }
+    with(&["--output", "new.json", "--items", "./new.json"])
+        .says(2, &["--items ./new.json: names the file of --output"]);
+    assert_eq!(std::fs::read_to_string(scene.path("before.json")).unwrap(), written);
+    assert!(!scene.path("new.json").exists());
     with(&["--gate", "before.json", "--limit", "9"]).says(2, &["before.json", "other items"]);
     scene.write("named.yaml", &TASK.replace("task: choice", "task: other"));
     eval(&scene, &["--task", "named.yaml", "--gate", "before.json"])
