@@ -5,11 +5,13 @@ usage: python scripts/live_eval.py HONE MODEL DATA WORK [--limit N] [--tasks NAM
 
 HONE is the binary of a release build, MODEL what it reads, DATA the folder with `eval`, `sft`
 and `classify`, WORK a folder for what is made. Needs lm_eval[hf] 0.4.13; no network. Says for each
-task the largest difference of log-likelihoods, predictions and printed values that differ; then
-items per second of both in bf16. The exit status is 1 if anything differs by more than it may.
+task the largest difference of log-likelihoods, of how many items each metric was compared, and what
+differs: answers, predictions, metrics and printed values. Then items per second of both in bf16.
+The exit status is 1 if anything differs by more than it may, or if nothing was compared.
 """
 
 import argparse
+import collections
 import json
 import os
 import pathlib
@@ -102,23 +104,33 @@ def compare(task, ours, theirs):
         for value in found:
             key = (value[kind], f"{value['metric']},{value['filter']}")
             values[key] = (printed(value["value"]), printed(value["stderr"]))
-    wrong = []
+    wrong, printed_by_it = [], set()
     for kind in ["results", "groups"]:
         for name, found in theirs.get(kind, {}).items():
             for key, value in found.items():
                 metric, _, filter_name = key.partition(",")
                 if not filter_name or metric.endswith("_stderr"):
                     continue
+                printed_by_it.add((name, key))
                 expected = (printed(value), printed(found[f"{metric}_stderr,{filter_name}"]))
                 if values.get((name, key)) != expected:
                     wrong.append(f"{name} {key}: {values.get((name, key))}, not {expected}")
+    wrong += [f"{name} {key}: not of the harness" for name, key in values.keys() - printed_by_it]
     largest, num_items, num_other = 0.0, 0, 0
-    of_task = {}
+    counts, of_task = collections.Counter(), {}
     for item in ours["items"]:
         of_task.setdefault(item["task"], []).append(item)
+    if of_task.keys() != theirs["samples"].keys():
+        wrong.append(f"items of {sorted(of_task)}, not {sorted(theirs['samples'])}")
     for name, samples in theirs["samples"].items():
+        items = of_task.get(name, [])
+        filters = {sample["filter"] for sample in samples}
+        asked = sorted((sample["filter"], sample["doc_id"]) for sample in samples)
+        if asked != sorted((one, i) for one in filters for i in range(len(items))):
+            wrong.append(f"{name}: {len(items)} items, not those of {len(samples)} samples")
+            continue
         for sample in samples:
-            item = of_task[name][sample["doc_id"]]
+            item = items[sample["doc_id"]]
             num_items += 1
             responses = [response[0] for response in sample["resps"]]
             if isinstance(responses[0], str):
@@ -128,22 +140,41 @@ def compare(task, ours, theirs):
                 found = [float(r[0] if isinstance(r, (tuple, list)) else r) for r in responses]
                 pairs = zip(found, item["log_likelihoods"], strict=True)
                 largest = max([largest, *[abs(a - b) for a, b in pairs]])
-                numbers = {key: sample.get(key) for key in item["metrics"]}
-                same = all(
-                    abs(item["metrics"][key] - value) < MAX_DIFFERENCE
-                    for key, value in numbers.items()
-                    if isinstance(value, (int, float))
-                )
-            num_other += not same
+                same = True
+            metrics = metrics_of(item, sample["filter"], len(filters))
+            counts.update(metrics.keys())
+            num_other += not (same and are_same(metrics, sample))
+    if not num_items or not counts or not values:
+        wrong.append("nothing was compared")
     bad = bool(wrong) or largest > MAX_DIFFERENCE or num_other > 0
+    each = ", ".join(f"{metric} of {count}" for metric, count in sorted(counts.items()))
     print(
-        f"{task}: {num_items} items, log-likelihoods within {largest:.1e}, {num_other} items "
-        f"differ, {len(wrong)} values differ{': wrong' if bad else ''}",
+        f"{task}: {num_items} items ({each}), log-likelihoods within {largest:.1e}, {num_other} "
+        f"items differ, {len(wrong)} values differ{': wrong' if bad else ''}",
         flush=True,
     )
     for line in wrong[:10]:
         print(f"  {line}", flush=True)
     return bad
+
+
+def metrics_of(item, filter_name, num_filters):
+    """An item's metrics after one of its filters, by their bare names."""
+    if num_filters == 1:
+        return item["metrics"]
+    end = f",{filter_name}"
+    found = item["metrics"].items()
+    return {key.removesuffix(end): value for key, value in found if key.endswith(end)}
+
+
+def are_same(metrics, sample):
+    """Whether there are the sample's metrics, all of them and no others, and are as large."""
+    if not metrics or metrics.keys() != set(sample["metrics"]):
+        return False
+    # Of whole texts the harness has log-likelihood and length.
+    values = {key: sample[key] for key in metrics}
+    numbers = {key: v[0] if isinstance(v, (tuple, list)) else v for key, v in values.items()}
+    return all(abs(metrics[key] - float(v)) < MAX_DIFFERENCE for key, v in numbers.items())
 
 
 def printed(value):
