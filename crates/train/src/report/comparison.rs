@@ -84,6 +84,8 @@ pub struct Text {
 pub struct Measured {
     /// Which model.
     pub model: usize,
+    /// The model that it was compared with, if that is known.
+    pub base: Option<usize>,
     /// Mean KL divergence from the base, in nats per token.
     pub kl: Figure,
     /// What 99 % and 99.9 % of its tokens are not above.
@@ -138,7 +140,9 @@ pub fn build(comparison: &Comparison) -> String {
 impl Comparison {
     /// The only model that others were made of.
     fn base(&self) -> Option<&Model> {
-        let bases: BTreeSet<usize> = self.models.iter().filter_map(|model| model.base).collect();
+        let of_rows = self.texts.iter().flat_map(|text| &text.rows).map(|row| row.base);
+        let bases = self.models.iter().map(|model| model.base).chain(of_rows);
+        let bases: BTreeSet<usize> = bases.flatten().collect();
         match bases.len() {
             1 => self.models.get(*bases.first()?),
             _ => None,
@@ -178,10 +182,15 @@ impl Comparison {
 
     fn sections(&self) -> String {
         let mut out = String::new();
-        let is_on_text =
-            |model: &usize| self.texts.iter().any(|text| self.models_of(text).contains(model));
+        let is_of = |text: &Text, model: usize| {
+            let is_in = |row: &Measured| row.model == model || row.base == Some(model);
+            text.rows.iter().any(is_in) || text.losses.iter().any(|(of, _)| *of == model)
+        };
+        let is_on_text = |model: &usize| self.texts.iter().any(|text| is_of(text, *model));
         let sizes = self.by_size().filter(|model| !is_on_text(model));
-        let sizes: String = sizes.map(|model| row(&self.size_cells(model))).collect();
+        let cells =
+            |model: usize| self.size_cells(self.name_cell(model), (model, self.models[model].base));
+        let sizes: String = sizes.map(|model| row(&cells(model))).collect();
         out.extend(self.texts.iter().map(|text| self.text(text)));
         if !sizes.is_empty() {
             let title = if self.texts.is_empty() { "Size" } else { "Others" };
@@ -207,63 +216,76 @@ impl Comparison {
         order.into_iter()
     }
 
-    fn is_base(&self, model: usize) -> bool {
-        self.models.iter().any(|other| other.base == Some(model))
+    fn name_cell(&self, model: usize) -> String {
+        self.tagged(model, self.models.iter().any(|other| other.base == Some(model)))
     }
 
-    fn name_cell(&self, model: usize) -> String {
-        let tag = if self.is_base(model) { " <span class=\"tag\">base</span>" } else { "" };
+    fn tagged(&self, model: usize, is_base: bool) -> String {
+        let tag = if is_base { " <span class=\"tag\">base</span>" } else { "" };
         escape(&self.models[model].name) + tag
     }
 
-    /// Name, size, bits per weight, how many times smaller than its base.
-    fn size_cells(&self, model: usize) -> Vec<String> {
+    /// Name, size, bits per weight, how many times smaller than a base.
+    fn size_cells(&self, name: String, (model, base): (usize, Option<usize>)) -> Vec<String> {
         let found = &self.models[model];
-        let base = found.base.and_then(|base| self.models[base].bytes);
+        let base = base.filter(|base| *base != model).and_then(|base| self.models[base].bytes);
         let ratio = found.bytes.zip(base).map(|(bytes, base)| format!("{:.2} ×", base / bytes));
         let bits = found.bits_per_weight.map(|bits| format!("{bits:.2}"));
-        vec![
-            self.name_cell(model),
-            shown(found.bytes.map(bytes_decimal)),
-            shown(bits),
-            shown(ratio),
-        ]
+        vec![name, shown(found.bytes.map(bytes_decimal)), shown(bits), shown(ratio)]
     }
 
-    /// Models that were evaluated on a text, and their bases, from the largest to the smallest.
-    fn models_of(&self, text: &Text) -> Vec<usize> {
-        let is_there = |model: &usize| {
-            let is_of =
-                |row: &Measured| row.model == *model || self.models[row.model].base == Some(*model);
-            text.rows.iter().any(is_of) || text.losses.iter().any(|(of, _)| of == model)
-        };
-        self.by_size().filter(is_there).collect()
-    }
-
-    /// Pictures and table of a text.
+    /// Pictures and table of a text, for each base by itself: divergences from unlike models are on
+    /// unlike scales.
     fn text(&self, text: &Text) -> String {
-        let measured = |model: usize| text.rows.iter().find(|row| row.model == model);
-        let cells = |&model: &usize| {
-            let mut cells = self.size_cells(model);
+        let mut bases: BTreeSet<Option<usize>> = text.rows.iter().map(|row| row.base).collect();
+        if bases.is_empty() {
+            bases.insert(None);
+        }
+        let of_base = |base: &Option<usize>| {
+            let against = base.filter(|_| bases.len() > 1).map(|base| &self.models[base].name);
+            let against = against.map_or(String::new(), |name| format!(", against {name}"));
+            let rows: Vec<&Measured> = text.rows.iter().filter(|row| row.base == *base).collect();
+            let (pictures, table) = (self.pictures(&rows), self.evaluated(text, &rows, *base));
+            format!("<h2>On {}{}</h2>{pictures}{table}", escape(&text.name), escape(&against))
+        };
+        bases.iter().map(of_base).collect()
+    }
+
+    /// The table of models that were compared with a base on a text, of that, and of those that were
+    /// compared with none, from the largest to the smallest.
+    fn evaluated(&self, text: &Text, rows: &[&Measured], base: Option<usize>) -> String {
+        let measured = |model: usize| rows.iter().find(|row| row.model == model).copied();
+        let loss = |model: usize| text.losses.iter().find(|(of, _)| *of == model);
+        let is_there = |model: &usize| {
+            let is_alone = |row: &Measured| row.model != *model && row.base != Some(*model);
+            let is_of = base == Some(*model) || measured(*model).is_some();
+            is_of || (loss(*model).is_some() && text.rows.iter().all(is_alone))
+        };
+        let cells = |model: usize| {
+            let is_base = base == Some(model);
+            let (name, than) = match measured(model) {
+                Some(_) => (self.tagged(model, is_base), base),
+                None if is_base => (self.tagged(model, true), None),
+                None => (self.name_cell(model), self.models[model].base),
+            };
+            let mut cells = self.size_cells(name, (model, than));
             if !text.losses.is_empty() {
-                let found = text.losses.iter().find(|(of, _)| *of == model);
-                cells.push(shown(found.map(|(_, loss)| four_digits(*loss))));
+                cells.push(shown(loss(model).map(|(_, loss)| four_digits(*loss))));
             }
-            if !text.rows.is_empty() {
+            if !rows.is_empty() {
                 cells.extend(lost(measured(model)));
             }
             row(&cells)
         };
-        let rows: String = self.models_of(text).iter().map(cells).collect();
+        let found: String = self.by_size().filter(is_there).map(cells).collect();
         let loss = if text.losses.is_empty() { &[][..] } else { &["loss"] };
-        let lost = if text.rows.is_empty() { &[][..] } else { &LOST };
-        let head = [&SIZE[..], loss, lost].concat();
-        format!("<h2>On {}</h2>{}{}", escape(&text.name), self.pictures(text), table(&head, &rows))
+        let lost = if rows.is_empty() { &[][..] } else { &LOST };
+        table(&[&SIZE[..], loss, lost].concat(), &found)
     }
 
     /// Size against divergence and against agreement; nothing where no size is known.
-    fn pictures(&self, text: &Text) -> String {
-        let sizes = text.rows.iter().filter_map(|row| self.models[row.model].bytes);
+    fn pictures(&self, rows: &[&Measured]) -> String {
+        let sizes = rows.iter().filter_map(|row| self.models[row.model].bytes);
         let largest = sizes.fold(0.0, f64::max);
         let (unit, name) = match largest {
             most if most >= 2e9 => (1e9, "GB"),
@@ -271,7 +293,7 @@ impl Comparison {
             _ => (1e3, "kB"),
         };
         let points = |value: fn(&Measured) -> Figure, scale: f64, show: fn(f64) -> String| {
-            let point = |row: &Measured| {
+            let point = |row: &&Measured| {
                 let (model, Figure { value, interval, .. }) = (&self.models[row.model], value(row));
                 let bytes = model.bytes?;
                 Some(Point {
@@ -282,7 +304,7 @@ impl Comparison {
                     about: format!("{}: {}, {}", model.name, bytes_decimal(bytes), show(value)),
                 })
             };
-            text.rows.iter().filter_map(point).collect::<Vec<_>>()
+            rows.iter().filter_map(point).collect::<Vec<_>>()
         };
         let mut diverging = points(|row| row.kl, 1.0, |kl| format!("{} nats", significant(kl, 3)));
         let agreeing = points(|row| row.same_top, 100.0, percent);

@@ -240,6 +240,7 @@ impl Found {
         let Estimate { value, .. } = read.same_top;
         let measured = Measured {
             model,
+            base: Some(base),
             kl: Figure { value: mean, stderr, interval },
             quantiles: Some([p99, p999]),
             same_top: Figure {
@@ -277,10 +278,10 @@ impl Found {
         losses.extend(found);
     }
 
-    /// Of two of one model, the later one counts.
+    /// Of two of one model and base, the later one counts.
     fn add_measured(&mut self, text: &str, name: String, measured: Measured) {
         let rows = &mut self.text(text, name).rows;
-        rows.retain(|row| row.model != measured.model);
+        rows.retain(|row| (row.model, row.base) != (measured.model, measured.base));
         rows.push(measured);
     }
 
@@ -353,7 +354,8 @@ impl Found {
                 self.texts.iter().any(|(_, text)| text.rows.iter().any(|row| row.model == model));
             let Some((text, kl, same_top)) = self.models[model].written.take() else { continue };
             if !is_measured {
-                let measured = Measured { model, kl, quantiles: None, same_top, flips: None };
+                let base = self.models[model].model.base;
+                let measured = Measured { model, base, kl, quantiles: None, same_top, flips: None };
                 let name = text.replace("when it was", "when they were");
                 self.add_measured(&text, name, measured);
             }
@@ -363,9 +365,8 @@ impl Found {
     /// Divergences from unlike models are no scale.
     fn notes(&self) -> Vec<String> {
         let bases = |text: &Text| -> BTreeSet<&str> {
-            let of_row = |row: &Measured| self.models[row.model].bases.first();
-            let found = text.rows.iter().filter_map(of_row);
-            found.map(|base| self.models[*base].key.as_str()).collect()
+            let found = text.rows.iter().filter_map(|row| row.base);
+            found.map(|base| self.models[base].key.as_str()).collect()
         };
         let note = |(_, text): &(String, Text)| {
             let bases = bases(text);

@@ -82,3 +82,32 @@ fn models_are_shown_beside_each_other() {
     assert!(page.contains("<h2>On four short texts, when they were written</h2>"), "{page}");
     assert_eq!(page.matches("<circle ").count(), 4, "{page}");
 }
+
+/// A model evaluated twice on the same text, against two others, has two rows, each with its own.
+#[test]
+fn a_model_has_a_row_for_each_base() {
+    let scene = Scene::new();
+    let named = |name: &str, bytes: f64| serde_json::json!({ "name": name, "bytes": bytes, "bits_per_weight": bytes / 1e5 });
+    let share = serde_json::json!({ "value": 0.5, "stderr": null, "interval": null });
+    for (file, base, kl) in [("a.json", "large", 0.25), ("b.json", "small", 0.0625)] {
+        let object = serde_json::json!({
+            "model": named("tiny", 4e5), "against": named(base, 1.6e6), "data": ["text.jsonl"],
+            "tokens_sha256": "1f", "num_target_tokens": 90, "rows": 30, "same_top": share,
+            "kl": { "mean": kl, "stderr": null, "interval": null, "median": kl, "p99": kl,
+                    "p999": kl, "max": kl },
+            "loss": 1.0, "loss_against": 1.0, "loss_difference": share,
+            "flips": { "lost": 1, "gained": 2, "p_value": 1.0 },
+        });
+        scene.write(file, &object.to_string());
+    }
+    succeeds(&mut scene.hone(&["report", "a.json", "b.json", "--out", "page.html"]));
+    let page = std::fs::read_to_string(scene.path("page.html")).unwrap();
+    let [large, small] = ["large", "small"].map(|base| {
+        let at = page.find(&format!("<h2>On text.jsonl, 90 tokens, against {base}</h2>"));
+        &page[at.unwrap_or_else(|| panic!("{base}\n{page}"))..]
+    });
+    let large = &large[..large.len() - small.len()];
+    assert!(large.contains("0.250") && !large.contains("0.0625"), "{large}");
+    assert!(small.contains("0.0625") && !small.contains("0.250"), "{small}");
+    assert!(page.contains("<h1>Models compared</h1>") && page.contains("unlike bases"), "{page}");
+}

@@ -37,6 +37,7 @@ fn example() -> Comparison {
     ];
     let lost = |model, kl: f64, same_top: f64| Measured {
         model,
+        base: Some(0),
         kl: figure(kl, 0.06 * kl),
         quantiles: Some([9.0 * kl, 40.0 * kl]),
         same_top: figure(same_top, 0.004),
@@ -130,6 +131,34 @@ fn what_is_missing_is_left_out() {
     comparison.texts.clear();
     assert!(build(&comparison).contains("<h2>Size</h2>"));
     assert!(build(&Comparison::default()).contains("<h1>Models compared</h1>"));
+}
+
+/// Divergences from two bases are in two tables, each with what it is smaller than.
+#[test]
+fn bases_have_tables_of_their_own() {
+    let mut comparison = example();
+    comparison.texts.truncate(1);
+    let rows = &mut comparison.texts[0].rows;
+    rows.truncate(2);
+    let kl = figure(0.25, 0.01);
+    let same_top = figure(0.75, 0.01);
+    rows.push(Measured { model: 2, base: Some(1), kl, quantiles: None, same_top, flips: None });
+    let page = build(&comparison);
+    let second = "<h2>On stories.jsonl, 20,480 tokens, against q8_0</h2>";
+    let at = page.find(second).unwrap();
+    let (first, second) = page.split_at(at);
+    assert!(first.contains("<h2>On stories.jsonl, 20,480 tokens, against SmolLM2-135M</h2>"));
+    for (section, parts) in [
+        (first, ["<td>q8_0</td><td>144.8 MB</td>", "<td>2.55 ×</td><td>0.0135 <small>"]),
+        (
+            second,
+            ["<td>q8_0 <span class=\"tag\">base</span></td>", "<td>1.37 ×</td><td>0.250 <small>"],
+        ),
+    ] {
+        assert!(parts.iter().all(|part| section.contains(part)), "{section}");
+    }
+    assert!(!second[..second.find("<h2>Others").unwrap()].contains("0.0135"), "{second}");
+    assert!(page.contains("<h1>Models compared</h1>"), "{page}");
 }
 
 #[test]
