@@ -1,6 +1,6 @@
 //! A model against another that it was made of: what was lost on the way, token by token.
 
-use crate::statistics::{Estimate, Group, mcnemar, mean, quantile};
+use crate::statistics::{Estimate, Group, mean, quantile, share, sign_flips};
 use hone_data::{Dataset, IGNORE, MicroBatch, Unit};
 use hone_model::{Batch, Divergence, Pass, divergences};
 use hone_tensor::DeviceError;
@@ -20,8 +20,8 @@ pub struct Rows<'a> {
     pub units_per_batch: usize,
 }
 
-/// How far a model's predictions are from a reference's. Intervals and standard errors take the
-/// tokens of a row as one observation.
+/// How far a model's predictions are from a reference's. Intervals, standard errors and the test of
+/// flips take the tokens of a row as one observation; of fewer than ten rows there are no intervals.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Against {
     /// KL divergence of the model from the reference, in nats per target.
@@ -73,19 +73,22 @@ pub struct Flips {
     pub lost: usize,
     /// Right with the model alone.
     pub gained: usize,
-    /// McNemar's exact test: how likely so uneven a split is if neither is better.
+    /// How likely a sum of the rows' differences, gained less lost, at least as far from zero is if
+    /// neither is better, so that each row's could as well have the other sign.
     pub p_value: f64,
 }
 
 impl Flips {
-    /// Of pairs, the reference's first, that are right or wrong.
-    pub fn of(hits: impl IntoIterator<Item = [bool; 2]>) -> Self {
-        let (mut lost, mut gained) = (0, 0);
-        for hit in hits {
-            lost += usize::from(hit == [true, false]);
-            gained += usize::from(hit == [false, true]);
+    /// Of rows of pairs, the reference's first, that are right or wrong.
+    fn of(rows: impl Iterator<Item = Vec<[bool; 2]>>) -> Self {
+        let (mut lost, mut gained, mut differences) = (0, 0, Vec::new());
+        for hits in rows {
+            let count = |of| hits.iter().filter(|hit| **hit == of).count();
+            let [of_lost, of_gained] = [count([true, false]), count([false, true])];
+            (lost, gained) = (lost + of_lost, gained + of_gained);
+            differences.push(of_gained as i64 - of_lost as i64);
         }
-        Self { lost, gained, p_value: mcnemar(gained, lost) }
+        Self { lost, gained, p_value: sign_flips(&differences) }
     }
 }
 
@@ -130,27 +133,28 @@ pub fn digest(dataset: &Dataset) -> String {
 /// Of the targets of each row.
 fn summary(rows: &[Vec<Divergence>]) -> Against {
     let each = || rows.iter().flatten();
-    let grouped = |value: fn(&Divergence) -> f64| {
+    let groups = |value: fn(&Divergence) -> f64| -> Vec<Group> {
         let group = |row: &Vec<Divergence>| {
             let mut group = Group::default();
             row.iter().for_each(|of| group.add(value(of)));
             group
         };
-        mean(&rows.iter().map(group).collect::<Vec<_>>())
+        rows.iter().map(group).collect()
     };
+    let grouped = |value| mean(&groups(value));
     let mut ascending: Vec<f64> = each().map(|of| of.kl).collect();
     ascending.sort_unstable_by(f64::total_cmp);
     let Estimate { value, stderr, interval } = grouped(|of| of.kl);
     let [median, p99, p999, max] = [0.5, 0.99, 0.999, 1.0].map(|q| quantile(&ascending, q));
     Against {
         kl: Spread { mean: value, stderr, interval, median, p99, p999, max },
-        same_top: grouped(|of| f64::from(u8::from(of.top[0] == of.top[1]))),
+        same_top: share(&groups(|of| f64::from(u8::from(of.top[0] == of.top[1])))),
         loss: Losses {
             reference: grouped(|of| -of.log_probs[0]).value,
             model: grouped(|of| -of.log_probs[1]).value,
             difference: grouped(|of| of.log_probs[0] - of.log_probs[1]),
         },
-        flips: Flips::of(each().map(Divergence::hits)),
+        flips: Flips::of(rows.iter().map(|row| row.iter().map(Divergence::hits).collect())),
         num_target_tokens: ascending.len(),
     }
 }
@@ -176,5 +180,34 @@ mod tests {
         // Row sums 0.3 of 3 and 0.5 of 1: residuals -0.3 and 0.3 about the mean.
         let expected = (2.0 * 0.09 * 2.0_f64).sqrt() / 4.0;
         assert!((found.kl.stderr.unwrap() - expected).abs() < 1e-12);
+    }
+    /// Of two rows, and of any whose tokens all agree, a bootstrap would say that nothing else was
+    /// possible.
+    #[test]
+    fn few_rows_have_no_interval_and_equal_ones_wilson_s() {
+        let of =
+            |kl, top: [u32; 2]| Divergence { kl, top, target: 1, log_probs: [-1.0, -1.0 - kl] };
+        let few = summary(&[vec![of(0.1, [1, 1]); 99], vec![of(0.2, [1, 1]); 99]]);
+        let intervals = [few.kl.interval, few.same_top.interval, few.loss.difference.interval];
+        assert_eq!(intervals, [None; 3]);
+        let same = summary(&vec![vec![of(0.0, [1, 1]); 99]; 12]);
+        let [low, high] = same.same_top.interval.unwrap();
+        assert!((0.7..0.8).contains(&low) && high == 1.0, "{low} {high}");
+        assert_eq!((same.kl.interval, same.loss.difference.interval), (None, None));
+    }
+
+    /// All that one row's tokens lost may have one cause.
+    #[test]
+    fn flips_are_tested_by_rows() {
+        let of = |top| Divergence { kl: 0.1, top, target: 1, log_probs: [-1.0; 2] };
+        let (lost, same) = (of([1, 2]), of([1, 1]));
+        let mut rows = vec![vec![same; 50]; 12];
+        rows[3] = vec![lost; 50];
+        let flips = summary(&rows).flips;
+        assert_eq!((flips.lost, flips.gained, flips.p_value), (50, 0, 1.0));
+        // The same number from all rows is no chance.
+        let rows = vec![[vec![lost; 4], vec![same; 46]].concat(); 12];
+        let flips = summary(&rows).flips;
+        assert!(flips.lost == 48 && (flips.p_value - 2.0 / 4096.0).abs() < 1e-12, "{flips:?}");
     }
 }

@@ -12,8 +12,15 @@ const SEED: u64 = 0x1234;
 /// Quantile of the normal distribution for 95 %.
 pub(crate) const Z: f64 = 1.959_963_984_540_054;
 
-/// The domain of the bootstrap's random numbers.
+/// Domains of random numbers: of the bootstrap, and of signs.
 const DOMAIN: u16 = 0x4254;
+const FLIPS: u16 = 0x464C;
+
+/// Fewest observations of whose bootstrap samples an interval is made.
+pub(crate) const MIN_UNITS: usize = 10;
+
+/// Most differences times their sum that a test of signs adds up exactly: a quarter of a second.
+const MAX_FLIPS: usize = 1 << 28;
 
 /// A figure, and how far it may be off.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -22,7 +29,8 @@ pub struct Estimate {
     pub value: f64,
     /// Its standard error; `None` of a single observation.
     pub stderr: Option<f64>,
-    /// Its 95 % interval; `None` where there is none, as of a single observation's mean.
+    /// Its 95 % interval; `None` where there is none, as of the mean of fewer than ten observations
+    /// or of equal ones.
     pub interval: Option<[f64; 2]>,
 }
 
@@ -48,21 +56,56 @@ impl Group {
 /// (Cochran, "Sampling Techniques", 1977, 6.4), which for groups of one is the sample's standard
 /// deviation over `√n`; its interval comes from a bootstrap of groups.
 pub fn mean(groups: &[Group]) -> Estimate {
-    let n = groups.len();
-    let ratio = |of: &mut dyn Iterator<Item = Group>| {
-        let (sum, count) = of.fold((0.0, 0), |(sum, n), group| (sum + group.sum, n + group.count));
+    let (value, stderr) = ratio(groups);
+    let of_drawn = |drawn: &[usize]| {
+        let drawn = drawn.iter().map(|&i| groups[i]);
+        let (sum, count) = drawn.fold((0.0, 0), |(sum, n), of| (sum + of.sum, n + of.count));
         sum / count.max(1) as f64
     };
-    let value = ratio(&mut groups.iter().copied());
-    if n < 2 {
-        return Estimate { value, stderr: None, interval: None };
-    }
+    Estimate { value, stderr, ..bootstrap(&[groups.len()], of_drawn) }
+}
+
+/// The share of observations that are 1, of 0 and 1. Its standard error is that of [`mean`]; its
+/// interval is Wilson's for as many independent observations as would have that standard error
+/// (Dean and Pagano, "Evaluating confidence interval methods for binomial proportions in clustered
+/// surveys", 2015), or for one a group where all are the same. Of fewer than ten groups there is
+/// none.
+pub fn share(groups: &[Group]) -> Estimate {
+    let (value, stderr) = ratio(groups);
     let count: usize = groups.iter().map(|group| group.count).sum();
+    let enough = stderr.filter(|_| groups.len() >= MIN_UNITS);
+    let are_same = value * (1.0 - value) == 0.0;
+    let most = if are_same { groups.len() } else { count } as f64;
+    let interval = enough.map(|stderr| wilson(value, effective((value, stderr), most)));
+    Estimate { value, stderr, interval }
+}
+
+/// The mean over all observations, and its standard error where there are two groups.
+fn ratio(groups: &[Group]) -> (f64, Option<f64>) {
+    let n = groups.len();
+    let sum: f64 = groups.iter().map(|group| group.sum).sum();
+    let count = groups.iter().map(|group| group.count).sum::<usize>().max(1) as f64;
+    let value = sum / count;
     let residual = |group: &Group| (group.sum - value * group.count as f64).powi(2);
     let squares: f64 = groups.iter().map(residual).sum();
-    let stderr = (squares * n as f64 / (n - 1) as f64).sqrt() / count.max(1) as f64;
-    let of_drawn = |drawn: &[usize]| ratio(&mut drawn.iter().map(|&i| groups[i]));
-    Estimate { stderr: Some(stderr), ..bootstrap(n, of_drawn) }
+    let stderr = (n > 1).then(|| (squares * n as f64 / (n - 1) as f64).sqrt() / count);
+    (value, stderr)
+}
+
+/// How many independent answers would give a share that standard error, at most `most`, which it
+/// is where the share is 0 or 1 and says nothing of it.
+pub(crate) fn effective((share, stderr): (f64, f64), most: f64) -> f64 {
+    match share * (1.0 - share) {
+        0.0 => most,
+        variance => (variance / (stderr * stderr)).min(most),
+    }
+}
+
+/// Wilson's interval of a share of `n` independent answers (1927).
+pub(crate) fn wilson(share: f64, n: f64) -> [f64; 2] {
+    let middle = (share + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
+    let half = Z / (1.0 + Z * Z / n) * (share * (1.0 - share) / n + Z * Z / (4.0 * n * n)).sqrt();
+    [(middle - half).max(0.0), (middle + half).min(1.0)]
 }
 
 /// The quantile `q` in [0, 1] of ascending values, between two of them in proportion; not a number
@@ -76,9 +119,13 @@ pub fn quantile(ascending: &[f64], q: f64) -> f64 {
     ascending[below] * (1.0 - share) + ascending[above] * share
 }
 
-/// A statistic of `n` observations, which is given their numbers, with standard error and interval
-/// of 2,000 bootstrap samples (Efron, 1979). What it compares of one observation stays together.
-pub fn bootstrap(n: usize, statistic: impl Fn(&[usize]) -> f64) -> Estimate {
+/// A statistic of observations, which is given their numbers, with standard error and interval of
+/// 2,000 bootstrap samples (Efron, 1979). Observations are in strata of these `sizes`, one after
+/// another, of each of which a sample draws as many as it has. What the statistic compares of one
+/// observation stays together. There is no interval where a stratum has fewer than ten
+/// observations, whose samples are far too much alike, or where all samples give the same.
+pub fn bootstrap(sizes: &[usize], statistic: impl Fn(&[usize]) -> f64) -> Estimate {
+    let n = sizes.iter().sum();
     let value = statistic(&(0..n).collect::<Vec<_>>());
     if n < 2 {
         return Estimate { value, stderr: None, interval: None };
@@ -86,7 +133,11 @@ pub fn bootstrap(n: usize, statistic: impl Fn(&[usize]) -> f64) -> Estimate {
     let mut draws = Stream::new(SEED, 0, DOMAIN);
     let mut drawn = vec![0; n];
     let mut sample = || {
-        drawn.iter_mut().for_each(|i| *i = draws.below(n));
+        let mut first = 0;
+        for &size in sizes {
+            drawn[first..first + size].iter_mut().for_each(|i| *i = first + draws.below(size));
+            first += size;
+        }
         statistic(&drawn)
     };
     let mut samples: Vec<f64> = (0..SAMPLES).map(|_| sample()).collect();
@@ -94,42 +145,73 @@ pub fn bootstrap(n: usize, statistic: impl Fn(&[usize]) -> f64) -> Estimate {
     let mean = samples.iter().sum::<f64>() / SAMPLES as f64;
     let squares: f64 = samples.iter().map(|sample| (sample - mean).powi(2)).sum();
     let stderr = (squares / (SAMPLES - 1) as f64).sqrt();
-    let interval = [quantile(&samples, 0.025), quantile(&samples, 0.975)];
-    Estimate { value, stderr: Some(stderr), interval: Some(interval) }
+    let is_enough = sizes.iter().all(|size| *size >= MIN_UNITS);
+    let interval = percentiles(&samples).filter(|_| is_enough);
+    Estimate { value, stderr: Some(stderr), interval }
+}
+
+/// The middle 95 % of ascending samples; `None` if they differ by no more than rounding.
+pub(crate) fn percentiles(ascending: &[f64]) -> Option<[f64; 2]> {
+    let (first, last) = (ascending.first()?, ascending.last()?);
+    let is_constant = last - first <= 1e-12 * last.abs();
+    (!is_constant).then(|| [quantile(ascending, 0.025), quantile(ascending, 0.975)])
 }
 
 /// The difference of the shares of right answers to the same questions, the second of each pair
-/// less the first. Standard error and interval are adjusted for few changes (Bonett and Price,
-/// "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
-/// data", 2012).
-pub fn paired_shares(pairs: impl Iterator<Item = [bool; 2]>) -> Estimate {
-    let (mut n, mut lost, mut gained) = (0.0, 0.0, 0.0);
-    for pair in pairs {
+/// less the first; answers have weights, whose mean is 1. Standard error and interval are adjusted
+/// for few changes (Bonett and Price, "Adjusted Wald confidence interval for a difference of
+/// binomial proportions based on paired data", 2012).
+pub fn paired_shares(pairs: impl Iterator<Item = ([bool; 2], f64)>) -> Estimate {
+    let (mut n, mut difference, mut squares) = (0.0, 0.0, 0.0);
+    for (pair, weight) in pairs {
         n += 1.0;
-        lost += f64::from(u8::from(pair == [true, false]));
-        gained += f64::from(u8::from(pair == [false, true]));
+        let change = weight * (f64::from(u8::from(pair[1])) - f64::from(u8::from(pair[0])));
+        difference += change;
+        squares += change * change;
     }
-    let value = (gained - lost) / n;
-    let [lost, gained] = [lost, gained].map(|changes| (changes + 1.0) / (n + 2.0));
-    let middle = gained - lost;
-    let stderr = ((lost + gained - middle * middle) / (n + 2.0)).sqrt();
+    // One more change either way.
+    let adjusted = n + 2.0;
+    let middle = difference / adjusted;
+    let stderr = (squares + 2.0 - adjusted * middle * middle).sqrt() / adjusted;
     let interval = [middle - Z * stderr, middle + Z * stderr].map(|bound| bound.clamp(-1.0, 1.0));
-    Estimate { value, stderr: Some(stderr), interval: Some(interval) }
+    Estimate { value: difference / n, stderr: Some(stderr), interval: Some(interval) }
 }
 
-/// The two-sided probability of a split of `gained + lost` changes at least as uneven, if either
-/// way were as likely: McNemar's exact test of paired answers (Psychometrika 12, 1947). 1 where
-/// nothing changed.
-pub fn mcnemar(gained: usize, lost: usize) -> f64 {
-    let (n, fewer) = (gained + lost, gained.min(lost));
-    // In logarithms: 2^-n alone is zero from n = 1075 on.
-    let mut log_term = -(n as f64) * std::f64::consts::LN_2;
-    let mut tail = log_term.exp();
-    for k in 1..=fewer {
-        log_term += ((n - k + 1) as f64 / k as f64).ln();
-        tail += log_term.exp();
+/// The two-sided probability of a sum of differences at least as far from zero, if each could as
+/// well have had the other sign: Fisher's test of paired observations ("The Design of
+/// Experiments", 1935, 21), which for differences of one is McNemar's. Exact, or for very many from
+/// 2,000 draws of signs. 1 where nothing differs.
+pub fn sign_flips(differences: &[i64]) -> f64 {
+    let size = |difference: &i64| difference.unsigned_abs() as usize;
+    let sizes: Vec<usize> = differences.iter().map(size).filter(|size| *size > 0).collect();
+    let (all, sum) = (sizes.iter().sum::<usize>(), size(&differences.iter().sum()));
+    if sizes.len().saturating_mul(all) > MAX_FLIPS {
+        return drawn_flips(&sizes, sum);
     }
-    (2.0 * tail).min(1.0)
+    // How likely the positive ones have each sum.
+    let mut chances = vec![0.0; all + 1];
+    chances[0] = 1.0;
+    let mut most = 0;
+    for size in sizes {
+        most += size;
+        for to in (0..=most).rev() {
+            let from = if to >= size { chances[to - size] } else { 0.0 };
+            chances[to] = 0.5 * (chances[to] + from);
+        }
+    }
+    let as_far = |positive: &(usize, f64)| (2 * positive.0).abs_diff(all) >= sum;
+    chances.into_iter().enumerate().filter(as_far).map(|(_, p)| p).sum::<f64>().min(1.0)
+}
+
+fn drawn_flips(sizes: &[usize], sum: usize) -> f64 {
+    let mut draws = Stream::new(SEED, 0, FLIPS);
+    let mut is_as_far = || {
+        let signed = |&size: &usize| if draws.below(2) == 0 { size as i64 } else { -(size as i64) };
+        sizes.iter().map(signed).sum::<i64>().unsigned_abs() as usize >= sum
+    };
+    let as_far = (0..SAMPLES).filter(|_| is_as_far()).count();
+    // What was found is one of the draws.
+    (as_far + 1) as f64 / (SAMPLES + 1) as f64
 }
 
 #[cfg(test)]
@@ -142,10 +224,11 @@ mod tests {
 
     #[test]
     fn the_mean_of_single_observations_has_the_sample_s_standard_error() {
-        let Estimate { value, stderr, interval } = mean(&singles(&[1.0, 0.0, 1.0, 1.0, 0.0]));
+        let values = [1.0, 0.0, 1.0, 1.0, 0.0].repeat(2);
+        let Estimate { value, stderr, interval } = mean(&singles(&values));
         assert!((value - 0.6).abs() < 1e-12);
-        // The sample's deviation is sqrt(0.3).
-        assert!((stderr.unwrap() - (0.3_f64 / 5.0).sqrt()).abs() < 1e-12);
+        // The sample's variance is 2.4 / 9.
+        assert!((stderr.unwrap() - (0.24_f64 / 9.0).sqrt()).abs() < 1e-12);
         let [low, high] = interval.unwrap();
         assert!((0.0..0.6).contains(&low) && high > 0.6 && high <= 1.0, "{low} {high}");
         let one = mean(&singles(&[2.0]));
@@ -155,12 +238,63 @@ mod tests {
     /// A hundred equal tokens of each text are no more certain than one of each.
     #[test]
     fn groups_count_once() {
-        let few = mean(&singles(&[1.0, 2.0, 6.0]));
-        let of = |value: f64| Group { sum: 100.0 * value, count: 100 };
-        let many = mean(&[of(1.0), of(2.0), of(6.0)]);
+        let values = [1.0, 2.0, 6.0].repeat(4);
+        let few = mean(&singles(&values));
+        let of = |value: &f64| Group { sum: 100.0 * value, count: 100 };
+        let many = mean(&values.iter().map(of).collect::<Vec<_>>());
         assert!((few.value - many.value).abs() < 1e-12);
         assert!((few.stderr.unwrap() - many.stderr.unwrap()).abs() < 1e-12);
+        assert!(few.interval.is_some());
         assert_eq!(few.interval, many.interval);
+    }
+
+    /// Two texts give hardly more than two values to any bootstrap, and equal ones one.
+    #[test]
+    fn few_or_equal_groups_have_no_interval_of_a_bootstrap() {
+        for values in [vec![1.0, 2.0], vec![1.0, 2.0, 3.0, 9.0], vec![0.1; 30]] {
+            let found = mean(&singles(&values));
+            assert!(found.stderr.is_some() && found.interval.is_none(), "{values:?}: {found:?}");
+        }
+        let strata = |sizes: [usize; 2]| {
+            bootstrap(&sizes, |drawn| drawn.iter().map(|&i| (i % 7) as f64).sum::<f64>())
+        };
+        assert!(strata([12, 12]).interval.is_some());
+        assert_eq!(strata([12, 4]).interval, None);
+    }
+
+    /// A sample has as many of each stratum as there are.
+    #[test]
+    fn strata_are_drawn_by_themselves() {
+        let found = bootstrap(&[10, 30], |drawn| {
+            assert!(drawn[..10].iter().all(|i| *i < 10));
+            assert!(drawn[10..].iter().all(|i| (10..40).contains(i)));
+            drawn.iter().filter(|i| **i < 10).count() as f64
+        });
+        assert_eq!((found.value, found.stderr, found.interval), (10.0, Some(0.0), None));
+    }
+
+    /// Where all tokens of all texts agree, the interval is that of as many answers as texts; where
+    /// texts are alike inside, too; where tokens are independent, that of as many as tokens.
+    #[test]
+    fn shares_have_wilson_s_interval_of_what_they_are_worth() {
+        let of = |right: &[usize]| {
+            let group = |right: &usize| Group { sum: *right as f64, count: 50 };
+            share(&right.iter().map(group).collect::<Vec<_>>())
+        };
+        let near = |found: Estimate, share: f64, n: f64| {
+            let (found, expected) = (found.interval.unwrap(), wilson(share, n));
+            let is_near = found.iter().zip(expected).all(|(x, y)| (x - y).abs() < 1e-9);
+            assert!(is_near, "{found:?} {expected:?}");
+        };
+        near(of(&[50; 20]), 1.0, 20.0);
+        let [low, high] = of(&[50; 20]).interval.unwrap();
+        assert!((0.8..0.9).contains(&low) && high == 1.0, "{low} {high}");
+        near(of(&[0; 20]), 0.0, 20.0);
+        // Ten texts all right and ten all wrong: twenty answers, less one of freedom.
+        near(of(&[[50; 10], [0; 10]].concat()), 0.5, 19.0);
+        // No more than there are tokens, however even the texts are.
+        near(of(&[[25; 10], [24; 10], [26; 10]].concat()), 0.5, 1500.0);
+        assert_eq!(of(&[50; 9]).interval, None);
     }
 
     /// The bootstrap's interval of a mean is about that of the normal distribution.
@@ -178,13 +312,29 @@ mod tests {
     /// Six of a hundred that are lost are more than chance, as McNemar's test has it; four are not.
     #[test]
     fn paired_shares_need_some_changes() {
-        let of = |lost: usize| paired_shares((0..100).map(|i| [true, i >= lost]));
+        let of = |lost: usize| paired_shares((0..100).map(|i| ([true, i >= lost], 1.0)));
         for lost in [0, 4, 6, 50] {
             let Estimate { value, interval, .. } = of(lost);
             let [low, high] = interval.unwrap();
             assert!((value + lost as f64 / 100.0).abs() < 1e-12 && low <= value && value <= high);
-            assert_eq!(high < 0.0, mcnemar(0, lost) < 0.05, "{lost}: {low} {high}");
+            let p = sign_flips(&vec![-1; lost]);
+            assert_eq!(high < 0.0, p < 0.05, "{lost}: {low} {high}");
         }
+        // By hand, of 100 pairs: 6 lost and 1 gained.
+        let found = paired_shares((0..100).map(|i| ([i < 6, i == 6], 1.0)));
+        let (lost, gained): (f64, f64) = (7.0 / 102.0, 2.0 / 102.0);
+        let expected = ((lost + gained - (gained - lost).powi(2)) / 102.0).sqrt();
+        assert!((found.stderr.unwrap() - expected).abs() < 1e-12, "{found:?}");
+    }
+
+    /// What counts twice is as if it were there twice, but for being one observation.
+    #[test]
+    fn weights_move_the_difference() {
+        let pair = |i: usize| ([i < 10, false], if i < 50 { 1.6 } else { 0.4 });
+        let found = paired_shares((0..100).map(pair));
+        assert!((found.value + 0.16).abs() < 1e-12, "{found:?}");
+        let even = paired_shares((0..100).map(|i| ([i < 16, false], 1.0)));
+        assert!(found.stderr.unwrap() > even.stderr.unwrap());
     }
 
     #[test]
@@ -199,11 +349,34 @@ mod tests {
     #[test]
     fn changes_one_way_are_improbable() {
         let close = |p: f64, expected: f64| (p - expected).abs() < 1e-12;
-        assert_eq!(mcnemar(0, 0), 1.0);
-        assert!(close(mcnemar(5, 0), 2.0 / 32.0) && close(mcnemar(0, 5), 2.0 / 32.0));
-        assert!(close(mcnemar(1, 4), 12.0 / 32.0));
-        assert_eq!(mcnemar(3, 3), 1.0);
-        assert!((0.9..=1.0).contains(&mcnemar(1000, 1002)));
-        assert!(mcnemar(900, 1100) < 1e-4 && mcnemar(900, 1100) > 0.0);
+        let ones = |gained: usize, lost: usize| {
+            sign_flips(&[vec![1; gained], vec![-1; lost], vec![0; 9]].concat())
+        };
+        assert_eq!(ones(0, 0), 1.0);
+        assert!(close(ones(5, 0), 2.0 / 32.0) && close(ones(0, 5), 2.0 / 32.0));
+        assert!(close(ones(1, 4), 12.0 / 32.0));
+        assert_eq!(ones(3, 3), 1.0);
+        assert!((0.9..=1.0).contains(&ones(1000, 1002)));
+        assert!(ones(900, 1100) < 1e-4 && ones(900, 1100) > 0.0);
+        // Of ±1 ±2 ±5, sums of 8 or -8 alone are as far as 8, and 6, 8 and their negatives as 6.
+        assert!(close(sign_flips(&[1, 2, 5]), 2.0 / 8.0));
+        assert!(close(sign_flips(&[-1, 2, 5]), 4.0 / 8.0));
+    }
+
+    /// A hundred tokens that changed in one text are one observation.
+    #[test]
+    fn a_text_s_changes_count_once() {
+        assert_eq!(sign_flips(&[100]), 1.0);
+        assert_eq!(sign_flips(&[100, -40]), 1.0);
+        assert!((sign_flips(&[-100, -40, -3]) - 0.25).abs() < 1e-12);
+    }
+
+    #[test]
+    fn drawn_signs_are_about_as_improbable() {
+        for (gained, lost) in [(60, 40), (70, 30), (50, 50)] {
+            let exact = sign_flips(&[vec![3; gained], vec![-3; lost]].concat());
+            let drawn = drawn_flips(&[3; 100], 3 * gained.abs_diff(lost));
+            assert!((exact - drawn).abs() < 0.03, "{exact} {drawn}");
+        }
     }
 }

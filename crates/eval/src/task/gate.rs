@@ -32,8 +32,8 @@ pub struct Verdict {
     pub after: f64,
     /// `after` less `before`, of the same documents.
     pub difference: Estimate,
-    /// Whether the whole interval of the difference is on the worse side; `None` where there is no
-    /// interval, as of a single text.
+    /// Whether the whole interval of the difference is on the worse side; `None` where the value is
+    /// on that side and there is no interval, as of a single text.
     pub is_worse: Option<bool>,
 }
 
@@ -176,10 +176,12 @@ impl Gate {
 fn compared(value: &Value, name: &str, Pairs { before, after }: &Pairs) -> Verdict {
     let of = |terms: &[Term]| value.aggregation.of(terms.iter().copied());
     let difference = difference(value.aggregation, before, after);
-    let is_worse = difference.interval.map(|[low, high]| match value.higher_is_better {
-        true => high < 0.0,
-        false => low > 0.0,
-    });
+    let lost = if value.higher_is_better { -difference.value } else { difference.value };
+    let is_worse = match difference.interval {
+        Some([_, high]) if value.higher_is_better => Some(high < 0.0),
+        Some([low, _]) => Some(low > 0.0),
+        None => (lost <= 0.0).then_some(false),
+    };
     Verdict {
         name: name.to_owned(),
         metric: value.metric.clone(),
@@ -236,7 +238,12 @@ mod tests {
         };
         let found = [of(0.0, 0.1), of(0.1, 0.0), of(0.0, 0.0)];
         assert_eq!(found, [Some(true), Some(false), Some(false)]);
-        let one = Pairs { before: terms([-1.0]), after: terms([-2.0]) };
-        assert_eq!(compared(&value(Aggregation::Perplexity), "t", &one).is_worse, None);
+        // Of few documents it is known only that what is no worse is not.
+        let few = |before: f64, after: f64| {
+            let pairs = Pairs { before: terms([before; 3]), after: terms([after; 3]) };
+            compared(&value(Aggregation::Perplexity), "t", &pairs).is_worse
+        };
+        let found = [few(-1.0, -2.0), few(-1.0, -1.0), few(-2.0, -1.0), few(-1.0, f64::NAN)];
+        assert_eq!(found, [None, Some(false), Some(false), None]);
     }
 }

@@ -2,7 +2,9 @@
 
 use super::metrics::{Aggregation, Term};
 use super::random::Random;
-use crate::statistics::{Estimate, Z, bootstrap, paired_shares, quantile};
+use crate::statistics::{
+    Estimate, MIN_UNITS, Z, bootstrap, paired_shares, percentiles, wilson,
+};
 use std::thread;
 
 /// Replicates of a standard error by bootstrap, and how many one generator draws, as in the
@@ -14,12 +16,11 @@ const INTERVAL_REPLICATES: usize = 10_000;
 
 /// The estimate of at least one document's terms, the same for any number of threads. Its standard
 /// error is `None` where the harness gives none; its interval is Wilson's for shares of right
-/// answers, and percentiles of a bootstrap for others.
+/// answers, and percentiles of a bootstrap for others, if there are ten documents that differ.
 pub fn estimate(aggregation: Aggregation, terms: &[Term], num_threads: usize) -> Estimate {
     let value = aggregation.of(terms.iter().copied());
     if aggregation.is_share(terms.iter()) {
-        let right = terms.iter().map(|term| term.value).sum();
-        let interval = Some(wilson(right, terms.len() as f64));
+        let interval = Some(wilson(value, terms.len() as f64));
         return Estimate { value, stderr: mean_stderr(terms), interval };
     }
     if terms.len() < 2 {
@@ -34,19 +35,21 @@ pub fn estimate(aggregation: Aggregation, terms: &[Term], num_threads: usize) ->
         _ => None,
     };
     drawn.sort_by(f64::total_cmp);
-    let interval = [quantile(&drawn, 0.025), quantile(&drawn, 0.975)];
-    Estimate { value, stderr, interval: Some(interval) }
+    let interval = percentiles(&drawn).filter(|_| terms.len() >= MIN_UNITS);
+    Estimate { value, stderr, interval }
 }
 
 /// The difference of two models' values, `after` less `before`, of the same documents, at least
 /// one: its interval is Bonett and Price's for shares of right answers, and from a bootstrap of
-/// documents for others; none where it would not be finite.
+/// documents for others; none where these are fewer than ten or alike, or it would not be finite.
 pub fn difference(aggregation: Aggregation, before: &[Term], after: &[Term]) -> Estimate {
     let found = match aggregation.is_share(before.iter().chain(after)) {
         true => {
-            paired_shares(before.iter().zip(after).map(|(b, a)| [b.value > 0.5, a.value > 0.5]))
+            let is_right = |term: &Term| term.value > 0.5;
+            let pairs = before.iter().zip(after);
+            paired_shares(pairs.map(|(b, a)| ([is_right(b), is_right(a)], 1.0)))
         }
-        false => bootstrap(before.len(), |drawn| {
+        false => bootstrap(&[before.len()], |drawn| {
             let of_drawn = |terms: &[Term]| aggregation.of(drawn.iter().map(|&i| terms[i]));
             of_drawn(after) - of_drawn(before)
         }),
@@ -93,14 +96,6 @@ fn sample_deviation(values: &[f64]) -> f64 {
     let mean = values.iter().sum::<f64>() / values.len() as f64;
     let squares: f64 = values.iter().map(|x| (x - mean).powi(2)).sum();
     (squares / (values.len() - 1) as f64).sqrt()
-}
-
-/// Wilson's interval of a share (1927).
-fn wilson(right: f64, n: f64) -> [f64; 2] {
-    let share = right / n;
-    let middle = (share + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
-    let half = Z / (1.0 + Z * Z / n) * (share * (1.0 - share) / n + Z * Z / (4.0 * n * n)).sqrt();
-    [(middle - half).max(0.0), (middle + half).min(1.0)]
 }
 
 /// The estimate of several tasks together, from each one's and its number of documents: their mean,
@@ -151,9 +146,15 @@ mod tests {
         let logs = [-1.0, -2.5, -0.25, -3.0, -4.5];
         let found = estimate(Aggregation::Perplexity, &terms(&logs), 2);
         assert!(near(found.stderr.unwrap(), 8.877_872_036_252_523), "{found:?}");
+        // Five documents are too few for an interval.
+        assert_eq!(found.interval, None);
+        let logs = logs.repeat(3);
+        let found = estimate(Aggregation::Perplexity, &terms(&logs), 2);
         let [low, high] = found.interval.unwrap();
         assert!(low < found.value && found.value < high);
         assert_eq!(found, estimate(Aggregation::Perplexity, &terms(&logs), 1));
+        let equal = estimate(Aggregation::Perplexity, &terms(&[-1.0; 30]), 1);
+        assert_eq!(equal.interval, None);
     }
 
     #[test]

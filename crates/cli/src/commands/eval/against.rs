@@ -133,6 +133,7 @@ fn table(found: &Against, rows: usize) -> Vec<(&'static str, String)> {
     };
     let Estimate { value, interval, .. } = *same_top;
     let difference = loss.difference;
+    let few = if interval.is_none() { ", too few for intervals" } else { "" };
     vec![
         ("KL divergence", format!("{:.6} nats per token{}", kl.mean, within(kl.interval, 1.0, 6))),
         (
@@ -156,10 +157,10 @@ fn table(found: &Against, rows: usize) -> Vec<(&'static str, String)> {
         (
             "flips",
             format!(
-                "{} tokens are no longer predicted, {} are newly; p = {:.3}",
+                "{} tokens are no longer predicted, {} are newly; p = {:.3} by rows",
                 flips.lost, flips.gained, flips.p_value
             ),
         ),
-        ("target tokens", format!("{num_target_tokens} in {rows} rows")),
+        ("target tokens", format!("{num_target_tokens} in {rows} rows{few}")),
     ]
 }

@@ -71,7 +71,7 @@ fn divergence_is_that_of_the_logits() {
 #[test]
 fn losses_are_those_of_either_model() {
     let scene = scene();
-    let data = ["--data", "eval.jsonl", "--json"];
+    let data = ["--data", "train.jsonl", "--json"];
     let loss = |of: &[&str]| {
         let eval = output_of(&mut scene.hone(&[&["eval"], of, &data].concat()));
         number(&eval["loss"])
@@ -109,7 +109,13 @@ fn losses_are_those_of_either_model() {
     assert_eq!(number(&found["same_top"]["value"]), 1.0);
     assert_eq!(found["flips"], json!({"lost": 0, "gained": 0, "p_value": 1.0}));
     let table = succeeds(&mut scene.hone(&[&itself[..], &data[..2]].concat())).stdout;
-    assert!(table.contains("KL divergence") && table.contains("p = 1.000"), "{table}");
+    assert!(table.contains("KL divergence") && table.contains("p = 1.000 by rows"), "{table}");
+    assert!(table.contains("same top token  100.00 % (95 %: 9"), "{table}");
+    assert!(!table.contains("too few for intervals"), "{table}");
+    let few = ["--data", "eval.jsonl"];
+    let table = succeeds(&mut scene.hone(&[&itself[..], &few].concat())).stdout;
+    assert!(table.contains(" in 9 rows, too few for intervals"), "{table}");
+    assert!(!table.contains("95 %:"), "{table}");
 }
 
 #[test]
