@@ -2,12 +2,13 @@
 
 use super::error::TaskError;
 use super::group::Entry;
-use super::metrics::Term;
+use super::metrics::{Aggregation, Term};
 use super::recorded::{Recorded, RecordedMetric, RecordedTask};
 use super::result::{Results, Value};
-use super::statistics::difference;
+use super::statistics::{Together, difference};
 use crate::statistics::Estimate;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// An earlier evaluation, as `--output` writes it.
@@ -37,11 +38,18 @@ pub struct Verdict {
     pub is_worse: Option<bool>,
 }
 
-/// Terms before and now, of the same documents.
-#[derive(Default)]
+/// Terms of a task before and now, of the same documents.
 struct Pairs {
+    aggregation: Aggregation,
     before: Vec<Term>,
     after: Vec<Term>,
+}
+
+/// Tasks with metrics and filters that are compared as parts of a group.
+type Covered<'a> = BTreeSet<(&'a str, &'a str, &'a str)>;
+
+fn key(earlier: &RecordedTask) -> (&str, &str, &str) {
+    (&earlier.task, &earlier.metric.metric, &earlier.metric.filter)
 }
 
 impl Gate {
@@ -83,60 +91,71 @@ impl Gate {
         Ok(())
     }
 
-    /// Compares what was found, for which [`check`](Self::check) passed: groups by all documents of
-    /// their tasks together, since of many tasks some are worse by chance, and other tasks each.
+    /// Compares what was found, for which [`check`](Self::check) passed: what groups sum up by all
+    /// documents of their tasks together, since of many tasks some are worse by chance, and all
+    /// else of each task.
     ///
     /// # Errors
     /// If the file has metrics that a task has no more, or scores of other documents.
     pub fn verdicts(&self, found: &Results) -> Result<Vec<Verdict>, TaskError> {
         let mut verdicts = Vec::new();
         for entry in &found.entries {
-            self.add(entry, found, &mut verdicts)?;
+            self.add(entry, found, &Covered::new(), &mut verdicts)?;
         }
         Ok(verdicts)
     }
 
-    fn add(
-        &self,
+    /// Adds what no group around it covers.
+    fn add<'s>(
+        &'s self,
         entry: &Entry,
         found: &Results,
+        covered: &Covered<'s>,
         verdicts: &mut Vec<Verdict>,
     ) -> Result<(), TaskError> {
+        let mut add = |value: &Value, name: &str, pairs: &[Pairs]| {
+            let verdict = compared(value, name, pairs);
+            // A task may be in several groups of a group.
+            let is_it = |other: &Verdict| {
+                let of = |verdict: &Verdict| {
+                    [&verdict.name, &verdict.metric, &verdict.filter].map(String::clone)
+                };
+                of(other) == of(&verdict)
+            };
+            if !verdicts.iter().any(is_it) {
+                verdicts.push(verdict);
+            }
+        };
+        let is_open = |earlier: &&RecordedTask| !covered.contains(&key(earlier));
         let group = match entry {
             Entry::Task(i) => {
                 let name = &found.tasks[*i].name;
-                for earlier in self.earlier.iter().filter(|earlier| earlier.task == *name) {
+                let of_task = self.earlier.iter().filter(|earlier| earlier.task == *name);
+                for earlier in of_task.filter(is_open) {
                     let (value, pairs) = self.pairs(earlier, found)?;
-                    verdicts.push(compared(value, name, &pairs));
+                    add(value, name, &[pairs]);
                 }
                 return Ok(());
             }
             Entry::Group(group) => group,
         };
-        let summed_up = found.groups.iter().find(|known| known.name == group.name);
-        let values = summed_up.map_or(&[][..], |known| &known.values);
-        if values.is_empty() {
-            return group.members.iter().try_for_each(|member| self.add(member, found, verdicts));
-        }
         let names: Vec<&str> =
             group.tasks().into_iter().map(|i| found.tasks[i].name.as_str()).collect();
-        for value in values {
-            let mut all = Pairs::default();
+        let summed_up = found.groups.iter().find(|known| known.name == group.name);
+        let mut covered = covered.clone();
+        for value in summed_up.map_or(&[][..], |known| &known.values) {
             let is_of = |earlier: &&RecordedTask| {
-                names.contains(&earlier.task.as_str())
-                    && (&earlier.metric.metric, &earlier.metric.filter)
-                        == (&value.metric, &value.filter)
+                let (task, metric, filter) = key(earlier);
+                names.contains(&task) && (metric, filter) == (&*value.metric, &*value.filter)
             };
-            for earlier in self.earlier.iter().filter(is_of) {
-                let (_, Pairs { before, after }) = self.pairs(earlier, found)?;
-                all.before.extend(before);
-                all.after.extend(after);
+            let parts: Vec<&RecordedTask> = self.earlier.iter().filter(is_of).collect();
+            if parts.iter().any(is_open) {
+                let pairs = parts.iter().map(|part| Ok(self.pairs(part, found)?.1));
+                add(value, &group.name, &pairs.collect::<Result<Vec<_>, TaskError>>()?);
             }
-            if !all.before.is_empty() {
-                verdicts.push(compared(value, &group.name, &all));
-            }
+            covered.extend(parts.into_iter().map(key));
         }
-        Ok(())
+        group.members.iter().try_for_each(|member| self.add(member, found, &covered, verdicts))
     }
 
     /// A metric's value now, and its terms.
@@ -145,7 +164,7 @@ impl Gate {
         earlier: &RecordedTask,
         found: &'r Results,
     ) -> Result<(&'r Value, Pairs), TaskError> {
-        let RecordedTask { task: name, metric, scores, .. } = earlier;
+        let RecordedTask { task: name, metric, .. } = earlier;
         let RecordedMetric { metric, filter, .. } = metric;
         let is_it = |value: &Value| value.metric == *metric && value.filter == *filter;
         let task = found.tasks.iter().find(|task| task.name == *name);
@@ -158,7 +177,8 @@ impl Gate {
             return Err(TaskError::file(&self.file, what));
         };
         let pairs = Pairs {
-            before: scores.iter().copied().map(Term::from).collect(),
+            aggregation: task.values[at].aggregation,
+            before: earlier.terms(),
             after: task.terms(at),
         };
         let [before, after] = [pairs.before.len(), pairs.after.len()];
@@ -172,10 +192,15 @@ impl Gate {
     }
 }
 
-/// Of at least one document.
-fn compared(value: &Value, name: &str, Pairs { before, after }: &Pairs) -> Verdict {
-    let of = |terms: &[Term]| value.aggregation.of(terms.iter().copied());
-    let difference = difference(value.aggregation, before, after);
+/// Of at least one task, each with at least one document.
+fn compared(value: &Value, name: &str, pairs: &[Pairs]) -> Verdict {
+    let by_size = value.weight_by_size.unwrap_or(true);
+    let side = |terms: for<'p> fn(&'p Pairs) -> &'p [Term]| {
+        let tasks = pairs.iter().map(|pair| (pair.aggregation, terms(pair))).collect();
+        Together::new(tasks, by_size)
+    };
+    let (before, after) = (side(|pair| &pair.before), side(|pair| &pair.after));
+    let difference = difference(&before, &after);
     let lost = if value.higher_is_better { -difference.value } else { difference.value };
     let is_worse = match difference.interval {
         Some([_, high]) if value.higher_is_better => Some(high < 0.0),
@@ -186,8 +211,8 @@ fn compared(value: &Value, name: &str, Pairs { before, after }: &Pairs) -> Verdi
         name: name.to_owned(),
         metric: value.metric.clone(),
         filter: value.filter.clone(),
-        before: of(before),
-        after: of(after),
+        before: before.value(),
+        after: after.value(),
         difference,
         is_worse,
     }
@@ -195,8 +220,10 @@ fn compared(value: &Value, name: &str, Pairs { before, after }: &Pairs) -> Verdi
 
 #[cfg(test)]
 mod tests {
-    use super::super::metrics::Aggregation;
+    use super::super::group::{Aggregate, Group};
+    use super::super::result::{Judged, TaskResult};
     use super::*;
+    use serde_json::Value as Json;
 
     fn value(aggregation: Aggregation) -> Value {
         Value {
@@ -205,7 +232,12 @@ mod tests {
             estimate: Estimate { value: 0.0, stderr: None, interval: None },
             aggregation,
             higher_is_better: aggregation == Aggregation::Mean,
+            weight_by_size: None,
         }
+    }
+
+    fn verdict(aggregation: Aggregation, before: Vec<Term>, after: Vec<Term>) -> Verdict {
+        compared(&value(aggregation), "t", &[Pairs { aggregation, before, after }])
     }
 
     fn terms(values: impl IntoIterator<Item = f64>) -> Vec<Term> {
@@ -216,10 +248,7 @@ mod tests {
     #[test]
     fn shares_are_worse_beyond_chance_only() {
         let right = |n: usize| terms((0..100).map(|i| f64::from(u8::from(i < n))));
-        let of = |before, after| {
-            let pairs = Pairs { before: right(before), after: right(after) };
-            compared(&value(Aggregation::Mean), "t", &pairs)
-        };
+        let of = |before, after| verdict(Aggregation::Mean, right(before), right(after));
         let fallen = of(60, 52);
         assert_eq!((fallen.before, fallen.after, fallen.is_worse), (0.6, 0.52, Some(true)));
         assert!((fallen.difference.value + 0.08).abs() < 1e-12, "{fallen:?}");
@@ -233,17 +262,108 @@ mod tests {
     fn perplexities_are_worse_where_they_rise() {
         let log_probs = |more: f64| terms((0..50).map(|i| -2.0 - f64::from(i % 7) - more));
         let of = |before, after| {
-            let pairs = Pairs { before: log_probs(before), after: log_probs(after) };
-            compared(&value(Aggregation::Perplexity), "t", &pairs).is_worse
+            verdict(Aggregation::Perplexity, log_probs(before), log_probs(after)).is_worse
         };
         let found = [of(0.0, 0.1), of(0.1, 0.0), of(0.0, 0.0)];
         assert_eq!(found, [Some(true), Some(false), Some(false)]);
         // Of few documents it is known only that what is no worse is not.
         let few = |before: f64, after: f64| {
-            let pairs = Pairs { before: terms([before; 3]), after: terms([after; 3]) };
-            compared(&value(Aggregation::Perplexity), "t", &pairs).is_worse
+            verdict(Aggregation::Perplexity, terms([before; 3]), terms([after; 3])).is_worse
         };
         let found = [few(-1.0, -2.0), few(-1.0, -1.0), few(-2.0, -1.0), few(-1.0, f64::NAN)];
         assert_eq!(found, [None, Some(false), Some(false), None]);
+    }
+
+    /// Of a task whose documents all have this score in each metric, with what is recorded of it.
+    fn task(name: &str, metrics: &[&str], scores: &[f64]) -> (TaskResult, Vec<RecordedTask>) {
+        let of = |metric: &&str| Value { metric: (*metric).to_owned(), ..value(Aggregation::Mean) };
+        let judged = |score: &f64| Judged {
+            terms: vec![vec![Term { value: *score, weight: 1.0 }; metrics.len()]],
+            prediction: Json::Null,
+            log_likelihoods: Vec::new(),
+            answer: None,
+        };
+        let result = TaskResult {
+            name: name.to_owned(),
+            alias: name.to_owned(),
+            version: None,
+            num_fewshot: 0,
+            digest: String::new(),
+            values: metrics.iter().map(of).collect(),
+            metrics: metrics.iter().map(|metric| (*metric).to_owned()).collect(),
+            filters: vec!["none".to_owned()],
+            items: Vec::new(),
+            judged: scores.iter().map(judged).collect(),
+        };
+        let results = Results::new(vec![Entry::Task(0)], vec![result]);
+        let recorded: Recorded = serde_json::from_value(results.to_json()).unwrap();
+        (results.tasks.into_iter().next().unwrap(), recorded.tasks)
+    }
+
+    fn group(name: &str, members: Vec<Entry>, sums: &[&str], weight_by_size: bool) -> Group {
+        let aggregate = |metric: &&str| Aggregate {
+            metric: (*metric).to_owned(),
+            filters: None,
+            weight_by_size,
+        };
+        let aggregates = sums.iter().map(aggregate).collect();
+        Group { name: name.to_owned(), alias: name.to_owned(), members, aggregates }
+    }
+
+    /// The verdicts of tasks whose answers were all right, and are all wrong.
+    fn fallen(entry: Group, tasks: &[(&str, &[&str], usize)]) -> Vec<String> {
+        let of = |score: f64| {
+            tasks.iter().map(move |(name, metrics, n)| task(name, metrics, &vec![score; *n]))
+        };
+        let earlier = of(1.0).flat_map(|(_, recorded)| recorded).collect();
+        let gate = Gate { file: PathBuf::from("before.json"), earlier };
+        let now = of(0.0).map(|(result, _)| result).collect();
+        let verdicts = gate.verdicts(&Results::new(vec![Entry::Group(entry)], now)).unwrap();
+        let words = |verdict: Verdict| {
+            assert_eq!((verdict.before, verdict.after), (1.0, 0.0));
+            assert_eq!(verdict.is_worse, Some(true));
+            format!("{} {}", verdict.name, verdict.metric)
+        };
+        verdicts.into_iter().map(words).collect()
+    }
+
+    /// A metric that a group does not sum up, of a task with others that it does or of a task
+    /// without them, is compared by itself; one that it does is compared in it alone.
+    #[test]
+    fn what_no_group_sums_up_is_compared_task_by_task() {
+        let tasks: [(&str, &[&str], usize); 3] =
+            [("a", &["acc", "acc_norm"], 40), ("b", &["exact_match"], 40), ("c", &["acc"], 40)];
+        let members = || (0..3).map(Entry::Task).collect();
+        let found = fallen(group("g", members(), &["acc"], true), &tasks);
+        assert_eq!(found, ["g acc", "a acc_norm", "b exact_match"]);
+        let found = fallen(group("g", members(), &[], true), &tasks);
+        assert_eq!(found, ["a acc", "a acc_norm", "b exact_match", "c acc"]);
+        // An inner group covers what the outer one leaves, even where a task is in two of them.
+        let inner = |name| {
+            let members = vec![Entry::Task(0), Entry::Task(1)];
+            Entry::Group(group(name, members, &["acc", "acc_norm"], true))
+        };
+        let members = vec![inner("i"), inner("j"), Entry::Task(2)];
+        let found = fallen(group("g", members, &["acc"], true), &tasks);
+        assert_eq!(found, ["g acc", "i acc_norm", "b exact_match", "j acc_norm"]);
+    }
+
+    /// Of a group whose tasks count alike, what is compared is what is shown of it.
+    #[test]
+    fn a_group_s_own_values_are_compared() {
+        let (large, small) = (vec![1.0; 90], vec![0.0; 10]);
+        let of = |small: &[f64]| [task("a", &["acc"], &large), task("b", &["acc"], small)];
+        let earlier = of(&small).into_iter().flat_map(|(_, recorded)| recorded).collect();
+        let gate = Gate { file: PathBuf::from("before.json"), earlier };
+        for (by_size, before, after) in [(true, 0.9, 1.0), (false, 0.5, 1.0)] {
+            let now = of(&[1.0; 10]).into_iter().map(|(result, _)| result).collect();
+            let members = vec![Entry::Task(0), Entry::Task(1)];
+            let entry = Entry::Group(group("g", members, &["acc"], by_size));
+            let found = Results::new(vec![entry], now);
+            let verdict = &gate.verdicts(&found).unwrap()[0];
+            assert_eq!((verdict.before, verdict.after), (before, after));
+            assert_eq!(verdict.after, found.groups[0].values[0].estimate.value);
+            assert!((verdict.difference.value - (after - before)).abs() < 1e-12, "{verdict:?}");
+        }
     }
 }

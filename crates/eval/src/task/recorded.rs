@@ -2,7 +2,7 @@
 //! them, so that two models can be compared on the same documents without either.
 
 use super::metrics::{Aggregation, Score, Term};
-use super::statistics::difference;
+use super::statistics::{Together, difference};
 use crate::statistics::Estimate;
 use serde::Deserialize;
 
@@ -30,6 +30,13 @@ pub struct RecordedTask {
     pub scores: Vec<Score>,
 }
 
+impl RecordedTask {
+    /// What each document adds to the value.
+    pub(super) fn terms(&self) -> Vec<Term> {
+        self.scores.iter().copied().map(Term::from).collect()
+    }
+}
+
 /// A metric of a group.
 #[derive(Clone, Debug, Deserialize)]
 pub struct RecordedGroup {
@@ -40,6 +47,14 @@ pub struct RecordedGroup {
     pub metric: RecordedMetric,
     /// Names of all its tasks, also of groups in it.
     pub tasks: Vec<String>,
+    /// Whether these count by their numbers of documents, or alike.
+    #[serde(default = "by_size")]
+    pub weight_by_size: bool,
+}
+
+/// As groups are summed up that say nothing else.
+fn by_size() -> bool {
+    true
 }
 
 /// A metric's value.
@@ -69,23 +84,28 @@ impl RecordedMetric {
     }
 }
 
-/// How much more the second of each pair has than the first, over the documents of all pairs
-/// together; `None` if a pair is of other documents, or sums them up in another way.
-pub fn compared(pairs: &[[&RecordedTask; 2]]) -> Option<Estimate> {
-    let aggregation = pairs.first()?[0].metric.aggregation;
+/// How much more the second of each pair has than the first, of one task, or of a group's tasks
+/// together, which count by their numbers of documents or alike; `None` if there is no pair, or one
+/// is of other documents, or sums them up in another way.
+pub fn compared(pairs: &[[&RecordedTask; 2]], by_size: bool) -> Option<Estimate> {
     let is_paired = |[before, after]: &[&RecordedTask; 2]| {
         before.items_sha256 == after.items_sha256
             && before.scores.len() == after.scores.len()
-            && before.metric.aggregation == aggregation
+            && !before.scores.is_empty()
             && after.metric.is_same(&before.metric)
     };
-    let terms = |side: usize| -> Vec<Term> {
-        let scores = pairs.iter().flat_map(|pair| &pair[side].scores);
-        scores.copied().map(Term::from).collect()
+    if pairs.is_empty() || !pairs.iter().all(is_paired) {
+        return None;
+    }
+    let terms = |side: usize| -> Vec<_> {
+        pairs.iter().map(|pair| (pair[side].metric.aggregation, pair[side].terms())).collect()
     };
     let [before, after] = [0, 1].map(terms);
-    (pairs.iter().all(is_paired) && !before.is_empty())
-        .then(|| difference(aggregation, &before, &after))
+    Some(difference(&together(&before, by_size), &together(&after, by_size)))
+}
+
+fn together(tasks: &[(Aggregation, Vec<Term>)], by_size: bool) -> Together<'_> {
+    Together::new(tasks.iter().map(|(of, terms)| (*of, &terms[..])).collect(), by_size)
 }
 
 #[cfg(test)]
@@ -102,21 +122,23 @@ mod tests {
         serde_json::from_value(object).unwrap()
     }
 
-    /// Documents of several tasks count together; of other documents nothing is said.
+    /// Tasks of a group count by their documents, or alike; of other documents nothing is said.
     #[test]
     fn the_same_documents_are_compared() {
         let (before, after) = (task("a", &[1.0, 1.0, 0.0]), task("a", &[1.0, 0.0, 0.0]));
-        let found = compared(&[[&before, &after]]).unwrap();
+        let found = compared(&[[&before, &after]], true).unwrap();
         assert!((found.value + 1.0 / 3.0).abs() < 1e-12 && found.interval.is_some());
         let other = task("b", &[0.0]);
-        let both = compared(&[[&before, &after], [&other, &other]]).unwrap();
-        assert!((both.value + 0.25).abs() < 1e-12, "{both:?}");
-        assert_eq!(compared(&[[&before, &other]]), None);
-        assert_eq!(compared(&[[&before, &task("a", &[1.0])]]), None);
-        assert_eq!(compared(&[[&task("c", &[]), &task("c", &[])]]), None);
-        assert_eq!(compared(&[]), None);
+        for (by_size, expected) in [(true, -0.25), (false, -1.0 / 6.0)] {
+            let both = compared(&[[&before, &after], [&other, &other]], by_size).unwrap();
+            assert!((both.value - expected).abs() < 1e-12, "{both:?}");
+        }
+        assert_eq!(compared(&[[&before, &other]], true), None);
+        assert_eq!(compared(&[[&before, &task("a", &[1.0])]], true), None);
+        assert_eq!(compared(&[[&task("c", &[]), &task("c", &[])]], true), None);
+        assert_eq!(compared(&[], true), None);
         let mut median = before.clone();
         median.metric.aggregation = Aggregation::Median;
-        assert_eq!(compared(&[[&median, &after]]), None);
+        assert_eq!(compared(&[[&median, &after]], true), None);
     }
 }

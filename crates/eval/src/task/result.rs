@@ -35,6 +35,9 @@ pub struct Value {
     pub aggregation: Aggregation,
     /// Whether more is better.
     pub higher_is_better: bool,
+    /// Of a group: whether its tasks count by their numbers of documents, or alike.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_by_size: Option<bool>,
 }
 
 /// What was found for a task.
@@ -265,17 +268,18 @@ fn group_result(group: &Group, tasks: &[TaskResult]) -> GroupResult {
         for filter in filters {
             let of_task = |task: &&TaskResult| {
                 let is_it =
-                    |value: &&Value| value.metric == aggregate.metric && value.filter == filter;
-                task.values.iter().find(is_it).map(|value| (value.clone(), task.items.len()))
+                    |value: &Value| value.metric == aggregate.metric && value.filter == filter;
+                let at = task.values.iter().position(is_it)?;
+                Some((task.values[at].clone(), task.terms(at)))
             };
-            let parts: Vec<(Value, usize)> = members.iter().filter_map(of_task).collect();
-            let estimates: Vec<_> = parts.iter().map(|(value, n)| (value.estimate, *n)).collect();
+            let parts: Vec<(Value, Vec<Term>)> = members.iter().filter_map(of_task).collect();
+            let tasks = parts.iter().map(|(value, terms)| (value.aggregation, &terms[..]));
+            let stderrs: Vec<_> = parts.iter().map(|(value, _)| value.estimate.stderr).collect();
+            let by_size = aggregate.weight_by_size;
             values.push(Value {
-                metric: aggregate.metric.clone(),
-                filter: filter.to_owned(),
-                estimate: combined(&estimates, aggregate.weight_by_size),
-                aggregation: parts[0].0.aggregation,
-                higher_is_better: parts[0].0.higher_is_better,
+                estimate: combined(tasks.collect(), &stderrs, by_size),
+                weight_by_size: Some(by_size),
+                ..parts[0].0.clone()
             });
         }
     }

@@ -340,6 +340,7 @@ fn summed_up(
                 estimate: estimate(metric.aggregation, &terms, num_threads),
                 aggregation: metric.aggregation,
                 higher_is_better: metric.higher_is_better,
+                weight_by_size: None,
             });
         }
     }

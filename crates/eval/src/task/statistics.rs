@@ -39,20 +39,69 @@ pub fn estimate(aggregation: Aggregation, terms: &[Term], num_threads: usize) ->
     Estimate { value, stderr, interval }
 }
 
-/// The difference of two models' values, `after` less `before`, of the same documents, at least
-/// one: its interval is Bonett and Price's for shares of right answers, and from a bootstrap of
-/// documents for others; none where these are fewer than ten or alike, or it would not be finite.
-pub fn difference(aggregation: Aggregation, before: &[Term], after: &[Term]) -> Estimate {
-    let found = match aggregation.is_share(before.iter().chain(after)) {
-        true => {
-            let is_right = |term: &Term| term.value > 0.5;
-            let pairs = before.iter().zip(after);
-            paired_shares(pairs.map(|(b, a)| ([is_right(b), is_right(a)], 1.0)))
+/// What the documents of tasks add to their values, and how much each task counts in the mean of
+/// these.
+pub struct Together<'t> {
+    tasks: Vec<(Aggregation, &'t [Term])>,
+    shares: Vec<f64>,
+}
+
+impl<'t> Together<'t> {
+    /// Tasks with at least one document, which count by their numbers of documents, or alike.
+    pub fn new(tasks: Vec<(Aggregation, &'t [Term])>, by_size: bool) -> Self {
+        let weight = |terms: &[Term]| if by_size { terms.len() as f64 } else { 1.0 };
+        let all: f64 = tasks.iter().map(|(_, terms)| weight(terms)).sum();
+        let shares = tasks.iter().map(|(_, terms)| weight(terms) / all).collect();
+        Self { tasks, shares }
+    }
+
+    /// The mean of the tasks' values.
+    pub fn value(&self) -> f64 {
+        self.of(&(0..self.sizes().iter().sum()).collect::<Vec<_>>())
+    }
+
+    /// That of these documents, as many of each task as it has, numbered through all tasks.
+    fn of(&self, drawn: &[usize]) -> f64 {
+        let (mut rest, mut first, mut value) = (drawn, 0, 0.0);
+        for ((aggregation, terms), share) in self.tasks.iter().zip(&self.shares) {
+            let (own, others) = rest.split_at(terms.len());
+            value += share * aggregation.of(own.iter().map(|&i| terms[i - first]));
+            (rest, first) = (others, first + terms.len());
         }
-        false => bootstrap(&[before.len()], |drawn| {
-            let of_drawn = |terms: &[Term]| aggregation.of(drawn.iter().map(|&i| terms[i]));
-            of_drawn(after) - of_drawn(before)
-        }),
+        value
+    }
+
+    /// Numbers of documents.
+    fn sizes(&self) -> Vec<usize> {
+        self.tasks.iter().map(|(_, terms)| terms.len()).collect()
+    }
+
+    /// Whether the values are shares of right answers.
+    fn are_shares(&self) -> bool {
+        self.tasks.iter().all(|(aggregation, terms)| aggregation.is_share(terms.iter()))
+    }
+
+    /// What each document adds, and how much it counts in the mean; on average 1.
+    fn weighted(&self) -> impl Iterator<Item = (Term, f64)> {
+        let n = self.sizes().iter().sum::<usize>() as f64;
+        self.tasks.iter().zip(&self.shares).flat_map(move |((_, terms), share)| {
+            let weight = share * n / terms.len() as f64;
+            terms.iter().map(move |term| (*term, weight))
+        })
+    }
+}
+
+/// The difference of two models' values, `after` less `before`, of the same documents. Its interval
+/// is Bonett and Price's for shares of right answers, and from a bootstrap of each task's documents
+/// for others; none where a task has fewer than ten, or it would not be finite.
+pub fn difference(before: &Together<'_>, after: &Together<'_>) -> Estimate {
+    let found = match before.are_shares() && after.are_shares() {
+        true => {
+            let is_right = |term: Term| term.value > 0.5;
+            let pairs = before.weighted().zip(after.weighted());
+            paired_shares(pairs.map(|((b, weight), (a, _))| ([is_right(b), is_right(a)], weight)))
+        }
+        false => bootstrap(&before.sizes(), |drawn| after.of(drawn) - before.of(drawn)),
     };
     let interval = found.interval.filter(|bounds| bounds.iter().all(|x| x.is_finite()));
     Estimate { interval, ..found }
@@ -98,24 +147,27 @@ fn sample_deviation(values: &[f64]) -> f64 {
     (squares / (values.len() - 1) as f64).sqrt()
 }
 
-/// The estimate of several tasks together, from each one's and its number of documents: their mean,
-/// weighted by these or not. Standard errors are pooled as the harness does; the interval is
-/// normal, within 0 and 1 where all are shares.
-pub fn combined(parts: &[(Estimate, usize)], weight_by_size: bool) -> Estimate {
-    let sizes = |n: usize| if weight_by_size { n as f64 } else { 1.0 };
-    let all: f64 = parts.iter().map(|(_, n)| sizes(*n)).sum();
-    let value = parts.iter().map(|(part, n)| part.value * sizes(*n)).sum::<f64>() / all;
-    let stderrs: Option<Vec<f64>> = parts.iter().map(|(part, _)| part.stderr).collect();
-    let stderr = stderrs.map(|stderrs| match weight_by_size {
+/// The estimate of several tasks together, from what each one's documents add and its standard
+/// error. Standard errors are pooled as the harness does; the interval is normal, within 0 and 1
+/// where all are shares.
+pub fn combined(
+    tasks: Vec<(Aggregation, &[Term])>,
+    stderrs: &[Option<f64>],
+    by_size: bool,
+) -> Estimate {
+    let together = Together::new(tasks, by_size);
+    let (value, sizes) = (together.value(), together.sizes());
+    let stderrs: Option<Vec<f64>> = stderrs.iter().copied().collect();
+    let stderr = stderrs.map(|stderrs| match by_size {
         true => {
-            let with_sizes = stderrs.iter().zip(parts).map(|(stderr, (_, n))| (stderr, *n as f64));
+            let all: usize = sizes.iter().sum();
+            let with_sizes = stderrs.iter().zip(&sizes).map(|(stderr, n)| (stderr, *n as f64));
             let variance: f64 = with_sizes.map(|(stderr, n)| (n - 1.0) * stderr * stderr * n).sum();
-            (variance / (all - parts.len() as f64) / all).sqrt()
+            (variance / (all - sizes.len()) as f64 / all as f64).sqrt()
         }
         false => stderrs.iter().map(|x| x * x).sum::<f64>().sqrt() / stderrs.len() as f64,
     });
-    let are_shares = parts.iter().all(|(part, _)| (0.0..=1.0).contains(&part.value));
-    let bound = |x: f64| if are_shares { x.clamp(0.0, 1.0) } else { x };
+    let bound = |x: f64| if together.are_shares() { x.clamp(0.0, 1.0) } else { x };
     let interval = stderr.map(|stderr| [bound(value - Z * stderr), bound(value + Z * stderr)]);
     Estimate { value, stderr, interval }
 }
@@ -157,18 +209,44 @@ mod tests {
         assert_eq!(equal.interval, None);
     }
 
+    /// As many right answers, of as many.
+    fn answers(right: usize, n: usize) -> Vec<Term> {
+        terms(&(0..n).map(|i| f64::from(u8::from(i < right))).collect::<Vec<_>>())
+    }
+
     #[test]
     fn tasks_are_pooled_by_their_sizes() {
-        let part = |value, stderr| Estimate { value, stderr: Some(stderr), interval: None };
-        let parts = [(part(0.25, 0.02), 100), (part(0.75, 0.03), 300)];
-        let found = combined(&parts, true);
+        let [small, large] = [answers(25, 100), answers(225, 300)];
+        let tasks = || vec![(Aggregation::Mean, &small[..]), (Aggregation::Mean, &large[..])];
+        let of = |by_size| combined(tasks(), &[Some(0.02), Some(0.03)], by_size);
+        let found = of(true);
         assert_eq!(found.value, 0.625);
         assert!(near(found.stderr.unwrap(), 0.023_064_526_047_787_005), "{found:?}");
-        let found = combined(&parts, false);
+        let found = of(false);
         assert_eq!(found.value, 0.5);
         assert!(near(found.stderr.unwrap(), (0.0004f64 + 0.0009).sqrt() / 2.0));
-        let unsure = Estimate { stderr: None, ..parts[0].0 };
-        assert_eq!(combined(&[(unsure, 3)], true).stderr, None);
+        assert_eq!(combined(tasks(), &[None, Some(0.03)], true).stderr, None);
+    }
+
+    /// Of a mean of tasks that count alike the difference is that of the means, not of all
+    /// documents.
+    #[test]
+    fn differences_are_of_the_means_that_are_shown() {
+        let (few, many) = ([answers(20, 20), answers(10, 20)], answers(90, 180));
+        let of = |by_size| {
+            let [before, after] = [0, 1].map(|side| {
+                let few = (Aggregation::Mean, &few[side][..]);
+                Together::new(vec![few, (Aggregation::Mean, &many[..])], by_size)
+            });
+            let found = difference(&before, &after);
+            assert!(near(found.value, after.value() - before.value()), "{found:?}");
+            found
+        };
+        assert!(near(of(true).value, -0.05));
+        let alike = of(false);
+        assert!(near(alike.value, -0.25) && alike.stderr > of(true).stderr, "{alike:?}");
+        let [low, high] = alike.interval.unwrap();
+        assert!(low < -0.25 && high < 0.0, "{alike:?}");
     }
 
     #[test]

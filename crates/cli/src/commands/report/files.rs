@@ -146,6 +146,8 @@ struct Shown {
     metric: RecordedMetric,
     /// What it was summed up from: places in `Known::tasks`.
     parts: Vec<usize>,
+    /// Whether these count by their numbers of documents, or alike.
+    by_size: bool,
 }
 
 impl Found {
@@ -292,7 +294,7 @@ impl Found {
         let first = known.tasks.len();
         known.tasks.extend(tasks);
         let places = first..known.tasks.len();
-        // Of a group that sums its tasks up, these and inner groups are not shown by themselves.
+        // Tasks that a group sums up, and inner groups of these, are not shown by themselves.
         let mut covered: BTreeSet<String> = BTreeSet::new();
         let mut outer: BTreeSet<String> = BTreeSet::new();
         for group in groups {
@@ -305,16 +307,17 @@ impl Found {
                 let task = &known.tasks[*i];
                 group.tasks.contains(&task.task) && group.metric.is_same(&task.metric)
             };
-            let parts = places.clone().filter(is_part).collect();
-            covered.extend(group.tasks.iter().cloned());
+            let parts: Vec<usize> = places.clone().filter(is_part).collect();
+            covered.extend(parts.iter().map(|i| known.tasks[*i].task.clone()));
             outer.insert(group.group.clone());
-            known.shown.push(Shown { name: group.group, metric: group.metric, parts });
+            let (name, metric, by_size) = (group.group, group.metric, group.weight_by_size);
+            known.shown.push(Shown { name, metric, parts, by_size });
         }
         for i in places {
             let RecordedTask { task, metric, .. } = &known.tasks[i];
             if !covered.contains(task) {
                 let (name, metric) = (task.clone(), metric.clone());
-                known.shown.push(Shown { name, metric, parts: vec![i] });
+                known.shown.push(Shown { name, metric, parts: vec![i], by_size: true });
             }
         }
     }
@@ -383,7 +386,7 @@ impl Found {
         let mut tasks: Vec<(Vec<&str>, Task)> = Vec::new();
         for (model, known) in self.models.iter().enumerate() {
             for shown in &known.shown {
-                let Shown { name, metric, parts } = shown;
+                let Shown { name, metric, parts, .. } = shown;
                 let digests = parts.iter().map(|i| known.tasks[*i].items_sha256.as_str());
                 let mut key = vec![name.as_str(), metric.metric.as_str(), metric.filter.as_str()];
                 key.extend(digests);
@@ -422,7 +425,7 @@ impl Found {
             Some([base.tasks.iter().rfind(is_it)?, task])
         };
         let pairs: Option<Vec<_>> = shown.parts.iter().map(pair).collect();
-        let found = compared(&pairs?)?;
+        let found = compared(&pairs?, shown.by_size)?;
         Some(Figure { value: found.value, stderr: found.stderr, interval: found.interval })
     }
 
