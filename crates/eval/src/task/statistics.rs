@@ -3,7 +3,7 @@
 use super::metrics::{Aggregation, Term};
 use super::random::Random;
 use crate::statistics::{
-    Estimate, MIN_UNITS, Z, bootstrap, paired_shares, percentiles, wilson,
+    Estimate, MIN_UNITS, Z, bootstrap, effective, paired_shares, percentiles, wilson,
 };
 use std::thread;
 
@@ -89,6 +89,12 @@ impl<'t> Together<'t> {
             terms.iter().map(move |term| (*term, weight))
         })
     }
+
+    /// How many documents that count alike would be as much worth.
+    fn effective(&self) -> f64 {
+        let n = self.sizes().iter().sum::<usize>() as f64;
+        n * n / self.weighted().map(|(_, weight)| weight * weight).sum::<f64>()
+    }
 }
 
 /// The difference of two models' values, `after` less `before`, of the same documents. Its interval
@@ -148,8 +154,9 @@ fn sample_deviation(values: &[f64]) -> f64 {
 }
 
 /// The estimate of several tasks together, from what each one's documents add and its standard
-/// error. Standard errors are pooled as the harness does; the interval is normal, within 0 and 1
-/// where all are shares.
+/// error. Standard errors are pooled as the harness does. The interval is Wilson's for shares of
+/// right answers, normal for others, and where a task has no standard error from a bootstrap of
+/// each task's documents.
 pub fn combined(
     tasks: Vec<(Aggregation, &[Term])>,
     stderrs: &[Option<f64>],
@@ -167,8 +174,16 @@ pub fn combined(
         }
         false => stderrs.iter().map(|x| x * x).sum::<f64>().sqrt() / stderrs.len() as f64,
     });
-    let bound = |x: f64| if together.are_shares() { x.clamp(0.0, 1.0) } else { x };
-    let interval = stderr.map(|stderr| [bound(value - Z * stderr), bound(value + Z * stderr)]);
+    let interval = match stderr {
+        _ if together.are_shares() => {
+            let most = together.effective();
+            let n = stderr.map_or(most, |stderr| effective((value, stderr), most));
+            Some(wilson(value, n))
+        }
+        Some(stderr) if stderr > 0.0 => Some([value - Z * stderr, value + Z * stderr]),
+        Some(_) => None,
+        None => bootstrap(&sizes, |drawn| together.of(drawn)).interval,
+    };
     Estimate { value, stderr, interval }
 }
 
@@ -226,6 +241,39 @@ mod tests {
         assert_eq!(found.value, 0.5);
         assert!(near(found.stderr.unwrap(), (0.0004f64 + 0.0009).sqrt() / 2.0));
         assert_eq!(combined(tasks(), &[None, Some(0.03)], true).stderr, None);
+    }
+
+    /// Where all answers are right, others might not have been; without a standard error of single
+    /// documents, all of them together say how sure the share is.
+    #[test]
+    fn shares_of_groups_always_have_an_interval() {
+        let [small, large] = [answers(20, 20), answers(60, 60)];
+        let of = |stderr, by_size| {
+            let tasks = vec![(Aggregation::Mean, &small[..]), (Aggregation::Mean, &large[..])];
+            combined(tasks, &[stderr; 2], by_size).interval.unwrap()
+        };
+        assert_eq!(of(Some(0.0), true), wilson(1.0, 80.0));
+        // Alike, the documents of the small one count three times as much.
+        let found = of(Some(0.0), false);
+        assert!(near(found[0], wilson(1.0, 60.0)[0]), "{found:?}");
+        assert_eq!(of(None, true), wilson(1.0, 80.0));
+    }
+
+    /// The harness has no standard errors of perplexities by words, and so none of groups of them.
+    #[test]
+    fn groups_without_a_standard_error_have_a_bootstrap_s_interval() {
+        let text = |i: usize| Term { value: -40.0 - (i * 7 % 11) as f64, weight: 10.0 };
+        let [small, large]: [Vec<Term>; 2] = [20, 60].map(|n| (0..n).map(text).collect());
+        let of = |small: &[Term], by_size| {
+            let one = Aggregation::WeightedPerplexity;
+            combined(vec![(one, small), (one, &large)], &[None; 2], by_size)
+        };
+        for by_size in [true, false] {
+            let found = of(&small, by_size);
+            let [low, high] = found.interval.unwrap();
+            assert!(low < found.value && found.value < high && found.stderr.is_none(), "{found:?}");
+        }
+        assert_eq!(of(&small[..9], true).interval, None);
     }
 
     /// Of a mean of tasks that count alike the difference is that of the means, not of all
