@@ -107,7 +107,7 @@ impl Opened {
     /// As `args`, with which it was opened, name it.
     fn weighed(&self, args: &ModelArgs) -> Result<Weighed, Failure> {
         let named = (args.model.as_str(), args.adapter.as_deref());
-        Weighed::of(named, &self.dir, &self.model.decoder.config)
+        Weighed::of(named, &self.dir, &self.model)
     }
 
     fn pass(&self) -> Pass<'_> {
@@ -124,21 +124,24 @@ struct Weighed {
     adapter: Option<PathBuf>,
     /// Of its weight files, and of those of the adapter.
     bytes: u64,
+    /// Without what these files hold besides its weights, such as other parts of a larger model.
     bits_per_weight: f64,
 }
 
 impl Weighed {
-    /// The model that was called `name` and is in `dir`.
+    /// The model that was called `name` and is in `dir`, with the adapter that it was given.
     fn of(
         (name, adapter): (&str, Option<&Path>),
         dir: &Path,
-        config: &DecoderConfig,
+        model: &Model,
     ) -> Result<Self, Failure> {
         let bytes = |file: PathBuf| Ok(file.metadata().map_err(TrainError::io(&file))?.len());
         let files = hone_model::weight_files(dir)?.into_iter();
         let files = files.chain(adapter.into_iter().flat_map(adapter::files));
         let bytes = files.map(bytes).sum::<Result<u64, TrainError>>()?;
-        let bits_per_weight = 8.0 * bytes as f64 / config.num_parameters() as f64;
+        let of_weights = bytes.saturating_sub(model.other_bytes);
+        let num_parameters = model.decoder.config.num_parameters();
+        let bits_per_weight = 8.0 * of_weights as f64 / num_parameters as f64;
         let (name, adapter) = (name.to_owned(), adapter.map(Path::to_owned));
         Ok(Self { name, adapter, bytes, bits_per_weight })
     }

@@ -216,13 +216,18 @@ impl Taken {
         self.names.insert(name.to_owned());
     }
 
+    /// Whether a tensor was taken, or belongs to one that was.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.names.contains(name)
+    }
+
     /// Refuses names that were not taken.
     pub(super) fn refuse_others<'n>(
         &self,
         path: &Path,
         names: impl Iterator<Item = &'n str>,
     ) -> Result<(), LoadError> {
-        let left: Vec<&str> = names.filter(|name| !self.names.contains(*name)).collect();
+        let left: Vec<&str> = names.filter(|name| !self.has(name)).collect();
         match left.first() {
             None => Ok(()),
             Some(first) => Err(LoadError::Surplus {
@@ -474,6 +479,12 @@ impl WeightFiles {
         let modules = (0..config.num_hidden_layers()).filter(shares).flat_map(modules);
         let stored = modules.flat_map(|module| stored_forms(&module));
         stored.flat_map(|module| self.names_from(&module).collect::<Vec<_>>()).collect()
+    }
+
+    /// Bytes of tensors that were not taken.
+    pub(super) fn other_bytes(&self, taken: &Taken) -> u64 {
+        let others = self.file_of.keys().filter(|name| !taken.has(name));
+        others.filter_map(|name| self.raw(name)).map(|(_, of)| of.bytes.len() as u64).sum()
     }
 
     /// Refuses tensors that were not taken, except those that transformers ignores too: rotary

@@ -53,6 +53,12 @@ pub(super) fn take(
     }
 }
 
+/// Bytes of tensors that were not taken.
+pub(super) fn other_bytes(model: &GgufModel, taken: &Taken) -> u64 {
+    let others = model.file().names().filter(|name| !taken.has(name));
+    others.filter_map(|name| model.file().tensor(name)).map(|of| of.num_bytes() as u64).sum()
+}
+
 /// Refuses tensors that were not taken, but for blocks that predict tokens after the next.
 pub(super) fn refuse_surplus(
     model: &GgufModel,

@@ -63,6 +63,9 @@ pub struct Model {
     pub params: Params,
     /// Element type of the matrices in the file.
     pub file_dtype: DType,
+    /// Bytes of tensors in its files that hold none of its weights, such as other parts of a larger
+    /// model, heads of tasks, or blocks for tokens after the next.
+    pub other_bytes: u64,
     /// The architecture of GGUF files of the model; `None`: there is none that is known.
     pub(crate) architecture: Option<&'static Architecture>,
 }
@@ -71,7 +74,7 @@ impl Model {
     /// The model with the parameters that are trained; what stays has its shape only.
     pub fn take(&mut self) -> Self {
         let (decoder, params) = (self.decoder.clone(), std::mem::take(&mut self.params));
-        Self { decoder, params, file_dtype: self.file_dtype, architecture: self.architecture }
+        Self { decoder, params, ..*self }
     }
 
     /// How frozen projections are held, the most bytes first.
@@ -98,8 +101,7 @@ impl Model {
             projection.adapters.clear();
             assert!(!projection.is_trained(), "the base of an adapter is frozen");
         }
-        let (file_dtype, architecture) = (self.file_dtype, self.architecture);
-        Self { decoder, params: Params::default(), file_dtype, architecture }
+        Self { decoder, params: Params::default(), ..*self }
     }
 }
 
@@ -132,6 +134,15 @@ impl Source {
             Self::Safetensors(files) => files.take(spec, config, device, taken),
             Self::Gguf(model) => gguf::take(model, spec, config, device, taken),
             Self::Described(described) => described.take(spec, taken),
+        }
+    }
+
+    /// Bytes of tensors that were not taken.
+    fn other_bytes(&self, taken: &Taken) -> u64 {
+        match self {
+            Self::Safetensors(files) => files.other_bytes(taken),
+            Self::Gguf(model) => gguf::other_bytes(model, taken),
+            Self::Described(_) => 0,
         }
     }
 
@@ -199,8 +210,13 @@ impl ModelFiles {
         )?;
         device.settle()?;
         self.files.refuse_surplus(&loader.taken, &decoder.config)?;
-        let file_dtype = loader.taken.matrix_dtype();
-        Ok(Model { decoder, params: loader.params, file_dtype, architecture: self.architecture })
+        Ok(Model {
+            decoder,
+            params: loader.params,
+            file_dtype: loader.taken.matrix_dtype(),
+            other_bytes: self.files.other_bytes(&loader.taken),
+            architecture: self.architecture,
+        })
     }
 }
 

@@ -357,6 +357,8 @@ fn check_among_other_parts(case: &str, outer_type: &str, dtype: DType, vision: &
         let model = load(dir.path(), &device, None, Trained::Nothing);
         assert_eq!(logits_of(&model, &golden), expected);
         assert_eq!(model.decoder.config.eos_token_ids, [1, 44]);
+        let other_bytes = others.iter().map(|(_, (.., bytes))| bytes.len() as u64).sum::<u64>();
+        assert_eq!(model.other_bytes, other_bytes);
 
         let out = tempfile::tempdir().unwrap();
         export(&model, &device, dir.path(), dtype, out.path()).unwrap();
@@ -370,6 +372,7 @@ fn check_among_other_parts(case: &str, outer_type: &str, dtype: DType, vision: &
         assert_eq!(names[0], names[1]);
         let again = load(out.path(), &device, None, Trained::Nothing);
         assert_eq!(logits_of(&again, &golden), expected);
+        assert_eq!(again.other_bytes, other_bytes);
 
         // What is not read of the text model itself may not be passed over.
         let name = renamed("model.layers.0.mlp.gate_proj.bias");

@@ -2,7 +2,7 @@
 
 use super::super::export::card::Card;
 use super::super::export::{is_adapted, refuse_packed, whole};
-use super::super::{Described, Opened, Purpose, check_parent, describe};
+use super::super::{Described, Opened, Purpose, Weighed, check_parent, describe};
 use super::{calibration, refuse_quantised, report};
 use crate::args::{CompressArgs, EffortArg, FallbackArg};
 use crate::failure::Failure;
@@ -12,7 +12,7 @@ use hone_compress::{
 };
 use hone_model::{
     ExportOptions, LinearLayer, LoadOptions, Model, Quantised, Role, export_hf, is_gguf,
-    linear_layers, weight_files, written,
+    linear_layers, written,
 };
 use hone_tensor::{DType, Device, Tensor};
 use hone_train::{Code, TrainError};
@@ -277,11 +277,10 @@ fn print(
     (opened, matrices): (&Opened, &[Matrix]),
     (measured, corpus): (&Measured, &Corpus),
 ) -> Result<(), Failure> {
-    let files = weight_files(&args.out)?;
-    let size = |path: &std::path::PathBuf| path.metadata().map(|about| about.len());
-    let bytes: u64 =
-        files.iter().map(size).sum::<Result<_, _>>().map_err(TrainError::io(&args.out))?;
-    let bits = 8.0 * bytes as f64 / opened.model.decoder.config.num_parameters() as f64;
+    let written = hone_model::load(&args.out, &Device::dry(), LoadOptions::INFERENCE)?;
+    let name = args.out.display().to_string();
+    let written = Weighed::of((&name, None), &args.out, &written)?;
+    let (bytes, bits) = (written.bytes, written.bits_per_weight);
     if args.json {
         let tensor = |matrix: &Matrix| {
             json!({

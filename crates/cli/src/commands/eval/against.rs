@@ -75,10 +75,8 @@ pub(super) fn run(
     rows: Rows<'_>,
 ) -> Result<(), Failure> {
     let device = &model.device;
-    let models = [
-        Weighed::of((name, None), &reference.dir, reference.config())?,
-        model.weighed(&args.model)?,
-    ];
+    let models =
+        [Weighed::of((name, None), &reference.dir, &reference.model)?, model.weighed(&args.model)?];
     let reference = Opened { compute: model.compute, ..reference.load_on(device.clone())? };
     let passes = [reference.pass(), model.pass()];
     let (num_rows, digest) = (rows.dataset.len(), digest(rows.dataset));

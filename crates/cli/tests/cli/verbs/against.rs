@@ -3,7 +3,8 @@
 use super::{Scene, assert_fields, json as output_of, succeeds};
 use crate::sandbox::ended;
 use crate::sandbox::tiny_model::write_model;
-use hone_tensor::safetensors::SafeTensorsFile;
+use hone_tensor::Tensor;
+use hone_tensor::safetensors::{Lazy, SafeTensorsFile, write};
 use serde_json::{Value, json};
 
 const TEXT: &str = "w5 w9 w11 w4 w30 w31 w8 w8 w17";
@@ -116,6 +117,38 @@ fn losses_are_those_of_either_model() {
     let table = succeeds(&mut scene.hone(&[&itself[..], &few].concat())).stdout;
     assert!(table.contains(" in 9 rows, too few for intervals"), "{table}");
     assert!(!table.contains("95 %:"), "{table}");
+}
+
+/// Files of a larger model hold more than the weights that are computed with.
+#[test]
+fn bits_per_weight_are_of_the_model_s_own_weights() {
+    let scene = Scene::new();
+    write_model("ministral3", &scene.path("text"));
+    std::fs::create_dir(scene.path("whole")).unwrap();
+    std::fs::copy(scene.path("text/tokenizer.json"), scene.path("whole/tokenizer.json")).unwrap();
+    let text = std::fs::read_to_string(scene.path("text/config.json")).unwrap();
+    let outer = json!({
+        "model_type": "mistral3", "vision_config": {"hidden_size": 3}, "image_token_index": 7,
+        "eos_token_id": 2, "tie_word_embeddings": true,
+        "text_config": serde_json::from_str::<Value>(&text).unwrap(),
+    });
+    scene.write("whole/config.json", &outer.to_string());
+    let file = SafeTensorsFile::open(&scene.path("text/model.safetensors")).unwrap();
+    let of_text = file.names().into_iter().map(|name| {
+        let tensor = file.tensor(&name).unwrap().unwrap();
+        (format!("language_model.{name}"), Lazy::Ready(tensor))
+    });
+    let vision = Tensor::from_f32(&vec![0.5; 100_000], &[100, 1000]);
+    let all = of_text.chain([("vision_tower.patches.weight".to_owned(), Lazy::Ready(vision))]);
+    write(&scene.path("whole/model.safetensors"), all).unwrap();
+    scene.write("book.txt", TEXT);
+    let eval = ["eval", "whole", "--against", "text", "--data", "book.txt", "--format", "text"];
+    let found = output_of(&mut scene.hone(&[&eval[..], &["--json"]].concat()));
+    let [whole, text] = ["model", "against"].map(|of| &found[of]);
+    assert!(number(&whole["bytes"]) > 400_000.0 + number(&text["bytes"]), "{found}");
+    // Names are longer.
+    let bits = [whole, text].map(|of| number(&of["bits_per_weight"]));
+    assert!(bits[0] > 32.0 && (bits[0] / bits[1] - 1.0).abs() < 0.1, "{bits:?}");
 }
 
 #[test]
