@@ -54,8 +54,8 @@ Commands:
   bench int8
          what int8 does to the loss after fine-tuning; writes docs/benchmarks/int8.md
   live big [--hone BINARY] [--tokens N] [CASE]...
-         writes a model of 3 billion random weights (6.4 GB), and compresses it: the most memory that
-         each case takes, beside the bound, and time. CASE: export, plain, calibrated, feedback;
+         writes a model of 3 billion random weights (6.4 GB), and compresses it: the most memory
+         that each case takes, beside the bound, and time. CASE: export, plain, calibrated, feedback;
          --tokens: of text (4096); BINARY: other than the release build
   live eval [--limit N] [--tasks NAME,...] [--speed-limit N]
          tasks on SmolLM2 by Hone and by lm-evaluation-harness, from a release build: the same

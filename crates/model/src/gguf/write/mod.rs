@@ -342,8 +342,8 @@ impl<'a> GgufForm<'a> {
         weights::in_model(self.model, device, role, (storage, importance))
     }
 
-    /// Some rows, in the model's order, of what [`Self::matrix`] gives in f32. Those of an embedding
-    /// or a head are read alone.
+    /// Some rows, in the model's order, of what [`Self::matrix`] gives in f32. Those of an
+    /// embedding or a head are read alone.
     ///
     /// # Errors
     /// If the device failed or there is no memory.
