@@ -51,6 +51,10 @@ Commands:
          llama-perplexity) are in the folder PROGRAMS; writes docs/benchmarks/compress.md. It trains
          both models first: hours in all, in which it may be ended and started again. MODEL: second,
          smollm2; BINARY: other than the release build
+  bench adapters [--hone BINARY] [MODEL]...
+         adapters trained on 4 bits and on bf16, beside their bases and merged; writes
+         docs/benchmarks/adapters.md. MODEL: stories, second, smollm2; BINARY: other than the
+         release build
   bench int8
          what int8 does to the loss after fine-tuning; writes docs/benchmarks/int8.md
   live big [--hone BINARY] [--tokens N] [CASE]...
@@ -118,6 +122,7 @@ fn main() -> ExitCode {
         ["bench", "plan", hone] => bench::plan::run(&workspace_root(), Some(Path::new(hone))),
         ["bench", "ops", names @ ..] => bench::ops::run(&workspace_root(), names),
         ["bench", "compress", args @ ..] => bench::compress::run(&workspace_root(), args),
+        ["bench", "adapters", args @ ..] => bench::adapters::run(&workspace_root(), args),
         ["bench", "int8"] => bench::int8::run(&workspace_root()),
         ["bench", "train", cases @ ..] => {
             bench::train::run(&workspace_root(), &bench::train::LLAMA, cases)

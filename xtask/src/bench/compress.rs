@@ -4,7 +4,7 @@
 //! Models, texts, runs and figures live in `target/compress`; each figure is kept there with a
 //! digest of what it was made from, so that a run that was ended goes on where it was.
 
-mod kept;
+pub(super) mod kept;
 mod llama;
 mod models;
 mod ours;
@@ -108,8 +108,24 @@ fn measure(bench: &Bench, programs: &Programs, ready: &Ready) -> Result<Value, S
     }))
 }
 
+/// The folder of a model in f32, made if it is missing: SmolLM2 off its grid but not fine-tuned,
+/// the model that is pre-trained, or stories260k.
+pub(super) fn base_of(root: &Path, hone: &Path, name: &str) -> Result<PathBuf, String> {
+    if name == "stories" {
+        return Ok(root.join("../shared/models/stories260k"));
+    }
+    let bench = &Bench::new(Place::new(root, "compress", Some(hone))?)?;
+    match name {
+        "second" => {
+            models::texts(bench)?;
+            models::second(bench)
+        }
+        _ => models::folded(bench),
+    }
+}
+
 /// What a command says, both of its outputs after one another; an error if it fails.
-fn said(command: &mut Command) -> Result<String, String> {
+pub(super) fn said(command: &mut Command) -> Result<String, String> {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text).into_owned();
@@ -124,12 +140,12 @@ fn said(command: &mut Command) -> Result<String, String> {
 }
 
 /// Removes a file, and the model card beside it, that an ended run may have left.
-fn remove(file: &Path) {
+pub(super) fn remove(file: &Path) {
     let _ = fs::remove_file(file);
     let _ = fs::remove_file(file.with_extension("md"));
 }
 
-fn size(file: &Path) -> Result<u64, String> {
+pub(super) fn size(file: &Path) -> Result<u64, String> {
     let about = fs::metadata(file).map_err(|error| format!("{}: {error}", file.display()))?;
     Ok(about.len())
 }

@@ -1,5 +1,6 @@
 //! Benchmarks: `cargo xtask bench NAME`. Each writes a page under `docs/benchmarks`.
 
+pub mod adapters;
 pub mod compress;
 pub mod int8;
 pub mod model;

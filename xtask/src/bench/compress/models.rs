@@ -133,7 +133,7 @@ pub fn prepare(bench: &Bench, model: &'static Model) -> Result<Ready, String> {
 /// The script of texts and of the second model's beginning.
 const TEXTS: &str = "compress_texts.py";
 
-fn texts(bench: &Bench) -> Result<(), String> {
+pub fn texts(bench: &Bench) -> Result<(), String> {
     let data = bench.place.root.join("../shared/data");
     if bench.path("other.txt").is_file() {
         return Ok(());
@@ -144,7 +144,7 @@ fn texts(bench: &Bench) -> Result<(), String> {
     bench.script(TEXTS, &["texts", &data.to_string_lossy(), "."])
 }
 
-fn second(bench: &Bench) -> Result<PathBuf, String> {
+pub fn second(bench: &Bench) -> Result<PathBuf, String> {
     if !bench.path("second-init/model.safetensors").is_file() {
         bench.script(TEXTS, &["second", "."])?;
     }
@@ -152,6 +152,12 @@ fn second(bench: &Bench) -> Result<PathBuf, String> {
 }
 
 fn smollm2(bench: &Bench) -> Result<PathBuf, String> {
+    folded(bench)?;
+    train(bench, "smollm2")
+}
+
+/// SmolLM2 off the grid of the file that it comes from.
+pub fn folded(bench: &Bench) -> Result<PathBuf, String> {
     let folded = bench.path("smollm2-folded");
     if !folded.join("model.safetensors").is_file() {
         let source = crate::models::SMOLLM2.path(&bench.place.root);
@@ -165,7 +171,7 @@ fn smollm2(bench: &Bench) -> Result<PathBuf, String> {
         said(&mut export)?;
         bench.script("off_grid.py", &["smollm2-hf", "smollm2-folded"])?;
     }
-    train(bench, "smollm2")
+    Ok(folded)
 }
 
 /// Runs `bench/compress_NAME.toml`, or goes on with it.
