@@ -59,8 +59,8 @@ Commands:
          what int8 does to the loss after fine-tuning; writes docs/benchmarks/int8.md
   live big [--hone BINARY] [--tokens N] [CASE]...
          writes a model of 3 billion random weights (6.4 GB), and compresses it: the most memory
-         that each case takes, beside the bound, and time. CASE: export, plain, calibrated, feedback;
-         --tokens: of text (4096); BINARY: other than the release build
+         that each case takes, beside the bound, and time. CASE: export, plain, calibrated,
+         feedback; --tokens: of text (4096); BINARY: other than the release build
   live eval [--limit N] [--tasks NAME,...] [--speed-limit N]
          tasks on SmolLM2 by Hone and by lm-evaluation-harness, from a release build: the same
          log-likelihoods, predictions and values, and items per second in bf16

@@ -21,7 +21,7 @@ pub struct Rows<'a> {
 }
 
 /// How far a model's predictions are from a reference's. Intervals, standard errors and the test of
-/// flips take the tokens of a row as one observation; of fewer than ten rows there are no intervals.
+/// flips take the tokens of a row as one observation; fewer than ten rows have no intervals.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Against {
     /// KL divergence of the model from the reference, in nats per target.

@@ -251,8 +251,8 @@ impl Comparison {
         bases.iter().map(of_base).collect()
     }
 
-    /// The table of models that were compared with a base on a text, of that, and of those that were
-    /// compared with none, from the largest to the smallest.
+    /// The table of models that were compared with a base on a text, of that, and of those that
+    /// were compared with none, from the largest to the smallest.
     fn evaluated(&self, text: &Text, rows: &[&Measured], base: Option<usize>) -> String {
         let measured = |model: usize| rows.iter().find(|row| row.model == model).copied();
         let loss = |model: usize| text.losses.iter().find(|(of, _)| *of == model);

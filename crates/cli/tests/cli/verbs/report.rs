@@ -87,7 +87,10 @@ fn models_are_shown_beside_each_other() {
 #[test]
 fn a_model_has_a_row_for_each_base() {
     let scene = Scene::new();
-    let named = |name: &str, bytes: f64| serde_json::json!({ "name": name, "bytes": bytes, "bits_per_weight": bytes / 1e5 });
+    let named = |name: &str, bytes: f64| {
+        let bits = bytes / 1e5;
+        serde_json::json!({ "name": name, "bytes": bytes, "bits_per_weight": bits })
+    };
     let share = serde_json::json!({ "value": 0.5, "stderr": null, "interval": null });
     for (file, base, kl) in [("a.json", "large", 0.25), ("b.json", "small", 0.0625)] {
         let object = serde_json::json!({
