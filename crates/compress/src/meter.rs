@@ -67,7 +67,6 @@ impl<'a> Meter<'a> {
             }
             num_tokens += batch.tokens.len();
         }
-        [self.intended, model].into_iter().for_each(Model::release_tables);
         let tokens = num_tokens.max(1) as f64;
         Ok(Measured { kl: kl / tokens, same_top: same as f64 / tokens, num_tokens })
     }
@@ -89,7 +88,10 @@ pub(crate) fn compared(
     [(intended, rows), (model, others)]: [(&Model, &[f32]); 2],
 ) -> Result<Vec<Divergence>, DeviceError> {
     let p = logits(device, intended, rows)?;
+    // Not both heads at once.
+    intended.release_tables();
     let q = logits(device, model, others)?;
+    model.release_tables();
     let width = p.len() * intended.decoder.config.hidden_size / rows.len();
     Ok(divergences(host(), &p, &q, width))
 }
