@@ -10,9 +10,6 @@ use hone_model::{Model, Pass, divergences};
 use hone_tensor::{Compute, DeviceError};
 use serde::{Deserialize, Serialize};
 
-/// Rows of text from which an interval says something.
-const MIN_ROWS: usize = 8;
-
 /// What was measured of both ways, on the same tokens.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(in super::super) struct Ways {
@@ -58,7 +55,6 @@ impl Ways {
         }
         let [loss, loss_merged] = losses.map(|group| mean(&[group]).value);
         let Estimate { value: difference, interval, .. } = mean(&differences);
-        let interval = interval.filter(|_| differences.len() >= MIN_ROWS);
         Ok(Some(Self { loss, loss_merged, difference, interval }))
     }
 

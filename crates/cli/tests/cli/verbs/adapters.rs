@@ -112,7 +112,7 @@ fn an_adapter_says_what_it_was_trained_on() {
 fn both_ways_to_ship_are_measured() {
     let Some(model) = stories() else { return };
     let (scene, model) = (Scene::new(), model.to_string_lossy().into_owned());
-    write_text(&scene, 60_000);
+    write_text(&scene, 150_000);
     let four_bits = ["--type", "q4_0", "--fallback", "llama.cpp"];
     let base = ["compress", &model, "--out", "base.gguf"];
     succeeds(&mut scene.hone(&[&base[..], &four_bits].concat()));
