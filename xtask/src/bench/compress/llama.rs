@@ -204,7 +204,7 @@ impl Programs {
             let mut perplexity = self.perplexity(file);
             perplexity.args(["--kl-divergence", "--kl-divergence-base"]).arg(logits);
             // It now and then ends before its last lines are out, which a thread of its own writes.
-            (0..2).fold(divergence(&said(&mut perplexity)?), |found, _| match found {
+            (0..9).fold(divergence(&said(&mut perplexity)?), |found, _| match found {
                 Ok(found) => Ok(found),
                 Err(_) => divergence(&said(&mut perplexity)?),
             })

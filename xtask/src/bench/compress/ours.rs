@@ -9,10 +9,7 @@ use std::path::Path;
 use std::time::Instant;
 
 /// Mixes with the types of llama.cpp's, with the effort `plain`: columns weighed by importance.
-pub const OUR_MIXES: [&str; 14] = [
-    "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_0", "q4_k_m", "q4_k_s", "q4_0", "iq4_nl", "iq4_xs",
-    "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
-];
+pub const OUR_MIXES: [&str; 5] = ["q8_0", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"];
 /// Those that differ where rows are no multiples of 256.
 pub const OUR_FEW_MIXES: [&str; 4] = ["q5_0", "q4_k_m", "q4_0", "iq4_nl"];
 const EFFORTS: [&str; 3] = ["plain", "default", "best"];
@@ -58,7 +55,7 @@ pub fn rows(
     }
     for &(bits, asked) in ready.model.limits {
         let Some(theirs) = best(theirs, ready.parameters, bits) else { continue };
-        let bytes = theirs["bytes"].to_string();
+        let bytes = format!("{}B", theirs["bytes"]);
         // The best effort takes longest: where something is asked.
         let efforts = EFFORTS.iter().filter(|effort| asked.is_some() || **effort != "best");
         for &effort in efforts {
@@ -71,7 +68,7 @@ pub fn rows(
         }
     }
     for theirs in theirs.iter().filter(|row| row["maker"] == "AutoRound") {
-        let bytes = theirs["bytes"].to_string();
+        let bytes = format!("{}B", theirs["bytes"]);
         let options = ["--target-size", &bytes, "--effort", ready.model.effort];
         let name = format!("chosen types, {}", ready.model.effort);
         let recipe = (&*name, (&options[..], true));
@@ -94,7 +91,7 @@ pub fn techniques(
         return Ok(Vec::new());
     };
     let effort = ready.model.effort;
-    let (most, bytes) = (theirs["bytes"].as_u64(), theirs["bytes"].to_string());
+    let (most, bytes) = (theirs["bytes"].as_u64(), format!("{}B", theirs["bytes"]));
     let fits = |row: &&Value| row["maker"] == "Hone" && row["bytes"].as_u64() <= most;
     let mixes = rows.iter().filter(|row| row["effort"].is_null()).filter(fits);
     let mix = mixes.min_by(|a, b| kl(a, "own").total_cmp(&kl(b, "own")));

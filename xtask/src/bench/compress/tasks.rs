@@ -20,7 +20,7 @@ pub fn measure(bench: &Bench, ready: &Ready) -> Result<Value, String> {
         let key = format!("{}/tasks-{ratio}", ready.model.name);
         let [gguf, calibration, own, other] = ready.files();
         let inputs = [gguf, calibration, own, other, &bench.place.hone];
-        let most = (2 * ready.parameters / ratio).to_string();
+        let most = format!("{}B", 2 * ready.parameters / ratio);
         let words = format!("{most} {} {}", ready.model.effort, ready.model.lambada);
         files.push(bench.kept.step(&key, (&inputs, &words), || {
             let file = ready.gguf.with_file_name("smaller.gguf");
