@@ -11,6 +11,7 @@ pub mod engine;
 mod error;
 pub mod evaluate;
 pub mod failpoint;
+pub mod file_lock;
 pub mod loading;
 pub mod loss_scale;
 pub mod machine;

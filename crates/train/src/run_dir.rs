@@ -18,6 +18,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 pub use claim::Claim;
+pub use inputs::model_files;
 use manifest::CONSTANT;
 pub use manifest::{Actual, Manifest, NUMERICS, Writer};
 

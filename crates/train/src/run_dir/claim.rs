@@ -5,16 +5,13 @@ use super::RunDir;
 use crate::code::Code;
 use crate::error::TrainError;
 use crate::failpoint;
+use crate::file_lock::{Asked, FileLock};
 use crate::planner::Plan;
 use crate::setup::Setup;
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-/// Locked by the process that trains, whose id is in it meanwhile. It is made before anything else
-/// and never replaced: a lock on a file that a rename may replace would be a lock on whichever file
-/// had the name before.
+/// Locked by the process that trains.
 pub(super) const LOCK: &str = ".lock";
 
 /// What a beginning writes, in the order in which to remove it; the lock goes last.
@@ -28,8 +25,8 @@ const ATTEMPTS: usize = 100;
 /// did not begin is removed again.
 pub struct Claim {
     dir: RunDir,
-    /// Held for its lock.
-    lock: File,
+    /// Held until then.
+    _lock: FileLock,
     /// The outermost directory that had to be made.
     made: Option<PathBuf>,
     /// Whether a run is here, which stays.
@@ -53,7 +50,7 @@ impl RunDir {
             if let Some(lock) = self.lock()? {
                 failpoint::hit("run_dir.locked");
                 let holds_run = self.holds_run();
-                let claim = Claim { dir: Self(self.0.clone()), lock, made, holds_run };
+                let claim = Claim { dir: Self(self.0.clone()), _lock: lock, made, holds_run };
                 if !(resume && holds_run) {
                     // Again, since until now another process may have begun and ended a run.
                     claim.dir.check_free()?;
@@ -61,7 +58,7 @@ impl RunDir {
                 return Ok(claim);
             }
         }
-        Err(self.is_taken())
+        Err(self.is_taken(None))
     }
 
     fn make(&self) -> Result<(), TrainError> {
@@ -77,35 +74,27 @@ impl RunDir {
 
     /// The locked file; `None` where another process has just removed it, with the directory or
     /// without, because its run could not begin.
-    fn lock(&self) -> Result<Option<File>, TrainError> {
+    fn lock(&self) -> Result<Option<FileLock>, TrainError> {
         let path = self.join(LOCK);
-        let opened = OpenOptions::new().create(true).append(true).open(&path);
-        let file = match opened {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        match FileLock::ask(&path) {
+            Ok(Asked::Locked(lock)) => Ok(Some(lock)),
+            Ok(Asked::Removed) => Ok(None),
+            Ok(Asked::Held(id)) => Err(self.is_taken(id)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error)
                 if matches!(
                     error.kind(),
                     ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
                 ) =>
             {
-                return Err(self.not_writable(&error));
+                Err(self.not_writable(&error))
             }
-            opened => opened.map_err(TrainError::io(&path))?,
-        };
-        match try_lock(&file) {
-            Ok(()) if is_at(&file, &path) => {
-                sign(&file);
-                Ok(Some(file))
-            }
-            Ok(()) => Ok(None),
-            Err(TryLockError::WouldBlock) => Err(self.is_taken()),
-            Err(TryLockError::Error(error)) => Err(TrainError::io(&path)(error)),
+            Err(error) => Err(TrainError::io(&path)(error)),
         }
     }
 
-    fn is_taken(&self) -> TrainError {
-        let id = std::fs::read_to_string(self.join(LOCK)).unwrap_or_default();
-        let id = id.trim().parse::<u32>().map_or(String::new(), |id| format!(" ({id})"));
+    fn is_taken(&self, id: Option<u32>) -> TrainError {
+        let id = id.map_or(String::new(), |id| format!(" ({id})"));
         TrainError::Usage(
             Code::RunDirBusy,
             format!(
@@ -115,27 +104,6 @@ impl RunDir {
             ),
         )
     }
-}
-
-/// Takes the lock, which a process that was killed holds until the system has taken its memory
-/// back.
-fn try_lock(file: &File) -> Result<(), TryLockError> {
-    const PATIENCE: Duration = Duration::from_millis(500);
-    let begun = Instant::now();
-    loop {
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) if begun.elapsed() < PATIENCE => {
-                std::thread::sleep(PATIENCE / 10);
-            }
-            locked => return locked,
-        }
-    }
-}
-
-/// Writes who holds the lock into its file. Best effort: it is for a message alone.
-fn sign(mut lock: &File) {
-    let _ = lock.set_len(0);
-    let _ = writeln!(lock, "{}", std::process::id());
 }
 
 impl Claim {
@@ -163,7 +131,6 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let _ = self.lock.set_len(0);
         if self.holds_run {
             return;
         }
@@ -184,19 +151,4 @@ impl Drop for Claim {
 /// Whether there is something of that name; the empty path is the current directory.
 fn is_there(path: &Path) -> bool {
     path.as_os_str().is_empty() || path.exists()
-}
-
-/// Whether `path` still names `file`.
-#[cfg(unix)]
-fn is_at(file: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-    let (file, there) = (file.metadata().map(identity), std::fs::metadata(path).map(identity));
-    file.is_ok_and(|file| there.is_ok_and(|there| file == there))
-}
-
-/// Elsewhere a file that is open cannot be removed.
-#[cfg(not(unix))]
-fn is_at(_: &File, _: &Path) -> bool {
-    true
 }

@@ -139,7 +139,10 @@ impl Identity {
 
 /// The weights that are loaded, and, unless a GGUF file says all, every small file in their
 /// directory: which of those matter is known to configuration, tokenizer and templates alone.
-fn model_files(dir: &Path) -> Result<Vec<PathBuf>, TrainError> {
+///
+/// # Errors
+/// If there are no weights.
+pub fn model_files(dir: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let small = |dir: &Path| -> BTreeSet<PathBuf> {
         let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
         let is_small = |path: &PathBuf| {
