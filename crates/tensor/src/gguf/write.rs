@@ -3,8 +3,8 @@
 use crate::Storage;
 use hone_kernels::format::ShapeError;
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{self, Seek, SeekFrom, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 /// Bytes that the data of tensors are aligned to, as files have it that do not say otherwise.
@@ -258,6 +258,23 @@ impl GgufWriter {
         file.write_all(&plan.header)?;
         file.set_len(plan.num_bytes)?;
         Ok(Self { file, plan })
+    }
+
+    /// Opens a file that was created with this plan, to write what it lacks; `None` if there is no
+    /// such file.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn reopen(path: &Path, plan: &GgufPlan) -> io::Result<Option<Self>> {
+        let mut file = match OpenOptions::new().read(true).write(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        let mut header = vec![0; plan.header.len()];
+        let is_same = file.metadata()?.len() == plan.num_bytes
+            && file.read_exact(&mut header).is_ok()
+            && header == plan.header;
+        Ok(is_same.then(|| Self { file, plan: plan.clone() }))
     }
 
     /// The file's plan.

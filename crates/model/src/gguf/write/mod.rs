@@ -366,11 +366,32 @@ impl<'a> GgufForm<'a> {
     pub fn write(
         &self,
         device: &Device,
-        (storages, importance): (&[Storage], Importance<'_>),
+        types: (&[Storage], Importance<'_>),
         path: &Path,
     ) -> Result<(), GgufExportError> {
+        self.write_from(device, types, (path, 0), &mut |_| ())
+    }
+
+    /// As [`Self::write`], after so many tensors that another process has written into this very
+    /// file; one that has another header or length is written anew. `done` is told how many
+    /// tensors there are after each one.
+    ///
+    /// # Errors
+    /// As those of [`Self::write`].
+    pub fn write_from(
+        &self,
+        device: &Device,
+        (storages, importance): (&[Storage], Importance<'_>),
+        (path, first): (&Path, usize),
+        done: &mut dyn FnMut(usize),
+    ) -> Result<(), GgufExportError> {
         let io = |source| GgufExportError::Io { path: path.to_owned(), source };
-        let mut writer = GgufWriter::create(path, self.plan(storages)?).map_err(io)?;
+        let plan = self.plan(storages)?;
+        let begun = if first > 0 { GgufWriter::reopen(path, &plan).map_err(io)? } else { None };
+        let (mut writer, first) = match begun {
+            Some(writer) => (writer, first),
+            None => (GgufWriter::create(path, plan).map_err(io)?, 0),
+        };
         for (i, tensor) in self.tensors.iter().enumerate() {
             if let Content::Factors(factors) = &tensor.content {
                 let bytes: Vec<u8> = factors.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -378,10 +399,9 @@ impl<'a> GgufForm<'a> {
             }
         }
         self.check_header(path)?;
-        for (i, tensor) in self.tensors.iter().enumerate() {
-            let Content::Weights(roles) = &tensor.content else { continue };
+        for (i, tensor) in self.tensors.iter().enumerate().skip(first) {
             let (storage, mut at) = (writer.plan().tensors()[i].storage, 0);
-            for (part, &role) in roles.iter().enumerate() {
+            for (part, &role) in tensor.roles().iter().enumerate() {
                 let known = if tensor.is_matrix() { importance(i, part) } else { &[] };
                 let role = (role, self.architecture);
                 weights::stored(self.model, device, role, (storage, known), &mut |rows| {
@@ -391,6 +411,7 @@ impl<'a> GgufForm<'a> {
                     Ok(())
                 })?;
             }
+            done(i + 1);
         }
         writer.sync().map_err(io)
     }
