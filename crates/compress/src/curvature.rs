@@ -66,15 +66,20 @@ pub(crate) struct Group {
 /// The curvature of matrices of which gradients were seen.
 pub(crate) struct Curvature<'a> {
     places: &'a Places,
+    /// Whether it is wanted of a matrix; those that read the same input with it count along.
+    is_wanted: &'a dyn Fn((usize, usize)) -> bool,
     known: RefCell<HashMap<*const Projection, usize>>,
     found: RefCell<Vec<Group>>,
     failure: RefCell<Option<DeviceError>>,
 }
 
 impl<'a> Curvature<'a> {
-    pub(crate) fn new(places: &'a Places) -> Self {
+    pub(crate) fn new(
+        places: &'a Places,
+        is_wanted: &'a dyn Fn((usize, usize)) -> bool,
+    ) -> Self {
         let (known, found, failure) = Default::default();
-        Self { places, known, found, failure }
+        Self { places, is_wanted, known, found, failure }
     }
 
     /// What was seen since the last time.
@@ -116,6 +121,10 @@ impl Observer for Curvature<'_> {
         let groups = &mut *self.found.borrow_mut();
         for (projections, rows) in readers.iter().filter(|(_, rows)| !rows.is_empty()) {
             let Some(first) = projections.first() else { continue };
+            let mut places = projections.iter().filter_map(|of| self.places.get(of));
+            if !places.any(self.is_wanted) {
+                continue;
+            }
             let at =
                 *self.known.borrow_mut().entry(std::ptr::from_ref(first)).or_insert_with(|| {
                     groups.push(Group::default());

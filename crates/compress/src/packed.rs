@@ -10,9 +10,25 @@ use crate::tune::coding_of;
 use crate::window::Window;
 use hone_model::{GgufForm, Model, Pass, Role};
 use hone_tensor::{Category, Coding, DType, DeviceError, Storage, Tensor, WeightFormat};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+/// The bytes of matrices that another process had done, by tensor of the form and part of it.
+pub type Kept<'k> = &'k dyn Fn(usize, usize) -> Option<&'k [u8]>;
+
+/// What [`fed_back`] has done.
+pub enum Done<'a> {
+    /// All windows went through a block.
+    Forward,
+    /// Their gradients went back through one.
+    Back,
+    /// The matrix that is this part of a tensor of the form is as it stays.
+    Matrix((usize, usize), &'a Tensor),
+}
 
 /// The model of `pass` with its adapters merged and matrices in these types, one for each tensor of
-/// the form; what stays in floats is in those that the file will have.
+/// the form; what stays in floats is in those that the file will have. Matrices that are kept are
+/// taken from there.
 ///
 /// # Errors
 /// If the device failed.
@@ -20,21 +36,33 @@ pub fn packed(
     pass: Pass<'_>,
     form: &GgufForm<'_>,
     (storages, columns): (&[Storage], &Columns),
+    kept: Kept<'_>,
 ) -> Result<Model, DeviceError> {
     let mut matrices = Vec::new();
     let tensors = form.tensors().iter().zip(storages).enumerate();
     for (i, (tensor, &storage)) in tensors.filter(|(_, (tensor, _))| tensor.is_matrix()) {
         for (part, role) in tensor.roles().iter().enumerate() {
-            let matrix = form.matrix(pass.device, *role, (storage, columns.of(i, part)))?;
+            let kept = kept(i, part).and_then(|bytes| taken(pass.model, *role, storage, bytes));
+            let matrix = match kept {
+                Some(matrix) => matrix,
+                None => form.matrix(pass.device, *role, (storage, columns.of(i, part)))?,
+            };
             matrices.push((*role, pass.device.upload(Category::Weights, &matrix)?));
         }
     }
     Ok(pass.model.with_weights(matrices))
 }
 
+/// The matrix that has these bytes, if it can.
+fn taken(model: &Model, role: Role, storage: Storage, bytes: &[u8]) -> Option<Tensor> {
+    let shape = model.weight(role)?.shape();
+    let has_len = storage.checked_num_bytes(shape) == Ok(bytes.len());
+    has_len.then(|| Tensor::from_bytes(bytes, storage, shape))
+}
+
 /// What [`packed`] gives, with matrices rounded by error feedback where their type and what is
-/// known of their curvature allow it. That is known of one block at a time, the last one first.
-/// `done` is told of each block, forward and back.
+/// known of their curvature allow it, but for those that are kept. It is known of one block at a
+/// time, the last one first.
 ///
 /// # Errors
 /// If the device failed, or there is no place for what blocks read.
@@ -43,33 +71,63 @@ pub fn fed_back(
     form: &GgufForm<'_>,
     packed: &Model,
     (windows, room): (&[Window], Room<'_>),
-    done: &mut dyn FnMut(),
+    kept: Kept<'_>,
+    done: &mut dyn FnMut(Done<'_>),
 ) -> Result<Model, BackError> {
-    let places = Places::of(pass, form);
-    let curvature = Curvature::new(&places);
-    let mut matrices = Vec::new();
+    let mut left = BTreeMap::new();
+    for (i, tensor) in form.tensors().iter().enumerate().filter(|(_, of)| of.is_matrix()) {
+        for (part, &role) in tensor.roles().iter().enumerate() {
+            if let (Some(coding), None) = (coding_in(packed, role), kept(i, part)) {
+                left.insert((i, part), (role, coding));
+            }
+        }
+    }
+    if left.is_empty() {
+        return Ok(packed.with_weights([]));
+    }
+    let head = head_of(form).map(|head| (head, 0));
+    let of_head = head.and_then(|head| left.remove(&head));
+    let (left, done, mut matrices) = (RefCell::new(left), RefCell::new(done), Vec::new());
+    let (places, is_left) = (Places::of(pass, form), |place| left.borrow().contains_key(&place));
+    let curvature = Curvature::new(&places, &is_left);
     let mut after_block = || -> Result<(), DeviceError> {
+        (done.borrow_mut())(Done::Back);
         for Group { inputs, outputs } in curvature.take()? {
             let inputs = inputs.factor();
-            for ((tensor, part), moment) in outputs {
-                let role = form.tensors()[tensor].roles()[part];
-                let Some((format, coding)) = coding_in(packed, role) else { continue };
+            for (place, moment) in outputs {
+                let of_place = left.borrow_mut().remove(&place);
+                let Some((role, (format, coding))) = of_place else { continue };
                 let weights = form.matrix(pass.device, role, (DType::F32.into(), &[]))?;
                 let outputs = moment.factor();
                 let matrix = rounded(&weights, format, coding, (&inputs, Some(&outputs)));
+                (done.borrow_mut())(Done::Matrix(place, &matrix));
                 matrices.push((role, pass.device.upload(Category::Weights, &matrix)?));
             }
         }
         Ok(())
     };
-    let lookers = Lookers { observer: &curvature, after_block: &mut after_block, done };
+    let mut forward = pass.model.decoder.config.num_hidden_layers();
+    let mut of_block = || {
+        if forward > 0 {
+            forward -= 1;
+            (done.borrow_mut())(Done::Forward);
+        }
+    };
+    let (after_block, done_block) = (&mut after_block, &mut of_block);
+    let lookers = Lookers { observer: &curvature, after_block, done: done_block };
     let back = run_back(pass, windows, lookers, room.folder)?;
-    let role = head_of(form).map(|head| form.tensors()[head].roles()[0]);
-    let of_head = role.and_then(|role| Some((role, coding_in(packed, role)?)));
-    if let Some((role, coding)) = of_head {
+    let done = done.into_inner();
+    if let (Some(head), Some((role, coding))) = (head, of_head) {
         let inputs = Moment::of_head(&back.hidden, pass.model.decoder.config.hidden_size).factor();
         let matrix = table(pass, form, (role, coding), &inputs)?;
+        done(Done::Matrix(head, &matrix));
         matrices.push((role, pass.device.upload(Category::Weights, &matrix)?));
+    }
+    // Those of which nothing is known stay.
+    for (place, (role, _)) in left.into_inner() {
+        if let Some(matrix) = packed.weight(role) {
+            done(Done::Matrix(place, matrix));
+        }
     }
     Ok(packed.with_weights(matrices))
 }

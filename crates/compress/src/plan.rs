@@ -13,6 +13,7 @@ pub use search::Goal;
 use crate::allocate::{Price, allocate};
 use crate::back::{BackError, Room};
 use crate::imatrix::Columns;
+use crate::ledger::Ledger;
 use crate::sensitivity::Sensitivity;
 use hone_model::{GgufExportError, GgufForm, Model, Pass, Role};
 use hone_tensor::{DType, DeviceError, FORMATS, Storage, Tensor};
@@ -105,17 +106,20 @@ pub enum PlanError {
 }
 
 impl<'a> Planner<'a> {
-    /// Packs every matrix in every type that it can have. `done` is told of each tensor.
+    /// Packs every matrix in every type that it can have, where the ledger does not know what that
+    /// costs. `measure` is asked for the sensitivity that it takes to know. `done` is told of each
+    /// tensor.
     ///
     /// # Errors
     /// If the device failed, or a cost is not finite.
     pub fn new(
-        sensitivity: &Sensitivity<'a>,
-        form: &'a GgufForm<'a>,
+        (pass, form): (Pass<'a>, &'a GgufForm<'a>),
         (columns, room): (&'a Columns, Room<'_>),
+        measure: &mut dyn FnMut() -> Result<Sensitivity<'a>, BackError>,
+        ledger: &mut Ledger<'_>,
         done: &mut dyn FnMut(),
     ) -> Result<Self, PlanError> {
-        let pass = sensitivity.pass();
+        let mut sensitivity = None;
         let (groups, names) = groups(form);
         let mut planner = Self {
             pass,
@@ -133,21 +137,36 @@ impl<'a> Planner<'a> {
             for storage in planner.types(i) {
                 let bytes = storage.num_bytes(&tensor.shape) as u64;
                 let bytes = bytes.next_multiple_of(ALIGNMENT);
-                let mut kl = 0.0;
-                for (part, role) in tensor.roles().iter().enumerate() {
-                    let own = form.matrix(pass.device, *role, (DType::F32.into(), &[]))?;
-                    let packed = &planner.packed(i, storage)?[part];
-                    kl += sensitivity.cost((i, part), [&own, packed])?;
+                if ledger.is_unknown() && sensitivity.is_none() {
+                    sensitivity = Some(measure()?);
                 }
-                if !kl.is_finite() {
-                    return Err(PlanError::NotFinite);
-                }
+                let kl = ledger.next(|| match &sensitivity {
+                    Some(sensitivity) => planner.cost(sensitivity, i, storage),
+                    None => unreachable!("it was measured"),
+                })?;
                 candidates.push(Candidate { storage, bytes, kl });
             }
             planner.candidates.push(candidates);
             done();
         }
         Ok(planner)
+    }
+
+    /// What a tensor in a type costs, in nats per token.
+    fn cost(
+        &self,
+        sensitivity: &Sensitivity<'_>,
+        tensor: usize,
+        storage: Storage,
+    ) -> Result<f64, PlanError> {
+        let packed = self.packed(tensor, storage)?;
+        let roles = self.form.tensors()[tensor].roles();
+        let mut kl = 0.0;
+        for (part, (role, packed)) in roles.iter().zip(&packed).enumerate() {
+            let own = self.form.matrix(self.pass.device, *role, (DType::F32.into(), &[]))?;
+            kl += sensitivity.cost((tensor, part), [&own, packed])?;
+        }
+        if kl.is_finite() { Ok(kl) } else { Err(PlanError::NotFinite) }
     }
 
     /// The types that a tensor may have: those that its rows can take, and a float.

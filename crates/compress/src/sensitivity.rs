@@ -157,11 +157,6 @@ impl<'a> Sensitivity<'a> {
         Ok(sensitivity)
     }
 
-    /// The model, and how it was run.
-    pub(crate) fn pass(&self) -> Pass<'a> {
-        self.pass
-    }
-
     /// Keeps some of what the head's products take of a window.
     fn keep(&mut self, window: &Window, hidden: &[f32]) {
         let width = self.pass.model.decoder.config.hidden_size;

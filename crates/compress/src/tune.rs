@@ -17,6 +17,7 @@ use hone_tensor::{
     Category, Coded, Coding, DType, Device, DeviceError, Gradients, ParamId, Projection, Storage,
     Tape, Tensor, ops,
 };
+use std::collections::HashMap;
 
 /// How long weights are trained, and on how much.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +26,30 @@ pub struct Schedule {
     pub steps: usize,
     /// Tokens of an update, at least one window.
     pub tokens_per_step: usize,
+}
+
+/// Numbers that another process had learned, by the names that [`Snapshot::numbers`] gives them.
+pub struct Begun {
+    /// Updates that they had.
+    pub step: usize,
+    /// In f32.
+    pub numbers: HashMap<String, Tensor>,
+}
+
+/// Where learning is after an update.
+pub struct Snapshot<'a> {
+    student: &'a Student<'a>,
+    /// Updates so far.
+    pub step: usize,
+    /// Divergence before the last one, in nats per token.
+    pub kl: f64,
+}
+
+impl Snapshot<'_> {
+    /// All that the updates to come depend on, in f32.
+    pub fn numbers(&self) -> Vec<(String, &Tensor)> {
+        self.student.learned().flat_map(|(name, of)| of.numbers(&name)).collect()
+    }
 }
 
 /// How far latents move in an update, in distances of levels, at the start; it falls to nothing
@@ -59,6 +84,21 @@ impl Learned {
     fn new(value: Tensor) -> Result<Self, DeviceError> {
         let zeros = || Tensor::try_zeros(DType::F32, value.shape());
         Ok(Self { m: zeros()?, v: zeros()?, value })
+    }
+
+    fn numbers(&self, name: &str) -> [(String, &Tensor); 3] {
+        let Self { value, m, v } = self;
+        [("value", value), ("m", m), ("v", v)].map(|(of, x)| (format!("{name}.{of}"), x))
+    }
+
+    /// Takes these numbers over; whether they were all there.
+    fn take(&mut self, name: &str, from: &HashMap<String, Tensor>) -> bool {
+        let Self { value, m, v } = self;
+        [("value", value), ("m", m), ("v", v)].into_iter().all(|(of, x)| {
+            let kept = from.get(&format!("{name}.{of}"));
+            let kept = kept.filter(|kept| kept.storage() == DType::F32 && kept.len() == x.len());
+            kept.map(|kept| x.f32_mut().copy_from_slice(kept.f32())).is_some()
+        })
     }
 
     fn update(&mut self, device: &Device, update: &Update, gradient: &Tensor) {
@@ -190,6 +230,28 @@ impl<'a> Student<'a> {
         Ok(Self { pass, model, matrices, gains })
     }
 
+    /// All that is learned, by names.
+    fn learned(&self) -> impl Iterator<Item = (String, &Learned)> {
+        let of_matrix = |(i, matrix): (usize, &'_ Rounded)| {
+            let Rounded { latents, factors, .. } = matrix;
+            [(format!("{i}.latents"), latents), (format!("{i}.factors"), factors)]
+        };
+        let gains = self.gains.iter().enumerate();
+        let gains = gains.map(|(i, (.., gain))| (format!("{i}.gains"), gain));
+        self.matrices.iter().enumerate().flat_map(of_matrix).chain(gains)
+    }
+
+    /// Goes on from what another process had learned; whether that was whole.
+    fn take(&mut self, from: &HashMap<String, Tensor>) -> bool {
+        let matrices = self.matrices.iter_mut().enumerate().all(|(i, matrix)| {
+            let Rounded { latents, factors, .. } = matrix;
+            latents.take(&format!("{i}.latents"), from)
+                && factors.take(&format!("{i}.factors"), from)
+        });
+        let mut gains = self.gains.iter_mut().enumerate();
+        matrices && gains.all(|(i, (.., gain))| gain.take(&format!("{i}.gains"), from))
+    }
+
     /// Rounds what was learned so far.
     fn round(&mut self) {
         for matrix in &mut self.matrices {
@@ -279,8 +341,8 @@ fn recompute(model: &Model, batch: &Batch) -> Recompute {
 const MAX_ACTIVATIONS: usize = 2 << 30;
 
 /// Trains what `packed` rounds, a model of the same weights as that of `pass` in packed types, and
-/// returns what it has then, in the same types. `done` is told of each update, and the divergence
-/// before it.
+/// returns what it has then, in the same types. `begun` is what another process had learned of the
+/// same. `done` is told of each update.
 ///
 /// # Errors
 /// If the device failed.
@@ -288,25 +350,41 @@ pub fn tune(
     pass: Pass<'_>,
     form: &GgufForm<'_>,
     packed: &Model,
-    windows: &[Window],
-    schedule: Schedule,
-    done: &mut dyn FnMut(f64),
+    (windows, schedule): (&[Window], Schedule),
+    begun: Option<Begun>,
+    done: &mut dyn FnMut(Snapshot<'_>),
 ) -> Result<Model, DeviceError> {
     let mut student = Student::new(pass, form, packed)?;
-    let hidden = intended(pass, windows)?;
+    let mut first = 0;
+    if let Some(begun) = begun {
+        match student.take(&begun.numbers) {
+            true => first = begun.step,
+            false => student = Student::new(pass, form, packed)?,
+        }
+    }
     let longest = windows.iter().map(Window::num_tokens).max().unwrap_or(1).max(1);
     let per_step = (schedule.tokens_per_step / longest).max(1);
-    for step in 0..schedule.steps {
+    // Hidden states of the intended model, of windows that are learned from again.
+    let mut known = HashMap::new();
+    for step in first..schedule.steps {
         student.round();
-        let chosen = (step * per_step..(step + 1) * per_step).map(|i| i % windows.len());
-        let num_tokens: usize = chosen.clone().map(|i| windows[i].num_tokens()).sum();
+        let chosen = step * per_step..(step + 1) * per_step;
+        let of = |i: usize| &windows[i % windows.len()];
+        let num_tokens: usize = chosen.clone().map(|i| of(i).num_tokens()).sum();
         let mut gradients = Gradients::zeros(pass.device, &student.model.params)?;
         let mut sum = 0.0;
         for i in chosen {
-            let batch = windows[i].batch(&pass.model.decoder.config);
-            let of = (&hidden[i][..], 1.0 / num_tokens as f32);
-            let run = || student.add_gradients(&batch, of, &mut gradients);
+            let batch = of(i).batch(&pass.model.decoder.config);
+            let hidden = match known.remove(&(i % windows.len())) {
+                Some(hidden) => hidden,
+                None => hidden_states(pass, std::slice::from_ref(&batch))?.remove(0),
+            };
+            let with = (&hidden[..], 1.0 / num_tokens as f32);
+            let run = || student.add_gradients(&batch, with, &mut gradients);
             sum += pass.device.reusing_memory(run)?;
+            if i + windows.len() < schedule.steps * per_step {
+                known.insert(i % windows.len(), hidden);
+            }
         }
         let progress = step as f64 / schedule.steps as f64;
         let update = Update {
@@ -320,14 +398,7 @@ pub fn tune(
             gradient_scale: 1.0,
         };
         student.update(&update, &mut gradients);
-        done(sum / num_tokens as f64);
+        done(Snapshot { student: &student, step: step + 1, kl: sum / num_tokens as f64 });
     }
     student.finish(packed)
-}
-
-/// The intended model's hidden states of each window.
-fn intended(pass: Pass<'_>, windows: &[Window]) -> Result<Vec<Vec<f32>>, DeviceError> {
-    let config = &pass.model.decoder.config;
-    let batches: Vec<Batch> = windows.iter().map(|window| window.batch(config)).collect();
-    hidden_states(pass, &batches)
 }

@@ -1,7 +1,8 @@
 //! From predicted divergences to measured ones: factors of groups, and bounds.
 
 use super::{Allocation, PlanError, Planner};
-use crate::meter::{Measured, Meter};
+use crate::ledger::Ledger;
+use crate::meter::Meter;
 use hone_model::GgufExportError;
 use hone_tensor::{DType, Storage};
 
@@ -23,6 +24,15 @@ const MEASUREMENTS: usize = 60;
 /// Halvings of the range of sizes.
 const HALVINGS: usize = 12;
 
+/// What says how far a choice is from the model.
+struct Judge<'j, 'l> {
+    meter: &'j Meter<'j>,
+    /// What was measured.
+    ledger: &'j mut Ledger<'l>,
+    /// Told of each measurement.
+    done: &'j mut dyn FnMut(),
+}
+
 /// What a file with tensors in given types has besides them.
 fn overhead(planner: &Planner<'_>, chosen: &[Option<usize>]) -> Result<u64, GgufExportError> {
     let storages = planner.allocation(chosen).storages;
@@ -30,8 +40,8 @@ fn overhead(planner: &Planner<'_>, chosen: &[Option<usize>]) -> Result<u64, Gguf
 }
 
 impl Planner<'_> {
-    /// Types that reach the goal, and what `meter` then says of them. `done` is told of each
-    /// measurement.
+    /// Types that reach the goal by what `meter` says, where the ledger does not know it. `done` is
+    /// told of each measurement.
     ///
     /// # Errors
     /// If no types reach it, or the device failed.
@@ -39,8 +49,10 @@ impl Planner<'_> {
         &mut self,
         goal: Goal,
         meter: &Meter<'_>,
+        ledger: &mut Ledger<'_>,
         done: &mut dyn FnMut(),
     ) -> Result<Allocation, PlanError> {
+        let mut judge = Judge { meter, ledger, done };
         let least = self.least();
         let smallest = self.choose(least).expect("the smallest of each");
         let overhead = overhead(self, &smallest)?;
@@ -52,14 +64,14 @@ impl Planner<'_> {
                 Err(PlanError::TooSmall { asked, least, bits })
             }
             Goal::Bytes(asked) => {
-                self.correct(asked - overhead, meter, done)?;
-                let best = self.search(asked - overhead, meter, done)?;
+                self.correct(asked - overhead, &mut judge)?;
+                let best = self.search(asked - overhead, &mut judge)?;
                 Ok(self.allocation(&best))
             }
             Goal::Kl(asked) => {
                 // Where most is asked of the choice.
-                self.correct((least + self.most()) / 2, meter, done)?;
-                let best = self.smallest(asked, meter, done)?;
+                self.correct((least + self.most()) / 2, &mut judge)?;
+                let best = self.smallest(asked, &mut judge)?;
                 Ok(self.allocation(&best))
             }
         }
@@ -68,15 +80,14 @@ impl Planner<'_> {
     fn measure(
         &self,
         chosen: &[Option<usize>],
-        meter: &Meter<'_>,
-        done: &mut dyn FnMut(),
-    ) -> Result<Measured, PlanError> {
-        let measured = meter.measure(&self.model(chosen)?)?;
-        done();
-        match measured.kl.is_finite() {
-            true => Ok(measured),
-            false => Err(PlanError::NotFinite),
-        }
+        judge: &mut Judge<'_, '_>,
+    ) -> Result<f64, PlanError> {
+        let kl = judge.ledger.next(|| {
+            let kl = judge.meter.measure(&self.model(chosen)?)?.kl;
+            if kl.is_finite() { Ok(kl) } else { Err(PlanError::NotFinite) }
+        })?;
+        (judge.done)();
+        Ok(kl)
     }
 
     /// Sets the factors of kinds to how far measured divergences are above predicted ones, with
@@ -84,8 +95,7 @@ impl Planner<'_> {
     fn correct(
         &mut self,
         budget: u64,
-        meter: &Meter<'_>,
-        done: &mut dyn FnMut(),
+        judge: &mut Judge<'_, '_>,
     ) -> Result<(), PlanError> {
         let Some(chosen) = self.choose(budget) else { return Ok(()) };
         let mut ratios = vec![None; self.factors.len()];
@@ -102,7 +112,7 @@ impl Planner<'_> {
             if predicted <= 0.0 || self.is_no_block(group) {
                 continue;
             }
-            let measured = self.measure(&alone, meter, done)?.kl;
+            let measured = self.measure(&alone, judge)?;
             *ratio = Some((measured / predicted).clamp(1.0 / MOST, MOST));
             if of_blocks[group] {
                 sums = [sums[0] + measured, sums[1] + predicted];
@@ -125,12 +135,11 @@ impl Planner<'_> {
     fn search(
         &mut self,
         budget: u64,
-        meter: &Meter<'_>,
-        done: &mut dyn FnMut(),
+        judge: &mut Judge<'_, '_>,
     ) -> Result<Vec<Option<usize>>, PlanError> {
         let mut best = self.choose(budget).expect("the budget is at least the least");
         let mut tried = vec![best.clone()];
-        let mut least = self.measure(&best, meter, done)?.kl;
+        let mut least = self.measure(&best, judge)?;
         for by in MOVES {
             for group in 0..self.factors.len() {
                 if tried.len() >= MEASUREMENTS || self.is_no_block(group) {
@@ -144,7 +153,7 @@ impl Planner<'_> {
                     continue;
                 }
                 tried.push(chosen.clone());
-                let found = self.measure(&chosen, meter, done)?.kl;
+                let found = self.measure(&chosen, judge)?;
                 match found < least {
                     true => (best, least) = (chosen, found),
                     false => self.factors[group] = before,
@@ -158,19 +167,18 @@ impl Planner<'_> {
     fn smallest(
         &self,
         asked: f64,
-        meter: &Meter<'_>,
-        done: &mut dyn FnMut(),
+        judge: &mut Judge<'_, '_>,
     ) -> Result<Vec<Option<usize>>, PlanError> {
         let (mut low, mut high) = (self.least(), self.most());
         let mut best = self.choose(high).expect("all bytes that there can be");
-        let least = self.measure(&best, meter, done)?.kl;
+        let least = self.measure(&best, judge)?;
         if least > asked {
             return Err(PlanError::TooExact { asked, least });
         }
         for _ in 0..HALVINGS {
             let middle = low + (high - low) / 2;
             let chosen = self.choose(middle).expect("more than the least");
-            match self.measure(&chosen, meter, done)?.kl <= asked {
+            match self.measure(&chosen, judge)? <= asked {
                 true => (best, high) = (chosen, middle),
                 false => low = middle,
             }
