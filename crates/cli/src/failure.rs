@@ -31,17 +31,19 @@ impl Failure {
             output::json(&self.object());
         }
         ExitCode::from(match self {
-            Self::Usage(_) => 2,
-            Self::Running(_) => 1,
             Self::Interrupted(_) => 130,
-            Self::Train(error) => {
-                if error.is_usage() {
-                    2
-                } else {
-                    1
-                }
-            }
+            failure if failure.is_usage() => 2,
+            _ => 1,
         })
+    }
+
+    /// Whether the input is at fault.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Usage(_) => true,
+            Self::Running(_) | Self::Interrupted(_) => false,
+            Self::Train(error) => error.is_usage(),
+        }
     }
 
     /// What a verb with `--json` prints.

@@ -1,28 +1,31 @@
 //! `hone compress`
 
 mod calibration;
+mod command;
 mod directory;
 mod report;
 mod rounding;
 mod types;
 mod ways;
+mod work;
 
 pub(super) use report::{Part, kinds};
 pub(super) use ways::Ways;
 
 use super::export::card::{self, Card};
-use super::export::{gguf, refuse_packed, rows, whole};
+use super::export::{gguf, refuse_packed, rows};
 use super::{Described, Opened, check_parent};
 use crate::args::CompressArgs;
 use crate::failure::Failure;
-use hone_compress::{BackError, Corpus, Measured, Meter, Room, Scheme, Window};
-use hone_model::{LoadOptions, Model, is_gguf};
+use hone_compress::{BackError, Columns, Corpus, Measured, Meter, Scheme, Window};
+use hone_model::{GgufForm, LoadOptions, Model, is_gguf};
 use hone_tensor::Storage;
-use hone_train::machine::available_memory;
 use hone_train::{Code, TrainError};
 use report::Report;
-use std::path::Path;
-use types::Wanted;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use types::{Types, Wanted};
+use work::{MEASURED, WRITTEN, Work};
 
 /// Writes the smaller model, reads it back, compares, and only then gives it its name.
 pub fn run(args: &CompressArgs) -> Result<(), Failure> {
@@ -30,30 +33,54 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
         return directory::run(args, scheme);
     }
     let wanted = check(args)?;
+    let work = Work::claim(&args.out)?;
+    match compress(args, wanted, &work) {
+        Ok(()) => work.finish(),
+        Err(failure) => {
+            work.leave(&failure);
+            return Err(failure);
+        }
+    }
+    Ok(())
+}
+
+fn compress(args: &CompressArgs, wanted: Wanted, work: &Work) -> Result<(), Failure> {
     let opened = super::describe(&args.model, super::Purpose::Export)?;
     refuse_quantised(&opened, args)?;
-    let corpus = calibration::corpus(args, &opened)?;
+    let (corpus, texts) = calibration::corpus(args, &opened)?;
     wanted.check(args, &corpus)?;
+    let command = command::facts(args, &opened, &texts)?;
     let opened = opened.load()?;
     let card = Card::of(&args.model, &opened, (&args.out, false));
     let mut form = gguf::form(&opened, &card)?;
     wanted.check_rows(args, &opened, (&form, &corpus))?;
-    let columns = calibration::columns(args, &opened, (&form, &corpus))?;
-    let types = wanted.types(args, &opened, (&form, &corpus, &columns))?;
+    work.begin(&command)?;
+    if work.json::<Kept>(MEASURED).is_none() {
+        check_free(args)?;
+    }
+    calibration::check_saved(args, work)?;
+    let columns = calibration::columns(args, &opened, (&form, &corpus), work)?;
+    let types = wanted.types(args, &opened, (&form, &corpus, &columns), work)?;
     if let Some(number) = types.file_type {
         form.set_file_type(number);
     }
-    let storages: Vec<Storage> = types.choices.iter().map(|choice| choice.storage).collect();
-    let of = (&form, &corpus);
-    let rounded = rounding::rounded(args, &opened, of, (&storages, &columns))?;
-    let written = form.with_model(rounded.as_ref().unwrap_or(&opened.model));
-    let (measured, ways) = whole(&args.out, |partial| {
-        let importance = |tensor, part| columns.of(tensor, part);
-        gguf::write(&opened, &written, (&storages, &importance), partial)?;
-        let found = &hone_model::load(partial, &opened.device, LoadOptions::INFERENCE)?;
-        let measured = compare(&opened, (&corpus, args.max_kl), found, "Choose a larger type")?;
-        Ok((measured, Ways::measure(&opened, &corpus.held_out, found)?))
-    })?;
+    let kept: Option<Kept> = work.json(MEASURED);
+    let (measured, ways) = match kept {
+        Some(kept) => kept.into(),
+        None => {
+            write(args, &opened, (&form, &corpus), (&types, &columns), work)?;
+            let found =
+                &hone_model::load(work.partial(), &opened.device, LoadOptions::INFERENCE)?;
+            let text = (&corpus, args.max_kl);
+            let measured = compare(&opened, text, found, "Choose a larger type")?;
+            let ways = Ways::measure(&opened, &corpus.held_out, found)?;
+            work.keep_json(MEASURED, &Kept::of(measured, ways));
+            (measured, ways)
+        }
+    };
+    if !args.out.exists() {
+        work.publish_file(&args.out)?;
+    }
     let is_held_out = !corpus.held_out.is_empty();
     card.write(&args.out, &report::figures(&measured, is_held_out))?;
     let bytes = args.out.metadata().map_err(TrainError::io(&args.out))?.len();
@@ -74,14 +101,72 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Writes the file under another name, after what is there of it.
+fn write(
+    args: &CompressArgs,
+    opened: &Opened,
+    (form, corpus): (&GgufForm<'_>, &Corpus),
+    (types, columns): (&Types, &Columns),
+    work: &Work,
+) -> Result<(), Failure> {
+    let storages: Vec<Storage> = types.choices.iter().map(|choice| choice.storage).collect();
+    let first = work.json(WRITTEN).unwrap_or(0);
+    if first == form.tensors().len() && work.partial().is_file() {
+        return gguf::check(opened, work.partial());
+    }
+    let of = (&storages[..], columns);
+    let rounded = rounding::rounded(args, opened, (form, corpus), of, work)?;
+    let written = form.with_model(rounded.as_ref().unwrap_or(&opened.model));
+    let importance = |tensor, part| columns.of(tensor, part);
+    let mut unsynced = 0;
+    let mut done = |count: usize| {
+        // About a byte each.
+        unsynced += form.tensors()[count - 1].shape.iter().product::<usize>() as u64;
+        if work.is_due(unsynced) {
+            work.keep(unsynced, || {
+                let file = File::open(work.partial()).and_then(|file| file.sync_all());
+                Ok(file.map_err(TrainError::io(work.partial()))?)
+            });
+            work.keep_json(WRITTEN, &count);
+            unsynced = 0;
+        }
+    };
+    let of = (work.partial(), first);
+    gguf::write(opened, &written, (&storages, &importance), of, &mut done)?;
+    work.keep_json(WRITTEN, &form.tensors().len());
+    Ok(())
+}
+
+/// What was measured as it is kept: the bits of numbers, which other writing would round.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    kl: u64,
+    same_top: u64,
+    num_tokens: usize,
+    ways: Option<Ways>,
+}
+
+impl Kept {
+    fn of(measured: Measured, ways: Option<Ways>) -> Self {
+        let Measured { kl, same_top, num_tokens } = measured;
+        Self { kl: kl.to_bits(), same_top: same_top.to_bits(), num_tokens, ways }
+    }
+}
+
+impl From<Kept> for (Measured, Option<Ways>) {
+    fn from(of: Kept) -> Self {
+        let [kl, same_top] = [of.kl, of.same_top].map(f64::from_bits);
+        (Measured { kl, same_top, num_tokens: of.num_tokens }, of.ways)
+    }
+}
+
 /// Refuses what can be seen to be wrong before anything is read.
 fn check(args: &CompressArgs) -> Result<Wanted, Failure> {
     let out = args.out.display();
-    if args.out.exists() {
-        return Err(Failure::Usage(format!("--out {out} already exists; choose another file")));
+    if !work::is_published(&args.out) {
+        check_free(args)?;
     }
     check_parent("--out", &args.out)?;
-    card::check_place(&args.out)?;
     calibration::check(args)?;
     rounding::check(args)?;
     refuse_packed(&args.model)?;
@@ -94,6 +179,15 @@ fn check(args: &CompressArgs) -> Result<Wanted, Failure> {
     }
     check_max_kl(args)?;
     Wanted::of(args)
+}
+
+/// Refuses to write over another file.
+fn check_free(args: &CompressArgs) -> Result<(), Failure> {
+    let out = args.out.display();
+    match args.out.exists() {
+        true => Err(Failure::Usage(format!("--out {out} already exists; choose another file"))),
+        false => card::check_place(&args.out),
+    }
 }
 
 fn check_max_kl(args: &CompressArgs) -> Result<(), Failure> {
@@ -121,12 +215,6 @@ fn refuse_quantised(described: &Described, args: &CompressArgs) -> Result<(), Fa
         ))),
         None => Ok(()),
     }
-}
-
-/// What passes over text may take: memory, and a place beside what is written.
-fn room(args: &CompressArgs) -> Room<'_> {
-    let parent = args.out.parent().filter(|parent| !parent.as_os_str().is_empty());
-    Room { folder: parent.unwrap_or(Path::new(".")), memory: available_memory() }
 }
 
 fn back(error: BackError) -> Failure {

@@ -136,7 +136,7 @@ fn write(
             let mix = Mix::named(dtype.name()).expect("a mix of each float type");
             form.set_file_type(mix.file_type);
             let storages = vec![dtype.into(); form.tensors().len()];
-            gguf::write(opened, &form, (&storages, &|_, _| &[]), to)
+            gguf::write(opened, &form, (&storages, &|_, _| &[]), (to, 0), &mut |_| ())
         }
         ExportFormat::Hf => {
             std::fs::create_dir(to).map_err(|error| {

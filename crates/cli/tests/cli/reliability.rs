@@ -2,6 +2,7 @@
 //! are not finite, and a second start. Afterwards it must hold the very bits of a run that nothing
 //! happened to.
 
+mod compressed;
 mod disturbed;
 mod kills;
 mod resumed;

@@ -3,7 +3,7 @@
 
 mod adapters;
 mod against;
-mod compress;
+pub mod compress;
 mod demo;
 mod embedding;
 mod events;

@@ -1,6 +1,7 @@
 //! Text for calibration, and what is known of columns from it or from a file.
 
 use super::super::{Described, Opened, check_parent, named_by_flags, num_threads};
+use super::work::{IMPORTANCE, Work};
 use crate::args::CompressArgs;
 use crate::failure::Failure;
 use crate::{output, progress};
@@ -8,8 +9,9 @@ use hone_compress::{Columns, Corpus, Imatrix, ImatrixError, Window, importance, 
 use hone_data::{Format, OnError, Overlong, RecordKind, RecordSpec, Setting, pack_in_order};
 use hone_model::GgufForm;
 use hone_train::TrainError;
+use hone_train::checkpoint::{publish_file, write_file_whole};
 use hone_train::setup::check_tokens;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Tokens of a window, as llama.cpp's programs have it.
 const WINDOW: usize = 512;
@@ -19,20 +21,35 @@ pub(super) const IMPORTANCE_WINDOWS: usize = 64;
 
 /// Refuses what can be seen to be wrong before anything is read.
 pub(super) fn check(args: &CompressArgs) -> Result<(), Failure> {
-    let Some(path) = &args.save_imatrix else { return Ok(()) };
-    if path.exists() {
-        let path = path.display();
-        return Err(Failure::Usage(format!(
-            "--save-imatrix {path} already exists; choose another file"
-        )));
+    match &args.save_imatrix {
+        Some(path) => check_parent("--save-imatrix", path),
+        None => Ok(()),
     }
-    check_parent("--save-imatrix", path)
 }
 
-/// The calibration text in windows; none if none was given.
-pub(super) fn corpus(args: &CompressArgs, described: &Described) -> Result<Corpus, Failure> {
+/// Refuses to write the importance of columns over another file than the one that this command has
+/// written before it was killed.
+pub(super) fn check_saved(args: &CompressArgs, work: &Work) -> Result<(), Failure> {
+    let Some(path) = args.save_imatrix.as_ref().filter(|path| path.exists()) else {
+        return Ok(());
+    };
+    let (saved, kept) = (std::fs::read(path), std::fs::read(work.path(IMPORTANCE)));
+    if saved.is_ok_and(|saved| kept.is_ok_and(|kept| saved == kept)) {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!(
+        "--save-imatrix {} already exists; choose another file",
+        path.display()
+    )))
+}
+
+/// The calibration text in windows, and its files; none if none was given.
+pub(super) fn corpus(
+    args: &CompressArgs,
+    described: &Described,
+) -> Result<(Corpus, Vec<PathBuf>), Failure> {
     if args.calibration.is_empty() {
-        return Ok(Corpus::default());
+        return Ok((Corpus::default(), Vec::new()));
     }
     described.predicts_tokens(&args.model)?;
     let config = described.config();
@@ -61,7 +78,8 @@ pub(super) fn corpus(args: &CompressArgs, described: &Described) -> Result<Corpu
     }
     let row = |&id: &u32| dataset.row(id as usize).tokens.to_vec();
     let windows = units.iter().map(|unit| Window { rows: unit.rows.iter().map(row).collect() });
-    Ok(Corpus::of(windows.collect(), args.calibration_tokens))
+    let files = dataset.report().files.iter().map(|of| PathBuf::from(&of.file)).collect();
+    Ok((Corpus::of(windows.collect(), args.calibration_tokens), files))
 }
 
 /// What is known of columns: nothing, what a file says, or what text shows.
@@ -69,6 +87,7 @@ pub(super) fn columns(
     args: &CompressArgs,
     opened: &Opened,
     (form, corpus): (&GgufForm<'_>, &Corpus),
+    work: &Work,
 ) -> Result<Columns, Failure> {
     if let Some(path) = &args.imatrix {
         let imatrix = Imatrix::read(path).map_err(failure)?;
@@ -77,6 +96,26 @@ pub(super) fn columns(
     if corpus.calibration.is_empty() {
         return Ok(Columns::default());
     }
+    let imatrix = match Imatrix::read(&work.path(IMPORTANCE)) {
+        Ok(imatrix) => imatrix,
+        Err(_) => found(args, opened, (form, corpus), work)?,
+    };
+    if let Some(path) = args.save_imatrix.as_ref().filter(|path| !path.exists()) {
+        let kept = work.path(IMPORTANCE);
+        let bytes = std::fs::read(&kept).map_err(TrainError::io(&kept))?;
+        write_file_whole(path, &bytes)?;
+        output::note(&format!("note: the importance of columns is in {}", path.display()));
+    }
+    imatrix.columns(form.tensors(), Path::new("--calibration")).map_err(failure)
+}
+
+/// What text shows, which is kept.
+fn found(
+    args: &CompressArgs,
+    opened: &Opened,
+    (form, corpus): (&GgufForm<'_>, &Corpus),
+    work: &Work,
+) -> Result<Imatrix, Failure> {
     let windows = corpus.some(IMPORTANCE_WINDOWS);
     let steps = importance_steps(&opened.model.decoder.config, &windows);
     let bar = progress::bar(steps, "blocks calibrated");
@@ -84,11 +123,10 @@ pub(super) fn columns(
     let found = importance(opened.pass(), form, text, &mut || bar.inc(1));
     bar.finish_and_clear();
     let imatrix = found?;
-    if let Some(path) = &args.save_imatrix {
-        imatrix.write(path).map_err(failure)?;
-        output::note(&format!("note: the importance of columns is in {}", path.display()));
-    }
-    imatrix.columns(form.tensors(), Path::new("--calibration")).map_err(failure)
+    let aside = work.path(".tmp-importance.gguf");
+    imatrix.write(&aside).map_err(failure)?;
+    publish_file(&aside, &work.path(IMPORTANCE))?;
+    Ok(imatrix)
 }
 
 fn failure(error: ImatrixError) -> Failure {

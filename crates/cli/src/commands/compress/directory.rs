@@ -3,6 +3,7 @@
 use super::super::export::card::Card;
 use super::super::export::{is_adapted, refuse_packed, whole};
 use super::super::{Described, Opened, Purpose, Weighed, check_parent, describe};
+use super::work::Work;
 use super::{calibration, refuse_quantised, report};
 use crate::args::{CompressArgs, EffortArg, FallbackArg};
 use crate::failure::Failure;
@@ -43,15 +44,23 @@ struct Matrix {
     stored: QuantisedMatrix,
 }
 
-/// Writes the directory, reads it back, compares, and only then gives it its name.
+/// Writes the directory, reads it back, compares, and only then gives it its name. Killed and
+/// started again, it begins anew.
 pub(super) fn run(args: &CompressArgs, scheme: Scheme) -> Result<(), Failure> {
     check(args, scheme)?;
+    let work = Work::claim(&args.out)?;
+    let made = compress(args, scheme);
+    work.finish();
+    made
+}
+
+fn compress(args: &CompressArgs, scheme: Scheme) -> Result<(), Failure> {
     let opened = describe(&args.model, Purpose::Export)?;
     refuse_quantised(&opened, args)?;
     check_model(&opened, args)?;
     let layers = linear_layers(&opened.model, &opened.dir)?;
     check_layers(&layers, &opened.model, scheme)?;
-    let corpus = calibration::corpus(args, &opened)?;
+    let (corpus, _) = calibration::corpus(args, &opened)?;
     let opened = opened.load()?;
     let dtype = opened.model.file_dtype;
     let matrices = matrices(&opened, (&layers, scheme), &corpus, dtype)?;

@@ -1,17 +1,20 @@
 //! The type of each tensor: as a mix has it, or chosen for a size or a divergence.
 
 use super::super::Opened;
-use super::{back, room};
+use super::back;
+use super::work::{COSTS, TYPES, Work};
 use crate::args::{CompressArgs, FallbackArg};
 use crate::failure::Failure;
 use crate::progress;
 use hone_compress::{
-    Choice, Columns, Corpus, Facts, Fallback, Goal, Meter, Mix, PlanError, Planner, Room, Scheme,
+    Choice, Columns, Corpus, Facts, Fallback, Goal, Ledger, Meter, Mix, PlanError, Planner, Scheme,
     Sensitivity, Stored, Window, choose,
 };
 use hone_model::GgufForm;
+use hone_tensor::Storage;
 use hone_train::run_file::ByteSize;
 use hone_train::{Code, TrainError};
+use serde::{Deserialize, Serialize};
 
 /// The mix that is taken where nothing is asked for.
 const DEFAULT: &str = "q4_k_m";
@@ -97,6 +100,7 @@ impl Wanted {
         args: &CompressArgs,
         opened: &Opened,
         (form, corpus, columns): (&GgufForm<'_>, &Corpus, &Columns),
+        work: &Work,
     ) -> Result<Types, Failure> {
         let num_weights = opened.model.decoder.config.num_parameters() as f64;
         let goal = match self {
@@ -107,14 +111,18 @@ impl Wanted {
             Self::Bytes(bytes) => Goal::Bytes(bytes),
             Self::Kl(kl) => Goal::Kl(kl),
         };
+        let kept: Option<Kept> = work.json(TYPES);
+        if let Some(types) = kept.and_then(|kept| kept.types(form.tensors().len())) {
+            return Ok(types);
+        }
         let calibration = &corpus.calibration[..];
         let first = &calibration[..WINDOWS.min(calibration.len())];
         let other = match goal {
             Goal::Kl(_) => &corpus.held_out[..],
             Goal::Bytes(_) => &calibration[calibration.len().saturating_sub(WINDOWS)..],
         };
-        let all = (form, columns, room(args));
-        chosen(opened, all, goal, [first, other]).map_err(|error| match error {
+        let found = chosen(opened, (form, columns), (goal, [first, other]), work);
+        let types = found.map_err(|error| match error {
             PlanError::TooSmall { .. } => {
                 let flag = match (args.target_bpw, &args.target_size) {
                     (Some(bits), _) => format!("--target-bpw {bits}"),
@@ -128,7 +136,9 @@ impl Wanted {
             PlanError::Device(error) => error.into(),
             PlanError::Back(error) => back(error),
             PlanError::Form(error) => super::gguf::failure(error),
-        })
+        })?;
+        work.keep_json(TYPES, &Kept::of(&types));
+        Ok(types)
     }
 }
 
@@ -155,27 +165,67 @@ fn of_mix(
 /// As gradients on some windows and measurements on others say.
 fn chosen(
     opened: &Opened,
-    (form, columns, room): (&GgufForm<'_>, &Columns, Room<'_>),
-    goal: Goal,
-    [first, other]: [&[Window]; 2],
+    (form, columns): (&GgufForm<'_>, &Columns),
+    (goal, [first, other]): (Goal, [&[Window]; 2]),
+    work: &Work,
 ) -> Result<Types, PlanError> {
-    let steps = 2 * opened.model.decoder.config.num_hidden_layers();
-    let bar = progress::bar(steps, "blocks, forward and back");
-    let text = (first, room);
-    let sensitivity = Sensitivity::measure(opened.pass(), form, text, &mut || bar.inc(1))?;
-    bar.finish_and_clear();
+    let known: Vec<u64> = work.json(COSTS).unwrap_or_default();
+    let mut keep = |numbers: &[f64]| {
+        if work.is_due(8 * numbers.len() as u64) {
+            let bits: Vec<u64> = numbers.iter().map(|x| x.to_bits()).collect();
+            work.keep_json(COSTS, &bits);
+        }
+    };
+    let ledger = &mut Ledger::new(known.into_iter().map(f64::from_bits).collect(), &mut keep);
     let bar = progress::bar(form.tensors().len(), "tensors packed in all types");
-    let mut planner = Planner::new(&sensitivity, form, (columns, room), &mut || bar.inc(1))?;
+    let mut measure = || {
+        let steps = 2 * opened.model.decoder.config.num_hidden_layers();
+        let bar = progress::bar(steps, "blocks, forward and back");
+        let text = (first, work.room());
+        let found = Sensitivity::measure(opened.pass(), form, text, &mut || bar.inc(1));
+        bar.finish_and_clear();
+        found
+    };
+    let (model, columns) = ((opened.pass(), form), (columns, work.room()));
+    let mut planner = Planner::new(model, columns, &mut measure, ledger, &mut || bar.inc(1))?;
     bar.finish_and_clear();
-    drop(sensitivity);
     let meter = Meter::new(opened.pass(), other)?;
     let bar = progress::spinner("choices measured");
-    let allocation = planner.reach(goal, &meter, &mut || bar.inc(1))?;
+    let allocation = planner.reach(goal, &meter, ledger, &mut || bar.inc(1))?;
     bar.finish_and_clear();
-    let choice = |storage| Choice { storage, instead_of: None };
-    Ok(Types {
-        choices: allocation.storages.into_iter().map(choice).collect(),
-        shares: Some(allocation.shares),
-        file_type: None,
-    })
+    Ok(Types::of(allocation.storages, allocation.shares))
+}
+
+impl Types {
+    /// Types that were chosen.
+    fn of(storages: Vec<Storage>, shares: Vec<f64>) -> Self {
+        let choice = |storage| Choice { storage, instead_of: None };
+        let choices = storages.into_iter().map(choice).collect();
+        Self { choices, shares: Some(shares), file_type: None }
+    }
+}
+
+/// Chosen types as they are kept.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    storages: Vec<String>,
+    /// The bits of shares, which other writing would round.
+    shares: Vec<u64>,
+}
+
+impl Kept {
+    fn of(types: &Types) -> Self {
+        let name = |choice: &Choice| choice.storage.name().to_owned();
+        let shares = types.shares.iter().flatten().map(|share| share.to_bits());
+        Self { storages: types.choices.iter().map(name).collect(), shares: shares.collect() }
+    }
+
+    /// The types, if they are of so many tensors.
+    fn types(&self, count: usize) -> Option<Types> {
+        let storages = self.storages.iter().map(|name| Storage::from_name(name));
+        let storages: Vec<Storage> = storages.collect::<Option<_>>()?;
+        let shares: Vec<f64> = self.shares.iter().map(|bits| f64::from_bits(*bits)).collect();
+        let is_whole = [storages.len(), shares.len()] == [count; 2];
+        is_whole.then(|| Types::of(storages, shares))
+    }
 }

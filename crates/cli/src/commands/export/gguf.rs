@@ -51,14 +51,21 @@ pub(in super::super) fn form<'a>(opened: &'a Opened, card: &Card) -> Result<Gguf
     form().map_err(failure)
 }
 
-/// Writes the form, and compares tokenizer and chat template.
+/// Writes the form, after so many tensors that are there, and compares tokenizer and chat template.
+/// `done` is told how many tensors there are after each.
 pub(in super::super) fn write(
     opened: &Opened,
     form: &GgufForm<'_>,
     types: (&[Storage], Importance<'_>),
-    out: &Path,
+    (out, first): (&Path, usize),
+    done: &mut dyn FnMut(usize),
 ) -> Result<(), Failure> {
-    form.write(&opened.device, types, out).map_err(failure)?;
+    form.write_from(&opened.device, types, (out, first), done).map_err(failure)?;
+    check(opened, out)
+}
+
+/// Compares tokenizer and chat template of a file with the model's own.
+pub(in super::super) fn check(opened: &Opened, out: &Path) -> Result<(), Failure> {
     let texts = ModelTexts::read(&opened.dir).map_err(failure)?;
     same_tokens(&opened.tokenizer, &texts, out)
 }

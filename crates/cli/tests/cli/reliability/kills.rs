@@ -88,7 +88,7 @@ fn num_kills() -> u32 {
 }
 
 /// Numbers in 0..1, of a multiplicative generator.
-fn instants() -> impl Iterator<Item = f64> {
+pub fn instants() -> impl Iterator<Item = f64> {
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     std::iter::repeat_with(move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);

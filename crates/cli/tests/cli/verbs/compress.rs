@@ -6,7 +6,7 @@ use crate::sandbox::tiny_model::write_model;
 use std::path::{Path, PathBuf};
 
 /// A Llama of 260,000 parameters whose rows have 64 weights, and 172 in one matrix of each block.
-pub(super) fn stories() -> Option<PathBuf> {
+pub fn stories() -> Option<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/models/stories260k");
     if !dir.is_dir() {
         hone_tensor::testing::skip("../shared is absent");
@@ -67,7 +67,7 @@ fn what_is_not_compressed_is_said() {
     compress(&model, &["--max-kl", "-1"]).says(2, &["--max-kl -1: must be a number above 0"]);
     let tight = ["--type", "q4_0", "--fallback", "llama.cpp", "--max-kl", "1e-6"];
     compress(&model, &tight).says(2, &["nats per token, above --max-kl 0.000001", "larger type"]);
-    assert!(!scene.path("a.gguf").exists() && !scene.path(".partial.a.gguf").exists());
+    assert!(!scene.path("a.gguf").exists() && !scene.path("a.gguf.work").exists());
     let small = ["--type", "q4_0", "--fallback", "llama.cpp"];
     assert_eq!(compress(&model, &small).status, Some(0));
     compress(&model, &small).says(2, &["--out a.gguf already exists"]);
@@ -80,7 +80,7 @@ fn what_is_not_compressed_is_said() {
 }
 
 /// Stories like those that the model was trained on, as a file of the scene.
-pub(super) fn write_text(scene: &Scene, chars: usize) {
+pub fn write_text(scene: &Scene, chars: usize) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../../shared/data/text/tinystories_1000.json");
     let text: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
@@ -182,7 +182,7 @@ fn what_is_no_calibration_is_said() {
     compress(&["--imatrix", "other.gguf", "--type", "f16"]).says(2, &["other.gguf"]);
     let saved = ["--save-imatrix", "text.jsonl", "--type", "f16"];
     compress(&[&saved[..], &text].concat()).says(2, &["--save-imatrix text.jsonl already exists"]);
-    assert!(!scene.path("a.gguf").exists() && !scene.path(".partial.a.gguf").exists());
+    assert!(!scene.path("a.gguf").exists() && !scene.path("a.gguf.work").exists());
 }
 
 /// Directories for other engines: what is read back is what was written, and the more bits the
@@ -276,7 +276,7 @@ fn what_has_no_place_in_a_directory_is_said() {
     let channel = ["--group-size", "channel"];
     compress(&model, &w4(&[&channel[..], &["--max-kl", "1e-6"]].concat()))
         .says(2, &["above --max-kl 0.000001", "Most is lost of `model.layers.", "--group-size 32"]);
-    assert!(!scene.path("small").exists() && !scene.path(".small.partial").exists());
+    assert!(["small", ".small.partial", "small.work"].iter().all(|at| !scene.path(at).exists()));
     scene.write("taken", "");
     compress(&model, &["--type", "nf4", "--out", "taken"]).says(2, &["--out taken already exists"]);
     for (case, kind, says) in [
