@@ -399,7 +399,9 @@ pub struct ExportArgs {
 pub struct CompressArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// The GGUF file to write, or for the types of other engines the directory; must not exist yet
+    /// The GGUF file to write, or for the types of other engines the directory; must not exist yet.
+    /// Until a GGUF file is whole, what is done is kept in OUT.work: the same command goes on from
+    /// there if it is killed
     #[arg(long)]
     pub out: PathBuf,
     /// Mix of types that tensors of a GGUF file are stored in, as llama.cpp has it: q8_0, q6_k,

@@ -74,10 +74,7 @@ pub(crate) struct Curvature<'a> {
 }
 
 impl<'a> Curvature<'a> {
-    pub(crate) fn new(
-        places: &'a Places,
-        is_wanted: &'a dyn Fn((usize, usize)) -> bool,
-    ) -> Self {
+    pub(crate) fn new(places: &'a Places, is_wanted: &'a dyn Fn((usize, usize)) -> bool) -> Self {
         let (known, found, failure) = Default::default();
         Self { places, is_wanted, known, found, failure }
     }

@@ -9,13 +9,14 @@
 mod search;
 
 pub use search::Goal;
+pub(crate) use search::{num_choices, num_measurements};
 
 use crate::allocate::{Price, allocate};
 use crate::back::{BackError, Room};
 use crate::imatrix::Columns;
 use crate::ledger::Ledger;
 use crate::sensitivity::Sensitivity;
-use hone_model::{GgufExportError, GgufForm, Model, Pass, Role};
+use hone_model::{FormTensor, GgufExportError, GgufForm, Model, Pass, Role};
 use hone_tensor::{DType, DeviceError, FORMATS, Storage, Tensor};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -134,7 +135,7 @@ impl<'a> Planner<'a> {
         };
         for (i, tensor) in form.tensors().iter().enumerate() {
             let mut candidates = Vec::new();
-            for storage in planner.types(i) {
+            for storage in types_of(pass.model, tensor) {
                 let bytes = storage.num_bytes(&tensor.shape) as u64;
                 let bytes = bytes.next_multiple_of(ALIGNMENT);
                 if ledger.is_unknown() && sensitivity.is_none() {
@@ -167,24 +168,6 @@ impl<'a> Planner<'a> {
             kl += sensitivity.cost((tensor, part), [&own, packed])?;
         }
         if kl.is_finite() { Ok(kl) } else { Err(PlanError::NotFinite) }
-    }
-
-    /// The types that a tensor may have: those that its rows can take, and a float.
-    fn types(&self, tensor: usize) -> Vec<Storage> {
-        let tensor = &self.form.tensors()[tensor];
-        if !tensor.is_matrix() {
-            return Vec::new();
-        }
-        let float = match self.pass.model.file_dtype {
-            DType::Bf16 => DType::Bf16,
-            _ => DType::F16,
-        };
-        let packed = FORMATS.into_iter().filter(|format| format.pack.is_some());
-        let all = packed.map(Storage::Packed).chain([Storage::Float(float)]);
-        let fits = |storage: &Storage| {
-            storage.to_ggml().is_some() && storage.checked_num_bytes(&tensor.shape).is_ok()
-        };
-        all.filter(fits).collect()
     }
 
     /// The matrices of a tensor in a type, in the model's order.
@@ -301,6 +284,23 @@ impl<'a> Planner<'a> {
     }
 }
 
+/// The types that a tensor may have: those that its rows can take, and a float.
+pub(crate) fn types_of(model: &Model, tensor: &FormTensor) -> Vec<Storage> {
+    if !tensor.is_matrix() {
+        return Vec::new();
+    }
+    let float = match model.file_dtype {
+        DType::Bf16 => DType::Bf16,
+        _ => DType::F16,
+    };
+    let packed = FORMATS.into_iter().filter(|format| format.pack.is_some());
+    let all = packed.map(Storage::Packed).chain([Storage::Float(float)]);
+    let fits = |storage: &Storage| {
+        storage.to_ggml().is_some() && storage.checked_num_bytes(&tensor.shape).is_ok()
+    };
+    all.filter(fits).collect()
+}
+
 /// Bytes that tensors of a file are aligned to.
 const ALIGNMENT: u64 = 32;
 
@@ -312,7 +312,7 @@ fn groups(form: &GgufForm<'_>) -> (Vec<[usize; 2]>, BTreeMap<String, usize>) {
         let next = names.len();
         *names.entry(name).or_insert(next)
     };
-    let of_tensor = |tensor: &hone_model::FormTensor| {
+    let of_tensor = |tensor: &FormTensor| {
         let mut parts = tensor.name.splitn(3, '.');
         match (parts.next(), parts.next(), parts.next()) {
             (Some("blk"), Some(block), Some(kind)) => {

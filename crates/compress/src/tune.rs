@@ -18,6 +18,7 @@ use hone_tensor::{
     Tape, Tensor, ops,
 };
 use std::collections::HashMap;
+use std::time::Instant;
 
 /// How long weights are trained, and on how much.
 #[derive(Clone, Copy, Debug)]
@@ -232,13 +233,11 @@ impl<'a> Student<'a> {
 
     /// All that is learned, by names.
     fn learned(&self) -> impl Iterator<Item = (String, &Learned)> {
-        let of_matrix = |(i, matrix): (usize, &'_ Rounded)| {
-            let Rounded { latents, factors, .. } = matrix;
-            [(format!("{i}.latents"), latents), (format!("{i}.factors"), factors)]
-        };
+        let matrices = self.matrices.iter().enumerate().flat_map(|(i, of)| {
+            [(format!("{i}.latents"), &of.latents), (format!("{i}.factors"), &of.factors)]
+        });
         let gains = self.gains.iter().enumerate();
-        let gains = gains.map(|(i, (.., gain))| (format!("{i}.gains"), gain));
-        self.matrices.iter().enumerate().flat_map(of_matrix).chain(gains)
+        matrices.chain(gains.map(|(i, (.., gain))| (format!("{i}.gains"), gain)))
     }
 
     /// Goes on from what another process had learned; whether that was whole.
@@ -386,19 +385,67 @@ pub fn tune(
                 known.insert(i % windows.len(), hidden);
             }
         }
-        let progress = step as f64 / schedule.steps as f64;
-        let update = Update {
-            learning_rate: LEARNING_RATE * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
-            beta1: BETAS[0],
-            beta2: BETAS[1],
-            // Gradients of latents are tiny; what counts is their sign and how steady it is.
-            epsilon: 1e-12,
-            weight_decay: 0.0,
-            step: step as u64 + 1,
-            gradient_scale: 1.0,
-        };
-        student.update(&update, &mut gradients);
+        student.update(&update_of(step, schedule.steps), &mut gradients);
         done(Snapshot { student: &student, step: step + 1, kl: sum / num_tokens as f64 });
     }
     student.finish(packed)
+}
+
+/// How far numbers move in an update.
+fn update_of(step: usize, steps: usize) -> Update {
+    let progress = step as f64 / steps as f64;
+    Update {
+        learning_rate: LEARNING_RATE * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+        beta1: BETAS[0],
+        beta2: BETAS[1],
+        // Gradients of latents are tiny; what counts is their sign and how steady it is.
+        epsilon: 1e-12,
+        weight_decay: 0.0,
+        step: step as u64 + 1,
+        gradient_scale: 1.0,
+    }
+}
+
+/// Seconds of what learning consists of.
+pub(crate) struct Taken {
+    /// Getting ready.
+    pub(crate) begin: f64,
+    /// A window forward and back.
+    pub(crate) window: f64,
+    /// The rest of an update.
+    pub(crate) update: f64,
+}
+
+/// How long learning takes, from one update with a window.
+///
+/// # Errors
+/// If the device failed.
+pub(crate) fn sample(
+    pass: Pass<'_>,
+    form: &GgufForm<'_>,
+    packed: &Model,
+    window: &Window,
+) -> Result<Taken, DeviceError> {
+    let clock = Instant::now();
+    let mut student = Student::new(pass, form, packed)?;
+    let begin = clock.elapsed().as_secs_f64();
+    let batch = window.batch(&pass.model.decoder.config);
+    let hidden = hidden_states(pass, std::slice::from_ref(&batch))?.remove(0);
+    let with = (&hidden[..], 1.0 / window.num_tokens() as f32);
+    let mut taken = Taken { begin, window: f64::INFINITY, update: f64::INFINITY };
+    // The first time, memory is new.
+    for _ in 0..2 {
+        let clock = Instant::now();
+        student.round();
+        let mut gradients = Gradients::zeros(pass.device, &student.model.params)?;
+        let rounded = clock.elapsed();
+        let clock = Instant::now();
+        let run = || student.add_gradients(&batch, with, &mut gradients);
+        pass.device.reusing_memory(run)?;
+        taken.window = taken.window.min(clock.elapsed().as_secs_f64());
+        let clock = Instant::now();
+        student.update(&update_of(0, 1), &mut gradients);
+        taken.update = taken.update.min((rounded + clock.elapsed()).as_secs_f64());
+    }
+    Ok(taken)
 }

@@ -3,6 +3,7 @@
 mod calibration;
 mod command;
 mod directory;
+mod estimate;
 mod report;
 mod rounding;
 mod types;
@@ -17,13 +18,16 @@ use super::export::{gguf, refuse_packed, rows};
 use super::{Described, Opened, check_parent};
 use crate::args::CompressArgs;
 use crate::failure::Failure;
-use hone_compress::{BackError, Columns, Corpus, Measured, Meter, Scheme, Window};
+use estimate::Known;
+use hone_compress::{BackError, Columns, Corpus, Measured, Meter, Schedule, Scheme, Window};
 use hone_model::{GgufForm, LoadOptions, Model, is_gguf};
 use hone_tensor::Storage;
 use hone_train::{Code, TrainError};
 use report::Report;
+use rounding::Used;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
+use std::time::Instant;
 use types::{Types, Wanted};
 use work::{MEASURED, WRITTEN, Work};
 
@@ -55,28 +59,29 @@ fn compress(args: &CompressArgs, wanted: Wanted, work: &Work) -> Result<(), Fail
     let mut form = gguf::form(&opened, &card)?;
     wanted.check_rows(args, &opened, (&form, &corpus))?;
     work.begin(&command)?;
-    if work.json::<Kept>(MEASURED).is_none() {
+    let is_there = |_: &Kept| args.out.exists() || work.partial().exists();
+    let kept = work.json(MEASURED).filter(is_there);
+    if kept.is_none() {
         check_free(args)?;
     }
     calibration::check_saved(args, work)?;
+    let begun = Instant::now();
+    let used = rounding::used(args, &opened, &corpus, work);
+    let estimate = match kept {
+        Some(_) => None,
+        None => {
+            let (opened, form, corpus) = (&opened, &form, &corpus);
+            estimate::estimate(Known { args, wanted, opened, form, corpus, used, work })?
+        }
+    };
     let columns = calibration::columns(args, &opened, (&form, &corpus), work)?;
     let types = wanted.types(args, &opened, (&form, &corpus, &columns), work)?;
     if let Some(number) = types.file_type {
         form.set_file_type(number);
     }
-    let kept: Option<Kept> = work.json(MEASURED);
     let (measured, ways) = match kept {
         Some(kept) => kept.into(),
-        None => {
-            write(args, &opened, (&form, &corpus), (&types, &columns), work)?;
-            let found =
-                &hone_model::load(work.partial(), &opened.device, LoadOptions::INFERENCE)?;
-            let text = (&corpus, args.max_kl);
-            let measured = compare(&opened, text, found, "Choose a larger type")?;
-            let ways = Ways::measure(&opened, &corpus.held_out, found)?;
-            work.keep_json(MEASURED, &Kept::of(measured, ways));
-            (measured, ways)
-        }
+        None => made(args, used, &opened, (&form, &corpus), (&types, &columns), work)?,
     };
     if !args.out.exists() {
         work.publish_file(&args.out)?;
@@ -96,26 +101,50 @@ fn compress(args: &CompressArgs, wanted: Wanted, work: &Work) -> Result<(), Fail
         measured,
         ways,
         is_held_out,
+        estimate,
+        seconds: begun.elapsed().as_secs_f64(),
+        stages: work.stages(),
     }
     .print(args.json);
     Ok(())
 }
 
-/// Writes the file under another name, after what is there of it.
-fn write(
+/// Makes the file under another name, reads it back, and compares.
+fn made(
     args: &CompressArgs,
+    used: Used,
     opened: &Opened,
     (form, corpus): (&GgufForm<'_>, &Corpus),
     (types, columns): (&Types, &Columns),
     work: &Work,
+) -> Result<(Measured, Option<Ways>), Failure> {
+    let of = (types, columns, rounding::schedule(args));
+    write(used, opened, (form, corpus), of, work)?;
+    let (measured, ways) = work.timed("file", || {
+        let found = &hone_model::load(work.partial(), &opened.device, LoadOptions::INFERENCE)?;
+        let measured = compare(opened, (corpus, args.max_kl), found, "Choose a larger type")?;
+        let ways = Ways::measure(opened, &corpus.held_out, found)?;
+        Ok::<_, Failure>((measured, ways))
+    })?;
+    work.keep_json(MEASURED, &Kept::of(measured, ways));
+    Ok((measured, ways))
+}
+
+/// Writes the file under another name, after what is there of it.
+fn write(
+    used: Used,
+    opened: &Opened,
+    (form, corpus): (&GgufForm<'_>, &Corpus),
+    (types, columns, schedule): (&Types, &Columns, Schedule),
+    work: &Work,
 ) -> Result<(), Failure> {
-    let storages: Vec<Storage> = types.choices.iter().map(|choice| choice.storage).collect();
+    let storages = types.storages();
     let first = work.json(WRITTEN).unwrap_or(0);
     if first == form.tensors().len() && work.partial().is_file() {
         return gguf::check(opened, work.partial());
     }
-    let of = (&storages[..], columns);
-    let rounded = rounding::rounded(args, opened, (form, corpus), of, work)?;
+    let of = ((&storages[..], columns), schedule);
+    let rounded = rounding::rounded(used, opened, (form, corpus), of, work)?;
     let written = form.with_model(rounded.as_ref().unwrap_or(&opened.model));
     let importance = |tensor, part| columns.of(tensor, part);
     let mut unsynced = 0;
@@ -131,8 +160,10 @@ fn write(
             unsynced = 0;
         }
     };
-    let of = (work.partial(), first);
-    gguf::write(opened, &written, (&storages, &importance), of, &mut done)?;
+    work.timed("file", || {
+        let of = (work.partial(), first);
+        gguf::write(opened, &written, (&storages, &importance), of, &mut done)
+    })?;
     work.keep_json(WRITTEN, &form.tensors().len());
     Ok(())
 }
@@ -230,6 +261,15 @@ fn packed_in(model: &Model) -> Option<&'static str> {
     packed.map(Storage::name)
 }
 
+/// Held-out text, or built-in texts if there is none.
+fn windows_to_compare(opened: &Opened, corpus: &Corpus) -> Result<Vec<Window>, Failure> {
+    let built_in = |row| Window { rows: vec![row] };
+    match corpus.held_out.is_empty() {
+        true => Ok(rows(opened)?.into_iter().map(built_in).collect()),
+        false => Ok(corpus.held_out.clone()),
+    }
+}
+
 /// Compares what was written and read back with the model in memory: on held-out text, or on
 /// built-in texts if there is none. `advice` is for a divergence that is too large.
 fn compare(
@@ -238,10 +278,7 @@ fn compare(
     written: &Model,
     advice: &str,
 ) -> Result<Measured, Failure> {
-    let windows = match corpus.held_out.is_empty() {
-        true => rows(opened)?.into_iter().map(|row| Window { rows: vec![row] }).collect(),
-        false => corpus.held_out.clone(),
-    };
+    let windows = windows_to_compare(opened, corpus)?;
     let measured = Meter::new(opened.pass(), &windows)?.measure(written)?;
     let failed = |message: String| Failure::from(TrainError::Usage(Code::ExportFailed, message));
     if !measured.kl.is_finite() {

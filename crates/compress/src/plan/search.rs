@@ -3,8 +3,9 @@
 use super::{Allocation, PlanError, Planner};
 use crate::ledger::Ledger;
 use crate::meter::Meter;
-use hone_model::GgufExportError;
+use hone_model::{GgufExportError, GgufForm};
 use hone_tensor::{DType, Storage};
+use std::collections::BTreeSet;
 
 /// What is wanted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,6 +24,31 @@ const MOVES: [f64; 4] = [2.0, 0.5, 1.4, 0.7];
 const MEASUREMENTS: usize = 60;
 /// Halvings of the range of sizes.
 const HALVINGS: usize = 12;
+
+/// Groups that are measured, and whose factors are moved.
+fn num_groups(form: &GgufForm<'_>) -> usize {
+    let (groups, names) = super::groups(form);
+    let of_matrices = form.tensors().iter().zip(groups).filter(|(of, _)| of.is_matrix());
+    let found: BTreeSet<usize> = of_matrices.flat_map(|(_, groups)| groups).collect();
+    found.iter().filter(|group| names.get(super::NO_BLOCK) != Some(*group)).count()
+}
+
+/// About as many measurements as a goal takes.
+pub(crate) fn num_measurements(form: &GgufForm<'_>, goal: Goal) -> usize {
+    let groups = num_groups(form);
+    match goal {
+        Goal::Bytes(_) => groups + MEASUREMENTS.min(MOVES.len() * groups + 1),
+        Goal::Kl(_) => groups + 1 + HALVINGS,
+    }
+}
+
+/// About as many choices. Moves that lead to none that is new are not measured.
+pub(crate) fn num_choices(form: &GgufForm<'_>, goal: Goal) -> usize {
+    match goal {
+        Goal::Bytes(_) => 2 + MOVES.len() * num_groups(form),
+        Goal::Kl(_) => 3 + HALVINGS,
+    }
+}
 
 /// What says how far a choice is from the model.
 struct Judge<'j, 'l> {
@@ -92,11 +118,7 @@ impl Planner<'_> {
 
     /// Sets the factors of kinds to how far measured divergences are above predicted ones, with
     /// types of about this size; those of blocks to how far theirs are above the mean of all.
-    fn correct(
-        &mut self,
-        budget: u64,
-        judge: &mut Judge<'_, '_>,
-    ) -> Result<(), PlanError> {
+    fn correct(&mut self, budget: u64, judge: &mut Judge<'_, '_>) -> Result<(), PlanError> {
         let Some(chosen) = self.choose(budget) else { return Ok(()) };
         let mut ratios = vec![None; self.factors.len()];
         let (mut of_blocks, mut sums) = (vec![false; self.factors.len()], [0.0; 2]);

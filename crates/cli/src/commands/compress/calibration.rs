@@ -98,7 +98,7 @@ pub(super) fn columns(
     }
     let imatrix = match Imatrix::read(&work.path(IMPORTANCE)) {
         Ok(imatrix) => imatrix,
-        Err(_) => found(args, opened, (form, corpus), work)?,
+        Err(_) => work.timed("importance", || found(args, opened, (form, corpus), work))?,
     };
     if let Some(path) = args.save_imatrix.as_ref().filter(|path| !path.exists()) {
         let kept = work.path(IMPORTANCE);

@@ -21,7 +21,8 @@ pub(super) fn facts(
     texts: &[PathBuf],
 ) -> Result<Map<String, Value>, Failure> {
     let backend = &described.backend;
-    let name = |value: Option<clap::builder::PossibleValue>| value.map(|of| of.get_name().to_owned());
+    let name =
+        |value: Option<clap::builder::PossibleValue>| value.map(|of| of.get_name().to_owned());
     let mut without: Vec<_> = args.without.iter().map(|of| name(of.to_possible_value())).collect();
     without.sort();
     let adapter = described.adapter.as_deref().map(hone_model::adapter::files).unwrap_or_default();

@@ -2,12 +2,15 @@
 
 use super::super::Weighed;
 use super::super::export::card::FOUR_TEXTS;
+use super::estimate::Estimate;
 use super::types::Types;
 use super::ways::Ways;
+use super::work::Stage;
 use crate::output;
 use hone_compress::Measured;
 use hone_model::FormTensor;
 use hone_tensor::{DType, Storage};
+use hone_train::machine::peak_resident_bytes;
 use hone_train::report::comparison::Kind;
 use serde_json::json;
 use std::cmp::Reverse;
@@ -30,6 +33,12 @@ pub(super) struct Report<'a> {
     pub(super) ways: Option<Ways>,
     /// Whether it was measured on text that was held out.
     pub(super) is_held_out: bool,
+    /// What was expected when it was begun, if that was asked.
+    pub(super) estimate: Option<Estimate>,
+    /// Seconds since then.
+    pub(super) seconds: f64,
+    /// What each took.
+    pub(super) stages: Vec<Stage>,
 }
 
 /// A tensor of a file, as a table by kinds counts it.
@@ -112,6 +121,10 @@ impl Report<'_> {
             "same_top": self.measured.same_top,
             "num_tokens": self.measured.num_tokens,
             "is_held_out": self.is_held_out,
+            "estimate": self.estimate,
+            "seconds": self.seconds,
+            "memory_bytes": peak_resident_bytes(),
+            "stages": self.stages,
             "tensors": (0..self.tensors.len()).map(tensor).collect::<Vec<_>>(),
         });
         if let Some(ways) = &self.ways {

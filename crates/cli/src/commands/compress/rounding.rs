@@ -7,7 +7,7 @@ use crate::args::{CompressArgs, EffortArg, TechniqueArg};
 use crate::failure::Failure;
 use crate::{output, progress};
 use hone_compress::{
-    Begun, Columns, Corpus, Done, Meter, Schedule, Snapshot, Window, fed_back, feedback_bytes,
+    Begun, Columns, Corpus, Done, Meter, Schedule, Snapshot, fed_back, feedback_bytes,
     learning_bytes, packed, tune,
 };
 use hone_model::{GgufForm, Model};
@@ -21,9 +21,9 @@ const TOKENS_PER_STEP: usize = 1024;
 /// Updates with the default effort, and with the best.
 const STEPS: [usize; 2] = [96, 768];
 /// Windows of held-out text that decide whether learning gained anything.
-const HELD_OUT_WINDOWS: usize = 16;
+pub(super) const HELD_OUT_WINDOWS: usize = 16;
 /// Windows that the curvature is taken from.
-const FEEDBACK_WINDOWS: usize = 32;
+pub(super) const FEEDBACK_WINDOWS: usize = 32;
 
 const ROUNDED: &str = "blocks, forward and back, and rounded";
 
@@ -43,56 +43,98 @@ pub(super) fn check(args: &CompressArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The model in these types, with roundings as good as the effort makes them; `None` if each weight
-/// takes the nearest value.
-pub(super) fn rounded(
-    args: &CompressArgs,
-    opened: &Opened,
-    (form, corpus): (&GgufForm<'_>, &Corpus),
-    types: (&[Storage], &Columns),
-    work: &Work,
-) -> Result<Option<Model>, Failure> {
+/// The techniques that are used.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Used {
+    pub(super) feedback: bool,
+    pub(super) learning: bool,
+}
+
+impl Used {
+    /// Whether matrices are rounded before the file is written.
+    pub(super) fn any(self) -> bool {
+        self.feedback || self.learning
+    }
+}
+
+/// The techniques of this effort that there is text and memory for; says which memory is missing.
+pub(super) fn used(args: &CompressArgs, opened: &Opened, corpus: &Corpus, work: &Work) -> Used {
     if args.effort == EffortArg::Plain || corpus.calibration.is_empty() {
-        return Ok(None);
+        return Used::default();
     }
     let is_used = |technique| !args.without.contains(&technique);
-    let windows = corpus.some(FEEDBACK_WINDOWS);
-    let needed = feedback_bytes(&opened.model, &windows);
-    let mut model = match is_used(TechniqueArg::Feedback)
-        && has_memory(work, needed, "feed errors back")
-    {
-        true => with_feedback(opened, (form, &windows), types, work)?,
-        false => packed(opened.pass(), form, types, &|_, _| None)?,
+    let of_feedback = feedback_bytes(&opened.model, &corpus.some(FEEDBACK_WINDOWS));
+    let feedback = is_used(TechniqueArg::Feedback);
+    let learning = is_used(TechniqueArg::Learning);
+    let of_learning = learning_bytes(&opened.model);
+    Used {
+        feedback: feedback && has_memory(work, of_feedback, "feed errors back"),
+        learning: learning && has_memory(work, of_learning, "learn roundings"),
+    }
+}
+
+/// How long roundings are learned.
+pub(super) fn schedule(args: &CompressArgs) -> Schedule {
+    let steps = STEPS[usize::from(args.effort == EffortArg::Best)];
+    Schedule { steps, tokens_per_step: TOKENS_PER_STEP }
+}
+
+/// The model in these types, with roundings as good as the techniques make them; `None` if each
+/// weight takes the nearest value.
+pub(super) fn rounded(
+    used: Used,
+    opened: &Opened,
+    (form, corpus): (&GgufForm<'_>, &Corpus),
+    (types, schedule): ((&[Storage], &Columns), Schedule),
+    work: &Work,
+) -> Result<Option<Model>, Failure> {
+    if !used.any() {
+        return Ok(None);
+    }
+    let mut model = match used.feedback {
+        true => work.timed("feedback", || with_feedback(opened, (form, corpus), types, work))?,
+        false => work.timed("roundings", || packed(opened.pass(), form, types, &|_, _| None))?,
     };
-    let gain: Option<[u64; 2]> = work.json(GAIN);
-    let is_worse = gain.map(|gain| gains_nothing(gain.map(f64::from_bits)));
-    let needed = learning_bytes(&opened.model);
-    if is_used(TechniqueArg::Learning)
-        && is_worse != Some(true)
-        && has_memory(work, needed, "learn roundings")
-    {
-        let steps = STEPS[usize::from(args.effort == EffortArg::Best)];
-        let learned = learned(opened, (form, corpus), (&model, steps), work)?;
-        model = match is_worse {
-            None => better(opened, corpus, [model, learned], work)?,
-            Some(_) => learned,
-        };
+    if used.learning {
+        let of = (model, schedule);
+        model = work.timed("roundings", || with_learning(opened, (form, corpus), of, work))?;
     }
     Ok(Some(model))
+}
+
+/// The model, or that with learned roundings if it is better.
+fn with_learning(
+    opened: &Opened,
+    of: (&GgufForm<'_>, &Corpus),
+    (model, schedule): (Model, Schedule),
+    work: &Work,
+) -> Result<Model, Failure> {
+    let gain: Option<[u64; 2]> = work.json(GAIN);
+    match gain.map(|gain| gains_nothing(gain.map(f64::from_bits))) {
+        Some(true) => Ok(model),
+        Some(false) => Ok(learned(opened, of, (&model, schedule), work)?),
+        None => {
+            let learned = learned(opened, of, (&model, schedule), work)?;
+            Ok(better(opened, of.1, [model, learned], work)?)
+        }
+    }
+}
+
+/// The bytes of a matrix in files of them.
+pub(super) fn kept_in(files: &[SafeTensorsFile], tensor: usize, part: usize) -> Option<&[u8]> {
+    let name = name_of(tensor, part);
+    files.iter().find_map(|file| file.raw(&name)).map(|raw| raw.bytes)
 }
 
 /// The model in these types, rounded by error feedback. Matrices are kept.
 fn with_feedback(
     opened: &Opened,
-    (form, windows): (&GgufForm<'_>, &[Window]),
+    (form, corpus): (&GgufForm<'_>, &Corpus),
     types: (&[Storage], &Columns),
     work: &Work,
 ) -> Result<Model, Failure> {
     let files = work.matrices();
-    let kept = &|tensor, part| {
-        let name = name_of(tensor, part);
-        files.iter().find_map(|file| file.raw(&name)).map(|raw| raw.bytes)
-    };
+    let kept = &|tensor, part| kept_in(&files, tensor, part);
     let mut pending = Pending::after(work, files.len());
     let model = packed(opened.pass(), form, types, kept)?;
     let bar = progress::bar(2 * opened.model.decoder.config.num_hidden_layers(), ROUNDED);
@@ -100,7 +142,8 @@ fn with_feedback(
         Done::Forward | Done::Back => bar.inc(1),
         Done::Matrix(place, matrix) => pending.add(place, matrix),
     };
-    let text = (windows, work.room());
+    let windows = corpus.some(FEEDBACK_WINDOWS);
+    let text = (&windows[..], work.room());
     let model = fed_back(opened.pass(), form, &model, text, kept, &mut done).map_err(back)?;
     bar.finish_and_clear();
     Ok(model)
@@ -110,13 +153,12 @@ fn with_feedback(
 fn learned(
     opened: &Opened,
     (form, corpus): (&GgufForm<'_>, &Corpus),
-    (model, steps): (&Model, usize),
+    (model, schedule): (&Model, Schedule),
     work: &Work,
 ) -> Result<Model, DeviceError> {
     let root = work.path(LEARNED);
     let begun = newest_whole(&root).ok().and_then(|(whole, _)| read(&whole?));
-    let schedule = Schedule { steps, tokens_per_step: TOKENS_PER_STEP };
-    let bar = progress::bar(steps, "updates of roundings");
+    let bar = progress::bar(schedule.steps, "updates of roundings");
     bar.set_position(begun.as_ref().map_or(0, |begun| begun.step as u64));
     let mut done = |snapshot: Snapshot<'_>| {
         bar.inc(1);
@@ -139,6 +181,12 @@ fn learned(
     let learned = tune(opened.pass(), form, model, text, begun, &mut done)?;
     bar.finish_and_clear();
     Ok(learned)
+}
+
+/// Updates that another process had done.
+pub(super) fn steps_done(work: &Work) -> usize {
+    let newest = newest_whole(&work.path(LEARNED)).ok().and_then(|(whole, _)| whole);
+    newest.map_or(0, |whole| whole.step as usize)
 }
 
 /// The file of a checkpoint.

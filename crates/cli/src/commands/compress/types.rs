@@ -102,48 +102,82 @@ impl Wanted {
         (form, corpus, columns): (&GgufForm<'_>, &Corpus, &Columns),
         work: &Work,
     ) -> Result<Types, Failure> {
-        let num_weights = opened.model.decoder.config.num_parameters() as f64;
-        let goal = match self {
-            Self::Mix(mix) => {
-                return of_mix(args, opened, (mix, form), !columns.is_empty());
-            }
-            Self::Bits(bits) => Goal::Bytes((bits * num_weights / 8.0) as u64),
-            Self::Bytes(bytes) => Goal::Bytes(bytes),
-            Self::Kl(kl) => Goal::Kl(kl),
+        let goal = match (self, self.goal(opened)) {
+            (Self::Mix(mix), _) => return of_mix(args, opened, (mix, form), !columns.is_empty()),
+            (_, goal) => goal.expect("what is no mix has a goal"),
         };
-        let kept: Option<Kept> = work.json(TYPES);
-        if let Some(types) = kept.and_then(|kept| kept.types(form.tensors().len())) {
+        if let Some(types) = kept(work, form) {
             return Ok(types);
         }
-        let calibration = &corpus.calibration[..];
-        let first = &calibration[..WINDOWS.min(calibration.len())];
-        let other = match goal {
-            Goal::Kl(_) => &corpus.held_out[..],
-            Goal::Bytes(_) => &calibration[calibration.len().saturating_sub(WINDOWS)..],
-        };
-        let found = chosen(opened, (form, columns), (goal, [first, other]), work);
-        let types = found.map_err(|error| match error {
-            PlanError::TooSmall { .. } => {
-                let flag = match (args.target_bpw, &args.target_size) {
-                    (Some(bits), _) => format!("--target-bpw {bits}"),
-                    (_, Some(size)) => format!("--target-size {size}"),
-                    _ => unreachable!("a size was asked for"),
-                };
-                Failure::Usage(format!("{flag}: {error}"))
-            }
-            PlanError::TooExact { .. } => Failure::Usage(format!("--max-kl: {error}")),
-            PlanError::NotFinite => TrainError::Usage(Code::ExportFailed, error.to_string()).into(),
-            PlanError::Device(error) => error.into(),
-            PlanError::Back(error) => back(error),
-            PlanError::Form(error) => super::gguf::failure(error),
-        })?;
+        let of = (goal, windows(goal, corpus));
+        let found = work.timed("types", || chosen(opened, (form, columns), of, work));
+        let types = found.map_err(|error| failure(args, error))?;
         work.keep_json(TYPES, &Kept::of(&types));
         Ok(types)
+    }
+
+    /// What types are chosen for.
+    pub(super) fn goal(self, opened: &Opened) -> Option<Goal> {
+        let num_weights = opened.model.decoder.config.num_parameters() as f64;
+        match self {
+            Self::Mix(_) => None,
+            Self::Bits(bits) => Some(Goal::Bytes((bits * num_weights / 8.0) as u64)),
+            Self::Bytes(bytes) => Some(Goal::Bytes(bytes)),
+            Self::Kl(kl) => Some(Goal::Kl(kl)),
+        }
+    }
+
+    /// About the bits of a weight that it comes to, as far as that can be said.
+    pub(super) fn bits(self, opened: &Opened) -> f64 {
+        let num_weights = opened.model.decoder.config.num_parameters() as f64;
+        match self {
+            Self::Bits(bits) => bits,
+            Self::Bytes(bytes) => 8.0 * bytes as f64 / num_weights,
+            Self::Mix(_) | Self::Kl(_) => USUAL_BITS,
+        }
+    }
+}
+
+/// Bits of a weight where nothing is known.
+const USUAL_BITS: f64 = 4.5;
+
+/// Windows that gradients are taken from, and those that choices are measured on.
+pub(super) fn windows(goal: Goal, corpus: &Corpus) -> [&[Window]; 2] {
+    let calibration = &corpus.calibration[..];
+    let other = match goal {
+        Goal::Kl(_) => &corpus.held_out[..],
+        Goal::Bytes(_) => &calibration[calibration.len().saturating_sub(WINDOWS)..],
+    };
+    [&calibration[..WINDOWS.min(calibration.len())], other]
+}
+
+/// Types that were chosen before.
+pub(super) fn kept(work: &Work, form: &GgufForm<'_>) -> Option<Types> {
+    let kept: Kept = work.json(TYPES)?;
+    kept.types(form.tensors().len())
+}
+
+/// Why types were not chosen, in the words of flags.
+pub(super) fn failure(args: &CompressArgs, error: PlanError) -> Failure {
+    match error {
+        PlanError::TooSmall { .. } => {
+            let flag = match (args.target_bpw, &args.target_size) {
+                (Some(bits), _) => format!("--target-bpw {bits}"),
+                (_, Some(size)) => format!("--target-size {size}"),
+                _ => unreachable!("a size was asked for"),
+            };
+            Failure::Usage(format!("{flag}: {error}"))
+        }
+        PlanError::TooExact { .. } => Failure::Usage(format!("--max-kl: {error}")),
+        PlanError::NotFinite => TrainError::Usage(Code::ExportFailed, error.to_string()).into(),
+        PlanError::Device(error) => error.into(),
+        PlanError::Back(error) => back(error),
+        PlanError::Form(error) => super::gguf::failure(error),
     }
 }
 
 /// As a mix has it.
-fn of_mix(
+pub(super) fn of_mix(
     args: &CompressArgs,
     opened: &Opened,
     (mix, form): (Mix, &GgufForm<'_>),
@@ -202,6 +236,11 @@ impl Types {
         let choice = |storage| Choice { storage, instead_of: None };
         let choices = storages.into_iter().map(choice).collect();
         Self { choices, shares: Some(shares), file_type: None }
+    }
+
+    /// The type of each tensor.
+    pub(super) fn storages(&self) -> Vec<Storage> {
+        self.choices.iter().map(|choice| choice.storage).collect()
     }
 }
 

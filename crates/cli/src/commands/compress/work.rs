@@ -47,6 +47,13 @@ pub(super) const WRITTEN: &str = "written.json";
 /// How often a folder that disappears under our hands is made again.
 const ATTEMPTS: usize = 100;
 
+/// A part of the work, and how long it takes.
+#[derive(Clone, Serialize)]
+pub(super) struct Stage {
+    pub(super) name: &'static str,
+    pub(super) seconds: f64,
+}
+
 /// The folder, for this process alone until it is dropped.
 pub(super) struct Work {
     dir: PathBuf,
@@ -58,6 +65,7 @@ pub(super) struct Work {
     /// Whether something could not be kept.
     has_failed: Cell<bool>,
     pace: RefCell<Pace>,
+    stages: RefCell<Vec<Stage>>,
 }
 
 /// The folder of what is to become `out`.
@@ -99,8 +107,7 @@ impl Work {
             match FileLock::ask(&dir.join(LOCK)) {
                 Ok(Asked::Locked(lock)) => {
                     let partial = dir.join(out.file_name().unwrap_or_default());
-                    let (is_begun, has_failed, pace) = Default::default();
-                    return Ok(Self { dir, partial, _lock: lock, is_begun, has_failed, pace });
+                    return Ok(Self::new((dir, partial), lock));
                 }
                 Ok(Asked::Removed) => {}
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -109,6 +116,11 @@ impl Work {
             }
         }
         Err(taken(out, None))
+    }
+
+    fn new((dir, partial): (PathBuf, PathBuf), lock: FileLock) -> Self {
+        let (is_begun, has_failed, pace, stages) = Default::default();
+        Self { dir, partial, _lock: lock, is_begun, has_failed, pace, stages }
     }
 
     /// Makes it this command's: goes on from what is there, or discards what is another's. Says so.
@@ -220,12 +232,32 @@ impl Work {
             Ok(()) => self.pace.borrow_mut().kept(bytes, begun.elapsed().as_secs_f64()),
             Err(failure) => {
                 self.has_failed.set(true);
+                let why = match &failure {
+                    Failure::Train(error) if error.is_disk_full() => "the disk is full".to_owned(),
+                    failure => failure.message(),
+                };
                 output::note(&format!(
-                    "note: {}; from here on nothing more is kept to go on from",
-                    failure.message()
+                    "note: {why}; the work goes on, but nothing more is kept of it before its end"
                 ));
             }
         }
+    }
+
+    /// Runs a stage, and keeps the time.
+    pub(super) fn timed<T>(&self, name: &'static str, run: impl FnOnce() -> T) -> T {
+        let begun = Instant::now();
+        let found = run();
+        let (seconds, mut stages) = (begun.elapsed().as_secs_f64(), self.stages.borrow_mut());
+        match stages.iter_mut().find(|stage| stage.name == name) {
+            Some(stage) => stage.seconds += seconds,
+            None => stages.push(Stage { name, seconds }),
+        }
+        found
+    }
+
+    /// The stages that were run.
+    pub(super) fn stages(&self) -> Vec<Stage> {
+        self.stages.borrow().clone()
     }
 
     /// Gives what was made its name.

@@ -128,6 +128,17 @@ fn text_makes_smaller_files_better() {
     let fed = compress("fed.gguf", &[&small[..], &default, &["--without", "learning"]].concat());
     let learned = compress("learned.gguf", &[&small[..], &default].concat());
     assert_eq!([&fed["bytes"], &learned["bytes"]], [&known["bytes"]; 2]);
+    // What takes long was estimated.
+    let estimate = &learned["estimate"];
+    let stages = estimate["stages"].as_array().unwrap();
+    let names: Vec<&str> = stages.iter().map(|stage| stage["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["importance", "feedback", "roundings", "file"]);
+    assert!(stages.iter().all(|stage| number(stage, "seconds") > 0.0), "{estimate}");
+    let sum: f64 = stages.iter().map(|stage| number(stage, "seconds")).sum();
+    assert!((number(estimate, "seconds") - sum).abs() < 1e-6 * sum, "{estimate}");
+    assert!(number(&learned, "seconds") > 0.0 && learned.get("memory_bytes").is_some());
+    assert!(number(estimate, "memory_bytes") > 1e6, "{estimate}");
+    assert!(known["estimate"].is_null() && known["stages"].as_array().unwrap().len() == 2);
     let kls = [&known, &fed, &learned].map(|found| number(found, "kl"));
     assert!(kls.is_sorted_by(|a, b| a > b), "{kls:?}");
     // Chosen types reach the same size with less loss.
