@@ -1,8 +1,7 @@
 //! How far models are from one that they should be like, on windows of text.
 
 use crate::window::Window;
-use hone_model::{Batch, Model, Pass};
-use hone_tensor::distribution::{Divergence, divergences};
+use hone_model::{Batch, Distance, Model, Pass, distances};
 use hone_tensor::{Category, Compute, Cpu, Device, DeviceError, Tape, Tensor};
 
 /// Rows whose logits are held at once.
@@ -61,9 +60,8 @@ impl<'a> Meter<'a> {
                 let found = self.device.reusing_memory(|| {
                     compared(self.device, [(self.intended, rows.0), (model, rows.1)])
                 })?;
-                let add = |sum: f64, row: &Divergence| sum + f64::from(row.kl);
-                kl = found.iter().fold(kl, add);
-                same += found.iter().filter(|row| row.same_top).count();
+                kl = found.iter().fold(kl, |sum, row| sum + row.kl);
+                same += found.iter().filter(|row| row.top[0] == row.top[1]).count();
             }
             num_tokens += batch.tokens.len();
         }
@@ -86,14 +84,14 @@ pub(crate) fn hidden_states(
 pub(crate) fn compared(
     device: &Device,
     [(intended, rows), (model, others)]: [(&Model, &[f32]); 2],
-) -> Result<Vec<Divergence>, DeviceError> {
+) -> Result<Vec<Distance>, DeviceError> {
     let p = logits(device, intended, rows)?;
     // Not both heads at once.
     intended.release_tables();
     let q = logits(device, model, others)?;
     model.release_tables();
     let width = p.len() * intended.decoder.config.hidden_size / rows.len();
-    Ok(divergences(host(), &p, &q, width))
+    Ok(distances(host(), [&p, &q], width))
 }
 
 /// Logits of rows of hidden states, in f32.

@@ -232,7 +232,7 @@ impl<'a> Sensitivity<'a> {
         let mut sum = 0.0;
         for rows in self.hidden.chunks(ROWS * width) {
             let found = compared(device, [(model, rows), (&other, rows)])?;
-            sum += found.iter().map(|row| f64::from(row.kl)).sum::<f64>();
+            sum += found.iter().map(|row| row.kl).sum::<f64>();
         }
         Ok(sum / (self.hidden.len() / width).max(1) as f64)
     }

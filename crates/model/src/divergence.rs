@@ -3,18 +3,27 @@
 use crate::batch::Batch;
 use crate::decoder::Recompute;
 use crate::pass::Pass;
-use hone_tensor::{Device, DeviceError, ops};
+use hone_tensor::{Cpu, Device, DeviceError, ops};
 
 /// Positions whose logits of both models are held at once.
 const POSITIONS: usize = 128;
 
-/// What two models predict in one place.
+/// How far a model's prediction of a token is from a reference's.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Divergence {
+pub struct Distance {
     /// `Σ p ln(p / q)` over the vocabulary, in nats, where `p` is of the reference and `q` of the
     /// model; not a number if a logit is not finite.
     pub kl: f64,
     /// The most likely token of the reference, and of the model; the first of several.
+    pub top: [u32; 2],
+}
+
+/// What two models predict in one place.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Divergence {
+    /// As [`Distance`] has it.
+    pub kl: f64,
+    /// As [`Distance`] has it.
     pub top: [u32; 2],
     /// The token that is there.
     pub target: u32,
@@ -26,21 +35,10 @@ impl Divergence {
     /// Compares rows of logits, the reference's first. Both are as long as the vocabulary, and
     /// `target` is of it.
     pub fn of([p, q]: [&[f32]; 2], target: u32) -> Self {
-        let norms = [log_sum_exp(p), log_sum_exp(q)];
-        let log_prob = |logit: f32, norm: f64| f64::from(logit) - norm;
-        let term = |(&p, &q): (&f32, &f32)| {
-            let (log_p, log_q) = (log_prob(p, norms[0]), log_prob(q, norms[1]));
-            log_p.exp() * (log_p - log_q)
-        };
-        let kl: f64 = p.iter().zip(q).map(term).sum();
-        let at = target as usize;
-        Self {
-            // Rounding may leave it just below zero. `f64::max` would hide what is no number.
-            kl: if kl < 0.0 { 0.0 } else { kl },
-            top: [argmax(p), argmax(q)],
-            target,
-            log_probs: [log_prob(p[at], norms[0]), log_prob(q[at], norms[1])],
-        }
+        let (Distance { kl, top }, norms) = distance([p, q]);
+        let log_prob = |logits: &[f32], norm: f64| f64::from(logits[target as usize]) - norm;
+        let log_probs = [log_prob(p, norms[0]), log_prob(q, norms[1])];
+        Self { kl, top, target, log_probs }
     }
 
     /// Whether the target is the most likely token: of the reference, and of the model.
@@ -90,9 +88,36 @@ fn compared(device: &Device, [p, q]: [&[f32]; 2], targets: &[u32]) -> Vec<Diverg
     found
 }
 
-fn log_sum_exp(x: &[f32]) -> f64 {
-    let max = f64::from(x.iter().copied().fold(f32::MIN, f32::max));
-    max + x.iter().map(|x| (f64::from(*x) - max).exp()).sum::<f64>().ln()
+/// The distances of rows of logits, `width` each, of a model from as many of a reference's, which
+/// come first.
+///
+/// # Panics
+/// If lengths do not match.
+pub fn distances(cpu: &Cpu, [p, q]: [&[f32]; 2], width: usize) -> Vec<Distance> {
+    assert!(p.len() == q.len() && p.len().is_multiple_of(width));
+    let mut found = vec![Distance::default(); p.len() / width];
+    cpu.rows(&mut found, 1, 16 * width, |row, to| {
+        to[0] = distance([p, q].map(|of| &of[row * width..][..width])).0;
+    });
+    found
+}
+
+/// Of one row, with the logarithms of both sums of exponentials.
+fn distance([p, q]: [&[f32]; 2]) -> (Distance, [f64; 2]) {
+    let top = [argmax(p), argmax(q)];
+    let [max_p, max_q] = [p, q].map(|x| f64::from(x.iter().copied().fold(f32::MIN, f32::max)));
+    let (mut sum_p, mut sum_q, mut sum) = (0.0, 0.0, 0.0);
+    for (p, q) in p.iter().zip(q) {
+        let (p, q) = (f64::from(*p) - max_p, f64::from(*q) - max_q);
+        let weight = p.exp();
+        sum_p += weight;
+        sum_q += q.exp();
+        sum += weight * (p - q);
+    }
+    let kl = sum / sum_p - sum_p.ln() + sum_q.ln();
+    // Rounding may leave it just below zero. `f64::max` would hide what is no number.
+    let kl = if kl < 0.0 { 0.0 } else { kl };
+    (Distance { kl, top }, [max_p + sum_p.ln(), max_q + sum_q.ln()])
 }
 
 /// The first of the largest.

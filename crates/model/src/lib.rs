@@ -36,7 +36,7 @@ pub use config::{
     LearnedPositions, MaskedHead, MlpConfig, SharedExpertConfig,
 };
 pub use decoder::{Decoder, Recompute, Stream};
-pub use divergence::{Divergence, divergences};
+pub use divergence::{Distance, Divergence, distances, divergences};
 pub use export::{
     ExportError, ExportOptions, LinearLayer, Quantised, StoredTensor, check_written, export_hf,
     linear_layers, torch_name, written,

@@ -1,7 +1,7 @@
 //! What matrices read, and what their errors cost.
 
 use hone_compress::{Imatrix, Meter, Room, Sensitivity, Window, importance};
-use hone_model::{GgufForm, LoadOptions, Model, ModelTexts, Pass};
+use hone_model::{GgufForm, LoadOptions, Model, ModelTexts, Pass, divergences};
 use hone_tensor::{Compute, DType, Device, Philox, Storage, Tensor};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -89,6 +89,36 @@ fn importance_is_that_of_pytorch() {
     other.tensors.get_mut("blk.1.attn_q.weight").unwrap().squares.pop();
     let error = other.columns(form.tensors(), &path).unwrap_err().to_string();
     assert!(error.contains("`blk.1.attn_q.weight` has 63 sums") && error.contains("another"));
+}
+
+/// What is measured on windows is what an evaluation finds on the same tokens, however little.
+#[test]
+fn divergences_are_those_of_an_evaluation() {
+    let device = Device::cpu(2);
+    let Some((model, texts)) = stories(&device) else { return };
+    let form = GgufForm::of(&model, &texts).unwrap();
+    let pass = Pass { device: &device, model: &model, compute: Compute::F32 };
+    let windows = windows(pass, 2, 7);
+    let tensor = form.tensors().iter().find(|of| of.is_matrix()).unwrap();
+    let own = form.matrix(&device, tensor.roles()[0], (DType::F32.into(), &[])).unwrap();
+    let random = Philox::new(5, 0);
+    for size in [1e-4, 1e-2] {
+        let noise = |(i, x): (usize, &f32)| x + size * random.normal(i as u64);
+        let other: Vec<f32> = own.f32().iter().enumerate().map(noise).collect();
+        let other = Tensor::from_f32(&other, own.shape());
+        let with = model.with_weights([(tensor.roles()[0], other)]);
+        let measured = Meter::new(pass, &windows).unwrap().measure(&with).unwrap();
+        let of_window = |window: &Window| {
+            let batch = window.labelled(&model.decoder.config, &window.rows.concat());
+            divergences([pass, Pass { model: &with, ..pass }], &batch).unwrap()
+        };
+        let found: Vec<_> = windows.iter().flat_map(of_window).collect();
+        assert_eq!(measured.num_tokens, found.len());
+        let mean = found.iter().map(|of| of.kl).sum::<f64>() / found.len() as f64;
+        assert!(mean > 0.0 && (measured.kl / mean - 1.0).abs() < 1e-9, "{measured:?} {mean:e}");
+        let same = found.iter().filter(|of| of.top[0] == of.top[1]).count();
+        assert_eq!(measured.same_top, same as f64 / found.len() as f64);
+    }
 }
 
 /// With small errors in a matrix the divergence is what gradients predict.
