@@ -79,7 +79,7 @@ impl Imatrix {
             .map_err(io)?;
         let found = match &magic[..len] == b"GGUF" {
             true => Self::read_gguf(path)?,
-            false => Self::read_dat(&std::fs::read(path).map_err(io)?).ok_or_else(|| {
+            false => Self::read_old(path, io)?.ok_or_else(|| {
                 unusable(
                     path,
                     "is no importance matrix; give one that `hone \
@@ -99,6 +99,18 @@ impl Imatrix {
                 format!("of `{name}` a sum is negative or not finite; compute it again"),
             )),
         }
+    }
+
+    /// Reads a file without a head, if it may be one: a plain file, and not a model's weights.
+    fn read_old(
+        path: &Path,
+        io: impl Fn(io::Error) -> ImatrixError,
+    ) -> Result<Option<Self>, ImatrixError> {
+        let about = path.metadata().map_err(&io)?;
+        if !about.is_file() || about.len() > LARGEST_OLD_FILE {
+            return Ok(None);
+        }
+        Ok(Self::read_dat(&std::fs::read(path).map_err(io)?))
     }
 
     fn read_gguf(path: &Path) -> Result<Self, ImatrixError> {
@@ -231,7 +243,20 @@ impl Imatrix {
                 let mean = squares.iter().filter(|_| is_seen).map(|sum| sum / count);
                 mean.collect::<Vec<f32>>()
             };
-            all.push(sums.squares.chunks(cols.max(1)).enumerate().map(mean).collect());
+            let means: Vec<Vec<f32>> =
+                sums.squares.chunks(cols.max(1)).enumerate().map(mean).collect();
+            // Scales are searched for by such sums.
+            if !means.iter().all(|of| of.iter().sum::<f32>().is_finite()) {
+                return Err(unusable(
+                    path,
+                    format!(
+                        "the mean squares of `{}` are too large to add up in f32; compute the \
+                         importance again",
+                        tensor.name
+                    ),
+                ));
+            }
+            all.push(means);
         }
         match known {
             0 => Err(unusable(
@@ -259,6 +284,10 @@ impl Columns {
         of_tensor.map_or(&[], Vec::as_slice)
     }
 }
+
+/// Bytes that a file without a head has at most: a float for each column of the matrices of a large
+/// model is far less.
+const LARGEST_OLD_FILE: u64 = 1 << 30;
 
 fn unusable(path: &Path, problem: String) -> ImatrixError {
     ImatrixError::Unusable { path: path.to_owned(), problem }

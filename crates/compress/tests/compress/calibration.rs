@@ -89,6 +89,23 @@ fn importance_is_that_of_pytorch() {
     other.tensors.get_mut("blk.1.attn_q.weight").unwrap().squares.pop();
     let error = other.columns(form.tensors(), &path).unwrap_err().to_string();
     assert!(error.contains("`blk.1.attn_q.weight` has 63 sums") && error.contains("another"));
+    // Numbers of which a mean is none.
+    let mut tiny = found;
+    tiny.tensors.get_mut("blk.1.attn_q.weight").unwrap().counts = vec![1e-39];
+    let error = tiny.columns(form.tensors(), &path).unwrap_err().to_string();
+    assert!(error.contains("mean squares of `blk.1.attn_q.weight` are too large"), "{error}");
+}
+
+/// What cannot be an importance matrix is not read to its end, which a device does not have.
+#[test]
+fn other_files_are_no_importance() {
+    let dir = tempfile::tempdir().unwrap();
+    let large = dir.path().join("model.safetensors");
+    std::fs::File::create(&large).unwrap().set_len(1 << 40).unwrap();
+    for path in [&large, Path::new("/dev/zero")] {
+        let error = Imatrix::read(path).unwrap_err().to_string();
+        assert!(error.contains("is no importance matrix"), "{error}");
+    }
 }
 
 /// What is measured on windows is what an evaluation finds on the same tokens, however little.
