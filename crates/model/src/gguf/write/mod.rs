@@ -259,6 +259,8 @@ impl<'a> GgufForm<'a> {
         }
         let mut metadata = keys::metadata(config, text_part(&texts.config), architecture)?;
         metadata.extend(tokenizer::metadata(texts, config)?);
+        // Of the blocks of packed types; the specification wants it whatever the mix.
+        metadata.push(("general.quantization_version".to_owned(), Meta::U32(2)));
         let mut tensors = weights::tensors(config, architecture)?;
         let factors = keys::factors(config).into_iter().map(|(name, factors)| FormTensor {
             name: name.to_owned(),
@@ -283,7 +285,6 @@ impl<'a> GgufForm<'a> {
     /// file does not say.
     pub fn set_file_type(&mut self, number: u32) {
         self.metadata.push(("general.file_type".to_owned(), Meta::U32(number)));
-        self.metadata.push(("general.quantization_version".to_owned(), Meta::U32(2)));
     }
 
     /// Gives the model a name, from which llama.cpp also takes how Phi-3 splits text.
