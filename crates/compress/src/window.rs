@@ -44,22 +44,28 @@ impl Window {
 pub struct Corpus {
     /// For calibration.
     pub calibration: Vec<Window>,
-    /// For measuring; empty if there is only one window.
+    /// For choices among what calibration gives; empty if there are fewer than three windows.
+    pub choosing: Vec<Window>,
+    /// For measuring what was chosen; empty if there is only one window.
     pub held_out: Vec<Window>,
 }
 
 impl Corpus {
     /// About `num_tokens` of the windows for calibration, from all over the text, and of the rest
-    /// an eighth as many to measure on. No row of the latter is also among the former.
+    /// an eighth as many to choose and to measure on, half of them for each. No row of one part is
+    /// also in another.
     pub fn of(windows: Vec<Window>, num_tokens: usize) -> Self {
         let all = windows.len();
         let of_window = windows.iter().map(Window::num_tokens).max().unwrap_or(1).max(1);
         let wanted = num_tokens.div_ceil(of_window).max(1);
         let wanted = wanted + wanted.div_ceil(EIGHTH);
         let taken = wanted.min(all);
-        // The last of every eight; of fewer the last one, but not the only one.
-        let is_held_out =
-            |i: usize| i % EIGHTH == EIGHTH - 1 || 1 < taken && taken < EIGHTH && i + 1 == taken;
+        // The last of every eight; of few the last two, but not the first one.
+        let is_few = taken < 2 * EIGHTH;
+        let is_held_out = |i: usize| match is_few {
+            true => i > 0 && i + 2 >= taken,
+            false => i % EIGHTH == EIGHTH - 1,
+        };
         let mut corpus = Self::default();
         for (i, window) in windows.into_iter().enumerate() {
             // Which of those that are taken this is, if they are spread evenly.
@@ -70,14 +76,25 @@ impl Corpus {
                 (true, false) => corpus.calibration.push(window),
             }
         }
-        let known: HashSet<&Vec<u32>> =
-            corpus.calibration.iter().flat_map(|window| &window.rows).collect();
-        for window in &mut corpus.held_out {
-            window.rows.retain(|row| !known.contains(row));
+        remove_rows(&mut corpus.held_out, &corpus.calibration);
+        // Every second one, but not the only one.
+        let all = std::mem::take(&mut corpus.held_out);
+        for (i, window) in all.into_iter().enumerate() {
+            let part = if i % 2 == 0 { &mut corpus.held_out } else { &mut corpus.choosing };
+            part.push(window);
         }
-        corpus.held_out.retain(|window| !window.rows.is_empty());
+        remove_rows(&mut corpus.choosing, &corpus.held_out);
         corpus
     }
+}
+
+/// Removes what is also among `known`.
+fn remove_rows(windows: &mut Vec<Window>, known: &[Window]) {
+    let known: HashSet<&Vec<u32>> = known.iter().flat_map(|window| &window.rows).collect();
+    for window in &mut *windows {
+        window.rows.retain(|row| !known.contains(row));
+    }
+    windows.retain(|window| !window.rows.is_empty());
 }
 
 impl Corpus {
@@ -102,15 +119,20 @@ mod tests {
 
     #[test]
     fn nothing_is_measured_that_was_calibrated_on() {
-        for (count, num_tokens, expected) in
-            [(1, 100, (1, 0)), (2, 100, (1, 1)), (40, 160, (16, 2)), (40, 10_000, (35, 5))]
-        {
+        for (count, num_tokens, expected) in [
+            (1, 100, [1, 0, 0]),
+            (2, 100, [1, 0, 1]),
+            (40, 160, [16, 1, 1]),
+            (40, 10_000, [35, 2, 3]),
+        ] {
             let corpus = Corpus::of(windows(count), num_tokens);
-            assert_eq!((corpus.calibration.len(), corpus.held_out.len()), expected);
-            let of_held_out = corpus.held_out.iter().flat_map(|window| &window.rows);
-            for row in of_held_out {
-                assert!(!corpus.calibration.iter().any(|window| window.rows.contains(row)));
-            }
+            let parts = [&corpus.calibration, &corpus.choosing, &corpus.held_out];
+            assert_eq!(parts.map(Vec::len), expected);
+            let mut rows: Vec<_> = parts.into_iter().flatten().flat_map(|of| &of.rows).collect();
+            let all = rows.len();
+            rows.sort();
+            rows.dedup();
+            assert_eq!(rows.len(), all);
         }
         // A text that is there twice is calibrated on alone.
         let mut twice = windows(2);

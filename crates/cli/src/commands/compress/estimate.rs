@@ -2,7 +2,7 @@
 
 use super::super::Opened;
 use super::calibration::IMPORTANCE_WINDOWS;
-use super::rounding::{self, FEEDBACK_WINDOWS, HELD_OUT_WINDOWS, Used, kept_in, schedule};
+use super::rounding::{self, CHOOSING_WINDOWS, FEEDBACK_WINDOWS, Used, kept_in, schedule};
 use super::types::{self, Wanted};
 use super::work::{COSTS, IMPORTANCE, Stage, WRITTEN, Work};
 use super::{back, gguf, windows_to_compare};
@@ -133,7 +133,7 @@ impl Known<'_> {
         if used.learning {
             let seconds = samples.learning(schedule(args), windows, rounding::steps_done(work))?;
             let packing = if used.feedback { 0.0 } else { samples.packing(&storages, true)? };
-            let deciding = samples.comparing(corpus.held_out.len().min(HELD_OUT_WINDOWS), 2);
+            let deciding = samples.comparing(corpus.choosing.len().min(CHOOSING_WINDOWS), 2);
             add("roundings", packing + seconds + deciding);
             bytes = bytes.max(2 * packed + learning_bytes(&opened.model));
         }

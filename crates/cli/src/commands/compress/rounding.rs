@@ -20,8 +20,8 @@ use std::path::Path;
 const TOKENS_PER_STEP: usize = 1024;
 /// Updates with the default effort, and with the best.
 const STEPS: [usize; 2] = [96, 768];
-/// Windows of held-out text that decide whether learning gained anything.
-pub(super) const HELD_OUT_WINDOWS: usize = 16;
+/// Windows that decide whether learning gained anything.
+pub(super) const CHOOSING_WINDOWS: usize = 16;
 /// Windows that the curvature is taken from.
 pub(super) const FEEDBACK_WINDOWS: usize = 32;
 
@@ -29,12 +29,6 @@ const ROUNDED: &str = "blocks, forward and back, and rounded";
 
 /// Refuses what can be seen to be wrong before anything is read.
 pub(super) fn check(args: &CompressArgs) -> Result<(), Failure> {
-    if args.effort == EffortArg::Best && args.calibration.is_empty() {
-        return Err(Failure::Usage(
-            "--effort best: roundings are learned from text; give some with --calibration"
-                .to_owned(),
-        ));
-    }
     if args.effort == EffortArg::Plain && !args.without.is_empty() {
         return Err(Failure::Usage(
             "--without: --effort plain uses no technique that could be left out".to_owned(),
@@ -211,8 +205,11 @@ fn better(
     [first, second]: [Model; 2],
     work: &Work,
 ) -> Result<Model, DeviceError> {
-    let held_out = &corpus.held_out[..corpus.held_out.len().min(HELD_OUT_WINDOWS)];
-    let meter = Meter::new(opened.pass(), held_out)?;
+    let windows = &corpus.choosing[..corpus.choosing.len().min(CHOOSING_WINDOWS)];
+    if windows.is_empty() {
+        return Ok(second);
+    }
+    let meter = Meter::new(opened.pass(), windows)?;
     let gain = [meter.measure(&first)?.kl, meter.measure(&second)?.kl];
     work.keep_json(GAIN, &gain.map(f64::to_bits));
     Ok(if gains_nothing(gain) { first } else { second })
@@ -224,7 +221,7 @@ fn gains_nothing([before, after]: [f64; 2]) -> bool {
     if before < after {
         output::note(&format!(
             "note: learned roundings were no better ({after:.4} nats per token against {before:.4} \
-             on held-out text), and are not used"
+             on text that they were not learned from), and are not used"
         ));
     }
     before < after

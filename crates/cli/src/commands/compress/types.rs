@@ -57,7 +57,14 @@ impl Wanted {
             return Ok(Self::Bytes(size.0));
         }
         if let (None, Some(kl), false) = (&args.mix, args.max_kl, args.calibration.is_empty()) {
-            return Ok(Self::Kl(kl));
+            return match args.fallback {
+                FallbackArg::Refuse => Ok(Self::Kl(kl)),
+                FallbackArg::LlamaCpp => Err(Failure::Usage(
+                    "--fallback llama.cpp: with --max-kl and text, each matrix gets a type that \
+                     its rows can take; omit it, or name a --type"
+                        .to_owned(),
+                )),
+            };
         }
         let mix = args.mix.as_deref().unwrap_or(DEFAULT);
         Mix::named(mix).map(Self::Mix).ok_or_else(|| {
@@ -72,12 +79,15 @@ impl Wanted {
 
     /// Refuses calibration text with which types cannot be chosen.
     pub(super) fn check(self, args: &CompressArgs, corpus: &Corpus) -> Result<(), Failure> {
-        if matches!(self, Self::Mix(_)) || !corpus.held_out.is_empty() {
-            return Ok(());
-        }
+        let needed = match self {
+            Self::Mix(_) => return Ok(()),
+            Self::Bits(_) | Self::Bytes(_) if corpus.held_out.is_empty() => "two, one",
+            Self::Kl(_) if corpus.choosing.is_empty() => "three, one to choose on and one",
+            _ => return Ok(()),
+        };
         Err(Failure::Usage(format!(
-            "--calibration {}: has only one window of text that differs from the rest, and to \
-             choose types takes two, one to measure on; give more text",
+            "--calibration {}: has too few windows of text that differ from each other: to choose \
+             types takes {needed} to measure on; give more text",
             args.calibration.join(" ")
         )))
     }
@@ -145,7 +155,7 @@ const USUAL_BITS: f64 = 4.5;
 pub(super) fn windows(goal: Goal, corpus: &Corpus) -> [&[Window]; 2] {
     let calibration = &corpus.calibration[..];
     let other = match goal {
-        Goal::Kl(_) => &corpus.held_out[..],
+        Goal::Kl(_) => &corpus.choosing[..],
         Goal::Bytes(_) => &calibration[calibration.len().saturating_sub(WINDOWS)..],
     };
     [&calibration[..WINDOWS.min(calibration.len())], other]
