@@ -134,10 +134,16 @@ pub fn fed_back(
 
 /// About the most bytes that [`fed_back`] takes besides the models.
 pub fn feedback_bytes(model: &Model, windows: &[Window]) -> u64 {
+    let config = &model.decoder.config;
     let tokens: usize = windows.iter().map(Window::num_tokens).sum();
-    // What blocks read, gradients of that, hidden states, and a window's while it is run.
-    let streams = 4 * 4 * tokens * model.decoder.config.hidden_size;
-    curvature_bytes(&model.decoder) + streams as u64 + (1 << 29)
+    // What blocks read, gradients of that, and hidden states.
+    let streams = 4 * 4 * tokens * config.hidden_size;
+    // Of a window, outputs of a block's matrices with their gradients, and what logits go through.
+    let longest = windows.iter().map(Window::num_tokens).max().unwrap_or(0);
+    let outputs: usize = model.decoder.projections().map(|(_, p)| p.out_features()).sum();
+    let of_block = outputs / config.num_hidden_layers().max(1);
+    let of_token = 4 * (4 * of_block + 8 * config.hidden_size + 3 * config.vocab_size);
+    curvature_bytes(&model.decoder) + (streams + longest * of_token) as u64
 }
 
 /// The format that a matrix is packed in, if errors of it can be fed back.

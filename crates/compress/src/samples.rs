@@ -306,15 +306,20 @@ fn quick(tensor: &FormTensor) -> Storage {
     kinds.into_iter().find(fits).unwrap_or(DType::F16.into())
 }
 
-/// The type of each tensor of those that it may have that comes nearest to so many bits.
+/// The type of each tensor of those that it may have that comes nearest to so many bits, and in
+/// which errors can be fed back, which takes longer than what has no such type.
 pub fn near(pass: Pass<'_>, form: &GgufForm<'_>, bits: f64) -> Vec<Storage> {
     let of_tensor = |tensor: &FormTensor| {
         let away = |of: &Storage| {
             let found = 8.0 * of.num_bytes(&tensor.shape) as f64 / weights_of(tensor);
             (found - bits).abs()
         };
-        let all = types_of(pass.model, tensor).into_iter();
-        all.min_by(|a, b| away(a).total_cmp(&away(b))).unwrap_or(DType::F32.into())
+        let all = types_of(pass.model, tensor);
+        let has_coding =
+            |of: &&Storage| matches!(of, Storage::Packed(format) if format.coding.is_some());
+        let nearest = |a: &&Storage, b: &&Storage| away(a).total_cmp(&away(b));
+        let found = all.iter().filter(has_coding).min_by(nearest);
+        found.or_else(|| all.iter().min_by(nearest)).copied().unwrap_or(DType::F32.into())
     };
     form.tensors().iter().map(of_tensor).collect()
 }
