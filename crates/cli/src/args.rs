@@ -9,7 +9,7 @@ pub use report::ReportArgs;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hone_compress::Group;
-use hone_train::run_file::{Held, Precision};
+use hone_train::run_file::{DataSection, Held, Precision};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -127,7 +127,7 @@ pub enum EventFormat {
 }
 
 /// A model and how to load it.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct ModelArgs {
     /// A directory in Hugging Face layout, a GGUF file, or a hub name (org/name[@revision])
     #[arg(value_name = "MODEL")]
@@ -387,7 +387,7 @@ pub struct ExportArgs {
     pub json: bool,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 #[command(
     allow_negative_numbers = true,
     after_help = "Examples:
@@ -419,11 +419,11 @@ pub struct CompressArgs {
     /// Choose the type of each tensor so that least is lost with a file of at most so many bits per
     /// weight of the model, all of the file counted. Takes memory for the file, for the largest
     /// matrix in 32 bits three times, and up to half of what is free, 5 GiB at most
-    #[arg(long, value_name = "BITS", value_parser = positive, requires = "calibration")]
+    #[arg(long, value_name = "BITS", value_parser = positive)]
     #[arg(conflicts_with_all = ["mix", "fallback"])]
     pub target_bpw: Option<f64>,
     /// The same for a file of at most this size, such as 80MB or 1.5GiB
-    #[arg(long, value_name = "SIZE", requires = "calibration")]
+    #[arg(long, value_name = "SIZE")]
     #[arg(conflicts_with_all = ["mix", "fallback", "target_bpw"])]
     pub target_size: Option<String>,
     /// What becomes of a matrix whose rows are not whole blocks of its type
@@ -432,14 +432,19 @@ pub struct CompressArgs {
     /// Quantise a model that is quantised already; the errors of both add up
     #[arg(long)]
     pub requantise: bool,
-    /// Text like that which the model is for, in any format of training data, such as the data
-    /// that it was trained on: errors of the columns of a matrix then count by how large their
-    /// inputs are
+    /// Text like that which the model is for, in any format of training data, or a run file, whose
+    /// training data it is then: errors of the columns of a matrix count by how large their inputs
+    /// are (default: the training data of the run that MODEL or its adapter is the result of, if
+    /// they are that of a run in Hone)
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub calibration: Vec<String>,
+    /// How the run file describes that text
+    #[arg(skip)]
+    pub data: Option<DataSection>,
     /// Tokens of the calibration text that are used; an eighth as many are held out, to measure on
-    #[arg(long, default_value_t = 131_072, value_parser = sequence_length)]
-    pub calibration_tokens: usize,
+    /// (default: 131072)
+    #[arg(long, value_parser = sequence_length)]
+    pub calibration_tokens: Option<usize>,
     /// How far to go to lose less at the same size, in a GGUF file. With plain, memory is needed
     /// for one block of the model, or the embedding, and for hidden states of the text; feedback
     /// also needs it for the file and for squares of a block's widths, learning for 22 bytes per
@@ -453,7 +458,7 @@ pub struct CompressArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "calibration")]
     pub imatrix: Option<PathBuf>,
     /// Where to write the importance of columns, as llama-quantize reads it; must not exist yet
-    #[arg(long, value_name = "FILE", requires = "calibration")]
+    #[arg(long, value_name = "FILE")]
     pub save_imatrix: Option<PathBuf>,
     /// Write nothing if the mean KL divergence from the model, in nats per token of the held-out
     /// part of the calibration text, or else of four short built-in texts, is larger. With

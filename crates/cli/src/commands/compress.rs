@@ -33,6 +33,7 @@ use work::{MEASURED, WRITTEN, Work};
 
 /// Writes the smaller model, reads it back, compares, and only then gives it its name.
 pub fn run(args: &CompressArgs) -> Result<(), Failure> {
+    let args = &calibration::resolved(args)?;
     if let Some(scheme) = directory::scheme(args)? {
         return directory::run(args, scheme);
     }
@@ -198,8 +199,8 @@ fn check(args: &CompressArgs) -> Result<Wanted, Failure> {
         check_free(args)?;
     }
     check_parent("--out", &args.out)?;
-    calibration::check(args)?;
     rounding::check(args)?;
+    calibration::check(args)?;
     refuse_packed(&args.model)?;
     if !is_gguf(&args.out) {
         return Err(Failure::Usage(format!(

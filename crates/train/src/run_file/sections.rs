@@ -358,6 +358,13 @@ enum WrittenFiles {
     Tables(Vec<TrainFilesSection>),
 }
 
+impl TrainFiles {
+    /// The files and patterns.
+    pub fn paths(&self) -> Vec<String> {
+        self.0.iter().map(|files| files.path.clone()).collect()
+    }
+}
+
 impl From<WrittenFiles> for TrainFiles {
     fn from(written: WrittenFiles) -> Self {
         let unweighted = |path| TrainFilesSection { path, weight: 1.0 };

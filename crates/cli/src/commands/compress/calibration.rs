@@ -2,7 +2,7 @@
 
 use super::super::{Described, Opened, check_parent, named_by_flags, num_threads};
 use super::work::{IMPORTANCE, Work};
-use crate::args::CompressArgs;
+use crate::args::{CompressArgs, EffortArg};
 use crate::failure::Failure;
 use crate::{output, progress};
 use hone_compress::{Columns, Corpus, Imatrix, ImatrixError, Window, importance, importance_steps};
@@ -10,6 +10,7 @@ use hone_data::{Format, OnError, Overlong, RecordKind, RecordSpec, Setting, pack
 use hone_model::GgufForm;
 use hone_train::TrainError;
 use hone_train::checkpoint::{publish_file, write_file_whole};
+use hone_train::run_file::{ObjectiveSection, RunFile};
 use hone_train::setup::check_tokens;
 use std::path::{Path, PathBuf};
 
@@ -19,8 +20,87 @@ const WINDOW: usize = 512;
 /// Windows that importance is taken from: with more it hardly changes.
 pub(super) const IMPORTANCE_WINDOWS: usize = 64;
 
+/// Tokens of the text that are used where nothing is said.
+const TOKENS: usize = 131_072;
+
+/// The options with the text to calibrate on: that which is named, or that of the run file which is
+/// named, or of the run that the model or its adapter is the result of.
+pub(super) fn resolved(args: &CompressArgs) -> Result<CompressArgs, Failure> {
+    let mut args = args.clone();
+    match (&args.calibration[..], &args.imatrix) {
+        ([named], _) if named.ends_with(".toml") => {
+            let run = RunFile::load(Path::new(named), &[]).map_err(TrainError::from)?;
+            if !is_plain(&run) {
+                return Err(Failure::Usage(format!(
+                    "--calibration {named}: is of a training on other rows than text, \
+                     conversations, or prompts with completions; give a file of those"
+                )));
+            }
+            args.calibration = run.data.train.paths();
+            args.data = Some(run.data);
+        }
+        ([], None) => of_run(&mut args),
+        _ => {}
+    }
+    Ok(args)
+}
+
+/// Sets the text to the training data of the run that the model or its adapter is the result of,
+/// if there is one; says so.
+fn of_run(args: &mut CompressArgs) {
+    let result = args.model.adapter.as_deref().unwrap_or(Path::new(&args.model.model));
+    let Some(file) = result.canonicalize().ok().and_then(|of| Some(of.parent()?.join("run.toml")))
+    else {
+        return;
+    };
+    // What cannot be read, or was not written by a run, is none.
+    let Some(run) = RunFile::load(&file, &[]).ok().filter(is_plain) else { return };
+    let named = file.display();
+    let paths = run.data.train.paths();
+    let is_there = |path: &String| Path::new(path).exists() || path.contains(['*', '?', '[']);
+    match paths.iter().find(|path| !is_there(path)) {
+        Some(path) => output::note(&format!(
+            "note: {path}, the training data of {named}, is not there; without text to calibrate \
+             on (--calibration) more is lost"
+        )),
+        None => {
+            output::note(&format!("note: calibrated on the training data of {named}"));
+            args.calibration = paths;
+            args.data = Some(run.data);
+        }
+    }
+}
+
+/// Whether a run learns from rows that stand for themselves, each of which is a text.
+fn is_plain(run: &RunFile) -> bool {
+    matches!(run.objective, ObjectiveSection::Sft | ObjectiveSection::Pretrain)
+}
+
+/// Refuses options for which there is no text.
+fn check_text(args: &CompressArgs) -> Result<(), Failure> {
+    if !args.calibration.is_empty() {
+        return Ok(());
+    }
+    let of_text = [
+        ("--target-bpw", args.target_bpw.is_some()),
+        ("--target-size", args.target_size.is_some()),
+        ("--calibration-tokens", args.calibration_tokens.is_some()),
+        ("--save-imatrix", args.save_imatrix.is_some()),
+        ("--without", !args.without.is_empty()),
+        ("--effort best", args.effort == EffortArg::Best),
+    ];
+    match of_text.into_iter().find(|(_, is_given)| *is_given) {
+        Some((flag, _)) => Err(Failure::Usage(format!(
+            "{flag}: takes text like that which the model is for, such as what it was trained on; \
+             give some with --calibration FILE"
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// Refuses what can be seen to be wrong before anything is read.
 pub(super) fn check(args: &CompressArgs) -> Result<(), Failure> {
+    check_text(args)?;
     match &args.save_imatrix {
         Some(path) => check_parent("--save-imatrix", path),
         None => Ok(()),
@@ -54,7 +134,7 @@ pub(super) fn corpus(
     described.predicts_tokens(&args.model)?;
     let config = described.config();
     let window = config.max_position_embeddings.min(WINDOW);
-    let spec = RecordSpec {
+    let mut spec = RecordSpec {
         format: Format::Auto,
         max_seq_len: window,
         model_max_len: config.longest(),
@@ -64,6 +144,13 @@ pub(super) fn corpus(
         kind: RecordKind::Plain,
         ..RecordSpec::default()
     };
+    if let Some(data) = &args.data {
+        spec.format = data.format;
+        spec.prompt_field.clone_from(&data.prompt_field);
+        spec.completion_field.clone_from(&data.completion_field);
+        spec.on_error = data.on_error;
+        spec.append_eos = data.append_eos;
+    }
     let threads = num_threads(args.model.threads);
     let dataset = hone_data::load(&args.calibration, &spec, &described.tokenizer, threads)
         .map_err(|error| named_by_flags(error, words))?;
@@ -79,7 +166,8 @@ pub(super) fn corpus(
     let row = |&id: &u32| dataset.row(id as usize).tokens.to_vec();
     let windows = units.iter().map(|unit| Window { rows: unit.rows.iter().map(row).collect() });
     let files = dataset.report().files.iter().map(|of| PathBuf::from(&of.file)).collect();
-    Ok((Corpus::of(windows.collect(), args.calibration_tokens), files))
+    let tokens = args.calibration_tokens.unwrap_or(TOKENS);
+    Ok((Corpus::of(windows.collect(), tokens), files))
 }
 
 /// What is known of columns: nothing, what a file says, or what text shows.

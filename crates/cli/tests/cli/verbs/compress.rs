@@ -179,6 +179,9 @@ fn what_is_no_calibration_is_said() {
     compress(&["--effort", "best"]).says(2, &["--effort best", "give some with --calibration"]);
     compress(&["--effort", "plain", "--without", "learning"])
         .says(2, &["--without: --effort plain uses no technique"]);
+    compress(&["--without", "learning"]).says(2, &["--without: takes text", "--calibration"]);
+    let fallback = ["--max-kl", "0.1", "--fallback", "llama.cpp", "--calibration", "text.jsonl"];
+    compress(&fallback).says(2, &["--fallback llama.cpp: with --max-kl", "omit it"]);
     let both = ["--target-bpw", "5", "--calibration", "text.jsonl", "--type", "q4_0"];
     compress(&both).says(2, &["--target-bpw", "--type"]);
     let text = ["--calibration", "text.jsonl"];
@@ -194,6 +197,53 @@ fn what_is_no_calibration_is_said() {
     let saved = ["--save-imatrix", "text.jsonl", "--type", "f16"];
     compress(&[&saved[..], &text].concat()).says(2, &["--save-imatrix text.jsonl already exists"]);
     assert!(!scene.path("a.gguf").exists() && !scene.path("a.gguf.work").exists());
+}
+
+/// What a run has made is calibrated on what it learned from, read as its run file says.
+#[test]
+fn the_text_of_a_run_is_found() {
+    let Some(model) = stories() else { return };
+    let scene = Scene::new();
+    write_text(&scene, 60_000);
+    let run = scene.path("runs/first");
+    std::fs::create_dir_all(run.join("model")).unwrap();
+    for file in std::fs::read_dir(&model).unwrap().map(Result::unwrap) {
+        std::fs::copy(file.path(), run.join("model").join(file.file_name())).unwrap();
+    }
+    let write_run = |objective: &str, train: &str| {
+        let text = format!(
+            "[model]\npath = \"base\"\n[data]\ntrain = [\"{train}\"]\n{objective}\n\
+             [train]\nmax_steps = 1\n[output]\ndir = \"runs/first\"\n"
+        );
+        std::fs::write(run.join("run.toml"), text).unwrap();
+    };
+    write_run("[objective]\nkind = \"pretrain\"", "text.jsonl");
+    let small = ["--type", "q4_0", "--fallback", "llama.cpp", "--effort", "plain", "--json"];
+    let compress = |model: &str, out: &str, more: &[&str]| {
+        let ended = succeeds(
+            &mut scene.hone(&[&["compress", model, "--out", out][..], &small, more].concat()),
+        );
+        let found: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+        (found, ended.stderr)
+    };
+    let (found, said) = compress("runs/first/model", "found.gguf", &[]);
+    assert!(said.contains("calibrated on the training data of"), "{said}");
+    assert_eq!(
+        (&found["calibration"][0], &found["is_held_out"]),
+        (&"text.jsonl".into(), &true.into())
+    );
+    let model = model.to_string_lossy().into_owned();
+    let named = ["--calibration", "runs/first/run.toml"];
+    assert_eq!(compress(&model, "named.gguf", &named).0["kl"], found["kl"]);
+    // Without it, or where it is not text, nothing is calibrated on.
+    write_run("[objective]\nkind = \"pretrain\"", "gone.jsonl");
+    let (found, said) = compress("runs/first/model", "gone.gguf", &[]);
+    assert!(said.contains("gone.jsonl, the training data of"), "{said}");
+    assert_eq!(found["is_held_out"], false);
+    write_run("[objective]\nkind = \"dpo\"", "text.jsonl");
+    assert_eq!(compress("runs/first/model", "dpo.gguf", &[]).0["is_held_out"], false);
+    let named = [&["compress", &model, "--out", "a.gguf"][..], &small, &named].concat();
+    ended(&mut scene.hone(&named)).says(2, &["run.toml: is of a training on other rows"]);
 }
 
 /// Directories for other engines: what is read back is what was written, and the more bits the
