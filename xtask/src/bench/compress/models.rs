@@ -46,7 +46,8 @@ pub const ALL: [Model; 2] = [
         our_mixes: &OUR_MIXES,
         limits: &[(5.0, Some(0.7)), (3.6, Some(0.6)), (3.0, Some(0.5))],
         techniques_at: 3.6,
-        effort: "best",
+        // With the best effort each file takes a quarter of an hour.
+        effort: "default",
         compute: "f32",
         lambada: 500,
     },
@@ -59,7 +60,6 @@ pub const ALL: [Model; 2] = [
         our_mixes: &OUR_FEW_MIXES,
         limits: &[(5.0, Some(0.7)), (4.6, None)],
         techniques_at: 5.0,
-        // The best effort takes most of an hour for each file.
         effort: "default",
         compute: "bf16",
         lambada: 200,
