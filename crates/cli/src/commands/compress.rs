@@ -38,6 +38,7 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
         return directory::run(args, scheme);
     }
     let wanted = check(args)?;
+    let args = &rounding::on_cpu(args);
     let work = Work::claim(&args.out)?;
     match compress(args, wanted, &work) {
         Ok(()) => work.finish(),

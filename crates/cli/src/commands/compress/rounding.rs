@@ -29,12 +29,34 @@ const ROUNDED: &str = "blocks, forward and back, and rounded";
 
 /// Refuses what can be seen to be wrong before anything is read.
 pub(super) fn check(args: &CompressArgs) -> Result<(), Failure> {
+    // Their numbers are held where the CPU reads them.
+    if args.model.device.starts_with("cuda") && is_rounded(args) {
+        return Err(Failure::Usage(format!(
+            "--device {}: errors are fed back, and roundings learned, on the CPU; give --device \
+             cpu, or --effort plain",
+            args.model.device
+        )));
+    }
     if args.effort == EffortArg::Plain && !args.without.is_empty() {
         return Err(Failure::Usage(
             "--without: --effort plain uses no technique that could be left out".to_owned(),
         ));
     }
     Ok(())
+}
+
+/// Whether the options ask for more than the nearest values.
+fn is_rounded(args: &CompressArgs) -> bool {
+    args.effort != EffortArg::Plain && !args.calibration.is_empty()
+}
+
+/// The options with the CPU for a device that is not named, where the CPU is needed.
+pub(super) fn on_cpu(args: &CompressArgs) -> CompressArgs {
+    let mut args = args.clone();
+    if args.model.device == "auto" && is_rounded(&args) {
+        args.model.device = "cpu".to_owned();
+    }
+    args
 }
 
 /// The techniques that are used.

@@ -179,6 +179,8 @@ fn what_is_no_calibration_is_said() {
     compress(&["--effort", "best"]).says(2, &["--effort best", "give some with --calibration"]);
     compress(&["--effort", "plain", "--without", "learning"])
         .says(2, &["--without: --effort plain uses no technique"]);
+    let on_gpu = ["--device", "cuda", "--calibration", "text.jsonl", "--type", "f16"];
+    compress(&on_gpu).says(2, &["--device cuda: errors are fed back", "--device cpu"]);
     compress(&["--without", "learning"]).says(2, &["--without: takes text", "--calibration"]);
     let fallback = ["--max-kl", "0.1", "--fallback", "llama.cpp", "--calibration", "text.jsonl"];
     compress(&fallback).says(2, &["--fallback llama.cpp: with --max-kl", "omit it"]);
