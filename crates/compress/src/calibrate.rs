@@ -115,12 +115,13 @@ fn watched(
     }
 }
 
-/// How many of the windows go through a block before the next one is read: as many as have this
-/// many bytes of hidden states.
+/// Bytes of hidden states that go through blocks together at most.
+pub(crate) const MAX_STREAMS: usize = 512 << 20;
+
+/// How many of the windows go through a block before the next one is read.
 fn windows_at_once(config: &DecoderConfig, windows: &[Window]) -> usize {
-    const MAX_BYTES: usize = 512 << 20;
     let longest = windows.iter().map(Window::num_tokens).max().unwrap_or(0);
-    (MAX_BYTES / (4 * longest * config.hidden_size).max(1)).max(1)
+    (MAX_STREAMS / (4 * longest * config.hidden_size).max(1)).max(1)
 }
 
 /// How often [`importance`] says that a block is done.

@@ -3,7 +3,7 @@
 
 use crate::allocate::{Price, allocate};
 use crate::back::{BackError, Room};
-use crate::calibrate::{head_of, importance};
+use crate::calibrate::{MAX_STREAMS, head_of, importance};
 use crate::imatrix::Columns;
 use crate::meter::{Meter, ROWS};
 use crate::packed::{Done, Kept, fed_back, packed};
@@ -19,9 +19,6 @@ use std::time::Instant;
 
 /// Weights of which packing is tried at least, where a matrix has so many.
 const ENOUGH: usize = 1 << 16;
-
-/// Bytes of hidden states that go through blocks together at most.
-const MAX_STREAMS: usize = 512 << 20;
 
 /// Runs parts of stages, and says how many seconds the whole of each takes.
 pub struct Samples<'a> {

@@ -33,12 +33,13 @@ use work::{MEASURED, WRITTEN, Work};
 
 /// Writes the smaller model, reads it back, compares, and only then gives it its name.
 pub fn run(args: &CompressArgs) -> Result<(), Failure> {
-    let args = &calibration::resolved(args)?;
-    if let Some(scheme) = directory::scheme(args)? {
-        return directory::run(args, scheme);
+    let mut args = calibration::resolved(args)?;
+    if let Some(scheme) = directory::scheme(&args)? {
+        return directory::run(&args, scheme);
     }
-    let wanted = check(args)?;
-    let args = &rounding::on_cpu(args);
+    let wanted = check(&args)?;
+    rounding::choose_device(&mut args);
+    let args = &args;
     let work = Work::claim(&args.out)?;
     match compress(args, wanted, &work) {
         Ok(()) => work.finish(),

@@ -50,13 +50,11 @@ fn is_rounded(args: &CompressArgs) -> bool {
     args.effort != EffortArg::Plain && !args.calibration.is_empty()
 }
 
-/// The options with the CPU for a device that is not named, where the CPU is needed.
-pub(super) fn on_cpu(args: &CompressArgs) -> CompressArgs {
-    let mut args = args.clone();
-    if args.model.device == "auto" && is_rounded(&args) {
+/// Takes the CPU where it is needed and no device is named.
+pub(super) fn choose_device(args: &mut CompressArgs) {
+    if args.model.device == "auto" && is_rounded(args) {
         args.model.device = "cpu".to_owned();
     }
-    args
 }
 
 /// The techniques that are used.
