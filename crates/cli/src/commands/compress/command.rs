@@ -35,6 +35,7 @@ pub(super) fn facts(
         "--compute": described.compute.name(),
         "--base-precision": described.options.base_precision.map(hone_tensor::Storage::name),
         "--calibration": files(texts)?,
+        "[data] of the run file": args.data,
         "--calibration-tokens": args.calibration_tokens,
         "--imatrix": files(&imatrix)?,
         "--type": args.mix,
