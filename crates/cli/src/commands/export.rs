@@ -18,6 +18,7 @@ use hone_tensor::DType;
 use hone_train::checkpoint::{publish, publish_file};
 use hone_train::{Code, TrainError};
 use serde_json::json;
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// Writes the model, reads it back, compares, and only then moves it into place.
@@ -114,11 +115,14 @@ pub(super) fn whole<T>(
 }
 
 /// Removes a file or a directory, if there is one.
-fn remove(path: &Path) -> std::io::Result<()> {
-    match path.is_dir() {
+pub(super) fn remove(path: &Path) -> std::io::Result<()> {
+    let removed = match path.is_dir() {
         true => std::fs::remove_dir_all(path),
-        false if path.exists() => std::fs::remove_file(path),
-        false => Ok(()),
+        false => std::fs::remove_file(path),
+    };
+    match removed {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 

@@ -5,6 +5,7 @@
 //! comes first and is compared before anything else is believed. What cannot be kept, for want of
 //! room on the disk, is done without: it fails nothing.
 
+use super::super::export::remove;
 use crate::failure::Failure;
 use crate::output;
 use hone_compress::Room;
@@ -306,11 +307,6 @@ fn taken(out: &Path, id: Option<u32>) -> Failure {
         "--out {}: another process{id} is writing it; wait for it, or choose another name",
         out.display()
     ))
-}
-
-/// Removes a file or a directory.
-fn remove(path: &Path) -> std::io::Result<()> {
-    if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
 /// Matrices that are done and not yet kept.
