@@ -65,7 +65,8 @@ pub struct WeightFormat {
 pub type Pack = fn(&Cpu, Floats<'_>, cols: usize, bytes: &mut [u8]);
 
 /// [`WeightFormat::search`]: with the importance of each column, or none if all are alike, packs so
-/// that the sum of `importance[column] · (weight − unpacked)²` is small.
+/// that the sum of `importance[column] · (weight − unpacked)²` is small. In types of two and three
+/// bits large weights count more than that.
 pub type Search = fn(&Cpu, Floats<'_>, cols: usize, importance: &[f32], bytes: &mut [u8]);
 
 /// All formats.

@@ -104,7 +104,8 @@ fn write<B: Searched>(coded: &Coded, bytes: &mut [u8]) {
 }
 
 /// Packs whole rows so that the sum of `importance[column] · (weight − unpacked)²` is small; all
-/// columns are as important if `importance` is empty.
+/// columns are as important if `importance` is empty. In types of few levels large weights count
+/// more than that ([`emphasised`]).
 pub(super) fn pack<B: Searched>(
     cpu: &Cpu,
     weights: Floats<'_>,
@@ -121,12 +122,13 @@ pub(super) fn pack<B: Searched>(
     let cost = 64 * cols;
     with_elements!(weights, weights => cpu.rows(bytes, row_bytes, cost, |row, to| {
         let x: Vec<f32> = weights[row * cols..][..cols].iter().map(|x| x.to_f32()).collect();
+        let of_large = emphasised::<B>(&x, &importance);
         let mut parts = vec![Parts::ZERO; cols / B::WEIGHTS];
         cpu.isa.run(FitRow {
             grid: &B::GRID,
             group_len: B::GROUP_LEN,
             x: &x,
-            importance: &importance,
+            importance: of_large.as_deref().unwrap_or(&importance),
             parts: &mut parts,
         });
         for (parts, to) in parts.iter().zip(to.chunks_exact_mut(size_of::<B>())) {
@@ -147,6 +149,24 @@ fn floored(importance: &[f32], cols: usize) -> Vec<f32> {
         true => importance.iter().map(|x| x.max(mean * LEAST)).collect(),
         false => vec![1.0; cols],
     }
+}
+
+/// Types of at most so many levels emphasise large weights.
+const FEW_LEVELS: f32 = 8.0;
+/// The mean square of a row that is added to the squares of weights.
+const SHARE_OF_MEAN: f32 = 0.25;
+
+/// Importance times the root of a weight's square and a share of the row's mean square, as
+/// llama.cpp has it but for the share; `None` in types of many levels. With four and eight levels
+/// models lose less by it, with 16 some lose more (docs/log.md, 2026-12-01).
+fn emphasised<B: Searched>(x: &[f32], importance: &[f32]) -> Option<Vec<f32>> {
+    let [lowest, highest] = B::GRID.levels;
+    if highest - lowest >= FEW_LEVELS {
+        return None;
+    }
+    let mean = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
+    let of = |(importance, x): (&f32, &f32)| importance * (SHARE_OF_MEAN * mean + x * x).sqrt();
+    Some(importance.iter().zip(x).map(of).collect())
 }
 
 /// The blocks of a row.
