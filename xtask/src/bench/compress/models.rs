@@ -26,6 +26,8 @@ pub struct Model {
     /// Bits per weight at which Hone is compared with llama.cpp, and the most that its KL may be as
     /// a share of llama.cpp's; of the others only the table tells.
     pub limits: &'static [(f64, Option<f64>)],
+    /// The one of them at which the effort `best` is measured, which takes long.
+    pub best_at: f64,
     /// Bits per weight at which techniques are compared.
     pub techniques_at: f64,
     /// Effort of the files of techniques and tasks.
@@ -45,8 +47,8 @@ pub const ALL: [Model; 2] = [
         mixes: &MIXES,
         our_mixes: &OUR_MIXES,
         limits: &[(5.0, Some(0.7)), (3.6, Some(0.6)), (3.0, Some(0.5))],
+        best_at: 3.0,
         techniques_at: 3.6,
-        // With the best effort each file takes a quarter of an hour.
         effort: "default",
         compute: "f32",
         lambada: 500,
@@ -59,6 +61,7 @@ pub const ALL: [Model; 2] = [
         mixes: &FEW_MIXES,
         our_mixes: &OUR_FEW_MIXES,
         limits: &[(5.0, Some(0.7)), (4.6, None)],
+        best_at: 5.0,
         techniques_at: 5.0,
         effort: "default",
         compute: "bf16",

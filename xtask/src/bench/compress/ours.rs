@@ -37,8 +37,8 @@ pub fn kl(row: &Value, text: &str) -> f64 {
     row[text]["kl"].as_f64().unwrap_or(f64::NAN)
 }
 
-/// What makes a file: options of `hone compress`, and whether those of calibration are among them.
-type Recipe<'a> = (&'a [&'a str], bool);
+/// Options of `hone compress` with which columns count alike.
+const PLAIN: [&str; 4] = ["--effort", "plain", "--without", "importance"];
 
 /// Rows of mixes, and of the sizes of llama.cpp's best files and of AutoRound's.
 pub fn rows(
@@ -51,19 +51,19 @@ pub fn rows(
     let mut rows = Vec::new();
     for &mix in ready.model.our_mixes {
         let options = [&of_mix(mix)[..], &["--effort", "plain"]].concat();
-        rows.push(row(bench, programs, ready, base, (mix, (&options, true)))?);
+        rows.push(row(bench, programs, ready, base, (mix, &options))?);
     }
     // What takes longest last: a run may be ended.
     for effort in EFFORTS {
-        for &(bits, asked) in ready.model.limits {
+        for &(bits, _) in ready.model.limits {
             let Some(theirs) = best(theirs, ready.parameters, bits) else { continue };
-            if effort == "best" && asked.is_none() {
+            if effort == "best" && bits != ready.model.best_at {
                 continue;
             }
             let bytes = format!("{}B", theirs["bytes"]);
             let options = ["--target-size", &bytes, "--effort", effort];
             let name = format!("chosen types, {effort}");
-            let mut row = row(bench, programs, ready, base, (&name, (&options, true)))?;
+            let mut row = row(bench, programs, ready, base, (&name, &options))?;
             row["limit"] = bits.into();
             row["effort"] = effort.into();
             rows.push(row);
@@ -73,8 +73,7 @@ pub fn rows(
         let bytes = format!("{}B", theirs["bytes"]);
         let options = ["--target-size", &bytes, "--effort", ready.model.effort];
         let name = format!("chosen types, {}", ready.model.effort);
-        let recipe = (&*name, (&options[..], true));
-        let mut row = row(bench, programs, ready, base, recipe)?;
+        let mut row = row(bench, programs, ready, base, (&name, &options))?;
         row["effort"] = ready.model.effort.into();
         rows.push(row);
     }
@@ -98,24 +97,24 @@ pub fn techniques(
     let mixes = rows.iter().filter(|row| row["effort"].is_null()).filter(fits);
     let mix = mixes.min_by(|a, b| kl(a, "own").total_cmp(&kl(b, "own")));
     let mut found = Vec::new();
-    let mut step = |name: &str, options: &[&str], is_calibrated| {
-        found.push(row(bench, programs, ready, base, (name, (options, is_calibrated)))?);
+    let mut step = |name: &str, options: &[&str]| {
+        found.push(row(bench, programs, ready, base, (name, options))?);
         Ok::<_, String>(())
     };
     if let Some(mix) = mix.and_then(|mix| mix["name"].as_str()) {
         let with = |options: &[&'static str]| [&of_mix(mix)[..], options].concat();
-        step(&format!("`{mix}`"), &with(&["--effort", "plain"]), false)?;
-        step(&format!("`{mix}`, importance"), &with(&["--effort", "plain"]), true)?;
+        step(&format!("`{mix}`"), &with(&PLAIN))?;
+        step(&format!("`{mix}`, importance"), &with(&["--effort", "plain"]))?;
         let all = format!("`{mix}`, importance, feedback, learning");
-        step(&all, &with(&["--effort", effort]), true)?;
+        step(&all, &with(&["--effort", effort]))?;
     }
     let with = |options: &[&'static str]| [&["--target-size", &bytes], options].concat();
-    step("chosen, importance", &with(&["--effort", "plain"]), true)?;
+    step("chosen, importance", &with(&["--effort", "plain"]))?;
     let feedback = ["--effort", effort, "--without", "learning"];
-    step("chosen, importance, feedback", &with(&feedback), true)?;
+    step("chosen, importance, feedback", &with(&feedback))?;
     let learning = ["--effort", effort, "--without", "feedback"];
-    step("chosen, importance, learning", &with(&learning), true)?;
-    step("chosen, importance, feedback, learning", &with(&["--effort", effort]), true)?;
+    step("chosen, importance, learning", &with(&learning))?;
+    step("chosen, importance, feedback, learning", &with(&["--effort", effort]))?;
     Ok(found)
 }
 
@@ -129,20 +128,19 @@ fn row(
     programs: &Programs,
     ready: &Ready,
     base: &Base,
-    (name, (options, is_calibrated)): (&str, Recipe<'_>),
+    (name, options): (&str, &[&str]),
 ) -> Result<Value, String> {
-    let end = if is_calibrated { "" } else { "-uncalibrated" };
     let of_options = options.join("-").replace("--", "");
-    let key = format!("{}/hone-{of_options}{end}", ready.model.name);
+    let key = format!("{}/hone-{of_options}", ready.model.name);
     let [gguf, calibration, own, other] = ready.files();
     let inputs = [gguf, calibration, own, other, &bench.place.hone];
     let mut row = bench.kept.step(&key, (&inputs, &programs.version()?), || {
         let file = ready.gguf.with_file_name("hone.gguf");
-        let (seconds, said) = compress(bench, ready, (options, is_calibrated), &file)?;
+        let (seconds, said) = compress(bench, ready, options, &file)?;
         let mut row = programs.of_file(base, &file)?;
         row["by_hone"] = by_hone(bench, ready, &file)?;
         row["maker"] = "Hone".into();
-        row["imatrix"] = is_calibrated.into();
+        row["imatrix"] = (!options.contains(&"importance")).into();
         row["seconds"] = seconds.into();
         row["held_out"] = said["kl"].clone();
         remove(&file);
@@ -156,18 +154,15 @@ fn row(
 pub fn compress(
     bench: &Bench,
     ready: &Ready,
-    (options, is_calibrated): Recipe<'_>,
+    options: &[&str],
     file: &Path,
 ) -> Result<(f64, Value), String> {
     remove(file);
     let mut compress = bench.hone("compress");
     compress.arg(&ready.folder).args(options).args(["--compute", ready.model.compute]);
-    compress.arg("--json").arg("--out").arg(file);
-    if is_calibrated {
-        let tokens = ready.calibration_tokens().to_string();
-        compress.arg("--calibration").arg(&ready.calibration);
-        compress.args(["--calibration-tokens", &tokens]);
-    }
+    let tokens = ready.calibration_tokens().to_string();
+    compress.arg("--calibration").arg(&ready.calibration);
+    compress.args(["--calibration-tokens", &tokens, "--json", "--out"]).arg(file);
     let begun = Instant::now();
     let said = json(&mut compress)?;
     Ok((begun.elapsed().as_secs_f64(), said))

@@ -126,13 +126,13 @@ fn against_llama(model: &Model, of_model: &Value) -> Vec<Verdict> {
     for &(bits, asked) in model.limits {
         let Some(asked) = asked else { continue };
         let theirs = best(rows, parameters(of_model), bits);
-        let ours = rows.iter().find(|row| row["limit"] == bits && row["effort"] == "best");
+        let ours = rows.iter().find(|row| row["limit"] == bits && row["effort"] == model.effort);
         for text in ["own", "other"] {
             let ratio = theirs.zip(ours).map(|(theirs, ours)| kl(ours, text) / kl(theirs, text));
             let what = format!(
-                "{}: KL on {text} text as a share of llama.cpp's best at ≤ {bits:.1} bits per \
-                 weight",
-                model.name
+                "{}: KL on {text} text with effort `{}` as a share of llama.cpp's best at ≤ \
+                 {bits:.1} bits per weight",
+                model.name, model.effort
             );
             all.push(Verdict { what, figure: ratio, asked, is_most: true });
         }

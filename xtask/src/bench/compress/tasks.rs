@@ -25,7 +25,7 @@ pub fn measure(bench: &Bench, ready: &Ready) -> Result<Value, String> {
         files.push(bench.kept.step(&key, (&inputs, &words), || {
             let file = ready.gguf.with_file_name("smaller.gguf");
             let options = ["--target-size", &most, "--effort", ready.model.effort];
-            match compress(bench, ready, (&options, true), &file) {
+            match compress(bench, ready, &options, &file) {
                 Ok(_) => (),
                 // Rows that no small type takes.
                 Err(error) if error.contains(LEAST) => {

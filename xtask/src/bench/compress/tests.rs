@@ -45,7 +45,7 @@ fn the_best_file_is_that_of_least_kl_within_the_bits() {
 fn of_second() -> Value {
     let mut ours = row("Hone", true, 490, 0.012);
     ours["limit"] = 5.0.into();
-    ours["effort"] = "best".into();
+    ours["effort"] = "default".into();
     ours["by_hone"] = json!({"kl": 0.0125});
     let tasks = json!({
         "full": {"lambada": 0.2, "lambada_stderr": 0.02, "gsm8k_loss": 1.0},
@@ -69,9 +69,13 @@ fn verdicts_compare_at_the_same_limit_and_say_what_was_not_measured() {
         let line = page.lines().find(|line| line.contains(what));
         line.unwrap_or_else(|| panic!("no line with `{what}` in\n{page}")).to_owned()
     };
-    let found = line("second: KL on own text as a share of llama.cpp's best at ≤ 5.0");
+    let found = line(
+        "second: KL on own text with effort `default` as a share of llama.cpp's best at ≤ 5.0",
+    );
     assert!(found.contains("| 0.600 | ≤ 0.7 | reached |"), "{found}");
-    let found = line("second: KL on own text as a share of llama.cpp's best at ≤ 3.6");
+    let found = line(
+        "second: KL on own text with effort `default` as a share of llama.cpp's best at ≤ 3.6",
+    );
     assert!(found.contains("not measured"), "{found}");
     // (0.98 + 0.96 + 0.8 + 0.95) / 4, rounded
     let found = line("second: quality kept at a ratio of 4");
