@@ -448,7 +448,7 @@ pub struct CompressArgs {
     /// How far to go to lose less at the same size, in a GGUF file. With plain, memory is needed
     /// for one block of the model, or the embedding, and for hidden states of the text; feedback
     /// also needs it for the file and for squares of a block's widths, learning for 22 bytes per
-    /// weight. What there is no memory for is left out with a note
+    /// weight. What there is no memory for is refused
     #[arg(long, default_value = "default")]
     pub effort: EffortArg,
     /// Leave out a technique that this effort would use, to see what it gains
@@ -484,6 +484,8 @@ pub enum EffortArg {
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 pub enum TechniqueArg {
+    /// Errors of columns count by how large their inputs are
+    Importance,
     /// Weights make up for the errors of those that were rounded before
     Feedback,
     /// Roundings are learned from what the model predicts

@@ -38,7 +38,7 @@ pub use ledger::Ledger;
 pub use meter::{Measured, Meter};
 pub use mix::{Facts, Mix, Stored};
 pub use packed::{Done, Kept, fed_back, feedback_bytes, packed};
-pub use plan::{Allocation, Candidate, Goal, PlanError, Planner};
+pub use plan::{Allocation, Candidate, Goal, PlanError, Planner, TRIALS, Trial};
 pub use samples::{Samples, near};
 pub use scheme::{Group, QuantisedMatrix, Scheme, SchemeError};
 pub use sensitivity::Sensitivity;

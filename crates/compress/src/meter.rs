@@ -29,6 +29,11 @@ pub struct Meter<'a> {
 }
 
 impl<'a> Meter<'a> {
+    /// Windows that are measured on.
+    pub(crate) fn num_windows(&self) -> usize {
+        self.batches.len()
+    }
+
     /// Runs the intended model on windows.
     ///
     /// # Errors

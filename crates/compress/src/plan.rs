@@ -8,7 +8,7 @@
 
 mod search;
 
-pub use search::Goal;
+pub use search::{Goal, TRIALS, Trial};
 pub(crate) use search::{num_choices, num_measurements};
 
 use crate::allocate::{Price, allocate};

@@ -8,7 +8,7 @@ use crate::imatrix::Columns;
 use crate::meter::{Meter, ROWS};
 use crate::packed::{Done, Kept, fed_back, packed};
 use crate::plan::{Goal, PlanError, num_choices, num_measurements, types_of};
-use crate::sensitivity::Sensitivity;
+use crate::sensitivity::{MAX_BYTES, Sensitivity};
 use crate::tune::{Schedule, sample};
 use crate::window::Window;
 use hone_model::{FormTensor, GgufForm, Pass, Role};
@@ -103,8 +103,7 @@ impl<'a> Samples<'a> {
             packed += types.map(|of| of.num_bytes(&tensor.shape)).sum::<usize>();
         }
         let pairs = 4 * windows * self.window.num_tokens() * rows;
-        let [pairs, packed] =
-            [pairs.min(self.room.quarter(1 << 30)), packed.min(self.room.quarter(4 << 30))];
+        let [pairs, packed] = [pairs.min(MAX_BYTES), packed.min(self.room.quarter(4 << 30))];
         (pairs + packed + 8 * largest) as u64 + self.forward_bytes(windows)
     }
 
@@ -146,7 +145,8 @@ impl<'a> Samples<'a> {
     }
 
     /// Types that reach a goal, from so many windows for gradients and for measurements, when
-    /// `known` of its numbers are there.
+    /// `known` of its numbers are there; roundings are tried so often, whose own time is not
+    /// counted.
     ///
     /// # Errors
     /// If the device failed, or there is no place for what blocks read.
@@ -154,7 +154,7 @@ impl<'a> Samples<'a> {
         &self,
         goal: Goal,
         [first, other]: [usize; 2],
-        known: usize,
+        (known, num_trials): (usize, usize),
     ) -> Result<f64, PlanError> {
         let text = (self.windows(), self.room);
         let measure = || Sensitivity::measure(self.pass, self.form, text, &mut || ());
@@ -177,7 +177,8 @@ impl<'a> Samples<'a> {
         let left = &candidates[known.min(candidates.len())..];
         let of_gradients = if left.is_empty() { 0.0 } else { first * gradients };
         let measured = known.saturating_sub(candidates.len());
-        let measurements = num_measurements(self.form, goal).saturating_sub(measured) as f64;
+        let measurements =
+            num_measurements(self.form, goal, num_trials).saturating_sub(measured) as f64;
         let choices = num_choices(self.form, goal) as f64;
         let [forward, measure] = self.of_window.map(|seconds| other as f64 * seconds);
         let reached = forward + measurements * measure + choices * of_choice;

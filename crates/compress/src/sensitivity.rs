@@ -24,8 +24,8 @@ use hone_tensor::{
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-/// Bytes that pairs of inputs and gradients may take, if they are a quarter of what is free.
-const MAX_BYTES: usize = 1 << 30;
+/// Bytes that pairs of inputs and gradients may take: of more tokens some are left out.
+pub(crate) const MAX_BYTES: usize = 512 << 20;
 /// Rows of hidden states that the head's errors are measured on.
 const HEAD_ROWS: usize = 512;
 
@@ -128,7 +128,7 @@ impl<'a> Sensitivity<'a> {
             .filter(|(_, p)| places.get(p).is_some())
             .map(|(_, p)| 4 * (p.in_features() + p.out_features()))
             .sum();
-        let every = (num_tokens * of_token).div_ceil(room.quarter(MAX_BYTES).max(1)).max(1);
+        let every = (num_tokens * of_token).div_ceil(MAX_BYTES).max(1);
         let (found, failure) = Default::default();
         let watch = Watch { places: &places, every, found, failure };
         let is = |wanted| form.tensors().iter().position(|of| of.roles() == [wanted]);

@@ -69,7 +69,7 @@ fn compress(args: &CompressArgs, wanted: Wanted, work: &Work) -> Result<(), Fail
     }
     calibration::check_saved(args, work)?;
     let begun = Instant::now();
-    let used = rounding::used(args, &opened, &corpus, work);
+    let used = rounding::used(args, &opened, &corpus)?;
     let estimate = match kept {
         Some(_) => None,
         None => {
@@ -78,7 +78,7 @@ fn compress(args: &CompressArgs, wanted: Wanted, work: &Work) -> Result<(), Fail
         }
     };
     let columns = calibration::columns(args, &opened, (&form, &corpus), work)?;
-    let types = wanted.types(args, &opened, (&form, &corpus, &columns), work)?;
+    let types = wanted.types(args, &opened, (&form, &corpus, &columns), (used, work))?;
     if let Some(number) = types.file_type {
         form.set_file_type(number);
     }
@@ -123,7 +123,8 @@ fn made(
 ) -> Result<(Measured, Option<Ways>), Failure> {
     let of = (types, columns, rounding::schedule(args));
     write(used, opened, (form, corpus), of, work)?;
-    let (measured, ways) = work.timed("file", || {
+    let (measured, ways) = work.timed("comparison", || {
+        gguf::check(opened, work.partial())?;
         let found = &hone_model::load(work.partial(), &opened.device, LoadOptions::INFERENCE)?;
         let measured = compare(opened, (corpus, args.max_kl), found, "Choose a larger type")?;
         let ways = Ways::measure(opened, &corpus.held_out, found)?;
@@ -144,7 +145,7 @@ fn write(
     let storages = types.storages();
     let first = work.json(WRITTEN).unwrap_or(0);
     if first == form.tensors().len() && work.partial().is_file() {
-        return gguf::check(opened, work.partial());
+        return Ok(());
     }
     let of = ((&storages[..], columns), schedule);
     let rounded = rounding::rounded(used, opened, (form, corpus), of, work)?;

@@ -140,7 +140,8 @@ fn write(
             let mix = Mix::named(dtype.name()).expect("a mix of each float type");
             form.set_file_type(mix.file_type);
             let storages = vec![dtype.into(); form.tensors().len()];
-            gguf::write(opened, &form, (&storages, &|_, _| &[]), (to, 0), &mut |_| ())
+            gguf::write(opened, &form, (&storages, &|_, _| &[]), (to, 0), &mut |_| ())?;
+            gguf::check(opened, to)
         }
         ExportFormat::Hf => {
             std::fs::create_dir(to).map_err(|error| {

@@ -24,6 +24,22 @@ const MOVES: [f64; 4] = [2.0, 0.5, 1.4, 0.7];
 const MEASUREMENTS: usize = 60;
 /// Halvings of the range of sizes.
 const HALVINGS: usize = 12;
+/// Choices at most whose roundings are tried.
+pub const TRIALS: usize = 3;
+/// A choice that has so much of the divergence that it may have is not improved upon.
+const ENOUGH: f64 = 0.75;
+/// About the standard deviation of a divergence from window to window, as a share of its mean.
+const SPREAD: f64 = 0.3;
+
+/// The share of a divergence that a choice may have on so many windows, so that on as many others
+/// it is hardly ever above it: two standard deviations of the difference below.
+fn allowed(num_windows: usize) -> f64 {
+    1.0 / (1.0 + 2.0 * SPREAD * (2.0 / num_windows.max(1) as f64).sqrt())
+}
+
+/// How far from the model one in these types is, in nats per token, after roundings that take too
+/// long to be made for each choice.
+pub type Trial<'a> = &'a mut dyn FnMut(&Allocation) -> Result<f64, PlanError>;
 
 /// Groups that are measured, and whose factors are moved.
 fn num_groups(form: &GgufForm<'_>) -> usize {
@@ -33,12 +49,12 @@ fn num_groups(form: &GgufForm<'_>) -> usize {
     found.iter().filter(|group| names.get(super::NO_BLOCK) != Some(*group)).count()
 }
 
-/// About as many measurements as a goal takes.
-pub(crate) fn num_measurements(form: &GgufForm<'_>, goal: Goal) -> usize {
+/// About as many measurements as a goal takes, with so many trials.
+pub(crate) fn num_measurements(form: &GgufForm<'_>, goal: Goal, num_trials: usize) -> usize {
     let groups = num_groups(form);
     match goal {
         Goal::Bytes(_) => groups + MEASUREMENTS.min(MOVES.len() * groups + 1),
-        Goal::Kl(_) => groups + 1 + HALVINGS,
+        Goal::Kl(_) => groups + (1 + HALVINGS) * (1 + num_trials),
     }
 }
 
@@ -66,15 +82,16 @@ fn overhead(planner: &Planner<'_>, chosen: &[Option<usize>]) -> Result<u64, Gguf
 }
 
 impl Planner<'_> {
-    /// Types that reach the goal by what `meter` says, where the ledger does not know it. `done` is
-    /// told of each measurement.
+    /// Types that reach the goal by what `meter` says, where the ledger does not know it; a
+    /// divergence with the roundings that `trial` makes, if there are such. `done` is told of each
+    /// measurement.
     ///
     /// # Errors
     /// If no types reach it, or the device failed.
     pub fn reach(
         &mut self,
         goal: Goal,
-        meter: &Meter<'_>,
+        (meter, trial): (&Meter<'_>, Option<Trial<'_>>),
         ledger: &mut Ledger<'_>,
         done: &mut dyn FnMut(),
     ) -> Result<Allocation, PlanError> {
@@ -97,7 +114,12 @@ impl Planner<'_> {
             Goal::Kl(asked) => {
                 // Where most is asked of the choice.
                 self.correct((least + self.most()) / 2, &mut judge)?;
+                let asked = allowed(meter.num_windows()) * asked;
                 let best = self.smallest(asked, &mut judge)?;
+                let best = match trial {
+                    Some(trial) => self.tried(asked, best, trial, &mut judge)?,
+                    None => best,
+                };
                 Ok(self.allocation(&best))
             }
         }
@@ -203,6 +225,45 @@ impl Planner<'_> {
             match self.measure(&chosen, judge)? <= asked {
                 true => (best, high) = (chosen, middle),
                 false => low = middle,
+            }
+        }
+        Ok(best)
+    }
+
+    /// The smallest of some choices that is at most `asked` from the model with the roundings of
+    /// `trial`; `first` is so without them.
+    fn tried(
+        &self,
+        asked: f64,
+        first: Vec<Option<usize>>,
+        trial: Trial<'_>,
+        judge: &mut Judge<'_, '_>,
+    ) -> Result<Vec<Option<usize>>, PlanError> {
+        let (mut best, mut chosen) = (first.clone(), first);
+        // Divergences of nearest values at which roundings reach it, and at which they do not.
+        let (mut aim, mut good, mut bad) = (asked, asked, None);
+        for i in 0..TRIALS {
+            let kl = judge.ledger.next(|| trial(&self.allocation(&chosen)))?;
+            (judge.done)();
+            if kl <= asked || i == 0 {
+                (best, good) = (chosen, aim);
+                if kl >= ENOUGH * asked {
+                    break;
+                }
+                // Roundings are taken to save the same share of others.
+                aim *= asked / kl.max(f64::MIN_POSITIVE);
+            } else {
+                bad = Some(aim);
+            }
+            if i + 1 == TRIALS {
+                break;
+            }
+            if let Some(bad) = bad {
+                aim = aim.min((good * bad).sqrt());
+            }
+            chosen = self.smallest(aim, judge)?;
+            if chosen == best {
+                break;
             }
         }
         Ok(best)

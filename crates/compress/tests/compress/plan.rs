@@ -25,7 +25,7 @@ fn goals_are_reached() {
         let mut planner =
             Planner::new((pass, &form), columns, &mut measure, ledger, &mut || ()).unwrap();
         let meter = Meter::new(pass, &other).unwrap();
-        let found = planner.reach(goal, &meter, ledger, &mut || ())?;
+        let found = planner.reach(goal, (&meter, None), ledger, &mut || ())?;
         let kl = meter.measure(&planner.as_allocated(&found).unwrap()).unwrap().kl;
         Ok((found, kl))
     };

@@ -13,7 +13,7 @@ fn bytes(model: &Model, form: &GgufForm<'_>) -> Vec<u8> {
     weights.flat_map(|weight| weight.bytes().to_vec()).collect()
 }
 
-fn storages(form: &GgufForm<'_>, names: [&str; 2]) -> Vec<Storage> {
+pub fn storages(form: &GgufForm<'_>, names: [&str; 2]) -> Vec<Storage> {
     let kinds = names.map(|name| Storage::from_name(name).unwrap());
     let of = |(i, tensor): (usize, &hone_model::FormTensor)| {
         let kind = kinds[i % 2];

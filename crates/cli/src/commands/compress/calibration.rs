@@ -2,7 +2,7 @@
 
 use super::super::{Described, Opened, check_parent, named_by_flags, num_threads};
 use super::work::{IMPORTANCE, Work};
-use crate::args::{CompressArgs, EffortArg};
+use crate::args::{CompressArgs, EffortArg, TechniqueArg};
 use crate::failure::Failure;
 use crate::{output, progress};
 use hone_compress::{Columns, Corpus, Imatrix, ImatrixError, Window, importance, importance_steps};
@@ -101,10 +101,14 @@ fn check_text(args: &CompressArgs) -> Result<(), Failure> {
 /// Refuses what can be seen to be wrong before anything is read.
 pub(super) fn check(args: &CompressArgs) -> Result<(), Failure> {
     check_text(args)?;
-    match &args.save_imatrix {
-        Some(path) => check_parent("--save-imatrix", path),
-        None => Ok(()),
+    let Some(path) = &args.save_imatrix else { return Ok(()) };
+    if args.without.contains(&TechniqueArg::Importance) {
+        return Err(Failure::Usage(
+            "--save-imatrix: with --without importance there is none to save; omit one of them"
+                .to_owned(),
+        ));
     }
+    check_parent("--save-imatrix", path)
 }
 
 /// Refuses to write the importance of columns over another file than the one that this command has
@@ -170,6 +174,17 @@ pub(super) fn corpus(
     Ok((Corpus::of(windows.collect(), tokens), files))
 }
 
+/// Whether it is known how much columns count.
+pub(super) fn has_importance(args: &CompressArgs, corpus: &Corpus) -> bool {
+    args.imatrix.is_some() || finds_importance(args, corpus)
+}
+
+/// Whether text is to show it.
+pub(super) fn finds_importance(args: &CompressArgs, corpus: &Corpus) -> bool {
+    let is_used = !args.without.contains(&TechniqueArg::Importance);
+    args.imatrix.is_none() && is_used && !corpus.calibration.is_empty()
+}
+
 /// What is known of columns: nothing, what a file says, or what text shows.
 pub(super) fn columns(
     args: &CompressArgs,
@@ -181,7 +196,7 @@ pub(super) fn columns(
         let imatrix = Imatrix::read(path).map_err(failure)?;
         return imatrix.columns(form.tensors(), path).map_err(failure);
     }
-    if corpus.calibration.is_empty() {
+    if !finds_importance(args, corpus) {
         return Ok(Columns::default());
     }
     let imatrix = match Imatrix::read(&work.path(IMPORTANCE)) {

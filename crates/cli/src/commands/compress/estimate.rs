@@ -1,7 +1,7 @@
 //! How long a command will take, and how much memory: said before it takes long.
 
 use super::super::Opened;
-use super::calibration::IMPORTANCE_WINDOWS;
+use super::calibration::{IMPORTANCE_WINDOWS, finds_importance, has_importance};
 use super::rounding::{self, CHOOSING_WINDOWS, FEEDBACK_WINDOWS, Used, kept_in, schedule};
 use super::types::{self, Wanted};
 use super::work::{COSTS, IMPORTANCE, Stage, WRITTEN, Work};
@@ -10,7 +10,7 @@ use crate::args::CompressArgs;
 use crate::failure::Failure;
 use crate::output;
 use hone_compress::{
-    Corpus, Goal, Samples, Schedule, Window, feedback_bytes, learning_bytes, near,
+    Corpus, Goal, Kept, Samples, Schedule, TRIALS, Window, feedback_bytes, learning_bytes, near,
 };
 use hone_model::GgufForm;
 use hone_tensor::Storage;
@@ -71,8 +71,8 @@ pub(super) fn estimate(mut known: Known<'_>) -> Result<Option<Estimate>, Failure
 
 impl Known<'_> {
     fn finds_importance(&self) -> bool {
-        let is_known = self.args.imatrix.is_some() || self.work.path(IMPORTANCE).exists();
-        !is_known && !self.corpus.calibration.is_empty()
+        let is_kept = self.work.path(IMPORTANCE).exists();
+        !is_kept && finds_importance(self.args, self.corpus)
     }
 
     /// The goal of types that are to be chosen.
@@ -113,49 +113,59 @@ impl Known<'_> {
         if self.finds_importance() {
             add("importance", samples.importance(windows.min(IMPORTANCE_WINDOWS))?);
         }
+        let storages = self.storages()?;
+        let packing = match is_written {
+            true => 0.0,
+            false => samples.packing(&storages, has_importance(args, corpus))?,
+        };
+        let feedback = |kept: Kept<'_>| {
+            let count = windows.min(FEEDBACK_WINDOWS);
+            samples.feedback(&storages, count, kept).map_err(back)
+        };
         if let Some(goal) = self.goal() {
-            let counts = types::windows(goal, corpus).map(<[Window]>::len);
+            let counts = types::windows(goal, corpus).map(|of| of.len());
             let costs: Vec<u64> = work.json(COSTS).unwrap_or_default();
-            let seconds = samples.types(goal, counts, costs.len());
-            add("types", seconds.map_err(|error| types::failure(args, error))?);
+            let (num_trials, trials) = match goal {
+                Goal::Kl(_) if used.feedback => (TRIALS, TRIALS as f64 * feedback(&|_, _| None)?),
+                _ => (0, 0.0),
+            };
+            let seconds = samples.types(goal, counts, (costs.len(), num_trials));
+            add("types", trials + seconds.map_err(|error| types::failure(args, error))?);
             bytes = bytes.max(samples.types_bytes(counts[0]));
         }
-        let storages = self.storages()?;
         let packed =
             if used.any() { form.num_bytes(&storages).map_err(gguf::failure)? } else { 0 };
+        let deciding = samples.comparing(corpus.choosing.len().min(CHOOSING_WINDOWS), 2);
         if used.feedback {
             let files = work.matrices();
-            let kept = &|tensor, part| kept_in(&files, tensor, part);
+            let kept = |tensor, part| kept_in(&files, tensor, part);
             let windows = corpus.some(FEEDBACK_WINDOWS);
-            add("feedback", samples.feedback(&storages, windows.len(), kept).map_err(back)?);
+            add("feedback", packing + feedback(&kept)? + deciding);
             bytes = bytes.max(packed + feedback_bytes(&opened.model, &windows));
         }
         if used.learning {
             let seconds = samples.learning(schedule(args), windows, rounding::steps_done(work))?;
-            let packing = if used.feedback { 0.0 } else { samples.packing(&storages, true)? };
-            let deciding = samples.comparing(corpus.choosing.len().min(CHOOSING_WINDOWS), 2);
+            let packing = if used.feedback { 0.0 } else { packing };
             add("roundings", packing + seconds + deciding);
             bytes = bytes.max(2 * packed + learning_bytes(&opened.model));
         }
-        let has_importance = windows > 0 || args.imatrix.is_some();
-        let packing = match is_written || used.any() {
-            true => 0.0,
-            false => samples.packing(&storages, has_importance)?,
-        };
-        add("file", packing + samples.comparing(compared.len(), 1));
+        // What was rounded is copied, which takes next to nothing.
+        if !is_written && !used.any() {
+            add("file", packing);
+        }
+        add("comparison", samples.comparing(compared.len(), 1));
         Ok((stages, bytes))
     }
 
     /// The types of tensors, or such as they may become.
     fn storages(&self) -> Result<Vec<Storage>, Failure> {
-        let Self { args, wanted, opened, form, work, .. } = *self;
+        let Self { args, wanted, opened, form, corpus, work, .. } = *self;
         if let Some(types) = types::kept(work, form) {
             return Ok(types.storages());
         }
-        let has_importance = args.imatrix.is_some() || !self.corpus.calibration.is_empty();
         match wanted {
             Wanted::Mix(mix) => {
-                let types = types::of_mix(args, opened, (mix, form), has_importance)?;
+                let types = types::of_mix(args, opened, (mix, form), has_importance(args, corpus))?;
                 Ok(types.storages())
             }
             Wanted::Bits(_) | Wanted::Bytes(_) | Wanted::Kl(_) => {

@@ -2,18 +2,21 @@
 
 use super::super::Opened;
 use super::back;
-use super::work::{GAIN, LEARNED, Pending, Work, name_of};
+use super::work::{FEEDBACK_GAIN, LEARNED, LEARNING_GAIN, Pending, Work, name_of};
 use crate::args::{CompressArgs, EffortArg, TechniqueArg};
 use crate::failure::Failure;
 use crate::{output, progress};
+use clap::ValueEnum;
 use hone_compress::{
-    Begun, Columns, Corpus, Done, Meter, Schedule, Snapshot, fed_back, feedback_bytes,
+    BackError, Begun, Columns, Corpus, Done, Meter, Schedule, Snapshot, fed_back, feedback_bytes,
     learning_bytes, packed, tune,
 };
 use hone_model::{GgufForm, Model};
 use hone_tensor::safetensors::{Lazy, SafeTensorsFile, write};
 use hone_tensor::{DeviceError, Storage};
 use hone_train::checkpoint::{self, Whole, newest_whole};
+use hone_train::machine::available_memory;
+use hone_train::report::format_bytes;
 use std::path::Path;
 
 /// Tokens of an update.
@@ -37,10 +40,13 @@ pub(super) fn check(args: &CompressArgs) -> Result<(), Failure> {
             args.model.device
         )));
     }
-    if args.effort == EffortArg::Plain && !args.without.is_empty() {
-        return Err(Failure::Usage(
-            "--without: --effort plain uses no technique that could be left out".to_owned(),
-        ));
+    let is_rounding = |of: &&TechniqueArg| **of != TechniqueArg::Importance;
+    let unused = args.without.iter().find(is_rounding).and_then(ValueEnum::to_possible_value);
+    if let (EffortArg::Plain, Some(unused)) = (args.effort, unused) {
+        return Err(Failure::Usage(format!(
+            "--without {}: --effort plain does not use it; omit one of them",
+            unused.get_name()
+        )));
     }
     Ok(())
 }
@@ -71,20 +77,28 @@ impl Used {
     }
 }
 
-/// The techniques of this effort that there is text and memory for; says which memory is missing.
-pub(super) fn used(args: &CompressArgs, opened: &Opened, corpus: &Corpus, work: &Work) -> Used {
+/// The techniques of this effort that there is text for.
+///
+/// # Errors
+/// If there is no memory for one of them: a file must not depend on what else a machine runs.
+pub(super) fn used(args: &CompressArgs, opened: &Opened, corpus: &Corpus) -> Result<Used, Failure> {
     if args.effort == EffortArg::Plain || corpus.calibration.is_empty() {
-        return Used::default();
+        return Ok(Used::default());
     }
     let is_used = |technique| !args.without.contains(&technique);
-    let of_feedback = feedback_bytes(&opened.model, &corpus.some(FEEDBACK_WINDOWS));
-    let feedback = is_used(TechniqueArg::Feedback);
-    let learning = is_used(TechniqueArg::Learning);
-    let of_learning = learning_bytes(&opened.model);
-    Used {
-        feedback: feedback && has_memory(work, of_feedback, "feed errors back"),
-        learning: learning && has_memory(work, of_learning, "learn roundings"),
+    let used = Used {
+        feedback: is_used(TechniqueArg::Feedback),
+        learning: is_used(TechniqueArg::Learning),
+    };
+    if used.feedback {
+        let needed = feedback_bytes(&opened.model, &corpus.some(FEEDBACK_WINDOWS));
+        check_memory(needed, "feed errors back", "--effort plain")?;
     }
+    if used.learning {
+        let needed = learning_bytes(&opened.model);
+        check_memory(needed, "learn roundings", "--without learning")?;
+    }
+    Ok(used)
 }
 
 /// How long roundings are learned.
@@ -105,32 +119,90 @@ pub(super) fn rounded(
     if !used.any() {
         return Ok(None);
     }
-    let mut model = match used.feedback {
-        true => work.timed("feedback", || with_feedback(opened, (form, corpus), types, work))?,
-        false => work.timed("roundings", || packed(opened.pass(), form, types, &|_, _| None))?,
+    let trial = Trial::new(opened, corpus, work)?;
+    let nearest = || Ok(packed(opened.pass(), form, types, &|_, _| None)?);
+    let model = match used.feedback {
+        true => work.timed("feedback", || {
+            let fed = || with_feedback(opened, (form, corpus), types, work);
+            match trial.known(&FEEDBACK) {
+                Some(true) => fed(),
+                Some(false) => nearest(),
+                None => {
+                    // One after the other, so that only one is in memory.
+                    let before = trial.kl(&nearest()?)?;
+                    let fed = fed()?;
+                    let gains = trial.gains(&FEEDBACK, [before, trial.kl(&fed)?]);
+                    if gains { Ok(fed) } else { nearest() }
+                }
+            }
+        })?,
+        false => work.timed("roundings", nearest)?,
     };
-    if used.learning {
-        let of = (model, schedule);
-        model = work.timed("roundings", || with_learning(opened, (form, corpus), of, work))?;
+    if !used.learning || trial.known(&LEARNING) == Some(false) {
+        return Ok(Some(model));
     }
-    Ok(Some(model))
+    work.timed("roundings", || {
+        let learned = learned(opened, (form, corpus), (&model, schedule), work)?;
+        let gains = match trial.known(&LEARNING) {
+            Some(gains) => gains,
+            None => trial.gains(&LEARNING, [trial.kl(&model)?, trial.kl(&learned)?]),
+        };
+        Ok(Some(if gains { learned } else { model }))
+    })
 }
 
-/// The model, or that with learned roundings if it is better.
-fn with_learning(
-    opened: &Opened,
-    of: (&GgufForm<'_>, &Corpus),
-    (model, schedule): (Model, Schedule),
-    work: &Work,
-) -> Result<Model, Failure> {
-    let gain: Option<[u64; 2]> = work.json(GAIN);
-    match gain.map(|gain| gains_nothing(gain.map(f64::from_bits))) {
-        Some(true) => Ok(model),
-        Some(false) => Ok(learned(opened, of, (&model, schedule), work)?),
-        None => {
-            let learned = learned(opened, of, (&model, schedule), work)?;
-            Ok(better(opened, of.1, [model, learned], work)?)
+/// A technique that is used where it gains something.
+struct Technique {
+    /// Where divergences without and with it are kept.
+    file: &'static str,
+    /// What it gives, in the plural.
+    name: &'static str,
+}
+
+const FEEDBACK: Technique = Technique { file: FEEDBACK_GAIN, name: "roundings with feedback" };
+const LEARNING: Technique = Technique { file: LEARNING_GAIN, name: "learned roundings" };
+
+/// Compares models on text that none was made with.
+struct Trial<'a> {
+    /// Nothing where there is no such text: what is tried is taken then.
+    meter: Option<Meter<'a>>,
+    work: &'a Work,
+}
+
+impl<'a> Trial<'a> {
+    fn new(opened: &'a Opened, corpus: &Corpus, work: &'a Work) -> Result<Self, DeviceError> {
+        let windows = &corpus.choosing[..corpus.choosing.len().min(CHOOSING_WINDOWS)];
+        let meter = match windows.is_empty() {
+            true => None,
+            false => Some(Meter::new(opened.pass(), windows)?),
+        };
+        Ok(Self { meter, work })
+    }
+
+    /// How far a model is from the original.
+    fn kl(&self, model: &Model) -> Result<f64, DeviceError> {
+        self.meter.as_ref().map_or(Ok(0.0), |meter| Ok(meter.measure(model)?.kl))
+    }
+
+    /// What another process found of a technique.
+    fn known(&self, technique: &Technique) -> Option<bool> {
+        let kept: [u64; 2] = self.work.json(technique.file)?;
+        let [before, after] = kept.map(f64::from_bits);
+        Some(after <= before)
+    }
+
+    /// Whether a technique is no loss, where divergences are so much without and with it; keeps
+    /// them, and says so if it is one.
+    fn gains(&self, technique: &Technique, [before, after]: [f64; 2]) -> bool {
+        self.work.keep_json(technique.file, &[before, after].map(f64::to_bits));
+        if after > before {
+            output::note(&format!(
+                "note: {} were no better ({after:.4} nats per token against {before:.4} on text \
+                 that they were not made with), and are not used",
+                technique.name
+            ));
         }
+        after <= before
     }
 }
 
@@ -159,6 +231,25 @@ fn with_feedback(
     let windows = corpus.some(FEEDBACK_WINDOWS);
     let text = (&windows[..], work.room());
     let model = fed_back(opened.pass(), form, &model, text, kept, &mut done).map_err(back)?;
+    bar.finish_and_clear();
+    Ok(model)
+}
+
+/// The model in types that may not stay, rounded by error feedback. Nothing is kept.
+pub(super) fn trial_feedback(
+    opened: &Opened,
+    (form, corpus): (&GgufForm<'_>, &Corpus),
+    types: (&[Storage], &Columns),
+    work: &Work,
+) -> Result<Model, BackError> {
+    let model = packed(opened.pass(), form, types, &|_, _| None)?;
+    let bar = progress::bar(2 * opened.model.decoder.config.num_hidden_layers(), ROUNDED);
+    let mut done = |done: Done<'_>| match done {
+        Done::Forward | Done::Back => bar.inc(1),
+        Done::Matrix(..) => {}
+    };
+    let text = (&corpus.some(FEEDBACK_WINDOWS)[..], work.room());
+    let model = fed_back(opened.pass(), form, &model, text, &|_, _| None, &mut done)?;
     bar.finish_and_clear();
     Ok(model)
 }
@@ -217,47 +308,15 @@ fn read(whole: &Whole) -> Option<Begun> {
     Some(Begun { step: whole.step as usize, numbers })
 }
 
-/// The one that is closer to the model on text that neither was made with; the second if there is
-/// none.
-fn better(
-    opened: &Opened,
-    corpus: &Corpus,
-    [first, second]: [Model; 2],
-    work: &Work,
-) -> Result<Model, DeviceError> {
-    let windows = &corpus.choosing[..corpus.choosing.len().min(CHOOSING_WINDOWS)];
-    if windows.is_empty() {
-        return Ok(second);
+/// Refuses to do what there is no memory for.
+fn check_memory(needed: u64, what: &str, without: &str) -> Result<(), Failure> {
+    match available_memory() {
+        Some(free) if needed > free => Err(Failure::Usage(format!(
+            "--effort: to {what} takes about {} of memory, and {} are free; give {without}, or \
+             free memory",
+            format_bytes(needed),
+            format_bytes(free)
+        ))),
+        _ => Ok(()),
     }
-    let meter = Meter::new(opened.pass(), windows)?;
-    let gain = [meter.measure(&first)?.kl, meter.measure(&second)?.kl];
-    work.keep_json(GAIN, &gain.map(f64::to_bits));
-    Ok(if gains_nothing(gain) { first } else { second })
-}
-
-/// Whether learned roundings are no better on held-out text, where divergences are so much without
-/// and with them; says so if they are not.
-fn gains_nothing([before, after]: [f64; 2]) -> bool {
-    if before < after {
-        output::note(&format!(
-            "note: learned roundings were no better ({after:.4} nats per token against {before:.4} \
-             on text that they were not learned from), and are not used"
-        ));
-    }
-    before < after
-}
-
-/// Whether there is so much memory for what is to be done; says so if there is not.
-fn has_memory(work: &Work, needed: u64, what: &str) -> bool {
-    let Some(free) = work.memory() else { return true };
-    if needed > free {
-        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-        output::note(&format!(
-            "note: to {what} takes about {:.1} GiB of memory, and {:.1} GiB are free; it is left \
-             out",
-            gib(needed),
-            gib(free)
-        ));
-    }
-    needed <= free
 }

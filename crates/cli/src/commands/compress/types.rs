@@ -2,13 +2,15 @@
 
 use super::super::Opened;
 use super::back;
+use super::calibration::has_importance;
+use super::rounding::{Used, trial_feedback};
 use super::work::{COSTS, TYPES, Work};
 use crate::args::{CompressArgs, FallbackArg};
 use crate::failure::Failure;
 use crate::progress;
 use hone_compress::{
-    Choice, Columns, Corpus, Facts, Fallback, Goal, Ledger, Meter, Mix, PlanError, Planner, Scheme,
-    Sensitivity, Stored, Window, choose,
+    Allocation, Choice, Columns, Corpus, Facts, Fallback, Goal, Ledger, Meter, Mix, PlanError,
+    Planner, Scheme, Sensitivity, Stored, Trial, Window, choose,
 };
 use hone_model::GgufForm;
 use hone_tensor::Storage;
@@ -100,8 +102,7 @@ impl Wanted {
         (form, corpus): (&GgufForm<'_>, &Corpus),
     ) -> Result<(), Failure> {
         let Self::Mix(mix) = self else { return Ok(()) };
-        let has_importance = args.imatrix.is_some() || !corpus.calibration.is_empty();
-        of_mix(args, opened, (mix, form), has_importance).map(|_| ())
+        of_mix(args, opened, (mix, form), has_importance(args, corpus)).map(|_| ())
     }
 
     /// The types with which a model is as it is asked for.
@@ -110,7 +111,7 @@ impl Wanted {
         args: &CompressArgs,
         opened: &Opened,
         (form, corpus, columns): (&GgufForm<'_>, &Corpus, &Columns),
-        work: &Work,
+        (used, work): (Used, &Work),
     ) -> Result<Types, Failure> {
         let goal = match (self, self.goal(opened)) {
             (Self::Mix(mix), _) => return of_mix(args, opened, (mix, form), !columns.is_empty()),
@@ -119,7 +120,7 @@ impl Wanted {
         if let Some(types) = kept(work, form) {
             return Ok(types);
         }
-        let of = (goal, windows(goal, corpus));
+        let of = (goal, corpus, used.feedback);
         let found = work.timed("types", || chosen(opened, (form, columns), of, work));
         let types = found.map_err(|error| failure(args, error))?;
         work.keep_json(TYPES, &Kept::of(&types));
@@ -152,13 +153,16 @@ impl Wanted {
 const USUAL_BITS: f64 = 4.5;
 
 /// Windows that gradients are taken from, and those that choices are measured on.
-pub(super) fn windows(goal: Goal, corpus: &Corpus) -> [&[Window]; 2] {
-    let calibration = &corpus.calibration[..];
-    let other = match goal {
-        Goal::Kl(_) => &corpus.choosing[..],
-        Goal::Bytes(_) => &calibration[calibration.len().saturating_sub(WINDOWS)..],
+pub(super) fn windows(goal: Goal, corpus: &Corpus) -> [Vec<Window>; 2] {
+    let both = corpus.some(2 * WINDOWS);
+    // Of one window both are the same.
+    let part = |first: usize| {
+        both.iter().skip(first.min(both.len().saturating_sub(1))).step_by(2).cloned().collect()
     };
-    [&calibration[..WINDOWS.min(calibration.len())], other]
+    match goal {
+        Goal::Kl(_) => [part(0), corpus.choosing.clone()],
+        Goal::Bytes(_) => [part(0), part(1)],
+    }
 }
 
 /// Types that were chosen before.
@@ -210,9 +214,10 @@ pub(super) fn of_mix(
 fn chosen(
     opened: &Opened,
     (form, columns): (&GgufForm<'_>, &Columns),
-    (goal, [first, other]): (Goal, [&[Window]; 2]),
+    (goal, corpus, feedback): (Goal, &Corpus, bool),
     work: &Work,
 ) -> Result<Types, PlanError> {
+    let [first, other] = windows(goal, corpus);
     let known: Vec<u64> = work.json(COSTS).unwrap_or_default();
     let mut keep = |numbers: &[f64]| {
         if work.is_due(8 * numbers.len() as u64) {
@@ -225,17 +230,23 @@ fn chosen(
     let mut measure = || {
         let steps = 2 * opened.model.decoder.config.num_hidden_layers();
         let bar = progress::bar(steps, "blocks, forward and back");
-        let text = (first, work.room());
+        let text = (&first[..], work.room());
         let found = Sensitivity::measure(opened.pass(), form, text, &mut || bar.inc(1));
         bar.finish_and_clear();
         found
     };
-    let (model, columns) = ((opened.pass(), form), (columns, work.room()));
-    let mut planner = Planner::new(model, columns, &mut measure, ledger, &mut || bar.inc(1))?;
+    let (model, known) = ((opened.pass(), form), (columns, work.room()));
+    let mut planner = Planner::new(model, known, &mut measure, ledger, &mut || bar.inc(1))?;
     bar.finish_and_clear();
-    let meter = Meter::new(opened.pass(), other)?;
+    let meter = Meter::new(opened.pass(), &other)?;
     let bar = progress::spinner("choices measured");
-    let allocation = planner.reach(goal, &meter, ledger, &mut || bar.inc(1))?;
+    let mut trial = |allocation: &Allocation| {
+        let types = (&allocation.storages[..], columns);
+        let fed = trial_feedback(opened, (form, corpus), types, work)?;
+        Ok(meter.measure(&fed)?.kl)
+    };
+    let trial: Option<Trial<'_>> = if feedback { Some(&mut trial) } else { None };
+    let allocation = planner.reach(goal, (&meter, trial), ledger, &mut || bar.inc(1))?;
     bar.finish_and_clear();
     Ok(Types::of(allocation.storages, allocation.shares))
 }

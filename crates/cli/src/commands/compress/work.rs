@@ -28,8 +28,6 @@ use std::time::Instant;
 const COMMAND: &str = "command.json";
 /// Locked by the process that works here.
 const LOCK: &str = ".lock";
-/// How much memory was free.
-const MEMORY: &str = "memory.json";
 /// What the comparison of the whole file says, written before the file gets its name.
 pub(super) const MEASURED: &str = "measured.json";
 /// The importance of columns.
@@ -40,8 +38,9 @@ pub(super) const COSTS: &str = "costs.json";
 pub(super) const TYPES: &str = "types.json";
 /// What is learned of roundings, in checkpoints.
 pub(super) const LEARNED: &str = "learned";
-/// Divergences without and with learned roundings.
-pub(super) const GAIN: &str = "gain.json";
+/// Divergences without and with feedback, and learned roundings.
+pub(super) const FEEDBACK_GAIN: &str = "feedback-gain.json";
+pub(super) const LEARNING_GAIN: &str = "learning-gain.json";
 /// How many tensors of the file are written.
 pub(super) const WRITTEN: &str = "written.json";
 
@@ -155,14 +154,7 @@ impl Work {
         }
         let text = serde_json::to_vec_pretty(command).expect("facts are plain data");
         write_file_whole(&self.path(COMMAND), &text)?;
-        self.keep_json(MEMORY, &available_memory());
         Ok(())
-    }
-
-    /// Bytes of memory that were free when this command was first started, if that is known: what
-    /// is left out for want of it is left out again.
-    pub(super) fn memory(&self) -> Option<u64> {
-        self.json(MEMORY).unwrap_or_else(available_memory)
     }
 
     /// What was done, in words.
@@ -193,7 +185,7 @@ impl Work {
 
     /// What passes over text may take.
     pub(super) fn room(&self) -> Room<'_> {
-        Room { folder: &self.dir, memory: self.memory() }
+        Room { folder: &self.dir, memory: available_memory() }
     }
 
     /// Where a file or folder is kept.

@@ -51,8 +51,8 @@ pub(in super::super) fn form<'a>(opened: &'a Opened, card: &Card) -> Result<Gguf
     form().map_err(failure)
 }
 
-/// Writes the form, after so many tensors that are there, and compares tokenizer and chat template.
-/// `done` is told how many tensors there are after each.
+/// Writes the form, after so many tensors that are there. `done` is told how many tensors there are
+/// after each.
 pub(in super::super) fn write(
     opened: &Opened,
     form: &GgufForm<'_>,
@@ -60,8 +60,7 @@ pub(in super::super) fn write(
     (out, first): (&Path, usize),
     done: &mut dyn FnMut(usize),
 ) -> Result<(), Failure> {
-    form.write_from(&opened.device, types, (out, first), done).map_err(failure)?;
-    check(opened, out)
+    form.write_from(&opened.device, types, (out, first), done).map_err(failure)
 }
 
 /// Compares tokenizer and chat template of a file with the model's own.
