@@ -4,7 +4,7 @@
 //! Models, texts, runs and figures live in `target/compress`; each figure is kept there with a
 //! digest of what it was made from, so that a run that was ended goes on where it was.
 
-pub(super) mod kept;
+pub(crate) mod kept;
 mod llama;
 mod models;
 mod ours;
@@ -140,7 +140,7 @@ pub(super) fn said(command: &mut Command) -> Result<String, String> {
 }
 
 /// Removes a file, and the model card beside it, that an ended run may have left.
-pub(super) fn remove(file: &Path) {
+pub(crate) fn remove(file: &Path) {
     let _ = fs::remove_file(file);
     let _ = fs::remove_file(file.with_extension("md"));
 }

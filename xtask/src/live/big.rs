@@ -1,6 +1,9 @@
-//! `cargo xtask live big`: what compressing a model of 3 billion weights takes of memory and time.
+//! `cargo xtask live big`: what compressing a model of 3 billion weights takes of memory and time,
+//! and whether it ends with the same file after kills.
 
 use super::succeed;
+use crate::bench::compress::kept::sha256;
+use crate::bench::compress::remove;
 use crate::test::cargo;
 use serde_json::{Map, Value, json};
 use std::fs::{self, File};
@@ -50,6 +53,11 @@ const CASES: [Case; 4] = [
     },
 ];
 
+/// What kills a case at random instants, which one, and how often.
+const KILLED: &str = "killed";
+const KILLED_CASE: &str = "calibrated";
+const KILLS: usize = 20;
+
 /// `args` are a release build other than this checkout's, the tokens of text, and cases.
 pub fn run(root: &Path, args: &[&str]) -> Result<(), String> {
     let (mut hone, mut tokens, mut names) = (None, "4096", Vec::new());
@@ -58,9 +66,12 @@ pub fn run(root: &Path, args: &[&str]) -> Result<(), String> {
         match *arg {
             "--hone" => hone = Some(PathBuf::from(args.next().ok_or("--hone: name a binary")?)),
             "--tokens" => tokens = args.next().ok_or("--tokens: give a number")?,
-            name if CASES.iter().any(|case| case.name == name) => names.push(name),
+            name if name == KILLED || CASES.iter().any(|case| case.name == name) => {
+                names.push(name);
+            }
             other => {
-                return Err(format!("{other}: known are {}", CASES.map(|of| of.name).join(", ")));
+                let known = CASES.map(|of| of.name).join(", ");
+                return Err(format!("{other}: known are {known}, {KILLED}"));
             }
         }
     }
@@ -87,11 +98,16 @@ pub fn run(root: &Path, args: &[&str]) -> Result<(), String> {
     );
     let mut exceeded = Vec::new();
     for case in CASES.iter().filter(|of| names.is_empty() || names.contains(&of.name)) {
-        let (peak, time) = measured(&hone, &dir, case, tokens)?;
+        remove(&case.out(&dir));
+        let (peak, time) = measured(&mut case.command(&hone, &dir, tokens)?, case, &dir)?;
+        remove(&case.out(&dir));
         println!("{:<12} {peak:>6} MiB  {:>7.1} s", case.name, time.as_secs_f64());
         if case.is_bounded && peak > mib(largest + MORE) {
             exceeded.push(case.name);
         }
+    }
+    if names.is_empty() || names.contains(&KILLED) {
+        killed(&hone, &dir, tokens)?;
     }
     match exceeded.is_empty() {
         true => Ok(()),
@@ -170,13 +186,7 @@ fn prepare(dir: &Path, shared: &Path) -> std::io::Result<()> {
     }
     text.flush()?;
     // A pool from which each tensor has its numbers from another place on.
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut random = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
+    let mut random = xorshift();
     let pool: Vec<u8> = (0..1 << 24).flat_map(|_| number(random()).to_le_bytes()).collect();
     let files = THREE_B.files();
     let mut map = Map::new();
@@ -210,6 +220,17 @@ fn prepare(dir: &Path, shared: &Path) -> std::io::Result<()> {
     fs::write(config, THREE_B.config().to_string())
 }
 
+/// Random numbers, always the same ones.
+fn xorshift() -> impl FnMut() -> u64 {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    }
+}
+
 /// A number of bf16 that weights may be: ±0.02 times a sum of two uniform ones, about.
 fn number(random: u64) -> u16 {
     let uniform = |bits: u64| (bits & 0xffff) as f32 / 65_536.0 - 0.5;
@@ -217,28 +238,34 @@ fn number(random: u64) -> u16 {
     (x.to_bits() >> 16) as u16
 }
 
+impl Case {
+    fn out(&self, dir: &Path) -> PathBuf {
+        dir.join(format!("{}.gguf", self.name))
+    }
+
+    fn log(&self, dir: &Path) -> PathBuf {
+        dir.join(format!("{}.log", self.name))
+    }
+
+    fn command(&self, hone: &Path, dir: &Path, tokens: &str) -> Result<Command, String> {
+        let [verb, rest @ ..] = self.args else { unreachable!("a verb") };
+        let mut command = Command::new(hone);
+        command.arg(verb).arg("model").args(rest).arg("--out").arg(self.out(dir)).current_dir(dir);
+        if rest.contains(&"--calibration") {
+            command.args(["--calibration-tokens", tokens]);
+        }
+        let log = self.log(dir);
+        let errors = File::create(&log).map_err(|error| format!("{}: {error}", log.display()))?;
+        command.stdout(Stdio::null()).stderr(errors);
+        Ok(command)
+    }
+}
+
 /// The most memory that a case takes, in MiB, and its time.
-fn measured(
-    hone: &Path,
-    dir: &Path,
-    case: &Case,
-    tokens: &str,
-) -> Result<(usize, Duration), String> {
-    let out = dir.join(format!("{}.gguf", case.name));
-    for written in [out.clone(), out.with_extension("md")] {
-        let _ = fs::remove_file(written);
-    }
-    let [verb, rest @ ..] = case.args else { unreachable!("a verb") };
-    let mut command = Command::new(hone);
-    command.arg(verb).arg("model").args(rest).arg("--out").arg(&out).current_dir(dir);
-    if rest.contains(&"--calibration") {
-        command.args(["--calibration-tokens", tokens]);
-    }
-    let log = dir.join(format!("{}.log", case.name));
-    let errors = File::create(&log).map_err(|error| format!("{}: {error}", log.display()))?;
-    let failed = |error: std::io::Error| format!("{}: {error}", hone.display());
+fn measured(command: &mut Command, case: &Case, dir: &Path) -> Result<(usize, Duration), String> {
+    let failed = |error: std::io::Error| format!("{}: {error}", case.name);
     let start = Instant::now();
-    let mut child = command.stdout(Stdio::null()).stderr(errors).spawn().map_err(failed)?;
+    let mut child = command.spawn().map_err(failed)?;
     let status = format!("/proc/{}/status", child.id());
     let mut peak = 0;
     let ended = loop {
@@ -252,10 +279,52 @@ fn measured(
         std::thread::sleep(Duration::from_millis(20));
     };
     let time = start.elapsed();
-    let _ = fs::remove_file(&out);
-    let _ = fs::remove_file(out.with_extension("md"));
     match ended.success() {
         true => Ok((peak / 1024, time)),
-        false => Err(format!("{} failed; see {}", case.name, log.display())),
+        false => Err(format!("{} failed; see {}", case.name, case.log(dir).display())),
     }
+}
+
+/// Runs a case to its end, then kills it at random instants, and compares the files.
+fn killed(hone: &Path, dir: &Path, tokens: &str) -> Result<(), String> {
+    let case = CASES.iter().find(|case| case.name == KILLED_CASE).expect("a case");
+    let out = case.out(dir);
+    remove(&out);
+    let (_, time) = measured(&mut case.command(hone, dir, tokens)?, case, dir)?;
+    let whole = sha256(&out)?;
+    remove(&out);
+    let failed = |error: std::io::Error| format!("{}: {error}", hone.display());
+    let mut random = xorshift();
+    let mut delays = Vec::new();
+    while delays.len() < KILLS {
+        // Short enough that kills meet all parts of the work.
+        let delay = time.mul_f64(0.02 + 0.2 * (random() % 1000) as f64 / 1000.0);
+        let mut child = case.command(hone, dir, tokens)?.spawn().map_err(failed)?;
+        std::thread::sleep(delay);
+        if let Some(ended) = child.try_wait().map_err(failed)? {
+            if !ended.success() {
+                return Err(format!("{} failed; see {}", case.name, case.log(dir).display()));
+            }
+            // It was done: from the start again.
+            if sha256(&out)? != whole {
+                return Err(format!("another file after {} kills", delays.len()));
+            }
+            remove(&out);
+            continue;
+        }
+        child.kill().and_then(|()| child.wait()).map_err(failed)?;
+        delays.push(delay.as_secs_f64());
+    }
+    let (_, last) = measured(&mut case.command(hone, dir, tokens)?, case, dir)?;
+    let is_same = sha256(&out)? == whole;
+    remove(&out);
+    let sum: f64 = delays.iter().sum();
+    println!(
+        "{KILLED:<12} {KILLS} times in {sum:.1} s, then to the end in {:.1} s, of which one run \
+         takes {:.1} s: {}",
+        last.as_secs_f64(),
+        time.as_secs_f64(),
+        if is_same { "the same file" } else { "ANOTHER FILE" }
+    );
+    if is_same { Ok(()) } else { Err("another file after kills".to_owned()) }
 }

@@ -53,13 +53,18 @@ impl Kept {
         if let Some(known) = self.digests.borrow().get(file) {
             return Ok(known.clone());
         }
-        let mut sha = Sha256::new();
-        let copied = File::open(file).and_then(|mut open| io::copy(&mut open, &mut sha));
-        copied.map_err(|error| format!("{}: {error}", file.display()))?;
-        let digest = hexadecimal(sha);
+        let digest = sha256(file)?;
         self.digests.borrow_mut().insert(file.to_owned(), digest.clone());
         Ok(digest)
     }
+}
+
+/// SHA-256 of a file.
+pub(crate) fn sha256(file: &Path) -> Result<String, String> {
+    let mut sha = Sha256::new();
+    let copied = File::open(file).and_then(|mut open| io::copy(&mut open, &mut sha));
+    copied.map_err(|error| format!("{}: {error}", file.display()))?;
+    Ok(hexadecimal(sha))
 }
 
 fn hexadecimal(sha: Sha256) -> String {

@@ -112,6 +112,7 @@ pub fn prepare(bench: &Bench, model: &'static Model) -> Result<Ready, String> {
         export.arg(&folder).args(["--format", "gguf", "--dtype", "f32", "--out"]).arg(&aside);
         said(&mut export)?;
         fs::rename(&aside, &gguf).map_err(|error| error.to_string())?;
+        remove(&aside);
     }
     let held_out = model.calibration_windows / 8;
     let cut = |text: &str, windows: usize| {

@@ -142,6 +142,7 @@ fn row(
         row["maker"] = "Hone".into();
         row["imatrix"] = (!options.contains(&"importance")).into();
         row["seconds"] = seconds.into();
+        row["estimated"] = said["estimate"]["seconds"].clone();
         row["held_out"] = said["kl"].clone();
         remove(&file);
         Ok(row)

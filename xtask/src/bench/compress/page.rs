@@ -246,8 +246,8 @@ fn section(model: &Model, of_model: &Value) -> String {
 
 const ROWS: &str = "\
 | made by | types | imatrix or calibration | bytes | bits per weight | KL own | KL other \
-| 99.9 % own | same top own | other | KL own by Hone | seconds |
-| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| 99.9 % own | same top own | other | KL own by Hone | seconds | estimated |
+| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 ";
 
 const NO_AUTOROUND: &str = "\nAutoRound was not measured: `target/autoround-venv` is absent.\n";
@@ -260,7 +260,7 @@ fn line(row: &Value, parameters: u64) -> String {
     };
     let percent = |value: &Value| of(&(100.0 * value.as_f64().unwrap_or(f64::NAN)).into(), 2);
     format!(
-        "| {} | {} | {} | {} | {:.3} | {} | {} | {} | {} % | {} % | {} | {} |",
+        "| {} | {} | {} | {} | {:.3} | {} | {} | {} | {} % | {} % | {} | {} | {} |",
         text("maker"),
         text("name"),
         if row["imatrix"] == true { "yes" } else { "no" },
@@ -273,6 +273,7 @@ fn line(row: &Value, parameters: u64) -> String {
         percent(&row["other"]["same_top"]),
         of(&row["by_hone"]["kl"], 5),
         of(&row["seconds"], 0),
+        of(&row["estimated"], 0),
     )
 }
 

@@ -2,7 +2,7 @@
 
 use super::super::Opened;
 use super::calibration::{IMPORTANCE_WINDOWS, finds_importance, has_importance};
-use super::rounding::{self, CHOOSING_WINDOWS, FEEDBACK_WINDOWS, Used, kept_in, schedule};
+use super::rounding::{CHOOSING_WINDOWS, FEEDBACK_WINDOWS, Used, kept_in, schedule};
 use super::types::{self, Wanted};
 use super::work::{COSTS, IMPORTANCE, Stage, WRITTEN, Work};
 use super::{back, gguf, windows_to_compare};
@@ -144,7 +144,8 @@ impl Known<'_> {
             bytes = bytes.max(packed + feedback_bytes(&opened.model, &windows));
         }
         if used.learning {
-            let seconds = samples.learning(schedule(args), windows, rounding::steps_done(work))?;
+            let done = work.learned().map_or(0, |whole| whole.step as usize);
+            let seconds = samples.learning(schedule(args), windows, done)?;
             let packing = if used.feedback { 0.0 } else { packing };
             add("roundings", packing + seconds + deciding);
             bytes = bytes.max(2 * packed + learning_bytes(&opened.model));

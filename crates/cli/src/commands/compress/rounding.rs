@@ -14,7 +14,7 @@ use hone_compress::{
 use hone_model::{GgufForm, Model};
 use hone_tensor::safetensors::{Lazy, SafeTensorsFile, write};
 use hone_tensor::{DeviceError, Storage};
-use hone_train::checkpoint::{self, Whole, newest_whole};
+use hone_train::checkpoint::{self, Whole};
 use hone_train::machine::available_memory;
 use hone_train::report::format_bytes;
 use std::path::Path;
@@ -262,7 +262,7 @@ fn learned(
     work: &Work,
 ) -> Result<Model, DeviceError> {
     let root = work.path(LEARNED);
-    let begun = newest_whole(&root).ok().and_then(|(whole, _)| read(&whole?));
+    let begun = work.learned().and_then(|whole| read(&whole));
     let bar = progress::bar(schedule.steps, "updates of roundings");
     bar.set_position(begun.as_ref().map_or(0, |begun| begun.step as u64));
     let mut done = |snapshot: Snapshot<'_>| {
@@ -286,12 +286,6 @@ fn learned(
     let learned = tune(opened.pass(), form, model, text, begun, &mut done)?;
     bar.finish_and_clear();
     Ok(learned)
-}
-
-/// Updates that another process had done.
-pub(super) fn steps_done(work: &Work) -> usize {
-    let newest = newest_whole(&work.path(LEARNED)).ok().and_then(|(whole, _)| whole);
-    newest.map_or(0, |whole| whole.step as usize)
 }
 
 /// The file of a checkpoint.

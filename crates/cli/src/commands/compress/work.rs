@@ -12,7 +12,7 @@ use hone_compress::Room;
 use hone_tensor::Tensor;
 use hone_tensor::safetensors::{Dtype, Lazy, RawTensor, SafeTensorsFile, write};
 use hone_train::TrainError;
-use hone_train::checkpoint::{publish_file, write_file_whole};
+use hone_train::checkpoint::{Whole, newest_whole, publish_file, write_file_whole};
 use hone_train::file_lock::{Asked, FileLock};
 use hone_train::machine::available_memory;
 use serde::Serialize;
@@ -172,15 +172,16 @@ impl Work {
         }
         let matrices: usize = self.matrices().iter().map(|file| file.names().len()).sum();
         all.extend((matrices > 0).then(|| format!("{matrices} matrices")));
-        let steps = fs::read_dir(self.path(LEARNED)).into_iter().flatten().flatten();
-        let step = |entry: fs::DirEntry| -> Option<u64> {
-            entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()
-        };
-        let step = steps.filter_map(step).max();
-        all.extend(step.map(|step| format!("roundings after update {step}")));
+        let learned = self.learned().map(|of| format!("roundings after update {}", of.step));
+        all.extend(learned);
         let written: Option<usize> = self.json(WRITTEN);
         all.extend(written.map(|count| format!("{count} tensors of the file")));
         all
+    }
+
+    /// The last whole checkpoint of what is learned.
+    pub(super) fn learned(&self) -> Option<Whole> {
+        newest_whole(&self.path(LEARNED)).ok()?.0
     }
 
     /// What passes over text may take.
