@@ -4,8 +4,8 @@
 
 MODEL is a folder in Hugging Face layout, CALIBRATION a text of which windows of 512 tokens are
 taken, SCHEME one of its mixes such as Q4_K_M; with 0 iterations it only searches scales. PYTHON is
-that of target/autoround-venv, in which `pip install auto-round gguf` was done; the benchmark leaves
-AutoRound out where there is none.
+that of target/autoround-venv, in which `pip install auto-round gguf sentencepiece` was done; the
+benchmark leaves AutoRound out where there is none.
 """
 
 import os

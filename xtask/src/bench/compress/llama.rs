@@ -263,7 +263,7 @@ pub fn autoround(
         let name = format!("{scheme}, {iterations} iterations");
         let key = format!("{}/autoround-{scheme}-{iterations}", ready.model.name);
         let [gguf, calibration, own, other] = ready.files();
-        let inputs = [gguf, calibration, own, other, &bench.place.hone];
+        let inputs = [gguf, calibration, own, other];
         rows.push(bench.kept.step(&key, (&inputs, &programs.version()?), || {
             let file = ready.gguf.with_file_name("autoround.gguf");
             remove(&file);
@@ -272,7 +272,6 @@ pub fn autoround(
             script.arg(&ready.folder).arg(&ready.calibration).args([scheme, iterations]);
             said(script.arg(&file).current_dir(&bench.place.dir))?;
             let mut row = programs.of_file(base, &file)?;
-            row["by_hone"] = by_hone(bench, ready, &file)?;
             row["maker"] = "AutoRound".into();
             row["name"] = name.as_str().into();
             row["imatrix"] = true.into();
@@ -283,11 +282,6 @@ pub fn autoround(
     Ok(rows)
 }
 
-const AUTOROUND: [(&str, &str); 6] = [
-    ("Q4_K_M", "0"),
-    ("Q4_K_M", "200"),
-    ("Q3_K_S", "0"),
-    ("Q3_K_S", "200"),
-    ("Q2_K_S", "0"),
-    ("Q2_K_S", "200"),
-];
+/// Its mixes, and how often it improves the roundings of a block.
+const AUTOROUND: [(&str, &str); 4] =
+    [("Q4_K_M", "0"), ("Q4_K_M", "200"), ("Q2_K_S", "0"), ("Q2_K_S", "200")];
