@@ -53,6 +53,7 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
 
 fn compress(args: &CompressArgs, wanted: Wanted, work: &Work) -> Result<(), Failure> {
     let opened = super::describe(&args.model, super::Purpose::Export)?;
+    opened.predicts_tokens(&args.model)?;
     refuse_quantised(&opened, args)?;
     let (corpus, texts) = calibration::corpus(args, &opened)?;
     wanted.check(args, &corpus)?;

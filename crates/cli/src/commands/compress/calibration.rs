@@ -135,7 +135,6 @@ pub(super) fn corpus(
     if args.calibration.is_empty() {
         return Ok((Corpus::default(), Vec::new()));
     }
-    described.predicts_tokens(&args.model)?;
     let config = described.config();
     let window = config.max_position_embeddings.min(WINDOW);
     let mut spec = RecordSpec {

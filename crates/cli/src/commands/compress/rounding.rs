@@ -8,12 +8,12 @@ use crate::failure::Failure;
 use crate::{output, progress};
 use clap::ValueEnum;
 use hone_compress::{
-    BackError, Begun, Columns, Corpus, Done, Meter, Schedule, Snapshot, fed_back, feedback_bytes,
-    learning_bytes, packed, tune,
+    BackError, Begun, Columns, Corpus, Done, Kept, Meter, Schedule, Snapshot, fed_back,
+    feedback_bytes, learning_bytes, packed, tune,
 };
 use hone_model::{GgufForm, Model};
 use hone_tensor::safetensors::{Lazy, SafeTensorsFile, write};
-use hone_tensor::{DeviceError, Storage};
+use hone_tensor::{DeviceError, Storage, Tensor};
 use hone_train::checkpoint::{self, Whole};
 use hone_train::machine::available_memory;
 use hone_train::report::format_bytes;
@@ -215,41 +215,44 @@ pub(super) fn kept_in(files: &[SafeTensorsFile], tensor: usize, part: usize) -> 
 /// The model in these types, rounded by error feedback. Matrices are kept.
 fn with_feedback(
     opened: &Opened,
-    (form, corpus): (&GgufForm<'_>, &Corpus),
+    of: (&GgufForm<'_>, &Corpus),
     types: (&[Storage], &Columns),
     work: &Work,
 ) -> Result<Model, Failure> {
     let files = work.matrices();
     let kept = &|tensor, part| kept_in(&files, tensor, part);
     let mut pending = Pending::after(work, files.len());
-    let model = packed(opened.pass(), form, types, kept)?;
-    let bar = progress::bar(2 * opened.model.decoder.config.num_hidden_layers(), ROUNDED);
-    let mut done = |done: Done<'_>| match done {
-        Done::Forward | Done::Back => bar.inc(1),
-        Done::Matrix(place, matrix) => pending.add(place, matrix),
-    };
-    let windows = corpus.some(FEEDBACK_WINDOWS);
-    let text = (&windows[..], work.room());
-    let model = fed_back(opened.pass(), form, &model, text, kept, &mut done).map_err(back)?;
-    bar.finish_and_clear();
-    Ok(model)
+    let mut keep = |place: (usize, usize), matrix: &Tensor| pending.add(place, matrix);
+    fed(opened, of, types, (kept, &mut keep), work).map_err(back)
 }
 
 /// The model in types that may not stay, rounded by error feedback. Nothing is kept.
 pub(super) fn trial_feedback(
     opened: &Opened,
-    (form, corpus): (&GgufForm<'_>, &Corpus),
+    of: (&GgufForm<'_>, &Corpus),
     types: (&[Storage], &Columns),
     work: &Work,
 ) -> Result<Model, BackError> {
-    let model = packed(opened.pass(), form, types, &|_, _| None)?;
+    fed(opened, of, types, (&|_, _| None, &mut |_, _| ()), work)
+}
+
+/// The model in these types, rounded by error feedback but for what is kept; `keep` is told of each
+/// matrix.
+fn fed(
+    opened: &Opened,
+    (form, corpus): (&GgufForm<'_>, &Corpus),
+    types: (&[Storage], &Columns),
+    (kept, keep): (Kept<'_>, &mut dyn FnMut((usize, usize), &Tensor)),
+    work: &Work,
+) -> Result<Model, BackError> {
+    let model = packed(opened.pass(), form, types, kept)?;
     let bar = progress::bar(2 * opened.model.decoder.config.num_hidden_layers(), ROUNDED);
     let mut done = |done: Done<'_>| match done {
         Done::Forward | Done::Back => bar.inc(1),
-        Done::Matrix(..) => {}
+        Done::Matrix(place, matrix) => keep(place, matrix),
     };
     let text = (&corpus.some(FEEDBACK_WINDOWS)[..], work.room());
-    let model = fed_back(opened.pass(), form, &model, text, &|_, _| None, &mut done)?;
+    let model = fed_back(opened.pass(), form, &model, text, kept, &mut done)?;
     bar.finish_and_clear();
     Ok(model)
 }

@@ -132,6 +132,8 @@ fn classifiers_and_bare_decoders_embed() {
         assert_eq!(lines(&scene, "c.jsonl"), expected, "{class}");
         let no_head = [class, "no head that predicts tokens (`lm_head.weight`)"];
         ended(&mut scene.hone(&["generate", class, "--prompt", "w3"])).says(2, &no_head);
+        let compress = ["compress", class, "--type", "f16", "--out", "d.gguf"];
+        ended(&mut scene.hone(&compress)).says(2, &no_head);
         let eval = ["eval", class, "--data", "eval.jsonl"];
         ended(&mut scene.hone(&eval)).says(2, &no_head);
         let path = format!("model.path={class}");
