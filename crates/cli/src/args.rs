@@ -461,7 +461,8 @@ pub struct CompressArgs {
     #[arg(long, value_name = "FILE")]
     pub save_imatrix: Option<PathBuf>,
     /// Write nothing if the mean KL divergence from the model, in nats per token of the held-out
-    /// part of the calibration text, or else of four short built-in texts, is larger. With
+    /// part of the calibration text, or else of four short built-in texts, is larger (default: what
+    /// rounding to the smallest type is not known to do, 0.1 with 7 bits and more, up to 4). With
     /// --calibration, and neither --type nor a target: choose the type of each tensor so that the
     /// file is as small as this allows
     #[arg(long)]

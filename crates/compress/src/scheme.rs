@@ -129,6 +129,15 @@ impl Scheme {
         }
     }
 
+    /// Bits of a weight without its scale.
+    pub fn bits(self) -> f64 {
+        match self {
+            Self::Ints { bits, .. } => f64::from(bits),
+            Self::Fp8 => 8.0,
+            Self::Nf4 => 4.0,
+        }
+    }
+
     /// The same with other groups; `None` of schemes without a choice of them.
     pub fn with_group(self, group: Group) -> Option<Self> {
         match self {

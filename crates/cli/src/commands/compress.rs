@@ -2,6 +2,7 @@
 
 mod calibration;
 mod command;
+mod comparison;
 mod directory;
 mod estimate;
 mod report;
@@ -14,22 +15,23 @@ pub(super) use report::{Part, kinds};
 pub(super) use ways::Ways;
 
 use super::export::card::{self, Card};
-use super::export::{gguf, refuse_packed, rows};
+use super::export::{gguf, refuse_packed};
 use super::{Described, Opened, check_parent};
 use crate::args::CompressArgs;
 use crate::failure::Failure;
+use comparison::{Limit, Worst};
 use estimate::Known;
-use hone_compress::{BackError, Columns, Corpus, Measured, Meter, Schedule, Scheme, Window};
+use hone_compress::{BackError, Columns, Corpus, Measured, Schedule, Scheme};
 use hone_model::{GgufForm, LoadOptions, Model, is_gguf};
 use hone_tensor::Storage;
-use hone_train::{Code, TrainError};
+use hone_train::TrainError;
 use report::Report;
 use rounding::Used;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::time::Instant;
 use types::{Types, Wanted};
-use work::{MEASURED, WRITTEN, Work};
+use work::{MEASURED, WORST, WRITTEN, Work};
 
 /// Writes the smaller model, reads it back, compares, and only then gives it its name.
 pub fn run(args: &CompressArgs) -> Result<(), Failure> {
@@ -127,7 +129,9 @@ fn made(
     let (measured, ways) = work.timed("comparison", || {
         gguf::check(opened, work.partial())?;
         let found = &hone_model::load(work.partial(), &opened.device, LoadOptions::INFERENCE)?;
-        let measured = compare(opened, (corpus, args.max_kl), found, "Choose a larger type")?;
+        let limit = Limit::of(args, comparison::smallest(form, &types.storages()));
+        let advice = Worst::advice(work.json(WORST));
+        let measured = comparison::measured(opened, (corpus, limit), found, &advice)?;
         let ways = Ways::measure(opened, &corpus.held_out, found)?;
         Ok::<_, Failure>((measured, ways))
     })?;
@@ -168,6 +172,11 @@ fn write(
     work.timed("file", || {
         let of = (work.partial(), first);
         gguf::write(opened, &written, (&storages, &importance), of, &mut done)
+    })?;
+    work.timed("comparison", || {
+        let worst = comparison::same_weights(opened, [form, &written], types, columns, work)?;
+        work.keep_json(WORST, &worst);
+        Ok::<_, Failure>(())
     })?;
     work.keep_json(WRITTEN, &form.tensors().len());
     Ok(())
@@ -213,7 +222,7 @@ fn check(args: &CompressArgs) -> Result<Wanted, Failure> {
             Scheme::NAMES.join(", ")
         )));
     }
-    check_max_kl(args)?;
+    comparison::check(args)?;
     Wanted::of(args)
 }
 
@@ -223,13 +232,6 @@ fn check_free(args: &CompressArgs) -> Result<(), Failure> {
     match args.out.exists() {
         true => Err(Failure::Usage(format!("--out {out} already exists; choose another file"))),
         false => card::check_place(&args.out),
-    }
-}
-
-fn check_max_kl(args: &CompressArgs) -> Result<(), Failure> {
-    match args.max_kl.filter(|kl| !(kl.is_finite() && *kl > 0.0)) {
-        Some(max_kl) => Err(Failure::Usage(format!("--max-kl {max_kl}: must be a number above 0"))),
-        None => Ok(()),
     }
 }
 
@@ -264,41 +266,4 @@ fn back(error: BackError) -> Failure {
 fn packed_in(model: &Model) -> Option<&'static str> {
     let packed = model.storages().into_iter().find(|storage| storage.float().is_none());
     packed.map(Storage::name)
-}
-
-/// Held-out text, or built-in texts if there is none.
-fn windows_to_compare(opened: &Opened, corpus: &Corpus) -> Result<Vec<Window>, Failure> {
-    let built_in = |row| Window { rows: vec![row] };
-    match corpus.held_out.is_empty() {
-        true => Ok(rows(opened)?.into_iter().map(built_in).collect()),
-        false => Ok(corpus.held_out.clone()),
-    }
-}
-
-/// Compares what was written and read back with the model in memory: on held-out text, or on
-/// built-in texts if there is none. `advice` is for a divergence that is too large.
-fn compare(
-    opened: &Opened,
-    (corpus, max_kl): (&Corpus, Option<f64>),
-    written: &Model,
-    advice: &str,
-) -> Result<Measured, Failure> {
-    let windows = windows_to_compare(opened, corpus)?;
-    let measured = Meter::new(opened.pass(), &windows)?.measure(written)?;
-    let failed = |message: String| Failure::from(TrainError::Usage(Code::ExportFailed, message));
-    if !measured.kl.is_finite() {
-        return Err(failed(
-            "the model, or the file written of it, computes values that are not finite; nothing \
-             was written. A weight must be far too large, or not a number"
-                .to_owned(),
-        ));
-    }
-    match max_kl.filter(|max_kl| measured.kl > *max_kl) {
-        Some(max_kl) => Err(failed(format!(
-            "the mean KL divergence from the model is {:.4} nats per token, above --max-kl \
-             {max_kl}; nothing was written. {advice}",
-            measured.kl
-        ))),
-        None => Ok(measured),
-    }
 }

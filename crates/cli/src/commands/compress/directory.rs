@@ -3,6 +3,7 @@
 use super::super::export::card::Card;
 use super::super::export::{is_adapted, refuse_packed, whole};
 use super::super::{Described, Opened, Purpose, Weighed, check_parent, describe};
+use super::comparison::{self, Limit};
 use super::work::Work;
 use super::{calibration, refuse_quantised, report};
 use crate::args::{CompressArgs, EffortArg, FallbackArg};
@@ -73,7 +74,8 @@ fn compress(args: &CompressArgs, scheme: Scheme) -> Result<(), Failure> {
         let (base, quantised) = (&*opened.dir, Some(&quantised));
         let options = ExportOptions { base, dtype, end_of_turn, quantised };
         export_hf(&opened.model, &opened.device, options, partial)?;
-        let measured = compare(&opened, matrices, (&corpus, args.max_kl), partial)?;
+        let limit = Limit::of(args, (scheme.name(), scheme.bits()));
+        let measured = compare(&opened, matrices, (&corpus, limit), partial)?;
         let mut figures = vec![("weights", words(scheme, matrices))];
         if scheme == Scheme::Fp8 {
             let activations = "as they are; other engines round them to FP8 too";
@@ -109,7 +111,7 @@ fn check(args: &CompressArgs, scheme: Scheme) -> Result<(), Failure> {
     if let Some((flag, _)) = of_gguf.into_iter().find(|(_, is_given)| *is_given) {
         return refused(format!("{flag} is for GGUF files; omit it with --type {name}"));
     }
-    super::check_max_kl(args)?;
+    comparison::check(args)?;
     refuse_packed(&args.model)
 }
 
@@ -224,7 +226,7 @@ fn quantised<'a>(
 fn compare(
     opened: &Opened,
     matrices: &[Matrix],
-    (corpus, max_kl): (&Corpus, Option<f64>),
+    (corpus, limit): (&Corpus, Limit),
     path: &Path,
 ) -> Result<Measured, Failure> {
     let Opened { device, model, .. } = opened;
@@ -252,7 +254,7 @@ fn compare(
             100.0 * worst.stored.error
         )
     });
-    super::compare(opened, (corpus, max_kl), &found, &advice)
+    comparison::measured(opened, (corpus, limit), &found, &advice)
 }
 
 /// Lets go of the pages of a mapped file that have a weight.

@@ -5,7 +5,7 @@ use super::calibration::{IMPORTANCE_WINDOWS, finds_importance, has_importance};
 use super::rounding::{CHOOSING_WINDOWS, FEEDBACK_WINDOWS, Used, kept_in, schedule};
 use super::types::{self, Wanted};
 use super::work::{COSTS, IMPORTANCE, Stage, WRITTEN, Work};
-use super::{back, gguf, windows_to_compare};
+use super::{back, comparison, gguf};
 use crate::args::CompressArgs;
 use crate::failure::Failure;
 use crate::output;
@@ -104,7 +104,7 @@ impl Known<'_> {
     /// Seconds of the stages that are left, and the most bytes that one of them takes.
     fn stages(&self, is_written: bool) -> Result<(Vec<Stage>, u64), Failure> {
         let Self { args, opened, form, corpus, used, work, .. } = *self;
-        let compared = windows_to_compare(opened, corpus)?;
+        let compared = comparison::windows(opened, corpus)?;
         let window = corpus.calibration.first().unwrap_or(&compared[0]);
         let samples = Samples::new(opened.pass(), form, (window, work.room()))?;
         let (windows, mut stages) = (corpus.calibration.len(), Vec::new());

@@ -41,6 +41,8 @@ pub(super) const LEARNED: &str = "learned";
 /// Divergences without and with feedback, and learned roundings.
 pub(super) const FEEDBACK_GAIN: &str = "feedback-gain.json";
 pub(super) const LEARNING_GAIN: &str = "learning-gain.json";
+/// The tensor of which most is lost.
+pub(super) const WORST: &str = "worst.json";
 /// How many tensors of the file are written.
 pub(super) const WRITTEN: &str = "written.json";
 

@@ -357,6 +357,19 @@ impl<'a> GgufForm<'a> {
         weights::rows_in_model(self.model, device, role, rows)
     }
 
+    /// The same with the values that the file will have if columns, in its order, count so much.
+    ///
+    /// # Errors
+    /// If the device failed or there is no memory.
+    pub fn stored_rows(
+        &self,
+        device: &Device,
+        part: (Role, Range<usize>),
+        as_stored: (Storage, &[f32]),
+    ) -> Result<Tensor, DeviceError> {
+        weights::stored_rows(self.model, device, part, as_stored)
+    }
+
     /// Writes the file with matrices in these storages, one for each of [`Self::tensors`]; those of
     /// others are not read. `importance` is that of the columns of a tensor's part, in the file's
     /// order; empty if it is unknown.

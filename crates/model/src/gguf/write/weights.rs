@@ -180,6 +180,27 @@ pub(super) fn rows_in_model(
     Ok(whole.rows(rows)?.expect("rows of floats"))
 }
 
+/// Some rows in f32 of what [`in_model`] gives with these types.
+pub(super) fn stored_rows(
+    model: &Model,
+    device: &Device,
+    (role, rows): (Role, Range<usize>),
+    (storage, importance): (Storage, &[f32]),
+) -> Result<Tensor, DeviceError> {
+    let in_f32 = |tensor: &Tensor| load_as(Device::host(), Category::Workspace, tensor, DType::F32);
+    let has_tiled_columns =
+        matches!(Tiled::of(role, &model.decoder.config), Some(Tiled::Columns(_)));
+    if held(model, role, storage).is_some() || has_tiled_columns {
+        let whole = in_model(model, device, role, (storage, importance))?;
+        return match whole.rows(rows.clone())? {
+            Some(rows) => in_f32(&rows),
+            None => Ok(in_f32(&whole)?.rows(rows)?.expect("rows of floats")),
+        };
+    }
+    let rows = rows_in_model(model, device, role, rows)?;
+    in_f32(&pack_as(&rows, storage, importance)?)
+}
+
 /// What is known of a matrix's columns, in the file's order.
 pub(super) fn columns(
     config: &DecoderConfig,
