@@ -13,7 +13,7 @@ use hone_compress::{
 };
 use hone_model::{GgufForm, Model};
 use hone_tensor::safetensors::{Lazy, SafeTensorsFile, write};
-use hone_tensor::{DeviceError, Storage, Tensor};
+use hone_tensor::{DeviceError, Storage};
 use hone_train::checkpoint::{self, Whole};
 use hone_train::machine::available_memory;
 use hone_train::report::format_bytes;
@@ -221,9 +221,8 @@ fn with_feedback(
 ) -> Result<Model, Failure> {
     let files = work.matrices();
     let kept = &|tensor, part| kept_in(&files, tensor, part);
-    let mut pending = Pending::after(work, files.len());
-    let mut keep = |place: (usize, usize), matrix: &Tensor| pending.add(place, matrix);
-    fed(opened, of, types, (kept, &mut keep), work).map_err(back)
+    let pending = Pending::after(work, files.len());
+    fed(opened, of, types, (kept, Some(pending)), work).map_err(back)
 }
 
 /// The model in types that may not stay, rounded by error feedback. Nothing is kept.
@@ -233,23 +232,27 @@ pub(super) fn trial_feedback(
     types: (&[Storage], &Columns),
     work: &Work,
 ) -> Result<Model, BackError> {
-    fed(opened, of, types, (&|_, _| None, &mut |_, _| ()), work)
+    fed(opened, of, types, (&|_, _| None, None), work)
 }
 
-/// The model in these types, rounded by error feedback but for what is kept; `keep` is told of each
-/// matrix.
+/// The model in these types, rounded by error feedback but for what is kept; matrices are kept with
+/// those that are pending, if there are such.
 fn fed(
     opened: &Opened,
     (form, corpus): (&GgufForm<'_>, &Corpus),
     types: (&[Storage], &Columns),
-    (kept, keep): (Kept<'_>, &mut dyn FnMut((usize, usize), &Tensor)),
+    (kept, mut pending): (Kept<'_>, Option<Pending<'_>>),
     work: &Work,
 ) -> Result<Model, BackError> {
     let model = packed(opened.pass(), form, types, kept)?;
     let bar = progress::bar(2 * opened.model.decoder.config.num_hidden_layers(), ROUNDED);
     let mut done = |done: Done<'_>| match done {
         Done::Forward | Done::Back => bar.inc(1),
-        Done::Matrix(place, matrix) => keep(place, matrix),
+        Done::Matrix(place, matrix) => {
+            if let Some(pending) = &mut pending {
+                pending.add(place, matrix);
+            }
+        }
     };
     let text = (&corpus.some(FEEDBACK_WINDOWS)[..], work.room());
     let model = fed_back(opened.pass(), form, &model, text, kept, &mut done)?;
