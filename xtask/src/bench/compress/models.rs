@@ -28,7 +28,7 @@ pub struct Model {
     pub limits: &'static [(f64, Option<f64>)],
     /// The one of them at which the effort `best` is measured, which takes long.
     pub best_at: f64,
-    /// Bits per weight at which techniques are compared.
+    /// Bits per weight of the mix to which techniques are compared.
     pub techniques_at: f64,
     /// Effort of the files of techniques and tasks.
     pub effort: &'static str,
@@ -62,7 +62,7 @@ pub const ALL: [Model; 2] = [
         our_mixes: &OUR_FEW_MIXES,
         limits: &[(5.0, Some(0.7)), (4.6, None)],
         best_at: 5.0,
-        techniques_at: 5.0,
+        techniques_at: 5.5,
         effort: "default",
         compute: "bf16",
         lambada: 200,

@@ -80,7 +80,8 @@ pub fn rows(
     Ok(rows)
 }
 
-/// What each technique gives, at no more bytes than llama.cpp's file at the limit of the model.
+/// What each technique gives: to the mix that loses least within the model's limit, and to chosen
+/// types of no more bytes.
 pub fn techniques(
     bench: &Bench,
     programs: &Programs,
@@ -88,26 +89,24 @@ pub fn techniques(
     base: &Base,
     rows: &[Value],
 ) -> Result<Vec<Value>, String> {
-    let Some(theirs) = best(rows, ready.parameters, ready.model.techniques_at) else {
+    let (effort, most) = (ready.model.effort, ready.model.techniques_at);
+    let is_mix = |row: &&Value| row["maker"] == "Hone" && row["effort"].is_null();
+    let fits = |row: &&Value| bits_per_weight(row, ready.parameters) <= most;
+    let mixes = rows.iter().filter(is_mix).filter(fits);
+    let mix = mixes.min_by(|a, b| kl(a, "own").total_cmp(&kl(b, "own")));
+    let Some((mix, row_of_mix)) = mix.and_then(|row| Some((row["name"].as_str()?, row))) else {
         return Ok(Vec::new());
     };
-    let effort = ready.model.effort;
-    let (most, bytes) = (theirs["bytes"].as_u64(), format!("{}B", theirs["bytes"]));
-    let fits = |row: &&Value| row["maker"] == "Hone" && row["bytes"].as_u64() <= most;
-    let mixes = rows.iter().filter(|row| row["effort"].is_null()).filter(fits);
-    let mix = mixes.min_by(|a, b| kl(a, "own").total_cmp(&kl(b, "own")));
+    let bytes = format!("{}B", row_of_mix["bytes"]);
     let mut found = Vec::new();
     let mut step = |name: &str, options: &[&str]| {
         found.push(row(bench, programs, ready, base, (name, options))?);
         Ok::<_, String>(())
     };
-    if let Some(mix) = mix.and_then(|mix| mix["name"].as_str()) {
-        let with = |options: &[&'static str]| [&of_mix(mix)[..], options].concat();
-        step(&format!("`{mix}`"), &with(&PLAIN))?;
-        step(&format!("`{mix}`, importance"), &with(&["--effort", "plain"]))?;
-        let all = format!("`{mix}`, importance, feedback, learning");
-        step(&all, &with(&["--effort", effort]))?;
-    }
+    let with = |options: &[&'static str]| [&of_mix(mix)[..], options].concat();
+    step(&format!("`{mix}`"), &with(&PLAIN))?;
+    step(&format!("`{mix}`, importance"), &with(&["--effort", "plain"]))?;
+    step(&format!("`{mix}`, importance, feedback, learning"), &with(&["--effort", effort]))?;
     let with = |options: &[&'static str]| [&["--target-size", &bytes], options].concat();
     step("chosen, importance", &with(&["--effort", "plain"]))?;
     let feedback = ["--effort", effort, "--without", "learning"];

@@ -126,15 +126,19 @@ fn against_llama(model: &Model, of_model: &Value) -> Vec<Verdict> {
     for &(bits, asked) in model.limits {
         let Some(asked) = asked else { continue };
         let theirs = best(rows, parameters(of_model), bits);
-        let ours = rows.iter().find(|row| row["limit"] == bits && row["effort"] == model.effort);
-        for text in ["own", "other"] {
-            let ratio = theirs.zip(ours).map(|(theirs, ours)| kl(ours, text) / kl(theirs, text));
-            let what = format!(
-                "{}: KL on {text} text with effort `{}` as a share of llama.cpp's best at ≤ \
-                 {bits:.1} bits per weight",
-                model.name, model.effort
-            );
-            all.push(Verdict { what, figure: ratio, asked, is_most: true });
+        let efforts = [model.effort, "best"];
+        for effort in &efforts[..if bits == model.best_at { 2 } else { 1 }] {
+            let ours = rows.iter().find(|row| row["limit"] == bits && row["effort"] == *effort);
+            for text in ["own", "other"] {
+                let share = |(theirs, ours): (&Value, &Value)| kl(ours, text) / kl(theirs, text);
+                let what = format!(
+                    "{}: KL on {text} text with effort `{effort}` as a share of llama.cpp's best \
+                     at ≤ {bits:.1} bits per weight",
+                    model.name
+                );
+                let figure = theirs.zip(ours).map(share);
+                all.push(Verdict { what, figure, asked, is_most: true });
+            }
         }
     }
     all
@@ -229,10 +233,9 @@ fn section(model: &Model, of_model: &Value) -> String {
     if !techniques.is_empty() {
         let _ = write!(
             text,
-            "\nTechniques on and off, at no more bytes than llama.cpp's best file of at most {:.1} \
-             bits per weight. Types are those of the mix that loses least within them, or chosen \
-             for each tensor by how much the model loses; importance weighs columns by their \
-             inputs; with feedback weights make up for the errors of others by the curvature of \
+            "\nTechniques on and off. Types are those of the mix that loses least within {:.1} bits \
+             per weight, or chosen for each tensor by how much the model loses, with no more \
+             bytes; importance weighs columns by their inputs; with feedback weights make up for the errors of others by the curvature of \
              the model's KL; with learning roundings are learned from its predictions.\n\n{ROWS}",
             model.techniques_at
         );
