@@ -235,8 +235,9 @@ fn section(model: &Model, of_model: &Value) -> String {
             text,
             "\nTechniques on and off. Types are those of the mix that loses least within {:.1} bits \
              per weight, or chosen for each tensor by how much the model loses, with no more \
-             bytes; importance weighs columns by their inputs; with feedback weights make up for the errors of others by the curvature of \
-             the model's KL; with learning roundings are learned from its predictions.\n\n{ROWS}",
+             bytes; importance weighs columns by their inputs; with feedback weights make up for \
+             the errors of others by the curvature of the model's KL; with learning roundings are \
+             learned from its predictions.\n\n{ROWS}",
             model.techniques_at
         );
         for row in techniques {
