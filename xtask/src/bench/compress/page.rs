@@ -233,8 +233,8 @@ fn section(model: &Model, of_model: &Value) -> String {
     if !techniques.is_empty() {
         let _ = write!(
             text,
-            "\nTechniques on and off. Types are those of the mix that loses least within {:.1} bits \
-             per weight, or chosen for each tensor by how much the model loses, with no more \
+            "\nTechniques on and off. Types are those of the mix that loses least within {:.1} \
+             bits per weight, or chosen for each tensor by how much the model loses, with no more \
              bytes; importance weighs columns by their inputs; with feedback weights make up for \
              the errors of others by the curvature of the model's KL; with learning roundings are \
              learned from its predictions.\n\n{ROWS}",
