@@ -4,7 +4,7 @@
 //! Models, texts, runs and figures live in `target/compress`; each figure is kept there with a
 //! digest of what it was made from, so that a run that was ended goes on where it was.
 
-pub(crate) mod kept;
+pub(super) mod kept;
 mod llama;
 mod models;
 mod ours;

@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
+use std::fs::File;
+use std::io;
 use std::path::Path;
 
 /// SHA-256 in hexadecimal.
@@ -66,6 +68,14 @@ pub fn of_losses(metrics: &str) -> Result<String, String> {
     Ok(hexadecimal(sha))
 }
 
-fn hexadecimal(sha: Sha256) -> String {
+/// Of a file's bytes, which need not fit into memory.
+pub fn of_file(path: &Path) -> Result<String, String> {
+    let mut sha = Sha256::new();
+    let copied = File::open(path).and_then(|mut open| io::copy(&mut open, &mut sha));
+    copied.map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(hexadecimal(sha))
+}
+
+pub fn hexadecimal(sha: Sha256) -> String {
     sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -8,7 +8,7 @@
 //! depend neither on its instruction set nor on the number of threads.
 
 mod cases;
-mod digest;
+pub(crate) mod digest;
 
 use cases::{CASES, Case};
 use digest::Digests;

@@ -2,8 +2,8 @@
 //! and whether it ends with the same file after kills.
 
 use super::succeed;
-use crate::bench::compress::kept::sha256;
 use crate::bench::compress::remove;
+use crate::bits::digest::of_file;
 use crate::test::cargo;
 use serde_json::{Map, Value, json};
 use std::fs::{self, File};
@@ -291,7 +291,7 @@ fn killed(hone: &Path, dir: &Path, tokens: &str) -> Result<(), String> {
     let out = case.out(dir);
     remove(&out);
     let (_, time) = measured(&mut case.command(hone, dir, tokens)?, case, dir)?;
-    let whole = sha256(&out)?;
+    let whole = of_file(&out)?;
     remove(&out);
     let failed = |error: std::io::Error| format!("{}: {error}", hone.display());
     let mut random = xorshift();
@@ -306,7 +306,7 @@ fn killed(hone: &Path, dir: &Path, tokens: &str) -> Result<(), String> {
                 return Err(format!("{} failed; see {}", case.name, case.log(dir).display()));
             }
             // It was done: from the start again.
-            if sha256(&out)? != whole {
+            if of_file(&out)? != whole {
                 return Err(format!("another file after {} kills", delays.len()));
             }
             remove(&out);
@@ -316,7 +316,7 @@ fn killed(hone: &Path, dir: &Path, tokens: &str) -> Result<(), String> {
         delays.push(delay.as_secs_f64());
     }
     let (_, last) = measured(&mut case.command(hone, dir, tokens)?, case, dir)?;
-    let is_same = sha256(&out)? == whole;
+    let is_same = of_file(&out)? == whole;
     remove(&out);
     let sum: f64 = delays.iter().sum();
     println!(

@@ -1,10 +1,11 @@
 //! Figures of steps, kept with a digest of what they were made from.
 
+use crate::bits::digest::{hexadecimal, of_file};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -53,20 +54,8 @@ impl Kept {
         if let Some(known) = self.digests.borrow().get(file) {
             return Ok(known.clone());
         }
-        let digest = sha256(file)?;
+        let digest = of_file(file)?;
         self.digests.borrow_mut().insert(file.to_owned(), digest.clone());
         Ok(digest)
     }
-}
-
-/// SHA-256 of a file.
-pub(crate) fn sha256(file: &Path) -> Result<String, String> {
-    let mut sha = Sha256::new();
-    let copied = File::open(file).and_then(|mut open| io::copy(&mut open, &mut sha));
-    copied.map_err(|error| format!("{}: {error}", file.display()))?;
-    Ok(hexadecimal(sha))
-}
-
-fn hexadecimal(sha: Sha256) -> String {
-    sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
