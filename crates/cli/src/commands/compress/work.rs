@@ -155,8 +155,7 @@ impl Work {
             }
         }
         let text = serde_json::to_vec_pretty(command).expect("facts are plain data");
-        write_file_whole(&self.path(COMMAND), &text)?;
-        Ok(())
+        Ok(write_file_whole(&self.path(COMMAND), &text)?)
     }
 
     /// What was done, in words.

@@ -188,9 +188,7 @@ pub(super) fn stored_rows(
     (storage, importance): (Storage, &[f32]),
 ) -> Result<Tensor, DeviceError> {
     let in_f32 = |tensor: &Tensor| load_as(Device::host(), Category::Workspace, tensor, DType::F32);
-    let has_tiled_columns =
-        matches!(Tiled::of(role, &model.decoder.config), Some(Tiled::Columns(_)));
-    if held(model, role, storage).is_some() || has_tiled_columns {
+    if held(model, role, storage).is_some() || has_tiled_columns(model, role) {
         let whole = in_model(model, device, role, (storage, importance))?;
         return match whole.rows(rows.clone())? {
             Some(rows) => in_f32(&rows),
@@ -216,6 +214,11 @@ pub(super) fn columns(
     }
 }
 
+/// Whether a matrix's columns have another order in a file.
+fn has_tiled_columns(model: &Model, role: Role) -> bool {
+    matches!(Tiled::of(role, &model.decoder.config), Some(Tiled::Columns(_)))
+}
+
 /// The tensor that is held of a weight, if its bytes can be those of the file: nothing is merged,
 /// and columns have the file's order.
 fn held(model: &Model, role: Role, storage: Storage) -> Option<&Tensor> {
@@ -225,10 +228,8 @@ fn held(model: &Model, role: Role, storage: Storage) -> Option<&Tensor> {
         Part::Matrix(_) => return None,
     };
     let tensor = model.params.resolve(weight);
-    let has_tiled_columns =
-        matches!(Tiled::of(role, &model.decoder.config), Some(Tiled::Columns(_)));
     let is_in_order = match tensor.storage() {
-        Storage::Packed(format) => has_tiled_columns == format.tiles.is_some(),
+        Storage::Packed(format) => has_tiled_columns(model, role) == format.tiles.is_some(),
         Storage::Float(_) => true,
     };
     (tensor.storage() == storage && tensor.is_on_host() && is_in_order).then_some(tensor)
