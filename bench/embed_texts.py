@@ -19,6 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 from sentence_transformers import SentenceTransformer
+from torch.backends import mkldnn
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 BATCHES = [8, 16, 32, 64, 128]
@@ -32,7 +33,10 @@ class Embedder:
         with open(settings["data"], encoding="utf-8") as file:
             self.texts = [json.loads(line)["text"] for line in file]
         self.tokens = sum(map(len, self.model.tokenizer(self.texts)["input_ids"]))
-        self.seconds(BATCHES[0])
+        # Lets oneDNN name its kernels on standard output, as under `ONEDNN_VERBOSE=1`.
+        wanted = settings.get("names_kernels", False)
+        with mkldnn.verbose(mkldnn.VERBOSE_ON if wanted else mkldnn.VERBOSE_OFF):
+            self.seconds(BATCHES[0])
         self.batch = min(BATCHES, key=self.seconds)
 
     def seconds(self, batch):

@@ -21,6 +21,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.backends import mkldnn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     AutoConfig,
@@ -58,6 +59,8 @@ DEFAULTS = {
     "threads": None,
     # Steps before any is reported.
     "warm_up": 1,
+    # Lets oneDNN name its kernels on standard output during those.
+    "names_kernels": False,
 }
 
 
@@ -182,6 +185,11 @@ def passes(settings, rows):
     return inputs, sum(len(ids) for ids, _ in rows)
 
 
+def kernels_named(wanted):
+    """Lets oneDNN say, as under `ONEDNN_VERBOSE=1`, what it runs."""
+    return mkldnn.verbose(mkldnn.VERBOSE_ON if wanted else mkldnn.VERBOSE_OFF)
+
+
 class Trainer:
     """A model, its optimizer, and the batches that it goes through again and again."""
 
@@ -202,7 +210,8 @@ class Trainer:
         starts = range(0, len(rows), per_step)
         self.batches = [passes(self.settings, rows[i : i + per_step]) for i in starts]
         self.done = 0
-        self.steps(self.settings["warm_up"])
+        with kernels_named(self.settings["names_kernels"]):
+            self.steps(self.settings["warm_up"])
 
     def kernels(self):
         """Which kernels attention may take."""

@@ -40,10 +40,11 @@ Commands:
   bench ops [NAME]...
          rates of single operations beside the machine's ceilings; writes docs/benchmarks/ops.md.
          With names (such as gate_up or attention) only these are run, and nothing is written
-  bench train [CASE]...
+  bench train [--hone BINARY] [CASE]...
          training steps against PyTorch with PEFT, in turn; writes docs/benchmarks/train.md. With
-         cases (such as bf16 or gsm8k) only these are run, and others shown as they last were
-  bench families [CASE]...
+         cases (such as bf16 or gsm8k) only these are run, and others shown as they last were.
+         BINARY: other than the release build
+  bench families [--hone BINARY] [CASE]...
          the same on other models than Llama and on other weight formats; writes
          docs/benchmarks/families.md
   bench compress PROGRAMS [--hone BINARY] [MODEL]...
@@ -124,11 +125,11 @@ fn main() -> ExitCode {
         ["bench", "compress", args @ ..] => bench::compress::run(&workspace_root(), args),
         ["bench", "adapters", args @ ..] => bench::adapters::run(&workspace_root(), args),
         ["bench", "int8"] => bench::int8::run(&workspace_root()),
-        ["bench", "train", cases @ ..] => {
-            bench::train::run(&workspace_root(), &bench::train::LLAMA, cases)
+        ["bench", "train", args @ ..] => {
+            bench::train::run(&workspace_root(), &bench::train::LLAMA, args)
         }
-        ["bench", "families", cases @ ..] => {
-            bench::train::run(&workspace_root(), &bench::train::FAMILIES, cases)
+        ["bench", "families", args @ ..] => {
+            bench::train::run(&workspace_root(), &bench::train::FAMILIES, args)
         }
         ["live", args @ ..] => {
             live::run(&workspace_root(), args).unwrap_or_else(|| refuse(&["live"], args))

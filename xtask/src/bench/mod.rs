@@ -2,6 +2,7 @@
 
 pub mod adapters;
 pub mod compress;
+pub mod doctor;
 pub mod int8;
 pub mod model;
 pub mod ops;
@@ -45,13 +46,8 @@ impl Place {
 
     /// Processor, threads and instruction set.
     fn machine(&self) -> Result<String, String> {
-        let machine = json(Command::new(&self.hone).args(["doctor", "--json"]))?;
-        let profile = &machine["profile"];
-        let text = |key: &str| {
-            profile[key].as_str().ok_or_else(|| format!("hone doctor does not tell its {key}"))
-        };
-        let (processor, isa) = (text("processor")?, text("isa")?);
-        Ok(format!("{processor}, {} threads, {isa}", profile["threads"]))
+        let doctor = doctor::Doctor::ask(&self.hone, None)?;
+        Ok(format!("{}, {}", doctor.processor()?, doctor.isa()?))
     }
 }
 

@@ -33,7 +33,12 @@ pub struct PeerProcess {
     answers: Receiver<String>,
     /// What it says on standard error.
     log: PathBuf,
+    /// What oneDNN says of itself, which is no answer.
+    kernels: Vec<String>,
 }
+
+/// How a line of oneDNN's begins.
+const ONEDNN: &str = "onednn_verbose,";
 
 impl PeerProcess {
     /// Starts `command` and waits until it is ready; what it says beside its answers goes into
@@ -52,7 +57,7 @@ impl PeerProcess {
             let mut read = BufReader::new(output).lines().map_while(Result::ok);
             read.try_for_each(|line| lines.send(line))
         });
-        let mut peer = Self { child, input, answers, log: log.to_owned() };
+        let mut peer = Self { child, input, answers, log: log.to_owned(), kernels: Vec::new() };
         peer.answer(limit)?;
         Ok(peer)
     }
@@ -64,16 +69,31 @@ impl PeerProcess {
         self.answer(limit)
     }
 
+    /// Lines of oneDNN's so far, for a peer that lets it speak.
+    pub fn kernels(&self) -> &[String] {
+        &self.kernels
+    }
+
     fn answer(&mut self, limit: Duration) -> Result<Value, String> {
-        let line = self.answers.recv_timeout(limit).map_err(|error| match error {
+        let line = loop {
+            let line = self.line(limit)?;
+            match line.starts_with(ONEDNN) {
+                true => self.kernels.push(line),
+                false => break line,
+            }
+        };
+        serde_json::from_str(&line).map_err(|error| format!("{line}: {error}"))
+    }
+
+    fn line(&mut self, limit: Duration) -> Result<String, String> {
+        self.answers.recv_timeout(limit).map_err(|error| match error {
             RecvTimeoutError::Timeout => {
                 // A late answer must not be taken for the next.
                 let _ = self.child.kill();
                 format!("no answer in {} s", limit.as_secs())
             }
             RecvTimeoutError::Disconnected => self.last_words(),
-        })?;
-        serde_json::from_str(&line).map_err(|error| format!("{line}: {error}"))
+        })
     }
 
     fn last_words(&self) -> String {

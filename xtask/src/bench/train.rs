@@ -1,21 +1,26 @@
 //! `cargo xtask bench train` and `bench families`: training steps of Hone and of PyTorch with PEFT,
-//! in turn, on models of random weights. Some cases compare Hone with Hone, in other settings or on
-//! another model.
+//! in turn, on models of random weights. Some cases compare Hone with Hone, in other settings, on
+//! another model or under another instruction set.
 //!
 //! Each round lets the peer do its steps, then Hone; the ratio is taken within the round, so that a
 //! machine that is slower for a while slows both. The peer's process waits while Hone runs.
 
+mod asked;
 mod cases;
 mod families;
+mod figures;
 mod models;
 mod page;
 mod peer;
+mod rest;
 
+use super::doctor::Doctor;
 use super::peer::venv;
 use super::{Place, json, median, report};
-use cases::{Case, EMBED, Peer};
+use cases::{Case, EMBED, Other, Peer};
+use figures::{Figures, Machine, Round};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -42,38 +47,36 @@ pub struct Suite {
     head: &'static str,
     /// With a picture of the cases that have PyTorch as their peer.
     has_picture: bool,
+    /// How far a planned step may be off, as a share of the actual one.
+    plan_within: Option<f64>,
     cases: &'static [Case],
 }
 
 /// `bench train`.
-pub const LLAMA: Suite =
-    Suite { name: "train", head: cases::HEAD, has_picture: true, cases: &cases::CASES };
+pub const LLAMA: Suite = Suite {
+    name: "train",
+    head: cases::HEAD,
+    has_picture: true,
+    plan_within: Some(0.1),
+    cases: &cases::CASES,
+};
 /// `bench families`.
-pub const FAMILIES: Suite =
-    Suite { name: "families", head: families::HEAD, has_picture: false, cases: &families::CASES };
+pub const FAMILIES: Suite = Suite {
+    name: "families",
+    head: families::HEAD,
+    has_picture: false,
+    plan_within: None,
+    cases: &families::CASES,
+};
 
-/// What one side did in a round.
-struct Round {
-    tokens_per_second: f64,
-    peak_bytes: f64,
-}
-
-/// Both sides of a case.
-struct Figures {
-    hone: Vec<Round>,
-    peer: Vec<Round>,
-    /// Made just before each round of Hone's, with rates measured then.
-    plans: Vec<Value>,
-    /// Medians of each round.
-    step_seconds: Vec<f64>,
-    /// From the start of the process to the first step.
-    start_seconds: f64,
-}
-
-/// Runs the cases whose key is among `keys` (all if there are none); the page is written from the
-/// latest figures of every case.
-pub fn run(root: &Path, suite: &Suite, keys: &[&str]) -> ExitCode {
-    let place = Place::new(root, "bench-train", None);
+/// Runs the cases whose key is named (all if there are none), with `--hone BINARY` if it is not to
+/// be built; the page is written from the latest figures of every case.
+pub fn run(root: &Path, suite: &Suite, args: &[&str]) -> ExitCode {
+    let (hone, keys) = match args {
+        ["--hone", hone, keys @ ..] => (Some(Path::new(hone)), keys),
+        keys => (None, keys),
+    };
+    let place = Place::new(root, "bench-train", hone);
     report(suite.name, place.and_then(|place| try_run(&place, suite, keys)))
 }
 
@@ -86,16 +89,17 @@ fn try_run(place: &Place, suite: &Suite, keys: &[&str]) -> Result<bool, String> 
     let python = venv(&place.root)?;
     let run_file = std::fs::write(place.dir.join("run.toml"), RUN_FILE);
     run_file.map_err(|error| format!("{}: {error}", place.dir.display()))?;
+    let doctor = Doctor::ask(&place.hone, None)?;
     let mut all_reached = true;
     for case in suite.cases.iter().filter(|case| keys.is_empty() || keys.contains(&case.key)) {
-        if let Some(missing) = case.data.missing(place) {
+        if let Some(missing) = case.missing(place, &doctor) {
             println!("skipped: {missing} ({})", case.name);
             continue;
         }
         let figures = measure(place, &python, case)?;
-        let (asked, reached) = page::asked(place, suite, case, &figures);
-        println!("{}", page::row(case, &figures, &asked));
-        page::keep(place, suite, case, &figures)?;
+        let (asked, reached) = asked::asked(suite, case, &figures, page::llama(place, suite));
+        println!("{}{}", page::row(case, &figures, &asked), page::of_machine(&figures));
+        page::keep(place, suite, case, &figures, &asked)?;
         all_reached &= reached;
         // Case by case, as a run takes an hour.
         page::write(place, suite)?;
@@ -107,46 +111,62 @@ fn measure(place: &Place, python: &Path, case: &Case) -> Result<Figures, String>
     case.data.write(place).map_err(|error| error.to_string())?;
     let model = models::prepare(place, python, case.model, case.data)?;
     let others = match case.peer {
-        Peer::Hone { model: Some(other), .. } => models::prepare(place, python, other, case.data)?,
+        Peer::Hone(Other { model: Some(other), .. }) => {
+            models::prepare(place, python, other, case.data)?
+        }
         _ => model.clone(),
     };
-    let command = |verb: &str, model: &str, settings: &[&str], threads: usize| {
-        let mut command = Command::new(&place.hone);
-        command.args([verb, "run.toml", &format!("model.path={model}")]);
-        command.arg(format!("run.threads={threads}")).current_dir(&place.dir);
-        command.args(case.data.settings()).args(settings);
-        if case.method == "lora" {
-            command.args(["adapter.kind=lora", "adapter.rank=16"]);
-        }
-        command
-    };
     let (rounds, num_steps) = case.rounds;
-    let threads = case.threads.to_string();
     let mut process = peer::start(place, python, case, &model)?;
-    let (mut hone, mut peers, mut starts) = (vec![], vec![], vec![]);
-    let (mut plans, mut step_seconds) = (vec![], vec![]);
+    let kernel = process.as_ref().and_then(|process| peer::kernel(process.kernels()));
+    let mut figures = Figures { kernel, ..Figures::default() };
     for _ in 0..rounds {
-        peers.push(match (&mut process, &case.peer) {
+        figures.peer.push(match (&mut process, &case.peer) {
             (Some(process), _) => peer::round(process, case)?,
-            (None, Peer::Hone { settings, threads, .. }) => {
-                let mut train = command("train", &others, settings, *threads);
+            (None, Peer::Hone(other)) => {
+                let mut train = command(place, case, "train", &others);
+                train.args(other.settings).arg(format!("run.threads={}", other.threads));
+                if let Some(isa) = other.isa {
+                    train.env("HONE_ISA", isa);
+                }
                 hone_round(place, &mut train, num_steps)?.0
             }
             (None, _) => unreachable!("PyTorch has a process"),
         });
+        figures.machine.push(Machine::now(place, case)?);
         if case.method == EMBED {
-            hone.push(embed_round(place, &model, case)?);
+            figures.hone.push(embed_round(place, &model, case)?);
             continue;
         }
-        json(Command::new(&place.hone).args(["doctor", "--json", "--threads", &threads]))?;
-        plans.push(json(command("plan", &model, case.settings, case.threads).arg("--json"))?);
-        let mut train = command("train", &model, case.settings, case.threads);
+        figures.plans.push(json(ours(place, case, "plan", &model).arg("--json"))?);
+        let mut train = ours(place, case, "train", &model);
         let (round, step, start) = hone_round(place, &mut train, num_steps)?;
-        hone.push(round);
-        step_seconds.push(step);
-        starts.push(start);
+        figures.hone.push(round);
+        figures.step_seconds.push(step);
+        figures.start_seconds.push(start);
     }
-    Ok(Figures { hone, peer: peers, plans, step_seconds, start_seconds: median(&starts) })
+    if case.asked.rest.is_some() {
+        figures.rest = Some(rest::measure(place, &mut ours(place, case, "train", &model))?);
+    }
+    Ok(figures)
+}
+
+/// Hone on the case's data, without its settings and threads.
+fn command(place: &Place, case: &Case, verb: &str, model: &str) -> Command {
+    let mut command = Command::new(&place.hone);
+    command.args([verb, "run.toml", &format!("model.path={model}")]).current_dir(&place.dir);
+    command.args(case.data.settings());
+    if case.method == "lora" {
+        command.args(["adapter.kind=lora", "adapter.rank=16"]);
+    }
+    command
+}
+
+/// Hone as the case has it.
+fn ours(place: &Place, case: &Case, verb: &str, model: &str) -> Command {
+    let mut command = command(place, case, verb, model);
+    command.args(case.settings).arg(format!("run.threads={}", case.threads));
+    command
 }
 
 /// Embeds the texts in the compute type of the peer.
@@ -159,6 +179,15 @@ fn embed_round(place: &Place, model: &str, case: &Case) -> Result<Round, String>
     Ok(Round { tokens_per_second: of("tokens") / of("seconds"), peak_bytes: of("peak_bytes") })
 }
 
+/// Removes what the last run left.
+fn remove_run(place: &Place) -> Result<PathBuf, String> {
+    let out = place.dir.join("run");
+    if out.exists() {
+        std::fs::remove_dir_all(&out).map_err(|error| format!("{}: {error}", out.display()))?;
+    }
+    Ok(out)
+}
+
 /// Trains; returns what the steps after the first gave, the median of their seconds, and the time
 /// before the first.
 fn hone_round(
@@ -166,10 +195,7 @@ fn hone_round(
     command: &mut Command,
     num_steps: u64,
 ) -> Result<(Round, f64, f64), String> {
-    let out = place.dir.join("run");
-    if out.exists() {
-        std::fs::remove_dir_all(&out).map_err(|error| format!("{}: {error}", out.display()))?;
-    }
+    let out = remove_run(place)?;
     let begun = Instant::now();
     command
         .arg(format!("train.max_steps={num_steps}"))
@@ -201,9 +227,4 @@ fn hone_round(
     let seconds: Vec<f64> = steps[1..].iter().map(|step| of(step, "step_seconds")).collect();
     let start = first.as_secs_f64() - of(&steps[0], "step_seconds");
     Ok((round, median(&seconds), start))
-}
-
-fn ratios(figures: &Figures) -> Vec<f64> {
-    let both = figures.hone.iter().zip(&figures.peer);
-    both.map(|(hone, peer)| hone.tokens_per_second / peer.tokens_per_second).collect()
 }

@@ -1,6 +1,8 @@
 //! `bench families`: other models than Llama, and other ways to hold weights.
 
-use super::cases::{Asked, Case, Data, EMBED, NOTHING, Peer, SHORT, lora};
+use super::cases::{
+    Asked, Case, Data, EMBED, LIKE_HONE, NOTHING, Other, Peer, SHORT, lora, ratio_anywhere,
+};
 
 /// What stands above the table.
 pub const HEAD: &str = "# Families and weight formats
@@ -34,9 +36,8 @@ const fn against_hone(
     data: Data,
     least: f64,
 ) -> Case {
-    let asked = Asked { ratio: Some(least), ..NOTHING };
-    let peer = Peer::Hone { model: Some(other), settings: &[], threads: 2 };
-    Case { model, peer, ..lora(key, name, data, asked) }
+    let peer = Peer::Hone(Other { model: Some(other), ..LIKE_HONE });
+    Case { model, peer, ..lora(key, name, data, ratio_anywhere(least)) }
 }
 
 /// A Llama of 1.1 billion with weights in these blocks, against itself in bf16.
@@ -47,8 +48,8 @@ const fn held_as(key: &'static str, name: &'static str, file: &'static str) -> C
 
 /// all-MiniLM-L6-v2 with texts of unequal length, which the peer pads to the longest of a batch.
 const fn minilm(key: &'static str, name: &'static str, texts: usize) -> Case {
-    let asked = Asked { ratio: Some(3.0), ..NOTHING };
-    Case { model: "masked", ..lora(key, name, Data::Banking77 { texts }, asked) }
+    let data = Data::Banking77 { texts };
+    Case { model: "masked", ..lora(key, name, data, ratio_anywhere(3.0)) }
 }
 
 pub const CASES: [Case; 21] = [

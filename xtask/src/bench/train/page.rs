@@ -1,61 +1,35 @@
 //! The table and the picture.
 
+use super::super::doctor::Rates;
 use super::super::{Place, today};
 use super::cases::{Case, Peer};
-use super::{Figures, Round, Suite, median, ratios};
+use super::figures::{Figures, Round, peak};
+use super::{Suite, median};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 
 /// The columns of the table.
 const COLUMNS: &str = "\
 | workload | tokens | threads | Hone tok/s | peer tok/s | ratio | asked | Hone peak | peer peak \
-| step planned | actual | off by | of the peak | start | measured |
+| step planned | actual | off by | of the peak | start | instruction set | from registers, GFLOP/s \
+| with loads, GFLOP/s | peer's products | measured |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: \
-| ---: | ---: | ---: | ---: | ---: | --- |
+| ---: | ---: | ---: | ---: | ---: | --- | ---: \
+| ---: | --- | --- |
 ";
+
+/// What rows from before instruction sets were told have in their columns.
+const UNTOLD: &str = " – | – | – | – |";
 
 fn rate(rounds: &[Round]) -> f64 {
     median(&rounds.iter().map(|round| round.tokens_per_second).collect::<Vec<_>>())
 }
 
-fn peak(rounds: &[Round]) -> f64 {
-    rounds.iter().map(|round| round.peak_bytes).fold(0.0, f64::max)
-}
-
-/// What is asked of a case, in words, and whether the figures reach it.
-pub fn asked(place: &Place, suite: &Suite, case: &Case, figures: &Figures) -> (String, bool) {
-    let ratio = median(&ratios(figures));
-    let (mut words, mut reached) = (Vec::new(), true);
-    if let Some(least) = case.asked.ratio {
-        words.push(least.to_string());
-        reached &= ratio >= least;
-    }
-    if let Some(times) = case.asked.of_llama {
-        let llama = kept(place, suite)["llama"]["ratio"].as_f64().unwrap_or(f64::NAN);
-        words.push(format!("{times} L = {:.2}", times * llama));
-        reached &= ratio >= times * llama;
-    }
-    if let Some(most) = case.asked.peak {
-        let found = peak(&figures.hone) / peak(&figures.peer);
-        words.push(format!("peak {found:.2}, at most {most:.2}"));
-        reached &= found <= most;
-    }
-    (words.join("; "), reached)
-}
-
-/// A line of the table without its last column, the day.
+/// A line of the table up to what it tells of the machine.
 pub fn row(case: &Case, figures: &Figures, asked: &str) -> String {
-    let ratios = ratios(figures);
+    let ratios = figures.ratios();
     let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
     let most = ratios.iter().copied().fold(0.0, f64::max);
-    let planned = |key: &str| -> Vec<f64> {
-        figures.plans.iter().map(|plan| plan[key].as_f64().unwrap_or(f64::NAN)).collect()
-    };
-    let (seconds, actual) = (planned("step_seconds"), &figures.step_seconds);
-    let deviations: Vec<f64> = seconds.iter().zip(actual).map(|(p, a)| p / a - 1.0).collect();
-    let rates = planned("flops_per_step").into_iter().zip(actual).map(|(flops, s)| flops / s);
-    let of_peak = rates.zip(planned("ceiling_flops")).map(|(rate, most)| rate / most);
-    let of_peak: Vec<f64> = of_peak.collect();
     format!(
         "| {} | {} | {} | {:.0} | {:.0} | {:.2} ({least:.2}–{most:.2}) | {} | {:.0} MB | \
          {:.0} MB | {} | {} | {} | {} | {} |",
@@ -68,11 +42,25 @@ pub fn row(case: &Case, figures: &Figures, asked: &str) -> String {
         asked,
         peak(&figures.hone) / 1e6,
         peak(&figures.peer) / 1e6,
-        or_none(median(&seconds), |s| format!("{s:.3} s")),
-        or_none(median(actual), |s| format!("{s:.3} s")),
-        or_none(100.0 * median(&deviations), |percent| format!("{percent:+.0} %")),
-        or_none(100.0 * median(&of_peak), |percent| format!("{percent:.0} %")),
-        or_none(figures.start_seconds, |s| format!("{s:.2} s")),
+        or_none(figures.planned("step_seconds"), |s| format!("{s:.3} s")),
+        or_none(median(&figures.step_seconds), |s| format!("{s:.3} s")),
+        or_none(100.0 * figures.off_by(), |percent| format!("{percent:+.0} %")),
+        or_none(100.0 * figures.of_peak(), |percent| format!("{percent:.0} %")),
+        or_none(median(&figures.start_seconds), |s| format!("{s:.2} s")),
+    )
+}
+
+/// What follows in that line: the instruction set, its rates and what the peer multiplied with.
+pub fn of_machine(figures: &Figures) -> String {
+    let rate = |of: fn(Rates) -> f64| {
+        or_none(median(&figures.rates(of)) / 1e9, |giga| format!("{giga:.0}"))
+    };
+    format!(
+        " {} | {} | {} | {} |",
+        figures.machine.first().map_or("–", |machine| &machine.isa),
+        rate(|rates| rates.registers),
+        rate(|rates| rates.loads),
+        figures.kernel.as_ref().map_or("–".to_owned(), |kernel| format!("`{kernel}`")),
     )
 }
 
@@ -87,16 +75,28 @@ fn kept(place: &Place, suite: &Suite) -> Value {
     serde_json::from_str(&text.unwrap_or_default()).unwrap_or_else(|_| json!({}))
 }
 
-pub fn keep(place: &Place, suite: &Suite, case: &Case, figures: &Figures) -> Result<(), String> {
+/// The ratio of the case `llama`, as it was last.
+pub fn llama(place: &Place, suite: &Suite) -> f64 {
+    kept(place, suite)["llama"]["ratio"].as_f64().unwrap_or(f64::NAN)
+}
+
+pub fn keep(
+    place: &Place,
+    suite: &Suite,
+    case: &Case,
+    figures: &Figures,
+    asked: &str,
+) -> Result<(), String> {
     let mut all = kept(place, suite);
-    let shown = json!({
-        "row": row(case, figures, &asked(place, suite, case, figures).0),
-        "measured": format!("{}, {}", today()?, place.machine()?),
+    let processor = figures.machine.first().map_or("", |machine| &machine.processor);
+    all[case.key] = json!({
+        "row": row(case, figures, asked),
+        "machine": of_machine(figures),
+        "measured": format!("{}, {processor}", today()?),
         "hone": rate(&figures.hone).round(),
         "peer": rate(&figures.peer).round(),
-        "ratio": (100.0 * median(&ratios(figures))).round() / 100.0,
+        "ratio": (100.0 * median(&figures.ratios())).round() / 100.0,
     });
-    all[case.key] = shown;
     let text = serde_json::to_string_pretty(&all).map_err(|error| error.to_string())?;
     place.write_page(&format!("{}.json", suite.name), &format!("{text}\n"))
 }
@@ -108,8 +108,10 @@ pub fn write(place: &Place, suite: &Suite) -> Result<(), String> {
     let shown: Vec<(&Case, Value)> = suite.cases.iter().filter_map(of).collect();
     let mut page = format!("{}{COLUMNS}", suite.head);
     for (_, shown) in &shown {
-        let text = |key: &str| shown[key].as_str().unwrap_or_default();
-        let _ = writeln!(page, "{} {} |", text("row"), text("measured"));
+        let text = |key: &str| shown[key].as_str();
+        let (row, measured) = (text("row").unwrap_or_default(), text("measured"));
+        let machine = text("machine").unwrap_or(UNTOLD);
+        let _ = writeln!(page, "{row}{machine} {} |", measured.unwrap_or_default());
     }
     place.write_page(&format!("{}.md", suite.name), &page)?;
     if suite.has_picture {
