@@ -47,6 +47,10 @@ Commands:
   bench families [--hone BINARY] [CASE]...
          the same on other models than Llama and on other weight formats; writes
          docs/benchmarks/families.md
+  bench isa [--hone BINARY] [--record]
+         the same bits under every instruction set of this machine, with one thread and two, and
+         when a run goes on under another; writes docs/benchmarks/isa.md, and isa.json where that
+         is of other numerics or --record asks for it. BINARY: other than the release build
   bench compress PROGRAMS [--hone BINARY] [MODEL]...
          what compression loses beside llama.cpp, whose programs (llama-quantize, llama-imatrix,
          llama-perplexity) are in the folder PROGRAMS; writes docs/benchmarks/compress.md. It trains
@@ -122,6 +126,7 @@ fn main() -> ExitCode {
         ["bench", "plan"] => bench::plan::run(&workspace_root(), None),
         ["bench", "plan", hone] => bench::plan::run(&workspace_root(), Some(Path::new(hone))),
         ["bench", "ops", names @ ..] => bench::ops::run(&workspace_root(), names),
+        ["bench", "isa", args @ ..] => bench::isa::run(&workspace_root(), args),
         ["bench", "compress", args @ ..] => bench::compress::run(&workspace_root(), args),
         ["bench", "adapters", args @ ..] => bench::adapters::run(&workspace_root(), args),
         ["bench", "int8"] => bench::int8::run(&workspace_root()),

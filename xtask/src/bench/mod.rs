@@ -4,6 +4,7 @@ pub mod adapters;
 pub mod compress;
 pub mod doctor;
 pub mod int8;
+pub mod isa;
 pub mod model;
 pub mod ops;
 pub mod peer;

@@ -53,17 +53,45 @@ pub fn of_weights(file: &[u8]) -> Result<String, String> {
     Ok(hexadecimal(sha))
 }
 
+/// Of Adam's moments at the end of a run, which its last checkpoint holds.
+pub fn of_moments(dir: &Path) -> Result<String, String> {
+    let checkpoints = dir.join("checkpoints");
+    let entries = std::fs::read_dir(&checkpoints);
+    let entries = entries.map_err(|error| format!("{}: {error}", checkpoints.display()))?;
+    let step = |name: &str| name.strip_prefix("step-")?.parse::<u64>().ok();
+    let steps = entries.flatten().filter_map(|entry| step(&entry.file_name().to_string_lossy()));
+    let last = steps.max().ok_or_else(|| format!("{}: empty", checkpoints.display()))?;
+    of_weights(&read(&checkpoints.join(format!("step-{last}/optimizer.safetensors")))?)
+}
+
+/// What counts of a line of `metrics.jsonl`, and of one of `eval.jsonl`.
+const OF_STEP: &[&str] = &["step", "loss", "grad_norm"];
+const OF_EVALUATION: &[&str] = &["step", "loss"];
+
 /// Of what `metrics.jsonl` says of loss and gradient norm, as it is written there.
 pub fn of_losses(metrics: &str) -> Result<String, String> {
+    of_lines(&[(metrics, OF_STEP)])
+}
+
+/// The same of a run in `dir`, evaluations included.
+pub fn of_losses_and_evaluations(dir: &Path) -> Result<String, String> {
+    let text = |name: &str| {
+        String::from_utf8(read(&dir.join(name))?).map_err(|error| format!("{name}: {error}"))
+    };
+    of_lines(&[(&text("metrics.jsonl")?, OF_STEP), (&text("eval.jsonl")?, OF_EVALUATION)])
+}
+
+/// Of these numbers of each line of these texts.
+fn of_lines(texts: &[(&str, &[&str])]) -> Result<String, String> {
     let mut sha = Sha256::new();
-    for line in metrics.lines() {
-        let line: Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
-        let numbers = ["step", "loss", "grad_norm"].map(|key| &line[key]);
-        if numbers.iter().any(|number| !number.is_number()) {
-            return Err(format!("a step without loss or gradient norm: {line}"));
+    for (text, keys) in texts {
+        for line in text.lines() {
+            let line: Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
+            let number = |key: &&str| line[*key].is_number().then(|| line[*key].to_string());
+            let numbers: Option<Vec<String>> = keys.iter().map(number).collect();
+            let numbers = numbers.ok_or_else(|| format!("not all of {keys:?}: {line}"))?;
+            sha.update(numbers.join(" ") + "\n");
         }
-        let [step, loss, grad_norm] = numbers;
-        sha.update(format!("{step} {loss} {grad_norm}\n"));
     }
     Ok(hexadecimal(sha))
 }
