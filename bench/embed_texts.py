@@ -34,8 +34,7 @@ class Embedder:
             self.texts = [json.loads(line)["text"] for line in file]
         self.tokens = sum(map(len, self.model.tokenizer(self.texts)["input_ids"]))
         # Lets oneDNN name its kernels on standard output, as under `ONEDNN_VERBOSE=1`.
-        wanted = settings.get("names_kernels", False)
-        with mkldnn.verbose(mkldnn.VERBOSE_ON if wanted else mkldnn.VERBOSE_OFF):
+        with mkldnn.verbose(mkldnn.VERBOSE_ON):
             self.seconds(BATCHES[0])
         self.batch = min(BATCHES, key=self.seconds)
 

@@ -187,7 +187,7 @@ def passes(settings, rows):
 
 def kernels_named(wanted):
     """Lets oneDNN say, as under `ONEDNN_VERBOSE=1`, what it runs."""
-    return mkldnn.verbose(mkldnn.VERBOSE_ON if wanted else mkldnn.VERBOSE_OFF)
+    return mkldnn.verbose(mkldnn.VERBOSE_ON) if wanted else contextlib.nullcontext()
 
 
 class Trainer:

@@ -40,13 +40,8 @@ pub fn start(
         }
         Peer::SentenceTransformers => {
             let threads = case.threads;
-            let settings = json!({
-                "model": model,
-                "data": data,
-                "dtype": "bf16",
-                "threads": threads,
-                "names_kernels": true,
-            });
+            let settings =
+                json!({ "model": model, "data": data, "dtype": "bf16", "threads": threads });
             ("bench/embed_texts.py", settings)
         }
         Peer::Hone(_) => return Ok(None),
