@@ -73,5 +73,9 @@ fn check_instruction_set() -> Result<(), Failure> {
     if known.contains(&name.as_str()) {
         return Ok(());
     }
-    Err(Failure::Usage(format!("HONE_ISA={name}: this machine has {}", known.join(", "))))
+    let has = format!("this machine has {}", known.join(", "));
+    Err(Failure::Usage(match Isa::missing_amx() {
+        Some(reason) if name == "amx" => format!("HONE_ISA=amx: {reason}; {has}"),
+        _ => format!("HONE_ISA={name}: {has}"),
+    }))
 }

@@ -6,6 +6,7 @@
 
 use hone_kernels::activation::Activation;
 use hone_kernels::attention::{self, Heads, Inputs, Sequence};
+use hone_kernels::ceiling::{Operands, Products};
 use hone_kernels::element::Floats;
 use hone_kernels::format::{FORMATS, Packed};
 use hone_kernels::gated_delta_rule::{self as delta, DeltaHeads};
@@ -129,7 +130,9 @@ impl Bench<'_> {
 
     /// Measured anew each time: what the machine can do changes with what its neighbours do.
     fn ceiling(&self, dtype: DType) -> f64 {
-        ceiling::product_rate(&self.cpu, dtype, DURATION / 4)
+        let products = Products::Floats(dtype);
+        let rate = ceiling::rate(&self.cpu, products, Operands::InCache, DURATION / 4);
+        rate.unwrap_or(f64::NAN)
     }
 
     fn products(&self, dtype: DType) {

@@ -1,74 +1,190 @@
-//! Peak matmul throughput of this machine, the reference for benchmarks.
+//! What the machine's multiply-adds can do, the reference for benchmarks and plans.
+//!
+//! On a matrix unit the rate of the instruction alone says little: loading its operands takes as long
+//! again, and four times as long while a neighbour uses the other half of the core. So there are two
+//! rates, and what is measured should be compared with one that was taken in the same seconds. The
+//! operands are random: a matrix unit multiplies zeros a fifth faster, as that takes less power.
 
-use crate::cpu::{Cpu, Scratch, with_scratch};
+use crate::cpu::{Cpu, Isa, Kernel, Plain, Scratch, with_scratch};
 use crate::element::DType;
 use crate::gemm::tile::{Segment, Store, Sums, Tile, int8, with_tile};
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Groups of the contraction, few enough for the operands of a tile to stay in L1.
+/// What is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Products {
+    /// Numbers of a type.
+    Floats(DType),
+    /// Bytes, summed in integers.
+    Int8,
+}
+
+/// Where the operands are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operands {
+    /// In registers already: the rate of the instruction.
+    InRegisters,
+    /// In the first-level cache, from where each tile loads them: what a product can reach if memory
+    /// and packing are free.
+    InCache,
+}
+
+/// Groups of the contraction, few enough for the operands of a tile to stay in the first-level cache.
 const GROUPS: usize = 128;
-/// Tiles between two readings of the clock.
-const TILES: usize = 500;
+/// Tasks of a thread between two readings of the clock.
+const TASKS: usize = 4;
+/// Repetitions of a task in registers.
+const REPETITIONS: usize = 4096;
+/// Words of two bf16, of one `f32`, or of four bytes: random, of either sign and of magnitudes below 2.
+pub(crate) static RANDOM: [u32; 1024] = {
+    let (mut words, mut state, mut i) = ([0; 1024], 1u64, 0);
+    while i < words.len() {
+        // Knuth's linear congruential generator, of which the upper half is good.
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        words[i] = (state >> 32) as u32 & 0x80ff_80ff | 0x3f00_3f00;
+        i += 1;
+    }
+    words
+};
 
-/// Peak FLOP/s (a multiply-add counts as two) of matmuls with operands in L1, as if memory and
-/// packing were free; the best rate measured within `duration`.
-pub fn product_rate(cpu: &Cpu, compute: DType, duration: Duration) -> f64 {
+/// Distance between rows of the left operand: an odd number of cache lines.
+const ROW_BYTES: usize = 4 * GROUPS + 64;
+
+/// Operations per second (a multiply-add counts as two) within `duration`, on all threads. `None`
+/// in registers if plain Rust multiplies, and not an instruction.
+pub fn rate(cpu: &Cpu, products: Products, operands: Operands, duration: Duration) -> Option<f64> {
+    let compute = match products {
+        Products::Floats(dtype) => dtype,
+        Products::Int8 => DType::Bf16,
+    };
+    let is_int8 = products == Products::Int8;
     with_tile!(cpu.isa, compute, M => {
-        best_rate::<M>(cpu, M::STEP, duration, float_tiles::<M>)
+        let run = |scratch: Scratch<'_>| cpu.isa.run(Tiles::<M> { scratch, is_int8, operands, tile: PhantomData });
+        rate_of(cpu, scratch_bytes::<M>(), duration, &run)
     })
 }
 
-/// Peak operations per second of int8 matmuls; see [`product_rate`].
-pub fn int8_product_rate(cpu: &Cpu, duration: Duration) -> f64 {
-    with_tile!(cpu.isa, DType::Bf16, M => {
-        best_rate::<M>(cpu, int8::STEP, duration, int8_tiles::<M>)
-    })
+/// The instruction set whose products of bf16 are faster on one thread.
+pub(crate) fn faster(sets: [Isa; 2]) -> Isa {
+    const WINDOW: Duration = Duration::from_millis(1);
+    let [first, second] = sets.map(|isa| {
+        let cpu = Cpu::with_isa(1, isa);
+        let products = Products::Floats(DType::Bf16);
+        let window = |_| rate(&cpu, products, Operands::InCache, WINDOW).unwrap_or_default();
+        (0..3).map(window).fold(0.0, f64::max)
+    });
+    if second > first { sets[1] } else { sets[0] }
 }
 
-fn best_rate<M: Tile>(
+fn rate_of(
     cpu: &Cpu,
-    step: usize,
+    scratch_bytes: usize,
     duration: Duration,
-    tiles: impl Fn(Scratch<'_>) + Sync,
-) -> f64 {
-    let columns = M::VECTORS * M::LANES;
-    let tasks = 4 * cpu.threads();
-    let flops = (2 * M::ROWS * columns * GROUPS * step * TILES * tasks) as f64;
-    // Operands of at most eight bytes per group, and sums.
-    let bytes = 16 * (GROUPS + 2) * (columns + 1) + 8192;
-    let (begun, mut best) = (Instant::now(), 0.0f64);
+    run: &(dyn Fn(Scratch<'_>) -> Option<usize> + Sync),
+) -> Option<f64> {
+    let done = AtomicUsize::new(0);
+    let round = || {
+        cpu.pool.run(TASKS * cpu.threads(), &|_| {
+            let operations = with_scratch(scratch_bytes, run);
+            done.fetch_add(operations.unwrap_or_default(), Ordering::Relaxed);
+        });
+    };
+    round();
+    done.store(0, Ordering::Relaxed);
+    let begun = Instant::now();
     while begun.elapsed() < duration {
-        let start = Instant::now();
-        cpu.pool.run(tasks, &|_| with_scratch(bytes, &tiles));
-        best = best.max(flops / start.elapsed().as_secs_f64());
+        round();
     }
-    best
+    let done = done.into_inner();
+    (done > 0).then(|| done as f64 / begun.elapsed().as_secs_f64())
 }
 
-fn float_tiles<M: Tile>(mut scratch: Scratch<'_>) {
-    let (columns, steps) = (M::VECTORS * M::LANES, GROUPS * M::STEP);
-    let (a, b) = (scratch.take::<M::Elem>(steps), scratch.take(steps * columns));
-    let sums = scratch.take::<f32>(M::ROWS * columns);
-    let segment = Segment { a: a.as_ptr(), a_stride: 0, b: b.as_ptr(), groups: GROUPS };
-    let to = Sums { start: sums.as_mut_ptr(), stride: columns, store: Store::Overwrite };
-    for _ in 0..TILES {
-        // SAFETY: `Cpu` has checked the instruction set; operands and sums are valid.
-        unsafe { M::run(M::ROWS, M::VECTORS, &[segment], to) };
-    }
-}
-
-fn int8_tiles<M: Tile>(mut scratch: Scratch<'_>) {
+/// Enough for rows with their scales, a panel, and sums.
+fn scratch_bytes<M: Tile>() -> usize {
     let columns = M::VECTORS * M::LANES;
-    let (a, scales) = (scratch.take::<i32>(GROUPS), scratch.take::<f32>(M::ROWS));
-    let b = scratch.take::<i32>(int8::panel_len(GROUPS * int8::STEP, columns));
-    // Values left by earlier tasks might overflow the sums.
-    b.fill(0);
-    let sums = scratch.take::<f32>(M::ROWS * columns);
-    let (a, scales, b) = (a.as_ptr().cast(), scales.as_ptr(), b.as_ptr());
-    let segment = int8::Segment { a, a_stride: 0, scales, b, groups: GROUPS };
-    let to = Sums { start: sums.as_mut_ptr(), stride: columns, store: Store::Overwrite };
-    for _ in 0..TILES {
-        // SAFETY: as in `float_tiles`.
-        unsafe { M::run_int8(M::ROWS, M::VECTORS, segment, to) };
+    M::ROWS * (ROW_BYTES + 4 * columns + 4) + 4 * (GROUPS + 2) * columns + 4 * 64
+}
+
+/// Fills memory, a multiple of four bytes, with random numbers.
+fn fill<E: Plain>(memory: &mut [E]) -> *const E {
+    let words = size_of_val(memory) / 4;
+    let start = memory.as_mut_ptr();
+    for (i, word) in RANDOM.iter().cycle().take(words).enumerate() {
+        // SAFETY: inside the slice, whose elements may have any bits.
+        unsafe { start.cast::<u32>().add(i).write_unaligned(*word) };
+    }
+    start
+}
+
+/// Tiles on random operands; returns the number of operations.
+struct Tiles<'a, M> {
+    scratch: Scratch<'a>,
+    is_int8: bool,
+    operands: Operands,
+    tile: PhantomData<M>,
+}
+
+impl<M: Tile> Kernel for Tiles<'_, M> {
+    type Output = Option<usize>;
+    const RUNS_TILES: bool = true;
+
+    #[inline(always)]
+    fn run(mut self) -> Option<usize> {
+        match (self.operands, self.is_int8) {
+            // SAFETY: `Cpu` has checked the instruction set.
+            (Operands::InRegisters, false) => Some(unsafe { M::run_in_registers(REPETITIONS) }),
+            // SAFETY: as above.
+            (Operands::InRegisters, true) => unsafe { M::run_int8_in_registers(REPETITIONS) },
+            (Operands::InCache, false) => Some(self.floats()),
+            (Operands::InCache, true) => Some(self.int8()),
+        }
+    }
+}
+
+impl<M: Tile> Tiles<'_, M> {
+    const COLUMNS: usize = M::VECTORS * M::LANES;
+    /// Tiles of a task: enough for the time in which operands are filled not to count, and few
+    /// enough for instruction sets with small tiles, which are slow.
+    const TILES: usize = 2 * M::ROWS * Self::COLUMNS;
+
+    fn operations(step: usize) -> usize {
+        2 * M::ROWS * Self::COLUMNS * GROUPS * step * Self::TILES
+    }
+
+    fn sums(&mut self) -> Sums {
+        let start = self.scratch.take::<f32>(M::ROWS * Self::COLUMNS).as_mut_ptr();
+        Sums { start, stride: Self::COLUMNS, store: Store::Overwrite }
+    }
+
+    #[inline(always)]
+    fn floats(&mut self) -> usize {
+        let a_stride = ROW_BYTES / size_of::<M::Elem>();
+        let a = fill(self.scratch.take::<M::Elem>(M::ROWS * a_stride));
+        let b = fill(self.scratch.take::<M::Elem>(GROUPS * M::STEP * Self::COLUMNS));
+        let segment = Segment { a, a_stride, b, groups: GROUPS };
+        let sums = self.sums();
+        for _ in 0..Self::TILES {
+            // SAFETY: `Cpu` has checked the instruction set; operands and sums are valid.
+            unsafe { M::run(M::ROWS, M::VECTORS, &[segment], sums) };
+        }
+        Self::operations(M::STEP)
+    }
+
+    #[inline(always)]
+    fn int8(&mut self) -> usize {
+        let a = fill(self.scratch.take::<u8>(M::ROWS * ROW_BYTES));
+        let scales = fill(self.scratch.take::<f32>(M::ROWS));
+        let b = self.scratch.take::<i32>(int8::panel_len(GROUPS * int8::STEP, Self::COLUMNS));
+        let b = fill(b);
+        let segment = int8::Segment { a, a_stride: ROW_BYTES, scales, b, groups: GROUPS };
+        let sums = self.sums();
+        for _ in 0..Self::TILES {
+            // SAFETY: as in `floats`.
+            unsafe { M::run_int8(M::ROWS, M::VECTORS, segment, sums) };
+        }
+        Self::operations(int8::STEP)
     }
 }

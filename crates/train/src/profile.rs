@@ -3,6 +3,9 @@
 
 pub mod catalogue;
 mod measure;
+mod sets;
+
+pub use sets::{SetRates, measure_sets};
 
 use crate::machine;
 use hone_tensor::cuda::Gpu;
@@ -29,7 +32,7 @@ pub struct DeviceProfile {
     pub product_bf16: f64,
     /// Operations per second of products in 8-bit integers.
     pub product_int8: f64,
-    /// FLOP/s of multiply-adds in f32 on operands in the first-level cache.
+    /// FLOP/s of multiply-adds in f32 on operands that tiles load from the first-level cache.
     pub ceiling_f32: f64,
     /// The same in bf16.
     pub ceiling_bf16: f64,

@@ -4,15 +4,17 @@ use crate::args::DoctorArgs;
 use crate::failure::Failure;
 use crate::output;
 use hone_model::hub::HubSettings;
+use hone_tensor::Isa;
 use hone_tensor::cuda::{CudaError, Gpu, num_devices};
 use hone_train::machine;
-use hone_train::profile::DeviceProfile;
+use hone_train::profile::{DeviceProfile, SetRates, measure_sets};
 use hone_train::report::format_bytes;
 use serde_json::{Value, json};
 
 /// Measures this machine and prints its hardware and speed.
 pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
-    let profile = DeviceProfile::measure(super::num_threads(args.threads));
+    let threads = super::num_threads(args.threads);
+    let (profile, sets) = (DeviceProfile::measure(threads), measure_sets(threads));
     let (total, free) = (machine::total_memory(), machine::available_memory());
     let hub = HubSettings::from_env();
     let gpus = gpus();
@@ -20,6 +22,8 @@ pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
         output::json(&json!({
             "version": profile.version,
             "profile": profile,
+            "instruction_sets": sets,
+            "amx_problem": Isa::missing_amx().map(|reason| reason.to_string()),
             "memory_bytes": total,
             "available_bytes": free,
             "gpus": gpus.iter().flatten().map(facts).collect::<Vec<_>>(),
@@ -32,9 +36,9 @@ pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
     let bytes = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), format_bytes);
     let rate = |flops: f64| format!("{:.0} GFLOP/s", flops / 1e9);
     let of_ceiling = |flops: f64, ceiling: f64| {
-        format!("{}, {:.0} % of its peak multiply-adds", rate(flops), 100.0 * flops / ceiling)
+        format!("{}, {:.0} % of its multiply-adds with loads", rate(flops), 100.0 * flops / ceiling)
     };
-    output::table(&[
+    let mut rows = vec![
         ("hone", profile.version.clone()),
         ("processor", profile.processor.clone()),
         ("threads", profile.threads.to_string()),
@@ -47,8 +51,39 @@ pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
         ("memory bandwidth", format!("{:.1} GB/s", profile.memory / 1e9)),
         ("GPU", described(&gpus)),
         ("model cache", hub_cache(&hub)),
-    ]);
+    ];
+    if let Some(reason) = Isa::missing_amx() {
+        let at = 1 + rows.iter().position(|(name, _)| *name == "instruction set").unwrap_or(0);
+        rows.insert(at, ("AMX", format!("not used: {reason}")));
+    }
+    output::table(&rows);
+    output::line("\nProducts by instruction set, GFLOP/s from registers and with loads:\n");
+    let rows: Vec<_> = sets.chunk_by(|a, b| a.isa == b.isa).map(described_set).collect();
+    output::table(&rows);
+    let held: Vec<_> = sets.iter().filter(|set| set.is_held_by_loads()).map(name_of).collect();
+    if !held.is_empty() {
+        output::line(&format!(
+            "\nLoads hold {} to less than half of what the instruction can do: plans count on the \
+             rate with loads, and a neighbour on the same core may change it within seconds.",
+            held.join(", ")
+        ));
+    }
     Ok(())
+}
+
+/// The rates of an instruction set, one type after the other.
+fn described_set(set: &[SetRates]) -> (&'static str, String) {
+    let giga = |rate: f64| format!("{:.0}", rate / 1e9);
+    let one = |rates: &SetRates| {
+        let registers = rates.registers.map_or("–".to_owned(), giga);
+        format!("{} {registers:>5} {:>5}", rates.compute, giga(rates.loads))
+    };
+    (set[0].isa, set.iter().map(one).collect::<Vec<_>>().join("   "))
+}
+
+/// The type of an instruction set that rates are of.
+fn name_of(rates: &SetRates) -> String {
+    format!("{} of {}", rates.compute, rates.isa)
 }
 
 /// A GPU and its measured speed.

@@ -12,9 +12,9 @@ use super::rows::{lines, transposed, used_rows};
 use super::{Gradients, Heads, Inputs, Rows, Saved, Sequence};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::Element;
-use crate::gemm::MAX_PANEL;
-use crate::gemm::block::{Typed, left, multiply, padded, panel_cols, right};
-use crate::gemm::tile::{Lines, Part, Store, Tile, with_tile};
+use crate::gemm::WHOLE_PANELS;
+use crate::gemm::block::{Typed, left, max_padded, multiply, padded, panel_cols, right};
+use crate::gemm::tile::{Lines, Part, Store, Tile, with_tiles};
 use crate::math::{dot, exp};
 use crate::view::{View, ViewMut};
 use std::marker::PhantomData;
@@ -65,8 +65,8 @@ pub fn backward(
 /// Bytes of scratch memory that a thread needs on any instruction set.
 pub(super) fn scratch_bytes(heads: &Heads) -> usize {
     let d = heads.head_dim;
-    let w = d.next_multiple_of(MAX_PANEL);
-    let packed = (2 * KEYS + 2 * QUERIES) * (d + 1) + (KEYS + 2 * QUERIES) * w;
+    let w = d.next_multiple_of(WHOLE_PANELS);
+    let packed = (2 * KEYS + 2 * QUERIES) * max_padded(d) + (KEYS + 2 * QUERIES) * w;
     let squares = 5 * KEYS * QUERIES;
     4 * (packed + squares + (2 * KEYS + QUERIES) * w) + 24 * 64
 }
@@ -90,7 +90,7 @@ impl Pass<'_> {
         let (sums, delta) = workspace.split_at_mut(num_tokens * heads.qkv_width());
         self.deltas(out, d_out, delta);
         let (sums_split, tasks) = (Split::new(sums), Tasks::new(heads, sequences));
-        with_tile!(cpu.isa, T::DTYPE, M => cpu.pool.run(tasks.0.len(), &|task| {
+        with_tiles!(cpu.isa, I => cpu.pool.run(tasks.0.len(), &|task| {
             with_scratch(scratch_bytes(heads), |scratch| {
                 let kernel = Backward {
                     pass: self,
@@ -103,7 +103,7 @@ impl Pass<'_> {
                     lse: &self.lse[tasks.0[task].head * num_tokens..][..num_tokens],
                     sums: &sums_split,
                     scratch,
-                    types: PhantomData::<(T, M)>,
+                    types: PhantomData::<(T, T::TileOf<I>)>,
                 };
                 cpu.isa.run(kernel)
             });
@@ -305,6 +305,7 @@ struct Buffers<'a, T, M: Tile> {
 
 impl<T: Typed, M: Tile> Kernel for Backward<'_, T, M> {
     type Output = ();
+    const RUNS_TILES: bool = true;
 
     #[inline(always)]
     fn run(mut self) {
@@ -443,7 +444,8 @@ impl<T: Typed, M: Tile> Backward<'_, T, M> {
         for (i, addend) in queries.zip(d_q.chunks_exact(panel_cols::<M>(d))) {
             let sums = self.gradient(0, i);
             match first_key == first_seen / KEYS * KEYS {
-                true => sums.copy_from_slice(&addend[..d]),
+                // Like a sum that starts from zero: turns -0 into 0.
+                true => sums.iter_mut().zip(addend).for_each(|(sum, x)| *sum = 0.0 + x),
                 false => sums.iter_mut().zip(addend).for_each(|(sum, x)| *sum += x),
             }
         }

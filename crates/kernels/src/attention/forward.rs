@@ -4,9 +4,9 @@
 use super::rows::{check_pages, lines, transposed, used_rows};
 use super::{Heads, Inputs, PAGE_ROWS, Sequence};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
-use crate::gemm::MAX_PANEL;
-use crate::gemm::block::{Typed, left, multiply, padded, panel_cols, right};
-use crate::gemm::tile::{Lines, Part, Store, Tile, with_tile};
+use crate::gemm::WHOLE_PANELS;
+use crate::gemm::block::{Typed, left, max_padded, multiply, padded, panel_cols, right};
+use crate::gemm::tile::{Lines, Part, Store, Tile, with_tiles};
 use crate::math::{LANES, Softcap, exp, max, sum};
 use crate::view::{View, ViewMut};
 use std::marker::PhantomData;
@@ -41,8 +41,8 @@ pub fn forward(
 /// Bytes of scratch memory that a thread needs on any instruction set.
 pub(super) fn scratch_bytes(heads: &Heads) -> usize {
     let (d, group) = (heads.head_dim, heads.group());
-    let w = d.next_multiple_of(MAX_PANEL);
-    let packed = (d + 1) * (KEYS + QUERIES) + KEYS * w + QUERIES * KEYS;
+    let w = d.next_multiple_of(WHOLE_PANELS);
+    let packed = max_padded(d) * (KEYS + QUERIES) + KEYS * w + QUERIES * KEYS;
     let sums = 2 * QUERIES * KEYS + group * QUERIES * (w + 2);
     4 * (packed + sums) + 16 * 64
 }
@@ -84,9 +84,9 @@ fn typed<T: Typed>(
     out[used * heads.out_width()..].fill(T::from_f32(0.0));
     let blocks = blocks(sequences, heads);
     let (out, lse) = (Split::new(out), Split::new(lse));
-    with_tile!(cpu.isa, T::DTYPE, M => cpu.pool.run(blocks.len(), &|task| {
+    with_tiles!(cpu.isa, I => cpu.pool.run(blocks.len(), &|task| {
         with_scratch(scratch_bytes(heads), |scratch| {
-            let (block, tile) = (blocks[task], PhantomData::<M>);
+            let (block, tile) = (blocks[task], PhantomData::<T::TileOf<I>>);
             let (out, lse) = (&out, &lse);
             cpu.isa.run(Forward { block, inputs, heads, num_tokens, out, lse, scratch, tile });
         });
@@ -106,6 +106,7 @@ struct Forward<'a, T, M> {
 
 impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
     type Output = ();
+    const RUNS_TILES: bool = true;
 
     #[inline(always)]
     fn run(mut self) {

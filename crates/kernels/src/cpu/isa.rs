@@ -4,6 +4,11 @@
 //! that body once per instruction set. All give the same bits, because they perform the same
 //! operations in the same order.
 
+use super::matrix_unit::MissingAmx;
+use super::subnormals::SubnormalsAsZero;
+use crate::ceiling;
+#[cfg(target_arch = "x86_64")]
+use crate::gemm::tile::Configured;
 use std::sync::OnceLock;
 
 /// An instruction set that kernels are compiled for.
@@ -17,6 +22,8 @@ pub enum Isa {
     Avx512,
     /// AVX-512 with BF16 and VNNI, which speed up matmuls.
     Avx512Bf16,
+    /// AVX-512 with BF16 and AMX, whose matrix unit multiplies bf16 and bytes.
+    Amx,
     /// NEON, which every AArch64 machine has; with byte dot products if available.
     Neon,
 }
@@ -25,6 +32,8 @@ pub enum Isa {
 pub(crate) trait Kernel {
     /// Type of the result.
     type Output;
+    /// Whether it runs tiles of products: subnormals are zero then, and a matrix unit is configured.
+    const RUNS_TILES: bool = false;
     /// The computation. Implementations and everything in their hot loops are `#[inline(always)]`.
     fn run(self) -> Self::Output;
 }
@@ -43,7 +52,7 @@ impl<F: FnOnce()> Kernel for Apply<F> {
 
 impl Isa {
     /// The best instruction set of this machine, or the one named by `HONE_ISA` (`scalar`, `avx2`,
-    /// `avx512`, `avx512bf16`, `neon`).
+    /// `avx512`, `avx512bf16`, `amx`, `neon`).
     ///
     /// # Panics
     /// If `HONE_ISA` names a set that is unknown or unavailable: it is a switch for tests, and a
@@ -56,9 +65,27 @@ impl Isa {
                 Ok(name) => *available.iter().find(|isa| isa.name() == name).unwrap_or_else(|| {
                     panic!("HONE_ISA={name}: this machine has {available:?} (in lower case)")
                 }),
-                Err(_) => *available.last().expect("scalar is always available"),
+                Err(_) => Self::best_of(&available),
             }
         })
+    }
+
+    /// The last, unless it is one that multiplies bf16 slower than `f32` multiply-adds do: processors
+    /// of Intel's without AMX run `vdpbf16ps` at half the rate.
+    fn best_of(available: &[Self]) -> Self {
+        match available {
+            [.., Isa::Avx512, Isa::Avx512Bf16] => ceiling::faster([Isa::Avx512Bf16, Isa::Avx512]),
+            [.., best] => *best,
+            [] => unreachable!("scalar is always available"),
+        }
+    }
+
+    /// Why this process cannot use AMX, if it cannot.
+    pub fn missing_amx() -> Option<MissingAmx> {
+        #[cfg(target_arch = "x86_64")]
+        return super::matrix_unit::missing();
+        #[cfg(not(target_arch = "x86_64"))]
+        Some(MissingAmx::Processor)
     }
 
     /// The instruction sets this machine can run, slowest first.
@@ -80,6 +107,9 @@ impl Isa {
                         && is_x86_feature_detected!("avx512vnni")
                     {
                         found.push(Isa::Avx512Bf16);
+                        if super::matrix_unit::missing().is_none() {
+                            found.push(Isa::Amx);
+                        }
                     }
                 }
             }
@@ -94,6 +124,7 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
+            Isa::Amx => "amx",
             Isa::Neon => "neon",
         }
     }
@@ -101,9 +132,10 @@ impl Isa {
     /// Runs `kernel` compiled for this set.
     #[inline(always)]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        let _as_zero = K::RUNS_TILES.then(SubnormalsAsZero::new);
         match self {
             // NEON is part of the AArch64 baseline.
-            Isa::Scalar | Isa::Neon => kernel.run(),
+            Isa::Scalar | Isa::Neon => run_baseline(kernel),
             // SAFETY: `Cpu::with_isa` has checked that the machine has the features, and kernels
             // take the set from a `Cpu`.
             #[cfg(target_arch = "x86_64")]
@@ -111,10 +143,22 @@ impl Isa {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx512Bf16 => unsafe { run_avx512(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => unsafe {
+                let _configured = K::RUNS_TILES.then(|| Configured::new());
+                run_avx512(kernel)
+            },
             #[cfg(not(target_arch = "x86_64"))]
             _ => unreachable!("not available on this architecture"),
         }
     }
+}
+
+/// Never inlined where subnormals are handled in another way.
+#[inline(never)]
+fn run_baseline<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -1,12 +1,15 @@
 //! The CPU as kernels see it: an instruction set and a thread pool.
 
 mod isa;
+mod matrix_unit;
 mod pool;
 mod scratch;
 mod split;
+mod subnormals;
 
 pub use isa::Isa;
 pub(crate) use isa::{Apply, Kernel};
+pub use matrix_unit::MissingAmx;
 pub use pool::Pool;
 pub(crate) use scratch::{Plain, Scratch, reinterpret, with_scratch};
 pub use split::Split;

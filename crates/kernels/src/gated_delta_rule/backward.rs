@@ -17,7 +17,7 @@ use crate::attention::{Sequence, used_rows};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::bf16;
 use crate::gemm::block::{Left, Right, Typed, left, multiply, right};
-use crate::gemm::tile::{Part, Store, Tile, with_tile};
+use crate::gemm::tile::{Part, Store, Tile, with_tiles};
 use crate::math::{LANES, dot, sum};
 use crate::view::{View, ViewMut};
 use std::marker::PhantomData;
@@ -68,9 +68,9 @@ fn typed<T: Typed>(
         d_qkv: Split::new(d_qkv),
         d_gates: Split::new(d_gates),
     };
-    with_tile!(cpu.isa, T::DTYPE, M => cpu.pool.run(tasks.len(), &|task| {
+    with_tiles!(cpu.isa, I => cpu.pool.run(tasks.len(), &|task| {
         with_scratch(scratch_bytes(heads), |scratch| {
-            let (pass, task, tile) = (&pass, tasks[task], PhantomData::<M>);
+            let (pass, task, tile) = (&pass, tasks[task], PhantomData::<T::TileOf<I>>);
             cpu.isa.run(Backward { pass, task, scratch, tile });
         });
     }));
@@ -133,6 +133,7 @@ struct Columns<'a, E> {
 
 impl<T: Typed, M: Tile> Kernel for Backward<'_, T, M> {
     type Output = ();
+    const RUNS_TILES: bool = true;
 
     #[inline(always)]
     fn run(mut self) {

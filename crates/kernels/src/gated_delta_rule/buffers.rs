@@ -3,19 +3,19 @@
 use super::chunk::{CHUNK, KeyOperands, Keys, STRIDE, max_keys_len, max_sum_stride, sum_stride};
 use super::{DeltaHeads, KEPT_CHUNKS};
 use crate::cpu::Scratch;
-use crate::gemm::MAX_PANEL;
-use crate::gemm::block::{Typed, padded, panel_cols};
+use crate::gemm::WHOLE_PANELS;
+use crate::gemm::block::{Typed, max_padded, padded, panel_cols};
 use crate::gemm::tile::Tile;
 
 /// Bytes of scratch memory that a thread needs on any instruction set.
 pub(super) fn scratch_bytes(heads: &DeltaHeads) -> usize {
     let (dk, dv, c) = (heads.key_dim, heads.value_dim, CHUNK);
-    let [wk, wv] = [dk, dv].map(|d| d.next_multiple_of(MAX_PANEL));
+    let [wk, wv] = [dk, dv].map(|d| d.next_multiple_of(WHOLE_PANELS));
     let [sk, sv] = [dk, dv].map(max_sum_stride);
-    let keys = max_keys_len(dk) + 2 * dk * (c + 1) + 2 * c * wk + 2 * c * sk + 2 * c;
-    let rows = c * (dv + 1) * 3 + 5 * c * dv;
-    let panels = c * wv + (dk + 1) * wv + (dv + 1) * (STRIDE + wk) + c * wv;
-    let squares = 2 * c * c + 2 * c * STRIDE + 3 * c * c + c * (c + 1);
+    let keys = max_keys_len(dk) + 2 * dk * c + 2 * c * wk + 2 * c * sk + 2 * c;
+    let rows = c * max_padded(dv) * 3 + 5 * c * dv;
+    let panels = c * wv + max_padded(dk).max(c) * wv + max_padded(dv) * (STRIDE + wk) + c * wv;
+    let squares = 2 * c * c + 2 * c * STRIDE + 3 * c * c + c * c;
     let sums = 2 * c * sv + 3 * c * sk;
     let states = (KEPT_CHUNKS + 1) * heads.group() * dk * sv;
     4 * (keys + rows + panels + squares + sums + states) + 64 * 64

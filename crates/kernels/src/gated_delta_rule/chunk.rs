@@ -2,8 +2,8 @@
 
 use super::EPS;
 use crate::cpu::Scratch;
-use crate::gemm::MAX_PANEL;
-use crate::gemm::block::{Left, Typed, left, multiply, padded, panel_cols, right};
+use crate::gemm::WHOLE_PANELS;
+use crate::gemm::block::{Left, Typed, left, max_padded, multiply, padded, panel_cols, right};
 use crate::gemm::tile::{Lines, Part, Store, Tile};
 use crate::math::{LANES, dot, exp};
 use std::ops::Range;
@@ -13,7 +13,7 @@ pub const CHUNK: usize = 64;
 
 /// Distance between rows of a product of rows with rows of a chunk: whole panels of any
 /// instruction set.
-pub(super) const STRIDE: usize = CHUNK.next_multiple_of(MAX_PANEL);
+pub(super) const STRIDE: usize = CHUNK.next_multiple_of(WHOLE_PANELS);
 
 /// Rows `width` apart as lines of a product.
 pub(super) fn lines<T: Typed>(rows: &[T], width: usize) -> Lines<'_> {
@@ -54,7 +54,7 @@ pub(super) struct KeyOperands<'a, M: Tile> {
 
 /// Elements of scratch memory of [`Keys`] and [`KeyOperands`] at most.
 pub(super) fn max_keys_len(dk: usize) -> usize {
-    2 * CHUNK * dk + 2 * CHUNK * STRIDE + (2 * CHUNK + STRIDE) * (dk + 1)
+    2 * CHUNK * dk + 2 * CHUNK * STRIDE + (2 * CHUNK + STRIDE) * max_padded(dk)
 }
 
 impl<'a, M: Tile> KeyOperands<'a, M> {
@@ -191,7 +191,7 @@ pub(super) fn sum_stride<M: Tile>(n: usize) -> usize {
 
 /// The largest [`sum_stride`] of any instruction set.
 pub(super) fn max_sum_stride(n: usize) -> usize {
-    n.next_multiple_of(MAX_PANEL).next_multiple_of(COLUMNS)
+    n.next_multiple_of(WHOLE_PANELS).next_multiple_of(COLUMNS)
 }
 
 /// Solves `(I + L) x = r` for rows `first..n` of `x`, given those before, which are rounded as they

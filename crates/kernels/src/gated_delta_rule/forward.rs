@@ -9,9 +9,9 @@ use super::{DeltaHeads, Inputs, KEPT_CHUNKS, Kept, State, check_slots, kept_of};
 use crate::attention::{Sequence, used_rows};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::bf16;
-use crate::gemm::MAX_PANEL;
-use crate::gemm::block::{Left, Typed, left, multiply, padded, panel_cols, right};
-use crate::gemm::tile::{Part, Store, Tile, with_tile};
+use crate::gemm::WHOLE_PANELS;
+use crate::gemm::block::{Left, Typed, left, max_padded, multiply, padded, panel_cols, right};
+use crate::gemm::tile::{Part, Store, Tile, with_tiles};
 use crate::view::{View, ViewMut};
 use std::marker::PhantomData;
 
@@ -61,9 +61,9 @@ fn typed<T: Typed>(
             decays: Split::new(open.decays.f32()),
         }),
     };
-    with_tile!(cpu.isa, T::DTYPE, M => cpu.pool.run(tasks.len(), &|task| {
+    with_tiles!(cpu.isa, I => cpu.pool.run(tasks.len(), &|task| {
         with_scratch(scratch_bytes(heads), |scratch| {
-            let (pass, task, tile) = (&pass, tasks[task], PhantomData::<M>);
+            let (pass, task, tile) = (&pass, tasks[task], PhantomData::<T::TileOf<I>>);
             cpu.isa.run(Forward { pass, task, scratch, tile });
         });
     }));
@@ -72,9 +72,9 @@ fn typed<T: Typed>(
 /// Bytes of scratch memory that a thread needs on any instruction set.
 pub(super) fn scratch_bytes(heads: &DeltaHeads) -> usize {
     let (dk, dv, sums) = (heads.key_dim, heads.value_dim, max_sum_stride(heads.value_dim));
-    let wide = dv.next_multiple_of(MAX_PANEL);
-    let keys = max_keys_len(dk) + dk * (CHUNK + 1);
-    let values = 3 * CHUNK * CHUNK + 2 * CHUNK * (dv + sums) + (CHUNK + dk + 1) * wide;
+    let wide = dv.next_multiple_of(WHOLE_PANELS);
+    let keys = max_keys_len(dk) + dk * CHUNK;
+    let values = 3 * CHUNK * CHUNK + 2 * CHUNK * (dv + sums) + (CHUNK + max_padded(dk)) * wide;
     4 * (keys + values + heads.group() * dk * sums) + 24 * 64
 }
 
@@ -155,6 +155,7 @@ struct Values<'a, T, M: Tile> {
 
 impl<T: Typed, M: Tile> Kernel for Forward<'_, T, M> {
     type Output = ();
+    const RUNS_TILES: bool = true;
 
     #[inline(always)]
     fn run(mut self) {

@@ -1,15 +1,18 @@
 //! Products of blocks that fit in the cache, for operations built from them.
 
-use super::MAX_PANEL;
-use super::tile::{Lines, Narrow, Part, Segment, Store, Sums, Tile, int8, pack_panel, pack_rows};
+use super::WHOLE_PANELS;
+use super::tile::{
+    BLOCK, Lines, Narrow, Part, Segment, Store, Sums, Tile, Tiles, int8, pack_panel, pack_rows,
+};
 use crate::cpu::{Apply, Cpu, Plain, Split};
-use crate::element::{DType, bf16};
+use crate::element::bf16;
 use crate::view::{View, ViewMut};
 use std::ops::Range;
 
 /// An element type of operations that are built from these products.
 pub(crate) trait Typed: Narrow + Plain {
-    const DTYPE: DType;
+    /// Its tile on an instruction set.
+    type TileOf<I: Tiles>: Tile;
     fn view(x: &[Self]) -> View<'_>;
     /// # Panics
     /// If the elements have another type, as for `slice_mut`.
@@ -18,7 +21,7 @@ pub(crate) trait Typed: Narrow + Plain {
 }
 
 impl Typed for f32 {
-    const DTYPE: DType = DType::F32;
+    type TileOf<I: Tiles> = I::F32;
     fn view(x: &[f32]) -> View<'_> {
         View::F32(x)
     }
@@ -31,7 +34,7 @@ impl Typed for f32 {
 }
 
 impl Typed for bf16 {
-    const DTYPE: DType = DType::Bf16;
+    type TileOf<I: Tiles> = I::Bf16;
     fn view(x: &[Self]) -> View<'_> {
         View::Bf16(x)
     }
@@ -87,6 +90,11 @@ pub(crate) fn padded<M: Tile>(k: usize) -> usize {
     k.next_multiple_of(M::PADDING)
 }
 
+/// The longest [`padded`] line of `k` steps, on any instruction set.
+pub(crate) const fn max_padded(k: usize) -> usize {
+    k.next_multiple_of(BLOCK)
+}
+
 /// Vectors per panel such that the panels for `n` columns are equally wide.
 pub(crate) fn panel_vectors<M: Tile>(n: usize) -> usize {
     let vectors = n.div_ceil(M::LANES).max(1);
@@ -139,7 +147,7 @@ pub(crate) fn right<'a, M: Tile>(
 
 /// Maximum elements that [`right_of_all`] needs on any instruction set.
 pub(crate) fn right_of_all_len(cols: usize, k: usize) -> usize {
-    (k + 1) * cols.next_multiple_of(MAX_PANEL)
+    max_padded(k) * cols.next_multiple_of(WHOLE_PANELS)
 }
 
 /// The columns `part` of `x`, packed into `panels` by all threads, for tasks to share.
@@ -241,7 +249,7 @@ pub(crate) struct Int8Right<'a> {
 
 /// Maximum elements that [`int8_right`] needs on any instruction set.
 pub(crate) fn int8_right_len(cols: usize, k: usize) -> usize {
-    int8::panel_len(k, cols.next_multiple_of(MAX_PANEL))
+    int8::panel_len(k, cols.next_multiple_of(WHOLE_PANELS))
 }
 
 /// The columns `part` of `x`, packed into `scratch`.

@@ -4,9 +4,11 @@
 //! A term of some rows is skipped in tiles of other rows, and no tile straddles the bounds of a
 //! term's rows, so the panels that all rows share are packed once.
 //!
-//! Every output element is one chain of multiply-adds along `k`, over the terms in order, starting
-//! from zero; blocking only interrupts the chain. So the bits depend neither on the sizes of tasks
-//! nor on threads. An int8 term is one link of that chain for each [`INT8_STEPS`] of its steps.
+//! Every output element is one chain along `k`, over the terms in order, starting from zero: of
+//! multiply-adds, or of sums of [`BLOCK`](super::tile::BLOCK) steps of bf16, which begin anew with
+//! each term. Cutting operands into passes only interrupts the chain. So the bits depend neither on
+//! the sizes of tasks nor on threads. An int8 term is one link of that chain for each
+//! [`INT8_STEPS`] of its steps.
 
 use super::block::{padded, panel_vectors};
 use super::tile::{
@@ -18,10 +20,10 @@ use crate::element::DType;
 use crate::view::{ViewMut, with_elements};
 use std::marker::PhantomData;
 
-/// Panels of a task.
-const PANELS: usize = 2;
-/// Panels of a task if its left operand must be packed, which every task repeats, and if they fit.
-const MAX_PANELS: usize = 4;
+/// Columns of a task.
+const COLUMNS: usize = WHOLE_PANELS;
+/// Columns of a task if its left operand must be packed, which every task repeats, and if they fit.
+const MAX_COLUMNS: usize = 2 * COLUMNS;
 /// Maximum bytes of a packed line; longer contractions take several passes.
 const LINE_BYTES: usize = 4096;
 /// Maximum steps of an int8 term that are summed in integers: a line without its header.
@@ -30,14 +32,18 @@ const INT8_STEPS: usize = LINE_BYTES - 64;
 const PASS_ROWS: usize = 1024;
 /// Rows of the left operand packed at a time if they cannot be read in place.
 const PACKED_ROWS: usize = 64;
+/// Rows of the tallest tile of any instruction set.
+const MAX_ROWS: usize = 32;
 /// Minimum rows of a task, to amortise packing its panels.
 const MIN_ROWS: usize = 64;
 
-/// Columns of the widest panel of any instruction set; other widths divide it.
+/// Columns of the widest panel of any instruction set.
 pub(crate) const MAX_PANEL: usize = 48;
-const B_BYTES: usize = PANELS * MAX_PANEL * LINE_BYTES;
+/// Columns of whole panels, whatever the instruction set: every width divides it.
+pub(crate) const WHOLE_PANELS: usize = 96;
+const B_BYTES: usize = COLUMNS * LINE_BYTES;
 const A_BYTES: usize = PACKED_ROWS * (LINE_BYTES + 64);
-const SUM_BYTES: usize = PASS_ROWS * PANELS * MAX_PANEL * 4;
+const SUM_BYTES: usize = PASS_ROWS * COLUMNS * 4;
 
 /// Bytes of scratch memory that a thread needs.
 pub(super) const SCRATCH_BYTES: usize = B_BYTES + A_BYTES + SUM_BYTES;
@@ -146,7 +152,8 @@ impl<T: Narrow> Job<'_, T> {
     /// panels more often.
     fn blocks<M: Tile>(&self, threads: usize) -> Vec<Block> {
         let cols = |product: &Product<'_>| {
-            panels::<M>(product) * panel_vectors::<M>(product.output.n) * M::LANES
+            let width = panel_vectors::<M>(product.output.n) * M::LANES;
+            columns::<M>(product) / width * width
         };
         let col_blocks: usize = self.products.iter().map(|p| p.output.n.div_ceil(cols(p))).sum();
         let is_balanced = |splits: usize| {
@@ -170,17 +177,17 @@ impl<T: Narrow> Job<'_, T> {
     }
 }
 
-/// Panels of a task.
-fn panels<M: Tile>(product: &Product<'_>) -> usize {
+/// Columns of a task at most.
+fn columns<M: Tile>(product: &Product<'_>) -> usize {
     let is_packed = |term: &Term<'_>| {
         !term.is_int8() && (term.a.col_stride != 1 || M::direct(term.a.data).is_none())
     };
     let bytes = |term: &Term<'_>| line_bytes::<M>(term.is_int8(), term.k);
     let line: usize = product.terms.iter().map(bytes).sum();
     if product.output.m < 4 * MIN_ROWS || !product.terms.iter().any(is_packed) {
-        return PANELS;
+        return COLUMNS;
     }
-    (PANELS * LINE_BYTES / line.max(1)).clamp(PANELS, MAX_PANELS)
+    (COLUMNS * LINE_BYTES / line.max(1)).clamp(COLUMNS, MAX_COLUMNS)
 }
 
 struct Task<'a, 'b, T, M: Tile> {
@@ -194,6 +201,7 @@ struct Task<'a, 'b, T, M: Tile> {
 
 impl<T: Narrow, M: Tile> Kernel for Task<'_, '_, T, M> {
     type Output = ();
+    const RUNS_TILES: bool = true;
 
     #[inline(always)]
     fn run(self) {
@@ -228,7 +236,11 @@ fn passes<M: Tile>(terms: &[Term<'_>]) -> Vec<Vec<KRange>> {
         while k0 < t.k {
             let left = t.k - k0;
             // Where an int8 term is cut changes the bits, so the cut must not depend on the room.
-            let k = if int8 { left.min(INT8_STEPS) } else { left.min(room / size_of::<M::Elem>()) };
+            let k = match int8 {
+                true => left.min(INT8_STEPS),
+                false if left * size_of::<M::Elem>() <= room => left,
+                false => room / size_of::<M::Elem>() / M::PADDING * M::PADDING,
+            };
             let bytes = line_bytes::<M>(int8, k);
             if k == 0 || bytes > room {
                 passes.push(Vec::new());
@@ -236,8 +248,7 @@ fn passes<M: Tile>(terms: &[Term<'_>]) -> Vec<Vec<KRange>> {
                 continue;
             }
             passes.last_mut().expect("never empty").push(KRange { term, k0, k, int8 });
-            // Padding never exceeds a group of four elements.
-            room -= bytes.next_multiple_of(4 * size_of::<M::Elem>());
+            room -= bytes;
             k0 += k;
         }
     }
@@ -281,6 +292,8 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
             let int8 = &mut int8_panels[panel * int8_len..];
             self.pack_panel(col, (int8, &mut float_panels[panel * float_len..]));
         }
+        // With one pass, sums live only until they are stored.
+        let (one_pass, stride) = (self.first && self.last, cols.next_multiple_of(width));
         let left = self.left(floats);
         let mut segments = self.segments(floats, &left);
         // Segments of terms that cover the rows of a tile.
@@ -299,6 +312,11 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
                         None => &raw const a[left.offset + (i - packed_row) * left.stride],
                     };
                 }
+                if self.last {
+                    self.prefetch(row, rows);
+                }
+                let at = if one_pass { 0 } else { i * stride };
+                let sums = &mut sums[at..at + rows * stride];
                 for (panel, col) in (0..cols).step_by(width).enumerate() {
                     let (mut int8_at, mut float_at) = (panel * int8_len, panel * float_len);
                     for segment in &mut int8 {
@@ -313,7 +331,10 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
                             active.push(*segment);
                         }
                     }
-                    self.tile((i, rows), col, (&int8, &active), sums);
+                    self.tile(rows, (&int8, &active), &mut sums[col..], stride);
+                }
+                if self.last {
+                    self.store(row, rows, sums, stride);
                 }
                 int8.iter_mut().for_each(|segment| segment.skip_rows(rows));
                 i += rows;
@@ -343,27 +364,17 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
         self.ranges.iter().map(uniform).min().unwrap_or(usize::MAX)
     }
 
-    /// Computes one tile and, in the last pass, stores it.
+    /// Adds the products of a tile to its sums.
     #[inline(always)]
     fn tile(
         &self,
-        (i, rows): (usize, usize),
-        col: usize,
+        rows: usize,
         (int8, floats): (&[int8::Segment], &[Segment<M::Elem>]),
         sums: &mut [f32],
+        stride: usize,
     ) {
-        let Block { vectors, cols, .. } = self.block;
-        let width = vectors * M::LANES;
-        // With one pass, sums live only until they are stored.
-        let one_pass = self.first && self.last;
-        let stride = if one_pass { width } else { PANELS * width };
-        let at = if one_pass { 0 } else { i * stride + col };
-        let sums = &mut sums[at..at + (rows - 1) * stride + width];
-        let cols = width.min(cols - col);
-        let (row, col) = (self.block.row + i, self.block.col + col);
-        if self.last {
-            self.prefetch(row, col, rows, cols);
-        }
+        let vectors = self.block.vectors;
+        assert!(sums.len() >= (rows - 1) * stride + vectors * M::LANES);
         let store = if self.first { Store::Overwrite } else { Store::Continue };
         let mut to = Sums { start: sums.as_mut_ptr(), stride, store };
         // SAFETY: `gemm` chose the tile by the instruction set; panels were packed with `vectors`;
@@ -376,9 +387,6 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
             if int8.is_empty() || !floats.is_empty() {
                 M::run(rows, vectors, floats, to);
             }
-        }
-        if self.last {
-            self.store(row, col, (rows, cols), sums, stride);
         }
     }
 
@@ -481,41 +489,35 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
         floats.iter().zip(left).map(segment).collect()
     }
 
-    /// Prefetches the part of the output that a tile will write, so that its stores do not wait for
-    /// memory.
+    /// Prefetches rows of the output that will be written, so that stores do not wait for memory.
     #[inline(always)]
-    fn prefetch(&self, row: usize, col: usize, rows: usize, cols: usize) {
+    fn prefetch(&self, row: usize, rows: usize) {
         let (output, out) = (&self.product.output, self.out());
         if output.col_stride == 1 {
             for i in row..row + rows {
+                let start = output.index(i, self.block.col);
                 // SAFETY: tiles of different tasks do not overlap, nor do products' outputs.
-                prefetch_for_writing(unsafe { out.slice(output.index(i, col), cols) });
+                prefetch_for_writing(unsafe { out.slice(start, self.block.cols) });
             }
         }
     }
 
-    /// Applies the epilogue to a tile of sums and writes the result.
+    /// Applies the epilogue to rows of sums and writes the result.
     #[inline(always)]
-    fn store(
-        &self,
-        row: usize,
-        col: usize,
-        (rows, cols): (usize, usize),
-        sums: &mut [f32],
-        stride: usize,
-    ) {
+    fn store(&self, row: usize, rows: usize, sums: &mut [f32], stride: usize) {
         let (output, epilogue) = (&self.product.output, &self.product.epilogue);
+        let Block { col, cols, .. } = self.block;
         let all = self.out();
         if output.col_stride == 1 {
+            let bias = epilogue.bias.map(|bias| &bias.f32()[col..col + cols]);
             for i in 0..rows {
                 let start = output.index(row + i, col);
                 // SAFETY: tiles of different tasks do not overlap, nor do products' outputs.
                 let out = unsafe { all.slice(start, cols) };
-                let bias = epilogue.bias.map(|bias| &bias.f32()[col..col + cols]);
                 finish::<T, M>(epilogue, &mut sums[i * stride..][..cols], bias, start, out);
             }
         } else {
-            let mut line = [0.0; 8];
+            let mut line = [0.0; MAX_ROWS];
             for j in 0..cols {
                 let start = output.index(row, col + j);
                 // SAFETY: as above.
@@ -523,7 +525,7 @@ impl<T: Narrow, M: Tile> Pass<'_, '_, T, M> {
                 for (i, x) in line.iter_mut().enumerate().take(rows) {
                     *x = sums[i * stride + j];
                 }
-                let bias = epilogue.bias.map(|bias| [bias.f32()[col + j]; 8]);
+                let bias = epilogue.bias.map(|bias| [bias.f32()[col + j]; MAX_ROWS]);
                 let bias = bias.as_ref().map(|bias| &bias[..rows]);
                 finish::<T, M>(epilogue, &mut line[..rows], bias, start, out);
             }

@@ -17,7 +17,7 @@ pub(crate) mod tile;
 mod weight;
 
 pub use crate::cuda::Fp8;
-pub(crate) use cpu::MAX_PANEL;
+pub(crate) use cpu::{MAX_PANEL, WHOLE_PANELS};
 pub use cpu::{gemm, gemm_each};
 pub use cuda::{fits_quantised, quantised_bytes};
 pub use weight::{MAX_TOKENS, add_weight_gradient};
@@ -328,5 +328,7 @@ impl Processor {
     }
 }
 
+#[cfg(test)]
+mod order_tests;
 #[cfg(test)]
 mod tests;

@@ -16,7 +16,7 @@ const ROWS: usize = 96;
 pub const MAX_TOKENS: usize = 1024;
 
 /// Bytes of scratch memory that a thread needs, whatever the instruction set.
-pub(super) const SCRATCH_BYTES: usize = 4 * (ROWS * (MAX_TOKENS + 64) + ROWS * MAX_PANEL) + 2 * 64;
+pub(super) const SCRATCH_BYTES: usize = 4 * (ROWS * (MAX_TOKENS + 16) + ROWS * MAX_PANEL) + 2 * 64;
 
 /// Elements of workspace for `t` tokens and a weight of `n` columns.
 pub(super) fn workspace_len(t: usize, n: usize) -> usize {
@@ -78,6 +78,7 @@ struct Task<'a, M: Tile> {
 
 impl<M: Tile> Kernel for Task<'_, M> {
     type Output = ();
+    const RUNS_TILES: bool = true;
 
     #[inline(always)]
     fn run(self) {

@@ -6,12 +6,13 @@
 use super::{Logits, Sizes};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, with_scratch};
 use crate::element::Element;
-use crate::gemm::MAX_PANEL;
+use crate::gemm::WHOLE_PANELS;
 use crate::gemm::block::{
-    Int8Left, Left, Typed, int8_right, int8_right_len, left, multiply, multiply_int8, padded, right,
+    Int8Left, Left, Typed, int8_right, int8_right_len, left, max_padded, multiply, multiply_int8,
+    padded, right,
 };
-use crate::gemm::tile::{Lines, Part, Store, Tile, with_tile};
-use crate::math::{BLOCK, LANES, Softcap, exp, max, sum, weighted_sums};
+use crate::gemm::tile::{Lines, Part, Store, Tile, with_tiles};
+use crate::math::{BLOCK, Softcap, exp, max, sum, weighted_sums};
 use crate::vector::quantise_row;
 use crate::view::{View, ViewMut, with_elements};
 use std::marker::PhantomData;
@@ -82,12 +83,14 @@ pub(super) fn workspace_len(sizes: Sizes, direction: bool) -> usize {
 
 /// Elements of a row of sums: whole panels on any instruction set.
 fn padded_row(hidden_size: usize) -> usize {
-    hidden_size.next_multiple_of(MAX_PANEL)
+    hidden_size.next_multiple_of(WHOLE_PANELS)
 }
 
 /// Bytes of scratch memory that a thread needs.
 pub(super) fn scratch_bytes(hidden_size: usize) -> usize {
-    let packed = (COLS + 1) * padded_row(hidden_size) + ROWS * (hidden_size + 1);
+    let h = max_padded(hidden_size);
+    let floats = (COLS * padded_row(hidden_size)).max(COLS * h);
+    let packed = floats.max(int8_right_len(COLS, hidden_size)) + ROWS * h;
     4 * (packed + 3 * ROWS * COLS) + 8 * 64
 }
 
@@ -144,7 +147,7 @@ fn typed<T: Typed>(
     let rows = n.div_ceil(row_chunks(n, segments, cpu.threads()));
     let chunks = n.div_ceil(rows);
     let (shared_states, shared_sums) = (Split::new(&mut *states), Split::new(&mut *sums));
-    with_tile!(cpu.isa, T::DTYPE, M => cpu.pool.run(segments * chunks, &|task| {
+    with_tiles!(cpu.isa, I => cpu.pool.run(segments * chunks, &|task| {
         with_scratch(scratch_bytes(h), |scratch| {
             let (segment, first) = (task / chunks, task % chunks * rows);
             let rows = rows.min(n - first);
@@ -166,7 +169,7 @@ fn typed<T: Typed>(
                 states,
                 sums,
                 scratch,
-                tile: PhantomData::<M>,
+                tile: PhantomData::<T::TileOf<I>>,
             };
             cpu.isa.run(kernel);
         });
@@ -200,6 +203,7 @@ struct SegmentTask<'a, T, M> {
 
 impl<T: Typed, M: Tile> Kernel for SegmentTask<'_, T, M> {
     type Output = ();
+    const RUNS_TILES: bool = true;
 
     #[inline(always)]
     fn run(mut self) {
@@ -280,8 +284,8 @@ impl<T: Typed, M: Tile> SegmentTask<'_, T, M> {
     /// Updates the online softmax with a tile of logits, and replaces them by weights of the sums.
     #[inline(always)]
     fn update_softmax(&mut self, columns: Range<usize>, logits: &mut [f32]) {
-        // Padded to whole vectors, which covers everything that products read.
-        let (cols, whole) = (columns.len(), columns.len().next_multiple_of(LANES));
+        // Padded to whole vectors and blocks, which covers everything that products read.
+        let (cols, whole) = (columns.len(), max_padded(columns.len()));
         let width = padded_row(self.h);
         for (i, state) in self.states.chunks_exact_mut(3).enumerate() {
             let logits = &mut logits[i * COLS..][..whole];
@@ -309,10 +313,10 @@ impl<T: Typed, M: Tile> SegmentTask<'_, T, M> {
         let transposed = Lines { line_stride: 1, step: h, ..self.weight() };
         let part = Part { line: 0, lines: h, k0: columns.start, k: cols };
         let store = if columns.start > self.columns.start { Store::Add } else { Store::Overwrite };
-        let tile = right::<M>(transposed, part, scratch.take((COLS + 1) * padded_row(h)));
+        let tile = right::<M>(transposed, part, scratch.take(COLS * padded_row(h)));
         let narrow = scratch.take::<T>(rows * COLS);
         for (p, narrow) in p.chunks_exact(COLS).zip(narrow.chunks_exact_mut(COLS)) {
-            let whole = cols.next_multiple_of(LANES);
+            let whole = max_padded(cols);
             // SAFETY: the tile was chosen by the instruction set.
             unsafe { T::narrow::<M>(&p[..whole], &mut narrow[..whole]) };
         }

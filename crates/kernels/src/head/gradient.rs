@@ -7,10 +7,10 @@ use super::{Inputs, Logits, Saved};
 use crate::cpu::{Cpu, Kernel, Scratch, Split, reinterpret, with_scratch};
 use crate::gemm::MAX_PANEL;
 use crate::gemm::block::{
-    Left, Right, Typed, left, multiply, multiply_add, packed_stride, padded, panel_cols, right,
-    right_of_all, right_of_all_len,
+    Left, Right, Typed, left, max_padded, multiply, multiply_add, packed_stride, padded,
+    panel_cols, right, right_of_all, right_of_all_len,
 };
-use crate::gemm::tile::{Lines, Part, Store, Tile, with_tile};
+use crate::gemm::tile::{Lines, Part, Store, Tile, with_tiles};
 use crate::math::exp;
 use crate::view::View;
 use std::ops::Range;
@@ -22,8 +22,8 @@ pub const MAX_ROWS: usize = 1024;
 
 /// Bytes of scratch memory that a thread needs.
 pub(super) fn scratch_bytes(hidden_size: usize) -> usize {
-    let columns = COLS * (hidden_size + 1 + MAX_ROWS + 64 + MAX_PANEL);
-    4 * (columns + ROWS * (hidden_size + 1 + COLS)) + 8 * 64
+    let columns = COLS * (max_padded(hidden_size) + MAX_ROWS + 64 + MAX_PANEL);
+    4 * (columns + ROWS * (max_padded(hidden_size) + COLS)) + 8 * 64
 }
 
 /// Elements of workspace for `n` rows.
@@ -83,10 +83,10 @@ fn typed<T: Typed>(
     assert!(d_bias.as_ref().is_none_or(|d_bias| d_bias.len() == vocab));
     let d_bias = d_bias.map(Split::new);
     assert!(inputs.targets.iter().all(|&target| (target as usize) < vocab));
-    with_tile!(cpu.isa, T::DTYPE, M => {
+    with_tiles!(cpu.isa, I => {
         let columns_of_x = Lines { data: T::view(x), offset: 0, line_stride: 1, step: h };
         let all = Part { line: 0, lines: h, k0: 0, k: n };
-        let panels = right_of_all::<M>(cpu, columns_of_x, all, reinterpret(workspace));
+        let panels = right_of_all::<T::TileOf<I>>(cpu, columns_of_x, all, reinterpret(workspace));
         cpu.pool.run(vocab.div_ceil(COLS), &|task| {
             with_scratch(scratch_bytes(h), |scratch| {
                 let columns = task * COLS..vocab.min((task + 1) * COLS);
@@ -97,7 +97,7 @@ fn typed<T: Typed>(
                     .as_ref()
                     .map(|all| unsafe { all.slice(columns.start, columns.len()) });
                 let kernel =
-                    Columns::<T, M> { inputs, x, panels, per_row, columns, d_w, d_bias, scratch };
+                    Columns::<T, T::TileOf<I>> { inputs, x, panels, per_row, columns, d_w, d_bias, scratch };
                 cpu.isa.run(kernel);
             });
         });
@@ -120,6 +120,7 @@ struct Columns<'a, T, M: Tile> {
 
 impl<T: Typed, M: Tile> Kernel for Columns<'_, T, M> {
     type Output = ();
+    const RUNS_TILES: bool = true;
 
     #[inline(always)]
     fn run(self) {

@@ -3,12 +3,13 @@
 use super::{DeviceProfile, GpuFigures};
 use crate::backend::Backend;
 use crate::run_file::Precision;
+use hone_tensor::ceiling::{self, Operands, Products};
 use hone_tensor::cuda::{Gpu, HostBlock, Region};
 use hone_tensor::ops;
 use hone_tensor::safetensors::load_as;
 use hone_tensor::{
     AdapterId, Arena, Category, Compute, Cost, DType, Device, Gradients, Heads, Layout, Lora,
-    Params, Projection, Sequence, Span, Storage, Tape, Target, Tensor, Var, Weight, Work, ceiling,
+    Params, Projection, Sequence, Span, Storage, Tape, Target, Tensor, Var, Weight, Work,
 };
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -75,12 +76,11 @@ struct On<'a> {
 pub(super) fn cpu(device: &Device) -> Option<DeviceProfile> {
     let on = On { device, sizes: &SMALL, narrow: Compute::Bf16 };
     let rates = rates(&on, &[Compute::Int8]);
+    let [ceiling_f32, ceiling_bf16, ceiling_int8] = rates.ceilings;
     let measured = DeviceProfile {
-        ceiling_f32: ceiling_rate(device, DType::F32),
-        ceiling_bf16: ceiling_rate(device, DType::Bf16),
-        ceiling_int8: device
-            .as_cpu()
-            .map_or(f64::NAN, |cpu| ceiling::int8_product_rate(cpu, 4 * WINDOW)),
+        ceiling_f32,
+        ceiling_bf16,
+        ceiling_int8,
         overhead: overhead(device),
         ..rates.put_into(DeviceProfile::default())
     };
@@ -154,7 +154,13 @@ impl Measure {
 struct Rates {
     narrow: Compute,
     measured: Vec<(Measure, f64)>,
+    /// Of a CPU, for [`CEILINGS`].
+    ceilings: [f64; 3],
 }
+
+/// Products whose ceilings a CPU is measured for.
+const CEILINGS: [Products; 3] =
+    [Products::Floats(DType::F32), Products::Floats(DType::Bf16), Products::Int8];
 
 impl Rates {
     fn of(&self, measure: Measure) -> Option<f64> {
@@ -193,18 +199,29 @@ fn rates(on: &On<'_>, quantised: &[Compute]) -> Rates {
     ];
     let measures: Vec<Measure> = products.chain(others).chain(general).collect();
     let mut probes: Vec<Probe> = measures.iter().map(|measure| measure.probe(on)).collect();
+    let mut ceilings = [const { Vec::new() }; 3];
     for _ in 0..WINDOWS {
         probes.iter_mut().for_each(|probe| probe.window(on.device));
+        let Some(cpu) = on.device.as_cpu() else { continue };
+        for (products, rates) in CEILINGS.into_iter().zip(&mut ceilings) {
+            rates.extend(ceiling::rate(cpu, products, Operands::InCache, WINDOW));
+        }
     }
-    let measured = measures.into_iter().zip(probes.iter().map(Probe::rate)).collect();
-    Rates { narrow: on.narrow, measured }
+    let measured = measures.into_iter().zip(probes.into_iter().map(|p| median(p.rates))).collect();
+    Rates { narrow: on.narrow, measured, ceilings: ceilings.map(median) }
 }
 
 /// Windows in which each rate is measured, one rate after the other and again: what else runs on
 /// the machine for a moment slows one window, not the median of all.
 const WINDOWS: usize = 5;
 /// How long a window is.
-const WINDOW: Duration = Duration::from_millis(20);
+pub(super) const WINDOW: Duration = Duration::from_millis(20);
+
+/// The rate in the middle; NaN if there is none.
+pub(super) fn median(mut rates: Vec<f64>) -> f64 {
+    rates.sort_by(f64::total_cmp);
+    rates.get(rates.len() / 2).copied().unwrap_or(f64::NAN)
+}
 
 /// What is counted.
 #[derive(Clone, Copy)]
@@ -261,12 +278,6 @@ impl Probe {
             }
         }
         self.rates.push(count as f64 / seconds);
-    }
-
-    fn rate(&self) -> f64 {
-        let mut rates = self.rates.clone();
-        rates.sort_by(f64::total_cmp);
-        rates.get(rates.len() / 2).copied().unwrap_or(f64::NAN)
     }
 }
 
@@ -389,10 +400,6 @@ fn touched(device: &Device, dtype: DType, shape: &[usize]) -> Tensor {
         on.zero(tensor.view_mut());
     }
     tensor
-}
-
-fn ceiling_rate(device: &Device, compute: DType) -> f64 {
-    device.as_cpu().map_or(f64::NAN, |cpu| ceiling::product_rate(cpu, compute, 4 * WINDOW))
 }
 
 /// The least that a small operation takes.

@@ -15,7 +15,7 @@ use std::path::Path;
 /// Version of the arithmetic. It is raised by every change after which some run that a release
 /// could do computes other bits: a run is continued, and a checkpoint loaded, only by the version
 /// that began it.
-pub const NUMERICS: u32 = 2;
+pub const NUMERICS: u32 = 3;
 
 /// `schedule.kind` under which the learning rate of a step depends on no number of steps.
 pub(super) const CONSTANT: &str = "constant";

@@ -53,8 +53,8 @@ fn runs() {
     replace(&scene, "train.jsonl", "w", " w");
     again("changed data", same, &["--resume", "has changed", "train.jsonl", "another output.dir"]);
     replace(&scene, "train.jsonl", " w", "w");
-    replace(&scene, "run/manifest.json", "\"numerics\": 2", "\"numerics\": 1");
-    let says = &["manifest.json: written by Hone", "numerics 1", "Go on with that version"];
+    replace(&scene, "run/manifest.json", "\"numerics\": 3", "\"numerics\": 2");
+    let says = &["manifest.json: written by Hone", "numerics 2", "Go on with that version"];
     again("another version's run", same, says);
     scene.write("run/manifest.json", "{");
     again("a damaged manifest", same, &["manifest.json: damaged", "another output.dir"]);

@@ -1,7 +1,8 @@
 //! AVX2 with FMA: `f32` tiles of 6 × 16.
 
+use super::floats::float_tiles;
 use super::plain::direct_f32;
-use super::{Lines, Part, Scalar, Segment, Store, Sums, Tile, for_size, int8};
+use super::{BLOCK, Blocks, Lines, Part, Scalar, Segment, Store, Sums, Tile, for_size, int8};
 use crate::view::View;
 #[allow(clippy::wildcard_imports, reason = "dozens of intrinsics")]
 use std::arch::x86_64::*;
@@ -9,10 +10,12 @@ use std::arch::x86_64::*;
 /// 6 rows by 2 vectors in 12 of 16 registers.
 pub(crate) struct Avx2;
 
+const LANES: usize = 8;
+
 impl Tile for Avx2 {
     type Elem = f32;
     const STEP: usize = 1;
-    const LANES: usize = 8;
+    const LANES: usize = LANES;
     const VECTORS: usize = 2;
     const ROWS: usize = 6;
 
@@ -40,6 +43,27 @@ impl Tile for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn run_in_registers(count: usize) -> usize {
+        // SAFETY: as the caller promises.
+        unsafe { in_registers::<6, 2>(count) }
+    }
+
+    #[inline(always)]
+    unsafe fn run_int8_in_registers(count: usize) -> Option<usize> {
+        // SAFETY: as the caller promises, and as checked.
+        unsafe {
+            if is_x86_feature_detected!("avxvnni") {
+                Some(int8::avx_vnni::in_registers::<6, 2>(count))
+            } else if is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vl")
+            {
+                Some(int8::avx512_vl::in_registers::<6, 2>(count))
+            } else {
+                None
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn run_int8(rows: usize, vectors: usize, segment: int8::Segment, sums: Sums) {
         // SAFETY: as the caller promises.
         unsafe {
@@ -49,49 +73,24 @@ impl Tile for Avx2 {
             {
                 int8::avx512_vl::run(rows, vectors, segment, sums)
             } else {
-                int8::run::<{ Self::LANES }>(rows, vectors, segment, sums)
+                int8::run::<LANES>(rows, vectors, segment, sums)
             }
         }
     }
 }
 
-// Indices name registers: iterators over them are not unrolled.
-#[allow(clippy::needless_range_loop)]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn tile<const R: usize, const V: usize>(segments: &[Segment<f32>], sums: Sums) {
-    const LANES: usize = Avx2::LANES;
-    let mut acc = [[_mm256_setzero_ps(); V]; R];
-    // SAFETY: the caller promises that operands and sums are valid.
-    unsafe {
-        let at = |i: usize, v: usize| sums.start.add(i * sums.stride + v * LANES);
-        if sums.store == Store::Continue {
-            for i in 0..R {
-                for v in 0..V {
-                    acc[i][v] = _mm256_loadu_ps(at(i, v));
-                }
-            }
-        }
-        for segment in segments {
-            for k in 0..segment.groups {
-                let mut b = [_mm256_setzero_ps(); V];
-                for v in 0..V {
-                    b[v] = _mm256_loadu_ps(segment.b.add((k * V + v) * LANES));
-                }
-                for i in 0..R {
-                    let a = _mm256_broadcast_ss(&*segment.a.add(i * segment.a_stride + k));
-                    for v in 0..V {
-                        acc[i][v] = _mm256_fmadd_ps(a, b[v], acc[i][v]);
-                    }
-                }
-            }
-        }
-        for i in 0..R {
-            for v in 0..V {
-                if sums.store == Store::Add {
-                    acc[i][v] = _mm256_add_ps(acc[i][v], _mm256_loadu_ps(at(i, v)));
-                }
-                _mm256_storeu_ps(at(i, v), acc[i][v]);
-            }
-        }
+impl Blocks for Avx2 {
+    #[inline(always)]
+    unsafe fn run_blocks(rows: usize, vectors: usize, segments: &[Segment<f32>], sums: Sums) {
+        // SAFETY: as the caller promises.
+        unsafe { for_size!(rows, vectors, [1 2 3 4 5 6], tile_of_blocks(segments, sums)) }
     }
 }
+
+float_tiles!(
+    "avx2,fma",
+    LANES,
+    __m256,
+    (_mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps),
+    (|a| _mm256_set1_ps(a), |acc, a, b| _mm256_fmadd_ps(a, b, acc))
+);

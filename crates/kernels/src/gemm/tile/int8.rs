@@ -10,6 +10,8 @@ use crate::format::Int8Rows;
 
 /// Steps of the contraction in a group.
 pub(crate) const STEP: usize = 4;
+/// Panels are padded with zeros to a multiple of so many groups: those of a tile of AMX.
+pub(super) const GROUPS: usize = 16;
 
 /// Rows of a tile and a panel.
 #[derive(Clone, Copy)]
@@ -36,7 +38,7 @@ impl Segment {
 
 /// Elements of a panel of `width` columns.
 pub(crate) fn panel_len(k: usize, width: usize) -> usize {
-    (2 + k.div_ceil(STEP)) * width
+    (2 + k.div_ceil(STEP).next_multiple_of(GROUPS)) * width
 }
 
 /// Scales of the packed columns, as bits: the matrix's row scales, or ones if it has none.
@@ -94,8 +96,7 @@ pub(super) unsafe fn run<const LANES: usize>(
 ) {
     let width = vectors * LANES;
     // SAFETY: the caller promises that the panel is valid.
-    let panel =
-        unsafe { std::slice::from_raw_parts(segment.b, panel_len(segment.groups * STEP, width)) };
+    let panel = unsafe { std::slice::from_raw_parts(segment.b, (2 + segment.groups) * width) };
     let (head, lanes) = panel.split_at(2 * width);
     for i in 0..rows {
         // SAFETY: the caller promises that rows, scales and sums are valid.
@@ -131,6 +132,34 @@ pub(super) unsafe fn run<const LANES: usize>(
     }
 }
 
+/// [`super::Tile::run_int8`] with AVX-512, on machines with VNNI and without.
+///
+/// # Safety
+/// As [`super::Tile::run`].
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) unsafe fn run_avx512(rows: usize, vectors: usize, segment: Segment, sums: Sums) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        if is_x86_feature_detected!("avx512vnni") {
+            avx512::run(rows, vectors, segment, sums)
+        } else {
+            run::<16>(rows, vectors, segment, sums)
+        }
+    }
+}
+
+/// [`super::Tile::run_int8_in_registers`] with AVX-512.
+///
+/// # Safety
+/// As [`super::Tile::run`].
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) unsafe fn run_avx512_in_registers(count: usize) -> Option<usize> {
+    // SAFETY: as the caller promises, and as checked.
+    is_x86_feature_detected!("avx512vnni").then(|| unsafe { avx512::in_registers::<8, 3>(count) })
+}
+
 /// Defines a module with the tiles for one register width.
 #[cfg(target_arch = "x86_64")]
 macro_rules! vnni {
@@ -152,6 +181,19 @@ macro_rules! vnni {
             pub unsafe fn run(rows: usize, vectors: usize, segment: Segment, sums: Sums) {
                 // SAFETY: as the caller promises.
                 unsafe { for_size!(rows, vectors, [$($r)*], tile(segment, sums)) }
+            }
+
+            /// Multiplies and adds with the accumulators of a tile; the number of operations.
+            #[target_feature(enable = $features)]
+            pub fn in_registers<const R: usize, const V: usize>(count: usize) -> usize {
+                let (mut acc, ones) = ([[$zero(); V]; R], std::hint::black_box($set(0x0101_0101)));
+                for _ in 0..count {
+                    for acc in acc.as_flattened_mut() {
+                        *acc = $dot(*acc, ones, ones);
+                    }
+                }
+                std::hint::black_box(acc);
+                2 * count * R * V * LANES * super::STEP
             }
 
             // Indices name registers: iterators over them are not unrolled.

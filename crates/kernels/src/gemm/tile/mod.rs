@@ -2,30 +2,40 @@
 //!
 //! The contraction runs in groups of [`Tile::STEP`] steps, as the instructions require: one for
 //! `f32`, pairs for bf16. The right operand is packed into panels `[group][column][step]`; rows of
-//! the left operand are read in place if their type allows.
+//! the left operand are read in place if their type and the tile allow.
 //!
-//! All implementations give the same bits. `vdpbf16ps` adds the odd product of a pair first and
-//! rounds after each, so [`Emulated`] rounds operands to bf16 and walks pairs in that order with
-//! `f32` multiply-adds. (One exception: the instruction flushes subnormal operands and sums to
-//! zero.)
+//! All implementations give the same bits. `f32` products are one chain of fused multiply-adds. bf16
+//! products are summed as AMX's `tdpbf16ps` does it: each [`BLOCK`] of 32 steps apart, its even and
+//! its odd steps as two chains of fused multiply-adds that begin at zero; their sum is added to what
+//! is there. A contraction is padded with zeros to whole blocks, on every instruction set.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
+#[cfg(target_arch = "x86_64")]
 mod avx512_pack;
 #[cfg(target_arch = "x86_64")]
 mod avx512_source;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod floats;
 pub(crate) mod int8;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod plain;
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) use amx::{Amx, Configured};
+#[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::{Avx512, Avx512Bf16};
+pub(crate) use avx512::Avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512_bf16::Avx512Bf16;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::Neon;
 pub(crate) use plain::{Emulated, Scalar};
@@ -34,6 +44,9 @@ use crate::cpu::Plain;
 use crate::element::{Element, bf16};
 use crate::format::Storage;
 use crate::view::View;
+
+/// Steps of the contraction that bf16 products sum apart.
+pub(crate) const BLOCK: usize = 32;
 
 /// An operand as lines along the contraction: rows of the left one, columns of the right one.
 /// Element `k` of line `i` is at `offset + i * line_stride + k * step`.
@@ -60,6 +73,7 @@ pub(crate) struct Part {
 
 /// A range of the contraction of one tile.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub(crate) struct Segment<E> {
     /// First row of the left operand.
     pub a: *const E,
@@ -67,7 +81,7 @@ pub(crate) struct Segment<E> {
     pub a_stride: usize,
     /// Panel of the right operand.
     pub b: *const E,
-    /// Groups of [`Tile::STEP`] steps.
+    /// Groups of [`Tile::STEP`] steps; whole blocks of bf16.
     pub groups: usize,
 }
 
@@ -88,7 +102,8 @@ pub(crate) enum Store {
     Overwrite,
     /// The chain of multiply-adds continues from them.
     Continue,
-    /// They are added at the end: many short sums are more accurate than one long chain.
+    /// They are added at the end: many short sums are more accurate than one long chain. Sums of
+    /// blocks of bf16 are short already, and added as they come.
     Add,
 }
 
@@ -122,7 +137,8 @@ pub(crate) trait Tile {
     /// The machine must have the instruction set.
     unsafe fn pack_rows(x: Lines<'_>, part: Part, stride: usize, rows: &mut [Self::Elem]);
 
-    /// `sums[rows, vectors * LANES] (+)= Σ_segments a · b`, each element one chain along `k`.
+    /// `sums[rows, vectors * LANES] (+)= Σ_segments a · b`, each element summed along `k` in the
+    /// order that all tiles of the operands' type follow.
     ///
     /// # Safety
     /// The machine must have the instruction set; `rows ≤ ROWS`, `vectors ≤ VECTORS`; `segments`
@@ -144,6 +160,21 @@ pub(crate) trait Tile {
     /// As [`Tile::run`].
     unsafe fn run_int8(rows: usize, vectors: usize, segment: int8::Segment, sums: Sums);
 
+    /// Multiplies and adds what registers hold `count` times; returns the number of operations.
+    ///
+    /// # Safety
+    /// As [`Tile::run`].
+    unsafe fn run_in_registers(count: usize) -> usize;
+
+    /// [`Tile::run_in_registers`] for bytes, if there is an instruction for them.
+    ///
+    /// # Safety
+    /// As [`Tile::run`].
+    #[inline(always)]
+    unsafe fn run_int8_in_registers(_: usize) -> Option<usize> {
+        None
+    }
+
     /// Whether this packs these packed weights directly, without unpacking them first.
     fn packs(_: Lines<'_>, _: Part) -> bool {
         false
@@ -156,6 +187,33 @@ pub(crate) trait Tile {
     #[inline(always)]
     unsafe fn narrow(x: &[f32], out: &mut [bf16]) {
         out.iter_mut().zip(x).for_each(|(out, x)| *out = Element::from_f32(*x));
+    }
+}
+
+/// A tile of `f32` that can also sum as bf16 products are summed.
+pub(crate) trait Blocks: Tile<Elem = f32> {
+    /// [`Tile::run`] in the order of bf16 products, for operands that are rounded to bf16.
+    ///
+    /// # Safety
+    /// As [`Tile::run`].
+    unsafe fn run_blocks(rows: usize, vectors: usize, segments: &[Segment<f32>], sums: Sums);
+
+    /// [`Tile::pack_panel`], rounded to bf16 and padded to whole blocks.
+    ///
+    /// # Safety
+    /// As [`Tile::pack_panel`].
+    #[inline(always)]
+    unsafe fn pack_rounded_panel(x: Lines<'_>, part: Part, vectors: usize, panel: &mut [f32]) {
+        plain::pack_panel(x, part, vectors * Self::LANES, panel, plain::Values::Rounded);
+    }
+
+    /// [`Tile::pack_rows`], rounded to bf16 and padded to whole blocks.
+    ///
+    /// # Safety
+    /// As [`Tile::pack_rows`].
+    #[inline(always)]
+    unsafe fn pack_rounded_rows(x: Lines<'_>, part: Part, stride: usize, rows: &mut [f32]) {
+        plain::pack_rows(x, part, stride, rows, plain::Values::Rounded);
     }
 }
 
@@ -334,57 +392,87 @@ macro_rules! for_size {
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) use for_size;
 
-/// Runs `$body` with `$tile` naming the implementation of `$compute` tiles on `$isa`.
-macro_rules! with_tile {
-    ($isa:expr, $compute:expr, $tile:ident => $body:expr) => {{
+/// The tiles of an instruction set.
+pub(crate) trait Tiles {
+    /// For products of `f32`.
+    type F32: Tile;
+    /// For products of bf16.
+    type Bf16: Tile;
+}
+
+/// Tiles that are defined together.
+pub(crate) struct Pair<F32, Bf16>(std::marker::PhantomData<(F32, Bf16)>);
+
+impl<F32: Tile, Bf16: Tile> Tiles for Pair<F32, Bf16> {
+    type F32 = F32;
+    type Bf16 = Bf16;
+}
+
+pub(crate) type OnScalar = Pair<Scalar, Emulated<Scalar>>;
+#[cfg(target_arch = "x86_64")]
+pub(crate) type OnAvx2 = Pair<Avx2, Emulated<Avx2>>;
+#[cfg(target_arch = "x86_64")]
+pub(crate) type OnAvx512 = Pair<Avx512, Emulated<Avx512>>;
+#[cfg(target_arch = "x86_64")]
+pub(crate) type OnAvx512Bf16 = Pair<Avx512, Avx512Bf16>;
+#[cfg(target_arch = "x86_64")]
+pub(crate) type OnAmx = Pair<Avx512, Amx>;
+#[cfg(target_arch = "aarch64")]
+pub(crate) type OnNeon = Pair<Neon, Emulated<Neon>>;
+
+/// Runs `$body` with `$tiles` naming the [`Tiles`] of `$isa`.
+macro_rules! with_tiles {
+    ($isa:expr, $tiles:ident => $body:expr) => {{
         use $crate::cpu::Isa;
-        use $crate::element::DType;
         use $crate::gemm::tile;
-        match ($isa, $compute) {
+        match $isa {
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16, DType::Bf16) => {
-                type $tile = tile::Avx512Bf16;
+            Isa::Amx => {
+                type $tiles = tile::OnAmx;
                 $body
             }
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512 | Isa::Avx512Bf16, DType::F32) => {
-                type $tile = tile::Avx512;
+            Isa::Avx512Bf16 => {
+                type $tiles = tile::OnAvx512Bf16;
                 $body
             }
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, _) => {
-                type $tile = tile::Emulated<tile::Avx512>;
+            Isa::Avx512 => {
+                type $tiles = tile::OnAvx512;
                 $body
             }
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, DType::F32) => {
-                type $tile = tile::Avx2;
-                $body
-            }
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, _) => {
-                type $tile = tile::Emulated<tile::Avx2>;
+            Isa::Avx2 => {
+                type $tiles = tile::OnAvx2;
                 $body
             }
             #[cfg(target_arch = "aarch64")]
-            (Isa::Neon, DType::F32) => {
-                type $tile = tile::Neon;
+            Isa::Neon => {
+                type $tiles = tile::OnNeon;
                 $body
             }
-            #[cfg(target_arch = "aarch64")]
-            (Isa::Neon, _) => {
-                type $tile = tile::Emulated<tile::Neon>;
-                $body
-            }
-            (_, DType::F32) => {
-                type $tile = tile::Scalar;
-                $body
-            }
-            (_, _) => {
-                type $tile = tile::Emulated<tile::Scalar>;
+            _ => {
+                type $tiles = tile::OnScalar;
                 $body
             }
         }
     }};
+}
+pub(crate) use with_tiles;
+
+/// Runs `$body` with `$tile` naming the [`Tile`] for `$compute` products on `$isa`.
+macro_rules! with_tile {
+    ($isa:expr, $compute:expr, $tile:ident => $body:expr) => {
+        $crate::gemm::tile::with_tiles!($isa, TilesOfIsa => match $compute {
+            $crate::element::DType::F32 => {
+                type $tile = <TilesOfIsa as $crate::gemm::tile::Tiles>::F32;
+                $body
+            }
+            _ => {
+                type $tile = <TilesOfIsa as $crate::gemm::tile::Tiles>::Bf16;
+                $body
+            }
+        })
+    };
 }
 pub(crate) use with_tile;

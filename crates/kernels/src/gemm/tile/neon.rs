@@ -1,10 +1,11 @@
 //! NEON: `f32` tiles of 8 × 8, and products of bytes with `sdot` where the processor has it.
 //!
-//! bf16 is emulated as on AVX2: `bfdot` rounds sums differently, so its results would differ from
-//! those of every other instruction set.
+//! bf16 is emulated as on AVX2: `bfdot` and `bfmmla` round sums differently, so their results would
+//! differ from those of every other instruction set.
 
-use super::plain::direct_f32;
-use super::{Lines, Part, Scalar, Segment, Store, Sums, Tile, for_size, int8};
+use super::floats::float_tiles;
+use super::plain::{self, direct_f32};
+use super::{BLOCK, Blocks, Lines, Part, Scalar, Segment, Store, Sums, Tile, for_size, int8};
 use crate::format::Int8Rows;
 use crate::view::View;
 #[allow(clippy::wildcard_imports, reason = "dozens of intrinsics")]
@@ -30,7 +31,7 @@ impl Tile for Neon {
 
     #[inline(always)]
     unsafe fn pack_panel(x: Lines<'_>, part: Part, vectors: usize, panel: &mut [f32]) {
-        super::plain::pack_panel(x, part, vectors * LANES, panel, |v| v, 0);
+        plain::pack_panel(x, part, vectors * LANES, panel, plain::Values::AsTheyAre);
     }
 
     #[inline(always)]
@@ -46,6 +47,12 @@ impl Tile for Neon {
     }
 
     #[inline(always)]
+    unsafe fn run_in_registers(count: usize) -> usize {
+        // SAFETY: as the caller promises.
+        unsafe { in_registers::<8, 2>(count) }
+    }
+
+    #[inline(always)]
     unsafe fn run_int8(rows: usize, vectors: usize, segment: int8::Segment, sums: Sums) {
         // SAFETY: as the caller promises.
         unsafe {
@@ -58,44 +65,26 @@ impl Tile for Neon {
     }
 }
 
-// Indices name registers: iterators over them are not unrolled.
-#[allow(clippy::needless_range_loop)]
-#[target_feature(enable = "neon")]
-unsafe fn tile<const R: usize, const V: usize>(segments: &[Segment<f32>], sums: Sums) {
-    let mut acc = [[vdupq_n_f32(0.0); V]; R];
-    // SAFETY: the caller promises that operands and sums are there.
-    unsafe {
-        let at = |i: usize, v: usize| sums.start.add(i * sums.stride + v * LANES);
-        if sums.store == Store::Continue {
-            for i in 0..R {
-                for v in 0..V {
-                    acc[i][v] = vld1q_f32(at(i, v));
-                }
-            }
-        }
-        for segment in segments {
-            for k in 0..segment.groups {
-                let mut b = [vdupq_n_f32(0.0); V];
-                for v in 0..V {
-                    b[v] = vld1q_f32(segment.b.add((k * V + v) * LANES));
-                }
-                for i in 0..R {
-                    let a = vdupq_n_f32(*segment.a.add(i * segment.a_stride + k));
-                    for v in 0..V {
-                        acc[i][v] = vfmaq_f32(acc[i][v], a, b[v]);
-                    }
-                }
-            }
-        }
-        for i in 0..R {
-            for v in 0..V {
-                if sums.store == Store::Add {
-                    acc[i][v] = vaddq_f32(acc[i][v], vld1q_f32(at(i, v)));
-                }
-                vst1q_f32(at(i, v), acc[i][v]);
-            }
-        }
+impl Blocks for Neon {
+    #[inline(always)]
+    unsafe fn run_blocks(rows: usize, vectors: usize, segments: &[Segment<f32>], sums: Sums) {
+        // SAFETY: as the caller promises.
+        unsafe { for_size!(rows, vectors, [1 2 3 4 5 6 7 8], tile_of_blocks(segments, sums)) }
     }
+}
+
+float_tiles!(
+    "neon",
+    LANES,
+    float32x4_t,
+    (zero, vld1q_f32, vst1q_f32, vaddq_f32),
+    (|a| vdupq_n_f32(a), |acc, a, b| vfmaq_f32(acc, a, b))
+);
+
+#[inline(always)]
+fn zero() -> float32x4_t {
+    // SAFETY: NEON is part of the AArch64 baseline.
+    unsafe { vdupq_n_f32(0.0) }
 }
 
 /// `sdot` takes signed bytes, so the zero point is removed from rows as they are read, and no
