@@ -39,8 +39,10 @@ const HEADS: Heads = Heads {
 const DELTA: DeltaHeads =
     DeltaHeads { num_key_heads: 4, num_value_heads: 8, key_dim: 128, value_dim: 128 };
 
-/// How long one figure is measured.
-const DURATION: Duration = Duration::from_millis(300);
+/// Windows in which a figure is measured.
+const WINDOWS: usize = 7;
+/// How long a window is, unless one run takes longer.
+const WINDOW: Duration = Duration::from_millis(40);
 
 fn main() {
     // `cargo bench` adds arguments of its own.
@@ -105,33 +107,41 @@ impl Bench<'_> {
         self.names.is_empty() || self.names.iter().any(|wanted| wanted == name)
     }
 
-    /// Prints the row of an operation; the least time of several counts.
+    /// Prints the row of an operation: medians of windows, which take turns with windows of the
+    /// ceiling, as what the machine can do changes within seconds with what its neighbours do.
     fn time(&self, name: &str, work: Work, mut body: impl FnMut()) {
         body();
-        let (begun, mut best, mut runs) = (Instant::now(), f64::INFINITY, 0);
-        while begun.elapsed() < DURATION || runs < 5 {
-            let start = Instant::now();
-            body();
-            best = best.min(start.elapsed().as_secs_f64());
-            runs += 1;
+        let (mut seconds, mut shares) = (Vec::new(), Vec::new());
+        for _ in 0..WINDOWS {
+            let (begun, mut runs) = (Instant::now(), 0);
+            while begun.elapsed() < WINDOW || runs == 0 {
+                body();
+                runs += 1;
+            }
+            let taken = begun.elapsed().as_secs_f64() / f64::from(runs);
+            seconds.push(taken);
+            if let Work::Flops(dtype, flops) = work {
+                let ceiling = self.ceiling(dtype);
+                shares.push((flops / taken / ceiling, ceiling));
+            }
         }
-        let (rate, unit, ceiling) = match work {
-            Work::Flops(dtype, flops) => (flops / best / 1e9, "GFLOP/s", self.ceiling(dtype) / 1e9),
-            Work::Bytes(bytes) => (bytes / best / 1e9, "GB/s", f64::NAN),
+        seconds.sort_by(f64::total_cmp);
+        shares.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+        let median = seconds[WINDOWS / 2];
+        let (rate, unit) = match work {
+            Work::Flops(_, flops) => (flops / median / 1e9, "GFLOP/s"),
+            Work::Bytes(bytes) => (bytes / median / 1e9, "GB/s"),
         };
-        let share = if ceiling.is_nan() {
-            String::new()
-        } else {
-            format!("{:.0} % of {ceiling:.0}", 100.0 * rate / ceiling)
-        };
-        let (threads, ms) = (self.threads, best * 1e3);
+        let share = shares.get(WINDOWS / 2).map_or(String::new(), |(share, ceiling)| {
+            format!("{:.0} % of {:.0}", 100.0 * share, ceiling / 1e9)
+        });
+        let (threads, ms) = (self.threads, median * 1e3);
         println!("| {name} | {threads} | {ms:.3} | {rate:.1} {unit} | {share} |");
     }
 
-    /// Measured anew each time: what the machine can do changes with what its neighbours do.
     fn ceiling(&self, dtype: DType) -> f64 {
         let products = Products::Floats(dtype);
-        let rate = ceiling::rate(&self.cpu, products, Operands::InCache, DURATION / 4);
+        let rate = ceiling::rate(&self.cpu, products, Operands::InCache, WINDOW / 4);
         rate.unwrap_or(f64::NAN)
     }
 

@@ -1,9 +1,10 @@
 //! What the machine's multiply-adds can do, the reference for benchmarks and plans.
 //!
-//! On a matrix unit the rate of the instruction alone says little: loading its operands takes as long
-//! again, and four times as long while a neighbour uses the other half of the core. So there are two
-//! rates, and what is measured should be compared with one that was taken in the same seconds. The
-//! operands are random: a matrix unit multiplies zeros a fifth faster, as that takes less power.
+//! On a matrix unit the rate of the instruction alone says little: loading its operands takes as
+//! long again, and four times as long while a neighbour uses the other half of the core. So there
+//! are two rates, and what is measured should be compared with one that was taken in the same
+//! seconds. The operands are random: a matrix unit multiplies zeros a fifth faster, as that takes
+//! less power.
 
 use crate::cpu::{Cpu, Isa, Kernel, Plain, Scratch, with_scratch};
 use crate::element::DType;
@@ -26,18 +27,20 @@ pub enum Products {
 pub enum Operands {
     /// In registers already: the rate of the instruction.
     InRegisters,
-    /// In the first-level cache, from where each tile loads them: what a product can reach if memory
-    /// and packing are free.
+    /// In the first-level cache, from where each tile loads them: what a product can reach if
+    /// memory and packing are free.
     InCache,
 }
 
-/// Groups of the contraction, few enough for the operands of a tile to stay in the first-level cache.
+/// Groups of the contraction, few enough for the operands of a tile to stay in the first-level
+/// cache.
 const GROUPS: usize = 128;
 /// Tasks of a thread between two readings of the clock.
 const TASKS: usize = 4;
 /// Repetitions of a task in registers.
 const REPETITIONS: usize = 4096;
-/// Words of two bf16, of one `f32`, or of four bytes: random, of either sign and of magnitudes below 2.
+/// Words of two bf16, of one `f32`, or of four bytes: random, of either sign and of magnitudes
+/// below 2.
 pub(crate) static RANDOM: [u32; 1024] = {
     let (mut words, mut state, mut i) = ([0; 1024], 1u64, 0);
     while i < words.len() {
@@ -62,7 +65,9 @@ pub fn rate(cpu: &Cpu, products: Products, operands: Operands, duration: Duratio
     };
     let is_int8 = products == Products::Int8;
     with_tile!(cpu.isa, compute, M => {
-        let run = |scratch: Scratch<'_>| cpu.isa.run(Tiles::<M> { scratch, is_int8, operands, tile: PhantomData });
+        let tile = PhantomData::<M>;
+        let run =
+            |scratch: Scratch<'_>| cpu.isa.run(Tiles { scratch, is_int8, operands, tile });
         rate_of(cpu, scratch_bytes::<M>(), duration, &run)
     })
 }

@@ -52,7 +52,7 @@ pub mod vector;
 pub mod view;
 
 pub use capacity::try_with_capacity;
-pub use cpu::{Cpu, Isa};
+pub use cpu::{Cpu, Isa, MissingAmx};
 pub use element::{DType, Element, bf16, f16};
 pub use failure::{DeviceError, Failures, PAGE_LOCKED, Wanted, lock};
 pub use format::Storage;

@@ -30,8 +30,8 @@ pub use hone_kernels::random::Philox;
 #[cfg(feature = "testing")]
 pub use hone_kernels::testing;
 pub use hone_kernels::{
-    Cpu, DType, DeviceError, Isa, PAGE_LOCKED, Processor, Storage, View, ViewMut, Wanted, adamw,
-    ceiling, cuda, distribution, gemm, lock,
+    Cpu, DType, DeviceError, Isa, MissingAmx, PAGE_LOCKED, Processor, Storage, View, ViewMut,
+    Wanted, adamw, ceiling, cuda, distribution, gemm, lock,
 };
 pub use mapped::Mapped;
 pub use merge::merge;

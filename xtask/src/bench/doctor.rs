@@ -2,6 +2,7 @@
 
 use super::json;
 use serde_json::Value;
+use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -55,6 +56,27 @@ impl Doctor {
         let of = |row: &&Value| row["isa"] == self.profile()["isa"] && row["compute"] == compute;
         let row = self.rows().find(of)?;
         Some(Rates { registers: row["registers"].as_f64()?, loads: row["loads"].as_f64()? })
+    }
+
+    /// The rates of every instruction set, as a table in GFLOP/s.
+    pub fn table(&self) -> String {
+        let mut table = "Products by instruction set, from registers and with loads from the \
+                         first-level cache, GFLOP/s:\n\n\
+                         | instruction set | type | registers | loads | |\n\
+                         | --- | --- | ---: | ---: | --- |\n"
+            .to_owned();
+        for row in self.rows() {
+            let giga = |key: &str| row[key].as_f64().map(|rate| rate / 1e9);
+            let shown =
+                |rate: Option<f64>| rate.map_or("–".to_owned(), |rate| format!("{rate:.0}"));
+            let (registers, loads) = (giga("registers"), giga("loads"));
+            let is_held = registers.zip(loads).is_some_and(|(from, with)| from > 2.0 * with);
+            let note = if is_held { "loads more than halve it" } else { "" };
+            let [isa, compute] = ["isa", "compute"].map(|key| row[key].as_str().unwrap_or("?"));
+            let (registers, loads) = (shown(registers), shown(loads));
+            let _ = writeln!(table, "| {isa} | {compute} | {registers} | {loads} | {note} |");
+        }
+        table
     }
 
     fn rows(&self) -> impl Iterator<Item = &Value> {

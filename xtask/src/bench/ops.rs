@@ -1,5 +1,6 @@
 //! `cargo xtask bench ops`: the rate of each operation beside the machine's ceilings.
 
+use super::doctor::Doctor;
 use super::{Place, report};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -8,10 +9,11 @@ const HEAD: &str = "# Operations beside the machine's ceilings
 
 <!-- Written by `cargo xtask bench ops`; do not edit. -->
 
-At the sizes of a Llama of 135 million weights with 1,024 tokens; least time of several, operands in
-the cache as far as it holds them. The ceiling of products is the rate of the tile on operands in
-the first-level cache, measured beside each figure: what the machine can do changes with its
-neighbours. A rate in GB/s above that of the memory means that the cache held the operands.
+At the sizes of a Llama of 135 million weights with 1,024 tokens; medians of seven windows, operands
+in the cache as far as it holds them. The ceiling of products is the rate of the tile with the loads
+that it does, from the first-level cache, in windows that take turns with those of the operation:
+what the machine can do changes with its neighbours, and the share is the median of the windows'. A
+rate in GB/s above that of the memory means that the cache held the operands.
 
 | operation | threads | ms | rate | of the ceiling |
 | --- | ---: | ---: | ---: | ---: |
@@ -38,7 +40,10 @@ fn try_run(root: &Path, names: &[&str]) -> Result<bool, String> {
     }
     if names.is_empty() {
         let place = Place::new(root, "bench-ops", None)?;
-        place.write_page("ops.md", &format!("{HEAD}{rows}\nMachine: {}.\n", place.machine()?))?;
+        let doctor = Doctor::ask(&place.hone, None)?;
+        let sets = doctor.table();
+        let machine = place.machine()?;
+        place.write_page("ops.md", &format!("{HEAD}{rows}\n{sets}\nMachine: {machine}.\n"))?;
     }
     Ok(true)
 }

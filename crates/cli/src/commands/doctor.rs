@@ -4,8 +4,8 @@ use crate::args::DoctorArgs;
 use crate::failure::Failure;
 use crate::output;
 use hone_model::hub::HubSettings;
-use hone_tensor::Isa;
 use hone_tensor::cuda::{CudaError, Gpu, num_devices};
+use hone_tensor::{Isa, MissingAmx};
 use hone_train::machine;
 use hone_train::profile::{DeviceProfile, SetRates, measure_sets};
 use hone_train::report::format_bytes;
@@ -52,7 +52,8 @@ pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
         ("GPU", described(&gpus)),
         ("model cache", hub_cache(&hub)),
     ];
-    if let Some(reason) = Isa::missing_amx() {
+    // That most processors have none is no news.
+    if let Some(reason) = Isa::missing_amx().filter(|reason| *reason != MissingAmx::Processor) {
         let at = 1 + rows.iter().position(|(name, _)| *name == "instruction set").unwrap_or(0);
         rows.insert(at, ("AMX", format!("not used: {reason}")));
     }

@@ -32,7 +32,8 @@ pub enum Isa {
 pub(crate) trait Kernel {
     /// Type of the result.
     type Output;
-    /// Whether it runs tiles of products: subnormals are zero then, and a matrix unit is configured.
+    /// Whether it runs tiles of products: subnormals are zero then, and a matrix unit is
+    /// configured.
     const RUNS_TILES: bool = false;
     /// The computation. Implementations and everything in their hot loops are `#[inline(always)]`.
     fn run(self) -> Self::Output;
@@ -70,8 +71,8 @@ impl Isa {
         })
     }
 
-    /// The last, unless it is one that multiplies bf16 slower than `f32` multiply-adds do: processors
-    /// of Intel's without AMX run `vdpbf16ps` at half the rate.
+    /// The last, unless it is one that multiplies bf16 slower than `f32` multiply-adds do:
+    /// processors of Intel's without AMX run `vdpbf16ps` at half the rate.
     fn best_of(available: &[Self]) -> Self {
         match available {
             [.., Isa::Avx512, Isa::Avx512Bf16] => ceiling::faster([Isa::Avx512Bf16, Isa::Avx512]),

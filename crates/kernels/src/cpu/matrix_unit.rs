@@ -31,11 +31,11 @@ impl fmt::Display for MissingAmx {
                 "the kernel does not permit AMX, as a signal stack of this process is too small",
             ),
             Self::Permission(error) => {
-                let error = std::io::Error::from_raw_os_error(*error);
+                let error = std::io::Error::from_raw_os_error(*error).kind();
                 write!(
                     f,
-                    "the kernel does not permit AMX to this process ({error}); it may be older than \
-                     Linux 5.16, or a seccomp filter may forbid arch_prctl"
+                    "the kernel does not permit AMX to this process ({error}); it may be older \
+                     than Linux 5.16, or a seccomp filter may forbid arch_prctl"
                 )
             }
         }
@@ -107,14 +107,15 @@ mod x86_64 {
         __cpuid(1).ecx & OSXSAVE != 0 && unsafe { enabled_states() } & TILES == TILES
     }
 
-    /// Asks for the use of tile registers, for all threads of this process; else the error's number.
+    /// Asks for the use of tile registers, for all threads of this process; else the error's
+    /// number.
     fn request_permission() -> Result<(), i32> {
         const SYS_ARCH_PRCTL: i64 = 158;
         const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
         const XFEATURE_XTILEDATA: u64 = 18;
         let result: i64;
-        // SAFETY: the call has no effect on memory; it is Linux's, which alone enables the state of tiles
-        // on demand.
+        // SAFETY: the call has no effect on memory; it is Linux's, which alone enables the state of
+        // tiles on demand.
         unsafe {
             asm!(
                 "syscall",

@@ -1,12 +1,12 @@
 //! Subnormal numbers as zero.
 //!
-//! Matrix units, and instructions that multiply bf16, take subnormal operands for zero and give zero
-//! for subnormal results, whatever a thread has chosen. So that all instruction sets give the same
-//! bits, every kernel that runs tiles of products does.
+//! Matrix units, and instructions that multiply bf16, take subnormal operands for zero and give
+//! zero for subnormal results, whatever a thread has chosen. So that all instruction sets give the
+//! same bits, every kernel that runs tiles of products does.
 //!
 //! Rust takes the default for granted: it may fold constants as if subnormals existed, and move
-//! operations across the switch. These kernels have no such constants, and are functions of their own,
-//! compiled for an instruction set, which nothing is moved into or out of.
+//! operations across the switch. These kernels have no such constants, and are functions of their
+//! own, compiled for an instruction set, which nothing is moved into or out of.
 
 use std::arch::asm;
 

@@ -1,5 +1,5 @@
-//! The order in which bf16 products are summed, spelt out, and the numbers at which instruction sets
-//! could differ.
+//! The order in which bf16 products are summed, spelt out, and the numbers at which instruction
+//! sets could differ.
 
 use super::*;
 use crate::cpu::{Cpu, Isa};

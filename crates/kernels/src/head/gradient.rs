@@ -96,9 +96,16 @@ fn typed<T: Typed>(
                 let d_bias = d_bias
                     .as_ref()
                     .map(|all| unsafe { all.slice(columns.start, columns.len()) });
-                let kernel =
-                    Columns::<T, T::TileOf<I>> { inputs, x, panels, per_row, columns, d_w, d_bias, scratch };
-                cpu.isa.run(kernel);
+                cpu.isa.run(Columns::<T, T::TileOf<I>> {
+                    inputs,
+                    x,
+                    panels,
+                    per_row,
+                    columns,
+                    d_w,
+                    d_bias,
+                    scratch,
+                });
             });
         });
     });

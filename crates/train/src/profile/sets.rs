@@ -5,8 +5,8 @@ use hone_tensor::ceiling::{self, Operands, Products};
 use hone_tensor::{DType, Device, Isa};
 use serde::Serialize;
 
-/// Rates of products in one type by one instruction set, on all threads. FLOP/s count a multiply-add
-/// as two.
+/// Rates of products in one type by one instruction set, on all threads. FLOP/s count a
+/// multiply-add as two.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SetRates {
     /// Name of the instruction set, as in `HONE_ISA`.

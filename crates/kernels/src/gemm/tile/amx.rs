@@ -1,16 +1,18 @@
 //! AMX: tiles of 32 × 32 in the matrix unit's registers, four of 16 × 16 results each.
 //!
-//! `tdpbf16ps` multiplies 16 rows of 32 steps with 16 columns, `tdpbusd` 16 rows of 64 steps of bytes.
-//! The left operand's rows are read in place; a panel is what the right operand's registers hold. The
-//! instructions have no stable intrinsics, so the whole loop is one block of assembly for each size.
+//! `tdpbf16ps` multiplies 16 rows of 32 steps with 16 columns, `tdpbusd` 16 rows of 64 steps of
+//! bytes. The left operand's rows are read in place; a panel is what the right operand's registers
+//! hold. The instructions have no stable intrinsics, so the whole loop is one block of assembly for
+//! each size.
 //!
-//! Registers are configured for whole tiles by whoever runs a task ([`Configured`]), as that takes as
-//! long as a tile's products do. Rows or steps that fill no register are copied and padded.
+//! Registers are configured for whole tiles by whoever runs a task ([`Configured`]), as that takes
+//! as long as a tile's products do. Rows or steps that fill no register are copied and padded.
 //!
 //! Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
 
 use super::avx512_bf16;
-use super::avx512_pack::{self, Layout, Pairs, packing, packs};
+use super::avx512_layout::{Layout, Pairs};
+use super::avx512_pack::{self, packing, packs};
 use super::avx512_source::LANES;
 use super::{BLOCK, Lines, Part, Segment, Store, Sums, Tile, int8};
 use crate::ceiling::RANDOM;
@@ -329,11 +331,13 @@ struct Block {
     stride: usize,
 }
 
-/// The assembly of a size of tiles. Of results, those of the first 16 rows are in `tmm0` and `tmm1`,
-/// those below in `tmm2` and `tmm3`; rows of the left operand come to `tmm4` and `tmm5`, columns of
-/// the right one to `tmm6` and `tmm7`.
+/// The assembly of a size of tiles. Of results, those of the first 16 rows are in `tmm0` and
+/// `tmm1`, those below in `tmm2` and `tmm3`; rows of the left operand come to `tmm4` and `tmm5`,
+/// columns of the right one to `tmm6` and `tmm7`.
 macro_rules! template {
-    ($to_bytes:literal, $panel:literal, $zero:literal, $load:literal, $step:expr, $store:literal) => {
+    ($to_bytes:literal, $panel:literal, $zero:literal, $load:literal, $step:expr,
+     $store:literal
+    ) => {
         concat!(
             "test {a0}, {a0}\njz 2f\n",
             $load,
@@ -358,8 +362,8 @@ macro_rules! template {
 }
 
 /// Prefetches eight lines of the columns, of those that come next. Without, loads from the
-/// second-level cache take half as long again while a neighbour slows the core. Rows are left alone:
-/// prefetching them as well takes a fifth of the rate when no neighbour does.
+/// second-level cache take half as long again while a neighbour slows the core. Rows are left
+/// alone: prefetching them as well takes a fifth of the rate when no neighbour does.
 macro_rules! prefetch {
     ($base:literal) => {
         concat!(
@@ -423,7 +427,9 @@ macro_rules! registers {
 
 /// Defines the functions of all sizes for an instruction, and one that only multiplies.
 macro_rules! sizes {
-    ($elem:ty, $product:literal, $to_bytes:literal, $in_registers:ident, [$one:ident $wide:ident $tall:ident $square:ident]) => {
+    ($elem:ty, $product:literal, $to_bytes:literal, $in_registers:ident,
+     [$one:ident $wide:ident $tall:ident $square:ident]
+    ) => {
         /// # Safety
         /// This thread must be [`Configured`].
         unsafe fn $in_registers(count: usize) {
@@ -513,5 +519,8 @@ macro_rules! sizes {
     };
 }
 
-sizes!(bf16, "tdpbf16ps", "shl {sa}, 1\n", bf16_in_registers, [bf16_1x1 bf16_1x2 bf16_2x1 bf16_2x2]);
+sizes!(
+    bf16, "tdpbf16ps", "shl {sa}, 1\n", bf16_in_registers,
+    [bf16_1x1 bf16_1x2 bf16_2x1 bf16_2x2]
+);
 sizes!(u8, "tdpbusd", "", bytes_in_registers, [bytes_1x1 bytes_1x2 bytes_2x1 bytes_2x2]);

@@ -1,6 +1,7 @@
 //! AVX-512: `f32` tiles of 8 × 48.
 
-use super::avx512_pack::{self, F32, Layout, Rounded, packing, packs};
+use super::avx512_layout::{F32, Layout, Rounded};
+use super::avx512_pack::{self, packing, packs};
 use super::avx512_source::LANES;
 use super::floats::float_tiles;
 use super::plain::direct_f32;

@@ -1,10 +1,11 @@
 //! AVX-512 with BF16: tiles of 4 × 48.
 //!
-//! `vdpbf16ps` adds the product of the upper halves of two lanes to an accumulator, and then that of
-//! the lower halves, rounded after each; it takes subnormals for zero. Lanes that hold steps two
+//! `vdpbf16ps` adds the product of the upper halves of two lanes to an accumulator, and then that
+//! of the lower halves, rounded after each; it takes subnormals for zero. Lanes that hold steps two
 //! apart therefore make a chain of even steps, and one of odd steps: the order of AMX.
 
-use super::avx512_pack::{self, Crossed, Layout, packing, packs};
+use super::avx512_layout::{Crossed, Layout};
+use super::avx512_pack::{self, packing, packs};
 use super::avx512_source::{LANES, first_16};
 use super::{BLOCK, Lines, Part, Segment, Store, Sums, Tile, for_size, int8};
 use crate::element::bf16;

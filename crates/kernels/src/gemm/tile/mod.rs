@@ -4,10 +4,11 @@
 //! `f32`, pairs for bf16. The right operand is packed into panels `[group][column][step]`; rows of
 //! the left operand are read in place if their type and the tile allow.
 //!
-//! All implementations give the same bits. `f32` products are one chain of fused multiply-adds. bf16
-//! products are summed as AMX's `tdpbf16ps` does it: each [`BLOCK`] of 32 steps apart, its even and
-//! its odd steps as two chains of fused multiply-adds that begin at zero; their sum is added to what
-//! is there. A contraction is padded with zeros to whole blocks, on every instruction set.
+//! All implementations give the same bits. `f32` products are one chain of fused multiply-adds.
+//! bf16 products are summed as AMX's `tdpbf16ps` does it: each [`BLOCK`] of 32 steps apart, its
+//! even and its odd steps as two chains of fused multiply-adds that begin at zero; their sum is
+//! added to what is there. A contraction is padded with zeros to whole blocks, on every instruction
+//! set.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -17,6 +18,8 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_bf16;
+#[cfg(target_arch = "x86_64")]
+mod avx512_layout;
 #[cfg(target_arch = "x86_64")]
 mod avx512_pack;
 #[cfg(target_arch = "x86_64")]
