@@ -250,6 +250,8 @@ pub fn check_op_in(computes: &[Compute], name: &str, op: &dyn Operation) {
         let first = on_heap(op, &Device::cpu_with_isa(1, Isa::Scalar), compute);
         check_against_reference(&name, op, compute, &first);
         for device in devices() {
+            let cpu = device.as_cpu().expect("a CPU");
+            let name = format!("{name}, {:?} with {} threads", cpu.isa(), cpu.threads());
             check_identical(&name, &first, &on_heap(op, &device, compute));
         }
         check_plan(&name, op, compute, &first, &Device::cpu(2));

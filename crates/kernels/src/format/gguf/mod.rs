@@ -245,19 +245,10 @@ fn to_half(x: f32) -> [u8; 2] {
     f16::from_f32(x).to_le_bytes()
 }
 
-/// An f16 as it lies in a file. A scale is often subnormal: its bits are not multiplied as those of
-/// an `f32`, which some processors do slowly, and nothing branches.
+/// An f16 as it lies in a file.
 #[inline(always)]
 fn half(bytes: [u8; 2]) -> f32 {
-    let bits = u32::from(u16::from_le_bytes(bytes));
-    let magnitude = bits & 0x7fff;
-    // Below the least normal number, 2^-14, a mantissa is added to that, and that taken off again.
-    let least = 113 << 23;
-    let subnormal = f32::from_bits(least | magnitude << 13) - f32::from_bits(least);
-    let rebias = if magnitude < 0x7c00 { 112 << 23 } else { 224 << 23 };
-    let normal = f32::from_bits((magnitude << 13) + rebias);
-    let value = if magnitude < 0x400 { subnormal } else { normal };
-    f32::from_bits(value.to_bits() | (bits & 0x8000) << 16)
+    Element::to_f32(f16::from_le_bytes(bytes))
 }
 
 #[cfg(test)]
