@@ -54,8 +54,7 @@ impl Doctor {
     /// The rates of the instruction set that Hone uses, in `compute`.
     pub fn rates(&self, compute: &str) -> Option<Rates> {
         let of = |row: &&Value| row["isa"] == self.profile()["isa"] && row["compute"] == compute;
-        let row = self.rows().find(of)?;
-        Some(Rates { registers: row["registers"].as_f64()?, loads: row["loads"].as_f64()? })
+        self.rows().find(of).and_then(of_row)
     }
 
     /// The rates of every instruction set, as a table in GFLOP/s.
@@ -70,7 +69,7 @@ impl Doctor {
             let shown =
                 |rate: Option<f64>| rate.map_or("–".to_owned(), |rate| format!("{rate:.0}"));
             let (registers, loads) = (giga("registers"), giga("loads"));
-            let is_held = registers.zip(loads).is_some_and(|(from, with)| from > 2.0 * with);
+            let is_held = of_row(row).is_some_and(|rates| rates.registers > 2.0 * rates.loads);
             let note = if is_held { "loads more than halve it" } else { "" };
             let [isa, compute] = ["isa", "compute"].map(|key| row[key].as_str().unwrap_or("?"));
             let (registers, loads) = (shown(registers), shown(loads));
@@ -87,6 +86,11 @@ impl Doctor {
         let text = self.profile()[key].as_str();
         text.ok_or_else(|| format!("hone doctor does not tell its {key}"))
     }
+}
+
+/// Both rates of a row; none where plain code multiplies, and no instruction.
+fn of_row(row: &Value) -> Option<Rates> {
+    Some(Rates { registers: row["registers"].as_f64()?, loads: row["loads"].as_f64()? })
 }
 
 #[cfg(test)]

@@ -89,8 +89,8 @@ fn padded_row(hidden_size: usize) -> usize {
 /// Bytes of scratch memory that a thread needs.
 pub(super) fn scratch_bytes(hidden_size: usize) -> usize {
     let h = max_padded(hidden_size);
-    let floats = (COLS * padded_row(hidden_size)).max(COLS * h);
-    let packed = floats.max(int8_right_len(COLS, hidden_size)) + ROWS * h;
+    let panels = (COLS * padded_row(hidden_size)).max(int8_right_len(COLS, hidden_size));
+    let packed = panels + ROWS * h;
     4 * (packed + 3 * ROWS * COLS) + 8 * 64
 }
 

@@ -154,13 +154,9 @@ impl Measure {
 struct Rates {
     narrow: Compute,
     measured: Vec<(Measure, f64)>,
-    /// Of a CPU, for [`CEILINGS`].
+    /// Of a CPU, for [`Products::ALL`].
     ceilings: [f64; 3],
 }
-
-/// Products whose ceilings a CPU is measured for.
-const CEILINGS: [Products; 3] =
-    [Products::Floats(DType::F32), Products::Floats(DType::Bf16), Products::Int8];
 
 impl Rates {
     fn of(&self, measure: Measure) -> Option<f64> {
@@ -203,7 +199,7 @@ fn rates(on: &On<'_>, quantised: &[Compute]) -> Rates {
     for _ in 0..WINDOWS {
         probes.iter_mut().for_each(|probe| probe.window(on.device));
         let Some(cpu) = on.device.as_cpu() else { continue };
-        for (products, rates) in CEILINGS.into_iter().zip(&mut ceilings) {
+        for (products, rates) in Products::ALL.into_iter().zip(&mut ceilings) {
             rates.extend(ceiling::rate(cpu, products, Operands::InCache, WINDOW));
         }
     }

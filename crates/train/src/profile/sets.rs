@@ -2,7 +2,7 @@
 
 use super::measure::{WINDOW, median};
 use hone_tensor::ceiling::{self, Operands, Products};
-use hone_tensor::{DType, Device, Isa};
+use hone_tensor::{Device, Isa};
 use serde::Serialize;
 
 /// Rates of products in one type by one instruction set, on all threads. FLOP/s count a
@@ -30,12 +30,6 @@ impl SetRates {
 /// Windows of each rate.
 const WINDOWS: usize = 3;
 
-const TYPES: [(&str, Products); 3] = [
-    ("f32", Products::Floats(DType::F32)),
-    ("bf16", Products::Floats(DType::Bf16)),
-    ("int8", Products::Int8),
-];
-
 /// Measures every instruction set that this machine has, the slowest first, in windows that take
 /// turns: what a neighbour does for a moment slows one window of each, and not the medians.
 pub fn measure_sets(threads: usize) -> Vec<SetRates> {
@@ -43,20 +37,20 @@ pub fn measure_sets(threads: usize) -> Vec<SetRates> {
         Isa::available().into_iter().map(|isa| (isa, Device::cpu_with_isa(threads, isa))).collect();
     let kinds: Vec<_> = devices
         .iter()
-        .flat_map(|(isa, device)| TYPES.map(|(name, products)| (*isa, device, name, products)))
+        .flat_map(|(isa, device)| Products::ALL.map(|products| (*isa, device, products)))
         .collect();
     let mut found = vec![[const { Vec::new() }; 2]; kinds.len()];
     for _ in 0..WINDOWS {
-        for ((_, device, _, products), found) in kinds.iter().zip(&mut found) {
+        for ((_, device, products), found) in kinds.iter().zip(&mut found) {
             let cpu = device.as_cpu().expect("a CPU was asked for");
             for (operands, found) in [Operands::InRegisters, Operands::InCache].iter().zip(found) {
                 found.extend(ceiling::rate(cpu, *products, *operands, WINDOW));
             }
         }
     }
-    let rates = kinds.iter().zip(found).map(|((isa, _, compute, _), [registers, loads])| {
+    let rates = kinds.iter().zip(found).map(|((isa, _, products), [registers, loads])| {
         let registers = (!registers.is_empty()).then(|| median(registers));
-        SetRates { isa: isa.name(), compute, registers, loads: median(loads) }
+        SetRates { isa: isa.name(), compute: products.name(), registers, loads: median(loads) }
     });
     rates.collect()
 }

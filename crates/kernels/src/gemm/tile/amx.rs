@@ -12,7 +12,7 @@
 
 use super::avx512_bf16;
 use super::avx512_layout::{Layout, Pairs};
-use super::avx512_pack::{self, packing, packs};
+use super::avx512_pack::{self, packing};
 use super::avx512_source::LANES;
 use super::{BLOCK, Lines, Part, Segment, Store, Sums, Tile, int8};
 use crate::ceiling::RANDOM;
@@ -99,23 +99,7 @@ impl Tile for Amx {
         }
     }
 
-    #[inline(always)]
-    fn packs(x: Lines<'_>, part: Part) -> bool {
-        packs(x, part)
-    }
-
-    packing!(
-        Pairs,
-        "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,avx512bf16",
-        pack_panel,
-        pack_rows
-    );
-
-    #[inline(always)]
-    unsafe fn pack_int8(x: Lines<'_>, part: Part, vectors: usize, panel: &mut [i32]) {
-        // SAFETY: as the caller promises.
-        unsafe { avx512_pack::pack_int8(x, part, vectors, panel) }
-    }
+    packing!(Pairs, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,avx512bf16");
 
     #[inline(always)]
     unsafe fn run(rows: usize, vectors: usize, segments: &[Segment<bf16>], sums: Sums) {

@@ -1,7 +1,7 @@
 //! AVX-512: `f32` tiles of 8 × 48.
 
 use super::avx512_layout::{F32, Layout, Rounded};
-use super::avx512_pack::{self, packing, packs};
+use super::avx512_pack::{self, packing};
 use super::avx512_source::LANES;
 use super::floats::float_tiles;
 use super::plain::direct_f32;
@@ -25,23 +25,12 @@ impl Tile for Avx512 {
         direct_f32(data)
     }
 
-    #[inline(always)]
-    fn packs(x: Lines<'_>, part: Part) -> bool {
-        packs(x, part)
-    }
-
-    packing!(F32, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma", pack_panel, pack_rows);
+    packing!(F32, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
 
     #[inline(always)]
     unsafe fn run(rows: usize, vectors: usize, segments: &[Segment<f32>], sums: Sums) {
         // SAFETY: as the caller promises.
         unsafe { for_size!(rows, vectors, [1 2 3 4 5 6 7 8], tile(segments, sums)) }
-    }
-
-    #[inline(always)]
-    unsafe fn pack_int8(x: Lines<'_>, part: Part, vectors: usize, panel: &mut [i32]) {
-        // SAFETY: as the caller promises.
-        unsafe { avx512_pack::pack_int8(x, part, vectors, panel) }
     }
 
     #[inline(always)]

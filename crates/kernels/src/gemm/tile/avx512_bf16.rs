@@ -5,7 +5,7 @@
 //! apart therefore make a chain of even steps, and one of odd steps: the order of AMX.
 
 use super::avx512_layout::{Crossed, Layout};
-use super::avx512_pack::{self, packing, packs};
+use super::avx512_pack::{self, packing};
 use super::avx512_source::{LANES, first_16};
 use super::{BLOCK, Lines, Part, Segment, Store, Sums, Tile, for_size, int8};
 use crate::element::bf16;
@@ -34,23 +34,7 @@ impl Tile for Avx512Bf16 {
         None
     }
 
-    #[inline(always)]
-    fn packs(x: Lines<'_>, part: Part) -> bool {
-        packs(x, part)
-    }
-
-    packing!(
-        Crossed,
-        "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,avx512bf16",
-        pack_panel,
-        pack_rows
-    );
-
-    #[inline(always)]
-    unsafe fn pack_int8(x: Lines<'_>, part: Part, vectors: usize, panel: &mut [i32]) {
-        // SAFETY: as the caller promises.
-        unsafe { avx512_pack::pack_int8(x, part, vectors, panel) }
-    }
+    packing!(Crossed, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,avx512bf16");
 
     #[inline(always)]
     unsafe fn run(rows: usize, vectors: usize, segments: &[Segment<bf16>], sums: Sums) {

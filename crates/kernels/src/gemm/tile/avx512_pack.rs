@@ -46,8 +46,23 @@ pub(super) fn packs(x: Lines<'_>, part: Part) -> bool {
     is_aligned && (Q8_0Blocks::of(packed).is_some() || Nf4Blocks::of(packed).is_some())
 }
 
-/// Implements the packing of a [`Tile`](super::Tile), in a layout, on a machine with some features.
+/// Implements the packing of a [`Tile`](super::Tile), in a layout, on a machine with some features;
+/// with names of functions only that of floats, under these.
 macro_rules! packing {
+    ($layout:ty, $features:literal) => {
+        #[inline(always)]
+        fn packs(x: Lines<'_>, part: Part) -> bool {
+            avx512_pack::packs(x, part)
+        }
+
+        #[inline(always)]
+        unsafe fn pack_int8(x: Lines<'_>, part: Part, vectors: usize, panel: &mut [i32]) {
+            // SAFETY: as the caller promises.
+            unsafe { avx512_pack::pack_int8(x, part, vectors, panel) }
+        }
+
+        packing!($layout, $features, pack_panel, pack_rows);
+    };
     ($layout:ty, $features:literal, $pack_panel:ident, $pack_rows:ident) => {
         unsafe fn $pack_panel(x: Lines<'_>, part: Part, vectors: usize, panel: &mut [Self::Elem]) {
             #[target_feature(enable = $features)]
