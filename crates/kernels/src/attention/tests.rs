@@ -1,5 +1,6 @@
 use super::*;
 use crate::cpu::{Cpu, Isa};
+use crate::element::bf16;
 use crate::random::Philox;
 use crate::view::ViewMut;
 
@@ -149,4 +150,59 @@ fn long_rows_give_the_same_bits_with_any_number_of_threads() {
             assert!((f64::from(*found) - exact).abs() < 1e-5 * greatest, "{found}, {exact}");
         }
     }
+}
+
+/// Values, and gradients of the output, that are infinite or no numbers reach the same elements on
+/// every instruction set, whatever the size of its tiles: what a mask leaves out is zero, but zero
+/// times infinity is not.
+#[test]
+fn infinities_reach_the_same_elements_everywhere() {
+    let (t, sequences) = (230, [Sequence::new(0, 150), Sequence::new(150, 80)]);
+    let special = |stream, len| {
+        let random = Philox::new(9, stream);
+        let number = |i| match random.uniform(i) {
+            x if x < 0.002 => f32::INFINITY,
+            x if x < 0.003 => f32::NAN,
+            _ => random.normal(i),
+        };
+        (0..len as u64).map(number).collect::<Vec<f32>>()
+    };
+    for heads in masks().into_iter().chain([HEADS.two_sided(Some(9))]) {
+        let (qkv, d_out) = (special(1, t * heads.qkv_width()), special(2, t * heads.out_width()));
+        let narrow = |x: &[f32]| x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<bf16>>();
+        let halves = [narrow(&qkv), narrow(&d_out)];
+        let run = |isa| {
+            let cpu = Cpu::with_isa(2, isa);
+            let wide = run_with(&cpu, &heads, &qkv, &d_out, &sequences);
+            let narrow = run_in_bf16(&cpu, &heads, &halves[0], &halves[1], &sequences);
+            let results = wide.into_iter().chain(narrow).flatten();
+            let bits = results.map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() });
+            bits.collect::<Vec<u32>>()
+        };
+        let first = run(Isa::Scalar);
+        for isa in Isa::available() {
+            assert!(run(isa) == first, "{isa:?}, {heads:?}");
+        }
+    }
+}
+
+/// [`run_with`] in bf16.
+fn run_in_bf16(
+    cpu: &Cpu,
+    heads: &Heads,
+    qkv: &[bf16],
+    d_out: &[bf16],
+    sequences: &[Sequence],
+) -> [Vec<f32>; 2] {
+    let t = qkv.len() / heads.qkv_width();
+    let mut out = vec![bf16::from_f32(f32::NAN); t * heads.out_width()];
+    let mut d_qkv = vec![bf16::from_f32(f32::NAN); qkv.len()];
+    let mut lse = vec![0.0; t * heads.num_heads];
+    let mut workspace = vec![f32::NAN; workspace_len(Target::Cpu, heads, t)];
+    let inputs = Inputs::packed(View::Bf16(qkv), heads);
+    forward(cpu, inputs, heads, sequences, ViewMut::Bf16(&mut out), &mut lse);
+    let saved = Saved { qkv: View::Bf16(qkv), out: View::Bf16(&out), lse: View::F32(&lse) };
+    let gradients = Gradients { d_qkv: ViewMut::Bf16(&mut d_qkv), sinks: None };
+    backward(cpu, saved, heads, sequences, View::Bf16(d_out), gradients, &mut workspace);
+    [View::Bf16(&out).to_vec_f32(), View::Bf16(&d_qkv).to_vec_f32()]
 }

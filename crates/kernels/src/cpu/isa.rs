@@ -84,7 +84,8 @@ impl Isa {
     /// Why this process cannot use AMX, if it cannot.
     pub fn missing_amx() -> Option<MissingAmx> {
         #[cfg(target_arch = "x86_64")]
-        return super::matrix_unit::missing();
+        return super::matrix_unit::missing()
+            .or_else(|| (!Self::available().contains(&Self::Amx)).then_some(MissingAmx::Vectors));
         #[cfg(not(target_arch = "x86_64"))]
         Some(MissingAmx::Processor)
     }
@@ -156,7 +157,8 @@ impl Isa {
     }
 }
 
-/// Never inlined where subnormals are handled in another way.
+// Never inlined where subnormals are handled in another way.
+
 #[inline(never)]
 fn run_baseline<K: Kernel>(kernel: K) -> K::Output {
     kernel.run()
@@ -164,12 +166,14 @@ fn run_baseline<K: Kernel>(kernel: K) -> K::Output {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
+#[inline(never)]
 unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     kernel.run()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+#[inline(never)]
 unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     kernel.run()
 }

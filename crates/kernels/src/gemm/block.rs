@@ -172,8 +172,10 @@ pub(crate) fn right_of_all<'a, M: Tile>(
 }
 
 /// `out[rows, ·] (+)= a · b` for rows `stride` apart, in tiles. `steps(rows, columns)` is the range
-/// of the contraction that can be non-zero for a tile; if empty, the tile is not written. Writes
-/// whole panels: `stride` must be at least [`panel_cols`].
+/// of the contraction that can be non-zero; if empty, it is not written. It is asked for groups of
+/// [`BLOCK`] rows, and rounded to as many steps, whatever the size of tiles: where `b` is infinite,
+/// zeros that are left out are not those that are multiplied. Writes whole panels: `stride` must be
+/// at least [`panel_cols`].
 #[inline(always)]
 pub(crate) fn multiply<M: Tile>(
     a: Left<'_, M::Elem>,
@@ -186,15 +188,19 @@ pub(crate) fn multiply<M: Tile>(
     let width = b.vectors * M::LANES;
     assert!(a.rows.len() >= (num_rows - 1) * a.stride + b.depth);
     assert!(stride >= b.cols.next_multiple_of(width) && out.len() >= num_rows * stride);
-    for i in (0..num_rows).step_by(M::ROWS) {
-        let rows = M::ROWS.min(num_rows - i);
+    let mut i = 0;
+    while i < num_rows {
+        let first = i / BLOCK * BLOCK;
+        let group = first..num_rows.min(first + BLOCK);
+        let rows = M::ROWS.min(group.end - i);
         for (panel, col) in (0..b.cols).step_by(width).enumerate() {
-            let steps = steps(i..i + rows, col..col + width);
+            let steps = steps(group.clone(), col..col + width);
             if steps.is_empty() {
                 continue;
             }
-            let (first, end) = (steps.start / M::PADDING * M::PADDING, padded::<M>(steps.end));
-            assert!(end <= b.depth);
+            assert!(steps.end <= b.depth);
+            let first = steps.start / BLOCK * BLOCK;
+            let end = steps.end.next_multiple_of(BLOCK).min(b.depth);
             let segment = Segment {
                 a: &raw const a.rows[i * a.stride + first],
                 a_stride: a.stride,
@@ -206,6 +212,7 @@ pub(crate) fn multiply<M: Tile>(
             // set was checked as in `left`.
             unsafe { M::run(rows, b.vectors, &[segment], Sums { start, stride, store }) };
         }
+        i += rows;
     }
 }
 

@@ -4,55 +4,71 @@
 use super::*;
 use crate::cpu::{Cpu, Isa};
 use crate::element::bf16;
+use crate::gemm::tile::BLOCK;
 use crate::random::Philox;
 
-/// The sum of products as `tdpbf16ps` makes it, with subnormals as zero.
-fn sum_in_blocks(a: &[bf16], b: &[bf16]) -> f32 {
-    let as_zero = |x: f32| if x.is_subnormal() { 0.0 * x } else { x };
-    let chain = |parity: usize, steps: std::ops::Range<usize>| {
-        let products = steps.filter(|k| k % 2 == parity);
-        products.fold(0.0f32, |sum, k| {
-            let [a, b] = [a[k], b[k]].map(|x| as_zero(x.to_f32()));
-            as_zero(a.mul_add(b, sum))
-        })
-    };
-    (0..a.len()).step_by(32).fold(0.0, |sum, first| {
-        let steps = first..a.len().min(first + 32);
-        let block = as_zero(chain(0, steps.clone()) + chain(1, steps));
-        as_zero(sum + block)
-    })
+fn as_zero(x: f32) -> f32 {
+    if x.is_subnormal() { 0.0f32.copysign(x) } else { x }
 }
 
-/// `a [m, k] · bᵀ [k, n]` of rows of bf16.
-fn product(cpu: &Cpu, (m, n, k): (usize, usize, usize), a: &[bf16], b: &[bf16]) -> Vec<f32> {
+/// The sum of products as `tdpbf16ps` makes it, with subnormals as zero, of whole blocks.
+fn sum_in_blocks(a: &[f32], b: &[f32]) -> f32 {
+    let chain = |a: &[f32], b: &[f32], parity: usize| {
+        let products = a.iter().zip(b).skip(parity).step_by(2);
+        products.fold(0.0f32, |sum, (a, b)| as_zero(as_zero(*a).mul_add(as_zero(*b), sum)))
+    };
+    a.chunks_exact(BLOCK)
+        .zip(b.chunks_exact(BLOCK))
+        .fold(0.0, |sum, (a, b)| as_zero(sum + as_zero(chain(a, b, 0) + chain(a, b, 1))))
+}
+
+/// `a [m, k] · bᵀ [k, n]`, by rows.
+fn product(cpu: &Cpu, (m, n, k): (usize, usize, usize), a: View<'_>, b: View<'_>) -> Vec<f32> {
     let mut out = vec![f32::NAN; m * n];
-    let a = Matrix::rows(View::Bf16(a), k);
-    let b = Matrix::rows(View::Bf16(b), k).transposed();
+    let (a, b) = (Matrix::rows(a, k), Matrix::rows(b, k).transposed());
     let (terms, output) = ([Term::new(a, b, k)], OutputRegion::whole(m, n));
     let product = Product { terms: &terms, epilogue: Epilogue::default(), output };
     gemm(cpu, DType::Bf16, &[product], ViewMut::F32(&mut out));
     out
 }
 
-/// On every instruction set, with rows and columns that fill tiles, and that do not.
+/// Operands in bf16 and in f32, on every instruction set, with rows and columns that fill tiles,
+/// and that do not.
 fn check(name: &str, sizes: &[(usize, usize, usize)], number: impl Fn(u64, &Philox) -> f32) {
     for &(m, n, k) in sizes {
-        let numbers = |len: usize, stream| -> Vec<bf16> {
+        let numbers = |len: usize, stream| -> Vec<f32> {
             let random = Philox::new(3, stream);
-            (0..len as u64).map(|i| bf16::from_f32(number(i, &random))).collect()
+            (0..len as u64).map(|i| number(i, &random)).collect()
         };
-        let (a, b) = (numbers(m * k, 1), numbers(n * k, 2));
-        let rows = a.chunks_exact(k).flat_map(|a| b.chunks_exact(k).map(move |b| (a, b)));
-        let expected: Vec<f32> = rows.map(|(a, b)| sum_in_blocks(a, b)).collect();
-        for isa in Isa::available() {
-            let found = product(&Cpu::with_isa(2, isa), (m, n, k), &a, &b);
-            for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
-                let is_same = found.to_bits() == expected.to_bits()
-                    || (found.is_nan() && expected.is_nan())
-                    // The sign of a zero is not promised.
-                    || (*found == 0.0 && *expected == 0.0);
-                assert!(is_same, "{name}, {m}×{n}×{k}, {isa:?}, {i}: {found:e} for {expected:e}");
-            }
+        let operands = [numbers(m * k, 1), numbers(n * k, 2)];
+        let narrow = |x: &[f32]| x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<bf16>>();
+        let [a, b] = [&operands[0], &operands[1]].map(|x| narrow(x));
+        check_views(&format!("{name}, bf16"), (m, n, k), [View::Bf16(&a), View::Bf16(&b)]);
+        let [a, b] = &operands;
+        check_views(&format!("{name}, f32"), (m, n, k), [View::F32(a), View::F32(b)]);
+    }
+}
+
+fn check_views(name: &str, (m, n, k): (usize, usize, usize), operands: [View<'_>; 2]) {
+    // Conversions take subnormals for zero, too.
+    let round = |x: &f32| bf16::from_f32(as_zero(*x)).to_f32();
+    let rows = operands.map(|x| {
+        let padded = |row: &[f32]| {
+            let mut row: Vec<f32> = row.iter().map(round).collect();
+            row.resize(k.next_multiple_of(BLOCK), 0.0);
+            row
+        };
+        x.to_vec_f32().chunks_exact(k).map(padded).collect::<Vec<_>>()
+    });
+    let [a, b] = &rows;
+    let pairs = a.iter().flat_map(|a| b.iter().map(move |b| (a, b)));
+    let expected: Vec<f32> = pairs.map(|(a, b)| sum_in_blocks(a, b)).collect();
+    for isa in Isa::available() {
+        let found = product(&Cpu::with_isa(2, isa), (m, n, k), operands[0], operands[1]);
+        for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let is_same =
+                found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan();
+            assert!(is_same, "{name}, {m}×{n}×{k}, {isa:?}, {i}: {found:e} for {expected:e}");
         }
     }
 }
@@ -73,6 +89,8 @@ fn subnormals_are_zero() {
     check("subnormal products", &sizes, |i, random| random.normal(i) * 2f32.powi(-64));
     check("subnormal operands", &sizes, |i, random| match i % 3 {
         0 => random.normal(i) * 2f32.powi(-127),
+        // Of which the nearest bf16 is a normal number.
+        1 if i % 2 == 0 => f32::from_bits(0x007f_ffff),
         1 => random.normal(i) * 2f32.powi(100),
         _ => random.normal(i),
     });

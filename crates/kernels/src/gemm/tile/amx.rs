@@ -160,8 +160,9 @@ impl Copied {
         let all = self.0.chunks_exact_mut(Self::STRIDE);
         for (i, to) in all.take(rows.next_multiple_of(REGISTER_ROWS)).enumerate() {
             let bytes = if i < rows { bytes } else { 0 };
-            // SAFETY: as the caller promises.
-            let row = unsafe { std::slice::from_raw_parts(from.add(i * stride).cast(), bytes) };
+            let from = if i < rows { from.wrapping_add(i * stride) } else { from };
+            // SAFETY: as the caller promises; none of the bytes of a row that is not there.
+            let row = unsafe { std::slice::from_raw_parts(from.cast(), bytes) };
             to[..bytes].copy_from_slice(row);
             to[bytes..padded].fill(MaybeUninit::new(0));
         }

@@ -124,7 +124,8 @@ impl<S: Source> Lane<S> for Rounded {
     }
 }
 
-/// Rounds `f32` to the nearest bf16, ties to even.
+/// Rounds `f32` to the nearest bf16, ties to even; subnormals become zero, as in instructions that
+/// convert to bf16.
 ///
 /// # Safety
 /// The machine must have the instruction set.
@@ -140,7 +141,10 @@ unsafe fn rounded(x: __m512i) -> __m512i {
         // What makes a NaN quiet is in the upper half.
         let quiet = _mm512_set1_epi32(0x0040_0000);
         let nearest = _mm512_mask_or_epi32(nearest, is_nan, x, quiet);
-        _mm512_and_si512(nearest, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()))
+        let is_normal = _mm512_test_epi32_mask(x, _mm512_set1_epi32(0x7f80_0000));
+        let [sign, upper] = [i32::MIN, 0xffff_0000_u32.cast_signed()];
+        let kept = _mm512_mask_set1_epi32(_mm512_set1_epi32(sign), is_normal, upper);
+        _mm512_and_si512(nearest, kept)
     }
 }
 

@@ -239,7 +239,12 @@ impl Values {
     fn of<E: Element>(self, x: E) -> f32 {
         match self {
             Self::AsTheyAre => x.to_f32(),
-            Self::Rounded => <bf16 as Element>::from_f32(x.to_f32()).to_f32(),
+            Self::Rounded => {
+                let bits = x.to_f32().to_bits();
+                // As instructions that convert to bf16, which take subnormals for zero.
+                let bits = if bits & 0x7f80_0000 == 0 { bits & 0x8000_0000 } else { bits };
+                <bf16 as Element>::from_f32(f32::from_bits(bits)).to_f32()
+            }
         }
     }
 
