@@ -9,6 +9,8 @@ pub enum MissingAmx {
     Processor,
     /// Processors of this model have it; the hypervisor does not pass it on.
     Hypervisor,
+    /// AVX-512 with BF16 and VNNI, which packs what AMX multiplies, is not there.
+    Vectors,
     /// The kernel does not save its registers when it switches threads.
     Kernel,
     /// The kernel does not permit this process to use it; the number of the error.
@@ -24,6 +26,9 @@ impl fmt::Display for MissingAmx {
             Self::Hypervisor => {
                 f.write_str("the processor has AMX, but its hypervisor does not pass it on")
             }
+            Self::Vectors => f.write_str(
+                "AMX needs AVX-512 with BF16 and VNNI beside it, which this machine lacks",
+            ),
             Self::Kernel => {
                 f.write_str("the kernel does not support AMX (Linux does from 5.16 on)")
             }
@@ -61,7 +66,8 @@ mod x86_64 {
                 let who = if is_hidden { MissingAmx::Hypervisor } else { MissingAmx::Processor };
                 return Some(who);
             }
-            if !kernel_saves_it() {
+            // Only Linux is asked for the permission like this.
+            if !cfg!(target_os = "linux") || !kernel_saves_it() {
                 return Some(MissingAmx::Kernel);
             }
             request_permission().err().map(MissingAmx::Permission)
@@ -114,8 +120,7 @@ mod x86_64 {
         const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
         const XFEATURE_XTILEDATA: u64 = 18;
         let result: i64;
-        // SAFETY: the call has no effect on memory; it is Linux's, which alone enables the state of
-        // tiles on demand.
+        // SAFETY: the call is Linux's, as the caller has checked, and has no effect on memory.
         unsafe {
             asm!(
                 "syscall",

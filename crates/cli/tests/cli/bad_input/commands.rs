@@ -2,6 +2,7 @@
 
 use super::{Case, check, command, refused};
 use crate::sandbox::{Scene, ended};
+use hone_tensor::Isa;
 use serde_json::Value;
 
 #[test]
@@ -37,6 +38,20 @@ fn mistakes_in_the_command_line() {
         ),
         command("one field of two", PROMPT_FIELD, &["--completion-field"]),
     ]);
+}
+
+/// Every instruction set that this machine lacks.
+#[test]
+fn instruction_sets_that_are_not_here() {
+    let scene = Scene::new();
+    let is_here = |name: &&str| Isa::available().iter().any(|isa| isa.name() == *name);
+    let names = ["none", "", "avx2", "avx512", "avx512bf16", "amx", "neon"];
+    for name in names.into_iter().filter(|name| !is_here(name)) {
+        let reason = Isa::missing_amx().filter(|_| name == "amx");
+        let reason = reason.map_or(String::new(), |reason| format!("{reason}; "));
+        let said = format!("HONE_ISA={name}: {reason}this machine has scalar");
+        ended(scene.hone(&["doctor"]).env("HONE_ISA", name)).says(2, &[&said]);
+    }
 }
 
 /// Other arguments are looked through to find out what to print.
