@@ -12,6 +12,7 @@ use crate::{DeviceError, lock};
 use libloading::Library;
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::HashMap;
+use std::env::consts::ARCH;
 use std::ffi::c_void;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -72,12 +73,15 @@ struct Prefetch {
 impl Emulator {
     /// `None` without a C++ compiler.
     pub(super) fn new() -> Option<Self> {
-        static COMPILER: OnceLock<Option<&str>> = OnceLock::new();
-        let runs = |name: &&str| {
+        static COMPILER: OnceLock<Option<String>> = OnceLock::new();
+        let runs = |name: &String| {
             Command::new(name).arg("--version").output().is_ok_and(|out| out.status.success())
         };
-        let find = || ["c++", "g++", "clang++"].into_iter().find(runs);
-        let compiler = (*COMPILER.get_or_init(find))?;
+        // First the one for this processor, as it may be an emulated one, too.
+        let own = format!("{ARCH}-linux-gnu-g++");
+        let names = [&own, "c++", "g++", "clang++"];
+        let find = || names.into_iter().map(str::to_owned).find(runs);
+        let compiler = COMPILER.get_or_init(find).as_deref()?;
         let info = Info {
             name: "emulated GPU".to_owned(),
             compute_capability: (8, 0),
@@ -108,7 +112,7 @@ impl Emulator {
     fn compiled(&self, source: &Source) -> PathBuf {
         let program = program(source);
         // Not in a directory that others can write to, since libraries found there are loaded.
-        let path = cache::path(source.name, &program, "so")
+        let path = cache::path(source.name, &program, &format!("{ARCH}.so"))
             .expect("HOME or XDG_CACHE_HOME is set, for compiled kernels");
         if !path.exists() {
             self.compile(source.name, &program, &path);

@@ -53,6 +53,13 @@ impl Tile for Neon {
     }
 
     #[inline(always)]
+    unsafe fn run_int8_in_registers(count: usize) -> Option<usize> {
+        // SAFETY: the extension was detected.
+        std::arch::is_aarch64_feature_detected!("dotprod")
+            .then(|| unsafe { bytes_in_registers(count) })
+    }
+
+    #[inline(always)]
     unsafe fn run_int8(rows: usize, vectors: usize, segment: int8::Segment, sums: Sums) {
         // SAFETY: as the caller promises.
         unsafe {
@@ -127,6 +134,19 @@ unsafe fn int8_tile<const R: usize, const V: usize>(segment: int8::Segment, sums
             }
         }
     }
+}
+
+/// [`Tile::run_int8_in_registers`] with `sdot`.
+#[target_feature(enable = "neon,dotprod")]
+fn bytes_in_registers(count: usize) -> usize {
+    let (mut acc, ones) = ([vdupq_n_s32(0); 16], std::hint::black_box(vdupq_n_s32(0x0101_0101)));
+    for _ in 0..count {
+        for acc in &mut acc {
+            *acc = dot(*acc, ones, ones);
+        }
+    }
+    std::hint::black_box(acc);
+    2 * count * acc.len() * LANES * int8::STEP
 }
 
 /// `sum + Σ x · y` over the four signed bytes of each lane; the intrinsic is not stable yet.
