@@ -284,46 +284,40 @@ struct Trained {
     params: Params,
     gradients: RefCell<Gradients>,
     x: Tensor,
+    d_y: Tensor,
 }
 
 impl Trained {
-    fn new(on: &On<'_>, params: Params, input: &[usize]) -> Self {
+    /// For `[tokens, inputs, outputs]`.
+    fn new(on: &On<'_>, params: Params, [t, inputs, outputs]: [usize; 3]) -> Self {
         let gradients = Gradients::zeros(on.device, &params).unwrap_or_else(|error| {
             on.device.fail(error);
             Gradients::default()
         });
         let gradients = RefCell::new(gradients);
-        let x = touched(on.device, on.narrow.dtype(), input);
-        Self { device: on.device.clone(), compute: on.narrow, params, gradients, x }
+        let [x, d_y] =
+            [inputs, outputs].map(|width| numbers(on.device, on.narrow.dtype(), &[t, width]));
+        Self { device: on.device.clone(), compute: on.narrow, params, gradients, x, d_y }
     }
 
     fn run<'a>(&'a self, operation: impl FnOnce(&mut Tape<'a>, Var) -> Var) {
         let mut tape = Tape::training(&self.device, &self.params, self.compute, None);
         let x = tape.leaf(self.x.clone(), true);
         let y = operation(&mut tape, x);
-        let dtype = self.compute.dtype();
-        let d_y = self.device.alloc(Category::Workspace, dtype, y.value().shape());
-        drop(tape.backward(y, d_y, &mut self.gradients.borrow_mut()));
+        drop(tape.backward(y, self.d_y.clone(), &mut self.gradients.borrow_mut()));
     }
 }
 
 fn product(on: &On<'_>, compute: Compute) -> impl Fn() + 'static {
     let (device, [t, k, n]) = (on.device, on.sizes.product);
     let params = Params::default();
-    let weight = match compute {
-        Compute::Int8 | Compute::Fp8 => {
-            // The CPU has its threads already.
-            let host = if device.target() == Target::Cpu { device } else { Device::host() };
-            let zeros = touched(host, DType::F32, &[n, k]);
-            load_as(device, Category::Workspace, &zeros, Storage::INT8).unwrap_or_else(|error| {
-                device.fail(error);
-                touched(device, DType::F32, &[n, k])
-            })
-        }
-        floats => touched(device, floats.dtype(), &[n, k]),
+    let storage = match compute {
+        Compute::Int8 | Compute::Fp8 => Storage::INT8,
+        floats => floats.dtype().into(),
     };
+    let weight = numbers(device, storage, &[n, k]);
     let layer = [Projection { weight: Weight::Frozen(weight), bias: None, adapters: Vec::new() }];
-    let (x, device) = (touched(device, compute.dtype(), &[t, k]), device.clone());
+    let (x, device) = (numbers(device, compute.dtype(), &[t, k]), device.clone());
     move || {
         let mut tape = Tape::inference(&device, &params, compute);
         let x = tape.leaf(x.clone(), false);
@@ -334,10 +328,10 @@ fn product(on: &On<'_>, compute: Compute) -> impl Fn() + 'static {
 fn trained(on: &On<'_>) -> impl Fn() + 'static {
     let (device, [t, k, n]) = (on.device, on.sizes.product);
     let mut params = Params::default();
-    let param = params.add("weight".to_owned(), touched(device, DType::F32, &[n, k]));
+    let param = params.add("weight".to_owned(), numbers(device, DType::F32, &[n, k]));
     let weight = Weight::Trained { param, shape: vec![n, k] };
     let layer = [Projection { weight, bias: None, adapters: Vec::new() }];
-    let trained = Trained::new(on, params, &[t, k]);
+    let trained = Trained::new(on, params, [t, k, n]);
     move || trained.run(|tape, x| ops::linear(tape, x, &layer, None))
 }
 
@@ -347,15 +341,15 @@ fn adapted(on: &On<'_>) -> impl Fn() + 'static {
     let mut params = Params::default();
     let layer = [0, 1].map(|stream| {
         let mut add = |name: &str, shape: &[usize]| {
-            params.add(format!("{name}{stream}"), touched(device, DType::F32, shape))
+            params.add(format!("{name}{stream}"), numbers(device, DType::F32, shape))
         };
         let (a, b) = (add("a", &[rank, k]), add("b", &[n, rank]));
         let (id, scale, dropout) = (AdapterId::default(), 1.0, 0.0);
         let lora = Lora { id, a, b, rank, scale, dropout, stream };
-        let weight = Weight::Frozen(touched(device, on.narrow.dtype(), &[n, k]));
+        let weight = Weight::Frozen(numbers(device, on.narrow.dtype(), &[n, k]));
         Projection { weight, bias: None, adapters: vec![lora] }
     });
-    let trained = Trained::new(on, params, &[t, k]);
+    let trained = Trained::new(on, params, [t, k, 2 * n]);
     move || {
         trained.run(|tape, x| {
             ops::round_adapters(tape, std::iter::once(&layer[..]));
@@ -367,13 +361,14 @@ fn adapted(on: &On<'_>) -> impl Fn() + 'static {
 fn attention(on: &On<'_>, heads: Heads) -> impl Fn() + 'static {
     let len = on.sizes.sequence;
     let sequences = [Sequence::new(0, len), Sequence::new(len, len)];
-    let trained = Trained::new(on, Params::default(), &[2 * len, heads.qkv_width()]);
+    let trained =
+        Trained::new(on, Params::default(), [2 * len, heads.qkv_width(), heads.out_width()]);
     move || trained.run(|tape, qkv| ops::attention(tape, qkv, &heads, &sequences))
 }
 
 fn elementwise(on: &On<'_>) -> impl Fn() + 'static {
     let [t, width] = on.sizes.activation;
-    let trained = Trained::new(on, Params::default(), &[t, 2 * width]);
+    let trained = Trained::new(on, Params::default(), [t, 2 * width, width]);
     move || trained.run(|tape, x| ops::glu(tape, x, ops::Activation::Silu))
 }
 
@@ -396,6 +391,21 @@ fn touched(device: &Device, dtype: DType, shape: &[usize]) -> Tensor {
         on.zero(tensor.view_mut());
     }
     tensor
+}
+
+/// Numbers between -½ and ½: a matrix unit multiplies zeros faster, as that takes less power.
+fn numbers(device: &Device, storage: impl Into<Storage>, shape: &[usize]) -> Tensor {
+    // The CPU has its threads already.
+    let host = if device.target() == Target::Cpu { device } else { Device::host() };
+    let mut values = host.alloc(Category::Workspace, DType::F32, shape);
+    for (i, x) in values.f32_mut().iter_mut().enumerate() {
+        // Multiples of the golden ratio, which never come near each other.
+        *x = (i as u32).wrapping_mul(0x9E37_79B9).cast_signed() as f32 / 4_294_967_296.0;
+    }
+    load_as(device, Category::Workspace, &values, storage).unwrap_or_else(|error| {
+        device.fail(error);
+        touched(device, DType::F32, shape)
+    })
 }
 
 /// The least that a small operation takes.
