@@ -62,7 +62,8 @@ impl RunDir {
     fn check_is_ours(&self) -> Result<(), TrainError> {
         let what = if self.0.exists() && !self.0.is_dir() {
             "is a file"
-        } else if !self.holds_run() && self.holds_other_files() {
+        } else if self.holds_other_files() && !self.holds_run() {
+            // In this order: another process may begin a run in between.
             "holds other files"
         } else {
             return Ok(());
