@@ -15,7 +15,7 @@ use hone_kernels::gemm::{
 };
 use hone_kernels::rope::Direction;
 use hone_kernels::{
-    Cpu, DType, Processor, Target, View, ViewMut, adamw, bf16, ceiling, glu, head, memory,
+    Cpu, DType, Isa, Processor, Target, View, ViewMut, adamw, bf16, ceiling, glu, head, memory,
     rms_norm, rope, short_conv, vector,
 };
 use std::time::{Duration, Instant};
@@ -49,7 +49,9 @@ fn main() {
     let names: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     for threads in [1, threads] {
-        let bench = Bench { cpu: Cpu::new(threads), threads, names: &names };
+        let cpu = Cpu::new(threads);
+        let vectors = (cpu.isa() == Isa::Amx).then(|| Cpu::with_isa(threads, Isa::Avx512Bf16));
+        let bench = Bench { cpu, vectors, threads, names: &names };
         for dtype in [DType::Bf16, DType::F32] {
             bench.products(dtype);
             bench.weight_gradient(dtype);
@@ -69,6 +71,8 @@ fn main() {
 
 struct Bench<'a> {
     cpu: Cpu,
+    /// The same machine without its matrix unit, if it has one.
+    vectors: Option<Cpu>,
     threads: usize,
     names: &'a [String],
 }
@@ -113,21 +117,15 @@ impl Bench<'_> {
         body();
         let (mut seconds, mut shares) = (Vec::new(), Vec::new());
         for _ in 0..WINDOWS {
-            let (begun, mut runs) = (Instant::now(), 0);
-            while begun.elapsed() < WINDOW || runs == 0 {
-                body();
-                runs += 1;
-            }
-            let taken = begun.elapsed().as_secs_f64() / f64::from(runs);
+            let taken = window(&mut body);
             seconds.push(taken);
             if let Work::Flops(dtype, flops) = work {
                 let ceiling = self.ceiling(dtype);
                 shares.push((flops / taken / ceiling, ceiling));
             }
         }
-        seconds.sort_by(f64::total_cmp);
         shares.sort_by(|(a, _), (b, _)| a.total_cmp(b));
-        let median = seconds[WINDOWS / 2];
+        let median = median(seconds);
         let (rate, unit) = match work {
             Work::Flops(_, flops) => (flops / median / 1e9, "GFLOP/s"),
             Work::Bytes(bytes) => (bytes / median / 1e9, "GB/s"),
@@ -137,6 +135,22 @@ impl Bench<'_> {
         });
         let (threads, ms) = (self.threads, median * 1e3);
         println!("| {name} | {threads} | {ms:.3} | {rate:.1} {unit} | {share} |");
+    }
+
+    /// [`Bench::time`]; where there is a matrix unit, also how many times as fast it is as vectors
+    /// are, in windows that take turns.
+    fn time_with_vectors(&self, name: &str, work: Work, mut body: impl FnMut(&Cpu)) {
+        self.time(name, work, || body(&self.cpu));
+        let Some(vectors) = &self.vectors else { return };
+        let (mut seconds, mut ratios) = (Vec::new(), Vec::new());
+        for _ in 0..WINDOWS {
+            let [own, taken] = [&self.cpu, vectors].map(|cpu| window(&mut || body(cpu)));
+            seconds.push(taken);
+            ratios.push(taken / own);
+        }
+        let (threads, ms, ratio) = (self.threads, median(seconds) * 1e3, median(ratios));
+        let set = vectors.isa().name();
+        println!("| {name}, `{set}` | {threads} | {ms:.3} | {ratio:.2} times as long | |");
     }
 
     fn ceiling(&self, dtype: DType) -> f64 {
@@ -251,15 +265,15 @@ impl Bench<'_> {
                 Work::Flops(DType::Bf16, (2 * products * pairs * HEADS.out_width()) as f64)
             };
             let inputs = Inputs::packed(qkv.view(), &HEADS);
-            self.time(&format!("attention, sequences of {len}"), flops(2), || {
+            self.time_with_vectors(&format!("attention, sequences of {len}"), flops(2), |cpu| {
                 let out = out.view_mut();
-                attention::forward(&self.cpu, inputs, &HEADS, &sequences, out, &mut lse);
+                attention::forward(cpu, inputs, &HEADS, &sequences, out, &mut lse);
             });
-            self.time(&format!("d_attention, sequences of {len}"), flops(5), || {
+            self.time_with_vectors(&format!("d_attention, sequences of {len}"), flops(5), |cpu| {
                 let (qkv, out, lse) = (qkv.view(), out.view(), View::F32(&lse));
                 let saved = attention::Saved { qkv, out, lse };
                 let gradients = attention::Gradients { d_qkv: d_qkv.view_mut(), sinks: None };
-                let (cpu, d_out, workspace) = (&self.cpu, d_out.view(), &mut workspace);
+                let (d_out, workspace) = (d_out.view(), &mut workspace);
                 attention::backward(cpu, saved, &HEADS, &sequences, d_out, gradients, workspace);
             });
         }
@@ -442,6 +456,21 @@ impl Bench<'_> {
             });
         }
     }
+}
+
+/// Seconds that the operation takes, within a window.
+fn window(body: &mut dyn FnMut()) -> f64 {
+    let (begun, mut runs) = (Instant::now(), 0);
+    while begun.elapsed() < WINDOW || runs == 0 {
+        body();
+        runs += 1;
+    }
+    begun.elapsed().as_secs_f64() / f64::from(runs)
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
 }
 
 /// What an operation does, in the unit that bounds it.

@@ -1,10 +1,9 @@
 //! What the machine's multiply-adds can do, the reference for benchmarks and plans.
 //!
-//! On a matrix unit the rate of the instruction alone says little: loading its operands takes as
-//! long again, and four times as long while a neighbour uses the other half of the core. So there
-//! are two rates, and what is measured should be compared with one that was taken in the same
-//! seconds. The operands are random: a matrix unit multiplies zeros a fifth faster, as that takes
-//! less power.
+//! On a matrix unit the rate of the instruction alone says little: a neighbour that uses the other
+//! half of the core takes half of it, and three quarters of the rate with loads. So there are two
+//! rates, and what is measured should be compared with one that was taken in the same seconds. The
+//! operands are random: a matrix unit multiplies zeros a fifth faster, as that takes less power.
 
 use crate::cpu::{Cpu, Isa, Kernel, Plain, Scratch, with_scratch};
 use crate::element::DType;

@@ -18,6 +18,13 @@ pub struct Rates {
     pub loads: f64,
 }
 
+impl Rates {
+    /// Whether loads slow the instruction to less than half of its rate.
+    pub fn is_held_by_loads(self) -> bool {
+        self.registers > 2.0 * self.loads
+    }
+}
+
 impl Doctor {
     /// Measures; with the number of threads that Hone chooses if none is given.
     pub fn ask(hone: &Path, threads: Option<usize>) -> Result<Self, String> {
@@ -42,6 +49,11 @@ impl Doctor {
     /// Processor and threads.
     pub fn processor(&self) -> Result<String, String> {
         Ok(format!("{}, {} threads", self.text("processor")?, self.profile()["threads"]))
+    }
+
+    /// Processor, threads and instruction set.
+    pub fn machine(&self) -> Result<String, String> {
+        Ok(format!("{}, {}", self.processor()?, self.isa()?))
     }
 
     /// Names of the instruction sets that this machine has.
@@ -69,7 +81,7 @@ impl Doctor {
             let shown =
                 |rate: Option<f64>| rate.map_or("–".to_owned(), |rate| format!("{rate:.0}"));
             let (registers, loads) = (giga("registers"), giga("loads"));
-            let is_held = of_row(row).is_some_and(|rates| rates.registers > 2.0 * rates.loads);
+            let is_held = of_row(row).is_some_and(Rates::is_held_by_loads);
             let note = if is_held { "loads more than halve it" } else { "" };
             let [isa, compute] = ["isa", "compute"].map(|key| row[key].as_str().unwrap_or("?"));
             let (registers, loads) = (shown(registers), shown(loads));
@@ -113,7 +125,6 @@ mod tests {
         assert_eq!(doctor.instruction_sets(), ["avx512", "amx"]);
         assert_eq!(doctor.rates("int8"), Some(Rates { registers: 9.0, loads: 3.0 }));
         assert_eq!(doctor.rates("f32"), None);
-        assert_eq!(doctor.isa().unwrap(), "amx");
-        assert_eq!(doctor.processor().unwrap(), "P, 2 threads");
+        assert_eq!(doctor.machine().unwrap(), "P, 2 threads, amx");
     }
 }

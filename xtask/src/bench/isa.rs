@@ -158,7 +158,7 @@ fn try_run(root: &Path, options: &Options) -> Result<bool, String> {
     print!("{table}");
     record::all_equal(&rows)?;
     let kept = Record::read(&place)?;
-    let machine = format!("{}, {}, {}", today()?, doctor.processor()?, doctor.isa()?);
+    let machine = format!("{}, {}", today()?, doctor.machine()?);
     let found = Record::of(&rows, numerics(&place, sets[0])?, &machine);
     let kept = match kept.filter(|kept| !options.record && kept.numerics == found.numerics) {
         Some(kept) => {

@@ -47,8 +47,7 @@ impl Place {
 
     /// Processor, threads and instruction set.
     fn machine(&self) -> Result<String, String> {
-        let doctor = doctor::Doctor::ask(&self.hone, None)?;
-        Ok(format!("{}, {}", doctor.processor()?, doctor.isa()?))
+        doctor::Doctor::ask(&self.hone, None)?.machine()
     }
 }
 

@@ -41,8 +41,7 @@ fn try_run(root: &Path, names: &[&str]) -> Result<bool, String> {
     if names.is_empty() {
         let place = Place::new(root, "bench-ops", None)?;
         let doctor = Doctor::ask(&place.hone, None)?;
-        let sets = doctor.table();
-        let machine = place.machine()?;
+        let (sets, machine) = (doctor.table(), doctor.machine()?);
         place.write_page("ops.md", &format!("{HEAD}{rows}\n{sets}\nMachine: {machine}.\n"))?;
     }
     Ok(true)

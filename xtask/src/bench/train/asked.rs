@@ -1,5 +1,6 @@
 //! What is asked of a case, in words, and whether its figures reach it.
 
+use super::super::doctor::Rates;
 use super::cases::{Case, Peer};
 use super::figures::{Figures, peak};
 use super::{Suite, median};
@@ -69,7 +70,8 @@ impl Words {
 /// multiplies, or nearly so.
 fn has_fast_tiles(figures: &Figures) -> bool {
     let registers = median(&figures.rates(|rates| rates.registers));
-    registers <= 2.0 * median(&figures.rates(|rates| rates.loads))
+    let loads = median(&figures.rates(|rates| rates.loads));
+    !Rates { registers, loads }.is_held_by_loads()
 }
 
 #[cfg(test)]

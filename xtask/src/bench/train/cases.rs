@@ -3,6 +3,7 @@
 use super::super::Place;
 use super::super::doctor::Doctor;
 use super::super::model::write_documents;
+use super::figures::AMX;
 use std::path::PathBuf;
 
 /// What stands above the table.
@@ -246,9 +247,9 @@ impl Case {
     /// What it needs that is not here; none: nothing.
     pub fn missing(&self, place: &Place, doctor: &Doctor) -> Option<String> {
         if let Peer::Hone(Other { isa: Some(other), .. }) = self.peer {
-            let has_better = doctor.isa().is_ok_and(|isa| isa != other);
-            if !has_better || !doctor.instruction_sets().contains(&other) {
-                return Some(format!("`{other}` is not here, or the best that is"));
+            let has_amx = doctor.isa().is_ok_and(|isa| isa == AMX);
+            if !has_amx || !doctor.instruction_sets().contains(&other) {
+                return Some(format!("AMX or `{other}` is not here"));
             }
         }
         self.data.missing(place).map(str::to_owned)

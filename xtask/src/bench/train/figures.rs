@@ -51,7 +51,7 @@ impl Machine {
 }
 
 /// As `hone doctor` calls it.
-const AMX: &str = "amx";
+pub const AMX: &str = "amx";
 
 impl Figures {
     pub fn ratios(&self) -> Vec<f64> {
