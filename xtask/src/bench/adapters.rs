@@ -141,7 +141,7 @@ fn measured(root: &Path, all: &Place, model: &Model) -> Result<Vec<Value>, Strin
     made(place, model, (MERGED[0], &merge))?;
     let merge = [BASES[1], "--adapter", ADAPTERS[1], "--requantise"];
     made(place, model, (MERGED[1], &merge))?;
-    let kept = Kept::new(&place.dir);
+    let kept = Kept::new(&place.dir.join("kept"));
     let found = WAYS.iter().map(|way| evaluated(place, &kept, (model, way)));
     let found = found.collect::<Result<Vec<_>, _>>()?;
     let mut show = hone_in(place, "report");

@@ -1,8 +1,11 @@
 //! `cargo xtask bench compress`: what compression loses, beside llama.cpp's programs, on SmolLM2
 //! and on a small Llama that Hone pre-trains.
 //!
-//! Models, texts, runs and figures live in `target/compress`; each figure is kept there with a
-//! digest of what it was made from, so that a run that was ended goes on where it was.
+//! Models, texts and runs live in `target/compress`. Figures are kept in
+//! `docs/benchmarks/compress`, each with a digest of the model, the texts and the options that it
+//! was made from, so that a run that was ended goes on where it was, on another machine too: all of
+//! SmolLM2 takes most of a day. Of Hone only the version is among them: after a change to what is
+//! measured, remove the figures.
 
 pub(super) mod kept;
 mod llama;
@@ -59,18 +62,37 @@ struct Bench {
     place: Place,
     python: PathBuf,
     kept: Kept,
+    /// As `hone --version` says it.
+    version: String,
 }
 
 impl Bench {
     fn new(place: Place) -> Result<Self, String> {
         let python = venv(&place.root)?;
-        let kept = Kept::new(&place.dir);
-        Ok(Self { place, python, kept })
+        let kept = Kept::new(&place.root.join("docs/benchmarks/compress"));
+        let version = said(Command::new(&place.hone).arg("--version"))?.trim().to_owned();
+        Ok(Self { place, python, kept, version })
     }
 
     /// The file of a step that makes files.
     fn path(&self, name: &str) -> PathBuf {
         self.place.dir.join(name)
+    }
+
+    /// The file, made aside first if it is missing.
+    fn made(
+        &self,
+        file: PathBuf,
+        make: impl FnOnce(&Path) -> Result<(), String>,
+    ) -> Result<PathBuf, String> {
+        if !file.is_file() {
+            eprintln!("{}", file.display());
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            let aside = file.with_file_name(format!("part-{name}"));
+            make(&aside)?;
+            fs::rename(&aside, &file).map_err(|error| format!("{}: {error}", file.display()))?;
+        }
+        Ok(file)
     }
 
     /// Runs a script of `bench/` where models and texts live.

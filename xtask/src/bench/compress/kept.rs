@@ -17,7 +17,7 @@ pub struct Kept {
 
 impl Kept {
     pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.join("kept"), digests: RefCell::default() }
+        Self { dir: dir.to_owned(), digests: RefCell::default() }
     }
 
     /// What step `key` gave, if it had the same files and the same words as inputs; otherwise what
@@ -42,7 +42,7 @@ impl Kept {
         }
         eprintln!("{key}");
         let value = make()?;
-        let text = json!({ "inputs": inputs, "value": value }).to_string();
+        let text = format!("{:#}\n", json!({ "inputs": inputs, "value": value }));
         fs::create_dir_all(path.parent().unwrap_or(&self.dir)).map_err(failed)?;
         // Aside, since a run may be ended here too.
         let aside = path.with_extension("part");

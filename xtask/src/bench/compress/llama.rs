@@ -98,32 +98,23 @@ impl Programs {
     /// Has llama.cpp write the f32 model's logits.
     pub fn base(&self, bench: &Bench, ready: &Ready) -> Result<Base, String> {
         let of = |text: &Path| {
-            let file = text.with_extension("logits");
-            let key = format!("{}/{}-logits", ready.model.name, name(text));
-            let logits = bench.kept.step(&key, (&[&ready.gguf, text], ""), || {
+            bench.made(text.with_extension("logits"), |file| {
                 let mut perplexity = self.perplexity(&ready.gguf);
-                perplexity.arg("-f").arg(text).arg("--kl-divergence-base").arg(&file);
-                said(&mut perplexity).map(|_| json!(file))
-            })?;
-            match file.is_file() && logits == json!(file) {
-                true => Ok(file),
-                false => Err(format!("{} was removed: remove kept/{key}.json", file.display())),
-            }
+                perplexity.arg("-f").arg(text).arg("--kl-divergence-base").arg(file);
+                said(&mut perplexity).map(drop)
+            })
         };
         Ok(Base { own: of(&ready.own)?, other: of(&ready.other)? })
     }
 
     /// The importance matrix of llama.cpp's own program.
     fn imatrix(&self, bench: &Bench, ready: &Ready) -> Result<PathBuf, String> {
-        let file = ready.calibration.with_file_name("imatrix.gguf");
-        let inputs: [&Path; 2] = [&ready.gguf, &ready.calibration];
-        bench.kept.step(&format!("{}/imatrix", ready.model.name), (&inputs, ""), || {
+        bench.made(ready.calibration.with_file_name("imatrix.gguf"), |file| {
             let mut imatrix = self.command("llama-imatrix");
             imatrix.arg("-m").arg(&ready.gguf).arg("-f").arg(&ready.calibration);
-            imatrix.args(["-c", "512", "-ngl", "0", "-t", "2", "--no-ppl", "-o"]).arg(&file);
-            said(&mut imatrix).map(|_| json!(file))
-        })?;
-        Ok(file)
+            imatrix.args(["-c", "512", "-ngl", "0", "-t", "2", "--no-ppl", "-o"]).arg(file);
+            said(&mut imatrix).map(drop)
+        })
     }
 
     /// Rows of all mixes.
@@ -163,8 +154,9 @@ impl Programs {
             Ok(row)
         })?;
         if is_ours && !row.is_null() {
-            let inputs = [gguf, calibration, own, &bench.place.hone];
-            row["by_hone"] = bench.kept.step(&format!("{key}-by-hone"), (&inputs, ""), || {
+            let inputs = [gguf, calibration, own];
+            let key = format!("{key}-by-hone");
+            row["by_hone"] = bench.kept.step(&key, (&inputs, &bench.version), || {
                 if !file.is_file() {
                     self.quantize(ready, (mix, imatrix), &file)?;
                 }
@@ -215,10 +207,6 @@ impl Programs {
             "other": of(&base.other)?,
         }))
     }
-}
-
-fn name(file: &Path) -> String {
-    file.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// What `hone eval` says of the file on the text of the learnt kind.

@@ -215,8 +215,8 @@ pub fn losses(bench: &Bench, ready: &Ready) -> Result<Value, String> {
         Ok(json(eval.args(["--max-seq-len", "512"]))?["loss"].clone())
     };
     let weights = ready.folder.join("model.safetensors");
-    let inputs: [&Path; 4] = [&weights, &ready.own, &ready.other, &bench.place.hone];
-    bench.kept.step(&format!("{}/losses", ready.model.name), (&inputs, ""), || {
+    let inputs: [&Path; 3] = [&weights, &ready.own, &ready.other];
+    bench.kept.step(&format!("{}/losses", ready.model.name), (&inputs, &bench.version), || {
         Ok(json!({ "own": of(&ready.own)?, "other": of(&ready.other)? }))
     })
 }

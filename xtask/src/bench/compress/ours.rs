@@ -132,8 +132,9 @@ fn row(
     let of_options = options.join("-").replace("--", "");
     let key = format!("{}/hone-{of_options}", ready.model.name);
     let [gguf, calibration, own, other] = ready.files();
-    let inputs = [gguf, calibration, own, other, &bench.place.hone];
-    let mut row = bench.kept.step(&key, (&inputs, &programs.version()?), || {
+    let inputs = [gguf, calibration, own, other];
+    let words = format!("{} {}", bench.version, programs.version()?);
+    let mut row = bench.kept.step(&key, (&inputs, &words), || {
         let file = ready.gguf.with_file_name("hone.gguf");
         let (seconds, said) = compress(bench, ready, options, &file)?;
         let mut row = programs.of_file(base, &file)?;

@@ -1,7 +1,7 @@
 //! What a smaller file keeps of the full model's quality, task by task.
 
 use super::super::json;
-use super::models::Ready;
+use super::models::{Model, Ready};
 use super::ours::{RATIOS, compress};
 use super::{Bench, remove, size};
 use serde_json::{Value, json};
@@ -19,9 +19,10 @@ pub fn measure(bench: &Bench, ready: &Ready) -> Result<Value, String> {
     for ratio in RATIOS {
         let key = format!("{}/tasks-{ratio}", ready.model.name);
         let [gguf, calibration, own, other] = ready.files();
-        let inputs = [gguf, calibration, own, other, &bench.place.hone];
+        let inputs = [gguf, calibration, own, other];
         let most = format!("{}B", 2 * ready.parameters / ratio);
-        let words = format!("{most} {} {}", ready.model.effort, ready.model.lambada);
+        let Model { effort, lambada, .. } = ready.model;
+        let words = format!("{most} {effort} {lambada} {}", bench.version);
         files.push(bench.kept.step(&key, (&inputs, &words), || {
             let file = ready.gguf.with_file_name("smaller.gguf");
             let options = ["--target-size", &most, "--effort", ready.model.effort];
@@ -52,8 +53,8 @@ fn last_line(text: &str) -> String {
 
 fn of_model(bench: &Bench, ready: &Ready, file: &Path) -> Result<Value, String> {
     let key = format!("{}/tasks-full", ready.model.name);
-    let inputs: [&Path; 4] = [file, &ready.own, &ready.other, &bench.place.hone];
-    let words = ready.model.lambada.to_string();
+    let inputs: [&Path; 3] = [file, &ready.own, &ready.other];
+    let words = format!("{} {}", ready.model.lambada, bench.version);
     bench.kept.step(&key, (&inputs, &words), || asked(bench, ready, file))
 }
 
