@@ -92,13 +92,13 @@ pub enum PlanError {
     },
     /// A divergence that no types reach.
     #[error(
-        "a mean KL divergence of {asked} nats per token is less than types of 8 bits reach \
-         ({least:.6}); allow more, or export the model in floats (hone export --format gguf)"
+        "a mean KL divergence of {asked} nats per token is less than types of 8 bits are sure to \
+         reach ({least:.6}); allow more, or export the model in floats (hone export --format gguf)"
     )]
     TooExact {
         /// What was asked for.
         asked: f64,
-        /// The least.
+        /// The least that they are sure to reach on other text.
         least: f64,
     },
     /// The model computes values that are not finite.

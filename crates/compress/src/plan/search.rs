@@ -114,10 +114,17 @@ impl Planner<'_> {
             Goal::Kl(asked) => {
                 // Where most is asked of the choice.
                 self.correct((least + self.most()) / 2, &mut judge)?;
-                let asked = allowed(meter.num_windows()) * asked;
-                let best = self.smallest(asked, &mut judge)?;
+                let share = allowed(meter.num_windows());
+                let within = share * asked;
+                let best = self.smallest(within, &mut judge).map_err(|error| match error {
+                    // In terms of what was asked for.
+                    PlanError::TooExact { least, .. } => {
+                        PlanError::TooExact { asked, least: least / share }
+                    }
+                    other => other,
+                })?;
                 let best = match trial {
-                    Some(trial) => self.tried(asked, best, trial, &mut judge)?,
+                    Some(trial) => self.tried(within, best, trial, &mut judge)?,
                     None => best,
                 };
                 Ok(self.allocation(&best))

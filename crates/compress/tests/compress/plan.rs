@@ -57,5 +57,6 @@ fn goals_are_reached() {
     let error = too_small.err().unwrap().to_string();
     assert!(error.starts_with("1000 bytes are fewer than") && error.contains("bits per weight"));
     let too_exact: Result<_, PlanError> = reached(&device, Goal::Kl(1e-12));
-    assert!(matches!(too_exact, Err(PlanError::TooExact { .. })));
+    let Err(PlanError::TooExact { asked, least }) = too_exact else { panic!("8 bits reach it") };
+    assert!(asked == 1e-12 && reached(&device, Goal::Kl(1.001 * least)).is_ok(), "{least}");
 }

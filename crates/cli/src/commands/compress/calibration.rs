@@ -10,6 +10,7 @@ use hone_data::{Format, OnError, Overlong, RecordKind, RecordSpec, Setting, pack
 use hone_model::GgufForm;
 use hone_train::TrainError;
 use hone_train::checkpoint::{publish_file, write_file_whole};
+use hone_train::run_dir::RunDir;
 use hone_train::run_file::{ObjectiveSection, RunFile};
 use hone_train::setup::check_tokens;
 use std::path::{Path, PathBuf};
@@ -49,11 +50,11 @@ pub(super) fn resolved(args: &CompressArgs) -> Result<CompressArgs, Failure> {
 /// if there is one; says so.
 fn of_run(args: &mut CompressArgs) {
     let result = args.model.adapter.as_deref().unwrap_or(Path::new(&args.model.model));
-    let Some(file) = result.canonicalize().ok().and_then(|of| Some(of.parent()?.join("run.toml")))
-    else {
-        return;
-    };
-    // What cannot be read, or was not written by a run, is none.
+    let dir = result.canonicalize().ok().and_then(|of| of.parent().map(RunDir::new));
+    // A run file that a user wrote beside a model says nothing of the model.
+    let Some(dir) = dir.filter(RunDir::holds_run) else { return };
+    let file = dir.join("run.toml");
+    // What cannot be read is none.
     let Some(run) = RunFile::load(&file, &[]).ok().filter(is_plain) else { return };
     let named = file.display();
     let paths = run.data.train.paths();

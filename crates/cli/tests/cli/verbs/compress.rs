@@ -240,6 +240,9 @@ fn the_text_of_a_run_is_found() {
         let found: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
         (found, ended.stderr)
     };
+    // A run file alone, which may be about anything.
+    assert_eq!(compress("runs/first/model", "alone.gguf", &[]).0["is_held_out"], false);
+    std::fs::write(run.join("manifest.json"), "{}").unwrap();
     let (found, said) = compress("runs/first/model", "found.gguf", &[]);
     assert!(said.contains("calibrated on the training data of"), "{said}");
     assert_eq!(
