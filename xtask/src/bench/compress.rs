@@ -62,6 +62,8 @@ struct Bench {
     place: Place,
     python: PathBuf,
     kept: Kept,
+    /// Of files, which are only here.
+    files: Kept,
     /// As `hone --version` says it.
     version: String,
 }
@@ -70,8 +72,9 @@ impl Bench {
     fn new(place: Place) -> Result<Self, String> {
         let python = venv(&place.root)?;
         let kept = Kept::new(&place.root.join("docs/benchmarks/compress"));
+        let files = Kept::new(&place.dir.join("kept"));
         let version = said(Command::new(&place.hone).arg("--version"))?.trim().to_owned();
-        Ok(Self { place, python, kept, version })
+        Ok(Self { place, python, kept, files, version })
     }
 
     /// The file of a step that makes files.
@@ -79,19 +82,26 @@ impl Bench {
         self.place.dir.join(name)
     }
 
-    /// The file, made aside first if it is missing.
+    /// The file in this benchmark's folder, made aside first if it is missing, or was made from
+    /// other inputs.
     fn made(
         &self,
-        file: PathBuf,
+        (file, inputs): (PathBuf, &[&Path]),
         make: impl FnOnce(&Path) -> Result<(), String>,
     ) -> Result<PathBuf, String> {
+        let key = file.strip_prefix(&self.place.dir).unwrap_or(&file).display().to_string();
         if !file.is_file() {
-            eprintln!("{}", file.display());
+            self.files.forget(&key);
+        }
+        self.files.step(&key, (inputs, ""), || {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
             let aside = file.with_file_name(format!("part-{name}"));
+            remove(&aside);
             make(&aside)?;
             fs::rename(&aside, &file).map_err(|error| format!("{}: {error}", file.display()))?;
-        }
+            remove(&aside);
+            Ok(Value::Null)
+        })?;
         Ok(file)
     }
 

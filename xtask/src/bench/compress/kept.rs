@@ -20,6 +20,15 @@ impl Kept {
         Self { dir: dir.to_owned(), digests: RefCell::default() }
     }
 
+    /// Has step `key` done again.
+    pub fn forget(&self, key: &str) {
+        let _ = fs::remove_file(self.path(key));
+    }
+
+    fn path(&self, key: &str) -> PathBuf {
+        self.dir.join(format!("{key}.json"))
+    }
+
     /// What step `key` gave, if it had the same files and the same words as inputs; otherwise what
     /// it gives now.
     pub fn step(
@@ -33,7 +42,7 @@ impl Kept {
             inputs.update(self.digest(file)?);
         }
         let inputs = hexadecimal(inputs);
-        let path = self.dir.join(format!("{key}.json"));
+        let path = self.path(key);
         let failed = |error: io::Error| format!("{}: {error}", path.display());
         let before = fs::read(&path).unwrap_or_default();
         let before: Value = serde_json::from_slice(&before).unwrap_or_default();

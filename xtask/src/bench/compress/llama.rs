@@ -98,7 +98,8 @@ impl Programs {
     /// Has llama.cpp write the f32 model's logits.
     pub fn base(&self, bench: &Bench, ready: &Ready) -> Result<Base, String> {
         let of = |text: &Path| {
-            bench.made(text.with_extension("logits"), |file| {
+            let inputs: [&Path; 2] = [&ready.gguf, text];
+            bench.made((text.with_extension("logits"), &inputs), |file| {
                 let mut perplexity = self.perplexity(&ready.gguf);
                 perplexity.arg("-f").arg(text).arg("--kl-divergence-base").arg(file);
                 said(&mut perplexity).map(drop)
@@ -109,7 +110,8 @@ impl Programs {
 
     /// The importance matrix of llama.cpp's own program.
     fn imatrix(&self, bench: &Bench, ready: &Ready) -> Result<PathBuf, String> {
-        bench.made(ready.calibration.with_file_name("imatrix.gguf"), |file| {
+        let inputs: [&Path; 2] = [&ready.gguf, &ready.calibration];
+        bench.made((ready.calibration.with_file_name("imatrix.gguf"), &inputs), |file| {
             let mut imatrix = self.command("llama-imatrix");
             imatrix.arg("-m").arg(&ready.gguf).arg("-f").arg(&ready.calibration);
             imatrix.args(["-c", "512", "-ngl", "0", "-t", "2", "--no-ppl", "-o"]).arg(file);

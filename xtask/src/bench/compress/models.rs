@@ -3,7 +3,7 @@
 use super::super::json;
 use super::llama::{FEW_MIXES, MIXES, Mix};
 use super::ours::{OUR_FEW_MIXES, OUR_MIXES};
-use super::{Bench, remove, said};
+use super::{Bench, said};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -104,16 +104,12 @@ pub fn prepare(bench: &Bench, model: &'static Model) -> Result<Ready, String> {
     };
     let dir = bench.path(model.name);
     fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-    let gguf = dir.join("f32.gguf");
-    if !gguf.is_file() {
-        let aside = dir.join("f32-part.gguf");
-        remove(&aside);
+    let weights = folder.join("model.safetensors");
+    let gguf = bench.made((dir.join("f32.gguf"), &[&weights]), |file| {
         let mut export = bench.hone("export");
-        export.arg(&folder).args(["--format", "gguf", "--dtype", "f32", "--out"]).arg(&aside);
-        said(&mut export)?;
-        fs::rename(&aside, &gguf).map_err(|error| error.to_string())?;
-        remove(&aside);
-    }
+        export.arg(&folder).args(["--format", "gguf", "--dtype", "f32", "--out"]).arg(file);
+        said(&mut export).map(drop)
+    })?;
     let held_out = model.calibration_windows / 8;
     let cut = |text: &str, windows: usize| {
         let to = dir.join(text);
@@ -128,7 +124,7 @@ pub fn prepare(bench: &Bench, model: &'static Model) -> Result<Ready, String> {
         own: cut("own.txt", model.eval_windows)?,
         other: cut("other.txt", model.eval_windows)?,
         calibration: cut("calibration.txt", model.calibration_windows + held_out)?,
-        parameters: parameters(&folder.join("model.safetensors"))?,
+        parameters: parameters(&weights)?,
         folder,
         gguf,
     })

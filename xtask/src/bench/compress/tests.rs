@@ -137,5 +137,7 @@ fn a_step_is_done_again_only_when_its_inputs_are_others() {
     assert_eq!(step("y", 3), 3);
     fs::write(&file, "b").unwrap();
     assert_eq!(step("y", 4), 4);
+    Kept::new(&dir).forget("model/step");
+    assert_eq!(step("y", 5), 5);
     fs::remove_dir_all(&dir).unwrap();
 }
