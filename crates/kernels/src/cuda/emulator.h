@@ -101,7 +101,8 @@ static const int SAVED = 11, WORDS = 20;
 namespace emulator {
 
 static const int MAX_THREADS = 1024;
-static const size_t STACK = 128 << 10;
+// Stacks are not a power of two apart: their ends would share a few sets of the caches.
+static const size_t STACK = (128 << 10) + 320;
 
 // A barrier of a block or a warp.
 struct Barrier {
@@ -121,7 +122,7 @@ struct Warp {
 static void *scheduler, *fibers[MAX_THREADS];
 static char* stacks;
 static bool done[MAX_THREADS];
-static int current, num_threads;
+static int current, num_threads, num_left;
 // Incremented whenever a thread makes progress.
 static unsigned long arrivals;
 static Barrier block;
@@ -137,16 +138,25 @@ static unsigned char* dynamic_shared;
     abort();
 }
 
-// The scheduler sets `current` and `threadIdx` before it resumes a fiber.
+// Where the next thread goes on that has not ended, or the scheduler after the last one.
+static void* next() {
+    do current++;
+    while (current < num_threads && done[current]);
+    threadIdx.x = current;
+    return current < num_threads ? fibers[current] : scheduler;
+}
+
 static void yield() {
-    fiber_switch(&fibers[current], scheduler);
+    void** from = &fibers[current];
+    fiber_switch(from, next());
 }
 
 static void wait(Barrier& barrier, const char* operation, unsigned line) {
     if (barrier.arrived == 0) {
         barrier.operation = operation;
         barrier.line = line;
-    } else if (barrier.line != line || strcmp(barrier.operation, operation) != 0) {
+    } else if (barrier.line != line ||
+               (barrier.operation != operation && strcmp(barrier.operation, operation) != 0)) {
         fail("threads that must synchronise have diverged into different operations");
     }
     unsigned long generation = barrier.generation;
@@ -162,6 +172,7 @@ static void wait(Barrier& barrier, const char* operation, unsigned line) {
 static void run_thread() {
     body(body_args);
     done[current] = true;
+    num_left--;
     yield();
 }
 
@@ -179,21 +190,13 @@ static void run_block() {
         stack[SAVED] = reinterpret_cast<void*>(run_thread);
         fibers[i] = stack;
     }
-    int left = num_threads;
-    while (left > 0) {
+    num_left = num_threads;
+    while (num_left > 0) {
         unsigned long before = arrivals;
-        int finished = 0;
-        for (int i = 0; i < num_threads; i++) {
-            if (done[i]) continue;
-            current = i;
-            threadIdx.x = i % blockDim.x;
-            threadIdx.y = i / blockDim.x % blockDim.y;
-            threadIdx.z = i / blockDim.x / blockDim.y;
-            fiber_switch(&scheduler, fibers[i]);
-            finished += done[i];
-        }
-        if (finished == 0 && before == arrivals) fail("deadlock: some threads never arrive");
-        left -= finished;
+        int left = num_left;
+        current = -1;
+        fiber_switch(&scheduler, next());
+        if (left == num_left && before == arrivals) fail("deadlock: some threads never arrive");
     }
 }
 
@@ -244,6 +247,7 @@ void launch(
     num_threads = threads;
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {threads, 1, 1};
+    threadIdx = {0, 0, 0};
     dynamic_bytes = shared;
     dynamic_shared = static_cast<unsigned char*>(aligned_alloc(128, (shared + 128) / 128 * 128));
     for (unsigned z = 0; z < grid[2]; z++) {

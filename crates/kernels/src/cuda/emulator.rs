@@ -126,7 +126,7 @@ impl Emulator {
         let (text, object) = (dir.join(format!("{name}.cpp")), dir.join(format!("{name}.so")));
         std::fs::write(&text, program).expect("the cache is writable");
         let output = Command::new(self.compiler)
-            .args(["-std=c++17", "-O1", "-fno-strict-aliasing", "-ffp-contract=off", "-w"])
+            .args(FLAGS.split(' '))
             .args(["-shared", "-fPIC", "-o"])
             .arg(&object)
             .arg(&text)
@@ -139,9 +139,13 @@ impl Emulator {
     }
 }
 
-/// The kernels as host C++, with a launcher for each.
+const FLAGS: &str = "-std=c++17 -O2 -fno-strict-aliasing -ffp-contract=off -w";
+
+/// The kernels as host C++, with a launcher for each. The flags are a part, as what was compiled
+/// with others is another library.
 fn program(source: &Source) -> String {
-    let mut program = format!("{}\n{}", include_str!("emulator.h"), source.program());
+    let (header, kernels) = (include_str!("emulator.h"), source.program());
+    let mut program = format!("// {FLAGS}\n{header}\n{kernels}");
     for (i, kernel) in source.kernels.iter().enumerate() {
         let _ = writeln!(
             program,

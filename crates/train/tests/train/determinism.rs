@@ -73,10 +73,7 @@ fn recomputation_changes_nothing() {
 #[test]
 fn offloading_changes_nothing() {
     let Some(gpu) = Gpu::for_tests() else { return };
-    let both: &[Recompute] = &[Recompute::None, Recompute::Block];
-    for (case, num_blocks, recompute) in
-        [("tied_gqa", 7, both), ("mixtral", 4, &both[1..]), ("gemma4_small", 5, both)]
-    {
+    for (case, num_blocks) in [("tied_gqa", 6), ("mixtral", 4), ("gemma4_small", 5)] {
         let scene = Scene::with_blocks(case, num_blocks);
         let (setup, device) = (scene.setup(&LORA), Device::cuda(gpu.clone()));
         let trail = |blocks, recompute| {
@@ -85,11 +82,9 @@ fn offloading_changes_nothing() {
         };
         let kept = trail(0, Recompute::None);
         assert!(kept.losses.iter().all(|loss| loss.is_finite()));
-        for blocks in [3, num_blocks] {
-            for &recompute in recompute {
-                let same = trail(blocks, recompute) == kept;
-                assert!(same, "{case}: {blocks} of {num_blocks} blocks, {recompute:?}");
-            }
+        for (blocks, recompute) in [(3, Recompute::None), (num_blocks, Recompute::Block)] {
+            let same = trail(blocks, recompute) == kept;
+            assert!(same, "{case}: {blocks} of {num_blocks} blocks, {recompute:?}");
         }
     }
 }
@@ -152,14 +147,14 @@ fn check_interruptions(backend: &Backend, settings: &[&str]) {
 fn graphs_change_nothing() {
     let several = ["budget.micro_batch_tokens = 32", "budget.recompute = \"block\""];
     for (compute, settings) in [
-        (Compute::F32, [&LORA[..], &["train.max_steps = 12"]].concat()),
-        (Compute::Bf16, [&LORA[..], &several, &["train.max_steps = 6"]].concat()),
-        (Compute::F32, vec!["train.learning_rate = 0.001", "train.max_steps = 14"]),
+        (Compute::F32, [&LORA[..], &["train.max_steps = 8"]].concat()),
+        (Compute::Bf16, [&LORA[..], &several, &["train.max_steps = 4"]].concat()),
+        (Compute::F32, vec!["train.learning_rate = 0.001", "train.max_steps = 8"]),
     ] {
         let run = |graphs| {
             let gpu = Gpu::for_tests()?;
             let scene = Scene::new("dynamic");
-            let settings = [&settings[..], &["train.eval_every_steps = 4", graphs]].concat();
+            let settings = [&settings[..], &["train.eval_every_steps = 3", graphs]].concat();
             let mut setup = scene.setup(&settings);
             (setup.compute, setup.backend) = (compute, Backend::Cuda(gpu.clone()));
             let ended = carry_out(&setup, Options::default(), &mut |_| {}, &|| false);
@@ -168,7 +163,7 @@ fn graphs_change_nothing() {
             Some(((digests(&scene, setup.num_steps), losses), gpu.num_replays()))
         };
         let Some((with, replays)) = run("run.cuda_graphs = true") else { return };
-        assert!(replays > 8, "{replays} replays in {settings:?}");
+        assert!(replays > 4, "{replays} replays in {settings:?}");
         assert_eq!(run("run.cuda_graphs = false"), Some((with, 0)), "{settings:?}");
     }
 }
