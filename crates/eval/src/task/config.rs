@@ -249,8 +249,25 @@ fn output(setting: Option<&Setting>) -> Result<OutputType, TaskError> {
 fn metrics(list: Option<&Setting>, output: OutputType) -> Result<Vec<Metric>, TaskError> {
     match list {
         None => Ok(Metric::usual(output)),
-        Some(list) => list.items()?.iter().map(|entry| Metric::new(entry, output)).collect(),
+        Some(list) => each_once(list, |entry| Metric::new(entry, output), |metric| metric.name()),
     }
+}
+
+/// What the entries of a list say, each of a name of its own: by it results are known.
+fn each_once<T>(
+    list: &Setting,
+    read: impl Fn(&Setting) -> Result<T, TaskError>,
+    name: impl Fn(&T) -> &str,
+) -> Result<Vec<T>, TaskError> {
+    let mut all: Vec<T> = Vec::new();
+    for entry in list.items()? {
+        let one = read(&entry)?;
+        if all.iter().any(|other| name(other) == name(&one)) {
+            return Err(entry.error(format!("`{}` is in the list twice", name(&one))));
+        }
+        all.push(one);
+    }
+    Ok(all)
 }
 
 fn pipelines(list: Option<&Setting>, output: OutputType) -> Result<Vec<Pipeline>, TaskError> {
@@ -259,7 +276,7 @@ fn pipelines(list: Option<&Setting>, output: OutputType) -> Result<Vec<Pipeline>
         Some(list) if output != OutputType::Generate => {
             Err(list.error(format!("filters are for generate_until, not for {}", output.name())))
         }
-        Some(list) => list.items()?.iter().map(Pipeline::new).collect(),
+        Some(list) => each_once(list, Pipeline::new, |pipeline| &pipeline.name),
     }
 }
 
@@ -279,7 +296,7 @@ fn documents(settings: &Settings, source: &Source) -> Result<Vec<Document>, Task
 fn examples(settings: &Settings, source: &Source, num: usize) -> Result<Vec<Document>, TaskError> {
     let config = settings.get("fewshot_config").map(Setting::entries).transpose()?;
     let config = config.unwrap_or_default();
-    let of_config = |key: &str| config.iter().find(|entry| entry.name() == key && !entry.is_null());
+    let of_config = |key: &str| config.iter().find(|entry| entry.key == key && !entry.is_null());
     let named = of_config("split").or_else(|| settings.get("fewshot_split"));
     let keys = ["training_split", "validation_split", "test_split"];
     let mut found = match (named, of_config("samples")) {
@@ -326,7 +343,7 @@ impl Shots {
         let config = settings.get("fewshot_config").map(Setting::entries).transpose()?;
         for entry in config.unwrap_or_default().iter().filter(|entry| !entry.is_null()) {
             let field = || Field::new(entry, task).map(Some);
-            match entry.name() {
+            match &*entry.key {
                 "sampler" => {
                     shots.first_n = match entry.string()?.as_str() {
                         "default" => false,
@@ -358,7 +375,7 @@ impl Generation {
         let mut generation = Self { until: vec![delimiter.to_owned()], max_new_tokens: 256 };
         let entries = setting.map(Setting::entries).transpose()?.unwrap_or_default();
         for entry in &entries {
-            match entry.name() {
+            match &*entry.key {
                 "until" => generation.until = entry.strings()?,
                 "max_gen_toks" | "max_new_tokens" | "max_tokens" => {
                     generation.max_new_tokens = entry.count()?;

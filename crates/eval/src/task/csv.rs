@@ -31,7 +31,7 @@ impl Options {
     /// # Errors
     /// If it is none of these, or its value is of the wrong kind.
     pub fn set(&mut self, setting: &Setting) -> Result<(), TaskError> {
-        match setting.name() {
+        match &*setting.key {
             "sep" | "delimiter" => {
                 let text = setting.string()?;
                 let mut chars = text.chars();

@@ -69,7 +69,7 @@ impl Source {
         let mut splits = Vec::new();
         let entries = settings.get("dataset_kwargs").map(Setting::entries).transpose()?;
         for setting in entries.unwrap_or_default() {
-            match (setting.name(), &mut builder) {
+            match (&*setting.key, &mut builder) {
                 ("data_files", _) => splits = files(&setting)?,
                 // These say nothing about local files.
                 ("trust_remote_code" | "cache_dir" | "download_mode", _) => {}
@@ -136,7 +136,7 @@ impl Source {
     pub fn written(samples: &Setting) -> Result<Vec<Document>, TaskError> {
         let items = samples.items()?;
         let columns = items.iter().map(Setting::entries).collect::<Result<Vec<_>, _>>()?;
-        let names = columns.iter().flatten().map(|entry| entry.name().to_owned());
+        let names = columns.iter().flatten().map(|entry| entry.key.clone());
         let columns: Rc<BTreeSet<String>> = Rc::new(names.collect());
         let document = |item: &Setting| {
             let fields = match item.json()? {
@@ -165,7 +165,7 @@ impl Source {
 fn files(setting: &Setting) -> Result<Vec<(String, Vec<Setting>)>, TaskError> {
     match setting.entries() {
         Ok(entries) => {
-            let split = |entry: &Setting| Ok((entry.name().to_owned(), entry.items()?));
+            let split = |entry: &Setting| Ok((entry.key.clone(), entry.items()?));
             entries.iter().map(split).collect()
         }
         Err(_) => Ok(vec![("train".to_owned(), setting.items()?)]),

@@ -19,7 +19,9 @@ const MAX_BYTES: u64 = 4 << 20;
 /// A key's value, and where it stands.
 #[derive(Clone, Debug)]
 pub struct Setting {
-    /// The key, with those it is in: `fewshot_config.sampler`.
+    /// Keys that it is in, each with a dot after it: `fewshot_config.`.
+    pub within: String,
+    /// Its own key.
     pub key: String,
     /// Its value.
     pub node: Node,
@@ -30,7 +32,7 @@ pub struct Setting {
 impl Setting {
     /// An error that names file, line and key.
     pub fn error(&self, what: impl Display) -> TaskError {
-        TaskError::line(&self.file, self.node.line, format!("{}: {what}", self.key))
+        TaskError::line(&self.file, self.node.line, format!("{}{}: {what}", self.within, self.key))
     }
 
     /// An error of a value that is not what was expected.
@@ -95,11 +97,7 @@ impl Setting {
 
     /// A list's items, or the one thing that stands for a list of one.
     pub fn items(&self) -> Result<Vec<Self>, TaskError> {
-        let item = |node: &Node| Self {
-            key: self.key.clone(),
-            node: node.clone(),
-            file: self.file.clone(),
-        };
+        let item = |node: &Node| Self { node: node.clone(), ..self.clone() };
         Ok(match self.plain()? {
             Kind::List(items) => items.iter().map(item).collect(),
             _ => vec![item(&self.node)],
@@ -116,7 +114,8 @@ impl Setting {
         match &self.node.kind {
             Kind::Map(entries) => {
                 let entry = |(key, node): &(String, Node)| Self {
-                    key: format!("{}.{key}", self.key),
+                    within: format!("{}{}.", self.within, self.key),
+                    key: key.clone(),
                     node: node.clone(),
                     file: self.file.clone(),
                 };
@@ -129,11 +128,6 @@ impl Setting {
     /// As JSON.
     pub fn json(&self) -> Result<Value, TaskError> {
         self.plain().map(|_| self.node.to_json())
-    }
-
-    /// The last part of the key.
-    pub fn name(&self) -> &str {
-        self.key.rsplit('.').next().unwrap_or(&self.key)
     }
 }
 
@@ -154,6 +148,7 @@ impl Settings {
             return Err(TaskError::line(file, node.line, what));
         };
         let setting = |(key, node): &(String, Node)| Setting {
+            within: String::new(),
             key: key.clone(),
             node: node.clone(),
             file: file.clone(),
@@ -174,6 +169,12 @@ impl Settings {
             setting.node.write(&mut out);
         }
         out
+    }
+
+    /// A key that is not the same in both.
+    pub fn difference<'a>(&'a self, other: &'a Self) -> Option<&'a str> {
+        let [own, others] = [self, other].map(|of| of.all.iter().map(|setting| &*setting.key));
+        own.chain(others).find(|key| self.written(&[key]) != other.written(&[key]))
     }
 
     /// Takes a key out.

@@ -53,7 +53,7 @@ impl Pipeline {
     pub fn new(entry: &Setting) -> Result<Self, TaskError> {
         let (mut name, mut steps) = (None, Vec::new());
         for setting in entry.entries()? {
-            match setting.name() {
+            match &*setting.key {
                 "name" => name = Some(setting.string()?),
                 "filter" => {
                     steps = setting.items()?.iter().map(Step::new).collect::<Result<_, _>>()?;
@@ -82,9 +82,9 @@ impl Pipeline {
 impl Step {
     fn new(step: &Setting) -> Result<Self, TaskError> {
         let settings = step.entries()?;
-        let function = settings.iter().find(|setting| setting.name() == "function");
+        let function = settings.iter().find(|setting| setting.key == "function");
         let function = function.ok_or_else(|| step.error("a filter without `function`"))?;
-        let mut options = settings.iter().filter(|setting| setting.name() != "function");
+        let mut options = settings.iter().filter(|setting| setting.key != "function");
         let name = function.string()?;
         let plain = match name.as_str() {
             "regex" => return Ok(Self::Regex(Find::new(options, None)?)),
@@ -95,7 +95,7 @@ impl Step {
             }
             "map" => return map(options),
             "take_first_k" => {
-                let k = settings.iter().find(|setting| setting.name() == "k");
+                let k = settings.iter().find(|setting| setting.key == "k");
                 let k = k.ok_or_else(|| function.error("needs `k`"))?;
                 return Ok(Self::TakeFirstK(k.count()?));
             }
@@ -167,10 +167,10 @@ fn most_common(answers: &[String]) -> String {
 fn map<'a>(options: impl Iterator<Item = &'a Setting>) -> Result<Step, TaskError> {
     let (mut map, mut default) = (BTreeMap::new(), "None".to_owned());
     for setting in options {
-        match setting.name() {
+        match &*setting.key {
             "mapping_dict" => {
                 for entry in setting.entries()? {
-                    map.insert(entry.name().to_owned(), plain(&entry)?);
+                    map.insert(entry.key.clone(), plain(&entry)?);
                 }
             }
             "default_value" => default = plain(setting)?,
@@ -201,7 +201,7 @@ impl Find {
             python_regex(pattern).map_err(|what| setting.error(what))
         };
         for setting in options {
-            match (setting.name(), &mut ignored) {
+            match (&*setting.key, &mut ignored) {
                 ("regex_pattern", _) => pattern = compiled(setting, &setting.string()?)?,
                 ("group_select", _) => group = setting.integer()?,
                 ("fallback", _) => fallback = setting.string()?,
@@ -305,5 +305,27 @@ impl Ignored {
             text = python_sub(&python_regex(r"\p{P}")?, "", &text, 0)?;
         }
         Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::file::Settings;
+    use super::super::yaml;
+    use super::*;
+    use std::path::Path;
+    use std::rc::Rc;
+
+    /// Keys are what they are, whatever is in them.
+    #[test]
+    fn answers_are_mapped_by_whole_keys() {
+        let file: Rc<Path> = Rc::from(Path::new("t.yaml"));
+        let text = "filter_list:\n  - name: x\n    filter:\n      - function: map\n        \
+                    mapping_dict: {A.: \"0\", \"3.5\": half, \"5\": five}\n";
+        let settings = Settings::of_map(&file, &yaml::parse(&file, text).unwrap()).unwrap();
+        let list = settings.get("filter_list").unwrap().items().unwrap();
+        let pipeline = Pipeline::new(&list[0]).unwrap();
+        let found = |answer: &str| pipeline.apply(&[answer.to_owned()], None).unwrap();
+        assert_eq!(["A.", "3.5", "5", ""].map(found), ["0", "half", "five", "None"]);
     }
 }

@@ -3,8 +3,9 @@
 use super::error::TaskError;
 use super::group::Entry;
 use super::metrics::{Aggregation, Term};
-use super::recorded::{Recorded, RecordedMetric, RecordedTask};
+use super::recorded::{Recorded, RecordedTask};
 use super::result::{Results, Value};
+use super::run::Identity;
 use super::statistics::{Together, difference};
 use crate::statistics::Estimate;
 use serde::Serialize;
@@ -69,22 +70,31 @@ impl Gate {
         Ok(Self { file: file.to_owned(), earlier: read.tasks })
     }
 
-    /// Checks that all its tasks are asked, of the same documents and in the same words. `asked`
-    /// has the tasks' names and digests.
+    /// Checks that all its tasks are asked, of the same documents and in the same words, and all
+    /// its metrics measured.
     ///
     /// # Errors
-    /// If not, naming the first task that is not.
-    pub fn check(&self, asked: &[(&str, String)]) -> Result<(), TaskError> {
+    /// If not, naming the first task or metric that is not.
+    pub fn check(&self, asked: &[Identity<'_>]) -> Result<(), TaskError> {
         for earlier in &self.earlier {
-            let name = &earlier.task;
-            let what = match asked.iter().find(|(asked, _)| asked == name) {
-                Some((_, digest)) if *digest == earlier.items_sha256 => continue,
-                Some(_) => format!(
+            let (name, metric, filter) = key(earlier);
+            let what = match asked.iter().find(|asked| asked.name == name) {
+                None => format!("has the task `{name}`, which is not evaluated; add --task {name}"),
+                Some(asked) if asked.digest != earlier.items_sha256 => format!(
                     "`{name}` was evaluated on other items (documents, prompts, examples or \
                      --limit), so that values cannot be compared; evaluate as then, or write the \
                      file anew"
                 ),
-                None => format!("has the task `{name}`, which is not evaluated; add --task {name}"),
+                Some(asked) if !asked.measures(metric, filter) => format!(
+                    "has `{metric}` (filter `{filter}`) of `{name}`, which is not measured any \
+                     more; write the file anew"
+                ),
+                Some(asked) if asked.num_items != earlier.scores.len() => format!(
+                    "has {} scores of `{name}`, which has {} items; write the file anew",
+                    earlier.scores.len(),
+                    asked.num_items
+                ),
+                Some(_) => continue,
             };
             return Err(TaskError::file(&self.file, what));
         }
@@ -95,14 +105,14 @@ impl Gate {
     /// documents of their tasks together, since of many tasks some are worse by chance, and all
     /// else of each task.
     ///
-    /// # Errors
-    /// If the file has metrics that a task has no more, or scores of other documents.
-    pub fn verdicts(&self, found: &Results) -> Result<Vec<Verdict>, TaskError> {
+    /// # Panics
+    /// If `check` would not pass.
+    pub fn verdicts(&self, found: &Results) -> Vec<Verdict> {
         let mut verdicts = Vec::new();
         for entry in &found.entries {
-            self.add(entry, found, &Covered::new(), &mut verdicts)?;
+            self.add(entry, found, &Covered::new(), &mut verdicts);
         }
-        Ok(verdicts)
+        verdicts
     }
 
     /// Adds what no group around it covers.
@@ -112,7 +122,7 @@ impl Gate {
         found: &Results,
         covered: &Covered<'s>,
         verdicts: &mut Vec<Verdict>,
-    ) -> Result<(), TaskError> {
+    ) {
         let mut add = |value: &Value, name: &str, pairs: &[Pairs]| {
             let verdict = compared(value, name, pairs);
             // A task may be in several groups of a group.
@@ -132,10 +142,10 @@ impl Gate {
                 let name = &found.tasks[*i].name;
                 let of_task = self.earlier.iter().filter(|earlier| earlier.task == *name);
                 for earlier in of_task.filter(is_open) {
-                    let (value, pairs) = self.pairs(earlier, found)?;
+                    let (value, pairs) = pairs(earlier, found);
                     add(value, name, &[pairs]);
                 }
-                return Ok(());
+                return;
             }
             Entry::Group(group) => group,
         };
@@ -150,46 +160,25 @@ impl Gate {
             };
             let parts: Vec<&RecordedTask> = self.earlier.iter().filter(is_of).collect();
             if parts.iter().any(is_open) {
-                let pairs = parts.iter().map(|part| Ok(self.pairs(part, found)?.1));
-                add(value, &group.name, &pairs.collect::<Result<Vec<_>, TaskError>>()?);
+                let pairs: Vec<Pairs> = parts.iter().map(|part| pairs(part, found).1).collect();
+                add(value, &group.name, &pairs);
             }
             covered.extend(parts.into_iter().map(key));
         }
-        group.members.iter().try_for_each(|member| self.add(member, found, &covered, verdicts))
+        group.members.iter().for_each(|member| self.add(member, found, &covered, verdicts));
     }
+}
 
-    /// A metric's value now, and its terms.
-    fn pairs<'r>(
-        &self,
-        earlier: &RecordedTask,
-        found: &'r Results,
-    ) -> Result<(&'r Value, Pairs), TaskError> {
-        let RecordedTask { task: name, metric, .. } = earlier;
-        let RecordedMetric { metric, filter, .. } = metric;
-        let is_it = |value: &Value| value.metric == *metric && value.filter == *filter;
-        let task = found.tasks.iter().find(|task| task.name == *name);
-        let at = task.and_then(|task| Some((task, task.values.iter().position(is_it)?)));
-        let Some((task, at)) = at else {
-            let what = format!(
-                "has `{metric}` (filter `{filter}`) of `{name}`, which is not measured any more; \
-                 write the file anew"
-            );
-            return Err(TaskError::file(&self.file, what));
-        };
-        let pairs = Pairs {
-            aggregation: task.values[at].aggregation,
-            before: earlier.terms(),
-            after: task.terms(at),
-        };
-        let [before, after] = [pairs.before.len(), pairs.after.len()];
-        if before != after {
-            let what = format!(
-                "has {before} scores of `{name}`, which has {after} items; write the file anew"
-            );
-            return Err(TaskError::file(&self.file, what));
-        }
-        Ok((&task.values[at], pairs))
-    }
+/// A metric's value now, and its terms.
+fn pairs<'r>(earlier: &RecordedTask, found: &'r Results) -> (&'r Value, Pairs) {
+    let (name, metric, filter) = key(earlier);
+    let is_it = |value: &Value| value.metric == metric && value.filter == filter;
+    let task = found.tasks.iter().find(|task| task.name == name);
+    let at = task.and_then(|task| Some((task, task.values.iter().position(is_it)?)));
+    let (task, at) = at.expect("a metric that was checked");
+    let value = &task.values[at];
+    let (before, after) = (earlier.terms(), task.terms(at));
+    (value, Pairs { aggregation: value.aggregation, before, after })
 }
 
 /// Of at least one task, each with at least one document.
@@ -318,7 +307,7 @@ mod tests {
         let earlier = of(1.0).flat_map(|(_, recorded)| recorded).collect();
         let gate = Gate { file: PathBuf::from("before.json"), earlier };
         let now = of(0.0).map(|(result, _)| result).collect();
-        let verdicts = gate.verdicts(&Results::new(vec![Entry::Group(entry)], now)).unwrap();
+        let verdicts = gate.verdicts(&Results::new(vec![Entry::Group(entry)], now));
         let words = |verdict: Verdict| {
             assert_eq!((verdict.before, verdict.after), (1.0, 0.0));
             assert_eq!(verdict.is_worse, Some(true));
@@ -360,7 +349,7 @@ mod tests {
             let members = vec![Entry::Task(0), Entry::Task(1)];
             let entry = Entry::Group(group("g", members, &["acc"], by_size));
             let found = Results::new(vec![entry], now);
-            let verdict = &gate.verdicts(&found).unwrap()[0];
+            let verdict = &gate.verdicts(&found)[0];
             assert_eq!((verdict.before, verdict.after), (before, after));
             assert_eq!(verdict.after, found.groups[0].values[0].estimate.value);
             assert!((verdict.difference.value - (after - before)).abs() < 1e-12, "{verdict:?}");

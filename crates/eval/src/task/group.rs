@@ -120,11 +120,19 @@ impl Loader<'_> {
         let task = Task::new(settings, self.options)?;
         if let Some(i) = self.tasks.iter().position(|known| known.name == task.name) {
             // The same one by another way; another of its name would be mistaken for it.
-            return match self.tasks[i].settings.file == task.settings.file {
-                true => Ok(Entry::Task(i)),
-                false => Err(task.error(format!(
-                    "{} defines a task of this name too; rename one",
-                    self.tasks[i].settings.file.display()
+            let (known, own) = (&self.tasks[i].settings, &task.settings);
+            if known.file != own.file {
+                let other = known.file.display();
+                return Err(
+                    task.error(format!("{other} defines a task of this name too; rename one"))
+                );
+            }
+            let difference = known.difference(own);
+            return match difference {
+                None => Ok(Entry::Task(i)),
+                Some(key) => Err(task.error(format!(
+                    "is asked for twice, with another `{key}`; write one of them as a file of its \
+                     own, with another name (include: FILE, task: NAME)"
                 ))),
             };
         }
@@ -216,7 +224,8 @@ impl Loader<'_> {
         let name = Kind::Scalar(serde_json::Value::String(format!("{group}::{name}")));
         let node = yaml::Node { kind: name, line: member.node.line };
         let file = member.file.clone();
-        let name = Setting { key: "task".to_owned(), node, file: file.clone() };
+        let (within, key) = (String::new(), "task".to_owned());
+        let name = Setting { within, key, node, file: file.clone() };
         settings.update(Settings { file, all: vec![name] });
         Ok(vec![self.task(settings)?])
     }
@@ -288,7 +297,7 @@ fn names_in(folder: &Path) -> Result<Folder, TaskError> {
 fn aggregate(entry: &Setting) -> Result<Aggregate, TaskError> {
     let (mut metric, mut filters, mut weight_by_size) = (None, None, true);
     for setting in entry.entries()? {
-        match setting.name() {
+        match &*setting.key {
             "metric" => metric = Some(setting.string()?),
             "filter_list" if !setting.is_null() => filters = Some(setting.strings()?),
             "filter_list" => {}

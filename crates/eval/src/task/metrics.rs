@@ -169,7 +169,7 @@ impl Metric {
     /// If there is no such metric for this kind of task, or a key is unknown.
     pub fn new(entry: &Setting, output: OutputType) -> Result<Self, TaskError> {
         let settings = entry.entries()?;
-        let get = |name: &str| settings.iter().find(|setting| setting.name() == name);
+        let get = |name: &str| settings.iter().find(|setting| setting.key == name);
         let named = get("metric").ok_or_else(|| entry.error("an entry without `metric`"))?;
         let name = named.string()?;
         let found = METRICS.iter().find(|(known, ..)| *known == name);
@@ -188,7 +188,7 @@ impl Metric {
             comparison: Comparison::default(),
         };
         for setting in &settings {
-            match setting.name() {
+            match &*setting.key {
                 "metric" => {}
                 // The same as the harness's own for these metrics.
                 "hf_evaluate" => _ = setting.boolean()?,
@@ -230,7 +230,7 @@ pub struct Comparison {
 
 impl Comparison {
     fn set(&mut self, setting: &Setting) -> Result<(), TaskError> {
-        match setting.name() {
+        match &*setting.key {
             "ignore_case" => self.ignore_case = setting.boolean()?,
             "ignore_punctuation" => self.ignore_punctuation = setting.boolean()?,
             "ignore_numbers" => self.ignore_numbers = setting.boolean()?,

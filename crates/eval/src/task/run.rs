@@ -28,6 +28,23 @@ pub struct RunOptions<'a> {
     pub num_threads: usize,
 }
 
+/// A task as far as earlier values of it can be compared.
+pub struct Identity<'p> {
+    pub(super) name: &'p str,
+    /// Of its requests, targets and settings.
+    pub(super) digest: &'p str,
+    pub(super) num_items: usize,
+    task: &'p Task,
+}
+
+impl Identity<'_> {
+    /// Whether there will be values of the metric after these filters.
+    pub(super) fn measures(&self, metric: &str, filter: &str) -> bool {
+        let Task { metrics, pipelines, .. } = self.task;
+        metrics.iter().any(|of| of.name() == metric) && pipelines.iter().any(|p| p.name == filter)
+    }
+}
+
 /// A task whose documents became tokens.
 pub struct Prepared<'t> {
     task: &'t Task,
@@ -47,9 +64,10 @@ impl Prepared<'_> {
         self.items.len()
     }
 
-    /// The task's name, and the digest of its requests, targets and settings.
-    pub fn identity(&self) -> (&str, String) {
-        (&self.task.name, self.digest.clone())
+    /// What makes values of it comparable.
+    pub fn identity(&self) -> Identity<'_> {
+        let Self { task, digest, .. } = self;
+        Identity { name: &task.name, digest, num_items: self.num_items(), task }
     }
 
     /// Texts to score and prompts to continue.
@@ -279,8 +297,14 @@ fn answers(
     done: &mut dyn FnMut(usize),
 ) -> Result<Vec<String>, TaskError> {
     let config = &pass.model.decoder.config;
-    let stop_ids = config.stop_ids(tokenizer.stop_token_ids());
+    let mut stop_ids = config.stop_ids(tokenizer.stop_token_ids());
     let mut until = task.generation.until.clone();
+    // Answers are texts without special tokens, in which these are not found.
+    for id in tokenizer.special_token_ids() {
+        if until.contains(&tokenizer.decode(&[id], false)?) {
+            stop_ids.push(id);
+        }
+    }
     if let Some(eos) = tokenizer.eos_token_id() {
         until.push(tokenizer.decode(&[eos], false)?);
     }

@@ -25,7 +25,7 @@ fn messages_name_file_line_and_key() {
     let without = |key: &str| -> String {
         TASK.lines().filter(|line| !line.starts_with(key)).map(|l| format!("{l}\n")).collect()
     };
-    let cases: [(String, &str); 17] = [
+    let cases: [(String, &str); 18] = [
         (with(""), "accepted"),
         (with("doc_to_txt: q"), "t.yaml:10: doc_to_txt: an unknown key"),
         (with("process_docs: !function utils.f"), "process_docs: the Python function `utils.f`"),
@@ -40,6 +40,10 @@ fn messages_name_file_line_and_key() {
         (
             with("metric_list: [{metric: bleu}]"),
             "metric_list.metric: `bleu` is not known for multiple_choice",
+        ),
+        (
+            with("metric_list: [{metric: acc}, {metric: acc_norm}, {metric: acc}]"),
+            "t.yaml:10: metric_list: `acc` is in the list twice",
         ),
         (with("metric_list: [{metric: acc, k: 1}]"), "t.yaml:10: metric_list.k: an unknown key"),
         (with("filter_list: [{name: x, filter: []}]"), "filters are for generate_until"),
@@ -116,6 +120,10 @@ fn groups_name_what_they_lack() {
         (
             "group: g\ntask: [u]\naggregate_metric_list: [{metric: acc, aggregation: max}]\n",
             "aggregate_metric_list.aggregation: groups have `mean` only",
+        ),
+        (
+            "group: g\ntask: [u, {task: u, num_fewshot: 1}]\n",
+            "u: is asked for twice, with another `num_fewshot`",
         ),
     ] {
         let other = "group: h\ntask: [g]\n";

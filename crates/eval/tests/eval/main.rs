@@ -1,5 +1,6 @@
 //! Tasks from file to result.
 
+mod answers;
 mod bad_tasks;
 mod goldens;
 mod own_tasks;

@@ -294,13 +294,15 @@ impl Found {
         let first = known.tasks.len();
         known.tasks.extend(tasks);
         let places = first..known.tasks.len();
-        // Tasks that a group sums up, and inner groups of these, are not shown by themselves.
-        let mut covered: BTreeSet<String> = BTreeSet::new();
-        let mut outer: BTreeSet<String> = BTreeSet::new();
+        // Metrics of tasks that a group sums up, and inner groups of these, are not shown by
+        // themselves.
+        let key = |task: &str, metric: &RecordedMetric| {
+            (task.to_owned(), metric.metric.clone(), metric.filter.clone())
+        };
+        let (mut covered, mut outer) = (BTreeSet::new(), BTreeSet::new());
         for group in groups {
-            if !outer.contains(&group.group)
-                && group.tasks.iter().all(|task| covered.contains(task))
-            {
+            let is_covered = |task: &String| covered.contains(&key(task, &group.metric));
+            if !outer.contains(&group.group) && group.tasks.iter().all(is_covered) {
                 continue;
             }
             let is_part = |i: &usize| {
@@ -308,14 +310,15 @@ impl Found {
                 group.tasks.contains(&task.task) && group.metric.is_same(&task.metric)
             };
             let parts: Vec<usize> = places.clone().filter(is_part).collect();
-            covered.extend(parts.iter().map(|i| known.tasks[*i].task.clone()));
+            let of_part = |i: &usize| key(&known.tasks[*i].task, &known.tasks[*i].metric);
+            covered.extend(parts.iter().map(of_part));
             outer.insert(group.group.clone());
             let (name, metric, by_size) = (group.group, group.metric, group.weight_by_size);
             known.shown.push(Shown { name, metric, parts, by_size });
         }
         for i in places {
             let RecordedTask { task, metric, .. } = &known.tasks[i];
-            if !covered.contains(task) {
+            if !covered.contains(&key(task, metric)) {
                 let (name, metric) = (task.clone(), metric.clone());
                 known.shown.push(Shown { name, metric, parts: vec![i], by_size: true });
             }

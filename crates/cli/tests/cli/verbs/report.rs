@@ -83,6 +83,35 @@ fn models_are_shown_beside_each_other() {
     assert_eq!(page.matches("<circle ").count(), 4, "{page}");
 }
 
+/// Of a task in a group, what the group does not sum up is shown too.
+#[test]
+fn metrics_that_no_group_sums_up_are_shown() {
+    let scene = Scene::new();
+    let metric = |metric: &str| {
+        serde_json::json!({
+            "metric": metric, "filter": "none", "value": 0.5, "stderr": 0.5, "interval": null,
+            "aggregation": "mean", "higher_is_better": true, "num_items": 2,
+        })
+    };
+    let with = |mut object: serde_json::Value, more: serde_json::Value| {
+        object.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        object
+    };
+    let task = serde_json::json!({ "task": "t", "items_sha256": "1f", "scores": [1.0, 0.0] });
+    let group = serde_json::json!({ "group": "g", "tasks": ["t"] });
+    let object = serde_json::json!({
+        "model": { "name": "tiny", "bytes": 4e5, "bits_per_weight": 4.0 },
+        "tasks": [with(metric("acc"), task.clone()), with(metric("acc_norm"), task)],
+        "groups": [with(metric("acc"), group)],
+    });
+    scene.write("a.json", &object.to_string());
+    succeeds(&mut scene.hone(&["report", "a.json", "--out", "page.html"]));
+    let page = std::fs::read_to_string(scene.path("page.html")).unwrap();
+    let titles = ["<h3>g: acc ↑</h3>", "<h3>t: acc_norm ↑</h3>", "<h3>t: acc ↑</h3>"];
+    let has = titles.map(|title| page.contains(title));
+    assert_eq!(has, [true, true, false], "{page}");
+}
+
 /// A model evaluated twice on the same text, against two others, has two rows, each with its own.
 #[test]
 fn a_model_has_a_row_for_each_base() {

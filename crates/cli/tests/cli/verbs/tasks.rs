@@ -123,6 +123,13 @@ fn a_gate_refuses_what_is_worse() {
     assert!(worse.stdout.contains("gate: choice worse: acc 1.0000"), "{}", worse.stdout);
     assert!(worse.stdout.contains("gate: choice passes: acc_norm"), "{}", worse.stdout);
 
+    // A metric that is not measured any more is seen before the model is asked.
+    scene.write("task.yaml", &format!("{TASK}metric_list: [{{metric: acc}}]\n"));
+    let fewer = with(&["--gate", "before.json", "--output", "new.json"]);
+    fewer.says(2, &["before.json: has `acc_norm` (filter `none`) of `choice`, which is not meas"]);
+    assert!(!scene.path("new.json").exists());
+    scene.write("task.yaml", TASK);
+
     for (flag, path) in [
         ("--output", "before.json"),
         ("--output", "./before.json"),
