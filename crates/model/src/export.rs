@@ -336,6 +336,38 @@ fn end_turns_with(model: &Model, token: u32, path: &Path) -> Result<(), ExportEr
     write_json(path, &config)
 }
 
+/// The name of the first weight that has a value that is not finite, with its adapter merged.
+///
+/// # Errors
+/// If the device failed, or there is no memory.
+pub fn not_finite(model: &Model, device: &Device) -> Result<Option<String>, DeviceError> {
+    /// Rows of a table that are looked at together.
+    const ROWS: usize = 4096;
+    for WeightSpec { role, name, .. } in model.decoder.config.weights() {
+        let table = model.weight(role).filter(|of| of.is_on_host() && of.shape().len() == 2);
+        let is_finite = match table.filter(|_| matches!(role, Role::EmbedTokens | Role::LmHead)) {
+            // A large vocabulary's would take much memory.
+            Some(table) => {
+                let num_rows = table.shape()[0];
+                let mut pieces = (0..num_rows).step_by(ROWS);
+                pieces.try_fold(true, |is_finite, first| {
+                    let rows = table.rows(first..num_rows.min(first + ROWS))?;
+                    let rows = rows.expect("rows of a table").try_to_vec_f32()?;
+                    Ok::<_, DeviceError>(is_finite && are_finite(&rows))
+                })?
+            }
+            None => are_finite(&written(model, device, role, DType::F32)?.try_to_vec_f32()?),
+        };
+        if let Some(weight) = model.weight(role) {
+            weight.release_file();
+        }
+        if !is_finite {
+            return device.settle().map(|()| Some(name));
+        }
+    }
+    device.settle().map(|()| None)
+}
+
 /// The error for the first weight that is not finite, either in memory or once written.
 fn name_not_finite(
     model: &Model,

@@ -39,7 +39,7 @@ pub use decoder::{Decoder, Recompute, Stream};
 pub use divergence::{Distance, Divergence, distances, divergences};
 pub use export::{
     ExportError, ExportOptions, LinearLayer, Quantised, StoredTensor, check_written, export_hf,
-    linear_layers, torch_name, written,
+    linear_layers, not_finite, torch_name, written,
 };
 pub use fidelity::{Comparison, Fidelity, MAX_LOST};
 pub use gguf::{

@@ -82,13 +82,15 @@ pub fn score(
     pass.device.reusing_memory(|| {
         let mut rest = &order[..];
         while !rest.is_empty() {
-            let (batch, others) = rest.split_at(batch_len(texts, rest));
-            match shares_keys(pass, texts, batch) {
-                true => in_pieces(pass, batch, &mut caches, &mut scores)?,
-                false => as_wholes(pass, batch, &mut scores)?,
+            let mut count = batch_len(texts, rest, common);
+            if shares_keys(pass, texts, &rest[..count]) {
+                in_pieces(pass, &rest[..count], &mut caches, &mut scores)?;
+            } else {
+                count = batch_len(texts, rest, |_, _| 0);
+                as_wholes(pass, &rest[..count], &mut scores)?;
             }
-            done(batch.len());
-            rest = others;
+            done(count);
+            rest = &rest[count..];
         }
         Ok(())
     })?;
@@ -102,12 +104,13 @@ fn shares_keys(pass: Pass<'_>, texts: &[Text], batch: &[usize]) -> bool {
     config.deltas().next().is_none() && !config.changes_angles(1, longest)
 }
 
-/// How many of these texts are scored together.
-fn batch_len(texts: &[Text], order: &[usize]) -> usize {
+/// How many of these texts are scored together, of which each shares so many tokens with the one
+/// before.
+fn batch_len(texts: &[Text], order: &[usize], shared: fn(&[u32], &[u32]) -> usize) -> usize {
     let (mut rows, mut pages) = (0, 0);
     for (n, &i) in order.iter().enumerate() {
-        let (inputs, shared) = (inputs(&texts[i]), n.checked_sub(1).map(|n| &texts[order[n]]));
-        let shared = shared.map_or(0, |other| common(inputs, self::inputs(other)));
+        let (inputs, before) = (inputs(&texts[i]), n.checked_sub(1).map(|n| &texts[order[n]]));
+        let shared = before.map_or(0, |before| shared(inputs, self::inputs(before)));
         rows += inputs.len() - shared;
         pages += 1 + inputs.len().div_ceil(PAGE_ROWS) - shared / PAGE_ROWS;
         if n > 0 && (rows > BATCH_ROWS || pages > BATCH_PAGES) {

@@ -270,7 +270,7 @@ impl Translation<'_> {
         };
         // More blocks than that are refused.
         let layers =
-            (0..num_layers.min(1 << 16)).map(|i| (i, format!("blk.{i}.ffn_gate_inp.weight")));
+            (0..num_layers.min(MAX_BLOCKS)).map(|i| (i, format!("blk.{i}.ffn_gate_inp.weight")));
         let dense = layers.filter(|(_, router)| !self.has(router)).map(|(i, _)| i);
         let dense: Vec<u64> = dense.collect();
         self.set("mlp_only_layers", dense);
@@ -345,6 +345,10 @@ impl Translation<'_> {
         let Value::Array(array) = list else {
             return Err(self.metadata.unexpected(&key, "a list", list));
         };
+        if array.len() as u64 > MAX_BLOCKS {
+            let problem = format!("has {} entries, more than models have blocks", array.len());
+            return Err(self.metadata.error(&key, problem));
+        }
         let kind = |value| match value {
             Ok(Value::Bool(true)) => Some(of_true),
             Ok(Value::Bool(false)) => Some("full_attention"),
@@ -396,6 +400,9 @@ impl Translation<'_> {
         }
     }
 }
+
+/// More than any model has.
+const MAX_BLOCKS: u64 = 1 << 16;
 
 /// Tokens that end a text, a turn or a message.
 pub(super) fn end_ids(metadata: &Metadata<'_>) -> Result<Vec<u32>, ConfigError> {

@@ -15,6 +15,9 @@ pub(super) const MERGES: &str = "tokenizer.ggml.merges";
 #[serde(transparent)]
 pub(super) struct Merges<'a>(Vec<(&'a str, &'a str)>);
 
+/// More than any tokenizer has.
+const MAX_MERGES: usize = 1 << 21;
+
 /// The merges that a file gives.
 pub(super) fn read<'a>(metadata: &Metadata<'a>) -> Result<Option<Merges<'a>>, ConfigError> {
     let array = match metadata.get(MERGES) {
@@ -22,6 +25,10 @@ pub(super) fn read<'a>(metadata: &Metadata<'a>) -> Result<Option<Merges<'a>>, Co
         Some(Value::Array(array)) => array,
         Some(other) => return Err(metadata.unexpected(MERGES, "a list", other)),
     };
+    if array.len() > MAX_MERGES {
+        let problem = format!("has {} entries, and at most {MAX_MERGES} are read", array.len());
+        return Err(metadata.error(MERGES, problem));
+    }
     let pair = |(i, merge): (usize, Result<Value<'a>, String>)| {
         let pair = match merge {
             Ok(Value::Text(text)) => text.split_once(' '),

@@ -22,7 +22,13 @@ pub(super) fn scaling(
 ) -> Result<Map<String, serde_json::Value>, ConfigError> {
     let mut scaling = Map::new();
     let key = format!("{architecture}.rope.scaling.type");
+    let has_long = SHORT_AND_LONG.iter().any(|name| metadata.file.shape(name).is_some());
+    let factor = metadata.number(&format!("{architecture}.rope.scaling.factor"))?;
     match metadata.text(&key)? {
+        // What llama.cpp makes of a factor alone.
+        None if !has_long && factor.is_some_and(|factor| factor != 0.0 && factor != 1.0) => {
+            scaling.insert("rope_type".into(), "linear".into());
+        }
         None | Some("none") => {}
         Some(kind @ ("linear" | "yarn")) => drop(scaling.insert("rope_type".into(), kind.into())),
         Some("longrope") if metadata.file.shape(SHORT_AND_LONG[0]).is_some() => {}
@@ -40,7 +46,6 @@ pub(super) fn scaling(
         ("finetuned", "finetuned"),
     ];
     let is_scaled = !scaling.is_empty();
-    let has_long = SHORT_AND_LONG.iter().any(|name| metadata.file.shape(name).is_some());
     for (from, to) in keys {
         let from = format!("{architecture}.rope.scaling.{from}");
         let value = match metadata.get(&from) {

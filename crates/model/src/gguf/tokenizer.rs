@@ -18,10 +18,14 @@ const TYPES: &str = "tokenizer.ggml.token_type";
 const INSTEAD: &str = "give the model's directory in Hugging Face layout instead";
 /// Longer tokens than any vocabulary has.
 const MAX_TOKEN_BYTES: usize = 4096;
+/// More tokens than any vocabulary has: what is made of one takes many times its bytes.
+const MAX_TOKENS: usize = 1 << 19;
 
 /// Kinds of tokens, as files number them.
-const CONTROL: i128 = 3;
-const USER_DEFINED: i128 = 4;
+const UNDEFINED: u8 = 0;
+const NORMAL: u8 = 1;
+const CONTROL: u8 = 3;
+const USER_DEFINED: u8 = 4;
 
 /// A `tokenizer.json`.
 #[derive(Serialize)]
@@ -120,7 +124,7 @@ fn splits(metadata: &Metadata<'_>) -> Result<&'static Splits, ConfigError> {
 /// Tokens, spelled as the tokenizer looks them up, and their kinds.
 struct Vocabulary<'a> {
     tokens: Vec<Cow<'a, str>>,
-    types: Vec<i128>,
+    types: Vec<u8>,
 }
 
 impl<'a> Vocabulary<'a> {
@@ -128,18 +132,16 @@ impl<'a> Vocabulary<'a> {
         let Some(array) = array(metadata, TOKENS)? else {
             return Err(metadata.error(TOKENS, "is missing: fetch the model again"));
         };
-        let types: Vec<i128> = match array_of(metadata, TYPES, |value| match value {
-            Value::Integer(n) => Some(n),
+        let num_tokens = array.len();
+        if num_tokens > MAX_TOKENS {
+            let problem = format!("has {num_tokens} tokens, and at most {MAX_TOKENS} are read");
+            return Err(metadata.error(TOKENS, problem));
+        }
+        let types = of_tokens(metadata, TYPES, num_tokens, |value| match value {
+            Value::Integer(n) => Some(u8::try_from(n).unwrap_or(UNDEFINED)),
             _ => None,
-        })? {
-            Some(types) if types.len() == array.len() => types,
-            Some(types) => {
-                let (tokens, types) = (array.len(), types.len());
-                let problem = format!("has {types} entries for {tokens} tokens");
-                return Err(metadata.error(TYPES, problem));
-            }
-            None => vec![1; array.len()],
-        };
+        })?;
+        let types = types.unwrap_or_else(|| vec![NORMAL; num_tokens]);
         let spaces = kind == GEMMA4 || architecture.starts_with("gemma");
         let mut tokens = Vec::new();
         for (i, (value, &of)) in array.iter().zip(&types).enumerate() {
@@ -201,13 +203,19 @@ fn array<'a>(metadata: &Metadata<'a>, key: &str) -> Result<Option<Array<'a>>, Co
     }
 }
 
-/// The elements of a list, each of one kind.
-fn array_of<'a, T>(
+/// The elements of a list, each of one kind, one for each token.
+fn of_tokens<'a, T>(
     metadata: &Metadata<'a>,
     key: &str,
+    num_tokens: usize,
     of: impl Fn(Value<'a>) -> Option<T>,
 ) -> Result<Option<Vec<T>>, ConfigError> {
     let Some(array) = array(metadata, key)? else { return Ok(None) };
+    // Before anything is made of it, which takes several times the memory that it has in the file.
+    if array.len() != num_tokens {
+        let problem = format!("has {} entries for {num_tokens} tokens", array.len());
+        return Err(metadata.error(key, problem));
+    }
     let elements = array.iter().map(|element| element.ok().and_then(&of));
     let elements: Option<Vec<T>> = elements.collect();
     elements.map(Some).ok_or_else(|| metadata.error(key, "has elements of another kind"))
@@ -365,18 +373,11 @@ fn scores(
         return Ok((0..num_tokens).map(|id| -(id as f64)).collect());
     }
     let key = "tokenizer.ggml.scores";
-    let scores = array_of(metadata, key, |value| match value {
+    let scores = of_tokens(metadata, key, num_tokens, |value| match value {
         Value::Float(x) if !x.is_nan() => Some(x),
         _ => None,
     })?;
-    match scores {
-        Some(scores) if scores.len() == num_tokens => Ok(scores),
-        Some(scores) => {
-            let problem = format!("has {} entries for {num_tokens} tokens", scores.len());
-            Err(metadata.error(key, problem))
-        }
-        None => Err(metadata.error(key, "is missing: fetch the model again")),
-    }
+    scores.ok_or_else(|| metadata.error(key, "is missing: fetch the model again"))
 }
 
 /// Adds BOS and EOS to a text, as the file says.

@@ -43,10 +43,26 @@ fn recurrent_blocks() {
         (Meta::Bools(vec![true; 2]), "has 2 entries, but num_hidden_layers is 3: take the file"),
         (Meta::I32s(vec![1; 3]), "must be a list of booleans, found an array"),
         (Meta::Bool(true), "must be a list, found true"),
+        (Meta::Bools(vec![true; 65_537]), "has 65537 entries, more than models have blocks"),
     ] {
         let found = recurrent(&listed(kinds)).unwrap_err();
         assert!(found.starts_with(&format!("`{list}` {says}")), "{found:?} is not {says:?}");
     }
+}
+
+/// A factor without a type divides frequencies, as llama.cpp has it.
+#[test]
+fn factors_alone_are_linear() {
+    let scaling = |factor: f32| {
+        let changes = [
+            ("llama.rope.scaling.type", None),
+            ("llama.rope.scaling.yarn_attn_factor", None),
+            ("llama.rope.scaling.factor", Some(Meta::F32(factor))),
+        ];
+        config_with("yarn", &changes).unwrap().ropes[0].scaling.clone()
+    };
+    assert_eq!(scaling(4.0), RopeScaling::Linear { factor: 4.0 });
+    assert_eq!([scaling(1.0), scaling(0.0)], [RopeScaling::Default, RopeScaling::Default]);
 }
 
 /// The multiplier of YaRN's cosines and sines, as converters wrote it over time.

@@ -191,7 +191,8 @@ fn errors_name_what_is_wrong() {
     let ragged = "tensor `a`: rows of 3 weights are not whole blocks of 256, as q4_k has them. \
                   Quantise it in a type whose blocks divide its rows";
     assert_eq!(refused(with(&|w| w.tensors[0].kind = 12)), ragged);
-    for (kind, says) in [(16, "type 16 (IQ2_XXS) is not read"), (5, "type 5 (unknown) is not read")]
+    for (kind, says) in
+        [(16, "type 16 (IQ2_XXS) is not read"), (43, "type 43 (unknown) is not read")]
     {
         let message = refused(with(&|w| w.tensors[0].kind = kind));
         assert!(message.starts_with(&format!("tensor `a`: {says}; those that are: F32, ")));

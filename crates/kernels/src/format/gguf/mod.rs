@@ -25,11 +25,13 @@ pub(crate) use small::Q8_0Blocks;
 pub(super) use small::{MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, write_mxfp4};
 
 /// Types by their number in files, as ggml names them, and how they are held.
-const TYPES: [(u32, &str, Option<Storage>); 34] = [
+const TYPES: [(u32, &str, Option<Storage>); 43] = [
     (0, "F32", Some(Storage::Float(DType::F32))),
     (1, "F16", Some(Storage::Float(DType::F16))),
     (2, "Q4_0", Some(Storage::Packed(&Q4_0))),
     (3, "Q4_1", Some(Storage::Packed(&Q4_1))),
+    (4, "Q4_2", None),
+    (5, "Q4_3", None),
     (6, "Q5_0", Some(Storage::Packed(&Q5_0))),
     (7, "Q5_1", Some(Storage::Packed(&Q5_1))),
     (8, "Q8_0", Some(Storage::Packed(&Q8_0))),
@@ -55,11 +57,18 @@ const TYPES: [(u32, &str, Option<Storage>); 34] = [
     (28, "F64", None),
     (29, "IQ1_M", None),
     (30, "BF16", Some(Storage::Float(DType::Bf16))),
+    (31, "Q4_0_4_4", None),
+    (32, "Q4_0_4_8", None),
+    (33, "Q4_0_8_8", None),
     (34, "TQ1_0", None),
     (35, "TQ2_0", None),
+    (36, "IQ4_NL_4_4", None),
+    (37, "IQ4_NL_4_8", None),
+    (38, "IQ4_NL_8_8", None),
     (39, "MXFP4", Some(Storage::Packed(&MXFP4))),
     (40, "NVFP4", None),
     (41, "Q1_0", None),
+    (42, "Q2_0", None),
 ];
 
 /// A type of tensors in GGUF files that is not read.

@@ -52,7 +52,7 @@ pub(super) fn metadata(
         let pair = |(left, right): &(&str, &str)| format!("{left} {right}");
         set("ggml.merges", Meta::Texts(merges.iter().map(pair).collect()));
     }
-    let marks = Marks::of(texts, &vocabulary);
+    let marks = Marks::of(texts, &vocabulary)?;
     set("ggml.tokens", Meta::Texts(vocabulary.stored()));
     set("ggml.token_type", Meta::I32s(vocabulary.kinds));
     for (name, id) in marks.ids {
@@ -125,6 +125,11 @@ impl Vocabulary {
             return Err(unsupported("it has two tokens of one spelling"));
         }
         Ok(Self { tokens, kinds, ids, is_sentence_piece })
+    }
+
+    /// The id, if the embedding has a row of it: others are never used.
+    fn row(&self, id: u64) -> Option<u32> {
+        u32::try_from(id).ok().filter(|id| (*id as usize) < self.tokens.len())
     }
 
     fn id(&self, token: &str) -> Option<u32> {
@@ -295,7 +300,7 @@ struct Marks {
 }
 
 impl Marks {
-    fn of(texts: &ModelTexts, vocabulary: &Vocabulary) -> Self {
+    fn of(texts: &ModelTexts, vocabulary: &Vocabulary) -> Result<Self, GgufExportError> {
         let config = &texts.tokenizer_config;
         let named = |key: &str| {
             let token = config[key].as_str().or(config[key]["content"].as_str())?;
@@ -309,7 +314,7 @@ impl Marks {
             ("padding", "pad_token"),
         ] {
             let of_model = || texts.config.get(format!("{key}_id")).and_then(Value::as_u64);
-            let id = named(key).or_else(|| of_model().map(|id| id as u32));
+            let id = named(key).or_else(|| of_model().and_then(|id| vocabulary.row(id)));
             ids.extend(id.map(|id| (name, id)));
         }
         // What ends a turn besides the end of a text.
@@ -317,24 +322,34 @@ impl Marks {
             [&texts.generation, &texts.config].into_iter().find_map(|of| of.get("eos_token_id"));
         let ends: Vec<u32> = match ends {
             Some(Value::Array(ids)) => {
-                ids.iter().filter_map(Value::as_u64).map(|id| id as u32).collect()
+                ids.iter().filter_map(Value::as_u64).filter_map(|id| vocabulary.row(id)).collect()
             }
-            Some(id) => id.as_u64().map(|id| id as u32).into_iter().collect(),
+            Some(id) => id.as_u64().and_then(|id| vocabulary.row(id)).into_iter().collect(),
             None => Vec::new(),
         };
         if let Some(&end) = ends.first() {
             ids.entry("eos").or_insert(end);
         }
-        let mut others =
-            ends.into_iter().filter(|id| ids.get("eos") != Some(id)).collect::<Vec<_>>();
-        others.dedup();
-        for (name, id) in ["eot", "eom"].into_iter().zip(others) {
-            ids.insert(name, id);
+        let mut others: Vec<u32> = Vec::new();
+        for id in ends {
+            if ids.get("eos") != Some(&id) && !others.contains(&id) {
+                others.push(id);
+            }
         }
+        if others.len() > FURTHER_ENDS.len() {
+            return Err(unsupported(
+                "more than three tokens end a text; leave some out of eos_token_id in \
+                 generation_config.json",
+            ));
+        }
+        ids.extend(FURTHER_ENDS.into_iter().zip(others));
         let (adds_bos, adds_eos) = added(&texts.tokenizer["post_processor"], &ids, vocabulary);
-        Self { ids, adds_bos, adds_eos }
+        Ok(Self { ids, adds_bos, adds_eos })
     }
 }
+
+/// Of tokens that end a turn or a message, besides that of a text.
+const FURTHER_ENDS: [&str; 2] = ["eot", "eom"];
 
 /// Whether a text is given BOS and EOS.
 fn added(step: &Value, ids: &BTreeMap<&str, u32>, vocabulary: &Vocabulary) -> (bool, bool) {
