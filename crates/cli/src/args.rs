@@ -448,9 +448,10 @@ pub struct CompressArgs {
     /// How far to go to lose less at the same size, in a GGUF file. With plain, memory is needed
     /// for one block of the model, or the embedding, and for hidden states of the text; feedback
     /// also needs it for the file and for squares of a block's widths, learning for 22 bytes per
-    /// weight. What there is no memory for is refused
-    #[arg(long, default_value = "default")]
-    pub effort: EffortArg,
+    /// weight and for what a window goes through. What there is no memory for is refused
+    /// (default: default)
+    #[arg(long)]
+    pub effort: Option<EffortArg>,
     /// Leave out a technique that this effort would use, to see what it gains
     #[arg(long, value_name = "TECHNIQUE", num_args = 1..)]
     pub without: Vec<TechniqueArg>,
@@ -462,7 +463,7 @@ pub struct CompressArgs {
     pub save_imatrix: Option<PathBuf>,
     /// Write nothing if the mean KL divergence from the model, in nats per token of the held-out
     /// part of the calibration text, or else of four short built-in texts, is larger (default: what
-    /// rounding to the smallest type is not known to do, 0.1 with 7 bits and more, up to 4). With
+    /// rounding is not known to do, by the bits per weight: 0.05 with 7 and more, up to 4). With
     /// --calibration, and neither --type nor a target: choose the type of each tensor so that the
     /// file is as small as this allows
     #[arg(long)]
@@ -470,6 +471,12 @@ pub struct CompressArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+impl CompressArgs {
+    pub fn effort(&self) -> EffortArg {
+        self.effort.unwrap_or(EffortArg::Default)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]

@@ -29,6 +29,14 @@ pub struct Schedule {
     pub tokens_per_step: usize,
 }
 
+impl Schedule {
+    /// Windows of an update.
+    fn per_step(&self, windows: &[Window]) -> usize {
+        let longest = windows.iter().map(Window::num_tokens).max().unwrap_or(1).max(1);
+        (self.tokens_per_step / longest).max(1)
+    }
+}
+
 /// Numbers that another process had learned, by the names that [`Snapshot::numbers`] gives them.
 pub struct Begun {
     /// Updates that they had.
@@ -312,11 +320,19 @@ impl<'a> Student<'a> {
     }
 }
 
-/// About the bytes that [`tune`] takes besides the model's own: of each weight its latent, two
-/// moments, what it is rounded to and the gradient of that, in f32, and what blocks consist of.
-pub fn learning_bytes(model: &Model) -> u64 {
-    const OF_WEIGHT: u64 = 5 * 4 + 2;
-    OF_WEIGHT * model.decoder.config.num_parameters() as u64
+/// About the bytes that [`tune`] takes besides the models: of each weight its latent, two moments,
+/// what it is rounded to and the gradient of that, in f32, and what blocks consist of; activations
+/// of a window; logits of both models with their gradients; hidden states that are learned from
+/// again.
+pub fn learning_bytes(model: &Model, windows: &[Window], schedule: Schedule) -> u64 {
+    const OF_WEIGHT: usize = 5 * 4 + 2;
+    let config = &model.decoder.config;
+    let longest = windows.iter().map(Window::num_tokens).max().unwrap_or(0);
+    let activations = activation_bytes(model, longest).min(MAX_ACTIVATIONS);
+    let logits = 4 * 4 * longest * config.vocab_size;
+    let is_repeated = schedule.steps * schedule.per_step(windows) > windows.len();
+    let known = if is_repeated { 4 * windows.len() * longest * config.hidden_size } else { 0 };
+    (OF_WEIGHT * config.num_parameters() + activations + logits + known) as u64
 }
 
 /// The coding of a packed matrix whose roundings can be learned.
@@ -329,11 +345,17 @@ pub(crate) fn coding_of(tensor: &Tensor) -> Option<Coding> {
 
 /// Whether blocks are run twice: if all their activations would take too much memory.
 fn recompute(model: &Model, batch: &Batch) -> Recompute {
+    match activation_bytes(model, batch.tokens.len()) > MAX_ACTIVATIONS {
+        true => Recompute::Block,
+        false => Recompute::None,
+    }
+}
+
+/// About the bytes of all blocks' activations.
+fn activation_bytes(model: &Model, num_tokens: usize) -> usize {
     let config = &model.decoder.config;
     let outputs: usize = model.decoder.projections().map(|(_, p)| p.out_features()).sum();
-    let of_token = 2 * outputs + 8 * config.hidden_size * config.layers.len();
-    let bytes = 4 * batch.tokens.len() * of_token;
-    if bytes > MAX_ACTIVATIONS { Recompute::Block } else { Recompute::None }
+    4 * num_tokens * (2 * outputs + 8 * config.hidden_size * config.layers.len())
 }
 
 /// Bytes that activations of all blocks may take.
@@ -361,8 +383,7 @@ pub fn tune(
             false => student = Student::new(pass, form, packed)?,
         }
     }
-    let longest = windows.iter().map(Window::num_tokens).max().unwrap_or(1).max(1);
-    let per_step = (schedule.tokens_per_step / longest).max(1);
+    let per_step = schedule.per_step(windows);
     // Hidden states of the intended model, of windows that are learned from again.
     let mut known = HashMap::new();
     for step in first..schedule.steps {

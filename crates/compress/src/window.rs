@@ -48,6 +48,8 @@ pub struct Corpus {
     pub choosing: Vec<Window>,
     /// For measuring what was chosen; empty if there is only one window.
     pub held_out: Vec<Window>,
+    /// Rows that were to be held out, or to choose on, and are the same as others.
+    pub num_repeated: usize,
 }
 
 impl Corpus {
@@ -76,25 +78,29 @@ impl Corpus {
                 (true, false) => corpus.calibration.push(window),
             }
         }
-        remove_rows(&mut corpus.held_out, &corpus.calibration);
+        corpus.num_repeated += remove_rows(&mut corpus.held_out, &corpus.calibration);
         // Every second one, but not the only one.
         let all = std::mem::take(&mut corpus.held_out);
         for (i, window) in all.into_iter().enumerate() {
             let part = if i % 2 == 0 { &mut corpus.held_out } else { &mut corpus.choosing };
             part.push(window);
         }
-        remove_rows(&mut corpus.choosing, &corpus.held_out);
+        corpus.num_repeated += remove_rows(&mut corpus.choosing, &corpus.held_out);
         corpus
     }
 }
 
-/// Removes what is also among `known`.
-fn remove_rows(windows: &mut Vec<Window>, known: &[Window]) {
+/// Removes what is also among `known`; how many rows.
+fn remove_rows(windows: &mut Vec<Window>, known: &[Window]) -> usize {
     let known: HashSet<&Vec<u32>> = known.iter().flat_map(|window| &window.rows).collect();
+    let mut count = 0;
     for window in &mut *windows {
+        let before = window.rows.len();
         window.rows.retain(|row| !known.contains(row));
+        count += before - window.rows.len();
     }
     windows.retain(|window| !window.rows.is_empty());
+    count
 }
 
 impl Corpus {

@@ -22,9 +22,9 @@ use crate::failure::Failure;
 use comparison::{Limit, Worst};
 use estimate::Known;
 use hone_compress::{BackError, Columns, Corpus, Measured, Schedule, Scheme};
-use hone_model::{GgufForm, LoadOptions, Model, is_gguf};
+use hone_model::{ExportError, GgufForm, LoadOptions, Model, is_gguf};
 use hone_tensor::Storage;
-use hone_train::TrainError;
+use hone_train::{Code, TrainError};
 use report::Report;
 use rounding::Used;
 use serde::{Deserialize, Serialize};
@@ -54,7 +54,7 @@ pub fn run(args: &CompressArgs) -> Result<(), Failure> {
 }
 
 fn compress(args: &CompressArgs, wanted: Wanted, work: &Work) -> Result<(), Failure> {
-    let opened = super::describe(&args.model, super::Purpose::Export)?;
+    let opened = super::describe(&args.model, super::Purpose::Unchanged)?;
     opened.predicts_tokens(&args.model)?;
     refuse_quantised(&opened, args)?;
     let (corpus, texts) = calibration::corpus(args, &opened)?;
@@ -69,10 +69,11 @@ fn compress(args: &CompressArgs, wanted: Wanted, work: &Work) -> Result<(), Fail
     let kept = work.json(MEASURED).filter(is_there);
     if kept.is_none() {
         check_free(args)?;
+        check_finite(&opened)?;
     }
     calibration::check_saved(args, work)?;
     let begun = Instant::now();
-    let used = rounding::used(args, &opened, &corpus)?;
+    let used = rounding::used(args, &opened, (&form, &corpus), work)?;
     let estimate = match kept {
         Some(_) => None,
         None => {
@@ -95,13 +96,12 @@ fn compress(args: &CompressArgs, wanted: Wanted, work: &Work) -> Result<(), Fail
     let is_held_out = !corpus.held_out.is_empty();
     card.write(&args.out, &report::figures(&measured, is_held_out))?;
     let bytes = args.out.metadata().map_err(TrainError::io(&args.out))?.len();
-    let num_parameters = opened.model.decoder.config.num_parameters();
     Report {
         out: &args.out,
         base: opened.weighed(&args.model)?,
         calibration: &args.calibration,
         bytes,
-        bits: 8.0 * bytes as f64 / num_parameters as f64,
+        bits: 8.0 * bytes as f64 / opened.model.decoder.config.num_parameters() as f64,
         tensors: form.tensors(),
         types: &types,
         measured,
@@ -129,7 +129,7 @@ fn made(
     let (measured, ways) = work.timed("comparison", || {
         gguf::check(opened, work.partial())?;
         let found = &hone_model::load(work.partial(), &opened.device, LoadOptions::INFERENCE)?;
-        let limit = Limit::of(args, comparison::smallest(form, &types.storages()));
+        let limit = Limit::of_types(args, form, &types.storages());
         let advice = Worst::advice(work.json(WORST));
         let measured = comparison::measured(opened, (corpus, limit), found, &advice)?;
         let ways = Ways::measure(opened, &corpus.held_out, found)?;
@@ -149,7 +149,7 @@ fn write(
 ) -> Result<(), Failure> {
     let storages = types.storages();
     let first = work.json(WRITTEN).unwrap_or(0);
-    if first == form.tensors().len() && work.partial().is_file() {
+    if work.has_written(form) {
         return Ok(());
     }
     let of = ((&storages[..], columns), schedule);
@@ -232,6 +232,17 @@ fn check_free(args: &CompressArgs) -> Result<(), Failure> {
     match args.out.exists() {
         true => Err(Failure::Usage(format!("--out {out} already exists; choose another file"))),
         false => card::check_place(&args.out),
+    }
+}
+
+/// Refuses weights that are no numbers, which most types would make numbers of.
+fn check_finite(opened: &Opened) -> Result<(), Failure> {
+    match hone_model::not_finite(&opened.model, &opened.device)? {
+        None => Ok(()),
+        Some(tensor) => {
+            let error = ExportError::NotFinite { tensor }.to_string();
+            Err(TrainError::Usage(Code::ExportFailed, error).into())
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::args::{ExportArgs, ExportFormat, ModelArgs, PrecisionArg};
 use crate::failure::Failure;
 use crate::output;
 use card::Card;
-use hone_compress::Mix;
+use hone_compress::{Columns, Mix};
 use hone_model::{
     Comparison, ExportError, ExportOptions, Fidelity, LoadOptions, Model, check_written, export_hf,
     is_gguf,
@@ -42,7 +42,7 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
         adapter::check(args)?;
     }
     refuse_packed(&args.model)?;
-    let opened = super::describe(&args.model, super::Purpose::Export)?.load()?;
+    let opened = super::describe(&args.model, super::Purpose::Unchanged)?.load()?;
     let dtype = match args.adapter_only {
         true => DType::F32,
         false => args.dtype.map_or(opened.model.file_dtype, DType::from),
@@ -141,6 +141,8 @@ fn write(
             form.set_file_type(mix.file_type);
             let storages = vec![dtype.into(); form.tensors().len()];
             gguf::write(opened, &form, (&storages, &|_, _| &[]), (to, 0), &mut |_| ())?;
+            let types = (&storages[..], &Columns::default());
+            gguf::same_weights(opened, [&form, &form], types, to)?;
             gguf::check(opened, to)
         }
         ExportFormat::Hf => {

@@ -150,7 +150,8 @@ impl Weighed {
 /// Why a model is opened.
 enum Purpose {
     Compute,
-    Export,
+    /// For the values in its file, which nothing but what was asked for may change.
+    Unchanged,
 }
 
 fn describe(args: &ModelArgs, purpose: Purpose) -> Result<Described, Failure> {
@@ -168,8 +169,7 @@ fn describe(args: &ModelArgs, purpose: Purpose) -> Result<Described, Failure> {
     let (backend, compute) = Backend::open(asked_device, (asked, model.file_dtype), threads, note)?;
     let base_precision = match purpose {
         Purpose::Compute => held_type(held, compute, &model),
-        // An export must not change the values in the file, unless asked to.
-        Purpose::Export => held_type(held, Compute::F32, &model),
+        Purpose::Unchanged => held_type(held, Compute::F32, &model),
     };
     let options = LoadOptions { base_precision, ..LoadOptions::INFERENCE };
     // Counted as they will be held, to refuse before weights are loaded what cannot be, and a model

@@ -88,7 +88,7 @@ fn check_text(args: &CompressArgs) -> Result<(), Failure> {
         ("--calibration-tokens", args.calibration_tokens.is_some()),
         ("--save-imatrix", args.save_imatrix.is_some()),
         ("--without", !args.without.is_empty()),
-        ("--effort best", args.effort == EffortArg::Best),
+        ("--effort best", args.effort() == EffortArg::Best),
     ];
     match of_text.into_iter().find(|(_, is_given)| *is_given) {
         Some((flag, _)) => Err(Failure::Usage(format!(
@@ -171,7 +171,22 @@ pub(super) fn corpus(
     let windows = units.iter().map(|unit| Window { rows: unit.rows.iter().map(row).collect() });
     let files = dataset.report().files.iter().map(|of| PathBuf::from(&of.file)).collect();
     let tokens = args.calibration_tokens.unwrap_or(TOKENS);
-    Ok((Corpus::of(windows.collect(), tokens), files))
+    let corpus = Corpus::of(windows.collect(), tokens);
+    let named = args.calibration.join(" ");
+    match (corpus.num_repeated, corpus.held_out.is_empty()) {
+        (0, _) => {}
+        (_, true) => {
+            return Err(Failure::Usage(format!(
+                "--calibration {named}: rows repeat, so that all that would be measured on is also \
+                 calibrated on; give each row once, or more text"
+            )));
+        }
+        (count, false) => output::note(&format!(
+            "note: {count} rows of {named} repeat others that are calibrated on, and are not \
+             measured on"
+        )),
+    }
+    Ok((corpus, files))
 }
 
 /// Whether it is known how much columns count.

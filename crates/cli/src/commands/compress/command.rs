@@ -43,7 +43,7 @@ pub(super) fn facts(
         "--target-size": args.target_size,
         "--max-kl": args.max_kl.map(|kl| kl.to_string()),
         "--fallback": name(args.fallback.to_possible_value()),
-        "--effort": name(args.effort.to_possible_value()),
+        "--effort": name(args.effort().to_possible_value()),
         "--without": without,
     });
     match all {

@@ -1,14 +1,14 @@
 //! What was written, read back and compared with the model in memory.
 
 use super::super::Opened;
-use super::super::export::rows;
+use super::super::export::{gguf, rows};
 use super::types::Types;
 use super::work::Work;
 use crate::args::CompressArgs;
 use crate::failure::Failure;
-use hone_compress::{Columns, Corpus, Measured, Meter, ReadBack, Window, read_back};
-use hone_model::{FormTensor, GgufForm, LoadOptions, Model};
-use hone_tensor::{DType, Storage};
+use hone_compress::{Columns, Corpus, Measured, Meter, Window};
+use hone_model::{GgufForm, Model};
+use hone_tensor::Storage;
 use hone_train::{Code, TrainError};
 use serde::{Deserialize, Serialize};
 
@@ -20,50 +20,50 @@ pub(super) fn check(args: &CompressArgs) -> Result<(), Failure> {
     }
 }
 
-/// Bits of a type from which on so many nats per token are the most that is taken to be the work of
-/// rounding; with fewer it is the last.
-const USUAL: [(f64, f64); 5] = [(7.0, 0.1), (5.7, 0.3), (4.7, 0.6), (3.7, 1.0), (2.7, 2.0)];
+/// Bits per weight from which on so many nats per token are the most that is taken to be the work
+/// of rounding; with fewer it is the last.
+const USUAL: [(f64, f64); 5] = [(7.0, 0.05), (5.7, 0.1), (4.7, 0.3), (3.7, 0.7), (2.7, 2.0)];
 const MOST: f64 = 4.0;
+
+fn usual(bits: f64) -> f64 {
+    USUAL.iter().find(|(from, _)| bits >= *from).map_or(MOST, |(_, kl)| *kl)
+}
 
 /// The largest divergence that a file may have.
 #[derive(Clone, Copy)]
 pub(super) struct Limit {
     kl: f64,
-    /// The type that it follows from, if it was not asked for.
-    of: Option<&'static str>,
+    is_asked: bool,
 }
 
 impl Limit {
-    /// What is asked for, or else what is usual with weights of a type of so many bits.
-    pub(super) fn of(args: &CompressArgs, (name, bits): (&'static str, f64)) -> Self {
-        let usual = USUAL.iter().find(|(from, _)| bits >= *from).map_or(MOST, |(_, kl)| *kl);
-        match args.max_kl {
-            Some(kl) => Self { kl, of: None },
-            None => Self { kl: usual, of: Some(name) },
-        }
+    /// What is asked for, or else what is usual with so many bits per weight.
+    pub(super) fn of_bits(args: &CompressArgs, bits: f64) -> Self {
+        Self { kl: args.max_kl.unwrap_or_else(|| usual(bits)), is_asked: args.max_kl.is_some() }
+    }
+
+    /// The same of matrices with unlike types, each for its share of the weights.
+    pub(super) fn of_types(args: &CompressArgs, form: &GgufForm<'_>, storages: &[Storage]) -> Self {
+        let matrices = form.tensors().iter().zip(storages).filter(|(of, _)| of.is_matrix());
+        let (sum, weights) = matrices.fold((0.0, 0.0), |(sum, weights), (of, storage)| {
+            let len = of.shape.iter().product::<usize>() as f64;
+            let bits = 8.0 * storage.num_bytes(&of.shape) as f64 / len;
+            (sum + len * usual(bits), weights + len)
+        });
+        let kl = args.max_kl.unwrap_or(sum / weights);
+        Self { kl, is_asked: args.max_kl.is_some() }
     }
 
     fn words(self) -> String {
-        match self.of {
-            None => format!("above --max-kl {}", self.kl),
-            Some(name) => format!(
-                "more than rounding to {name} does to a model (at most {}, unless --max-kl says \
-                 otherwise)",
+        match self.is_asked {
+            true => format!("above --max-kl {}", self.kl),
+            false => format!(
+                "more than rounding to these types does to a model (at most {:.3}, unless \
+                 --max-kl says otherwise)",
                 self.kl
             ),
         }
     }
-}
-
-/// The type of fewest bits that a matrix of the file has, and its bits.
-pub(super) fn smallest(form: &GgufForm<'_>, storages: &[Storage]) -> (&'static str, f64) {
-    let of = |(tensor, storage): (&FormTensor, &Storage)| {
-        let weights: usize = tensor.shape.iter().product();
-        (storage.name(), 8.0 * storage.num_bytes(&tensor.shape) as f64 / weights as f64)
-    };
-    let matrices = form.tensors().iter().zip(storages).filter(|(of, _)| of.is_matrix());
-    let least = matrices.map(of).min_by(|a, b| a.1.total_cmp(&b.1));
-    least.unwrap_or((DType::F32.name(), 32.0))
 }
 
 /// The tensor of which most is lost, its type, and how much, of its squares.
@@ -97,16 +97,9 @@ pub(super) fn same_weights(
     columns: &Columns,
     work: &Work,
 ) -> Result<Option<Worst>, Failure> {
-    let found = hone_model::load(work.partial(), &opened.device, LoadOptions::INFERENCE)?;
-    let (storages, found) = (types.storages(), form.with_model(&found));
-    let forms = [form, written, &found];
-    let ReadBack { differs, worst } = read_back(&opened.device, forms, (&storages, columns))?;
-    if let Some(tensor) = differs {
-        return Err(failed(format!(
-            "`{tensor}` is not read back as it was quantised, so nothing was written; please \
-             report this as a bug in Hone"
-        )));
-    }
+    let storages = types.storages();
+    let of = (&storages[..], columns);
+    let worst = gguf::same_weights(opened, [form, written], of, work.partial())?;
     let named = |(tensor, error): (String, f64)| {
         let at = form.tensors().iter().position(|of| of.name == tensor);
         let storage = at.map_or_else(String::new, |at| storages[at].name().to_owned());

@@ -6,7 +6,7 @@ use super::super::{Described, Opened, Purpose, Weighed, check_parent, describe};
 use super::comparison::{self, Limit};
 use super::work::Work;
 use super::{calibration, refuse_quantised, report};
-use crate::args::{CompressArgs, EffortArg, FallbackArg};
+use crate::args::{CompressArgs, FallbackArg};
 use crate::failure::Failure;
 use crate::{output, progress};
 use hone_compress::{
@@ -56,7 +56,7 @@ pub(super) fn run(args: &CompressArgs, scheme: Scheme) -> Result<(), Failure> {
 }
 
 fn compress(args: &CompressArgs, scheme: Scheme) -> Result<(), Failure> {
-    let opened = describe(&args.model, Purpose::Export)?;
+    let opened = describe(&args.model, Purpose::Unchanged)?;
     refuse_quantised(&opened, args)?;
     check_model(&opened, args)?;
     let layers = linear_layers(&opened.model, &opened.dir)?;
@@ -74,7 +74,7 @@ fn compress(args: &CompressArgs, scheme: Scheme) -> Result<(), Failure> {
         let (base, quantised) = (&*opened.dir, Some(&quantised));
         let options = ExportOptions { base, dtype, end_of_turn, quantised };
         export_hf(&opened.model, &opened.device, options, partial)?;
-        let limit = Limit::of(args, (scheme.name(), scheme.bits()));
+        let limit = Limit::of_bits(args, scheme.bits());
         let measured = compare(&opened, matrices, (&corpus, limit), partial)?;
         let mut figures = vec![("weights", words(scheme, matrices))];
         if scheme == Scheme::Fp8 {
@@ -105,13 +105,14 @@ fn check(args: &CompressArgs, scheme: Scheme) -> Result<(), Failure> {
         ("--imatrix", args.imatrix.is_some()),
         ("--save-imatrix", args.save_imatrix.is_some()),
         ("--fallback llama.cpp", matches!(args.fallback, FallbackArg::LlamaCpp)),
-        ("--effort best", args.effort == EffortArg::Best),
+        ("--effort", args.effort.is_some()),
         ("--without", !args.without.is_empty()),
     ];
     if let Some((flag, _)) = of_gguf.into_iter().find(|(_, is_given)| *is_given) {
         return refused(format!("{flag} is for GGUF files; omit it with --type {name}"));
     }
     comparison::check(args)?;
+    calibration::check(args)?;
     refuse_packed(&args.model)
 }
 

@@ -4,7 +4,7 @@ use super::super::Opened;
 use super::calibration::{IMPORTANCE_WINDOWS, finds_importance, has_importance};
 use super::rounding::{CHOOSING_WINDOWS, FEEDBACK_WINDOWS, Used, kept_in, schedule};
 use super::types::{self, Wanted};
-use super::work::{COSTS, IMPORTANCE, Stage, WRITTEN, Work};
+use super::work::{COSTS, IMPORTANCE, Stage, Work};
 use super::{back, comparison, gguf};
 use crate::args::CompressArgs;
 use crate::failure::Failure;
@@ -51,16 +51,12 @@ pub(super) struct Known<'a> {
 ///
 /// # Errors
 /// If the device failed.
-pub(super) fn estimate(mut known: Known<'_>) -> Result<Option<Estimate>, Failure> {
-    let is_written = known.work.json(WRITTEN) == Some(known.form.tensors().len());
-    if is_written {
-        known.used = Used::default();
-    }
+pub(super) fn estimate(known: Known<'_>) -> Result<Option<Estimate>, Failure> {
     if known.operations() < FEW {
         return Ok(None);
     }
     let resident = resident_bytes().unwrap_or(0);
-    let (stages, more) = known.stages(is_written)?;
+    let (stages, more) = known.stages()?;
     let seconds = stages.iter().map(|stage| stage.seconds).sum();
     let estimate = Estimate { seconds, memory_bytes: resident + more, stages };
     if seconds >= SHORT {
@@ -102,8 +98,9 @@ impl Known<'_> {
     }
 
     /// Seconds of the stages that are left, and the most bytes that one of them takes.
-    fn stages(&self, is_written: bool) -> Result<(Vec<Stage>, u64), Failure> {
+    fn stages(&self) -> Result<(Vec<Stage>, u64), Failure> {
         let Self { args, opened, form, corpus, used, work, .. } = *self;
+        let is_written = work.has_written(form);
         let compared = comparison::windows(opened, corpus)?;
         let window = corpus.calibration.first().unwrap_or(&compared[0]);
         let samples = Samples::new(opened.pass(), form, (window, work.room()))?;
@@ -148,7 +145,9 @@ impl Known<'_> {
             let seconds = samples.learning(schedule(args), windows, done)?;
             let packing = if used.feedback { 0.0 } else { packing };
             add("roundings", packing + seconds + deciding);
-            bytes = bytes.max(2 * packed + learning_bytes(&opened.model));
+            let schedule = schedule(args);
+            let learning = learning_bytes(&opened.model, &corpus.calibration, schedule);
+            bytes = bytes.max(2 * packed + learning);
         }
         // What was rounded is copied, which takes next to nothing.
         if !is_written && !used.any() {

@@ -42,7 +42,7 @@ pub(super) fn check(args: &CompressArgs) -> Result<(), Failure> {
     }
     let is_rounding = |of: &&TechniqueArg| **of != TechniqueArg::Importance;
     let unused = args.without.iter().find(is_rounding).and_then(ValueEnum::to_possible_value);
-    if let (EffortArg::Plain, Some(unused)) = (args.effort, unused) {
+    if let (EffortArg::Plain, Some(unused)) = (args.effort(), unused) {
         return Err(Failure::Usage(format!(
             "--without {}: --effort plain does not use it; omit one of them",
             unused.get_name()
@@ -53,7 +53,7 @@ pub(super) fn check(args: &CompressArgs) -> Result<(), Failure> {
 
 /// Whether the options ask for more than the nearest values.
 fn is_rounded(args: &CompressArgs) -> bool {
-    args.effort != EffortArg::Plain && !args.calibration.is_empty()
+    !args.calibration.is_empty() && Used::of(args).any()
 }
 
 /// Takes the CPU where it is needed and no device is named.
@@ -71,31 +71,41 @@ pub(super) struct Used {
 }
 
 impl Used {
+    /// Those of the options, if there is text.
+    fn of(args: &CompressArgs) -> Self {
+        let is_used = |of| args.effort() != EffortArg::Plain && !args.without.contains(&of);
+        Self {
+            feedback: is_used(TechniqueArg::Feedback),
+            learning: is_used(TechniqueArg::Learning),
+        }
+    }
+
     /// Whether matrices are rounded before the file is written.
     pub(super) fn any(self) -> bool {
         self.feedback || self.learning
     }
 }
 
-/// The techniques of this effort that there is text for.
+/// The techniques that there is text for, if anything is left to be rounded.
 ///
 /// # Errors
 /// If there is no memory for one of them: a file must not depend on what else a machine runs.
-pub(super) fn used(args: &CompressArgs, opened: &Opened, corpus: &Corpus) -> Result<Used, Failure> {
-    if args.effort == EffortArg::Plain || corpus.calibration.is_empty() {
+pub(super) fn used(
+    args: &CompressArgs,
+    opened: &Opened,
+    (form, corpus): (&GgufForm<'_>, &Corpus),
+    work: &Work,
+) -> Result<Used, Failure> {
+    if corpus.calibration.is_empty() || work.has_written(form) {
         return Ok(Used::default());
     }
-    let is_used = |technique| !args.without.contains(&technique);
-    let used = Used {
-        feedback: is_used(TechniqueArg::Feedback),
-        learning: is_used(TechniqueArg::Learning),
-    };
+    let used = Used::of(args);
     if used.feedback {
         let needed = feedback_bytes(&opened.model, &corpus.some(FEEDBACK_WINDOWS));
         check_memory(needed, "feed errors back", "--effort plain")?;
     }
     if used.learning {
-        let needed = learning_bytes(&opened.model);
+        let needed = learning_bytes(&opened.model, &corpus.calibration, schedule(args));
         check_memory(needed, "learn roundings", "--without learning")?;
     }
     Ok(used)
@@ -103,7 +113,7 @@ pub(super) fn used(args: &CompressArgs, opened: &Opened, corpus: &Corpus) -> Res
 
 /// How long roundings are learned.
 pub(super) fn schedule(args: &CompressArgs) -> Schedule {
-    let steps = STEPS[usize::from(args.effort == EffortArg::Best)];
+    let steps = STEPS[usize::from(args.effort() == EffortArg::Best)];
     Schedule { steps, tokens_per_step: TOKENS_PER_STEP }
 }
 

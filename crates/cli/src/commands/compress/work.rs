@@ -9,6 +9,7 @@ use super::super::export::remove;
 use crate::failure::Failure;
 use crate::output;
 use hone_compress::Room;
+use hone_model::GgufForm;
 use hone_tensor::Tensor;
 use hone_tensor::safetensors::{Dtype, Lazy, RawTensor, SafeTensorsFile, write};
 use hone_train::TrainError;
@@ -64,6 +65,8 @@ pub(super) struct Work {
     _lock: FileLock,
     /// Whether it is this command's.
     is_begun: Cell<bool>,
+    /// Whether another process had done a part.
+    goes_on: Cell<bool>,
     /// Whether something could not be kept.
     has_failed: Cell<bool>,
     pace: RefCell<Pace>,
@@ -121,8 +124,8 @@ impl Work {
     }
 
     fn new((dir, partial): (PathBuf, PathBuf), lock: FileLock) -> Self {
-        let (is_begun, has_failed, pace, stages) = Default::default();
-        Self { dir, partial, _lock: lock, is_begun, has_failed, pace, stages }
+        let (is_begun, goes_on, has_failed, pace, stages) = Default::default();
+        Self { dir, partial, _lock: lock, is_begun, goes_on, has_failed, pace, stages }
     }
 
     /// Makes it this command's: goes on from what is there, or discards what is another's. Says so.
@@ -136,6 +139,7 @@ impl Work {
         if known.as_ref() == Some(command) {
             let what = self.holdings();
             if !what.is_empty() {
+                self.goes_on.set(true);
                 output::note(&format!("note: going on from {name}: {}", what.join(", ")));
             }
             return Ok(());
@@ -198,6 +202,12 @@ impl Work {
     /// Where what is made is until it is whole.
     pub(super) fn partial(&self) -> &Path {
         &self.partial
+    }
+
+    /// Whether the file has all its tensors.
+    pub(super) fn has_written(&self, form: &GgufForm<'_>) -> bool {
+        let is_there = self.partial.is_file() || self.path(MEASURED).exists();
+        is_there && self.json(WRITTEN) == Some(form.tensors().len())
     }
 
     /// What was kept under a name; `None` if nothing was, or it cannot be read.
@@ -278,7 +288,10 @@ impl Work {
     pub(super) fn leave(self, failure: &Failure) {
         let mut entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         let is_empty = entries.all(|entry| entry.file_name() == LOCK);
-        let is_useless = if self.is_begun.get() { failure.is_usage() } else { is_empty };
+        // What refused a command that had been accepted before is not the work: it may go on once
+        // there is memory.
+        let is_refused = failure.is_usage() && !self.goes_on.get();
+        let is_useless = if self.is_begun.get() { is_refused } else { is_empty };
         if is_useless {
             let _ = fs::remove_dir_all(&self.dir);
         }

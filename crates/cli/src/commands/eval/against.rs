@@ -10,6 +10,7 @@ use hone_data::{Dataset, RecordKind, RecordSpec};
 use hone_eval::against::{Against, Rows, against, digest};
 use hone_eval::statistics::Estimate;
 use hone_train::TrainError;
+use hone_train::run_file::Held;
 use serde_json::{Value, json};
 
 /// The model of `--against`, before its weights are loaded, which must have made the same tokens
@@ -31,9 +32,11 @@ pub(super) fn describe_reference(
         model: against.clone(),
         adapter: None,
         device: args.model.device.clone(),
+        // What holding the model in fewer bits loses is to be seen.
+        base_precision: Held::Auto,
         ..args.model
     };
-    let reference = describe(&reference_args, Purpose::Compute)?;
+    let reference = describe(&reference_args, Purpose::Unchanged)?;
     reference.predicts_tokens(&reference_args)?;
     let [own, other] = [model.config().vocab_size, reference.config().vocab_size];
     if own != other {

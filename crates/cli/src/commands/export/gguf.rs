@@ -3,11 +3,12 @@
 use super::super::Opened;
 use super::card::Card;
 use crate::failure::Failure;
+use hone_compress::{Columns, ReadBack, read_back};
 use hone_data::Tokenizer;
 use hone_data::chat::Conversation;
 use hone_model::{
     ExportError, FINGERPRINT_TEXT, GgufExportError, GgufForm, Importance, LlamaCppPieces,
-    ModelTexts,
+    LoadOptions, ModelTexts,
 };
 use hone_tensor::Storage;
 use hone_train::setup::tokenizer_of;
@@ -61,6 +62,29 @@ pub(in super::super) fn write(
     done: &mut dyn FnMut(usize),
 ) -> Result<(), Failure> {
     form.write_from(&opened.device, types, (out, first), done).map_err(failure)
+}
+
+/// Reads the file that was written of `written` in these types back, and refuses it if a tensor is
+/// not what was meant. The one that is furthest from that of `form`, and how much of its squares.
+pub(in super::super) fn same_weights(
+    opened: &Opened,
+    [form, written]: [&GgufForm<'_>; 2],
+    types: (&[Storage], &Columns),
+    out: &Path,
+) -> Result<Option<(String, f64)>, Failure> {
+    let found = hone_model::load(out, &opened.device, LoadOptions::INFERENCE)?;
+    let forms = [form, written, &form.with_model(&found)];
+    let ReadBack { differs, worst } = read_back(&opened.device, forms, types)?;
+    match differs {
+        None => Ok(worst),
+        Some(tensor) => {
+            let message = format!(
+                "`{tensor}` is not read back as it was written, so nothing was; please report this \
+                 as a bug in Hone"
+            );
+            Err(TrainError::Usage(Code::ExportFailed, message).into())
+        }
+    }
 }
 
 /// Compares tokenizer and chat template of a file with the model's own.

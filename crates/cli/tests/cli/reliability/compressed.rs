@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// All that takes long: importance, types, feedback, roundings.
 const LONG: [&str; 6] =
-    ["--calibration", "text.jsonl", "--calibration-tokens", "4096", "--target-bpw", "10"];
+    ["--calibration", "text.jsonl", "--calibration-tokens", "2048", "--target-bpw", "10"];
 /// What does not.
 const SHORT: [&str; 4] = ["--type", "q4_0", "--fallback", "llama.cpp"];
 
@@ -82,6 +82,12 @@ fn and_started_with_other_flags() {
     assert!(killed_after(first, Duration::ZERO));
     // A mistake costs nothing of it.
     ended(&mut compress(&scene, &model, "a.gguf", &["--type", "q9"])).says(2, &["is not known"]);
+    assert!(kept.exists());
+    // Nor what is wrong with the same command by now.
+    scene.write("i.gguf", "");
+    let saved = [&LONG[..], &["--save-imatrix", "i.gguf"]].concat();
+    let refused = ended(&mut compress(&scene, &model, "a.gguf", &saved));
+    refused.says(2, &["going on from a.gguf.work", "--save-imatrix i.gguf already exists"]);
     assert!(kept.exists());
     let other = ended(&mut compress(&scene, &model, "a.gguf", &SHORT));
     other.says(0, &["a.gguf.work was made by another command (--calibration differs)"]);

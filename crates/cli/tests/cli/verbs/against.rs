@@ -58,6 +58,15 @@ fn divergence_is_that_of_the_logits() {
     let kl = number(&found["kl"]["mean"]);
     assert!((kl / expected - 1.0).abs() < 1e-3, "{kl}, by hand {expected}");
     assert_eq!((&found["num_target_tokens"], &found["rows"]), (&json!(8), &json!(1)));
+    // Held in fewer bits, a model is compared with what its file has.
+    let eval = ["eval", "model", "--against", "model", "--json"];
+    let kl = |more: &[&str]| {
+        let found = output_of(&mut scene.hone(&[&eval[..], &text[..4], more].concat()));
+        number(&found["kl"]["mean"])
+    };
+    assert_eq!(kl(&["--compute", "f32"]), 0.0);
+    assert!(kl(&["--compute", "f32", "--base-precision", "int8"]) > 1e-6);
+    assert!(kl(&["--compute", "int8"]) > 1e-6);
     // One row is one observation.
     assert_eq!(found["kl"]["stderr"], Value::Null);
     // Eight windows of nine tokens; of each the last three are scored.

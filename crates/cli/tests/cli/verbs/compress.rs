@@ -191,6 +191,11 @@ fn what_is_no_calibration_is_said() {
     let unsaved = ["--without", "importance", "--save-imatrix", "i.gguf"];
     compress(&[&["--calibration", "text.jsonl", "--type", "f16"], &unsaved[..]].concat())
         .says(2, &["--save-imatrix: with --without importance there is none", "omit one"]);
+    let story = std::fs::read_to_string(scene.path("text.jsonl")).unwrap();
+    let story = story.lines().max_by_key(|line| line.len()).unwrap();
+    scene.write("same.jsonl", &format!("{story}\n").repeat(40));
+    compress(&["--calibration", "same.jsonl", "--type", "f16"])
+        .says(2, &["--calibration same.jsonl: rows repeat", "give each row once"]);
     let on_gpu = ["--device", "cuda", "--calibration", "text.jsonl", "--type", "f16"];
     compress(&on_gpu).says(2, &["--device cuda: errors are fed back", "--device cpu"]);
     compress(&["--without", "learning"]).says(2, &["--without: takes text", "--calibration"]);
@@ -351,6 +356,9 @@ fn what_has_no_place_in_a_directory_is_said() {
         .says(2, &["--out a.gguf: --type nf4 is written as a directory"]);
     compress(&model, &w4(&["--imatrix", "a.gguf"])).says(2, &["--imatrix is for GGUF files"]);
     compress(&model, &w4(&["--fallback", "llama.cpp"])).says(2, &["--fallback llama.cpp is for"]);
+    compress(&model, &w4(&["--effort", "plain"])).says(2, &["--effort is for GGUF files"]);
+    compress(&model, &w4(&["--calibration-tokens", "5000"]))
+        .says(2, &["--calibration-tokens: takes text", "--calibration FILE"]);
     let channel = ["--group-size", "channel"];
     compress(&model, &w4(&[&channel[..], &["--max-kl", "1e-6"]].concat()))
         .says(2, &["above --max-kl 0.000001", "Most is lost of `model.layers.", "--group-size 32"]);
