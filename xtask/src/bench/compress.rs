@@ -18,7 +18,7 @@ mod tasks;
 mod tests;
 
 use super::peer::venv;
-use super::{Place, report};
+use super::{Place, report, today};
 use kept::Kept;
 use llama::Programs;
 use models::Ready;
@@ -71,7 +71,8 @@ struct Bench {
 impl Bench {
     fn new(place: Place) -> Result<Self, String> {
         let python = venv(&place.root)?;
-        let kept = Kept::new(&place.root.join("docs/benchmarks/compress"));
+        let here = format!("{}, {}", today()?, place.machine()?);
+        let kept = Kept::dated(&place.root.join("docs/benchmarks/compress"), here);
         let files = Kept::new(&place.dir.join("kept"));
         let version = said(Command::new(&place.hone).arg("--version"))?.trim().to_owned();
         Ok(Self { place, python, kept, files, version })
@@ -83,17 +84,18 @@ impl Bench {
     }
 
     /// The file in this benchmark's folder, made aside first if it is missing, or was made from
-    /// other inputs.
+    /// other inputs, files and words.
     fn made(
         &self,
-        (file, inputs): (PathBuf, &[&Path]),
+        file: PathBuf,
+        inputs: (&[&Path], &str),
         make: impl FnOnce(&Path) -> Result<(), String>,
     ) -> Result<PathBuf, String> {
         let key = file.strip_prefix(&self.place.dir).unwrap_or(&file).display().to_string();
         if !file.is_file() {
             self.files.forget(&key);
         }
-        self.files.step(&key, (inputs, ""), || {
+        self.files.step(&key, inputs, || {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
             let aside = file.with_file_name(format!("part-{name}"));
             remove(&aside);
@@ -124,11 +126,13 @@ impl Bench {
 fn measure(bench: &Bench, programs: &Programs, ready: &Ready) -> Result<Value, String> {
     let base = programs.base(bench, ready)?;
     let mut rows = programs.rows(bench, ready, &base)?;
-    rows.extend(llama::autoround(bench, programs, ready, &base)?);
     let ours = ours::rows(bench, programs, ready, &base, &rows)?;
     rows.extend(ours);
-    let techniques = ours::techniques(bench, programs, ready, &base, &rows)?;
     let tasks = tasks::measure(bench, ready)?;
+    let theirs = llama::autoround(bench, programs, ready, &base)?;
+    rows.extend(ours::of_no_more_bytes(bench, programs, ready, &base, &theirs)?);
+    rows.extend(theirs);
+    let techniques = ours::techniques(bench, programs, ready, &base, &rows)?;
     Ok(json!({
         "parameters": ready.parameters,
         "bf16_bytes": 2 * ready.parameters,

@@ -11,13 +11,20 @@ use std::path::{Path, PathBuf};
 
 pub struct Kept {
     dir: PathBuf,
+    /// Day and machine, which what a step gives then has as `measured`.
+    here: Option<String>,
     /// Of files, which do not change while the benchmark runs.
     digests: RefCell<HashMap<PathBuf, String>>,
 }
 
 impl Kept {
     pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), digests: RefCell::default() }
+        Self { dir: dir.to_owned(), here: None, digests: RefCell::default() }
+    }
+
+    /// The same, with day and machine in what steps give.
+    pub fn dated(dir: &Path, here: String) -> Self {
+        Self { here: Some(here), ..Self::new(dir) }
     }
 
     /// Has step `key` done again.
@@ -50,7 +57,10 @@ impl Kept {
             return Ok(before["value"].clone());
         }
         eprintln!("{key}");
-        let value = make()?;
+        let mut value = make()?;
+        if let (Some(of), Some(here)) = (value.as_object_mut(), &self.here) {
+            of.insert("measured".to_owned(), here.as_str().into());
+        }
         let text = format!("{:#}\n", json!({ "inputs": inputs, "value": value }));
         fs::create_dir_all(path.parent().unwrap_or(&self.dir)).map_err(failed)?;
         // Aside, since a run may be ended here too.

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A mix of `llama-quantize`, and whether it is made of types that Hone reads.
-pub type Mix = (&'static str, bool);
+type Mix = (&'static str, bool);
 
 /// All of two bits and more.
-pub const MIXES: [Mix; 24] = [
+const MIXES: [Mix; 25] = [
     ("Q8_0", true),
     ("Q6_K", true),
     ("Q5_K_M", true),
@@ -38,18 +38,7 @@ pub const MIXES: [Mix; 24] = [
     ("IQ2_M", false),
     ("IQ2_S", false),
     ("IQ2_XS", false),
-];
-
-/// Those that differ where rows are no multiples of 256, and others become them.
-pub const FEW_MIXES: [Mix; 8] = [
-    ("Q5_1", true),
-    ("Q5_0", true),
-    ("Q4_K_M", true),
-    ("Q4_1", true),
-    ("Q4_0", true),
-    ("IQ4_NL", true),
-    ("Q3_K_M", true),
-    ("Q2_K", true),
+    ("IQ2_XXS", false),
 ];
 
 /// What `llama-quantize` says of types that it does not make without an importance matrix.
@@ -99,7 +88,8 @@ impl Programs {
     pub fn base(&self, bench: &Bench, ready: &Ready) -> Result<Base, String> {
         let of = |text: &Path| {
             let inputs: [&Path; 2] = [&ready.gguf, text];
-            bench.made((text.with_extension("logits"), &inputs), |file| {
+            let inputs = (&inputs[..], &*self.version()?);
+            bench.made(text.with_extension("logits"), inputs, |file| {
                 let mut perplexity = self.perplexity(&ready.gguf);
                 perplexity.arg("-f").arg(text).arg("--kl-divergence-base").arg(file);
                 said(&mut perplexity).map(drop)
@@ -111,7 +101,8 @@ impl Programs {
     /// The importance matrix of llama.cpp's own program.
     fn imatrix(&self, bench: &Bench, ready: &Ready) -> Result<PathBuf, String> {
         let inputs: [&Path; 2] = [&ready.gguf, &ready.calibration];
-        bench.made((ready.calibration.with_file_name("imatrix.gguf"), &inputs), |file| {
+        let inputs = (&inputs[..], &*self.version()?);
+        bench.made(ready.calibration.with_file_name("imatrix.gguf"), inputs, |file| {
             let mut imatrix = self.command("llama-imatrix");
             imatrix.arg("-m").arg(&ready.gguf).arg("-f").arg(&ready.calibration);
             imatrix.args(["-c", "512", "-ngl", "0", "-t", "2", "--no-ppl", "-o"]).arg(file);
@@ -123,7 +114,7 @@ impl Programs {
     pub fn rows(&self, bench: &Bench, ready: &Ready, base: &Base) -> Result<Vec<Value>, String> {
         let imatrix = self.imatrix(bench, ready)?;
         let mut rows = Vec::new();
-        for &mix in ready.model.mixes {
+        for mix in MIXES {
             for imatrix in [None, Some(&*imatrix)] {
                 rows.push(self.row(bench, ready, base, (mix, imatrix))?);
             }
@@ -145,6 +136,8 @@ impl Programs {
         let file = ready.gguf.with_file_name("llama.gguf");
         let [gguf, calibration, own, other] = ready.files();
         let inputs = [gguf, calibration, own, other];
+        // A run that was ended may have left that of another mix.
+        remove(&file);
         let mut row = bench.kept.step(&key, (&inputs, &self.version()?), || {
             if !self.quantize(ready, (mix, imatrix), &file)? {
                 return Ok(Value::Null);

@@ -5,6 +5,7 @@ use super::llama::{Base, Programs, by_hone};
 use super::models::Ready;
 use super::{Bench, remove};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
 
@@ -40,7 +41,7 @@ pub fn kl(row: &Value, text: &str) -> f64 {
 /// Options of `hone compress` with which columns count alike.
 const PLAIN: [&str; 4] = ["--effort", "plain", "--without", "importance"];
 
-/// Rows of mixes, and of the sizes of llama.cpp's best files and of AutoRound's.
+/// Rows of mixes, and of the sizes of llama.cpp's best files.
 pub fn rows(
     bench: &Bench,
     programs: &Programs,
@@ -69,8 +70,21 @@ pub fn rows(
             rows.push(row);
         }
     }
-    for theirs in theirs.iter().filter(|row| row["maker"] == "AutoRound") {
-        let bytes = format!("{}B", theirs["bytes"]);
+    Ok(rows)
+}
+
+/// Rows of the sizes of AutoRound's files.
+pub fn of_no_more_bytes(
+    bench: &Bench,
+    programs: &Programs,
+    ready: &Ready,
+    base: &Base,
+    theirs: &[Value],
+) -> Result<Vec<Value>, String> {
+    let sizes: BTreeSet<u64> = theirs.iter().filter_map(|row| row["bytes"].as_u64()).collect();
+    let mut rows = Vec::new();
+    for size in sizes {
+        let bytes = format!("{size}B");
         let options = ["--target-size", &bytes, "--effort", ready.model.effort];
         let name = format!("chosen types, {}", ready.model.effort);
         let mut row = row(bench, programs, ready, base, (&name, &options))?;
@@ -133,7 +147,8 @@ fn row(
     let key = format!("{}/hone-{of_options}", ready.model.name);
     let [gguf, calibration, own, other] = ready.files();
     let inputs = [gguf, calibration, own, other];
-    let words = format!("{} {}", bench.version, programs.version()?);
+    let how = ready.options().join(" ");
+    let words = format!("{} {} {how}", bench.version, programs.version()?);
     let mut row = bench.kept.step(&key, (&inputs, &words), || {
         let file = ready.gguf.with_file_name("hone.gguf");
         let (seconds, said) = compress(bench, ready, options, &file)?;
@@ -160,10 +175,8 @@ pub fn compress(
 ) -> Result<(f64, Value), String> {
     remove(file);
     let mut compress = bench.hone("compress");
-    compress.arg(&ready.folder).args(options).args(["--compute", ready.model.compute]);
-    let tokens = ready.calibration_tokens().to_string();
-    compress.arg("--calibration").arg(&ready.calibration);
-    compress.args(["--calibration-tokens", &tokens, "--json", "--out"]).arg(file);
+    compress.arg(&ready.folder).args(options).arg("--calibration").arg(&ready.calibration);
+    compress.args(ready.options()).args(["--json", "--out"]).arg(file);
     let begun = Instant::now();
     let said = json(&mut compress)?;
     Ok((begun.elapsed().as_secs_f64(), said))

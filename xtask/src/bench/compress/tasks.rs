@@ -9,7 +9,7 @@ use std::fs;
 use std::io::BufRead as _;
 use std::path::{Path, PathBuf};
 
-/// Word problems that no one has seen, of which the answers' loss is taken.
+/// Word problems that no one has seen, whose answers are predicted.
 const PROBLEMS: usize = 200;
 
 /// Tasks of the full model, and of Hone's files at whole-file ratios to bf16.
@@ -22,7 +22,8 @@ pub fn measure(bench: &Bench, ready: &Ready) -> Result<Value, String> {
         let inputs = [gguf, calibration, own, other];
         let most = format!("{}B", 2 * ready.parameters / ratio);
         let Model { effort, lambada, .. } = ready.model;
-        let words = format!("{most} {effort} {lambada} {}", bench.version);
+        let how = ready.options().join(" ");
+        let words = format!("{most} {effort} {lambada} {} {how}", bench.version);
         files.push(bench.kept.step(&key, (&inputs, &words), || {
             let file = ready.gguf.with_file_name("smaller.gguf");
             let options = ["--target-size", &most, "--effort", ready.model.effort];
@@ -58,15 +59,17 @@ fn of_model(bench: &Bench, ready: &Ready, file: &Path) -> Result<Value, String> 
     bench.kept.step(&key, (&inputs, &words), || asked(bench, ready, file))
 }
 
-/// Same top token as the full model, LAMBADA's words, and the loss of answers to word problems.
+/// Same top token as the full model on texts and on answers to word problems, the loss of those,
+/// and LAMBADA's words.
 fn asked(bench: &Bench, ready: &Ready, file: &Path) -> Result<Value, String> {
-    let of_text = |text: &Path| -> Result<Value, String> {
+    let same_top = |data: &Path, options: &[&str]| -> Result<Value, String> {
         let mut eval = bench.hone("eval");
-        eval.arg(file).arg("--against").arg(&ready.gguf).arg("--data").arg(text);
-        eval.args(["--format", "text", "--compute", "f32", "--json"]);
-        eval.args(["--max-seq-len", "512", "--context-tokens", "257"]);
+        eval.arg(file).arg("--against").arg(&ready.gguf).arg("--data").arg(data);
+        eval.args(["--compute", "f32", "--json"]).args(options);
         Ok(json(&mut eval)?["same_top"]["value"].clone())
     };
+    let text = ["--format", "text", "--max-seq-len", "512", "--context-tokens", "257"];
+    let fields = ["--prompt-field", "prompt", "--completion-field", "completion"];
     let sets = bench.place.root.join("../shared/data/eval");
     let mut eval = bench.hone("eval");
     eval.arg(file).args(["--task", "lambada_openai", "--compute", "f32", "--json"]);
@@ -77,11 +80,11 @@ fn asked(bench: &Bench, ready: &Ready, file: &Path) -> Result<Value, String> {
         tasks.iter().find(|task| task["metric"] == "acc").ok_or("no accuracy of LAMBADA")?;
     let problems = problems(bench)?;
     let mut eval = bench.hone("eval");
-    eval.arg(file).arg("--data").arg(problems).args(["--compute", "f32", "--json"]);
-    eval.args(["--prompt-field", "prompt", "--completion-field", "completion"]);
+    eval.arg(file).arg("--data").arg(&problems).args(["--compute", "f32", "--json"]).args(fields);
     Ok(json!({
-        "same_top_own": of_text(&ready.own)?,
-        "same_top_other": of_text(&ready.other)?,
+        "same_top_own": same_top(&ready.own, &text)?,
+        "same_top_other": same_top(&ready.other, &text)?,
+        "same_top_answers": same_top(&problems, &fields)?,
         "lambada": words["value"],
         "lambada_stderr": words["stderr"],
         "gsm8k_loss": json(&mut eval)?["loss"],

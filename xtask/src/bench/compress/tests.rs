@@ -51,7 +51,7 @@ fn of_second() -> Value {
         "full": {"lambada": 0.2, "lambada_stderr": 0.02, "gsm8k_loss": 1.0},
         "files": [
             {"ratio": 4, "bytes": 400, "same_top_own": 0.98, "same_top_other": 0.96,
-             "lambada": 0.19, "gsm8k_loss": 1.25},
+             "same_top_answers": 0.8, "lambada": 0.19, "gsm8k_loss": 1.25},
             {"ratio": 5, "refused": "the least possible is 401 bytes"},
         ],
     });
@@ -88,8 +88,8 @@ fn verdicts_compare_at_the_same_limit_and_say_what_was_not_measured() {
 
 #[test]
 fn tasks_at_chance_are_left_out() {
-    let file =
-        json!({"same_top_own": 1.0, "same_top_other": 1.0, "lambada": 0.0, "gsm8k_loss": 1.0});
+    let file = json!({"same_top_own": 1.0, "same_top_other": 1.0, "same_top_answers": 1.0,
+                      "lambada": 0.0});
     let full = json!({"lambada": 0.01, "lambada_stderr": 0.009, "gsm8k_loss": 1.0});
     assert_eq!(shares(&full, &file).len(), 3);
     let full = json!({"lambada": 0.02, "lambada_stderr": 0.009, "gsm8k_loss": 1.0});
