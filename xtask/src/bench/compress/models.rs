@@ -25,8 +25,9 @@ pub struct Model {
     pub limits: &'static [(f64, f64)],
     /// The one of them at which the effort `best` is measured, which takes long.
     pub best_at: f64,
-    /// Bits per weight of the mix to which techniques are compared.
-    pub techniques_at: f64,
+    /// Bits per weight of the mix to which techniques are compared; `None`: that is told of another
+    /// model alone, as it takes two hours.
+    pub techniques_at: Option<f64>,
     /// Effort of the files of techniques and tasks.
     pub effort: &'static str,
     /// Precision of Hone's passes.
@@ -44,7 +45,7 @@ pub const ALL: [Model; 2] = [
         our_mixes: &OUR_MIXES,
         limits: &[(5.0, 0.7), (3.6, 0.6), (3.0, 0.5)],
         best_at: 3.0,
-        techniques_at: 3.6,
+        techniques_at: Some(3.6),
         effort: "default",
         compute: "f32",
         lambada: 500,
@@ -59,7 +60,7 @@ pub const ALL: [Model; 2] = [
         // and 4.5.
         limits: &[(5.5, 0.7), (5.0, 0.7)],
         best_at: 5.0,
-        techniques_at: 5.5,
+        techniques_at: None,
         effort: "default",
         compute: "bf16",
         lambada: 200,

@@ -15,7 +15,7 @@ pub const OUR_MIXES: [&str; 5] = ["q8_0", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"];
 pub const OUR_FEW_MIXES: [&str; 4] = ["q5_0", "q4_k_m", "q4_0", "iq4_nl"];
 const EFFORTS: [&str; 3] = ["plain", "default", "best"];
 /// Whole-file ratios to bf16 at which tasks are asked.
-pub const RATIOS: [u64; 2] = [4, 5];
+pub const RATIOS: [u64; 3] = [3, 4, 5];
 
 /// The best file with an importance matrix among those of at most so many bits per weight: that of
 /// the least divergence on text of the learnt kind.
@@ -103,7 +103,8 @@ pub fn techniques(
     base: &Base,
     rows: &[Value],
 ) -> Result<Vec<Value>, String> {
-    let (effort, most) = (ready.model.effort, ready.model.techniques_at);
+    let Some(most) = ready.model.techniques_at else { return Ok(Vec::new()) };
+    let effort = ready.model.effort;
     let is_mix = |row: &&Value| row["maker"] == "Hone" && row["effort"].is_null();
     let fits = |row: &&Value| bits_per_weight(row, ready.parameters) <= most;
     let mixes = rows.iter().filter(is_mix).filter(fits);

@@ -244,8 +244,8 @@ fn section(model: &Model, of_model: &Value) -> String {
     if !rows(of_model).iter().any(|row| row["maker"] == "AutoRound") {
         text.push_str(NO_AUTOROUND);
     }
-    let techniques = techniques(of_model);
-    if !techniques.is_empty() {
+    let has_techniques = !techniques(of_model).is_empty();
+    if let Some(bits) = model.techniques_at.filter(|_| has_techniques) {
         let _ = write!(
             text,
             "\nTechniques on and off. Types are those of the mix that loses least within {:.1} \
@@ -253,9 +253,9 @@ fn section(model: &Model, of_model: &Value) -> String {
              bytes; importance weighs columns by their inputs; with feedback weights make up for \
              the errors of others by the curvature of the model's KL; with learning roundings are \
              learned from its predictions.\n\n{ROWS}",
-            model.techniques_at
+            bits
         );
-        for row in techniques {
+        for row in techniques(of_model) {
             let _ = writeln!(text, "{}", line(row, parameters(of_model)));
         }
     }
