@@ -175,10 +175,14 @@ pub(super) fn said(command: &mut Command) -> Result<String, String> {
     }
 }
 
-/// Removes a file, and the model card beside it, that an ended run may have left.
+/// Removes a file, and the model card and the work beside it, that an ended run may have left: with
+/// what is there of it the next one would take less time.
 pub(crate) fn remove(file: &Path) {
     let _ = fs::remove_file(file);
     let _ = fs::remove_file(file.with_extension("md"));
+    let mut work = file.as_os_str().to_owned();
+    work.push(".work");
+    let _ = fs::remove_dir_all(work);
 }
 
 pub(super) fn size(file: &Path) -> Result<u64, String> {
