@@ -9,7 +9,7 @@ use std::ops::Range;
 /// one by one, and what goes wrong with a tensor (its place, shape, type, or order of rows) goes
 /// wrong with all or most of them. Of a matrix of floats all are.
 const ROWS: usize = 64;
-/// Rows that are compared at a time.
+/// Rows of a table that are compared at a time. Other matrices are read whole in any case.
 const PIECE: usize = 4096;
 /// How far a vector may be off, relative to one more than its size: some are stored as another
 /// function of theirs.
@@ -41,7 +41,7 @@ pub fn read_back(
         for (part, &role) in tensor.roles().iter().enumerate() {
             let mut is_same = true;
             if tensor.is_matrix() {
-                for rows in rows_of(tensor, storage, i) {
+                for rows in rows_of((tensor, role), storage, i) {
                     let read = found.rows(device, role, rows.clone())?;
                     let own = model.rows(device, role, rows.clone())?;
                     let as_stored = (storage, columns.of(i, part));
@@ -68,7 +68,7 @@ pub fn read_back(
 /// The rows that are compared of each matrix of the tensor with this number, in pieces; of packed
 /// ones some, elsewhere in others.
 fn rows_of(
-    tensor: &FormTensor,
+    (tensor, role): (&FormTensor, Role),
     storage: Storage,
     number: usize,
 ) -> impl Iterator<Item = Range<usize>> {
@@ -81,7 +81,11 @@ fn rows_of(
             first..first + count
         }
     };
-    all.clone().step_by(PIECE).map(move |first| first..all.end.min(first + PIECE))
+    let piece = match role {
+        Role::EmbedTokens | Role::LmHead => PIECE,
+        _ => num_rows,
+    };
+    all.clone().step_by(piece).map(move |first| first..all.end.min(first + piece))
 }
 
 /// Adds the squares of errors, and of weights.

@@ -182,8 +182,7 @@ pub(super) fn corpus(
             )));
         }
         (count, false) => output::note(&format!(
-            "note: {count} rows of {named} repeat others that are calibrated on, and are not \
-             measured on"
+            "note: nothing is measured on rows of {named} that repeat others ({count})"
         )),
     }
     Ok((corpus, files))
