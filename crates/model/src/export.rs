@@ -13,8 +13,8 @@ use crate::gguf::{GgufExportError, is_gguf, texts_of_gguf};
 use crate::load::{Layout, LoadError, Model, layout};
 use crate::raw_config::ConfigError;
 use crate::weights::{Fused, Role, WeightSpec};
-use hone_tensor::safetensors::{FileError, Lazy, load_as, write};
-use hone_tensor::{DType, Device, DeviceError, Place, Tensor, merge};
+use hone_tensor::safetensors::{FileError, Lazy, load_as, pack_as, write};
+use hone_tensor::{Category, DType, Device, DeviceError, Place, Storage, Tensor, merge};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -264,15 +264,45 @@ pub fn written(
     }
 }
 
+/// Bytes of a table's rows in f32 that are packed at a time.
+const PIECE: usize = 32 << 20;
+
+/// The tensor of an embedding or a head whose rows can be packed in pieces.
+pub(crate) fn table(model: &Model, role: Role) -> Option<&Tensor> {
+    let is_table = matches!(role, Role::EmbedTokens | Role::LmHead);
+    let table = model.weight(role).filter(|_| is_table)?;
+    (table.is_on_host() && table.storage().to_ggml().is_some()).then_some(table)
+}
+
+/// The rows of a table in `storage`, some at a time.
+pub(crate) fn pieces<'a>(
+    table: &'a Tensor,
+    (storage, importance): (Storage, &'a [f32]),
+) -> impl Iterator<Item = Result<Tensor, DeviceError>> + 'a {
+    let [num_rows, cols] = [table.shape()[0], table.shape()[1]];
+    let step = (PIECE / (4 * cols)).max(1);
+    (0..num_rows).step_by(step).map(move |first| {
+        let rows = table.rows(first..num_rows.min(first + step))?.expect("rows of a table");
+        if rows.storage() == storage {
+            return Ok(rows);
+        }
+        let floats = load_as(Device::host(), Category::Workspace, &rows, DType::F32)?;
+        match storage == DType::F32 {
+            true => Ok(floats),
+            false => pack_as(&floats, storage, importance),
+        }
+    })
+}
+
 /// In `dtype`; if that is another one, the pages of a mapped file are let go of.
 fn converted(device: &Device, tensor: &Tensor, dtype: DType) -> Result<Tensor, DeviceError> {
     if tensor.storage() == dtype {
         return Ok(tensor.clone());
     }
     if dtype == DType::F32 && tensor.is_on_host() {
-        return load_as(Device::host(), hone_tensor::Category::Workspace, tensor, dtype);
+        return load_as(Device::host(), Category::Workspace, tensor, dtype);
     }
-    let mut out = device.alloc(hone_tensor::Category::Workspace, dtype, tensor.shape());
+    let mut out = device.alloc(Category::Workspace, dtype, tensor.shape());
     out.copy_from_f32(&tensor.try_to_vec_f32()?);
     tensor.release_file();
     Ok(out)
@@ -341,31 +371,33 @@ fn end_turns_with(model: &Model, token: u32, path: &Path) -> Result<(), ExportEr
 /// # Errors
 /// If the device failed, or there is no memory.
 pub fn not_finite(model: &Model, device: &Device) -> Result<Option<String>, DeviceError> {
-    /// Rows of a table that are looked at together.
-    const ROWS: usize = 4096;
     for WeightSpec { role, name, .. } in model.decoder.config.weights() {
-        let table = model.weight(role).filter(|of| of.is_on_host() && of.shape().len() == 2);
-        let is_finite = match table.filter(|_| matches!(role, Role::EmbedTokens | Role::LmHead)) {
-            // A large vocabulary's would take much memory.
-            Some(table) => {
-                let num_rows = table.shape()[0];
-                let mut pieces = (0..num_rows).step_by(ROWS);
-                pieces.try_fold(true, |is_finite, first| {
-                    let rows = table.rows(first..num_rows.min(first + ROWS))?;
-                    let rows = rows.expect("rows of a table").try_to_vec_f32()?;
-                    Ok::<_, DeviceError>(is_finite && are_finite(&rows))
-                })?
-            }
-            None => are_finite(&written(model, device, role, DType::F32)?.try_to_vec_f32()?),
-        };
-        if let Some(weight) = model.weight(role) {
-            weight.release_file();
-        }
-        if !is_finite {
+        if !is_finite(model, device, role, DType::F32)? {
             return device.settle().map(|()| Some(name));
         }
     }
     device.settle().map(|()| None)
+}
+
+/// Whether all values of a weight, with its adapter merged, are finite once in `dtype`. The pages
+/// of a mapped file are let go of.
+fn is_finite(
+    model: &Model,
+    device: &Device,
+    role: Role,
+    dtype: DType,
+) -> Result<bool, DeviceError> {
+    let is_finite = match table(model, role) {
+        Some(table) => {
+            let mut pieces = pieces(table, (dtype.into(), &[]));
+            pieces.try_fold(true, |all, rows| Ok(all && are_finite(&rows?.try_to_vec_f32()?)))?
+        }
+        None => are_finite(&written(model, device, role, dtype)?.try_to_vec_f32()?),
+    };
+    if let Some(weight) = model.weight(role) {
+        weight.release_file();
+    }
+    Ok(is_finite)
 }
 
 /// The error for the first weight that is not finite, either in memory or once written.
@@ -375,14 +407,10 @@ fn name_not_finite(
     dtype: DType,
 ) -> Result<ExportError, DeviceError> {
     for WeightSpec { role, name: tensor, .. } in model.decoder.config.weights() {
-        let is_finite = |dtype| {
-            let values = written(model, device, role, dtype)?.try_to_vec_f32()?;
-            Ok::<_, DeviceError>(are_finite(&values))
-        };
-        if !is_finite(DType::F32)? {
+        if !is_finite(model, device, role, DType::F32)? {
             return device.settle().map(|()| ExportError::NotFinite { tensor });
         }
-        if dtype != DType::F32 && !is_finite(dtype)? {
+        if dtype != DType::F32 && !is_finite(model, device, role, dtype)? {
             let dtype = dtype.name();
             return device.settle().map(|()| ExportError::Overflow { tensor, dtype });
         }

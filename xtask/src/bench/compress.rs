@@ -92,10 +92,7 @@ impl Bench {
         make: impl FnOnce(&Path) -> Result<(), String>,
     ) -> Result<PathBuf, String> {
         let key = file.strip_prefix(&self.place.dir).unwrap_or(&file).display().to_string();
-        if !file.is_file() {
-            self.files.forget(&key);
-        }
-        self.files.step(&key, inputs, || {
+        self.unless_there(&file, &key, inputs, || {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
             let aside = file.with_file_name(format!("part-{name}"));
             remove(&aside);
@@ -105,6 +102,20 @@ impl Bench {
             Ok(Value::Null)
         })?;
         Ok(file)
+    }
+
+    /// Does the step that makes a file, unless it is there and was made from these inputs.
+    fn unless_there(
+        &self,
+        file: &Path,
+        key: &str,
+        inputs: (&[&Path], &str),
+        make: impl FnOnce() -> Result<Value, String>,
+    ) -> Result<Value, String> {
+        if !file.is_file() {
+            self.files.forget(key);
+        }
+        self.files.step(key, inputs, make)
     }
 
     /// Runs a script of `bench/` where models and texts live.

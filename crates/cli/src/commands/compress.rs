@@ -19,7 +19,7 @@ use super::export::{gguf, refuse_packed};
 use super::{Described, Opened, check_parent};
 use crate::args::CompressArgs;
 use crate::failure::Failure;
-use comparison::{Limit, Worst};
+use comparison::{Limit, Worst, usual_of_types};
 use estimate::Known;
 use hone_compress::{BackError, Columns, Corpus, Measured, Schedule, Scheme};
 use hone_model::{ExportError, GgufForm, LoadOptions, Model, is_gguf};
@@ -129,7 +129,7 @@ fn made(
     let (measured, ways) = work.timed("comparison", || {
         gguf::check(opened, work.partial())?;
         let found = &hone_model::load(work.partial(), &opened.device, LoadOptions::INFERENCE)?;
-        let limit = Limit::of_types(args, form, &types.storages());
+        let limit = Limit::of(args, usual_of_types(form, &types.storages()));
         let advice = Worst::advice(work.json(WORST));
         let measured = comparison::measured(opened, (corpus, limit), found, &advice)?;
         let ways = Ways::measure(opened, &corpus.held_out, found)?;

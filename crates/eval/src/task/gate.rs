@@ -5,7 +5,7 @@ use super::group::Entry;
 use super::metrics::{Aggregation, Term};
 use super::recorded::{Recorded, RecordedTask};
 use super::result::{Results, Value};
-use super::run::Identity;
+use super::run::Prepared;
 use super::statistics::{Together, difference};
 use crate::statistics::Estimate;
 use serde::Serialize;
@@ -75,12 +75,12 @@ impl Gate {
     ///
     /// # Errors
     /// If not, naming the first task or metric that is not.
-    pub fn check(&self, asked: &[Identity<'_>]) -> Result<(), TaskError> {
+    pub fn check(&self, asked: &[Prepared<'_>]) -> Result<(), TaskError> {
         for earlier in &self.earlier {
             let (name, metric, filter) = key(earlier);
-            let what = match asked.iter().find(|asked| asked.name == name) {
+            let what = match asked.iter().find(|asked| asked.name() == name) {
                 None => format!("has the task `{name}`, which is not evaluated; add --task {name}"),
-                Some(asked) if asked.digest != earlier.items_sha256 => format!(
+                Some(asked) if asked.digest() != earlier.items_sha256 => format!(
                     "`{name}` was evaluated on other items (documents, prompts, examples or \
                      --limit), so that values cannot be compared; evaluate as then, or write the \
                      file anew"
@@ -89,10 +89,10 @@ impl Gate {
                     "has `{metric}` (filter `{filter}`) of `{name}`, which is not measured any \
                      more; write the file anew"
                 ),
-                Some(asked) if asked.num_items != earlier.scores.len() => format!(
+                Some(asked) if asked.num_items() != earlier.scores.len() => format!(
                     "has {} scores of `{name}`, which has {} items; write the file anew",
                     earlier.scores.len(),
-                    asked.num_items
+                    asked.num_items()
                 ),
                 Some(_) => continue,
             };

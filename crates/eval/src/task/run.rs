@@ -28,23 +28,6 @@ pub struct RunOptions<'a> {
     pub num_threads: usize,
 }
 
-/// A task as far as earlier values of it can be compared.
-pub struct Identity<'p> {
-    pub(super) name: &'p str,
-    /// Of its requests, targets and settings.
-    pub(super) digest: &'p str,
-    pub(super) num_items: usize,
-    task: &'p Task,
-}
-
-impl Identity<'_> {
-    /// Whether there will be values of the metric after these filters.
-    pub(super) fn measures(&self, metric: &str, filter: &str) -> bool {
-        let Task { metrics, pipelines, .. } = self.task;
-        metrics.iter().any(|of| of.name() == metric) && pipelines.iter().any(|p| p.name == filter)
-    }
-}
-
 /// A task whose documents became tokens.
 pub struct Prepared<'t> {
     task: &'t Task,
@@ -64,10 +47,20 @@ impl Prepared<'_> {
         self.items.len()
     }
 
-    /// What makes values of it comparable.
-    pub fn identity(&self) -> Identity<'_> {
-        let Self { task, digest, .. } = self;
-        Identity { name: &task.name, digest, num_items: self.num_items(), task }
+    /// The task's name.
+    pub(super) fn name(&self) -> &str {
+        &self.task.name
+    }
+
+    /// Of its requests, targets and settings.
+    pub(super) fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Whether there will be values of the metric after these filters.
+    pub(super) fn measures(&self, metric: &str, filter: &str) -> bool {
+        let Task { metrics, pipelines, .. } = self.task;
+        metrics.iter().any(|of| of.name() == metric) && pipelines.iter().any(|p| p.name == filter)
     }
 
     /// Texts to score and prompts to continue.

@@ -180,10 +180,7 @@ fn train(bench: &Bench, name: &str, begin: &Path) -> Result<PathBuf, String> {
     let (model, weights) = (run.join("model"), run.join("model/model.safetensors"));
     let recipe = bench.place.root.join(format!("bench/compress_{name}.toml"));
     let key = format!("runs/{name}");
-    if !weights.is_file() {
-        bench.files.forget(&key);
-    }
-    bench.files.step(&key, (&[&recipe, begin], &bench.version), || {
+    bench.unless_there(&weights, &key, (&[&recipe, begin], &bench.version), || {
         if weights.is_file() {
             // Made by another recipe, or from another model.
             fs::remove_dir_all(&run).map_err(|error| format!("{}: {error}", run.display()))?;

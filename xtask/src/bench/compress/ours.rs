@@ -11,7 +11,7 @@ use std::time::Instant;
 
 /// Mixes with the types of llama.cpp's, with the effort `plain`: columns weighed by importance.
 pub const OUR_MIXES: [&str; 5] = ["q8_0", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"];
-/// Those that differ where rows are no multiples of 256.
+/// Some of them, for a model whose files take minutes.
 pub const OUR_FEW_MIXES: [&str; 4] = ["q5_0", "q4_k_m", "q4_0", "iq4_nl"];
 const EFFORTS: [&str; 3] = ["plain", "default", "best"];
 /// Whole-file ratios to bf16 at which tasks are asked.
@@ -61,12 +61,8 @@ pub fn rows(
             if effort == "best" && bits != ready.model.best_at {
                 continue;
             }
-            let bytes = format!("{}B", theirs["bytes"]);
-            let options = ["--target-size", &bytes, "--effort", effort];
-            let name = format!("chosen types, {effort}");
-            let mut row = row(bench, programs, ready, base, (&name, &options))?;
+            let mut row = chosen(bench, programs, ready, base, (&theirs["bytes"], effort))?;
             row["limit"] = bits.into();
-            row["effort"] = effort.into();
             rows.push(row);
         }
     }
@@ -82,16 +78,25 @@ pub fn of_no_more_bytes(
     theirs: &[Value],
 ) -> Result<Vec<Value>, String> {
     let sizes: BTreeSet<u64> = theirs.iter().filter_map(|row| row["bytes"].as_u64()).collect();
-    let mut rows = Vec::new();
-    for size in sizes {
-        let bytes = format!("{size}B");
-        let options = ["--target-size", &bytes, "--effort", ready.model.effort];
-        let name = format!("chosen types, {}", ready.model.effort);
-        let mut row = row(bench, programs, ready, base, (&name, &options))?;
-        row["effort"] = ready.model.effort.into();
-        rows.push(row);
-    }
-    Ok(rows)
+    let of_size =
+        |size: u64| chosen(bench, programs, ready, base, (&size.into(), ready.model.effort));
+    sizes.into_iter().map(of_size).collect()
+}
+
+/// A row of types that are chosen, in no more bytes.
+fn chosen(
+    bench: &Bench,
+    programs: &Programs,
+    ready: &Ready,
+    base: &Base,
+    (bytes, effort): (&Value, &str),
+) -> Result<Value, String> {
+    let bytes = format!("{bytes}B");
+    let options = ["--target-size", &bytes, "--effort", effort];
+    let name = format!("chosen types, {effort}");
+    let mut row = row(bench, programs, ready, base, (&name, &options))?;
+    row["effort"] = effort.into();
+    Ok(row)
 }
 
 /// What each technique gives: to the mix that loses least within the model's limit, and to chosen

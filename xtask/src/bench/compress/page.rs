@@ -124,6 +124,10 @@ fn techniques(of_model: &Value) -> &[Value] {
     of_model["techniques"].as_array().map_or(&[], Vec::as_slice)
 }
 
+fn task_files(tasks: &Value) -> &[Value] {
+    tasks["files"].as_array().map_or(&[], Vec::as_slice)
+}
+
 fn parameters(of_model: &Value) -> u64 {
     of_model["parameters"].as_u64().unwrap_or(0)
 }
@@ -173,7 +177,7 @@ fn against_autoround(model: &Model, of_model: &Value) -> Vec<Verdict> {
 const KEPT: [(u64, f64); 2] = [(4, 0.97), (5, 0.95)];
 
 fn kept_by_tasks(model: &Model, of_model: &Value) -> Vec<Verdict> {
-    let files = of_model["tasks"]["files"].as_array().map_or(&[][..], Vec::as_slice);
+    let files = task_files(&of_model["tasks"]);
     let full = &of_model["tasks"]["full"];
     let verdict = |(ratio, asked)| {
         let file = files.iter().find(|file| file["ratio"] == ratio && file["refused"].is_null());
@@ -215,7 +219,7 @@ pub fn worst_disagreement(rows: &[Value]) -> Option<f64> {
 
 /// When and where figures were measured, each only once.
 fn measured(of_model: &Value) -> String {
-    let tasks = of_model["tasks"]["files"].as_array().map_or(&[][..], Vec::as_slice);
+    let tasks = task_files(&of_model["tasks"]);
     let of = rows(of_model).iter().chain(techniques(of_model)).chain(tasks);
     let all: BTreeSet<&str> = of.filter_map(|row| row["measured"].as_str()).collect();
     Vec::from_iter(all).join("; ")
@@ -298,7 +302,7 @@ fn line(row: &Value, parameters: u64) -> String {
 
 fn tasks(model: &Model, tasks: &Value) -> String {
     let full = &tasks["full"];
-    let files = tasks["files"].as_array().map_or(&[][..], Vec::as_slice);
+    let files = task_files(tasks);
     if files.is_empty() {
         return String::new();
     }

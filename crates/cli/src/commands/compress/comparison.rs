@@ -25,8 +25,20 @@ pub(super) fn check(args: &CompressArgs) -> Result<(), Failure> {
 const USUAL: [(f64, f64); 5] = [(7.0, 0.05), (5.7, 0.1), (4.7, 0.3), (3.7, 0.7), (2.7, 2.0)];
 const MOST: f64 = 4.0;
 
-fn usual(bits: f64) -> f64 {
+/// What is usual with so many bits per weight.
+pub(super) fn usual(bits: f64) -> f64 {
     USUAL.iter().find(|(from, _)| bits >= *from).map_or(MOST, |(_, kl)| *kl)
+}
+
+/// The same of matrices with unlike types, each for its share of the weights.
+pub(super) fn usual_of_types(form: &GgufForm<'_>, storages: &[Storage]) -> f64 {
+    let matrices = form.tensors().iter().zip(storages).filter(|(of, _)| of.is_matrix());
+    let (sum, weights) = matrices.fold((0.0, 0.0), |(sum, weights), (of, storage)| {
+        let len = of.shape.iter().product::<usize>() as f64;
+        let bits = 8.0 * storage.num_bytes(&of.shape) as f64 / len;
+        (sum + len * usual(bits), weights + len)
+    });
+    sum / weights
 }
 
 /// The largest divergence that a file may have.
@@ -37,21 +49,9 @@ pub(super) struct Limit {
 }
 
 impl Limit {
-    /// What is asked for, or else what is usual with so many bits per weight.
-    pub(super) fn of_bits(args: &CompressArgs, bits: f64) -> Self {
-        Self { kl: args.max_kl.unwrap_or_else(|| usual(bits)), is_asked: args.max_kl.is_some() }
-    }
-
-    /// The same of matrices with unlike types, each for its share of the weights.
-    pub(super) fn of_types(args: &CompressArgs, form: &GgufForm<'_>, storages: &[Storage]) -> Self {
-        let matrices = form.tensors().iter().zip(storages).filter(|(of, _)| of.is_matrix());
-        let (sum, weights) = matrices.fold((0.0, 0.0), |(sum, weights), (of, storage)| {
-            let len = of.shape.iter().product::<usize>() as f64;
-            let bits = 8.0 * storage.num_bytes(&of.shape) as f64 / len;
-            (sum + len * usual(bits), weights + len)
-        });
-        let kl = args.max_kl.unwrap_or(sum / weights);
-        Self { kl, is_asked: args.max_kl.is_some() }
+    /// What is asked for, or else what is usual.
+    pub(super) fn of(args: &CompressArgs, usual: f64) -> Self {
+        Self { kl: args.max_kl.unwrap_or(usual), is_asked: args.max_kl.is_some() }
     }
 
     fn words(self) -> String {

@@ -3,7 +3,7 @@
 use super::super::export::card::Card;
 use super::super::export::{is_adapted, refuse_packed, whole};
 use super::super::{Described, Opened, Purpose, Weighed, check_parent, describe};
-use super::comparison::{self, Limit};
+use super::comparison::{self, Limit, usual};
 use super::work::Work;
 use super::{calibration, refuse_quantised, report};
 use crate::args::{CompressArgs, FallbackArg};
@@ -74,7 +74,7 @@ fn compress(args: &CompressArgs, scheme: Scheme) -> Result<(), Failure> {
         let (base, quantised) = (&*opened.dir, Some(&quantised));
         let options = ExportOptions { base, dtype, end_of_turn, quantised };
         export_hf(&opened.model, &opened.device, options, partial)?;
-        let limit = Limit::of_bits(args, scheme.bits());
+        let limit = Limit::of(args, usual(scheme.bits()));
         let measured = compare(&opened, matrices, (&corpus, limit), partial)?;
         let mut figures = vec![("weights", words(scheme, matrices))];
         if scheme == Scheme::Fp8 {

@@ -142,10 +142,10 @@ impl Known<'_> {
         }
         if used.learning {
             let done = work.learned().map_or(0, |whole| whole.step as usize);
-            let seconds = samples.learning(schedule(args), windows, done)?;
+            let schedule = schedule(args);
+            let seconds = samples.learning(schedule, windows, done)?;
             let packing = if used.feedback { 0.0 } else { packing };
             add("roundings", packing + seconds + deciding);
-            let schedule = schedule(args);
             let learning = learning_bytes(&opened.model, &corpus.calibration, schedule);
             bytes = bytes.max(2 * packed + learning);
         }

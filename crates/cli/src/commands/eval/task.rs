@@ -40,8 +40,7 @@ pub fn run(args: &EvalArgs) -> Result<(), Failure> {
         .collect::<Result<Vec<_>, _>>()
         .map_err(failure)?;
     if let Some(gate) = &gate {
-        let asked: Vec<_> = prepared.iter().map(|prepared| prepared.identity()).collect();
-        gate.check(&asked).map_err(failure)?;
+        gate.check(&prepared).map_err(failure)?;
     }
     let num_items: usize = prepared.iter().map(|prepared| prepared.num_items()).sum();
     let num_requests = prepared.iter().map(|prepared| prepared.num_requests()).sum();

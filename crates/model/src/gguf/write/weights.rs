@@ -3,7 +3,7 @@
 use super::{Content, FormTensor, GgufExportError};
 use crate::config::DecoderConfig;
 use crate::decoder::Part;
-use crate::export::written;
+use crate::export::{pieces, table, written};
 use crate::gguf::architectures::Architecture;
 use crate::gguf::delta::Tiled;
 use crate::gguf::tensors::pairs_from_halves;
@@ -67,36 +67,6 @@ pub(super) fn stored(
         weight.release_file();
     }
     Ok(())
-}
-
-/// Bytes of a table's rows in f32 that are packed at a time.
-const PIECE: usize = 32 << 20;
-
-/// The tensor of an embedding or a head whose rows can be packed in pieces.
-fn table(model: &Model, role: Role) -> Option<&Tensor> {
-    let is_table = matches!(role, Role::EmbedTokens | Role::LmHead);
-    let table = model.weight(role).filter(|_| is_table)?;
-    (table.is_on_host() && table.storage().to_ggml().is_some()).then_some(table)
-}
-
-/// The rows of a table in `storage`, some at a time.
-fn pieces<'a>(
-    table: &'a Tensor,
-    (storage, importance): (Storage, &'a [f32]),
-) -> impl Iterator<Item = Result<Tensor, DeviceError>> + 'a {
-    let [num_rows, cols] = [table.shape()[0], table.shape()[1]];
-    let step = (PIECE / (4 * cols)).max(1);
-    (0..num_rows).step_by(step).map(move |first| {
-        let rows = table.rows(first..num_rows.min(first + step))?.expect("rows of a table");
-        if rows.storage() == storage {
-            return Ok(rows);
-        }
-        let floats = load_as(Device::host(), Category::Workspace, &rows, DType::F32)?;
-        match storage == DType::F32 {
-            true => Ok(floats),
-            false => pack_as(&floats, storage, importance),
-        }
-    })
 }
 
 /// A weight as a file has it.
